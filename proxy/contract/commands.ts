@@ -1,0 +1,161 @@
+/**
+ * What the node agent tells the proxy of one workload (over a Unix socket, framed by `channel.ts`), in the order of a
+ * cutover. Every command carries the epoch; the proxy refuses one lower than it has seen (`PROXY_FENCED`).
+ *
+ * The proxy is a process of its own, so that it and its descriptors outlive an agent that dies.
+ *
+ *   first start     configure → serve
+ *   move, source    hold → [criu dump] → captureUpstream → [target adopts, criu restore] → captureDownstream* → [commit]
+ *                   → retire
+ *   move, target    configure → standby → adoptUpstream → [criu restore] → adoptDownstream* → release
+ *   failed move     source: rollback          target: discard
+ *   (* takeover only)
+ */
+import type { Endpoint } from "./snapshot.ts";
+
+export interface PortConfig {
+  /** port number; the address is the VIP, else the node's */
+  listen: number;
+  upstream: Endpoint;
+}
+
+export interface ProxyLimits {
+  /** waiting for upstream legs to have nothing unacknowledged and accept queues to be empty */
+  quiesceMsMax: number;
+  /** reading what the application still sent before the upstream legs are captured */
+  drainMsMax: number;
+  /** sessions accepted and kept waiting while held; more are refused with RST and counted */
+  heldSessionsMax: number;
+  /** bytes in user space a session may have pending in one direction before its source leg is paused */
+  pendingBytesMax: number;
+  /** how long a leg that both sides closed may take to deliver its last bytes */
+  lingerMsMax: number;
+}
+
+export interface Configure {
+  workload: string;
+  node: string;
+  downstream: "takeover" | "relay";
+  /** where clients connect: VIP or node address */
+  listenAddress: string;
+  ports: PortConfig[];
+  /** where other proxies' links arrive; port 0 chosen by the kernel and told by `standby`/`serve` */
+  linkAddress: string;
+  limits: ProxyLimits;
+  /** body: 32 bytes, authenticates links between the proxies of this workload */
+}
+
+/** → `{ link: Endpoint }`: listening for clients and dialling the application. */
+export interface Serve {
+  epoch: number;
+}
+
+/** → `{ link: Endpoint }`: ready to adopt at `epoch`; refuses clients' connections silently until `release`. */
+export interface Standby {
+  epoch: number;
+}
+
+/** Relay, at an edge: dial the links the sessions will use after the switch. → `{ links: number }` */
+export interface PrepareLinks {
+  epoch: number;
+  target: Endpoint;
+}
+
+/** → {@link HoldResult}. Resolves when quiet, or when `quiesceMsMax` is over. */
+export interface Hold {
+  epoch: number;
+}
+export interface HoldResult {
+  sessions: number;
+  /** upstream legs that still have unacknowledged bytes: the application is not reading; they move with their queue */
+  unackedLegs: number;
+}
+
+/** The application is stopped. → body: encoded SessionSnapshot[] without downstream legs. */
+export interface CaptureUpstream {
+  epoch: number;
+}
+export interface CaptureResult {
+  sessions: number;
+  legs: number;
+  /** time spent inside the kernel calls of the capture, for the benchmark */
+  captureUs: number;
+}
+
+/** Takeover: shield, then capture. → body: encoded SessionSnapshot[], downstream legs and pending bytes filled in. */
+export interface CaptureDownstream {
+  epoch: number;
+}
+
+/** body: from captureUpstream. Legs stay silent. → {@link AdoptResult} */
+export interface AdoptUpstream {
+  epoch: number;
+}
+/** body: from captureDownstream. Legs stay shielded. The VIP must be on this node. → {@link AdoptResult} */
+export interface AdoptDownstream {
+  epoch: number;
+}
+export interface AdoptResult {
+  sessions: number;
+  legs: number;
+  adoptUs: number;
+}
+
+/** The application runs here from now on. */
+export interface Release {
+  epoch: number;
+}
+/** Source, before commit or with proof that the target gave up: go on as if nothing had happened, at `epoch`. */
+export interface Rollback {
+  epoch: number;
+}
+/** Target: forget everything adopted, silently (nothing is sent to any peer). */
+export interface Discard {
+  epoch: number;
+}
+/** Source, after the target released. takeover: close all silently and exit. relay: go on as an edge of `owner`. */
+export interface Retire {
+  epoch: number;
+  owner: { node: string; link: Endpoint };
+}
+/** Relay: a third node's edge learns of the new owner; prepared links come alive. */
+export interface SwitchOwner {
+  epoch: number;
+  owner: { node: string; link: Endpoint };
+}
+
+export interface SessionInfo {
+  id: string;
+  port: number;
+  client: string;
+  edge: string;
+  /** "here": both legs are local; "edge": the owner is elsewhere; "owner": the client's socket is elsewhere */
+  place: "here" | "edge" | "owner";
+  state: "open" | "held" | "half-closed" | "lingering";
+  bytesIn: number;
+  bytesOut: number;
+  ageMs: number;
+}
+
+export interface ProxyCommands {
+  configure: Configure;
+  serve: Serve;
+  standby: Standby;
+  prepareLinks: PrepareLinks;
+  hold: Hold;
+  captureUpstream: CaptureUpstream;
+  captureDownstream: CaptureDownstream;
+  adoptUpstream: AdoptUpstream;
+  adoptDownstream: AdoptDownstream;
+  release: Release;
+  rollback: Rollback;
+  discard: Discard;
+  retire: Retire;
+  switchOwner: SwitchOwner;
+  /** → `{ sessions: SessionInfo[] }` */
+  sessions: Record<string, never>;
+  /** → `{ role, epoch, sessions, pid, link, rssBytes, counters }` */
+  status: Record<string, never>;
+  /** reset every session with RST, close, exit */
+  stop: Record<string, never>;
+}

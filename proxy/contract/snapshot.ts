@@ -1,0 +1,76 @@
+/**
+ * What a captured leg and a captured session look like outside the kernel. Field names are the kernel's
+ * (include/uapi/linux/tcp.h) where it has one.
+ */
+
+/** TCP states a leg can be moved in (include/net/tcp_states.h). SYN_RECV, TIME_WAIT and LISTEN are not movable. */
+export type LegState =
+  | "ESTABLISHED"
+  | "FIN_WAIT1"
+  | "FIN_WAIT2"
+  | "CLOSE"
+  | "CLOSE_WAIT"
+  | "LAST_ACK"
+  | "CLOSING";
+
+export interface Endpoint {
+  /** Numeric IPv4 or IPv6 address, no brackets, no zone. */
+  address: string;
+  /** 1..65535 */
+  port: number;
+}
+
+/** `struct tcp_repair_window`, all u32. */
+export interface RepairWindow {
+  snd_wl1: number;
+  snd_wnd: number;
+  max_window: number;
+  rcv_wnd: number;
+  rcv_wup: number;
+}
+
+export interface LegSnapshot {
+  family: 4 | 6;
+  local: Endpoint;
+  remote: Endpoint;
+  /** `CLOSE` means the peer has reset the leg: there is nothing to adopt, the other leg is to be reset too. */
+  state: LegState;
+  mss: number;
+  sackOk: boolean;
+  /** null: window scaling was not negotiated */
+  windowScale: { snd: number; rcv: number } | null;
+  /** TCP_TIMESTAMP, null when timestamps were not negotiated */
+  timestamp: number | null;
+  window: RepairWindow;
+  /** sequence number after the last byte of the queue as TCP_QUEUE_SEQ gives it (FIN included), and the unread bytes */
+  receive: { seq: number; bytes: Buffer };
+  /** as above; `bytes` is everything unacknowledged, of which the last `unsentBytes` never left the host */
+  send: { seq: number; bytes: Buffer; unsentBytes: number };
+  noDelay: boolean;
+  keepAlive: boolean;
+}
+
+/**
+ * One session as it travels. A session captured for takeover has both legs (the downstream part comes in a later
+ * message); in relay the downstream leg stays at `edge`.
+ */
+export interface SessionSnapshot {
+  id: string;
+  /** index into the workload's `ports` */
+  port: number;
+  /** node whose proxy holds the client's socket */
+  edge: string;
+  /** milliseconds since the Unix epoch */
+  acceptedAtMs: number;
+  bytesIn: number;
+  bytesOut: number;
+  /** null: not captured in this snapshot, or accepted while held and never dialled */
+  upstream: LegSnapshot | null;
+  downstream: LegSnapshot | null;
+  /** read by the proxy from one leg and not yet written to the other */
+  pendingIn: Buffer;
+  pendingOut: Buffer;
+  /** the client's FIN was read / was passed on; the application's FIN was read / was passed on */
+  finIn: "none" | "read" | "sent";
+  finOut: "none" | "read" | "sent";
+}
