@@ -1,0 +1,254 @@
+#!/bin/sh
+# Makes a fresh Debian 12 machine ready for Holdfast: Debian's tools, CRIU 4.2, the npm packages.
+#
+# Installs what is missing and nothing else, says what it does on stderr (stdout stays the caller's), and is done
+# at once when everything is there. Starts no service, stops none, and leaves apt's own sources and lists of
+# packages as they are: CRIU comes from Debian sid by way of an apt of our own into a folder of our own.
+#
+#   HOLDFAST_CACHE          where CRIU is kept, outside the checkout   (/var/cache/holdfast)
+#   HOLDFAST_DEBIAN_MIRROR  where CRIU is fetched                      (the mirror of this machine's apt)
+set -eu
+
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+root=$(cd "$(dirname "$0")/.." && pwd)
+cache=${HOLDFAST_CACHE:-/var/cache/holdfast}
+criu_dir=$cache/criu-4.2
+stamp=$root/node_modules/.holdfast-setup
+log=$root/.cache/setup.log
+policy=/usr/sbin/policy-rc.d
+cd "$root"
+exec 1>&2
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+  printf 'setup: failed: %s\n' "$*"
+  exit 1
+}
+
+# --- what is missing ------------------------------------------------------------------------------------------------
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# One line a Debian package: the package, then the command that shows it is there.
+debian_tools='redis-server redis-server
+redis-tools redis-cli
+iproute2 ip
+iproute2 ss
+nftables nft
+catatonit catatonit
+procps ps
+procps sysctl
+util-linux nsenter
+nginx-light nginx
+openssl openssl
+curl curl'
+
+missing_packages() {
+  echo "$debian_tools" | while read -r package command; do
+    has "$command" || echo "$package"
+  done | sort -u
+  has runc || has crun || echo runc
+}
+
+npm_links_ok() {
+  [ -x node_modules/node/bin/node ] && [ -e node_modules/koffi/package.json ] &&
+    [ -x node_modules/.bin/biome ] && [ -x node_modules/.bin/tsc ] && [ -L node_modules/.bin/holdfast ]
+}
+
+version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
+
+everything_there() {
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
+    [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ]
+}
+
+everything_there && exit 0
+
+# --- one set-up at a time -------------------------------------------------------------------------------------------
+
+[ "$(id -u)" = 0 ] || fail "not root, and something is still to be installed; cure: run this once as root"
+has npm && has node || fail "node and npm are missing; cure: install Node 20 or newer with npm"
+has apt-get && has dpkg-deb || fail "no apt here; cure: use Debian 12 or newer, or install by hand what scripts/setup.sh lists"
+mkdir -p "$cache" "$root/.cache" || fail "cannot write $cache; cure: set HOLDFAST_CACHE to a folder that can be written"
+exec 9>"$cache/setup.lock"
+if ! flock -n 9; then
+  say "another set-up is running; waiting for it"
+  flock 9
+fi
+everything_there && exit 0
+
+work=
+cleanup() {
+  status=$?
+  trap - EXIT INT TERM HUP
+  [ -z "$work" ] || rm -rf "$work"
+  if [ -f "$policy" ] && grep -q "holdfast set-up $$\$" "$policy" 2>/dev/null; then rm -f "$policy"; fi
+  exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+: >"$log"
+
+# --- Debian packages ------------------------------------------------------------------------------------------------
+
+# The policy that keeps the servers we install from being started; anybody else's service keeps the machine's own
+# policy. It is bound over an existing policy-rc.d inside a mount namespace, so a set-up that is killed leaves nothing;
+# where there is none a file must be made, which deletes itself when its set-up is gone.
+write_policy() {
+  cat >"$1" <<POLICY
+#!/bin/sh
+# holdfast set-up $$
+if [ ! -d /proc/$$ ]; then rm -f $policy; exit 0; fi
+case \$1 in redis* | nginx*) exit 101 ;; esac
+[ ! -x "$2" ] || exec "$2" "\$@"
+exit 0
+POLICY
+  chmod 755 "$1"
+}
+
+apt_install() {
+  if [ -e "$policy" ]; then
+    cp "$policy" "$work/policy.own"
+    write_policy "$work/policy" "$work/policy.own"
+    # shellcheck disable=SC2016
+    unshare -m sh -c 'mount --bind "$1" "$2"; shift 2; exec "$@"' sh "$work/policy" "$policy" \
+      apt-get install -y --no-install-recommends --no-upgrade -o DPkg::Lock::Timeout=300 "$@" 9>&-
+  else
+    write_policy "$policy" /nonexistent
+    apt-get install -y --no-install-recommends --no-upgrade -o DPkg::Lock::Timeout=300 "$@" 9>&-
+    rm -f "$policy"
+  fi
+}
+
+packages=$(missing_packages | tr '\n' ' ')
+if [ -n "$packages" ]; then
+  say "installing from Debian: $packages"
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+  # A source of somebody else's that cannot be reached must not stop us: the install tells whether it mattered.
+  apt-get update -q -o DPkg::Lock::Timeout=300 >>"$log" 2>&1 9>&- || say "apt-get update had errors, going on (see $log)"
+  # shellcheck disable=SC2086
+  apt_install $packages >>"$log" 2>&1 ||
+    fail "apt-get could not install $packages(see $log); cure: make 'apt-get update && apt-get install $packages' work, then run this again"
+  # New here, so nobody relies on them: they are not to come up with the next boot either.
+  for unit in redis-server nginx; do
+    case " $packages" in *" $unit"*)
+      if has systemctl; then
+        systemctl disable "$unit.service" >>"$log" 2>&1 || true
+      elif has update-rc.d; then
+        update-rc.d "$unit" disable >>"$log" 2>&1 || true
+      fi
+      ;;
+    esac
+  done
+  rm -rf "$work"
+  work=
+  still=$(missing_packages | tr '\n' ' ')
+  [ -z "$still" ] || fail "$still still missing after apt-get installed it; cure: see $log"
+fi
+
+# --- CRIU -----------------------------------------------------------------------------------------------------------
+
+criu_version() { "$@" --version 2>/dev/null | sed -n 's/^Version: *//p'; }
+new_enough() { [ -n "$1" ] && dpkg --compare-versions "$1" ge 4.2; }
+
+# keep_criu BINARY SOURCE LOADER [LIBRARY_PATH]: the binary, its libraries and their loader in one folder that a
+# container can be shown without showing it anything else. Paths in the manifest are relative to that folder.
+keep_criu() {
+  out=$work/out
+  mkdir -p "$out/lib"
+  cp -L "$1" "$out/criu"
+  cp -L "$3" "$out/lib/"
+  if [ -n "${4:-}" ]; then "$3" --library-path "$4" --list "$1"; else "$3" --list "$1"; fi >"$work/libraries" ||
+    fail "the libraries of $1 do not fit together; cure: remove $cache and run this again"
+  sed -n 's/.*=> \(\/[^ ]*\) (.*/\1/p' "$work/libraries" | while read -r library; do cp -Lu "$library" "$out/lib/"; done
+  loader=lib/$(basename "$3")
+  version=$(criu_version "$out/$loader" --library-path "$out/lib" "$out/criu")
+  new_enough "$version" || fail "CRIU ${version:-of no version} from $2 is not 4.2 or newer; cure: set HOLDFAST_DEBIAN_MIRROR to a mirror with a current Debian sid"
+  printf '{"version":"%s","binary":"criu","loader":"%s","libraryPath":"lib","source":"%s"}\n' "$version" "$loader" "$2" >"$out/manifest.json"
+  rm -rf "$criu_dir"
+  mv "$out" "$criu_dir"
+}
+
+loader_in() { find "$@" -maxdepth 3 -name 'ld-linux*.so*' 2>/dev/null | head -n 1; }
+
+debian_mirror() {
+  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  # apt knows both formats of its sources, and tells without downloading anything
+  apt-get update --print-uris 2>/dev/null | sed -n "s#^'\(.*\)/dists/${codename:-[a-z]*}/\(In\)\{0,1\}Release'.*#\1#p" | head -n 1
+}
+
+fetch_criu() {
+  mirror=${HOLDFAST_DEBIAN_MIRROR:-$(debian_mirror)}
+  keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+  [ -n "$mirror" ] || fail "this machine's apt names no Debian mirror; cure: set HOLDFAST_DEBIAN_MIRROR"
+  [ -r "$keyring" ] || fail "no $keyring; cure: apt-get install debian-archive-keyring"
+  say "fetching CRIU from Debian sid into $criu_dir (apt's own system is left alone)"
+  apt=$work/apt
+  mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$apt/parts" "$work/root"
+  : >"$apt/status"
+  echo "deb [signed-by=$keyring] $mirror sid main" >"$apt/sources.list"
+  own_apt() {
+    apt-get -q -o Dir::State="$apt/state" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" \
+      -o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts="$apt/parts" -o Dir::Etc::preferencesparts="$apt/parts" \
+      -o Dir::Etc::preferences=/dev/null -o APT::Default-Release= -o APT::Sandbox::User=root -o Acquire::Languages=none "$@" >>"$log" 2>&1 9>&-
+  }
+  own_apt update || fail "Debian sid cannot be read from $mirror (see $log); cure: set HOLDFAST_DEBIAN_MIRROR to one that carries sid"
+  own_apt install -y --no-install-recommends --download-only criu ||
+    fail "Debian sid's criu cannot be downloaded from $mirror (see $log); cure: run this again, or install CRIU 4.2 or newer yourself"
+  for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+  triplet=$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || basename "$(dirname "$(find "$work/root/usr/lib" -name libc.so.6 | head -n 1)")")
+  keep_criu "$work/root/usr/sbin/criu" "Debian sid" "$(loader_in "$work/root/usr/lib" "$work/root/usr/lib64" "$work/root/lib64")" "$work/root/usr/lib/$triplet"
+}
+
+if [ ! -f "$criu_dir/manifest.json" ] || [ ! -x "$criu_dir/criu" ]; then
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  if has criu && new_enough "$(criu_version criu)" && criu check >>"$log" 2>&1; then
+    say "taking this system's CRIU $(criu_version criu)"
+    keep_criu "$(command -v criu)" system "$(loader_in /lib64 /usr/lib)"
+  else
+    fetch_criu
+  fi
+  rm -rf "$work"
+  work=
+  loader=$(sed -n 's/.*"loader":"\([^"]*\)".*/\1/p' "$criu_dir/manifest.json")
+  if verdict=$("$criu_dir/$loader" --library-path "$criu_dir/lib" "$criu_dir/criu" check 2>&1); then
+    say "CRIU $(sed -n 's/.*"version":"\([^"]*\)".*/\1/p' "$criu_dir/manifest.json"): $verdict"
+  else
+    say "warning: this kernel does not let CRIU work, no workload can be moved here: $(echo "$verdict" | tail -n 1)"
+  fi
+fi
+
+# --- npm packages ---------------------------------------------------------------------------------------------------
+
+# True when node_modules is what package-lock.json asks for, whoever installed it.
+npm_current() {
+  node -e '
+    const { readFileSync, existsSync } = require("node:fs");
+    const packages = (file) => JSON.parse(readFileSync(file, "utf8")).packages;
+    const have = packages("node_modules/.package-lock.json");
+    const bad = Object.entries(packages("package-lock.json")).some(([path, want]) => path !== "" &&
+      (have[path] === undefined ? !want.optional : have[path].version !== want.version || !existsSync(`${path}/package.json`)));
+    process.exit(bad ? 1 : 0);
+  ' 2>/dev/null
+}
+
+if ! npm_current; then
+  say "installing npm packages"
+  npm ci --no-audit --no-fund --no-progress >>"$log" 2>&1 9>&- ||
+    fail "npm ci did not work (see $log); cure: check the network and the npm registry setting, then run this again"
+fi
+if ! [ -x node_modules/node/bin/node ] || ! node_modules/node/bin/node -e 0 2>/dev/null; then
+  # its install script was skipped (ignore-scripts), or cut short
+  say "installing Node 26"
+  npm rebuild node --ignore-scripts=false >>"$log" 2>&1 9>&- && node_modules/node/bin/node -e 0 ||
+    fail "the npm package 'node' came without its binary (see $log); cure: npm rebuild node"
+fi
+node_modules/node/bin/node -e 'require("koffi")' 2>>"$log" ||
+  fail "koffi does not load (see $log); cure: npm rebuild koffi"
+ln -sfn ../../bin/holdfast node_modules/.bin/holdfast
+
+npm_links_ok || fail "node_modules is incomplete; cure: remove it and run this again"
+version_of_setup >"$stamp"
+say "ready"
