@@ -1,0 +1,201 @@
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
+import { afterEach, beforeEach, describe, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { connect as tlsConnect } from "node:tls";
+import { AGENT_CIPHER, dialSecure, listenSecure, type SecureListener } from "#control/agent/secure.ts";
+import { Channel } from "#proxy/contract/channel.ts";
+
+const key = randomBytes(32);
+let listener: SecureListener;
+let refused: string[];
+let peers: string[];
+
+beforeEach(async () => {
+  refused = [];
+  peers = [];
+  listener = await listenSecure({
+    host: "127.0.0.1",
+    port: 0,
+    key,
+    node: "b",
+    handshakeMsMax: 150,
+    onPeer: (stream, peerNode) => {
+      peers.push(peerNode);
+      let received = 0;
+      new Channel(stream, {
+        handlers: {
+          whoami: () => ({ result: peerNode }),
+          image: (_params, body) => {
+            received += body.length;
+          },
+          received: () => ({ result: received }),
+        },
+      });
+    },
+    onRefused: (line) => refused.push(line),
+  });
+});
+
+afterEach(() => listener.close());
+
+function dial(overrides: Partial<Parameters<typeof dialSecure>[0]> = {}) {
+  return dialSecure({
+    host: "127.0.0.1",
+    port: listener.port,
+    key,
+    node: "a",
+    timeoutMs: 1000,
+    ...overrides,
+  });
+}
+
+async function refusal(): Promise<string> {
+  for (let n = 0; n < 100 && refused.length === 0; n++) await sleep(10);
+  await sleep(20);
+  assert.equal(refused.length, 1, `one line for one refusal: ${JSON.stringify(refused)}`);
+  assert.deepEqual(peers, []);
+  return refused[0] as string;
+}
+
+/** Whatever was refused, the next honest peer is served. */
+async function stillServes(): Promise<void> {
+  const channel = new Channel(await dial());
+  assert.equal((await channel.call("whoami", {})).result, "a");
+  channel.close();
+}
+
+describe("the stream between agents", () => {
+  test("is TLS 1.3, keyed by the shared key, with forward secrecy, and knows the peer's name", async () => {
+    const stream = await dial({ peer: "b" });
+    assert.equal(stream.getProtocol(), "TLSv1.3");
+    assert.equal(stream.getCipher().name, AGENT_CIPHER);
+    const exchange = stream.getEphemeralKeyInfo() as { type?: string } | null;
+    assert.ok(exchange?.type, "an ephemeral key exchange");
+    assert.equal(stream.isSessionReused(), true);
+    assert.deepEqual(stream.getPeerCertificate(), {});
+    const channel = new Channel(stream);
+    assert.equal((await channel.call("whoami", {})).result, "a");
+    channel.close();
+    assert.deepEqual(refused, []);
+  });
+
+  test("carries images fast", async (t) => {
+    const channel = new Channel(await dial());
+    const chunk = Buffer.alloc(512 * 1024, 1);
+    const chunks = 256;
+    const startedMs = performance.now();
+    for (let n = 0; n < chunks; n++) await channel.send("image", {}, chunk);
+    assert.equal((await channel.call("received", {})).result, chunk.length * chunks);
+    const seconds = (performance.now() - startedMs) / 1000;
+    t.diagnostic(`${((chunk.length * chunks) / 1e6 / seconds).toFixed(0)} MB/s, both ends in one thread`);
+    channel.close();
+  });
+
+  test("a wrong key is refused, with one line at each end", async () => {
+    await assert.rejects(dial({ key: randomBytes(32) }), { code: "PEER_AUTH", message: /same key file/ });
+    assert.match(await refusal(), /key is not ours/);
+    await stillServes();
+  });
+
+  test("a dialler that means another node is refused", async () => {
+    await assert.rejects(dial({ peer: "c" }), { code: "PEER_AUTH", message: /node c at .*another node/ });
+    assert.match(await refusal(), /another node/);
+    await stillServes();
+  });
+
+  test("a peer whose name is no node name is refused", async () => {
+    await assert.rejects(dial({ node: "../../etc" }), { code: "PEER_AUTH" });
+    await refusal();
+    await stillServes();
+  });
+
+  test("TLS without the key is refused", async () => {
+    const socket = tlsConnect({ host: "127.0.0.1", port: listener.port, rejectUnauthorized: false });
+    await assert.rejects(once(socket, "close"));
+    assert.match(await refusal(), /without a node's key/);
+    await stillServes();
+  });
+
+  test("plaintext, garbage, a port scan and silence are refused", async () => {
+    for (const bytes of ["GET / HTTP/1.1\r\n\r\n", randomBytes(500), null, "silence"]) {
+      refused.length = 0;
+      peers.length = 0;
+      const socket = connect(listener.port, "127.0.0.1");
+      socket.on("error", () => {});
+      await once(socket, "connect");
+      if (bytes === null) socket.destroy();
+      else if (bytes !== "silence") socket.write(bytes);
+      const line = await refusal();
+      assert.match(line, /^refused /);
+      if (bytes === "silence") assert.match(line, /silent/);
+      if (bytes === null) assert.match(line, /left/);
+      socket.destroy();
+    }
+    peers.length = 0;
+    await stillServes();
+  });
+
+  test("dialling tells nobody there, somebody silent and a server that is no agent apart", async () => {
+    const mute = createServer(() => {}).listen(0, "127.0.0.1");
+    const answers: Socket[] = [];
+    mute.on("connection", (socket) => answers.push(socket));
+    await once(mute, "listening");
+    const mutePort = (mute.address() as AddressInfo).port;
+    await assert.rejects(dial({ port: mutePort, timeoutMs: 50 }), { code: "PEER_TIMEOUT", retryable: true });
+    await assert.rejects(dial({ port: mutePort, signal: AbortSignal.timeout(20) }), { code: "PEER_ABORTED" });
+    for (const socket of answers) socket.destroy();
+    mute.close();
+    await once(mute, "close");
+    await assert.rejects(dial({ port: mutePort }), { code: "PEER_UNREACHABLE", retryable: true });
+
+    const http = createServer((socket) => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n")).listen(
+      0,
+      "127.0.0.1",
+    );
+    await once(http, "listening");
+    await assert.rejects(dial({ port: (http.address() as AddressInfo).port }), { code: "PEER_AUTH" });
+    http.close();
+  });
+
+  test("an impostor with a certificate and no key is refused by the dialler", async () => {
+    const { execFileSync } = await import("node:child_process");
+    const { mkdtempSync, readFileSync, rmSync } = await import("node:fs");
+    const { createServer: createTlsServer } = await import("node:tls");
+    const folder = mkdtempSync("/tmp/holdfast-secure-");
+    const args =
+      "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=b -keyout k -out c -days 1";
+    execFileSync("openssl", args.split(" "), { cwd: folder, stdio: "ignore" });
+    const impostor = createTlsServer({
+      key: readFileSync(`${folder}/k`),
+      cert: readFileSync(`${folder}/c`),
+      ALPNProtocols: ["holdfast-agent/1"],
+    }).listen(0, "127.0.0.1");
+    impostor.on("tlsClientError", () => {});
+    await once(impostor, "listening");
+    await assert.rejects(dial({ port: (impostor.address() as AddressInfo).port, peer: "b" }), {
+      code: "PEER_AUTH",
+    });
+    impostor.close();
+    rmSync(folder, { recursive: true });
+  });
+
+  test("a peer that vanishes in mid-stream ends its channel, not the agent", async () => {
+    const stream = await dial();
+    const channel = new Channel(stream);
+    await channel.call("whoami", {});
+    stream.destroy();
+    await channel.closed;
+    await stillServes();
+  });
+
+  test("keys of another length and ports in use are plain errors", async () => {
+    await assert.rejects(dial({ key: randomBytes(16) }), { code: "KEY_INVALID" });
+    await assert.rejects(
+      listenSecure({ host: "127.0.0.1", port: listener.port, key, node: "x", onPeer() {}, onRefused() {} }),
+      { code: "LISTEN_FAILED" },
+    );
+  });
+});
