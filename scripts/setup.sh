@@ -236,7 +236,7 @@ npm_current() {
 
 if ! npm_current; then
   say "installing npm packages"
-  npm ci --no-audit --no-fund --no-progress >>"$log" 2>&1 9>&- ||
+  npm ci --no-audit --no-fund --no-progress --loglevel=warn >>"$log" 2>&1 9>&- ||
     fail "npm ci did not work (see $log); cure: check the network and the npm registry setting, then run this again"
 fi
 if ! [ -x node_modules/node/bin/node ] || ! node_modules/node/bin/node -e 0 2>/dev/null; then
