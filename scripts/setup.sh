@@ -107,21 +107,23 @@ POLICY
   chmod 755 "$1"
 }
 
+# Called where `set -e` does not reach, so each step is chained.
 apt_install() {
   if [ -e "$policy" ]; then
-    cp "$policy" "$work/policy.own"
-    write_policy "$work/policy" "$work/policy.own"
+    cp -p "$policy" "$work/policy.own" && write_policy "$work/policy" "$work/policy.own" &&
     # shellcheck disable=SC2016
     unshare -m sh -c 'mount --bind "$1" "$2"; shift 2; exec "$@"' sh "$work/policy" "$policy" \
       apt-get install -y --no-install-recommends --no-upgrade -o DPkg::Lock::Timeout=300 "$@" 9>&-
   else
-    write_policy "$policy" /nonexistent
-    apt-get install -y --no-install-recommends --no-upgrade -o DPkg::Lock::Timeout=300 "$@" 9>&-
+    write_policy "$policy" /nonexistent || return 1
+    installed=0
+    apt-get install -y --no-install-recommends --no-upgrade -o DPkg::Lock::Timeout=300 "$@" 9>&- || installed=1
     rm -f "$policy"
+    return "$installed"
   fi
 }
 
-packages=$(missing_packages | tr '\n' ' ')
+packages=$(missing_packages | xargs)
 if [ -n "$packages" ]; then
   say "installing from Debian: $packages"
   work=$(mktemp -d "$cache/work.XXXXXX")
@@ -130,10 +132,10 @@ if [ -n "$packages" ]; then
   apt-get update -q -o DPkg::Lock::Timeout=300 >>"$log" 2>&1 9>&- || say "apt-get update had errors, going on (see $log)"
   # shellcheck disable=SC2086
   apt_install $packages >>"$log" 2>&1 ||
-    fail "apt-get could not install $packages(see $log); cure: make 'apt-get update && apt-get install $packages' work, then run this again"
+    fail "apt-get could not install $packages (see $log); cure: make 'apt-get update && apt-get install $packages' work, then run this again"
   # New here, so nobody relies on them: they are not to come up with the next boot either.
   for unit in redis-server nginx; do
-    case " $packages" in *" $unit"*)
+    case " $packages " in *" $unit"*)
       if has systemctl; then
         systemctl disable "$unit.service" >>"$log" 2>&1 || true
       elif has update-rc.d; then
@@ -144,8 +146,8 @@ if [ -n "$packages" ]; then
   done
   rm -rf "$work"
   work=
-  still=$(missing_packages | tr '\n' ' ')
-  [ -z "$still" ] || fail "$still still missing after apt-get installed it; cure: see $log"
+  still=$(missing_packages | xargs)
+  [ -z "$still" ] || fail "apt-get installed nothing that has the commands of $still; cure: see $log"
 fi
 
 # --- CRIU -----------------------------------------------------------------------------------------------------------
