@@ -1,0 +1,300 @@
+/**
+ * Adopt and release: build a leg from its snapshot.
+ *
+ * Two steps, because the peer of an upstream leg does not exist yet when the leg is built:
+ *   adoptLeg    socket in repair mode with both queues, options, windows and, where it was sent, our FIN. Sends nothing.
+ *   releaseLeg  repair off; unsent bytes and the peer's FIN; shield off. The first moment a packet may leave.
+ *
+ * Our own FIN, once sent, is put back silently (shutdown while the SEND queue is under repair), so that an ACK or data
+ * that a restored peer sends before the release meets a socket that knows it. The peer's FIN can only be injected
+ * (inject.ts), which makes the kernel send a duplicate ACK: that belongs to the release.
+ *
+ * What a fresh socket does not know: congestion window, round-trip time, the peer's last timestamp. Its first
+ * retransmission time-out would be 3 s (RFC 6298 5.7: no sample); it is capped at 1 s where the kernel allows (6.15).
+ * Sources: net/ipv4/tcp.c (tcp_repair_set_window, tcp_repair_options_est, tcp_send_rcvq), tcp_output.c (tcp_connect,
+ * tcp_write_xmit), CRIU's description of the protocol.
+ */
+import { HoldfastError } from "../contract/errors.ts";
+import type { LegSnapshot, LegState } from "../contract/snapshot.ts";
+import { finReceived, finSent, readState } from "./capture.ts";
+import { FLAG_ACK, FLAG_FIN, injectSegment } from "./inject.ts";
+import * as kernel from "./kernel.ts";
+import { guardLegFromReset, shieldLeg, unshieldLeg } from "./shield.ts";
+
+/** One write under repair: the kernel allocates each as one buffer of at most 17 pages. */
+const CHUNK_BYTES = 64 * 1024;
+/** Kernel buffers are counted with their bookkeeping; SO_*BUFFORCE doubles the value given. */
+const BUFFER_SLACK_BYTES = 256 * 1024;
+/** TCP_MAXSEG takes no more; a loopback leg's larger MSS is reached by TCP_REPAIR_OPTIONS. */
+const MAXSEG_MAX = 32767;
+const MAXSEG_MIN = 88;
+const FIRST_RTO_MS_MAX = 1000;
+const RTO_MS_MAX = 120_000;
+/** An injected segment normally arrives before sendto returns; a busy softirq thread may take longer. */
+const INJECT_TRIES_MAX = 20;
+const INJECT_WAIT_MS = 1;
+
+const TCPOPT_MSS = 2;
+const TCPOPT_WINDOW = 3;
+const TCPOPT_SACK_PERM = 4;
+const TCPOPT_TIMESTAMP = 8;
+
+export interface AdoptOptions {
+  /** Drop every incoming segment until {@link releaseLeg}: for a leg whose peer is alive. */
+  shielded: boolean;
+}
+
+export interface ReleaseOptions {
+  /**
+   * Send a window probe (ESTABLISHED only): the peer answers with what it has and its window, which makes up for ACKs
+   * and window updates lost while the leg was shielded. Wanted where `shielded` was.
+   */
+  probe?: boolean;
+}
+
+/**
+ * The leg as a non-blocking, close-on-exec descriptor in repair mode; nothing is sent. The local address must be on this
+ * node and the caller in its network namespace; a listener on the same port is no hindrance.
+ *
+ * Next: {@link releaseLeg}, or close(fd), which sends nothing either.
+ * Errors (source "kernel"): LEG_NOT_ADOPTABLE (state CLOSE); EADDRNOTAVAIL (address missing, or 4-tuple in use here);
+ * EPERM; LEG_QUEUE_REFUSED (out of memory). Nothing is left behind.
+ */
+export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
+  if (snapshot.state === "CLOSE") {
+    throw new HoldfastError("a leg in state CLOSE has nothing to adopt; reset the session's other leg", {
+      code: "LEG_NOT_ADOPTABLE",
+      source: "kernel",
+    });
+  }
+  const fd = kernel.socket(
+    snapshot.family === 4 ? kernel.AF_INET : kernel.AF_INET6,
+    kernel.SOCK_STREAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC,
+    kernel.IPPROTO_TCP,
+  );
+  try {
+    build(fd, snapshot, options);
+    return fd;
+  } catch (error) {
+    kernel.close(fd);
+    throw error;
+  }
+}
+
+function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
+  const { receive, send } = snapshot;
+  const sent = send.bytes.subarray(0, send.bytes.length - send.unsentBytes);
+  const receiveEnd = receive.seq - (finReceived(snapshot.state) ? 1 : 0);
+  const sendEnd = send.seq - (finSent(snapshot.state) ? 1 : 0);
+
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+  if (options.shielded) shieldLeg(fd);
+  else if (sent.length > 0 || finSent(snapshot.state)) guardLegFromReset(fd);
+  growBuffers(fd, snapshot);
+  if (sent.length > 0 || finSent(snapshot.state)) limitRto(fd, FIRST_RTO_MS_MAX);
+
+  setQueueSeq(fd, kernel.TCP_RECV_QUEUE, receiveEnd - receive.bytes.length);
+  setQueueSeq(fd, kernel.TCP_SEND_QUEUE, sendEnd - send.bytes.length);
+  kernel.bind(fd, snapshot.local);
+  // at connect, or the effective MSS stays at 536 until the route changes: TCP_REPAIR_OPTIONS sets the clamp only
+  if (snapshot.mss >= MAXSEG_MIN) {
+    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG, Math.min(snapshot.mss, MAXSEG_MAX));
+  }
+  kernel.connect(fd, snapshot.remote);
+  kernel.setsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_OPTIONS, repairOptions(snapshot));
+  if (snapshot.timestamp !== null) {
+    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_TIMESTAMP, snapshot.timestamp);
+  }
+
+  fillQueue(fd, kernel.TCP_RECV_QUEUE, receive.bytes);
+  fillQueue(fd, kernel.TCP_SEND_QUEUE, sent);
+  kernel.setsockoptBuffer(
+    fd,
+    kernel.IPPROTO_TCP,
+    kernel.TCP_REPAIR_WINDOW,
+    repairWindow(snapshot, receiveEnd),
+  );
+  if (finSentBeforeRelease(snapshot)) {
+    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_SEND_QUEUE);
+    kernel.shutdown(fd, kernel.SHUT_WR);
+  }
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_NO_QUEUE);
+  if (snapshot.noDelay) kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1);
+  if (snapshot.keepAlive) kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, 1);
+}
+
+/**
+ * From here on the leg is a live socket. Returns the unsent bytes the kernel did not take (normally none): the caller
+ * writes them before anything else, and where the snapshot's state has our FIN (FIN_WAIT1, CLOSING, LAST_ACK) ends the
+ * socket after them; with nothing left over the FIN is already sent.
+ *
+ * Next: `new net.Socket({ fd })`.
+ * Errors (source "kernel"): LEG_FIN_NOT_RESTORED when the injected FIN does not arrive (a firewall on loopback).
+ */
+export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOptions = {}): Buffer {
+  unshieldLeg(fd);
+  kernel.setsockoptInt(
+    fd,
+    kernel.IPPROTO_TCP,
+    kernel.TCP_REPAIR,
+    options.probe === true ? kernel.TCP_REPAIR_OFF : kernel.TCP_REPAIR_OFF_NO_WP,
+  );
+  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+  const { send } = snapshot;
+  const rest =
+    send.unsentBytes === 0 ? send.bytes.subarray(0, 0) : write(fd, send.bytes.subarray(-send.unsentBytes));
+  if (finReceived(snapshot.state)) injectPeerFin(fd, snapshot);
+  if (finSent(snapshot.state) && rest.length === 0 && !finSentBeforeRelease(snapshot)) {
+    kernel.shutdown(fd, kernel.SHUT_WR);
+  }
+  if (snapshot.state === "FIN_WAIT2") injectPeerAck(fd, snapshot);
+  restoreBuffers(fd, snapshot);
+  return rest;
+}
+
+/** Our FIN had left (or would have, right behind the last byte), and nothing stands before it. */
+function finSentBeforeRelease(snapshot: LegSnapshot): boolean {
+  // LAST_ACK: the peer's FIN comes first, or the socket would be in CLOSING
+  return finSent(snapshot.state) && snapshot.state !== "LAST_ACK" && snapshot.send.unsentBytes === 0;
+}
+
+// ---- queues
+
+function setQueueSeq(fd: number, queue: number, seq: number): void {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, queue);
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ, seq | 0);
+}
+
+function fillQueue(fd: number, queue: number, bytes: Buffer): void {
+  if (bytes.length === 0) return;
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, queue);
+  const rest = write(fd, bytes);
+  if (rest.length === 0) return;
+  throw new HoldfastError(
+    `the kernel took ${bytes.length - rest.length} of ${bytes.length} bytes of a leg's queue; raise net.ipv4.tcp_mem or free memory`,
+    { code: "LEG_QUEUE_REFUSED", source: "kernel", retryable: true },
+  );
+}
+
+/** Returns what was not taken. */
+function write(fd: number, bytes: Buffer): Buffer {
+  let at = 0;
+  let chunkBytes = CHUNK_BYTES;
+  while (at < bytes.length) {
+    const taken = kernel.send(fd, bytes.subarray(at, at + chunkBytes), kernel.MSG_DONTWAIT);
+    if (taken > 0) at += taken;
+    else if (chunkBytes > 1024) chunkBytes >>= 2;
+    else break;
+  }
+  return bytes.subarray(at);
+}
+
+function growBuffers(fd: number, snapshot: LegSnapshot): void {
+  const sendBytes = snapshot.send.bytes.length;
+  // as much as the peer was promised, or the adopted leg would drop what the captured one would have taken
+  const receiveBytes = snapshot.receive.bytes.length + snapshot.window.rcv_wnd;
+  if (sendBytes > 0) {
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUFFORCE, sendBytes + BUFFER_SLACK_BYTES);
+  }
+  if (receiveBytes > 0) growReceiveBuffer(fd, receiveBytes);
+}
+
+function growReceiveBuffer(fd: number, receiveBytes: number): void {
+  const current = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF);
+  if (receiveBytes * 2 <= current) return;
+  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, receiveBytes + BUFFER_SLACK_BYTES);
+}
+
+function restoreBuffers(fd: number, snapshot: LegSnapshot): void {
+  if (snapshot.send.bytes.length > 0 || finSent(snapshot.state)) limitRto(fd, RTO_MS_MAX);
+  // both sizes back to autotuning: it only ever grows them, and bytes above a limit stay queued
+  try {
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_BUF_LOCK, 0);
+  } catch (error) {
+    if (!isMissingOption(error)) throw error;
+  }
+  if (snapshot.mss >= MAXSEG_MIN) kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG, 0);
+}
+
+function limitRto(fd: number, rtoMsMax: number): void {
+  try {
+    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_RTO_MAX_MS, rtoMsMax);
+  } catch (error) {
+    if (!isMissingOption(error)) throw error;
+  }
+}
+
+/** An older kernel: the option is a refinement, the leg is right without it. */
+function isMissingOption(error: unknown): boolean {
+  return error instanceof HoldfastError && error.code === "ENOPROTOOPT";
+}
+
+// ---- options and windows
+
+/** struct tcp_repair_opt[]: u32 code, u32 value */
+function repairOptions(snapshot: LegSnapshot): Buffer {
+  const options: [code: number, value: number][] = [];
+  if (snapshot.sackOk) options.push([TCPOPT_SACK_PERM, 0]);
+  // always: connect under repair has already chosen a receive scale of its own, and would announce windows with it
+  const scale = snapshot.windowScale ?? { snd: 0, rcv: 0 };
+  options.push([TCPOPT_WINDOW, scale.snd | (scale.rcv << 16)]);
+  if (snapshot.timestamp !== null) options.push([TCPOPT_TIMESTAMP, 0]);
+  options.push([TCPOPT_MSS, snapshot.mss]);
+  const bytes = Buffer.alloc(options.length * 8);
+  options.forEach(([code, value], index) => {
+    bytes.writeUInt32LE(code, index * 8);
+    bytes.writeUInt32LE(value, index * 8 + 4);
+  });
+  return bytes;
+}
+
+/** The peer's FIN is not in yet: what has been acknowledged ends before it. */
+function repairWindow(snapshot: LegSnapshot, receiveEnd: number): Buffer {
+  const { window } = snapshot;
+  const beyond = (window.rcv_wup - receiveEnd) | 0;
+  const back = Math.max(beyond, 0);
+  const bytes = Buffer.alloc(20);
+  bytes.writeUInt32LE(window.snd_wl1, 0);
+  bytes.writeUInt32LE(window.snd_wnd, 4);
+  bytes.writeUInt32LE(window.max_window, 8);
+  bytes.writeUInt32LE(window.rcv_wnd + back, 12);
+  bytes.writeUInt32LE((window.rcv_wup - back) >>> 0, 16);
+  return bytes;
+}
+
+// ---- the peer's half of a half-closed leg
+
+function injectPeerFin(fd: number, snapshot: LegSnapshot): void {
+  const finSeq = (snapshot.receive.seq - 1) >>> 0;
+  // acknowledges nothing new: our own FIN and unacknowledged bytes stay so
+  const ack = (snapshot.send.seq - (finSent(snapshot.state) ? 1 : 0) - snapshot.send.bytes.length) >>> 0;
+  inject(fd, snapshot, { seq: finSeq, ack, flags: FLAG_FIN | FLAG_ACK }, finReceived);
+}
+
+/** FIN_WAIT2: the peer has acknowledged our FIN and would do so again only after a retransmission. */
+function injectPeerAck(fd: number, snapshot: LegSnapshot): void {
+  const segment = { seq: snapshot.receive.seq, ack: snapshot.send.seq, flags: FLAG_ACK };
+  inject(fd, snapshot, segment, (state) => state !== "FIN_WAIT1");
+}
+
+/** Does nothing where the peer itself has been faster, or has reset the leg. */
+function inject(
+  fd: number,
+  snapshot: LegSnapshot,
+  segment: { seq: number; ack: number; flags: number },
+  arrived: (state: LegState) => boolean,
+): void {
+  const window = Math.floor(snapshot.window.snd_wnd / 2 ** (snapshot.windowScale?.snd ?? 0));
+  for (let attempt = 0; attempt < INJECT_TRIES_MAX; attempt++) {
+    const state = readState(fd);
+    if (state === "CLOSE" || arrived(state)) return;
+    if (attempt === 0) injectSegment({ from: snapshot.remote, to: snapshot.local, ...segment, window });
+    else Atomics.wait(sleeper, 0, 0, INJECT_WAIT_MS);
+  }
+  throw new HoldfastError(
+    `a segment injected for ${snapshot.local.address}:${snapshot.local.port} did not arrive; let the loopback device through the firewall`,
+    { code: "LEG_FIN_NOT_RESTORED", source: "kernel" },
+  );
+}
+
+const sleeper = new Int32Array(new SharedArrayBuffer(4));

@@ -1,0 +1,238 @@
+/**
+ * Capture: read one leg out of the kernel with TCP_REPAIR.
+ *
+ * Preconditions: CAP_NET_ADMIN (checked on the caller, not on the owner of the socket); nobody else reads or writes the
+ * descriptor; the peer is frozen, or the leg is shielded first (shield.ts).
+ *
+ * What repair mode does and does not do: the descriptor can be closed without FIN or RST. It does *not* stop receiving,
+ * and it does not stop the kernel's timers: a leg with unacknowledged bytes still retransmits, a pending delayed ACK is
+ * still sent, zero-window probes and keep-alives go on. All of them repeat what the peer has already seen, so they
+ * are harmless; they are not silence.
+ *
+ *      send queue                               receive queue
+ *   snd_una     snd_nxt     write_seq        copied_seq        rcv_nxt
+ *      |-- sent ---|-- unsent --|                 |---- unread ----|
+ *      '------- SIOCOUTQ -------'                 '---- SIOCINQ ---'
+ *                  '-OUTQNSD----' = TCP_QUEUE_SEQ                  ' = TCP_QUEUE_SEQ
+ *
+ * A FIN takes one sequence number at the end of its queue: it is in both TCP_QUEUE_SEQs and in SIOCOUTQ, not in SIOCINQ.
+ * A snapshot's `seq` includes it, `bytes` and `unsentBytes` do not.
+ *
+ * Not movable: LISTEN, SYN_SENT, SYN_RECV; urgent data is moved as ordinary bytes. TIME_WAIT shows as CLOSE.
+ * Sources: net/ipv4/tcp.c (do_tcp_setsockopt, tcp_peek_sndq, tcp_ioctl), CRIU's description of the protocol.
+ */
+import { HoldfastError } from "../contract/errors.ts";
+import type { Endpoint, LegSnapshot, LegState, RepairWindow } from "../contract/snapshot.ts";
+import * as kernel from "./kernel.ts";
+
+/** Tries before a leg that keeps changing under our hands is refused. */
+const CAPTURE_TRIES_MAX = 5;
+/** The first segment of the send queue may be acknowledged in part and is then peeked whole: room for one segment. */
+const PARTLY_ACKED_BYTES_MAX = 128 * 1024;
+const SCRATCH_BYTES = 512 * 1024;
+const MAPPED_PREFIX = "::ffff:";
+const NOTHING = Buffer.alloc(0);
+const NO_WINDOW: RepairWindow = { snd_wl1: 0, snd_wnd: 0, max_window: 0, rcv_wnd: 0, rcv_wup: 0 };
+
+const STATES = new Map<number, LegState>([
+  [kernel.TCP_ESTABLISHED, "ESTABLISHED"],
+  [kernel.TCP_FIN_WAIT1, "FIN_WAIT1"],
+  [kernel.TCP_FIN_WAIT2, "FIN_WAIT2"],
+  [kernel.TCP_CLOSE, "CLOSE"],
+  [kernel.TCP_CLOSE_WAIT, "CLOSE_WAIT"],
+  [kernel.TCP_LAST_ACK, "LAST_ACK"],
+  [kernel.TCP_CLOSING, "CLOSING"],
+]);
+
+/** Our FIN stands in the send queue, unacknowledged. */
+export function finUnacked(state: LegState): boolean {
+  return state === "FIN_WAIT1" || state === "CLOSING" || state === "LAST_ACK";
+}
+
+/** We have closed our direction: our FIN is counted in `send.seq`. */
+export function finSent(state: LegState): boolean {
+  return finUnacked(state) || state === "FIN_WAIT2";
+}
+
+/** The peer has closed its direction: its FIN is counted in `receive.seq`. */
+export function finReceived(state: LegState): boolean {
+  return state === "CLOSE_WAIT" || state === "LAST_ACK" || state === "CLOSING";
+}
+
+/** There is nothing to adopt; unless `receive.bytes` says otherwise the peer has reset the leg. */
+export function isReset(snapshot: LegSnapshot): boolean {
+  return snapshot.state === "CLOSE";
+}
+
+/** struct tcp_info up to and including the window scales and a little more; the kernel copies what fits. */
+const info = Buffer.alloc(8);
+const window = Buffer.alloc(20);
+let scratch: Buffer | undefined;
+
+/** The TCP state now; HoldfastError code LEG_NOT_MOVABLE when it is one that cannot be captured. */
+export function readState(fd: number): LegState {
+  kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_INFO, info);
+  const state = STATES.get(info[0] as number);
+  if (state === undefined) {
+    throw new HoldfastError(`a TCP socket in state number ${info[0]} cannot be moved; close it`, {
+      code: "LEG_NOT_MOVABLE",
+      source: "kernel",
+    });
+  }
+  return state;
+}
+
+/**
+ * Reads the leg; it stays in repair mode, so that closing `fd` sends nothing. Nothing is consumed.
+ *
+ * Afterwards: close `fd` once the move is committed, or give the leg back with {@link uncaptureLeg}.
+ * Errors (source "kernel"): EPERM; LEG_NOT_MOVABLE; LEG_NOT_QUIET when bytes keep arriving (retryable). After an
+ * error the leg is out of repair mode again.
+ */
+export function captureLeg(fd: number): LegSnapshot {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+  try {
+    for (let attempt = 0; attempt < CAPTURE_TRIES_MAX; attempt++) {
+      const snapshot = readLeg(fd);
+      if (snapshot !== null) return snapshot;
+    }
+    throw new HoldfastError(
+      "the leg's receive queue keeps growing; shield the leg or freeze its peer first",
+      {
+        code: "LEG_NOT_QUIET",
+        source: "kernel",
+        retryable: true,
+      },
+    );
+  } catch (error) {
+    uncaptureLeg(fd);
+    throw error;
+  }
+}
+
+/**
+ * Rollback: the leg goes on as if nothing had happened. No probe is sent. SO_REUSEADDR, which leaving repair mode
+ * clears, is set, as on every accepted socket of a listener that has it.
+ */
+export function uncaptureLeg(fd: number): void {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
+  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+}
+
+/** null: bytes arrived while reading, try again. */
+function readLeg(fd: number): LegSnapshot | null {
+  // the send queue first: while SEND is selected an incoming ACK would mark unsent bytes as sent without sending them
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_SEND_QUEUE);
+  const sendSeq = kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ);
+  const outq = kernel.ioctlInt(fd, kernel.SIOCOUTQ);
+  const unsent = outq === 0 ? 0 : kernel.ioctlInt(fd, kernel.SIOCOUTQNSD);
+  const sendPeek = outq === 0 ? NOTHING : peek(fd, outq + PARTLY_ACKED_BYTES_MAX);
+
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_RECV_QUEUE);
+  const receiveSeq = kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ);
+  const inq = kernel.ioctlInt(fd, kernel.SIOCINQ);
+  const unread = inq === 0 ? NOTHING : peek(fd, inq);
+
+  const state = readState(fd);
+  const options = info[5] as number;
+  const scales = info[6] as number;
+  const family = localFamily(fd);
+  if (state === "CLOSE") return closedLeg(fd, family.local, family.family, unread);
+
+  const size = kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_WINDOW, window);
+  if (size !== window.length) {
+    throw new HoldfastError(
+      `struct tcp_repair_window has ${size} bytes on this kernel, expected ${window.length}`,
+      {
+        code: "KERNEL_UNKNOWN",
+        source: "kernel",
+      },
+    );
+  }
+  const snapshot: LegSnapshot = {
+    family: family.family,
+    local: family.local,
+    remote: unmapped(kernel.getpeername(fd)),
+    state,
+    mss: kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG),
+    sackOk: (options & kernel.TCPI_OPT_SACK) !== 0,
+    windowScale: (options & kernel.TCPI_OPT_WSCALE) === 0 ? null : { snd: scales & 0x0f, rcv: scales >> 4 },
+    timestamp:
+      (options & kernel.TCPI_OPT_TIMESTAMPS) === 0
+        ? null
+        : kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_TIMESTAMP),
+    window: {
+      snd_wl1: window.readUInt32LE(0),
+      snd_wnd: window.readUInt32LE(4),
+      max_window: window.readUInt32LE(8),
+      rcv_wnd: window.readUInt32LE(12),
+      rcv_wup: window.readUInt32LE(16),
+    },
+    receive: { seq: receiveSeq, bytes: unread },
+    send: { seq: sendSeq, ...sendQueue(state, outq, unsent, sendPeek) },
+    noDelay: kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY) !== 0,
+    keepAlive: kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE) !== 0,
+  };
+  // data or a FIN that arrived meanwhile moves rcv_nxt
+  const quiet =
+    kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ) === receiveSeq &&
+    unread.length === inq;
+  return quiet ? snapshot : null;
+}
+
+/** Takes our FIN out of the counts and an already acknowledged head out of the bytes. */
+function sendQueue(
+  state: LegState,
+  outq: number,
+  unsent: number,
+  peeked: Buffer,
+): { bytes: Buffer; unsentBytes: number } {
+  const fin = finUnacked(state) ? 1 : 0;
+  const length = Math.max(0, outq - fin);
+  const bytes = peeked.length > length ? peeked.subarray(peeked.length - length) : peeked;
+  return { bytes, unsentBytes: Math.min(bytes.length, Math.max(0, unsent - fin)) };
+}
+
+/** At most `most` bytes of the selected queue, in memory of their own. */
+function peek(fd: number, most: number): Buffer {
+  scratch ??= Buffer.allocUnsafeSlow(SCRATCH_BYTES);
+  const into = most <= scratch.length ? scratch : Buffer.allocUnsafeSlow(most);
+  const view = most < into.length ? into.subarray(0, most) : into;
+  const length = kernel.recv(fd, view, kernel.MSG_PEEK | kernel.MSG_DONTWAIT);
+  return into === scratch ? Buffer.from(view.subarray(0, length)) : view.subarray(0, length);
+}
+
+/**
+ * CLOSE is a reset leg, or one that both sides have closed in order (TIME_WAIT belongs to the kernel then, not to the
+ * descriptor). Only the latter's unread bytes still belong to somebody. POLLERR tells them apart without taking the
+ * error from a later rollback.
+ */
+function closedLeg(fd: number, local: Endpoint, family: 4 | 6, unread: Buffer): LegSnapshot {
+  const reset = (kernel.pollNow(fd, 0) & kernel.POLLERR) !== 0;
+  return {
+    family,
+    local,
+    remote: { address: family === 4 ? "0.0.0.0" : "::", port: 0 },
+    state: "CLOSE",
+    mss: 0,
+    sackOk: false,
+    windowScale: null,
+    timestamp: null,
+    window: NO_WINDOW,
+    receive: { seq: 0, bytes: reset ? NOTHING : unread },
+    send: { seq: 0, bytes: NOTHING, unsentBytes: 0 },
+    noDelay: false,
+    keepAlive: false,
+  };
+}
+
+function localFamily(fd: number): { local: Endpoint; family: 4 | 6 } {
+  const local = unmapped(kernel.getsockname(fd));
+  return { local, family: local.address.includes(":") ? 6 : 4 };
+}
+
+/** A dual-stack listener's IPv4 connection is an IPv4 connection. */
+function unmapped(endpoint: Endpoint): Endpoint {
+  if (!endpoint.address.startsWith(MAPPED_PREFIX) || !endpoint.address.includes(".")) return endpoint;
+  return { address: endpoint.address.slice(MAPPED_PREFIX.length), port: endpoint.port };
+}

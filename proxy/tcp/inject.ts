@@ -1,0 +1,93 @@
+/**
+ * Gives a local TCP socket one bare segment that seems to come from its peer.
+ *
+ * Nothing else restores the peer's FIN: TCP_REPAIR can fill a receive queue with bytes, not with a FIN. The segment is
+ * built by hand, sent through a raw socket to our own address and so travels over the loopback device only.
+ * Needs CAP_NET_RAW. The socket answers a FIN with an ACK to its real peer: a duplicate there, nothing more.
+ * Sources: RFC 9293 3.1, RFC 1071, RFC 8200 8.1, man page raw(7).
+ */
+import type { Endpoint } from "../contract/snapshot.ts";
+import * as kernel from "./kernel.ts";
+
+export const FLAG_FIN = 0x01;
+export const FLAG_ACK = 0x10;
+
+const IPV4_HEADER_BYTES = 20;
+const IPV6_HEADER_BYTES = 40;
+const TCP_HEADER_BYTES = 20;
+const HOP_LIMIT = 64;
+
+export interface BareSegment {
+  from: Endpoint;
+  to: Endpoint;
+  seq: number;
+  ack: number;
+  flags: number;
+  /** as on the wire, already shifted right by the sender's scale */
+  window: number;
+}
+
+export function injectSegment(segment: BareSegment): void {
+  const source = kernel.addressBytes(segment.from.address);
+  const target = kernel.addressBytes(segment.to.address);
+  const tcp = tcpHeader(segment, source, target);
+  const ip = source.length === 4 ? ipv4Header(source, target) : ipv6Header(source, target);
+  const fd = kernel.socket(
+    source.length === 4 ? kernel.AF_INET : kernel.AF_INET6,
+    kernel.SOCK_RAW | kernel.SOCK_CLOEXEC,
+    kernel.IPPROTO_RAW,
+  );
+  try {
+    kernel.sendto(fd, Buffer.concat([ip, tcp]), 0, { address: segment.to.address, port: 0 });
+  } finally {
+    kernel.close(fd);
+  }
+}
+
+function tcpHeader(segment: BareSegment, source: Buffer, target: Buffer): Buffer {
+  const header = Buffer.alloc(TCP_HEADER_BYTES);
+  header.writeUInt16BE(segment.from.port, 0);
+  header.writeUInt16BE(segment.to.port, 2);
+  header.writeUInt32BE(segment.seq >>> 0, 4);
+  header.writeUInt32BE(segment.ack >>> 0, 8);
+  header.writeUInt8((TCP_HEADER_BYTES / 4) << 4, 12);
+  header.writeUInt8(segment.flags, 13);
+  header.writeUInt16BE(Math.min(segment.window, 0xffff), 14);
+  // pseudo header: addresses, protocol, length; zero padding differs between the families and adds nothing to the sum
+  const lengthAndProtocol = Buffer.from([0, kernel.IPPROTO_TCP, 0, TCP_HEADER_BYTES]);
+  header.writeUInt16BE(internetChecksum([source, target, lengthAndProtocol, header]), 16);
+  return header;
+}
+
+function ipv4Header(source: Buffer, target: Buffer): Buffer {
+  const header = Buffer.alloc(IPV4_HEADER_BYTES);
+  header.writeUInt8(0x45, 0);
+  header.writeUInt16BE(IPV4_HEADER_BYTES + TCP_HEADER_BYTES, 2);
+  header.writeUInt8(HOP_LIMIT, 8);
+  header.writeUInt8(kernel.IPPROTO_TCP, 9);
+  source.copy(header, 12);
+  target.copy(header, 16);
+  header.writeUInt16BE(internetChecksum([header]), 10);
+  return header;
+}
+
+function ipv6Header(source: Buffer, target: Buffer): Buffer {
+  const header = Buffer.alloc(IPV6_HEADER_BYTES);
+  header.writeUInt8(0x60, 0);
+  header.writeUInt16BE(TCP_HEADER_BYTES, 4);
+  header.writeUInt8(kernel.IPPROTO_TCP, 6);
+  header.writeUInt8(HOP_LIMIT, 7);
+  source.copy(header, 8);
+  target.copy(header, 24);
+  return header;
+}
+
+/** RFC 1071 over parts of even length. */
+function internetChecksum(parts: Buffer[]): number {
+  let sum = 0;
+  for (const part of parts) {
+    for (let at = 0; at < part.length; at += 2) sum += part.readUInt16BE(at);
+  }
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  return ~sum & 0xffff;
+}

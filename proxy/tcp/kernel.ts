@@ -1,0 +1,509 @@
+/**
+ * The one file that calls the kernel through FFI (koffi, libc).
+ *
+ * Thin: one function a system call, constants under the kernel's own names, no policy. Every failure is a
+ * {@link HoldfastError} with source "kernel" and the errno name ("EADDRINUSE") as code. libc is loaded at the first
+ * call, so importing this file has no effect. The calls are synchronous and cost about 0.3 to 0.5 µs each; the
+ * scratch buffers they share are private to the thread.
+ *
+ * Left out: what the calls are for (capture.ts, adopt.ts, shield.ts, diag.ts).
+ * Sources: include/uapi/linux/{tcp,sockios,filter}.h, asm-generic/socket.h, man pages tcp(7), ip(7), pidfd_open(2).
+ */
+import { isIPv4, isIPv6 } from "node:net";
+import { constants } from "node:os";
+import koffi from "koffi";
+import { HoldfastError } from "../contract/errors.ts";
+import type { Endpoint } from "../contract/snapshot.ts";
+
+export const AF_UNIX = 1;
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+export const AF_NETLINK = 16;
+
+export const SOCK_STREAM = 1;
+export const SOCK_RAW = 3;
+export const SOCK_SEQPACKET = 5;
+export const SOCK_NONBLOCK = 0o4000;
+export const SOCK_CLOEXEC = 0o2000000;
+
+export const IPPROTO_IP = 0;
+export const IPPROTO_TCP = 6;
+export const IPPROTO_IPV6 = 41;
+export const IPPROTO_RAW = 255;
+export const NETLINK_SOCK_DIAG = 4;
+
+export const SOL_SOCKET = 1;
+export const SO_REUSEADDR = 2;
+export const SO_ERROR = 4;
+export const SO_SNDBUF = 7;
+export const SO_RCVBUF = 8;
+export const SO_KEEPALIVE = 9;
+export const SO_LINGER = 13;
+export const SO_ATTACH_FILTER = 26;
+export const SO_DETACH_FILTER = 27;
+export const SO_SNDBUFFORCE = 32;
+export const SO_RCVBUFFORCE = 33;
+export const SO_DOMAIN = 39;
+/** Since 5.15: which of SNDBUF (1) and RCVBUF (2) are pinned by the user; 0 gives both back to autotuning. */
+export const SO_BUF_LOCK = 72;
+
+export const TCP_NODELAY = 1;
+export const TCP_MAXSEG = 2;
+export const TCP_INFO = 11;
+export const TCP_REPAIR = 19;
+export const TCP_REPAIR_QUEUE = 20;
+export const TCP_QUEUE_SEQ = 21;
+export const TCP_REPAIR_OPTIONS = 22;
+export const TCP_TIMESTAMP = 24;
+export const TCP_REPAIR_WINDOW = 29;
+/** Since 6.15. */
+export const TCP_RTO_MAX_MS = 44;
+
+export const TCP_REPAIR_ON = 1;
+/** Leaves repair mode with a window probe (ESTABLISHED only). */
+export const TCP_REPAIR_OFF = 0;
+/** Leaves repair mode and sends nothing. */
+export const TCP_REPAIR_OFF_NO_WP = -1;
+export const TCP_NO_QUEUE = 0;
+export const TCP_RECV_QUEUE = 1;
+export const TCP_SEND_QUEUE = 2;
+
+export const TCPI_OPT_TIMESTAMPS = 1;
+export const TCPI_OPT_SACK = 2;
+export const TCPI_OPT_WSCALE = 4;
+
+/** include/net/tcp_states.h */
+export const TCP_ESTABLISHED = 1;
+export const TCP_SYN_SENT = 2;
+export const TCP_SYN_RECV = 3;
+export const TCP_FIN_WAIT1 = 4;
+export const TCP_FIN_WAIT2 = 5;
+export const TCP_TIME_WAIT = 6;
+export const TCP_CLOSE = 7;
+export const TCP_CLOSE_WAIT = 8;
+export const TCP_LAST_ACK = 9;
+export const TCP_LISTEN = 10;
+export const TCP_CLOSING = 11;
+
+/** Unread bytes of the receive queue, FIN excluded. */
+export const SIOCINQ = 0x541b;
+/** Unacknowledged sequence space of the send queue: `write_seq - snd_una`, so our own FIN is included. */
+export const SIOCOUTQ = 0x5411;
+/** Of those, never sent: `write_seq - snd_nxt`. */
+export const SIOCOUTQNSD = 0x894b;
+
+export const MSG_PEEK = 0x2;
+export const MSG_DONTWAIT = 0x40;
+export const MSG_NOSIGNAL = 0x4000;
+
+export const SHUT_RD = 0;
+export const SHUT_WR = 1;
+export const SHUT_RDWR = 2;
+
+export const CLONE_NEWNET = 0x40000000;
+export const CLONE_NEWNS = 0x20000;
+
+export const LOCK_SH = 1;
+export const LOCK_EX = 2;
+export const LOCK_NB = 4;
+export const LOCK_UN = 8;
+
+export const POLLIN = 1;
+export const POLLERR = 8;
+export const POLLHUP = 16;
+
+const F_DUPFD_CLOEXEC = 1030;
+const F_GETFL = 3;
+const F_SETFL = 4;
+/** include/uapi/linux/limits.h */
+const XATTR_SIZE_MAX = 65536;
+const O_NONBLOCK = 0o4000;
+const O_CLOEXEC = 0o2000000;
+/** The same on every architecture that uses the generic table, and on x86-64. */
+const SYS_PIDFD_SEND_SIGNAL = 424;
+const SYS_PIDFD_OPEN = 434;
+const SYS_PIDFD_GETFD = 438;
+
+type Call = (...args: (number | Buffer | null | string)[]) => number;
+
+interface Libc {
+  socket: Call;
+  close: Call;
+  bind: Call;
+  connect: Call;
+  listen: Call;
+  getsockname: Call;
+  getpeername: Call;
+  setsockopt: Call;
+  getsockopt: Call;
+  ioctl: Call;
+  recv: Call;
+  send: Call;
+  sendto: Call;
+  shutdown: Call;
+  fcntl: Call;
+  poll: Call;
+  socketpair: Call;
+  pipe2: Call;
+  setns: Call;
+  unshare: Call;
+  flock: Call;
+  syscall: Call;
+  inet_pton: Call;
+  getxattr: Call;
+}
+
+let loaded: Libc | undefined;
+
+function libc(): Libc {
+  if (loaded !== undefined) return loaded;
+  const library = koffi.load("libc.so.6");
+  const call = (declaration: string): Call => library.func(declaration) as unknown as Call;
+  loaded = {
+    socket: call("int socket(int, int, int)"),
+    close: call("int close(int)"),
+    bind: call("int bind(int, const void *, uint32_t)"),
+    connect: call("int connect(int, const void *, uint32_t)"),
+    listen: call("int listen(int, int)"),
+    getsockname: call("int getsockname(int, void *, void *)"),
+    getpeername: call("int getpeername(int, void *, void *)"),
+    setsockopt: call("int setsockopt(int, int, int, const void *, uint32_t)"),
+    getsockopt: call("int getsockopt(int, int, int, void *, void *)"),
+    ioctl: call("int ioctl(int, ulong, void *)"),
+    recv: call("long recv(int, void *, size_t, int)"),
+    send: call("long send(int, const void *, size_t, int)"),
+    sendto: call("long sendto(int, const void *, size_t, int, const void *, uint32_t)"),
+    shutdown: call("int shutdown(int, int)"),
+    fcntl: call("int fcntl(int, int, long)"),
+    poll: call("int poll(void *, ulong, int)"),
+    socketpair: call("int socketpair(int, int, int, void *)"),
+    pipe2: call("int pipe2(void *, int)"),
+    setns: call("int setns(int, int)"),
+    unshare: call("int unshare(int)"),
+    flock: call("int flock(int, int)"),
+    syscall: call("long syscall(long, long, long, long, long)"),
+    inet_pton: call("int inet_pton(int, const char *, void *)"),
+    getxattr: call("long getxattr(const char *, const char *, void *, size_t)"),
+  };
+  return loaded;
+}
+
+const errnoNames = new Map<number, string>();
+
+function errnoName(errno: number): string {
+  if (errnoNames.size === 0) {
+    for (const [name, value] of Object.entries(constants.errno)) {
+      if (!errnoNames.has(value)) errnoNames.set(value, name);
+    }
+  }
+  return errnoNames.get(errno) ?? `ERRNO_${errno}`;
+}
+
+/** EAGAIN, EINTR and shortage pass by themselves; everything else needs somebody to change something. */
+function failure(call: string, errno: number): HoldfastError {
+  const code = errnoName(errno);
+  const retryable = code === "EAGAIN" || code === "EINTR" || code === "ENOMEM" || code === "ENOBUFS";
+  const hint =
+    code === "EPERM" || code === "EACCES"
+      ? "; the caller lacks a capability (CAP_NET_ADMIN, CAP_NET_RAW)"
+      : "";
+  return new HoldfastError(`${call} failed with ${code}${hint}`, { code, source: "kernel", retryable });
+}
+
+function check(result: number, call: string): number {
+  if (result < 0) throw failure(call, koffi.errno());
+  return result;
+}
+
+const int = Buffer.alloc(4);
+const intView = new DataView(int.buffer, int.byteOffset, 4);
+const length = Buffer.alloc(4);
+const lengthView = new DataView(length.buffer, length.byteOffset, 4);
+const pair = Buffer.alloc(8);
+/** Large enough for struct sockaddr_in6 (28 bytes). */
+const sockaddr = Buffer.alloc(28);
+
+/** Writes `endpoint` as struct sockaddr_in or sockaddr_in6 into the shared buffer; returns its length. */
+function encodeSockaddr(endpoint: Endpoint): number {
+  sockaddr.fill(0);
+  sockaddr.writeUInt16BE(endpoint.port, 2);
+  if (isIPv4(endpoint.address)) {
+    sockaddr.writeUInt16LE(AF_INET, 0);
+    addressBytes(endpoint.address).copy(sockaddr, 4);
+    return 16;
+  }
+  sockaddr.writeUInt16LE(AF_INET6, 0);
+  addressBytes(endpoint.address).copy(sockaddr, 8);
+  return 28;
+}
+
+function decodeSockaddr(): Endpoint {
+  const port = sockaddr.readUInt16BE(2);
+  if (sockaddr.readUInt16LE(0) === AF_INET) return { address: formatAddress(sockaddr.subarray(4, 8)), port };
+  return { address: formatAddress(sockaddr.subarray(8, 24)), port };
+}
+
+/** 4 or 16 bytes in network order. */
+export function addressBytes(address: string): Buffer {
+  if (isIPv4(address)) return Buffer.from(address.split(".").map(Number));
+  const bytes = Buffer.alloc(16);
+  // isIPv6 lets a zone through ("fe80::1%eth0"); inet_pton does not, and a zone means nothing on another node
+  if (!isIPv6(address) || libc().inet_pton(AF_INET6, address, bytes) !== 1) {
+    throw new HoldfastError(`"${address}" is not a numeric IPv4 or IPv6 address without a zone`, {
+      code: "ADDRESS_INVALID",
+      source: "config",
+    });
+  }
+  return bytes;
+}
+
+/** Text of 4 or 16 bytes; IPv6 in the form of RFC 5952, v4-mapped as `::ffff:a.b.c.d`. */
+export function formatAddress(bytes: Buffer): string {
+  if (bytes.length === 4) return `${bytes[0]}.${bytes[1]}.${bytes[2]}.${bytes[3]}`;
+  if (isMapped(bytes)) return `::ffff:${formatAddress(bytes.subarray(12))}`;
+  const groups: number[] = [];
+  for (let at = 0; at < 16; at += 2) groups.push(bytes.readUInt16BE(at));
+  let bestStart = -1;
+  let bestLength = 1;
+  for (let start = 0; start < 8; start++) {
+    let end = start;
+    while (end < 8 && groups[end] === 0) end++;
+    if (end - start > bestLength) [bestStart, bestLength] = [start, end - start];
+  }
+  const text = (part: number[]) => part.map((group) => group.toString(16)).join(":");
+  if (bestStart < 0) return text(groups);
+  return `${text(groups.slice(0, bestStart))}::${text(groups.slice(bestStart + bestLength))}`;
+}
+
+function isMapped(bytes: Buffer): boolean {
+  if (bytes.readUInt16BE(10) !== 0xffff) return false;
+  for (let at = 0; at < 10; at++) if (bytes[at] !== 0) return false;
+  return true;
+}
+
+// ---- descriptors
+
+export function socket(domain: number, type: number, protocol: number): number {
+  return check(libc().socket(domain, type, protocol), "socket");
+}
+
+export function close(fd: number): void {
+  check(libc().close(fd), "close");
+}
+
+/** A second, close-on-exec descriptor of the same open file. */
+export function dupCloexec(fd: number): number {
+  return check(libc().fcntl(fd, F_DUPFD_CLOEXEC, 0), "fcntl(F_DUPFD_CLOEXEC)");
+}
+
+export function setNonblock(fd: number, on: boolean): void {
+  const flags = check(libc().fcntl(fd, F_GETFL, 0), "fcntl(F_GETFL)");
+  const wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+  if (wanted !== flags) check(libc().fcntl(fd, F_SETFL, wanted), "fcntl(F_SETFL)");
+}
+
+/** Two ends that keep message boundaries and can carry descriptors; close-on-exec, blocking. */
+export function socketpairSeqpacket(): [number, number] {
+  check(libc().socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), "socketpair");
+  return [pair.readInt32LE(0), pair.readInt32LE(4)];
+}
+
+/** [reading end, writing end], close-on-exec. */
+export function pipe(): [number, number] {
+  check(libc().pipe2(pair, O_CLOEXEC), "pipe2");
+  return [pair.readInt32LE(0), pair.readInt32LE(4)];
+}
+
+/** `operation`: LOCK_EX | LOCK_NB …; a lock held by another is HoldfastError code EAGAIN. */
+export function flock(fd: number, operation: number): void {
+  check(libc().flock(fd, operation), "flock");
+}
+
+/** An extended attribute of a file (at most 64 kB); null where the file has none of that name. */
+export function getXattr(path: string, name: string): Buffer | null {
+  const value = Buffer.alloc(XATTR_SIZE_MAX);
+  const size = libc().getxattr(path, name, value, value.length);
+  if (size >= 0) return Buffer.from(value.subarray(0, size));
+  const error = failure(`getxattr(${path}, ${name})`, koffi.errno());
+  if (error.code === "ENODATA" || error.code === "EOPNOTSUPP") return null;
+  throw error;
+}
+
+// ---- sockets
+
+export function bind(fd: number, local: Endpoint): void {
+  check(libc().bind(fd, sockaddr, encodeSockaddr(local)), `bind to ${local.address}:${local.port}`);
+}
+
+export function connect(fd: number, remote: Endpoint): void {
+  check(libc().connect(fd, sockaddr, encodeSockaddr(remote)), `connect to ${remote.address}:${remote.port}`);
+}
+
+/** bind(2) with raw sockaddr bytes, for families other than IP. */
+export function bindRaw(fd: number, address: Buffer): void {
+  check(libc().bind(fd, address, address.length), "bind");
+}
+
+export function listen(fd: number, backlog: number): void {
+  check(libc().listen(fd, backlog), "listen");
+}
+
+export function getsockname(fd: number): Endpoint {
+  lengthView.setUint32(0, sockaddr.length, true);
+  check(libc().getsockname(fd, sockaddr, length), "getsockname");
+  return decodeSockaddr();
+}
+
+/** Fails with ENOTCONN once the peer has reset the connection. */
+export function getpeername(fd: number): Endpoint {
+  lengthView.setUint32(0, sockaddr.length, true);
+  check(libc().getpeername(fd, sockaddr, length), "getpeername");
+  return decodeSockaddr();
+}
+
+/** `value` as a 32-bit integer; numbers up to 2^32 - 1 are taken modulo 2^32. */
+export function setsockoptInt(fd: number, level: number, option: number, value: number): void {
+  intView.setInt32(0, value, true);
+  if (libc().setsockopt(fd, level, option, int, 4) < 0) {
+    throw failure(`setsockopt(${level}, ${option}, ${value})`, koffi.errno());
+  }
+}
+
+export function setsockoptBuffer(fd: number, level: number, option: number, value: Buffer): void {
+  if (libc().setsockopt(fd, level, option, value, value.length) < 0) {
+    throw failure(`setsockopt(${level}, ${option})`, koffi.errno());
+  }
+}
+
+/** Signed. */
+export function getsockoptInt(fd: number, level: number, option: number): number {
+  lengthView.setUint32(0, 4, true);
+  if (libc().getsockopt(fd, level, option, int, length) < 0) {
+    throw failure(`getsockopt(${level}, ${option})`, koffi.errno());
+  }
+  return intView.getInt32(0, true);
+}
+
+/** As {@link getsockoptInt}, for sequence numbers and timestamps. */
+export function getsockoptUint(fd: number, level: number, option: number): number {
+  return getsockoptInt(fd, level, option) >>> 0;
+}
+
+/** Fills `into`; returns how many bytes the kernel gave. */
+export function getsockoptBuffer(fd: number, level: number, option: number, into: Buffer): number {
+  lengthView.setUint32(0, into.length, true);
+  if (libc().getsockopt(fd, level, option, into, length) < 0) {
+    throw failure(`getsockopt(${level}, ${option})`, koffi.errno());
+  }
+  return lengthView.getUint32(0, true);
+}
+
+/** ioctl(2) that reads an int: SIOCINQ, SIOCOUTQ, SIOCOUTQNSD. */
+export function ioctlInt(fd: number, request: number): number {
+  if (libc().ioctl(fd, request, int) < 0) throw failure(`ioctl(${request.toString(16)})`, koffi.errno());
+  return intView.getInt32(0, true);
+}
+
+/** Bytes read; 0 at the end of the stream; HoldfastError code EAGAIN when nothing is there. */
+export function recv(fd: number, into: Buffer, flags: number): number {
+  return check(libc().recv(fd, into, into.length, flags), "recv");
+}
+
+/** Bytes taken, possibly fewer than given; -1 instead of an error when the queue is full (EAGAIN, ENOBUFS, ENOMEM). */
+export function send(fd: number, bytes: Buffer, flags: number): number {
+  const sent = libc().send(fd, bytes, bytes.length, flags | MSG_NOSIGNAL);
+  if (sent >= 0) return sent;
+  const error = failure("send", koffi.errno());
+  if (error.retryable) return -1;
+  throw error;
+}
+
+export function sendto(fd: number, bytes: Buffer, flags: number, to: Endpoint): number {
+  const size = encodeSockaddr(to);
+  return check(libc().sendto(fd, bytes, bytes.length, flags, sockaddr, size), `sendto ${to.address}`);
+}
+
+export function shutdown(fd: number, how: number): void {
+  check(libc().shutdown(fd, how), "shutdown");
+}
+
+/** revents of poll(2) with no wait; POLLERR and POLLHUP are reported unasked. */
+export function pollNow(fd: number, events: number): number {
+  pair.writeInt32LE(fd, 0);
+  pair.writeInt16LE(events, 4);
+  pair.writeInt16LE(0, 6);
+  check(libc().poll(pair, 1, 0), "poll");
+  return pair.readInt16LE(6);
+}
+
+/** Address of a buffer's memory, for structures that hold pointers. Keep `buffer` referenced until after the call. */
+export function addressOf(buffer: Buffer): bigint {
+  return koffi.address(buffer);
+}
+
+// ---- waiting without blocking the event loop
+
+/**
+ * Resolves when `fd` is readable (a pidfd: when its process has ended). libuv polls the descriptor on the event loop,
+ * so no thread of the pool is taken. The descriptor must not belong to a net.Socket. `signal` ends the wait with its
+ * reason as rejection.
+ */
+export function waitReadable(fd: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(signal.reason);
+    const poll = koffi.node.poll(fd, { readable: true, disconnect: true }, () => {
+      finish();
+      resolve();
+    });
+    const onAbort = () => {
+      finish();
+      reject(signal?.reason);
+    };
+    const finish = () => {
+      poll.close();
+      signal?.removeEventListener("abort", onAbort);
+    };
+    signal?.addEventListener("abort", onAbort, { once: true });
+  });
+}
+
+/** One message or chunk into `into` when it comes; 0 at the end. */
+export async function recvAsync(fd: number, into: Buffer, signal?: AbortSignal): Promise<number> {
+  for (;;) {
+    try {
+      return recv(fd, into, MSG_DONTWAIT);
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.retryable)) throw error;
+    }
+    await waitReadable(fd, signal);
+  }
+}
+
+// ---- processes and namespaces
+
+/** A descriptor of the process, close-on-exec; readable once it has ended. */
+export function pidfdOpen(pid: number): number {
+  return check(libc().syscall(SYS_PIDFD_OPEN, pid, 0, 0, 0), `pidfd_open(${pid})`);
+}
+
+/** Our own, close-on-exec duplicate of another process's descriptor (needs PTRACE_MODE_ATTACH on it). */
+export function pidfdGetfd(pidfd: number, fd: number): number {
+  return check(libc().syscall(SYS_PIDFD_GETFD, pidfd, fd, 0, 0), `pidfd_getfd(${fd})`);
+}
+
+export function pidfdSendSignal(pidfd: number, signal: number): void {
+  check(libc().syscall(SYS_PIDFD_SEND_SIGNAL, pidfd, signal, 0, 0), `pidfd_send_signal(${signal})`);
+}
+
+/**
+ * Moves the *calling thread* into the namespace of `fd`. libuv's pool and other threads stay where they are: sockets are
+ * made by this thread, so that suffices for CLONE_NEWNET.
+ */
+export function setns(fd: number, flag: number): void {
+  check(libc().setns(fd, flag), "setns");
+}
+
+/** A new namespace for the calling thread, see {@link setns}. */
+export function unshare(flags: number): void {
+  check(libc().unshare(flags), "unshare");
+}
