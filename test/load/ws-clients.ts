@@ -1,0 +1,122 @@
+/**
+ * WebSocket clients for test/apps/chat: each sends numbered messages and checks every answer against what it sent.
+ * Started by load.ts inside the clients' network namespace; see protocol.ts.
+ */
+import { WebSocket } from "ws";
+import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts";
+import { GapMeter } from "./gaps.ts";
+import type { LoadOptions } from "./protocol.ts";
+
+class ChatClient implements LoadClient {
+  readonly gaps = new GapMeter(performance.now());
+  readonly #id: string;
+  readonly #socket: WebSocket;
+  readonly #tally: Tally;
+  readonly #window: number;
+  alive = true;
+  #closing = false;
+  #sent = 0;
+  #answered = 0;
+  /** by how much the application's count is ahead of ours; anything but 0 is its loss or repetition */
+  #countAhead = 0;
+  /** what the application's sum has to be after each message that is not answered yet, oldest first */
+  #sums: number[] = [];
+  #sum = 0;
+
+  constructor(id: string, socket: WebSocket, options: LoadOptions, tally: Tally) {
+    this.#id = id;
+    this.#socket = socket;
+    this.#tally = tally;
+    this.#window = options.window;
+    socket.on("message", (data) => this.#answer(JSON.parse(String(data))));
+    socket.on("error", (error) => this.#gone(error.message));
+    socket.on("close", (code) => this.#gone(`closed with ${code}`));
+  }
+
+  get unanswered(): number {
+    return this.#sent - this.#answered;
+  }
+
+  tick(): void {
+    if (this.unanswered >= this.#window) return;
+    this.#sent += 1;
+    const payload = (Math.random() * 2 ** 32) >>> 0;
+    this.#sum = (Math.imul(this.#sum, 31) + payload) >>> 0;
+    this.#sums.push(this.#sum);
+    this.#socket.send(`{"id":"${this.#id}","n":${this.#sent},"payload":${payload}}`);
+  }
+
+  pauseReading(): void {
+    this.#socket.pause();
+  }
+
+  resumeReading(): void {
+    this.#socket.resume();
+  }
+
+  close(): Promise<void> {
+    this.#closing = true;
+    return new Promise((done) => {
+      if (this.#socket.readyState === WebSocket.CLOSED) return done();
+      this.#socket.once("close", () => done());
+      this.#socket.close(1000);
+    });
+  }
+
+  #answer(answer: { n: number; count: number; sum: number }): void {
+    this.gaps.answer(performance.now());
+    this.#tally.messages += 1;
+    const skipped = answer.n - this.#answered - 1;
+    if (skipped < 0 || answer.n > this.#sent) {
+      this.#tally.repeated += 1;
+      noteProblem(this.#tally, `${this.#id}: answer ${answer.n} after ${this.#answered}, ${this.#sent} sent`);
+      return;
+    }
+    if (skipped > 0) {
+      this.#tally.lost += skipped;
+      noteProblem(this.#tally, `${this.#id}: answers ${this.#answered + 1} to ${answer.n - 1} never came`);
+    }
+    this.#answered = answer.n;
+    const sum = this.#sums.splice(0, skipped + 1).at(-1);
+    const ahead = answer.count - answer.n;
+    if (ahead !== this.#countAhead) {
+      if (ahead > this.#countAhead) this.#tally.repeated += ahead - this.#countAhead;
+      else this.#tally.lost += this.#countAhead - ahead;
+      noteProblem(this.#tally, `${this.#id}: the application counts ${answer.count} at message ${answer.n}`);
+      this.#countAhead = ahead;
+    } else if (ahead === 0 && answer.sum !== sum) {
+      this.#tally.corrupt += 1;
+      noteProblem(this.#tally, `${this.#id}: sum ${answer.sum} at message ${answer.n}, expected ${sum}`);
+    }
+  }
+
+  #gone(reason: string): void {
+    if (!this.alive) return;
+    this.alive = false;
+    if (this.#closing) return;
+    this.#tally.resets += 1;
+    noteProblem(this.#tally, `${this.#id}: ${reason}`);
+  }
+}
+
+function connect(index: number, options: LoadOptions, tally: Tally): Promise<LoadClient> {
+  const { address, port } = options.target;
+  const host = address.includes(":") ? `[${address}]` : address;
+  const id = `${process.pid}-${index}`;
+  return new Promise((resolve, reject) => {
+    const socket = new WebSocket(`ws://${host}:${port}/`, {
+      perMessageDeflate: false,
+      handshakeTimeout: 10_000,
+    });
+    const refused = (error: Error) =>
+      reject(new Error(`client ${index}: ${error.message}`, { cause: error }));
+    socket.once("error", refused);
+    socket.once("open", () => {
+      socket.off("error", refused);
+      resolve(new ChatClient(id, socket, options, tally));
+    });
+  });
+}
+
+await runLoad(connect);
+process.exit(0);
