@@ -1,0 +1,249 @@
+/**
+ * The store of an agent that is alone (`store: memory:`): nothing survives it, nobody else sees it. It says in
+ * TypeScript what `scripts.ts` says in Lua; one test runs both against each other.
+ */
+import {
+  assertRequest,
+  CANCELLED_MAX,
+  type Commit,
+  type Owned,
+  type Ownership,
+  type PutSessions,
+  type Reserve,
+  refusal,
+  type SessionRecord,
+  type Status,
+  type Step,
+  type Store,
+} from "./store.ts";
+
+interface Workload extends Ownership {
+  committed: string | null;
+  returned: string | null;
+  cancelled: string[];
+  top: number;
+}
+
+interface Expiring {
+  bytes: Buffer;
+  expiresAtMs: number;
+}
+
+interface StepRequest {
+  step: Step;
+  workload: string;
+  node?: string;
+  epoch?: number;
+  migration?: string;
+  target?: string;
+}
+
+export class MemoryStore implements Store {
+  readonly #workloads = new Map<string, Workload>();
+  readonly #bytes = new Map<string, Expiring>();
+  readonly #nowMs: () => number;
+
+  constructor(nowMs: () => number = () => performance.now()) {
+    this.#nowMs = nowMs;
+  }
+
+  async ping(): Promise<void> {}
+
+  async ownership(workload: string): Promise<Ownership | null> {
+    assertRequest({ workload });
+    return copy(this.#workloads.get(workload));
+  }
+
+  async claim(request: { workload: string; node: string }): Promise<Ownership> {
+    return this.#step({ step: "claim", ...request });
+  }
+
+  async reserve(request: Reserve): Promise<Ownership> {
+    return this.#step({ step: "reserve", ...request });
+  }
+
+  async cancel(request: { workload: string; migration: string }): Promise<Ownership> {
+    return this.#step({ step: "cancel", ...request });
+  }
+
+  async commit(request: Commit): Promise<Ownership> {
+    const before = this.#workloads.get(request.workload)?.committed;
+    const after = this.#step({ step: "commit", ...request });
+    if (before !== request.migration) {
+      this.#put(heldKey(request.workload, after.epoch), request.held, request.ttlMs);
+    }
+    return after;
+  }
+
+  async markReleased(request: Owned): Promise<Ownership> {
+    return this.#step({ step: "release", ...request });
+  }
+
+  async takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership> {
+    return this.#step({ step: "takeBack", ...request });
+  }
+
+  async held(request: { workload: string; epoch: number }): Promise<Buffer | null> {
+    assertRequest(request);
+    return this.#get(heldKey(request.workload, request.epoch));
+  }
+
+  async dropHeld(request: { workload: string; epoch: number }): Promise<void> {
+    assertRequest(request);
+    this.#bytes.delete(heldKey(request.workload, request.epoch));
+  }
+
+  async release(request: Owned): Promise<void> {
+    assertRequest(request);
+    if (!this.#workloads.has(request.workload)) return;
+    this.#step({ step: "remove", ...request });
+    this.#workloads.delete(request.workload);
+    this.#bytes.delete(heldKey(request.workload, request.epoch));
+    this.#bytes.delete(sessionsKey(request.workload));
+  }
+
+  async putSessions(request: PutSessions): Promise<void> {
+    this.#step({ step: "sessions", ...request });
+    this.#put(sessionsKey(request.workload), Buffer.from(JSON.stringify(request.sessions)), request.ttlMs);
+  }
+
+  async sessions(workload: string): Promise<SessionRecord[]> {
+    assertRequest({ workload });
+    const bytes = this.#get(sessionsKey(workload));
+    return bytes === null ? [] : (JSON.parse(bytes.toString()) as SessionRecord[]);
+  }
+
+  async close(): Promise<void> {
+    this.#workloads.clear();
+    this.#bytes.clear();
+  }
+
+  #step(request: StepRequest): Ownership {
+    assertRequest(request);
+    const before = this.#workloads.get(request.workload);
+    const { status, after } = transition(before, request);
+    const shown = copy(after);
+    if (status !== "ok" || after === undefined || shown === null) {
+      throw refusal(status, request.step, request.workload, shown);
+    }
+    if (request.step === "takeBack" && before?.state === "committed") {
+      this.#bytes.delete(heldKey(request.workload, before.epoch));
+    }
+    this.#workloads.set(request.workload, after);
+    return shown;
+  }
+
+  #put(key: string, bytes: Buffer, ttlMs: number): void {
+    this.#bytes.set(key, { bytes: Buffer.from(bytes), expiresAtMs: this.#nowMs() + ttlMs });
+  }
+
+  #get(key: string): Buffer | null {
+    const found = this.#bytes.get(key);
+    if (found === undefined) return null;
+    if (found.expiresAtMs > this.#nowMs()) return Buffer.from(found.bytes);
+    this.#bytes.delete(key);
+    return null;
+  }
+}
+
+/** One step on one record; never changes its argument. */
+function transition(
+  w: Workload | undefined,
+  request: StepRequest,
+): { status: Status; after: Workload | undefined } {
+  const { step, node = "", migration: id = "", target = "" } = request;
+  const same = (status: Status) => ({ status, after: w });
+  if (step === "claim") {
+    if (w !== undefined) return same("ok");
+    const fresh = { committed: null, returned: null, cancelled: [], top: 1 };
+    return {
+      status: "ok",
+      after: { owner: node, epoch: 1, state: "released", previous: null, migration: null, ...fresh },
+    };
+  }
+  if (w === undefined) return same("absent");
+  const mine = w.owner === node && w.epoch === request.epoch;
+  const wasCancelled = w.cancelled.includes(id);
+  const cancelled = wasCancelled ? w.cancelled : [...w.cancelled, id].slice(-CANCELLED_MAX);
+  switch (step) {
+    case "read":
+      return same("ok");
+    case "reserve": {
+      if (!mine || w.state !== "released" || wasCancelled) return same("fenced");
+      if (w.migration !== null) {
+        return same(w.migration.id === id && w.migration.target === target ? "ok" : "busy");
+      }
+      const top = w.top + 1;
+      return { status: "ok", after: { ...w, top, migration: { id, target, epoch: top } } };
+    }
+    case "cancel":
+      if (w.committed === id) return same("ok");
+      return {
+        status: "ok",
+        after: { ...w, cancelled, migration: w.migration?.id === id ? null : w.migration },
+      };
+    case "commit":
+      if (w.committed === id) return same("ok");
+      if (!mine || w.migration?.id !== id) return same("fenced");
+      return {
+        status: "ok",
+        after: {
+          ...w,
+          previous: node,
+          owner: w.migration.target,
+          epoch: w.migration.epoch,
+          state: "committed",
+          committed: id,
+        },
+      };
+    case "release":
+      if (!mine) return same("fenced");
+      if (w.state === "released") return same("ok");
+      return { status: "ok", after: { ...w, state: "released", migration: null } };
+    case "takeBack": {
+      if (w.returned === id && w.owner === node) return same("ok");
+      const undoes = w.state === "committed" && w.migration?.id === id && w.previous === node;
+      const keeps =
+        w.owner === node &&
+        w.state === "released" &&
+        w.committed !== id &&
+        (w.migration === null ? wasCancelled : w.migration.id === id);
+      if (!undoes && !keeps) return same("fenced");
+      const top = w.top + 1;
+      const undone = undoes ? { previous: w.owner, committed: null } : {};
+      return {
+        status: "ok",
+        after: {
+          ...w,
+          ...undone,
+          owner: node,
+          epoch: top,
+          top,
+          state: "released",
+          migration: null,
+          returned: id,
+          cancelled,
+        },
+      };
+    }
+    case "remove":
+      if (!mine) return same("fenced");
+      return same(w.migration === null ? "ok" : "busy");
+    case "sessions":
+      return same(mine ? "ok" : "fenced");
+  }
+}
+
+function copy(w: Workload | undefined): Ownership | null {
+  if (w === undefined) return null;
+  const { owner, epoch, state, previous, migration } = w;
+  return { owner, epoch, state, previous, migration: migration === null ? null : { ...migration } };
+}
+
+function heldKey(workload: string, epoch: number): string {
+  return `${workload}:held:${epoch}`;
+}
+
+function sessionsKey(workload: string): string {
+  return `${workload}:sessions`;
+}

@@ -1,0 +1,328 @@
+/**
+ * The store in Redis: one server, a Sentinel group or a Cluster. The only file that talks to Redis.
+ *
+ *   hf:{WORKLOAD}:owner         hash, see scripts.ts
+ *   hf:{WORKLOAD}:held:<epoch>  bytes sealed by the caller, with expiry
+ *   hf:{WORKLOAD}:sessions      JSON array, with expiry
+ *
+ * What can go wrong is told apart, because the next step of a migration depends on it:
+ *   STORE_UNREACHABLE  the request was not carried out (or only read)
+ *   STORE_UNKNOWN      a change was sent and no answer came: it may have happened. Repeat it, or `cancel`/`takeBack`.
+ * A call is over within `callMs`, whatever Redis does. There is no queue of calls for later: reconnecting is the client's
+ * business, repeating a call is the caller's. Replication in Redis is asynchronous, so a fail-over may forget the last
+ * writes; whoever receives a command checks its epoch too.
+ */
+import { Cluster, Redis } from "ioredis";
+import * as z from "zod";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { OWNERSHIP_KEYS, OWNERSHIP_SCRIPT } from "./scripts.ts";
+import {
+  assertRequest,
+  type Commit,
+  corrupt,
+  type Owned,
+  type Ownership,
+  ownershipSchema,
+  type PutSessions,
+  type Reserve,
+  refusal,
+  type SessionRecord,
+  type Status,
+  type Step,
+  type Store,
+  sessionsSchema,
+} from "./store.ts";
+
+export interface RedisAddress {
+  host: string;
+  port: number;
+}
+
+export interface RedisTarget {
+  servers: RedisAddress[];
+  kind: { type: "single"; db: number } | { type: "sentinel"; name: string; db: number } | { type: "cluster" };
+  username?: string;
+  password?: string;
+  tls: boolean;
+}
+
+export interface RedisStoreOptions {
+  /** a call settles within this, default 500 */
+  callMs?: number;
+  /** told once when Redis is lost and once when it is back */
+  onDown?(reason: string): void;
+  onUp?(): void;
+}
+
+const CALL_MS = 500;
+const RECONNECT_MS_MIN = 50;
+const RECONNECT_MS_MAX = 1_000;
+
+type Scripted = { ownershipStep(...args: (string | Buffer)[]): Promise<unknown> };
+type Client = (Redis | Cluster) & Scripted;
+
+const replySchema = z
+  .tuple([z.enum(["ok", "fenced", "busy", "absent", "corrupt"] satisfies Status[])])
+  .rest(z.string());
+
+export class RedisStore implements Store {
+  readonly #client: Client;
+  readonly #callMs: number;
+  readonly #where: string;
+  #reason = "no connection yet";
+  #down = false;
+
+  constructor(target: RedisTarget, options: RedisStoreOptions = {}) {
+    this.#callMs = options.callMs ?? CALL_MS;
+    this.#where = target.servers.map(({ host, port }) => `${host}:${port}`).join(",");
+    this.#client = connect(target, this.#callMs) as Client;
+    this.#client.defineCommand("ownershipStep", { numberOfKeys: OWNERSHIP_KEYS, lua: OWNERSHIP_SCRIPT });
+    const lost = (reason: string) => {
+      this.#reason = reason;
+      if (this.#down) return;
+      this.#down = true;
+      options.onDown?.(`Redis at ${this.#where}: ${reason}`);
+    };
+    // Without a listener an 'error' event would end the process.
+    this.#client.on("error", (error: Error) => lost(messageOf(error)));
+    this.#client.on("close", () => lost(this.#down ? this.#reason : "connection closed"));
+    this.#client.on("ready", () => {
+      if (this.#down) options.onUp?.();
+      this.#down = false;
+    });
+  }
+
+  async ping(): Promise<void> {
+    await this.#run("ping", false, () => this.#client.ping());
+  }
+
+  async ownership(workload: string): Promise<Ownership | null> {
+    const { status, found } = await this.#tryStep("read", { workload });
+    return status === "absent" ? null : found;
+  }
+
+  async claim(request: { workload: string; node: string }): Promise<Ownership> {
+    return this.#step("claim", request);
+  }
+
+  async reserve(request: Reserve): Promise<Ownership> {
+    return this.#step("reserve", request);
+  }
+
+  async cancel(request: { workload: string; migration: string }): Promise<Ownership> {
+    return this.#step("cancel", request);
+  }
+
+  async commit(request: Commit): Promise<Ownership> {
+    return this.#step("commit", request, request.held);
+  }
+
+  async markReleased(request: Owned): Promise<Ownership> {
+    return this.#step("release", request);
+  }
+
+  async takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership> {
+    return this.#step("takeBack", request);
+  }
+
+  async held(request: { workload: string; epoch: number }): Promise<Buffer | null> {
+    assertRequest(request);
+    const key = heldKey(request.workload, request.epoch);
+    return this.#run("held", false, () => this.#client.getBuffer(key), key);
+  }
+
+  async dropHeld(request: { workload: string; epoch: number }): Promise<void> {
+    assertRequest(request);
+    const key = heldKey(request.workload, request.epoch);
+    await this.#run("dropHeld", true, () => this.#client.del(key), key);
+  }
+
+  async release(request: Owned): Promise<void> {
+    const { status, found } = await this.#tryStep("remove", request);
+    if (status !== "ok" && status !== "absent") throw refusal(status, "remove", request.workload, found);
+  }
+
+  async putSessions(request: PutSessions): Promise<void> {
+    await this.#step("sessions", request, Buffer.from(JSON.stringify(request.sessions)));
+  }
+
+  async sessions(workload: string): Promise<SessionRecord[]> {
+    assertRequest({ workload });
+    const key = sessionsKey(workload);
+    const text = await this.#run("sessions", false, () => this.#client.get(key), key);
+    if (text === null) return [];
+    let value: unknown;
+    try {
+      value = JSON.parse(text);
+    } catch {
+      throw corrupt(key, "not JSON");
+    }
+    const checked = sessionsSchema.safeParse(value);
+    if (!checked.success) throw corrupt(key, "not a list of sessions");
+    return checked.data;
+  }
+
+  /** Calls still under way end with an error. */
+  async close(): Promise<void> {
+    this.#client.disconnect();
+  }
+
+  async #step(step: Step, request: StepRequest, payload?: Buffer): Promise<Ownership> {
+    const { status, found } = await this.#tryStep(step, request, payload);
+    if (status !== "ok" || found === null) throw refusal(status, step, request.workload, found);
+    return found;
+  }
+
+  async #tryStep(
+    step: Step,
+    request: StepRequest,
+    payload?: Buffer,
+  ): Promise<{ status: Status; found: Ownership | null }> {
+    assertRequest(request);
+    const { workload, node = "", epoch = "", migration = "", target = "", ttlMs = "" } = request;
+    const key = ownerKey(workload);
+    const keys = [key, heldKey(workload, ""), sessionsKey(workload)];
+    const args = [step, node, `${epoch}`, migration, target, `${ttlMs}`, payload ?? ""];
+    const reply = await this.#run(
+      step,
+      step !== "read",
+      () => this.#client.ownershipStep(...keys, ...args),
+      key,
+    );
+    return readReply(key, reply);
+  }
+
+  /** @throws HoldfastError, always one of ours, at most `callMs` from now */
+  async #run<T>(what: string, changes: boolean, send: () => Promise<T>, key?: string): Promise<T> {
+    const deadlineMs = performance.now() + this.#callMs;
+    await this.#ready(what, deadlineMs);
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_resolve, reject) => {
+      const leftMs = Math.max(1, deadlineMs - performance.now());
+      timer = setTimeout(() => reject(new Error(`no answer within ${this.#callMs} ms`)), leftMs);
+    });
+    try {
+      return await Promise.race([send(), late]);
+    } catch (error) {
+      throw this.#explain(what, changes, error as Error, key);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #ready(what: string, deadlineMs: number): Promise<void> {
+    if (this.#client.status === "ready") return;
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    const onReady = () => resolve(true);
+    this.#client.once("ready", onReady);
+    const timer = setTimeout(() => resolve(false), deadlineMs - performance.now());
+    if (this.#client.status === "end") resolve(false);
+    const ready = await promise;
+    clearTimeout(timer);
+    this.#client.off("ready", onReady);
+    if (!ready) throw this.#unreachable(what, this.#reason);
+  }
+
+  #explain(what: string, changes: boolean, error: Error, key: string | undefined): HoldfastError {
+    const text = messageOf(error);
+    if (error.name === "ReplyError") {
+      if (key !== undefined && text.startsWith("WRONGTYPE")) return corrupt(key, "another type of key");
+      return this.#unreachable(what, `it answers ${text}`, !/^(NOAUTH|WRONGPASS|NOPERM)/.test(text));
+    }
+    if (!changes || /enableOfflineQueue/.test(text)) return this.#unreachable(what, text);
+    return new HoldfastError(
+      `Redis at ${this.#where}: ${what} was sent and not answered (${text}): it may or may not have happened`,
+      { code: "STORE_UNKNOWN", source: "store", retryable: true },
+    );
+  }
+
+  #unreachable(what: string, reason: string, retryable = true): HoldfastError {
+    return new HoldfastError(`Redis at ${this.#where} cannot be used, ${what} was not done: ${reason}`, {
+      code: "STORE_UNREACHABLE",
+      source: "store",
+      retryable,
+    });
+  }
+}
+
+type StepRequest = {
+  workload: string;
+  node?: string;
+  epoch?: number;
+  migration?: string;
+  target?: string;
+  ttlMs?: number;
+};
+
+function connect(target: RedisTarget, callMs: number): Redis | Cluster {
+  const retryStrategy = (attempt: number) =>
+    Math.min(RECONNECT_MS_MIN * 2 ** Math.min(attempt - 1, 10), RECONNECT_MS_MAX);
+  const common = {
+    ...(target.username === undefined ? {} : { username: target.username }),
+    ...(target.password === undefined ? {} : { password: target.password }),
+    ...(target.tls ? { tls: {} } : {}),
+    connectTimeout: 2 * callMs,
+    // A server that is gone without a word (a lost node) would keep the connection "up" for a quarter of an hour.
+    socketTimeout: 2 * callMs,
+    // In-flight calls fail at once when the connection is lost, and are never sent again behind the caller's back.
+    maxRetriesPerRequest: 0,
+    autoResendUnfulfilledCommands: false,
+    // After a fail-over the old master answers READONLY: ask Sentinel or the Cluster again.
+    reconnectOnError: (error: Error) => (error.message.startsWith("READONLY") ? (1 as const) : false),
+  };
+  const { kind, servers } = target;
+  switch (kind.type) {
+    case "single": {
+      const { host, port } = servers[0] as RedisAddress;
+      return new Redis({ ...common, host, port, db: kind.db, retryStrategy, enableOfflineQueue: false });
+    }
+    case "sentinel":
+      return new Redis({
+        ...common,
+        sentinels: servers,
+        name: kind.name,
+        db: kind.db,
+        retryStrategy,
+        sentinelRetryStrategy: retryStrategy,
+        enableOfflineQueue: false,
+        failoverDetector: true,
+      });
+    case "cluster":
+      return new Cluster(servers, {
+        redisOptions: common,
+        enableOfflineQueue: false,
+        clusterRetryStrategy: retryStrategy,
+        maxRedirections: 5,
+        slotsRefreshTimeout: 2 * callMs,
+      });
+  }
+}
+
+function readReply(key: string, reply: unknown): { status: Status; found: Ownership | null } {
+  const parsed = replySchema.safeParse(reply);
+  if (!parsed.success) throw corrupt(key, "the script's answer cannot be read");
+  const [status, owner, epoch, state, previous, id, target, migrationEpoch] = parsed.data;
+  if (status === "corrupt") throw corrupt(key, "fields are missing or contradict each other");
+  if (owner === undefined) return { status, found: null };
+  const record = ownershipSchema.safeParse({
+    owner,
+    epoch: Number(epoch),
+    state,
+    previous: previous === "" ? null : previous,
+    migration: id === "" ? null : { id, target, epoch: Number(migrationEpoch) },
+  });
+  if (!record.success) throw corrupt(key, `field ${record.error.issues[0]?.path.join(".")}`);
+  return { status, found: record.data };
+}
+
+function ownerKey(workload: string): string {
+  return `hf:{${workload}}:owner`;
+}
+
+function heldKey(workload: string, epoch: number | ""): string {
+  return `hf:{${workload}}:held:${epoch}`;
+}
+
+function sessionsKey(workload: string): string {
+  return `hf:{${workload}}:sessions`;
+}

@@ -1,0 +1,124 @@
+/**
+ * The one Lua script behind every change of ownership: a single EVALSHA compares owner, epoch and migration, and writes.
+ *
+ * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:sessions
+ * ARGV    step, node, epoch, migration, target, ttlMs, payload
+ * answer  status, owner, epoch, state, previous, migration id, its target, its epoch (strings, "" for none)
+ *
+ * The key of held bytes is made from KEYS[2] and the epoch in the record, which the caller would have to fetch first;
+ * all keys share the hash tag {W}, so in a Cluster they live together. `memory.ts` says the same in TypeScript and one
+ * test runs both: change them together.
+ */
+import { CANCELLED_MAX } from "./store.ts";
+
+export const OWNERSHIP_KEYS = 3;
+
+export const OWNERSHIP_SCRIPT = `
+local step, node, epochArg, id, target, ttlMs, payload = unpack(ARGV)
+local r = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'state', 'previous', 'mid', 'mtarget', 'mepoch',
+  'committed', 'returned', 'cancelled', 'top')
+local exists = redis.call('EXISTS', KEYS[1]) == 1
+
+local function text(v) return v or '' end
+local function number(v)
+  if type(v) == 'string' and #v <= 15 and string.match(v, '^[1-9]%d*$') then return tonumber(v) end
+  return nil
+end
+local function decimal(n) return string.format('%.0f', n) end
+
+local owner, epoch, state, previous = text(r[1]), number(r[2]), text(r[3]), text(r[4])
+local mid, mtarget, mepoch = text(r[5]), text(r[6]), number(r[7]) or 0
+local committed, returned, cancelled, top = text(r[8]), text(r[9]), text(r[10]), number(r[11])
+
+if exists and (owner == '' or not epoch or not top or top < epoch or (state ~= 'released' and state ~= 'committed')
+    or (mid ~= '' and (mtarget == '' or mepoch == 0)) or (state == 'committed' and mid == '')) then
+  return {'corrupt'}
+end
+
+local function answer(status)
+  if not exists then return {status} end
+  return {status, owner, decimal(epoch), state, previous, mid, mtarget, decimal(mepoch)}
+end
+local function save()
+  exists = true
+  redis.call('HSET', KEYS[1], 'owner', owner, 'epoch', decimal(epoch), 'state', state, 'previous', previous,
+    'mid', mid, 'mtarget', mtarget, 'mepoch', decimal(mepoch), 'committed', committed, 'returned', returned,
+    'cancelled', cancelled, 'top', decimal(top))
+  return answer('ok')
+end
+local function clear() mid, mtarget, mepoch = '', '', 0 end
+local function wasCancelled() return string.find(',' .. cancelled .. ',', ',' .. id .. ',', 1, true) ~= nil end
+local function rememberCancelled()
+  if wasCancelled() then return end
+  local kept = {}
+  for one in string.gmatch(cancelled, '[^,]+') do kept[#kept + 1] = one end
+  kept[#kept + 1] = id
+  while #kept > ${CANCELLED_MAX} do table.remove(kept, 1) end
+  cancelled = table.concat(kept, ',')
+end
+local mine = exists and owner == node and decimal(epoch) == epochArg
+
+if step == 'read' then
+  return answer(exists and 'ok' or 'absent')
+end
+if step == 'claim' then
+  if exists then return answer('ok') end
+  owner, epoch, state, top = node, 1, 'released', 1
+  return save()
+end
+if not exists then return answer('absent') end
+
+if step == 'reserve' then
+  if not mine or state ~= 'released' or wasCancelled() then return answer('fenced') end
+  if mid ~= '' then return answer((mid == id and mtarget == target) and 'ok' or 'busy') end
+  top = top + 1
+  mid, mtarget, mepoch = id, target, top
+  return save()
+end
+if step == 'cancel' then
+  if committed == id then return answer('ok') end
+  if mid == id then clear() end
+  rememberCancelled()
+  return save()
+end
+if step == 'commit' then
+  if committed == id then return answer('ok') end
+  if not mine or mid ~= id then return answer('fenced') end
+  previous, owner, epoch, state, committed = node, mtarget, mepoch, 'committed', id
+  redis.call('SET', KEYS[2] .. decimal(epoch), payload, 'PX', ttlMs)
+  return save()
+end
+if step == 'release' then
+  if not mine then return answer('fenced') end
+  if state == 'released' then return answer('ok') end
+  state = 'released'
+  clear()
+  return save()
+end
+if step == 'takeBack' then
+  if returned == id and owner == node then return answer('ok') end
+  if state == 'committed' and mid == id and previous == node then
+    redis.call('DEL', KEYS[2] .. decimal(epoch))
+    previous, committed = owner, ''
+  elseif not (owner == node and state == 'released' and committed ~= id and (mid == id or (mid == '' and wasCancelled()))) then
+    return answer('fenced')
+  end
+  top = top + 1
+  owner, epoch, state, returned = node, top, 'released', id
+  clear()
+  rememberCancelled()
+  return save()
+end
+if step == 'remove' then
+  if not mine then return answer('fenced') end
+  if mid ~= '' then return answer('busy') end
+  redis.call('DEL', KEYS[1], KEYS[3], KEYS[2] .. decimal(epoch))
+  return answer('ok')
+end
+if step == 'sessions' then
+  if not mine then return answer('fenced') end
+  redis.call('SET', KEYS[3], payload, 'PX', ttlMs)
+  return answer('ok')
+end
+return redis.error_reply('unknown step ' .. step)
+`;

@@ -1,0 +1,172 @@
+/**
+ * What the project asks of a store, whoever keeps it: who owns a workload, what was held in a cutover, the registry of
+ * sessions. Implementations: `redis.ts` (nodes share it) and `memory.ts` (one agent alone). The data path never waits
+ * for it.
+ *
+ *              claim            reserve           commit             markReleased
+ *   (absent) ────────▶ released ───────▶ released ───────▶ committed ───────────▶ released
+ *                      A @ 1     ▲       A @ 1             B @ 2        B @ 2
+ *                                │       → B @ 2             │
+ *                                ├───────── cancel ──┘       │
+ *                                └── A @ 3 ───── takeBack ───┘
+ *
+ * Epochs only rise, and a number is given out once: a migration that was cancelled leaves a gap, so always use
+ * `migration.epoch` and never count yourself. Each of the steps is atomic. `commit`, `markReleased`, `cancel`, `takeBack`,
+ * `reserve` and `claim` may be repeated when their outcome is unknown.
+ */
+import assert from "node:assert/strict";
+import * as z from "zod";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+export interface Ownership {
+  /** node name */
+  owner: string;
+  epoch: number;
+  /** committed: the move is decided, and the target has not yet let the workload go on */
+  state: "released" | "committed";
+  /** the node that had it before the last move */
+  previous: string | null;
+  /** reserved (state released) or decided (state committed): `epoch` is the target's */
+  migration: { id: string; target: string; epoch: number } | null;
+}
+
+export interface SessionRecord {
+  id: string;
+  [field: string]: unknown;
+}
+
+export interface Store {
+  /** @throws HoldfastError `STORE_UNREACHABLE` */
+  ping(): Promise<void>;
+  ownership(workload: string): Promise<Ownership | null>;
+  /** Creates `{owner: node, epoch: 1, released}` where there is nothing, else returns what is there. */
+  claim(request: { workload: string; node: string }): Promise<Ownership>;
+  /** @throws `STORE_FENCED` (not owner at that epoch, or this migration was cancelled), `STORE_BUSY` (another one) */
+  reserve(request: Reserve): Promise<Ownership>;
+  /** Not committed: never will be. Committed: changes nothing; look at `owner`. */
+  cancel(request: { workload: string; migration: string }): Promise<Ownership>;
+  /** Ownership and held bytes in one step. @throws `STORE_FENCED` */
+  commit(request: Commit): Promise<Ownership>;
+  /** The target lets the workload go on: from here nothing can be taken back. @throws `STORE_FENCED` */
+  markReleased(request: Owned): Promise<Ownership>;
+  /**
+   * The source goes on, at an epoch above every one given out. @throws `STORE_FENCED` when the target has released, or
+   * this migration is none of ours
+   */
+  takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership>;
+  held(request: { workload: string; epoch: number }): Promise<Buffer | null>;
+  dropHeld(request: { workload: string; epoch: number }): Promise<void>;
+  /** Forgets the workload. Nothing there: nothing to do. @throws `STORE_FENCED`, `STORE_BUSY` (a migration is under way) */
+  release(request: Owned): Promise<void>;
+  /** The whole registry of one workload, in one write. @throws `STORE_FENCED` */
+  putSessions(request: PutSessions): Promise<void>;
+  sessions(workload: string): Promise<SessionRecord[]>;
+  close(): Promise<void>;
+}
+
+export interface Owned {
+  workload: string;
+  node: string;
+  epoch: number;
+}
+export interface Reserve extends Owned {
+  /** chosen by the caller, unique */
+  migration: string;
+  target: string;
+}
+export interface Commit extends Owned {
+  migration: string;
+  held: Buffer;
+  /** the held bytes vanish after this */
+  ttlMs: number;
+}
+export interface PutSessions extends Owned {
+  sessions: readonly { readonly id: string }[];
+  ttlMs: number;
+}
+
+/** How a step on the ownership record ended, the same in Lua and in memory. */
+export type Status = "ok" | "fenced" | "busy" | "absent" | "corrupt";
+
+export type Step =
+  | "read"
+  | "claim"
+  | "reserve"
+  | "cancel"
+  | "commit"
+  | "release"
+  | "takeBack"
+  | "remove"
+  | "sessions";
+
+export const NODE_NAME = /^[a-z0-9-]{1,40}$/;
+export const MIGRATION_ID = /^[A-Za-z0-9._:-]{1,64}$/;
+/** of the last migrations that were cancelled, the ids kept so that a late commit or reserve is known */
+export const CANCELLED_MAX = 8;
+
+const name = z.string().regex(NODE_NAME);
+const epoch = z.number().int().min(1).max(Number.MAX_SAFE_INTEGER);
+
+export const ownershipSchema: z.ZodType<Ownership> = z.strictObject({
+  owner: name,
+  epoch,
+  state: z.enum(["released", "committed"]),
+  previous: name.nullable(),
+  migration: z.strictObject({ id: z.string().regex(MIGRATION_ID), target: name, epoch }).nullable(),
+});
+
+export const sessionsSchema: z.ZodType<SessionRecord[]> = z
+  .array(z.looseObject({ id: z.string().min(1).max(200) }))
+  .max(1_000_000);
+
+/** Callers' mistakes, not the store's: these strings become keys and fields. */
+export function assertRequest(request: {
+  workload: string;
+  node?: string;
+  target?: string;
+  migration?: string;
+  epoch?: number;
+  ttlMs?: number;
+}): void {
+  assert.match(request.workload, NODE_NAME);
+  if (request.node !== undefined) assert.match(request.node, NODE_NAME);
+  if (request.target !== undefined) assert.match(request.target, NODE_NAME);
+  if (request.node !== undefined)
+    assert.notEqual(request.node, request.target, "a workload moves to another node");
+  if (request.migration !== undefined) assert.match(request.migration, MIGRATION_ID);
+  if (request.epoch !== undefined) assert.ok(Number.isSafeInteger(request.epoch) && request.epoch > 0);
+  if (request.ttlMs !== undefined) assert.ok(Number.isSafeInteger(request.ttlMs) && request.ttlMs > 0);
+}
+
+/** The error for a step that was refused. */
+export function refusal(
+  status: Status,
+  step: Step,
+  workload: string,
+  found: Ownership | null,
+): HoldfastError {
+  const now =
+    found === null
+      ? "the store has no record of it"
+      : `it belongs to node ${found.owner} at epoch ${found.epoch} (${found.state})` +
+        (found.migration === null ? "" : `, migration ${found.migration.id} to ${found.migration.target}`);
+  const busy = status === "busy";
+  return new HoldfastError(
+    `workload ${workload}: ${step} refused: ${busy ? "a migration is under way, " : ""}${now}`,
+    {
+      code: busy ? "STORE_BUSY" : "STORE_FENCED",
+      source: "store",
+      retryable: busy,
+    },
+  );
+}
+
+export function corrupt(key: string, what: string): HoldfastError {
+  return new HoldfastError(
+    `key ${key} in the store is damaged: ${what}. Look at it; delete it if nothing of it is needed`,
+    {
+      code: "STORE_CORRUPT",
+      source: "store",
+    },
+  );
+}
