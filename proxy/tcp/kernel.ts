@@ -132,6 +132,7 @@ interface Libc {
   bind: Call;
   connect: Call;
   listen: Call;
+  accept4: Call;
   getsockname: Call;
   getpeername: Call;
   setsockopt: Call;
@@ -165,6 +166,7 @@ function libc(): Libc {
     bind: call("int bind(int, const void *, uint32_t)"),
     connect: call("int connect(int, const void *, uint32_t)"),
     listen: call("int listen(int, int)"),
+    accept4: call("int accept4(int, void *, void *, int)"),
     getsockname: call("int getsockname(int, void *, void *)"),
     getpeername: call("int getpeername(int, void *, void *)"),
     setsockopt: call("int setsockopt(int, int, int, const void *, uint32_t)"),
@@ -190,7 +192,8 @@ function libc(): Libc {
 
 const errnoNames = new Map<number, string>();
 
-function errnoName(errno: number): string {
+/** "ENOENT" for 2; `ERRNO_n` where Node knows no name. */
+export function errnoName(errno: number): string {
   if (errnoNames.size === 0) {
     for (const [name, value] of Object.entries(constants.errno)) {
       if (!errnoNames.has(value)) errnoNames.set(value, name);
@@ -346,6 +349,11 @@ export function bindRaw(fd: number, address: Buffer): void {
 
 export function listen(fd: number, backlog: number): void {
   check(libc().listen(fd, backlog), "listen");
+}
+
+/** `flags`: SOCK_NONBLOCK, SOCK_CLOEXEC */
+export function accept(fd: number, flags: number): number {
+  return check(libc().accept4(fd, null, null, flags), "accept4");
 }
 
 export function getsockname(fd: number): Endpoint {
