@@ -1,0 +1,397 @@
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, describe, test } from "node:test";
+import fc from "fast-check";
+import { parse, stringify } from "yaml";
+import { formatEndpoint, LIMITS, loadConfig, parseConfig, parseEndpoint } from "#control/cli/config.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "holdfast-config-"));
+const key = randomBytes(32);
+writeFileSync(join(folder, "key"), key, { mode: 0o600 });
+const file = join(folder, "a.yaml");
+after(() => rmSync(folder, { recursive: true }));
+
+const good = `
+node: a
+store: redis://10.99.0.1:6379
+listen: 10.99.0.2:7400
+peers: { b: 10.99.0.3:7400 }
+stateDir: /var/lib/holdfast/a
+key: file:${folder}/key
+workloads:
+  - name: chat
+    start: true
+    container:
+      command: [node, server.js]
+      cwd: /srv/chat
+      env: { PORT: "9000" }
+      rootfs: host
+      mounts: [{ source: /data/chat, target: /data, shared: true }]
+    ports: [{ listen: 8080, upstream: "127.0.0.1:9000" }]
+    vip: { address: 10.99.0.50/24, device: eth0 }
+`;
+
+// biome-ignore lint/suspicious/noExplicitAny: tests break the file in every possible place.
+type Raw = any;
+
+function changed(change: (raw: Raw) => void): string {
+  const raw: Raw = parse(good);
+  change(raw);
+  return stringify(raw);
+}
+
+describe("the agent's configuration", () => {
+  test("the documented file, with its defaults", () => {
+    writeFileSync(file, good);
+    assert.deepEqual(loadConfig(file), {
+      file,
+      node: "a",
+      store: "redis://10.99.0.1:6379",
+      listen: { address: "10.99.0.2", port: 7400 },
+      peers: { b: { address: "10.99.0.3", port: 7400 } },
+      stateDir: "/var/lib/holdfast/a",
+      socket: "/var/lib/holdfast/a/agent.sock",
+      key,
+      workloads: [
+        {
+          name: "chat",
+          start: true,
+          container: {
+            command: ["node", "server.js"],
+            cwd: "/srv/chat",
+            env: { PORT: "9000" },
+            rootfs: "host",
+            mounts: [{ source: "/data/chat", target: "/data", shared: true, readonly: false }],
+          },
+          bundle: null,
+          ports: [{ listen: 8080, upstream: { address: "127.0.0.1", port: 9000 } }],
+          vip: { address: "10.99.0.50", prefix: 24, device: "eth0" },
+          downstream: "takeover",
+          listenAddress: "10.99.0.50",
+          outbound: "close",
+          limits: LIMITS,
+        },
+      ],
+      admin: null,
+      metrics: null,
+    });
+  });
+
+  test("relay, a bundle, limits, IPv6, and a key in hex next to the file", () => {
+    writeFileSync(join(folder, "hex"), `${key.toString("hex")}\n`, { mode: 0o640 });
+    const config = parseConfig(
+      changed((raw) => {
+        raw.key = "file:hex";
+        raw.listen = "[fd00::2]:7400";
+        raw.admin = "[::1]:7401";
+        raw.metrics = "0.0.0.0:9400";
+        const [chat] = raw.workloads;
+        delete chat.vip;
+        delete chat.container;
+        chat.bundle = "/srv/bundle";
+        chat.limits = { deadlineMs: 5000 };
+        chat.ports[0].upstream = "[::1]:9000";
+      }),
+      file,
+    );
+    assert.deepEqual(config.key, key);
+    const [chat] = config.workloads;
+    assert.equal(chat?.downstream, "relay");
+    assert.equal(chat?.listenAddress, "fd00::2");
+    assert.deepEqual(chat?.limits, { ...LIMITS, deadlineMs: 5000 });
+    assert.deepEqual(config.admin, { address: "::1", port: 7401 });
+  });
+
+  const bad: [name: string, change: (raw: Raw) => void, message: string | RegExp][] = [
+    [
+      "no node",
+      (r) => delete r.node,
+      "node: expected a name of 1-40 small letters, digits and dashes, got nothing",
+    ],
+    ["node name", (r) => (r.node = "A!"), /^node: expected a name .*, got "A!"$/],
+    ["unknown key", (r) => (r.storage = 1), "storage: unknown key"],
+    [
+      "unknown key below",
+      (r) => (r.workloads[0].ports[0].port = 1),
+      "workloads[0].ports[0].port: unknown key",
+    ],
+    [
+      "unknown limit",
+      (r) => (r.workloads[0].limits = { deadline: 1 }),
+      "workloads[0].limits.deadline: unknown key",
+    ],
+    [
+      "port as text",
+      (r) => (r.workloads[0].ports[0].listen = "x"),
+      'workloads[0].ports[0].listen: expected a port number 1-65535, got "x"',
+    ],
+    ["port 0", (r) => (r.workloads[0].ports[0].listen = 0), /listen: expected a port number 1-65535, got 0$/],
+    ["port 1.5", (r) => (r.workloads[0].ports[0].listen = 1.5), /expected a port number 1-65535, got 1.5$/],
+    [
+      "no ports",
+      (r) => (r.workloads[0].ports = []),
+      /ports: expected a list of 1-64 ports, got an empty list$/,
+    ],
+    [
+      "upstream without port",
+      (r) => (r.workloads[0].ports[0].upstream = "127.0.0.1"),
+      /upstream: expected IP:PORT/,
+    ],
+    [
+      "upstream elsewhere",
+      (r) => (r.workloads[0].ports[0].upstream = "8.8.8.8:53"),
+      /expected an address of this node/,
+    ],
+    [
+      "upstream is our own listener",
+      (r) => (r.workloads[0].ports[0].upstream = "10.99.0.50:8080"),
+      /where Holdfast listens itself/,
+    ],
+    ["store", (r) => (r.store = "http://x"), /^store: expected memory:, redis:/],
+    ["store with a password", (r) => (r.store = "redis://u:hunter2@h:x"), /^store: expected HOST:PORT/],
+    [
+      "memory store with peers",
+      (r) => (r.store = "memory:"),
+      /^store: expected a Redis .* got memory: together/,
+    ],
+    ["listen everywhere", (r) => (r.listen = "0.0.0.0:7400"), /^listen: expected the address other nodes/],
+    ["itself as peer", (r) => (r.peers.a = "10.99.0.9:1"), "peers.a: expected other nodes, got this one"],
+    ["peer name", (r) => (r.peers = { "B!": "10.99.0.9:1" }), /^peers\."B!": expected a name of 1-40/],
+    ["peer at our address", (r) => (r.peers.b = "10.99.0.2:7400"), /^peers.b: .*which listen has$/],
+    [
+      "relative state",
+      (r) => (r.stateDir = "state"),
+      'stateDir: expected the absolute path of a folder of this agent\'s own, got "state"',
+    ],
+    ["long state", (r) => (r.stateDir = `/${"x".repeat(100)}`), /at most 70 characters/],
+    ["key without file:", (r) => (r.key = "secret"), /^key: expected file:PATH/],
+    ["key absent", (r) => (r.key = "file:/nowhere/key"), /^key: expected a file with 32 bytes: ENOENT/],
+    ["key is a folder", (r) => (r.key = "file:/tmp"), /^key: .*not a file/],
+    [
+      "two names",
+      (r) => r.workloads.push({ ...r.workloads[0], vip: undefined }),
+      /^workloads\[1\].name: .*"chat" again/,
+    ],
+    [
+      "two workloads on one port",
+      (r) => {
+        delete r.workloads[0].vip;
+        r.workloads.push({ ...r.workloads[0], name: "other" });
+      },
+      /^workloads\[1\]\.ports\[0\]\.listen: .*10\.99\.0\.2:8080, which workloads\[0\]\.ports\[0\]\.listen has$/,
+    ],
+    [
+      "one VIP twice",
+      (r) =>
+        r.workloads.push({
+          ...r.workloads[0],
+          name: "other",
+          ports: [{ listen: 1, upstream: "127.0.0.1:2" }],
+        }),
+      /^workloads\[1\]\.vip\.address: expected an address that moves with this workload alone/,
+    ],
+    ["VIP is the node", (r) => (r.workloads[0].vip.address = "10.99.0.2/24"), /the node's own 10\.99\.0\.2$/],
+    [
+      "VIP without prefix",
+      (r) => (r.workloads[0].vip.address = "10.99.0.50"),
+      /vip.address: expected IP\/PREFIX/,
+    ],
+    ["VIP prefix", (r) => (r.workloads[0].vip.address = "10.99.0.50/33"), /vip.address: expected IP\/PREFIX/],
+    [
+      "device",
+      (r) => (r.workloads[0].vip.device = "a very long device"),
+      /vip.device: expected a network device/,
+    ],
+    [
+      "container and bundle",
+      (r) => (r.workloads[0].bundle = "/b"),
+      /^workloads\[0\]: expected exactly one .*, got both$/,
+    ],
+    [
+      "neither",
+      (r) => delete r.workloads[0].container,
+      /^workloads\[0\]: expected exactly one .*, got neither$/,
+    ],
+    ["no command", (r) => (r.workloads[0].container.command = []), /container.command: expected a command/],
+    [
+      "command as text",
+      (r) => (r.workloads[0].container.command = "node x"),
+      /expected a command as a list of words, got "node x"$/,
+    ],
+    [
+      "number in env",
+      (r) => (r.workloads[0].container.env.PORT = 9000),
+      /container.env.PORT: expected a string \(numbers in quotes\), got 9000$/,
+    ],
+    ["NUL", (r) => (r.workloads[0].container.command = ["a\0b"]), /without a NUL/],
+    [
+      "rootfs",
+      (r) => (r.workloads[0].container.rootfs = "debian"),
+      /rootfs: expected host or an absolute path, got "debian"$/,
+    ],
+    [
+      "mount",
+      (r) => (r.workloads[0].container.mounts[0].target = "data"),
+      /mounts\[0\].target: expected the absolute path/,
+    ],
+    [
+      "outbound keep in relay",
+      (r) => {
+        delete r.workloads[0].vip;
+        r.workloads[0].outbound = "keep";
+      },
+      /^workloads\[0\]\.outbound: expected close/,
+    ],
+    [
+      "outbound",
+      (r) => (r.workloads[0].outbound = "maybe"),
+      /outbound: expected close or keep, got "maybe"$/,
+    ],
+    ["admin on the network", (r) => (r.admin = "10.99.0.2:80"), /^admin: expected a loopback address/],
+    ["start", (r) => (r.workloads[0].start = "yes"), /start: expected true or false, got "yes"$/],
+    ["workloads", (r) => (r.workloads = { chat: {} }), /^workloads: expected a list .*, got a mapping$/],
+    [
+      "deadline",
+      (r) => (r.workloads[0].limits = { deadlineMs: 5 }),
+      /limits.deadlineMs: expected milliseconds 100-3600000, got 5$/,
+    ],
+  ];
+  for (const [what, change, message] of bad) {
+    test(`refused in one line: ${what}`, () => refusedWith(changed(change), message));
+  }
+
+  test("refused in one line: not YAML, not a mapping, a key file that is wrong", () => {
+    refusedWith("node: [", /^not YAML: .* line 1/);
+    refusedWith("node: a\nnode: b", /^not YAML: Map keys must be unique/);
+    refusedWith("", /^expected a mapping with node, .*, got nothing$/);
+    refusedWith("- a", /^expected a mapping with node, .*, got a list$/);
+    refusedWith(
+      `a: &a [${"x,".repeat(50)}]\nb: &b [${"*a,".repeat(50)}]\nc: [${"*b,".repeat(50)}]`,
+      /^not YAML: /,
+    );
+    const other = join(folder, "other");
+    writeFileSync(other, randomBytes(33), { mode: 0o600 });
+    refusedWith(
+      changed((r) => (r.key = "file:other")),
+      /^key: expected a file with 32 bytes or 64 hex digits, got 33 bytes/,
+    );
+    writeFileSync(other, key);
+    chmodSync(other, 0o644);
+    refusedWith(
+      changed((r) => (r.key = "file:other")),
+      /^key: expected a file only its owner can read, got mode 644/,
+    );
+    assert.throws(() => loadConfig(join(folder, "absent")), {
+      code: "CONFIG_INVALID",
+      message: /absent: cannot be read: ENOENT/,
+    });
+    assert.throws(() => loadConfig(folder), { code: "CONFIG_INVALID" });
+  });
+
+  test("whatever is in the file, only CONFIG_INVALID comes out, on one line", () => {
+    const paths = fc.constantFrom(
+      "",
+      "node",
+      "store",
+      "listen",
+      "peers",
+      "key",
+      "workloads",
+      "workloads.0",
+      "workloads.0.ports",
+      "workloads.0.container",
+      "workloads.0.container.env",
+      "workloads.0.vip",
+      "workloads.0.limits",
+    );
+    const run = (contents: string) => {
+      try {
+        parseConfig(contents, file);
+      } catch (error) {
+        assert.ok(error instanceof HoldfastError, String(error));
+        assert.equal(error.code, "CONFIG_INVALID");
+        assert.equal(error.source, "config");
+        assert.doesNotMatch(error.message, /\n/);
+        assert.ok(error.message.length < 700, error.message);
+      }
+    };
+    fc.assert(
+      fc.property(paths, fc.jsonValue(), (at, value) => {
+        const contents = changed((raw) => {
+          const steps = at.split(".");
+          const last = steps.pop() as string;
+          let place = raw;
+          for (const step of steps) place = place[step];
+          if (last === "") Object.assign(raw, { extra: value });
+          else place[last] = value;
+        });
+        run(contents);
+      }),
+      { numRuns: 300 },
+    );
+    fc.assert(fc.property(fc.string({ unit: "grapheme" }), run), { numRuns: 300 });
+    const token = fc.constantFrom(
+      "node:",
+      " a",
+      "\n",
+      "- ",
+      "{",
+      "}",
+      "[",
+      "*x",
+      "&x ",
+      "<<: ",
+      "!!js ",
+      "'",
+      "\t",
+      ":",
+    );
+    fc.assert(
+      fc.property(
+        fc.array(token).map((tokens) => tokens.join("")),
+        run,
+      ),
+      { numRuns: 300 },
+    );
+  });
+});
+
+test("endpoints are read and written alike", () => {
+  for (const value of ["10.0.0.1:1", "[::1]:65535", "[fd00::2]:7400"]) {
+    const parsed = parseEndpoint(value);
+    assert.ok(parsed);
+    assert.equal(formatEndpoint(parsed), value);
+  }
+  for (const value of [
+    "",
+    "host:1",
+    "1.2.3:4",
+    "::1:80",
+    "[1.2.3.4]:5",
+    "1.2.3.4:0",
+    "1.2.3.4:65536",
+    "1.2.3.4:",
+  ]) {
+    assert.equal(parseEndpoint(value), null, value);
+  }
+});
+
+function refusedWith(contents: string, message: string | RegExp): void {
+  assert.throws(
+    () => parseConfig(contents, file),
+    (error) => {
+      assert.ok(error instanceof HoldfastError, String((error as Error).stack));
+      assert.equal(error.code, "CONFIG_INVALID");
+      assert.ok(error.message.startsWith(`${file}: `), error.message);
+      const rest = error.message.slice(file.length + 2);
+      if (typeof message === "string") assert.equal(rest, message);
+      else assert.match(rest, message);
+      assert.doesNotMatch(error.message, /\n|hunter2/);
+      return true;
+    },
+  );
+}
