@@ -25,7 +25,7 @@ class EchoClient implements LoadClient {
     this.#socket = socket;
     this.#options = options;
     this.#tally = tally;
-    socket.on("data", (bytes) => this.#answer(bytes));
+    socket.on("data", (bytes: Buffer) => this.#answer(bytes));
     socket.on("error", (error) => this.#gone(error.message));
     socket.on("end", () => this.#gone("ended by the server"));
     socket.on("close", () => this.#gone("closed"));
