@@ -1,0 +1,421 @@
+/**
+ * `npm run demo`: the main job, to watch. In a laboratory of two nodes a stateful WebSocket application is moved from
+ * node to node and back under load, once with its address moving along (takeover) and once with the address staying
+ * (relay), and every client checks every answer. Nothing in it is mocked.
+ *
+ * Exit status: 0 no message was lost or repeated and no connection reset in any move; 1 one was, or a move did not
+ * happen; 2 wrong arguments; 130 interrupted.
+ */
+import { request } from "node:http";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs, styleText } from "node:util";
+import {
+  type AgentConfig,
+  createLab,
+  type Lab,
+  type LabAgent,
+  nodeBinary,
+  projectRoot,
+} from "../test/lab/lab.ts";
+import type { Blackout } from "../test/load/gaps.ts";
+import { type Load, startLoad } from "../test/load/load.ts";
+
+const usage = `Usage: npm run demo [-- OPTION...]
+
+Moves a live WebSocket application between two nodes under load, and shows what its clients notice.
+
+  --sessions N    clients, each sending 40 messages a second   (100)
+  --moves N       moves in each mode: a→b, b→a, …               (2)
+  --app-mb N      MiB of memory the application keeps           (0)
+  --mode MODE     takeover, relay or both                       (both)
+  --json          one JSON object on stdout and nothing else there (with: npm run -s demo -- --json)
+  --help          this
+
+Exit status: 0 nothing lost, repeated or reset; 1 something was, or a move failed; 2 wrong arguments.
+`;
+
+type Mode = "takeover" | "relay";
+
+/** One entry of `moves` in the JSON; field for field what the command promises. */
+interface Move {
+  from: string;
+  to: string;
+  downstream: Mode;
+  sessions: number;
+  messages: number;
+  lost: number;
+  repeated: number;
+  resets: number;
+  blackoutMs: Blackout;
+  phasesMs: Record<string, number>;
+  criuMs: { dump: number; restore: number };
+}
+
+/** What the agent streams during a migration, one JSON object a line. */
+type MigrationEvent =
+  | { type: "phase"; phase: string; state: "start" | "done"; ms?: number }
+  | { type: "result"; move: MigrationResult }
+  | { type: "error"; error: { code: string; message: string } };
+
+interface MigrationResult {
+  phasesMs?: Record<string, number>;
+  criuMs?: { dump: number; restore: number };
+  outcome: "moved" | "rolled-back";
+  reason?: string | null;
+}
+
+interface DemoOptions {
+  sessions: number;
+  moves: number;
+  appMb: number;
+  modes: Mode[];
+}
+
+const port = 8080;
+const vip = "10.99.0.50";
+const intervalMs = 25;
+const beforeMoveMs = 400;
+const afterMoveMs = 800;
+const appReadyMsMax = 60_000;
+const migrateMsMax = 120_000;
+
+class UsageError extends Error {}
+
+/** Lines for a person, on stdout; without --json only. The last line is live on a terminal. */
+class Screen {
+  readonly #quiet: boolean;
+  readonly #terminal = process.stdout.isTTY === true;
+  #live = false;
+
+  constructor(quiet: boolean) {
+    this.#quiet = quiet;
+  }
+
+  line(text = ""): void {
+    if (this.#quiet) return;
+    this.#clear();
+    process.stdout.write(`${text}\n`);
+  }
+
+  live(text: string): void {
+    if (this.#quiet || !this.#terminal) return;
+    this.#clear();
+    process.stdout.write(text.slice(0, (process.stdout.columns ?? 80) - 1));
+    this.#live = true;
+  }
+
+  paint(style: "bold" | "dim" | "green" | "red" | "cyan", text: string): string {
+    return styleText(style, text, { stream: process.stdout });
+  }
+
+  #clear(): void {
+    if (this.#live) process.stdout.write("\r\x1b[K");
+    this.#live = false;
+  }
+}
+
+function parseOptions(argv: string[]): DemoOptions & { json: boolean; help: boolean } {
+  let values: Record<string, string | boolean | undefined>;
+  try {
+    values = parseArgs({
+      args: argv,
+      options: {
+        sessions: { type: "string", default: "100" },
+        moves: { type: "string", default: "2" },
+        "app-mb": { type: "string", default: "0" },
+        mode: { type: "string", default: "both" },
+        json: { type: "boolean", default: false },
+        help: { type: "boolean", short: "h", default: false },
+      },
+    }).values;
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? error.message : String(error));
+  }
+  const integer = (name: string, min: number, max: number): number => {
+    const text = String(values[name]);
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || value < min || value > max) {
+      throw new UsageError(`--${name}: expected a whole number from ${min} to ${max}, got ${text}`);
+    }
+    return value;
+  };
+  const mode = String(values.mode);
+  if (mode !== "both" && mode !== "takeover" && mode !== "relay") {
+    throw new UsageError(`--mode: expected takeover, relay or both, got ${mode}`);
+  }
+  return {
+    sessions: integer("sessions", 1, 20_000),
+    moves: integer("moves", 1, 1_000),
+    appMb: integer("app-mb", 0, 65_536),
+    modes: mode === "both" ? ["takeover", "relay"] : [mode],
+    json: values.json === true,
+    help: values.help === true,
+  };
+}
+
+function workload(mode: Mode, appMb: number, start: boolean): AgentConfig {
+  return {
+    name: "chat",
+    start,
+    container: {
+      command: [nodeBinary, "server.js"],
+      cwd: join(projectRoot, "test/apps/chat"),
+      env: { PORT: "9000", APP_MB: String(appMb) },
+      rootfs: "host",
+    },
+    ports: [{ listen: port, upstream: "127.0.0.1:9000" }],
+    ...(mode === "takeover" ? { vip: { address: `${vip}/24`, device: "eth0" } } : {}),
+  };
+}
+
+/** Posts the migration to the node that owns the workload and follows it to its result. */
+function migrate(
+  agent: LabAgent,
+  to: string,
+  onEvent: (event: MigrationEvent) => void,
+): Promise<MigrationResult> {
+  return new Promise((resolve, reject) => {
+    const call = request(
+      {
+        socketPath: agent.socketPath,
+        path: "/v1/workloads/chat/migrate",
+        method: "POST",
+        headers: { host: "agent", "content-type": "application/json" },
+        timeout: migrateMsMax,
+      },
+      (response) => {
+        let result: MigrationResult | undefined;
+        let problem = `HTTP ${response.statusCode}`;
+        createInterface({ input: response })
+          .on("line", (line) => {
+            if (line.trim() === "") return;
+            try {
+              const event = JSON.parse(line) as MigrationEvent;
+              if (event.type === "result") result = event.move;
+              else if (event.type === "error") problem = event.error.message;
+              else if (event.type === "phase") onEvent(event);
+              else problem = line;
+            } catch {
+              problem = line;
+            }
+          })
+          .on("close", () => {
+            if (result === undefined) reject(new Error(`the agent of node ${agent.node}: ${problem}`));
+            else resolve(result);
+          });
+        response.on("error", reject);
+      },
+    );
+    call.on("timeout", () =>
+      call.destroy(new Error(`the move to ${to} took longer than ${migrateMsMax} ms`)),
+    );
+    call.on("error", reject);
+    call.end(JSON.stringify({ to }));
+  });
+}
+
+async function untilAppAnswers(lab: Lab, url: string): Promise<void> {
+  const until = Date.now() + appReadyMsMax;
+  while ((await lab.run("client", ["curl", "--silent", "--fail", "--max-time", "1", url])).status !== 0) {
+    if (Date.now() > until) throw new Error(`the application does not answer at ${url}`);
+    await sleep(50);
+  }
+}
+
+async function demoMode(mode: Mode, options: DemoOptions, screen: Screen, moves: Move[]): Promise<void> {
+  const startedMs = performance.now();
+  const lab = await createLab({ nodes: ["a", "b"], prefix: "hfdemo" });
+  try {
+    const address = mode === "takeover" ? vip : lab.place("a").address;
+    screen.line(
+      `${screen.paint("bold", mode)}: ${mode === "takeover" ? `the address ${vip} moves with the application` : `the address ${address} stays on node a, which forwards`}`,
+    );
+    screen.live("  starting Redis, two nodes and their agents");
+    const agents = new Map<string, LabAgent>();
+    for (const node of ["a", "b"]) {
+      agents.set(
+        node,
+        await lab.startAgent(node, { workloads: [workload(mode, options.appMb, node === "a")] }),
+      );
+    }
+    screen.live("  waiting for the application");
+    await untilAppAnswers(lab, `http://${address}:${port}/`);
+    const load = await startLoad(lab, "ws", {
+      target: { address, port },
+      sessions: options.sessions,
+      intervalMs,
+    });
+    screen.line(
+      `  Redis, nodes a and b, the application and ${options.sessions} clients are up ${screen.paint("dim", `(${((performance.now() - startedMs) / 1000).toFixed(1)} s)`)}`,
+    );
+    for (let index = 0; index < options.moves; index++) {
+      const [from, to] = index % 2 === 0 ? (["a", "b"] as const) : (["b", "a"] as const);
+      const agent = agents.get(from);
+      if (agent === undefined) throw new Error("unreachable");
+      moves.push(await demoMove({ mode, from, to, agent, load, screen }));
+    }
+    await load.stop();
+  } catch (error) {
+    for (const agent of lab.agents.values()) {
+      const last = `${agent.stdout}${agent.stderr}`.trim().split("\n").slice(-5).join("\n    ");
+      if (last !== "") process.stderr.write(`  agent ${agent.node}, last lines:\n    ${last}\n`);
+    }
+    throw error;
+  } finally {
+    await lab.close();
+  }
+  screen.line();
+}
+
+async function demoMove(input: {
+  mode: Mode;
+  from: string;
+  to: string;
+  agent: LabAgent;
+  load: Load;
+  screen: Screen;
+}): Promise<Move> {
+  const { mode, from, to, agent, load, screen } = input;
+  let doing = "messages flow";
+  const startMessages = load.messages;
+  const show = () => {
+    const answered = (load.messages - startMessages).toLocaleString("en");
+    screen.live(`    ${doing.padEnd(24)} ${answered} answers, ${load.alive} clients connected`);
+  };
+  load.onProgress(show);
+  screen.line(`  ${screen.paint("cyan", `${from} → ${to}`)}`);
+  await load.mark();
+  await sleep(beforeMoveMs);
+  const phasesMs: Record<string, number> = {};
+  const result = await migrate(agent, to, (event) => {
+    if (event.type !== "phase") return;
+    if (event.state === "start") {
+      doing = event.phase;
+      show();
+      return;
+    }
+    phasesMs[event.phase] = event.ms ?? 0;
+    screen.line(
+      `    ${screen.paint("green", "✔")} ${event.phase.padEnd(22)} ${milliseconds(event.ms ?? 0).padStart(9)} ms`,
+    );
+  });
+  doing = "messages flow";
+  await sleep(afterMoveMs);
+  const report = await load.report();
+  load.onProgress(() => {});
+  const move: Move = {
+    from,
+    to,
+    downstream: mode,
+    sessions: report.sessions,
+    messages: report.messages,
+    lost: report.lost + report.corrupt,
+    repeated: report.repeated,
+    resets: report.resets,
+    blackoutMs: report.blackoutMs,
+    phasesMs: result.phasesMs ?? phasesMs,
+    criuMs: result.criuMs ?? { dump: 0, restore: 0 },
+  };
+  screen.line(
+    `    ${report.messages.toLocaleString("en")} answers checked: ${verdict(screen, move)}; longest pause a client saw: ` +
+      `p50 ${report.blackoutMs.p50} ms, max ${report.blackoutMs.max} ms`,
+  );
+  for (const problem of report.problems) process.stderr.write(`    ${problem}\n`);
+  if (result.outcome !== "moved")
+    throw new Error(`${from} → ${to}: ${result.outcome}: ${result.reason ?? "no reason given"}`);
+  return move;
+}
+
+function isPerfect({ lost, repeated, resets }: Move): boolean {
+  return lost === 0 && repeated === 0 && resets === 0;
+}
+
+function verdict(screen: Screen, move: Move): string {
+  const text = `${move.lost} lost, ${move.repeated} repeated, ${move.resets} resets`;
+  return screen.paint(isPerfect(move) ? "green" : "red", text);
+}
+
+function milliseconds(ms: number): string {
+  return ms.toFixed(1);
+}
+
+/** A column for each move; a row for each figure. */
+function table(moves: Move[]): string[] {
+  const phases = [...new Set(moves.flatMap(({ phasesMs }) => Object.keys(phasesMs)))];
+  const figure = (name: string, of: (move: Move) => string | number) => [
+    name,
+    ...moves.map((move) => String(of(move))),
+  ];
+  const phase = (name: string) =>
+    figure(`  ${name}`, ({ phasesMs }) => (name in phasesMs ? milliseconds(phasesMs[name] ?? 0) : "-"));
+  const rows = [
+    figure("move", ({ from, to }) => `${from} → ${to}`),
+    figure("downstream", ({ downstream }) => downstream),
+    figure("sessions", ({ sessions }) => sessions),
+    figure("messages", ({ messages }) => messages),
+    figure("lost", ({ lost }) => lost),
+    figure("repeated", ({ repeated }) => repeated),
+    figure("resets", ({ resets }) => resets),
+    figure("blackout p50 ms", ({ blackoutMs }) => milliseconds(blackoutMs.p50)),
+    figure("blackout p99 ms", ({ blackoutMs }) => milliseconds(blackoutMs.p99)),
+    figure("blackout max ms", ({ blackoutMs }) => milliseconds(blackoutMs.max)),
+    figure("phases, ms", () => ""),
+    ...phases.map(phase),
+    figure("bare CRIU, ms", () => ""),
+    figure("  dump", ({ criuMs }) => milliseconds(criuMs.dump)),
+    figure("  restore", ({ criuMs }) => milliseconds(criuMs.restore)),
+  ];
+  const widths = (rows[0] ?? []).map((_, column) =>
+    Math.max(...rows.map((row) => (row[column] ?? "").length)),
+  );
+  return rows.map((row) =>
+    row
+      .map((cell, column) =>
+        column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0),
+      )
+      .join("  ")
+      .trimEnd(),
+  );
+}
+
+async function main(): Promise<number> {
+  const options = parseOptions(process.argv.slice(2));
+  if (options.help) {
+    process.stdout.write(usage);
+    return 0;
+  }
+  const screen = new Screen(options.json);
+  const moves: Move[] = [];
+  const expected = options.moves * options.modes.length;
+  screen.line(
+    `${screen.paint("bold", "Holdfast")}: ${options.sessions} WebSocket clients, one application that keeps their state in memory, ${expected} moves\n`,
+  );
+  try {
+    for (const mode of options.modes) await demoMode(mode, options, screen, moves);
+  } catch (error) {
+    screen.line();
+    process.stderr.write(`demo: ${error instanceof Error ? error.message : String(error)}\n`);
+  }
+  const perfect = moves.length === expected && moves.every(isPerfect);
+  if (options.json) {
+    process.stdout.write(`${JSON.stringify({ moves })}\n`);
+  } else if (moves.length > 0) {
+    for (const line of table(moves)) screen.line(line);
+    screen.line();
+    const summary = perfect
+      ? "Every client kept its connection; nothing lost, nothing repeated."
+      : `${moves.filter(isPerfect).length} of ${expected} moves went without anybody noticing.`;
+    screen.line(screen.paint(perfect ? "green" : "red", summary));
+  }
+  return perfect ? 0 : 1;
+}
+
+try {
+  process.exitCode = await main();
+} catch (error) {
+  process.stderr.write(`demo: ${error instanceof Error ? error.message : String(error)}\n`);
+  if (error instanceof UsageError) process.stderr.write("try: npm run demo -- --help\n");
+  process.exitCode = error instanceof UsageError ? 2 : 1;
+}
