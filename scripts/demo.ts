@@ -259,6 +259,7 @@ async function demoMode(mode: Mode, options: DemoOptions, screen: Screen, moves:
     await load.stop();
   } catch (error) {
     for (const agent of lab.agents.values()) {
+      if (lab.closing) break;
       const last = `${agent.stdout}${agent.stderr}`.trim().split("\n").slice(-5).join("\n    ");
       if (last !== "") process.stderr.write(`  agent ${agent.node}, last lines:\n    ${last}\n`);
     }
@@ -389,12 +390,22 @@ async function main(): Promise<number> {
   const screen = new Screen(options.json);
   const moves: Move[] = [];
   const expected = options.moves * options.modes.length;
+  // The laboratory clears itself away on a signal; what breaks meanwhile needs no telling.
+  let interrupted = false;
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.once(signal, () => {
+      interrupted = true;
+      screen.line();
+      process.stderr.write("demo: stopping\n");
+    });
+  }
   screen.line(
     `${screen.paint("bold", "Holdfast")}: ${options.sessions} WebSocket clients, one application that keeps their state in memory, ${expected} moves\n`,
   );
   try {
     for (const mode of options.modes) await demoMode(mode, options, screen, moves);
   } catch (error) {
+    if (interrupted) return 130;
     screen.line();
     process.stderr.write(`demo: ${error instanceof Error ? error.message : String(error)}\n`);
   }

@@ -207,6 +207,8 @@ export class Lab {
     const child = spawn("nsenter", [`--net=/run/netns/${this.place(at).netns}`, "--", ...argv], {
       cwd: this.dir,
       stdio: ["ignore", "pipe", "pipe"],
+      // A Ctrl-C is for us, who then end everything in order.
+      detached: true,
       ...rest,
       env: { ...process.env, ...rest.env, [labMarker]: this.id },
     });
@@ -319,6 +321,11 @@ export class Lab {
   /** What of this laboratory is on the machine; after `close()` every list is empty. */
   leftovers(): Leftovers {
     return findLeftovers(this.id);
+  }
+
+  /** Whether `close` has been called, by the owner or by a signal. */
+  get closing(): boolean {
+    return this.#closed !== undefined;
   }
 
   /** Ends everything and removes everything. May be called again, and while it runs. */
