@@ -69,6 +69,8 @@ export interface HoldResult {
   sessions: number;
   /** upstream legs that still have unacknowledged bytes: the application is not reading; they move with their queue */
   unackedLegs: number;
+  /** connections the application has not accepted: it cannot be dumped with them */
+  acceptBacklog: number;
 }
 
 /** The application is stopped. → body: encoded SessionSnapshot[] without downstream legs. */

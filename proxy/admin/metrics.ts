@@ -1,0 +1,60 @@
+/** The proxy's Prometheus metrics, read from the counters at each scrape. No label names a connection or a client. */
+import { Counter, Gauge, Registry } from "@prometheus-io/client";
+import type { Counters, WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
+
+const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
+  sessionsAccepted: ["sessions_accepted_total", "Sessions begun here."],
+  sessionsRefused: [
+    "sessions_refused_total",
+    "Clients answered with RST because too many were held already.",
+  ],
+  sessionsEnded: ["sessions_ended_total", "Sessions that ended in order, or went on at another node."],
+  sessionsReset: ["sessions_reset_total", "Sessions ended by a reset, whoever began it."],
+  dialFailures: ["dial_failures_total", "Connections to the application that failed."],
+  linksAccepted: ["links_accepted_total", "Links of other nodes' proxies, authenticated."],
+  linksRefused: ["links_refused_total", "Links that did not authenticate, or too many at a time."],
+  linkFailures: ["link_failures_total", "Links that broke, or were refused."],
+  linkMismatches: ["link_mismatches_total", "Sessions reset because bytes were lost between edge and owner."],
+  lingerTimeouts: ["linger_timeouts_total", "Ended sessions whose last bytes were not acknowledged in time."],
+  acceptErrors: ["accept_errors_total", "Failed accept(2) calls."],
+  bytesIn: ["received_bytes_total", "Client to application, of sessions that are over."],
+  bytesOut: ["sent_bytes_total", "Application to client, of sessions that are over."],
+  holds: ["holds_total", "Times the workload was held."],
+  rollbacks: ["rollbacks_total", "Moves given up with this proxy going on."],
+  legsCaptured: ["legs_captured_total", "TCP legs captured."],
+  legsAdopted: ["legs_adopted_total", "TCP legs adopted."],
+  legFailures: ["leg_failures_total", "TCP legs that could not be captured, released or taken back."],
+};
+
+export function createMetrics(proxy: () => WorkloadProxy | null): Registry {
+  const registry = new Registry();
+  const registers = [registry];
+  for (const [key, [name, help]] of Object.entries(COUNTERS)) {
+    new Counter({
+      name: `holdfast_proxy_${name}`,
+      help,
+      registers,
+      collect() {
+        this.reset();
+        this.inc(proxy()?.counters[key as keyof Counters] ?? 0);
+      },
+    });
+  }
+  const gauge = (name: string, help: string, read: () => number): void => {
+    new Gauge({
+      name: `holdfast_proxy_${name}`,
+      help,
+      registers,
+      collect() {
+        this.set(read());
+      },
+    });
+  };
+  gauge("sessions", "Sessions here now.", () => proxy()?.sessions.size ?? 0);
+  gauge("epoch", "Highest epoch seen.", () => proxy()?.epoch ?? 0);
+  gauge("owner", "1 while the application runs behind this proxy.", () =>
+    proxy()?.role === "owner" ? 1 : 0,
+  );
+  gauge("resident_memory_bytes", "Resident memory of the process.", () => process.memoryUsage.rss());
+  return registry;
+}

@@ -1,0 +1,119 @@
+/**
+ * Adopt at the target: legs are built from their snapshots, silent until `release`.
+ *
+ * Relay: a session whose client is connected to *this* node is here already, as an edge's; the adopted leg is kept
+ * beside its link to the old owner until release.
+ */
+import type { AdoptResult } from "#proxy/contract/commands.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import type { LiveSession } from "./live-session.ts";
+import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
+
+/** @throws HoldfastError `PROXY_ADOPT`: nothing of this call is left behind. */
+export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]): AdoptResult {
+  const start = process.hrtime.bigint();
+  let legs = 0;
+  const done: LiveSession[] = [];
+  try {
+    for (const snapshot of snapshots) {
+      checkPort(proxy, snapshot);
+      const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
+      done.push(session);
+      session.adopted = snapshot;
+      if (movable(snapshot.upstream)) {
+        const fd = proxy.kernel.adoptLeg(snapshot.upstream, { shielded: false });
+        session.stillUpstream = { fd, snapshot: snapshot.upstream };
+        legs++;
+      } else if (snapshot.upstream !== null) {
+        session.lost = "upstream reset";
+      }
+    }
+  } catch (cause) {
+    for (const session of done) forgetAdopted(proxy, session);
+    throw adoptError("upstream", cause);
+  }
+  proxy.counters.legsAdopted += legs;
+  return result(snapshots.length, legs, start);
+}
+
+/** Takeover. The listener is bound here, and refuses handshakes silently until release. */
+export async function adoptDownstream(
+  proxy: WorkloadProxy,
+  snapshots: SessionSnapshot[],
+): Promise<AdoptResult> {
+  await proxy.openListeners();
+  for (const listener of proxy.listeners) proxy.kernel.shieldListener(listener.fd);
+  const start = process.hrtime.bigint();
+  let legs = 0;
+  try {
+    for (const snapshot of snapshots) {
+      checkPort(proxy, snapshot);
+      const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
+      session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
+      session.client = clientOf(snapshot);
+      if (movable(snapshot.downstream)) {
+        const fd = proxy.kernel.adoptLeg(snapshot.downstream, { shielded: true });
+        session.stillDownstream = { fd, snapshot: snapshot.downstream };
+        legs++;
+      } else if (snapshot.downstream !== null) {
+        session.lost = "downstream reset";
+      }
+    }
+  } catch (cause) {
+    throw adoptError("downstream", cause);
+  }
+  proxy.counters.legsAdopted += legs;
+  return result(snapshots.length, legs, start);
+}
+
+/** Nothing is sent: legs in repair mode are closed silently. An edge's session stays with its old owner. */
+export function forgetAdopted(proxy: WorkloadProxy, session: LiveSession): void {
+  closeStill(proxy.kernel, session);
+  session.adopted = null;
+  if (session.state === "adopted") session.forget();
+}
+
+function createAdopted(proxy: WorkloadProxy, snapshot: SessionSnapshot): LiveSession {
+  return proxy.createSession({
+    id: snapshot.id,
+    port: snapshot.port,
+    // With takeover the client is connected to whoever owns the workload.
+    edge: proxy.config.downstream === "takeover" ? proxy.config.node : snapshot.edge,
+    client: clientOf(snapshot),
+    acceptedAtMs: snapshot.acceptedAtMs,
+    state: "adopted",
+  });
+}
+
+function movable(leg: LegSnapshot | null): leg is LegSnapshot {
+  return leg !== null && leg.state !== "CLOSE";
+}
+
+function clientOf(snapshot: SessionSnapshot): string {
+  const remote = snapshot.downstream?.remote;
+  if (remote === undefined) return "";
+  return remote.address.includes(":")
+    ? `[${remote.address}]:${remote.port}`
+    : `${remote.address}:${remote.port}`;
+}
+
+function checkPort(proxy: WorkloadProxy, snapshot: SessionSnapshot): void {
+  if (snapshot.port < proxy.config.ports.length) return;
+  throw new Error(
+    `session ${snapshot.id} is of port number ${snapshot.port}, which this node's configuration lacks`,
+  );
+}
+
+function adoptError(leg: string, cause: unknown): HoldfastError {
+  return new HoldfastError(`a ${leg} leg could not be adopted: ${messageOf(cause)}`, {
+    code: "PROXY_ADOPT",
+    source: "kernel",
+    retryable: true,
+    cause,
+  });
+}
+
+function result(sessions: number, legs: number, start: bigint): AdoptResult {
+  return { sessions, legs, adoptUs: Math.round(Number(process.hrtime.bigint() - start) / 1000) };
+}

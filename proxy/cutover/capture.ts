@@ -1,0 +1,127 @@
+/**
+ * Capture at the source. The application is stopped: what it sent is in our receive queues, or still in its own.
+ *
+ * What is not read here (the client is slow, or the time is over) travels in the leg's receive queue, so the drain is
+ * only a courtesy to clients: their answers arrive before the pause, not after it.
+ */
+import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
+import type { CaptureResult } from "#proxy/contract/commands.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import { LinkEnd } from "#proxy/relay/link-end.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import type { LiveSession, StillLeg } from "./live-session.ts";
+import type { WorkloadProxy } from "./workload-proxy.ts";
+
+const POLL_MS = 1;
+
+export interface Captured {
+  result: CaptureResult;
+  sessions: SessionSnapshot[];
+}
+
+export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
+  await drain(proxy);
+  const meter = new Meter();
+  const snapshots: SessionSnapshot[] = [];
+  for (const session of proxy.sessions.values()) {
+    if (session.state === "waiting" && session.downstream instanceof LinkEnd) {
+      // Its edge believes it open and may have sent bytes: it travels without a leg.
+      session.step("capture");
+      session.takeBackFromDownstreamLink();
+      snapshots.push(session.snapshot({ upstream: null, downstream: null }));
+      continue;
+    }
+    if (session.state !== "open" && session.state !== "lingering") continue;
+    session.stillUpstreamLeg();
+    const still = session.stillUpstream;
+    if (still === null) continue;
+    session.step("capture");
+    session.takeBackFromDownstreamLink();
+    const leg = meter.measure(() => captureStill(proxy, session, still));
+    snapshots.push(session.snapshot({ upstream: leg, downstream: null }));
+  }
+  proxy.counters.legsCaptured += meter.legs;
+  return { result: meter.result(snapshots.length), sessions: snapshots };
+}
+
+/**
+ * Takeover. Clients are alive: a segment that arrived after its leg was read would be acknowledged and lost, so each leg
+ * is shielded first, and the listener refuses new handshakes and finishes those under way.
+ */
+export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured> {
+  const { kernel, config, listeners } = proxy;
+  const deadlineMs = performance.now() + config.limits.quiesceMsMax;
+  for (const listener of listeners) kernel.shieldListener(listener.fd);
+  for (;;) {
+    let underWay = 0;
+    for (const port of config.ports) {
+      underWay += await kernel.countSynRecv(port.listen);
+      underWay += await kernel.listenBacklog({ address: config.listenAddress, port: port.listen });
+    }
+    if (underWay === 0 || performance.now() >= deadlineMs) break;
+    await delay(POLL_MS);
+  }
+  const meter = new Meter();
+  const snapshots: SessionSnapshot[] = [];
+  for (const session of proxy.sessions.values()) {
+    session.stillDownstreamLeg();
+    const still = session.stillDownstream;
+    // Whatever arrived until now is in the receive queue and travels with it.
+    if (still !== null) kernel.shieldLeg(still.fd);
+    if (session.state !== "captured") {
+      if (still === null) continue;
+      session.step("capture");
+    }
+    const leg = still === null ? null : meter.measure(() => captureStill(proxy, session, still));
+    snapshots.push(session.snapshot({ upstream: null, downstream: leg }));
+  }
+  proxy.counters.legsCaptured += meter.legs;
+  return { result: meter.result(snapshots.length), sessions: snapshots };
+}
+
+function captureStill(proxy: WorkloadProxy, session: LiveSession, still: StillLeg): LegSnapshot {
+  try {
+    still.snapshot = proxy.kernel.captureLeg(still.fd);
+    return still.snapshot;
+  } catch (cause) {
+    proxy.counters.legFailures++;
+    throw new HoldfastError(
+      `a leg of session ${session.id} (client ${session.client}) could not be captured: ${String(cause)}`,
+      { code: "PROXY_CAPTURE", source: "kernel", retryable: true, cause },
+    );
+  }
+}
+
+async function drain(proxy: WorkloadProxy): Promise<void> {
+  const deadlineMs = performance.now() + proxy.config.limits.drainMsMax;
+  let unread = [...proxy.sessions.values()];
+  for (;;) {
+    unread = unread.filter(
+      (session) =>
+        session.upstream instanceof TcpLeg &&
+        !session.outbound.isBlocked &&
+        !session.outbound.finRead &&
+        session.upstream.unreadBytes() > 0,
+    );
+    if (unread.length === 0 || performance.now() >= deadlineMs) return;
+    await nextTurn();
+  }
+}
+
+class Meter {
+  legs = 0;
+  #us = 0;
+
+  measure<T>(work: () => T): T {
+    const start = process.hrtime.bigint();
+    const result = work();
+    this.#us += Number(process.hrtime.bigint() - start) / 1000;
+    this.legs++;
+    return result;
+  }
+
+  result(sessions: number): CaptureResult {
+    return { sessions, legs: this.legs, captureUs: Math.round(this.#us) };
+  }
+}

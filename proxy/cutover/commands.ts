@@ -1,0 +1,262 @@
+/**
+ * The agent's commands (see `contract/commands.ts`): which is possible when, at which epoch, one at a time. Connections
+ * of agents come and go; what they left behind stays.
+ */
+import type { Logger } from "pino";
+import { z } from "zod";
+import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
+import type { Configure } from "#proxy/contract/commands.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
+import { KEY_BYTES } from "#proxy/relay/link-auth.ts";
+import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
+import { adoptDownstream, adoptUpstream } from "./adopt.ts";
+import { captureDownstream, captureUpstream } from "./capture.ts";
+import { hold } from "./hold.ts";
+import type { LegKernel } from "./leg-kernel.ts";
+import { discard, release } from "./release.ts";
+import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
+import { WorkloadProxy } from "./workload-proxy.ts";
+
+const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
+
+const endpoint = z.object({ address: z.string().min(1), port: z.int().min(1).max(65535) });
+const milliseconds = z.number().min(0).max(3_600_000);
+const configureSchema = z.object({
+  workload: z.string().min(1),
+  node: z.string().min(1).max(255),
+  downstream: z.enum(["takeover", "relay"]),
+  listenAddress: z.string().min(1),
+  // 0: for tests, chosen by the kernel
+  ports: z
+    .array(z.object({ listen: z.int().min(0).max(65535), upstream: endpoint }))
+    .min(1)
+    .max(1024),
+  linkAddress: z.string().min(1),
+  limits: z.object({
+    quiesceMsMax: milliseconds,
+    drainMsMax: milliseconds,
+    heldSessionsMax: z.int().min(0),
+    pendingBytesMax: z.int().min(1),
+    lingerMsMax: milliseconds,
+  }),
+});
+const epochOnly = z.object({ epoch: z.int().min(0) });
+const withTarget = epochOnly.extend({ target: endpoint });
+const withOwner = epochOnly.extend({ owner: z.object({ node: z.string(), link: endpoint }) });
+
+export interface CommandsOptions {
+  kernel: LegKernel;
+  log: Logger;
+  /** after the reply to `stop`, or to `retire` where nothing is left */
+  onExit(reason: string): void;
+}
+
+export class Commands {
+  readonly #options: CommandsOptions;
+  #proxy: WorkloadProxy | null = null;
+  #configuration = "";
+  /** commands run one after another, whichever connection they come from */
+  #last: Promise<unknown> = Promise.resolve();
+
+  constructor(options: CommandsOptions) {
+    this.#options = options;
+  }
+
+  get proxy(): WorkloadProxy | null {
+    return this.#proxy;
+  }
+
+  handlers(): Record<string, Handler> {
+    return {
+      configure: checked(configureSchema, (params, body) =>
+        this.#inTurn(() => this.#configure(params, body)),
+      ),
+      serve: this.#command("serve", epochOnly, async (proxy) => {
+        await proxy.openLinks();
+        await proxy.openListeners();
+        return {
+          after: () => {
+            for (const session of proxy.sessions.values()) proxy.start(session);
+          },
+          result: () => ({ link: proxy.linkEndpoint, ports: proxy.listeners.map(({ port }) => port) }),
+        };
+      }),
+      standby: this.#command("standby", epochOnly, async (proxy) => {
+        await proxy.openLinks();
+        return { result: () => ({ link: proxy.linkEndpoint }) };
+      }),
+      prepareLinks: this.#command("prepareLinks", withTarget, async (proxy, params) => {
+        const result = await prepareLinks(proxy, params);
+        return { result: () => result };
+      }),
+      hold: this.#command("hold", epochOnly, async (proxy) => {
+        // From the first moment on: clients that connect while it waits are held too.
+        proxy.role = "held";
+        const result = await hold(proxy);
+        return { result: () => result };
+      }),
+      captureUpstream: this.#command("captureUpstream", epochOnly, async (proxy) => {
+        const { result, sessions } = await captureUpstream(proxy);
+        return { result: () => result, body: encodeSessions(sessions) };
+      }),
+      captureDownstream: this.#command("captureDownstream", epochOnly, async (proxy) => {
+        requireMode(proxy, "takeover");
+        const { result, sessions } = await captureDownstream(proxy);
+        return { result: () => result, body: encodeSessions(sessions) };
+      }),
+      adoptUpstream: this.#command("adoptUpstream", epochOnly, async (proxy, _params, body) => {
+        const result = adoptUpstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
+        return { result: () => result };
+      }),
+      adoptDownstream: this.#command("adoptDownstream", epochOnly, async (proxy, _params, body) => {
+        requireMode(proxy, "takeover");
+        const result = await adoptDownstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
+        return { result: () => result };
+      }),
+      release: this.#command("release", epochOnly, async (proxy, params) => {
+        await proxy.openListeners();
+        proxy.role = "owner";
+        proxy.epoch = params.epoch;
+        const result = await release(proxy);
+        return { result: () => result };
+      }),
+      rollback: this.#command("rollback", epochOnly, async (proxy, params) => {
+        refuseLateRollback(proxy);
+        proxy.role = "owner";
+        proxy.epoch = params.epoch;
+        const result = rollback(proxy);
+        return { result: () => result };
+      }),
+      discard: this.#command("discard", epochOnly, async (proxy) => {
+        const result = discard(proxy);
+        return { result: () => result };
+      }),
+      retire: this.#command("retire", withOwner, async (proxy, params) => {
+        proxy.role = proxy.config.downstream === "relay" ? "edge" : "gone";
+        proxy.epoch = params.epoch;
+        const result = retire(proxy, params.owner);
+        return {
+          result: () => result,
+          after: () => {
+            if (proxy.role === "gone") this.#options.onExit("retired");
+          },
+        };
+      }),
+      switchOwner: this.#command("switchOwner", withOwner, async (proxy, params) => {
+        requireMode(proxy, "relay");
+        proxy.epoch = params.epoch;
+        const result = switchOwner(proxy, params.owner);
+        return { result: () => result };
+      }),
+      sessions: () => ({ result: { sessions: this.#proxy?.sessionInfo() ?? [] } }),
+      status: () => ({
+        result: this.#proxy?.status() ?? { role: "idle", epoch: 0, sessions: 0, pid: process.pid },
+      }),
+      stop: () =>
+        this.#inTurn(async () => {
+          this.#proxy?.stop();
+          this.#options.onExit("stopped");
+          return { result: {} };
+        }),
+    };
+  }
+
+  async #configure(params: Configure, body: Buffer): Promise<Reply> {
+    if (body.length !== KEY_BYTES) {
+      throw new HoldfastError(`configure needs a link key of ${KEY_BYTES} bytes, got ${body.length}`, {
+        code: "PROXY_CONFIG",
+        source: "config",
+      });
+    }
+    const configuration = JSON.stringify(params) + body.toString("hex");
+    if (this.#proxy !== null && configuration !== this.#configuration && this.#proxy.role !== "idle") {
+      throw new HoldfastError(
+        `the proxy is ${this.#proxy.role} and cannot be configured anew; stop it first`,
+        {
+          code: "PROXY_STATE",
+          source: "config",
+        },
+      );
+    }
+    if (this.#proxy === null || configuration !== this.#configuration) {
+      this.#proxy?.closeDoors();
+      this.#configuration = configuration;
+      const { kernel, log } = this.#options;
+      this.#proxy = new WorkloadProxy({ config: params, key: Buffer.from(body), kernel, log });
+    }
+    return { result: {} };
+  }
+
+  #command<T extends { epoch: number }>(
+    name: RoleCommand,
+    schema: { parse(value: unknown): T },
+    work: (
+      proxy: WorkloadProxy,
+      params: T,
+      body: Buffer,
+    ) => Promise<{ result(): unknown; body?: Buffer; after?(): void }>,
+  ): Handler {
+    return checked(schema, (params, body) =>
+      this.#inTurn(async () => {
+        const proxy = this.#permit(name, params.epoch);
+        const before = proxy.role;
+        const startMs = performance.now();
+        try {
+          const done = await work(proxy, params, body);
+          // A command may have taken the role already; the table only knows where it started.
+          proxy.role = nextRole(name, before, proxy.isEdge);
+          // Told of an owner to come: nothing is owned at that epoch yet.
+          if (name !== "prepareLinks") proxy.epoch = params.epoch;
+          done.after?.();
+          const ms = Number((performance.now() - startMs).toFixed(3));
+          this.#options.log.info(
+            { command: name, epoch: params.epoch, role: proxy.role, ms },
+            "command done",
+          );
+          return { result: done.result(), ...(done.body === undefined ? {} : { body: done.body }) };
+        } catch (error) {
+          this.#options.log.warn(
+            { command: name, epoch: params.epoch, role: proxy.role, err: error },
+            "command failed",
+          );
+          throw error;
+        }
+      }),
+    );
+  }
+
+  #permit(name: RoleCommand, epoch: number): WorkloadProxy {
+    const proxy = this.#proxy;
+    if (proxy === null) {
+      throw new HoldfastError(`${name} before configure`, { code: "PROXY_STATE", source: "config" });
+    }
+    if (epoch < proxy.epoch) {
+      throw new HoldfastError(
+        `${name} at epoch ${epoch}, but this proxy has seen ${proxy.epoch}: the workload has had another owner since`,
+        { code: "PROXY_FENCED", source: "migration" },
+      );
+    }
+    if (!isAllowed(name, proxy.role)) {
+      throw new HoldfastError(
+        `${name} is not possible while the proxy is ${proxy.role} (possible: ${allowedRoles(name).join(", ")})`,
+        { code: "PROXY_STATE", source: "migration" },
+      );
+    }
+    return proxy;
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#last.then(work, work);
+    this.#last = turn.catch(() => {});
+    return turn;
+  }
+}
+
+function requireMode(proxy: WorkloadProxy, mode: Configure["downstream"]): void {
+  if (proxy.config.downstream === mode) return;
+  throw new HoldfastError(`the workload is configured for ${proxy.config.downstream}, not ${mode}`, {
+    code: "PROXY_STATE",
+    source: "config",
+  });
+}

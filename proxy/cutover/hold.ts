@@ -1,0 +1,79 @@
+/**
+ * Hold: no byte of a client goes towards the application any more, and none is on its way there.
+ *
+ *  1. Stop reading the downstream legs; ask the edges (HOLD) to stop sending. New clients wait, undialled.
+ *  2. Go on until every byte read is written, every dial is through, every edge has answered HELD, every upstream leg is
+ *     acknowledged, and the application has accepted all its connections; bounded by `quiesceMsMax`.
+ *  3. What an application that does not read has left over is taken out of Node: from here on nothing of ours writes to
+ *     an upstream leg, so what the dump finds and what the capture will find fit together.
+ *
+ * Application → client goes on throughout.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import type { HoldResult } from "#proxy/contract/commands.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { LinkEnd } from "#proxy/relay/link-end.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import type { LiveSession } from "./live-session.ts";
+import type { WorkloadProxy } from "./workload-proxy.ts";
+
+const POLL_MS = 1;
+
+/** @throws HoldfastError `PROXY_QUIESCE` (retryable): an edge has not answered; bytes may be on its link. Roll back. */
+export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
+  const deadlineMs = performance.now() + proxy.config.limits.quiesceMsMax;
+  proxy.counters.holds++;
+  proxy.releasedElsewhere = false;
+  for (const session of proxy.sessions.values()) {
+    session.inbound.hold();
+    if (session.downstream instanceof LinkEnd) session.downstream.sendHold();
+  }
+
+  let restless: LiveSession[] = [...proxy.sessions.values()];
+  let acceptBacklog = await countBacklog(proxy);
+  for (;;) {
+    restless = restless.filter((session) => !isQuiet(session));
+    if (restless.length === 0 && acceptBacklog === 0) break;
+    if (performance.now() >= deadlineMs) break;
+    await delay(POLL_MS);
+    if (acceptBacklog > 0) acceptBacklog = await countBacklog(proxy);
+  }
+
+  const silentEdges = restless.filter(
+    (session) => session.downstream instanceof LinkEnd && !session.downstream.heldByEdge,
+  );
+  if (silentEdges.length > 0) {
+    throw new HoldfastError(
+      `${silentEdges.length} edge links have not answered within ${proxy.config.limits.quiesceMsMax} ms; roll back and look at their nodes`,
+      { code: "PROXY_QUIESCE", source: "link", retryable: true },
+    );
+  }
+  let unackedLegs = 0;
+  for (const session of restless) {
+    if (session.state === "dialling") {
+      session.dialling?.close();
+      session.dialling = null;
+      session.step("abort");
+    }
+    if (session.inbound.pendingBytes > 0) session.stillUpstreamLeg();
+    if (session.state !== "waiting" && session.state !== "closed") unackedLegs++;
+  }
+  let sessions = 0;
+  for (const session of proxy.sessions.values()) if (session.state !== "waiting") sessions++;
+  return { sessions, unackedLegs, acceptBacklog };
+}
+
+function isQuiet(session: LiveSession): boolean {
+  if (session.state === "closed") return true;
+  if (session.downstream instanceof LinkEnd && !session.downstream.heldByEdge) return false;
+  if (session.state === "waiting") return true;
+  if (session.state === "dialling") return false;
+  if (session.inbound.pendingBytes > 0) return false;
+  return !(session.upstream instanceof TcpLeg) || session.upstream.unackedBytes() === 0;
+}
+
+async function countBacklog(proxy: WorkloadProxy): Promise<number> {
+  let count = 0;
+  for (const port of proxy.config.ports) count += await proxy.kernel.listenBacklog(port.upstream);
+  return count;
+}

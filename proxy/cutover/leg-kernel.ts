@@ -1,0 +1,20 @@
+/** What a cutover needs of the kernel; `proxy/tcp` provides it, the composition root joins both. */
+import type { Endpoint, LegSnapshot } from "#proxy/contract/snapshot.ts";
+import type { SocketKernel } from "#proxy/relay/socket-kernel.ts";
+
+export interface LegKernel extends SocketKernel {
+  /** The leg stays in repair mode: closing it sends nothing. */
+  captureLeg(fd: number): LegSnapshot;
+  uncaptureLeg(fd: number): void;
+  adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean }): number;
+  /** Gives the unsent bytes the kernel did not take. */
+  releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
+  shieldLeg(fd: number): void;
+  unshieldLeg(fd: number): void;
+  shieldListener(fd: number): void;
+  unshieldListener(fd: number): void;
+  /** Connections the application has not accepted yet. */
+  listenBacklog(endpoint: Endpoint): number | Promise<number>;
+  /** Handshakes under way on a local port. */
+  countSynRecv(port: number): number | Promise<number>;
+}

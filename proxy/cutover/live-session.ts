@@ -1,0 +1,294 @@
+/**
+ * One session of this proxy: two ends, two pumps, and what of it lies captured or adopted. Mechanics only; what to do
+ * when, is decided by the workload's proxy.
+ */
+import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import type { End, EndListener } from "#proxy/relay/end.ts";
+import { LinkEnd } from "#proxy/relay/link-end.ts";
+import { Pump } from "#proxy/relay/pump.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
+
+/** A leg outside Node: silent in the kernel, or (snapshot null) taken out because its application does not read. */
+export interface StillLeg {
+  fd: number;
+  snapshot: LegSnapshot | null;
+}
+
+export interface SessionEvents {
+  /** The session is over on this node. `reason` is null after an orderly end. */
+  onOver(session: LiveSession, reason: string | null): void;
+  onLingering(session: LiveSession): void;
+}
+
+export interface SessionOptions {
+  id: string;
+  port: number;
+  edge: string;
+  client: string;
+  acceptedAtMs: number;
+  state: SessionState;
+  events: SessionEvents;
+}
+
+const NO_BYTES: Buffer = Buffer.alloc(0);
+
+export class LiveSession {
+  readonly id: string;
+  readonly port: number;
+  readonly edge: string;
+  client: string;
+  readonly acceptedAtMs: number;
+  readonly inbound = new Pump();
+  readonly outbound = new Pump();
+  downstream: TcpLeg | LinkEnd | null = null;
+  upstream: TcpLeg | LinkEnd | null = null;
+  /** dialled and not connected yet */
+  dialling: TcpLeg | null = null;
+  stillUpstream: StillLeg | null = null;
+  stillDownstream: StillLeg | null = null;
+  /** target: what the session was at its source */
+  adopted: SessionSnapshot | null = null;
+  /** edge: dialled to an owner who has not said ACTIVE: the present one (new session) or the next one (move) */
+  nextLink: LinkEnd | null = null;
+  /** edge: bytes still to come from the old owner before those of the new one */
+  switchAt: { bytesOut: number; complete(): void } | null = null;
+  /** an end was reset while the session lay captured or adopted */
+  lost: string | null = null;
+  lingerSinceMs = 0;
+  timer: NodeJS.Timeout | null = null;
+
+  readonly #events: SessionEvents;
+  #state: SessionState;
+
+  constructor(options: SessionOptions) {
+    this.id = options.id;
+    this.port = options.port;
+    this.edge = options.edge;
+    this.client = options.client;
+    this.acceptedAtMs = options.acceptedAtMs;
+    this.#state = options.state;
+    this.#events = options.events;
+    this.inbound.onFinSent = this.#onFinSent;
+    this.outbound.onFinSent = this.#onFinSent;
+  }
+
+  get state(): SessionState {
+    return this.#state;
+  }
+
+  step(step: SessionStep): void {
+    this.#state = nextState(this.#state, step);
+  }
+
+  // ---- ends
+
+  readonly #downstreamListener: EndListener = {
+    onData: (chunk) => this.inbound.receive(chunk),
+    onFin: () => this.inbound.receiveFin(),
+    onDrain: () => this.outbound.drained(),
+    onReset: (reason) => this.#onReset("downstream", reason),
+  };
+
+  readonly #upstreamListener: EndListener = {
+    onData: (chunk) => {
+      this.outbound.receive(chunk);
+      const { switchAt } = this;
+      if (switchAt !== null && this.outbound.bytes >= switchAt.bytesOut) {
+        this.switchAt = null;
+        switchAt.complete();
+      }
+    },
+    onFin: () => this.outbound.receiveFin(),
+    onDrain: () => this.inbound.drained(),
+    onReset: (reason) => this.#onReset("upstream", reason),
+  };
+
+  setDownstream(end: TcpLeg | LinkEnd): void {
+    this.downstream = end;
+    end.listener = this.#downstreamListener;
+    this.inbound.setSource(end);
+    if (end instanceof LinkEnd) end.startDelivering();
+    if (this.downstream === end) this.outbound.setSink(end);
+  }
+
+  setUpstream(end: TcpLeg | LinkEnd): void {
+    this.upstream = end;
+    this.setUpstreamSink(end);
+    if (this.upstream === end) this.setUpstreamSource(end);
+  }
+
+  setUpstreamSink(end: TcpLeg | LinkEnd): void {
+    end.listener = this.#upstreamListener;
+    this.inbound.setSink(end);
+  }
+
+  setUpstreamSource(end: TcpLeg | LinkEnd): void {
+    this.outbound.setSource(end);
+    if (end instanceof LinkEnd) end.startDelivering();
+  }
+
+  /** Takes the leg out of Node; its unwritten bytes are first in the pump again. */
+  stillUpstreamLeg(): void {
+    const leg = this.upstream;
+    if (!(leg instanceof TcpLeg) || !leg.isOpen) return;
+    const { fd, pending } = leg.detach();
+    this.upstream = null;
+    this.inbound.removeSink(pending);
+    this.outbound.setSource(null);
+    this.stillUpstream = { fd, snapshot: null };
+  }
+
+  stillDownstreamLeg(): void {
+    const leg = this.downstream;
+    if (!(leg instanceof TcpLeg) || !leg.isOpen) return;
+    const { fd, pending } = leg.detach();
+    this.downstream = null;
+    this.outbound.removeSink(pending);
+    this.inbound.setSource(null);
+    this.stillDownstream = { fd, snapshot: null };
+  }
+
+  /** The link stays open for what is in it; bytes that were not framed are first in the pump again. */
+  takeBackFromDownstreamLink(): void {
+    if (this.downstream instanceof LinkEnd) this.outbound.removeSink(this.downstream.takeUnsent());
+  }
+
+  // ---- what travels
+
+  snapshot(parts: { upstream: LegSnapshot | null; downstream: LegSnapshot | null }): SessionSnapshot {
+    // A client's leg that stays here keeps its own pending bytes.
+    const keepsOut = this.downstream instanceof TcpLeg;
+    return {
+      id: this.id,
+      port: this.port,
+      edge: this.edge,
+      acceptedAtMs: this.acceptedAtMs,
+      bytesIn: this.inbound.bytes,
+      bytesOut: this.outbound.bytes,
+      ...parts,
+      pendingIn: this.inbound.pending(),
+      pendingOut: keepsOut ? NO_BYTES : this.outbound.pending(),
+      finIn: finOf(this.inbound),
+      finOut: finOf(this.outbound),
+    };
+  }
+
+  // ---- endings
+
+  /** A reset from one side is a reset on the other. */
+  reset(reason: string): void {
+    if (this.#state === "closed") return;
+    this.downstream?.reset();
+    this.upstream?.reset();
+    this.dialling?.reset();
+    this.nextLink?.reset();
+    this.#over(reason);
+  }
+
+  /** Closes what Node holds with FINs already sent. The descriptors of still legs belong to the caller. */
+  close(): void {
+    if (this.#state === "closed") return;
+    closeEnd(this.downstream);
+    closeEnd(this.upstream);
+    this.dialling?.close();
+    this.nextLink?.release();
+    this.#over(null);
+  }
+
+  /** The session goes on elsewhere. */
+  forget(): void {
+    if (this.#state === "closed") return;
+    this.#over(null);
+  }
+
+  #over(reason: string | null): void {
+    if (this.timer !== null) clearTimeout(this.timer);
+    this.timer = null;
+    if (canStep(this.#state, "close")) this.step("close");
+    this.#detachPumps();
+    this.#events.onOver(this, reason);
+  }
+
+  #detachPumps(): void {
+    this.inbound.setSource(null);
+    this.outbound.setSource(null);
+    for (const end of [this.downstream, this.upstream, this.dialling] as (End | null)[]) {
+      if (end !== null) end.listener = null;
+    }
+    this.downstream = null;
+    this.upstream = null;
+    this.dialling = null;
+    this.nextLink = null;
+    this.switchAt = null;
+  }
+
+  #onReset(side: "downstream" | "upstream", reason: string): void {
+    if (this.#state === "captured" || this.#state === "adopted") {
+      this.lose(side, reason);
+      return;
+    }
+    this.reset(`${side} ${reason}`);
+  }
+
+  /** Remembers that an end has gone while the others are silent. */
+  lose(side: "downstream" | "upstream", reason: string): void {
+    this.lost ??= `${side} ${reason}`;
+    if (side === "downstream") {
+      this.outbound.removeSink(NO_BYTES);
+      this.inbound.setSource(null);
+      this.downstream = null;
+    } else {
+      this.inbound.removeSink(NO_BYTES);
+      this.outbound.setSource(null);
+      this.upstream = null;
+    }
+  }
+
+  readonly #onFinSent = (): void => {
+    if (!this.inbound.finSent || !this.outbound.finSent || this.#state !== "open") return;
+    this.startLingering();
+  };
+
+  /** Silent no more: captured → rolled back, or adopted → released. */
+  wake(step: "resume" | "release"): void {
+    this.step(step);
+    this.#onFinSent();
+  }
+
+  /** After a change of ends or state: perhaps both FINs had passed already. */
+  settle(): void {
+    this.#onFinSent();
+  }
+
+  /** Gone without a word: every descriptor left is in repair mode, or lost its address. */
+  silence(): void {
+    this.dialling?.close();
+    this.forget();
+  }
+
+  startLingering(): void {
+    this.step("finish");
+    this.nextLink?.release();
+    this.nextLink = null;
+    if (this.downstream instanceof LinkEnd) {
+      this.downstream.release();
+      this.downstream = null;
+    }
+    if (this.upstream instanceof LinkEnd) {
+      this.upstream.release();
+      this.upstream = null;
+    }
+    this.#events.onLingering(this);
+  }
+}
+
+function closeEnd(end: TcpLeg | LinkEnd | null): void {
+  if (end instanceof TcpLeg) end.close();
+  else end?.release();
+}
+
+function finOf(pump: Pump): "none" | "read" | "sent" {
+  if (pump.finSent) return "sent";
+  return pump.finRead ? "read" : "none";
+}

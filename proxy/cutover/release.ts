@@ -1,0 +1,212 @@
+/**
+ * Release at the target: the application runs here. In this order for each session: the upstream leg speaks again, what
+ * the kernel did not take and what was pending goes first, then the client's end is joined and read.
+ *
+ * Discard: the move was given up before release; nothing adopted ever says a word.
+ */
+import type { SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import { RST_CODE } from "#proxy/relay/link-codec.ts";
+import { LinkEnd } from "#proxy/relay/link-end.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { forgetAdopted } from "./adopt.ts";
+import type { LiveSession, StillLeg } from "./live-session.ts";
+import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
+
+export interface ReleaseResult {
+  sessions: number;
+  legs: number;
+  /** sessions whose client or application had gone, or whose leg could not be released: reset */
+  lost: number;
+  releaseUs: number;
+}
+
+/** Call with the role already `owner`. */
+export async function release(proxy: WorkloadProxy): Promise<ReleaseResult> {
+  await proxy.openListeners();
+  const start = process.hrtime.bigint();
+  const counts = { sessions: 0, legs: 0, lost: 0 };
+  proxy.owner = null;
+  for (const session of [...proxy.sessions.values()]) {
+    const { adopted } = session;
+    if (adopted !== null) {
+      counts.sessions++;
+      releaseSession(proxy, session, adopted, counts);
+    } else {
+      resumeOwn(proxy, session);
+    }
+  }
+  // Links of sessions that were not in the snapshots: new ones, or ones whose session has ended meanwhile.
+  for (const link of [...proxy.parked.values()]) proxy.takeLink(link);
+  proxy.parked.clear();
+  for (const listener of proxy.listeners) proxy.kernel.unshieldListener(listener.fd);
+  return { ...counts, releaseUs: Math.round(Number(process.hrtime.bigint() - start) / 1000) };
+}
+
+/** A session of an edge that has become the owner and has no upstream leg here: begun in mid-move, or lost. */
+function resumeOwn(proxy: WorkloadProxy, session: LiveSession): void {
+  if (session.state === "waiting") {
+    session.nextLink?.release();
+    session.nextLink = null;
+    session.inbound.unhold();
+    proxy.start(session);
+  } else if (session.state === "open" && session.edge === proxy.config.node) {
+    // It was not captured: the old owner had no leg for it (its end is on the link), or has lost it.
+    if (!session.inbound.finRead && !session.outbound.finRead) session.reset("not known to the old owner");
+  }
+}
+
+function releaseSession(
+  proxy: WorkloadProxy,
+  session: LiveSession,
+  adopted: SessionSnapshot,
+  counts: { legs: number; lost: number },
+): void {
+  session.adopted = null;
+  const moved = session.state === "adopted";
+  try {
+    if (session.lost !== null && session.stillUpstream === null && session.stillDownstream === null) {
+      counts.lost++;
+      session.reset(session.lost);
+      return;
+    }
+    const upstream = releaseStill(proxy, session.stillUpstream, false);
+    session.stillUpstream = null;
+    const downstream = releaseStill(proxy, session.stillDownstream, true);
+    session.stillDownstream = null;
+    counts.legs += (upstream === null ? 0 : 1) + (downstream === null ? 0 : 1);
+    if (moved) wakeMoved(proxy, session, adopted, upstream, downstream);
+    else if (upstream !== null) takeBack(proxy, session, adopted, upstream);
+    else if (adopted.upstream === null) takeBackUndialled(proxy, session, adopted);
+    else session.reset(session.lost ?? "upstream reset");
+    if (session.lost !== null) {
+      counts.lost++;
+      session.reset(session.lost);
+    }
+  } catch (error) {
+    proxy.counters.legFailures++;
+    counts.lost++;
+    proxy.log.warn({ session: session.id, err: error }, "a leg could not be released; resetting the session");
+    closeStill(proxy.kernel, session);
+    session.reset("release failed");
+  }
+}
+
+interface Released {
+  leg: TcpLeg;
+  /** unsent bytes the kernel did not take; our FIN, if it was sent, comes again after them */
+  rest: Buffer;
+}
+
+function releaseStill(proxy: WorkloadProxy, still: StillLeg | null, probe: boolean): Released | null {
+  if (still === null || still.snapshot === null) return null;
+  const rest = proxy.kernel.releaseLeg(still.fd, still.snapshot, { probe });
+  return { leg: TcpLeg.attach(proxy.kernel, still.fd), rest };
+}
+
+function wakeMoved(
+  proxy: WorkloadProxy,
+  session: LiveSession,
+  adopted: SessionSnapshot,
+  upstream: Released | null,
+  downstream: Released | null,
+): void {
+  const { inbound, outbound } = session;
+  inbound.bytes = adopted.bytesIn;
+  outbound.bytes = adopted.bytesOut;
+  inbound.prepend(adopted.pendingIn);
+  outbound.prepend(adopted.pendingOut);
+  inbound.finRead = adopted.finIn !== "none";
+  outbound.finRead = adopted.finOut !== "none";
+  inbound.finSent = adopted.finIn === "sent" && (upstream === null || upstream.rest.length === 0);
+  outbound.finSent = adopted.finOut === "sent" && (downstream === null || downstream.rest.length === 0);
+  if (upstream !== null) inbound.prepend(upstream.rest);
+  if (downstream !== null) outbound.prepend(downstream.rest);
+
+  if (upstream === null && adopted.upstream === null && !(inbound.finSent && outbound.finSent)) {
+    // Accepted while held: it has seen nothing of the application yet.
+    session.step("renew");
+    if (downstream !== null) session.setDownstream(downstream.leg);
+    else joinParked(proxy, session);
+    proxy.start(session);
+    return;
+  }
+  if (upstream !== null) session.setUpstream(upstream.leg);
+  if (downstream !== null) session.setDownstream(downstream.leg);
+  session.wake("release");
+  if (session.state !== "open" || downstream !== null || proxy.config.downstream === "takeover") return;
+  joinParked(proxy, session);
+}
+
+function joinParked(proxy: WorkloadProxy, session: LiveSession): void {
+  const link = proxy.parked.get(session.id);
+  proxy.parked.delete(session.id);
+  if (link?.isReady) proxy.joinLink(session, link);
+  else if (session.edge === proxy.config.node) session.reset("client gone");
+  else proxy.awaitLink(session);
+}
+
+/** As {@link takeBack}, of a session the old owner had not dialled yet. */
+function takeBackUndialled(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
+  const old = session.upstream;
+  if (session.state !== "open") return;
+  if (old instanceof LinkEnd) {
+    session.inbound.removeSink(old.takeUnsent());
+    old.listener = null;
+    old.release();
+  }
+  session.upstream = null;
+  session.outbound.setSource(null);
+  if (session.inbound.bytes - session.inbound.pendingBytes !== adopted.bytesIn) {
+    proxy.counters.linkMismatches++;
+    session.reset("link mismatch");
+    return;
+  }
+  session.inbound.prepend(adopted.pendingIn);
+  session.inbound.finSent = false;
+  session.step("renew");
+  session.inbound.unhold();
+  proxy.start(session);
+}
+
+/** The client is connected to this very node: edge and owner become one. */
+function takeBack(
+  proxy: WorkloadProxy,
+  session: LiveSession,
+  adopted: SessionSnapshot,
+  upstream: Released,
+): void {
+  if (session.state !== "open") {
+    upstream.leg.reset();
+    return;
+  }
+  session.nextLink?.close(RST_CODE.moved);
+  session.nextLink = null;
+  const { inbound, outbound } = session;
+  if (session.upstream !== null && !(session.upstream instanceof TcpLeg)) {
+    inbound.removeSink(session.upstream.takeUnsent());
+  }
+  inbound.finSent = adopted.finIn === "sent" && upstream.rest.length === 0;
+  proxy.switchUpstream(session, upstream.leg, {
+    bytesIn: adopted.bytesIn,
+    bytesOut: adopted.bytesOut - adopted.pendingOut.length,
+    prependIn: Buffer.concat([upstream.rest, adopted.pendingIn]),
+    onComplete: () => {
+      if (adopted.pendingOut.length > 0) outbound.receive(adopted.pendingOut);
+      if (adopted.finOut !== "none") outbound.receiveFin();
+    },
+  });
+}
+
+export function discard(proxy: WorkloadProxy): { sessions: number } {
+  let count = 0;
+  for (const session of [...proxy.sessions.values()]) {
+    if (session.adopted === null) continue;
+    count++;
+    forgetAdopted(proxy, session);
+  }
+  proxy.closeParked(RST_CODE.moved);
+  if (!proxy.isEdge) {
+    proxy.closeListeners();
+  }
+  return { sessions: count };
+}

@@ -1,0 +1,181 @@
+/**
+ * Rollback at the source: everything that was held, taken out or captured goes on as if nothing had happened.
+ * Retire at the source: the target has released; what is still here falls silent, or serves as an edge.
+ */
+import { once } from "node:events";
+import type { Retire } from "#proxy/contract/commands.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { RST_CODE } from "#proxy/relay/link-codec.ts";
+import { LinkEnd } from "#proxy/relay/link-end.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import type { LiveSession, StillLeg } from "./live-session.ts";
+import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
+
+/** A link that is not there by then is dialled again at the switch. */
+const PREPARE_MS_MAX = 3_000;
+
+/** Call with the role already `owner`. */
+export function rollback(proxy: WorkloadProxy): { sessions: number; lost: number } {
+  proxy.counters.rollbacks++;
+  const counts = { sessions: 0, lost: 0 };
+  for (const listener of proxy.listeners) proxy.kernel.unshieldListener(listener.fd);
+  for (const session of [...proxy.sessions.values()]) {
+    counts.sessions++;
+    session.nextLink?.close(RST_CODE.moved);
+    session.nextLink = null;
+    try {
+      if (!goOn(proxy, session)) counts.lost++;
+    } catch (error) {
+      proxy.counters.legFailures++;
+      counts.lost++;
+      proxy.log.warn(
+        { session: session.id, err: error },
+        "a leg could not be taken back; resetting the session",
+      );
+      closeStill(proxy.kernel, session);
+      session.reset("rollback failed");
+    }
+  }
+  for (const link of [...proxy.parked.values()]) proxy.takeLink(link);
+  proxy.parked.clear();
+  return counts;
+}
+
+/** @throws HoldfastError `PROXY_FENCED` when an edge here has seen the target release */
+export function refuseLateRollback(proxy: WorkloadProxy): void {
+  if (!proxy.releasedElsewhere) return;
+  throw new HoldfastError("the target has released the sessions; retire this proxy instead of rolling back", {
+    code: "PROXY_FENCED",
+    source: "migration",
+  });
+}
+
+function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
+  const upstream = wake(proxy, session.stillUpstream);
+  session.stillUpstream = null;
+  const downstream = wake(proxy, session.stillDownstream);
+  session.stillDownstream = null;
+  if (session.state === "captured") {
+    // Captured with the downstream legs only: it was lingering, or never dialled.
+    if (session.upstream === null && upstream === null && !session.inbound.finSent) {
+      session.step("abort");
+    } else session.step("resume");
+  }
+  if (session.lost !== null) {
+    upstream?.reset();
+    downstream?.reset();
+    session.reset(session.lost);
+    return false;
+  }
+  if (upstream !== null) session.setUpstream(upstream);
+  if (session.downstream instanceof LinkEnd) {
+    session.setDownstream(session.downstream);
+    session.downstream?.sendResume();
+  }
+  if (downstream !== null) session.setDownstream(downstream);
+  session.settle();
+  session.inbound.unhold();
+  proxy.start(session);
+  return true;
+}
+
+function wake(proxy: WorkloadProxy, still: StillLeg | null): TcpLeg | null {
+  if (still === null) return null;
+  if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd);
+  proxy.kernel.unshieldLeg(still.fd);
+  return TcpLeg.attach(proxy.kernel, still.fd);
+}
+
+/** Takeover: nothing is left. Relay: the clients' sockets stay, and their sessions go on over links. */
+export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions: number } {
+  if (proxy.config.downstream === "takeover") {
+    for (const session of [...proxy.sessions.values()]) {
+      closeStill(proxy.kernel, session);
+      session.silence();
+    }
+    proxy.closeDoors();
+    return { sessions: 0 };
+  }
+  proxy.owner = owner;
+  for (const session of [...proxy.sessions.values()]) {
+    if (session.edge === proxy.config.node) becomeEdge(proxy, session);
+    else handOver(proxy, session);
+  }
+  proxy.closeParked(RST_CODE.moved);
+  return { sessions: proxy.sessions.size };
+}
+
+function becomeEdge(proxy: WorkloadProxy, session: LiveSession): void {
+  if (session.state === "captured") {
+    if (session.lost !== null || session.downstream === null) {
+      closeStill(proxy.kernel, session);
+      session.nextLink?.reset();
+      session.reset(session.lost ?? "client gone");
+      return;
+    }
+    if (session.inbound.finSent && session.outbound.finSent) {
+      // Only the client's last bytes are left, and they are here.
+      closeStill(proxy.kernel, session);
+      session.nextLink?.release();
+      session.nextLink = null;
+      session.wake("resume");
+      return;
+    }
+    // ACTIVE may still be on its way on the prepared link; without one, dial again.
+    if (session.nextLink === null) proxy.relink(session, false);
+    else proxy.awaitLink(session);
+  } else if (session.state === "waiting") {
+    session.inbound.unhold();
+    proxy.start(session);
+  }
+}
+
+/** The client is at another edge: that one has, or gets, its link to the new owner. Ours ends when the edge ends it. */
+function handOver(proxy: WorkloadProxy, session: LiveSession): void {
+  closeStill(proxy.kernel, session);
+  const link = session.downstream;
+  session.forget();
+  if (link instanceof LinkEnd) proxy.releaseLater(link);
+}
+
+/** Relay, at an edge: links for the sessions that are here, to the node that is about to own them. */
+export async function prepareLinks(
+  proxy: WorkloadProxy,
+  options: { target: { address: string; port: number }; epoch: number },
+): Promise<{ links: number }> {
+  const own = proxy.linkEndpoint;
+  if (own !== null && own.address === options.target.address && own.port === options.target.port) {
+    return { links: 0 };
+  }
+  const dials: Promise<boolean>[] = [];
+  for (const session of proxy.sessions.values()) {
+    if (session.edge !== proxy.config.node || session.downstream === null) continue;
+    if (session.state !== "open" && session.state !== "captured") continue;
+    dials.push(proxy.dialLink(session, { to: options.target, epoch: options.epoch, fresh: false }));
+  }
+  let links = 0;
+  const all = Promise.all(dials.map(async (dial) => (await dial) && links++));
+  const late = AbortSignal.timeout(PREPARE_MS_MAX);
+  await Promise.race([all, once(late, "abort")]);
+  return { links };
+}
+
+/** Relay, at a third node's edge. */
+export function switchOwner(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions: number } {
+  proxy.owner = owner;
+  for (const session of [...proxy.sessions.values()]) {
+    if (session.edge !== proxy.config.node) continue;
+    if (session.state === "waiting") {
+      session.nextLink?.release();
+      session.nextLink = null;
+      proxy.start(session);
+    } else if (session.state === "open" && session.upstream instanceof LinkEnd) {
+      const there = session.upstream.dialledTo;
+      const switched = there?.address === owner.link.address && there.port === owner.link.port;
+      if (!switched && session.nextLink === null && session.switchAt === null) proxy.relink(session, false);
+    } else if (session.state === "open" && session.upstream === null && session.nextLink === null) {
+      proxy.relink(session, false);
+    }
+  }
+  return { sessions: proxy.sessions.size };
+}

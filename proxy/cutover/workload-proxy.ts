@@ -1,0 +1,622 @@
+/**
+ * The proxy of one workload on one node: its sessions, where clients and links arrive, who owns the workload, and what
+ * happens to a session when nothing is being moved. The steps of a move are in the files beside this one.
+ */
+import { randomBytes } from "node:crypto";
+import net from "node:net";
+import type { Logger } from "pino";
+import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { ClientListener } from "#proxy/listen/client-listener.ts";
+import type { Greeting } from "#proxy/relay/link-auth.ts";
+import { type Active, RST_CODE } from "#proxy/relay/link-codec.ts";
+import { LinkEnd, type LinkListener } from "#proxy/relay/link-end.ts";
+import { type TcpHandle, TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import type { Role } from "#proxy/session/role.ts";
+import type { LegKernel } from "./leg-kernel.ts";
+import { LiveSession } from "./live-session.ts";
+
+const LINGER_CHECK_MS = 20;
+const LINKS_GREETING_MAX = 4096;
+
+export interface Counters {
+  sessionsAccepted: number;
+  sessionsRefused: number;
+  sessionsEnded: number;
+  sessionsReset: number;
+  dialFailures: number;
+  linksAccepted: number;
+  linksRefused: number;
+  linkFailures: number;
+  linkMismatches: number;
+  lingerTimeouts: number;
+  acceptErrors: number;
+  bytesIn: number;
+  bytesOut: number;
+  holds: number;
+  rollbacks: number;
+  legsCaptured: number;
+  legsAdopted: number;
+  legFailures: number;
+}
+
+export interface WorkloadProxyOptions {
+  config: Configure;
+  key: Buffer;
+  kernel: LegKernel;
+  log: Logger;
+}
+
+export class WorkloadProxy {
+  readonly config: Configure;
+  readonly kernel: LegKernel;
+  readonly log: Logger;
+  readonly sessions = new Map<string, LiveSession>();
+  readonly listeners: ClientListener[] = [];
+  /** accepted links that wait for their session, or for this proxy to own the workload */
+  readonly parked = new Map<string, LinkEnd>();
+  readonly counters: Counters = {
+    sessionsAccepted: 0,
+    sessionsRefused: 0,
+    sessionsEnded: 0,
+    sessionsReset: 0,
+    dialFailures: 0,
+    linksAccepted: 0,
+    linksRefused: 0,
+    linkFailures: 0,
+    linkMismatches: 0,
+    lingerTimeouts: 0,
+    acceptErrors: 0,
+    bytesIn: 0,
+    bytesOut: 0,
+    holds: 0,
+    rollbacks: 0,
+    legsCaptured: 0,
+    legsAdopted: 0,
+    legFailures: 0,
+  };
+  role: Role = "idle";
+  epoch = 0;
+  /** relay: this proxy is an edge, and the application is there */
+  owner: { node: string; link: Endpoint } | null = null;
+  /** source: the target has said ACTIVE, so there is no way back */
+  releasedElsewhere = false;
+
+  readonly #key: Buffer;
+  #linkServer: net.Server | null = null;
+  #linksGreeting = 0;
+  #lingering = new Set<LiveSession>();
+  #lingerTimer: NodeJS.Timeout | null = null;
+
+  constructor(options: WorkloadProxyOptions) {
+    this.config = options.config;
+    this.#key = options.key;
+    this.kernel = options.kernel;
+    this.log = options.log;
+  }
+
+  get isEdge(): boolean {
+    return this.owner !== null;
+  }
+
+  get linkEndpoint(): Endpoint | null {
+    const address = this.#linkServer?.address();
+    if (address === undefined || address === null || typeof address === "string") return null;
+    return { address: address.address, port: address.port };
+  }
+
+  portOf(session: LiveSession): PortConfig {
+    return this.config.ports[session.port] as PortConfig;
+  }
+
+  // ---- where clients arrive
+
+  /** @throws HoldfastError `PROXY_LISTEN` */
+  async openListeners(): Promise<void> {
+    if (this.listeners.length > 0) return;
+    for (const [index, port] of this.config.ports.entries()) {
+      try {
+        this.listeners.push(
+          await ClientListener.open({
+            address: this.config.listenAddress,
+            port: port.listen,
+            onAccept: (handle) => this.#onAccept(index, handle),
+            onError: (error) => {
+              this.counters.acceptErrors++;
+              this.log.warn({ err: error }, "accept failed");
+            },
+          }),
+        );
+      } catch (error) {
+        this.closeListeners();
+        throw error;
+      }
+    }
+  }
+
+  closeListeners(): void {
+    for (const listener of this.listeners.splice(0)) listener.close();
+  }
+
+  #onAccept(port: number, handle: TcpHandle): void {
+    const leg = TcpLeg.attach(this.kernel, handle);
+    const waits = this.role !== "owner" && (this.owner === null || this.role === "adopted");
+    if (waits && this.#waitingSessions() >= this.config.limits.heldSessionsMax) {
+      this.counters.sessionsRefused++;
+      leg.reset();
+      return;
+    }
+    this.counters.sessionsAccepted++;
+    const session = this.createSession({
+      id: randomBytes(12).toString("hex"),
+      port,
+      edge: this.config.node,
+      client: leg.peer,
+      acceptedAtMs: Date.now(),
+      state: "waiting",
+    });
+    session.setDownstream(leg);
+    this.start(session);
+  }
+
+  #waitingSessions(): number {
+    let count = 0;
+    for (const session of this.sessions.values()) if (session.state === "waiting") count++;
+    return count;
+  }
+
+  createSession(options: Omit<ConstructorParameters<typeof LiveSession>[0], "events">): LiveSession {
+    const session = new LiveSession({ ...options, events: this });
+    this.sessions.set(session.id, session);
+    return session;
+  }
+
+  /** Gives a waiting session its upstream, where that is possible now. */
+  start(session: LiveSession): void {
+    if (session.state !== "waiting") return;
+    if (this.role === "owner") this.#dialApplication(session);
+    else if (this.owner !== null && session.nextLink === null) {
+      this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
+    }
+  }
+
+  #dialApplication(session: LiveSession): void {
+    session.step("dial");
+    const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
+      onConnect: () => {
+        session.dialling = null;
+        session.step("dialled");
+        session.setUpstream(leg);
+      },
+      onError: (code) => {
+        this.counters.dialFailures++;
+        session.dialling = null;
+        session.reset(`upstream dial ${code}`);
+      },
+    });
+    session.dialling = leg;
+  }
+
+  // ---- endings (SessionEvents)
+
+  onOver(session: LiveSession, reason: string | null): void {
+    if (this.sessions.get(session.id) === session) this.sessions.delete(session.id);
+    this.#lingering.delete(session);
+    this.counters.bytesIn += session.inbound.bytes;
+    this.counters.bytesOut += session.outbound.bytes;
+    if (reason === null) this.counters.sessionsEnded++;
+    else {
+      this.counters.sessionsReset++;
+      this.log.debug({ session: session.id, reason }, "session reset");
+    }
+  }
+
+  onLingering(session: LiveSession): void {
+    session.lingerSinceMs = performance.now();
+    this.#lingering.add(session);
+    this.#lingerTimer ??= setTimeout(() => this.#checkLingering(), 0);
+  }
+
+  /** There is no event for "acknowledged": look, but only while somebody lingers. */
+  #checkLingering(): void {
+    this.#lingerTimer = null;
+    const deadlineMs = performance.now() - this.config.limits.lingerMsMax;
+    for (const session of this.#lingering) {
+      if (session.state !== "lingering") {
+        this.#lingering.delete(session);
+        continue;
+      }
+      const legs = [session.downstream, session.upstream];
+      const acked = legs.every(
+        (leg) => !(leg instanceof TcpLeg) || leg.unackedBytes() === 0 || leg.isClosedInKernel(),
+      );
+      const late = session.lingerSinceMs < deadlineMs;
+      if (late && !acked) this.counters.lingerTimeouts++;
+      if (acked || late) session.close();
+    }
+    if (this.#lingering.size > 0)
+      this.#lingerTimer = setTimeout(() => this.#checkLingering(), LINGER_CHECK_MS);
+  }
+
+  // ---- links, at the edge
+
+  dialLink(session: LiveSession, options: { to: Endpoint; epoch: number; fresh: boolean }): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    session.nextLink?.close(RST_CODE.moved);
+    const greeting: Greeting = {
+      session: session.id,
+      port: session.port,
+      epoch: options.epoch,
+      edge: this.config.node,
+      client: session.client,
+      acceptedAtMs: session.acceptedAtMs,
+      fresh: options.fresh,
+    };
+    const listener: LinkListener = {
+      onActive: (link, active) => this.#onActive(session, link, active),
+      onHold: (link) => {
+        if (session.upstream === link) session.inbound.hold();
+      },
+      onResume: (link) => {
+        if (session.upstream !== link) return;
+        session.nextLink?.close(RST_CODE.moved);
+        session.nextLink = null;
+        session.inbound.unhold();
+      },
+      onHeld: () => {},
+      onOver: (link, code) => {
+        resolve(false);
+        this.#onEdgeLinkOver(session, link, code);
+      },
+    };
+    session.nextLink = LinkEnd.dial({
+      key: this.#key,
+      to: options.to,
+      greeting,
+      onReady: () => resolve(true),
+      listener,
+    });
+    return promise;
+  }
+
+  #onActive(session: LiveSession, link: LinkEnd, active: Active): void {
+    if (session.state === "closed" || session.nextLink !== link || active.epoch < this.epoch) {
+      link.close(RST_CODE.moved);
+      return;
+    }
+    session.nextLink = null;
+    if (session.state === "waiting") {
+      session.step("dialled");
+      session.setUpstream(link);
+      session.inbound.unhold();
+      return;
+    }
+    const old = session.upstream;
+    if (session.state === "captured") {
+      // The source hears it from the target before its own agent does: nothing can be taken back any more.
+      this.releasedElsewhere = true;
+      this.#dropStillUpstream(session);
+      session.step("resume");
+      session.inbound.clear();
+    } else if (old instanceof LinkEnd) {
+      session.inbound.removeSink(old.takeUnsent());
+    }
+    this.switchUpstream(session, link, { bytesIn: active.bytesIn, bytesOut: active.bytesOut });
+  }
+
+  /**
+   * The session's application is behind `next` from now on. What is sent goes there at once; what comes from there is
+   * delivered when everything the old owner passed on has arrived. Offsets that do not fit mean bytes were lost on the
+   * way (a link or its proxy died): the client gets a reset rather than a gap.
+   */
+  switchUpstream(
+    session: LiveSession,
+    next: TcpLeg | LinkEnd,
+    offsets: { bytesIn: number; bytesOut: number; prependIn?: Buffer; onComplete?: () => void },
+  ): void {
+    const old = session.upstream;
+    const sentBytes = session.inbound.bytes - session.inbound.pendingBytes;
+    if (
+      sentBytes !== offsets.bytesIn ||
+      session.outbound.bytes > offsets.bytesOut ||
+      (old === null && session.outbound.bytes !== offsets.bytesOut)
+    ) {
+      this.counters.linkMismatches++;
+      this.log.warn(
+        {
+          session: session.id,
+          sentBytes,
+          receivedBytes: session.outbound.bytes,
+          bytesIn: offsets.bytesIn,
+          bytesOut: offsets.bytesOut,
+        },
+        "bytes were lost between edge and owner; resetting the client",
+      );
+      next.reset();
+      session.reset("link mismatch");
+      return;
+    }
+    if (session.timer !== null) clearTimeout(session.timer);
+    session.timer = null;
+    const complete = (): void => {
+      if (old instanceof LinkEnd) {
+        old.listener = null;
+        old.release();
+      }
+      session.upstream = next;
+      session.setUpstreamSource(next);
+      offsets.onComplete?.();
+    };
+    if (offsets.prependIn !== undefined) session.inbound.prepend(offsets.prependIn);
+    if (next instanceof LinkEnd) session.inbound.finSent = false;
+    session.setUpstreamSink(next);
+    if (session.outbound.bytes === offsets.bytesOut) complete();
+    else session.switchAt = { bytesOut: offsets.bytesOut, complete };
+    session.inbound.unhold();
+  }
+
+  #dropStillUpstream(session: LiveSession): void {
+    if (session.stillUpstream !== null) this.kernel.close(session.stillUpstream.fd);
+    session.stillUpstream = null;
+  }
+
+  #onEdgeLinkOver(session: LiveSession, link: LinkEnd, code: number): void {
+    if (session.nextLink === link) {
+      session.nextLink = null;
+      // A new session whose owner moved away waits for `switchOwner`; a prepared link can be dialled again then.
+      if (session.state !== "waiting") return;
+      if (code === RST_CODE.moved) this.#boundWaiting(session);
+      else {
+        this.counters.linkFailures++;
+        session.reset("link refused");
+      }
+      return;
+    }
+    if (session.upstream !== link) return;
+    if (code === RST_CODE.reset) {
+      session.reset("upstream reset");
+      return;
+    }
+    this.counters.linkFailures++;
+    // In the middle of a move the next owner may have everything: its offsets will tell.
+    if (session.inbound.held && (session.nextLink !== null || session.adopted !== null)) {
+      session.inbound.removeSink(link.takeUnsent());
+      session.outbound.setSource(null);
+      session.upstream = null;
+      if (session.switchAt !== null) session.reset("link broken");
+      else this.#boundWaiting(session);
+    } else {
+      session.reset("link broken");
+    }
+  }
+
+  #boundWaiting(session: LiveSession): void {
+    session.timer ??= setTimeout(() => {
+      session.timer = null;
+      this.counters.linkFailures++;
+      session.reset("no owner in time");
+    }, this.config.limits.lingerMsMax);
+  }
+
+  // ---- links, at the owner
+
+  async openLinks(): Promise<void> {
+    if (this.config.downstream !== "relay" || this.#linkServer !== null) return;
+    const [host, port] = splitAddress(this.config.linkAddress);
+    const server = net.createServer((socket) => this.#onLinkSocket(socket));
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    server.once("error", reject);
+    server.listen({ host, port, backlog: 4096, exclusive: true }, resolve);
+    try {
+      await promise;
+    } catch (cause) {
+      throw new HoldfastError(`cannot listen for links on ${this.config.linkAddress}: ${String(cause)}`, {
+        code: "PROXY_LISTEN",
+        source: "link",
+        retryable: true,
+        cause,
+      });
+    }
+    server.on("error", (err) => this.log.warn({ err }, "accepting a link failed"));
+    this.#linkServer = server;
+  }
+
+  #onLinkSocket(socket: net.Socket): void {
+    if (this.#linksGreeting >= LINKS_GREETING_MAX) {
+      this.counters.linksRefused++;
+      socket.destroy();
+      return;
+    }
+    this.#linksGreeting++;
+    LinkEnd.accept(socket, {
+      key: this.#key,
+      onReady: (link) => {
+        this.#linksGreeting--;
+        this.counters.linksAccepted++;
+        this.#onLink(link, link.greeting as Greeting);
+      },
+      onRefused: (reason) => {
+        this.#linksGreeting--;
+        this.counters.linksRefused++;
+        this.log.warn({ reason }, "link refused");
+      },
+      listener: {
+        onActive: (link) => link.reset(),
+        onHold: (link) => link.reset(),
+        onResume: () => {},
+        onHeld: () => {},
+        onOver: (link, code) => this.#onOwnerLinkOver(link, code),
+      },
+    });
+  }
+
+  #onLink(link: LinkEnd, greeting: Greeting): void {
+    if (greeting.port >= this.config.ports.length) link.close(RST_CODE.unknownSession);
+    else if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "edge") {
+      // The dialler knows of a newer owner than this proxy does, or this proxy owns nothing.
+      link.close(RST_CODE.moved);
+    } else if (this.role === "owner") this.takeLink(link);
+    else {
+      this.parked.get(greeting.session)?.close(RST_CODE.moved);
+      this.parked.set(greeting.session, link);
+    }
+  }
+
+  /** Owner: joins the link to its session, or begins a new one. */
+  takeLink(link: LinkEnd): void {
+    const greeting = link.greeting as Greeting;
+    const known = this.sessions.get(greeting.session);
+    const joinable =
+      known !== undefined &&
+      (known.state === "open" || known.state === "waiting" || known.state === "dialling");
+    if (joinable && known.downstream === null) {
+      this.joinLink(known, link);
+    } else if (known === undefined && greeting.fresh) {
+      this.counters.sessionsAccepted++;
+      const session = this.createSession({
+        id: greeting.session,
+        port: greeting.port,
+        edge: greeting.edge,
+        client: greeting.client,
+        acceptedAtMs: greeting.acceptedAtMs,
+        state: "waiting",
+      });
+      link.sendActive({ epoch: this.epoch, bytesIn: 0, bytesOut: 0 });
+      session.setDownstream(link);
+      this.start(session);
+    } else {
+      link.close(RST_CODE.unknownSession);
+    }
+  }
+
+  joinLink(session: LiveSession, link: LinkEnd): void {
+    if (session.timer !== null) clearTimeout(session.timer);
+    session.timer = null;
+    session.client = link.greeting?.client ?? session.client;
+    link.sendActive({
+      epoch: this.epoch,
+      bytesIn: session.inbound.bytes,
+      bytesOut: session.outbound.bytes - session.outbound.pendingBytes,
+    });
+    // The edge takes a second FIN for none at all, and may not have had the first.
+    session.outbound.finSent = false;
+    session.setDownstream(link);
+  }
+
+  /** The edge has to dial again: its prepared link never came, or broke. */
+  awaitLink(session: LiveSession): void {
+    this.#boundWaiting(session);
+  }
+
+  /** Edge: the session has an owner and no link to it. */
+  relink(session: LiveSession, fresh: boolean): void {
+    if (this.owner === null) return;
+    this.#boundWaiting(session);
+    this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh });
+  }
+
+  /** The other side ends it when it has what is in it; after a while we do. */
+  releaseLater(link: LinkEnd): void {
+    link.listener = null;
+    setTimeout(() => link.release(), this.config.limits.lingerMsMax).unref();
+  }
+
+  #onOwnerLinkOver(link: LinkEnd, code: number): void {
+    const id = link.greeting?.session ?? "";
+    if (this.parked.get(id) === link) {
+      this.parked.delete(id);
+      const session = this.sessions.get(id);
+      if (code === RST_CODE.reset && session?.state === "adopted" && session.downstream === null) {
+        session.lost ??= "downstream reset";
+      }
+      return;
+    }
+    const session = this.sessions.get(id);
+    if (session === undefined || session.downstream !== link) return;
+    if (code !== RST_CODE.reset) this.counters.linkFailures++;
+    if (session.state === "captured" || session.state === "adopted") session.lose("downstream", "link over");
+    else session.reset("downstream link over");
+  }
+
+  closeParked(code: number): void {
+    for (const link of this.parked.values()) link.close(code);
+    this.parked.clear();
+  }
+
+  // ---- what people see
+
+  sessionInfo(): SessionInfo[] {
+    const now = Date.now();
+    return [...this.sessions.values()].map((session) => ({
+      id: session.id,
+      port: session.port,
+      client: session.client,
+      edge: session.edge,
+      place: this.placeOf(session),
+      state: this.#shownState(session),
+      bytesIn: session.inbound.bytes,
+      bytesOut: session.outbound.bytes,
+      ageMs: now - session.acceptedAtMs,
+    }));
+  }
+
+  placeOf(session: LiveSession): SessionInfo["place"] {
+    if (session.edge !== this.config.node) return "owner";
+    return this.owner !== null && session.adopted === null ? "edge" : "here";
+  }
+
+  #shownState(session: LiveSession): SessionInfo["state"] {
+    if (session.state === "lingering") return "lingering";
+    if (session.state !== "open" || session.inbound.held) return "held";
+    return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
+  }
+
+  status(): Record<string, unknown> {
+    return {
+      role: this.role,
+      epoch: this.epoch,
+      sessions: this.sessions.size,
+      pid: process.pid,
+      link: this.linkEndpoint,
+      owner: this.owner,
+      rssBytes: process.memoryUsage.rss(),
+      ports: this.listeners.map((listener) => listener.port),
+      counters: this.counters,
+    };
+  }
+
+  /** Everything reset, everything closed. */
+  stop(): void {
+    for (const session of [...this.sessions.values()]) {
+      closeStill(this.kernel, session);
+      session.reset("stopped");
+    }
+    this.closeDoors();
+  }
+
+  closeDoors(): void {
+    this.closeListeners();
+    this.closeParked(RST_CODE.reset);
+    this.#linkServer?.close();
+    this.#linkServer = null;
+    if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
+  }
+}
+
+/** Silently: a leg in repair mode sends nothing when it is closed. */
+export function closeStill(kernel: LegKernel, session: LiveSession): void {
+  if (session.stillUpstream !== null) kernel.close(session.stillUpstream.fd);
+  if (session.stillDownstream !== null) kernel.close(session.stillDownstream.fd);
+  session.stillUpstream = null;
+  session.stillDownstream = null;
+}
+
+/** "10.0.0.2", "10.0.0.2:0", "[fd00::1]:7401", "fd00::1" */
+function splitAddress(text: string): [host: string, port: number] {
+  const bracketed = /^\[([^\]]+)\](?::(\d+))?$/.exec(text);
+  if (bracketed !== null) return [bracketed[1] as string, Number(bracketed[2] ?? 0)];
+  if (net.isIP(text) !== 0) return [text, 0];
+  const at = text.lastIndexOf(":");
+  return at < 0 ? [text, 0] : [text.slice(0, at), Number(text.slice(at + 1))];
+}

@@ -1,0 +1,121 @@
+/**
+ * The proxy of one workload on one node: `node proxy/main.ts --socket PATH [--http PATH|ADDRESS:PORT] [--log-level L]`.
+ *
+ * Composition root: the kernel, the commands, the sockets of agent and admin. The process ends by `stop`, by `retire`
+ * (takeover), by SIGTERM (as `stop`), or by a bug; an agent that goes away ends nothing.
+ */
+import { chmodSync, rmSync } from "node:fs";
+import { createServer, type Server } from "node:net";
+import { parseArgs } from "node:util";
+import pino from "pino";
+import { createAdmin } from "#proxy/admin/http.ts";
+import { createMetrics } from "#proxy/admin/metrics.ts";
+import { Channel } from "#proxy/contract/channel.ts";
+import { Commands } from "#proxy/cutover/commands.ts";
+import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
+import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
+import { captureLeg, readState, uncaptureLeg } from "#proxy/tcp/capture.ts";
+import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
+
+const legKernel: LegKernel = {
+  dup: kernel.dupCloexec,
+  close: kernel.close,
+  shutdownWrite(fd) {
+    try {
+      kernel.shutdown(fd, kernel.SHUT_WR);
+      return true;
+    } catch {
+      return false;
+    }
+  },
+  unackedBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCOUTQ),
+  unreadBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCINQ),
+  isClosed: (fd) => readState(fd) === "CLOSE",
+  captureLeg,
+  uncaptureLeg,
+  adoptLeg,
+  releaseLeg,
+  shieldLeg,
+  unshieldLeg,
+  shieldListener,
+  unshieldListener,
+  listenBacklog: (endpoint) => listenBacklog(endpoint) ?? 0,
+  countSynRecv,
+};
+
+async function listenUnix(server: Server, path: string): Promise<void> {
+  rmSync(path, { force: true });
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  server.once("error", reject);
+  const before = process.umask(0o177);
+  server.listen(path, resolve);
+  process.umask(before);
+  await promise;
+  chmodSync(path, 0o600);
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      socket: { type: "string" },
+      http: { type: "string" },
+      "log-level": { type: "string", default: "info" },
+    },
+  });
+  if (values.socket === undefined) {
+    process.stderr.write(
+      "usage: node proxy/main.ts --socket PATH [--http PATH|ADDRESS:PORT] [--log-level LEVEL]\n",
+    );
+    process.exit(2);
+  }
+  const log = pino(
+    { name: "holdfast-proxy", level: values["log-level"] },
+    pino.destination({ fd: 2, sync: true }),
+  );
+  const path = values.socket;
+  const httpPath = values.http ?? `${path}.http`;
+
+  const exit = (reason: string): void => {
+    log.info({ reason }, "proxy ends");
+    rmSync(path, { force: true });
+    if (!httpPath.includes(":")) rmSync(httpPath, { force: true });
+    process.exit(0);
+  };
+  const commands = new Commands({
+    kernel: legKernel,
+    log,
+    // The reply to the command that ends us goes out first.
+    onExit: (reason) => setImmediate(() => setImmediate(() => exit(reason))),
+  });
+  const handlers = commands.handlers();
+  const control = createServer((socket) => {
+    const channel = new Channel(socket, { name: "agent", handlers });
+    void channel.closed.then((reason) => {
+      if (reason !== null) log.warn({ reason: reason.message }, "the agent's connection broke");
+    });
+  });
+  const admin = createAdmin({
+    metrics: createMetrics(() => commands.proxy),
+    health: () => commands.proxy && { role: commands.proxy.role, epoch: commands.proxy.epoch },
+  });
+
+  const address = /^(.*):(\d+)$/.exec(httpPath);
+  if (address === null) await listenUnix(admin, httpPath);
+  else admin.listen({ host: (address[1] as string).replaceAll(/[[\]]/g, ""), port: Number(address[2]) });
+  admin.on("error", (err) => log.error({ err }, "admin endpoint failed"));
+  await listenUnix(control, path);
+  process.on("SIGTERM", () => {
+    commands.proxy?.stop();
+    exit("SIGTERM");
+  });
+  process.on("SIGHUP", () => {});
+  process.on("uncaughtException", (err) => {
+    log.fatal({ err }, "a bug in the proxy");
+    process.exit(70);
+  });
+  log.info({ socket: path, pid: process.pid }, "proxy ready");
+}
+
+await main();

@@ -1,0 +1,27 @@
+/**
+ * One end of a session, whatever carries it: a TCP leg on this node, or a link to another node's proxy.
+ *
+ * Contract. Nothing here throws; trouble arrives as `onReset`, once, and nothing follows it.
+ *  - `write` gives true when the chunk is out of our hands. On false the end keeps a reference to the *same* chunk
+ *    (nobody may change it) and takes no other until `onDrain`.
+ *  - `finish` is called at most once per direction and never while a chunk is outstanding.
+ */
+export interface EndListener {
+  onData(chunk: Buffer): void;
+  onFin(): void;
+  onReset(reason: string): void;
+  onDrain(): void;
+}
+
+export interface End {
+  listener: EndListener | null;
+  /** Chunks given to `onData` are overwritten by the next read: copy what is kept longer than a `write` needs it. */
+  readonly reusesBuffer: boolean;
+  write(chunk: Buffer): boolean;
+  finish(): void;
+  reset(): void;
+  pauseReading(): void;
+  resumeReading(): void;
+  /** So many bytes this end delivered have left the process (links give their sender credit for it). */
+  consumed(bytes: number): void;
+}

@@ -1,0 +1,179 @@
+/**
+ * Frames of a link between two proxies of one workload: one TCP connection a session.
+ *
+ *   ┌─────────┬─────────────────┬─────────┐
+ *   │ type u8 │ length u24 (BE) │ payload │
+ *   └─────────┴─────────────────┴─────────┘
+ *
+ *   before authentication   acceptor ──NONCE──▶ dialler ──HELLO──▶ acceptor ──WELCOME──▶ dialler
+ *   then                    ACTIVE   the acceptor owns the session now: epoch u64, byte offsets in and out u64 each
+ *                           DATA, FIN, CREDIT(u32: bytes the receiver has passed on; bounds what a link can pile up)
+ *                           HOLD → HELD (no DATA follows), RESUME (the move was rolled back)
+ *                           RST(code u8)
+ *
+ * Pure: bytes in, frames out. DATA is handed on as it arrives, in parts, without being gathered or copied.
+ */
+export const FRAME = {
+  nonce: 1,
+  hello: 2,
+  welcome: 3,
+  active: 4,
+  data: 5,
+  fin: 6,
+  rst: 7,
+  hold: 8,
+  held: 9,
+  resume: 10,
+  credit: 11,
+} as const;
+export type FrameName = keyof typeof FRAME;
+export type FrameType = (typeof FRAME)[FrameName];
+
+/** Why a link ends the session (payload of RST). */
+export const RST_CODE = { reset: 0, moved: 1, unknownSession: 2, mismatch: 3, broken: 4 } as const;
+
+export const HEADER_BYTES = 4;
+export const DATA_BYTES_MAX = 256 * 1024;
+export const CONTROL_BYTES_MAX = 1024;
+const NO_BYTES: Buffer = Buffer.alloc(0);
+
+const EXACT_BYTES: Partial<Record<FrameType, number>> = {
+  [FRAME.nonce]: 16,
+  [FRAME.welcome]: 32,
+  [FRAME.active]: 24,
+  [FRAME.fin]: 0,
+  [FRAME.rst]: 1,
+  [FRAME.hold]: 0,
+  [FRAME.held]: 0,
+  [FRAME.resume]: 0,
+  [FRAME.credit]: 4,
+};
+
+export interface Active {
+  epoch: number;
+  /** bytes of the session that the owner has, counted from its beginning: client → application */
+  bytesIn: number;
+  /** application → client: the first byte that comes on this link has this number */
+  bytesOut: number;
+}
+
+export function frameHeader(type: FrameType, length: number): Buffer {
+  const header = Buffer.allocUnsafe(HEADER_BYTES);
+  header[0] = type;
+  header.writeUIntBE(length, 1, 3);
+  return header;
+}
+
+export function frame(type: FrameType, payload: Buffer = NO_BYTES): Buffer {
+  return Buffer.concat([frameHeader(type, payload.length), payload]);
+}
+
+export function encodeActive(active: Active): Buffer {
+  const payload = Buffer.alloc(24);
+  payload.writeBigUInt64BE(BigInt(active.epoch), 0);
+  payload.writeBigUInt64BE(BigInt(active.bytesIn), 8);
+  payload.writeBigUInt64BE(BigInt(active.bytesOut), 16);
+  return frame(FRAME.active, payload);
+}
+
+export function decodeActive(payload: Buffer): Active {
+  return {
+    epoch: Number(payload.readBigUInt64BE(0)),
+    bytesIn: Number(payload.readBigUInt64BE(8)),
+    bytesOut: Number(payload.readBigUInt64BE(16)),
+  };
+}
+
+export function encodeCredit(bytes: number): Buffer {
+  const payload = Buffer.alloc(4);
+  payload.writeUInt32BE(bytes, 0);
+  return frame(FRAME.credit, payload);
+}
+
+export interface FrameSink {
+  /** a part of a DATA frame; never empty */
+  onData(part: Buffer): void;
+  onControl(type: FrameType, payload: Buffer): void;
+}
+
+/** Cuts a byte stream into frames. After an error it stays dead: the link is to be closed. */
+export class FrameDecoder {
+  readonly #sink: FrameSink;
+  /** bytes of a header or a control payload that is not complete */
+  #partial: Buffer = NO_BYTES;
+  #dataLeft = 0;
+  #error: string | null = null;
+  #stopped = false;
+
+  constructor(sink: FrameSink) {
+    this.#sink = sink;
+  }
+
+  get error(): string | null {
+    return this.#error;
+  }
+
+  /** The sink is no longer interested: what is still to come of this chunk is dropped. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  /** False when the bytes cannot be a link's; `error` says why. */
+  feed(chunk: Buffer): boolean {
+    let at = 0;
+    let bytes = chunk;
+    while (this.#error === null && !this.#stopped) {
+      if (this.#dataLeft > 0) {
+        const length = Math.min(this.#dataLeft, bytes.length - at);
+        if (length === 0) return true;
+        this.#dataLeft -= length;
+        at += length;
+        this.#sink.onData(bytes.subarray(at - length, at));
+        continue;
+      }
+      if (this.#partial.length > 0) {
+        bytes = Buffer.concat([this.#partial, bytes.subarray(at)]);
+        at = 0;
+        this.#partial = NO_BYTES;
+      }
+      if (bytes.length - at < HEADER_BYTES) {
+        this.#keep(bytes, at);
+        return true;
+      }
+      const type = bytes[at] as FrameType;
+      const length = bytes.readUIntBE(at + 1, 3);
+      const wrong = checkHeader(type, length);
+      if (wrong !== null) {
+        this.#error = wrong;
+        return false;
+      }
+      if (type === FRAME.data) {
+        at += HEADER_BYTES;
+        this.#dataLeft = length;
+        continue;
+      }
+      if (bytes.length - at < HEADER_BYTES + length) {
+        this.#keep(bytes, at);
+        return true;
+      }
+      const start = at + HEADER_BYTES;
+      at = start + length;
+      this.#sink.onControl(type, bytes.subarray(start, at));
+    }
+    return this.#error === null;
+  }
+
+  #keep(bytes: Buffer, at: number): void {
+    this.#partial = at === bytes.length ? NO_BYTES : Buffer.from(bytes.subarray(at));
+  }
+}
+
+function checkHeader(type: FrameType, length: number): string | null {
+  if (type === FRAME.data) {
+    return length > 0 && length <= DATA_BYTES_MAX ? null : `a DATA frame of ${length} bytes`;
+  }
+  if (type === FRAME.hello) return length <= CONTROL_BYTES_MAX ? null : `a HELLO of ${length} bytes`;
+  const exact = EXACT_BYTES[type];
+  if (exact === undefined) return `a frame of unknown type ${type}`;
+  return exact === length ? null : `a frame of type ${type} with ${length} bytes instead of ${exact}`;
+}

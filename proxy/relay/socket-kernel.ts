@@ -1,0 +1,14 @@
+/** The system calls the relay needs on a descriptor it owns; `proxy/tcp` provides them, the composition root joins both. */
+export interface SocketKernel {
+  /** A second descriptor of the same socket, close-on-exec. */
+  dup(fd: number): number;
+  close(fd: number): void;
+  /** shutdown(2) with SHUT_WR; false when the kernel refused (the peer has reset the connection). */
+  shutdownWrite(fd: number): boolean;
+  /** SIOCOUTQ: bytes (FIN included) the peer has not acknowledged. */
+  unackedBytes(fd: number): number;
+  /** SIOCINQ: bytes that can be read now. */
+  unreadBytes(fd: number): number;
+  /** tcpi_state says CLOSE: reset, or both FINs exchanged and acknowledged. */
+  isClosed(fd: number): boolean;
+}

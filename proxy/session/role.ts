@@ -1,0 +1,91 @@
+/**
+ * The life of a workload's proxy on one node, pure: which command is possible in which role, and what it makes of it.
+ *
+ *   idle ──serve──▶ owner ──hold──▶ held ──captureUpstream──▶ captured ──captureDownstream──▶ departed
+ *     │               ▲              └──────────┴─rollback──▶ owner ◀─rollback─┴──────────────────┘
+ *     │               │                                                        └─retire──▶ edge (relay) | gone
+ *     └─standby─▶ standby ─adoptUpstream─▶ adopted ─release─▶ owner
+ *   edge ─standby─▶ standby (it goes on serving its clients' links meanwhile); discard ─▶ edge or idle
+ */
+import assert from "node:assert/strict";
+
+export type Role =
+  | "idle"
+  | "owner"
+  | "held"
+  | "captured"
+  | "departed"
+  | "standby"
+  | "adopted"
+  | "edge"
+  | "gone";
+export type RoleCommand =
+  | "configure"
+  | "serve"
+  | "standby"
+  | "prepareLinks"
+  | "hold"
+  | "captureUpstream"
+  | "captureDownstream"
+  | "adoptUpstream"
+  | "adoptDownstream"
+  | "release"
+  | "rollback"
+  | "discard"
+  | "retire"
+  | "switchOwner";
+
+const FROM: Record<RoleCommand, readonly Role[]> = {
+  configure: ["idle"],
+  serve: ["idle"],
+  standby: ["idle", "edge", "standby"],
+  prepareLinks: ["owner", "held", "captured", "edge"],
+  hold: ["owner"],
+  captureUpstream: ["held"],
+  captureDownstream: ["captured"],
+  adoptUpstream: ["standby"],
+  adoptDownstream: ["adopted"],
+  release: ["adopted"],
+  rollback: ["held", "captured", "departed"],
+  discard: ["standby", "adopted"],
+  retire: ["captured", "departed"],
+  switchOwner: ["edge"],
+};
+
+/** Where the command leads; `edge` says whether this proxy is also an edge of another owner, or becomes one. */
+export function nextRole(command: RoleCommand, role: Role, edge: boolean): Role {
+  assert.ok(isAllowed(command, role), `${command} is not possible as ${role}`);
+  switch (command) {
+    case "serve":
+    case "release":
+    case "rollback":
+      return "owner";
+    case "standby":
+      return "standby";
+    case "hold":
+      return "held";
+    case "captureUpstream":
+      return "captured";
+    case "captureDownstream":
+      return "departed";
+    case "adoptUpstream":
+      return "adopted";
+    case "discard":
+      return edge ? "edge" : "idle";
+    case "retire":
+      return edge ? "edge" : "gone";
+    case "configure":
+    case "prepareLinks":
+    case "adoptDownstream":
+    case "switchOwner":
+      return role;
+  }
+}
+
+export function isAllowed(command: RoleCommand, role: Role): boolean {
+  return FROM[command].includes(role);
+}
+
+export function allowedRoles(command: RoleCommand): readonly Role[] {
+  return FROM[command];
+}
