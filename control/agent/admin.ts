@@ -1,0 +1,184 @@
+/**
+ * The agent's admin interface: HTTP over a Unix socket (and loopback TCP, if configured) for the command line and scripts.
+ *
+ *   GET  /v1/status                       { node, pid, workloads: WorkloadStatus[] }
+ *   GET  /v1/workloads/NAME/sessions      { sessions: SessionInfo[] }
+ *   GET  /v1/check                        { findings: Finding[] }
+ *   POST /v1/workloads/NAME/migrate       { to, deadlineMs? } → NDJSON: phase lines, then a result or an error line
+ *   POST /v1/workloads/NAME/cancel        { cancelled }
+ *   POST /v1/workloads/NAME/stop          {}
+ *   GET  /healthz
+ */
+import { chmodSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { z } from "zod";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { AgentContext } from "./context.ts";
+import { preflightNode } from "./preflight.ts";
+import type { Workload } from "./workload.ts";
+
+const BODY_BYTES_MAX = 64 * 1024;
+const migrateSchema = z.strictObject({
+  to: z.string().min(1).max(40),
+  deadlineMs: z.number().int().min(1).max(3_600_000).optional(),
+});
+
+/** The status each refusal has; everything else is 500. */
+const STATUS: Record<string, number> = {
+  WORKLOAD_UNKNOWN: 404,
+  NOT_FOUND: 404,
+  REQUEST_INVALID: 400,
+  MIGRATION_BUSY: 409,
+  STORE_BUSY: 409,
+  NOT_OWNER: 409,
+  ALREADY_THERE: 409,
+  NODE_UNKNOWN: 404,
+};
+
+export class AdminServer {
+  #context: AgentContext;
+  #workloads: Map<string, Workload>;
+  #servers: Server[] = [];
+
+  constructor(context: AgentContext, workloads: Map<string, Workload>) {
+    this.#context = context;
+    this.#workloads = workloads;
+  }
+
+  async listen(socketPath: string, address: Endpoint | null): Promise<void> {
+    await rm(socketPath, { force: true });
+    await this.#listenOn({ path: socketPath });
+    chmodSync(socketPath, 0o600);
+    if (address !== null) await this.#listenOn({ host: address.address, port: address.port });
+  }
+
+  async close(): Promise<void> {
+    for (const server of this.#servers) {
+      server.close();
+      server.closeAllConnections();
+    }
+  }
+
+  #listenOn(where: { path: string } | { host: string; port: number }): Promise<void> {
+    const server = createServer((request, response) => {
+      this.#answer(request, response).catch((error: unknown) => sendError(response, error));
+    });
+    this.#servers.push(server);
+    return new Promise((resolve, reject) => {
+      server.once("error", (cause) => {
+        const what = "path" in where ? where.path : `${where.host}:${where.port}`;
+        reject(
+          new HoldfastError(`cannot listen on ${what}: ${cause.message}`, {
+            code: "LISTEN_FAILED",
+            source: "config",
+            cause,
+          }),
+        );
+      });
+      server.listen(where, resolve);
+    });
+  }
+
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const path = new URL(request.url ?? "/", "http://agent").pathname;
+    const route = `${request.method} ${path.replace(/^\/v1\/workloads\/[^/]+/, "/v1/workloads/NAME")}`;
+    const workload = (): Workload => {
+      const name = decodeURIComponent(path.split("/")[3] ?? "");
+      const found = this.#workloads.get(name);
+      if (found === undefined) {
+        const known = [...this.#workloads.keys()].join(", ");
+        throw new HoldfastError(`no workload ${name} on node ${this.#context.node}; there are: ${known}`, {
+          code: "WORKLOAD_UNKNOWN",
+          source: "config",
+        });
+      }
+      return found;
+    };
+    switch (route) {
+      case "GET /healthz":
+        return sendJson(response, 200, { status: "ok" });
+      case "GET /v1/status": {
+        const workloads = await Promise.all([...this.#workloads.values()].map((each) => each.status()));
+        return sendJson(response, 200, { node: this.#context.node, pid: process.pid, workloads });
+      }
+      case "GET /v1/check":
+        return sendJson(response, 200, { node: this.#context.node, findings: await this.#findings() });
+      case "GET /v1/workloads/NAME/sessions":
+        return sendJson(response, 200, { sessions: await workload().sessions() });
+      case "POST /v1/workloads/NAME/migrate":
+        return this.#migrate(workload(), request, response);
+      case "POST /v1/workloads/NAME/cancel":
+        return sendJson(response, 200, { cancelled: workload().cancelMigration() });
+      case "POST /v1/workloads/NAME/stop":
+        await workload().stop();
+        return sendJson(response, 200, {});
+      default:
+        throw new HoldfastError(`no such resource: ${request.method} ${path}`, {
+          code: "NOT_FOUND",
+          source: "peer",
+        });
+    }
+  }
+
+  async #findings(): Promise<unknown[]> {
+    const findings: unknown[] = await preflightNode(this.#context.stateDir, () => this.#context.store.ping());
+    for (const workload of this.#workloads.values()) findings.push(...(await workload.findings()));
+    return findings;
+  }
+
+  async #migrate(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const parsed = migrateSchema.safeParse(await readJson(request));
+    if (!parsed.success) {
+      const issue = parsed.error.issues[0];
+      throw new HoldfastError(`${issue?.path.join(".") || "body"}: ${issue?.message}`, {
+        code: "REQUEST_INVALID",
+        source: "peer",
+      });
+    }
+    const { to, deadlineMs } = parsed.data;
+    const line = (value: object): void => {
+      if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-ndjson" });
+      response.write(`${JSON.stringify(value)}\n`);
+    };
+    // the one who asked may go away; the move goes on
+    const move = await workload.migrate({
+      to,
+      report: line,
+      ...(deadlineMs === undefined ? {} : { deadlineMs }),
+    });
+    line({ type: "result", move });
+    response.end();
+  }
+}
+
+async function readJson(request: IncomingMessage): Promise<unknown> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of request) {
+    bytes += (chunk as Buffer).length;
+    if (bytes > BODY_BYTES_MAX)
+      throw new HoldfastError("the request is too large", { code: "REQUEST_INVALID", source: "peer" });
+    chunks.push(chunk as Buffer);
+  }
+  try {
+    return JSON.parse(Buffer.concat(chunks).toString("utf8") || "{}");
+  } catch (cause) {
+    throw new HoldfastError("the request is not JSON", { code: "REQUEST_INVALID", source: "peer", cause });
+  }
+}
+
+function sendJson(response: ServerResponse, status: number, value: unknown): void {
+  response.writeHead(status, { "content-type": "application/json" });
+  response.end(JSON.stringify(value));
+}
+
+function sendError(response: ServerResponse, error: unknown): void {
+  const body =
+    error instanceof HoldfastError
+      ? error.toJSON()
+      : { code: "INTERNAL", source: "migration", retryable: false, message: messageOf(error) };
+  if (response.headersSent) response.end(`${JSON.stringify({ type: "error", error: body })}\n`);
+  else sendJson(response, STATUS[body.code] ?? 500, { error: body });
+}

@@ -1,0 +1,24 @@
+/** What every part of an agent is given by the composition root (`main.ts`). */
+import type { Logger } from "pino";
+import type { Channel } from "#proxy/contract/channel.ts";
+import type { Store } from "#proxy/store/store.ts";
+import type { ContainerRuntime } from "../container/runtime.ts";
+import type { FoundCriu } from "../criu/tool.ts";
+import type { Faults } from "../migration/faults.ts";
+
+export interface AgentContext {
+  node: string;
+  /** address other nodes reach this one at: agents, links between proxies */
+  host: string;
+  stateDir: string;
+  /** 32 bytes */
+  key: Buffer;
+  store: Store;
+  runtime: ContainerRuntime;
+  criu: FoundCriu;
+  initBinary: string;
+  log: Logger;
+  faults: Faults;
+  /** A channel to the agent of another node. @throws HoldfastError when it cannot be reached or is not configured */
+  dial(node: string): Promise<Channel>;
+}

@@ -1,0 +1,91 @@
+/**
+ * What an agent must know after a restart, one small file per workload, replaced atomically (rename(2)).
+ *
+ * Not synced to the disk: it has to outlive the agent, not the machine, whose processes it speaks of.
+ */
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { dirname } from "node:path";
+import { z } from "zod";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+const processSchema = z.strictObject({ pid: z.number().int().positive(), startTicks: z.string() });
+const containerSchema = z.strictObject({
+  id: z.string(),
+  runDir: z.string(),
+  init: processSchema,
+  tmpfs: z.array(z.string()),
+});
+
+/** How far a move has come, as far as a restarted agent has to care. */
+const movingSchema = z.strictObject({
+  side: z.enum(["source", "target"]),
+  id: z.string(),
+  /** the other node */
+  peer: z.string(),
+  /** the target's epoch */
+  epoch: z.number().int().positive(),
+  /**
+   * source: prepared → held (clients wait, CRIU may be at work) → committing (the outcome is the store's to tell) → granted
+   * target: prepared → adopted (all legs are here) → released
+   */
+  step: z.enum(["prepared", "held", "committing", "granted", "adopted", "released"]),
+  /** the CRIU process that may still be at work on the tree */
+  criu: processSchema.nullable(),
+});
+
+const journalSchema = z.strictObject({
+  role: z.enum(["none", "owner", "edge"]),
+  epoch: z.number().int().nonnegative(),
+  container: containerSchema.nullable(),
+  proxy: z.strictObject({ process: processSchema, socketPath: z.string() }).nullable(),
+  /** relay: nodes whose proxies hold clients of this workload */
+  edges: z.array(z.string()),
+  moving: movingSchema.nullable(),
+  /** set by `stop`: not to be started again by itself */
+  stopped: z.boolean(),
+});
+
+export type Journal = z.infer<typeof journalSchema>;
+export type Moving = z.infer<typeof movingSchema>;
+
+export const EMPTY_JOURNAL: Journal = {
+  role: "none",
+  epoch: 0,
+  container: null,
+  proxy: null,
+  edges: [],
+  moving: null,
+  stopped: false,
+};
+
+/** @throws HoldfastError `JOURNAL_INVALID`: a file that is not ours must not be guessed at */
+export function readJournal(path: string): Journal {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch {
+    return EMPTY_JOURNAL;
+  }
+  const parsed = journalSchema.safeParse(parseJson(text));
+  if (!parsed.success) {
+    throw new HoldfastError(`${path} is damaged: look at what runs on this node, then delete it`, {
+      code: "JOURNAL_INVALID",
+      source: "config",
+    });
+  }
+  return parsed.data;
+}
+
+export function writeJournal(path: string, journal: Journal): void {
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  writeFileSync(`${path}.new`, JSON.stringify(journal), { mode: 0o600 });
+  renameSync(`${path}.new`, path);
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,186 @@
+/** The composition root of the node agent: builds every part, answers the other agents, ends in order. */
+import { chmodSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { pino } from "pino";
+import { z } from "zod";
+import { Channel, checked } from "#proxy/contract/channel.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { openStore } from "#proxy/store/open.ts";
+import type { AgentConfig } from "../cli/config.ts";
+import { ContainerRuntime } from "../container/runtime.ts";
+import { findCriu } from "../criu/tool.ts";
+import { Faults } from "../migration/faults.ts";
+import type { PrepareCall } from "../migration/move.ts";
+import { AdminServer } from "./admin.ts";
+import type { AgentContext } from "./context.ts";
+import { dialSecure, listenSecure } from "./secure.ts";
+import { Workload } from "./workload.ts";
+
+export interface AgentOptions {
+  logLevel: string;
+}
+
+const INIT_BINARY = "/usr/bin/catatonit";
+const CACHE_DIR = "/var/cache/holdfast";
+const PORT = z.number().int().min(1).max(65_535);
+const prepareSchema: z.ZodType<PrepareCall> = z.strictObject({
+  workload: z.string().max(40),
+  migration: z.string().max(64),
+  from: z.string().max(40),
+  epoch: z.number().int().positive(),
+  edges: z.array(z.string().max(40)).max(1000),
+  residentBytes: z.number().int().nonnegative(),
+  highestTid: z.number().int().nonnegative().max(4_194_304),
+  upstreamPorts: z.array(PORT).max(64),
+});
+const endpointSchema = z.strictObject({ address: z.ipv4().or(z.ipv6()), port: PORT });
+const edgePrepareSchema = z.strictObject({
+  workload: z.string(),
+  epoch: z.number().int().positive(),
+  target: endpointSchema,
+});
+const edgeSwitchSchema = z.strictObject({
+  workload: z.string(),
+  epoch: z.number().int().positive(),
+  owner: z.strictObject({ node: z.string().max(40), link: endpointSchema }),
+});
+
+/** Runs until SIGTERM or SIGINT; workloads and their sessions go on without it. */
+export async function runAgent(config: AgentConfig, options: AgentOptions): Promise<void> {
+  const log = pino({ level: options.logLevel, base: { node: config.node } }, pino.destination(2));
+  mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
+  chmodSync(config.stateDir, 0o700);
+  const store = await openStore(config.store);
+  const workloads = new Map<string, Workload>();
+  const context: AgentContext = {
+    node: config.node,
+    host: config.listen.address,
+    stateDir: config.stateDir,
+    key: config.key,
+    store,
+    runtime: await ContainerRuntime.find(config.stateDir),
+    criu: await findCriu(process.env.HOLDFAST_CACHE ?? CACHE_DIR),
+    initBinary: INIT_BINARY,
+    log,
+    faults: new Faults(process.env.HOLDFAST_FAULT),
+    dial: (node) => dial(config, node, workloads),
+  };
+  for (const workload of config.workloads) {
+    mkdirSync(join(config.stateDir, "workloads", workload.name), { recursive: true, mode: 0o700 });
+    workloads.set(workload.name, new Workload(workload, context));
+  }
+  const known = new Set(
+    [...workloads.values()].flatMap((workload) =>
+      workload.journal.container === null ? [] : [workload.journal.container.id],
+    ),
+  );
+  for (const id of await context.runtime.destroyAllExcept(config.stateDir, known))
+    log.warn({ container: id }, "removed what an earlier agent left behind");
+
+  const peers = await listenSecure({
+    host: config.listen.address,
+    port: config.listen.port,
+    key: config.key,
+    node: config.node,
+    onPeer: (stream, peer) => serve(new Channel(stream, { name: `agent ${peer}` }), peer, workloads),
+    onRefused: (line) => log.warn(line),
+  });
+  for (const workload of workloads.values()) {
+    await workload
+      .recover()
+      .catch((error: unknown) =>
+        log.error({ workload: workload.name, reason: messageOf(error) }, "cannot be started"),
+      );
+  }
+  const admin = new AdminServer(context, workloads);
+  await admin.listen(config.socket, config.admin);
+  log.info(
+    {
+      listen: `${config.listen.address}:${config.listen.port}`,
+      socket: config.socket,
+      criu: context.criu.version,
+      runtime: context.runtime.program,
+    },
+    "agent ready",
+  );
+
+  await new Promise<void>((resolve) => {
+    process.once("SIGTERM", resolve);
+    process.once("SIGINT", resolve);
+  });
+  log.info("agent ends; its workloads go on");
+  for (const workload of workloads.values()) workload.close();
+  await admin.close();
+  await peers.close();
+  await store.close();
+}
+
+/** What other agents may ask. */
+function serve(channel: Channel, peer: string, workloads: Map<string, Workload>): void {
+  const workload = (name: string): Workload => {
+    const found = workloads.get(name);
+    if (found === undefined) {
+      throw new HoldfastError(
+        `workload ${name} is not configured on this node: add it to the agent's file, with start: false`,
+        { code: "WORKLOAD_UNKNOWN", source: "peer" },
+      );
+    }
+    return found;
+  };
+  channel.on(
+    "prepare",
+    checked(prepareSchema, async (prepare) => {
+      if (prepare.from !== peer)
+        throw new HoldfastError(`node ${peer} speaks for ${prepare.from}`, {
+          code: "PEER_IDENTITY",
+          source: "peer",
+        });
+      await workload(prepare.workload).arrive(channel, prepare);
+    }),
+  );
+  channel.on(
+    "edge.prepare",
+    checked(edgePrepareSchema, ({ workload: name, epoch, target }) =>
+      workload(name).edgePrepare(epoch, target),
+    ),
+  );
+  channel.on(
+    "edge.switch",
+    checked(edgeSwitchSchema, ({ workload: name, epoch, owner }) => workload(name).edgeSwitch(epoch, owner)),
+  );
+  channel.on(
+    "link",
+    checked(z.strictObject({ workload: z.string() }), async ({ workload: name }) => ({
+      result: await workload(name).link(),
+    })),
+  );
+}
+
+async function dial(config: AgentConfig, node: string, workloads: Map<string, Workload>): Promise<Channel> {
+  const peer = config.peers[node];
+  if (peer === undefined) {
+    const known = Object.keys(config.peers).join(", ") || "none";
+    throw new HoldfastError(`no peer ${node} in the configuration; there are: ${known}`, {
+      code: "NODE_UNKNOWN",
+      source: "config",
+    });
+  }
+  const stream = await dialSecure({
+    host: peer.address,
+    port: peer.port,
+    key: config.key,
+    node: config.node,
+    peer: node,
+  });
+  const channel = new Channel(stream, { name: `agent ${node}` });
+  channel.on(
+    "grant",
+    checked(z.strictObject({ migration: z.string() }), ({ migration }) => {
+      const departing = [...workloads.values()].find((workload) => workload.journal.moving?.id === migration);
+      if (departing === undefined)
+        throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "peer" });
+      departing.grant(migration);
+    }),
+  );
+  return channel;
+}

@@ -1,0 +1,595 @@
+/**
+ * One workload on one node: its container, its proxy, its address, and what the journal says of them. Starts it, stops it,
+ * finds it again after a restart of the agent; the moves themselves are in `migration/`.
+ */
+import { hkdfSync } from "node:crypto";
+import { join } from "node:path";
+import type { Channel } from "#proxy/contract/channel.ts";
+import type { Configure, SessionInfo } from "#proxy/contract/commands.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { Ownership } from "#proxy/store/store.ts";
+import type { WorkloadConfig } from "../cli/config.ts";
+import { isSameProcess, processState, treeOf } from "../container/processes.ts";
+import { loadRootfs } from "../container/rootfs.ts";
+import { applicationPid, type ContainerRecord, type ContainerRuntime } from "../container/runtime.ts";
+import type { MoveResult, PrepareCall, Report } from "../migration/move.ts";
+import { endRepair } from "../migration/sockets.ts";
+import { continueProcess, Departure } from "../migration/source.ts";
+import { Arrival, settle } from "../migration/target.ts";
+import type { AgentContext } from "./context.ts";
+import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
+import { type Finding, preflightArrival, preflightDeparture } from "./preflight.ts";
+import { endProcess, ProxyClient } from "./proxy-process.ts";
+import { Vip } from "./vip.ts";
+
+export interface MigrateRequest {
+  to: string;
+  deadlineMs?: number;
+  report: Report;
+}
+
+export interface WorkloadStatus {
+  name: string;
+  role: Journal["role"];
+  epoch: number;
+  state: "running" | "down" | "elsewhere" | "moving" | "stopped";
+  owner: string | null;
+  downstream: "takeover" | "relay";
+  sessions: number;
+  moving: { to: string; step: string } | null;
+  container: string | null;
+}
+
+const CRIU_POLL_MS = 20;
+
+export class Workload {
+  readonly config: WorkloadConfig;
+  readonly context: AgentContext;
+  vip: Vip | null = null;
+  #journal: Journal;
+  #proxy: ProxyClient | null = null;
+  #departure: { departure: Departure; to: string; cancel: AbortController } | null = null;
+  #arrival: Arrival | null = null;
+  #closed = false;
+
+  constructor(config: WorkloadConfig, context: AgentContext) {
+    this.config = config;
+    this.context = context;
+    this.#journal = readJournal(this.#journalPath);
+  }
+
+  // ---- what it is ----
+
+  get name(): string {
+    return this.config.name;
+  }
+  get downstream(): "takeover" | "relay" {
+    return this.config.downstream;
+  }
+  get limits(): { imagesBytesMax: number; deadlineMs: number } {
+    return {
+      imagesBytesMax: this.config.limits.imagesMbMax * 1024 * 1024,
+      deadlineMs: this.config.limits.deadlineMs,
+    };
+  }
+  get runtime(): ContainerRuntime {
+    return this.context.runtime;
+  }
+  get journal(): Readonly<Journal> {
+    return this.#journal;
+  }
+  get container(): ContainerRecord {
+    if (this.#journal.container === null) throw this.#notHere();
+    return this.#journal.container;
+  }
+  get proxy(): ProxyClient {
+    if (this.#proxy === null) throw this.#notHere();
+    return this.#proxy;
+  }
+
+  record(patch: Partial<Journal>): void {
+    this.#journal = { ...this.#journal, ...patch };
+    writeJournal(this.#journalPath, this.#journal);
+  }
+  recordMoving(patch: Partial<Moving>): void {
+    if (this.#journal.moving !== null) this.record({ moving: { ...this.#journal.moving, ...patch } });
+  }
+
+  // ---- start, stop, restart of the agent ----
+
+  /** Brings this node in line with the journal and the store. Called once, when the agent starts. */
+  async recover(): Promise<void> {
+    if (this.config.vip !== null) this.vip = await Vip.open(this.config.vip);
+    const { journal } = this;
+    if (journal.proxy !== null) this.#proxy = await ProxyClient.find(journal.proxy);
+    if (journal.moving !== null) await this.#recoverMove(journal.moving);
+    if (this.#journal.role === "owner") await this.#recoverOwner();
+    else if (this.#journal.role === "edge" && this.#proxy === null)
+      this.record({ role: "none", proxy: null });
+    if (this.#journal.role === "none" && this.config.start && !this.#journal.stopped) await this.start();
+  }
+
+  /** Starts the application here unless another node owns it. */
+  async start(): Promise<void> {
+    const { context, name } = this;
+    const ownership = await context.store.claim({ workload: name, node: context.node });
+    if (ownership.owner !== context.node) {
+      context.log.info({ workload: name, owner: ownership.owner }, "owned by another node");
+      return;
+    }
+    const container = await this.createContainer("application", async () => {});
+    this.record({ container, role: "owner", epoch: ownership.epoch, stopped: false, edges: [] });
+    try {
+      await this.vip?.add();
+      const proxy = await this.#startProxy();
+      await proxy.command("serve", { epoch: ownership.epoch });
+      this.vip?.announce();
+    } catch (error) {
+      await this.#tearDown();
+      throw error;
+    }
+    context.log.info({ workload: name, epoch: ownership.epoch, container: container.id }, "started");
+  }
+
+  /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
+  async stop(): Promise<void> {
+    if (this.#departure !== null || this.#arrival !== null) throw this.#busy();
+    const { role, epoch } = this.#journal;
+    await this.#tearDown();
+    this.record({ ...EMPTY_JOURNAL, stopped: true });
+    if (role === "owner") {
+      await this.context.store
+        .release({ workload: this.name, node: this.context.node, epoch })
+        .catch((error: unknown) => {
+          this.context.log.warn(
+            { workload: this.name, reason: messageOf(error) },
+            "the store still names this node as owner",
+          );
+        });
+    }
+  }
+
+  /** The agent ends; everything else stays as it is. */
+  close(): void {
+    this.#closed = true;
+    this.#departure?.cancel.abort(
+      new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
+    );
+    this.#proxy?.disconnect();
+  }
+
+  async #recoverOwner(): Promise<void> {
+    const { container } = this.#journal;
+    const alive = container !== null && (await this.runtime.isAlive(container));
+    if (alive && this.#proxy !== null) {
+      this.context.log.info({ workload: this.name, container: container.id }, "found running");
+      return;
+    }
+    this.context.log.warn(
+      { workload: this.name, container: alive, proxy: this.#proxy !== null },
+      "did not survive; starting again",
+    );
+    await this.#tearDown();
+    this.record(EMPTY_JOURNAL);
+  }
+
+  /** A move was under way when the last agent ended. Ends with exactly one owner, see `Departure` and `Arrival`. */
+  async #recoverMove(moving: Moving): Promise<void> {
+    const { context, name } = this;
+    context.log.warn({ workload: name, ...moving }, "a move was cut off; settling it");
+    if (moving.side === "target") return this.#recoverArrival(moving);
+    if (moving.criu !== null) await this.#waitForCriu(moving.criu);
+    const store = { workload: name, node: context.node, migration: moving.id };
+    if (moving.step === "granted") return this.#recoverRetired(moving);
+    const taken = await this.takeBack(store, CRIU_POLL_MS * 10);
+    if (taken === null) return this.#recoverRetired(moving);
+    const { container } = this.#journal;
+    if (moving.step !== "prepared" && container !== null && this.#proxy !== null) {
+      const root = await applicationPid(container);
+      const pids = root === null ? [] : await treeOf(root);
+      await endRepair(pids);
+      await this.vip?.add();
+      await this.#proxy.command("rollback", { epoch: taken.epoch });
+      this.vip?.announce();
+      for (const pid of pids) continueProcess(pid);
+    }
+    this.record({ epoch: taken.epoch, moving: null });
+    context.log.info({ workload: name, epoch: taken.epoch }, "the cut-off move was rolled back");
+  }
+
+  /** The target has it. What a proxy of ours still holds for clients of a relay goes on as an edge. */
+  async #recoverRetired(moving: Moving): Promise<void> {
+    const link = await this.#linkOf(moving.peer);
+    this.context.log.info({ workload: this.name, owner: moving.peer }, "the cut-off move had been done");
+    await this.retire(moving.epoch, { node: moving.peer, link });
+  }
+
+  async #recoverArrival(moving: Moving): Promise<void> {
+    const { context, name } = this;
+    const { container } = this.#journal;
+    const mine = moving.step === "released" || (await settle(this, moving.id, moving.epoch)) === "mine";
+    const app = mine && container !== null ? await applicationPid(container).catch(() => null) : null;
+    const lives = app !== null && (await processState(app)) !== "T" && this.#proxy !== null;
+    if (mine && lives && (moving.step === "released" || moving.step === "adopted")) {
+      await context.store.markReleased({ workload: name, node: context.node, epoch: moving.epoch });
+      await this.vip?.add();
+      await this.proxy.command("release", { epoch: moving.epoch });
+      this.vip?.announce();
+      this.record({ role: "owner", epoch: moving.epoch, moving: null });
+      context.log.info({ workload: name, epoch: moving.epoch }, "the cut-off arrival was completed");
+      return;
+    }
+    // CRIU has killed what it restored when its agent went away: the source has, or will take, the workload
+    if (container !== null) await this.runtime.destroy(container);
+    await this.discardProxy(moving.epoch);
+    if (this.vip !== null) await this.vip.remove();
+    this.record({ moving: null, container: null });
+    context.log.info({ workload: name }, "the cut-off arrival was discarded");
+  }
+
+  /** CRIU must not be killed in the middle: its parasite would stay in the application. It ends by itself. */
+  async #waitForCriu(criu: NonNullable<Moving["criu"]>): Promise<void> {
+    while (await isSameProcess(criu)) await new Promise((resolve) => setTimeout(resolve, CRIU_POLL_MS));
+  }
+
+  // ---- moving ----
+
+  async migrate(request: MigrateRequest): Promise<MoveResult> {
+    if (this.#departure !== null || this.#arrival !== null || this.#journal.moving !== null)
+      throw this.#busy();
+    if (this.#journal.role !== "owner") {
+      const owner = (await this.context.store.ownership(this.name))?.owner;
+      const cure = owner === undefined ? "it runs nowhere" : `ask the agent of node ${owner}`;
+      throw new HoldfastError(`${this.name} is not on node ${this.context.node}: ${cure}`, {
+        code: "NOT_OWNER",
+        source: "migration",
+      });
+    }
+    if (request.to === this.context.node) {
+      throw new HoldfastError(`${this.name} is on node ${request.to} already`, {
+        code: "ALREADY_THERE",
+        source: "migration",
+      });
+    }
+    const cancel = new AbortController();
+    const departure = new Departure(this, {
+      to: request.to,
+      deadlineMs: request.deadlineMs ?? this.limits.deadlineMs,
+      report: request.report,
+      signal: cancel.signal,
+    });
+    this.#departure = { departure, to: request.to, cancel };
+    try {
+      return await departure.run();
+    } finally {
+      this.#departure = null;
+    }
+  }
+
+  /** Asks a running departure to roll back. False: none is running. */
+  cancelMigration(): boolean {
+    this.#departure?.cancel.abort(new HoldfastError("cancelled", { code: "CANCELLED", source: "migration" }));
+    return this.#departure !== null;
+  }
+
+  /** Another node wants to hand the workload over. */
+  async arrive(channel: Channel, prepare: PrepareCall): Promise<void> {
+    if (
+      this.#departure !== null ||
+      (this.#arrival !== null && !this.#arrival.ended) ||
+      this.#journal.moving !== null
+    )
+      throw this.#busy();
+    if (this.#journal.role === "owner")
+      throw new HoldfastError(`${this.name} is owned by ${this.context.node} already`, {
+        code: "ALREADY_THERE",
+        source: "migration",
+      });
+    if (prepare.epoch <= this.#journal.epoch)
+      throw new HoldfastError(`epoch ${prepare.epoch} has passed`, { code: "EPOCH_PASSED", source: "peer" });
+    refuse(await preflightArrival(this, prepare));
+    const arrival = new Arrival(this, channel, prepare);
+    this.#arrival = arrival;
+    arrival.handlers();
+    try {
+      await arrival.begin();
+    } catch (error) {
+      this.record({ moving: null });
+      this.#arrival = null;
+      throw error;
+    }
+  }
+
+  /** Forgets an arrival that has ended. */
+  arrivalEnded(arrival: Arrival): void {
+    if (this.#arrival === arrival) this.#arrival = null;
+  }
+
+  async preflight(): Promise<void> {
+    refuse(await preflightDeparture(this));
+  }
+
+  /** What `check` shows for this workload. */
+  async findings(): Promise<Finding[]> {
+    return this.#journal.role === "owner" ? preflightDeparture(this) : [];
+  }
+
+  grant(migration: string): void {
+    if (this.#departure === null)
+      throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
+    this.#departure.departure.grant(migration);
+  }
+
+  // ---- parts of a move that both sides or recovery use ----
+
+  createContainer(
+    role: "application" | "standby",
+    populate: (layer: string) => Promise<void>,
+  ): Promise<ContainerRecord> {
+    const { context, config } = this;
+    return loadRootfs(config).then(({ rootfs, container }) =>
+      context.runtime.create(
+        {
+          workload: this.name,
+          node: context.node,
+          container,
+          rootfs,
+          role,
+          stateDir: context.stateDir,
+          logFile: this.#file("app.log"),
+          criuDir: context.criu.dir,
+          initBinary: context.initBinary,
+          runBytesMax: this.limits.imagesBytesMax * 2,
+        },
+        populate,
+      ),
+    );
+  }
+
+  /** → where the links of edges arrive */
+  async standbyProxy(epoch: number): Promise<Endpoint> {
+    const proxy = this.#proxy !== null && this.#proxy.isOpen ? this.#proxy : await this.#startProxy();
+    const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
+    return result.link;
+  }
+
+  async discardProxy(epoch: number): Promise<void> {
+    if (this.#proxy === null) return;
+    await this.#proxy.command("discard", { epoch }).catch(() => {});
+    if (this.#journal.role === "edge") return;
+    await this.#proxy.stop();
+    this.#proxy = null;
+    this.record({ proxy: null });
+  }
+
+  async becomeOwner(epoch: number, container: ContainerRecord, edges: string[]): Promise<void> {
+    this.record({
+      role: "owner",
+      epoch,
+      container,
+      edges: edges.filter((edge) => edge !== this.context.node),
+      moving: null,
+    });
+    this.#arrival = null;
+  }
+
+  /** The target goes on; whatever was kept for a rollback goes. */
+  async retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
+    const { container, proxy: proxyRecord } = this.#journal;
+    if (this.#proxy !== null)
+      await this.#proxy
+        .command("retire", { epoch, owner })
+        .catch((error: unknown) => this.#warn("retire", error));
+    if (this.downstream === "takeover") {
+      await this.vip?.remove();
+      this.#proxy?.disconnect();
+      if (proxyRecord !== null) await endProcess(proxyRecord.process);
+      this.#proxy = null;
+    } else {
+      for (const edge of this.#journal.edges) {
+        if (edge !== owner.node)
+          await this.#tellEdge(edge, "edge.switch", { workload: this.name, epoch, owner }).catch(
+            (error: unknown) => this.#warn(`edge ${edge}`, error),
+          );
+      }
+    }
+    if (container !== null) await this.runtime.destroy(container);
+    const stays = this.#proxy !== null;
+    this.record({
+      role: stays ? "edge" : "none",
+      epoch,
+      container: null,
+      proxy: stays ? proxyRecord : null,
+      edges: [],
+      moving: null,
+    });
+  }
+
+  /** Relay: nodes whose proxies have clients of this workload once it has left. */
+  edgesAfterLeaving(to: string): string[] {
+    if (this.downstream === "takeover") return [];
+    return [...new Set([...this.#journal.edges, this.context.node])].filter((node) => node !== to);
+  }
+
+  async prepareEdges(epoch: number, to: string, target: Endpoint): Promise<void> {
+    await this.proxy.command("prepareLinks", { epoch, target });
+    for (const edge of this.#journal.edges) {
+      if (edge !== to) await this.#tellEdge(edge, "edge.prepare", { workload: this.name, epoch, target });
+    }
+  }
+
+  async #tellEdge(edge: string, method: string, params: object): Promise<void> {
+    const channel = await this.context.dial(edge);
+    try {
+      await channel.call(method, params);
+    } finally {
+      channel.close();
+    }
+  }
+
+  /** As an edge: what the owner's agent says. */
+  async edgePrepare(epoch: number, target: Endpoint): Promise<void> {
+    await this.proxy.command("prepareLinks", { epoch, target });
+  }
+  async edgeSwitch(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
+    await this.proxy.command("switchOwner", { epoch, owner });
+    this.record({ epoch });
+  }
+
+  async #linkOf(node: string): Promise<Endpoint> {
+    const channel = await this.context.dial(node);
+    try {
+      return (await channel.call<Endpoint>("link", { workload: this.name })).result;
+    } finally {
+      channel.close();
+    }
+  }
+
+  /** Where links of edges arrive at this node's proxy. */
+  async link(): Promise<Endpoint> {
+    const { result } = await this.proxy.command<"status", { link: Endpoint | null }>("status", {});
+    if (result.link === null) throw this.#notHere();
+    return result.link;
+  }
+
+  /** Asks until the store answers. null: too late, the target has released. */
+  async takeBack(
+    request: { workload: string; node: string; migration: string },
+    retryMs: number,
+  ): Promise<Ownership | null> {
+    for (;;) {
+      try {
+        return await this.context.store.takeBack(request);
+      } catch (error) {
+        if (error instanceof HoldfastError && error.code === "STORE_FENCED") return null;
+        if (!(error instanceof HoldfastError && error.retryable) || this.#closed) throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, retryMs));
+    }
+  }
+
+  /** The outcome is certain; the store is told when it can be reached again. */
+  takeBackLater(request: { workload: string; node: string; migration: string }, retryMs: number): void {
+    this.takeBack(request, retryMs)
+      .then((taken) => taken !== null && this.record({ epoch: Math.max(taken.epoch, this.#journal.epoch) }))
+      .catch((error: unknown) => this.#warn("take back", error));
+  }
+
+  markReleasedLater(request: { workload: string; node: string; epoch: number }, retryMs: number): void {
+    const attempt = async (): Promise<void> => {
+      while (!this.#closed) {
+        try {
+          await this.context.store.markReleased(request);
+          return;
+        } catch (error) {
+          if (!(error instanceof HoldfastError && error.retryable)) throw error;
+        }
+        await new Promise((resolve) => setTimeout(resolve, retryMs));
+      }
+    };
+    attempt().catch((error: unknown) => this.#warn("mark released", error));
+  }
+
+  // ---- looking ----
+
+  async status(): Promise<WorkloadStatus> {
+    const { role, epoch, container, moving, stopped } = this.#journal;
+    const ownership = await this.context.store.ownership(this.name).catch(() => null);
+    const sessions = await this.sessions().catch(() => []);
+    const alive =
+      container !== null &&
+      (await this.runtime.isAlive(container)) &&
+      (await applicationPid(container).catch(() => null)) !== null;
+    let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
+    if (role === "owner") state = alive ? "running" : "down";
+    if (moving !== null) state = "moving";
+    return {
+      name: this.name,
+      role,
+      epoch,
+      state,
+      owner: ownership?.owner ?? null,
+      downstream: this.downstream,
+      sessions: sessions.length,
+      moving:
+        moving === null
+          ? null
+          : { to: moving.side === "source" ? moving.peer : this.context.node, step: moving.step },
+      container: container?.id ?? null,
+    };
+  }
+
+  async sessions(): Promise<SessionInfo[]> {
+    if (this.#proxy === null) return [];
+    return (await this.#proxy.command<"sessions", { sessions: SessionInfo[] }>("sessions", {})).result
+      .sessions;
+  }
+
+  // ---- inside ----
+
+  async #startProxy(): Promise<ProxyClient> {
+    const proxy = await ProxyClient.start(this.#file("proxy.sock"), this.#file("proxy.log"));
+    this.#proxy = proxy;
+    this.record({ proxy: proxy.record });
+    const { config, context } = this;
+    const { deadlineMs: _, imagesMbMax: __, heldBytesMax: ___, ...proxyLimits } = config.limits;
+    const configure: Configure = {
+      workload: this.name,
+      node: context.node,
+      downstream: this.downstream,
+      listenAddress: config.listenAddress,
+      ports: config.ports,
+      linkAddress: context.host,
+      limits: proxyLimits,
+    };
+    const linkKey = Buffer.from(hkdfSync("sha256", context.key, "", `holdfast link ${this.name}`, 32));
+    await proxy.command("configure", configure, linkKey);
+    return proxy;
+  }
+
+  async #tearDown(): Promise<void> {
+    const { proxy: proxyRecord, container } = this.#journal;
+    if (this.#proxy !== null) await this.#proxy.stop();
+    else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
+    this.#proxy = null;
+    if (container !== null) await this.runtime.destroy(container);
+    await this.vip?.remove();
+    this.record({ proxy: null, container: null });
+  }
+
+  get #journalPath(): string {
+    return this.#file("journal.json");
+  }
+
+  #file(name: string): string {
+    return join(this.context.stateDir, "workloads", this.name, name);
+  }
+
+  #warn(what: string, error: unknown): void {
+    this.context.log.warn({ workload: this.name, what, reason: messageOf(error) }, "went on without it");
+  }
+
+  #notHere(): HoldfastError {
+    return new HoldfastError(`${this.name} is not running on node ${this.context.node}`, {
+      code: "WORKLOAD_DOWN",
+      source: "migration",
+    });
+  }
+
+  #busy(): HoldfastError {
+    return new HoldfastError(`${this.name}: a migration is under way`, {
+      code: "MIGRATION_BUSY",
+      source: "migration",
+      retryable: true,
+    });
+  }
+}
+
+/** The first thing that stands in the way, as an error. */
+function refuse(findings: Finding[]): void {
+  const blocking = findings.filter((finding) => finding.severity === "error");
+  if (blocking.length === 0) return;
+  const lines = blocking.map((finding) => `${finding.what}: ${finding.cure}`).join("; ");
+  throw new HoldfastError(`cannot be moved: ${lines}`, { code: "PREFLIGHT", source: "migration" });
+}

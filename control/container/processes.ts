@@ -1,0 +1,100 @@
+/**
+ * What /proc says about the processes of a container (proc(5)). All PIDs here are the agent's view of them unless
+ * a name says `inner`, which is the number inside the container's PID namespace.
+ */
+import { readdir, readFile, readlink } from "node:fs/promises";
+
+export interface ProcessIdentity {
+  pid: number;
+  /** clock ticks since boot (stat field 22): tells a process from a later one with the same number */
+  startTicks: string;
+}
+
+export interface OpenDescriptor {
+  fd: number;
+  /** e.g. `socket:[123]`, `anon_inode:[io_uring]`, `/var/log/x` */
+  target: string;
+}
+
+/** null: no such process */
+export async function identify(pid: number): Promise<ProcessIdentity | null> {
+  const fields = await statFields(pid);
+  return fields === null || fields[0] === "Z" ? null : { pid, startTicks: fields[19] ?? "" };
+}
+
+export async function isSameProcess(identity: ProcessIdentity): Promise<boolean> {
+  const now = await identify(identity.pid);
+  return now !== null && now.startTicks === identity.startTicks;
+}
+
+/** One letter of stat(5): R, S, D, T (stopped), Z … null: gone */
+export async function processState(pid: number): Promise<string | null> {
+  return (await statFields(pid))?.[0] ?? null;
+}
+
+/** Direct children, in order of creation. */
+export async function childrenOf(pid: number): Promise<number[]> {
+  const children: number[] = [];
+  for (const task of await list(`/proc/${pid}/task`)) {
+    const text = await read(`/proc/${pid}/task/${task}/children`);
+    for (const child of text.split(" ")) if (child.trim() !== "") children.push(Number(child));
+  }
+  return children;
+}
+
+/** The process and everything below it, parents first. */
+export async function treeOf(pid: number): Promise<number[]> {
+  const tree = [pid];
+  for (const child of await childrenOf(pid)) tree.push(...(await treeOf(child)));
+  return tree;
+}
+
+/** PID in the innermost namespace the process lives in. null: gone */
+export async function innerPid(pid: number): Promise<number | null> {
+  const line = /^NSpid:\s*(.*)$/m.exec(await read(`/proc/${pid}/status`))?.[1];
+  const last = line?.trim().split(/\s+/).at(-1);
+  return last === undefined ? null : Number(last);
+}
+
+/** Highest thread id, inner numbering, of a set of processes: the restore needs all of them free. */
+export async function highestInnerTid(pids: number[]): Promise<number> {
+  let highest = 0;
+  for (const pid of pids) {
+    for (const task of await list(`/proc/${pid}/task`)) {
+      const line = /^NSpid:\s*(.*)$/m.exec(await read(`/proc/${pid}/task/${task}/status`))?.[1];
+      highest = Math.max(highest, Number(line?.trim().split(/\s+/).at(-1) ?? 0));
+    }
+  }
+  return highest;
+}
+
+export async function descriptorsOf(pid: number): Promise<OpenDescriptor[]> {
+  const descriptors: OpenDescriptor[] = [];
+  for (const fd of await list(`/proc/${pid}/fd`)) {
+    try {
+      descriptors.push({ fd: Number(fd), target: await readlink(`/proc/${pid}/fd/${fd}`) });
+    } catch {
+      // closed between the listing and the look: nothing to say about it
+    }
+  }
+  return descriptors;
+}
+
+/** Resident set in bytes. 0: gone */
+export async function residentBytes(pid: number): Promise<number> {
+  return Number(/^VmRSS:\s*(\d+) kB$/m.exec(await read(`/proc/${pid}/status`))?.[1] ?? 0) * 1024;
+}
+
+async function statFields(pid: number): Promise<string[] | null> {
+  const text = await read(`/proc/${pid}/stat`);
+  // the command name may contain anything, but ends with the last parenthesis
+  return text === "" ? null : text.slice(text.lastIndexOf(")") + 2).split(" ");
+}
+
+async function list(path: string): Promise<string[]> {
+  return readdir(path).catch(() => []);
+}
+
+async function read(path: string): Promise<string> {
+  return readFile(path, "utf8").catch(() => "");
+}

@@ -1,0 +1,288 @@
+/**
+ * Containers, by runc or crun. One `Container` is one instance on one node: the workload running (`catatonit -- command`)
+ * or the standby that a restore fills (`catatonit -P`, PID 1 and nothing else).
+ *
+ * What an instance leaves on the host is one tmpfs at `runDir`; its overlay is mounted in a mount namespace of its own
+ * and ends with the container. All files of a running instance are reached through /proc/INIT/root, so that an agent
+ * started later, perhaps in another mount namespace, finds them too.
+ */
+import { spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { closeSync, openSync } from "node:fs";
+import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { runCommand } from "./command.ts";
+import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
+import {
+  adaptSpec,
+  buildSpec,
+  type ContainerPlan,
+  INSIDE_RUN,
+  type OciSpec,
+  travellingTmpfs,
+} from "./spec.ts";
+
+export interface WorkloadRootfs {
+  /** lower folder of the overlay: "/" for `rootfs: host` */
+  lower: string;
+  /** an OCI configuration made by others, or null */
+  bundle: OciSpec | null;
+}
+
+export interface CreateOptions {
+  workload: string;
+  node: string;
+  container: ContainerPlan;
+  rootfs: WorkloadRootfs;
+  role: "application" | "standby";
+  stateDir: string;
+  logFile: string;
+  criuDir: string;
+  /** a static init (catatonit) that every container gets a copy of */
+  initBinary: string;
+  /** size limit of the instance's tmpfs */
+  runBytesMax: number;
+}
+
+/** What the journal keeps of an instance. */
+export interface ContainerRecord {
+  id: string;
+  runDir: string;
+  init: ProcessIdentity;
+  tmpfs: string[];
+}
+
+const RUNTIMES = ["runc", "crun"];
+
+export class ContainerRuntime {
+  #program: string;
+  #root: string;
+
+  private constructor(program: string, root: string) {
+    this.#program = program;
+    this.#root = root;
+  }
+
+  /** @throws HoldfastError `RUNTIME_MISSING` */
+  static async find(stateDir: string): Promise<ContainerRuntime> {
+    for (const program of RUNTIMES) {
+      try {
+        await runCommand(program, ["--version"], { source: "container" });
+        return new ContainerRuntime(program, join(stateDir, "runtime"));
+      } catch {
+        // the next one may be there
+      }
+    }
+    throw new HoldfastError("neither runc nor crun is installed: apt-get install runc", {
+      code: "RUNTIME_MISSING",
+      source: "container",
+    });
+  }
+
+  get program(): string {
+    return this.#program;
+  }
+
+  /**
+   * Creates and starts an instance. Its standard output and error go to `logFile` through a pipe whose reader lives as
+   * long as the pipe, not as long as the agent.
+   * @param populate called with the writable layer's folder before the container sees it
+   */
+  async create(
+    options: CreateOptions,
+    populate: (layerDir: string) => Promise<void> = async () => {},
+  ): Promise<ContainerRecord> {
+    const id = `${options.workload}-${options.node}-${randomBytes(4).toString("hex")}`;
+    const runDir = join(options.stateDir, "run", id);
+    await mkdir(runDir, { recursive: true, mode: 0o700 });
+    try {
+      await runCommand(
+        "mount",
+        ["-t", "tmpfs", "-o", `size=${options.runBytesMax},mode=0700`, "holdfast", runDir],
+        { source: "container" },
+      );
+      for (const folder of ["layer", "work", "rootfs", "bundle"]) await mkdir(join(runDir, folder));
+      await copyFile(options.initBinary, join(runDir, "init"));
+      await populate(join(runDir, "layer"));
+      const spec = specOf(options, id, runDir);
+      await writeFile(join(runDir, "bundle", "config.json"), JSON.stringify(spec));
+      await this.#createAndStart(id, runDir, options);
+      const pid = await this.#initPid(id);
+      const init = pid === null ? null : await identify(pid);
+      if (init === null) {
+        throw new HoldfastError(
+          `the container of ${options.workload} ended at once: see ${options.logFile}`,
+          { code: "CONTAINER_ENDED", source: "container" },
+        );
+      }
+      return { id, runDir, init, tmpfs: travellingTmpfs(spec) };
+    } catch (error) {
+      await this.#remove(id, runDir);
+      throw error;
+    }
+  }
+
+  async isAlive(record: ContainerRecord): Promise<boolean> {
+    return isSameProcess(record.init);
+  }
+
+  /** Ends every process of the instance and removes all traces of it. Safe to repeat. */
+  async destroy(record: ContainerRecord): Promise<void> {
+    await this.#remove(record.id, record.runDir);
+  }
+
+  /** Removes instances that no journal knows (an agent died while it made them). */
+  async destroyAllExcept(stateDir: string, ids: Set<string>): Promise<string[]> {
+    const runDir = join(stateDir, "run");
+    const strays = (await readdir(runDir).catch(() => [])).filter((id) => !ids.has(id));
+    for (const id of strays) await this.#remove(id, join(runDir, id));
+    return strays;
+  }
+
+  async #createAndStart(id: string, runDir: string, options: CreateOptions): Promise<void> {
+    const [reader, writer] = kernel.pipe();
+    const log = openSync(options.logFile, "a", 0o600);
+    try {
+      // cat ends by itself when the last writer is gone; unlike a reader in the agent it survives the agent
+      spawn("cat", [], { stdio: [reader, log, "ignore"], detached: true, cwd: "/", env: {} }).unref();
+      const overlay = `lowerdir=${options.rootfs.lower},upperdir=${runDir}/layer,workdir=${runDir}/work`;
+      // private, so that the overlay is not seen (and need not be unmounted) outside
+      const script =
+        'mount --make-rprivate / && mount -t overlay overlay -o "$1" "$2" && shift 2 && exec "$@"';
+      const errors = join(runDir, "create.log");
+      const runtime = [
+        this.#program,
+        "--root",
+        this.#root,
+        "--log",
+        errors,
+        "create",
+        "--bundle",
+        join(runDir, "bundle"),
+        id,
+      ];
+      const argv = [
+        "-m",
+        "--propagation",
+        "unchanged",
+        "/bin/sh",
+        "-c",
+        script,
+        "sh",
+        overlay,
+        join(runDir, "rootfs"),
+        ...runtime,
+      ];
+      const child = spawn("unshare", argv, { stdio: ["ignore", writer, writer], cwd: "/" });
+      const status = await new Promise<number | null>((resolve, reject) => {
+        child.once("error", reject);
+        child.once("exit", resolve); // not "close": the container keeps the pipe open
+      });
+      if (status !== 0) {
+        const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${options.logFile}`;
+        throw new HoldfastError(`${this.#program} cannot create ${id}: ${reason}`, {
+          code: "CONTAINER_CREATE",
+          source: "container",
+        });
+      }
+      await runCommand(this.#program, ["--root", this.#root, "start", id], { source: "container" });
+    } finally {
+      kernel.close(reader);
+      kernel.close(writer);
+      closeSync(log);
+    }
+  }
+
+  async #initPid(id: string): Promise<number | null> {
+    const state: unknown = JSON.parse(
+      await runCommand(this.#program, ["--root", this.#root, "state", id], { source: "container" }),
+    );
+    const pid = (state as { pid?: unknown }).pid;
+    return typeof pid === "number" && pid > 0 ? pid : null;
+  }
+
+  async #remove(id: string, runDir: string): Promise<void> {
+    await runCommand(this.#program, ["--root", this.#root, "delete", "--force", id], {
+      source: "container",
+    }).catch((error) => {
+      if (!/does not exist|not exist/.test(messageOf(error))) throw error;
+    });
+    await runCommand("umount", ["--lazy", runDir], { source: "container" }).catch(() => {}); // not mounted: nothing to do
+    await rm(runDir, { recursive: true, force: true });
+  }
+}
+
+function specOf(options: CreateOptions, id: string, runDir: string): OciSpec {
+  const command = options.rootfs.bundle?.process.args ?? options.container.command;
+  const specOptions = {
+    container: options.container,
+    rootfs: join(runDir, "rootfs"),
+    runDir,
+    criuDir: options.criuDir,
+    hostname: options.workload,
+    cgroupsPath: `/holdfast/${id}`,
+    init:
+      options.role === "standby" ? [`${INSIDE_RUN}/init`, "-P"] : [`${INSIDE_RUN}/init`, "--", ...command],
+  };
+  return options.rootfs.bundle === null
+    ? buildSpec(specOptions)
+    : adaptSpec(specOptions, options.rootfs.bundle);
+}
+
+/** Host path of a file as the container sees it. */
+export function pathInside(record: ContainerRecord, path: string): string {
+  return join(`/proc/${record.init.pid}/root`, path);
+}
+
+/** Host path of the instance's own folder, valid in any mount namespace of the agent. */
+export function runPath(record: ContainerRecord, ...parts: string[]): string {
+  return join(pathInside(record, INSIDE_RUN), ...parts);
+}
+
+/** The root of the application's process tree. null: it has ended; more than one tree is an error. */
+export async function applicationPid(record: ContainerRecord): Promise<number | null> {
+  const children = await childrenOf(record.init.pid);
+  if (children.length > 1) {
+    throw new HoldfastError(
+      `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree`,
+      { code: "TREES_MANY", source: "container" },
+    );
+  }
+  return children[0] ?? null;
+}
+
+/** `cgroup.procs` of every hierarchy the container is in (cgroups(7)). */
+export async function cgroupProcsOf(record: ContainerRecord): Promise<string[]> {
+  const mounts = await readFile("/proc/self/mountinfo", "utf8");
+  const paths: string[] = [];
+  for (const line of (await readFile(`/proc/${record.init.pid}/cgroup`, "utf8")).trim().split("\n")) {
+    const [, controllers = "", path = "/"] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
+    const mountPoint = cgroupMountPoint(mounts, controllers);
+    if (mountPoint !== null && path !== "/") paths.push(join(mountPoint, path, "cgroup.procs"));
+  }
+  return paths;
+}
+
+/** Mount point of the hierarchy with these controllers ("" is the unified one), from mountinfo (proc(5)). */
+function cgroupMountPoint(mountinfo: string, controllers: string): string | null {
+  const wanted = controllers.split(",");
+  for (const line of mountinfo.split("\n")) {
+    const [before = "", after = ""] = line.split(" - ");
+    const mountPoint = before.split(" ")[4] ?? "";
+    const [type, , superOptions = ""] = after.split(" ");
+    if (
+      controllers === ""
+        ? type === "cgroup2"
+        : type === "cgroup" && wanted.every((name) => superOptions.split(",").includes(name))
+    ) {
+      return mountPoint;
+    }
+  }
+  return null;
+}
+
+function lastLine(text: string): string {
+  return text.trim().split("\n").at(-1) ?? "";
+}

@@ -1,0 +1,192 @@
+/**
+ * The OCI runtime configuration of a workload's container (https://github.com/opencontainers/runtime-spec, config.md).
+ * Pure: configuration in, `config.json` out.
+ *
+ * Source and standby containers are made from the same configuration, so what a restore needs (mounts, IPC and UTS
+ * namespaces, capabilities, seccomp) comes from the live container and never from an image.
+ */
+/** What to run and what to show it, wherever that was written down. */
+export interface ContainerPlan {
+  command: string[];
+  cwd: string;
+  env: Record<string, string>;
+  mounts: { source: string; target: string; readonly: boolean }[];
+}
+
+/** Where the container sees what Holdfast needs in it. Folders of ours, hidden at the root. */
+export const INSIDE_RUN = "/.holdfast/run";
+export const INSIDE_CRIU = "/.holdfast/criu";
+
+export interface SpecOptions {
+  container: ContainerPlan;
+  /** host path of the container's root file system */
+  rootfs: string;
+  /** host path of this instance's tmpfs: images and the writable layer */
+  runDir: string;
+  /** host folder that holds CRIU with its libraries */
+  criuDir: string;
+  hostname: string;
+  cgroupsPath: string;
+  /** argv of PID 1 */
+  init: string[];
+}
+
+interface OciMount {
+  destination: string;
+  type?: string;
+  source?: string;
+  options?: string[];
+}
+
+/** The part of an OCI configuration that Holdfast reads or changes. */
+export interface OciSpec {
+  ociVersion: string;
+  process: { args: string[]; cwd: string; env?: string[]; terminal?: boolean; [key: string]: unknown };
+  root: { path: string; readonly?: boolean };
+  mounts?: OciMount[];
+  hostname?: string;
+  linux?: {
+    namespaces?: { type: string; path?: string }[];
+    cgroupsPath?: string;
+    seccomp?: unknown;
+    [key: string]: unknown;
+  };
+  [key: string]: unknown;
+}
+
+/** Docker's default set: what a container is used to having. */
+const CAPABILITIES = [
+  "CAP_CHOWN",
+  "CAP_DAC_OVERRIDE",
+  "CAP_FSETID",
+  "CAP_FOWNER",
+  "CAP_MKNOD",
+  "CAP_NET_RAW",
+  "CAP_SETGID",
+  "CAP_SETUID",
+  "CAP_SETFCAP",
+  "CAP_SETPCAP",
+  "CAP_NET_BIND_SERVICE",
+  "CAP_SYS_CHROOT",
+  "CAP_KILL",
+  "CAP_AUDIT_WRITE",
+];
+
+const ENOSYS = 38;
+
+/** io_uring descriptors cannot be dumped; programs that find no io_uring use epoll. */
+const SECCOMP = {
+  defaultAction: "SCMP_ACT_ALLOW",
+  architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+  syscalls: [
+    {
+      names: ["io_uring_setup", "io_uring_enter", "io_uring_register"],
+      action: "SCMP_ACT_ERRNO",
+      errnoRet: ENOSYS,
+    },
+  ],
+};
+
+const BASE_MOUNTS: OciMount[] = [
+  { destination: "/proc", type: "proc", source: "proc" },
+  {
+    destination: "/dev",
+    type: "tmpfs",
+    source: "tmpfs",
+    options: ["nosuid", "strictatime", "mode=755", "size=65536k"],
+  },
+  {
+    destination: "/dev/pts",
+    type: "devpts",
+    source: "devpts",
+    options: ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+  },
+  {
+    destination: "/dev/shm",
+    type: "tmpfs",
+    source: "shm",
+    options: ["nosuid", "noexec", "nodev", "mode=1777"],
+  },
+  { destination: "/dev/mqueue", type: "mqueue", source: "mqueue", options: ["nosuid", "noexec", "nodev"] },
+  { destination: "/sys", type: "sysfs", source: "sysfs", options: ["nosuid", "noexec", "nodev", "ro"] },
+  { destination: "/tmp", type: "tmpfs", source: "tmpfs", options: ["nosuid", "nodev", "mode=1777"] },
+];
+
+/** CRIU keeps what it learnt about the kernel in /run/criu.kdat, but only on a tmpfs; without it each call probes for 35 ms. */
+const RUN_MOUNT: OciMount = {
+  destination: "/run",
+  type: "tmpfs",
+  source: "tmpfs",
+  options: ["nosuid", "nodev", "mode=755"],
+};
+
+/** A container described by our own configuration. */
+export function buildSpec(options: SpecOptions): OciSpec {
+  const env = {
+    PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    HOME: "/root",
+    ...options.container.env,
+  };
+  const capabilities = { bounding: CAPABILITIES, effective: CAPABILITIES, permitted: CAPABILITIES };
+  return addOurs(options, {
+    ociVersion: "1.0.2",
+    process: {
+      terminal: false,
+      user: { uid: 0, gid: 0 },
+      args: [...options.init],
+      env: Object.entries(env).map(([name, value]) => `${name}=${value}`),
+      cwd: options.container.cwd,
+      noNewPrivileges: true,
+      capabilities,
+    },
+    root: { path: options.rootfs, readonly: false },
+    hostname: options.hostname,
+    mounts: [...BASE_MOUNTS, RUN_MOUNT],
+    linux: {
+      namespaces: [{ type: "pid" }, { type: "mount" }, { type: "ipc" }, { type: "uts" }],
+      cgroupsPath: options.cgroupsPath,
+      seccomp: SECCOMP,
+    },
+  });
+}
+
+/** A bundle made by others: its own process, mounts and limits stay; the init, our folders and the node's network are put in. */
+export function adaptSpec(options: SpecOptions, bundle: OciSpec): OciSpec {
+  const linux = bundle.linux ?? {};
+  const namespaces = (linux.namespaces ?? []).filter(
+    (namespace) => namespace.type !== "network" && namespace.path === undefined,
+  );
+  for (const type of ["pid", "mount", "ipc", "uts"]) {
+    if (!namespaces.some((namespace) => namespace.type === type)) namespaces.push({ type });
+  }
+  const mounts = bundle.mounts ?? [];
+  const hasRun = mounts.some((mount) => mount.destination === "/run");
+  return addOurs(options, {
+    ...bundle,
+    process: { ...bundle.process, terminal: false, args: [...options.init] },
+    root: { path: options.rootfs, readonly: false },
+    mounts: hasRun ? mounts : [...mounts, RUN_MOUNT],
+    linux: { ...linux, namespaces, cgroupsPath: options.cgroupsPath },
+  });
+}
+
+function addOurs(options: SpecOptions, spec: OciSpec): OciSpec {
+  const volumes = options.container.mounts.map((mount) => ({
+    destination: mount.target,
+    type: "bind",
+    source: mount.source,
+    options: ["rbind", mount.readonly ? "ro" : "rw"],
+  }));
+  const ours: OciMount[] = [
+    { destination: INSIDE_RUN, type: "bind", source: options.runDir, options: ["rbind", "rw"] },
+    { destination: INSIDE_CRIU, type: "bind", source: options.criuDir, options: ["rbind", "ro"] },
+  ];
+  return { ...spec, mounts: [...(spec.mounts ?? []), ...volumes, ...ours] };
+}
+
+/** tmpfs mounts whose files have to travel: all but /dev itself (device nodes made by the runtime). */
+export function travellingTmpfs(spec: OciSpec): string[] {
+  return (spec.mounts ?? [])
+    .filter((mount) => mount.type === "tmpfs" && mount.destination !== "/dev")
+    .map((mount) => mount.destination);
+}

@@ -1,0 +1,241 @@
+/**
+ * The few messages of CRIU's RPC that Holdfast speaks, encoded by hand (images/rpc.proto and images/stats.proto of CRIU,
+ * MIT; https://criu.org/RPC). Protocol Buffers wire format: https://protobuf.dev/programming-guides/encoding/
+ *
+ * Pure: bytes in, values out. What CRIU sends is treated as input that can be wrong.
+ */
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+/** A field to encode: number → value. Booleans and numbers are varints, strings and messages length-delimited. */
+type Field = [number: number, value: boolean | number | string | Field[]];
+
+export type RequestType = "DUMP" | "RESTORE" | "NOTIFY" | "FEATURE_CHECK" | "VERSION";
+const requestTypes: Record<RequestType, number> = {
+  DUMP: 1,
+  RESTORE: 2,
+  NOTIFY: 6,
+  FEATURE_CHECK: 9,
+  VERSION: 10,
+};
+
+export interface InheritFd {
+  /** e.g. `pipe[4711]`: the resource in the images */
+  key: string;
+  /** descriptor number inside the CRIU process */
+  fd: number;
+}
+
+export interface CriuOptions {
+  /** as CRIU sees it, inside the container */
+  imagesDir: string;
+  /** root of the tree, in the container's PID namespace; dump only */
+  pid?: number;
+  logFile: string;
+  /** 0 (quiet) .. 4 (debug) */
+  logLevel: number;
+  inheritFds?: InheritFd[];
+  /** seconds until CRIU gives up freezing */
+  timeoutSeconds?: number;
+  /** bytes an unlinked open file may have to be carried in the images */
+  ghostLimitBytes: number;
+  /** rst_sibling etc. are never used: the restored tree becomes a child of the container's init */
+}
+
+export interface CriuRequest {
+  type: RequestType;
+  options?: CriuOptions;
+  notifySuccess?: boolean;
+  keepOpen?: boolean;
+}
+
+export interface CriuResponse {
+  type: number;
+  success: boolean;
+  /** hook name of a NOTIFY message: `pre-dump`, `post-dump`, … */
+  notify: string | null;
+  restoredPid: number | null;
+  errno: number;
+  message: string;
+}
+
+export const NOTIFY_TYPE = requestTypes.NOTIFY;
+
+export function encodeRequest(request: CriuRequest): Buffer {
+  const fields: Field[] = [[1, requestTypes[request.type]]];
+  if (request.options !== undefined) fields.push([2, optionFields(request.options)]);
+  if (request.notifySuccess !== undefined) fields.push([3, request.notifySuccess]);
+  if (request.keepOpen !== undefined) fields.push([4, request.keepOpen]);
+  if (request.type === "FEATURE_CHECK") fields.push([5, [[1, true]]]);
+  return encodeFields(fields);
+}
+
+/** The options every dump and restore of ours has in common, see DESIGN "CRIU: facts". */
+function optionFields(options: CriuOptions): Field[] {
+  const networkLockSkip = 3;
+  const manageCgroupsIgnore = 0;
+  const fields: Field[] = [
+    [1, -1], // images_dir_fd is required; -1 selects images_dir
+    [68, options.imagesDir],
+    [4, true], // ext_unix_sk
+    [5, true], // tcp_established
+    [7, true], // shell_job
+    [8, true], // file_locks
+    [9, options.logLevel],
+    [10, options.logFile],
+    [12, true], // notify_scripts
+    [18, true], // link_remap
+    [34, manageCgroupsIgnore],
+    [35, options.ghostLimitBytes],
+    [64, networkLockSkip],
+    [69, true], // leave_stopped: dump keeps the source alive for a rollback, restore waits for the release
+  ];
+  if (options.pid !== undefined) fields.push([2, options.pid]);
+  if (options.timeoutSeconds !== undefined) fields.push([45, options.timeoutSeconds]);
+  for (const inherit of options.inheritFds ?? [])
+    fields.push([
+      27,
+      [
+        [1, inherit.key],
+        [2, inherit.fd],
+      ],
+    ]);
+  return fields;
+}
+
+export function decodeResponse(bytes: Buffer): CriuResponse {
+  const response: CriuResponse = {
+    type: -1,
+    success: false,
+    notify: null,
+    restoredPid: null,
+    errno: 0,
+    message: "",
+  };
+  for (const field of decodeFields(bytes)) {
+    if (field.number === 1) response.type = Number(field.varint);
+    else if (field.number === 2) response.success = field.varint === 1n;
+    else if (field.number === 4) response.restoredPid = firstVarint(field.bytes, 1);
+    else if (field.number === 5) response.notify = firstString(field.bytes, 1);
+    else if (field.number === 7) response.errno = Number(BigInt.asIntN(32, field.varint));
+    else if (field.number === 9) response.message = field.bytes.toString("utf8");
+  }
+  if (response.type === -1)
+    throw new HoldfastError("CRIU answered without a type", { code: "CRIU_PROTOCOL", source: "criu" });
+  return response;
+}
+
+export interface DumpStats {
+  /** microseconds, as CRIU measured them */
+  freezingUs: number;
+  frozenUs: number;
+  memdumpUs: number;
+  memwriteUs: number;
+  pagesWritten: number;
+}
+export interface RestoreStats {
+  forkingUs: number;
+  restoreUs: number;
+  pagesRestored: number;
+}
+
+/** Reads a `stats-dump` or `stats-restore` image: two magics, u32 LE length, one StatsEntry. */
+export function decodeStats(image: Buffer): { dump: DumpStats | null; restore: RestoreStats | null } {
+  const serviceMagic = 0x55105940;
+  const statsMagic = 0x57093306;
+  if (image.length < 12 || image.readUInt32LE(0) !== serviceMagic || image.readUInt32LE(4) !== statsMagic) {
+    throw new HoldfastError("not a CRIU stats image", { code: "CRIU_STATS_INVALID", source: "criu" });
+  }
+  const entry = image.subarray(12, 12 + image.readUInt32LE(8));
+  const stats: { dump: DumpStats | null; restore: RestoreStats | null } = { dump: null, restore: null };
+  for (const field of decodeFields(entry)) {
+    const value = (number: number): number => firstVarint(field.bytes, number) ?? 0;
+    if (field.number === 1) {
+      stats.dump = {
+        freezingUs: value(1),
+        frozenUs: value(2),
+        memdumpUs: value(3),
+        memwriteUs: value(4),
+        pagesWritten: value(7),
+      };
+    } else if (field.number === 2) {
+      stats.restore = { forkingUs: value(3), restoreUs: value(4), pagesRestored: value(5) };
+    }
+  }
+  return stats;
+}
+
+function encodeFields(fields: Field[]): Buffer {
+  const parts: Buffer[] = [];
+  for (const [number, value] of fields) {
+    if (typeof value === "boolean" || typeof value === "number") {
+      parts.push(encodeVarint(BigInt(number) << 3n), encodeVarint(BigInt.asUintN(64, BigInt(value))));
+    } else {
+      const bytes = typeof value === "string" ? Buffer.from(value) : encodeFields(value);
+      parts.push(encodeVarint((BigInt(number) << 3n) | 2n), encodeVarint(BigInt(bytes.length)), bytes);
+    }
+  }
+  return Buffer.concat(parts);
+}
+
+function encodeVarint(value: bigint): Buffer {
+  const bytes: number[] = [];
+  let rest = value;
+  do {
+    const low = Number(rest & 0x7fn);
+    rest >>= 7n;
+    bytes.push(rest === 0n ? low : low | 0x80);
+  } while (rest !== 0n);
+  return Buffer.from(bytes);
+}
+
+interface DecodedField {
+  number: number;
+  varint: bigint;
+  bytes: Buffer;
+}
+
+function decodeFields(bytes: Buffer): DecodedField[] {
+  const fields: DecodedField[] = [];
+  let at = 0;
+  const malformed = (): HoldfastError =>
+    new HoldfastError("malformed Protocol Buffers message from CRIU", {
+      code: "CRIU_PROTOCOL",
+      source: "criu",
+    });
+  const varint = (): bigint => {
+    let value = 0n;
+    for (let shift = 0n; shift < 70n; shift += 7n) {
+      const byte = bytes[at++];
+      if (byte === undefined) throw malformed();
+      value |= BigInt(byte & 0x7f) << shift;
+      if (byte < 0x80) return BigInt.asUintN(64, value);
+    }
+    throw malformed();
+  };
+  while (at < bytes.length) {
+    const key = varint();
+    const number = Number(key >> 3n);
+    const wire = Number(key & 7n);
+    if (wire === 0) fields.push({ number, varint: varint(), bytes: Buffer.alloc(0) });
+    else {
+      const length = wire === 2 ? Number(varint()) : wire === 1 ? 8 : wire === 5 ? 4 : -1;
+      if (length < 0 || at + length > bytes.length) throw malformed();
+      fields.push({ number, varint: 0n, bytes: bytes.subarray(at, at + length) });
+      at += length;
+    }
+  }
+  return fields;
+}
+
+function firstVarint(bytes: Buffer, number: number): number | null {
+  const field = decodeFields(bytes).find((candidate) => candidate.number === number);
+  return field === undefined ? null : Number(field.varint);
+}
+
+function firstString(bytes: Buffer, number: number): string | null {
+  return (
+    decodeFields(bytes)
+      .find((field) => field.number === number)
+      ?.bytes.toString("utf8") ?? null
+  );
+}

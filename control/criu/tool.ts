@@ -1,0 +1,56 @@
+/**
+ * Finds a CRIU that is good enough: set-up keeps one, the system's own or a newer one, with its libraries
+ * and its own dynamic loader in one folder, so that it runs in any container whatever C library that has.
+ */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { CriuTool } from "./worker.ts";
+
+/** All paths are relative to the manifest's folder, which a container can be shown as it is. */
+const manifestSchema = z.object({
+  version: z.string(),
+  loader: z.string(),
+  libraryPath: z.string(),
+  binary: z.string(),
+});
+
+export interface FoundCriu {
+  version: string;
+  /** host folder with CRIU, its libraries and their loader */
+  dir: string;
+  /** CRIU as seen by somebody to whom that folder is `prefix` */
+  at(prefix: string): CriuTool;
+}
+
+/** @throws HoldfastError `CRIU_MISSING` with the cure */
+export async function findCriu(cacheDir: string): Promise<FoundCriu> {
+  const dir = join(cacheDir, "criu-4.2");
+  const missing = (why: string, cause?: unknown): HoldfastError =>
+    new HoldfastError(`no CRIU: ${why}; run scripts/setup.sh`, {
+      code: "CRIU_MISSING",
+      source: "criu",
+      cause,
+    });
+  const text = await readFile(join(dir, "manifest.json"), "utf8").catch((cause: unknown) => {
+    throw missing(`${dir}/manifest.json cannot be read`, cause);
+  });
+  const parsed = manifestSchema.safeParse(parseJson(text));
+  if (!parsed.success) throw missing(`${dir}/manifest.json is not what set-up writes`);
+  const { version, loader, libraryPath, binary } = parsed.data;
+  const at = (prefix: string): CriuTool => ({
+    loader: join(prefix, loader),
+    libraryPath: join(prefix, libraryPath),
+    binary: join(prefix, binary),
+  });
+  return { version, dir, at };
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

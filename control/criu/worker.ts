@@ -1,0 +1,159 @@
+/**
+ * One CRIU process inside a container's namespaces, driven over its RPC socket (`criu swrk FD`, https://criu.org/RPC).
+ * The only file that starts CRIU.
+ *
+ * It is started ahead of the cutover, so that loading it costs no blackout; it serves one request and ends. CRIU
+ * calls back at each of its hooks (`notify_scripts`), which is how the hold can wait until just before the freeze.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import {
+  type CriuOptions,
+  type CriuResponse,
+  decodeResponse,
+  encodeRequest,
+  NOTIFY_TYPE,
+  type RequestType,
+} from "./protocol.ts";
+
+/** Where CRIU is, as seen inside the container: it is started through its own dynamic loader (ld.so(8)). */
+export interface CriuTool {
+  loader: string;
+  libraryPath: string;
+  binary: string;
+}
+
+export interface WorkerOptions {
+  tool: CriuTool;
+  /** PID 1 of the container, as the agent sees it; null runs CRIU in the agent's own namespaces */
+  initPid: number | null;
+  /** `cgroup.procs` files to join before anything is restored, so that the container's limits hold */
+  cgroupProcs: string[];
+  /** descriptors of the agent to hand over; they become 4, 5, … in CRIU */
+  inherit: number[];
+}
+
+const RPC_FD = 3;
+export const FIRST_INHERITED_FD = 4;
+const RESPONSE_BYTES_MAX = 1 << 16;
+
+/** Joins the cgroups named before `--`, then becomes the command after it. */
+const JOIN_THEN_EXEC = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 97; shift; done; shift; exec "$@"';
+
+export class CriuWorker {
+  #child: ChildProcess;
+  #socket: number;
+  #stderr = "";
+  #ended: Promise<void>;
+  #closed = false;
+
+  private constructor(child: ChildProcess, socket: number) {
+    this.#child = child;
+    this.#socket = socket;
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+      this.#stderr = (this.#stderr + text).slice(-4096);
+    });
+    this.#ended = new Promise((resolve) => child.once("close", () => resolve()));
+  }
+
+  static async start(options: WorkerOptions): Promise<CriuWorker> {
+    const { tool, initPid } = options;
+    const criu = [tool.loader, "--library-path", tool.libraryPath, tool.binary];
+    const enter =
+      initPid === null ? [] : ["nsenter", "-t", String(initPid), "-m", "-p", "-i", "-u", "-n", "--"];
+    const [ours, theirs] = kernel.socketpairSeqpacket();
+    try {
+      const argv = [
+        "-c",
+        JOIN_THEN_EXEC,
+        "sh",
+        ...options.cgroupProcs,
+        "--",
+        ...enter,
+        ...criu,
+        "swrk",
+        String(RPC_FD),
+      ];
+      // cwd "/" exists in every container: nsenter keeps the working directory otherwise
+      const child = spawn("/bin/sh", argv, {
+        stdio: ["ignore", "ignore", "pipe", theirs, ...options.inherit],
+        cwd: "/",
+        env: {},
+      });
+      await once(child, "spawn");
+      return new CriuWorker(child, ours);
+    } catch (cause) {
+      kernel.close(ours);
+      throw new HoldfastError(`CRIU cannot be started: ${messageOf(cause)}`, {
+        code: "CRIU_START",
+        source: "criu",
+        cause,
+      });
+    } finally {
+      kernel.close(theirs);
+    }
+  }
+
+  /** PID of the process that was started (nsenter waiting for CRIU, or CRIU itself). */
+  get pid(): number {
+    return this.#child.pid ?? -1;
+  }
+
+  /**
+   * Sends the one request of this worker and answers CRIU's hooks until the response.
+   * A hook that throws makes CRIU give up and undo; the error thrown is the hook's.
+   * @throws HoldfastError `CRIU_FAILED` when CRIU says no, `CRIU_DIED` when it ends without an answer
+   */
+  async request(
+    type: RequestType,
+    options?: CriuOptions,
+    onHook: (hook: string) => Promise<void> = async () => {},
+  ): Promise<CriuResponse> {
+    this.#send(encodeRequest(options === undefined ? { type } : { type, options }));
+    let hookError: unknown = null;
+    for (;;) {
+      const response = await this.#receive();
+      if (response.type === NOTIFY_TYPE) {
+        if (hookError === null)
+          await onHook(response.notify ?? "").catch((error: unknown) => (hookError = error));
+        this.#send(encodeRequest({ type: "NOTIFY", notifySuccess: hookError === null }));
+        continue;
+      }
+      if (hookError !== null) throw hookError;
+      if (!response.success) {
+        const detail = response.message === "" ? `errno ${response.errno}` : response.message;
+        throw new HoldfastError(`CRIU ${type} failed: ${detail}`, { code: "CRIU_FAILED", source: "criu" });
+      }
+      return response;
+    }
+  }
+
+  /** Ends the worker by closing its socket, and waits for it. Safe to call twice. */
+  async close(): Promise<void> {
+    if (!this.#closed) {
+      this.#closed = true;
+      kernel.close(this.#socket);
+    }
+    await this.#ended;
+  }
+
+  #send(message: Buffer): void {
+    kernel.send(this.#socket, message, kernel.MSG_NOSIGNAL);
+  }
+
+  async #receive(): Promise<CriuResponse> {
+    const buffer = Buffer.alloc(RESPONSE_BYTES_MAX);
+    const length = await kernel.recvAsync(this.#socket, buffer);
+    if (length === 0) {
+      await this.#ended;
+      const lastLine = this.#stderr.trim().split("\n").at(-1) ?? "";
+      throw new HoldfastError(`CRIU ended without an answer${lastLine === "" ? "" : `: ${lastLine}`}`, {
+        code: "CRIU_DIED",
+        source: "criu",
+      });
+    }
+    return decodeResponse(buffer.subarray(0, length));
+  }
+}

@@ -1,0 +1,95 @@
+/**
+ * The application's own TCP sockets, looked at and touched from outside (pidfd_getfd(2), sock_diag(7), tcp_repair).
+ */
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { type DiagSocket, destroySocket, listSockets } from "#proxy/tcp/diag.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { descriptorsOf } from "../container/processes.ts";
+
+const SOCKET = /^socket:\[(\d+)\]$/;
+
+/** Inodes of every socket of these processes, each with one place to get it from. */
+export async function socketInodes(pids: number[]): Promise<Map<number, { pid: number; fd: number }>> {
+  const inodes = new Map<number, { pid: number; fd: number }>();
+  for (const pid of pids) {
+    for (const { fd, target } of await descriptorsOf(pid)) {
+      const inode = SOCKET.exec(target)?.[1];
+      if (inode !== undefined && !inodes.has(Number(inode))) inodes.set(Number(inode), { pid, fd });
+    }
+  }
+  return inodes;
+}
+
+/**
+ * After a dump that left the tree stopped, its TCP sockets are still in repair mode; continued like that, every session
+ * would be reset. Switches repair off on all of them. Returns how many it was.
+ */
+export async function endRepair(pids: number[]): Promise<number> {
+  const inodes = await socketInodes(pids);
+  const tcp = new Set(listSockets().map((socket) => socket.inode));
+  const pidfds = new Map<number, number>();
+  let ended = 0;
+  try {
+    for (const [inode, { pid, fd }] of inodes) {
+      if (!tcp.has(inode)) continue;
+      const pidfd = pidfds.get(pid) ?? kernel.pidfdOpen(pid);
+      pidfds.set(pid, pidfd);
+      const ours = kernel.pidfdGetfd(pidfd, fd);
+      try {
+        if (kernel.getsockoptInt(ours, kernel.IPPROTO_TCP, kernel.TCP_REPAIR) !== 0) {
+          kernel.setsockoptInt(ours, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
+          ended++;
+        }
+      } finally {
+        kernel.close(ours);
+      }
+    }
+  } finally {
+    for (const pidfd of pidfds.values()) kernel.close(pidfd);
+  }
+  return ended;
+}
+
+export interface ApplicationSockets {
+  /** LISTEN sockets of the tree */
+  listening: Endpoint[];
+  /** connections to peers outside the tree that are not sessions: they cannot follow to another address */
+  outbound: DiagSocket[];
+}
+
+/**
+ * Sorts the tree's TCP sockets.
+ * @param upstreams where the proxy connects to: connections there are sessions
+ */
+export async function classifySockets(pids: number[], upstreams: Endpoint[]): Promise<ApplicationSockets> {
+  const inodes = await socketInodes(pids);
+  const all = listSockets();
+  const mine = all.filter((socket) => inodes.has(socket.inode));
+  const isSession = (socket: DiagSocket): boolean =>
+    upstreams.some((upstream) => upstream.port === socket.local.port);
+  const isInternal = (socket: DiagSocket): boolean =>
+    mine.some(
+      (other) => sameEndpoint(other.local, socket.remote) && sameEndpoint(other.remote, socket.local),
+    );
+  const connected = mine.filter((socket) => socket.state !== "LISTEN" && socket.state !== "CLOSE");
+  return {
+    listening: mine.filter((socket) => socket.state === "LISTEN").map((socket) => socket.local),
+    outbound: connected.filter((socket) => !isSession(socket) && !isInternal(socket)),
+  };
+}
+
+/** Both ends learn at once, by RST (SOCK_DESTROY), that the connection is over; the application connects again as it does today. */
+export function closeOutbound(sockets: DiagSocket[]): void {
+  for (const socket of sockets) {
+    try {
+      destroySocket(socket);
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.code === "ENOENT")) throw error; // it ended by itself
+    }
+  }
+}
+
+function sameEndpoint(a: Endpoint, b: Endpoint): boolean {
+  return a.port === b.port && a.address === b.address;
+}

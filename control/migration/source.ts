@@ -1,0 +1,540 @@
+/**
+ * A move, seen from the node that gives the workload away. It leads; the target (`target.ts`) follows.
+ *
+ * Up to the commit every failure ends in `rollback`: the target forgets what it got, repair goes off on the
+ * application's sockets and on our legs, the stopped tree goes on. After the commit the store tells who owns the
+ * workload: this node may take it back only while the target has not marked it released, or when the target itself says that
+ * it gave up. What it can no longer take back it retires.
+ */
+import { randomUUID } from "node:crypto";
+import { mkdir, readFile, readlink, rm } from "node:fs/promises";
+import type { Channel } from "#proxy/contract/channel.ts";
+import type { AdoptResult, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { seal } from "#proxy/store/seal.ts";
+import type { Workload } from "../agent/workload.ts";
+import { difference, packPaths, type Scan, scan } from "../container/files.ts";
+import { highestInnerTid, identify, innerPid, residentBytes, treeOf } from "../container/processes.ts";
+import { applicationPid, cgroupProcsOf, pathInside, runPath } from "../container/runtime.ts";
+import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
+import { ImageSender } from "../criu/images.ts";
+import { decodeStats } from "../criu/protocol.ts";
+import { CriuWorker } from "../criu/worker.ts";
+import type {
+  MoveResult,
+  Phase,
+  PhaseEvent,
+  PrepareCall,
+  ReleaseReply,
+  Report,
+  RestoreCall,
+  RestoreReply,
+  StandbyReply,
+} from "./move.ts";
+import { classifySockets, closeOutbound, endRepair } from "./sockets.ts";
+
+export interface DepartureOptions {
+  to: string;
+  /** from the first held client to the commit */
+  deadlineMs: number;
+  report: Report;
+  /** somebody wants it stopped: rolls back unless it is too late */
+  signal: AbortSignal;
+}
+
+/** Held legs are worth keeping only as long as somebody may still come for them. */
+const HELD_TTL_MS = 10 * 60_000;
+const ABORT_MS_MAX = 10_000;
+const STORE_RETRY_MS = 200;
+
+export class Departure {
+  #workload: Workload;
+  #options: DepartureOptions;
+  #id = randomUUID();
+  #startedMs = performance.now();
+  #phasesMs: Partial<Record<Phase | "rollback", number>> = {};
+  #channel: Channel | null = null;
+  #worker: CriuWorker | null = null;
+  #sender: ImageSender | null = null;
+  #epoch = 0;
+  #pids: number[] = [];
+  #scans = new Map<string, { root: string; before: Scan }>();
+  #link: { address: string; port: number } = { address: "", port: 0 };
+  #held = false;
+  #vipRemoved = false;
+  #commitTried = false;
+  #holdAtMs = 0;
+  #releasedAtMs = 0;
+  #deadline = new AbortController();
+  #deadlineTimer: NodeJS.Timeout | undefined;
+  #result: MoveResult;
+
+  constructor(workload: Workload, options: DepartureOptions) {
+    this.#workload = workload;
+    this.#options = options;
+    this.#result = {
+      workload: workload.name,
+      from: workload.context.node,
+      to: options.to,
+      downstream: workload.downstream,
+      sessions: 0,
+      messages: null,
+      lost: null,
+      repeated: null,
+      resets: null,
+      blackoutMs: { p50: null, p99: null, max: null },
+      holdMs: 0,
+      phasesMs: this.#phasesMs,
+      criuMs: { dump: 0, restore: 0 },
+      legUs: { capture: 0, adopt: 0 },
+      imageBytes: 0,
+      outcome: "rolled-back",
+      reason: null,
+    };
+  }
+
+  /** Resolves in every case in which the workload has exactly one owner again; `outcome` says which. */
+  async run(): Promise<MoveResult> {
+    const { faults } = this.#workload.context;
+    try {
+      await this.#phase("prepare", () => this.#prepare());
+      await this.#dump();
+      const legs = await this.#phase("capture", () => this.#capture());
+      await this.#phase("restore", () => this.#restore(legs));
+      const downstream = await this.#phase("commit", () => this.#commit());
+      await this.#phase("release", () => this.#release(downstream));
+    } catch (error) {
+      this.#result.reason = messageOf(error);
+      this.#workload.context.log.warn(
+        { workload: this.#workload.name, migration: this.#id, reason: this.#result.reason },
+        "move failed",
+      );
+      if (!(await this.#phase("rollback", () => this.#rollback()))) return await this.#finish("moved");
+      return await this.#finish("rolled-back");
+    }
+    faults.at("source:retire");
+    return await this.#finish("moved");
+  }
+
+  // ---- forward ----
+
+  async #prepare(): Promise<void> {
+    const workload = this.#workload;
+    const { context, journal } = workload;
+    const container = workload.container;
+    const root = await applicationPid(container);
+    if (root === null)
+      throw new HoldfastError(`${workload.name} is not running`, {
+        code: "WORKLOAD_DOWN",
+        source: "container",
+      });
+    await workload.preflight();
+    this.#pids = await treeOf(root);
+    const ownership = await context.store.reserve({
+      workload: workload.name,
+      node: context.node,
+      epoch: journal.epoch,
+      migration: this.#id,
+      target: this.#options.to,
+    });
+    this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
+    workload.record({
+      moving: {
+        side: "source",
+        id: this.#id,
+        peer: this.#options.to,
+        epoch: this.#epoch,
+        step: "prepared",
+        criu: null,
+      },
+    });
+    context.faults.at("source:prepare");
+    this.#channel = await context.dial(this.#options.to);
+    const rss = await Promise.all(this.#pids.map(residentBytes));
+    const prepare: PrepareCall = {
+      workload: workload.name,
+      migration: this.#id,
+      from: context.node,
+      epoch: this.#epoch,
+      edges: workload.edgesAfterLeaving(this.#options.to),
+      residentBytes: rss.reduce((sum, bytes) => sum + bytes, 0),
+      highestTid: await highestInnerTid(this.#pids),
+      upstreamPorts: workload.config.ports.map((port) => port.upstream.port),
+    };
+    await this.#call("prepare", prepare);
+    await this.#sendFilesFirst("layer", runPath(container, "layer"));
+    const standby = await this.#call<StandbyReply>("standby", {});
+    this.#link = standby.result.link;
+    for (const mount of container.tmpfs) await this.#sendFilesFirst(mount, pathInside(container, mount));
+    if (workload.downstream === "relay")
+      await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
+    await this.#startWorker();
+  }
+
+  async #startWorker(): Promise<void> {
+    const { container, context } = this.#workload;
+    await rm(this.#imagesDir, { recursive: true, force: true });
+    await mkdir(this.#imagesDir, { mode: 0o700 });
+    const options = {
+      tool: context.criu.at(INSIDE_CRIU),
+      initPid: container.init.pid,
+      cgroupProcs: await cgroupProcsOf(container),
+      inherit: [],
+    };
+    const probe = await CriuWorker.start(options); // leaves criu.kdat behind, so that the dump need not probe
+    try {
+      await probe.request("FEATURE_CHECK");
+    } finally {
+      await probe.close();
+    }
+    this.#worker = await CriuWorker.start(options);
+  }
+
+  /** The hold begins when CRIU says that it is about to freeze. */
+  async #dump(): Promise<void> {
+    const { context, limits, proxy } = this.#workload;
+    const worker = required(this.#worker);
+    const channel = required(this.#channel);
+    const root = required(await innerPid(this.#pids[0] ?? -1));
+    this.#throwIfStopped();
+    this.#workload.recordMoving({ step: "held", criu: await identify(worker.pid) });
+    const startedMs = performance.now();
+    let holdMs = 0;
+    this.#report("dump", "start", startedMs - this.#startedMs);
+    this.#sender = new ImageSender(this.#imagesDir, (name, offset, bytes) =>
+      channel.send("image", { name, offset }, bytes),
+    );
+    try {
+      await worker.request(
+        "DUMP",
+        {
+          imagesDir: `${INSIDE_RUN}/images`,
+          pid: root,
+          logFile: "dump.log",
+          logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
+          ghostLimitBytes: limits.imagesBytesMax,
+        },
+        async (hook) => {
+          if (hook !== "pre-dump") return;
+          const atMs = performance.now();
+          await this.#phase("hold", async () => {
+            context.faults.at("source:hold");
+            this.#held = true;
+            this.#holdAtMs = performance.now();
+            this.#startDeadline();
+            const { result } = await proxy.command<"hold", HoldResult>("hold", {
+              epoch: this.#workload.journal.epoch,
+            });
+            this.#result.sessions = result.sessions;
+            await this.#closeOutbound();
+          });
+          holdMs = performance.now() - atMs;
+          this.#throwIfStopped();
+          context.faults.at("source:dump");
+        },
+      );
+    } catch (error) {
+      throw await this.#criuReason(error, "dump.log");
+    }
+    this.#phasesMs.dump = performance.now() - startedMs - holdMs;
+    this.#report("dump", "done", this.#phasesMs.dump);
+    this.#pids = await treeOf(this.#pids[0] ?? -1);
+    const stats = decodeStats(await readFile(`${this.#imagesDir}/stats-dump`)).dump;
+    this.#result.criuMs.dump = round((stats?.freezingUs ?? 0) / 1000 + (stats?.frozenUs ?? 0) / 1000);
+  }
+
+  async #closeOutbound(): Promise<void> {
+    const { config } = this.#workload;
+    const { outbound } = await classifySockets(
+      await treeOf(this.#pids[0] ?? -1),
+      config.ports.map((port) => port.upstream),
+    );
+    closeOutbound(
+      config.outbound === "close"
+        ? outbound
+        : outbound.filter((socket) => socket.local.address !== config.vip?.address),
+    );
+  }
+
+  async #capture(): Promise<Buffer> {
+    this.#throwIfStopped();
+    const { context, journal, proxy } = this.#workload;
+    context.faults.at("source:capture");
+    const [capture] = await Promise.all([
+      proxy.command<"captureUpstream", CaptureResult>("captureUpstream", { epoch: journal.epoch }),
+      this.#sendFilesSecond(),
+    ]);
+    this.#countCapture(capture.result);
+    return capture.body;
+  }
+
+  async #restore(legs: Buffer): Promise<void> {
+    this.#throwIfStopped();
+    this.#workload.context.faults.at("source:restore");
+    const manifest = await required(this.#sender).finish();
+    this.#result.imageBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
+    const outputPipes = await this.#outputPipes();
+    const restore: RestoreCall = { manifest, outputPipes };
+    const { result } = await this.#call<RestoreReply>("restore", restore, legs);
+    this.#countAdopt(result);
+  }
+
+  /** From here on the store tells who owns the workload. */
+  async #commit(): Promise<Buffer> {
+    const workload = this.#workload;
+    const { context, journal, name } = workload;
+    this.#throwIfStopped();
+    let downstream: Buffer = Buffer.alloc(0);
+    if (workload.vip !== null) {
+      const capture = await workload.proxy.command<"captureDownstream", CaptureResult>("captureDownstream", {
+        epoch: journal.epoch,
+      });
+      this.#countCapture(capture.result);
+      downstream = capture.body;
+      this.#vipRemoved = true;
+      await workload.vip.remove();
+    }
+    context.faults.at("source:commit");
+    this.#throwIfStopped();
+    const held = seal(context.key, { workload: name, epoch: this.#epoch, kind: "held" }, downstream);
+    workload.recordMoving({ step: "committing" });
+    this.#commitTried = true;
+    await context.store.commit({
+      workload: name,
+      node: context.node,
+      epoch: journal.epoch,
+      migration: this.#id,
+      held,
+      ttlMs: HELD_TTL_MS,
+    });
+    clearTimeout(this.#deadlineTimer);
+    context.faults.at("source:committed");
+    return downstream;
+  }
+
+  async #release(downstream: Buffer): Promise<void> {
+    const { result } = await required(this.#channel).call<ReleaseReply>("release", {}, { body: downstream });
+    this.#releasedAtMs = performance.now();
+    this.#countAdopt(result);
+    this.#result.criuMs.restore = round(result.criuRestoreMs);
+  }
+
+  /** The target asks this when the store cannot tell: from here on nothing is taken back without the target's word. */
+  grant(migration: string): void {
+    if (migration !== this.#id)
+      throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
+    this.#workload.recordMoving({ step: "granted" });
+  }
+
+  // ---- back ----
+
+  /** Resolves with false when it is too late: the target has released. */
+  async #rollback(): Promise<boolean> {
+    clearTimeout(this.#deadlineTimer);
+    const workload = this.#workload;
+    const { context, name } = workload;
+    const targetGaveUp = await this.#askTargetToGiveUp();
+    if (targetGaveUp === "released") return false;
+    const store = { workload: name, node: context.node, migration: this.#id };
+    let epoch = this.#epoch + 1;
+    if (this.#epoch !== 0) {
+      if (this.#commitTried && targetGaveUp !== "gave-up") {
+        const taken = await workload.takeBack(store, STORE_RETRY_MS);
+        if (taken === null) return false;
+        epoch = taken.epoch;
+      } else {
+        // the target cannot come alive any more: the store is told now or later
+        const taken = await context.store.takeBack(store).catch(() => null);
+        if (taken === null) workload.takeBackLater(store, STORE_RETRY_MS);
+        else epoch = taken.epoch;
+      }
+    } else epoch = workload.journal.epoch;
+    if (this.#held) await this.#goOn(epoch);
+    workload.record({ epoch, moving: null });
+    return true;
+  }
+
+  async #askTargetToGiveUp(): Promise<"gave-up" | "released" | "unknown"> {
+    if (this.#channel === null) return "gave-up"; // it was never told anything
+    if (!this.#channel.isOpen) return "unknown";
+    try {
+      const { result } = await this.#channel.call<{ outcome: "gave-up" | "released" }>(
+        "abort",
+        {},
+        { timeoutMs: ABORT_MS_MAX },
+      );
+      return result.outcome;
+    } catch {
+      return "unknown";
+    }
+  }
+
+  async #goOn(epoch: number): Promise<void> {
+    const { proxy, vip } = this.#workload;
+    await this.#worker?.close();
+    await endRepair(this.#pids);
+    if (vip !== null && this.#vipRemoved) await vip.add();
+    await proxy.command("rollback", { epoch });
+    if (vip !== null && this.#vipRemoved) vip.announce();
+    for (const pid of this.#pids) continueProcess(pid);
+  }
+
+  // ---- the end ----
+
+  async #finish(outcome: MoveResult["outcome"]): Promise<MoveResult> {
+    const workload = this.#workload;
+    clearTimeout(this.#deadlineTimer);
+    this.#result.outcome = outcome;
+    if (this.#holdAtMs > 0)
+      this.#result.holdMs = round((this.#releasedAtMs || performance.now()) - this.#holdAtMs);
+    await this.#worker?.close();
+    await this.#sender?.close();
+    if (outcome === "moved") {
+      await this.#phase("retire", () =>
+        workload.retire(this.#epoch, { node: this.#options.to, link: this.#link }),
+      );
+    } else {
+      await rm(this.#imagesDir, { recursive: true, force: true });
+    }
+    this.#channel?.close();
+    const legs = this.#legs;
+    this.#result.legUs = {
+      capture: round(legs.captureUs / Math.max(1, legs.captured)),
+      adopt: round(legs.adoptUs / Math.max(1, legs.adopted)),
+    };
+    for (const [phase, ms] of Object.entries(this.#phasesMs)) this.#phasesMs[phase as Phase] = round(ms);
+    return this.#result;
+  }
+
+  // ---- parts ----
+
+  get #imagesDir(): string {
+    return runPath(this.#workload.container, "images");
+  }
+
+  #legs = { captured: 0, captureUs: 0, adopted: 0, adoptUs: 0 };
+
+  #countCapture(result: CaptureResult): void {
+    this.#legs.captured += result.legs;
+    this.#legs.captureUs += result.captureUs;
+  }
+
+  #countAdopt(result: Omit<AdoptResult, "sessions">): void {
+    this.#legs.adopted += result.legs;
+    this.#legs.adoptUs += result.adoptUs;
+  }
+
+  /** Pipes of the application's output whose reader is outside: the target's own take their place. */
+  async #outputPipes(): Promise<string[]> {
+    const pipes = new Set<string>();
+    for (const fd of [1, 2]) {
+      // PID 1 has the same standard output as the application was started with
+      const target = await readlink(`/proc/${this.#workload.container.init.pid}/fd/${fd}`).catch(() => "");
+      if (target.startsWith("pipe:[")) pipes.add(target);
+    }
+    return [...pipes];
+  }
+
+  async #sendFilesFirst(name: string, root: string): Promise<void> {
+    const before = await scan(root);
+    this.#scans.set(name, { root, before });
+    await this.#sendTar(name, root, before.keys(), true);
+  }
+
+  async #sendFilesSecond(): Promise<void> {
+    for (const [name, { root, before }] of this.#scans) {
+      const { gone, changed } = difference(before, await scan(root));
+      if (gone.length > 0) await this.#call("filesGone", { root: name, gone });
+      if (changed.length > 0) await this.#sendTar(name, root, changed, false);
+    }
+  }
+
+  async #sendTar(name: string, root: string, paths: Iterable<string>, live: boolean): Promise<void> {
+    const channel = required(this.#channel);
+    const { stream, done } = packPaths(root, paths, live);
+    done.catch(() => {}); // looked at below; must not be unhandled meanwhile
+    for await (const piece of stream) await channel.send("files", { root: name }, piece as Buffer);
+    await done;
+    await channel.send("files", { root: name }, Buffer.alloc(0));
+  }
+
+  #startDeadline(): void {
+    const { deadlineMs } = this.#options;
+    this.#deadlineTimer = setTimeout(() => {
+      this.#deadline.abort(
+        new HoldfastError(`the deadline of ${deadlineMs} ms has passed`, {
+          code: "DEADLINE",
+          source: "migration",
+        }),
+      );
+    }, deadlineMs);
+  }
+
+  #throwIfStopped(): void {
+    this.#options.signal.throwIfAborted();
+    this.#deadline.signal.throwIfAborted();
+  }
+
+  #call<T>(method: string, params: object, body?: Buffer): Promise<{ result: T; body: Buffer }> {
+    const signal = AbortSignal.any([this.#options.signal, this.#deadline.signal]);
+    return required(this.#channel).call<T>(method, params, {
+      signal,
+      ...(body === undefined ? {} : { body }),
+    });
+  }
+
+  async #criuReason(error: unknown, log: string): Promise<unknown> {
+    if (!(error instanceof HoldfastError) || error.source !== "criu") return error;
+    const reason = criuLogReason(await readFile(`${this.#imagesDir}/${log}`, "utf8").catch(() => ""));
+    return reason === null
+      ? error
+      : new HoldfastError(`CRIU cannot dump the application: ${reason}`, {
+          code: "CRIU_DUMP",
+          source: "criu",
+          cause: error,
+        });
+  }
+
+  async #phase<T>(phase: Phase | "rollback", work: () => Promise<T>): Promise<T> {
+    const atMs = performance.now();
+    this.#report(phase, "start", atMs - this.#startedMs);
+    const result = await work();
+    this.#phasesMs[phase] = performance.now() - atMs;
+    this.#report(phase, "done", this.#phasesMs[phase] ?? 0);
+    return result;
+  }
+
+  #report(phase: Phase | "rollback", state: PhaseEvent["state"], ms: number): void {
+    const note = phase === "rollback" && this.#result.reason !== null ? { note: this.#result.reason } : {};
+    this.#options.report({ type: "phase", phase, state, ms: round(ms), ...note });
+  }
+}
+
+/** The first complaint in CRIU's log that says why, without file names and without the harmless one about limits. */
+export function criuLogReason(log: string): string | null {
+  const line = log
+    .split("\n")
+    .find((candidate) => candidate.includes("Error (") && !candidate.includes("RLIMIT_NOFILE"));
+  return line === undefined ? null : line.replace(/^.*?Error \([^)]*\):\s*/, "").trim();
+}
+
+export function continueProcess(pid: number): void {
+  try {
+    process.kill(pid, "SIGCONT");
+  } catch {
+    // it was killed by somebody else: nothing to continue
+  }
+}
+
+function round(ms: number): number {
+  return Math.round(ms * 100) / 100;
+}
+
+function required<T>(value: T | null | undefined): T {
+  if (value === null || value === undefined)
+    throw new HoldfastError("a step of the move came out of order", {
+      code: "MIGRATION_ORDER",
+      source: "migration",
+    });
+  return value;
+}
