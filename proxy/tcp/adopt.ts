@@ -42,6 +42,11 @@ const TCPOPT_TIMESTAMP = 8;
 export interface AdoptOptions {
   /** Drop every incoming segment until {@link releaseLeg}: for a leg whose peer is alive. */
   shielded: boolean;
+  /**
+   * The local address may come to this node later, at the latest with the release (IP_TRANSPARENT, cleared again at
+   * release). Saves the peer an RST: where the address is there before the leg, a segment meets no socket.
+   */
+  addressAbsent?: boolean;
 }
 
 export interface ReleaseOptions {
@@ -54,7 +59,7 @@ export interface ReleaseOptions {
 
 /**
  * The leg as a non-blocking, close-on-exec descriptor in repair mode; nothing is sent. The local address must be on this
- * node and the caller in its network namespace; a listener on the same port is no hindrance.
+ * node (see {@link AdoptOptions.addressAbsent}) and the caller in its network namespace; a listener on the same port is no hindrance.
  *
  * Next: {@link releaseLeg}, or close(fd), which sends nothing either.
  * Errors (source "kernel"): LEG_NOT_ADOPTABLE (state CLOSE); EADDRNOTAVAIL (address missing, or 4-tuple in use here);
@@ -95,6 +100,7 @@ function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
 
   setQueueSeq(fd, kernel.TCP_RECV_QUEUE, receiveEnd - receive.bytes.length);
   setQueueSeq(fd, kernel.TCP_SEND_QUEUE, sendEnd - send.bytes.length);
+  if (options.addressAbsent === true) setTransparent(fd, snapshot.family, 1);
   kernel.bind(fd, snapshot.local);
   // at connect, or the effective MSS stays at 536 until the route changes: TCP_REPAIR_OPTIONS sets the clamp only
   if (snapshot.mss >= MAXSEG_MIN) {
@@ -140,6 +146,7 @@ export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOp
     options.probe === true ? kernel.TCP_REPAIR_OFF : kernel.TCP_REPAIR_OFF_NO_WP,
   );
   kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+  setTransparent(fd, snapshot.family, 0);
   const { send } = snapshot;
   const rest =
     send.unsentBytes === 0 ? send.bytes.subarray(0, 0) : write(fd, send.bytes.subarray(-send.unsentBytes));
@@ -203,6 +210,11 @@ function growReceiveBuffer(fd: number, receiveBytes: number): void {
   const current = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF);
   if (receiveBytes * 2 <= current) return;
   kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, receiveBytes + BUFFER_SLACK_BYTES);
+}
+
+function setTransparent(fd: number, family: 4 | 6, on: 0 | 1): void {
+  if (family === 4) kernel.setsockoptInt(fd, kernel.IPPROTO_IP, kernel.IP_TRANSPARENT, on);
+  else kernel.setsockoptInt(fd, kernel.IPPROTO_IPV6, kernel.IPV6_TRANSPARENT, on);
 }
 
 function restoreBuffers(fd: number, snapshot: LegSnapshot): void {

@@ -32,6 +32,9 @@ export const IPPROTO_IPV6 = 41;
 export const IPPROTO_RAW = 255;
 export const NETLINK_SOCK_DIAG = 4;
 
+export const IP_TRANSPARENT = 19;
+export const IPV6_TRANSPARENT = 75;
+
 export const SOL_SOCKET = 1;
 export const SO_REUSEADDR = 2;
 export const SO_ERROR = 4;
