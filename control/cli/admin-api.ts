@@ -1,0 +1,118 @@
+/**
+ * What the agent's admin API answers, as the command line reads it (HTTP/1.1 over the agent's Unix socket, or loopback).
+ *
+ *   GET  /v1/status                        → StatusAnswer
+ *   GET  /v1/workloads/:name/sessions      → SessionsAnswer
+ *   GET  /v1/check                         → CheckAnswer
+ *   POST /v1/workloads/:name/migrate       {to, deadlineMs?} → lines of Progress
+ *   POST /v1/workloads/:name/cancel        → {} ; the outcome comes on the migrate stream
+ *   POST /v1/workloads/:name/stop          → lines of Progress, or one JSON object
+ *   refusals                               4xx/5xx with {error: {code, message}}
+ *
+ * Lines are NDJSON. Command line and agent may be of different versions: what is not needed to go on is optional, and
+ * unknown fields pass through to `--json`.
+ */
+import * as z from "zod";
+import type { SessionInfo } from "#proxy/contract/commands.ts";
+
+const errorPart = z.looseObject({ code: z.string(), message: z.string() });
+
+export const refusalSchema = z.looseObject({ error: errorPart });
+
+const moveUnderWay = z.looseObject({
+  to: z.string(),
+  phase: z.string().optional(),
+  /** since it began */
+  ms: z.number().optional(),
+});
+
+const workloadStatus = z.looseObject({
+  name: z.string(),
+  /** what this node is to it: "owner", "edge", "standby", "none" … */
+  role: z.string().optional(),
+  owner: z.string().nullish(),
+  epoch: z.number().nullish(),
+  state: z.string().nullish(),
+  downstream: z.string().optional(),
+  sessions: z.number().nullish(),
+  /** a move under way */
+  move: moveUnderWay.nullish(),
+});
+
+export const statusSchema = z.looseObject({
+  node: z.string(),
+  pid: z.number().optional(),
+  uptimeMs: z.number().optional(),
+  store: z
+    .looseObject({ url: z.string().optional(), ok: z.boolean(), reason: z.string().nullish() })
+    .optional(),
+  peers: z
+    .array(
+      z.looseObject({
+        node: z.string(),
+        address: z.string().optional(),
+        connected: z.boolean(),
+        reason: z.string().nullish(),
+      }),
+    )
+    .default([]),
+  workloads: z.array(workloadStatus).default([]),
+});
+export type StatusAnswer = z.infer<typeof statusSchema>;
+
+/** Fields as in {@link SessionInfo}. */
+export const sessionsSchema = z.looseObject({
+  sessions: z.array(z.custom<Partial<SessionInfo>>((value) => typeof value === "object" && value !== null)),
+});
+export type SessionsAnswer = z.infer<typeof sessionsSchema>;
+
+export const checkSchema = z.looseObject({
+  findings: z.array(
+    z.looseObject({
+      /** "node", or a workload's name */
+      scope: z.string(),
+      /** what was looked at: "criu", "io_uring" … */
+      check: z.string(),
+      level: z.enum(["ok", "warning", "blocking"]),
+      message: z.string(),
+      cure: z.string().nullish(),
+    }),
+  ),
+});
+export type CheckAnswer = z.infer<typeof checkSchema>;
+
+const figure = z.number().nullable().default(null);
+
+/** One move, with the fields of the demo. What an agent cannot know (what clients saw) is null. */
+export const moveSchema = z.looseObject({
+  from: z.string(),
+  to: z.string(),
+  downstream: z.string(),
+  sessions: figure,
+  messages: figure,
+  lost: figure,
+  repeated: figure,
+  resets: figure,
+  blackoutMs: z
+    .looseObject({ p50: figure, p99: figure, max: figure })
+    .default({ p50: null, p99: null, max: null }),
+  phasesMs: z.record(z.string(), z.number()).default({}),
+  criuMs: z.looseObject({ dump: figure, restore: figure }).default({ dump: null, restore: null }),
+  outcome: z.enum(["moved", "rolled-back"]),
+  reason: z.string().nullable().default(null),
+});
+export type Move = z.infer<typeof moveSchema>;
+
+export const progressSchema = z.discriminatedUnion("type", [
+  z.looseObject({
+    type: z.literal("phase"),
+    phase: z.string(),
+    state: z.enum(["start", "done"]),
+    ms: z.number().optional(),
+    note: z.string().optional(),
+  }),
+  z.looseObject({ type: z.literal("result"), move: moveSchema.optional() }),
+  z.looseObject({ type: z.literal("error"), error: errorPart }),
+]);
+export type Progress = z.infer<typeof progressSchema>;
+export type PhaseLine = Extract<Progress, { type: "phase" }>;

@@ -1,0 +1,33 @@
+/** Exit statuses of the command line: part of its contract, printed by --help. */
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+export const EXIT = {
+  ok: 0,
+  failed: 1,
+  usage: 2,
+  unreachable: 3,
+  refused: 4,
+  interrupted: 130,
+} as const;
+
+export const EXIT_HELP = `
+Exit status:
+  0    done
+  1    what was asked for failed: the move was rolled back, check found a blocking problem
+  2    wrong usage, or a mistake in the configuration file
+  3    no agent could be reached
+  4    the agent refused: the workload or node is unknown, or a migration is under way
+  130  left by a second Ctrl-C; the agent goes on`;
+
+/** Codes with which an agent says "not now" or "not here" instead of trying. */
+const REFUSED = /_BUSY$|^(WORKLOAD|NODE|PEER)_UNKNOWN$|^NOT_OWNER$|^AGENT_REFUSED$/;
+const UNREACHABLE = /^AGENT_(UNREACHABLE|NOT_FOUND|AMBIGUOUS|PROTOCOL)$/;
+const USAGE = /^(CONFIG|KEY|USAGE)_/;
+
+export function exitStatusOf(error: unknown): number {
+  const code = error instanceof HoldfastError ? error.code : "INTERNAL";
+  if (REFUSED.test(code)) return EXIT.refused;
+  if (UNREACHABLE.test(code)) return EXIT.unreachable;
+  if (USAGE.test(code)) return EXIT.usage;
+  return EXIT.failed;
+}

@@ -1,0 +1,46 @@
+/** Which agent a command talks to: `--agent`, else HOLDFAST_AGENT, else the only socket on this machine. */
+import { globSync, statSync } from "node:fs";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+export type AgentAddress = { type: "socket"; path: string } | { type: "http"; url: string };
+
+export const SOCKET_PATTERNS = ["/var/lib/holdfast/*/agent.sock", "/run/holdfast/*.sock"];
+
+/** @throws HoldfastError `AGENT_NOT_FOUND`, `AGENT_AMBIGUOUS`, `USAGE_AGENT` */
+export function findAgent(given: string | undefined, patterns: string[] = SOCKET_PATTERNS): AgentAddress {
+  if (given !== undefined && given !== "") return parseAgent(given);
+  const found = patterns.flatMap((pattern) => globSync(pattern)).filter(isSocket);
+  const [path] = found;
+  if (path === undefined) {
+    throw new HoldfastError(
+      "no agent found on this node: start one with `holdfast agent --config FILE`, or name it with --agent SOCKET",
+      { code: "AGENT_NOT_FOUND", source: "config", retryable: true },
+    );
+  }
+  if (found.length > 1) {
+    throw new HoldfastError(`several agents are here, say which with --agent: ${found.sort().join(", ")}`, {
+      code: "AGENT_AMBIGUOUS",
+      source: "config",
+    });
+  }
+  return { type: "socket", path };
+}
+
+function parseAgent(text: string): AgentAddress {
+  if (/^http:\/\//.test(text) && URL.canParse(text)) return { type: "http", url: new URL(text).origin };
+  const path = text.replace(/^unix:/, "");
+  if (/^\.{0,2}\//.test(path)) return { type: "socket", path };
+  if (/^[^/\s]+:\d+$/.test(text) && URL.canParse(`http://${text}`))
+    return { type: "http", url: `http://${text}` };
+  throw new HoldfastError(
+    `--agent: expected the path of a socket or http://HOST:PORT, got ${JSON.stringify(text)}`,
+    {
+      code: "USAGE_AGENT",
+      source: "config",
+    },
+  );
+}
+
+function isSocket(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isSocket() ?? false;
+}

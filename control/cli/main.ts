@@ -1,0 +1,27 @@
+/** Entry point of `holdfast`: hands the process's streams, environment and signals to the program. */
+import { EXIT } from "./exit-status.ts";
+import { runProgram } from "./program.ts";
+
+// A reader that went away (`holdfast status | head -1`) is no error.
+process.stdout.on("error", () => process.exit(EXIT.ok));
+
+const status = await runProgram(process.argv.slice(2), {
+  out: process.stdout,
+  err: process.stderr,
+  env: process.env,
+  onInterrupt: (first, leave) => {
+    let asked = false;
+    const onSignal = () => {
+      if (asked) {
+        leave();
+        process.exit(EXIT.interrupted);
+      }
+      asked = true;
+      first();
+    };
+    process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
+    return () => process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
+  },
+});
+// Pipes are written asynchronously: leave only when everything is out.
+process.stdout.write("", () => process.exit(status));

@@ -1,0 +1,138 @@
+/** The command line: what can be typed, and which file does it. Everything it touches is handed in. */
+import { readFileSync } from "node:fs";
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { messageOf } from "#proxy/contract/errors.ts";
+import { AdminClient } from "./admin-client.ts";
+import { showCheck } from "./check.ts";
+import { loadConfig } from "./config.ts";
+import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
+import { findAgent } from "./find-agent.ts";
+import { migrate, type OnInterrupt } from "./migrate.ts";
+import { showSessions } from "./sessions.ts";
+import { showStatus } from "./status.ts";
+import { stopWorkload } from "./stop.ts";
+import { plain, type Terminal } from "./terminal.ts";
+
+export interface Surroundings extends Terminal {
+  env: Record<string, string | undefined>;
+  onInterrupt: OnInterrupt;
+}
+
+interface ClientOptions {
+  json?: boolean;
+  agent?: string;
+}
+
+const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
+const AGENT_HELP = `
+Which agent: --agent, else the environment variable HOLDFAST_AGENT, else the only socket among
+/var/lib/holdfast/*/agent.sock and /run/holdfast/*.sock.`;
+
+/** @param args without node and script. Never throws; resolves with the exit status when the command is over. */
+export async function runProgram(args: string[], around: Surroundings): Promise<number> {
+  let status: number = EXIT.ok;
+  const json = args.includes("--json");
+  const program = build(around, (value) => {
+    status = value;
+  });
+  try {
+    await program.parseAsync(args, { from: "user" });
+    return status;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    const message = plain(messageOf(error));
+    around.err.write(`holdfast: ${message}\n`);
+    const code = (error as { code?: unknown }).code;
+    if (json) around.out.write(`${JSON.stringify({ error: { code: code ?? "INTERNAL", message } })}\n`);
+    return exitStatusOf(error);
+  }
+}
+
+function build(around: Surroundings, done: (status: number) => void): Command {
+  const program = new Command("holdfast")
+    .description("Moves live stateful workloads between nodes with every client's session intact.")
+    .version(version())
+    .addHelpText("after", EXIT_HELP)
+    .exitOverride()
+    .configureOutput({
+      writeOut: (text) => void around.out.write(text),
+      writeErr: (text) => void around.err.write(text),
+    })
+    .showHelpAfterError("(--help shows how)");
+
+  const withAgent = async (options: ClientOptions, use: (agent: AdminClient) => Promise<number>) => {
+    const agent = new AdminClient(findAgent(options.agent ?? around.env.HOLDFAST_AGENT));
+    try {
+      done(await use(agent));
+    } finally {
+      await agent.close();
+    }
+  };
+  const client = (usage: string, description: string) =>
+    program
+      .command(usage)
+      .description(description)
+      .option("--json", "print one JSON object")
+      .option("--agent <socket|address>", "socket of the agent, or http://HOST:PORT")
+      .addHelpText("after", `${AGENT_HELP}\n${EXIT_HELP}`);
+
+  program
+    .command("agent")
+    .description("run the agent of this node, in the foreground")
+    .requiredOption("--config <file>", "YAML file")
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addHelpText("after", EXIT_HELP)
+    .action(async (options: { config: string; logLevel: string }) => {
+      const config = loadConfig(options.config);
+      // The agent needs the kernel and half of the code base; the other commands start without it.
+      const { runAgent } = await import("#control/agent/main.ts");
+      await runAgent(config, { logLevel: options.logLevel });
+    });
+
+  client("status", "the node, its store and peers, its workloads").action((options: ClientOptions) =>
+    withAgent(options, (agent) => showStatus(agent, options.json === true, around)),
+  );
+
+  client("sessions <workload>", "the sessions of a workload this node has a part in").action(
+    (workload: string, options: ClientOptions) =>
+      withAgent(options, (agent) => showSessions(agent, workload, options.json === true, around)),
+  );
+
+  client("check", "what would keep this node and its workloads from moving, with the cure").action(
+    (options: ClientOptions) =>
+      withAgent(options, (agent) => showCheck(agent, options.json === true, around)),
+  );
+
+  client("migrate <workload>", "move a workload to another node")
+    .requiredOption("--to <node>", "name of the node")
+    .option("--deadline <ms>", "roll back when it has not committed by then", parseMs)
+    .addHelpText("after", "\nCtrl-C cancels the move and waits for the outcome; a second Ctrl-C leaves.")
+    .action(async (workload: string, options: ClientOptions & { to: string; deadline?: number }) =>
+      withAgent(options, async (agent) => {
+        const second = new AdminClient(findAgent(options.agent ?? around.env.HOLDFAST_AGENT));
+        const request = { workload, to: options.to, deadlineMs: options.deadline ?? null };
+        try {
+          return await migrate(agent, second, request, options.json === true, around, around.onInterrupt);
+        } finally {
+          await second.close();
+        }
+      }),
+    );
+
+  client("stop <workload>", "end a workload and reset its clients").action(
+    (workload: string, options: ClientOptions) =>
+      withAgent(options, (agent) => stopWorkload(agent, workload, options.json === true, around)),
+  );
+  return program;
+}
+
+function parseMs(text: string): number {
+  const ms = Number(text);
+  if (!/^\d{1,9}$/.test(text) || ms < 1) throw new InvalidArgumentError("expected milliseconds.");
+  return ms;
+}
+
+function version(): string {
+  const manifest = new URL("../../package.json", import.meta.url);
+  return (JSON.parse(readFileSync(manifest, "utf8")) as { version: string }).version;
+}

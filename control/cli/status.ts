@@ -1,0 +1,39 @@
+/** `holdfast status`: the node, its store and peers, and a line for each workload. */
+import { type StatusAnswer, statusSchema } from "./admin-api.ts";
+import type { AdminClient } from "./admin-client.ts";
+import { EXIT } from "./exit-status.ts";
+import { duration, plain, type Terminal, table } from "./terminal.ts";
+
+export async function showStatus(agent: AdminClient, json: boolean, terminal: Terminal): Promise<number> {
+  const status = await agent.ask("GET", "/v1/status", statusSchema);
+  terminal.out.write(json ? `${JSON.stringify(status)}\n` : render(status));
+  return EXIT.ok;
+}
+
+function render(status: StatusAnswer): string {
+  const { store, peers, workloads } = status;
+  const lines = [`node ${plain(status.node)}  pid ${status.pid ?? "-"}  up ${duration(status.uptimeMs)}\n`];
+  if (store !== undefined) {
+    const state = store.ok ? "reachable" : `NOT REACHABLE: ${plain(store.reason ?? "no reason given")}`;
+    lines.push(`store ${plain(store.url ?? "")}  ${state}\n`);
+  }
+  for (const peer of peers) {
+    const state = peer.connected
+      ? "connected"
+      : `not connected${peer.reason ? `: ${plain(peer.reason)}` : ""}`;
+    lines.push(`peer ${plain(peer.node)} ${plain(peer.address ?? "")}  ${state}\n`);
+  }
+  if (workloads.length === 0) return `${lines.join("")}\nno workloads\n`;
+  const rows = workloads.map((one) => [
+    plain(one.name),
+    plain(one.role ?? "-"),
+    plain(one.owner ?? "-"),
+    `${one.epoch ?? "-"}`,
+    plain(one.state ?? "-"),
+    plain(one.downstream ?? "-"),
+    `${one.sessions ?? "-"}`,
+    one.move ? `to ${plain(one.move.to)}${one.move.phase ? `, ${plain(one.move.phase)}` : ""}` : "-",
+  ]);
+  const head = ["WORKLOAD", "HERE", "OWNER", "EPOCH", "STATE", "DOWNSTREAM", "SESSIONS", "MOVE"];
+  return `${lines.join("")}\n${table(head, rows)}`;
+}
