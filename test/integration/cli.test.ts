@@ -1,0 +1,511 @@
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { after, before, beforeEach, describe, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { AdminClient } from "#control/cli/admin-client.ts";
+import { findAgent } from "#control/cli/find-agent.ts";
+import { runProgram } from "#control/cli/program.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
+
+type Answer = (response: ServerResponse, body: string) => void | Promise<void>;
+
+const root = resolve(import.meta.dirname, "../..");
+const folder = mkdtempSync(join(tmpdir(), "holdfast-cli-"));
+const socket = join(folder, "agent.sock");
+/** what the fake agent answers, by "METHOD /path" */
+const answers = new Map<string, Answer>();
+let asked: { route: string; body: unknown }[] = [];
+let server: Server;
+
+const json =
+  (value: unknown, status = 200): Answer =>
+  (response) => {
+    response.writeHead(status, { "content-type": "application/json" });
+    response.end(JSON.stringify(value));
+  };
+
+/** NDJSON; numbers are pauses in milliseconds */
+const lines =
+  (...values: (object | string | number)[]): Answer =>
+  async (response) => {
+    response.writeHead(200, { "content-type": "application/x-ndjson" });
+    for (const value of values) {
+      if (typeof value === "number") await sleep(value);
+      else response.write(typeof value === "string" ? value : `${JSON.stringify(value)}\n`);
+    }
+    response.end();
+  };
+
+const move = {
+  from: "a",
+  to: "b",
+  downstream: "takeover",
+  sessions: 100,
+  messages: null,
+  lost: null,
+  repeated: null,
+  resets: 0,
+  blackoutMs: { p50: 80.25, p99: 90, max: 120.5 },
+  phasesMs: { prepare: 12, dump: 60 },
+  criuMs: { dump: 60, restore: 50 },
+  outcome: "moved",
+  reason: null,
+};
+const phase = (name: string, state: "start" | "done", more: object = {}) => ({
+  type: "phase",
+  phase: name,
+  state,
+  ...more,
+});
+const MIGRATE = "POST /v1/workloads/chat/migrate";
+
+before(async () => {
+  server = createServer(async (request: IncomingMessage, response) => {
+    let body = "";
+    for await (const chunk of request) body += chunk;
+    const route = `${request.method} ${request.url}`;
+    asked.push({ route, body: body === "" ? null : JSON.parse(body) });
+    const answer =
+      answers.get(route) ??
+      json({ error: { code: "WORKLOAD_UNKNOWN", message: "no such workload here" } }, 404);
+    await answer(response, body);
+  });
+  server.listen(socket);
+  await once(server, "listening");
+});
+beforeEach(() => {
+  answers.clear();
+  asked = [];
+});
+after(() => {
+  server.close();
+  server.closeAllConnections();
+  rmSync(folder, { recursive: true });
+});
+
+interface Outcome {
+  status: number;
+  out: string;
+  err: string;
+}
+
+async function run(
+  args: string[],
+  options: { tty?: boolean; agent?: string; interruptAfterMs?: number } = {},
+): Promise<Outcome> {
+  let out = "";
+  let err = "";
+  const status = await runProgram(args, {
+    out: { write: (text) => (out += text), isTTY: options.tty },
+    err: { write: (text) => (err += text) },
+    env: { HOLDFAST_AGENT: options.agent ?? socket },
+    onInterrupt: (first) => {
+      if (options.interruptAfterMs !== undefined) setTimeout(first, options.interruptAfterMs);
+      return () => {};
+    },
+  });
+  return { status, out, err };
+}
+
+function oneObject(text: string): Record<string, unknown> {
+  assert.equal(text.trimEnd().split("\n").length, 1, text);
+  return JSON.parse(text) as Record<string, unknown>;
+}
+
+describe("holdfast migrate", () => {
+  test("shows each phase with its time, then a summary, and exits with 0", async () => {
+    answers.set(
+      MIGRATE,
+      lines(
+        phase("prepare", "start"),
+        phase("prepare", "done", { ms: 12.34, note: "standby ready" }),
+        phase("dump", "start"),
+        '{"type":"phase","phase":"dump",',
+        5,
+        '"state":"done","ms":61}\n\n',
+        { type: "result", move },
+      ),
+    );
+    const { status, out, err } = await run(["migrate", "chat", "--to", "b", "--deadline", "5000"]);
+    assert.equal(err, "");
+    assert.equal(status, 0);
+    assert.match(
+      out,
+      /^✔ prepare +12\.3 ms {2}standby ready\n✔ dump +61\.0 ms\nmoved chat from a to b \(takeover\), 100 sessions\n/,
+    );
+    assert.match(out, /blackout {2}p50 80\.3 ms {2}p99 90\.0 ms {2}max 121 ms\n/);
+    assert.deepEqual(asked[0], { route: MIGRATE, body: { to: "b", deadlineMs: 5000 } });
+  });
+
+  test("on a terminal the phase under way is drawn live", async () => {
+    answers.set(
+      MIGRATE,
+      lines(phase("prepare", "start"), 150, phase("prepare", "done", { ms: 150 }), { type: "result", move }),
+    );
+    const { out } = await run(["migrate", "chat", "--to", "b"], { tty: true });
+    assert.match(out, /⠙ prepare/);
+    assert.match(out, /✔ prepare +150 ms\n/);
+  });
+
+  test("--json prints one object with every field, also those the agent left out", async () => {
+    const { from, to, downstream, outcome } = move;
+    answers.set(
+      MIGRATE,
+      lines(phase("prepare", "start"), { type: "result", move: { from, to, downstream, outcome } }),
+    );
+    const { status, out } = await run(["migrate", "chat", "--to", "b", "--json"]);
+    assert.equal(status, 0);
+    const none = { sessions: null, messages: null, lost: null, repeated: null, resets: null, reason: null };
+    const blackoutMs = { p50: null, p99: null, max: null };
+    const criuMs = { dump: null, restore: null };
+    assert.deepEqual(oneObject(out), {
+      from,
+      to,
+      downstream,
+      outcome,
+      ...none,
+      blackoutMs,
+      phasesMs: {},
+      criuMs,
+    });
+    answers.set(MIGRATE, lines({ type: "result", move }));
+    assert.deepEqual(oneObject((await run(["migrate", "chat", "--to", "b", "--json"])).out), move);
+  });
+
+  test("a move that was rolled back exits with 1 and says why", async () => {
+    const result = {
+      type: "result",
+      move: { ...move, outcome: "rolled-back", reason: "target b died in restore" },
+    };
+    answers.set(MIGRATE, lines(phase("restore", "start"), result));
+    const { status, out } = await run(["migrate", "chat", "--to", "b"]);
+    assert.equal(status, 1);
+    assert.match(out, /✖ restore/);
+    assert.match(out, /rolled back: chat stays on a: target b died in restore\n$/);
+    assert.equal((await run(["migrate", "chat", "--to", "b", "--json"])).status, 1);
+  });
+
+  test("refusals exit with 4, failures with 1, on one line of stderr", async () => {
+    for (const [answer, status] of [
+      [json({ error: { code: "MIGRATION_BUSY", message: "a move to c is under way" } }, 409), 4],
+      [lines({ type: "error", error: { code: "STORE_BUSY", message: "a move to c is under way" } }), 4],
+      [json({ error: { code: "NODE_UNKNOWN", message: "b is no peer" } }, 404), 4],
+      [
+        lines(phase("prepare", "start"), {
+          type: "error",
+          error: { code: "STORE_UNKNOWN", message: "Redis is\ngone" },
+        }),
+        1,
+      ],
+      [json({ error: { code: "INTERNAL", message: "x" } }, 500), 1],
+    ] as const) {
+      answers.set(MIGRATE, answer);
+      const outcome = await run(["migrate", "chat", "--to", "b"]);
+      assert.equal(outcome.status, status);
+      assert.match(outcome.err, /^holdfast: [^\n]+\n$/);
+      const asJson = await run(["migrate", "chat", "--to", "b", "--json"]);
+      assert.equal(asJson.status, status);
+      assert.ok((oneObject(asJson.out).error as { code: string }).code);
+    }
+    assert.equal((await run(["migrate", "nothing", "--to", "b"])).status, 4);
+  });
+
+  test("an agent that goes away, or talks nonsense, exits with 3", async () => {
+    for (const answer of [
+      lines(phase("dump", "start")),
+      lines(phase("dump", "start"), "nonsense\n"),
+      lines({ type: "surprise" }),
+      lines({ type: "result" }),
+      lines("x".repeat(1_100_000)),
+      json([1, 2]),
+      json("no error field", 502),
+      ((response) => {
+        response.writeHead(200, { "content-type": "application/x-ndjson" });
+        response.write("{");
+        setTimeout(() => response.destroy(), 10);
+      }) satisfies Answer,
+    ]) {
+      answers.set(MIGRATE, answer);
+      const { status, err } = await run(["migrate", "chat", "--to", "b"]);
+      assert.equal(status, 3, err);
+      assert.match(err, /^holdfast: [^\n]+\n$/);
+    }
+  });
+
+  test("Ctrl-C asks the agent to cancel and waits for the outcome", async () => {
+    const cancelled = Promise.withResolvers<void>();
+    answers.set("POST /v1/workloads/chat/cancel", (response) => {
+      cancelled.resolve();
+      json({})(response, "");
+    });
+    answers.set(MIGRATE, async (response) => {
+      response.writeHead(200, { "content-type": "application/x-ndjson" });
+      response.write(`${JSON.stringify(phase("hold", "start"))}\n`);
+      await cancelled.promise;
+      response.end(
+        JSON.stringify({ type: "result", move: { ...move, outcome: "rolled-back", reason: "cancelled" } }),
+      );
+    });
+    const { status, out } = await run(["migrate", "chat", "--to", "b"], { interruptAfterMs: 30 });
+    assert.equal(status, 1);
+    assert.match(out, /cancelling; waiting/);
+    assert.match(out, /stays on a: cancelled/);
+    // Too late: the agent refuses to cancel, the move ends as it ends.
+    answers.set(
+      "POST /v1/workloads/chat/cancel",
+      json({ error: { code: "MOVE_COMMITTED", message: "already committed" } }, 409),
+    );
+    answers.set(MIGRATE, lines(phase("release", "start"), 80, { type: "result", move }));
+    const late = await run(["migrate", "chat", "--to", "b", "--json"], { interruptAfterMs: 10 });
+    assert.equal(late.status, 0);
+    assert.match(late.err, /did not cancel: already committed/);
+    assert.deepEqual(oneObject(late.out), move);
+  });
+});
+
+describe("holdfast status, sessions, check, stop", () => {
+  test("status is a table, or the agent's answer as it is", async () => {
+    const status = {
+      node: "a",
+      pid: 7,
+      uptimeMs: 125_000,
+      store: { url: "redis://10.99.0.1:6379", ok: false, reason: "ECONNREFUSED" },
+      peers: [{ node: "b", address: "10.99.0.3:7400", connected: true }],
+      workloads: [
+        {
+          name: "chat",
+          role: "owner",
+          owner: "a",
+          epoch: 3,
+          state: "released",
+          downstream: "relay",
+          sessions: 12,
+          move: null,
+        },
+        { name: "\u001b[2Jevil", move: { to: "b", phase: "dump" } },
+      ],
+      newer: true,
+    };
+    answers.set("GET /v1/status", json(status));
+    const { status: exit, out } = await run(["status"]);
+    assert.equal(exit, 0);
+    assert.match(
+      out,
+      /^node a {2}pid 7 {2}up 2 min\nstore .* NOT REACHABLE: ECONNREFUSED\npeer b 10\.99\.0\.3:7400 {2}connected\n/,
+    );
+    assert.match(out, /chat +owner +a +3 +released +relay +12 +-/);
+    assert.match(out, /to b, dump/);
+    assert.ok(!out.includes("\u001b"), "control characters of others never reach the terminal");
+    assert.deepEqual(oneObject((await run(["status", "--json"])).out), status);
+  });
+
+  test("sessions, also none and of an unknown workload", async () => {
+    const route = "GET /v1/workloads/chat/sessions";
+    const one = {
+      id: "s1",
+      port: 0,
+      client: "10.0.0.9:4000",
+      edge: "a",
+      place: "here",
+      state: "open",
+      bytesIn: 5,
+      bytesOut: 6,
+      ageMs: 1500,
+    };
+    answers.set(route, json({ sessions: [one] }));
+    const { status, out } = await run(["sessions", "chat"]);
+    assert.equal(status, 0);
+    assert.match(out, /SESSION +CLIENT.*\ns1 +10\.0\.0\.9:4000 +0 +a +here +open +5 +6 +1 s\n/);
+    assert.deepEqual(oneObject((await run(["sessions", "chat", "--json"])).out), { sessions: [one] });
+    answers.set(route, json({ sessions: [] }));
+    assert.equal((await run(["sessions", "chat"])).out, "no sessions\n");
+    assert.equal((await run(["sessions", "../x"])).status, 4);
+    assert.equal(asked.at(-1)?.route, "GET /v1/workloads/..%2Fx/sessions");
+  });
+
+  test("check exits with 1 when something blocks, and gives the cure", async () => {
+    const fine = { scope: "node", check: "criu", level: "ok", message: "4.2.1" };
+    const bad = {
+      scope: "chat",
+      check: "io_uring",
+      level: "blocking",
+      message: "pid 7 has one",
+      cure: "use seccomp",
+    };
+    answers.set("GET /v1/check", json({ findings: [fine] }));
+    assert.equal((await run(["check"])).status, 0);
+    answers.set("GET /v1/check", json({ findings: [bad, fine] }));
+    const { status, out } = await run(["check"]);
+    assert.equal(status, 1);
+    assert.match(
+      out,
+      /workload chat\n {2}✖ io_uring: pid 7 has one → use seccomp\nnode\n {2}✔ criu: 4\.2\.1\n1 blocking/,
+    );
+    const asJson = await run(["check", "--json"]);
+    assert.equal(asJson.status, 1);
+    assert.deepEqual(oneObject(asJson.out), { findings: [bad, fine] });
+  });
+
+  test("stop takes a plain answer or lines", async () => {
+    const route = "POST /v1/workloads/chat/stop";
+    answers.set(route, json({ ok: true }));
+    assert.deepEqual(await run(["stop", "chat"]), { status: 0, out: "stopped chat\n", err: "" });
+    answers.set(route, lines(phase("kill", "done", { ms: 3 }), { type: "result" }));
+    assert.match((await run(["stop", "chat"])).out, /✔ kill +3\.0 ms\nstopped chat\n/);
+    assert.deepEqual(oneObject((await run(["stop", "chat", "--json"])).out), { workload: "chat" });
+  });
+});
+
+describe("usage", () => {
+  test("wrong usage exits with 2 and asks the agent nothing", async () => {
+    for (const args of [
+      [],
+      ["fly"],
+      ["migrate"],
+      ["migrate", "chat"],
+      ["migrate", "chat", "--to", "b", "--deadline", "soon"],
+      ["status", "--loud"],
+      ["status", "extra"],
+      ["agent"],
+      ["agent", "--config", "x", "--log-level", "shout"],
+      ["status", "--agent", "nonsense"],
+    ]) {
+      const { status, out, err } = await run(args);
+      assert.equal(status, 2, args.join(" "));
+      assert.equal(out, "", args.join(" "));
+      assert.notEqual(err, "");
+    }
+    assert.deepEqual(asked, []);
+  });
+
+  test("--help everywhere tells the exit statuses", async () => {
+    for (const command of [[], ["agent"], ["status"], ["sessions"], ["check"], ["migrate"], ["stop"]]) {
+      const { status, out } = await run([...command, "--help"]);
+      assert.equal(status, 0);
+      assert.match(out, /Exit status:\n {2}0 {4}done/);
+    }
+    assert.match((await run(["--version"])).out, /^\d+\.\d+\.\d+\n$/);
+  });
+
+  test("a mistake in the configuration is one line and exits with 2", async () => {
+    const file = join(folder, "bad.yaml");
+    writeFileSync(file, "node: A\n");
+    const { status, err } = await run(["agent", "--config", file]);
+    assert.equal(status, 2);
+    assert.equal(
+      err,
+      `holdfast: ${file}: node: expected a name of 1-40 small letters, digits and dashes, got "A"\n`,
+    );
+  });
+
+  test("no agent exits with 3 and says what to do", async () => {
+    const { status, err, out } = await run(["status", "--json"], { agent: join(folder, "absent.sock") });
+    assert.equal(status, 3);
+    assert.match(
+      err,
+      /^holdfast: no answer from the agent at .*absent\.sock: there is no such socket; is the agent running/,
+    );
+    assert.equal((oneObject(out).error as { code: string }).code, "AGENT_UNREACHABLE");
+    assert.equal((await run(["status", "--agent", "http://127.0.0.1:1"])).status, 3);
+  });
+
+  test("an agent can be reached over HTTP", async () => {
+    const http = createServer((_request, response) => json({ node: "z" })(response, "")).listen(
+      0,
+      "127.0.0.1",
+    );
+    await once(http, "listening");
+    const { port } = http.address() as AddressInfo;
+    for (const agent of [`http://127.0.0.1:${port}`, `127.0.0.1:${port}`]) {
+      assert.match((await run(["status", "--agent", agent])).out, /^node z /);
+    }
+    http.close();
+    await once(http, "close");
+  });
+
+  test("without --agent the only socket is taken; none and several are errors", async () => {
+    const patterns = [join(folder, "state/*/agent.sock")];
+    const code = (expected: string) => (error: HoldfastError) => error.code === expected;
+    mkdirSync(join(folder, "state/a"), { recursive: true });
+    writeFileSync(join(folder, "state/a/agent.sock"), "not a socket");
+    assert.throws(() => findAgent(undefined, patterns), code("AGENT_NOT_FOUND"));
+    const others: Server[] = [];
+    for (const node of ["b", "c"]) {
+      mkdirSync(join(folder, "state", node));
+      const path = join(folder, "state", node, "agent.sock");
+      const other = createServer().listen(path);
+      await once(other, "listening");
+      others.push(other);
+      if (node === "b") assert.deepEqual(findAgent(undefined, patterns), { type: "socket", path });
+    }
+    assert.throws(() => findAgent("", patterns), /several agents .*b\/agent\.sock, .*c\/agent\.sock/);
+    for (const other of others) other.close();
+  });
+
+  test("a client that is closed lets the process end", async () => {
+    const client = new AdminClient({ type: "socket", path: socket });
+    await client.close();
+  });
+});
+
+describe("bin/holdfast", () => {
+  const launch = (path: string, args: string[]) =>
+    spawn(path, args, { env: { ...process.env, HOLDFAST_AGENT: socket }, cwd: "/" });
+
+  async function finish(child: ReturnType<typeof launch>): Promise<Outcome> {
+    let out = "";
+    let err = "";
+    child.stdout.on("data", (chunk) => (out += chunk));
+    child.stderr.on("data", (chunk) => (err += chunk));
+    const [status] = (await once(child, "close")) as [number];
+    return { status, out, err };
+  }
+
+  test("starts from anywhere, through symbolic links", async () => {
+    mkdirSync(join(folder, "bin"));
+    symlinkSync(join(root, "bin/holdfast"), join(folder, "bin/first"));
+    symlinkSync("first", join(folder, "bin/holdfast"));
+    answers.set("GET /v1/status", json({ node: "a" }));
+    const { status, out, err } = await finish(launch(join(folder, "bin/holdfast"), ["status", "--json"]));
+    assert.equal(err, "");
+    assert.equal(status, 0);
+    assert.equal(oneObject(out).node, "a");
+  });
+
+  test("says so when set-up has not been run", async () => {
+    mkdirSync(join(folder, "clone/bin"), { recursive: true });
+    copyFileSync(join(root, "bin/holdfast"), join(folder, "clone/bin/holdfast"));
+    const { status, err } = await finish(launch(join(folder, "clone/bin/holdfast"), ["status"]));
+    assert.equal(status, 2);
+    assert.match(err, /^holdfast: set-up has not been run: [^\n]+\n$/);
+  });
+
+  test("one SIGINT cancels and waits, a second one leaves with 130", async () => {
+    let cancels = 0;
+    answers.set("POST /v1/workloads/chat/cancel", (response) => {
+      cancels += 1;
+      json({})(response, "");
+    });
+    answers.set(MIGRATE, (response) => {
+      response.writeHead(200, { "content-type": "application/x-ndjson" });
+      response.write(`${JSON.stringify(phase("hold", "done", { ms: 1 }))}\n`);
+    });
+    const child = launch(join(root, "bin/holdfast"), ["migrate", "chat", "--to", "b"]);
+    const finished = finish(child);
+    await once(child.stdout, "data");
+    child.kill("SIGINT");
+    while (cancels === 0) await sleep(5);
+    assert.equal(child.exitCode, null);
+    child.kill("SIGINT");
+    const { status, out } = await finished;
+    assert.equal(status, 130);
+    assert.match(out, /cancelling/);
+    assert.equal(cancels, 1);
+  });
+});
