@@ -73,8 +73,10 @@ const SOCK_DESTROY = 21;
 const REQUEST_BYTES = NLMSG_HEADER_BYTES + 56;
 /** struct inet_diag_msg */
 const MESSAGE_BYTES = 72;
-const SOCKID_AT = NLMSG_HEADER_BYTES + 8;
-const NOCOOKIE = 0xffffffff;
+/** struct inet_diag_sockid, its cookie last (all ones: any) */
+const SOCKID_BYTES = 48;
+const COOKIE_BYTES = 8;
+const ANY_STATE = 0xffffffff;
 const ANSWER_BYTES = 64 * 1024;
 /** A dump that the kernel calls inconsistent is asked for again; the last answer counts. */
 const DUMP_TRIES_MAX = 3;
@@ -82,15 +84,19 @@ const DUMP_TRIES_MAX = 3;
 const ANSWERS_MAX = 100_000;
 
 const EOPNOTSUPP = 95;
+const ESTALE = 116;
 
 /** Every TCP socket in the states asked for, both families. */
 export function listSockets(options: ListOptions = {}): DiagSocket[] {
   const states = options.states ?? ALL_STATES;
   const mask = states.reduce((bits, state) => bits | (1 << NUMBER_OF_STATE[state]), 0);
-  return withNetlink((fd) => [
-    ...dump(fd, kernel.AF_INET, mask, options),
-    ...dump(fd, kernel.AF_INET6, mask, options),
-  ]);
+  const sockets: DiagSocket[] = [];
+  withNetlink((fd) => {
+    for (const family of [kernel.AF_INET, kernel.AF_INET6]) {
+      dump(fd, family, mask, options, (message) => sockets.push(readMessage(message)));
+    }
+  });
+  return sockets;
 }
 
 /** The connections a process's descriptors may belong to: by inode (`socket:[inode]` in /proc/PID/fd). */
@@ -126,20 +132,52 @@ export function countSynRecv(localPort: number): number {
 
 /**
  * Ends the connection with RST; its owner reads ECONNABORTED.
+ *
+ * In two steps, look up and destroy by cookie. With the addresses alone the kernel falls back to the *listener* on the
+ * local port when the connection is gone, and destroys that.
  * Errors (source "kernel"): ENOENT, it is gone already; SOCK_DESTROY_MISSING, the kernel was built without
  * CONFIG_INET_DIAG_DESTROY; EPERM without CAP_NET_ADMIN.
  */
 export function destroySocket(connection: { local: Endpoint; remote: Endpoint }): void {
-  const family = connection.local.address.includes(":") ? kernel.AF_INET6 : kernel.AF_INET;
+  const { local, remote } = connection;
+  const what = `${local.address}:${local.port} to ${remote.address}:${remote.port}`;
   withNetlink((fd) => {
-    const mask = 0xffffffff;
-    request(fd, { type: SOCK_DESTROY, flags: NLM_F_REQUEST | NLM_F_ACK, family, mask, ...connection });
+    const id = findConnection(fd, local, remote);
+    if (id === null) {
+      throw new HoldfastError(`no connection from ${what}`, { code: "ENOENT", source: "kernel" });
+    }
+    request(fd, { type: SOCK_DESTROY, flags: NLM_F_REQUEST | NLM_F_ACK, mask: ANY_STATE, ...id });
     const answer = Buffer.allocUnsafe(ANSWER_BYTES);
     const size = kernel.recv(fd, answer, 0);
     if (size < NLMSG_HEADER_BYTES + 4 || answer.readUInt16LE(4) !== NLMSG_ERROR) throw unexpected();
     const errno = -answer.readInt32LE(NLMSG_HEADER_BYTES);
     if (errno !== 0) throw refused(errno, "SOCK_DESTROY");
   });
+}
+
+/** The kernel's own identity of a socket: struct inet_diag_sockid with its cookie. */
+interface SocketId {
+  family: number;
+  sockid: Buffer;
+}
+
+function findConnection(fd: number, local: Endpoint, remote: Endpoint): SocketId | null {
+  const ports = { localPort: local.port, remotePort: remote.port };
+  const mask = ANY_STATE & ~(1 << kernel.TCP_LISTEN);
+  for (const family of [kernel.AF_INET, kernel.AF_INET6]) {
+    const ids: SocketId[] = [];
+    dump(fd, family, mask, ports, (message) => {
+      const socket = readMessage(message);
+      if (!isSame(socket.local, local) || !isSame(socket.remote, remote)) return;
+      ids.push({ family: message[0] as number, sockid: Buffer.from(message.subarray(4, 4 + SOCKID_BYTES)) });
+    });
+    if (ids[0] !== undefined) return ids[0];
+  }
+  return null;
+}
+
+function isSame(one: Endpoint, other: Endpoint): boolean {
+  return one.port === other.port && unmapped(one.address) === unmapped(other.address);
 }
 
 // ---- netlink
@@ -162,10 +200,8 @@ interface Request {
   flags: number;
   family: number;
   mask: number;
-  local?: Endpoint;
-  remote?: Endpoint;
-  localPort?: number | undefined;
-  remotePort?: number | undefined;
+  /** default: any */
+  sockid?: Buffer;
 }
 
 /** struct nlmsghdr, struct inet_diag_req_v2 */
@@ -177,38 +213,43 @@ function request(fd: number, what: Request): void {
   bytes.writeUInt8(what.family, NLMSG_HEADER_BYTES);
   bytes.writeUInt8(kernel.IPPROTO_TCP, NLMSG_HEADER_BYTES + 1);
   bytes.writeUInt32LE(what.mask >>> 0, NLMSG_HEADER_BYTES + 4);
-  bytes.writeUInt16BE(what.local?.port ?? what.localPort ?? 0, SOCKID_AT);
-  bytes.writeUInt16BE(what.remote?.port ?? what.remotePort ?? 0, SOCKID_AT + 2);
-  if (what.local !== undefined) kernel.addressBytes(what.local.address).copy(bytes, SOCKID_AT + 4);
-  if (what.remote !== undefined) kernel.addressBytes(what.remote.address).copy(bytes, SOCKID_AT + 20);
-  bytes.writeUInt32LE(NOCOOKIE, SOCKID_AT + 40);
-  bytes.writeUInt32LE(NOCOOKIE, SOCKID_AT + 44);
+  what.sockid?.copy(bytes, NLMSG_HEADER_BYTES + 8);
   if (kernel.send(fd, bytes, 0) !== bytes.length) throw unexpected();
 }
 
-function dump(fd: number, family: number, mask: number, ports: ListOptions): DiagSocket[] {
-  let sockets: DiagSocket[] = [];
+/** struct inet_diag_sockid with two ports and no cookie */
+function portsOnly(options: ListOptions): Buffer {
+  const sockid = Buffer.alloc(SOCKID_BYTES);
+  sockid.writeUInt16BE(options.localPort ?? 0, 0);
+  sockid.writeUInt16BE(options.remotePort ?? 0, 2);
+  sockid.fill(0xff, SOCKID_BYTES - COOKIE_BYTES);
+  return sockid;
+}
+
+/** Calls `visit` with each struct inet_diag_msg; a dump that the kernel calls inconsistent may repeat or miss sockets. */
+function dump(
+  fd: number,
+  family: number,
+  mask: number,
+  ports: ListOptions,
+  visit: (message: Buffer) => void,
+): void {
   for (let attempt = 0; attempt < DUMP_TRIES_MAX; attempt++) {
-    const { localPort, remotePort } = ports;
-    request(fd, {
-      type: SOCK_DIAG_BY_FAMILY,
-      flags: NLM_F_REQUEST | NLM_F_DUMP,
-      family,
-      mask,
-      localPort,
-      remotePort,
-    });
-    sockets = [];
-    if (readDump(fd, sockets)) break;
+    const messages: Buffer[] = [];
+    const sockid = portsOnly(ports);
+    request(fd, { type: SOCK_DIAG_BY_FAMILY, flags: NLM_F_REQUEST | NLM_F_DUMP, family, mask, sockid });
+    const consistent = readDump(fd, messages);
+    if (!consistent && attempt + 1 < DUMP_TRIES_MAX) continue;
+    messages.forEach(visit);
+    return;
   }
-  return sockets;
 }
 
 /** True when the kernel calls the dump consistent. */
-function readDump(fd: number, sockets: DiagSocket[]): boolean {
-  const answer = Buffer.allocUnsafe(ANSWER_BYTES);
+function readDump(fd: number, messages: Buffer[]): boolean {
   let consistent = true;
   for (let answers = 0; answers < ANSWERS_MAX; answers++) {
+    const answer = Buffer.allocUnsafe(ANSWER_BYTES);
     const size = kernel.recv(fd, answer, 0);
     let at = 0;
     while (at + NLMSG_HEADER_BYTES <= size) {
@@ -219,7 +260,7 @@ function readDump(fd: number, sockets: DiagSocket[]): boolean {
       if (type === NLMSG_DONE) return consistent;
       if (type === NLMSG_ERROR) throw refused(-answer.readInt32LE(at + NLMSG_HEADER_BYTES), "a socket dump");
       if (length < NLMSG_HEADER_BYTES + MESSAGE_BYTES) throw unexpected();
-      sockets.push(readMessage(answer.subarray(at + NLMSG_HEADER_BYTES, at + length)));
+      messages.push(answer.subarray(at + NLMSG_HEADER_BYTES, at + length));
       at += (length + 3) & ~3;
     }
   }
@@ -258,7 +299,8 @@ function refused(errno: number, what: string): HoldfastError {
       },
     );
   }
-  const code = kernel.errnoName(errno);
+  // between look-up and destruction it ended, and another took its place
+  const code = errno === ESTALE ? "ENOENT" : kernel.errnoName(errno);
   return new HoldfastError(`the kernel refused ${what} with ${code}`, { code, source: "kernel" });
 }
 

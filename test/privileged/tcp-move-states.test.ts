@@ -144,12 +144,16 @@ class Session {
     shieldLeg(this.peer);
     kernel.close(this.leg);
     // a retransmission may fall due in between; repair mode does not stop the timers
-    if (!unacked) assert.equal(source.segmentsSent() - sent, sentByCapture, "close is silent");
+    if (!unacked && source !== this.place.peers)
+      assert.equal(source.segmentsSent() - sent, sentByCapture, "close is silent");
     this.place.handOver();
     const arrived = overTheWire(snapshot);
     const beforehand = target.segmentsSent();
     this.leg = target.run(() => adoptLeg(arrived, { shielded: false }));
-    assert.equal(target.segmentsSent(), beforehand, "adopt is silent");
+    // in one namespace the peer's own timers count too
+    if (target !== this.place.peers) {
+      assert.equal(target.segmentsSent(), beforehand, "adopt is silent");
+    }
     unshieldLeg(this.peer);
     const rest = target.run(() => releaseLeg(this.leg, arrived));
     assert.equal(rest.length, 0);

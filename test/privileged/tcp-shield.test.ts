@@ -154,6 +154,11 @@ describe("a shield on the socket itself", { skip: lacking() }, () => {
     servers.run(() => destroySocket(mine));
     assert.throws(() => kernel.recv(leg, Buffer.alloc(1), kernel.MSG_DONTWAIT), { code: "ECONNABORTED" });
     assert.throws(() => servers.run(() => destroySocket(mine)), { code: "ENOENT", source: "kernel" });
+    assert.equal(
+      servers.run(() => listenBacklog(endpoint)),
+      0,
+      "the listener on the same port is spared",
+    );
     for (const fd of [leg, peer, listener]) kernel.close(fd);
   });
 
