@@ -1,0 +1,389 @@
+/**
+ * Proxies without CRIU: nodes are network namespaces on a bridge with the clients, and the application is one process
+ * in a namespace of its own on a cable that is plugged into the node that owns it. Its end of each session stays where
+ * it is; only the proxies' legs move, so a whole handover between proxies is tried byte by byte with the application
+ * merely stopped (SIGSTOP) and unplugged, which is as silent as one that was dumped.
+ *
+ *   clients 10.66.0.1 ── bridge ──┬── a 10.66.0.2 ─┐
+ *   (the test's own thread)       ├── b 10.66.0.3 ─┼─ 10.77.0.1 ══cable══ 10.77.0.2 application
+ *                                 └── c 10.66.0.4 ─┘
+ */
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { request } from "node:http";
+import { connect, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { Channel } from "#proxy/contract/channel.ts";
+import type { Configure, ProxyCommands, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { CLONE_NEWNET, setns } from "#proxy/tcp/kernel.ts";
+
+const root = resolve(import.meta.dirname, "../..");
+const node = join(root, "node_modules/node/bin/node");
+export type NodeName = "a" | "b" | "c";
+export const CLIENT_PORT = 8080;
+export const VIP = "10.66.0.50";
+const APP: Endpoint = { address: "10.77.0.2", port: 9000 };
+const ADDRESS: Record<NodeName, string> = { a: "10.66.0.2", b: "10.66.0.3", c: "10.66.0.4" };
+const KEY = Buffer.alloc(32, 7);
+
+export const LIMITS: ProxyLimits = {
+  quiesceMsMax: 1000,
+  drainMsMax: 200,
+  heldSessionsMax: 100,
+  pendingBytesMax: 1 << 20,
+  lingerMsMax: 5000,
+};
+
+export interface LabOptions {
+  nodes: NodeName[];
+  downstream: "takeover" | "relay";
+  echo?: "counted" | "plain";
+  limits?: Partial<ProxyLimits>;
+}
+
+export class ProxyLab {
+  readonly proxies = new Map<NodeName, ProxyProcess>();
+  readonly options: LabOptions;
+  readonly directory = mkdtempSync(join(tmpdir(), "holdfast-proxy-"));
+  readonly #id = `hfpx${process.pid}`;
+  readonly #home = openSync("/proc/self/ns/net", "r");
+  #app: ChildProcess | null = null;
+  #plugged: NodeName | null = null;
+  epoch = 1;
+
+  private constructor(options: LabOptions) {
+    this.options = options;
+  }
+
+  static async start(options: LabOptions): Promise<ProxyLab> {
+    const lab = new ProxyLab(options);
+    try {
+      await lab.#build();
+      return lab;
+    } catch (error) {
+      await lab.stop();
+      throw error;
+    }
+  }
+
+  #ns(name: string): string {
+    return `${this.#id}-${name}`;
+  }
+
+  async #build(): Promise<void> {
+    const { nodes } = this.options;
+    for (const name of ["clients", "app", ...nodes]) {
+      execFileSync("ip", ["netns", "add", this.#ns(name)]);
+      execFileSync("ip", ["-n", this.#ns(name), "link", "set", "lo", "up"]);
+    }
+    this.#ip("clients", "link add br0 type bridge");
+    this.#ip("clients", "addr add 10.66.0.1/24 dev br0");
+    this.#ip("clients", "link set br0 up");
+    for (const name of nodes) {
+      this.#ip("clients", `link add v${name} type veth peer name eth0 netns ${this.#ns(name)}`);
+      this.#ip("clients", `link set v${name} master br0 up`);
+      this.#ip(name, `addr add ${ADDRESS[name]}/24 dev eth0`);
+      this.#ip(name, "addr add 10.77.0.1/32 dev lo");
+      this.#ip(name, "link set eth0 up");
+      // Without the cable: a way to nowhere, so that a leg can be adopted before it is plugged in.
+      this.#ip(name, "route add 10.77.0.2/32 dev eth0 src 10.77.0.1 metric 1000");
+    }
+    this.#ip("app", `link add eth0 type veth peer name cable netns ${this.#ns("app")}`);
+    this.#ip("app", "addr add 10.77.0.2/24 dev eth0");
+    this.#ip("app", "link set eth0 up");
+    const clients = openSync(`/var/run/netns/${this.#ns("clients")}`, "r");
+    setns(clients, CLONE_NEWNET);
+    closeSync(clients);
+    this.#app = spawn(
+      "ip",
+      ["netns", "exec", this.#ns("app"), node, join(root, "test/apps/echo/server.js")],
+      {
+        env: {
+          ...process.env,
+          HOST: APP.address,
+          PORT: String(APP.port),
+          ECHO: this.options.echo ?? "counted",
+        },
+        stdio: ["ignore", "pipe", "inherit"],
+      },
+    );
+    await once(this.#app.stdout as NonNullable<ChildProcess["stdout"]>, "data");
+    for (const name of nodes) await this.startProxy(name);
+  }
+
+  #ip(name: string, command: string): void {
+    execFileSync("ip", ["-n", this.#ns(name), ...command.split(" ")], {
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+  }
+
+  async startProxy(name: NodeName): Promise<ProxyProcess> {
+    const proxy = await ProxyProcess.start({
+      exec: ["ip", "netns", "exec", this.#ns(name)],
+      socket: join(this.directory, `${name}.sock`),
+    });
+    this.proxies.set(name, proxy);
+    const config: Configure = {
+      workload: "echo",
+      node: name,
+      downstream: this.options.downstream,
+      listenAddress: this.options.downstream === "takeover" ? VIP : ADDRESS[name],
+      ports: [{ listen: CLIENT_PORT, upstream: APP }],
+      linkAddress: `${ADDRESS[name]}:0`,
+      limits: { ...LIMITS, ...this.options.limits },
+    };
+    await proxy.call("configure", config, KEY);
+    return proxy;
+  }
+
+  proxy(name: NodeName): ProxyProcess {
+    const proxy = this.proxies.get(name);
+    if (proxy === undefined) throw new Error(`no proxy on ${name}`);
+    return proxy;
+  }
+
+  /** The node a client connects to; null: the address that moves. */
+  client(name: NodeName | null): Socket {
+    return connect({
+      host: name === null ? VIP : ADDRESS[name],
+      port: CLIENT_PORT,
+      noDelay: true,
+      allowHalfOpen: true,
+    });
+  }
+
+  /** The application's cable into this node's proxy, or into nothing. */
+  plug(to: NodeName | null): void {
+    if (this.#plugged !== null) this.#ip(this.#plugged, `link set cable netns ${this.#ns("app")}`);
+    this.#plugged = to;
+    if (to === null) return;
+    this.#ip("app", `link set cable netns ${this.#ns(to)}`);
+    this.#ip(to, "link set cable up");
+    this.#ip(to, "route add 10.77.0.2/32 dev cable src 10.77.0.1 metric 10");
+  }
+
+  moveVip(from: NodeName | null, to: NodeName): void {
+    if (from !== null) this.#ip(from, `addr del ${VIP}/24 dev eth0`);
+    this.#ip(to, `addr add ${VIP}/24 dev eth0`);
+    const text = execFileSync("ip", ["-n", this.#ns(to), "-j", "link", "show", "eth0"], { encoding: "utf8" });
+    const mac = (JSON.parse(text) as { address: string }[])[0]?.address ?? "";
+    this.#ip("clients", `neigh replace ${VIP} lladdr ${mac} dev br0 nud reachable`);
+  }
+
+  stopApp(): void {
+    this.#app?.kill("SIGSTOP");
+  }
+  continueApp(): void {
+    this.#app?.kill("SIGCONT");
+  }
+
+  async serve(name: NodeName): Promise<void> {
+    if (this.options.downstream === "takeover") this.moveVip(null, name);
+    this.plug(name);
+    await this.proxy(name).call("serve", { epoch: this.epoch });
+  }
+
+  async hold(from: NodeName): Promise<{ sessions: number; unackedLegs: number }> {
+    const held = await this.proxy(from).call<{ sessions: number; unackedLegs: number }>("hold", {
+      epoch: this.epoch,
+    });
+    return held.result;
+  }
+
+  /** hold … captureUpstream, the application stopped and unplugged. */
+  async captureUpstream(from: NodeName): Promise<Buffer> {
+    await this.hold(from);
+    this.stopApp();
+    this.plug(null);
+    return (await this.proxy(from).call("captureUpstream", { epoch: this.epoch })).body;
+  }
+
+  async linkOf(name: NodeName): Promise<Endpoint> {
+    const { result } = await this.proxy(name).call<{ link: Endpoint }>("status", {});
+    return result.link;
+  }
+
+  /** One whole move. `during` runs between the steps, by name. */
+  async move(
+    from: NodeName,
+    to: NodeName,
+    during: (step: string) => Promise<void> | void = () => {},
+  ): Promise<void> {
+    const takeover = this.options.downstream === "takeover";
+    const source = this.proxy(from);
+    const target = this.proxies.get(to) ?? (await this.startProxy(to));
+    const next = this.epoch + 1;
+    await target.call("standby", { epoch: next });
+    const link = takeover ? { address: "127.0.0.1", port: 1 } : await this.linkOf(to);
+    const edges = [...this.proxies].filter(([name]) => name !== to);
+    if (!takeover) {
+      for (const [name, edge] of edges) {
+        const { result } = await edge.call<{ role: string }>("status", {});
+        if (name === from || result.role === "edge")
+          await edge.call("prepareLinks", { epoch: next, target: link });
+      }
+    }
+    await during("prepared");
+    await this.hold(from);
+    await during("held");
+    this.stopApp();
+    this.plug(null);
+    const up = await source.call("captureUpstream", { epoch: this.epoch });
+    await during("capturedUpstream");
+    await target.call("adoptUpstream", { epoch: next }, up.body);
+    await during("adoptedUpstream");
+    if (takeover) {
+      const down = await source.call("captureDownstream", { epoch: this.epoch });
+      this.moveVip(from, to);
+      await during("capturedDownstream");
+      await target.call("adoptDownstream", { epoch: next }, down.body);
+      await during("adoptedDownstream");
+    }
+    this.epoch = next;
+    this.plug(to);
+    this.continueApp();
+    await target.call("release", { epoch: next });
+    await during("released");
+    const owner = { node: to, link };
+    await source.call("retire", { epoch: next, owner });
+    if (takeover) {
+      await source.exited;
+      this.proxies.delete(from);
+    } else {
+      for (const [name, edge] of edges) {
+        if (name === from) continue;
+        const { result } = await edge.call<{ role: string }>("status", {});
+        if (result.role === "edge") await edge.call("switchOwner", { epoch: next, owner });
+      }
+    }
+    await during("retired");
+  }
+
+  async stop(): Promise<void> {
+    for (const proxy of this.proxies.values()) await proxy.kill();
+    this.#app?.kill("SIGKILL");
+    setns(this.#home, CLONE_NEWNET);
+    closeSync(this.#home);
+    for (const name of ["clients", "app", "a", "b", "c"]) {
+      try {
+        execFileSync("ip", ["netns", "del", this.#ns(name)], { stdio: "ignore" });
+      } catch {
+        // was never made
+      }
+    }
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+export class ProxyProcess {
+  readonly process: ChildProcess;
+  readonly socket: string;
+  readonly exited: Promise<unknown>;
+  #channel: Channel;
+
+  private constructor(process: ChildProcess, socket: string, channel: Channel) {
+    this.process = process;
+    this.socket = socket;
+    this.exited = once(process, "exit");
+    this.#channel = channel;
+  }
+
+  static async start(options: { exec?: string[]; socket: string }): Promise<ProxyProcess> {
+    const argv = [...(options.exec ?? []), node, join(root, "proxy/main.ts"), "--socket", options.socket];
+    const child = spawn(
+      argv[0] as string,
+      [...argv.slice(1), "--log-level", process.env.PROXY_LOG ?? "error"],
+      {
+        stdio: ["ignore", "inherit", "inherit"],
+      },
+    );
+    const channel = await ProxyProcess.#connect(options.socket, child);
+    return new ProxyProcess(child, options.socket, channel);
+  }
+
+  static async #connect(path: string, child: ChildProcess): Promise<Channel> {
+    for (;;) {
+      const socket = connect(path);
+      try {
+        await once(socket, "connect");
+        return new Channel(socket, { name: "proxy" });
+      } catch {
+        if (child.exitCode !== null) throw new Error(`the proxy ended with ${child.exitCode}`);
+        await delay(5);
+      }
+    }
+  }
+
+  /** As an agent that was started again. */
+  async reconnect(): Promise<void> {
+    this.#channel.close();
+    this.#channel = await ProxyProcess.#connect(this.socket, this.process);
+  }
+
+  call<T = Record<string, unknown>>(
+    method: keyof ProxyCommands,
+    params: object,
+    body?: Buffer,
+  ): Promise<{ result: T; body: Buffer }> {
+    return this.#channel.call<T>(method, params, {
+      timeoutMs: 20_000,
+      ...(body === undefined ? {} : { body }),
+    });
+  }
+
+  async sessions(): Promise<SessionInfo[]> {
+    return (await this.call<{ sessions: SessionInfo[] }>("sessions", {})).result.sessions;
+  }
+
+  async status(): Promise<{
+    role: string;
+    sessions: number;
+    counters: Record<string, number>;
+    ports: number[];
+  }> {
+    return (await this.call<Awaited<ReturnType<ProxyProcess["status"]>>>("status", {})).result;
+  }
+
+  /** Resolves when the proxy has this many sessions. */
+  async untilSessions(count: number): Promise<void> {
+    const deadlineMs = performance.now() + 10_000;
+    for (;;) {
+      const { sessions } = await this.status();
+      if (sessions === count) return;
+      if (performance.now() > deadlineMs) throw new Error(`${sessions} sessions instead of ${count}`);
+      await delay(5);
+    }
+  }
+
+  /** `ip netns exec` has replaced itself: the child is the proxy. */
+  get descriptors(): number {
+    return readdirSync(`/proc/${this.process.pid}/fd`).length;
+  }
+  get residentBytes(): number {
+    const text = readFileSync(`/proc/${this.process.pid}/status`, "utf8");
+    return Number(/VmRSS:\s+(\d+)/.exec(text)?.[1] ?? 0) * 1024;
+  }
+
+  get(path: string): Promise<{ status: number; text: string }> {
+    const { promise, resolve: done, reject } = Promise.withResolvers<{ status: number; text: string }>();
+    request({ socketPath: `${this.socket}.http`, path }, async (response) => {
+      let text = "";
+      for await (const part of response) text += part;
+      done({ status: response.statusCode ?? 0, text });
+    })
+      .on("error", reject)
+      .end();
+    return promise;
+  }
+
+  async kill(): Promise<void> {
+    this.#channel.close();
+    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
+    this.process.kill("SIGKILL");
+    await this.exited;
+  }
+}
