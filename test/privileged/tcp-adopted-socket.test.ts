@@ -1,0 +1,158 @@
+/** What an adopted leg is good for afterwards, and the kernel calls around it. */
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { Socket } from "node:net";
+import { after, before, describe, it } from "node:test";
+import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
+import { captureLeg, readState } from "#proxy/tcp/capture.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
+import { acceptOne, dial, Flow, lacking, listenAt, Namespace } from "./tcp-stage.ts";
+
+const LARGE_BYTES = 8 * 1024 * 1024;
+const SND_MSS_AT = 16;
+
+function segmentBytes(fd: number): number {
+  const info = Buffer.alloc(64);
+  kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_INFO, info);
+  return info.readUInt32LE(SND_MSS_AT);
+}
+
+describe("an adopted leg", { skip: lacking() }, () => {
+  let place: Namespace;
+  before(() => {
+    place = new Namespace();
+    // as on a wire: loopback's own segments are larger than TCP_MAXSEG can say
+    place.ip("link set lo mtu 1500");
+  });
+  after(() => place.close());
+
+  /** `leg` is the dialling side, as a proxy's upstream leg; `peer` the accepted one. */
+  async function upstream(address: string): Promise<{ listener: number; leg: number; peer: number }> {
+    const { fd: listener, port } = place.run(() => listenAt(address));
+    const leg = place.run(() => dial({ address, port }));
+    return { listener, leg, peer: await acceptOne(listener) };
+  }
+
+  function replace(leg: number): number {
+    return place.run(() => {
+      const snapshot = captureLeg(leg);
+      kernel.close(leg);
+      const adopted = adoptLeg(snapshot, { shielded: false });
+      assert.equal(releaseLeg(adopted, snapshot).length, 0);
+      return adopted;
+    });
+  }
+
+  for (const address of ["127.0.0.1", "::1"]) {
+    it(`is a net.Socket again, with its segment size (${address})`, async () => {
+      const { listener, leg, peer } = await upstream(address);
+      const toPeer = new Flow(1);
+      toPeer.write(leg, 50_000);
+      await toPeer.readAll(peer);
+      kernel.setsockoptInt(leg, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1);
+      kernel.setsockoptInt(leg, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, 1);
+      const before = segmentBytes(leg);
+      const adopted = replace(leg);
+      assert.equal(segmentBytes(adopted), before);
+      assert.equal(kernel.getsockoptInt(adopted, kernel.IPPROTO_TCP, kernel.TCP_NODELAY), 1);
+      assert.equal(kernel.getsockoptInt(adopted, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE), 1);
+      assert.equal(kernel.getsockoptInt(adopted, kernel.SOL_SOCKET, kernel.SO_BUF_LOCK), 0);
+      const socket = new Socket({ fd: adopted, allowHalfOpen: true });
+      kernel.send(peer, Buffer.from("ping"), 0);
+      const [chunk] = (await once(socket, "data")) as [Buffer];
+      assert.equal(chunk.toString(), "ping");
+      socket.end("pong");
+      const answer = Buffer.alloc(16);
+      const size = await kernel.recvAsync(peer, answer);
+      assert.equal(answer.subarray(0, size).toString(), "pong");
+      kernel.close(peer);
+      await once(socket, "close");
+      kernel.close(listener);
+    });
+
+    it(`keeps queues of several megabytes in both directions (${address})`, async (context) => {
+      const { listener, leg, peer } = await upstream(address);
+      for (const fd of [leg, peer]) {
+        kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, LARGE_BYTES);
+        kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUFFORCE, LARGE_BYTES);
+      }
+      const toPeer = new Flow(1);
+      const toLeg = new Flow(2);
+      await toPeer.fill(leg, 4 * LARGE_BYTES);
+      await toLeg.fill(peer, 4 * LARGE_BYTES);
+      // a frozen peer, see tcp-move-states.test.ts
+      shieldLeg(peer);
+      const { snapshot, adopted } = place.run(() => {
+        const snapshot = captureLeg(leg);
+        kernel.close(leg);
+        return { snapshot, adopted: adoptLeg(snapshot, { shielded: false }) };
+      });
+      unshieldLeg(peer);
+      const rest = place.run(() => releaseLeg(adopted, snapshot));
+      const { receive, send } = snapshot;
+      context.diagnostic(
+        `unread ${receive.bytes.length}, queued ${send.bytes.length}, unsent ${send.unsentBytes}`,
+      );
+      assert.ok(receive.bytes.length > 2_000_000 && send.bytes.length > 4_000_000);
+      assert.equal(rest.length, 0);
+      await Promise.all([toPeer.readAll(peer), toLeg.readAll(adopted)]);
+      for (const fd of [adopted, peer, listener]) kernel.close(fd);
+    });
+  }
+
+  it("with bytes on the way survives the RST of a peer that is not there yet", async () => {
+    const { listener, leg, peer } = await upstream("127.0.0.1");
+    shieldLeg(peer);
+    const toPeer = new Flow(1);
+    toPeer.write(leg, 1_000);
+    const snapshot = place.run(() => captureLeg(leg));
+    const peerSnapshot = place.run(() => {
+      unshieldLeg(peer);
+      return captureLeg(peer);
+    });
+    for (const fd of [leg, peer, listener]) kernel.close(fd);
+    const adopted = place.run(() => adoptLeg(snapshot, { shielded: false }));
+    // its first retransmission meets no socket
+    await new Promise((resolve) => setTimeout(resolve, 1_300));
+    assert.equal(readState(adopted), "ESTABLISHED");
+    const restored = place.run(() => adoptLeg(peerSnapshot, { shielded: false }));
+    place.run(() => {
+      releaseLeg(restored, peerSnapshot);
+      releaseLeg(adopted, snapshot);
+    });
+    await toPeer.readAll(restored);
+    for (const fd of [adopted, restored]) kernel.close(fd);
+  });
+});
+
+describe("kernel calls", { skip: lacking() }, () => {
+  it("take a descriptor out of another process, and wait for its end without blocking", async () => {
+    const child = spawn("sleep", ["60"], { stdio: ["pipe", "ignore", "ignore"] });
+    assert.ok(child.pid);
+    const pidfd = kernel.pidfdOpen(child.pid);
+    const taken = kernel.pidfdGetfd(pidfd, 0);
+    kernel.close(taken);
+    const over = kernel.waitReadable(pidfd);
+    kernel.pidfdSendSignal(pidfd, 9);
+    await over;
+    kernel.close(pidfd);
+    assert.throws(() => kernel.pidfdGetfd(pidfd, 0), { code: "EBADF", source: "kernel" });
+  });
+
+  it("carry messages over a socket pair, and give up waiting when told to", async () => {
+    const [ours, theirs] = kernel.socketpairSeqpacket();
+    const message = Buffer.alloc(64);
+    const first = kernel.recvAsync(ours, message);
+    kernel.send(theirs, Buffer.from("hello"), 0);
+    assert.equal(message.toString("utf8", 0, await first), "hello");
+    const abort = new AbortController();
+    const waiting = kernel.recvAsync(ours, message, abort.signal);
+    abort.abort(new Error("enough"));
+    await assert.rejects(waiting, /enough/);
+    kernel.close(theirs);
+    assert.equal(await kernel.recvAsync(ours, message), 0);
+    kernel.close(ours);
+  });
+});
