@@ -19,16 +19,9 @@ const errorPart = z.looseObject({ code: z.string(), message: z.string() });
 
 export const refusalSchema = z.looseObject({ error: errorPart });
 
-const moveUnderWay = z.looseObject({
-  to: z.string(),
-  phase: z.string().optional(),
-  /** since it began */
-  ms: z.number().optional(),
-});
-
 const workloadStatus = z.looseObject({
   name: z.string(),
-  /** what this node is to it: "owner", "edge", "standby", "none" … */
+  /** what this node is to it: "owner", "edge", "none" … */
   role: z.string().optional(),
   owner: z.string().nullish(),
   epoch: z.number().nullish(),
@@ -36,7 +29,7 @@ const workloadStatus = z.looseObject({
   downstream: z.string().optional(),
   sessions: z.number().nullish(),
   /** a move under way */
-  move: moveUnderWay.nullish(),
+  moving: z.looseObject({ to: z.string(), step: z.string().optional() }).nullish(),
 });
 
 export const statusSchema = z.looseObject({
@@ -69,13 +62,12 @@ export type SessionsAnswer = z.infer<typeof sessionsSchema>;
 export const checkSchema = z.looseObject({
   findings: z.array(
     z.looseObject({
-      /** "node", or a workload's name */
-      scope: z.string(),
-      /** what was looked at: "criu", "io_uring" … */
-      check: z.string(),
-      level: z.enum(["ok", "warning", "blocking"]),
-      message: z.string(),
-      cure: z.string().nullish(),
+      /** null: about the node */
+      workload: z.string().nullable(),
+      /** error: a move is impossible until it is cured */
+      severity: z.enum(["error", "warning"]),
+      what: z.string(),
+      cure: z.string(),
     }),
   ),
 });

@@ -16,13 +16,14 @@ Exit status:
   1    what was asked for failed: the move was rolled back, check found a blocking problem
   2    wrong usage, or a mistake in the configuration file
   3    no agent could be reached
-  4    the agent refused: the workload or node is unknown, or a migration is under way
+  4    the agent refused: the workload or node is unknown, the workload is not
+       on this node or is there already, or a migration is under way
   130  left by a second Ctrl-C; the agent goes on`;
 
 /** Codes with which an agent says "not now" or "not here" instead of trying. */
-const REFUSED = /_BUSY$|^(WORKLOAD|NODE|PEER)_UNKNOWN$|^NOT_OWNER$|^AGENT_REFUSED$/;
+const REFUSED = /_BUSY$|^(WORKLOAD|NODE|PEER)_UNKNOWN$|^(NOT_OWNER|ALREADY_THERE)$/;
 const UNREACHABLE = /^AGENT_(UNREACHABLE|NOT_FOUND|AMBIGUOUS|PROTOCOL)$/;
-const USAGE = /^(CONFIG|KEY|USAGE)_/;
+const USAGE = /^(CONFIG|KEY|USAGE)_|^REQUEST_INVALID$/;
 
 export function exitStatusOf(error: unknown): number {
   const code = error instanceof HoldfastError ? error.code : "INTERNAL";

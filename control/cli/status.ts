@@ -32,7 +32,7 @@ function render(status: StatusAnswer): string {
     plain(one.state ?? "-"),
     plain(one.downstream ?? "-"),
     `${one.sessions ?? "-"}`,
-    one.move ? `to ${plain(one.move.to)}${one.move.phase ? `, ${plain(one.move.phase)}` : ""}` : "-",
+    one.moving ? `to ${plain(one.moving.to)}${one.moving.step ? `, ${plain(one.moving.step)}` : ""}` : "-",
   ]);
   const head = ["WORKLOAD", "HERE", "OWNER", "EPOCH", "STATE", "DOWNSTREAM", "SESSIONS", "MOVE"];
   return `${lines.join("")}\n${table(head, rows)}`;

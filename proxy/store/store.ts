@@ -12,7 +12,8 @@
  *
  * Epochs only rise, and a number is given out once: a migration that was cancelled leaves a gap, so always use
  * `migration.epoch` and never count yourself. Each of the steps is atomic. `commit`, `markReleased`, `cancel`, `takeBack`,
- * `reserve` and `claim` may be repeated when their outcome is unknown.
+ * `reserve` and `claim` may be repeated when their outcome is unknown. Every step but `claim` and `release` of a workload
+ * without a record fails with `STORE_ABSENT`.
  */
 import assert from "node:assert/strict";
 import * as z from "zod";
@@ -145,12 +146,17 @@ export function refusal(
   workload: string,
   found: Ownership | null,
 ): HoldfastError {
-  const now =
-    found === null
-      ? "the store has no record of it"
-      : `it belongs to node ${found.owner} at epoch ${found.epoch} (${found.state})` +
-        (found.migration === null ? "" : `, migration ${found.migration.id} to ${found.migration.target}`);
+  if (found === null) {
+    // Not fenced: that nothing is known is no proof that another node has it.
+    return new HoldfastError(
+      `workload ${workload}: ${step} refused: the store has no record of it. Was Redis emptied, or restarted without persistence? Ask each node with \`holdfast status\``,
+      { code: "STORE_ABSENT", source: "store" },
+    );
+  }
   const busy = status === "busy";
+  const now =
+    `it belongs to node ${found.owner} at epoch ${found.epoch} (${found.state})` +
+    (found.migration === null ? "" : `, migration ${found.migration.id} to ${found.migration.target}`);
   return new HoldfastError(
     `workload ${workload}: ${step} refused: ${busy ? "a migration is under way, " : ""}${now}`,
     {

@@ -196,6 +196,8 @@ describe("holdfast migrate", () => {
       [json({ error: { code: "MIGRATION_BUSY", message: "a move to c is under way" } }, 409), 4],
       [lines({ type: "error", error: { code: "STORE_BUSY", message: "a move to c is under way" } }), 4],
       [json({ error: { code: "NODE_UNKNOWN", message: "b is no peer" } }, 404), 4],
+      [json({ error: { code: "ALREADY_THERE", message: "chat is on b" } }, 409), 4],
+      [json({ error: { code: "REQUEST_INVALID", message: "deadlineMs: too big" } }, 400), 2],
       [
         lines(phase("prepare", "start"), {
           type: "error",
@@ -286,9 +288,9 @@ describe("holdfast status, sessions, check, stop", () => {
           state: "released",
           downstream: "relay",
           sessions: 12,
-          move: null,
+          moving: null,
         },
-        { name: "\u001b[2Jevil", move: { to: "b", phase: "dump" } },
+        { name: "\u001b[2Jevil", moving: { to: "b", step: "dump" } },
       ],
       newer: true,
     };
@@ -330,26 +332,22 @@ describe("holdfast status, sessions, check, stop", () => {
   });
 
   test("check exits with 1 when something blocks, and gives the cure", async () => {
-    const fine = { scope: "node", check: "criu", level: "ok", message: "4.2.1" };
-    const bad = {
-      scope: "chat",
-      check: "io_uring",
-      level: "blocking",
-      message: "pid 7 has one",
-      cure: "use seccomp",
-    };
-    answers.set("GET /v1/check", json({ findings: [fine] }));
+    const hint = { workload: null, severity: "warning", what: "/run is no tmpfs", cure: "mount one" };
+    const bad = { workload: "chat", severity: "error", what: "pid 7 has io_uring", cure: "use seccomp" };
+    answers.set("GET /v1/check", json({ findings: [] }));
+    assert.match((await run(["check"])).out, /^✔ nothing stands in the way/);
+    answers.set("GET /v1/check", json({ findings: [hint] }));
     assert.equal((await run(["check"])).status, 0);
-    answers.set("GET /v1/check", json({ findings: [bad, fine] }));
+    answers.set("GET /v1/check", json({ findings: [bad, hint] }));
     const { status, out } = await run(["check"]);
     assert.equal(status, 1);
     assert.match(
       out,
-      /workload chat\n {2}✖ io_uring: pid 7 has one → use seccomp\nnode\n {2}✔ criu: 4\.2\.1\n1 blocking/,
+      /workload chat\n {2}✖ pid 7 has io_uring → use seccomp\nnode\n {2}! .* → mount one\n1 blocking, 1 warn/,
     );
     const asJson = await run(["check", "--json"]);
     assert.equal(asJson.status, 1);
-    assert.deepEqual(oneObject(asJson.out), { findings: [bad, fine] });
+    assert.deepEqual(oneObject(asJson.out), { findings: [bad, hint] });
   });
 
   test("stop takes a plain answer or lines", async () => {

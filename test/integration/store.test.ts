@@ -94,8 +94,9 @@ function behaves(name: string, get: () => Store): void {
       const workload = fresh();
       const fenced = { code: "STORE_FENCED", retryable: false };
       const at = (node: string, epoch: number) => ({ workload, node, epoch });
-      await assert.rejects(store.reserve({ ...at("a", 1), migration: "m1", target: "b" }), fenced);
-      await assert.rejects(store.takeBack({ workload, node: "a", migration: "m1" }), fenced);
+      const absent = { code: "STORE_ABSENT", retryable: false };
+      await assert.rejects(store.reserve({ ...at("a", 1), migration: "m1", target: "b" }), absent);
+      await assert.rejects(store.takeBack({ workload, node: "a", migration: "m1" }), absent);
       await reserved(store, workload);
       await assert.rejects(store.reserve({ ...at("b", 1), migration: "m2", target: "a" }), fenced);
       await assert.rejects(store.reserve({ ...at("a", 2), migration: "m2", target: "b" }), fenced);
