@@ -87,9 +87,9 @@ function optionFields(options: CriuOptions): Field[] {
     [34, manageCgroupsIgnore],
     [35, options.ghostLimitBytes],
     [64, networkLockSkip],
-    [69, true], // leave_stopped: dump keeps the source alive for a rollback, restore waits for the release
   ];
-  if (options.pid !== undefined) fields.push([2, options.pid]);
+  // leave_stopped is for the dump only: a tree restored like that would be sent SIGHUP when CRIU, its parent, ends
+  if (options.pid !== undefined) fields.push([2, options.pid], [69, true]);
   if (options.timeoutSeconds !== undefined) fields.push([45, options.timeoutSeconds]);
   for (const inherit of options.inheritFds ?? [])
     fields.push([

@@ -48,6 +48,7 @@ export class CriuWorker {
   #stderr = "";
   #ended: Promise<void>;
   #closed = false;
+  #receiving: Promise<number> = Promise.resolve(0);
 
   private constructor(child: ChildProcess, socket: number) {
     this.#child = child;
@@ -134,6 +135,8 @@ export class CriuWorker {
   async close(): Promise<void> {
     if (!this.#closed) {
       this.#closed = true;
+      kernel.shutdown(this.#socket, kernel.SHUT_RDWR);
+      await this.#receiving;
       kernel.close(this.#socket);
     }
     await this.#ended;
@@ -145,7 +148,9 @@ export class CriuWorker {
 
   async #receive(): Promise<CriuResponse> {
     const buffer = Buffer.alloc(RESPONSE_BYTES_MAX);
-    const length = await kernel.recvAsync(this.#socket, buffer);
+    const received = kernel.recvAsync(this.#socket, buffer);
+    this.#receiving = received.catch(() => 0);
+    const length = await received;
     if (length === 0) {
       await this.#ended;
       const lastLine = this.#stderr.trim().split("\n").at(-1) ?? "";

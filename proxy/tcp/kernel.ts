@@ -127,7 +127,14 @@ const SYS_PIDFD_SEND_SIGNAL = 424;
 const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
 
-type Call = (...args: (number | Buffer | null | string)[]) => number;
+type Argument = number | Buffer | null | string;
+/** Nothing there to remove; an option that an older kernel does not know. */
+type Tolerated = "ENOENT" | "ENOPROTOOPT";
+
+type Call = ((...args: Argument[]) => number) & {
+  /** runs in a thread of libuv's pool; the last argument is called with its outcome */
+  async(...args: (Argument | ((error: Error | null, result: number) => void))[]): void;
+};
 
 interface Libc {
   socket: Call;
@@ -380,6 +387,21 @@ export function setsockoptInt(fd: number, level: number, option: number, value: 
   }
 }
 
+/** False where the kernel answers `tolerated` ("ENOENT"): a refusal that is expected costs no exception. */
+export function trySetsockoptInt(
+  fd: number,
+  level: number,
+  option: number,
+  value: number,
+  tolerated: Tolerated,
+): boolean {
+  intView.setInt32(0, value, true);
+  if (libc().setsockopt(fd, level, option, int, 4) >= 0) return true;
+  const errno = koffi.errno();
+  if (errno === constants.errno[tolerated]) return false;
+  throw failure(`setsockopt(${level}, ${option}, ${value})`, errno);
+}
+
 export function setsockoptBuffer(fd: number, level: number, option: number, value: Buffer): void {
   if (libc().setsockopt(fd, level, option, value, value.length) < 0) {
     throw failure(`setsockopt(${level}, ${option})`, koffi.errno());
@@ -455,39 +477,18 @@ export function addressOf(buffer: Buffer): bigint {
 // ---- waiting without blocking the event loop
 
 /**
- * Resolves when `fd` is readable (a pidfd: when its process has ended). libuv polls the descriptor on the event loop,
- * so no thread of the pool is taken. The descriptor must not belong to a net.Socket. `signal` ends the wait with its
- * reason as rejection.
+ * One message into `into` when it comes; 0 at the end. A thread of libuv's pool waits in recv(2) meanwhile, so this is for
+ * the few descriptors that Node's own sockets cannot be (SOCK_SEQPACKET). To end the wait, `shutdown` the descriptor first
+ * and close it only after this has settled.
  */
-export function waitReadable(fd: number, signal?: AbortSignal): Promise<void> {
+export function recvAsync(fd: number, into: Buffer): Promise<number> {
   return new Promise((resolve, reject) => {
-    if (signal?.aborted) return reject(signal.reason);
-    const poll = koffi.node.poll(fd, { readable: true, disconnect: true }, () => {
-      finish();
-      resolve();
+    libc().recv.async(fd, into, into.length, 0, (error: Error | null, received: number) => {
+      if (error !== null) reject(error);
+      else if (received < 0) reject(failure("recv", koffi.errno()));
+      else resolve(received);
     });
-    const onAbort = () => {
-      finish();
-      reject(signal?.reason);
-    };
-    const finish = () => {
-      poll.close();
-      signal?.removeEventListener("abort", onAbort);
-    };
-    signal?.addEventListener("abort", onAbort, { once: true });
   });
-}
-
-/** One message or chunk into `into` when it comes; 0 at the end. */
-export async function recvAsync(fd: number, into: Buffer, signal?: AbortSignal): Promise<number> {
-  for (;;) {
-    try {
-      return recv(fd, into, MSG_DONTWAIT);
-    } catch (error) {
-      if (!(error instanceof HoldfastError && error.retryable)) throw error;
-    }
-    await waitReadable(fd, signal);
-  }
 }
 
 // ---- processes and namespaces
