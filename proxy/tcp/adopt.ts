@@ -219,26 +219,14 @@ function setTransparent(fd: number, family: 4 | 6, on: 0 | 1): void {
 
 function restoreBuffers(fd: number, snapshot: LegSnapshot): void {
   if (snapshot.send.bytes.length > 0 || finSent(snapshot.state)) limitRto(fd, RTO_MS_MAX);
-  // both sizes back to autotuning: it only ever grows them, and bytes above a limit stay queued
-  try {
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_BUF_LOCK, 0);
-  } catch (error) {
-    if (!isMissingOption(error)) throw error;
-  }
+  // both sizes back to autotuning: it only ever grows them, so the leg keeps room for what it had; before 5.15 they stay
+  kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_BUF_LOCK, 0, "ENOPROTOOPT");
   if (snapshot.mss >= MAXSEG_MIN) kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG, 0);
 }
 
 function limitRto(fd: number, rtoMsMax: number): void {
-  try {
-    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_RTO_MAX_MS, rtoMsMax);
-  } catch (error) {
-    if (!isMissingOption(error)) throw error;
-  }
-}
-
-/** An older kernel: the option is a refinement, the leg is right without it. */
-function isMissingOption(error: unknown): boolean {
-  return error instanceof HoldfastError && error.code === "ENOPROTOOPT";
+  // a refinement: on an older kernel the leg is right without it
+  kernel.trySetsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_RTO_MAX_MS, rtoMsMax, "ENOPROTOOPT");
 }
 
 // ---- options and windows

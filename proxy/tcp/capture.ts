@@ -7,7 +7,8 @@
  * What repair mode does and does not do: the descriptor can be closed without FIN or RST. It does *not* stop receiving,
  * and it does not stop the kernel's timers: a leg with unacknowledged bytes still retransmits, a pending delayed ACK is
  * still sent, zero-window probes and keep-alives go on. All of them repeat what the peer has already seen, so they
- * are harmless; they are not silence.
+ * are harmless; they are not silence. Peeking at a receive queue also sends the ACK that was being delayed. A frozen
+ * process's kernel socket may answer that with bytes it had queued: hence the second look at the receive queue's end.
  *
  *      send queue                               receive queue
  *   snd_una     snd_nxt     write_seq        copied_seq        rcv_nxt

@@ -477,6 +477,30 @@ export function addressOf(buffer: Buffer): bigint {
 // ---- waiting without blocking the event loop
 
 /**
+ * Resolves when `fd` is readable (a pidfd: when its process has ended). libuv polls the descriptor on the event loop,
+ * so no thread of the pool is taken. The descriptor must not belong to a net.Socket, and may be closed only after this
+ * has settled. `signal` ends the wait with its reason as rejection.
+ */
+export function waitReadable(fd: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(signal.reason);
+    const poll = koffi.node.poll(fd, { readable: true, disconnect: true }, () => {
+      finish();
+      resolve();
+    });
+    const onAbort = () => {
+      finish();
+      reject(signal?.reason);
+    };
+    const finish = () => {
+      poll.close();
+      signal?.removeEventListener("abort", onAbort);
+    };
+    signal?.addEventListener("abort", onAbort, { once: true });
+  });
+}
+
+/**
  * One message into `into` when it comes; 0 at the end. A thread of libuv's pool waits in recv(2) meanwhile, so this is for
  * the few descriptors that Node's own sockets cannot be (SOCK_SEQPACKET). To end the wait, `shutdown` the descriptor first
  * and close it only after this has settled.

@@ -8,14 +8,13 @@
  * A shielded leg still *sends*: retransmissions, window probes and keep-alives run on timers (see capture.ts).
  * Sources: net/core/filter.c, man page socket(7) SO_ATTACH_FILTER, Documentation/networking/filter.rst.
  */
-import { HoldfastError } from "../contract/errors.ts";
 import {
   addressOf,
   SO_ATTACH_FILTER,
   SO_DETACH_FILTER,
   SOL_SOCKET,
   setsockoptBuffer,
-  setsockoptInt,
+  trySetsockoptInt,
 } from "./kernel.ts";
 
 const BPF_LD_B_ABS = 0x30;
@@ -64,12 +63,8 @@ function attach(fd: number, program: Instruction[]): void {
 }
 
 function detach(fd: number): void {
-  try {
-    setsockoptInt(fd, SOL_SOCKET, SO_DETACH_FILTER, 0);
-  } catch (error) {
-    // nothing attached: what the caller wants is so already
-    if (!(error instanceof HoldfastError && error.code === "ENOENT")) throw error;
-  }
+  // ENOENT, nothing attached: what the caller wants is so already
+  trySetsockoptInt(fd, SOL_SOCKET, SO_DETACH_FILTER, 0, "ENOENT");
 }
 
 /** From now on the leg's socket receives nothing. The peer sees a silent network and retransmits. */
