@@ -3,16 +3,19 @@
  * finds it again after a restart of the agent; the moves themselves are in `migration/`.
  */
 import { hkdfSync } from "node:crypto";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { Configure, SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Ownership } from "#proxy/store/store.ts";
+import { listenBacklog } from "#proxy/tcp/diag.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
 import { isSameProcess, processState, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import { applicationPid, type ContainerRecord, type ContainerRuntime } from "../container/runtime.ts";
+import { INSIDE_CRIU } from "../container/spec.ts";
 import type { MoveResult, PrepareCall, Report } from "../migration/move.ts";
 import { endRepair } from "../migration/sockets.ts";
 import { continueProcess, Departure } from "../migration/source.ts";
@@ -42,6 +45,11 @@ export interface WorkloadStatus {
 }
 
 const CRIU_POLL_MS = 20;
+/** takeover has no links */
+const NO_LINK: Endpoint = { address: "", port: 0 };
+/** an application that takes longer to listen is served as it is */
+const LISTEN_MS_MAX = 10_000;
+const LISTEN_POLL_MS = 20;
 
 export class Workload {
   readonly config: WorkloadConfig;
@@ -118,9 +126,10 @@ export class Workload {
       context.log.info({ workload: name, owner: ownership.owner }, "owned by another node");
       return;
     }
-    const container = await this.createContainer("application", async () => {});
+    const container = await this.createContainer(async () => {});
     this.record({ container, role: "owner", epoch: ownership.epoch, stopped: false, edges: [] });
     try {
+      await this.#launch(container);
       await this.vip?.add();
       const proxy = await this.#startProxy();
       await proxy.command("serve", { epoch: ownership.epoch });
@@ -200,7 +209,7 @@ export class Workload {
 
   /** The target has it. What a proxy of ours still holds for clients of a relay goes on as an edge. */
   async #recoverRetired(moving: Moving): Promise<void> {
-    const link = await this.#linkOf(moving.peer);
+    const link = this.downstream === "relay" ? await this.#linkOf(moving.peer) : NO_LINK;
     this.context.log.info({ workload: this.name, owner: moving.peer }, "the cut-off move had been done");
     await this.retire(moving.epoch, { node: moving.peer, link });
   }
@@ -323,10 +332,7 @@ export class Workload {
 
   // ---- parts of a move that both sides or recovery use ----
 
-  createContainer(
-    role: "application" | "standby",
-    populate: (layer: string) => Promise<void>,
-  ): Promise<ContainerRecord> {
+  createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord> {
     const { context, config } = this;
     return loadRootfs(config).then(({ rootfs, container }) =>
       context.runtime.create(
@@ -335,7 +341,6 @@ export class Workload {
           node: context.node,
           container,
           rootfs,
-          role,
           stateDir: context.stateDir,
           logFile: this.#file("app.log"),
           criuDir: context.criu.dir,
@@ -546,6 +551,40 @@ export class Workload {
     const linkKey = Buffer.from(hkdfSync("sha256", context.key, "", `holdfast link ${this.name}`, 32));
     await proxy.command("configure", configure, linkKey);
     return proxy;
+  }
+
+  /** Starts the application and waits until it listens, so that the first client is not refused. */
+  async #launch(container: ContainerRecord): Promise<void> {
+    const { context, config } = this;
+    const plan = (await loadRootfs(config)).container;
+    await context.runtime.launch(
+      container,
+      context.criu.at(INSIDE_CRIU),
+      plan.command,
+      this.#file("app.log"),
+    );
+    const deadlineMs = Date.now() + LISTEN_MS_MAX;
+    for (;;) {
+      if ((await applicationPid(container)) === null) {
+        const log = await readFile(this.#file("app.log"), "utf8").catch(() => "");
+        throw new HoldfastError(
+          `${this.name} ended at once: ${log.trim().split("\n").at(-1) || "it said nothing"}`,
+          {
+            code: "APPLICATION_ENDED",
+            source: "container",
+          },
+        );
+      }
+      if (config.ports.every((port) => listenBacklog(port.upstream) !== null)) return;
+      if (Date.now() > deadlineMs) {
+        context.log.warn(
+          { workload: this.name, ms: LISTEN_MS_MAX },
+          "the application does not listen yet; going on",
+        );
+        return;
+      }
+      await new Promise((resolve) => setTimeout(resolve, LISTEN_POLL_MS));
+    }
   }
 
   async #tearDown(): Promise<void> {

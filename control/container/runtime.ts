@@ -1,18 +1,20 @@
 /**
- * Containers, by runc or crun. One `Container` is one instance on one node: the workload running (`catatonit -- command`)
- * or the standby that a restore fills (`catatonit -P`, PID 1 and nothing else).
+ * Containers, by runc or crun. Each is made as a standby, PID 1 and nothing else; then the application is launched in it,
+ * or CRIU restores it. Either way it is a child of that init and the leader of its own session, so that it looks the
+ * same after any number of moves.
  *
  * What an instance leaves on the host is one tmpfs at `runDir`; its overlay is mounted in a mount namespace of its own
  * and ends with the container. All files of a running instance are reached through /proc/INIT/root, so that an agent
  * started later, perhaps in another mount namespace, finds them too.
  */
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { closeSync, openSync } from "node:fs";
 import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import type { CriuTool } from "../criu/worker.ts";
 import { runCommand } from "./command.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
 import {
@@ -36,7 +38,6 @@ export interface CreateOptions {
   node: string;
   container: ContainerPlan;
   rootfs: WorkloadRootfs;
-  role: "application" | "standby";
   stateDir: string;
   logFile: string;
   criuDir: string;
@@ -54,6 +55,8 @@ export interface ContainerRecord {
   tmpfs: string[];
 }
 
+const SETSID_BINARY = "/usr/bin/setsid";
+const FORK_POLL_MS = 5;
 const RUNTIMES = ["runc", "crun"];
 
 export class ContainerRuntime {
@@ -105,6 +108,7 @@ export class ContainerRuntime {
       );
       for (const folder of ["layer", "work", "rootfs", "bundle"]) await mkdir(join(runDir, folder));
       await copyFile(options.initBinary, join(runDir, "init"));
+      await copyFile(SETSID_BINARY, join(runDir, "setsid"));
       await populate(join(runDir, "layer"));
       const spec = specOf(options, id, runDir);
       await writeFile(join(runDir, "bundle", "config.json"), JSON.stringify(spec));
@@ -121,6 +125,60 @@ export class ContainerRuntime {
     } catch (error) {
       await this.#remove(id, runDir);
       throw error;
+    }
+  }
+
+  /**
+   * Starts the application in a container that has none. `setsid --fork` leaves it to the container's init as a child.
+   * @throws HoldfastError `APPLICATION_ENDED` when it is gone at once, with the last line of its log
+   */
+  async launch(record: ContainerRecord, tool: CriuTool, command: string[], logFile: string): Promise<void> {
+    const spec = JSON.parse(await readFile(join(record.runDir, "bundle", "config.json"), "utf8")) as OciSpec;
+    // setsid(1) comes with its own C library, as the container may have none
+    const args = [
+      tool.loader,
+      "--library-path",
+      tool.libraryPath,
+      `${INSIDE_RUN}/setsid`,
+      "--fork",
+      "--",
+      ...command,
+    ];
+    const processFile = join(record.runDir, "bundle", "process.json");
+    await writeFile(processFile, JSON.stringify({ ...spec.process, args }));
+    const output = openSync(`/proc/${record.init.pid}/fd/1`, "w");
+    const nothing = openSync(pathInside(record, "/dev/null"), "r"); // the container's own: CRIU must find its mount
+    const errors = join(record.runDir, "exec.log");
+    const pidFile = join(record.runDir, "exec.pid");
+    try {
+      const argv = [
+        "--root",
+        this.#root,
+        "--log",
+        errors,
+        "exec",
+        "--detach",
+        "--pid-file",
+        pidFile,
+        "--process",
+        processFile,
+        record.id,
+      ];
+      const child = spawn(this.#program, argv, { stdio: [nothing, output, output], cwd: "/" });
+      const status = await exitStatus(child);
+      if (status !== 0) {
+        const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${logFile}`;
+        throw new HoldfastError(`${this.#program} cannot start the application: ${reason}`, {
+          code: "CONTAINER_EXEC",
+          source: "container",
+        });
+      }
+      const setsid = await identify(Number(await readFile(pidFile, "utf8")));
+      while (setsid !== null && (await isSameProcess(setsid)))
+        await new Promise((resolve) => setTimeout(resolve, FORK_POLL_MS));
+    } finally {
+      closeSync(output);
+      closeSync(nothing);
     }
   }
 
@@ -176,10 +234,7 @@ export class ContainerRuntime {
         ...runtime,
       ];
       const child = spawn("unshare", argv, { stdio: ["ignore", writer, writer], cwd: "/" });
-      const status = await new Promise<number | null>((resolve, reject) => {
-        child.once("error", reject);
-        child.once("exit", resolve); // not "close": the container keeps the pipe open
-      });
+      const status = await exitStatus(child);
       if (status !== 0) {
         const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${options.logFile}`;
         throw new HoldfastError(`${this.#program} cannot create ${id}: ${reason}`, {
@@ -215,7 +270,6 @@ export class ContainerRuntime {
 }
 
 function specOf(options: CreateOptions, id: string, runDir: string): OciSpec {
-  const command = options.rootfs.bundle?.process.args ?? options.container.command;
   const specOptions = {
     container: options.container,
     rootfs: join(runDir, "rootfs"),
@@ -223,8 +277,6 @@ function specOf(options: CreateOptions, id: string, runDir: string): OciSpec {
     criuDir: options.criuDir,
     hostname: options.workload,
     cgroupsPath: `/holdfast/${id}`,
-    init:
-      options.role === "standby" ? [`${INSIDE_RUN}/init`, "-P"] : [`${INSIDE_RUN}/init`, "--", ...command],
   };
   return options.rootfs.bundle === null
     ? buildSpec(specOptions)
@@ -281,6 +333,13 @@ function cgroupMountPoint(mountinfo: string, controllers: string): string | null
     }
   }
   return null;
+}
+
+function exitStatus(child: ChildProcess): Promise<number | null> {
+  return new Promise((resolve, reject) => {
+    child.once("error", reject);
+    child.once("exit", resolve); // not "close": the application keeps the pipe open
+  });
 }
 
 function lastLine(text: string): string {

@@ -17,6 +17,9 @@ export interface ContainerPlan {
 export const INSIDE_RUN = "/.holdfast/run";
 export const INSIDE_CRIU = "/.holdfast/criu";
 
+/** PID 1 of every container: reaps, and outlives the application (catatonit(1), `-P`). */
+const PAUSE = [`${INSIDE_RUN}/init`, "-P"];
+
 export interface SpecOptions {
   container: ContainerPlan;
   /** host path of the container's root file system */
@@ -27,8 +30,6 @@ export interface SpecOptions {
   criuDir: string;
   hostname: string;
   cgroupsPath: string;
-  /** argv of PID 1 */
-  init: string[];
 }
 
 interface OciMount {
@@ -133,7 +134,7 @@ export function buildSpec(options: SpecOptions): OciSpec {
     process: {
       terminal: false,
       user: { uid: 0, gid: 0 },
-      args: [...options.init],
+      args: PAUSE,
       env: Object.entries(env).map(([name, value]) => `${name}=${value}`),
       cwd: options.container.cwd,
       noNewPrivileges: true,
@@ -163,7 +164,7 @@ export function adaptSpec(options: SpecOptions, bundle: OciSpec): OciSpec {
   const hasRun = mounts.some((mount) => mount.destination === "/run");
   return addOurs(options, {
     ...bundle,
-    process: { ...bundle.process, terminal: false, args: [...options.init] },
+    process: { ...bundle.process, terminal: false, args: PAUSE },
     root: { path: options.rootfs, readonly: false },
     mounts: hasRun ? mounts : [...mounts, RUN_MOUNT],
     linux: { ...linux, namespaces, cgroupsPath: options.cgroupsPath },

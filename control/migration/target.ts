@@ -121,7 +121,7 @@ export class Arrival {
       },
     });
     context.faults.at("target:prepare");
-    this.#created = this.#workload.createContainer("standby", async (layer) => {
+    this.#created = this.#workload.createContainer(async (layer) => {
       this.#layerReady.resolve(layer);
       await this.#layerDone.promise;
     });

@@ -118,7 +118,8 @@ export interface Discard {
 /** Source, after the target released. takeover: close all silently and exit. relay: go on as an edge of `owner`. */
 export interface Retire {
   epoch: number;
-  owner: { node: string; link: Endpoint };
+  /** where the links of a relay go; null in takeover, which leaves nothing */
+  owner: { node: string; link: Endpoint } | null;
 }
 /** Relay: a third node's edge learns of the new owner; prepared links come alive. */
 export interface SwitchOwner {

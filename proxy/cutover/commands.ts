@@ -43,7 +43,9 @@ const configureSchema = z.object({
 });
 const epochOnly = z.object({ epoch: z.int().min(0) });
 const withTarget = epochOnly.extend({ target: endpoint });
-const withOwner = epochOnly.extend({ owner: z.object({ node: z.string(), link: endpoint }) });
+const owner = z.object({ node: z.string(), link: endpoint });
+const withOwner = epochOnly.extend({ owner });
+const withOwnerOrNone = epochOnly.extend({ owner: owner.nullable() });
 
 export interface CommandsOptions {
   kernel: LegKernel;
@@ -84,6 +86,7 @@ export class Commands {
       }),
       standby: this.#command("standby", epochOnly, async (proxy) => {
         await proxy.openLinks();
+        if (proxy.config.downstream === "takeover") await proxy.openListeners({ beforeAddress: true });
         return { result: () => ({ link: proxy.linkEndpoint }) };
       }),
       prepareLinks: this.#command("prepareLinks", withTarget, async (proxy, params) => {
@@ -111,7 +114,7 @@ export class Commands {
       }),
       adoptDownstream: this.#command("adoptDownstream", epochOnly, async (proxy, _params, body) => {
         requireMode(proxy, "takeover");
-        const result = await adoptDownstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
+        const result = adoptDownstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
         return { result: () => result };
       }),
       release: this.#command("release", epochOnly, async (proxy, params) => {
@@ -132,7 +135,7 @@ export class Commands {
         const result = discard(proxy);
         return { result: () => result };
       }),
-      retire: this.#command("retire", withOwner, async (proxy, params) => {
+      retire: this.#command("retire", withOwnerOrNone, async (proxy, params) => {
         proxy.role = proxy.config.downstream === "relay" ? "edge" : "gone";
         proxy.epoch = params.epoch;
         const result = retire(proxy, params.owner);

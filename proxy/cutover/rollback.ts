@@ -2,8 +2,9 @@
  * Rollback at the source: everything that was held, taken out or captured goes on as if nothing had happened.
  * Retire at the source: the target has released; what is still here falls silent, or serves as an edge.
  */
+import assert from "node:assert/strict";
 import { once } from "node:events";
-import type { Retire } from "#proxy/contract/commands.ts";
+import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
@@ -51,9 +52,10 @@ export function refuseLateRollback(proxy: WorkloadProxy): void {
 }
 
 function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
-  const upstream = wake(proxy, session.stillUpstream);
+  const upstream = wake(proxy, session.stillUpstream, false);
   session.stillUpstream = null;
-  const downstream = wake(proxy, session.stillDownstream);
+  // The client may have sent its last word, a reset even, against the shield.
+  const downstream = wake(proxy, session.stillDownstream, true);
   session.stillDownstream = null;
   if (session.state === "captured") {
     // Captured with the downstream legs only: it was lingering, or never dialled.
@@ -79,10 +81,10 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   return true;
 }
 
-function wake(proxy: WorkloadProxy, still: StillLeg | null): TcpLeg | null {
+function wake(proxy: WorkloadProxy, still: StillLeg | null, probe: boolean): TcpLeg | null {
   if (still === null) return null;
-  if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd);
   proxy.kernel.unshieldLeg(still.fd);
+  if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd, { probe });
   return TcpLeg.attach(proxy.kernel, still.fd);
 }
 
@@ -96,6 +98,7 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
     proxy.closeDoors();
     return { sessions: 0 };
   }
+  assert(owner !== null, "a relay goes on to somewhere");
   proxy.owner = owner;
   for (const session of [...proxy.sessions.values()]) {
     if (session.edge === proxy.config.node) becomeEdge(proxy, session);
@@ -161,7 +164,8 @@ export async function prepareLinks(
 }
 
 /** Relay, at a third node's edge. */
-export function switchOwner(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions: number } {
+export function switchOwner(proxy: WorkloadProxy, owner: SwitchOwner["owner"]): { sessions: number } {
+  assert(owner !== null, "a relay goes on to somewhere");
   proxy.owner = owner;
   for (const session of [...proxy.sessions.values()]) {
     if (session.edge !== proxy.config.node) continue;
