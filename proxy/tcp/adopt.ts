@@ -30,8 +30,11 @@ const MAXSEG_MAX = 32767;
 const MAXSEG_MIN = 88;
 const FIRST_RTO_MS_MAX = 1000;
 const RTO_MS_MAX = 120_000;
-/** An injected segment normally arrives before sendto returns; a busy softirq thread may take longer. */
-const INJECT_TRIES_MAX = 20;
+/**
+ * An injected segment normally arrives before sendto returns. It takes longer on a busy softirq thread, and goes the
+ * wrong way where an IPv6 address has only just been added: the kernel installs its local route from a work queue.
+ */
+const INJECT_TRIES_MAX = 100;
 const INJECT_WAIT_MS = 1;
 
 const TCPOPT_MSS = 2;
@@ -288,8 +291,9 @@ function inject(
   for (let attempt = 0; attempt < INJECT_TRIES_MAX; attempt++) {
     const state = readState(fd);
     if (state === "CLOSE" || arrived(state)) return;
-    if (attempt === 0) injectSegment({ from: snapshot.remote, to: snapshot.local, ...segment, window });
-    else Atomics.wait(sleeper, 0, 0, INJECT_WAIT_MS);
+    if (attempt > 0) Atomics.wait(sleeper, 0, 0, INJECT_WAIT_MS);
+    // again each time: a copy is an old segment to TCP, and a lost one did not come this way
+    injectSegment({ from: snapshot.remote, to: snapshot.local, ...segment, window });
   }
   throw new HoldfastError(
     `a segment injected for ${snapshot.local.address}:${snapshot.local.port} did not arrive; let the loopback device through the firewall`,

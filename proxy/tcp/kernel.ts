@@ -476,28 +476,28 @@ export function addressOf(buffer: Buffer): bigint {
 
 // ---- waiting without blocking the event loop
 
+/** One thread of the pool is taken for at most this long at a time. */
+const WAIT_SLICE_MS = 100;
+
 /**
- * Resolves when `fd` is readable (a pidfd: when its process has ended). libuv polls the descriptor on the event loop,
- * so no thread of the pool is taken. The descriptor must not belong to a net.Socket, and may be closed only after this
- * has settled. `signal` ends the wait with its reason as rejection.
+ * Resolves when `fd` is readable (a pidfd: when its process has ended). A thread of libuv's pool waits in poll(2) meanwhile,
+ * in slices, so `signal` takes effect (its reason is the rejection) within a slice; close the descriptor only after this
+ * has settled. (koffi's own poll handle was tried: it may miss the event and keeps the process alive.)
  */
-export function waitReadable(fd: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    if (signal?.aborted) return reject(signal.reason);
-    const poll = koffi.node.poll(fd, { readable: true, disconnect: true }, () => {
-      finish();
-      resolve();
+export async function waitReadable(fd: number, signal?: AbortSignal): Promise<void> {
+  const pollfd = Buffer.alloc(8);
+  pollfd.writeInt32LE(fd, 0);
+  pollfd.writeInt16LE(POLLIN, 4);
+  for (;;) {
+    signal?.throwIfAborted();
+    if (pollNow(fd, POLLIN) !== 0) return;
+    await new Promise<void>((resolve, reject) => {
+      // the result is looked at by pollNow: errno belongs to the other thread
+      libc().poll.async(pollfd, 1, WAIT_SLICE_MS, (error: Error | null) =>
+        error ? reject(error) : resolve(),
+      );
     });
-    const onAbort = () => {
-      finish();
-      reject(signal?.reason);
-    };
-    const finish = () => {
-      poll.close();
-      signal?.removeEventListener("abort", onAbort);
-    };
-    signal?.addEventListener("abort", onAbort, { once: true });
-  });
+  }
 }
 
 /**
