@@ -5,7 +5,7 @@
  * (takeover), by SIGTERM (as `stop`), or by a bug; an agent that goes away ends nothing.
  */
 import { chmodSync, rmSync } from "node:fs";
-import { createServer, type Server } from "node:net";
+import { createServer, isIPv6, type Server } from "node:net";
 import { parseArgs } from "node:util";
 import pino from "pino";
 import { createAdmin } from "#proxy/admin/http.ts";
@@ -18,6 +18,9 @@ import { captureLeg, readState, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
+
+/** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
+const IP_FREEBIND = 15;
 
 const legKernel: LegKernel = {
   dup: kernel.dupCloexec,
@@ -34,7 +37,29 @@ const legKernel: LegKernel = {
   unreadBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCINQ),
   isClosed: (fd) => readState(fd) === "CLOSE",
   captureLeg,
-  uncaptureLeg,
+  uncaptureLeg(fd, { probe }) {
+    if (probe) kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF);
+    // Twice off is off; it also gives back what repair mode changed.
+    uncaptureLeg(fd);
+  },
+  bindShielded(endpoint) {
+    const v6 = isIPv6(endpoint.address);
+    const fd = kernel.socket(
+      v6 ? kernel.AF_INET6 : kernel.AF_INET,
+      kernel.SOCK_STREAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC,
+      kernel.IPPROTO_TCP,
+    );
+    try {
+      kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+      kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1);
+      shieldListener(fd);
+      kernel.bind(fd, endpoint);
+      return fd;
+    } catch (error) {
+      kernel.close(fd);
+      throw error;
+    }
+  },
   adoptLeg,
   releaseLeg,
   shieldLeg,

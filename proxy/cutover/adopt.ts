@@ -37,13 +37,11 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
   return result(snapshots.length, legs, start);
 }
 
-/** Takeover. The listener is bound here, and refuses handshakes silently until release. */
+/** Takeover. The listener is there since `standby`, and refuses handshakes silently until release. */
 export async function adoptDownstream(
   proxy: WorkloadProxy,
   snapshots: SessionSnapshot[],
 ): Promise<AdoptResult> {
-  await proxy.openListeners();
-  for (const listener of proxy.listeners) proxy.kernel.shieldListener(listener.fd);
   const start = process.hrtime.bigint();
   let legs = 0;
   try {

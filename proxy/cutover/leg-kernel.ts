@@ -5,7 +5,8 @@ import type { SocketKernel } from "#proxy/relay/socket-kernel.ts";
 export interface LegKernel extends SocketKernel {
   /** The leg stays in repair mode: closing it sends nothing. */
   captureLeg(fd: number): LegSnapshot;
-  uncaptureLeg(fd: number): void;
+  /** `probe`: ask the peer for a sign of life, for what it sent while nobody listened (ESTABLISHED only). */
+  uncaptureLeg(fd: number, options: { probe: boolean }): void;
   adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean }): number;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
@@ -13,6 +14,11 @@ export interface LegKernel extends SocketKernel {
   unshieldLeg(fd: number): void;
   shieldListener(fd: number): void;
   unshieldListener(fd: number): void;
+  /**
+   * A socket bound to an address that need not be on this node yet, with handshakes refused silently.
+   * @throws HoldfastError with the errno name as code
+   */
+  bindShielded(endpoint: Endpoint): number;
   /** Connections the application has not accepted yet. */
   listenBacklog(endpoint: Endpoint): number | Promise<number>;
   /** Handshakes under way on a local port. */

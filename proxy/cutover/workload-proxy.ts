@@ -113,7 +113,7 @@ export class WorkloadProxy {
   // ---- where clients arrive
 
   /** @throws HoldfastError `PROXY_LISTEN` */
-  async openListeners(): Promise<void> {
+  async openListeners(options = { beforeAddress: false }): Promise<void> {
     if (this.listeners.length > 0) return;
     for (const [index, port] of this.config.ports.entries()) {
       try {
@@ -121,6 +121,10 @@ export class WorkloadProxy {
           await ClientListener.open({
             address: this.config.listenAddress,
             port: port.listen,
+            // With takeover the address may not be here yet: the listener is there before it.
+            fd: options.beforeAddress
+              ? this.kernel.bindShielded({ address: this.config.listenAddress, port: port.listen })
+              : null,
             onAccept: (handle) => this.#onAccept(index, handle),
             onError: (error) => {
               this.counters.acceptErrors++;
@@ -534,9 +538,13 @@ export class WorkloadProxy {
     }
     const session = this.sessions.get(id);
     if (session === undefined || session.downstream !== link) return;
+    if (session.state === "captured" || session.state === "adopted") {
+      // Either the client is gone, or its edge has switched to the new owner already.
+      session.lose("downstream", "link over");
+      return;
+    }
     if (code !== RST_CODE.reset) this.counters.linkFailures++;
-    if (session.state === "captured" || session.state === "adopted") session.lose("downstream", "link over");
-    else session.reset("downstream link over");
+    session.reset("downstream link over");
   }
 
   closeParked(code: number): void {

@@ -12,6 +12,8 @@ const BACKLOG = 4096;
 export interface ListenerOptions {
   address: string;
   port: number;
+  /** bound already, and ours from now on */
+  fd: number | null;
   onAccept(handle: TcpHandle): void;
   /** accept(2) failed: no descriptors left */
   onError(error: Error): void;
@@ -36,7 +38,12 @@ export class ClientListener {
     const server = net.createServer({ allowHalfOpen: true });
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     server.once("error", reject);
-    server.listen({ host: options.address, port: options.port, backlog: BACKLOG, exclusive: true }, resolve);
+    if (options.fd !== null) server.listen({ fd: options.fd }, BACKLOG, resolve);
+    else
+      server.listen(
+        { host: options.address, port: options.port, backlog: BACKLOG, exclusive: true },
+        resolve,
+      );
     try {
       await promise;
     } catch (cause) {

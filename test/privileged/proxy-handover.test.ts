@@ -1,48 +1,242 @@
 /** Whole handovers between proxies, legs and links and all; the application is stopped and unplugged instead of dumped. */
 import assert from "node:assert/strict";
-import { after, before, describe, it } from "node:test";
+import { once } from "node:events";
+import { after, afterEach, before, describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import { CountedClient } from "#test/support/counted-client.ts";
 import { type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
 
+const GROWTH_MOVES = 20;
+
 for (const downstream of ["relay", "takeover"] as const) {
-  describe(`a handover by ${downstream}`, { timeout: 60_000 }, () => {
+  describe(`a handover by ${downstream}`, { timeout: 120_000 }, () => {
     let lab: ProxyLab;
-    const clients: CountedClient[] = [];
+    let owner: NodeName = "a";
+    let clients: CountedClient[] = [];
+    let seed = 0;
 
     before(async () => {
       lab = await ProxyLab.start({ nodes: ["a", "b"], downstream });
       await lab.serve("a");
     });
-    after(async () => {
+    afterEach(async () => {
       for (const client of clients) client.socket.destroy();
-      await lab.stop();
+      clients = [];
+      await lab.proxy(owner).untilSessions(0);
     });
+    after(() => lab.stop());
 
-    function connect(node: NodeName): CountedClient {
-      const client = new CountedClient(lab.client(downstream === "takeover" ? null : node), {
-        seed: clients.length,
-      });
+    function connect(node: NodeName = owner): CountedClient {
+      const client = new CountedClient(lab.client(downstream === "takeover" ? null : node), { seed: seed++ });
       clients.push(client);
       return client;
     }
 
-    it("keeps every byte from a to b and back under load", async () => {
-      for (let i = 0; i < 10; i++) connect("a");
+    async function move(during?: Parameters<ProxyLab["move"]>[2]): Promise<void> {
+      const to = owner === "a" ? "b" : "a";
+      await lab.move(owner, to, during);
+      owner = to;
+    }
+
+    async function counters(): Promise<Record<string, number>> {
+      const sum: Record<string, number> = {};
+      for (const proxy of lab.proxies.values()) {
+        for (const [name, value] of Object.entries((await proxy.status()).counters)) {
+          sum[name] = (sum[name] ?? 0) + value;
+        }
+      }
+      return sum;
+    }
+
+    it("keeps every byte there and back under load", async () => {
+      for (let i = 0; i < 10; i++) connect();
       await Promise.all(clients.map((client) => client.progress()));
-      await lab.move("a", "b");
+      await move();
       await Promise.all(clients.map((client) => client.progress()));
-      connect("a");
+      connect();
+      if (downstream === "relay") connect("a");
       await Promise.all(clients.map((client) => client.progress()));
-      await lab.move("b", "a");
+      await move();
       await Promise.all(clients.map((client) => client.progress()));
       await Promise.all(clients.map((client) => client.settled()));
+      const { sessionsReset, linkMismatches, linkFailures, legFailures } = await counters();
       assert.deepEqual(
-        clients.map(({ over, corruptAt }) => ({ over, corruptAt })),
-        clients.map(() => ({ over: null, corruptAt: -1 })),
+        { sessionsReset, linkMismatches, linkFailures, legFailures },
+        { sessionsReset: 0, linkMismatches: 0, linkFailures: 0, legFailures: 0 },
       );
-      const { counters } = await lab.proxy("a").status();
-      assert.equal(counters.sessionsReset, 0);
-      assert.equal(counters.linkMismatches, 0);
+    });
+
+    it("serves a client that connects in any step", async () => {
+      await connect().progress();
+      await move(() => {
+        const client = connect("a");
+        client.send(1000);
+      });
+      await Promise.all(clients.map((client) => client.progress()));
+      await move(() => {
+        connect("a").run();
+      });
+      await Promise.all(clients.map((client) => client.progress()));
+      await Promise.all(clients.map((client) => client.settled()));
+    });
+
+    it("passes on what a client did in any step: the end of its side, or a reset", async () => {
+      const steps = ["prepared", "held", "capturedUpstream", "adoptedUpstream", "released", "retired"];
+      if (downstream === "takeover") steps.push("capturedDownstream", "adoptedDownstream");
+      const ending = new Map<string, CountedClient>();
+      const resetting = new Map<string, CountedClient>();
+      for (const step of steps) {
+        ending.set(step, connect());
+        resetting.set(step, connect());
+      }
+      const bystander = connect();
+      await Promise.all(clients.map((client) => client.progress(1000)));
+      await Promise.all(clients.map((client) => client.settled()));
+      await move((step) => {
+        const ender = ending.get(step);
+        ender?.send(5000);
+        ender?.socket.end();
+        resetting.get(step)?.socket.resetAndDestroy();
+      });
+      for (const client of ending.values()) {
+        if (client.over === null) await once(client.socket, "end");
+        assert.equal(client.over, "end");
+        assert.equal(client.answeredBytes, client.sentBytes, "answered to the last byte, then ended");
+        assert.equal(client.corruptAt, -1);
+      }
+      await bystander.progress();
+      await lab.proxy(owner).untilSessions(1);
+    });
+
+    it("moves a client that sends without reading, queues and all", async () => {
+      const client = connect();
+      await client.progress();
+      await client.settled();
+      client.socket.pause();
+      client.send(24 << 20);
+      // Until nothing moves any more: every queue between client and application is full, both ways.
+      for (let bytes = -1, now = 0; now !== bytes; await delay(150)) {
+        bytes = now;
+        now = (await lab.proxy(owner).sessions())[0]?.bytesIn ?? 0;
+      }
+      await move();
+      await move();
+      client.socket.resume();
+      await client.settled();
+    });
+
+    it("goes on after a rollback from any step, and the target forgets", async () => {
+      const target = owner === "a" ? "b" : "a";
+      for (let i = 0; i < 5; i++) connect();
+      await Promise.all(clients.map((client) => client.progress()));
+      const steps = ["prepared", "held", "capturedUpstream", "adoptedUpstream"];
+      if (downstream === "takeover") steps.push("capturedDownstream", "adoptedDownstream");
+      for (const step of steps) {
+        for (const client of clients) client.run();
+        const gone = connect();
+        await gone.progress(1000);
+        await gone.settled();
+        await assert.rejects(
+          move(async (at) => {
+            if (at !== step) return;
+            gone.socket.resetAndDestroy();
+            connect().run();
+            throw new Error("the move is given up");
+          }),
+          /given up/,
+        );
+        if (step.endsWith("Downstream")) {
+          lab.moveVip(target, owner);
+          lab.announceVip(owner);
+        }
+        if (!lab.proxies.has(target)) await lab.startProxy(target);
+        await lab.proxy(target).call("discard", { epoch: lab.epoch + 1 });
+        lab.epoch += 2;
+        lab.plug(owner);
+        lab.continueApp();
+        if (step !== "prepared") await lab.proxy(owner).call("rollback", { epoch: lab.epoch });
+        clients = clients.filter((client) => client !== gone);
+        await Promise.all(clients.map((client) => client.progress()));
+      }
+      await lab.proxy(owner).untilSessions(clients.length);
+      await move();
+      await Promise.all(clients.map((client) => client.progress()));
+      await Promise.all(clients.map((client) => client.settled()));
+    });
+
+    it(`grows by nothing over ${GROWTH_MOVES} moves`, async () => {
+      for (let i = 0; i < 20; i++) connect();
+      await Promise.all(clients.map((client) => client.progress()));
+      await move();
+      await move();
+      await Promise.all(clients.map((client) => client.progress()));
+      const before = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.descriptors, 0);
+      const rssBefore = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.residentBytes, 0);
+      for (let i = 0; i < GROWTH_MOVES; i++) {
+        await move();
+        await Promise.all(clients.map((client) => client.progress(1000)));
+      }
+      await Promise.all(clients.map((client) => client.settled()));
+      const descriptors = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.descriptors, 0);
+      const rss = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.residentBytes, 0);
+      assert.ok(descriptors <= before + 2, `${descriptors} descriptors after, ${before} before`);
+      assert.ok(rss < rssBefore + (60 << 20), `${rss >> 20} MiB after, ${rssBefore >> 20} MiB before`);
     });
   });
 }
+
+describe("relay over three nodes", { timeout: 60_000 }, () => {
+  let lab: ProxyLab;
+  let clients: CountedClient[] = [];
+
+  before(async () => {
+    lab = await ProxyLab.start({ nodes: ["a", "b", "c"], downstream: "relay" });
+    await lab.serve("a");
+  });
+  after(async () => {
+    for (const client of clients) client.socket.destroy();
+    await lab.stop();
+  });
+
+  it("links every edge straight to the newest owner, under load and with new clients everywhere", async () => {
+    let seed = 0;
+    const connect = (node: NodeName): void => {
+      clients.push(new CountedClient(lab.client(node), { seed: seed++ }));
+    };
+    for (let i = 0; i < 5; i++) connect("a");
+    await Promise.all(clients.map((client) => client.progress()));
+    await lab.move("a", "b", () => connect("a"));
+    await Promise.all(clients.map((client) => client.progress()));
+    connect("b");
+    connect("a");
+    await Promise.all(clients.map((client) => client.progress()));
+    await lab.move("b", "c", (step) => {
+      connect("a");
+      if (step !== "prepared") connect("b");
+    });
+    connect("c");
+    await Promise.all(clients.map((client) => client.progress()));
+    // Never a chain: b serves its own clients only.
+    for (const session of await lab.proxy("b").sessions()) assert.equal(session.edge, "b");
+    await lab.move("c", "a", () => connect("b"));
+    await Promise.all(clients.map((client) => client.progress()));
+    await Promise.all(clients.map((client) => client.settled()));
+    for (const name of ["a", "b", "c"] as const) {
+      const { counters } = await lab.proxy(name).status();
+      assert.equal(counters.sessionsReset, 0, name);
+    }
+    const places = (await lab.proxy("a").sessions()).map(({ place }) => place);
+    assert.ok(places.includes("here") && places.includes("owner"));
+  });
+
+  it("resets the clients of an edge whose owner died, and nobody else's", async () => {
+    const onB = clients.filter((client) => client.socket.remoteAddress === "10.66.0.3");
+    assert.ok(onB.length > 0);
+    const over = Promise.all(onB.map((client) => client.until(() => false).catch(() => {})));
+    await lab.proxy("a").kill();
+    await over;
+    for (const client of onB) assert.equal(client.over, "ECONNRESET");
+    assert.ok(((await lab.proxy("b").status()).counters.linkFailures ?? 0) >= onB.length);
+    clients = [];
+  });
+});

@@ -169,6 +169,10 @@ export class ProxyLab {
   moveVip(from: NodeName | null, to: NodeName): void {
     if (from !== null) this.#ip(from, `addr del ${VIP}/24 dev eth0`);
     this.#ip(to, `addr add ${VIP}/24 dev eth0`);
+  }
+
+  /** As a gratuitous ARP would. */
+  announceVip(to: NodeName): void {
     const text = execFileSync("ip", ["-n", this.#ns(to), "-j", "link", "show", "eth0"], { encoding: "utf8" });
     const mac = (JSON.parse(text) as { address: string }[])[0]?.address ?? "";
     this.#ip("clients", `neigh replace ${VIP} lladdr ${mac} dev br0 nud reachable`);
@@ -182,7 +186,10 @@ export class ProxyLab {
   }
 
   async serve(name: NodeName): Promise<void> {
-    if (this.options.downstream === "takeover") this.moveVip(null, name);
+    if (this.options.downstream === "takeover") {
+      this.moveVip(null, name);
+      this.announceVip(name);
+    }
     this.plug(name);
     await this.proxy(name).call("serve", { epoch: this.epoch });
   }
@@ -241,6 +248,8 @@ export class ProxyLab {
       this.moveVip(from, to);
       await during("capturedDownstream");
       await target.call("adoptDownstream", { epoch: next }, down.body);
+      // Not before: a segment that meets no leg is answered with RST.
+      this.announceVip(to);
       await during("adoptedDownstream");
     }
     this.epoch = next;
