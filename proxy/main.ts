@@ -34,6 +34,15 @@ const legKernel: LegKernel = {
     }
   },
   unackedBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCOUTQ),
+  nudge(fd) {
+    try {
+      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+      // Leaving repair mode sends a window probe; its answer acknowledges everything received.
+      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF);
+    } catch {
+      // No capability (such a proxy cannot capture either): the hold waits for the timer.
+    }
+  },
   unreadBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCINQ),
   isClosed: (fd) => readState(fd) === "CLOSE",
   captureLeg,

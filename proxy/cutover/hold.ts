@@ -31,11 +31,13 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
 
   let restless: LiveSession[] = [...proxy.sessions.values()];
   let acceptBacklog = await countBacklog(proxy);
-  for (;;) {
+  for (let poll = 0; ; poll++) {
     restless = restless.filter((session) => !isQuiet(session));
     if (restless.length === 0 && acceptBacklog === 0) break;
     if (performance.now() >= deadlineMs) break;
     await delay(POLL_MS);
+    // An application that only listens acknowledges late.
+    if (poll === 1) for (const { upstream } of restless) if (upstream instanceof TcpLeg) upstream.nudge();
     if (acceptBacklog > 0) acceptBacklog = await countBacklog(proxy);
   }
 

@@ -384,7 +384,7 @@ export class WorkloadProxy {
     }
     this.counters.linkFailures++;
     // In the middle of a move the next owner may have everything: its offsets will tell.
-    if (session.inbound.held && (session.nextLink !== null || session.adopted !== null)) {
+    if (session.inbound.held) {
       session.inbound.removeSink(link.takeUnsent());
       session.outbound.setSource(null);
       session.upstream = null;

@@ -7,6 +7,8 @@ export interface SocketKernel {
   shutdownWrite(fd: number): boolean;
   /** SIOCOUTQ: bytes (FIN included) the peer has not acknowledged. */
   unackedBytes(fd: number): number;
+  /** Makes the peer acknowledge at once what it has, instead of when its delayed-ACK timer says (40 ms). */
+  nudge(fd: number): void;
   /** SIOCINQ: bytes that can be read now. */
   unreadBytes(fd: number): number;
   /** tcpi_state says CLOSE: reset, or both FINs exchanged and acknowledged. */

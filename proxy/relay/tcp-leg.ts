@@ -123,6 +123,11 @@ export class TcpLeg implements End {
     return handle === null ? 0 : this.#kernel.unackedBytes(handle.fd);
   }
 
+  nudge(): void {
+    const handle = this.#handle;
+    if (handle !== null) this.#kernel.nudge(handle.fd);
+  }
+
   unreadBytes(): number {
     const handle = this.#handle;
     return handle === null ? 0 : this.#kernel.unreadBytes(handle.fd);

@@ -211,6 +211,27 @@ describe("a proxy between a client and an application", { timeout: 60_000 }, () 
     assert.equal(got, sent);
   });
 
+  it("does not wait for the delayed acknowledgement of an application that only listens", async (t) => {
+    if (process.getuid?.() !== 0) return t.skip("needs CAP_NET_ADMIN");
+    const { client, server } = await session();
+    let received = 0;
+    server.on("data", (bytes: Buffer) => {
+      received += bytes.length;
+    });
+    const durations: number[] = [];
+    for (let i = 0; i < 8; i++) {
+      // One small segment after the connection's first ones is what the kernel acknowledges late.
+      for (let sent = 0; sent < 30; sent++) client.write("x");
+      const goal = received + 1;
+      while (received < goal) await once(server, "data");
+      const startMs = performance.now();
+      await proxy.call("hold", { epoch: 5 });
+      durations.push(performance.now() - startMs);
+      await proxy.call("rollback", { epoch: 5 });
+    }
+    assert.ok(Math.max(...durations) < 35, `holds took ${durations.map(Math.round).join(", ")} ms`);
+  });
+
   it("notices a client that closed or reset while held", async () => {
     const one = await session();
     const two = await session();

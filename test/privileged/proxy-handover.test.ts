@@ -229,14 +229,33 @@ describe("relay over three nodes", { timeout: 60_000 }, () => {
     assert.ok(places.includes("here") && places.includes("owner"));
   });
 
+  it("outlives the source's proxy dying after its sessions were captured", async () => {
+    const onC = clients.filter((client) => client.socket.remoteAddress === "10.66.0.4");
+    assert.ok(onC.length > 0);
+    // a owns; its own clients go down with it, those connected to b and c do not.
+    for (const client of clients) client.run();
+    await assert.rejects(
+      lab.move("a", "b", async (step) => {
+        if (step === "capturedUpstream") await lab.proxy("a").kill();
+      }),
+      { code: "CHANNEL_CLOSED" },
+    );
+    lab.proxies.delete("a");
+    const owner = { node: "b", link: await lab.linkOf("b") };
+    await lab.proxy("c").call("switchOwner", { epoch: lab.epoch, owner });
+    clients = clients.filter((client) => client.socket.remoteAddress !== "10.66.0.2");
+    await Promise.all(clients.map((client) => client.progress()));
+    await Promise.all(clients.map((client) => client.settled()));
+  });
+
   it("resets the clients of an edge whose owner died, and nobody else's", async () => {
-    const onB = clients.filter((client) => client.socket.remoteAddress === "10.66.0.3");
-    assert.ok(onB.length > 0);
-    const over = Promise.all(onB.map((client) => client.until(() => false).catch(() => {})));
-    await lab.proxy("a").kill();
+    const onC = clients.filter((client) => client.socket.remoteAddress === "10.66.0.4");
+    assert.ok(onC.length > 0);
+    const over = Promise.all(onC.map((client) => client.until(() => false).catch(() => {})));
+    await lab.proxy("b").kill();
     await over;
-    for (const client of onB) assert.equal(client.over, "ECONNRESET");
-    assert.ok(((await lab.proxy("b").status()).counters.linkFailures ?? 0) >= onB.length);
+    for (const client of onC) assert.equal(client.over, "ECONNRESET");
+    assert.ok(((await lab.proxy("c").status()).counters.linkFailures ?? 0) >= onC.length);
     clients = [];
   });
 });
