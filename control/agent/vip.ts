@@ -1,5 +1,10 @@
-/** The address that moves with a workload: put on a device, taken off, announced to the neighbours. */
+/**
+ * The address that moves with a workload: put on a device, taken off (rtnetlink(7)), announced to the neighbours.
+ *
+ * By netlink and not by ip(8), because both happen while clients wait.
+ */
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
 import { runCommand } from "../container/command.ts";
 import { announce, type Device } from "./announce.ts";
 
@@ -8,6 +13,19 @@ export interface VipConfig {
   prefix: number;
   device: string;
 }
+
+const NETLINK_ROUTE = 0;
+const RTM_NEWADDR = 20;
+const RTM_DELADDR = 21;
+const NLM_F_REQUEST = 0x1;
+const NLM_F_ACK = 0x4;
+const NLM_F_REPLACE = 0x100;
+const NLM_F_CREATE = 0x400;
+const NLMSG_ERROR = 2;
+const IFA_ADDRESS = 1;
+const IFA_LOCAL = 2;
+/** no duplicate address detection: a moved IPv6 address must work at once */
+const IFA_F_NODAD = 0x02;
 
 export class Vip {
   readonly config: VipConfig;
@@ -37,21 +55,18 @@ export class Vip {
     return new Vip(config, { name: config.device, index, mac });
   }
 
-  /** Safe to repeat. `nodad`: a moved IPv6 address must work at once. */
-  async add(): Promise<void> {
-    const nodad = this.config.address.includes(":") ? ["nodad"] : [];
-    await runCommand("ip", ["address", "replace", this.#cidr, "dev", this.config.device, ...nodad], {
-      source: "kernel",
-    });
+  /** Safe to repeat. */
+  add(): void {
+    const errno = this.#request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
+    if (errno !== 0) throw this.#refused("put on", errno);
   }
 
-  /** Safe to repeat. */
-  async remove(): Promise<void> {
-    await runCommand("ip", ["address", "del", this.#cidr, "dev", this.config.device], {
-      source: "kernel",
-    }).catch(async (error) => {
-      if (await this.isHere()) throw error;
-    });
+  /** Safe to repeat. Says whether it was there. */
+  remove(): boolean {
+    const errno = this.#request(RTM_DELADDR, 0);
+    const name = errno === 0 ? "" : kernel.errnoName(errno);
+    if (errno !== 0 && name !== "EADDRNOTAVAIL") throw this.#refused("taken off", errno);
+    return errno === 0;
   }
 
   async isHere(): Promise<boolean> {
@@ -66,7 +81,46 @@ export class Vip {
     if (this.#device.mac.length === 6) announce(this.#device, this.config.address);
   }
 
-  get #cidr(): string {
-    return `${this.config.address}/${this.config.prefix}`;
+  /** struct nlmsghdr, struct ifaddrmsg, IFA_LOCAL and IFA_ADDRESS. Returns the kernel's errno, 0 for done. */
+  #request(type: number, flags: number): number {
+    const address = kernel.addressBytes(this.config.address);
+    const isIPv6 = address.length === 16;
+    const attribute = (number: number): Buffer => {
+      const head = Buffer.alloc(4);
+      head.writeUInt16LE(4 + address.length, 0);
+      head.writeUInt16LE(number, 2);
+      return Buffer.concat([head, address]);
+    };
+    const body = Buffer.alloc(8);
+    body[0] = isIPv6 ? kernel.AF_INET6 : kernel.AF_INET;
+    body[1] = this.config.prefix;
+    body[2] = isIPv6 ? IFA_F_NODAD : 0;
+    body.writeUInt32LE(this.#device.index, 4);
+    const payload = Buffer.concat([body, attribute(IFA_LOCAL), attribute(IFA_ADDRESS)]);
+    const header = Buffer.alloc(16);
+    header.writeUInt32LE(header.length + payload.length, 0);
+    header.writeUInt16LE(type, 4);
+    header.writeUInt16LE(NLM_F_REQUEST | NLM_F_ACK | flags, 6);
+    const fd = kernel.socket(kernel.AF_NETLINK, kernel.SOCK_RAW | kernel.SOCK_CLOEXEC, NETLINK_ROUTE);
+    try {
+      kernel.send(fd, Buffer.concat([header, payload]), 0);
+      const answer = Buffer.alloc(4096);
+      const length = kernel.recv(fd, answer, 0);
+      if (length < 20 || answer.readUInt16LE(4) !== NLMSG_ERROR) throw this.#refused("changed", 0);
+      return -answer.readInt32LE(16);
+    } finally {
+      kernel.close(fd);
+    }
+  }
+
+  #refused(what: string, errno: number): HoldfastError {
+    const reason = errno === 0 ? "an answer that is none" : kernel.errnoName(errno);
+    return new HoldfastError(
+      `the address ${this.config.address} cannot be ${what} ${this.config.device}: ${reason}`,
+      {
+        code: "VIP_REFUSED",
+        source: "kernel",
+      },
+    );
   }
 }

@@ -130,7 +130,7 @@ export class Workload {
     this.record({ container, role: "owner", epoch: ownership.epoch, stopped: false, edges: [] });
     try {
       await this.#launch(container);
-      await this.vip?.add();
+      this.vip?.add();
       const proxy = await this.#startProxy();
       await proxy.command("serve", { epoch: ownership.epoch });
       this.vip?.announce();
@@ -198,7 +198,7 @@ export class Workload {
       const root = await applicationPid(container);
       const pids = root === null ? [] : await treeOf(root);
       await endRepair(pids);
-      await this.vip?.add();
+      this.vip?.add();
       await this.#proxy.command("rollback", { epoch: taken.epoch });
       this.vip?.announce();
       for (const pid of pids) continueProcess(pid);
@@ -222,7 +222,7 @@ export class Workload {
     const lives = app !== null && (await processState(app)) !== "T" && this.#proxy !== null;
     if (mine && lives && (moving.step === "released" || moving.step === "adopted")) {
       await context.store.markReleased({ workload: name, node: context.node, epoch: moving.epoch });
-      await this.vip?.add();
+      this.vip?.add();
       await this.proxy.command("release", { epoch: moving.epoch });
       this.vip?.announce();
       this.record({ role: "owner", epoch: moving.epoch, moving: null });
@@ -232,7 +232,7 @@ export class Workload {
     // CRIU has killed what it restored when its agent went away: the source has, or will take, the workload
     if (container !== null) await this.runtime.destroy(container);
     await this.discardProxy(moving.epoch);
-    if (this.vip !== null) await this.vip.remove();
+    this.vip?.remove();
     this.record({ moving: null, container: null });
     context.log.info({ workload: name }, "the cut-off arrival was discarded");
   }
@@ -384,10 +384,10 @@ export class Workload {
     const { container, proxy: proxyRecord } = this.#journal;
     if (this.#proxy !== null)
       await this.#proxy
-        .command("retire", { epoch, owner })
+        .command("retire", { epoch, owner: this.downstream === "relay" ? owner : null })
         .catch((error: unknown) => this.#warn("retire", error));
     if (this.downstream === "takeover") {
-      await this.vip?.remove();
+      this.vip?.remove();
       this.#proxy?.disconnect();
       if (proxyRecord !== null) await endProcess(proxyRecord.process);
       this.#proxy = null;
@@ -593,7 +593,7 @@ export class Workload {
     else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
     this.#proxy = null;
     if (container !== null) await this.runtime.destroy(container);
-    await this.vip?.remove();
+    this.vip?.remove();
     this.record({ proxy: null, container: null });
   }
 

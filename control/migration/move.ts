@@ -1,5 +1,4 @@
 /** What a move is called, reports and results in: shared by both sides, the admin interface and the command line. */
-import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { ImageManifest } from "../criu/images.ts";
 
 /**
@@ -89,26 +88,18 @@ export interface FilesGoneCall {
   root: string;
   gone: string[];
 }
-/** body: the upstream legs. Answered when the application is restored and waits. */
+/** body: the upstream legs → AdoptResult */
+export type AdoptCall = Record<string, never>;
+/** Answered when the application is restored and waits, and its legs are adopted. */
 export interface RestoreCall {
   manifest: ImageManifest;
   /** keys (`pipe:[N]`) of the source's standard output and error */
   outputPipes: string[];
 }
-export interface RestoreReply {
-  legs: number;
-  adoptUs: number;
-}
-/** body: takeover, the downstream legs. Ownership has moved. Answered when clients are served again. */
+/** takeover; body: the downstream legs → AdoptResult */
+export type AdoptDownstreamCall = Record<string, never>;
+/** Ownership has moved. Answered when clients are served again. */
 export interface ReleaseReply {
-  legs: number;
-  adoptUs: number;
+  /** CRIU's own part: from the request to the hook where it waits, and from its leave to go on until the last hook */
   criuRestoreMs: number;
-}
-
-/** Set by tests only (HOLDFAST_FAULT), to make a step fail for real. */
-export type FaultPoint = `${"source" | "target"}:${string}`;
-
-export interface RolledBack {
-  reason: HoldfastError;
 }

@@ -28,7 +28,6 @@ import type {
   ReleaseReply,
   Report,
   RestoreCall,
-  RestoreReply,
   StandbyReply,
 } from "./move.ts";
 import { classifySockets, closeOutbound, endRepair } from "./sockets.ts";
@@ -62,6 +61,7 @@ export class Departure {
   #link: { address: string; port: number } = { address: "", port: 0 };
   #held = false;
   #vipRemoved = false;
+  #adopting: Promise<void> = Promise.resolve();
   #commitTried = false;
   #holdAtMs = 0;
   #releasedAtMs = 0;
@@ -99,10 +99,10 @@ export class Departure {
     try {
       await this.#phase("prepare", () => this.#prepare());
       await this.#dump();
-      const legs = await this.#phase("capture", () => this.#capture());
-      await this.#phase("restore", () => this.#restore(legs));
-      const downstream = await this.#phase("commit", () => this.#commit());
-      await this.#phase("release", () => this.#release(downstream));
+      await this.#phase("capture", () => this.#capture());
+      await this.#phase("restore", () => this.#restore());
+      await this.#phase("commit", () => this.#commit());
+      await this.#phase("release", () => this.#release());
     } catch (error) {
       this.#result.reason = messageOf(error);
       this.#workload.context.log.warn(
@@ -222,11 +222,12 @@ export class Departure {
             this.#held = true;
             this.#holdAtMs = performance.now();
             this.#startDeadline();
-            const { result } = await proxy.command<"hold", HoldResult>("hold", {
-              epoch: this.#workload.journal.epoch,
-            });
-            this.#result.sessions = result.sessions;
-            await this.#closeOutbound();
+            const epoch = this.#workload.journal.epoch;
+            const [hold] = await Promise.all([
+              proxy.command<"hold", HoldResult>("hold", { epoch }),
+              this.#closeOutbound(),
+            ]);
+            this.#result.sessions = hold.result.sessions;
           });
           holdMs = performance.now() - atMs;
           this.#throwIfStopped();
@@ -238,9 +239,6 @@ export class Departure {
     }
     this.#phasesMs.dump = performance.now() - startedMs - holdMs;
     this.#report("dump", "done", this.#phasesMs.dump);
-    this.#pids = await treeOf(this.#pids[0] ?? -1);
-    const stats = decodeStats(await readFile(`${this.#imagesDir}/stats-dump`)).dump;
-    this.#result.criuMs.dump = round((stats?.freezingUs ?? 0) / 1000 + (stats?.frozenUs ?? 0) / 1000);
   }
 
   async #closeOutbound(): Promise<void> {
@@ -256,31 +254,35 @@ export class Departure {
     );
   }
 
-  async #capture(): Promise<Buffer> {
+  /** The target adopts the legs while files and the rest of the memory are still on their way. */
+  async #capture(): Promise<void> {
     this.#throwIfStopped();
     const { context, journal, proxy } = this.#workload;
     context.faults.at("source:capture");
-    const [capture] = await Promise.all([
-      proxy.command<"captureUpstream", CaptureResult>("captureUpstream", { epoch: journal.epoch }),
-      this.#sendFilesSecond(),
-    ]);
+    const files = this.#sendFilesSecond();
+    files.catch(() => {}); // looked at below
+    const capture = await proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
+      epoch: journal.epoch,
+    });
     this.#countCapture(capture.result);
-    return capture.body;
+    this.#adopting = this.#call<AdoptResult>("adopt", {}, capture.body).then(({ result }) =>
+      this.#countAdopt(result),
+    );
+    this.#adopting.catch(() => {}); // looked at by `restore`
+    await files;
   }
 
-  async #restore(legs: Buffer): Promise<void> {
+  async #restore(): Promise<void> {
     this.#throwIfStopped();
     this.#workload.context.faults.at("source:restore");
-    const manifest = await required(this.#sender).finish();
+    const [manifest, outputPipes] = await Promise.all([required(this.#sender).finish(), this.#outputPipes()]);
     this.#result.imageBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
-    const outputPipes = await this.#outputPipes();
     const restore: RestoreCall = { manifest, outputPipes };
-    const { result } = await this.#call<RestoreReply>("restore", restore, legs);
-    this.#countAdopt(result);
+    await Promise.all([this.#call("restore", restore), this.#adopting]);
   }
 
   /** From here on the store tells who owns the workload. */
-  async #commit(): Promise<Buffer> {
+  async #commit(): Promise<void> {
     const workload = this.#workload;
     const { context, journal, name } = workload;
     this.#throwIfStopped();
@@ -292,14 +294,17 @@ export class Departure {
       this.#countCapture(capture.result);
       downstream = capture.body;
       this.#vipRemoved = true;
-      await workload.vip.remove();
+      workload.vip.remove();
     }
     context.faults.at("source:commit");
     this.#throwIfStopped();
     const held = seal(context.key, { workload: name, epoch: this.#epoch, kind: "held" }, downstream);
     workload.recordMoving({ step: "committing" });
     this.#commitTried = true;
-    await context.store.commit({
+    // the target adopts these legs meanwhile: silent, shielded, and forgotten if the commit fails
+    const adopting =
+      workload.vip === null ? undefined : this.#call<AdoptResult>("adoptDownstream", {}, downstream);
+    const commit = context.store.commit({
       workload: name,
       node: context.node,
       epoch: journal.epoch,
@@ -307,15 +312,15 @@ export class Departure {
       held,
       ttlMs: HELD_TTL_MS,
     });
+    const [, adopted] = await Promise.all([commit, adopting]);
+    if (adopted !== undefined) this.#countAdopt(adopted.result);
     clearTimeout(this.#deadlineTimer);
     context.faults.at("source:committed");
-    return downstream;
   }
 
-  async #release(downstream: Buffer): Promise<void> {
-    const { result } = await required(this.#channel).call<ReleaseReply>("release", {}, { body: downstream });
+  async #release(): Promise<void> {
+    const { result } = await required(this.#channel).call<ReleaseReply>("release", {});
     this.#releasedAtMs = performance.now();
-    this.#countAdopt(result);
     this.#result.criuMs.restore = round(result.criuRestoreMs);
   }
 
@@ -372,11 +377,12 @@ export class Departure {
   async #goOn(epoch: number): Promise<void> {
     const { proxy, vip } = this.#workload;
     await this.#worker?.close();
-    await endRepair(this.#pids);
-    if (vip !== null && this.#vipRemoved) await vip.add();
+    const pids = await treeOf(this.#pids[0] ?? -1);
+    await endRepair(pids);
+    if (vip !== null && this.#vipRemoved) vip.add();
     await proxy.command("rollback", { epoch });
     if (vip !== null && this.#vipRemoved) vip.announce();
-    for (const pid of this.#pids) continueProcess(pid);
+    for (const pid of pids) continueProcess(pid);
   }
 
   // ---- the end ----
@@ -389,6 +395,8 @@ export class Departure {
       this.#result.holdMs = round((this.#releasedAtMs || performance.now()) - this.#holdAtMs);
     await this.#worker?.close();
     await this.#sender?.close();
+    const stats = await readFile(`${this.#imagesDir}/stats-dump`).then(decodeStats, () => null);
+    this.#result.criuMs.dump = round(((stats?.dump?.freezingUs ?? 0) + (stats?.dump?.frozenUs ?? 0)) / 1000);
     if (outcome === "moved") {
       await this.#phase("retire", () =>
         workload.retire(this.#epoch, { node: this.#options.to, link: this.#link }),

@@ -18,7 +18,6 @@ import { removePaths, unpackInto } from "../container/files.ts";
 import { type ContainerRecord, cgroupProcsOf, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { ImageReceiver } from "../criu/images.ts";
-import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker, FIRST_INHERITED_FD } from "../criu/worker.ts";
 import type {
   FilesEvent,
@@ -27,7 +26,6 @@ import type {
   PrepareCall,
   ReleaseReply,
   RestoreCall,
-  RestoreReply,
   StandbyReply,
 } from "./move.ts";
 import { criuLogReason } from "./source.ts";
@@ -61,6 +59,10 @@ export class Arrival {
   #restored = Promise.withResolvers<void>();
   #mayResume = Promise.withResolvers<void>();
   #released: Promise<void> | null = null;
+  #upstreamAdopted: Promise<void> | null = null;
+  #downstreamAdopted = false;
+  #criuMs = 0;
+  #leaveMs = 0;
   #ending: Promise<void> | null = null;
 
   constructor(workload: Workload, channel: Channel, prepare: PrepareCall) {
@@ -100,8 +102,10 @@ export class Arrival {
       required(this.#images).write(name, offset, body),
     );
     on<FilesGoneCall>("filesGone", ({ root, gone }) => removePaths(this.#rootOf(root), gone));
-    on<RestoreCall>("restore", async (params, body) => ({ result: await this.#restore(params, body) }));
-    on<object>("release", async (_, body) => ({ result: await this.#release(body) }));
+    on<object>("adopt", async (_, body) => ({ result: await this.#adoptUpstream(body) }));
+    on<RestoreCall>("restore", (params) => this.#restore(params));
+    on<object>("adoptDownstream", async (_, body) => ({ result: await this.#adoptDownstream(body) }));
+    on<object>("release", async () => ({ result: await this.#release() }));
     on<object>("abort", async () => ({ result: { outcome: await this.#abort() } }));
   }
 
@@ -202,28 +206,47 @@ export class Arrival {
     this.#worker = await CriuWorker.start({ ...options, inherit: [this.#output] });
   }
 
-  async #restore({ manifest, outputPipes }: RestoreCall, legs: Buffer): Promise<RestoreReply> {
+  async #adoptUpstream(legs: Buffer): Promise<AdoptResult> {
     this.#expect("standby");
-    const { context, proxy } = this.#workload;
-    required(this.#images).verify(manifest);
-    required(this.#images).close();
-    context.faults.at("target:adopt");
-    const { result } = await proxy.command<"adoptUpstream", AdoptResult>(
+    this.#workload.context.faults.at("target:adopt");
+    const adopting = this.#workload.proxy.command<"adoptUpstream", AdoptResult>(
       "adoptUpstream",
       { epoch: this.prepare.epoch },
       legs,
     );
+    this.#upstreamAdopted = adopting.then(() => {});
+    this.#upstreamAdopted.catch(() => {}); // looked at by `restore`
+    return (await adopting).result;
+  }
+
+  async #restore({ manifest, outputPipes }: RestoreCall): Promise<void> {
+    this.#expect("standby");
+    const { context } = this.#workload;
+    required(this.#images).verify(manifest);
+    required(this.#images).close();
     context.faults.at("target:restore");
     this.#restoring = this.#runCriu(outputPipes);
     this.#restoring.catch((error: unknown) => this.#restored.reject(error));
-    await this.#restored.promise;
+    // the application's sockets stay silent until CRIU may go on, so its peers may come at the same time
+    await Promise.all([this.#restored.promise, required(this.#upstreamAdopted)]);
     this.#state = "restored";
     context.faults.at("target:restored");
-    return { legs: result.legs, adoptUs: result.adoptUs };
+  }
+
+  async #adoptDownstream(legs: Buffer): Promise<AdoptResult> {
+    this.#expect("restored");
+    const { result } = await this.#workload.proxy.command<"adoptDownstream", AdoptResult>(
+      "adoptDownstream",
+      { epoch: this.prepare.epoch },
+      legs,
+    );
+    this.#downstreamAdopted = true;
+    return result;
   }
 
   async #runCriu(outputPipes: string[]): Promise<void> {
     const { context, limits } = this.#workload;
+    const startedMs = performance.now();
     try {
       await required(this.#worker).request(
         "RESTORE",
@@ -236,9 +259,13 @@ export class Arrival {
         },
         async (hook) => {
           if (hook === "post-restore") {
+            this.#criuMs = performance.now() - startedMs;
             this.#restored.resolve();
             await this.#mayResume.promise;
-          } else if (hook === "pre-resume") await this.#released;
+          } else if (hook === "pre-resume") {
+            this.#criuMs += performance.now() - this.#leaveMs;
+            await this.#released;
+          }
         },
       );
     } catch (error) {
@@ -256,10 +283,10 @@ export class Arrival {
   }
 
   /** Ownership has moved to this node. */
-  async #release(downstream: Buffer): Promise<ReleaseReply> {
+  async #release(): Promise<ReleaseReply> {
     this.#expect("restored");
     this.#state = "releasing";
-    return this.#goLive(downstream);
+    return this.#goLive();
   }
 
   /** Before the release was asked for: forget everything. After: it is done, or about to be. */
@@ -277,18 +304,13 @@ export class Arrival {
 
   // ---- how it ends ----
 
-  async #goLive(downstream: Buffer): Promise<ReleaseReply> {
+  async #goLive(): Promise<ReleaseReply> {
     const workload = this.#workload;
     const { context, proxy, vip } = workload;
     const epoch = this.prepare.epoch;
     context.faults.at("target:release");
-    let adopted: AdoptResult = { sessions: 0, legs: 0, adoptUs: 0 };
-    if (vip !== null) {
-      await vip.add();
-      adopted = (
-        await proxy.command<"adoptDownstream", AdoptResult>("adoptDownstream", { epoch }, downstream)
-      ).result;
-    }
+    // only now: a segment for an address without its legs would be answered with RST
+    vip?.add();
     workload.recordMoving({ step: "adopted" });
     context.faults.at("target:adopted");
     if (this.#ending !== null)
@@ -300,18 +322,13 @@ export class Arrival {
       await proxy.command("release", { epoch });
       vip?.announce();
     });
+    this.#leaveMs = performance.now();
     this.#mayResume.resolve();
     await Promise.all([this.#released, this.#restoring]);
     this.#state = "released";
-    const container = required(this.#container);
-    const stats = await readFile(runPath(container, "images", "stats-restore")).then(decodeStats, () => null);
     await this.#letGo();
-    await workload.becomeOwner(epoch, container, this.prepare.edges);
-    return {
-      legs: adopted.legs,
-      adoptUs: adopted.adoptUs,
-      criuRestoreMs: ((stats?.restore?.restoreUs ?? 0) + (stats?.restore?.forkingUs ?? 0)) / 1000,
-    };
+    await workload.becomeOwner(epoch, required(this.#container), this.prepare.edges);
+    return { criuRestoreMs: this.#criuMs };
   }
 
   /** The store says that it is decided; where it cannot be asked, the source gives its word instead. */
@@ -362,7 +379,7 @@ export class Arrival {
     const container = this.#container ?? (await this.#created?.catch(() => null)) ?? null;
     if (container !== null) await workload.runtime.destroy(container);
     await workload.discardProxy(this.prepare.epoch);
-    await workload.vip?.remove();
+    workload.vip?.remove();
     workload.record({ moving: null, container: null });
   }
 
@@ -380,18 +397,20 @@ export class Arrival {
   /** Only the store knows now whether the source had committed. */
   async #sourceIsGone(): Promise<void> {
     if (this.#state !== "preparing" && this.#state !== "standby" && this.#state !== "restored") return;
-    const { context, name } = this.#workload;
+    const workload = this.#workload;
+    const { context, name } = workload;
     const outcome = await settle(this.#workload, this.prepare.migration, this.prepare.epoch);
     if (this.#ending !== null) return;
     if (outcome === "mine" && this.#state === "restored") {
-      this.#state = "releasing";
       context.log.warn({ workload: name }, "the source is gone after its commit: going on from the store");
       const sealed = await context.store.held({ workload: name, epoch: this.prepare.epoch });
       const held =
         sealed === null
           ? Buffer.alloc(0)
           : unseal(context.key, { workload: name, epoch: this.prepare.epoch, kind: "held" }, sealed);
-      await this.#goLive(held);
+      if (workload.vip !== null && !this.#downstreamAdopted) await this.#adoptDownstream(held);
+      this.#state = "releasing";
+      await this.#goLive();
     } else await this.#giveUp();
   }
 
