@@ -4,7 +4,7 @@
  * Composition root: the kernel, the commands, the sockets of agent and admin. The process ends by `stop`, by `retire`
  * (takeover), by SIGTERM (as `stop`), or by a bug; an agent that goes away ends nothing.
  */
-import { chmodSync, rmSync } from "node:fs";
+import { chmodSync, closeSync, openSync, rmSync } from "node:fs";
 import { createServer, isIPv6, type Server } from "node:net";
 import { parseArgs } from "node:util";
 import pino from "pino";
@@ -79,6 +79,23 @@ const legKernel: LegKernel = {
   countSynRecv,
 };
 
+/** Room for 4,000 sessions' legs, doubled while they are captured. */
+const DESCRIPTORS_RESERVED = 16_000;
+
+/**
+ * The kernel doubles a process's descriptor table when it is full, and waits for an RCU grace period each time (5 to 10
+ * ms for a process with threads). It never shrinks it: so grow it now, not in the middle of a cutover.
+ */
+function reserveDescriptors(): void {
+  const opened: number[] = [];
+  try {
+    while (opened.length < DESCRIPTORS_RESERVED) opened.push(openSync("/dev/null", "r"));
+  } catch {
+    // RLIMIT_NOFILE: the table will not grow beyond that anyway
+  }
+  for (const fd of opened) closeSync(fd);
+}
+
 async function listenUnix(server: Server, path: string): Promise<void> {
   rmSync(path, { force: true });
   const { promise, resolve, reject } = Promise.withResolvers<void>();
@@ -135,6 +152,7 @@ async function main(): Promise<void> {
     health: () => commands.proxy && { role: commands.proxy.role, epoch: commands.proxy.epoch },
   });
 
+  reserveDescriptors();
   const address = /^(.*):(\d+)$/.exec(httpPath);
   if (address === null) await listenUnix(admin, httpPath);
   else admin.listen({ host: (address[1] as string).replaceAll(/[[\]]/g, ""), port: Number(address[2]) });

@@ -38,10 +38,7 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
 }
 
 /** Takeover. The listener is there since `standby`, and refuses handshakes silently until release. */
-export async function adoptDownstream(
-  proxy: WorkloadProxy,
-  snapshots: SessionSnapshot[],
-): Promise<AdoptResult> {
+export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]): AdoptResult {
   const start = process.hrtime.bigint();
   let legs = 0;
   try {
@@ -51,7 +48,7 @@ export async function adoptDownstream(
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
       session.client = clientOf(snapshot);
       if (movable(snapshot.downstream)) {
-        const fd = proxy.kernel.adoptLeg(snapshot.downstream, { shielded: true });
+        const fd = proxy.kernel.adoptLeg(snapshot.downstream, { shielded: true, addressAbsent: true });
         session.stillDownstream = { fd, snapshot: snapshot.downstream };
         legs++;
       } else if (snapshot.downstream !== null) {

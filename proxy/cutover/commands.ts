@@ -16,6 +16,7 @@ import { hold } from "./hold.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { discard, release } from "./release.ts";
 import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
+import { warmUp } from "./warm-up.ts";
 import { WorkloadProxy } from "./workload-proxy.ts";
 
 const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
@@ -85,6 +86,7 @@ export class Commands {
         };
       }),
       standby: this.#command("standby", epochOnly, async (proxy) => {
+        await warmUp(proxy.kernel);
         await proxy.openLinks();
         if (proxy.config.downstream === "takeover") await proxy.openListeners({ beforeAddress: true });
         return { result: () => ({ link: proxy.linkEndpoint }) };

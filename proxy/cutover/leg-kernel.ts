@@ -7,7 +7,7 @@ export interface LegKernel extends SocketKernel {
   captureLeg(fd: number): LegSnapshot;
   /** `probe`: ask the peer for a sign of life, for what it sent while nobody listened (ESTABLISHED only). */
   uncaptureLeg(fd: number, options: { probe: boolean }): void;
-  adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean }): number;
+  adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean; addressAbsent?: boolean }): number;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
   shieldLeg(fd: number): void;

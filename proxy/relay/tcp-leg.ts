@@ -193,13 +193,16 @@ export class TcpLeg implements End {
     if (handle === null || this.#over) return { fd: -1, pending: NO_BYTES };
     this.#over = true;
     const fd = this.#kernel.dup(handle.fd);
-    let pending = NO_BYTES;
-    if (this.#outstanding !== null) {
-      const { length } = this.#outstanding;
-      // A copy: the chunk is the read buffer of the other leg.
-      pending = Buffer.from(this.#outstanding.subarray(length - handle.writeQueueSize));
-      this.#outstanding = null;
+    if (this.#outstanding === null) {
+      // Neither reading nor writing, it is as good as gone: tearing it down can wait until the cutover's step is over.
+      this.#socket.pause();
+      setImmediate(() => this.#socket.destroy());
+      return { fd, pending: NO_BYTES };
     }
+    const { length } = this.#outstanding;
+    // A copy: the chunk is the read buffer of the other leg.
+    const pending = Buffer.from(this.#outstanding.subarray(length - handle.writeQueueSize));
+    this.#outstanding = null;
     this.#socket.destroy();
     return { fd, pending };
   }
