@@ -7,7 +7,7 @@
  *   POST /v1/workloads/NAME/migrate       { to, deadlineMs? } → NDJSON: phase lines, then a result or an error line
  *   POST /v1/workloads/NAME/cancel        { cancelled }
  *   POST /v1/workloads/NAME/stop          {}
- *   GET  /healthz
+ *   GET  /healthz, /metrics               also on the address `metrics:` of the configuration
  */
 import { chmodSync } from "node:fs";
 import { rm } from "node:fs/promises";
@@ -16,9 +16,12 @@ import { z } from "zod";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { AgentContext } from "./context.ts";
+import type { AgentMetrics } from "./metrics.ts";
 import { preflightNode } from "./preflight.ts";
 import type { Workload } from "./workload.ts";
 
+/** for `status`: a peer that takes longer is not connected */
+const PEER_MS_MAX = 1_000;
 const BODY_BYTES_MAX = 64 * 1024;
 const migrateSchema = z.strictObject({
   to: z.string().min(1).max(40),
@@ -40,18 +43,23 @@ const STATUS: Record<string, number> = {
 export class AdminServer {
   #context: AgentContext;
   #workloads: Map<string, Workload>;
+  #metrics: AgentMetrics;
   #servers: Server[] = [];
+  #startedMs = performance.now();
 
-  constructor(context: AgentContext, workloads: Map<string, Workload>) {
+  constructor(context: AgentContext, workloads: Map<string, Workload>, metrics: AgentMetrics) {
     this.#context = context;
     this.#workloads = workloads;
+    this.#metrics = metrics;
   }
 
-  async listen(socketPath: string, address: Endpoint | null): Promise<void> {
+  /** @param admin everything, loopback only; @param metrics what others may see */
+  async listen(socketPath: string, admin: Endpoint | null, metrics: Endpoint | null): Promise<void> {
     await rm(socketPath, { force: true });
-    await this.#listenOn({ path: socketPath });
+    await this.#listenOn({ path: socketPath }, "all");
     chmodSync(socketPath, 0o600);
-    if (address !== null) await this.#listenOn({ host: address.address, port: address.port });
+    if (admin !== null) await this.#listenOn({ host: admin.address, port: admin.port }, "all");
+    if (metrics !== null) await this.#listenOn({ host: metrics.address, port: metrics.port }, "metrics");
   }
 
   async close(): Promise<void> {
@@ -61,9 +69,12 @@ export class AdminServer {
     }
   }
 
-  #listenOn(where: { path: string } | { host: string; port: number }): Promise<void> {
+  #listenOn(
+    where: { path: string } | { host: string; port: number },
+    offer: "all" | "metrics",
+  ): Promise<void> {
     const server = createServer((request, response) => {
-      this.#answer(request, response).catch((error: unknown) => sendError(response, error));
+      this.#answer(request, response, offer).catch((error: unknown) => sendError(response, error));
     });
     this.#servers.push(server);
     return new Promise((resolve, reject) => {
@@ -81,9 +92,10 @@ export class AdminServer {
     });
   }
 
-  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+  async #answer(request: IncomingMessage, response: ServerResponse, offer: "all" | "metrics"): Promise<void> {
     const path = new URL(request.url ?? "/", "http://agent").pathname;
     const route = `${request.method} ${path.replace(/^\/v1\/workloads\/[^/]+/, "/v1/workloads/NAME")}`;
+    if (offer === "metrics" && path.startsWith("/v1/")) throw notFound(route);
     const workload = (): Workload => {
       const name = decodeURIComponent(path.split("/")[3] ?? "");
       const found = this.#workloads.get(name);
@@ -99,10 +111,12 @@ export class AdminServer {
     switch (route) {
       case "GET /healthz":
         return sendJson(response, 200, { status: "ok" });
-      case "GET /v1/status": {
-        const workloads = await Promise.all([...this.#workloads.values()].map((each) => each.status()));
-        return sendJson(response, 200, { node: this.#context.node, pid: process.pid, workloads });
-      }
+      case "GET /metrics":
+        response.writeHead(200, { "content-type": this.#metrics.registry.contentType });
+        response.end(await this.#metrics.registry.metrics());
+        return;
+      case "GET /v1/status":
+        return sendJson(response, 200, await this.#status());
       case "GET /v1/check":
         return sendJson(response, 200, { node: this.#context.node, findings: await this.#findings() });
       case "GET /v1/workloads/NAME/sessions":
@@ -115,11 +129,32 @@ export class AdminServer {
         await workload().stop();
         return sendJson(response, 200, {});
       default:
-        throw new HoldfastError(`no such resource: ${request.method} ${path}`, {
-          code: "NOT_FOUND",
-          source: "peer",
-        });
+        throw notFound(route);
     }
+  }
+
+  async #status(): Promise<object> {
+    const context = this.#context;
+    const [store, peers, workloads] = await Promise.all([
+      context.store.ping().then(
+        () => ({ url: context.storeUrl, ok: true }),
+        (error: unknown) => ({ url: context.storeUrl, ok: false, reason: messageOf(error) }),
+      ),
+      Promise.all(
+        Object.entries(context.peers).map(async ([node, { address, port }]) => {
+          const peer = { node, address: `${address}:${port}` };
+          try {
+            (await context.dial(node, PEER_MS_MAX)).close();
+            return { ...peer, connected: true };
+          } catch (error) {
+            return { ...peer, connected: false, reason: messageOf(error) };
+          }
+        }),
+      ),
+      Promise.all([...this.#workloads.values()].map((each) => each.status())),
+    ]);
+    const uptimeMs = Math.round(performance.now() - this.#startedMs);
+    return { node: context.node, pid: process.pid, uptimeMs, store, peers, workloads };
   }
 
   async #findings(): Promise<unknown[]> {
@@ -148,6 +183,7 @@ export class AdminServer {
       report: line,
       ...(deadlineMs === undefined ? {} : { deadlineMs }),
     });
+    this.#metrics.moved(move);
     line({ type: "result", move });
     response.end();
   }
@@ -167,6 +203,10 @@ async function readJson(request: IncomingMessage): Promise<unknown> {
   } catch (cause) {
     throw new HoldfastError("the request is not JSON", { code: "REQUEST_INVALID", source: "peer", cause });
   }
+}
+
+function notFound(route: string): HoldfastError {
+  return new HoldfastError(`no such resource: ${route}`, { code: "NOT_FOUND", source: "peer" });
 }
 
 function sendJson(response: ServerResponse, status: number, value: unknown): void {

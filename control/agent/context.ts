@@ -1,6 +1,7 @@
 /** What every part of an agent is given by the composition root (`main.ts`). */
 import type { Logger } from "pino";
 import type { Channel } from "#proxy/contract/channel.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Store } from "#proxy/store/store.ts";
 import type { ContainerRuntime } from "../container/runtime.ts";
 import type { FoundCriu } from "../criu/tool.ts";
@@ -14,11 +15,14 @@ export interface AgentContext {
   /** 32 bytes */
   key: Buffer;
   store: Store;
+  /** for people: no password in it */
+  storeUrl: string;
+  peers: Record<string, Endpoint>;
   runtime: ContainerRuntime;
   criu: FoundCriu;
   initBinary: string;
   log: Logger;
   faults: Faults;
   /** A channel to the agent of another node. @throws HoldfastError when it cannot be reached or is not configured */
-  dial(node: string): Promise<Channel>;
+  dial(node: string, timeoutMs?: number): Promise<Channel>;
 }

@@ -7,12 +7,14 @@ import { Channel, checked } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { openStore } from "#proxy/store/open.ts";
 import type { AgentConfig } from "../cli/config.ts";
+import { mountMissingCgroups } from "../container/cgroups.ts";
 import { ContainerRuntime } from "../container/runtime.ts";
 import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
 import type { PrepareCall } from "../migration/move.ts";
 import { AdminServer } from "./admin.ts";
 import type { AgentContext } from "./context.ts";
+import { AgentMetrics } from "./metrics.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
 import { Workload } from "./workload.ts";
 
@@ -50,20 +52,34 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const log = pino({ level: options.logLevel, base: { node: config.node } }, pino.destination(2));
   mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
   chmodSync(config.stateDir, 0o700);
-  const store = await openStore(config.store);
+  const mounted = await mountMissingCgroups();
+  if (mounted.length > 0) log.info({ mounted }, "mounted cgroups that `ip netns exec` had hidden");
   const workloads = new Map<string, Workload>();
+  const metrics = new AgentMetrics(workloads);
+  const store = openStore(config.store, {
+    onDown: (reason) => {
+      metrics.storeUp(false);
+      log.warn({ reason: messageOf(reason) }, "the store is out of reach; sessions go on, moves wait");
+    },
+    onUp: () => {
+      metrics.storeUp(true);
+      log.info("the store is back");
+    },
+  });
   const context: AgentContext = {
     node: config.node,
     host: config.listen.address,
     stateDir: config.stateDir,
     key: config.key,
     store,
+    storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
+    peers: config.peers,
     runtime: await ContainerRuntime.find(config.stateDir),
     criu: await findCriu(process.env.HOLDFAST_CACHE ?? CACHE_DIR),
     initBinary: INIT_BINARY,
     log,
     faults: new Faults(process.env.HOLDFAST_FAULT),
-    dial: (node) => dial(config, node, workloads),
+    dial: (node, timeoutMs) => dial(config, node, workloads, timeoutMs),
   };
   for (const workload of config.workloads) {
     mkdirSync(join(config.stateDir, "workloads", workload.name), { recursive: true, mode: 0o700 });
@@ -92,8 +108,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
         log.error({ workload: workload.name, reason: messageOf(error) }, "cannot be started"),
       );
   }
-  const admin = new AdminServer(context, workloads);
-  await admin.listen(config.socket, config.admin);
+  const admin = new AdminServer(context, workloads, metrics);
+  await admin.listen(config.socket, config.admin, config.metrics);
   log.info(
     {
       listen: `${config.listen.address}:${config.listen.port}`,
@@ -156,7 +172,12 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
   );
 }
 
-async function dial(config: AgentConfig, node: string, workloads: Map<string, Workload>): Promise<Channel> {
+async function dial(
+  config: AgentConfig,
+  node: string,
+  workloads: Map<string, Workload>,
+  timeoutMs?: number,
+): Promise<Channel> {
   const peer = config.peers[node];
   if (peer === undefined) {
     const known = Object.keys(config.peers).join(", ") || "none";
@@ -171,6 +192,7 @@ async function dial(config: AgentConfig, node: string, workloads: Map<string, Wo
     key: config.key,
     node: config.node,
     peer: node,
+    ...(timeoutMs === undefined ? {} : { timeoutMs }),
   });
   const channel = new Channel(stream, { name: `agent ${node}` });
   channel.on(

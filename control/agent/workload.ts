@@ -47,6 +47,8 @@ export interface WorkloadStatus {
 const CRIU_POLL_MS = 20;
 /** takeover has no links */
 const NO_LINK: Endpoint = { address: "", port: 0 };
+const REGISTRY_MS = 2_000;
+const REGISTRY_TTL_MS = 15_000;
 /** an application that takes longer to listen is served as it is */
 const LISTEN_MS_MAX = 10_000;
 const LISTEN_POLL_MS = 20;
@@ -60,6 +62,7 @@ export class Workload {
   #departure: { departure: Departure; to: string; cancel: AbortController } | null = null;
   #arrival: Arrival | null = null;
   #closed = false;
+  #registry: NodeJS.Timeout | undefined;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
     this.config = config;
@@ -116,6 +119,29 @@ export class Workload {
     else if (this.#journal.role === "edge" && this.#proxy === null)
       this.record({ role: "none", proxy: null });
     if (this.#journal.role === "none" && this.config.start && !this.#journal.stopped) await this.start();
+    this.keepRegistry();
+  }
+
+  /** Tells the store, now and then and in one write, which sessions there are. The data path never waits for it. */
+  keepRegistry(): void {
+    this.#registry ??= setInterval(() => {
+      if (this.#journal.role !== "owner" || this.#journal.moving !== null) return;
+      const { name, context } = this;
+      const { epoch } = this.#journal;
+      this.sessions()
+        .then((sessions) =>
+          context.store.putSessions({
+            workload: name,
+            node: context.node,
+            epoch,
+            sessions,
+            ttlMs: REGISTRY_TTL_MS,
+          }),
+        )
+        .catch((error: unknown) =>
+          context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written"),
+        );
+    }, REGISTRY_MS).unref();
   }
 
   /** Starts the application here unless another node owns it. */
@@ -162,6 +188,7 @@ export class Workload {
   /** The agent ends; everything else stays as it is. */
   close(): void {
     this.#closed = true;
+    clearInterval(this.#registry);
     this.#departure?.cancel.abort(
       new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
     );

@@ -305,36 +305,6 @@ export async function applicationPid(record: ContainerRecord): Promise<number | 
   return children[0] ?? null;
 }
 
-/** `cgroup.procs` of every hierarchy the container is in (cgroups(7)). */
-export async function cgroupProcsOf(record: ContainerRecord): Promise<string[]> {
-  const mounts = await readFile("/proc/self/mountinfo", "utf8");
-  const paths: string[] = [];
-  for (const line of (await readFile(`/proc/${record.init.pid}/cgroup`, "utf8")).trim().split("\n")) {
-    const [, controllers = "", path = "/"] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
-    const mountPoint = cgroupMountPoint(mounts, controllers);
-    if (mountPoint !== null && path !== "/") paths.push(join(mountPoint, path, "cgroup.procs"));
-  }
-  return paths;
-}
-
-/** Mount point of the hierarchy with these controllers ("" is the unified one), from mountinfo (proc(5)). */
-function cgroupMountPoint(mountinfo: string, controllers: string): string | null {
-  const wanted = controllers.split(",");
-  for (const line of mountinfo.split("\n")) {
-    const [before = "", after = ""] = line.split(" - ");
-    const mountPoint = before.split(" ")[4] ?? "";
-    const [type, , superOptions = ""] = after.split(" ");
-    if (
-      controllers === ""
-        ? type === "cgroup2"
-        : type === "cgroup" && wanted.every((name) => superOptions.split(",").includes(name))
-    ) {
-      return mountPoint;
-    }
-  }
-  return null;
-}
-
 function exitStatus(child: ChildProcess): Promise<number | null> {
   return new Promise((resolve, reject) => {
     child.once("error", reject);

@@ -13,9 +13,10 @@ import type { AdoptResult, CaptureResult, HoldResult } from "#proxy/contract/com
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { seal } from "#proxy/store/seal.ts";
 import type { Workload } from "../agent/workload.ts";
+import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
 import { highestInnerTid, identify, innerPid, residentBytes, treeOf } from "../container/processes.ts";
-import { applicationPid, cgroupProcsOf, pathInside, runPath } from "../container/runtime.ts";
+import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { ImageSender } from "../criu/images.ts";
 import { decodeStats } from "../criu/protocol.ts";

@@ -1,0 +1,62 @@
+/** The agent's Prometheus metrics. The proxies have their own, on their own sockets. */
+import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
+import type { MoveResult } from "../migration/move.ts";
+import type { Workload } from "./workload.ts";
+
+export class AgentMetrics {
+  readonly registry = new Registry();
+  #moves: Counter<"outcome" | "downstream">;
+  #hold: Histogram<"downstream">;
+  #phase: Histogram<"phase">;
+  #storeUp: Gauge;
+
+  constructor(workloads: Map<string, Workload>) {
+    const registers = [this.registry];
+    this.#moves = new Counter({
+      name: "holdfast_agent_moves_total",
+      help: "Moves away from this node that have ended.",
+      labelNames: ["outcome", "downstream"] as const,
+      registers,
+    });
+    this.#hold = new Histogram({
+      name: "holdfast_agent_hold_seconds",
+      help: "From the first held client to the release, of moves that succeeded.",
+      labelNames: ["downstream"] as const,
+      buckets: [0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10],
+      registers,
+    });
+    this.#phase = new Histogram({
+      name: "holdfast_agent_phase_seconds",
+      help: "Each phase of moves away from this node.",
+      labelNames: ["phase"] as const,
+      buckets: [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5],
+      registers,
+    });
+    this.#storeUp = new Gauge({
+      name: "holdfast_agent_store_up",
+      help: "Whether the store answered last.",
+      registers,
+    });
+    this.#storeUp.set(1);
+    new Gauge({
+      name: "holdfast_agent_workloads",
+      help: "Workloads of this node by what it is to them.",
+      labelNames: ["role"] as const,
+      registers,
+      collect() {
+        this.reset();
+        for (const workload of workloads.values()) this.inc({ role: workload.journal.role });
+      },
+    });
+  }
+
+  storeUp(up: boolean): void {
+    this.#storeUp.set(up ? 1 : 0);
+  }
+
+  moved(move: MoveResult): void {
+    this.#moves.inc({ outcome: move.outcome, downstream: move.downstream });
+    if (move.outcome === "moved") this.#hold.observe({ downstream: move.downstream }, move.holdMs / 1000);
+    for (const [phase, ms] of Object.entries(move.phasesMs)) this.#phase.observe({ phase }, ms / 1000);
+  }
+}

@@ -1,0 +1,78 @@
+/** Control groups (cgroups(7)), v1, v2 or both: where a container is in them, and where they are mounted. */
+import { mkdirSync, readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { runCommand } from "./command.ts";
+
+const ROOT = "/sys/fs/cgroup";
+
+/** `cgroup.procs` of every hierarchy a process is in, the roots left out. */
+export async function cgroupProcsOf(container: { init: { pid: number } }): Promise<string[]> {
+  const mounts = await readFile("/proc/self/mountinfo", "utf8");
+  const paths: string[] = [];
+  for (const { controllers, path } of hierarchiesOf(
+    await readFile(`/proc/${container.init.pid}/cgroup`, "utf8"),
+  )) {
+    const mountPoint = mountPointOf(mounts, controllers);
+    if (mountPoint !== null && path !== "/") paths.push(join(mountPoint, path, "cgroup.procs"));
+  }
+  return paths;
+}
+
+/**
+ * `ip netns exec` gives its command a new /sys with nothing mounted in it, and no container runtime works without cgroups.
+ * Mounts what is missing, seen only in the mount namespace that ip(8) made. Returns what it mounted.
+ */
+export async function mountMissingCgroups(): Promise<string[]> {
+  const own = hierarchiesOf(readFileSync("/proc/self/cgroup", "utf8"));
+  const mounts = readFileSync("/proc/self/mountinfo", "utf8");
+  const missing = own.filter(({ controllers }) => mountPointOf(mounts, controllers) === null);
+  if (missing.length < own.length || own.length === 0) return []; // some are there: the machine is meant to be like this
+  const isV1 = own.some(({ controllers }) => controllers !== "");
+  if (isV1)
+    await runCommand("mount", ["-t", "tmpfs", "-o", "mode=755", "cgroup", ROOT], { source: "container" });
+  const mounted: string[] = [];
+  for (const { controllers } of missing) {
+    const name = controllers === "" ? "unified" : controllers.replace(/^name=/, "");
+    const folder = isV1 ? join(ROOT, name) : ROOT;
+    mkdirSync(folder, { recursive: true });
+    const type =
+      controllers === ""
+        ? ["-t", "cgroup2", "cgroup2"]
+        : ["-t", "cgroup", "-o", hierarchyOption(controllers), "cgroup"];
+    await runCommand("mount", [...type, folder], { source: "container" });
+    mounted.push(folder);
+  }
+  return mounted;
+}
+
+function hierarchyOption(controllers: string): string {
+  return controllers.startsWith("name=") ? `none,${controllers}` : controllers;
+}
+
+/** Lines of /proc/PID/cgroup; controllers "" is the unified hierarchy. */
+function hierarchiesOf(text: string): { controllers: string; path: string }[] {
+  return text
+    .trim()
+    .split("\n")
+    .flatMap((line) => {
+      const [, controllers, path] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
+      return controllers === undefined || path === undefined ? [] : [{ controllers, path }];
+    });
+}
+
+/** From mountinfo (proc(5)). null: not mounted here */
+function mountPointOf(mountinfo: string, controllers: string): string | null {
+  const wanted = controllers.split(",");
+  for (const line of mountinfo.split("\n")) {
+    const [before = "", after = ""] = line.split(" - ");
+    const mountPoint = before.split(" ")[4] ?? "";
+    const [type, , superOptions = ""] = after.split(" ");
+    const isIt =
+      controllers === ""
+        ? type === "cgroup2"
+        : type === "cgroup" && wanted.every((name) => superOptions.split(",").includes(name));
+    if (isIt) return mountPoint;
+  }
+  return null;
+}
