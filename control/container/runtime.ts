@@ -273,6 +273,7 @@ function specOf(options: CreateOptions, id: string, runDir: string): OciSpec {
   const specOptions = {
     container: options.container,
     rootfs: join(runDir, "rootfs"),
+    isHostView: options.rootfs.lower === "/",
     runDir,
     criuDir: options.criuDir,
     hostname: options.workload,

@@ -24,6 +24,8 @@ export interface SpecOptions {
   container: ContainerPlan;
   /** host path of the container's root file system */
   rootfs: string;
+  /** `rootfs: host` */
+  isHostView: boolean;
   /** host path of this instance's tmpfs: images and the writable layer */
   runDir: string;
   /** host folder that holds CRIU with its libraries */
@@ -110,8 +112,15 @@ const BASE_MOUNTS: OciMount[] = [
   },
   { destination: "/dev/mqueue", type: "mqueue", source: "mqueue", options: ["nosuid", "noexec", "nodev"] },
   { destination: "/sys", type: "sysfs", source: "sysfs", options: ["nosuid", "noexec", "nodev", "ro"] },
-  { destination: "/tmp", type: "tmpfs", source: "tmpfs", options: ["nosuid", "nodev", "mode=1777"] },
 ];
+
+/** Not over a view of the host: there /tmp is part of what is to be seen, and writes go to the private layer. */
+const TMP_MOUNT: OciMount = {
+  destination: "/tmp",
+  type: "tmpfs",
+  source: "tmpfs",
+  options: ["nosuid", "nodev", "mode=1777"],
+};
 
 /** CRIU keeps what it learnt about the kernel in /run/criu.kdat, but only on a tmpfs; without it each call probes for 35 ms. */
 const RUN_MOUNT: OciMount = {
@@ -142,7 +151,7 @@ export function buildSpec(options: SpecOptions): OciSpec {
     },
     root: { path: options.rootfs, readonly: false },
     hostname: options.hostname,
-    mounts: [...BASE_MOUNTS, RUN_MOUNT],
+    mounts: [...BASE_MOUNTS, ...(options.isHostView ? [] : [TMP_MOUNT]), RUN_MOUNT],
     linux: {
       namespaces: [{ type: "pid" }, { type: "mount" }, { type: "ipc" }, { type: "uts" }],
       cgroupsPath: options.cgroupsPath,
