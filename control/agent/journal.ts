@@ -26,11 +26,28 @@ const movingSchema = z.strictObject({
   epoch: z.number().int().positive(),
   /**
    * source: prepared → held (clients wait, CRIU may be at work) → committing (the outcome is the store's to tell) → granted
-   * target: prepared → adopted (all legs are here) → released
+   * target: prepared → restored (stopped, with its upstream legs) → adopted (all legs are here) → released, or gave-up
    */
-  step: z.enum(["prepared", "held", "committing", "granted", "adopted", "released"]),
+  step: z.enum(["prepared", "held", "committing", "granted", "restored", "adopted", "released", "gave-up"]),
   /** the CRIU process that may still be at work on the tree */
   criu: processSchema.nullable(),
+  /** source, relay: where the target's proxy takes links */
+  link: z.strictObject({ address: z.string(), port: z.number().int() }).nullable(),
+  /** target: nodes whose proxies hold clients, once it owns the workload */
+  edges: z.array(z.string()),
+});
+
+/**
+ * What the store has yet to be told, because it could not be reached when it was decided:
+ *   cancelled   a reservation that came to nothing
+ *   taken-back  this node went on after a move that failed
+ *   released    this node went on after a move that succeeded
+ */
+const debtSchema = z.strictObject({
+  kind: z.enum(["cancelled", "taken-back", "released"]),
+  migration: z.string(),
+  /** at which this node goes on */
+  epoch: z.number().int().nonnegative(),
 });
 
 const journalSchema = z.strictObject({
@@ -41,12 +58,14 @@ const journalSchema = z.strictObject({
   /** relay: nodes whose proxies hold clients of this workload */
   edges: z.array(z.string()),
   moving: movingSchema.nullable(),
+  debt: debtSchema.nullable(),
   /** set by `stop`: not to be started again by itself */
   stopped: z.boolean(),
 });
 
 export type Journal = z.infer<typeof journalSchema>;
 export type Moving = z.infer<typeof movingSchema>;
+export type Debt = z.infer<typeof debtSchema>;
 
 export const EMPTY_JOURNAL: Journal = {
   role: "none",
@@ -55,6 +74,7 @@ export const EMPTY_JOURNAL: Journal = {
   proxy: null,
   edges: [],
   moving: null,
+  debt: null,
   stopped: false,
 };
 

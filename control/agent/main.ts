@@ -1,6 +1,7 @@
 /** The composition root of the node agent: builds every part, answers the other agents, ends in order. */
 import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { pino } from "pino";
 import { z } from "zod";
 import { Channel, checked } from "#proxy/contract/channel.ts";
@@ -23,6 +24,7 @@ export interface AgentOptions {
 }
 
 const INIT_BINARY = "/usr/bin/catatonit";
+const RECOVER_MS_MAX = 3_000;
 const CACHE_DIR = "/var/cache/holdfast";
 const PORT = z.number().int().min(1).max(65_535);
 const prepareSchema: z.ZodType<PrepareCall> = z.strictObject({
@@ -36,6 +38,11 @@ const prepareSchema: z.ZodType<PrepareCall> = z.strictObject({
   upstreamPorts: z.array(PORT).max(64),
 });
 const endpointSchema = z.strictObject({ address: z.ipv4().or(z.ipv6()), port: PORT });
+const outcomeSchema = z.strictObject({
+  workload: z.string(),
+  migration: z.string().max(64),
+  epoch: z.number().int().positive(),
+});
 const edgePrepareSchema = z.strictObject({
   workload: z.string(),
   epoch: z.number().int().positive(),
@@ -101,13 +108,17 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     onPeer: (stream, peer) => serve(new Channel(stream, { name: `agent ${peer}` }), peer, workloads),
     onRefused: (line) => log.warn(line),
   });
-  for (const workload of workloads.values()) {
-    await workload
-      .recover()
-      .catch((error: unknown) =>
-        log.error({ workload: workload.name, reason: messageOf(error) }, "cannot be started"),
-      );
-  }
+  const recovered = Promise.all(
+    [...workloads.values()].map((workload) =>
+      workload
+        .recover()
+        .catch((error: unknown) =>
+          log.error({ workload: workload.name, reason: messageOf(error) }, "cannot be started"),
+        ),
+    ),
+  );
+  // a move that was cut off may wait for the store or another node: people can look at it meanwhile
+  await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
   const admin = new AdminServer(context, workloads, metrics);
   await admin.listen(config.socket, config.admin, config.metrics);
   log.info(
@@ -153,6 +164,12 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
         });
       await workload(prepare.workload).arrive(channel, prepare);
     }),
+  );
+  channel.on(
+    "outcome",
+    checked(outcomeSchema, async ({ workload: name, migration, epoch }) => ({
+      result: { outcome: await workload(name).outcome(migration, epoch) },
+    })),
   );
   channel.on(
     "edge.prepare",

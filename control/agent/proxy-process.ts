@@ -30,8 +30,15 @@ export class ProxyClient {
     this.#channel = channel;
   }
 
-  /** Starts the process and connects to it. @throws HoldfastError `PROXY_START` */
-  static async start(socketPath: string, logFile: string): Promise<ProxyClient> {
+  /**
+   * Starts the process and connects to it. @throws HoldfastError `PROXY_START`
+   * @param onSpawn told at once, so that an agent that dies now leaves no process nobody knows of
+   */
+  static async start(
+    socketPath: string,
+    logFile: string,
+    onSpawn: (record: ProxyRecord) => void,
+  ): Promise<ProxyClient> {
     await rm(socketPath, { force: true });
     const log = openSync(logFile, "a", 0o600);
     const main = fileURLToPath(new URL("../../proxy/main.ts", import.meta.url));
@@ -45,6 +52,8 @@ export class ProxyClient {
     child.once("error", (error) => (ended = messageOf(error)));
     child.once("exit", (code, signal) => (ended = `it ended (${signal ?? code})`));
     child.unref();
+    const spawned = await identify(child.pid ?? -1);
+    if (spawned !== null) onSpawn({ process: spawned, socketPath });
     const deadline = Date.now() + START_MS_MAX;
     for (;;) {
       const socket = await tryConnect(socketPath);

@@ -3,25 +3,33 @@
  * finds it again after a restart of the agent; the moves themselves are in `migration/`.
  */
 import { hkdfSync } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { once } from "node:events";
+import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { Configure, SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { unseal } from "#proxy/store/seal.ts";
 import type { Ownership } from "#proxy/store/store.ts";
 import { listenBacklog } from "#proxy/tcp/diag.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
-import { isSameProcess, processState, treeOf } from "../container/processes.ts";
+import { isSameProcess, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
-import { applicationPid, type ContainerRecord, type ContainerRuntime } from "../container/runtime.ts";
+import {
+  applicationPid,
+  type ContainerRecord,
+  type ContainerRuntime,
+  runPath,
+} from "../container/runtime.ts";
 import { INSIDE_CRIU } from "../container/spec.ts";
 import type { MoveResult, PrepareCall, Report } from "../migration/move.ts";
+import { decideAtSource, decideAtTarget, delay, type Outcome } from "../migration/settle.ts";
 import { endRepair } from "../migration/sockets.ts";
 import { continueProcess, Departure } from "../migration/source.ts";
-import { Arrival, settle } from "../migration/target.ts";
+import { Arrival } from "../migration/target.ts";
 import type { AgentContext } from "./context.ts";
-import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
+import { type Debt, EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
 import { type Finding, preflightArrival, preflightDeparture } from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
 import { Vip } from "./vip.ts";
@@ -44,7 +52,9 @@ export interface WorkloadStatus {
   container: string | null;
 }
 
-const CRIU_POLL_MS = 20;
+const CRIU_POLL_MS = 5;
+/** a new move waits so long for the store to be told of the last one */
+const DEBT_MS_MAX = 1_000;
 /** takeover has no links */
 const NO_LINK: Endpoint = { address: "", port: 0 };
 const REGISTRY_MS = 2_000;
@@ -62,6 +72,10 @@ export class Workload {
   #departure: { departure: Departure; to: string; cancel: AbortController } | null = null;
   #arrival: Arrival | null = null;
   #closed = false;
+  #recovery: Promise<void> = Promise.resolve();
+  /** the source of an arrival being recovered has been told that this node gave up */
+  #gaveWord = false;
+  #paying: Promise<void> | null = null;
   #registry: NodeJS.Timeout | undefined;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
@@ -78,8 +92,9 @@ export class Workload {
   get downstream(): "takeover" | "relay" {
     return this.config.downstream;
   }
-  get limits(): { imagesBytesMax: number; deadlineMs: number } {
+  get limits(): { imagesBytesMax: number; deadlineMs: number; heldBytesMax: number } {
     return {
+      heldBytesMax: this.config.limits.heldBytesMax,
       imagesBytesMax: this.config.limits.imagesMbMax * 1024 * 1024,
       deadlineMs: this.config.limits.deadlineMs,
     };
@@ -110,11 +125,20 @@ export class Workload {
   // ---- start, stop, restart of the agent ----
 
   /** Brings this node in line with the journal and the store. Called once, when the agent starts. */
-  async recover(): Promise<void> {
+  recover(): Promise<void> {
+    this.#recovery = this.#recover();
+    return this.#recovery;
+  }
+
+  async #recover(): Promise<void> {
     if (this.config.vip !== null) this.vip = await Vip.open(this.config.vip);
     const { journal } = this;
-    if (journal.proxy !== null) this.#proxy = await ProxyClient.find(journal.proxy);
+    if (journal.proxy !== null) {
+      this.#proxy = await ProxyClient.find(journal.proxy);
+      if (this.#proxy === null) await endProcess(journal.proxy.process, 0); // it never came so far as to listen
+    }
     if (journal.moving !== null) await this.#recoverMove(journal.moving);
+    if (this.#journal.debt !== null) this.owe(this.#journal.debt);
     if (this.#journal.role === "owner") await this.#recoverOwner();
     else if (this.#journal.role === "edge" && this.#proxy === null)
       this.record({ role: "none", proxy: null });
@@ -169,7 +193,7 @@ export class Workload {
 
   /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
   async stop(): Promise<void> {
-    if (this.#departure !== null || this.#arrival !== null) throw this.#busy();
+    if (this.#isBusy) throw this.#busy();
     const { role, epoch } = this.#journal;
     await this.#tearDown();
     this.record({ ...EMPTY_JOURNAL, stopped: true });
@@ -212,56 +236,86 @@ export class Workload {
 
   /** A move was under way when the last agent ended. Ends with exactly one owner, see `Departure` and `Arrival`. */
   async #recoverMove(moving: Moving): Promise<void> {
-    const { context, name } = this;
-    context.log.warn({ workload: name, ...moving }, "a move was cut off; settling it");
-    if (moving.side === "target") return this.#recoverArrival(moving);
+    this.context.log.warn({ workload: this.name, ...moving }, "a move was cut off; settling it");
     if (moving.criu !== null) await this.#waitForCriu(moving.criu);
-    const store = { workload: name, node: context.node, migration: moving.id };
-    if (moving.step === "granted") return this.#recoverRetired(moving);
-    const taken = await this.takeBack(store, CRIU_POLL_MS * 10);
-    if (taken === null) return this.#recoverRetired(moving);
-    const { container } = this.#journal;
-    if (moving.step !== "prepared" && container !== null && this.#proxy !== null) {
-      const root = await applicationPid(container);
-      const pids = root === null ? [] : await treeOf(root);
-      await endRepair(pids);
-      this.vip?.add();
-      await this.#proxy.command("rollback", { epoch: taken.epoch });
-      this.vip?.announce();
-      for (const pid of pids) continueProcess(pid);
-    }
-    this.record({ epoch: taken.epoch, moving: null });
-    context.log.info({ workload: name, epoch: taken.epoch }, "the cut-off move was rolled back");
+    if (moving.side === "target") await this.#recoverArrival(moving);
+    else await this.#recoverDeparture(moving);
   }
 
-  /** The target has it. What a proxy of ours still holds for clients of a relay goes on as an edge. */
-  async #recoverRetired(moving: Moving): Promise<void> {
-    const link = this.downstream === "relay" ? await this.#linkOf(moving.peer) : NO_LINK;
-    this.context.log.info({ workload: this.name, owner: moving.peer }, "the cut-off move had been done");
-    await this.retire(moving.epoch, { node: moving.peer, link });
+  async #recoverDeparture(moving: Moving): Promise<void> {
+    const { context, name } = this;
+    const migration = moving.id;
+    const mayBeThere = moving.step === "committing" || moving.step === "granted";
+    const decision = mayBeThere
+      ? await decideAtSource(this, {
+          migration,
+          peer: moving.peer,
+          epoch: moving.epoch,
+          granted: moving.step === "granted",
+        })
+      : { where: "here" as const, epoch: null };
+    if (decision.where === "there") {
+      context.log.info({ workload: name, owner: moving.peer }, "the cut-off move had been done");
+      await this.retire(moving.epoch, { node: moving.peer, link: moving.link ?? NO_LINK });
+      return;
+    }
+    const held = moving.step !== "prepared";
+    const epoch = decision.epoch ?? (held ? moving.epoch + 1 : this.#journal.epoch);
+    if (held) await this.goOnHere(epoch);
+    this.record({ epoch, moving: null });
+    if (decision.epoch === null) this.owe({ kind: held ? "taken-back" : "cancelled", migration, epoch });
+    context.log.info({ workload: name, epoch }, "the cut-off move was rolled back");
   }
 
   async #recoverArrival(moving: Moving): Promise<void> {
     const { context, name } = this;
-    const { container } = this.#journal;
-    const mine = moving.step === "released" || (await settle(this, moving.id, moving.epoch)) === "mine";
-    const app = mine && container !== null ? await applicationPid(container).catch(() => null) : null;
-    const lives = app !== null && (await processState(app)) !== "T" && this.#proxy !== null;
-    if (mine && lives && (moving.step === "released" || moving.step === "adopted")) {
-      await context.store.markReleased({ workload: name, node: context.node, epoch: moving.epoch });
-      this.vip?.add();
-      await this.proxy.command("release", { epoch: moving.epoch });
-      this.vip?.announce();
-      this.record({ role: "owner", epoch: moving.epoch, moving: null });
-      context.log.info({ workload: name, epoch: moving.epoch }, "the cut-off arrival was completed");
-      return;
+    if (moving.step === "released") return this.#finishArrival(moving);
+    const complete = moving.step === "restored" || moving.step === "adopted";
+    if (complete && (await this.#isWhole())) {
+      const outcome = await decideAtTarget(this, moving.id, moving.epoch, () => this.#gaveWord);
+      if (outcome === "mine" && (await this.#completeArrival(moving))) return;
     }
-    // CRIU has killed what it restored when its agent went away: the source has, or will take, the workload
+    const { container } = this.#journal;
+    this.recordMoving({ step: "gave-up" });
     if (container !== null) await this.runtime.destroy(container);
     await this.discardProxy(moving.epoch);
     this.vip?.remove();
     this.record({ moving: null, container: null });
     context.log.info({ workload: name }, "the cut-off arrival was discarded");
+  }
+
+  /** Restored and stopped, and the proxy that has its legs lives too. */
+  async #isWhole(): Promise<boolean> {
+    const { container } = this.#journal;
+    if (container === null || this.#proxy === null || !(await this.runtime.isAlive(container))) return false;
+    return (await applicationPid(container).catch(() => null)) !== null;
+  }
+
+  /** The source committed and nobody has taken it back. False: somebody has. */
+  async #completeArrival(moving: Moving): Promise<boolean> {
+    const { context, name } = this;
+    const { epoch } = moving;
+    try {
+      if (this.downstream === "takeover" && moving.step === "restored")
+        await this.proxy.command("adoptDownstream", { epoch }, await this.heldBytes(epoch));
+      await context.store.markReleased({ workload: name, node: context.node, epoch });
+    } catch (error) {
+      this.#warn("complete the arrival", error);
+      return false;
+    }
+    this.recordMoving({ step: "released" });
+    await this.#finishArrival(moving);
+    return true;
+  }
+
+  async #finishArrival({ epoch, edges }: Moving): Promise<void> {
+    const { container } = this.#journal;
+    if (await this.#isWhole()) {
+      await this.comeAlive(epoch);
+      if (container !== null) await rm(runPath(container, "images"), { recursive: true, force: true });
+    }
+    this.becomeOwner(epoch, edges);
+    this.context.log.info({ workload: this.name, epoch }, "the cut-off arrival was completed");
   }
 
   /** CRIU must not be killed in the middle: its parasite would stay in the application. It ends by itself. */
@@ -272,8 +326,7 @@ export class Workload {
   // ---- moving ----
 
   async migrate(request: MigrateRequest): Promise<MoveResult> {
-    if (this.#departure !== null || this.#arrival !== null || this.#journal.moving !== null)
-      throw this.#busy();
+    if (this.#isBusy) throw this.#busy();
     if (this.#journal.role !== "owner") {
       const owner = (await this.context.store.ownership(this.name))?.owner;
       const cure = owner === undefined ? "it runs nowhere" : `ask the agent of node ${owner}`;
@@ -288,6 +341,14 @@ export class Workload {
         source: "migration",
       });
     }
+    await this.paid(DEBT_MS_MAX);
+    if (this.#journal.debt !== null) {
+      throw new HoldfastError(
+        `${this.name}: the store has not been told yet how the last move ended; it does not answer`,
+        { code: "STORE_UNREACHABLE", source: "store", retryable: true },
+      );
+    }
+    if (this.#isBusy) throw this.#busy();
     const cancel = new AbortController();
     const departure = new Departure(this, {
       to: request.to,
@@ -311,12 +372,7 @@ export class Workload {
 
   /** Another node wants to hand the workload over. */
   async arrive(channel: Channel, prepare: PrepareCall): Promise<void> {
-    if (
-      this.#departure !== null ||
-      (this.#arrival !== null && !this.#arrival.ended) ||
-      this.#journal.moving !== null
-    )
-      throw this.#busy();
+    if (this.#isBusy) throw this.#busy();
     if (this.#journal.role === "owner")
       throw new HoldfastError(`${this.name} is owned by ${this.context.node} already`, {
         code: "ALREADY_THERE",
@@ -337,9 +393,24 @@ export class Workload {
     }
   }
 
-  /** Forgets an arrival that has ended. */
-  arrivalEnded(arrival: Arrival): void {
-    if (this.#arrival === arrival) this.#arrival = null;
+  /**
+   * What became of a move to this node: its source asks when the channel of the move is gone. One that is not released is
+   * given up by this, so that the answer stays true.
+   */
+  async outcome(migration: string, epoch: number): Promise<Outcome> {
+    const arrival = this.#arrival;
+    if (arrival !== null && arrival.prepare.migration === migration) return arrival.abort();
+    const { moving } = this.#journal;
+    if (moving?.side === "target" && moving.id === migration && moving.step !== "released") {
+      this.#gaveWord = true; // an agent that recovers may be waiting for the store
+      await this.#recovery.catch(() => {});
+    }
+    return this.#journal.epoch >= epoch ? "released" : "gave-up";
+  }
+
+  get #isBusy(): boolean {
+    const arriving = this.#arrival !== null && !this.#arrival.ended;
+    return this.#departure !== null || arriving || this.#journal.moving !== null;
   }
 
   async preflight(): Promise<void> {
@@ -395,11 +466,59 @@ export class Workload {
     this.record({ proxy: null });
   }
 
-  async becomeOwner(epoch: number, container: ContainerRecord, edges: string[]): Promise<void> {
+  /** The application goes on here, with its legs. Everything before this was silent. */
+  async comeAlive(epoch: number): Promise<void> {
+    // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
+    this.vip?.add();
+    await this.#proxyStep("release", epoch, ["adopted"]);
+    this.vip?.announce();
+    await this.#continueTree();
+  }
+
+  /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
+  async goOnHere(epoch: number): Promise<void> {
+    const { container } = this;
+    const root = await applicationPid(container);
+    if (root !== null) await endRepair(await treeOf(root));
+    this.vip?.add();
+    await this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]);
+    this.vip?.announce();
+    await this.#continueTree();
+    await rm(runPath(container, "images"), { recursive: true, force: true });
+  }
+
+  /** Asks the proxy where it is: a command may have been cut off before it arrived, or after. */
+  async #proxyStep(command: "release" | "rollback", epoch: number, from: string[]): Promise<void> {
+    try {
+      const { result } = await this.proxy.command<"status", { role: string }>("status", {});
+      if (from.includes(result.role)) await this.proxy.command(command, { epoch });
+    } catch (error) {
+      // its sessions are gone with it; the application is not
+      this.context.log.error({ workload: this.name, command, reason: messageOf(error) }, "the proxy failed");
+    }
+  }
+
+  async #continueTree(): Promise<void> {
+    const root = await applicationPid(this.container);
+    if (root !== null) for (const pid of await treeOf(root)) continueProcess(pid);
+  }
+
+  /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
+  async heldBytes(epoch: number): Promise<Buffer> {
+    const { context, name } = this;
+    const sealed = await context.store.held({ workload: name, epoch });
+    if (sealed === null)
+      throw new HoldfastError("the held bytes are no longer in the store", {
+        code: "HELD_LOST",
+        source: "store",
+      });
+    return unseal(context.key, { workload: name, epoch, kind: "held" }, sealed);
+  }
+
+  becomeOwner(epoch: number, edges: string[]): void {
     this.record({
       role: "owner",
       epoch,
-      container,
       edges: edges.filter((edge) => edge !== this.context.node),
       moving: null,
     });
@@ -469,15 +588,6 @@ export class Workload {
     this.record({ epoch });
   }
 
-  async #linkOf(node: string): Promise<Endpoint> {
-    const channel = await this.context.dial(node);
-    try {
-      return (await channel.call<Endpoint>("link", { workload: this.name })).result;
-    } finally {
-      channel.close();
-    }
-  }
-
   /** Where links of edges arrive at this node's proxy. */
   async link(): Promise<Endpoint> {
     const { result } = await this.proxy.command<"status", { link: Endpoint | null }>("status", {});
@@ -485,42 +595,87 @@ export class Workload {
     return result.link;
   }
 
-  /** Asks until the store answers. null: too late, the target has released. */
-  async takeBack(
-    request: { workload: string; node: string; migration: string },
-    retryMs: number,
-  ): Promise<Ownership | null> {
-    for (;;) {
-      try {
-        return await this.context.store.takeBack(request);
-      } catch (error) {
-        if (error instanceof HoldfastError && error.code === "STORE_FENCED") return null;
-        if (!(error instanceof HoldfastError && error.retryable) || this.#closed) throw error;
-      }
-      await new Promise((resolve) => setTimeout(resolve, retryMs));
+  // ---- what the store has yet to be told ----
+
+  /**
+   * Reserves the next epoch for a move. A store that has lost the record is told again who the owner is: an owner whose
+   * journal knows of no move under way is the only one.
+   */
+  async reserve(migration: string, target: string): Promise<Ownership> {
+    const { context, name } = this;
+    const { epoch } = this.#journal;
+    const request = { workload: name, node: context.node, epoch, migration, target };
+    try {
+      return await context.store.reserve(request);
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
+      await this.#claimAgain();
+      return context.store.reserve(request);
     }
   }
 
-  /** The outcome is certain; the store is told when it can be reached again. */
-  takeBackLater(request: { workload: string; node: string; migration: string }, retryMs: number): void {
-    this.takeBack(request, retryMs)
-      .then((taken) => taken !== null && this.record({ epoch: Math.max(taken.epoch, this.#journal.epoch) }))
-      .catch((error: unknown) => this.#warn("take back", error));
+  /** What was decided here without the store: it is told as soon as it answers, also by a later agent. */
+  owe(debt: Debt): void {
+    this.record({ debt });
+    this.#paying ??= this.#payUntilDone().finally(() => {
+      this.#paying = null;
+    });
   }
 
-  markReleasedLater(request: { workload: string; node: string; epoch: number }, retryMs: number): void {
-    const attempt = async (): Promise<void> => {
-      while (!this.#closed) {
-        try {
-          await this.context.store.markReleased(request);
+  /** Waits a while for that. */
+  async paid(timeoutMs: number): Promise<void> {
+    if (this.#paying === null) return;
+    const late = AbortSignal.timeout(timeoutMs);
+    await Promise.race([this.#paying, once(late, "abort")]);
+  }
+
+  async #payUntilDone(): Promise<void> {
+    while (this.#journal.debt !== null && !this.#closed) {
+      const { debt } = this.#journal;
+      try {
+        await this.#pay(debt);
+        if (this.#journal.debt === debt) this.record({ debt: null });
+        continue;
+      } catch (error) {
+        if (!(error instanceof HoldfastError && error.retryable)) {
+          this.context.log.error(
+            { workload: this.name, ...debt, reason: messageOf(error) },
+            "the store contradicts what happened here",
+          );
+          this.record({ debt: null });
           return;
-        } catch (error) {
-          if (!(error instanceof HoldfastError && error.retryable)) throw error;
         }
-        await new Promise((resolve) => setTimeout(resolve, retryMs));
       }
-    };
-    attempt().catch((error: unknown) => this.#warn("mark released", error));
+      await delay();
+    }
+  }
+
+  async #pay({ kind, migration, epoch }: Debt): Promise<void> {
+    const { context, name } = this;
+    const { store, node } = context;
+    try {
+      if (kind === "cancelled") await store.cancel({ workload: name, migration });
+      else if (kind === "released") await store.markReleased({ workload: name, node, epoch });
+      else {
+        const taken = await store.takeBack({ workload: name, node, migration });
+        this.record({ epoch: Math.max(taken.epoch, this.#journal.epoch) });
+      }
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
+      await this.#claimAgain();
+    }
+  }
+
+  async #claimAgain(): Promise<void> {
+    const { context, name } = this;
+    const { epoch } = this.#journal;
+    const found = await context.store.claim({ workload: name, node: context.node, epoch });
+    context.log.warn({ workload: name, ...found }, "the store had lost the record of the owner");
+  }
+
+  throwIfClosed(): void {
+    if (this.#closed)
+      throw new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
   }
 
   // ---- looking ----
@@ -561,7 +716,9 @@ export class Workload {
   // ---- inside ----
 
   async #startProxy(): Promise<ProxyClient> {
-    const proxy = await ProxyClient.start(this.#file("proxy.sock"), this.#file("proxy.log"));
+    const proxy = await ProxyClient.start(this.#file("proxy.sock"), this.#file("proxy.log"), (record) =>
+      this.record({ proxy: record }),
+    );
     this.#proxy = proxy;
     this.record({ proxy: proxy.record });
     const { config, context } = this;

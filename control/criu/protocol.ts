@@ -88,8 +88,10 @@ function optionFields(options: CriuOptions): Field[] {
     [35, options.ghostLimitBytes],
     [64, networkLockSkip],
   ];
-  // leave_stopped is for the dump only: a tree restored like that would be sent SIGHUP when CRIU, its parent, ends
-  if (options.pid !== undefined) fields.push([2, options.pid], [69, true]);
+  // Both ends are left stopped: who goes on is decided outside of CRIU. A restored tree stays stopped when CRIU, its
+  // parent, ends, because its root leads a session of its own (SIGHUP is for stopped orphans of the parent's session).
+  fields.push([69, true]); // leave_stopped
+  if (options.pid !== undefined) fields.push([2, options.pid]);
   if (options.timeoutSeconds !== undefined) fields.push([45, options.timeoutSeconds]);
   for (const inherit of options.inheritFds ?? [])
     fields.push([

@@ -2,9 +2,11 @@
  * Faults that tests ask for, so that every step can be made to fail for real:
  * HOLDFAST_FAULT="crash@source:commit" ends this agent by SIGKILL when it comes to that point,
  * "fail@target:restore" makes the step fail, "exec@source:dump=COMMAND" runs a shell command first and waits for it.
- * Several are separated by ";". A product that is not asked does nothing here.
+ * Several are separated by ";". "file:PATH" looks into that file at each point, so that a test can change its mind
+ * while the agent runs. Each fault happens once. A product that is not asked does nothing here.
  */
 import { execFileSync } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 interface Fault {
@@ -14,27 +16,50 @@ interface Fault {
 }
 
 export class Faults {
-  #faults: Fault[];
+  #file: string | null;
+  #faults: string[];
 
   constructor(text: string | undefined) {
-    this.#faults = (text ?? "").split(";").flatMap((part) => {
-      const found = /^(crash|fail|exec)@([a-z]+:[a-z-]+)(?:=(.*))?$/s.exec(part.trim());
-      return found === null ? [] : [{ kind: found[1] ?? "", point: found[2] ?? "", command: found[3] ?? "" }];
-    });
+    this.#file = text?.startsWith("file:") ? text.slice("file:".length) : null;
+    this.#faults = this.#file === null ? split(text ?? "") : [];
   }
 
   /** Called where `point` is about to happen. */
   at(point: string): void {
-    for (const fault of this.#faults) {
-      if (fault.point !== point) continue;
-      if (fault.kind === "crash") process.kill(process.pid, "SIGKILL");
-      if (fault.kind === "exec")
-        execFileSync("/bin/sh", ["-c", fault.command], { stdio: ["ignore", "ignore", "inherit"] });
-      if (fault.kind === "fail")
-        throw new HoldfastError(`fault injected at ${point}`, {
-          code: "FAULT_INJECTED",
-          source: "migration",
-        });
+    if (this.#file !== null) this.#faults = split(readText(this.#file));
+    for (const text of [...this.#faults]) {
+      const fault = parse(text);
+      if (fault?.point !== point) continue;
+      this.#faults.splice(this.#faults.indexOf(text), 1);
+      if (this.#file !== null) writeFileSync(this.#file, this.#faults.join(";"));
+      happen(fault);
     }
+  }
+}
+
+function happen({ kind, point, command }: Fault): void {
+  if (kind === "crash") process.kill(process.pid, "SIGKILL");
+  if (kind === "exec") execFileSync("/bin/sh", ["-c", command], { stdio: ["ignore", "ignore", "inherit"] });
+  if (kind === "fail")
+    throw new HoldfastError(`fault injected at ${point}`, { code: "FAULT_INJECTED", source: "migration" });
+}
+
+function split(text: string): string[] {
+  return text
+    .split(";")
+    .map((part) => part.trim())
+    .filter((part) => part !== "");
+}
+
+function parse(text: string): Fault | null {
+  const found = /^(crash|fail|exec)@([a-z]+:[a-z-]+)(?:=(.*))?$/s.exec(text);
+  return found === null ? null : { kind: found[1] ?? "", point: found[2] ?? "", command: found[3] ?? "" };
+}
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
   }
 }

@@ -1,10 +1,10 @@
 /**
  * A move, seen from the node that gives the workload away. It leads; the target (`target.ts`) follows.
  *
- * Up to the commit every failure ends in `rollback`: the target forgets what it got, repair goes off on the
- * application's sockets and on our legs, the stopped tree goes on. After the commit the store tells who owns the
- * workload: this node may take it back only while the target has not marked it released, or when the target itself says that
- * it gave up. What it can no longer take back it retires.
+ * Up to the commit every failure ends in `rollback`: repair goes off on the application's sockets and on our legs, the
+ * stopped tree goes on, the target forgets what it got. From the commit on the store tells who owns the workload: this
+ * node may take it back only while the target has not marked it released, or when the target itself says that it gave up
+ * (`settle.ts`). What it can no longer take back it retires.
  */
 import { randomUUID } from "node:crypto";
 import { mkdir, readFile, readlink, rm } from "node:fs/promises";
@@ -31,7 +31,8 @@ import type {
   RestoreCall,
   StandbyReply,
 } from "./move.ts";
-import { classifySockets, closeOutbound, endRepair } from "./sockets.ts";
+import { decideAtSource, type Outcome } from "./settle.ts";
+import { classifySockets, closeOutbound } from "./sockets.ts";
 
 export interface DepartureOptions {
   to: string;
@@ -44,8 +45,10 @@ export interface DepartureOptions {
 
 /** Held legs are worth keeping only as long as somebody may still come for them. */
 const HELD_TTL_MS = 10 * 60_000;
-const ABORT_MS_MAX = 10_000;
-const STORE_RETRY_MS = 200;
+const ABORT_MS_MAX = 1_000;
+const FORGOTTEN_MS_MAX = 10_000;
+/** a rolled-back move is reported when the store knows of it too, or after this */
+const STORE_MS_MAX = 1_500;
 
 export class Departure {
   #workload: Workload;
@@ -61,9 +64,11 @@ export class Departure {
   #scans = new Map<string, { root: string; before: Scan }>();
   #link: { address: string; port: number } = { address: "", port: 0 };
   #held = false;
-  #vipRemoved = false;
   #adopting: Promise<void> = Promise.resolve();
+  #reserveTried = false;
   #commitTried = false;
+  #granted = false;
+  #goingBack = false;
   #holdAtMs = 0;
   #releasedAtMs = 0;
   #deadline = new AbortController();
@@ -131,13 +136,8 @@ export class Departure {
       });
     await workload.preflight();
     this.#pids = await treeOf(root);
-    const ownership = await context.store.reserve({
-      workload: workload.name,
-      node: context.node,
-      epoch: journal.epoch,
-      migration: this.#id,
-      target: this.#options.to,
-    });
+    this.#reserveTried = true;
+    const ownership = await workload.reserve(this.#id, this.#options.to);
     this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
     workload.record({
       moving: {
@@ -147,10 +147,15 @@ export class Departure {
         epoch: this.#epoch,
         step: "prepared",
         criu: null,
+        link: null,
+        edges: [],
       },
     });
     context.faults.at("source:prepare");
     this.#channel = await context.dial(this.#options.to);
+    this.#channel.on("released", () => {
+      this.#releasedAtMs = performance.now();
+    });
     const rss = await Promise.all(this.#pids.map(residentBytes));
     const prepare: PrepareCall = {
       workload: workload.name,
@@ -166,6 +171,7 @@ export class Departure {
     await this.#sendFilesFirst("layer", runPath(container, "layer"));
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link;
+    if (workload.downstream === "relay") workload.recordMoving({ link: this.#link });
     for (const mount of container.tmpfs) await this.#sendFilesFirst(mount, pathInside(container, mount));
     if (workload.downstream === "relay")
       await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
@@ -270,13 +276,14 @@ export class Departure {
       this.#countAdopt(result),
     );
     this.#adopting.catch(() => {}); // looked at by `restore`
-    await files;
+    await this.#untilStopped(files);
   }
 
   async #restore(): Promise<void> {
     this.#throwIfStopped();
     this.#workload.context.faults.at("source:restore");
-    const [manifest, outputPipes] = await Promise.all([required(this.#sender).finish(), this.#outputPipes()]);
+    const finishing = Promise.all([required(this.#sender).finish(), this.#outputPipes()]);
+    const [manifest, outputPipes] = await this.#untilStopped(finishing);
     this.#result.imageBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
     const restore: RestoreCall = { manifest, outputPipes };
     await Promise.all([this.#call("restore", restore), this.#adopting]);
@@ -294,8 +301,13 @@ export class Departure {
       });
       this.#countCapture(capture.result);
       downstream = capture.body;
-      this.#vipRemoved = true;
       workload.vip.remove();
+    }
+    if (downstream.length > workload.limits.heldBytesMax) {
+      throw new HoldfastError(
+        `${downstream.length} bytes are held for clients, limit ${workload.limits.heldBytesMax}: raise limits.heldBytesMax`,
+        { code: "HELD_SPACE", source: "migration" },
+      );
     }
     context.faults.at("source:commit");
     this.#throwIfStopped();
@@ -313,22 +325,31 @@ export class Departure {
       held,
       ttlMs: HELD_TTL_MS,
     });
-    const [, adopted] = await Promise.all([commit, adopting]);
+    // both have ended before anything is taken back
+    await Promise.allSettled([commit, adopting]);
+    await commit;
+    const adopted = await adopting;
     if (adopted !== undefined) this.#countAdopt(adopted.result);
     clearTimeout(this.#deadlineTimer);
     context.faults.at("source:committed");
   }
 
+  /** A target that does not answer is no longer waited for: the store tells what it did. */
   async #release(): Promise<void> {
-    const { result } = await required(this.#channel).call<ReleaseReply>("release", {});
-    this.#releasedAtMs = performance.now();
+    const { result } = await required(this.#channel).call<ReleaseReply>(
+      "release",
+      {},
+      { timeoutMs: this.#options.deadlineMs },
+    );
+    this.#releasedAtMs ||= performance.now();
     this.#result.criuMs.restore = round(result.criuRestoreMs);
   }
 
   /** The target asks this when the store cannot tell: from here on nothing is taken back without the target's word. */
   grant(migration: string): void {
-    if (migration !== this.#id)
+    if (migration !== this.#id || !this.#commitTried || this.#goingBack)
       throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
+    this.#granted = true;
     this.#workload.recordMoving({ step: "granted" });
   }
 
@@ -338,52 +359,58 @@ export class Departure {
   async #rollback(): Promise<boolean> {
     clearTimeout(this.#deadlineTimer);
     const workload = this.#workload;
-    const { context, name } = workload;
-    const targetGaveUp = await this.#askTargetToGiveUp();
-    if (targetGaveUp === "released") return false;
-    const store = { workload: name, node: context.node, migration: this.#id };
-    let epoch = this.#epoch + 1;
-    if (this.#epoch !== 0) {
-      if (this.#commitTried && targetGaveUp !== "gave-up") {
-        const taken = await workload.takeBack(store, STORE_RETRY_MS);
-        if (taken === null) return false;
-        epoch = taken.epoch;
-      } else {
-        // the target cannot come alive any more: the store is told now or later
-        const taken = await context.store.takeBack(store).catch(() => null);
-        if (taken === null) workload.takeBackLater(store, STORE_RETRY_MS);
-        else epoch = taken.epoch;
+    const { name } = workload;
+    this.#goingBack = true; // no grant any more
+    // without a commit the target cannot come alive: nobody has to wait until it has heard
+    const asked = this.#askTargetToGiveUp();
+    let epoch: number | null = null;
+    if (this.#commitTried) {
+      const word = await asked;
+      if (word === "released") return false;
+      if (word === null) {
+        const decision = await decideAtSource(workload, {
+          migration: this.#id,
+          peer: this.#options.to,
+          epoch: this.#epoch,
+          granted: this.#granted,
+        });
+        if (decision.where === "there") return false;
+        epoch = decision.epoch;
       }
-    } else epoch = workload.journal.epoch;
-    if (this.#held) await this.#goOn(epoch);
-    workload.record({ epoch, moving: null });
+    }
+    const before = workload.journal.epoch;
+    if (this.#held) {
+      await this.#worker?.close();
+      await workload.goOnHere(epoch ?? this.#epoch + 1);
+    }
+    workload.record({ epoch: this.#held ? (epoch ?? this.#epoch + 1) : before, moving: null });
+    if (epoch === null && this.#reserveTried)
+      workload.owe({
+        kind: this.#held ? "taken-back" : "cancelled",
+        migration: this.#id,
+        epoch: workload.journal.epoch,
+      });
+    if ((await asked) !== null)
+      await this.#channel?.call("forgotten", {}, { timeoutMs: FORGOTTEN_MS_MAX }).catch(() => {});
+    await workload.paid(STORE_MS_MAX);
+    workload.context.log.info({ workload: name, epoch: workload.journal.epoch }, "going on here");
     return true;
   }
 
-  async #askTargetToGiveUp(): Promise<"gave-up" | "released" | "unknown"> {
+  /** null: no answer */
+  async #askTargetToGiveUp(): Promise<Outcome | null> {
     if (this.#channel === null) return "gave-up"; // it was never told anything
-    if (!this.#channel.isOpen) return "unknown";
+    if (!this.#channel.isOpen) return null;
     try {
-      const { result } = await this.#channel.call<{ outcome: "gave-up" | "released" }>(
+      const { result } = await this.#channel.call<{ outcome: Outcome }>(
         "abort",
         {},
         { timeoutMs: ABORT_MS_MAX },
       );
       return result.outcome;
     } catch {
-      return "unknown";
+      return null;
     }
-  }
-
-  async #goOn(epoch: number): Promise<void> {
-    const { proxy, vip } = this.#workload;
-    await this.#worker?.close();
-    const pids = await treeOf(this.#pids[0] ?? -1);
-    await endRepair(pids);
-    if (vip !== null && this.#vipRemoved) vip.add();
-    await proxy.command("rollback", { epoch });
-    if (vip !== null && this.#vipRemoved) vip.announce();
-    for (const pid of pids) continueProcess(pid);
   }
 
   // ---- the end ----
@@ -395,6 +422,7 @@ export class Departure {
     if (this.#holdAtMs > 0)
       this.#result.holdMs = round((this.#releasedAtMs || performance.now()) - this.#holdAtMs);
     await this.#worker?.close();
+    if (outcome === "rolled-back") this.#channel?.close(); // a sender that waits for the target ends
     await this.#sender?.close();
     const stats = await readFile(`${this.#imagesDir}/stats-dump`).then(decodeStats, () => null);
     this.#result.criuMs.dump = round(((stats?.dump?.freezingUs ?? 0) + (stats?.dump?.frozenUs ?? 0)) / 1000);
@@ -482,6 +510,17 @@ export class Departure {
   #throwIfStopped(): void {
     this.#options.signal.throwIfAborted();
     this.#deadline.signal.throwIfAborted();
+  }
+
+  /** For work that waits for a target which may have stopped answering. It goes on, unheard. */
+  #untilStopped<T>(work: Promise<T>): Promise<T> {
+    const signal = AbortSignal.any([this.#options.signal, this.#deadline.signal]);
+    return new Promise<T>((resolve, reject) => {
+      const onAbort = (): void => reject(signal.reason);
+      if (signal.aborted) onAbort();
+      signal.addEventListener("abort", onAbort, { once: true });
+      work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+    });
   }
 
   #call<T>(method: string, params: object, body?: Buffer): Promise<{ result: T; body: Buffer }> {

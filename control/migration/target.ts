@@ -2,8 +2,8 @@
  * A move, seen from the node that takes the workload. It follows the source's calls (`move.ts` has their order) on one
  * channel, and decides alone only when that channel is gone: then the store tells whether this node owns the workload.
  *
- * CRIU is kept waiting in its own hook, `post-restore`, with the whole tree rebuilt and not one instruction of it run.
- * So giving up is always possible until then, also by dying: a CRIU whose hook is not answered kills what it restored.
+ * CRIU leaves what it restores stopped, and ends. So until the release not one instruction of it has run and giving up is
+ * always possible; and an agent that dies loses nothing: the next one lets the application go on, or removes it.
  */
 
 import { closeSync, constants, mkdirSync, openSync } from "node:fs";
@@ -11,11 +11,11 @@ import { readFile, rm } from "node:fs/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { unseal } from "#proxy/store/seal.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { runCommand } from "../container/command.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
+import { identify } from "../container/processes.ts";
 import { type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { ImageReceiver } from "../criu/images.ts";
@@ -29,9 +29,9 @@ import type {
   RestoreCall,
   StandbyReply,
 } from "./move.ts";
+import { decideAtTarget, delay, isNoAnswer, type Outcome } from "./settle.ts";
 import { criuLogReason } from "./source.ts";
 
-const STORE_RETRY_MS = 200;
 const GRANT_MS_MAX = 5_000;
 /** PIDs that the helpers of a move may use up between the tree's own and the next ones */
 const PID_MARGIN = 1_000;
@@ -58,25 +58,28 @@ export class Arrival {
   #output = -1;
   #restoring: Promise<unknown> | null = null;
   #restored = Promise.withResolvers<void>();
-  #mayResume = Promise.withResolvers<void>();
   #released: Promise<void> | null = null;
   #upstreamAdopted: Promise<void> | null = null;
-  #downstreamAdopted = false;
+  #downstreamAdopted: Promise<AdoptResult> | null = null;
   #criuMs = 0;
-  #leaveMs = 0;
   #ending: Promise<void> | null = null;
+  #forgotten = false;
 
   constructor(workload: Workload, channel: Channel, prepare: PrepareCall) {
     this.#workload = workload;
     this.#channel = channel;
     this.prepare = prepare;
-    for (const promise of [this.#layerReady, this.#layerDone, this.#restored, this.#mayResume])
+    for (const promise of [this.#layerReady, this.#layerDone, this.#restored])
       promise.promise.catch(() => {});
-    void channel.closed.then(() => this.#sourceIsGone());
+    void channel.closed
+      .then(() => this.#sourceIsGone())
+      .catch((error: unknown) =>
+        workload.context.log.warn({ workload: workload.name, reason: messageOf(error) }, "arrival failed"),
+      );
   }
 
   get ended(): boolean {
-    return this.#state === "gave-up" || this.#state === "released";
+    return this.#state === "released" || this.#forgotten;
   }
 
   /** Registers what the source may say. `prepare` itself has been answered by the caller. */
@@ -105,9 +108,13 @@ export class Arrival {
     on<FilesGoneCall>("filesGone", ({ root, gone }) => removePaths(this.#rootOf(root), gone));
     on<object>("adopt", async (_, body) => ({ result: await this.#adoptUpstream(body) }));
     on<RestoreCall>("restore", (params) => this.#restore(params));
-    on<object>("adoptDownstream", async (_, body) => ({ result: await this.#adoptDownstream(body) }));
+    on<object>("adoptDownstream", async (_, body) => {
+      this.#downstreamAdopted = this.#adoptDownstream(body);
+      return { result: await this.#downstreamAdopted };
+    });
     on<object>("release", async () => ({ result: await this.#release() }));
-    on<object>("abort", async () => ({ result: { outcome: await this.#abort() } }));
+    on<object>("abort", async () => ({ result: { outcome: await this.abort() } }));
+    on<object>("forgotten", async () => void (await this.#ending));
   }
 
   // ---- the source's calls ----
@@ -123,6 +130,8 @@ export class Arrival {
         epoch: this.prepare.epoch,
         step: "prepared",
         criu: null,
+        link: null,
+        edges: this.prepare.edges,
       },
     });
     context.faults.at("target:prepare");
@@ -225,12 +234,15 @@ export class Arrival {
     const { context } = this.#workload;
     required(this.#images).verify(manifest);
     required(this.#images).close();
+    this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid) });
     context.faults.at("target:restore");
     this.#restoring = this.#runCriu(outputPipes);
     this.#restoring.catch((error: unknown) => this.#restored.reject(error));
-    // the application's sockets stay silent until CRIU may go on, so its peers may come at the same time
+    // the application's sockets stay silent until CRIU is told to go on, so their peers may come at the same time
     await Promise.all([this.#restored.promise, required(this.#upstreamAdopted)]);
+    this.#throwIfEnding();
     this.#state = "restored";
+    this.#workload.recordMoving({ step: "restored" });
     context.faults.at("target:restored");
   }
 
@@ -241,7 +253,9 @@ export class Arrival {
       { epoch: this.prepare.epoch },
       legs,
     );
-    this.#downstreamAdopted = true;
+    this.#throwIfEnding();
+    this.#workload.recordMoving({ step: "adopted" });
+    this.#workload.context.faults.at("target:adopted");
     return result;
   }
 
@@ -259,16 +273,14 @@ export class Arrival {
           inheritFds: outputPipes.map((key) => ({ key, fd: FIRST_INHERITED_FD })),
         },
         async (hook) => {
-          if (hook === "post-restore") {
-            this.#criuMs = performance.now() - startedMs;
-            this.#restored.resolve();
-            await this.#mayResume.promise;
-          } else if (hook === "pre-resume") {
-            this.#criuMs += performance.now() - this.#leaveMs;
-            await this.#released;
-          }
+          if (hook !== "post-restore") return;
+          // Everything is there. What CRIU still does (sockets out of repair mode, letting go) it does while the source
+          // commits; it is waited for before this node goes live.
+          this.#restored.resolve();
+          await this.#upstreamAdopted;
         },
       );
+      this.#criuMs = performance.now() - startedMs;
     } catch (error) {
       const log = await readFile(runPath(required(this.#container), "images", "restore.log"), "utf8").catch(
         () => "",
@@ -290,8 +302,11 @@ export class Arrival {
     return this.#goLive();
   }
 
-  /** Before the release was asked for: forget everything. After: it is done, or about to be. */
-  async #abort(): Promise<"gave-up" | "released"> {
+  /**
+   * Before the release is decided: gives up, which is certain when this resolves, though what was made is still being
+   * removed (`forgotten`). After: it is done, or about to be.
+   */
+  async abort(): Promise<Outcome> {
     if (this.#released !== null) {
       const done = await this.#released.then(
         () => true,
@@ -299,7 +314,7 @@ export class Arrival {
       );
       if (done) return "released";
     }
-    await this.#giveUp();
+    this.#giveUp().catch(() => {});
     return "gave-up";
   }
 
@@ -307,81 +322,85 @@ export class Arrival {
 
   async #goLive(): Promise<ReleaseReply> {
     const workload = this.#workload;
-    const { context, proxy, vip } = workload;
+    const { context } = workload;
     const epoch = this.prepare.epoch;
-    context.faults.at("target:release");
-    // only now: a segment for an address without its legs would be answered with RST
-    vip?.add();
-    workload.recordMoving({ step: "adopted" });
-    context.faults.at("target:adopted");
-    if (this.#ending !== null)
-      throw new HoldfastError("the move was given up", { code: "MIGRATION_ABORTED", source: "migration" });
-    // from here nobody can take the workload back; CRIU's last stage runs meanwhile and then waits for it
-    this.#released = this.#markReleased().then(async () => {
-      workload.recordMoving({ step: "released" });
-      context.faults.at("target:released");
-      await proxy.command("release", { epoch });
-      vip?.announce();
-    });
-    this.#leaveMs = performance.now();
-    this.#mayResume.resolve();
-    await Promise.all([this.#released, this.#restoring]);
+    try {
+      context.faults.at("target:release");
+      await this.#restoring;
+      this.#throwIfEnding();
+      this.#released = this.#markReleased();
+      await this.#released;
+    } catch (error) {
+      await this.#giveUp();
+      throw error;
+    }
+    // from here nobody can take the workload back
+    workload.recordMoving({ step: "released" });
+    context.faults.at("target:released");
+    await workload.comeAlive(epoch);
     this.#state = "released";
+    if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
     await this.#letGo();
-    await workload.becomeOwner(epoch, required(this.#container), this.prepare.edges);
+    workload.becomeOwner(epoch, this.prepare.edges);
     return { criuRestoreMs: this.#criuMs };
   }
 
-  /** The store says that it is decided; where it cannot be asked, the source gives its word instead. */
+  /** The store says that it is decided; where it cannot be asked, or has forgotten, the source gives its word instead. */
   async #markReleased(): Promise<void> {
-    const { context, name } = this.#workload;
-    const owned = { workload: name, node: context.node, epoch: this.prepare.epoch };
+    const workload = this.#workload;
+    const { migration, epoch } = this.prepare;
     for (;;) {
       try {
-        await context.store.markReleased(owned);
+        await workload.context.store.markReleased({
+          workload: workload.name,
+          node: workload.context.node,
+          epoch,
+        });
         return;
       } catch (error) {
-        if (!(error instanceof HoldfastError && error.retryable)) throw error;
-        if (this.#channel.isOpen) {
-          try {
-            await this.#channel.call(
-              "grant",
-              { migration: this.prepare.migration },
-              { timeoutMs: GRANT_MS_MAX },
-            );
-            this.#workload.markReleasedLater(owned, STORE_RETRY_MS);
-            return;
-          } catch {
-            // neither the store nor the source: ask again
-          }
+        if (!isNoAnswer(error)) throw error;
+        if (await this.#sourceGrants()) {
+          workload.owe({ kind: "released", migration, epoch });
+          return;
         }
-        await new Promise((resolve) => setTimeout(resolve, STORE_RETRY_MS));
       }
+      await delay();
+      workload.throwIfClosed();
     }
   }
 
-  /** Sends nothing to any peer; leaves no trace. */
+  async #sourceGrants(): Promise<boolean> {
+    if (!this.#channel.isOpen) return false;
+    try {
+      await this.#channel.call("grant", { migration: this.prepare.migration }, { timeoutMs: GRANT_MS_MAX });
+      return true;
+    } catch {
+      return false; // neither the store nor the source: ask again
+    }
+  }
+
+  /** Decided at once, and known to a later agent: the source may have been told. Resolves when no trace is left. */
   #giveUp(): Promise<void> {
-    this.#ending ??= this.#forget();
+    if (this.#ending === null) {
+      this.#state = "gave-up";
+      this.#workload.recordMoving({ step: "gave-up" });
+      this.#ending = this.#forget();
+      this.#ending.catch(() => {});
+    }
     return this.#ending;
   }
 
   async #forget(): Promise<void> {
     const workload = this.#workload;
-    this.#state = "gave-up";
-    const gone = new HoldfastError("the move was given up", {
-      code: "MIGRATION_ABORTED",
-      source: "migration",
-    });
-    for (const waiting of [this.#layerReady, this.#layerDone, this.#restored, this.#mayResume])
-      waiting.reject(gone);
-    await this.#restoring?.catch(() => {});
-    await this.#letGo();
+    for (const waiting of [this.#layerReady, this.#layerDone, this.#restored]) waiting.reject(givenUp());
     const container = this.#container ?? (await this.#created?.catch(() => null)) ?? null;
-    if (container !== null) await workload.runtime.destroy(container);
+    this.#container = null;
+    if (container !== null) await workload.runtime.destroy(container); // with the CRIU at work in it
+    await this.#letGo();
     await workload.discardProxy(this.prepare.epoch);
     workload.vip?.remove();
     workload.record({ moving: null, container: null });
+    this.#forgotten = true;
   }
 
   async #letGo(): Promise<void> {
@@ -397,22 +416,24 @@ export class Arrival {
 
   /** Only the store knows now whether the source had committed. */
   async #sourceIsGone(): Promise<void> {
-    if (this.#state !== "preparing" && this.#state !== "standby" && this.#state !== "restored") return;
+    if (this.#state === "released" || this.#state === "releasing" || this.#state === "gave-up") return;
     const workload = this.#workload;
     const { context, name } = workload;
-    const outcome = await settle(this.#workload, this.prepare.migration, this.prepare.epoch);
-    if (this.#ending !== null) return;
-    if (outcome === "mine" && this.#state === "restored") {
-      context.log.warn({ workload: name }, "the source is gone after its commit: going on from the store");
-      const sealed = await context.store.held({ workload: name, epoch: this.prepare.epoch });
-      const held =
-        sealed === null
-          ? Buffer.alloc(0)
-          : unseal(context.key, { workload: name, epoch: this.prepare.epoch, kind: "held" }, sealed);
-      if (workload.vip !== null && !this.#downstreamAdopted) await this.#adoptDownstream(held);
-      this.#state = "releasing";
-      await this.#goLive();
-    } else await this.#giveUp();
+    const { migration, epoch } = this.prepare;
+    const given = (): boolean => this.#ending !== null;
+    const outcome = await decideAtTarget(workload, migration, epoch, given);
+    if (given()) return;
+    if (outcome === "not-mine" || this.#state !== "restored") return this.#giveUp();
+    context.log.warn({ workload: name }, "the source is gone after its commit: going on from the store");
+    try {
+      if (workload.vip !== null)
+        await (this.#downstreamAdopted ?? this.#adoptDownstream(await workload.heldBytes(epoch)));
+    } catch (error) {
+      await this.#giveUp();
+      throw error;
+    }
+    this.#state = "releasing";
+    await this.#goLive();
   }
 
   // ---- parts ----
@@ -425,6 +446,10 @@ export class Arrival {
     return pathInside(container, root);
   }
 
+  #throwIfEnding(): void {
+    if (this.#ending !== null) throw givenUp();
+  }
+
   #expect(state: State): void {
     if (this.#state !== state)
       throw new HoldfastError(`the target is ${this.#state}, not ${state}`, {
@@ -434,27 +459,13 @@ export class Arrival {
   }
 }
 
-/** Whether this node owns the workload now; asked until the store answers. After "not mine" no commit can follow. */
-export async function settle(
-  workload: Workload,
-  migration: string,
-  epoch: number,
-): Promise<"mine" | "not-mine"> {
-  const { context, name } = workload;
-  for (;;) {
-    try {
-      const ownership = await context.store.cancel({ workload: name, migration });
-      return ownership.owner === context.node && ownership.epoch === epoch ? "mine" : "not-mine";
-    } catch (error) {
-      if (!(error instanceof HoldfastError && error.retryable)) return "not-mine";
-    }
-    await new Promise((resolve) => setTimeout(resolve, STORE_RETRY_MS));
-  }
-}
-
 async function removeImages(container: ContainerRecord): Promise<void> {
   const images = runPath(container, "images");
   await rm(images, { recursive: true, force: true });
+}
+
+function givenUp(): HoldfastError {
+  return new HoldfastError("the move was given up", { code: "MIGRATION_ABORTED", source: "migration" });
 }
 
 function required<T>(value: T | null | undefined): T {

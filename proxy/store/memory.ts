@@ -54,7 +54,7 @@ export class MemoryStore implements Store {
     return copy(this.#workloads.get(workload));
   }
 
-  async claim(request: { workload: string; node: string }): Promise<Ownership> {
+  async claim(request: { workload: string; node: string; epoch?: number }): Promise<Ownership> {
     return this.#step({ step: "claim", ...request });
   }
 
@@ -155,10 +155,11 @@ function transition(
   const same = (status: Status) => ({ status, after: w });
   if (step === "claim") {
     if (w !== undefined) return same("ok");
-    const fresh = { committed: null, returned: null, cancelled: [], top: 1 };
+    const epoch = request.epoch ?? 1;
+    const fresh = { committed: null, returned: null, cancelled: [], top: epoch };
     return {
       status: "ok",
-      after: { owner: node, epoch: 1, state: "released", previous: null, migration: null, ...fresh },
+      after: { owner: node, epoch, state: "released", previous: null, migration: null, ...fresh },
     };
   }
   if (w === undefined) return same("absent");

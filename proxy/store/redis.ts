@@ -101,7 +101,7 @@ export class RedisStore implements Store {
     return status === "absent" ? null : found;
   }
 
-  async claim(request: { workload: string; node: string }): Promise<Ownership> {
+  async claim(request: { workload: string; node: string; epoch?: number }): Promise<Ownership> {
     return this.#step("claim", request);
   }
 

@@ -63,7 +63,8 @@ if step == 'read' then
 end
 if step == 'claim' then
   if exists then return answer('ok') end
-  owner, epoch, state, top = node, 1, 'released', 1
+  epoch = number(epochArg) or 1
+  owner, state, top = node, 'released', epoch
   return save()
 end
 if not exists then return answer('absent') end

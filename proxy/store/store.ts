@@ -40,8 +40,11 @@ export interface Store {
   /** @throws HoldfastError `STORE_UNREACHABLE` */
   ping(): Promise<void>;
   ownership(workload: string): Promise<Ownership | null>;
-  /** Creates `{owner: node, epoch: 1, released}` where there is nothing, else returns what is there. */
-  claim(request: { workload: string; node: string }): Promise<Ownership>;
+  /**
+   * Creates `{owner: node, epoch, released}` where there is nothing, else returns what is there. `epoch` is 1 unless the
+   * caller knows of higher ones: an owner whose record was lost.
+   */
+  claim(request: { workload: string; node: string; epoch?: number }): Promise<Ownership>;
   /** @throws `STORE_FENCED` (not owner at that epoch, or this migration was cancelled), `STORE_BUSY` (another one) */
   reserve(request: Reserve): Promise<Ownership>;
   /** Not committed: never will be. Committed: changes nothing; look at `owner`. */
