@@ -92,10 +92,16 @@ export class Workload {
   get downstream(): "takeover" | "relay" {
     return this.config.downstream;
   }
-  get limits(): { imagesBytesMax: number; deadlineMs: number; heldBytesMax: number } {
+  get limits(): {
+    imagesBytesMax: number;
+    precopyBytesMax: number;
+    deadlineMs: number;
+    heldBytesMax: number;
+  } {
     return {
       heldBytesMax: this.config.limits.heldBytesMax,
       imagesBytesMax: this.config.limits.imagesMbMax * 1024 * 1024,
+      precopyBytesMax: this.config.limits.precopyMbMax * 1024 * 1024,
       deadlineMs: this.config.limits.deadlineMs,
     };
   }
@@ -722,7 +728,13 @@ export class Workload {
     this.#proxy = proxy;
     this.record({ proxy: proxy.record });
     const { config, context } = this;
-    const { deadlineMs: _, imagesMbMax: __, heldBytesMax: ___, ...proxyLimits } = config.limits;
+    const {
+      deadlineMs: _,
+      imagesMbMax: __,
+      precopyMbMax: ___,
+      heldBytesMax: ____,
+      ...proxyLimits
+    } = config.limits;
     const configure: Configure = {
       workload: this.name,
       node: context.node,

@@ -18,6 +18,8 @@ export interface WorkloadLimits extends ProxyLimits {
   deadlineMs: number;
   /** size of the tmpfs for images and the writable layer, MiB */
   imagesMbMax: number;
+  /** memory of the application that is copied before the hold, MiB; a larger one is copied during the dump; 0: never before */
+  precopyMbMax: number;
   /** snapshots and held bytes of one move, in the store */
   heldBytesMax: number;
 }
@@ -81,6 +83,7 @@ export const LIMITS: WorkloadLimits = {
   lingerMsMax: 30_000,
   deadlineMs: 10_000,
   imagesMbMax: 2_048,
+  precopyMbMax: 1_024,
   heldBytesMax: 67_108_864,
 };
 
@@ -157,6 +160,7 @@ const limits = z.strictObject(
     lingerMsMax: milliseconds.default(LIMITS.lingerMsMax),
     deadlineMs: count("milliseconds", 100, MS_MAX).default(LIMITS.deadlineMs),
     imagesMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.imagesMbMax),
+    precopyMbMax: count("a number of MiB", 0, 1_048_576).default(LIMITS.precopyMbMax),
     heldBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.heldBytesMax),
   },
   "expected limits, as { deadlineMs: 10000 }",

@@ -1,13 +1,23 @@
 /**
- * Memory images on their way from one node to the other, sent while CRIU still writes them.
- *
- * CRIU appends to `pages-*.img` from the moment the tree is frozen; these are followed as they grow. Everything else is
- * small and is sent when the dump is over, with a manifest of every size.
+ * Memory images on their way from one node to the other: layers of them before the hold (`precopy.ts`), and what the dump
+ * adds. Where there are no layers, `pages-*.img` are followed as CRIU appends to them from the moment the tree is frozen.
+ * Everything else is small and is sent when the dump is over, with a manifest of every size.
  */
-import { closeSync, constants, fstatSync, openSync, readdirSync, readSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readSync,
+  symlinkSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { Precopy, type TracedProcess } from "./precopy.ts";
 
 /** file name → bytes */
 export type ImageManifest = Record<string, number>;
@@ -19,7 +29,10 @@ const PIECE_BYTES = 1 << 20;
 /** between two looks at the growing files */
 const FOLLOW_MS = 2;
 const GROWING = /^pages-\d+\.img$/;
-const IMAGE_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/;
+const IMAGE_NAME = /^(layer-([1-9]\d?)\/)?[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/;
+/** Rounds end when little is new: what changes within a round is not worth another. */
+const ROUNDS_MAX = 3;
+const ROUND_BYTES_MIN = 512 * 1024;
 
 interface OpenImage {
   fd: number;
@@ -30,14 +43,38 @@ export class ImageSender {
   #dir: string;
   #send: SendImage;
   #images = new Map<string, OpenImage>();
-  #dumping = true;
-  #following: Promise<void>;
+  #manifest: ImageManifest = {};
+  #precopy: Precopy | null = null;
+  #dumping = false;
+  #following: Promise<void> = Promise.resolve();
   #error: unknown = null;
 
-  /** Starts following at once. `dir` may still be empty. */
+  /** `dir`: where CRIU will write. */
   constructor(dir: string, send: SendImage) {
     this.#dir = dir;
     this.#send = send;
+  }
+
+  /** Sends the memory of running processes, in rounds. Resolves with the bytes that it took. */
+  async sendLayers(processes: TracedProcess[], signal: AbortSignal): Promise<number> {
+    const precopy = new Precopy(processes);
+    this.#precopy = precopy;
+    let totalBytes = 0;
+    for (let round = 1; round <= ROUNDS_MAX; round++) {
+      signal.throwIfAborted();
+      const roundBytes = await precopy.round((layer, name, offset, bytes) =>
+        this.#put(`layer-${layer}/${name}`, offset, bytes),
+      );
+      totalBytes += roundBytes;
+      if (roundBytes < ROUND_BYTES_MIN) break;
+    }
+    return totalBytes;
+  }
+
+  /** The dump begins. */
+  start(): void {
+    if (this.#precopy !== null) return; // what is new can be told only when the dump is complete
+    this.#dumping = true;
     this.#following = this.#follow().catch((error: unknown) => {
       this.#error = error;
     });
@@ -48,12 +85,14 @@ export class ImageSender {
     this.#dumping = false;
     await this.#following;
     if (this.#error !== null) throw this.#error;
-    const manifest: ImageManifest = {};
+    const reduced = this.#precopy?.reduce(this.#dir) ?? new Map<string, Buffer[]>();
     for (const name of readdirSync(this.#dir)) {
       if (name.endsWith(".log")) continue;
-      manifest[name] = await this.#sendGrowth(name);
+      const parts = reduced.get(name);
+      if (parts === undefined) await this.#sendGrowth(name);
+      else await this.#sendParts(name, parts);
     }
-    return manifest;
+    return this.#manifest;
   }
 
   /** Safe at any time. */
@@ -62,6 +101,20 @@ export class ImageSender {
     await this.#following;
     for (const image of this.#images.values()) closeSync(image.fd);
     this.#images.clear();
+    this.#precopy = null;
+  }
+
+  async #put(name: string, offset: number, bytes: Buffer): Promise<void> {
+    this.#manifest[name] = offset + bytes.length;
+    await this.#send(name, offset, bytes);
+  }
+
+  /** Small neighbours are joined: a round trip through the channel costs more than copying them. */
+  async #sendParts(name: string, parts: Buffer[]): Promise<void> {
+    const all = Buffer.concat(parts);
+    for (let offset = 0; offset === 0 || offset < all.length; offset += PIECE_BYTES) {
+      await this.#put(name, offset, all.subarray(offset, offset + PIECE_BYTES));
+    }
   }
 
   async #follow(): Promise<void> {
@@ -71,7 +124,7 @@ export class ImageSender {
     }
   }
 
-  async #sendGrowth(name: string): Promise<number> {
+  async #sendGrowth(name: string): Promise<void> {
     let image = this.#images.get(name);
     if (image === undefined) {
       image = {
@@ -81,14 +134,13 @@ export class ImageSender {
       this.#images.set(name, image);
     }
     const sizeBytes = fstatSync(image.fd).size;
-    if (sizeBytes === 0) await this.#send(name, 0, Buffer.alloc(0));
+    if (sizeBytes === 0) await this.#put(name, 0, Buffer.alloc(0));
     while (image.sentBytes < sizeBytes) {
       const piece = Buffer.allocUnsafe(Math.min(PIECE_BYTES, sizeBytes - image.sentBytes));
       const length = readSync(image.fd, piece, 0, piece.length, image.sentBytes);
-      await this.#send(name, image.sentBytes, piece.subarray(0, length));
+      await this.#put(name, image.sentBytes, piece.subarray(0, length));
       image.sentBytes += length;
     }
-    return image.sentBytes;
   }
 }
 
@@ -98,6 +150,7 @@ export class ImageReceiver {
   #bytesMax: number;
   #bytes = 0;
   #images = new Map<string, OpenImage>();
+  #layers = new Set<string>();
 
   constructor(dir: string, bytesMax: number) {
     this.#dir = dir;
@@ -109,6 +162,7 @@ export class ImageReceiver {
     if (!IMAGE_NAME.test(name)) throw refused(`bad file name ${JSON.stringify(name).slice(0, 80)}`);
     let image = this.#images.get(name);
     if (image === undefined) {
+      if (name.includes("/")) this.#needLayer(name.slice(0, name.indexOf("/")));
       const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
       image = { fd: openSync(join(this.#dir, name), flags, 0o600), sentBytes: 0 };
       this.#images.set(name, image);
@@ -134,10 +188,31 @@ export class ImageReceiver {
       throw refused("files that the manifest does not name");
   }
 
+  /** Each layer builds on the one before it; CRIU's own images build on the last. */
+  linkLayers(): void {
+    const layers = [...this.#layers].sort((one, other) => layerNumber(one) - layerNumber(other));
+    for (const [index, layer] of layers.entries()) {
+      const below = layers[index - 1];
+      if (below !== undefined) symlinkSync(`../${below}`, join(this.#dir, layer, "parent"));
+    }
+    const last = layers.at(-1);
+    if (last !== undefined) symlinkSync(last, join(this.#dir, "parent"));
+  }
+
   close(): void {
     for (const image of this.#images.values()) closeSync(image.fd);
     this.#images.clear();
   }
+
+  #needLayer(layer: string): void {
+    if (this.#layers.has(layer)) return;
+    mkdirSync(join(this.#dir, layer), { mode: 0o700 });
+    this.#layers.add(layer);
+  }
+}
+
+function layerNumber(layer: string): number {
+  return Number(layer.slice("layer-".length));
 }
 
 function refused(why: string): HoldfastError {

@@ -51,6 +51,8 @@ export interface MoveResult {
   criuMs: { dump: number; restore: number };
   /** microseconds a leg: average over this move's legs */
   legUs: { capture: number; adopt: number };
+  /** memory sent before anybody was held, and images sent while clients waited */
+  precopyBytes: number;
   imageBytes: number;
   outcome: "moved" | "rolled-back";
   reason: string | null;

@@ -19,6 +19,7 @@ import { highestInnerTid, identify, innerPid, residentBytes, treeOf } from "../c
 import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { ImageSender } from "../criu/images.ts";
+import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
 import type {
@@ -93,6 +94,7 @@ export class Departure {
       phasesMs: this.#phasesMs,
       criuMs: { dump: 0, restore: 0 },
       legUs: { capture: 0, adopt: 0 },
+      precopyBytes: 0,
       imageBytes: 0,
       outcome: "rolled-back",
       reason: null,
@@ -176,6 +178,20 @@ export class Departure {
     if (workload.downstream === "relay")
       await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
     await this.#startWorker();
+    await this.#sendLayers();
+  }
+
+  /** Last before the hold, so that as little as possible changes in between. */
+  async #sendLayers(): Promise<void> {
+    const channel = required(this.#channel);
+    this.#sender = new ImageSender(this.#imagesDir, (name, offset, bytes) =>
+      channel.send("image", { name, offset }, bytes),
+    );
+    const rss = await Promise.all(this.#pids.map(residentBytes));
+    if (rss.reduce((sum, bytes) => sum + bytes, 0) > this.#workload.limits.precopyBytesMax) return;
+    const processes: TracedProcess[] = [];
+    for (const pid of this.#pids) processes.push({ pid, innerPid: (await innerPid(pid)) ?? -1 });
+    this.#result.precopyBytes = await this.#sender.sendLayers(processes, this.#options.signal);
   }
 
   async #startWorker(): Promise<void> {
@@ -201,16 +217,13 @@ export class Departure {
   async #dump(): Promise<void> {
     const { context, limits, proxy } = this.#workload;
     const worker = required(this.#worker);
-    const channel = required(this.#channel);
     const root = required(await innerPid(this.#pids[0] ?? -1));
     this.#throwIfStopped();
     this.#workload.recordMoving({ step: "held", criu: await identify(worker.pid) });
     const startedMs = performance.now();
     let holdMs = 0;
     this.#report("dump", "start", startedMs - this.#startedMs);
-    this.#sender = new ImageSender(this.#imagesDir, (name, offset, bytes) =>
-      channel.send("image", { name, offset }, bytes),
-    );
+    required(this.#sender).start();
     try {
       await worker.request(
         "DUMP",
@@ -284,7 +297,8 @@ export class Departure {
     this.#workload.context.faults.at("source:restore");
     const finishing = Promise.all([required(this.#sender).finish(), this.#outputPipes()]);
     const [manifest, outputPipes] = await this.#untilStopped(finishing);
-    this.#result.imageBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
+    const sentBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
+    this.#result.imageBytes = sentBytes - this.#result.precopyBytes;
     const restore: RestoreCall = { manifest, outputPipes };
     await Promise.all([this.#call("restore", restore), this.#adopting]);
   }

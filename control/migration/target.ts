@@ -232,8 +232,10 @@ export class Arrival {
   async #restore({ manifest, outputPipes }: RestoreCall): Promise<void> {
     this.#expect("standby");
     const { context } = this.#workload;
-    required(this.#images).verify(manifest);
-    required(this.#images).close();
+    const images = required(this.#images);
+    images.verify(manifest);
+    images.close();
+    images.linkLayers();
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid) });
     context.faults.at("target:restore");
     this.#restoring = this.#runCriu(outputPipes);
