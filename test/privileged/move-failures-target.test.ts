@@ -1,0 +1,47 @@
+/** The target's agent is killed at each step of a move: the source goes on, or the next agent finishes. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { staged } from "#test/support/staged.ts";
+
+const STEPS = ["prepare", "standby", "adopt", "restore", "restored", "adopted", "release", "released"];
+const GONE = /^(connection to agent [ab] (is closed|lost)|cannot reach node [ab])/;
+/** Steps after which the store says that the target has it. */
+const DECIDED = new Set(["released"]);
+
+for (const downstream of ["takeover", "relay"] as const) {
+  describe(`target agent killed, ${downstream}`, { timeout: 240_000 }, () => {
+    const on = staged({ downstream });
+    for (const step of STEPS) {
+      if (downstream === "relay" && step === "adopted") continue; // the step of the downstream legs, which stay
+      it(
+        `at ${step}, and started again at once`,
+        on(async (stage) => {
+          const { owner, other } = stage;
+          stage.fault(`crash@target:${step}`);
+          const move = stage.migrate();
+          await stage.restart(other);
+          const { end, reason } = await move;
+          assert.equal(end === "moved" || end === "rolled-back", true, `${end}: ${reason}`);
+          assert.match(reason, GONE);
+          await stage.assertWell(end === "moved" ? other : owner);
+        }),
+      );
+    }
+
+    for (const step of ["standby", "restored", "release", "released"]) {
+      it(
+        `at ${step}, and started again when the source has settled`,
+        on(async (stage) => {
+          const { owner, other } = stage;
+          stage.fault(`crash@target:${step}`);
+          const { end, reason } = await stage.migrate();
+          assert.match(reason, GONE);
+          assert.equal(end, DECIDED.has(step) ? "moved" : "rolled-back");
+          if (end === "rolled-back") await stage.assertSessions();
+          await stage.restart(other);
+          await stage.assertWell(end === "moved" ? other : owner);
+        }),
+      );
+    }
+  });
+}
