@@ -18,7 +18,7 @@ import { difference, packPaths, type Scan, scan } from "../container/files.ts";
 import { highestInnerTid, identify, innerPid, residentBytes, treeOf } from "../container/processes.ts";
 import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
-import { ImageSender } from "../criu/images.ts";
+import { type ImageManifest, ImageSender } from "../criu/images.ts";
 import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
@@ -66,6 +66,7 @@ export class Departure {
   #link: { address: string; port: number } = { address: "", port: 0 };
   #held = false;
   #adopting: Promise<void> = Promise.resolve();
+  #finishing: Promise<ImageManifest> = Promise.resolve({});
   #reserveTried = false;
   #commitTried = false;
   #granted = false;
@@ -274,16 +275,18 @@ export class Departure {
     );
   }
 
-  /** The target adopts the legs while files and the rest of the memory are still on their way. */
+  /** Legs, files and the rest of the memory at the same time; the target adopts the legs as soon as it has them. */
   async #capture(): Promise<void> {
     this.#throwIfStopped();
     const { context, journal, proxy } = this.#workload;
     context.faults.at("source:capture");
-    const files = this.#sendFilesSecond();
-    files.catch(() => {}); // looked at below
-    const capture = await proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
+    const capturing = proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
       epoch: journal.epoch,
     });
+    const files = this.#sendFilesSecond();
+    this.#finishing = required(this.#sender).finish();
+    for (const side of [files, this.#finishing]) side.catch(() => {}); // looked at below and by `restore`
+    const capture = await capturing;
     this.#countCapture(capture.result);
     this.#adopting = this.#call<AdoptResult>("adopt", {}, capture.body).then(({ result }) =>
       this.#countAdopt(result),
@@ -295,8 +298,9 @@ export class Departure {
   async #restore(): Promise<void> {
     this.#throwIfStopped();
     this.#workload.context.faults.at("source:restore");
-    const finishing = Promise.all([required(this.#sender).finish(), this.#outputPipes()]);
-    const [manifest, outputPipes] = await this.#untilStopped(finishing);
+    const [manifest, outputPipes] = await this.#untilStopped(
+      Promise.all([this.#finishing, this.#outputPipes()]),
+    );
     const sentBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
     this.#result.imageBytes = sentBytes - this.#result.precopyBytes;
     const restore: RestoreCall = { manifest, outputPipes };
