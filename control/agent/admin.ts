@@ -97,7 +97,7 @@ export class AdminServer {
     const route = `${request.method} ${path.replace(/^\/v1\/workloads\/[^/]+/, "/v1/workloads/NAME")}`;
     if (offer === "metrics" && path.startsWith("/v1/")) throw notFound(route);
     const workload = (): Workload => {
-      const name = decodeURIComponent(path.split("/")[3] ?? "");
+      const name = path.split("/")[3] ?? ""; // names need no escapes
       const found = this.#workloads.get(name);
       if (found === undefined) {
         const known = [...this.#workloads.keys()].join(", ");
