@@ -172,6 +172,12 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
     })),
   );
   channel.on(
+    "has",
+    checked(z.strictObject({ workload: z.string() }), ({ workload: name }) => ({
+      result: { has: workload(name).isHere },
+    })),
+  );
+  channel.on(
     "edge.prepare",
     checked(edgePrepareSchema, ({ workload: name, epoch, target }) =>
       workload(name).edgePrepare(epoch, target),

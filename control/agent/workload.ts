@@ -55,6 +55,7 @@ export interface WorkloadStatus {
 const CRIU_POLL_MS = 5;
 /** a new move waits so long for the store to be told of the last one */
 const DEBT_MS_MAX = 1_000;
+const PEER_MS_MAX = 1_000;
 /** takeover has no links */
 const NO_LINK: Endpoint = { address: "", port: 0 };
 const REGISTRY_MS = 2_000;
@@ -168,15 +169,25 @@ export class Workload {
             ttlMs: REGISTRY_TTL_MS,
           }),
         )
-        .catch((error: unknown) =>
-          context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written"),
-        );
+        .catch((error: unknown) => {
+          context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written");
+          if (error instanceof HoldfastError && error.code === "STORE_ABSENT") return this.#claimAgain();
+        })
+        .catch((error: unknown) => this.#warn("claim again", error));
     }, REGISTRY_MS).unref();
   }
 
   /** Starts the application here unless another node owns it. */
   async start(): Promise<void> {
     const { context, name } = this;
+    // a store that was emptied would give it to anybody
+    if ((await context.store.ownership(name)) === null) {
+      const owner = await this.#ownerByPeers();
+      if (owner !== null) {
+        context.log.info({ workload: name, owner }, "owned by another node, which the store has forgotten");
+        return;
+      }
+    }
     const ownership = await context.store.claim({ workload: name, node: context.node });
     if (ownership.owner !== context.node) {
       context.log.info({ workload: name, owner: ownership.owner }, "owned by another node");
@@ -195,6 +206,36 @@ export class Workload {
       throw error;
     }
     context.log.info({ workload: name, epoch: ownership.epoch, container: container.id }, "started");
+  }
+
+  /** The node among those that can be asked where it runs, or is on its way to. */
+  async #ownerByPeers(): Promise<string | null> {
+    const { context, name } = this;
+    const answers = await Promise.all(
+      Object.keys(context.peers).map(async (peer) => {
+        try {
+          const channel = await context.dial(peer, PEER_MS_MAX);
+          try {
+            const { result } = await channel.call<{ has: boolean }>(
+              "has",
+              { workload: name },
+              { timeoutMs: PEER_MS_MAX },
+            );
+            return result.has ? peer : null;
+          } finally {
+            channel.close();
+          }
+        } catch {
+          return null; // it cannot be asked, or does not know the workload
+        }
+      }),
+    );
+    return answers.find((peer) => peer !== null) ?? null;
+  }
+
+  /** Whether it runs here, or may soon. */
+  get isHere(): boolean {
+    return this.#journal.role === "owner" || this.#journal.moving !== null;
   }
 
   /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
