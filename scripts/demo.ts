@@ -11,6 +11,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs, styleText } from "node:util";
+import { type BareRun, runBareCriu } from "../bench/bare-criu.ts";
 import {
   type AgentConfig,
   createLab,
@@ -51,6 +52,11 @@ interface Move {
   blackoutMs: Blackout;
   phasesMs: Record<string, number>;
   criuMs: { dump: number; restore: number };
+}
+
+/** What CRIU alone takes, and what clients see of it. */
+interface Bare extends BareRun {
+  blackoutMs: Blackout;
 }
 
 /** What the agent streams during a migration, one JSON object a line. */
@@ -224,7 +230,13 @@ async function untilAppAnswers(lab: Lab, url: string): Promise<void> {
   }
 }
 
-async function demoMode(mode: Mode, options: DemoOptions, screen: Screen, moves: Move[]): Promise<void> {
+async function demoMode(
+  mode: Mode,
+  options: DemoOptions,
+  screen: Screen,
+  moves: Move[],
+  bare: Bare[],
+): Promise<void> {
   const startedMs = performance.now();
   const lab = await createLab({ nodes: ["a", "b"], prefix: "hfdemo" });
   try {
@@ -256,6 +268,8 @@ async function demoMode(mode: Mode, options: DemoOptions, screen: Screen, moves:
       if (agent === undefined) throw new Error("unreachable");
       moves.push(await demoMove({ mode, from, to, agent, load, screen }));
     }
+    const last = options.moves % 2 === 0 ? "a" : "b";
+    bare.push(await demoBare(lab.stateDir(last), load, screen));
     await load.stop();
   } catch (error) {
     for (const agent of lab.agents.values()) {
@@ -329,6 +343,20 @@ async function demoMove(input: {
   return move;
 }
 
+/** The same application with the same clients, dumped and restored in place by CRIU alone: the least it can cost. */
+async function demoBare(stateDir: string, load: Load, screen: Screen): Promise<Bare> {
+  screen.line(`  ${screen.paint("cyan", "bare CRIU, in place")}`);
+  await load.mark();
+  await sleep(beforeMoveMs);
+  const { wallMs, dumpMs, restoreMs } = await runBareCriu(stateDir, "chat");
+  await sleep(afterMoveMs);
+  const { blackoutMs } = await load.report();
+  screen.line(
+    `    criu dump and criu restore, ${milliseconds(wallMs)} ms; longest pause a client saw: p50 ${blackoutMs.p50} ms, max ${blackoutMs.max} ms`,
+  );
+  return { wallMs, dumpMs, restoreMs, blackoutMs };
+}
+
 function isPerfect({ lost, repeated, resets }: Move): boolean {
   return lost === 0 && repeated === 0 && resets === 0;
 }
@@ -342,31 +370,56 @@ function milliseconds(ms: number): string {
   return ms.toFixed(1);
 }
 
-/** A column for each move; a row for each figure. */
-function table(moves: Move[]): string[] {
+/** A column for each move and each run of bare CRIU; a row for each figure. */
+function table(moves: Move[], bare: Bare[]): string[] {
   const phases = [...new Set(moves.flatMap(({ phasesMs }) => Object.keys(phasesMs)))];
-  const figure = (name: string, of: (move: Move) => string | number) => [
-    name,
-    ...moves.map((move) => String(of(move))),
-  ];
+  const figure = (
+    name: string,
+    of: (move: Move) => string | number,
+    ofBare: (run: Bare) => string | number = () => "",
+  ) => [name, ...moves.map((move) => String(of(move))), ...bare.map((run) => String(ofBare(run)))];
   const phase = (name: string) =>
     figure(`  ${name}`, ({ phasesMs }) => (name in phasesMs ? milliseconds(phasesMs[name] ?? 0) : "-"));
   const rows = [
-    figure("move", ({ from, to }) => `${from} → ${to}`),
+    figure(
+      "move",
+      ({ from, to }) => `${from} → ${to}`,
+      () => "bare CRIU",
+    ),
     figure("downstream", ({ downstream }) => downstream),
     figure("sessions", ({ sessions }) => sessions),
     figure("messages", ({ messages }) => messages),
     figure("lost", ({ lost }) => lost),
     figure("repeated", ({ repeated }) => repeated),
     figure("resets", ({ resets }) => resets),
-    figure("blackout p50 ms", ({ blackoutMs }) => milliseconds(blackoutMs.p50)),
-    figure("blackout p99 ms", ({ blackoutMs }) => milliseconds(blackoutMs.p99)),
-    figure("blackout max ms", ({ blackoutMs }) => milliseconds(blackoutMs.max)),
+    figure(
+      "blackout p50 ms",
+      ({ blackoutMs }) => milliseconds(blackoutMs.p50),
+      ({ blackoutMs }) => milliseconds(blackoutMs.p50),
+    ),
+    figure(
+      "blackout p99 ms",
+      ({ blackoutMs }) => milliseconds(blackoutMs.p99),
+      ({ blackoutMs }) => milliseconds(blackoutMs.p99),
+    ),
+    figure(
+      "blackout max ms",
+      ({ blackoutMs }) => milliseconds(blackoutMs.max),
+      ({ blackoutMs }) => milliseconds(blackoutMs.max),
+    ),
     figure("phases, ms", () => ""),
     ...phases.map(phase),
-    figure("bare CRIU, ms", () => ""),
-    figure("  dump", ({ criuMs }) => milliseconds(criuMs.dump)),
-    figure("  restore", ({ criuMs }) => milliseconds(criuMs.restore)),
+    figure("CRIU's own part, ms", () => ""),
+    figure(
+      "  dump",
+      ({ criuMs }) => milliseconds(criuMs.dump),
+      ({ dumpMs }) => milliseconds(dumpMs),
+    ),
+    figure(
+      "  restore",
+      ({ criuMs }) => milliseconds(criuMs.restore),
+      ({ restoreMs }) => milliseconds(restoreMs),
+    ),
   ];
   const widths = (rows[0] ?? []).map((_, column) =>
     Math.max(...rows.map((row) => (row[column] ?? "").length)),
@@ -389,6 +442,7 @@ async function main(): Promise<number> {
   }
   const screen = new Screen(options.json);
   const moves: Move[] = [];
+  const bare: Bare[] = [];
   const expected = options.moves * options.modes.length;
   // The laboratory clears itself away on a signal; what breaks meanwhile needs no telling.
   let interrupted = false;
@@ -403,7 +457,7 @@ async function main(): Promise<number> {
     `${screen.paint("bold", "Holdfast")}: ${options.sessions} WebSocket clients, one application that keeps their state in memory, ${expected} moves\n`,
   );
   try {
-    for (const mode of options.modes) await demoMode(mode, options, screen, moves);
+    for (const mode of options.modes) await demoMode(mode, options, screen, moves, bare);
   } catch (error) {
     if (interrupted) return 130;
     screen.line();
@@ -413,7 +467,7 @@ async function main(): Promise<number> {
   if (options.json) {
     process.stdout.write(`${JSON.stringify({ moves })}\n`);
   } else if (moves.length > 0) {
-    for (const line of table(moves)) screen.line(line);
+    for (const line of table(moves, bare)) screen.line(line);
     screen.line();
     const summary = perfect
       ? "Every client kept its connection; nothing lost, nothing repeated."

@@ -80,19 +80,21 @@ export const EMPTY_JOURNAL: Journal = {
 
 /** @throws HoldfastError `JOURNAL_INVALID`: a file that is not ours must not be guessed at */
 export function readJournal(path: string): Journal {
+  const damaged = (what: string, cause?: unknown): HoldfastError =>
+    new HoldfastError(`${path} ${what}: look at what runs on this node, then delete it`, {
+      code: "JOURNAL_INVALID",
+      source: "config",
+      cause,
+    });
   let text: string;
   try {
     text = readFileSync(path, "utf8");
-  } catch {
-    return EMPTY_JOURNAL;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return EMPTY_JOURNAL;
+    throw damaged("cannot be read", error);
   }
   const parsed = journalSchema.safeParse(parseJson(text));
-  if (!parsed.success) {
-    throw new HoldfastError(`${path} is damaged: look at what runs on this node, then delete it`, {
-      code: "JOURNAL_INVALID",
-      source: "config",
-    });
-  }
+  if (!parsed.success) throw damaged("is damaged");
   return parsed.data;
 }
 

@@ -12,7 +12,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { lstat, readdir, rm } from "node:fs/promises";
-import { join, normalize } from "node:path";
+import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
@@ -112,17 +112,35 @@ export function unpackInto(root: string): { stream: Writable; done: Promise<void
   return { stream: child.stdin, done: ended(child, false) };
 }
 
-/** Deletes paths below `root`. @throws HoldfastError `FILES_PATH` for a path that would leave it */
+/**
+ * Deletes paths below `root`, where nothing runs meanwhile.
+ * @throws HoldfastError `FILES_PATH` for a path that would leave it, by `..` or through a symbolic link
+ */
 export async function removePaths(root: string, paths: string[]): Promise<void> {
   for (const path of paths) {
-    if (normalize(path).startsWith("..") || path.startsWith("/")) {
-      throw new HoldfastError(`refused to delete outside the container: ${path}`, {
-        code: "FILES_PATH",
-        source: "peer",
-      });
-    }
-    await rm(join(root, path), { recursive: true, force: true });
+    if (path.startsWith("/") || path.split("/").some((name) => name === ".." || name === ""))
+      throw outside(path);
+    if (await hasRealParents(root, path)) await rm(join(root, path), { recursive: true, force: true });
   }
+}
+
+/** False: a parent is missing, so the path is gone already. */
+async function hasRealParents(root: string, path: string): Promise<boolean> {
+  let parent = root;
+  for (const name of path.split("/").slice(0, -1)) {
+    parent = join(parent, name);
+    const stat = await lstat(parent).catch(() => null);
+    if (stat === null) return false;
+    if (!stat.isDirectory()) throw outside(path);
+  }
+  return true;
+}
+
+function outside(path: string): HoldfastError {
+  return new HoldfastError(`refused to delete outside the container: ${path.slice(0, 200)}`, {
+    code: "FILES_PATH",
+    source: "peer",
+  });
 }
 
 /** tar's status 1 is "some files changed while read": expected of a live source, the second round mends it. */

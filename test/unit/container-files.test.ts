@@ -1,0 +1,85 @@
+import assert from "node:assert/strict";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import fc from "fast-check";
+import { difference, removePaths, type Scan, scan } from "#control/container/files.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+/** Small trees over the same few names, so that two of them have much in common. */
+const tree: fc.Arbitrary<Scan> = fc
+  .array(
+    fc.tuple(
+      fc.constantFrom("a", "b", "a/x", "a/y", "b/x", "c"),
+      fc.constantFrom("1", "2", "directory 1", "directory 1 opaque", "whiteout"),
+    ),
+    { maxLength: 8 },
+  )
+  .map((entries) => new Map(entries));
+
+test("what a difference deletes and changes makes a copy of the old state one of the new", () => {
+  fc.assert(
+    fc.property(tree, tree, (before, after) => {
+      const copy = new Map(before);
+      const { gone, changed } = difference(before, after);
+      for (const path of gone) for (const known of [...copy.keys()]) if (known === path) copy.delete(known);
+      for (const path of changed) copy.set(path, after.get(path) ?? "");
+      // whiteouts are deletions at the other side, where the layer below is merged in
+      const expected = new Map([...after].filter(([, state]) => state !== "whiteout"));
+      for (const [path, state] of copy) if (state === "whiteout") copy.delete(path);
+      assert.deepEqual(new Map([...copy].sort()), new Map([...expected].sort()));
+    }),
+  );
+});
+
+test("a difference deletes what is inside before what holds it", () => {
+  const before: Scan = new Map([
+    ["a", "directory 1"],
+    ["a/x", "1"],
+    ["a/x/y", "1"],
+  ]);
+  assert.deepEqual(difference(before, new Map()).gone, ["a/x/y", "a/x", "a"]);
+});
+
+async function inFolder(use: (root: string, outside: string) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), "holdfast-files-"));
+  try {
+    const [root, outside] = [join(folder, "root"), join(folder, "outside")];
+    mkdirSync(root);
+    mkdirSync(outside);
+    writeFileSync(join(outside, "x"), "keep");
+    await use(root, outside);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+test("deleting never leaves the root, neither by dots nor through a symbolic link", async () => {
+  await inFolder(async (root, outside) => {
+    symlinkSync(outside, join(root, "d"));
+    for (const path of ["d/x", "../outside/x", "/etc/x", "a/../../outside/x", "a//x"]) {
+      await assert.rejects(
+        removePaths(root, [path]),
+        (error) => error instanceof HoldfastError && error.code === "FILES_PATH",
+        path,
+      );
+    }
+    assert.ok(existsSync(join(outside, "x")));
+    await removePaths(root, ["d"]); // the link itself may go
+    assert.ok(!existsSync(join(root, "d")) && existsSync(join(outside, "x")));
+    await removePaths(root, ["not/there"]);
+  });
+});
+
+test("a scan tells a changed file, and leaves sockets and CRIU's cache out", async () => {
+  await inFolder(async (root) => {
+    mkdirSync(join(root, "d"));
+    writeFileSync(join(root, "d", "x"), "one");
+    writeFileSync(join(root, "criu.kdat"), "");
+    const before = await scan(root);
+    assert.deepEqual([...before.keys()].sort(), ["d", "d/x"]);
+    writeFileSync(join(root, "d", "x"), "other");
+    assert.deepEqual(difference(before, await scan(root)), { gone: [], changed: ["d/x"] });
+  });
+});
