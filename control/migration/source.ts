@@ -46,6 +46,8 @@ export interface DepartureOptions {
 
 /** Held legs are worth keeping only as long as somebody may still come for them. */
 const HELD_TTL_MS = 10 * 60_000;
+/** CRIU asks this once the whole tree is frozen, and before it looks at any descriptor. */
+const FROZEN_HOOK = "query-ext-files";
 const ABORT_MS_MAX = 1_000;
 const FORGOTTEN_MS_MAX = 10_000;
 /** a rolled-back move is reported when the store knows of it too, or after this */
@@ -59,6 +61,7 @@ export class Departure {
   #phasesMs: Partial<Record<Phase | "rollback", number>> = {};
   #channel: Channel | null = null;
   #worker: CriuWorker | null = null;
+  #captured: { result: CaptureResult; body: Buffer } | null = null;
   #sender: ImageSender | null = null;
   #epoch = 0;
   #pids: number[] = [];
@@ -223,6 +226,7 @@ export class Departure {
     this.#workload.recordMoving({ step: "held", criu: await identify(worker.pid) });
     const startedMs = performance.now();
     let holdMs = 0;
+    let captureMs = 0;
     this.#report("dump", "start", startedMs - this.#startedMs);
     required(this.#sender).start();
     try {
@@ -236,8 +240,12 @@ export class Departure {
           ghostLimitBytes: limits.imagesBytesMax,
         },
         async (hook) => {
-          if (hook !== "pre-dump") return;
           const atMs = performance.now();
+          if (hook === FROZEN_HOOK) {
+            this.#captured = await this.#captureUpstream();
+            captureMs = performance.now() - atMs;
+          }
+          if (hook !== "pre-dump") return;
           await this.#phase("hold", async () => {
             context.faults.at("source:hold");
             this.#held = true;
@@ -258,7 +266,7 @@ export class Departure {
     } catch (error) {
       throw await this.#criuReason(error, "dump.log");
     }
-    this.#phasesMs.dump = performance.now() - startedMs - holdMs;
+    this.#phasesMs.dump = performance.now() - startedMs - holdMs - captureMs;
     this.#report("dump", "done", this.#phasesMs.dump);
   }
 
@@ -275,18 +283,24 @@ export class Departure {
     );
   }
 
-  /** Legs, files and the rest of the memory at the same time; the target adopts the legs as soon as it has them. */
+  /**
+   * Before CRIU has looked at the application's ends: from here on nothing arrives at ours. Captured after the dump, a
+   * leg could hold bytes that the dumped end believes not sent yet, as the kernel sends on while CRIU reads; that end
+   * would then refuse every acknowledgement as one of the future, for good.
+   */
+  #captureUpstream(): Promise<{ result: CaptureResult; body: Buffer }> {
+    const { journal, proxy } = this.#workload;
+    return proxy.command<"captureUpstream", CaptureResult>("captureUpstream", { epoch: journal.epoch });
+  }
+
+  /** Legs, files and the rest of the memory at the same time. */
   async #capture(): Promise<void> {
     this.#throwIfStopped();
-    const { context, journal, proxy } = this.#workload;
-    context.faults.at("source:capture");
-    const capturing = proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
-      epoch: journal.epoch,
-    });
+    this.#workload.context.faults.at("source:capture");
     const files = this.#sendFilesSecond();
     this.#finishing = required(this.#sender).finish();
     for (const side of [files, this.#finishing]) side.catch(() => {}); // looked at below and by `restore`
-    const capture = await capturing;
+    const capture = required(this.#captured);
     this.#countCapture(capture.result);
     this.#adopting = this.#call<AdoptResult>("adopt", {}, capture.body).then(({ result }) =>
       this.#countAdopt(result),

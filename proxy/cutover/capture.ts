@@ -1,5 +1,5 @@
 /**
- * Capture at the source. The application is stopped: what it sent is in our receive queues, or still in its own.
+ * Capture at the source. The application is frozen: what it sent is in our receive queues, or still in its own.
  *
  * What is not read here (the client is slow, or the time is over) travels in the leg's receive queue, so the drain is
  * only a courtesy to clients: their answers arrive before the pause, not after it.
@@ -36,6 +36,8 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     session.stillUpstreamLeg();
     const still = session.stillUpstream;
     if (still === null) continue;
+    // The application is frozen, its kernel is not: what that still sends is sent again where it is restored.
+    proxy.kernel.shieldLeg(still.fd);
     session.step("capture");
     session.takeBackFromDownstreamLink();
     const leg = meter.measure(() => captureStill(proxy, session, still));
