@@ -12,7 +12,7 @@ import { mountMissingCgroups } from "../container/cgroups.ts";
 import { ContainerRuntime } from "../container/runtime.ts";
 import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
-import type { PrepareCall } from "../migration/move.ts";
+import { edgePrepareCall, edgeSwitchCall, outcomeCall, prepareCall } from "../migration/move.ts";
 import { AdminServer } from "./admin.ts";
 import type { AgentContext } from "./context.ts";
 import { AgentMetrics } from "./metrics.ts";
@@ -26,34 +26,6 @@ export interface AgentOptions {
 const INIT_BINARY = "/usr/bin/catatonit";
 const RECOVER_MS_MAX = 3_000;
 const CACHE_DIR = "/var/cache/holdfast";
-const PORT = z.number().int().min(1).max(65_535);
-const prepareSchema: z.ZodType<PrepareCall> = z.strictObject({
-  workload: z.string().max(40),
-  migration: z.string().max(64),
-  from: z.string().max(40),
-  epoch: z.number().int().positive(),
-  edges: z.array(z.string().max(40)).max(1000),
-  residentBytes: z.number().int().nonnegative(),
-  highestTid: z.number().int().nonnegative().max(4_194_304),
-  upstreamPorts: z.array(PORT).max(64),
-});
-const endpointSchema = z.strictObject({ address: z.ipv4().or(z.ipv6()), port: PORT });
-const outcomeSchema = z.strictObject({
-  workload: z.string(),
-  migration: z.string().max(64),
-  epoch: z.number().int().positive(),
-});
-const edgePrepareSchema = z.strictObject({
-  workload: z.string(),
-  epoch: z.number().int().positive(),
-  target: endpointSchema,
-});
-const edgeSwitchSchema = z.strictObject({
-  workload: z.string(),
-  epoch: z.number().int().positive(),
-  owner: z.strictObject({ node: z.string().max(40), link: endpointSchema }),
-});
-
 /** Runs until SIGTERM or SIGINT; workloads and their sessions go on without it. */
 export async function runAgent(config: AgentConfig, options: AgentOptions): Promise<void> {
   const log = pino({ level: options.logLevel, base: { node: config.node } }, pino.destination(2));
@@ -156,7 +128,7 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
   };
   channel.on(
     "prepare",
-    checked(prepareSchema, async (prepare) => {
+    checked(prepareCall, async (prepare) => {
       if (prepare.from !== peer)
         throw new HoldfastError(`node ${peer} speaks for ${prepare.from}`, {
           code: "PEER_IDENTITY",
@@ -167,7 +139,7 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
   );
   channel.on(
     "outcome",
-    checked(outcomeSchema, async ({ workload: name, migration, epoch }) => ({
+    checked(outcomeCall, async ({ workload: name, migration, epoch }) => ({
       result: { outcome: await workload(name).outcome(migration, epoch) },
     })),
   );
@@ -179,13 +151,13 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
   );
   channel.on(
     "edge.prepare",
-    checked(edgePrepareSchema, ({ workload: name, epoch, target }) =>
+    checked(edgePrepareCall, ({ workload: name, epoch, target }) =>
       workload(name).edgePrepare(epoch, target),
     ),
   );
   channel.on(
     "edge.switch",
-    checked(edgeSwitchSchema, ({ workload: name, epoch, owner }) => workload(name).edgeSwitch(epoch, owner)),
+    checked(edgeSwitchCall, ({ workload: name, epoch, owner }) => workload(name).edgeSwitch(epoch, owner)),
   );
   channel.on(
     "link",

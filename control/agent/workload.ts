@@ -23,8 +23,8 @@ import {
   runPath,
 } from "../container/runtime.ts";
 import { INSIDE_CRIU } from "../container/spec.ts";
-import type { MoveResult, PrepareCall, Report } from "../migration/move.ts";
-import { decideAtSource, decideAtTarget, delay, type Outcome } from "../migration/settle.ts";
+import type { MoveResult, Outcome, PrepareCall, Report } from "../migration/move.ts";
+import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
 import { endRepair } from "../migration/sockets.ts";
 import { continueProcess, Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";

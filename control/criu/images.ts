@@ -181,8 +181,12 @@ export class ImageReceiver {
   /** Everything has arrived, or HoldfastError `IMAGE_REFUSED`. */
   verify(manifest: ImageManifest): void {
     for (const [name, bytes] of Object.entries(manifest)) {
-      const got = this.#images.get(name)?.sentBytes;
-      if (got !== bytes) throw refused(`${name}: ${got ?? "no"} of ${bytes} bytes arrived`);
+      const image = this.#images.get(name);
+      if (image?.sentBytes !== bytes)
+        throw refused(`${name}: ${image?.sentBytes ?? "no"} of ${bytes} bytes arrived`);
+      // a CRIU that is short of memory pages waits for them for ever
+      const stored = fstatSync(image.fd).size;
+      if (stored !== bytes) throw refused(`${name}: ${bytes} bytes were written, ${stored} are there`);
     }
     if (this.#images.size !== Object.keys(manifest).length)
       throw refused("files that the manifest does not name");

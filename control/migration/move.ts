@@ -1,5 +1,5 @@
 /** What a move is called, reports and results in: shared by both sides, the admin interface and the command line. */
-import type { ImageManifest } from "../criu/images.ts";
+import { z } from "zod";
 
 /**
  *   prepare   nothing has happened to any client
@@ -58,50 +58,70 @@ export interface MoveResult {
   reason: string | null;
 }
 
-// ---- what the source says to the target, in this order, on a channel of its own for each move ----
+// ---- what the source says to the target, in this order, on a channel of its own for each move; checked where it arrives ----
 
-export interface PrepareCall {
-  workload: string;
-  migration: string;
-  from: string;
-  epoch: number;
-  edges: string[];
+const epoch = z.number().int().positive();
+const port = z.number().int().min(1).max(65_535);
+const count = z.number().int().nonnegative();
+const node = z.string().max(40);
+const endpoint = z.strictObject({ address: z.ipv4().or(z.ipv6()), port });
+
+export const prepareCall = z.strictObject({
+  workload: z.string().max(40),
+  migration: z.string().max(64),
+  from: node,
+  epoch,
+  edges: z.array(node).max(1_000),
   /** what the target's tmpfs must have room for */
-  residentBytes: number;
+  residentBytes: count,
   /** the restored tree needs every thread id up to this one free */
-  highestTid: number;
-  upstreamPorts: number[];
-}
-/** events: a piece of a tar stream for `root` ("layer" or a tmpfs mount of the container); empty ends it */
-export interface FilesEvent {
-  root: string;
-}
-/** after the layer has been sent → `{ link, linkHost }` */
-export interface StandbyReply {
-  link: { address: string; port: number };
-}
+  highestTid: count.max(4_194_304),
+  upstreamPorts: z.array(port).max(64),
+});
+export type PrepareCall = z.infer<typeof prepareCall>;
+
+/** event: a piece of a tar stream for `root` ("layer" or a tmpfs mount of the container); empty ends it */
+export const filesEvent = z.strictObject({ root: z.string().max(4_096) });
+
+/** `standby`, after the layer has been sent: link is null in takeover */
+export const standbyReply = z.object({ link: endpoint.nullable() });
+export type StandbyReply = z.infer<typeof standbyReply>;
+
 /** event: a piece of a memory image */
-export interface ImageEvent {
-  name: string;
-  offset: number;
-}
+export const imageEvent = z.strictObject({ name: z.string().max(200), offset: count });
+
 /** second round of files: what to delete before the next `files` events are unpacked */
-export interface FilesGoneCall {
-  root: string;
-  gone: string[];
-}
-/** body: the upstream legs → AdoptResult */
-export type AdoptCall = Record<string, never>;
-/** Answered when the application is restored and waits, and its legs are adopted. */
-export interface RestoreCall {
-  manifest: ImageManifest;
+export const filesGoneCall = z.strictObject({
+  root: z.string().max(4_096),
+  gone: z.array(z.string().max(4_096)).max(10_000_000),
+});
+
+/** Answered when the application is restored and waits, and its legs (`adopt`; body: legs → AdoptResult) are adopted. */
+export const restoreCall = z.strictObject({
+  manifest: z.record(z.string().max(200), count),
   /** keys (`pipe:[N]`) of the source's standard output and error */
-  outputPipes: string[];
-}
-/** takeover; body: the downstream legs → AdoptResult */
-export type AdoptDownstreamCall = Record<string, never>;
-/** Ownership has moved. Answered when clients are served again. */
-export interface ReleaseReply {
-  /** CRIU's own part: from the request to the hook where it waits, and from its leave to go on until the last hook */
-  criuRestoreMs: number;
-}
+  outputPipes: z.array(z.string().regex(/^pipe:\[\d{1,20}\]$/)).max(2),
+});
+export type RestoreCall = z.infer<typeof restoreCall>;
+
+/** takeover, `adoptDownstream`: body: the downstream legs → AdoptResult. Then `release`, when ownership has moved: */
+export const releaseReply = z.object({
+  /** CRIU's own part of the restore */
+  criuRestoreMs: z.number().nonnegative(),
+});
+export type ReleaseReply = z.infer<typeof releaseReply>;
+
+/** `abort`, `outcome`: which of the two it came to, for good */
+export const outcomeReply = z.object({ outcome: z.enum(["gave-up", "released"]) });
+export type Outcome = z.infer<typeof outcomeReply>["outcome"];
+
+export const outcomeCall = z.strictObject({ workload: z.string(), migration: z.string().max(64), epoch });
+
+// ---- what the owner's agent says to the agents of edges ----
+
+export const edgePrepareCall = z.strictObject({ workload: z.string(), epoch, target: endpoint });
+export const edgeSwitchCall = z.strictObject({
+  workload: z.string(),
+  epoch,
+  owner: z.strictObject({ node, link: endpoint }),
+});

@@ -8,11 +8,10 @@
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Workload } from "../agent/workload.ts";
+import { type Outcome, outcomeReply } from "./move.ts";
 
 export const STORE_RETRY_MS = 200;
 const PEER_MS_MAX = 1_000;
-
-export type Outcome = "gave-up" | "released";
 
 /** The store did not answer, or has lost what it knew: no proof of anything, ask somebody else. */
 export function isNoAnswer(error: unknown): boolean {
@@ -78,8 +77,8 @@ async function askTarget(workload: Workload, { peer, migration, epoch }: Unclear
     const channel = await workload.context.dial(peer, PEER_MS_MAX);
     try {
       const params = { workload: workload.name, migration, epoch };
-      return (await channel.call<{ outcome: Outcome }>("outcome", params, { timeoutMs: PEER_MS_MAX })).result
-        .outcome;
+      const { result } = await channel.call("outcome", params, { timeoutMs: PEER_MS_MAX });
+      return outcomeReply.parse(result).outcome;
     } finally {
       channel.close();
     }

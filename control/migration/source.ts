@@ -11,6 +11,7 @@ import { mkdir, readFile, readlink, rm } from "node:fs/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { AdoptResult, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { seal } from "#proxy/store/seal.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
@@ -24,6 +25,7 @@ import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
 import type {
   MoveResult,
+  Outcome,
   Phase,
   PhaseEvent,
   PrepareCall,
@@ -32,7 +34,7 @@ import type {
   RestoreCall,
   StandbyReply,
 } from "./move.ts";
-import { decideAtSource, type Outcome } from "./settle.ts";
+import { decideAtSource } from "./settle.ts";
 import { classifySockets, closeOutbound } from "./sockets.ts";
 
 export interface DepartureOptions {
@@ -53,6 +55,9 @@ const FORGOTTEN_MS_MAX = 10_000;
 /** a rolled-back move is reported when the store knows of it too, or after this */
 const STORE_MS_MAX = 1_500;
 
+/** takeover has no links */
+const NO_LINK: Endpoint = { address: "", port: 0 };
+
 export class Departure {
   #workload: Workload;
   #options: DepartureOptions;
@@ -66,7 +71,7 @@ export class Departure {
   #epoch = 0;
   #pids: number[] = [];
   #scans = new Map<string, { root: string; before: Scan }>();
-  #link: { address: string; port: number } = { address: "", port: 0 };
+  #link: Endpoint = NO_LINK;
   #held = false;
   #adopting: Promise<void> = Promise.resolve();
   #finishing: Promise<ImageManifest> = Promise.resolve({});
@@ -176,7 +181,7 @@ export class Departure {
     await this.#call("prepare", prepare);
     await this.#sendFilesFirst("layer", runPath(container, "layer"));
     const standby = await this.#call<StandbyReply>("standby", {});
-    this.#link = standby.result.link;
+    this.#link = standby.result.link ?? NO_LINK;
     if (workload.downstream === "relay") workload.recordMoving({ link: this.#link });
     for (const mount of container.tmpfs) await this.#sendFilesFirst(mount, pathInside(container, mount));
     if (workload.downstream === "relay")

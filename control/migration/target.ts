@@ -8,7 +8,8 @@
 
 import { closeSync, constants, mkdirSync, openSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
-import type { Channel } from "#proxy/contract/channel.ts";
+import { z } from "zod";
+import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Workload } from "../agent/workload.ts";
@@ -20,16 +21,18 @@ import { type ContainerRecord, pathInside, runPath } from "../container/runtime.
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { ImageReceiver } from "../criu/images.ts";
 import { CriuWorker, FIRST_INHERITED_FD } from "../criu/worker.ts";
-import type {
-  FilesEvent,
-  FilesGoneCall,
-  ImageEvent,
-  PrepareCall,
-  ReleaseReply,
-  RestoreCall,
-  StandbyReply,
+import {
+  filesEvent,
+  filesGoneCall,
+  imageEvent,
+  type Outcome,
+  type PrepareCall,
+  type ReleaseReply,
+  type RestoreCall,
+  restoreCall,
+  type StandbyReply,
 } from "./move.ts";
-import { decideAtTarget, delay, isNoAnswer, type Outcome } from "./settle.ts";
+import { decideAtTarget, delay, isNoAnswer } from "./settle.ts";
 import { criuLogReason } from "./source.ts";
 
 const GRANT_MS_MAX = 5_000;
@@ -86,35 +89,49 @@ export class Arrival {
   handlers(): void {
     const on = <Params>(
       method: string,
-      handler: (params: Params, body: Buffer) => Promise<{ result?: unknown } | void>,
+      schema: z.ZodType<Params>,
+      handler: (
+        params: Params,
+        body: Buffer,
+      ) => Promise<{ result?: unknown }> | Promise<undefined> | undefined,
     ): void => {
-      this.#channel.on(method, async (params, body) => {
-        try {
-          return await handler(params as Params, body);
-        } catch (error) {
-          this.#workload.context.log.warn(
-            { workload: this.#workload.name, step: method, reason: messageOf(error) },
-            "arrival: step failed",
-          );
-          throw error;
-        }
-      });
+      this.#channel.on(
+        method,
+        checked(schema, async (params, body) => {
+          try {
+            return await handler(params, body);
+          } catch (error) {
+            this.#workload.context.log.warn(
+              { workload: this.#workload.name, step: method, reason: messageOf(error) },
+              "arrival: step failed",
+            );
+            throw error;
+          }
+        }),
+      );
     };
-    on<FilesEvent>("files", ({ root }, body) => this.#files(root, body));
-    on<object>("standby", async () => ({ result: await this.#standby() }));
-    on<ImageEvent>("image", async ({ name, offset }, body) =>
-      required(this.#images).write(name, offset, body),
+    const nothing = z.strictObject({});
+    on("files", filesEvent, async ({ root }, body) => void (await this.#files(root, body)));
+    on("standby", nothing, async () => ({ result: await this.#standby() }));
+    on(
+      "image",
+      imageEvent,
+      ({ name, offset }, body) => void required(this.#images).write(name, offset, body),
     );
-    on<FilesGoneCall>("filesGone", ({ root, gone }) => removePaths(this.#rootOf(root), gone));
-    on<object>("adopt", async (_, body) => ({ result: await this.#adoptUpstream(body) }));
-    on<RestoreCall>("restore", (params) => this.#restore(params));
-    on<object>("adoptDownstream", async (_, body) => {
+    on(
+      "filesGone",
+      filesGoneCall,
+      async ({ root, gone }) => void (await removePaths(this.#rootOf(root), gone)),
+    );
+    on("adopt", nothing, async (_, body) => ({ result: await this.#adoptUpstream(body) }));
+    on("restore", restoreCall, async (params) => void (await this.#restore(params)));
+    on("adoptDownstream", nothing, async (_, body) => {
       this.#downstreamAdopted = this.#adoptDownstream(body);
       return { result: await this.#downstreamAdopted };
     });
-    on<object>("release", async () => ({ result: await this.#release() }));
-    on<object>("abort", async () => ({ result: { outcome: await this.abort() } }));
-    on<object>("forgotten", async () => void (await this.#ending));
+    on("release", nothing, async () => ({ result: await this.#release() }));
+    on("abort", nothing, async () => ({ result: { outcome: await this.abort() } }));
+    on("forgotten", nothing, async () => void (await this.#ending));
   }
 
   // ---- the source's calls ----
