@@ -229,7 +229,7 @@ function render(samples: Sample[], growths: Growth[]): string {
     row("… added to bare", (sample) => (sample.move === null ? null : sample.move.holdMs - bareWall));
     row("CRIU dump", (sample) => sample.bare?.dumpMs ?? sample.move?.criuMs.dump ?? null);
     row("CRIU restore", (sample) => sample.bare?.restoreMs ?? sample.move?.criuMs.restore ?? null);
-    for (const phase of ["hold", "dump", "capture", "restore", "commit", "release"] as const) {
+    for (const phase of ["hold", "capture", "dump", "transfer", "restore", "commit", "release"] as const) {
       row(`  ${phase}`, (sample) => sample.move?.phasesMs[phase] ?? null);
     }
     row("capture a leg, µs", (sample) => sample.move?.legUs.capture ?? null);

@@ -2,12 +2,13 @@
 import { z } from "zod";
 
 /**
- *   prepare   nothing has happened to any client
+ *   prepare   nothing has happened to any client; most of the memory and the files are copied
  *   hold      clients wait; the application finishes what it was sent
- *   dump      CRIU freezes and dumps; memory travels meanwhile
- *   capture   what the application still sent is passed on; its legs are read out of the kernel
- *   restore   the target adopts the legs, CRIU restores and stops before the application runs
- *   commit    takeover: the clients' legs are captured; ownership moves, in one fenced write
+ *   capture   CRIU has frozen the application; what it still sent is passed on; its legs are read out of the kernel
+ *   dump      CRIU dumps; the target adopts the legs meanwhile
+ *   transfer  files and memory that changed since the first copy
+ *   restore   CRIU restores at the target, and leaves the application stopped
+ *   commit    takeover: the clients' legs are captured and adopted; ownership moves, in one fenced write
  *   release   the target goes on: clients are answered again
  *   retire    the source lets go of what it kept for a rollback
  */

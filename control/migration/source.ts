@@ -66,7 +66,6 @@ export class Departure {
   #phasesMs: Partial<Record<Phase | "rollback", number>> = {};
   #channel: Channel | null = null;
   #worker: CriuWorker | null = null;
-  #captured: { result: CaptureResult; body: Buffer } | null = null;
   #sender: ImageSender | null = null;
   #epoch = 0;
   #pids: number[] = [];
@@ -116,7 +115,7 @@ export class Departure {
     try {
       await this.#phase("prepare", () => this.#prepare());
       await this.#dump();
-      await this.#phase("capture", () => this.#capture());
+      await this.#phase("transfer", () => this.#transfer());
       await this.#phase("restore", () => this.#restore());
       await this.#phase("commit", () => this.#commit());
       await this.#phase("release", () => this.#release());
@@ -247,7 +246,7 @@ export class Departure {
         async (hook) => {
           const atMs = performance.now();
           if (hook === FROZEN_HOOK) {
-            this.#captured = await this.#captureUpstream();
+            await this.#phase("capture", () => this.#captureUpstream());
             captureMs = performance.now() - atMs;
           }
           if (hook !== "pre-dump") return;
@@ -293,24 +292,27 @@ export class Departure {
    * leg could hold bytes that the dumped end believes not sent yet, as the kernel sends on while CRIU reads; that end
    * would then refuse every acknowledgement as one of the future, for good.
    */
-  #captureUpstream(): Promise<{ result: CaptureResult; body: Buffer }> {
-    const { journal, proxy } = this.#workload;
-    return proxy.command<"captureUpstream", CaptureResult>("captureUpstream", { epoch: journal.epoch });
+  async #captureUpstream(): Promise<void> {
+    const { context, journal, proxy } = this.#workload;
+    context.faults.at("source:capture");
+    const { result, body } = await proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
+      epoch: journal.epoch,
+    });
+    this.#countCapture(result);
+    // the target adopts them while CRIU dumps
+    this.#adopting = this.#call<AdoptResult>("adopt", {}, body).then((adopted) =>
+      this.#countAdopt(adopted.result),
+    );
+    this.#adopting.catch(() => {}); // looked at by `restore`
   }
 
-  /** Legs, files and the rest of the memory at the same time. */
-  async #capture(): Promise<void> {
+  /** What else changed: files, and the rest of the memory. */
+  async #transfer(): Promise<void> {
     this.#throwIfStopped();
-    this.#workload.context.faults.at("source:capture");
+    this.#workload.context.faults.at("source:transfer");
     const files = this.#sendFilesSecond();
     this.#finishing = required(this.#sender).finish();
     for (const side of [files, this.#finishing]) side.catch(() => {}); // looked at below and by `restore`
-    const capture = required(this.#captured);
-    this.#countCapture(capture.result);
-    this.#adopting = this.#call<AdoptResult>("adopt", {}, capture.body).then(({ result }) =>
-      this.#countAdopt(result),
-    );
-    this.#adopting.catch(() => {}); // looked at by `restore`
     await this.#untilStopped(files);
   }
 

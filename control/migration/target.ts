@@ -57,6 +57,7 @@ export class Arrival {
   #layerDone = Promise.withResolvers<void>();
   #unpacking = new Map<string, Unpacking>();
   #images: ImageReceiver | null = null;
+  #imageError: unknown = null;
   #worker: CriuWorker | null = null;
   #output = -1;
   #restoring: Promise<unknown> | null = null;
@@ -113,11 +114,7 @@ export class Arrival {
     const nothing = z.strictObject({});
     on("files", filesEvent, async ({ root }, body) => void (await this.#files(root, body)));
     on("standby", nothing, async () => ({ result: await this.#standby() }));
-    on(
-      "image",
-      imageEvent,
-      ({ name, offset }, body) => void required(this.#images).write(name, offset, body),
-    );
+    on("image", imageEvent, ({ name, offset }, body) => this.#image(name, offset, body));
     on(
       "filesGone",
       filesGoneCall,
@@ -233,6 +230,20 @@ export class Arrival {
     this.#worker = await CriuWorker.start({ ...options, inherit: [this.#output] });
   }
 
+  /** Nobody waits for the outcome of an event, and one that fails would end the channel: `restore` says why. */
+  #image(name: string, offset: number, bytes: Buffer): undefined {
+    if (this.#imageError !== null) return;
+    try {
+      required(this.#images).write(name, offset, bytes);
+    } catch (error) {
+      this.#imageError = error;
+      this.#workload.context.log.warn(
+        { workload: this.#workload.name, image: name, reason: messageOf(error) },
+        "arrival: image not taken",
+      );
+    }
+  }
+
   async #adoptUpstream(legs: Buffer): Promise<AdoptResult> {
     this.#expect("standby");
     this.#workload.context.faults.at("target:adopt");
@@ -250,11 +261,12 @@ export class Arrival {
     this.#expect("standby");
     const { context } = this.#workload;
     const images = required(this.#images);
+    context.faults.at("target:restore");
+    if (this.#imageError !== null) throw this.#imageError;
     images.verify(manifest);
     images.close();
     images.linkLayers();
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid) });
-    context.faults.at("target:restore");
     this.#restoring = this.#runCriu(outputPipes);
     this.#restoring.catch((error: unknown) => this.#restored.reject(error));
     // the application's sockets stay silent until CRIU is told to go on, so their peers may come at the same time
