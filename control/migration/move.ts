@@ -15,8 +15,9 @@ import { z } from "zod";
 export const PHASES = [
   "prepare",
   "hold",
-  "dump",
   "capture",
+  "dump",
+  "transfer",
   "restore",
   "commit",
   "release",
