@@ -517,9 +517,8 @@ export class Workload {
   async comeAlive(epoch: number): Promise<void> {
     // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
     this.vip?.add();
-    await this.#proxyStep("release", epoch, ["adopted"]);
+    await Promise.all([this.#continueTree(), this.#proxyStep("release", epoch, ["adopted"])]);
     this.vip?.announce();
-    await this.#continueTree();
   }
 
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
@@ -534,20 +533,25 @@ export class Workload {
     await rm(runPath(container, "images"), { recursive: true, force: true });
   }
 
-  /** Asks the proxy where it is: a command may have been cut off before it arrived, or after. */
+  /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */
   async #proxyStep(command: "release" | "rollback", epoch: number, from: string[]): Promise<void> {
     try {
-      const { result } = await this.proxy.command<"status", { role: string }>("status", {});
-      if (from.includes(result.role)) await this.proxy.command(command, { epoch });
+      await this.proxy.command(command, { epoch }).catch(async (error: unknown) => {
+        const { result } = await this.proxy.command<"status", { role: string }>("status", {});
+        if (from.includes(result.role)) throw error; // else it had done so before
+      });
     } catch (error) {
       // its sessions are gone with it; the application is not
       this.context.log.error({ workload: this.name, command, reason: messageOf(error) }, "the proxy failed");
     }
   }
 
+  /** Parents first, as they are found: children of a parent that goes on early lose nothing. */
   async #continueTree(): Promise<void> {
     const root = await applicationPid(this.container);
-    if (root !== null) for (const pid of await treeOf(root)) continueProcess(pid);
+    if (root === null) return;
+    continueProcess(root);
+    for (const pid of await treeOf(root)) continueProcess(pid);
   }
 
   /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
