@@ -106,10 +106,10 @@ export class MoveStage implements AsyncDisposable {
 
   // ---- agents and faults
 
-  async startAgent(node: NodeName): Promise<void> {
+  async startAgent(node: NodeName, workload: AgentConfig = {}): Promise<void> {
     await this.lab.startAgent(
       node,
-      { workloads: [this.#workload(node)] },
+      { workloads: [{ ...this.#workload(node), ...workload }] },
       { env: { HOLDFAST_FAULT: `file:${this.#faultFile(node)}` } },
     );
   }
@@ -118,6 +118,12 @@ export class MoveStage implements AsyncDisposable {
   async restart(node: NodeName): Promise<void> {
     await this.died(node);
     await this.startAgent(node);
+  }
+
+  /** Another agent on the same state, with a workload configured otherwise. */
+  async restartWith(node: NodeName, workload: AgentConfig): Promise<void> {
+    await this.agent(node).stop();
+    await this.startAgent(node, workload);
   }
 
   async died(node: NodeName): Promise<void> {
@@ -205,14 +211,19 @@ export class MoveStage implements AsyncDisposable {
    * an ordinary move. @param expected where the workload has to be, when that is certain
    */
   async assertWell(expected?: NodeName): Promise<void> {
-    this.fault();
-    await this.#assertSettled();
-    if (expected !== undefined) assert.equal(this.owner, expected, "the wrong node owns the workload");
-    await this.assertSessions();
+    await this.assertStays(expected);
     const further = await this.migrate();
     assert.deepEqual({ end: further.end, reason: further.reason }, { end: "moved", reason: "" }, this.logs());
     this.#owner = this.other;
     await this.#assertSettled();
+    await this.assertSessions();
+  }
+
+  /** The same without the further move, where one is not possible yet. */
+  async assertStays(expected?: NodeName): Promise<void> {
+    this.fault();
+    await this.#assertSettled();
+    if (expected !== undefined) assert.equal(this.owner, expected, "the wrong node owns the workload");
     await this.assertSessions();
   }
 
@@ -308,6 +319,24 @@ export class MoveStage implements AsyncDisposable {
   async shown(node: NodeName): Promise<WorkloadShown> {
     const status = (await this.#api(node, "GET", "/v1/status")) as { workloads: WorkloadShown[] };
     return status.workloads[0] as WorkloadShown;
+  }
+
+  /** The application's process, as the machine sees it. */
+  appPid(): number {
+    const apps = this.lab.leftovers().processes.filter(({ command }) => / server\.js$/.test(command));
+    assert.equal(apps.length, 1, `applications: ${JSON.stringify(apps)}`);
+    return apps[0]?.pid ?? -1;
+  }
+
+  /** A line of shell that sets RUN to the folder of the only container at a node, and INIT to the pid of its init. */
+  enter(node: NodeName): string {
+    const state = this.lab.stateDir(node);
+    const pid = `runc --root ${state}/runtime state $(basename $RUN) | sed -n 's/.*"pid": \\([0-9]*\\).*/\\1/p'`;
+    return `RUN=$(echo ${state}/run/*)\nINIT=$(${pid})`;
+  }
+
+  shell(script: string): void {
+    this.#output("/bin/sh", ["-c", script]);
   }
 
   /** The ownership record, as it is in Redis. */

@@ -1,0 +1,166 @@
+/** Too little space, too little time, somebody who changes his mind, somebody who asks twice, and a node that stands still. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { staged } from "#test/support/staged.ts";
+
+/** less than the application's memory, more than nothing */
+const FEW_MB = 8;
+const FILL = "dd if=/dev/zero of=$RUN/fill bs=1M || true";
+/** of the tmpfs, which has twice this: more than the application needs, and soon full */
+const IMAGES_MB = 192;
+
+for (const downstream of ["takeover", "relay"] as const) {
+  describe(`no space for the memory images, ${downstream}`, { timeout: 120_000 }, () => {
+    const on = staged({ downstream, workload: { limits: { imagesMbMax: IMAGES_MB } } });
+
+    it(
+      "by the target's limit: refused before anybody is held",
+      on(async (stage) => {
+        const { owner, other } = stage;
+        await stage.restartWith(other, { limits: { imagesMbMax: FEW_MB } });
+        const { end, reason, phases } = await stage.migrate();
+        assert.equal(end, "rolled-back");
+        assert.match(
+          reason,
+          /node [ab]: no space for images: \d+ MB needed, limit 9 MB: raise limits.imagesMbMax/,
+        );
+        assert.ok(!phases.includes("hold"), "no client was held");
+        await stage.restartWith(other, {});
+        await stage.assertWell(owner);
+      }),
+    );
+
+    it(
+      "at the source, found out in the dump",
+      on(async (stage) => {
+        const { owner } = stage;
+        stage.fault(`exec@source:hold=${stage.enter(owner)}\n${FILL}`);
+        const { end, reason } = await stage.migrate();
+        assert.equal(end, "rolled-back");
+        assert.match(reason, /^CRIU cannot dump the application: .|no space/i);
+        await stage.assertStays(owner);
+        stage.shell(`${stage.enter(owner)}\nrm $RUN/fill`);
+        await stage.assertWell(owner);
+      }),
+    );
+
+    it(
+      "at the target, found out while they arrive",
+      on(async (stage) => {
+        const { owner, other } = stage;
+        stage.fault(`exec@source:hold=${stage.enter(other)}\n${FILL}`);
+        const { end, reason } = await stage.migrate();
+        assert.equal(end, "rolled-back");
+        assert.match(reason, /no space for the memory images/);
+        await stage.assertWell(owner);
+      }),
+    );
+  });
+
+  describe(`a move that must end, ${downstream}`, { timeout: 120_000 }, () => {
+    const on = staged({ downstream });
+
+    it(
+      "a deadline that no move can keep",
+      on(async (stage) => {
+        const { owner } = stage;
+        const { end, reason } = await stage.migrate({ deadlineMs: 1 });
+        assert.equal(end, "rolled-back");
+        assert.match(reason, /the deadline of 1 ms has passed/);
+        await stage.assertWell(owner);
+      }),
+    );
+
+    it(
+      "a source that is too slow",
+      on(async (stage) => {
+        const { owner } = stage;
+        stage.fault("exec@source:restore=sleep 0.5");
+        const { end, reason } = await stage.migrate({ deadlineMs: 300 });
+        assert.equal(end, "rolled-back");
+        assert.match(reason, /the deadline of 300 ms has passed/);
+        await stage.assertWell(owner);
+      }),
+    );
+
+    it(
+      "a target that stands still before the commit: the sessions go on without it",
+      on(async (stage) => {
+        const { owner, other } = stage;
+        const target = stage.agent(other);
+        stage.fault("exec@target:restore=kill -STOP $PPID");
+        const { end, reason } = await stage.migrate({ deadlineMs: 500 });
+        assert.equal(end, "rolled-back");
+        assert.match(reason, /the deadline of 500 ms has passed/);
+        await stage.assertSessions();
+        target.child.kill("SIGCONT");
+        await stage.assertWell(owner);
+      }),
+    );
+
+    it(
+      "a target that stands still after the commit: taken back, and it can no longer come alive",
+      on(async (stage) => {
+        const { owner, other } = stage;
+        const target = stage.agent(other);
+        stage.fault("exec@target:release=kill -STOP $PPID");
+        const { end } = await stage.migrate({ deadlineMs: 500 });
+        assert.equal(end, "rolled-back");
+        await stage.assertSessions();
+        target.child.kill("SIGCONT");
+        await stage.assertWell(owner);
+      }),
+    );
+
+    it(
+      "a target whose cable is pulled after the commit: taken back, and it can no longer come alive",
+      on(async (stage) => {
+        const { owner, other } = stage;
+        // with relay the clients' sockets are at node a: pulled at the source, the cable would be the clients' own
+        const gate = stage.gate("target:release");
+        stage.fault(gate.fault);
+        const move = stage.migrate({ deadlineMs: 500 });
+        await gate.reached;
+        stage.lab.setLink(other, "down");
+        gate.go();
+        const { end } = await move;
+        if (downstream === "takeover" || owner === "a") assert.equal(end, "rolled-back");
+        stage.lab.setLink(other, "up");
+        await stage.assertWell();
+      }),
+    );
+
+    it(
+      "cancelled while the target restores",
+      on(async (stage) => {
+        const { owner } = stage;
+        const gate = stage.gate("target:restore");
+        stage.fault(gate.fault);
+        const move = stage.migrate();
+        await gate.reached;
+        await stage.cancel();
+        gate.go();
+        const { end, reason } = await move;
+        assert.equal(end, "rolled-back");
+        assert.match(reason, /cancelled/);
+        await stage.assertWell(owner);
+      }),
+    );
+
+    it(
+      "asked for twice: the second is refused, the first is not harmed",
+      on(async (stage) => {
+        const { other } = stage;
+        const gate = stage.gate("target:standby");
+        stage.fault(gate.fault);
+        const move = stage.migrate();
+        await gate.reached;
+        const second = await stage.migrate();
+        assert.deepEqual([second.end, second.code], ["refused", "MIGRATION_BUSY"]);
+        gate.go();
+        assert.equal((await move).end, "moved");
+        await stage.assertWell(other);
+      }),
+    );
+  });
+}
