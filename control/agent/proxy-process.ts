@@ -81,6 +81,11 @@ export class ProxyClient {
     return this.#channel.isOpen;
   }
 
+  /** Resolves when the connection is over: the process has ended, or the connection alone. */
+  get closed(): Promise<unknown> {
+    return this.#channel.closed;
+  }
+
   async command<Name extends keyof ProxyCommands, Result = unknown>(
     name: Name,
     params: ProxyCommands[Name],

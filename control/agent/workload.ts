@@ -56,6 +56,7 @@ const CRIU_POLL_MS = 5;
 /** a new move waits so long for the store to be told of the last one */
 const DEBT_MS_MAX = 1_000;
 const PEER_MS_MAX = 1_000;
+const EDGE_MS_MAX = 5_000;
 /** takeover has no links */
 const NO_LINK: Endpoint = { address: "", port: 0 };
 const REGISTRY_MS = 2_000;
@@ -141,8 +142,9 @@ export class Workload {
     if (this.config.vip !== null) this.vip = await Vip.open(this.config.vip);
     const { journal } = this;
     if (journal.proxy !== null) {
-      this.#proxy = await ProxyClient.find(journal.proxy);
-      if (this.#proxy === null) await endProcess(journal.proxy.process, 0); // it never came so far as to listen
+      const found = await ProxyClient.find(journal.proxy);
+      if (found !== null) this.#use(found);
+      else await endProcess(journal.proxy.process, 0); // it never came so far as to listen
     }
     if (journal.moving !== null) await this.#recoverMove(journal.moving);
     if (this.#journal.debt !== null) this.owe(this.#journal.debt);
@@ -191,6 +193,11 @@ export class Workload {
     const ownership = await context.store.claim({ workload: name, node: context.node });
     if (ownership.owner !== context.node) {
       context.log.info({ workload: name, owner: ownership.owner }, "owned by another node");
+      return;
+    }
+    if (ownership.state !== "released") {
+      // a move to this node was decided, and nothing of it is left here: the source may still take it back
+      context.log.warn({ workload: name, ...ownership }, "not started: its source has not let go of it");
       return;
     }
     const container = await this.createContainer(async () => {});
@@ -278,7 +285,9 @@ export class Workload {
       "did not survive; starting again",
     );
     await this.#tearDown();
-    this.record(EMPTY_JOURNAL);
+    const { epoch } = this.#journal;
+    this.record({ ...EMPTY_JOURNAL, epoch });
+    await this.start();
   }
 
   /** A move was under way when the last agent ended. Ends with exactly one owner, see `Departure` and `Arrival`. */
@@ -427,11 +436,11 @@ export class Workload {
       });
     if (prepare.epoch <= this.#journal.epoch)
       throw new HoldfastError(`epoch ${prepare.epoch} has passed`, { code: "EPOCH_PASSED", source: "peer" });
-    refuse(await preflightArrival(this, prepare));
     const arrival = new Arrival(this, channel, prepare);
-    this.#arrival = arrival;
-    arrival.handlers();
+    this.#arrival = arrival; // now, so that a second one is refused
     try {
+      refuse(await preflightArrival(this, prepare));
+      arrival.handlers();
       await arrival.begin();
     } catch (error) {
       this.record({ moving: null });
@@ -505,11 +514,12 @@ export class Workload {
   }
 
   async discardProxy(epoch: number): Promise<void> {
-    if (this.#proxy === null) return;
-    await this.#proxy.command("discard", { epoch }).catch(() => {});
+    const proxy = this.#proxy;
+    if (proxy === null) return;
+    await proxy.command("discard", { epoch }).catch(() => {});
     if (this.#journal.role === "edge") return;
-    await this.#proxy.stop();
     this.#proxy = null;
+    await proxy.stop();
     this.record({ proxy: null });
   }
 
@@ -524,11 +534,15 @@ export class Workload {
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   async goOnHere(epoch: number): Promise<void> {
     const { container } = this;
-    const root = await applicationPid(container);
-    if (root !== null) await endRepair(await treeOf(root));
-    this.vip?.add();
-    await this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]);
-    this.vip?.announce();
+    try {
+      const root = await applicationPid(container);
+      if (root !== null) await endRepair(await treeOf(root));
+      this.vip?.add();
+      await this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]);
+      this.vip?.announce();
+    } catch (error) {
+      this.#warn("go on here", error); // sessions may be lost; the application must not be
+    }
     await this.#continueTree();
     await rm(runPath(container, "images"), { recursive: true, force: true });
   }
@@ -541,9 +555,39 @@ export class Workload {
         if (from.includes(result.role)) throw error; // else it had done so before
       });
     } catch (error) {
-      // its sessions are gone with it; the application is not
+      // its sessions are lost; the application is not, and its next clients need not be
       this.context.log.error({ workload: this.name, command, reason: messageOf(error) }, "the proxy failed");
+      await this.#replaceProxy(epoch).catch((failed: unknown) => this.#warn("start another proxy", failed));
     }
+  }
+
+  /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. */
+  async #replaceProxy(epoch: number): Promise<void> {
+    const old = this.#proxy;
+    this.#proxy = null;
+    await old?.stop();
+    const proxy = await this.#startProxy();
+    await proxy.command("serve", { epoch });
+  }
+
+  /** The connection to a proxy broke. Outside a move, one whose process has ended is replaced. */
+  async #proxyIsGone(proxy: ProxyClient): Promise<void> {
+    if (this.#closed || this.#proxy !== proxy || this.#isBusy) return;
+    const again = await ProxyClient.find(proxy.record);
+    if (again !== null) return this.#use(again);
+    this.context.log.error({ workload: this.name, pid: proxy.record.process.pid }, "the proxy has ended");
+    if (this.#journal.role === "owner") await this.#replaceProxy(this.#journal.epoch);
+    else {
+      this.#proxy = null;
+      this.record({ role: "none", proxy: null });
+    }
+  }
+
+  #use(proxy: ProxyClient): void {
+    this.#proxy = proxy;
+    void proxy.closed.then(() =>
+      this.#proxyIsGone(proxy).catch((error: unknown) => this.#warn("start another proxy", error)),
+    );
   }
 
   /** Parents first, as they are found: children of a parent that goes on early lose nothing. */
@@ -579,25 +623,20 @@ export class Workload {
   /** The target goes on; whatever was kept for a rollback goes. */
   async retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
     const { container, proxy: proxyRecord } = this.#journal;
-    if (this.#proxy !== null)
-      await this.#proxy
+    const proxy = this.#proxy;
+    if (this.downstream === "takeover") this.#proxy = null; // it ends
+    if (proxy?.isOpen)
+      await proxy
         .command("retire", { epoch, owner: this.downstream === "relay" ? owner : null })
         .catch((error: unknown) => this.#warn("retire", error));
+    else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
     if (this.downstream === "takeover") {
       this.vip?.remove();
-      this.#proxy?.disconnect();
-      if (proxyRecord !== null) await endProcess(proxyRecord.process);
-      this.#proxy = null;
-    } else {
-      for (const edge of this.#journal.edges) {
-        if (edge !== owner.node)
-          await this.#tellEdge(edge, "edge.switch", { workload: this.name, epoch, owner }).catch(
-            (error: unknown) => this.#warn(`edge ${edge}`, error),
-          );
-      }
+      proxy?.disconnect();
     }
-    if (container !== null) await this.runtime.destroy(container);
+    const told = this.#tellEdges(owner.node, "edge.switch", { workload: this.name, epoch, owner });
     const stays = this.#proxy !== null;
+    // the move is over, whatever becomes of the clean-up
     this.record({
       role: stays ? "edge" : "none",
       epoch,
@@ -606,6 +645,13 @@ export class Workload {
       edges: [],
       moving: null,
     });
+    await told;
+    if (!stays && proxyRecord !== null)
+      await endProcess(proxyRecord.process).catch((error: unknown) => this.#warn("end the proxy", error));
+    if (container !== null)
+      await this.runtime
+        .destroy(container)
+        .catch((error: unknown) => this.#warn("remove the container", error));
   }
 
   /** Relay: nodes whose proxies have clients of this workload once it has left. */
@@ -615,16 +661,26 @@ export class Workload {
   }
 
   async prepareEdges(epoch: number, to: string, target: Endpoint): Promise<void> {
-    await this.proxy.command("prepareLinks", { epoch, target });
-    for (const edge of this.#journal.edges) {
-      if (edge !== to) await this.#tellEdge(edge, "edge.prepare", { workload: this.name, epoch, target });
-    }
+    await Promise.all([
+      this.proxy.command("prepareLinks", { epoch, target }),
+      this.#tellEdges(to, "edge.prepare", { workload: this.name, epoch, target }),
+    ]);
+  }
+
+  /** An edge that cannot be reached dials again when its links break; it must not keep a workload where it is. */
+  async #tellEdges(except: string, method: string, params: object): Promise<void> {
+    const told = this.#journal.edges.filter((edge) => edge !== except);
+    await Promise.all(
+      told.map((edge) =>
+        this.#tellEdge(edge, method, params).catch((error: unknown) => this.#warn(`edge ${edge}`, error)),
+      ),
+    );
   }
 
   async #tellEdge(edge: string, method: string, params: object): Promise<void> {
-    const channel = await this.context.dial(edge);
+    const channel = await this.context.dial(edge, PEER_MS_MAX);
     try {
-      await channel.call(method, params);
+      await channel.call(method, params, { timeoutMs: EDGE_MS_MAX });
     } finally {
       channel.close();
     }
@@ -668,9 +724,11 @@ export class Workload {
   /** What was decided here without the store: it is told as soon as it answers, also by a later agent. */
   owe(debt: Debt): void {
     this.record({ debt });
-    this.#paying ??= this.#payUntilDone().finally(() => {
-      this.#paying = null;
-    });
+    this.#paying ??= this.#payUntilDone()
+      .catch((error: unknown) => this.#warn("tell the store", error))
+      .finally(() => {
+        this.#paying = null;
+      });
   }
 
   /** Waits a while for that. */
@@ -740,7 +798,7 @@ export class Workload {
       (await this.runtime.isAlive(container)) &&
       (await applicationPid(container).catch(() => null)) !== null;
     let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
-    if (role === "owner") state = alive ? "running" : "down";
+    if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
     if (moving !== null) state = "moving";
     return {
       name: this.name,
@@ -770,7 +828,7 @@ export class Workload {
     const proxy = await ProxyClient.start(this.#file("proxy.sock"), this.#file("proxy.log"), (record) =>
       this.record({ proxy: record }),
     );
-    this.#proxy = proxy;
+    this.#use(proxy);
     this.record({ proxy: proxy.record });
     const { config, context } = this;
     const {
@@ -830,9 +888,10 @@ export class Workload {
 
   async #tearDown(): Promise<void> {
     const { proxy: proxyRecord, container } = this.#journal;
-    if (this.#proxy !== null) await this.#proxy.stop();
+    const proxy = this.#proxy;
+    this.#proxy = null; // its end is no accident
+    if (proxy !== null) await proxy.stop();
     else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
-    this.#proxy = null;
     if (container !== null) await this.runtime.destroy(container);
     this.vip?.remove();
     this.record({ proxy: null, container: null });

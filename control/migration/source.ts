@@ -178,11 +178,12 @@ export class Departure {
       upstreamPorts: workload.config.ports.map((port) => port.upstream.port),
     };
     await this.#call("prepare", prepare);
-    await this.#sendFilesFirst("layer", runPath(container, "layer"));
+    await this.#untilStopped(this.#sendFilesFirst("layer", runPath(container, "layer")));
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link ?? NO_LINK;
     if (workload.downstream === "relay") workload.recordMoving({ link: this.#link });
-    for (const mount of container.tmpfs) await this.#sendFilesFirst(mount, pathInside(container, mount));
+    for (const mount of container.tmpfs)
+      await this.#untilStopped(this.#sendFilesFirst(mount, pathInside(container, mount)));
     if (workload.downstream === "relay")
       await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
     await this.#startWorker();
@@ -199,7 +200,9 @@ export class Departure {
     if (rss.reduce((sum, bytes) => sum + bytes, 0) > this.#workload.limits.precopyBytesMax) return;
     const processes: TracedProcess[] = [];
     for (const pid of this.#pids) processes.push({ pid, innerPid: (await innerPid(pid)) ?? -1 });
-    this.#result.precopyBytes = await this.#sender.sendLayers(processes, this.#options.signal);
+    this.#result.precopyBytes = await this.#untilStopped(
+      this.#sender.sendLayers(processes, this.#options.signal),
+    );
   }
 
   async #startWorker(): Promise<void> {
@@ -240,6 +243,7 @@ export class Departure {
           imagesDir: `${INSIDE_RUN}/images`,
           pid: root,
           logFile: "dump.log",
+          timeoutSeconds: Math.ceil(this.#options.deadlineMs / 1000),
           logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
           ghostLimitBytes: limits.imagesBytesMax,
         },
@@ -261,6 +265,12 @@ export class Departure {
               this.#closeOutbound(),
             ]);
             this.#result.sessions = hold.result.sessions;
+            if (hold.result.acceptBacklog > 0) {
+              throw new HoldfastError(
+                `${hold.result.acceptBacklog} connections wait for the application to accept them: raise limits.quiesceMsMax`,
+                { code: "APPLICATION_BUSY", source: "upstream" },
+              );
+            }
           });
           holdMs = performance.now() - atMs;
           this.#throwIfStopped();
