@@ -1,6 +1,8 @@
 /** Agents come and go; applications and their clients do not notice. */
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { request } from "node:http";
+import { join } from "node:path";
 import { afterEach, test } from "node:test";
 import {
   type AgentConfig,
@@ -124,6 +126,45 @@ test("the agent works below `ip netns exec`, which hides cgroups and mounts", as
   await assertIntact(load);
   assert.equal((await used.cli("a", ["stop", "chat"])).status, 0);
   await again.stop("SIGTERM");
+});
+
+test("a proxy that is killed costs its sessions; the application and new clients go on", async () => {
+  const { lab: used, load } = await open("takeover");
+  const journal = join(used.stateDir("a"), "workloads", "chat", "journal.json");
+  process.kill(
+    (JSON.parse(readFileSync(journal, "utf8")) as { proxy: { process: { pid: number } } }).proxy.process.pid,
+    "SIGKILL",
+  );
+  const url = `http://${VIP}:8080/`;
+  const retry = ["--retry", "50", "--retry-all-errors", "--retry-delay", "0", "--retry-max-time", "10"];
+  const answer = await used.run("client", ["curl", "-s", ...retry, url]);
+  const { clients, messages } = answer.json as { clients: number; messages: number };
+  assert.ok(clients > 0 && messages > 0, "the application remembers");
+  const report = await load.report();
+  assert.equal(report.alive, 0, "a session needs its proxy");
+  await migrate(used, "a", "b");
+  assert.equal((await used.run("client", ["curl", "-s", ...retry, url])).status, 0);
+});
+
+test("a workload that its home node lost is started where the store says it belongs", async () => {
+  const { lab: used } = await open("takeover");
+  await migrate(used, "a", "b");
+  await used.agents.get("b")?.stop("SIGKILL");
+  const journal = JSON.parse(
+    readFileSync(join(used.stateDir("b"), "workloads", "chat", "journal.json"), "utf8"),
+  ) as {
+    proxy: { process: { pid: number } };
+    container: { init: { pid: number } };
+  };
+  for (const pid of [journal.proxy.process.pid, journal.container.init.pid]) process.kill(pid, "SIGKILL");
+  await used.startAgent("b", config("b", "takeover"));
+  const status = (await used.cli("b", ["status", "--json"])).json as {
+    workloads: { state: string; role: string }[];
+  };
+  assert.deepEqual(
+    status.workloads.map(({ state, role }) => ({ state, role })),
+    [{ state: "running", role: "owner" }],
+  );
 });
 
 test("stop ends the application, its sessions and everything made for it", async () => {
