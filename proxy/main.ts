@@ -46,11 +46,7 @@ const legKernel: LegKernel = {
   unreadBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCINQ),
   isClosed: (fd) => readState(fd) === "CLOSE",
   captureLeg,
-  uncaptureLeg(fd, { probe }) {
-    if (probe) kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF);
-    // Twice off is off; it also gives back what repair mode changed.
-    uncaptureLeg(fd);
-  },
+  uncaptureLeg,
   bindShielded(endpoint) {
     const v6 = isIPv6(endpoint.address);
     const fd = kernel.socket(

@@ -6,7 +6,7 @@ export interface LegKernel extends SocketKernel {
   /** The leg stays in repair mode: closing it sends nothing. */
   captureLeg(fd: number): LegSnapshot;
   /** `probe`: ask the peer for a sign of life, for what it sent while nobody listened (ESTABLISHED only). */
-  uncaptureLeg(fd: number, options: { probe: boolean }): void;
+  uncaptureLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): void;
   adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean; addressAbsent?: boolean }): number;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;

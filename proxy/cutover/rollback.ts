@@ -52,10 +52,10 @@ export function refuseLateRollback(proxy: WorkloadProxy): void {
 }
 
 function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
-  const upstream = wake(proxy, session.stillUpstream, false);
+  // Either peer may have sent its last word, a reset even, against the shield.
+  const upstream = wake(proxy, session.stillUpstream);
   session.stillUpstream = null;
-  // The client may have sent its last word, a reset even, against the shield.
-  const downstream = wake(proxy, session.stillDownstream, true);
+  const downstream = wake(proxy, session.stillDownstream);
   session.stillDownstream = null;
   if (session.state === "captured") {
     // Captured with the downstream legs only: it was lingering, or never dialled.
@@ -81,10 +81,10 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   return true;
 }
 
-function wake(proxy: WorkloadProxy, still: StillLeg | null, probe: boolean): TcpLeg | null {
+function wake(proxy: WorkloadProxy, still: StillLeg | null): TcpLeg | null {
   if (still === null) return null;
   proxy.kernel.unshieldLeg(still.fd);
-  if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd, { probe });
+  if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd, still.snapshot, { probe: true });
   return TcpLeg.attach(proxy.kernel, still.fd);
 }
 

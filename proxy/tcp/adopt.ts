@@ -16,7 +16,7 @@
  */
 import { HoldfastError } from "../contract/errors.ts";
 import type { LegSnapshot, LegState } from "../contract/snapshot.ts";
-import { finReceived, finSent, readState } from "./capture.ts";
+import { encodeWindow, finReceived, finSent, readState } from "./capture.ts";
 import { FLAG_ACK, FLAG_FIN, injectSegment } from "./inject.ts";
 import * as kernel from "./kernel.ts";
 import { guardLegFromReset, shieldLeg, unshieldLeg } from "./shield.ts";
@@ -256,13 +256,7 @@ function repairWindow(snapshot: LegSnapshot, receiveEnd: number): Buffer {
   const { window } = snapshot;
   const beyond = (window.rcv_wup - receiveEnd) | 0;
   const back = Math.max(beyond, 0);
-  const bytes = Buffer.alloc(20);
-  bytes.writeUInt32LE(window.snd_wl1, 0);
-  bytes.writeUInt32LE(window.snd_wnd, 4);
-  bytes.writeUInt32LE(window.max_window, 8);
-  bytes.writeUInt32LE(window.rcv_wnd + back, 12);
-  bytes.writeUInt32LE((window.rcv_wup - back) >>> 0, 16);
-  return bytes;
+  return encodeWindow({ ...window, rcv_wnd: window.rcv_wnd + back, rcv_wup: (window.rcv_wup - back) >>> 0 });
 }
 
 // ---- the peer's half of a half-closed leg

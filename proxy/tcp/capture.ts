@@ -2,13 +2,15 @@
  * Capture: read one leg out of the kernel with TCP_REPAIR.
  *
  * Preconditions: CAP_NET_ADMIN (checked on the caller, not on the owner of the socket); nobody else reads or writes the
- * descriptor; the peer is frozen, or the leg is shielded first (shield.ts).
+ * descriptor; the leg is shielded first (shield.ts): its peer's kernel goes on even where the peer is frozen.
  *
  * What repair mode does and does not do: the descriptor can be closed without FIN or RST. It does *not* stop receiving,
  * and it does not stop the kernel's timers: a leg with unacknowledged bytes still retransmits, a pending delayed ACK is
- * still sent, zero-window probes and keep-alives go on. All of them repeat what the peer has already seen, so they
- * are harmless; they are not silence. Peeking at a receive queue also sends the ACK that was being delayed. A frozen
- * process's kernel socket may answer that with bytes it had queued: hence the second look at the receive queue's end.
+ * still sent, zero-window probes and keep-alives go on. All of them repeat what has been sent before, so they are
+ * harmless: a peer that takes a byte it had missed cannot tell us so against the shield, and the adopted leg sends it
+ * again. They are not silence. New bytes would not be harmless (pacing, tail-loss probes send them without being asked):
+ * a captured leg sends none, see `closeSendWindow`. Peeking at a receive queue also sends the ACK that was being delayed. A frozen
+ * process's kernel socket may answer that with bytes it had queued: hence the second look at the receive queue.
  *
  *      send queue                               receive queue
  *   snd_una     snd_nxt     write_seq        copied_seq        rcv_nxt
@@ -60,11 +62,6 @@ export function finReceived(state: LegState): boolean {
   return state === "CLOSE_WAIT" || state === "LAST_ACK" || state === "CLOSING";
 }
 
-/** There is nothing to adopt; unless `receive.bytes` says otherwise the peer has reset the leg. */
-export function isReset(snapshot: LegSnapshot): boolean {
-  return snapshot.state === "CLOSE";
-}
-
 /** struct tcp_info up to and including the window scales and a little more; the kernel copies what fits. */
 const info = Buffer.alloc(8);
 const window = Buffer.alloc(20);
@@ -92,9 +89,11 @@ export function readState(fd: number): LegState {
  */
 export function captureLeg(fd: number): LegSnapshot {
   kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+  let repairWindow = NO_WINDOW;
   try {
+    repairWindow = closeSendWindow(fd);
     for (let attempt = 0; attempt < CAPTURE_TRIES_MAX; attempt++) {
-      const snapshot = readLeg(fd);
+      const snapshot = readLeg(fd, repairWindow);
       if (snapshot !== null) return snapshot;
     }
     throw new HoldfastError(
@@ -106,30 +105,74 @@ export function captureLeg(fd: number): LegSnapshot {
       },
     );
   } catch (error) {
-    uncaptureLeg(fd);
+    uncaptureLeg(fd, { window: repairWindow });
     throw error;
   }
 }
 
 /**
- * Rollback: the leg goes on as if nothing had happened. No probe is sent. SO_REUSEADDR, which leaving repair mode
- * clears, is set, as on every accepted socket of a listener that has it.
+ * Rollback: the leg goes on as if nothing had happened. `probe`: ask the peer for a sign of life, for what it sent while
+ * the leg was shielded (ESTABLISHED only). SO_REUSEADDR, which leaving repair mode clears, is set, as on every accepted
+ * socket of a listener that has it.
  */
-export function uncaptureLeg(fd: number): void {
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
+export function uncaptureLeg(
+  fd: number,
+  snapshot: Pick<LegSnapshot, "window">,
+  options: { probe?: boolean } = {},
+): void {
+  if (snapshot.window.snd_wnd > 0) setWindow(fd, snapshot.window);
+  const off = options.probe === true ? kernel.TCP_REPAIR_OFF : kernel.TCP_REPAIR_OFF_NO_WP;
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, off);
   kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
 }
 
+/**
+ * Gives the windows as they are. Against a send window of 0 the kernel sends no byte that it has not sent before, whichever
+ * timer fires: a peer that got one would acknowledge what the adopted leg believes not sent yet, and be refused for good.
+ */
+function closeSendWindow(fd: number): RepairWindow {
+  const size = kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_WINDOW, window);
+  if (size !== window.length) {
+    throw new HoldfastError(
+      `struct tcp_repair_window has ${size} bytes on this kernel, expected ${window.length}`,
+      { code: "KERNEL_UNKNOWN", source: "kernel" },
+    );
+  }
+  const open: RepairWindow = {
+    snd_wl1: window.readUInt32LE(0),
+    snd_wnd: window.readUInt32LE(4),
+    max_window: window.readUInt32LE(8),
+    rcv_wnd: window.readUInt32LE(12),
+    rcv_wup: window.readUInt32LE(16),
+  };
+  if (open.snd_wnd > 0 && kernel.ioctlInt(fd, kernel.SIOCOUTQ) > 0) setWindow(fd, { ...open, snd_wnd: 0 });
+  return open;
+}
+
+function setWindow(fd: number, repairWindow: RepairWindow): void {
+  kernel.setsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_WINDOW, encodeWindow(repairWindow));
+}
+
+/** struct tcp_repair_window */
+export function encodeWindow(repairWindow: RepairWindow): Buffer {
+  window.writeUInt32LE(repairWindow.snd_wl1, 0);
+  window.writeUInt32LE(repairWindow.snd_wnd, 4);
+  window.writeUInt32LE(repairWindow.max_window, 8);
+  window.writeUInt32LE(repairWindow.rcv_wnd, 12);
+  window.writeUInt32LE(repairWindow.rcv_wup, 16);
+  return window;
+}
+
 /** null: bytes arrived while reading, try again. */
-function readLeg(fd: number): LegSnapshot | null {
-  // the send queue first: while SEND is selected an incoming ACK would mark unsent bytes as sent without sending them
+function readLeg(fd: number, repairWindow: RepairWindow): LegSnapshot | null {
+  // the send queue first: while SEND is selected a timer or an ACK would mark unsent bytes as sent without sending them
   kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_SEND_QUEUE);
   const sendSeq = kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ);
   const outq = kernel.ioctlInt(fd, kernel.SIOCOUTQ);
-  const unsent = outq === 0 ? 0 : kernel.ioctlInt(fd, kernel.SIOCOUTQNSD);
   const sendPeek = outq === 0 ? NOTHING : peek(fd, outq + PARTLY_ACKED_BYTES_MAX);
 
   kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_RECV_QUEUE);
+  const unsent = outq === 0 ? 0 : kernel.ioctlInt(fd, kernel.SIOCOUTQNSD);
   const receiveSeq = kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ);
   const inq = kernel.ioctlInt(fd, kernel.SIOCINQ);
   const unread = inq === 0 ? NOTHING : peek(fd, inq);
@@ -140,16 +183,6 @@ function readLeg(fd: number): LegSnapshot | null {
   const family = localFamily(fd);
   if (state === "CLOSE") return closedLeg(fd, family.local, family.family, unread);
 
-  const size = kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_WINDOW, window);
-  if (size !== window.length) {
-    throw new HoldfastError(
-      `struct tcp_repair_window has ${size} bytes on this kernel, expected ${window.length}`,
-      {
-        code: "KERNEL_UNKNOWN",
-        source: "kernel",
-      },
-    );
-  }
   const snapshot: LegSnapshot = {
     family: family.family,
     local: family.local,
@@ -162,13 +195,7 @@ function readLeg(fd: number): LegSnapshot | null {
       (options & kernel.TCPI_OPT_TIMESTAMPS) === 0
         ? null
         : kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_TIMESTAMP),
-    window: {
-      snd_wl1: window.readUInt32LE(0),
-      snd_wnd: window.readUInt32LE(4),
-      max_window: window.readUInt32LE(8),
-      rcv_wnd: window.readUInt32LE(12),
-      rcv_wup: window.readUInt32LE(16),
-    },
+    window: repairWindow,
     receive: { seq: receiveSeq, bytes: unread },
     send: { seq: sendSeq, ...sendQueue(state, outq, unsent, sendPeek) },
     noDelay: kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY) !== 0,

@@ -12,6 +12,8 @@ import { acceptOne, dial, Flow, lacking, listenAt, Namespace, until, vethPair } 
 
 const SERVER = "10.78.0.2";
 const CLIENT = "10.78.0.1";
+/** asm-generic/socket.h: bytes a second */
+const SO_MAX_PACING_RATE = 47;
 
 describe("a shield on the socket itself", { skip: lacking() }, () => {
   let clients: Namespace;
@@ -112,6 +114,48 @@ describe("a shield on the socket itself", { skip: lacking() }, () => {
     for (const fd of [adopted, peer, listener]) kernel.close(fd);
   });
 
+  it("keeps a captured leg from sending what it had not sent, though its timers run and the window is open", async () => {
+    const { listener, leg, peer } = await connected();
+    const toPeer = new Flow(9);
+    const toLeg = new Flow(5);
+    // as a congested path would: bytes stay unsent that the window allows, and a timer sends them piece by piece
+    kernel.setsockoptInt(leg, kernel.SOL_SOCKET, SO_MAX_PACING_RATE, 100_000);
+    toPeer.write(leg, 40_000);
+    await sleep(20);
+    shieldLeg(leg);
+    const snapshot = servers.run(() => captureLeg(leg));
+    assert.ok(snapshot.send.unsentBytes > 0);
+    await sleep(800);
+    const arrivedBytes = kernel.ioctlInt(peer, kernel.SIOCINQ);
+    const sentBytes = toPeer.written - snapshot.send.unsentBytes;
+    assert.ok(
+      arrivedBytes <= sentBytes,
+      `${arrivedBytes} bytes arrived, ${sentBytes} were sent at the capture`,
+    );
+    kernel.close(leg);
+    const adopted = servers.run(() => adoptLeg(snapshot, { shielded: true }));
+    servers.run(() => assert.equal(releaseLeg(adopted, snapshot, { probe: true }).length, 0));
+    await toPeer.readAll(peer);
+    toLeg.write(peer, 3_000);
+    await toLeg.readAll(adopted);
+    for (const fd of [adopted, peer, listener]) kernel.close(fd);
+  });
+
+  it("gives a captured leg with unsent bytes back, and all of them arrive", async () => {
+    const { listener, leg, peer } = await connected();
+    const toPeer = new Flow(9);
+    kernel.setsockoptInt(leg, kernel.SOL_SOCKET, SO_MAX_PACING_RATE, 100_000);
+    toPeer.write(leg, 40_000);
+    await sleep(20);
+    shieldLeg(leg);
+    const snapshot = servers.run(() => captureLeg(leg));
+    await sleep(300);
+    unshieldLeg(leg);
+    servers.run(() => uncaptureLeg(leg, snapshot));
+    await toPeer.readAll(peer);
+    for (const fd of [leg, peer, listener]) kernel.close(fd);
+  });
+
   it("lets a leg be adopted before its address is there", async () => {
     const { listener, leg, peer } = await connected();
     const toLeg = new Flow(5);
@@ -190,8 +234,7 @@ describe("a shield on the socket itself", { skip: lacking() }, () => {
     const flow = new Flow(1);
     flow.write(peer, 10_000);
     await flow.readAll(fd);
-    captureLeg(fd);
-    uncaptureLeg(fd);
+    uncaptureLeg(fd, captureLeg(fd));
     for (const each of [fd, peer, listener]) kernel.close(each);
   });
 });
