@@ -53,6 +53,8 @@ for (const downstream of ["takeover", "relay"] as const) {
       );
 
       for (const [point, expected] of Object.entries(POINTS)) {
+        // the store's part is the same in both: relay shows what its links make of it, at and after the commit
+        if (downstream === "relay" && !["source:commit", "target:release"].includes(point)) continue;
         it(
           `${failure} at ${point}: ${expected}`,
           on(async (stage) => {

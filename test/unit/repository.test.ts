@@ -29,6 +29,7 @@ const entryPoints = new Set([
   "scripts/test.ts",
   "test/load/ws-clients.ts",
   "test/load/tcp-clients.ts",
+  "test/load/odd-clients.ts",
   "test/apps/chat/server.js",
   "test/apps/echo/server.js",
 ]);
