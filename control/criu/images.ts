@@ -73,7 +73,10 @@ export class ImageSender {
 
   /** The dump begins. */
   start(): void {
-    if (this.#precopy !== null) return; // what is new can be told only when the dump is complete
+    if (this.#precopy !== null) {
+      this.#precopy.follow(this.#dir); // only what is new will travel
+      return;
+    }
     this.#dumping = true;
     this.#following = this.#follow().catch((error: unknown) => {
       this.#error = error;
@@ -85,7 +88,7 @@ export class ImageSender {
     this.#dumping = false;
     await this.#following;
     if (this.#error !== null) throw this.#error;
-    const reduced = this.#precopy?.reduce(this.#dir) ?? new Map<string, Buffer[]>();
+    const reduced = (await this.#precopy?.reduce(this.#dir)) ?? new Map<string, Buffer[]>();
     for (const name of readdirSync(this.#dir)) {
       if (name.endsWith(".log")) continue;
       const parts = reduced.get(name);
@@ -99,6 +102,7 @@ export class ImageSender {
   async close(): Promise<void> {
     this.#dumping = false;
     await this.#following;
+    await this.#precopy?.stop();
     for (const image of this.#images.values()) closeSync(image.fd);
     this.#images.clear();
     this.#precopy = null;

@@ -13,6 +13,7 @@ import { closeSync, constants, openSync, readFileSync, readSync } from "node:fs"
 import { open, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { PageFollower, type Stretch } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
 
 export interface TracedProcess {
@@ -24,12 +25,6 @@ export interface TracedProcess {
 
 /** One image file of a layer. */
 export type SendLayerFile = (layer: number, name: string, offset: number, bytes: Buffer) => Promise<void>;
-
-/** Consecutive pages and their bytes. */
-interface Stretch {
-  vaddr: number;
-  bytes: Buffer;
-}
 
 interface Mapping {
   start: number;
@@ -47,6 +42,7 @@ export class Precopy {
   #processes: TracedProcess[];
   /** by pid: what the target has, ordered by address */
   #copies = new Map<number, Stretch[]>();
+  #followers = new Map<number, PageFollower>();
   #layers = 0;
 
   constructor(processes: TracedProcess[]) {
@@ -88,62 +84,72 @@ export class Precopy {
     return sentBytes;
   }
 
+  /** The dump begins. */
+  follow(imagesDir: string): void {
+    for (const [index, { pid }] of this.#processes.entries()) {
+      const pagesId = index + 1; // as CRIU counts; if not, nothing is known and everything is compared
+      const copy = this.#copies.get(pid) ?? [];
+      this.#followers.set(pagesId, new PageFollower(join(imagesDir, `pages-${pagesId}.img`), copy));
+    }
+  }
+
+  /** Safe at any time. */
+  async stop(): Promise<void> {
+    for (const follower of this.#followers.values()) await follower.stop();
+  }
+
   /**
    * After the dump: what of its memory images has to travel. Images that are not in the result travel as they are.
    * @param imagesDir CRIU's finished images
    */
-  reduce(imagesDir: string): Map<string, Buffer[]> {
+  async reduce(imagesDir: string): Promise<Map<string, Buffer[]>> {
+    await this.stop();
     const reduced = new Map<string, Buffer[]>();
     for (const { pid, innerPid } of this.#processes) {
       const copy = this.#copies.get(pid);
       const image = readIfThere(join(imagesDir, `pagemap-${innerPid}.img`));
       if (copy === undefined || image === null) continue;
       const { pagesId, runs: dumped } = decodePageMap(image);
+      const name = `pages-${pagesId}.img`;
       const before = new Cursor(copy);
+      const follower = this.#followers.get(pagesId);
       const runs: PageRun[] = [];
       const changed: Buffer[] = [];
-      const piece = Buffer.allocUnsafe(PIECE_PAGES * PAGE_BYTES);
-      const pages = openSync(
-        join(imagesDir, `pages-${pagesId}.img`),
-        constants.O_RDONLY | constants.O_NOFOLLOW,
-      );
+      const pages = openSync(join(imagesDir, name), constants.O_RDONLY | constants.O_NOFOLLOW);
       try {
-        let offset = 0;
-        for (const { vaddr, bytes } of pieces(dumped)) {
-          const read = readSync(pages, piece, 0, bytes, offset);
-          if (read !== bytes)
-            throw new HoldfastError(`pages-${pagesId}.img is cut off`, {
-              code: "IMAGE_REFUSED",
-              source: "criu",
-            });
-          offset += read;
-          for (const run of compare({ vaddr, bytes: piece.subarray(0, read) }, before)) {
-            pushRun(runs, run);
-            const from = run.vaddr - vaddr;
-            if (run.where === "here")
-              changed.push(Buffer.from(piece.subarray(from, from + run.pages * PAGE_BYTES)));
+        let index = 0;
+        for (const { vaddr: start, pages: count } of dumped) {
+          for (let page = 0; page < count; page++, index++) {
+            const vaddr = start + page * PAGE_BYTES;
+            const known = before.seek(vaddr);
+            const offset = known === null ? -1 : vaddr - known.vaddr;
+            if (known !== null && offset >= 0 && follower?.isKnown(index, known, offset)) {
+              pushRun(runs, { vaddr, pages: 1, where: "parent" });
+              continue;
+            }
+            const bytes = readPage(pages, name, index);
+            const same =
+              known !== null && offset >= 0 && bytes.compare(known.bytes, offset, offset + PAGE_BYTES) === 0;
+            pushRun(runs, { vaddr, pages: 1, where: same ? "parent" : "here" });
+            if (!same) changed.push(bytes);
           }
         }
       } finally {
         closeSync(pages);
       }
       reduced.set(`pagemap-${innerPid}.img`, [encodePageMap({ pagesId, runs })]);
-      reduced.set(`pages-${pagesId}.img`, changed);
+      reduced.set(name, changed);
     }
     return reduced;
   }
 }
 
-/** Runs cut into pieces that can be read at once. */
-function* pieces(runs: PageRun[]): Generator<{ vaddr: number; bytes: number }> {
-  for (const run of runs) {
-    for (let page = 0; page < run.pages; page += PIECE_PAGES) {
-      yield {
-        vaddr: run.vaddr + page * PAGE_BYTES,
-        bytes: Math.min(PIECE_PAGES, run.pages - page) * PAGE_BYTES,
-      };
-    }
+function readPage(fd: number, name: string, index: number): Buffer {
+  const page = Buffer.allocUnsafe(PAGE_BYTES);
+  if (readSync(fd, page, 0, PAGE_BYTES, index * PAGE_BYTES) !== PAGE_BYTES) {
+    throw new HoldfastError(`${name} is cut off`, { code: "IMAGE_REFUSED", source: "criu" });
   }
+  return page;
 }
 
 /** Goes through ordered stretches with ever higher addresses. */
