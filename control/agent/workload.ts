@@ -253,7 +253,7 @@ export class Workload {
     this.record({ ...EMPTY_JOURNAL, stopped: true });
     if (role === "owner") {
       await this.context.store
-        .release({ workload: this.name, node: this.context.node, epoch })
+        .forget({ workload: this.name, node: this.context.node, epoch })
         .catch((error: unknown) => {
           this.context.log.warn(
             { workload: this.name, reason: messageOf(error) },

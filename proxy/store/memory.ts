@@ -76,7 +76,9 @@ export class MemoryStore implements Store {
   }
 
   async markReleased(request: Owned): Promise<Ownership> {
-    return this.#step({ step: "release", ...request });
+    const after = this.#step({ step: "markReleased", ...request });
+    this.#bytes.delete(heldKey(request.workload, after.epoch));
+    return after;
   }
 
   async takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership> {
@@ -88,15 +90,10 @@ export class MemoryStore implements Store {
     return this.#get(heldKey(request.workload, request.epoch));
   }
 
-  async dropHeld(request: { workload: string; epoch: number }): Promise<void> {
-    assertRequest(request);
-    this.#bytes.delete(heldKey(request.workload, request.epoch));
-  }
-
-  async release(request: Owned): Promise<void> {
+  async forget(request: Owned): Promise<void> {
     assertRequest(request);
     if (!this.#workloads.has(request.workload)) return;
-    this.#step({ step: "remove", ...request });
+    this.#step({ step: "forget", ...request });
     this.#workloads.delete(request.workload);
     this.#bytes.delete(heldKey(request.workload, request.epoch));
     this.#bytes.delete(sessionsKey(request.workload));
@@ -197,7 +194,7 @@ function transition(
           committed: id,
         },
       };
-    case "release":
+    case "markReleased":
       if (!mine) return same("fenced");
       if (w.state === "released") return same("ok");
       return { status: "ok", after: { ...w, state: "released", migration: null } };
@@ -227,7 +224,7 @@ function transition(
         },
       };
     }
-    case "remove":
+    case "forget":
       if (!mine) return same("fenced");
       return same(w.migration === null ? "ok" : "busy");
     case "sessions":

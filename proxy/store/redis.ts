@@ -3,12 +3,13 @@
  *
  *   hf:{WORKLOAD}:owner         hash, see scripts.ts
  *   hf:{WORKLOAD}:held:<epoch>  bytes sealed by the caller, with expiry
+ *   hf:{WORKLOAD}:staged:<migration>  the same before the commit, where they are large
  *   hf:{WORKLOAD}:sessions      JSON array, with expiry
  *
  * What can go wrong is told apart, because the next step of a migration depends on it:
  *   STORE_UNREACHABLE  the request was not carried out (or only read)
  *   STORE_UNKNOWN      a change was sent and no answer came: it may have happened. Repeat it, or `cancel`/`takeBack`.
- * A call is over within `callMs`, whatever Redis does. There is no queue of calls for later: reconnecting is the client's
+ * A call is over within `callMs`, whatever Redis does (held bytes: and as long as they take at 20 MB/s). There is no queue of calls for later: reconnecting is the client's
  * business, repeating a call is the caller's. Replication in Redis is asynchronous, so a fail-over may forget the last
  * writes; whoever receives a command checks its epoch too.
  */
@@ -55,6 +56,10 @@ export interface RedisStoreOptions {
 }
 
 const CALL_MS = 500;
+/** held bytes up to this travel with the commit */
+const COMMIT_BYTES_MAX = 256 * 1024;
+/** what a store must take of large held bytes: 20 MB/s */
+const HELD_BYTES_PER_MS = 20_000;
 const RECONNECT_MS_MIN = 50;
 const RECONNECT_MS_MAX = 1_000;
 
@@ -93,7 +98,7 @@ export class RedisStore implements Store {
   }
 
   async ping(): Promise<void> {
-    await this.#run("ping", false, () => this.#client.ping());
+    await this.#run("ping", { changes: false }, () => this.#client.ping());
   }
 
   async ownership(workload: string): Promise<Ownership | null> {
@@ -114,11 +119,18 @@ export class RedisStore implements Store {
   }
 
   async commit(request: Commit): Promise<Ownership> {
-    return this.#step("commit", request, request.held);
+    const { workload, migration, held, ttlMs } = request;
+    if (held.length <= COMMIT_BYTES_MAX) return this.#step("commit", request, { where: "here", bytes: held });
+    assertRequest(request);
+    // Not fenced, and nothing but expiry undoes it; the commit that makes it count is short.
+    const key = stagedKey(workload, migration);
+    const run = { changes: false, key, callMs: this.#callMs + held.length / HELD_BYTES_PER_MS };
+    await this.#run("commit", run, () => this.#client.set(key, held, "PX", ttlMs));
+    return this.#step("commit", request, { where: "staged" });
   }
 
   async markReleased(request: Owned): Promise<Ownership> {
-    return this.#step("release", request);
+    return this.#step("markReleased", request);
   }
 
   async takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership> {
@@ -128,28 +140,25 @@ export class RedisStore implements Store {
   async held(request: { workload: string; epoch: number }): Promise<Buffer | null> {
     assertRequest(request);
     const key = heldKey(request.workload, request.epoch);
-    return this.#run("held", false, () => this.#client.getBuffer(key), key);
+    const sizeBytes = await this.#run("held", { changes: false, key }, () => this.#client.strlen(key));
+    const run = { changes: false, key, callMs: this.#callMs + sizeBytes / HELD_BYTES_PER_MS };
+    return this.#run("held", run, () => this.#client.getBuffer(key));
   }
 
-  async dropHeld(request: { workload: string; epoch: number }): Promise<void> {
-    assertRequest(request);
-    const key = heldKey(request.workload, request.epoch);
-    await this.#run("dropHeld", true, () => this.#client.del(key), key);
-  }
-
-  async release(request: Owned): Promise<void> {
-    const { status, found } = await this.#tryStep("remove", request);
-    if (status !== "ok" && status !== "absent") throw refusal(status, "remove", request.workload, found);
+  async forget(request: Owned): Promise<void> {
+    const { status, found } = await this.#tryStep("forget", request);
+    if (status !== "ok" && status !== "absent") throw refusal(status, "forget", request.workload, found);
   }
 
   async putSessions(request: PutSessions): Promise<void> {
-    await this.#step("sessions", request, Buffer.from(JSON.stringify(request.sessions)));
+    const bytes = Buffer.from(JSON.stringify(request.sessions));
+    await this.#step("sessions", request, { where: "here", bytes });
   }
 
   async sessions(workload: string): Promise<SessionRecord[]> {
     assertRequest({ workload });
     const key = sessionsKey(workload);
-    const text = await this.#run("sessions", false, () => this.#client.get(key), key);
+    const text = await this.#run("sessions", { changes: false, key }, () => this.#client.get(key));
     if (text === null) return [];
     let value: unknown;
     try {
@@ -167,7 +176,7 @@ export class RedisStore implements Store {
     this.#client.disconnect();
   }
 
-  async #step(step: Step, request: StepRequest, payload?: Buffer): Promise<Ownership> {
+  async #step(step: Step, request: StepRequest, payload?: Payload): Promise<Ownership> {
     const { status, found } = await this.#tryStep(step, request, payload);
     if (status !== "ok" || found === null) throw refusal(status, step, request.workload, found);
     return found;
@@ -176,30 +185,32 @@ export class RedisStore implements Store {
   async #tryStep(
     step: Step,
     request: StepRequest,
-    payload?: Buffer,
+    payload: Payload = { where: "here", bytes: "" },
   ): Promise<{ status: Status; found: Ownership | null }> {
     assertRequest(request);
     const { workload, node = "", epoch = "", migration = "", target = "", ttlMs = "" } = request;
     const key = ownerKey(workload);
-    const keys = [key, heldKey(workload, ""), sessionsKey(workload)];
-    const args = [step, node, `${epoch}`, migration, target, `${ttlMs}`, payload ?? ""];
-    const reply = await this.#run(
-      step,
-      step !== "read",
-      () => this.#client.ownershipStep(...keys, ...args),
-      key,
+    const keys = [key, heldKey(workload, ""), sessionsKey(workload), stagedKey(workload, migration)];
+    const bytes = payload.where === "here" ? payload.bytes : "";
+    const args = [step, node, `${epoch}`, migration, target, `${ttlMs}`, payload.where, bytes];
+    const reply = await this.#run(step, { changes: step !== "read", key }, () =>
+      this.#client.ownershipStep(...keys, ...args),
     );
     return readReply(key, reply);
   }
 
   /** @throws HoldfastError, always one of ours, at most `callMs` from now */
-  async #run<T>(what: string, changes: boolean, send: () => Promise<T>, key?: string): Promise<T> {
-    const deadlineMs = performance.now() + this.#callMs;
+  async #run<T>(
+    what: string,
+    { changes, key, callMs = this.#callMs }: { changes: boolean; key?: string; callMs?: number },
+    send: () => Promise<T>,
+  ): Promise<T> {
+    const deadlineMs = performance.now() + callMs;
     await this.#ready(what, deadlineMs);
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_resolve, reject) => {
       const leftMs = Math.max(1, deadlineMs - performance.now());
-      timer = setTimeout(() => reject(new Error(`no answer within ${this.#callMs} ms`)), leftMs);
+      timer = setTimeout(() => reject(new Error(`no answer within ${Math.round(callMs)} ms`)), leftMs);
     });
     try {
       return await Promise.race([send(), late]);
@@ -244,6 +255,8 @@ export class RedisStore implements Store {
     });
   }
 }
+
+type Payload = { where: "here"; bytes: Buffer | "" } | { where: "staged" };
 
 type StepRequest = {
   workload: string;
@@ -321,6 +334,10 @@ function ownerKey(workload: string): string {
 
 function heldKey(workload: string, epoch: number | ""): string {
   return `hf:{${workload}}:held:${epoch}`;
+}
+
+function stagedKey(workload: string, migration: string): string {
+  return `hf:{${workload}}:staged:${migration}`;
 }
 
 function sessionsKey(workload: string): string {

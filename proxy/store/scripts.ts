@@ -1,20 +1,21 @@
 /**
  * The one Lua script behind every change of ownership: a single EVALSHA compares owner, epoch and migration, and writes.
  *
- * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:sessions
- * ARGV    step, node, epoch, migration, target, ttlMs, payload
+ * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:sessions   KEYS[4] hf:{W}:staged:<migration>
+ * ARGV    step, node, epoch, migration, target, ttlMs, where the payload is ("here", "staged"), payload
  * answer  status, owner, epoch, state, previous, migration id, its target, its epoch (strings, "" for none)
  *
+ * Held bytes too large for one short call are written before, under KEYS[4], and renamed by the commit.
  * The key of held bytes is made from KEYS[2] and the epoch in the record, which the caller would have to fetch first;
  * all keys share the hash tag {W}, so in a Cluster they live together. `memory.ts` says the same in TypeScript and one
  * test runs both: change them together.
  */
 import { CANCELLED_MAX } from "./store.ts";
 
-export const OWNERSHIP_KEYS = 3;
+export const OWNERSHIP_KEYS = 4;
 
 export const OWNERSHIP_SCRIPT = `
-local step, node, epochArg, id, target, ttlMs, payload = unpack(ARGV)
+local step, node, epochArg, id, target, ttlMs, where, payload = unpack(ARGV)
 local r = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'state', 'previous', 'mid', 'mtarget', 'mepoch',
   'committed', 'returned', 'cancelled', 'top')
 local exists = redis.call('EXISTS', KEYS[1]) == 1
@@ -83,14 +84,21 @@ if step == 'cancel' then
   return save()
 end
 if step == 'commit' then
-  if committed == id then return answer('ok') end
-  if not mine or mid ~= id then return answer('fenced') end
+  local refused = committed ~= id and (not mine or mid ~= id)
+  if committed == id or refused then
+    redis.call('DEL', KEYS[4])
+    return answer(refused and 'fenced' or 'ok')
+  end
+  local heldKey = KEYS[2] .. decimal(mepoch)
+  if where == 'here' then redis.call('SET', heldKey, payload, 'PX', ttlMs)
+  elseif redis.call('EXISTS', KEYS[4]) == 0 then return redis.error_reply('GONE the staged bytes have expired')
+  else redis.call('RENAME', KEYS[4], heldKey) end
   previous, owner, epoch, state, committed = node, mtarget, mepoch, 'committed', id
-  redis.call('SET', KEYS[2] .. decimal(epoch), payload, 'PX', ttlMs)
   return save()
 end
-if step == 'release' then
+if step == 'markReleased' then
   if not mine then return answer('fenced') end
+  redis.call('DEL', KEYS[2] .. decimal(epoch))
   if state == 'released' then return answer('ok') end
   state = 'released'
   clear()
@@ -110,7 +118,7 @@ if step == 'takeBack' then
   rememberCancelled()
   return save()
 end
-if step == 'remove' then
+if step == 'forget' then
   if not mine then return answer('fenced') end
   if mid ~= '' then return answer('busy') end
   redis.call('DEL', KEYS[1], KEYS[3], KEYS[2] .. decimal(epoch))

@@ -12,8 +12,8 @@
  *
  * Epochs only rise, and a number is given out once: a migration that was cancelled leaves a gap, so always use
  * `migration.epoch` and never count yourself. Each of the steps is atomic. `commit`, `markReleased`, `cancel`, `takeBack`,
- * `reserve` and `claim` may be repeated when their outcome is unknown. Every step but `claim` and `release` of a workload
- * without a record fails with `STORE_ABSENT`.
+ * `reserve`, `claim` and `forget` may be repeated when their outcome is unknown. Every step but `claim` and `forget` of a
+ * workload without a record fails with `STORE_ABSENT`.
  */
 import assert from "node:assert/strict";
 import * as z from "zod";
@@ -41,27 +41,31 @@ export interface Store {
   ping(): Promise<void>;
   ownership(workload: string): Promise<Ownership | null>;
   /**
-   * Creates `{owner: node, epoch, released}` where there is nothing, else returns what is there. `epoch` is 1 unless the
-   * caller knows of higher ones: an owner whose record was lost.
+   * Creates `{owner: node, epoch, released}` where there is nothing, else returns what is there, unchanged: it is the
+   * caller's to start only where `owner` is its node *and* `state` is "released". Committed to this node means that the
+   * source may still take it back. `epoch` is 1 unless the caller knows of higher ones: an owner whose record was lost.
    */
   claim(request: { workload: string; node: string; epoch?: number }): Promise<Ownership>;
   /** @throws `STORE_FENCED` (not owner at that epoch, or this migration was cancelled), `STORE_BUSY` (another one) */
   reserve(request: Reserve): Promise<Ownership>;
   /** Not committed: never will be. Committed: changes nothing; look at `owner`. */
   cancel(request: { workload: string; migration: string }): Promise<Ownership>;
-  /** Ownership and held bytes in one step. @throws `STORE_FENCED` */
+  /** Ownership changes, and the held bytes are there from then on, in one step. @throws `STORE_FENCED` */
   commit(request: Commit): Promise<Ownership>;
-  /** The target lets the workload go on: from here nothing can be taken back. @throws `STORE_FENCED` */
+  /**
+   * The target lets the workload go on: from here nothing can be taken back, and the held bytes are gone.
+   * @throws `STORE_FENCED`
+   */
   markReleased(request: Owned): Promise<Ownership>;
   /**
-   * The source goes on, at an epoch above every one given out. @throws `STORE_FENCED` when the target has released, or
-   * this migration is none of ours
+   * The source goes on, at an epoch above every one given out, and the held bytes are gone. @throws `STORE_FENCED` when
+   * the target has released, or this migration is none of ours
    */
   takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership>;
+  /** What was committed with `epoch`; null when it has expired, or is no longer needed. */
   held(request: { workload: string; epoch: number }): Promise<Buffer | null>;
-  dropHeld(request: { workload: string; epoch: number }): Promise<void>;
-  /** Forgets the workload. Nothing there: nothing to do. @throws `STORE_FENCED`, `STORE_BUSY` (a migration is under way) */
-  release(request: Owned): Promise<void>;
+  /** No record is left. Nothing there: nothing to do. @throws `STORE_FENCED`, `STORE_BUSY` (a migration is under way) */
+  forget(request: Owned): Promise<void>;
   /** The whole registry of one workload, in one write. @throws `STORE_FENCED` */
   putSessions(request: PutSessions): Promise<void>;
   sessions(workload: string): Promise<SessionRecord[]>;
@@ -98,9 +102,9 @@ export type Step =
   | "reserve"
   | "cancel"
   | "commit"
-  | "release"
+  | "markReleased"
   | "takeBack"
-  | "remove"
+  | "forget"
   | "sessions";
 
 export const NODE_NAME = /^[a-z0-9-]{1,40}$/;

@@ -68,9 +68,7 @@ function behaves(name: string, get: () => Store): void {
       assert.deepEqual(await store.markReleased({ workload, node: "b", epoch: 2 }), released);
       assert.deepEqual(await store.commit(again), released);
       assert.deepEqual(await store.cancel({ workload, migration: "m1" }), released);
-      await store.dropHeld({ workload, epoch: 2 });
-      await store.dropHeld({ workload, epoch: 2 });
-      assert.equal(await store.held({ workload, epoch: 2 }), null);
+      assert.equal(await store.held({ workload, epoch: 2 }), null, "nobody needs them any more");
     });
 
     test("a second migration is refused while one runs", async () => {
@@ -104,7 +102,7 @@ function behaves(name: string, get: () => Store): void {
         await assert.rejects(store.commit({ ...wrong, migration: "m1", held: HELD, ttlMs: TTL_MS }), fenced);
         await assert.rejects(store.markReleased(wrong), fenced);
         await assert.rejects(store.putSessions({ ...wrong, sessions: [], ttlMs: TTL_MS }), fenced);
-        await assert.rejects(store.release(wrong), fenced);
+        await assert.rejects(store.forget(wrong), fenced);
       }
       await assert.rejects(
         store.commit({ ...at("a", 1), migration: "m9", held: HELD, ttlMs: TTL_MS }),
@@ -202,14 +200,37 @@ function behaves(name: string, get: () => Store): void {
       assert.deepEqual(await store.sessions(workload), []);
     });
 
-    test("release forgets the workload, but not under a migration", async () => {
+    test("a claim of what is committed to the claimant says so and changes nothing", async () => {
+      const store = get();
+      const workload = fresh();
+      const decided = await committed(store, workload);
+      assert.equal(decided.state, "committed");
+      assert.deepEqual(await store.claim({ workload, node: "b" }), decided);
+      assert.equal((await store.takeBack({ workload, node: "a", migration: "m1" })).owner, "a");
+    });
+
+    test("held bytes of many megabytes, and only those that were committed", async () => {
+      const store = get();
+      const workload = fresh();
+      const held = randomBytes(48 << 20);
+      await reserved(store, workload);
+      const request = { workload, node: "a", epoch: 1, migration: "m1", held, ttlMs: TTL_MS };
+      await assert.rejects(store.commit({ ...request, migration: "m9" }), { code: "STORE_FENCED" });
+      await store.commit(request);
+      await store.commit({ ...request, held: randomBytes(1 << 20) });
+      assert.ok((await store.held({ workload, epoch: 2 }))?.equals(held));
+      await store.takeBack({ workload, node: "a", migration: "m1" });
+      assert.equal(await store.held({ workload, epoch: 2 }), null);
+    });
+
+    test("a workload is forgotten, but not under a migration", async () => {
       const store = get();
       const workload = fresh();
       await reserved(store, workload);
-      await assert.rejects(store.release({ workload, node: "a", epoch: 1 }), { code: "STORE_BUSY" });
+      await assert.rejects(store.forget({ workload, node: "a", epoch: 1 }), { code: "STORE_BUSY" });
       await store.cancel({ workload, migration: "m1" });
-      await store.release({ workload, node: "a", epoch: 1 });
-      await store.release({ workload, node: "a", epoch: 1 });
+      await store.forget({ workload, node: "a", epoch: 1 });
+      await store.forget({ workload, node: "a", epoch: 1 });
       assert.equal(await store.ownership(workload), null);
     });
   });
@@ -217,7 +238,7 @@ function behaves(name: string, get: () => Store): void {
 
 type Op =
   | { op: "reserve"; node: string; epoch: number; migration: string; target: string }
-  | { op: "commit" | "markReleased" | "release"; node: string; epoch: number; migration: string }
+  | { op: "commit" | "markReleased" | "forget"; node: string; epoch: number; migration: string }
   | { op: "cancel" | "takeBack" | "claim"; node: string; migration: string };
 
 async function perform(store: Store, workload: string, step: Op): Promise<Ownership | string | null> {
@@ -229,8 +250,8 @@ async function perform(store: Store, workload: string, step: Op): Promise<Owners
         return await store.commit({ workload, ...step, held: HELD, ttlMs: TTL_MS });
       case "markReleased":
         return await store.markReleased({ workload, ...step });
-      case "release":
-        await store.release({ workload, ...step });
+      case "forget":
+        await store.forget({ workload, ...step });
         return null;
       case "cancel":
         return await store.cancel({ workload, migration: step.migration });
