@@ -88,7 +88,8 @@ export class Commands {
       standby: this.#command("standby", epochOnly, async (proxy) => {
         await warmUp(proxy.kernel);
         await proxy.openLinks();
-        if (proxy.config.downstream === "takeover") await proxy.openListeners({ beforeAddress: true });
+        // Now, while a port that is taken costs nobody anything.
+        await proxy.openListeners({ shielded: true });
         return { result: () => ({ link: proxy.linkEndpoint }) };
       }),
       prepareLinks: this.#command("prepareLinks", withTarget, async (proxy, params) => {
@@ -120,10 +121,9 @@ export class Commands {
         return { result: () => result };
       }),
       release: this.#command("release", epochOnly, async (proxy, params) => {
-        await proxy.openListeners();
         proxy.role = "owner";
         proxy.epoch = params.epoch;
-        const result = await release(proxy);
+        const result = release(proxy);
         return { result: () => result };
       }),
       rollback: this.#command("rollback", epochOnly, async (proxy, params) => {

@@ -128,6 +128,11 @@ export class LiveSession {
     if (end instanceof LinkEnd) end.startDelivering();
   }
 
+  /** The application is on this node. */
+  get hasUpstreamLeg(): boolean {
+    return this.upstream instanceof TcpLeg || this.stillUpstream !== null;
+  }
+
   /** Takes the leg out of Node; its unwritten bytes are first in the pump again. */
   stillUpstreamLeg(): void {
     const leg = this.upstream;
@@ -224,7 +229,10 @@ export class LiveSession {
   }
 
   #onReset(side: "downstream" | "upstream", reason: string): void {
-    if (this.#state === "captured" || this.#state === "adopted") {
+    // From the hold on the application may be dumped already, so a client's end is told to its copy: on this node after
+    // a rollback, else at the target.
+    const isHeld = side === "downstream" && this.inbound.held && this.hasUpstreamLeg;
+    if (isHeld || this.#state === "captured" || this.#state === "adopted") {
       this.lose(side, reason);
       return;
     }

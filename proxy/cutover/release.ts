@@ -21,8 +21,7 @@ export interface ReleaseResult {
 }
 
 /** Call with the role already `owner`. */
-export async function release(proxy: WorkloadProxy): Promise<ReleaseResult> {
-  await proxy.openListeners();
+export function release(proxy: WorkloadProxy): ReleaseResult {
   const start = process.hrtime.bigint();
   const counts = { sessions: 0, legs: 0, lost: 0 };
   proxy.owner = null;
@@ -122,7 +121,15 @@ function wakeMoved(
   if (upstream !== null) inbound.prepend(upstream.rest);
   if (downstream !== null) outbound.prepend(downstream.rest);
 
-  if (upstream === null && adopted.upstream === null && !(inbound.finSent && outbound.finSent)) {
+  // It was reset between the two captures; a client that had read and said everything may go without a word.
+  const clientGone =
+    proxy.config.downstream === "takeover" && downstream === null && !(inbound.finSent && outbound.finSent);
+  if (
+    upstream === null &&
+    adopted.upstream === null &&
+    !clientGone &&
+    !(inbound.finSent && outbound.finSent)
+  ) {
     // Accepted while held: it has seen nothing of the application yet.
     session.step("renew");
     if (downstream !== null) session.setDownstream(downstream.leg);
@@ -132,6 +139,10 @@ function wakeMoved(
   }
   if (upstream !== null) session.setUpstream(upstream.leg);
   if (downstream !== null) session.setDownstream(downstream.leg);
+  if (clientGone) {
+    session.lost ??= "client gone";
+    return;
+  }
   session.wake("release");
   if (session.state !== "open" || downstream !== null || proxy.config.downstream === "takeover") return;
   joinParked(proxy, session);

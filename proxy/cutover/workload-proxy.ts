@@ -112,8 +112,12 @@ export class WorkloadProxy {
 
   // ---- where clients arrive
 
-  /** @throws HoldfastError `PROXY_LISTEN` */
-  async openListeners(options = { beforeAddress: false }): Promise<void> {
+  /**
+   * Does nothing where this proxy, an edge, listens already. Shielded: there, even before its address is, and silent
+   * until the release.
+   * @throws HoldfastError `PROXY_LISTEN`
+   */
+  async openListeners(options = { shielded: false }): Promise<void> {
     if (this.listeners.length > 0) return;
     for (const [index, port] of this.config.ports.entries()) {
       try {
@@ -121,9 +125,8 @@ export class WorkloadProxy {
           await ClientListener.open({
             address: this.config.listenAddress,
             port: port.listen,
-            // With takeover the address may not be here yet: the listener is there before it.
-            fd: options.beforeAddress
-              ? this.kernel.bindShielded({ address: this.config.listenAddress, port: port.listen })
+            bind: options.shielded
+              ? () => this.kernel.bindShielded({ address: this.config.listenAddress, port: port.listen })
               : null,
             onAccept: (handle) => this.#onAccept(index, handle),
             onError: (error) => {
@@ -301,6 +304,11 @@ export class WorkloadProxy {
       // The source hears it from the target before its own agent does: nothing can be taken back any more.
       this.releasedElsewhere = true;
       this.#dropStillUpstream(session);
+      if (session.lost !== null) {
+        link.reset();
+        session.reset(session.lost);
+        return;
+      }
       session.step("resume");
       session.inbound.clear();
     } else if (old instanceof LinkEnd) {

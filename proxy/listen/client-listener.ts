@@ -3,7 +3,7 @@
  * read buffer from the first byte on, which `net.Server` offers no option for. (Only this file and `tcp-leg.ts` know.)
  */
 import net from "node:net";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { TcpHandle } from "#proxy/relay/tcp-leg.ts";
 
 /** somaxconn caps it; a held proxy must not make the kernel drop SYNs */
@@ -12,8 +12,8 @@ const BACKLOG = 4096;
 export interface ListenerOptions {
   address: string;
   port: number;
-  /** bound already, and ours from now on */
-  fd: number | null;
+  /** gives a bound socket, ours from now on; null: bound here */
+  bind: (() => number) | null;
   onAccept(handle: TcpHandle): void;
   /** accept(2) failed: no descriptors left */
   onError(error: Error): void;
@@ -38,21 +38,16 @@ export class ClientListener {
     const server = net.createServer({ allowHalfOpen: true });
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     server.once("error", reject);
-    if (options.fd !== null) server.listen({ fd: options.fd }, BACKLOG, resolve);
-    else
-      server.listen(
-        { host: options.address, port: options.port, backlog: BACKLOG, exclusive: true },
-        resolve,
-      );
     try {
+      if (options.bind !== null) server.listen({ fd: options.bind() }, BACKLOG, resolve);
+      else
+        server.listen(
+          { host: options.address, port: options.port, backlog: BACKLOG, exclusive: true },
+          resolve,
+        );
       await promise;
     } catch (cause) {
-      throw new HoldfastError(`cannot listen on ${options.address} port ${options.port}: ${String(cause)}`, {
-        code: "PROXY_LISTEN",
-        source: "downstream",
-        retryable: true,
-        cause,
-      });
+      throw cannotListen(options, cause as NodeJS.ErrnoException);
     }
     server.off("error", reject);
     server.on("error", options.onError);
@@ -75,4 +70,20 @@ export class ClientListener {
   close(): void {
     this.#server.close();
   }
+}
+
+function cannotListen({ address, port }: ListenerOptions, cause: NodeJS.ErrnoException): HoldfastError {
+  const where = address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+  const cures: Record<string, string> = {
+    EADDRINUSE: `another process listens there: stop it (\`ss -ltnp sport = ${port}\` names it), or give the workload another port`,
+    EADDRNOTAVAIL: "the address is not on this node: correct the configuration, or add the address",
+    EACCES: "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE",
+  };
+  const cure = cures[cause.code ?? ""] ?? messageOf(cause);
+  return new HoldfastError(`cannot listen for clients on ${where} (${cause.code ?? "no code"}): ${cure}`, {
+    code: "PROXY_LISTEN",
+    source: "downstream",
+    retryable: true,
+    cause,
+  });
 }

@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
-import { type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
+import { CLIENT_PORT, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
 
 const GROWTH_MOVES = 20;
 
@@ -36,6 +37,14 @@ for (const downstream of ["relay", "takeover"] as const) {
       const to = owner === "a" ? "b" : "a";
       await lab.move(owner, to, during);
       owner = to;
+    }
+
+    /** Nothing moves any more: every queue between the first client and the application is full, both ways. */
+    async function untilStuck(): Promise<void> {
+      for (let bytes = -1, now = 0; now !== bytes; await delay(150)) {
+        bytes = now;
+        now = (await lab.proxy(owner).sessions())[0]?.bytesIn ?? 0;
+      }
     }
 
     async function counters(): Promise<Record<string, number>> {
@@ -108,17 +117,39 @@ for (const downstream of ["relay", "takeover"] as const) {
       await lab.proxy(owner).untilSessions(1);
     });
 
+    it("tells the application of a client that reset against full queues, in whatever step", async () => {
+      for (const at of ["held", "capturedUpstream"]) {
+        const gone = connect();
+        await gone.progress();
+        gone.socket.pause();
+        gone.send(24 << 20);
+        await untilStuck();
+        const bystander = connect();
+        await bystander.progress();
+        await move(async (step) => {
+          if (step !== at) return;
+          gone.socket.resetAndDestroy();
+          await delay(50);
+        });
+        await bystander.progress();
+        await bystander.settled();
+        await lab.proxy(owner).untilSessions(1);
+        await lab.untilConnections(1);
+        const { counters: own } = await lab.proxy(owner).status();
+        // with takeover its proxy has only just begun to count
+        if (downstream === "takeover") assert.equal(own.sessionsReset, 1);
+        bystander.socket.destroy();
+        await lab.proxy(owner).untilSessions(0);
+      }
+    });
+
     it("moves a client that sends without reading, queues and all", async () => {
       const client = connect();
       await client.progress();
       await client.settled();
       client.socket.pause();
       client.send(24 << 20);
-      // Until nothing moves any more: every queue between client and application is full, both ways.
-      for (let bytes = -1, now = 0; now !== bytes; await delay(150)) {
-        bytes = now;
-        now = (await lab.proxy(owner).sessions())[0]?.bytesIn ?? 0;
-      }
+      await untilStuck();
       await move();
       await move();
       client.socket.resume();
@@ -184,6 +215,53 @@ for (const downstream of ["relay", "takeover"] as const) {
     });
   });
 }
+
+describe("a port that is taken at the target", { timeout: 30_000 }, () => {
+  for (const downstream of ["relay", "takeover"] as const) {
+    it(`fails the standby and nothing else, by ${downstream}`, async () => {
+      const lab = await ProxyLab.start({ nodes: ["a", "b"], downstream });
+      try {
+        await lab.serve("a");
+        const client = new CountedClient(lab.client(downstream === "takeover" ? null : "a"), { seed: 1 });
+        await client.progress();
+        const squatter = lab.occupy("b");
+        await assert.rejects(
+          lab.move("a", "b", () => assert.fail("nobody is held")),
+          (error: HoldfastError) =>
+            error.code === "PROXY_LISTEN" &&
+            error.message.includes(`${lab.listenAddress("b")}:${CLIENT_PORT}`) &&
+            error.message.includes("EADDRINUSE") &&
+            error.message.includes("ss -ltnp"),
+        );
+        squatter();
+        await client.progress();
+        await lab.move("a", "b");
+        await client.progress();
+        await client.settled();
+        client.socket.destroy();
+      } finally {
+        await lab.stop();
+      }
+    });
+  }
+
+  it("is kept silent until the release, and free again after a discard", async () => {
+    const lab = await ProxyLab.start({ nodes: ["a", "b"], downstream: "relay" });
+    try {
+      await lab.serve("a");
+      await lab.proxy("b").call("standby", { epoch: 2 });
+      const early = lab.client("b");
+      early.on("error", () => {});
+      await delay(100);
+      assert.equal(early.connecting, true, "neither accepted nor refused");
+      await lab.proxy("b").call("discard", { epoch: 2 });
+      lab.occupy("b")();
+      early.destroy();
+    } finally {
+      await lab.stop();
+    }
+  });
+});
 
 describe("relay over three nodes", { timeout: 60_000 }, () => {
   let lab: ProxyLab;

@@ -19,7 +19,19 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Channel } from "#proxy/contract/channel.ts";
 import type { Configure, ProxyCommands, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { CLONE_NEWNET, setns } from "#proxy/tcp/kernel.ts";
+import { listSockets } from "#proxy/tcp/diag.ts";
+import {
+  AF_INET,
+  bind,
+  CLONE_NEWNET,
+  close,
+  IPPROTO_TCP,
+  listen,
+  SOCK_CLOEXEC,
+  SOCK_STREAM,
+  setns,
+  socket,
+} from "#proxy/tcp/kernel.ts";
 
 const root = resolve(import.meta.dirname, "../..");
 const node = join(root, "node_modules/node/bin/node");
@@ -131,7 +143,7 @@ export class ProxyLab {
       workload: "echo",
       node: name,
       downstream: this.options.downstream,
-      listenAddress: this.options.downstream === "takeover" ? VIP : ADDRESS[name],
+      listenAddress: this.listenAddress(name),
       ports: [{ listen: CLIENT_PORT, upstream: APP }],
       linkAddress: `${ADDRESS[name]}:0`,
       limits: { ...LIMITS, ...this.options.limits },
@@ -154,6 +166,51 @@ export class ProxyLab {
       noDelay: true,
       allowHalfOpen: true,
     });
+  }
+
+  listenAddress(name: NodeName): string {
+    return this.options.downstream === "takeover" ? VIP : ADDRESS[name];
+  }
+
+  /** Somebody else listens on the clients' port there, until the result is called. */
+  occupy(name: NodeName): () => void {
+    const home = openSync("/proc/thread-self/ns/net", "r");
+    const there = openSync(`/var/run/netns/${this.#ns(name)}`, "r");
+    setns(there, CLONE_NEWNET);
+    try {
+      const fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
+      bind(fd, { address: "0.0.0.0", port: CLIENT_PORT });
+      listen(fd, 1);
+      return () => close(fd);
+    } finally {
+      setns(home, CLONE_NEWNET);
+      closeSync(home);
+      closeSync(there);
+    }
+  }
+
+  /** Resolves when the application has this many sessions open. */
+  async untilConnections(count: number): Promise<void> {
+    const deadlineMs = performance.now() + 10_000;
+    const home = openSync("/proc/thread-self/ns/net", "r");
+    const app = openSync(`/var/run/netns/${this.#ns("app")}`, "r");
+    try {
+      for (;;) {
+        setns(app, CLONE_NEWNET);
+        const open = listSockets({ states: ["ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT1", "FIN_WAIT2"] }).filter(
+          (each) => each.local.port === APP.port && each.inode !== 0,
+        );
+        setns(home, CLONE_NEWNET);
+        if (open.length === count) return;
+        if (performance.now() > deadlineMs)
+          throw new Error(`the application has ${open.length} sessions, not ${count}`);
+        await delay(20);
+      }
+    } finally {
+      setns(home, CLONE_NEWNET);
+      closeSync(home);
+      closeSync(app);
+    }
   }
 
   /** The application's cable into this node's proxy, or into nothing. */
