@@ -7,6 +7,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { listSockets } from "#proxy/tcp/diag.ts";
 import { descriptorsOf, treeOf } from "../container/processes.ts";
 import { applicationPid, pathInside } from "../container/runtime.ts";
+import { locksOnSharedMounts } from "../migration/locks.ts";
 import type { PrepareCall } from "../migration/move.ts";
 import { classifySockets, socketInodes } from "../migration/sockets.ts";
 import type { Workload } from "./workload.ts";
@@ -66,6 +67,13 @@ export async function preflightDeparture(workload: Workload): Promise<Finding[]>
       "error",
       "/etc/criu/default.conf of another tool changes how CRIU works",
       "remove it from the container's files",
+    );
+  }
+  for (const { pid, path } of await locksOnSharedMounts(pids, config.container?.mounts ?? [])) {
+    add(
+      "error",
+      `process ${pid} holds a lock on ${path}, which the other node sees too and could not take`,
+      "let the application release it before the move, or keep the lock file outside the shared mount",
     );
   }
   for (const mount of config.container?.mounts ?? []) {

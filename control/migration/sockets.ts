@@ -1,9 +1,8 @@
 /**
  * The application's own TCP sockets, looked at and touched from outside (pidfd_getfd(2), sock_diag(7), tcp_repair).
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { type DiagSocket, destroySocket, listSockets } from "#proxy/tcp/diag.ts";
+import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "../container/processes.ts";
 
@@ -79,13 +78,26 @@ export async function classifySockets(pids: number[], upstreams: Endpoint[]): Pr
   };
 }
 
-/** Both ends learn at once, by RST (SOCK_DESTROY), that the connection is over; the application connects again as it does today. */
-export function closeOutbound(sockets: DiagSocket[]): void {
-  for (const socket of sockets) {
+/**
+ * Both ends learn that the connection is over, the peer by RST, the application when it goes on; it connects again as it
+ * does today. Not by SOCK_DESTROY: that leaves the socket an address of this node, which no other node can bind it to.
+ */
+export async function closeOutbound(pids: number[], sockets: DiagSocket[]): Promise<void> {
+  if (sockets.length === 0) return;
+  const inodes = await socketInodes(pids);
+  for (const { inode } of sockets) {
+    const place = inodes.get(inode);
+    if (place === undefined) continue; // it ended by itself
+    const pidfd = kernel.pidfdOpen(place.pid);
     try {
-      destroySocket(socket);
-    } catch (error) {
-      if (!(error instanceof HoldfastError && error.code === "ENOENT")) throw error; // it ended by itself
+      const ours = kernel.pidfdGetfd(pidfd, place.fd);
+      try {
+        kernel.disconnect(ours);
+      } finally {
+        kernel.close(ours);
+      }
+    } finally {
+      kernel.close(pidfd);
     }
   }
 }

@@ -13,6 +13,7 @@ import type { AdoptResult, CaptureResult, HoldResult } from "#proxy/contract/com
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { seal } from "#proxy/store/seal.ts";
+import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
@@ -23,6 +24,7 @@ import { type ImageManifest, ImageSender } from "../criu/images.ts";
 import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
+import { locksOnSharedMounts } from "./locks.ts";
 import type {
   MoveResult,
   Outcome,
@@ -250,7 +252,10 @@ export class Departure {
         async (hook) => {
           const atMs = performance.now();
           if (hook === FROZEN_HOOK) {
-            await this.#phase("capture", () => this.#captureUpstream());
+            await this.#phase("capture", async () => {
+              await this.#refuseSharedLocks();
+              await Promise.all([this.#captureUpstream(), this.#closeOutbound()]);
+            });
             captureMs = performance.now() - atMs;
           }
           if (hook !== "pre-dump") return;
@@ -260,14 +265,11 @@ export class Departure {
             this.#holdAtMs = performance.now();
             this.#startDeadline();
             const epoch = this.#workload.journal.epoch;
-            const [hold] = await Promise.all([
-              proxy.command<"hold", HoldResult>("hold", { epoch }),
-              this.#closeOutbound(),
-            ]);
-            this.#result.sessions = hold.result.sessions;
-            if (hold.result.acceptBacklog > 0) {
+            const { result } = await proxy.command<"hold", HoldResult>("hold", { epoch });
+            this.#result.sessions = result.sessions;
+            if (result.acceptBacklog > 0) {
               throw new HoldfastError(
-                `${hold.result.acceptBacklog} connections wait for the application to accept them: raise limits.quiesceMsMax`,
+                `${result.acceptBacklog} connections wait for the application to accept them: raise limits.quiesceMsMax`,
                 { code: "APPLICATION_BUSY", source: "upstream" },
               );
             }
@@ -284,16 +286,33 @@ export class Departure {
     this.#report("dump", "done", this.#phasesMs.dump);
   }
 
+  /** One taken since the preflight: the restore would wait for it until the deadline. */
+  async #refuseSharedLocks(): Promise<void> {
+    const mounts = this.#workload.config.container?.mounts ?? [];
+    if (!mounts.some((mount) => mount.shared)) return;
+    const [lock] = await locksOnSharedMounts(await treeOf(this.#pids[0] ?? -1), mounts);
+    if (lock === undefined) return;
+    throw new HoldfastError(
+      `process ${lock.pid} holds a lock on ${lock.path}, which the other node sees too`,
+      {
+        code: "LOCK_SHARED",
+        source: "container",
+        retryable: true,
+      },
+    );
+  }
+
+  /** While the application is frozen: one that is not would have connected again by the dump. */
   async #closeOutbound(): Promise<void> {
     const { config } = this.#workload;
-    const { outbound } = await classifySockets(
-      await treeOf(this.#pids[0] ?? -1),
-      config.ports.map((port) => port.upstream),
-    );
-    closeOutbound(
-      config.outbound === "close"
-        ? outbound
-        : outbound.filter((socket) => socket.local.address !== config.vip?.address),
+    const pids = await treeOf(this.#pids[0] ?? -1);
+    const upstreams = config.ports.map((port) => port.upstream);
+    const { outbound } = await classifySockets(pids, upstreams);
+    const stays = (socket: DiagSocket): boolean =>
+      config.outbound === "keep" && socket.local.address === config.vip?.address;
+    await closeOutbound(
+      pids,
+      outbound.filter((socket) => !stays(socket)),
     );
   }
 

@@ -267,10 +267,11 @@ export class Arrival {
     images.close();
     images.linkLayers();
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid) });
+    // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
+    await required(this.#upstreamAdopted);
     this.#restoring = this.#runCriu(outputPipes);
     this.#restoring.catch((error: unknown) => this.#restored.reject(error));
-    // the application's sockets stay silent until CRIU is told to go on, so their peers may come at the same time
-    await Promise.all([this.#restored.promise, required(this.#upstreamAdopted)]);
+    await this.#restored.promise;
     this.#throwIfEnding();
     this.#state = "restored";
     this.#workload.recordMoving({ step: "restored" });

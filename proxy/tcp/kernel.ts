@@ -352,6 +352,12 @@ export function connect(fd: number, remote: Endpoint): void {
   check(libc().connect(fd, sockaddr, encodeSockaddr(remote)), `connect to ${remote.address}:${remote.port}`);
 }
 
+/** connect(2) to AF_UNSPEC: ends a TCP connection by RST; the socket forgets its peer, and its address unless it was bound. */
+export function disconnect(fd: number): void {
+  const unspecified = Buffer.alloc(16);
+  check(libc().connect(fd, unspecified, unspecified.length), "connect to nobody");
+}
+
 /** bind(2) with raw sockaddr bytes, for families other than IP. */
 export function bindRaw(fd: number, address: Buffer): void {
   check(libc().bind(fd, address, address.length), "bind");

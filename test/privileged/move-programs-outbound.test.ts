@@ -1,0 +1,110 @@
+/** Connections that the application itself made, to a server outside the workload. */
+import assert from "node:assert/strict";
+import { createServer, type Server, type Socket } from "node:net";
+import { test } from "node:test";
+import { lacking, type MovedProgram, until, withProgram } from "../support/moved-program.ts";
+
+const python = "/usr/bin/python3";
+const skip = lacking("python3");
+const port = 8080;
+const serverPort = 5000;
+
+/** Keeps a connection to the server, counts on it, makes a new one at once when it is lost; tells what it saw. */
+const client = `
+import json, os, socket, threading, time
+seen = {"connects": 0, "errors": [], "numbers": 0}
+def work():
+    while True:
+        try:
+            source = (os.environ["BIND"], 0) if os.environ.get("BIND") else None
+            peer = socket.create_connection(("10.99.0.100", ${serverPort}), source_address=source)
+            seen["connects"] += 1
+            file = peer.makefile("rw")
+            n = 0
+            while True:
+                n += 1
+                file.write("%d\\n" % n); file.flush()
+                line = file.readline()
+                if line != "%d\\n" % n: raise RuntimeError("read " + repr(line))
+                seen["numbers"] += 1
+                time.sleep(0.002)
+        except Exception as error:
+            seen["errors"].append(repr(error))
+            time.sleep(0.001)
+threading.Thread(target=work, daemon=True).start()
+server = socket.create_server(("127.0.0.1", 9000))
+def serve(peer):
+    file = peer.makefile("rw")
+    for line in file: file.write(json.dumps(seen) + "\\n"); file.flush()
+while True: threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+`;
+
+interface Seen {
+  connects: number;
+  errors: string[];
+  numbers: number;
+}
+
+/** In the clients' namespace: sends each line back and keeps an eye on how connections end. */
+async function startServer(): Promise<{ server: Server; sockets: Set<Socket>; resets: string[] }> {
+  const sockets = new Set<Socket>();
+  const resets: string[] = [];
+  const server = createServer((socket) => {
+    sockets.add(socket);
+    socket.on("error", (error) => resets.push(error.message));
+    socket.on("close", () => sockets.delete(socket));
+    socket.pipe(socket);
+  });
+  await new Promise<void>((resolve) => server.listen(serverPort, "10.99.0.100", resolve));
+  return { server, sockets, resets };
+}
+
+async function ask(program: MovedProgram): Promise<() => Promise<Seen>> {
+  const socket = await program.connect(port);
+  let text = "";
+  socket.setEncoding("utf8").on("data", (piece: string) => (text += piece));
+  return async () => {
+    socket.write("?\n");
+    await until("the application answers", () => text.includes("\n"));
+    const answer = JSON.parse(text) as Seen;
+    text = "";
+    return answer;
+  };
+}
+
+function workload(outbound: "close" | "keep", env: Record<string, string>): Record<string, unknown> {
+  return {
+    container: { command: [python, "-c", client], rootfs: "host", env },
+    ports: [{ listen: port, upstream: "127.0.0.1:9000" }],
+    outbound,
+  };
+}
+
+test("by default the application sees its outbound connection reset and connects again", {
+  skip,
+}, async () => {
+  for (const downstream of ["takeover", "relay"] as const) {
+    await withProgram({ downstream, workload: workload("close", {}) }, async (program) => {
+      const { server, sockets } = await startServer();
+      try {
+        const look = await ask(program);
+        await until("it is connected", async () => (await look()).numbers > 10);
+        const early = (await look()).errors.length; // it may have been there before its server
+        for (const to of ["b", "a"]) {
+          const before = await look();
+          await program.move(to);
+          await until(`it has connected from ${to}`, async () => (await look()).connects > before.connects);
+          const numbers = (await look()).numbers;
+          await until("it counts again", async () => (await look()).numbers > numbers + 10);
+          await until("one connection is left", () => sockets.size === 1);
+        }
+        const { errors } = await look();
+        for (const error of errors.slice(early))
+          assert.match(error, /^(ConnectionResetError|BrokenPipeError|OSError\(107)/, error);
+      } finally {
+        for (const socket of sockets) socket.destroy();
+        server.close();
+      }
+    });
+  }
+});
