@@ -2,6 +2,7 @@
  * Tells the neighbours that an address now lives here: gratuitous ARP (RFC 5227 section 3, RFC 826) for IPv4, an unsolicited
  * neighbour advertisement (RFC 4861 section 7.2.6) for IPv6, as whole Ethernet frames through a packet socket (packet(7)).
  */
+import { internetChecksum } from "#proxy/tcp/checksum.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 
 export interface Device {
@@ -69,19 +70,11 @@ export function unsolicitedAdvertisement(mac: Buffer, address: Buffer): Buffer {
   const pseudo = Buffer.alloc(8);
   pseudo.writeUInt32BE(message.length, 0);
   pseudo[7] = IPPROTO_ICMPV6;
-  message.writeUInt16BE(internetChecksum(Buffer.concat([address, ALL_NODES, pseudo, message])), 2);
+  message.writeUInt16BE(internetChecksum(address, ALL_NODES, pseudo, message), 2);
   const header = Buffer.alloc(8);
   header[0] = 0x60;
   header.writeUInt16BE(message.length, 4);
   header[6] = IPPROTO_ICMPV6;
   header[7] = 255; // hop limit: anything else is refused
   return Buffer.concat([ALL_NODES_MAC, mac, Buffer.from("86dd", "hex"), header, address, ALL_NODES, message]);
-}
-
-/** RFC 1071 */
-function internetChecksum(bytes: Buffer): number {
-  let sum = 0;
-  for (let at = 0; at < bytes.length; at += 2) sum += ((bytes[at] ?? 0) << 8) | (bytes[at + 1] ?? 0);
-  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
-  return ~sum & 0xffff;
 }

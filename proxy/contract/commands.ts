@@ -5,9 +5,11 @@
  * The proxy is a process of its own, so that it and its descriptors outlive an agent that dies.
  *
  *   first start     configure → serve
- *   move, source    hold → [criu dump] → captureUpstream → [target adopts, criu restore] → captureDownstream* → [commit]
- *                   → retire
- *   move, target    configure → standby → adoptUpstream → [criu restore] → adoptDownstream* → release
+ *   move, source    hold → [criu freezes] → captureUpstream → [criu dumps; the target restores] → captureDownstream*
+ *                   → [address off*, commit] → retire
+ *   move, target    configure → standby → adoptUpstream (while criu restores) → [criu has left the tree stopped]
+ *                   → adoptDownstream* (before the address is here) → [committed, marked released, address on*] → release
+ *                   → [SIGCONT]
  *   failed move     source: rollback          target: discard
  *   (* takeover only)
  */
@@ -26,8 +28,6 @@ export interface ProxyLimits {
   drainMsMax: number;
   /** sessions accepted and kept waiting while held; more are refused with RST and counted */
   heldSessionsMax: number;
-  /** bytes in user space a session may have pending in one direction before its source leg is paused */
-  pendingBytesMax: number;
   /** how long a leg that both sides closed may take to deliver its last bytes */
   lingerMsMax: number;
 }
@@ -50,7 +50,11 @@ export interface Serve {
   epoch: number;
 }
 
-/** → `{ link: Endpoint }`: ready to adopt at `epoch`; refuses clients' connections silently until `release`. */
+/**
+ * → `{ link: Endpoint | null }`: ready to adopt at `epoch`. Listens for clients from here on and drops their SYNs until
+ * `release`; an edge goes on serving its own. `discard` closes what this opened. Fails with `PROXY_LISTEN` where a port is
+ * taken and `PROXY_NOT_ABLE` where a connection cannot be adopted: nobody is held yet.
+ */
 export interface Standby {
   epoch: number;
 }
@@ -73,7 +77,10 @@ export interface HoldResult {
   acceptBacklog: number;
 }
 
-/** The application is stopped. → body: encoded SessionSnapshot[] without downstream legs. */
+/**
+ * The application is frozen, and its sockets are not dumped yet: captured later, a leg could have taken what the dumped
+ * socket believes not acknowledged. → body: encoded SessionSnapshot[] without downstream legs.
+ */
 export interface CaptureUpstream {
   epoch: number;
 }
@@ -93,7 +100,10 @@ export interface CaptureDownstream {
 export interface AdoptUpstream {
   epoch: number;
 }
-/** body: from captureDownstream. Legs stay shielded. The VIP must be on this node. → {@link AdoptResult} */
+/**
+ * body: from captureDownstream. Legs stay silent and shielded. → {@link AdoptResult}
+ * Before the address is on this node: with the address but without the leg a client's segment would be answered with RST.
+ */
 export interface AdoptDownstream {
   epoch: number;
 }
@@ -103,7 +113,10 @@ export interface AdoptResult {
   adoptUs: number;
 }
 
-/** The application runs here from now on. */
+/**
+ * This node owns the workload and nobody can take it back, the address is here, the application is restored and stopped.
+ * Legs speak again and are read; the application is continued (SIGCONT) when this has been answered.
+ */
 export interface Release {
   epoch: number;
 }

@@ -38,7 +38,6 @@ const configureSchema = z.object({
     quiesceMsMax: milliseconds,
     drainMsMax: milliseconds,
     heldSessionsMax: z.int().min(0),
-    pendingBytesMax: z.int().min(1),
     lingerMsMax: milliseconds,
   }),
 });

@@ -33,7 +33,6 @@ const CAPTURE_TRIES_MAX = 5;
 /** The first segment of the send queue may be acknowledged in part and is then peeked whole: room for one segment. */
 const PARTLY_ACKED_BYTES_MAX = 128 * 1024;
 const SCRATCH_BYTES = 512 * 1024;
-const MAPPED_PREFIX = "::ffff:";
 const NOTHING = Buffer.alloc(0);
 const NO_WINDOW: RepairWindow = { snd_wl1: 0, snd_wnd: 0, max_window: 0, rcv_wnd: 0, rcv_wup: 0 };
 
@@ -260,7 +259,6 @@ function localFamily(fd: number): { local: Endpoint; family: 4 | 6 } {
 }
 
 /** A dual-stack listener's IPv4 connection is an IPv4 connection. */
-function unmapped(endpoint: Endpoint): Endpoint {
-  if (!endpoint.address.startsWith(MAPPED_PREFIX) || !endpoint.address.includes(".")) return endpoint;
-  return { address: endpoint.address.slice(MAPPED_PREFIX.length), port: endpoint.port };
+function unmapped({ address, port }: Endpoint): Endpoint {
+  return { address: kernel.unmapped(address), port };
 }

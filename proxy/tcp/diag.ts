@@ -99,15 +99,6 @@ export function listSockets(options: ListOptions = {}): DiagSocket[] {
   return sockets;
 }
 
-/** The connections a process's descriptors may belong to: by inode (`socket:[inode]` in /proc/PID/fd). */
-export function socketsByInode(options: ListOptions = {}): Map<number, DiagSocket> {
-  return new Map(
-    listSockets(options)
-      .filter((socket) => socket.inode !== 0)
-      .map((socket) => [socket.inode, socket]),
-  );
-}
-
 /**
  * Connections that wait for the application's accept(2) at this endpoint; null when nobody listens there. A listener on
  * the unspecified address counts, and so does each of several (SO_REUSEPORT).
@@ -177,7 +168,7 @@ function findConnection(fd: number, local: Endpoint, remote: Endpoint): SocketId
 }
 
 function isSame(one: Endpoint, other: Endpoint): boolean {
-  return one.port === other.port && unmapped(one.address) === unmapped(other.address);
+  return one.port === other.port && kernel.unmapped(one.address) === kernel.unmapped(other.address);
 }
 
 // ---- netlink
@@ -271,7 +262,7 @@ function readDump(fd: number, messages: Buffer[]): boolean {
 function readMessage(message: Buffer): DiagSocket {
   const addressBytes = message[0] === kernel.AF_INET ? 4 : 16;
   const endpoint = (addressAt: number, portAt: number): Endpoint => ({
-    address: unmapped(kernel.formatAddress(message.subarray(addressAt, addressAt + addressBytes))),
+    address: kernel.unmapped(kernel.formatAddress(message.subarray(addressAt, addressAt + addressBytes))),
     port: message.readUInt16BE(portAt),
   });
   const number = message[1] as number;
@@ -283,10 +274,6 @@ function readMessage(message: Buffer): DiagSocket {
     receiveQueue: message.readUInt32LE(56),
     sendQueue: message.readUInt32LE(60),
   };
-}
-
-function unmapped(address: string): string {
-  return address.startsWith("::ffff:") && address.includes(".") ? address.slice("::ffff:".length) : address;
 }
 
 function refused(errno: number, what: string): HoldfastError {

@@ -4,9 +4,10 @@
  * Nothing else restores the peer's FIN: TCP_REPAIR can fill a receive queue with bytes, not with a FIN. The segment is
  * built by hand, sent through a raw socket to our own address and so travels over the loopback device only.
  * Needs CAP_NET_RAW. The socket answers a FIN with an ACK to its real peer: a duplicate there, nothing more.
- * Sources: RFC 9293 3.1, RFC 1071, RFC 8200 8.1, man page raw(7).
+ * Sources: RFC 9293 3.1, RFC 8200 8.1, man page raw(7).
  */
 import type { Endpoint } from "../contract/snapshot.ts";
+import { internetChecksum } from "./checksum.ts";
 import * as kernel from "./kernel.ts";
 
 export const FLAG_FIN = 0x01;
@@ -55,7 +56,7 @@ function tcpHeader(segment: BareSegment, source: Buffer, target: Buffer): Buffer
   header.writeUInt16BE(Math.min(segment.window, 0xffff), 14);
   // pseudo header: addresses, protocol, length; zero padding differs between the families and adds nothing to the sum
   const lengthAndProtocol = Buffer.from([0, kernel.IPPROTO_TCP, 0, TCP_HEADER_BYTES]);
-  header.writeUInt16BE(internetChecksum([source, target, lengthAndProtocol, header]), 16);
+  header.writeUInt16BE(internetChecksum(source, target, lengthAndProtocol, header), 16);
   return header;
 }
 
@@ -67,7 +68,7 @@ function ipv4Header(source: Buffer, target: Buffer): Buffer {
   header.writeUInt8(kernel.IPPROTO_TCP, 9);
   source.copy(header, 12);
   target.copy(header, 16);
-  header.writeUInt16BE(internetChecksum([header]), 10);
+  header.writeUInt16BE(internetChecksum(header), 10);
   return header;
 }
 
@@ -80,14 +81,4 @@ function ipv6Header(source: Buffer, target: Buffer): Buffer {
   source.copy(header, 8);
   target.copy(header, 24);
   return header;
-}
-
-/** RFC 1071 over parts of even length. */
-function internetChecksum(parts: Buffer[]): number {
-  let sum = 0;
-  for (const part of parts) {
-    for (let at = 0; at < part.length; at += 2) sum += part.readUInt16BE(at);
-  }
-  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
-  return ~sum & 0xffff;
 }

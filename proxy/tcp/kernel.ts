@@ -288,6 +288,11 @@ export function formatAddress(bytes: Buffer): string {
   return `${text(groups.slice(0, bestStart))}::${text(groups.slice(bestStart + bestLength))}`;
 }
 
+/** Of a dual-stack socket's IPv4 connection the IPv4 address; any other address as it is. */
+export function unmapped(address: string): string {
+  return address.startsWith("::ffff:") && address.includes(".") ? address.slice("::ffff:".length) : address;
+}
+
 function isMapped(bytes: Buffer): boolean {
   if (bytes.readUInt16BE(10) !== 0xffff) return false;
   for (let at = 0; at < 10; at++) if (bytes[at] !== 0) return false;

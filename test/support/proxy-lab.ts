@@ -46,7 +46,6 @@ export const LIMITS: ProxyLimits = {
   quiesceMsMax: 1000,
   drainMsMax: 200,
   heldSessionsMax: 100,
-  pendingBytesMax: 1 << 20,
   lingerMsMax: 5000,
 };
 

@@ -185,7 +185,7 @@ describe("imports", () => {
   });
 
   it("of control reach the proxy through its contract, the store and the kernel calls only", () => {
-    const shared = /^proxy\/(contract\/|store\/|tcp\/(kernel|diag)\.ts$)/;
+    const shared = /^proxy\/(contract\/|store\/|tcp\/(kernel|diag|checksum)\.ts$)/;
     none(
       breaches(under("control/"), (target) => target.startsWith("proxy/") && !shared.test(target)),
       "control/ knows the proxy's contract, the store, and the files that ask the kernel",
