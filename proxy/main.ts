@@ -4,7 +4,7 @@
  * Composition root: the kernel, the commands, the sockets of agent and admin. The process ends by `stop`, by `retire`
  * (takeover), by SIGTERM (as `stop`), or by a bug; an agent that goes away ends nothing.
  */
-import { chmodSync, closeSync, openSync, rmSync } from "node:fs";
+import { chmodSync, rmSync } from "node:fs";
 import { createServer, isIPv6, type Server } from "node:net";
 import { parseArgs } from "node:util";
 import pino from "pino";
@@ -83,13 +83,10 @@ const DESCRIPTORS_RESERVED = 16_000;
  * ms for a process with threads). It never shrinks it: so grow it now, not in the middle of a cutover.
  */
 function reserveDescriptors(): void {
-  const opened: number[] = [];
-  try {
-    while (opened.length < DESCRIPTORS_RESERVED) opened.push(openSync("/dev/null", "r"));
-  } catch {
-    // RLIMIT_NOFILE: the table will not grow beyond that anyway
+  // where RLIMIT_NOFILE is lower, as far as it goes
+  for (let count = DESCRIPTORS_RESERVED; count > 256; count >>= 1) {
+    if (kernel.growDescriptorTable(count)) return;
   }
-  for (const fd of opened) closeSync(fd);
 }
 
 async function listenUnix(server: Server, path: string): Promise<void> {

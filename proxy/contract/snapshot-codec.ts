@@ -256,20 +256,21 @@ class Writer {
 
   choice<T extends string>(value: T, choices: readonly T[]): void {
     const index = choices.indexOf(value);
-    assert(index >= 0, `"${value}" has no number on the wire`);
+    if (index < 0) assert.fail(`"${value}" has no number on the wire`);
     this.u8(index);
   }
 
   string(value: string): void {
-    const bytes = Buffer.from(value, "utf8");
-    assert(bytes.length <= STRING_BYTES_MAX, `"${value}" is longer than ${STRING_BYTES_MAX} bytes`);
-    this.u8(bytes.length);
-    this.raw(bytes);
+    const size = Buffer.byteLength(value);
+    if (size > STRING_BYTES_MAX) assert.fail(`"${value}" is longer than ${STRING_BYTES_MAX} bytes`);
+    this.u8(size);
+    const at = this.#reserve(size);
+    this.#buffer.write(value, at);
   }
 
   bytes(value: Buffer): void {
     this.u32(value.length);
-    this.raw(value);
+    if (value.length > 0) this.raw(value);
   }
 
   raw(value: Buffer): void {
@@ -283,10 +284,10 @@ class Writer {
   }
 
   #reserveThen(size: number, value: number, most: number): number {
-    assert(
-      Number.isInteger(value) && value >= 0 && value <= most,
-      `${value} is not a whole number up to ${most}`,
-    );
+    if (!Number.isInteger(value) || value < 0 || value > most) {
+      // not `assert(condition, text)`: the text would be made for every field of every leg
+      assert.fail(`${value} is not a whole number up to ${most}`);
+    }
     return this.#reserve(size);
   }
 }

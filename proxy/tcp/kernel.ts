@@ -47,6 +47,7 @@ export const SO_DETACH_FILTER = 27;
 export const SO_SNDBUFFORCE = 32;
 export const SO_RCVBUFFORCE = 33;
 export const SO_DOMAIN = 39;
+export const SO_ATTACH_BPF = 50;
 /** Since 5.15: which of SNDBUF (1) and RCVBUF (2) are pinned by the user; 0 gives both back to autotuning. */
 export const SO_BUF_LOCK = 72;
 
@@ -126,8 +127,11 @@ const O_CLOEXEC = 0o2000000;
 const SYS_PIDFD_SEND_SIGNAL = 424;
 const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
+const SYS_BPF = process.arch === "arm64" ? 280 : 321;
+const BPF_PROG_LOAD = 5;
+const BPF_PROG_TYPE_SOCKET_FILTER = 1;
 
-type Argument = number | Buffer | null | string;
+type Argument = number | bigint | Buffer | null | string;
 /** Nothing there to remove; an option that an older kernel does not know. */
 type Tolerated = "ENOENT" | "ENOPROTOOPT";
 
@@ -320,6 +324,13 @@ export function setNonblock(fd: number, on: boolean): void {
   if (wanted !== flags) check(libc().fcntl(fd, F_SETFL, wanted), "fcntl(F_SETFL)");
 }
 
+/** Makes the descriptor table large enough for `count` descriptors at once; false above RLIMIT_NOFILE. */
+export function growDescriptorTable(count: number): boolean {
+  const fd = libc().fcntl(0, F_DUPFD_CLOEXEC, count - 1);
+  if (fd >= 0) close(fd);
+  return fd >= 0;
+}
+
 /** Two ends that keep message boundaries and can carry descriptors; close-on-exec, blocking. */
 export function socketpairSeqpacket(): [number, number] {
   check(libc().socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), "socketpair");
@@ -465,6 +476,18 @@ export function send(fd: number, bytes: Buffer, flags: number): number {
 export function sendto(fd: number, bytes: Buffer, flags: number, to: Endpoint): number {
   const size = encodeSockaddr(to);
   return check(libc().sendto(fd, bytes, bytes.length, flags, sockaddr, size), `sendto ${to.address}`);
+}
+
+/** A program for SO_ATTACH_BPF (bpf(2)), compiled once for any number of sockets; a close-on-exec descriptor. */
+export function loadSocketFilter(instructions: Buffer): number {
+  const license = Buffer.from("\0");
+  // union bpf_attr: u32 prog_type, u32 insn_cnt, u64 insns, u64 license, then the log, which is off
+  const attr = Buffer.alloc(48);
+  attr.writeUInt32LE(BPF_PROG_TYPE_SOCKET_FILTER, 0);
+  attr.writeUInt32LE(instructions.length / 8, 4);
+  attr.writeBigUInt64LE(addressOf(instructions), 8);
+  attr.writeBigUInt64LE(addressOf(license), 16);
+  return check(libc().syscall(SYS_BPF, BPF_PROG_LOAD, addressOf(attr), attr.length, 0), "bpf(BPF_PROG_LOAD)");
 }
 
 export function shutdown(fd: number, how: number): void {

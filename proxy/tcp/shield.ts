@@ -10,10 +10,13 @@
  */
 import {
   addressOf,
+  loadSocketFilter,
+  SO_ATTACH_BPF,
   SO_ATTACH_FILTER,
   SO_DETACH_FILTER,
   SOL_SOCKET,
   setsockoptBuffer,
+  setsockoptInt,
   trySetsockoptInt,
 } from "./kernel.ts";
 
@@ -67,9 +70,24 @@ function detach(fd: number): void {
   trySetsockoptInt(fd, SOL_SOCKET, SO_DETACH_FILTER, 0, "ENOENT");
 }
 
+/** `r0 = 0; exit`, in eBPF: what {@link DROP_ALL} says. struct bpf_insn */
+const DROP_ALL_LOADED = Buffer.from("b700000000000000" + "9500000000000000", "hex");
+/** its descriptor, for the life of the process; null: not tried yet, or refused */
+let dropAll: number | null = null;
+let loadRefused = false;
+
 /** From now on the leg's socket receives nothing. The peer sees a silent network and retransmits. */
 export function shieldLeg(fd: number): void {
-  attach(fd, DROP_ALL);
+  // A classic program is compiled for each socket, which costs more than the rest of a capture; a loaded one only once.
+  if (dropAll === null && !loadRefused) {
+    try {
+      dropAll = loadSocketFilter(DROP_ALL_LOADED);
+    } catch {
+      loadRefused = true; // a seccomp profile, or lockdown
+    }
+  }
+  if (dropAll === null) attach(fd, DROP_ALL);
+  else setsockoptInt(fd, SOL_SOCKET, SO_ATTACH_BPF, dropAll);
 }
 
 /** Segments arrive again. No effect on a leg without a shield. */
