@@ -26,9 +26,20 @@ const movingSchema = z.strictObject({
   epoch: z.number().int().positive(),
   /**
    * source: prepared → held (clients wait, CRIU may be at work) → committing (the outcome is the store's to tell) → granted
-   * target: prepared → restored (stopped, with its upstream legs) → adopted (all legs are here) → released, or gave-up
+   * target: prepared → restored (stopped, with its upstream legs) → adopted (all legs are here) → releasing (the store may
+   * have been told) → released, or gave-up
    */
-  step: z.enum(["prepared", "held", "committing", "granted", "restored", "adopted", "released", "gave-up"]),
+  step: z.enum([
+    "prepared",
+    "held",
+    "committing",
+    "granted",
+    "restored",
+    "adopted",
+    "releasing",
+    "released",
+    "gave-up",
+  ]),
   /** the CRIU process that may still be at work on the tree */
   criu: processSchema.nullable(),
   /** source, relay: where the target's proxy takes links */

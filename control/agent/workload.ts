@@ -326,7 +326,7 @@ export class Workload {
   async #recoverArrival(moving: Moving): Promise<void> {
     const { context, name } = this;
     if (moving.step === "released") return this.#finishArrival(moving);
-    const complete = moving.step === "restored" || moving.step === "adopted";
+    const complete = ["restored", "adopted", "releasing"].includes(moving.step);
     if (complete && (await this.#isWhole())) {
       const outcome = await decideAtTarget(this, moving.id, moving.epoch, () => this.#gaveWord);
       if (outcome === "mine" && (await this.#completeArrival(moving))) return;
@@ -354,10 +354,25 @@ export class Workload {
     try {
       if (this.downstream === "takeover" && moving.step === "restored")
         await this.proxy.command("adoptDownstream", { epoch }, await this.heldBytes(epoch));
-      await context.store.markReleased({ workload: name, node: context.node, epoch });
     } catch (error) {
       this.#warn("complete the arrival", error);
       return false;
+    }
+    if (this.#gaveWord) return false;
+    this.recordMoving({ step: "releasing" });
+    // asked once, it may have happened: only an answer tells
+    for (;;) {
+      try {
+        await context.store.markReleased({ workload: name, node: context.node, epoch });
+        break;
+      } catch (error) {
+        if (!(error instanceof HoldfastError && error.retryable)) {
+          this.#warn("complete the arrival", error);
+          return false;
+        }
+      }
+      await delay();
+      this.throwIfClosed();
     }
     this.recordMoving({ step: "released" });
     await this.#finishArrival(moving);
@@ -457,8 +472,9 @@ export class Workload {
     const arrival = this.#arrival;
     if (arrival !== null && arrival.prepare.migration === migration) return arrival.abort();
     const { moving } = this.#journal;
-    if (moving?.side === "target" && moving.id === migration && moving.step !== "released") {
-      this.#gaveWord = true; // an agent that recovers may be waiting for the store
+    if (moving?.side === "target" && moving.id === migration) {
+      // an agent that recovers may be waiting for the store; once that was asked to release, its answer has to come first
+      if (moving.step !== "releasing" && moving.step !== "released") this.#gaveWord = true;
       await this.#recovery.catch(() => {});
     }
     return this.#journal.epoch >= epoch ? "released" : "gave-up";

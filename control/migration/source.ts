@@ -148,21 +148,24 @@ export class Departure {
       });
     await workload.preflight();
     this.#pids = await treeOf(root);
+    // on record before the store is asked: a reservation that nobody knows of would refuse every later move
     this.#reserveTried = true;
-    const ownership = await workload.reserve(this.#id, this.#options.to);
-    this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
     workload.record({
       moving: {
         side: "source",
         id: this.#id,
         peer: this.#options.to,
-        epoch: this.#epoch,
+        epoch: journal.epoch + 1,
         step: "prepared",
         criu: null,
         link: null,
         edges: [],
       },
     });
+    const ownership = await workload.reserve(this.#id, this.#options.to);
+    context.faults.at("source:reserved");
+    this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
+    workload.recordMoving({ epoch: this.#epoch });
     context.faults.at("source:prepare");
     this.#channel = await context.dial(this.#options.to);
     this.#channel.on("released", () => {

@@ -360,6 +360,7 @@ export class Arrival {
       context.faults.at("target:release");
       await this.#restoring;
       this.#throwIfEnding();
+      workload.recordMoving({ step: "releasing" });
       this.#released = this.#markReleased();
       await this.#released;
     } catch (error) {
