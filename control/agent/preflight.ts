@@ -3,8 +3,10 @@
  */
 import { access, readFile, statfs } from "node:fs/promises";
 import { freemem } from "node:os";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { listSockets } from "#proxy/tcp/diag.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf, treeOf } from "../container/processes.ts";
 import { applicationPid, pathInside } from "../container/runtime.ts";
 import { locksOnSharedMounts } from "../migration/locks.ts";
@@ -30,6 +32,11 @@ const UNDUMPABLE: Record<string, string> = {
   "anon_inode:bpf-prog": "the application must not hold eBPF programs",
   "anon_inode:[fanotify]": "use inotify in place of fanotify",
 };
+
+const SO_PROTOCOL = 38;
+const IPPROTO_MPTCP = 262;
+/** of a process or descriptor that ends while it is looked at */
+const GONE = new Set(["ESRCH", "EBADF"]);
 
 /** At the source, of a workload that runs here. */
 export async function preflightDeparture(workload: Workload): Promise<Finding[]> {
@@ -243,16 +250,34 @@ async function checkSockets(
       );
     }
   }
-  if (!(await exists("/proc/net/mptcp_net"))) return;
-  const inodes = await socketInodes(pids);
-  for (const [inode, { pid, fd }] of inodes) {
-    const info = await readFile(`/proc/${pid}/fdinfo/${fd}`, "utf8").catch(() => "");
-    if (/mptcp/i.test(info))
+  // sock_diag lists MPTCP as TCP: only the socket itself tells
+  for (const [inode, { pid, fd }] of await socketInodes(pids)) {
+    if (protocolOf(pid, fd) === IPPROTO_MPTCP)
       add(
         "error",
-        `socket ${inode} of process ${pid} is MPTCP`,
-        "use plain TCP (GODEBUG=multipathtcp=0 for Go programs)",
+        `socket ${inode} of process ${pid} is MPTCP, which CRIU cannot dump`,
+        "let the application use plain TCP (a Go program: GODEBUG=multipathtcp=0 in its environment)",
       );
+  }
+}
+
+/** socket(7) SO_PROTOCOL of another process's socket. null: it has gone */
+function protocolOf(pid: number, fd: number): number | null {
+  try {
+    const pidfd = kernel.pidfdOpen(pid);
+    try {
+      const ours = kernel.pidfdGetfd(pidfd, fd);
+      try {
+        return kernel.getsockoptInt(ours, kernel.SOL_SOCKET, SO_PROTOCOL);
+      } finally {
+        kernel.close(ours);
+      }
+    } finally {
+      kernel.close(pidfd);
+    }
+  } catch (error) {
+    if (error instanceof HoldfastError && GONE.has(error.code)) return null;
+    throw error;
   }
 }
 

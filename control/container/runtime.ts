@@ -9,7 +9,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, existsSync, openSync } from "node:fs";
 import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
@@ -109,6 +109,8 @@ export class ContainerRuntime {
       for (const folder of ["layer", "work", "rootfs", "bundle"]) await mkdir(join(runDir, folder));
       await copyFile(options.initBinary, join(runDir, "init"));
       await copyFile(SETSID_BINARY, join(runDir, "setsid"));
+      // CRIU tries kernel features out in the container's /tmp, also where the application's files have none
+      if (!existsSync(join(options.rootfs.lower, "tmp"))) await mkdir(join(runDir, "layer", "tmp"));
       await populate(join(runDir, "layer"));
       const spec = specOf(options, id, runDir);
       await writeFile(join(runDir, "bundle", "config.json"), JSON.stringify(spec));
