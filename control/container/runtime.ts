@@ -9,8 +9,8 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { closeSync, existsSync, openSync } from "node:fs";
-import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { closeSync, openSync } from "node:fs";
+import { chmod, copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
@@ -107,10 +107,12 @@ export class ContainerRuntime {
         { source: "container" },
       );
       for (const folder of ["layer", "work", "rootfs", "bundle"]) await mkdir(join(runDir, folder));
+      // CRIU tries kernel features out in the container's /tmp: there must be one, and a layer that has it already does
+      // not change by that
+      await mkdir(join(runDir, "layer", "tmp"));
+      await chmod(join(runDir, "layer", "tmp"), 0o1777);
       await copyFile(options.initBinary, join(runDir, "init"));
       await copyFile(SETSID_BINARY, join(runDir, "setsid"));
-      // CRIU tries kernel features out in the container's /tmp, also where the application's files have none
-      if (!existsSync(join(options.rootfs.lower, "tmp"))) await mkdir(join(runDir, "layer", "tmp"));
       await populate(join(runDir, "layer"));
       const spec = specOf(options, id, runDir);
       await writeFile(join(runDir, "bundle", "config.json"), JSON.stringify(spec));
