@@ -6,7 +6,17 @@
  * a message that says what to do.
  */
 
-export type ErrorSource = "downstream" | "upstream" | "link" | "kernel" | "criu" | "container" | "store" | "peer" | "config" | "migration";
+export type ErrorSource =
+  | "downstream"
+  | "upstream"
+  | "link"
+  | "kernel"
+  | "criu"
+  | "container"
+  | "store"
+  | "peer"
+  | "config"
+  | "migration";
 
 export interface HoldfastErrorOptions {
   /** Stable, upper-case, for tests and scripts: `STORE_UNREACHABLE`. */

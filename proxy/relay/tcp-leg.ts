@@ -15,6 +15,14 @@ import type { SocketKernel } from "./socket-kernel.ts";
 
 const READ_BYTES = 64 * 1024;
 const NO_BYTES: Buffer = Buffer.alloc(0);
+/** read buffers made ahead, see {@link reserveLegs} */
+let spareBuffers: Buffer[] = [];
+
+/** Makes ahead what `count` legs to come will need, at a time when nobody waits; 0 forgets what is left. */
+export function reserveLegs(count: number): void {
+  if (count === 0) spareBuffers = [];
+  while (spareBuffers.length < count) spareBuffers.push(Buffer.allocUnsafeSlow(READ_BYTES));
+}
 
 /** libuv's TCP handle as `net` holds it. */
 export interface TcpHandle {
@@ -51,7 +59,7 @@ export class TcpLeg implements End {
   ) {
     this.#kernel = kernel;
     const socket = open({
-      buffer: Buffer.allocUnsafeSlow(READ_BYTES),
+      buffer: spareBuffers.pop() ?? Buffer.allocUnsafeSlow(READ_BYTES),
       callback: (bytes: number, buffer: Uint8Array): boolean => {
         if (!this.#over) this.listener?.onData((buffer as Buffer).subarray(0, bytes));
         return true;
