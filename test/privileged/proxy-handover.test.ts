@@ -195,23 +195,22 @@ for (const downstream of ["relay", "takeover"] as const) {
       await Promise.all(clients.map((client) => client.settled()));
     });
 
-    it(`grows by nothing over ${GROWTH_MOVES} moves`, async () => {
+    // Of memory it says nothing: what V8 keeps between collections is more than these moves could leak.
+    it(`leaves no descriptor and no session behind over ${GROWTH_MOVES} moves`, async () => {
       for (let i = 0; i < 20; i++) connect();
       await Promise.all(clients.map((client) => client.progress()));
       await move();
       await move();
       await Promise.all(clients.map((client) => client.progress()));
-      const before = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.descriptors, 0);
-      const rssBefore = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.residentBytes, 0);
+      const before = await lab.inUse();
       for (let i = 0; i < GROWTH_MOVES; i++) {
         await move();
         await Promise.all(clients.map((client) => client.progress(1000)));
       }
       await Promise.all(clients.map((client) => client.settled()));
-      const descriptors = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.descriptors, 0);
-      const rss = [...lab.proxies.values()].reduce((sum, proxy) => sum + proxy.residentBytes, 0);
-      assert.ok(descriptors <= before + 2, `${descriptors} descriptors after, ${before} before`);
-      assert.ok(rss < rssBefore + (60 << 20), `${rss >> 20} MiB after, ${rssBefore >> 20} MiB before`);
+      const after = await lab.inUse();
+      assert.equal(after.sessions, before.sessions);
+      assert.ok(after.descriptors <= before.descriptors + 2, JSON.stringify({ before, after }));
     });
   });
 }

@@ -10,7 +10,7 @@
  */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readdirSync, rmSync } from "node:fs";
 import { request } from "node:http";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -328,6 +328,16 @@ export class ProxyLab {
     await during("retired");
   }
 
+  /** Of all proxies together. */
+  async inUse(): Promise<{ descriptors: number; sessions: number }> {
+    const sum = { descriptors: 0, sessions: 0 };
+    for (const proxy of this.proxies.values()) {
+      sum.descriptors += proxy.descriptors;
+      sum.sessions += (await proxy.status()).sessions;
+    }
+    return sum;
+  }
+
   async stop(): Promise<void> {
     for (const proxy of this.proxies.values()) await proxy.kill();
     this.#app?.kill("SIGKILL");
@@ -427,10 +437,6 @@ export class ProxyProcess {
   /** `ip netns exec` has replaced itself: the child is the proxy. */
   get descriptors(): number {
     return readdirSync(`/proc/${this.process.pid}/fd`).length;
-  }
-  get residentBytes(): number {
-    const text = readFileSync(`/proc/${this.process.pid}/status`, "utf8");
-    return Number(/VmRSS:\s+(\d+)/.exec(text)?.[1] ?? 0) * 1024;
   }
 
   get(path: string): Promise<{ status: number; text: string }> {
