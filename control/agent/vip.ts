@@ -3,6 +3,7 @@
  *
  * By netlink and not by ip(8), because both happen while clients wait.
  */
+import { readFileSync, writeFileSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { runCommand } from "../container/command.ts";
@@ -27,9 +28,13 @@ const IFA_LOCAL = 2;
 /** no duplicate address detection: a moved IPv6 address must work at once */
 const IFA_F_NODAD = 0x02;
 
+const LOOPBACK_INDEX = 1;
+
 export class Vip {
   readonly config: VipConfig;
   #device: Device;
+  /** what arp_ignore was before the address was parked */
+  #arpIgnore: string | null = null;
 
   private constructor(config: VipConfig, device: Device) {
     this.config = config;
@@ -59,10 +64,25 @@ export class Vip {
   add(): void {
     const errno = this.#request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
     if (errno !== 0) throw this.#refused("put on", errno);
+    this.#unpark();
+  }
+
+  /**
+   * On the loopback device, where no neighbour is told of it: a connection of the application from this address can only
+   * be restored on a node that has it, and it moves later than that. `add` and `remove` end it.
+   */
+  park(): void {
+    if (this.#isIPv4) {
+      this.#arpIgnore ??= readFileSync(this.#arpIgnoreFile, "utf8");
+      writeFileSync(this.#arpIgnoreFile, "1"); // Documentation/networking/ip-sysctl.rst: only addresses of the device
+    }
+    const errno = this.#request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, LOOPBACK_INDEX);
+    if (errno !== 0) throw this.#refused("parked for", errno);
   }
 
   /** Safe to repeat. Says whether it was there. */
   remove(): boolean {
+    this.#unpark();
     const errno = this.#request(RTM_DELADDR, 0);
     const name = errno === 0 ? "" : kernel.errnoName(errno);
     if (errno !== 0 && name !== "EADDRNOTAVAIL") throw this.#refused("taken off", errno);
@@ -81,8 +101,25 @@ export class Vip {
     if (this.#device.mac.length === 6) announce(this.#device, this.config.address);
   }
 
+  #unpark(): void {
+    const errno = this.#request(RTM_DELADDR, 0, LOOPBACK_INDEX);
+    if (errno !== 0 && kernel.errnoName(errno) !== "EADDRNOTAVAIL")
+      throw this.#refused("unparked for", errno);
+    if (this.#arpIgnore !== null) writeFileSync(this.#arpIgnoreFile, this.#arpIgnore);
+    this.#arpIgnore = null;
+  }
+
+  get #isIPv4(): boolean {
+    return !this.config.address.includes(":");
+  }
+
+  /** /proc/sys/net is that of the reader's network namespace */
+  get #arpIgnoreFile(): string {
+    return `/proc/sys/net/ipv4/conf/${this.#device.name}/arp_ignore`;
+  }
+
   /** struct nlmsghdr, struct ifaddrmsg, IFA_LOCAL and IFA_ADDRESS. Returns the kernel's errno, 0 for done. */
-  #request(type: number, flags: number): number {
+  #request(type: number, flags: number, index = this.#device.index): number {
     const address = kernel.addressBytes(this.config.address);
     const isIPv6 = address.length === 16;
     const attribute = (number: number): Buffer => {
@@ -93,9 +130,9 @@ export class Vip {
     };
     const body = Buffer.alloc(8);
     body[0] = isIPv6 ? kernel.AF_INET6 : kernel.AF_INET;
-    body[1] = this.config.prefix;
+    body[1] = index === LOOPBACK_INDEX ? address.length * 8 : this.config.prefix;
     body[2] = isIPv6 ? IFA_F_NODAD : 0;
-    body.writeUInt32LE(this.#device.index, 4);
+    body.writeUInt32LE(index, 4);
     const payload = Buffer.concat([body, attribute(IFA_LOCAL), attribute(IFA_ADDRESS)]);
     const header = Buffer.alloc(16);
     header.writeUInt32LE(header.length + payload.length, 0);

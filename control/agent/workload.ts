@@ -25,7 +25,7 @@ import {
 import { INSIDE_CRIU } from "../container/spec.ts";
 import type { MoveResult, Outcome, PrepareCall, Report } from "../migration/move.ts";
 import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
-import { endRepair } from "../migration/sockets.ts";
+import { endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { continueProcess, Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
 import type { AgentContext } from "./context.ts";
@@ -333,9 +333,9 @@ export class Workload {
     }
     const { container } = this.#journal;
     this.recordMoving({ step: "gave-up" });
+    this.vip?.remove(); // first, see `Arrival`
     if (container !== null) await this.runtime.destroy(container);
     await this.discardProxy(moving.epoch);
-    this.vip?.remove();
     this.record({ moving: null, container: null });
     context.log.info({ workload: name }, "the cut-off arrival was discarded");
   }
@@ -554,6 +554,7 @@ export class Workload {
       const root = await applicationPid(container);
       if (root !== null) await endRepair(await treeOf(root));
       this.vip?.add();
+      await this.#unshieldOutbound();
       await this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]);
       this.vip?.announce();
     } catch (error) {
@@ -607,6 +608,13 @@ export class Workload {
   }
 
   /** Parents first, as they are found: children of a parent that goes on early lose nothing. */
+  /** Connections of the application's own that were about to go along hear their peers again. */
+  async #unshieldOutbound(): Promise<void> {
+    if (this.config.outbound !== "keep" || this.config.vip === null) return;
+    const root = await applicationPid(this.container);
+    if (root !== null) await unshieldOutbound(await treeOf(root), this.config.vip.address);
+  }
+
   async #continueTree(): Promise<void> {
     const root = await applicationPid(this.container);
     if (root === null) return;

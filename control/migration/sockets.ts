@@ -6,6 +6,9 @@ import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "../container/processes.ts";
 
+const IP_MINTTL = 21;
+const IPV6_MINHOPCOUNT = 73;
+const TTL_MAX = 255;
 const SOCKET = /^socket:\[(\d+)\]$/;
 
 /** Inodes of every socket of these processes, each with one place to get it from. */
@@ -83,16 +86,47 @@ export async function classifySockets(pids: number[], upstreams: Endpoint[]): Pr
  * does today. Not by SOCK_DESTROY: that leaves the socket an address of this node, which no other node can bind it to.
  */
 export async function closeOutbound(pids: number[], sockets: DiagSocket[]): Promise<void> {
+  await withSockets(pids, sockets, kernel.disconnect);
+}
+
+/**
+ * Outbound connections that go along: repair mode would still take and acknowledge what their peers send to a node that
+ * they have left. Not by a filter, which CRIU would dump, but by a minimum TTL (ip(7), IP_MINTTL) no segment reaches;
+ * CRIU knows nothing of it, so the restored socket hears.
+ */
+export async function shieldOutbound(pids: number[], sockets: DiagSocket[]): Promise<void> {
+  await withSockets(pids, sockets, (fd, socket) => setTtlMin(fd, socket, TTL_MAX));
+}
+
+/** Ends {@link shieldOutbound} where the application goes on after all. May be repeated. */
+export async function unshieldOutbound(pids: number[], address: string): Promise<void> {
+  await withSockets(
+    pids,
+    listSockets().filter((socket) => socket.local.address === address && socket.state !== "LISTEN"),
+    (fd, socket) => setTtlMin(fd, socket, 0),
+  );
+}
+
+function setTtlMin(fd: number, { local }: DiagSocket, ttl: number): void {
+  if (local.address.includes(":")) kernel.setsockoptInt(fd, kernel.IPPROTO_IPV6, IPV6_MINHOPCOUNT, ttl);
+  else kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_MINTTL, ttl);
+}
+
+async function withSockets(
+  pids: number[],
+  sockets: DiagSocket[],
+  use: (fd: number, socket: DiagSocket) => void,
+): Promise<void> {
   if (sockets.length === 0) return;
   const inodes = await socketInodes(pids);
-  for (const { inode } of sockets) {
-    const place = inodes.get(inode);
-    if (place === undefined) continue; // it ended by itself
+  for (const socket of sockets) {
+    const place = inodes.get(socket.inode);
+    if (place === undefined) continue; // not the application's, or it ended by itself
     const pidfd = kernel.pidfdOpen(place.pid);
     try {
       const ours = kernel.pidfdGetfd(pidfd, place.fd);
       try {
-        kernel.disconnect(ours);
+        use(ours, socket);
       } finally {
         kernel.close(ours);
       }

@@ -37,7 +37,7 @@ import type {
   StandbyReply,
 } from "./move.ts";
 import { decideAtSource } from "./settle.ts";
-import { classifySockets, closeOutbound } from "./sockets.ts";
+import { classifySockets, closeOutbound, shieldOutbound } from "./sockets.ts";
 
 export interface DepartureOptions {
   to: string;
@@ -317,6 +317,7 @@ export class Departure {
       pids,
       outbound.filter((socket) => !stays(socket)),
     );
+    await shieldOutbound(pids, outbound.filter(stays));
   }
 
   /**

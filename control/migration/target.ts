@@ -269,6 +269,7 @@ export class Arrival {
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid) });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);
+    if (this.#workload.config.outbound === "keep") this.#workload.vip?.park();
     this.#restoring = this.#runCriu(outputPipes);
     this.#restoring.catch((error: unknown) => this.#restored.reject(error));
     await this.#restored.promise;
@@ -428,10 +429,10 @@ export class Arrival {
     for (const waiting of [this.#layerReady, this.#layerDone, this.#restored]) waiting.reject(givenUp());
     const container = this.#container ?? (await this.#created?.catch(() => null)) ?? null;
     this.#container = null;
+    workload.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere
     if (container !== null) await workload.runtime.destroy(container); // with the CRIU at work in it
     await this.#letGo();
     await workload.discardProxy(this.prepare.epoch);
-    workload.vip?.remove();
     workload.record({ moving: null, container: null });
     this.#forgotten = true;
   }

@@ -108,3 +108,53 @@ test("by default the application sees its outbound connection reset and connects
     });
   }
 });
+
+test("with outbound: keep a connection from the VIP goes along", { skip }, async () => {
+  const options = { downstream: "takeover" as const, workload: workload("keep", { BIND: "10.99.0.50" }) };
+  await withProgram(options, async (program) => {
+    const { server, sockets, resets } = await startServer();
+    try {
+      const look = await ask(program);
+      await until("it is connected", async () => (await look()).numbers > 10);
+      const { connects, errors } = await look();
+      for (const to of ["b", "a"]) {
+        await program.move(to);
+        const { numbers } = await look();
+        await until(`it counts on ${to}`, async () => (await look()).numbers > numbers + 50);
+      }
+      const after = await look();
+      assert.deepEqual({ connects: after.connects, errors: after.errors }, { connects, errors });
+      assert.deepEqual(resets, []);
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      server.close();
+    }
+  });
+});
+
+test("a move that fails leaves a kept outbound connection as it was", { skip }, async () => {
+  const faults = { b: "fail@target:restored" };
+  const options = {
+    downstream: "takeover" as const,
+    workload: workload("keep", { BIND: "10.99.0.50" }),
+    faults,
+  };
+  await withProgram(options, async (program) => {
+    const { server, sockets, resets } = await startServer();
+    try {
+      const look = await ask(program);
+      await until("it is connected", async () => (await look()).numbers > 10);
+      const { connects, errors } = await look();
+      const move = await program.tryMove("b");
+      assert.ok("outcome" in move && move.outcome === "rolled-back", JSON.stringify(move));
+      const { numbers } = await look();
+      await until("it goes on counting", async () => (await look()).numbers > numbers + 50);
+      const after = await look();
+      assert.deepEqual({ connects: after.connects, errors: after.errors }, { connects, errors });
+      assert.deepEqual(resets, []);
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      server.close();
+    }
+  });
+});

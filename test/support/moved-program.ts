@@ -24,6 +24,8 @@ export interface ProgramOptions {
   nodes?: string[];
   /** takeover: default 10.99.0.50/24 */
   vip?: string;
+  /** HOLDFAST_FAULT of a node's agent */
+  faults?: Record<string, string>;
   /** made in the laboratory before the agents start, as servers the program connects to */
   before?: (lab: Lab) => Promise<void>;
 }
@@ -120,7 +122,12 @@ export class MovedProgram {
     const workload = { name: workloadName, ...vip, ...options.workload };
     const agents = new Map<string, LabAgent>();
     for (const [index, node] of [...lab.nodes.keys()].entries()) {
-      agents.set(node, await lab.startAgent(node, { workloads: [{ ...workload, start: index === 0 }] }));
+      const fault = options.faults?.[node];
+      const env = fault === undefined ? {} : { HOLDFAST_FAULT: fault };
+      agents.set(
+        node,
+        await lab.startAgent(node, { workloads: [{ ...workload, start: index === 0 }] }, { env }),
+      );
     }
     const program = new MovedProgram(lab, options, agents);
     const { workloads } = await program.ask<{ workloads: { state: string }[] }>("GET", "/v1/status");
