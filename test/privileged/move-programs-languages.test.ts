@@ -9,6 +9,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { Client } from "undici";
+import { projectRoot } from "../lab/lab.ts";
 import {
   lacking,
   type MovedProgram,
@@ -53,55 +54,20 @@ class Handler(BaseHTTPRequestHandler):
 ThreadingHTTPServer(("127.0.0.1", 9000), Handler).serve_forever()
 `;
 
-const goServer = `package main
-
-import (
-	"context"
-	"fmt"
-	"net"
-	"net/http"
-	"os"
-	"sync/atomic"
-	"time"
-)
-
-type key struct{}
-
-func main() {
-	var total atomic.Int64
-	http.HandleFunc("/count", func(w http.ResponseWriter, r *http.Request) {
-		here := r.Context().Value(key{}).(*atomic.Int64)
-		fmt.Fprintf(w, "%d %d", here.Add(1), total.Add(1))
-	})
-	http.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
-		for n := 1; r.Context().Err() == nil; n++ {
-			fmt.Fprintf(w, "%d\\n", n)
-			w.(http.Flusher).Flush()
-			time.Sleep(time.Millisecond)
-		}
-	})
-	listener, err := net.Listen("tcp", os.Args[1])
-	if err != nil {
-		panic(err)
-	}
-	server := http.Server{ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
-		return context.WithValue(ctx, key{}, new(atomic.Int64))
-	}}
-	panic(server.Serve(listener))
-}
-`;
-
 before(() => {
   folder = mkdtempSync(join(tmpdir(), "hf-languages-"));
   chmodSync(folder, 0o755);
   if (skipGo !== false) return;
   // a root file system of one program; the runtime makes the mount points
   mkdirSync(join(folder, "rootfs"));
-  writeFileSync(join(folder, "server.go"), goServer);
-  execFileSync("go", ["build", "-o", join(folder, "rootfs/server"), join(folder, "server.go")], {
-    env: { ...process.env, CGO_ENABLED: "0", GOTOOLCHAIN: "local" },
-    stdio: "pipe",
-  });
+  execFileSync(
+    "go",
+    ["build", "-o", join(folder, "rootfs/server"), join(projectRoot, "test/apps/go-http/main.go")],
+    {
+      env: { ...process.env, CGO_ENABLED: "0", GOTOOLCHAIN: "local" },
+      stdio: "pipe",
+    },
+  );
 });
 after(() => rmSync(folder, { recursive: true, force: true }));
 
