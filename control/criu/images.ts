@@ -22,10 +22,19 @@ import { Precopy, type TracedProcess } from "./precopy.ts";
 /** file name → bytes */
 export type ImageManifest = Record<string, number>;
 
-/** Sends one piece; resolves when the next may follow. */
-export type SendImage = (name: string, offset: number, bytes: Buffer) => Promise<void>;
+/** Some bytes of one image. Pieces of a file come in order and without a gap. */
+export interface ImagePiece {
+  name: string;
+  offset: number;
+  bytes: Buffer;
+}
+
+/** Sends some pieces at once; resolves when the next may follow. */
+export type SendImages = (pieces: ImagePiece[]) => Promise<void>;
 
 const PIECE_BYTES = 1 << 20;
+const BATCH_BYTES = 256 * 1024;
+const BATCH_PIECES = 1_000;
 /** between two looks at the growing files */
 const FOLLOW_MS = 2;
 const GROWING = /^pages-\d+\.img$/;
@@ -41,16 +50,18 @@ interface OpenImage {
 
 export class ImageSender {
   #dir: string;
-  #send: SendImage;
+  #send: SendImages;
   #images = new Map<string, OpenImage>();
   #manifest: ImageManifest = {};
+  #batch: ImagePiece[] = [];
+  #batchBytes = 0;
   #precopy: Precopy | null = null;
   #dumping = false;
   #following: Promise<void> = Promise.resolve();
   #error: unknown = null;
 
   /** `dir`: where CRIU will write. */
-  constructor(dir: string, send: SendImage) {
+  constructor(dir: string, send: SendImages) {
     this.#dir = dir;
     this.#send = send;
   }
@@ -65,6 +76,7 @@ export class ImageSender {
       const roundBytes = await precopy.round((layer, name, offset, bytes) =>
         this.#put(`layer-${layer}/${name}`, offset, bytes),
       );
+      await this.#flush();
       totalBytes += roundBytes;
       if (roundBytes < ROUND_BYTES_MIN) break;
     }
@@ -95,6 +107,7 @@ export class ImageSender {
       if (parts === undefined) await this.#sendGrowth(name);
       else await this.#sendParts(name, parts);
     }
+    await this.#flush();
     return this.#manifest;
   }
 
@@ -108,22 +121,33 @@ export class ImageSender {
     this.#precopy = null;
   }
 
+  /** Gathers small pieces: a message for each of dozens of files costs more than what is in them. */
   async #put(name: string, offset: number, bytes: Buffer): Promise<void> {
     this.#manifest[name] = offset + bytes.length;
-    await this.#send(name, offset, bytes);
+    this.#batch.push({ name, offset, bytes });
+    this.#batchBytes += bytes.length;
+    if (this.#batchBytes >= BATCH_BYTES || this.#batch.length >= BATCH_PIECES) await this.#flush();
   }
 
-  /** Small neighbours are joined: a round trip through the channel costs more than copying them. */
+  async #flush(): Promise<void> {
+    const batch = this.#batch;
+    this.#batch = [];
+    this.#batchBytes = 0;
+    if (batch.length > 0) await this.#send(batch);
+  }
+
   async #sendParts(name: string, parts: Buffer[]): Promise<void> {
-    const all = Buffer.concat(parts);
-    for (let offset = 0; offset === 0 || offset < all.length; offset += PIECE_BYTES) {
-      await this.#put(name, offset, all.subarray(offset, offset + PIECE_BYTES));
+    let offset = 0;
+    for (const bytes of parts.length === 0 ? [Buffer.alloc(0)] : parts) {
+      await this.#put(name, offset, bytes);
+      offset += bytes.length;
     }
   }
 
   async #follow(): Promise<void> {
     while (this.#dumping) {
       for (const name of readdirSync(this.#dir)) if (GROWING.test(name)) await this.#sendGrowth(name);
+      await this.#flush();
       await delay(FOLLOW_MS);
     }
   }

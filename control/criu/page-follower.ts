@@ -20,12 +20,23 @@ const READ_PAGES = 64;
 const LOOK_AHEAD_PAGES = 32;
 const LOOK_MS = 2;
 
+/** Pages of the image that are, in this order and without a gap, pages of the copy. */
+export interface KnownRun {
+  /** first page in the image */
+  index: number;
+  pages: number;
+  /** address of the first page in the copy */
+  vaddr: number;
+}
+
 export class PageFollower {
+  /** in the order of the image */
+  readonly known: KnownRun[] = [];
   #path: string;
-  #pages: Buffer[] = [];
-  /** page in the image → page in the copy that has the same bytes */
-  #known = new Map<number, Buffer>();
-  #expected = 0;
+  #copy: Stretch[];
+  /** where in the copy the next page is expected */
+  #stretch = 0;
+  #offset = 0;
   #seen = 0;
   #following = true;
   #done: Promise<void>;
@@ -33,10 +44,7 @@ export class PageFollower {
   /** Starts at once; the file may not be there yet. */
   constructor(path: string, copy: Stretch[]) {
     this.#path = path;
-    for (const { bytes } of copy) {
-      for (let at = 0; at < bytes.length; at += PAGE_BYTES)
-        this.#pages.push(bytes.subarray(at, at + PAGE_BYTES));
-    }
+    this.#copy = copy;
     this.#done = this.#follow();
   }
 
@@ -44,16 +52,6 @@ export class PageFollower {
   async stop(): Promise<void> {
     this.#following = false;
     await this.#done;
-  }
-
-  /** Whether page `index` of the image is known to be this page of the copy (the very same view of it). */
-  isKnown(index: number, stretch: Stretch, offset: number): boolean {
-    const page = this.#known.get(index);
-    return (
-      page !== undefined &&
-      page.buffer === stretch.bytes.buffer &&
-      page.byteOffset === stretch.bytes.byteOffset + offset
-    );
   }
 
   async #follow(): Promise<void> {
@@ -74,15 +72,42 @@ export class PageFollower {
   }
 
   #guess(page: Buffer): void {
-    const last = Math.min(this.#pages.length, this.#expected + LOOK_AHEAD_PAGES);
-    for (let candidate = this.#expected; candidate < last; candidate++) {
-      const known = this.#pages[candidate] as Buffer;
-      if (page.compare(known) !== 0) continue;
-      this.#known.set(this.#seen, known);
-      this.#expected = candidate;
-      break;
+    const [stretch, offset] = [this.#stretch, this.#offset];
+    for (let tries = 0; tries < LOOK_AHEAD_PAGES; tries++) {
+      const candidate = this.#copy[this.#stretch];
+      if (candidate === undefined) break;
+      const at = this.#offset;
+      const vaddr = candidate.vaddr + at;
+      this.#advance(candidate);
+      if (page.compare(candidate.bytes, at, at + PAGE_BYTES) === 0) {
+        this.#know(vaddr);
+        return;
+      }
     }
-    this.#expected++;
+    // changed since it was copied: the next page is expected after where this one was
+    this.#stretch = stretch;
+    this.#offset = offset;
+    const changed = this.#copy[stretch];
+    if (changed !== undefined) this.#advance(changed);
+    this.#seen++;
+  }
+
+  #advance(stretch: Stretch): void {
+    this.#offset += PAGE_BYTES;
+    if (this.#offset < stretch.bytes.length) return;
+    this.#stretch++;
+    this.#offset = 0;
+  }
+
+  #know(vaddr: number): void {
+    const last = this.known.at(-1);
+    if (
+      last !== undefined &&
+      last.index + last.pages === this.#seen &&
+      last.vaddr + last.pages * PAGE_BYTES === vaddr
+    )
+      last.pages++;
+    else this.known.push({ index: this.#seen, pages: 1, vaddr });
     this.#seen++;
   }
 }

@@ -13,7 +13,7 @@ import { closeSync, constants, openSync, readFileSync, readSync } from "node:fs"
 import { open, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { PageFollower, type Stretch } from "./page-follower.ts";
+import { type KnownRun, PageFollower, type Stretch } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
 
 export interface TracedProcess {
@@ -112,26 +112,29 @@ export class Precopy {
       const { pagesId, runs: dumped } = decodePageMap(image);
       const name = `pages-${pagesId}.img`;
       const before = new Cursor(copy);
-      const follower = this.#followers.get(pagesId);
+      const known = new KnownCursor(this.#followers.get(pagesId)?.known ?? []);
       const runs: PageRun[] = [];
       const changed: Buffer[] = [];
       const pages = openSync(join(imagesDir, name), constants.O_RDONLY | constants.O_NOFOLLOW);
       try {
         let index = 0;
         for (const { vaddr: start, pages: count } of dumped) {
-          for (let page = 0; page < count; page++, index++) {
-            const vaddr = start + page * PAGE_BYTES;
-            const known = before.seek(vaddr);
-            const offset = known === null ? -1 : vaddr - known.vaddr;
-            if (known !== null && offset >= 0 && follower?.isKnown(index, known, offset)) {
-              pushRun(runs, { vaddr, pages: 1, where: "parent" });
-              continue;
+          for (let done = 0; done < count; ) {
+            const vaddr = start + done * PAGE_BYTES;
+            const same = known.pagesAt(index, vaddr);
+            const rest = Math.min(count - done, PIECE_PAGES);
+            const taken = same > 0 ? Math.min(same, count - done) : Math.min(rest, known.unknownAt(index));
+            if (same > 0) pushRun(runs, { vaddr, pages: taken, where: "parent" });
+            else {
+              const bytes = readPages(pages, name, index, taken);
+              for (const run of compare({ vaddr, bytes }, before)) {
+                pushRun(runs, run);
+                const from = run.vaddr - vaddr;
+                if (run.where === "here") changed.push(bytes.subarray(from, from + run.pages * PAGE_BYTES));
+              }
             }
-            const bytes = readPage(pages, name, index);
-            const same =
-              known !== null && offset >= 0 && bytes.compare(known.bytes, offset, offset + PAGE_BYTES) === 0;
-            pushRun(runs, { vaddr, pages: 1, where: same ? "parent" : "here" });
-            if (!same) changed.push(bytes);
+            done += taken;
+            index += taken;
           }
         }
       } finally {
@@ -144,12 +147,45 @@ export class Precopy {
   }
 }
 
-function readPage(fd: number, name: string, index: number): Buffer {
-  const page = Buffer.allocUnsafe(PAGE_BYTES);
-  if (readSync(fd, page, 0, PAGE_BYTES, index * PAGE_BYTES) !== PAGE_BYTES) {
+function readPages(fd: number, name: string, index: number, pages: number): Buffer {
+  const bytes = Buffer.allocUnsafe(pages * PAGE_BYTES);
+  if (readSync(fd, bytes, 0, bytes.length, index * PAGE_BYTES) !== bytes.length) {
     throw new HoldfastError(`${name} is cut off`, { code: "IMAGE_REFUSED", source: "criu" });
   }
-  return page;
+  return bytes;
+}
+
+/** Goes through what a follower knows with ever higher pages of the image. */
+class KnownCursor {
+  #known: KnownRun[];
+  #at = 0;
+
+  constructor(known: KnownRun[]) {
+    this.#known = known;
+  }
+
+  /** How many pages from `index` on are known to be those of the copy from `vaddr` on. */
+  pagesAt(index: number, vaddr: number): number {
+    const run = this.#seek(index);
+    if (run === undefined || run.index > index) return 0;
+    const into = index - run.index;
+    return run.vaddr + into * PAGE_BYTES === vaddr ? run.pages - into : 0;
+  }
+
+  /** How many pages from `index` on have to be looked at; at least one. */
+  unknownAt(index: number): number {
+    const run = this.#seek(index);
+    if (run === undefined) return Number.POSITIVE_INFINITY;
+    // a run that covers `index` was guessed wrong: its pages are looked at, too
+    return run.index > index ? run.index - index : run.index + run.pages - index;
+  }
+
+  #seek(index: number): KnownRun | undefined {
+    for (let run = this.#known[this.#at]; run !== undefined; run = this.#known[++this.#at]) {
+      if (run.index + run.pages > index) return run;
+    }
+    return undefined;
+  }
 }
 
 /** Goes through ordered stretches with ever higher addresses. */

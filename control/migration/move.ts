@@ -89,8 +89,10 @@ export const filesEvent = z.strictObject({ root: z.string().max(4_096) });
 export const standbyReply = z.object({ link: endpoint.nullable() });
 export type StandbyReply = z.infer<typeof standbyReply>;
 
-/** event: a piece of a memory image */
-export const imageEvent = z.strictObject({ name: z.string().max(200), offset: count });
+/** event: pieces of memory images, their bytes one after the other in the body */
+export const imagesEvent = z.strictObject({
+  pieces: z.array(z.strictObject({ name: z.string().max(200), offset: count, bytes: count })).max(1_000),
+});
 
 /** second round of files: what to delete before the next `files` events are unpacked */
 export const filesGoneCall = z.strictObject({

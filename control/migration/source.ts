@@ -198,8 +198,12 @@ export class Departure {
   /** Last before the hold, so that as little as possible changes in between. */
   async #sendLayers(): Promise<void> {
     const channel = required(this.#channel);
-    this.#sender = new ImageSender(this.#imagesDir, (name, offset, bytes) =>
-      channel.send("image", { name, offset }, bytes),
+    this.#sender = new ImageSender(this.#imagesDir, (pieces) =>
+      channel.send(
+        "images",
+        { pieces: pieces.map(({ name, offset, bytes }) => ({ name, offset, bytes: bytes.length })) },
+        pieces.map(({ bytes }) => bytes),
+      ),
     );
     const rss = await Promise.all(this.#pids.map(residentBytes));
     if (rss.reduce((sum, bytes) => sum + bytes, 0) > this.#workload.limits.precopyBytesMax) return;

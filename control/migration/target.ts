@@ -24,7 +24,7 @@ import { CriuWorker, FIRST_INHERITED_FD } from "../criu/worker.ts";
 import {
   filesEvent,
   filesGoneCall,
-  imageEvent,
+  imagesEvent,
   type Outcome,
   type PrepareCall,
   type ReleaseReply,
@@ -114,7 +114,7 @@ export class Arrival {
     const nothing = z.strictObject({});
     on("files", filesEvent, async ({ root }, body) => void (await this.#files(root, body)));
     on("standby", nothing, async () => ({ result: await this.#standby() }));
-    on("image", imageEvent, ({ name, offset }, body) => this.#image(name, offset, body));
+    on("images", imagesEvent, ({ pieces }, body) => this.#takeImages(pieces, body));
     on(
       "filesGone",
       filesGoneCall,
@@ -231,16 +231,21 @@ export class Arrival {
   }
 
   /** Nobody waits for the outcome of an event, and one that fails would end the channel: `restore` says why. */
-  #image(name: string, offset: number, bytes: Buffer): undefined {
+  #takeImages(pieces: { name: string; offset: number; bytes: number }[], body: Buffer): undefined {
     if (this.#imageError !== null) return;
-    try {
-      required(this.#images).write(name, offset, bytes);
-    } catch (error) {
-      this.#imageError = error;
-      this.#workload.context.log.warn(
-        { workload: this.#workload.name, image: name, reason: messageOf(error) },
-        "arrival: image not taken",
-      );
+    let at = 0;
+    for (const { name, offset, bytes } of pieces) {
+      try {
+        required(this.#images).write(name, offset, body.subarray(at, at + bytes));
+      } catch (error) {
+        this.#imageError = error;
+        this.#workload.context.log.warn(
+          { workload: this.#workload.name, image: name, reason: messageOf(error) },
+          "arrival: image not taken",
+        );
+        return;
+      }
+      at += bytes;
     }
   }
 
