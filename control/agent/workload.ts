@@ -617,7 +617,10 @@ export class Workload {
 
   async #continueTree(): Promise<void> {
     const root = await applicationPid(this.container);
-    if (root === null) return;
+    if (root === null) {
+      this.context.log.error({ workload: this.name }, "there is no application to go on");
+      return;
+    }
     continueProcess(root);
     for (const pid of await treeOf(root)) continueProcess(pid);
   }

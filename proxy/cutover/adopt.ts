@@ -23,7 +23,9 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
       done.push(session);
       session.adopted = snapshot;
       if (movable(snapshot.upstream)) {
-        const fd = proxy.kernel.adoptLeg(snapshot.upstream, { shielded: false });
+        // CRIU lets the application's end speak while it restores what that end had not sent, and then puts its
+        // windows back to what they were: answered meanwhile, the two ends would refuse each other's segments for good.
+        const fd = proxy.kernel.adoptLeg(snapshot.upstream, { shielded: true });
         session.stillUpstream = { fd, snapshot: snapshot.upstream };
         legs++;
       } else if (snapshot.upstream !== null) {
