@@ -15,6 +15,7 @@ export interface VipConfig {
   device: string;
 }
 
+const ANNOUNCE_AGAIN_MS = [30, 120, 500, 2_000];
 const NETLINK_ROUTE = 0;
 const RTM_NEWADDR = 20;
 const RTM_DELADDR = 21;
@@ -82,6 +83,7 @@ export class Vip {
 
   /** Safe to repeat. Says whether it was there. */
   remove(): boolean {
+    this.#quiet();
     this.#unpark();
     const errno = this.#request(RTM_DELADDR, 0);
     const name = errno === 0 ? "" : kernel.errnoName(errno);
@@ -96,26 +98,29 @@ export class Vip {
     return shown.split("\n").some((line) => line.includes(` ${this.config.address}/`));
   }
 
-  /** Neighbours that still know the address at the old node learn the new place. A loopback device has none. */
+  /**
+   * Neighbours that still know the address at the old node learn the new place. Said again a few times, as long as the
+   * address is here: one frame that a busy host drops would cost every client seconds (RFC 5227 section 2.3 repeats, too).
+   * A loopback device has no neighbours.
+   */
   announce(): void {
-    if (this.#device.mac.length === 6) announce(this.#device, this.config.address);
+    if (this.#device.mac.length !== 6) return;
+    this.#quiet();
+    this.#say();
+    this.#repeats = ANNOUNCE_AGAIN_MS.map((ms) => setTimeout(() => this.#say(), ms).unref());
   }
 
-  #unpark(): void {
-    const errno = this.#request(RTM_DELADDR, 0, LOOPBACK_INDEX);
-    if (errno !== 0 && kernel.errnoName(errno) !== "EADDRNOTAVAIL")
-      throw this.#refused("unparked for", errno);
-    if (this.#arpIgnore !== null) writeFileSync(this.#arpIgnoreFile, this.#arpIgnore);
-    this.#arpIgnore = null;
+  #say(): void {
+    try {
+      announce(this.#device, this.config.address);
+    } catch {
+      // the device is down or full: said again soon, and neighbours ask in the end
+    }
   }
 
-  get #isIPv4(): boolean {
-    return !this.config.address.includes(":");
-  }
-
-  /** /proc/sys/net is that of the reader's network namespace */
-  get #arpIgnoreFile(): string {
-    return `/proc/sys/net/ipv4/conf/${this.#device.name}/arp_ignore`;
+  #quiet(): void {
+    for (const timer of this.#repeats) clearTimeout(timer);
+    this.#repeats = [];
   }
 
   /** struct nlmsghdr, struct ifaddrmsg, IFA_LOCAL and IFA_ADDRESS. Returns the kernel's errno, 0 for done. */

@@ -543,8 +543,8 @@ export class Workload {
   async comeAlive(epoch: number): Promise<void> {
     // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
     this.vip?.add();
-    await Promise.all([this.#continueTree(), this.#proxyStep("release", epoch, ["adopted"])]);
     this.vip?.announce();
+    await Promise.all([this.#continueTree(), this.#proxyStep("release", epoch, ["adopted"])]);
   }
 
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
