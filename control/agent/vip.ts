@@ -34,6 +34,7 @@ const LOOPBACK_INDEX = 1;
 export class Vip {
   readonly config: VipConfig;
   #device: Device;
+  #repeats: NodeJS.Timeout[] = [];
   /** what arp_ignore was before the address was parked */
   #arpIgnore: string | null = null;
 
@@ -121,6 +122,23 @@ export class Vip {
   #quiet(): void {
     for (const timer of this.#repeats) clearTimeout(timer);
     this.#repeats = [];
+  }
+
+  #unpark(): void {
+    const errno = this.#request(RTM_DELADDR, 0, LOOPBACK_INDEX);
+    if (errno !== 0 && kernel.errnoName(errno) !== "EADDRNOTAVAIL")
+      throw this.#refused("unparked for", errno);
+    if (this.#arpIgnore !== null) writeFileSync(this.#arpIgnoreFile, this.#arpIgnore);
+    this.#arpIgnore = null;
+  }
+
+  get #isIPv4(): boolean {
+    return !this.config.address.includes(":");
+  }
+
+  /** /proc/sys/net is that of the reader's network namespace */
+  get #arpIgnoreFile(): string {
+    return `/proc/sys/net/ipv4/conf/${this.#device.name}/arp_ignore`;
   }
 
   /** struct nlmsghdr, struct ifaddrmsg, IFA_LOCAL and IFA_ADDRESS. Returns the kernel's errno, 0 for done. */
