@@ -17,7 +17,7 @@ import { cgroupProcsOf } from "../container/cgroups.ts";
 import { runCommand } from "../container/command.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import { identify } from "../container/processes.ts";
-import { type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
+import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { ImageReceiver } from "../criu/images.ts";
 import { CriuWorker, FIRST_INHERITED_FD } from "../criu/worker.ts";
@@ -319,6 +319,14 @@ export class Arrival {
         },
       );
       this.#criuMs = performance.now() - startedMs;
+      // the tree is a child of the container's init only when CRIU, its parent until then, has ended
+      await required(this.#worker).close();
+      if ((await applicationPid(required(this.#container))) === null) {
+        throw new HoldfastError("the restored application is not there", {
+          code: "RESTORED_GONE",
+          source: "criu",
+        });
+      }
       // Not before CRIU has ended is the tree a child of the container's init, where it is looked for to go on.
       await this.#worker?.close();
     } catch (error) {
