@@ -327,8 +327,6 @@ export class Arrival {
           source: "criu",
         });
       }
-      // Not before CRIU has ended is the tree a child of the container's init, where it is looked for to go on.
-      await this.#worker?.close();
     } catch (error) {
       const log = await readFile(runPath(required(this.#container), "images", "restore.log"), "utf8").catch(
         () => "",
