@@ -524,7 +524,7 @@ export class Workload {
 
   /** → where the links of edges arrive */
   async standbyProxy(epoch: number): Promise<Endpoint> {
-    const proxy = this.#proxy !== null && this.#proxy.isOpen ? this.#proxy : await this.#startProxy();
+    const proxy = this.#proxy?.isOpen ? this.#proxy : await this.#startProxy();
     const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
     return result.link;
   }
