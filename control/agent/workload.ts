@@ -25,7 +25,7 @@ import {
 import { INSIDE_CRIU } from "../container/spec.ts";
 import type { MoveResult, Outcome, PrepareCall, Report } from "../migration/move.ts";
 import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
-import { endRepair, unshieldOutbound } from "../migration/sockets.ts";
+import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { continueProcess, Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
 import type { AgentContext } from "./context.ts";
@@ -335,6 +335,7 @@ export class Workload {
     this.recordMoving({ step: "gave-up" });
     this.vip?.remove(); // first, see `Arrival`
     if (container !== null) await this.runtime.destroy(container);
+    endLeftConnections(this.config.ports.map((port) => port.upstream.port));
     await this.discardProxy(moving.epoch);
     this.record({ moving: null, container: null });
     context.log.info({ workload: name }, "the cut-off arrival was discarded");

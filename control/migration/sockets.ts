@@ -2,7 +2,7 @@
  * The application's own TCP sockets, looked at and touched from outside (pidfd_getfd(2), sock_diag(7), tcp_repair).
  */
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
+import { type DiagSocket, destroySocket, listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "../container/processes.ts";
 
@@ -105,6 +105,22 @@ export async function unshieldOutbound(pids: number[], address: string): Promise
     listSockets().filter((socket) => socket.local.address === address && socket.state !== "LISTEN"),
     (fd, socket) => setTtlMin(fd, socket, 0),
   );
+}
+
+/**
+ * After a restored tree was ended here: its ends of the sessions say farewell to peers that hear nothing any more, and
+ * their four-tuples stay taken for seconds.
+ */
+export function endLeftConnections(ports: number[]): void {
+  for (const socket of listSockets()) {
+    const orphaned = socket.inode === 0 && socket.state !== "TIME_WAIT";
+    if (!orphaned || !ports.includes(socket.local.port)) continue;
+    try {
+      destroySocket(socket);
+    } catch {
+      // it ended by itself
+    }
+  }
 }
 
 function setTtlMin(fd: number, { local }: DiagSocket, ttl: number): void {

@@ -33,6 +33,7 @@ import {
   type StandbyReply,
 } from "./move.ts";
 import { decideAtTarget, delay, isNoAnswer } from "./settle.ts";
+import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
 
 const GRANT_MS_MAX = 5_000;
@@ -444,6 +445,7 @@ export class Arrival {
     this.#container = null;
     workload.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere
     if (container !== null) await workload.runtime.destroy(container); // with the CRIU at work in it
+    endLeftConnections(workload.config.ports.map((port) => port.upstream.port));
     await this.#letGo();
     await workload.discardProxy(this.prepare.epoch);
     workload.record({ moving: null, container: null });

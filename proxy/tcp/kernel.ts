@@ -53,6 +53,7 @@ export const SO_BUF_LOCK = 72;
 
 export const TCP_NODELAY = 1;
 export const TCP_MAXSEG = 2;
+export const TCP_QUICKACK = 12;
 export const TCP_INFO = 11;
 export const TCP_REPAIR = 19;
 export const TCP_REPAIR_QUEUE = 20;
