@@ -15,6 +15,8 @@ import * as kernel from "#proxy/tcp/kernel.ts";
 
 const WAIT_MS_MAX = 8_000;
 const CHUNK_BYTES = 64 * 1024;
+/** 2 ms apart */
+const FULL_LOOKS = 15;
 
 /** A sentence when this machine cannot run the tests, else false: for node:test's `skip`. */
 export function lacking(): string | false {
@@ -188,8 +190,13 @@ export class Flow {
 
   /** Until the kernel takes nothing more, and still takes nothing after a pause. */
   async fill(fd: number, bytesMax: number): Promise<void> {
-    for (let idle = 0; idle < 5 && this.written < bytesMax; ) {
-      idle = this.write(fd, bytesMax - this.written) === 0 ? idle + 1 : 0;
+    // full is when nothing is taken and what is unsent stays the same, not when the other side is slow for a moment
+    let unsent = -1;
+    for (let still = 0; still < FULL_LOOKS && this.written < bytesMax; ) {
+      const written = this.write(fd, bytesMax - this.written);
+      const now = kernel.ioctlInt(fd, kernel.SIOCOUTQNSD);
+      still = written === 0 && now > 0 && now === unsent ? still + 1 : 0;
+      unsent = now;
       await sleep(2);
     }
   }
