@@ -43,6 +43,7 @@ const legKernel: LegKernel = {
       // No capability (such a proxy cannot capture either): the hold waits for the timer.
     }
   },
+  acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
   unreadBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCINQ),
   isClosed: (fd) => readState(fd) === "CLOSE",
   captureLeg,

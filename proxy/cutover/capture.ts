@@ -38,6 +38,8 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     if (still === null) continue;
     // The application is frozen, its kernel is not: what that still sends is sent again where it is restored.
     proxy.kernel.shieldLeg(still.fd);
+    // Repair mode does not hold back a delayed acknowledgement; it would change the send queue that CRIU is about to read.
+    proxy.kernel.acknowledge(still.fd);
     session.step("capture");
     session.takeBackFromDownstreamLink();
     const leg = meter.measure(() => captureStill(proxy, session, still));

@@ -10,6 +10,8 @@ export interface LegKernel extends SocketKernel {
   adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean; addressAbsent?: boolean }): number;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
+  /** An acknowledgement that is only delayed goes out now. */
+  acknowledge(fd: number): void;
   shieldLeg(fd: number): void;
   unshieldLeg(fd: number): void;
   shieldListener(fd: number): void;

@@ -87,9 +87,6 @@ export function readState(fd: number): LegState {
  * error the leg is out of repair mode again.
  */
 export function captureLeg(fd: number): LegSnapshot {
-  // A delayed acknowledgement goes out now: repair mode does not hold it back, and it would change the peer's send queue
-  // while CRIU reads that.
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1);
   kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
   let repairWindow = NO_WINDOW;
   try {
