@@ -159,12 +159,6 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
     "edge.switch",
     checked(edgeSwitchCall, ({ workload: name, epoch, owner }) => workload(name).edgeSwitch(epoch, owner)),
   );
-  channel.on(
-    "link",
-    checked(z.strictObject({ workload: z.string() }), async ({ workload: name }) => ({
-      result: await workload(name).link(),
-    })),
-  );
 }
 
 async function dial(

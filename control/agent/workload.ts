@@ -723,13 +723,6 @@ export class Workload {
     this.record({ epoch });
   }
 
-  /** Where links of edges arrive at this node's proxy. */
-  async link(): Promise<Endpoint> {
-    const { result } = await this.proxy.command<"status", { link: Endpoint | null }>("status", {});
-    if (result.link === null) throw this.#notHere();
-    return result.link;
-  }
-
   // ---- what the store has yet to be told ----
 
   /**

@@ -53,7 +53,6 @@ export interface CriuResponse {
   success: boolean;
   /** hook name of a NOTIFY message: `pre-dump`, `post-dump`, … */
   notify: string | null;
-  restoredPid: number | null;
   errno: number;
   message: string;
 }
@@ -109,14 +108,12 @@ export function decodeResponse(bytes: Buffer): CriuResponse {
     type: -1,
     success: false,
     notify: null,
-    restoredPid: null,
     errno: 0,
     message: "",
   };
   for (const field of decodeFields(bytes)) {
     if (field.number === 1) response.type = Number(field.varint);
     else if (field.number === 2) response.success = field.varint === 1n;
-    else if (field.number === 4) response.restoredPid = firstVarint(field.bytes, 1);
     else if (field.number === 5) response.notify = firstString(field.bytes, 1);
     else if (field.number === 7) response.errno = Number(BigInt.asIntN(32, field.varint));
     else if (field.number === 9) response.message = field.bytes.toString("utf8");
