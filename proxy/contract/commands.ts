@@ -11,14 +11,38 @@
  *                   → adoptDownstream* (before the address is here) → [committed, marked released, address on*] → release
  *                   → [SIGCONT]
  *   failed move     source: rollback          target: discard
+ *   restart         pause → [the application ends, another starts and listens] → resume
  *   (* takeover only)
  */
 import type { Endpoint } from "./snapshot.ts";
+
+/** How a session gets its name, so that a client that connects again can be led to its workload. */
+export interface SessionNaming {
+  from: "cookie" | "header" | "query" | "subprotocol";
+  /** name of the cookie, header or query parameter; of a subprotocol the prefix before the id ("session." of "session.42") */
+  name: string;
+  /** cookie only: a client that brings none is given a signed one with the first answer */
+  issue: boolean;
+}
 
 export interface PortConfig {
   /** port number; the address is the VIP, else the node's */
   listen: number;
   upstream: Endpoint;
+  /** auto: told from the first bytes. Says only what is observed: bytes pass unchanged in any case */
+  protocol: "auto" | "tcp" | "http" | "websocket" | "h2" | "tls";
+  /**
+   * transplant: sessions survive moves. replay: those of HTTP and WebSocket survive the application's end as well: they are
+   * held until it is back, and what it has not answered is sent again where that is safe.
+   */
+  continuity: "transplant" | "replay";
+  /** replay, HTTP: send again also what the application may have acted upon (a complete POST without an answer) */
+  replayUnsafe: boolean;
+  /** replay, WebSocket: what becomes of messages that went to the application's old life and were perhaps not processed */
+  delivery: "atMostOnce" | "atLeastOnce";
+  naming: SessionNaming | null;
+  /** paths of HTTP health checks, answered by the proxy during a cutover or a restart with the application's last answer */
+  probes: string[];
 }
 
 export interface ProxyLimits {
@@ -30,6 +54,23 @@ export interface ProxyLimits {
   heldSessionsMax: number;
   /** how long a leg that both sides closed may take to deliver its last bytes */
   lingerMsMax: number;
+  /** replay: how long the application may be away before its clients are refused */
+  holdMsMax: number;
+  /** replay: bytes of unanswered requests or messages that a session keeps to send them again */
+  replayBytesMax: number;
+  /** application away: how long a client may be kept from sending (flow control) before its bytes are read and kept */
+  stallMsMax: number;
+  /** … and how many of a session, and of all sessions of the workload, are kept in memory */
+  heldSessionBytesMax: number;
+  heldWorkloadBytesMax: number;
+  /** … and then of all sessions on disk, sealed; 0: none */
+  spillBytesMax: number;
+  /** application away: how often WebSocket clients are sent a ping */
+  pingMs: number;
+  /** replay: how long a client without a request may stay connected while nothing connects it to the application */
+  detachedMsMax: number;
+  /** how long health checks are answered in the application's place, from the hold on */
+  probeMsMax: number;
 }
 
 export interface Configure {
@@ -41,6 +82,8 @@ export interface Configure {
   ports: PortConfig[];
   /** where other proxies' links arrive; port 0 chosen by the kernel and told by `standby`/`serve` */
   linkAddress: string;
+  /** where held bytes are spilled to, in files without a name */
+  spillDir: string;
   limits: ProxyLimits;
   /** body: 32 bytes, authenticates links between the proxies of this workload */
 }
@@ -134,6 +177,38 @@ export interface Retire {
   /** where the links of a relay go; null in takeover, which leaves nothing */
   owner: { node: string; link: Endpoint } | null;
 }
+/**
+ * The application is about to be restarted here: new requests, messages and clients of `replay` ports wait. Answers when those
+ * under way are answered, or `drainMs` is over. → {@link PauseResult}. Sessions of `transplant` ports go on until it ends.
+ */
+export interface Pause {
+  epoch: number;
+  drainMs: number;
+}
+export interface PauseResult {
+  /** that will survive the restart */
+  sessions: number;
+  /** requests that are still without an answer */
+  requestsInFlight: number;
+}
+/**
+ * The application listens again. Also right when it had ended without a `pause`. → {@link ResumeResult}: what has been done
+ * since the pause, or since the application ended.
+ */
+export interface Resume {
+  epoch: number;
+}
+export interface ResumeResult {
+  /** sessions that go on */
+  sessions: number;
+  /** requests or messages sent again */
+  replayed: number;
+  /** requests answered 503, WebSockets closed with 1012 or 1013 */
+  refused: number;
+  /** sessions reset: their state was the application's, or an answer had begun */
+  reset: number;
+}
+
 /** Relay: a third node's edge learns of the new owner; prepared links come alive. */
 export interface SwitchOwner {
   epoch: number;
@@ -147,10 +222,20 @@ export interface SessionInfo {
   edge: string;
   /** "here": both legs are local; "edge": the owner is elsewhere; "owner": the client's socket is elsewhere */
   place: "here" | "edge" | "owner";
-  state: "open" | "held" | "half-closed" | "lingering";
+  /** away: its application has ended, and the session waits for the next */
+  state: "open" | "held" | "half-closed" | "lingering" | "away";
   bytesIn: number;
   bytesOut: number;
   ageMs: number;
+  /** what the bytes are; "detecting" until the first of them, "tcp" when they are nothing we know or are not to be looked at */
+  protocol: "detecting" | "tcp" | "tls" | "h2" | "http" | "websocket" | "tunnel";
+  continuity: "transplant" | "replay";
+  /** session id from cookie, header, query or subprotocol; null without */
+  name: string | null;
+  /** HTTP: sent and not completely answered */
+  requestsInFlight: number;
+  /** HTTP requests so far, or WebSocket messages of the client */
+  requests: number;
 }
 
 export interface ProxyCommands {
@@ -168,6 +253,8 @@ export interface ProxyCommands {
   discard: Discard;
   retire: Retire;
   switchOwner: SwitchOwner;
+  pause: Pause;
+  resume: Resume;
   /** → `{ sessions: SessionInfo[] }` */
   sessions: Record<string, never>;
   /** → `{ role, epoch, sessions, pid, link, rssBytes, counters }` */

@@ -23,22 +23,45 @@ const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
 
 const endpoint = z.object({ address: z.string().min(1), port: z.int().min(1).max(65535) });
 const milliseconds = z.number().min(0).max(3_600_000);
+const bytes = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
+const naming = z.object({
+  from: z.enum(["cookie", "header", "query", "subprotocol"]),
+  name: z.string().min(1).max(100),
+  issue: z.boolean(),
+});
+const portSchema = z.object({
+  // 0: for tests, chosen by the kernel
+  listen: z.int().min(0).max(65535),
+  upstream: endpoint,
+  protocol: z.enum(["auto", "tcp", "http", "websocket", "h2", "tls"]).default("auto"),
+  continuity: z.enum(["transplant", "replay"]).default("transplant"),
+  replayUnsafe: z.boolean().default(false),
+  delivery: z.enum(["atMostOnce", "atLeastOnce"]).default("atMostOnce"),
+  naming: naming.nullable().default(null),
+  probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
+});
 const configureSchema = z.object({
   workload: z.string().min(1),
   node: z.string().min(1).max(255),
   downstream: z.enum(["takeover", "relay"]),
   listenAddress: z.string().min(1),
-  // 0: for tests, chosen by the kernel
-  ports: z
-    .array(z.object({ listen: z.int().min(0).max(65535), upstream: endpoint }))
-    .min(1)
-    .max(1024),
+  ports: z.array(portSchema).min(1).max(1024),
   linkAddress: z.string().min(1),
+  spillDir: z.string().default("/var/tmp"),
   limits: z.object({
     quiesceMsMax: milliseconds,
     drainMsMax: milliseconds,
     heldSessionsMax: z.int().min(0),
     lingerMsMax: milliseconds,
+    holdMsMax: milliseconds.default(30_000),
+    replayBytesMax: bytes.default(262_144),
+    stallMsMax: milliseconds.default(1_000),
+    heldSessionBytesMax: bytes.default(1_048_576),
+    heldWorkloadBytesMax: bytes.default(67_108_864),
+    spillBytesMax: bytes.default(1_073_741_824),
+    pingMs: milliseconds.default(10_000),
+    detachedMsMax: milliseconds.default(60_000),
+    probeMsMax: milliseconds.default(30_000),
   }),
 });
 const epochOnly = z.object({ epoch: z.int().min(0) });

@@ -574,6 +574,11 @@ export class WorkloadProxy {
       bytesIn: session.inbound.bytes,
       bytesOut: session.outbound.bytes,
       ageMs: now - session.acceptedAtMs,
+      protocol: "tcp",
+      continuity: this.portOf(session).continuity,
+      name: null,
+      requestsInFlight: 0,
+      requests: 0,
     }));
   }
 
