@@ -25,6 +25,7 @@ const IP_FREEBIND = 15;
 const legKernel: LegKernel = {
   dup: kernel.dupCloexec,
   close: kernel.close,
+  send: kernel.trySend,
   shutdownWrite(fd) {
     try {
       kernel.shutdown(fd, kernel.SHUT_WR);

@@ -7,7 +7,6 @@
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
-import { reserveLegs } from "#proxy/relay/tcp-leg.ts";
 import type { LiveSession } from "./live-session.ts";
 import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 
@@ -36,8 +35,6 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
     for (const session of done) forgetAdopted(proxy, session);
     throw adoptError("upstream", cause);
   }
-  // CRIU is still at work: what the release will need is made now.
-  reserveLegs(proxy.config.downstream === "takeover" ? 2 * legs : legs);
   proxy.counters.legsAdopted += legs;
   return result(snapshots.length, legs, start);
 }

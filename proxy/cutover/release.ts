@@ -7,7 +7,7 @@
 import type { SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
-import { reserveLegs, TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import { forgetAdopted } from "./adopt.ts";
 import type { LiveSession, StillLeg } from "./live-session.ts";
 import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
@@ -38,7 +38,6 @@ export function release(proxy: WorkloadProxy): ReleaseResult {
   for (const link of [...proxy.parked.values()]) proxy.takeLink(link);
   proxy.parked.clear();
   for (const listener of proxy.listeners) proxy.kernel.unshieldListener(listener.fd);
-  reserveLegs(0);
   return { ...counts, releaseUs: Math.round(Number(process.hrtime.bigint() - start) / 1000) };
 }
 
@@ -217,7 +216,6 @@ export function discard(proxy: WorkloadProxy): { sessions: number } {
     forgetAdopted(proxy, session);
   }
   proxy.closeParked(RST_CODE.moved);
-  reserveLegs(0);
   if (!proxy.isEdge) proxy.closeListeners();
   return { sessions: count };
 }

@@ -2,8 +2,8 @@
  * One end of a session, whatever carries it: a TCP leg on this node, or a link to another node's proxy.
  *
  * Contract. Nothing here throws; trouble arrives as `onReset`, once, and nothing follows it.
- *  - `write` gives true when the chunk is out of our hands. On false the end keeps a reference to the *same* chunk
- *    (nobody may change it) and takes no other until `onDrain`.
+ *  - `write` gives true when the chunk is out of our hands. On false the end takes no other until `onDrain`. An end that
+ *    `keepsChunk` may hold on to the memory it was given; the others have copied what they could not pass on.
  *  - `finish` is called at most once per direction and never while a chunk is outstanding.
  */
 export interface EndListener {
@@ -15,8 +15,10 @@ export interface EndListener {
 
 export interface End {
   listener: EndListener | null;
-  /** Chunks given to `onData` are overwritten by the next read: copy what is kept longer than a `write` needs it. */
+  /** Chunks given to `onData` are overwritten when any leg reads next: what is kept beyond that call is to be copied. */
   readonly reusesBuffer: boolean;
+  /** The memory of a chunk given to `write` is used after that call. */
+  readonly keepsChunk: boolean;
   write(chunk: Buffer): boolean;
   finish(): void;
   reset(): void;

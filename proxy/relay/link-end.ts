@@ -65,6 +65,7 @@ export interface DialOptions {
 export class LinkEnd implements End {
   listener: EndListener | null = null;
   readonly reusesBuffer = false;
+  readonly keepsChunk = true;
   greeting: Greeting | null = null;
   /** null on the acceptor's side */
   dialledTo: Endpoint | null = null;

@@ -78,7 +78,7 @@ export class Pump {
       this.#push(this.#source?.reusesBuffer ? Buffer.from(chunk) : chunk);
       this.#updateReading();
     } else {
-      this.#write(chunk);
+      this.#write(this.#sink.keepsChunk && this.#source?.reusesBuffer ? Buffer.from(chunk) : chunk);
       if (this.#inFlightBytes > 0) this.#updateReading();
     }
   }

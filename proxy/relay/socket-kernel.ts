@@ -2,6 +2,8 @@
 export interface SocketKernel {
   /** A second descriptor of the same socket, close-on-exec. */
   dup(fd: number): number;
+  /** send(2), at once and in part: the number of bytes taken; 0 also when the connection is gone, which a write will tell. */
+  send(fd: number, bytes: Buffer): number;
   close(fd: number): void;
   /** shutdown(2) with SHUT_WR; false when the kernel refused (the peer has reset the connection). */
   shutdownWrite(fd: number): boolean;

@@ -2,9 +2,10 @@
  * A TCP connection on this node as an {@link End}, of which it is known at every instant which bytes are in user space.
  *
  * This is the only file that touches the parts of `net` that are not documented (the handle, and starting paused):
- *  - reads go into one fixed buffer (`onread`), so a pause is a readStop at once and nothing hides in stream buffers;
- *  - at most one chunk is being written, so the handle's `writeQueueSize` is exactly that chunk's unwritten tail
- *    (libuv writes partially);
+ *  - reads go into one buffer (`onread`) that all legs share, so a pause is a readStop at once, nothing hides in stream
+ *    buffers, and a leg at rest has none. It is free again when `onData` returns: sinks pass on or copy;
+ *  - a chunk goes to the kernel with send(2), past the machinery of streams (a quarter of its cost); only what the kernel
+ *    does not take is copied and left to Node. So the handle's `writeQueueSize` is exactly what is in user space;
  *  - the FIN is sent with shutdown(2) past Node, because a stream whose two sides have ended closes its descriptor,
  *    and a connection closed with bytes still unacknowledged is an orphan that nobody can capture any more.
  */
@@ -15,14 +16,7 @@ import type { SocketKernel } from "./socket-kernel.ts";
 
 const READ_BYTES = 64 * 1024;
 const NO_BYTES: Buffer = Buffer.alloc(0);
-/** read buffers made ahead, see {@link reserveLegs} */
-let spareBuffers: Buffer[] = [];
-
-/** Makes ahead what `count` legs to come will need, at a time when nobody waits; 0 forgets what is left. */
-export function reserveLegs(count: number): void {
-  if (count === 0) spareBuffers = [];
-  while (spareBuffers.length < count) spareBuffers.push(Buffer.allocUnsafeSlow(READ_BYTES));
-}
+const READ_BUFFER: Buffer = Buffer.allocUnsafeSlow(READ_BYTES);
 
 /** libuv's TCP handle as `net` holds it. */
 export interface TcpHandle {
@@ -46,6 +40,7 @@ interface LegSocketOptions {
 export class TcpLeg implements End {
   listener: EndListener | null = null;
   readonly reusesBuffer = true;
+  readonly keepsChunk = false;
   readonly #kernel: SocketKernel;
   readonly #socket: net.Socket;
   #outstanding: Buffer | null = null;
@@ -59,7 +54,7 @@ export class TcpLeg implements End {
   ) {
     this.#kernel = kernel;
     const socket = open({
-      buffer: spareBuffers.pop() ?? Buffer.allocUnsafeSlow(READ_BYTES),
+      buffer: READ_BUFFER,
       callback: (bytes: number, buffer: Uint8Array): boolean => {
         if (!this.#over) this.listener?.onData((buffer as Buffer).subarray(0, bytes));
         return true;
@@ -148,10 +143,14 @@ export class TcpLeg implements End {
   }
 
   write(chunk: Buffer): boolean {
-    if (!this.isOpen) return true;
-    this.#socket.write(chunk, this.#onWritten);
+    const handle = this.#handle;
+    if (handle === null || this.#over) return true;
+    const sent = this.#kernel.send(handle.fd, chunk);
+    if (sent === chunk.length) return true;
+    const rest = Buffer.from(chunk.subarray(sent));
+    this.#socket.write(rest, this.#onWritten);
     if (this.#socket.writableLength === 0) return true;
-    this.#outstanding = chunk;
+    this.#outstanding = rest;
     return false;
   }
 
@@ -208,8 +207,7 @@ export class TcpLeg implements End {
       return { fd, pending: NO_BYTES };
     }
     const { length } = this.#outstanding;
-    // A copy: the chunk is the read buffer of the other leg.
-    const pending = Buffer.from(this.#outstanding.subarray(length - handle.writeQueueSize));
+    const pending = this.#outstanding.subarray(length - handle.writeQueueSize);
     this.#outstanding = null;
     this.#socket.destroy();
     return { fd, pending };

@@ -9,6 +9,7 @@ import { Pump } from "#proxy/relay/pump.ts";
 class FakeEnd implements End {
   listener: EndListener | null = null;
   readonly reusesBuffer = true;
+  readonly keepsChunk = true;
   blocking = false;
   outstanding: Buffer | null = null;
   taken = "";
