@@ -4,6 +4,7 @@
  */
 import { hkdfSync } from "node:crypto";
 import { once } from "node:events";
+import { mkdirSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Channel } from "#proxy/contract/channel.ts";
@@ -859,6 +860,8 @@ export class Workload {
       heldBytesMax: ____,
       ...proxyLimits
     } = config.limits;
+    const spillDir = this.#file("spill");
+    mkdirSync(spillDir, { recursive: true, mode: 0o700 });
     const configure: Configure = {
       workload: this.name,
       node: context.node,
@@ -866,6 +869,7 @@ export class Workload {
       listenAddress: config.listenAddress,
       ports: config.ports,
       linkAddress: context.host,
+      spillDir,
       limits: proxyLimits,
     };
     const linkKey = Buffer.from(hkdfSync("sha256", context.key, "", `holdfast link ${this.name}`, 32));

@@ -1,17 +1,18 @@
 /**
- * The agent's configuration file: YAML in, a checked and complete object out. Unknown keys are refused, so that a
+ * The agent's configuration file: YAML in, a checked and complete object out (its shape: `config-schema.ts`). Unknown keys are refused, so that a
  * misspelt limit is not silently the default. Every mistake is one line, `FILE: PATH: expected …, got …`.
  */
 import { readFileSync, statSync } from "node:fs";
-import { BlockList, isIP } from "node:net";
 import { networkInterfaces } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseDocument } from "yaml";
-import * as z from "zod";
+import type * as z from "zod";
 import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { parseStoreUrl } from "#proxy/store/open.ts";
+import { checkPort, completePort } from "./config-port.ts";
+import { type File, type FileWorkload, fileSchema } from "./config-schema.ts";
+import { formatEndpoint, isLoopback } from "./endpoint.ts";
 
 export interface WorkloadLimits extends ProxyLimits {
   /** a move that has not committed by then is rolled back */
@@ -54,7 +55,20 @@ export interface WorkloadConfig {
   /** where clients connect: the VIP, else the node's address */
   listenAddress: string;
   outbound: "close" | "keep";
+  /** what becomes of an application that ends by itself; on-failure: with a status other than 0, or by a signal */
+  restart: "always" | "on-failure" | "never";
+  /** what asks it to end, and how long it may take before SIGKILL */
+  stopSignal: NodeJS.Signals;
+  stopMsMax: number;
   limits: WorkloadLimits;
+}
+
+/** For all workloads of the agent together. */
+export interface AgentLimits {
+  /** held bytes in memory, MiB */
+  heldMbMax: number;
+  /** … and on disk */
+  spillMbMax: number;
 }
 
 export interface AgentConfig {
@@ -70,177 +84,15 @@ export interface AgentConfig {
   /** 32 bytes */
   key: Buffer;
   workloads: WorkloadConfig[];
+  limits: AgentLimits;
   /** the admin API over TCP too, loopback only */
   admin: Endpoint | null;
   metrics: Endpoint | null;
 }
 
-export const LIMITS: WorkloadLimits = {
-  quiesceMsMax: 250,
-  drainMsMax: 250,
-  heldSessionsMax: 1_024,
-  lingerMsMax: 30_000,
-  deadlineMs: 10_000,
-  imagesMbMax: 2_048,
-  precopyMbMax: 1_024,
-  heldBytesMax: 67_108_864,
-};
-
 const FILE_BYTES_MAX = 1_048_576;
 const KEY_BYTES = 32;
-/** sun_path is 108 bytes, and sockets live below stateDir */
-const STATE_DIR_CHARS_MAX = 70;
-const MS_MAX = 3_600_000;
-
-const loopback = new BlockList();
-loopback.addSubnet("127.0.0.0", 8, "ipv4");
-loopback.addAddress("::1", "ipv6");
-
-const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
-const ENDPOINT_EXPECTED = "expected IP:PORT ([IP]:PORT for IPv6)";
-const name = z.string(NAME_EXPECTED).regex(/^[a-z0-9-]{1,40}$/, NAME_EXPECTED);
-
-function text(expected: string): z.ZodString {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: a NUL would cut the string short in the kernel.
-  return z.string(expected).regex(/^[^\u0000]*$/, `${expected} without a NUL`);
-}
-
-function path(what: string): z.ZodType<string> {
-  const expected = `expected the absolute path of ${what}`;
-  return text(expected).refine((value) => value.startsWith("/"), expected);
-}
-
-function count(what: string, min: number, max: number): z.ZodNumber {
-  const expected = `expected ${what} ${min}-${max}`;
-  return z.number(expected).int(expected).min(min, expected).max(max, expected);
-}
-
-function list<T>(schema: z.ZodType<T>, expected: string, min: number, max: number) {
-  return z.array(schema, expected).min(min, expected).max(max, expected);
-}
-
-const truth = z.boolean("expected true or false");
-
-const endpoint = z.string(ENDPOINT_EXPECTED).transform((value, context): Endpoint => {
-  const parsed = parseEndpoint(value);
-  if (parsed !== null) return parsed;
-  context.addIssue({ code: "custom", message: ENDPOINT_EXPECTED });
-  return z.NEVER;
-});
-
-const VIP_EXPECTED = "expected IP/PREFIX, as 10.99.0.50/24";
-const vipAddress = z.string(VIP_EXPECTED).transform((value, context) => {
-  const match = /^([0-9A-Fa-f:.]+)\/(\d{1,3})$/.exec(value);
-  const family = isIP(match?.[1] ?? "");
-  const prefix = Number(match?.[2]);
-  if (match !== null && family !== 0 && prefix >= 1 && prefix <= (family === 4 ? 32 : 128)) {
-    return { address: match[1] as string, prefix };
-  }
-  context.addIssue({ code: "custom", message: VIP_EXPECTED });
-  return z.NEVER;
-});
-
-const storeUrl = z.string("expected the address of a store").superRefine((value, context) => {
-  try {
-    parseStoreUrl(value);
-  } catch (error) {
-    context.addIssue({ code: "custom", message: messageOf(error) });
-  }
-});
-
-const milliseconds = count("milliseconds", 1, MS_MAX);
-
-const limits = z.strictObject(
-  {
-    quiesceMsMax: milliseconds.default(LIMITS.quiesceMsMax),
-    drainMsMax: milliseconds.default(LIMITS.drainMsMax),
-    heldSessionsMax: count("a number of sessions", 0, 1_000_000).default(LIMITS.heldSessionsMax),
-    lingerMsMax: milliseconds.default(LIMITS.lingerMsMax),
-    deadlineMs: count("milliseconds", 100, MS_MAX).default(LIMITS.deadlineMs),
-    imagesMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.imagesMbMax),
-    precopyMbMax: count("a number of MiB", 0, 1_048_576).default(LIMITS.precopyMbMax),
-    heldBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.heldBytesMax),
-  },
-  "expected limits, as { deadlineMs: 10000 }",
-);
-
-const mount = z.strictObject(
-  {
-    source: path("a folder or file of this node"),
-    target: path("where the container sees it"),
-    shared: truth.default(false),
-    readonly: truth.default(false),
-  },
-  "expected a mount, as { source: /data, target: /data }",
-);
-
-const container = z.strictObject(
-  {
-    command: list(text("expected a word of the command"), "expected a command as a list of words", 1, 1_000),
-    cwd: path("the working directory").default("/"),
-    env: z
-      .record(
-        z.string().regex(/^[^=\s]{1,200}$/),
-        text("expected a string (numbers in quotes)"),
-        "expected names and values",
-      )
-      .default({}),
-    rootfs: text("expected host or an absolute path").refine(
-      (value) => value === "host" || value.startsWith("/"),
-      "expected host or an absolute path",
-    ),
-    mounts: list(mount, "expected a list of at most 100 mounts", 0, 100).default([]),
-  },
-  "expected a container, as { command: [node, server.js], rootfs: host }",
-);
-
-const port = z.strictObject(
-  { listen: count("a port number", 1, 65_535), upstream: endpoint },
-  'expected a port, as { listen: 8080, upstream: "127.0.0.1:9000" }',
-);
-
-const vip = z.strictObject(
-  {
-    address: vipAddress,
-    device: z.string("expected a network device").regex(/^[^\s/:]{1,15}$/, "expected a network device"),
-  },
-  "expected a VIP, as { address: 10.99.0.50/24, device: eth0 }",
-);
-
-const workload = z.strictObject(
-  {
-    name,
-    start: truth.default(false),
-    container: container.optional(),
-    bundle: path("an OCI bundle").optional(),
-    ports: list(port, "expected a list of 1-64 ports", 1, 64),
-    vip: vip.optional(),
-    outbound: z.enum(["close", "keep"], "expected close or keep").default("close"),
-    limits: limits.default(LIMITS),
-  },
-  "expected a workload",
-);
-
-const file = z.strictObject(
-  {
-    node: name,
-    store: storeUrl,
-    listen: endpoint,
-    peers: z
-      .record(name, endpoint, "expected nodes and their addresses, as { b: 10.99.0.3:7400 }")
-      .default({}),
-    stateDir: path("a folder of this agent's own").refine(
-      (value) => value.length <= STATE_DIR_CHARS_MAX,
-      `expected a path of at most ${STATE_DIR_CHARS_MAX} characters (sockets live below it)`,
-    ),
-    key: z.string("expected file:PATH").regex(/^file:./, "expected file:PATH"),
-    workloads: list(workload, "expected a list of at most 100 workloads", 0, 100),
-    admin: endpoint.optional(),
-    metrics: endpoint.optional(),
-  },
-  "expected a mapping with node, store, listen, stateDir, key and workloads",
-);
-type File = z.infer<typeof file>;
+const MIB = 1_048_576;
 
 /** @throws HoldfastError `CONFIG_INVALID`: one line, file and key path first */
 export function loadConfig(fileName: string): AgentConfig {
@@ -258,7 +110,7 @@ export function loadConfig(fileName: string): AgentConfig {
 /** @param fileName for messages, and for a relative path of the key file. @throws HoldfastError `CONFIG_INVALID` */
 export function parseConfig(contents: string, fileName: string): AgentConfig {
   const raw = parseYaml(contents, fileName);
-  const parsed = file.safeParse(raw);
+  const parsed = fileSchema.safeParse(raw);
   if (!parsed.success) {
     const { at, message } = describeIssue(parsed.error.issues[0] as z.core.$ZodIssue, raw);
     throw invalid(fileName, at, message);
@@ -268,25 +120,6 @@ export function parseConfig(contents: string, fileName: string): AgentConfig {
   };
   crossCheck(parsed.data, fail);
   return complete(parsed.data, fileName, readKey(parsed.data.key, fileName, fail));
-}
-
-/** `IP:PORT` or `[IP]:PORT`; null when it is neither. */
-export function parseEndpoint(value: string): Endpoint | null {
-  const match = /^(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):(\d{1,5})$/.exec(value);
-  if (match === null) return null;
-  const [, six, four, digits] = match;
-  const address = six ?? four ?? "";
-  const number = Number(digits);
-  if (isIP(address) !== (six === undefined ? 4 : 6) || number < 1 || number > 65_535) return null;
-  return { address, port: number };
-}
-
-export function formatEndpoint({ address, port }: Endpoint): string {
-  return isIP(address) === 6 ? `[${address}]:${port}` : `${address}:${port}`;
-}
-
-export function isLoopback(address: string): boolean {
-  return loopback.check(address, isIP(address) === 6 ? "ipv6" : "ipv4");
 }
 
 function parseYaml(contents: string, fileName: string): unknown {
@@ -400,7 +233,9 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
     }
     const listenAddress = vipAddress ?? config.listen.address;
     const here = localAddresses(config.listen.address, vipAddress);
-    for (const [number, { listen, upstream }] of one.ports.entries()) {
+    for (const [number, port] of one.ports.entries()) {
+      const { listen, upstream } = port;
+      checkPort(port, `${at}.ports[${number}]`, fail);
       take(`${at}.ports[${number}].listen`, { address: listenAddress, port: listen });
       if (!isLoopback(upstream.address) && !here.has(upstream.address)) {
         fail(
@@ -418,6 +253,22 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       }
     }
   }
+  checkSums(config, fail);
+}
+
+/** Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes. */
+function checkSums({ workloads, limits }: File, fail: (at: string, message: string) => never): void {
+  const holding = workloads.filter(({ ports }) => ports.some(({ continuity }) => continuity === "replay"));
+  const check = (key: keyof AgentLimits, limit: "heldWorkloadBytesMax" | "spillBytesMax") => {
+    const sumMb = Math.ceil(holding.reduce((sum, one) => sum + one.limits[limit], 0) / MIB);
+    if (sumMb <= limits[key]) return;
+    fail(
+      `limits.${key}`,
+      `expected at least ${sumMb}, the sum of limits.${limit} of the ${holding.length} workloads with replay (raise this one or lower those), got ${limits[key]}`,
+    );
+  };
+  check("heldMbMax", "heldWorkloadBytesMax");
+  check("spillMbMax", "spillBytesMax");
 }
 
 function localAddresses(...more: (string | undefined)[]): Set<string> {
@@ -465,20 +316,28 @@ function complete(config: File, fileName: string, key: Buffer): AgentConfig {
     stateDir: config.stateDir,
     socket: join(config.stateDir, "agent.sock"),
     key,
-    workloads: config.workloads.map((one) => ({
-      name: one.name,
-      start: one.start,
-      container: one.container ?? null,
-      bundle: one.bundle ?? null,
-      ports: one.ports,
-      vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
-      downstream: one.vip === undefined ? "relay" : "takeover",
-      listenAddress: one.vip?.address.address ?? config.listen.address,
-      outbound: one.outbound,
-      limits: one.limits,
-    })),
+    workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
+    limits: config.limits,
     admin: config.admin ?? null,
     metrics: config.metrics ?? null,
+  };
+}
+
+function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfig {
+  return {
+    name: one.name,
+    start: one.start,
+    container: one.container ?? null,
+    bundle: one.bundle ?? null,
+    ports: one.ports.map(completePort),
+    vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
+    downstream: one.vip === undefined ? "relay" : "takeover",
+    listenAddress: one.vip?.address.address ?? nodeAddress,
+    outbound: one.outbound,
+    restart: one.restart,
+    stopSignal: one.stopSignal,
+    stopMsMax: one.stopMsMax,
+    limits: one.limits,
   };
 }
 

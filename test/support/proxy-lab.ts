@@ -17,7 +17,13 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Channel } from "#proxy/contract/channel.ts";
-import type { Configure, ProxyCommands, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
+import type {
+  Configure,
+  PortConfig,
+  ProxyCommands,
+  ProxyLimits,
+  SessionInfo,
+} from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { listSockets } from "#proxy/tcp/diag.ts";
 import {
@@ -47,6 +53,23 @@ export const LIMITS: ProxyLimits = {
   drainMsMax: 200,
   heldSessionsMax: 100,
   lingerMsMax: 5000,
+  holdMsMax: 5000,
+  replayBytesMax: 262_144,
+  stallMsMax: 1000,
+  heldSessionBytesMax: 1_048_576,
+  heldWorkloadBytesMax: 16_777_216,
+  spillBytesMax: 67_108_864,
+  pingMs: 10_000,
+  detachedMsMax: 5000,
+  probeMsMax: 5000,
+};
+const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
+  protocol: "auto",
+  continuity: "transplant",
+  replayUnsafe: false,
+  delivery: "atMostOnce",
+  naming: null,
+  probes: [],
 };
 
 export interface LabOptions {
@@ -143,8 +166,9 @@ export class ProxyLab {
       node: name,
       downstream: this.options.downstream,
       listenAddress: this.listenAddress(name),
-      ports: [{ listen: CLIENT_PORT, upstream: APP }],
+      ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP }],
       linkAddress: `${ADDRESS[name]}:0`,
+      spillDir: this.directory,
       limits: { ...LIMITS, ...this.options.limits },
     };
     await proxy.call("configure", config, KEY);

@@ -6,7 +6,10 @@ import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import fc from "fast-check";
 import { parse, stringify } from "yaml";
-import { formatEndpoint, LIMITS, loadConfig, parseConfig, parseEndpoint } from "#control/cli/config.ts";
+import { loadConfig, parseConfig } from "#control/cli/config.ts";
+import { AGENT_LIMITS, LIMITS } from "#control/cli/config-schema.ts";
+import { formatEndpoint, parseEndpoint } from "#control/cli/endpoint.ts";
+import type { PortConfig } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "holdfast-config-"));
@@ -34,6 +37,17 @@ workloads:
     ports: [{ listen: 8080, upstream: "127.0.0.1:9000" }]
     vip: { address: 10.99.0.50/24, device: eth0 }
 `;
+
+const PORT: PortConfig = {
+  listen: 8080,
+  upstream: { address: "127.0.0.1", port: 9000 },
+  protocol: "auto",
+  continuity: "transplant",
+  replayUnsafe: false,
+  delivery: "atMostOnce",
+  naming: null,
+  probes: [],
+};
 
 // biome-ignore lint/suspicious/noExplicitAny: tests break the file in every possible place.
 type Raw = any;
@@ -68,14 +82,18 @@ describe("the agent's configuration", () => {
             mounts: [{ source: "/data/chat", target: "/data", shared: true, readonly: false }],
           },
           bundle: null,
-          ports: [{ listen: 8080, upstream: { address: "127.0.0.1", port: 9000 } }],
+          ports: [PORT],
           vip: { address: "10.99.0.50", prefix: 24, device: "eth0" },
           downstream: "takeover",
           listenAddress: "10.99.0.50",
           outbound: "close",
+          restart: "on-failure",
+          stopSignal: "SIGTERM",
+          stopMsMax: 10_000,
           limits: LIMITS,
         },
       ],
+      limits: AGENT_LIMITS,
       admin: null,
       metrics: null,
     });
@@ -106,7 +124,109 @@ describe("the agent's configuration", () => {
     assert.deepEqual(config.admin, { address: "::1", port: 7401 });
   });
 
-  const bad: [name: string, change: (raw: Raw) => void, message: string | RegExp][] = [
+  test("everything a port may be told", () => {
+    const config = parseConfig(
+      changed((raw) => {
+        const port = { listen: 1, upstream: "127.0.0.1:9000", continuity: "replay" };
+        raw.workloads[0].ports = [
+          { ...port, protocol: "http", replayUnsafe: true, session: { cookie: "sid", issue: true } },
+          {
+            ...port,
+            listen: 2,
+            protocol: "websocket",
+            delivery: "atLeastOnce",
+            session: { subprotocol: "s." },
+          },
+          { ...port, listen: 3, session: { header: "X-Session" }, probes: ["/healthz", "/ready?full"] },
+          { ...port, listen: 4, session: { query: "sid" } },
+          { ...port, listen: 5, continuity: "transplant", protocol: "tls" },
+        ];
+        Object.assign(raw.workloads[0], { restart: "always", stopSignal: "SIGQUIT", stopMsMax: 500 });
+        raw.limits = { heldMbMax: 64 };
+      }),
+      file,
+    );
+    assert.deepEqual(
+      config.workloads[0]?.ports.map(({ listen: _, upstream: __, ...port }) => port),
+      [
+        {
+          protocol: "http",
+          continuity: "replay",
+          replayUnsafe: true,
+          delivery: "atMostOnce",
+          naming: { from: "cookie", name: "sid", issue: true },
+          probes: [],
+        },
+        {
+          protocol: "websocket",
+          continuity: "replay",
+          replayUnsafe: false,
+          delivery: "atLeastOnce",
+          naming: { from: "subprotocol", name: "s.", issue: false },
+          probes: [],
+        },
+        {
+          protocol: "auto",
+          continuity: "replay",
+          replayUnsafe: false,
+          delivery: "atMostOnce",
+          naming: { from: "header", name: "X-Session", issue: false },
+          probes: ["/healthz", "/ready?full"],
+        },
+        {
+          protocol: "auto",
+          continuity: "replay",
+          replayUnsafe: false,
+          delivery: "atMostOnce",
+          naming: { from: "query", name: "sid", issue: false },
+          probes: [],
+        },
+        {
+          protocol: "tls",
+          continuity: "transplant",
+          replayUnsafe: false,
+          delivery: "atMostOnce",
+          naming: null,
+          probes: [],
+        },
+      ],
+    );
+    const { restart, stopSignal, stopMsMax } = config.workloads[0] ?? {};
+    assert.deepEqual(
+      { restart, stopSignal, stopMsMax },
+      { restart: "always", stopSignal: "SIGQUIT", stopMsMax: 500 },
+    );
+    assert.deepEqual(config.limits, { heldMbMax: 64, spillMbMax: 4_096 });
+  });
+
+  test("what is held is bounded for the agent as a whole, and counted where there is replay", () => {
+    const nine = (continuity: string, more: object = {}) =>
+      changed((raw) => {
+        const [chat] = raw.workloads;
+        delete chat.vip;
+        raw.workloads = Array.from({ length: 9 }, (_, index) => ({
+          ...chat,
+          name: `chat-${index}`,
+          ports: [{ listen: 8000 + index, upstream: "127.0.0.1:9000", continuity }],
+          ...more,
+        }));
+      });
+    assert.equal(parseConfig(nine("transplant"), file).workloads.length, 9);
+    refusedWith(
+      nine("replay"),
+      "limits.heldMbMax: expected at least 576, the sum of limits.heldWorkloadBytesMax of the 9 workloads with replay (raise this one or lower those), got 512",
+    );
+    refusedWith(
+      nine("replay", { limits: { heldWorkloadBytesMax: 1 } }),
+      /^limits\.spillMbMax: expected at least 9216,/,
+    );
+    const small = { limits: { heldWorkloadBytesMax: 59_652_323, spillBytesMax: 0 } };
+    assert.equal(parseConfig(nine("replay", small), file).workloads.length, 9);
+  });
+
+  type Bad = [name: string, change: (raw: Raw) => void, message: string | RegExp];
+  const port = (keys: object) => (raw: Raw) => Object.assign(raw.workloads[0].ports[0], keys);
+  const bad: Bad[] = [
     [
       "no node",
       (r) => delete r.node,
@@ -259,6 +379,98 @@ describe("the agent's configuration", () => {
       (r) => (r.workloads[0].limits = { deadlineMs: 5 }),
       /limits.deadlineMs: expected milliseconds 100-3600000, got 5$/,
     ],
+    [
+      "protocol",
+      port({ protocol: "udp" }),
+      /protocol: expected auto, tcp, http, websocket, h2 or tls, got "udp"$/,
+    ],
+    ["continuity", port({ continuity: "move" }), /continuity: expected transplant or replay, got "move"$/],
+    ...["tcp", "tls", "h2"].map(
+      (protocol): Bad => [
+        `replay of ${protocol}`,
+        port({ protocol, continuity: "replay" }),
+        `workloads[0].ports[0].continuity: expected transplant (nothing of protocol ${protocol} can be sent again), got "replay"`,
+      ],
+    ),
+    [
+      "replayUnsafe without replay",
+      port({ replayUnsafe: true }),
+      "workloads[0].ports[0].replayUnsafe: expected it with continuity: replay only, got true",
+    ],
+    [
+      "delivery without replay",
+      port({ delivery: "atMostOnce" }),
+      /^workloads\[0\]\.ports\[0\]\.delivery: expected it with continuity: replay only, got "atMostOnce"$/,
+    ],
+    ["delivery", port({ delivery: "twice" }), /delivery: expected atMostOnce or atLeastOnce, got "twice"$/],
+    [
+      "two places for a name",
+      port({ session: { cookie: "a", query: "b" } }),
+      /session: expected exactly one of cookie, header, query and subprotocol, got cookie, query$/,
+    ],
+    ["no place for a name", port({ session: {} }), /session: expected exactly one of .*, got none$/],
+    [
+      "a header that is issued",
+      port({ session: { header: "x", issue: true } }),
+      /session\.issue: expected it with a cookie only/,
+    ],
+    [
+      "cookie name",
+      port({ session: { cookie: "a b" } }),
+      /session\.cookie: expected the name of a cookie .*, got "a b"$/,
+    ],
+    ["header name", port({ session: { header: "x:y" } }), /session\.header: expected the name of a header /],
+    [
+      "query name",
+      port({ session: { query: "a=b" } }),
+      /session\.query: expected the name of a query parameter/,
+    ],
+    [
+      "subprotocol",
+      port({ session: { subprotocol: "a,b" } }),
+      /session\.subprotocol: expected the beginning /,
+    ],
+    [
+      "a name in what is not looked at",
+      port({ protocol: "tls", session: { cookie: "a" } }),
+      /ports\[0\]\.session: expected protocol auto, http or websocket with it, got "tls"$/,
+    ],
+    [
+      "probes of what is not looked at",
+      port({ protocol: "h2", probes: ["/healthz"] }),
+      /ports\[0\]\.probes: expected protocol auto, http or websocket with it, got "h2"$/,
+    ],
+    [
+      "probe",
+      port({ probes: ["healthz"] }),
+      /probes\[0\]: expected the path of a health check, .*, got "healthz"$/,
+    ],
+    ["probe with a space", port({ probes: ["/a b"] }), /probes\[0\]: expected the path of a health check/],
+    [
+      "17 probes",
+      port({ probes: Array(17).fill("/") }),
+      /probes: expected a list of at most 16 paths, got a list$/,
+    ],
+    [
+      "restart",
+      (r) => (r.workloads[0].restart = "no"),
+      /restart: expected always, on-failure or never, got "no"$/,
+    ],
+    [
+      "stopSignal",
+      (r) => (r.workloads[0].stopSignal = "SIGSTOP"),
+      /stopSignal: expected SIGTERM, .* or SIGKILL, got "SIGSTOP"$/,
+    ],
+    [
+      "stopMsMax",
+      (r) => (r.workloads[0].stopMsMax = 0),
+      /stopMsMax: expected milliseconds 1-3600000, got 0$/,
+    ],
+    [
+      "held memory",
+      (r) => (r.limits = { heldMbMax: -1 }),
+      /^limits\.heldMbMax: expected a number of MiB 0-1048576, got -1$/,
+    ],
   ];
   for (const [what, change, message] of bad) {
     test(`refused in one line: ${what}`, () => refusedWith(changed(change), message));
@@ -303,6 +515,11 @@ describe("the agent's configuration", () => {
       "workloads",
       "workloads.0",
       "workloads.0.ports",
+      "workloads.0.ports.0",
+      "workloads.0.ports.0.session",
+      "workloads.0.ports.0.probes",
+      "workloads.0.restart",
+      "limits",
       "workloads.0.container",
       "workloads.0.container.env",
       "workloads.0.vip",

@@ -8,7 +8,8 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { after, describe, it } from "node:test";
-import { LIMITS, parseConfig } from "#control/cli/config.ts";
+import { parseConfig } from "#control/cli/config.ts";
+import { LIMITS } from "#control/cli/config-schema.ts";
 import { EXIT, EXIT_HELP } from "#control/cli/exit-status.ts";
 import { runProgram } from "#control/cli/program.ts";
 
