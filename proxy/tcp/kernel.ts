@@ -460,6 +460,11 @@ export function ioctlInt(fd: number, request: number): number {
   return intView.getInt32(0, true);
 }
 
+/** ioctl(2) that reads and writes a structure: PIDFD_GET_INFO. */
+export function ioctlBuffer(fd: number, request: number, structure: Buffer): void {
+  check(libc().ioctl(fd, request, structure), `ioctl(${request.toString(16)})`);
+}
+
 /** Bytes read; 0 at the end of the stream; HoldfastError code EAGAIN when nothing is there. */
 export function recv(fd: number, into: Buffer, flags: number): number {
   return check(libc().recv(fd, into, into.length, flags), "recv");
