@@ -41,7 +41,10 @@ procps sysctl
 util-linux nsenter
 nginx-light nginx
 openssl openssl
-curl curl'
+curl curl
+nghttp2-client nghttp
+nghttp2-client h2load
+python3 /usr/bin/python3'
 
 missing_packages() {
   echo "$debian_tools" | while read -r package command; do
