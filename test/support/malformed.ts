@@ -1413,3 +1413,113 @@ export function seededRandom(seed: number): () => number {
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296;
   };
 }
+
+/** Input without an end, of which a receiver must not keep everything: `block` over and over, after `opening`. */
+export interface Endless {
+  name: string;
+  protocol: "http" | "websocket";
+  side: "client" | "server";
+  /** what the other side has sent before */
+  before: Buffer;
+  opening: Buffer;
+  block: Buffer;
+  why: string;
+}
+
+const ENDLESS_BLOCK_BYTES = 48 * 1024;
+const blockOf = (part: Buffer | string): Buffer => {
+  const bytes = typeof part === "string" ? latin1(part) : part;
+  return Buffer.concat(new Array(Math.ceil(ENDLESS_BLOCK_BYTES / bytes.length)).fill(bytes));
+};
+const REQUEST_HEAD = "POST /first HTTP/1.1\r\nHost: a\r\n";
+
+function endless(
+  side: "client" | "server",
+  name: string,
+  why: string,
+  start: string | Buffer,
+  part: string | Buffer,
+): Endless {
+  const protocol = name.startsWith("websocket") ? "websocket" : "http";
+  const before = protocol === "http" ? GET_BEFORE : HANDSHAKE;
+  return {
+    name: `endless-${name}`,
+    protocol,
+    side,
+    before: side === "client" ? NOTHING : before,
+    opening: typeof start === "string" ? latin1(start) : start,
+    block: blockOf(part),
+    why,
+  };
+}
+
+export const ENDLESS: readonly Endless[] = [
+  endless("client", "empty-lines", "RFC 9112 2.2: empty lines before a request", "", "\r\n"),
+  endless("client", "target", "RFC 9112 3: a target", "GET /", "a"),
+  endless("client", "field-value", "RFC 9110 5.4: one field", `${REQUEST_HEAD}X: `, "y"),
+  endless("client", "fields", "RFC 9110 5.4: many fields", REQUEST_HEAD, "X: y\r\n"),
+  endless("client", "folds", "RFC 9112 5.2: one folded field", `${REQUEST_HEAD}X: y\r\n`, " y\r\n"),
+  endless(
+    "client",
+    "te-list",
+    "RFC 9112 6.1: a list of codings",
+    `${REQUEST_HEAD}Transfer-Encoding: `,
+    "gzip, ",
+  ),
+  endless("client", "chunk-size", "RFC 9112 7.1: zeros before a size", `${REQUEST_HEAD}${CHUNKED}\r\n`, "0"),
+  endless(
+    "client",
+    "chunk-extension",
+    "RFC 9112 7.1.1: an extension",
+    `${REQUEST_HEAD}${CHUNKED}\r\n5;`,
+    "a",
+  ),
+  endless(
+    "client",
+    "small-chunks",
+    "RFC 9112 7.1: chunks of a byte",
+    `${REQUEST_HEAD}${CHUNKED}\r\n`,
+    "1\r\nx\r\n",
+  ),
+  endless("client", "trailers", "RFC 9112 7.1.2: trailers", `${REQUEST_HEAD}${CHUNKED}\r\n0\r\n`, "X: y\r\n"),
+  endless("client", "pipeline", "RFC 9112 9.3.2: requests without waiting", "", GET_BEFORE),
+  endless(
+    "client",
+    "websocket-fragments",
+    "RFC 6455 5.4: one message",
+    Buffer.concat([HANDSHAKE, frame(TEXT, "a")]),
+    frame(CONTINUATION, "a"),
+  ),
+  endless(
+    "client",
+    "websocket-empty-fragments",
+    "RFC 6455 5.4: one empty message",
+    Buffer.concat([HANDSHAKE, frame(TEXT, "")]),
+    frame(CONTINUATION, ""),
+  ),
+  endless("client", "websocket-pings", "RFC 6455 5.5.2: pings", HANDSHAKE, frame(FIN | PING, "")),
+  endless(
+    "client",
+    "websocket-messages",
+    "RFC 6455 5.6: messages nobody answers",
+    HANDSHAKE,
+    frame(FIN | TEXT, "a"),
+  ),
+  endless("server", "interim-answers", "RFC 9110 15.2: 103 for ever", "", "HTTP/1.1 103 Early Hints\r\n\r\n"),
+  endless("server", "status-line", "RFC 9112 4: a reason", "HTTP/1.1 200 ", "O"),
+  endless("server", "answer-fields", "RFC 9110 5.4: many fields", OK, "X: y\r\n"),
+  endless(
+    "server",
+    "answers",
+    "RFC 9112 9.2: answers nobody asked for",
+    "",
+    "HTTP/1.1 204 No Content\r\n\r\n",
+  ),
+  endless(
+    "server",
+    "websocket-answer-fragments",
+    "RFC 6455 5.4: one message",
+    Buffer.concat([HANDSHAKE_ANSWER, frame(TEXT, "a", { masked: false })]),
+    frame(CONTINUATION, "a", { masked: false }),
+  ),
+];

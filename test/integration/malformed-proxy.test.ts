@@ -1,0 +1,179 @@
+/**
+ * Malformed and ambiguous input through one real proxy process, between raw ends: each byte arrives as it was sent, each
+ * end as it was made, whatever the proxy believes about the protocol; and nothing of it stays behind.
+ */
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import {
+  ENDLESS,
+  type Endless,
+  MALFORMED,
+  type Malformed,
+  randomSplit,
+  seededRandom,
+} from "#test/support/malformed.ts";
+import { MalformedStage, type PortShape } from "#test/support/malformed-stage.ts";
+import { RawApplication, RawEnd } from "#test/support/raw-ends.ts";
+
+/** Entries (their frames, where a handshake precedes them) up to here are also sent byte by byte, each waited for. */
+const SINGLE_BYTES_MAX = 320;
+const RANDOM_PARTS_MAX = 7;
+const SEED = 20_260_101;
+const ENDLESS_BYTES = 24 * 1024 * 1024;
+/** the process's growth as a part of what passed: V8 lets tens of megabytes of garbage lie before it looks */
+const GROWTH_SHARE_MAX = 0.5;
+/** while {@link ENDLESS_BYTES} pass through each of the ports at once: less than half of it kept */
+const ENDLESS_GROWTH_BYTES_MAX = 64 * 1024 * 1024;
+
+const SHAPES: PortShape[] = (["auto", "http", "websocket"] as const).flatMap((protocol) =>
+  (["transplant", "replay"] as const).map((continuity) => ({ protocol, continuity })),
+);
+const NAMES = SHAPES.map(({ protocol, continuity }) => `${protocol}, ${continuity}`);
+
+const SPLITS = ["whole", "single bytes", "random"] as const;
+const ENDINGS = ["application ends", "application resets", "client ends", "client resets"] as const;
+type Split = (typeof SPLITS)[number];
+type Ending = (typeof ENDINGS)[number];
+
+const sent = (side: "client" | "server"): Malformed[] => MALFORMED.filter((entry) => entry.side === side);
+const asked = sent("client");
+const answered = sent("server");
+
+/** The lengths of the parts that an entry is sent in. */
+function partsOf(entry: Malformed, split: Split, random: () => number): number[] {
+  const { bytes, handshakeBytes } = entry;
+  if (bytes.length === 0) return [];
+  if (split === "random") return randomSplit(bytes, RANDOM_PARTS_MAX, random);
+  const rest = bytes.length - handshakeBytes;
+  if (split === "single bytes" && rest <= SINGLE_BYTES_MAX)
+    return [...(handshakeBytes > 0 ? [handshakeBytes] : []), ...new Array<number>(rest).fill(1)];
+  return [bytes.length];
+}
+
+describe("malformed input between raw ends", { timeout: 300_000 }, () => {
+  const applications: RawApplication[] = [];
+  let stage: MalformedStage;
+  let passedBytes = 0;
+
+  before(async () => {
+    for (const _ of SHAPES) applications.push(await RawApplication.start());
+    stage = await MalformedStage.start(
+      SHAPES.map((shape, at) => ({ port: (applications[at] as RawApplication).port, shape })),
+    );
+  });
+  after(async () => {
+    await stage.stop();
+    for (const application of applications) application.close();
+  });
+
+  async function dial(lane: number): Promise<{ client: RawEnd; server: RawEnd }> {
+    const client = await RawEnd.dial(stage.ports[lane] as number);
+    return { client, server: await (applications[lane] as RawApplication).accept() };
+  }
+
+  /** One end sends the entry, the other one has it, and nothing else; part by part where they are few. */
+  async function passes(from: RawEnd, to: RawEnd, entry: Malformed, parts: number[]): Promise<void> {
+    const start = to.receivedBytes;
+    await from.send(entry.bytes, parts, (sentBytes) => to.has(start + sentBytes));
+    assert.deepEqual(to.received.subarray(start), entry.bytes);
+    assert.equal(to.over, null);
+    passedBytes += entry.bytes.length;
+  }
+
+  async function finish(client: RawEnd, server: RawEnd, ending: Ending): Promise<void> {
+    const [first, second] = ending.startsWith("client") ? [client, server] : [server, client];
+    const counts = [first.receivedBytes, second.receivedBytes];
+    if (ending.endsWith("resets")) {
+      first.socket.resetAndDestroy();
+      assert.equal(await second.ending(), "ECONNRESET");
+    } else {
+      first.socket.end();
+      assert.equal(await second.ending(), "end");
+      second.socket.end();
+      assert.equal(await first.ending(), "end");
+    }
+    assert.deepEqual([first.receivedBytes, second.receivedBytes], counts, "nobody has added anything");
+  }
+
+  /** Each entry once on this port; split and ending change from entry to entry, so that three rounds have all splits. */
+  async function round(lane: number, turn: number): Promise<number> {
+    const random = seededRandom(SEED + lane * 100 + turn);
+    let connections = 0;
+    for (let at = 0; at < Math.max(asked.length, answered.length); at++) {
+      const request = asked[at % asked.length] as Malformed;
+      const answer = answered[at % answered.length] as Malformed;
+      const split = SPLITS[(at + turn) % SPLITS.length] as Split;
+      const ending = ENDINGS[(at + turn) % ENDINGS.length] as Ending;
+      try {
+        const { client, server } = await dial(lane);
+        connections++;
+        await passes(client, server, request, partsOf(request, split, random));
+        await passes(server, client, answer, partsOf(answer, split, random));
+        await finish(client, server, ending);
+      } catch (cause) {
+        throw new Error(`${request.name}, answered with ${answer.name}, ${split}, ${ending}`, { cause });
+      }
+    }
+    return connections;
+  }
+
+  async function nothingIsLeft(connections: number[]): Promise<void> {
+    await stage.proxy.untilSessions(0);
+    assert.ok(stage.isAlive);
+    assert.deepEqual(
+      applications.map((application) => application.connections),
+      connections,
+      "one connection to the application for each of the clients'",
+    );
+  }
+
+  const total = SHAPES.map(() => 0);
+  for (const [lane, name] of NAMES.entries())
+    it(`arrives byte for byte, and the end as it was made: ${name}`, async () => {
+      for (let turn = 0; turn < SPLITS.length; turn++)
+        total[lane] = (total[lane] ?? 0) + (await round(lane, turn));
+      await nothingIsLeft(total);
+    });
+
+  it("leaves no memory behind", async () => {
+    const beforeBytes = await stage.rssBytes();
+    const passedBefore = passedBytes;
+    const descriptors = stage.proxy.descriptors;
+    await Promise.all(
+      SHAPES.map(async (_, lane) => {
+        for (let turn = 0; turn < SPLITS.length; turn++)
+          total[lane] = (total[lane] ?? 0) + (await round(lane, turn));
+      }),
+    );
+    await nothingIsLeft(total);
+    const growth = (await stage.rssBytes()) - beforeBytes;
+    const passed = passedBytes - passedBefore;
+    assert.ok(growth < passed * GROWTH_SHARE_MAX, `${growth} bytes more than before, ${passed} have passed`);
+    assert.ok(stage.proxy.descriptors <= descriptors, "a descriptor is left");
+  });
+
+  /** Sends an entry's beginning and then its block, over and over; the other end takes it all. */
+  async function stream(lane: number, entry: Endless): Promise<void> {
+    const { client, server } = await dial(lane);
+    const [from, to] = entry.side === "client" ? [client, server] : [server, client];
+    await to.send(entry.before, [entry.before.length]);
+    await from.has(entry.before.length);
+    to.keeps = false;
+    const blocks = Math.ceil(ENDLESS_BYTES / entry.block.length);
+    await from.send(entry.opening, [entry.opening.length]);
+    for (let block = 0; block < blocks; block++) await from.send(entry.block, [entry.block.length]);
+    const expected = entry.opening.length + blocks * entry.block.length;
+    await to.has(expected);
+    assert.equal(to.receivedBytes, expected, entry.name);
+    await finish(client, server, "client resets");
+  }
+
+  for (const entry of ENDLESS)
+    it(`passes ${entry.name} without keeping it`, async () => {
+      const beforeBytes = await stage.rssBytes();
+      await Promise.all(SHAPES.map((_, lane) => stream(lane, entry)));
+      const growth = (await stage.rssBytes()) - beforeBytes;
+      assert.ok(growth < ENDLESS_GROWTH_BYTES_MAX, `${growth} bytes more than before`);
+      await stage.proxy.untilSessions(0);
+    });
+});
