@@ -21,7 +21,7 @@ import { OPAQUE_REASONS, type OpaqueReason } from "./opaque-reason.ts";
 import { PartialBytes } from "./partial-bytes.ts";
 import { StateReader, StateWriter } from "./state-codec.ts";
 import { WebSocketConversation, type WebSocketHooks, type WebSocketState } from "./websocket-conversation.ts";
-import type { FrameWalker } from "./websocket-frames.ts";
+import type { FrameHooks, FrameWalker } from "./websocket-frames.ts";
 
 export type { Protocol } from "./detect.ts";
 export type { RequestRecord } from "./http-conversation.ts";
@@ -192,13 +192,10 @@ export class Observer {
     this.#http?.outboundFin();
   }
 
-  /**
-   * Where the client's frames are now, to go on with bytes that do not pass the observer: an independent walker, `clone` it with
-   * hooks. A WebSocket only.
-   */
-  frames(): FrameWalker {
+  /** Where the client's frames are now, to go on with bytes that do not pass the observer: independent. Of a WebSocket only. */
+  frames(hooks: FrameHooks = {}): FrameWalker {
     assert.ok(this.#webSocket !== null, `frames of ${this.#protocol}`);
-    return this.#webSocket.frames();
+    return this.#webSocket.frames(hooks);
   }
 
   #end(reason: OpaqueReason | null): void {

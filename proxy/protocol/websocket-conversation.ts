@@ -28,8 +28,6 @@ export interface WebSocketState {
   readonly lastMessageOutEnd: number;
 }
 
-const NO_HOOKS: FrameHooks = {};
-
 export class WebSocketConversation implements WebSocketState, FrameHooks {
   /** complete messages of the client */
   messages = 0;
@@ -87,8 +85,8 @@ export class WebSocketConversation implements WebSocketState, FrameHooks {
     return this.#out.feed(chunk);
   }
 
-  frames(): FrameWalker {
-    return this.#in.clone(NO_HOOKS);
+  frames(hooks: FrameHooks): FrameWalker {
+    return this.#in.clone(hooks);
   }
 
   onFrame(walker: FrameWalker): void {

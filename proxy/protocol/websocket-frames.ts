@@ -25,6 +25,8 @@ export interface FrameHooks {
   onFrameStart?(walker: FrameWalker): void;
   /** the frame is complete; `walker.controlPayload` is that of a control frame */
   onFrame?(walker: FrameWalker): void;
+  /** … of a control frame only: its payload, unmasked, ≤ 125 bytes */
+  onControl?(opcode: number, payload: Buffer): void;
 }
 
 export interface FrameWalkerOptions {
@@ -210,6 +212,7 @@ export class FrameWalker {
         }
         this.closed = true;
       }
+      this.#hooks.onControl?.(this.opcode, this.controlPayload);
     }
     this.#hooks.onFrame?.(this);
     if (this.opcode < OPCODE.close && this.fin) this.messageStart = -1;
