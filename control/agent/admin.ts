@@ -5,7 +5,8 @@
  *   GET  /v1/workloads/NAME/sessions      { sessions: SessionInfo[] }
  *   GET  /v1/check                        { findings: Finding[] }
  *   POST /v1/workloads/NAME/migrate       { to, deadlineMs? } → NDJSON: phase lines, then a result or an error line
- *   POST /v1/workloads/NAME/cancel        { cancelled }
+ *   POST /v1/workloads/NAME/restart       { drainMs? } → the same
+ *   POST /v1/workloads/NAME/cancel        { cancelled }: the move, or the restart
  *   POST /v1/workloads/NAME/stop          {}
  *   GET  /healthz, /metrics               also on the address `metrics:` of the configuration
  */
@@ -23,6 +24,8 @@ import type { Workload } from "./workload.ts";
 /** for `status`: a peer that takes longer is not connected */
 const PEER_MS_MAX = 1_000;
 const BODY_BYTES_MAX = 64 * 1024;
+const DRAIN_MS = 1_000;
+const restartSchema = z.strictObject({ drainMs: z.number().int().min(0).max(3_600_000).optional() });
 const migrateSchema = z.strictObject({
   to: z.string().min(1).max(40),
   deadlineMs: z.number().int().min(1).max(3_600_000).optional(),
@@ -34,6 +37,7 @@ const STATUS: Record<string, number> = {
   NOT_FOUND: 404,
   REQUEST_INVALID: 400,
   MIGRATION_BUSY: 409,
+  RESTART_BUSY: 409,
   STORE_BUSY: 409,
   NOT_OWNER: 409,
   ALREADY_THERE: 409,
@@ -123,8 +127,10 @@ export class AdminServer {
         return sendJson(response, 200, { sessions: await workload().sessions() });
       case "POST /v1/workloads/NAME/migrate":
         return this.#migrate(workload(), request, response);
+      case "POST /v1/workloads/NAME/restart":
+        return this.#restart(workload(), request, response);
       case "POST /v1/workloads/NAME/cancel":
-        return sendJson(response, 200, { cancelled: workload().cancelMigration() });
+        return sendJson(response, 200, { cancelled: workload().cancel() });
       case "POST /v1/workloads/NAME/stop":
         await workload().stop();
         return sendJson(response, 200, {});
@@ -164,19 +170,8 @@ export class AdminServer {
   }
 
   async #migrate(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const parsed = migrateSchema.safeParse(await readJson(request));
-    if (!parsed.success) {
-      const issue = parsed.error.issues[0];
-      throw new HoldfastError(`${issue?.path.join(".") || "body"}: ${issue?.message}`, {
-        code: "REQUEST_INVALID",
-        source: "peer",
-      });
-    }
-    const { to, deadlineMs } = parsed.data;
-    const line = (value: object): void => {
-      if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-ndjson" });
-      response.write(`${JSON.stringify(value)}\n`);
-    };
+    const { to, deadlineMs } = await readBody(request, migrateSchema);
+    const line = lineWriter(response);
     // the one who asked may go away; the move goes on
     const move = await workload.migrate({
       to,
@@ -187,6 +182,32 @@ export class AdminServer {
     line({ type: "result", move });
     response.end();
   }
+
+  async #restart(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { drainMs = DRAIN_MS } = await readBody(request, restartSchema);
+    const line = lineWriter(response);
+    const restart = await workload.restart(drainMs, line);
+    line({ type: "result", restart });
+    response.end();
+  }
+}
+
+/** Lines of NDJSON; the status goes out with the first, as until then it may be refused. */
+function lineWriter(response: ServerResponse): (value: object) => void {
+  return (value) => {
+    if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-ndjson" });
+    response.write(`${JSON.stringify(value)}\n`);
+  };
+}
+
+async function readBody<T>(request: IncomingMessage, schema: z.ZodType<T>): Promise<T> {
+  const parsed = schema.safeParse(await readJson(request));
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  throw new HoldfastError(`${issue?.path.join(".") || "body"}: ${issue?.message}`, {
+    code: "REQUEST_INVALID",
+    source: "peer",
+  });
 }
 
 async function readJson(request: IncomingMessage): Promise<unknown> {

@@ -6,11 +6,14 @@ import type { Store } from "#proxy/store/store.ts";
 import type { ContainerRuntime } from "../container/runtime.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
+import type { AgentMetrics } from "./metrics.ts";
 
 export interface AgentContext {
   node: string;
   /** address other nodes reach this one at: agents, links between proxies */
   host: string;
+  /** read again by a restart */
+  configFile: string;
   stateDir: string;
   /** 32 bytes */
   key: Buffer;
@@ -22,6 +25,7 @@ export interface AgentContext {
   criu: FoundCriu;
   initBinary: string;
   log: Logger;
+  metrics: AgentMetrics;
   faults: Faults;
   /** A channel to the agent of another node. @throws HoldfastError when it cannot be reached or is not configured */
   dial(node: string, timeoutMs?: number): Promise<Channel>;

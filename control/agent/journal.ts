@@ -61,14 +61,23 @@ const debtSchema = z.strictObject({
   epoch: z.number().int().nonnegative(),
 });
 
+/** How far a restart of the application has come; see `supervisor.ts`. */
+const restartingSchema = z.strictObject({
+  /** pausing: clients begin to wait → stopping: it may have been told to end → starting → resuming: it listens again */
+  step: z.enum(["pausing", "stopping", "starting", "resuming"]),
+});
+
 const journalSchema = z.strictObject({
   role: z.enum(["none", "owner", "edge"]),
   epoch: z.number().int().nonnegative(),
   container: containerSchema.nullable(),
+  /** root of the application's tree; null: not looked for yet, or none */
+  application: processSchema.nullable(),
   proxy: z.strictObject({ process: processSchema, socketPath: z.string() }).nullable(),
   /** relay: nodes whose proxies hold clients of this workload */
   edges: z.array(z.string()),
   moving: movingSchema.nullable(),
+  restarting: restartingSchema.nullable(),
   debt: debtSchema.nullable(),
   /** set by `stop`: not to be started again by itself */
   stopped: z.boolean(),
@@ -76,15 +85,18 @@ const journalSchema = z.strictObject({
 
 export type Journal = z.infer<typeof journalSchema>;
 export type Moving = z.infer<typeof movingSchema>;
+export type RestartStep = z.infer<typeof restartingSchema>["step"];
 export type Debt = z.infer<typeof debtSchema>;
 
 export const EMPTY_JOURNAL: Journal = {
   role: "none",
   epoch: 0,
   container: null,
+  application: null,
   proxy: null,
   edges: [],
   moving: null,
+  restarting: null,
   debt: null,
   stopped: false,
 };

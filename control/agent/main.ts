@@ -48,6 +48,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const context: AgentContext = {
     node: config.node,
     host: config.listen.address,
+    configFile: config.file,
     stateDir: config.stateDir,
     key: config.key,
     store,
@@ -57,6 +58,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     criu: await findCriu(process.env.HOLDFAST_CACHE ?? CACHE_DIR),
     initBinary: INIT_BINARY,
     log,
+    metrics,
     faults: new Faults(process.env.HOLDFAST_FAULT),
     dial: (node, timeoutMs) => dial(config, node, workloads, timeoutMs),
   };

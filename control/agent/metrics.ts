@@ -9,6 +9,7 @@ export class AgentMetrics {
   #hold: Histogram<"downstream">;
   #phase: Histogram<"phase">;
   #storeUp: Gauge;
+  #restarts: Counter<"workload" | "reason">;
 
   constructor(workloads: Map<string, Workload>) {
     const registers = [this.registry];
@@ -38,6 +39,12 @@ export class AgentMetrics {
       registers,
     });
     this.#storeUp.set(1);
+    this.#restarts = new Counter({
+      name: "holdfast_application_restarts_total",
+      help: "Applications started again: on command, or after an end by status, by signal, or that nobody saw.",
+      labelNames: ["workload", "reason"] as const,
+      registers,
+    });
     new Gauge({
       name: "holdfast_agent_workloads",
       help: "Workloads of this node by what it is to them.",
@@ -52,6 +59,10 @@ export class AgentMetrics {
 
   storeUp(up: boolean): void {
     this.#storeUp.set(up ? 1 : 0);
+  }
+
+  restarted(workload: string, reason: "command" | "status" | "signal" | "unknown"): void {
+    this.#restarts.inc({ workload, reason });
   }
 
   moved(move: MoveResult): void {

@@ -86,13 +86,15 @@ export class ProxyClient {
     return this.#channel.closed;
   }
 
+  /** @param waitMs how long the proxy has been asked to wait before it answers */
   async command<Name extends keyof ProxyCommands, Result = unknown>(
     name: Name,
     params: ProxyCommands[Name],
     body?: Buffer,
+    waitMs = 0,
   ): Promise<{ result: Result; body: Buffer }> {
     return this.#channel.call<Result>(name, params, {
-      timeoutMs: COMMAND_MS_MAX,
+      timeoutMs: COMMAND_MS_MAX + waitMs,
       ...(body === undefined ? {} : { body }),
     });
   }

@@ -3,18 +3,15 @@
  * finds it again after a restart of the agent; the moves themselves are in `migration/`.
  */
 import { hkdfSync } from "node:crypto";
-import { once } from "node:events";
 import { mkdirSync } from "node:fs";
-import { readFile, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { Configure, SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
-import type { Ownership } from "#proxy/store/store.ts";
-import { listenBacklog } from "#proxy/tcp/diag.ts";
-import type { WorkloadConfig } from "../cli/config.ts";
+import { loadConfig, type WorkloadConfig } from "../cli/config.ts";
 import { isSameProcess, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import {
@@ -23,16 +20,17 @@ import {
   type ContainerRuntime,
   runPath,
 } from "../container/runtime.ts";
-import { INSIDE_CRIU } from "../container/spec.ts";
 import type { MoveResult, Outcome, PrepareCall, Report } from "../migration/move.ts";
 import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
 import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { continueProcess, Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
 import type { AgentContext } from "./context.ts";
-import { type Debt, EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
+import { Debts } from "./debts.ts";
+import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
 import { type Finding, preflightArrival, preflightDeparture } from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
+import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
 import { Vip } from "./vip.ts";
 
 export interface MigrateRequest {
@@ -45,7 +43,7 @@ export interface WorkloadStatus {
   name: string;
   role: Journal["role"];
   epoch: number;
-  state: "running" | "down" | "elsewhere" | "moving" | "stopped";
+  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped";
   owner: string | null;
   downstream: "takeover" | "relay";
   sessions: number;
@@ -62,33 +60,35 @@ const EDGE_MS_MAX = 5_000;
 const NO_LINK: Endpoint = { address: "", port: 0 };
 const REGISTRY_MS = 2_000;
 const REGISTRY_TTL_MS = 15_000;
-/** an application that takes longer to listen is served as it is */
-const LISTEN_MS_MAX = 10_000;
-const LISTEN_POLL_MS = 20;
 
 export class Workload {
-  readonly config: WorkloadConfig;
   readonly context: AgentContext;
+  readonly debts = new Debts(this);
+  readonly supervisor = new Supervisor(this);
+  #config: WorkloadConfig;
   vip: Vip | null = null;
   #journal: Journal;
   #proxy: ProxyClient | null = null;
   #departure: { departure: Departure; to: string; cancel: AbortController } | null = null;
   #arrival: Arrival | null = null;
   #closed = false;
+  #stopping = false;
   #recovery: Promise<void> = Promise.resolve();
   /** the source of an arrival being recovered has been told that this node gave up */
   #gaveWord = false;
-  #paying: Promise<void> | null = null;
   #registry: NodeJS.Timeout | undefined;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
-    this.config = config;
+    this.#config = config;
     this.context = context;
     this.#journal = readJournal(this.#journalPath);
   }
 
   // ---- what it is ----
 
+  get config(): WorkloadConfig {
+    return this.#config;
+  }
   get name(): string {
     return this.config.name;
   }
@@ -123,8 +123,19 @@ export class Workload {
     return this.#proxy;
   }
 
+  /** What the application says goes here. */
+  get logFile(): string {
+    return this.#file("app.log");
+  }
+  /** Owned, and neither about to leave nor to be ended. */
+  get isAtRest(): boolean {
+    return this.#journal.role === "owner" && !this.#isMoving && !this.#stopping && !this.#closed;
+  }
+
   record(patch: Partial<Journal>): void {
-    this.#journal = { ...this.#journal, ...patch };
+    const isOther = patch.container !== undefined && patch.container?.id !== this.#journal.container?.id;
+    // what was known of an application was of its container
+    this.#journal = { ...this.#journal, ...(isOther ? { application: null } : {}), ...patch };
     writeJournal(this.#journalPath, this.#journal);
   }
   recordMoving(patch: Partial<Moving>): void {
@@ -148,11 +159,12 @@ export class Workload {
       else await endProcess(journal.proxy.process, 0); // it never came so far as to listen
     }
     if (journal.moving !== null) await this.#recoverMove(journal.moving);
-    if (this.#journal.debt !== null) this.owe(this.#journal.debt);
+    if (this.#journal.debt !== null) this.debts.owe(this.#journal.debt);
     if (this.#journal.role === "owner") await this.#recoverOwner();
     else if (this.#journal.role === "edge" && this.#proxy === null)
       this.record({ role: "none", proxy: null });
     if (this.#journal.role === "none" && this.config.start && !this.#journal.stopped) await this.start();
+    this.supervisor.watch();
     this.keepRegistry();
   }
 
@@ -174,7 +186,7 @@ export class Workload {
         )
         .catch((error: unknown) => {
           context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written");
-          if (error instanceof HoldfastError && error.code === "STORE_ABSENT") return this.#claimAgain();
+          if (error instanceof HoldfastError && error.code === "STORE_ABSENT") return this.debts.claimAgain();
         })
         .catch((error: unknown) => this.#warn("claim again", error));
     }, REGISTRY_MS).unref();
@@ -204,7 +216,7 @@ export class Workload {
     const container = await this.createContainer(async () => {});
     this.record({ container, role: "owner", epoch: ownership.epoch, stopped: false, edges: [] });
     try {
-      await this.#launch(container);
+      await this.supervisor.first();
       this.vip?.add();
       const proxy = await this.#startProxy();
       await proxy.command("serve", { epoch: ownership.epoch });
@@ -248,10 +260,16 @@ export class Workload {
 
   /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
   async stop(): Promise<void> {
-    if (this.#isBusy) throw this.#busy();
+    if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     const { role, epoch } = this.#journal;
-    await this.#tearDown();
-    this.record({ ...EMPTY_JOURNAL, stopped: true });
+    this.#stopping = true;
+    try {
+      await this.supervisor.interrupt();
+      await this.#tearDown();
+      this.record({ ...EMPTY_JOURNAL, stopped: true });
+    } finally {
+      this.#stopping = false;
+    }
     if (role === "owner") {
       await this.context.store
         .forget({ workload: this.name, node: this.context.node, epoch })
@@ -267,6 +285,8 @@ export class Workload {
   /** The agent ends; everything else stays as it is. */
   close(): void {
     this.#closed = true;
+    this.debts.close();
+    this.supervisor.close();
     clearInterval(this.#registry);
     this.#departure?.cancel.abort(
       new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
@@ -275,20 +295,22 @@ export class Workload {
   }
 
   async #recoverOwner(): Promise<void> {
-    const { container } = this.#journal;
+    const { container, epoch } = this.#journal;
     const alive = container !== null && (await this.runtime.isAlive(container));
-    if (alive && this.#proxy !== null) {
-      this.context.log.info({ workload: this.name, container: container.id }, "found running");
+    if (!alive && this.#proxy === null) {
+      this.context.log.warn({ workload: this.name }, "did not survive; starting again");
+      await this.#tearDown();
+      this.record({ ...EMPTY_JOURNAL, epoch });
+      await this.start();
       return;
     }
-    this.context.log.warn(
+    this.context.log.info(
       { workload: this.name, container: alive, proxy: this.#proxy !== null },
-      "did not survive; starting again",
+      "found running",
     );
-    await this.#tearDown();
-    const { epoch } = this.#journal;
-    this.record({ ...EMPTY_JOURNAL, epoch });
-    await this.start();
+    if (this.#proxy === null) await this.#replaceProxy(epoch);
+    // an application that is not there is started again by the watch, behind the proxy it had
+    this.supervisor.recover();
   }
 
   /** A move was under way when the last agent ended. Ends with exactly one owner, see `Departure` and `Arrival`. */
@@ -320,7 +342,8 @@ export class Workload {
     const epoch = decision.epoch ?? (held ? moving.epoch + 1 : this.#journal.epoch);
     if (held) await this.goOnHere(epoch);
     this.record({ epoch, moving: null });
-    if (decision.epoch === null) this.owe({ kind: held ? "taken-back" : "cancelled", migration, epoch });
+    if (decision.epoch === null)
+      this.debts.owe({ kind: held ? "taken-back" : "cancelled", migration, epoch });
     context.log.info({ workload: name, epoch }, "the cut-off move was rolled back");
   }
 
@@ -396,32 +419,79 @@ export class Workload {
     while (await isSameProcess(criu)) await new Promise((resolve) => setTimeout(resolve, CRIU_POLL_MS));
   }
 
+  // ---- restarting on command ----
+
+  /** Ends the application and starts it again, with what the configuration file says of it now. */
+  async restart(drainMs: number, report: (event: RestartEvent) => void): Promise<RestartResult> {
+    if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
+    await this.#requireOwner();
+    const config = this.#readConfig();
+    await loadRootfs(config); // what would fail in the middle fails now
+    if (this.#isMoving) throw this.#busy();
+    return this.supervisor.restart({ drainMs, config, report });
+  }
+
+  useConfig(config: WorkloadConfig): void {
+    this.#config = config;
+  }
+
+  /** What can change while the container and the proxy live. @throws HoldfastError `CONFIG_INVALID`, `WORKLOAD_UNKNOWN` */
+  #readConfig(): WorkloadConfig {
+    const { context, name } = this;
+    const found = loadConfig(context.configFile).workloads.find((workload) => workload.name === name);
+    if (found === undefined) {
+      throw new HoldfastError(
+        `${context.configFile} does not have workload ${name} any more: \`holdfast stop\` ends it`,
+        {
+          code: "CONFIG_INVALID",
+          source: "config",
+        },
+      );
+    }
+    const { restart, stopSignal, stopMsMax } = found;
+    const now: WorkloadConfig = { ...this.#config, restart, stopSignal, stopMsMax };
+    if (now.container !== null && found.container !== null) {
+      const { command, cwd, env } = found.container;
+      now.container = { ...now.container, command, cwd, env };
+    }
+    const later = changedKeys(found, now);
+    if (later.length > 0)
+      context.log.warn(
+        { workload: name, keys: later },
+        "changed in the configuration, and not applied by a restart: stop the workload, then restart the agent",
+      );
+    return now;
+  }
+
+  async #requireOwner(): Promise<void> {
+    if (this.#journal.role === "owner") return;
+    const owner = (await this.context.store.ownership(this.name))?.owner;
+    const cure = owner === undefined ? "it runs nowhere" : `ask the agent of node ${owner}`;
+    throw new HoldfastError(`${this.name} is not on node ${this.context.node}: ${cure}`, {
+      code: "NOT_OWNER",
+      source: "migration",
+    });
+  }
+
   // ---- moving ----
 
   async migrate(request: MigrateRequest): Promise<MoveResult> {
-    if (this.#isBusy) throw this.#busy();
-    if (this.#journal.role !== "owner") {
-      const owner = (await this.context.store.ownership(this.name))?.owner;
-      const cure = owner === undefined ? "it runs nowhere" : `ask the agent of node ${owner}`;
-      throw new HoldfastError(`${this.name} is not on node ${this.context.node}: ${cure}`, {
-        code: "NOT_OWNER",
-        source: "migration",
-      });
-    }
+    if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
+    await this.#requireOwner();
     if (request.to === this.context.node) {
       throw new HoldfastError(`${this.name} is on node ${request.to} already`, {
         code: "ALREADY_THERE",
         source: "migration",
       });
     }
-    await this.paid(DEBT_MS_MAX);
+    await this.debts.paid(DEBT_MS_MAX);
     if (this.#journal.debt !== null) {
       throw new HoldfastError(
         `${this.name}: the store has not been told yet how the last move ended; it does not answer`,
         { code: "STORE_UNREACHABLE", source: "store", retryable: true },
       );
     }
-    if (this.#isBusy) throw this.#busy();
+    if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     const cancel = new AbortController();
     const departure = new Departure(this, {
       to: request.to,
@@ -437,15 +507,15 @@ export class Workload {
     }
   }
 
-  /** Asks a running departure to roll back. False: none is running. */
-  cancelMigration(): boolean {
+  /** Asks a move to roll back, or a restart not to begin. False: neither is running. */
+  cancel(): boolean {
     this.#departure?.cancel.abort(new HoldfastError("cancelled", { code: "CANCELLED", source: "migration" }));
-    return this.#departure !== null;
+    return this.supervisor.cancel() || this.#departure !== null;
   }
 
   /** Another node wants to hand the workload over. */
   async arrive(channel: Channel, prepare: PrepareCall): Promise<void> {
-    if (this.#isBusy) throw this.#busy();
+    if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     if (this.#journal.role === "owner")
       throw new HoldfastError(`${this.name} is owned by ${this.context.node} already`, {
         code: "ALREADY_THERE",
@@ -482,7 +552,7 @@ export class Workload {
     return this.#journal.epoch >= epoch ? "released" : "gave-up";
   }
 
-  get #isBusy(): boolean {
+  get #isMoving(): boolean {
     const arriving = this.#arrival !== null && !this.#arrival.ended;
     return this.#departure !== null || arriving || this.#journal.moving !== null;
   }
@@ -514,7 +584,7 @@ export class Workload {
           container,
           rootfs,
           stateDir: context.stateDir,
-          logFile: this.#file("app.log"),
+          logFile: this.logFile,
           criuDir: context.criu.dir,
           initBinary: context.initBinary,
           runBytesMax: this.limits.imagesBytesMax * 2,
@@ -591,7 +661,7 @@ export class Workload {
 
   /** The connection to a proxy broke. Outside a move, one whose process has ended is replaced. */
   async #proxyIsGone(proxy: ProxyClient): Promise<void> {
-    if (this.#closed || this.#proxy !== proxy || this.#isBusy) return;
+    if (this.#closed || this.#stopping || this.#proxy !== proxy || this.#isMoving) return;
     const again = await ProxyClient.find(proxy.record);
     if (again !== null) return this.#use(again);
     this.context.log.error({ workload: this.name, pid: proxy.record.process.pid }, "the proxy has ended");
@@ -724,86 +794,6 @@ export class Workload {
     this.record({ epoch });
   }
 
-  // ---- what the store has yet to be told ----
-
-  /**
-   * Reserves the next epoch for a move. A store that has lost the record is told again who the owner is: an owner whose
-   * journal knows of no move under way is the only one.
-   */
-  async reserve(migration: string, target: string): Promise<Ownership> {
-    const { context, name } = this;
-    const { epoch } = this.#journal;
-    const request = { workload: name, node: context.node, epoch, migration, target };
-    try {
-      return await context.store.reserve(request);
-    } catch (error) {
-      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
-      await this.#claimAgain();
-      return context.store.reserve(request);
-    }
-  }
-
-  /** What was decided here without the store: it is told as soon as it answers, also by a later agent. */
-  owe(debt: Debt): void {
-    this.record({ debt });
-    this.#paying ??= this.#payUntilDone()
-      .catch((error: unknown) => this.#warn("tell the store", error))
-      .finally(() => {
-        this.#paying = null;
-      });
-  }
-
-  /** Waits a while for that. */
-  async paid(timeoutMs: number): Promise<void> {
-    if (this.#paying === null) return;
-    const late = AbortSignal.timeout(timeoutMs);
-    await Promise.race([this.#paying, once(late, "abort")]);
-  }
-
-  async #payUntilDone(): Promise<void> {
-    while (this.#journal.debt !== null && !this.#closed) {
-      const { debt } = this.#journal;
-      try {
-        await this.#pay(debt);
-        if (this.#journal.debt === debt) this.record({ debt: null });
-        continue;
-      } catch (error) {
-        if (!(error instanceof HoldfastError && error.retryable)) {
-          this.context.log.error(
-            { workload: this.name, ...debt, reason: messageOf(error) },
-            "the store contradicts what happened here",
-          );
-          this.record({ debt: null });
-          return;
-        }
-      }
-      await delay();
-    }
-  }
-
-  async #pay({ kind, migration, epoch }: Debt): Promise<void> {
-    const { context, name } = this;
-    const { store, node } = context;
-    try {
-      if (kind === "cancelled") await store.cancel({ workload: name, migration });
-      else if (kind === "released") await store.markReleased({ workload: name, node, epoch });
-      else {
-        const taken = await store.takeBack({ workload: name, node, migration });
-        this.record({ epoch: Math.max(taken.epoch, this.#journal.epoch) });
-      }
-    } catch (error) {
-      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
-      await this.#claimAgain();
-    }
-  }
-
-  async #claimAgain(): Promise<void> {
-    const { context, name } = this;
-    const { epoch } = this.#journal;
-    const found = await context.store.claim({ workload: name, node: context.node, epoch });
-    context.log.warn({ workload: name, ...found }, "the store had lost the record of the owner");
-  }
-
   throwIfClosed(): void {
     if (this.#closed)
       throw new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
@@ -812,15 +802,16 @@ export class Workload {
   // ---- looking ----
 
   async status(): Promise<WorkloadStatus> {
-    const { role, epoch, container, moving, stopped } = this.#journal;
+    const { role, epoch, container, application, moving, stopped } = this.#journal;
     const ownership = await this.context.store.ownership(this.name).catch(() => null);
     const sessions = await this.sessions().catch(() => []);
     const alive =
-      container !== null &&
-      (await this.runtime.isAlive(container)) &&
-      (await applicationPid(container).catch(() => null)) !== null;
+      container !== null && application !== null
+        ? await isSameProcess(application)
+        : container !== null && (await applicationPid(container).catch(() => null)) !== null;
     let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
     if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
+    if (this.supervisor.isBusy) state = "restarting";
     if (moving !== null) state = "moving";
     return {
       name: this.name,
@@ -877,40 +868,6 @@ export class Workload {
     return proxy;
   }
 
-  /** Starts the application and waits until it listens, so that the first client is not refused. */
-  async #launch(container: ContainerRecord): Promise<void> {
-    const { context, config } = this;
-    const plan = (await loadRootfs(config)).container;
-    await context.runtime.launch(
-      container,
-      context.criu.at(INSIDE_CRIU),
-      plan.command,
-      this.#file("app.log"),
-    );
-    const deadlineMs = Date.now() + LISTEN_MS_MAX;
-    for (;;) {
-      if ((await applicationPid(container)) === null) {
-        const log = await readFile(this.#file("app.log"), "utf8").catch(() => "");
-        throw new HoldfastError(
-          `${this.name} ended at once: ${log.trim().split("\n").at(-1) || "it said nothing"}`,
-          {
-            code: "APPLICATION_ENDED",
-            source: "container",
-          },
-        );
-      }
-      if (config.ports.every((port) => listenBacklog(port.upstream) !== null)) return;
-      if (Date.now() > deadlineMs) {
-        context.log.warn(
-          { workload: this.name, ms: LISTEN_MS_MAX },
-          "the application does not listen yet; going on",
-        );
-        return;
-      }
-      await new Promise((resolve) => setTimeout(resolve, LISTEN_POLL_MS));
-    }
-  }
-
   async #tearDown(): Promise<void> {
     const { proxy: proxyRecord, container } = this.#journal;
     const proxy = this.#proxy;
@@ -942,12 +899,21 @@ export class Workload {
   }
 
   #busy(): HoldfastError {
+    if (!this.#isMoving) return restartBusy(this.name);
     return new HoldfastError(`${this.name}: a migration is under way`, {
       code: "MIGRATION_BUSY",
       source: "migration",
       retryable: true,
     });
   }
+}
+
+/** Keys that two configurations of a workload do not agree on. */
+function changedKeys(one: WorkloadConfig, other: WorkloadConfig): string[] {
+  return Object.keys(one).filter(
+    (key) =>
+      JSON.stringify(one[key as keyof WorkloadConfig]) !== JSON.stringify(other[key as keyof WorkloadConfig]),
+  );
 }
 
 /** The first thing that stands in the way, as an error. */

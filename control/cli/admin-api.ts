@@ -5,7 +5,8 @@
  *   GET  /v1/workloads/:name/sessions      → SessionsAnswer
  *   GET  /v1/check                         → CheckAnswer
  *   POST /v1/workloads/:name/migrate       {to, deadlineMs?} → lines of Progress
- *   POST /v1/workloads/:name/cancel        → {} ; the outcome comes on the migrate stream
+ *   POST /v1/workloads/:name/restart       {drainMs?} → lines of Progress
+ *   POST /v1/workloads/:name/cancel        → {} ; the outcome comes on the stream of the move or restart
  *   POST /v1/workloads/:name/stop          → lines of Progress, or one JSON object
  *   refusals                               4xx/5xx with {error: {code, message}}
  *
@@ -95,6 +96,22 @@ export const moveSchema = z.looseObject({
 });
 export type Move = z.infer<typeof moveSchema>;
 
+/** One restart of an application in its place. */
+export const restartSchema = z.looseObject({
+  workload: z.string(),
+  node: z.string(),
+  /** that went on; sent again; told to come later; reset */
+  sessions: figure,
+  replayed: figure,
+  refused: figure,
+  reset: figure,
+  pauseMs: figure,
+  phasesMs: z.record(z.string(), z.number()).default({}),
+  outcome: z.enum(["restarted", "cancelled"]),
+  reason: z.string().nullable().default(null),
+});
+export type Restart = z.infer<typeof restartSchema>;
+
 export const progressSchema = z.discriminatedUnion("type", [
   z.looseObject({
     type: z.literal("phase"),
@@ -103,7 +120,11 @@ export const progressSchema = z.discriminatedUnion("type", [
     ms: z.number().optional(),
     note: z.string().optional(),
   }),
-  z.looseObject({ type: z.literal("result"), move: moveSchema.optional() }),
+  z.looseObject({
+    type: z.literal("result"),
+    move: moveSchema.optional(),
+    restart: restartSchema.optional(),
+  }),
   z.looseObject({ type: z.literal("error"), error: errorPart }),
 ]);
 export type Progress = z.infer<typeof progressSchema>;

@@ -13,11 +13,12 @@ export const EXIT = {
 export const EXIT_HELP = `
 Exit status:
   0    done
-  1    what was asked for failed: the move was rolled back, check found a blocking problem
+  1    what was asked for failed: the move was rolled back, the application did not
+       come up again, check found a blocking problem
   2    wrong usage, or a mistake in the configuration file
   3    no agent could be reached
   4    the agent refused: the workload or node is unknown, the workload is not
-       on this node or is there already, or a migration is under way
+       on this node or is there already, or a migration or restart is under way
   130  left by a second Ctrl-C; the agent goes on`;
 
 /** Codes with which an agent says "not now" or "not here" instead of trying. */

@@ -1,13 +1,9 @@
-/**
- * `holdfast migrate WORKLOAD --to NODE`: asks for a move and follows it. The agent does the work; if this process goes
- * away, the move goes on. The first Ctrl-C asks the agent to cancel and waits for the outcome, the second one leaves.
- */
-import * as z from "zod";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+/** `holdfast migrate WORKLOAD --to NODE`: asks for a move, shows its phases and what came of it. */
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Move, moveSchema } from "./admin-api.ts";
-import type { AdminClient } from "./admin-client.ts";
+import { type Clients, followTask, type OnInterrupt, type Task } from "./cancellable.ts";
 import { EXIT } from "./exit-status.ts";
-import { milliseconds, PhaseRenderer, plain, type Terminal } from "./terminal.ts";
+import { milliseconds, plain, type Terminal } from "./terminal.ts";
 
 export interface MigrateRequest {
   workload: string;
@@ -16,62 +12,29 @@ export interface MigrateRequest {
   deadlineMs: number | null;
 }
 
-/** Tells of Ctrl-C; `leave` is called for the second one. */
-export type OnInterrupt = (first: () => void, leave: () => void) => () => void;
-
 /** The longest deadline a workload may have by default, and then the time of a rollback. */
 const SILENT_MS_MAX = 120_000;
 
-/** @param cancelClient a connection of its own, as the first one is busy with the move */
 export async function migrate(
-  agent: AdminClient,
-  cancelClient: AdminClient,
+  clients: Clients,
   request: MigrateRequest,
   json: boolean,
   terminal: Terminal,
   onInterrupt: OnInterrupt,
 ): Promise<number> {
-  const path = `/v1/workloads/${encodeURIComponent(request.workload)}`;
-  const phases = json ? null : new PhaseRenderer(terminal.out);
-  let cancelling: Promise<void> = Promise.resolve();
-  const tell = (line: string) => (phases === null ? terminal.err.write(`${line}\n`) : phases.note(line));
-  const cancel = async () => {
-    tell("cancelling; waiting for the outcome (Ctrl-C again to leave, the agent goes on)");
-    try {
-      await cancelClient.ask("POST", `${path}/cancel`, z.looseObject({}));
-    } catch (error) {
-      tell(`the agent did not cancel: ${plain(messageOf(error))}`);
-    }
+  const { workload, to, deadlineMs } = request;
+  const task: Task = {
+    workload,
+    name: "migrate",
+    body: { to, ...(deadlineMs === null ? {} : { deadlineMs }) },
+    silentMsMax: (deadlineMs ?? 0) + SILENT_MS_MAX,
   };
-  const stopListening = onInterrupt(
-    () => {
-      cancelling = cancel();
-    },
-    () => phases?.stop(),
-  );
-  const body = { to: request.to, ...(request.deadlineMs === null ? {} : { deadlineMs: request.deadlineMs }) };
-  const silentMsMax = (request.deadlineMs ?? 0) + SILENT_MS_MAX;
-  try {
-    for await (const line of agent.follow(`${path}/migrate`, body, silentMsMax)) {
-      if (line.type === "phase") phases?.show(line);
-      if (line.type !== "result") continue;
-      const move = readMove(line.move);
-      phases?.stop();
-      terminal.out.write(json ? `${JSON.stringify(move)}\n` : summary(request.workload, move));
-      return move.outcome === "moved" ? EXIT.ok : EXIT.failed;
-    }
-    throw noResult();
-  } finally {
-    phases?.stop();
-    stopListening();
-    await cancelling;
-  }
-}
-
-function readMove(move: unknown): Move {
-  const parsed = moveSchema.safeParse(move);
+  const result = await followTask(clients, task, json, terminal, onInterrupt);
+  const parsed = moveSchema.safeParse(result?.move);
   if (!parsed.success) throw noResult();
-  return parsed.data;
+  const move = parsed.data;
+  terminal.out.write(json ? `${JSON.stringify(move)}\n` : summary(workload, move));
+  return move.outcome === "moved" ? EXIT.ok : EXIT.failed;
 }
 
 function noResult(): HoldfastError {

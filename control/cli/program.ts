@@ -3,11 +3,13 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { AdminClient } from "./admin-client.ts";
+import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { showCheck } from "./check.ts";
 import { loadConfig } from "./config.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
 import { findAgent } from "./find-agent.ts";
-import { migrate, type OnInterrupt } from "./migrate.ts";
+import { migrate } from "./migrate.ts";
+import { restart } from "./restart.ts";
 import { showSessions } from "./sessions.ts";
 import { showStatus } from "./status.ts";
 import { stopWorkload } from "./stop.ts";
@@ -68,6 +70,15 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       await agent.close();
     }
   };
+  const withClients = (options: ClientOptions, use: (clients: Clients) => Promise<number>) =>
+    withAgent(options, async (agent) => {
+      const canceller = new AdminClient(findAgent(options.agent ?? around.env.HOLDFAST_AGENT));
+      try {
+        return await use({ agent, canceller });
+      } finally {
+        await canceller.close();
+      }
+    });
   const client = (usage: string, description: string) =>
     program
       .command(usage)
@@ -107,15 +118,25 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     .requiredOption("--to <node>", "name of the node")
     .option("--deadline <ms>", "roll back when it has not committed by then", parseMs)
     .addHelpText("after", "\nCtrl-C cancels the move and waits for the outcome; a second Ctrl-C leaves.")
-    .action(async (workload: string, options: ClientOptions & { to: string; deadline?: number }) =>
-      withAgent(options, async (agent) => {
-        const second = new AdminClient(findAgent(options.agent ?? around.env.HOLDFAST_AGENT));
+    .action((workload: string, options: ClientOptions & { to: string; deadline?: number }) =>
+      withClients(options, (clients) => {
         const request = { workload, to: options.to, deadlineMs: options.deadline ?? null };
-        try {
-          return await migrate(agent, second, request, options.json === true, around, around.onInterrupt);
-        } finally {
-          await second.close();
-        }
+        return migrate(clients, request, options.json === true, around, around.onInterrupt);
+      }),
+    );
+
+  client("restart <workload>", "end a workload's application and start it again, while its clients wait")
+    .option("--drain <ms>", "wait so long for requests under way", parseMs)
+    .addHelpText(
+      "after",
+      `
+It is started with the command and environment that the agent's configuration file says now.
+Ctrl-C cancels a restart that has not begun to stop it, and waits for the outcome.`,
+    )
+    .action((workload: string, options: ClientOptions & { drain?: number }) =>
+      withClients(options, (clients) => {
+        const request = { workload, drainMs: options.drain ?? null };
+        return restart(clients, request, options.json === true, around, around.onInterrupt);
       }),
     );
 

@@ -32,6 +32,12 @@ export async function processState(pid: number): Promise<string | null> {
   return (await statFields(pid))?.[0] ?? null;
 }
 
+/** Session id, in the agent's numbering (0: led by a process it cannot see). null: gone */
+export async function sessionOf(pid: number): Promise<number | null> {
+  const session = (await statFields(pid))?.[3];
+  return session === undefined ? null : Number(session);
+}
+
 /** Direct children, in order of creation. */
 export async function childrenOf(pid: number): Promise<number[]> {
   const children: number[] = [];

@@ -134,10 +134,15 @@ export class ContainerRuntime {
 
   /**
    * Starts the application in a container that has none. `setsid --fork` leaves it to the container's init as a child.
-   * @throws HoldfastError `APPLICATION_ENDED` when it is gone at once, with the last line of its log
+   * @param plan as it is now: of the container only what its processes are given can change while it lives
+   * @throws HoldfastError `CONTAINER_EXEC`
    */
-  async launch(record: ContainerRecord, tool: CriuTool, command: string[], logFile: string): Promise<void> {
-    const spec = JSON.parse(await readFile(join(record.runDir, "bundle", "config.json"), "utf8")) as OciSpec;
+  async launch(
+    record: ContainerRecord,
+    tool: CriuTool,
+    plan: OciSpec["process"],
+    logFile: string,
+  ): Promise<void> {
     // setsid(1) comes with its own C library, as the container may have none
     const args = [
       tool.loader,
@@ -146,14 +151,14 @@ export class ContainerRuntime {
       `${INSIDE_RUN}/setsid`,
       "--fork",
       "--",
-      ...command,
+      ...plan.args,
     ];
-    const processFile = join(record.runDir, "bundle", "process.json");
-    await writeFile(processFile, JSON.stringify({ ...spec.process, args }));
+    const processFile = runPath(record, "bundle", "process.json");
+    await writeFile(processFile, JSON.stringify({ ...plan, args }));
     const output = openSync(`/proc/${record.init.pid}/fd/1`, "w");
     const nothing = openSync(pathInside(record, "/dev/null"), "r"); // the container's own: CRIU must find its mount
-    const errors = join(record.runDir, "exec.log");
-    const pidFile = join(record.runDir, "exec.pid");
+    const errors = runPath(record, "exec.log");
+    const pidFile = runPath(record, "exec.pid");
     try {
       const argv = [
         "--root",

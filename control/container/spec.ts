@@ -130,25 +130,31 @@ const RUN_MOUNT: OciMount = {
   options: ["nosuid", "nodev", "mode=755"],
 };
 
-/** A container described by our own configuration. */
-export function buildSpec(options: SpecOptions): OciSpec {
+/** How the application is started; a bundle brings its own. */
+export function processOf(container: ContainerPlan, bundle: OciSpec | null): OciSpec["process"] {
+  if (bundle !== null) return { ...bundle.process, terminal: false };
   const env = {
     PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     HOME: "/root",
-    ...options.container.env,
+    ...container.env,
   };
   const capabilities = { bounding: CAPABILITIES, effective: CAPABILITIES, permitted: CAPABILITIES };
+  return {
+    terminal: false,
+    user: { uid: 0, gid: 0 },
+    args: container.command,
+    env: Object.entries(env).map(([name, value]) => `${name}=${value}`),
+    cwd: container.cwd,
+    noNewPrivileges: true,
+    capabilities,
+  };
+}
+
+/** A container described by our own configuration. */
+export function buildSpec(options: SpecOptions): OciSpec {
   return addOurs(options, {
     ociVersion: "1.0.2",
-    process: {
-      terminal: false,
-      user: { uid: 0, gid: 0 },
-      args: PAUSE,
-      env: Object.entries(env).map(([name, value]) => `${name}=${value}`),
-      cwd: options.container.cwd,
-      noNewPrivileges: true,
-      capabilities,
-    },
+    process: { ...processOf(options.container, null), args: PAUSE },
     root: { path: options.rootfs, readonly: false },
     hostname: options.hostname,
     mounts: [...BASE_MOUNTS, ...(options.isHostView ? [] : [TMP_MOUNT]), RUN_MOUNT],
@@ -173,7 +179,7 @@ export function adaptSpec(options: SpecOptions, bundle: OciSpec): OciSpec {
   const hasRun = mounts.some((mount) => mount.destination === "/run");
   return addOurs(options, {
     ...bundle,
-    process: { ...bundle.process, terminal: false, args: PAUSE },
+    process: { ...processOf(options.container, bundle), args: PAUSE },
     root: { path: options.rootfs, readonly: false },
     mounts: hasRun ? mounts : [...mounts, RUN_MOUNT],
     linux: { ...linux, namespaces, cgroupsPath: options.cgroupsPath },

@@ -162,7 +162,7 @@ export class Departure {
         edges: [],
       },
     });
-    const ownership = await workload.reserve(this.#id, this.#options.to);
+    const ownership = await workload.debts.reserve(this.#id, this.#options.to);
     context.faults.at("source:reserved");
     this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
     workload.recordMoving({ epoch: this.#epoch });
@@ -461,14 +461,14 @@ export class Departure {
     }
     workload.record({ epoch: this.#held ? (epoch ?? this.#epoch + 1) : before, moving: null });
     if (epoch === null && this.#reserveTried)
-      workload.owe({
+      workload.debts.owe({
         kind: this.#held ? "taken-back" : "cancelled",
         migration: this.#id,
         epoch: workload.journal.epoch,
       });
     if ((await asked) !== null)
       await this.#channel?.call("forgotten", {}, { timeoutMs: FORGOTTEN_MS_MAX }).catch(() => {});
-    await workload.paid(STORE_MS_MAX);
+    await workload.debts.paid(STORE_MS_MAX);
     workload.context.log.info({ workload: name, epoch: workload.journal.epoch }, "going on here");
     return true;
   }

@@ -408,7 +408,7 @@ export class Arrival {
       } catch (error) {
         if (!isNoAnswer(error)) throw error;
         if (await this.#sourceGrants()) {
-          workload.owe({ kind: "released", migration, epoch });
+          workload.debts.owe({ kind: "released", migration, epoch });
           return;
         }
       }

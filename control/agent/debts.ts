@@ -1,0 +1,108 @@
+/**
+ * What this node has decided without the store, and tells it as soon as it answers: also a later agent does, from the
+ * journal. No new move begins before.
+ */
+import { once } from "node:events";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { Ownership } from "#proxy/store/store.ts";
+import { delay } from "../migration/settle.ts";
+import type { Debt } from "./journal.ts";
+import type { Workload } from "./workload.ts";
+
+export class Debts {
+  #workload: Workload;
+  #paying: Promise<void> | null = null;
+  #closed = false;
+
+  constructor(workload: Workload) {
+    this.#workload = workload;
+  }
+
+  close(): void {
+    this.#closed = true;
+  }
+
+  owe(debt: Debt): void {
+    const workload = this.#workload;
+    workload.record({ debt });
+    this.#paying ??= this.#payUntilDone()
+      .catch((error: unknown) =>
+        workload.context.log.warn(
+          { workload: workload.name, reason: messageOf(error) },
+          "the store was not told",
+        ),
+      )
+      .finally(() => {
+        this.#paying = null;
+      });
+  }
+
+  /** Waits a while for all to be told. */
+  async paid(timeoutMs: number): Promise<void> {
+    if (this.#paying === null) return;
+    const late = AbortSignal.timeout(timeoutMs);
+    await Promise.race([this.#paying, once(late, "abort")]);
+  }
+
+  /**
+   * Reserves the next epoch for a move. A store that has lost the record is told again who the owner is: an owner whose
+   * journal knows of no move under way is the only one.
+   */
+  async reserve(migration: string, target: string): Promise<Ownership> {
+    const { context, name, journal } = this.#workload;
+    const request = { workload: name, node: context.node, epoch: journal.epoch, migration, target };
+    try {
+      return await context.store.reserve(request);
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
+      await this.claimAgain();
+      return context.store.reserve(request);
+    }
+  }
+
+  /** Tells a store that was emptied who the owner is, at the epoch the journal knows. */
+  async claimAgain(): Promise<void> {
+    const { context, name, journal } = this.#workload;
+    const found = await context.store.claim({ workload: name, node: context.node, epoch: journal.epoch });
+    context.log.warn({ workload: name, ...found }, "the store had lost the record of the owner");
+  }
+
+  async #payUntilDone(): Promise<void> {
+    const workload = this.#workload;
+    while (workload.journal.debt !== null && !this.#closed) {
+      const { debt } = workload.journal;
+      try {
+        await this.#pay(debt);
+        if (workload.journal.debt === debt) workload.record({ debt: null });
+        continue;
+      } catch (error) {
+        if (!(error instanceof HoldfastError && error.retryable)) {
+          workload.context.log.error(
+            { workload: workload.name, ...debt, reason: messageOf(error) },
+            "the store contradicts what happened here",
+          );
+          workload.record({ debt: null });
+          return;
+        }
+      }
+      await delay();
+    }
+  }
+
+  async #pay({ kind, migration, epoch }: Debt): Promise<void> {
+    const workload = this.#workload;
+    const { name } = workload;
+    const { store, node } = workload.context;
+    try {
+      if (kind === "cancelled") await store.cancel({ workload: name, migration });
+      else if (kind === "released") await store.markReleased({ workload: name, node, epoch });
+      else {
+        const taken = await store.takeBack({ workload: name, node, migration });
+        workload.record({ epoch: Math.max(taken.epoch, workload.journal.epoch) });
+      }
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
+      await this.claimAgain();
+    }
+  }
+}
