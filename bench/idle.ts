@@ -1,0 +1,199 @@
+/**
+ * What idle WebSocket sessions cost the proxy: its own memory as they grow in steps, and the requests a second of 32
+ * active connections beside them. Its own is what is anonymous in its process (Pss_Anon of smaps_rollup, proc(5)): not Node's
+ * program, which it shares with others, and not the kernel's socket buffers.
+ *
+ * Every session has exchanged one message. Before the first reading the proxy has carried requests, so that warmed-up
+ * code is not charged to sessions. Each step is read twice: as it is, and after garbage collection, which the proxy is
+ * made to do by a signal. A step is settled when proxy, application and clients agree on the number of sessions and the
+ * memory has stopped changing.
+ */
+import { readFileSync } from "node:fs";
+import { setTimeout as delay } from "node:timers/promises";
+import { showSpread, spreadOf, table, thousands } from "./figures.ts";
+import type { Backend } from "./load/backend.ts";
+import type { HttpLoad, HttpReport } from "./load/http-load.ts";
+import type { IdleApplicationState } from "./load/idle-application.ts";
+import type { IdleClientsAsk } from "./load/idle-clients.ts";
+import { Program } from "./load/program.ts";
+import { type HoldfastPort, startHoldfast } from "./peers/holdfast.ts";
+import type { Stage } from "./stage.ts";
+
+export type IdleKind = "tcp" | "websocket" | "replay";
+
+const PORT: Record<IdleKind, Pick<HoldfastPort, "protocol" | "continuity">> = {
+  tcp: { protocol: "tcp", continuity: "transplant" },
+  websocket: { protocol: "websocket", continuity: "transplant" },
+  replay: { protocol: "websocket", continuity: "replay" },
+};
+const ACTIVE_CONNECTIONS = 32;
+const WARM_SECONDS = 1;
+const STEADY_CHECK_MS = 200;
+const STEADY_MS_MAX = 5_000;
+const STEADY_BYTES = 128 * 1024;
+const AGREE_MS_MAX = 30_000;
+/** descriptors of the proxy that are not sessions' */
+const DESCRIPTORS_RESERVED = 200;
+const COLLECT = "--expose-gc --import=data:text/javascript,process.on('SIGUSR2',()=>gc())";
+
+export interface IdleSample {
+  round: number;
+  kind: IdleKind;
+  sessions: number;
+  /** of the proxy, as it is and after garbage collection */
+  bytes: number;
+  collectedBytes: number;
+  /** beyond what it had without sessions */
+  bytesPerSession: number;
+  collectedBytesPerSession: number;
+  /** beside the idle ones, by our generator */
+  activePerSecond: number;
+  /** what a session of the proxy says it carries */
+  protocol: string;
+  /** clients that did not stay connected */
+  lost: number;
+}
+
+/** Most sessions this machine lets a proxy have: two descriptors each, RLIMIT_NOFILE in all. */
+export function sessionsMax(): number {
+  const limit = Number(
+    /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1] ??
+      Number.POSITIVE_INFINITY,
+  );
+  return Math.floor((limit - DESCRIPTORS_RESERVED) / 2);
+}
+
+/** One proxy from no session to the last step. @param steps numbers of sessions, rising */
+export async function measureIdle(
+  stage: Stage,
+  backend: Backend,
+  options: { round: number; kind: IdleKind; steps: number[]; seconds: number },
+  say: (line: string) => void,
+): Promise<IdleSample[]> {
+  const { round, kind } = options;
+  const program = <Ask, Answer>(name: string): Promise<Program<Ask, Answer>> =>
+    Program.start(stage, `${import.meta.dirname}/load/${name}.ts`, { cpu: stage.cpus.load });
+  const application = await program<"state", IdleApplicationState>("idle-application");
+  const clients = await program<IdleClientsAsk, { open: number; lost: number }>("idle-clients");
+  const generator = await program<HttpLoad, HttpReport>("http-generator");
+  const { port: applicationPort } = await application.ask("state");
+  const { proxy, ports } = await startHoldfast(stage, {
+    name: `idle-${kind}-${round}`,
+    ports: [
+      { to: applicationPort, ...PORT[kind] },
+      { to: backend.port, protocol: "http", continuity: "transplant" },
+    ],
+    nodeOptions: COLLECT,
+  });
+  const [idlePort, activePort] = ports as [number, number];
+  const pid = proxy.process.pid as number;
+  const active = (seconds: number): Promise<HttpReport> =>
+    generator.ask({ port: activePort, connections: ACTIVE_CONNECTIONS, perSecond: null, seconds });
+  const collected = async (): Promise<number> => {
+    process.kill(pid, "SIGUSR2");
+    // Answered in a later turn of its event loop than the signal's.
+    await proxy.status();
+    return steadyBytes(pid);
+  };
+  const samples: IdleSample[] = [];
+  try {
+    await active(WARM_SECONDS);
+    await proxy.untilSessions(0);
+    const without = await collected();
+    for (const sessions of options.steps) {
+      const { lost } = await clients.ask({ port: idlePort, sessions });
+      await agree(sessions - lost, async () => [
+        (await proxy.status()).sessions,
+        (await application.ask("state")).sessions,
+      ]);
+      const bytes = await steadyBytes(pid);
+      const collectedBytes = await collected();
+      const { perSecond } = await active(options.seconds);
+      const [session] = await proxy.sessions();
+      samples.push({
+        round,
+        kind,
+        sessions,
+        bytes,
+        collectedBytes,
+        bytesPerSession: (bytes - without) / sessions,
+        collectedBytesPerSession: (collectedBytes - without) / sessions,
+        activePerSecond: perSecond,
+        protocol: session?.protocol ?? "nothing",
+        lost,
+      });
+      say(
+        `${kind}, ${sessions} idle: ${((collectedBytes - without) / 1024).toFixed(0)} kB more, ${thousands(perSecond)}/s`,
+      );
+    }
+    return samples;
+  } finally {
+    await Promise.all([proxy.kill(), clients.kill(), application.kill(), generator.kill()]);
+  }
+}
+
+export function renderIdle(samples: IdleSample[]): string[] {
+  return [...new Set(samples.map(({ kind }) => kind))].flatMap((kind) => {
+    const of = samples.filter((each) => each.kind === kind);
+    const steps = [...new Set(of.map(({ sessions }) => sessions))];
+    const row = (
+      name: string,
+      pick: (sample: IdleSample) => number,
+      show: (value: number) => string,
+    ): string[] => [
+      name,
+      ...steps.map((step) =>
+        showSpread(spreadOf(of.filter(({ sessions }) => sessions === step).map(pick)), show),
+      ),
+    ];
+    const kilobytes = (each: number): string => (each / 1024).toFixed(1);
+    const lost = of.reduce((sum, sample) => sum + sample.lost, 0);
+    return [
+      "",
+      `Idle WebSocket sessions, ${kind} (its sessions say: ${[...new Set(of.map(({ protocol }) => protocol))].join(", ")}${lost > 0 ? `; ${lost} LOST` : ""})`,
+      "",
+      ...table([
+        ["", ...steps.map((step) => `${step}`)],
+        row(
+          "memory of the proxy, MB",
+          ({ bytes }) => bytes,
+          (bytes) => (bytes / 2 ** 20).toFixed(1),
+        ),
+        row("kB a session, as it is", ({ bytesPerSession }) => bytesPerSession, kilobytes),
+        row("kB a session, collected", (sample) => sample.collectedBytesPerSession, kilobytes),
+        row(
+          `requests/s of ${ACTIVE_CONNECTIONS} active beside`,
+          ({ activePerSecond }) => activePerSecond,
+          thousands,
+        ),
+      ]),
+    ];
+  });
+}
+
+/** Resolves when they all say so. */
+async function agree(count: number, ask: () => Promise<number[]>): Promise<void> {
+  const deadlineMs = performance.now() + AGREE_MS_MAX;
+  for (;;) {
+    const counts = await ask();
+    if (counts.every((each) => each === count)) return;
+    if (performance.now() > deadlineMs)
+      throw new Error(`${counts.join(" and ")} sessions instead of ${count}`);
+    await delay(STEADY_CHECK_MS);
+  }
+}
+
+/** When it has stopped changing, or at the latest after a while. */
+async function steadyBytes(pid: number): Promise<number> {
+  const deadlineMs = performance.now() + STEADY_MS_MAX;
+  for (let before = anonymousBytes(pid); ; ) {
+    await delay(STEADY_CHECK_MS);
+    const now = anonymousBytes(pid);
+    if (Math.abs(now - before) <= STEADY_BYTES || performance.now() > deadlineMs) return now;
+    before = now;
+  }
+}
+
+function anonymousBytes(pid: number): number {
+  return Number(/^Pss_Anon:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))?.[1]) * 1024;
+}

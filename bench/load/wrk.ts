@@ -1,0 +1,58 @@
+/** wrk(1) of Debian: a load generator that nobody here wrote. Closed loop; one thread, on the load's CPU. */
+import { execFileSync } from "node:child_process";
+import { once } from "node:events";
+import type { Stage } from "../stage.ts";
+
+export interface WrkReport {
+  /** answered in the time; as many again as there are connections may have been under way at its end */
+  requests: number;
+  perSecond: number;
+  /** sockets that failed, timed out, and answers other than 2xx and 3xx */
+  errors: number;
+}
+
+/** @returns null where wrk is not installed */
+export function wrkVersion(): string | null {
+  try {
+    execFileSync("wrk", ["-v"], { stdio: ["ignore", "pipe", "ignore"], encoding: "utf8" });
+    return "";
+  } catch (error) {
+    // `wrk -v` says its version and ends with status 1
+    const { stdout } = error as { stdout?: string };
+    return /^wrk (?:debian\/)?(\S+)/.exec(stdout ?? "")?.[1] ?? null;
+  }
+}
+
+/** @throws Error when wrk cannot connect, or says what it never said before */
+export async function runWrk(
+  stage: Stage,
+  load: { port: number; connections: number; seconds: number },
+): Promise<WrkReport> {
+  const child = stage.spawn(
+    [
+      "wrk",
+      "--threads=1",
+      `--connections=${load.connections}`,
+      `--duration=${load.seconds}s`,
+      `http://127.0.0.1:${load.port}/`,
+    ],
+    { cpu: stage.cpus.load, stdout: "pipe" },
+  );
+  let text = "";
+  child.stdout?.setEncoding("utf8").on("data", (chunk: string) => {
+    text += chunk;
+  });
+  await once(child, "close");
+  if (child.exitCode !== 0) throw new Error(stage.lastWords(child));
+  return parseWrk(text);
+}
+
+export function parseWrk(text: string): WrkReport {
+  const requests = /^\s*(\d+) requests in /m.exec(text)?.[1];
+  const perSecond = /^Requests\/sec:\s+([\d.]+)$/m.exec(text)?.[1];
+  if (requests === undefined || perSecond === undefined) throw new Error(`wrk said ${JSON.stringify(text)}`);
+  const sockets = /^\s*Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)$/m.exec(text);
+  const statuses = /^\s*Non-2xx or 3xx responses: (\d+)$/m.exec(text)?.[1] ?? "0";
+  const errors = [...(sockets?.slice(1) ?? []), statuses].reduce((sum, count) => sum + Number(count), 0);
+  return { requests: Number(requests), perSecond: Number(perSecond), errors };
+}

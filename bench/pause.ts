@@ -1,0 +1,124 @@
+/**
+ * What the proxy adds to the pause of a restart (`continuity: replay`). An application is ended and started again; a client
+ * behind the proxy waits for its answer, another one is connected directly and comes again at once, as often as it
+ * is refused: its pause is the least there is. Added: the proxied client's pause less the direct one's, at the same restart.
+ *
+ *   held      the proxy is told (`pause`), the application ends, the request is sent, the application is back (`resume`)
+ *   replayed  the application has the request when it dies (SIGKILL) without answering, and is back (`resume`)
+ */
+import { fixed, showSpread, spreadOf, table } from "./figures.ts";
+import { Program } from "./load/program.ts";
+import type { Answer, RestartClientsAsk } from "./load/restart-clients.ts";
+import type { RestartingApplicationAsk } from "./load/restarting-application.ts";
+import { startHoldfast } from "./peers/holdfast.ts";
+import type { Problem } from "./relays.ts";
+import type { Stage } from "./stage.ts";
+
+export type PauseKind = "held" | "replayed";
+
+const DRAIN_MS = 1_000;
+const EPOCH = 1;
+
+export interface PauseSample {
+  kind: PauseKind;
+  directMs: number;
+  proxiedMs: number;
+  addedMs: number;
+  /** both clients' answers, as they came */
+  direct: Answer;
+  proxied: Answer;
+  /** of the application that was there before, and after */
+  lives: [number, number];
+}
+
+/** @param restarts of each kind, in turn */
+export async function measurePause(
+  stage: Stage,
+  options: { restarts: number },
+  say: (line: string) => void,
+): Promise<PauseSample[]> {
+  const port = await stage.freePort();
+  const start = (): Promise<Program<RestartingApplicationAsk, void>> =>
+    Program.start(stage, `${import.meta.dirname}/load/restarting-application.ts`, {
+      cpu: stage.cpus.load,
+      env: { PORT: String(port) },
+    });
+  let application = await start();
+  const clients = await Program.start<RestartClientsAsk, { direct: Answer; proxied: Answer }>(
+    stage,
+    `${import.meta.dirname}/load/restart-clients.ts`,
+    { cpu: stage.cpus.load },
+  );
+  const { proxy, ports } = await startHoldfast(stage, {
+    name: "pause",
+    ports: [{ to: port, protocol: "http", continuity: "replay" }],
+  });
+  const samples: PauseSample[] = [];
+  try {
+    await clients.ask({ type: "connect", direct: port, proxied: ports[0] as number });
+    for (let restart = 0; restart < options.restarts * 2; restart++) {
+      const kind = restart % 2 === 0 ? "held" : "replayed";
+      const before = application.pid;
+      let answers: Promise<{ direct: Answer; proxied: Answer }>;
+      if (kind === "held") {
+        await proxy.call("pause", { epoch: EPOCH, drainMs: DRAIN_MS });
+        await application.kill();
+        answers = clients.ask({ type: "request" });
+      } else {
+        await application.ask({ type: "stall" });
+        const stalled = application.ask({ type: "stalled", requests: 2 });
+        answers = clients.ask({ type: "request" });
+        await stalled;
+        await application.kill();
+      }
+      application = await start();
+      await proxy.call("resume", { epoch: EPOCH });
+      const { direct, proxied } = await answers;
+      samples.push({
+        kind,
+        directMs: direct.ms,
+        proxiedMs: proxied.ms,
+        addedMs: proxied.ms - direct.ms,
+        direct,
+        proxied,
+        lives: [before, application.pid],
+      });
+      say(`${kind}: direct ${direct.ms.toFixed(1)} ms, proxied ${proxied.ms.toFixed(1)} ms`);
+    }
+    return samples;
+  } finally {
+    await Promise.all([proxy.kill(), clients.kill(), application.kill()]);
+  }
+}
+
+/** Answers that are not the new application's, and a proxied client that had to connect again. */
+export function pauseProblems(samples: PauseSample[]): Problem[] {
+  return samples.flatMap(({ kind, direct, proxied, lives }, index) => {
+    const where = `${kind} request, restart ${index + 1}`;
+    const wrong = [
+      ...(proxied.pid === lives[1] ? [] : [`the proxied client got ${proxied.instead ?? proxied.pid}`]),
+      ...(direct.pid === lives[1] ? [] : [`the direct client got ${direct.instead ?? direct.pid}`]),
+      ...(proxied.dials === 0 ? [] : ["the proxied client had to connect again"]),
+    ];
+    return wrong.map((what) => ({ where, what }));
+  });
+}
+
+export function renderPause(samples: PauseSample[]): string[] {
+  const kinds = [...new Set(samples.map(({ kind }) => kind))];
+  const row = (name: string, pick: (sample: PauseSample) => number): string[] => [
+    name,
+    ...kinds.map((kind) => showSpread(spreadOf(samples.filter((each) => each.kind === kind).map(pick)), fixed(1))),
+  ];
+  return [
+    "",
+    `Pause of a request at a restart, ms (median of ${samples.length / kinds.length} restarts each)`,
+    "",
+    ...table([
+      ["", ...kinds],
+      row("direct, comes again at once", ({ directMs }) => directMs),
+      row("through the proxy", ({ proxiedMs }) => proxiedMs),
+      row("added", ({ addedMs }) => addedMs),
+    ]),
+  ];
+}

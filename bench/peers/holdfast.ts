@@ -1,0 +1,103 @@
+/**
+ * Holdfast's proxy without an agent, on one port: bytes not looked at (`tcp`), observed (`http`, `websocket`), or kept to be
+ * sent again (`replay`). It is asked what its sessions say they are: a port that does not do yet, or any more, what its
+ * name says is named as such beside its figures.
+ */
+import { once } from "node:events";
+import { connect } from "node:net";
+import { join } from "node:path";
+import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
+import type { Stage } from "../stage.ts";
+import type { Peer } from "./peer.ts";
+
+export type HoldfastKind = "tcp" | "http" | "replay";
+
+const KEY_BYTES = 32;
+
+export interface HoldfastPort {
+  /** of the application, at 127.0.0.1 */
+  to: number;
+  protocol: PortConfig["protocol"];
+  continuity: PortConfig["continuity"];
+}
+
+export interface Holdfast {
+  proxy: ProxyProcess;
+  /** where clients connect, in the order of what was asked */
+  ports: number[];
+}
+
+export function holdfast(kind: HoldfastKind): Peer {
+  const name = `holdfast-${kind}`;
+  const protocol = kind === "tcp" ? "tcp" : "http";
+  const continuity = kind === "replay" ? "replay" : "transplant";
+  return {
+    name,
+    async start(stage, to) {
+      const { proxy, ports } = await startHoldfast(stage, {
+        name,
+        ports: [{ to: to.port, protocol, continuity }],
+      });
+      const port = ports[0] as number;
+      return {
+        name,
+        version: `Node ${process.version}`,
+        port,
+        pid: proxy.process.pid as number,
+        note: await differs(proxy, port, { protocol, continuity }),
+      };
+    },
+  };
+}
+
+/** @param options.nodeOptions for NODE_OPTIONS of its process */
+export async function startHoldfast(
+  stage: Stage,
+  options: { name: string; ports: HoldfastPort[]; nodeOptions?: string },
+): Promise<Holdfast> {
+  const proxy = await ProxyProcess.start({
+    exec: [...stage.launcher(stage.cpus.server), "env", `NODE_OPTIONS=${options.nodeOptions ?? ""}`],
+    socket: join(stage.directory, `${options.name}.sock`),
+  });
+  stage.onClose(() => proxy.kill());
+  const configure: Partial<Configure> = {
+    workload: options.name,
+    node: "bench",
+    downstream: "relay",
+    listenAddress: "127.0.0.1",
+    ports: options.ports.map(({ to, protocol, continuity }) => ({
+      listen: 0,
+      upstream: { address: "127.0.0.1", port: to },
+      protocol,
+      continuity,
+      replayUnsafe: false,
+      delivery: "atMostOnce",
+      naming: null,
+      probes: [],
+    })),
+    linkAddress: "127.0.0.1:0",
+    limits: LIMITS,
+  };
+  await proxy.call("configure", configure, Buffer.alloc(KEY_BYTES, 1));
+  const { result } = await proxy.call<{ ports: number[] }>("serve", { epoch: 1 });
+  return { proxy, ports: result.ports };
+}
+
+/** What one session over this port says it is, where that is not what was asked for; null: it is. */
+async function differs(
+  proxy: ProxyProcess,
+  port: number,
+  asked: { protocol: string; continuity: string },
+): Promise<string | null> {
+  const client = connect(port, "127.0.0.1");
+  client.write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  await once(client, "data");
+  const session: Partial<SessionInfo> = (await proxy.sessions())[0] ?? {};
+  client.destroy();
+  await proxy.untilSessions(0);
+  const { protocol = "no protocol", continuity = "no continuity" } = session;
+  return protocol === asked.protocol && continuity === asked.continuity
+    ? null
+    : `asked for ${asked.protocol}, ${asked.continuity}; its sessions say ${protocol}, ${continuity}`;
+}
