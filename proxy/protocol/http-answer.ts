@@ -21,7 +21,7 @@ export interface Refusal {
 
 export function refusal({ status, retryAfterS, close, headOnly }: Refusal): Buffer {
   const [reason, text] = TEXTS[status];
-  const body = `${text} Nothing is wrong with the request: try again in ${retryAfterS} s.\n`;
+  const body = `${text} Try again in ${retryAfterS} s.\n`;
   const head = [
     `HTTP/1.1 ${status} ${reason}`,
     "Content-Type: text/plain; charset=utf-8",

@@ -291,6 +291,11 @@ export class HeadParser {
   }
 
   #connection(bytes: Buffer, from: number, to: number): void {
+    // what nearly all say, without making a string of it
+    if (to - from === KEEP_ALIVE.length && isNamed(bytes, from, KEEP_ALIVE)) {
+      this.keepAlive = true;
+      return;
+    }
     for (const option of listOf(bytes, from, to)) {
       if (option === "close") this.close = true;
       else if (option === "keep-alive") this.keepAlive = true;
@@ -331,10 +336,11 @@ export class HeadParser {
 const EXPECT = Buffer.from("expect", "latin1");
 const UPGRADE = Buffer.from("upgrade", "latin1");
 const CONNECTION = Buffer.from("connection", "latin1");
+const KEEP_ALIVE = Buffer.from("keep-alive", "latin1");
 const CONTENT_LENGTH = Buffer.from("content-length", "latin1");
 const TRANSFER_ENCODING = Buffer.from("transfer-encoding", "latin1");
 
-/** The bytes are of a token, of the same length: setting the bit cannot make another one of it except "-" of CR. */
+/** In any case. The bytes are of a field line, where setting the bit makes no letter or "-" of anything else. */
 function isNamed(bytes: Buffer, at: number, name: Buffer): boolean {
   for (let i = 0; i < name.length; i++) if (((bytes[at + i] as number) | LOWER) !== name[i]) return false;
   return true;

@@ -17,6 +17,7 @@ export interface HeadEdit {
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
 const CRLF = "\r\n";
+const LF = 0x0a;
 /** after so many the client will not wait for our cookie */
 const INTERIM_ANSWERS_MAX = 16;
 
@@ -48,6 +49,8 @@ export class ResponseHeadEditor {
       this.#held ??= new PartialBytes(bytes.length);
       const taken = Math.min(bytes.length, HEAD_BYTES_MAX - before);
       this.#held.append(bytes, 0, taken);
+      // a line is judged when its end is there, so it is not read again for every part of it
+      if (before > 0 && this.#held.length < HEAD_BYTES_MAX && !bytes.includes(LF)) break;
       const verdict = this.#parser.parse(this.#held.bytes, 0, this.#held.length);
       if (verdict === "incomplete") break;
       const { status, headBytes } = this.#parser;

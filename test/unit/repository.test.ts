@@ -212,6 +212,23 @@ describe("imports", () => {
     );
   });
 
+  it("of the protocols lead to the contract, bytes and hashes only", () => {
+    none(
+      breaches(
+        under("proxy/protocol/"),
+        (target) => !/^(proxy\/(protocol|contract)\/|node:(assert|buffer|crypto)$)/.test(target),
+      ),
+      "proxy/protocol/ is pure",
+    );
+    none(
+      lines(
+        under("proxy/protocol/"),
+        /\b(Date\.now|new Date\(\)|performance\.now|setTimeout|setInterval|process\.hrtime)\b/,
+      ),
+      "proxy/protocol/ reads no clock",
+    );
+  });
+
   it("keep tcp, store and relay apart", () => {
     const rooms = ["proxy/tcp/", "proxy/store/", "proxy/relay/"];
     none(
