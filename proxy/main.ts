@@ -73,6 +73,7 @@ const legKernel: LegKernel = {
   unshieldLeg,
   shieldListener,
   unshieldListener,
+  isListening: (endpoint) => listenBacklog(endpoint) !== null,
   listenBacklog: (endpoint) => listenBacklog(endpoint) ?? 0,
   countSynRecv,
 };

@@ -23,6 +23,20 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   rollbacks: ["rollbacks_total", "Moves given up with this proxy going on."],
   legsCaptured: ["legs_captured_total", "TCP legs captured."],
   legsAdopted: ["legs_adopted_total", "TCP legs adopted."],
+  sessionsOpaque: [
+    "sessions_opaque_total",
+    "Sessions whose bytes could not be named any more: plain TCP from then on.",
+  ],
+  probesAnswered: ["probes_answered_total", "Health checks answered in the application's place."],
+  sessionsAway: ["sessions_away_total", "Times a session outlived its connection to the application."],
+  requestsReplayed: [
+    "requests_replayed_total",
+    "HTTP requests sent again to another life of the application.",
+  ],
+  requestsRefused: ["requests_refused_total", "HTTP requests answered 503 in the application's place."],
+  messagesReplayed: ["messages_replayed_total", "WebSocket messages sent again."],
+  webSocketsRefused: ["websockets_refused_total", "WebSockets closed with 1012 or 1013 by the proxy."],
+  heldRefused: ["held_refused_total", "Times a client's bytes were over the limits of what is held."],
   legFailures: ["leg_failures_total", "TCP legs that could not be captured, released or taken back."],
 };
 
@@ -55,6 +69,8 @@ export function createMetrics(proxy: () => WorkloadProxy | null): Registry {
   gauge("owner", "1 while the application runs behind this proxy.", () =>
     proxy()?.role === "owner" ? 1 : 0,
   );
+  gauge("held_bytes", "Bytes of clients held in memory.", () => proxy()?.budget.memoryBytes ?? 0);
+  gauge("spilled_bytes", "Bytes of clients held on disk.", () => proxy()?.budget.spilledBytes ?? 0);
   gauge("resident_memory_bytes", "Resident memory of the process.", () => process.memoryUsage.rss());
   return registry;
 }

@@ -1,7 +1,7 @@
 /**
  * Sessions as bytes, for the trip from one node to the other.
  *
- *   "HFS1"  u32 CRC-32 of all that follows  u32 sessions  session…
+ *   "HFS2"  u32 CRC-32 of all that follows  u32 sessions  session…
  *
  * Numbers are big-endian; strings carry a u8 length, byte strings a u32 length; optional parts a u8 0 or 1. The checksum
  * finds accidents. It is no defence against forgery: that is the business of whoever carries the bytes (TLS between
@@ -24,7 +24,7 @@ export interface SnapshotLimits {
   bytesMax: number;
 }
 
-const MAGIC = Buffer.from("HFS1", "latin1");
+const MAGIC = Buffer.from("HFS2", "latin1");
 const HEADER_BYTES = MAGIC.length + 8;
 const STRING_BYTES_MAX = 255;
 /** RFC 7323 2.3 */
@@ -107,6 +107,7 @@ function writeSession(writer: Writer, session: SessionSnapshot): void {
   writer.bytes(session.pendingOut);
   writer.choice(session.finIn, FINS);
   writer.choice(session.finOut, FINS);
+  writer.bytes(session.watch);
 }
 
 function readSession(reader: Reader): SessionSnapshot {
@@ -125,6 +126,7 @@ function readSession(reader: Reader): SessionSnapshot {
     pendingOut: reader.bytes(),
     finIn: reader.choice(FINS),
     finOut: reader.choice(FINS),
+    watch: reader.bytes(),
   };
 }
 

@@ -73,4 +73,6 @@ export interface SessionSnapshot {
   /** the client's FIN was read / was passed on; the application's FIN was read / was passed on */
   finIn: "none" | "read" | "sent";
   finOut: "none" | "read" | "sent";
+  /** what is known of its bytes (`proxy/replay/saved-watch.ts`); empty: nothing */
+  watch: Buffer;
 }

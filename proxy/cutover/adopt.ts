@@ -21,6 +21,9 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
       const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
       done.push(session);
       session.adopted = snapshot;
+      // An edge's own session goes on over its link until the release.
+      if (snapshot.watch.length > 0 && session.state === "adopted")
+        proxy.watchSession(session, snapshot.watch);
       if (movable(snapshot.upstream)) {
         // CRIU lets the application's end speak while it restores what that end had not sent, and then puts its
         // windows back to what they were: answered meanwhile, the two ends would refuse each other's segments for good.
@@ -48,6 +51,7 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
       checkPort(proxy, snapshot);
       const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
+      if (snapshot.watch.length > 0) proxy.watchSession(session, snapshot.watch);
       session.client = clientOf(snapshot);
       if (movable(snapshot.downstream)) {
         const fd = proxy.kernel.adoptLeg(snapshot.downstream, { shielded: true, addressAbsent: true });
@@ -68,6 +72,7 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
 export function forgetAdopted(proxy: WorkloadProxy, session: LiveSession): void {
   closeStill(proxy.kernel, session);
   session.adopted = null;
+  session.watch = null;
   if (session.state === "adopted") session.forget();
 }
 

@@ -27,12 +27,14 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   for (const session of proxy.sessions.values()) {
     if (session.state === "waiting" && session.downstream instanceof LinkEnd) {
       // Its edge believes it open and may have sent bytes: it travels without a leg.
+      session.settleWatch();
       session.step("capture");
       session.takeBackFromDownstreamLink();
       snapshots.push(session.snapshot({ upstream: null, downstream: null }));
       continue;
     }
     if (session.state !== "open" && session.state !== "lingering") continue;
+    session.settleWatch();
     session.stillUpstreamLeg();
     const still = session.stillUpstream;
     if (still === null) continue;
@@ -69,6 +71,7 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
   const meter = new Meter();
   const snapshots: SessionSnapshot[] = [];
   for (const session of proxy.sessions.values()) {
+    if (session.state === "waiting") session.settleWatch();
     session.stillDownstreamLeg();
     const still = session.stillDownstream;
     // Whatever arrived until now is in the receive queue and travels with it.

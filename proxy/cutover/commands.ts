@@ -15,6 +15,7 @@ import { captureDownstream, captureUpstream } from "./capture.ts";
 import { hold } from "./hold.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { discard, release } from "./release.ts";
+import { pause, resume } from "./restart.ts";
 import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
 import { warmUp } from "./warm-up.ts";
 import { WorkloadProxy } from "./workload-proxy.ts";
@@ -64,6 +65,7 @@ const configureSchema = z.object({
     probeMsMax: milliseconds.default(30_000),
   }),
 });
+const withDrain = z.object({ epoch: z.int().min(0), drainMs: milliseconds });
 const epochOnly = z.object({ epoch: z.int().min(0) });
 const withTarget = epochOnly.extend({ target: endpoint });
 const owner = z.object({ node: z.string(), link: endpoint });
@@ -174,6 +176,16 @@ export class Commands {
         requireMode(proxy, "relay");
         proxy.epoch = params.epoch;
         const result = switchOwner(proxy, params.owner);
+        return { result: () => result };
+      }),
+      pause: this.#command("pause", withDrain, async (proxy, params) => {
+        proxy.role = "paused";
+        const result = await pause(proxy, params.drainMs);
+        return { result: () => result };
+      }),
+      resume: this.#command("resume", epochOnly, async (proxy) => {
+        proxy.role = "owner";
+        const result = await resume(proxy);
         return { result: () => result };
       }),
       sessions: () => ({ result: { sessions: this.#proxy?.sessionInfo() ?? [] } }),

@@ -23,6 +23,7 @@ const POLL_MS = 1;
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   const deadlineMs = performance.now() + proxy.config.limits.quiesceMsMax;
   proxy.counters.holds++;
+  proxy.heldAtMs = performance.now();
   proxy.releasedElsewhere = false;
   for (const session of proxy.sessions.values()) {
     session.inbound.hold();
@@ -41,6 +42,13 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
     if (acceptBacklog > 0) acceptBacklog = await countBacklog(proxy);
   }
 
+  // Between two lives of the application: nobody could go on with what it waits for.
+  for (const session of restless) {
+    const replay = session.watch?.replay ?? null;
+    if (replay?.isPending !== true) continue;
+    session.reset("the application was away at the hold");
+  }
+  restless = restless.filter((session) => session.state !== "closed");
   const silentEdges = restless.filter(
     (session) => session.downstream instanceof LinkEnd && !session.downstream.heldByEdge,
   );
@@ -68,6 +76,7 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
 function isQuiet(session: LiveSession): boolean {
   if (session.state === "closed") return true;
   if (session.downstream instanceof LinkEnd && !session.downstream.heldByEdge) return false;
+  if (session.watch?.replay?.isPending === true) return false;
   if (session.state === "waiting") return true;
   if (session.state === "dialling") return false;
   if (session.inbound.pendingBytes > 0) return false;

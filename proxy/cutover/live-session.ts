@@ -5,8 +5,11 @@
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import type { End, EndListener } from "#proxy/relay/end.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
+import { nowhere } from "#proxy/relay/nowhere.ts";
 import { Pump } from "#proxy/relay/pump.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import type { Carrier } from "#proxy/replay/session-replay.ts";
+import type { Watch } from "#proxy/replay/watch.ts";
 import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
 
 /** A leg outside Node: silent in the kernel, or (snapshot null) taken out because its application does not read. */
@@ -15,7 +18,16 @@ export interface StillLeg {
   snapshot: LegSnapshot | null;
 }
 
+/** Reads a client that waits, to see whether it is a health check. What it has read it gives back. */
+export interface Peek {
+  fromClient(chunk: Buffer): void;
+  clientFin(): void;
+  giveBack(): void;
+}
+
 export interface SessionEvents {
+  /** how long a client that was told to go may stay */
+  readonly lingerMsMax: number;
   /** The session is over on this node. `reason` is null after an orderly end. */
   onOver(session: LiveSession, reason: string | null): void;
   onLingering(session: LiveSession): void;
@@ -33,7 +45,7 @@ export interface SessionOptions {
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
 
-export class LiveSession {
+export class LiveSession implements Carrier {
   readonly id: string;
   readonly port: number;
   readonly edge: string;
@@ -45,6 +57,9 @@ export class LiveSession {
   upstream: TcpLeg | LinkEnd | null = null;
   /** dialled and not connected yet */
   dialling: TcpLeg | null = null;
+  /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
+  watch: Watch | null = null;
+  peek: Peek | null = null;
   stillUpstream: StillLeg | null = null;
   stillDownstream: StillLeg | null = null;
   /** target: what the session was at its source */
@@ -83,25 +98,46 @@ export class LiveSession {
 
   // ---- ends
 
+  fromClient(chunk: Buffer): void {
+    if (this.peek !== null) this.peek.fromClient(chunk);
+    else if (this.watch !== null) this.watch.fromClient(chunk);
+    else this.inbound.receive(chunk);
+  }
+
+  clientFin(): void {
+    if (this.peek !== null) this.peek.clientFin();
+    else if (this.watch !== null) this.watch.clientFin();
+    else this.inbound.receiveFin();
+  }
+
   readonly #downstreamListener: EndListener = {
-    onData: (chunk) => this.inbound.receive(chunk),
-    onFin: () => this.inbound.receiveFin(),
+    onData: (chunk) => this.fromClient(chunk),
+    onFin: () => this.clientFin(),
     onDrain: () => this.outbound.drained(),
     onReset: (reason) => this.#onReset("downstream", reason),
   };
 
   readonly #upstreamListener: EndListener = {
     onData: (chunk) => {
-      this.outbound.receive(chunk);
+      // While an old owner's link is read to its end: that owner has observed it.
+      if (this.watch !== null && this.switchAt === null) this.watch.fromApplication(chunk);
+      else this.outbound.receive(chunk);
       const { switchAt } = this;
       if (switchAt !== null && this.outbound.bytes >= switchAt.bytesOut) {
         this.switchAt = null;
         switchAt.complete();
       }
     },
-    onFin: () => this.outbound.receiveFin(),
-    onDrain: () => this.inbound.drained(),
-    onReset: (reason) => this.#onReset("upstream", reason),
+    onFin: () => {
+      if (!this.#isHidden("fin")) this.outbound.receiveFin();
+    },
+    onDrain: () => {
+      this.inbound.drained();
+      this.watch?.replay?.drained();
+    },
+    onReset: (reason) => {
+      if (!this.#isHidden("reset")) this.#onReset("upstream", reason);
+    },
   };
 
   setDownstream(end: TcpLeg | LinkEnd): void {
@@ -126,6 +162,51 @@ export class LiveSession {
   setUpstreamSource(end: TcpLeg | LinkEnd): void {
     this.outbound.setSource(end);
     if (end instanceof LinkEnd) end.startDelivering();
+  }
+
+  // ---- without an application
+
+  #isHidden(how: "fin" | "reset"): boolean {
+    return this.#state === "open" && this.watch?.applicationGone(how) === true;
+  }
+
+  get isWaiting(): boolean {
+    return this.#state === "waiting" || this.#state === "dialling";
+  }
+
+  /** An edge's session that is new to its owner: what was said to an earlier one is not counted. */
+  countAnew(): void {
+    this.inbound.bytes = this.inbound.pendingBytes;
+    this.outbound.bytes = 0;
+  }
+
+  /** Open → waiting. What waited for the application's end is dropped: the replay has it. */
+  detach(): void {
+    const end = this.upstream;
+    this.upstream = null;
+    this.inbound.removeSink(NO_BYTES);
+    this.inbound.clear();
+    this.inbound.finSent = false;
+    this.outbound.setSource(null);
+    if (end !== null) {
+      end.listener = null;
+      end.reset();
+    }
+    this.step("renew");
+  }
+
+  endAfter(bytes: Buffer): void {
+    this.dialling?.reset();
+    this.dialling = null;
+    if (this.#state === "waiting") this.step("dial");
+    if (this.#state === "dialling") this.step("dialled");
+    this.inbound.clear();
+    this.inbound.spooling = false;
+    this.timer ??= setTimeout(() => this.reset("told to go"), this.#events.lingerMsMax);
+    if (bytes.length > 0) this.outbound.receive(bytes);
+    this.outbound.receiveFin();
+    this.inbound.setSink(nowhere);
+    this.inbound.unhold();
   }
 
   /** The application is on this node. */
@@ -161,6 +242,12 @@ export class LiveSession {
 
   // ---- what travels
 
+  /** Everything the session has read is in its pumps, and nothing is read meanwhile. */
+  settleWatch(): void {
+    this.peek?.giveBack();
+    this.watch?.settle();
+  }
+
   snapshot(parts: { upstream: LegSnapshot | null; downstream: LegSnapshot | null }): SessionSnapshot {
     // A client's leg that stays here keeps its own pending bytes.
     const keepsOut = this.downstream instanceof TcpLeg;
@@ -176,6 +263,7 @@ export class LiveSession {
       pendingOut: keepsOut ? NO_BYTES : this.outbound.pending(),
       finIn: finOf(this.inbound),
       finOut: finOf(this.outbound),
+      watch: this.watch?.save() ?? NO_BYTES,
     };
   }
 
@@ -208,6 +296,7 @@ export class LiveSession {
   }
 
   #over(reason: string | null): void {
+    this.watch?.stop();
     if (this.timer !== null) clearTimeout(this.timer);
     this.timer = null;
     if (canStep(this.#state, "close")) this.step("close");

@@ -197,6 +197,7 @@ function takeBack(
     inbound.removeSink(session.upstream.takeUnsent());
   }
   inbound.finSent = adopted.finIn === "sent" && upstream.rest.length === 0;
+  if (adopted.watch.length > 0) proxy.watchSession(session, adopted.watch);
   proxy.switchUpstream(session, upstream.leg, {
     bytesIn: adopted.bytesIn,
     bytesOut: adopted.bytesOut - adopted.pendingOut.length,

@@ -109,6 +109,8 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
 }
 
 function becomeEdge(proxy: WorkloadProxy, session: LiveSession): void {
+  session.settleWatch();
+  session.watch = null; // the owner's now
   if (session.state === "captured") {
     if (session.lost !== null || session.downstream === null) {
       closeStill(proxy.kernel, session);

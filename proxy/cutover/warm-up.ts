@@ -73,4 +73,5 @@ const EMPTY = {
   pendingOut: Buffer.alloc(0),
   finIn: "none",
   finOut: "none",
+  watch: Buffer.alloc(0),
 } as const;

@@ -2,10 +2,10 @@
  * The proxy of one workload on one node: its sessions, where clients and links arrive, who owns the workload, and what
  * happens to a session when nothing is being moved. The steps of a move are in the files beside this one.
  */
-import { randomBytes } from "node:crypto";
+import { hkdfSync, randomBytes } from "node:crypto";
 import net from "node:net";
 import type { Logger } from "pino";
-import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import type { Configure, PortConfig, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
@@ -13,14 +13,19 @@ import type { Greeting } from "#proxy/relay/link-auth.ts";
 import { type Active, RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd, type LinkListener } from "#proxy/relay/link-end.ts";
 import { type TcpHandle, TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { HeldBudget } from "#proxy/replay/held-bytes.ts";
+import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
+import { Watch, type WatchHost } from "#proxy/replay/watch.ts";
 import type { Role } from "#proxy/session/role.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { LiveSession } from "./live-session.ts";
+import { Presence } from "./presence.ts";
+import { ProbeAnswers, ProbePeek } from "./probes.ts";
 
 const LINGER_CHECK_MS = 20;
 const LINKS_GREETING_MAX = 4096;
 
-export interface Counters {
+export interface Counters extends ReplayCounters {
   sessionsAccepted: number;
   sessionsRefused: number;
   sessionsEnded: number;
@@ -39,6 +44,15 @@ export interface Counters {
   legsCaptured: number;
   legsAdopted: number;
   legFailures: number;
+  sessionsOpaque: number;
+  probesAnswered: number;
+}
+
+/** What a restart has done to the sessions, between {@link WorkloadProxy.beginAway} and `endAway`. */
+interface AwayFigures {
+  replayed: number;
+  refused: number;
+  reset: number;
 }
 
 export interface WorkloadProxyOptions {
@@ -48,7 +62,7 @@ export interface WorkloadProxyOptions {
   log: Logger;
 }
 
-export class WorkloadProxy {
+export class WorkloadProxy implements WatchHost {
   readonly config: Configure;
   readonly kernel: LegKernel;
   readonly log: Logger;
@@ -75,7 +89,24 @@ export class WorkloadProxy {
     legsCaptured: 0,
     legsAdopted: 0,
     legFailures: 0,
+    sessionsOpaque: 0,
+    probesAnswered: 0,
+    sessionsAway: 0,
+    requestsReplayed: 0,
+    requestsRefused: 0,
+    messagesReplayed: 0,
+    webSocketsRefused: 0,
+    heldRefused: 0,
   };
+  /** how often bytes could not be named any more, by reason */
+  readonly opaqueReasons = new Map<string, number>();
+  readonly budget: HeldBudget;
+  readonly cookieKey: Buffer;
+  /** one a port */
+  readonly presences: Presence[];
+  readonly probeAnswers = new ProbeAnswers();
+  /** when the present cutover or restart began */
+  heldAtMs = 0;
   role: Role = "idle";
   epoch = 0;
   /** relay: this proxy is an edge, and the application is there */
@@ -88,12 +119,34 @@ export class WorkloadProxy {
   #linksGreeting = 0;
   #lingering = new Set<LiveSession>();
   #lingerTimer: NodeJS.Timeout | null = null;
+  #awayBefore: AwayFigures | null = null;
 
   constructor(options: WorkloadProxyOptions) {
     this.config = options.config;
     this.#key = options.key;
     this.kernel = options.kernel;
     this.log = options.log;
+    const { limits, spillDir, ports } = options.config;
+    this.budget = new HeldBudget({
+      sessionBytesMax: limits.heldSessionBytesMax,
+      workloadBytesMax: limits.heldWorkloadBytesMax,
+      spillBytesMax: limits.spillBytesMax,
+      spillDir,
+    });
+    this.cookieKey = Buffer.from(
+      hkdfSync("sha256", options.key, "", `holdfast session cookie ${options.config.workload}`, 32),
+    );
+    this.presences = ports.map((_, port) => new Presence(this, port));
+  }
+
+  get limits(): ProxyLimits {
+    return this.config.limits;
+  }
+  get lingerMsMax(): number {
+    return this.config.limits.lingerMsMax;
+  }
+  get isPaused(): boolean {
+    return this.role !== "owner";
   }
 
   get isEdge(): boolean {
@@ -164,7 +217,19 @@ export class WorkloadProxy {
       state: "waiting",
     });
     session.setDownstream(leg);
+    if (waits && this.#answersProbes(port)) {
+      session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
+        this.counters.probesAnswered++;
+      });
+    }
     this.start(session);
+  }
+
+  /** The application is held, or being restarted, here and not for too long. */
+  #answersProbes(port: number): boolean {
+    const isAway = ["held", "captured", "departed", "paused"].includes(this.role);
+    const hasProbes = (this.config.ports[port] as PortConfig).probes.length > 0;
+    return hasProbes && isAway && performance.now() - this.heldAtMs < this.config.limits.probeMsMax;
   }
 
   #waitingSessions(): number {
@@ -182,27 +247,115 @@ export class WorkloadProxy {
   /** Gives a waiting session its upstream, where that is possible now. */
   start(session: LiveSession): void {
     if (session.state !== "waiting") return;
-    if (this.role === "owner") this.#dialApplication(session);
+    if (this.role === "owner") this.#startHere(session);
     else if (this.owner !== null && session.nextLink === null) {
       this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
     }
   }
 
+  #startHere(session: LiveSession): void {
+    session.peek?.giveBack();
+    this.watchSession(session, null);
+    const replay = session.watch?.replay ?? null;
+    if (replay === null) {
+      this.#dialApplication(session);
+      return;
+    }
+    const presence = this.presences[session.port] as Presence;
+    if (presence.isGivenUp) replay.giveUp();
+    else if (presence.isAbsent) replay.waits();
+    else if (replay.comeBack()) this.#dialApplication(session);
+  }
+
   #dialApplication(session: LiveSession): void {
     session.step("dial");
+    const replay = session.watch?.replay ?? null;
     const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
       onConnect: () => {
-        session.dialling = null;
-        session.step("dialled");
-        session.setUpstream(leg);
+        if (replay?.needsHandshake !== true) this.#attach(session, leg);
+        else {
+          replay.shakeHands(leg, (why) => {
+            if (why === null) this.#attach(session, leg);
+            else {
+              this.log.info({ session: session.id, reason: why }, "a WebSocket could not be dialled again");
+              leg.reset();
+            }
+          });
+        }
       },
       onError: (code) => {
         this.counters.dialFailures++;
         session.dialling = null;
-        session.reset(`upstream dial ${code}`);
+        if (replay === null) session.reset(`upstream dial ${code}`);
+        else {
+          session.step("abort");
+          this.presences[session.port]?.lost();
+          replay.waits();
+        }
       },
     });
     session.dialling = leg;
+  }
+
+  #attach(session: LiveSession, leg: TcpLeg): void {
+    session.dialling = null;
+    if (this.role === "paused") {
+      // It is the life of the application that is about to end.
+      leg.reset();
+      session.step("abort");
+      return;
+    }
+    session.watch?.replay?.beforeAttach();
+    session.step("dialled");
+    session.setUpstream(leg);
+    if (session.upstream === leg) session.watch?.replay?.attached();
+  }
+
+  // ---- what passes (WatchHost)
+
+  /** @param saved of the node the session comes from. @throws HoldfastError `SNAPSHOT_INVALID` */
+  watchSession(session: LiveSession, saved: Buffer | null): void {
+    const port = this.portOf(session);
+    if (session.watch !== null || (port.protocol === "tcp" && port.continuity === "transplant")) return;
+    session.watch = new Watch({ carrier: session, host: this, port, saved });
+  }
+
+  want(carrier: Carrier): void {
+    if (carrier instanceof LiveSession) this.start(carrier);
+  }
+
+  onOpaque(reason: string): void {
+    this.counters.sessionsOpaque++;
+    this.opaqueReasons.set(reason, (this.opaqueReasons.get(reason) ?? 0) + 1);
+  }
+
+  onProbeAnswer(port: PortConfig, check: string, answer: Buffer): void {
+    this.probeAnswers.remember(port, check, answer);
+  }
+
+  /** From now on it is counted what becomes of sessions whose application is away. */
+  beginAway(): void {
+    this.#awayBefore ??= this.#awayFigures();
+  }
+
+  endAway(): AwayFigures {
+    const now = this.#awayFigures();
+    const before = this.#awayBefore ?? now;
+    this.#awayBefore = null;
+    return {
+      replayed: now.replayed - before.replayed,
+      refused: now.refused - before.refused,
+      reset: now.reset - before.reset,
+    };
+  }
+
+  #awayFigures(): AwayFigures {
+    const { counters } = this;
+    return {
+      replayed: counters.requestsReplayed + counters.messagesReplayed,
+      refused: counters.requestsRefused + counters.webSocketsRefused,
+      reset: counters.sessionsReset,
+    };
   }
 
   // ---- endings (SessionEvents)
@@ -294,6 +447,7 @@ export class WorkloadProxy {
     }
     session.nextLink = null;
     if (session.state === "waiting") {
+      session.countAnew();
       session.step("dialled");
       session.setUpstream(link);
       session.inbound.unhold();
@@ -579,6 +733,7 @@ export class WorkloadProxy {
       name: null,
       requestsInFlight: 0,
       requests: 0,
+      ...session.watch?.info,
     }));
   }
 
@@ -589,6 +744,7 @@ export class WorkloadProxy {
 
   #shownState(session: LiveSession): SessionInfo["state"] {
     if (session.state === "lingering") return "lingering";
+    if (session.watch?.replay?.isAway === true) return "away";
     if (session.state !== "open" || session.inbound.held) return "held";
     return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
   }
@@ -604,6 +760,8 @@ export class WorkloadProxy {
       rssBytes: process.memoryUsage.rss(),
       ports: this.listeners.map((listener) => listener.port),
       counters: this.counters,
+      heldBytes: this.budget.memoryBytes,
+      spilledBytes: this.budget.spilledBytes,
     };
   }
 
@@ -622,6 +780,7 @@ export class WorkloadProxy {
     this.#linkServer?.close();
     this.#linkServer = null;
     if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
+    for (const presence of this.presences) presence.stop();
   }
 }
 

@@ -29,6 +29,8 @@ export class Pump {
   /** of the queued and in-flight bytes, those that came from an earlier source: no credit for them */
   #foreignBytes = 0;
   #held = false;
+  #spooling = false;
+  #finHeld = false;
 
   get held(): boolean {
     return this.#held;
@@ -48,6 +50,24 @@ export class Pump {
   }
   unhold(): void {
     this.#held = false;
+    this.#flush();
+  }
+
+  /** The source is read although nothing can go on: its listener keeps what comes, and `receive` is not called. */
+  get spooling(): boolean {
+    return this.#spooling;
+  }
+  set spooling(on: boolean) {
+    this.#spooling = on;
+    this.#updateReading();
+  }
+
+  /** The FIN waits, though all bytes are out: others precede it. */
+  holdFin(): void {
+    this.#finHeld = true;
+  }
+  releaseFin(): void {
+    this.#finHeld = false;
     this.#flush();
   }
 
@@ -83,6 +103,12 @@ export class Pump {
     }
   }
 
+  /** Bytes that were read and go nowhere. */
+  skip(bytes: number): void {
+    this.bytes += bytes;
+    this.#source?.consumed(bytes);
+  }
+
   receiveFin(): void {
     if (this.finRead) return;
     this.finRead = true;
@@ -109,7 +135,13 @@ export class Pump {
     this.#unshift(bytes);
   }
 
-  /** What waits here has moved on with a snapshot. */
+  /** As {@link prepend}, when nothing waits, and sent at once. */
+  resend(bytes: Buffer): void {
+    this.prepend(bytes);
+    this.#flush();
+  }
+
+  /** What waits here has moved on with a snapshot, or is kept elsewhere. */
   clear(): void {
     const bytes = this.#queuedBytes;
     this.#queue = [];
@@ -145,7 +177,7 @@ export class Pump {
       }
       this.#write(chunk);
     }
-    if (this.#sink !== null && !this.isBlocked && this.finRead && !this.finSent) {
+    if (this.#sink !== null && !this.isBlocked && this.finRead && !this.finSent && !this.#finHeld) {
       this.finSent = true;
       this.#sink.finish();
       this.onFinSent();
@@ -161,7 +193,8 @@ export class Pump {
 
   #updateReading(): void {
     if (this.#source === null) return;
-    const want = !this.#held && !this.finRead && this.#sink !== null && !this.isBlocked;
+    const goesOn = !this.#held && this.#sink !== null && !this.isBlocked;
+    const want = !this.finRead && (this.#spooling || goesOn);
     if (want) this.#source.resumeReading();
     else this.#source.pauseReading();
   }

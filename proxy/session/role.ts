@@ -5,6 +5,7 @@
  *     │               ▲              └──────────┴─rollback──▶ owner ◀─rollback─┴──────────────────┘
  *     │               │                                                        └─retire──▶ edge (relay) | gone
  *     └─standby─▶ standby ─adoptUpstream─▶ adopted ─release─▶ owner
+ *   owner ──pause──▶ paused ──resume──▶ owner (a restart of the application in place)
  *   edge ─standby─▶ standby (it goes on serving its clients' links meanwhile); discard ─▶ edge or idle
  */
 import assert from "node:assert/strict";
@@ -17,6 +18,7 @@ export type Role =
   | "departed"
   | "standby"
   | "adopted"
+  | "paused"
   | "edge"
   | "gone";
 export type RoleCommand =
@@ -33,7 +35,9 @@ export type RoleCommand =
   | "rollback"
   | "discard"
   | "retire"
-  | "switchOwner";
+  | "switchOwner"
+  | "pause"
+  | "resume";
 
 const FROM: Record<RoleCommand, readonly Role[]> = {
   configure: ["idle"],
@@ -50,6 +54,8 @@ const FROM: Record<RoleCommand, readonly Role[]> = {
   discard: ["standby", "adopted"],
   retire: ["captured", "departed"],
   switchOwner: ["edge"],
+  pause: ["owner"],
+  resume: ["owner", "paused"],
 };
 
 /** Where the command leads; `edge` says whether this proxy is also an edge of another owner, or becomes one. */
@@ -59,7 +65,10 @@ export function nextRole(command: RoleCommand, role: Role, edge: boolean): Role 
     case "serve":
     case "release":
     case "rollback":
+    case "resume":
       return "owner";
+    case "pause":
+      return "paused";
     case "standby":
       return "standby";
     case "hold":

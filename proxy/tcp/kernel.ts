@@ -482,7 +482,7 @@ export function send(fd: number, bytes: Buffer, flags: number): number {
 /** As {@link send} with MSG_DONTWAIT, for the hot path: whatever is wrong, 0. */
 export function trySend(fd: number, bytes: Buffer): number {
   const sent = libc().send(fd, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL);
-  return sent > 0 ? sent : 0;
+  return Math.max(sent, 0);
 }
 
 export function sendto(fd: number, bytes: Buffer, flags: number, to: Endpoint): number {

@@ -199,6 +199,7 @@ function overTheWire(leg: LegSnapshot): LegSnapshot {
     pendingOut: nothing,
     finIn: "none",
     finOut: "none",
+    watch: Buffer.alloc(0),
   };
   const [arrived] = decodeSessions(encodeSessions([session]), { sessionsMax: 1, bytesMax: 1 << 28 });
   assert.ok(arrived?.downstream);

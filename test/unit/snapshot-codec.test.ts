@@ -65,6 +65,7 @@ const session: fc.Arbitrary<SessionSnapshot> = plain({
   pendingOut: bytes,
   finIn: fin,
   finOut: fin,
+  watch: bytes,
 });
 const sessions = fc.uniqueArray(session, { selector: (each) => each.id, maxLength: 6 });
 

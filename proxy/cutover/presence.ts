@@ -1,0 +1,110 @@
+/**
+ * Whether the application is there. It is asked for by looking for its listener (sock_diag), not by dialling it; and only
+ * while somebody waits for it: from a refused dial, or a restart, until it listens.
+ */
+import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { LiveSession } from "./live-session.ts";
+import type { WorkloadProxy } from "./workload-proxy.ts";
+
+/** at first, since a restart is a matter of milliseconds for whoever is held; then, since it is not */
+const LOOK_MS = 2;
+const LOOK_LATER_MS = 50;
+const LOOK_OFTEN_MS_MAX = 5_000;
+/** clients that are led back together, between two looks at the application's accept queue */
+const BATCH = 64;
+
+export class Presence {
+  readonly #proxy: WorkloadProxy;
+  readonly #port: number;
+  #absentSinceMs = -1;
+  #givenUp = false;
+  #timer: NodeJS.Timeout | null = null;
+  /** sessions that are to be connected when the accept queue has room */
+  #returning: LiveSession[] = [];
+
+  constructor(proxy: WorkloadProxy, port: number) {
+    this.#proxy = proxy;
+    this.#port = port;
+  }
+
+  get isAbsent(): boolean {
+    return this.#absentSinceMs >= 0;
+  }
+  get isGivenUp(): boolean {
+    return this.#givenUp;
+  }
+
+  /** The application ended, or does not listen. */
+  lost(): void {
+    if (this.isAbsent) return;
+    this.#absentSinceMs = performance.now();
+    this.#proxy.beginAway();
+    this.#look();
+  }
+
+  stop(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+    this.#returning = [];
+  }
+
+  /** Now, rather than when it is time. */
+  look(): void {
+    if (!this.isAbsent) return;
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#look();
+  }
+
+  #look(): void {
+    this.#timer = null;
+    const { role, config, kernel } = this.#proxy;
+    if (role === "owner" && kernel.isListening((config.ports[this.#port] as PortConfig).upstream)) {
+      this.#back();
+      return;
+    }
+    const awayMs = performance.now() - this.#absentSinceMs;
+    if (!this.#givenUp && awayMs > config.limits.holdMsMax) {
+      this.#givenUp = true;
+      this.#proxy.log.warn(
+        { port: this.#port, awayMs: Math.round(awayMs) },
+        "the application is away for too long",
+      );
+      for (const session of this.#sessions()) {
+        const replay = session.watch?.replay ?? null;
+        if (replay === null) session.reset("the application is away");
+        else replay.giveUp();
+      }
+    }
+    this.#timer = setTimeout(() => this.#look(), awayMs < LOOK_OFTEN_MS_MAX ? LOOK_MS : LOOK_LATER_MS);
+    if (this.#proxy.sessions.size === 0) this.#timer.unref();
+  }
+
+  #sessions(): LiveSession[] {
+    return [...this.#proxy.sessions.values()].filter(
+      (session) => session.port === this.#port && session.isWaiting,
+    );
+  }
+
+  #back(): void {
+    this.#proxy.log.info(
+      { port: this.#port, awayMs: Math.round(performance.now() - this.#absentSinceMs) },
+      "the application is back",
+    );
+    this.#absentSinceMs = -1;
+    this.#givenUp = false;
+    this.#returning = this.#sessions();
+    void this.#leadBack();
+  }
+
+  /** Not all at once: an accept queue that is full drops them, and they come again after a second. */
+  async #leadBack(): Promise<void> {
+    const { kernel, config } = this.#proxy;
+    const { upstream } = config.ports[this.#port] as PortConfig;
+    while (this.#returning.length > 0 && !this.isAbsent) {
+      const waiting = this.#returning.length > BATCH ? await kernel.listenBacklog(upstream) : 0;
+      if (waiting < BATCH)
+        for (const session of this.#returning.splice(0, BATCH - waiting)) this.#proxy.start(session);
+      if (this.#returning.length > 0) await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+}

@@ -1,0 +1,54 @@
+/**
+ * A restart in place: `pause` keeps everything new from the application and cuts its connections once what is under way is
+ * answered; `resume` connects whoever waits to the application's next life.
+ *
+ * They are cut, not left to the application: one that shuts down in order says goodbye (Close 1001, `Connection: close`), and
+ * that is not for clients who are to stay.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import type { PauseResult, ResumeResult } from "#proxy/contract/commands.ts";
+import type { SessionReplay } from "#proxy/replay/session-replay.ts";
+import type { WorkloadProxy } from "./workload-proxy.ts";
+
+const POLL_MS = 1;
+
+/** Call with the role already `paused`. */
+export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<PauseResult> {
+  proxy.heldAtMs = performance.now();
+  proxy.beginAway();
+  const deadlineMs = performance.now() + drainMs;
+  for (const replay of replays(proxy)) replay.quiesce();
+  while (performance.now() < deadlineMs && replays(proxy).some((replay) => !replay.isQuiet))
+    await delay(POLL_MS);
+  let requestsInFlight = 0;
+  let sessions = 0;
+  for (const session of [...proxy.sessions.values()]) {
+    const replay = session.watch?.replay ?? null;
+    if (replay === null) continue;
+    requestsInFlight += session.watch?.info.requestsInFlight ?? 0;
+    if (replay.cut()) sessions++;
+  }
+  for (const presence of proxy.presences) presence.lost();
+  return { sessions, requestsInFlight };
+}
+
+/** Call with the role already `owner`. Answers when nobody waits any more, or is known to wait in vain. */
+export async function resume(proxy: WorkloadProxy): Promise<ResumeResult> {
+  for (const presence of proxy.presences) presence.look();
+  const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
+  for (;;) {
+    const waits =
+      proxy.presences.some((presence) => presence.isAbsent && !presence.isGivenUp) ||
+      replays(proxy).some((replay) => replay.isPending && !replay.isUnavailable);
+    if (!waits || proxy.role !== "owner" || performance.now() >= deadlineMs) break;
+    await delay(POLL_MS);
+  }
+  return { sessions: replays(proxy).length, ...proxy.endAway() };
+}
+
+function replays(proxy: WorkloadProxy): SessionReplay[] {
+  const found: SessionReplay[] = [];
+  for (const { watch } of proxy.sessions.values())
+    if (watch !== null && watch.replay !== null) found.push(watch.replay);
+  return found;
+}

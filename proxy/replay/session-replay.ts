@@ -1,0 +1,700 @@
+/**
+ * The replay tier of one session: the client's socket stays while the application ends and another life of it begins.
+ *
+ *   attached ──(application gone)──▶ away ──(it listens again: dialled)──▶ returning ──(all sent again)──▶ attached
+ *                                     │ after `holdMsMax`
+ *                                     └─▶ HTTP: unavailable (503 to every request, the connection stays) │ WebSocket: Close 1012
+ *
+ * Everything the client sent and the application has not answered is in the log; what the client sends while the
+ * application is away is not read at first (flow control), and held when that would take too long. When the application is
+ * back, its new connection gets, in this order: what is to be sent again (`plan.ts`; for a WebSocket the handshake and the
+ * messages `delivery` asks for), what was held, and then again whatever the client sends.
+ *
+ * There is no HTTP client in here: what is sent again are the client's own bytes.
+ *
+ * Invariants: bytes of the client reach each life of the application in order and at most once; a request that may have been
+ * acted upon reaches no second life unless it is idempotent or the policy allows it; the client gets one answer a request.
+ */
+import assert from "node:assert/strict";
+import type { PortConfig, ProxyLimits } from "../contract/commands.ts";
+import { refusal } from "../protocol/http-answer.ts";
+import type { HttpHead } from "../protocol/http-head.ts";
+import type { Observer, RequestRecord } from "../protocol/observer.ts";
+import {
+  encodeClose,
+  encodePing,
+  encodePong,
+  type FrameWalker,
+  OPCODE,
+} from "../protocol/websocket-frames.ts";
+import type { End } from "../relay/end.ts";
+import { nowhere } from "../relay/nowhere.ts";
+import type { Pump } from "../relay/pump.ts";
+import { agreementOf, agrees, type Handshake, HandshakeAnswer } from "./handshake.ts";
+import type { HeldBudget } from "./held-bytes.ts";
+import { HeldBytes } from "./held-bytes.ts";
+import { InboundLog } from "./inbound-log.ts";
+import { type PlanStep, planReplay } from "./plan.ts";
+
+/** RFC 6455 7.4.1, and the registry: 1012 Service Restart, 1013 Try Again Later */
+const CLOSE_RESTART = 1012;
+const CLOSE_LATER = 1013;
+/** lives of the application one request is given to */
+const REPLAYS_MAX = 3;
+const RETRY_AFTER_S = 1;
+const PING_PAYLOAD = Buffer.from("holdfast");
+const NO_BYTES: Buffer = Buffer.alloc(0);
+
+/** The session, as its replay sees it. */
+export interface Carrier {
+  readonly inbound: Pump;
+  readonly outbound: Pump;
+  /** neither connected to the application nor to another proxy */
+  readonly isWaiting: boolean;
+  /** Lets go of the application's end without a word to the client; what waited for it is dropped. */
+  detach(): void;
+  /** The last bytes for the client, then the FIN; what it still sends is read and thrown away, for a while. */
+  endAfter(bytes: Buffer): void;
+  reset(reason: string): void;
+}
+
+export interface ReplayCounters {
+  sessionsAway: number;
+  requestsReplayed: number;
+  requestsRefused: number;
+  messagesReplayed: number;
+  webSocketsRefused: number;
+  heldRefused: number;
+}
+
+export interface ReplayHost {
+  readonly limits: ProxyLimits;
+  readonly budget: HeldBudget;
+  readonly counters: ReplayCounters;
+  /** a restart is under way: nothing new may reach the application */
+  readonly isPaused: boolean;
+  /** The session wants the application, as soon as it may be dialled. */
+  want(carrier: Carrier): void;
+}
+
+export interface SavedReplay {
+  sentUpTo: number;
+  losses: number;
+  logBase: number;
+  log: Buffer;
+  messageEnds: number[];
+  handshake: Handshake | null;
+}
+
+export class SessionReplay {
+  readonly #carrier: Carrier;
+  readonly #host: ReplayHost;
+  readonly #port: PortConfig;
+  readonly #observer: Observer;
+  readonly #log: InboundLog;
+  readonly #held: HeldBytes;
+  #plan: PlanStep[] = [];
+  /** the next step of the plan waits for its answer, or has just got it */
+  #awaited: RequestRecord | null = null;
+  #isNextDue = false;
+  #returning = false;
+  /** while a plan is carried out: how far it has got; else -1 */
+  #resentTo = -1;
+  /** up to where some life of the application was given the client's stream */
+  #sentUpTo = 0;
+  /** lives lost since the last answer */
+  #losses = 0;
+  /** refused before its body had ended: the rest of that goes nowhere */
+  #swallowed: RequestRecord | null = null;
+  /** answered before its body had ended */
+  #answeredEarly: RequestRecord | null = null;
+  #unavailable = false;
+  #heldFin = false;
+  #handshake: Handshake | null = null;
+  /** WebSocket: ends of the client's messages that the log still has */
+  #messageEnds: number[] = [];
+  /** WebSocket, application away: where the client's frames are */
+  #walker: FrameWalker | null = null;
+  #stallTimer: NodeJS.Timeout | null = null;
+  #pingTimer: NodeJS.Timeout | null = null;
+  #idleTimer: NodeJS.Timeout | null = null;
+
+  constructor(options: {
+    carrier: Carrier;
+    host: ReplayHost;
+    port: PortConfig;
+    observer: Observer;
+    saved: SavedReplay | null;
+  }) {
+    this.#carrier = options.carrier;
+    this.#host = options.host;
+    this.#port = options.port;
+    this.#observer = options.observer;
+    const { saved } = options;
+    this.#held = new HeldBytes(options.host.budget);
+    this.#log = new InboundLog(
+      options.host.limits.replayBytesMax,
+      saved?.logBase ?? options.observer.bytesIn,
+    );
+    if (saved === null) return;
+    this.#sentUpTo = saved.sentUpTo;
+    this.#losses = saved.losses;
+    this.#messageEnds = saved.messageEnds;
+    this.#handshake = saved.handshake;
+    if (saved.log.length > 0) this.#log.append(saved.log);
+    this.#log.skipTo(options.observer.bytesIn);
+  }
+
+  save(): SavedReplay {
+    const { base, keptBytes } = this.#log;
+    return {
+      sentUpTo: this.#sentUpTo,
+      losses: this.#losses,
+      logBase: base,
+      log: this.#log.slice(base, base + keptBytes),
+      messageEnds: this.#messageEnds,
+      handshake: this.#handshake,
+    };
+  }
+
+  /** Something of the client waits for the application: it is to be connected. */
+  get isPending(): boolean {
+    if (!this.#carrier.isWaiting) return this.#returning;
+    return (
+      this.#handshake !== null ||
+      this.#observer.inFlightCount > 0 ||
+      !this.#observer.inboundAtBoundary ||
+      !this.#held.isEmpty
+    );
+  }
+  get isAway(): boolean {
+    return this.#carrier.isWaiting && this.isPending;
+  }
+  get isUnavailable(): boolean {
+    return this.#unavailable;
+  }
+  get isSpilled(): boolean {
+    return this.#held.isSpilled;
+  }
+  get isHolding(): boolean {
+    return !this.#held.isEmpty;
+  }
+
+  // ---- the client's side
+
+  fromClient(chunk: Buffer): void {
+    if (this.#unavailable || (!this.#carrier.isWaiting && !this.#returning)) this.pass(chunk);
+    else this.#hold(chunk);
+  }
+
+  clientFin(): void {
+    const { inbound } = this.#carrier;
+    if (this.#unavailable || (this.#carrier.isWaiting && !this.isPending)) {
+      this.#carrier.endAfter(NO_BYTES);
+      inbound.receiveFin();
+    } else if (this.#held.isEmpty) inbound.receiveFin();
+    else this.#heldFin = true;
+  }
+
+  /** On its way to the application. */
+  pass(chunk: Buffer): void {
+    const observer = this.#observer;
+    const { inbound } = this.#carrier;
+    const before = observer.bytesIn;
+    this.#log.append(chunk);
+    observer.inbound(chunk);
+    let rest = chunk;
+    if (this.#swallowed !== null) {
+      const { end } = this.#swallowed;
+      const gone = end < 0 ? chunk.length : Math.min(end - before, chunk.length);
+      if (end >= 0) this.#swallowed = null;
+      inbound.skip(gone);
+      rest = chunk.subarray(gone);
+    }
+    if (rest.length > 0) inbound.receive(rest);
+    if (observer.protocol === "websocket") this.#trimMessages();
+    else if (isOpaque(observer)) this.#forget();
+    this.afterFeed();
+  }
+
+  /** Nothing can be sent again of what cannot be read. */
+  #forget(): void {
+    this.#log.dropTo(this.#log.end);
+  }
+
+  // ---- what the observer sees
+
+  // Hooks: they only take note, `afterFeed` acts.
+
+  onRequestEnd(record: RequestRecord): void {
+    if (this.#answeredEarly === record) this.#answeredEarly = null;
+  }
+
+  onAnswered(record: RequestRecord): void {
+    this.#losses = 0;
+    if (record.end < 0) this.#answeredEarly = record;
+    if (this.#awaited === record) this.#isNextDue = true;
+  }
+
+  /** After every chunk the observer was shown, and after that chunk was passed on. */
+  afterFeed(): void {
+    const observer = this.#observer;
+    if (observer.protocol === "http") this.#log.dropTo(Math.min(this.#unanswered, this.#log.end));
+    if (this.#isNextDue) {
+      this.#isNextDue = false;
+      this.#awaited = null;
+      this.#advance();
+    } else if (this.#unavailable) this.#refuseAll();
+    else if (this.#host.isPaused && !this.#returning && this.#isIdle) this.#carrier.inbound.hold();
+  }
+
+  /** offset of the first byte of the client that may have to be sent again */
+  get #unanswered(): number {
+    const { oldest, inboundMessageStart } = this.#observer;
+    return oldest === null ? inboundMessageStart : Math.min(oldest.start, inboundMessageStart);
+  }
+
+  onUpgraded(record: RequestRecord, answer: HttpHead): void {
+    if (this.#observer.protocol === "websocket" && this.#log.covers(record.start, record.headEnd)) {
+      this.#handshake = {
+        request: Buffer.from(this.#log.slice(record.start, record.headEnd)),
+        agreed: agreementOf(answer),
+      };
+    }
+    this.#log.dropTo(Math.min(this.#observer.inboundMessageStart, this.#log.end));
+    this.#messageEnds.length = 0;
+  }
+
+  onMessage(direction: "in" | "out", end: number): void {
+    this.#losses = 0;
+    if (direction === "in") this.#messageEnds.push(end);
+    else if (this.#port.delivery === "atLeastOnce") this.#trimTo(this.#observer.inboundMessageStart);
+  }
+
+  /** At most once: whatever has left us counts as delivered. */
+  #trimMessages(): void {
+    if (this.#port.delivery === "atMostOnce" && this.#carrier.inbound.pendingBytes === 0)
+      this.#trimTo(this.#observer.inboundMessageStart);
+  }
+
+  #trimTo(offset: number): void {
+    this.#log.dropTo(Math.min(offset, this.#log.end));
+    this.#messageEnds.length = 0;
+  }
+
+  // ---- the application is gone
+
+  /** False: nothing can be hidden here; the client is to see what the application did. */
+  applicationGone(how: "fin" | "reset" | "cut"): boolean {
+    const observer = this.#observer;
+    if (how === "fin" && !observer.outboundAtBoundary) observer.outboundFin();
+    if (observer.protocol === "websocket") return this.#webSocketGone(how);
+    if (observer.protocol !== "http" && observer.protocol !== "detecting") return false;
+    if (!observer.outboundAtBoundary || observer.oldest?.answerStarted === true) return false;
+    const isOver = observer.closing || this.#carrier.inbound.finRead;
+    if (isOver && observer.inFlightCount === 0 && observer.inboundAtBoundary) return false;
+    this.#swallowed ??= this.#answeredEarly;
+    this.#detach();
+    if (this.isPending) this.#host.want(this.#carrier);
+    else this.#idle();
+    return true;
+  }
+
+  #webSocketGone(how: "fin" | "reset" | "cut"): boolean {
+    const state = this.#observer.webSocket;
+    assert.ok(state !== null);
+    // The application has said goodbye, or is in the middle of a message: there is nothing honest to go on with.
+    if (state.closeOut || state.outMidFrame || this.#handshake === null) return false;
+    const hasGap = !this.#log.covers(this.#log.base, this.#log.end);
+    if (!this.#observer.outboundAtBoundary || hasGap || state.closeIn) {
+      this.#detach();
+      this.#refuseWebSocket(state.closeIn ? 1000 : CLOSE_RESTART);
+      return true;
+    }
+    // A compressor that goes on from where it was meets a decompressor that begins anew (RFC 7692 7.1.1).
+    const takesOver =
+      state.compressedIn && !/client_no_context_takeover/.test(this.#handshake.agreed.extensions);
+    if (takesOver && !this.noTakeover) {
+      this.#detach();
+      this.#refuseWebSocket(CLOSE_RESTART);
+      return true;
+    }
+    const ping = state.unansweredPing;
+    this.#detach();
+    if (this.#port.delivery === "atMostOnce") {
+      let from = this.#log.base;
+      for (const end of this.#messageEnds) if (end <= this.#sentUpTo) from = end;
+      this.#log.dropTo(Math.min(from, this.#log.end));
+      this.#messageEnds = this.#messageEnds.filter((end) => end > from);
+    }
+    if (ping !== null) this.#say(encodePong(ping));
+    this.#watchFrames();
+    this.#carrier.inbound.spooling = true;
+    this.#pingTimer = setInterval(() => this.#say(encodePing(PING_PAYLOAD)), this.#host.limits.pingMs);
+    if (how !== "cut") this.#host.want(this.#carrier);
+    return true;
+  }
+
+  /** the client was told not to let its compressor go on from message to message */
+  noTakeover = false;
+
+  #detach(): void {
+    const given = this.#resentTo < 0 ? this.#observer.bytesIn : this.#resentTo;
+    this.#sentUpTo = Math.max(this.#sentUpTo, given - this.#carrier.inbound.pendingBytes);
+    this.#plan = [];
+    this.#awaited = null;
+    this.#isNextDue = false;
+    this.#returning = false;
+    this.#resentTo = -1;
+    this.#losses++;
+    this.#host.counters.sessionsAway++;
+    this.#carrier.detach();
+    this.#carrier.inbound.hold();
+    if (this.isPending) this.waits();
+  }
+
+  /** The client's sending is not held up for ever: after a while its bytes are taken in. */
+  waits(): void {
+    this.#stallTimer ??= setTimeout(() => {
+      this.#stallTimer = null;
+      if (this.#carrier.isWaiting) this.#carrier.inbound.spooling = true;
+    }, this.#host.limits.stallMsMax);
+  }
+
+  /** Nothing to be done for the client: the application is dialled when it says something. */
+  #idle(): void {
+    if (this.#host.isPaused) return;
+    this.#carrier.inbound.spooling = true;
+    this.#idleTimer ??= setTimeout(() => {
+      this.#idleTimer = null;
+      if (this.#carrier.isWaiting && !this.isPending) this.#carrier.endAfter(NO_BYTES);
+    }, this.#host.limits.detachedMsMax);
+  }
+
+  // ---- while it is away
+
+  #hold(chunk: Buffer): void {
+    const wasPending = this.isPending;
+    try {
+      if (!this.#held.push(chunk)) {
+        this.#host.counters.heldRefused++;
+        this.#refuseHeld();
+        return;
+      }
+    } catch {
+      this.#host.counters.heldRefused++;
+      this.#refuseHeld();
+      return;
+    }
+    const { inbound } = this.#carrier;
+    if (this.#walker !== null) {
+      // What cannot be read is the application's to complain about.
+      if (this.#walker.feed(chunk) !== null) this.#walker = null;
+    } else if (this.#stallTimer !== null || !wasPending) inbound.spooling = false;
+    if (!wasPending && this.#carrier.isWaiting) {
+      this.waits();
+      this.#host.want(this.#carrier);
+    }
+  }
+
+  #watchFrames(): void {
+    this.#walker = this.#observer.frames({
+      onFrame: (frame) => {
+        if (frame.opcode === OPCODE.ping) this.#say(encodePong(frame.controlPayload));
+      },
+    });
+  }
+
+  /** Between frames only: the application's last one was complete. */
+  #say(frame: Buffer): void {
+    if (this.#carrier.isWaiting) this.#carrier.outbound.receive(frame);
+  }
+
+  #refuseHeld(): void {
+    this.#held.clear();
+    if (this.#handshake !== null) this.#refuseWebSocket(CLOSE_LATER);
+    else if (this.#observer.protocol === "http" || this.#observer.protocol === "detecting") {
+      this.#host.counters.requestsRefused++;
+      this.#over();
+      this.#carrier.endAfter(
+        refusal({ status: 503, retryAfterS: RETRY_AFTER_S, close: true, headOnly: false }),
+      );
+    } else this.#carrier.reset("held bytes over the limit");
+  }
+
+  #refuseWebSocket(code: number): void {
+    if (code !== 1000) this.#host.counters.webSocketsRefused++;
+    this.#over();
+    this.#carrier.endAfter(encodeClose(code, code === 1000 ? "" : "the application is being restarted"));
+  }
+
+  /** Its application has not come back in time. */
+  giveUp(): void {
+    if (this.#unavailable || !this.#carrier.isWaiting) return;
+    if (this.#handshake !== null) {
+      this.#refuseWebSocket(CLOSE_RESTART);
+      return;
+    }
+    this.#stopTimers();
+    this.#unavailable = true;
+    const { inbound } = this.#carrier;
+    this.#refuseAll();
+    if (!this.#carrier.isWaiting) return;
+    inbound.spooling = false;
+    inbound.setSink(nowhere);
+    for (let chunk = this.#shiftHeld(); chunk !== null; chunk = this.#shiftHeld()) {
+      this.pass(chunk);
+      if (!this.#carrier.isWaiting) return;
+    }
+    if (this.#heldFin) this.clientFin();
+    inbound.unhold();
+  }
+
+  /** It can be dialled again: does the session want it? */
+  comeBack(): boolean {
+    if (this.#unavailable) {
+      if (!this.#isIdle) return false;
+      this.#unavailable = false;
+      this.#carrier.inbound.hold();
+      this.#carrier.inbound.removeSink(NO_BYTES);
+      this.#log.dropTo(this.#log.end);
+    }
+    if (this.isPending || this.#observer.bytesIn === 0) return true;
+    this.#idle();
+    return false;
+  }
+
+  /** What is complete, and what waits to be asked for its body. Of the rest the body is read first. */
+  #refuseAll(): void {
+    for (let record = this.#observer.oldest; record !== null; record = this.#observer.oldest) {
+      const asks = record.end < 0 && record.expectsContinue;
+      if (record.end < 0 && !asks) return;
+      this.#refuse(record, asks);
+      if (asks) return;
+    }
+  }
+
+  #refuse(record: RequestRecord, close: boolean): void {
+    this.#host.counters.requestsRefused++;
+    const bytes = refusal({
+      status: 503,
+      retryAfterS: RETRY_AFTER_S,
+      close,
+      headOnly: record.method === "HEAD",
+    });
+    if (close) {
+      this.#over();
+      this.#carrier.endAfter(bytes);
+      return;
+    }
+    this.#observer.outbound(bytes);
+    this.#carrier.outbound.receive(bytes);
+  }
+
+  // ---- it is back
+
+  get needsHandshake(): boolean {
+    return this.#handshake !== null;
+  }
+
+  /** On the new connection: the old handshake. Calls back once; `why` is null when the same was agreed. */
+  shakeHands(leg: End, done: (why: string | null) => void): void {
+    const { request, agreed } = this.#handshake as Handshake;
+    const answer = new HandshakeAnswer();
+    let over = false;
+    const end = (why: string | null, rest: Buffer = NO_BYTES): void => {
+      if (over) return;
+      over = true;
+      leg.listener = null;
+      if (why !== null) this.#refuseWebSocket(CLOSE_RESTART);
+      done(why);
+      if (rest.length > 0) this.#fromNewLife(rest);
+    };
+    leg.listener = {
+      onData: (chunk) => {
+        const found = answer.feed(chunk);
+        if (found === undefined) return;
+        if (found === null) end("the application refused the handshake");
+        else if (!agrees(agreed, found.agreed)) end("the application agreed to something else");
+        else end(null, found.rest);
+      },
+      onFin: () => end("the application ended the handshake"),
+      onReset: (reason) => end(reason),
+      onDrain: () => {},
+    };
+    leg.write(request);
+    leg.resumeReading();
+  }
+
+  #fromNewLife(bytes: Buffer): void {
+    this.#observer.outbound(bytes);
+    this.#carrier.outbound.receive(bytes);
+  }
+
+  /** Before the new connection is joined to the session. */
+  beforeAttach(): void {
+    this.#stopTimers();
+    this.#walker = null;
+    this.#carrier.inbound.spooling = false;
+    const { inbound } = this.#carrier;
+    // What never left us waits in the pump, and goes out by itself.
+    const isUnsent =
+      this.#handshake === null &&
+      this.#held.isEmpty &&
+      inbound.pendingBytes > 0 &&
+      this.#observer.bytesIn - inbound.pendingBytes <= this.#unanswered;
+    this.#returning = !isUnsent && (this.isPending || this.#heldFin);
+    if (!this.#returning) return;
+    inbound.hold();
+    inbound.holdFin();
+    inbound.clear();
+  }
+
+  attached(): void {
+    if (!this.#returning) {
+      if (!this.#host.isPaused) this.#carrier.inbound.unhold();
+      return;
+    }
+    if (this.#handshake !== null) {
+      this.#resentTo = this.#log.end;
+      const bytes = this.#log.slice(this.#log.base, this.#log.end);
+      this.#host.counters.messagesReplayed += this.#messageEnds.length;
+      if (bytes.length > 0) this.#carrier.inbound.resend(bytes);
+      this.#drainHeld();
+      return;
+    }
+    const plan = planReplay({
+      inFlight: this.#observer.inFlight,
+      bytesIn: this.#swallowed === null ? this.#observer.bytesIn : this.#observer.inboundMessageStart,
+      messageStart: this.#observer.inboundMessageStart,
+      sentUpTo: this.#sentUpTo,
+      unsafe: this.#port.replayUnsafe,
+      covers: (from, to) => this.#losses <= REPLAYS_MAX && this.#log.covers(from, to),
+    });
+    if (plan === null) {
+      this.#carrier.reset("the beginning of a request is lost");
+      return;
+    }
+    this.#plan = plan;
+    this.#resentTo = this.#unanswered;
+    this.#advance();
+  }
+
+  /** Carries out the plan, as far as it goes without an answer of the application. */
+  #advance(): void {
+    while (this.#returning && this.#awaited === null) {
+      const step = this.#plan.shift();
+      if (step === undefined) {
+        this.#drainHeld();
+        return;
+      }
+      if (step.do === "refuse") {
+        const { record } = step;
+        this.#resentTo = record.end < 0 ? this.#observer.bytesIn : record.end;
+        if (record.end < 0) this.#swallowed = record;
+        this.#refuse(record, record.end < 0 && record.expectsContinue);
+        this.#isNextDue = false;
+      } else {
+        if (step.from < this.#sentUpTo) this.#host.counters.requestsReplayed++;
+        this.#resentTo = step.to;
+        if (this.#plan.length > 0) this.#awaited = step.record;
+        this.#carrier.inbound.resend(this.#log.slice(step.from, step.to));
+      }
+    }
+  }
+
+  /** The pump takes bytes again. */
+  drained(): void {
+    if (this.#returning && this.#plan.length === 0 && this.#awaited === null) this.#drainHeld();
+  }
+
+  #drainHeld(): void {
+    const { inbound } = this.#carrier;
+    this.#resentTo = -1;
+    while (!inbound.isBlocked) {
+      const chunk = this.#shiftHeld();
+      if (chunk === null) break;
+      this.pass(chunk);
+      if (!this.#returning) return;
+    }
+    if (!this.#held.isEmpty || inbound.isBlocked) return;
+    this.#returning = false;
+    if (this.#heldFin) inbound.receiveFin();
+    this.#heldFin = false;
+    inbound.releaseFin();
+    if (!this.#host.isPaused) inbound.unhold();
+  }
+
+  #shiftHeld(): Buffer | null {
+    try {
+      return this.#held.shift();
+    } catch {
+      this.#carrier.reset("held bytes are lost");
+      return null;
+    }
+  }
+
+  // ---- a restart that is planned
+
+  get #isIdle(): boolean {
+    return this.#observer.inFlightCount === 0 && this.#observer.inboundAtBoundary;
+  }
+
+  /** Nothing new to the application; what is under way may end. */
+  quiesce(): void {
+    if (this.#carrier.isWaiting) {
+      this.#carrier.inbound.spooling = false;
+      return;
+    }
+    if (this.#observer.protocol === "websocket" || this.#isIdle) this.#carrier.inbound.hold();
+  }
+  get isQuiet(): boolean {
+    if (this.#returning) return false;
+    if (this.#carrier.isWaiting) return true;
+    if (this.#carrier.inbound.pendingBytes > 0) return false;
+    return this.#observer.protocol === "websocket" || this.#observer.inFlightCount === 0;
+  }
+
+  /** The session will not go on with this life of the application. */
+  cut(): boolean {
+    return this.#carrier.isWaiting || this.applicationGone("cut");
+  }
+
+  /** What is held goes where bytes wait that were read: into the pump, to travel with the session. Nothing is on disk. */
+  settle(): void {
+    if (!this.#carrier.isWaiting) return;
+    for (let chunk = this.#shiftHeld(); chunk !== null; chunk = this.#shiftHeld()) this.pass(chunk);
+    if (this.#heldFin) this.#carrier.inbound.receiveFin();
+    this.#heldFin = false;
+    this.#stopTimers();
+    this.#carrier.inbound.spooling = false;
+  }
+
+  stop(): void {
+    this.#over();
+    this.#held.clear();
+  }
+
+  #over(): void {
+    this.#stopTimers();
+    this.#handshake = null;
+    this.#walker = null;
+    this.#plan = [];
+    this.#awaited = null;
+    this.#returning = false;
+  }
+
+  #stopTimers(): void {
+    if (this.#stallTimer !== null) clearTimeout(this.#stallTimer);
+    if (this.#pingTimer !== null) clearInterval(this.#pingTimer);
+    if (this.#idleTimer !== null) clearTimeout(this.#idleTimer);
+    this.#stallTimer = null;
+    this.#pingTimer = null;
+    this.#idleTimer = null;
+  }
+}
+
+/** No messages are known in it. */
+function isOpaque({ protocol }: Observer): boolean {
+  return protocol !== "http" && protocol !== "websocket" && protocol !== "detecting";
+}
