@@ -3,6 +3,7 @@
  *
  *   GET  /v1/status                       { node, pid, workloads: WorkloadStatus[] }
  *   GET  /v1/workloads/NAME/sessions      { sessions: SessionInfo[] }
+ *   GET  /v1/lookup/NAME[?workload=W]     Found: where the session of that name is served
  *   GET  /v1/check                        { findings: Finding[] }
  *   POST /v1/workloads/NAME/migrate       { to, deadlineMs? } → NDJSON: phase lines, then a result or an error line
  *   POST /v1/workloads/NAME/restart       { drainMs? } → the same
@@ -17,6 +18,7 @@ import { z } from "zod";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { AgentContext } from "./context.ts";
+import { lookUp } from "./lookup.ts";
 import type { AgentMetrics } from "./metrics.ts";
 import { preflightNode } from "./preflight.ts";
 import type { Workload } from "./workload.ts";
@@ -34,6 +36,8 @@ const migrateSchema = z.strictObject({
 /** The status each refusal has; everything else is 500. */
 const STATUS: Record<string, number> = {
   WORKLOAD_UNKNOWN: 404,
+  NAME_UNKNOWN: 404,
+  NAME_AMBIGUOUS: 409,
   NOT_FOUND: 404,
   REQUEST_INVALID: 400,
   MIGRATION_BUSY: 409,
@@ -97,11 +101,11 @@ export class AdminServer {
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse, offer: "all" | "metrics"): Promise<void> {
-    const path = new URL(request.url ?? "/", "http://agent").pathname;
-    const route = `${request.method} ${path.replace(/^\/v1\/workloads\/[^/]+/, "/v1/workloads/NAME")}`;
+    const url = new URL(request.url ?? "/", "http://agent");
+    const path = url.pathname;
+    const route = `${request.method} ${path.replace(/^\/v1\/(workloads|lookup)\/[^/]+/, "/v1/$1/NAME")}`;
     if (offer === "metrics" && path.startsWith("/v1/")) throw notFound(route);
-    const workload = (): Workload => {
-      const name = path.split("/")[3] ?? ""; // names need no escapes
+    const workload = (name = path.split("/")[3] ?? ""): Workload => {
       const found = this.#workloads.get(name);
       if (found === undefined) {
         const known = [...this.#workloads.keys()].join(", ");
@@ -123,6 +127,11 @@ export class AdminServer {
         return sendJson(response, 200, await this.#status());
       case "GET /v1/check":
         return sendJson(response, 200, { node: this.#context.node, findings: await this.#findings() });
+      case "GET /v1/lookup/NAME": {
+        const only = url.searchParams.get("workload");
+        const among = only === null ? this.#workloads : new Map([[only, workload(only)]]);
+        return sendJson(response, 200, await lookUp(decoded(path.split("/")[3] ?? ""), among, this.#context));
+      }
       case "GET /v1/workloads/NAME/sessions":
         return sendJson(response, 200, { sessions: await workload().sessions() });
       case "POST /v1/workloads/NAME/migrate":
@@ -223,6 +232,18 @@ async function readJson(request: IncomingMessage): Promise<unknown> {
     return JSON.parse(Buffer.concat(chunks).toString("utf8") || "{}");
   } catch (cause) {
     throw new HoldfastError("the request is not JSON", { code: "REQUEST_INVALID", source: "peer", cause });
+  }
+}
+
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch (cause) {
+    throw new HoldfastError("the name is not UTF-8 behind its escapes", {
+      code: "REQUEST_INVALID",
+      source: "peer",
+      cause,
+    });
   }
 }
 

@@ -336,9 +336,9 @@ export class Supervisor {
   ): Promise<boolean> {
     const workload = this.#workload;
     const { config, logFile, name } = workload;
+    let problem: string | null = null;
     for (;;) {
       await this.#backOff(deadlineMs, signal);
-      let problem: string;
       try {
         const application = await this.#launch();
         const lateMs = deadlineMs ?? performance.now() + config.limits.holdMsMax;
@@ -347,7 +347,8 @@ export class Supervisor {
         const said = await lastLogLine(logFile);
         if (up === "late") {
           const ports = config.ports.map(({ upstream }) => formatEndpoint(upstream)).join(", ");
-          problem = `it does not listen on ${ports}: ${said}`;
+          // the deadline may have cut short what would have ended like the attempts before
+          problem ??= `it does not listen on ${ports}: ${said}`;
           if (deadlineMs === null) {
             this.#log("warn", { problem }, "goes on as it is");
             return true;

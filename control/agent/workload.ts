@@ -30,6 +30,7 @@ import { Debts } from "./debts.ts";
 import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
 import { type Finding, preflightArrival, preflightDeparture } from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
+import { Registry } from "./registry.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
 import { Vip } from "./vip.ts";
 
@@ -58,13 +59,12 @@ const PEER_MS_MAX = 1_000;
 const EDGE_MS_MAX = 5_000;
 /** takeover has no links */
 const NO_LINK: Endpoint = { address: "", port: 0 };
-const REGISTRY_MS = 2_000;
-const REGISTRY_TTL_MS = 15_000;
 
 export class Workload {
   readonly context: AgentContext;
   readonly debts = new Debts(this);
   readonly supervisor = new Supervisor(this);
+  readonly registry = new Registry(this);
   #config: WorkloadConfig;
   vip: Vip | null = null;
   #journal: Journal;
@@ -76,7 +76,6 @@ export class Workload {
   #recovery: Promise<void> = Promise.resolve();
   /** the source of an arrival being recovered has been told that this node gave up */
   #gaveWord = false;
-  #registry: NodeJS.Timeout | undefined;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
     this.#config = config;
@@ -165,31 +164,7 @@ export class Workload {
       this.record({ role: "none", proxy: null });
     if (this.#journal.role === "none" && this.config.start && !this.#journal.stopped) await this.start();
     this.supervisor.watch();
-    this.keepRegistry();
-  }
-
-  /** Tells the store, now and then and in one write, which sessions there are. The data path never waits for it. */
-  keepRegistry(): void {
-    this.#registry ??= setInterval(() => {
-      if (this.#journal.role !== "owner" || this.#journal.moving !== null) return;
-      const { name, context } = this;
-      const { epoch } = this.#journal;
-      this.sessions()
-        .then((sessions) =>
-          context.store.putSessions({
-            workload: name,
-            node: context.node,
-            epoch,
-            sessions,
-            ttlMs: REGISTRY_TTL_MS,
-          }),
-        )
-        .catch((error: unknown) => {
-          context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written");
-          if (error instanceof HoldfastError && error.code === "STORE_ABSENT") return this.debts.claimAgain();
-        })
-        .catch((error: unknown) => this.#warn("claim again", error));
-    }, REGISTRY_MS).unref();
+    this.registry.keep();
   }
 
   /** Starts the application here unless another node owns it. */
@@ -287,7 +262,7 @@ export class Workload {
     this.#closed = true;
     this.debts.close();
     this.supervisor.close();
-    clearInterval(this.#registry);
+    this.registry.close();
     this.#departure?.cancel.abort(
       new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
     );

@@ -3,6 +3,7 @@
  *
  *   GET  /v1/status                        → StatusAnswer
  *   GET  /v1/workloads/:name/sessions      → SessionsAnswer
+ *   GET  /v1/lookup/:name                  → LookupAnswer; ?workload= where several have such a session
  *   GET  /v1/check                         → CheckAnswer
  *   POST /v1/workloads/:name/migrate       {to, deadlineMs?} → lines of Progress
  *   POST /v1/workloads/:name/restart       {drainMs?} → lines of Progress
@@ -59,6 +60,15 @@ export const sessionsSchema = z.looseObject({
   sessions: z.array(z.custom<Partial<SessionInfo>>((value) => typeof value === "object" && value !== null)),
 });
 export type SessionsAnswer = z.infer<typeof sessionsSchema>;
+
+export const lookupSchema = z.looseObject({
+  name: z.string(),
+  workload: z.string(),
+  node: z.string(),
+  epoch: z.number(),
+  ports: z.array(z.looseObject({ listen: z.number(), address: z.string() })),
+});
+export type LookupAnswer = z.infer<typeof lookupSchema>;
 
 export const checkSchema = z.looseObject({
   findings: z.array(

@@ -8,6 +8,7 @@ import { showCheck } from "./check.ts";
 import { loadConfig } from "./config.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
 import { findAgent } from "./find-agent.ts";
+import { showLookup } from "./lookup.ts";
 import { migrate } from "./migrate.ts";
 import { restart } from "./restart.ts";
 import { showSessions } from "./sessions.ts";
@@ -108,6 +109,14 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     (workload: string, options: ClientOptions) =>
       withAgent(options, (agent) => showSessions(agent, workload, options.json === true, around)),
   );
+
+  client("lookup <name>", "which workload has the session of that name, and where it is served now")
+    .option("--workload <name>", "where several have one")
+    .action((name: string, options: ClientOptions & { workload?: string }) =>
+      withAgent(options, (agent) =>
+        showLookup(agent, name, options.workload ?? null, options.json === true, around),
+      ),
+    );
 
   client("check", "what would keep this node and its workloads from moving, with the cure").action(
     (options: ClientOptions) =>

@@ -4,6 +4,8 @@ import type { AdminClient } from "./admin-client.ts";
 import { EXIT } from "./exit-status.ts";
 import { duration, plain, type Terminal, table } from "./terminal.ts";
 
+const NAME_CHARS_MAX = 24;
+
 export async function showSessions(
   agent: AdminClient,
   workload: string,
@@ -20,6 +22,10 @@ export async function showSessions(
     return EXIT.ok;
   }
   const text = (value: unknown) => (value === undefined || value === null ? "-" : plain(String(value)));
+  const shorten = (name: string) =>
+    name.length > NAME_CHARS_MAX ? `${name.slice(0, NAME_CHARS_MAX - 1)}…` : name;
+  // a column for what nobody has would only make the others hard to read
+  const isNamed = answer.sessions.some(({ name }) => name !== undefined && name !== null);
   const rows = answer.sessions.map((one) => [
     text(one.id),
     text(one.client),
@@ -27,11 +33,25 @@ export async function showSessions(
     text(one.edge),
     text(one.place),
     text(one.state),
+    text(one.protocol),
+    ...(isNamed ? [shorten(text(one.name))] : []),
+    text(one.requestsInFlight),
     text(one.bytesIn),
     text(one.bytesOut),
     duration(one.ageMs),
   ]);
-  const head = ["SESSION", "CLIENT", "PORT", "EDGE", "PLACE", "STATE", "BYTES IN", "BYTES OUT", "AGE"];
+  const named = isNamed ? ["NAME"] : [];
+  const head = [
+    "SESSION",
+    "CLIENT",
+    "PORT",
+    "EDGE",
+    "PLACE",
+    "STATE",
+    "PROTOCOL",
+    ...named,
+    "IN FLIGHT",
+  ].concat(["BYTES IN", "BYTES OUT", "AGE"]);
   terminal.out.write(rows.length === 0 ? "no sessions\n" : table(head, rows));
   return EXIT.ok;
 }

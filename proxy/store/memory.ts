@@ -8,6 +8,7 @@ import {
   type Commit,
   type Owned,
   type Ownership,
+  type PutNames,
   type PutSessions,
   type Reserve,
   refusal,
@@ -36,11 +37,15 @@ interface StepRequest {
   epoch?: number;
   migration?: string;
   target?: string;
+  names?: readonly string[];
+  namesMax?: number;
 }
 
 export class MemoryStore implements Store {
   readonly #workloads = new Map<string, Workload>();
   readonly #bytes = new Map<string, Expiring>();
+  /** names of sessions by when they expire, by workload; the one seen longest ago comes first */
+  readonly #names = new Map<string, Map<string, number>>();
   readonly #nowMs: () => number;
 
   constructor(nowMs: () => number = () => performance.now()) {
@@ -97,6 +102,7 @@ export class MemoryStore implements Store {
     this.#workloads.delete(request.workload);
     this.#bytes.delete(heldKey(request.workload, request.epoch));
     this.#bytes.delete(sessionsKey(request.workload));
+    this.#names.delete(request.workload);
   }
 
   async putSessions(request: PutSessions): Promise<void> {
@@ -110,7 +116,28 @@ export class MemoryStore implements Store {
     return bytes === null ? [] : (JSON.parse(bytes.toString()) as SessionRecord[]);
   }
 
+  async putNames(request: PutNames): Promise<void> {
+    const { workload, names, ttlMs, namesMax } = request;
+    this.#step({ step: "names", ...request });
+    const known = this.#names.get(workload) ?? new Map<string, number>();
+    this.#names.set(workload, known);
+    const nowMs = this.#nowMs();
+    for (const name of names) {
+      known.delete(name);
+      known.set(name, nowMs + ttlMs);
+    }
+    for (const [name, expiresAtMs] of known)
+      if (expiresAtMs <= nowMs || known.size > namesMax) known.delete(name);
+  }
+
+  async lookup({ workload, name }: { workload: string; name: string }): Promise<Ownership | null> {
+    assertRequest({ workload });
+    const expiresAtMs = this.#names.get(workload)?.get(name) ?? 0;
+    return expiresAtMs > this.#nowMs() ? copy(this.#workloads.get(workload)) : null;
+  }
+
   async close(): Promise<void> {
+    this.#names.clear();
     this.#workloads.clear();
     this.#bytes.clear();
   }
@@ -227,7 +254,10 @@ function transition(
     case "forget":
       if (!mine) return same("fenced");
       return same(w.migration === null ? "ok" : "busy");
+    case "lookup":
+      return same("ok");
     case "sessions":
+    case "names":
       return same(mine ? "ok" : "fenced");
   }
 }

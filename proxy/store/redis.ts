@@ -5,6 +5,7 @@
  *   hf:{WORKLOAD}:held:<epoch>  bytes sealed by the caller, with expiry
  *   hf:{WORKLOAD}:staged:<migration>  the same before the commit, where they are large
  *   hf:{WORKLOAD}:sessions      JSON array, with expiry
+ *   hf:{WORKLOAD}:names         sorted set: names of sessions by when they expire
  *
  * What can go wrong is told apart, because the next step of a migration depends on it:
  *   STORE_UNREACHABLE  the request was not carried out (or only read)
@@ -24,6 +25,7 @@ import {
   type Owned,
   type Ownership,
   ownershipSchema,
+  type PutNames,
   type PutSessions,
   type Reserve,
   refusal,
@@ -171,6 +173,17 @@ export class RedisStore implements Store {
     return checked.data;
   }
 
+  async putNames(request: PutNames): Promise<void> {
+    const bytes = Buffer.from(JSON.stringify(request.names));
+    await this.#step("names", request, { where: "here", bytes });
+  }
+
+  async lookup({ workload, name }: { workload: string; name: string }): Promise<Ownership | null> {
+    const bytes = Buffer.from(name);
+    const { status, found } = await this.#tryStep("lookup", { workload }, { where: "here", bytes });
+    return status === "ok" ? found : null;
+  }
+
   /** Calls still under way end with an error. */
   async close(): Promise<void> {
     this.#client.disconnect();
@@ -189,11 +202,18 @@ export class RedisStore implements Store {
   ): Promise<{ status: Status; found: Ownership | null }> {
     assertRequest(request);
     const { workload, node = "", epoch = "", migration = "", target = "", ttlMs = "" } = request;
+    const { namesMax = "" } = request;
     const key = ownerKey(workload);
-    const keys = [key, heldKey(workload, ""), sessionsKey(workload), stagedKey(workload, migration)];
+    const keys = [
+      key,
+      heldKey(workload, ""),
+      sessionsKey(workload),
+      stagedKey(workload, migration),
+      namesKey(workload),
+    ];
     const bytes = payload.where === "here" ? payload.bytes : "";
-    const args = [step, node, `${epoch}`, migration, target, `${ttlMs}`, payload.where, bytes];
-    const reply = await this.#run(step, { changes: step !== "read", key }, () =>
+    const args = [step, node, `${epoch}`, migration, target, `${ttlMs}`, payload.where, bytes, `${namesMax}`];
+    const reply = await this.#run(step, { changes: step !== "read" && step !== "lookup", key }, () =>
       this.#client.ownershipStep(...keys, ...args),
     );
     return readReply(key, reply);
@@ -265,6 +285,8 @@ type StepRequest = {
   migration?: string;
   target?: string;
   ttlMs?: number;
+  names?: readonly string[];
+  namesMax?: number;
 };
 
 function connect(target: RedisTarget, callMs: number): Redis | Cluster {
@@ -338,6 +360,10 @@ function heldKey(workload: string, epoch: number | ""): string {
 
 function stagedKey(workload: string, migration: string): string {
   return `hf:{${workload}}:staged:${migration}`;
+}
+
+function namesKey(workload: string): string {
+  return `hf:{${workload}}:names`;
 }
 
 function sessionsKey(workload: string): string {

@@ -2,7 +2,8 @@
  * The one Lua script behind every change of ownership: a single EVALSHA compares owner, epoch and migration, and writes.
  *
  * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:sessions   KEYS[4] hf:{W}:staged:<migration>
- * ARGV    step, node, epoch, migration, target, ttlMs, where the payload is ("here", "staged"), payload
+ * KEYS[5] hf:{W}:names (sorted set, by when each expires: milliseconds of Redis's own clock)
+ * ARGV    step, node, epoch, migration, target, ttlMs, where the payload is ("here", "staged"), payload, namesMax
  * answer  status, owner, epoch, state, previous, migration id, its target, its epoch (strings, "" for none)
  *
  * Held bytes too large for one short call are written before, under KEYS[4], and renamed by the commit.
@@ -12,10 +13,10 @@
  */
 import { CANCELLED_MAX } from "./store.ts";
 
-export const OWNERSHIP_KEYS = 4;
+export const OWNERSHIP_KEYS = 5;
 
 export const OWNERSHIP_SCRIPT = `
-local step, node, epochArg, id, target, ttlMs, where, payload = unpack(ARGV)
+local step, node, epochArg, id, target, ttlMs, where, payload, namesMax = unpack(ARGV)
 local r = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'state', 'previous', 'mid', 'mtarget', 'mepoch',
   'committed', 'returned', 'cancelled', 'top')
 local exists = redis.call('EXISTS', KEYS[1]) == 1
@@ -56,6 +57,10 @@ local function rememberCancelled()
   kept[#kept + 1] = id
   while #kept > ${CANCELLED_MAX} do table.remove(kept, 1) end
   cancelled = table.concat(kept, ',')
+end
+local function nowMs()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 end
 local mine = exists and owner == node and decimal(epoch) == epochArg
 
@@ -121,13 +126,27 @@ end
 if step == 'forget' then
   if not mine then return answer('fenced') end
   if mid ~= '' then return answer('busy') end
-  redis.call('DEL', KEYS[1], KEYS[3], KEYS[2] .. decimal(epoch))
+  redis.call('DEL', KEYS[1], KEYS[3], KEYS[5], KEYS[2] .. decimal(epoch))
   return answer('ok')
 end
 if step == 'sessions' then
   if not mine then return answer('fenced') end
   redis.call('SET', KEYS[3], payload, 'PX', ttlMs)
   return answer('ok')
+end
+if step == 'names' then
+  if not mine then return answer('fenced') end
+  local now = nowMs()
+  local expiresAt = decimal(now + tonumber(ttlMs))
+  for _, name in ipairs(cjson.decode(payload)) do redis.call('ZADD', KEYS[5], expiresAt, name) end
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', decimal(now))
+  redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -1 - tonumber(namesMax))
+  if redis.call('PTTL', KEYS[5]) < tonumber(ttlMs) then redis.call('PEXPIRE', KEYS[5], ttlMs) end
+  return answer('ok')
+end
+if step == 'lookup' then
+  local expiresAt = redis.call('ZSCORE', KEYS[5], payload)
+  return answer((expiresAt and tonumber(expiresAt) > nowMs()) and 'ok' or 'absent')
 end
 return redis.error_reply('unknown step ' .. step)
 `;

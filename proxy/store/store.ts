@@ -69,6 +69,14 @@ export interface Store {
   /** The whole registry of one workload, in one write. @throws `STORE_FENCED` */
   putSessions(request: PutSessions): Promise<void>;
   sessions(workload: string): Promise<SessionRecord[]>;
+  /**
+   * Sessions of these names have just been seen. Each is remembered for `ttlMs` after it was seen last, whatever becomes of
+   * its session and wherever the workload goes; of more than `namesMax` those seen longest ago are forgotten.
+   * @throws `STORE_FENCED`
+   */
+  putNames(request: PutNames): Promise<void>;
+  /** Who owns the workload, if it has had a session of that name. null: it has not, or too long ago. */
+  lookup(request: { workload: string; name: string }): Promise<Ownership | null>;
   close(): Promise<void>;
 }
 
@@ -93,6 +101,13 @@ export interface PutSessions extends Owned {
   ttlMs: number;
 }
 
+export interface PutNames extends Owned {
+  /** at most {@link NAMES_BATCH_MAX}; see {@link isName} */
+  names: readonly string[];
+  ttlMs: number;
+  namesMax: number;
+}
+
 /** How a step on the ownership record ended, the same in Lua and in memory. */
 export type Status = "ok" | "fenced" | "busy" | "absent" | "corrupt";
 
@@ -105,12 +120,23 @@ export type Step =
   | "markReleased"
   | "takeBack"
   | "forget"
-  | "sessions";
+  | "sessions"
+  | "names"
+  | "lookup";
 
 export const NODE_NAME = /^[a-z0-9-]{1,40}$/;
 export const MIGRATION_ID = /^[A-Za-z0-9._:-]{1,64}$/;
 /** of the last migrations that were cancelled, the ids kept so that a late commit or reserve is known */
 export const CANCELLED_MAX = 8;
+
+/** one call is over soon, and others wait no longer for it */
+export const NAMES_BATCH_MAX = 1_000;
+export const NAME_CHARS_MAX = 200;
+
+/** Clients choose session names: what is empty, long, or not text in full is none. */
+export function isName(name: string): boolean {
+  return name.length > 0 && name.length <= NAME_CHARS_MAX && name.isWellFormed();
+}
 
 const name = z.string().regex(NODE_NAME);
 const epoch = z.number().int().min(1).max(Number.MAX_SAFE_INTEGER);
@@ -135,6 +161,8 @@ export function assertRequest(request: {
   migration?: string;
   epoch?: number;
   ttlMs?: number;
+  names?: readonly string[];
+  namesMax?: number;
 }): void {
   assert.match(request.workload, NODE_NAME);
   if (request.node !== undefined) assert.match(request.node, NODE_NAME);
@@ -143,7 +171,10 @@ export function assertRequest(request: {
     assert.notEqual(request.node, request.target, "a workload moves to another node");
   if (request.migration !== undefined) assert.match(request.migration, MIGRATION_ID);
   if (request.epoch !== undefined) assert.ok(Number.isSafeInteger(request.epoch) && request.epoch > 0);
-  if (request.ttlMs !== undefined) assert.ok(Number.isSafeInteger(request.ttlMs) && request.ttlMs > 0);
+  for (const positive of [request.ttlMs, request.namesMax])
+    if (positive !== undefined) assert.ok(Number.isSafeInteger(positive) && positive > 0);
+  if (request.names !== undefined)
+    assert.ok(request.names.length <= NAMES_BATCH_MAX && request.names.every(isName));
 }
 
 /** The error for a step that was refused. */

@@ -271,6 +271,135 @@ describe("holdfast migrate", () => {
   });
 });
 
+const restarted = {
+  workload: "chat",
+  node: "a",
+  sessions: 12,
+  replayed: 3,
+  refused: 0,
+  reset: 1,
+  pauseMs: 431.5,
+  phasesMs: { pause: 2, stop: 210, start: 200, resume: 4 },
+  outcome: "restarted",
+  reason: null,
+};
+const RESTART = "POST /v1/workloads/chat/restart";
+
+describe("holdfast restart", () => {
+  test("shows each phase, attempts that came to nothing, and a summary", async () => {
+    answers.set(
+      RESTART,
+      lines(
+        phase("pause", "start"),
+        phase("pause", "done", { ms: 2 }),
+        phase("start", "start"),
+        phase("start", "start", { note: "ended with status 1: no such file" }),
+        phase("start", "done", { ms: 200 }),
+        { type: "result", restart: restarted },
+      ),
+    );
+    const { status, out, err } = await run(["restart", "chat", "--drain", "50"]);
+    assert.deepEqual([status, err], [0, ""]);
+    assert.equal(
+      out.replaceAll(/ {2,}/g, "  "),
+      `✔ pause  2.0 ms
+  ended with status 1: no such file
+✔ start  200 ms
+restarted chat on a: clients waited 432 ms
+sessions  12 went on, 3 requests sent again, 1 reset
+`,
+    );
+    assert.deepEqual(asked, [{ route: RESTART, body: { drainMs: 50 } }]);
+    const { out: json } = await run(["restart", "chat", "--json"]);
+    assert.deepEqual(oneObject(json), restarted);
+    assert.deepEqual(asked.at(-1), { route: RESTART, body: {} });
+  });
+
+  test("cancelled and failed restarts exit with 1, refused ones with 4", async () => {
+    answers.set(
+      RESTART,
+      lines({ type: "result", restart: { ...restarted, outcome: "cancelled", reason: "cancelled" } }),
+    );
+    assert.deepEqual(await run(["restart", "chat"]), {
+      status: 1,
+      out: "cancelled: chat goes on as before\n",
+      err: "",
+    });
+    answers.set(
+      RESTART,
+      lines(phase("start", "start"), {
+        type: "error",
+        error: { code: "APPLICATION_DOWN", message: "chat did not come up: ended with status 1: no luck" },
+      }),
+    );
+    const failed = await run(["restart", "chat"]);
+    assert.equal(failed.status, 1);
+    assert.match(failed.err, /^holdfast: chat did not come up: ended with status 1: no luck\n$/);
+    for (const [code, status] of [
+      ["RESTART_BUSY", 4],
+      ["MIGRATION_BUSY", 4],
+      ["NOT_OWNER", 4],
+      ["CONFIG_INVALID", 2],
+    ] as const) {
+      answers.set(RESTART, json({ error: { code, message: "no" } }, 409));
+      assert.equal((await run(["restart", "chat"])).status, status, code);
+    }
+    answers.set(RESTART, lines({ type: "result" }));
+    assert.equal((await run(["restart", "chat"])).status, 3);
+  });
+
+  test("Ctrl-C asks the agent to cancel and waits for the outcome", async () => {
+    let cancelled = () => {};
+    const untilCancelled = new Promise<void>((resolve) => {
+      cancelled = resolve;
+    });
+    answers.set("POST /v1/workloads/chat/cancel", (response) => {
+      json({ cancelled: true })(response, "");
+      cancelled();
+    });
+    answers.set(RESTART, async (response, body) => {
+      await untilCancelled;
+      await lines({ type: "result", restart: { ...restarted, outcome: "cancelled" } })(response, body);
+    });
+    const { status, out } = await run(["restart", "chat"], { interruptAfterMs: 20 });
+    assert.equal(status, 1);
+    assert.match(out, /cancelling; waiting for the outcome.*\ncancelled: chat goes on as before\n$/s);
+  });
+});
+
+describe("holdfast lookup", () => {
+  const found = {
+    name: "user/42",
+    workload: "chat",
+    node: "b",
+    epoch: 3,
+    ports: [
+      { listen: 8080, address: "10.99.0.50" },
+      { listen: 8443, address: "fd00::50" },
+    ],
+  };
+
+  test("tells where the session of that name is served", async () => {
+    answers.set("GET /v1/lookup/user%2F42", json(found));
+    assert.deepEqual(await run(["lookup", "user/42"]), {
+      status: 0,
+      out: "chat on node b (epoch 3): 10.99.0.50:8080, [fd00::50]:8443\n",
+      err: "",
+    });
+    assert.deepEqual(oneObject((await run(["lookup", "user/42", "--json"])).out), found);
+    answers.set("GET /v1/lookup/user%2F42?workload=chat", json(found));
+    assert.equal((await run(["lookup", "user/42", "--workload", "chat"])).status, 0);
+  });
+
+  test("an unknown name exits with 4 and says so", async () => {
+    const message = "no session of that name has been seen in the last hour; workloads that were asked: chat";
+    answers.set("GET /v1/lookup/42", json({ error: { code: "NAME_UNKNOWN", message } }, 404));
+    assert.deepEqual(await run(["lookup", "42"]), { status: 4, out: "", err: `holdfast: ${message}\n` });
+    answers.set("GET /v1/lookup/42", json({ error: { code: "NAME_AMBIGUOUS", message: "two" } }, 409));
+    assert.equal((await run(["lookup", "42"])).status, 4);
+  });
+});
+
 describe("holdfast status, sessions, check, stop", () => {
   test("status is a table, or the agent's answer as it is", async () => {
     const status = {
@@ -323,7 +452,26 @@ describe("holdfast status, sessions, check, stop", () => {
     answers.set(route, json({ sessions: [one] }));
     const { status, out } = await run(["sessions", "chat"]);
     assert.equal(status, 0);
-    assert.match(out, /SESSION +CLIENT.*\ns1 +10\.0\.0\.9:4000 +0 +a +here +open +5 +6 +1 s\n/);
+    assert.match(
+      out,
+      /^SESSION +CLIENT.* PROTOCOL +IN FLIGHT +BYTES IN.*\ns1 +10\.0\.0\.9:4000 +0 +a +here +open +- +- +5 +6 +1 s\n$/,
+    );
+    const named = { ...one, protocol: "http", requestsInFlight: 2, requests: 7, continuity: "replay" };
+    const name = `4\u001b[31m2${"x".repeat(100)}`;
+    answers.set(
+      route,
+      json({
+        sessions: [
+          { ...named, name },
+          { ...named, name: null },
+        ],
+      }),
+    );
+    const both = (await run(["sessions", "chat"])).out;
+    assert.match(both, / PROTOCOL +NAME +IN FLIGHT /);
+    assert.match(both, / open +http +4 \[31m2x{16}… +2 +5 /);
+    assert.match(both, / open +http +- +2 +5 /);
+    answers.set(route, json({ sessions: [one] }));
     assert.deepEqual(oneObject((await run(["sessions", "chat", "--json"])).out), { sessions: [one] });
     answers.set(route, json({ sessions: [] }));
     assert.equal((await run(["sessions", "chat"])).out, "no sessions\n");

@@ -200,6 +200,89 @@ function behaves(name: string, get: () => Store): void {
       assert.deepEqual(await store.sessions(workload), []);
     });
 
+    test("names are kept for a while after they were last seen, also across moves, and only the owner writes them", async () => {
+      const store = get();
+      const workload = fresh();
+      const at = (node: string, epoch: number) => ({ workload, node, epoch, ttlMs: TTL_MS, namesMax: 100 });
+      const names = ["42", 'a "quoted" \u0000 näme 🙂', "x".repeat(200)];
+      assert.equal(await store.lookup({ workload, name: "42" }), null, "no such workload");
+      await assert.rejects(store.putNames({ ...at("a", 1), names }), { code: "STORE_ABSENT" });
+      await store.claim({ workload, node: "a" });
+      await assert.rejects(store.putNames({ ...at("b", 1), names }), { code: "STORE_FENCED" });
+      await assert.rejects(store.putNames({ ...at("a", 2), names }), { code: "STORE_FENCED" });
+      assert.equal(await store.lookup({ workload, name: "42" }), null);
+      await store.putNames({ ...at("a", 1), names: [] });
+      await store.putNames({ ...at("a", 1), names });
+      await store.putSessions({ workload, node: "a", epoch: 1, sessions: [], ttlMs: TTL_MS });
+      for (const name of names)
+        assert.equal((await store.lookup({ workload, name }))?.owner, "a", JSON.stringify(name));
+      assert.equal(await store.lookup({ workload, name: "4" }), null);
+      await store.reserve({ workload, node: "a", epoch: 1, migration: "m1", target: "b" });
+      await store.commit({ workload, node: "a", epoch: 1, migration: "m1", held: HELD, ttlMs: TTL_MS });
+      await store.markReleased({ workload, node: "b", epoch: 2 });
+      assert.deepEqual(
+        await store.lookup({ workload, name: "42" }),
+        await store.ownership(workload),
+        "its new place",
+      );
+      await assert.rejects(store.putNames({ ...at("a", 1), names: ["late"] }), { code: "STORE_FENCED" });
+      await store.forget({ workload, node: "b", epoch: 2 });
+      await store.claim({ workload, node: "b" });
+      assert.equal(await store.lookup({ workload, name: "42" }), null, "forgotten with its workload");
+    });
+
+    test("names expire one by one", async () => {
+      const store = get();
+      const workload = fresh();
+      await store.claim({ workload, node: "a" });
+      const put = (names: string[], ttlMs: number) =>
+        store.putNames({ workload, node: "a", epoch: 1, names, ttlMs, namesMax: 100 });
+      const known = async (name: string) => (await store.lookup({ workload, name })) !== null;
+      await put(["long", "again"], TTL_MS);
+      await put(["short", "again"], 20);
+      assert.deepEqual([await known("long"), await known("again"), await known("short")], [true, true, true]);
+      await sleep(40);
+      assert.deepEqual(
+        [await known("long"), await known("again"), await known("short")],
+        [true, false, false],
+        "what counts is the last time",
+      );
+      await put(["other"], TTL_MS);
+      assert.equal(await known("other"), true);
+    });
+
+    test("of too many names those seen longest ago are forgotten", async () => {
+      const store = get();
+      const workload = fresh();
+      await store.claim({ workload, node: "a" });
+      const batch = (from: number) =>
+        Array.from({ length: 1_000 }, (_, index) => `s${String(from + index).padStart(5, "0")}`);
+      for (const from of [0, 1_000, 2_000, 0, 3_000]) {
+        const names = batch(from);
+        await store.putNames({ workload, node: "a", epoch: 1, names, ttlMs: TTL_MS, namesMax: 3_000 });
+        await sleep(2); // so that no two batches have the same time
+      }
+      for (const [name, isKnown] of [
+        ["s00000", true],
+        ["s00999", true],
+        ["s01000", false],
+        ["s01999", false],
+        ["s02000", true],
+        ["s03999", true],
+      ] as const)
+        assert.equal((await store.lookup({ workload, name })) !== null, isKnown, name);
+    });
+
+    test("names nobody may have are the caller's mistake", async () => {
+      const store = get();
+      const workload = fresh();
+      await store.claim({ workload, node: "a" });
+      for (const names of [[""], ["x".repeat(201)], ["\ud800"], Array(1_001).fill("x")]) {
+        const request = { workload, node: "a", epoch: 1, names, ttlMs: TTL_MS, namesMax: 10 };
+        await assert.rejects(store.putNames(request), { name: "AssertionError" });
+      }
+    });
+
     test("a claim of what is committed to the claimant says so and changes nothing", async () => {
       const store = get();
       const workload = fresh();
@@ -238,7 +321,7 @@ function behaves(name: string, get: () => Store): void {
 
 type Op =
   | { op: "reserve"; node: string; epoch: number; migration: string; target: string }
-  | { op: "commit" | "markReleased" | "forget"; node: string; epoch: number; migration: string }
+  | { op: "commit" | "markReleased" | "forget" | "putNames"; node: string; epoch: number; migration: string }
   | { op: "cancel" | "takeBack" | "claim"; node: string; migration: string };
 
 async function perform(store: Store, workload: string, step: Op): Promise<Ownership | string | null> {
@@ -250,6 +333,9 @@ async function perform(store: Store, workload: string, step: Op): Promise<Owners
         return await store.commit({ workload, ...step, held: HELD, ttlMs: TTL_MS });
       case "markReleased":
         return await store.markReleased({ workload, ...step });
+      case "putNames":
+        await store.putNames({ workload, ...step, names: [step.migration], ttlMs: TTL_MS, namesMax: 10 });
+        return null;
       case "forget":
         await store.forget({ workload, ...step });
         return null;
@@ -278,6 +364,7 @@ const steps = fc.array(
       "cancel",
       "takeBack",
       "claim",
+      "putNames",
     ),
     node: fc.constantFrom("a", "b"),
     skew: fc.constantFrom(0, 0, 0, 0, -1, 1),
@@ -319,6 +406,12 @@ function agree(name: string, getRedis: () => Store): void {
             [memory, getRedis()].map((store) => store.held({ workload, epoch: after.epoch })),
           );
           assert.deepEqual(theirs, mine);
+          const name = step.migration;
+          assert.deepEqual(
+            await getRedis().lookup({ workload, name }),
+            await memory.lookup({ workload, name }),
+            "whose name it is",
+          );
         }
       }),
       { numRuns: 60 },

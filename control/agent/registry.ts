@@ -1,0 +1,88 @@
+/**
+ * What the store knows of a workload's sessions: all there are, every two seconds in one write, and their names, which it
+ * remembers for an hour after it was told last. Off the data path, and left out when the store does not answer.
+ */
+import type { SessionInfo } from "#proxy/contract/commands.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { isName, NAMES_BATCH_MAX } from "#proxy/store/store.ts";
+import type { Workload } from "./workload.ts";
+
+const REGISTRY_MS = 2_000;
+const REGISTRY_TTL_MS = 15_000;
+const NAME_TTL_MS = 3_600_000;
+/** a name whose session goes on is told again after this */
+const NAME_REFRESH_MS = 60_000;
+const NAMES_MAX = 100_000;
+
+export class Registry {
+  #workload: Workload;
+  #timer: NodeJS.Timeout | undefined;
+  #isWriting = false;
+  /** when each name was told, by performance.now() */
+  #told = new Map<string, number>();
+  #epoch = 0;
+
+  constructor(workload: Workload) {
+    this.#workload = workload;
+  }
+
+  keep(): void {
+    this.#timer ??= setInterval(() => {
+      const { role, moving } = this.#workload.journal;
+      if (this.#isWriting || role !== "owner" || moving !== null) return;
+      this.#isWriting = true;
+      this.#write()
+        .catch((error: unknown) => this.#onFailure(error))
+        .catch((error: unknown) =>
+          this.#workload.context.log.warn(
+            { workload: this.#workload.name, reason: messageOf(error) },
+            "the store was not told again who the owner is",
+          ),
+        )
+        .finally(() => {
+          this.#isWriting = false;
+        });
+    }, REGISTRY_MS).unref();
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
+  }
+
+  async #write(): Promise<void> {
+    const { name: workload, context, journal } = this.#workload;
+    const owned = { workload, node: context.node, epoch: journal.epoch };
+    const sessions = await this.#workload.sessions();
+    await context.store.putSessions({ ...owned, sessions, ttlMs: REGISTRY_TTL_MS });
+    // another owner may have told more, and a store that was emptied has to be told all again
+    if (this.#epoch !== journal.epoch) this.#told.clear();
+    this.#epoch = journal.epoch;
+    const names = this.#toTell(sessions);
+    for (let at = 0; at < names.length; at += NAMES_BATCH_MAX) {
+      const batch = names.slice(at, at + NAMES_BATCH_MAX);
+      await context.store.putNames({ ...owned, names: batch, ttlMs: NAME_TTL_MS, namesMax: NAMES_MAX });
+      const nowMs = performance.now();
+      for (const name of batch) this.#told.set(name, nowMs);
+    }
+  }
+
+  /** Names the store has not been told lately, the newest at most. */
+  #toTell(sessions: SessionInfo[]): string[] {
+    const staleMs = performance.now() - NAME_REFRESH_MS;
+    for (const [name, toldMs] of this.#told) if (toldMs < staleMs) this.#told.delete(name);
+    const names = new Set<string>();
+    for (const { name } of sessions) {
+      if (typeof name === "string" && isName(name) && !this.#told.has(name)) names.add(name);
+      if (names.size === NAMES_MAX) break;
+    }
+    return [...names];
+  }
+
+  async #onFailure(error: unknown): Promise<void> {
+    const { name, context, debts } = this.#workload;
+    context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written");
+    if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) return;
+    this.#told.clear();
+    await debts.claimAgain();
+  }
+}
