@@ -13,6 +13,7 @@ import { createLab, type Lab, nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import { startLoad } from "#test/load/load.ts";
 import type { LoadReport } from "#test/load/protocol.ts";
 import { type BareRun, runBareCriu } from "./bare-criu.ts";
+import { median, table, wholeNumber } from "./figures.ts";
 
 const usage = `Usage: npm run bench:cutover [-- OPTION...]
 
@@ -257,36 +258,8 @@ function sum(samples: Sample[]): string {
   return `${total("lost")} / ${total("repeated")} / ${total("resets")}`;
 }
 
-function table(rows: string[][]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => (row[column] ?? "").length)),
-  );
-  return rows.map((row) =>
-    row
-      .map((cell, column) =>
-        column === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[column] ?? 0),
-      )
-      .join("  "),
-  );
-}
-
-function median(values: number[]): number {
-  const sorted = [...values].sort((one, other) => one - other);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1
-    ? (sorted[middle] ?? 0)
-    : ((sorted[middle - 1] ?? 0) + (sorted[middle] ?? 0)) / 2;
-}
-
 function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
-function number(text: string | undefined, name: string, min: number, max: number): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < min || value > max)
-    throw new TypeError(`--${name}: expected a whole number ${min}-${max}, got ${text}`);
-  return value;
 }
 
 async function main(): Promise<number> {
@@ -307,10 +280,10 @@ async function main(): Promise<number> {
       return 0;
     }
     options = {
-      sessions: values.sessions.split(",").map((text) => number(text, "sessions", 1, 10_000)),
-      rounds: number(values.rounds, "rounds", 1, 100),
-      row: number(values.row, "row", 0, 1_000),
-      appMb: number(values["app-mb"], "app-mb", 0, 16_384),
+      sessions: values.sessions.split(",").map((text) => wholeNumber(text, "sessions", 1, 10_000)),
+      rounds: wholeNumber(values.rounds, "rounds", 1, 100),
+      row: wholeNumber(values.row, "row", 0, 1_000),
+      appMb: wholeNumber(values["app-mb"], "app-mb", 0, 16_384),
       json: values.json,
     };
   } catch (error) {

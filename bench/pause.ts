@@ -108,7 +108,9 @@ export function renderPause(samples: PauseSample[]): string[] {
   const kinds = [...new Set(samples.map(({ kind }) => kind))];
   const row = (name: string, pick: (sample: PauseSample) => number): string[] => [
     name,
-    ...kinds.map((kind) => showSpread(spreadOf(samples.filter((each) => each.kind === kind).map(pick)), fixed(1))),
+    ...kinds.map((kind) =>
+      showSpread(spreadOf(samples.filter((each) => each.kind === kind).map(pick)), fixed(1)),
+    ),
   ];
   return [
     "",

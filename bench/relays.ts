@@ -1,10 +1,14 @@
 /** The relays of a run, ready to be measured: the application, the peers before it, and our generator, all warmed up. */
+import { setTimeout as delay } from "node:timers/promises";
+import { listSockets } from "#proxy/tcp/diag.ts";
 import { Backend } from "./load/backend.ts";
 import type { HttpLoad, HttpReport } from "./load/http-load.ts";
 import { Program } from "./load/program.ts";
 import { MissingPeer, type Peer, type RunningPeer } from "./peers/peer.ts";
 import { CpuMeter, type Stage } from "./stage.ts";
 
+const SETTLE_MS_MAX = 20_000;
+const SETTLE_CHECK_MS = 5;
 const WARM_SECONDS = 0.5;
 const WARM_CONNECTIONS = 32;
 
@@ -13,14 +17,16 @@ export interface Sample {
   round: number;
   peer: string;
   connections: number;
-  /** as the generator counted, and as the application did */
-  requests: number;
+  /** requests: answered, as the generator counts, and seen, as the application does */
+  answered: number;
   seen: number;
   errors: number;
   /** of the peer's process; null: there is none */
   cpuUsPerRequest: number | null;
   /** share of its CPU it used: below 0.9 something else was the limit */
   busy: number | null;
+  /** share of the time it was ready and did not run, on a CPU that should be its own: somebody else was on it */
+  waited: number | null;
 }
 
 export interface Problem {
@@ -82,48 +88,57 @@ export class Relays {
     return [...this.peers.slice(first), ...this.peers.slice(0, first)];
   }
 
-  /**
-   * Runs one load on one peer, with what the application and the peer's process say of it.
-   * @param unfinished how many requests more than the generator counts the application may have seen
-   */
-  async measure<Report extends { requests: number; errors: number }>(
-    at: { round: number; peer: RunningPeer; connections: number; load: string; unfinished: number },
+  /** Runs one load on one peer, with what the application and the peer's process say of it. */
+  async measure<Report extends { sent: number; answered: number; errors: number }>(
+    at: { round: number; peer: RunningPeer; connections: number; load: string },
     run: (port: number) => Promise<Report>,
   ): Promise<{ sample: Sample; report: Report }> {
     const { round, peer, connections } = at;
-    const before = await this.#settled();
+    const before = await this.#seen(peer);
     const cpu = peer.pid === null ? null : new CpuMeter(peer.pid);
     const report = await run(peer.port);
     const used = cpu?.read() ?? null;
-    const seen = (await this.#settled()) - before;
-    const { requests, errors } = report;
+    const seen = (await this.#seen(peer)) - before;
+    const { sent, answered, errors } = report;
     const where = `${peer.name}, ${connections} connections, ${at.load}, round ${round}`;
-    if (seen < requests || seen > requests + at.unfinished)
-      this.problems.push({ where, what: `counted ${requests} requests, the application saw ${seen}` });
+    if (seen < answered || seen > sent)
+      this.problems.push({
+        where,
+        what: `${answered} requests answered, ${sent} sent, the application saw ${seen}`,
+      });
     if (errors > 0) this.problems.push({ where, what: `${errors} errors` });
     return {
       sample: {
         round,
         peer: peer.name,
         connections,
-        requests,
+        answered,
         seen,
         errors,
         cpuUsPerRequest: used === null || seen === 0 ? null : used.cpuUs / seen,
         busy: used?.busy ?? null,
+        waited: used?.waited ?? null,
       },
       report,
     };
   }
 
-  /** The application's count, when requests of connections that were cut off have arrived too. */
-  async #settled(): Promise<number> {
-    let before = -1;
-    for (let tries = 0; tries < 100; tries++) {
+  /**
+   * The application's count, when the peer is done with its clients: a request that it had read before it noticed that its
+   * client is gone arrives late.
+   */
+  async #seen(peer: RunningPeer): Promise<number> {
+    const deadlineMs = performance.now() + SETTLE_MS_MAX;
+    for (let before = -1; ; ) {
       const seen = await this.backend.requestsSeen();
-      if (seen === before) return seen;
+      if (seen === before && (peer.pid === null || !hasClients(peer))) return seen;
+      if (performance.now() > deadlineMs) throw new Error(`${peer.name} does not let go of its clients`);
       before = seen;
+      await delay(SETTLE_CHECK_MS);
     }
-    throw new Error("the application sees requests although nobody sends any");
   }
+}
+
+function hasClients({ port }: RunningPeer): boolean {
+  return listSockets({ states: ["ESTABLISHED", "CLOSE_WAIT"], localPort: port }).length > 0;
 }

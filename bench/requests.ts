@@ -32,7 +32,7 @@ export async function measureRequests(
   ]);
   for (const { tool, connections } of loads) {
     for (const peer of relays.inTurn(round)) {
-      const at = { round, peer, connections, load: tool, unfinished: tool === "wrk" ? connections : 0 };
+      const at = { round, peer, connections, load: tool };
       const { sample, report } = await relays.measure(at, (port) =>
         tool === "wrk"
           ? runWrk(relays.stage, { port, connections, seconds })

@@ -64,9 +64,10 @@ export class Stage {
     return child;
   }
 
-  /** Done when the stage is closed, last first, before the processes are killed. */
+  /** Done when the stage is closed, last first, before the processes are killed; at once where it is closed already. */
   onClose(closer: () => Promise<void> | void): void {
-    this.#closers.push(closer);
+    if (this.closed) void closer();
+    else this.#closers.push(closer);
   }
 
   /** Of 127.0.0.1; nobody else is likely to take it before it is used. */
@@ -132,29 +133,39 @@ function allowedCpus(): number[] {
   });
 }
 
-/** CPU time that a process has used since the meter was made: all its threads, to the nanosecond (/proc/PID/schedstat). */
+/** CPU time of a process since the meter was made: all its threads, to the nanosecond (/proc/PID/task/TID/schedstat). */
 export class CpuMeter {
   readonly #pid: number;
   readonly #startedMs = performance.now();
-  readonly #startNs: number;
+  readonly #start: { ranNs: number; waitedNs: number };
 
   constructor(pid: number) {
     this.#pid = pid;
-    this.#startNs = this.#ranNs();
+    this.#start = this.#now();
   }
 
-  read(): { cpuUs: number; busy: number } {
-    const cpuUs = (this.#ranNs() - this.#startNs) / 1000;
-    return { cpuUs, busy: cpuUs / 1000 / (performance.now() - this.#startedMs) };
+  /** busy: share of the time it ran. waited: … its first thread was ready to run and did not */
+  read(): { cpuUs: number; busy: number; waited: number } {
+    const { ranNs, waitedNs } = this.#now();
+    const elapsedNs = (performance.now() - this.#startedMs) * 1e6;
+    const cpuNs = ranNs - this.#start.ranNs;
+    return {
+      cpuUs: cpuNs / 1000,
+      busy: cpuNs / elapsedNs,
+      waited: (waitedNs - this.#start.waitedNs) / elapsedNs,
+    };
   }
 
-  #ranNs(): number {
-    const threads = readdirSync(`/proc/${this.#pid}/task`);
-    return threads.reduce((sum, thread) => {
-      const [ranNs = 0] = readFileSync(`/proc/${this.#pid}/task/${thread}/schedstat`, "utf8")
+  #now(): { ranNs: number; waitedNs: number } {
+    const sum = { ranNs: 0, waitedNs: 0 };
+    for (const thread of readdirSync(`/proc/${this.#pid}/task`)) {
+      const [ranNs = 0, waitedNs = 0] = readFileSync(`/proc/${this.#pid}/task/${thread}/schedstat`, "utf8")
         .split(" ")
         .map(Number);
-      return sum + ranNs;
-    }, 0);
+      sum.ranNs += ranNs;
+      // Its helpers wait for each other; the first thread is the one that carries the bytes.
+      if (thread === String(this.#pid)) sum.waitedNs = waitedNs;
+    }
+    return sum;
   }
 }

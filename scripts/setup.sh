@@ -5,6 +5,8 @@
 # at once when everything is there. Starts no service, stops none, and leaves apt's own sources and lists of
 # packages as they are: CRIU comes from Debian sid by way of an apt of our own into a folder of our own.
 #
+# `scripts/setup.sh bench` also brings what only benchmarks need.
+#
 #   HOLDFAST_CACHE          where CRIU is kept, outside the checkout   (/var/cache/holdfast)
 #   HOLDFAST_DEBIAN_MIRROR  where CRIU is fetched                      (the mirror of this machine's apt)
 set -eu
@@ -27,9 +29,9 @@ fail() {
 
 # --- what is missing ------------------------------------------------------------------------------------------------
 
-has() { command -v "$1" >/dev/null 2>&1; }
+has() { command -v "$1" >/dev/null 2>&1 || { [ "${1#/}" != "$1" ] && [ -e "$1" ]; }; }
 
-# One line a Debian package: the package, then the command that shows it is there.
+# One line a Debian package: the package, then the command or file that shows it is there.
 debian_tools='redis-server redis-server
 redis-tools redis-cli
 iproute2 ip
@@ -45,6 +47,12 @@ curl curl
 nghttp2-client nghttp
 nghttp2-client h2load
 python3 /usr/bin/python3'
+# … and of the benchmarks' peers and load generators.
+bench_tools='haproxy haproxy
+wrk wrk
+libnginx-mod-stream /usr/lib/nginx/modules/ngx_stream_module.so'
+[ "${1:-}" != bench ] || debian_tools="$debian_tools
+$bench_tools"
 
 missing_packages() {
   echo "$debian_tools" | while read -r package command; do
@@ -103,7 +111,7 @@ write_policy() {
 #!/bin/sh
 # holdfast set-up $$
 if [ ! -d /proc/$$ ]; then rm -f $policy; exit 0; fi
-case \$1 in redis* | nginx*) exit 101 ;; esac
+case \$1 in redis* | nginx* | haproxy*) exit 101 ;; esac
 [ ! -x "$2" ] || exec "$2" "\$@"
 exit 0
 POLICY
@@ -137,7 +145,7 @@ if [ -n "$packages" ]; then
   apt_install $packages >>"$log" 2>&1 ||
     fail "apt-get could not install $packages (see $log); cure: make 'apt-get update && apt-get install $packages' work, then run this again"
   # New here, so nobody relies on them: they are not to come up with the next boot either.
-  for unit in redis-server nginx; do
+  for unit in redis-server nginx haproxy; do
     case " $packages " in *" $unit"*)
       if has systemctl; then
         systemctl disable "$unit.service" >>"$log" 2>&1 || true

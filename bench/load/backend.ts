@@ -18,10 +18,11 @@ export class Backend {
     this.#statusUrl = `http://127.0.0.1:${statusPort}/`;
   }
 
-  static async start(stage: Stage): Promise<Backend> {
+  /** @param name of its folder */
+  static async start(stage: Stage, name = "backend"): Promise<Backend> {
     const [port, statusPort] = [await stage.freePort(), await stage.freePort()];
     await startNginx(stage, {
-      name: "backend",
+      name,
       cpu: stage.cpus.load,
       port,
       config: (directory) => `http {

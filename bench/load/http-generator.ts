@@ -106,7 +106,7 @@ class Run implements Listener {
   #opened = false;
   #startMs = 0;
   #endMs = Number.POSITIVE_INFINITY;
-  #requests = 0;
+  #sent = 0;
   /** open loop: how many are due in the whole run, and which is sent next */
   #total = 0;
   #next = 0;
@@ -128,6 +128,11 @@ class Run implements Listener {
       // One each, so that the way through the peer to the application stands before the clock starts.
       for (const connection of this.#connections) this.#send(connection, performance.now());
       await within(this.#opening.promise, OPEN_MS_MAX);
+      if (this.#free.length < this.#connections.length) {
+        this.#problem ??= "connections that cannot be opened, or are not answered";
+        this.#errors ||= this.#connections.length - this.#free.length;
+        return this.#report();
+      }
       this.#opened = true;
       this.#startMs = performance.now();
       this.#endMs = this.#startMs + seconds * 1000;
@@ -146,9 +151,9 @@ class Run implements Listener {
 
   onAnswer(connection: Connection): void {
     const nowMs = performance.now();
+    this.#answered++;
     if (this.#opened) {
       this.#latency.recordValue(micros(nowMs - connection.dueMs));
-      this.#answered++;
       if (nowMs <= this.#endMs) this.#answeredInTime++;
     }
     connection.dueMs = Number.NaN;
@@ -164,7 +169,7 @@ class Run implements Listener {
   }
 
   #send(connection: Connection, dueMs: number): void {
-    this.#requests++;
+    this.#sent++;
     connection.send(dueMs);
   }
 
@@ -214,7 +219,7 @@ class Run implements Listener {
     for (let index = this.#next; index < this.#total; index++)
       this.#latency.recordValue(micros(nowMs - this.#startMs - (index * 1000) / (perSecond as number)));
     return {
-      requests: this.#requests,
+      sent: this.#sent,
       answered: this.#answered,
       unanswered: waiting.length + this.#total - Math.min(this.#next, this.#total),
       errors: this.#errors,
@@ -248,13 +253,7 @@ function micros(ms: number): number {
 
 function percentiles(of: Histogram): Percentiles {
   const at = (percentile: number): number => (of.totalCount === 0 ? 0 : of.getValueAtPercentile(percentile));
-  return {
-    p50: at(50),
-    p90: at(90),
-    p99: at(99),
-    p999: at(99.9),
-    max: of.totalCount === 0 ? 0 : of.maxValue,
-  };
+  return { p50: at(50), p90: at(90), p99: at(99), p999: at(99.9), max: at(100) };
 }
 
 serve((load: HttpLoad) => new Run(load).run());

@@ -21,11 +21,10 @@ export interface Percentiles {
 }
 
 export interface HttpReport {
-  /** on the wire, the one that opened each connection included */
-  requests: number;
-  /** of those that were due in the time: answered with 200 and whole */
+  /** on the wire, and answered with 200 and whole; the one that opened each connection included */
+  sent: number;
   answered: number;
-  /** due, and not answered (or not even sent, for want of a free connection) when time and drain were over */
+  /** due in the time, and not answered (or not even sent, for want of a free connection) when time and drain were over */
   unanswered: number;
   /** connections that closed, and answers that are not what they should be */
   errors: number;

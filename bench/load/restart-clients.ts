@@ -3,9 +3,10 @@
  * connects again at once, as often as it is refused, and sends its request again. Both are asked at the same instant, so the
  * difference of their answers is what the proxy adds.
  */
-import { setImmediate as nextTurn } from "node:timers/promises";
-import { connect, type Socket } from "node:net";
+
 import { once } from "node:events";
+import { connect, type Socket } from "node:net";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { serve } from "./program.ts";
 
 export type RestartClientsAsk = { type: "connect"; direct: number; proxied: number } | { type: "request" };
@@ -64,6 +65,9 @@ class Client {
     const socket = connect({ port: this.#port, host: "127.0.0.1", noDelay: true });
     await once(socket, "connect");
     socket.on("error", () => {}); // "close" follows
+    socket.once("close", () => {
+      if (this.#socket === socket) this.#socket = null;
+    });
     return socket;
   }
 }

@@ -4,8 +4,9 @@ import { once } from "node:events";
 import type { Stage } from "../stage.ts";
 
 export interface WrkReport {
-  /** answered in the time; as many again as there are connections may have been under way at its end */
-  requests: number;
+  answered: number;
+  /** at most: each connection may have had a request under way at the end */
+  sent: number;
   perSecond: number;
   /** sockets that failed, timed out, and answers other than 2xx and 3xx */
   errors: number;
@@ -44,15 +45,20 @@ export async function runWrk(
   });
   await once(child, "close");
   if (child.exitCode !== 0) throw new Error(stage.lastWords(child));
-  return parseWrk(text);
+  return parseWrk(text, load.connections);
 }
 
-export function parseWrk(text: string): WrkReport {
-  const requests = /^\s*(\d+) requests in /m.exec(text)?.[1];
+export function parseWrk(text: string, connections: number): WrkReport {
+  const answered = /^\s*(\d+) requests in /m.exec(text)?.[1];
   const perSecond = /^Requests\/sec:\s+([\d.]+)$/m.exec(text)?.[1];
-  if (requests === undefined || perSecond === undefined) throw new Error(`wrk said ${JSON.stringify(text)}`);
+  if (answered === undefined || perSecond === undefined) throw new Error(`wrk said ${JSON.stringify(text)}`);
   const sockets = /^\s*Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)$/m.exec(text);
   const statuses = /^\s*Non-2xx or 3xx responses: (\d+)$/m.exec(text)?.[1] ?? "0";
   const errors = [...(sockets?.slice(1) ?? []), statuses].reduce((sum, count) => sum + Number(count), 0);
-  return { requests: Number(requests), perSecond: Number(perSecond), errors };
+  return {
+    answered: Number(answered),
+    sent: Number(answered) + connections,
+    perSecond: Number(perSecond),
+    errors,
+  };
 }

@@ -42,7 +42,7 @@ export function holdfast(kind: HoldfastKind): Peer {
       const port = ports[0] as number;
       return {
         name,
-        version: `Node ${process.version}`,
+        version: `this checkout, Node ${process.version}`,
         port,
         pid: proxy.process.pid as number,
         note: await differs(proxy, port, { protocol, continuity }),

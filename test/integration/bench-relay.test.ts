@@ -1,0 +1,338 @@
+/**
+ * The pieces of `npm run bench:relay`, each in a short real run: the figures are there, and what generators count is what
+ * the application saw. Nothing is said here of how large a figure is.
+ */
+import assert from "node:assert/strict";
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { createServer, type RequestListener, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { after, before, describe, it } from "node:test";
+import { median, showSpread, spreadOf } from "#bench/figures.ts";
+import { measureIdle } from "#bench/idle.ts";
+import { measureLatency, renderLatency } from "#bench/latency.ts";
+import { Backend } from "#bench/load/backend.ts";
+import type { HttpLoad, HttpReport } from "#bench/load/http-load.ts";
+import { Program } from "#bench/load/program.ts";
+import { parseWrk } from "#bench/load/wrk.ts";
+import { measurePause, pauseProblems } from "#bench/pause.ts";
+import { direct } from "#bench/peers/direct.ts";
+import { holdfast } from "#bench/peers/holdfast.ts";
+import { httpProxy } from "#bench/peers/http-proxy.ts";
+import { httpxy } from "#bench/peers/httpxy.ts";
+import { nginxHttp } from "#bench/peers/nginx.ts";
+import { nodePipe } from "#bench/peers/node-pipe.ts";
+import { MissingPeer, type Peer } from "#bench/peers/peer.ts";
+import { Relays } from "#bench/relays.ts";
+import { measureRequests, ratios, renderRequests } from "#bench/requests.ts";
+import { Stage } from "#bench/stage.ts";
+
+const root = resolve(import.meta.dirname, "../..");
+const quiet = (): void => {};
+
+describe("relays beside each other", { timeout: 120_000 }, () => {
+  const SECONDS = 0.5;
+  const stage = new Stage();
+  const absent: Peer = {
+    name: "absent",
+    start: async () => {
+      throw new MissingPeer("nobody has it");
+    },
+  };
+  const broken: Peer = {
+    name: "broken",
+    async start(stage) {
+      const child = stage.spawn(["/bin/sh", "-c", "echo out of order >&2; exit 3"], {
+        cpu: stage.cpus.server,
+      });
+      await stage.untilListening(1, child);
+      throw new Error("unreachable");
+    },
+  };
+  let relays: Relays;
+
+  before(async () => {
+    const all = [direct, holdfast("tcp"), holdfast("http"), holdfast("replay"), nodePipe, httpProxy, httpxy];
+    relays = await Relays.start(stage, [...all, nginxHttp, absent, broken]);
+  });
+  after(() => stage.close());
+
+  it("are all started, and those that are not there are named", () => {
+    assert.deepEqual(
+      relays.peers.map(({ name, note }) => [name, note]),
+      [
+        ["direct", null],
+        ["holdfast-tcp", null],
+        ["holdfast-http", null],
+        ["holdfast-replay", null],
+        ["node-pipe", null],
+        ["http-proxy", null],
+        ["httpxy", null],
+        ["nginx-http", null],
+      ],
+    );
+    assert.deepEqual(
+      relays.missing.map(({ where }) => where),
+      ["absent", "broken"],
+    );
+    assert.match(relays.missing[1]?.what ?? "", /out of order/);
+    // Not to be installed is one thing, not to start another.
+    assert.deepEqual(
+      relays.problems.map(({ where }) => where),
+      ["broken"],
+    );
+    relays.problems.length = 0;
+  });
+
+  it("carry what the generators count, closed loop", async () => {
+    const options = { round: 1, connections: [32], seconds: SECONDS, wrk: false };
+    const samples = await measureRequests(relays, options, quiet);
+    assert.deepEqual(relays.problems, []);
+    assert.equal(samples.length, relays.peers.length);
+    for (const { peer, answered, seen, perSecond, cpuUsPerRequest } of samples) {
+      assert.equal(seen, answered, peer);
+      // Those that opened connections, and those that came after the time, are not in the rate.
+      const counted = perSecond * SECONDS;
+      assert.ok(
+        counted > 0 && counted <= answered - 32 && counted >= answered - 64,
+        `${counted} of ${answered}`,
+      );
+      if (peer !== "direct") assert.ok((cpuUsPerRequest ?? 0) > 0, `${peer} used no CPU`);
+    }
+    assert.equal(ratios(samples, "holdfast-http", "nginx-http", 32).length, 1);
+    const text = renderRequests(samples).join("\n");
+    for (const { name } of relays.peers) assert.match(text, new RegExp(`^${name}\\s+\\d`, "m"));
+  });
+
+  it("answer everything that is due at a fixed rate, and each percentile is at least the one below", async () => {
+    const samples = await measureLatency(
+      relays,
+      { round: 1, connections: 4, rates: [200], seconds: SECONDS },
+      quiet,
+    );
+    assert.deepEqual(relays.problems, []);
+    assert.equal(samples.length, relays.peers.length);
+    for (const { peer, seen, report } of samples) {
+      assert.equal(report.unanswered, 0, peer);
+      // One to open each connection, and all that were due.
+      assert.equal(seen, 4 + 200 * SECONDS, peer);
+      const { p50, p90, p99, p999, max } = report.latencyUs;
+      assert.ok(0 < p50 && p50 <= p90 && p90 <= p99 && p99 <= p999 && p999 <= max, JSON.stringify(report));
+    }
+    assert.match(renderLatency(samples).join("\n"), /^holdfast-http\s+-?\d/m);
+  });
+});
+
+describe("the generator", { timeout: 60_000 }, () => {
+  const STALL_MS = 400;
+  const stage = new Stage();
+  let generator: Program<HttpLoad, HttpReport>;
+  let answer: RequestListener = () => {};
+  let server: Server;
+  let port: number;
+
+  before(async () => {
+    server = createServer((request, response) => answer(request, response)).listen(0, "127.0.0.1");
+    await once(server, "listening");
+    port = (server.address() as AddressInfo).port;
+    generator = await Program.start(stage, join(root, "bench/load/http-generator.ts"), {
+      cpu: stage.cpus.load,
+    });
+  });
+  after(async () => {
+    await stage.close();
+    server.close();
+  });
+
+  it("lets every request that was due in a stall see it, not only those that were under way", async () => {
+    const held: (() => void)[] = [];
+    let requests = 0;
+    const letGo = (): void => {
+      for (const end of held.splice(0)) end();
+    };
+    answer = (_request, response) => {
+      requests++;
+      const opening = requests <= 4;
+      if (requests === 5) setTimeout(letGo, STALL_MS);
+      if (opening || (requests > 5 && held.length === 0)) response.end("x");
+      else held.push(() => response.end("x"));
+    };
+    const open = await generator.ask({ port, connections: 4, perSecond: 100, seconds: 1 });
+    assert.equal(open.answered, 104);
+    // 40 of 100 were due in it, the last ten at most 100 ms before its end: one in ten waited for three quarters of it.
+    assert.ok(open.latencyUs.p90 >= STALL_MS * 1000 * 0.7, JSON.stringify(open.latencyUs));
+    requests = 0;
+    const closed = await generator.ask({ port, connections: 4, perSecond: null, seconds: 1 });
+    assert.equal(requests, closed.answered);
+    assert.ok(closed.latencyUs.max >= STALL_MS * 1000);
+    assert.ok(closed.latencyUs.p90 < STALL_MS * 1000, "as many as there are connections saw it");
+  });
+
+  it("counts what was due and not answered, with the time it has waited", async () => {
+    let requests = 0;
+    answer = (_request, response) => {
+      if (++requests <= 2) response.end("x");
+    };
+    const report = await generator.ask({ port, connections: 2, perSecond: 50, seconds: 1 });
+    assert.deepEqual([report.sent, report.answered, report.unanswered], [4, 2, 50]);
+    assert.ok(report.latencyUs.p50 >= 1_000_000, "they wait for the drain too");
+  });
+
+  it("says what went wrong", async () => {
+    const cases: [RequestListener, RegExp][] = [
+      [(_request, response) => response.writeHead(500).end("x"), /not a 200 .*500/],
+      [(request) => request.socket.destroy(), /closed/],
+      [(_request, response) => response.write("without a length"), /not a 200 with a length/],
+    ];
+    for (const [listener, problem] of cases) {
+      answer = listener;
+      const report = await generator.ask({ port, connections: 3, perSecond: 100, seconds: 1 });
+      assert.equal(report.errors, 3);
+      assert.match(report.problem ?? "", problem);
+    }
+  });
+});
+
+describe("sessions", { timeout: 60_000 }, () => {
+  const stage = new Stage();
+  after(() => stage.close());
+
+  it("that are idle stay, cost memory that is told, and leave room for active ones", async () => {
+    const backend = await Backend.start(stage);
+    const options = { round: 1, kind: "websocket" as const, steps: [5, 200], seconds: 1 };
+    const samples = await measureIdle(stage, backend, options, quiet);
+    assert.deepEqual(
+      samples.map(({ sessions, lost, protocol }) => [sessions, lost, protocol]),
+      [
+        [5, 0, "websocket"],
+        [200, 0, "websocket"],
+      ],
+    );
+    for (const { bytes, collectedBytes, activePerSecond } of samples)
+      assert.ok(bytes > 1 << 20 && collectedBytes > 1 << 20 && activePerSecond > 0);
+  });
+
+  it("behind a restart are answered by the new application, on the connection they had", async () => {
+    const samples = await measurePause(stage, { restarts: 1 }, quiet);
+    assert.deepEqual(
+      samples.map(({ kind }) => kind),
+      ["held", "replayed"],
+    );
+    assert.deepEqual(pauseProblems(samples), []);
+    for (const { direct, directMs, proxiedMs, addedMs } of samples) {
+      assert.ok(direct.dials >= 1, "the direct client has to connect again");
+      assert.equal(addedMs, proxiedMs - directMs);
+    }
+    const [sample] = samples;
+    assert.ok(sample !== undefined);
+    const gone = { ...sample, proxied: { ...sample.proxied, pid: null, instead: "HTTP/1.1 503", dials: 1 } };
+    assert.equal(pauseProblems([gone]).length, 2);
+  });
+});
+
+describe("figures", () => {
+  it("are medians, with the least and the greatest of all rounds", () => {
+    assert.equal(median([5, 1, 3]), 3);
+    assert.equal(median([4, 1]), 2.5);
+    assert.deepEqual(spreadOf([4, 1, 2]), { median: 2, min: 1, max: 4 });
+    assert.equal(showSpread(spreadOf([4, 1, 2]), String), "2 (1-4)");
+    assert.equal(showSpread(spreadOf([]), String), "-");
+  });
+
+  it("of wrk are read with its errors, and never guessed", () => {
+    const said = `Running 1s test @ http://127.0.0.1:8080/
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.16ms    0.90ms  19.36ms   96.96%
+    Req/Sec    28.42k     4.12k   33.99k    72.73%
+  31131 requests in 1.10s, 6.12MB read
+  Socket errors: connect 0, read 3, write 1, timeout 2
+  Non-2xx or 3xx responses: 10
+Requests/sec:  28287.35
+Transfer/sec:      5.56MB
+`;
+    assert.deepEqual(parseWrk(said, 32), { answered: 31131, sent: 31163, perSecond: 28287.35, errors: 16 });
+    assert.throws(() => parseWrk("unable to connect", 32), /unable to connect/);
+  });
+});
+
+describe("npm run bench:relay", { timeout: 120_000 }, () => {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-bench-test-"));
+  after(() => rmSync(directory, { recursive: true }));
+
+  function bench(...args: string[]): { child: ChildProcess; output: { stdout: string; stderr: string } } {
+    const child = spawn(process.execPath, [join(root, "bench/relay.ts"), ...args], {
+      env: { ...process.env, TMPDIR: directory },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const output = { stdout: "", stderr: "" };
+    for (const name of ["stdout", "stderr"] as const)
+      child[name]?.setEncoding("utf8").on("data", (text: string) => {
+        output[name] += text;
+      });
+    return { child, output };
+  }
+
+  /** Processes that have their place in our folder, and what is left in it. */
+  function left(): string[] {
+    const processes = readdirSync("/proc")
+      .filter((name) => /^\d+$/.test(name))
+      .filter((pid) => {
+        try {
+          return readFileSync(`/proc/${pid}/environ`, "utf8").includes(`TMPDIR=${directory}`);
+        } catch {
+          return false; // it ended meanwhile
+        }
+      });
+    return [...processes, ...readdirSync(directory)];
+  }
+
+  it("shows figures, writes them, and leaves nothing", async () => {
+    const json = join(directory, "figures.json");
+    const { child, output } = bench(
+      ..."--only requests,node-pipe,holdfast-http --rounds 1 --seconds 1 --json".split(" "),
+      json,
+    );
+    const [status] = await once(child, "close");
+    assert.equal(status, 0, output.stdout + output.stderr);
+    const figures = JSON.parse(readFileSync(json, "utf8"));
+    assert.deepEqual(figures.problems, []);
+    // wrk is not among what tests install; where it is there, it has to fit too.
+    assert.equal(figures.versions.wrk === "missing", figures.missing.length === 1);
+    assert.equal(figures.requests[0].tool, figures.versions.wrk === "missing" ? "own" : "wrk");
+    assert.match(figures.versions["node-pipe"], /^v\d/);
+    for (const peer of ["direct", "holdfast-http", "node-pipe"])
+      for (const connections of [1, 32, 256])
+        assert.ok(
+          figures.requests.some(
+            (each: Record<string, unknown>) => each.peer === peer && each.connections === connections,
+          ),
+          `${peer} at ${connections} connections`,
+        );
+    assert.match(output.stdout, /^node-pipe(\s+[\d.]+k){3}$/m);
+    assert.match(output.stderr, /^requests, round 1: node-pipe, 32 connections/m);
+    rmSync(json);
+    assert.deepEqual(left(), []);
+  });
+
+  it("leaves nothing when it is interrupted", async () => {
+    const { child, output } = bench("--only", "requests,node-pipe,holdfast-http", "--seconds", "60");
+    while (!/starting/.test(output.stderr)) await once(child.stderr as never, "data");
+    while (left().length < 4) await new Promise((resolve) => setTimeout(resolve, 20));
+    child.kill("SIGINT");
+    const [status] = await once(child, "close");
+    assert.equal(status, 130, output.stderr);
+    assert.deepEqual(left(), []);
+    assert.equal(output.stdout, "");
+  });
+
+  it("refuses what it does not know", async () => {
+    const { child, output } = bench("--only", "envoi");
+    const [status] = await once(child, "close");
+    assert.equal(status, 2);
+    assert.match(output.stderr, /there is no envoi/);
+  });
+});
