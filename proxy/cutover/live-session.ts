@@ -240,6 +240,13 @@ export class LiveSession implements Carrier {
     if (this.downstream instanceof LinkEnd) this.outbound.removeSink(this.downstream.takeUnsent());
   }
 
+  /** The node that has the application watches from now on. */
+  dropWatch(): void {
+    this.settleWatch();
+    this.watch?.stop();
+    this.watch = null;
+  }
+
   // ---- what travels
 
   /** Everything the session has read is in its pumps, and nothing is read meanwhile. */

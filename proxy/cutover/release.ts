@@ -197,6 +197,9 @@ function takeBack(
     inbound.removeSink(session.upstream.takeUnsent());
   }
   inbound.finSent = adopted.finIn === "sent" && upstream.rest.length === 0;
+  // What was read here and has not reached the old owner, it has not observed.
+  const unobserved = inbound.takeBack();
+  inbound.holdFin();
   if (adopted.watch.length > 0) proxy.watchSession(session, adopted.watch);
   proxy.switchUpstream(session, upstream.leg, {
     bytesIn: adopted.bytesIn,
@@ -207,6 +210,8 @@ function takeBack(
       if (adopted.finOut !== "none") outbound.receiveFin();
     },
   });
+  if (unobserved.length > 0) session.fromClient(unobserved);
+  inbound.releaseFin();
 }
 
 export function discard(proxy: WorkloadProxy): { sessions: number } {

@@ -11,15 +11,23 @@ import type { SessionReplay } from "#proxy/replay/session-replay.ts";
 import type { WorkloadProxy } from "./workload-proxy.ts";
 
 const POLL_MS = 1;
+/** for a message that may have an answer on its way */
+const MESSAGES_MS_MAX = 100;
 
 /** Call with the role already `paused`. */
 export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<PauseResult> {
   proxy.heldAtMs = performance.now();
   proxy.beginAway();
-  const deadlineMs = performance.now() + drainMs;
+  const startMs = performance.now();
   for (const replay of replays(proxy)) replay.quiesce();
-  while (performance.now() < deadlineMs && replays(proxy).some((replay) => !replay.isQuiet))
+  for (;;) {
+    const waitedMs = performance.now() - startMs;
+    if (waitedMs >= drainMs) break;
+    const isBusy = (replay: SessionReplay) =>
+      !replay.isQuiet && (waitedMs < MESSAGES_MS_MAX || !replay.isWebSocket);
+    if (!replays(proxy).some(isBusy)) break;
     await delay(POLL_MS);
+  }
   let requestsInFlight = 0;
   let sessions = 0;
   for (const session of [...proxy.sessions.values()]) {

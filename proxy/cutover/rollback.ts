@@ -109,8 +109,7 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
 }
 
 function becomeEdge(proxy: WorkloadProxy, session: LiveSession): void {
-  session.settleWatch();
-  session.watch = null; // the owner's now
+  session.dropWatch();
   if (session.state === "captured") {
     if (session.lost !== null || session.downstream === null) {
       closeStill(proxy.kernel, session);

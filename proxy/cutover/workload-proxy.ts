@@ -317,7 +317,9 @@ export class WorkloadProxy implements WatchHost {
   watchSession(session: LiveSession, saved: Buffer | null): void {
     const port = this.portOf(session);
     if (session.watch !== null || (port.protocol === "tcp" && port.continuity === "transplant")) return;
+    const unobserved = saved === null ? session.inbound.takeBack() : null;
     session.watch = new Watch({ carrier: session, host: this, port, saved });
+    if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
   }
 
   want(carrier: Carrier): void {
@@ -458,6 +460,7 @@ export class WorkloadProxy implements WatchHost {
       // The source hears it from the target before its own agent does: nothing can be taken back any more.
       this.releasedElsewhere = true;
       this.#dropStillUpstream(session);
+      session.dropWatch();
       if (session.lost !== null) {
         link.reset();
         session.reset(session.lost);

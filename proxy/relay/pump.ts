@@ -128,6 +128,14 @@ export class Pump {
     return Buffer.concat(this.#queue.slice(this.#head));
   }
 
+  /** As if what waits here had not been read yet: it is to be received again. */
+  takeBack(): Buffer {
+    const bytes = this.pending();
+    this.clear();
+    this.bytes -= bytes.length;
+    return bytes;
+  }
+
   /** Bytes that precede everything waiting here and were counted elsewhere (a snapshot's). */
   prepend(bytes: Buffer): void {
     if (bytes.length === 0) return;

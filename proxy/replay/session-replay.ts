@@ -113,6 +113,8 @@ export class SessionReplay {
   #handshake: Handshake | null = null;
   /** WebSocket: ends of the client's messages that the log still has */
   #messageEnds: number[] = [];
+  /** WebSocket: the application has said something since the client's last message */
+  #isAnswered = true;
   /** WebSocket, application away: where the client's frames are */
   #walker: FrameWalker | null = null;
   #stallTimer: NodeJS.Timeout | null = null;
@@ -169,6 +171,9 @@ export class SessionReplay {
   }
   get isAway(): boolean {
     return this.#carrier.isWaiting && this.isPending;
+  }
+  get isWebSocket(): boolean {
+    return this.#observer.protocol === "websocket";
   }
   get isUnavailable(): boolean {
     return this.#unavailable;
@@ -267,6 +272,7 @@ export class SessionReplay {
 
   onMessage(direction: "in" | "out", end: number): void {
     this.#losses = 0;
+    this.#isAnswered = direction === "out";
     if (direction === "in") this.#messageEnds.push(end);
     else if (this.#port.delivery === "atLeastOnce") this.#trimTo(this.#observer.inboundMessageStart);
   }
@@ -648,11 +654,12 @@ export class SessionReplay {
     }
     if (this.#observer.protocol === "websocket" || this.#isIdle) this.#carrier.inbound.hold();
   }
+  /** A WebSocket's application need not answer: whoever waits for this waits for a while only. */
   get isQuiet(): boolean {
     if (this.#returning) return false;
     if (this.#carrier.isWaiting) return true;
     if (this.#carrier.inbound.pendingBytes > 0) return false;
-    return this.#observer.protocol === "websocket" || this.#observer.inFlightCount === 0;
+    return this.#observer.protocol === "websocket" ? this.#isAnswered : this.#observer.inFlightCount === 0;
   }
 
   /** The session will not go on with this life of the application. */
