@@ -15,6 +15,8 @@ export type Detected = Exclude<PortConfig["protocol"], "auto" | "websocket">;
 export const DETECT_BYTES_MAX = 8 * 1024;
 /** handshake message and the headers of the records it came in */
 export const CLIENT_HELLO_BYTES_MAX = 16 * 1024;
+/** of one message; so many are read again for every byte of a slow client */
+export const CLIENT_HELLO_RECORDS_MAX = 32;
 const SERVER_NAME_BYTES_MAX = 255;
 
 const LF = 0x0a;
@@ -22,6 +24,7 @@ const CR = 0x0d;
 const RECORD_HANDSHAKE = 22;
 const CLIENT_HELLO = 1;
 const RECORD_HEADER_BYTES = 5;
+const MESSAGE_HEADER_BYTES = 4;
 const RECORD_BYTES_MAX = 16 * 1024;
 const EXTENSION_SERVER_NAME = 0;
 const EXTENSION_ALPN = 16;
@@ -76,16 +79,17 @@ export interface ClientHello {
 }
 
 /**
- * The names in a ClientHello, in one record or several.
+ * The names in a ClientHello, in one record or several; beyond the bounds above it has none.
  *
- * @returns "incomplete": more bytes are needed (never beyond `CLIENT_HELLO_BYTES_MAX`)
+ * @returns "incomplete": more bytes are needed
  */
 export function tlsClientHello(prefix: Buffer): ClientHello | "incomplete" | "invalid" {
   const fragments: Buffer[] = [];
   let gathered = 0;
-  let wanted = 4;
+  let wanted = MESSAGE_HEADER_BYTES;
   for (let at = 0; gathered < wanted; ) {
-    if (at + RECORD_HEADER_BYTES > prefix.length) return tooShort(prefix);
+    if (fragments.length === CLIENT_HELLO_RECORDS_MAX) return { serverName: null, alpn: [] };
+    if (at + RECORD_HEADER_BYTES > prefix.length) return notYet(prefix);
     const length = prefix.readUInt16BE(at + 3);
     if (prefix[at] !== RECORD_HANDSHAKE || prefix[at + 1] !== 3 || length === 0 || length > RECORD_BYTES_MAX)
       return "invalid";
@@ -94,18 +98,18 @@ export function tlsClientHello(prefix: Buffer): ClientHello | "incomplete" | "in
     fragments.push(fragment);
     gathered += fragment.length;
     at += length;
-    if (gathered >= 4 && wanted === 4) {
-      const header = Buffer.concat(fragments, 4);
+    if (gathered >= MESSAGE_HEADER_BYTES && wanted === MESSAGE_HEADER_BYTES) {
+      const header = Buffer.concat(fragments, MESSAGE_HEADER_BYTES);
       if (header[0] !== CLIENT_HELLO) return "invalid";
-      wanted = 4 + header.readUIntBE(1, 3);
+      wanted += header.readUIntBE(1, 3);
     }
-    if (fragment.length < length && gathered < wanted) return tooShort(prefix);
+    if (fragment.length < length && gathered < wanted) return notYet(prefix);
   }
-  return parseHello(new Reader(Buffer.concat(fragments).subarray(4, wanted)));
+  return parseHello(new Reader(Buffer.concat(fragments).subarray(MESSAGE_HEADER_BYTES, wanted)));
 }
 
-function tooShort(prefix: Buffer): "incomplete" | "invalid" {
-  return prefix.length < CLIENT_HELLO_BYTES_MAX ? "incomplete" : "invalid";
+function notYet(prefix: Buffer): "incomplete" | ClientHello {
+  return prefix.length < CLIENT_HELLO_BYTES_MAX ? "incomplete" : { serverName: null, alpn: [] };
 }
 
 function parseHello(hello: Reader): ClientHello | "invalid" {

@@ -265,10 +265,11 @@ export class Observer {
     if (this.#protocol === "tls") {
       const hello = tlsClientHello(prefix);
       if (hello === "incomplete") return "tls";
-      if (hello !== "invalid") {
+      if (hello === "invalid") this.#end("not-tls");
+      else {
         this.#serverName = hello.serverName;
         this.#alpn = hello.alpn.length === 0 ? NO_NAMES : hello.alpn.slice(0, ALPN_NAMES_MAX);
-      } else if (prefix.length < CLIENT_HELLO_BYTES_MAX) this.#end("not-tls");
+      }
     }
     this.#looking = false;
     if (this.#protocol !== "http") this.#prefix = null;
