@@ -25,6 +25,14 @@ const GROWTH_SHARE_MAX = 0.5;
 /** while {@link ENDLESS_BYTES} pass through each of the ports at once: less than half of it kept */
 const ENDLESS_GROWTH_BYTES_MAX = 64 * 1024 * 1024;
 
+/** what the proxy adds to the head of an answer on a `replay` port (proxy/replay/watch.ts) */
+const EDITED = "; client_no_context_takeover";
+/** nothing, answers 503, or a WebSocket's Close */
+const OWN_WORDS = /^(HTTP\/1\.1 503 |\x88|$)/;
+/** of the application, that one session may be sent to again before it is refused */
+const LIVES_MAX = 4;
+const latin1 = (bytes: Buffer): string => bytes.toString("latin1");
+
 const SHAPES: PortShape[] = (["auto", "http", "websocket"] as const).flatMap((protocol) =>
   (["transplant", "replay"] as const).map((continuity) => ({ protocol, continuity })),
 );
@@ -32,6 +40,14 @@ const NAMES = SHAPES.map(({ protocol, continuity }) => `${protocol}, ${continuit
 
 const SPLITS = ["whole", "single bytes", "random"] as const;
 const ENDINGS = ["application ends", "application resets", "client ends", "client resets"] as const;
+interface Ends {
+  client: RawEnd;
+  server: RawEnd;
+}
+interface Parts {
+  request: number[];
+  answer: number[];
+}
 type Split = (typeof SPLITS)[number];
 type Ending = (typeof ENDINGS)[number];
 
@@ -54,6 +70,8 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
   const applications: RawApplication[] = [];
   let stage: MalformedStage;
   let passedBytes = 0;
+  /** connections to each application */
+  const total = SHAPES.map(() => 0);
 
   before(async () => {
     for (const _ of SHAPES) applications.push(await RawApplication.start());
@@ -62,13 +80,17 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
     );
   });
   after(async () => {
-    await stage.stop();
     for (const application of applications) application.close();
+    await stage.stop();
   });
 
-  async function dial(lane: number): Promise<{ client: RawEnd; server: RawEnd }> {
+  async function dial(lane: number): Promise<Ends> {
+    const application = applications[lane] as RawApplication;
+    application.onFurther = null;
     const client = await RawEnd.dial(stage.ports[lane] as number);
-    return { client, server: await (applications[lane] as RawApplication).accept() };
+    const server = await application.accept();
+    total[lane] = (total[lane] ?? 0) + 1;
+    return { client, server };
   }
 
   /** One end sends the entry, the other one has it, and nothing else; part by part where they are few. */
@@ -95,26 +117,64 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
     assert.deepEqual([first.receivedBytes, second.receivedBytes], counts, "nobody has added anything");
   }
 
+  /**
+   * A `replay` port holds the head of an answer until it is complete, and may hide the application's end. So: the request
+   * has arrived as it was sent; when both ends have said goodbye the client has had the whole answer first, and then at most
+   * a word of the proxy's own; and the application was asked a bounded number of times.
+   */
+  async function survives(
+    lane: number,
+    ends: Ends,
+    request: Malformed,
+    answer: Malformed,
+    parts: Parts,
+  ): Promise<void> {
+    const { client, server } = ends;
+    const application = applications[lane] as RawApplication;
+    await passes(client, server, request, parts.request);
+    const before = application.connections;
+    application.onFurther = (further) => further.socket.end();
+    await server.send(answer.bytes, parts.answer);
+    server.socket.end();
+    client.socket.end();
+    assert.equal(await client.ending(), "end");
+    application.onFurther = null;
+    const received = latin1(client.received).replace(EDITED, "");
+    const expected = latin1(answer.bytes);
+    assert.equal(received.slice(0, expected.length), expected);
+    assert.match(received.slice(expected.length), OWN_WORDS);
+    const further = application.connections - before;
+    assert.ok(further <= LIVES_MAX, `${further} further connections`);
+    total[lane] = (total[lane] ?? 0) + further;
+    server.destroy();
+    client.destroy();
+  }
+
   /** Each entry once on this port; split and ending change from entry to entry, so that three rounds have all splits. */
-  async function round(lane: number, turn: number): Promise<number> {
+  async function round(lane: number, turn: number): Promise<void> {
     const random = seededRandom(SEED + lane * 100 + turn);
-    let connections = 0;
     for (let at = 0; at < Math.max(asked.length, answered.length); at++) {
       const request = asked[at % asked.length] as Malformed;
       const answer = answered[at % answered.length] as Malformed;
       const split = SPLITS[(at + turn) % SPLITS.length] as Split;
       const ending = ENDINGS[(at + turn) % ENDINGS.length] as Ending;
+      const parts = { request: partsOf(request, split, random), answer: partsOf(answer, split, random) };
+      let ends: Ends | undefined;
       try {
-        const { client, server } = await dial(lane);
-        connections++;
-        await passes(client, server, request, partsOf(request, split, random));
-        await passes(server, client, answer, partsOf(answer, split, random));
-        await finish(client, server, ending);
+        ends = await dial(lane);
+        const { client, server } = ends;
+        if (SHAPES[lane]?.continuity === "replay") await survives(lane, ends, request, answer, parts);
+        else {
+          await passes(client, server, request, parts.request);
+          await passes(server, client, answer, parts.answer);
+          await finish(client, server, ending);
+        }
       } catch (cause) {
+        ends?.client.destroy();
+        ends?.server.destroy();
         throw new Error(`${request.name}, answered with ${answer.name}, ${split}, ${ending}`, { cause });
       }
     }
-    return connections;
   }
 
   async function nothingIsLeft(connections: number[]): Promise<void> {
@@ -127,11 +187,9 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
     );
   }
 
-  const total = SHAPES.map(() => 0);
   for (const [lane, name] of NAMES.entries())
     it(`arrives byte for byte, and the end as it was made: ${name}`, async () => {
-      for (let turn = 0; turn < SPLITS.length; turn++)
-        total[lane] = (total[lane] ?? 0) + (await round(lane, turn));
+      for (let turn = 0; turn < SPLITS.length; turn++) await round(lane, turn);
       await nothingIsLeft(total);
     });
 
@@ -141,8 +199,7 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
     const descriptors = stage.proxy.descriptors;
     await Promise.all(
       SHAPES.map(async (_, lane) => {
-        for (let turn = 0; turn < SPLITS.length; turn++)
-          total[lane] = (total[lane] ?? 0) + (await round(lane, turn));
+        for (let turn = 0; turn < SPLITS.length; turn++) await round(lane, turn);
       }),
     );
     await nothingIsLeft(total);
@@ -165,7 +222,8 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
     const expected = entry.opening.length + blocks * entry.block.length;
     await to.has(expected);
     assert.equal(to.receivedBytes, expected, entry.name);
-    await finish(client, server, "client resets");
+    client.socket.resetAndDestroy();
+    assert.equal(await server.ending(), "ECONNRESET");
   }
 
   for (const entry of ENDLESS)

@@ -108,6 +108,8 @@ export class RawApplication {
   readonly #server: Server;
   readonly #arrived: RawEnd[] = [];
   readonly #waiting: ((end: RawEnd) => void)[] = [];
+  /** takes connections in place of `accept` */
+  onFurther: ((end: RawEnd) => void) | null = null;
   /** accepted since the start */
   connections = 0;
 
@@ -116,6 +118,10 @@ export class RawApplication {
     server.on("connection", (socket) => {
       const end = new RawEnd(socket);
       this.connections++;
+      if (this.onFurther !== null) {
+        this.onFurther(end);
+        return;
+      }
       const taker = this.#waiting.shift();
       if (taker === undefined) this.#arrived.push(end);
       else taker(end);
