@@ -442,8 +442,11 @@ export class Supervisor {
     let resumed = NOTHING;
     try {
       const { epoch } = workload.journal;
-      resumed = (await workload.proxy.command<"resume", ResumeResult>("resume", { epoch })).result;
+      const waitMs = workload.config.limits.holdMsMax;
+      const { proxy } = workload;
+      resumed = (await proxy.command<"resume", ResumeResult>("resume", { epoch }, undefined, waitMs)).result;
     } catch (error) {
+      this.#closing.signal.throwIfAborted(); // the next agent tells it
       this.#log("warn", { reason: messageOf(error) }, "the proxy was not told that the application is back");
     }
     workload.record({ restarting: null });

@@ -51,7 +51,13 @@ async function metric(stage: MoveStage, reason: string): Promise<number> {
 
 async function answeringPid(stage: MoveStage): Promise<number> {
   const { address, port } = stage.target;
-  const answer = await stage.lab.run("client", ["curl", "-s", "--max-time", "5", `http://${address}:${port}/`]);
+  const answer = await stage.lab.run("client", [
+    "curl",
+    "-s",
+    "--max-time",
+    "5",
+    `http://${address}:${port}/`,
+  ]);
   return (answer.json as { pid?: number } | undefined)?.pid ?? -1;
 }
 
@@ -73,7 +79,10 @@ describe("an application that ends by itself", { timeout: 240_000 }, () => {
         [after.container.id, after.proxy.process.pid, after.restarting],
         [before.container.id, before.proxy.process.pid, null],
       );
-      const line = stage.agent("a").stderr.split("\n").find((text) => /has ended; starting it again/.test(text));
+      const line = stage
+        .agent("a")
+        .stderr.split("\n")
+        .find((text) => /has ended; starting it again/.test(text));
       const { time, end } = JSON.parse(line ?? "{}") as { time: number; end: string };
       assert.equal(end, "ended by signal 9");
       assert.ok(time - killedMs <= NOTICE_MS_MAX, `noticed after ${time - killedMs} ms`);
