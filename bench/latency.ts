@@ -26,9 +26,11 @@ export async function measureLatency(
   for (const perSecond of options.rates) {
     for (const peer of relays.inTurn(round)) {
       const at = { round, peer, connections, load: `${perSecond}/s` };
-      const { sample, report } = await relays.measure(at, (port) =>
+      const measured = await relays.measure(at, (port) =>
         relays.generate({ port, connections, perSecond, seconds }),
       );
+      if (measured === null) continue;
+      const { sample, report } = measured;
       samples.push({ ...sample, perSecond, report });
       say(`${peer.name}, ${perSecond}/s: p50 ${report.latencyUs.p50} µs, p99 ${report.latencyUs.p99} µs`);
     }

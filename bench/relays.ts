@@ -29,6 +29,22 @@ export interface Sample {
   waited: number | null;
 }
 
+/** What every generator tells. */
+interface LoadReport {
+  answered: number;
+  /** at most: what was under way when it ended is among it */
+  sent: number;
+  errors: number;
+}
+
+interface LoadAt {
+  round: number;
+  peer: RunningPeer;
+  connections: number;
+  /** what it is, for whoever reads a problem */
+  load: string;
+}
+
 export interface Problem {
   where: string;
   what: string;
@@ -88,25 +104,41 @@ export class Relays {
     return [...this.peers.slice(first), ...this.peers.slice(0, first)];
   }
 
-  /** Runs one load on one peer, with what the application and the peer's process say of it. */
-  async measure<Report extends { sent: number; answered: number; errors: number }>(
-    at: { round: number; peer: RunningPeer; connections: number; load: string },
+  /**
+   * Runs one load on one peer, with what the application and the peer's process say of it.
+   * @returns null where it cannot be measured (the peer has ended): that is a problem, and the others go on
+   */
+  async measure<Report extends LoadReport>(
+    at: LoadAt,
+    run: (port: number) => Promise<Report>,
+  ): Promise<{ sample: Sample; report: Report } | null> {
+    const where = `${at.peer.name}, ${at.connections} connections, ${at.load}, round ${at.round}`;
+    try {
+      const { sample, report } = await this.#measure(at, run);
+      const { answered, sent, errors } = report;
+      if (sample.seen < answered || sample.seen > sent) {
+        const what = `${answered} requests answered, ${sent} sent, the application saw ${sample.seen}`;
+        this.problems.push({ where, what });
+      }
+      if (errors > 0) this.problems.push({ where, what: `${errors} errors` });
+      return { sample, report };
+    } catch (error) {
+      if (this.stage.closed) throw error;
+      this.problems.push({ where, what: `not measured: ${(error as Error).message}` });
+      return null;
+    }
+  }
+
+  async #measure<Report extends LoadReport>(
+    { round, peer, connections }: LoadAt,
     run: (port: number) => Promise<Report>,
   ): Promise<{ sample: Sample; report: Report }> {
-    const { round, peer, connections } = at;
     const before = await this.#seen(peer);
     const cpu = peer.pid === null ? null : new CpuMeter(peer.pid);
     const report = await run(peer.port);
     const used = cpu?.read() ?? null;
     const seen = (await this.#seen(peer)) - before;
-    const { sent, answered, errors } = report;
-    const where = `${peer.name}, ${connections} connections, ${at.load}, round ${round}`;
-    if (seen < answered || seen > sent)
-      this.problems.push({
-        where,
-        what: `${answered} requests answered, ${sent} sent, the application saw ${seen}`,
-      });
-    if (errors > 0) this.problems.push({ where, what: `${errors} errors` });
+    const { answered, errors } = report;
     return {
       sample: {
         round,

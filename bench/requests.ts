@@ -33,11 +33,13 @@ export async function measureRequests(
   for (const { tool, connections } of loads) {
     for (const peer of relays.inTurn(round)) {
       const at = { round, peer, connections, load: tool };
-      const { sample, report } = await relays.measure(at, (port) =>
+      const measured = await relays.measure(at, (port) =>
         tool === "wrk"
           ? runWrk(relays.stage, { port, connections, seconds })
           : relays.generate({ port, connections, perSecond: null, seconds }),
       );
+      if (measured === null) continue;
+      const { sample, report } = measured;
       samples.push({ ...sample, tool, perSecond: report.perSecond });
       say(`${peer.name}, ${connections} connections, ${tool}: ${thousands(report.perSecond)}/s`);
     }

@@ -5,12 +5,13 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createServer, type RequestListener, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import { median, showSpread, spreadOf } from "#bench/figures.ts";
 import { measureIdle } from "#bench/idle.ts";
 import { measureLatency, renderLatency } from "#bench/latency.ts";
@@ -123,6 +124,19 @@ describe("relays beside each other", { timeout: 120_000 }, () => {
       assert.ok(0 < p50 && p50 <= p90 && p90 <= p99 && p99 <= p999 && p999 <= max, JSON.stringify(report));
     }
     assert.match(renderLatency(samples).join("\n"), /^holdfast-http\s+-?\d/m);
+  });
+
+  it("that end take no other's figures with them, and are not passed over", async () => {
+    const pid = relays.peers.find(({ name }) => name === "node-pipe")?.pid;
+    assert.ok(pid);
+    process.kill(pid, "SIGKILL");
+    while (existsSync(`/proc/${pid}`)) await delay(5);
+    const options = { round: 1, connections: 4, rates: [200], seconds: SECONDS };
+    const samples = await measureLatency(relays, options, quiet);
+    assert.equal(samples.length, relays.peers.length - 1);
+    assert.equal(relays.problems.length, 1);
+    assert.match(relays.problems[0]?.where ?? "", /^node-pipe, /);
+    assert.match(relays.problems[0]?.what ?? "", /^not measured: /);
   });
 });
 
@@ -321,7 +335,7 @@ describe("npm run bench:relay", { timeout: 120_000 }, () => {
   it("leaves nothing when it is interrupted", async () => {
     const { child, output } = bench("--only", "requests,node-pipe,holdfast-http", "--seconds", "60");
     while (!/starting/.test(output.stderr)) await once(child.stderr as never, "data");
-    while (left().length < 4) await new Promise((resolve) => setTimeout(resolve, 20));
+    while (left().length < 4) await delay(20);
     child.kill("SIGINT");
     const [status] = await once(child, "close");
     assert.equal(status, 130, output.stderr);
