@@ -73,7 +73,7 @@ export class ChunkedBody {
         return;
       }
       case EXTENSION:
-        if (byte === CR) this.#place = SIZE_LF;
+        if (byte === CR && this.#count > 0) this.#place = SIZE_LF;
         else if (byte === LF) this.reason = "bare-lf";
         else if (!isValueByte(byte) || ++this.#count > EXTENSION_BYTES_MAX) this.reason = "chunk-extension";
         return;

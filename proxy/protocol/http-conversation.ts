@@ -158,7 +158,9 @@ export class HttpConversation {
   /** empty lines before the next request, and whether the first half of another was seen */
   #emptyLines = 0;
   #emptyLineCr = false;
-  /** whose body is under way; also the one before, until it is complete and answered */
+  /** the client has said that its last request is the last (RFC 9112 9.6) */
+  #inClosed = false;
+  /** whose body is under way */
   #receiving: Request | null = null;
 
   #out = HEAD;
@@ -322,6 +324,7 @@ export class HttpConversation {
   // ---- heads
 
   #requestHead(chunk: Buffer, from: number, offset: number): number {
+    if (this.#inClosed) return this.#refuse("request-after-close");
     const partial = this.#inHead;
     let parser: HeadParser;
     let end: number;
@@ -381,6 +384,7 @@ export class HttpConversation {
     const request = this.#receiving as Request;
     this.#inChunks = null;
     this.#in = request.upgrade === null || request.answered ? HEAD : REST;
+    this.#inClosed = !request.keepAlive;
     request.end = offset;
     this.#receiving = null;
     this.#hooks.onRequestEnd?.(request);
@@ -488,6 +492,7 @@ export class HttpConversation {
     writePartial(writer, this.#inHead);
     writer.u8(this.#emptyLines);
     writer.flag(this.#emptyLineCr);
+    writer.flag(this.#inClosed);
     writer.u8(this.#out);
     writer.count(this.#outLeft);
     writeChunks(writer, this.#outChunks);
@@ -512,6 +517,7 @@ export class HttpConversation {
     http.#inHead = readPartial(reader, true);
     http.#emptyLines = reader.u8(EMPTY_LINES_MAX);
     http.#emptyLineCr = reader.flag();
+    http.#inClosed = reader.flag();
     http.#out = reader.u8(PLACES_MAX);
     http.#outLeft = reader.count();
     http.#outChunks = readChunks(reader);

@@ -270,13 +270,16 @@ export class HeadParser {
         if (isNamed(bytes, at, UPGRADE)) this.#upgradeTo(bytes, value, i);
         break;
       case 10:
-        if (isNamed(bytes, at, CONNECTION)) this.#connection(bytes, value, i);
+        if (isNamed(bytes, at, CONNECTION)) return this.#connection(bytes, value, i) ? next : WRONG;
         break;
       case 14:
         if (isNamed(bytes, at, CONTENT_LENGTH)) return this.#length(bytes, value, i) ? next : WRONG;
+        // gateways of the CGI kind know "_" and "-" apart no longer
+        if (isNamed(bytes, at, CONTENT_LENGTH_CGI)) return this.#wrongLine("content-length");
         break;
       case 17:
         if (isNamed(bytes, at, TRANSFER_ENCODING)) return this.#coding(bytes, value, i) ? next : WRONG;
+        if (isNamed(bytes, at, TRANSFER_ENCODING_CGI)) return this.#wrongLine("transfer-encoding");
     }
     return next;
   }
@@ -290,17 +293,23 @@ export class HeadParser {
     if (named || this.upgrade === null) this.upgrade = named ? "websocket" : "tunnel";
   }
 
-  #connection(bytes: Buffer, from: number, to: number): void {
+  #connection(bytes: Buffer, from: number, to: number): boolean {
     // what nearly all say, without making a string of it
     if (to - from === KEEP_ALIVE.length && isNamed(bytes, from, KEEP_ALIVE)) {
       this.keepAlive = true;
-      return;
+      return true;
     }
     for (const option of listOf(bytes, from, to)) {
       if (option === "close") this.close = true;
       else if (option === "keep-alive") this.keepAlive = true;
       else if (option === "upgrade") this.connectionUpgrade = true;
+      // an intermediary would have to take it out (RFC 9110 7.6.1)
+      else if (option === "content-length" || option === "transfer-encoding") {
+        this.reason = option;
+        return false;
+      }
     }
+    return true;
   }
 
   #length(bytes: Buffer, from: number, to: number): boolean {
@@ -308,6 +317,8 @@ export class HeadParser {
     let end = to;
     while (end > from && (bytes[end - 1] === SP || bytes[end - 1] === HT)) end--;
     if (this.contentLength >= 0 || end === from || end - from > CONTENT_LENGTH_DIGITS_MAX) return false;
+    // octal to some
+    if (bytes[from] === ZERO && end - from > 1) return false;
     let length = 0;
     for (let i = from; i < end; i++) {
       const byte = bytes[i] as number;
@@ -339,6 +350,9 @@ const CONNECTION = Buffer.from("connection", "latin1");
 const KEEP_ALIVE = Buffer.from("keep-alive", "latin1");
 const CONTENT_LENGTH = Buffer.from("content-length", "latin1");
 const TRANSFER_ENCODING = Buffer.from("transfer-encoding", "latin1");
+// "_" | 0x20 is 0x7f
+const CONTENT_LENGTH_CGI = Buffer.from("content\x7flength", "latin1");
+const TRANSFER_ENCODING_CGI = Buffer.from("transfer\x7fencoding", "latin1");
 
 /** In any case. The bytes are of a field line, where setting the bit makes no letter or "-" of anything else. */
 function isNamed(bytes: Buffer, at: number, name: Buffer): boolean {

@@ -24,6 +24,7 @@ export const OPAQUE_REASONS = [
   "trailer",
   // … and the conversation
   "too-many-requests",
+  "request-after-close",
   "unsolicited-answer",
   "expectation",
   "upgrade",

@@ -147,7 +147,7 @@ interface Body {
 }
 const none: fc.Arbitrary<Body> = fc.constant({ fields: "", bytes: Buffer.alloc(0) });
 const length: fc.Arbitrary<Body> = fc
-  .tuple(content, fc.constantFrom("Content-Length: ", "content-length:", "CONTENT-LENGTH:\t 0"))
+  .tuple(content, fc.constantFrom("Content-Length: ", "content-length:", "CONTENT-LENGTH:\t "))
   .map(([bytes, name]) => ({ fields: `${name}${bytes.length}\r\n`, bytes }));
 const chunked: fc.Arbitrary<Body> = fc
   .tuple(

@@ -60,6 +60,20 @@ describe("a request is not named", () => {
     ["with a signed length", "content-length", post("Content-Length: +1")],
     ["with a hexadecimal length", "content-length", post("Content-Length: 0x1")],
     ["with an empty length", "content-length", post("Content-Length: ")],
+    ["with a length that some read as octal", "content-length", post("Content-Length: 010")],
+    ["with a length under a gateway's name", "content-length", post("Content_Length: 1")],
+    ["with a coding under a gateway's name", "transfer-encoding", post("Transfer_Encoding: chunked")],
+    [
+      "with a length that is for the next hop only",
+      "content-length",
+      post("Connection: close, content-length"),
+    ],
+    ["with an extension without a name", "chunk-extension", chunks("3;\r\n")],
+    [
+      "behind one that was the last",
+      "request-after-close",
+      `${head("GET / HTTP/1.1", "Connection: close")}G`,
+    ],
     ["with a length beyond 2^53", "content-length", post("Content-Length: 9007199254740993")],
     ["with a length of 17 digits", "content-length", post("Content-Length: 00000000000000001")],
     [
@@ -332,7 +346,13 @@ describe("an upgrade", () => {
     ],
     ["by CONNECT that is declined", head("CONNECT a:1 HTTP/1.1"), "tunnel", OK.replace("200", "403"), "http"],
     ["that Connection does not name", head("GET / HTTP/1.1", "Upgrade: websocket"), null, OK, "http"],
-    ["in HTTP/1.0", head("GET / HTTP/1.0", "Connection: upgrade", "Upgrade: websocket"), null, OK, "http"],
+    [
+      "in HTTP/1.0",
+      head("GET / HTTP/1.0", "Connection: upgrade, keep-alive", "Upgrade: websocket"),
+      null,
+      OK,
+      "http",
+    ],
   ];
   for (const [what, request, asked, text, protocol] of cases) {
     it(what, () => {
@@ -353,7 +373,7 @@ describe("an upgrade", () => {
 describe("a head", () => {
   it("is given as it came", () => {
     const text = head(
-      "GET /a?b HTTP/1.0",
+      "GET /a?b HTTP/1.1",
       "Host:x",
       "COOKIE: \t a=1 \t",
       "cookie: b=2",
@@ -369,7 +389,7 @@ describe("a head", () => {
           assert.equal(view.text(), text);
           assert.deepEqual(
             [view.method, view.target, view.version, view.status],
-            ["GET", "/a?b", "HTTP/1.0", 0],
+            ["GET", "/a?b", "HTTP/1.1", 0],
           );
           assert.equal(view.field("Cookie"), "a=1");
           assert.deepEqual(view.fields("cookie"), ["a=1", "b=2"]);
