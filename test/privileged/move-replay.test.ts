@@ -200,6 +200,10 @@ for (const downstream of ["takeover", "relay"] as Downstream[]) {
       const [session] = await program.sessions();
       assert.equal(session?.requestsInFlight, 1, "known at b too");
       crash(program);
+      // A POST the old life still gets would rightly be refused.
+      await until("the application has gone", async () =>
+        (await program.sessions()).every(({ state }) => state === "away"),
+      );
       const add = await posted.request({ method: "POST", path: "/add", body: "x" });
       const { added } = (await add.body.json()) as Answer;
       assert.equal(added, 1, "held while the application was away, and given to its next life once");
