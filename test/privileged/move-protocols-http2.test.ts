@@ -36,6 +36,8 @@ const serverName = "holdfast.test";
 const streamsPerConnection = 16;
 const connections = 4;
 const messagesInFlight = 16;
+/** before the next message: leaves the machine to the move */
+const pauseMs = 10;
 const messageBytesMax = 8_192;
 let folder = "";
 
@@ -75,7 +77,7 @@ function scheme(way: Way): string {
 function curl(program: MovedProgram, way: Way, path: string, ...args: string[]): string[] {
   const place = `${serverName}:${ports[way]}`;
   return [
-    ...["curl", "-sS", "--fail", "--max-time", "90"],
+    ...["curl", "-sS", "--fail", "--max-time", "240"],
     ...(way === "tls" ? ["--http2", "--cacert", join(folder, "cert.pem")] : ["--http2-prior-knowledge"]),
     ...["--resolve", `${place}:${program.address}`, ...args, `${scheme(way)}://${place}${path}`],
   ];
@@ -171,6 +173,7 @@ async function* conversation(program: MovedProgram, way: Way, trust: ChannelCred
   let ending = false;
   let end: StatusObject | null = null;
   const say = (): void => {
+    if (ending) return;
     const message = randomBytes(randomInt(messageBytesMax));
     expected.push(hash.update(message).copy().digest());
     call.write(message);
@@ -178,7 +181,7 @@ async function* conversation(program: MovedProgram, way: Way, trust: ChannelCred
   call.on("data", (answer: Buffer) => {
     answers++;
     if (expected.shift()?.equals(answer) !== true && wrongAt < 0) wrongAt = answers;
-    if (!ending) say();
+    if (!ending) setTimeout(say, pauseMs);
     else if (expected.length === 0) call.end();
   });
   call.on("error", () => {}); // is in the status
@@ -196,6 +199,7 @@ async function* conversation(program: MovedProgram, way: Way, trust: ChannelCred
     }
     await more();
     ending = true;
+    if (expected.length === 0) call.end();
     await until("the call ends", () => end !== null);
     assert.equal((end as unknown as StatusObject).code, status.OK);
     assert.deepEqual({ unanswered: expected.length, wrongAt }, { unanswered: 0, wrongAt: -1 });

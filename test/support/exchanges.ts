@@ -25,6 +25,8 @@ export interface Summary {
 }
 
 const flowBytes = 200_000;
+const pieceBytes = 4 * 1024;
+const pieceMs = 2;
 const chunkBytes = 64 * 1024;
 const answerMsMax = 10_000;
 const exchangeMsMax = 60_000;
@@ -143,22 +145,34 @@ export class Gates {
   }
 }
 
-/** Bytes go to and fro, and each was the right one. */
-export async function flows(client: CountedClient): Promise<void> {
-  client.run();
-  const goal = client.answeredBytes + flowBytes;
-  await until(`${goal} bytes are answered`, () => client.answeredBytes >= goal || client.over !== null);
-  assert.deepEqual({ over: client.over, corruptAt: client.corruptAt }, { over: null, corruptAt: -1 });
-}
-
-/** Every byte sent came back, and then the connection ends in order. */
-export async function flowsToItsEnd(client: CountedClient): Promise<void> {
-  client.stop();
-  await until("the last byte is answered", () => client.answeredBytes === client.sentBytes);
-  assert.deepEqual({ over: client.over, corruptAt: client.corruptAt }, { over: null, corruptAt: -1 });
-  client.socket.end();
-  await until("the connection ends", () => client.over !== null);
-  assert.equal(client.over, "end");
+/** Bytes to and fro in both moves, each the right one, and a connection that ends in order after the last of them. */
+export async function* counted(client: CountedClient): Exchange {
+  const well = (): void => {
+    assert.deepEqual({ over: client.over, corruptAt: client.corruptAt }, { over: null, corruptAt: -1 });
+  };
+  const more = async (): Promise<void> => {
+    const goal = client.answeredBytes + flowBytes;
+    await until(`${goal} bytes are answered`, () => client.answeredBytes >= goal || client.over !== null);
+    well();
+  };
+  // at a steady rate, which leaves the machine to the move
+  const sending = setInterval(() => client.send(pieceBytes), pieceMs);
+  try {
+    for (const _ of [1, 2]) {
+      await more();
+      yield;
+    }
+    await more();
+    clearInterval(sending);
+    await until("the last byte is answered", () => client.answeredBytes === client.sentBytes);
+    well();
+    client.socket.end();
+    await until("the connection ends", () => client.over !== null);
+    assert.equal(client.over, "end");
+  } finally {
+    clearInterval(sending);
+    client.socket.destroy();
+  }
 }
 
 /** Resolves when a file that a client writes has grown by `bytes` since now; fails when the client ends first. */
