@@ -133,7 +133,7 @@ function compareTools(samples: RequestSample[]): string[] {
     "",
     `wrk and our generator, closed loop at ${COMPARED_CONNECTIONS} connections: they agree on ${agreed} peers` +
       (notComparable.length > 0
-        ? `; not comparable, as the load's CPU was full before the peer's: ${notComparable.join(", ")}`
+        ? `; not comparable, as the peer's CPU was not the limit: ${notComparable.join(", ")}`
         : ""),
     ...lines,
   ];
