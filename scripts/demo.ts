@@ -6,31 +6,27 @@
  * Exit status: 0 no message was lost or repeated and no connection reset in any move; 1 one was, or a move did not
  * happen; 2 wrong arguments; 130 interrupted.
  */
-import { request } from "node:http";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseArgs, styleText } from "node:util";
+import { parseArgs } from "node:util";
 import { type BareRun, runBareCriu } from "../bench/bare-criu.ts";
-import {
-  type AgentConfig,
-  createLab,
-  type Lab,
-  type LabAgent,
-  nodeBinary,
-  projectRoot,
-} from "../test/lab/lab.ts";
+import { type AgentConfig, createLab, type LabAgent, nodeBinary, projectRoot } from "../test/lab/lab.ts";
 import type { Blackout } from "../test/load/gaps.ts";
 import { type Load, startLoad } from "../test/load/load.ts";
+import { demoReplay, isPerfectRestart, type RestartRow, restartTable } from "./demo-replay.ts";
+import { follow, type PhaseEvent, untilAppAnswers } from "./follow.ts";
+import { Screen } from "./screen.ts";
 
 const usage = `Usage: npm run demo [-- OPTION...]
 
-Moves a live WebSocket application between two nodes under load, and shows what its clients notice.
+Moves a live WebSocket application between two nodes under load, and shows what its clients notice; or, with the replay
+tier, restarts an application behind its HTTP and WebSocket clients.
 
-  --sessions N    clients, each sending 40 messages a second   (100)
-  --moves N       moves in each mode: a→b, b→a, …               (2)
+  --tier TIER     transplant: moves; replay: restarts           (transplant)
+  --sessions N    clients, each sending 40 messages a second    (100)
+  --moves N       moves in each mode: a→b, b→a, …; restarts     (2)
   --app-mb N      MiB of memory the application keeps           (0)
-  --mode MODE     takeover, relay or both                       (both)
+  --mode MODE     takeover, relay or both; not with replay      (both)
   --json          one JSON object on stdout and nothing else there (with: npm run -s demo -- --json)
   --help          this
 
@@ -59,12 +55,6 @@ interface Bare extends BareRun {
   blackoutMs: Blackout;
 }
 
-/** What the agent streams during a migration, one JSON object a line. */
-type MigrationEvent =
-  | { type: "phase"; phase: string; state: "start" | "done"; ms?: number }
-  | { type: "result"; move: MigrationResult }
-  | { type: "error"; error: { code: string; message: string } };
-
 interface MigrationResult {
   phasesMs?: Record<string, number>;
   criuMs?: { dump: number; restore: number };
@@ -73,6 +63,7 @@ interface MigrationResult {
 }
 
 interface DemoOptions {
+  tier: "transplant" | "replay";
   sessions: number;
   moves: number;
   appMb: number;
@@ -84,43 +75,8 @@ const vip = "10.99.0.50";
 const intervalMs = 25;
 const beforeMoveMs = 400;
 const afterMoveMs = 800;
-const appReadyMsMax = 60_000;
-const migrateMsMax = 120_000;
 
 class UsageError extends Error {}
-
-/** Lines for a person, on stdout; without --json only. The last line is live on a terminal. */
-class Screen {
-  readonly #quiet: boolean;
-  readonly #terminal = process.stdout.isTTY === true;
-  #live = false;
-
-  constructor(quiet: boolean) {
-    this.#quiet = quiet;
-  }
-
-  line(text = ""): void {
-    if (this.#quiet) return;
-    this.#clear();
-    process.stdout.write(`${text}\n`);
-  }
-
-  live(text: string): void {
-    if (this.#quiet || !this.#terminal) return;
-    this.#clear();
-    process.stdout.write(text.slice(0, (process.stdout.columns ?? 80) - 1));
-    this.#live = true;
-  }
-
-  paint(style: "bold" | "dim" | "green" | "red" | "cyan", text: string): string {
-    return styleText(style, text, { stream: process.stdout });
-  }
-
-  #clear(): void {
-    if (this.#live) process.stdout.write("\r\x1b[K");
-    this.#live = false;
-  }
-}
 
 function parseOptions(argv: string[]): DemoOptions & { json: boolean; help: boolean } {
   let values: Record<string, string | boolean | undefined>;
@@ -128,6 +84,7 @@ function parseOptions(argv: string[]): DemoOptions & { json: boolean; help: bool
     values = parseArgs({
       args: argv,
       options: {
+        tier: { type: "string", default: "transplant" },
         sessions: { type: "string", default: "100" },
         moves: { type: "string", default: "2" },
         "app-mb": { type: "string", default: "0" },
@@ -151,7 +108,12 @@ function parseOptions(argv: string[]): DemoOptions & { json: boolean; help: bool
   if (mode !== "both" && mode !== "takeover" && mode !== "relay") {
     throw new UsageError(`--mode: expected takeover, relay or both, got ${mode}`);
   }
+  const tier = String(values.tier);
+  if (tier !== "transplant" && tier !== "replay") {
+    throw new UsageError(`--tier: expected transplant or replay, got ${tier}`);
+  }
   return {
+    tier,
     sessions: integer("sessions", 1, 20_000),
     moves: integer("moves", 1, 1_000),
     appMb: integer("app-mb", 0, 65_536),
@@ -177,57 +139,18 @@ function workload(mode: Mode, appMb: number, start: boolean): AgentConfig {
 }
 
 /** Posts the migration to the node that owns the workload and follows it to its result. */
-function migrate(
+async function migrate(
   agent: LabAgent,
   to: string,
-  onEvent: (event: MigrationEvent) => void,
+  onPhase: (event: PhaseEvent) => void,
 ): Promise<MigrationResult> {
-  return new Promise((resolve, reject) => {
-    const call = request(
-      {
-        socketPath: agent.socketPath,
-        path: "/v1/workloads/chat/migrate",
-        method: "POST",
-        headers: { host: "agent", "content-type": "application/json" },
-        timeout: migrateMsMax,
-      },
-      (response) => {
-        let result: MigrationResult | undefined;
-        let problem = `HTTP ${response.statusCode}`;
-        createInterface({ input: response })
-          .on("line", (line) => {
-            if (line.trim() === "") return;
-            try {
-              const event = JSON.parse(line) as MigrationEvent;
-              if (event.type === "result") result = event.move;
-              else if (event.type === "error") problem = event.error.message;
-              else if (event.type === "phase") onEvent(event);
-              else problem = line;
-            } catch {
-              problem = line;
-            }
-          })
-          .on("close", () => {
-            if (result === undefined) reject(new Error(`the agent of node ${agent.node}: ${problem}`));
-            else resolve(result);
-          });
-        response.on("error", reject);
-      },
-    );
-    call.on("timeout", () =>
-      call.destroy(new Error(`the move to ${to} took longer than ${migrateMsMax} ms`)),
-    );
-    call.on("error", reject);
-    call.end(JSON.stringify({ to }));
-  });
-}
-
-async function untilAppAnswers(lab: Lab, url: string): Promise<void> {
-  const until = Date.now() + appReadyMsMax;
-  while ((await lab.run("client", ["curl", "--silent", "--fail", "--max-time", "1", url])).status !== 0) {
-    if (Date.now() > until) throw new Error(`the application does not answer at ${url}`);
-    await sleep(50);
-  }
+  const { move } = await follow<{ move: MigrationResult }>(
+    agent,
+    "/v1/workloads/chat/migrate",
+    { to },
+    onPhase,
+  );
+  return move;
 }
 
 async function demoMode(
@@ -305,7 +228,6 @@ async function demoMove(input: {
   await sleep(beforeMoveMs);
   const phasesMs: Record<string, number> = {};
   const result = await migrate(agent, to, (event) => {
-    if (event.type !== "phase") return;
     if (event.state === "start") {
       doing = event.phase;
       show();
@@ -441,25 +363,67 @@ async function main(): Promise<number> {
     return 0;
   }
   const screen = new Screen(options.json);
-  const moves: Move[] = [];
-  const bare: Bare[] = [];
-  const expected = options.moves * options.modes.length;
   // The laboratory clears itself away on a signal; what breaks meanwhile needs no telling.
-  let interrupted = false;
+  const interruption = { seen: false };
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.once(signal, () => {
-      interrupted = true;
+      interruption.seen = true;
       screen.line();
       process.stderr.write("demo: stopping\n");
     });
   }
+  const perfect =
+    options.tier === "replay"
+      ? await mainReplay(options, screen, interruption)
+      : await mainTransplant(options, screen, interruption);
+  if (interruption.seen) return 130;
+  return perfect ? 0 : 1;
+}
+
+async function mainReplay(
+  options: DemoOptions & { json: boolean },
+  screen: Screen,
+  interruption: { seen: boolean },
+): Promise<boolean> {
+  screen.line(
+    `${screen.paint("bold", "Holdfast")}: ${options.sessions} HTTP and WebSocket clients, one application that is restarted ${options.moves} times\n`,
+  );
+  const restarts: RestartRow[] = [];
+  try {
+    await demoReplay({ sessions: options.sessions, restarts: options.moves, intervalMs }, screen, restarts);
+  } catch (error) {
+    if (interruption.seen) return false;
+    screen.line();
+    process.stderr.write(`demo: ${error instanceof Error ? error.message : String(error)}\n`);
+  }
+  const perfect = restarts.length === options.moves && restarts.every(isPerfectRestart);
+  if (options.json) process.stdout.write(`${JSON.stringify({ restarts })}\n`);
+  else if (restarts.length > 0) {
+    for (const line of restartTable(restarts)) screen.line(line);
+    screen.line();
+    const summary = perfect
+      ? "Every client kept its connection; no request failed, no message was lost or repeated."
+      : `${restarts.filter(isPerfectRestart).length} of ${options.moves} restarts went without anybody noticing.`;
+    screen.line(screen.paint(perfect ? "green" : "red", summary));
+  }
+  return perfect;
+}
+
+async function mainTransplant(
+  options: DemoOptions & { json: boolean },
+  screen: Screen,
+  interruption: { seen: boolean },
+): Promise<boolean> {
+  const moves: Move[] = [];
+  const bare: Bare[] = [];
+  const expected = options.moves * options.modes.length;
   screen.line(
     `${screen.paint("bold", "Holdfast")}: ${options.sessions} WebSocket clients, one application that keeps their state in memory, ${expected} moves\n`,
   );
   try {
     for (const mode of options.modes) await demoMode(mode, options, screen, moves, bare);
   } catch (error) {
-    if (interrupted) return 130;
+    if (interruption.seen) return false;
     screen.line();
     process.stderr.write(`demo: ${error instanceof Error ? error.message : String(error)}\n`);
   }
@@ -474,7 +438,7 @@ async function main(): Promise<number> {
       : `${moves.filter(isPerfect).length} of ${expected} moves went without anybody noticing.`;
     screen.line(screen.paint(perfect ? "green" : "red", summary));
   }
-  return perfect ? 0 : 1;
+  return perfect;
 }
 
 try {

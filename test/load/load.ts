@@ -14,7 +14,7 @@ import {
   sendLine,
 } from "./protocol.ts";
 
-export type LoadKind = "ws" | "tcp";
+export type LoadKind = "ws" | "tcp" | "lives";
 
 const reportSlackMs = 5_000;
 

@@ -1,0 +1,147 @@
+/**
+ * Clients for test/apps/lives that do not mind which life of it answers: every other one asks by HTTP over one keep-alive
+ * connection (now and then by POST), the rest talk over a WebSocket. Each answer is checked. Started by load.ts.
+ */
+import { Client } from "undici";
+import { WebSocket } from "ws";
+import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts";
+import { GapMeter } from "./gaps.ts";
+import type { LoadOptions } from "./protocol.ts";
+
+const POST_EVERY = 10;
+const ANSWER_MS_MAX = 30_000;
+
+class HttpClient implements LoadClient {
+  readonly gaps = new GapMeter(performance.now());
+  readonly #client: Client;
+  readonly #tally: Tally;
+  readonly #name: string;
+  alive = true;
+  unanswered = 0;
+  #count = 0;
+  #connects = 0;
+
+  constructor(name: string, origin: string, tally: Tally) {
+    this.#name = name;
+    this.#tally = tally;
+    this.#client = new Client(origin, { headersTimeout: ANSWER_MS_MAX, bodyTimeout: ANSWER_MS_MAX });
+    this.#client.on("connect", () => {
+      if (++this.#connects > 1) this.#gone("connected again");
+    });
+  }
+
+  tick(): void {
+    if (this.unanswered === 0) void this.ask();
+  }
+
+  async ask(): Promise<void> {
+    this.unanswered = 1;
+    const path = `/${this.#name}/${++this.#count}`;
+    const method = this.#count % POST_EVERY === 0 ? "POST" : "GET";
+    try {
+      const { statusCode, body } = await this.#client.request({
+        path,
+        method,
+        body: method === "POST" ? path : null,
+      });
+      const answer = await body.text();
+      this.unanswered = 0;
+      this.gaps.answer(performance.now());
+      this.#tally.messages += 1;
+      if (statusCode === 200 && (JSON.parse(answer) as { path: string }).path === path) return;
+      this.#tally.corrupt += 1;
+      noteProblem(this.#tally, `${method} ${path}: ${statusCode} ${answer.trim()}`);
+    } catch (error) {
+      this.unanswered = 0;
+      this.#gone(error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  pauseReading(): void {}
+  resumeReading(): void {}
+
+  async close(): Promise<void> {
+    await this.#client.close();
+  }
+
+  #gone(reason: string): void {
+    if (!this.alive) return;
+    this.alive = false;
+    this.#tally.resets += 1;
+    noteProblem(this.#tally, `${this.#name}: ${reason}`);
+  }
+}
+
+class TalkClient implements LoadClient {
+  readonly gaps = new GapMeter(performance.now());
+  readonly #socket: WebSocket;
+  readonly #window: number;
+  alive = true;
+  #closing = false;
+  #sent = 0;
+  #answered = 0;
+
+  constructor(name: string, socket: WebSocket, options: LoadOptions, tally: Tally) {
+    this.#socket = socket;
+    this.#window = options.window;
+    socket.on("message", (data) => {
+      this.gaps.answer(performance.now());
+      tally.messages += 1;
+      const number = Number(String(data).split(" ")[1]);
+      const skipped = number - this.#answered - 1;
+      if (skipped > 0) tally.lost += skipped;
+      else if (skipped < 0) tally.repeated += 1;
+      if (skipped !== 0) noteProblem(tally, `${name}: ${number} after ${this.#answered}`);
+      this.#answered = Math.max(this.#answered, number);
+    });
+    const gone = (reason: string) => {
+      if (!this.alive) return;
+      this.alive = false;
+      if (this.#closing) return;
+      tally.resets += 1;
+      noteProblem(tally, `${name}: ${reason}`);
+    };
+    socket.on("error", (error) => gone(error.message));
+    socket.on("close", (code) => gone(`closed with ${code}`));
+  }
+
+  get unanswered(): number {
+    return this.#sent - this.#answered;
+  }
+
+  tick(): void {
+    if (this.unanswered < this.#window) this.#socket.send(String(++this.#sent));
+  }
+
+  pauseReading(): void {
+    this.#socket.pause();
+  }
+  resumeReading(): void {
+    this.#socket.resume();
+  }
+
+  close(): Promise<void> {
+    this.#closing = true;
+    return new Promise((done) => {
+      if (this.#socket.readyState === WebSocket.CLOSED) return done();
+      this.#socket.once("close", () => done());
+      this.#socket.close(1000);
+    });
+  }
+}
+
+async function connect(index: number, options: LoadOptions, tally: Tally): Promise<LoadClient> {
+  const { address, port } = options.target;
+  const host = address.includes(":") ? `[${address}]` : address;
+  if (index % 2 === 0) {
+    const client = new HttpClient(`http-${index}`, `http://${host}:${port}`, tally);
+    await client.ask();
+    return client;
+  }
+  const socket = new WebSocket(`ws://${host}:${port}/`, { handshakeTimeout: 10_000 });
+  await new Promise<void>((resolve, reject) => socket.once("open", resolve).once("error", reject));
+  return new TalkClient(`ws-${index}`, socket, options, tally);
+}
+
+await runLoad(connect);
+process.exit(0);
