@@ -83,7 +83,11 @@ describe("the commands in README.md", () => {
       return found === null ? [] : [{ code, script: found[1] ?? "", args: found[2] ?? "" }];
     });
     assert.ok(calls.length >= 4);
-    const source: Record<string, string> = { demo: "scripts/demo.ts", "bench:cutover": "bench/cutover.ts" };
+    const source: Record<string, string> = {
+      demo: "scripts/demo.ts",
+      "bench:cutover": "bench/cutover.ts",
+      "bench:relay": "bench/relay.ts",
+    };
     for (const { code, script, args } of calls) {
       assert.ok(Object.hasOwn(scripts, script), code);
       for (const [option] of args.matchAll(/--[a-z-]+/g))
