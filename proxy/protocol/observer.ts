@@ -239,10 +239,9 @@ export class Observer {
   }
 
   #look(chunk: Buffer): void {
-    const most = this.#protocol === "detecting" ? DETECT_BYTES_MAX : CLIENT_HELLO_BYTES_MAX;
     this.#prefix ??= new PartialBytes(chunk.length);
     const before = this.#prefix.length;
-    this.#prefix.append(chunk, 0, Math.min(chunk.length, most - before));
+    this.#prefix.append(chunk, 0, Math.min(chunk.length, CLIENT_HELLO_BYTES_MAX - before));
     const protocol = this.#name(false);
     if (protocol !== "http") return;
     // the whole of what came is HTTP's, what did not fit into the prefix too
@@ -256,7 +255,7 @@ export class Observer {
   #name(done: boolean): Protocol {
     const prefix = this.#prefix?.bytes ?? Buffer.alloc(0);
     if (this.#protocol !== "tls" || this.#configured === "tls") {
-      const found = detect(prefix, done);
+      const found = detect(prefix.subarray(0, DETECT_BYTES_MAX), done);
       if (found === null) return this.#protocol;
       if (this.#configured === "tls" && found !== "tls") this.#end("not-tls");
       else if (this.#configured === "h2" && found !== "h2") this.#end("not-h2");

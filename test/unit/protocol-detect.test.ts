@@ -103,6 +103,16 @@ describe("the first bytes", () => {
     assert.equal(waiting.inFlight[0]?.end, waiting.bytesIn);
   });
 
+  it("are looked at within that bound however they are cut", () => {
+    const line = Buffer.from(`GET /${"a".repeat(2 * DETECT_BYTES_MAX)} HTTP\r\n`);
+    const whole = observer();
+    whole.inbound(line);
+    const parts = observer();
+    for (const byte of line) parts.inbound(Buffer.of(byte));
+    assert.equal(whole.opaqueReason, "http-version");
+    assert.equal(parts.opaqueReason, "http-version");
+  });
+
   it("are not waited for when the server speaks first", () => {
     const first = observer();
     first.outbound(Buffer.from("220 ready\r\n"));
@@ -150,6 +160,19 @@ describe("a ClientHello", () => {
     assert.equal(watching.protocol, "tls");
     assert.equal(watching.serverName, null);
     assert.ok(watching.save().length < 100);
+  });
+
+  it("gives them when it is large", async () => {
+    const ALPNProtocols = Array.from({ length: 50 }, (_, index) => `${index}`.padStart(220, "p"));
+    const hello = await clientHello({ servername: "a.example", ALPNProtocols });
+    assert.ok(hello.length > DETECT_BYTES_MAX + 1000);
+    for (const first of [hello.length, hello.length - 1, DETECT_BYTES_MAX, 6]) {
+      const watching = observer();
+      watching.inbound(hello.subarray(0, first));
+      watching.inbound(hello.subarray(first));
+      assert.equal(watching.serverName, "a.example");
+      assert.deepEqual(watching.alpn, ALPNProtocols);
+    }
   });
 
   it("may have no names", async () => {
