@@ -71,6 +71,7 @@ export async function startHoldfast(
       upstream: { address: "127.0.0.1", port: to },
       protocol,
       continuity,
+      moveBy: "transplant",
       replayUnsafe: false,
       delivery: "atMostOnce",
       naming: null,

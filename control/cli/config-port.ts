@@ -8,7 +8,7 @@ const OPAQUE = new Set(["tcp", "tls", "h2"]);
 
 /** @param fail called with the key's path below `at` and what was expected */
 export function checkPort(port: FilePort, at: string, fail: (at: string, message: string) => never): void {
-  const { protocol, continuity, delivery, session, probes } = port;
+  const { protocol, continuity, delivery, moveBy, session, probes } = port;
   const isReplay = continuity === "replay";
   const isOpaque = OPAQUE.has(protocol);
   if (isReplay && isOpaque) {
@@ -19,6 +19,9 @@ export function checkPort(port: FilePort, at: string, fail: (at: string, message
   }
   if (port.replayUnsafe && !isReplay) {
     fail(`${at}.replayUnsafe`, "expected it with continuity: replay only, got true");
+  }
+  if (moveBy === "replay" && !isReplay) {
+    fail(`${at}.moveBy`, `expected it with continuity: replay only, got "replay"`);
   }
   if (delivery !== undefined && !isReplay) {
     fail(`${at}.delivery`, `expected it with continuity: replay only, got "${delivery}"`);

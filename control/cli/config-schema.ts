@@ -191,6 +191,7 @@ const port = z.strictObject(
     upstream: endpoint,
     protocol: oneOf("auto", "tcp", "http", "websocket", "h2", "tls").default("auto"),
     continuity: oneOf("transplant", "replay").default("transplant"),
+    moveBy: oneOf("transplant", "replay").default("transplant"),
     replayUnsafe: truth.default(false),
     // no default: given without replay it is a mistake, whatever it says
     delivery: oneOf("atMostOnce", "atLeastOnce").optional(),

@@ -36,6 +36,12 @@ export interface PortConfig {
    * held until it is back, and what it has not answered is sent again where that is safe.
    */
   continuity: "transplant" | "replay";
+  /**
+   * replay: what a move does with the connections to the application. transplant: they move along. replay: they are ended,
+   * and the application at the target is connected anew, as after a restart; nothing is captured of them, so no TCP_REPAIR is
+   * needed for it.
+   */
+  moveBy: "transplant" | "replay";
   /** replay, HTTP: send again also what the application may have acted upon (a complete POST without an answer) */
   replayUnsafe: boolean;
   /** replay, WebSocket: what becomes of messages that went to the application's old life and were perhaps not processed */

@@ -34,6 +34,14 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
       continue;
     }
     if (session.state !== "open" && session.state !== "lingering") continue;
+    if (proxy.portOf(session).moveBy === "replay" && session.watch?.replay?.cut() === true) {
+      // The application's frozen end gets our RST, and is dumped as the connection that it no longer is.
+      session.settleWatch();
+      session.step("capture");
+      session.takeBackFromDownstreamLink();
+      snapshots.push(session.snapshot({ upstream: null, downstream: null }));
+      continue;
+    }
     session.settleWatch();
     session.stillUpstreamLeg();
     const still = session.stillUpstream;

@@ -36,6 +36,7 @@ const portSchema = z.object({
   upstream: endpoint,
   protocol: z.enum(["auto", "tcp", "http", "websocket", "h2", "tls"]).default("auto"),
   continuity: z.enum(["transplant", "replay"]).default("transplant"),
+  moveBy: z.enum(["transplant", "replay"]).default("transplant"),
   replayUnsafe: z.boolean().default(false),
   delivery: z.enum(["atMostOnce", "atLeastOnce"]).default("atMostOnce"),
   naming: naming.nullable().default(null),
@@ -110,7 +111,7 @@ export class Commands {
         };
       }),
       standby: this.#command("standby", epochOnly, async (proxy) => {
-        await warmUp(proxy.kernel);
+        if (capturesLegs(proxy)) await warmUp(proxy.kernel);
         await proxy.openLinks();
         // Now, while a port that is taken costs nobody anything.
         await proxy.openListeners({ shielded: true });
@@ -290,6 +291,11 @@ export class Commands {
     this.#last = turn.catch(() => {});
     return turn;
   }
+}
+
+/** A relay whose ports all move by replay needs no TCP_REPAIR. */
+function capturesLegs({ config }: WorkloadProxy): boolean {
+  return config.downstream === "takeover" || config.ports.some(({ moveBy }) => moveBy === "transplant");
 }
 
 function requireMode(proxy: WorkloadProxy, mode: Configure["downstream"]): void {

@@ -172,11 +172,14 @@ function takeBackUndialled(proxy: WorkloadProxy, session: LiveSession, adopted: 
     session.reset("link mismatch");
     return;
   }
+  const unobserved = adopted.watch.length === 0 ? null : session.inbound.takeBack();
+  if (unobserved !== null) proxy.watchSession(session, adopted.watch);
   session.inbound.prepend(adopted.pendingIn);
   session.inbound.finSent = false;
   session.step("renew");
   session.inbound.unhold();
   proxy.start(session);
+  if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
 }
 
 /** The client is connected to this very node: edge and owner become one. */

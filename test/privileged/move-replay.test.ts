@@ -216,3 +216,25 @@ for (const downstream of ["takeover", "relay"] as Downstream[]) {
     rmSync(GATE, { force: true });
   });
 }
+
+for (const downstream of ["takeover", "relay"] as Downstream[]) {
+  test(`connections that are not carried along are made anew at the target (${downstream})`, {
+    skip,
+  }, async () => {
+    const options = workload({ moveBy: "replay", delivery: "atLeastOnce" });
+    await withProgram({ downstream, workload: options }, async (program) => {
+      const both = [new Asker(program), new Asker(program), new Talker(program), new Talker(program)];
+      const goOn = async (what: string) => {
+        const before = both.map(({ answers }) => answers);
+        await until(what, () => both.every(({ answers }, i) => answers > (before[i] ?? 0) + 5));
+      };
+      await goOn("everybody is answered");
+      for (const to of ["b", "a", "b"]) {
+        await program.move(to);
+        await goOn(`everybody is answered at ${to}`);
+      }
+      for (const one of both) await one.stop();
+      for (const { lives } of both) assert.equal(lives.size, 1, "it is the same life of the application");
+    });
+  });
+}

@@ -66,6 +66,7 @@ export const LIMITS: ProxyLimits = {
 const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
   protocol: "auto",
   continuity: "transplant",
+  moveBy: "transplant",
   replayUnsafe: false,
   delivery: "atMostOnce",
   naming: null,

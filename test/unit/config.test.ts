@@ -43,6 +43,7 @@ const PORT: PortConfig = {
   upstream: { address: "127.0.0.1", port: 9000 },
   protocol: "auto",
   continuity: "transplant",
+  moveBy: "transplant",
   replayUnsafe: false,
   delivery: "atMostOnce",
   naming: null,
@@ -152,6 +153,7 @@ describe("the agent's configuration", () => {
         {
           protocol: "http",
           continuity: "replay",
+          moveBy: "transplant",
           replayUnsafe: true,
           delivery: "atMostOnce",
           naming: { from: "cookie", name: "sid", issue: true },
@@ -160,6 +162,7 @@ describe("the agent's configuration", () => {
         {
           protocol: "websocket",
           continuity: "replay",
+          moveBy: "transplant",
           replayUnsafe: false,
           delivery: "atLeastOnce",
           naming: { from: "subprotocol", name: "s.", issue: false },
@@ -168,6 +171,7 @@ describe("the agent's configuration", () => {
         {
           protocol: "auto",
           continuity: "replay",
+          moveBy: "transplant",
           replayUnsafe: false,
           delivery: "atMostOnce",
           naming: { from: "header", name: "X-Session", issue: false },
@@ -176,6 +180,7 @@ describe("the agent's configuration", () => {
         {
           protocol: "auto",
           continuity: "replay",
+          moveBy: "transplant",
           replayUnsafe: false,
           delivery: "atMostOnce",
           naming: { from: "query", name: "sid", issue: false },
@@ -184,6 +189,7 @@ describe("the agent's configuration", () => {
         {
           protocol: "tls",
           continuity: "transplant",
+          moveBy: "transplant",
           replayUnsafe: false,
           delivery: "atMostOnce",
           naming: null,
@@ -392,6 +398,11 @@ describe("the agent's configuration", () => {
         `workloads[0].ports[0].continuity: expected transplant (nothing of protocol ${protocol} can be sent again), got "replay"`,
       ],
     ),
+    [
+      "moveBy without replay",
+      port({ moveBy: "replay" }),
+      'workloads[0].ports[0].moveBy: expected it with continuity: replay only, got "replay"',
+    ],
     [
       "replayUnsafe without replay",
       port({ replayUnsafe: true }),
