@@ -201,7 +201,7 @@ export class HeadParser {
   #statusLine(bytes: Buffer, at: number, to: number): number {
     let i = this.#version(bytes, at, to);
     if (i <= 0) return i;
-    if (i + 4 > to) return INCOMPLETE;
+    if (i + 4 > to) return this.#tooShort(bytes, i, to, "status-line");
     if (bytes[i] !== SP) return this.#wrongLine("status-line");
     let status = 0;
     for (const end = i + 4; ++i < end; ) {
@@ -220,7 +220,7 @@ export class HeadParser {
 
   /** "HTTP/1.0" or "HTTP/1.1" at `at` → the place behind it */
   #version(bytes: Buffer, at: number, to: number): number {
-    if (at + 8 > to) return INCOMPLETE;
+    if (at + 8 > to) return this.#tooShort(bytes, at, to, "http-version");
     const known =
       bytes[at] === UPPER_H &&
       bytes[at + 1] === 0x54 &&
@@ -233,6 +233,12 @@ export class HeadParser {
     if (!known || minor < 0 || minor > 1) return this.#wrongLine("http-version");
     this.minor = minor;
     return at + 8;
+  }
+
+  /** Fewer bytes than a part of the line has: will there be more? */
+  #tooShort(bytes: Buffer, at: number, to: number, reason: OpaqueReason): number {
+    const lineEnd = bytes.indexOf(LF, at);
+    return lineEnd >= 0 && lineEnd < to ? this.#wrongLine(reason) : INCOMPLETE;
   }
 
   #lineEnd(bytes: Buffer, at: number, to: number, otherwise: OpaqueReason): number {

@@ -386,7 +386,7 @@ export function mutated(conversation: fc.Arbitrary<Conversation>): fc.Arbitrary<
   const edit = fc.record({
     segment: fc.nat(),
     at: fc.nat(),
-    remove: fc.nat({ max: 3 }),
+    remove: fc.nat({ max: 12 }),
     insert: fc.oneof(
       fc.constantFrom("\n", "\r", "\r\n", "\0", " ", ":", "\r\n\r\n", "Content-Length: 3\r\n", "0", "\x80"),
       fc.constantFrom(

@@ -40,6 +40,7 @@ describe("a request is not named", () => {
     ["with a method of 25 bytes", "method", `${"A".repeat(25)} / HTTP/1.1\r\n`],
     ["of HTTP/1.2", "http-version", "GET / HTTP/1.2\r\n"],
     ["of HTTP/2.0", "http-version", "GET / HTTP/2.0\r\n"],
+    ["whose version is cut short", "http-version", "GET / HTTP\r\n"],
     ["of http/1.1", "http-version", "GET / http/1.1\r\n"],
     ["with more behind its version", "request-line", "GET / HTTP/1.1 \r\n"],
     ["whose first line ends in a bare LF", "bare-lf", "GET / HTTP/1.1\nHost: a\r\n\r\n"],
@@ -147,6 +148,7 @@ describe("an answer is not named", () => {
     ["of another version", "http-version", "HTTP/2.0 200\r\n"],
     ["without a status", "status-line", "HTTP/1.1 OK\r\n\r\n"],
     ["with a status of four digits", "status-line", "HTTP/1.1 2000 OK\r\n"],
+    ["with a status of one digit", "status-line", "HTTP/1.1 2\r\n"],
     ["with a status below 100", "status-line", "HTTP/1.1 099 X\r\n"],
     ["with a bare LF", "bare-lf", "HTTP/1.1 200 OK\nA: b\n\n"],
     [
