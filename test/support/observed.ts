@@ -328,7 +328,7 @@ interface Message {
   control: number;
 }
 const part = fc.oneof(
-  { weight: 8, arbitrary: fc.uint8Array({ maxLength: 150 }) },
+  { weight: 40, arbitrary: fc.uint8Array({ maxLength: 150 }) },
   { weight: 1, arbitrary: fc.integer({ min: 0, max: 70_000 }).map((size) => new Uint8Array(size)) },
 );
 const message: fc.Arbitrary<Message> = fc.record({
