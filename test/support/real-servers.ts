@@ -57,7 +57,9 @@ export async function startNodeServer(): Promise<RealServer> {
     },
   );
   server.on("clientError", (error: NodeJS.ErrnoException, socket) => {
-    note(socket, error.code ?? error.message);
+    // Told again for each further chunk, however many those are.
+    const line = error.code ?? error.message;
+    if (perConnection.get(socket)?.at(-1) !== line) note(socket, line);
     if (socket.writable) socket.end(`HTTP/1.1 400 ${error.code}\r\nConnection: close\r\n\r\n`);
   });
   server.timeout = 2 * PATIENCE_MS;
