@@ -27,6 +27,7 @@ const entryPoints = new Set([
   "bench/cutover.ts",
   "scripts/demo.ts",
   "scripts/test.ts",
+  "test/load/lives-clients.ts",
   "test/load/ws-clients.ts",
   "test/load/tcp-clients.ts",
   "test/load/odd-clients.ts",
