@@ -1,0 +1,41 @@
+/**
+ * A piece of `npm run bench`: one kind of load (or of move) that the command runs a round at a time, in turn with the others.
+ * It gives figures; what is made of them (medians, ratios, pictures) is the report's business.
+ */
+import type { Relays } from "./relays.ts";
+import type { Figure } from "./results.ts";
+import type { Stage } from "./stage.ts";
+
+export interface BenchPiece {
+  /** for --only, and the anchor in the report: "http", "tcp-echo", "bulk-down", "cutover-sessions", … */
+  readonly name: string;
+  readonly title: string;
+  /** seconds of one round, roughly: for the time left that is shown, and for what fits into --quick */
+  estimateSeconds(plan: Plan): number;
+  /**
+   * One round. Counts that do not fit and peers that fail go to `run.problem`, and the others go on.
+   * @throws Error when nothing of it can be measured here
+   */
+  measure(run: Run): Promise<Figure[]>;
+}
+
+/** What is the same in all rounds. */
+export interface Plan {
+  /** names of the peers that are wanted, `direct` among them */
+  peers: string[];
+  quick: boolean;
+  /** of each measurement */
+  seconds: number;
+}
+
+export interface Run extends Plan {
+  /** closed when the command ends: whatever runs on it is gone then */
+  stage: Stage;
+  /** the relays of this run with a peer each, started when they are first asked for */
+  relays(): Promise<Relays>;
+  /** from 1 */
+  round: number;
+  /** progress: what is measured now, or what came of it */
+  say(line: string): void;
+  problem(where: string, what: string): void;
+}
