@@ -25,7 +25,7 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   legsAdopted: ["legs_adopted_total", "TCP legs adopted."],
   sessionsOpaque: [
     "sessions_opaque_total",
-    "Sessions whose bytes could not be named any more: plain TCP from then on.",
+    "Sessions whose bytes could not be named any more: plain TCP from then on; opaque_total says why.",
   ],
   probesAnswered: ["probes_answered_total", "Health checks answered in the application's place."],
   sessionsAway: ["sessions_away_total", "Times a session outlived its connection to the application."],
@@ -54,6 +54,16 @@ export function createMetrics(proxy: () => WorkloadProxy | null): Registry {
       },
     });
   }
+  new Counter({
+    name: "holdfast_proxy_opaque_total",
+    help: "Sessions whose bytes could not be named any more, by reason (a closed list).",
+    labelNames: ["reason"],
+    registers,
+    collect() {
+      this.reset();
+      for (const [reason, count] of proxy()?.opaqueReasons ?? []) this.inc({ reason }, count);
+    },
+  });
   const gauge = (name: string, help: string, read: () => number): void => {
     new Gauge({
       name: `holdfast_proxy_${name}`,

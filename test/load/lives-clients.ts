@@ -8,7 +8,6 @@ import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts"
 import { GapMeter } from "./gaps.ts";
 import type { LoadOptions } from "./protocol.ts";
 
-const POST_EVERY = 10;
 const ANSWER_MS_MAX = 30_000;
 
 class HttpClient implements LoadClient {
@@ -16,13 +15,15 @@ class HttpClient implements LoadClient {
   readonly #client: Client;
   readonly #tally: Tally;
   readonly #name: string;
+  readonly #postEvery: number;
   alive = true;
   unanswered = 0;
   #count = 0;
   #connects = 0;
 
-  constructor(name: string, origin: string, tally: Tally) {
+  constructor(name: string, origin: string, options: LoadOptions, tally: Tally) {
     this.#name = name;
+    this.#postEvery = options.postEvery;
     this.#tally = tally;
     this.#client = new Client(origin, { headersTimeout: ANSWER_MS_MAX, bodyTimeout: ANSWER_MS_MAX });
     this.#client.on("connect", () => {
@@ -37,7 +38,7 @@ class HttpClient implements LoadClient {
   async ask(): Promise<void> {
     this.unanswered = 1;
     const path = `/${this.#name}/${++this.#count}`;
-    const method = this.#count % POST_EVERY === 0 ? "POST" : "GET";
+    const method = this.#postEvery > 0 && this.#count % this.#postEvery === 0 ? "POST" : "GET";
     try {
       const { statusCode, body } = await this.#client.request({
         path,
@@ -134,7 +135,7 @@ async function connect(index: number, options: LoadOptions, tally: Tally): Promi
   const { address, port } = options.target;
   const host = address.includes(":") ? `[${address}]` : address;
   if (index % 2 === 0) {
-    const client = new HttpClient(`http-${index}`, `http://${host}:${port}`, tally);
+    const client = new HttpClient(`http-${index}`, `http://${host}:${port}`, options, tally);
     await client.ask();
     return client;
   }

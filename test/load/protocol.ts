@@ -13,6 +13,8 @@ export interface LoadOptions {
   intervalMs: number;
   /** ws: messages a client may have unanswered */
   window: number;
+  /** lives: each so many requests one is a POST; 0: none */
+  postEvery: number;
   /** tcp: bytes a client sends each `intervalMs` */
   chunkBytes: number;
   /** tcp: bytes a client may have unanswered */
@@ -25,6 +27,7 @@ export const loadDefaults: Omit<LoadOptions, "target"> = {
   sessions: 100,
   intervalMs: 25,
   window: 4,
+  postEvery: 10,
   chunkBytes: 512,
   windowBytes: 64 * 1024,
   drainMsMax: 5_000,

@@ -26,9 +26,9 @@ const POLL_MS = 20;
 
 export interface StageOptions {
   downstream: Downstream;
-  /** ws: the chat application; tcp: the counting echo; none: no load of ours */
+  /** ws: the chat application; tcp: the counting echo; lives: HTTP and WebSocket, the lives; none: no load of ours */
   load?: LoadKind | "none";
-  app?: "chat" | "echo";
+  app?: "chat" | "echo" | "lives";
   /** over the laboratory's own; `limits`, `container`, `bundle` … of the workload */
   workload?: AgentConfig;
   /** one node's own part of it */
@@ -382,7 +382,8 @@ export class MoveStage implements AsyncDisposable {
   // ---- inside
 
   #workload(node: NodeName): AgentConfig {
-    const app = this.options.app ?? (this.options.load === "tcp" ? "echo" : "chat");
+    const appOf = { ws: "chat", tcp: "echo", lives: "lives", none: "chat" };
+    const app = this.options.app ?? appOf[this.options.load ?? "ws"];
     return {
       name: WORKLOAD,
       start: node === "a",
