@@ -64,6 +64,8 @@ export class LiveSession implements Carrier {
   stillDownstream: StillLeg | null = null;
   /** target: what the session was at its source */
   adopted: SessionSnapshot | null = null;
+  /** the application, or its owner, has had the session */
+  wasConnected = false;
   /** edge: dialled to an owner who has not said ACTIVE: the present one (new session) or the next one (move) */
   nextLink: LinkEnd | null = null;
   /** edge: bytes still to come from the old owner before those of the new one */
@@ -155,6 +157,7 @@ export class LiveSession implements Carrier {
   }
 
   setUpstreamSink(end: TcpLeg | LinkEnd): void {
+    this.wasConnected = true;
     end.listener = this.#upstreamListener;
     this.inbound.setSink(end);
   }
@@ -196,6 +199,8 @@ export class LiveSession implements Carrier {
   }
 
   endAfter(bytes: Buffer): void {
+    this.watch?.stop();
+    this.watch = null;
     this.dialling?.reset();
     this.dialling = null;
     if (this.#state === "waiting") this.step("dial");

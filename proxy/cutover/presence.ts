@@ -58,6 +58,12 @@ export class Presence {
   #look(): void {
     this.#timer = null;
     const { role, config, kernel } = this.#proxy;
+    if (role !== "owner" && role !== "paused") {
+      // A move has begun: where the application goes on, whoever waits is started anew.
+      this.#absentSinceMs = -1;
+      this.#givenUp = false;
+      return;
+    }
     if (role === "owner" && kernel.isListening((config.ports[this.#port] as PortConfig).upstream)) {
       this.#back();
       return;
@@ -69,11 +75,7 @@ export class Presence {
         { port: this.#port, awayMs: Math.round(awayMs) },
         "the application is away for too long",
       );
-      for (const session of this.#sessions()) {
-        const replay = session.watch?.replay ?? null;
-        if (replay === null) session.reset("the application is away");
-        else replay.giveUp();
-      }
+      for (const session of this.#sessions()) this.#proxy.giveUp(session);
     }
     this.#timer = setTimeout(() => this.#look(), awayMs < LOOK_OFTEN_MS_MAX ? LOOK_MS : LOOK_LATER_MS);
     if (this.#proxy.sessions.size === 0) this.#timer.unref();

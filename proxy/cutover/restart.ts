@@ -43,6 +43,7 @@ export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<Paus
 /** Call with the role already `owner`. Answers when nobody waits any more, or is known to wait in vain. */
 export async function resume(proxy: WorkloadProxy): Promise<ResumeResult> {
   for (const presence of proxy.presences) presence.look();
+  for (const replay of replays(proxy)) replay.unquiesce();
   const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
   for (;;) {
     const waits =

@@ -201,7 +201,8 @@ export class WorkloadProxy implements WatchHost {
 
   #onAccept(port: number, handle: TcpHandle): void {
     const leg = TcpLeg.attach(this.kernel, handle);
-    const waits = this.role !== "owner" && (this.owner === null || this.role === "adopted");
+    const mustWait = this.role !== "owner" && (this.owner === null || this.role === "adopted");
+    const waits = mustWait || this.#isAbsent(port);
     if (waits && this.#waitingSessions() >= this.config.limits.heldSessionsMax) {
       this.counters.sessionsRefused++;
       leg.reset();
@@ -217,7 +218,7 @@ export class WorkloadProxy implements WatchHost {
       state: "waiting",
     });
     session.setDownstream(leg);
-    if (waits && this.#answersProbes(port)) {
+    if (mustWait && this.#answersProbes(port)) {
       session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
         this.counters.probesAnswered++;
       });
@@ -232,9 +233,17 @@ export class WorkloadProxy implements WatchHost {
     return hasProbes && isAway && performance.now() - this.heldAtMs < this.config.limits.probeMsMax;
   }
 
+  /** It ended by itself, and clients of this port may wait for it. */
+  #isAbsent(port: number): boolean {
+    const { continuity } = this.config.ports[port] as PortConfig;
+    return continuity === "replay" && this.role === "owner" && this.presences[port]?.isAbsent === true;
+  }
+
+  /** Accepted while there was nobody to connect them to. */
   #waitingSessions(): number {
     let count = 0;
-    for (const session of this.sessions.values()) if (session.state === "waiting") count++;
+    for (const session of this.sessions.values())
+      if (session.state === "waiting" && !session.wasConnected) count++;
     return count;
   }
 
@@ -248,14 +257,26 @@ export class WorkloadProxy implements WatchHost {
   start(session: LiveSession): void {
     if (session.state !== "waiting") return;
     if (this.role === "owner") this.#startHere(session);
+    else if (this.role === "paused" && this.presences[session.port]?.isGivenUp === true) this.giveUp(session);
     else if (this.owner !== null && session.nextLink === null) {
       this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
     }
   }
 
+  /** The application has not come back in time. */
+  giveUp(session: LiveSession): void {
+    session.peek?.giveBack();
+    this.watchSession(session, null);
+    const replay = session.watch?.replay ?? null;
+    if (replay === null) session.reset("the application is away");
+    else replay.giveUp();
+  }
+
   #startHere(session: LiveSession): void {
     session.peek?.giveBack();
     this.watchSession(session, null);
+    // What was given back may have led here already.
+    if (session.state !== "waiting") return;
     const replay = session.watch?.replay ?? null;
     if (replay === null) {
       this.#dialApplication(session);
@@ -279,6 +300,9 @@ export class WorkloadProxy implements WatchHost {
             else {
               this.log.info({ session: session.id, reason: why }, "a WebSocket could not be dialled again");
               leg.reset();
+              if (session.dialling !== leg) return;
+              session.dialling = null;
+              session.step("abort");
             }
           });
         }
@@ -747,7 +771,11 @@ export class WorkloadProxy implements WatchHost {
 
   #shownState(session: LiveSession): SessionInfo["state"] {
     if (session.state === "lingering") return "lingering";
-    if (session.watch?.replay?.isAway === true) return "away";
+    const replay = session.watch?.replay ?? null;
+    if (replay?.isAway === true) return "away";
+    // Between two requests nobody misses the connection.
+    if (replay !== null && session.isWaiting && session.wasConnected)
+      return this.presences[session.port]?.isAbsent === true ? "away" : "open";
     if (session.state !== "open" || session.inbound.held) return "held";
     return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
   }

@@ -13,6 +13,10 @@ const CIPHER = "aes-256-gcm";
 const KEY_BYTES = 32;
 const NONCE_BYTES = 12;
 const TAG_BYTES = 16;
+/** pieces in memory that are joined, or a client that sends one byte at a time would cost a hundred times as much */
+const JOINED_BYTES_MAX = 4096;
+/** what a record costs beside its bytes: in memory, charged to the disk, where such records are the exception */
+const RECORD_BYTES = 256;
 
 export interface HeldLimits {
   sessionBytesMax: number;
@@ -85,7 +89,10 @@ export class HeldBytes {
       this.#memoryBytes + chunk.length <= limits.sessionBytesMax &&
       this.#budget.memoryBytes + chunk.length <= limits.workloadBytesMax;
     if (!fits) return this.#spill(chunk);
-    this.#memory.push(Buffer.from(chunk));
+    const last = this.#memory.at(-1);
+    if (last !== undefined && last.length + chunk.length <= JOINED_BYTES_MAX)
+      this.#memory[this.#memory.length - 1] = Buffer.concat([last, chunk]);
+    else this.#memory.push(Buffer.from(chunk));
     this.#memoryBytes += chunk.length;
     this.#budget.memoryBytes += chunk.length;
     return true;
@@ -106,7 +113,7 @@ export class HeldBytes {
       const read = readSync(this.#fd, sealed, 0, sealed.length, record.at);
       if (read !== sealed.length) throw new Error(`${read} bytes instead of ${sealed.length}`);
       const bytes = this.#budget.unseal(record.nonce, sealed);
-      this.#budget.spilledBytes -= record.sealedBytes;
+      this.#budget.spilledBytes -= record.sealedBytes + RECORD_BYTES;
       if (this.#spilled.length === 0) this.#closeFile();
       return bytes;
     } catch (cause) {
@@ -118,14 +125,15 @@ export class HeldBytes {
     this.#budget.memoryBytes -= this.#memoryBytes;
     this.#memory = [];
     this.#memoryBytes = 0;
-    for (const record of this.#spilled) this.#budget.spilledBytes -= record.sealedBytes;
+    for (const record of this.#spilled) this.#budget.spilledBytes -= record.sealedBytes + RECORD_BYTES;
     this.#spilled = [];
     this.#closeFile();
   }
 
   #spill(chunk: Buffer): boolean {
     const { limits } = this.#budget;
-    if (this.#budget.spilledBytes + chunk.length + TAG_BYTES > limits.spillBytesMax) return false;
+    if (this.#budget.spilledBytes + chunk.length + TAG_BYTES + RECORD_BYTES > limits.spillBytesMax)
+      return false;
     try {
       if (this.#fd < 0) {
         const path = join(limits.spillDir, `.held-${process.pid}-${randomBytes(8).toString("hex")}`);
@@ -138,7 +146,7 @@ export class HeldBytes {
         written += writeSync(this.#fd, sealed, written, sealed.length - written, this.#fileEnd + written);
       this.#spilled.push({ nonce, at: this.#fileEnd, sealedBytes: sealed.length });
       this.#fileEnd += sealed.length;
-      this.#budget.spilledBytes += sealed.length;
+      this.#budget.spilledBytes += sealed.length + RECORD_BYTES;
       return true;
     } catch (cause) {
       throw spillFailed(limits.spillDir, cause);

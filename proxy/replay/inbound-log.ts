@@ -10,6 +10,8 @@
 import assert from "node:assert/strict";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
+/** pieces that are joined, or a client that sends one byte at a time would cost a hundred times as much */
+const JOINED_BYTES_MAX = 4096;
 
 export class InboundLog {
   readonly #bytesMax: number;
@@ -38,7 +40,10 @@ export class InboundLog {
 
   append(chunk: Buffer): void {
     if (this.#gapFrom < 0 && this.#keptBytes + chunk.length <= this.#bytesMax) {
-      this.#chunks.push(Buffer.from(chunk));
+      const last = this.#chunks.at(-1);
+      if (last !== undefined && last.length + chunk.length <= JOINED_BYTES_MAX)
+        this.#chunks[this.#chunks.length - 1] = Buffer.concat([last, chunk]);
+      else this.#chunks.push(Buffer.from(chunk));
       this.#keptBytes += chunk.length;
     } else if (this.#gapFrom < 0) {
       this.#gapFrom = this.#end;

@@ -19,8 +19,10 @@ const small = z.strictObject({
     .strictObject({
       sentUpTo: offset,
       losses: offset,
+      swallows: z.boolean(),
+      isAnsweredEarly: z.boolean(),
       logBase: offset,
-      messageEnds: z.array(offset).max(1_000_000),
+      messageEnds: z.array(offset),
       agreed: z
         .strictObject({
           accept: z.string().nullable(),
@@ -50,6 +52,8 @@ export function encodeWatch(watch: SavedWatch): Buffer {
         : {
             sentUpTo: replay.sentUpTo,
             losses: replay.losses,
+            swallows: replay.swallows,
+            isAnsweredEarly: replay.isAnsweredEarly,
             logBase: replay.logBase,
             messageEnds: replay.messageEnds,
             agreed: replay.handshake?.agreed ?? null,
@@ -97,6 +101,8 @@ export function decodeWatch(bytes: Buffer): SavedWatch {
           : {
               sentUpTo: replay.sentUpTo,
               losses: replay.losses,
+              swallows: replay.swallows,
+              isAnsweredEarly: replay.isAnsweredEarly,
               logBase: replay.logBase,
               log,
               messageEnds: replay.messageEnds,

@@ -37,10 +37,16 @@ import { InboundLog } from "./inbound-log.ts";
 import { type PlanStep, planReplay } from "./plan.ts";
 
 /** RFC 6455 7.4.1, and the registry: 1012 Service Restart, 1013 Try Again Later */
+const CLOSE_NORMAL = 1000;
 const CLOSE_RESTART = 1012;
 const CLOSE_LATER = 1013;
-/** lives of the application one request is given to */
-const REPLAYS_MAX = 3;
+/** lives of the application one request, or one unanswered message, is given to */
+const LIVES_MAX = 3;
+/** lives in a row, each a short one without a word, that a WebSocket is dialled again to */
+const SILENT_LIVES_MAX = 10;
+const LONG_LIFE_MS_MIN = 10_000;
+/** before the next life is tried when the last two went at once: those that end are often several processes */
+const AGAIN_MS = 50;
 const RETRY_AFTER_S = 1;
 const PING_PAYLOAD = Buffer.from("holdfast");
 const NO_BYTES: Buffer = Buffer.alloc(0);
@@ -53,7 +59,10 @@ export interface Carrier {
   readonly isWaiting: boolean;
   /** Lets go of the application's end without a word to the client; what waited for it is dropped. */
   detach(): void;
-  /** The last bytes for the client, then the FIN; what it still sends is read and thrown away, for a while. */
+  /**
+   * The last bytes for the client, then the FIN; what it still sends is read and thrown away, for a while. Nobody watches the
+   * session any more: calls {@link SessionReplay.stop}.
+   */
   endAfter(bytes: Buffer): void;
   reset(reason: string): void;
 }
@@ -80,6 +89,8 @@ export interface ReplayHost {
 export interface SavedReplay {
   sentUpTo: number;
   losses: number;
+  swallows: boolean;
+  isAnsweredEarly: boolean;
   logBase: number;
   log: Buffer;
   messageEnds: number[];
@@ -102,12 +113,14 @@ export class SessionReplay {
   #resentTo = -1;
   /** up to where some life of the application was given the client's stream */
   #sentUpTo = 0;
-  /** lives lost since the last answer */
+  /** lives lost in a row without an answer */
   #losses = 0;
-  /** refused before its body had ended: the rest of that goes nowhere */
-  #swallowed: RequestRecord | null = null;
-  /** answered before its body had ended */
-  #answeredEarly: RequestRecord | null = null;
+  #attachedAtMs = 0;
+  /** The request whose body is under way was refused: the rest of that goes nowhere, up to `#swallowTo` once it is known. */
+  #swallows = false;
+  #swallowTo = -1;
+  /** the request whose body is under way has its answer */
+  #isAnsweredEarly = false;
   #unavailable = false;
   #heldFin = false;
   #handshake: Handshake | null = null;
@@ -120,6 +133,8 @@ export class SessionReplay {
   #stallTimer: NodeJS.Timeout | null = null;
   #pingTimer: NodeJS.Timeout | null = null;
   #idleTimer: NodeJS.Timeout | null = null;
+  #againTimer: NodeJS.Timeout | null = null;
+  #handshakeTimer: NodeJS.Timeout | null = null;
 
   constructor(options: {
     carrier: Carrier;
@@ -141,6 +156,8 @@ export class SessionReplay {
     if (saved === null) return;
     this.#sentUpTo = saved.sentUpTo;
     this.#losses = saved.losses;
+    this.#swallows = saved.swallows;
+    this.#isAnsweredEarly = saved.isAnsweredEarly;
     this.#messageEnds = saved.messageEnds;
     this.#handshake = saved.handshake;
     if (saved.log.length > 0) this.#log.append(saved.log);
@@ -152,6 +169,8 @@ export class SessionReplay {
     return {
       sentUpTo: this.#sentUpTo,
       losses: this.#losses,
+      swallows: this.#swallows,
+      isAnsweredEarly: this.#isAnsweredEarly,
       logBase: base,
       log: this.#log.slice(base, base + keptBytes),
       messageEnds: this.#messageEnds,
@@ -195,6 +214,7 @@ export class SessionReplay {
   clientFin(): void {
     const { inbound } = this.#carrier;
     if (this.#unavailable || (this.#carrier.isWaiting && !this.isPending)) {
+      // Told to go, the session has no replay any more; its inbound side still takes the FIN.
       this.#carrier.endAfter(NO_BYTES);
       inbound.receiveFin();
     } else if (this.#held.isEmpty) inbound.receiveFin();
@@ -206,13 +226,18 @@ export class SessionReplay {
     const observer = this.#observer;
     const { inbound } = this.#carrier;
     const before = observer.bytesIn;
+    if (observer.protocol === "websocket") this.#trimMessages();
     this.#log.append(chunk);
     observer.inbound(chunk);
     let rest = chunk;
-    if (this.#swallowed !== null) {
-      const { end } = this.#swallowed;
-      const gone = end < 0 ? chunk.length : Math.min(end - before, chunk.length);
-      if (end >= 0) this.#swallowed = null;
+    if (this.#swallows && isOpaque(observer)) {
+      // Where the refused body ends is not known any more.
+      this.#carrier.reset("the rest of a refused request cannot be read");
+      return;
+    }
+    if (this.#swallows) {
+      const gone = this.#swallowTo < 0 ? chunk.length : this.#swallowTo - before;
+      if (this.#swallowTo >= 0) this.#swallows = false;
       inbound.skip(gone);
       rest = chunk.subarray(gone);
     }
@@ -220,6 +245,11 @@ export class SessionReplay {
     if (observer.protocol === "websocket") this.#trimMessages();
     else if (isOpaque(observer)) this.#forget();
     this.afterFeed();
+  }
+
+  #swallow(): void {
+    this.#swallows = true;
+    this.#swallowTo = -1;
   }
 
   /** Nothing can be sent again of what cannot be read. */
@@ -232,12 +262,14 @@ export class SessionReplay {
   // Hooks: they only take note, `afterFeed` acts.
 
   onRequestEnd(record: RequestRecord): void {
-    if (this.#answeredEarly === record) this.#answeredEarly = null;
+    this.#isAnsweredEarly = false;
+    // Only one body is under way: this one's.
+    if (this.#swallows && this.#swallowTo < 0) this.#swallowTo = record.end;
   }
 
   onAnswered(record: RequestRecord): void {
     this.#losses = 0;
-    if (record.end < 0) this.#answeredEarly = record;
+    if (record.end < 0) this.#isAnsweredEarly = true;
     if (this.#awaited === record) this.#isNextDue = true;
   }
 
@@ -245,6 +277,10 @@ export class SessionReplay {
   afterFeed(): void {
     const observer = this.#observer;
     if (observer.protocol === "http") this.#log.dropTo(Math.min(this.#unanswered, this.#log.end));
+    else if (this.#awaited !== null && isOpaque(observer)) {
+      this.#carrier.reset("the answer to a request that was sent again cannot be read");
+      return;
+    }
     if (this.#isNextDue) {
       this.#isNextDue = false;
       this.#awaited = null;
@@ -260,7 +296,8 @@ export class SessionReplay {
   }
 
   onUpgraded(record: RequestRecord, answer: HttpHead): void {
-    if (this.#observer.protocol === "websocket" && this.#log.covers(record.start, record.headEnd)) {
+    const isWhole = record.end === record.headEnd && this.#log.covers(record.start, record.headEnd);
+    if (this.#observer.protocol === "websocket" && isWhole) {
       this.#handshake = {
         request: Buffer.from(this.#log.slice(record.start, record.headEnd)),
         agreed: agreementOf(answer),
@@ -271,16 +308,21 @@ export class SessionReplay {
   }
 
   onMessage(direction: "in" | "out", end: number): void {
-    this.#losses = 0;
     this.#isAnswered = direction === "out";
-    if (direction === "in") this.#messageEnds.push(end);
-    else if (this.#port.delivery === "atLeastOnce") this.#trimTo(this.#observer.inboundMessageStart);
+    if (direction === "in") {
+      // The ends are bounded as the log is.
+      if (this.#log.covers(this.#log.base, end)) this.#messageEnds.push(end);
+      return;
+    }
+    this.#losses = 0;
+    if (this.#port.delivery === "atLeastOnce") this.#trimTo(this.#observer.inboundMessageStart);
   }
 
-  /** At most once: whatever has left us counts as delivered. */
+  /** At most once: whatever has left us counts as delivered. Pings alone need not be kept in any case. */
   #trimMessages(): void {
-    if (this.#port.delivery === "atMostOnce" && this.#carrier.inbound.pendingBytes === 0)
-      this.#trimTo(this.#observer.inboundMessageStart);
+    const isDelivered = this.#port.delivery === "atMostOnce" && this.#carrier.inbound.pendingBytes === 0;
+    const isBare = this.#messageEnds.length === 0 && this.#log.covers(this.#log.base, this.#log.end);
+    if (isDelivered || isBare) this.#trimTo(this.#observer.inboundMessageStart);
   }
 
   #trimTo(offset: number): void {
@@ -297,11 +339,13 @@ export class SessionReplay {
     if (observer.protocol === "websocket") return this.#webSocketGone(how);
     if (observer.protocol !== "http" && observer.protocol !== "detecting") return false;
     if (!observer.outboundAtBoundary || observer.oldest?.answerStarted === true) return false;
-    const isOver = observer.closing || this.#carrier.inbound.finRead;
-    if (isOver && observer.inFlightCount === 0 && observer.inboundAtBoundary) return false;
-    this.#swallowed ??= this.#answeredEarly;
-    this.#detach();
-    if (this.isPending) this.#host.want(this.#carrier);
+    const { closing, oldest } = observer;
+    // The last answer has said that the connection ends with it.
+    if (closing && oldest?.keepAlive !== false) return false;
+    if (this.#carrier.inbound.finRead && oldest === null && observer.inboundAtBoundary) return false;
+    if (this.#isAnsweredEarly && !this.#swallows) this.#swallow();
+    this.#detach(how);
+    if (this.isPending) this.#again();
     else this.#idle();
     return true;
   }
@@ -313,38 +357,40 @@ export class SessionReplay {
     if (state.closeOut || state.outMidFrame || this.#handshake === null) return false;
     const hasGap = !this.#log.covers(this.#log.base, this.#log.end);
     if (!this.#observer.outboundAtBoundary || hasGap || state.closeIn) {
-      this.#detach();
-      this.#refuseWebSocket(state.closeIn ? 1000 : CLOSE_RESTART);
+      this.#detach(how);
+      this.#refuseWebSocket(state.closeIn ? CLOSE_NORMAL : CLOSE_RESTART);
       return true;
     }
     // A compressor that goes on from where it was meets a decompressor that begins anew (RFC 7692 7.1.1).
-    const takesOver =
-      state.compressedIn && !/client_no_context_takeover/.test(this.#handshake.agreed.extensions);
-    if (takesOver && !this.noTakeover) {
-      this.#detach();
+    if (state.compressedIn && !this.noTakeover) {
+      this.#detach(how);
       this.#refuseWebSocket(CLOSE_RESTART);
       return true;
     }
     const ping = state.unansweredPing;
-    this.#detach();
+    this.#detach(how);
     if (this.#port.delivery === "atMostOnce") {
       let from = this.#log.base;
       for (const end of this.#messageEnds) if (end <= this.#sentUpTo) from = end;
       this.#log.dropTo(Math.min(from, this.#log.end));
       this.#messageEnds = this.#messageEnds.filter((end) => end > from);
     }
+    if (this.#losses >= (this.#messageEnds.length > 0 ? LIVES_MAX : SILENT_LIVES_MAX)) {
+      this.#refuseWebSocket(CLOSE_RESTART);
+      return true;
+    }
     if (ping !== null) this.#say(encodePong(ping));
     this.#watchFrames();
     this.#carrier.inbound.spooling = true;
     this.#pingTimer = setInterval(() => this.#say(encodePing(PING_PAYLOAD)), this.#host.limits.pingMs);
-    if (how !== "cut") this.#host.want(this.#carrier);
+    this.#again();
     return true;
   }
 
   /** the client was told not to let its compressor go on from message to message */
   noTakeover = false;
 
-  #detach(): void {
+  #detach(how: "fin" | "reset" | "cut"): void {
     const given = this.#resentTo < 0 ? this.#observer.bytesIn : this.#resentTo;
     this.#sentUpTo = Math.max(this.#sentUpTo, given - this.#carrier.inbound.pendingBytes);
     this.#plan = [];
@@ -352,11 +398,26 @@ export class SessionReplay {
     this.#isNextDue = false;
     this.#returning = false;
     this.#resentTo = -1;
-    this.#losses++;
     this.#host.counters.sessionsAway++;
     this.#carrier.detach();
     this.#carrier.inbound.hold();
+    if (!this.isPending) this.#losses = 0;
+    else if (this.#handshake === null) this.#losses++;
+    else if (how !== "cut") {
+      const wasLong = performance.now() - this.#attachedAtMs >= LONG_LIFE_MS_MIN;
+      this.#losses = wasLong ? 1 : this.#losses + 1;
+    }
     if (this.isPending) this.waits();
+  }
+
+  #again(): void {
+    if (this.#losses < 2) this.#host.want(this.#carrier);
+    else {
+      this.#againTimer ??= setTimeout(() => {
+        this.#againTimer = null;
+        this.#host.want(this.#carrier);
+      }, AGAIN_MS * this.#losses);
+    }
   }
 
   /** The client's sending is not held up for ever: after a while its bytes are taken in. */
@@ -373,7 +434,7 @@ export class SessionReplay {
     this.#carrier.inbound.spooling = true;
     this.#idleTimer ??= setTimeout(() => {
       this.#idleTimer = null;
-      if (this.#carrier.isWaiting && !this.isPending) this.#carrier.endAfter(NO_BYTES);
+      if (this.#carrier.isWaiting && !this.isPending && !this.#unavailable) this.#carrier.endAfter(NO_BYTES);
     }, this.#host.limits.detachedMsMax);
   }
 
@@ -417,11 +478,12 @@ export class SessionReplay {
   }
 
   #refuseHeld(): void {
-    this.#held.clear();
+    // What came first tells whether it is somebody who understands a 503.
+    const first = this.#observer.protocol === "detecting" ? this.#shiftHeld() : null;
+    if (first !== null) this.#observer.inbound(first);
     if (this.#handshake !== null) this.#refuseWebSocket(CLOSE_LATER);
-    else if (this.#observer.protocol === "http" || this.#observer.protocol === "detecting") {
+    else if (this.#observer.protocol === "http") {
       this.#host.counters.requestsRefused++;
-      this.#over();
       this.#carrier.endAfter(
         refusal({ status: 503, retryAfterS: RETRY_AFTER_S, close: true, headOnly: false }),
       );
@@ -429,9 +491,9 @@ export class SessionReplay {
   }
 
   #refuseWebSocket(code: number): void {
-    if (code !== 1000) this.#host.counters.webSocketsRefused++;
-    this.#over();
-    this.#carrier.endAfter(encodeClose(code, code === 1000 ? "" : "the application is being restarted"));
+    const isNormal = code === CLOSE_NORMAL;
+    if (!isNormal) this.#host.counters.webSocketsRefused++;
+    this.#carrier.endAfter(encodeClose(code, isNormal ? "" : "the application is being restarted"));
   }
 
   /** Its application has not come back in time. */
@@ -444,16 +506,16 @@ export class SessionReplay {
     this.#stopTimers();
     this.#unavailable = true;
     const { inbound } = this.#carrier;
-    this.#refuseAll();
-    if (!this.#carrier.isWaiting) return;
     inbound.spooling = false;
     inbound.setSink(nowhere);
+    this.#refuseAll();
+    if (!this.#carrier.isWaiting) return;
     for (let chunk = this.#shiftHeld(); chunk !== null; chunk = this.#shiftHeld()) {
       this.pass(chunk);
       if (!this.#carrier.isWaiting) return;
     }
-    if (this.#heldFin) this.clientFin();
-    inbound.unhold();
+    if (this.#heldFin || inbound.finRead) this.clientFin();
+    else inbound.unhold();
   }
 
   /** It can be dialled again: does the session want it? */
@@ -472,16 +534,24 @@ export class SessionReplay {
 
   /** What is complete, and what waits to be asked for its body. Of the rest the body is read first. */
   #refuseAll(): void {
+    if (isOpaque(this.#observer)) {
+      this.#carrier.reset("the application is away");
+      return;
+    }
     for (let record = this.#observer.oldest; record !== null; record = this.#observer.oldest) {
       const asks = record.end < 0 && record.expectsContinue;
       if (record.end < 0 && !asks) return;
       this.#refuse(record, asks);
-      if (asks) return;
+      if (!this.#carrier.isWaiting) return;
     }
+    // The application may be back: it could not have the session in the middle of a body.
+    if (this.#isIdle && !this.#host.isPaused) this.#host.want(this.#carrier);
   }
 
-  #refuse(record: RequestRecord, close: boolean): void {
+  /** @param asks the client waits for 100: whether it sends the body nobody knows (RFC 9110 10.1.1) */
+  #refuse(record: RequestRecord, asks: boolean): void {
     this.#host.counters.requestsRefused++;
+    const close = asks || !record.keepAlive;
     const bytes = refusal({
       status: 503,
       retryAfterS: RETRY_AFTER_S,
@@ -489,7 +559,6 @@ export class SessionReplay {
       headOnly: record.method === "HEAD",
     });
     if (close) {
-      this.#over();
       this.#carrier.endAfter(bytes);
       return;
     }
@@ -511,11 +580,30 @@ export class SessionReplay {
     const end = (why: string | null, rest: Buffer = NO_BYTES): void => {
       if (over) return;
       over = true;
+      this.#stopHandshakeTimer();
       leg.listener = null;
       if (why !== null) this.#refuseWebSocket(CLOSE_RESTART);
       done(why);
-      if (rest.length > 0) this.#fromNewLife(rest);
+      if (rest.length > 0 && !this.#carrier.isWaiting) this.#fromNewLife(rest);
     };
+    /** It was the connection of a life that ends. */
+    const lost = (why: string): void => {
+      if (over) return;
+      if (++this.#losses >= SILENT_LIVES_MAX) {
+        end(why);
+        return;
+      }
+      over = true;
+      this.#stopHandshakeTimer();
+      leg.listener = null;
+      done(why);
+      this.#again();
+    };
+    this.#stopHandshakeTimer();
+    this.#handshakeTimer = setTimeout(
+      () => end("the application has not answered the handshake"),
+      this.#host.limits.holdMsMax,
+    );
     leg.listener = {
       onData: (chunk) => {
         const found = answer.feed(chunk);
@@ -524,8 +612,8 @@ export class SessionReplay {
         else if (!agrees(agreed, found.agreed)) end("the application agreed to something else");
         else end(null, found.rest);
       },
-      onFin: () => end("the application ended the handshake"),
-      onReset: (reason) => end(reason),
+      onFin: () => lost("the application ended the handshake"),
+      onReset: (reason) => lost(reason),
       onDrain: () => {},
     };
     leg.write(request);
@@ -557,6 +645,7 @@ export class SessionReplay {
   }
 
   attached(): void {
+    this.#attachedAtMs = performance.now();
     if (!this.#returning) {
       if (!this.#host.isPaused) this.#carrier.inbound.unhold();
       return;
@@ -571,11 +660,11 @@ export class SessionReplay {
     }
     const plan = planReplay({
       inFlight: this.#observer.inFlight,
-      bytesIn: this.#swallowed === null ? this.#observer.bytesIn : this.#observer.inboundMessageStart,
+      bytesIn: this.#swallows ? this.#observer.inboundMessageStart : this.#observer.bytesIn,
       messageStart: this.#observer.inboundMessageStart,
       sentUpTo: this.#sentUpTo,
       unsafe: this.#port.replayUnsafe,
-      covers: (from, to) => this.#losses <= REPLAYS_MAX && this.#log.covers(from, to),
+      covers: (from, to) => this.#losses < LIVES_MAX && this.#log.covers(from, to),
     });
     if (plan === null) {
       this.#carrier.reset("the beginning of a request is lost");
@@ -597,7 +686,7 @@ export class SessionReplay {
       if (step.do === "refuse") {
         const { record } = step;
         this.#resentTo = record.end < 0 ? this.#observer.bytesIn : record.end;
-        if (record.end < 0) this.#swallowed = record;
+        if (record.end < 0) this.#swallow();
         this.#refuse(record, record.end < 0 && record.expectsContinue);
         this.#isNextDue = false;
       } else {
@@ -654,6 +743,10 @@ export class SessionReplay {
     }
     if (this.#observer.protocol === "websocket" || this.#isIdle) this.#carrier.inbound.hold();
   }
+  /** … as before, where it was not cut. */
+  unquiesce(): void {
+    if (!this.#carrier.isWaiting && !this.#returning) this.#carrier.inbound.unhold();
+  }
   /** A WebSocket's application need not answer: whoever waits for this waits for a while only. */
   get isQuiet(): boolean {
     if (this.#returning) return false;
@@ -677,27 +770,33 @@ export class SessionReplay {
     this.#carrier.inbound.spooling = false;
   }
 
+  /** The session is over, or was told to go. */
   stop(): void {
-    this.#over();
-    this.#held.clear();
-  }
-
-  #over(): void {
     this.#stopTimers();
+    this.#held.clear();
     this.#handshake = null;
     this.#walker = null;
     this.#plan = [];
     this.#awaited = null;
     this.#returning = false;
+    this.#unavailable = false;
   }
 
   #stopTimers(): void {
     if (this.#stallTimer !== null) clearTimeout(this.#stallTimer);
     if (this.#pingTimer !== null) clearInterval(this.#pingTimer);
     if (this.#idleTimer !== null) clearTimeout(this.#idleTimer);
+    if (this.#againTimer !== null) clearTimeout(this.#againTimer);
     this.#stallTimer = null;
     this.#pingTimer = null;
     this.#idleTimer = null;
+    this.#againTimer = null;
+    this.#stopHandshakeTimer();
+  }
+
+  #stopHandshakeTimer(): void {
+    if (this.#handshakeTimer !== null) clearTimeout(this.#handshakeTimer);
+    this.#handshakeTimer = null;
   }
 }
 

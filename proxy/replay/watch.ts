@@ -44,7 +44,7 @@ export class Watch {
   readonly #observer: Observer;
   #editor: ResponseHeadEditor | null = null;
   #cookieLine: string | null = null;
-  #probe: { record: RequestRecord; path: string; bytes: Buffer[]; length: number } | null = null;
+  #probe: { record: RequestRecord; check: string; bytes: Buffer[]; length: number } | null = null;
 
   constructor(options: WatchOptions) {
     const { carrier, host, port } = options;
@@ -97,6 +97,8 @@ export class Watch {
   }
 
   fromApplication(chunk: Buffer): void {
+    // Nothing that is not HTTP is held back.
+    if (this.#editor !== null && this.#observer.protocol !== "http") this.#flushEditor();
     if (this.#editor === null) {
       this.#toClient(chunk);
       return;
@@ -115,12 +117,13 @@ export class Watch {
 
   /** True: hidden from the client, the session waits for another life of the application. */
   applicationGone(how: "fin" | "reset"): boolean {
-    this.#flushEditor();
     if (this.replay?.applicationGone(how) === true) {
-      if (this.#edits && this.#observer.bytesOut === 0)
-        this.#editor = new ResponseHeadEditor((head) => this.#edit(head));
+      // The part of a head that is still in here the client will never see.
+      if (this.#editor !== null) this.#editor = new ResponseHeadEditor((head) => this.#edit(head));
+      this.#probe = null;
       return true;
     }
+    this.#flushEditor();
     if (how === "fin" && this.replay === null) this.#observer.outboundFin();
     return false;
   }
@@ -145,21 +148,19 @@ export class Watch {
 
   onRequest(record: RequestRecord, head: HttpHead): void {
     const { naming, probes } = this.#port;
+    const check = probes.length > 0 ? probePath(head, probes) : null;
     if (naming !== null) {
       const found = nameOf(head, naming, this.#host.cookieKey);
       if (found.name !== null) this.name = found.name;
-      else if (naming.issue && this.name === null) {
+      else if (naming.issue && this.name === null && check === null) {
         const cookie = issueCookie(naming, this.#host.cookieKey);
         this.name = cookie.name;
         this.#cookieLine = cookie.line;
       }
     }
-    if (probes.length > 0) {
-      const path = probePath(head, probes);
-      // Of pipelined ones the bytes of one answer are not told apart here.
-      if (path !== null && this.#observer.oldest === record)
-        this.#probe = { record, path, bytes: [], length: 0 };
-    }
+    // Of pipelined ones the bytes of one answer are not told apart here.
+    if (check !== null && this.#observer.oldest === record)
+      this.#probe = { record, check, bytes: [], length: 0 };
   }
 
   onRequestEnd(record: RequestRecord): void {
@@ -168,8 +169,10 @@ export class Watch {
 
   onAnswered(record: RequestRecord): void {
     if (this.#probe?.record === record) {
-      this.#host.onProbeAnswer(this.#port, this.#probe.path, Buffer.concat(this.#probe.bytes));
+      const { check, bytes, length } = this.#probe;
       this.#probe = null;
+      // Without a byte from the application it is our own refusal.
+      if (length > 0) this.#host.onProbeAnswer(this.#port, check, Buffer.concat(bytes));
     }
     this.replay?.onAnswered(record);
   }
