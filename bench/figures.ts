@@ -20,6 +20,23 @@ export function spreadOf(values: readonly number[]): Spread | null {
   return { median: median(values), min: Math.min(...values), max: Math.max(...values) };
 }
 
+/** What two figures make of each other in every round that both have, their rounds side by side. */
+export function roundByRound(
+  one: readonly (number | null)[],
+  other: readonly (number | null)[],
+  combine: (one: number, other: number) => number,
+): number[] {
+  return one.flatMap((a, round) => {
+    const b = other[round] ?? null;
+    return a === null || b === null ? [] : [combine(a, b)].filter(Number.isFinite);
+  });
+}
+
+/** The rounds in which it was measured. */
+export function measuredRounds(rounds: readonly (number | null)[]): number[] {
+  return rounds.filter((value) => value !== null);
+}
+
 /** "41.2k (40.1k-42.0k)"; one value alone has no spread to show. */
 export function showSpread(spread: Spread | null, show: (value: number) => string): string {
   if (spread === null) return "-";

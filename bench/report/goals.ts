@@ -1,0 +1,234 @@
+/**
+ * The goals of the data path and of the replay tier, judged by what was measured: each is a ratio (or a number) with its
+ * spread over the rounds. Ratios are made round by round, of figures that were measured next to each other.
+ */
+import { measuredRounds, roundByRound, type Spread, spreadOf } from "../figures.ts";
+import type { BenchResults, Figure, Piece } from "../results.ts";
+import { quantile } from "./percentiles.ts";
+import { parametersText } from "./series.ts";
+
+interface Goal {
+  /** what is compared with what */
+  name: string;
+  /** of the pieces that have it, as their names begin */
+  piece: string;
+  bound: { atLeast: number } | { atMost: number };
+  /** digits of the value, and its unit */
+  show(value: number): string;
+  /** the values of all rounds, for each set of parameters it is judged at */
+  values(piece: Piece): { at: string; values: number[] }[];
+}
+
+export interface Verdict {
+  name: string;
+  /** "≥ 1.30×" */
+  goal: string;
+  /** of this run; null: not measured */
+  spread: Spread | null;
+  /** the median with its spread, as text; "-" */
+  here: string;
+  met: boolean | null;
+  /** "met", "missed by 12 %", "not measured", with what the spread says of it */
+  verdict: string;
+}
+
+const times = (value: number): string => `${value.toFixed(2)}×`;
+const kilobytes = (bytes: number): string => `${(bytes / 1024).toFixed(1)} kB`;
+const milliseconds = (ms: number): string => `${ms.toFixed(1)} ms`;
+
+const GOALS: Goal[] = [
+  ...(["tcp-echo", "ws-echo"] as const).flatMap((piece): Goal[] => {
+    const [ours, what] =
+      piece === "tcp-echo" ? ["holdfast-tcp", "raw TCP"] : ["holdfast-websocket", "WebSocket"];
+    return [
+      throughput(`${what}, messages/s beside Envoy tcp_proxy`, piece, ours, "envoy-tcp", { atLeast: 1 }),
+      throughput(`${what}, messages/s beside HAProxy tcp`, piece, ours, "haproxy-tcp", { atLeast: 0.9 }),
+    ];
+  }),
+  addedLatency("raw TCP, p99 added latency beside Envoy tcp_proxy", "holdfast-tcp", "envoy-tcp", {
+    atMost: 1.1,
+  }),
+  throughput("observed HTTP, requests/s beside Envoy's HTTP", "http", "holdfast-http", "envoy-http", {
+    atLeast: 1.3,
+  }),
+  throughput("observed HTTP, requests/s beside http-proxy", "http", "holdfast-http", "http-proxy", {
+    atLeast: 4,
+  }),
+  throughput("observed HTTP, requests/s beside our unobserved TCP", "http", "holdfast-http", "holdfast-tcp", {
+    atLeast: 0.9,
+  }),
+  ...["bulk-down", "bulk-up"].map((piece) =>
+    throughput(
+      `${piece}, MB/s beside HAProxy tcp`,
+      piece,
+      "holdfast-tcp",
+      "haproxy-tcp",
+      { atLeast: 0.9 },
+      1,
+    ),
+  ),
+  perSession("idle session, beyond the kernel's memory", "holdfast-tcp", { atMost: 8 * 1024 }),
+  perSession("idle WebSocket session", "holdfast-websocket", { atMost: 12 * 1024 }),
+  {
+    name: "requests/s beside 10,000 open sessions and beside 100",
+    piece: "idle",
+    bound: { atLeast: 0.8 },
+    show: times,
+    values: (piece) => {
+      const all = piece.figures.filter(
+        ({ peer, metric }) => /^holdfast/.test(peer) && metric === "requestsPerSecond",
+      );
+      return [...new Set(all.map(({ peer }) => peer))].map((peer) => {
+        const of = all.filter((each) => each.peer === peer);
+        const least = of.find((each) => sessionsOf(each) === 100);
+        const most = of.reduce<Figure | undefined>(
+          (best, each) => (sessionsOf(each) > sessionsOf(best) ? each : best),
+          undefined,
+        );
+        // Less than a factor of ten is not the growth that is asked for.
+        const fits = least !== undefined && most !== undefined && sessionsOf(most) >= 1_000;
+        return {
+          at: most === undefined ? peer : `${peer}, ${sessionsOf(most).toLocaleString("en")}`,
+          values: fits ? roundByRound(most.rounds, least.rounds, (a, b) => a / b) : [],
+        };
+      });
+    },
+  },
+  {
+    name: "a restart's pause, added by replay",
+    piece: "pause",
+    bound: { atMost: 2 },
+    show: milliseconds,
+    values: (piece) =>
+      piece.figures
+        .filter(({ metric }) => metric === "addedMs")
+        .map(({ parameters, rounds }) => ({
+          at: parametersText(parameters),
+          values: measuredRounds(rounds),
+        })),
+  },
+];
+
+/** All of them, also what this run has not measured: its verdict says so. */
+export function judge({ pieces }: Pick<BenchResults, "pieces">): Verdict[] {
+  return GOALS.flatMap((goal): Verdict[] => {
+    const found = pieces
+      .filter(({ name }) => name === goal.piece || name.startsWith(`${goal.piece}-`))
+      .flatMap((piece) => goal.values(piece))
+      .filter(({ values }) => values.length > 0);
+    if (found.length === 0) return [verdictOf(goal, "", [])];
+    return found.map(({ at, values }) => verdictOf(goal, at, values));
+  });
+}
+
+function verdictOf({ name, bound, show }: Goal, at: string, values: number[]): Verdict {
+  const spread = spreadOf(values);
+  const atLeast = "atLeast" in bound;
+  const limit = "atLeast" in bound ? bound.atLeast : bound.atMost;
+  const common = {
+    name: at === "" ? name : `${name}, ${at}`,
+    goal: `${atLeast ? "≥" : "≤"} ${show(limit)}`,
+    spread,
+  };
+  if (spread === null) return { ...common, here: "-", met: null, verdict: "not measured" };
+  const reached = (value: number): boolean => (atLeast ? value >= limit : value <= limit);
+  const met = reached(spread.median);
+  const divided = reached(spread.min) !== reached(spread.max);
+  const missedBy = Math.abs(spread.median / limit - 1) * 100;
+  const verdict = met ? "met" : `MISSED by ${missedBy < 1 ? "less than 1" : Math.round(missedBy)} %`;
+  const here = `${show(spread.median)}${values.length > 1 ? ` (${show(spread.min)}–${show(spread.max)})` : ""}`;
+  return { ...common, here, met, verdict: divided ? `${verdict}; not in every round` : verdict };
+}
+
+/** @param connectionsMin one connection alone waits for its round trips, whoever relays them: that is latency's business */
+function throughput(
+  name: string,
+  piece: string,
+  ours: string,
+  other: string,
+  bound: Goal["bound"],
+  connectionsMin = 2,
+): Goal {
+  return {
+    name,
+    piece,
+    bound,
+    show: times,
+    values: ({ figures }) =>
+      figures
+        .filter(
+          ({ peer, metric, parameters }) =>
+            peer === ours &&
+            /^(requests|messages|megabytes)PerSecond$/.test(metric) &&
+            Number(parameters.connections ?? connectionsMin) >= connectionsMin,
+        )
+        .map((one) => ({
+          at: parametersText(one.parameters),
+          values: roundByRound(one.rounds, counterpart(figures, one, other)?.rounds ?? [], (a, b) => a / b),
+        })),
+  };
+}
+
+function addedLatency(name: string, ours: string, other: string, bound: Goal["bound"]): Goal {
+  return {
+    name,
+    piece: "latency",
+    bound,
+    show: times,
+    values: ({ figures }) =>
+      figures
+        .filter(({ peer, metric }) => peer === ours && metric === "latencyUs")
+        .map((one) => {
+          const [theirs, direct] = [other, "direct"].map((peer) => counterpart(figures, one, peer));
+          const p99 = (figure: Figure | undefined): (number | null)[] => p99s(figure);
+          const added = (figure: Figure | undefined): (number | null)[] =>
+            p99(figure).map((value, round) => {
+              const yardstick = p99(direct)[round] ?? null;
+              // Not more than nothing added: there is no ratio to it.
+              return value === null || yardstick === null || value <= yardstick ? null : value - yardstick;
+            });
+          return {
+            at: parametersText(one.parameters),
+            values: roundByRound(added(one), added(theirs), (a, b) => a / b),
+          };
+        }),
+  };
+}
+
+function perSession(name: string, peer: string, bound: Goal["bound"]): Goal {
+  return {
+    name,
+    piece: "idle",
+    bound,
+    show: kilobytes,
+    values: ({ figures }) => {
+      const of = figures.filter((each) => each.peer === peer && each.metric === "memoryBytesPerSession");
+      const most = Math.max(...of.map(sessionsOf));
+      // A few sessions are lost in the noise of the process.
+      return of
+        .filter((each) => sessionsOf(each) === most)
+        .map(({ parameters, rounds }) => ({
+          at: parametersText(parameters),
+          values: measuredRounds(rounds),
+        }));
+    },
+  };
+}
+
+function p99s(figure: Figure | undefined): (number | null)[] {
+  return (figure?.percentiles ?? []).map((curve) => (curve === null ? null : quantile(curve, 99)));
+}
+
+/** The same figure of another peer. */
+function counterpart(figures: Figure[], one: Figure, peer: string): Figure | undefined {
+  return figures.find(
+    (each) =>
+      each.peer === peer &&
+      each.metric === one.metric &&
+      parametersText(each.parameters) === parametersText(one.parameters),
+  );
+}
+
+function sessionsOf(figure: Figure | undefined): number {
+  return Number(figure?.parameters.sessions ?? 0);
+}
