@@ -342,7 +342,8 @@ export class SessionReplay {
     const { closing, oldest } = observer;
     // The last answer has said that the connection ends with it.
     if (closing && oldest?.keepAlive !== false) return false;
-    if (this.#carrier.inbound.finRead && oldest === null && observer.inboundAtBoundary) return false;
+    const isComplete = observer.inboundAtBoundary || this.#swallows;
+    if (this.#carrier.inbound.finRead && oldest === null && isComplete) return false;
     if (this.#isAnsweredEarly && !this.#swallows) this.#swallow();
     this.#detach(how);
     if (this.isPending) this.#again();
@@ -424,7 +425,7 @@ export class SessionReplay {
   waits(): void {
     this.#stallTimer ??= setTimeout(() => {
       this.#stallTimer = null;
-      if (this.#carrier.isWaiting) this.#carrier.inbound.spooling = true;
+      if (this.#carrier.isWaiting || this.#returning) this.#carrier.inbound.spooling = true;
     }, this.#host.limits.stallMsMax);
   }
 
@@ -539,7 +540,8 @@ export class SessionReplay {
       return;
     }
     for (let record = this.#observer.oldest; record !== null; record = this.#observer.oldest) {
-      const asks = record.end < 0 && record.expectsContinue;
+      const isCutShort = this.#carrier.inbound.finRead && this.#held.isEmpty;
+      const asks = record.end < 0 && (record.expectsContinue || isCutShort);
       if (record.end < 0 && !asks) return;
       this.#refuse(record, asks);
       if (!this.#carrier.isWaiting) return;
@@ -548,7 +550,7 @@ export class SessionReplay {
     if (this.#isIdle && !this.#host.isPaused) this.#host.want(this.#carrier);
   }
 
-  /** @param asks the client waits for 100: whether it sends the body nobody knows (RFC 9110 10.1.1) */
+  /** @param asks the client waits for 100, so that nobody knows whether it sends the body (RFC 9110 10.1.1), or will not */
   #refuse(record: RequestRecord, asks: boolean): void {
     this.#host.counters.requestsRefused++;
     const close = asks || !record.keepAlive;
@@ -650,6 +652,7 @@ export class SessionReplay {
       if (!this.#host.isPaused) this.#carrier.inbound.unhold();
       return;
     }
+    this.waits();
     if (this.#handshake !== null) {
       this.#resentTo = this.#log.end;
       const bytes = this.#log.slice(this.#log.base, this.#log.end);
@@ -687,7 +690,9 @@ export class SessionReplay {
         const { record } = step;
         this.#resentTo = record.end < 0 ? this.#observer.bytesIn : record.end;
         if (record.end < 0) this.#swallow();
-        this.#refuse(record, record.end < 0 && record.expectsContinue);
+        // A body that nothing more comes of: the client has closed its side.
+        const isCutShort = this.#carrier.inbound.finRead && this.#held.isEmpty;
+        this.#refuse(record, record.end < 0 && (record.expectsContinue || isCutShort));
         this.#isNextDue = false;
       } else {
         if (step.from < this.#sentUpTo) this.#host.counters.requestsReplayed++;
@@ -714,6 +719,8 @@ export class SessionReplay {
     }
     if (!this.#held.isEmpty || inbound.isBlocked) return;
     this.#returning = false;
+    this.#stopTimers();
+    inbound.spooling = false;
     if (this.#heldFin) inbound.receiveFin();
     this.#heldFin = false;
     inbound.releaseFin();
