@@ -28,6 +28,8 @@ export interface Peek {
 export interface SessionEvents {
   /** how long a client that was told to go may stay */
   readonly lingerMsMax: number;
+  /** the application may be dumped already */
+  readonly isMoving: boolean;
   /** The session is over on this node. `reason` is null after an orderly end. */
   onOver(session: LiveSession, reason: string | null): void;
   onLingering(session: LiveSession): void;
@@ -332,7 +334,7 @@ export class LiveSession implements Carrier {
   #onReset(side: "downstream" | "upstream", reason: string): void {
     // From the hold on the application may be dumped already, so a client's end is told to its copy: on this node after
     // a rollback, else at the target.
-    const isHeld = side === "downstream" && this.inbound.held && this.hasUpstreamLeg;
+    const isHeld = this.#events.isMoving && side === "downstream" && this.inbound.held && this.hasUpstreamLeg;
     if (isHeld || this.#state === "captured" || this.#state === "adopted") {
       this.lose(side, reason);
       return;

@@ -148,6 +148,9 @@ export class WorkloadProxy implements WatchHost {
   get isPaused(): boolean {
     return this.role !== "owner";
   }
+  get isMoving(): boolean {
+    return this.role !== "owner" && this.role !== "paused";
+  }
 
   get isEdge(): boolean {
     return this.owner !== null;

@@ -154,11 +154,11 @@ export class ReplayStage {
     return { client, server };
   }
 
-  async pause(drainMs = 0): Promise<PauseResult> {
-    return (await this.proxy.call<PauseResult>("pause", { epoch: 1, drainMs })).result;
+  async pause(drainMs = 0, epoch = 1): Promise<PauseResult> {
+    return (await this.proxy.call<PauseResult>("pause", { epoch, drainMs })).result;
   }
-  async resume(): Promise<ResumeResult> {
-    return (await this.proxy.call<ResumeResult>("resume", { epoch: 1 })).result;
+  async resume(epoch = 1): Promise<ResumeResult> {
+    return (await this.proxy.call<ResumeResult>("resume", { epoch })).result;
   }
 
   async status(): Promise<{ heldBytes: number; spilledBytes: number; counters: Record<string, number> }> {
@@ -197,8 +197,13 @@ export class ReplayStage {
     for (const end of this.#clients.splice(0)) end.socket.resetAndDestroy();
     this.application.stop();
     await this.application.begin();
-    if ((await this.proxy.status()).role === "paused") await this.resume();
-    await this.proxy.untilSessions(0);
+    const { role, epoch } = (await this.proxy.call<{ role: string; epoch: number }>("status", {})).result;
+    if (role === "paused") await this.resume(epoch);
+    await this.until(
+      "no session",
+      () => this.proxy.sessions(),
+      (all) => all.length === 0,
+    );
     // Whoever was dialled for in vain is gone too.
     await this.application.restart();
     const { heldBytes, spilledBytes } = await this.status();
