@@ -12,9 +12,9 @@ import { readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { showSpread, spreadOf, table, thousands } from "./figures.ts";
 import type { Backend } from "./load/backend.ts";
-import type { HttpLoad, HttpReport } from "./load/http-load.ts";
 import type { IdleApplicationState } from "./load/idle-application.ts";
 import type { IdleClientsAsk } from "./load/idle-clients.ts";
+import type { Load, LoadReport } from "./load/load.ts";
 import { Program } from "./load/program.ts";
 import { type HoldfastPort, startHoldfast } from "./peers/holdfast.ts";
 import type { Stage } from "./stage.ts";
@@ -75,7 +75,7 @@ export async function measureIdle(
     Program.start(stage, `${import.meta.dirname}/load/${name}.ts`, { cpu: stage.cpus.load });
   const application = await program<"state", IdleApplicationState>("idle-application");
   const clients = await program<IdleClientsAsk, { open: number; lost: number }>("idle-clients");
-  const generator = await program<HttpLoad, HttpReport>("http-generator");
+  const generator = await program<Load, LoadReport>("generator");
   const { port: applicationPort } = await application.ask("state");
   const { proxy, ports } = await startHoldfast(stage, {
     name: `idle-${kind}-${round}`,
@@ -87,8 +87,14 @@ export async function measureIdle(
   });
   const [idlePort, activePort] = ports as [number, number];
   const pid = proxy.process.pid as number;
-  const active = (seconds: number): Promise<HttpReport> =>
-    generator.ask({ port: activePort, connections: ACTIVE_CONNECTIONS, perSecond: null, seconds });
+  const active = (seconds: number): Promise<LoadReport> =>
+    generator.ask({
+      protocol: "http",
+      port: activePort,
+      connections: ACTIVE_CONNECTIONS,
+      perSecond: null,
+      seconds,
+    });
   const collected = async (): Promise<number> => {
     process.kill(pid, "SIGUSR2");
     // Answered in a later turn of its event loop than the signal's.

@@ -3,7 +3,7 @@
  * less the same percentile of the direct way in the same round.
  */
 import { showSpread, spreadOf, table, thousands } from "./figures.ts";
-import type { HttpReport, Percentiles } from "./load/http-load.ts";
+import type { LoadReport, Percentiles } from "./load/load.ts";
 import type { Relays, Sample } from "./relays.ts";
 
 const PERCENTILES = ["p50", "p90", "p99", "p999"] as const;
@@ -12,7 +12,7 @@ const DIRECT = "direct";
 export interface LatencySample extends Sample {
   /** requests a second that were due */
   perSecond: number;
-  report: HttpReport;
+  report: LoadReport;
 }
 
 /** One round over all peers and rates. */

@@ -1,8 +1,12 @@
-/** The relays of a run, ready to be measured: the application, the peers before it, and our generator, all warmed up. */
+/**
+ * The relays of a run, ready to be measured: an application, the peers before it that carry what it speaks, and our generator,
+ * all warmed up.
+ */
 import { setTimeout as delay } from "node:timers/promises";
 import { listSockets } from "#proxy/tcp/diag.ts";
 import { Backend } from "./load/backend.ts";
-import type { HttpLoad, HttpReport } from "./load/http-load.ts";
+import type { Load, LoadReport, Protocol } from "./load/load.ts";
+import { CpuWatch } from "./load/load-cpu.ts";
 import { Program } from "./load/program.ts";
 import { MissingPeer, type Peer, type RunningPeer } from "./peers/peer.ts";
 import { CpuMeter, type Stage } from "./stage.ts";
@@ -27,10 +31,22 @@ export interface Sample {
   busy: number | null;
   /** share of the time it was ready and did not run, on a CPU that should be its own: somebody else was on it */
   waited: number | null;
+  /** share of the load's CPU that was used, by generator and application: at 0.95 they were the limit, not the peer */
+  loadBusy: number;
+}
+
+/** What peers stand before. */
+export interface Application {
+  /** at 127.0.0.1 */
+  readonly port: number;
+  readonly protocol: Protocol;
+  readonly version: string;
+  /** requests, or messages, since it was started */
+  requestsSeen(): Promise<number>;
 }
 
 /** What every generator tells. */
-interface LoadReport {
+interface Counts {
   answered: number;
   /** at most: what was under way when it ended is among it */
   sent: number;
@@ -52,29 +68,33 @@ export interface Problem {
 
 export class Relays {
   readonly stage: Stage;
-  readonly backend: Backend;
+  readonly backend: Application;
   readonly peers: RunningPeer[] = [];
   readonly missing: Problem[] = [];
   /** counts that do not fit, errors that clients saw: none is left out of the figures, all are shown beside them */
   readonly problems: Problem[] = [];
-  readonly #generator: Program<HttpLoad, HttpReport>;
+  readonly #generator: Program<Load, LoadReport>;
 
-  private constructor(stage: Stage, backend: Backend, generator: Program<HttpLoad, HttpReport>) {
+  private constructor(stage: Stage, backend: Application, generator: Program<Load, LoadReport>) {
     this.stage = stage;
     this.backend = backend;
     this.#generator = generator;
   }
 
-  /** A peer that is not installed, or does not start, is in `missing`. */
-  static async start(stage: Stage, peers: Peer[]): Promise<Relays> {
-    const backend = await Backend.start(stage);
-    const generator = await Program.start<HttpLoad, HttpReport>(
+  /**
+   * A peer that is not installed, or does not start, is in `missing`.
+   * @param application nginx with a short answer where it is left out
+   */
+  static async start(stage: Stage, peers: readonly Peer[], application?: Application): Promise<Relays> {
+    const backend = application ?? (await Backend.start(stage));
+    const generator = await Program.start<Load, LoadReport>(
       stage,
-      `${import.meta.dirname}/load/http-generator.ts`,
+      `${import.meta.dirname}/load/generator.ts`,
       { cpu: stage.cpus.load },
     );
     const relays = new Relays(stage, backend, generator);
     for (const peer of peers) {
+      if (peer.carries?.includes(backend.protocol) === false) continue;
       try {
         const running = await peer.start(stage, backend);
         await relays.generate({
@@ -94,8 +114,9 @@ export class Relays {
     return relays;
   }
 
-  generate(load: HttpLoad): Promise<HttpReport> {
-    return this.#generator.ask(load);
+  /** @param load of what the application speaks, where it says nothing else */
+  generate(load: Omit<Load, "protocol">): Promise<LoadReport> {
+    return this.#generator.ask({ protocol: this.backend.protocol, ...load });
   }
 
   /** In turn, another first in each round (counted from 1): nobody always has the same neighbour before it. */
@@ -108,7 +129,7 @@ export class Relays {
    * Runs one load on one peer, with what the application and the peer's process say of it.
    * @returns null where it cannot be measured (the peer has ended): that is a problem, and the others go on
    */
-  async measure<Report extends LoadReport>(
+  async measure<Report extends Counts>(
     at: LoadAt,
     run: (port: number) => Promise<Report>,
   ): Promise<{ sample: Sample; report: Report } | null> {
@@ -129,14 +150,16 @@ export class Relays {
     }
   }
 
-  async #measure<Report extends LoadReport>(
+  async #measure<Report extends Counts>(
     { round, peer, connections }: LoadAt,
     run: (port: number) => Promise<Report>,
   ): Promise<{ sample: Sample; report: Report }> {
     const before = await this.#seen(peer);
     const cpu = peer.pid === null ? null : new CpuMeter(peer.pid);
+    const load = new CpuWatch(this.stage.cpus.load);
     const report = await run(peer.port);
     const used = cpu?.read() ?? null;
+    const loadBusy = load.read();
     const seen = (await this.#seen(peer)) - before;
     const { answered, errors } = report;
     return {
@@ -150,6 +173,7 @@ export class Relays {
         cpuUsPerRequest: used === null || seen === 0 ? null : used.cpuUs / seen,
         busy: used?.busy ?? null,
         waited: used?.waited ?? null,
+        loadBusy,
       },
       report,
     };

@@ -8,6 +8,7 @@ import type { Stage } from "../stage.ts";
 const BODY = "0123456789".repeat(10);
 
 export class Backend {
+  readonly protocol = "http";
   readonly port: number;
   readonly version: string;
   readonly #statusUrl: string;

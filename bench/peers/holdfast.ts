@@ -8,10 +8,13 @@ import { connect } from "node:net";
 import { join } from "node:path";
 import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
 import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
+import { converse, greet } from "../load/conversation.ts";
+import type { Protocol } from "../load/load.ts";
 import type { Stage } from "../stage.ts";
 import type { Peer } from "./peer.ts";
 
-export type HoldfastKind = "tcp" | "http" | "replay";
+/** replay: HTTP or WebSocket, as the application behind it speaks */
+export type HoldfastKind = "tcp" | "http" | "websocket" | "replay";
 
 const KEY_BYTES = 32;
 
@@ -30,13 +33,16 @@ export interface Holdfast {
 
 export function holdfast(kind: HoldfastKind): Peer {
   const name = `holdfast-${kind}`;
-  const protocol = kind === "tcp" ? "tcp" : "http";
   const continuity = kind === "replay" ? "replay" : "transplant";
   return {
     name,
+    ...(kind !== "tcp" && {
+      carries: kind === "replay" ? (["http", "websocket"] as const) : ([kind] as const),
+    }),
     async start(stage, to) {
+      const protocol = kind === "replay" ? (to.protocol ?? "http") : kind;
       const { proxy, ports } = await startHoldfast(stage, {
-        name,
+        name: `${name}-${to.port}`,
         ports: [{ to: to.port, protocol, continuity }],
       });
       const port = ports[0] as number;
@@ -89,10 +95,10 @@ export async function startHoldfast(
 async function differs(
   proxy: ProxyProcess,
   port: number,
-  asked: { protocol: string; continuity: string },
+  asked: { protocol: Protocol; continuity: string },
 ): Promise<string | null> {
   const client = connect(port, "127.0.0.1");
-  client.write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  client.write((greet(asked.protocol) ?? converse("http")).next());
   await once(client, "data");
   const session: Partial<SessionInfo> = (await proxy.sessions())[0] ?? {};
   client.destroy();

@@ -2,11 +2,11 @@
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import type { Stage } from "../stage.ts";
-import type { RunningPeer } from "./peer.ts";
+import type { Behind, RunningPeer } from "./peer.ts";
 
 export async function startNodeServer(
   stage: Stage,
-  options: { name: string; version: string; file: string; to: { port: number } },
+  options: { name: string; version: string; file: string; to: Behind },
 ): Promise<RunningPeer> {
   const port = await stage.freePort();
   const child = stage.spawn([process.execPath, options.file], {

@@ -1,11 +1,24 @@
 /** What a benchmark knows of a peer: a way for a client's bytes to the application, and how to have it. */
 import { execFileSync } from "node:child_process";
+import type { Protocol } from "../load/load.ts";
 import type { Stage } from "../stage.ts";
 
 export interface Peer {
   readonly name: string;
-  /** Resolves when it listens; it ends with the stage. @throws MissingPeer */
-  start(stage: Stage, to: { port: number }): Promise<RunningPeer>;
+  /** what can be sent through it, where that is not everything */
+  readonly carries?: readonly Protocol[];
+  /**
+   * Resolves when it listens; it ends with the stage. One peer may be started for several applications.
+   * @param to the application, at 127.0.0.1, and what it speaks
+   * @throws MissingPeer
+   */
+  start(stage: Stage, to: Behind): Promise<RunningPeer>;
+}
+
+export interface Behind {
+  port: number;
+  /** http where it is left out */
+  protocol?: Protocol;
 }
 
 export interface RunningPeer {

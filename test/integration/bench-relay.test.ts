@@ -16,7 +16,7 @@ import { median, showSpread, spreadOf } from "#bench/figures.ts";
 import { measureIdle } from "#bench/idle.ts";
 import { measureLatency, renderLatency } from "#bench/latency.ts";
 import { Backend } from "#bench/load/backend.ts";
-import type { HttpLoad, HttpReport } from "#bench/load/http-load.ts";
+import type { Load, LoadReport } from "#bench/load/load.ts";
 import { Program } from "#bench/load/program.ts";
 import { parseWrk } from "#bench/load/wrk.ts";
 import { measurePause, pauseProblems } from "#bench/pause.ts";
@@ -143,7 +143,7 @@ describe("relays beside each other", { timeout: 120_000 }, () => {
 describe("the generator", { timeout: 60_000 }, () => {
   const STALL_MS = 400;
   const stage = new Stage();
-  let generator: Program<HttpLoad, HttpReport>;
+  let generator: Program<Load, LoadReport>;
   let answer: RequestListener = () => {};
   let server: Server;
   let port: number;
@@ -152,7 +152,7 @@ describe("the generator", { timeout: 60_000 }, () => {
     server = createServer((request, response) => answer(request, response)).listen(0, "127.0.0.1");
     await once(server, "listening");
     port = (server.address() as AddressInfo).port;
-    generator = await Program.start(stage, join(root, "bench/load/http-generator.ts"), {
+    generator = await Program.start(stage, join(root, "bench/load/generator.ts"), {
       cpu: stage.cpus.load,
     });
   });
@@ -174,12 +174,18 @@ describe("the generator", { timeout: 60_000 }, () => {
       if (opening || (requests > 5 && held.length === 0)) response.end("x");
       else held.push(() => response.end("x"));
     };
-    const open = await generator.ask({ port, connections: 4, perSecond: 100, seconds: 1 });
+    const open = await generator.ask({ protocol: "http", port, connections: 4, perSecond: 100, seconds: 1 });
     assert.equal(open.answered, 104);
     // 40 of 100 were due in it, the last ten at most 100 ms before its end: one in ten waited for three quarters of it.
     assert.ok(open.latencyUs.p90 >= STALL_MS * 1000 * 0.7, JSON.stringify(open.latencyUs));
     requests = 0;
-    const closed = await generator.ask({ port, connections: 4, perSecond: null, seconds: 1 });
+    const closed = await generator.ask({
+      protocol: "http",
+      port,
+      connections: 4,
+      perSecond: null,
+      seconds: 1,
+    });
     assert.equal(requests, closed.answered);
     assert.ok(closed.latencyUs.max >= STALL_MS * 1000);
     assert.ok(closed.latencyUs.p90 < STALL_MS * 1000, "as many as there are connections saw it");
@@ -190,7 +196,7 @@ describe("the generator", { timeout: 60_000 }, () => {
     answer = (_request, response) => {
       if (++requests <= 2) response.end("x");
     };
-    const report = await generator.ask({ port, connections: 2, perSecond: 50, seconds: 1 });
+    const report = await generator.ask({ protocol: "http", port, connections: 2, perSecond: 50, seconds: 1 });
     assert.deepEqual([report.sent, report.answered, report.unanswered], [4, 2, 50]);
     assert.ok(report.latencyUs.p50 >= 1_000_000, "they wait for the drain too");
   });
@@ -203,7 +209,13 @@ describe("the generator", { timeout: 60_000 }, () => {
     ];
     for (const [listener, problem] of cases) {
       answer = listener;
-      const report = await generator.ask({ port, connections: 3, perSecond: 100, seconds: 1 });
+      const report = await generator.ask({
+        protocol: "http",
+        port,
+        connections: 3,
+        perSecond: 100,
+        seconds: 1,
+      });
       assert.equal(report.errors, 3);
       assert.match(report.problem ?? "", problem);
     }

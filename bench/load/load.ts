@@ -1,6 +1,10 @@
-/** What the generator of HTTP requests (http-generator.ts) is asked and answers. */
+/** What the load generator (generator.ts) is asked and answers. */
 
-export interface HttpLoad {
+/** http: GET, kept alive. tcp, websocket: a message of 64 bytes that comes back */
+export type Protocol = "http" | "tcp" | "websocket";
+
+export interface Load {
+  protocol: Protocol;
   /** at 127.0.0.1 */
   port: number;
   connections: number;
@@ -10,6 +14,21 @@ export interface HttpLoad {
    */
   perSecond: number | null;
   seconds: number;
+  /** each request has a connection of its own: connect, ask, close */
+  churn?: boolean;
+}
+
+/** Connections that are opened, used once, and kept open; more are opened until there are so many. */
+export interface Hold {
+  protocol: Protocol;
+  port: number;
+  hold: number;
+}
+
+/** How many are open, and how many were and are no more. */
+export interface Held {
+  open: number;
+  lost: number;
 }
 
 export interface Percentiles {
@@ -20,8 +39,14 @@ export interface Percentiles {
   max: number;
 }
 
-export interface HttpReport {
-  /** on the wire, and answered with 200 and whole; the one that opened each connection included */
+/** A point of the distribution: `p` per cent took at most so long. */
+export interface CurvePoint {
+  p: number;
+  valueUs: number;
+}
+
+export interface LoadReport {
+  /** on the wire, and answered whole and as it should be; the one that opened each connection included */
   sent: number;
   answered: number;
   /** due in the time, and not answered (or not even sent, for want of a free connection) when time and drain were over */
@@ -33,6 +58,7 @@ export interface HttpReport {
   perSecond: number;
   /** from when it was due (open loop) or sent (closed loop) to the last byte of its answer; the unanswered with what they waited */
   latencyUs: Percentiles;
+  curve: CurvePoint[];
   /** how late the generator itself was where a connection was free: below this nothing is measured */
   latenessUs: Percentiles;
 }

