@@ -9,6 +9,8 @@ export interface Metric {
   /** which is better */
   better: "more" | "less";
   show(value: number): string;
+  /** so much of it is shown as 1 */
+  unit?: number;
 }
 
 const METRICS: Record<string, Metric> = {
@@ -27,15 +29,24 @@ const METRICS: Record<string, Metric> = {
     label: "memory of the process a session, kB",
     better: "less",
     show: (bytes) => (bytes / 1024).toFixed(1),
+    unit: 1024,
   },
   memoryBytes: {
     label: "memory of the process, MB",
     better: "less",
     show: (bytes) => (bytes / 2 ** 20).toFixed(1),
+    unit: 2 ** 20,
   },
+  holdMs: { label: "hold to release, ms", better: "less", show: significant },
+  addedMs: { label: "added to the pause, ms", better: "less", show: significant },
   blackoutMs: { label: "blackout seen by clients, ms", better: "less", show: significant },
   phaseMs: { label: "phase, ms", better: "less", show: significant },
 };
+
+/** Whether it is worth a picture: else its numbers are in a table only. */
+export function isPictured(name: string): boolean {
+  return Object.hasOwn(METRICS, name) || /PerSecond$|^restart-/.test(name);
+}
 
 export function metricOf(name: string): Metric {
   const known = METRICS[name];
@@ -48,6 +59,7 @@ export function showParameter(name: string, value: number | string): string {
   if (typeof value === "string") return value;
   const number = value.toLocaleString("en");
   if (name === "perSecond") return `${number}/s`;
+  if (name === "everyMs") return `every ${number} ms`;
   const unit = /^(.*)(Mb|Ms|Us|Bytes)$/.exec(name);
   if (unit !== null) return `${number} ${unit[2] === "Mb" ? "MB" : unit[2]?.toLowerCase()} ${unit[1]}`.trim();
   return `${number} ${value === 1 ? name.replace(/s$/, "") : name}`;

@@ -24,7 +24,8 @@ nav { margin: 1rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; } a { col
 .pictures svg { width: 100%; max-width: 560px; height: auto; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .4rem 0 .8rem; padding: 0; list-style: none; font-size: .9rem; }
 .legend li { white-space: nowrap; } .swatch { vertical-align: middle; margin-right: .4rem; width: 26px; height: 10px; }
-.scroll { overflow-x: auto; margin: .2rem 0 1.2rem; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.scroll { max-width: 100%; overflow-x: auto; margin: .2rem 0 1.2rem; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 caption { text-align: left; color: var(--muted); padding: .5rem 0 .2rem; position: sticky; left: 0; } th, td { padding: .15rem .7rem .15rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; } th:first-child, td:first-child { text-align: left; } .goals td:first-child { white-space: normal; min-width: 14rem; }
 tr.ours { background: var(--soft-back); font-weight: 600; } .met { color: var(--good); font-weight: 600; } .missed { color: var(--bad); font-weight: 600; }
@@ -68,9 +69,9 @@ function renderPiece(piece: Piece): string {
   return `<section><h2 id="${escapeXml(piece.name)}">${escapeXml(piece.title)}</h2>
 ${legend.length === 0 ? "" : `<ul class="legend">${legend.map(renderSwatch).join("")}</ul>`}
 <div class="pictures">${drawn.join("\n")}</div>
-${tablesOf(piece)
-  .map((table) => renderTable(table))
-  .join("\n")}</section>`;
+<div class="tables">${tablesOf(piece)
+    .map((table) => renderTable(table))
+    .join("\n")}</div></section>`;
 }
 
 /** A piece of the line, or of the part, that it stands for. */
@@ -88,7 +89,7 @@ function renderTable({ caption, head, rows }: Table, look = ""): string {
   };
   const row = (cells: string[]): string =>
     `<tr${/^holdfast/.test(cells[0] ?? "") ? ' class="ours"' : ""}>${cells.map(cell).join("")}</tr>`;
-  return `<div class="scroll"><table class="${look}"><caption>${escapeXml(caption)}</caption><thead><tr>${head
+  return `<div class="scroll"><table class="${look}">${caption === "" ? "" : `<caption>${escapeXml(caption)}</caption>`}<thead><tr>${head
     .map((name) => `<th scope="col">${escapeXml(name)}</th>`)
     .join("")}</tr></thead><tbody>${rows.map(row).join("")}</tbody></table></div>`;
 }

@@ -5,18 +5,19 @@
  */
 import { measuredRounds, median, spreadOf } from "../figures.ts";
 import type { Figure, Piece } from "../results.ts";
-import { metricOf } from "./metric.ts";
+import { isPictured, metricOf } from "./metric.ts";
 import { middleCurve } from "./percentiles.ts";
 import { columnOf, columnsOf, growingWith, isOurs, metricsOf, seriesOf, unique } from "./series.ts";
 import { type Axis, drawBars, drawLines, drawStacks, type Line } from "./svg.ts";
 
-/** What a move does while clients wait, in its order; of bare CRIU and of a move. */
+/** what a move does while clients wait, in its order */
 const PHASES = ["hold", "capture", "dump", "transfer", "restore", "commit", "release"];
+const BARE_PHASES = ["criu-dump", "criu-restore"];
 /** as many colours as there are for parts */
-const PARTS = 8;
+const PARTS = 9;
 const FAMILIES = ["direct", "haproxy", "nginx", "envoy", "http-proxy", "httpxy", "node-pipe"];
 /** what a figure grows with is shown as it grows, not as so many bars */
-const GROWTHS = ["sessions", "memoryMb"];
+const GROWTHS = ["sessions", "memoryMb", "move"];
 
 export interface Swatch {
   label: string;
@@ -31,7 +32,7 @@ export interface Pictures {
 
 export function picturesOf(piece: Piece): Pictures {
   const legend = new Map<string, string>();
-  const drawn = metricsOf(piece.figures).flatMap((metric) => {
+  const drawn = metricsOf(piece.figures.filter(({ metric }) => isPictured(metric))).flatMap((metric) => {
     const figures = piece.figures.filter((each) => each.metric === metric);
     if (metric === "phaseMs") return timelines(figures, legend);
     const growth = growingWith(figures).filter((name) => GROWTHS.includes(name));
@@ -103,7 +104,7 @@ function curves(figures: Figure[]): (string | null)[] {
       .filter((each) => columnOf(each) === column)
       .map((figure): Line => {
         const points = middleCurve(figure.percentiles ?? []).map(({ p, valueUs }) => ({ x: p, y: valueUs }));
-        return { label: seriesOf(figure), look: lookOf(figure), points };
+        return { label: seriesOf(figure), look: lookOf(figure), points, dots: false };
       });
     return drawLines({ title: column, x, y, lines: oursLast(lines) });
   });
@@ -125,6 +126,7 @@ function growthOver(name: string, figures: Figure[]): (string | null)[] {
       return {
         label: series,
         look: lookOf(of[0] as Figure),
+        dots: true,
         points: of.flatMap(({ parameters, rounds }) => {
           const spread = spreadOf(measuredRounds(rounds));
           return spread === null ? [] : [{ x: Number(parameters[name]), y: spread.median, spread }];
@@ -139,28 +141,27 @@ function growthOver(name: string, figures: Figure[]): (string | null)[] {
         scale: Math.min(...xs) > 0 ? "log" : "linear",
         show: (value) => value.toLocaleString("en"),
       },
-      y: { label: metric.label, scale: "linear", show: metric.show },
+      y: { label: metric.label, scale: "linear", show: metric.show, unit: metric.unit ?? 1 },
       lines: oursLast(lines),
     });
   });
 }
 
-/** Moves and what bare CRIU does, one below the other. */
+/** Moves and what bare CRIU does, one below the other: only what clients wait for. */
 function timelines(figures: Figure[], legend: Map<string, string>): (string | null)[] {
   const named = unique(figures.map(({ parameters }) => String(parameters.phase)));
-  const order = [
-    ...PHASES.filter((phase) => named.includes(phase)),
-    ...named.filter((phase) => !PHASES.includes(phase)),
-  ];
-  const lookOfPhase = (phase: string): string => `of-part-${Math.min(order.indexOf(phase), PARTS - 1)}`;
+  const order = [...PHASES, ...BARE_PHASES].filter((phase) => named.includes(phase));
+  const lookOfPhase = (phase: string): string => `of-part-${order.indexOf(phase) % PARTS}`;
   for (const phase of order) legend.set(phase, lookOfPhase(phase));
   const show = metricOf("phaseMs").show;
   return columnsOf(figures).map((column) => {
     const here = figures.filter((each) => columnOf(each) === column);
     const stacks = unique(here.map(seriesOf)).map((series) => {
-      const parts = order.flatMap((phase) => {
-        const figure = here.find((each) => seriesOf(each) === series && each.parameters.phase === phase);
-        const values = measuredRounds(figure?.rounds ?? []);
+      const of = here.filter((each) => seriesOf(each) === series);
+      // CRIU's own part of a move lies inside of the move's phases.
+      const phases = of.some(({ parameters }) => parameters.phase === "hold") ? PHASES : BARE_PHASES;
+      const parts = phases.flatMap((phase) => {
+        const values = measuredRounds(of.find(({ parameters }) => parameters.phase === phase)?.rounds ?? []);
         return values.length === 0 ? [] : [{ name: phase, look: lookOfPhase(phase), value: median(values) }];
       });
       const total = parts.reduce((sum, { value }) => sum + value, 0);

@@ -17,7 +17,8 @@ export function parametersText(parameters: Parameters): string {
 
 /** "holdfast, relay" */
 export function seriesOf({ peer, parameters }: Figure): string {
-  return [peer, ...words(parameters).map(([, value]) => value)].join(", ");
+  const said = words(parameters).map(([, value]) => value);
+  return [peer, ...said.filter((word) => !peer.includes(word))].join(", ");
 }
 
 export function columnOf({ parameters }: Figure): string {

@@ -10,6 +10,8 @@ export interface Axis {
   label: string;
   /** `percentile`: as far apart as the nines are (log of 1 / (1 - p)) */
   scale: "linear" | "log" | "percentile";
+  /** so much is 1 where it is shown (1024: bytes shown as kB), so that its steps are round; 1 unless said */
+  unit?: number;
   show(value: number): string;
 }
 
@@ -25,6 +27,8 @@ export interface Line {
   /** classes of its colour and stroke: see {@link PICTURE_STYLE} */
   look: string;
   points: Point[];
+  /** few points are marked one by one; the many of a curve are not */
+  dots: boolean;
 }
 
 export interface Bar {
@@ -60,12 +64,12 @@ export const PICTURE_STYLE = `
   --holdfast: #0b5fff; --direct: #8c959f; --haproxy: #d9730d; --nginx: #1a7f37; --envoy: #a626a4;
   --http-proxy: #c2213f; --httpxy: #8a6d00; --node-pipe: #0f7f8c; --other: #57606a;
   --part-0: #0b5fff; --part-1: #d9730d; --part-2: #1a7f37; --part-3: #a626a4; --part-4: #c2213f; --part-5: #8a6d00;
-  --part-6: #0f7f8c; --part-7: #57606a; }
+  --part-6: #0f7f8c; --part-7: #57606a; --part-8: #afb8c1; }
 @media (prefers-color-scheme: dark) { .picture { --ink: #e6edf3; --faint: #30363d; --soft: #9198a1; --paper: #0d1117;
   --holdfast: #6cb0ff; --direct: #7d8590; --haproxy: #ffab5e; --nginx: #57d364; --envoy: #e391e0;
   --http-proxy: #ff7b8e; --httpxy: #d9b93a; --node-pipe: #4fd0dd; --other: #a5adb6;
   --part-0: #6cb0ff; --part-1: #ffab5e; --part-2: #57d364; --part-3: #e391e0; --part-4: #ff7b8e; --part-5: #d9b93a;
-  --part-6: #4fd0dd; --part-7: #a5adb6; } }
+  --part-6: #4fd0dd; --part-7: #a5adb6; --part-8: #6e7681; } }
 @media print { .picture { --ink: #000; --faint: #ccc; --soft: #444; --paper: #fff;
   --holdfast: #0b5fff; --direct: #8c959f; --haproxy: #d9730d; --nginx: #1a7f37; --envoy: #a626a4;
   --http-proxy: #c2213f; --httpxy: #8a6d00; --node-pipe: #0f7f8c; --other: #57606a; } }
@@ -93,7 +97,7 @@ ${[
   "httpxy",
   "node-pipe",
   "other",
-  ...Array.from({ length: 8 }, (_, index) => `part-${index}`),
+  ...Array.from({ length: 9 }, (_, index) => `part-${index}`),
 ]
   .map((name) => `.picture .of-${name}, .swatch.of-${name} { --colour: var(--${name}); }`)
   .join("\n")}
@@ -139,12 +143,12 @@ export function drawLines(options: { title: string; x: Axis; y: Axis; lines: Lin
     text((left + right) / 2, bottom + LINE_HEIGHT * 2.2, x.label, "middle"),
     `<text class="soft" text-anchor="middle" transform="translate(11 ${round((top + bottom) / 2)}) rotate(-90)">${escapeXml(y.label)}</text>`,
   ];
-  const marks = lines.map(({ label, look, points }) => {
+  const marks = lines.map(({ label, look, points, dots: dotted }) => {
     const sorted = [...points].sort((one, other) => one.x - other.x);
     const path = sorted.map(
       (point, index) => `${index === 0 ? "M" : "L"}${round(atX(point.x))} ${round(atY(point.y))}`,
     );
-    const dots = sorted.map((point) => {
+    const dots = (dotted ? sorted : []).map((point) => {
       const bar =
         point.spread === undefined || point.spread.min === point.spread.max
           ? ""
@@ -221,6 +225,15 @@ export function drawStacks(options: { title: string; axis: Axis; bars: StackedBa
   return picture(options.title, bottom + LINE_HEIGHT * 2.6, [...grid, ...rows, label]);
 }
 
+/** Pictures next to each other as one. */
+export function beside(title: string, drawn: string[]): string {
+  const heights = drawn.map((each) => Number(/viewBox="0 0 \d+ (\d+)"/.exec(each)?.[1]));
+  const inside = drawn.map((each, index) =>
+    each.replace("<svg ", `<svg x="${index * WIDTH}" y="0" width="${WIDTH}" height="${heights[index]}" `),
+  );
+  return `<svg class="picture" viewBox="0 0 ${WIDTH * drawn.length} ${Math.max(...heights)}" role="img"><title>${escapeXml(title)}</title>${inside.join("")}</svg>`;
+}
+
 /** One picture as a file of its own. */
 export function standAlone(drawn: string): string {
   return drawn
@@ -254,7 +267,7 @@ interface Range {
   place(value: number): number;
 }
 
-function rangeOf({ scale }: Axis, values: number[]): Range {
+function rangeOf({ scale, unit = 1 }: Axis, values: number[]): Range {
   const [min, max] = [Math.min(...values), Math.max(...values)];
   if (scale === "percentile") {
     const nines = (p: number): number => -Math.log10(1 - p / 100);
@@ -269,7 +282,7 @@ function rangeOf({ scale }: Axis, values: number[]): Range {
     return { ticks, place: (value) => Math.log(Math.max(value, low) / low) / Math.log(high / low) };
   }
   const low = Math.min(0, min);
-  const step = ceil125((max - low || 1) / (TICKS_MAX - 1));
+  const step = unit * ceil125((max - low || 1) / unit / (TICKS_MAX - 1));
   const high = Math.ceil(max / step) * step || step;
   const first = Math.floor(low / step) * step;
   const ticks = Array.from(

@@ -7,6 +7,7 @@ import { quantile } from "./percentiles.ts";
 import { columnOf, columnsOf, isOurs, metricsOf, seriesOf, unique } from "./series.ts";
 
 export interface Table {
+  /** "": what stands above it says it */
   caption: string;
   head: string[];
   /** the first cell names the row */
@@ -18,7 +19,7 @@ const DIRECT = "direct";
 
 export function goalsTable(results: BenchResults): Table {
   return {
-    caption: "Goals",
+    caption: "",
     head: ["goal", "wanted", "here (least–greatest)", "verdict"],
     rows: judge(results).map(({ name, goal, here, verdict }) => [name, goal, here, verdict]),
   };
@@ -94,10 +95,14 @@ function percentileTables(figures: Figure[]): Table[] {
   return columnsOf(figures).map((column) => {
     const here = figures.filter((each) => columnOf(each) === column);
     const direct = here.find(({ peer }) => peer === DIRECT);
+    const metric = here[0]?.metric ?? "latencyUs";
+    // Curves are in µs, whatever the figure's own unit is.
+    const inMs = metric.endsWith("Ms");
+    const show = (us: number): string => metricOf(metric).show(inMs ? us / 1000 : us);
     const at = (figure: Figure, p: number): (number | null)[] =>
       (figure.percentiles ?? []).map((curve) => (curve === null ? null : quantile(curve, p)));
     return {
-      caption: `${column === "" ? "Percentiles" : column}: µs${direct === undefined ? "" : " added to the direct way (which is in full)"}`,
+      caption: `${metricOf(metric).label}${column === "" ? "" : `, ${column}`}: percentiles${direct === undefined ? "" : ", added to the direct way (which is in full)"}`,
       head: ["", ...PERCENTILES.map((p) => `p${p}`), "max, in full"],
       rows: here.map((figure) => [
         seriesOf(figure),
@@ -106,9 +111,9 @@ function percentileTables(figures: Figure[]): Table[] {
             direct === undefined || figure === direct
               ? measuredRounds(at(figure, p))
               : roundByRound(at(figure, p), at(direct, p), (a, b) => a - b);
-          return showSpread(spreadOf(added), metricOf("latencyUs").show);
+          return showSpread(spreadOf(added), show);
         }),
-        showSpread(spreadOf(measuredRounds(at(figure, 100))), metricOf("latencyUs").show),
+        showSpread(spreadOf(measuredRounds(at(figure, 100))), show),
       ]),
     };
   });

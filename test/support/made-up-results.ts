@@ -54,22 +54,47 @@ export function madeUpResults(rounds = 3): BenchResults {
     ]),
   );
   const phases: Record<string, Record<string, number>> = {
-    "bare CRIU": { dump: 60, restore: 45 },
-    takeover: { hold: 11, capture: 20, dump: 62, transfer: 40, restore: 48, commit: 33, release: 70 },
-    relay: { hold: 8, capture: 18, dump: 60, transfer: 38, restore: 47, commit: 9, release: 36 },
+    "bare-criu": { "criu-dump": 60, "criu-restore": 45 },
+    "holdfast-takeover": {
+      prepare: 900,
+      hold: 11,
+      capture: 20,
+      dump: 62,
+      transfer: 40,
+      restore: 48,
+      commit: 33,
+      release: 70,
+      retire: 200,
+      "criu-dump": 66,
+      "criu-restore": 50,
+    },
+    "holdfast-relay": {
+      hold: 8,
+      capture: 18,
+      dump: 60,
+      transfer: 38,
+      restore: 47,
+      commit: 9,
+      release: 36,
+      "criu-dump": 66,
+      "criu-restore": 50,
+    },
   };
   const moves = [10, 100, 1_000].flatMap((sessions) =>
-    Object.entries(phases).flatMap(([peer, parts]) => [
-      ...Object.entries(parts).map(([phase, ms]) =>
-        figure(peer, "phaseMs", ms * (1 + sessions / 1_000), { phase, sessions }),
-      ),
-      figure(
-        peer,
-        "blackoutMs",
-        Object.values(parts).reduce((sum, ms) => sum + ms, sessions / 10),
-        { sessions },
-      ),
-    ]),
+    Object.entries(phases).flatMap(([peer, parts]) => {
+      const common = { sessions, memoryMb: 32, downstream: peer.replace(/^.*-/, "") };
+      const blackoutMs = Object.values(parts).reduce((sum, ms) => sum + ms, sessions / 10);
+      return [
+        ...Object.entries(parts).map(([phase, ms]) =>
+          figure(peer, "phaseMs", ms * (1 + sessions / 1_000), { ...common, phase }),
+        ),
+        {
+          ...figure(peer, "blackoutMs", blackoutMs, common),
+          percentiles: inRounds(blackoutMs * 1_000).map(curve),
+        },
+        figure(peer, "lost", 0, common),
+      ];
+    }),
   );
   return {
     version: 1,
