@@ -46,6 +46,7 @@ openssl openssl
 curl curl
 nghttp2-client nghttp
 nghttp2-client h2load
+chromium chromium
 python3 /usr/bin/python3'
 # … and of the benchmarks' peers and load generators.
 bench_tools='haproxy haproxy

@@ -55,8 +55,7 @@ const BAR_HEIGHT = 16;
 const BAR_GAP = 6;
 const TICKS_MAX = 6;
 const LABEL_CHARS_MAX = 24;
-/** to the right of everything, so that the last tick's text stays inside */
-const EDGE = 22;
+const EDGE = 8;
 
 /** For the page, and inside of a picture that stands alone. */
 export const PICTURE_STYLE = `
@@ -124,7 +123,8 @@ export function drawLines(options: { title: string; x: Axis; y: Axis; lines: Lin
   );
   const left = LINE_HEIGHT + 8 + CHAR_WIDTH * Math.max(...ys.ticks.map((tick) => y.show(tick).length));
   const top = LINE_HEIGHT * 2;
-  const right = WIDTH - EDGE;
+  // Half of the last tick's text is beyond the axis.
+  const right = WIDTH - EDGE - (CHAR_WIDTH / 2) * Math.max(...xs.ticks.map((tick) => x.show(tick).length));
   const bottom = top + PLOT_HEIGHT;
   const atX = (value: number): number => left + xs.place(value) * (right - left);
   const atY = (value: number): number => bottom - ys.place(value) * PLOT_HEIGHT;
@@ -137,10 +137,10 @@ export function drawLines(options: { title: string; x: Axis; y: Axis; lines: Lin
     ...xs.ticks.map(
       (tick) =>
         `<line class="grid" y1="${round(top)}" y2="${round(bottom)}" x1="${round(atX(tick))}" x2="${round(atX(tick))}"/>` +
-        text(atX(tick), bottom + LINE_HEIGHT, x.show(tick), "middle", "soft"),
+        text(atX(tick), bottom + LINE_HEIGHT + 3, x.show(tick), "middle", "soft"),
     ),
     `<path class="axis" d="M${round(left)} ${round(top)}V${round(bottom)}H${round(right)}"/>`,
-    text((left + right) / 2, bottom + LINE_HEIGHT * 2.2, x.label, "middle"),
+    text((left + right) / 2, bottom + LINE_HEIGHT * 2.4, x.label, "middle"),
     `<text class="soft" text-anchor="middle" transform="translate(11 ${round((top + bottom) / 2)}) rotate(-90)">${escapeXml(y.label)}</text>`,
   ];
   const marks = lines.map(({ label, look, points, dots: dotted }) => {
@@ -158,7 +158,7 @@ export function drawLines(options: { title: string; x: Axis; y: Axis; lines: Lin
     });
     return `<g class="series ${look}"><path class="mark line ${look}" d="${path.join("")}">${titleOf(label)}</path>${dots.join("")}</g>`;
   });
-  return picture(title, bottom + LINE_HEIGHT * 2.6, [...grid, ...marks]);
+  return picture(title, bottom + LINE_HEIGHT * 2.8, [...grid, ...marks]);
 }
 
 /** One bar below the other, from nought. */
@@ -271,7 +271,7 @@ function rangeOf({ scale, unit = 1 }: Axis, values: number[]): Range {
   const [min, max] = [Math.min(...values), Math.max(...values)];
   if (scale === "percentile") {
     const nines = (p: number): number => -Math.log10(1 - p / 100);
-    const ticks = [0, 50, 90, 99, 99.9, 99.99, 99.999].filter((p) => p >= min && p <= max);
+    const ticks = [50, 90, 99, 99.9, 99.99, 99.999].filter((p) => p >= min && p <= max);
     return { ticks, place: (p) => (nines(p) - nines(min)) / (nines(max) - nines(min) || 1) };
   }
   if (scale === "log") {
