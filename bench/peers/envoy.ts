@@ -19,12 +19,18 @@ const TYPES = "type.googleapis.com/envoy.extensions.filters";
 const CONNECTIONS_MAX = 1_000_000;
 const BACKLOG = 4096;
 
-/** envoy-http that tries again. @param retryPolicy `config.route.v3.RetryPolicy` */
-export function envoyRetrying(retryPolicy: object): Peer {
-  return envoy("http", { retry_policy: retryPolicy });
+/** Settings of the HTTP connection manager, and of the route (`config.route.v3.RouteAction`), over the ones here. */
+interface Settings {
+  manager?: object;
+  route?: object;
 }
 
-function envoy(mode: "tcp" | "http", route: object = {}): Peer {
+/** envoy-http, set up otherwise. */
+export function envoyHttpWith(settings: Settings): Peer {
+  return envoy("http", settings);
+}
+
+function envoy(mode: "tcp" | "http", settings: Settings = {}): Peer {
   const name = `envoy-${mode}`;
   return {
     name,
@@ -37,7 +43,7 @@ function envoy(mode: "tcp" | "http", route: object = {}): Peer {
       const file = join(directory, "envoy.json");
       writeFileSync(
         file,
-        JSON.stringify(bootstrap(port, to.port, mode === "tcp" ? tcpFilter : httpFilter(route))),
+        JSON.stringify(bootstrap(port, to.port, mode === "tcp" ? tcpFilter : httpFilter(settings))),
       );
       const child = stage.spawn(
         [BINARY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"],
@@ -69,13 +75,14 @@ const tcpFilter = {
   },
 };
 
-const httpFilter = (route: object): object => ({
+const httpFilter = ({ manager = {}, route = {} }: Settings): object => ({
   name: "envoy.filters.network.http_connection_manager",
   typed_config: {
     "@type": `${TYPES}.network.http_connection_manager.v3.HttpConnectionManager`,
     stat_prefix: "bench",
     upgrade_configs: [{ upgrade_type: "websocket" }],
     stream_idle_timeout: "3600s",
+    ...manager,
     http_filters: [
       { name: "envoy.filters.http.router", typed_config: { "@type": `${TYPES}.http.router.v3.Router` } },
     ],

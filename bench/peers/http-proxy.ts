@@ -34,7 +34,10 @@ if (import.meta.main) {
   const agent = new Agent({ keepAlive: true, maxSockets: 1024, maxFreeSockets: 1024 });
   const { createProxyServer } = createRequire(import.meta.url)("http-proxy") as HttpProxy;
   const proxy = createProxyServer({ target: `http://127.0.0.1:${to}`, agent });
-  proxy.on("error", (_error, _request, response) => response.destroy());
+  proxy.on("error", (_error, _request, response) => {
+    if ("writeHead" in response && !response.headersSent) response.writeHead(502).end();
+    else response.destroy();
+  });
   createServer((request, response) => proxy.web(request, response))
     .on("upgrade", (request, socket, head) => proxy.ws(request, socket, head))
     .listen(listen, "127.0.0.1");
