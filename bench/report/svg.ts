@@ -121,7 +121,7 @@ export function drawLines(options: { title: string; x: Axis; y: Axis; lines: Lin
       ...(point.spread === undefined ? [] : [point.spread.min, point.spread.max]),
     ]),
   );
-  const left = LINE_HEIGHT + 8 + CHAR_WIDTH * Math.max(...ys.ticks.map((tick) => y.show(tick).length));
+  const left = LINE_HEIGHT + 12 + CHAR_WIDTH * Math.max(...ys.ticks.map((tick) => y.show(tick).length));
   const top = LINE_HEIGHT * 2;
   // Half of the last tick's text is beyond the axis.
   const right = WIDTH - EDGE - (CHAR_WIDTH / 2) * Math.max(...xs.ticks.map((tick) => x.show(tick).length));
