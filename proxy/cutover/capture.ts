@@ -34,7 +34,7 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
       continue;
     }
     if (session.state !== "open" && session.state !== "lingering") continue;
-    if (proxy.portOf(session).moveBy === "replay" && session.watch?.replay?.cut() === true) {
+    if (proxy.portOf(session).moveBy === "replay" && session.watch?.cut() === true) {
       // The application's frozen end gets our RST, and is dumped as the connection that it no longer is.
       session.settleWatch();
       session.step("capture");

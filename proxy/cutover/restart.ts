@@ -17,6 +17,7 @@ const MESSAGES_MS_MAX = 100;
 /** Call with the role already `paused`. */
 export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<PauseResult> {
   proxy.heldAtMs = performance.now();
+  proxy.endAway();
   proxy.beginAway();
   const startMs = performance.now();
   for (const replay of replays(proxy)) replay.quiesce();
@@ -31,10 +32,10 @@ export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<Paus
   let requestsInFlight = 0;
   let sessions = 0;
   for (const session of [...proxy.sessions.values()]) {
-    const replay = session.watch?.replay ?? null;
-    if (replay === null) continue;
-    requestsInFlight += session.watch?.info.requestsInFlight ?? 0;
-    if (replay.cut()) sessions++;
+    const { watch } = session;
+    if (watch === null || watch.replay === null) continue;
+    requestsInFlight += watch.info.requestsInFlight;
+    if (watch.cut()) sessions++;
   }
   for (const presence of proxy.presences) presence.lost();
   return { sessions, requestsInFlight };

@@ -6,6 +6,7 @@
  *   completely given, idempotent or `unsafe`       → sent again
  *   completely given, anything else                → refused: nobody knows whether it was acted upon
  *   its bytes are not in the log any more          → refused
+ *   as many lives as it may have ended with it     → refused: it may be what ends them
  *
  * In order, and one at a time: what follows waits for the answer, so that a refusal in the middle is given in its turn.
  */
@@ -29,6 +30,8 @@ export interface PlanInput {
   sentUpTo: number;
   /** send again also what may have been acted upon */
   unsafe: boolean;
+  /** whether it may be given to one life more */
+  hasLife(record: RequestRecord): boolean;
   /** whether the log has [from, to) */
   covers(from: number, to: number): boolean;
 }
@@ -41,7 +44,8 @@ export function planReplay(input: PlanInput): PlanStep[] | null {
     const to = record.end < 0 ? bytesIn : record.end;
     const mayHaveActed = record.end >= 0 && record.end <= sentUpTo;
     const isSafe = !mayHaveActed || record.idempotent || unsafe;
-    if (isSafe && input.covers(record.start, to)) steps.push({ do: "send", from: record.start, to, record });
+    if (isSafe && input.hasLife(record) && input.covers(record.start, to))
+      steps.push({ do: "send", from: record.start, to, record });
     else steps.push({ do: "refuse", record });
   }
   const last = inFlight.at(-1);

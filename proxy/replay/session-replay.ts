@@ -334,6 +334,15 @@ export class SessionReplay {
 
   /** False: nothing can be hidden here; the client is to see what the application did. */
   applicationGone(how: "fin" | "reset" | "cut"): boolean {
+    if (this.#hides(how)) return true;
+    if (how !== "fin" || !this.#returning) return false;
+    // The client is not read while its requests are sent again, and nothing will change that now.
+    this.#carrier.detach();
+    this.#carrier.endAfter(NO_BYTES);
+    return true;
+  }
+
+  #hides(how: "fin" | "reset" | "cut"): boolean {
     const observer = this.#observer;
     if (how === "fin" && !observer.outboundAtBoundary) observer.outboundFin();
     if (observer.protocol === "websocket") return this.#webSocketGone(how);
@@ -402,6 +411,8 @@ export class SessionReplay {
     this.#host.counters.sessionsAway++;
     this.#carrier.detach();
     this.#carrier.inbound.hold();
+    for (const record of this.#observer.inFlight)
+      if (record.start < this.#sentUpTo) record.tag = livesOf(record) + 1;
     if (!this.isPending) this.#losses = 0;
     else if (this.#handshake === null) this.#losses++;
     else if (how !== "cut") {
@@ -667,7 +678,8 @@ export class SessionReplay {
       messageStart: this.#observer.inboundMessageStart,
       sentUpTo: this.#sentUpTo,
       unsafe: this.#port.replayUnsafe,
-      covers: (from, to) => this.#losses < LIVES_MAX && this.#log.covers(from, to),
+      hasLife: (record) => livesOf(record) < LIVES_MAX,
+      covers: (from, to) => this.#losses < SILENT_LIVES_MAX && this.#log.covers(from, to),
     });
     if (plan === null) {
       this.#carrier.reset("the beginning of a request is lost");
@@ -762,11 +774,6 @@ export class SessionReplay {
     return this.#observer.protocol === "websocket" ? this.#isAnswered : this.#observer.inFlightCount === 0;
   }
 
-  /** The session will not go on with this life of the application. */
-  cut(): boolean {
-    return this.#carrier.isWaiting || this.applicationGone("cut");
-  }
-
   /** What is held goes where bytes wait that were read: into the pump, to travel with the session. Nothing is on disk. */
   settle(): void {
     if (!this.#carrier.isWaiting) return;
@@ -805,6 +812,11 @@ export class SessionReplay {
     if (this.#handshakeTimer !== null) clearTimeout(this.#handshakeTimer);
     this.#handshakeTimer = null;
   }
+}
+
+/** Lives of the application that were given the request and ended without an answer. */
+function livesOf(record: RequestRecord): number {
+  return typeof record.tag === "number" ? record.tag : 0;
 }
 
 /** No messages are known in it. */

@@ -116,16 +116,22 @@ export class Watch {
   }
 
   /** True: hidden from the client, the session waits for another life of the application. */
-  applicationGone(how: "fin" | "reset"): boolean {
+  applicationGone(how: "fin" | "reset" | "cut"): boolean {
     if (this.replay?.applicationGone(how) === true) {
       // The part of a head that is still in here the client will never see.
       if (this.#editor !== null) this.#editor = new ResponseHeadEditor((head) => this.#edit(head));
       this.#probe = null;
       return true;
     }
+    if (how === "cut") return false;
     this.#flushEditor();
     if (how === "fin" && this.replay === null) this.#observer.outboundFin();
     return false;
+  }
+
+  /** The session will not go on with this life of the application. False: it has to, an answer has begun. */
+  cut(): boolean {
+    return this.#carrier.isWaiting || this.applicationGone("cut");
   }
 
   #flushEditor(): void {

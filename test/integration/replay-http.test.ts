@@ -257,6 +257,20 @@ describe("HTTP over an application that ends", { timeout: 60_000 }, () => {
     });
   }
 
+  it("lets a client go whose second life ends in the middle of an answer others wait for", async () => {
+    const { client } = await stage.pair(get("/1") + get("/2"));
+    await stage.application.restart();
+    const server = await stage.application.accept();
+    await server.has(get("/1").length);
+    server.socket.end("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart");
+    assert.equal(await client.ending(), "end");
+    assert.ok(String(client.received).endsWith("part"));
+    // Nobody is waited for any more.
+    await stage.resume();
+    client.socket.end();
+    await stage.proxy.untilSessions(0);
+  });
+
   it("sends again what got a part of a head that the client has not seen", async () => {
     const { client, server } = await stage.pair(get("/x"));
     server.socket.write("HTTP/1.1 200 OK\r\nContent-Le");

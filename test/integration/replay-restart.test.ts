@@ -70,6 +70,21 @@ describe("a restart", { timeout: 60_000 }, () => {
     assert.equal(String(next.received), get("/next"));
   });
 
+  it("shows nothing of an answer whose head was not complete when it cut", async () => {
+    const { client, server } = await stage.pair(get("/1"));
+    server.socket.write("HTTP/1.1 200 ");
+    const other = await stage.pair(get("/other"));
+    other.server.socket.write(ok("other"));
+    await answersOf(other.client, 1);
+    await stage.pause();
+    await stage.application.restart();
+    await stage.resume();
+    const next = await stage.application.accept();
+    await next.has(get("/1").length);
+    next.socket.write(ok("one"));
+    assert.equal((await answersOf(client, 1))[0]?.body, "one");
+  });
+
   it("goes on with the same life when that was not ended after all", async () => {
     const { client, server } = await stage.pair(get("/big"));
     // An answer that has begun cannot be cut, so this connection stays.
