@@ -1,0 +1,78 @@
+/** What is known of a session, as bytes for another node: comes back as it was, and nothing else is taken for it. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import fc from "fast-check";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { decodeWatch, encodeWatch, type SavedWatch } from "#proxy/replay/saved-watch.ts";
+
+/** plain objects, as decoding makes them */
+const PLAIN = { noNullPrototype: true } as const;
+const bytes = fc.uint8Array({ maxLength: 60 }).map((array) => Buffer.from(array));
+const offset = fc.maxSafeNat();
+const watch: fc.Arbitrary<SavedWatch> = fc.record(
+  {
+    observer: bytes,
+    name: fc.option(fc.string({ maxLength: 40 })),
+    noTakeover: fc.boolean(),
+    replay: fc.option(
+      fc.record(
+        {
+          sentUpTo: offset,
+          losses: offset,
+          swallows: fc.boolean(),
+          isAnsweredEarly: fc.boolean(),
+          logBase: offset,
+          log: bytes,
+          messageEnds: fc.array(offset, { maxLength: 5 }),
+          handshake: fc.option(
+            fc.record(
+              {
+                request: bytes,
+                agreed: fc.record(
+                  {
+                    accept: fc.option(fc.string()),
+                    protocol: fc.option(fc.string()),
+                    extensions: fc.string(),
+                  },
+                  PLAIN,
+                ),
+              },
+              PLAIN,
+            ),
+          ),
+        },
+        PLAIN,
+      ),
+    ),
+  },
+  PLAIN,
+);
+
+describe("a saved watch", () => {
+  it("comes back as it was", () => {
+    fc.assert(fc.property(watch, (saved) => assert.deepEqual(decodeWatch(encodeWatch(saved)), saved)));
+  });
+
+  it("is refused by its code when it is damaged, and never otherwise", () => {
+    fc.assert(
+      fc.property(watch, fc.nat(), fc.nat(255), fc.boolean(), (saved, place, value, isCut) => {
+        const encoded = encodeWatch(saved);
+        const at = place % encoded.length;
+        const damaged = isCut ? encoded.subarray(0, at) : Buffer.from(encoded);
+        if (!isCut) damaged[at] = value;
+        try {
+          decodeWatch(damaged);
+          assert.ok(!isCut, "what is cut off is noticed");
+        } catch (error) {
+          assert.ok(error instanceof HoldfastError, String(error));
+          assert.equal(error.code, "SNAPSHOT_INVALID");
+        }
+      }),
+    );
+    assert.throws(() => decodeWatch(Buffer.concat([encodeWatch(plain), Buffer.from([0])])), {
+      code: "SNAPSHOT_INVALID",
+    });
+  });
+});
+
+const plain: SavedWatch = { observer: Buffer.alloc(0), name: null, noTakeover: false, replay: null };
