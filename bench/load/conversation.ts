@@ -5,7 +5,7 @@
  * Sources: RFC 9112 section 6 (only Content-Length: every peer here passes it on), RFC 6455 sections 4 and 5.
  */
 import { createHash } from "node:crypto";
-import type { Protocol } from "./load.ts";
+import type { Load, Protocol } from "./load.ts";
 
 export const MESSAGE_BYTES = 64;
 const WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -29,10 +29,10 @@ export interface Conversation {
   take(bytes: Buffer, length: number): boolean;
 }
 
-export function converse(protocol: Protocol): Conversation {
+export function converse(protocol: Protocol, bulk?: Load["bulk"]): Conversation {
   switch (protocol) {
     case "http":
-      return new HttpConversation();
+      return new HttpConversation(bulk);
     case "tcp":
       return new EchoConversation(0);
     case "websocket":
@@ -53,12 +53,21 @@ export function acceptOf(key: string): string {
 }
 
 class HttpConversation implements Conversation {
-  readonly #request = Buffer.from("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  readonly #request: Buffer;
   #head = "";
   #bodyBytesLeft = 0;
   /** of the last answer that came in one piece: the next one is most likely the same */
   #headBytes = 0;
   #wholeBytes = 0;
+
+  constructor(bulk: Load["bulk"]) {
+    const [line, length, body] =
+      bulk?.direction === "up"
+        ? ["POST /", `Content-Length: ${bulk.bytes}\r\n`, Buffer.alloc(bulk.bytes)]
+        : [`GET /${bulk?.bytes ?? ""}`, "", Buffer.alloc(0)];
+    const head = `${line} HTTP/1.1\r\nHost: localhost\r\n${length}\r\n`;
+    this.#request = Buffer.concat([Buffer.from(head), body]);
+  }
 
   next(): Buffer {
     return this.#request;

@@ -5,11 +5,11 @@
  * Everything is synchronous: {@link Crowd.turn} waits for the kernel and handles what it says.
  */
 import { type Conversation, converse, greet } from "./conversation.ts";
-import type { Protocol } from "./load.ts";
+import type { Load, Protocol } from "./load.ts";
 import { close, connectTo, EPOLLIN, EPOLLOUT, Poller, read, write } from "./raw-sockets.ts";
 
 const CLOSED = "a connection closed";
-const READ_BYTES = 64 * 1024;
+const READ_BYTES = 256 * 1024;
 /** under way at a time: all of a listener's backlog is not taken */
 const OPENING_MAX = 64;
 /** 127.0.0.2 and on: connections come from several addresses, so that ports do not run out */
@@ -21,19 +21,20 @@ export class Connection {
   fd = -1;
   /** what comes before the first request, and is not answered yet */
   greeting: Conversation | null = null;
-  /** it is not connected yet, and is to send this */
+  /** what the kernel has not taken: it is not connected yet, or its send buffer is full */
   unsent: Buffer | null = null;
   /** when its request was due; NaN: it has none */
   dueMs = Number.NaN;
 
-  constructor(protocol: Protocol) {
-    this.conversation = converse(protocol);
+  constructor(protocol: Protocol, bulk: Load["bulk"]) {
+    this.conversation = converse(protocol, bulk);
   }
 }
 
 export abstract class Crowd {
   readonly #protocol: Protocol;
   readonly #port: number;
+  readonly #bulk: Load["bulk"];
   readonly #poller = new Poller();
   readonly #into = Buffer.allocUnsafeSlow(READ_BYTES);
   readonly #byFd: (Connection | undefined)[] = [];
@@ -43,9 +44,10 @@ export abstract class Crowd {
   errors = 0;
   problem: string | null = null;
 
-  constructor(protocol: Protocol, port: number) {
-    this.#protocol = protocol;
-    this.#port = port;
+  constructor(at: Pick<Load, "protocol" | "port" | "bulk">) {
+    this.#protocol = at.protocol;
+    this.#port = at.port;
+    this.#bulk = at.bulk;
   }
 
   /** Its request has its answer, at `nowMs`. */
@@ -57,7 +59,7 @@ export abstract class Crowd {
   /** Opens connections until there are `count`; those before are to be ready. @param msMax after that it gives up */
   protected open(count: number, msMax: number, ready: () => number): void {
     const first = this.connections.length;
-    while (this.connections.length < count) this.connections.push(new Connection(this.#protocol));
+    while (this.connections.length < count) this.connections.push(new Connection(this.#protocol, this.#bulk));
     const deadlineMs = performance.now() + msMax;
     for (let next = first; ready() + this.errors < count && performance.now() < deadlineMs; ) {
       while (next < count && next - ready() - this.errors < OPENING_MAX)
@@ -114,23 +116,33 @@ export abstract class Crowd {
     const bytes = (connection.greeting ?? connection.conversation).next();
     // By loopback it is mostly connected by now.
     const taken = write(connection.fd, bytes);
-    connection.unsent = taken === null ? bytes : null;
-    this.#poller.watch(connection.fd, taken === null ? EPOLLOUT : EPOLLIN);
-    if (taken !== null && taken !== bytes.length) this.#fail(connection, CLOSED);
+    connection.unsent = taken === bytes.length ? null : bytes.subarray(taken ?? 0);
+    this.#poller.watch(connection.fd, connection.unsent === null ? EPOLLIN : EPOLLOUT);
+    if (taken === 0) this.#fail(connection, CLOSED);
   }
 
   #request(connection: Connection): void {
     this.sent++;
     const bytes = connection.conversation.next();
-    // One request a connection is never more than its send buffer takes.
-    if (write(connection.fd, bytes) !== bytes.length) this.#fail(connection, CLOSED);
+    const taken = write(connection.fd, bytes);
+    if (taken === bytes.length) return;
+    if (taken === 0) {
+      this.#fail(connection, CLOSED);
+      return;
+    }
+    connection.unsent = bytes.subarray(taken ?? 0);
+    this.#poller.change(connection.fd, EPOLLOUT);
   }
 
   #handle(connection: Connection): void {
     if (connection.unsent !== null) {
       const taken = write(connection.fd, connection.unsent);
       if (taken === null) return;
-      if (taken !== connection.unsent.length) throw new Error(CLOSED);
+      if (taken === 0) throw new Error(CLOSED);
+      if (taken < connection.unsent.length) {
+        connection.unsent = connection.unsent.subarray(taken);
+        return;
+      }
       connection.unsent = null;
       this.#poller.change(connection.fd, EPOLLIN);
       return;

@@ -33,10 +33,12 @@ class Run extends Crowd {
   /** … and those before this one had to wait for a connection: their delay is not the generator's */
   #starvedBefore = 0;
   #answered = 0;
+  #answeredBefore = 0;
+  #lastAnswerMs = 0;
   #answeredInTime = 0;
 
   constructor(load: Load) {
-    super(load.protocol, load.port);
+    super(load);
     this.#load = load;
   }
 
@@ -50,6 +52,7 @@ class Run extends Crowd {
         return this.#report();
       }
       this.#opened = true;
+      this.#answeredBefore = this.#answered;
       this.#startMs = performance.now();
       this.#endMs = this.#startMs + seconds * 1000;
       if (perSecond === null)
@@ -72,6 +75,7 @@ class Run extends Crowd {
 
   protected override onAnswer(connection: Connection, nowMs: number): void {
     this.#answered++;
+    this.#lastAnswerMs = nowMs;
     if (this.#opened) {
       this.#latency.recordValue(micros(nowMs - connection.dueMs));
       if (nowMs <= this.#endMs) this.#answeredInTime++;
@@ -119,6 +123,9 @@ class Run extends Crowd {
       errors: this.errors,
       problem: this.problem,
       perSecond: this.#answeredInTime / this.#load.seconds,
+      perSecondOfAll:
+        (this.#answered - this.#answeredBefore) /
+        Math.max(this.#load.seconds, (this.#lastAnswerMs - this.#startMs) / 1000),
       latencyUs: percentiles(this.#latency),
       curve: curve(this.#latency),
       latenessUs: percentiles(this.#lateness),
@@ -183,6 +190,6 @@ let holding: Holding | null = null;
 
 serve((ask: Load | Hold): LoadReport | Held => {
   if (!("hold" in ask)) return new Run(ask).run();
-  holding ??= new Holding(ask.protocol, ask.port);
+  holding ??= new Holding(ask);
   return holding.hold(ask.hold);
 });

@@ -16,6 +16,8 @@ export interface Load {
   seconds: number;
   /** each request has a connection of its own: connect, ask, close */
   churn?: boolean;
+  /** http: every request moves so many bytes, as the body of its answer or as its own */
+  bulk?: { direction: "down" | "up"; bytes: number };
 }
 
 /** Connections that are opened, used once, and kept open; more are opened until there are so many. */
@@ -56,6 +58,8 @@ export interface LoadReport {
   problem: string | null;
   /** answers within the time */
   perSecond: number;
+  /** … and of all, those after the time included, from the start to the last of them */
+  perSecondOfAll: number;
   /** from when it was due (open loop) or sent (closed loop) to the last byte of its answer; the unanswered with what they waited */
   latencyUs: Percentiles;
   curve: CurvePoint[];

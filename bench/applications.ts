@@ -1,0 +1,91 @@
+/**
+ * Relays before each of the applications that the data path is measured with, one set a run: started when a piece first asks,
+ * and the same for all its rounds.
+ */
+import type { BulkState } from "./load/bulk-application.ts";
+import type { EchoState } from "./load/echo-application.ts";
+import { Program } from "./load/program.ts";
+import { peers } from "./peers/peers.ts";
+import type { Run } from "./piece.ts";
+import { type Application, Relays } from "./relays.ts";
+import type { Stage } from "./stage.ts";
+
+export type ApplicationKind = "http" | "tcp" | "websocket" | "bulk";
+
+const started = new WeakMap<Stage, Map<ApplicationKind, Promise<Relays>>>();
+
+/** The relays of this run that stand before it. Peers that are not there have been named when it resolves. */
+export async function relaysBefore(
+  kind: ApplicationKind,
+  run: Pick<Run, "stage" | "peers" | "relays" | "say" | "problem">,
+): Promise<Relays> {
+  if (kind === "http") return run.relays();
+  const ofStage = started.get(run.stage) ?? new Map<ApplicationKind, Promise<Relays>>();
+  started.set(run.stage, ofStage);
+  const known = ofStage.get(kind);
+  if (known !== undefined) return known;
+  run.say(`starting the relays before ${kind}`);
+  const starting = startRelays(kind, run);
+  ofStage.set(kind, starting);
+  const relays = await starting;
+  for (const { name, note } of relays.peers) if (note !== null) run.problem(`${name}, ${kind}`, note);
+  return relays;
+}
+
+/** Tells what the relays found wrong meanwhile, once. */
+export function tellProblems(relays: Relays, { problem }: Pick<Run, "problem">): void {
+  for (const { where, what } of relays.problems.splice(0)) problem(where, what);
+}
+
+async function startRelays(
+  kind: Exclude<ApplicationKind, "http">,
+  { stage, peers: wanted }: Pick<Run, "stage" | "peers">,
+): Promise<Relays> {
+  const application = await (kind === "bulk" ? startBulk(stage) : startEcho(stage, kind));
+  return Relays.start(
+    stage,
+    peers.filter(({ name }) => wanted.includes(name)),
+    application,
+  );
+}
+
+/** Sends back bytes, or WebSocket messages. */
+export async function startEcho(stage: Stage, kind: "tcp" | "websocket"): Promise<EchoApplication> {
+  const program = await start<EchoState>(stage, "echo-application");
+  return new EchoApplication(program, kind, (await program.ask("state"))[kind].port);
+}
+
+export class EchoApplication implements Application {
+  readonly protocol: "tcp" | "websocket";
+  readonly version = "of this checkout, on raw sockets";
+  readonly port: number;
+  readonly #program: Program<"state", EchoState>;
+
+  constructor(program: Program<"state", EchoState>, protocol: "tcp" | "websocket", port: number) {
+    this.#program = program;
+    this.protocol = protocol;
+    this.port = port;
+  }
+
+  async requestsSeen(): Promise<number> {
+    return (await this.#program.ask("state"))[this.protocol].seen;
+  }
+
+  async sessions(): Promise<number> {
+    return (await this.#program.ask("state"))[this.protocol].sessions;
+  }
+}
+
+async function startBulk(stage: Stage): Promise<Application> {
+  const program = await start<BulkState>(stage, "bulk-application");
+  return {
+    port: (await program.ask("state")).port,
+    protocol: "http",
+    version: "of this checkout, on raw sockets",
+    requestsSeen: async () => (await program.ask("state")).seen,
+  };
+}
+
+function start<State>(stage: Stage, name: string): Promise<Program<"state", State>> {
+  return Program.start(stage, `${import.meta.dirname}/load/${name}.ts`, { cpu: stage.cpus.load });
+}
