@@ -62,6 +62,7 @@ const AROUND_MS = 400;
 const DRAIN_MS_MAX = 30_000;
 const DEADLINE_MS = 60_000;
 const START_MS_MAX = 120_000;
+const START_CHECK_MS = 100;
 const ROW_SESSIONS = 100;
 /** the application's own memory beside what it is told to keep */
 const APPLICATION_MB = 256;
@@ -116,6 +117,7 @@ export class CutoverLab {
     try {
       for (const node of ["b", "a"])
         await lab.startAgent(node, { workloads: configured(node) }, { timeoutMs: START_MS_MAX });
+      await untilRunning(lab);
     } catch (error) {
       await lab.close();
       throw error;
@@ -236,6 +238,19 @@ export class CutoverLab {
       }
     }
     return { rssBytes: rssKb * 1024, descriptors };
+  }
+}
+
+/** An agent answers before a workload that is slow to start is served. */
+async function untilRunning(lab: Lab): Promise<void> {
+  const deadlineMs = performance.now() + START_MS_MAX;
+  for (;;) {
+    const { json, stderr } = await lab.cli("a", ["status", "--json"]);
+    const states = (json as { workloads: { name: string; state: string }[] } | undefined)?.workloads ?? [];
+    if (states.length === workloads.length && states.every(({ state }) => state === "running")) return;
+    if (performance.now() > deadlineMs)
+      throw new Error(`not all applications run: ${JSON.stringify(states)} ${stderr}`);
+    await delay(START_CHECK_MS);
   }
 }
 

@@ -8,10 +8,11 @@ import type { Figure } from "../results.ts";
 import { cutoverFigures, cutoverProblems, rowFigures } from "./cutover-figures.ts";
 import { CutoverLab, type CutoverSample, type Mode, modes, type RowSample } from "./cutover-lab.ts";
 
-export const SESSIONS = [10, 100, 1_000, 5_000];
-export const MEMORY_MB = [32, 128, 512, 1_024];
+const SESSIONS = [10, 100, 1_000, 5_000];
+const MEMORY_MB = [32, 128, 512, 1_024];
 const SESSIONS_QUICK = [10, 100];
-const MEMORY_MB_QUICK = [32, 256];
+/** beside the one of the other piece */
+const MEMORY_MB_QUICK = [256];
 const ROW_MOVES = 20;
 const ROW_MOVES_QUICK = 4;
 /** of the sizes whose piece is about the other one */
@@ -24,7 +25,7 @@ const WARM_SECONDS = 12;
 const SAMPLE_SECONDS = 4;
 
 export interface CutoverSizes {
-  sessions: number[];
+  sessions: readonly number[];
   memoryMb: number;
 }
 
@@ -35,7 +36,7 @@ interface Reporting {
 
 /**
  * One round in a laboratory of its own. A mode that fails is a problem, and the others go on.
- * @param warm whether each mode is first tried, unmeasured
+ * @param closing is told how to end the laboratory early
  */
 export async function measureCutover(
   run: Reporting & { round: number },
@@ -73,7 +74,7 @@ export async function measureCutover(
   return samples;
 }
 
-/** Many moves in a row of each kind, in one laboratory. */
+/** Many moves in a row of each kind, in one laboratory; the first are cold. */
 export async function measureRow(
   run: Reporting,
   moves: number,
