@@ -24,6 +24,8 @@ import { ProbeAnswers, ProbePeek } from "./probes.ts";
 
 const LINGER_CHECK_MS = 20;
 const LINKS_GREETING_MAX = 4096;
+/** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
+const REFUSED_POLITELY_MAX = 1024;
 
 export interface Counters extends ReplayCounters {
   sessionsAccepted: number;
@@ -206,8 +208,10 @@ export class WorkloadProxy implements WatchHost {
     const leg = TcpLeg.attach(this.kernel, handle);
     const mustWait = this.role !== "owner" && (this.owner === null || this.role === "adopted");
     const waits = mustWait || this.#isAbsent(port);
-    if (waits && this.#waitingSessions() >= this.config.limits.heldSessionsMax) {
-      this.counters.sessionsRefused++;
+    const tooMany = waits ? this.#waitingSessions() - this.config.limits.heldSessionsMax : -1;
+    if (tooMany >= 0) this.counters.sessionsRefused++;
+    const isPolite = (this.config.ports[port] as PortConfig).continuity === "replay" && !this.isEdge;
+    if (tooMany >= (isPolite ? REFUSED_POLITELY_MAX : 0)) {
       leg.reset();
       return;
     }
@@ -221,6 +225,12 @@ export class WorkloadProxy implements WatchHost {
       state: "waiting",
     });
     session.setDownstream(leg);
+    if (tooMany >= 0) {
+      // HTTP is told to come later; what turns out to be something else is reset.
+      this.watchSession(session, null);
+      session.watch?.replay?.giveUp();
+      return;
+    }
     if (mustWait && this.#answersProbes(port)) {
       session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
         this.counters.probesAnswered++;

@@ -200,17 +200,15 @@ describe("bytes held for an application that is away", { timeout: 60_000 }, () =
     assert.deepEqual([close[0], close.readUInt16BE(2)], [0x88, 1013]);
   });
 
-  it("refuses with RST the client that would be one too many", async () => {
+  it("answers 503 to the client that would be one too many, and serves it later", async () => {
     const few = await ReplayStage.start([{ protocol: "http" }], { heldSessionsMax: 2 });
     try {
       await few.pause();
       const waiting = [await few.dial(), await few.dial()];
       await few.proxy.untilSessions(2);
-      const ending = await few.dial().then(
-        (refused) => refused.ending(),
-        (error: NodeJS.ErrnoException) => error.code,
-      );
-      assert.equal(ending, "ECONNRESET");
+      const refused = await few.dial();
+      refused.socket.write(get("/"));
+      assert.equal((await answersOf(refused, 1))[0]?.status, 503);
       assert.equal(await few.count("sessionsRefused"), 1);
       for (const client of waiting) client.socket.write(get("/"));
       await few.resume();
@@ -220,6 +218,10 @@ describe("bytes held for an application that is away", { timeout: 60_000 }, () =
         assert.equal(client.over, null);
       }
       for (const client of waiting) await answersOf(client, 1);
+      refused.socket.write(get("/again"));
+      const server = await few.application.accept();
+      server.socket.write(ok("again"));
+      assert.equal((await answersOf(refused, 2))[1]?.status, 200);
     } finally {
       await few.stop();
     }
