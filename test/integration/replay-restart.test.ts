@@ -166,7 +166,7 @@ describe("a restart", { timeout: 60_000 }, () => {
 describe("an application that stays away", { timeout: 60_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
-    stage = await ReplayStage.start([{ protocol: "http" }, { protocol: "auto" }], {
+    stage = await ReplayStage.start([{ protocol: "http", probes: ["/healthz"] }, { protocol: "auto" }], {
       stallMsMax: 10,
       holdMsMax: 100,
       lingerMsMax: 300,
@@ -253,6 +253,22 @@ describe("an application that stays away", { timeout: 60_000 }, () => {
     const client = await stage.dial(stage.ports[1]);
     client.socket.write(Buffer.from([0, 1, 2, 3]));
     assert.equal(await client.ending(), "ECONNRESET");
+  });
+
+  it("does not take our refusal of a health check for the application's answer", async () => {
+    const real = await stage.pair(CHECK);
+    real.server.socket.write(ok("real"));
+    await answersOf(real.client, 1);
+    stage.application.end();
+    const refused = await stage.dial();
+    refused.socket.write(CHECK);
+    assert.equal((await answersOf(refused, 1))[0]?.status, 503);
+    await stage.application.begin();
+    await stage.resume();
+    await stage.pause();
+    const probe = await stage.dial();
+    probe.socket.write(CHECK);
+    assert.equal((await answersOf(probe, 1))[0]?.body, "real");
   });
 
   it("ends the connection of a client that has sent its FIN with the answer it gets", async () => {
