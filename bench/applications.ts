@@ -74,6 +74,10 @@ export class EchoApplication implements Application {
   async sessions(): Promise<number> {
     return (await this.#program.ask("state"))[this.protocol].sessions;
   }
+
+  end(): Promise<void> {
+    return this.#program.kill();
+  }
 }
 
 async function startBulk(stage: Stage): Promise<Application> {

@@ -178,7 +178,7 @@ export function renderIdle(samples: IdleSample[]): string[] {
 }
 
 /** Resolves when they all say so. */
-async function agree(count: number, ask: () => Promise<number[]>): Promise<void> {
+export async function agree(count: number, ask: () => Promise<number[]>): Promise<void> {
   const deadlineMs = performance.now() + AGREE_MS_MAX;
   for (;;) {
     const counts = await ask();
@@ -189,8 +189,8 @@ async function agree(count: number, ask: () => Promise<number[]>): Promise<void>
   }
 }
 
-/** When it has stopped changing, or at the latest after a while. */
-async function steadyBytes(pid: number): Promise<number> {
+/** What is anonymous in a process, when it has stopped changing, or at the latest after a while. */
+export async function steadyBytes(pid: number): Promise<number> {
   const deadlineMs = performance.now() + STEADY_MS_MAX;
   for (let before = anonymousBytes(pid); ; ) {
     await delay(STEADY_CHECK_MS);
