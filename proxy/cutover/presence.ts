@@ -69,7 +69,7 @@ export class Presence {
       return;
     }
     const awayMs = performance.now() - this.#absentSinceMs;
-    if (!this.#givenUp && awayMs > config.limits.holdMsMax) {
+    if (!this.#givenUp && awayMs >= config.limits.holdMsMax) {
       this.#givenUp = true;
       this.#proxy.log.warn(
         { port: this.#port, awayMs: Math.round(awayMs) },

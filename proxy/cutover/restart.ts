@@ -53,6 +53,8 @@ export async function resume(proxy: WorkloadProxy): Promise<ResumeResult> {
     if (!waits || proxy.role !== "owner" || performance.now() >= deadlineMs) break;
     await delay(POLL_MS);
   }
+  // Whoever waits in vain is refused before this is answered, however late it has become.
+  for (const presence of proxy.presences) presence.look();
   return { sessions: replays(proxy).length, ...proxy.endAway() };
 }
 
