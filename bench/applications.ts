@@ -17,7 +17,7 @@ const started = new WeakMap<Stage, Map<ApplicationKind, Promise<Relays>>>();
 /** The relays of this run that stand before it. Peers that are not there have been named when it resolves. */
 export async function relaysBefore(
   kind: ApplicationKind,
-  run: Pick<Run, "stage" | "peers" | "relays" | "say" | "problem">,
+  run: Pick<Run, "stage" | "peers" | "relays" | "introduce" | "say">,
 ): Promise<Relays> {
   if (kind === "http") return run.relays();
   const ofStage = started.get(run.stage) ?? new Map<ApplicationKind, Promise<Relays>>();
@@ -28,7 +28,7 @@ export async function relaysBefore(
   const starting = startRelays(kind, run);
   ofStage.set(kind, starting);
   const relays = await starting;
-  for (const { name, note } of relays.peers) if (note !== null) run.problem(`${name}, ${kind}`, note);
+  run.introduce(relays);
   return relays;
 }
 

@@ -17,6 +17,7 @@ export interface Conducted extends Plan {
 export interface Conductor {
   stage: Stage;
   relays(): Promise<Relays>;
+  introduce(relays: Relays): void;
   /** one line of progress */
   say(line: string): void;
   problem(where: string, what: string): void;
@@ -39,11 +40,12 @@ export async function conduct(options: Conducted, conductor: Conductor, kept: Pi
       (sum, piece, index) => sum + estimate(piece) * (rounds - round + (index >= place ? 1 : 0)),
       0,
     );
+  const leftOut = new Set<string>();
   for (let round = 1; round <= rounds; round++) {
     for (const [place, piece] of pieces.entries()) {
       const spentSeconds = conductor.nowSeconds() - startedSeconds;
       if (secondsMax !== null && spentSeconds + estimate(piece) > secondsMax) {
-        conductor.note(`${piece.name} is left out of round ${round}: it does not fit into ${secondsMax} s.`);
+        leftOut.add(piece.name);
         continue;
       }
       const head = `[${piece.name}, round ${round}/${rounds}, ${showLeft(leftAfter(round, place))} left]`;
@@ -51,6 +53,7 @@ export async function conduct(options: Conducted, conductor: Conductor, kept: Pi
         ...plan,
         stage: conductor.stage,
         relays: () => conductor.relays(),
+        introduce: (relays) => conductor.introduce(relays),
         round,
         say: (line) => conductor.say(`${head} ${line}`),
         problem: (where, what) => conductor.problem(where, what),
@@ -68,6 +71,8 @@ export async function conduct(options: Conducted, conductor: Conductor, kept: Pi
       await conductor.between();
     }
   }
+  if (leftOut.size > 0)
+    conductor.note(`Left out, as it does not fit into ${secondsMax} s: ${[...leftOut].join(", ")}.`);
 }
 
 function keep(kept: Piece[], { name, title }: BenchPiece, round: number, figures: Piece["figures"]): void {

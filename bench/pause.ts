@@ -6,16 +6,21 @@
  *   held      the proxy is told (`pause`), the application ends, the request is sent, the application is back (`resume`)
  *   replayed  the application has the request when it dies (SIGKILL) without answering, and is back (`resume`)
  */
-import { fixed, showSpread, spreadOf, table } from "./figures.ts";
+import { fixed, median, showSpread, spreadOf, table } from "./figures.ts";
 import { Program } from "./load/program.ts";
 import type { Answer, RestartClientsAsk } from "./load/restart-clients.ts";
 import type { RestartingApplicationAsk } from "./load/restarting-application.ts";
 import { startHoldfast } from "./peers/holdfast.ts";
+import type { BenchPiece } from "./piece.ts";
 import type { Problem } from "./relays.ts";
+import type { Figure } from "./results.ts";
 import type { Stage } from "./stage.ts";
 
 export type PauseKind = "held" | "replayed";
 
+const RESTARTS = 20;
+const RESTARTS_QUICK = 5;
+const SECONDS_EACH = 0.5;
 const DRAIN_MS = 1_000;
 const EPOCH = 1;
 
@@ -124,3 +129,40 @@ export function renderPause(samples: PauseSample[]): string[] {
     ]),
   ];
 }
+
+/** As figures: the value of a round is the median of its restarts, and its curve has every one of them. */
+export function pauseFigures(samples: PauseSample[]): Figure[] {
+  const kinds = [...new Set(samples.map(({ kind }) => kind))];
+  return kinds.flatMap((kind) =>
+    (["addedMs", "proxiedMs", "directMs"] as const).map((metric): Figure => {
+      const values = samples
+        .filter((each) => each.kind === kind)
+        .map((each) => each[metric])
+        .sort((one, other) => one - other);
+      return {
+        peer: "holdfast-replay",
+        parameters: { request: kind },
+        metric,
+        rounds: [median(values)],
+        percentiles: [
+          values.map((ms, index) => ({ p: ((index + 1) / values.length) * 100, valueUs: ms * 1_000 })),
+        ],
+      };
+    }),
+  );
+}
+
+export const pausePiece: BenchPiece = {
+  name: "pause",
+  title: "Pause of a request at a restart of the application, beside a client that is connected directly",
+  estimateSeconds: ({ quick }) => (quick ? RESTARTS_QUICK : RESTARTS) * 2 * SECONDS_EACH,
+  async measure(run): Promise<Figure[]> {
+    const samples = await measurePause(
+      run.stage,
+      { restarts: run.quick ? RESTARTS_QUICK : RESTARTS },
+      run.say,
+    );
+    for (const { where, what } of pauseProblems(samples)) run.problem(`pause, ${where}`, what);
+    return pauseFigures(samples);
+  },
+};

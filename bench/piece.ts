@@ -33,6 +33,8 @@ export interface Run extends Plan {
   stage: Stage;
   /** the relays of this run with a peer each, started when they are first asked for */
   relays(): Promise<Relays>;
+  /** Names peers and their versions in the report; once for each set that was started. */
+  introduce(relays: Relays): void;
   /** from 1 */
   round: number;
   /** progress: what is measured now, or what came of it */

@@ -5,7 +5,7 @@
 import { measuredRounds, roundByRound, type Spread, spreadOf } from "../figures.ts";
 import type { BenchResults, Figure, Piece } from "../results.ts";
 import { quantile } from "./percentiles.ts";
-import { parametersText } from "./series.ts";
+import { isOurs, parametersText } from "./series.ts";
 
 interface Goal {
   /** what is compared with what */
@@ -32,6 +32,9 @@ export interface Verdict {
   verdict: string;
 }
 
+/** what a clock of microseconds can tell: nobody adds less than nothing */
+const ADDED_US_MIN = 1;
+
 const times = (value: number): string => `${value.toFixed(2)}×`;
 const kilobytes = (bytes: number): string => `${(bytes / 1024).toFixed(1)} kB`;
 const milliseconds = (ms: number): string => `${ms.toFixed(1)} ms`;
@@ -45,9 +48,22 @@ const GOALS: Goal[] = [
       throughput(`${what}, messages/s beside HAProxy tcp`, piece, ours, "haproxy-tcp", { atLeast: 0.9 }),
     ];
   }),
-  addedLatency("raw TCP, p99 added latency beside Envoy tcp_proxy", "holdfast-tcp", "envoy-tcp", {
-    atMost: 1.1,
-  }),
+  addedLatency(
+    "raw TCP, p99 added latency beside Envoy tcp_proxy",
+    "latency-tcp-echo",
+    "holdfast-tcp",
+    "envoy-tcp",
+    {
+      atMost: 1.1,
+    },
+  ),
+  addedLatency(
+    "WebSocket, p99 added latency beside Envoy tcp_proxy",
+    "latency-ws-echo",
+    "holdfast-websocket",
+    "envoy-tcp",
+    { atMost: 1.1 },
+  ),
   throughput("observed HTTP, requests/s beside Envoy's HTTP", "http", "holdfast-http", "envoy-http", {
     atLeast: 1.3,
   }),
@@ -67,17 +83,15 @@ const GOALS: Goal[] = [
       1,
     ),
   ),
-  perSession("idle session, beyond the kernel's memory", "holdfast-tcp", { atMost: 8 * 1024 }),
-  perSession("idle WebSocket session", "holdfast-websocket", { atMost: 12 * 1024 }),
+  perSession("idle session, beyond the kernel's memory", "idle-tcp", "holdfast-tcp", { atMost: 8 * 1024 }),
+  perSession("idle WebSocket session", "idle-ws", "holdfast-websocket", { atMost: 12 * 1024 }),
   {
-    name: "requests/s beside 10,000 open sessions and beside 100",
+    name: "messages/s beside 10,000 open sessions as a multiple of those beside 100",
     piece: "idle",
     bound: { atLeast: 0.8 },
     show: times,
     values: (piece) => {
-      const all = piece.figures.filter(
-        ({ peer, metric }) => /^holdfast/.test(peer) && metric === "requestsPerSecond",
-      );
+      const all = piece.figures.filter(({ peer, metric }) => isOurs(peer) && metric === "messagesPerSecond");
       return [...new Set(all.map(({ peer }) => peer))].map((peer) => {
         const of = all.filter((each) => each.peer === peer);
         const least = of.find((each) => sessionsOf(each) === 100);
@@ -88,7 +102,7 @@ const GOALS: Goal[] = [
         // Less than a factor of ten is not the growth that is asked for.
         const fits = least !== undefined && most !== undefined && sessionsOf(most) >= 1_000;
         return {
-          at: most === undefined ? peer : `${peer}, ${sessionsOf(most).toLocaleString("en")}`,
+          at: `${piece.name}, ${peer}, ${sessionsOf(most).toLocaleString("en")}`,
           values: fits ? roundByRound(most.rounds, least.rounds, (a, b) => a / b) : [],
         };
       });
@@ -169,10 +183,10 @@ function throughput(
   };
 }
 
-function addedLatency(name: string, ours: string, other: string, bound: Goal["bound"]): Goal {
+function addedLatency(name: string, piece: string, ours: string, other: string, bound: Goal["bound"]): Goal {
   return {
     name,
-    piece: "latency",
+    piece,
     bound,
     show: times,
     values: ({ figures }) =>
@@ -180,13 +194,14 @@ function addedLatency(name: string, ours: string, other: string, bound: Goal["bo
         .filter(({ peer, metric }) => peer === ours && metric === "latencyUs")
         .map((one) => {
           const [theirs, direct] = [other, "direct"].map((peer) => counterpart(figures, one, peer));
-          const p99 = (figure: Figure | undefined): (number | null)[] => p99s(figure);
-          const added = (figure: Figure | undefined): (number | null)[] =>
-            p99(figure).map((value, round) => {
-              const yardstick = p99(direct)[round] ?? null;
-              // Not more than nothing added: there is no ratio to it.
-              return value === null || yardstick === null || value <= yardstick ? null : value - yardstick;
+          const added = (figure: Figure | undefined): (number | null)[] => {
+            const rounds = p99s(figure);
+            const yardstick = p99s(direct);
+            return rounds.map((p99, round) => {
+              const least = yardstick[round] ?? null;
+              return p99 === null || least === null ? null : Math.max(p99 - least, ADDED_US_MIN);
             });
+          };
           return {
             at: parametersText(one.parameters),
             values: roundByRound(added(one), added(theirs), (a, b) => a / b),
@@ -195,10 +210,10 @@ function addedLatency(name: string, ours: string, other: string, bound: Goal["bo
   };
 }
 
-function perSession(name: string, peer: string, bound: Goal["bound"]): Goal {
+function perSession(name: string, piece: string, peer: string, bound: Goal["bound"]): Goal {
   return {
     name,
-    piece: "idle",
+    piece,
     bound,
     show: kilobytes,
     values: ({ figures }) => {

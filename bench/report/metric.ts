@@ -37,15 +37,22 @@ const METRICS: Record<string, Metric> = {
     show: (bytes) => (bytes / 2 ** 20).toFixed(1),
     unit: 2 ** 20,
   },
+  peerCpuShare: { label: "share of its CPU that the peer used", better: "less", show: percent },
+  loadCpuShare: { label: "share of their CPU that load and application used", better: "less", show: percent },
+  unanswered: { label: "due and not answered", better: "less", show: rate },
+  generatorLateP99Us: { label: "how late the generator itself was, p99, µs", better: "less", show: rate },
   holdMs: { label: "hold to release, ms", better: "less", show: significant },
   addedMs: { label: "added to the pause, ms", better: "less", show: significant },
   blackoutMs: { label: "blackout seen by clients, ms", better: "less", show: significant },
   phaseMs: { label: "phase, ms", better: "less", show: significant },
 };
 
+/** Worth a table only. */
+const PLAIN = new Set(["peerCpuShare", "loadCpuShare", "unanswered", "generatorLateP99Us"]);
+
 /** Whether it is worth a picture: else its numbers are in a table only. */
 export function isPictured(name: string): boolean {
-  return Object.hasOwn(METRICS, name) || /PerSecond$|^restart-/.test(name);
+  return (Object.hasOwn(METRICS, name) && !PLAIN.has(name)) || /PerSecond$|^restart-/.test(name);
 }
 
 export function metricOf(name: string): Metric {
@@ -69,7 +76,11 @@ export function showParameter(name: string, value: number | string): string {
 function rate(value: number): string {
   const size = Math.abs(value);
   if (size >= 1e6) return `${(value / 1e6).toFixed(2)}M`;
-  return size >= 1e4 ? `${(value / 1e3).toFixed(1)}k` : value.toFixed(0);
+  return size >= 1e4 ? `${(value / 1e3).toFixed(size >= 1e5 ? 0 : 1)}k` : value.toFixed(0);
+}
+
+function percent(share: number): string {
+  return `${(share * 100).toFixed(0)} %`;
 }
 
 /** Three digits that say something. */

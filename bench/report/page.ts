@@ -25,13 +25,13 @@ nav { margin: 1rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; } a { col
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .4rem 0 .8rem; padding: 0; list-style: none; font-size: .9rem; }
 .legend li { white-space: nowrap; } .swatch { vertical-align: middle; margin-right: .4rem; width: 26px; height: 10px; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
-.scroll { max-width: 100%; overflow-x: auto; margin: .2rem 0 1.2rem; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-caption { text-align: left; color: var(--muted); padding: .5rem 0 .2rem; position: sticky; left: 0; } th, td { padding: .15rem .7rem .15rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+figure { max-width: 100%; overflow-x: auto; margin: .2rem 0 1.2rem; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+figcaption { color: var(--muted); padding: .5rem 0 .2rem; position: sticky; left: 0; } th, td { padding: .15rem .7rem .15rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; } th:first-child, td:first-child { text-align: left; } .goals td:first-child { white-space: normal; min-width: 14rem; }
 tr.ours { background: var(--soft-back); font-weight: 600; } .met { color: var(--good); font-weight: 600; } .missed { color: var(--bad); font-weight: 600; }
 @media print { :root { color-scheme: light; --text: #000; --back: #fff; --muted: #444; --rule: #bbb; --soft-back: #f3f3f3; --good: #1a7f37; --bad: #b3172f; --warn-back: #fff; }
   body { font-size: 10pt; padding: 0; max-width: none; } nav { display: none; } .pictures { grid-template-columns: 1fr 1fr; } .pictures svg, tr, .legend { break-inside: avoid; }
-  h2, caption { break-after: avoid; } .scroll { overflow: visible; } table { font-size: 7.5pt; } td, th { white-space: normal; } }
+  h2, figcaption { break-after: avoid; } figure { overflow: visible; } table { font-size: 7.5pt; } td, th { white-space: normal; } }
 `;
 
 export function renderPage(results: BenchResults): string {
@@ -45,7 +45,7 @@ ${notes.length === 0 ? "" : `<ul class="notes">${notes.map(({ kind, what }) => `
 <dl>${headOf(results)
     .map(([name, value]) => `<dt>${escapeXml(name)}</dt><dd>${escapeXml(value)}</dd>`)
     .join("")}</dl>
-<nav>${[["goals", "Goals"], ...results.pieces.map(({ name, title }) => [name, title]), ["peers", "Peers"]]
+<nav>${[["goals", "Goals"], ...results.pieces.map(({ name }) => [name, name]), ["peers", "Peers"]]
     .map(([name = "", title = ""]) => `<a href="#${escapeXml(name)}">${escapeXml(title)}</a>`)
     .join("")}</nav>
 <h2 id="goals">Goals</h2>
@@ -89,7 +89,8 @@ function renderTable({ caption, head, rows }: Table, look = ""): string {
   };
   const row = (cells: string[]): string =>
     `<tr${/^holdfast/.test(cells[0] ?? "") ? ' class="ours"' : ""}>${cells.map(cell).join("")}</tr>`;
-  return `<div class="scroll"><table class="${look}">${caption === "" ? "" : `<caption>${escapeXml(caption)}</caption>`}<thead><tr>${head
+  const above = caption === "" ? "" : `<figcaption>${escapeXml(caption)}</figcaption>`;
+  return `<figure class="table">${above}<table class="${look}"><thead><tr>${head
     .map((name) => `<th scope="col">${escapeXml(name)}</th>`)
-    .join("")}</tr></thead><tbody>${rows.map(row).join("")}</tbody></table></div>`;
+    .join("")}</tr></thead><tbody>${rows.map(row).join("")}</tbody></table></figure>`;
 }

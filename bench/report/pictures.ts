@@ -32,7 +32,10 @@ export interface Pictures {
 
 export function picturesOf(piece: Piece): Pictures {
   const legend = new Map<string, string>();
-  const drawn = metricsOf(piece.figures.filter(({ metric }) => isPictured(metric))).flatMap((metric) => {
+  const metrics = metricsOf(piece.figures).filter(isPictured);
+  // At a rate that is given, what it costs is not what the piece is about.
+  const pictured = metrics.includes("latencyUs") ? ["latencyUs"] : metrics;
+  const drawn = pictured.flatMap((metric) => {
     const figures = piece.figures.filter((each) => each.metric === metric);
     if (metric === "phaseMs") return timelines(figures, legend);
     const growth = growingWith(figures).filter((name) => GROWTHS.includes(name));

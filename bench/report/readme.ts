@@ -22,6 +22,8 @@ export const PICTURE = "bench/results/how-fast.svg";
 /** Where many share the relay, and one CPU is the limit. */
 const CONNECTIONS = 32;
 
+const LATENCY_PIECE = "latency-http";
+
 interface Column {
   head: string;
   piece: string;
@@ -108,7 +110,7 @@ function figuresOf({ pieces }: BenchResults, { piece, metric }: Column): Figure[
 
 /** The middle one of the rates at which it was measured. */
 function latencyFigures({ pieces }: BenchResults): Figure[] {
-  const all = (pieces.find(({ name }) => name === "latency")?.figures ?? []).filter(
+  const all = (pieces.find(({ name }) => name === LATENCY_PIECE)?.figures ?? []).filter(
     ({ metric, parameters }) => metric === "latencyUs" && parameters.connections === CONNECTIONS,
   );
   const rates = unique(all.map(({ parameters }) => Number(parameters.perSecond))).sort((a, b) => a - b);

@@ -32,7 +32,7 @@ export function tablesOf(piece: Piece): Table[] {
     return [
       grid(metricOf(metric).label, figures),
       ...(figures.some(({ percentiles }) => percentiles !== undefined) ? percentileTables(figures) : []),
-      ...(/PerSecond$|^cpuUsPer/.test(metric) ? multiples(metric, figures) : []),
+      ...(/PerSecond$/.test(metric) ? multiples(metric, figures) : []),
     ];
   });
 }

@@ -49,7 +49,7 @@ export function madeUpResults(rounds = 3): BenchResults {
   );
   const idle = ["haproxy-tcp", "holdfast-tcp", "holdfast-websocket"].flatMap((peer, rank) =>
     [10, 100, 1_000, 10_000].flatMap((sessions) => [
-      figure(peer, "requestsPerSecond", 40_000 - rank * 3_000 - sessions / 2, { sessions }),
+      figure(peer, "messagesPerSecond", 40_000 - rank * 3_000 - sessions / 2, { sessions }),
       figure(peer, "memoryBytesPerSession", 6_000 + 2_000 * rank + 80_000 / sessions, { sessions }),
     ]),
   );
@@ -117,8 +117,8 @@ export function madeUpResults(rounds = 3): BenchResults {
     ],
     pieces: [
       { name: "http", title: "HTTP/1.1 requests, kept alive", figures: rates },
-      { name: "latency", title: "Latency at fixed rates", figures: latency },
-      { name: "idle", title: "Idle sessions", figures: idle },
+      { name: "latency-http", title: "Latency at fixed rates", figures: latency },
+      { name: "idle-tcp", title: "Idle sessions", figures: idle },
       { name: "cutover-sessions", title: "Cutover against sessions", figures: moves },
     ],
     problems: [{ where: "httpxy, round 2", what: "3 errors" }],
