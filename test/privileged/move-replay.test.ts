@@ -109,14 +109,17 @@ class Talker {
     });
   }
 
+  get state(): string {
+    return this.#wrong ?? this.#closed ?? "as it should be";
+  }
+
   #say(): void {
     this.socket.send(String(this.answers));
   }
 
   async stop(): Promise<void> {
     this.#stopped = true;
-    assert.equal(this.#wrong, null);
-    assert.equal(this.#closed, null);
+    assert.equal(this.state, "as it should be");
     this.socket.close();
     await once(this.socket, "close");
   }
