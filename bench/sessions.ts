@@ -18,8 +18,8 @@ import { MissingPeer, type Peer, type RunningPeer } from "./peers/peer.ts";
 import { peers } from "./peers/peers.ts";
 import type { BenchPiece, Plan, Run } from "./piece.ts";
 import type { Figure } from "./results.ts";
-import type { Stage } from "./stage.ts";
-import { carrying, fullness } from "./throughput.ts";
+import { CpuMeter, type Stage } from "./stage.ts";
+import { carrying, limitedByLoad } from "./throughput.ts";
 
 type SessionKind = "tcp" | "websocket";
 
@@ -122,14 +122,16 @@ async function measurePeer(
         perSessionText = `${(perSession / 1024).toFixed(1)} kB each, `;
       }
       const load = new CpuWatch(stage.cpus.load);
+      const cpu = pid === null ? null : new CpuMeter(pid);
       const report = await active(run.seconds);
-      const loadBusy = load.read();
+      const [busy, loadBusy] = [cpu?.read().busy ?? null, load.read()];
       if (report.errors > 0) run.problem(where, `${report.errors} errors: ${report.problem}`);
       figure(sessions, "messagesPerSecond", report.perSecond);
+      if (busy !== null) figure(sessions, "peerCpuShare", busy);
       figure(sessions, "loadCpuShare", loadBusy);
       run.say(
         `${peer.name}, ${sessions} idle: ${perSessionText}${thousands(report.perSecond)}/s beside` +
-          fullness({ busy: null, loadBusy }),
+          limitedByLoad({ busy, loadBusy }),
       );
       await settled(sessions - lost);
     }

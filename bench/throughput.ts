@@ -15,7 +15,7 @@ import type { Figure } from "./results.ts";
 const BULK_BYTES = 4 * 2 ** 20;
 const BYTES_PER_MEGABYTE = 1e6;
 /** from here on a CPU is full */
-export const FULL_SHARE = 0.95;
+const FULL_SHARE = 0.95;
 /** a measurement and what comes before and after it, beyond its time; a set of relays that is started */
 const AROUND_SECONDS = 0.2;
 const START_SECONDS = 1;
@@ -124,9 +124,8 @@ async function measureThroughput(of: Throughput, run: Run): Promise<Figure[]> {
           ? (report.perSecondOfAll * BULK_BYTES) / BYTES_PER_MEGABYTE
           : report.perSecond;
       figures.push(...figuresOf(sample, of.unit, value));
-      run.say(
-        `${peer.name}, ${connections} connections: ${of.unit === "megabytes" ? `${Math.round(value)} MB/s` : `${thousands(value)}/s`}${fullness(sample)}`,
-      );
+      const shown = of.unit === "megabytes" ? `${Math.round(value)} MB/s` : `${thousands(value)}/s`;
+      run.say(`${peer.name}, ${connections} connections: ${shown}${limitedByLoad(sample)}`);
     }
   }
   tellProblems(relays, run);
@@ -151,12 +150,10 @@ function figuresOf(sample: Sample, unit: Throughput["unit"], value: number): Fig
   ];
 }
 
-/** Whose CPU was the limit, where one was. */
-export function fullness({ busy, loadBusy }: Pick<Sample, "busy" | "loadBusy">): string {
-  if (busy !== null && busy >= FULL_SHARE) return "";
-  return loadBusy >= FULL_SHARE
-    ? " (the load's CPU was full, not the peer's: it may be able to do more)"
-    : "";
+/** Said where the peer may be able to do more. Of the direct way the load is always the limit. */
+export function limitedByLoad({ busy, loadBusy }: Pick<Sample, "busy" | "loadBusy">): string {
+  const limited = busy !== null && busy < FULL_SHARE && loadBusy >= FULL_SHARE;
+  return limited ? ` (the load's CPU was full, the peer's ${Math.round(busy * 100)} %: it may do more)` : "";
 }
 
 function connectionsOf(of: Throughput, { quick }: Plan): number[] {

@@ -17,6 +17,7 @@ const LATENCY_US_MAX = 600_000_000;
 /** points of a curve for each halving of what is left above */
 const CURVE_POINTS = 5;
 const CURVE_HALVINGS = 20;
+const CURVE_DIGITS = 10;
 
 class Run extends Crowd {
   readonly #load: Load;
@@ -178,7 +179,8 @@ function curve(of: Histogram): CurvePoint[] {
   const points = new Set([90, 99, 99.9, 99.99]);
   for (let step = 0; step <= CURVE_HALVINGS * CURVE_POINTS; step++) {
     const halved = 2 ** -Math.floor(step / CURVE_POINTS);
-    points.add(100 * (1 - halved * (1 - (step % CURVE_POINTS) / (2 * CURVE_POINTS))));
+    const left = halved * (1 - (step % CURVE_POINTS) / (2 * CURVE_POINTS));
+    points.add(Number((100 * (1 - left)).toPrecision(CURVE_DIGITS)));
   }
   const last = 100 * (1 - 1 / of.totalCount);
   return [...[...points].filter((p) => p > 0 && p <= last), 100]
