@@ -2,7 +2,7 @@
  * `npm run bench`: every benchmark in one interleaved run, and the report of it: results.json, report.md, report.html.
  *
  * A round runs each piece once, and a piece goes over its peers in turn, another first in each round; so what is compared was
- * measured next to each other. Every value of every round is kept. Progress is on stderr, the folder of the report on
+ * measured next to each other. Every value of every round is kept. Progress is on stderr, the goals and where the report is on
  * stdout. It can be cut off (Ctrl-C) at any time: nothing is left running, and the report has what was measured by
  * then and says so.
  *
@@ -13,13 +13,14 @@ import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { CalmWatch } from "./calm.ts";
 import { conduct } from "./conduct.ts";
-import { wholeNumber } from "./figures.ts";
+import { table, wholeNumber } from "./figures.ts";
 import { describeMachine } from "./machine.ts";
 import { direct } from "./peers/direct.ts";
 import { peers } from "./peers/peers.ts";
 import type { BenchPiece } from "./piece.ts";
 import { pieces } from "./pieces.ts";
 import { Relays } from "./relays.ts";
+import { judge } from "./report/goals.ts";
 import { renderMarkdown } from "./report/markdown.ts";
 import { renderPage } from "./report/page.ts";
 import { rewriteReadme } from "./report/readme.ts";
@@ -199,7 +200,9 @@ async function run(options: Extract<Options, { do: "run" }>, argv: string[]): Pr
   writeResults(options.out, results);
   writeReport(options.out, results);
   say(`${results.problems.length} problems; the report is in ${options.out}`);
-  process.stdout.write(`${join(options.out, "report.html")}\n`);
+  const goals = judge(results).filter(({ met }) => met !== null);
+  const rows = goals.map(({ name, goal, here, verdict }) => [name, goal, here, verdict]);
+  process.stdout.write(`${[...table(rows), join(options.out, "report.html")].join("\n")}\n`);
   return interrupted !== 0 ? interrupted : results.problems.length > 0 ? 1 : 0;
 }
 

@@ -10,13 +10,15 @@
  */
 import { readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
-import { showSpread, spreadOf, table, thousands } from "./figures.ts";
-import type { Backend } from "./load/backend.ts";
+import { thousands } from "./figures.ts";
+import { Backend } from "./load/backend.ts";
 import type { IdleApplicationState } from "./load/idle-application.ts";
 import type { IdleClientsAsk } from "./load/idle-clients.ts";
 import type { Load, LoadReport } from "./load/load.ts";
 import { Program } from "./load/program.ts";
 import { type HoldfastPort, startHoldfast } from "./peers/holdfast.ts";
+import type { BenchPiece, Plan } from "./piece.ts";
+import type { Figure } from "./results.ts";
 import type { Stage } from "./stage.ts";
 
 export type IdleKind = "tcp" | "websocket" | "replay";
@@ -26,6 +28,10 @@ const PORT: Record<IdleKind, Pick<HoldfastPort, "protocol" | "continuity">> = {
   websocket: { protocol: "websocket", continuity: "transplant" },
   replay: { protocol: "websocket", continuity: "replay" },
 };
+const STEPS = [10, 100, 1_000, 10_000];
+const START_SECONDS = 3;
+/** to open them, and for the memory to settle, twice */
+const STEP_SECONDS = 3;
 const ACTIVE_CONNECTIONS = 32;
 const WARM_SECONDS = 1;
 const STEADY_CHECK_MS = 200;
@@ -138,43 +144,50 @@ export async function measureIdle(
   }
 }
 
-export function renderIdle(samples: IdleSample[]): string[] {
-  return [...new Set(samples.map(({ kind }) => kind))].flatMap((kind) => {
-    const of = samples.filter((each) => each.kind === kind);
-    const steps = [...new Set(of.map(({ sessions }) => sessions))];
-    const row = (
-      name: string,
-      pick: (sample: IdleSample) => number,
-      show: (value: number) => string,
-    ): string[] => [
-      name,
-      ...steps.map((step) =>
-        showSpread(spreadOf(of.filter(({ sessions }) => sessions === step).map(pick)), show),
-      ),
-    ];
-    const kilobytes = (each: number): string => (each / 1024).toFixed(1);
-    const lost = of.reduce((sum, sample) => sum + sample.lost, 0);
+/** As figures, beyond what the proxy had without sessions: `collected` after garbage collection. */
+export function idleFigures(samples: IdleSample[]): Figure[] {
+  return samples.flatMap(({ kind, sessions, collectedBytes, collectedBytesPerSession, activePerSecond }) => {
+    const figure = (metric: string, value: number): Figure => ({
+      peer: `holdfast-${kind}`,
+      parameters: { sessions },
+      metric,
+      rounds: [value],
+    });
     return [
-      "",
-      `Idle WebSocket sessions, ${kind} (its sessions say: ${[...new Set(of.map(({ protocol }) => protocol))].join(", ")}${lost > 0 ? `; ${lost} LOST` : ""})`,
-      "",
-      ...table([
-        ["", ...steps.map((step) => `${step}`)],
-        row(
-          "memory of the proxy, MB",
-          ({ bytes }) => bytes,
-          (bytes) => (bytes / 2 ** 20).toFixed(1),
-        ),
-        row("kB a session, as it is", ({ bytesPerSession }) => bytesPerSession, kilobytes),
-        row("kB a session, collected", (sample) => sample.collectedBytesPerSession, kilobytes),
-        row(
-          `requests/s of ${ACTIVE_CONNECTIONS} active beside`,
-          ({ activePerSecond }) => activePerSecond,
-          thousands,
-        ),
-      ]),
+      figure("collectedBytes", collectedBytes),
+      figure("collectedBytesPerSession", collectedBytesPerSession),
+      figure("requestsPerSecond", activePerSecond),
     ];
   });
+}
+
+export const idlePiece: BenchPiece = {
+  name: "idle-collected",
+  title:
+    "Idle WebSocket sessions of the proxy: its memory after garbage collection, and requests a second beside them",
+  estimateSeconds: (plan) =>
+    kindsOf(plan).length * (START_SECONDS + STEPS.length * (plan.seconds + STEP_SECONDS)),
+  async measure(run): Promise<Figure[]> {
+    const backend = await Backend.start(run.stage, `idle-backend-${run.round}`);
+    const most = sessionsMax();
+    const steps = [...new Set(STEPS.map((step) => Math.min(step, most)))];
+    const figures: Figure[] = [];
+    for (const kind of kindsOf(run)) {
+      const { round, seconds } = run;
+      const samples = await measureIdle(run.stage, backend, { round, kind, steps, seconds }, run.say);
+      for (const { sessions, lost, protocol } of samples) {
+        const where = `idle-collected, ${kind}, ${sessions} sessions, round ${round}`;
+        if (lost > 0) run.problem(where, `${lost} sessions were lost`);
+        if (protocol !== PORT[kind].protocol) run.problem(where, `its sessions say they are ${protocol}`);
+      }
+      figures.push(...idleFigures(samples));
+    }
+    return figures;
+  },
+};
+
+function kindsOf({ quick }: Plan): IdleKind[] {
+  return quick ? ["websocket"] : ["tcp", "websocket", "replay"];
 }
 
 /** Resolves when they all say so. */

@@ -6,15 +6,12 @@
  * generator itself was: a curve is worth nothing below that.
  */
 import { type ApplicationKind, relaysBefore, tellProblems } from "./applications.ts";
-import { showSpread, spreadOf, table, thousands } from "./figures.ts";
-import type { LoadReport, Percentiles } from "./load/load.ts";
+import type { LoadReport } from "./load/load.ts";
 import type { BenchPiece, Plan, Run } from "./piece.ts";
 import type { Relays, Sample } from "./relays.ts";
 import type { Figure } from "./results.ts";
 import { carrying } from "./throughput.ts";
 
-const PERCENTILES = ["p50", "p90", "p99", "p999"] as const;
-const DIRECT = "direct";
 const RATES_PER_SECOND = [1_000, 5_000, 15_000];
 /** settling, and opening connections */
 const AROUND_SECONDS = 0.2;
@@ -123,55 +120,4 @@ function latencyFigures({
     ...(cpuUsPerRequest === null ? [] : [figure("cpuUsPerRequest", cpuUsPerRequest)]),
     figure("loadCpuShare", loadBusy),
   ];
-}
-
-export function renderLatency(samples: LatencySample[]): string[] {
-  return [...new Set(samples.map(({ perSecond }) => perSecond))].flatMap((rate) => {
-    const at = samples.filter(({ perSecond }) => perSecond === rate);
-    const direct = at.filter(({ peer }) => peer === DIRECT);
-    const cell = (of: LatencySample[], pick: (sample: LatencySample) => number | null): string =>
-      showSpread(spreadOf(of.map(pick).filter((value) => value !== null)), micros);
-    const added =
-      (name: keyof Percentiles) =>
-      (sample: LatencySample): number | null => {
-        const yardstick = direct.find(({ round }) => round === sample.round);
-        return yardstick === undefined
-          ? null
-          : sample.report.latencyUs[name] - yardstick.report.latencyUs[name];
-      };
-    return [
-      "",
-      `Latency at ${thousands(rate)} requests/s over ${at[0]?.connections} connections, from when each was due; µs added to the direct way`,
-      "",
-      ...table([
-        ["", ...PERCENTILES.map((name) => name.replace("p999", "p99.9")), ""],
-        ...[...new Set(at.map(({ peer }) => peer))].map((peer) => {
-          const of = at.filter((sample) => sample.peer === peer);
-          return [
-            peer === DIRECT ? "direct (in full)" : peer,
-            ...PERCENTILES.map((name) =>
-              cell(of, peer === DIRECT ? (sample) => sample.report.latencyUs[name] : added(name)),
-            ),
-            saturation(of),
-          ];
-        }),
-        [
-          "generator late by",
-          ...PERCENTILES.map((name) => cell(at, (sample) => sample.report.latenessUs[name])),
-          "",
-        ],
-      ]),
-    ];
-  });
-}
-
-/** A peer that is full has no latency, only a queue that grows as long as the run lasts. */
-function saturation(samples: LatencySample[]): string {
-  const unanswered = samples.reduce((sum, { report }) => sum + report.unanswered, 0);
-  if (unanswered > 0) return `full: ${unanswered} not answered`;
-  return samples.some(({ perSecond, report }) => report.perSecond < perSecond * 0.98) ? "full" : "";
-}
-
-function micros(us: number): string {
-  return Math.abs(us) >= 10_000 ? `${Math.round(us / 1000)}ms` : String(Math.round(us));
 }

@@ -6,7 +6,7 @@
  *   held      the proxy is told (`pause`), the application ends, the request is sent, the application is back (`resume`)
  *   replayed  the application has the request when it dies (SIGKILL) without answering, and is back (`resume`)
  */
-import { fixed, median, showSpread, spreadOf, table } from "./figures.ts";
+import { median } from "./figures.ts";
 import { Program } from "./load/program.ts";
 import type { Answer, RestartClientsAsk } from "./load/restart-clients.ts";
 import type { RestartingApplicationAsk } from "./load/restarting-application.ts";
@@ -107,27 +107,6 @@ export function pauseProblems(samples: PauseSample[]): Problem[] {
     ];
     return wrong.map((what) => ({ where, what }));
   });
-}
-
-export function renderPause(samples: PauseSample[]): string[] {
-  const kinds = [...new Set(samples.map(({ kind }) => kind))];
-  const row = (name: string, pick: (sample: PauseSample) => number): string[] => [
-    name,
-    ...kinds.map((kind) =>
-      showSpread(spreadOf(samples.filter((each) => each.kind === kind).map(pick)), fixed(1)),
-    ),
-  ];
-  return [
-    "",
-    `Pause of a request at a restart, ms (median of ${samples.length / kinds.length} restarts each)`,
-    "",
-    ...table([
-      ["", ...kinds],
-      row("direct, comes again at once", ({ directMs }) => directMs),
-      row("through the proxy", ({ proxiedMs }) => proxiedMs),
-      row("added", ({ addedMs }) => addedMs),
-    ]),
-  ];
 }
 
 /** As figures: the value of a round is the median of its restarts, and its curve has every one of them. */

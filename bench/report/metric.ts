@@ -31,6 +31,18 @@ const METRICS: Record<string, Metric> = {
     show: (bytes) => (bytes / 1024).toFixed(1),
     unit: 1024,
   },
+  collectedBytesPerSession: {
+    label: "memory of the process a session, collected, kB",
+    better: "less",
+    show: (bytes) => (bytes / 1024).toFixed(1),
+    unit: 1024,
+  },
+  collectedBytes: {
+    label: "memory of the process, collected, MB",
+    better: "less",
+    show: (bytes) => (bytes / 2 ** 20).toFixed(1),
+    unit: 2 ** 20,
+  },
   memoryBytes: {
     label: "memory of the process, MB",
     better: "less",

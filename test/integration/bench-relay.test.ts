@@ -1,5 +1,5 @@
 /**
- * The pieces of `npm run bench:relay`, each in a short real run: the figures are there, and what generators count is what
+ * Pieces of `npm run bench`, each in a short real run, and the command itself: the figures are there, and what generators count is what
  * the application saw. Nothing is said here of how large a figure is.
  */
 import assert from "node:assert/strict";
@@ -14,7 +14,7 @@ import { after, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { median, showSpread, spreadOf } from "#bench/figures.ts";
 import { measureIdle } from "#bench/idle.ts";
-import { measureLatency, renderLatency } from "#bench/latency.ts";
+import { measureLatency } from "#bench/latency.ts";
 import { Backend } from "#bench/load/backend.ts";
 import type { Load, LoadReport } from "#bench/load/load.ts";
 import { Program } from "#bench/load/program.ts";
@@ -27,8 +27,8 @@ import { httpxy } from "#bench/peers/httpxy.ts";
 import { nginxHttp } from "#bench/peers/nginx.ts";
 import { nodePipe } from "#bench/peers/node-pipe.ts";
 import { MissingPeer, type Peer } from "#bench/peers/peer.ts";
-import { Relays } from "#bench/relays.ts";
-import { measureRequests, ratios, renderRequests } from "#bench/requests.ts";
+import { Relays, type Sample } from "#bench/relays.ts";
+import { type Figure, parseResults } from "#bench/results.ts";
 import { Stage } from "#bench/stage.ts";
 
 const root = resolve(import.meta.dirname, "../..");
@@ -89,8 +89,15 @@ describe("relays beside each other", { timeout: 120_000 }, () => {
   });
 
   it("carry what the generators count, closed loop", async () => {
-    const options = { round: 1, connections: [32], seconds: SECONDS, wrk: false };
-    const samples = await measureRequests(relays, options, quiet);
+    const samples: (Sample & { perSecond: number })[] = [];
+    for (const peer of relays.inTurn(1)) {
+      const at = { round: 1, peer, connections: 32, load: "closed loop" };
+      const measured = await relays.measure(at, (port) =>
+        relays.generate({ port, connections: 32, perSecond: null, seconds: SECONDS }),
+      );
+      assert.ok(measured !== null, peer.name);
+      samples.push({ ...measured.sample, perSecond: measured.report.perSecond });
+    }
     assert.deepEqual(relays.problems, []);
     assert.equal(samples.length, relays.peers.length);
     for (const { peer, answered, seen, perSecond, cpuUsPerRequest } of samples) {
@@ -103,9 +110,6 @@ describe("relays beside each other", { timeout: 120_000 }, () => {
       );
       if (peer !== "direct") assert.ok((cpuUsPerRequest ?? 0) > 0, `${peer} used no CPU`);
     }
-    assert.equal(ratios(samples, "holdfast-http", "nginx-http", 32).length, 1);
-    const text = renderRequests(samples).join("\n");
-    for (const { name } of relays.peers) assert.match(text, new RegExp(`^${name}\\s+\\d`, "m"));
   });
 
   it("answer everything that is due at a fixed rate, and each percentile is at least the one below", async () => {
@@ -123,7 +127,6 @@ describe("relays beside each other", { timeout: 120_000 }, () => {
       const { p50, p90, p99, p999, max } = report.latencyUs;
       assert.ok(0 < p50 && p50 <= p90 && p90 <= p99 && p99 <= p999 && p999 <= max, JSON.stringify(report));
     }
-    assert.match(renderLatency(samples).join("\n"), /^holdfast-http\s+-?\d/m);
   });
 
   it("that end take no other's figures with them, and are not passed over", async () => {
@@ -285,12 +288,12 @@ Transfer/sec:      5.56MB
   });
 });
 
-describe("npm run bench:relay", { timeout: 120_000 }, () => {
+describe("npm run bench", { timeout: 120_000 }, () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-bench-test-"));
   after(() => rmSync(directory, { recursive: true }));
 
   function bench(...args: string[]): { child: ChildProcess; output: { stdout: string; stderr: string } } {
-    const child = spawn(process.execPath, [join(root, "bench/relay.ts"), ...args], {
+    const child = spawn(process.execPath, [join(root, "bench/bench.ts"), ...args], {
       env: { ...process.env, TMPDIR: directory },
       stdio: ["ignore", "pipe", "pipe"],
     });
@@ -316,43 +319,64 @@ describe("npm run bench:relay", { timeout: 120_000 }, () => {
     return [...processes, ...readdirSync(directory)];
   }
 
-  it("shows figures, writes them, and leaves nothing", async () => {
-    const json = join(directory, "figures.json");
+  it("measures, writes a report, and leaves nothing", async () => {
+    const out = join(directory, "report");
     const { child, output } = bench(
-      ..."--only requests,node-pipe,holdfast-http --rounds 1 --seconds 1 --json".split(" "),
-      json,
+      ..."--only tcp-echo,node-pipe,holdfast-tcp --rounds 2 --seconds 1 --out".split(" "),
+      out,
     );
     const [status] = await once(child, "close");
-    assert.equal(status, 0, output.stdout + output.stderr);
-    const figures = JSON.parse(readFileSync(json, "utf8"));
-    assert.deepEqual(figures.problems, []);
-    // wrk is not among what tests install; where it is there, it has to fit too.
-    assert.equal(figures.versions.wrk === "missing", figures.missing.length === 1);
-    assert.equal(figures.requests[0].tool, figures.versions.wrk === "missing" ? "own" : "wrk");
-    assert.match(figures.versions["node-pipe"], /^v\d/);
-    for (const peer of ["direct", "holdfast-http", "node-pipe"])
-      for (const connections of [1, 32, 256])
-        assert.ok(
-          figures.requests.some(
-            (each: Record<string, unknown>) => each.peer === peer && each.connections === connections,
-          ),
-          `${peer} at ${connections} connections`,
+    const results = parseResults(readFileSync(join(out, "results.json"), "utf8"));
+    assert.deepEqual(results.problems, [], output.stderr);
+    assert.equal(status, 0);
+    assert.ok(results.endedAt !== null);
+    assert.deepEqual(
+      results.peers.map(({ name, missing }) => [name, missing]),
+      [
+        ["direct", null],
+        ["holdfast-tcp", null],
+        ["node-pipe", null],
+      ],
+    );
+    const [piece, ...more] = results.pieces;
+    assert.ok(piece !== undefined && more.length === 0);
+    for (const peer of ["direct", "holdfast-tcp", "node-pipe"])
+      for (const connections of [1, 32, 256]) {
+        const figure: Figure | undefined = piece.figures.find(
+          (each) =>
+            each.peer === peer &&
+            each.metric === "messagesPerSecond" &&
+            each.parameters.connections === connections,
         );
-    assert.match(output.stdout, /^node-pipe(\s+[\d.]+k){3}$/m);
-    assert.match(output.stderr, /^requests, round 1: node-pipe, 32 connections/m);
-    rmSync(json);
+        assert.equal(figure?.rounds.filter((value) => value !== null && value > 0).length, 2, peer);
+      }
+    assert.match(output.stderr, /^\[tcp-echo, round 2\/2, \d+ s left\] node-pipe, 32 connections/m);
+    assert.ok(output.stdout.endsWith(`${join(out, "report.html")}\n`), output.stdout);
+    assert.match(readFileSync(join(out, "report.html"), "utf8"), /<svg /);
+    rmSync(out, { recursive: true });
     assert.deepEqual(left(), []);
   });
 
-  it("leaves nothing when it is interrupted", async () => {
-    const { child, output } = bench("--only", "requests,node-pipe,holdfast-http", "--seconds", "60");
-    while (!/starting/.test(output.stderr)) await once(child.stderr as never, "data");
-    while (left().length < 4) await delay(20);
+  it("keeps what it has when it is interrupted, and leaves nothing", async () => {
+    const out = join(directory, "report");
+    const { child, output } = bench(
+      ..."--only tcp-echo,node-pipe --rounds 50 --seconds 1 --out".split(" "),
+      out,
+    );
+    while (!/round 2\/50.* node-pipe/.test(output.stderr)) await once(child.stderr as never, "data");
     child.kill("SIGINT");
     const [status] = await once(child, "close");
     assert.equal(status, 130, output.stderr);
+    const results = parseResults(readFileSync(join(out, "results.json"), "utf8"));
+    assert.equal(results.endedAt, null);
+    assert.deepEqual(results.problems, []);
+    assert.deepEqual(
+      results.pieces.map(({ figures }) => figures[0]?.rounds.length),
+      [1],
+    );
+    assert.match(readFileSync(join(out, "report.md"), "utf8"), /cut off/);
+    rmSync(out, { recursive: true });
     assert.deepEqual(left(), []);
-    assert.equal(output.stdout, "");
   });
 
   it("refuses what it does not know", async () => {

@@ -85,8 +85,11 @@ describe("the commands in README.md", () => {
     assert.ok(calls.length >= 4);
     const source: Record<string, string> = {
       demo: "scripts/demo.ts",
+      bench: "bench/bench.ts",
       "bench:cutover": "bench/cutover.ts",
-      "bench:relay": "bench/relay.ts",
+      "bench:profile": "bench/profile.ts",
+      // The same command, on a selection.
+      "bench:relay": "bench/bench.ts",
     };
     for (const { code, script, args } of calls) {
       assert.ok(Object.hasOwn(scripts, script), code);
