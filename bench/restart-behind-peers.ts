@@ -9,7 +9,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Program } from "./load/program.ts";
 import type { RestartingApplicationAsk } from "./load/restarting-application.ts";
 import { MissingPeer } from "./peers/peer.ts";
-import type { BenchPiece, Run } from "./piece.ts";
+import type { BenchPiece, Plan, Run } from "./piece.ts";
 import {
   type RestartKind,
   type RestartSample,
@@ -50,10 +50,10 @@ export async function measureRestarts(
       for (const kind of restartKinds) {
         const where = `restart, ${kind}, behind ${peer.name}`;
         try {
-          const sample = await restartBehind(stage, traffic, { peer, kind, round });
-          samples.push(sample.sample);
-          for (const what of sample.problems) problem(where, what);
-          const { report, repeated } = sample.sample;
+          const { sample, problems } = await restartBehind(stage, traffic, { peer, kind, round });
+          samples.push(sample);
+          for (const what of problems) problem(where, what);
+          const { report, repeated } = sample;
           say(`${peer.name}, ${kind}: ${JSON.stringify(report.errors)}, ${repeated} carried out twice`);
         } catch (error) {
           if (stage.closed) throw error;
@@ -134,13 +134,16 @@ function countLines(text: string): Map<string, number> {
   return counts;
 }
 
+function wanted({ peers }: Plan): RestartPeer[] {
+  return restartPeers.filter(({ name }) => peers.includes(name));
+}
+
 export const restartPiece: BenchPiece = {
   name: "restart",
   title: `The application behind a peer is restarted, or dies: what ${HTTP_CLIENTS} HTTP and ${WEBSOCKET_CLIENTS} WebSocket clients see`,
-  estimateSeconds: () => restartPeers.length * restartKinds.length * SECONDS_EACH,
+  estimateSeconds: (plan) => wanted(plan).length * restartKinds.length * SECONDS_EACH,
   async measure(run) {
-    // Which of them is named differently here than in pieces of requests: all of them, whatever --only says of peers.
     const { stage, round } = run;
-    return restartFigures(await measureRestarts(stage, { round, peers: restartPeers }, run));
+    return restartFigures(await measureRestarts(stage, { round, peers: wanted(run) }, run));
   },
 };

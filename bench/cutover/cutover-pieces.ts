@@ -27,6 +27,8 @@ const SAMPLE_SECONDS = 4;
 export interface CutoverSizes {
   sessions: readonly number[];
   memoryMb: number;
+  /** false: the first measured move of each agent is one with cold code */
+  isWarmedUp?: boolean;
 }
 
 interface Reporting {
@@ -40,7 +42,7 @@ interface Reporting {
  */
 export async function measureCutover(
   run: Reporting & { round: number },
-  { sessions, memoryMb }: CutoverSizes,
+  { sessions, memoryMb, isWarmedUp = true }: CutoverSizes,
   closing: (close: () => Promise<void>) => void,
 ): Promise<CutoverSample[]> {
   const lab = await CutoverLab.open(memoryMb);
@@ -55,8 +57,9 @@ export async function measureCutover(
     }
   };
   try {
-    for (const mode of [...modes, ...modes.filter((each) => each !== "bare")])
-      await attempt(mode, WARM_SESSIONS);
+    const there = isWarmedUp ? modes : [];
+    const back = there.filter((mode) => mode !== "bare");
+    for (const mode of [...there, ...back]) await attempt(mode, WARM_SESSIONS);
     for (const count of sessions) {
       for (const mode of inTurn(run.round)) {
         const sample = await attempt(mode, count);

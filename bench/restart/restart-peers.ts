@@ -57,7 +57,7 @@ const holdfastReplay: RestartPeer = {
  * that are not idempotent too, as its manual warns.
  */
 const haproxy: RestartPeer = {
-  name: "haproxy",
+  name: "haproxy-http",
   async start(stage, to) {
     const version = versionOf(["haproxy", "-v"], /^HAProxy version (\S+)/);
     const port = await stage.freePort();
@@ -98,7 +98,7 @@ listen all
 
 /** It tries again at once or not at all, and what is not idempotent only where the connection was refused. */
 const nginx: RestartPeer = {
-  name: "nginx",
+  name: "nginx-http",
   async start(stage, to) {
     const version = nginxVersion();
     const port = await stage.freePort();
@@ -121,7 +121,7 @@ const nginx: RestartPeer = {
   }
 }`,
     });
-    return ended({ name: "nginx", version, port, pid, note: null });
+    return ended({ name: "nginx-http", version, port, pid, note: null });
   },
 };
 

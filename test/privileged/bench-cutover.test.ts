@@ -35,7 +35,7 @@ describe("the cutover beside bare CRIU", { skip, timeout: 240_000 }, () => {
     let toldHowToClose = 0;
     const samples = await measureCutover(
       { ...reporting, round: 2 },
-      { sessions: [SESSIONS], memoryMb: 8 },
+      { sessions: [SESSIONS], memoryMb: 8, isWarmedUp: false },
       () => toldHowToClose++,
     );
     assert.deepEqual(problems, []);
