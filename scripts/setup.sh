@@ -51,7 +51,6 @@ python3 /usr/bin/python3'
 # … and of the benchmarks' peers and load generators.
 bench_tools='haproxy haproxy
 wrk wrk
-iperf3 iperf3
 python3-venv /usr/share/doc/python3-venv/copyright
 libnginx-mod-stream /usr/lib/nginx/modules/ngx_stream_module.so'
 for_bench=false
