@@ -1,7 +1,7 @@
 /**
  * `npm run bench:profile -- NAME`: where the proxy's CPU time goes under one load, closed loop: V8's own CPU profile, a flame
  * graph of it, and the functions that took the most. The profiler costs a few per cent itself: figures are for shares, not for
- * rates.
+ * rates. V8 gives all calls that koffi makes one name (that of the first, such as `poll`): whoever calls tells which it is.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";

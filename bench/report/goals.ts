@@ -109,6 +109,22 @@ const GOALS: Goal[] = [
     },
   },
   {
+    name: "hold to release, beyond bare CRIU's dump and restore",
+    piece: "cutover-sessions",
+    bound: { atMost: 25 },
+    show: milliseconds,
+    values: ({ figures }) => {
+      const at100 = figures.filter((each) => each.metric === "holdMs" && sessionsOf(each) === 100);
+      const bare = at100.find(({ peer }) => peer === "bare-criu");
+      return at100
+        .filter(({ peer }) => isOurs(peer))
+        .map(({ peer, rounds }) => ({
+          at: `${peer}, 100 sessions`,
+          values: roundByRound(rounds, bare?.rounds ?? [], (a, b) => a - b),
+        }));
+    },
+  },
+  {
     name: "a restart's pause, added by replay",
     piece: "pause",
     bound: { atMost: 2 },

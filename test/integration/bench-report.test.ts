@@ -11,6 +11,8 @@ import { pathToFileURL } from "node:url";
 import { CalmWatch, cpuTime } from "#bench/calm.ts";
 import { conduct } from "#bench/conduct.ts";
 import type { BenchPiece } from "#bench/piece.ts";
+import { type CpuProfile, callTree, selfTimes } from "#bench/profile/call-tree.ts";
+import { renderFlamePage } from "#bench/profile/flame.ts";
 import { judge } from "#bench/report/goals.ts";
 import { renderMarkdown } from "#bench/report/markdown.ts";
 import { renderPage } from "#bench/report/page.ts";
@@ -227,6 +229,27 @@ describe("what is made of figures", () => {
     rounds,
   });
 
+  it("tells a move's hold beside bare CRIU's, in ms", () => {
+    const hold = (peer: string, rounds: number[]): Figure => ({
+      peer,
+      parameters: { sessions: 100, memoryMb: 32, downstream: peer },
+      metric: "holdMs",
+      rounds,
+    });
+    const figures = [
+      hold("bare-criu", [100, 110]),
+      hold("holdfast-relay", [120, 160]),
+      hold("holdfast-takeover", [110, 120]),
+    ];
+    const found = judge({ pieces: [{ name: "cutover-sessions", title: "", figures }] })
+      .filter(({ name }) => name.startsWith("hold to release"))
+      .map(({ here, verdict }) => [here, verdict]);
+    assert.deepEqual(found, [
+      ["35.0 ms (20.0 ms–50.0 ms)", "MISSED by 40 %; not in every round"],
+      ["10.0 ms (10.0 ms–10.0 ms)", "met"],
+    ]);
+  });
+
   it("keeps rounds side by side, also where one was not measured", () => {
     const figures: Figure[] = [];
     addRound(figures, 0, [figure("a", [1])]);
@@ -312,6 +335,80 @@ describe("what is made of figures", () => {
     assert.equal(replaceSection(replaced, markdown), replaced);
     assert.throws(() => replaceSection("nothing", markdown), /begin/);
     assert.throws(() => renderSection({ ...madeUpResults(), pieces: [] }), /nothing at 32 connections/);
+  });
+});
+
+describe("a profile", { timeout: 60_000 }, () => {
+  const node = (
+    id: number,
+    functionName: string,
+    url: string,
+    children: number[] = [],
+  ): CpuProfile["nodes"][number] => ({
+    id,
+    callFrame: { functionName, url, lineNumber: 9 },
+    children,
+  });
+  /** pump 3 + 4 ms, of which its second 4 were of another node; send 2 ms; idle 90 ms */
+  const profile: CpuProfile = {
+    nodes: [
+      node(1, "(root)", "", [2, 3, 4]),
+      node(2, "pump", "file:///root/proxy/relay/pump.ts", [5]),
+      node(3, "pump", "file:///root/proxy/relay/pump.ts", [6]),
+      node(4, "(idle)", ""),
+      node(5, "write", "node:net"),
+      node(6, "(garbage collector)", ""),
+    ],
+    startTime: 0,
+    endTime: 101_000,
+    samples: [2, 5, 3, 6, 4, 4],
+    timeDeltas: [100, 3_000, 2_000, 4_000, 1_000, 90_000],
+  };
+  const tree = callTree(profile, "/root");
+
+  it("is a tree of calls with the time that each ran, without the time in which nothing did", () => {
+    assert.equal(tree.totalUs, 10_000);
+    assert.deepEqual(
+      tree.calls.map(({ name, place, owner, selfUs, totalUs }) => [name, place, owner, selfUs, totalUs]),
+      [["pump", "proxy/relay/pump.ts:10", "holdfast", 7_000, 10_000]],
+    );
+    assert.deepEqual(
+      selfTimes(tree).map(({ name, owner, selfUs }) => [name, owner, selfUs]),
+      [
+        ["pump", "holdfast", 7_000],
+        ["write", "node", 2_000],
+        ["(garbage collector)", "gc", 1_000],
+      ],
+    );
+  });
+
+  it("is drawn as wide as the time it took", async () => {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-flame-test-"));
+    const file = join(directory, "flame.html");
+    writeFileSync(file, renderFlamePage("<profile>", tree, [["load", "<none>"]]));
+    const browser = await Browser.start();
+    try {
+      await browser.show({ width: 1400, height: 900 });
+      await browser.open(pathToFileURL(file).href);
+      const bars = await browser.evaluate<[string, number, number, boolean][]>(`(() => {
+        const box = document.querySelector("svg.flame").getBoundingClientRect();
+        return [...document.querySelectorAll("svg.flame .mark")].map((mark) => {
+          const rect = mark.getBoundingClientRect();
+          return [mark.querySelector("title").textContent.split(" ")[0], Math.round(100 * rect.width / box.width),
+            Math.round(100 * (rect.left - box.left) / box.width), rect.bottom <= box.bottom + 1];
+        });
+      })()`);
+      assert.deepEqual(bars, [
+        ["(root)", 100, 0, true],
+        ["pump", 100, 0, true],
+        ["write", 20, 0, true],
+        ["(garbage", 10, 20, true],
+      ]);
+      assert.deepEqual(browser.complaints, []);
+    } finally {
+      await browser.close();
+      rmSync(directory, { recursive: true });
+    }
   });
 });
 
