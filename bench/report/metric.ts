@@ -55,6 +55,10 @@ const METRICS: Record<string, Metric> = {
   generatorLateP99Us: { label: "how late the generator itself was, p99, µs", better: "less", show: rate },
   holdMs: { label: "hold to release, ms", better: "less", show: significant },
   addedMs: { label: "added to the pause, ms", better: "less", show: significant },
+  "restart-errors": { label: "errors seen by clients", better: "less", show: rate },
+  "restart-lostConnections": { label: "connections lost", better: "less", show: rate },
+  "restart-gapMs": { label: "longest gap, ms", better: "less", show: significant },
+  "restart-repeated": { label: "requests carried out twice", better: "less", show: rate },
   blackoutMs: { label: "blackout seen by clients, ms", better: "less", show: significant },
   phaseMs: { label: "phase, ms", better: "less", show: significant },
 };
@@ -64,7 +68,7 @@ const PLAIN = new Set(["peerCpuShare", "loadCpuShare", "unanswered", "generatorL
 
 /** Whether it is worth a picture: else its numbers are in a table only. */
 export function isPictured(name: string): boolean {
-  return (Object.hasOwn(METRICS, name) && !PLAIN.has(name)) || /PerSecond$|^restart-/.test(name);
+  return (Object.hasOwn(METRICS, name) && !PLAIN.has(name)) || /PerSecond$/.test(name);
 }
 
 export function metricOf(name: string): Metric {

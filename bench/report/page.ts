@@ -29,6 +29,7 @@ figure { max-width: 100%; overflow-x: auto; margin: .2rem 0 1.2rem; } table { bo
 figcaption { color: var(--muted); padding: .5rem 0 .2rem; position: sticky; left: 0; } th, td { padding: .15rem .7rem .15rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; } th:first-child, td:first-child { text-align: left; } .goals td:first-child { white-space: normal; min-width: 14rem; }
 tr.ours { background: var(--soft-back); font-weight: 600; } .met { color: var(--good); font-weight: 600; } .missed { color: var(--bad); font-weight: 600; }
+@media (max-width: 640px) { .goals td, .goals th { white-space: normal; padding-right: .5rem; } .goals td:first-child { min-width: 8rem; } }
 @media print { :root { color-scheme: light; --text: #000; --back: #fff; --muted: #444; --rule: #bbb; --soft-back: #f3f3f3; --good: #1a7f37; --bad: #b3172f; --warn-back: #fff; }
   body { font-size: 10pt; padding: 0; max-width: none; } nav { display: none; } .pictures { grid-template-columns: 1fr 1fr; } .pictures svg, tr, .legend { break-inside: avoid; }
   h2, figcaption { break-after: avoid; } figure { overflow: visible; } table { font-size: 7.5pt; } td, th { white-space: normal; } }

@@ -40,9 +40,7 @@ export function picturesOf(piece: Piece): Pictures {
     if (metric === "phaseMs") return timelines(figures, legend);
     const growth = growingWith(figures).filter((name) => GROWTHS.includes(name));
     const pictures = [
-      ...(figures.some(({ percentiles }) => percentiles !== undefined) && growth.length === 0
-        ? curves(figures)
-        : []),
+      ...(metric === "latencyUs" ? curves(figures) : []),
       ...growth.flatMap((name) => growthOver(name, figures)),
     ];
     const shown = pictures.length > 0 ? pictures : bars(figures);
