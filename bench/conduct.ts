@@ -48,7 +48,8 @@ export async function conduct(options: Conducted, conductor: Conductor, kept: Pi
         leftOut.add(piece.name);
         continue;
       }
-      const head = `[${piece.name}, round ${round}/${rounds}, ${showLeft(leftAfter(round, place))} left]`;
+      const left = Math.min(leftAfter(round, place), (secondsMax ?? Number.POSITIVE_INFINITY) - spentSeconds);
+      const head = `[${piece.name}, round ${round}/${rounds}, ${showLeft(left)} left]`;
       const run: Run = {
         ...plan,
         stage: conductor.stage,

@@ -490,7 +490,7 @@ describe("a run", () => {
   });
 
   it("leaves out what does not fit, and names it", async () => {
-    const { kept, notes } = await run([takes("long", 50), takes("longer", 60), takes("short", 40)], {
+    const { kept, notes, said } = await run([takes("long", 50), takes("longer", 60), takes("short", 40)], {
       rounds: 1,
       secondsMax: 100,
     });
@@ -498,6 +498,7 @@ describe("a run", () => {
       kept.map(({ name }) => name),
       ["long", "short"],
     );
+    assert.deepEqual(said, ["[long, round 1/1, 2 min left] long", "[short, round 1/1, 40 s left] short"]);
     assert.deepEqual(notes, ["Left out, as it does not fit into 100 s: longer."]);
   });
 
