@@ -63,7 +63,8 @@ export class Browser {
         "--remote-debugging-pipe",
         "about:blank",
       ],
-      { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] },
+      // A group of its own, so that all its processes end at once; it ends by itself when the pipes do.
+      { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"], detached: true },
     );
     await once(child, "spawn");
     (child.stdio[3] as Writable).on("error", () => {}); // "exit" follows
@@ -126,7 +127,7 @@ export class Browser {
   async close(): Promise<void> {
     if (this.#child.exitCode === null && this.#child.signalCode === null) {
       const exited = once(this.#child, "exit");
-      this.#child.kill("SIGKILL");
+      process.kill(-(this.#child.pid as number), "SIGKILL");
       await exited;
     }
     rmSync(this.#profile, { recursive: true, force: true, maxRetries: 5 });
