@@ -351,8 +351,8 @@ export class SessionReplay {
     const { closing, oldest } = observer;
     // The last answer has said that the connection ends with it.
     if (closing && oldest?.keepAlive !== false) return false;
-    const isComplete = observer.inboundAtBoundary || this.#swallows;
-    if (this.#carrier.inbound.finRead && oldest === null && isComplete) return false;
+    // Everything is answered, and nothing more will come: of half a head neither.
+    if (this.#carrier.inbound.finRead && oldest === null && this.#held.isEmpty) return false;
     if (this.#isAnsweredEarly && !this.#swallows) this.#swallow();
     this.#detach(how);
     if (this.isPending) this.#again();

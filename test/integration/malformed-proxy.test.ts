@@ -120,7 +120,8 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
   /**
    * A `replay` port holds the head of an answer until it is complete, and may hide the application's end. So: the request
    * has arrived as it was sent; when both ends have said goodbye the client has had the whole answer first, and then at most
-   * a word of the proxy's own; and the application was asked a bounded number of times.
+   * a word of the proxy's own; and the application was asked a bounded number of times. Of an answer whose head the application
+   * never completed the client has seen nothing, and may be reset.
    */
   async function survives(
     lane: number,
@@ -137,12 +138,14 @@ describe("malformed input between raw ends", { timeout: 300_000 }, () => {
     await server.send(answer.bytes, parts.answer);
     server.socket.end();
     client.socket.end();
-    assert.equal(await client.ending(), "end");
+    const ending = await client.ending();
     application.onFurther = null;
     const received = latin1(client.received).replace(EDITED, "");
     const expected = latin1(answer.bytes);
-    assert.equal(received.slice(0, expected.length), expected);
-    assert.match(received.slice(expected.length), OWN_WORDS);
+    const hasHead = expected.includes("\r\n\r\n");
+    if (hasHead) assert.equal(ending, "end");
+    if (hasHead || received !== "") assert.equal(received.slice(0, expected.length), expected);
+    assert.match(received.slice(received === "" ? 0 : expected.length), OWN_WORDS);
     const further = application.connections - before;
     assert.ok(further <= LIVES_MAX, `${further} further connections`);
     total[lane] = (total[lane] ?? 0) + further;
