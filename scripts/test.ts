@@ -72,6 +72,7 @@ async function main(): Promise<void> {
     if (part.files.length === 0 || stopping.signal.aborted) continue;
     const stream = run({
       ...part,
+      execArgv: ["--import", resolve("test/support/end-at-exit.ts")],
       signal: stopping.signal,
       ...(timeout === undefined ? {} : { timeout }),
       ...(patterns === undefined ? {} : { testNamePatterns: patterns }),
