@@ -38,7 +38,8 @@ export class Program<Ask, Answer> {
   /** @throws Error what the program threw, or with its last words when it ends */
   async ask(ask: Ask): Promise<Answer> {
     const outcome = this.#next();
-    if (this.#child.connected) this.#child.send(ask as object);
+    // One that has just ended cannot be told (EPIPE): its "close" says so.
+    if (this.#child.connected) this.#child.send(ask as object, () => {});
     const message = (await outcome) as Outcome<Answer>;
     if ("error" in message) throw new Error(message.error);
     return message.answer;
