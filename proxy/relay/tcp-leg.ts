@@ -14,7 +14,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { End, EndListener } from "./end.ts";
 import type { SocketKernel } from "./socket-kernel.ts";
 
-const READ_BYTES = 64 * 1024;
+const READ_BYTES = 256 * 1024;
 const NO_BYTES: Buffer = Buffer.alloc(0);
 const READ_BUFFER: Buffer = Buffer.allocUnsafeSlow(READ_BYTES);
 
