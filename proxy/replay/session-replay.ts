@@ -48,6 +48,8 @@ const LONG_LIFE_MS_MIN = 10_000;
 /** before the next life is tried when the last two went at once: those that end are often several processes */
 const AGAIN_MS = 50;
 const RETRY_AFTER_S = 1;
+/** of the client's bytes, looked at together */
+const PART_BYTES_MAX = 32 * 1024;
 const PING_PAYLOAD = Buffer.from("holdfast");
 const NO_BYTES: Buffer = Buffer.alloc(0);
 
@@ -122,6 +124,7 @@ export class SessionReplay {
   /** the request whose body is under way has its answer */
   #isAnsweredEarly = false;
   #unavailable = false;
+  #isStopped = false;
   #heldFin = false;
   #handshake: Handshake | null = null;
   /** WebSocket: ends of the client's messages that the log still has */
@@ -207,6 +210,12 @@ export class SessionReplay {
   // ---- the client's side
 
   fromClient(chunk: Buffer): void {
+    // The log is trimmed between parts: what is in one is kept until it has been looked at.
+    for (let at = 0; at < chunk.length && !this.#isStopped; at += PART_BYTES_MAX)
+      this.#take(chunk.subarray(at, at + PART_BYTES_MAX));
+  }
+
+  #take(chunk: Buffer): void {
     if (this.#unavailable || (!this.#carrier.isWaiting && !this.#returning)) this.pass(chunk);
     else this.#hold(chunk);
   }
@@ -786,6 +795,7 @@ export class SessionReplay {
 
   /** The session is over, or was told to go. */
   stop(): void {
+    this.#isStopped = true;
     this.#stopTimers();
     this.#held.clear();
     this.#handshake = null;
