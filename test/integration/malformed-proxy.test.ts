@@ -21,7 +21,7 @@ const RANDOM_PARTS_MAX = 7;
 const SEED = 20_260_101;
 const ENDLESS_BYTES = 24 * 1024 * 1024;
 /** the process's growth as a part of what passed: V8 lets tens of megabytes of garbage lie before it looks */
-const GROWTH_SHARE_MAX = 0.5;
+const GROWTH_SHARE_MAX = 0.8;
 /** while {@link ENDLESS_BYTES} pass through each of the ports at once: less than half of it kept */
 const ENDLESS_GROWTH_BYTES_MAX = 64 * 1024 * 1024;
 
