@@ -134,6 +134,8 @@ function workload(mode: Mode, appMb: number, start: boolean): AgentConfig {
       rootfs: "host",
     },
     ports: [{ listen: port, upstream: "127.0.0.1:9000" }],
+    // Bare CRIU ends it for a moment, which is not for the agent to mend.
+    restart: "never",
     ...(mode === "takeover" ? { vip: { address: `${vip}/24`, device: "eth0" } } : {}),
   };
 }
