@@ -363,6 +363,10 @@ export class WorkloadProxy implements WatchHost {
     if (carrier instanceof LiveSession) this.start(carrier);
   }
 
+  onSpillFailed(error: unknown): void {
+    this.log.warn({ err: error }, "held bytes and the disk: a client is refused or reset");
+  }
+
   onOpaque(reason: string): void {
     this.counters.sessionsOpaque++;
     this.opaqueReasons.set(reason, (this.opaqueReasons.get(reason) ?? 0) + 1);

@@ -84,6 +84,8 @@ export interface ReplayHost {
   readonly counters: ReplayCounters;
   /** a restart is under way: nothing new may reach the application */
   readonly isPaused: boolean;
+  /** Held bytes could not be written to disk, or read from it: one client is refused or reset for it. */
+  onSpillFailed(error: unknown): void;
   /** The session wants the application, as soon as it may be dialled. */
   want(carrier: Carrier): void;
 }
@@ -200,16 +202,14 @@ export class SessionReplay {
   get isUnavailable(): boolean {
     return this.#unavailable;
   }
-  get isSpilled(): boolean {
-    return this.#held.isSpilled;
-  }
-  get isHolding(): boolean {
-    return !this.#held.isEmpty;
-  }
 
   // ---- the client's side
 
   fromClient(chunk: Buffer): void {
+    if (chunk.length <= PART_BYTES_MAX) {
+      this.#take(chunk);
+      return;
+    }
     // The log is trimmed between parts: what is in one is kept until it has been looked at.
     for (let at = 0; at < chunk.length && !this.#isStopped; at += PART_BYTES_MAX)
       this.#take(chunk.subarray(at, at + PART_BYTES_MAX));
@@ -463,13 +463,7 @@ export class SessionReplay {
 
   #hold(chunk: Buffer): void {
     const wasPending = this.isPending;
-    try {
-      if (!this.#held.push(chunk)) {
-        this.#host.counters.heldRefused++;
-        this.#refuseHeld();
-        return;
-      }
-    } catch {
+    if (!this.#keep(chunk)) {
       this.#host.counters.heldRefused++;
       this.#refuseHeld();
       return;
@@ -482,6 +476,15 @@ export class SessionReplay {
     if (!wasPending && this.#carrier.isWaiting) {
       this.waits();
       this.#host.want(this.#carrier);
+    }
+  }
+
+  #keep(chunk: Buffer): boolean {
+    try {
+      return this.#held.push(chunk);
+    } catch (error) {
+      this.#host.onSpillFailed(error);
+      return false;
     }
   }
 
@@ -751,7 +754,8 @@ export class SessionReplay {
   #shiftHeld(): Buffer | null {
     try {
       return this.#held.shift();
-    } catch {
+    } catch (error) {
+      this.#host.onSpillFailed(error);
       this.#carrier.reset("held bytes are lost");
       return null;
     }

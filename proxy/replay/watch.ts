@@ -60,8 +60,7 @@ export class Watch {
         ? null
         : new SessionReplay({ carrier, host, port, observer: this.#observer, saved: saved?.replay ?? null });
     if (this.replay !== null && saved !== null) this.replay.noTakeover = saved.noTakeover;
-    if (this.#edits && this.#observer.bytesOut === 0)
-      this.#editor = new ResponseHeadEditor((head) => this.#edit(head));
+    if (this.#edits && this.#observer.bytesOut === 0) this.#editor = this.#newEditor();
   }
 
   get info(): Pick<SessionInfo, "protocol" | "name" | "requestsInFlight" | "requests"> {
@@ -119,7 +118,7 @@ export class Watch {
   applicationGone(how: "fin" | "reset" | "cut"): boolean {
     if (this.replay?.applicationGone(how) === true) {
       // The part of a head that is still in here the client will never see.
-      if (this.#editor !== null) this.#editor = new ResponseHeadEditor((head) => this.#edit(head));
+      if (this.#editor !== null) this.#editor = this.#newEditor();
       this.#probe = null;
       return true;
     }
@@ -206,6 +205,10 @@ export class Watch {
 
   get #edits(): boolean {
     return this.#port.naming?.issue === true || this.replay !== null;
+  }
+
+  #newEditor(): ResponseHeadEditor {
+    return new ResponseHeadEditor((head) => this.#edit(head));
   }
 
   #edit(head: HttpHead): HeadEdit {
