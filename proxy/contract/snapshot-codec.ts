@@ -10,10 +10,9 @@
  *
  * A later layout gets another magic: both sides of a move run the same version or refuse each other.
  */
-import { strict as assert } from "node:assert";
-import { isUtf8 } from "node:buffer";
 import { isIPv4, isIPv6 } from "node:net";
 import { crc32 } from "node:zlib";
+import { ByteReader, ByteWriter } from "./byte-codec.ts";
 import { HoldfastError } from "./errors.ts";
 import type { Endpoint, LegSnapshot, LegState, SessionSnapshot } from "./snapshot.ts";
 
@@ -26,7 +25,6 @@ export interface SnapshotLimits {
 
 const MAGIC = Buffer.from("HFS2", "latin1");
 const HEADER_BYTES = MAGIC.length + 8;
-const STRING_BYTES_MAX = 255;
 /** RFC 7323 2.3 */
 const WINDOW_SCALE_MAX = 14;
 const WRITER_BYTES_START = 64 * 1024;
@@ -45,7 +43,7 @@ const FINS = ["none", "read", "sent"] as const;
 
 /** Shape and ranges are the caller's promise: a breach is our own bug (AssertionError). */
 export function encodeSessions(sessions: SessionSnapshot[]): Buffer {
-  const writer = new Writer();
+  const writer = new ByteWriter(WRITER_BYTES_START);
   writer.raw(MAGIC);
   writer.u32(0);
   writer.u32(sessions.length);
@@ -66,7 +64,7 @@ export function decodeSessions(bytes: Buffer, limits: SnapshotLimits): SessionSn
   if (!bytes.subarray(0, MAGIC.length).equals(MAGIC)) throw invalid("unknown format or version");
   if (bytes.readUInt32BE(MAGIC.length) !== crc32(bytes.subarray(MAGIC.length + 4)))
     throw invalid("checksum differs");
-  const reader = new Reader(bytes, MAGIC.length + 4);
+  const reader = new ByteReader(bytes, invalid, MAGIC.length + 4);
   const count = reader.u32();
   if (count > limits.sessionsMax)
     throw invalid(`${count} sessions, more than the ${limits.sessionsMax} allowed`);
@@ -78,7 +76,7 @@ export function decodeSessions(bytes: Buffer, limits: SnapshotLimits): SessionSn
     ids.add(session.id);
     sessions.push(session);
   }
-  reader.end();
+  reader.end("it goes on after the last session");
   return sessions;
 }
 
@@ -94,7 +92,7 @@ function invalid(why: string): HoldfastError {
 
 // ---- session
 
-function writeSession(writer: Writer, session: SessionSnapshot): void {
+function writeSession(writer: ByteWriter, session: SessionSnapshot): void {
   writer.string(session.id);
   writer.u16(session.port);
   writer.string(session.edge);
@@ -110,7 +108,7 @@ function writeSession(writer: Writer, session: SessionSnapshot): void {
   writer.bytes(session.watch);
 }
 
-function readSession(reader: Reader): SessionSnapshot {
+function readSession(reader: ByteReader): SessionSnapshot {
   const id = reader.string();
   if (id.length === 0) throw invalid("a session has no id");
   return {
@@ -132,7 +130,7 @@ function readSession(reader: Reader): SessionSnapshot {
 
 // ---- leg
 
-function writeLeg(writer: Writer, leg: LegSnapshot | null): void {
+function writeLeg(writer: ByteWriter, leg: LegSnapshot | null): void {
   writer.flag(leg !== null);
   if (leg === null) return;
   writer.choice(leg.state, STATES);
@@ -162,7 +160,7 @@ function writeLeg(writer: Writer, leg: LegSnapshot | null): void {
   writer.flag(leg.keepAlive);
 }
 
-function readLeg(reader: Reader): LegSnapshot | null {
+function readLeg(reader: ByteReader): LegSnapshot | null {
   if (!reader.flag()) return null;
   const state = reader.choice(STATES);
   const family = reader.u8();
@@ -194,12 +192,12 @@ function readLeg(reader: Reader): LegSnapshot | null {
   return leg;
 }
 
-function writeEndpoint(writer: Writer, endpoint: Endpoint): void {
+function writeEndpoint(writer: ByteWriter, endpoint: Endpoint): void {
   writer.string(endpoint.address);
   writer.u16(endpoint.port);
 }
 
-function readEndpoint(reader: Reader, family: 4 | 6, portMin: number): Endpoint {
+function readEndpoint(reader: ByteReader, family: 4 | 6, portMin: number): Endpoint {
   const address = reader.string();
   const port = reader.u16();
   const numeric = family === 4 ? isIPv4(address) : isIPv6(address) && !address.includes("%");
@@ -208,154 +206,8 @@ function readEndpoint(reader: Reader, family: 4 | 6, portMin: number): Endpoint 
   return { address, port };
 }
 
-function readScale(reader: Reader): number {
+function readScale(reader: ByteReader): number {
   const scale = reader.u8();
   if (scale > WINDOW_SCALE_MAX) throw invalid(`window scale ${scale}`);
   return scale;
-}
-
-// ---- primitives
-
-class Writer {
-  #buffer = Buffer.allocUnsafe(WRITER_BYTES_START);
-  #at = 0;
-
-  #reserve(size: number): number {
-    const start = this.#at;
-    this.#at += size;
-    if (this.#at > this.#buffer.length) {
-      const larger = Buffer.allocUnsafe(Math.max(this.#buffer.length * 2, this.#at));
-      this.#buffer.copy(larger, 0, 0, start);
-      this.#buffer = larger;
-    }
-    return start;
-  }
-
-  u8(value: number): void {
-    const at = this.#reserveThen(1, value, 0xff);
-    this.#buffer.writeUInt8(value, at);
-  }
-
-  u16(value: number): void {
-    const at = this.#reserveThen(2, value, 0xffff);
-    this.#buffer.writeUInt16BE(value, at);
-  }
-
-  u32(value: number): void {
-    const at = this.#reserveThen(4, value, 0xffffffff);
-    this.#buffer.writeUInt32BE(value, at);
-  }
-
-  /** A whole number up to 2^53 - 1. */
-  count(value: number): void {
-    const at = this.#reserveThen(8, value, Number.MAX_SAFE_INTEGER);
-    this.#buffer.writeDoubleBE(value, at);
-  }
-
-  flag(value: boolean): void {
-    this.u8(value ? 1 : 0);
-  }
-
-  choice<T extends string>(value: T, choices: readonly T[]): void {
-    const index = choices.indexOf(value);
-    if (index < 0) assert.fail(`"${value}" has no number on the wire`);
-    this.u8(index);
-  }
-
-  string(value: string): void {
-    const size = Buffer.byteLength(value);
-    if (size > STRING_BYTES_MAX) assert.fail(`"${value}" is longer than ${STRING_BYTES_MAX} bytes`);
-    this.u8(size);
-    const at = this.#reserve(size);
-    this.#buffer.write(value, at);
-  }
-
-  bytes(value: Buffer): void {
-    this.u32(value.length);
-    if (value.length > 0) this.raw(value);
-  }
-
-  raw(value: Buffer): void {
-    const start = this.#reserve(value.length);
-    value.copy(this.#buffer, start);
-  }
-
-  /** The result is the caller's. */
-  finish(): Buffer {
-    return this.#buffer.subarray(0, this.#at);
-  }
-
-  #reserveThen(size: number, value: number, most: number): number {
-    if (!Number.isInteger(value) || value < 0 || value > most) {
-      // not `assert(condition, text)`: the text would be made for every field of every leg
-      assert.fail(`${value} is not a whole number up to ${most}`);
-    }
-    return this.#reserve(size);
-  }
-}
-
-class Reader {
-  readonly #buffer: Buffer;
-  #at: number;
-
-  constructor(buffer: Buffer, at: number) {
-    this.#buffer = buffer;
-    this.#at = at;
-  }
-
-  #take(size: number): number {
-    const start = this.#at;
-    if (size > this.#buffer.length - start) throw invalid("it ends too early");
-    this.#at = start + size;
-    return start;
-  }
-
-  u8(): number {
-    return this.#buffer.readUInt8(this.#take(1));
-  }
-
-  u16(): number {
-    return this.#buffer.readUInt16BE(this.#take(2));
-  }
-
-  u32(): number {
-    return this.#buffer.readUInt32BE(this.#take(4));
-  }
-
-  count(): number {
-    const value = this.#buffer.readDoubleBE(this.#take(8));
-    if (!Number.isSafeInteger(value) || value < 0 || Object.is(value, -0))
-      throw invalid("a number is out of range");
-    return value;
-  }
-
-  flag(): boolean {
-    const value = this.u8();
-    if (value > 1) throw invalid("a flag is neither 0 nor 1");
-    return value === 1;
-  }
-
-  choice<T extends string>(choices: readonly T[]): T {
-    const value = choices[this.u8()];
-    if (value === undefined) throw invalid("an unknown state");
-    return value;
-  }
-
-  string(): string {
-    const size = this.u8();
-    const start = this.#take(size);
-    const bytes = this.#buffer.subarray(start, start + size);
-    if (!isUtf8(bytes)) throw invalid("a string is not UTF-8");
-    return bytes.toString("utf8");
-  }
-
-  bytes(): Buffer {
-    const size = this.u32();
-    const start = this.#take(size);
-    return this.#buffer.subarray(start, start + size);
-  }
-
-  end(): void {
-    if (this.#at !== this.#buffer.length) throw invalid("it goes on after the last session");
-  }
 }

@@ -8,6 +8,7 @@
  * may still be under way then (an early 4xx). Bytes that belong to no request (an unsolicited 408) end the observation.
  */
 import { Buffer } from "node:buffer";
+import type { ByteReader, ByteWriter } from "#proxy/contract/byte-codec.ts";
 import { ChunkedBody } from "./http-chunks.ts";
 import {
   HEAD_BYTES_MAX,
@@ -19,7 +20,6 @@ import {
 } from "./http-head.ts";
 import type { OpaqueReason } from "./opaque-reason.ts";
 import { PartialBytes } from "./partial-bytes.ts";
-import type { StateReader, StateWriter } from "./state-codec.ts";
 
 export const REQUESTS_IN_FLIGHT_MAX = 1024;
 /** RFC 9112 2.2 */
@@ -484,7 +484,7 @@ export class HttpConversation {
 
   // ---- travelling
 
-  save(writer: StateWriter): void {
+  save(writer: ByteWriter): void {
     writer.count(this.requests);
     writer.u8(this.#in);
     writer.count(this.#inLeft);
@@ -508,7 +508,7 @@ export class HttpConversation {
     if (receiving?.answered === true) writeRequest(writer, receiving);
   }
 
-  static restore(reader: StateReader, hooks: HttpHooks): HttpConversation {
+  static restore(reader: ByteReader, hooks: HttpHooks): HttpConversation {
     const http = new HttpConversation(hooks);
     http.requests = reader.count();
     http.#in = reader.u8(PLACES_MAX);
@@ -580,7 +580,7 @@ function upgradeOf(head: HeadParser): "websocket" | "tunnel" | null {
   return head.method.name === "GET" ? head.upgrade : "tunnel";
 }
 
-function writeRequest(writer: StateWriter, request: Request): void {
+function writeRequest(writer: ByteWriter, request: Request): void {
   writer.bytes(Buffer.from(request.method, "latin1"));
   writer.count(request.start);
   writer.count(request.headEnd);
@@ -594,7 +594,7 @@ function writeRequest(writer: StateWriter, request: Request): void {
   writer.u8(request.minor);
 }
 
-function readRequest(reader: StateReader): Request {
+function readRequest(reader: ByteReader): Request {
   const name = reader.bytes(METHOD_BYTES_MAX);
   const method = methodNamed(name);
   const start = reader.count();
@@ -620,7 +620,7 @@ function readRequest(reader: StateReader): Request {
   return Object.assign(request, { end, answerStarted, bodyComes });
 }
 
-function writeChunks(writer: StateWriter, body: ChunkedBody | null): void {
+function writeChunks(writer: ByteWriter, body: ChunkedBody | null): void {
   writer.flag(body !== null);
   if (body === null) return;
   const [place, left, count] = body.save();
@@ -629,20 +629,20 @@ function writeChunks(writer: StateWriter, body: ChunkedBody | null): void {
   writer.count(count);
 }
 
-function readChunks(reader: StateReader): ChunkedBody | null {
+function readChunks(reader: ByteReader): ChunkedBody | null {
   if (!reader.flag()) return null;
   const body = ChunkedBody.restore(reader.u8(), reader.count(), reader.count());
   return reader.present(body, "a chunked body is nowhere");
 }
 
-function writePartial(writer: StateWriter, partial: PartialHead | null): void {
+function writePartial(writer: ByteWriter, partial: PartialHead | null): void {
   writer.flag(partial !== null);
   if (partial === null) return;
   writer.count(partial.start);
   writer.bytes(partial.held.bytes);
 }
 
-function readPartial(reader: StateReader, isRequest: boolean): PartialHead | null {
+function readPartial(reader: ByteReader, isRequest: boolean): PartialHead | null {
   if (!reader.flag()) return null;
   const start = reader.count();
   const bytes = reader.bytes(HEAD_BYTES_MAX);

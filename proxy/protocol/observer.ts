@@ -13,13 +13,14 @@
  */
 import { strict as assert } from "node:assert";
 import { Buffer } from "node:buffer";
+import { ByteReader, ByteWriter } from "#proxy/contract/byte-codec.ts";
 import type { PortConfig } from "#proxy/contract/commands.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import { CLIENT_HELLO_BYTES_MAX, DETECT_BYTES_MAX, detect, type Protocol, tlsClientHello } from "./detect.ts";
 import { HttpConversation, type HttpHooks, type RequestRecord } from "./http-conversation.ts";
 import type { HttpHead } from "./http-head.ts";
 import { OPAQUE_REASONS, type OpaqueReason } from "./opaque-reason.ts";
 import { PartialBytes } from "./partial-bytes.ts";
-import { StateReader, StateWriter } from "./state-codec.ts";
 import { WebSocketConversation, type WebSocketHooks, type WebSocketState } from "./websocket-conversation.ts";
 import type { FrameHooks, FrameWalker } from "./websocket-frames.ts";
 
@@ -44,6 +45,8 @@ export interface ObserverOptions {
 }
 
 const MAGIC = Buffer.from("HFO1", "latin1");
+/** what is saved is usually shorter */
+const SAVED_BYTES_START = 256;
 const SERVER_NAME_BYTES_MAX = 255;
 const ALPN_NAMES_MAX = 64;
 const ALPN_BYTES_MAX = 255;
@@ -279,7 +282,7 @@ export class Observer {
 
   /** Everything, to go on in another process; `tag`s excepted. At most 200 kB: usually about 100 bytes. */
   save(): Buffer {
-    const writer = new StateWriter();
+    const writer = new ByteWriter(SAVED_BYTES_START);
     writer.u8(PROTOCOLS.indexOf(this.#protocol));
     writer.flag(this.#opaqueReason !== null);
     if (this.#opaqueReason !== null) writer.u8(OPAQUE_REASONS.indexOf(this.#opaqueReason));
@@ -303,8 +306,8 @@ export class Observer {
    * @throws HoldfastError OBSERVER_INVALID, source "peer": nothing else is thrown, whatever the bytes are
    */
   static restore(bytes: Buffer, options: ObserverOptions): Observer {
-    const reader = new StateReader(bytes);
-    reader.magic(MAGIC);
+    const reader = new ByteReader(bytes, invalid);
+    reader.magic(MAGIC, "it is of another version, or no observer");
     const observer = new Observer(options);
     observer.#protocol = PROTOCOLS[reader.u8(PROTOCOLS.length - 1)] as Protocol;
     if (reader.flag())
@@ -347,4 +350,11 @@ function agreesOnDeflate(head: HttpHead): boolean {
   return head
     .fields("sec-websocket-extensions")
     .some((value) => /(^|,)[ \t]*permessage-deflate[ \t]*(;|,|$)/i.test(value));
+}
+
+function invalid(why: string): HoldfastError {
+  return new HoldfastError(`the saved observer is not valid: ${why}; both nodes must run the same version`, {
+    code: "OBSERVER_INVALID",
+    source: "peer",
+  });
 }

@@ -2,9 +2,10 @@
  * Both directions of a WebSocket (RFC 6455) after its handshake: where messages begin and end, what was said about closing,
  * and which Ping waits for its Pong.
  */
-import type { Buffer } from "node:buffer";
+
+import { Buffer } from "node:buffer";
+import type { ByteReader, ByteWriter } from "#proxy/contract/byte-codec.ts";
 import type { OpaqueReason } from "./opaque-reason.ts";
-import type { StateReader, StateWriter } from "./state-codec.ts";
 import { CONTROL_BYTES_MAX, type FrameHooks, FrameWalker, OPCODE } from "./websocket-frames.ts";
 
 export interface WebSocketHooks {
@@ -111,7 +112,7 @@ export class WebSocketConversation implements WebSocketState, FrameHooks {
     this.#hooks.onMessage?.(isIn ? "in" : "out", walker.messageStart, walker.offset);
   }
 
-  save(writer: StateWriter): void {
+  save(writer: ByteWriter): void {
     writer.count(this.messages);
     writer.flag(this.compressedIn);
     writer.flag(this.#in.deflate);
@@ -123,14 +124,14 @@ export class WebSocketConversation implements WebSocketState, FrameHooks {
     writeWalker(writer, this.#out);
   }
 
-  static restore(reader: StateReader, hooks: WebSocketHooks): WebSocketConversation {
+  static restore(reader: ByteReader, hooks: WebSocketHooks): WebSocketConversation {
     const messages = reader.count();
     const compressedIn = reader.flag();
     const deflate = reader.flag();
     const socket = new WebSocketConversation({ hooks, deflate, offsetIn: 0, offsetOut: 0 });
     socket.messages = messages;
     socket.compressedIn = compressedIn;
-    if (reader.flag()) socket.unansweredPing = reader.bytes(CONTROL_BYTES_MAX);
+    if (reader.flag()) socket.unansweredPing = Buffer.from(reader.bytes(CONTROL_BYTES_MAX));
     socket.lastMessageInEnd = readOffset(reader);
     socket.lastMessageOutEnd = readOffset(reader);
     socket.#in = readWalker(reader, { masked: true, deflate, hooks: socket });
@@ -144,16 +145,16 @@ export class WebSocketConversation implements WebSocketState, FrameHooks {
   }
 }
 
-function writeOffset(writer: StateWriter, offset: number): void {
+function writeOffset(writer: ByteWriter, offset: number): void {
   writer.flag(offset >= 0);
   if (offset >= 0) writer.count(offset);
 }
 
-function readOffset(reader: StateReader): number {
+function readOffset(reader: ByteReader): number {
   return reader.flag() ? reader.count() : -1;
 }
 
-function writeWalker(writer: StateWriter, walker: FrameWalker): void {
+function writeWalker(writer: ByteWriter, walker: FrameWalker): void {
   const saved = walker.save();
   writer.count(saved.offset);
   writer.count(saved.frameStart);
@@ -171,7 +172,7 @@ function writeWalker(writer: StateWriter, walker: FrameWalker): void {
 }
 
 function readWalker(
-  reader: StateReader,
+  reader: ByteReader,
   options: { masked: boolean; deflate: boolean; hooks: FrameHooks },
 ): FrameWalker {
   const saved = {

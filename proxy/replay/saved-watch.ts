@@ -6,10 +6,13 @@
  * It travels inside a session snapshot, which has the checksum and the version.
  */
 import * as z from "zod";
+import { ByteReader, ByteWriter } from "../contract/byte-codec.ts";
 import { HoldfastError } from "../contract/errors.ts";
 import type { SavedReplay } from "./session-replay.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
+/** what is saved is usually shorter */
+const SAVED_BYTES_START = 1024;
 const offset = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 
 const small = z.strictObject({
@@ -59,37 +62,24 @@ export function encodeWatch(watch: SavedWatch): Buffer {
             agreed: replay.handshake?.agreed ?? null,
           },
   };
-  const parts = [
-    Buffer.from(JSON.stringify(json)),
-    watch.observer,
-    replay?.log ?? NO_BYTES,
-    replay?.handshake?.request ?? NO_BYTES,
-  ];
-  return Buffer.concat(
-    parts.flatMap((part) => {
-      const length = Buffer.alloc(4);
-      length.writeUInt32BE(part.length);
-      return [length, part];
-    }),
-  );
+  const writer = new ByteWriter(SAVED_BYTES_START);
+  writer.bytes(Buffer.from(JSON.stringify(json)));
+  writer.bytes(watch.observer);
+  writer.bytes(replay?.log ?? NO_BYTES);
+  writer.bytes(replay?.handshake?.request ?? NO_BYTES);
+  return writer.finish();
 }
 
 /** @throws HoldfastError `SNAPSHOT_INVALID` */
 export function decodeWatch(bytes: Buffer): SavedWatch {
   try {
-    let at = 0;
-    const next = (): Buffer => {
-      const length = bytes.readUInt32BE(at);
-      const start = at + 4;
-      at = start + length;
-      if (at > bytes.length) throw new Error("it is cut off");
-      return bytes.subarray(start, at);
-    };
-    const json = small.parse(JSON.parse(next().toString()));
-    const observer = next();
-    const log = next();
-    const request = next();
-    if (at !== bytes.length) throw new Error("bytes are left over");
+    const reader = new ByteReader(bytes, invalid);
+    const json = small.parse(JSON.parse(reader.bytes().toString()));
+    const observer = reader.bytes();
+    const log = reader.bytes();
+    // A copy: the session keeps it, and would keep the whole snapshot with it.
+    const request = Buffer.from(reader.bytes());
+    reader.end();
     const { replay } = json;
     return {
       observer,
@@ -110,13 +100,13 @@ export function decodeWatch(bytes: Buffer): SavedWatch {
             },
     };
   } catch (cause) {
-    throw new HoldfastError(
-      "what is known of a session's bytes is damaged; both nodes must run the same version",
-      {
-        code: "SNAPSHOT_INVALID",
-        source: "peer",
-        cause,
-      },
-    );
+    throw cause instanceof HoldfastError ? cause : invalid("it is damaged", cause);
   }
+}
+
+function invalid(why: string, cause?: unknown): HoldfastError {
+  return new HoldfastError(
+    `what is known of a session's bytes is not valid: ${why}; both nodes must run the same version`,
+    { code: "SNAPSHOT_INVALID", source: "peer", cause },
+  );
 }
