@@ -70,6 +70,18 @@ export class Stage {
     else this.#closers.push(closer);
   }
 
+  /** What a program says on its standard output, from its start on the load's CPU to its end. @throws Error it failed */
+  async outputOf(argv: string[]): Promise<string> {
+    const child = this.spawn(argv, { cpu: this.cpus.load, stdout: "pipe" });
+    let text = "";
+    child.stdout?.setEncoding("utf8").on("data", (chunk: string) => {
+      text += chunk;
+    });
+    await once(child, "close");
+    if (child.exitCode !== 0) throw new Error(this.lastWords(child));
+    return text;
+  }
+
   /** Of 127.0.0.1; nobody else is likely to take it before it is used. */
   async freePort(): Promise<number> {
     const server = createServer().listen(0, "127.0.0.1");

@@ -1,6 +1,7 @@
 /** `npm run demo -- --tier replay`: an application is restarted behind its clients, who notice a pause and nothing else. */
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { table } from "../bench/figures.ts";
 import { createLab, type LabAgent, nodeBinary, projectRoot } from "../test/lab/lab.ts";
 import type { Blackout } from "../test/load/gaps.ts";
 import { type Load, startLoad } from "../test/load/load.ts";
@@ -124,7 +125,7 @@ export function restartTable(rows: RestartRow[]): string[] {
     name,
     ...rows.map((row) => String(of(row))),
   ];
-  const lines = [
+  return table([
     figure("restart", (row) => rows.indexOf(row) + 1),
     figure("sessions", ({ sessions }) => sessions),
     figure("answers", ({ answers }) => answers),
@@ -135,15 +136,5 @@ export function restartTable(rows: RestartRow[]): string[] {
     figure("blackout p50 ms", ({ blackoutMs }) => blackoutMs.p50.toFixed(1)),
     figure("blackout max ms", ({ blackoutMs }) => blackoutMs.max.toFixed(1)),
     figure("application away ms", ({ pauseMs }) => pauseMs.toFixed(1)),
-  ];
-  const widths = (lines[0] ?? []).map((_, column) =>
-    Math.max(...lines.map((line) => (line[column] ?? "").length)),
-  );
-  return lines.map((line) =>
-    line
-      .map((cell, column) =>
-        column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0),
-      )
-      .join("  "),
-  );
+  ]);
 }

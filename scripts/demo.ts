@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { type BareRun, runBareCriu } from "../bench/bare-criu.ts";
+import { table as alignedTable } from "../bench/figures.ts";
 import { type AgentConfig, createLab, type LabAgent, nodeBinary, projectRoot } from "../test/lab/lab.ts";
 import type { Blackout } from "../test/load/gaps.ts";
 import { type Load, startLoad } from "../test/load/load.ts";
@@ -345,17 +346,7 @@ function table(moves: Move[], bare: Bare[]): string[] {
       ({ restoreMs }) => milliseconds(restoreMs),
     ),
   ];
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => (row[column] ?? "").length)),
-  );
-  return rows.map((row) =>
-    row
-      .map((cell, column) =>
-        column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0),
-      )
-      .join("  ")
-      .trimEnd(),
-  );
+  return alignedTable(rows);
 }
 
 async function main(): Promise<number> {

@@ -1,6 +1,5 @@
 /** h2load(1) of nghttp2, in HTTP/1.1: the second load generator that nobody here wrote. Closed loop, one thread, on the load's CPU. */
 import { execFileSync } from "node:child_process";
-import { once } from "node:events";
 import type { Stage } from "../stage.ts";
 import type { WrkReport } from "./wrk.ts";
 
@@ -19,23 +18,14 @@ export async function runH2load(
   stage: Stage,
   load: { port: number; connections: number; seconds: number },
 ): Promise<WrkReport> {
-  const child = stage.spawn(
-    [
-      "h2load",
-      "--h1",
-      "--threads=1",
-      `--clients=${load.connections}`,
-      `--duration=${load.seconds}`,
-      `http://127.0.0.1:${load.port}/`,
-    ],
-    { cpu: stage.cpus.load, stdout: "pipe" },
-  );
-  let text = "";
-  child.stdout?.setEncoding("utf8").on("data", (chunk: string) => {
-    text += chunk;
-  });
-  await once(child, "close");
-  if (child.exitCode !== 0) throw new Error(stage.lastWords(child));
+  const text = await stage.outputOf([
+    "h2load",
+    "--h1",
+    "--threads=1",
+    `--clients=${load.connections}`,
+    `--duration=${load.seconds}`,
+    `http://127.0.0.1:${load.port}/`,
+  ]);
   return parseH2load(text, load.connections);
 }
 

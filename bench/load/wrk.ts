@@ -1,6 +1,5 @@
 /** wrk(1) of Debian: a load generator that nobody here wrote. Closed loop; one thread, on the load's CPU. */
 import { execFileSync } from "node:child_process";
-import { once } from "node:events";
 import type { Stage } from "../stage.ts";
 
 export interface WrkReport {
@@ -29,22 +28,13 @@ export async function runWrk(
   stage: Stage,
   load: { port: number; connections: number; seconds: number },
 ): Promise<WrkReport> {
-  const child = stage.spawn(
-    [
-      "wrk",
-      "--threads=1",
-      `--connections=${load.connections}`,
-      `--duration=${load.seconds}s`,
-      `http://127.0.0.1:${load.port}/`,
-    ],
-    { cpu: stage.cpus.load, stdout: "pipe" },
-  );
-  let text = "";
-  child.stdout?.setEncoding("utf8").on("data", (chunk: string) => {
-    text += chunk;
-  });
-  await once(child, "close");
-  if (child.exitCode !== 0) throw new Error(stage.lastWords(child));
+  const text = await stage.outputOf([
+    "wrk",
+    "--threads=1",
+    `--connections=${load.connections}`,
+    `--duration=${load.seconds}s`,
+    `http://127.0.0.1:${load.port}/`,
+  ]);
   return parseWrk(text, load.connections);
 }
 

@@ -3,14 +3,13 @@
  * for that. What they cannot do without a second application (there is one, as there is one of what has state) is not held
  * against them by a setting, but shows in the figures.
  */
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { direct } from "../peers/direct.ts";
 import { envoyHttpWith } from "../peers/envoy.ts";
+import { haproxyVersion, startHaproxy } from "../peers/haproxy.ts";
 import { startHoldfast } from "../peers/holdfast.ts";
 import { httpProxy } from "../peers/http-proxy.ts";
 import { httpSettings, nginxVersion, startNginx } from "../peers/nginx.ts";
-import { type Peer, type RunningPeer, versionOf } from "../peers/peer.ts";
+import type { Peer, RunningPeer } from "../peers/peer.ts";
 import type { Stage } from "../stage.ts";
 
 export interface RestartPeer {
@@ -59,14 +58,12 @@ const holdfastReplay: RestartPeer = {
 const haproxy: RestartPeer = {
   name: "haproxy-http",
   async start(stage, to) {
-    const version = versionOf(["haproxy", "-v"], /^HAProxy version (\S+)/);
+    const version = haproxyVersion();
     const port = await stage.freePort();
-    const directory = join(stage.directory, "restart-haproxy");
-    mkdirSync(directory, { recursive: true });
-    const file = join(directory, `${port}.cfg`);
-    writeFileSync(
-      file,
-      `global
+    const child = await startHaproxy(stage, {
+      name: `restart-haproxy-${port}`,
+      port,
+      config: `global
   nbthread 1
   maxconn 4096
 defaults
@@ -82,9 +79,7 @@ listen all
   bind 127.0.0.1:${port} backlog 4096
   server application 127.0.0.1:${to.port}
 `,
-    );
-    const child = stage.spawn(["haproxy", "-db", "-q", "-f", file], { cpu: stage.cpus.server });
-    await stage.untilListening(port, child);
+    });
     return {
       name: "haproxy",
       version,

@@ -5,6 +5,7 @@
 import { Client } from "undici";
 import { WebSocket } from "ws";
 import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts";
+import { closeWebSocket } from "./close-websocket.ts";
 import { GapMeter } from "./gaps.ts";
 import type { LoadOptions } from "./protocol.ts";
 
@@ -123,11 +124,7 @@ class TalkClient implements LoadClient {
 
   close(): Promise<void> {
     this.#closing = true;
-    return new Promise((done) => {
-      if (this.#socket.readyState === WebSocket.CLOSED) return done();
-      this.#socket.once("close", () => done());
-      this.#socket.close(1000);
-    });
+    return closeWebSocket(this.#socket);
   }
 }
 

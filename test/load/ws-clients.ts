@@ -4,6 +4,7 @@
  */
 import { WebSocket } from "ws";
 import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts";
+import { closeWebSocket } from "./close-websocket.ts";
 import { GapMeter } from "./gaps.ts";
 import type { LoadOptions } from "./protocol.ts";
 
@@ -56,11 +57,7 @@ class ChatClient implements LoadClient {
 
   close(): Promise<void> {
     this.#closing = true;
-    return new Promise((done) => {
-      if (this.#socket.readyState === WebSocket.CLOSED) return done();
-      this.#socket.once("close", () => done());
-      this.#socket.close(1000);
-    });
+    return closeWebSocket(this.#socket);
   }
 
   #answer(answer: { n: number; count: number; sum: number }): void {

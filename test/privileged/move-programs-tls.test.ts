@@ -1,6 +1,5 @@
 /** TLS whose state lives in the application: one session, with its keys and its sequence numbers, across two moves. */
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -9,6 +8,7 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { connect, type TLSSocket } from "node:tls";
 import { nodeBinary } from "../lab/lab.ts";
+import { makeCertificate } from "../support/exchanges.ts";
 import {
   type Downstream,
   ended,
@@ -36,22 +36,7 @@ server.listen(9000, "127.0.0.1");
 before(() => {
   folder = mkdtempSync(join(tmpdir(), "hf-tls-"));
   chmodSync(folder, 0o755);
-  const subject = ["-subj", "/CN=holdfast.test", "-addext", "subjectAltName=DNS:holdfast.test"];
-  const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
-  execFileSync(
-    "openssl",
-    [
-      "req",
-      "-x509",
-      ...key,
-      ...subject,
-      "-keyout",
-      join(folder, "key.pem"),
-      "-out",
-      join(folder, "cert.pem"),
-    ],
-    { stdio: "pipe" },
-  );
+  makeCertificate(folder);
   writeFileSync(join(folder, "server.mjs"), nodeServer);
   writeFileSync(join(folder, "large"), randomBytes(24 * 1024 * 1024));
   writeFileSync(
