@@ -94,15 +94,15 @@ export function captureLeg(fd: number): LegSnapshot {
     for (let attempt = 0; attempt < CAPTURE_TRIES_MAX; attempt++) {
       const snapshot = readLeg(fd, repairWindow);
       if (snapshot !== null) return snapshot;
+      // an acknowledgement opened it again
+      const now = closeSendWindow(fd);
+      if (now.snd_wnd > 0) repairWindow = now;
     }
-    throw new HoldfastError(
-      "the leg's receive queue keeps growing; shield the leg or freeze its peer first",
-      {
-        code: "LEG_NOT_QUIET",
-        source: "kernel",
-        retryable: true,
-      },
-    );
+    throw new HoldfastError("the leg's queues keep changing; shield the leg or freeze its peer first", {
+      code: "LEG_NOT_QUIET",
+      source: "kernel",
+      retryable: true,
+    });
   } catch (error) {
     uncaptureLeg(fd, { window: repairWindow });
     throw error;
@@ -162,7 +162,10 @@ export function encodeWindow(repairWindow: RepairWindow): Buffer {
   return window;
 }
 
-/** null: bytes arrived while reading, try again. */
+/**
+ * null: bytes or an acknowledgement arrived while reading, try again. A segment that another CPU had let past the filter
+ * just before the shield was up may still come.
+ */
 function readLeg(fd: number, repairWindow: RepairWindow): LegSnapshot | null {
   // the send queue first: while SEND is selected a timer or an ACK would mark unsent bytes as sent without sending them
   kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_SEND_QUEUE);
@@ -200,10 +203,12 @@ function readLeg(fd: number, repairWindow: RepairWindow): LegSnapshot | null {
     noDelay: kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY) !== 0,
     keepAlive: kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE) !== 0,
   };
-  // data or a FIN that arrived meanwhile moves rcv_nxt
+  // data or a FIN that arrived meanwhile moves rcv_nxt; an acknowledgement, and what it lets go, the send queue
   const quiet =
     kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ) === receiveSeq &&
-    unread.length === inq;
+    unread.length === inq &&
+    (outq === 0 ||
+      (kernel.ioctlInt(fd, kernel.SIOCOUTQ) === outq && kernel.ioctlInt(fd, kernel.SIOCOUTQNSD) === unsent));
   return quiet ? snapshot : null;
 }
 

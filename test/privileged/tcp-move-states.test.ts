@@ -133,7 +133,8 @@ class Session {
   async move(expected: LegState): Promise<LegSnapshot> {
     const { source, target } = this.place;
     const sent = source.segmentsSent();
-    // a frozen peer: a delayed ACK of its own would meet no socket in between, and be answered with RST
+    // the peer's kernel goes on: an ACK that it delayed must neither change the leg while it is read ...
+    shieldLeg(this.leg);
     const snapshot = source.run(() => captureLeg(this.leg));
     assert.equal(snapshot.state, expected);
     // MSG_PEEK makes the kernel send the ACK that it was delaying, which may let the peer's kernel send on
@@ -141,6 +142,7 @@ class Session {
     const due = snapshot.receive.bytes.length > 0 || unacked ? DUE_SEGMENTS_MAX : 0;
     const sentByCapture = source.segmentsSent() - sent;
     assert.ok(sentByCapture <= due, `capture sent ${sentByCapture} segments`);
+    // ... nor meet no socket in between, and be answered with RST
     shieldLeg(this.peer);
     kernel.close(this.leg);
     // a retransmission may fall due in between; repair mode does not stop the timers

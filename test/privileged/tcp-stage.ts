@@ -15,8 +15,9 @@ import * as kernel from "#proxy/tcp/kernel.ts";
 
 const WAIT_MS_MAX = 8_000;
 const CHUNK_BYTES = 64 * 1024;
-/** 2 ms apart */
+/** 2 ms apart; longer than an acknowledgement may be delayed (TCP_DELACK_MAX, 200 ms) while one is still to come */
 const FULL_LOOKS = 15;
+const FULL_LOOKS_UNACKED = 120;
 
 /** A sentence when this machine cannot run the tests, else false: for node:test's `skip`. */
 export function lacking(): string | false {
@@ -192,9 +193,12 @@ export class Flow {
   async fill(fd: number, bytesMax: number): Promise<void> {
     // full is when nothing is taken and what is unsent stays the same, not when the other side is slow for a moment
     let unsent = -1;
-    for (let still = 0; still < FULL_LOOKS && this.written < bytesMax; ) {
+    let looks = FULL_LOOKS;
+    for (let still = 0; still < looks && this.written < bytesMax; ) {
       const written = this.write(fd, bytesMax - this.written);
       const now = kernel.ioctlInt(fd, kernel.SIOCOUTQNSD);
+      // an acknowledgement that the other side's kernel delays may let it all go
+      looks = kernel.ioctlInt(fd, kernel.SIOCOUTQ) > now ? FULL_LOOKS_UNACKED : FULL_LOOKS;
       still = written === 0 && now > 0 && now === unsent ? still + 1 : 0;
       unsent = now;
       await sleep(2);
