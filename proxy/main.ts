@@ -5,7 +5,7 @@
  * (takeover), by SIGTERM (as `stop`), or by a bug; an agent that goes away ends nothing.
  */
 import { chmodSync, rmSync } from "node:fs";
-import { createServer, isIPv6, type Server } from "node:net";
+import { createServer, type Server } from "node:net";
 import { parseArgs } from "node:util";
 import pino from "pino";
 import { createAdmin } from "#proxy/admin/http.ts";
@@ -14,59 +14,25 @@ import { Channel } from "#proxy/contract/channel.ts";
 import { Commands } from "#proxy/cutover/commands.ts";
 import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
-import { captureLeg, readState, uncaptureLeg } from "#proxy/tcp/capture.ts";
+import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
+import { bound, sockets } from "#proxy/tcp/sockets.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;
 
 const legKernel: LegKernel = {
-  dup: kernel.dupCloexec,
-  close: kernel.close,
-  send: kernel.trySend,
-  shutdownWrite(fd) {
-    try {
-      kernel.shutdown(fd, kernel.SHUT_WR);
-      return true;
-    } catch {
-      return false;
-    }
-  },
-  unackedBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCOUTQ),
-  nudge(fd) {
-    try {
-      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
-      // Leaving repair mode sends a window probe; its answer acknowledges everything received.
-      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF);
-    } catch {
-      // No capability (such a proxy cannot capture either): the hold waits for the timer.
-    }
-  },
+  ...sockets,
   acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
-  unreadBytes: (fd) => kernel.ioctlInt(fd, kernel.SIOCINQ),
-  isClosed: (fd) => readState(fd) === "CLOSE",
   captureLeg,
   uncaptureLeg,
-  bindShielded(endpoint) {
-    const v6 = isIPv6(endpoint.address);
-    const fd = kernel.socket(
-      v6 ? kernel.AF_INET6 : kernel.AF_INET,
-      kernel.SOCK_STREAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC,
-      kernel.IPPROTO_TCP,
-    );
-    try {
-      kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+  bindShielded: (endpoint) =>
+    bound(endpoint, (fd) => {
       kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1);
       shieldListener(fd);
-      kernel.bind(fd, endpoint);
-      return fd;
-    } catch (error) {
-      kernel.close(fd);
-      throw error;
-    }
-  },
+    }),
   adoptLeg,
   releaseLeg,
   shieldLeg,

@@ -102,7 +102,7 @@ export class Commands {
       ),
       serve: this.#command("serve", epochOnly, async (proxy) => {
         await proxy.openLinks();
-        await proxy.openListeners();
+        proxy.openListeners();
         return {
           after: () => {
             for (const session of proxy.sessions.values()) proxy.start(session);
@@ -114,7 +114,7 @@ export class Commands {
         if (capturesLegs(proxy)) await warmUp(proxy.kernel);
         await proxy.openLinks();
         // Now, while a port that is taken costs nobody anything.
-        await proxy.openListeners({ shielded: true });
+        proxy.openListeners({ shielded: true });
         return { result: () => ({ link: proxy.linkEndpoint }) };
       }),
       prepareLinks: this.#command("prepareLinks", withTarget, async (proxy, params) => {

@@ -6,7 +6,7 @@ import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import type { End, EndListener } from "#proxy/relay/end.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
 import { nowhere } from "#proxy/relay/nowhere.ts";
-import { Pump } from "#proxy/relay/pump.ts";
+import { Pump, type PumpOwner } from "#proxy/relay/pump.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import type { Carrier } from "#proxy/replay/session-replay.ts";
 import type { Watch } from "#proxy/replay/watch.ts";
@@ -47,7 +47,7 @@ export interface SessionOptions {
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
 
-export class LiveSession implements Carrier {
+export class LiveSession implements Carrier, PumpOwner {
   readonly id: string;
   readonly port: number;
   readonly edge: string;
@@ -78,6 +78,8 @@ export class LiveSession implements Carrier {
   timer: NodeJS.Timeout | null = null;
 
   readonly #events: SessionEvents;
+  readonly #clientSide = new ClientSide(this);
+  readonly #applicationSide = new ApplicationSide(this);
   #state: SessionState;
 
   constructor(options: SessionOptions) {
@@ -88,8 +90,8 @@ export class LiveSession implements Carrier {
     this.acceptedAtMs = options.acceptedAtMs;
     this.#state = options.state;
     this.#events = options.events;
-    this.inbound.onFinSent = this.#onFinSent;
-    this.outbound.onFinSent = this.#onFinSent;
+    this.inbound.owner = this;
+    this.outbound.owner = this;
   }
 
   get state(): SessionState {
@@ -114,39 +116,33 @@ export class LiveSession implements Carrier {
     else this.inbound.receiveFin();
   }
 
-  readonly #downstreamListener: EndListener = {
-    onData: (chunk) => this.fromClient(chunk),
-    onFin: () => this.clientFin(),
-    onDrain: () => this.outbound.drained(),
-    onReset: (reason) => this.#onReset("downstream", reason),
-  };
+  fromApplication(chunk: Buffer): void {
+    // While an old owner's link is read to its end: that owner has observed it.
+    if (this.watch !== null && this.switchAt === null) this.watch.fromApplication(chunk);
+    else this.outbound.receive(chunk);
+    const { switchAt } = this;
+    if (switchAt !== null && this.outbound.bytes >= switchAt.bytesOut) {
+      this.switchAt = null;
+      switchAt.complete();
+    }
+  }
 
-  readonly #upstreamListener: EndListener = {
-    onData: (chunk) => {
-      // While an old owner's link is read to its end: that owner has observed it.
-      if (this.watch !== null && this.switchAt === null) this.watch.fromApplication(chunk);
-      else this.outbound.receive(chunk);
-      const { switchAt } = this;
-      if (switchAt !== null && this.outbound.bytes >= switchAt.bytesOut) {
-        this.switchAt = null;
-        switchAt.complete();
-      }
-    },
-    onFin: () => {
-      if (!this.#isHidden("fin")) this.outbound.receiveFin();
-    },
-    onDrain: () => {
-      this.inbound.drained();
-      this.watch?.replay?.drained();
-    },
-    onReset: (reason) => {
-      if (!this.#isHidden("reset")) this.#onReset("upstream", reason);
-    },
-  };
+  applicationFin(): void {
+    if (!this.#isHidden("fin")) this.outbound.receiveFin();
+  }
+
+  applicationDrained(): void {
+    this.inbound.drained();
+    this.watch?.replay?.drained();
+  }
+
+  endReset(side: "downstream" | "upstream", reason: string): void {
+    if (side === "downstream" || !this.#isHidden("reset")) this.#onReset(side, reason);
+  }
 
   setDownstream(end: TcpLeg | LinkEnd): void {
     this.downstream = end;
-    end.listener = this.#downstreamListener;
+    end.listener = this.#clientSide;
     this.inbound.setSource(end);
     if (end instanceof LinkEnd) end.startDelivering();
     if (this.downstream === end) this.outbound.setSink(end);
@@ -160,7 +156,7 @@ export class LiveSession implements Carrier {
 
   setUpstreamSink(end: TcpLeg | LinkEnd): void {
     this.wasConnected = true;
-    end.listener = this.#upstreamListener;
+    end.listener = this.#applicationSide;
     this.inbound.setSink(end);
   }
 
@@ -356,20 +352,20 @@ export class LiveSession implements Carrier {
     }
   }
 
-  readonly #onFinSent = (): void => {
+  onFinSent(): void {
     if (!this.inbound.finSent || !this.outbound.finSent || this.#state !== "open") return;
     this.startLingering();
-  };
+  }
 
   /** Silent no more: captured → rolled back, or adopted → released. */
   wake(step: "resume" | "release"): void {
     this.step(step);
-    this.#onFinSent();
+    this.onFinSent();
   }
 
   /** After a change of ends or state: perhaps both FINs had passed already. */
   settle(): void {
-    this.#onFinSent();
+    this.onFinSent();
   }
 
   /** Gone without a word: every descriptor left is in repair mode, or lost its address. */
@@ -391,6 +387,46 @@ export class LiveSession implements Carrier {
       this.upstream = null;
     }
     this.#events.onLingering(this);
+  }
+}
+
+// Objects, not closures: a session at rest has ten of the latter otherwise.
+
+class ClientSide implements EndListener {
+  readonly #session: LiveSession;
+  constructor(session: LiveSession) {
+    this.#session = session;
+  }
+  onData(chunk: Buffer): void {
+    this.#session.fromClient(chunk);
+  }
+  onFin(): void {
+    this.#session.clientFin();
+  }
+  onDrain(): void {
+    this.#session.outbound.drained();
+  }
+  onReset(reason: string): void {
+    this.#session.endReset("downstream", reason);
+  }
+}
+
+class ApplicationSide implements EndListener {
+  readonly #session: LiveSession;
+  constructor(session: LiveSession) {
+    this.#session = session;
+  }
+  onData(chunk: Buffer): void {
+    this.#session.fromApplication(chunk);
+  }
+  onFin(): void {
+    this.#session.applicationFin();
+  }
+  onDrain(): void {
+    this.#session.applicationDrained();
+  }
+  onReset(reason: string): void {
+    this.#session.endReset("upstream", reason);
   }
 }
 

@@ -3,8 +3,6 @@
  * of captures and adoptions of a process are several times slower (compilation, FFI set-up), and a target that
  * cannot adopt at all says so before anybody is held.
  */
-import { once } from "node:events";
-import net from "node:net";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot } from "#proxy/contract/snapshot.ts";
@@ -13,34 +11,33 @@ import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 
 const ROUNDS = 150;
+/** about 1 ms: sessions have their turn */
+const TURN_ROUNDS = 10;
 /** a snapshot has about 60 fields: too few rounds for V8 to optimize what writes and reads them */
 const SESSIONS_ENCODED = 4_000;
 
 /** @throws HoldfastError `PROXY_NOT_ABLE`: no capability, no loopback interface, or a kernel without TCP_REPAIR */
 export async function warmUp(kernel: LegKernel): Promise<void> {
-  const server = net.createServer();
-  server.listen(0, "127.0.0.1");
+  const here = { address: "127.0.0.1", port: 0 };
+  let listener = -1;
+  let peer = -1;
+  let fd = -1;
   try {
-    await once(server, "listening");
-    const client = net.connect((server.address() as net.AddressInfo).port, "127.0.0.1");
-    const [[peer]] = (await Promise.all([once(server, "connection"), once(client, "connect")])) as [
-      [net.Socket],
-      unknown,
-    ];
-    let fd = kernel.dup((client as unknown as { _handle: { fd: number } })._handle.fd);
-    client.destroy();
+    listener = kernel.listen(here, 1);
+    fd = kernel.dial({ ...here, port: kernel.localPort(listener) });
+    // On the loopback interface the handshake is over when connect(2) returns.
+    peer = kernel.accept(listener);
+    if (fd < 0 || peer < 0) throw new Error(kernel.errnoName(-Math.min(fd, peer)));
     for (let round = 0; round < ROUNDS; round++) {
       const upstream = kernel.captureLeg(fd);
       kernel.close(fd);
+      fd = -1;
       if (round === 0) warmUpCodec(upstream);
       fd = kernel.adoptLeg(upstream, { shielded: round % 2 === 0 });
       kernel.releaseLeg(fd, upstream, { probe: false });
       fd = TcpLeg.attach(kernel, fd).detach().fd;
-      // Until Node has let go of its own descriptor the addresses are in use.
-      await nextTurn();
+      if (round % TURN_ROUNDS === 0) await nextTurn();
     }
-    kernel.close(fd);
-    peer.destroy();
   } catch (cause) {
     throw new HoldfastError(`this node cannot adopt connections: ${messageOf(cause)}`, {
       code: "PROXY_NOT_ABLE",
@@ -48,7 +45,7 @@ export async function warmUp(kernel: LegKernel): Promise<void> {
       cause,
     });
   } finally {
-    server.close();
+    for (const each of [listener, peer, fd]) if (each >= 0) kernel.close(each);
   }
 }
 

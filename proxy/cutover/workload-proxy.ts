@@ -12,7 +12,7 @@ import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { Greeting } from "#proxy/relay/link-auth.ts";
 import { type Active, RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd, type LinkListener } from "#proxy/relay/link-end.ts";
-import { type TcpHandle, TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import { HeldBudget } from "#proxy/replay/held-bytes.ts";
 import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
 import { Watch, type WatchHost } from "#proxy/replay/watch.ts";
@@ -175,18 +175,19 @@ export class WorkloadProxy implements WatchHost {
    * until the release.
    * @throws HoldfastError `PROXY_LISTEN`
    */
-  async openListeners(options = { shielded: false }): Promise<void> {
+  openListeners(options = { shielded: false }): void {
     if (this.listeners.length > 0) return;
     for (const [index, port] of this.config.ports.entries()) {
       try {
         this.listeners.push(
-          await ClientListener.open({
+          ClientListener.open({
+            kernel: this.kernel,
             address: this.config.listenAddress,
             port: port.listen,
             bind: options.shielded
               ? () => this.kernel.bindShielded({ address: this.config.listenAddress, port: port.listen })
               : null,
-            onAccept: (handle) => this.#onAccept(index, handle),
+            onAccept: (fd) => this.#onAccept(index, fd),
             onError: (error) => {
               this.counters.acceptErrors++;
               this.log.warn({ err: error }, "accept failed");
@@ -204,8 +205,8 @@ export class WorkloadProxy implements WatchHost {
     for (const listener of this.listeners.splice(0)) listener.close();
   }
 
-  #onAccept(port: number, handle: TcpHandle): void {
-    const leg = TcpLeg.attach(this.kernel, handle);
+  #onAccept(port: number, fd: number): void {
+    const leg = TcpLeg.attach(this.kernel, fd);
     const mustWait = this.role !== "owner" && (this.owner === null || this.role === "adopted");
     const waits = mustWait || this.#isAbsent(port);
     const tooMany = waits ? this.#waitingSessions() - this.config.limits.heldSessionsMax : -1;

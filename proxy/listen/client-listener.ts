@@ -1,74 +1,85 @@
-/**
- * Where clients connect. Hands out libuv's accepted handles before `net` has made sockets of them: a leg needs its own
- * read buffer from the first byte on, which `net.Server` offers no option for. (Only this file and `tcp-leg.ts` know.)
- */
-import net from "node:net";
+/** Where clients connect: a socket that listens, and what accept(2) gives. */
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import type { TcpHandle } from "#proxy/relay/tcp-leg.ts";
+import type { SocketKernel, Watcher } from "#proxy/relay/socket-kernel.ts";
 
 /** somaxconn caps it; a held proxy must not make the kernel drop SYNs */
 const BACKLOG = 4096;
+/** before sessions have their turn */
+const ACCEPTS_MAX = 256;
+/** until a descriptor is free again */
+const RETRY_MS = 100;
 
 export interface ListenerOptions {
+  kernel: SocketKernel;
   address: string;
   port: number;
   /** gives a bound socket, ours from now on; null: bound here */
   bind: (() => number) | null;
-  onAccept(handle: TcpHandle): void;
-  /** accept(2) failed: no descriptors left */
+  /** a connection, ours from now on */
+  onAccept(fd: number): void;
+  /** accept(2) failed: no descriptors left, mostly; it is tried again */
   onError(error: Error): void;
 }
 
-interface ServerHandle {
+export class ClientListener implements Watcher {
+  readonly #options: ListenerOptions;
+  readonly #kernel: SocketKernel;
+  #retry: NodeJS.Timeout | null = null;
+  /** -1: closed */
   fd: number;
-  onconnection: (status: number, handle: TcpHandle | undefined) => void;
-}
 
-export class ClientListener {
-  readonly #server: net.Server;
-  readonly #handle: ServerHandle;
-
-  private constructor(server: net.Server, handle: ServerHandle) {
-    this.#server = server;
-    this.#handle = handle;
+  private constructor(options: ListenerOptions, fd: number) {
+    this.#options = options;
+    this.#kernel = options.kernel;
+    this.fd = fd;
+    this.#kernel.watch(fd, this);
   }
 
   /** @throws HoldfastError `PROXY_LISTEN`; its cause's `code` is EADDRNOTAVAIL while the address is not on this node */
-  static async open(options: ListenerOptions): Promise<ClientListener> {
-    const server = net.createServer({ allowHalfOpen: true });
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    server.once("error", reject);
+  static open(options: ListenerOptions): ClientListener {
     try {
-      if (options.bind !== null) server.listen({ fd: options.bind() }, BACKLOG, resolve);
-      else
-        server.listen(
-          { host: options.address, port: options.port, backlog: BACKLOG, exclusive: true },
-          resolve,
-        );
-      await promise;
+      const on =
+        options.bind === null ? { address: options.address, port: options.port } : { fd: options.bind() };
+      return new ClientListener(options, options.kernel.listen(on, BACKLOG));
     } catch (cause) {
       throw cannotListen(options, cause as NodeJS.ErrnoException);
     }
-    server.off("error", reject);
-    server.on("error", options.onError);
-    const handle = (server as unknown as { _handle: ServerHandle })._handle;
-    handle.onconnection = (status, accepted) => {
-      if (accepted === undefined) options.onError(new Error(`accept: status ${status}`));
-      else options.onAccept(accepted);
-    };
-    return new ClientListener(server, handle);
-  }
-
-  get fd(): number {
-    return this.#handle.fd;
   }
 
   get port(): number {
-    return (this.#server.address() as net.AddressInfo).port;
+    return this.#kernel.localPort(this.fd);
+  }
+
+  onReady(): void {
+    for (let accepts = 0; this.fd >= 0; accepts++) {
+      if (accepts === ACCEPTS_MAX) {
+        this.#kernel.soon(this);
+        return;
+      }
+      const accepted = this.#kernel.accept(this.fd);
+      if (accepted >= 0) {
+        this.#options.onAccept(accepted);
+        continue;
+      }
+      const code = this.#kernel.errnoName(-accepted);
+      if (code === "EAGAIN") return;
+      // The client has gone while it waited.
+      if (code === "ECONNABORTED" || code === "EINTR") continue;
+      this.#options.onError(new Error(`accept: ${code}`));
+      this.#retry ??= setTimeout(() => {
+        this.#retry = null;
+        this.onReady();
+      }, RETRY_MS);
+      return;
+    }
   }
 
   close(): void {
-    this.#server.close();
+    if (this.fd < 0) return;
+    if (this.#retry !== null) clearTimeout(this.#retry);
+    this.#kernel.unwatch(this.fd);
+    this.#kernel.close(this.fd);
+    this.fd = -1;
   }
 }
 

@@ -11,18 +11,24 @@
 import type { End } from "./end.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
+/** of every pump where nothing waits; never written to */
+const NOTHING: Buffer[] = [];
+
+export interface PumpOwner {
+  /** The last byte and the FIN were handed to the sink. */
+  onFinSent(): void;
+}
 
 export class Pump {
   /** everything ever read for this direction, across moves */
   bytes = 0;
   finRead = false;
   finSent = false;
-  /** called when the last byte and the FIN were handed to the sink */
-  onFinSent: () => void = () => {};
+  owner: PumpOwner | null = null;
 
   #source: End | null = null;
   #sink: End | null = null;
-  #queue: Buffer[] = [];
+  #queue: Buffer[] = NOTHING;
   #head = 0;
   #queuedBytes = 0;
   #inFlightBytes = 0;
@@ -152,20 +158,21 @@ export class Pump {
   /** What waits here has moved on with a snapshot, or is kept elsewhere. */
   clear(): void {
     const bytes = this.#queuedBytes;
-    this.#queue = [];
+    this.#queue = NOTHING;
     this.#head = 0;
     this.#queuedBytes = 0;
     if (bytes > 0) this.#credit(bytes);
   }
 
   #push(chunk: Buffer): void {
-    this.#queue.push(chunk);
+    if (this.#queue === NOTHING) this.#queue = [chunk];
+    else this.#queue.push(chunk);
     this.#queuedBytes += chunk.length;
   }
 
   #unshift(chunk: Buffer): void {
     if (this.#head > 0) this.#queue[--this.#head] = chunk;
-    else this.#queue.unshift(chunk);
+    else this.#queue = [chunk, ...this.#queue];
     this.#queuedBytes += chunk.length;
   }
 
@@ -180,7 +187,7 @@ export class Pump {
       this.#queue[this.#head++] = NO_BYTES;
       this.#queuedBytes -= chunk.length;
       if (this.#head === this.#queue.length) {
-        this.#queue = [];
+        this.#queue = NOTHING;
         this.#head = 0;
       }
       this.#write(chunk);
@@ -188,7 +195,7 @@ export class Pump {
     if (this.#sink !== null && !this.isBlocked && this.finRead && !this.finSent && !this.#finHeld) {
       this.finSent = true;
       this.#sink.finish();
-      this.onFinSent();
+      this.owner?.onFinSent();
     }
     this.#updateReading();
   }

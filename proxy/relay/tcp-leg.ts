@@ -1,30 +1,28 @@
 /**
  * A TCP connection on this node as an {@link End}, of which it is known at every instant which bytes are in user space.
  *
- * This is the only file that touches the parts of `net` that are not documented (the handle, and starting paused):
- *  - reads go into one buffer (`onread`) that all legs share, so a pause is a readStop at once, nothing hides in stream
- *    buffers, and a leg at rest has none. It is free again when `onData` returns: sinks pass on or copy;
- *  - a chunk goes to the kernel with send(2), past the machinery of streams (a quarter of its cost); only what the kernel
- *    does not take is copied and left to Node. So the handle's `writeQueueSize` is exactly what is in user space;
- *  - the FIN is sent with shutdown(2) past Node, because a stream whose two sides have ended closes its descriptor,
- *    and a connection closed with bytes still unacknowledged is an orphan that nobody can capture any more.
+ * A descriptor and a few words, nothing of Node's streams: an idle session costs little, a chunk costs a recv(2) and a
+ * send(2), and to take a connection away for a move is to stop using its descriptor.
+ *  - Reads go into one buffer that all legs share, so a leg at rest has none. It is free again when `onData` returns: sinks
+ *    pass on or copy.
+ *  - What the kernel does not take of a chunk is copied and kept here until there is room: the only bytes in user space.
+ *  - Readiness is told edge by edge (see `Watcher`): `#mayRead` says that an edge has not been read to its end yet.
+ *  - The FIN is sent with shutdown(2); the descriptor stays, because a connection closed with bytes still
+ *    unacknowledged is an orphan that nobody can capture any more.
  */
-import net from "node:net";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { End, EndListener } from "./end.ts";
-import type { SocketKernel } from "./socket-kernel.ts";
+import { READY, type SocketKernel, type Watcher } from "./socket-kernel.ts";
 
 const READ_BYTES = 256 * 1024;
+/** reads of a leg in one turn before others have theirs */
+const READS_MAX = 4;
 const NO_BYTES: Buffer = Buffer.alloc(0);
 const READ_BUFFER: Buffer = Buffer.allocUnsafeSlow(READ_BYTES);
 
-/** libuv's TCP handle as `net` holds it. */
-export interface TcpHandle {
-  readonly fd: number;
-  readonly writeQueueSize: number;
-  getpeername(out: { address?: string; port?: number }): number;
-  close(): void;
-}
+const GONE = READY.error | READY.hangUp;
+/** A read that finds less than it has room for is not the end of it. */
+const MORE_FOLLOWS = GONE | READY.fin | READY.urgent;
 
 export interface Detached {
   fd: number;
@@ -32,184 +30,209 @@ export interface Detached {
   pending: Buffer;
 }
 
-interface LegSocketOptions {
-  handle?: TcpHandle;
-  fd?: number;
+interface DialCallbacks {
+  onConnect(): void;
+  onError(code: string): void;
 }
 
-export class TcpLeg implements End {
+export class TcpLeg implements End, Watcher {
   listener: EndListener | null = null;
   readonly reusesBuffer = true;
   readonly keepsChunk = false;
   readonly #kernel: SocketKernel;
-  readonly #socket: net.Socket;
+  /** -1: closed, reset or detached */
+  #fd: number;
+  /** until it is connected */
+  #dialling: DialCallbacks | null = null;
+  /** what a chunk still had when the kernel took no more */
   #outstanding: Buffer | null = null;
+  /** errno that ends this leg in its next turn */
+  #failure = 0;
   #reading = false;
-  #over = false;
+  #mayRead = false;
+  #moreFollows = false;
+  #ended = false;
 
-  private constructor(
-    kernel: SocketKernel,
-    open: (onread: net.OnReadOpts) => net.Socket,
-    onConnectError?: (code: string) => void,
-  ) {
+  private constructor(kernel: SocketKernel, fd: number) {
     this.#kernel = kernel;
-    const socket = open({
-      buffer: READ_BUFFER,
-      callback: (bytes: number, buffer: Uint8Array): boolean => {
-        if (!this.#over) this.listener?.onData((buffer as Buffer).subarray(0, bytes));
-        return true;
-      },
-    });
-    this.#socket = socket;
-    socket.pause();
-    socket.setNoDelay(true);
-    socket.on("end", () => {
-      if (!this.#over) this.listener?.onFin();
-    });
-    socket.on("error", (error: NodeJS.ErrnoException) => {
-      if (this.#over) return;
-      this.#over = true;
-      const code = error.code ?? error.message;
-      if (onConnectError !== undefined && !this.#connected) onConnectError(code);
-      else this.listener?.onReset(code);
-    });
+    this.#fd = fd;
+    if (fd >= 0) kernel.watch(fd, this);
   }
 
-  #connected = true;
-
-  /** A connection the listener just accepted, or a descriptor from `detach` or an adoption. Not reading yet. */
-  static attach(kernel: SocketKernel, from: TcpHandle | number): TcpLeg {
-    const source: LegSocketOptions = typeof from === "number" ? { fd: from } : { handle: from };
-    const options = { ...source, allowHalfOpen: true, pauseOnCreate: true };
-    return new TcpLeg(
-      kernel,
-      (onread) => new net.Socket({ ...options, onread } as unknown as net.SocketConstructorOpts),
-    );
+  /** A connection just accepted, or a descriptor from `detach` or an adoption. Not reading yet. */
+  static attach(kernel: SocketKernel, fd: number): TcpLeg {
+    kernel.setNoDelay(fd);
+    return new TcpLeg(kernel, fd);
   }
 
-  /** Not reading yet. Exactly one of the callbacks is called, unless the leg is closed first. */
-  static dial(
-    kernel: SocketKernel,
-    to: Endpoint,
-    callbacks: { onConnect(): void; onError(code: string): void },
-  ): TcpLeg {
-    const leg: TcpLeg = new TcpLeg(
-      kernel,
-      (onread) => net.connect({ host: to.address, port: to.port, allowHalfOpen: true, onread }),
-      callbacks.onError,
-    );
-    leg.#connected = false;
-    leg.#socket.once("connect", () => {
-      leg.#connected = true;
-      if (!leg.#over) callbacks.onConnect();
-    });
+  /** Not reading yet. Exactly one of the callbacks is called, and later, unless the leg is closed first. */
+  static dial(kernel: SocketKernel, to: Endpoint, callbacks: DialCallbacks): TcpLeg {
+    const fd = kernel.dial(to);
+    const leg = new TcpLeg(kernel, fd);
+    leg.#dialling = callbacks;
+    if (fd < 0) leg.#failSoon(-fd);
     return leg;
-  }
-
-  get #handle(): TcpHandle | null {
-    return (this.#socket as unknown as { _handle: TcpHandle | null })._handle;
   }
 
   /** False once closed, reset or detached. */
   get isOpen(): boolean {
-    return !this.#over && this.#handle !== null;
+    return this.#fd >= 0;
   }
 
   get peer(): string {
-    const { remoteAddress, remotePort, remoteFamily } = this.#socket;
-    if (remoteAddress === undefined) return "";
-    return remoteFamily === "IPv6" ? `[${remoteAddress}]:${remotePort}` : `${remoteAddress}:${remotePort}`;
+    return this.#fd < 0 ? "" : this.#kernel.peerOf(this.#fd);
   }
 
   unackedBytes(): number {
-    const handle = this.#handle;
-    return handle === null ? 0 : this.#kernel.unackedBytes(handle.fd);
+    return this.#fd < 0 ? 0 : this.#kernel.unackedBytes(this.#fd);
   }
 
   nudge(): void {
-    const handle = this.#handle;
-    if (handle !== null) this.#kernel.nudge(handle.fd);
+    if (this.#fd >= 0) this.#kernel.nudge(this.#fd);
   }
 
   unreadBytes(): number {
-    const handle = this.#handle;
-    return handle === null ? 0 : this.#kernel.unreadBytes(handle.fd);
+    return this.#fd < 0 ? 0 : this.#kernel.unreadBytes(this.#fd);
   }
 
   /** Reset by the peer, or closed on both sides with everything acknowledged. */
   isClosedInKernel(): boolean {
-    const handle = this.#handle;
-    return handle === null || this.#kernel.isClosed(handle.fd);
+    return this.#fd < 0 || this.#kernel.isClosed(this.#fd);
+  }
+
+  onReady(events: number): void {
+    if (this.#failure !== 0) this.#fail();
+    if (this.#fd < 0) return;
+    if (this.#dialling !== null && (events & (READY.out | GONE)) !== 0) this.#dialled();
+    if ((events & (READY.out | GONE)) !== 0 && this.#outstanding !== null) this.#sendRest();
+    if ((events & (READY.in | MORE_FOLLOWS)) !== 0) {
+      this.#mayRead = true;
+      if ((events & MORE_FOLLOWS) !== 0) this.#moreFollows = true;
+    }
+    if (this.#mayRead) this.#read();
+  }
+
+  #dialled(): void {
+    const { onConnect } = this.#dialling as DialCallbacks;
+    const errno = this.#kernel.socketError(this.#fd);
+    if (errno !== 0) {
+      this.#failure = errno;
+      this.#fail();
+      return;
+    }
+    this.#dialling = null;
+    onConnect();
+  }
+
+  #read(): void {
+    for (let reads = 0; this.#reading; reads++) {
+      if (reads === READS_MAX) {
+        this.#kernel.soon(this);
+        return;
+      }
+      const bytes = this.#kernel.recv(this.#fd, READ_BUFFER);
+      if (bytes > 0) {
+        // Less than there is room for: all there was, and an edge comes with the next byte.
+        if (bytes < READ_BYTES && !this.#moreFollows) this.#mayRead = false;
+        this.listener?.onData(READ_BUFFER.subarray(0, bytes));
+        if (!this.#mayRead) return;
+        continue;
+      }
+      this.#mayRead = false;
+      if (bytes === 0) {
+        this.#ended = true;
+        this.#reading = false;
+        this.listener?.onFin();
+      } else if (this.#kernel.isTemporary(-bytes)) this.#moreFollows = false;
+      else {
+        this.#failure = -bytes;
+        this.#fail();
+      }
+      return;
+    }
   }
 
   write(chunk: Buffer): boolean {
-    const handle = this.#handle;
-    if (handle === null || this.#over) return true;
-    const sent = this.#kernel.send(handle.fd, chunk);
+    if (this.#fd < 0) return true;
+    const sent = this.#kernel.send(this.#fd, chunk);
     if (sent === chunk.length) return true;
-    const rest = Buffer.from(chunk.subarray(sent));
-    this.#socket.write(rest, this.#onWritten);
-    if (this.#socket.writableLength === 0) return true;
-    this.#outstanding = rest;
+    this.#outstanding = Buffer.from(sent > 0 ? chunk.subarray(sent) : chunk);
+    if (sent < 0 && !this.#kernel.isTemporary(-sent)) this.#failSoon(-sent);
     return false;
   }
 
-  readonly #onWritten = (): void => {
-    if (this.#outstanding === null || this.#over || this.#socket.writableLength > 0) return;
+  #sendRest(): void {
+    const rest = this.#outstanding as Buffer;
+    const sent = this.#kernel.send(this.#fd, rest);
+    if (sent < rest.length) {
+      if (sent > 0) this.#outstanding = rest.subarray(sent);
+      else if (!this.#kernel.isTemporary(-sent)) {
+        this.#failure = -sent;
+        this.#fail();
+      }
+      return;
+    }
     this.#outstanding = null;
     this.listener?.onDrain();
-  };
+  }
 
   finish(): void {
-    const handle = this.#handle;
     // Refused: the peer has reset the connection, which the next read reports.
-    if (handle !== null && !this.#over) this.#kernel.shutdownWrite(handle.fd);
+    if (this.#fd >= 0) this.#kernel.shutdownWrite(this.#fd);
   }
 
   reset(): void {
-    if (this.#over) return;
-    this.#over = true;
-    if (this.#connected) this.#socket.resetAndDestroy();
-    else this.#socket.destroy();
+    const fd = this.#release();
+    if (fd >= 0) this.#kernel.reset(fd);
   }
 
   /** Orderly: what the kernel still has to send is sent. */
   close(): void {
-    if (this.#over) return;
-    this.#over = true;
-    this.#socket.destroy();
+    const fd = this.#release();
+    if (fd >= 0) this.#kernel.close(fd);
   }
 
   pauseReading(): void {
-    if (!this.#reading || this.#over) return;
     this.#reading = false;
-    this.#socket.pause();
   }
 
   resumeReading(): void {
-    if (this.#reading || this.#over) return;
+    if (this.#reading || this.#ended) return;
     this.#reading = true;
-    this.#socket.resume();
+    if (this.#mayRead) this.#kernel.soon(this);
   }
 
   consumed(_bytes: number): void {}
 
-  /** Takes the connection out of Node: nothing is sent, read or closed, and the caller owns the descriptor. */
+  /** Ends our use of the connection: nothing is sent, read or closed, and the caller owns the descriptor. */
   detach(): Detached {
-    const handle = this.#handle;
-    if (handle === null || this.#over) return { fd: -1, pending: NO_BYTES };
-    this.#over = true;
-    const fd = this.#kernel.dup(handle.fd);
-    if (this.#outstanding === null) {
-      // Neither reading nor writing, it is as good as gone: tearing it down can wait until the cutover's step is over.
-      this.#socket.pause();
-      setImmediate(() => this.#socket.destroy());
-      return { fd, pending: NO_BYTES };
-    }
-    const { length } = this.#outstanding;
-    const pending = this.#outstanding.subarray(length - handle.writeQueueSize);
+    const pending = this.#outstanding ?? NO_BYTES;
+    return { fd: this.#release(), pending };
+  }
+
+  #failSoon(errno: number): void {
+    this.#failure = errno;
+    this.#kernel.soon(this);
+  }
+
+  #fail(): void {
+    const code = this.#kernel.errnoName(this.#failure);
+    const dialling = this.#dialling;
+    this.#failure = 0;
+    this.close();
+    if (dialling === null) this.listener?.onReset(code);
+    else dialling.onError(code);
+  }
+
+  /** The descriptor, which nobody watches any more; -1: it is gone already. */
+  #release(): number {
+    const fd = this.#fd;
+    if (fd >= 0) this.#kernel.unwatch(fd);
+    this.#fd = -1;
+    this.#failure = 0;
+    this.#reading = false;
+    this.#dialling = null;
     this.#outstanding = null;
-    this.#socket.destroy();
-    return { fd, pending };
+    return fd;
   }
 }

@@ -117,6 +117,23 @@ export const POLLIN = 1;
 export const POLLERR = 8;
 export const POLLHUP = 16;
 
+/** include/uapi/linux/eventpoll.h */
+export const EPOLLIN = 0x001;
+export const EPOLLPRI = 0x002;
+export const EPOLLOUT = 0x004;
+export const EPOLLERR = 0x008;
+export const EPOLLHUP = 0x010;
+export const EPOLLRDHUP = 0x2000;
+export const EPOLLET = 1 << 31;
+
+const EPOLL_CTL_ADD = 1;
+const EPOLL_CTL_DEL = 2;
+const EPOLL_CLOEXEC = 0o2000000;
+/** struct epoll_event is packed on x86-64 only: u32 events, u64 data */
+const EPOLL_EVENT_WORDS = process.arch === "x64" ? 3 : 4;
+const EPOLL_DATA_WORD = EPOLL_EVENT_WORDS - 2;
+const EPOLL_EVENTS_MAX = 512;
+
 const F_DUPFD_CLOEXEC = 1030;
 const F_GETFL = 3;
 const F_SETFL = 4;
@@ -134,7 +151,7 @@ const BPF_PROG_TYPE_SOCKET_FILTER = 1;
 
 type Argument = number | bigint | Buffer | null | string;
 /** Nothing there to remove; an option that an older kernel does not know. */
-type Tolerated = "ENOENT" | "ENOPROTOOPT";
+type Tolerated = "ENOENT" | "ENOPROTOOPT" | "EINVAL";
 
 type Call = ((...args: Argument[]) => number) & {
   /** runs in a thread of libuv's pool; the last argument is called with its outcome */
@@ -159,6 +176,9 @@ interface Libc {
   shutdown: Call;
   fcntl: Call;
   poll: Call;
+  epoll_create1: Call;
+  epoll_ctl: Call;
+  epoll_wait: Call;
   socketpair: Call;
   pipe2: Call;
   setns: Call;
@@ -193,6 +213,9 @@ function libc(): Libc {
     shutdown: call("int shutdown(int, int)"),
     fcntl: call("int fcntl(int, int, long)"),
     poll: call("int poll(void *, ulong, int)"),
+    epoll_create1: call("int epoll_create1(int)"),
+    epoll_ctl: call("int epoll_ctl(int, int, int, void *)"),
+    epoll_wait: call("int epoll_wait(int, void *, int, int)"),
     socketpair: call("int socketpair(int, int, int, void *)"),
     pipe2: call("int pipe2(void *, int)"),
     setns: call("int setns(int, int)"),
@@ -306,6 +329,12 @@ function isMapped(bytes: Buffer): boolean {
 
 // ---- descriptors
 
+/** As {@link socket} of IP, for TCP: non-blocking and close-on-exec; -errno where there is none. */
+export function tryTcpSocket(family: typeof AF_INET | typeof AF_INET6): number {
+  const fd = libc().socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+  return fd < 0 ? -koffi.errno() : fd;
+}
+
 export function socket(domain: number, type: number, protocol: number): number {
   return check(libc().socket(domain, type, protocol), "socket");
 }
@@ -367,6 +396,13 @@ export function bind(fd: number, local: Endpoint): void {
 
 export function connect(fd: number, remote: Endpoint): void {
   check(libc().connect(fd, sockaddr, encodeSockaddr(remote)), `connect to ${remote.address}:${remote.port}`);
+}
+
+/** As {@link connect} for a non-blocking socket, nothing thrown: 0 also where it is still on its way; -errno. */
+export function tryConnect(fd: number, remote: Endpoint): number {
+  if (libc().connect(fd, sockaddr, encodeSockaddr(remote)) === 0) return 0;
+  const errno = koffi.errno();
+  return errno === constants.errno.EINPROGRESS ? 0 : -errno;
 }
 
 /** connect(2) to AF_UNSPEC: ends a TCP connection by RST; the socket forgets its peer, and its address unless it was bound. */
@@ -479,10 +515,22 @@ export function send(fd: number, bytes: Buffer, flags: number): number {
   throw error;
 }
 
-/** As {@link send} with MSG_DONTWAIT, for the hot path: whatever is wrong, 0. */
+/** As {@link send} with MSG_DONTWAIT, for the hot path: nothing is thrown, -errno where nothing is taken. */
 export function trySend(fd: number, bytes: Buffer): number {
   const sent = libc().send(fd, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL);
-  return Math.max(sent, 0);
+  return sent < 0 ? -koffi.errno() : sent;
+}
+
+/** As {@link recv} with MSG_DONTWAIT, for the hot path: nothing is thrown, -errno where nothing is read. */
+export function tryRecv(fd: number, into: Buffer): number {
+  const received = libc().recv(fd, into, into.length, MSG_DONTWAIT);
+  return received < 0 ? -koffi.errno() : received;
+}
+
+/** A connection, non-blocking and close-on-exec; -errno where there is none. */
+export function tryAccept(fd: number): number {
+  const accepted = libc().accept4(fd, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  return accepted < 0 ? -koffi.errno() : accepted;
 }
 
 export function sendto(fd: number, bytes: Buffer, flags: number, to: Endpoint): number {
@@ -515,6 +563,57 @@ export function pollNow(fd: number, events: number): number {
   return pair.readInt16LE(6);
 }
 
+export function epollCreate(): number {
+  return check(libc().epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
+}
+
+const event = new Int32Array(EPOLL_EVENT_WORDS);
+const eventBytes = Buffer.from(event.buffer);
+const events = new Int32Array(EPOLL_EVENT_WORDS * EPOLL_EVENTS_MAX);
+const eventsBytes = Buffer.from(events.buffer);
+
+/** `generation` comes back with each event, to tell it from one of an earlier descriptor of the same number. */
+export function epollAdd(epoll: number, fd: number, interest: number, generation: number): void {
+  event[0] = interest;
+  event[EPOLL_DATA_WORD] = fd;
+  event[EPOLL_DATA_WORD + 1] = generation;
+  check(libc().epoll_ctl(epoll, EPOLL_CTL_ADD, fd, eventBytes), "epoll_ctl(EPOLL_CTL_ADD)");
+}
+
+export function epollDelete(epoll: number, fd: number): void {
+  check(libc().epoll_ctl(epoll, EPOLL_CTL_DEL, fd, eventBytes), "epoll_ctl(EPOLL_CTL_DEL)");
+}
+
+/** Does not wait. The events are read with {@link epollEvent} until the next call; a signal may make it 0 of them. */
+export function epollNow(epoll: number): number {
+  const count = libc().epoll_wait(epoll, eventsBytes, EPOLL_EVENTS_MAX, 0);
+  if (count >= 0) return count;
+  const errno = koffi.errno();
+  if (errno === constants.errno.EINTR) return 0;
+  throw failure("epoll_wait", errno);
+}
+
+/** What the last {@link epollNow} said of its `index`th descriptor. */
+export const epollEvent = {
+  fd: (index: number): number => events[index * EPOLL_EVENT_WORDS + EPOLL_DATA_WORD] as number,
+  generation: (index: number): number => events[index * EPOLL_EVENT_WORDS + EPOLL_DATA_WORD + 1] as number,
+  events: (index: number): number => events[index * EPOLL_EVENT_WORDS] as number,
+};
+
+/** koffi ends a handle that is collected */
+const pollsInLoop: koffi.node.PollHandle[] = [];
+
+/**
+ * `onReadable` is called by libuv's loop as long as `fd` is readable, until the process ends, which this does not hinder. It
+ * runs outside Node's own callbacks: what it throws is lost, and promises it settles are seen only with the next of
+ * those.
+ */
+export function pollInLoop(fd: number, onReadable: () => void): void {
+  const handle = koffi.node.poll(fd, onReadable);
+  handle.unref();
+  pollsInLoop.push(handle);
+}
+
 /** Address of a buffer's memory, for structures that hold pointers. Keep `buffer` referenced until after the call. */
 export function addressOf(buffer: Buffer): bigint {
   return koffi.address(buffer);
@@ -528,7 +627,7 @@ const WAIT_SLICE_MS = 100;
 /**
  * Resolves when `fd` is readable (a pidfd: when its process has ended). A thread of libuv's pool waits in poll(2) meanwhile,
  * in slices, so `signal` takes effect (its reason is the rejection) within a slice; close the descriptor only after this
- * has settled. (koffi's own poll handle was tried: it may miss the event and keeps the process alive.)
+ * has settled.
  */
 export async function waitReadable(fd: number, signal?: AbortSignal): Promise<void> {
   const pollfd = Buffer.alloc(8);

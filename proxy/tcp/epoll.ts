@@ -1,0 +1,95 @@
+/**
+ * Readiness of many descriptors, edge by edge, from an epoll instance of our own (epoll(7), EPOLLET).
+ *
+ * Why not libuv's: it enters JavaScript once for each descriptor, with a handle, a stream and a callback scope behind
+ * each. Here libuv watches one descriptor, the epoll instance, and what is ready is handled in one go.
+ *
+ *   libuv's loop ──readable──▶ setImmediate ──▶ epoll_wait ──▶ onReady, onReady, onReady ... ──▶ those that asked for more
+ *
+ * The work is done in an immediate because libuv calls us outside Node's callbacks: only there does an exception reach
+ * `uncaughtException`, and only after it are promises looked at.
+ *
+ * A descriptor's number may be given to another one in the middle of a batch: a generation tells stale events.
+ */
+import * as kernel from "./kernel.ts";
+
+/** Each of these is told once; whoever does not read to the end of what is there has to ask with {@link Epoll.soon}. */
+const INTEREST =
+  kernel.EPOLLIN |
+  kernel.EPOLLPRI |
+  kernel.EPOLLOUT |
+  kernel.EPOLLRDHUP |
+  kernel.EPOLLERR |
+  kernel.EPOLLHUP |
+  kernel.EPOLLET;
+/** Fewer at once are no crowd: the next come through the loop, which others wait for as well. */
+const CROWD = 16;
+const ROUNDS_MAX = 4;
+
+export interface Watcher {
+  /** One of {@link Readiness}, as bits; 0: it had asked to be called again. */
+  onReady(events: number): void;
+}
+
+export class Epoll {
+  readonly #watchers: (Watcher | undefined)[] = [];
+  readonly #generations: number[] = [];
+  #fd = -1;
+  #soon: Watcher[] = [];
+  #isScheduled = false;
+  #isDispatching = false;
+
+  /** `fd` is non-blocking. What is ready already is told with the next batch. */
+  watch(fd: number, watcher: Watcher): void {
+    if (this.#fd < 0) {
+      this.#fd = kernel.epollCreate();
+      kernel.pollInLoop(this.#fd, this.#schedule);
+    }
+    const generation = ((this.#generations[fd] ?? 0) + 1) | 0;
+    this.#generations[fd] = generation;
+    this.#watchers[fd] = watcher;
+    kernel.epollAdd(this.#fd, fd, INTEREST, generation);
+  }
+
+  /** Before the descriptor is closed or given away. */
+  unwatch(fd: number): void {
+    this.#watchers[fd] = undefined;
+    kernel.epollDelete(this.#fd, fd);
+  }
+
+  /** Calls `onReady(0)` when the others had their turn, and never from within this call. */
+  soon(watcher: Watcher): void {
+    this.#soon.push(watcher);
+    if (!this.#isDispatching) this.#schedule();
+  }
+
+  readonly #schedule = (): void => {
+    if (this.#isScheduled) return;
+    this.#isScheduled = true;
+    setImmediate(this.#dispatch);
+  };
+
+  readonly #dispatch = (): void => {
+    this.#isScheduled = false;
+    this.#isDispatching = true;
+    try {
+      const again = this.#soon;
+      if (again.length > 0) {
+        this.#soon = [];
+        for (const watcher of again) watcher.onReady(0);
+      }
+      for (let round = 0; this.#fd >= 0 && round < ROUNDS_MAX; round++) {
+        const count = kernel.epollNow(this.#fd);
+        for (let index = 0; index < count; index++) {
+          const fd = kernel.epollEvent.fd(index);
+          if (this.#generations[fd] !== kernel.epollEvent.generation(index)) continue;
+          this.#watchers[fd]?.onReady(kernel.epollEvent.events(index));
+        }
+        if (count < CROWD) break;
+      }
+    } finally {
+      this.#isDispatching = false;
+    }
+    if (this.#soon.length > 0) this.#schedule();
+  };
+}

@@ -1,0 +1,110 @@
+/** What the relay and its listeners do with the kernel: sockets that listen, dial, carry bytes, and end. */
+import { isIPv6 } from "node:net";
+import { constants } from "node:os";
+import type { Endpoint } from "../contract/snapshot.ts";
+import { readState } from "./capture.ts";
+import { Epoll } from "./epoll.ts";
+import * as kernel from "./kernel.ts";
+
+/** struct linger: on, 0 seconds */
+const LINGER_NOTHING = Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]);
+/** what has nothing to do with the connection itself: it goes on when there is room or memory again */
+const TEMPORARY: ReadonlySet<number> = new Set([
+  constants.errno.EAGAIN,
+  constants.errno.EINTR,
+  constants.errno.ENOBUFS,
+  constants.errno.ENOMEM,
+]);
+
+const epoll = new Epoll();
+
+export const sockets = {
+  watch: epoll.watch.bind(epoll),
+  unwatch: epoll.unwatch.bind(epoll),
+  soon: epoll.soon.bind(epoll),
+
+  dial(to: Endpoint): number {
+    const fd = kernel.tryTcpSocket(isIPv6(to.address) ? kernel.AF_INET6 : kernel.AF_INET);
+    if (fd < 0) return fd;
+    const errno = kernel.tryConnect(fd, to);
+    if (errno === 0) {
+      this.setNoDelay(fd);
+      return fd;
+    }
+    kernel.close(fd);
+    return errno;
+  },
+
+  listen(on: Endpoint | { fd: number }, backlog: number): number {
+    const fd = "fd" in on ? on.fd : bound(on);
+    try {
+      kernel.listen(fd, backlog);
+      return fd;
+    } catch (error) {
+      kernel.close(fd);
+      throw error;
+    }
+  },
+  accept: kernel.tryAccept,
+  socketError: (fd: number) => kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR),
+  setNoDelay(fd: number): void {
+    // EINVAL: the peer has reset it already, which the next read reports
+    kernel.trySetsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1, "EINVAL");
+  },
+  localPort: (fd: number) => kernel.getsockname(fd).port,
+  peerOf(fd: number): string {
+    try {
+      const { address, port } = kernel.getpeername(fd);
+      return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+    } catch {
+      return ""; // reset meanwhile
+    }
+  },
+  recv: kernel.tryRecv,
+  send: kernel.trySend,
+  isTemporary: (errno: number) => TEMPORARY.has(errno),
+  errnoName: kernel.errnoName,
+  close: kernel.close,
+  reset(fd: number): void {
+    kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_LINGER, LINGER_NOTHING);
+    kernel.close(fd);
+  },
+  shutdownWrite(fd: number): boolean {
+    try {
+      kernel.shutdown(fd, kernel.SHUT_WR);
+      return true;
+    } catch {
+      return false;
+    }
+  },
+  unackedBytes: (fd: number) => kernel.ioctlInt(fd, kernel.SIOCOUTQ),
+  nudge(fd: number): void {
+    try {
+      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+      // Leaving repair mode sends a window probe; its answer acknowledges everything received.
+      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF);
+    } catch {
+      // No capability (such a proxy cannot capture either): the hold waits for the timer.
+    }
+  },
+  unreadBytes: (fd: number) => kernel.ioctlInt(fd, kernel.SIOCINQ),
+  isClosed: (fd: number) => readState(fd) === "CLOSE",
+};
+
+/** A TCP socket with that address; `beforeBind` sets what has to be set by then. @throws HoldfastError with the errno name as code */
+export function bound(to: Endpoint, beforeBind: (fd: number) => void = () => {}): number {
+  const fd = kernel.socket(
+    isIPv6(to.address) ? kernel.AF_INET6 : kernel.AF_INET,
+    kernel.SOCK_STREAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC,
+    kernel.IPPROTO_TCP,
+  );
+  try {
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+    beforeBind(fd);
+    kernel.bind(fd, to);
+    return fd;
+  } catch (error) {
+    kernel.close(fd);
+    throw error;
+  }
+}
