@@ -601,7 +601,7 @@ export const epollEvent = {
 };
 
 /** koffi ends a handle that is collected */
-const pollsInLoop: koffi.node.PollHandle[] = [];
+const pollsInLoop: ReturnType<typeof koffi.node.poll>[] = [];
 
 /**
  * `onReadable` is called by libuv's loop as long as `fd` is readable, until the process ends, which this does not hinder. It
