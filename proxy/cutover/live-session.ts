@@ -12,7 +12,7 @@ import type { Carrier } from "#proxy/replay/session-replay.ts";
 import type { Watch } from "#proxy/replay/watch.ts";
 import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
 
-/** A leg outside Node: silent in the kernel, or (snapshot null) taken out because its application does not read. */
+/** A leg that nobody watches: silent in the kernel, or (snapshot null) put aside because its application does not read. */
 export interface StillLeg {
   fd: number;
   snapshot: LegSnapshot | null;
@@ -217,7 +217,7 @@ export class LiveSession implements Carrier, PumpOwner {
     return this.upstream instanceof TcpLeg || this.stillUpstream !== null;
   }
 
-  /** Takes the leg out of Node; its unwritten bytes are first in the pump again. */
+  /** Takes the leg's descriptor; its unwritten bytes are first in the pump again. */
   stillUpstreamLeg(): void {
     const leg = this.upstream;
     if (!(leg instanceof TcpLeg) || !leg.isOpen) return;
@@ -289,7 +289,7 @@ export class LiveSession implements Carrier, PumpOwner {
     this.#over(reason);
   }
 
-  /** Closes what Node holds with FINs already sent. The descriptors of still legs belong to the caller. */
+  /** Closes the ends, whose FINs are sent already. The descriptors of still legs belong to the caller. */
   close(): void {
     if (this.#state === "closed") return;
     closeEnd(this.downstream);

@@ -137,7 +137,7 @@ function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
  * writes them before anything else, and where the snapshot's state has our FIN (FIN_WAIT1, CLOSING, LAST_ACK) ends the
  * socket after them; with nothing left over the FIN is already sent.
  *
- * Next: `new net.Socket({ fd })`.
+ * Next: `TcpLeg.attach`.
  * Errors (source "kernel"): LEG_FIN_NOT_RESTORED when the injected FIN does not arrive (a firewall on loopback).
  */
 export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOptions = {}): Buffer {
