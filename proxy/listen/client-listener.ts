@@ -1,6 +1,6 @@
 /** Where clients connect: a socket that listens, and what accept(2) gives. */
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import type { SocketKernel, Watcher } from "#proxy/relay/socket-kernel.ts";
+import { READY, type SocketKernel, type Watcher } from "#proxy/relay/socket-kernel.ts";
 
 /** somaxconn caps it; a held proxy must not make the kernel drop SYNs */
 const BACKLOG = 4096;
@@ -25,6 +25,8 @@ export class ClientListener implements Watcher {
   readonly #options: ListenerOptions;
   readonly #kernel: SocketKernel;
   #retry: NodeJS.Timeout | null = null;
+  /** has asked for another turn and not had it yet */
+  #isQueued = false;
   /** -1: closed */
   fd: number;
 
@@ -40,7 +42,13 @@ export class ClientListener implements Watcher {
     try {
       const on =
         options.bind === null ? { address: options.address, port: options.port } : { fd: options.bind() };
-      return new ClientListener(options, options.kernel.listen(on, BACKLOG));
+      const fd = options.kernel.listen(on, BACKLOG);
+      try {
+        return new ClientListener(options, fd);
+      } catch (error) {
+        options.kernel.close(fd);
+        throw error;
+      }
     } catch (cause) {
       throw cannotListen(options, cause as NodeJS.ErrnoException);
     }
@@ -50,9 +58,13 @@ export class ClientListener implements Watcher {
     return this.#kernel.localPort(this.fd);
   }
 
-  onReady(): void {
+  onReady(events: number): void {
+    if (events === 0) this.#isQueued = false;
+    // One answer is enough for all who come until then.
+    if (this.#isQueued || this.#retry !== null) return;
     for (let accepts = 0; this.fd >= 0; accepts++) {
       if (accepts === ACCEPTS_MAX) {
+        this.#isQueued = true;
         this.#kernel.soon(this);
         return;
       }
@@ -66,9 +78,9 @@ export class ClientListener implements Watcher {
       // The client has gone while it waited.
       if (code === "ECONNABORTED" || code === "EINTR") continue;
       this.#options.onError(new Error(`accept: ${code}`));
-      this.#retry ??= setTimeout(() => {
+      this.#retry = setTimeout(() => {
         this.#retry = null;
-        this.onReady();
+        this.onReady(READY.in);
       }, RETRY_MS);
       return;
     }
