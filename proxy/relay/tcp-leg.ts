@@ -46,8 +46,10 @@ export class TcpLeg implements End, Watcher {
   #dialling: DialCallbacks | null = null;
   /** what a chunk still had when the kernel took no more */
   #outstanding: Buffer | null = null;
-  /** errno that ends this leg in its next turn */
-  #failure = 0;
+  /** name of the errno that ends this leg, when what the peer had said before is read; "": none */
+  #failure = "";
+  /** has asked for a turn and not had it yet */
+  #isQueued = false;
   #reading = false;
   #mayRead = false;
   #moreFollows = false;
@@ -56,7 +58,13 @@ export class TcpLeg implements End, Watcher {
   private constructor(kernel: SocketKernel, fd: number) {
     this.#kernel = kernel;
     this.#fd = fd;
-    if (fd >= 0) kernel.watch(fd, this);
+    if (fd < 0) return;
+    try {
+      kernel.watch(fd, this);
+    } catch (error) {
+      // ENOSPC: fs.epoll.max_user_watches; ENOMEM
+      this.#failSoon((error as NodeJS.ErrnoException).code ?? String(error));
+    }
   }
 
   /** A connection just accepted, or a descriptor from `detach` or an adoption. Not reading yet. */
@@ -70,13 +78,16 @@ export class TcpLeg implements End, Watcher {
     const fd = kernel.dial(to);
     const leg = new TcpLeg(kernel, fd);
     leg.#dialling = callbacks;
-    if (fd < 0) leg.#failSoon(-fd);
+    if (fd < 0) leg.#failSoon(kernel.errnoName(-fd));
     return leg;
   }
 
-  /** False once closed, reset or detached. */
+  /**
+   * False once closed, reset or detached, and when it is about to be reported as reset: a write has taken the error from the
+   * kernel, so whoever took the descriptor now would see an orderly end.
+   */
   get isOpen(): boolean {
-    return this.#fd >= 0;
+    return this.#fd >= 0 && this.#failure === "";
   }
 
   get peer(): string {
@@ -101,23 +112,32 @@ export class TcpLeg implements End, Watcher {
   }
 
   onReady(events: number): void {
-    if (this.#failure !== 0) this.#fail();
-    if (this.#fd < 0) return;
+    if (events === 0) this.#isQueued = false;
+    if (this.#fd < 0) {
+      if (this.#failure !== "") this.#fail();
+      return;
+    }
     if (this.#dialling !== null && (events & (READY.out | GONE)) !== 0) this.#dialled();
-    if ((events & (READY.out | GONE)) !== 0 && this.#outstanding !== null) this.#sendRest();
     if ((events & (READY.in | MORE_FOLLOWS)) !== 0) {
       this.#mayRead = true;
       if ((events & MORE_FOLLOWS) !== 0) this.#moreFollows = true;
     }
     if (this.#mayRead) this.#read();
+    const readsOn = this.#mayRead && this.#reading;
+    if (this.#failure !== "") {
+      if (!readsOn) this.#fail();
+    } else if (this.#outstanding !== null) {
+      // Of a peer that has gone, what it had said before comes first: a refusal, with the request still being sent.
+      const isGone = (events & GONE) !== 0;
+      if (isGone ? !readsOn : (events & READY.out) !== 0) this.#sendRest();
+    }
   }
 
   #dialled(): void {
     const { onConnect } = this.#dialling as DialCallbacks;
     const errno = this.#kernel.socketError(this.#fd);
     if (errno !== 0) {
-      this.#failure = errno;
-      this.#fail();
+      this.#fail(errno);
       return;
     }
     this.#dialling = null;
@@ -127,7 +147,7 @@ export class TcpLeg implements End, Watcher {
   #read(): void {
     for (let reads = 0; this.#reading; reads++) {
       if (reads === READS_MAX) {
-        this.#kernel.soon(this);
+        this.#queue();
         return;
       }
       const bytes = this.#kernel.recv(this.#fd, READ_BUFFER);
@@ -139,15 +159,13 @@ export class TcpLeg implements End, Watcher {
         continue;
       }
       this.#mayRead = false;
+      if (this.#failure !== "") return;
       if (bytes === 0) {
         this.#ended = true;
         this.#reading = false;
         this.listener?.onFin();
       } else if (this.#kernel.isTemporary(-bytes)) this.#moreFollows = false;
-      else {
-        this.#failure = -bytes;
-        this.#fail();
-      }
+      else this.#fail(-bytes);
       return;
     }
   }
@@ -157,7 +175,7 @@ export class TcpLeg implements End, Watcher {
     const sent = this.#kernel.send(this.#fd, chunk);
     if (sent === chunk.length) return true;
     this.#outstanding = Buffer.from(sent > 0 ? chunk.subarray(sent) : chunk);
-    if (sent < 0 && !this.#kernel.isTemporary(-sent)) this.#failSoon(-sent);
+    if (sent < 0 && !this.#kernel.isTemporary(-sent)) this.#failSoon(this.#kernel.errnoName(-sent));
     return false;
   }
 
@@ -166,10 +184,7 @@ export class TcpLeg implements End, Watcher {
     const sent = this.#kernel.send(this.#fd, rest);
     if (sent < rest.length) {
       if (sent > 0) this.#outstanding = rest.subarray(sent);
-      else if (!this.#kernel.isTemporary(-sent)) {
-        this.#failure = -sent;
-        this.#fail();
-      }
+      else if (!this.#kernel.isTemporary(-sent)) this.#fail(-sent);
       return;
     }
     this.#outstanding = null;
@@ -199,7 +214,7 @@ export class TcpLeg implements End, Watcher {
   resumeReading(): void {
     if (this.#reading || this.#ended) return;
     this.#reading = true;
-    if (this.#mayRead) this.#kernel.soon(this);
+    if (this.#mayRead) this.#queue();
   }
 
   consumed(_bytes: number): void {}
@@ -210,15 +225,24 @@ export class TcpLeg implements End, Watcher {
     return { fd: this.#release(), pending };
   }
 
-  #failSoon(errno: number): void {
-    this.#failure = errno;
+  /** Once at a time: a leg in the queue twice has twice its share. */
+  #queue(): void {
+    if (this.#isQueued) return;
+    this.#isQueued = true;
     this.#kernel.soon(this);
   }
 
-  #fail(): void {
-    const code = this.#kernel.errnoName(this.#failure);
+  #failSoon(code: string): void {
+    this.#failure = code;
+    this.#mayRead = true;
+    this.#moreFollows = true;
+    this.#queue();
+  }
+
+  #fail(errno?: number): void {
+    const code = errno === undefined ? this.#failure : this.#kernel.errnoName(errno);
     const dialling = this.#dialling;
-    this.#failure = 0;
+    this.#failure = "";
     this.close();
     if (dialling === null) this.listener?.onReset(code);
     else dialling.onError(code);
@@ -229,7 +253,7 @@ export class TcpLeg implements End, Watcher {
     const fd = this.#fd;
     if (fd >= 0) this.#kernel.unwatch(fd);
     this.#fd = -1;
-    this.#failure = 0;
+    this.#failure = "";
     this.#reading = false;
     this.#dialling = null;
     this.#outstanding = null;

@@ -39,7 +39,10 @@ export class Epoll {
   #isScheduled = false;
   #isDispatching = false;
 
-  /** `fd` is non-blocking. What is ready already is told with the next batch. */
+  /**
+   * `fd` is non-blocking. What is ready already is told with the next batch.
+   * @throws HoldfastError ENOSPC (fs.epoll.max_user_watches), ENOMEM: nobody watches it
+   */
   watch(fd: number, watcher: Watcher): void {
     if (this.#fd < 0) {
       this.#fd = kernel.epollCreate();
@@ -47,12 +50,13 @@ export class Epoll {
     }
     const generation = ((this.#generations[fd] ?? 0) + 1) | 0;
     this.#generations[fd] = generation;
-    this.#watchers[fd] = watcher;
     kernel.epollAdd(this.#fd, fd, INTEREST, generation);
+    this.#watchers[fd] = watcher;
   }
 
-  /** Before the descriptor is closed or given away. */
+  /** Before the descriptor is closed or given away. Nothing where nobody watches it. */
   unwatch(fd: number): void {
+    if (this.#watchers[fd] === undefined) return;
     this.#watchers[fd] = undefined;
     kernel.epollDelete(this.#fd, fd);
   }
