@@ -18,6 +18,9 @@ export interface CpuProfile {
   timeDeltas: number[];
 }
 
+/** the one file that calls the kernel */
+const FFI = "/proxy/tcp/kernel.ts";
+
 /** whose code it is; `idle`: the process waited */
 export type Owner = "holdfast" | "package" | "node" | "native" | "gc" | "idle";
 
@@ -46,13 +49,14 @@ export function callTree({ nodes, samples, timeDeltas }: CpuProfile, root: strin
   for (const [index, id] of samples.entries())
     selfUs.set(id, (selfUs.get(id) ?? 0) + Math.max(0, timeDeltas[index + 1] ?? 0));
   const byId = new Map(nodes.map((node) => [node.id, node]));
-  const build = (node: CpuProfile["nodes"][number]): Call => {
-    const { functionName, url, lineNumber } = node.callFrame;
+  const build = (node: CpuProfile["nodes"][number], caller?: CpuProfile["nodes"][number]): Call => {
+    const { url, lineNumber } = node.callFrame;
+    const functionName = nameOf(node, caller);
     const calls = merge(
       (node.children ?? [])
         .map((id) => byId.get(id))
         .filter((child) => child !== undefined)
-        .map(build)
+        .map((child) => build(child, node))
         .filter(({ owner, totalUs }) => owner !== "idle" && totalUs > 0),
     );
     const own = selfUs.get(node.id) ?? 0;
@@ -98,6 +102,15 @@ function merge(calls: Call[]): Call[] {
     known.calls = merge([...known.calls, ...call.calls]);
   }
   return [...all.values()].sort((one, other) => other.totalUs - one.totalUs);
+}
+
+/** V8 knows all of koffi's functions by the name of one of them; the one that is meant is named by who calls it. */
+function nameOf(
+  { callFrame: { functionName, url } }: CpuProfile["nodes"][number],
+  caller: CpuProfile["nodes"][number] | undefined,
+): string {
+  const isForeign = url === "" && !functionName.startsWith("(") && caller?.callFrame.url.endsWith(FFI);
+  return isForeign ? `system call of ${caller?.callFrame.functionName}` : functionName;
 }
 
 function placeOf(name: string, url: string, line: number, root: string): Pick<Call, "place" | "owner"> {

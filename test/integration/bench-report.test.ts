@@ -382,6 +382,30 @@ describe("a profile", { timeout: 60_000 }, () => {
     );
   });
 
+  it("names a system call by its caller, since V8 names all of them alike", () => {
+    const nodes = [
+      node(1, "(root)", "", [2, 4]),
+      node(2, "tryRecv", "file:///root/proxy/tcp/kernel.ts", [3]),
+      node(3, "getxattr", ""),
+      node(4, "trySend", "file:///root/proxy/tcp/kernel.ts", [5, 6]),
+      node(5, "getxattr", ""),
+      node(6, "(garbage collector)", ""),
+    ];
+    const samples = [3, 5, 6, 6];
+    const timeDeltas = [0, 3_000, 2_000, 1_000];
+    assert.deepEqual(
+      selfTimes(callTree({ ...profile, nodes, samples, timeDeltas }, "/root")).map(({ name, selfUs }) => [
+        name,
+        selfUs,
+      ]),
+      [
+        ["system call of tryRecv", 3_000],
+        ["system call of trySend", 2_000],
+        ["(garbage collector)", 1_000],
+      ],
+    );
+  });
+
   it("is drawn as wide as the time it took", async () => {
     const directory = mkdtempSync(join(tmpdir(), "holdfast-flame-test-"));
     const file = join(directory, "flame.html");
