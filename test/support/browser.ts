@@ -64,7 +64,12 @@ export class Browser {
         "about:blank",
       ],
       // A group of its own, so that all its processes end at once; it ends by itself when the pipes do.
-      { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"], detached: true },
+      {
+        stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"],
+        detached: true,
+        // what it leaves there when it is killed goes with its profile
+        env: { ...process.env, TMPDIR: profile },
+      },
     );
     await once(child, "spawn");
     (child.stdio[3] as Writable).on("error", () => {}); // "exit" follows
