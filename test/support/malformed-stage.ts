@@ -9,6 +9,9 @@ export type PortShape = Partial<Omit<PortConfig, "listen" | "upstream">>;
 
 const WORKLOAD_KEY = Buffer.alloc(32, 1);
 
+/** A young generation of 2 MB, so that memory tells what is kept and not what has not been collected yet. */
+const COLLECTS_EARLY = ["env", "NODE_OPTIONS=--max-semi-space-size=2"];
+
 export class MalformedStage {
   readonly proxy: ProxyProcess;
   /** where clients connect, in the order of the shapes */
@@ -26,7 +29,7 @@ export class MalformedStage {
     limits: Partial<ProxyLimits> = {},
   ): Promise<MalformedStage> {
     const directory = mkdtempSync(join(tmpdir(), "holdfast-malformed-"));
-    const proxy = await ProxyProcess.start({ socket: join(directory, "p.sock") });
+    const proxy = await ProxyProcess.start({ exec: COLLECTS_EARLY, socket: join(directory, "p.sock") });
     await proxy.call(
       "configure",
       {
