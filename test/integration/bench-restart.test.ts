@@ -63,7 +63,8 @@ describe("restarts behind peers", { timeout: 120_000 }, () => {
   it("without a proxy: every client loses its connection", () => {
     for (const kind of ["ordered", "crash"]) {
       const { report, repeated, repeatedGets } = of("direct", kind);
-      assert.equal(report.lostConnections, HTTP_CLIENTS + WEBSOCKET_CLIENTS);
+      // More than one each: who comes back while the application is ending loses that connection as well.
+      assert.ok(report.lostConnections >= HTTP_CLIENTS + WEBSOCKET_CLIENTS);
       assert.ok((report.errors.ECONNREFUSED ?? 0) > 0 && (report.errors["not connected"] ?? 0) > 0);
       assert.equal(repeated + repeatedGets, 0, "nobody sends anything again");
     }
