@@ -136,10 +136,6 @@ export class LiveSession implements Carrier, PumpOwner {
     this.watch?.replay?.drained();
   }
 
-  endReset(side: "downstream" | "upstream", reason: string): void {
-    if (side === "downstream" || !this.#isHidden("reset")) this.#onReset(side, reason);
-  }
-
   setDownstream(end: TcpLeg | LinkEnd): void {
     this.downstream = end;
     end.listener = this.#clientSide;
@@ -327,7 +323,8 @@ export class LiveSession implements Carrier, PumpOwner {
     this.switchAt = null;
   }
 
-  #onReset(side: "downstream" | "upstream", reason: string): void {
+  endReset(side: "downstream" | "upstream", reason: string): void {
+    if (side === "upstream" && this.#isHidden("reset")) return;
     // From the hold on the application may be dumped already, so a client's end is told to its copy: on this node after
     // a rollback, else at the target.
     const isHeld = this.#events.isMoving && side === "downstream" && this.inbound.held && this.hasUpstreamLeg;

@@ -60,6 +60,7 @@ export class TcpLeg implements End, Watcher {
     this.#fd = fd;
     if (fd < 0) return;
     try {
+      kernel.setNoDelay(fd);
       kernel.watch(fd, this);
     } catch (error) {
       // ENOSPC: fs.epoll.max_user_watches; ENOMEM
@@ -69,7 +70,6 @@ export class TcpLeg implements End, Watcher {
 
   /** A connection just accepted, or a descriptor from `detach` or an adoption. Not reading yet. */
   static attach(kernel: SocketKernel, fd: number): TcpLeg {
-    kernel.setNoDelay(fd);
     return new TcpLeg(kernel, fd);
   }
 

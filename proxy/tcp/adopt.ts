@@ -75,11 +75,7 @@ export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
       source: "kernel",
     });
   }
-  const fd = kernel.socket(
-    snapshot.family === 4 ? kernel.AF_INET : kernel.AF_INET6,
-    kernel.SOCK_STREAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC,
-    kernel.IPPROTO_TCP,
-  );
+  const fd = kernel.tcpSocket(snapshot.family);
   try {
     build(fd, snapshot, options);
     return fd;

@@ -27,7 +27,7 @@ const CROWD = 16;
 const ROUNDS_MAX = 4;
 
 export interface Watcher {
-  /** One of {@link Readiness}, as bits; 0: it had asked to be called again. */
+  /** Bits as of {@link INTEREST}; 0: it had asked to be called again. */
   onReady(events: number): void;
 }
 

@@ -135,11 +135,8 @@ const EPOLL_DATA_WORD = EPOLL_EVENT_WORDS - 2;
 const EPOLL_EVENTS_MAX = 512;
 
 const F_DUPFD_CLOEXEC = 1030;
-const F_GETFL = 3;
-const F_SETFL = 4;
 /** include/uapi/linux/limits.h */
 const XATTR_SIZE_MAX = 65536;
-const O_NONBLOCK = 0o4000;
 const O_CLOEXEC = 0o2000000;
 /** The same on every architecture that uses the generic table, and on x86-64. */
 const SYS_PIDFD_SEND_SIGNAL = 424;
@@ -151,7 +148,7 @@ const BPF_PROG_TYPE_SOCKET_FILTER = 1;
 
 type Argument = number | bigint | Buffer | null | string;
 /** Nothing there to remove; an option that an older kernel does not know. */
-type Tolerated = "ENOENT" | "ENOPROTOOPT" | "EINVAL";
+type Tolerated = "ENOENT" | "ENOPROTOOPT";
 
 type Call = ((...args: Argument[]) => number) & {
   /** runs in a thread of libuv's pool; the last argument is called with its outcome */
@@ -329,10 +326,18 @@ function isMapped(bytes: Buffer): boolean {
 
 // ---- descriptors
 
-/** As {@link socket} of IP, for TCP: non-blocking and close-on-exec; -errno where there is none. */
-export function tryTcpSocket(family: typeof AF_INET | typeof AF_INET6): number {
-  const fd = libc().socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+/** For TCP over that version of IP, non-blocking and close-on-exec; -errno where there is none. */
+export function tryTcpSocket(family: 4 | 6): number {
+  const domain = family === 4 ? AF_INET : AF_INET6;
+  const fd = libc().socket(domain, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
   return fd < 0 ? -koffi.errno() : fd;
+}
+
+/** As {@link tryTcpSocket}, or a HoldfastError. */
+export function tcpSocket(family: 4 | 6): number {
+  const fd = tryTcpSocket(family);
+  if (fd < 0) throw failure("socket", -fd);
+  return fd;
 }
 
 export function socket(domain: number, type: number, protocol: number): number {
@@ -346,12 +351,6 @@ export function close(fd: number): void {
 /** A second, close-on-exec descriptor of the same open file. */
 export function dupCloexec(fd: number): number {
   return check(libc().fcntl(fd, F_DUPFD_CLOEXEC, 0), "fcntl(F_DUPFD_CLOEXEC)");
-}
-
-export function setNonblock(fd: number, on: boolean): void {
-  const flags = check(libc().fcntl(fd, F_GETFL, 0), "fcntl(F_GETFL)");
-  const wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
-  if (wanted !== flags) check(libc().fcntl(fd, F_SETFL, wanted), "fcntl(F_SETFL)");
 }
 
 /** Makes the descriptor table large enough for `count` descriptors at once; false above RLIMIT_NOFILE. */

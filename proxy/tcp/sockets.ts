@@ -24,13 +24,10 @@ export const sockets = {
   soon: epoll.soon.bind(epoll),
 
   dial(to: Endpoint): number {
-    const fd = kernel.tryTcpSocket(isIPv6(to.address) ? kernel.AF_INET6 : kernel.AF_INET);
+    const fd = kernel.tryTcpSocket(familyOf(to));
     if (fd < 0) return fd;
     const errno = kernel.tryConnect(fd, to);
-    if (errno === 0) {
-      this.setNoDelay(fd);
-      return fd;
-    }
+    if (errno === 0) return fd;
     kernel.close(fd);
     return errno;
   },
@@ -47,10 +44,7 @@ export const sockets = {
   },
   accept: kernel.tryAccept,
   socketError: (fd: number) => kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR),
-  setNoDelay(fd: number): void {
-    // EINVAL: the peer has reset it already, which the next read reports
-    kernel.trySetsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1, "EINVAL");
-  },
+  setNoDelay: (fd: number) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1),
   localPort: (fd: number) => kernel.getsockname(fd).port,
   peerOf(fd: number): string {
     try {
@@ -93,11 +87,7 @@ export const sockets = {
 
 /** A TCP socket with that address; `beforeBind` sets what has to be set by then. @throws HoldfastError with the errno name as code */
 export function bound(to: Endpoint, beforeBind: (fd: number) => void = () => {}): number {
-  const fd = kernel.socket(
-    isIPv6(to.address) ? kernel.AF_INET6 : kernel.AF_INET,
-    kernel.SOCK_STREAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC,
-    kernel.IPPROTO_TCP,
-  );
+  const fd = kernel.tcpSocket(familyOf(to));
   try {
     kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
     beforeBind(fd);
@@ -107,4 +97,8 @@ export function bound(to: Endpoint, beforeBind: (fd: number) => void = () => {})
     kernel.close(fd);
     throw error;
   }
+}
+
+function familyOf({ address }: Endpoint): 4 | 6 {
+  return isIPv6(address) ? 6 : 4;
 }
