@@ -4,7 +4,7 @@
  *   GET  /v1/status                       { node, pid, workloads: WorkloadStatus[] }
  *   GET  /v1/workloads/NAME/sessions      { sessions: SessionInfo[] }
  *   GET  /v1/lookup/NAME[?workload=W]     Found: where the session of that name is served
- *   GET  /v1/check                        { findings: Finding[] }
+ *   GET  /v1/check                        { node } and CheckReport
  *   POST /v1/workloads/NAME/migrate       { to, deadlineMs? } → NDJSON: phase lines, then a result or an error line
  *   POST /v1/workloads/NAME/restart       { drainMs? } → the same
  *   POST /v1/workloads/NAME/cancel        { cancelled }: the move, or the restart
@@ -18,9 +18,10 @@ import { z } from "zod";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { AgentContext } from "./context.ts";
+import { type CheckReport, merged } from "./finding.ts";
 import { lookUp } from "./lookup.ts";
 import type { AgentMetrics } from "./metrics.ts";
-import { preflightNode } from "./preflight.ts";
+import { checkNode } from "./preflight.ts";
 import type { Workload } from "./workload.ts";
 
 /** for `status`: a peer that takes longer is not connected */
@@ -126,7 +127,7 @@ export class AdminServer {
       case "GET /v1/status":
         return sendJson(response, 200, await this.#status());
       case "GET /v1/check":
-        return sendJson(response, 200, { node: this.#context.node, findings: await this.#findings() });
+        return sendJson(response, 200, { node: this.#context.node, ...(await this.#check()) });
       case "GET /v1/lookup/NAME": {
         const only = url.searchParams.get("workload");
         const among = only === null ? this.#workloads : new Map([[only, workload(only)]]);
@@ -172,10 +173,10 @@ export class AdminServer {
     return { node: context.node, pid: process.pid, uptimeMs, store, peers, workloads };
   }
 
-  async #findings(): Promise<unknown[]> {
-    const findings: unknown[] = await preflightNode(this.#context.stateDir, () => this.#context.store.ping());
-    for (const workload of this.#workloads.values()) findings.push(...(await workload.findings()));
-    return findings;
+  async #check(): Promise<CheckReport> {
+    const reports = [await checkNode(this.#context)];
+    for (const workload of this.#workloads.values()) reports.push(await workload.check());
+    return merged(...reports);
   }
 
   async #migrate(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {

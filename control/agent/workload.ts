@@ -27,8 +27,9 @@ import { continueProcess, Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
 import type { AgentContext } from "./context.ts";
 import { Debts } from "./debts.ts";
+import type { CheckReport } from "./finding.ts";
 import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
-import { type Finding, preflightArrival, preflightDeparture } from "./preflight.ts";
+import { checkArrival, checkDeparture, refuse } from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
 import { Registry } from "./registry.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
@@ -501,7 +502,7 @@ export class Workload {
     const arrival = new Arrival(this, channel, prepare);
     this.#arrival = arrival; // now, so that a second one is refused
     try {
-      refuse(await preflightArrival(this, prepare));
+      refuse((await checkArrival({ workload: this, prepare })).findings, prepare.from);
       arrival.handlers();
       await arrival.begin();
     } catch (error) {
@@ -533,12 +534,12 @@ export class Workload {
   }
 
   async preflight(): Promise<void> {
-    refuse(await preflightDeparture(this));
+    refuse((await checkDeparture(this)).findings, this.context.node);
   }
 
   /** What `check` shows for this workload. */
-  async findings(): Promise<Finding[]> {
-    return this.#journal.role === "owner" ? preflightDeparture(this) : [];
+  async check(): Promise<CheckReport> {
+    return this.#journal.role === "owner" ? checkDeparture(this) : { checked: [], findings: [] };
   }
 
   grant(migration: string): void {
@@ -889,12 +890,4 @@ function changedKeys(one: WorkloadConfig, other: WorkloadConfig): string[] {
     (key) =>
       JSON.stringify(one[key as keyof WorkloadConfig]) !== JSON.stringify(other[key as keyof WorkloadConfig]),
   );
-}
-
-/** The first thing that stands in the way, as an error. */
-function refuse(findings: Finding[]): void {
-  const blocking = findings.filter((finding) => finding.severity === "error");
-  if (blocking.length === 0) return;
-  const lines = blocking.map((finding) => `${finding.what}: ${finding.cure}`).join("; ");
-  throw new HoldfastError(`cannot be moved: ${lines}`, { code: "PREFLIGHT", source: "migration" });
 }

@@ -73,6 +73,12 @@ export type LookupAnswer = z.infer<typeof lookupSchema>;
 export const checkSchema = z.looseObject({
   findings: z.array(
     z.looseObject({
+      /** stays the same from version to version, e.g. `descriptor.io-uring`: what `--allow` takes */
+      id: z.string().default("unknown"),
+      /** the heading it belongs to */
+      category: z.string().optional(),
+      /** the node that has to be cured */
+      node: z.string().optional(),
       /** null: about the node */
       workload: z.string().nullable(),
       /** error: a move is impossible until it is cured */
@@ -81,6 +87,16 @@ export const checkSchema = z.looseObject({
       cure: z.string(),
     }),
   ),
+  /** what was looked at */
+  checked: z
+    .array(
+      z.looseObject({
+        node: z.string().optional(),
+        workload: z.string().nullable(),
+        category: z.string(),
+      }),
+    )
+    .default([]),
 });
 export type CheckAnswer = z.infer<typeof checkSchema>;
 

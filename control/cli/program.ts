@@ -118,10 +118,18 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       ),
     );
 
-  client("check", "what would keep this node and its workloads from moving, with the cure").action(
-    (options: ClientOptions) =>
-      withAgent(options, (agent) => showCheck(agent, options.json === true, around)),
-  );
+  client("check", "what would keep this node and its workloads from moving, with the cure")
+    .option(
+      "--allow <id>",
+      "a finding that is not to block, e.g. descriptor.io-uring; may be repeated",
+      collect,
+      [],
+    )
+    .action((options: ClientOptions & { allow: string[] }) =>
+      withAgent(options, (agent) =>
+        showCheck(agent, { allow: options.allow }, options.json === true, around),
+      ),
+    );
 
   client("migrate <workload>", "move a workload to another node")
     .requiredOption("--to <node>", "name of the node")
@@ -154,6 +162,10 @@ Ctrl-C cancels a restart that has not begun to stop it, and waits for the outcom
       withAgent(options, (agent) => stopWorkload(agent, workload, options.json === true, around)),
   );
   return program;
+}
+
+function collect(value: string, before: string[]): string[] {
+  return [...before, value];
 }
 
 function parseMs(text: string): number {

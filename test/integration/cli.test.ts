@@ -479,23 +479,66 @@ describe("holdfast status, sessions, check, stop", () => {
     assert.equal(asked.at(-1)?.route, "GET /v1/workloads/..%2Fx/sessions");
   });
 
-  test("check exits with 1 when something blocks, and gives the cure", async () => {
-    const hint = { workload: null, severity: "warning", what: "/run is no tmpfs", cure: "mount one" };
-    const bad = { workload: "chat", severity: "error", what: "pid 7 has io_uring", cure: "use seccomp" };
-    answers.set("GET /v1/check", json({ findings: [] }));
-    assert.match((await run(["check"])).out, /^✔ nothing stands in the way/);
-    answers.set("GET /v1/check", json({ findings: [hint] }));
+  test("check shows what is well, what blocks and its cure, and exits with 1 when something blocks", async () => {
+    const on = { node: "a", workload: null };
+    const chat = { node: "a", workload: "chat" };
+    const checked = [
+      { ...on, category: "store" },
+      { ...on, category: "disk" },
+      { ...chat, category: "descriptors" },
+    ];
+    const hint = {
+      ...on,
+      id: "node.disk-full",
+      category: "disk",
+      severity: "warning",
+      what: "disk full",
+      cure: "free",
+    };
+    const bad = {
+      ...chat,
+      id: "descriptor.io-uring",
+      category: "descriptors",
+      severity: "error",
+      what: "pid 7 has \u001b[2Jio_uring",
+      cure: "use seccomp",
+    };
+    answers.set("GET /v1/check", json({ checked, findings: [] }));
+    assert.deepEqual(await run(["check"]), {
+      status: 0,
+      out: "node a\n  ✔ store\n  ✔ disk\nworkload chat on node a\n  ✔ descriptors\n✔ nothing stands in the way of a move\n",
+      err: "",
+    });
+    answers.set("GET /v1/check", json({ checked, findings: [hint] }));
     assert.equal((await run(["check"])).status, 0);
-    answers.set("GET /v1/check", json({ findings: [bad, hint] }));
+    answers.set("GET /v1/check", json({ checked, findings: [bad, hint] }));
     const { status, out } = await run(["check"]);
     assert.equal(status, 1);
-    assert.match(
+    assert.equal(
       out,
-      /workload chat\n {2}✖ pid 7 has io_uring → use seccomp\nnode\n {2}! .* → mount one\n1 blocking, 1 warn/,
+      "node a\n  ✔ store\n  ! disk full → free  [node.disk-full]\n" +
+        "workload chat on node a\n  ✖ pid 7 has  [2Jio_uring → use seccomp  [descriptor.io-uring]\n1 blocking, 1 warnings\n",
     );
     const asJson = await run(["check", "--json"]);
     assert.equal(asJson.status, 1);
-    assert.deepEqual(oneObject(asJson.out), { findings: [bad, hint] });
+    assert.deepEqual(oneObject(asJson.out), { checked, findings: [bad, hint] });
+  });
+
+  test("check --allow takes the ids of findings that do not block", async () => {
+    const of = (id: string) => ({ id, workload: "chat", severity: "error", what: id, cure: "x" });
+    answers.set("GET /v1/check", json({ findings: [of("a.b"), of("c.d.e")] }));
+    assert.equal((await run(["check", "--allow", "a.b"])).status, 1);
+    assert.equal((await run(["check", "--allow", "a", "--allow", "c.d.eff"])).status, 1);
+    const { status, out } = await run(["check", "--allow", "a.b", "--allow", "c.d"]);
+    assert.equal(status, 0);
+    assert.match(out, /- a\.b → x .*\n.*- c\.d\.e → x .*\n0 blocking, 0 warnings, 2 allowed\n$/);
+    const { findings } = oneObject((await run(["check", "--json", "--allow", "a.b"])).out) as {
+      findings: { allowed?: true }[];
+    };
+    assert.deepEqual(
+      findings.map(({ allowed }) => allowed),
+      [true, undefined],
+    );
   });
 
   test("stop takes a plain answer or lines", async () => {

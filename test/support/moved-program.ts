@@ -10,6 +10,7 @@ import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "undici";
+import type { Finding } from "#control/agent/finding.ts";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { CLONE_NEWNET, setns } from "#proxy/tcp/kernel.ts";
 import { createLab, type Lab, type LabAgent, type LabProcess } from "../lab/lab.ts";
@@ -36,13 +37,6 @@ export interface Move {
   sessions: number;
   holdMs: number;
   phasesMs: Record<string, number>;
-}
-
-export interface Finding {
-  workload: string | null;
-  severity: "error" | "warning";
-  what: string;
-  cure: string;
 }
 
 export const workloadName = "program";
