@@ -42,6 +42,8 @@ const movingSchema = z.strictObject({
   ]),
   /** the CRIU process that may still be at work on the tree */
   criu: processSchema.nullable(),
+  /** without a freezer: inner PIDs that job control had stopped before the move, and that stay stopped after it */
+  stopped: z.array(z.number().int()),
   /** source, relay: where the target's proxy takes links */
   link: z.strictObject({ address: z.string(), port: z.number().int() }).nullable(),
   /** target: nodes whose proxies hold clients, once it owns the workload */

@@ -12,7 +12,8 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
 import { loadConfig, type WorkloadConfig } from "../cli/config.ts";
-import { isSameProcess, treeOf } from "../container/processes.ts";
+import { Freezer } from "../container/freezer.ts";
+import { innerPid, isSameProcess, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import {
   applicationPid,
@@ -23,7 +24,7 @@ import {
 import type { MoveResult, Outcome, PrepareCall, Report } from "../migration/move.ts";
 import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
 import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
-import { continueProcess, Departure } from "../migration/source.ts";
+import { Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
 import type { AgentContext } from "./context.ts";
 import { Debts } from "./debts.ts";
@@ -292,7 +293,8 @@ export class Workload {
   /** A move was under way when the last agent ended. Ends with exactly one owner, see `Departure` and `Arrival`. */
   async #recoverMove(moving: Moving): Promise<void> {
     this.context.log.warn({ workload: this.name, ...moving }, "a move was cut off; settling it");
-    if (moving.criu !== null) await this.#waitForCriu(moving.criu);
+    // one that restores waits for this agent's predecessor for ever, and ends with the container that it has not completed
+    if (moving.criu !== null && moving.side === "source") await this.#waitForCriu(moving.criu);
     if (moving.side === "target") await this.#recoverArrival(moving);
     else await this.#recoverDeparture(moving);
   }
@@ -655,7 +657,6 @@ export class Workload {
     );
   }
 
-  /** Parents first, as they are found: children of a parent that goes on early lose nothing. */
   /** Connections of the application's own that were about to go along hear their peers again. */
   async #unshieldOutbound(): Promise<void> {
     if (this.config.outbound !== "keep" || this.config.vip === null) return;
@@ -669,8 +670,13 @@ export class Workload {
       this.context.log.error({ workload: this.name }, "there is no application to go on");
       return;
     }
-    continueProcess(root);
-    for (const pid of await treeOf(root)) continueProcess(pid);
+    const freezer = await Freezer.of(this.container);
+    if (freezer !== null) return freezer.thaw();
+    // CRIU has used SIGSTOP. Children first: a parent that goes on early sees that they are stopped.
+    const stopped = new Set(this.#journal.moving?.stopped ?? []);
+    for (const pid of (await treeOf(root)).reverse()) {
+      if (!stopped.has((await innerPid(pid)) ?? -1)) continueProcess(pid);
+    }
   }
 
   /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
@@ -890,4 +896,12 @@ function changedKeys(one: WorkloadConfig, other: WorkloadConfig): string[] {
     (key) =>
       JSON.stringify(one[key as keyof WorkloadConfig]) !== JSON.stringify(other[key as keyof WorkloadConfig]),
   );
+}
+
+function continueProcess(pid: number): void {
+  try {
+    process.kill(pid, "SIGCONT");
+  } catch {
+    // it was killed by somebody else: nothing to continue
+  }
 }

@@ -6,17 +6,36 @@ import { runCommand } from "./command.ts";
 
 const ROOT = "/sys/fs/cgroup";
 
-/** `cgroup.procs` of every hierarchy a process is in, the roots left out. */
-export async function cgroupProcsOf(container: { init: { pid: number } }): Promise<string[]> {
+/** Where a process is in one hierarchy. */
+export interface CgroupFolder {
+  /** as /proc/PID/cgroup names them, with commas; "" is the unified hierarchy (v2) */
+  controllers: string;
+  /** host path */
+  folder: string;
+}
+
+/** The folder of a process in every hierarchy that is mounted here, the roots left out. */
+export async function cgroupFoldersOf(pid: number): Promise<CgroupFolder[]> {
   const mounts = await readFile("/proc/self/mountinfo", "utf8");
-  const paths: string[] = [];
-  for (const { controllers, path } of hierarchiesOf(
-    await readFile(`/proc/${container.init.pid}/cgroup`, "utf8"),
-  )) {
+  const folders: CgroupFolder[] = [];
+  for (const { controllers, path } of hierarchiesOf(await readFile(`/proc/${pid}/cgroup`, "utf8"))) {
     const mountPoint = mountPointOf(mounts, controllers);
-    if (mountPoint !== null && path !== "/") paths.push(join(mountPoint, path, "cgroup.procs"));
+    if (mountPoint !== null && path !== "/") folders.push({ controllers, folder: join(mountPoint, path) });
   }
-  return paths;
+  return folders;
+}
+
+/** `cgroup.procs` of every hierarchy a container is in, the roots left out. */
+export async function cgroupProcsOf(container: { init: { pid: number } }): Promise<string[]> {
+  return (await cgroupFoldersOf(container.init.pid)).map(({ folder }) => join(folder, "cgroup.procs"));
+}
+
+/** Mount points of all control group hierarchies in a mountinfo (proc(5)). */
+export function mountedHierarchies(mountinfo: string): string[] {
+  return mountinfo.split("\n").flatMap((line) => {
+    const [before = "", after = ""] = line.split(" - ");
+    return /^cgroup2? /.test(after) ? [before.split(" ")[4] ?? ""] : [];
+  });
 }
 
 /**

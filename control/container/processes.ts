@@ -62,6 +62,17 @@ export async function innerPid(pid: number): Promise<number | null> {
   return last === undefined ? null : Number(last);
 }
 
+/** Inner PIDs of those that job control has stopped (state T of stat(5)). */
+export async function stoppedOf(pids: number[]): Promise<number[]> {
+  const stopped: number[] = [];
+  for (const pid of pids) {
+    if ((await processState(pid)) !== "T") continue;
+    const inner = await innerPid(pid);
+    if (inner !== null) stopped.push(inner);
+  }
+  return stopped;
+}
+
 /** Highest thread id, inner numbering, of a set of processes: the restore needs all of them free. */
 export async function highestInnerTid(pids: number[]): Promise<number> {
   let highest = 0;

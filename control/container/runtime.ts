@@ -16,6 +16,7 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import type { CriuTool } from "../criu/worker.ts";
 import { runCommand } from "./command.ts";
+import { endFrozen } from "./freezer.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
 import {
   adaptSpec,
@@ -268,6 +269,7 @@ export class ContainerRuntime {
   }
 
   async #remove(id: string, runDir: string): Promise<void> {
+    await endFrozen(cgroupsPathOf(id));
     await runCommand(this.#program, ["--root", this.#root, "delete", "--force", id], {
       source: "container",
     }).catch((error) => {
@@ -286,11 +288,15 @@ function specOf(options: CreateOptions, id: string, runDir: string): OciSpec {
     runDir,
     criuDir: options.criuDir,
     hostname: options.workload,
-    cgroupsPath: `/holdfast/${id}`,
+    cgroupsPath: cgroupsPathOf(id),
   };
   return options.rootfs.bundle === null
     ? buildSpec(specOptions)
     : adaptSpec(specOptions, options.rootfs.bundle);
+}
+
+function cgroupsPathOf(id: string): string {
+  return `/holdfast/${id}`;
 }
 
 /** Host path of a file as the container sees it. */

@@ -38,6 +38,11 @@ export interface CriuOptions {
   timeoutSeconds?: number;
   /** bytes an unlinked open file may have to be carried in the images */
   ghostLimitBytes: number;
+  /**
+   * how CRIU leaves the tree: `running` where somebody else freezes it in a hook (`post-dump`, `pre-resume`) before CRIU lets
+   * go of it; `stopped`: by SIGSTOP, which parents are told of
+   */
+  leave: "running" | "stopped";
   /** rst_sibling etc. are never used: the restored tree becomes a child of the container's init */
 }
 
@@ -87,9 +92,9 @@ function optionFields(options: CriuOptions): Field[] {
     [35, options.ghostLimitBytes],
     [64, networkLockSkip],
   ];
-  // Both ends are left stopped: who goes on is decided outside of CRIU. A restored tree stays stopped when CRIU, its
+  // Neither side goes on by itself: who does is decided outside of CRIU. A restored tree stays as it is when CRIU, its
   // parent, ends, because its root leads a session of its own (SIGHUP is for stopped orphans of the parent's session).
-  fields.push([69, true]); // leave_stopped
+  fields.push(options.leave === "running" ? [3, true] : [69, true]); // leave_running, leave_stopped
   if (options.pid !== undefined) fields.push([2, options.pid]);
   if (options.timeoutSeconds !== undefined) fields.push([45, options.timeoutSeconds]);
   for (const inherit of options.inheritFds ?? [])

@@ -33,6 +33,11 @@ export interface WorkerOptions {
   cgroupProcs: string[];
   /** descriptors of the agent to hand over; they become 4, 5, … in CRIU */
   inherit: number[];
+  /**
+   * Whether CRIU waits for ever in a hook that an agent that died does not answer; else it goes on as if that had failed.
+   * A restore goes on even so where only `pre-resume` fails, and the tree would run.
+   */
+  outlivesAgent: boolean;
 }
 
 const RPC_FD = 3;
@@ -62,8 +67,7 @@ export class CriuWorker {
   static async start(options: WorkerOptions): Promise<CriuWorker> {
     const { tool, initPid } = options;
     const criu = [tool.loader, "--library-path", tool.libraryPath, tool.binary];
-    const enter =
-      initPid === null ? [] : ["nsenter", "-t", String(initPid), "-m", "-p", "-i", "-u", "-n", "--"];
+    const enter = initPid === null ? [] : ["nsenter", "-t", String(initPid), "-m", "-p", "-u", "-n", "--"];
     const [ours, theirs] = kernel.socketpairSeqpacket();
     try {
       const argv = [
@@ -79,7 +83,15 @@ export class CriuWorker {
       ];
       // cwd "/" exists in every container: nsenter keeps the working directory otherwise
       const child = spawn("/bin/sh", argv, {
-        stdio: ["ignore", "ignore", "pipe", theirs, ...options.inherit],
+        // with our end among CRIU's own descriptors, no death of ours is the end of that connection
+        stdio: [
+          "ignore",
+          "ignore",
+          "pipe",
+          theirs,
+          ...options.inherit,
+          ...(options.outlivesAgent ? [ours] : []),
+        ],
         cwd: "/",
         env: {},
       });

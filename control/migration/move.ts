@@ -105,6 +105,8 @@ export const restoreCall = z.strictObject({
   manifest: z.record(z.string().max(200), count),
   /** keys (`pipe:[N]`) of the source's standard output and error */
   outputPipes: z.array(z.string().regex(/^pipe:\[\d{1,20}\]$/)).max(2),
+  /** see `stopped` of the journal */
+  stopped: z.array(count).max(100_000),
 });
 export type RestoreCall = z.infer<typeof restoreCall>;
 

@@ -24,25 +24,51 @@ export async function socketInodes(pids: number[]): Promise<Map<number, { pid: n
 }
 
 /**
- * After a dump that left the tree stopped, its TCP sockets are still in repair mode; continued like that, every session
- * would be reset. Switches repair off on all of them. Returns how many it was.
+ * Puts the tree's connected TCP sockets into repair mode (tcp_repair): they send nothing, not even when they are closed.
+ * Returns how many it were.
  */
-export async function endRepair(pids: number[]): Promise<number> {
+export function beginRepair(pids: number[]): Promise<number> {
+  return eachTcpSocket(pids, (fd, { state }) => {
+    if (state === "LISTEN" || state === "CLOSE" || isInRepair(fd)) return false;
+    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+    return true;
+  });
+}
+
+/**
+ * Ends {@link beginRepair}, and the repair mode that a cut-off dump has left: continued like that, every session would be
+ * reset. Returns how many it were.
+ */
+export function endRepair(pids: number[]): Promise<number> {
+  return eachTcpSocket(pids, (fd) => {
+    if (!isInRepair(fd)) return false;
+    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
+    return true;
+  });
+}
+
+function isInRepair(fd: number): boolean {
+  return kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR) !== 0;
+}
+
+/** Counts the sockets for which `use` says true. */
+async function eachTcpSocket(
+  pids: number[],
+  use: (fd: number, socket: DiagSocket) => boolean,
+): Promise<number> {
   const inodes = await socketInodes(pids);
-  const tcp = new Set(listSockets().map((socket) => socket.inode));
+  const tcp = new Map(listSockets().map((socket) => [socket.inode, socket]));
   const pidfds = new Map<number, number>();
-  let ended = 0;
+  let count = 0;
   try {
     for (const [inode, { pid, fd }] of inodes) {
-      if (!tcp.has(inode)) continue;
+      const socket = tcp.get(inode);
+      if (socket === undefined) continue;
       const pidfd = pidfds.get(pid) ?? kernel.pidfdOpen(pid);
       pidfds.set(pid, pidfd);
       const ours = kernel.pidfdGetfd(pidfd, fd);
       try {
-        if (kernel.getsockoptInt(ours, kernel.IPPROTO_TCP, kernel.TCP_REPAIR) !== 0) {
-          kernel.setsockoptInt(ours, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
-          ended++;
-        }
+        if (use(ours, socket)) count++;
       } finally {
         kernel.close(ours);
       }
@@ -50,7 +76,7 @@ export async function endRepair(pids: number[]): Promise<number> {
   } finally {
     for (const pidfd of pidfds.values()) kernel.close(pidfd);
   }
-  return ended;
+  return count;
 }
 
 export interface ApplicationSockets {

@@ -17,7 +17,15 @@ import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
-import { highestInnerTid, identify, innerPid, residentBytes, treeOf } from "../container/processes.ts";
+import { Freezer } from "../container/freezer.ts";
+import {
+  highestInnerTid,
+  identify,
+  innerPid,
+  residentBytes,
+  stoppedOf,
+  treeOf,
+} from "../container/processes.ts";
 import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { type ImageManifest, ImageSender } from "../criu/images.ts";
@@ -37,7 +45,7 @@ import type {
   StandbyReply,
 } from "./move.ts";
 import { decideAtSource } from "./settle.ts";
-import { classifySockets, closeOutbound, shieldOutbound } from "./sockets.ts";
+import { beginRepair, classifySockets, closeOutbound, shieldOutbound } from "./sockets.ts";
 
 export interface DepartureOptions {
   to: string;
@@ -158,6 +166,7 @@ export class Departure {
         epoch: journal.epoch + 1,
         step: "prepared",
         criu: null,
+        stopped: [],
         link: null,
         edges: [],
       },
@@ -223,6 +232,7 @@ export class Departure {
       initPid: container.init.pid,
       cgroupProcs: await cgroupProcsOf(container),
       inherit: [],
+      outlivesAgent: false,
     };
     const probe = await CriuWorker.start(options); // leaves criu.kdat behind, so that the dump need not probe
     try {
@@ -243,6 +253,7 @@ export class Departure {
     const startedMs = performance.now();
     let holdMs = 0;
     let captureMs = 0;
+    const freezer = await Freezer.of(this.#workload.container);
     this.#report("dump", "start", startedMs - this.#startedMs);
     required(this.#sender).start();
     try {
@@ -255,6 +266,7 @@ export class Departure {
           timeoutSeconds: Math.ceil(this.#options.deadlineMs / 1000),
           logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
           ghostLimitBytes: limits.imagesBytesMax,
+          leave: freezer === null ? "stopped" : "running",
         },
         async (hook) => {
           const atMs = performance.now();
@@ -265,6 +277,7 @@ export class Departure {
             });
             captureMs = performance.now() - atMs;
           }
+          if (hook === "post-dump") await this.#freeze(freezer);
           if (hook !== "pre-dump") return;
           await this.#phase("hold", async () => {
             context.faults.at("source:hold");
@@ -282,6 +295,7 @@ export class Departure {
             }
           });
           holdMs = performance.now() - atMs;
+          if (freezer === null) this.#workload.recordMoving({ stopped: await stoppedOf(this.#pids) });
           this.#throwIfStopped();
           context.faults.at("source:dump");
         },
@@ -289,8 +303,15 @@ export class Departure {
     } catch (error) {
       throw await this.#criuReason(error, "dump.log");
     }
+    // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
+    if (freezer !== null) await beginRepair(await treeOf(this.#pids[0] ?? -1));
     this.#phasesMs.dump = performance.now() - startedMs - holdMs - captureMs;
     this.#report("dump", "done", this.#phasesMs.dump);
+  }
+
+  /** CRIU is about to let go of the tree: from here on the freezer keeps it. */
+  async #freeze(freezer: Freezer | null): Promise<void> {
+    await freezer?.freeze(await treeOf(this.#pids[0] ?? -1));
   }
 
   /** One taken since the preflight: the restore would wait for it until the deadline. */
@@ -361,7 +382,8 @@ export class Departure {
     );
     const sentBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
     this.#result.imageBytes = sentBytes - this.#result.precopyBytes;
-    const restore: RestoreCall = { manifest, outputPipes };
+    const stopped = this.#workload.journal.moving?.stopped ?? [];
+    const restore: RestoreCall = { manifest, outputPipes, stopped };
     await Promise.all([this.#call("restore", restore), this.#adopting]);
   }
 
@@ -640,14 +662,6 @@ export function criuLogReason(log: string): string | null {
     .split("\n")
     .find((candidate) => candidate.includes("Error (") && !candidate.includes("RLIMIT_NOFILE"));
   return line === undefined ? null : line.replace(/^.*?Error \([^)]*\):\s*/, "").trim();
-}
-
-export function continueProcess(pid: number): void {
-  try {
-    process.kill(pid, "SIGCONT");
-  } catch {
-    // it was killed by somebody else: nothing to continue
-  }
 }
 
 function round(ms: number): number {

@@ -2,8 +2,8 @@
  * A move, seen from the node that takes the workload. It follows the source's calls (`move.ts` has their order) on one
  * channel, and decides alone only when that channel is gone: then the store tells whether this node owns the workload.
  *
- * CRIU leaves what it restores stopped, and ends. So until the release not one instruction of it has run and giving up is
- * always possible; and an agent that dies loses nothing: the next one lets the application go on, or removes it.
+ * What CRIU restores is frozen before CRIU lets go of it. So until the release not one instruction of it has run and giving
+ * up is always possible; and an agent that dies loses nothing: the next one lets the application go on, or removes it.
  */
 
 import { closeSync, constants, mkdirSync, openSync } from "node:fs";
@@ -16,7 +16,8 @@ import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { runCommand } from "../container/command.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
-import { identify } from "../container/processes.ts";
+import { Freezer } from "../container/freezer.ts";
+import { childrenOf, identify, treeOf } from "../container/processes.ts";
 import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { ImageReceiver } from "../criu/images.ts";
@@ -61,7 +62,6 @@ export class Arrival {
   #imageError: unknown = null;
   #worker: CriuWorker | null = null;
   #output = -1;
-  #restoring: Promise<unknown> | null = null;
   #restored = Promise.withResolvers<void>();
   #released: Promise<void> | null = null;
   #upstreamAdopted: Promise<void> | null = null;
@@ -145,6 +145,7 @@ export class Arrival {
         epoch: this.prepare.epoch,
         step: "prepared",
         criu: null,
+        stopped: [],
         link: null,
         edges: this.prepare.edges,
       },
@@ -222,13 +223,13 @@ export class Arrival {
       initPid: container.init.pid,
       cgroupProcs: await cgroupProcsOf(container),
     };
-    const probe = await CriuWorker.start({ ...options, inherit: [] });
+    const probe = await CriuWorker.start({ ...options, inherit: [], outlivesAgent: false });
     try {
       await probe.request("FEATURE_CHECK");
     } finally {
       await probe.close();
     }
-    this.#worker = await CriuWorker.start({ ...options, inherit: [this.#output] });
+    this.#worker = await CriuWorker.start({ ...options, inherit: [this.#output], outlivesAgent: true });
   }
 
   /** Nobody waits for the outcome of an event, and one that fails would end the channel: `restore` says why. */
@@ -263,7 +264,7 @@ export class Arrival {
     return (await adopting).result;
   }
 
-  async #restore({ manifest, outputPipes }: RestoreCall): Promise<void> {
+  async #restore({ manifest, outputPipes, stopped }: RestoreCall): Promise<void> {
     this.#expect("standby");
     const { context } = this.#workload;
     const images = required(this.#images);
@@ -272,12 +273,11 @@ export class Arrival {
     images.verify(manifest);
     images.close();
     images.linkLayers();
-    this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid) });
+    this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid), stopped });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);
     if (this.#workload.config.outbound === "keep") this.#workload.vip?.park();
-    this.#restoring = this.#runCriu(outputPipes);
-    this.#restoring.catch((error: unknown) => this.#restored.reject(error));
+    this.#runCriu(outputPipes).then(this.#restored.resolve, this.#restored.reject);
     await this.#restored.promise;
     this.#throwIfEnding();
     this.#state = "restored";
@@ -301,6 +301,7 @@ export class Arrival {
   async #runCriu(outputPipes: string[]): Promise<void> {
     const { context, limits } = this.#workload;
     const startedMs = performance.now();
+    const freezer = await Freezer.of(required(this.#container));
     try {
       await required(this.#worker).request(
         "RESTORE",
@@ -310,13 +311,12 @@ export class Arrival {
           logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
           ghostLimitBytes: limits.imagesBytesMax,
           inheritFds: outputPipes.map((key) => ({ key, fd: FIRST_INHERITED_FD })),
+          leave: freezer === null ? "stopped" : "running",
         },
         async (hook) => {
-          if (hook !== "post-restore") return;
-          // Everything is there. What CRIU still does (sockets out of repair mode, letting go) it does while the source
-          // commits; it is waited for before this node goes live.
-          this.#restored.resolve();
-          await this.#upstreamAdopted;
+          // Everything is there, and still silent: repair mode ends only when both ends of each session are.
+          if (hook === "post-restore") await this.#upstreamAdopted;
+          if (hook === "pre-resume" && freezer !== null) await this.#freezeRestored(freezer);
         },
       );
       this.#criuMs = performance.now() - startedMs;
@@ -339,6 +339,19 @@ export class Arrival {
         source: "criu",
         cause: error,
       });
+    }
+  }
+
+  /** CRIU is about to let go of the tree, and would do so even if we said no: what cannot be frozen must not run. */
+  async #freezeRestored(freezer: Freezer): Promise<void> {
+    const [criu] = await childrenOf(required(this.#worker).pid);
+    const tree = criu === undefined ? [] : (await treeOf(criu)).slice(1);
+    try {
+      this.#workload.context.faults.at("target:freeze");
+      await freezer.freeze(tree);
+    } catch (error) {
+      for (const pid of tree) kill(pid);
+      throw error;
     }
   }
 
@@ -373,7 +386,6 @@ export class Arrival {
     const epoch = this.prepare.epoch;
     try {
       context.faults.at("target:release");
-      await this.#restoring;
       this.#throwIfEnding();
       workload.recordMoving({ step: "releasing" });
       this.#released = this.#markReleased();
@@ -511,6 +523,14 @@ export class Arrival {
 async function removeImages(container: ContainerRecord): Promise<void> {
   const images = runPath(container, "images");
   await rm(images, { recursive: true, force: true });
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    // it has ended
+  }
 }
 
 function givenUp(): HoldfastError {

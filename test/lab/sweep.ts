@@ -7,7 +7,7 @@
  * environment and namespaces are its own. Processes are ended by pid, and only while they still show that sign.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, readlinkSync, rmdirSync, rmSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, readlinkSync, rmdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 export const labMarker = "HOLDFAST_LAB";
@@ -63,6 +63,7 @@ export function sweep(id: string): Leftovers {
         // it has ended by itself
       }
     }
+    for (const cgroup of cgroups) thaw(cgroup);
     pause(20);
     left = findLeftovers(id);
   }
@@ -103,6 +104,16 @@ export function sweepDeadLabs(prefix: string): string[] {
 export function startTimeOf(pid: number): string | null {
   const stat = readText(`/proc/${pid}/stat`);
   return stat === null ? null : (stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19] ?? null);
+}
+
+/** A frozen process does not take SIGKILL before it thaws. */
+function thaw(cgroup: string): void {
+  for (const [file, thawed] of [
+    ["freezer.state", "THAWED"],
+    ["cgroup.freeze", "0"],
+  ] as const) {
+    if (existsSync(join(cgroup, file))) writeFileSync(join(cgroup, file), thawed);
+  }
 }
 
 /** A pid may have been given to another process since: the folder remembers when its owner started. */
