@@ -96,6 +96,12 @@ export class Load {
     await this.#expect("ready");
   }
 
+  /** Resolves when that many clients have their connection; rejects when the load ends first. */
+  async untilAlive(count: number): Promise<void> {
+    do await this.#expect("progress");
+    while (this.#alive !== count);
+  }
+
   #tell(command: LoadCommand): void {
     if (this.process.child.stdin === null) throw new Error("a load process needs its input piped");
     sendLine(this.process.child.stdin, command);
@@ -118,7 +124,8 @@ export class Load {
       this.#messages = event.messages;
       this.#alive = event.alive;
       this.#onProgress?.(event.messages, event.alive);
-    } else if (event.type === "failed") {
+    }
+    if (event.type === "failed") {
       this.#fail(new Error(`load: ${event.reason}`));
     } else {
       const index = this.#waiting.findIndex(({ type }) => type === event.type);

@@ -1,16 +1,23 @@
 /** One real proxy process with many ports, each in front of a raw application of its own. */
 import { mkdtempSync, rmSync } from "node:fs";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { json } from "node:stream/consumers";
 import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
+import type { Memory } from "./collect-when-asked.ts";
 import { LIMITS, ProxyProcess } from "./proxy-lab.ts";
 
 export type PortShape = Partial<Omit<PortConfig, "listen" | "upstream">>;
 
+const COLLECT = "collect.sock";
 const WORKLOAD_KEY = Buffer.alloc(32, 1);
 
-/** A young generation of 2 MB, so that memory tells what is kept and not what has not been collected yet. */
-const COLLECTS_EARLY = ["env", "NODE_OPTIONS=--max-semi-space-size=2"];
+const tellsWhatItKeeps = (socket: string): string[] => [
+  "env",
+  `NODE_OPTIONS=--expose-gc --import=${join(import.meta.dirname, "collect-when-asked.ts")}`,
+  `HOLDFAST_COLLECT=${socket}`,
+];
 
 export class MalformedStage {
   readonly proxy: ProxyProcess;
@@ -29,7 +36,10 @@ export class MalformedStage {
     limits: Partial<ProxyLimits> = {},
   ): Promise<MalformedStage> {
     const directory = mkdtempSync(join(tmpdir(), "holdfast-malformed-"));
-    const proxy = await ProxyProcess.start({ exec: COLLECTS_EARLY, socket: join(directory, "p.sock") });
+    const proxy = await ProxyProcess.start({
+      exec: tellsWhatItKeeps(join(directory, COLLECT)),
+      socket: join(directory, "p.sock"),
+    });
     await proxy.call(
       "configure",
       {
@@ -56,8 +66,9 @@ export class MalformedStage {
     return this.proxy.process.exitCode === null && this.proxy.process.signalCode === null;
   }
 
-  async rssBytes(): Promise<number> {
-    return (await this.proxy.call<{ rssBytes: number }>("status", {})).result.rssBytes;
+  /** Of the proxy, its garbage collected. */
+  async memory(): Promise<Memory> {
+    return (await json(connect(join(this.#directory, COLLECT)))) as Memory;
   }
 
   async stop(): Promise<void> {
