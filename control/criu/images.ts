@@ -17,7 +17,7 @@ import {
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { Precopy, type TracedProcess } from "./precopy.ts";
+import { type Place, Precopy, type TracedProcess } from "./precopy.ts";
 
 /** file name → bytes */
 export type ImageManifest = Record<string, number>;
@@ -27,7 +27,12 @@ export interface ImagePiece {
   name: string;
   offset: number;
   bytes: Buffer;
+  /** the target has these bytes already, in this place of another image: they need not travel */
+  from?: Place;
 }
+
+/** The processes of the tree as it is now, parents first. */
+export type ListProcesses = () => Promise<TracedProcess[]>;
 
 /** Sends some pieces at once; resolves when the next may follow. */
 export type SendImages = (pieces: ImagePiece[]) => Promise<void>;
@@ -66,16 +71,17 @@ export class ImageSender {
     this.#send = send;
   }
 
-  /** Sends the memory of running processes, in rounds. Resolves with the bytes that it took. */
-  async sendLayers(processes: TracedProcess[], signal: AbortSignal): Promise<number> {
-    const precopy = new Precopy(processes);
+  /**
+   * Sends the memory of running processes, in rounds. Resolves with the bytes that it took.
+   * @param bytesMax how much of it may be kept here for comparison
+   */
+  async sendLayers(list: ListProcesses, bytesMax: number, signal: AbortSignal): Promise<number> {
+    const precopy = new Precopy(bytesMax);
     this.#precopy = precopy;
     let totalBytes = 0;
     for (let round = 1; round <= ROUNDS_MAX; round++) {
       signal.throwIfAborted();
-      const roundBytes = await precopy.round((layer, name, offset, bytes) =>
-        this.#put(`layer-${layer}/${name}`, offset, bytes),
-      );
+      const roundBytes = await precopy.round(await list(), this.#put);
       await this.#flush();
       totalBytes += roundBytes;
       if (roundBytes < ROUND_BYTES_MIN) break;
@@ -95,18 +101,14 @@ export class ImageSender {
     });
   }
 
-  /** After the dump: sends what is left of everything. */
-  async finish(): Promise<ImageManifest> {
+  /** After the dump: sends what is left of everything. `list`: what was dumped. */
+  async finish(list: ListProcesses): Promise<ImageManifest> {
     this.#dumping = false;
     await this.#following;
     if (this.#error !== null) throw this.#error;
-    const reduced = (await this.#precopy?.reduce(this.#dir)) ?? new Map<string, Buffer[]>();
-    for (const name of readdirSync(this.#dir)) {
-      if (name.endsWith(".log")) continue;
-      const parts = reduced.get(name);
-      if (parts === undefined) await this.#sendGrowth(name);
-      else await this.#sendParts(name, parts);
-    }
+    const reduced = await this.#precopy?.reduce(this.#dir, await list(), this.#put);
+    for (const name of readdirSync(this.#dir))
+      if (!name.endsWith(".log") && reduced?.has(name) !== true) await this.#sendGrowth(name);
     await this.#flush();
     return this.#manifest;
   }
@@ -122,26 +124,18 @@ export class ImageSender {
   }
 
   /** Gathers small pieces: a message for each of dozens of files costs more than what is in them. */
-  async #put(name: string, offset: number, bytes: Buffer): Promise<void> {
+  #put = async (name: string, offset: number, bytes: Buffer, from: Place | null): Promise<void> => {
     this.#manifest[name] = offset + bytes.length;
-    this.#batch.push({ name, offset, bytes });
+    this.#batch.push(from === null ? { name, offset, bytes } : { name, offset, bytes, from });
     this.#batchBytes += bytes.length;
     if (this.#batchBytes >= BATCH_BYTES || this.#batch.length >= BATCH_PIECES) await this.#flush();
-  }
+  };
 
   async #flush(): Promise<void> {
     const batch = this.#batch;
     this.#batch = [];
     this.#batchBytes = 0;
     if (batch.length > 0) await this.#send(batch);
-  }
-
-  async #sendParts(name: string, parts: Buffer[]): Promise<void> {
-    let offset = 0;
-    for (const bytes of parts.length === 0 ? [Buffer.alloc(0)] : parts) {
-      await this.#put(name, offset, bytes);
-      offset += bytes.length;
-    }
   }
 
   async #follow(): Promise<void> {
@@ -162,11 +156,11 @@ export class ImageSender {
       this.#images.set(name, image);
     }
     const sizeBytes = fstatSync(image.fd).size;
-    if (sizeBytes === 0) await this.#put(name, 0, Buffer.alloc(0));
+    if (sizeBytes === 0) await this.#put(name, 0, Buffer.alloc(0), null);
     while (image.sentBytes < sizeBytes) {
       const piece = Buffer.allocUnsafe(Math.min(PIECE_BYTES, sizeBytes - image.sentBytes));
       const length = readSync(image.fd, piece, 0, piece.length, image.sentBytes);
-      await this.#put(name, image.sentBytes, piece.subarray(0, length));
+      await this.#put(name, image.sentBytes, piece.subarray(0, length), null);
       image.sentBytes += length;
     }
   }
@@ -185,13 +179,29 @@ export class ImageReceiver {
     this.#bytesMax = bytesMax;
   }
 
+  /**
+   * Writes bytes that are in another image already.
+   * @throws HoldfastError `IMAGE_REFUSED` (they are not), and as {@link write}
+   */
+  copy(name: string, offset: number, length: number, from: Place): void {
+    const source = this.#images.get(from.name);
+    if (source === undefined || length > PIECE_BYTES || from.offset + length > source.sentBytes)
+      throw refused(
+        `${name}: no bytes ${from.offset}+${length} in ${JSON.stringify(from.name).slice(0, 80)}`,
+      );
+    const bytes = Buffer.allocUnsafe(length);
+    if (readSync(source.fd, bytes, 0, length, from.offset) !== length)
+      throw refused(`${from.name} is shorter than it was`);
+    this.write(name, offset, bytes);
+  }
+
   /** @throws HoldfastError `IMAGE_REFUSED` (a bad name, a gap), `IMAGES_SPACE` */
   write(name: string, offset: number, bytes: Buffer): void {
     if (!IMAGE_NAME.test(name)) throw refused(`bad file name ${JSON.stringify(name).slice(0, 80)}`);
     let image = this.#images.get(name);
     if (image === undefined) {
       if (name.includes("/")) this.#needLayer(name.slice(0, name.indexOf("/")));
-      const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
+      const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
       image = { fd: openSync(join(this.#dir, name), flags, 0o600), sentBytes: 0 };
       this.#images.set(name, image);
     }

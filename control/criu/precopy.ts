@@ -6,47 +6,78 @@
  * images. When CRIU has dumped, its pages are compared with the copy, and only those that differ travel; the others
  * are marked "in parent" in the page map, and CRIU at the target finds them in the layers below (https://criu.org/Incremental_dumps).
  *
- * A page is taken from a layer only where its bytes are the same, so reading memory that changes meanwhile does no harm.
+ * A copy is what the last layer has under a process's number, no more: a page is taken from there only where its bytes are
+ * the same, so it does no harm that memory changes while it is read, or that processes come, end and leave their
+ * numbers to others.
+ *
+ * A process that was forked shares most of its memory with its parent. What is the same there at the same address is not
+ * sent again, and not kept again: the target is told where it has it.
  */
 
-import { closeSync, constants, openSync, readFileSync, readSync } from "node:fs";
-import { open, readFile } from "node:fs/promises";
+import { closeSync, constants, openSync, readdirSync, readFileSync, readSync } from "node:fs";
+import { type FileHandle, open, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { type KnownRun, PageFollower, type Stretch } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
+import { ownPages } from "./page-scan.ts";
 
 export interface TracedProcess {
   /** as this agent sees it */
   pid: number;
   /** as the images name it: in the container's PID namespace */
   innerPid: number;
+  /** innerPid of the process that forked it; null: not of this tree */
+  innerParent: number | null;
+  /** false: it has ended, and the number may be another's. Not given: it cannot end */
+  isAlive?(): Promise<boolean>;
 }
 
-/** One image file of a layer. */
-export type SendLayerFile = (layer: number, name: string, offset: number, bytes: Buffer) => Promise<void>;
+/** Where the target has bytes already: from `offset` on in an image of a layer. */
+export interface Place {
+  name: string;
+  offset: number;
+}
+
+/** The next bytes of an image: themselves, or where the target has them. */
+export type SendPages = (name: string, offset: number, bytes: Buffer, from: Place | null) => Promise<void>;
+
+/** Consecutive pages that the target has one after the other in one image. */
+interface PlacedStretch extends Stretch {
+  place: Place;
+}
+type Copy = PlacedStretch[];
+
+/** Consecutive pages that are known as a whole, or not at all. */
+interface Match extends Stretch {
+  /** null: the target does not have them */
+  known: PlacedStretch | null;
+}
 
 interface Mapping {
   start: number;
   end: number;
 }
 
-const PRESENT = 0x80;
-const FILE_OR_SHARED = 0x20;
 /** largest piece of memory read and compared at once */
 const PIECE_PAGES = 256;
-/** a mapping larger than this is a reservation, not memory */
-const MAPPING_BYTES_MAX = 64 * 2 ** 30;
+const PAGE_MAP = /^pagemap-(\d+)\.img$/;
+/** of a process that has ended */
+const GONE = new Set(["ENOENT", "ESRCH"]);
 
 export class Precopy {
-  #processes: TracedProcess[];
-  /** by pid: what the target has, ordered by address */
-  #copies = new Map<number, Stretch[]>();
-  #followers = new Map<number, PageFollower>();
+  #bytesMax: number;
+  /** by innerPid: what the last layer has, ordered by address */
+  #copies = new Map<number, Copy>();
+  /** by innerPid, of the last round */
+  #parents = new Map<number, number | null>();
+  #first: number | null = null;
+  #follower: PageFollower | null = null;
   #layers = 0;
 
-  constructor(processes: TracedProcess[]) {
-    this.#processes = processes;
+  /** @param bytesMax how much may be kept here; what is beyond is left to the dump */
+  constructor(bytesMax: number) {
+    this.#bytesMax = bytesMax;
   }
 
   /** Layers at the target so far; 0: nothing to build on. */
@@ -54,97 +85,156 @@ export class Precopy {
     return this.#layers;
   }
 
-  /** Reads all memory once and sends what is new as the next layer. Resolves with the bytes of pages sent. */
-  async round(send: SendLayerFile): Promise<number> {
-    const layer = this.#layers + 1;
+  /**
+   * Reads all memory once and sends what is new as the next layer. Resolves with the bytes of pages sent.
+   * @param processes of the tree as it is now, parents first
+   */
+  async round(processes: TracedProcess[], send: SendPages): Promise<number> {
+    const folder = `layer-${this.#layers + 1}`;
+    const copies = new Map<number, Copy>();
+    this.#meet(processes);
     let sentBytes = 0;
-    for (const [index, { pid, innerPid }] of this.#processes.entries()) {
-      const pagesId = index + 1;
-      const before = new Cursor(this.#copies.get(pid) ?? []);
-      const after: Stretch[] = [];
+    let keptBytes = 0;
+    const buffers = new Set<ArrayBufferLike>();
+    for (const [index, process] of processes.entries()) {
+      const { innerPid } = process;
+      const pages = `${folder}/pages-${index + 1}.img`;
+      const before = new Cursor(this.#copies.get(innerPid) ?? [], "forget");
+      const kin = new Cursor(this.#kinOf(innerPid, copies));
+      const after: Copy = [];
       const runs: PageRun[] = [];
       let offset = 0;
-      for await (const stretch of readMemory(pid)) {
-        after.push(stretch);
-        for (const run of compare(stretch, before)) {
-          pushRun(runs, run);
-          if (run.where === "parent") continue;
-          const from = run.vaddr - stretch.vaddr;
-          const bytes = stretch.bytes.subarray(from, from + run.pages * PAGE_BYTES);
-          await send(layer, `pages-${pagesId}.img`, offset, bytes);
-          offset += bytes.length;
+      for await (const stretch of readMemory(process)) {
+        if (keptBytes > this.#bytesMax) break;
+        const parts: { vaddr: number; bytes: Buffer; kept: Buffer | null; place: Place }[] = [];
+        for (const own of match(stretch, before)) {
+          pushRun(runs, own, own.known === null ? "here" : "parent");
+          if (own.known !== null) {
+            parts.push({ ...own, kept: own.known.bytes, place: own.known.place });
+            continue;
+          }
+          for (const part of match(own, kin)) {
+            await send(pages, offset, part.bytes, part.known?.place ?? null);
+            parts.push({ ...part, kept: part.known?.bytes ?? null, place: { name: pages, offset } });
+            offset += part.bytes.length;
+            if (part.known === null) sentBytes += part.bytes.length;
+          }
+        }
+        // what is kept already as a whole is not kept twice
+        const isKept = parts.every(({ kept }) => kept !== null);
+        for (const { vaddr, bytes, kept, place } of parts) {
+          const keep = isKept && kept !== null ? kept : bytes;
+          if (!buffers.has(keep.buffer)) keptBytes += keep.buffer.byteLength;
+          buffers.add(keep.buffer);
+          after.push({ vaddr, bytes: keep, place });
         }
       }
-      this.#copies.set(pid, after);
-      await send(layer, `pagemap-${innerPid}.img`, 0, encodePageMap({ pagesId, runs }));
-      if (offset === 0) await send(layer, `pages-${pagesId}.img`, 0, Buffer.alloc(0));
-      sentBytes += offset;
+      copies.set(innerPid, after);
+      this.#copies.delete(innerPid);
+      const pagesId = index + 1;
+      await send(`${folder}/pagemap-${innerPid}.img`, 0, encodePageMap({ pagesId, runs }), null);
+      if (offset === 0) await send(pages, 0, Buffer.alloc(0), null);
     }
-    this.#layers = layer;
+    this.#copies = copies;
+    this.#layers += 1;
     return sentBytes;
   }
 
   /** The dump begins. */
   follow(imagesDir: string): void {
-    for (const [index, { pid }] of this.#processes.entries()) {
-      const pagesId = index + 1; // as CRIU counts; if not, nothing is known and everything is compared
-      const copy = this.#copies.get(pid) ?? [];
-      this.#followers.set(pagesId, new PageFollower(join(imagesDir, `pages-${pagesId}.img`), copy));
-    }
+    this.#follower = new PageFollower(imagesDir, (innerPid) => this.#copies.get(innerPid));
   }
 
   /** Safe at any time. */
   async stop(): Promise<void> {
-    for (const follower of this.#followers.values()) await follower.stop();
+    await this.#follower?.stop();
   }
 
   /**
-   * After the dump: what of its memory images has to travel. Images that are not in the result travel as they are.
+   * After the dump: sends what of its memory images has to travel. Resolves with the names of the images that are done; others
+   * travel as they are.
    * @param imagesDir CRIU's finished images
+   * @param processes of the tree that was dumped, parents first
    */
-  async reduce(imagesDir: string): Promise<Map<string, Buffer[]>> {
+  async reduce(imagesDir: string, processes: TracedProcess[], send: SendPages): Promise<Set<string>> {
     await this.stop();
-    const reduced = new Map<string, Buffer[]>();
-    for (const { pid, innerPid } of this.#processes) {
-      const copy = this.#copies.get(pid);
-      const image = readIfThere(join(imagesDir, `pagemap-${innerPid}.img`));
-      if (copy === undefined || image === null) continue;
-      const { pagesId, runs: dumped } = decodePageMap(image);
+    this.#meet(processes);
+    const done = new Set<string>();
+    for (const map of readdirSync(imagesDir)) {
+      const innerPid = Number(PAGE_MAP.exec(map)?.[1] ?? 0);
+      if (innerPid === 0) continue;
+      const kin = this.#kinOf(innerPid, this.#copies);
+      const copy = this.#copies.get(innerPid) ?? [];
+      if (copy.length === 0 && kin.length === 0) continue;
+      const { pagesId, runs: dumped } = decodePageMap(readFileSync(join(imagesDir, map)));
       const name = `pages-${pagesId}.img`;
-      const before = new Cursor(copy);
-      const known = new KnownCursor(this.#followers.get(pagesId)?.known ?? []);
-      const runs: PageRun[] = [];
-      const changed: Buffer[] = [];
-      const pages = openSync(join(imagesDir, name), constants.O_RDONLY | constants.O_NOFOLLOW);
-      try {
-        let index = 0;
-        for (const { vaddr: start, pages: count } of dumped) {
-          for (let done = 0; done < count; ) {
-            const vaddr = start + done * PAGE_BYTES;
-            const same = known.pagesAt(index, vaddr);
-            const rest = Math.min(count - done, PIECE_PAGES);
-            const taken = same > 0 ? Math.min(same, count - done) : Math.min(rest, known.unknownAt(index));
-            if (same > 0) pushRun(runs, { vaddr, pages: taken, where: "parent" });
-            else {
-              const bytes = readPages(pages, name, index, taken);
-              for (const run of compare({ vaddr, bytes }, before)) {
-                pushRun(runs, run);
-                const from = run.vaddr - vaddr;
-                if (run.where === "here") changed.push(bytes.subarray(from, from + run.pages * PAGE_BYTES));
-              }
+      const known = this.#follower?.known(pagesId, innerPid) ?? [];
+      const runs = await reduceImage({ imagesDir, name, dumped, known, copy, kin }, send);
+      await send(map, 0, encodePageMap({ pagesId, runs }), null);
+      done.add(map).add(name);
+    }
+    return done;
+  }
+
+  #meet(processes: TracedProcess[]): void {
+    this.#parents = new Map(processes.map(({ innerPid, innerParent }) => [innerPid, innerParent]));
+    this.#first = processes[0]?.innerPid ?? null;
+  }
+
+  /** The copy of the nearest process it was forked from; of one that has lost its parent, that of the first process. */
+  #kinOf(innerPid: number, copies: Map<number, Copy>): Copy {
+    const parent = this.#parents.get(innerPid) ?? this.#first;
+    return parent === null || parent === innerPid ? [] : (copies.get(parent) ?? []);
+  }
+}
+
+/** One `pages-N.img` of the dump. Returns the page map of what was sent. */
+async function reduceImage(
+  image: {
+    imagesDir: string;
+    name: string;
+    dumped: PageRun[];
+    known: readonly KnownRun[];
+    copy: Copy;
+    kin: Copy;
+  },
+  send: SendPages,
+): Promise<PageRun[]> {
+  const before = new Cursor(image.copy);
+  const kin = new Cursor(image.kin);
+  const known = new KnownCursor(image.known);
+  const runs: PageRun[] = [];
+  let offset = 0;
+  const pages = openSync(join(image.imagesDir, image.name), constants.O_RDONLY | constants.O_NOFOLLOW);
+  try {
+    let index = 0;
+    for (const { vaddr: start, pages: count } of image.dumped) {
+      for (let done = 0; done < count; ) {
+        const vaddr = start + done * PAGE_BYTES;
+        const same = known.pagesAt(index, vaddr);
+        const rest = Math.min(count - done, PIECE_PAGES);
+        const taken = same > 0 ? Math.min(same, count - done) : Math.min(rest, known.unknownAt(index));
+        if (same > 0) pushPages(runs, { vaddr, pages: taken, where: "parent" });
+        else {
+          const bytes = readPages(pages, image.name, index, taken);
+          for (const own of match({ vaddr, bytes }, before)) {
+            pushRun(runs, own, own.known === null ? "here" : "parent");
+            if (own.known !== null) continue;
+            for (const part of match(own, kin)) {
+              await send(image.name, offset, part.bytes, part.known?.place ?? null);
+              offset += part.bytes.length;
             }
-            done += taken;
-            index += taken;
           }
         }
-      } finally {
-        closeSync(pages);
+        done += taken;
+        index += taken;
       }
-      reduced.set(`pagemap-${innerPid}.img`, [encodePageMap({ pagesId, runs })]);
-      reduced.set(name, changed);
     }
-    return reduced;
+  } finally {
+    closeSync(pages);
   }
+  if (offset === 0) await send(image.name, 0, Buffer.alloc(0), null);
+  return runs;
 }
 
 function readPages(fd: number, name: string, index: number, pages: number): Buffer {
@@ -157,10 +247,10 @@ function readPages(fd: number, name: string, index: number, pages: number): Buff
 
 /** Goes through what a follower knows with ever higher pages of the image. */
 class KnownCursor {
-  #known: KnownRun[];
+  #known: readonly KnownRun[];
   #at = 0;
 
-  constructor(known: KnownRun[]) {
+  constructor(known: readonly KnownRun[]) {
     this.#known = known;
   }
 
@@ -190,96 +280,119 @@ class KnownCursor {
 
 /** Goes through ordered stretches with ever higher addresses. */
 class Cursor {
-  #stretches: Stretch[];
+  #stretches: (PlacedStretch | undefined)[];
   #at = 0;
+  #forgets: boolean;
 
-  constructor(stretches: Stretch[]) {
+  /** @param forget what was passed is not needed any more: its memory is freed */
+  constructor(stretches: Copy, forget?: "forget") {
     this.#stretches = stretches;
+    this.#forgets = forget !== undefined;
   }
 
   /** The stretch that holds `vaddr`, else the next one above it. */
-  seek(vaddr: number): Stretch | null {
+  seek(vaddr: number): PlacedStretch | null {
     for (; this.#at < this.#stretches.length; this.#at++) {
-      const stretch = this.#stretches[this.#at] as Stretch;
-      if (stretch.vaddr + stretch.bytes.length > vaddr) return stretch;
+      const stretch = this.#stretches[this.#at];
+      if (stretch !== undefined && stretch.vaddr + stretch.bytes.length > vaddr) return stretch;
+      if (this.#forgets) this.#stretches[this.#at] = undefined;
     }
     return null;
   }
 }
 
-/** Cuts a stretch into runs that the copy has byte for byte ("parent") and runs that it has not ("here"). */
-function compare(stretch: Stretch, before: Cursor): PageRun[] {
-  const runs: PageRun[] = [];
+/** Cuts a stretch into what the copy has byte for byte, one of its stretches at a time, and what it has not. */
+function* match(stretch: Stretch, copy: Cursor): Generator<Match> {
   const end = stretch.vaddr + stretch.bytes.length;
+  const part = (from: number, to: number): Stretch => ({
+    vaddr: from,
+    bytes: stretch.bytes.subarray(from - stretch.vaddr, to - stretch.vaddr),
+  });
+  /** where pages begin that are in no stretch of the copy, or differ; not given out yet */
+  let unknownFrom = stretch.vaddr;
   for (let vaddr = stretch.vaddr; vaddr < end; ) {
-    const old = before.seek(vaddr);
-    const oldStart = old === null ? end : Math.min(old.vaddr, end);
-    if (vaddr < oldStart) {
-      pushRun(runs, { vaddr, pages: (oldStart - vaddr) / PAGE_BYTES, where: "here" });
-      vaddr = oldStart;
-      continue;
+    const old = copy.seek(vaddr);
+    if (old === null || old.vaddr >= end) break;
+    vaddr = Math.max(vaddr, old.vaddr);
+    const to = Math.min(end, old.vaddr + old.bytes.length);
+    for (const { from, bytes } of sameRuns(part(vaddr, to), old)) {
+      if (from > unknownFrom) yield { ...part(unknownFrom, from), known: null };
+      const into = from - old.vaddr;
+      yield {
+        ...part(from, from + bytes),
+        known: {
+          vaddr: from,
+          bytes: old.bytes.subarray(into, into + bytes),
+          place: { name: old.place.name, offset: old.place.offset + into },
+        },
+      };
+      unknownFrom = from + bytes;
     }
-    const known = old as Stretch;
-    const common = Math.min(end, known.vaddr + known.bytes.length) - vaddr;
-    comparePages(runs, vaddr, stretch.bytes, vaddr - stretch.vaddr, known.bytes, vaddr - known.vaddr, common);
-    vaddr += common;
+    vaddr = to;
   }
+  if (unknownFrom < end) yield { ...part(unknownFrom, end), known: null };
+}
+
+/** Where the stretch is the same as the one of the copy that covers it. */
+function sameRuns(stretch: Stretch, old: Stretch): { from: number; bytes: number }[] {
+  const runs: { from: number; bytes: number }[] = [];
+  /** halves what differs until it is one page: memory that did not change is compared in few, large steps */
+  const look = (at: number, bytes: number): void => {
+    const oldAt = stretch.vaddr - old.vaddr + at;
+    if (stretch.bytes.compare(old.bytes, oldAt, oldAt + bytes, at, at + bytes) === 0) {
+      const last = runs.at(-1);
+      const from = stretch.vaddr + at;
+      if (last !== undefined && last.from + last.bytes === from) last.bytes += bytes;
+      else runs.push({ from, bytes });
+    } else if (bytes > PAGE_BYTES) {
+      const half = ((bytes / PAGE_BYTES) >> 1) * PAGE_BYTES;
+      look(at, half);
+      look(at + half, bytes - half);
+    }
+  };
+  look(0, stretch.bytes.length);
   return runs;
 }
 
-/** Halves what differs until it is one page: memory that did not change is compared in few, large steps. */
-function comparePages(
-  runs: PageRun[],
-  vaddr: number,
-  one: Buffer,
-  oneAt: number,
-  other: Buffer,
-  otherAt: number,
-  bytes: number,
-): void {
-  const pages = bytes / PAGE_BYTES;
-  const same = one.compare(other, otherAt, otherAt + bytes, oneAt, oneAt + bytes) === 0;
-  if (same || pages === 1) {
-    pushRun(runs, { vaddr, pages, where: same ? "parent" : "here" });
-    return;
-  }
-  const half = (pages >> 1) * PAGE_BYTES;
-  comparePages(runs, vaddr, one, oneAt, other, otherAt, half);
-  comparePages(runs, vaddr + half, one, oneAt + half, other, otherAt + half, bytes - half);
+function pushRun(runs: PageRun[], { vaddr, bytes }: Stretch, where: PageRun["where"]): void {
+  pushPages(runs, { vaddr, pages: bytes.length / PAGE_BYTES, where });
 }
 
 /** Appends, joined with the run before where they belong together. */
-function pushRun(runs: PageRun[], run: PageRun): void {
+function pushPages(runs: PageRun[], run: PageRun): void {
   const last = runs.at(-1);
   if (last !== undefined && last.where === run.where && last.vaddr + last.pages * PAGE_BYTES === run.vaddr)
     last.pages += run.pages;
   else runs.push({ ...run });
 }
 
-/** The private, present, anonymous pages of a process, ordered by address. A process that ends in the middle ends the reading. */
-async function* readMemory(pid: number): AsyncGenerator<Stretch> {
-  const maps = await readFile(`/proc/${pid}/maps`, "utf8").catch(() => "");
-  if (maps === "") return;
-  const memory = await open(`/proc/${pid}/mem`, "r");
-  const pagemap = await open(`/proc/${pid}/pagemap`, "r");
+/** A process's own pages of its private mappings, ordered by address. A process that ends in the middle ends the reading. */
+async function* readMemory(process: TracedProcess): AsyncGenerator<Stretch> {
+  const { pid } = process;
+  const files: FileHandle[] = [];
   try {
+    const maps = await readFile(`/proc/${pid}/maps`, "utf8");
+    const memory = await open(`/proc/${pid}/mem`, "r");
+    files.push(memory);
+    const pagemap = await open(`/proc/${pid}/pagemap`, "r");
+    files.push(pagemap);
+    // what was opened stays that process's: its number does not
+    if ((await process.isAlive?.()) === false) return;
     for (const mapping of privateMappings(maps)) {
-      for (let start = mapping.start; start < mapping.end; start += PIECE_PAGES * PAGE_BYTES) {
-        const pages = Math.min(PIECE_PAGES, (mapping.end - start) / PAGE_BYTES);
-        const flags = Buffer.alloc(pages * 8);
-        const { bytesRead } = await pagemap.read(flags, 0, flags.length, (start / PAGE_BYTES) * 8);
-        for (const [first, count] of presentRuns(flags.subarray(0, bytesRead))) {
-          const vaddr = start + first * PAGE_BYTES;
-          const bytes = Buffer.allocUnsafeSlow(count * PAGE_BYTES);
+      for (const { vaddr: start, pages } of ownPages(pagemap.fd, mapping.start, mapping.end)) {
+        for (let done = 0; done < pages; done += PIECE_PAGES) {
+          const vaddr = start + done * PAGE_BYTES;
+          const bytes = Buffer.allocUnsafeSlow(Math.min(PIECE_PAGES, pages - done) * PAGE_BYTES);
           const read = await memory.read(bytes, 0, bytes.length, vaddr).catch(() => ({ bytesRead: 0 }));
           const whole = read.bytesRead - (read.bytesRead % PAGE_BYTES);
           if (whole > 0) yield { vaddr, bytes: bytes.subarray(0, whole) };
         }
       }
     }
+  } catch (error) {
+    if (!GONE.has((error as NodeJS.ErrnoException).code ?? "")) throw error;
   } finally {
-    await memory.close();
-    await pagemap.close();
+    for (const file of files) await file.close();
   }
 }
 
@@ -289,31 +402,8 @@ export function privateMappings(maps: string): Mapping[] {
   for (const line of maps.split("\n")) {
     const [, start = "", end = "", permissions = "", name = ""] =
       /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+\s*(.*)$/.exec(line) ?? [];
-    const isMemory =
-      permissions.endsWith("p") && permissions !== "---p" && !/^\[(vvar|vdso|vsyscall|uprobes)/.test(name);
-    const mapping = { start: Number.parseInt(start, 16), end: Number.parseInt(end, 16) };
-    if (isMemory && mapping.end - mapping.start <= MAPPING_BYTES_MAX) mappings.push(mapping);
+    const isMemory = permissions.endsWith("p") && !/^\[(vvar|vdso|vsyscall|uprobes)/.test(name);
+    if (isMemory) mappings.push({ start: Number.parseInt(start, 16), end: Number.parseInt(end, 16) });
   }
   return mappings;
-}
-
-/** From entries of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst): runs of [first, count]. */
-function presentRuns(flags: Buffer): [first: number, count: number][] {
-  const runs: [number, number][] = [];
-  for (let page = 0; page * 8 < flags.length; page++) {
-    const top = flags[page * 8 + 7] as number;
-    if ((top & PRESENT) === 0 || (top & FILE_OR_SHARED) !== 0) continue;
-    const last = runs.at(-1);
-    if (last !== undefined && last[0] + last[1] === page) last[1]++;
-    else runs.push([page, 1]);
-  }
-  return runs;
-}
-
-function readIfThere(path: string): Buffer | null {
-  try {
-    return readFileSync(path);
-  } catch {
-    return null;
-  }
 }

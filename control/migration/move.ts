@@ -89,10 +89,19 @@ export const filesEvent = z.strictObject({ root: z.string().max(4_096) });
 export const standbyReply = z.object({ link: endpoint.nullable() });
 export type StandbyReply = z.infer<typeof standbyReply>;
 
-/** event: pieces of memory images, their bytes one after the other in the body */
+/** of an image that was sent before */
+const place = z.strictObject({ name: z.string().max(200), offset: count });
+
+/**
+ * event: pieces of memory images, their bytes one after the other in the body; those of a piece with `from` are not there, as
+ * the target has them already, in that place
+ */
 export const imagesEvent = z.strictObject({
-  pieces: z.array(z.strictObject({ name: z.string().max(200), offset: count, bytes: count })).max(1_000),
+  pieces: z
+    .array(z.strictObject({ name: z.string().max(200), offset: count, bytes: count, from: place.optional() }))
+    .max(1_000),
 });
+export type ImagesEvent = z.infer<typeof imagesEvent>;
 
 /** second round of files: what to delete before the next `files` events are unpacked */
 export const filesGoneCall = z.strictObject({

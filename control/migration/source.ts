@@ -46,6 +46,7 @@ import type {
 } from "./move.ts";
 import { decideAtSource } from "./settle.ts";
 import { beginRepair, classifySockets, closeOutbound, shieldOutbound } from "./sockets.ts";
+import { anonymousBytes, tracedTree } from "./traced-tree.ts";
 
 export interface DepartureOptions {
   to: string;
@@ -78,7 +79,7 @@ export class Departure {
   #worker: CriuWorker | null = null;
   #sender: ImageSender | null = null;
   #epoch = 0;
-  #pids: number[] = [];
+  #root = -1;
   #scans = new Map<string, { root: string; before: Scan }>();
   #link: Endpoint = NO_LINK;
   #held = false;
@@ -155,7 +156,7 @@ export class Departure {
         source: "container",
       });
     await workload.preflight();
-    this.#pids = await treeOf(root);
+    this.#root = root;
     // on record before the store is asked: a reservation that nobody knows of would refuse every later move
     this.#reserveTried = true;
     workload.record({
@@ -180,7 +181,8 @@ export class Departure {
     this.#channel.on("released", () => {
       this.#releasedAtMs = performance.now();
     });
-    const rss = await Promise.all(this.#pids.map(residentBytes));
+    const pids = await treeOf(root);
+    const rss = await Promise.all(pids.map(residentBytes));
     const prepare: PrepareCall = {
       workload: workload.name,
       migration: this.#id,
@@ -188,7 +190,7 @@ export class Departure {
       epoch: this.#epoch,
       edges: workload.edgesAfterLeaving(this.#options.to),
       residentBytes: rss.reduce((sum, bytes) => sum + bytes, 0),
-      highestTid: await highestInnerTid(this.#pids),
+      highestTid: await highestInnerTid(pids),
       upstreamPorts: workload.config.ports.map((port) => port.upstream.port),
     };
     await this.#call("prepare", prepare);
@@ -210,17 +212,20 @@ export class Departure {
     this.#sender = new ImageSender(this.#imagesDir, (pieces) =>
       channel.send(
         "images",
-        { pieces: pieces.map(({ name, offset, bytes }) => ({ name, offset, bytes: bytes.length })) },
-        pieces.map(({ bytes }) => bytes),
+        { pieces: pieces.map((piece) => ({ ...piece, bytes: piece.bytes.length })) },
+        pieces.filter(({ from }) => from === undefined).map(({ bytes }) => bytes),
       ),
     );
-    const rss = await Promise.all(this.#pids.map(residentBytes));
-    if (rss.reduce((sum, bytes) => sum + bytes, 0) > this.#workload.limits.precopyBytesMax) return;
-    const processes: TracedProcess[] = [];
-    for (const pid of this.#pids) processes.push({ pid, innerPid: (await innerPid(pid)) ?? -1 });
+    const { precopyBytesMax } = this.#workload.limits;
+    if ((await anonymousBytes(await this.#tree())) > precopyBytesMax) return;
     this.#result.precopyBytes = await this.#untilStopped(
-      this.#sender.sendLayers(processes, this.#options.signal),
+      this.#sender.sendLayers(() => this.#tree(), precopyBytesMax, this.#options.signal),
     );
+  }
+
+  /** The application's processes as they are now. */
+  #tree(): Promise<TracedProcess[]> {
+    return tracedTree(this.#root);
   }
 
   async #startWorker(): Promise<void> {
@@ -247,7 +252,7 @@ export class Departure {
   async #dump(): Promise<void> {
     const { context, limits, proxy } = this.#workload;
     const worker = required(this.#worker);
-    const root = required(await innerPid(this.#pids[0] ?? -1));
+    const root = required(await innerPid(this.#root));
     this.#throwIfStopped();
     this.#workload.recordMoving({ step: "held", criu: await identify(worker.pid) });
     const startedMs = performance.now();
@@ -295,7 +300,7 @@ export class Departure {
             }
           });
           holdMs = performance.now() - atMs;
-          if (freezer === null) this.#workload.recordMoving({ stopped: await stoppedOf(this.#pids) });
+          if (freezer === null) this.#workload.recordMoving({ stopped: await stoppedOf(await treeOf(this.#root)) });
           this.#throwIfStopped();
           context.faults.at("source:dump");
         },
@@ -304,21 +309,21 @@ export class Departure {
       throw await this.#criuReason(error, "dump.log");
     }
     // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
-    if (freezer !== null) await beginRepair(await treeOf(this.#pids[0] ?? -1));
+    if (freezer !== null) await beginRepair(await treeOf(this.#root));
     this.#phasesMs.dump = performance.now() - startedMs - holdMs - captureMs;
     this.#report("dump", "done", this.#phasesMs.dump);
   }
 
   /** CRIU is about to let go of the tree: from here on the freezer keeps it. */
   async #freeze(freezer: Freezer | null): Promise<void> {
-    await freezer?.freeze(await treeOf(this.#pids[0] ?? -1));
+    await freezer?.freeze(await treeOf(this.#root));
   }
 
   /** One taken since the preflight: the restore would wait for it until the deadline. */
   async #refuseSharedLocks(): Promise<void> {
     const mounts = this.#workload.config.container?.mounts ?? [];
     if (!mounts.some((mount) => mount.shared)) return;
-    const [lock] = await locksOnSharedMounts(await treeOf(this.#pids[0] ?? -1), mounts);
+    const [lock] = await locksOnSharedMounts(await treeOf(this.#root), mounts);
     if (lock === undefined) return;
     throw new HoldfastError(
       `process ${lock.pid} holds a lock on ${lock.path}, which the other node sees too`,
@@ -333,7 +338,7 @@ export class Departure {
   /** While the application is frozen: one that is not would have connected again by the dump. */
   async #closeOutbound(): Promise<void> {
     const { config } = this.#workload;
-    const pids = await treeOf(this.#pids[0] ?? -1);
+    const pids = await treeOf(this.#root);
     const upstreams = config.ports.map((port) => port.upstream);
     const { outbound } = await classifySockets(pids, upstreams);
     const stays = (socket: DiagSocket): boolean =>
@@ -369,7 +374,7 @@ export class Departure {
     this.#throwIfStopped();
     this.#workload.context.faults.at("source:transfer");
     const files = this.#sendFilesSecond();
-    this.#finishing = required(this.#sender).finish();
+    this.#finishing = required(this.#sender).finish(() => this.#tree());
     for (const side of [files, this.#finishing]) side.catch(() => {}); // looked at below and by `restore`
     await this.#untilStopped(files);
   }

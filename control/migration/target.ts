@@ -25,6 +25,7 @@ import { CriuWorker, FIRST_INHERITED_FD } from "../criu/worker.ts";
 import {
   filesEvent,
   filesGoneCall,
+  type ImagesEvent,
   imagesEvent,
   type Outcome,
   type PrepareCall,
@@ -115,7 +116,7 @@ export class Arrival {
     const nothing = z.strictObject({});
     on("files", filesEvent, async ({ root }, body) => void (await this.#files(root, body)));
     on("standby", nothing, async () => ({ result: await this.#standby() }));
-    on("images", imagesEvent, ({ pieces }, body) => this.#takeImages(pieces, body));
+    on("images", imagesEvent, (event, body) => this.#takeImages(event, body));
     on(
       "filesGone",
       filesGoneCall,
@@ -233,12 +234,13 @@ export class Arrival {
   }
 
   /** Nobody waits for the outcome of an event, and one that fails would end the channel: `restore` says why. */
-  #takeImages(pieces: { name: string; offset: number; bytes: number }[], body: Buffer): undefined {
+  #takeImages({ pieces }: ImagesEvent, body: Buffer): undefined {
     if (this.#imageError !== null) return;
     let at = 0;
-    for (const { name, offset, bytes } of pieces) {
+    for (const { name, offset, bytes, from } of pieces) {
       try {
-        required(this.#images).write(name, offset, body.subarray(at, at + bytes));
+        if (from !== undefined) required(this.#images).copy(name, offset, bytes, from);
+        else required(this.#images).write(name, offset, body.subarray(at, at + bytes));
       } catch (error) {
         this.#imageError = error;
         this.#workload.context.log.warn(
@@ -247,7 +249,7 @@ export class Arrival {
         );
         return;
       }
-      at += bytes;
+      if (from === undefined) at += bytes;
     }
   }
 

@@ -500,6 +500,11 @@ export function ioctlBuffer(fd: number, request: number, structure: Buffer): voi
   check(libc().ioctl(fd, request, structure), `ioctl(${request.toString(16)})`);
 }
 
+/** ioctl(2) that reads and writes a structure and answers with a number: PAGEMAP_SCAN. */
+export function ioctlCount(fd: number, request: number, structure: Buffer): number {
+  return check(libc().ioctl(fd, request, structure), `ioctl(${request.toString(16)})`);
+}
+
 /** Bytes read; 0 at the end of the stream; HoldfastError code EAGAIN when nothing is there. */
 export function recv(fd: number, into: Buffer, flags: number): number {
   return check(libc().recv(fd, into, into.length, flags), "recv");

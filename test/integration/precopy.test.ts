@@ -4,38 +4,75 @@ import { once } from "node:events";
 import { appendFileSync, closeSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { test } from "node:test";
+import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { decodePageMap, encodePageMap, PAGE_BYTES } from "#control/criu/page-map.ts";
-import { Precopy } from "#control/criu/precopy.ts";
+import { byEntry, ownPages } from "#control/criu/page-scan.ts";
+import { Precopy, type SendPages, type TracedProcess } from "#control/criu/precopy.ts";
 
-/** A process that holds a known page pattern, changes one page a line of input, and says where its memory is. */
+/** A process that holds a known page pattern, says where, and changes a page, maps or fills 600 pages, or forks at a line. */
 const PROGRAM = `
-import ctypes, mmap, sys
+import ctypes, mmap, os, signal, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 pages = 600
 area = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for page in range(pages): area[page * 4096 : page * 4096 + 8] = page.to_bytes(8, "little")
 print(ctypes.addressof(ctypes.c_char.from_buffer(area)), flush=True)
 for line in sys.stdin:
-    page = int(line)
-    area[page * 4096 + 100] = (area[page * 4096 + 100] + 1) % 256
-    print("changed", flush=True)
+    word, *numbers = line.split()
+    if word == "map":
+        print(libc.mmap(int(numbers[0]), pages * 4096, 3, 0x32, -1, 0), flush=True)
+    elif word == "fill":
+        ctypes.memset(int(numbers[0]), int(numbers[1]), pages * 4096)
+        print("filled", flush=True)
+    elif word == "fork":
+        pid = os.fork()
+        if pid == 0:
+            while True: signal.pause()
+        print(pid, flush=True)
+    else:
+        page = int(word)
+        area[page * 4096 + 100] = (area[page * 4096 + 100] + 1) % 256
+        print("changed", flush=True)
 `;
 
+/** 8 TiB of which one page is used. */
+const RESERVES = `
+import ctypes, signal
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+area = libc.mmap(None, 8 << 40, 3, 0x4022, -1, 0)
+ctypes.memset(area + (40 << 30), 1, 1)
+print(area, flush=True)
+signal.pause()
+`;
+
+/** What the target has: images in layers, written as a move would write them. */
 class Layers {
   readonly files = new Map<string, Buffer>();
+  /** bytes that travelled */
+  sentBytes = 0;
 
-  put = async (layer: number, name: string, offset: number, bytes: Buffer): Promise<void> => {
-    const key = `${layer}/${name}`;
-    const before = this.files.get(key) ?? Buffer.alloc(0);
+  put: SendPages = async (name, offset, bytes, from) => {
+    const before = this.files.get(name) ?? Buffer.alloc(0);
     assert.equal(offset, before.length, "pieces come in order");
-    this.files.set(key, Buffer.concat([before, bytes]));
+    if (from === null) this.sentBytes += bytes.length;
+    else {
+      const there = this.files.get(from.name)?.subarray(from.offset, from.offset + bytes.length);
+      assert.ok(there?.equals(bytes), `${from.name} has at ${from.offset} what is said to be there`);
+    }
+    this.files.set(name, Buffer.concat([before, bytes]));
   };
 
-  /** The page as CRIU would find it: in this layer or in one below. */
+  /** The page as CRIU would find it: in the dump or in a layer below. */
   page(layer: number, innerPid: number, vaddr: number): Buffer {
-    const map = decodePageMap(this.files.get(`${layer}/pagemap-${innerPid}.img`) ?? Buffer.alloc(0));
-    const pages = this.files.get(`${layer}/pages-${map.pagesId}.img`) ?? Buffer.alloc(0);
+    const folder = layer === DUMP ? "" : `layer-${layer}/`;
+    const map = decodePageMap(this.files.get(`${folder}pagemap-${innerPid}.img`) ?? Buffer.alloc(0));
+    const pages = this.files.get(`${folder}pages-${map.pagesId}.img`) ?? Buffer.alloc(0);
     let offset = 0;
     for (const run of map.runs) {
       const inRun = (vaddr - run.vaddr) / PAGE_BYTES;
@@ -47,33 +84,95 @@ class Layers {
     }
     throw new Error(`layer ${layer} does not know ${vaddr.toString(16)}`);
   }
+
+  /** Everything CRIU would restore of the area is what the process has there. */
+  assertHas(innerPid: number, area: number, memory: Buffer): void {
+    for (let page = 0; page * PAGE_BYTES < memory.length; page++) {
+      const found = this.page(DUMP, innerPid, area + page * PAGE_BYTES);
+      assert.ok(
+        found.equals(memory.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)),
+        `page ${page} of process ${innerPid}`,
+      );
+    }
+  }
+}
+
+/** Number of the dump's own images: above all layers of these tests. */
+const DUMP = 3;
+const BYTES_MAX = 1 << 30;
+
+interface Held {
+  pid: number;
+  area: number;
+  say(line: string): Promise<string>;
+  end(): void;
+}
+
+/** Starts PROGRAM, or another that says where its memory is and answers lines. */
+async function start(program = PROGRAM): Promise<Held> {
+  const child = spawn("python3", ["-u", "-c", program], { stdio: ["pipe", "pipe", "inherit"] });
+  const answer = async (): Promise<string> => String((await once(child.stdout, "data"))[0]).trim();
+  const area = Number(await answer());
+  return {
+    pid: child.pid ?? -1,
+    area,
+    say: async (line) => {
+      child.stdin.write(`${line}\n`);
+      return await answer();
+    },
+    end: () => child.kill("SIGKILL"),
+  };
+}
+
+const folders: string[] = [];
+const images = (): string => {
+  const dir = mkdtempSync(join(tmpdir(), "holdfast-precopy-"));
+  folders.push(dir);
+  return dir;
+};
+after(() => {
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+});
+
+const traced = (pid: number, innerPid: number, innerParent: number | null = null): TracedProcess => ({
+  pid,
+  innerPid,
+  innerParent,
+});
+
+/** What CRIU writes of one process's area. */
+function writeImage(dir: string, pagesId: number, innerPid: number, area: number, memory: Buffer): void {
+  // CRIU makes both files before it writes pages, and tells whose they are when it has written them
+  const map = join(dir, `pagemap-${innerPid}.img`);
+  closeSync(openSync(map, "w"));
+  writeFileSync(join(dir, `pages-${pagesId}.img`), memory);
+  const pages = memory.length / PAGE_BYTES;
+  writeFileSync(map, encodePageMap({ pagesId, runs: [{ vaddr: area, pages, where: "here" }] }));
 }
 
 test("layers hold a live process's memory, and only what changed travels after", async () => {
-  const child = spawn("python3", ["-u", "-c", PROGRAM], { stdio: ["pipe", "pipe", "inherit"] });
-  const dir = mkdtempSync(join(tmpdir(), "holdfast-precopy-"));
+  const program = await start();
+  const { pid, area } = program;
+  const dir = images();
   try {
-    const [first] = (await once(child.stdout, "data")) as [Buffer];
-    const area = Number(first.toString().trim());
-    const pid = child.pid ?? -1;
     const layers = new Layers();
-    const precopy = new Precopy([{ pid, innerPid: 7 }]);
-    const firstBytes = await precopy.round(layers.put);
+    const precopy = new Precopy(BYTES_MAX);
+    const tree = [traced(pid, 7)];
+    const firstBytes = await precopy.round(tree, layers.put);
     assert.ok(firstBytes > 600 * PAGE_BYTES);
-    child.stdin.write("41\n");
-    await once(child.stdout, "data");
-    const secondBytes = await precopy.round(layers.put);
+    await program.say("41");
+    const secondBytes = await precopy.round(tree, layers.put);
     assert.ok(
       secondBytes >= PAGE_BYTES && secondBytes < firstBytes / 10,
       `${secondBytes} of ${firstBytes} again`,
     );
-    child.stdin.write("42\n");
-    await once(child.stdout, "data");
+    await program.say("42");
     process.kill(pid, "SIGSTOP");
 
     // what CRIU would dump of the area: all of it
     const memory = readMemory(pid, area, 600);
     precopy.follow(dir);
+    closeSync(openSync(join(dir, "pagemap-7.img"), "w"));
     for (let page = 0; page < 600; page += 50) {
       appendFileSync(join(dir, "pages-1.img"), memory.subarray(page * PAGE_BYTES, (page + 50) * PAGE_BYTES));
       await sleep(1); // the follower has a look in between, or not: the outcome is the same
@@ -82,38 +181,72 @@ test("layers hold a live process's memory, and only what changed travels after",
       join(dir, "pagemap-7.img"),
       encodePageMap({ pagesId: 1, runs: [{ vaddr: area, pages: 600, where: "here" }] }),
     );
-    const reduced = await precopy.reduce(dir);
-    const changed = Buffer.concat(reduced.get("pages-1.img") ?? []);
-    assert.equal(changed.length, PAGE_BYTES, "one page changed since the last round");
-    assert.ok(changed.equals(memory.subarray(42 * PAGE_BYTES, 43 * PAGE_BYTES)));
-
-    layers.files.set("3/pagemap-7.img", Buffer.concat(reduced.get("pagemap-7.img") ?? []));
-    layers.files.set("3/pages-1.img", changed);
-    for (let page = 0; page < 600; page++) {
-      const found = layers.page(3, 7, area + page * PAGE_BYTES);
-      assert.ok(found.equals(memory.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)), `page ${page}`);
-    }
+    assert.deepEqual([...(await precopy.reduce(dir, tree, layers.put))].sort(), [
+      "pagemap-7.img",
+      "pages-1.img",
+    ]);
+    const changed = layers.files.get("pages-1.img");
+    assert.equal(changed?.length, PAGE_BYTES, "one page changed since the last round");
+    layers.assertHas(7, area, memory);
   } finally {
-    child.kill("SIGKILL");
-    rmSync(dir, { recursive: true, force: true });
+    program.end();
+  }
+});
+
+test("whatever number its pages have in the dump, a process gets its own and not a sibling's", async () => {
+  const one = await start();
+  const other = await start();
+  const area = 0x10000000;
+  const dir = images();
+  try {
+    const layers = new Layers();
+    const precopy = new Precopy(BYTES_MAX);
+    // two processes with different memory at the same addresses
+    const pages = 600;
+    const own = [Buffer.alloc(pages * PAGE_BYTES, 1), Buffer.alloc(pages * PAGE_BYTES, 2)] as const;
+    const at = await Promise.all([one, other].map((program) => program.say(`map ${area}`)));
+    assert.deepEqual(at, [String(area), String(area)]);
+    await one.say(`fill ${area} 1`);
+    await other.say(`fill ${area} 2`);
+    const tree = [traced(one.pid, 7), traced(other.pid, 8)];
+    await precopy.round(tree, layers.put);
+    await precopy.round(tree, layers.put);
+    // the second process now has what the first one had, page for page, and the other way round
+    precopy.follow(dir);
+    // shared memory takes the first number, and the processes come in another order than they were copied in
+    writeFileSync(join(dir, "pagemap-shmem-99.img"), "");
+    writeFileSync(join(dir, "pages-1.img"), own[0]);
+    await sleep(10);
+    writeImage(dir, 2, 8, area, own[0]);
+    await sleep(10);
+    writeImage(dir, 3, 7, area, own[1]);
+    await sleep(10);
+    await precopy.reduce(dir, tree, layers.put);
+    layers.assertHas(8, area, own[0]);
+    layers.assertHas(7, area, own[1]);
+  } finally {
+    one.end();
+    other.end();
   }
 });
 
 test("a dump in another order than the copy, and with pages of other processes, is reduced to the same", async () => {
-  const child = spawn("python3", ["-u", "-c", PROGRAM], { stdio: ["pipe", "pipe", "inherit"] });
-  const dir = mkdtempSync(join(tmpdir(), "holdfast-precopy-"));
+  const program = await start();
+  const { pid, area } = program;
+  const dir = images();
   try {
-    const [first] = (await once(child.stdout, "data")) as [Buffer];
-    const area = Number(first.toString().trim());
-    const pid = child.pid ?? -1;
-    const precopy = new Precopy([{ pid, innerPid: 7 }]);
-    await precopy.round(async () => {});
+    const layers = new Layers();
+    const precopy = new Precopy(BYTES_MAX);
+    const tree = [traced(pid, 7)];
+    await precopy.round(tree, layers.put);
+    await precopy.round(tree, layers.put);
     process.kill(pid, "SIGSTOP");
     const memory = readMemory(pid, area, 600);
     const altered = Buffer.from(memory);
     for (const page of [0, 77, 78, 300, 599]) altered[page * PAGE_BYTES + 9] = 255;
     precopy.follow(dir);
-    // not what the follower expects of pages-1.img: another process's pages
+    // taken for the process's pages, by the order of the files
+    writeFileSync(join(dir, "pagemap-7.img"), "");
     writeFileSync(join(dir, "pages-1.img"), Buffer.concat([memory.subarray(400 * PAGE_BYTES), memory]));
     writeFileSync(join(dir, "pages-2.img"), altered);
     await sleep(20);
@@ -121,9 +254,9 @@ test("a dump in another order than the copy, and with pages of other processes, 
       join(dir, "pagemap-7.img"),
       encodePageMap({ pagesId: 2, runs: [{ vaddr: area, pages: 600, where: "here" }] }),
     );
-    const reduced = await precopy.reduce(dir);
-    assert.equal(Buffer.concat(reduced.get("pages-2.img") ?? []).length, 5 * PAGE_BYTES);
-    const { runs } = decodePageMap(Buffer.concat(reduced.get("pagemap-7.img") ?? []));
+    await precopy.reduce(dir, tree, layers.put);
+    assert.equal(layers.files.get("pages-2.img")?.length, 5 * PAGE_BYTES);
+    const { runs } = decodePageMap(layers.files.get("pagemap-7.img") ?? Buffer.alloc(0));
     const here = runs
       .filter((run) => run.where === "here")
       .map((run) => [(run.vaddr - area) / PAGE_BYTES, run.pages]);
@@ -133,17 +266,118 @@ test("a dump in another order than the copy, and with pages of other processes, 
       [300, 1],
       [599, 1],
     ]);
+    layers.assertHas(7, area, altered);
   } finally {
-    child.kill("SIGKILL");
-    rmSync(dir, { recursive: true, force: true });
+    program.end();
   }
 });
 
-test("a process that has ended has no memory", async () => {
-  const child = spawn("true");
-  await once(child, "exit");
-  const precopy = new Precopy([{ pid: child.pid ?? -1, innerPid: 1 }]);
-  assert.equal(await precopy.round(async () => {}), 0);
+test("memory that a forked process shares with its parent travels once, before the hold and after it", async () => {
+  const parent = await start();
+  const dir = images();
+  try {
+    const child = Number(await parent.say("fork"));
+    const layers = new Layers();
+    const precopy = new Precopy(BYTES_MAX);
+    const tree = [traced(parent.pid, 7), traced(child, 8, 7)];
+    const bytes = await precopy.round(tree, layers.put);
+    const alone = await new Precopy(BYTES_MAX).round([traced(parent.pid, 7)], async () => {});
+    assert.ok(bytes < alone * 1.5, `${bytes} for both, ${alone} for the parent alone`);
+    await precopy.round(tree, layers.put);
+    // one that was forked after the last round
+    const late = Number(await parent.say("fork"));
+    for (const pid of [parent.pid, child, late]) process.kill(pid, "SIGSTOP");
+    const memories = [parent.pid, child, late].map((pid) => readMemory(pid, parent.area, 600));
+    precopy.follow(dir);
+    for (const [index, memory] of memories.entries()) {
+      writeImage(dir, index + 2, index + 7, parent.area, memory);
+      await sleep(5);
+    }
+    const sentBefore = layers.sentBytes;
+    await precopy.reduce(dir, [...tree, traced(late, 9, 7)], layers.put);
+    assert.ok(
+      layers.sentBytes - sentBefore < 20 * PAGE_BYTES,
+      `${layers.sentBytes - sentBefore} after the hold`,
+    );
+    for (const [index, memory] of memories.entries()) layers.assertHas(index + 7, parent.area, memory);
+    for (const pid of [child, late]) process.kill(pid, "SIGKILL");
+  } finally {
+    parent.end();
+  }
+});
+
+test("a process that has ended has no memory, and leaves its number to another", async () => {
+  const gone = spawn("true");
+  await once(gone, "exit");
+  const one = await start();
+  const other = await start();
+  const dir = images();
+  try {
+    const layers = new Layers();
+    const precopy = new Precopy(BYTES_MAX);
+    assert.equal(await precopy.round([traced(gone.pid ?? -1, 9)], async () => {}), 0);
+    // its number in this agent's view is another's by now
+    const was = { ...traced(one.pid, 9), isAlive: async () => false };
+    assert.equal(await precopy.round([was], async () => {}), 0);
+
+    const again = new Precopy(BYTES_MAX);
+    await again.round([traced(one.pid, 7)], layers.put);
+    await again.round([traced(other.pid, 7)], layers.put);
+    const memory = readMemory(other.pid, other.area, 600);
+    again.follow(dir);
+    writeImage(dir, 1, 7, other.area, memory);
+    await again.reduce(dir, [traced(other.pid, 7)], layers.put);
+    layers.assertHas(7, other.area, memory);
+  } finally {
+    one.end();
+    other.end();
+  }
+});
+
+test("no more is kept than was allowed; the rest is left to the dump", async () => {
+  const program = await start();
+  const dir = images();
+  try {
+    const layers = new Layers();
+    const precopy = new Precopy(1 << 20);
+    const tree = [traced(program.pid, 7)];
+    assert.ok((await precopy.round(tree, layers.put)) <= 4 << 20);
+    await precopy.round(tree, layers.put);
+    const memory = readMemory(program.pid, program.area, 600);
+    precopy.follow(dir);
+    writeImage(dir, 1, 7, program.area, memory);
+    await precopy.reduce(dir, tree, layers.put);
+    layers.assertHas(7, program.area, memory);
+  } finally {
+    program.end();
+  }
+});
+
+test("what is used of a reservation of terabytes is found, without looking at all of it", async () => {
+  const program = await start(RESERVES);
+  const used = program.area + 40 * 2 ** 30;
+  try {
+    const layers = new Layers();
+    await new Precopy(BYTES_MAX).round([traced(program.pid, 7)], layers.put);
+    const { runs } = decodePageMap(layers.files.get("layer-1/pagemap-7.img") ?? Buffer.alloc(0));
+    assert.ok(runs.some((run) => used >= run.vaddr && used < run.vaddr + run.pages * PAGE_BYTES));
+  } finally {
+    program.end();
+  }
+});
+
+test("own pages are the same, asked in one call or page by page", async () => {
+  const program = await start();
+  const pagemap = openSync(`/proc/${program.pid}/pagemap`, "r");
+  try {
+    const end = program.area + 600 * PAGE_BYTES;
+    const ranges = [...ownPages(pagemap, program.area, end)];
+    assert.deepEqual(ranges, [{ vaddr: program.area, pages: 600 }]);
+    assert.deepEqual([...byEntry(pagemap, program.area, end)], ranges);
+  } finally {
+    closeSync(pagemap);
+    program.end();
+  }
 });
 
 function readMemory(pid: number, vaddr: number, pages: number): Buffer {

@@ -40,7 +40,7 @@ test("a page map that is cut off or altered is refused or read as another, never
   );
 });
 
-test("memory to copy is what is private and can be touched", () => {
+test("memory to copy is what is private and not the kernel's", () => {
   const maps = `00400000-00401000 r-xp 00000000 fe:00 12 /usr/bin/a b
 00600000-00602000 rw-p 00000000 fe:00 12 /usr/bin/a b
 7f0000000000-7f0000001000 rw-s 00000000 00:05 7 /dev/shm/x
@@ -53,6 +53,8 @@ test("memory to copy is what is private and can be touched", () => {
   assert.deepEqual(privateMappings(maps), [
     { start: 0x400000, end: 0x401000 },
     { start: 0x600000, end: 0x602000 },
+    { start: 0x7f0000002000, end: 0x7f0000004000 },
     { start: 0x7f0000004000, end: 0x7f0000006000 },
+    { start: 0x10000000000, end: 0x7f0000000000 },
   ]);
 });

@@ -1,0 +1,120 @@
+/**
+ * Which pages of a range are a process's own: anonymous, or copied on write from a file. They are the ones CRIU dumps of a
+ * private mapping (`should_dump_page` in criu/mem.c).
+ *
+ * PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst) passes over what has no page tables, so a reservation of
+ * terabytes costs as little as what is used of it. Older kernels are asked page by page.
+ */
+import { readSync } from "node:fs";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { PAGE_BYTES } from "./page-map.ts";
+
+/** Consecutive pages. */
+export interface PageRange {
+  vaddr: number;
+  pages: number;
+}
+
+/** _IOWR('f', 16, struct pm_scan_arg) of linux/fs.h */
+const PAGEMAP_SCAN = 0xc0606610;
+const ARG_BYTES = 96;
+const WALK_END_AT = 32;
+const REGION_BYTES = 24;
+const REGIONS_MAX = 512;
+const PAGE_IS_FILE = 1n << 2n;
+const PAGE_IS_PRESENT = 1n << 3n;
+const PAGE_IS_SWAPPED = 1n << 4n;
+const PAGE_IS_PFNZERO = 1n << 5n;
+/** Linux 6.15: made by MADV_GUARD_INSTALL, cannot be read */
+const PAGE_IS_GUARD = 1n << 8n;
+const NOT_OWN = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+
+/** of an entry of /proc/PID/pagemap, in its highest byte */
+const PRESENT = 0x80;
+const FILE_OR_SHARED = 0x20;
+const ENTRIES_AT_ONCE = 4_096;
+/** page by page, a mapping larger than this takes too long to look at: 16 million entries */
+const BY_ENTRY_BYTES_MAX = 64 * 2 ** 30;
+
+/** What the kernel answered to the first scan. */
+let way: "guards" | "scan" | "entries" = "guards";
+
+/**
+ * Own pages of [start, end), ordered by address. Guard pages are left out.
+ * @param pagemap descriptor of /proc/PID/pagemap. A process that ends in the middle ends the ranges.
+ */
+export function* ownPages(pagemap: number, start: number, end: number): Generator<PageRange> {
+  for (let at = start; at < end; ) {
+    const scanned = way === "entries" ? null : scan(pagemap, at, end);
+    if (scanned === null) return yield* byEntry(pagemap, at, end);
+    yield* scanned.ranges;
+    if (scanned.walkEnd <= at) return;
+    at = scanned.walkEnd;
+  }
+}
+
+/** null: this kernel cannot */
+function scan(pagemap: number, start: number, end: number): { ranges: PageRange[]; walkEnd: number } | null {
+  const regions = Buffer.alloc(REGIONS_MAX * REGION_BYTES);
+  const arg = Buffer.alloc(ARG_BYTES);
+  const returned = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | (way === "guards" ? PAGE_IS_GUARD : 0n);
+  for (const [index, value] of [
+    BigInt(ARG_BYTES),
+    0n, // flags
+    BigInt(start),
+    BigInt(end),
+    0n, // walk_end, the kernel's
+    kernel.addressOf(regions),
+    BigInt(REGIONS_MAX),
+    0n, // max_pages: no limit
+    NOT_OWN, // category_inverted: these have to be absent
+    NOT_OWN, // category_mask
+    PAGE_IS_PRESENT | PAGE_IS_SWAPPED, // category_anyof_mask
+    returned,
+  ].entries())
+    arg.writeBigUInt64LE(value, index * 8);
+  let count: number;
+  try {
+    count = kernel.ioctlCount(pagemap, PAGEMAP_SCAN, arg);
+  } catch (error) {
+    const code = error instanceof HoldfastError ? error.code : "";
+    if (code === "ESRCH") return { ranges: [], walkEnd: end };
+    if (code !== "EINVAL" && code !== "ENOTTY") throw error;
+    way = way === "guards" && code === "EINVAL" ? "scan" : "entries";
+    return way === "scan" ? scan(pagemap, start, end) : null;
+  }
+  const ranges: PageRange[] = [];
+  for (let at = 0; at < count * REGION_BYTES; at += REGION_BYTES) {
+    if ((regions.readBigUInt64LE(at + 16) & PAGE_IS_GUARD) !== 0n) continue;
+    const vaddr = Number(regions.readBigUInt64LE(at));
+    ranges.push({ vaddr, pages: (Number(regions.readBigUInt64LE(at + 8)) - vaddr) / PAGE_BYTES });
+  }
+  return { ranges, walkEnd: Number(arg.readBigUInt64LE(WALK_END_AT)) };
+}
+
+/** From entries of /proc/PID/pagemap. Of what is larger than {@link BY_ENTRY_BYTES_MAX} nothing. */
+export function* byEntry(pagemap: number, start: number, end: number): Generator<PageRange> {
+  if (end - start > BY_ENTRY_BYTES_MAX) return;
+  const entries = Buffer.alloc(ENTRIES_AT_ONCE * 8);
+  for (let at = start; at < end; ) {
+    const wanted = Math.min(ENTRIES_AT_ONCE, (end - at) / PAGE_BYTES) * 8;
+    const read = readSync(pagemap, entries, 0, wanted, (at / PAGE_BYTES) * 8);
+    for (const [first, pages] of ownRuns(entries.subarray(0, read)))
+      yield { vaddr: at + first * PAGE_BYTES, pages };
+    if (read < wanted) return;
+    at += (read / 8) * PAGE_BYTES;
+  }
+}
+
+function ownRuns(entries: Buffer): [first: number, count: number][] {
+  const runs: [number, number][] = [];
+  for (let page = 0; page * 8 < entries.length; page++) {
+    const top = entries[page * 8 + 7] as number;
+    if ((top & PRESENT) === 0 || (top & FILE_OR_SHARED) !== 0) continue;
+    const last = runs.at(-1);
+    if (last !== undefined && last[0] + last[1] === page) last[1]++;
+    else runs.push([page, 1]);
+  }
+  return runs;
+}
