@@ -8,7 +8,8 @@ const skip = lacking("python3");
 
 /**
  * One page and a ring of numbers shared by all; children that were forked, so that their memory lies at the same addresses. Each
- * has 512 pages of its own with its number and a count in every page, changes some all the time, and checks all of them.
+ * has 512 pages of its own with a count in every page (so that what one has now another had before), changes some all the
+ * time, and checks all of them.
  * What is wrong is written where all see it.
  */
 const family = `
@@ -18,7 +19,7 @@ own = mmap.mmap(-1, 512 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 kids = []
 def live(n):
     counts = [0] * 512
-    def put(page): struct.pack_into("<qqq", own, page * 4096, n, page, counts[page])
+    def put(page): struct.pack_into("<qq", own, page * 4096, page, counts[page])
     for page in range(512): put(page)
     turns = 0
     while True:
@@ -27,7 +28,7 @@ def live(n):
             counts[page] += 1
             put(page)
         for page in range(512):
-            if struct.unpack_from("<qqq", own, page * 4096) != (n, page, counts[page]):
+            if struct.unpack_from("<qq", own, page * 4096) != (page, counts[page]):
                 shared[2048 + n] = 1
         turns += 1
         struct.pack_into("<q", shared, n * 8, turns)
