@@ -300,7 +300,8 @@ export class Departure {
             }
           });
           holdMs = performance.now() - atMs;
-          if (freezer === null) this.#workload.recordMoving({ stopped: await stoppedOf(await treeOf(this.#root)) });
+          if (freezer === null)
+            this.#workload.recordMoving({ stopped: await stoppedOf(await treeOf(this.#root)) });
           this.#throwIfStopped();
           context.faults.at("source:dump");
         },

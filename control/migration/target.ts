@@ -20,6 +20,7 @@ import { Freezer } from "../container/freezer.ts";
 import { childrenOf, identify, treeOf } from "../container/processes.ts";
 import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
+import { fitToMachine } from "../criu/address-space.ts";
 import { ImageReceiver } from "../criu/images.ts";
 import { CriuWorker, FIRST_INHERITED_FD } from "../criu/worker.ts";
 import {
@@ -275,6 +276,7 @@ export class Arrival {
     images.verify(manifest);
     images.close();
     images.linkLayers();
+    fitToMachine(runPath(required(this.#container), "images"));
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid), stopped });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);

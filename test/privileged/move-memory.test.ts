@@ -1,7 +1,7 @@
 /** Every process has after a move the memory it had before, and no other's. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Downstream, lacking } from "../support/moved-program.ts";
+import { type Downstream, lacking, until } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3");
@@ -41,6 +41,7 @@ for n in range(1, 7):
         os._exit(1)
     kids.append(pid)
 def turns(): return [struct.unpack_from("<q", shared, n * 8)[0] for n in range(1, 7)]
+def ended(): return [pid for pid in kids if os.waitpid(pid, os.WNOHANG)[0] != 0]
 def wrong(): return [shared[2048 + n] for n in range(1, 7)]
 `;
 
@@ -49,16 +50,16 @@ const numbers = async (run: Run, line: string): Promise<number[]> => JSON.parse(
 /** Waits until each child has checked all its memory again. */
 async function assertSound(run: Run): Promise<void> {
   const before = await numbers(run, "turns()");
-  for (;;) {
+  await until("every child has looked at its memory", async () => {
+    assert.deepEqual(await numbers(run, "ended()"), [], "children that ended");
     assert.deepEqual(
       await numbers(run, "wrong()"),
       [0, 0, 0, 0, 0, 0],
-      "children with memory that is not theirs",
+      "children with other memory than theirs",
     );
     const now = await numbers(run, "turns()");
-    if (now.every((turns, index) => turns > (before[index] as number) + 1)) return;
-    await run("time.sleep(0.05)");
-  }
+    return now.every((turns, index) => turns > (before[index] as number) + 1);
+  });
 }
 
 for (const downstream of ["takeover", "relay"] satisfies Downstream[]) {

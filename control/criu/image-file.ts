@@ -1,0 +1,61 @@
+/**
+ * CRIU's image files: two magics (u32 LE), then u32 LE length and message, again and again (https://criu.org/Images;
+ * criu/include/magic.h). Pure: bytes in, values out.
+ */
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { decodeFields } from "./protobuf.ts";
+
+const COMMON_MAGIC = 0x54564319;
+export const MAGICS = { core: 0x55053847, mm: 0x57492820, pstree: 0x50273030 } as const;
+export type ImageKind = keyof typeof MAGICS;
+
+/** The messages of an image. @throws HoldfastError `CRIU_IMAGE` when it is not one of that kind */
+export function decodeImage(kind: ImageKind, image: Buffer): Buffer[] {
+  const invalid = (): HoldfastError =>
+    new HoldfastError(`not an image of CRIU (${kind})`, { code: "CRIU_IMAGE", source: "criu" });
+  if (image.length < 8 || image.readUInt32LE(0) !== COMMON_MAGIC || image.readUInt32LE(4) !== MAGICS[kind])
+    throw invalid();
+  const messages: Buffer[] = [];
+  for (let at = 8; at < image.length; ) {
+    if (at + 4 > image.length) throw invalid();
+    const end = at + 4 + image.readUInt32LE(at);
+    if (end > image.length) throw invalid();
+    messages.push(image.subarray(at + 4, end));
+    at = end;
+  }
+  return messages;
+}
+
+export function encodeImage(kind: ImageKind, messages: Buffer[]): Buffer {
+  const head = Buffer.alloc(8);
+  head.writeUInt32LE(COMMON_MAGIC, 0);
+  head.writeUInt32LE(MAGICS[kind], 4);
+  const parts: Buffer[] = [head];
+  for (const message of messages) {
+    const length = Buffer.alloc(4);
+    length.writeUInt32LE(message.length, 0);
+    parts.push(length, message);
+  }
+  return Buffer.concat(parts);
+}
+
+/** Every number that the restored tree needs: of processes, threads, and of groups and sessions whose leaders have ended. */
+export function numbersInTree(pstreeImage: Buffer): Set<number> {
+  const numbers = new Set<number>();
+  // pstree_entry: pid = 1, ppid = 2, pgid = 3, sid = 4, threads = 5
+  for (const message of decodeImage("pstree", pstreeImage))
+    for (const { number, varint } of decodeFields(message))
+      if ([1, 3, 4, 5].includes(number)) numbers.add(Number(varint));
+  return numbers;
+}
+
+/** Where the kernel keeps what it writes for a thread that asked for restartable sequences; null: the thread did not. */
+export function rseqOf(coreImage: Buffer): { vaddr: number; bytes: number } | null {
+  const [core] = decodeImage("core", coreImage);
+  const field = (message: Buffer | undefined, number: number) =>
+    message === undefined ? undefined : decodeFields(message).find((found) => found.number === number);
+  // core_entry.thread_core = 5, thread_core_entry.rseq_entry = 15, rseq_entry: pointer = 1, size = 2
+  const rseq = field(field(core, 5)?.bytes, 15)?.bytes;
+  const vaddr = Number(field(rseq, 1)?.varint ?? 0n);
+  return vaddr === 0 ? null : { vaddr, bytes: Number(field(rseq, 2)?.varint ?? 0n) };
+}
