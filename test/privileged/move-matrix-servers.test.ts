@@ -1,0 +1,9 @@
+/** Programs of the matrix (`test/matrix/`) that `npm test` moves too: servers, moved there and back in both modes. */
+import { memcached } from "../matrix/programs/memcached.ts";
+import { mosquitto } from "../matrix/programs/mosquitto.ts";
+import { nodeCluster } from "../matrix/programs/node-cluster.ts";
+import { testProgram } from "../matrix/test-program.ts";
+
+testProgram(memcached);
+testProgram(mosquitto);
+testProgram(nodeCluster);
