@@ -2,7 +2,11 @@
  * `npm run test:matrix`: moves every program of the catalogue in both modes and says which of them moved, as a table. The
  * table in README.md is made by it, and by nothing else.
  *
- *   npm run test:matrix [-- [--only NAME,...] [--mode takeover|relay] [--moves N] [--json] [--readme]]
+ *   --only NAME,...        these programs (names as those of their files)
+ *   --mode takeover|relay  one mode; default: both
+ *   --moves N              moves of each, there and back; default 10
+ *   --json                 one JSON array on stdout, with the phases of each move, in place of the table
+ *   --readme               writes the table of README.md; of all programs in both modes
  *
  * Exit status: 0 all moved, 1 one did not, 2 wrong arguments. What a program that failed said is in `.cache/matrix`.
  */

@@ -17,6 +17,8 @@ export interface Outcome {
   moves: number;
   asked: number;
   longestPauseMs: number | null;
+  /** of each move, how long its phases took */
+  phasesMs: Record<string, number>[];
   /** why it did not move, or what its clients missed, in one line */
   reason: string | null;
   /** everything that was said, where it failed */
@@ -42,6 +44,7 @@ export async function moveProgram(
     moves: 0,
     asked: moves,
     longestPauseMs: null,
+    phasesMs: [],
     reason: null,
     story: null,
   };
@@ -72,6 +75,7 @@ export async function moveProgram(
       } finally {
         outcome.moves = stage.moved;
         outcome.longestPauseMs = stage.longestPauseMs;
+        outcome.phasesMs = stage.phasesMs;
         stage.close();
       }
     });

@@ -38,6 +38,8 @@ export class Stage {
   readonly moveCount: number;
   /** moves that were made */
   moved = 0;
+  /** of each move, how long its phases took */
+  readonly phasesMs: Record<string, number>[] = [];
   /** of any client, from the first move on; null before */
   longestPauseMs: number | null = null;
   readonly #pulses: Pulse[] = [];
@@ -107,6 +109,7 @@ export class Stage {
       if ("error" in move) throw new Error(`refused: ${move.error.message}`);
       if (move.outcome !== "moved") throw new Error(`rolled back: ${move.reason}`);
       this.moved = n;
+      this.phasesMs.push(move.phasesMs);
       await after(n);
       await this.#everyClientIsAnswered();
       const pauses = this.#pulses.map(({ longestMs }) => longestMs);

@@ -63,13 +63,12 @@ function verdictOf(outcome: Outcome | undefined): string {
   return outcome.moved ? `yes, ${outcome.moves} moves` : `**no**, ${outcome.moves} of ${outcome.asked}`;
 }
 
+/** Why not, told once where it is the same in both modes; else what was looked at. */
 function noteOf(outcomes: Outcome[]): string {
-  const reasons = [
-    ...new Set(
-      outcomes
-        .filter(({ reason }) => reason !== null)
-        .map(({ reason, downstream }) => `${downstream}: ${reason}`),
-    ),
-  ];
-  return reasons.length > 0 ? reasons.join("; ") : (outcomes[0]?.keeps ?? "");
+  const failed = outcomes.filter(({ reason }) => reason !== null);
+  const [first, ...others] = failed;
+  if (first === undefined) return outcomes[0]?.keeps ?? "";
+  if (failed.length === outcomes.length && others.every(({ reason }) => reason === first.reason))
+    return first.reason ?? "";
+  return failed.map(({ downstream, reason }) => `${downstream}: ${reason}`).join("; ");
 }

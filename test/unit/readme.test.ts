@@ -90,6 +90,7 @@ describe("the commands in README.md", () => {
       "bench:profile": "bench/profile.ts",
       // The same command, on a selection.
       "bench:relay": "bench/bench.ts",
+      "test:matrix": "test/matrix/matrix.ts",
     };
     for (const { code, script, args } of calls) {
       assert.ok(Object.hasOwn(scripts, script), code);

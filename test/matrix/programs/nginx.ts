@@ -67,6 +67,8 @@ export const nginx: Program = {
             "-sSf",
             "--limit-rate",
             rate,
+            "-w",
+            "%{size_download} bytes in %{time_total} s",
             "-o",
             target,
             `${origin}/large`,
@@ -77,8 +79,8 @@ export const nginx: Program = {
             done = await Promise.race([answer.then(() => true), tick()]);
             beat();
           }
-          const { status, stderr } = await answer;
-          assert.equal(status, 0, stderr);
+          const { status, stdout, stderr } = await answer;
+          assert.equal(status, 0, `${stderr}${stdout}`);
           assert.equal(sha256(readFileSync(target)), checksum, "what was downloaded");
         }
       });
