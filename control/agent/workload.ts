@@ -22,6 +22,7 @@ import {
   runPath,
 } from "../container/runtime.ts";
 import type { MoveResult, Outcome, PrepareCall, Report } from "../migration/move.ts";
+import { takeBackOwnSockets } from "../migration/own-sockets.ts";
 import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
 import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { Departure } from "../migration/source.ts";
@@ -602,7 +603,7 @@ export class Workload {
     const { container } = this;
     try {
       const root = await applicationPid(container);
-      if (root !== null) await endRepair(await treeOf(root));
+      if (root !== null) await this.#takeBackSockets(await treeOf(root));
       this.vip?.add();
       await this.#unshieldOutbound();
       await this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]);
@@ -612,6 +613,12 @@ export class Workload {
     }
     await this.#continueTree();
     await rm(runPath(container, "images"), { recursive: true, force: true });
+  }
+
+  async #takeBackSockets(pids: number[]): Promise<void> {
+    const images = runPath(this.container, "images");
+    await endRepair(pids, images);
+    await takeBackOwnSockets(images, pids);
   }
 
   /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */

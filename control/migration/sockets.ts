@@ -1,19 +1,32 @@
 /**
  * The application's own TCP sockets, looked at and touched from outside (pidfd_getfd(2), sock_diag(7), tcp_repair).
  */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { type DiagSocket, destroySocket, listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "../container/processes.ts";
+import { inetSockets } from "../criu/socket-images.ts";
 
 const IP_MINTTL = 21;
 const IPV6_MINHOPCOUNT = 73;
 const TTL_MAX = 255;
 const SOCKET = /^socket:\[(\d+)\]$/;
 
+/** One descriptor of a socket: that of a process, as the agent numbers it. */
+export interface SocketPlace {
+  pid: number;
+  fd: number;
+}
+
+/** of a process or descriptor that ends while it is looked at */
+const GONE = new Set(["ESRCH", "EBADF"]);
+
 /** Inodes of every socket of these processes, each with one place to get it from. */
-export async function socketInodes(pids: number[]): Promise<Map<number, { pid: number; fd: number }>> {
-  const inodes = new Map<number, { pid: number; fd: number }>();
+export async function socketInodes(pids: number[]): Promise<Map<number, SocketPlace>> {
+  const inodes = new Map<number, SocketPlace>();
   for (const pid of pids) {
     for (const { fd, target } of await descriptorsOf(pid)) {
       const inode = SOCKET.exec(target)?.[1];
@@ -23,26 +36,65 @@ export async function socketInodes(pids: number[]): Promise<Map<number, { pid: n
   return inodes;
 }
 
+/** Calls `use` with a descriptor of ours for it. null: it has gone */
+export function withSocketAt<T>({ pid, fd }: SocketPlace, use: (fd: number) => T): T | null {
+  let ours: number;
+  try {
+    const pidfd = kernel.pidfdOpen(pid);
+    try {
+      ours = kernel.pidfdGetfd(pidfd, fd);
+    } finally {
+      kernel.close(pidfd);
+    }
+  } catch (error) {
+    if (error instanceof HoldfastError && GONE.has(error.code)) return null;
+    throw error;
+  }
+  try {
+    return use(ours);
+  } finally {
+    kernel.close(ours);
+  }
+}
+
 /**
  * Puts the tree's connected TCP sockets into repair mode (tcp_repair): they send nothing, not even when they are closed.
  * Returns how many it were.
  */
 export function beginRepair(pids: number[]): Promise<number> {
-  return eachTcpSocket(pids, (fd, { state }) => {
-    if (state === "LISTEN" || state === "CLOSE" || isInRepair(fd)) return false;
+  const connected = new Set(
+    listSockets()
+      .filter(({ state }) => state !== "LISTEN" && state !== "CLOSE")
+      .map(({ inode }) => inode),
+  );
+  return eachSocket(pids, (fd, inode) => {
+    if (!connected.has(inode) || isInRepair(fd)) return false;
     kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
     return true;
   });
 }
 
 /**
- * Ends {@link beginRepair}, and the repair mode that a cut-off dump has left: continued like that, every session would be
- * reset. Returns how many it were.
+ * Ends {@link beginRepair}, and the repair mode that a cut-off dump has left, also of sockets in state CLOSE, which sock_diag does
+ * not list: continued like that, every session would be reset. Returns how many it were.
+ *
+ * Repair mode overwrites SO_REUSEADDR (do_tcp_setsockopt() in net/ipv4/tcp.c). A session left without it keeps the port for as
+ * long as its TIME_WAIT lasts: the application could not listen again. What it was is in CRIU's image; an image that CRIU did not
+ * finish says nothing, and then a session has what its listener has, as accept(2) gave it.
  */
-export function endRepair(pids: number[]): Promise<number> {
-  return eachTcpSocket(pids, (fd) => {
-    if (!isInRepair(fd)) return false;
+export async function endRepair(pids: number[], imagesDir: string): Promise<number> {
+  const before = reuseByInode(imagesDir);
+  const listening = new Map<number, boolean>();
+  const mine = await socketInodes(pids);
+  for (const { inode, local } of listSockets({ states: ["LISTEN"] })) {
+    const at = mine.get(inode);
+    if (at !== undefined) listening.set(local.port, withSocketAt(at, isReusing) ?? false);
+  }
+  return eachSocket(pids, (fd, inode) => {
+    if (!isTcp(fd) || !isInRepair(fd)) return false;
     kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
+    const reuse = before.get(inode) ?? listening.get(kernel.getsockname(fd).port) ?? false;
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, reuse ? 1 : 0);
     return true;
   });
 }
@@ -52,31 +104,31 @@ function isInRepair(fd: number): boolean {
 }
 
 /** Counts the sockets for which `use` says true. */
-async function eachTcpSocket(
-  pids: number[],
-  use: (fd: number, socket: DiagSocket) => boolean,
-): Promise<number> {
-  const inodes = await socketInodes(pids);
-  const tcp = new Map(listSockets().map((socket) => [socket.inode, socket]));
-  const pidfds = new Map<number, number>();
+async function eachSocket(pids: number[], use: (fd: number, inode: number) => boolean): Promise<number> {
   let count = 0;
-  try {
-    for (const [inode, { pid, fd }] of inodes) {
-      const socket = tcp.get(inode);
-      if (socket === undefined) continue;
-      const pidfd = pidfds.get(pid) ?? kernel.pidfdOpen(pid);
-      pidfds.set(pid, pidfd);
-      const ours = kernel.pidfdGetfd(pidfd, fd);
-      try {
-        if (use(ours, socket)) count++;
-      } finally {
-        kernel.close(ours);
-      }
-    }
-  } finally {
-    for (const pidfd of pidfds.values()) kernel.close(pidfd);
-  }
+  for (const [inode, at] of await socketInodes(pids))
+    if (withSocketAt(at, (fd) => use(fd, inode)) === true) count++;
   return count;
+}
+
+function reuseByInode(imagesDir: string): Map<number, boolean> {
+  try {
+    const image = readFileSync(join(imagesDir, "files.img"));
+    return new Map(inetSockets(image).map(({ inode, reuseAddress }) => [inode, reuseAddress]));
+  } catch {
+    return new Map(); // cut off, or never begun
+  }
+}
+
+function isReusing(fd: number): boolean {
+  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR) !== 0;
+}
+
+export function isTcp(fd: number): boolean {
+  const of = (option: number): number => kernel.getsockoptInt(fd, kernel.SOL_SOCKET, option);
+  const domain = of(kernel.SO_DOMAIN);
+  if (domain !== kernel.AF_INET && domain !== kernel.AF_INET6) return false;
+  return of(kernel.SO_TYPE) === kernel.SOCK_STREAM && of(kernel.SO_PROTOCOL) === kernel.IPPROTO_TCP;
 }
 
 export interface ApplicationSockets {
@@ -105,14 +157,6 @@ export async function classifySockets(pids: number[], upstreams: Endpoint[]): Pr
     listening: mine.filter((socket) => socket.state === "LISTEN").map((socket) => socket.local),
     outbound: connected.filter((socket) => !isSession(socket) && !isInternal(socket)),
   };
-}
-
-/**
- * Both ends learn that the connection is over, the peer by RST, the application when it goes on; it connects again as it
- * does today. Not by SOCK_DESTROY: that leaves the socket an address of this node, which no other node can bind it to.
- */
-export async function closeOutbound(pids: number[], sockets: DiagSocket[]): Promise<void> {
-  await withSockets(pids, sockets, kernel.disconnect);
 }
 
 /**
@@ -163,18 +207,7 @@ async function withSockets(
   const inodes = await socketInodes(pids);
   for (const socket of sockets) {
     const place = inodes.get(socket.inode);
-    if (place === undefined) continue; // not the application's, or it ended by itself
-    const pidfd = kernel.pidfdOpen(place.pid);
-    try {
-      const ours = kernel.pidfdGetfd(pidfd, place.fd);
-      try {
-        use(ours, socket);
-      } finally {
-        kernel.close(ours);
-      }
-    } finally {
-      kernel.close(pidfd);
-    }
+    if (place !== undefined) withSocketAt(place, (fd) => use(fd, socket)); // else it ended by itself
   }
 }
 

@@ -44,8 +44,9 @@ import type {
   RestoreCall,
   StandbyReply,
 } from "./move.ts";
+import { leaveOwnSockets } from "./own-sockets.ts";
 import { decideAtSource } from "./settle.ts";
-import { beginRepair, classifySockets, closeOutbound, shieldOutbound } from "./sockets.ts";
+import { beginRepair, classifySockets, shieldOutbound } from "./sockets.ts";
 import { anonymousBytes, tracedTree } from "./traced-tree.ts";
 
 export interface DepartureOptions {
@@ -344,7 +345,8 @@ export class Departure {
     const { outbound } = await classifySockets(pids, upstreams);
     const stays = (socket: DiagSocket): boolean =>
       config.outbound === "keep" && socket.local.address === config.vip?.address;
-    await closeOutbound(
+    await leaveOwnSockets(
+      this.#imagesDir,
       pids,
       outbound.filter((socket) => !stays(socket)),
     );

@@ -35,6 +35,7 @@ import {
   restoreCall,
   type StandbyReply,
 } from "./move.ts";
+import { fitOwnSockets, type OwnSockets, putBackOwnSockets, readOwnSockets } from "./own-sockets.ts";
 import { decideAtTarget, delay, isNoAnswer } from "./settle.ts";
 import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
@@ -68,6 +69,7 @@ export class Arrival {
   #released: Promise<void> | null = null;
   #upstreamAdopted: Promise<void> | null = null;
   #downstreamAdopted: Promise<AdoptResult> | null = null;
+  #ownSockets: OwnSockets | null = null;
   #criuMs = 0;
   #ending: Promise<void> | null = null;
   #forgotten = false;
@@ -280,7 +282,7 @@ export class Arrival {
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid), stopped });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);
-    if (this.#workload.config.outbound === "keep") this.#workload.vip?.park();
+    if (this.#fitSockets() || this.#workload.config.outbound === "keep") this.#workload.vip?.park();
     this.#runCriu(outputPipes).then(this.#restored.resolve, this.#restored.reject);
     await this.#restored.promise;
     this.#throwIfEnding();
@@ -300,6 +302,14 @@ export class Arrival {
     this.#workload.recordMoving({ step: "adopted" });
     this.#workload.context.faults.at("target:adopted");
     return result;
+  }
+
+  /** True when one of them needs the VIP here, where it comes later. */
+  #fitSockets(): boolean {
+    const container = required(this.#container);
+    this.#ownSockets = readOwnSockets(runPath(container, "images"));
+    if (this.#ownSockets === null) return false;
+    return fitOwnSockets(runPath(container, "images"), this.#ownSockets, this.#workload.config.vip?.address);
   }
 
   async #runCriu(outputPipes: string[]): Promise<void> {
@@ -326,12 +336,14 @@ export class Arrival {
       this.#criuMs = performance.now() - startedMs;
       // the tree is a child of the container's init only when CRIU, its parent until then, has ended
       await required(this.#worker).close();
-      if ((await applicationPid(required(this.#container))) === null) {
+      const root = await applicationPid(required(this.#container));
+      if (root === null) {
         throw new HoldfastError("the restored application is not there", {
           code: "RESTORED_GONE",
           source: "criu",
         });
       }
+      if (this.#ownSockets !== null) await putBackOwnSockets(await treeOf(root), this.#ownSockets);
     } catch (error) {
       const log = await readFile(runPath(required(this.#container), "images", "restore.log"), "utf8").catch(
         () => "",

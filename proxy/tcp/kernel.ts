@@ -21,15 +21,21 @@ export const AF_INET6 = 10;
 export const AF_NETLINK = 16;
 
 export const SOCK_STREAM = 1;
+export const SOCK_DGRAM = 2;
 export const SOCK_RAW = 3;
 export const SOCK_SEQPACKET = 5;
 export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
 
 export const IPPROTO_IP = 0;
+export const IPPROTO_ICMP = 1;
 export const IPPROTO_TCP = 6;
+export const IPPROTO_UDP = 17;
 export const IPPROTO_IPV6 = 41;
+export const IPPROTO_ICMPV6 = 58;
+export const IPPROTO_UDPLITE = 136;
 export const IPPROTO_RAW = 255;
+export const IPPROTO_MPTCP = 262;
 export const NETLINK_SOCK_DIAG = 4;
 
 export const IP_TRANSPARENT = 19;
@@ -37,6 +43,7 @@ export const IPV6_TRANSPARENT = 75;
 
 export const SOL_SOCKET = 1;
 export const SO_REUSEADDR = 2;
+export const SO_TYPE = 3;
 export const SO_ERROR = 4;
 export const SO_SNDBUF = 7;
 export const SO_RCVBUF = 8;
@@ -44,8 +51,11 @@ export const SO_KEEPALIVE = 9;
 export const SO_LINGER = 13;
 export const SO_ATTACH_FILTER = 26;
 export const SO_DETACH_FILTER = 27;
+/** As getpeername(2), but also of a connection that has ended. */
+export const SO_PEERNAME = 28;
 export const SO_SNDBUFFORCE = 32;
 export const SO_RCVBUFFORCE = 33;
+export const SO_PROTOCOL = 38;
 export const SO_DOMAIN = 39;
 export const SO_ATTACH_BPF = 50;
 /** Since 5.15: which of SNDBUF (1) and RCVBUF (2) are pinned by the user; 0 gives both back to autotuning. */
@@ -134,6 +144,8 @@ const EPOLL_EVENT_WORDS = process.arch === "x64" ? 3 : 4;
 const EPOLL_DATA_WORD = EPOLL_EVENT_WORDS - 2;
 const EPOLL_EVENTS_MAX = 512;
 
+const F_GETFL = 3;
+const F_SETFL = 4;
 const F_DUPFD_CLOEXEC = 1030;
 /** include/uapi/linux/limits.h */
 const XATTR_SIZE_MAX = 65536;
@@ -258,8 +270,9 @@ const intView = new DataView(int.buffer, int.byteOffset, 4);
 const length = Buffer.alloc(4);
 const lengthView = new DataView(length.buffer, length.byteOffset, 4);
 const pair = Buffer.alloc(8);
-/** Large enough for struct sockaddr_in6 (28 bytes). */
-const sockaddr = Buffer.alloc(28);
+const SOCKADDR_IN_BYTES = 16;
+const SOCKADDR_IN6_BYTES = 28;
+const sockaddr = Buffer.alloc(SOCKADDR_IN6_BYTES);
 
 /** Writes `endpoint` as struct sockaddr_in or sockaddr_in6 into the shared buffer; returns its length. */
 function encodeSockaddr(endpoint: Endpoint): number {
@@ -268,11 +281,11 @@ function encodeSockaddr(endpoint: Endpoint): number {
   if (isIPv4(endpoint.address)) {
     sockaddr.writeUInt16LE(AF_INET, 0);
     addressBytes(endpoint.address).copy(sockaddr, 4);
-    return 16;
+    return SOCKADDR_IN_BYTES;
   }
   sockaddr.writeUInt16LE(AF_INET6, 0);
   addressBytes(endpoint.address).copy(sockaddr, 8);
-  return 28;
+  return SOCKADDR_IN6_BYTES;
 }
 
 function decodeSockaddr(): Endpoint {
@@ -351,6 +364,16 @@ export function close(fd: number): void {
 /** A second, close-on-exec descriptor of the same open file. */
 export function dupCloexec(fd: number): number {
   return check(libc().fcntl(fd, F_DUPFD_CLOEXEC, 0), "fcntl(F_DUPFD_CLOEXEC)");
+}
+
+/** Status flags of the open file (fcntl(2), F_GETFL), which all its descriptors share. */
+export function fileFlags(fd: number): number {
+  return check(libc().fcntl(fd, F_GETFL, 0), "fcntl(F_GETFL)");
+}
+
+/** For all descriptors of the open file, those of other processes too. */
+export function setFileFlags(fd: number, flags: number): void {
+  check(libc().fcntl(fd, F_SETFL, flags), "fcntl(F_SETFL)");
 }
 
 /** Makes the descriptor table large enough for `count` descriptors at once; false above RLIMIT_NOFILE. */
@@ -435,6 +458,19 @@ export function getpeername(fd: number): Endpoint {
   lengthView.setUint32(0, sockaddr.length, true);
   check(libc().getpeername(fd, sockaddr, length), "getpeername");
   return decodeSockaddr();
+}
+
+/** {@link SO_PEERNAME} of an Internet socket; null where it has never had a peer, or has none any more. */
+export function lastPeer(fd: number): Endpoint | null {
+  // a length that is greater than the address is refused (EINVAL)
+  for (const bytes of [SOCKADDR_IN6_BYTES, SOCKADDR_IN_BYTES]) {
+    lengthView.setUint32(0, bytes, true);
+    if (libc().getsockopt(fd, SOL_SOCKET, SO_PEERNAME, sockaddr, length) >= 0) return decodeSockaddr();
+    const errno = koffi.errno();
+    if (errno === constants.errno.ENOTCONN) return null;
+    if (errno !== constants.errno.EINVAL) throw failure("getsockopt(SO_PEERNAME)", errno);
+  }
+  return null;
 }
 
 /** `value` as a 32-bit integer; numbers up to 2^32 - 1 are taken modulo 2^32. */

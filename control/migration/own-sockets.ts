@@ -1,0 +1,305 @@
+/**
+ * Sockets of the application's own that know an address of the node they are on, or a peer that is lost in a move. What
+ * CRIU would refuse to restore, or restore as something else, is written down while the application is frozen, taken out
+ * of the image on the other node, and put back into the restored, stopped application.
+ *
+ * Only connections that a move ends, or has to begin anew, are touched at the source; the list is on disk before that, so
+ * that a rollback, also one by the next agent, puts them back. Everything else is only looked at.
+ *
+ *   state at the source                             at the target
+ *   connected to others (`outbound: close`)         what was unread, then reset; a peer that had finished: then its end
+ *   reset or refused, and the application has       the same bytes, the same end
+ *     not (or has) looked
+ *   connecting                                      connects anew, from there
+ *   UDP, connected to others                        the same port and peer, from the address of that node
+ *   bound to the node's address                     bound to that node's address in the same network
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import * as z from "zod";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { innerPid } from "../container/processes.ts";
+import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
+import { isHere, isLoopback, isUnspecified, ownAddressFor, unspecifiedLike } from "./addresses.ts";
+import { beginConnecting, end, endOf, tcpInfo, unreadOf } from "./ended-connection.ts";
+import { isTcp, type SocketPlace, socketInodes, withSocketAt } from "./sockets.ts";
+
+/** In the folder of the images: it goes to the target with them, and outlives an agent. */
+const FILE = "own-sockets.json";
+/** Unread bytes carried for connections that are over; what is beyond is lost, as in any reset. */
+const UNREAD_BYTES_MAX = 4 * 1024 * 1024;
+const SOCKETS_MAX = 100_000;
+
+const endpoint = z.strictObject({
+  address: z.ipv4().or(z.ipv6()),
+  port: z.number().int().min(0).max(65_535),
+});
+/** where one descriptor of the socket is: as the container numbers its processes, which a restore keeps */
+const place = z.strictObject({ pid: z.number().int().positive(), fd: z.number().int().nonnegative() });
+const ended = z.strictObject({
+  kind: z.literal("ended"),
+  inode: z.number().int(),
+  place,
+  how: z.enum(["fin", "reset", "refused"]),
+  isSeen: z.boolean(),
+  unread: z.base64(),
+  /** this move has ended it: so it is ended where a rollback goes on, too */
+  isCut: z.boolean(),
+});
+const connecting = z.strictObject({
+  kind: z.literal("connecting"),
+  inode: z.number().int(),
+  place,
+  to: endpoint,
+});
+const internal = z.strictObject({
+  /** both its ends are the application's, at an address of the node */
+  kind: z.literal("internal"),
+  inode: z.number().int(),
+});
+const record = z.strictObject({
+  sockets: z.array(z.discriminatedUnion("kind", [ended, connecting, internal])).max(SOCKETS_MAX),
+});
+export type OwnSockets = z.infer<typeof record>;
+type OwnSocket = OwnSockets["sockets"][number];
+
+// ---- at the source ----
+
+/**
+ * Writes down what the target has to know, and ends or takes back the connections in `cut`. While the application is frozen.
+ * @param cut connections to others that do not go along, see `classifySockets`
+ */
+export async function leaveOwnSockets(imagesDir: string, pids: number[], cut: DiagSocket[]): Promise<void> {
+  const inodes = await socketInodes(pids);
+  const sockets = [
+    ...(await cutConnections(inodes, cut)),
+    ...(await deadConnections(inodes)),
+    ...internalConnections(inodes),
+  ];
+  writeFileSync(join(imagesDir, FILE), JSON.stringify({ sockets } satisfies OwnSockets), { mode: 0o600 });
+  for (const { inode } of cut) {
+    const at = inodes.get(inode);
+    // its peer hears of it by RST. Not by SOCK_DESTROY, which leaves the socket an address of this node
+    if (at !== undefined) withSocketAt(at, kernel.disconnect);
+  }
+}
+
+async function cutConnections(inodes: Map<number, SocketPlace>, cut: DiagSocket[]): Promise<OwnSocket[]> {
+  const found: OwnSocket[] = [];
+  for (const { inode, state, remote } of cut) {
+    const at = inodes.get(inode);
+    if (at === undefined) continue;
+    const common = { inode, place: await inside(at) };
+    if (state === "SYN_SENT") {
+      found.push({ kind: "connecting", ...common, to: remote });
+      continue;
+    }
+    const hasFinished = state === "CLOSE_WAIT" || state === "LAST_ACK" || state === "CLOSING";
+    const unread = withSocketAt(at, (fd) => unreadOf(fd, UNREAD_BYTES_MAX)) ?? Buffer.alloc(0);
+    found.push({
+      kind: "ended",
+      ...common,
+      how: hasFinished ? "fin" : "reset",
+      isSeen: false,
+      unread: unread.toString("base64"),
+      isCut: true,
+    });
+  }
+  return found;
+}
+
+/** sock_diag does not list them: in state CLOSE a socket is in no table of the kernel's. */
+async function deadConnections(inodes: Map<number, SocketPlace>): Promise<OwnSocket[]> {
+  const alive = new Set(listSockets().map(({ inode }) => inode));
+  const found: OwnSocket[] = [];
+  for (const [inode, at] of inodes) {
+    if (alive.has(inode)) continue;
+    const ending = withSocketAt(at, (fd) =>
+      isTcp(fd) && tcpInfo(fd).state === kernel.TCP_CLOSE && kernel.lastPeer(fd) !== null
+        ? endOf(fd, UNREAD_BYTES_MAX)
+        : null,
+    );
+    if (ending === null) continue;
+    const { how, isSeen, unread } = ending;
+    found.push({
+      kind: "ended",
+      inode,
+      place: await inside(at),
+      how,
+      isSeen,
+      unread: unread.toString("base64"),
+      isCut: false,
+    });
+  }
+  return found;
+}
+
+/** An application that talks to itself by way of the node's address goes on doing so by way of the other node's. */
+function internalConnections(inodes: Map<number, SocketPlace>): OwnSocket[] {
+  const mine = listSockets().filter(({ inode }) => inodes.has(inode));
+  const ends = new Set(mine.map(({ local, remote }) => endKey(local, remote)));
+  const found: OwnSocket[] = mine
+    .filter(({ local, remote }) => !isLoopback(local.address) && ends.has(endKey(remote, local)))
+    .map(({ inode }) => ({ kind: "internal", inode }));
+  const datagram: { inode: number; local: Endpoint; remote: Endpoint | null }[] = [];
+  for (const [inode, at] of inodes)
+    withSocketAt(at, (fd) => {
+      if (isDatagram(fd))
+        datagram.push({ inode, local: kernel.getsockname(fd), remote: kernel.lastPeer(fd) });
+    });
+  for (const { inode, remote } of datagram) {
+    if (remote === null || isLoopback(remote.address) || !isHere(remote.address)) continue;
+    if (datagram.some(({ local }) => local.port === remote.port && canReceive(local.address, remote.address)))
+      found.push({ kind: "internal", inode });
+  }
+  return found;
+}
+
+function endKey(one: Endpoint, other: Endpoint): string {
+  return `${one.address} ${one.port} ${other.address} ${other.port}`;
+}
+
+function canReceive(bound: string, address: string): boolean {
+  return isUnspecified(bound) || kernel.unmapped(bound) === kernel.unmapped(address);
+}
+
+// ---- at the target ----
+
+/** null: the source had nothing to say. @throws HoldfastError `OWN_SOCKETS_INVALID` */
+export function readOwnSockets(imagesDir: string): OwnSockets | null {
+  let text: string;
+  try {
+    text = readFileSync(join(imagesDir, FILE), "utf8");
+  } catch {
+    return null;
+  }
+  const parsed = record.safeParse(parseJson(text));
+  if (parsed.success) return parsed.data;
+  throw new HoldfastError(`${FILE} is not what a source writes`, {
+    code: "OWN_SOCKETS_INVALID",
+    source: "peer",
+    cause: parsed.error,
+  });
+}
+
+/**
+ * Rewrites the images so that every socket can be restored here.
+ * @returns true when one is bound to `vip`, which has to be on this node for that
+ */
+export function fitOwnSockets(imagesDir: string, own: OwnSockets, vip: string | undefined): boolean {
+  const path = join(imagesDir, "files.img");
+  let needsVip = false;
+  const here = new Map<string, boolean>();
+  const moves = (address: string): boolean => {
+    if (kernel.unmapped(address) === vip) return true;
+    const known = here.get(address) ?? isHere(address);
+    here.set(address, known);
+    return known;
+  };
+  const kinds = new Map(own.sockets.map((socket) => [socket.inode, socket.kind]));
+  const image = rewriteInetSockets(readFileSync(path), (socket) => {
+    if (kernel.unmapped(socket.local.address) === vip && !kinds.has(socket.inode)) needsVip = true;
+    return fitted(socket, kinds.get(socket.inode), moves);
+  });
+  writeFileSync(path, image);
+  return needsVip;
+}
+
+function fitted(
+  socket: InetSocketImage,
+  kind: OwnSocket["kind"] | undefined,
+  moves: (address: string) => boolean,
+): InetSocketChange | null {
+  const { local, remote, state } = socket;
+  const nobody = { address: unspecifiedLike(local.address), port: 0 };
+  const stays = !moves(local.address);
+  if (kind === "ended")
+    return { local: nobody, remote: nobody, state: kernel.TCP_CLOSE, keepShutdown: false };
+  if (kind === "connecting") {
+    // an address that is left belongs to an explicit bind(2); of a port alone nobody knows
+    const bound = isUnspecified(local.address)
+      ? nobody
+      : { ...local, address: stays ? ownAddressFor(local.address) : local.address };
+    return { local: bound, remote: nobody, state: kernel.TCP_CLOSE, keepShutdown: false };
+  }
+  if (!stays) return null;
+  const mine = { ...local, address: ownAddressFor(local.address) };
+  if (kind === "internal") {
+    const there = moves(remote.address) ? remote.address : ownAddressFor(remote.address);
+    return { local: mine, remote: { ...remote, address: there }, state, keepShutdown: true };
+  }
+  // connect(2) finds the address that reaches the peer
+  if (socket.protocol !== kernel.IPPROTO_TCP && remote.port !== 0)
+    return { local: { ...local, address: nobody.address }, remote, state, keepShutdown: true };
+  return { local: mine, remote, state, keepShutdown: true };
+}
+
+/**
+ * Into the restored application, which is stopped.
+ * @param pids as the agent numbers them
+ */
+export async function putBackOwnSockets(pids: number[], own: OwnSockets): Promise<void> {
+  await putBack(pids, own.sockets);
+}
+
+/** Into an application that stays where it is: only what {@link leaveOwnSockets} has touched. May be repeated. */
+export async function takeBackOwnSockets(imagesDir: string, pids: number[]): Promise<void> {
+  const own = readOwnSockets(imagesDir);
+  if (own === null) return;
+  await putBack(
+    pids,
+    own.sockets.filter((socket) => socket.kind === "connecting" || (socket.kind === "ended" && socket.isCut)),
+  );
+}
+
+async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
+  if (sockets.length === 0) return;
+  const byInner = new Map<number, number>();
+  for (const pid of pids) byInner.set((await innerPid(pid)) ?? -1, pid);
+  for (const socket of sockets) {
+    if (socket.kind === "internal") continue;
+    const pid = byInner.get(socket.place.pid);
+    if (pid === undefined) continue;
+    withSocketAt({ pid, fd: socket.place.fd }, (fd) => {
+      // one that is connected again has been put back before
+      if (!isTcp(fd) || tcpInfo(fd).state !== kernel.TCP_CLOSE || kernel.lastPeer(fd) !== null) return;
+      if (socket.kind === "connecting") beginConnecting(fd, socket.to);
+      else end(fd, { ...socket, unread: Buffer.from(socket.unread, "base64") });
+    });
+  }
+}
+
+// ---- parts ----
+
+async function inside({ pid, fd }: SocketPlace): Promise<{ pid: number; fd: number }> {
+  return { pid: (await innerPid(pid)) ?? -1, fd };
+}
+
+function isDatagram(fd: number): boolean {
+  const protocol = isInternet(fd) && typeOf(fd) === kernel.SOCK_DGRAM ? protocolOf(fd) : -1;
+  return protocol === kernel.IPPROTO_UDP || protocol === kernel.IPPROTO_UDPLITE;
+}
+
+function isInternet(fd: number): boolean {
+  const domain = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_DOMAIN);
+  return domain === kernel.AF_INET || domain === kernel.AF_INET6;
+}
+
+function protocolOf(fd: number): number {
+  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_PROTOCOL);
+}
+
+function typeOf(fd: number): number {
+  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_TYPE);
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
