@@ -1,14 +1,13 @@
 /** What is asked of an application and its container where it runs. Looked at through /proc and pidfd_getfd(2): nothing stops. */
 import { access, readFile } from "node:fs/promises";
-import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "../container/processes.ts";
 import { pathInside } from "../container/runtime.ts";
 import { locksOnSharedMounts } from "../migration/locks.ts";
-import { classifySockets, socketInodes } from "../migration/sockets.ts";
+import { classifySockets } from "../migration/sockets.ts";
 import type { Check, FindingId } from "./finding.ts";
 import { hasSysResource } from "./preflight-node.ts";
+import { checkSockets } from "./preflight-sockets.ts";
 import type { Workload } from "./workload.ts";
 
 export interface DeparturePlace {
@@ -36,10 +35,6 @@ const UNDUMPABLE: Record<string, { id: FindingId; cure: string }> = {
   "anon_inode:[fanotify]": { id: "descriptor.fanotify", cure: "use inotify in place of fanotify" },
 };
 
-const SO_PROTOCOL = 38;
-const IPPROTO_MPTCP = 262;
-/** of a process or descriptor that ends while it is looked at */
-const GONE = new Set(["ESRCH", "EBADF"]);
 const CRIU_CONFIGURATION = "/etc/criu/default.conf";
 
 export const departureChecks: Check<DeparturePlace>[] = [
@@ -113,17 +108,8 @@ export const departureChecks: Check<DeparturePlace>[] = [
             "let it listen on 127.0.0.1, ::1, 0.0.0.0 or ::",
           );
       }
-      // sock_diag lists MPTCP as TCP: only the socket itself tells
-      for (const [inode, { pid, fd }] of await socketInodes(pids)) {
-        if (protocolOf(pid, fd) === IPPROTO_MPTCP)
-          add(
-            "socket.mptcp",
-            "error",
-            `socket ${inode} of process ${pid} is MPTCP, which CRIU cannot dump`,
-            "let the application use plain TCP (a Go program: GODEBUG=multipathtcp=0 in its environment)",
-            { pid, fd },
-          );
-      }
+      const ports = config.ports.map(({ upstream }) => upstream.port);
+      await checkSockets({ pids, vip: config.vip?.address, upstreamPorts: ports }, add);
     },
   },
   {
@@ -158,26 +144,6 @@ export const departureChecks: Check<DeparturePlace>[] = [
     },
   },
 ];
-
-/** socket(7) SO_PROTOCOL of another process's socket. null: it has gone */
-function protocolOf(pid: number, fd: number): number | null {
-  try {
-    const pidfd = kernel.pidfdOpen(pid);
-    try {
-      const ours = kernel.pidfdGetfd(pidfd, fd);
-      try {
-        return kernel.getsockoptInt(ours, kernel.SOL_SOCKET, SO_PROTOCOL);
-      } finally {
-        kernel.close(ours);
-      }
-    } finally {
-      kernel.close(pidfd);
-    }
-  } catch (error) {
-    if (error instanceof HoldfastError && GONE.has(error.code)) return null;
-    throw error;
-  }
-}
 
 function moves(socket: Endpoint, vip: string | undefined): boolean {
   const { address } = socket;

@@ -75,9 +75,19 @@ const CAPABILITIES = [
   "CAP_AUDIT_WRITE",
 ];
 
+/** asm-generic/errno.h */
 const ENOSYS = 38;
+const EPROTONOSUPPORT = 93;
+const AF_INET = 2;
+const AF_INET6 = 10;
+const IPPROTO_MPTCP = 262;
+/** of a register of 64 bits that holds an int */
+const INT_MASK = 0xffffffff;
 
-/** io_uring descriptors cannot be dumped; programs that find no io_uring use epoll. */
+/**
+ * What CRIU cannot dump and programs do without: io_uring (they use epoll), MPTCP (they use TCP: Go since 1.24 listens with it
+ * unless it is told that the kernel has none).
+ */
 const SECCOMP = {
   defaultAction: "SCMP_ACT_ALLOW",
   architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
@@ -87,6 +97,15 @@ const SECCOMP = {
       action: "SCMP_ACT_ERRNO",
       errnoRet: ENOSYS,
     },
+    ...[AF_INET, AF_INET6].map((family) => ({
+      names: ["socket"],
+      action: "SCMP_ACT_ERRNO",
+      errnoRet: EPROTONOSUPPORT,
+      args: [
+        { index: 0, value: INT_MASK, valueTwo: family, op: "SCMP_CMP_MASKED_EQ" },
+        { index: 2, value: INT_MASK, valueTwo: IPPROTO_MPTCP, op: "SCMP_CMP_MASKED_EQ" },
+      ],
+    })),
   ],
 };
 

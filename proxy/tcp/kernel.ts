@@ -453,6 +453,20 @@ export function getsockname(fd: number): Endpoint {
   return decodeSockaddr();
 }
 
+/** Port number of a netlink socket (struct sockaddr_nl); 0 while it is not bound. */
+export function netlinkPort(fd: number): number {
+  lengthView.setUint32(0, sockaddr.length, true);
+  check(libc().getsockname(fd, sockaddr, length), "getsockname");
+  return sockaddr.readUInt32LE(4);
+}
+
+/** Number of the device that a packet socket is bound to (struct sockaddr_ll); 0: to all of them. */
+export function packetDevice(fd: number): number {
+  lengthView.setUint32(0, sockaddr.length, true);
+  check(libc().getsockname(fd, sockaddr, length), "getsockname");
+  return sockaddr.readInt32LE(4);
+}
+
 /** Fails with ENOTCONN once the peer has reset the connection. */
 export function getpeername(fd: number): Endpoint {
   lengthView.setUint32(0, sockaddr.length, true);

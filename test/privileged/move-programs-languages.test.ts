@@ -153,15 +153,17 @@ test("clients over IPv6 keep their connections to an IPv6 address that moves", {
 });
 
 test("Go's net/http in a root file system of its own", { skip: skipGo }, async () => {
-  const options = goIn({ rootfs: join(folder, "rootfs") }, { GODEBUG: "multipathtcp=0" });
+  const options = goIn({ rootfs: join(folder, "rootfs") }, {});
   await withProgram(options, (program) => use(program, ["b", "a"]));
 });
 
-test("Go's MPTCP listener is found before anybody is held, and the cure is told", {
+test("under a bundle's own profile Go's MPTCP listener is found before anybody is held, and the cure is told", {
   skip: skipGo,
 }, async () => {
-  await withProgram(goIn({ rootfs: join(folder, "rootfs") }, {}), async (program) => {
+  const options = { downstream: "takeover" as const, workload: { bundle: bundleOf("mptcp", []), ports } };
+  await withProgram(options, async (program) => {
     const [finding] = await program.findings();
+    assert.equal(finding?.id, "socket.mptcp");
     assert.equal(finding?.severity, "error");
     assert.match(finding?.what ?? "", /is MPTCP/);
     assert.match(finding?.cure ?? "", /GODEBUG=multipathtcp=0/);
@@ -171,16 +173,21 @@ test("Go's MPTCP listener is found before anybody is held, and the cure is told"
 });
 
 test("an OCI bundle as runc makes it", { skip: skipGo }, async () => {
-  const bundle = join(folder, "bundle");
+  const bundle = bundleOf("bundle", ["GODEBUG=multipathtcp=0"]);
+  await withProgram({ downstream: "takeover", workload: { bundle, ports } }, (program) =>
+    use(program, ["b", "a"]),
+  );
+});
+
+function bundleOf(name: string, env: string[]): string {
+  const bundle = join(folder, name);
   mkdirSync(join(bundle, "rootfs"), { recursive: true });
   execFileSync("cp", [join(folder, "rootfs/server"), join(bundle, "rootfs/server")]);
   execFileSync("runc", ["spec", "--bundle", bundle]);
   const file = join(bundle, "config.json");
   const spec = JSON.parse(readFileSync(file, "utf8")) as { process: { args: string[]; env: string[] } };
   spec.process.args = ["/server", "127.0.0.1:9000"];
-  spec.process.env.push("GODEBUG=multipathtcp=0");
+  spec.process.env.push(...env);
   writeFileSync(file, JSON.stringify(spec));
-  await withProgram({ downstream: "takeover", workload: { bundle, ports } }, (program) =>
-    use(program, ["b", "a"]),
-  );
-});
+  return bundle;
+}
