@@ -32,6 +32,8 @@ export interface CriuOptions {
   /** 0 (quiet) .. 4 (debug) */
   logLevel: number;
   inheritFds?: InheritFd[];
+  /** resources that somebody else brings, as `file[MNT_ID:INODE]`; dump only */
+  external?: string[];
   /** seconds until CRIU gives up freezing */
   timeoutSeconds?: number;
   /** bytes an unlinked open file may have to be carried in the images */
@@ -95,6 +97,7 @@ function optionFields(options: CriuOptions): Field[] {
   fields.push(options.leave === "running" ? [3, true] : [69, true]); // leave_running, leave_stopped
   if (options.pid !== undefined) fields.push([2, options.pid]);
   if (options.timeoutSeconds !== undefined) fields.push([45, options.timeoutSeconds]);
+  for (const external of options.external ?? []) fields.push([37, external]);
   for (const inherit of options.inheritFds ?? [])
     fields.push([
       27,

@@ -109,13 +109,27 @@ export const filesGoneCall = z.strictObject({
   gone: z.array(z.string().max(4_096)).max(10_000_000),
 });
 
-/** Answered when the application is restored and waits, and its legs (`adopt`; body: legs → AdoptResult) are adopted. */
+/**
+ * Answered when the application is restored and waits, and its legs (`adopt`; body: legs → AdoptResult) are adopted. Body: its
+ * POSIX message queues (`posix-queues.ts`).
+ */
 export const restoreCall = z.strictObject({
   manifest: z.record(z.string().max(200), count),
+  /** inner PID of the application's root */
+  root: count.positive(),
   /** keys (`pipe:[N]`) of the source's standard output and error */
   outputPipes: z.array(z.string().regex(/^pipe:\[\d{1,20}\]$/)).max(2),
   /** see `stopped` of the journal */
   stopped: z.array(count).max(100_000),
+  /** message queues it has open: what CRIU calls them, and their names */
+  openQueues: z
+    .array(
+      z.strictObject({
+        key: z.string().regex(/^file\[[0-9a-f]{1,8}:[0-9a-f]{1,16}\]$/),
+        name: z.string().regex(/^\/[^/]{1,254}$/),
+      }),
+    )
+    .max(10_000),
 });
 export type RestoreCall = z.infer<typeof restoreCall>;
 

@@ -18,6 +18,7 @@ import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
 import { Freezer } from "../container/freezer.ts";
+import { openQueues, readQueues } from "../container/posix-queues.ts";
 import {
   highestInnerTid,
   identify,
@@ -83,6 +84,7 @@ export class Departure {
   #root = -1;
   #scans = new Map<string, { root: string; before: Scan }>();
   #link: Endpoint = NO_LINK;
+  #queues: RestoreCall["openQueues"] = [];
   #held = false;
   #adopting: Promise<void> = Promise.resolve();
   #finishing: Promise<ImageManifest> = Promise.resolve({});
@@ -260,6 +262,8 @@ export class Departure {
     let holdMs = 0;
     let captureMs = 0;
     const freezer = await Freezer.of(this.#workload.container);
+    const queues = await openQueues(await treeOf(this.#pids[0] ?? -1));
+    this.#queues = queues.map(({ key, name }) => ({ key, name: name ?? "" }));
     this.#report("dump", "start", startedMs - this.#startedMs);
     required(this.#sender).start();
     try {
@@ -273,6 +277,7 @@ export class Departure {
           logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
           ghostLimitBytes: limits.imagesBytesMax,
           leave: freezer === null ? "stopped" : "running",
+          external: queues.map(({ key }) => key),
         },
         async (hook) => {
           const atMs = performance.now();
@@ -391,8 +396,11 @@ export class Departure {
     const sentBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
     this.#result.imageBytes = sentBytes - this.#result.precopyBytes;
     const stopped = this.#workload.journal.moving?.stopped ?? [];
-    const restore: RestoreCall = { manifest, outputPipes, stopped };
-    await Promise.all([this.#call("restore", restore), this.#adopting]);
+    const application = this.#pids[0] ?? -1;
+    const root = required(await innerPid(application));
+    const restore: RestoreCall = { manifest, root, outputPipes, stopped, openQueues: this.#queues };
+    const queues = readQueues(application);
+    await Promise.all([this.#call("restore", restore, queues), this.#adopting]);
   }
 
   /** From here on the store tells who owns the workload. */

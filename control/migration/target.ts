@@ -17,7 +17,8 @@ import { cgroupProcsOf } from "../container/cgroups.ts";
 import { runCommand } from "../container/command.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import { Freezer } from "../container/freezer.ts";
-import { childrenOf, identify, treeOf } from "../container/processes.ts";
+import { makeQueues, QueueStands, showQueues } from "../container/posix-queues.ts";
+import { childrenOf, identify, innerPid, treeOf } from "../container/processes.ts";
 import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { fitToMachine } from "../criu/address-space.ts";
@@ -71,6 +72,8 @@ export class Arrival {
   #downstreamAdopted: Promise<AdoptResult> | null = null;
   #ownSockets: OwnSockets | null = null;
   #criuMs = 0;
+  /** inner PID of the application */
+  #root = -1;
   #ending: Promise<void> | null = null;
   #forgotten = false;
 
@@ -126,7 +129,7 @@ export class Arrival {
       async ({ root, gone }) => void (await removePaths(this.#rootOf(root), gone)),
     );
     on("adopt", nothing, async (_, body) => ({ result: await this.#adoptUpstream(body) }));
-    on("restore", restoreCall, async (params) => void (await this.#restore(params)));
+    on("restore", restoreCall, async (params, body) => void (await this.#restore(params, body)));
     on("adoptDownstream", nothing, async (_, body) => {
       this.#downstreamAdopted = this.#adoptDownstream(body);
       return { result: await this.#downstreamAdopted };
@@ -269,8 +272,10 @@ export class Arrival {
     return (await adopting).result;
   }
 
-  async #restore({ manifest, outputPipes, stopped }: RestoreCall): Promise<void> {
+  async #restore(restore: RestoreCall, queues: Buffer): Promise<void> {
     this.#expect("standby");
+    const { manifest, outputPipes, stopped, openQueues } = restore;
+    this.#root = restore.root;
     const { context } = this.#workload;
     const images = required(this.#images);
     context.faults.at("target:restore");
@@ -283,8 +288,14 @@ export class Arrival {
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);
     if (this.#fitSockets() || this.#workload.config.outbound === "keep") this.#workload.vip?.park();
-    this.#runCriu(outputPipes).then(this.#restored.resolve, this.#restored.reject);
+    const stands = new QueueStands(required(this.#container), openQueues);
+    this.#runCriu(outputPipes, async (root) => {
+      makeQueues(root, queues);
+      await showQueues(required(this.#container), root);
+      stands.put();
+    }).then(this.#restored.resolve, this.#restored.reject);
     await this.#restored.promise;
+    stands.remove();
     this.#throwIfEnding();
     this.#state = "restored";
     this.#workload.recordMoving({ step: "restored" });
@@ -312,7 +323,8 @@ export class Arrival {
     return fitOwnSockets(runPath(container, "images"), this.#ownSockets, this.#workload.config.vip?.address);
   }
 
-  async #runCriu(outputPipes: string[]): Promise<void> {
+  /** @param inNamespaces called with the root of the tree when its namespaces are there, and nothing else of it */
+  async #runCriu(outputPipes: string[], inNamespaces: (root: number) => Promise<void>): Promise<void> {
     const { context, limits } = this.#workload;
     const startedMs = performance.now();
     const freezer = await Freezer.of(required(this.#container));
@@ -328,6 +340,10 @@ export class Arrival {
           leave: freezer === null ? "stopped" : "running",
         },
         async (hook) => {
+          if (hook === "post-setup-namespaces") {
+            const [root] = await this.#restoredTree();
+            await inNamespaces(required(root));
+          }
           // Everything is there, and still silent: repair mode ends only when both ends of each session are.
           if (hook === "post-restore") await this.#upstreamAdopted;
           if (hook === "pre-resume" && freezer !== null) await this.#freezeRestored(freezer);
@@ -360,8 +376,7 @@ export class Arrival {
 
   /** CRIU is about to let go of the tree, and would do so even if we said no: what cannot be frozen must not run. */
   async #freezeRestored(freezer: Freezer): Promise<void> {
-    const [criu] = await childrenOf(required(this.#worker).pid);
-    const tree = criu === undefined ? [] : (await treeOf(criu)).slice(1);
+    const tree = await this.#restoredTree();
     try {
       this.#workload.context.faults.at("target:freeze");
       await freezer.freeze(tree);
@@ -369,6 +384,17 @@ export class Arrival {
       for (const pid of tree) kill(pid);
       throw error;
     }
+  }
+
+  /** What CRIU has made of the tree so far: until it ends it is its parent, and of helpers of its own. */
+  async #restoredTree(): Promise<number[]> {
+    const [criu] = await childrenOf(required(this.#worker).pid);
+    for (const pid of criu === undefined ? [] : await childrenOf(criu))
+      if ((await innerPid(pid)) === this.#root) return treeOf(pid);
+    throw new HoldfastError(`CRIU has not made process ${this.#root}`, {
+      code: "RESTORED_GONE",
+      source: "criu",
+    });
   }
 
   /** Ownership has moved to this node. */

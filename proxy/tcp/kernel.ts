@@ -9,6 +9,7 @@
  * Left out: what the calls are for (capture.ts, adopt.ts, shield.ts, diag.ts).
  * Sources: include/uapi/linux/{tcp,sockios,filter}.h, asm-generic/socket.h, man pages tcp(7), ip(7), pidfd_open(2).
  */
+import { closeSync, constants as fileConstants, openSync } from "node:fs";
 import { isIPv4, isIPv6 } from "node:net";
 import { constants } from "node:os";
 import koffi from "koffi";
@@ -117,6 +118,11 @@ export const SHUT_RDWR = 2;
 
 export const CLONE_NEWNET = 0x40000000;
 export const CLONE_NEWNS = 0x20000;
+export const CLONE_NEWIPC = 0x08000000;
+export const CLONE_FS = 0x200;
+export const MS_NOSUID = 2;
+export const MS_NODEV = 4;
+export const MS_NOEXEC = 8;
 
 export const LOCK_SH = 1;
 export const LOCK_EX = 2;
@@ -152,6 +158,9 @@ const XATTR_SIZE_MAX = 65536;
 const O_CLOEXEC = 0o2000000;
 /** The same on every architecture that uses the generic table, and on x86-64. */
 const SYS_PIDFD_SEND_SIGNAL = 424;
+const SYS_FSOPEN = 430;
+const SYS_FSCONFIG = 431;
+const SYS_FSMOUNT = 432;
 const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
 const SYS_BPF = process.arch === "arm64" ? 280 : 321;
@@ -194,8 +203,17 @@ interface Libc {
   unshare: Call;
   flock: Call;
   syscall: Call;
+  syscall5: Call;
   inet_pton: Call;
   getxattr: Call;
+  mount: Call;
+  umount2: Call;
+  fchdir: Call;
+  chroot: Call;
+  mq_open: Call;
+  mq_getattr: Call;
+  mq_receive: Call;
+  mq_send: Call;
 }
 
 let loaded: Libc | undefined;
@@ -231,8 +249,17 @@ function libc(): Libc {
     unshare: call("int unshare(int)"),
     flock: call("int flock(int, int)"),
     syscall: call("long syscall(long, long, long, long, long)"),
+    syscall5: call("long syscall(long, long, long, long, long, long)"),
     inet_pton: call("int inet_pton(int, const char *, void *)"),
     getxattr: call("long getxattr(const char *, const char *, void *, size_t)"),
+    mount: call("int mount(const char *, const char *, const char *, ulong, const void *)"),
+    umount2: call("int umount2(const char *, int)"),
+    fchdir: call("int fchdir(int)"),
+    chroot: call("int chroot(const char *)"),
+    mq_open: call("int mq_open(const char *, int, uint32_t, const void *)"),
+    mq_getattr: call("int mq_getattr(int, void *)"),
+    mq_receive: call("long mq_receive(int, void *, size_t, void *)"),
+    mq_send: call("int mq_send(int, const void *, size_t, uint32_t)"),
   };
   return loaded;
 }
@@ -741,4 +768,123 @@ export function setns(fd: number, flag: number): void {
 /** A new namespace for the calling thread, see {@link setns}. */
 export function unshare(flags: number): void {
   check(libc().unshare(flags), "unshare");
+}
+
+/** Runs `use`, which must not wait for anything, with this thread in the IPC namespace of a process (ipc_namespaces(7)). */
+export function inIpcNamespaceOf<T>(pid: number, use: () => T): T {
+  const own = openSync("/proc/thread-self/ns/ipc", "r");
+  try {
+    const theirs = openSync(`/proc/${pid}/ns/ipc`, "r");
+    try {
+      setns(theirs, CLONE_NEWIPC);
+    } finally {
+      closeSync(theirs);
+    }
+    try {
+      return use();
+    } finally {
+      setns(own, CLONE_NEWIPC);
+    }
+  } finally {
+    closeSync(own);
+  }
+}
+
+/**
+ * Runs `use`, which must not wait for anything, with this thread in the mount namespace of a process, at its root. The thread
+ * gets a root and a working directory of its own for good (CLONE_FS), and has both back as they were.
+ */
+export function inMountNamespaceOf<T>(pid: number, use: () => T): T {
+  unshare(CLONE_FS);
+  const folders = { own: -1, theirs: -1, root: -1, here: -1 };
+  try {
+    folders.own = openSync("/proc/thread-self/ns/mnt", "r");
+    folders.theirs = openSync(`/proc/${pid}/ns/mnt`, "r");
+    folders.root = openSync("/", "r");
+    folders.here = openSync(".", "r");
+    setns(folders.theirs, CLONE_NEWNS);
+    try {
+      return use();
+    } finally {
+      setns(folders.own, CLONE_NEWNS);
+      check(libc().fchdir(folders.root), "fchdir");
+      check(libc().chroot("."), "chroot");
+      check(libc().fchdir(folders.here), "fchdir");
+    }
+  } finally {
+    for (const fd of Object.values(folders)) if (fd !== -1) closeSync(fd);
+  }
+}
+
+/** mount(2) of a file system that has no device. */
+export function mount(type: string, source: string, target: string, flags: number): void {
+  check(libc().mount(source, target, type, flags, null), `mount(${target})`);
+}
+
+/** umount2(2) with MNT_DETACH: whoever uses it goes on with it. */
+export function unmount(target: string): void {
+  const detach = 2;
+  check(libc().umount2(target, detach), `umount(${target})`);
+}
+
+// ---- POSIX message queues (mq_overview(7)): of the IPC namespace that the calling thread is in
+
+/** A mount of the namespace's queues that is seen nowhere: a descriptor of its folder (fsmount(2)). */
+export function queueFolder(): number {
+  const createSuper = 6;
+  const cloexec = 1;
+  const name = Buffer.from("mqueue\0");
+  const context = check(libc().syscall(SYS_FSOPEN, addressOf(name), cloexec, 0, 0), "fsopen(mqueue)");
+  try {
+    check(libc().syscall5(SYS_FSCONFIG, context, createSuper, 0, 0, 0), "fsconfig(mqueue)");
+    return check(libc().syscall(SYS_FSMOUNT, context, cloexec, 0, 0), "fsmount(mqueue)");
+  } finally {
+    close(context);
+  }
+}
+
+export interface QueueAttributes {
+  messagesMax: number;
+  messageBytesMax: number;
+  messages: number;
+}
+
+/** struct mq_attr is eight longs: flags, maxmsg, msgsize, curmsgs, and room. */
+const QUEUE_ATTRIBUTES_BYTES = 64;
+
+export function queueAttributes(fd: number): QueueAttributes {
+  const attributes = Buffer.alloc(QUEUE_ATTRIBUTES_BYTES);
+  check(libc().mq_getattr(fd, attributes), "mq_getattr");
+  return {
+    messagesMax: Number(attributes.readBigInt64LE(8)),
+    messageBytesMax: Number(attributes.readBigInt64LE(16)),
+    messages: Number(attributes.readBigInt64LE(24)),
+  };
+}
+
+/** Makes a queue that must not be there yet. `name` begins with a slash. */
+export function createQueue(name: string, attributes: Omit<QueueAttributes, "messages">): number {
+  const structure = Buffer.alloc(QUEUE_ATTRIBUTES_BYTES);
+  structure.writeBigInt64LE(BigInt(attributes.messagesMax), 8);
+  structure.writeBigInt64LE(BigInt(attributes.messageBytesMax), 16);
+  const { O_RDWR, O_CREAT, O_EXCL, O_NONBLOCK } = fileConstants;
+  const flags = O_CLOEXEC | O_RDWR | O_CREAT | O_EXCL | O_NONBLOCK;
+  return check(libc().mq_open(name, flags, 0o600, structure), `mq_open(${name})`);
+}
+
+export interface QueueMessage {
+  priority: number;
+  bytes: Buffer;
+}
+
+/** Takes the oldest message of the highest priority. The descriptor must be non-blocking. */
+export function receiveMessage(fd: number, bytesMax: number): QueueMessage {
+  const bytes = Buffer.alloc(bytesMax);
+  const priority = Buffer.alloc(4);
+  const length = check(libc().mq_receive(fd, bytes, bytes.length, priority), "mq_receive");
+  return { priority: priority.readUInt32LE(0), bytes: bytes.subarray(0, length) };
+}
+
+export function sendMessage(fd: number, { priority, bytes }: QueueMessage): void {
+  check(libc().mq_send(fd, bytes, bytes.length, priority), "mq_send");
 }
