@@ -6,6 +6,7 @@ import { pathInside } from "../container/runtime.ts";
 import { locksOnSharedMounts } from "../migration/locks.ts";
 import { classifySockets } from "../migration/sockets.ts";
 import type { Check, FindingId } from "./finding.ts";
+import { checkIpc } from "./preflight-ipc.ts";
 import { hasSysResource } from "./preflight-node.ts";
 import { checkSockets } from "./preflight-sockets.ts";
 import type { Workload } from "./workload.ts";
@@ -73,6 +74,10 @@ export const departureChecks: Check<DeparturePlace>[] = [
           );
       }
     },
+  },
+  {
+    category: "ipc",
+    run: ({ pids }, add) => checkIpc(pids, add),
   },
   {
     category: "identity",

@@ -262,7 +262,7 @@ export class Departure {
     let holdMs = 0;
     let captureMs = 0;
     const freezer = await Freezer.of(this.#workload.container);
-    const queues = await openQueues(await treeOf(this.#pids[0] ?? -1));
+    const queues = await openQueues(await treeOf(this.#root));
     this.#queues = queues.map(({ key, name }) => ({ key, name: name ?? "" }));
     this.#report("dump", "start", startedMs - this.#startedMs);
     required(this.#sender).start();
@@ -396,10 +396,9 @@ export class Departure {
     const sentBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
     this.#result.imageBytes = sentBytes - this.#result.precopyBytes;
     const stopped = this.#workload.journal.moving?.stopped ?? [];
-    const application = this.#pids[0] ?? -1;
-    const root = required(await innerPid(application));
+    const root = required(await innerPid(this.#root));
     const restore: RestoreCall = { manifest, root, outputPipes, stopped, openQueues: this.#queues };
-    const queues = readQueues(application);
+    const queues = readQueues(this.#root);
     await Promise.all([this.#call("restore", restore, queues), this.#adopting]);
   }
 
