@@ -12,6 +12,7 @@
 import { type ChildProcess, execFileSync, type SpawnOptions, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createWriteStream, mkdirSync, writeFileSync } from "node:fs";
+import { request } from "node:http";
 import { connect } from "node:net";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -40,6 +41,7 @@ const nodeHostFirst = 2;
 const clientHost = 100;
 const stopAgentMsMax = 5_000;
 const stopWorkloadMsMax = 5_000;
+const workloadStartMsMax = 30_000;
 const outputCharsMax = 1_000_000;
 
 export interface LabOptions {
@@ -307,6 +309,15 @@ export class Lab {
     return agent;
   }
 
+  /**
+   * Starts an agent on each of these nodes, the first of which has a workload to start; resolves when clients are served. (An
+   * agent answers on its admin socket when it has started its workloads, or after three seconds on a busy machine.)
+   */
+  async startAgents(nodes: string[], start: (node: string) => Promise<unknown>): Promise<void> {
+    await Promise.all(nodes.map(start));
+    await this.agents.get(nodes[0] ?? "")?.waitFor(/"msg":"started"/, workloadStartMsMax);
+  }
+
   /** Runs `holdfast ARGS --agent SOCKET` at a node. */
   cli(node: string, args: string[], options: SpawnOptions & { timeoutMs?: number } = {}): Promise<CliResult> {
     const socketPath = this.agents.get(node)?.socketPath ?? join(this.stateDir(node), "agent.sock");
@@ -365,7 +376,7 @@ export class Lab {
     const workloads = Array.isArray(agent.config.workloads) ? agent.config.workloads : [];
     for (const { name } of workloads as { name: string }[]) {
       // It may run on another node, or not any more: then there is nothing to stop here.
-      await this.cli(agent.node, ["stop", name], { timeoutMs: stopWorkloadMsMax });
+      await askToStop(agent.socketPath, name);
     }
   }
 
@@ -506,6 +517,21 @@ function answers(socketPath: string): Promise<boolean> {
       resolve(true);
     });
     socket.once("error", () => resolve(false));
+  });
+}
+
+/** As `holdfast stop` does, without a process of its own. Resolves when it is done or refused, or after {@link stopWorkloadMsMax}. */
+async function askToStop(socketPath: string, workload: string): Promise<void> {
+  const asked = request({
+    socketPath,
+    method: "POST",
+    path: `/v1/workloads/${encodeURIComponent(workload)}/stop`,
+    signal: AbortSignal.timeout(stopWorkloadMsMax),
+  });
+  asked.end("{}");
+  await new Promise<void>((done) => {
+    asked.once("response", (response) => response.resume().once("close", done).on("error", done));
+    asked.once("error", () => done());
   });
 }
 

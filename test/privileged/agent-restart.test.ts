@@ -50,7 +50,7 @@ function config(node: string, downstream: "takeover" | "relay"): AgentConfig {
 async function open(downstream: "takeover" | "relay"): Promise<{ lab: Lab; load: Load }> {
   const opened = await createLab();
   lab = opened;
-  for (const node of ["a", "b"]) await opened.startAgent(node, config(node, downstream));
+  await opened.startAgents(["a", "b"], (node) => opened.startAgent(node, config(node, downstream)));
   const address = downstream === "takeover" ? VIP : opened.place("a").address;
   const load = await startLoad(opened, "ws", { target: { address, port: 8080 }, sessions: SESSIONS });
   await load.mark();

@@ -69,8 +69,7 @@ export class MoveStage implements AsyncDisposable {
   static async open(options: StageOptions): Promise<MoveStage> {
     const stage = new MoveStage(await createLab(), options);
     try {
-      await stage.startAgent("a");
-      await stage.startAgent("b");
+      await stage.lab.startAgents(["a", "b"], (node) => stage.startAgent(node as NodeName));
       const kind = options.load ?? "ws";
       if (kind !== "none")
         stage.load = await startLoad(stage.lab, kind, {

@@ -115,14 +115,15 @@ export class MovedProgram {
         : {};
     const workload = { name: workloadName, ...vip, ...options.workload };
     const agents = new Map<string, LabAgent>();
-    for (const [index, node] of [...lab.nodes.keys()].entries()) {
+    const nodes = [...lab.nodes.keys()];
+    await lab.startAgents(nodes, async (node) => {
       const fault = options.faults?.[node];
       const env = fault === undefined ? {} : { HOLDFAST_FAULT: fault };
       agents.set(
         node,
-        await lab.startAgent(node, { workloads: [{ ...workload, start: index === 0 }] }, { env }),
+        await lab.startAgent(node, { workloads: [{ ...workload, start: node === nodes[0] }] }, { env }),
       );
-    }
+    });
     const program = new MovedProgram(lab, options, agents);
     const { workloads } = await program.ask<{ workloads: { state: string }[] }>("GET", "/v1/status");
     assert.equal(workloads[0]?.state, "running", program.story());
