@@ -14,13 +14,17 @@ export interface CgroupFolder {
   folder: string;
 }
 
-/** The folder of a process in every hierarchy that is mounted here, the roots left out. */
-export async function cgroupFoldersOf(pid: number): Promise<CgroupFolder[]> {
+/** The folder of a process in every hierarchy that is mounted here; the roots are left out if not asked for. */
+export async function cgroupFoldersOf(
+  pid: number,
+  { withRoots = false }: { withRoots?: boolean } = {},
+): Promise<CgroupFolder[]> {
   const mounts = await readFile("/proc/self/mountinfo", "utf8");
   const folders: CgroupFolder[] = [];
   for (const { controllers, path } of hierarchiesOf(await readFile(`/proc/${pid}/cgroup`, "utf8"))) {
     const mountPoint = mountPointOf(mounts, controllers);
-    if (mountPoint !== null && path !== "/") folders.push({ controllers, folder: join(mountPoint, path) });
+    if (mountPoint !== null && (withRoots || path !== "/"))
+      folders.push({ controllers, folder: join(mountPoint, path) });
   }
   return folders;
 }

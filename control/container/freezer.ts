@@ -1,48 +1,49 @@
 /**
- * Stops a process tree so that nobody can tell: SIGSTOP is reported to parents (wait(2), WUNTRACED), and SIGCONT runs
- * handlers; the freezer of a control group does neither.
+ * Stops a container so that nobody in it can tell: SIGSTOP is reported to parents (wait(2), WUNTRACED), and SIGCONT runs
+ * handlers; the freezer of its control group does neither.
  *
- * The tree gets a control group of its own below the container's, in the one hierarchy that can freeze, so that the
- * container's init and CRIU go on. Sources: Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst (`freezer.state`),
- * cgroup-v2.rst (`cgroup.freeze`, `cgroup.events`).
+ * Everything in the group stops, the container's init too. CRIU has to be outside when that happens, and what it
+ * restores inside. Sources: Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst (`freezer.state`), cgroup-v2.rst
+ * (`cgroup.freeze`, `cgroup.events`).
  */
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { readFileSync, writeFileSync } from "node:fs";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { type CgroupFolder, cgroupFoldersOf, mountedHierarchies } from "./cgroups.ts";
 
-/** group of the application's tree, below the container's */
-const GROUP = "holdfast-tree";
 const FREEZE_MS_MAX = 2_000;
 const POLL_MS = 1;
 
 export class Freezer {
+  /** `cgroup.procs` of the hierarchy that freezes */
+  readonly procs: string;
   #folder: string;
   #isV1: boolean;
 
-  private constructor(container: CgroupFolder) {
-    this.#folder = join(container.folder, GROUP);
-    this.#isV1 = container.controllers !== "";
+  private constructor({ controllers, folder }: CgroupFolder) {
+    this.#folder = folder;
+    this.#isV1 = controllers !== "";
+    this.procs = join(folder, "cgroup.procs");
   }
 
   /** null: this machine has no freezer for it */
   static async of(container: { init: { pid: number } }): Promise<Freezer | null> {
-    const folders = await cgroupFoldersOf(container.init.pid);
-    const v1 = folders.find(({ controllers }) => controllers.split(",").includes("freezer"));
-    const v2 = folders.find(({ controllers }) => controllers === "");
-    const found = v1 ?? v2;
+    const found = freezing(await cgroupFoldersOf(container.init.pid));
     return found === undefined ? null : new Freezer(found);
   }
 
-  /**
-   * Moves the processes into the group and freezes it. Call it while they cannot fork.
-   * @throws HoldfastError `FREEZER` when one of them does not freeze within 2 s; nothing is frozen then
-   */
-  async freeze(pids: number[]): Promise<void> {
-    mkdirSync(this.#folder, { recursive: true });
-    for (const pid of pids) enter(this.#folder, pid);
+  /** Moves processes to where the agent is: they go on when the container freezes. */
+  async spare(pids: number[]): Promise<void> {
+    const own = freezing(await cgroupFoldersOf(process.pid, { withRoots: true }));
+    if (own === undefined) return;
+    // the kernel lets some milliseconds pass (RCU): not in the event loop
+    for (const pid of pids) await writeFile(join(own.folder, "cgroup.procs"), String(pid));
+  }
+
+  /** @throws HoldfastError `FREEZER` when something does not freeze within 2 s; nothing is frozen then */
+  async freeze(): Promise<void> {
     this.#write(true);
     const late = performance.now() + FREEZE_MS_MAX;
     while (!this.#isComplete()) {
@@ -80,37 +81,42 @@ export class Freezer {
   }
 }
 
+/** v1 where it has the controller, else the unified hierarchy. */
+function freezing(folders: CgroupFolder[]): CgroupFolder | undefined {
+  return (
+    folders.find(({ controllers }) => controllers.split(",").includes("freezer")) ??
+    folders.find(({ controllers }) => controllers === "")
+  );
+}
+
 /**
- * Lets a frozen tree of a container die: a frozen process does not take even SIGKILL (v1), and one that is killed first
- * runs no instruction of its own when it thaws.
+ * Lets a frozen container die: a frozen process does not take even SIGKILL (v1), and one that is killed first runs no
+ * instruction of its own when it thaws. Does nothing to one that is not frozen.
  * @param cgroupsPath of the container, in every hierarchy
  */
 export async function endFrozen(cgroupsPath: string): Promise<void> {
   const mounts = await readFile("/proc/self/mountinfo", "utf8");
   for (const mountPoint of mountedHierarchies(mounts)) {
-    const folder = join(mountPoint, cgroupsPath, GROUP);
-    for (const pid of readText(join(folder, "cgroup.procs")).split("\n")) {
-      if (pid === "") continue;
-      try {
-        process.kill(Number(pid), "SIGKILL");
-      } catch {
-        // it has ended
-      }
-    }
     for (const [file, thawed] of [
       ["freezer.state", "THAWED"],
       ["cgroup.freeze", "0"],
     ] as const) {
-      if (readText(join(folder, file)) !== "") writeFileSync(join(folder, file), thawed);
+      const state = join(mountPoint, cgroupsPath, file);
+      if (["", thawed].includes(readText(state).trim())) continue;
+      for (const pid of readText(join(mountPoint, cgroupsPath, "cgroup.procs"))
+        .trim()
+        .split("\n"))
+        kill(Number(pid));
+      writeFileSync(state, thawed);
     }
   }
 }
 
-function enter(folder: string, pid: number): void {
+function kill(pid: number): void {
   try {
-    writeFileSync(join(folder, "cgroup.procs"), String(pid));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // a zombie, or gone
+    if (pid > 0) process.kill(pid, "SIGKILL");
+  } catch {
+    // it has ended
   }
 }
 

@@ -21,11 +21,11 @@ import {
   unlinkSync,
 } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "./processes.ts";
-import { type ContainerRecord, pathInside } from "./runtime.ts";
 
 const QUEUES_BYTES_MAX = 32 * 2 ** 20;
 const MODE_BITS = 0o7777;
@@ -159,8 +159,9 @@ export async function showQueues(container: { init: { pid: number } }, process: 
 export class QueueStands {
   #links: { path: string; name: string }[];
 
-  constructor(container: ContainerRecord, queues: { key: string; name: string }[]) {
-    const links = new Map(queues.map(({ key, name }) => [pathInside(container, `/${key.slice(1)}`), name]));
+  /** @param root of the container, as a host path */
+  constructor(root: string, queues: { key: string; name: string }[]) {
+    const links = new Map(queues.map(({ key, name }) => [join(root, key.slice(1)), name]));
     this.#links = [...links].map(([path, name]) => ({ path, name }));
   }
 

@@ -17,6 +17,7 @@ import * as kernel from "#proxy/tcp/kernel.ts";
 import type { CriuTool } from "../criu/worker.ts";
 import { runCommand } from "./command.ts";
 import { endFrozen } from "./freezer.ts";
+import { showQueues } from "./posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
 import {
   adaptSpec,
@@ -154,6 +155,7 @@ export class ContainerRuntime {
       "--",
       ...plan.args,
     ];
+    await showQueues(record, record.init.pid); // those of an application that was restored here are gone with it
     const processFile = runPath(record, "bundle", "process.json");
     await writeFile(processFile, JSON.stringify({ ...plan, args }));
     const output = openSync(`/proc/${record.init.pid}/fd/1`, "w");

@@ -233,12 +233,14 @@ export class Departure {
 
   async #startWorker(): Promise<void> {
     const { container, context } = this.#workload;
+    const freezer = await Freezer.of(container);
     await rm(this.#imagesDir, { recursive: true, force: true });
     await mkdir(this.#imagesDir, { mode: 0o700 });
     const options = {
       tool: context.criu.at(INSIDE_CRIU),
       initPid: container.init.pid,
-      cgroupProcs: await cgroupProcsOf(container),
+      // not where it would freeze with the application
+      cgroupProcs: (await cgroupProcsOf(container)).filter((path) => path !== freezer?.procs),
       inherit: [],
       outlivesAgent: false,
     };
@@ -288,7 +290,8 @@ export class Departure {
             });
             captureMs = performance.now() - atMs;
           }
-          if (hook === "post-dump") await this.#freeze(freezer);
+          // CRIU is about to let go of the tree
+          if (hook === "post-dump") await freezer?.freeze();
           if (hook !== "pre-dump") return;
           await this.#phase("hold", async () => {
             context.faults.at("source:hold");
@@ -319,11 +322,6 @@ export class Departure {
     if (freezer !== null) await beginRepair(await treeOf(this.#root));
     this.#phasesMs.dump = performance.now() - startedMs - holdMs - captureMs;
     this.#report("dump", "done", this.#phasesMs.dump);
-  }
-
-  /** CRIU is about to let go of the tree: from here on the freezer keeps it. */
-  async #freeze(freezer: Freezer | null): Promise<void> {
-    await freezer?.freeze(await treeOf(this.#root));
   }
 
   /** One taken since the preflight: the restore would wait for it until the deadline. */

@@ -288,7 +288,7 @@ export class Arrival {
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);
     if (this.#fitSockets() || this.#workload.config.outbound === "keep") this.#workload.vip?.park();
-    const stands = new QueueStands(required(this.#container), openQueues);
+    const stands = new QueueStands(pathInside(required(this.#container), "/"), openQueues);
     this.#runCriu(outputPipes, async (root) => {
       makeQueues(root, queues);
       await showQueues(required(this.#container), root);
@@ -328,6 +328,7 @@ export class Arrival {
     const { context, limits } = this.#workload;
     const startedMs = performance.now();
     const freezer = await Freezer.of(required(this.#container));
+    let spared: Promise<void> = Promise.resolve();
     try {
       await required(this.#worker).request(
         "RESTORE",
@@ -340,13 +341,17 @@ export class Arrival {
           leave: freezer === null ? "stopped" : "running",
         },
         async (hook) => {
+          if (hook === "setup-namespaces") {
+            spared = this.#spareCriu(freezer);
+            spared.catch(() => {}); // looked at before the freeze
+          }
           if (hook === "post-setup-namespaces") {
             const [root] = await this.#restoredTree();
             await inNamespaces(required(root));
           }
           // Everything is there, and still silent: repair mode ends only when both ends of each session are.
           if (hook === "post-restore") await this.#upstreamAdopted;
-          if (hook === "pre-resume" && freezer !== null) await this.#freezeRestored(freezer);
+          if (hook === "pre-resume" && freezer !== null) await this.#freezeRestored(freezer, spared);
         },
       );
       this.#criuMs = performance.now() - startedMs;
@@ -374,14 +379,20 @@ export class Arrival {
     }
   }
 
+  /** The root of the tree is there, in the container's control group, and its children will be: CRIU itself need not be. */
+  async #spareCriu(freezer: Freezer | null): Promise<void> {
+    const { pid } = required(this.#worker);
+    await freezer?.spare([pid, ...(await childrenOf(pid))]);
+  }
+
   /** CRIU is about to let go of the tree, and would do so even if we said no: what cannot be frozen must not run. */
-  async #freezeRestored(freezer: Freezer): Promise<void> {
-    const tree = await this.#restoredTree();
+  async #freezeRestored(freezer: Freezer, spared: Promise<void>): Promise<void> {
     try {
       this.#workload.context.faults.at("target:freeze");
-      await freezer.freeze(tree);
+      await spared;
+      await freezer.freeze();
     } catch (error) {
-      for (const pid of tree) kill(pid);
+      for (const pid of await this.#restoredTree()) kill(pid);
       throw error;
     }
   }
