@@ -125,6 +125,11 @@ export class Workload {
     return this.#proxy;
   }
 
+  /** What stops the container unseen. null: this machine has nothing of the kind */
+  async freezer(): Promise<Freezer | null> {
+    return this.context.faults.lacks("freezer") ? null : Freezer.of(this.container);
+  }
+
   /** What the application says goes here. */
   get logFile(): string {
     return this.#file("app.log");
@@ -677,7 +682,7 @@ export class Workload {
       this.context.log.error({ workload: this.name }, "there is no application to go on");
       return;
     }
-    const freezer = await Freezer.of(this.container);
+    const freezer = await this.freezer();
     if (freezer !== null) return freezer.thaw();
     // CRIU has used SIGSTOP. Children first: a parent that goes on early sees that they are stopped.
     const stopped = new Set(this.#journal.moving?.stopped ?? []);

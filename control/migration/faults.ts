@@ -3,7 +3,8 @@
  * HOLDFAST_FAULT="crash@source:commit" ends this agent by SIGKILL when it comes to that point,
  * "fail@target:restore" makes the step fail, "exec@source:dump=COMMAND" runs a shell command first and waits for it.
  * Several are separated by ";". "file:PATH" looks into that file at each point, so that a test can change its mind
- * while the agent runs. Each fault happens once. A product that is not asked does nothing here.
+ * while the agent runs. Each fault happens once. "without@agent:freezer" takes something of the machine's away, for good. A
+ * product that is not asked does nothing here.
  */
 import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -22,6 +23,11 @@ export class Faults {
   constructor(text: string | undefined) {
     this.#file = text?.startsWith("file:") ? text.slice("file:".length) : null;
     this.#faults = this.#file === null ? split(text ?? "") : [];
+  }
+
+  /** Whether the machine is to be taken for one that has no `what`. */
+  lacks(what: string): boolean {
+    return this.#faults.includes(`without@agent:${what}`);
   }
 
   /** Called where `point` is about to happen. */

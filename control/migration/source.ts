@@ -17,7 +17,6 @@ import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
-import { Freezer } from "../container/freezer.ts";
 import { openQueues, readQueues } from "../container/posix-queues.ts";
 import {
   highestInnerTid,
@@ -233,7 +232,7 @@ export class Departure {
 
   async #startWorker(): Promise<void> {
     const { container, context } = this.#workload;
-    const freezer = await Freezer.of(container);
+    const freezer = await this.#workload.freezer();
     await rm(this.#imagesDir, { recursive: true, force: true });
     await mkdir(this.#imagesDir, { mode: 0o700 });
     const options = {
@@ -263,7 +262,7 @@ export class Departure {
     const startedMs = performance.now();
     let holdMs = 0;
     let captureMs = 0;
-    const freezer = await Freezer.of(this.#workload.container);
+    const freezer = await this.#workload.freezer();
     const queues = await openQueues(await treeOf(this.#root));
     this.#queues = queues.map(({ key, name }) => ({ key, name: name ?? "" }));
     this.#report("dump", "start", startedMs - this.#startedMs);

@@ -16,7 +16,7 @@ import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { runCommand } from "../container/command.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
-import { Freezer } from "../container/freezer.ts";
+import type { Freezer } from "../container/freezer.ts";
 import { makeQueues, QueueStands, showQueues } from "../container/posix-queues.ts";
 import { childrenOf, identify, innerPid, treeOf } from "../container/processes.ts";
 import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
@@ -327,7 +327,7 @@ export class Arrival {
   async #runCriu(outputPipes: string[], inNamespaces: (root: number) => Promise<void>): Promise<void> {
     const { context, limits } = this.#workload;
     const startedMs = performance.now();
-    const freezer = await Freezer.of(required(this.#container));
+    const freezer = await this.#workload.freezer();
     let spared: Promise<void> = Promise.resolve();
     try {
       await required(this.#worker).request(

@@ -105,3 +105,21 @@ test("what job control had stopped stays stopped, and what ran runs", { skip }, 
     await until("it goes on", async () => (await run(state("STOPPED.pid"))) === "'S'");
   });
 });
+
+test("without a freezer nobody stays stopped but who was stopped before", { skip }, async () => {
+  const faults = { a: "without@agent:freezer", b: "without@agent:freezer;fail@target:restored" };
+  await withPythonShell({ downstream: "relay", faults }, async (program, run) => {
+    await start(run);
+    assert.doesNotMatch(await run(`STOPPED = subprocess.Popen(["sleep", "1000"])`), /^ERROR/);
+    await run(`STOPPED.send_signal(signal.SIGSTOP)`);
+    await until("it is stopped", async () => (await run(state("STOPPED.pid"))) === "'T'");
+    const first = await program.tryMove("b");
+    assert.ok(!("error" in first) && first.outcome === "rolled-back", JSON.stringify(first));
+    for (const to of [null, "b", "a"]) {
+      if (to !== null) await program.move(to);
+      assert.equal(await run(state("SU.pid")), "'S'", `su, on ${program.at}`);
+      assert.equal(await run(state("CHILD")), "'S'", `a child, on ${program.at}`);
+      assert.equal(await run(state("STOPPED.pid")), "'T'", `what was stopped, on ${program.at}`);
+    }
+  });
+});
