@@ -6,7 +6,7 @@
  * restores inside. Sources: Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst (`freezer.state`), cgroup-v2.rst
  * (`cgroup.freeze`, `cgroup.events`).
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -103,18 +103,24 @@ export async function endFrozen(cgroupsPath: string): Promise<void> {
     ] as const) {
       const state = join(mountPoint, cgroupsPath, file);
       if (["", thawed].includes(readText(state).trim())) continue;
-      for (const pid of readText(join(mountPoint, cgroupsPath, "cgroup.procs"))
-        .trim()
-        .split("\n"))
-        kill(Number(pid));
+      for (const pid of processesBelow(join(mountPoint, cgroupsPath))) kill(pid);
       writeFileSync(state, thawed);
     }
   }
 }
 
+/** Of a group and of those that the container has made in it. */
+function processesBelow(folder: string): number[] {
+  const own = readText(join(folder, "cgroup.procs")).split("\n");
+  const pids = own.filter((pid) => pid !== "").map(Number);
+  for (const entry of readdirSync(folder, { withFileTypes: true }))
+    if (entry.isDirectory()) pids.push(...processesBelow(join(folder, entry.name)));
+  return pids;
+}
+
 function kill(pid: number): void {
   try {
-    if (pid > 0) process.kill(pid, "SIGKILL");
+    process.kill(pid, "SIGKILL");
   } catch {
     // it has ended
   }
