@@ -2,13 +2,14 @@
 import { readFile } from "node:fs/promises";
 import { freemem } from "node:os";
 import { listSockets } from "#proxy/tcp/diag.ts";
+import { accountingHere } from "../criu/address-space.ts";
 import type { PrepareCall } from "../migration/move.ts";
 import type { Check } from "./finding.ts";
 import type { Workload } from "./workload.ts";
 
 export interface ArrivalPlace {
   workload: Workload;
-  prepare: Pick<PrepareCall, "upstreamPorts" | "residentBytes">;
+  prepare: Pick<PrepareCall, "upstreamPorts" | "residentBytes" | "reservedBytes">;
 }
 
 export const arrivalChecks: Check<ArrivalPlace>[] = [
@@ -45,6 +46,20 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
           "error",
           `too little memory: ${mega(residentBytes * 2)} MB needed`,
           "free memory on that node, or choose another",
+        );
+    },
+  },
+  {
+    category: "reservations",
+    async run({ prepare: { reservedBytes } }, add) {
+      const { leftBytes } = accountingHere();
+      // CRIU maps private memory writable while it restores, and the kernel counts all of it
+      if (leftBytes !== null && reservedBytes > leftBytes)
+        add(
+          "target.overcommit",
+          "error",
+          `vm.overcommit_memory is 2 and leaves ${mega(leftBytes)} MB, the application reserves ${mega(reservedBytes)} MB`,
+          "set vm.overcommit_memory to 0, raise vm.overcommit_ratio, or let the application reserve less",
         );
     },
   },

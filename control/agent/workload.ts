@@ -100,6 +100,7 @@ export class Workload {
   get limits(): {
     imagesBytesMax: number;
     precopyBytesMax: number;
+    verifyMemory: boolean;
     deadlineMs: number;
     heldBytesMax: number;
   } {
@@ -107,6 +108,7 @@ export class Workload {
       heldBytesMax: this.config.limits.heldBytesMax,
       imagesBytesMax: this.config.limits.imagesMbMax * 1024 * 1024,
       precopyBytesMax: this.config.limits.precopyMbMax * 1024 * 1024,
+      verifyMemory: this.config.limits.verifyMemory,
       deadlineMs: this.config.limits.deadlineMs,
     };
   }
@@ -842,7 +844,8 @@ export class Workload {
       deadlineMs: _,
       imagesMbMax: __,
       precopyMbMax: ___,
-      heldBytesMax: ____,
+      verifyMemory: ____,
+      heldBytesMax: _____,
       ...proxyLimits
     } = config.limits;
     const spillDir = this.#file("spill");

@@ -27,6 +27,7 @@ export const LIMITS: WorkloadLimits = {
   deadlineMs: 10_000,
   imagesMbMax: 2_048,
   precopyMbMax: 1_024,
+  verifyMemory: false,
   heldBytesMax: 67_108_864,
 };
 
@@ -118,6 +119,7 @@ const limits = z.strictObject(
     deadlineMs: count("milliseconds", 100, MS_MAX).default(LIMITS.deadlineMs),
     imagesMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.imagesMbMax),
     precopyMbMax: count("a number of MiB", 0, 1_048_576).default(LIMITS.precopyMbMax),
+    verifyMemory: truth.default(LIMITS.verifyMemory),
     heldBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.heldBytesMax),
   },
   "expected limits, as { deadlineMs: 10000 }",

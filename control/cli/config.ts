@@ -21,6 +21,8 @@ export interface WorkloadLimits extends ProxyLimits {
   imagesMbMax: number;
   /** memory of the application that is copied before the hold, MiB; a larger one is copied during the dump; 0: never before */
   precopyMbMax: number;
+  /** every page is compared, restored and source, before a move commits: it lasts longer by that */
+  verifyMemory: boolean;
   /** snapshots and held bytes of one move, in the store */
   heldBytesMax: number;
 }

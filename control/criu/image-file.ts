@@ -49,13 +49,24 @@ export function numbersInTree(pstreeImage: Buffer): Set<number> {
   return numbers;
 }
 
-/** Where the kernel keeps what it writes for a thread that asked for restartable sequences; null: the thread did not. */
-export function rseqOf(coreImage: Buffer): { vaddr: number; bytes: number } | null {
+/** Threads by the number of their process. */
+export function threadsInTree(pstreeImage: Buffer): Map<number, number[]> {
+  const tree = new Map<number, number[]>();
+  for (const message of decodeImage("pstree", pstreeImage)) {
+    const fields = decodeFields(message);
+    const all = (wanted: number): number[] =>
+      fields.filter(({ number }) => number === wanted).map(({ varint }) => Number(varint));
+    tree.set(all(1)[0] ?? 0, all(5));
+  }
+  return tree;
+}
+
+/** Address of a thread's `struct rseq`, which the kernel writes to (rseq(2)); null: it has none. */
+export function rseqOf(coreImage: Buffer): number | null {
   const [core] = decodeImage("core", coreImage);
   const field = (message: Buffer | undefined, number: number) =>
     message === undefined ? undefined : decodeFields(message).find((found) => found.number === number);
-  // core_entry.thread_core = 5, thread_core_entry.rseq_entry = 15, rseq_entry: pointer = 1, size = 2
-  const rseq = field(field(core, 5)?.bytes, 15)?.bytes;
-  const vaddr = Number(field(rseq, 1)?.varint ?? 0n);
-  return vaddr === 0 ? null : { vaddr, bytes: Number(field(rseq, 2)?.varint ?? 0n) };
+  // core_entry.thread_core = 5, thread_core_entry.rseq_entry = 15, rseq_entry.rseq_abi_pointer = 1
+  const vaddr = Number(field(field(field(core, 5)?.bytes, 15)?.bytes, 1)?.varint ?? 0n);
+  return vaddr === 0 ? null : vaddr;
 }

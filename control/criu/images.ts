@@ -60,6 +60,7 @@ export class ImageSender {
   #manifest: ImageManifest = {};
   #batch: ImagePiece[] = [];
   #batchBytes = 0;
+  #sentBytes = 0;
   #precopy: Precopy | null = null;
   #dumping = false;
   #following: Promise<void> = Promise.resolve();
@@ -87,6 +88,11 @@ export class ImageSender {
       if (roundBytes < ROUND_BYTES_MIN) break;
     }
     return totalBytes;
+  }
+
+  /** Bytes that travelled: without those that the target had in other images. */
+  get sentBytes(): number {
+    return this.#sentBytes;
   }
 
   /** The dump begins. */
@@ -128,6 +134,7 @@ export class ImageSender {
     this.#manifest[name] = offset + bytes.length;
     this.#batch.push(from === null ? { name, offset, bytes } : { name, offset, bytes, from });
     this.#batchBytes += bytes.length;
+    if (from === null) this.#sentBytes += bytes.length;
     if (this.#batchBytes >= BATCH_BYTES || this.#batch.length >= BATCH_PIECES) await this.#flush();
   };
 

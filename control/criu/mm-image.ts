@@ -47,6 +47,22 @@ export function fitReservations(image: Buffer, countedBytesMax: number | null): 
   return isChanged ? encodeImage("mm", messages) : null;
 }
 
+/**
+ * Address ranges of huge pages (MAP_HUGETLB), in order. CRIU reads their contents from the dump's own images only, and takes
+ * no notice of pages that are marked as being in a parent (`premap_priv_vmas` in criu/mem.c).
+ */
+export function hugeRanges(image: Buffer): { start: number; end: number }[] {
+  const ranges: { start: number; end: number }[] = [];
+  for (const message of decodeImage("mm", image))
+    for (const { number, bytes } of decodeFields(message)) {
+      if (number !== VMAS) continue;
+      const fields = new Map(decodeFields(bytes).map((field) => [field.number, field.varint]));
+      if (((fields.get(FLAGS) ?? 0n) & MAP_HUGETLB) === 0n) continue;
+      ranges.push({ start: Number(fields.get(START) ?? 0n), end: Number(fields.get(END) ?? 0n) });
+    }
+  return ranges.sort((one, other) => one.start - other.start);
+}
+
 /** null: it can stay as it is */
 function fitMapping(entry: Buffer, countedBytesMax: number | null): Buffer[] | null {
   const fields = new Map(decodeFields(entry).map(({ number, varint }) => [number, varint]));

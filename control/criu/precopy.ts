@@ -15,9 +15,11 @@
  */
 
 import { closeSync, constants, openSync, readdirSync, readFileSync, readSync } from "node:fs";
-import { type FileHandle, open, readFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { hugeRanges } from "./mm-image.ts";
 import { type KnownRun, PageFollower, type Stretch } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
 import { ownPages } from "./page-scan.ts";
@@ -61,6 +63,8 @@ interface Mapping {
 
 /** largest piece of memory read and compared at once */
 const PIECE_PAGES = 256;
+/** how much is read before other work of this agent has a turn */
+const TURN_BYTES = PIECE_PAGES * PAGE_BYTES;
 const PAGE_MAP = /^pagemap-(\d+)\.img$/;
 /** of a process that has ended */
 const GONE = new Set(["ENOENT", "ESRCH"]);
@@ -169,7 +173,8 @@ export class Precopy {
       const { pagesId, runs: dumped } = decodePageMap(readFileSync(join(imagesDir, map)));
       const name = `pages-${pagesId}.img`;
       const known = this.#follower?.known(pagesId, innerPid) ?? [];
-      const runs = await reduceImage({ imagesDir, name, dumped, known, copy, kin }, send);
+      const huge = hugeRanges(readFileSync(join(imagesDir, `mm-${innerPid}.img`)));
+      const runs = await reduceImage({ imagesDir, name, dumped, known, copy, kin, huge }, send);
       await send(map, 0, encodePageMap({ pagesId, runs }), null);
       done.add(map).add(name);
     }
@@ -197,6 +202,8 @@ async function reduceImage(
     known: readonly KnownRun[];
     copy: Copy;
     kin: Copy;
+    /** what has to be in the dump itself */
+    huge: { start: number; end: number }[];
   },
   send: SendPages,
 ): Promise<PageRun[]> {
@@ -211,13 +218,14 @@ async function reduceImage(
     for (const { vaddr: start, pages: count } of image.dumped) {
       for (let done = 0; done < count; ) {
         const vaddr = start + done * PAGE_BYTES;
-        const same = known.pagesAt(index, vaddr);
-        const rest = Math.min(count - done, PIECE_PAGES);
-        const taken = same > 0 ? Math.min(same, count - done) : Math.min(rest, known.unknownAt(index));
+        const { isHuge, pages: alike } = hugeFrom(image.huge, vaddr, count - done);
+        const same = isHuge ? 0 : known.pagesAt(index, vaddr);
+        const unknown = isHuge ? alike : known.unknownAt(index);
+        const taken = Math.min(alike, same > 0 ? same : Math.min(PIECE_PAGES, unknown));
         if (same > 0) pushPages(runs, { vaddr, pages: taken, where: "parent" });
         else {
-          const bytes = readPages(pages, image.name, index, taken);
-          for (const own of match({ vaddr, bytes }, before)) {
+          const stretch = { vaddr, bytes: readPages(pages, image.name, index, taken) };
+          for (const own of isHuge ? [{ ...stretch, known: null }] : match(stretch, before)) {
             pushRun(runs, own, own.known === null ? "here" : "parent");
             if (own.known !== null) continue;
             for (const part of match(own, kin)) {
@@ -235,6 +243,18 @@ async function reduceImage(
   }
   if (offset === 0) await send(image.name, 0, Buffer.alloc(0), null);
   return runs;
+}
+
+/** Whether the page is in one of the ranges, and how many of the next `pagesMax` are like it. */
+function hugeFrom(
+  ranges: { start: number; end: number }[],
+  vaddr: number,
+  pagesMax: number,
+): { isHuge: boolean; pages: number } {
+  const next = ranges.find(({ end }) => vaddr < end);
+  const isHuge = next !== undefined && next.start <= vaddr;
+  const until = next === undefined ? Number.POSITIVE_INFINITY : isHuge ? next.end : next.start;
+  return { isHuge, pages: Math.min(pagesMax, (until - vaddr) / PAGE_BYTES) };
 }
 
 function readPages(fd: number, name: string, index: number, pages: number): Buffer {
@@ -369,30 +389,45 @@ function pushPages(runs: PageRun[], run: PageRun): void {
 /** A process's own pages of its private mappings, ordered by address. A process that ends in the middle ends the reading. */
 async function* readMemory(process: TracedProcess): AsyncGenerator<Stretch> {
   const { pid } = process;
-  const files: FileHandle[] = [];
+  const files: number[] = [];
+  let bytesThisTurn = 0;
   try {
     const maps = await readFile(`/proc/${pid}/maps`, "utf8");
-    const memory = await open(`/proc/${pid}/mem`, "r");
+    const memory = openSync(`/proc/${pid}/mem`, "r");
     files.push(memory);
-    const pagemap = await open(`/proc/${pid}/pagemap`, "r");
+    const pagemap = openSync(`/proc/${pid}/pagemap`, "r");
     files.push(pagemap);
     // what was opened stays that process's: its number does not
     if ((await process.isAlive?.()) === false) return;
     for (const mapping of privateMappings(maps)) {
-      for (const { vaddr: start, pages } of ownPages(pagemap.fd, mapping.start, mapping.end)) {
+      for (const { vaddr: start, pages } of ownPages(pagemap, mapping.start, mapping.end)) {
         for (let done = 0; done < pages; done += PIECE_PAGES) {
           const vaddr = start + done * PAGE_BYTES;
           const bytes = Buffer.allocUnsafeSlow(Math.min(PIECE_PAGES, pages - done) * PAGE_BYTES);
-          const read = await memory.read(bytes, 0, bytes.length, vaddr).catch(() => ({ bytesRead: 0 }));
-          const whole = read.bytesRead - (read.bytesRead % PAGE_BYTES);
+          const read = readIfThere(memory, bytes, vaddr);
+          const whole = read - (read % PAGE_BYTES);
           if (whole > 0) yield { vaddr, bytes: bytes.subarray(0, whole) };
+          // it never waits for a disk, and by way of a thread it takes longer; but others have a turn, too
+          bytesThisTurn += bytes.length;
+          if (bytesThisTurn < TURN_BYTES) continue;
+          bytesThisTurn = 0;
+          await nextTurn();
         }
       }
     }
   } catch (error) {
     if (!GONE.has((error as NodeJS.ErrnoException).code ?? "")) throw error;
   } finally {
-    for (const file of files) await file.close();
+    for (const file of files) closeSync(file);
+  }
+}
+
+/** Bytes read; 0 where the mapping has gone meanwhile. */
+function readIfThere(memory: number, bytes: Buffer, vaddr: number): number {
+  try {
+    return readSync(memory, bytes, 0, bytes.length, vaddr);
+  } catch {
+    return 0;
   }
 }
 

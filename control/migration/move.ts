@@ -76,6 +76,8 @@ export const prepareCall = z.strictObject({
   edges: z.array(node).max(1_000),
   /** what the target's tmpfs must have room for */
   residentBytes: count,
+  /** address space of its private mappings, whether used or not */
+  reservedBytes: count,
   /** the restored tree needs every thread id up to this one free */
   highestTid: count.max(4_194_304),
   upstreamPorts: z.array(port).max(64),

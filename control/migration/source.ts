@@ -47,7 +47,8 @@ import type {
 import { leaveOwnSockets } from "./own-sockets.ts";
 import { decideAtSource } from "./settle.ts";
 import { beginRepair, classifySockets, shieldOutbound } from "./sockets.ts";
-import { anonymousBytes, tracedTree } from "./traced-tree.ts";
+import { anonymousBytes, reservedBytes, tracedTree } from "./traced-tree.ts";
+import { memoryOf } from "./verify-memory.ts";
 
 export interface DepartureOptions {
   to: string;
@@ -86,6 +87,7 @@ export class Departure {
   #queues: RestoreCall["openQueues"] = [];
   #held = false;
   #adopting: Promise<void> = Promise.resolve();
+  #memory: ReturnType<typeof memoryOf> | null = null;
   #finishing: Promise<ImageManifest> = Promise.resolve({});
   #reserveTried = false;
   #commitTried = false;
@@ -192,6 +194,7 @@ export class Departure {
       epoch: this.#epoch,
       edges: workload.edgesAfterLeaving(this.#options.to),
       residentBytes: rss.reduce((sum, bytes) => sum + bytes, 0),
+      reservedBytes: await reservedBytes(pids),
       highestTid: await highestInnerTid(pids),
       upstreamPorts: workload.config.ports.map((port) => port.upstream.port),
     };
@@ -378,6 +381,10 @@ export class Departure {
   async #transfer(): Promise<void> {
     this.#throwIfStopped();
     this.#workload.context.faults.at("source:transfer");
+    if (this.#workload.limits.verifyMemory) {
+      this.#memory = memoryOf(this.#root, this.#imagesDir);
+      this.#memory.catch(() => {}); // looked at by `restore`
+    }
     const files = this.#sendFilesSecond();
     this.#finishing = required(this.#sender).finish(() => this.#tree());
     for (const side of [files, this.#finishing]) side.catch(() => {}); // looked at below and by `restore`
@@ -390,13 +397,19 @@ export class Departure {
     const [manifest, outputPipes] = await this.#untilStopped(
       Promise.all([this.#finishing, this.#outputPipes()]),
     );
-    const sentBytes = Object.values(manifest).reduce((sum, bytes) => sum + bytes, 0);
-    this.#result.imageBytes = sentBytes - this.#result.precopyBytes;
+    this.#result.imageBytes = required(this.#sender).sentBytes - this.#result.precopyBytes;
     const stopped = this.#workload.journal.moving?.stopped ?? [];
     const root = required(await innerPid(this.#root));
     const restore: RestoreCall = { manifest, root, outputPipes, stopped, openQueues: this.#queues };
     const queues = readQueues(this.#root);
     await Promise.all([this.#call("restore", restore, queues), this.#adopting]);
+    await this.#verify();
+  }
+
+  async #verify(): Promise<void> {
+    if (this.#memory === null) return;
+    const { call, body } = await this.#untilStopped(this.#memory);
+    await this.#call("verify", call, body);
   }
 
   /** From here on the store tells who owns the workload. */

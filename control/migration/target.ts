@@ -14,7 +14,6 @@ import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
-import { runCommand } from "../container/command.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import type { Freezer } from "../container/freezer.ts";
 import { makeQueues, QueueStands, showQueues } from "../container/posix-queues.ts";
@@ -23,7 +22,7 @@ import { applicationPid, type ContainerRecord, pathInside, runPath } from "../co
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { fitToMachine } from "../criu/address-space.ts";
 import { ImageReceiver } from "../criu/images.ts";
-import { CriuWorker, FIRST_INHERITED_FD } from "../criu/worker.ts";
+import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
 import {
   filesEvent,
   filesGoneCall,
@@ -40,10 +39,10 @@ import { fitOwnSockets, type OwnSockets, putBackOwnSockets, readOwnSockets } fro
 import { decideAtTarget, delay, isNoAnswer } from "./settle.ts";
 import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
+import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
+import { type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
 
 const GRANT_MS_MAX = 5_000;
-/** PIDs that the helpers of a move may use up between the tree's own and the next ones */
-const PID_MARGIN = 1_000;
 
 type State = "preparing" | "standby" | "restored" | "releasing" | "released" | "gave-up";
 
@@ -130,6 +129,7 @@ export class Arrival {
     );
     on("adopt", nothing, async (_, body) => ({ result: await this.#adoptUpstream(body) }));
     on("restore", restoreCall, async (params, body) => void (await this.#restore(params, body)));
+    on("verify", verifyCall, async (params, body) => void (await this.#verify(params, body)));
     on("adoptDownstream", nothing, async (_, body) => {
       this.#downstreamAdopted = this.#adoptDownstream(body);
       return { result: await this.#downstreamAdopted };
@@ -201,42 +201,44 @@ export class Arrival {
     const images = runPath(container, "images");
     mkdirSync(images, { mode: 0o700 });
     this.#images = new ImageReceiver(images, workload.limits.imagesBytesMax);
-    await this.#keepPidsFree(container);
-    await this.#startWorker(container);
+    await this.#startCriu(container);
     this.#state = "standby";
     return { link };
   }
 
-  /** `ns_last_pid` (Documentation/admin-guide/sysctl/kernel.rst): the next process gets the number after it. */
-  async #keepPidsFree(container: ContainerRecord): Promise<void> {
-    const last = this.prepare.highestTid + PID_MARGIN;
-    const enter = [
-      "-t",
-      String(container.init.pid),
-      "-p",
-      "--",
-      "/bin/sh",
-      "-c",
-      `echo ${last} > /proc/sys/kernel/ns_last_pid`,
-    ];
-    await runCommand("nsenter", enter, { source: "container" });
-  }
-
-  async #startWorker(container: ContainerRecord): Promise<void> {
+  async #startCriu(container: ContainerRecord): Promise<void> {
+    const max = await numbersMax(container.init.pid);
+    await setLastNumber(container.init.pid, aheadOf(this.prepare.highestTid, max));
     // the standby's own output: what the restored application writes goes on into this node's log
     this.#output = openSync(`/proc/${container.init.pid}/fd/1`, constants.O_WRONLY);
-    const options = {
-      tool: this.#workload.context.criu.at(INSIDE_CRIU),
-      initPid: container.init.pid,
-      cgroupProcs: await cgroupProcsOf(container),
-    };
+    const options = await this.#workerOptions(container);
     const probe = await CriuWorker.start({ ...options, inherit: [], outlivesAgent: false });
     try {
       await probe.request("FEATURE_CHECK");
     } finally {
       await probe.close();
     }
-    this.#worker = await CriuWorker.start({ ...options, inherit: [this.#output], outlivesAgent: true });
+    this.#worker = await CriuWorker.start(options);
+  }
+
+  async #workerOptions(container: ContainerRecord): Promise<WorkerOptions> {
+    return {
+      tool: this.#workload.context.criu.at(INSIDE_CRIU),
+      initPid: container.init.pid,
+      cgroupProcs: await cgroupProcsOf(container),
+      inherit: [this.#output],
+      outlivesAgent: true,
+    };
+  }
+
+  /** The tree has other numbers by now than when the move was prepared, and CRIU may have one of them. */
+  async #stepAside(container: ContainerRecord): Promise<void> {
+    const needed = neededNumbers(runPath(container, "images"));
+    const worker = required(this.#worker);
+    if (!(await isInTheWay(worker.pid, needed))) return;
+    await worker.close();
+    await setLastNumber(container.init.pid, besides(needed, await numbersMax(container.init.pid)));
+    this.#worker = await CriuWorker.start(await this.#workerOptions(container));
   }
 
   /** Nobody waits for the outcome of an event, and one that fails would end the channel: `restore` says why. */
@@ -283,7 +285,9 @@ export class Arrival {
     images.verify(manifest);
     images.close();
     images.linkLayers();
-    fitToMachine(runPath(required(this.#container), "images"));
+    const container = required(this.#container);
+    fitToMachine(runPath(container, "images"));
+    await this.#stepAside(container);
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid), stopped });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);
@@ -300,6 +304,12 @@ export class Arrival {
     this.#state = "restored";
     this.#workload.recordMoving({ step: "restored" });
     context.faults.at("target:restored");
+  }
+
+  async #verify(call: VerifyCall, body: Buffer): Promise<void> {
+    this.#expect("restored");
+    await verifyMemory(required(await applicationPid(required(this.#container))), call, body);
+    this.#throwIfEnding();
   }
 
   async #adoptDownstream(legs: Buffer): Promise<AdoptResult> {

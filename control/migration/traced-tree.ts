@@ -4,7 +4,7 @@
  */
 import { readFile } from "node:fs/promises";
 import { identify, isSameProcess, type ProcessIdentity, treeOf } from "../container/processes.ts";
-import type { TracedProcess } from "../criu/precopy.ts";
+import { privateMappings, type TracedProcess } from "../criu/precopy.ts";
 
 interface Numbers {
   identity: ProcessIdentity;
@@ -39,6 +39,16 @@ export async function anonymousBytes(processes: TracedProcess[]): Promise<number
     kilobytes += Number(/^Pss_Anon:\s*(\d+) kB$/m.exec(rollup)?.[1] ?? 0);
   }
   return kilobytes * 1024;
+}
+
+/** Address space of their private mappings, in bytes: what the kernel counts where it commits no more than it has. */
+export async function reservedBytes(pids: number[]): Promise<number> {
+  let bytes = 0;
+  for (const pid of pids) {
+    const maps = await readFile(`/proc/${pid}/maps`, "utf8").catch(() => "");
+    for (const { start, end } of privateMappings(maps)) bytes += end - start;
+  }
+  return bytes;
 }
 
 /** null: it has ended, or is a zombie */

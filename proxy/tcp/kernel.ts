@@ -188,6 +188,7 @@ interface Libc {
   setsockopt: Call;
   getsockopt: Call;
   ioctl: Call;
+  lseek: Call;
   recv: Call;
   send: Call;
   sendto: Call;
@@ -251,6 +252,7 @@ function libc(): Libc {
     syscall: call("long syscall(long, long, long, long, long)"),
     syscall5: call("long syscall(long, long, long, long, long, long)"),
     inet_pton: call("int inet_pton(int, const char *, void *)"),
+    lseek: call("long lseek(int, long, int)"),
     getxattr: call("long getxattr(const char *, const char *, void *, size_t)"),
     mount: call("int mount(const char *, const char *, const char *, ulong, const void *)"),
     umount2: call("int umount2(const char *, int)"),
@@ -575,6 +577,18 @@ export function ioctlInt(fd: number, request: number): number {
 /** ioctl(2) that reads and writes a structure: PIDFD_GET_INFO. */
 export function ioctlBuffer(fd: number, request: number, structure: Buffer): void {
   check(libc().ioctl(fd, request, structure), `ioctl(${request.toString(16)})`);
+}
+
+const SEEK_DATA = 3;
+
+/** Where the next data of a file begins, from `offset` on (lseek(2)); `offset` where the file system does not tell; null: no more. */
+export function seekData(fd: number, offset: number): number | null {
+  const found = libc().lseek(fd, offset, SEEK_DATA);
+  if (found >= 0) return found;
+  const code = errnoName(koffi.errno());
+  if (code === "ENXIO") return null;
+  if (code === "EINVAL") return offset;
+  throw failure("lseek", koffi.errno());
 }
 
 /** ioctl(2) that reads and writes a structure and answers with a number: PAGEMAP_SCAN. */

@@ -6,9 +6,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { encodeImage } from "#control/criu/image-file.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES } from "#control/criu/page-map.ts";
 import { byEntry, ownPages } from "#control/criu/page-scan.ts";
 import { Precopy, type SendPages, type TracedProcess } from "#control/criu/precopy.ts";
+import { encodeFields, type Field } from "#control/criu/protobuf.ts";
 
 /** A process that holds a known page pattern, says where, and changes a page, maps or fills 600 pages, or forks at a line. */
 const PROGRAM = `
@@ -140,9 +142,26 @@ const traced = (pid: number, innerPid: number, innerParent: number | null = null
   innerParent,
 });
 
+/** What CRIU writes of a process's mappings: the areas of huge pages. */
+function writeMappings(dir: string, innerPid: number, ...huge: { start: number; end: number }[]): void {
+  const vmas = huge.map(
+    ({ start, end }): Field => [
+      14,
+      [
+        [1, start],
+        [2, end],
+        [6, 0x40022],
+        [7, 0x201],
+      ],
+    ],
+  );
+  writeFileSync(join(dir, `mm-${innerPid}.img`), encodeImage("mm", [encodeFields([[1, 4096], ...vmas])]));
+}
+
 /** What CRIU writes of one process's area. */
 function writeImage(dir: string, pagesId: number, innerPid: number, area: number, memory: Buffer): void {
   // CRIU makes both files before it writes pages, and tells whose they are when it has written them
+  writeMappings(dir, innerPid);
   const map = join(dir, `pagemap-${innerPid}.img`);
   closeSync(openSync(map, "w"));
   writeFileSync(join(dir, `pages-${pagesId}.img`), memory);
@@ -172,6 +191,7 @@ test("layers hold a live process's memory, and only what changed travels after",
     // what CRIU would dump of the area: all of it
     const memory = readMemory(pid, area, 600);
     precopy.follow(dir);
+    writeMappings(dir, 7);
     closeSync(openSync(join(dir, "pagemap-7.img"), "w"));
     for (let page = 0; page < 600; page += 50) {
       appendFileSync(join(dir, "pages-1.img"), memory.subarray(page * PAGE_BYTES, (page + 50) * PAGE_BYTES));
@@ -245,6 +265,7 @@ test("a dump in another order than the copy, and with pages of other processes, 
     const altered = Buffer.from(memory);
     for (const page of [0, 77, 78, 300, 599]) altered[page * PAGE_BYTES + 9] = 255;
     precopy.follow(dir);
+    writeMappings(dir, 7);
     // taken for the process's pages, by the order of the files
     writeFileSync(join(dir, "pagemap-7.img"), "");
     writeFileSync(join(dir, "pages-1.img"), Buffer.concat([memory.subarray(400 * PAGE_BYTES), memory]));
@@ -303,6 +324,34 @@ test("memory that a forked process shares with its parent travels once, before t
     for (const pid of [child, late]) process.kill(pid, "SIGKILL");
   } finally {
     parent.end();
+  }
+});
+
+test("huge pages are all in the dump, known or not: CRIU looks for them nowhere else", async () => {
+  const program = await start();
+  const { pid, area } = program;
+  const dir = images();
+  try {
+    const layers = new Layers();
+    const precopy = new Precopy(BYTES_MAX);
+    const tree = [traced(pid, 7)];
+    await precopy.round(tree, layers.put);
+    await precopy.round(tree, layers.put);
+    const memory = readMemory(pid, area, 600);
+    precopy.follow(dir);
+    writeImage(dir, 1, 7, area, memory);
+    writeMappings(dir, 7, { start: area + 100 * PAGE_BYTES, end: area + 300 * PAGE_BYTES });
+    await sleep(20);
+    await precopy.reduce(dir, tree, layers.put);
+    const { runs } = decodePageMap(layers.files.get("pagemap-7.img") ?? Buffer.alloc(0));
+    assert.deepEqual(runs, [
+      { vaddr: area, pages: 100, where: "parent" },
+      { vaddr: area + 100 * PAGE_BYTES, pages: 200, where: "here" },
+      { vaddr: area + 300 * PAGE_BYTES, pages: 300, where: "parent" },
+    ]);
+    layers.assertHas(7, area, memory);
+  } finally {
+    program.end();
   }
 });
 

@@ -1,5 +1,8 @@
 /** Every process has after a move the memory it had before, and no other's. */
 import assert from "node:assert/strict";
+import { mkdtempSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { type Downstream, lacking, until } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
@@ -76,3 +79,84 @@ for (const downstream of ["takeover", "relay"] satisfies Downstream[]) {
     });
   });
 }
+
+/** Runs when the tree is restored and frozen: writes a byte into the shell on the node with that network namespace. */
+const damage = (network: number, vaddr: number): string => `
+import glob, os
+def isIt(pid):
+    try: return b"/srv/shell.py" in open("/proc/%s/cmdline" % pid, "rb").read() and os.stat("/proc/%s/ns/net" % pid).st_ino == ${network}
+    except OSError: return False
+[shell] = [pid for pid in (path.split("/")[2] for path in glob.glob("/proc/[0-9]*")) if isIt(pid)]
+with open("/proc/%s/mem" % shell, "r+b", buffering=0) as memory:
+    memory.seek(${vaddr})
+    memory.write(b"!")
+`;
+
+for (const [what, flags] of [
+  ["private", "mmap.MAP_PRIVATE"],
+  ["shared", "mmap.MAP_SHARED"],
+] as const) {
+  test(`one wrong byte in restored ${what} memory is a rollback that says where`, { skip }, async () => {
+    const faults = join(mkdtempSync(join(tmpdir(), "hf-damage-")), "faults");
+    await withPythonShell({ faults: { b: `file:${faults}` } }, async (program, run) => {
+      const lines = [
+        `area = mmap.mmap(-1, 64 * 4096, flags=${flags} | mmap.MAP_ANONYMOUS)`,
+        'area[:] = b"x" * len(area)',
+        "at = ctypes.addressof(ctypes.c_char.from_buffer(area))",
+      ];
+      assert.equal(await run(`exec(${JSON.stringify(lines.join("\n"))}, scope)`), "None");
+      const vaddr = Number(await run("at")) + 40 * 4096 + 5;
+      const script = `${faults}.py`;
+      const network = statSync(`/run/netns/${program.lab.place("b").netns}`).ino;
+      writeFileSync(script, damage(network, vaddr));
+      writeFileSync(faults, `exec@target:restored=/usr/bin/python3 ${script}`);
+      const move = await program.tryMove("b");
+      assert.ok(!("error" in move));
+      assert.equal(move.outcome, "rolled-back");
+      assert.match(move.reason ?? "", /^the restored memory is not what it was: process \d+: the page at /);
+      assert.match(move.reason ?? "", new RegExp(`${(vaddr - (vaddr % 4096)).toString(16)} differs`));
+      assert.equal(await run('bytes(area) == b"x" * len(area)'), "True", "the source goes on, and has it");
+      await program.move("b");
+      assert.equal(await run('bytes(area) == b"x" * len(area)'), "True");
+    });
+  });
+}
+
+/** Reserves as databases, Go, Java and sanitizers do; uses the first page, one in the middle and the last. */
+const reservations = `
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+T = 1 << 40
+def reserve(size, prot, flags): return libc.mmap(None, size, prot, 0x22 | flags, -1, 0)
+places = []
+def use(at):
+    ctypes.memset(at, len(places) + 1, 4096)
+    places.append(at)
+kept = reserve(8 * T, 0, 0)
+libc.mprotect(kept, 1 << 20, 3)
+use(kept)
+lazy = reserve(16 * T, 3, 0x4000)
+for at in (lazy, lazy + 5 * T, lazy + 16 * T - 4096): use(at)
+pid = os.fork()
+if pid == 0:
+    while True: signal.pause()
+def used(): return [ctypes.string_at(at, 4096) == bytes([n + 1]) * 4096 for n, at in enumerate(places)]
+def reserved():
+    return [line.split()[0:2] for line in open("/proc/self/maps") if int(line.split("-")[0], 16) in (kept, kept + (1 << 20), lazy)]
+`;
+
+test("reservations of terabytes move, with what is used of them", { skip }, async () => {
+  await withPythonShell({}, async (program, run) => {
+    assert.equal(await run(`exec(${JSON.stringify(reservations)}, scope)`), "None");
+    const before = await run("reserved()");
+    for (const to of ["b", "a"]) {
+      await program.move(to);
+      assert.equal(await run("used()"), "[True, True, True, True]");
+      assert.equal(await run("reserved()"), before);
+    }
+    // what was reserved can be used as before
+    assert.equal(await run("libc.mprotect(kept + (1 << 30), 1 << 20, 3)"), "0");
+    assert.equal(await run("ctypes.memset(kept + (1 << 30), 7, 4096) > 0"), "True");
+  });
+});

@@ -40,8 +40,9 @@ export interface Move {
 }
 
 export const workloadName = "program";
-const moveMsMax = 30_000;
-const deadlineMs = 10_000;
+const moveMsMax = 60_000;
+/** all memory is compared, too, on a machine that has other work */
+const deadlineMs = 25_000;
 const waitMsMax = 20_000;
 const logCharsMax = 4_000;
 
@@ -113,7 +114,8 @@ export class MovedProgram {
       options.downstream === "takeover"
         ? { vip: { address: options.vip ?? "10.99.0.50/24", device: "eth0" } }
         : {};
-    const workload = { name: workloadName, ...vip, ...options.workload };
+    const limits = { verifyMemory: true, ...(options.workload.limits as object | undefined) };
+    const workload = { name: workloadName, ...vip, ...options.workload, limits };
     const agents = new Map<string, LabAgent>();
     const nodes = [...lab.nodes.keys()];
     await lab.startAgents(nodes, async (node) => {

@@ -190,7 +190,8 @@ describe("ARCHITECTURE.md", () => {
       if (key === undefined) continue;
       const limit = LIMITS[key as keyof typeof LIMITS];
       const unit = Object.keys(shown).find((ending) => key.endsWith(ending)) ?? "";
-      assert.ok(value.includes(shown[unit]?.(limit) ?? "?"), `${key} is ${limit}: ${line}`);
+      const said = typeof limit === "boolean" ? (limit ? "on" : "off") : (shown[unit]?.(limit) ?? "?");
+      assert.ok(value.includes(said), `${key} is ${limit}: ${line}`);
       rows++;
     }
     assert.ok(rows >= 7);

@@ -1,0 +1,71 @@
+/**
+ * The numbers of processes in the target's container: the restored tree needs those it had, and CRIU, which restores it in
+ * the same PID namespace, must not have one of them (pid_namespaces(7)).
+ *
+ * Which ones the tree has is certain only when it is dumped: a tree that forks all the time has others by then than when the
+ * move was prepared. So CRIU is started with a number that is probably free, and again if it was not.
+ */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { runCommand } from "../container/command.ts";
+import { childrenOf, highestInnerTid, innerPid } from "../container/processes.ts";
+import { numbersInTree } from "../criu/image-file.ts";
+
+/** numbers that a tree may go on by while a move prepares, before CRIU's are reached */
+const MARGIN = 1_000;
+/** what a start of CRIU takes, with those that start it and what it tries */
+const START = 30;
+/** kernel/pid.c: numbers that are not given out again when all were (RESERVED_PIDS) */
+const RESERVED = 300;
+
+/** The next process in the namespace of `initPid` gets the number after it (`ns_last_pid`, admin-guide/sysctl/kernel.rst). */
+export async function setLastNumber(initPid: number, last: number): Promise<void> {
+  const script = `echo ${last} > /proc/sys/kernel/ns_last_pid`;
+  await runCommand("nsenter", ["-t", String(initPid), "-p", "--", "/bin/sh", "-c", script], {
+    source: "container",
+  });
+}
+
+/** Numbers that a namespace gives out are below it. */
+export async function numbersMax(initPid: number): Promise<number> {
+  const text = await runCommand(
+    "nsenter",
+    ["-t", String(initPid), "-p", "--", "/bin/cat", "/proc/sys/kernel/pid_max"],
+    { source: "container" },
+  );
+  return Number(text);
+}
+
+/** Before the tree's numbers are certain: the last number before those of CRIU. */
+export function aheadOf(highestTid: number, max: number): number {
+  const last = highestTid + MARGIN;
+  return last + START < max ? last : RESERVED;
+}
+
+/** Where START numbers begin that are not needed; the number before it. */
+export function besides(needed: ReadonlySet<number>, max: number): number {
+  for (let last = RESERVED; last + START < max; ) {
+    let taken = 0;
+    for (let number = last + 1; number <= last + START; number++) if (needed.has(number)) taken = number;
+    if (taken === 0) return last;
+    last = taken;
+  }
+  return RESERVED; // a tree that has them all: CRIU says what it lacks
+}
+
+/**
+ * Whether CRIU has a number that the dumped tree needs.
+ * @param workerPid of the process that started CRIU and waits for it outside of the container
+ */
+export async function isInTheWay(workerPid: number, needed: ReadonlySet<number>): Promise<boolean> {
+  for (const criu of await childrenOf(workerPid)) {
+    const numbers = [await innerPid(criu), await highestInnerTid([criu])];
+    if (numbers.some((number) => number !== null && needed.has(number))) return true;
+  }
+  return false;
+}
+
+/** Of images that are complete. */
+export function neededNumbers(imagesDir: string): Set<number> {
+  return numbersInTree(readFileSync(join(imagesDir, "pstree.img")));
+}
