@@ -129,6 +129,38 @@ export const LOCK_EX = 2;
 export const LOCK_NB = 4;
 export const LOCK_UN = 8;
 
+/** include/uapi/linux/inotify.h */
+export const IN_ACCESS = 0x1;
+export const IN_MODIFY = 0x2;
+export const IN_ATTRIB = 0x4;
+export const IN_CLOSE_WRITE = 0x8;
+export const IN_CLOSE_NOWRITE = 0x10;
+export const IN_OPEN = 0x20;
+export const IN_MOVED_FROM = 0x40;
+export const IN_MOVED_TO = 0x80;
+export const IN_CREATE = 0x100;
+export const IN_DELETE = 0x200;
+export const IN_DELETE_SELF = 0x400;
+export const IN_MOVE_SELF = 0x800;
+export const IN_UNMOUNT = 0x2000;
+export const IN_Q_OVERFLOW = 0x4000;
+export const IN_IGNORED = 0x8000;
+export const IN_MASK_CREATE = 0x10000000;
+export const IN_MASK_ADD = 0x20000000;
+export const IN_ISDIR = 0x40000000;
+/** _IOW('I', 0, __s32), needs CONFIG_CHECKPOINT_RESTORE; the argument is the number itself, not its address */
+const INOTIFY_IOC_SETNEXTWD = 0x40044900;
+/** Bytes of the events that wait to be read (ioctl_fionread, inotify(7)). */
+const FIONREAD = 0x541b;
+
+/** include/uapi/linux/openat2.h */
+const RESOLVE_NO_MAGICLINKS = 0x02;
+const RESOLVE_NO_SYMLINKS = 0x04;
+const RESOLVE_IN_ROOT = 0x10;
+const O_NOFOLLOW = process.arch === "arm64" ? 0o100000 : 0o400000;
+const O_PATH = 0o10000000;
+const MAX_HANDLE_SZ = 128;
+
 export const POLLIN = 1;
 export const POLLERR = 8;
 export const POLLHUP = 16;
@@ -153,6 +185,9 @@ const EPOLL_EVENTS_MAX = 512;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const F_DUPFD_CLOEXEC = 1030;
+const F_GETFL = 3;
+const F_SETFL = 4;
+const F_GETOWN = 9;
 /** include/uapi/linux/limits.h */
 const XATTR_SIZE_MAX = 65536;
 const O_CLOEXEC = 0o2000000;
@@ -163,6 +198,9 @@ const SYS_FSCONFIG = 431;
 const SYS_FSMOUNT = 432;
 const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
+const SYS_OPENAT2 = 437;
+const SYS_KCMP = process.arch === "arm64" ? 272 : 312;
+const KCMP_FILE = 0;
 const SYS_BPF = process.arch === "arm64" ? 280 : 321;
 const BPF_PROG_LOAD = 5;
 const BPF_PROG_TYPE_SOCKET_FILTER = 1;
@@ -215,6 +253,13 @@ interface Libc {
   mq_getattr: Call;
   mq_receive: Call;
   mq_send: Call;
+  ioctlValue: Call;
+  read: Call;
+  open: Call;
+  open_by_handle_at: Call;
+  inotify_init1: Call;
+  inotify_add_watch: Call;
+  inotify_rm_watch: Call;
 }
 
 let loaded: Libc | undefined;
@@ -262,6 +307,13 @@ function libc(): Libc {
     mq_getattr: call("int mq_getattr(int, void *)"),
     mq_receive: call("long mq_receive(int, void *, size_t, void *)"),
     mq_send: call("int mq_send(int, const void *, size_t, uint32_t)"),
+    ioctlValue: call("int ioctl(int, ulong, long)"),
+    read: call("long read(int, void *, size_t)"),
+    open: call("int open(const char *, int)"),
+    open_by_handle_at: call("int open_by_handle_at(int, void *, int)"),
+    inotify_init1: call("int inotify_init1(int)"),
+    inotify_add_watch: call("int inotify_add_watch(int, const char *, uint32_t)"),
+    inotify_rm_watch: call("int inotify_rm_watch(int, int)"),
   };
   return loaded;
 }
@@ -437,6 +489,96 @@ export function getXattr(path: string, name: string): Buffer | null {
   const error = failure(`getxattr(${path}, ${name})`, koffi.errno());
   if (error.code === "ENODATA" || error.code === "EOPNOTSUPP") return null;
   throw error;
+}
+
+// ---- files and watches on them
+
+/** A file itself, close-on-exec, not opened for anything (open(2), O_PATH): nobody is told. Follows links, as those of /proc. */
+export function openPath(path: string): number {
+  return check(libc().open(path, O_PATH | O_CLOEXEC), `open(${path})`);
+}
+
+/**
+ * As {@link openPath}, `path` taken below `root` as if that were "/", and through no symbolic link: one at the end is
+ * what is opened (openat2(2)).
+ * @param path bytes, without the final zero
+ */
+export function openPathBelow(root: number, path: Buffer): number {
+  const how = Buffer.alloc(24); // struct open_how: u64 flags, mode, resolve
+  how.writeBigUInt64LE(BigInt(O_PATH | O_CLOEXEC | O_NOFOLLOW), 0);
+  how.writeBigUInt64LE(BigInt(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS), 16);
+  const name = Buffer.concat([path, Buffer.alloc(1)]);
+  return check(
+    libc().syscall(SYS_OPENAT2, root, addressOf(name), addressOf(how), how.length),
+    `openat2(${path.toString()})`,
+  );
+}
+
+/**
+ * The file of a handle (name_to_handle_at(2)), as {@link openPath}. HoldfastError ESTALE, EOPNOTSUPP: not of that file
+ * system, or gone.
+ * @param mount any descriptor, not O_PATH, on the file system the handle is of
+ */
+export function openByHandle(mount: number, type: number, handle: Buffer): number {
+  if (handle.length > MAX_HANDLE_SZ)
+    throw new HoldfastError(`a file handle of ${handle.length} bytes`, { code: "EINVAL", source: "kernel" });
+  const structure = Buffer.alloc(8 + handle.length); // struct file_handle: u32 bytes, i32 type, bytes
+  structure.writeUInt32LE(handle.length, 0);
+  structure.writeInt32LE(type, 4);
+  handle.copy(structure, 8);
+  return check(libc().open_by_handle_at(mount, structure, O_PATH | O_CLOEXEC), "open_by_handle_at");
+}
+
+/** An instance of inotify(7) of our own, non-blocking, close-on-exec. */
+export function inotifyInit(): number {
+  return check(libc().inotify_init1(SOCK_NONBLOCK | O_CLOEXEC), "inotify_init1");
+}
+
+/** Watches the file that `file` is a descriptor of; its number, that of the watch there is already where there is one. */
+export function inotifyAdd(inotify: number, file: number, mask: number): number {
+  return check(
+    libc().inotify_add_watch(inotify, `/proc/self/fd/${file}`, mask >>> 0),
+    "inotify_add_watch (fs.inotify.max_user_watches?)",
+  );
+}
+
+/** Leaves an event IN_IGNORED behind. */
+export function inotifyRemove(inotify: number, wd: number): void {
+  check(libc().inotify_rm_watch(inotify, wd), "inotify_rm_watch");
+}
+
+/** The next new watch gets this number, or the next free one after it. */
+export function inotifySetNext(inotify: number, wd: number): void {
+  check(libc().ioctlValue(inotify, INOTIFY_IOC_SETNEXTWD, wd), "ioctl(INOTIFY_IOC_SETNEXTWD)");
+}
+
+/** Bytes that a read would give. */
+export function bytesUnread(fd: number): number {
+  return ioctlInt(fd, FIONREAD);
+}
+
+/** read(2); HoldfastError EINVAL where `into` is too small for the next event of an inotify instance. */
+export function read(fd: number, into: Buffer): number {
+  return check(libc().read(fd, into, into.length), "read");
+}
+
+/** The flags of an open file (fcntl(2) F_GETFL). */
+export function statusFlags(fd: number): number {
+  return check(libc().fcntl(fd, F_GETFL, 0), "fcntl(F_GETFL)");
+}
+
+export function setStatusFlags(fd: number, flags: number): void {
+  check(libc().fcntl(fd, F_SETFL, flags), "fcntl(F_SETFL)");
+}
+
+/** Whom signals about an open file go to (fcntl(2) F_GETOWN); 0: nobody */
+export function ownerOf(fd: number): number {
+  return libc().fcntl(fd, F_GETOWN, 0);
+}
+
+/** Whether two descriptors of ours are of one open file (kcmp(2) KCMP_FILE). */
+export function isSameOpenFile(fd1: number, fd2: number): boolean {
+  return check(libc().syscall5(SYS_KCMP, process.pid, process.pid, KCMP_FILE, fd1, fd2), "kcmp") === 0;
 }
 
 // ---- sockets
