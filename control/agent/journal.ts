@@ -7,6 +7,7 @@ import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { instanceSchema } from "../migration/watch-state.ts";
 
 const processSchema = z.strictObject({ pid: z.number().int().positive(), startTicks: z.string() });
 const containerSchema = z.strictObject({
@@ -44,6 +45,8 @@ const movingSchema = z.strictObject({
   criu: processSchema.nullable(),
   /** without a freezer: inner PIDs that job control had stopped before the move, and that stay stopped after it */
   stopped: z.array(z.number().int()),
+  /** source: what instances of inotify held that are empty now, or about to be */
+  watches: z.array(instanceSchema),
   /** source, relay: where the target's proxy takes links */
   link: z.strictObject({ address: z.string(), port: z.number().int() }).nullable(),
   /** target: nodes whose proxies hold clients, once it owns the workload */

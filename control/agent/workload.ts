@@ -27,6 +27,7 @@ import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
 import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
+import { putBack } from "../migration/watches.ts";
 import type { AgentContext } from "./context.ts";
 import { Debts } from "./debts.ts";
 import type { CheckReport } from "./finding.ts";
@@ -618,6 +619,7 @@ export class Workload {
     } catch (error) {
       this.#warn("go on here", error); // sessions may be lost; the application must not be
     }
+    await this.#putBackWatches();
     await this.#continueTree();
     await rm(runPath(container, "images"), { recursive: true, force: true });
   }
@@ -676,6 +678,12 @@ export class Workload {
     if (this.config.outbound !== "keep" || this.config.vip === null) return;
     const root = await applicationPid(this.container);
     if (root !== null) await unshieldOutbound(await treeOf(root), this.config.vip.address);
+  }
+
+  async #putBackWatches(): Promise<void> {
+    const warn = (error: unknown): void => this.#warn("watches", error);
+    const states = this.#journal.moving?.watches ?? [];
+    if (states.length > 0) await putBack(states, this.container, await this.freezer(), warn).catch(warn);
   }
 
   async #continueTree(): Promise<void> {

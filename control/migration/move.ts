@@ -1,5 +1,6 @@
 /** What a move is called, reports and results in: shared by both sides, the admin interface and the command line. */
 import { z } from "zod";
+import { instanceSchema } from "./watch-state.ts";
 
 /**
  *   prepare   nothing has happened to any client; most of the memory and the files are copied
@@ -132,6 +133,8 @@ export const restoreCall = z.strictObject({
       }),
     )
     .max(10_000),
+  /** what the instances of inotify, empty in the images, have to hold before anything runs */
+  watches: z.array(instanceSchema).max(10_000),
 });
 export type RestoreCall = z.infer<typeof restoreCall>;
 

@@ -26,6 +26,7 @@ import {
   stoppedOf,
   treeOf,
 } from "../container/processes.ts";
+import { loadRootfs } from "../container/rootfs.ts";
 import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { type ImageManifest, ImageSender } from "../criu/images.ts";
@@ -48,7 +49,10 @@ import { leaveOwnSockets } from "./own-sockets.ts";
 import { decideAtSource } from "./settle.ts";
 import { beginRepair, classifySockets, shieldOutbound } from "./sockets.ts";
 import { anonymousBytes, reservedBytes, tracedTree } from "./traced-tree.ts";
+import { refuseUnmovableFiles } from "./unmovable-files.ts";
 import { memoryOf } from "./verify-memory.ts";
+import { WatchedFiles } from "./watched-files.ts";
+import { countsOf, lift as liftWatches, lostWatches, scratch } from "./watches.ts";
 
 export interface DepartureOptions {
   to: string;
@@ -89,6 +93,7 @@ export class Departure {
   #adopting: Promise<void> = Promise.resolve();
   #memory: ReturnType<typeof memoryOf> | null = null;
   #finishing: Promise<ImageManifest> = Promise.resolve({});
+  #watched: WatchedFiles | null = null;
   #reserveTried = false;
   #commitTried = false;
   #granted = false;
@@ -172,6 +177,7 @@ export class Departure {
         step: "prepared",
         criu: null,
         stopped: [],
+        watches: [],
         link: null,
         edges: [],
       },
@@ -207,6 +213,7 @@ export class Departure {
       await this.#untilStopped(this.#sendFilesFirst(mount, pathInside(container, mount)));
     if (workload.downstream === "relay")
       await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
+    await this.#findWatchedFiles();
     await this.#startWorker();
     await this.#sendLayers();
   }
@@ -289,6 +296,7 @@ export class Departure {
             await this.#phase("capture", async () => {
               await this.#refuseSharedLocks();
               await Promise.all([this.#captureUpstream(), this.#closeOutbound()]);
+              await this.#liftWatches(); // last: up to here nothing that a process could tell has changed
             });
             captureMs = performance.now() - atMs;
           }
@@ -324,6 +332,30 @@ export class Departure {
     if (freezer !== null) await beginRepair(await treeOf(this.#root));
     this.#phasesMs.dump = performance.now() - startedMs - holdMs - captureMs;
     this.#report("dump", "done", this.#phasesMs.dump);
+  }
+
+  /** Finds watched files ahead, as there may be many. One that cannot be found is a reason when everything is frozen. */
+  async #findWatchedFiles(): Promise<void> {
+    const { container, config } = this.#workload;
+    const { rootfs } = await loadRootfs(config);
+    this.#watched = new WatchedFiles(container, rootfs.lower);
+    await lostWatches(this.#watched, await treeOf(this.#root));
+  }
+
+  async #liftWatches(): Promise<void> {
+    const pids = await treeOf(this.#root);
+    await refuseUnmovableFiles(pids);
+    const { container, context, name } = this.#workload;
+    const atMs = performance.now();
+    const states = await liftWatches(required(this.#watched), pids, scratch(container), (watches) =>
+      this.#workload.recordMoving({ watches }),
+    );
+    if (states.length > 0)
+      context.log.info(
+        { workload: name, ...countsOf(states), ms: round(performance.now() - atMs) },
+        "watches taken along",
+      );
+    context.faults.at("source:watches");
   }
 
   /** One taken since the preflight: the restore would wait for it until the deadline. */
@@ -399,8 +431,10 @@ export class Departure {
     );
     this.#result.imageBytes = required(this.#sender).sentBytes - this.#result.precopyBytes;
     const stopped = this.#workload.journal.moving?.stopped ?? [];
+    const watches = this.#workload.journal.moving?.watches ?? [];
     const root = required(await innerPid(this.#root));
-    const restore: RestoreCall = { manifest, root, outputPipes, stopped, openQueues: this.#queues };
+    const openQueues = this.#queues;
+    const restore: RestoreCall = { manifest, root, outputPipes, stopped, openQueues, watches };
     const queues = readQueues(this.#root);
     await Promise.all([this.#call("restore", restore, queues), this.#adopting]);
     await this.#verify();
@@ -547,6 +581,7 @@ export class Departure {
     await this.#worker?.close();
     if (outcome === "rolled-back") this.#channel?.close(); // a sender that waits for the target ends
     await this.#sender?.close();
+    this.#watched?.close();
     const stats = await readFile(`${this.#imagesDir}/stats-dump`).then(decodeStats, () => null);
     this.#result.criuMs.dump = round(((stats?.dump?.freezingUs ?? 0) + (stats?.dump?.frozenUs ?? 0)) / 1000);
     if (outcome === "moved") {

@@ -41,6 +41,8 @@ import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
 import { type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
+import type { InstanceState } from "./watch-state.ts";
+import { countsOf, overflowOf, put as putWatches } from "./watches.ts";
 
 const GRANT_MS_MAX = 5_000;
 
@@ -153,6 +155,7 @@ export class Arrival {
         step: "prepared",
         criu: null,
         stopped: [],
+        watches: [],
         link: null,
         edges: this.prepare.edges,
       },
@@ -301,6 +304,8 @@ export class Arrival {
     await this.#restored.promise;
     stands.remove();
     this.#throwIfEnding();
+    await this.#putWatches(restore.watches);
+    this.#throwIfEnding();
     this.#state = "restored";
     this.#workload.recordMoving({ step: "restored" });
     context.faults.at("target:restored");
@@ -310,6 +315,21 @@ export class Arrival {
     this.#expect("restored");
     await verifyMemory(required(await applicationPid(required(this.#container))), call, body);
     this.#throwIfEnding();
+  }
+
+  async #putWatches(watches: InstanceState[]): Promise<void> {
+    const { context, name } = this.#workload;
+    const container = required(this.#container);
+    const tree = await treeOf(required(await applicationPid(container)));
+    const atMs = performance.now();
+    for (const state of await putWatches(watches, container, tree))
+      context.log.warn({ workload: name, reason: messageOf(overflowOf(state)) }, "arrival: watches");
+    if (watches.length > 0)
+      context.log.info(
+        { workload: name, ...countsOf(watches), ms: Math.round(performance.now() - atMs) },
+        "arrival: watches set again",
+      );
+    context.faults.at("target:watches");
   }
 
   async #adoptDownstream(legs: Buffer): Promise<AdoptResult> {

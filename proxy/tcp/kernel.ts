@@ -185,8 +185,6 @@ const EPOLL_EVENTS_MAX = 512;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const F_DUPFD_CLOEXEC = 1030;
-const F_GETFL = 3;
-const F_SETFL = 4;
 const F_GETOWN = 9;
 /** include/uapi/linux/limits.h */
 const XATTR_SIZE_MAX = 65536;
