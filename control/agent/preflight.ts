@@ -7,6 +7,7 @@ import { treeOf } from "../container/processes.ts";
 import { applicationPid } from "../container/runtime.ts";
 import type { AgentContext } from "./context.ts";
 import { blocking, type Check, type CheckReport, type Finding, merged, runChecks } from "./finding.ts";
+import { fileChecks } from "./preflight-files.ts";
 import { nodeChecks } from "./preflight-node.ts";
 import { departureChecks } from "./preflight-source.ts";
 import { type ArrivalPlace, arrivalChecks } from "./preflight-target.ts";
@@ -23,7 +24,7 @@ export async function checkDeparture(workload: Workload): Promise<CheckReport> {
   const report = await runChecks([runs(running)], workload, scope);
   const { pids } = running;
   if (pids === null) return report;
-  return merged(report, await runChecks(departureChecks, { workload, pids }, scope));
+  return merged(report, await runChecks([...departureChecks, ...fileChecks], { workload, pids }, scope));
 }
 
 /** Of a workload that is to come here. */
