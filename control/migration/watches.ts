@@ -59,7 +59,7 @@ export async function instancesOf(pids: number[]): Promise<Instance[]> {
             ours,
             watches: readWatches(info).sort((one, other) => one.wd - other.wd),
             unreadBytes: kernel.bytesUnread(ours),
-            isAsync: (kernel.statusFlags(ours) & O_ASYNC) !== 0,
+            isAsync: (kernel.fileFlags(ours) & O_ASYNC) !== 0,
           });
       }
     }
@@ -384,8 +384,8 @@ function assertSame(state: InstanceState, present: SeenWatch[]): void {
 }
 
 function setAsync(inotify: number, isAsync: boolean): void {
-  const flags = kernel.statusFlags(inotify);
-  if (((flags & O_ASYNC) !== 0) !== isAsync) kernel.setStatusFlags(inotify, flags ^ O_ASYNC);
+  const flags = kernel.fileFlags(inotify);
+  if (((flags & O_ASYNC) !== 0) !== isAsync) kernel.setFileFlags(inotify, flags ^ O_ASYNC);
 }
 
 function withFolder<T>(folder: string, work: () => T): T {

@@ -560,15 +560,6 @@ export function read(fd: number, into: Buffer): number {
   return check(libc().read(fd, into, into.length), "read");
 }
 
-/** The flags of an open file (fcntl(2) F_GETFL). */
-export function statusFlags(fd: number): number {
-  return check(libc().fcntl(fd, F_GETFL, 0), "fcntl(F_GETFL)");
-}
-
-export function setStatusFlags(fd: number, flags: number): void {
-  check(libc().fcntl(fd, F_SETFL, flags), "fcntl(F_SETFL)");
-}
-
 /** Whom signals about an open file go to (fcntl(2) F_GETOWN); 0: nobody */
 export function ownerOf(fd: number): number {
   return libc().fcntl(fd, F_GETOWN, 0);

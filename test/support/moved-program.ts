@@ -98,9 +98,16 @@ export class MovedProgram {
   /** the node the program is on */
   at: string;
   readonly #agents: Map<string, LabAgent>;
+  readonly #workload: Record<string, unknown>;
 
-  private constructor(lab: Lab, options: ProgramOptions, agents: Map<string, LabAgent>) {
+  private constructor(
+    lab: Lab,
+    options: ProgramOptions,
+    agents: Map<string, LabAgent>,
+    workload: Record<string, unknown>,
+  ) {
     this.lab = lab;
+    this.#workload = workload;
     this.nodes = [...lab.nodes.keys()];
     this.at = this.nodes[0] ?? "a";
     const vip = options.vip ?? "10.99.0.50/24";
@@ -126,7 +133,7 @@ export class MovedProgram {
         await lab.startAgent(node, { workloads: [{ ...workload, start: node === nodes[0] }] }, { env }),
       );
     });
-    const program = new MovedProgram(lab, options, agents);
+    const program = new MovedProgram(lab, options, agents, workload);
     const { workloads } = await program.ask<{ workloads: { state: string }[] }>("GET", "/v1/status");
     assert.equal(workloads[0]?.state, "running", program.story());
     return program;
@@ -136,6 +143,13 @@ export class MovedProgram {
     const agent = this.#agents.get(node);
     assert.ok(agent, `no agent on ${node}`);
     return agent;
+  }
+
+  /** Waits until an agent has ended by its fault, and starts the next one. */
+  async nextAgent(node: string): Promise<void> {
+    await until(`agent ${node} ends`, () => this.agent(node).exited);
+    const start = node === this.nodes[0];
+    this.#agents.set(node, await this.lab.startAgent(node, { workloads: [{ ...this.#workload, start }] }));
   }
 
   /** One request to the admin interface of a node (default: where the program is). The last line of its answer. */
