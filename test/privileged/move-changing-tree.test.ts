@@ -1,8 +1,12 @@
 /** A tree that is never the same for long moves like any other: forks for each request, programs for each request, workers of two seconds. */
 import assert from "node:assert/strict";
+import { mkdtempSync, statSync, writeFileSync } from "node:fs";
 import type { Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { lacking, type MovedProgram, until, withProgram } from "../support/moved-program.ts";
+import { withPythonShell } from "../support/python-shell.ts";
 
 const port = 8080;
 const moves = Number(process.env.HOLDFAST_TEST_MOVES ?? 4);
@@ -108,5 +112,57 @@ test(`a tree that forks all the time moves ${moves} times of ${moves}`, {
       asker.answers.map((answer) => Number(answer.split(" ")[0])),
       asker.answers.map((_, index) => index + 1),
     );
+  });
+});
+
+/** Forks a child that stays when it is sent SIGUSR1. */
+const forks = `
+kids = []
+def fork(*_):
+    pid = os.fork()
+    if pid == 0:
+        while True: signal.pause()
+    kids.append(pid)
+signal.signal(signal.SIGUSR1, fork)
+`;
+
+/**
+ * Just before the freeze: has the application fork a child with the number of the CRIU that waits on the other node to restore it.
+ */
+const collide = (source: number, target: number): string => `
+import glob, os, signal, subprocess, sys, time
+def read(path):
+    try: return open(path, "rb").read()
+    except OSError: return b""
+def has(pid, network, word):
+    try: return os.stat("/proc/%s/ns/net" % pid).st_ino == network and word in read("/proc/%s/cmdline" % pid)
+    except OSError: return False
+def pids(): return [path.split("/")[2] for path in glob.glob("/proc/[0-9]*")]
+def inner(pid): return int(([line for line in read("/proc/%s/status" % pid).decode().splitlines() if line.startswith("NSpid:")] or ["0"])[0].split()[-1])
+own = os.readlink("/proc/self/ns/pid")
+[criu] = [pid for pid in pids() if has(pid, ${target}, b"swrk") and os.readlink("/proc/%s/ns/pid" % pid) != own]
+wanted = inner(criu)
+shell = [pid for pid in pids() if has(pid, ${source}, b"/srv/shell.py")][0]
+for attempt in range(20):
+    subprocess.run(["nsenter", "-t", shell, "-p", "--", "/bin/sh", "-c", "echo %d > /proc/sys/kernel/ns_last_pid" % (wanted - 1)], check=True)
+    os.kill(int(shell), signal.SIGUSR1)
+    time.sleep(0.2)
+    if wanted in [inner(pid) for pid in pids() if has(pid, ${source}, b"/srv/shell.py")]: sys.exit(0)
+sys.exit("no child got number %d" % wanted)
+`;
+
+test("a child that has the number of the CRIU that is to restore it", {
+  skip: lacking("python3"),
+}, async () => {
+  const faults = join(mkdtempSync(join(tmpdir(), "hf-numbers-")), "faults");
+  await withPythonShell({ faults: { a: `file:${faults}` } }, async (program, run) => {
+    assert.equal(await run(`exec(${JSON.stringify(forks)}, scope)`), "None");
+    const script = `${faults}.py`;
+    const network = (node: string): number => statSync(`/run/netns/${program.lab.place(node).netns}`).ino;
+    writeFileSync(script, collide(network("a"), network("b")));
+    writeFileSync(faults, `exec@source:hold=/usr/bin/python3 ${script}`);
+    await program.move("b");
+    assert.notEqual(await run("kids"), "[]");
+    assert.equal(await run("[pid for pid in kids if os.waitpid(pid, os.WNOHANG)[0] != 0]"), "[]");
   });
 });
