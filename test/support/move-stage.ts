@@ -21,7 +21,7 @@ export const WORKLOAD = "chat";
 export const VIP = "10.99.0.50";
 export const PORT = 8080;
 const APP_PORT = 9000;
-const SETTLE_MS_MAX = 8_000;
+const SETTLE_MS_MAX = 30_000;
 const POLL_MS = 20;
 
 export interface StageOptions {
