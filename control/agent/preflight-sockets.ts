@@ -89,11 +89,20 @@ export async function checkSockets(place: SocketsPlace, add: Add): Promise<void>
 }
 
 async function look(place: SocketsPlace): Promise<Told[]> {
+  const connected = await connectedRaw();
   const inodes = await socketInodes(place.pids);
   const told: Told[] = [];
   for (const [inode, at] of inodes) {
     const found = withSocketAt(at, (fd) => lookAt(fd, inode, place));
     for (const one of found ?? []) told.push({ ...one, place: at });
+    if (connected.has(inode))
+      told.push({
+        id: "socket.raw-connected",
+        severity: "error",
+        what: `raw or ping socket ${inode} is connected to a peer, which CRIU does not carry`,
+        cure: "let the application name the peer each time it sends (sendto(2))",
+        place: at,
+      });
   }
   return [
     ...told,
@@ -258,6 +267,19 @@ function hasProgram(fd: number): boolean {
     if (error instanceof HoldfastError && error.code === "EACCES") return true;
     throw error;
   }
+}
+
+/** Inodes of raw and ping sockets with a peer: getpeername(2) knows none without a port (proc(5), /proc/net). */
+async function connectedRaw(): Promise<Set<number>> {
+  const inodes = new Set<number>();
+  for (const table of ["raw", "raw6", "icmp", "icmp6"]) {
+    const text = await readFile(`/proc/thread-self/net/${table}`, "utf8").catch(() => "");
+    for (const line of text.split("\n").slice(1)) {
+      const fields = line.trim().split(/\s+/);
+      if (/[1-9A-F]/.test(fields[2]?.split(":")[0] ?? "")) inodes.add(Number(fields[9]));
+    }
+  }
+  return inodes;
 }
 
 // ---- sockets beside each other ----

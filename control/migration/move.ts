@@ -82,6 +82,8 @@ export const prepareCall = z.strictObject({
   /** the restored tree needs every thread id up to this one free */
   highestTid: count.max(4_194_304),
   upstreamPorts: z.array(port).max(64),
+  /** where its Unix datagram sockets send to, outside the container */
+  unixPeers: z.array(z.string().max(4_096)).max(1_000),
 });
 export type PrepareCall = z.infer<typeof prepareCall>;
 

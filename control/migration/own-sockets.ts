@@ -12,6 +12,8 @@
  *     not (or has) looked
  *   connecting                                      connects anew, from there
  *   UDP, connected to others                        the same port and peer, from the address of that node
+ *   datagrams that were not read                    the same, from the same senders
+ *   in multicast groups                             in the same groups, on the device of the same name
  *   bound to the node's address                     bound to that node's address in the same network
  */
 import { readFileSync, writeFileSync } from "node:fs";
@@ -25,13 +27,22 @@ import { innerPid } from "../container/processes.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
 import { isHere, isLoopback, isUnspecified, ownAddressFor, unspecifiedLike } from "./addresses.ts";
 import { beginConnecting, end, endOf, tcpInfo, unreadOf } from "./ended-connection.ts";
+import {
+  type DeviceGroup,
+  deviceGroups,
+  join as joinGroup,
+  membership,
+  membershipsOf,
+} from "./group-memberships.ts";
 import { isTcp, type SocketPlace, socketInodes, withSocketAt } from "./sockets.ts";
+import { receiveAgain, unreadDatagram, unreadDatagramsOf } from "./unread-datagrams.ts";
 
 /** In the folder of the images: it goes to the target with them, and outlives an agent. */
 const FILE = "own-sockets.json";
-/** Unread bytes carried for connections that are over; what is beyond is lost, as in any reset. */
+/** Unread bytes carried for one socket: what the kernel keeps for one by default, 20 times. What is beyond is lost. */
 const UNREAD_BYTES_MAX = 4 * 1024 * 1024;
 const SOCKETS_MAX = 100_000;
+const GROUPS_MAX = 10_000;
 
 const endpoint = z.strictObject({
   address: z.ipv4().or(z.ipv6()),
@@ -60,8 +71,15 @@ const internal = z.strictObject({
   kind: z.literal("internal"),
   inode: z.number().int(),
 });
+const datagram = z.strictObject({
+  kind: z.literal("datagram"),
+  inode: z.number().int(),
+  place,
+  groups: z.array(membership).max(GROUPS_MAX),
+  unread: z.array(unreadDatagram),
+});
 const record = z.strictObject({
-  sockets: z.array(z.discriminatedUnion("kind", [ended, connecting, internal])).max(SOCKETS_MAX),
+  sockets: z.array(z.discriminatedUnion("kind", [ended, connecting, internal, datagram])).max(SOCKETS_MAX),
 });
 export type OwnSockets = z.infer<typeof record>;
 type OwnSocket = OwnSockets["sockets"][number];
@@ -74,10 +92,16 @@ type OwnSocket = OwnSockets["sockets"][number];
  */
 export async function leaveOwnSockets(imagesDir: string, pids: number[], cut: DiagSocket[]): Promise<void> {
   const inodes = await socketInodes(pids);
+  const listed = listSockets();
+  const alive = new Set(listed.map(({ inode }) => inode));
+  // sessions are many, and all there is to know of them is in the list
+  const others = new Map([...inodes].filter(([inode]) => !alive.has(inode)));
   const sockets = [
     ...(await cutConnections(inodes, cut)),
-    ...(await deadConnections(inodes)),
-    ...internalConnections(inodes),
+    ...(await deadConnections(others)),
+    ...internalConnections(listed.filter(({ inode }) => inodes.has(inode))),
+    ...internalDatagrams(others),
+    ...(await datagramSockets(others)),
   ];
   writeFileSync(join(imagesDir, FILE), JSON.stringify({ sockets } satisfies OwnSockets), { mode: 0o600 });
   for (const { inode } of cut) {
@@ -113,10 +137,8 @@ async function cutConnections(inodes: Map<number, SocketPlace>, cut: DiagSocket[
 
 /** sock_diag does not list them: in state CLOSE a socket is in no table of the kernel's. */
 async function deadConnections(inodes: Map<number, SocketPlace>): Promise<OwnSocket[]> {
-  const alive = new Set(listSockets().map(({ inode }) => inode));
   const found: OwnSocket[] = [];
   for (const [inode, at] of inodes) {
-    if (alive.has(inode)) continue;
     const ending = withSocketAt(at, (fd) =>
       isTcp(fd) && tcpInfo(fd).state === kernel.TCP_CLOSE && kernel.lastPeer(fd) !== null
         ? endOf(fd, UNREAD_BYTES_MAX)
@@ -138,22 +160,41 @@ async function deadConnections(inodes: Map<number, SocketPlace>): Promise<OwnSoc
 }
 
 /** An application that talks to itself by way of the node's address goes on doing so by way of the other node's. */
-function internalConnections(inodes: Map<number, SocketPlace>): OwnSocket[] {
-  const mine = listSockets().filter(({ inode }) => inodes.has(inode));
+function internalConnections(mine: DiagSocket[]): OwnSocket[] {
   const ends = new Set(mine.map(({ local, remote }) => endKey(local, remote)));
-  const found: OwnSocket[] = mine
+  return mine
     .filter(({ local, remote }) => !isLoopback(local.address) && ends.has(endKey(remote, local)))
     .map(({ inode }) => ({ kind: "internal", inode }));
-  const datagram: { inode: number; local: Endpoint; remote: Endpoint | null }[] = [];
+}
+
+function internalDatagrams(inodes: Map<number, SocketPlace>): OwnSocket[] {
+  const found: OwnSocket[] = [];
+  const all: { inode: number; local: Endpoint; remote: Endpoint | null }[] = [];
   for (const [inode, at] of inodes)
     withSocketAt(at, (fd) => {
-      if (isDatagram(fd))
-        datagram.push({ inode, local: kernel.getsockname(fd), remote: kernel.lastPeer(fd) });
+      if (isDatagram(fd)) all.push({ inode, local: kernel.getsockname(fd), remote: kernel.lastPeer(fd) });
     });
-  for (const { inode, remote } of datagram) {
+  for (const { inode, remote } of all) {
     if (remote === null || isLoopback(remote.address) || !isHere(remote.address)) continue;
-    if (datagram.some(({ local }) => local.port === remote.port && canReceive(local.address, remote.address)))
+    if (all.some(({ local }) => local.port === remote.port && canReceive(local.address, remote.address)))
       found.push({ kind: "internal", inode });
+  }
+  return found;
+}
+
+/** What CRIU drops of them. */
+async function datagramSockets(inodes: Map<number, SocketPlace>): Promise<OwnSocket[]> {
+  let groups: DeviceGroup[] | null = null;
+  const found: OwnSocket[] = [];
+  for (const [inode, at] of inodes) {
+    const seen = withSocketAt(at, (fd) => {
+      if (!isInternet(fd) || typeOf(fd) === kernel.SOCK_STREAM) return null;
+      groups ??= deviceGroups();
+      const unread = isDatagram(fd) ? unreadDatagramsOf(fd, UNREAD_BYTES_MAX) : [];
+      return { groups: membershipsOf(fd, groups), unread };
+    });
+    if (seen !== null && seen.groups.length + seen.unread.length > 0)
+      found.push({ kind: "datagram", inode, place: await inside(at), ...seen });
   }
   return found;
 }
@@ -199,7 +240,8 @@ export function fitOwnSockets(imagesDir: string, own: OwnSockets, vip: string | 
     here.set(address, known);
     return known;
   };
-  const kinds = new Map(own.sockets.map((socket) => [socket.inode, socket.kind]));
+  const kinds = new Map<number, OwnSocket["kind"]>();
+  for (const { inode, kind } of own.sockets) if (kind !== "datagram") kinds.set(inode, kind);
   const image = rewriteInetSockets(readFileSync(path), (socket) => {
     if (kernel.unmapped(socket.local.address) === vip && !kinds.has(socket.inode)) needsVip = true;
     return fitted(socket, kinds.get(socket.inode), moves);
@@ -231,10 +273,12 @@ function fitted(
     const there = moves(remote.address) ? remote.address : ownAddressFor(remote.address);
     return { local: mine, remote: { ...remote, address: there }, state, keepShutdown: true };
   }
+  const isTcp = socket.type === kernel.SOCK_STREAM;
+  // a listener or a connection at an address that is not here: CRIU says so, and the move rolls back
+  if (isTcp && state !== kernel.TCP_CLOSE) return null;
   // connect(2) finds the address that reaches the peer
-  if (socket.protocol !== kernel.IPPROTO_TCP && remote.port !== 0)
-    return { local: { ...local, address: nobody.address }, remote, state, keepShutdown: true };
-  return { local: mine, remote, state, keepShutdown: true };
+  const bound = isTcp || remote.port === 0 ? mine : { ...local, address: nobody.address };
+  return { local: bound, remote, state, keepShutdown: true };
 }
 
 /**
@@ -257,6 +301,7 @@ export async function takeBackOwnSockets(imagesDir: string, pids: number[]): Pro
 
 async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
   if (sockets.length === 0) return;
+  const groups = sockets.some(({ kind }) => kind === "datagram") ? deviceGroups() : [];
   const byInner = new Map<number, number>();
   for (const pid of pids) byInner.set((await innerPid(pid)) ?? -1, pid);
   for (const socket of sockets) {
@@ -264,6 +309,11 @@ async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
     const pid = byInner.get(socket.place.pid);
     if (pid === undefined) continue;
     withSocketAt({ pid, fd: socket.place.fd }, (fd) => {
+      if (socket.kind === "datagram") {
+        for (const group of socket.groups) joinGroup(fd, group, groups);
+        if (socket.unread.length > 0) receiveAgain(fd, socket.unread);
+        return;
+      }
       // one that is connected again has been put back before
       if (!isTcp(fd) || tcpInfo(fd).state !== kernel.TCP_CLOSE || kernel.lastPeer(fd) !== null) return;
       if (socket.kind === "connecting") beginConnecting(fd, socket.to);

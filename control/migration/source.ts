@@ -49,6 +49,7 @@ import { leaveOwnSockets } from "./own-sockets.ts";
 import { decideAtSource } from "./settle.ts";
 import { beginRepair, classifySockets, shieldOutbound } from "./sockets.ts";
 import { anonymousBytes, reservedBytes, tracedTree } from "./traced-tree.ts";
+import { unixPeersOutside } from "./unix-peers.ts";
 import { refuseUnmovableFiles } from "./unmovable-files.ts";
 import { memoryOf } from "./verify-memory.ts";
 import { WatchedFiles } from "./watched-files.ts";
@@ -203,6 +204,7 @@ export class Departure {
       reservedBytes: await reservedBytes(pids),
       highestTid: await highestInnerTid(pids),
       upstreamPorts: workload.config.ports.map((port) => port.upstream.port),
+      unixPeers: await unixPeersOutside(pids),
     };
     await this.#call("prepare", prepare);
     await this.#untilStopped(this.#sendFilesFirst("layer", runPath(container, "layer")));

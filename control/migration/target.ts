@@ -40,6 +40,7 @@ import { decideAtTarget, delay, isNoAnswer } from "./settle.ts";
 import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
+import { refuseMissingUnixPeers } from "./unix-peers.ts";
 import { type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
 import type { InstanceState } from "./watch-state.ts";
 import { countsOf, overflowOf, put as putWatches } from "./watches.ts";
@@ -199,6 +200,7 @@ export class Arrival {
     const container = await required(this.#created);
     this.#container = container;
     workload.record({ container });
+    await refuseMissingUnixPeers(container, this.prepare.unixPeers);
     context.faults.at("target:standby");
     const link = await workload.standbyProxy(this.prepare.epoch);
     const images = runPath(container, "images");

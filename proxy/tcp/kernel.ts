@@ -226,6 +226,7 @@ interface Libc {
   ioctl: Call;
   lseek: Call;
   recv: Call;
+  recvfrom: Call;
   send: Call;
   sendto: Call;
   shutdown: Call;
@@ -279,6 +280,7 @@ function libc(): Libc {
     getsockopt: call("int getsockopt(int, int, int, void *, void *)"),
     ioctl: call("int ioctl(int, ulong, void *)"),
     recv: call("long recv(int, void *, size_t, int)"),
+    recvfrom: call("long recvfrom(int, void *, size_t, int, void *, void *)"),
     send: call("long send(int, const void *, size_t, int)"),
     sendto: call("long sendto(int, const void *, size_t, int, const void *, uint32_t)"),
     shutdown: call("int shutdown(int, int)"),
@@ -751,6 +753,20 @@ export function trySend(fd: number, bytes: Buffer): number {
 export function tryRecv(fd: number, into: Buffer): number {
   const received = libc().recv(fd, into, into.length, MSG_DONTWAIT);
   return received < 0 ? -koffi.errno() : received;
+}
+
+/** A datagram of an Internet socket, and who sent it; null when none is there. */
+export function tryRecvFrom(
+  fd: number,
+  into: Buffer,
+  flags: number,
+): { length: number; from: Endpoint } | null {
+  lengthView.setUint32(0, sockaddr.length, true);
+  const received = libc().recvfrom(fd, into, into.length, flags, sockaddr, length);
+  if (received >= 0) return { length: received, from: decodeSockaddr() };
+  const errno = koffi.errno();
+  if (errno === constants.errno.EAGAIN) return null;
+  throw failure("recvfrom", errno);
 }
 
 /** A connection, non-blocking and close-on-exec; -errno where there is none. */

@@ -1,0 +1,47 @@
+/**
+ * Names outside the container to which the application's datagram sockets are connected (`/dev/log`, say). CRIU connects
+ * them to the same names on the other node: somebody has to be there.
+ */
+import { lstat } from "node:fs/promises";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { type ContainerRecord, pathInside } from "../container/runtime.ts";
+import { listUnixSockets } from "../container/unix-sockets.ts";
+import { socketInodes } from "./sockets.ts";
+
+/** At the source: paths as the container sees them, and `@NAME` of abstract ones. */
+export async function unixPeersOutside(pids: number[]): Promise<string[]> {
+  const mine = await socketInodes(pids);
+  const all = new Map(listUnixSockets().map((socket) => [socket.inode, socket]));
+  const names = new Set<string>();
+  for (const inode of mine.keys()) {
+    const socket = all.get(inode);
+    const peer = all.get(socket?.peer ?? 0);
+    if (
+      socket?.type === kernel.SOCK_DGRAM &&
+      peer !== undefined &&
+      !mine.has(peer.inode) &&
+      peer.name !== null
+    )
+      names.add(peer.name);
+  }
+  return [...names];
+}
+
+/** At the target, before anybody is held. @throws HoldfastError `UNIX_PEER_MISSING` */
+export async function refuseMissingUnixPeers(container: ContainerRecord, names: string[]): Promise<void> {
+  const here = new Set(listUnixSockets().map(({ name }) => name));
+  for (const name of names) {
+    const isThere = name.startsWith("@")
+      ? here.has(name)
+      : await lstat(pathInside(container, name)).then(
+          (found) => found.isSocket(),
+          () => false,
+        );
+    if (isThere) continue;
+    throw new HoldfastError(
+      `the application sends to the Unix socket ${name}, and nobody has it there: start the same service on that node, or mount it`,
+      { code: "UNIX_PEER_MISSING", source: "container" },
+    );
+  }
+}

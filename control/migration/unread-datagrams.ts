@@ -1,0 +1,125 @@
+/**
+ * Datagrams that a UDP socket has received and its application has not read. CRIU 4.2 drops them: what one process of the
+ * application has sent to another over the loopback device would be lost.
+ *
+ * Read by looking (MSG_PEEK with SO_PEEK_OFF, socket(7)), so nothing changes at the source. At the target each is sent to the
+ * socket once more, from whom it was, through a raw socket to this node's own address: it travels over the loopback
+ * device only. Of a datagram only its bytes and its sender are kept: not the address it came to, nor its time of arrival.
+ */
+import { isIPv6 } from "node:net";
+import * as z from "zod";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { internetChecksum } from "#proxy/tcp/checksum.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { isLoopback, isUnspecified, ownAddressFor } from "./addresses.ts";
+
+const SO_PEEK_OFF = 42;
+const DATAGRAM_BYTES_MAX = 65_536;
+const DATAGRAMS_MAX = 10_000;
+const IPV4_HEADER_BYTES = 20;
+const IPV6_HEADER_BYTES = 40;
+const UDP_HEADER_BYTES = 8;
+const HOP_LIMIT = 64;
+
+export const unreadDatagram = z.strictObject({
+  from: z.strictObject({
+    address: z.ipv4().or(z.ipv6()),
+    port: z.number().int().min(0).max(65_535),
+  }),
+  bytes: z.base64(),
+});
+export type UnreadDatagram = z.infer<typeof unreadDatagram>;
+
+/** Oldest first, at most `bytesMax` bytes of them. Nothing is taken. */
+export function unreadDatagramsOf(fd: number, bytesMax: number): UnreadDatagram[] {
+  if ((kernel.pollNow(fd, kernel.POLLIN) & kernel.POLLIN) === 0) return [];
+  const before = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, SO_PEEK_OFF);
+  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, SO_PEEK_OFF, 0);
+  const found: UnreadDatagram[] = [];
+  const into = Buffer.alloc(DATAGRAM_BYTES_MAX);
+  let bytes = 0;
+  try {
+    while (found.length < DATAGRAMS_MAX && bytes <= bytesMax) {
+      const seen = kernel.tryRecvFrom(fd, into, kernel.MSG_PEEK | kernel.MSG_DONTWAIT);
+      if (seen === null) break;
+      bytes += seen.length;
+      found.push({ from: seen.from, bytes: into.toString("base64", 0, seen.length) });
+    }
+  } finally {
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, SO_PEEK_OFF, before);
+  }
+  return found;
+}
+
+/** @throws HoldfastError `DATAGRAMS_LOST` when the socket has not got them */
+export function receiveAgain(fd: number, datagrams: UnreadDatagram[]): void {
+  const local = kernel.getsockname(fd);
+  for (const { from, bytes } of datagrams) inject(from, local, Buffer.from(bytes, "base64"));
+  if ((kernel.pollNow(fd, kernel.POLLIN) & kernel.POLLIN) === 0)
+    throw new HoldfastError("datagrams that the application has not read could not be given to it again", {
+      code: "DATAGRAMS_LOST",
+      source: "kernel",
+    });
+}
+
+function inject(from: Endpoint, local: Endpoint, payload: Buffer): void {
+  const sender = { ...from, address: kernel.unmapped(from.address) };
+  const source = kernel.addressBytes(sender.address);
+  const to = { address: addressHere(local.address, sender.address), port: local.port };
+  const target = kernel.addressBytes(to.address);
+  const length = UDP_HEADER_BYTES + payload.length;
+  const udp = Buffer.alloc(UDP_HEADER_BYTES);
+  udp.writeUInt16BE(sender.port, 0);
+  udp.writeUInt16BE(to.port, 2);
+  udp.writeUInt16BE(length, 4);
+  const lengthAndProtocol = Buffer.alloc(4);
+  lengthAndProtocol.writeUInt16BE(kernel.IPPROTO_UDP, 0);
+  lengthAndProtocol.writeUInt16BE(length, 2);
+  const sum = internetChecksum(source, target, lengthAndProtocol, udp, payload);
+  udp.writeUInt16BE(sum === 0 ? 0xffff : sum, 6); // RFC 768: 0 means none
+  const ip = source.length === 4 ? ipv4Header(source, target, length) : ipv6Header(source, target, length);
+  const domain = source.length === 4 ? kernel.AF_INET : kernel.AF_INET6;
+  const raw = kernel.socket(domain, kernel.SOCK_RAW | kernel.SOCK_CLOEXEC, kernel.IPPROTO_RAW);
+  try {
+    kernel.sendto(raw, Buffer.concat([ip, udp, payload]), 0, { address: to.address, port: 0 });
+  } finally {
+    kernel.close(raw);
+  }
+}
+
+/** Where a datagram from there reaches the socket on this node. */
+function addressHere(bound: string, from: string): string {
+  const plain = kernel.unmapped(bound);
+  if (!isUnspecified(plain) && isIPv6(plain) === isIPv6(from) && !isGroup(plain)) return plain;
+  if (isLoopback(from)) return isIPv6(from) ? "::1" : "127.0.0.1";
+  return ownAddressFor(from);
+}
+
+function isGroup(address: string): boolean {
+  const [first = 0] = kernel.addressBytes(address);
+  return isIPv6(address) ? first === 0xff : first >= 224;
+}
+
+function ipv4Header(source: Buffer, target: Buffer, length: number): Buffer {
+  const header = Buffer.alloc(IPV4_HEADER_BYTES);
+  header.writeUInt8(0x45, 0);
+  header.writeUInt16BE(IPV4_HEADER_BYTES + length, 2);
+  header.writeUInt8(HOP_LIMIT, 8);
+  header.writeUInt8(kernel.IPPROTO_UDP, 9);
+  source.copy(header, 12);
+  target.copy(header, 16);
+  header.writeUInt16BE(internetChecksum(header), 10);
+  return header;
+}
+
+function ipv6Header(source: Buffer, target: Buffer, length: number): Buffer {
+  const header = Buffer.alloc(IPV6_HEADER_BYTES);
+  header.writeUInt8(0x60, 0);
+  header.writeUInt16BE(length, 4);
+  header.writeUInt8(kernel.IPPROTO_UDP, 6);
+  header.writeUInt8(HOP_LIMIT, 7);
+  source.copy(header, 8);
+  target.copy(header, 24);
+  return header;
+}

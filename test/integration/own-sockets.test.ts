@@ -1,0 +1,140 @@
+/** What a move takes off an application's sockets and puts back. The application is this process; real sockets on the loopback device. */
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import {
+  fitOwnSockets,
+  leaveOwnSockets,
+  readOwnSockets,
+  takeBackOwnSockets,
+} from "#control/migration/own-sockets.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+
+const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd(2), SO_SNDBUFFORCE";
+const pids = [process.pid];
+
+let dir: string;
+let opened: number[];
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "hf-own-"));
+  opened = [];
+});
+afterEach(() => {
+  for (const fd of opened) kernel.close(fd);
+  rmSync(dir, { recursive: true, force: true });
+});
+
+function listener(backlog: number): { fd: number; port: number } {
+  const fd = kernel.tcpSocket(4);
+  opened.push(fd);
+  kernel.bind(fd, { address: "127.0.0.1", port: 0 });
+  kernel.listen(fd, backlog);
+  return { fd, port: kernel.getsockname(fd).port };
+}
+
+function dial(port: number): { fd: number; local: number } {
+  const fd = kernel.tcpSocket(4);
+  opened.push(fd);
+  kernel.tryConnect(fd, { address: "127.0.0.1", port });
+  return { fd, local: kernel.getsockname(fd).port };
+}
+
+function listed(port: number): DiagSocket {
+  const found = listSockets({ localPort: port }).find(({ state }) => state !== "LISTEN");
+  assert.ok(found);
+  return found;
+}
+
+function read(fd: number): string {
+  const into = Buffer.alloc(64);
+  try {
+    return into.subarray(0, kernel.recv(fd, into, kernel.MSG_DONTWAIT)).toString();
+  } catch (error) {
+    assert.ok(error instanceof HoldfastError);
+    return error.code;
+  }
+}
+
+describe("what a rolled-back move has taken off", { skip }, () => {
+  it("a connection to others says what it had said, and then that it was reset", async () => {
+    const { fd: server, port } = listener(1);
+    const { fd, local } = dial(port);
+    const peer = kernel.accept(server, kernel.SOCK_CLOEXEC);
+    opened.push(peer);
+    kernel.send(peer, Buffer.from("so far"), 0);
+    await leaveOwnSockets(dir, pids, [listed(local)]);
+    assert.equal(read(peer), "ECONNRESET", "the peer was not told");
+    for (const _ of ["once", "and again, by the next agent"]) await takeBackOwnSockets(dir, pids);
+    assert.deepEqual([read(fd), read(fd), read(fd)], ["so far", "ECONNRESET", ""]);
+  });
+
+  it("one whose peer had finished is read to its end", async () => {
+    const { fd: server, port } = listener(1);
+    const { fd, local } = dial(port);
+    const peer = kernel.accept(server, kernel.SOCK_CLOEXEC);
+    kernel.send(peer, Buffer.from("good bye"), 0);
+    kernel.close(peer);
+    await leaveOwnSockets(dir, pids, [listed(local)]);
+    await takeBackOwnSockets(dir, pids);
+    assert.deepEqual([read(fd), read(fd)], ["good bye", ""]);
+  });
+
+  it("one that was being made is made after all, and is blocking or not as before", async () => {
+    const { fd: server, port } = listener(0);
+    dial(port); // fills the queue: what comes now is not answered
+    const { fd, local } = dial(port);
+    const flags = kernel.fileFlags(fd);
+    const socket = listed(local);
+    assert.equal(socket.state, "SYN_SENT");
+    await leaveOwnSockets(dir, pids, [socket]);
+    await takeBackOwnSockets(dir, pids);
+    await takeBackOwnSockets(dir, pids);
+    assert.equal(kernel.fileFlags(fd), flags);
+    assert.equal(read(fd), "EAGAIN");
+    opened.push(kernel.accept(server, kernel.SOCK_CLOEXEC));
+    while ((kernel.pollNow(fd, 4) & 4) === 0) await sleep(10); // the next SYN is sent after a second
+    assert.equal(kernel.getpeername(fd).port, port);
+    assert.equal(kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR), 0);
+  });
+
+  it("nothing else is touched", async () => {
+    const { fd: server, port } = listener(1);
+    const { fd, local } = dial(port);
+    const peer = kernel.accept(server, kernel.SOCK_CLOEXEC);
+    opened.push(peer);
+    const udp = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK, 0);
+    const other = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM, 0);
+    opened.push(udp, other);
+    kernel.bind(udp, { address: "127.0.0.1", port: 0 });
+    const to = kernel.getsockname(udp);
+    for (const text of ["one", "", "three"]) kernel.sendto(other, Buffer.from(text), 0, to);
+    await leaveOwnSockets(dir, pids, []);
+    await takeBackOwnSockets(dir, pids);
+    assert.deepEqual([read(udp), read(udp), read(udp), read(udp)], ["one", "", "three", "EAGAIN"]);
+    kernel.send(peer, Buffer.from("still here"), 0);
+    assert.equal(read(fd), "still here");
+    assert.equal(listed(local).state, "ESTABLISHED");
+  });
+});
+
+describe("what a source says of its sockets", { skip }, () => {
+  it("is checked before it is used", () => {
+    assert.equal(readOwnSockets(dir), null);
+    for (const text of [
+      "",
+      "{}",
+      `{"sockets":[{"kind":"ended"}]}`,
+      `{"sockets":[{"kind":"internal","inode":"1"}]}`,
+    ]) {
+      writeFileSync(join(dir, "own-sockets.json"), text);
+      assert.throws(() => readOwnSockets(dir), { code: "OWN_SOCKETS_INVALID" });
+    }
+    writeFileSync(join(dir, "files.img"), "not an image");
+    assert.throws(() => fitOwnSockets(dir, { sockets: [] }, undefined), { code: "FILES_IMAGE_INVALID" });
+  });
+});
