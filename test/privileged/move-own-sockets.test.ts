@@ -179,7 +179,7 @@ describe("sockets of the application's own", { skip }, () => {
           const joined =
             `sorted(l.split()[0] for l in open("/proc/net/igmp") if l.startswith("\t") and not "010000E0" in l), ` +
             `[l.split()[2] for l in open("/proc/net/igmp6") if "eth0" in l and l.split()[2].startswith("ff15")], ` +
-            `open("/proc/net/mcfilter").read().split("\n")[1:]`;
+            `[l.split()[1:4] for l in open("/proc/net/mcfilter").read().splitlines()[1:]]`;
           const groupsBefore = await say(joined);
           assert.match(groupsBefore, /'010101E8', '010101EF'.*ff15/);
           // TCP that is bound and not connected
@@ -277,7 +277,7 @@ describe("sockets of the application's own", { skip }, () => {
       }),
     ));
 
-  test("that cannot be carried are told before anybody is held, and a move is refused", () =>
+  test("that cannot be carried are told before anybody is held, and a move is refused", (t) =>
     withPythonShell({}, async (program, run) => {
       const say = run;
       const outside = `hf-outside-${process.pid}`;
@@ -332,7 +332,13 @@ describe("sockets of the application's own", { skip }, () => {
         ],
         "socket.address-stays": ["ls = socket.create_server(('10.99.0.2', 9561))", "ls.close()"],
       };
-      for (const [make] of Object.values(kinds)) assert.doesNotMatch(await say(make), /^ERROR/, make);
+      for (const [id, [make]] of Object.entries(kinds)) {
+        const answer = await say(make);
+        if (id === "socket.upper-layer" && answer.includes("FileNotFoundError")) {
+          t.diagnostic("this kernel has no TLS of its own (CONFIG_TLS): not tried");
+          delete kinds[id];
+        } else assert.doesNotMatch(answer, /^ERROR/, make);
+      }
       const found = (await program.findings()).filter((finding) => finding.severity === "error");
       assert.deepEqual(
         [...new Set(found.map(({ id }) => id))].sort(),
