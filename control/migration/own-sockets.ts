@@ -21,7 +21,7 @@ import { join } from "node:path";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
+import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { innerPid } from "../container/processes.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
@@ -34,7 +34,7 @@ import {
   membership,
   membershipsOf,
 } from "./group-memberships.ts";
-import { isTcp, type SocketPlace, socketInodes, withSocketAt } from "./sockets.ts";
+import { type ApplicationSockets, isTcp, type SocketPlace, withSocketAt } from "./sockets.ts";
 import { receiveAgain, unreadDatagram, unreadDatagramsOf } from "./unread-datagrams.ts";
 
 /** In the folder of the images: it goes to the target with them, and outlives an agent. */
@@ -88,18 +88,21 @@ type OwnSocket = OwnSockets["sockets"][number];
 
 /**
  * Writes down what the target has to know, and ends or takes back the connections in `cut`. While the application is frozen.
+ * @param sockets as `classifySockets` has found them
  * @param cut connections to others that do not go along, see `classifySockets`
  */
-export async function leaveOwnSockets(imagesDir: string, pids: number[], cut: DiagSocket[]): Promise<void> {
-  const inodes = await socketInodes(pids);
-  const listed = listSockets();
+export async function leaveOwnSockets(
+  imagesDir: string,
+  { inodes, listed }: Pick<ApplicationSockets, "inodes" | "listed">,
+  cut: DiagSocket[],
+): Promise<void> {
   const alive = new Set(listed.map(({ inode }) => inode));
   // sessions are many, and all there is to know of them is in the list
   const others = new Map([...inodes].filter(([inode]) => !alive.has(inode)));
   const sockets = [
     ...(await cutConnections(inodes, cut)),
     ...(await deadConnections(others)),
-    ...internalConnections(listed.filter(({ inode }) => inodes.has(inode))),
+    ...internalConnections(listed),
     ...internalDatagrams(others),
     ...(await datagramSockets(others)),
   ];
@@ -161,9 +164,10 @@ async function deadConnections(inodes: Map<number, SocketPlace>): Promise<OwnSoc
 
 /** An application that talks to itself by way of the node's address goes on doing so by way of the other node's. */
 function internalConnections(mine: DiagSocket[]): OwnSocket[] {
-  const ends = new Set(mine.map(({ local, remote }) => endKey(local, remote)));
-  return mine
-    .filter(({ local, remote }) => !isLoopback(local.address) && ends.has(endKey(remote, local)))
+  const outside = mine.filter(({ local }) => !isLoopback(local.address));
+  const ends = new Set(outside.map(({ local, remote }) => endKey(local, remote)));
+  return outside
+    .filter(({ local, remote }) => ends.has(endKey(remote, local)))
     .map(({ inode }) => ({ kind: "internal", inode }));
 }
 

@@ -136,6 +136,10 @@ export interface ApplicationSockets {
   listening: Endpoint[];
   /** connections to peers outside the tree that are not sessions: they cannot follow to another address */
   outbound: DiagSocket[];
+  /** all its TCP sockets that sock_diag lists: those in state CLOSE are not among them */
+  listed: DiagSocket[];
+  /** every socket of the tree, see {@link socketInodes} */
+  inodes: Map<number, SocketPlace>;
 }
 
 /**
@@ -154,6 +158,8 @@ export async function classifySockets(pids: number[], upstreams: Endpoint[]): Pr
     );
   const connected = mine.filter((socket) => socket.state !== "LISTEN" && socket.state !== "CLOSE");
   return {
+    inodes,
+    listed: mine,
     listening: mine.filter((socket) => socket.state === "LISTEN").map((socket) => socket.local),
     outbound: connected.filter((socket) => !isSession(socket) && !isInternal(socket)),
   };

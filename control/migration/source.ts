@@ -381,15 +381,12 @@ export class Departure {
     const { config } = this.#workload;
     const pids = await treeOf(this.#root);
     const upstreams = config.ports.map((port) => port.upstream);
-    const { outbound } = await classifySockets(pids, upstreams);
+    const sockets = await classifySockets(pids, upstreams);
     const stays = (socket: DiagSocket): boolean =>
       config.outbound === "keep" && socket.local.address === config.vip?.address;
-    await leaveOwnSockets(
-      this.#imagesDir,
-      pids,
-      outbound.filter((socket) => !stays(socket)),
-    );
-    await shieldOutbound(pids, outbound.filter(stays));
+    const cut = sockets.outbound.filter((socket) => !stays(socket));
+    await leaveOwnSockets(this.#imagesDir, sockets, cut);
+    await shieldOutbound(pids, sockets.outbound.filter(stays));
   }
 
   /**

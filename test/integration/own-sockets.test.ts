@@ -11,6 +11,7 @@ import {
   readOwnSockets,
   takeBackOwnSockets,
 } from "#control/migration/own-sockets.ts";
+import { classifySockets } from "#control/migration/sockets.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
@@ -60,6 +61,10 @@ function read(fd: number): string {
   }
 }
 
+async function leave(cut: DiagSocket[]): Promise<void> {
+  await leaveOwnSockets(dir, await classifySockets(pids, []), cut);
+}
+
 describe("what a rolled-back move has taken off", { skip }, () => {
   it("a connection to others says what it had said, and then that it was reset", async () => {
     const { fd: server, port } = listener(1);
@@ -67,7 +72,7 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     const peer = kernel.accept(server, kernel.SOCK_CLOEXEC);
     opened.push(peer);
     kernel.send(peer, Buffer.from("so far"), 0);
-    await leaveOwnSockets(dir, pids, [listed(local)]);
+    await leave([listed(local)]);
     assert.equal(read(peer), "ECONNRESET", "the peer was not told");
     for (const _ of ["once", "and again, by the next agent"]) await takeBackOwnSockets(dir, pids);
     assert.deepEqual([read(fd), read(fd), read(fd)], ["so far", "ECONNRESET", ""]);
@@ -79,7 +84,7 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     const peer = kernel.accept(server, kernel.SOCK_CLOEXEC);
     kernel.send(peer, Buffer.from("good bye"), 0);
     kernel.close(peer);
-    await leaveOwnSockets(dir, pids, [listed(local)]);
+    await leave([listed(local)]);
     await takeBackOwnSockets(dir, pids);
     assert.deepEqual([read(fd), read(fd)], ["good bye", ""]);
   });
@@ -91,7 +96,7 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     const flags = kernel.fileFlags(fd);
     const socket = listed(local);
     assert.equal(socket.state, "SYN_SENT");
-    await leaveOwnSockets(dir, pids, [socket]);
+    await leave([socket]);
     await takeBackOwnSockets(dir, pids);
     await takeBackOwnSockets(dir, pids);
     assert.equal(kernel.fileFlags(fd), flags);
@@ -113,7 +118,7 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     kernel.bind(udp, { address: "127.0.0.1", port: 0 });
     const to = kernel.getsockname(udp);
     for (const text of ["one", "", "three"]) kernel.sendto(other, Buffer.from(text), 0, to);
-    await leaveOwnSockets(dir, pids, []);
+    await leave([]);
     await takeBackOwnSockets(dir, pids);
     assert.deepEqual([read(udp), read(udp), read(udp), read(udp)], ["one", "", "three", "EAGAIN"]);
     kernel.send(peer, Buffer.from("still here"), 0);
