@@ -8,6 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import {
   fitOwnSockets,
   leaveOwnSockets,
+  putBackOwnSockets,
   readOwnSockets,
   takeBackOwnSockets,
 } from "#control/migration/own-sockets.ts";
@@ -124,6 +125,39 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     kernel.send(peer, Buffer.from("still here"), 0);
     assert.equal(read(fd), "still here");
     assert.equal(listed(local).state, "ESTABLISHED");
+  });
+});
+
+describe("what the target puts into the restored sockets", { skip }, () => {
+  it("is what they had: what was unread, and the end", async () => {
+    const udp = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK, 0);
+    const other = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM, 0);
+    opened.push(udp, other);
+    kernel.bind(udp, { address: "127.0.0.1", port: 0 });
+    const to = kernel.getsockname(udp);
+    for (const text of ["one", "two"]) kernel.sendto(other, Buffer.from(text), 0, to);
+    const { fd: server, port } = listener(1);
+    const { fd } = dial(port);
+    const peer = kernel.accept(server, kernel.SOCK_CLOEXEC);
+    kernel.send(peer, Buffer.from("last words"), 0);
+    kernel.setsockoptBuffer(peer, kernel.SOL_SOCKET, kernel.SO_LINGER, Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]));
+    kernel.close(peer);
+    await leave([]);
+    const own = readOwnSockets(dir);
+    assert.ok(own !== null);
+    // as CRIU restores them: the same numbers, and nothing in them
+    for (const gone of [udp, fd]) kernel.close(gone);
+    opened = opened.filter((one) => one !== udp && one !== fd);
+    const again = [
+      kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK, 0),
+      kernel.tcpSocket(4),
+    ];
+    opened.push(...again);
+    assert.deepEqual(again, [udp, fd]);
+    kernel.bind(udp, to);
+    await putBackOwnSockets(pids, own);
+    assert.deepEqual([read(udp), read(udp), read(udp)], ["one", "two", "EAGAIN"]);
+    assert.deepEqual([read(fd), read(fd), read(fd)], ["last words", "ECONNRESET", ""]);
   });
 });
 

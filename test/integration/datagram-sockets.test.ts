@@ -1,0 +1,108 @@
+/** What CRIU drops of a datagram socket, given to another one in its place. Real sockets on the loopback device. */
+import assert from "node:assert/strict";
+import { afterEach, describe, it } from "node:test";
+import { deviceGroups, join, membershipsOf } from "#control/migration/group-memberships.ts";
+import { receiveAgain, unreadDatagramsOf } from "#control/migration/unread-datagrams.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+
+const skip = process.getuid?.() === 0 ? false : "needs root: raw sockets";
+const unreadMax = 1 << 20;
+let opened: number[] = [];
+afterEach(() => {
+  for (const fd of opened) kernel.close(fd);
+  opened = [];
+});
+
+function udp(local: Endpoint): number {
+  const domain = local.address.includes(":") ? kernel.AF_INET6 : kernel.AF_INET;
+  const fd = kernel.socket(domain, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC, 0);
+  opened.push(fd);
+  kernel.bind(fd, local);
+  return fd;
+}
+
+function read(fd: number): [string, Endpoint] | null {
+  const into = Buffer.alloc(65_536);
+  const got = kernel.tryRecvFrom(fd, into, kernel.MSG_DONTWAIT);
+  return got === null ? null : [into.toString("latin1", 0, got.length), got.from];
+}
+
+describe("datagrams that were not read", { skip }, () => {
+  for (const [bound, from, to] of [
+    ["127.0.0.1", "127.0.0.1", "127.0.0.1"],
+    ["0.0.0.0", "127.0.0.2", "127.0.0.1"],
+    ["::1", "::1", "::1"],
+    ["::", "::1", "::1"],
+    ["::", "127.0.0.1", "127.0.0.1"],
+  ] as const)
+    it(`are read by another socket as they would have been: bound to ${bound}, from ${from}`, () => {
+      const first = udp({ address: bound, port: 0 });
+      const { port } = kernel.getsockname(first);
+      const sender = udp({ address: from, port: 0 });
+      const texts = ["first", "", "x".repeat(40_000), "odd", "last"];
+      for (const text of texts) kernel.sendto(sender, Buffer.from(text), 0, { address: to, port });
+      const seen = unreadDatagramsOf(first, unreadMax);
+      const wanted = texts.map(() => read(first));
+      assert.deepEqual(
+        wanted.map((one) => one?.[0]),
+        texts,
+      );
+      const second = udp({ address: bound, port: 0 });
+      receiveAgain(second, seen);
+      assert.deepEqual([...texts.map(() => read(second)), read(second)], [...wanted, null]);
+    });
+
+  it("of a connected socket are its peer's", () => {
+    const first = udp({ address: "127.0.0.1", port: 0 });
+    const sender = udp({ address: "127.0.0.1", port: 0 });
+    kernel.connect(first, kernel.getsockname(sender));
+    kernel.sendto(sender, Buffer.from("for you"), 0, kernel.getsockname(first));
+    const seen = unreadDatagramsOf(first, unreadMax);
+    const second = udp({ address: "127.0.0.1", port: 0 });
+    kernel.connect(second, kernel.getsockname(sender));
+    receiveAgain(second, seen);
+    assert.deepEqual(read(second), ["for you", kernel.getsockname(sender)]);
+  });
+
+  it("that cannot be given again are told", () => {
+    const first = udp({ address: "127.0.0.1", port: 0 });
+    const sender = udp({ address: "127.0.0.1", port: 0 });
+    kernel.sendto(sender, Buffer.from("x"), 0, kernel.getsockname(first));
+    const second = udp({ address: "127.0.0.1", port: 0 });
+    kernel.connect(second, kernel.getsockname(first)); // takes nothing from the sender
+    assert.throws(() => receiveAgain(second, unreadDatagramsOf(first, unreadMax)), {
+      code: "DATAGRAMS_LOST",
+    });
+  });
+});
+
+describe("multicast groups", { skip }, () => {
+  const device = deviceGroups().find(({ device }) => device !== "lo");
+  const none = device === undefined ? "this machine has no device that can do multicast" : false;
+  it("that one socket is in, another can be in, with the same sources", { skip: none }, () => {
+    const { device: name = "", index = 0 } = device ?? {};
+    const first = udp({ address: "::", port: 0 });
+    const second = udp({ address: "::", port: 0 });
+    const wanted = [
+      { device: name, group: "239.7.7.1", mode: 0, sources: [] },
+      { device: name, group: "232.7.7.2", mode: 1, sources: ["192.0.2.1", "192.0.2.2"] },
+      { device: name, group: "ff15::7:7", mode: 0, sources: ["2001:db8::1"] },
+    ];
+    for (const one of wanted) join(first, one, [{ device: name, index, group: "224.0.0.1" }]);
+    const groups = deviceGroups();
+    const found = membershipsOf(first, groups);
+    const sorted = (list: typeof found): typeof found =>
+      list.toSorted((a, b) => (a.group < b.group ? -1 : 1));
+    assert.deepEqual(sorted(found), sorted(wanted));
+    assert.deepEqual(membershipsOf(second, groups), []);
+    for (const one of found) join(second, one, groups);
+    assert.deepEqual(sorted(membershipsOf(second, groups)), sorted(wanted));
+  });
+
+  it("on a device that is not here are told", () => {
+    const fd = udp({ address: "0.0.0.0", port: 0 });
+    const membership = { device: "nowhere0", group: "239.7.7.1", mode: 0, sources: [] };
+    assert.throws(() => join(fd, membership, deviceGroups()), { code: "GROUP_DEVICE" });
+  });
+});
