@@ -369,15 +369,7 @@ async function pipesAndSecrets(pids: number[]): Promise<Told[]> {
   for (const pid of pids) {
     for (const { fd, target } of await descriptorsOf(pid)) {
       const place = { pid, fd };
-      if (target.startsWith("/secretmem"))
-        told.push({
-          id: "descriptor.secret-memory",
-          severity: "error",
-          what: `process ${pid} has secret memory (memfd_secret), which nobody else can read`,
-          cure: "run the application without it (OpenSSL, libsodium and gnupg fall back to mlock)",
-          place,
-        });
-      else if (target.startsWith("pipe:[") && (await isPacketPipe(pid, fd)))
+      if (target.startsWith("pipe:[") && (await isPacketPipe(pid, fd)))
         told.push({
           id: "descriptor.packet-pipe",
           severity: "error",

@@ -42,6 +42,7 @@ import { criuLogReason } from "./source.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
 import { refuseMissingUnixPeers } from "./unix-peers.ts";
 import { type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
+
 import type { InstanceState } from "./watch-state.ts";
 import { countsOf, overflowOf, put as putWatches } from "./watches.ts";
 
