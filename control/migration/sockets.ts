@@ -152,10 +152,8 @@ export async function classifySockets(pids: number[], upstreams: Endpoint[]): Pr
   const mine = all.filter((socket) => inodes.has(socket.inode));
   const isSession = (socket: DiagSocket): boolean =>
     upstreams.some((upstream) => upstream.port === socket.local.port);
-  const isInternal = (socket: DiagSocket): boolean =>
-    mine.some(
-      (other) => sameEndpoint(other.local, socket.remote) && sameEndpoint(other.remote, socket.local),
-    );
+  const ends = new Set(mine.map(({ local, remote }) => connectionKey(local, remote)));
+  const isInternal = ({ local, remote }: DiagSocket): boolean => ends.has(connectionKey(remote, local));
   const connected = mine.filter((socket) => socket.state !== "LISTEN" && socket.state !== "CLOSE");
   return {
     inodes,
@@ -217,6 +215,6 @@ async function withSockets(
   }
 }
 
-function sameEndpoint(a: Endpoint, b: Endpoint): boolean {
-  return a.port === b.port && a.address === b.address;
+function connectionKey(from: Endpoint, to: Endpoint): string {
+  return `${from.address} ${from.port} ${to.address} ${to.port}`;
 }
