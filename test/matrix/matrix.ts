@@ -6,11 +6,12 @@
  *   --mode takeover|relay  one mode; default: both
  *   --moves N              moves of each, there and back; default 10
  *   --json                 one JSON array on stdout, with the phases of each move, in place of the table
- *   --readme               writes the table of README.md; of all programs in both modes
+ *   --readme               writes the table of README.md, from the last result of every program in each mode
  *
- * Exit status: 0 all moved, 1 one did not, 2 wrong arguments. What a program that failed said is in `.cache/matrix`.
+ * Every result is kept in `.cache/matrix` until the next of the same program and mode, with what was said where it failed.
+ * Exit status: 0 all moved, 1 one did not, 2 wrong arguments.
  */
-import { mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { projectRoot } from "../lab/lab.ts";
@@ -20,6 +21,7 @@ import { moveProgram, type Outcome } from "./run.ts";
 import { renderTable, rewriteReadme } from "./table.ts";
 
 const MOVES = 10;
+const kept = join(projectRoot, ".cache/matrix");
 const modes: Downstream[] = ["takeover", "relay"];
 
 interface Options {
@@ -52,8 +54,6 @@ function optionsOf(args: string[]): Options {
     );
   const mode = modes.find((each) => each === values.mode);
   if (values.mode !== undefined && mode === undefined) throw new Error("--mode: expected takeover or relay");
-  if (values.readme && (only !== null || mode !== undefined))
-    throw new Error("--readme is of every program in both modes: without --only and --mode");
   return {
     only,
     modes: mode === undefined ? modes : [mode],
@@ -63,10 +63,27 @@ function optionsOf(args: string[]): Options {
   };
 }
 
+function keep({ story, ...outcome }: Outcome): void {
+  const file = join(kept, `${outcome.program}-${outcome.downstream}`);
+  writeFileSync(`${file}.json`, JSON.stringify(outcome));
+  rmSync(`${file}.log`, { force: true });
+  if (story !== null) writeFileSync(`${file}.log`, story);
+}
+
+/** @throws Error when one of them has not been run yet */
+function lastOutcomes(): Outcome[] {
+  return programs.flatMap(({ name }) =>
+    modes.map((mode) => {
+      const file = join(kept, `${name}-${mode}.json`);
+      if (!existsSync(file)) throw new Error(`--readme: ${name} has not been moved yet (${mode})`);
+      return { ...(JSON.parse(readFileSync(file, "utf8")) as Outcome), story: null };
+    }),
+  );
+}
+
 async function main(): Promise<void> {
   const options = optionsOf(process.argv.slice(2));
-  const stories = join(projectRoot, ".cache/matrix");
-  mkdirSync(stories, { recursive: true });
+  mkdirSync(kept, { recursive: true });
   const outcomes: Outcome[] = [];
   for (const program of programs.filter(({ name }) => options.only?.includes(name) ?? true)) {
     for (const downstream of options.modes) {
@@ -74,8 +91,7 @@ async function main(): Promise<void> {
       const startedMs = performance.now();
       const outcome = await moveProgram(program, downstream, options.moves);
       outcomes.push(outcome);
-      if (outcome.story !== null)
-        writeFileSync(join(stories, `${program.name}-${downstream}.log`), outcome.story);
+      keep(outcome);
       const pause =
         outcome.longestPauseMs === null ? "" : `, longest pause ${outcome.longestPauseMs.toFixed(0)} ms`;
       process.stderr.write(
@@ -85,7 +101,7 @@ async function main(): Promise<void> {
   }
   if (options.json) process.stdout.write(`${JSON.stringify(outcomes.map(({ story, ...rest }) => rest))}\n`);
   else process.stdout.write(`\n${renderTable(outcomes)}\n`);
-  if (options.readme) rewriteReadme(projectRoot, outcomes);
+  if (options.readme) rewriteReadme(projectRoot, lastOutcomes());
   process.exitCode = outcomes.every(({ moved }) => moved) ? 0 : 1;
 }
 

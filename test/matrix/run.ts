@@ -12,6 +12,8 @@ export interface Outcome {
   version: string;
   keeps: string;
   downstream: Downstream;
+  /** ISO 8601 */
+  date: string;
   moved: boolean;
   /** moves made, of those asked for */
   moves: number;
@@ -40,6 +42,7 @@ export async function moveProgram(
     version: "?",
     keeps: program.keeps,
     downstream,
+    date: new Date().toISOString(),
     moved: false,
     moves: 0,
     asked: moves,

@@ -14,7 +14,8 @@ export const END = "<!-- npm run test:matrix -- --readme: end -->";
 /** @throws TypeError where README.md has no markers */
 export function rewriteReadme(root: string, outcomes: Outcome[]): void {
   const file = join(root, "README.md");
-  const head = `${cpus().length} × ${cpus()[0]?.model ?? arch()}; Linux ${release()}; ${new Date().toISOString().slice(0, 10)}.`;
+  const days = [...new Set(outcomes.map(({ date }) => date.slice(0, 10)))].sort();
+  const head = `${cpus().length} × ${cpus()[0]?.model ?? arch()}; Linux ${release()}; ${days.join(", ")}.`;
   writeFileSync(file, replaceSection(readFileSync(file, "utf8"), `${renderTable(outcomes)}\n\n${head}`));
 }
 

@@ -10,6 +10,7 @@ const outcome: Outcome = {
   version: "1.6.18",
   keeps: "items",
   downstream: "takeover",
+  date: "2026-01-02T03:04:05.678Z",
   moved: true,
   moves: 10,
   asked: 10,
