@@ -5,13 +5,16 @@ import { join } from "node:path";
 import { Client } from "undici";
 import { inside, type Program, upstream, versionFrom } from "../program.ts";
 import { assertCounted } from "../stage.ts";
-import { countAnew, readStream } from "../web-clients.ts";
+import { countAnew } from "../web-clients.ts";
+
+/** of an answer that takes a while: a worker in it serves nobody else, also not who it has accepted already */
+const lines = 200;
 
 const script = `<?php
 [$path, $query] = explode('?', $_SERVER['REQUEST_URI'] . '?');
-if ($path === '/stream') {
-  set_time_limit(0);
-  for ($n = 1; ; $n++) { echo "$n\\n"; flush(); usleep(2000); }
+if ($path === '/lines') {
+  for ($n = 1; $n <= ${lines}; $n++) { echo "$n\\n"; flush(); usleep(2000); }
+  return;
 }
 if ($path === '/session') {
   session_start(['save_path' => '/tmp']);
@@ -65,7 +68,19 @@ export const php: Program = {
         await pace();
       }
     });
-    readStream(stage, host);
+    stage.client("lines", async ({ beat, over, pace }) => {
+      while (!over()) {
+        const client = new Client(`http://${host}`);
+        try {
+          const { body } = await client.request({ method: "GET", path: "/lines" });
+          assert.equal(await body.text(), `${Array.from({ length: lines }, (_, n) => n + 1).join("\n")}\n`);
+        } finally {
+          await client.destroy();
+        }
+        beat();
+        await pace();
+      }
+    });
     await stage.moves();
     await stage.finish();
     assertCounted(totals, "what all clients were told together");

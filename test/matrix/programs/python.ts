@@ -107,7 +107,7 @@ export const pythonMultiprocessing: Program = {
   prepare: (folder) => writeFileSync(join(folder, "server.py"), pool),
   keeps: "four processes' own memory, a shared mapping, a manager, locks",
   async use(stage) {
-    const host = `${stage.address}:${common.port}`;
+    const host = `${stage.address}:${pythonMultiprocessing.port}`;
     const totals: number[] = [];
     for (let n = 0; n < 4; n++) countOnOne(stage, host, `counter ${n}`, totals);
     readStream(stage, host);
@@ -126,7 +126,7 @@ export const pythonForking: Program = {
   prepare: (folder) => writeFileSync(join(folder, "server.py"), forking),
   keeps: "children that come and go all the time, others that stay, shared memory",
   async use(stage) {
-    const host = `${stage.address}:${common.port}`;
+    const host = `${stage.address}:${pythonForking.port}`;
     const totals: number[] = [];
     for (let n = 0; n < 2; n++) {
       countOnOne(stage, host, `stays ${n}`, totals);
