@@ -17,7 +17,7 @@ import { parseArgs } from "node:util";
 import { projectRoot } from "../lab/lab.ts";
 import type { Downstream } from "../support/moved-program.ts";
 import { programs } from "./catalogue.ts";
-import { moveProgram, type Outcome } from "./run.ts";
+import { moveProgram, notTried, type Outcome } from "./run.ts";
 import { renderTable, rewriteReadme } from "./table.ts";
 
 const MOVES = 10;
@@ -70,12 +70,12 @@ function keep({ story, ...outcome }: Outcome): void {
   if (story !== null) writeFileSync(`${file}.log`, story);
 }
 
-/** @throws Error when one of them has not been run yet */
+/** The last of each; what has never been run says so in its row. */
 function lastOutcomes(): Outcome[] {
-  return programs.flatMap(({ name }) =>
+  return programs.flatMap((program) =>
     modes.map((mode) => {
-      const file = join(kept, `${name}-${mode}.json`);
-      if (!existsSync(file)) throw new Error(`--readme: ${name} has not been moved yet (${mode})`);
+      const file = join(kept, `${program.name}-${mode}.json`);
+      if (!existsSync(file)) return notTried(program, mode, 0, "not run yet");
       return { ...(JSON.parse(readFileSync(file, "utf8")) as Outcome), story: null };
     }),
   );

@@ -29,14 +29,9 @@ export interface Outcome {
 
 const REASON_CHARS_MAX = 300;
 
-/** Never throws for what the program does. */
-export async function moveProgram(
-  program: Program,
-  downstream: Downstream,
-  moves: number,
-  limits: Record<string, unknown> = {},
-): Promise<Outcome> {
-  const outcome: Outcome = {
+/** What is known of a program before it was moved, or when it cannot be. */
+export function notTried(program: Program, downstream: Downstream, asked: number, reason: string): Outcome {
+  return {
     program: program.name,
     title: program.title,
     version: "?",
@@ -45,12 +40,22 @@ export async function moveProgram(
     date: new Date().toISOString(),
     moved: false,
     moves: 0,
-    asked: moves,
+    asked,
     longestPauseMs: null,
     phasesMs: [],
-    reason: null,
+    reason,
     story: null,
   };
+}
+
+/** Never throws for what the program does. */
+export async function moveProgram(
+  program: Program,
+  downstream: Downstream,
+  moves: number,
+  limits: Record<string, unknown> = {},
+): Promise<Outcome> {
+  const outcome: Outcome = { ...notTried(program, downstream, moves, ""), reason: null };
   const lacking = missing(program.needs);
   if (lacking.length > 0)
     return { ...outcome, reason: `not tried: this machine has no ${lacking.join(", ")}` };

@@ -60,7 +60,7 @@ function rowLine(cells: string[]): string {
 }
 
 function verdictOf(outcome: Outcome | undefined): string {
-  if (outcome === undefined) return "-";
+  if (outcome === undefined || outcome.asked === 0) return "-";
   return outcome.moved ? `yes, ${outcome.moves} moves` : `**no**, ${outcome.moves} of ${outcome.asked}`;
 }
 
