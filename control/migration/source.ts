@@ -17,6 +17,7 @@ import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
+import { filesMappedForWriting, takeForChanged } from "../container/mapped-files.ts";
 import { openQueues, readQueues } from "../container/posix-queues.ts";
 import {
   highestInnerTid,
@@ -68,6 +69,8 @@ export interface DepartureOptions {
 const HELD_TTL_MS = 10 * 60_000;
 /** CRIU asks this once the whole tree is frozen, and before it looks at any descriptor. */
 const FROZEN_HOOK = "query-ext-files";
+/** the container's writable layer among the files that are sent; the others are tmpfs mounts, named by where they are */
+const LAYER = "layer";
 const ABORT_MS_MAX = 1_000;
 const FORGOTTEN_MS_MAX = 10_000;
 /** a rolled-back move is reported when the store knows of it too, or after this */
@@ -207,7 +210,7 @@ export class Departure {
       unixPeers: await unixPeersOutside(pids),
     };
     await this.#call("prepare", prepare);
-    await this.#untilStopped(this.#sendFilesFirst("layer", runPath(container, "layer")));
+    await this.#untilStopped(this.#sendFilesFirst(LAYER, runPath(container, "layer")));
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link ?? NO_LINK;
     if (workload.downstream === "relay") workload.recordMoving({ link: this.#link });
@@ -631,6 +634,9 @@ export class Departure {
 
   async #sendFilesFirst(name: string, root: string): Promise<void> {
     const before = await scan(root);
+    // after the scan, and before anything is read: see mapped-files.ts
+    const mapped = filesMappedForWriting((await this.#tree()).map(({ pid }) => pid));
+    takeForChanged(before, name === LAYER ? "/" : name, mapped);
     this.#scans.set(name, { root, before });
     await this.#sendTar(name, root, before.keys(), true);
   }

@@ -1,0 +1,45 @@
+/**
+ * Files that processes write to through memory they share with it (mmap(2), MAP_SHARED). On a tmpfs, where the writable layer
+ * is too, such writes show in no time stamp once a page is writable: the kernel notes the time of the first write to a page
+ * (`file_update_time` in mm/memory.c, of filesystems without `page_mkwrite`), and nothing makes the page read-only again. So
+ * who compares time stamps must take a file that was mapped at the first look for changed.
+ */
+import { readFileSync } from "node:fs";
+import type { Scan } from "./files.ts";
+
+/** Paths as the processes see them of files mapped for writing to. Processes that have gone have none. */
+export function filesMappedForWriting(pids: Iterable<number>): Set<string> {
+  const paths = new Set<string>();
+  for (const pid of pids) for (const path of pathsIn(mapsOf(pid))) paths.add(path);
+  return paths;
+}
+
+/** Pure: of `/proc/PID/maps`, see proc_pid_maps(5). */
+export function pathsIn(maps: string): string[] {
+  return maps.split("\n").flatMap((line) => {
+    const path = /^[0-9a-f]+-[0-9a-f]+ .w.s [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ [1-9]\d* +(\/.*)$/.exec(line)?.[1];
+    return path === undefined ? [] : [path.replace(/ \(deleted\)$/, "").replaceAll("\\012", "\n")];
+  });
+}
+
+/** Makes these files, of what was seen below `target`, differ from whatever is seen later. */
+export function takeForChanged(seen: Scan, target: string, paths: Iterable<string>): void {
+  for (const path of paths) {
+    const below = pathBelow(target, path);
+    if (below !== null && seen.has(below)) seen.set(below, "mapped");
+  }
+}
+
+/** The part of a path below a mount's target ("/": of the whole), or null when it is elsewhere. */
+function pathBelow(target: string, path: string): string | null {
+  const folder = target.endsWith("/") ? target : `${target}/`;
+  return path.startsWith(folder) ? path.slice(folder.length) : null;
+}
+
+function mapsOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/maps`, "utf8");
+  } catch {
+    return "";
+  }
+}
