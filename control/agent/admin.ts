@@ -4,8 +4,9 @@
  *   GET  /v1/status                       { node, pid, workloads: WorkloadStatus[] }
  *   GET  /v1/workloads/NAME/sessions      { sessions: SessionInfo[] }
  *   GET  /v1/lookup/NAME[?workload=W]     Found: where the session of that name is served
- *   GET  /v1/check                        { node } and CheckReport
+ *   GET  /v1/check[?workload=W][&to=NODE] { node } and CheckReport: of this node, its workloads, and where they could go
  *   POST /v1/workloads/NAME/migrate       { to, deadlineMs? } → NDJSON: phase lines, then a result or an error line
+ *   POST /v1/workloads/NAME/check         { to } → the same: a rehearsal, with { node, rehearsed, prediction? } and CheckReport in the result
  *   POST /v1/workloads/NAME/restart       { drainMs? } → the same
  *   POST /v1/workloads/NAME/cancel        { cancelled }: the move, or the restart
  *   POST /v1/workloads/NAME/stop          {}
@@ -17,8 +18,9 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { z } from "zod";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { MoveResult } from "../migration/move.ts";
 import type { AgentContext } from "./context.ts";
-import { type CheckReport, merged } from "./finding.ts";
+import { blocking, type Check, type CheckReport, merged, runChecks } from "./finding.ts";
 import { lookUp } from "./lookup.ts";
 import type { AgentMetrics } from "./metrics.ts";
 import { checkNode } from "./preflight.ts";
@@ -29,6 +31,7 @@ const PEER_MS_MAX = 1_000;
 const BODY_BYTES_MAX = 64 * 1024;
 const DRAIN_MS = 1_000;
 const restartSchema = z.strictObject({ drainMs: z.number().int().min(0).max(3_600_000).optional() });
+const rehearseSchema = z.strictObject({ to: z.string().min(1).max(40) });
 const migrateSchema = z.strictObject({
   to: z.string().min(1).max(40),
   deadlineMs: z.number().int().min(1).max(3_600_000).optional(),
@@ -127,7 +130,7 @@ export class AdminServer {
       case "GET /v1/status":
         return sendJson(response, 200, await this.#status());
       case "GET /v1/check":
-        return sendJson(response, 200, { node: this.#context.node, ...(await this.#check()) });
+        return sendJson(response, 200, await this.#check(url.searchParams, workload));
       case "GET /v1/lookup/NAME": {
         const only = url.searchParams.get("workload");
         const among = only === null ? this.#workloads : new Map([[only, workload(only)]]);
@@ -137,6 +140,8 @@ export class AdminServer {
         return sendJson(response, 200, { sessions: await workload().sessions() });
       case "POST /v1/workloads/NAME/migrate":
         return this.#migrate(workload(), request, response);
+      case "POST /v1/workloads/NAME/check":
+        return this.#rehearse(workload(), request, response);
       case "POST /v1/workloads/NAME/restart":
         return this.#restart(workload(), request, response);
       case "POST /v1/workloads/NAME/cancel":
@@ -173,10 +178,13 @@ export class AdminServer {
     return { node: context.node, pid: process.pid, uptimeMs, store, peers, workloads };
   }
 
-  async #check(): Promise<CheckReport> {
+  async #check(query: URLSearchParams, workload: (name: string) => Workload): Promise<object> {
+    const only = query.get("workload");
+    const to = query.get("to");
     const reports = [await checkNode(this.#context)];
-    for (const workload of this.#workloads.values()) reports.push(await workload.check());
-    return merged(...reports);
+    const among = only === null ? this.#workloads.values() : [workload(only)];
+    for (const each of among) reports.push(await each.check(to));
+    return { node: this.#context.node, ...merged(...reports) };
   }
 
   async #migrate(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -191,6 +199,36 @@ export class AdminServer {
     this.#metrics.moved(move);
     line({ type: "result", move });
     response.end();
+  }
+
+  async #rehearse(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { to } = await readBody(request, rehearseSchema);
+    const line = lineWriter(response);
+    const move = await workload.rehearse({ to, report: line });
+    const { check = { checked: [], findings: [] }, prediction } = move;
+    const rehearsed = move.outcome === "rehearsed";
+    const failed = rehearsed || blocking(check.findings).length > 0 ? check : await this.#failed(move, check);
+    line({ type: "result", check: { node: this.#context.node, rehearsed, prediction, ...failed } });
+    response.end();
+  }
+
+  /** What the checks did not foresee is a finding now. */
+  async #failed(move: MoveResult, check: CheckReport): Promise<CheckReport> {
+    const cancelled = move.reason === "cancelled";
+    const rehearsal: Check<null> = {
+      category: "rehearsal",
+      run: async (_, add) =>
+        add(
+          cancelled ? "rehearsal.cancelled" : "rehearsal.failed",
+          "error",
+          cancelled
+            ? "it was cancelled, and undone"
+            : `a move would fail before anybody is held: ${move.reason}`,
+          cancelled ? "run it again" : "see the agents' logs",
+        ),
+    };
+    const scope = { node: move.from, workload: move.workload };
+    return merged(check, await runChecks([rehearsal], null, scope));
   }
 
   async #restart(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {

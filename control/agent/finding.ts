@@ -113,10 +113,14 @@ export async function runChecks<Place>(
   return report;
 }
 
+/** A node that was asked for two workloads is told of once. */
 export function merged(...reports: CheckReport[]): CheckReport {
+  const once = <T>(values: T[]): T[] => [
+    ...new Map(values.map((one) => [JSON.stringify(one), one])).values(),
+  ];
   return {
-    checked: reports.flatMap(({ checked }) => checked),
-    findings: reports.flatMap(({ findings }) => findings),
+    checked: once(reports.flatMap(({ checked }) => checked)),
+    findings: once(reports.flatMap(({ findings }) => findings)),
   };
 }
 

@@ -15,7 +15,9 @@ import { Faults } from "../migration/faults.ts";
 import { edgePrepareCall, edgeSwitchCall, outcomeCall, prepareCall } from "../migration/move.ts";
 import { AdminServer } from "./admin.ts";
 import type { AgentContext } from "./context.ts";
+import { checkCall } from "./departure-facts.ts";
 import { AgentMetrics } from "./metrics.ts";
+import { answerCheck } from "./preflight.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
 import { Workload } from "./workload.ts";
 
@@ -79,7 +81,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     port: config.listen.port,
     key: config.key,
     node: config.node,
-    onPeer: (stream, peer) => serve(new Channel(stream, { name: `agent ${peer}` }), peer, workloads),
+    onPeer: (stream, peer) => serve(new Channel(stream, { name: `agent ${peer}` }), peer, workloads, context),
     onRefused: (line) => log.warn(line),
   });
   const recovered = Promise.all(
@@ -117,7 +119,12 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
 }
 
 /** What other agents may ask. */
-function serve(channel: Channel, peer: string, workloads: Map<string, Workload>): void {
+function serve(
+  channel: Channel,
+  peer: string,
+  workloads: Map<string, Workload>,
+  context: AgentContext,
+): void {
   const workload = (name: string): Workload => {
     const found = workloads.get(name);
     if (found === undefined) {
@@ -128,14 +135,21 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>)
     }
     return found;
   };
+  const isItself = (from: string): void => {
+    if (from === peer) return;
+    throw new HoldfastError(`node ${peer} speaks for ${from}`, { code: "PEER_IDENTITY", source: "peer" });
+  };
+  channel.on(
+    "check",
+    checked(checkCall, async (call) => {
+      isItself(call.from);
+      return { result: await answerCheck(context, workloads.get(call.workload) ?? null, call) };
+    }),
+  );
   channel.on(
     "prepare",
     checked(prepareCall, async (prepare) => {
-      if (prepare.from !== peer)
-        throw new HoldfastError(`node ${peer} speaks for ${prepare.from}`, {
-          code: "PEER_IDENTITY",
-          source: "peer",
-        });
+      isItself(prepare.from);
       await workload(prepare.workload).arrive(channel, prepare);
     }),
   );

@@ -1,14 +1,22 @@
 /** What is asked of an application and its container where it runs. Looked at through /proc and pidfd_getfd(2): nothing stops. */
-import { access, readFile } from "node:fs/promises";
+import { access, statfs } from "node:fs/promises";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { descriptorsOf } from "../container/processes.ts";
-import { pathInside } from "../container/runtime.ts";
+import { type DiagSocket, listenBacklog, listSockets } from "#proxy/tcp/diag.ts";
+import type { WorkloadConfig } from "../cli/config.ts";
+import { imageBytes } from "../container/processes.ts";
+import { pathInside, runPath } from "../container/runtime.ts";
 import { locksOnSharedMounts } from "../migration/locks.ts";
-import { classifySockets } from "../migration/sockets.ts";
-import type { Check, FindingId } from "./finding.ts";
+import { classifySockets, socketInodes } from "../migration/sockets.ts";
+import { otherUserOf } from "./departure-facts.ts";
+import type { Check } from "./finding.ts";
+import { checkDescriptors } from "./preflight-descriptors.ts";
 import { checkIpc } from "./preflight-ipc.ts";
+import { checkMemory } from "./preflight-memory.ts";
 import { hasSysResource } from "./preflight-node.ts";
+import { checkProcesses } from "./preflight-processes.ts";
 import { checkSockets } from "./preflight-sockets.ts";
+import { availableBytes, mega } from "./space.ts";
 import type { Workload } from "./workload.ts";
 
 export interface DeparturePlace {
@@ -17,64 +25,21 @@ export interface DeparturePlace {
   pids: number[];
 }
 
-/** Kinds of descriptors that CRIU 4.2 cannot dump, with what to do about each. */
-const UNDUMPABLE: Record<string, { id: FindingId; cure: string }> = {
-  "anon_inode:[io_uring]": {
-    id: "descriptor.io-uring",
-    cure: "run it under a seccomp profile that refuses io_uring, or set kernel.io_uring_disabled=2",
-  },
-  "anon_inode:[perf_event]": {
-    id: "descriptor.perf-event",
-    cure: "switch the application's use of perf events off",
-  },
-  "anon_inode:[userfaultfd]": {
-    id: "descriptor.userfaultfd",
-    cure: "switch the application's use of userfaultfd off",
-  },
-  "anon_inode:bpf-map": { id: "descriptor.bpf", cure: "the application must not hold eBPF maps" },
-  "anon_inode:bpf-prog": { id: "descriptor.bpf", cure: "the application must not hold eBPF programs" },
-  "anon_inode:[fanotify]": { id: "descriptor.fanotify", cure: "use inotify in place of fanotify" },
-};
-
+/** frames between processes, `channel.ts` */
+const SNAPSHOT_BYTES_MAX = 256 * 1024 * 1024;
+const BACKLOG_POLL_MS = 5;
 const CRIU_CONFIGURATION = "/etc/criu/default.conf";
 
 export const departureChecks: Check<DeparturePlace>[] = [
   {
-    category: "descriptors",
-    async run({ pids }, add) {
-      for (const pid of pids) {
-        for (const { fd, target } of await descriptorsOf(pid)) {
-          const kind = UNDUMPABLE[target];
-          if (kind !== undefined)
-            add(
-              kind.id,
-              "error",
-              `process ${pid} has descriptor ${fd} of a kind CRIU cannot dump (${target})`,
-              kind.cure,
-              { pid, fd },
-            );
-        }
-      }
-    },
+    category: "processes",
+    run: ({ workload: { container }, pids }, add) => checkProcesses(container.init.pid, pids, add),
   },
   {
-    category: "memory",
-    async run({ pids }, add) {
-      for (const pid of pids) {
-        const maps = await readFile(`/proc/${pid}/maps`, "utf8").catch(() => "");
-        const device = maps.split("\n").find((line) => / \/dev\/(?!shm\/|zero|null)/.test(line));
-        const path = device?.split(" ").at(-1);
-        if (path !== undefined)
-          add(
-            "memory.device-mapped",
-            "error",
-            `process ${pid} has a device mapped: ${path}`,
-            "the application must not map devices",
-            { pid, path },
-          );
-      }
-    },
+    category: "descriptors",
+    run: ({ workload: { container }, pids }, add) => checkDescriptors(container.init.pid, pids, add),
   },
+  { category: "memory", run: ({ pids }, add) => checkMemory(pids, add) },
   {
     category: "ipc",
     run: ({ pids }, add) => checkIpc(pids, add),
@@ -82,19 +47,15 @@ export const departureChecks: Check<DeparturePlace>[] = [
   {
     category: "identity",
     async run({ pids }, add) {
-      if (await hasSysResource()) return;
-      for (const pid of pids) {
-        const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
-        const uid = /^Uid:\s*(\d+)/m.exec(status)?.[1];
-        if (uid !== undefined && uid !== "0")
-          add(
-            "identity.no-sys-resource",
-            "error",
-            `process ${pid} runs as uid ${uid} and this agent has no CAP_SYS_RESOURCE`,
-            "grant the agent CAP_SYS_RESOURCE, or run the application as root",
-            { pid },
-          );
-      }
+      const other = await otherUserOf(pids);
+      if (other !== null && !(await hasSysResource()))
+        add(
+          "identity.no-sys-resource",
+          "error",
+          `process ${other.pid} runs as uid ${other.uid} and this agent has no CAP_SYS_RESOURCE`,
+          "grant the agent CAP_SYS_RESOURCE, or run the application as root",
+          { pid: other.pid },
+        );
     },
   },
   {
@@ -115,6 +76,85 @@ export const departureChecks: Check<DeparturePlace>[] = [
       }
       const ports = config.ports.map(({ upstream }) => upstream.port);
       await checkSockets({ pids, vip: config.vip?.address, upstreamPorts: ports }, add);
+    },
+  },
+  {
+    category: "ports",
+    async run({ workload: { config }, pids }, add) {
+      const listening = listSockets({ states: ["LISTEN"] });
+      const own = await socketInodes(pids);
+      for (const { upstream } of config.ports) {
+        const there = listening.filter(
+          ({ local }) =>
+            local.port === upstream.port && ["0.0.0.0", "::", upstream.address].includes(local.address),
+        );
+        if (there.length === 0)
+          add(
+            "application.not-listening",
+            "warning",
+            `the application does not listen on ${upstream.address}:${upstream.port}, where the workload's clients are led to`,
+            "correct upstream: in the configuration, or wait until the application is ready",
+          );
+        for (const socket of there.filter(({ inode }) => !own.has(inode)).slice(0, 1))
+          add(
+            "application.other-listener",
+            "error",
+            `${socket.local.address}:${upstream.port}, where the workload's clients are led to, is not the application's own: its end of their connections would stay behind`,
+            "stop the other program, or correct upstream: in the configuration",
+          );
+      }
+    },
+  },
+  {
+    category: "sessions",
+    async run({ workload }, add) {
+      const { config, limits } = workload;
+      const { downstreamBytes, upstreamBytes } = queuedBytes(config);
+      if (config.downstream === "takeover" && downstreamBytes > limits.heldBytesMax)
+        add(
+          "session.held-limit",
+          "error",
+          `${downstreamBytes} bytes are queued for and from clients, and would have to be held for them, limit ${limits.heldBytesMax}`,
+          "raise limits.heldBytesMax, or wait until slow clients have read",
+        );
+      if (downstreamBytes > SNAPSHOT_BYTES_MAX || upstreamBytes > SNAPSHOT_BYTES_MAX)
+        add(
+          "session.snapshot-limit",
+          "error",
+          `${Math.max(downstreamBytes, upstreamBytes)} bytes are queued on connections, more than one snapshot can have (${SNAPSHOT_BYTES_MAX})`,
+          "wait until slow clients, or the application, have read",
+        );
+      const waiting = await notAccepted(config);
+      if (waiting > 0)
+        add(
+          "session.not-accepted",
+          "error",
+          `${waiting} connections wait for the application to accept them, for longer than limits.quiesceMsMax`,
+          "let the application accept them, or raise limits.quiesceMsMax",
+        );
+    },
+  },
+  {
+    category: "space",
+    async run({ workload: { container, limits }, pids }, add) {
+      const needed = await imageBytes(pids);
+      const free = await statfs(runPath(container));
+      if (needed > free.bavail * free.bsize)
+        add(
+          "space.images-limit",
+          "error",
+          `no space for images: ${mega(needed)} MB needed, ${mega(free.bavail * free.bsize)} MB left beside the container's files`,
+          "raise limits.imagesMbMax (twice that is what both together may take)",
+        );
+      // images, and what the agent keeps of the first copy to compare with
+      const memory = needed * (needed > limits.precopyBytesMax ? 1 : 2);
+      if (memory > (await availableBytes()))
+        add(
+          "space.no-memory",
+          "error",
+          `too little memory: ${mega(memory)} MB needed for images`,
+          "free memory on this node",
+        );
     },
   },
   {
@@ -149,6 +189,40 @@ export const departureChecks: Check<DeparturePlace>[] = [
     },
   },
 ];
+
+/** Bytes that travel with connections: what has not been read, or acknowledged, at the proxy's ends of them. */
+function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
+  downstreamBytes: number;
+  upstreamBytes: number;
+} {
+  const sum = (sockets: DiagSocket[]): number =>
+    sockets
+      .filter(({ state }) => state !== "LISTEN")
+      .reduce((bytes, { receiveQueue, sendQueue }) => bytes + receiveQueue + sendQueue, 0);
+  const all = listSockets();
+  return {
+    downstreamBytes: sum(
+      all.filter(
+        ({ local }) => local.address === listenAddress && ports.some(({ listen }) => listen === local.port),
+      ),
+    ),
+    upstreamBytes: sum(
+      all.filter(({ remote }) =>
+        ports.some(({ upstream }) => upstream.port === remote.port && upstream.address === remote.address),
+      ),
+    ),
+  };
+}
+
+/** Looks until none waits, as the hold does, for as long as the hold would. Clients go on meanwhile. */
+async function notAccepted({ ports, limits }: WorkloadConfig): Promise<number> {
+  const until = performance.now() + limits.quiesceMsMax;
+  for (;;) {
+    const waiting = ports.reduce((sum, { upstream }) => sum + (listenBacklog(upstream) ?? 0), 0);
+    if (waiting === 0 || performance.now() > until) return waiting;
+    await delay(BACKLOG_POLL_MS);
+  }
+}
 
 function moves(socket: Endpoint, vip: string | undefined): boolean {
   const { address } = socket;

@@ -1,57 +1,184 @@
 /** What is asked of a node that is to take a workload, before anything is made there. */
-import { readFile } from "node:fs/promises";
-import { freemem } from "node:os";
+import { readFile, stat, statfs } from "node:fs/promises";
+import { messageOf } from "#proxy/contract/errors.ts";
 import { listSockets } from "#proxy/tcp/diag.ts";
+import { runCommand } from "../container/command.ts";
+import { loadRootfs } from "../container/rootfs.ts";
+import { plannedSpec } from "../container/runtime.ts";
 import { accountingHere } from "../criu/address-space.ts";
-import type { PrepareCall } from "../migration/move.ts";
+import { agreementOf, disagreements } from "./agreement.ts";
+import type { CheckCall } from "./departure-facts.ts";
 import type { Check } from "./finding.ts";
+import { profileDifferences, profileOf } from "./node-profile.ts";
+import { hasSysResource } from "./preflight-node.ts";
+import { bindsOf, compareFiles } from "./same-files.ts";
+import { checkLabels } from "./security-labels.ts";
+import { availableBytes, mega } from "./space.ts";
 import type { Workload } from "./workload.ts";
 
 export interface ArrivalPlace {
   workload: Workload;
-  prepare: Pick<PrepareCall, "upstreamPorts" | "residentBytes" | "reservedBytes">;
+  call: CheckCall;
 }
 
 export const arrivalChecks: Check<ArrivalPlace>[] = [
   {
+    category: "ownership",
+    async run({ workload, call }, add) {
+      const busy = workload.busyWith;
+      if (busy !== null)
+        add(
+          "target.busy",
+          "error",
+          `${workload.name} is being ${busy} there`,
+          "wait until that is over: holdfast status",
+        );
+      if (workload.journal.role === "owner")
+        add(
+          "target.owner-too",
+          "error",
+          "that node believes that it owns the workload itself",
+          "look at holdfast status of both nodes; stop the one that is not to be",
+        );
+      else if (call.epoch < workload.journal.epoch)
+        add(
+          "target.epoch-passed",
+          "error",
+          `that node has known it at epoch ${workload.journal.epoch}, which is later than the source's ${call.epoch}`,
+          "look at holdfast status of both nodes",
+        );
+      const ownership = await workload.context.store.ownership(workload.name).catch(() => undefined);
+      if (ownership === undefined) return; // the node's own check says that the store is silent
+      if (ownership?.owner !== call.from || ownership.epoch !== call.epoch)
+        add(
+          "target.other-store",
+          "error",
+          ownership === null
+            ? "its store does not know the workload"
+            : `its store says that node ${ownership.owner} owns it at epoch ${ownership.epoch}`,
+          "let store: name the same store in both files",
+        );
+    },
+  },
+  {
+    category: "configuration",
+    async run({ workload: { name, config, context }, call: { facts } }, add) {
+      let planned: Awaited<ReturnType<typeof loadRootfs>>;
+      try {
+        planned = await loadRootfs(config);
+      } catch (error) {
+        return add(
+          "target.rootfs",
+          "error",
+          messageOf(error),
+          "make its root file system there the same as at the source",
+        );
+      }
+      const spec = plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir });
+      for (const { key, severity, what, cure } of disagreements(
+        facts.agreement,
+        agreementOf(config, spec, context.key),
+      ))
+        add(`target.config-differs.${key}`, severity, what, cure);
+    },
+  },
+  {
+    category: "processor, kernel and tools",
+    run: async ({ workload, call: { facts } }, add) =>
+      profileDifferences(facts.profile, await profileOf(workload.context), add),
+  },
+  {
+    category: "identity",
+    async run({ call: { facts } }, add) {
+      if (facts.otherUser !== null && !(await hasSysResource()))
+        add(
+          "target.no-sys-resource",
+          "error",
+          `process ${facts.otherUser.pid} runs as uid ${facts.otherUser.uid}, and the agent there has no CAP_SYS_RESOURCE`,
+          "grant that agent CAP_SYS_RESOURCE, or run the application as root",
+        );
+      await checkLabels(facts.labels, add);
+    },
+  },
+  {
     category: "ports",
-    async run({ prepare }, add) {
+    async run({ workload: { config, journal }, call: { facts } }, add) {
       const listening = listSockets({ states: ["LISTEN"] });
-      for (const port of prepare.upstreamPorts) {
-        if (listening.some((socket) => socket.local.port === port))
+      const takes = (port: number): boolean => listening.some((socket) => socket.local.port === port);
+      for (const port of new Set(facts.upstreamPorts))
+        if (takes(port))
           add(
             "target.port-taken",
             "error",
             `port ${port} is taken`,
             "stop what listens there, or give the workload another upstream port",
           );
-      }
+      // as an edge its own proxy listens there already
+      if (journal.role === "edge") return;
+      for (const { listen } of config.ports)
+        if (
+          listening.some(
+            ({ local }) =>
+              local.port === listen && [config.listenAddress, "0.0.0.0", "::"].includes(local.address),
+          )
+        )
+          add(
+            "target.listen-port-taken",
+            "error",
+            `port ${listen}, where clients are to come, is taken`,
+            "stop what listens there, or give the workload another port",
+          );
     },
   },
   {
     category: "space",
-    async run({ workload, prepare: { residentBytes } }, add) {
-      const { imagesBytesMax } = workload.limits;
-      if (residentBytes > imagesBytesMax)
+    async run({ workload: { limits, config, context }, call: { facts } }, add) {
+      const { imageBytes, layerBytes, tmpfsBytes } = facts;
+      if (imageBytes > limits.imagesBytesMax)
         add(
           "target.images-limit",
           "error",
-          `no space for images: ${mega(residentBytes)} MB needed, limit ${mega(imagesBytesMax)} MB`,
+          `no space for images: ${mega(imageBytes)} MB needed, limit ${mega(limits.imagesBytesMax)} MB`,
           "raise limits.imagesMbMax",
         );
+      else if (imageBytes + layerBytes > limits.imagesBytesMax * 2)
+        add(
+          "target.layer-limit",
+          "error",
+          `no space for images and files: ${mega(imageBytes + layerBytes)} MB needed, limit ${mega(limits.imagesBytesMax * 2)} MB`,
+          "raise limits.imagesMbMax (twice that is what both together may take), or write less into the container's root file system",
+        );
       // the images and the memory restored from them exist side by side for a moment
-      if (residentBytes * 2 > freemem() + (await reclaimableBytes()))
+      const needed = imageBytes * 2 + layerBytes + tmpfsBytes;
+      if (needed > (await availableBytes()))
         add(
           "target.no-memory",
           "error",
-          `too little memory: ${mega(residentBytes * 2)} MB needed`,
+          `too little memory: ${mega(needed)} MB needed`,
           "free memory on that node, or choose another",
+        );
+      const holds = config.ports.some(({ continuity }) => continuity === "replay");
+      const disk = await statfs(context.stateDir);
+      if (holds && disk.bavail * disk.bsize < config.limits.spillBytesMax)
+        add(
+          "target.no-disk",
+          "warning",
+          `less disk is free at ${context.stateDir} than limits.spillBytesMax lets waiting clients use`,
+          "free some, or lower the limit",
+          { path: context.stateDir },
         );
     },
   },
   {
     category: "reservations",
-    async run({ prepare: { reservedBytes } }, add) {
+    async run(
+      {
+        call: {
+          facts: { reservedBytes },
+        },
+      },
+      add,
+    ) {
       const { leftBytes } = accountingHere();
       // CRIU maps private memory writable while it restores, and the kernel counts all of it
       if (leftBytes !== null && reservedBytes > leftBytes)
@@ -66,24 +193,69 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
   {
     category: "address",
     async run({ workload: { vip, config } }, add) {
-      if (await vip?.isHere())
+      if (config.vip === null) return;
+      const { address, device } = config.vip;
+      const shown = await runCommand("ip", ["-o", "link", "show", "dev", device], {
+        source: "config",
+      }).catch(() => null);
+      if (shown === null)
+        return add(
+          "target.no-device",
+          "error",
+          `the device ${device} of the address is not there`,
+          "correct vip.device in that node's file, or make the device, and start the agent again",
+        );
+      if (!/[<,]UP[,>]/.test(shown))
+        add(
+          "target.device-down",
+          "error",
+          `the device ${device} of the address is down`,
+          `ip link set ${device} up`,
+        );
+      if (address.includes(":")) {
+        const off = await readFile(`/proc/sys/net/ipv6/conf/${device}/disable_ipv6`, "utf8").catch(() => "1");
+        if (off.trim() !== "0")
+          add(
+            "target.no-ipv6",
+            "error",
+            `the device ${device} has IPv6 switched off, and the address is ${address}`,
+            `sysctl net.ipv6.conf.${device}.disable_ipv6=0`,
+          );
+      }
+      if (vip === null)
+        add(
+          "target.no-device",
+          "error",
+          `the agent found no device ${device} when it started`,
+          "start that agent again",
+        );
+      else if (await vip.isHere())
         add(
           "target.address-there",
           "error",
-          `the address ${config.vip?.address} is on this node already`,
-          `ip address del it from ${config.vip?.device}`,
+          `the address ${address} is on this node already`,
+          `ip address del it from ${device}`,
         );
     },
   },
+  {
+    category: "files",
+    async run({ workload: { config, context, name }, call: { facts } }, add) {
+      const planned = await loadRootfs(config).catch(() => null);
+      if (planned === null) return; // said above
+      const binds = bindsOf(plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir }));
+      for (const { source, target } of binds) {
+        if (source === "/" || source === context.criu.dir) continue; // the instance's own folder, and CRIU's
+        if ((await stat(source).catch(() => null)) === null)
+          add(
+            "target.mount-missing",
+            "error",
+            `${source}, mounted at ${target}, is not there`,
+            "make it available on that node, or correct mounts in its file",
+            { path: source },
+          );
+      }
+      await compareFiles(facts.files, planned.rootfs.lower, binds, add);
+    },
+  },
 ];
-
-async function reclaimableBytes(): Promise<number> {
-  const meminfo = await readFile("/proc/meminfo", "utf8");
-  const kilo = (name: string): number =>
-    Number(new RegExp(`^${name}:\\s*(\\d+)`, "m").exec(meminfo)?.[1] ?? 0);
-  return Math.max(0, kilo("MemAvailable") - kilo("MemFree")) * 1024;
-}
-
-function mega(bytes: number): number {
-  return Math.ceil(bytes / 1e6);
-}

@@ -30,9 +30,18 @@ import { Arrival } from "../migration/target.ts";
 import { putBack } from "../migration/watches.ts";
 import type { AgentContext } from "./context.ts";
 import { Debts } from "./debts.ts";
-import type { CheckReport } from "./finding.ts";
+import type { DepartureFacts } from "./departure-facts.ts";
+import { type CheckReport, merged } from "./finding.ts";
 import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
-import { checkArrival, checkDeparture, refuse } from "./preflight.ts";
+import {
+  askTarget,
+  checkArrival,
+  checkDeparture,
+  checkMove,
+  NOT_CONFIGURED,
+  refuse,
+  unreachable,
+} from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
 import { Registry } from "./registry.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
@@ -61,6 +70,7 @@ const CRIU_POLL_MS = 5;
 const DEBT_MS_MAX = 1_000;
 const PEER_MS_MAX = 1_000;
 const EDGE_MS_MAX = 5_000;
+const CHECK_DIAL_MS_MAX = 2_000;
 /** takeover has no links */
 const NO_LINK: Endpoint = { address: "", port: 0 };
 
@@ -462,7 +472,16 @@ export class Workload {
 
   // ---- moving ----
 
-  async migrate(request: MigrateRequest): Promise<MoveResult> {
+  migrate(request: MigrateRequest): Promise<MoveResult> {
+    return this.#depart(request, false);
+  }
+
+  /** A move up to the point where the first client would be held, undone again on both nodes. */
+  rehearse(request: MigrateRequest): Promise<MoveResult> {
+    return this.#depart(request, true);
+  }
+
+  async #depart(request: MigrateRequest, rehearse: boolean): Promise<MoveResult> {
     if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     await this.#requireOwner();
     if (request.to === this.context.node) {
@@ -485,6 +504,7 @@ export class Workload {
       deadlineMs: request.deadlineMs ?? this.limits.deadlineMs,
       report: request.report,
       signal: cancel.signal,
+      rehearse,
     });
     this.#departure = { departure, to: request.to, cancel };
     try {
@@ -513,7 +533,9 @@ export class Workload {
     const arrival = new Arrival(this, channel, prepare);
     this.#arrival = arrival; // now, so that a second one is refused
     try {
-      refuse((await checkArrival({ workload: this, prepare })).findings, prepare.from);
+      const { facts, ownerEpoch, from } = prepare;
+      const call = { workload: this.name, from, epoch: ownerEpoch, facts };
+      refuse((await checkArrival(this, call)).findings, from);
       arrival.handlers();
       await arrival.begin();
     } catch (error) {
@@ -544,13 +566,47 @@ export class Workload {
     return this.#departure !== null || arriving || this.#journal.moving !== null;
   }
 
-  async preflight(): Promise<void> {
-    refuse((await checkDeparture(this)).findings, this.context.node);
+  /** What keeps a node from taking or giving it away now, as "being …". null: nothing */
+  get busyWith(): string | null {
+    if (this.#departure !== null || this.#journal.moving?.side === "source") return "moved away";
+    if (this.#journal.moving !== null) return "moved there";
+    return this.supervisor.isBusy ? "started again" : null;
   }
 
-  /** What `check` shows for this workload. */
-  async check(): Promise<CheckReport> {
-    return this.#journal.role === "owner" ? checkDeparture(this) : { checked: [], findings: [] };
+  /** Before a move. `facts` is what the target is told then; null: nothing is running */
+  preflight(to: string, channel: Channel): ReturnType<typeof checkMove> {
+    return checkMove(this, to, channel);
+  }
+
+  /** What `check` shows for this workload: of this node, and of each that it could go to. Empty where it does not run. */
+  async check(to: string | null): Promise<CheckReport> {
+    if (this.#journal.role !== "owner") return { checked: [], findings: [] };
+    await this.debts.paid(DEBT_MS_MAX); // else the store names another epoch to the target
+    const { report, facts } = await checkDeparture(this);
+    if (facts === null) return report;
+    const peers = to === null ? Object.keys(this.context.peers) : [to];
+    const asked = await Promise.all(peers.map((peer) => this.#checkAt(peer, facts, to !== null)));
+    return merged(report, ...asked);
+  }
+
+  /** @param wanted false: a node that is not meant for it, or cannot be asked, is no obstacle */
+  async #checkAt(peer: string, facts: DepartureFacts, wanted: boolean): Promise<CheckReport> {
+    let channel: Channel;
+    try {
+      channel = await this.context.dial(peer, CHECK_DIAL_MS_MAX);
+    } catch (error) {
+      if (error instanceof HoldfastError && error.code === "NODE_UNKNOWN") throw error;
+      const report = await unreachable(peer, error);
+      if (!wanted) for (const finding of report.findings) finding.severity = "warning";
+      return report;
+    }
+    try {
+      const report = await askTarget(this, peer, channel, facts);
+      const notMeant = report.findings.some(({ id }) => id === NOT_CONFIGURED);
+      return notMeant && !wanted ? { checked: [], findings: [] } : report;
+    } finally {
+      channel.close();
+    }
   }
 
   grant(migration: string): void {

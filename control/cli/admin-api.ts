@@ -4,7 +4,8 @@
  *   GET  /v1/status                        → StatusAnswer
  *   GET  /v1/workloads/:name/sessions      → SessionsAnswer
  *   GET  /v1/lookup/:name                  → LookupAnswer; ?workload= where several have such a session
- *   GET  /v1/check                         → CheckAnswer
+ *   GET  /v1/check[?workload=W][&to=NODE]  → CheckAnswer
+ *   POST /v1/workloads/:name/check         {to} → lines of Progress: a rehearsal
  *   POST /v1/workloads/:name/migrate       {to, deadlineMs?} → lines of Progress
  *   POST /v1/workloads/:name/restart       {drainMs?} → lines of Progress
  *   POST /v1/workloads/:name/cancel        → {} ; the outcome comes on the stream of the move or restart
@@ -70,6 +71,8 @@ export const lookupSchema = z.looseObject({
 });
 export type LookupAnswer = z.infer<typeof lookupSchema>;
 
+const range = z.looseObject({ low: z.number(), likely: z.number(), high: z.number() });
+
 export const checkSchema = z.looseObject({
   findings: z.array(
     z.looseObject({
@@ -97,6 +100,17 @@ export const checkSchema = z.looseObject({
       }),
     )
     .default([]),
+  /** --dry-run: everything up to the hold was done and undone */
+  rehearsed: z.boolean().optional(),
+  /** … and how long clients would wait in a move */
+  prediction: z
+    .looseObject({
+      pauseMs: range,
+      parts: z
+        .array(z.looseObject({ phase: z.string(), ms: range, from: z.string().default("") }))
+        .default([]),
+    })
+    .optional(),
 });
 export type CheckAnswer = z.infer<typeof checkSchema>;
 
@@ -119,6 +133,8 @@ export const moveSchema = z.looseObject({
   criuMs: z.looseObject({ dump: figure, restore: figure }).default({ dump: null, restore: null }),
   outcome: z.enum(["moved", "rolled-back"]),
   reason: z.string().nullable().default(null),
+  /** what the checks before it said; with an error among them it did not begin */
+  check: checkSchema.optional(),
 });
 export type Move = z.infer<typeof moveSchema>;
 
@@ -150,6 +166,7 @@ export const progressSchema = z.discriminatedUnion("type", [
     type: z.literal("result"),
     move: moveSchema.optional(),
     restart: restartSchema.optional(),
+    check: checkSchema.optional(),
   }),
   z.looseObject({ type: z.literal("error"), error: errorPart }),
 ]);

@@ -19,7 +19,7 @@ export interface Clients {
 
 export interface Task {
   workload: string;
-  name: "migrate" | "restart";
+  name: "migrate" | "restart" | "check";
   body: object;
   /** longest wait between two lines */
   silentMsMax: number;

@@ -1,16 +1,25 @@
 /** `holdfast check`: what was looked at, under headings, and what stands in the way, each with its id and cure. */
+
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import { type CheckAnswer, checkSchema } from "./admin-api.ts";
 import type { AdminClient } from "./admin-client.ts";
+import { type Clients, followTask, type OnInterrupt, type Task } from "./cancellable.ts";
 import { EXIT } from "./exit-status.ts";
 import { plain, type Terminal } from "./terminal.ts";
 
 export interface CheckRequest {
+  /** null: all workloads of the node */
+  workload: string | null;
+  /** null: every peer that has the workload in its configuration */
+  to: string | null;
   /** ids of findings that do not block, as the one who asks knows better */
   allow: string[];
 }
 
 type Finding = CheckAnswer["findings"][number] & { allowed?: true };
 
+/** the longest phase of a rehearsal: copying files and memory */
+const SILENT_MS_MAX = 600_000;
 const MARKS = { error: "✖", warning: "!", allowed: "-" } as const;
 
 export async function showCheck(
@@ -19,12 +28,55 @@ export async function showCheck(
   json: boolean,
   terminal: Terminal,
 ): Promise<number> {
-  const answer = await agent.ask("GET", "/v1/check", checkSchema);
+  const { workload, to } = request;
+  const query = new URLSearchParams({
+    ...(workload === null ? {} : { workload }),
+    ...(to === null ? {} : { to }),
+  });
+  const path = `/v1/check${query.size === 0 ? "" : `?${query}`}`;
+  return show(await agent.ask("GET", path, checkSchema), request.allow, json, terminal);
+}
+
+/** `check WORKLOAD --to NODE --dry-run` */
+export async function rehearse(
+  clients: Clients,
+  { workload, to, allow }: CheckRequest & { workload: string; to: string },
+  json: boolean,
+  terminal: Terminal,
+  onInterrupt: OnInterrupt,
+): Promise<number> {
+  const task: Task = { workload, name: "check", body: { to }, silentMsMax: SILENT_MS_MAX };
+  const result = await followTask(clients, task, json, terminal, onInterrupt);
+  if (result?.check === undefined)
+    throw new HoldfastError("the agent ended the rehearsal without telling what came of it", {
+      code: "AGENT_PROTOCOL",
+      source: "peer",
+    });
+  return show(result.check, allow, json, terminal);
+}
+
+function show(answer: CheckAnswer, allow: string[], json: boolean, terminal: Terminal): number {
   const findings = answer.findings.map(
-    (finding): Finding => (isAllowed(finding.id, request.allow) ? { ...finding, allowed: true } : finding),
+    (finding): Finding => (isAllowed(finding.id, allow) ? { ...finding, allowed: true } : finding),
   );
-  terminal.out.write(json ? `${JSON.stringify({ ...answer, findings })}\n` : render({ ...answer, findings }));
+  const shown = { ...answer, findings };
+  terminal.out.write(json ? `${JSON.stringify(shown)}\n` : `${render(shown)}${predicted(answer.prediction)}`);
   return findings.some((finding) => markOf(finding) === "error") ? EXIT.failed : EXIT.ok;
+}
+
+function predicted(prediction: CheckAnswer["prediction"]): string {
+  if (prediction === undefined) return "";
+  const wide = ({ low, high }: { low: number; high: number }): string =>
+    `${low.toFixed(0)}-${high.toFixed(0)} ms`;
+  const { pauseMs, parts } = prediction;
+  return [
+    `clients would wait about ${pauseMs.likely.toFixed(0)} ms (${wide(pauseMs)})`,
+    ...parts.map(
+      ({ phase, ms, from }) =>
+        `  ${plain(phase).padEnd(10)} ${`${ms.likely.toFixed(0)} ms`.padStart(8)}  ${wide(ms).padStart(14)}  ${plain(from)}`,
+    ),
+    "",
+  ].join("\n");
 }
 
 /** An id allows itself and what is below it: `target.config-differs` allows `target.config-differs.ports`. */

@@ -48,6 +48,14 @@ function summary(workload: string, move: Move): string {
   const { blackoutMs, criuMs } = move;
   const from = plain(move.from);
   const to = plain(move.to);
+  const blocking = move.check?.findings.filter(({ severity }) => severity === "error") ?? [];
+  if (move.outcome === "rolled-back" && blocking.length > 0) {
+    const lines = blocking.map(
+      ({ id, node, what, cure }) =>
+        `  ✖ ${node === undefined ? "" : `node ${plain(node)}: `}${plain(what)} → ${plain(cure)}  [${plain(id)}]\n`,
+    );
+    return `refused: ${plain(workload)} stays on ${from}, and nobody was held\n${lines.join("")}`;
+  }
   if (move.outcome === "rolled-back") {
     return `rolled back: ${plain(workload)} stays on ${from}: ${plain(move.reason ?? "no reason given")}\n`;
   }

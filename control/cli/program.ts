@@ -1,10 +1,10 @@
 /** The command line: what can be typed, and which file does it. Everything it touches is handed in. */
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { messageOf } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
-import { showCheck } from "./check.ts";
+import { rehearse, showCheck } from "./check.ts";
 import { loadConfig } from "./config.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
 import { findAgent } from "./find-agent.ts";
@@ -24,6 +24,12 @@ export interface Surroundings extends Terminal {
 interface ClientOptions {
   json?: boolean;
   agent?: string;
+}
+
+interface CheckOptions extends ClientOptions {
+  to?: string;
+  dryRun?: boolean;
+  allow: string[];
 }
 
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
@@ -118,18 +124,40 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       ),
     );
 
-  client("check", "what would keep this node and its workloads from moving, with the cure")
+  client("check [workload]", "what would keep this node's workloads from moving, with the cure")
+    .option("--to <node>", "ask this node; without it, every peer that has the workload in its configuration")
+    .option(
+      "--dry-run",
+      "do everything of a move that holds no client, undo it, and say how long clients would wait",
+    )
     .option(
       "--allow <id>",
       "a finding that is not to block, e.g. descriptor.io-uring; may be repeated",
       collect,
       [],
     )
-    .action((options: ClientOptions & { allow: string[] }) =>
-      withAgent(options, (agent) =>
-        showCheck(agent, { allow: options.allow }, options.json === true, around),
-      ),
-    );
+    .addHelpText(
+      "after",
+      `
+Only looks, here and at the nodes asked: no client waits, no process stops, nothing is made. migrate does the same first,
+and does not begin when something blocks. With --dry-run files and memory are copied to the other node, where everything is
+made ready, and nothing of it is left afterwards; Ctrl-C undoes it too.`,
+    )
+    .action((workload: string | undefined, options: CheckOptions) => {
+      const { to, allow, json = false } = options;
+      if (options.dryRun !== true)
+        return withAgent(options, (agent) =>
+          showCheck(agent, { workload: workload ?? null, to: to ?? null, allow }, json, around),
+        );
+      if (workload === undefined || to === undefined)
+        throw new HoldfastError("--dry-run needs a workload and --to", {
+          code: "USAGE_DRY_RUN",
+          source: "config",
+        });
+      return withClients(options, (clients) =>
+        rehearse(clients, { workload, to, allow }, json, around, around.onInterrupt),
+      );
+    });
 
   client("migrate <workload>", "move a workload to another node")
     .requiredOption("--to <node>", "name of the node")

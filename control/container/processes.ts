@@ -102,6 +102,32 @@ export async function residentBytes(pid: number): Promise<number> {
   return Number(/^VmRSS:\s*(\d+) kB$/m.exec(await read(`/proc/${pid}/status`))?.[1] ?? 0) * 1024;
 }
 
+/**
+ * What images of these processes take, in bytes: anonymous memory of each (pages a fork shares are written for each), shared
+ * memory once. Files that are mapped and unchanged are not in images.
+ */
+export async function imageBytes(pids: number[]): Promise<number> {
+  let anonymous = 0;
+  let shared = 0;
+  let sharers = 0;
+  for (const pid of pids) {
+    const status = await read(`/proc/${pid}/status`);
+    const kilo = (name: string): number =>
+      Number(new RegExp(`^${name}:\\s*(\\d+) kB$`, "m").exec(status)?.[1] ?? 0);
+    anonymous += kilo("RssAnon") + kilo("VmSwap");
+    const shmem = kilo("RssShmem");
+    shared += shmem;
+    if (shmem > 0) sharers++;
+  }
+  if (sharers > 1) {
+    shared = 0;
+    // a page that n processes have mapped counts 1/n for each (Documentation/ABI/testing/procfs-smaps_rollup)
+    for (const pid of pids)
+      shared += Number(/^Pss_Shmem:\s*(\d+) kB$/m.exec(await read(`/proc/${pid}/smaps_rollup`))?.[1] ?? 0);
+  }
+  return (anonymous + shared) * 1024;
+}
+
 async function statFields(pid: number): Promise<string[] | null> {
   const text = await read(`/proc/${pid}/stat`);
   // the command name may contain anything, but ends with the last parenthesis

@@ -63,10 +63,13 @@ const RUNTIMES = ["runc", "crun"];
 
 export class ContainerRuntime {
   #program: string;
+  /** e.g. "1.1.5+ds1" */
+  readonly version: string;
   #root: string;
 
-  private constructor(program: string, root: string) {
+  private constructor(program: string, version: string, root: string) {
     this.#program = program;
+    this.version = version;
     this.#root = root;
   }
 
@@ -74,8 +77,8 @@ export class ContainerRuntime {
   static async find(stateDir: string): Promise<ContainerRuntime> {
     for (const program of RUNTIMES) {
       try {
-        await runCommand(program, ["--version"], { source: "container" });
-        return new ContainerRuntime(program, join(stateDir, "runtime"));
+        const said = await runCommand(program, ["--version"], { source: "container" });
+        return new ContainerRuntime(program, /\d\S*/.exec(said)?.[0] ?? "", join(stateDir, "runtime"));
       } catch {
         // the next one may be there
       }
@@ -282,7 +285,14 @@ export class ContainerRuntime {
   }
 }
 
-function specOf(options: CreateOptions, id: string, runDir: string): OciSpec {
+type SpecInput = Pick<CreateOptions, "container" | "rootfs" | "criuDir" | "workload">;
+
+/** What a container of the workload would be like; paths of an instance are not in it yet. */
+export function plannedSpec(options: SpecInput): OciSpec {
+  return specOf(options, "", "/");
+}
+
+function specOf(options: SpecInput, id: string, runDir: string): OciSpec {
   const specOptions = {
     container: options.container,
     rootfs: join(runDir, "rootfs"),

@@ -1,5 +1,8 @@
 /** What a move is called, reports and results in: shared by both sides, the admin interface and the command line. */
 import { z } from "zod";
+import { departureFacts } from "../agent/departure-facts.ts";
+import type { CheckReport } from "../agent/finding.ts";
+import type { Prediction } from "./prediction.ts";
 import { instanceSchema } from "./watch-state.ts";
 
 /**
@@ -28,7 +31,8 @@ export type Phase = (typeof PHASES)[number];
 
 export interface PhaseEvent {
   type: "phase";
-  phase: Phase | "rollback";
+  /** undo: of a rehearsal */
+  phase: Phase | "rollback" | "undo";
   state: "start" | "done";
   /** of this phase when done, else since the move began */
   ms: number;
@@ -50,15 +54,20 @@ export interface MoveResult {
   blackoutMs: { p50: null; p99: null; max: null };
   /** hold to release, as the agents measured it */
   holdMs: number;
-  phasesMs: Partial<Record<Phase | "rollback", number>>;
+  phasesMs: Partial<Record<Phase | "rollback" | "undo", number>>;
   criuMs: { dump: number; restore: number };
   /** microseconds a leg: average over this move's legs */
   legUs: { capture: number; adopt: number };
   /** memory sent before anybody was held, and images sent while clients waited */
   precopyBytes: number;
   imageBytes: number;
-  outcome: "moved" | "rolled-back";
+  /** rehearsed: prepared, and undone again */
+  outcome: "moved" | "rolled-back" | "rehearsed";
   reason: string | null;
+  /** what the checks before it said; with an error among them nothing was made */
+  check?: CheckReport;
+  /** of a rehearsal: how long clients would wait */
+  prediction?: Prediction;
 }
 
 // ---- what the source says to the target, in this order, on a channel of its own for each move; checked where it arrives ----
@@ -75,15 +84,12 @@ export const prepareCall = z.strictObject({
   from: node,
   epoch,
   edges: z.array(node).max(1_000),
-  /** what the target's tmpfs must have room for */
-  residentBytes: count,
-  /** address space of its private mappings, whether used or not */
-  reservedBytes: count,
   /** the restored tree needs every thread id up to this one free */
   highestTid: count.max(4_194_304),
-  upstreamPorts: z.array(port).max(64),
-  /** where its Unix datagram sockets send to, outside the container */
-  unixPeers: z.array(z.string().max(4_096)).max(1_000),
+  /** what the target looks at before it makes anything, as it has done when it was asked (`check`) */
+  facts: departureFacts,
+  /** owner number at the source now */
+  ownerEpoch: epoch,
 });
 export type PrepareCall = z.infer<typeof prepareCall>;
 

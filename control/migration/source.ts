@@ -14,19 +14,13 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { seal } from "#proxy/store/seal.ts";
 import type { DiagSocket } from "#proxy/tcp/diag.ts";
+import { refuse } from "../agent/preflight.ts";
 import type { Workload } from "../agent/workload.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
 import { filesMappedForWriting, takeForChanged } from "../container/mapped-files.ts";
 import { openQueues, readQueues } from "../container/posix-queues.ts";
-import {
-  highestInnerTid,
-  identify,
-  innerPid,
-  residentBytes,
-  stoppedOf,
-  treeOf,
-} from "../container/processes.ts";
+import { highestInnerTid, identify, innerPid, stoppedOf, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
@@ -47,10 +41,11 @@ import type {
   StandbyReply,
 } from "./move.ts";
 import { leaveOwnSockets } from "./own-sockets.ts";
+import { predict } from "./prediction.ts";
+import { Rehearsal } from "./rehearsal.ts";
 import { decideAtSource } from "./settle.ts";
 import { beginRepair, classifySockets, shieldOutbound } from "./sockets.ts";
-import { anonymousBytes, reservedBytes, tracedTree } from "./traced-tree.ts";
-import { unixPeersOutside } from "./unix-peers.ts";
+import { anonymousBytes, tracedTree } from "./traced-tree.ts";
 import { refuseUnmovableFiles } from "./unmovable-files.ts";
 import { memoryOf } from "./verify-memory.ts";
 import { WatchedFiles } from "./watched-files.ts";
@@ -63,6 +58,8 @@ export interface DepartureOptions {
   report: Report;
   /** somebody wants it stopped: rolls back unless it is too late */
   signal: AbortSignal;
+  /** goes as far as it can without holding anybody, undoes it all, and says how long a move would make clients wait */
+  rehearse: boolean;
 }
 
 /** Held legs are worth keeping only as long as somebody may still come for them. */
@@ -84,7 +81,7 @@ export class Departure {
   #options: DepartureOptions;
   #id = randomUUID();
   #startedMs = performance.now();
-  #phasesMs: Partial<Record<Phase | "rollback", number>> = {};
+  #phasesMs: MoveResult["phasesMs"] = {};
   #channel: Channel | null = null;
   #worker: CriuWorker | null = null;
   #sender: ImageSender | null = null;
@@ -107,6 +104,7 @@ export class Departure {
   #deadline = new AbortController();
   #deadlineTimer: NodeJS.Timeout | undefined;
   #result: MoveResult;
+  #rehearsal = new Rehearsal();
 
   constructor(workload: Workload, options: DepartureOptions) {
     this.#workload = workload;
@@ -138,13 +136,15 @@ export class Departure {
     const { faults } = this.#workload.context;
     try {
       await this.#phase("prepare", () => this.#prepare());
+      if (this.#options.rehearse) return await this.#rehearsed();
       await this.#dump();
       await this.#phase("transfer", () => this.#transfer());
       await this.#phase("restore", () => this.#restore());
       await this.#phase("commit", () => this.#commit());
       await this.#phase("release", () => this.#release());
     } catch (error) {
-      this.#result.reason = messageOf(error);
+      const { signal } = this.#options;
+      this.#result.reason = messageOf(signal.aborted ? signal.reason : error);
       this.#workload.context.log.warn(
         { workload: this.#workload.name, migration: this.#id, reason: this.#result.reason },
         "move failed",
@@ -154,6 +154,29 @@ export class Departure {
     }
     faults.at("source:retire");
     return await this.#finish("moved");
+  }
+
+  /** Everything up to the hold has been done. */
+  async #rehearsed(): Promise<MoveResult> {
+    const workload = this.#workload;
+    const sessions = (await workload.sessions()).length;
+    const storeAtMs = performance.now();
+    await workload.context.store.ping();
+    const storeMs = performance.now() - storeAtMs;
+    const { quiesceMsMax } = workload.config.limits;
+    await this.#rehearsal.asked(() => this.#call("idle", {}));
+    this.#result.sessions = sessions;
+    this.#result.prediction = predict(
+      await this.#rehearsal.measured(await treeOf(this.#root), {
+        downstream: workload.downstream,
+        legs: sessions,
+        storeMs,
+        quiesceMsMax,
+      }),
+    );
+    this.#throwIfStopped();
+    await this.#phase("undo", () => this.#rollback());
+    return await this.#finish("rehearsed");
   }
 
   // ---- forward ----
@@ -168,7 +191,13 @@ export class Departure {
         code: "WORKLOAD_DOWN",
         source: "container",
       });
-    await workload.preflight();
+    this.#channel = await context.dial(this.#options.to);
+    this.#channel.on("released", () => {
+      this.#releasedAtMs = performance.now();
+    });
+    const { facts, ...check } = await this.#untilStopped(workload.preflight(this.#options.to, this.#channel));
+    this.#result.check = check;
+    refuse(check.findings, context.node);
     this.#root = root;
     // on record before the store is asked: a reservation that nobody knows of would refuse every later move
     this.#reserveTried = true;
@@ -191,23 +220,15 @@ export class Departure {
     this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
     workload.recordMoving({ epoch: this.#epoch });
     context.faults.at("source:prepare");
-    this.#channel = await context.dial(this.#options.to);
-    this.#channel.on("released", () => {
-      this.#releasedAtMs = performance.now();
-    });
-    const pids = await treeOf(root);
-    const rss = await Promise.all(pids.map(residentBytes));
     const prepare: PrepareCall = {
       workload: workload.name,
       migration: this.#id,
       from: context.node,
       epoch: this.#epoch,
       edges: workload.edgesAfterLeaving(this.#options.to),
-      residentBytes: rss.reduce((sum, bytes) => sum + bytes, 0),
-      reservedBytes: await reservedBytes(pids),
-      highestTid: await highestInnerTid(pids),
-      upstreamPorts: workload.config.ports.map((port) => port.upstream.port),
-      unixPeers: await unixPeersOutside(pids),
+      highestTid: await highestInnerTid(await treeOf(root)),
+      facts: required(facts),
+      ownerEpoch: journal.epoch,
     };
     await this.#call("prepare", prepare);
     await this.#untilStopped(this.#sendFilesFirst(LAYER, runPath(container, "layer")));
@@ -227,16 +248,21 @@ export class Departure {
   async #sendLayers(): Promise<void> {
     const channel = required(this.#channel);
     this.#sender = new ImageSender(this.#imagesDir, (pieces) =>
-      channel.send(
-        "images",
-        { pieces: pieces.map((piece) => ({ ...piece, bytes: piece.bytes.length })) },
-        pieces.filter(({ from }) => from === undefined).map(({ bytes }) => bytes),
+      this.#rehearsal.sent(pieces, () =>
+        channel.send(
+          "images",
+          { pieces: pieces.map((piece) => ({ ...piece, bytes: piece.bytes.length })) },
+          pieces.filter(({ from }) => from === undefined).map(({ bytes }) => bytes),
+        ),
       ),
     );
     const { precopyBytesMax } = this.#workload.limits;
     if ((await anonymousBytes(await this.#tree())) > precopyBytesMax) return;
+    const sender = this.#sender;
     this.#result.precopyBytes = await this.#untilStopped(
-      this.#sender.sendLayers(() => this.#tree(), precopyBytesMax, this.#options.signal),
+      this.#rehearsal.rounds(() =>
+        sender.sendLayers(() => this.#tree(), precopyBytesMax, this.#options.signal),
+      ),
     );
   }
 
@@ -260,7 +286,7 @@ export class Departure {
     };
     const probe = await CriuWorker.start(options); // leaves criu.kdat behind, so that the dump need not probe
     try {
-      await probe.request("FEATURE_CHECK");
+      await this.#rehearsal.timed("criuMs", () => probe.request("FEATURE_CHECK"));
     } finally {
       await probe.close();
     }
@@ -581,7 +607,7 @@ export class Departure {
     if (this.#holdAtMs > 0)
       this.#result.holdMs = round((this.#releasedAtMs || performance.now()) - this.#holdAtMs);
     await this.#worker?.close();
-    if (outcome === "rolled-back") this.#channel?.close(); // a sender that waits for the target ends
+    if (outcome !== "moved") this.#channel?.close(); // a sender that waits for the target ends
     await this.#sender?.close();
     this.#watched?.close();
     const stats = await readFile(`${this.#imagesDir}/stats-dump`).then(decodeStats, () => null);
@@ -633,7 +659,7 @@ export class Departure {
   }
 
   async #sendFilesFirst(name: string, root: string): Promise<void> {
-    const before = await scan(root);
+    const before = await this.#rehearsal.timed("scanMs", () => scan(root));
     // after the scan, and before anything is read: see mapped-files.ts
     const mapped = filesMappedForWriting((await this.#tree()).map(({ pid }) => pid));
     takeForChanged(before, name === LAYER ? "/" : name, mapped);
@@ -706,7 +732,7 @@ export class Departure {
         });
   }
 
-  async #phase<T>(phase: Phase | "rollback", work: () => Promise<T>): Promise<T> {
+  async #phase<T>(phase: PhaseEvent["phase"], work: () => Promise<T>): Promise<T> {
     const atMs = performance.now();
     this.#report(phase, "start", atMs - this.#startedMs);
     const result = await work();
@@ -715,7 +741,7 @@ export class Departure {
     return result;
   }
 
-  #report(phase: Phase | "rollback", state: PhaseEvent["state"], ms: number): void {
+  #report(phase: PhaseEvent["phase"], state: PhaseEvent["state"], ms: number): void {
     const note = phase === "rollback" && this.#result.reason !== null ? { note: this.#result.reason } : {};
     this.#options.report({ type: "phase", phase, state, ms: round(ms), ...note });
   }

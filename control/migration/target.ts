@@ -140,6 +140,7 @@ export class Arrival {
     });
     on("release", nothing, async () => ({ result: await this.#release() }));
     on("abort", nothing, async () => ({ result: { outcome: await this.abort() } }));
+    on("idle", nothing, () => undefined); // how long the way there and back takes
     on("forgotten", nothing, async () => void (await this.#ending));
   }
 
@@ -201,7 +202,7 @@ export class Arrival {
     const container = await required(this.#created);
     this.#container = container;
     workload.record({ container });
-    await refuseMissingUnixPeers(container, this.prepare.unixPeers);
+    await refuseMissingUnixPeers(container, this.prepare.facts.unixPeers);
     context.faults.at("target:standby");
     const link = await workload.standbyProxy(this.prepare.epoch);
     const images = runPath(container, "images");

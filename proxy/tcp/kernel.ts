@@ -904,6 +904,16 @@ export function recvAsync(fd: number, into: Buffer): Promise<number> {
 
 // ---- processes and namespaces
 
+/** kcmp(2), linux/kcmp.h: what two threads may share */
+export const KCMP_VM = 1;
+export const KCMP_FILES = 2;
+export const KCMP_FS = 3;
+
+/** 0: the two threads share it; 1, 2: they do not (an order of their own); -1: one of them has gone, or may not be asked */
+export function kcmp(one: number, other: number, type: number): number {
+  return libc().syscall(SYS_KCMP, one, other, type, 0) as number;
+}
+
 /** A descriptor of the process, close-on-exec; readable once it has ended. */
 export function pidfdOpen(pid: number): number {
   return check(libc().syscall(SYS_PIDFD_OPEN, pid, 0, 0, 0), `pidfd_open(${pid})`);

@@ -269,6 +269,28 @@ describe("holdfast migrate", () => {
     assert.match(late.err, /did not cancel: already committed/);
     assert.deepEqual(oneObject(late.out), move);
   });
+
+  test("a move that was refused beforehand says why, one finding a line", async () => {
+    const findings = [
+      {
+        id: "target.port-taken",
+        node: "b",
+        workload: "chat",
+        severity: "error",
+        what: "taken",
+        cure: "stop it",
+      },
+      { id: "target.kernel-older", node: "b", workload: "chat", severity: "warning", what: "old", cure: "x" },
+    ];
+    const refused = { ...move, outcome: "rolled-back", reason: "cannot be moved: …", check: { findings } };
+    answers.set(MIGRATE, lines({ type: "result", move: refused }));
+    const { status, out } = await run(["migrate", "chat", "--to", "b"]);
+    assert.equal(status, 1);
+    assert.equal(
+      out,
+      "refused: chat stays on a, and nobody was held\n  ✖ node b: taken → stop it  [target.port-taken]\n",
+    );
+  });
 });
 
 const restarted = {
@@ -522,6 +544,38 @@ describe("holdfast status, sessions, check, stop", () => {
     const asJson = await run(["check", "--json"]);
     assert.equal(asJson.status, 1);
     assert.deepEqual(oneObject(asJson.out), { checked, findings: [bad, hint] });
+  });
+
+  test("check asks of one workload and one node", async () => {
+    answers.set("GET /v1/check?workload=chat&to=b", json({ findings: [] }));
+    assert.equal((await run(["check", "chat", "--to", "b"])).status, 0);
+    answers.set("GET /v1/check?to=b%26", json({ findings: [] }));
+    assert.equal((await run(["check", "--to", "b&"])).status, 0);
+  });
+
+  test("check --dry-run shows the phases, the findings and how long clients would wait", async () => {
+    const route = "POST /v1/workloads/chat/check";
+    const range = { low: 60, likely: 100, high: 450.4 };
+    const prediction = { pauseMs: range, parts: [{ phase: "dump", ms: range, from: "1 \u001b processes" }] };
+    const check = { checked: [{ node: "b", workload: "chat", category: "files" }], findings: [], prediction };
+    answers.set(
+      route,
+      lines(phase("prepare", "done", { ms: 3 }), phase("undo", "done", { ms: 4 }), { type: "result", check }),
+    );
+    const { status, out } = await run(["check", "chat", "--to", "b", "--dry-run"]);
+    assert.equal(status, 0);
+    assert.equal(
+      out,
+      "✔ prepare              3.0 ms\n✔ undo                 4.0 ms\n" +
+        "workload chat on node b\n  ✔ files\n✔ nothing stands in the way of a move\n" +
+        "clients would wait about 100 ms (60-450 ms)\n  dump         100 ms       60-450 ms  1   processes\n",
+    );
+    assert.deepEqual(asked.at(-1), { route, body: { to: "b" } });
+    const failed = { id: "rehearsal.failed", workload: "chat", severity: "error", what: "no", cure: "x" };
+    answers.set(route, lines({ type: "result", check: { findings: [failed] } }));
+    assert.equal((await run(["check", "chat", "--to", "b", "--dry-run", "--json"])).status, 1);
+    assert.equal((await run(["check", "chat", "--dry-run"])).status, 2);
+    assert.equal((await run(["check", "--to", "b", "--dry-run"])).status, 2);
   });
 
   test("check --allow takes the ids of findings that do not block", async () => {

@@ -24,7 +24,7 @@ describe("CRIU cannot dump", { timeout: 120_000 }, () => {
       const { owner } = stage;
       await toggleRing(stage, true);
       const { end, reason, phases } = await stage.migrate();
-      assert.equal(end, "rolled-back");
+      assert.equal(end, "rolled-back", reason);
       assert.match(
         reason,
         /^cannot be moved: process \d+ has descriptor \d+ of a kind CRIU cannot dump.*io_uring.*seccomp/,
@@ -43,7 +43,7 @@ describe("CRIU cannot dump", { timeout: 120_000 }, () => {
       const seen = `[ -n "$(find /proc/${app}/fd -lname '*io_uring*')" ]`;
       stage.fault(`exec@source:hold=kill -USR2 ${app}\nuntil ${seen}\ndo sleep 0.01\ndone`);
       const { end, reason } = await stage.migrate();
-      assert.equal(end, "rolled-back");
+      assert.equal(end, "rolled-back", reason);
       assert.match(reason, /^CRIU cannot dump the application: .*/);
       await stage.assertStays(owner);
       await toggleRing(stage, false);

@@ -18,7 +18,7 @@ describe("no space for the memory images", { timeout: 120_000 }, () => {
       const { owner, other } = stage;
       await stage.restartWith(other, { limits: { imagesMbMax: FEW_MB } });
       const { end, reason, phases } = await stage.migrate();
-      assert.equal(end, "rolled-back");
+      assert.equal(end, "rolled-back", reason);
       assert.match(
         reason,
         /node [ab]: no space for images: \d+ MB needed, limit 9 MB: raise limits.imagesMbMax/,
@@ -35,7 +35,7 @@ describe("no space for the memory images", { timeout: 120_000 }, () => {
       const { owner } = stage;
       stage.fault(`exec@source:hold=${stage.enter(owner)}\n${FILL}`);
       const { end, reason } = await stage.migrate();
-      assert.equal(end, "rolled-back");
+      assert.equal(end, "rolled-back", reason);
       assert.match(reason, /^CRIU cannot dump the application: .|no space/i);
       await stage.assertStays(owner);
       stage.shell(`${stage.enter(owner)}\nrm $RUN/fill`);
@@ -49,7 +49,7 @@ describe("no space for the memory images", { timeout: 120_000 }, () => {
       const { owner, other } = stage;
       stage.fault(`exec@source:hold=${stage.enter(other)}\n${FILL}`);
       const { end, reason } = await stage.migrate();
-      assert.equal(end, "rolled-back");
+      assert.equal(end, "rolled-back", reason);
       assert.match(reason, /no space for the memory images/);
       await stage.assertWell(owner);
     }),
@@ -69,7 +69,7 @@ for (const downstream of ["takeover", "relay"] as const) {
       on(async (stage) => {
         const { owner } = stage;
         const { end, reason } = await stage.migrate({ deadlineMs: 1 });
-        assert.equal(end, "rolled-back");
+        assert.equal(end, "rolled-back", reason);
         assert.match(reason, /the deadline of 1 ms has passed/);
         await stage.assertWell(owner);
       }),
@@ -81,7 +81,7 @@ for (const downstream of ["takeover", "relay"] as const) {
         const { owner } = stage;
         stage.fault("exec@source:restore=sleep 0.5");
         const { end, reason } = await stage.migrate({ deadlineMs: 300 });
-        assert.equal(end, "rolled-back");
+        assert.equal(end, "rolled-back", reason);
         assert.match(reason, /the deadline of 300 ms has passed/);
         await stage.assertWell(owner);
       }),
@@ -94,7 +94,7 @@ for (const downstream of ["takeover", "relay"] as const) {
         const target = stage.agent(other);
         stage.fault("exec@target:restore=kill -STOP $PPID");
         const { end, reason } = await stage.migrate({ deadlineMs: 500 });
-        assert.equal(end, "rolled-back");
+        assert.equal(end, "rolled-back", reason);
         assert.match(reason, /the deadline of 500 ms has passed/);
         await stage.assertSessions();
         target.child.kill("SIGCONT");
@@ -145,7 +145,7 @@ for (const downstream of ["takeover", "relay"] as const) {
         await stage.cancel();
         gate.go();
         const { end, reason } = await move;
-        assert.equal(end, "rolled-back");
+        assert.equal(end, "rolled-back", reason);
         assert.match(reason, /cancelled/);
         await stage.assertWell(owner);
       }),

@@ -10,7 +10,7 @@ import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "undici";
-import type { Finding } from "#control/agent/finding.ts";
+import type { CheckReport, Finding } from "#control/agent/finding.ts";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { CLONE_NEWNET, setns } from "#proxy/tcp/kernel.ts";
 import { createLab, type Lab, type LabAgent, type LabProcess } from "../lab/lab.ts";
@@ -21,6 +21,8 @@ export interface ProgramOptions {
   downstream: Downstream;
   /** the workload's part of the agents' configuration: container or bundle, ports, … */
   workload: Record<string, unknown>;
+  /** what the configuration of a node says otherwise; null: it does not have the workload */
+  elsewhere?: Record<string, Record<string, unknown> | null>;
   /** default a and b; the first one owns it */
   nodes?: string[];
   /** takeover: default 10.99.0.50/24 */
@@ -37,6 +39,7 @@ export interface Move {
   sessions: number;
   holdMs: number;
   phasesMs: Record<string, number>;
+  check?: CheckReport;
 }
 
 export const workloadName = "program";
@@ -130,7 +133,16 @@ export class MovedProgram {
       const env = fault === undefined ? {} : { HOLDFAST_FAULT: fault };
       agents.set(
         node,
-        await lab.startAgent(node, { workloads: [{ ...workload, start: node === nodes[0] }] }, { env }),
+        await lab.startAgent(
+          node,
+          {
+            workloads:
+              options.elsewhere?.[node] === null
+                ? []
+                : [{ ...workload, ...options.elsewhere?.[node], start: node === nodes[0] }],
+          },
+          { env },
+        ),
       );
     });
     const program = new MovedProgram(lab, options, agents, workload);

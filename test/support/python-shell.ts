@@ -34,6 +34,11 @@ while True:
         client.sendall((json.dumps(answer(json.loads(line))) + "\\n").encode())
 `;
 
+interface Workload {
+  container?: { mounts?: object[]; [key: string]: unknown };
+  [key: string]: unknown;
+}
+
 /**
  * Runs `use` with the shell on node a, in a container that has `folder` at /srv.
  * @param options of the laboratory; `workload` is merged over the shell's own
@@ -44,22 +49,30 @@ export async function withPythonShell(
 ): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "hf-shell-"));
   writeFileSync(join(folder, "shell.py"), shell);
-  const { container, ...workload } = (options.workload ?? {}) as { container?: Record<string, unknown> };
+  const complete = ({ container, ...workload }: Workload): Workload => {
+    const { mounts = [], ...more } = container ?? {};
+    return {
+      container: {
+        command: ["/usr/bin/python3", "-u", "/srv/shell.py"],
+        rootfs: "host",
+        ...more,
+        mounts: [{ source: folder, target: "/srv", readonly: true }, ...mounts],
+      },
+      ports: [{ listen: port, upstream: "127.0.0.1:9000" }],
+      ...workload,
+    };
+  };
+  const elsewhere = Object.entries(options.elsewhere ?? {}).map(([node, workload]) => [
+    node,
+    workload === null ? null : complete(workload),
+  ]);
   try {
     await withProgram(
       {
         downstream: "takeover",
         ...options,
-        workload: {
-          container: {
-            command: ["/usr/bin/python3", "-u", "/srv/shell.py"],
-            rootfs: "host",
-            mounts: [{ source: folder, target: "/srv", readonly: true }],
-            ...container,
-          },
-          ports: [{ listen: port, upstream: "127.0.0.1:9000" }],
-          ...workload,
-        },
+        workload: complete(options.workload ?? {}),
+        elsewhere: Object.fromEntries(elsewhere),
       },
       async (program) => {
         const socket = await program.connect(port);

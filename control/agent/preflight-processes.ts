@@ -1,0 +1,257 @@
+/**
+ * Processes that CRIU cannot stop, dump or fork anew, and what of them it would leave behind without a word. Only /proc and
+ * kcmp(2) are asked: nothing is attached to, nothing stops.
+ */
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
+import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/tcp/kernel.ts";
+import type { Add } from "./finding.ts";
+import { type SessionMember, sessionFault } from "./session-tree.ts";
+
+/** Every process has one of each (namespaces(7)); CRIU carries those of the tree's root, and no others. */
+const NAMESPACES = [
+  "user",
+  "mnt",
+  "pid",
+  "pid_for_children",
+  "net",
+  "ipc",
+  "uts",
+  "time",
+  "time_for_children",
+  "cgroup",
+];
+/** … which the application's first process must have too: CRIU joins them before it restores */
+const CONTAINER_NAMESPACES = ["user", "mnt", "pid", "pid_for_children", "net", "cgroup"];
+/** a thread can have these of its own (setns(2), unshare(2)) */
+const THREAD_NAMESPACES = ["mnt", "net", "ipc", "uts", "cgroup"];
+type Namespaces = Map<string, string | null>;
+
+/** threads looked at before others get a turn */
+const THREADS_A_TURN = 200;
+const STUCK_LOOKS = 4;
+const STUCK_LOOK_MS = 50;
+/** descriptors that CRIU's parasite opens in the process for a moment (compel: a memfd, a socket), and some to spare */
+const DESCRIPTORS_FREE_MIN = 4;
+/** include/uapi/linux/sched.h; numbers of vfork(2), clone(2), clone3(2) on x86-64, of the latter two on arm64 */
+const CLONE_SYSCALLS = process.arch === "arm64" ? ["220", "435"] : ["58", "56", "435"];
+
+/** @param init the container's, whose namespaces and cgroups are the container's */
+export async function checkProcesses(init: number, pids: number[], add: Add): Promise<void> {
+  // a restored tree has some of its own (ipc, time), which go along again: those of its root are the application's
+  const [root] = pids;
+  const ours: Namespaces = new Map(NAMESPACES.map((kind) => [kind, link(`/proc/${root}/ns/${kind}`)]));
+  const container: Namespaces = new Map(NAMESPACES.map((kind) => [kind, link(`/proc/${init}/ns/${kind}`)]));
+  if (root !== undefined) checkNamespaces(container, root, CONTAINER_NAMESPACES, `/proc/${root}`, add);
+  const members: SessionMember[] = [];
+  const living: number[] = [];
+  const waiting = new Set<number>();
+  let seen = 0;
+  for (const pid of pids) {
+    const stat = statOf(`/proc/${pid}`);
+    if (stat === null) continue; // gone
+    members.push({ pid, parent: Number(stat[1]), session: Number(stat[3]) });
+    const threads = list(`/proc/${pid}/task`).map(Number);
+    if (stat[0] === "Z") {
+      if (threads.length > 1)
+        add(
+          "process.leader-ended",
+          "error",
+          `the main thread of process ${pid} has ended and others go on, which CRIU cannot dump`,
+          "let the main thread wait for the others",
+          { pid },
+        );
+      continue;
+    }
+    living.push(pid);
+    checkTracer(pid, threads, add);
+    checkNamespaces(ours, pid, NAMESPACES, `/proc/${pid}`, add);
+    checkCgroups(init, pid, add);
+    checkFreeDescriptors(pid, add);
+    for (const tid of threads) {
+      if (statOf(`/proc/${pid}/task/${tid}`)?.[0] === "D") waiting.add(tid);
+      if (tid !== pid) checkThread(ours, pid, tid, add);
+      if (++seen % THREADS_A_TURN === 0) await turn();
+    }
+  }
+  checkSessions(members, add);
+  checkShared(living, add);
+  await checkStuck([...waiting], add);
+}
+
+function checkTracer(pid: number, threads: number[], add: Add): void {
+  for (const tid of threads) {
+    const tracer = /^TracerPid:\s*([1-9]\d*)/m.exec(read(`/proc/${pid}/task/${tid}/status`))?.[1];
+    if (tracer === undefined) continue;
+    const name = read(`/proc/${tracer}/comm`).trim();
+    add(
+      "process.traced",
+      "error",
+      `process ${pid} is being traced by process ${tracer} (${name}), and a process can have one tracer only`,
+      "detach the debugger or tracer",
+      { pid },
+    );
+    return;
+  }
+}
+
+function checkNamespaces(ours: Namespaces, pid: number, kinds: string[], where: string, add: Add): void {
+  const other = kinds.filter((kind) => {
+    const own = link(`${where}/ns/${kind}`);
+    // pid_for_children is empty between unshare(2) and the first child
+    return own !== ours.get(kind) && (own !== null || kind === "pid_for_children");
+  });
+  if (other.length > 0)
+    add(
+      "process.namespace",
+      "error",
+      `process ${pid} has namespaces of its own inside the container (${other.join(", ")}), which are not carried`,
+      "run it without a sandbox of its own (unshare, bubblewrap, a browser's sandbox), the container is one",
+      { pid },
+    );
+}
+
+/** Below the container's is well: the freezer of a move has a group of its own there. */
+function checkCgroups(init: number, pid: number, add: Add): void {
+  const own = groupsOf(pid);
+  for (const [controllers, path] of groupsOf(init)) {
+    const group = own.get(controllers);
+    if (group === undefined || group === path || path === "/" || group.startsWith(`${path}/`)) continue;
+    add(
+      "process.other-cgroup",
+      "error",
+      `process ${pid} is in another cgroup (${group}) than the container (${path}): at the target it would be in the container's`,
+      "move it back, or set its limits on the container",
+      { pid },
+    );
+    return;
+  }
+}
+
+/** cgroups(7), /proc/PID/cgroup: `NUMBER:CONTROLLERS:PATH` */
+function groupsOf(pid: number): Map<string, string> {
+  const groups = new Map<string, string>();
+  for (const line of read(`/proc/${pid}/cgroup`).split("\n")) {
+    const [, controllers, path] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
+    if (controllers !== undefined && path !== undefined) groups.set(controllers, path);
+  }
+  return groups;
+}
+
+/** getrlimit(2), RLIMIT_NOFILE: a new descriptor must be below the soft limit. */
+function checkFreeDescriptors(pid: number, add: Add): void {
+  const limit = Number(/^Max open files\s+(\d+)/m.exec(read(`/proc/${pid}/limits`))?.[1] ?? Infinity);
+  const below = list(`/proc/${pid}/fd`).filter((fd) => Number(fd) < limit).length;
+  if (limit - below < DESCRIPTORS_FREE_MIN)
+    add(
+      "process.no-descriptor",
+      "error",
+      `process ${pid} has ${below} of ${limit} descriptors open, and CRIU needs some in it for a moment`,
+      "raise its limit of open files, or find out what it does not close",
+      { pid },
+    );
+}
+
+/** A thread is restored with the process's descriptors, folders and namespaces. */
+function checkThread(ours: Namespaces, pid: number, tid: number, add: Add): void {
+  checkNamespaces(ours, pid, THREAD_NAMESPACES, `/proc/${pid}/task/${tid}`, add);
+  const told = (id: "descriptors" | "folder", what: string): void =>
+    add(
+      `process.thread-${id}`,
+      "error",
+      `thread ${tid} of process ${pid} has ${what} of its own, which would be lost`,
+      "let the program do that in a process of its own (unshare(2) in a thread)",
+      { pid },
+    );
+  if (kcmp(pid, tid, KCMP_FILES) > 0) told("descriptors", "descriptors");
+  if (kcmp(pid, tid, KCMP_FS) > 0) told("folder", "a working folder");
+}
+
+/** CRIU gives each process memory, folders and handlers of its own; two that share them (clone(2), without CLONE_THREAD) it refuses. */
+function checkShared(pids: number[], add: Add): void {
+  for (const [type, what] of [
+    [KCMP_VM, "memory"],
+    [KCMP_FS, "its working folder"],
+  ] as const) {
+    // kcmp(2) orders what it compares: 1 less, 2 greater, so equal ones are neighbours when sorted
+    const order = [0, -1, 1];
+    const sorted = [...pids].sort((one, other) => order[kcmp(one, other, type)] ?? one - other);
+    for (const [index, pid] of sorted.entries()) {
+      const before = sorted[index - 1];
+      if (before === undefined || kcmp(before, pid, type) !== 0) continue;
+      add(
+        "process.shared",
+        "error",
+        `processes ${before} and ${pid} share ${what} (clone(2)) without being threads, which CRIU cannot restore`,
+        "let the child run another program, or be a thread",
+        { pid },
+      );
+    }
+  }
+}
+
+function checkSessions(members: SessionMember[], add: Add): void {
+  const lost = sessionFault(members);
+  if (lost !== null)
+    add(
+      "process.session",
+      "error",
+      `process ${lost.pid} is in session ${lost.session}, whose leader has ended or is not above it: CRIU cannot put it there again`,
+      "run it in the foreground (a daemon that has forked twice is such a process)",
+      { pid: lost.pid },
+    );
+}
+
+/** In uninterruptible sleep at every look: no signal, no freezer and no CRIU stops it, and clients would wait for that. */
+async function checkStuck(tids: number[], add: Add): Promise<void> {
+  let stuck = tids;
+  for (let look = 0; look < STUCK_LOOKS && stuck.length > 0; look++) {
+    await delay(STUCK_LOOK_MS);
+    stuck = stuck.filter((tid) => statOf(`/proc/${tid}`)?.[0] === "D");
+  }
+  for (const pid of stuck) {
+    const call = read(`/proc/${pid}/syscall`).split(" ")[0] ?? "";
+    const isVfork = CLONE_SYSCALLS.includes(call);
+    add(
+      "process.cannot-stop",
+      "error",
+      isVfork
+        ? `process ${pid} waits for a child made by vfork(2), and cannot be stopped until that runs another program or ends`
+        : `process ${pid} waits in the kernel and cannot be stopped (state D)`,
+      isVfork
+        ? "see what keeps the child"
+        : "see what it waits for: a disk or a network file system that does not answer",
+      { pid },
+    );
+  }
+}
+
+/** Fields of stat(5) from the third on: state, ppid, pgrp, session, … null: gone */
+function statOf(folder: string): string[] | null {
+  const text = read(`${folder}/stat`);
+  return text === "" ? null : text.slice(text.lastIndexOf(")") + 2).split(" ");
+}
+
+function list(path: string): string[] {
+  try {
+    return readdirSync(path);
+  } catch {
+    return [];
+  }
+}
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+}
+
+function link(path: string): string | null {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return null;
+  }
+}

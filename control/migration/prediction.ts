@@ -1,0 +1,149 @@
+/**
+ * How long clients would wait in a move, said after a rehearsal: everything up to the hold was done and measured, and undone.
+ * Pure.
+ *
+ * Each phase of the pause is the sum of what it has to do, in quantities that were counted (memory, processes, mappings,
+ * connections) and at rates that were measured in the rehearsal, or are given in {@link RATES} where only a real dump would
+ * tell. The range is what such sums were off by on machines that do other work too.
+ */
+
+/** What a rehearsal knows. */
+export interface Measured {
+  downstream: "takeover" | "relay";
+  /** connections of sessions at the proxy */
+  legs: number;
+  processes: number;
+  threads: number;
+  /** lines of /proc/PID/maps, open descriptors: of all processes */
+  mappings: number;
+  descriptors: number;
+  /** memory that CRIU would write */
+  imageBytes: number;
+  /** what had changed when the last round of copies read memory again; null: nothing is copied before the hold */
+  lastRoundBytes: number | null;
+  /** of reading memory and comparing it, and of the way to the target; null: too little for a figure */
+  readBytesPerMs: number | null;
+  sendBytesPerMs: number | null;
+  /** looking at every file that travels, once */
+  scanMs: number;
+  /** a question to the target and back; to the store */
+  callMs: number;
+  storeMs: number;
+  /** CRIU from its start to its first answer */
+  criuMs: number;
+  quiesceMsMax: number;
+}
+
+export interface Range {
+  low: number;
+  likely: number;
+  high: number;
+}
+
+export interface PredictedPart {
+  /** a phase of the move */
+  phase: "hold" | "capture" | "dump" | "transfer" | "restore" | "commit" | "release";
+  ms: Range;
+  /** what it comes from, for people */
+  from: string;
+}
+
+export interface Prediction {
+  pauseMs: Range;
+  parts: PredictedPart[];
+}
+
+/** What a rehearsal cannot measure, as seen with kernel 6.18 and CRIU 4.2 (bench/cutover). Milliseconds, bytes a millisecond. */
+export const RATES = {
+  holdMs: 6,
+  captureMs: 8,
+  legMs: 0.12,
+  dumpMs: 15,
+  processMs: 2,
+  threadMs: 0.3,
+  mappingMs: 0.02,
+  descriptorMs: 0.05,
+  writeBytesPerMs: 1_000_000,
+  restoreMs: 35,
+  restoreBytesPerMs: 800_000,
+  commitMs: 8,
+  addressMs: 12,
+  releaseMs: 25,
+  readBytesPerMs: 700_000,
+  /** about a gigabit a second */
+  sendBytesPerMs: 100_000,
+} as const;
+
+const LOW = 0.6;
+const HIGH = 2;
+/** what a probe of CRIU takes on the machine that RATES are of: a slower start means a slower dump */
+const CRIU_MS = 120;
+const SLOWER_MAX = 5;
+
+export function predict(measured: Measured): Prediction {
+  const { legs, imageBytes, callMs, storeMs, downstream } = measured;
+  const slower = Math.min(SLOWER_MAX, Math.max(1, measured.criuMs / CRIU_MS));
+  const read = measured.readBytesPerMs ?? RATES.readBytesPerMs;
+  const send = measured.sendBytesPerMs ?? RATES.sendBytesPerMs;
+  // what changed since the last round is at least what changed within it
+  const changedBytes = measured.lastRoundBytes ?? imageBytes;
+  const structure =
+    measured.processes * RATES.processMs +
+    measured.threads * RATES.threadMs +
+    measured.mappings * RATES.mappingMs +
+    measured.descriptors * RATES.descriptorMs;
+  const count = `${measured.processes} processes, ${measured.threads} threads, ${measured.mappings} mappings, ${measured.descriptors} descriptors`;
+  const takeover = downstream === "takeover";
+  const parts: PredictedPart[] = [
+    part("hold", RATES.holdMs, "what is under way reaches the application", measured.quiesceMsMax),
+    part("capture", RATES.captureMs + legs * RATES.legMs, `${legs} connections to the application`),
+    part(
+      "dump",
+      (RATES.dumpMs + structure) * slower + imageBytes / RATES.writeBytesPerMs,
+      `${count}, ${mega(imageBytes)} MB of memory`,
+    ),
+    part(
+      "transfer",
+      measured.scanMs +
+        (measured.lastRoundBytes === null ? 0 : imageBytes / read) +
+        changedBytes / send +
+        2 * callMs,
+      measured.lastRoundBytes === null
+        ? `all ${mega(imageBytes)} MB of memory, as precopyMbMax says`
+        : `${mega(changedBytes)} MB that changed meanwhile, ${mega(imageBytes)} MB compared`,
+    ),
+    part(
+      "restore",
+      (RATES.restoreMs + structure) * slower + imageBytes / RATES.restoreBytesPerMs + callMs,
+      `${count}, ${mega(imageBytes)} MB of memory`,
+    ),
+    part(
+      "commit",
+      RATES.commitMs + storeMs + callMs + (takeover ? RATES.addressMs + 2 * legs * RATES.legMs : 0),
+      takeover ? `the store, the address, ${legs} connections of clients` : "the store",
+    ),
+    part("release", RATES.releaseMs + storeMs + callMs + legs * RATES.legMs, "the store, the first answers"),
+  ];
+  const sum = (of: keyof Range): number => rounded(parts.reduce((total, { ms }) => total + ms[of], 0));
+  return { pauseMs: { low: sum("low"), likely: sum("likely"), high: sum("high") }, parts };
+}
+
+function part(phase: PredictedPart["phase"], likely: number, from: string, highMin = 0): PredictedPart {
+  return {
+    phase,
+    ms: {
+      low: rounded(likely * LOW),
+      likely: rounded(likely),
+      high: rounded(Math.max(likely * HIGH, highMin)),
+    },
+    from,
+  };
+}
+
+function rounded(ms: number): number {
+  return Math.round(ms * 10) / 10;
+}
+
+function mega(bytes: number): string {
+  return (bytes / 1e6).toFixed(bytes < 10e6 ? 1 : 0);
+}

@@ -1,0 +1,323 @@
+/** The pure parts of `check`: what two nodes must agree on, how they differ, and what is said of it. */
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { type Agreement, agreementOf, canonicalJson, disagreements } from "#control/agent/agreement.ts";
+import { addClockFinding, clockOf } from "#control/agent/clocks.ts";
+import {
+  type Add,
+  type Check,
+  type Finding,
+  finding as findingSchema,
+  merged,
+  runChecks,
+} from "#control/agent/finding.ts";
+import {
+  cgroupsOf,
+  compareVersions,
+  instructionFlags,
+  type NodeProfile,
+  profileDifferences,
+} from "#control/agent/node-profile.ts";
+import { mappedPath, placeOf } from "#control/agent/same-files.ts";
+import { parseConfig, type WorkloadConfig } from "#control/cli/config.ts";
+import { buildSpec, type OciSpec } from "#control/container/spec.ts";
+
+const SCOPE = { node: "a", workload: "chat" };
+const SECRET = Buffer.alloc(32, 7);
+
+/** What a check says. */
+async function found(run: (add: Add) => void | Promise<void>): Promise<Finding[]> {
+  const check: Check<null> = { category: "test", run: async (_, add) => run(add) };
+  return (await runChecks([check], null, SCOPE)).findings;
+}
+
+async function ids(run: (add: Add) => void | Promise<void>): Promise<string[]> {
+  return (await found(run)).map(({ id, severity }) => `${severity} ${id}`);
+}
+
+describe("findings", () => {
+  it("carry their scope and category, and pass the schema of the wire", async () => {
+    const [one] = await found((add) =>
+      add("descriptor.io-uring", "error", "what", "cure", { pid: 7, fd: 3, path: "/x" }),
+    );
+    assert.deepEqual(one, {
+      id: "descriptor.io-uring",
+      category: "test",
+      node: "a",
+      workload: "chat",
+      severity: "error",
+      what: "what",
+      cure: "cure",
+      subject: { pid: 7, fd: 3, path: "/x" },
+    });
+    assert.deepEqual(findingSchema.parse(one), one);
+    assert.throws(() => findingSchema.parse({ ...one, id: "no dots" }));
+  });
+
+  it("that are alike are counted, not repeated", async () => {
+    const all = await found((add) => {
+      for (let pid = 1; pid <= 1_000; pid++) add("a.b", "error", `process ${pid}`, "x");
+      add("a.c", "warning", "another", "x");
+    });
+    assert.deepEqual(
+      all.map(({ what }) => what),
+      ["process 1", "process 2", "process 3", "process 4", "process 5 (and 995 more like it)", "another"],
+    );
+  });
+
+  it("a check that fails is one: what was not looked at is not well", async () => {
+    const all = await found(() => Promise.reject(new Error("no such thing")));
+    assert.deepEqual(
+      all.map(({ id, severity, what }) => [id, severity, what]),
+      [["check.failed", "error", "test could not be looked at: no such thing"]],
+    );
+  });
+
+  it("of a node that was asked twice are told once", async () => {
+    const report = await runChecks(
+      [{ category: "x", run: async (_, add) => add("a.b", "error", "c", "d") }],
+      null,
+      SCOPE,
+    );
+    assert.deepEqual(merged(report, structuredClone(report)), report);
+  });
+});
+
+describe("what two configurations must agree on", () => {
+  const workload = (more: Record<string, unknown> = {}): WorkloadConfig => {
+    const folder = mkdtempSync(join(tmpdir(), "hf-agreement-"));
+    try {
+      writeFileSync(join(folder, "key"), SECRET, { mode: 0o600 });
+      const one = {
+        name: "chat",
+        container: {
+          command: ["node"],
+          rootfs: "host",
+          env: { PASSWORD: "secret" },
+          mounts: [{ source: "/data/a", target: "/data", shared: true }],
+        },
+        ports: [
+          { listen: 8080, upstream: "127.0.0.1:9000" },
+          { listen: 8081, upstream: "127.0.0.1:9001" },
+        ],
+        vip: { address: "10.99.0.50/24", device: "eth0" },
+        ...more,
+      };
+      const file = {
+        node: "a",
+        store: "memory:",
+        listen: "10.99.0.2:7400",
+        stateDir: "/x",
+        key: `file:${folder}/key`,
+        workloads: [one],
+      };
+      return parseConfig(JSON.stringify(file), "test.yaml").workloads[0] as WorkloadConfig;
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  };
+  const spec = (config: WorkloadConfig, change: (spec: OciSpec) => void = () => {}): OciSpec => {
+    const made = buildSpec({
+      container: config.container ?? { command: [], cwd: "/", env: {}, mounts: [] },
+      rootfs: "/r",
+      isHostView: true,
+      runDir: "/run/x",
+      criuDir: "/criu",
+      hostname: config.name,
+      cgroupsPath: "/holdfast/x",
+    });
+    change(made);
+    return made;
+  };
+  const base = workload();
+  const container = base.container as NonNullable<WorkloadConfig["container"]>;
+  const of = (config: WorkloadConfig, change?: (spec: OciSpec) => void): Agreement =>
+    agreementOf(config, spec(config, change), SECRET);
+  const differ = (config: WorkloadConfig, change?: (spec: OciSpec) => void): string[] =>
+    disagreements(of(base), of(config, change)).map(({ key, severity }) => `${severity} ${key}`);
+
+  it("nothing where they say the same, in whatever order of keys", () => {
+    assert.deepEqual(differ(workload()), []);
+    assert.equal(canonicalJson({ b: [1, { d: 2, c: null }], a: "x" }), '{"a":"x","b":[1,{"c":null,"d":2}]}');
+    assert.equal(canonicalJson({ a: undefined }), "{}");
+  });
+
+  it("nothing of where files come from, or of what one instance has for itself", () => {
+    const elsewhere = workload({
+      container: { ...container, mounts: [{ ...container.mounts[0], source: "/mnt/other" }] },
+    });
+    assert.deepEqual(
+      differ(elsewhere, (made) => {
+        made.root.path = "/another";
+        made.linux = { ...made.linux, cgroupsPath: "/holdfast/other" };
+      }),
+      [],
+    );
+    assert.deepEqual(differ(workload({ vip: { address: "10.99.0.50/24", device: "ens3" } })), []);
+  });
+
+  it("names the keys that block", () => {
+    const { vip: _, ...relay } = { vip: null };
+    assert.deepEqual(differ(workload({ vip: undefined, ...relay })), ["error downstream", "error vip"]);
+    assert.deepEqual(differ(workload({ outbound: "keep" })), ["error outbound"]);
+    assert.deepEqual(differ(workload({ ports: [{ listen: 8080, upstream: "127.0.0.1:9000" }] })), [
+      "error ports",
+      "error ports.continuity",
+      "error ports.protocol",
+      "warning ports.replay",
+    ]);
+    const mounts = [{ ...container.mounts[0], target: "/elsewhere" }];
+    assert.deepEqual(differ(workload({ container: { ...container, mounts } })), [
+      "error container.mounts",
+      "error spec.mounts",
+    ]);
+    assert.deepEqual(differ(workload({ container: { ...container, rootfs: "/srv/root" } })), [
+      "error rootfs",
+    ]);
+    assert.deepEqual(
+      differ(base, (made) => {
+        made.linux = { ...made.linux, namespaces: [{ type: "pid" }], sysctl: { "kernel.shmmax": "1" } };
+      }),
+      ["error spec.linux.namespaces", "error spec.linux.sysctl"],
+    );
+  });
+
+  it("says that ports are in another order", () => {
+    const swapped = workload({
+      ports: [...base.ports]
+        .reverse()
+        .map(({ listen, upstream }) => ({ listen, upstream: `${upstream.address}:${upstream.port}` })),
+    });
+    const [one, ...others] = disagreements(of(base), of(swapped));
+    assert.deepEqual(others, []);
+    assert.deepEqual(
+      [one?.key, one?.severity, one?.what],
+      ["ports", "error", "its ports are in another order"],
+    );
+  });
+
+  it("warns of what a move carries and a later start would do otherwise", () => {
+    const changed = workload({
+      container: { ...container, env: { PASSWORD: "other", MORE: "1" }, command: ["deno"] },
+      limits: { holdMsMax: 5 },
+      restart: "never",
+    });
+    assert.deepEqual(
+      differ(changed, (made) => {
+        made.linux = { ...made.linux, seccomp: { defaultAction: "SCMP_ACT_ALLOW" } };
+      }),
+      [
+        "warning container.command",
+        "warning container.env.MORE",
+        "warning container.env.PASSWORD",
+        "warning limits.holdMsMax",
+        "warning restart.policy",
+        "warning spec.seccomp",
+      ],
+    );
+  });
+
+  it("tells no value, and nothing that helps to guess one without the nodes' key", () => {
+    const text = JSON.stringify(of(base));
+    assert.doesNotMatch(text, /secret|9000/);
+    const other = agreementOf(base, spec(base), Buffer.alloc(32, 8));
+    assert.notEqual(other["container.env.PASSWORD"], of(base)["container.env.PASSWORD"]);
+  });
+});
+
+describe("what one node has and another has not", () => {
+  const node: NodeProfile = {
+    arch: "x64",
+    cpuFlags: ["avx2", "sse2"],
+    kernel: "6.18.44-fc-v657",
+    timeNamespaces: true,
+    cgroups: "v2",
+    criu: "4.2",
+    runtime: "runc 1.1.5+ds1",
+  };
+  const against = (target: Partial<NodeProfile>, source: Partial<NodeProfile> = {}): Promise<string[]> =>
+    ids((add) => profileDifferences({ ...node, ...source }, { ...node, ...target }, add));
+
+  it("instructions that the target lacks block; what it has more does not", async () => {
+    assert.deepEqual(await against({ cpuFlags: ["avx2", "avx512f", "sse2"] }), []);
+    const [one] = await found((add) => profileDifferences(node, { ...node, cpuFlags: ["sse2"] }, add));
+    assert.equal(one?.id, "target.cpu-features");
+    assert.match(one?.what ?? "", /using: avx2$/);
+    assert.deepEqual(await against({ arch: "arm64", cpuFlags: [] }), ["error target.cpu-architecture"]);
+  });
+
+  it("versions: an older CRIU blocks, an older kernel or another runtime is a warning", async () => {
+    assert.deepEqual(await against({ criu: "4.1.1" }), ["error target.criu-older"]);
+    assert.deepEqual(await against({ criu: "4.10" }), ["warning target.criu-newer"]);
+    assert.deepEqual(await against({ kernel: "6.8.0" }), ["warning target.kernel-older"]);
+    assert.deepEqual(await against({ kernel: "7.0.1" }), []);
+    assert.deepEqual(await against({ runtime: "crun 1.8" }), ["warning target.runtime-differs"]);
+    assert.deepEqual(await against({ runtime: "runc 1.3.0" }), []);
+    assert.deepEqual(await against({ timeNamespaces: false }), ["error target.no-time-namespaces"]);
+    assert.deepEqual(await against({ cgroups: "v1" }), ["warning target.cgroups-differ"]);
+    assert.ok(compareVersions("6.10", "6.9") > 0);
+    assert.equal(compareVersions("6.18.44-fc-v657", "6.18.2"), 0);
+  });
+
+  it("of /proc/cpuinfo the instructions count that every processor has", () => {
+    const cpuinfo =
+      "processor\t: 0\nflags\t\t: fpu sse2 avx2 hypervisor ibrs constant_tsc\n\nprocessor\t: 1\nflags\t\t: fpu sse2 ssbd\n";
+    assert.deepEqual(instructionFlags(cpuinfo), ["fpu", "sse2"]);
+    assert.deepEqual(instructionFlags("Features\t: fp asimd sve\n"), ["asimd", "fp", "sve"]);
+  });
+
+  it("cgroups by the lines of /proc/self/cgroup", () => {
+    assert.equal(cgroupsOf("0::/x\n"), "v2");
+    assert.equal(cgroupsOf("4:memory:/\n0::/\n"), "v1 with v2");
+    assert.equal(cgroupsOf("4:memory:/\n"), "v1");
+  });
+});
+
+describe("clocks", () => {
+  const told = async (offsetMs: number, roundTripMs: number): Promise<string[]> =>
+    (
+      await found((add) => {
+        const sentAtMs = 1_000_000;
+        const theyReceivedAtMs = sentAtMs + roundTripMs / 2 + offsetMs;
+        const theySentAtMs = theyReceivedAtMs + 5_000; // how long the answer took does not count
+        const receivedAtMs = sentAtMs + roundTripMs + 5_000;
+        addClockFinding(clockOf({ sentAtMs, theyReceivedAtMs, theySentAtMs, receivedAtMs }), add);
+      })
+    ).map(({ what }) => what);
+
+  it("more than a second apart is told, with the way; what the network may have done is not", async () => {
+    assert.deepEqual(await told(0, 900), []);
+    assert.deepEqual(await told(990, 0), []);
+    assert.match((await told(1_500, 20))[0] ?? "", /^its clock is 1\.5 s ahead/);
+    assert.match((await told(-61_000, 20))[0] ?? "", /^its clock is 61\.0 s behind/);
+    assert.deepEqual(await told(1_500, 1_200), []);
+  });
+});
+
+describe("files in use", () => {
+  it("paths of /proc/PID/maps, spaces and newlines included", () => {
+    const line =
+      "7f0000000000-7f0000001000 r-xp 00000000 00:1b 1234                       /usr/lib/a b\\012c.so";
+    assert.equal(mappedPath(line), "/usr/lib/a b\nc.so");
+    assert.equal(
+      mappedPath("7ffc0000-7ffc1000 rw-p 00000000 00:00 0                          [stack]"),
+      undefined,
+    );
+    assert.equal(mappedPath("7ffc0000-7ffc1000 rw-p 00000000 00:00 0 "), undefined);
+  });
+
+  it("lie in the innermost mount they are below", () => {
+    const binds = [
+      { source: "/host/data", target: "/data" },
+      { source: "/host/inner", target: "/data/inner" },
+    ];
+    assert.equal(placeOf("/usr/lib/x", "/root", binds), "/root/usr/lib/x");
+    assert.equal(placeOf("/data/x", "/", binds), "/host/data/x");
+    assert.equal(placeOf("/data/inner/x", "/", binds), "/host/inner/x");
+    assert.equal(placeOf("/database/x", "/", binds), "/database/x");
+    assert.equal(placeOf("/data", "/", binds), "/host/data");
+  });
+});

@@ -1,0 +1,99 @@
+/** How long clients would wait, said from what a rehearsal has counted and measured. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import fc from "fast-check";
+import { type SessionMember, sessionFault } from "#control/agent/session-tree.ts";
+import { type Measured, predict } from "#control/migration/prediction.ts";
+
+const measured: Measured = {
+  downstream: "takeover",
+  legs: 100,
+  processes: 1,
+  threads: 12,
+  mappings: 300,
+  descriptors: 120,
+  imageBytes: 60e6,
+  lastRoundBytes: 2e6,
+  readBytesPerMs: 1_000_000,
+  sendBytesPerMs: 200_000,
+  scanMs: 10,
+  callMs: 1,
+  storeMs: 1,
+  criuMs: 60,
+  quiesceMsMax: 250,
+};
+
+const likely = (more: Partial<Measured>, phase?: string): number => {
+  const { pauseMs, parts } = predict({ ...measured, ...more });
+  return phase === undefined ? pauseMs.likely : (parts.find((part) => part.phase === phase)?.ms.likely ?? -1);
+};
+
+describe("the predicted pause", () => {
+  it("is the sum of its parts, in order low, likely, high", () => {
+    fc.assert(
+      fc.property(
+        fc.record({
+          legs: fc.nat(100_000),
+          processes: fc.integer({ min: 1, max: 1_000 }),
+          imageBytes: fc.nat(2 ** 31 - 1),
+          lastRoundBytes: fc.option(fc.nat(2 ** 30), { nil: null }),
+          callMs: fc.nat(500),
+        }),
+        (more) => {
+          const { pauseMs, parts } = predict({ ...measured, ...more });
+          for (const bound of ["low", "likely", "high"] as const) {
+            const sum = parts.reduce((total, { ms }) => total + ms[bound], 0);
+            assert.ok(Math.abs(pauseMs[bound] - sum) < 0.1);
+          }
+          for (const { ms } of [{ ms: pauseMs }, ...parts])
+            assert.ok(0 <= ms.low && ms.low <= ms.likely && ms.likely <= ms.high);
+        },
+      ),
+    );
+  });
+
+  it("grows with what there is to do, in the phase that does it", () => {
+    assert.ok(likely({ imageBytes: 600e6 }, "dump") > likely({}, "dump") + 400);
+    assert.ok(likely({ lastRoundBytes: 200e6 }, "transfer") > likely({}, "transfer") + 900);
+    assert.ok(likely({ processes: 50 }, "restore") > likely({}, "restore") + 90);
+    assert.ok(likely({ legs: 10_000 }, "capture") > likely({}, "capture") + 1_000);
+    assert.ok(likely({ callMs: 100 }) > likely({}) + 400);
+  });
+
+  it("counts all memory where nothing is copied before the hold", () => {
+    const all = likely({ lastRoundBytes: null, imageBytes: 400e6 }, "transfer");
+    assert.ok(all > 1_900 && all < 2_100, `${all}`);
+  });
+
+  it("says that the hold may take as long as its bound", () => {
+    const [hold] = predict(measured).parts;
+    assert.equal(hold?.phase, "hold");
+    assert.equal(hold?.ms.high, 250);
+  });
+});
+
+describe("sessions that a tree of processes can be given again", () => {
+  const tree = (...members: [pid: number, parent: number, session: number][]): SessionMember[] =>
+    members.map(([pid, parent, session]) => ({ pid, parent, session }));
+  const faultOf = (...members: [number, number, number][]): number | null =>
+    sessionFault(tree(...members))?.pid ?? null;
+
+  it("born in the root's, led by themselves, or below their leader", () => {
+    assert.equal(faultOf([10, 1, 10], [11, 10, 10], [12, 10, 12], [13, 12, 12], [14, 13, 12]), null);
+    assert.equal(sessionFault([]), null);
+  });
+
+  it("children of the root whoever led them: CRIU gives them a leader", () => {
+    assert.equal(faultOf([10, 1, 10], [12, 10, 99]), null);
+  });
+
+  it("not a grandchild whose leader has ended: what a daemon leaves below a subreaper", () => {
+    assert.equal(faultOf([10, 1, 10], [11, 10, 10], [12, 11, 99]), 12);
+  });
+
+  it("born before its parent began a session of its own", () => {
+    assert.equal(faultOf([10, 1, 10], [11, 10, 11], [12, 11, 10]), null);
+    // 11 cannot have been in two sessions before its own
+    assert.equal(faultOf([10, 1, 10], [11, 10, 10], [12, 11, 12], [13, 12, 10], [14, 12, 11]), 14);
+  });
+});
