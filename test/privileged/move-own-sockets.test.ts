@@ -4,6 +4,7 @@ import { createSocket, type Socket as Datagrams } from "node:dgram";
 import { once } from "node:events";
 import { createServer, type Socket } from "node:net";
 import { describe, test } from "node:test";
+import * as kernel from "#proxy/tcp/kernel.ts";
 import type { LabProcess } from "../lab/lab.ts";
 import { lacking, type MovedProgram, until } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
@@ -47,6 +48,24 @@ async function datagramEcho(family: "udp4" | "udp6", address: string): Promise<D
   socket.bind(udpPort, address);
   await once(socket, "listening");
   return socket;
+}
+
+/** Listens where the clients are, and drops what comes until `accept`. */
+function fullListener(): { port: number; accept(): void; close(): void } {
+  const fd = kernel.tcpSocket(4);
+  kernel.bind(fd, { address: host, port: 0 });
+  kernel.listen(fd, 0);
+  const { port } = kernel.getsockname(fd);
+  const filling = kernel.tcpSocket(4);
+  kernel.tryConnect(filling, { address: host, port });
+  const open = [fd, filling];
+  return {
+    port,
+    accept: () => void open.push(kernel.accept(fd, kernel.SOCK_CLOEXEC)),
+    close: () => {
+      for (const one of open) kernel.close(one);
+    },
+  };
 }
 
 async function withPeers(run: Run, use: (peers: Socket[], say: Run) => Promise<void>): Promise<void> {
@@ -132,8 +151,37 @@ describe("sockets of the application's own", { skip }, () => {
           await say(`bound = udp(socket.AF_INET, bind=("10.99.0.2", 5354))`);
           await say(`bound6 = udp(socket.AF_INET6, bind=("fd99::2", 5355))`);
           await say(`both = udp(socket.AF_INET, bind=("10.99.0.2", 5356), peer=("${host}", ${udpPort}))`);
+          const vipped = downstream === "takeover" ? `bind=("10.99.0.50", 5357), ` : "";
+          await say(`own = udp(socket.AF_INET, ${vipped}peer=("${host}", ${udpPort})); echo(own)`);
           const ports = `[s.getsockname()[1] for s in (u4, u6, mapped, wild, bound, bound6, both)]`;
           const before = await say(ports);
+          // datagrams nobody has read: of the application to itself, of others, of both families, with an empty one
+          await say(
+            `sink = udp(socket.AF_INET, bind=("127.0.0.1", 9700)); sink6 = udp(socket.AF_INET6, bind=("::", 9701))`,
+          );
+          await say(`src = udp(socket.AF_INET, bind=("127.0.0.1", 9702))`);
+          await say(`[src.sendto(b, ("127.0.0.1", 9700)) for b in (b"first", b"", b"x" * 40000, b"last")]`);
+          await say(`src6 = udp(socket.AF_INET6, bind=("::1", 9703)); src6.sendto(b"six", ("::1", 9701))`);
+          await say(`wild.sendto(b"ping", ("${host}", ${udpPort})); wild.recv(1, socket.MSG_PEEK)`);
+          // groups, one with sources
+          await say(`groups = udp(socket.AF_INET, bind=("0.0.0.0", 9704))`);
+          await say(
+            `mreq = lambda g: socket.inet_aton(g) + struct.pack("i", 0) + struct.pack("i", socket.if_nametoindex("eth0"))`,
+          );
+          await say(`groups.setsockopt(0, 35, mreq("239.1.1.1"))`);
+          await say(
+            `groups.setsockopt(0, 39, socket.inet_aton("232.1.1.1") + socket.inet_aton("10.99.0.2") + socket.inet_aton("${host}"))`,
+          );
+          await say(`groups6 = udp(socket.AF_INET6, bind=("::", 9705))`);
+          await say(
+            `groups6.setsockopt(41, 20, socket.inet_pton(socket.AF_INET6, "ff15::99") + struct.pack("I", socket.if_nametoindex("eth0")))`,
+          );
+          const joined =
+            `sorted(l.split()[0] for l in open("/proc/net/igmp") if l.startswith("\t") and not "010000E0" in l), ` +
+            `[l.split()[2] for l in open("/proc/net/igmp6") if "eth0" in l and l.split()[2].startswith("ff15")], ` +
+            `[l.split()[1:4] for l in open("/proc/net/mcfilter").read().splitlines()[1:]]`;
+          const groupsBefore = await say(joined);
+          assert.match(groupsBefore, /'010101E8', '010101EF'.*ff15/);
           // TCP that is bound and not connected
           await say(`tcp_bound = socket.socket(); tcp_bound.bind(("10.99.0.2", 0))`);
           // the application and itself, by way of the node's address: half closed, with bytes on their way
@@ -145,6 +193,12 @@ describe("sockets of the application's own", { skip }, () => {
           await say(`aside = socket.create_server(("127.0.0.1", 9812))`);
           await say(`gone = socket.create_connection(("127.0.0.1", 9812)); left = aside.accept()[0]`);
           await say(`gone.setsockopt(1, 13, struct.pack("ii", 1, 0)); gone.close()`);
+
+          // a server that does not answer for now: its queue is full
+          const busy = fullListener();
+          await say(
+            `late = socket.socket(); late.setblocking(False); late.connect_ex(("${host}", ${busy.port}))`,
+          );
 
           for (const finding of await program.findings())
             assert.equal(finding.severity, "warning", JSON.stringify(finding));
@@ -158,6 +212,24 @@ describe("sockets of the application's own", { skip }, () => {
           await say(`other.sendall(b"back")`);
           assert.equal(await say(`one.settimeout(5) or one.recv(10)`), "b'back'");
 
+          assert.equal(
+            await say(`[(len(d), f) for d, f in (sink.recvfrom(50000) for _ in range(4))]`),
+            "[(5, ('127.0.0.1', 9702)), (0, ('127.0.0.1', 9702)), (40000, ('127.0.0.1', 9702)), (4, ('127.0.0.1', 9702))]",
+          );
+          assert.equal(await say(`sink6.recvfrom(10)[:2]`), "(b'six', ('::1', 9703, 0, 0))");
+          assert.equal(await say(`wild.recvfrom(100)`), `(b'10.99.0.2 5353', ('${host}', ${udpPort}))`);
+          assert.equal(await say(joined), groupsBefore);
+
+          await say(`see_late = lambda: (late.getsockopt(1, 4), select.select([], [late], [], 0)[1] == [])`);
+          assert.equal(await say(`see_late()`), "(0, True)");
+          busy.accept();
+          await until("it is connected", async () => (await say(`see_late()`)) === "(0, False)");
+          assert.equal(
+            await say(`(late.getsockname()[0], late.getpeername())`),
+            `('10.99.0.3', ('${host}', ${busy.port}))`,
+          );
+          busy.close();
+
           // the peer answers at the other node's address, and that is where the answers arrive
           assert.equal(await say(ports), before);
           const answered: [string, string, string][] = [
@@ -168,6 +240,7 @@ describe("sockets of the application's own", { skip }, () => {
             ["bound", `("${host}", ${udpPort})`, "10.99.0.3"],
             ["bound6", `("${host6}", ${udpPort})`, "fd99::3"],
             ["both", "None", "10.99.0.3"],
+            ["own", "None", downstream === "takeover" ? "10.99.0.50" : "10.99.0.3"],
           ];
           for (const [name, to, address] of answered)
             assert.match(await say(`echo(${name}, ${to})`), new RegExp(`^b'${address} \\d+'$`), name);
@@ -203,6 +276,82 @@ describe("sockets of the application's own", { skip }, () => {
         assert.match(await say(`echo(u4)`), /^b'10\.99\.0\.2 /);
       }),
     ));
+
+  test("that cannot be carried are told before anybody is held, and a move is refused", (t) =>
+    withPythonShell({}, async (program, run) => {
+      const say = run;
+      const outside = `hf-outside-${process.pid}`;
+      await elsewhere(program, "a", "SOCK_STREAM", outside);
+      /** id → [make it, undo it] */
+      const kinds: Record<string, [string, string]> = {
+        "descriptor.packet-pipe": ["pp = os.pipe2(os.O_DIRECT)", "[os.close(fd) for fd in pp]"],
+        "descriptor.memfd-secret": [
+          "secret = libc.syscall(447, 0); assert_ = 1 / (secret >= 0)",
+          "os.close(secret)",
+        ],
+        "socket.family": ["vs = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)", "vs.close()"],
+        "socket.netlink-unread": [
+          "nl = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); nl.bind((0, 0)); nl.send(struct.pack('IHHIIB3x', 20, 18, 0x301, 1, 0, 0))",
+          "nl.close()",
+        ],
+        "socket.netlink-groups": [
+          "ng = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); ng.bind((0, 0)); ng.setsockopt(270, 1, 36)",
+          "ng.close()",
+        ],
+        "socket.packet-device": [
+          "pk = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); pk.bind(('eth0', 0))",
+          "pk.close()",
+        ],
+        "socket.upper-layer": [
+          "kl = socket.create_server(('127.0.0.1', 9558)); k1 = socket.create_connection(('127.0.0.1', 9558)); k2 = kl.accept()[0]; k1.setsockopt(6, 31, b'tls')",
+          "k1.close(); k2.close(); kl.close()",
+        ],
+        "socket.backlog": [
+          "bl = socket.create_server(('127.0.0.1', 9559)); b1 = socket.create_connection(('127.0.0.1', 9559))",
+          "b1.close(); bl.close()",
+        ],
+        "socket.unix-backlog": [
+          "ul = socket.socket(socket.AF_UNIX); ul.bind('\\0hf-own'); ul.listen(); u1 = socket.socket(socket.AF_UNIX); u1.connect('\\0hf-own'); u1.send(b'early')",
+          "u1.close(); ul.close()",
+        ],
+        "socket.unix-credentials": [
+          "c1, c2 = socket.socketpair(); c2.setsockopt(1, 16, 1); c1.send(b'x')",
+          "c1.close(); c2.close()",
+        ],
+        "socket.corked": [
+          "ck = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); ck.setsockopt(17, 1, 1)",
+          "ck.close()",
+        ],
+        "socket.foreign-address": [
+          "fb = socket.socket(); fb.setsockopt(0, 15, 1); fb.bind(('192.0.2.9', 9560))",
+          "fb.close()",
+        ],
+        "socket.unix-outside": [
+          `uo = socket.socket(socket.AF_UNIX); uo.connect("\\0${outside}")`,
+          "uo.close()",
+        ],
+        "socket.address-stays": ["ls = socket.create_server(('10.99.0.2', 9561))", "ls.close()"],
+      };
+      for (const [id, [make]] of Object.entries(kinds)) {
+        const answer = await say(make);
+        if (id === "socket.upper-layer" && answer.includes("FileNotFoundError")) {
+          t.diagnostic("this kernel has no TLS of its own (CONFIG_TLS): not tried");
+          delete kinds[id];
+        } else assert.doesNotMatch(answer, /^ERROR/, make);
+      }
+      const found = (await program.findings()).filter((finding) => finding.severity === "error");
+      assert.deepEqual(
+        [...new Set(found.map(({ id }) => id))].sort(),
+        Object.keys(kinds).sort(),
+        JSON.stringify(found),
+      );
+      for (const { cure } of found) assert.ok(cure.length > 10);
+      const refused = await program.tryMove("b");
+      assert.ok(!("error" in refused) && refused.outcome === "rolled-back" && refused.holdMs === 0);
+      for (const [, undo] of Object.values(kinds)) assert.doesNotMatch(await say(undo), /^ERROR/, undo);
+      assert.deepEqual(await program.findings(), []);
+      await program.move("b");
+    }));
 
   test("that send to a Unix socket outside the container do so on the other node, where somebody has to have it", () =>
     withPythonShell({}, async (program, run) => {
