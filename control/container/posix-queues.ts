@@ -17,6 +17,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  statfsSync,
   symlinkSync,
   unlinkSync,
 } from "node:fs";
@@ -28,6 +29,8 @@ import * as kernel from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "./processes.ts";
 
 const QUEUES_BYTES_MAX = 32 * 2 ** 20;
+/** ipc/mqueue.c */
+const MQUEUE_MAGIC = 0x19800202;
 const MODE_BITS = 0o7777;
 
 const count = z.number().int().nonnegative();
@@ -69,6 +72,7 @@ export async function openQueues(pids: number[]): Promise<OpenQueue[]> {
       const mount = /^mnt_id:\s*(\d+)$/m.exec(text)?.[1];
       const inode = /^ino:\s*(\d+)$/m.exec(text)?.[1];
       if (mount === undefined || inode === undefined || mounts.has(mount)) continue;
+      if (fileSystemOf(`/proc/${pid}/fd/${fd}`) !== MQUEUE_MAGIC) continue;
       const key = `file[${Number(mount).toString(16)}:${Number(inode).toString(16)}]`;
       queues.push({ pid, fd, key, name: target.endsWith(" (deleted)") ? null : target });
     }
@@ -211,6 +215,15 @@ function inFolder<T>(use: (folder: string) => T): T {
     return use(`/proc/self/fd/${fd}`);
   } finally {
     kernel.close(fd);
+  }
+}
+
+/** statfs(2) f_type; null: it is gone */
+function fileSystemOf(path: string): number | null {
+  try {
+    return statfsSync(path).type;
+  } catch {
+    return null;
   }
 }
 
