@@ -314,7 +314,8 @@ async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
     if (pid === undefined) continue;
     withSocketAt({ pid, fd: socket.place.fd }, (fd) => {
       if (socket.kind === "datagram") {
-        for (const group of socket.groups) joinGroup(fd, group, groups);
+        // the kernel lists the newest first
+        for (const group of socket.groups.toReversed()) joinGroup(fd, group, groups);
         if (socket.unread.length > 0) receiveAgain(fd, socket.unread);
         return;
       }
