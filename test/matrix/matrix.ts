@@ -2,7 +2,7 @@
  * `npm run test:matrix`: moves every program of the catalogue in both modes and says which of them moved, as a table. The
  * table in README.md is made by it, and by nothing else.
  *
- *   --only NAME,...        these programs (names as those of their files)
+ *   --only NAME,...        these programs (names as those of their files); '' for none, as with --readme
  *   --mode takeover|relay  one mode; default: both
  *   --moves N              moves of each, there and back; default 10
  *   --json                 one JSON array on stdout, with the phases of each move, in place of the table
@@ -46,7 +46,7 @@ function optionsOf(args: string[]): Options {
   const moves = Number(values.moves);
   if (!Number.isInteger(moves) || moves < 1)
     throw new Error(`--moves: expected a number, not ${values.moves}`);
-  const only = values.only?.split(",") ?? null;
+  const only = values.only?.split(",").filter((name) => name !== "") ?? null;
   const unknown = only?.find((name) => !programs.some((program) => program.name === name));
   if (unknown !== undefined)
     throw new Error(

@@ -1,6 +1,9 @@
 /** The table of programs in README.md: made by a run of all of them, and by nothing else. */
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, it } from "node:test";
+import { programs } from "../matrix/catalogue.ts";
 import type { Outcome } from "../matrix/run.ts";
 import { BEGIN, END, renderTable, replaceSection } from "../matrix/table.ts";
 
@@ -43,5 +46,18 @@ describe("the table of the matrix", () => {
   it("replaces what stands between its markers, and needs them", () => {
     assert.equal(replaceSection(`a ${BEGIN} old ${END} z`, "new"), `a ${BEGIN}\n\nnew\n\n${END} z`);
     assert.throws(() => replaceSection("a z", "new"), TypeError);
+  });
+});
+
+describe("README.md's table", () => {
+  const readme = readFileSync(join(import.meta.dirname, "../../README.md"), "utf8");
+  const section = readme.slice(readme.indexOf(BEGIN), readme.indexOf(END));
+
+  it("has every program of the catalogue", () => {
+    for (const { title } of programs) assert.ok(section.includes(`| ${title} |`), `no row for ${title}`);
+  });
+
+  it("is of programs with names that are all different", () => {
+    assert.equal(new Set(programs.map(({ name }) => name)).size, programs.length);
   });
 });
