@@ -323,7 +323,9 @@ export function runPath(record: ContainerRecord, ...parts: string[]): string {
 
 /** The root of the application's process tree. null: it has ended; more than one tree is an error. */
 export async function applicationPid(record: ContainerRecord): Promise<number | null> {
-  const children = await childrenOf(record.init.pid);
+  const children: number[] = [];
+  // what has ended there waits for the init to reap it
+  for (const pid of await childrenOf(record.init.pid)) if ((await identify(pid)) !== null) children.push(pid);
   if (children.length > 1) {
     throw new HoldfastError(
       `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree`,

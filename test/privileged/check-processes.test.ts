@@ -1,0 +1,168 @@
+/** What CRIU would refuse, or leave behind without a word, is found by looking: nothing of it is stopped or traced. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { lacking, workloadName } from "#test/support/moved-program.ts";
+import { withPythonShell } from "#test/support/python-shell.ts";
+
+const skip = lacking("python3", "runc");
+
+/** Starts a process that runs `code` and then waits; its own process group, so that all of it can be ended. */
+const helpers = `
+def start(code):
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0); os.close(r)
+        def ready(what="ready"):
+            os.write(w, what.encode())
+        try:
+            exec(code, dict(scope, ready=ready)); ready()
+        except BaseException as e: ready(repr(e))
+        while True: signal.pause()
+    os.close(w)
+    told = os.read(r, 1000).decode(); os.close(r)
+    return pid if told == "ready" else (end(pid), told)[1]
+def below(pid):
+    found = [pid]
+    for task in os.listdir("/proc/%d/task" % pid):
+        for child in open("/proc/%d/task/%s/children" % (pid, task)).read().split(): found += below(int(child))
+    return found
+def end(pid):
+    for one in below(pid): os.kill(one, 9)
+    os.waitpid(pid, 0)
+def unshare(flags):
+    if libc.unshare(flags) != 0: raise OSError(ctypes.get_errno(), "unshare")
+def endlessly(first=lambda: None):
+    started = threading.Event()
+    def work():
+        first(); started.set()
+        while True: time.sleep(1)
+    threading.Thread(target=work, daemon=True).start(); started.wait()
+`;
+const pause = "while True: signal.pause()";
+
+const cases: Record<string, { code: string; ids: string[] }> = {
+  "a user namespace": { code: "unshare(0x10000000)", ids: ["process.namespace"] },
+  "a sandbox of mounts": { code: "unshare(0x10000000 | 0x20000)", ids: ["process.namespace"] },
+  "a PID namespace for its next child": {
+    code: "unshare(0x10000000 | 0x20000000)",
+    ids: ["process.namespace"],
+  },
+  "being traced": {
+    code: `
+pid = os.fork()
+if pid == 0:
+    libc.ptrace(0, 0, 0, 0); os.kill(os.getpid(), 19)
+    ${pause}
+os.waitpid(pid, 2); libc.ptrace(7, pid, 0, 0)`,
+    ids: ["process.traced"],
+  },
+  "a main thread that has ended": {
+    code: "endlessly(); ready(); libc.syscall(60, 0)",
+    ids: ["process.leader-ended"],
+  },
+  "a thread with descriptors of its own": {
+    code: "endlessly(lambda: (libc.unshare(0x400), os.open('/etc/passwd', 0)))",
+    ids: ["process.thread-descriptors"],
+  },
+  "a thread in a folder of its own": {
+    code: "endlessly(lambda: (libc.unshare(0x200), os.chdir('/tmp')))",
+    ids: ["process.thread-folder"],
+  },
+  "a child in the same folder for good": {
+    code: `
+if libc.syscall(56, 0x200 | 17, 0, 0, 0, 0) == 0:
+    ${pause}`,
+    ids: ["process.shared"],
+  },
+  "a session whose leader has ended": {
+    code: `
+libc.prctl(36, 1, 0, 0, 0)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        ${pause}
+    os._exit(0)
+os.wait()`,
+    ids: ["process.session"],
+  },
+  "no descriptor left": {
+    code: `
+resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+try:
+    while True: os.dup(1)
+except OSError: pass`,
+    ids: ["process.no-descriptor"],
+  },
+  "a descriptor of the container's init": {
+    code: "scope['opened'] = os.pidfd_open(1)",
+    ids: ["descriptor.pidfd"],
+  },
+  "a listener to system calls": {
+    code: `
+libc.prctl(38, 1, 0, 0, 0)
+class Program(ctypes.Structure): _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+allow = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7fff0000))
+program = Program(1, ctypes.cast(allow, ctypes.c_void_p).value)
+assert libc.syscall(317, 1, 8, ctypes.byref(program)) >= 0`,
+    ids: ["descriptor.seccomp-notify"],
+  },
+  userfaultfd: {
+    code: "assert libc.syscall(323, 1) >= 0",
+    ids: ["descriptor.userfaultfd"],
+  },
+};
+
+/** what looks alike and moves */
+const harmless: Record<string, string> = {
+  "a chroot": "os.makedirs('/tmp/root', exist_ok=True); os.chroot('/tmp/root')",
+  "threads, an epoll, a pidfd of a child, a session of its own": `
+endlessly(); os.setpgid(0, 0)
+child = os.fork()
+if child == 0:
+    os.setsid()
+    ${pause}
+scope['opened'] = [select.epoll(), os.pidfd_open(child), os.eventfd(0)]`,
+  "a child that nobody has waited for": `
+if os.fork() == 0: os._exit(0)`,
+};
+
+describe("processes that cannot move", { skip, timeout: 300_000 }, () => {
+  it("are found beforehand, by name; when they have ended nothing stands in the way", async () => {
+    await withPythonShell({ downstream: "takeover" }, async (program, run) => {
+      const found = async (): Promise<string[]> => {
+        const all = await program.findings();
+        return [...new Set(all.filter(({ severity }) => severity === "error").map(({ id }) => id))].sort();
+      };
+      await run(`exec(${JSON.stringify(helpers)}, scope)`);
+      // confinement that would be lost in a move without a trace is not to be had
+      assert.equal(await run("(libc.syscall(444, 0, 0, 1), ctypes.get_errno())"), "(-1, 38)");
+      assert.equal(await run("(libc.prctl(65, 1, 0, 0, 0), ctypes.get_errno())"), "(-1, 22)");
+      for (const [what, code] of Object.entries(harmless)) {
+        await run(`pid = start(${JSON.stringify(code)})`);
+        assert.match(await run("pid"), /^\d+$/, what);
+        assert.deepEqual(await found(), [], what);
+        await run("end(pid)");
+      }
+      for (const [what, { code, ids }] of Object.entries(cases)) {
+        await run(`pid = start(${JSON.stringify(code)})`);
+        assert.match(await run("pid"), /^\d+$/, `${what}: cannot be made`);
+        assert.deepEqual(await found(), ids, what);
+        await run("end(pid)");
+        assert.deepEqual(await found(), [], `${what}: it has ended`);
+      }
+      // one of them is enough, and the name is what a script can go by
+      await run(`pid = start("unshare(0x10000000)")`);
+      const move = await program.tryMove("b");
+      assert.ok(!("error" in move));
+      assert.match(move.reason ?? "", /^cannot be moved: process \d+ has namespaces of its own .*\(user\)/);
+      const shown = await program.lab.cli("a", ["check", workloadName]);
+      assert.equal(shown.status, 1);
+      assert.match(shown.stdout, /✖ process .*\[process\.namespace\]/);
+      const allowed = await program.lab.cli("a", ["check", workloadName, "--allow", "process.namespace"]);
+      assert.equal(allowed.status, 0, allowed.stdout);
+      await run("end(pid)");
+      await program.move("b");
+    });
+  });
+});
