@@ -131,6 +131,8 @@ export const moveSchema = z.looseObject({
     .default({ p50: null, p99: null, max: null }),
   phasesMs: z.record(z.string(), z.number()).default({}),
   criuMs: z.looseObject({ dump: figure, restore: figure }).default({ dump: null, restore: null }),
+  /** what of the application could not be kept, each in a line */
+  notKept: z.array(z.string()).default([]),
   outcome: z.enum(["moved", "rolled-back"]),
   reason: z.string().nullable().default(null),
   /** what the checks before it said; with an error among them it did not begin */

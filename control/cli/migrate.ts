@@ -69,5 +69,6 @@ function summary(workload: string, move: Move): string {
   if (criuMs.dump !== null || criuMs.restore !== null) {
     lines.push(`criu      dump ${milliseconds(criuMs.dump)}  restore ${milliseconds(criuMs.restore)}`);
   }
+  for (const line of move.notKept) lines.push(`not kept  ${plain(line)}`);
   return `${lines.join("\n")}\n`;
 }

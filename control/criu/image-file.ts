@@ -6,7 +6,14 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import { decodeFields } from "./protobuf.ts";
 
 const COMMON_MAGIC = 0x54564319;
-export const MAGICS = { core: 0x55053847, mm: 0x57492820, pstree: 0x50273030 } as const;
+export const MAGICS = {
+  core: 0x55053847,
+  fdinfo: 0x56213732,
+  files: 0x56303138,
+  ids: 0x54432030,
+  mm: 0x57492820,
+  pstree: 0x50273030,
+} as const;
 export type ImageKind = keyof typeof MAGICS;
 
 /** The messages of an image. @throws HoldfastError `CRIU_IMAGE` when it is not one of that kind */

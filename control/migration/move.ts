@@ -56,6 +56,10 @@ export interface MoveResult {
   holdMs: number;
   phasesMs: Partial<Record<Phase | "rollback" | "undo", number>>;
   criuMs: { dump: number; restore: number };
+  /** what comparing the application before and after took: at the source beside the capture, at the target in `restore` */
+  auditMs: { source: number; target: number };
+  /** what of the application could not be kept, each in a line; `check` names it beforehand */
+  notKept: string[];
   /** microseconds a leg: average over this move's legs */
   legUs: { capture: number; adopt: number };
   /** memory sent before anybody was held, and images sent while clients waited */
@@ -90,6 +94,8 @@ export const prepareCall = z.strictObject({
   facts: departureFacts,
   /** owner number at the source now */
   ownerEpoch: epoch,
+  /** eventfds with EFD_SEMAPHORE, which CRIU cannot make: the target's agent does */
+  semaphores: count.max(10_000),
 });
 export type PrepareCall = z.infer<typeof prepareCall>;
 
@@ -121,8 +127,8 @@ export const filesGoneCall = z.strictObject({
 });
 
 /**
- * Answered when the application is restored and waits, and its legs (`adopt`; body: legs → AdoptResult) are adopted. Body: its
- * POSIX message queues (`posix-queues.ts`).
+ * After `fingerprint` (body: the frozen application's, as JSON). Answered when the application is restored, is what it was, and
+ * waits, and its legs (`adopt`; body: legs → AdoptResult) are adopted. Body: its POSIX message queues (`posix-queues.ts`).
  */
 export const restoreCall = z.strictObject({
   manifest: z.record(z.string().max(200), count),
@@ -145,6 +151,13 @@ export const restoreCall = z.strictObject({
   watches: z.array(instanceSchema).max(10_000),
 });
 export type RestoreCall = z.infer<typeof restoreCall>;
+
+export const restoreReply = z.object({
+  auditMs: z.number().nonnegative(),
+  /** what of the application could not be kept, each in a line: nothing that confines it */
+  notKept: z.array(z.string().max(2_000)).max(10_000),
+});
+export type RestoreReply = z.infer<typeof restoreReply>;
 
 /** takeover, `adoptDownstream`: body: the downstream legs → AdoptResult. Then `release`, when ownership has moved: */
 export const releaseReply = z.object({

@@ -285,6 +285,15 @@ function fitted(
   return { local: bound, remote, state, keepShutdown: true };
 }
 
+/** What the audit calls those that {@link putBackOwnSockets} answers for (`audit/fingerprint.ts`). */
+export function ownSubjects({ sockets }: OwnSockets): string[] {
+  return sockets.flatMap((socket) =>
+    socket.kind === "ended" || socket.kind === "connecting"
+      ? [`descriptor ${socket.place.pid}/${socket.place.fd}`]
+      : [],
+  );
+}
+
 /**
  * Into the restored application, which is stopped.
  * @param pids as the agent numbers them

@@ -16,6 +16,8 @@ import { seal } from "#proxy/store/seal.ts";
 import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import { refuse } from "../agent/preflight.ts";
 import type { Workload } from "../agent/workload.ts";
+import { semaphoresOf } from "../audit/semaphores-of.ts";
+import { type Taken, takeFingerprint } from "../audit/take.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
 import { filesMappedForWriting, takeForChanged } from "../container/mapped-files.ts";
@@ -38,6 +40,7 @@ import type {
   ReleaseReply,
   Report,
   RestoreCall,
+  RestoreReply,
   StandbyReply,
 } from "./move.ts";
 import { leaveOwnSockets } from "./own-sockets.ts";
@@ -95,6 +98,7 @@ export class Departure {
   #memory: ReturnType<typeof memoryOf> | null = null;
   #finishing: Promise<ImageManifest> = Promise.resolve({});
   #watched: WatchedFiles | null = null;
+  #fingerprintSent: Promise<unknown> | null = null;
   #reserveTried = false;
   #commitTried = false;
   #granted = false;
@@ -123,6 +127,8 @@ export class Departure {
       holdMs: 0,
       phasesMs: this.#phasesMs,
       criuMs: { dump: 0, restore: 0 },
+      auditMs: { source: 0, target: 0 },
+      notKept: [],
       legUs: { capture: 0, adopt: 0 },
       precopyBytes: 0,
       imageBytes: 0,
@@ -220,6 +226,8 @@ export class Departure {
     this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
     workload.recordMoving({ epoch: this.#epoch });
     context.faults.at("source:prepare");
+    // the first look takes several times as long as the next, and the next one clients wait for
+    const { fingerprint } = await this.#look();
     const prepare: PrepareCall = {
       workload: workload.name,
       migration: this.#id,
@@ -229,6 +237,7 @@ export class Departure {
       highestTid: await highestInnerTid(await treeOf(root)),
       facts: required(facts),
       ownerEpoch: journal.epoch,
+      semaphores: semaphoresOf(fingerprint).length,
     };
     await this.#call("prepare", prepare);
     await this.#untilStopped(this.#sendFilesFirst(LAYER, runPath(container, "layer")));
@@ -326,7 +335,8 @@ export class Departure {
           if (hook === FROZEN_HOOK) {
             await this.#phase("capture", async () => {
               await this.#refuseSharedLocks();
-              await Promise.all([this.#captureUpstream(), this.#closeOutbound()]);
+              const [, taken] = await Promise.all([this.#captureUpstream(), this.#closeOutbound()]);
+              this.#sendFingerprint(taken);
               await this.#liftWatches(); // last: up to here nothing that a process could tell has changed
             });
             captureMs = performance.now() - atMs;
@@ -406,7 +416,7 @@ export class Departure {
   }
 
   /** While the application is frozen: one that is not would have connected again by the dump. */
-  async #closeOutbound(): Promise<void> {
+  async #closeOutbound(): Promise<Taken> {
     const { config } = this.#workload;
     const pids = await treeOf(this.#root);
     const upstreams = config.ports.map((port) => port.upstream);
@@ -415,7 +425,33 @@ export class Departure {
       config.outbound === "keep" && socket.local.address === config.vip?.address;
     const cut = sockets.outbound.filter((socket) => !stays(socket));
     await leaveOwnSockets(this.#imagesDir, sockets, cut);
+    const taken = await this.#look(); // before the shield, which is an option of the sockets, and not the application's
     await shieldOutbound(pids, sockets.outbound.filter(stays));
+    return taken;
+  }
+
+  /** What is only text by now is sorted beside CRIU's work, and the target has it before it has anything to compare. */
+  #sendFingerprint(taken: Taken): void {
+    const startedMs = performance.now();
+    taken.refreshTcp(); // the proxy has passed on what there was, and perhaps ended sessions that will be made anew
+    this.#result.auditMs.source = round(taken.ms + performance.now() - startedMs);
+    this.#fingerprintSent = new Promise((resolve) => setImmediate(resolve)).then(() =>
+      this.#call("fingerprint", {}, Buffer.from(JSON.stringify(taken.fingerprint))),
+    );
+    this.#fingerprintSent.catch(() => {}); // looked at by `restore`
+  }
+
+  /**
+   * In the frozen hook: when what ends on purpose has ended, and before CRIU changes anything, which puts sockets in repair
+   * mode and runs code of its own in the processes. The proxy captures its legs meanwhile.
+   */
+  async #look(): Promise<Taken> {
+    const { config, container } = this.#workload;
+    return takeFingerprint({
+      initPid: container.init.pid,
+      pids: await treeOf(this.#root),
+      addresses: config.vip === null ? [] : [config.vip.address],
+    });
   }
 
   /**
@@ -464,7 +500,13 @@ export class Departure {
     const openQueues = this.#queues;
     const restore: RestoreCall = { manifest, root, outputPipes, stopped, openQueues, watches };
     const queues = readQueues(this.#root);
-    await Promise.all([this.#call("restore", restore, queues), this.#adopting]);
+    await required(this.#fingerprintSent);
+    const [{ result }] = await Promise.all([
+      this.#call<RestoreReply>("restore", restore, queues),
+      this.#adopting,
+    ]);
+    this.#result.auditMs.target = round(result.auditMs);
+    this.#result.notKept = result.notKept;
     await this.#verify();
   }
 

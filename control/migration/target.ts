@@ -13,6 +13,10 @@ import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Workload } from "../agent/workload.ts";
+import { type Fingerprint, fingerprintSchema } from "../audit/fingerprint.ts";
+import { semaphoresOf } from "../audit/semaphores-of.ts";
+import { rehearse } from "../audit/take.ts";
+import { notWhatItWas, verifyRestored } from "../audit/verify.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import type { Freezer } from "../container/freezer.ts";
@@ -22,6 +26,8 @@ import { applicationPid, type ContainerRecord, pathInside, runPath } from "../co
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { fitToMachine } from "../criu/address-space.ts";
 import { ImageReceiver } from "../criu/images.ts";
+import type { InheritFd } from "../criu/protocol.ts";
+import { SpareSemaphores } from "../criu/semaphores.ts";
 import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
 import {
   filesEvent,
@@ -32,10 +38,17 @@ import {
   type PrepareCall,
   type ReleaseReply,
   type RestoreCall,
+  type RestoreReply,
   restoreCall,
   type StandbyReply,
 } from "./move.ts";
-import { fitOwnSockets, type OwnSockets, putBackOwnSockets, readOwnSockets } from "./own-sockets.ts";
+import {
+  fitOwnSockets,
+  type OwnSockets,
+  ownSubjects,
+  putBackOwnSockets,
+  readOwnSockets,
+} from "./own-sockets.ts";
 import { decideAtTarget, delay, isNoAnswer } from "./settle.ts";
 import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
@@ -47,6 +60,10 @@ import type { InstanceState } from "./watch-state.ts";
 import { countsOf, overflowOf, put as putWatches } from "./watches.ts";
 
 const GRANT_MS_MAX = 5_000;
+/** eventfds that the application may have made since the move was prepared */
+const SPARE_SEMAPHORES = 8;
+/** each is one line of the log's entry; the move's own line has the first few */
+const DIFFERENCES_LOGGED_MAX = 100;
 
 type State = "preparing" | "standby" | "restored" | "releasing" | "released" | "gave-up";
 
@@ -69,6 +86,8 @@ export class Arrival {
   #imageError: unknown = null;
   #worker: CriuWorker | null = null;
   #output = -1;
+  #semaphores = new SpareSemaphores(0);
+  #before: Fingerprint | null = null;
   #restored = Promise.withResolvers<void>();
   #released: Promise<void> | null = null;
   #upstreamAdopted: Promise<void> | null = null;
@@ -132,7 +151,12 @@ export class Arrival {
       async ({ root, gone }) => void (await removePaths(this.#rootOf(root), gone)),
     );
     on("adopt", nothing, async (_, body) => ({ result: await this.#adoptUpstream(body) }));
-    on("restore", restoreCall, async (params, body) => void (await this.#restore(params, body)));
+    on("fingerprint", nothing, async (_, body) => {
+      this.#expect("standby");
+      this.#before = parsed(body);
+      return {};
+    });
+    on("restore", restoreCall, async (params, body) => ({ result: await this.#restore(params, body) }));
     on("verify", verifyCall, async (params, body) => void (await this.#verify(params, body)));
     on("adoptDownstream", nothing, async (_, body) => {
       this.#downstreamAdopted = this.#adoptDownstream(body);
@@ -225,7 +249,9 @@ export class Arrival {
     } finally {
       await probe.close();
     }
-    this.#worker = await CriuWorker.start(options);
+    this.#semaphores = new SpareSemaphores(this.prepare.semaphores + SPARE_SEMAPHORES);
+    this.#worker = await CriuWorker.start(await this.#workerOptions(container));
+    rehearse();
   }
 
   async #workerOptions(container: ContainerRecord): Promise<WorkerOptions> {
@@ -233,7 +259,7 @@ export class Arrival {
       tool: this.#workload.context.criu.at(INSIDE_CRIU),
       initPid: container.init.pid,
       cgroupProcs: await cgroupProcsOf(container),
-      inherit: [this.#output],
+      inherit: [this.#output, ...this.#semaphores.fds],
       outlivesAgent: true,
     };
   }
@@ -281,7 +307,7 @@ export class Arrival {
     return (await adopting).result;
   }
 
-  async #restore(restore: RestoreCall, queues: Buffer): Promise<void> {
+  async #restore(restore: RestoreCall, queues: Buffer): Promise<RestoreReply> {
     this.#expect("standby");
     const { manifest, outputPipes, stopped, openQueues } = restore;
     this.#root = restore.root;
@@ -299,8 +325,14 @@ export class Arrival {
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
     await required(this.#upstreamAdopted);
     if (this.#fitSockets() || this.#workload.config.outbound === "keep") this.#workload.vip?.park();
+    const before = required(this.#before);
+    const semaphores = this.#semaphores.install(
+      runPath(required(this.#container), "images"),
+      semaphoresOf(before),
+      FIRST_INHERITED_FD + 1,
+    );
     const stands = new QueueStands(pathInside(required(this.#container), "/"), openQueues);
-    this.#runCriu(outputPipes, async (root) => {
+    this.#runCriu(outputPipes, semaphores, async (root) => {
       makeQueues(root, queues);
       await showQueues(required(this.#container), root);
       stands.put();
@@ -309,10 +341,38 @@ export class Arrival {
     stands.remove();
     this.#throwIfEnding();
     await this.#putWatches(restore.watches);
+    context.faults.at("target:audit");
+    const reply = await this.#audit(before);
     this.#throwIfEnding();
     this.#state = "restored";
     this.#workload.recordMoving({ step: "restored" });
     context.faults.at("target:restored");
+    return reply;
+  }
+
+  /** Of the restored tree, complete and not running: what is not as it was is repaired, or nothing goes on here. */
+  async #audit(before: Fingerprint): Promise<RestoreReply> {
+    const { context, config, name } = this.#workload;
+    const container = required(this.#container);
+    const { ms, facts, repaired, differences, losses } = verifyRestored(
+      before,
+      {
+        initPid: container.init.pid,
+        pids: await treeOf(required(await applicationPid(container))),
+        addresses: config.vip === null ? [] : [config.vip.address],
+      },
+      new Set(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
+    );
+    const told = { workload: name, ms: Math.round(ms), facts, repaired: tally(repaired), notKept: losses };
+    if (differences.length > 0) {
+      context.log.warn(
+        { ...told, differences: differences.slice(0, DIFFERENCES_LOGGED_MAX) },
+        "audit failed",
+      );
+      throw notWhatItWas(before, differences);
+    }
+    context.log.info(told, "audit passed");
+    return { auditMs: ms, notKept: losses };
   }
 
   async #verify(call: VerifyCall, body: Buffer): Promise<void> {
@@ -358,7 +418,11 @@ export class Arrival {
   }
 
   /** @param inNamespaces called with the root of the tree when its namespaces are there, and nothing else of it */
-  async #runCriu(outputPipes: string[], inNamespaces: (root: number) => Promise<void>): Promise<void> {
+  async #runCriu(
+    outputPipes: string[],
+    semaphores: InheritFd[],
+    inNamespaces: (root: number) => Promise<void>,
+  ): Promise<void> {
     const { context, limits } = this.#workload;
     const startedMs = performance.now();
     const freezer = await this.#workload.freezer();
@@ -371,7 +435,7 @@ export class Arrival {
           logFile: "restore.log",
           logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
           ghostLimitBytes: limits.imagesBytesMax,
-          inheritFds: outputPipes.map((key) => ({ key, fd: FIRST_INHERITED_FD })),
+          inheritFds: [...outputPipes.map((key) => ({ key, fd: FIRST_INHERITED_FD })), ...semaphores],
           leave: freezer === null ? "stopped" : "running",
         },
         async (hook) => {
@@ -557,6 +621,7 @@ export class Arrival {
     this.#images?.close();
     if (this.#output !== -1) closeSync(this.#output);
     this.#output = -1;
+    this.#semaphores.close();
     for (const { stream } of this.#unpacking.values()) stream.end();
     this.#unpacking.clear();
     if (this.#container !== null) await removeImages(this.#container);
@@ -605,6 +670,35 @@ export class Arrival {
         source: "peer",
       });
   }
+}
+
+/** How often each thing was set again: of a thousand connections as well one entry. */
+function tally(repaired: string[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const text of repaired) {
+    const name = text.slice(text.indexOf(": ") + 2);
+    counts[name] = (counts[name] ?? 0) + 1;
+  }
+  return counts;
+}
+
+function parsed(fingerprint: Buffer): Fingerprint {
+  let value: unknown;
+  try {
+    value = JSON.parse(fingerprint.toString("utf8"));
+  } catch (cause) {
+    throw new HoldfastError("the source's fingerprint is not JSON", {
+      code: "FINGERPRINT_INVALID",
+      source: "peer",
+      cause,
+    });
+  }
+  const checked = fingerprintSchema.safeParse(value);
+  if (checked.success) return checked.data;
+  throw new HoldfastError("the source's fingerprint is not one: both agents must be of one version", {
+    code: "FINGERPRINT_INVALID",
+    source: "peer",
+  });
 }
 
 async function removeImages(container: ContainerRecord): Promise<void> {

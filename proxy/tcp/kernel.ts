@@ -20,6 +20,7 @@ export const AF_UNIX = 1;
 export const AF_INET = 2;
 export const AF_INET6 = 10;
 export const AF_NETLINK = 16;
+export const AF_PACKET = 17;
 
 export const SOCK_STREAM = 1;
 export const SOCK_DGRAM = 2;
@@ -151,7 +152,7 @@ export const IN_ISDIR = 0x40000000;
 /** _IOW('I', 0, __s32), needs CONFIG_CHECKPOINT_RESTORE; the argument is the number itself, not its address */
 const INOTIFY_IOC_SETNEXTWD = 0x40044900;
 /** Bytes of the events that wait to be read (ioctl_fionread, inotify(7)). */
-const FIONREAD = 0x541b;
+export const FIONREAD = 0x541b;
 
 /** include/uapi/linux/openat2.h */
 const RESOLVE_NO_MAGICLINKS = 0x02;
@@ -182,10 +183,10 @@ const EPOLL_EVENT_WORDS = process.arch === "x64" ? 3 : 4;
 const EPOLL_DATA_WORD = EPOLL_EVENT_WORDS - 2;
 const EPOLL_EVENTS_MAX = 512;
 
-const F_GETFL = 3;
-const F_SETFL = 4;
+export const F_GETFL = 3;
+export const F_SETFL = 4;
 const F_DUPFD_CLOEXEC = 1030;
-const F_GETOWN = 9;
+export const F_GETOWN = 9;
 /** include/uapi/linux/limits.h */
 const XATTR_SIZE_MAX = 65536;
 const O_CLOEXEC = 0o2000000;
@@ -198,8 +199,18 @@ const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
 const SYS_OPENAT2 = 437;
 const SYS_KCMP = process.arch === "arm64" ? 272 : 312;
-const KCMP_FILE = 0;
 const SYS_BPF = process.arch === "arm64" ? 280 : 321;
+const SYS_IOPRIO_SET = process.arch === "arm64" ? 30 : 251;
+const SYS_IOPRIO_GET = process.arch === "arm64" ? 31 : 252;
+const SYS_SCHED_SETATTR = process.arch === "arm64" ? 274 : 314;
+const SYS_SCHED_GETATTR = process.arch === "arm64" ? 275 : 315;
+const IOPRIO_WHO_PROCESS = 1;
+/** struct sched_attr, SCHED_ATTR_SIZE_VER1 (include/uapi/linux/sched/types.h) */
+const SCHED_ATTR_BYTES = 56;
+/** cpumask of 8,192 CPUs: as large as a kernel is built for */
+const CPUSET_BYTES = 1024;
+/** _IOW('T', 0, __u64), include/uapi/linux/timerfd.h */
+const TFD_IOC_SET_TICKS = 0x40085400;
 const BPF_PROG_LOAD = 5;
 const BPF_PROG_TYPE_SOCKET_FILTER = 1;
 
@@ -259,6 +270,12 @@ interface Libc {
   inotify_init1: Call;
   inotify_add_watch: Call;
   inotify_rm_watch: Call;
+  sched_getaffinity: Call;
+  sched_setaffinity: Call;
+  timerfd_settime: Call;
+  eventfd: Call;
+  prlimit: Call;
+  semctl: Call;
 }
 
 let loaded: Libc | undefined;
@@ -314,6 +331,12 @@ function libc(): Libc {
     inotify_init1: call("int inotify_init1(int)"),
     inotify_add_watch: call("int inotify_add_watch(int, const char *, uint32_t)"),
     inotify_rm_watch: call("int inotify_rm_watch(int, int)"),
+    sched_getaffinity: call("int sched_getaffinity(int, size_t, void *)"),
+    sched_setaffinity: call("int sched_setaffinity(int, size_t, const void *)"),
+    timerfd_settime: call("int timerfd_settime(int, int, const void *, void *)"),
+    eventfd: call("int eventfd(uint32_t, int)"),
+    prlimit: call("int prlimit(int, int, const void *, void *)"),
+    semctl: call("int semctl(int, int, int, void *)"),
   };
   return loaded;
 }
@@ -904,16 +927,6 @@ export function recvAsync(fd: number, into: Buffer): Promise<number> {
 
 // ---- processes and namespaces
 
-/** kcmp(2), linux/kcmp.h: what two threads may share */
-export const KCMP_VM = 1;
-export const KCMP_FILES = 2;
-export const KCMP_FS = 3;
-
-/** 0: the two threads share it; 1, 2: they do not (an order of their own); -1: one of them has gone, or may not be asked */
-export function kcmp(one: number, other: number, type: number): number {
-  return libc().syscall(SYS_KCMP, one, other, type, 0) as number;
-}
-
 /** A descriptor of the process, close-on-exec; readable once it has ended. */
 export function pidfdOpen(pid: number): number {
   return check(libc().syscall(SYS_PIDFD_OPEN, pid, 0, 0, 0), `pidfd_open(${pid})`);
@@ -1058,4 +1071,209 @@ export function receiveMessage(fd: number, bytesMax: number): QueueMessage {
 
 export function sendMessage(fd: number, { priority, bytes }: QueueMessage): void {
   check(libc().mq_send(fd, bytes, bytes.length, priority), "mq_send");
+}
+
+// ---- what another process has, seen and set from outside
+
+/** kcmp(2): KCMP_FILE compares two descriptors; the others two tasks' tables, and take no index. */
+export const KCMP_FILE = 0;
+export const KCMP_VM = 1;
+export const KCMP_FILES = 2;
+export const KCMP_FS = 3;
+export const KCMP_SIGHAND = 4;
+export const KCMP_IO = 5;
+export const KCMP_SYSVSEM = 6;
+
+/**
+ * kcmp(2): 0 when both are the same object of the kernel, 1 or 2 (less, greater) in an order that is fixed until the next
+ * boot; -errno where one of them is gone. Needs PTRACE_MODE_READ_REALCREDS on both.
+ */
+export function kcmp(one: number, other: number, type: number, index1 = 0, index2 = 0): number {
+  const order = libc().syscall5(SYS_KCMP, one, other, type, index1, index2);
+  return order < 0 ? -koffi.errno() : order;
+}
+
+/** fcntl(2) with a number as argument; -errno where the kernel refuses, as for O_PATH descriptors. */
+export function tryFcntl(fd: number, command: number, argument: number): number {
+  const result = libc().fcntl(fd, command, argument);
+  return result < 0 ? -koffi.errno() : result;
+}
+
+export const F_SETOWN = 8;
+export const F_SETSIG = 10;
+export const F_GETSIG = 11;
+export const F_GETLEASE = 1025;
+export const F_SETPIPE_SZ = 1031;
+export const F_GETPIPE_SZ = 1032;
+export const F_ADD_SEALS = 1033;
+export const F_GET_SEALS = 1034;
+
+/** As {@link ioctlInt}, for descriptors that may not know the request: -errno. */
+export function tryIoctlInt(fd: number, request: number): number {
+  return libc().ioctl(fd, request, int) < 0 ? -koffi.errno() : intView.getInt32(0, true);
+}
+
+/** What {@link tryGetsockopt} read last. */
+export const socketOption = Buffer.alloc(64);
+const socketOptionView = new DataView(socketOption.buffer, socketOption.byteOffset, socketOption.length);
+
+/**
+ * Reads an option of at most 64 bytes into {@link socketOption}. Returns how many bytes it has, or -errno: most options are
+ * refused by most sockets.
+ */
+export function tryGetsockopt(fd: number, level: number, option: number, size: number): number {
+  lengthView.setUint32(0, size, true);
+  if (libc().getsockopt(fd, level, option, socketOption, length) < 0) return -koffi.errno();
+  return lengthView.getUint32(0, true);
+}
+
+/** The 32-bit word at `at` of {@link socketOption}. */
+export function socketOptionWord(at: number): number {
+  return socketOptionView.getInt32(at, true);
+}
+
+/** 0, or -errno */
+export function trySetsockoptBuffer(fd: number, level: number, option: number, value: Buffer): number {
+  return libc().setsockopt(fd, level, option, value, value.length) < 0 ? -koffi.errno() : 0;
+}
+
+/** struct sockaddr of any family, as getsockname(2) gives it; null where there is none. At most 110 bytes. */
+export function getsocknameRaw(fd: number): Buffer | null {
+  const address = Buffer.alloc(128);
+  lengthView.setUint32(0, address.length, true);
+  return libc().getsockname(fd, address, length) < 0
+    ? null
+    : address.subarray(0, lengthView.getUint32(0, true));
+}
+
+/** As {@link getsocknameRaw}, of the peer. */
+export function getpeernameRaw(fd: number): Buffer | null {
+  const address = Buffer.alloc(128);
+  lengthView.setUint32(0, address.length, true);
+  return libc().getpeername(fd, address, length) < 0
+    ? null
+    : address.subarray(0, lengthView.getUint32(0, true));
+}
+
+/** CPUs a thread may run on, as hexadecimal text, the highest first; null: gone. */
+export function getAffinity(tid: number): string | null {
+  const mask = Buffer.alloc(CPUSET_BYTES);
+  if (libc().sched_getaffinity(tid, mask.length, mask) < 0) return null;
+  return BigInt(`0x${mask.reverse().toString("hex")}`).toString(16);
+}
+
+/** @param mask as {@link getAffinity} gives it; CPUs that this machine lacks are left out by the kernel */
+export function setAffinity(tid: number, mask: string): void {
+  const bytes = Buffer.from(mask.padStart(CPUSET_BYTES * 2, "0"), "hex").reverse();
+  check(libc().sched_setaffinity(tid, bytes.length, bytes), `sched_setaffinity(${tid}, ${mask})`);
+}
+
+/** ioprio_get(2) of one thread, class << 13 | level; null: gone */
+export function getIoPriority(tid: number): number | null {
+  const priority = libc().syscall(SYS_IOPRIO_GET, IOPRIO_WHO_PROCESS, tid, 0, 0);
+  return priority < 0 ? null : priority;
+}
+
+export function setIoPriority(tid: number, priority: number): void {
+  check(
+    libc().syscall(SYS_IOPRIO_SET, IOPRIO_WHO_PROCESS, tid, priority, 0),
+    `ioprio_set(${tid}, ${priority})`,
+  );
+}
+
+/** struct sched_attr (include/uapi/linux/sched/types.h); 64-bit fields in decimal */
+export interface SchedulingAttributes {
+  policy: number;
+  flags: string;
+  nice: number;
+  priority: number;
+  /** nanoseconds; of a fair policy: its time slice, 0: the machine's usual one */
+  runtime: string;
+  deadline: string;
+  period: string;
+  utilMin: number;
+  utilMax: number;
+}
+
+/** sched_getattr(2); null: gone */
+export function getSchedulingAttributes(tid: number): SchedulingAttributes | null {
+  const bytes = Buffer.alloc(SCHED_ATTR_BYTES);
+  if (libc().syscall(SYS_SCHED_GETATTR, tid, addressOf(bytes), bytes.length, 0) < 0) return null;
+  return {
+    policy: bytes.readUInt32LE(4),
+    flags: String(bytes.readBigUInt64LE(8)),
+    nice: bytes.readInt32LE(16),
+    priority: bytes.readUInt32LE(20),
+    runtime: String(bytes.readBigUInt64LE(24)),
+    deadline: String(bytes.readBigUInt64LE(32)),
+    period: String(bytes.readBigUInt64LE(40)),
+    utilMin: bytes.readUInt32LE(48),
+    utilMax: bytes.readUInt32LE(52),
+  };
+}
+
+/** sched_setattr(2) */
+export function setSchedulingAttributes(tid: number, attributes: SchedulingAttributes): void {
+  const bytes = Buffer.alloc(SCHED_ATTR_BYTES);
+  bytes.writeUInt32LE(bytes.length, 0);
+  bytes.writeUInt32LE(attributes.policy, 4);
+  bytes.writeBigUInt64LE(BigInt(attributes.flags), 8);
+  bytes.writeInt32LE(attributes.nice, 16);
+  bytes.writeUInt32LE(attributes.priority, 20);
+  bytes.writeBigUInt64LE(BigInt(attributes.runtime), 24);
+  bytes.writeBigUInt64LE(BigInt(attributes.deadline), 32);
+  bytes.writeBigUInt64LE(BigInt(attributes.period), 40);
+  bytes.writeUInt32LE(attributes.utilMin, 48);
+  bytes.writeUInt32LE(attributes.utilMax, 52);
+  check(libc().syscall(SYS_SCHED_SETATTR, tid, addressOf(bytes), 0, 0), `sched_setattr(${tid})`);
+}
+
+/** prlimit(2) of another process; RLIM_INFINITY is 2^64 - 1. */
+export function setResourceLimit(pid: number, resource: number, soft: bigint, hard: bigint): void {
+  const limits = Buffer.alloc(16);
+  limits.writeBigUInt64LE(soft, 0);
+  limits.writeBigUInt64LE(hard, 8);
+  check(libc().prlimit(pid, resource, limits, null), `prlimit(${pid}, ${resource})`);
+}
+
+export interface TimerSetting {
+  seconds: number;
+  nanoseconds: number;
+  intervalSeconds: number;
+  intervalNanoseconds: number;
+}
+
+/** timerfd_settime(2); forgets the expirations that were not read. */
+export function setTimer(fd: number, flags: number, timer: TimerSetting): void {
+  const setting = Buffer.alloc(32);
+  setting.writeBigInt64LE(BigInt(timer.intervalSeconds), 0);
+  setting.writeBigInt64LE(BigInt(timer.intervalNanoseconds), 8);
+  setting.writeBigInt64LE(BigInt(timer.seconds), 16);
+  setting.writeBigInt64LE(BigInt(timer.nanoseconds), 24);
+  check(libc().timerfd_settime(fd, flags, setting, null), "timerfd_settime");
+}
+
+/** Expirations of a timerfd that are to be read (CONFIG_CHECKPOINT_RESTORE); more than 0. */
+export function setTimerTicks(fd: number, ticks: bigint): void {
+  const value = Buffer.alloc(8);
+  value.writeBigUInt64LE(ticks, 0);
+  check(libc().ioctl(fd, TFD_IOC_SET_TICKS, value), "ioctl(TFD_IOC_SET_TICKS)");
+}
+
+export const EFD_SEMAPHORE = 1;
+export const EFD_CLOEXEC = 0o2000000;
+export const EFD_NONBLOCK = 0o4000;
+
+export function eventfd(count: number, flags: number): number {
+  return check(libc().eventfd(count, flags), "eventfd");
+}
+
+const GETALL = 13;
+const SEMAPHORES_MAX = 32_000;
+
+/** Values of a System V semaphore set in the calling thread's IPC namespace; null: gone, or not to be read. */
+export function semaphoreValues(id: number, count: number): number[] | null {
+  const values = Buffer.alloc(Math.min(count, SEMAPHORES_MAX) * 2);
+  if (libc().semctl(id, 0, GETALL, values) < 0) return null;
+  return Array.from({ length: values.length / 2 }, (_, index) => values.readUInt16LE(index * 2));
 }

@@ -54,6 +54,7 @@ const move = {
   blackoutMs: { p50: 80.25, p99: 90, max: 120.5 },
   phasesMs: { prepare: 12, dump: 60 },
   criuMs: { dump: 60, restore: 50 },
+  notKept: [],
   outcome: "moved",
   reason: null,
 };
@@ -173,9 +174,17 @@ describe("holdfast migrate", () => {
       blackoutMs,
       phasesMs: {},
       criuMs,
+      notKept: [],
     });
     answers.set(MIGRATE, lines({ type: "result", move }));
     assert.deepEqual(oneObject((await run(["migrate", "chat", "--to", "b", "--json"])).out), move);
+  });
+
+  test("what a move could not keep is told", async () => {
+    const notKept = ["process 13 (sleep): stat tty was 34816 and is 0"];
+    answers.set(MIGRATE, lines({ type: "result", move: { ...move, notKept } }));
+    const { out } = await run(["migrate", "chat", "--to", "b"]);
+    assert.match(out, /\nnot kept {2}process 13 \(sleep\): stat tty was 34816 and is 0\n$/);
   });
 
   test("a move that was rolled back exits with 1 and says why", async () => {

@@ -40,6 +40,7 @@ export interface Move {
   holdMs: number;
   phasesMs: Record<string, number>;
   check?: CheckReport;
+  notKept: string[];
 }
 
 export const workloadName = "program";

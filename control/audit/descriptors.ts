@@ -1,0 +1,207 @@
+/** Facts of descriptors: their files, pipes, events, timers, sockets, and who shares which. */
+import { statSync } from "node:fs";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { type DescriptorInfo, descriptorInfo } from "./fdinfo.ts";
+import type { Facts } from "./fingerprint.ts";
+import { type InnerPids, innerText, mountsOf } from "./proc-text.ts";
+import { readText } from "./read-text.ts";
+import { descriptionsOf } from "./sharing.ts";
+import { refreshConnection, type SocketContext, socketContext, socketFacts, tcpKey } from "./sockets.ts";
+import type { Tree, TreeDescriptor } from "./tree.ts";
+
+interface Looked extends TreeDescriptor {
+  info: DescriptorInfo;
+}
+
+/** Descriptors of a tree, looked at as a whole first, and then one by one as often as it takes. */
+export class DescriptorLook {
+  #tree: Tree;
+  #looked: Looked[];
+  #first: Map<Looked, Looked>;
+  #objects: Map<string, string>;
+  #sockets: SocketContext;
+  #mountPoints = new Map<number, ReadonlyMap<string, string>>();
+  /** where files are the container's own: what is shared with others may grow meanwhile */
+  #ownMounts = new Set<string>();
+
+  constructor(tree: Tree, addresses: string[]) {
+    this.#tree = tree;
+    for (const { pid } of tree.processes) {
+      const mounts = mountsOf(readText(`/proc/${pid}/mountinfo`));
+      this.#mountPoints.set(pid, new Map(mounts.map(({ id, point }) => [id, point])));
+      for (const { point, text } of mounts) if (/^(overlay|tmpfs) /.test(text)) this.#ownMounts.add(point);
+    }
+    this.#looked = tree.descriptors.map((descriptor) => ({ ...descriptor, info: this.#info(descriptor) }));
+    this.#first = descriptionsOf(this.#looked, ({ link, info }) => `${link} ${info.flags} ${info.pos}`);
+    this.#objects = objectsOf(this.#looked);
+    this.#sockets = socketContext(tree, addresses, this.#objects);
+  }
+
+  /** Of every descriptor, or of those whose subjects are named, as they are now. */
+  addFacts(subjects: Record<string, Facts>, only?: ReadonlySet<string>): void {
+    const duplicates = new Duplicates();
+    try {
+      for (const descriptor of this.#looked) {
+        const subject = `descriptor ${descriptor.name}`;
+        if (only !== undefined) {
+          if (!only.has(subject)) continue;
+          descriptor.info = this.#info(descriptor);
+        }
+        subjects[subject] = this.#factsOf(descriptor, duplicates);
+      }
+    } finally {
+      duplicates.close();
+    }
+  }
+
+  /**
+   * What happened to TCP since the first look, when others were still at it: what waits in each connection, and who has
+   * ended.
+   */
+  refreshTcp(subjects: Record<string, Facts>): void {
+    const duplicates = new Duplicates();
+    try {
+      for (const descriptor of this.#looked) {
+        const facts = subjects[`descriptor ${descriptor.name}`];
+        if (facts?.agreed === undefined) continue; // it was no connection, and cannot become one
+        const before = [facts.state, facts.agreed, facts["bytes to read"], facts["bytes to send"]].join(" ");
+        duplicates.use(descriptor, (fd) => {
+          if (tcpKey(fd) !== before) refreshConnection(fd, this.#sockets, facts);
+        });
+      }
+    } finally {
+      duplicates.close();
+    }
+  }
+
+  #info({ pid, fd }: TreeDescriptor): DescriptorInfo {
+    const points = this.#mountPoints.get(pid) ?? new Map();
+    return descriptorInfo(readText(`/proc/${pid}/fdinfo/${fd}`), points, this.#tree.innerPids);
+  }
+
+  #factsOf(descriptor: Looked, duplicates: Duplicates): Facts {
+    const { info, link, name } = descriptor;
+    const facts: Facts = { "close on exec": String(info.isCloseOnExec) };
+    const head = this.#first.get(descriptor) ?? descriptor;
+    if (head !== descriptor) {
+      facts["same as"] = `descriptor ${head.name}`;
+      return facts;
+    }
+    facts.file = fileName(link);
+    facts.flags = info.flags;
+    facts.position = info.pos;
+    Object.assign(facts, info.facts);
+    const object = this.#objects.get(link);
+    if (object !== undefined && object !== name) facts["other end of"] = object;
+    const isOwn = this.#ownMounts.has(info.facts.mount ?? "") || link.endsWith(" (deleted)");
+    if (link.startsWith("/")) Object.assign(facts, statFacts(descriptor, isOwn));
+    duplicates.use(descriptor, (fd) =>
+      duplicateFacts(fd, descriptor, this.#tree.innerPids, this.#sockets, facts),
+    );
+    return facts;
+  }
+}
+
+/** First holder of each pipe and socket, by link. */
+function objectsOf(descriptors: TreeDescriptor[]): Map<string, string> {
+  const objects = new Map<string, string>();
+  for (const { link, name } of descriptors)
+    if (/^(pipe|socket):/.test(link) && !objects.has(link)) objects.set(link, name);
+  return objects;
+}
+
+/** `pipe`, `socket`, `anon_inode:[eventfd]`, `/var/log/x`; numbers of inodes left out. */
+function fileName(link: string): string {
+  return link.replace(/^(\w+):\[\d+\]$/, "$1");
+}
+
+/** What fstat(2) says of a file with a path. */
+function statFacts({ pid, fd }: TreeDescriptor, withSize: boolean): Facts {
+  try {
+    const { mode, uid, gid, size, rdev, nlink } = statSync(`/proc/${pid}/fd/${fd}`);
+    const facts: Facts = { mode: mode.toString(8), owner: `${uid}:${gid}`, device: String(rdev) };
+    facts.linked = String(nlink > 0);
+    const isFile = (mode & 0o170000) === 0o100000;
+    if (isFile && withSize) facts.size = String(size);
+    return facts;
+  } catch {
+    return {};
+  }
+}
+
+/** of a process or descriptor that ended while it was looked at, as one that runs may */
+const GONE = new Set(["EBADF", "ESRCH", "EINVAL"]);
+
+/** Descriptors of the tree, duplicated one after the other. */
+class Duplicates {
+  #pidfds = new Map<number, number>();
+
+  /** Nothing happens for one that has gone. */
+  use({ pid, fd }: TreeDescriptor, work: (fd: number) => void): void {
+    const ours = this.#duplicate(pid, fd);
+    if (ours === null) return;
+    try {
+      work(ours);
+    } finally {
+      kernel.close(ours);
+    }
+  }
+
+  #duplicate(pid: number, fd: number): number | null {
+    try {
+      let pidfd = this.#pidfds.get(pid);
+      if (pidfd === undefined) {
+        pidfd = kernel.pidfdOpen(pid);
+        this.#pidfds.set(pid, pidfd);
+      }
+      return kernel.pidfdGetfd(pidfd, fd);
+    } catch (error) {
+      if (error instanceof HoldfastError && GONE.has(error.code)) return null;
+      throw error;
+    }
+  }
+
+  close(): void {
+    for (const pidfd of this.#pidfds.values()) kernel.close(pidfd);
+  }
+}
+
+function isWriteOnly({ info }: Looked): boolean {
+  return (Number.parseInt(info.flags, 8) & O_ACCMODE) === O_WRONLY;
+}
+
+const O_ACCMODE = 3;
+const O_WRONLY = 1;
+const F_UNLCK = 2;
+const PIPE = /^pipe:|^\/.*$/;
+const QUEUED = /^(pipe:|anon_inode:(inotify|\[fanotify\]))/;
+const MEMORY_FILE = /^\/(memfd:|dev\/shm\/|SYSV)/;
+
+/** What only a duplicate tells. */
+function duplicateFacts(
+  fd: number,
+  descriptor: Looked,
+  pids: InnerPids,
+  sockets: SocketContext,
+  facts: Facts,
+): void {
+  const { link } = descriptor;
+  const add = (name: string, value: number, usual: number): void => {
+    if (value >= 0 && value !== usual) facts[name] = String(value);
+  };
+  const owner = kernel.tryFcntl(fd, kernel.F_GETOWN, 0);
+  // a process group is a negative number; errors of F_GETOWN are EBADF (O_PATH) and EINVAL only
+  if (owner > 0) facts["signals go to"] = innerText(pids, String(owner));
+  add("signal for I/O", kernel.tryFcntl(fd, kernel.F_GETSIG, 0), 0);
+  if (link.startsWith("socket:")) {
+    socketFacts(fd, descriptor, sockets, facts);
+    return;
+  }
+  if (link.startsWith("/")) add("lease", kernel.tryFcntl(fd, kernel.F_GETLEASE, 0), F_UNLCK);
+  if (PIPE.test(link)) add("pipe size", kernel.tryFcntl(fd, kernel.F_GETPIPE_SZ, 0), 0);
+  // of the writing end the reading end tells, if it is the application's at all
+  if (QUEUED.test(link) && !(link.startsWith("pipe:") && isWriteOnly(descriptor)))
+    add("bytes waiting", kernel.tryIoctlInt(fd, kernel.FIONREAD), 0);
+  if (MEMORY_FILE.test(link)) add("seals", kernel.tryFcntl(fd, kernel.F_GET_SEALS, 0), 0);
+}

@@ -1,0 +1,239 @@
+/**
+ * The one table of what may differ between the application before a move and after it, each with the reason. What is not in it
+ * is repaired, or the move rolls back. Nothing that confines a process may be in it; the first test of `audit-compare` checks
+ * that.
+ */
+import { constants } from "node:fs";
+import { nameWhenDeleted } from "./deleted-names.ts";
+import type { Fingerprint } from "./fingerprint.ts";
+
+export interface Difference {
+  /** `descriptor 12/5` */
+  subject: string;
+  /** "" where the subject itself is there only once */
+  name: string;
+  /** null: not there */
+  before: string | null;
+  after: string | null;
+  /** why the kernel would not have it set again, where that was tried */
+  refused?: string | undefined;
+}
+
+export interface HarmlessRule {
+  /** what a subject's name begins with */
+  subject: RegExp;
+  name: RegExp;
+  reason: string;
+  /** it is nothing of the kernel's own: the application may notice, so `check` and the move's result tell it */
+  isLoss?: true;
+  /** only where this holds */
+  when?: (
+    difference: Difference,
+    before: Fingerprint,
+    after: Fingerprint,
+    circumstances: Circumstances,
+  ) => boolean;
+}
+
+/** What somebody else has done to the restored tree, and answers for. */
+export interface Circumstances {
+  /** timers that were armed again: they may have run out since */
+  rearmed: ReadonlySet<string>;
+  /** sockets whose connections were taken over by `migration/own-sockets.ts` */
+  ownSockets: ReadonlySet<string>;
+}
+
+export const NOTHING_DONE: Circumstances = { rearmed: new Set(), ownSockets: new Set() };
+
+const TASK = /^(process|thread) /;
+const PROCESS = /^process /;
+const DESCRIPTOR = /^descriptor /;
+
+/** SIGSTOP and SIGCONT of a signal mask in hexadecimal */
+const STOP_SIGNALS = (1n << 18n) | (1n << 17n);
+const CHILD_SIGNAL = 1n << 16n;
+
+/** include/uapi/asm-generic/fcntl.h; arm64 has others for the first two */
+const OPENING_FLAGS = constants.O_DIRECTORY | constants.O_NOFOLLOW | 0o20000000 | 0o100000;
+
+export const HARMLESS: readonly HarmlessRule[] = [
+  {
+    subject: TASK,
+    name: /^(status State|stat state)$/,
+    reason: "the tree is stopped on both sides, by ptrace here and by the freezer or SIGSTOP there",
+    when: ({ before, after }) => /^[ZX]/.test(before ?? "") === /^[ZX]/.test(after ?? ""),
+  },
+  {
+    subject: TASK,
+    name: /^status (ShdPnd|SigPnd)$/,
+    reason:
+      "SIGSTOP and SIGCONT are how a restored tree is kept from going on, where there is no freezer; SIGCHLD then tells a parent of it",
+    when: ({ name, before, after }) => {
+      const added = name === "status ShdPnd" ? CHILD_SIGNAL : 0n;
+      return (
+        (withoutStops(before) | added) === (withoutStops(after) | added) && !isLost(before, after, added)
+      );
+    },
+  },
+  {
+    subject: TASK,
+    name: /^status TracerPid$/,
+    reason: "CRIU traces the tree at the source",
+  },
+  {
+    subject: TASK,
+    name: /^status (FDSize|Vm(Peak|Size|HWM|RSS|Data|Stk|Exe|Lib|PTE|Swap)|Rss(Anon|File|Shmem)|HugetlbPages|SigQ|SigQ|nonvoluntary_ctxt_switches|voluntary_ctxt_switches|Cpus_allowed_list|Mems_allowed_list|CoreDumping|untag_mask)$/,
+    reason:
+      "accounts of the kernel; what they follow from (mappings, limits, masks) is compared by itself, the list forms repeat the masks",
+  },
+  {
+    subject: TASK,
+    name: /^status Cpus_allowed$/,
+    reason: "compared as `CPU affinity`, which knows the CPUs of the container on each node",
+  },
+  {
+    subject: TASK,
+    name: /^stat (flags|minflt|cminflt|majflt|cmajflt|vsize|rss|rsslim|kstkesp|kstkeip|wchan|nswap|cnswap|processor|delayacct_blkio_ticks)$/,
+    reason: "what the kernel did for it here; limits and mappings are compared by themselves",
+  },
+  {
+    subject: TASK,
+    name: /^stat (signal|blocked|sigignore|sigcatch)$/,
+    reason: "a decimal form of the masks of status, which are compared",
+  },
+  {
+    subject: TASK,
+    name: /^stat (utime|stime|cutime|cstime|guest_time|cguest_time|starttime|itrealvalue)$/,
+    reason:
+      "CPU time and start are counted by this kernel since the process began here, and cannot be set; what counts down to a limit is carried by CRIU",
+  },
+  {
+    subject: TASK,
+    name: /^stat (tty|tpgid)$/,
+    isLoss: true,
+    reason:
+      "a controlling terminal is inherited by fork(2) alone, and CRIU 4.2 gives it to the session's leader after its children were made: they keep the terminal's descriptors, signals and groups, but cannot open /dev/tty",
+    when: ({ subject, name, after }, before) => {
+      const facts = before.subjects[subject];
+      const isLeader = facts?.["status NSsid"] === facts?.["status NSpid"] || subject.startsWith("thread ");
+      return !isLeader && after === (name === "stat tty" ? "0" : "-1");
+    },
+  },
+  {
+    subject: PROCESS,
+    name: /^cgroup /,
+    reason: "where a controller is mounted on one node only, there is no group to compare",
+    when: ({ before, after }) => before === null || after === null,
+  },
+  {
+    subject: PROCESS,
+    name: /^autogroup$/,
+    reason:
+      "the number of a session's group of the scheduler is counted by the kernel; its nice value is compared",
+    when: ({ before, after }) => niceOfGroup(before) === niceOfGroup(after),
+  },
+  {
+    subject: /^(process|descriptor) /,
+    name: /^(exe|cwd|root|file)$/,
+    reason: "a file whose name is gone is restored under a name of CRIU's, which is gone as well",
+    when: ({ before, after }) =>
+      before !== null && after !== null && nameWhenDeleted(before) === nameWhenDeleted(after),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^(file|mount)$/,
+    reason:
+      "an open message queue has no path of its own (mq_open(3)); it is opened again where the container shows its queues",
+    when: ({ subject }, before, after) => {
+      const [was, is] = [before.subjects[subject], after.subjects[subject]];
+      const isQueue = after.subjects.mounts?.[`mount ${is?.mount}`]?.startsWith("mqueue ") === true;
+      return isQueue && was?.mount === "of the kernel" && is?.file === `${is?.mount}${was?.file}`;
+    },
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^flags$/,
+    reason:
+      "O_DIRECTORY, O_NOFOLLOW, O_TMPFILE and O_LARGEFILE say how a file was opened, and do nothing afterwards",
+    when: ({ before, after }) => withoutOpening(before) === withoutOpening(after),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^(state|local address|peer address|peer is here|bytes to read|bytes to send)$/,
+    reason:
+      "connections of the application's own that end or begin anew with a move: what is left of each is put back by `migration/own-sockets.ts`, which knows what it was",
+    when: ({ subject }, before, _, { ownSockets }) =>
+      ownSockets.has(before.subjects[subject]?.["same as"] ?? subject),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^peer address$/,
+    reason:
+      "an application that talks to itself by way of its node's address goes on by way of the other node's",
+    when: ({ subject, before, after }, one, other) =>
+      [one, other].every((side) => side.subjects[subject]?.["peer is here"] === "true") &&
+      portOf(before) === portOf(after),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^peer is here$/,
+    reason: "follows from the peer's address, which is compared",
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^TCP_MAXSEG$/,
+    reason: "of a connection it is what the kernel has found out about the path; it finds out again",
+    when: ({ subject }, before) => !/^(LISTEN|CLOSE)$/.test(before.subjects[subject]?.state ?? ""),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^(IP|IPV6)_MULTICAST_(TTL|IF|HOPS)$/,
+    reason: "of a stream socket, which has no multicast, the kernel keeps here how its first segment came",
+    when: ({ subject }, before) => /, type 1,/.test(before.subjects[subject]?.socket ?? ""),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^mount$/,
+    reason: "the kernel's own mounts (pipes, sockets, anonymous inodes) are not the container's",
+    when: ({ before, after }) => before === "of the kernel" && after === "of the kernel",
+  },
+];
+
+/** null: it is not harmless */
+export function harmlessRule(
+  difference: Difference,
+  before: Fingerprint,
+  after: Fingerprint,
+  circumstances: Circumstances = NOTHING_DONE,
+): HarmlessRule | null {
+  const rule = HARMLESS.find(
+    ({ subject, name, when }) =>
+      subject.test(difference.subject) &&
+      name.test(difference.name) &&
+      (when === undefined || when(difference, before, after, circumstances)),
+  );
+  return rule ?? null;
+}
+
+function portOf(address: string | null): string {
+  return address?.slice(address.lastIndexOf(":")) ?? "";
+}
+
+/** A pending signal that is pending no more. */
+function isLost(before: string | null, after: string | null, signal: bigint): boolean {
+  return (withoutStops(before) & signal) !== 0n && (withoutStops(after) & signal) === 0n;
+}
+
+function withoutStops(mask: string | null): bigint {
+  return BigInt(`0x${mask ?? "0"}`) & ~STOP_SIGNALS;
+}
+
+/** of flags in octal */
+function withoutOpening(flags: string | null): number {
+  return Number.parseInt(flags ?? "0", 8) & ~OPENING_FLAGS;
+}
+
+/** `/autogroup-41 nice 0` */
+function niceOfGroup(text: string | null): string {
+  return / nice (-?\d+)$/.exec(text ?? "")?.[1] ?? "";
+}

@@ -1,0 +1,89 @@
+/**
+ * Objects of the container's IPC namespace (sysvipc(7), mq_overview(7)) and its sysctls.
+ *
+ * /proc/sysvipc shows the namespace of whoever opens it, so the calling thread goes there and comes back, all in one
+ * synchronous stretch.
+ */
+import { readdirSync, statSync } from "node:fs";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import type { Facts } from "./fingerprint.ts";
+import { readText } from "./read-text.ts";
+
+const SYSCTLS = [
+  "shmmax",
+  "shmall",
+  "shmmni",
+  "shm_rmid_forced",
+  "msgmax",
+  "msgmnb",
+  "msgmni",
+  "sem",
+  "auto_msgmni",
+];
+const QUEUE_SYSCTLS = ["queues_max", "msg_max", "msgsize_max", "msg_default", "msgsize_default"];
+/** columns of /proc/sysvipc that say who did what when last, or how many pages are resident */
+const KEPT_BY_THE_KERNEL = new Set([
+  "cpid",
+  "lpid",
+  "lspid",
+  "lrpid",
+  "atime",
+  "dtime",
+  "ctime",
+  "otime",
+  "stime",
+  "rtime",
+  "rss",
+  "swap",
+]);
+
+/** @param pid a process of the tree, whose namespace CRIU may have made for it */
+export function ipcFacts(pid: number): Facts {
+  const facts: Facts = {};
+  kernel.inIpcNamespaceOf(pid, () => {
+    for (const kind of ["shm", "sem", "msg"]) tableFacts(kind, readText(`/proc/sysvipc/${kind}`), facts);
+    for (const name of SYSCTLS) facts[`kernel.${name}`] = readText(`/proc/sys/kernel/${name}`).trim();
+    for (const name of QUEUE_SYSCTLS)
+      facts[`fs.mqueue.${name}`] = readText(`/proc/sys/fs/mqueue/${name}`).trim();
+  });
+  queueFacts(`/proc/${pid}/root/dev/mqueue`, facts);
+  return facts;
+}
+
+function tableFacts(kind: string, text: string, facts: Facts): void {
+  const [head = "", ...lines] = text.trimEnd().split("\n");
+  const names = head.trim().split(/\s+/);
+  for (const line of lines) {
+    const values = line.trim().split(/\s+/);
+    const id = values[1] ?? "";
+    const shown = names.flatMap((name, index) =>
+      KEPT_BY_THE_KERNEL.has(name) ? [] : [`${name}=${values[index]}`],
+    );
+    facts[`${kind} ${id}`] = shown.join(" ");
+    if (kind !== "sem") continue;
+    const count = Number(values[names.indexOf("nsems")]);
+    facts[`sem ${id} values`] = kernel.semaphoreValues(Number(id), count)?.join(" ") ?? "unreadable";
+  }
+}
+
+/** A queue's file says how many bytes wait in it, and who is to be told. */
+function queueFacts(folder: string, facts: Facts): void {
+  let names: string[];
+  try {
+    names = readdirSync(folder);
+  } catch {
+    return; // no /dev/mqueue in this container
+  }
+  for (const name of names) {
+    try {
+      const { mode, uid, gid } = statSync(`${folder}/${name}`);
+      const text = readText(`${folder}/${name}`)
+        .trim()
+        .replace(/\s+/g, " ")
+        .replace(/ NOTIFY_PID:.*$/, "");
+      facts[`queue ${name}`] = `${mode.toString(8)} ${uid}:${gid} ${text}`;
+    } catch {
+      // it went while it was looked at
+    }
+  }
+}

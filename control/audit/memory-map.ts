@@ -1,0 +1,90 @@
+/**
+ * /proc/PID/smaps as runs of memory with the same properties (proc(5), Documentation/filesystems/proc.rst). Pure.
+ *
+ * The kernel merges neighbours that are alike and splits them again as it likes, so what is compared is the runs: the same
+ * addresses with the same permissions, flags and file at the same offset, however many mappings they are made of.
+ */
+import { nameWhenDeleted } from "./deleted-names.ts";
+import type { Facts } from "./fingerprint.ts";
+
+/** One mapping as the kernel has it now; addresses below 2^53. */
+interface Mapping {
+  start: number;
+  end: number;
+  permissions: string;
+  offset: number;
+  name: string;
+  flags: string;
+}
+
+const HEADER = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$/gm;
+/**
+ * VmFlags that say how the kernel keeps a mapping and nothing a process could observe: ac, nr (whether it is accounted: a
+ * reservation larger than the machine's memory is restored unaccounted), sd (soft-dirty), mr, mw, me, ms (may be made
+ * readable …; follows from the file's own mode), um, uw, ui (tracked by a userfaultfd: one of the application's own is
+ * refused), nl (non-linear, gone).
+ */
+const KERNEL_FLAGS = new Set(["ac", "nr", "sd", "mr", "mw", "me", "ms", "um", "uw", "ui", "nl"]);
+/** placed by the kernel, above what a process may map */
+const KERNEL_MAPPINGS = new Set(["[vsyscall]"]);
+/** names that stand for where the heap and the stack are: a run is the same with or without */
+const POSITIONS = new Set(["[heap]", "[stack]"]);
+/** anonymous shared memory, as the kernel calls it, and as it is called when CRIU has made it */
+const SHARED_MEMORY = "/dev/zero (deleted)";
+const SHARED_MEMORY_RESTORED = `/memfd:${SHARED_MEMORY}`;
+
+/** `1000-3000` (hexadecimal) → permissions, flags, offset and file; runs, in order of address. */
+export function memoryFacts(smaps: string): Facts {
+  const facts: Facts = {};
+  let run: Mapping | null = null;
+  const close = (): void => {
+    if (run === null) return;
+    const file =
+      run.name === "" || run.name.startsWith("[") ? run.name : `${run.name} at ${run.offset.toString(16)}`;
+    const what = [run.permissions, run.flags, file].filter((part) => part !== "");
+    facts[`${run.start.toString(16)}-${run.end.toString(16)}`] = what.join(" ");
+  };
+  for (const mapping of mappingsOf(smaps)) {
+    if (run !== null && isContinued(run, mapping)) {
+      run.end = mapping.end;
+      continue;
+    }
+    close();
+    run = mapping;
+  }
+  close();
+  return facts;
+}
+
+function* mappingsOf(smaps: string): Generator<Mapping> {
+  for (const header of smaps.matchAll(HEADER)) {
+    const [, start = "", end = "", permissions = "", offset = "", name = ""] = header;
+    if (KERNEL_MAPPINGS.has(name)) continue;
+    const at = smaps.indexOf("\nVmFlags:", header.index);
+    const line = at < 0 ? "" : smaps.slice(at + "\nVmFlags:".length, smaps.indexOf("\n", at + 1));
+    const flags = line
+      .trim()
+      .split(" ")
+      .filter((flag) => flag !== "" && !KERNEL_FLAGS.has(flag));
+    yield {
+      start: Number.parseInt(start, 16),
+      end: Number.parseInt(end, 16),
+      permissions,
+      offset: Number.parseInt(offset, 16),
+      name: nameOf(name),
+      flags: flags.join(" "),
+    };
+  }
+}
+
+function nameOf(name: string): string {
+  if (POSITIONS.has(name)) return "";
+  return name === SHARED_MEMORY_RESTORED ? SHARED_MEMORY : nameWhenDeleted(name);
+}
+
+function isContinued(run: Mapping, next: Mapping): boolean {
+  if (run.end !== next.start || run.permissions !== next.permissions) return false;
+  if (run.flags !== next.flags || run.name !== next.name) return false;
+  const isFile = run.name !== "" && !run.name.startsWith("[");
+  return !isFile || run.offset + (run.end - run.start) === next.offset;
+}

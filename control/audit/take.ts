@@ -1,0 +1,103 @@
+/**
+ * Takes the fingerprint of a tree that does not run. Everything here is synchronous and only looks: /proc, sock_diag, and
+ * duplicates of the tree's descriptors (pidfd_getfd(2)), of which nothing is read that reading changes.
+ */
+import { readFileSync } from "node:fs";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { clockFacts } from "./clocks.ts";
+import { DescriptorLook } from "./descriptors.ts";
+import { type Facts, type Fingerprint, FORMAT } from "./fingerprint.ts";
+import { ipcFacts } from "./ipc-objects.ts";
+import { memoryFacts } from "./memory-map.ts";
+import { mountFacts, mountsOf } from "./proc-text.ts";
+import { readText } from "./read-text.ts";
+import { processFacts } from "./tasks.ts";
+import { type Tree, type TreeProcess, treeFrom } from "./tree.ts";
+
+/** Bounds of what is looked at, and so of the time it takes (about 0.1 ms a socket). */
+const TASKS_MAX = 10_000;
+const DESCRIPTORS_MAX = 50_000;
+
+export interface TakeOptions {
+  /** the container's init, and the application's processes, as the agent sees them; parents first */
+  initPid: number;
+  pids: number[];
+  /** addresses that move with the workload: of others only that they are the node's is compared */
+  addresses: string[];
+}
+
+export interface Taken {
+  /** made of what was read, at the first use: what is only text by then need not be sorted while clients wait */
+  readonly fingerprint: Fingerprint;
+  /** where each subject of it is now */
+  tree: Tree;
+  /** before the fingerprint is used: what others did to TCP connections since the look */
+  refreshTcp: () => void;
+  /** the same with these subjects looked at again */
+  again: (subjects: ReadonlySet<string>) => Fingerprint;
+  ms: number;
+}
+
+/** @throws HoldfastError `AUDIT_SPACE` where there is more to look at than the bounds allow */
+export function takeFingerprint(options: TakeOptions): Taken {
+  const startedMs = performance.now();
+  const tree = treeFrom(options.initPid, options.pids);
+  if (tree.tasks > TASKS_MAX) throw tooMany("threads", tree.tasks, TASKS_MAX);
+  if (tree.descriptors.length > DESCRIPTORS_MAX)
+    throw tooMany("descriptors", tree.descriptors.length, DESCRIPTORS_MAX);
+  const subjects: Record<string, Facts> = {};
+  const maps = new Map<string, string>();
+  for (const process of tree.processes) {
+    processFacts(tree, process, subjects);
+    if (!process.isZombie) maps.set(`memory ${process.inner}`, readText(`/proc/${process.pid}/smaps`));
+  }
+  const descriptors = new DescriptorLook(tree, options.addresses);
+  descriptors.addFacts(subjects);
+  subjects.mounts = mountFacts(mountsOf(readFileSync(`/proc/${options.initPid}/mountinfo`, "utf8")));
+  const root = tree.processes[0];
+  if (root !== undefined) subjects.ipc = ipcFacts(root.pid);
+  const clocks = clockFacts(root === undefined ? "" : readText(`/proc/${root.pid}/timens_offsets`));
+  let made: Fingerprint | null = null;
+  const fingerprint = (): Fingerprint => {
+    if (made !== null) return made;
+    for (const [subject, smaps] of maps) subjects[subject] = memoryFacts(smaps);
+    made = { format: FORMAT, subjects, clocks };
+    return made;
+  };
+  return {
+    get fingerprint() {
+      return fingerprint();
+    },
+    tree,
+    refreshTcp: () => descriptors.refreshTcp(subjects),
+    again: (names) => {
+      const fresh = { ...fingerprint().subjects };
+      descriptors.addFacts(fresh, names);
+      const now = treeFrom(options.initPid, options.pids);
+      for (const process of now.processes) if (hasSubject(process, names)) processFacts(now, process, fresh);
+      return { ...fingerprint(), subjects: fresh };
+    },
+    ms: performance.now() - startedMs,
+  };
+}
+
+function hasSubject({ inner, threads }: TreeProcess, names: ReadonlySet<string>): boolean {
+  return (
+    names.has(`process ${inner}`) || threads.some((thread) => names.has(`thread ${inner}/${thread.inner}`))
+  );
+}
+
+/** The first look of a process takes several times as long as the next: this is one that nobody waits for, of the agent itself. */
+export function rehearse(): void {
+  takeFingerprint({ initPid: process.pid, pids: [process.pid], addresses: [] });
+}
+
+function tooMany(what: string, count: number, max: number): HoldfastError {
+  return new HoldfastError(
+    `the application has ${count} ${what}, more than the ${max} that a move can compare`,
+    {
+      code: "AUDIT_SPACE",
+      source: "container",
+    },
+  );
+}

@@ -1,0 +1,197 @@
+/** Facts of processes and their threads: credentials, confinement, signals, limits, scheduling, names, namespaces. */
+import { createHash } from "node:crypto";
+import { closeSync, fstatSync, openSync, readSync } from "node:fs";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import type { Facts } from "./fingerprint.ts";
+import { cgroupFacts, limitFacts, statFacts, statusFacts, timerFacts } from "./proc-text.ts";
+import { readBytes, readLink, readText } from "./read-text.ts";
+import { sharedTables } from "./sharing.ts";
+import type { Task, Tree, TreeProcess } from "./tree.ts";
+
+const NAMESPACES = [
+  "cgroup",
+  "ipc",
+  "mnt",
+  "net",
+  "pid",
+  "pid_for_children",
+  "time",
+  "time_for_children",
+  "user",
+  "uts",
+];
+/** Files of one value each. */
+const VALUES = [
+  "personality",
+  "oom_score_adj",
+  "coredump_filter",
+  "uid_map",
+  "gid_map",
+  "setgroups",
+  "projid_map",
+  "autogroup",
+  "attr/current",
+  "attr/exec",
+  "attr/fscreate",
+  "attr/keycreate",
+  "attr/sockcreate",
+];
+/** Of who has logged in and started the agent: the container's own unless a process has set it. */
+const VALUES_OF_LOGIN = ["loginuid", "sessionid"];
+/** enough of a program to have its headers and, where the linker put it there, its build id */
+const EXE_BYTES = 65_536;
+
+/** include/uapi/linux/sched.h */
+const SCHED_OTHER = 0;
+const SCHED_BATCH = 3;
+const SCHEDULING_FIELDS = [
+  "policy",
+  "flags",
+  "nice",
+  "priority",
+  "runtime",
+  "deadline",
+  "period",
+  "utilMin",
+  "utilMax",
+] as const;
+
+/** What {@link processFacts} said under `scheduling`. */
+export function schedulingOf(fact: string): kernel.SchedulingAttributes | null {
+  const values = new Map(fact.split(", ").map((part) => part.split(" ") as [string, string]));
+  const number = (name: string): number => Number(values.get(name) ?? 0);
+  if (!values.has("policy")) return null;
+  return {
+    policy: number("policy"),
+    flags: values.get("flags") ?? "0",
+    nice: number("nice"),
+    priority: number("priority"),
+    runtime: values.get("runtime") ?? "0",
+    deadline: values.get("deadline") ?? "0",
+    period: values.get("period") ?? "0",
+    utilMin: number("utilMin"),
+    utilMax: number("utilMax"),
+  };
+}
+
+export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<string, Facts>): void {
+  const { pid, inner, isZombie, threads } = process;
+  const main = threads[0];
+  if (main === undefined) return;
+  const facts = taskFacts(tree, pid, main);
+  subjects[`process ${inner}`] = facts;
+  if (isZombie) return;
+  Object.assign(facts, limitFacts(readText(`/proc/${pid}/limits`)));
+  Object.assign(facts, timerFacts(readText(`/proc/${pid}/timers`), tree.innerPids));
+  Object.assign(
+    facts,
+    cgroupFacts(readText(`/proc/${pid}/cgroup`), readText(`/proc/${tree.initPid}/cgroup`)),
+  );
+  for (const name of VALUES) facts[name] = readText(`/proc/${pid}/${name}`).trim().replace(/\s+/g, " ");
+  for (const name of VALUES_OF_LOGIN) {
+    const value = readText(`/proc/${pid}/${name}`);
+    facts[name] = value === readText(`/proc/${tree.initPid}/${name}`) ? "the container's" : value;
+  }
+  facts["command line"] = readText(`/proc/${pid}/cmdline`).replaceAll("\0", " ").trim();
+  facts.environment = createHash("sha256")
+    .update(readBytes(`/proc/${pid}/environ`))
+    .digest("hex");
+  facts["auxiliary vector"] = readBytes(`/proc/${pid}/auxv`).toString("hex");
+  for (const name of ["exe", "cwd", "root"]) facts[name] = readLink(`/proc/${pid}/${name}`);
+  facts["program file"] = programFile(pid);
+  for (const name of NAMESPACES) facts[`namespace ${name}`] = namespaceOf(tree, pid, name);
+  const parent = tree.processes.find((other) => String(other.inner) === facts["status PPid"]);
+  if (parent !== undefined) facts["shares with its parent"] = sharedTables(pid, parent.pid);
+  for (const thread of threads.slice(1)) {
+    // most of what a thread has is its process's
+    const own: Facts = {};
+    for (const [name, value] of Object.entries(taskFacts(tree, pid, thread)))
+      if (facts[name] !== value) own[name] = value;
+    const shared = sharedTables(thread.tid, pid);
+    own["shares with its process"] = shared;
+    for (const name of ["namespace mnt", "namespace net", "namespace uts", "namespace ipc"]) {
+      const namespace = namespaceOf(tree, thread.tid, name.slice("namespace ".length));
+      if (facts[name] !== namespace) own[name] = namespace;
+    }
+    subjects[`thread ${inner}/${thread.inner}`] = own;
+  }
+}
+
+/** The container's number of each thread of the tree, and the agent's. */
+export function taskNumbers(tree: Tree): Map<string, number> {
+  const numbers = new Map<string, number>();
+  for (const { inner, pid, threads } of tree.processes) {
+    numbers.set(`process ${inner}`, pid);
+    for (const thread of threads) numbers.set(`thread ${inner}/${thread.inner}`, thread.tid);
+  }
+  return numbers;
+}
+
+/** What each thread has of its own. */
+function taskFacts(tree: Tree, pid: number, { tid, status }: Task): Facts {
+  const facts = statusFacts(status, tree.innerPids);
+  const folder = `/proc/${pid}/task/${tid}`;
+  Object.assign(facts, statFacts(readText(`${folder}/stat`), tree.innerPids));
+  facts.name = readText(`${folder}/comm`).trimEnd();
+  facts["timer slack"] = readText(`/proc/${tid}/timerslack_ns`).trim();
+  facts["I/O priority"] = ioPriority(tid);
+  facts["CPU affinity"] = affinity(tree, tid);
+  facts.scheduling = scheduling(tree, tid);
+  return facts;
+}
+
+/**
+ * As `sched_setattr` takes it. A time slice that is the machine's usual one, as the container's init has it, is none of the
+ * thread's own.
+ */
+function scheduling(tree: Tree, tid: number): string {
+  const own = kernel.getSchedulingAttributes(tid);
+  if (own === null) return "";
+  const usual = kernel.getSchedulingAttributes(tree.initPid);
+  const isFair = own.policy === SCHED_OTHER || own.policy === SCHED_BATCH;
+  const runtime = isFair && own.runtime === usual?.runtime ? "0" : own.runtime;
+  return SCHEDULING_FIELDS.map((field) => `${field} ${field === "runtime" ? runtime : own[field]}`).join(
+    ", ",
+  );
+}
+
+/** include/uapi/linux/ioprio.h: a class of 0 is "as the nice value says", whatever the level. */
+function ioPriority(tid: number): string {
+  const priority = kernel.getIoPriority(tid);
+  return priority === null || priority >> 13 === 0 ? "0" : String(priority);
+}
+
+/** Who may run wherever the container may runs so on a node with other CPUs as well. */
+function affinity(tree: Tree, tid: number): string {
+  const own = kernel.getAffinity(tid);
+  return own === null ? "" : own === kernel.getAffinity(tree.initPid) ? "the container's" : own;
+}
+
+/** Namespaces that CRIU makes for the tree as a whole. What is in them is compared by itself. */
+const OF_THE_TREE = new Set(["ipc", "time", "time_for_children"]);
+
+/** `the tree's`, `the container's`, or the first process of the tree that is in the same one. */
+function namespaceOf(tree: Tree, task: number, name: string): string {
+  const link = readLink(`/proc/${task}/ns/${name}`);
+  const root = tree.processes[0]?.pid ?? tree.initPid;
+  if (OF_THE_TREE.has(name) && link === readLink(`/proc/${root}/ns/${name}`)) return "the tree's";
+  if (link === tree.namespaces[name]) return "the container's";
+  const first = tree.processes.find(({ pid }) => readLink(`/proc/${pid}/ns/${name}`) === link);
+  return first === undefined ? "another" : `of process ${first.inner}`;
+}
+
+/** Size and a digest of its beginning: another version at the same path is another program. */
+function programFile(pid: number): string {
+  let fd = -1;
+  try {
+    fd = openSync(`/proc/${pid}/exe`, "r");
+    const head = Buffer.alloc(EXE_BYTES);
+    const length = readSync(fd, head, 0, head.length, 0);
+    const digest = createHash("sha256").update(head.subarray(0, length)).digest("hex");
+    return `${fstatSync(fd).size} bytes, ${digest.slice(0, 16)}`;
+  } catch {
+    return "";
+  } finally {
+    if (fd >= 0) closeSync(fd);
+  }
+}

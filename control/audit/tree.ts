@@ -1,0 +1,87 @@
+/** The tree whose fingerprint is taken: its processes, threads and descriptors, under both nodes' names for them. */
+import { readdirSync } from "node:fs";
+import { readLink, readText } from "./read-text.ts";
+import type { Holder } from "./sharing.ts";
+
+export interface Task {
+  tid: number;
+  inner: number;
+  /** /proc/PID/task/TID/status */
+  status: string;
+}
+
+export interface TreeProcess {
+  pid: number;
+  inner: number;
+  isZombie: boolean;
+  /** its main thread first */
+  threads: Task[];
+}
+
+export interface TreeDescriptor extends Holder {
+  /** of the process, in the container's numbering */
+  inner: number;
+  /** `socket:[123]`, `/var/log/x` */
+  link: string;
+}
+
+export interface Tree {
+  initPid: number;
+  processes: TreeProcess[];
+  /** in the order of the container's numbers, on every node the same */
+  descriptors: TreeDescriptor[];
+  /** threads of all processes */
+  tasks: number;
+  /** agent's PIDs and TIDs → the container's, init included */
+  innerPids: Map<number, number>;
+  /** links of the init's namespaces */
+  namespaces: Record<string, string>;
+}
+
+export function treeFrom(initPid: number, pids: number[]): Tree {
+  const innerPids = new Map([[initPid, 1]]);
+  const processes: TreeProcess[] = [];
+  let tasks = 0;
+  for (const pid of pids) {
+    const threads: Task[] = [];
+    for (const name of list(`/proc/${pid}/task`)) {
+      const tid = Number(name);
+      const status = readText(`/proc/${pid}/task/${tid}/status`);
+      if (status === "") continue;
+      const inner = innerNumber(status);
+      innerPids.set(tid, inner);
+      threads.push({ tid, inner, status });
+    }
+    tasks += threads.length;
+    threads.sort((a, b) => Number(b.tid === pid) - Number(a.tid === pid) || a.inner - b.inner);
+    const main = threads[0];
+    if (main === undefined) continue;
+    const isZombie = /^State:\s*[ZX]/m.test(main.status);
+    processes.push({ pid, inner: main.inner, isZombie, threads });
+  }
+  const descriptors: TreeDescriptor[] = [];
+  for (const { pid, inner, isZombie } of [...processes].sort((a, b) => a.inner - b.inner)) {
+    if (isZombie) continue;
+    for (const fd of list(`/proc/${pid}/fd`)
+      .map(Number)
+      .sort((a, b) => a - b))
+      descriptors.push({ pid, fd, inner, name: `${inner}/${fd}`, link: readLink(`/proc/${pid}/fd/${fd}`) });
+  }
+  const namespaces = Object.fromEntries(
+    list(`/proc/${initPid}/ns`).map((name) => [name, readLink(`/proc/${initPid}/ns/${name}`)]),
+  );
+  return { initPid, processes, descriptors, tasks, innerPids, namespaces };
+}
+
+function innerNumber(status: string): number {
+  const line = /^NSpid:\s*(.*)$/m.exec(status)?.[1] ?? "";
+  return Number(line.trim().split(/\s+/).at(-1));
+}
+
+function list(path: string): string[] {
+  try {
+    return readdirSync(path);
+  } catch {
+    return [];
+  }
+}

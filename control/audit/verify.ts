@@ -1,0 +1,65 @@
+/**
+ * The audit at the target: is what was restored what was frozen? Differences are repaired and looked at again; what is left
+ * makes the move roll back.
+ */
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { compareFingerprints, describeDifferences } from "./compare.ts";
+import type { Fingerprint } from "./fingerprint.ts";
+import type { Difference } from "./harmless.ts";
+import { keyOf, repair } from "./repair.ts";
+import { type TakeOptions, takeFingerprint } from "./take.ts";
+
+export interface Verified {
+  /** the whole look, and what came of it */
+  ms: number;
+  facts: number;
+  /** `descriptor 12/5: TCP_USER_TIMEOUT` */
+  repaired: string[];
+  /** what is left, in the order of the fingerprint */
+  differences: Difference[];
+  /** what cannot be kept, each in a line */
+  losses: string[];
+}
+
+/**
+ * Of a restored tree that does not run; it must not go on while there are differences ({@link notWhatItWas}).
+ * @param ownSockets subjects of sockets that `migration/own-sockets.ts` has put back
+ */
+export function verifyRestored(
+  before: Fingerprint,
+  options: TakeOptions,
+  ownSockets: ReadonlySet<string>,
+): Verified {
+  const startedMs = performance.now();
+  const taken = takeFingerprint(options);
+  let { differences, losses } = compareFingerprints(before, taken.fingerprint, {
+    rearmed: new Set(),
+    ownSockets,
+  });
+  let repaired: string[] = [];
+  if (differences.length > 0) {
+    const repairs = repair(differences, taken.tree, before, taken.fingerprint);
+    repaired = repairs.done;
+    if (repaired.length > 0)
+      ({ differences, losses } = compareFingerprints(before, taken.again(repairs.subjects), {
+        rearmed: repairs.rearmed,
+        ownSockets,
+      }));
+    for (const difference of differences) difference.refused = repairs.refused.get(keyOf(difference));
+  }
+  return {
+    ms: performance.now() - startedMs,
+    facts: Object.values(before.subjects).reduce((sum, facts) => sum + Object.keys(facts).length, 0),
+    repaired,
+    differences,
+    losses: losses.map((loss) => describeDifferences([loss], before)),
+  };
+}
+
+/** The one line of a move that rolls back. */
+export function notWhatItWas(before: Fingerprint, differences: Difference[]): HoldfastError {
+  return new HoldfastError(
+    `the restored application is not what it was: ${describeDifferences(differences, before)}`,
+    { code: "AUDIT_DIFFERENCE", source: "criu" },
+  );
+}

@@ -1,0 +1,199 @@
+/**
+ * What CRIU restores otherwise than it was, and what the audit makes of it: set again, or the move rolls back in one line.
+ * Each value is asked of the application itself, before and after a move there and one back.
+ */
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { describe, it } from "node:test";
+import { lacking, until } from "#test/support/moved-program.ts";
+import { type Run, withPythonShell } from "#test/support/python-shell.ts";
+
+const skip = lacking("runc", "python3");
+
+interface Kept {
+  what: string;
+  /** made before the moves */
+  setup: string[];
+  /** expressions whose values stay as they were */
+  same?: string[];
+  /** expressions that are true, before and after */
+  holds?: string[];
+}
+
+/** read(2) of a descriptor, without blocking */
+const ready = (fd: string): string => `bool(select.select([${fd}],[],[],5)[0])`;
+const settime = (fd: string, valueMs: number, intervalMs: number): string => {
+  const part = (ms: number): string => `${Math.floor(ms / 1000)},${(ms % 1000) * 1_000_000}`;
+  return `libc.timerfd_settime(${fd},0,struct.pack("qqqq",${part(intervalMs)},${part(valueMs)}),None)`;
+};
+const fdinfo = (fd: string, name: string): string =>
+  `open("/proc/self/fdinfo/%d"%${fd}).read().split("${name}:")[1].split("\\n")[0].strip()`;
+
+const kept: Kept[] = [
+  {
+    what: "timers that repeat, read at once or late",
+    setup: [
+      "FAST=libc.timerfd_create(1,0o4000)",
+      settime("FAST", 2, 2),
+      "LATE=libc.timerfd_create(1,0o4000)",
+      settime("LATE", 1, 1),
+      "SLOW=[libc.timerfd_create(1,0o4000) for i in range(8)]",
+      `[${settime("t", 200, 200)} for t in SLOW]`,
+    ],
+    holds: [
+      // twice: the first may be an expiration from before
+      `all([(${ready("FAST")}, os.read(FAST,8))[0] for i in range(3)])`,
+      `all([(${ready("LATE")}, os.read(LATE,8))[0] for i in range(3)])`,
+      `all([(${ready("t")}, os.read(t,8))[0] for t in SLOW for i in range(3)])`,
+    ],
+  },
+  {
+    what: "timers that run out once, at a time, or are off",
+    setup: [
+      "ONCE=libc.timerfd_create(1,0o4000)",
+      settime("ONCE", 1, 0),
+      "TIME=libc.timerfd_create(0,0o4000)",
+      `libc.timerfd_settime(TIME,3,struct.pack("qqqq",0,0,int(time.time())+3600,0),None)`,
+      "OFF=libc.timerfd_create(1,0o4000)",
+    ],
+    same: [fdinfo("TIME", "settime flags"), fdinfo("OFF", "it_value")],
+    holds: [`${ready("ONCE")} and ${fdinfo("ONCE", "ticks")}=="1"`],
+  },
+  {
+    what: "eventfds that count as semaphores, in whoever has them",
+    setup: [
+      "SEM=os.eventfd(5, os.EFD_NONBLOCK|os.EFD_SEMAPHORE)",
+      "SEM2=os.dup(SEM); os.set_inheritable(SEM2, True)",
+      "SEM3=os.eventfd(0, os.EFD_SEMAPHORE)",
+      "PLAIN=os.eventfd(7, os.EFD_NONBLOCK)",
+      "EP=select.epoll(); EP.register(SEM3, select.EPOLLIN)",
+      `CHILD=subprocess.Popen(["sleep","1000"], pass_fds=[SEM2])`,
+    ],
+    same: [
+      fdinfo("SEM", "eventfd-semaphore"),
+      fdinfo("PLAIN", "eventfd-semaphore"),
+      fdinfo("SEM", "eventfd-count"),
+      fdinfo("PLAIN", "eventfd-count"),
+      "(os.eventfd_read(SEM), os.eventfd_write(SEM, 1))[0]",
+      "fcntl.fcntl(SEM, fcntl.F_GETFL)==fcntl.fcntl(SEM2, fcntl.F_GETFL)",
+      `open("/proc/%d/fdinfo/%d"%(CHILD.pid,SEM2)).read().split("eventfd-semaphore:")[1].strip()`,
+    ],
+    holds: [
+      // both names are of one thing, and epoll still watches the other
+      "(os.eventfd_write(SEM2, 1), os.eventfd_read(SEM))[1]==1",
+      "(os.eventfd_write(SEM3, 1), EP.poll(5), os.eventfd_read(SEM3))[1]==[(SEM3, select.EPOLLIN)]",
+    ],
+  },
+  {
+    what: "scheduling of each thread",
+    setup: [
+      "os.sched_setaffinity(0,{0})",
+      "os.nice(5)",
+      "libc.syscall(251,1,0,(2<<13)|3)",
+      "libc.prctl(29,123456,0,0,0)",
+      `exec("import queue\\nASK=queue.Queue(); ANSWER=queue.Queue()\\ndef other():\\n  os.sched_setaffinity(0,{1 % os.cpu_count()})\\n  libc.syscall(251,1,0,3<<13)\\n  libc.prctl(29,77777,0,0,0)\\n  while True: ANSWER.put(ASK.get()())\\nthreading.Thread(target=other,daemon=True).start()",scope)`,
+    ],
+    same: [
+      "os.sched_getaffinity(0)",
+      "os.getpriority(0,0)",
+      "libc.syscall(252,1,0)",
+      "libc.prctl(30,0,0,0,0)",
+      "(ASK.put(lambda: (os.sched_getaffinity(0), libc.syscall(252,1,0), libc.prctl(30,0,0,0,0))), ANSWER.get())[1]",
+    ],
+  },
+  {
+    what: "options of listeners",
+    setup: [
+      `L=socket.socket(); L.bind(("127.0.0.1",9556))`,
+      "[L.setsockopt(l,o,v) for l,o,v in ((6,9,5),(6,23,16),(1,9,1),(6,4,33),(6,5,7),(6,6,3),(6,1,1),(6,18,5000),(6,25,16384),(0,1,16),(1,2,1),(6,13,b'reno'),(1,13,struct.pack('ii',1,9)),(1,20,struct.pack('qq',3,0)),(1,21,struct.pack('qq',4,0)),(1,8,100000))]",
+      "L.listen(77)",
+    ],
+    same: [
+      "[L.getsockopt(l,o) for l,o in ((6,9),(6,23),(1,9),(6,4),(6,5),(6,6),(6,1),(6,18),(6,25),(0,1),(1,2),(1,15),(1,8))]",
+      "[L.getsockopt(l,o,16) for l,o in ((6,13),(1,13),(1,20),(1,21))]",
+    ],
+  },
+  {
+    what: "options of connections",
+    setup: [
+      `C=socket.create_server(("127.0.0.1",9557)); C1=socket.create_connection(("127.0.0.1",9557)); C2=C.accept()[0]`,
+      "[C2.setsockopt(l,o,v) for l,o,v in ((1,9,1),(6,4,33),(6,18,5000),(6,25,16384),(0,1,16),(6,13,b'reno'),(1,12,3),(1,18,50),(6,8,9),(6,7,4),(6,10,50000))]",
+    ],
+    same: [
+      "[C2.getsockopt(l,o) for l,o in ((1,9),(6,4),(6,18),(6,25),(0,1),(1,12),(1,18),(6,8),(6,7),(6,10),(1,2),(1,15))]",
+      "[C1.getsockopt(l,o) for l,o in ((1,2),(1,15),(6,18),(6,10))]",
+      "C2.getsockopt(6,13,16)",
+    ],
+    holds: ["(C1.sendall(b'x'), C2.recv(1))[1]==b'x'"],
+  },
+];
+
+async function values(run: Run, lines: string[]): Promise<Record<string, string>> {
+  const found: Record<string, string> = {};
+  for (const line of lines) {
+    const answer = await run(line);
+    assert.ok(!answer.startsWith("ERROR"), `${line}: ${answer}`);
+    found[line] = answer;
+  }
+  return found;
+}
+
+describe("a move", { skip }, () => {
+  it("keeps what CRIU restores otherwise: timers, semaphores, scheduling, options of sockets", async () => {
+    await withPythonShell({ downstream: "relay" }, async (program, run) => {
+      const before = new Map<Kept, Record<string, string>>();
+      for (const thing of kept) {
+        await values(run, thing.setup);
+        before.set(thing, await values(run, thing.same ?? []));
+        for (const line of thing.holds ?? []) assert.equal(await run(line), "True", `${thing.what}: ${line}`);
+      }
+      for (const to of ["b", "a"]) {
+        await program.move(to);
+        for (const thing of kept) {
+          assert.deepEqual(await values(run, thing.same ?? []), before.get(thing), `${thing.what}, on ${to}`);
+          for (const line of thing.holds ?? [])
+            assert.equal(await run(line), "True", `${thing.what}, on ${to}: ${line}`);
+        }
+      }
+    });
+  });
+
+  it("rolls back in one line when the restored application is not what it was", async () => {
+    // a signal that nobody from outside can take back reaches the restored application, the newer one, while it waits
+    const token = `audit-${randomUUID()}`;
+    const signal = `exec@target:audit=kill -USR1 $(pgrep -n -f '[a]${token.slice(1)}')`;
+    const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
+    await withPythonShell({ downstream: "relay", workload, faults: { b: signal } }, async (program, run) => {
+      await run("signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR1})");
+      const move = await program.tryMove("b");
+      assert.ok(!("error" in move));
+      assert.equal(move.outcome, "rolled-back");
+      assert.match(
+        move.reason ?? "",
+        /^the restored application is not what it was: process \d+ \(python3\): status ShdPnd was 0000000000000000 and is 0000000000000200$/,
+      );
+      assert.equal(await run("signal.sigpending()"), "set()", "the application at the source has no signal");
+      await program.move("b");
+    });
+  });
+
+  it("tells what nobody can set again: the controlling terminal of a job", async () => {
+    await withPythonShell({ downstream: "relay" }, async (program, run) => {
+      const shell = `import pty
+PID, TERMINAL = pty.fork()
+if PID == 0: os.execve("/bin/bash", ["bash", "--norc", "-i"], {"PATH": "/bin:/usr/bin"})
+`;
+      await run(`exec(${JSON.stringify(shell)}, scope)`);
+      await run(`os.write(TERMINAL, b"sleep 1000\\n")`);
+      const job = `open("/proc/%d/task/%d/children" % (PID, PID)).read().split()`;
+      await until("bash has started its job", async () => (await run(`len(${job})`)) === "1");
+      const terminal = `open("/proc/%s/stat" % ${job}[0]).read().split()[6]`;
+      assert.notEqual(await run(terminal), "'0'");
+      const move = await program.move("b");
+      assert.ok(move.notKept.length > 0);
+      for (const line of move.notKept)
+        assert.match(line, /^process \d+ \((bash|sleep)\): stat (tty|tpgid) was /);
+      assert.equal(await run(terminal), "'0'", "carried by now: the table need not call it lost");
+    });
+  });
+});

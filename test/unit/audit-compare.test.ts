@@ -1,0 +1,320 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { compareFingerprints as compare, describeDifferences } from "#control/audit/compare.ts";
+import { descriptorInfo } from "#control/audit/fdinfo.ts";
+import { type Facts, type Fingerprint, FORMAT, fingerprintSchema } from "#control/audit/fingerprint.ts";
+import { type Difference, HARMLESS, harmlessRule, NOTHING_DONE } from "#control/audit/harmless.ts";
+import { memoryFacts } from "#control/audit/memory-map.ts";
+import { cgroupFacts, limitFacts, mountFacts, mountsOf, statusFacts } from "#control/audit/proc-text.ts";
+import { optionValue, socketOption } from "#control/audit/socket-options.ts";
+
+function fingerprint(subjects: Record<string, Facts>, monotonic = "1000"): Fingerprint {
+  return { format: FORMAT, subjects, clocks: { monotonic, boottime: "1000", realtime: "1000" } };
+}
+
+const compareFingerprints = (...of: Parameters<typeof compare>): Difference[] => compare(...of).differences;
+
+/** What is different when one fact of a subject changes. */
+function differing(
+  subject: string,
+  name: string,
+  before: string,
+  after: string,
+  other: Facts = {},
+): string[] {
+  return compareFingerprints(
+    fingerprint({ [subject]: { ...other, [name]: before } }),
+    fingerprint({ [subject]: { ...other, [name]: after } }),
+  ).map((difference) => difference.name);
+}
+
+describe("the table of harmless differences", () => {
+  it("has nothing that confines a process", () => {
+    const confining = [
+      "status Uid",
+      "status Gid",
+      "status Groups",
+      "status Umask",
+      "status CapInh",
+      "status CapPrm",
+      "status CapEff",
+      "status CapBnd",
+      "status CapAmb",
+      "status NoNewPrivs",
+      "status Seccomp",
+      "status Seccomp_filters",
+      "status Speculation_Store_Bypass",
+      "status SpeculationIndirectBranch",
+      "limit Max open files",
+      "limit Max processes",
+      "attr/current",
+      "uid_map",
+      "gid_map",
+      "setgroups",
+      "root",
+      "namespace user",
+      "namespace mnt",
+      "namespace net",
+      "namespace pid",
+      "namespace ipc",
+      "namespace uts",
+      "namespace cgroup",
+      "cgroup memory",
+      "oom_score_adj",
+      "coredump_filter",
+      "personality",
+    ];
+    const two = fingerprint({});
+    for (const name of confining)
+      for (const subject of ["process 12", "thread 12/13"])
+        assert.equal(
+          harmlessRule({ subject, name, before: "1", after: "0" }, two, two),
+          null,
+          `${subject} ${name}`,
+        );
+  });
+
+  it("has a reason for each rule", () => {
+    for (const { reason, name } of HARMLESS) assert.ok(reason.length > 20, String(name));
+  });
+
+  it("lets a kernel count what it did, and nothing of what is set", () => {
+    assert.deepEqual(differing("process 12", "status VmRSS", "100 kB", "90 kB"), []);
+    assert.deepEqual(differing("process 12", "stat utime", "100", "0"), []);
+    assert.deepEqual(differing("process 12", "status VmLck", "1024 kB", "0 kB"), ["status VmLck"]);
+    assert.deepEqual(differing("process 12", "status SigBlk", "200", "0"), ["status SigBlk"]);
+    assert.deepEqual(differing("process 12", "a line of a later kernel", "1", "2"), [
+      "a line of a later kernel",
+    ]);
+  });
+
+  it("forgives the signals that a restored tree is stopped with, not those of the application", () => {
+    assert.deepEqual(differing("process 12", "status SigPnd", "0000000000000000", "0000000000040000"), []);
+    assert.deepEqual(differing("process 12", "status ShdPnd", "0000000000000000", "0000000000010000"), []);
+    assert.deepEqual(differing("process 12", "status ShdPnd", "0000000000010000", "0000000000000000"), [
+      "status ShdPnd",
+    ]);
+    assert.deepEqual(differing("process 12", "status ShdPnd", "0000000000000200", "0000000000000000"), [
+      "status ShdPnd",
+    ]);
+  });
+
+  it("forgives CRIU's names of files that have none, and nothing else of a file", () => {
+    const of = (before: string, after: string): string[] =>
+      differing("descriptor 12/5", "file", before, after);
+    assert.deepEqual(of("/tmp/x (deleted)", "/tmp/x.cr.1.ghost (deleted)"), []);
+    assert.deepEqual(of("/tmp/x (deleted)", "/tmp/x.cr_link (deleted)"), []);
+    assert.deepEqual(of("/tmp/x (deleted)", "/tmp/y (deleted)"), ["file"]);
+    assert.deepEqual(of("/tmp/x", "/tmp/x.cr_link"), ["file"]);
+    assert.deepEqual(of("/tmp/x", "/tmp/x (deleted)"), ["file"]);
+  });
+
+  it("knows an open message queue by whatever path", () => {
+    const queue = (file: string, mount: string): Fingerprint =>
+      fingerprint({ "descriptor 12/5": { file, mount }, mounts: { "mount /dev/mqueue": "mqueue rw" } });
+    const before = queue("/q", "of the kernel");
+    assert.deepEqual(compareFingerprints(before, queue("/dev/mqueue/q", "/dev/mqueue")), []);
+    assert.equal(compareFingerprints(before, queue("/dev/mqueue/other", "/dev/mqueue")).length, 2);
+    assert.equal(compareFingerprints(before, queue("/tmp/q", "/tmp")).length, 2);
+  });
+
+  it("tells of a controlling terminal that a session's member loses, and does not let its leader lose it", () => {
+    const of = (pid: string, tty: string): Fingerprint =>
+      fingerprint({ "process 12": { "status NSsid": "12", "status NSpid": pid, "stat tty": tty } });
+    const member = compare(of("13", "34816"), of("13", "0"));
+    assert.deepEqual([member.differences, member.losses.length], [[], 1]);
+    const leader = compare(of("12", "34816"), of("12", "0"));
+    assert.deepEqual([leader.differences.length, leader.losses], [1, []]);
+    assert.equal(compare(of("13", "34816"), of("13", "34817")).differences.length, 1, "another terminal");
+  });
+
+  it("forgives a zombie nothing", () => {
+    assert.deepEqual(differing("process 12", "status State", "t (tracing stop)", "T (stopped)"), []);
+    assert.deepEqual(differing("process 12", "status State", "Z (zombie)", "T (stopped)"), ["status State"]);
+  });
+
+  it("forgives what a connection has found out about its path, but not what a listener was given", () => {
+    const of = (state: string): Facts => ({ state, socket: "domain 2, type 1, protocol 6" });
+    assert.deepEqual(differing("descriptor 12/5", "TCP_MAXSEG", "32768", "524", of("ESTABLISHED")), []);
+    assert.deepEqual(differing("descriptor 12/5", "TCP_MAXSEG", "1000", "524", of("LISTEN")), ["TCP_MAXSEG"]);
+    assert.deepEqual(differing("descriptor 12/5", "IP_MULTICAST_TTL", "64", "1", of("ESTABLISHED")), []);
+    assert.deepEqual(
+      differing("descriptor 12/5", "IP_MULTICAST_TTL", "64", "1", {
+        socket: "domain 2, type 2, protocol 17",
+      }),
+      ["IP_MULTICAST_TTL"],
+    );
+  });
+});
+
+describe("comparing", () => {
+  it("finds what is there only before or only after", () => {
+    const before = fingerprint({ "descriptor 12/5": { file: "anon_inode:[eventfd]" } });
+    const after = fingerprint({ "thread 12/13": { name: "worker" } });
+    assert.deepEqual(
+      compareFingerprints(before, after).map(({ subject, before, after }) => [subject, before, after]),
+      [
+        ["descriptor 12/5", "anon_inode:[eventfd]", null],
+        ["thread 12/13", null, "worker"],
+      ],
+    );
+  });
+
+  it("does not compare what two versions call otherwise", () => {
+    const other = { ...fingerprint({}), format: FORMAT + 1 };
+    assert.deepEqual(
+      compareFingerprints(fingerprint({}), other).map(({ name }) => name),
+      ["format"],
+    );
+  });
+
+  it("finds a clock that has gone back", () => {
+    const [difference] = compareFingerprints(fingerprint({}, "2000"), fingerprint({}, "1999"));
+    assert.equal(difference?.name, "CLOCK_MONOTONIC");
+    assert.deepEqual(compareFingerprints(fingerprint({}, "2000"), fingerprint({}, "2001")), []);
+  });
+
+  it("tells in one line which process, what, before and after", () => {
+    const before = fingerprint({
+      "process 12": { name: "python3" },
+      "descriptor 12/5": { file: "socket", TCP_USER_TIMEOUT: "5000" },
+    });
+    const after = fingerprint({ "process 12": { name: "python3" }, "descriptor 12/5": { file: "socket" } });
+    assert.equal(
+      describeDifferences(compareFingerprints(before, after), before),
+      "process 12 (python3) descriptor 5 (socket): TCP_USER_TIMEOUT was 5000 and is not there",
+    );
+  });
+
+  it("refuses what is not a fingerprint", () => {
+    assert.ok(fingerprintSchema.safeParse(fingerprint({ "process 1": { a: "b" } })).success);
+    assert.ok(!fingerprintSchema.safeParse({ ...fingerprint({}), subjects: { a: { b: 1 } } }).success);
+    assert.ok(!fingerprintSchema.safeParse({ format: FORMAT }).success);
+  });
+});
+
+describe("timers", () => {
+  const timer = (ticks: number, value: string, interval: string, flags = "00"): Facts => ({
+    file: "anon_inode:[timerfd]",
+    clockid: "1",
+    ticks: String(ticks),
+    "settime flags": flags,
+    it_value: value,
+    it_interval: interval,
+  });
+  const changed = (before: Facts, after: Facts, rearmed: string[] = []): string[] =>
+    compareFingerprints(
+      fingerprint({ "descriptor 12/5": before }),
+      fingerprint({ "descriptor 12/5": after }),
+      { ...NOTHING_DONE, rearmed: new Set(rearmed) },
+    ).map(({ name }) => name);
+  const off = "(0, 0)";
+  const second = "(1, 0)";
+
+  it("run on meanwhile", () => {
+    assert.deepEqual(changed(timer(0, "(0, 900)", second), timer(0, "(0, 700)", second)), []);
+    assert.deepEqual(changed(timer(0, "(0, 900)", second), timer(1, "(0, 700)", second)), []);
+    assert.deepEqual(changed(timer(0, "(5, 0)", off), timer(1, off, off)), [], "once, and run out");
+    assert.deepEqual(changed(timer(1, off, off), timer(1, off, off)), []);
+  });
+
+  it("that repeat are never off afterwards, unread expirations or not", () => {
+    assert.deepEqual(changed(timer(0, "(0, 900)", second), timer(0, off, second)), ["it_value"]);
+    assert.deepEqual(changed(timer(0, "(0, 900)", second), timer(1, off, second)), ["it_value"]);
+    assert.deepEqual(changed(timer(1, off, second), timer(1, off, second)), ["it_value"]);
+    assert.deepEqual(changed(timer(1, off, second), timer(1, off, second), ["descriptor 12/5"]), []);
+  });
+
+  it("that the application switched off stay off", () => {
+    assert.deepEqual(changed(timer(0, off, second), timer(0, off, second)), []);
+    assert.deepEqual(changed(timer(0, off, off), timer(0, second, off)), ["it_value"]);
+  });
+
+  it("keep interval, flags and expirations, and get no longer rest", () => {
+    assert.deepEqual(changed(timer(0, second, second), timer(0, second, "(2, 0)")), ["it_interval"]);
+    assert.deepEqual(changed(timer(0, second, second, "03"), timer(0, second, second, "01")), [
+      "settime flags",
+    ]);
+    assert.deepEqual(changed(timer(7, second, second), timer(3, second, second)), ["ticks"]);
+    assert.deepEqual(changed(timer(0, second, off), timer(0, "(2, 0)", off)), ["it_value"]);
+    assert.deepEqual(changed(timer(0, second, off), timer(0, off, off)), ["it_value"], "once, and never");
+  });
+});
+
+describe("facts of /proc", () => {
+  const pids = new Map([
+    [4711, 1],
+    [4800, 12],
+  ]);
+
+  it("have the container's numbers", () => {
+    const facts = statusFacts("Name:\tx\nPid:\t4800\nPPid:\t4711\nNSpid:\t4800\t12\nCapEff:\t00\n", pids);
+    assert.deepEqual(facts, {
+      "status Name": "x",
+      "status PPid": "1",
+      "status NSpid": "12",
+      "status CapEff": "00",
+    });
+  });
+
+  it("have limits by name and groups below the container's", () => {
+    const limits =
+      "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            500                  1000                 files     \nMax nice priority         0                    0                    \n";
+    assert.deepEqual(limitFacts(limits), {
+      "limit Max open files": "500 1000 files",
+      "limit Max nice priority": "0 0",
+    });
+    assert.deepEqual(cgroupFacts("4:memory:/holdfast/x-1/inside\n0::/\n", "4:memory:/holdfast/x-1\n0::/\n"), {
+      "cgroup memory": "container/inside",
+      "cgroup ": "container",
+    });
+  });
+
+  it("have mounts without numbers and folders of one node, and without ours", () => {
+    const line =
+      "41 30 0:36 / /tmp rw,nosuid shared:7 - tmpfs tmpfs rw,size=9k,mode=1777\n42 41 0:37 / /.holdfast/run rw - tmpfs x rw\n43 1 0:38 / / rw - overlay overlay rw,lowerdir=/a,upperdir=/b\n";
+    assert.deepEqual(mountFacts(mountsOf(line)), {
+      "mount /tmp": "tmpfs rw,nosuid shared rw,mode=1777",
+      "mount /": "overlay rw rw",
+    });
+  });
+
+  it("have memory as runs, however the kernel cut it", () => {
+    const mapping = (range: string, what: string, flags: string): string =>
+      `${range} ${what}\nSize: 4 kB\nVmFlags: ${flags} \n`;
+    const whole = mapping("1000-3000", "rw-p 00000000 00:00 0 ", "rd wr mr mw me ac sd");
+    const parts =
+      mapping("1000-2000", "rw-p 00000000 00:00 0 [heap]", "rd wr mr mw me") +
+      mapping("2000-3000", "rw-p 00000000 00:00 0 ", "rd wr mr mw me");
+    assert.deepEqual(memoryFacts(whole), memoryFacts(parts));
+    const locked = mapping("1000-3000", "rw-p 00000000 00:00 0 ", "rd wr mr mw me lo");
+    assert.notDeepEqual(memoryFacts(whole), memoryFacts(locked));
+    const file = mapping("1000-2000", "r--p 00001000 fe:01 9 /lib/x", "rd mr mw me");
+    const rest = mapping("2000-3000", "r--p 00002000 fe:01 9 /lib/x", "rd mr mw me");
+    assert.deepEqual(memoryFacts(file + rest), { "1000-3000": "r--p rd /lib/x at 1000" });
+    const elsewhere = mapping("2000-3000", "r--p 00007000 fe:01 9 /lib/x", "rd mr mw me");
+    assert.equal(Object.keys(memoryFacts(file + elsewhere)).length, 2);
+  });
+
+  it("have descriptors without the kernel's numbers", () => {
+    const text =
+      "pos:\t0\nflags:\t02004002\nmnt_id:\t15\nino:\t1057\ntfd:       19 events:       1b data:     1300000001  pos:0 ino:61af sdev:7\nlock:\t1: FLOCK  ADVISORY  WRITE 4800 00:28:77 0 EOF\nnew-line:\tx\n";
+    const info = descriptorInfo(text, new Map([["15", "/tmp"]]), pids);
+    assert.deepEqual([info.isCloseOnExec, info.flags, info.pos], [true, "4002", "0"]);
+    assert.deepEqual(info.facts, {
+      mount: "/tmp",
+      "watch of 19": "events: 1b data: 1300000001",
+      "lock FLOCK 0-EOF": "ADVISORY WRITE by 12",
+      "new-line": "x",
+    });
+  });
+});
+
+describe("options of sockets", () => {
+  it("are set as they were read", () => {
+    const option = (name: string) => socketOption(name) ?? assert.fail(name);
+    assert.deepEqual([...optionValue(option("TCP_USER_TIMEOUT"), "5000")], [0x88, 0x13, 0, 0]);
+    assert.equal(optionValue(option("TCP_CONGESTION"), "72656e6f").toString("latin1", 0, 5), "reno\0");
+    assert.deepEqual([...optionValue(option("SO_LINGER"), null)], [0, 0, 0, 0, 0, 0, 0, 0]);
+  });
+});
