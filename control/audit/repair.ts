@@ -47,6 +47,7 @@ export function repair(
       const descriptor = descriptors.get(subject);
       let isDone = false;
       if (tid !== undefined) isDone = repairTask(tid, difference);
+      else if (subject === "ipc") isDone = repairIpc(tree, difference);
       else if (descriptor !== undefined)
         isDone = withDescriptor(descriptor.pid, descriptor.fd, (fd) =>
           repairDescriptor(fd, difference, was, is, repairs),
@@ -135,6 +136,25 @@ function repairTask(tid: number, { name, before }: Difference): boolean {
     writeFileSync(`/proc/${tid}/autogroup`, / nice (-?\d+)$/.exec(before)?.[1] ?? "0");
   else return false;
   return true;
+}
+
+/** include/uapi/linux/shm.h: removed, and still attached */
+const SHM_DEST = 0o1000;
+
+/** A segment that was removed while somebody had it attached is restored as one that stays. */
+function repairIpc(tree: Tree, { name, before, after }: Difference): boolean {
+  const root = tree.processes[0];
+  const id = / shmid=(\d+) /.exec(before ?? "")?.[1];
+  if (!name.startsWith("shm ") || id === undefined || root === undefined) return false;
+  const isAttached = / nattch=[1-9]/.test(after ?? "");
+  if (!isRemoved(before) || isRemoved(after) || !isAttached) return false;
+  kernel.inIpcNamespaceOf(root.pid, () => kernel.removeSharedMemory(Number(id)));
+  return true;
+}
+
+function isRemoved(segment: string | null): boolean {
+  const permissions = / perms=([0-7]+) /.exec(segment ?? "")?.[1] ?? "0";
+  return (Number.parseInt(permissions, 8) & SHM_DEST) !== 0;
 }
 
 function limitValue(text: string): bigint {

@@ -73,6 +73,7 @@ export function takeFingerprint(options: TakeOptions): Taken {
     again: (names) => {
       const fresh = { ...fingerprint().subjects };
       descriptors.addFacts(fresh, names);
+      if (names.has("ipc") && root !== undefined) fresh.ipc = ipcFacts(root.pid);
       const now = treeFrom(options.initPid, options.pids);
       for (const process of now.processes) if (hasSubject(process, names)) processFacts(now, process, fresh);
       return { ...fingerprint(), subjects: fresh };

@@ -276,6 +276,7 @@ interface Libc {
   eventfd: Call;
   prlimit: Call;
   semctl: Call;
+  shmctl: Call;
 }
 
 let loaded: Libc | undefined;
@@ -337,6 +338,7 @@ function libc(): Libc {
     eventfd: call("int eventfd(uint32_t, int)"),
     prlimit: call("int prlimit(int, int, const void *, void *)"),
     semctl: call("int semctl(int, int, int, void *)"),
+    shmctl: call("int shmctl(int, int, void *)"),
   };
   return loaded;
 }
@@ -1276,4 +1278,11 @@ export function semaphoreValues(id: number, count: number): number[] | null {
   const values = Buffer.alloc(Math.min(count, SEMAPHORES_MAX) * 2);
   if (libc().semctl(id, 0, GETALL, values) < 0) return null;
   return Array.from({ length: values.length / 2 }, (_, index) => values.readUInt16LE(index * 2));
+}
+
+const IPC_RMID = 0;
+
+/** shmctl(2) with IPC_RMID, in the calling thread's IPC namespace: the segment goes when nobody has it attached any more. */
+export function removeSharedMemory(id: number): void {
+  check(libc().shmctl(id, IPC_RMID, null), `shmctl(${id}, IPC_RMID)`);
 }
