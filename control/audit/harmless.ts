@@ -159,7 +159,7 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: DESCRIPTOR,
-    name: /^(state|local address|peer address|peer is here|bytes to read|bytes to send)$/,
+    name: /^(state|local address|peer address|peer is here|bytes to read|bytes to send|agreed|TCP_MAXSEG|TCP_WINDOW_CLAMP)$/,
     reason:
       "connections of the application's own that end or begin anew with a move: what is left of each is put back by `migration/own-sockets.ts`, which knows what it was",
     when: ({ subject }, before, _, { ownSockets }) =>
@@ -173,6 +173,13 @@ export const HARMLESS: readonly HarmlessRule[] = [
     when: ({ subject, before, after }, one, other) =>
       [one, other].every((side) => side.subjects[subject]?.["peer is here"] === "true") &&
       portOf(before) === portOf(after),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^peer's credentials$/,
+    reason:
+      "sockets that had no peer with credentials are made as pairs by CRIU, which have: those of the process itself",
+    when: ({ before }) => before === null,
   },
   {
     subject: DESCRIPTOR,
