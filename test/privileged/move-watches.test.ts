@@ -287,7 +287,7 @@ describe("programs that watch files", {
   const reading = `
 def until(child, text):
     got = b""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while text not in got and time.monotonic() < end:
         if select.select([child.stdout], [], [], 0.1)[0]: got += os.read(child.stdout.fileno(), 65536)
     return got.decode() if text in got else "NOT THERE: " + got.decode()
@@ -301,8 +301,8 @@ def until(child, text):
         `exec(${JSON.stringify(reading)}, scope)`,
         `touch("/var/lib/log", "first\\n")`,
         `tail = subprocess.Popen(["tail", "-F", "/var/lib/log"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)`,
-        `until(tail, b"first\\n")`,
       );
+      assert.equal(await run(`until(tail, b"first\\n")`), `'first\\n'`, "tail has not begun");
       await thereAndBack(program, async (node) => {
         await does(run, `touch("/var/lib/log", "on ${node}\\n")`);
         assert.equal(await run(`until(tail, b"on ${node}\\n")`), `'on ${node}\\n'`);
