@@ -38,6 +38,17 @@ const VALUES = [
 ];
 /** Of who has logged in and started the agent: the container's own unless a process has set it. */
 const VALUES_OF_LOGIN = ["loginuid", "sessionid"];
+const OF_ZOMBIE = [
+  "name",
+  "status State",
+  "status PPid",
+  "status NSpid",
+  "status NSpgid",
+  "status NSsid",
+  "status Uid",
+  "stat exit_signal",
+  "stat exit_code",
+];
 /** enough of a program to have its headers and, where the linker put it there, its build id */
 const EXE_BYTES = 65_536;
 
@@ -80,7 +91,13 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
   if (main === undefined) return;
   const facts = taskFacts(tree, pid, main);
   subjects[`process ${inner}`] = facts;
-  if (isZombie) return;
+  if (isZombie) {
+    // nobody is confined by what it had: what its parent is told when it looks is what is left of it
+    subjects[`process ${inner}`] = Object.fromEntries(
+      OF_ZOMBIE.flatMap((name) => (facts[name] === undefined ? [] : [[name, facts[name]]])),
+    );
+    return;
+  }
   Object.assign(facts, limitFacts(readText(`/proc/${pid}/limits`)));
   Object.assign(facts, timerFacts(readText(`/proc/${pid}/timers`), tree.innerPids));
   Object.assign(
