@@ -293,7 +293,7 @@ def until(child, text):
     return got.decode() if text in got else "NOT THERE: " + got.decode()
 `;
 
-  test("tail -F goes on with a log that is written, rotated and cut", async () => {
+  test("tail -F, which polls on an overlay, goes on with a log that is written and rotated", async () => {
     await withPythonShell({}, async (program, run) => {
       await define(run);
       await does(
