@@ -56,6 +56,9 @@ const CHILD_SIGNAL = 1n << 16n;
 /** include/uapi/asm-generic/fcntl.h; arm64 has others for the first two */
 const OPENING_FLAGS = constants.O_DIRECTORY | constants.O_NOFOLLOW | 0o20000000 | 0o100000;
 
+/** "false" where `status SigBlk` is the mask of a system call that waits */
+export const OWN_MASK = "signal mask is its own";
+
 export const HARMLESS: readonly HarmlessRule[] = [
   {
     subject: TASK,
@@ -74,6 +77,19 @@ export const HARMLESS: readonly HarmlessRule[] = [
         (withoutStops(before) | added) === (withoutStops(after) | added) && !isLost(before, after, added)
       );
     },
+  },
+  {
+    subject: TASK,
+    name: /^status SigBlk$/,
+    reason:
+      "sigsuspend(2), ppoll(2) and the like block other signals while they wait; CRIU carries the thread's own mask, and the call is begun again",
+    when: ({ subject }, before) => isInCallWithMask(subject, before),
+  },
+  {
+    subject: TASK,
+    name: new RegExp(`^${OWN_MASK}$`),
+    reason:
+      "tells of what the mask is at the source; a restored thread has left the call and begins it again",
   },
   {
     subject: TASK,
@@ -194,6 +210,13 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: DESCRIPTOR,
+    name: /^SO_(RCV|SND)BUF$/,
+    reason:
+      "the kernel lets buffers grow by odd numbers, and sets only even ones (socket(7)): one byte of a size that nobody has asked for",
+    when: ({ before, after }) => Number(before) % 2 === 1 && Number(before) - Number(after) === 1,
+  },
+  {
+    subject: DESCRIPTOR,
     name: /^(IP|IPV6)_MULTICAST_(TTL|IF|HOPS)$/,
     reason: "of a stream socket, which has no multicast, the kernel keeps here how its first segment came",
     when: ({ subject }, before) => /, type 1,/.test(before.subjects[subject]?.socket ?? ""),
@@ -220,6 +243,12 @@ export function harmlessRule(
       (when === undefined || when(difference, before, after, circumstances)),
   );
   return rule ?? null;
+}
+
+/** A thread has only those facts that differ from its process's. */
+function isInCallWithMask(subject: string, { subjects }: Fingerprint): boolean {
+  const process = `process ${/^\w+ (\d+)/.exec(subject)?.[1]}`;
+  return (subjects[subject]?.[OWN_MASK] ?? subjects[process]?.[OWN_MASK]) === "false";
 }
 
 function portOf(address: string | null): string {

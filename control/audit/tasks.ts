@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import type { Facts } from "./fingerprint.ts";
+import { OWN_MASK } from "./harmless.ts";
 import { cgroupFacts, limitFacts, statFacts, statusFacts, timerFacts } from "./proc-text.ts";
 import { readBytes, readLink, readText } from "./read-text.ts";
 import { sharedTables } from "./sharing.ts";
@@ -66,6 +67,15 @@ const SCHEDULING_FIELDS = [
   "utilMin",
   "utilMax",
 ] as const;
+
+/**
+ * System calls that block other signals while they wait: status shows those then, and the thread's own mask nowhere.
+ * rt_sigsuspend, pselect6, ppoll, epoll_pwait, epoll_pwait2, io_pgetevents (arch/x86/entry/syscalls/syscall_64.tbl,
+ * include/uapi/asm-generic/unistd.h).
+ */
+const WITH_A_MASK = new Set(
+  process.arch === "arm64" ? [133, 72, 73, 22, 441, 292] : [130, 270, 271, 281, 441, 333],
+);
 
 /** What {@link processFacts} said under `scheduling`. */
 export function schedulingOf(fact: string): kernel.SchedulingAttributes | null {
@@ -149,6 +159,7 @@ function taskFacts(tree: Tree, pid: number, { tid, status }: Task): Facts {
   const facts = statusFacts(status, tree.innerPids);
   const folder = `/proc/${pid}/task/${tid}`;
   Object.assign(facts, statFacts(readText(`${folder}/stat`), tree.innerPids));
+  facts[OWN_MASK] = String(!WITH_A_MASK.has(Number.parseInt(readText(`${folder}/syscall`), 10)));
   facts.name = readText(`${folder}/comm`).trimEnd();
   facts["timer slack"] = readText(`/proc/${tid}/timerslack_ns`).trim();
   facts["I/O priority"] = ioPriority(tid);
