@@ -129,7 +129,7 @@ for (const downstream of ["takeover", "relay"] as Downstream[]) {
       const fast = program.spawn([
         "sh",
         "-c",
-        `curl -sSf -w '%{num_connects} ' ${[1, 2, 3].map((n) => `--limit-rate 40M -o ${target(`fast${n}`)} ${url}/large`).join(" ")}`,
+        `curl -sSf -w '%{num_connects} ' ${[1, 2, 3].map((n) => `--limit-rate 12M -o ${target(`fast${n}`)} ${url}/large`).join(" ")}`,
       ]);
       await until("the slow download has begun", async () =>
         (await program.sessions()).some(({ bytesOut }) => bytesOut > 1e6),
