@@ -101,7 +101,7 @@ function checkNamespaces(ours: Namespaces, pid: number, kinds: string[], where: 
     // pid_for_children is empty between unshare(2) and the first child
     return own !== ours.get(kind) && (own !== null || kind === "pid_for_children");
   });
-  if (other.length > 0)
+  if (other.length > 0 && !isExiting(pid))
     add(
       "process.namespace",
       "error",
@@ -117,6 +117,7 @@ function checkCgroups(init: number, pid: number, add: Add): void {
   for (const [controllers, path] of groupsOf(init)) {
     const group = own.get(controllers);
     if (group === undefined || group === path || path === "/" || group.startsWith(`${path}/`)) continue;
+    if (isExiting(pid)) return;
     add(
       "process.other-cgroup",
       "error",
@@ -126,6 +127,13 @@ function checkCgroups(init: number, pid: number, add: Add): void {
     );
     return;
   }
+}
+
+/** One that exits leaves its groups and namespaces before it is a zombie: PF_EXITING of stat's flags (include/linux/sched.h). */
+function isExiting(pid: number): boolean {
+  const stat = read(`/proc/${pid}/stat`);
+  const flags = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[6];
+  return flags === undefined || (Number(flags) & 0x4) !== 0;
 }
 
 /** cgroups(7), /proc/PID/cgroup: `NUMBER:CONTROLLERS:PATH` */
