@@ -28,6 +28,8 @@ import {
 export const LINK_WINDOW_BYTES = 256 * 1024;
 const CREDIT_BYTES_MIN = LINK_WINDOW_BYTES / 4;
 const AUTHENTICATE_MS_MAX = 5_000;
+/** what an honest greeting stays below */
+const GREETING_BYTES_MAX = 4 * CONTROL_BYTES_MAX;
 /** after our last frame: how long the peer may take to close too */
 const CLOSE_MS_MAX = 5_000;
 const NO_BYTES: Buffer = Buffer.alloc(0);
@@ -112,8 +114,11 @@ export class LinkEnd implements End {
     socket.setNoDelay(true);
     socket.setKeepAlive(true, 10_000);
     socket.on("data", (chunk: Buffer) => {
-      if (this.#state === "greeting" && socket.bytesRead > 4 * CONTROL_BYTES_MAX) this.#fail(RST_CODE.broken);
-      else if (this.#state !== "over" && !this.#decoder.feed(chunk)) this.#fail(RST_CODE.broken);
+      if (this.#state === "over") return;
+      if (!this.#decoder.feed(chunk)) this.#fail(RST_CODE.broken);
+      // looked at afterwards: the end of a greeting may bring the first bytes of the session along
+      else if (this.#state === "greeting" && socket.bytesRead > GREETING_BYTES_MAX)
+        this.#fail(RST_CODE.broken);
     });
     socket.on("error", () => this.#fail(RST_CODE.broken));
     socket.on("end", () => this.#fail(RST_CODE.broken));
