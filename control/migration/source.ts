@@ -27,6 +27,7 @@ import { loadRootfs } from "../container/rootfs.ts";
 import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { type ImageManifest, ImageSender } from "../criu/images.ts";
+import { beginCallsAgain } from "../criu/interrupted-calls.ts";
 import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
@@ -369,6 +370,7 @@ export class Departure {
     } catch (error) {
       throw await this.#criuReason(error, "dump.log");
     }
+    beginCallsAgain(this.#imagesDir, await readFile(`${this.#imagesDir}/dump.log`, "utf8").catch(() => ""));
     // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
     if (freezer !== null) await beginRepair(await treeOf(this.#root));
     this.#phasesMs.dump = performance.now() - startedMs - holdMs - captureMs;
