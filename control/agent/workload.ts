@@ -665,15 +665,23 @@ export class Workload {
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   async goOnHere(epoch: number): Promise<void> {
     const { container } = this;
-    try {
-      const root = await applicationPid(container);
-      if (root !== null) await this.#takeBackSockets(await treeOf(root));
-      this.vip?.add();
-      await this.#unshieldOutbound();
-      await this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]);
-      this.vip?.announce();
-    } catch (error) {
-      this.#warn("go on here", error); // sessions may be lost; the application must not be
+    // sessions may be lost by one that fails; the others, and the application, must not be
+    const steps: Record<string, () => Promise<unknown> | unknown> = {
+      "take sockets back": async () => {
+        const root = await applicationPid(container);
+        if (root !== null) await this.#takeBackSockets(await treeOf(root));
+      },
+      "take the address back": () => this.vip?.add(),
+      "let kept connections hear": () => this.#unshieldOutbound(),
+      "let the proxy go on": () => this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]),
+      "announce the address": () => this.vip?.announce(),
+    };
+    for (const [what, step] of Object.entries(steps)) {
+      try {
+        await step();
+      } catch (error) {
+        this.#warn(what, error);
+      }
     }
     await this.#putBackWatches();
     await this.#continueTree();

@@ -23,7 +23,7 @@ export interface Verified {
 
 /**
  * Of a restored tree that does not run; it must not go on while there are differences ({@link notWhatItWas}).
- * @param ownSockets subjects of sockets that `migration/own-sockets.ts` has put back
+ * @param ownSockets subjects of sockets that `migration/own-sockets.ts` has put back, or that the move has cut ({@link sessionsAt})
  */
 export function verifyRestored(
   before: Fingerprint,
@@ -54,6 +54,14 @@ export function verifyRestored(
     differences,
     losses: losses.map((loss) => describeDifferences([loss], before)),
   };
+}
+
+/** Subjects of the connections that clients have to these ports: `moveBy: replay` ends them while the application is frozen. */
+export function sessionsAt(ports: number[], { subjects }: Fingerprint): string[] {
+  return Object.keys(subjects).filter((subject) => {
+    const { state = "LISTEN", "local address": local = "" } = subjects[subject] ?? {};
+    return state !== "LISTEN" && ports.some((port) => local.endsWith(`:${port}`));
+  });
 }
 
 /** The one line of a move that rolls back. */

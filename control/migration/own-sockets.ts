@@ -16,7 +16,7 @@
  *   in multicast groups                             in the same groups, on the device of the same name
  *   bound to the node's address                     bound to that node's address in the same network
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
@@ -106,7 +106,10 @@ export async function leaveOwnSockets(
     ...internalDatagrams(others),
     ...(await datagramSockets(others)),
   ];
-  writeFileSync(join(imagesDir, FILE), JSON.stringify({ sockets } satisfies OwnSockets), { mode: 0o600 });
+  // whole or not at all: what a rollback puts back is what stands there
+  const path = join(imagesDir, FILE);
+  writeFileSync(`${path}.new`, JSON.stringify({ sockets } satisfies OwnSockets), { mode: 0o600 });
+  renameSync(`${path}.new`, path);
   for (const { inode } of cut) {
     const at = inodes.get(inode);
     // its peer hears of it by RST. Not by SOCK_DESTROY, which leaves the socket an address of this node

@@ -16,7 +16,7 @@ import type { Workload } from "../agent/workload.ts";
 import { type Fingerprint, fingerprintSchema } from "../audit/fingerprint.ts";
 import { semaphoresOf } from "../audit/semaphores-of.ts";
 import { rehearse } from "../audit/take.ts";
-import { notWhatItWas, verifyRestored } from "../audit/verify.ts";
+import { notWhatItWas, sessionsAt, verifyRestored } from "../audit/verify.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import type { Freezer } from "../container/freezer.ts";
@@ -361,7 +361,10 @@ export class Arrival {
         pids: await treeOf(required(await applicationPid(container))),
         addresses: config.vip === null ? [] : [config.vip.address],
       },
-      new Set(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
+      new Set([
+        ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
+        ...sessionsAt(this.#portsCut, before),
+      ]),
     );
     const told = { workload: name, ms: Math.round(ms), facts, repaired: tally(repaired), notKept: losses };
     if (differences.length > 0) {
@@ -407,6 +410,12 @@ export class Arrival {
     this.#workload.recordMoving({ step: "adopted" });
     this.#workload.context.faults.at("target:adopted");
     return result;
+  }
+
+  /** Where the source ends what clients have to the application, to be replayed here. */
+  get #portsCut(): number[] {
+    const { ports } = this.#workload.config;
+    return ports.filter(({ moveBy }) => moveBy === "replay").map(({ upstream }) => upstream.port);
   }
 
   /** True when one of them needs the VIP here, where it comes later. */
