@@ -52,6 +52,8 @@ const DESCRIPTOR = /^descriptor /;
 /** SIGSTOP and SIGCONT of a signal mask in hexadecimal */
 const STOP_SIGNALS = (1n << 18n) | (1n << 17n);
 const CHILD_SIGNAL = 1n << 16n;
+/** SIGALRM, SIGVTALRM, SIGPROF */
+const TIMER_SIGNALS = (1n << 13n) | (1n << 25n) | (1n << 26n);
 
 /** include/uapi/asm-generic/fcntl.h; arm64 has others for the first two */
 const OPENING_FLAGS = constants.O_DIRECTORY | constants.O_NOFOLLOW | 0o20000000 | 0o100000;
@@ -70,9 +72,9 @@ export const HARMLESS: readonly HarmlessRule[] = [
     subject: TASK,
     name: /^status (ShdPnd|SigPnd)$/,
     reason:
-      "SIGSTOP and SIGCONT are how a restored tree is kept from going on, where there is no freezer; SIGCHLD then tells a parent of it",
+      "SIGSTOP and SIGCONT are how a restored tree is kept from going on, where there is no freezer; SIGCHLD then tells a parent of it; a timer that ran out while CRIU restored it has sent its signal",
     when: ({ name, before, after }) => {
-      const added = name === "status ShdPnd" ? CHILD_SIGNAL : 0n;
+      const added = (name === "status ShdPnd" ? CHILD_SIGNAL : 0n) | TIMER_SIGNALS;
       return (
         (withoutStops(before) | added) === (withoutStops(after) | added) && !isLost(before, after, added)
       );
@@ -199,6 +201,19 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: DESCRIPTOR,
+    name: /^(peer's credentials|local address|peer address)$/,
+    isLoss: true,
+    reason:
+      "CRIU makes connected Unix sockets as pairs: SO_PEERCRED names the process that made the pair, and the listener's path is no name of an accepted socket any more; who a peer is was asked when it came",
+    when: ({ subject, name, before, after }, { subjects }) => {
+      const facts = subjects[subject];
+      const isPair = facts?.socket?.startsWith("domain 1,") === true && facts["connected with"] !== undefined;
+      const isSameUser = userOf(before) === userOf(after);
+      return isPair && (name === "peer's credentials" ? isSameUser : isNameless(after));
+    },
+  },
+  {
+    subject: DESCRIPTOR,
     name: /^peer is here$/,
     reason: "follows from the peer's address, which is compared",
   },
@@ -251,13 +266,22 @@ function isInCallWithMask(subject: string, { subjects }: Fingerprint): boolean {
   return (subjects[subject]?.[OWN_MASK] ?? subjects[process]?.[OWN_MASK]) === "false";
 }
 
+/** `process 12, uid 0, gid 0`: a peer with other rights is another peer */
+function userOf(credentials: string | null): string {
+  return credentials?.replace(/^process [^,]*, /, "") ?? "";
+}
+
+function isNameless(address: string | null): boolean {
+  return address === null || address === "";
+}
+
 function portOf(address: string | null): string {
   return address?.slice(address.lastIndexOf(":")) ?? "";
 }
 
 /** A pending signal that is pending no more. */
 function isLost(before: string | null, after: string | null, signal: bigint): boolean {
-  return (withoutStops(before) & signal) !== 0n && (withoutStops(after) & signal) === 0n;
+  return (withoutStops(before) & ~withoutStops(after) & signal) !== 0n;
 }
 
 function withoutStops(mask: string | null): bigint {
