@@ -89,6 +89,17 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: TASK,
+    name: /^status SigBlk$/,
+    reason:
+      "without a freezer SIGSTOP meets a thread on its way out of CRIU's restorer, which blocks SIGCHLD until its last system call is over",
+    when: ({ subject, before, after }, _, { subjects }) => {
+      const process = `process ${/^\w+ (\d+)/.exec(subject)?.[1]}`;
+      const state = subjects[subject]?.["status State"] ?? subjects[process]?.["status State"] ?? "";
+      return state.startsWith("T") && (withoutStops(before) | CHILD_SIGNAL) === withoutStops(after);
+    },
+  },
+  {
+    subject: TASK,
     name: new RegExp(`^${OWN_MASK}$`),
     reason:
       "tells of what the mask is at the source; a restored thread has left the call and begins it again",

@@ -24,6 +24,8 @@ export interface TakeOptions {
   pids: number[];
   /** addresses that move with the workload: of others only that they are the node's is compared */
   addresses: string[];
+  /** mount points of the node's folders in the container: what is mounted further below them is the node's */
+  volumes: string[];
 }
 
 export interface Taken {
@@ -53,7 +55,10 @@ export function takeFingerprint(options: TakeOptions): Taken {
   }
   const descriptors = new DescriptorLook(tree, options.addresses);
   descriptors.addFacts(subjects);
-  subjects.mounts = mountFacts(mountsOf(readFileSync(`/proc/${options.initPid}/mountinfo`, "utf8")));
+  const mounts = mountsOf(readFileSync(`/proc/${options.initPid}/mountinfo`, "utf8"));
+  subjects.mounts = mountFacts(
+    mounts.filter(({ point }) => !options.volumes.some((volume) => point.startsWith(`${volume}/`))),
+  );
   const root = tree.processes[0];
   if (root !== undefined) subjects.ipc = ipcFacts(root.pid);
   const clocks = clockFacts(root === undefined ? "" : readText(`/proc/${root.pid}/timens_offsets`));
@@ -90,7 +95,7 @@ function hasSubject({ inner, threads }: TreeProcess, names: ReadonlySet<string>)
 
 /** The first look of a process takes several times as long as the next: this is one that nobody waits for, of the agent itself. */
 export function rehearse(): void {
-  takeFingerprint({ initPid: process.pid, pids: [process.pid], addresses: [] });
+  takeFingerprint({ initPid: process.pid, pids: [process.pid], addresses: [], volumes: [] });
 }
 
 function tooMany(what: string, count: number, max: number): HoldfastError {

@@ -453,6 +453,7 @@ export class Departure {
       initPid: container.init.pid,
       pids: await treeOf(this.#root),
       addresses: config.vip === null ? [] : [config.vip.address],
+      volumes: (config.container?.mounts ?? []).map(({ target }) => target),
     });
   }
 

@@ -360,6 +360,7 @@ export class Arrival {
         initPid: container.init.pid,
         pids: await treeOf(required(await applicationPid(container))),
         addresses: config.vip === null ? [] : [config.vip.address],
+        volumes: (config.container?.mounts ?? []).map(({ target }) => target),
       },
       new Set([
         ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
