@@ -31,12 +31,19 @@ const IFA_F_NODAD = 0x02;
 
 const LOOPBACK_INDEX = 1;
 
+/**
+ * What keeps neighbours from hearing of a parked address (Documentation/networking/ip-sysctl.rst): nobody is answered for it,
+ * and who asks on its behalf (a restored connection that leaves repair mode probes its peer's window) does not give it as the
+ * asker's, which every neighbour would believe. IPv6 does both only for addresses of the device itself (ndisc_solicit()).
+ */
+const PARKED: Readonly<Record<string, string>> = { arp_ignore: "1", arp_announce: "2" };
+
 export class Vip {
   readonly config: VipConfig;
   #device: Device;
   #repeats: NodeJS.Timeout[] = [];
-  /** what arp_ignore was before the address was parked */
-  #arpIgnore: string | null = null;
+  /** of {@link PARKED}: what they were before the address was parked */
+  #arpBefore: Map<string, string> | null = null;
 
   private constructor(config: VipConfig, device: Device) {
     this.config = config;
@@ -75,8 +82,12 @@ export class Vip {
    */
   park(): void {
     if (this.#isIPv4) {
-      this.#arpIgnore ??= readFileSync(this.#arpIgnoreFile, "utf8");
-      writeFileSync(this.#arpIgnoreFile, "1"); // Documentation/networking/ip-sysctl.rst: only addresses of the device
+      const before = new Map<string, string>();
+      for (const [name, value] of Object.entries(PARKED)) {
+        before.set(name, readFileSync(this.#sysctlFile(name), "utf8"));
+        writeFileSync(this.#sysctlFile(name), value);
+      }
+      this.#arpBefore ??= before;
     }
     const errno = this.#request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, LOOPBACK_INDEX);
     if (errno !== 0) throw this.#refused("parked for", errno);
@@ -128,8 +139,8 @@ export class Vip {
     const errno = this.#request(RTM_DELADDR, 0, LOOPBACK_INDEX);
     if (errno !== 0 && kernel.errnoName(errno) !== "EADDRNOTAVAIL")
       throw this.#refused("unparked for", errno);
-    if (this.#arpIgnore !== null) writeFileSync(this.#arpIgnoreFile, this.#arpIgnore);
-    this.#arpIgnore = null;
+    for (const [name, value] of this.#arpBefore ?? []) writeFileSync(this.#sysctlFile(name), value);
+    this.#arpBefore = null;
   }
 
   get #isIPv4(): boolean {
@@ -137,8 +148,8 @@ export class Vip {
   }
 
   /** /proc/sys/net is that of the reader's network namespace */
-  get #arpIgnoreFile(): string {
-    return `/proc/sys/net/ipv4/conf/${this.#device.name}/arp_ignore`;
+  #sysctlFile(name: string): string {
+    return `/proc/sys/net/ipv4/conf/${this.#device.name}/${name}`;
   }
 
   /** struct nlmsghdr, struct ifaddrmsg, IFA_LOCAL and IFA_ADDRESS. Returns the kernel's errno, 0 for done. */

@@ -1,5 +1,7 @@
 /** Connections that the application itself made, to a server outside the workload. */
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { createServer, type Server, type Socket } from "node:net";
 import { test } from "node:test";
 import { lacking, type MovedProgram, until, withProgram } from "../support/moved-program.ts";
@@ -37,6 +39,16 @@ def serve(peer):
     file = peer.makefile("rw")
     for line in file: file.write(json.dumps(seen) + "\\n"); file.flush()
 while True: threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+`;
+
+/** Prints the hardware address of every ARP frame whose sender says that it has the VIP (RFC 826, section "Packet format"). */
+const claims = `
+import socket
+frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+print("listening", flush=True)
+while True:
+    frame = frames.recv(2048)
+    if frame[28:32] == socket.inet_aton("10.99.0.50"): print(frame[22:28].hex(), flush=True)
 `;
 
 interface Seen {
@@ -141,7 +153,11 @@ test("a move that fails leaves a kept outbound connection as it was", { skip }, 
   };
   await withProgram(options, async (program) => {
     const { server, sockets, resets } = await startServer();
+    const sniffer = spawn(python, ["-c", claims], { stdio: ["ignore", "pipe", "inherit"] });
+    let claimed = "";
+    sniffer.stdout.setEncoding("latin1").on("data", (text: string) => (claimed += text));
     try {
+      await until("the sniffer listens", () => claimed.includes("listening"));
       const look = await ask(program);
       await until("it is connected", async () => (await look()).numbers > 10);
       const { connects, errors } = await look();
@@ -152,7 +168,11 @@ test("a move that fails leaves a kept outbound connection as it was", { skip }, 
       const after = await look();
       assert.deepEqual({ connects: after.connects, errors: after.errors }, { connects, errors });
       assert.deepEqual(resets, []);
+      const nodes = new Set(claimed.trim().split("\n").slice(1));
+      assert.equal(nodes.size, 1, `only the node that has the address says so, not ${[...nodes].join(", ")}`);
     } finally {
+      sniffer.kill();
+      await once(sniffer, "exit");
       for (const socket of sockets) socket.destroy();
       server.close();
     }
