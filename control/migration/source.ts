@@ -343,7 +343,9 @@ export class Departure {
             captureMs = performance.now() - atMs;
           }
           // CRIU is about to let go of the tree
-          if (hook === "post-dump") await freezer?.freeze();
+          if (hook === "post-dump" && freezer !== null) await freezer.freeze();
+          // SIGSTOP comes after SIGCHLD: a thread that hears of a child that stopped still has that put on its stack
+          if (hook === "post-dump" && freezer === null) await this.#digestMemory();
           if (hook !== "pre-dump") return;
           await this.#phase("hold", async () => {
             context.faults.at("source:hold");
@@ -476,14 +478,17 @@ export class Departure {
     this.#adopting.catch(() => {}); // looked at by `restore`
   }
 
+  async #digestMemory(): Promise<void> {
+    if (!this.#workload.limits.verifyMemory) return;
+    this.#memory ??= memoryOf(this.#root, this.#imagesDir);
+    await this.#memory;
+  }
+
   /** What else changed: files, and the rest of the memory. */
   async #transfer(): Promise<void> {
     this.#throwIfStopped();
     this.#workload.context.faults.at("source:transfer");
-    if (this.#workload.limits.verifyMemory) {
-      this.#memory = memoryOf(this.#root, this.#imagesDir);
-      this.#memory.catch(() => {}); // looked at by `restore`
-    }
+    this.#digestMemory().catch(() => {}); // looked at by `restore`
     const files = this.#sendFilesSecond();
     this.#finishing = required(this.#sender).finish(() => this.#tree());
     for (const side of [files, this.#finishing]) side.catch(() => {}); // looked at below and by `restore`

@@ -26,6 +26,7 @@ import { applicationPid, type ContainerRecord, pathInside, runPath } from "../co
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { fitToMachine } from "../criu/address-space.ts";
 import { ImageReceiver } from "../criu/images.ts";
+import type { ProcessDigest } from "../criu/memory-digest.ts";
 import type { InheritFd } from "../criu/protocol.ts";
 import { SpareSemaphores } from "../criu/semaphores.ts";
 import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
@@ -54,7 +55,7 @@ import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
 import { refuseMissingUnixPeers } from "./unix-peers.ts";
-import { type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
+import { restoredMemory, type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
 
 import type { InstanceState } from "./watch-state.ts";
 import { countsOf, overflowOf, put as putWatches } from "./watches.ts";
@@ -88,6 +89,8 @@ export class Arrival {
   #output = -1;
   #semaphores = new SpareSemaphores(0);
   #before: Fingerprint | null = null;
+  /** without a freezer, where memory is to be verified: before SIGSTOP changes it, see the source's `post-dump` */
+  #memory: ProcessDigest[] | null = null;
   #restored = Promise.withResolvers<void>();
   #released: Promise<void> | null = null;
   #upstreamAdopted: Promise<void> | null = null;
@@ -381,7 +384,10 @@ export class Arrival {
 
   async #verify(call: VerifyCall, body: Buffer): Promise<void> {
     this.#expect("restored");
-    await verifyMemory(required(await applicationPid(required(this.#container))), call, body);
+    const container = required(this.#container);
+    const root = required(await applicationPid(container));
+    const restored = this.#memory ?? (await restoredMemory(root, runPath(container, "images")));
+    await verifyMemory(root, restored, call, body);
     this.#throwIfEnding();
   }
 
@@ -434,6 +440,7 @@ export class Arrival {
     inNamespaces: (root: number) => Promise<void>,
   ): Promise<void> {
     const { context, limits } = this.#workload;
+    const container = required(this.#container);
     const startedMs = performance.now();
     const freezer = await this.#workload.freezer();
     let spared: Promise<void> = Promise.resolve();
@@ -460,6 +467,10 @@ export class Arrival {
           // Everything is there, and still silent: repair mode ends only when both ends of each session are.
           if (hook === "post-restore") await this.#upstreamAdopted;
           if (hook === "pre-resume" && freezer !== null) await this.#freezeRestored(freezer, spared);
+          if (hook === "pre-resume" && freezer === null && limits.verifyMemory) {
+            const [root] = await this.#restoredTree();
+            this.#memory = await restoredMemory(required(root), runPath(container, "images"));
+          }
         },
       );
       this.#criuMs = performance.now() - startedMs;

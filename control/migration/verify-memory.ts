@@ -8,7 +8,14 @@ import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { rseqOf, threadsInTree } from "../criu/image-file.ts";
 import { memoryDifference } from "../criu/memory-difference.ts";
-import { digestPageAt, digestTree, ENTRY_BYTES, isAsInFile, type RseqArea } from "../criu/memory-digest.ts";
+import {
+  digestPageAt,
+  digestTree,
+  ENTRY_BYTES,
+  isAsInFile,
+  type ProcessDigest,
+  type RseqArea,
+} from "../criu/memory-digest.ts";
 import { tracedTree } from "./traced-tree.ts";
 
 const count = z.number().int().nonnegative();
@@ -39,8 +46,18 @@ export async function memoryOf(root: number, imagesDir: string): Promise<{ call:
   return { call: { processes, rseq }, body: Buffer.concat(digests.map(({ pages }) => pages)) };
 }
 
-/** At the target, of the restored tree that stands still. @throws HoldfastError `MEMORY_DIFFERS` with the place */
-export async function verifyMemory(root: number, call: VerifyCall, body: Buffer): Promise<void> {
+/** At the target, of the restored tree that stands still. */
+export async function restoredMemory(root: number, imagesDir: string): Promise<ProcessDigest[]> {
+  return digestTree(await tracedTree(root), rseqAreas(imagesDir));
+}
+
+/** @throws HoldfastError `MEMORY_DIFFERS` with the place */
+export async function verifyMemory(
+  root: number,
+  restored: ProcessDigest[],
+  call: VerifyCall,
+  body: Buffer,
+): Promise<void> {
   let at = 0;
   const source = call.processes.map(({ innerPid, layout, pages }) => {
     const from = at;
@@ -54,7 +71,7 @@ export async function verifyMemory(root: number, call: VerifyCall, body: Buffer)
   const pidOf = (innerPid: number): number => pids.get(innerPid) ?? -1;
   const masks = (inner: number): number[] =>
     call.rseq.filter(({ innerPid }) => innerPid === inner).map(({ vaddr }) => vaddr);
-  const difference = await memoryDifference(source, await digestTree(tree, call.rseq), {
+  const difference = await memoryDifference(source, restored, {
     digestAt: (innerPid, vaddr) => digestPageAt(pidOf(innerPid), vaddr, masks(innerPid)),
     isAsInFile: (innerPid, vaddr) => isAsInFile(pidOf(innerPid), vaddr),
   });
