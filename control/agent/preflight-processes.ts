@@ -2,7 +2,9 @@
  * Processes that CRIU cannot stop, dump or fork anew, and what of them it would leave behind without a word. Only /proc and
  * kcmp(2) are asked: nothing is attached to, nothing stops.
  */
+
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { constants } from "node:os";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/tcp/kernel.ts";
 import type { Add } from "./finding.ts";
@@ -36,6 +38,9 @@ const DESCRIPTORS_FREE_MIN = 4;
 /** include/uapi/linux/sched.h; numbers of vfork(2), clone(2), clone3(2) on x86-64, of the latter two on arm64 */
 const CLONE_SYSCALLS = process.arch === "arm64" ? ["220", "435"] : ["58", "56", "435"];
 
+/** exit_code of stat(5), counted from the state on: of a stopped process the signal (do_task_stat() in fs/proc/array.c) */
+const EXIT_CODE_AT = 49;
+
 /** @param init the container's, whose namespaces and cgroups are the container's */
 export async function checkProcesses(init: number, pids: number[], add: Add): Promise<void> {
   // a restored tree has some of its own (ipc, time), which go along again: those of its root are the application's
@@ -65,6 +70,7 @@ export async function checkProcesses(init: number, pids: number[], add: Add): Pr
     }
     living.push(pid);
     checkTracer(pid, threads, add);
+    checkStopSignal(pid, stat, add);
     checkNamespaces(ours, pid, NAMESPACES, `/proc/${pid}`, add);
     checkCgroups(init, pid, add);
     checkFreeDescriptors(pid, add);
@@ -93,6 +99,26 @@ function checkTracer(pid: number, threads: number[], add: Add): void {
     );
     return;
   }
+}
+
+/**
+ * A process that its terminal has stopped, because it read or wrote from the background. /proc tells by which signal until the
+ * parent has asked, and that a shell does at once: then it may have been Ctrl-Z as well.
+ */
+function checkStopSignal(pid: number, stat: string[], add: Add): void {
+  const [state, , group, , terminal, foreground] = stat;
+  if (state !== "T") return;
+  const signal = Number(stat[EXIT_CODE_AT] ?? 0);
+  const isByTerminal = signal === constants.signals.SIGTTIN || signal === constants.signals.SIGTTOU;
+  const mayBe = signal === 0 && terminal !== "0" && group !== foreground;
+  if (!isByTerminal && !mayBe) return;
+  add(
+    "process.stopped-by-terminal",
+    isByTerminal ? "error" : "warning",
+    `process ${pid} ${isByTerminal ? "was" : "may have been"} stopped for reading or writing its terminal from the background (SIGTTIN, SIGTTOU), and CRIU dumps only what SIGSTOP or SIGTSTP stopped`,
+    "bring the job to the foreground and stop it there (fg, Ctrl-Z), or end it",
+    { pid },
+  );
 }
 
 function checkNamespaces(ours: Namespaces, pid: number, kinds: string[], where: string, add: Add): void {

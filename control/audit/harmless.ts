@@ -41,9 +41,15 @@ export interface Circumstances {
   rearmed: ReadonlySet<string>;
   /** sockets whose connections were taken over by `migration/own-sockets.ts` */
   ownSockets: ReadonlySet<string>;
+  /** the signal that CRIU stops a restored process with, since it was stopped before the move; null: it was not */
+  stopSignalOf: (innerPid: number) => number | null;
 }
 
-export const NOTHING_DONE: Circumstances = { rearmed: new Set(), ownSockets: new Set() };
+export const NOTHING_DONE: Circumstances = {
+  rearmed: new Set(),
+  ownSockets: new Set(),
+  stopSignalOf: () => null,
+};
 
 const TASK = /^(process|thread) /;
 const PROCESS = /^process /;
@@ -75,6 +81,20 @@ export const HARMLESS: readonly HarmlessRule[] = [
       "SIGSTOP and SIGCONT are how a restored tree is kept from going on, where there is no freezer; SIGCHLD then tells a parent of it; a timer that ran out while CRIU restored it has sent its signal",
     when: ({ name, before, after }) => {
       const added = (name === "status ShdPnd" ? CHILD_SIGNAL : 0n) | TIMER_SIGNALS;
+      return (
+        (withoutStops(before) | added) === (withoutStops(after) | added) && !isLost(before, after, added)
+      );
+    },
+  },
+  {
+    subject: PROCESS,
+    name: /^status ShdPnd$/,
+    reason:
+      "a process that job control had stopped is stopped again by the same signal, which it takes when it thaws",
+    when: ({ subject, before, after }, _before, _after, { stopSignalOf }) => {
+      const signal = stopSignalOf(Number(subject.slice("process ".length)));
+      if (signal === null) return false;
+      const added = CHILD_SIGNAL | TIMER_SIGNALS | (1n << BigInt(signal - 1));
       return (
         (withoutStops(before) | added) === (withoutStops(after) | added) && !isLost(before, after, added)
       );

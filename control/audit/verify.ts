@@ -5,7 +5,7 @@
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { compareFingerprints, describeDifferences } from "./compare.ts";
 import type { Fingerprint } from "./fingerprint.ts";
-import type { Difference } from "./harmless.ts";
+import type { Circumstances, Difference } from "./harmless.ts";
 import { keyOf, repair } from "./repair.ts";
 import { type TakeOptions, takeFingerprint } from "./take.ts";
 
@@ -23,18 +23,17 @@ export interface Verified {
 
 /**
  * Of a restored tree that does not run; it must not go on while there are differences ({@link notWhatItWas}).
- * @param ownSockets subjects of sockets that `migration/own-sockets.ts` has put back, or that the move has cut ({@link sessionsAt})
  */
 export function verifyRestored(
   before: Fingerprint,
   options: TakeOptions,
-  ownSockets: ReadonlySet<string>,
+  circumstances: Omit<Circumstances, "rearmed">,
 ): Verified {
   const startedMs = performance.now();
   const taken = takeFingerprint(options);
   let { differences, losses } = compareFingerprints(before, taken.fingerprint, {
+    ...circumstances,
     rearmed: new Set(),
-    ownSockets,
   });
   let repaired: string[] = [];
   if (differences.length > 0) {
@@ -42,8 +41,8 @@ export function verifyRestored(
     repaired = repairs.done;
     if (repaired.length > 0)
       ({ differences, losses } = compareFingerprints(before, taken.again(repairs.subjects), {
+        ...circumstances,
         rearmed: repairs.rearmed,
-        ownSockets,
       }));
     for (const difference of differences) difference.refused = repairs.refused.get(keyOf(difference));
   }

@@ -70,10 +70,24 @@ export function threadsInTree(pstreeImage: Buffer): Map<number, number[]> {
 
 /** Address of a thread's `struct rseq`, which the kernel writes to (rseq(2)); null: it has none. */
 export function rseqOf(coreImage: Buffer): number | null {
-  const [core] = decodeImage("core", coreImage);
-  const field = (message: Buffer | undefined, number: number) =>
-    message === undefined ? undefined : decodeFields(message).find((found) => found.number === number);
   // core_entry.thread_core = 5, thread_core_entry.rseq_entry = 15, rseq_entry.rseq_abi_pointer = 1
-  const vaddr = Number(field(field(field(core, 5)?.bytes, 15)?.bytes, 1)?.varint ?? 0n);
-  return vaddr === 0 ? null : vaddr;
+  return numberAt(coreImage, [5, 15, 1]);
+}
+
+/** The signal that a process was stopped by before anybody froze it (wait(2), WSTOPSIG); null: it was not stopped. */
+export function stopSignalOf(coreImage: Buffer): number | null {
+  return numberAt(coreImage, [3, 21]); // core_entry.tc = 3, task_core_entry.stop_signo = 21
+}
+
+/** @param path of field numbers, from `core_entry` on; null: not there, or 0 */
+function numberAt(coreImage: Buffer, path: number[]): number | null {
+  let [message] = decodeImage("core", coreImage);
+  let value = 0n;
+  for (const number of path) {
+    const field =
+      message === undefined ? undefined : decodeFields(message).find((of) => of.number === number);
+    message = field?.bytes;
+    value = field?.varint ?? 0n;
+  }
+  return value === 0n ? null : Number(value);
 }

@@ -802,7 +802,10 @@ export function criuLogReason(log: string): string | null {
   const line = log
     .split("\n")
     .find((candidate) => candidate.includes("Error (") && !candidate.includes("RLIMIT_NOFILE"));
-  return line === undefined ? null : line.replace(/^.*?Error \([^)]*\):\s*/, "").trim();
+  const reason = line?.replace(/^.*?Error \([^)]*\):\s*/, "").trim() ?? null;
+  const [, pid, signal] = /^SEIZE (\d+): unsupported stop signal (\d+)$/.exec(reason ?? "") ?? [];
+  if (pid === undefined) return reason;
+  return `process ${pid} of the container was stopped by its terminal (signal ${signal}); stop it by Ctrl-Z in the foreground, or end it`;
 }
 
 function round(ms: number): number {

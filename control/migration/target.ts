@@ -6,7 +6,7 @@
  * up is always possible; and an agent that dies loses nothing: the next one lets the application go on, or removes it.
  */
 
-import { closeSync, constants, mkdirSync, openSync } from "node:fs";
+import { closeSync, constants, mkdirSync, openSync, readFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
@@ -25,6 +25,7 @@ import { childrenOf, identify, innerPid, treeOf } from "../container/processes.t
 import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
 import { fitToMachine } from "../criu/address-space.ts";
+import { stopSignalOf } from "../criu/image-file.ts";
 import { ImageReceiver } from "../criu/images.ts";
 import type { ProcessDigest } from "../criu/memory-digest.ts";
 import type { InheritFd } from "../criu/protocol.ts";
@@ -365,10 +366,13 @@ export class Arrival {
         addresses: config.vip === null ? [] : [config.vip.address],
         volumes: (config.container?.mounts ?? []).map(({ target }) => target),
       },
-      new Set([
-        ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
-        ...sessionsAt(this.#portsCut, before),
-      ]),
+      {
+        ownSockets: new Set([
+          ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
+          ...sessionsAt(this.#portsCut, before),
+        ]),
+        stopSignalOf: (pid) => stopSignalOf(readFileSync(runPath(container, `images/core-${pid}.img`))),
+      },
     );
     const told = { workload: name, ms: Math.round(ms), facts, repaired: tally(repaired), notKept: losses };
     if (differences.length > 0) {

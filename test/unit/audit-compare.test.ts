@@ -193,6 +193,21 @@ describe("comparing", () => {
   });
 });
 
+describe("signals", () => {
+  it("of job control stop again what they had stopped, and nobody else", () => {
+    const pending = (mask: string): Fingerprint => fingerprint({ "process 12": { "status ShdPnd": mask } });
+    const names = (after: string, stopSignal: number | null): string[] =>
+      compareFingerprints(pending("0000000000010000"), pending(after), {
+        ...NOTHING_DONE,
+        stopSignalOf: (pid) => (pid === 12 ? stopSignal : null),
+      }).map(({ name }) => name);
+    assert.deepEqual(names("0000000000090000", 20), [], "SIGTSTP");
+    assert.deepEqual(names("0000000000090000", null), ["status ShdPnd"]);
+    assert.deepEqual(names("0000000000190000", 20), ["status ShdPnd"], "SIGTTIN besides");
+    assert.deepEqual(names("0000000000080000", 20), ["status ShdPnd"], "SIGCHLD is lost");
+  });
+});
+
 describe("timers", () => {
   const timer = (ticks: number, value: string, interval: string, flags = "00"): Facts => ({
     file: "anon_inode:[timerfd]",
