@@ -74,6 +74,7 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     opened.push(peer);
     kernel.send(peer, Buffer.from("so far"), 0);
     await leave([listed(local)]);
+    await kernel.waitReadable(peer, AbortSignal.timeout(5_000));
     assert.equal(read(peer), "ECONNRESET", "the peer was not told");
     for (const _ of ["once", "and again, by the next agent"]) await takeBackOwnSockets(dir, pids);
     assert.deepEqual([read(fd), read(fd), read(fd)], ["so far", "ECONNRESET", ""]);
