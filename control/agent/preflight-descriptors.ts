@@ -1,6 +1,8 @@
 /** Descriptors that CRIU 4.2 cannot dump, told by what /proc says of them (proc(5), /proc/PID/fd and fdinfo). */
 import { readFileSync, statfsSync } from "node:fs";
+import { F_GETOWN, tryFcntl } from "#proxy/tcp/kernel.ts";
 import { descriptorsOf } from "../container/processes.ts";
+import { withSocketAt } from "../migration/sockets.ts";
 import type { Add, FindingId } from "./finding.ts";
 
 /** anon_inode: kinds that are dumped, or that others look at (watches: inotify, fanotify) */
@@ -62,6 +64,7 @@ function checkAnonymous(pid: number, fd: number, target: string, inTree: Set<num
     checkPidfd(pid, fd, inTree, add);
     return;
   }
+  if (kind === "[eventfd]") checkEventOwner(pid, fd, add);
   const known = NOT_DUMPED[kind];
   if (known === undefined && DUMPED.has(kind)) return;
   add(
@@ -69,6 +72,20 @@ function checkAnonymous(pid: number, fd: number, target: string, inTree: Set<num
     "error",
     `process ${pid} has descriptor ${fd} of a kind CRIU cannot dump (${target})`,
     known?.cure ?? "let the application close it, or do without",
+    { pid, fd },
+  );
+}
+
+/** One with EFD_SEMAPHORE is made anew by the agent, which cannot give it somebody to send signals to (fcntl(2), F_SETOWN). */
+function checkEventOwner(pid: number, fd: number, add: Add): void {
+  if (!/^eventfd-semaphore:\s*1$/m.test(info(pid, fd))) return;
+  const owner = withSocketAt({ pid, fd }, (ours) => tryFcntl(ours, F_GETOWN, 0)) ?? 0;
+  if (owner <= 0) return;
+  add(
+    "descriptor.eventfd-owner",
+    "error",
+    `process ${pid} has descriptor ${fd}, an eventfd with EFD_SEMAPHORE that sends signals (F_SETOWN)`,
+    "wait for it with poll(2) or epoll(7) in place of signals",
     { pid, fd },
   );
 }

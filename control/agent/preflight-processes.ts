@@ -71,6 +71,7 @@ export async function checkProcesses(init: number, pids: number[], add: Add): Pr
     living.push(pid);
     checkTracer(pid, threads, add);
     checkStopSignal(pid, stat, add);
+    checkTerminal(pid, stat, add);
     checkNamespaces(ours, pid, NAMESPACES, `/proc/${pid}`, add);
     checkCgroups(init, pid, add);
     checkFreeDescriptors(pid, add);
@@ -119,6 +120,24 @@ function checkStopSignal(pid: number, stat: string[], add: Add): void {
     "bring the job to the foreground and stop it there (fg, Ctrl-Z), or end it",
     { pid },
   );
+}
+
+/** CRIU gives a controlling terminal to the session's leader only, after its children were made (see `audit/harmless.ts`). */
+function checkTerminal(pid: number, stat: string[], add: Add): void {
+  const terminal = stat[4];
+  if (terminal === "0" || innermost(pid, "NSsid") === innermost(pid, "NSpid")) return;
+  add(
+    "process.controlling-terminal",
+    "warning",
+    `process ${pid} has a controlling terminal that another process leads: after a move it cannot open /dev/tty, nor is it stopped when it reads from the background`,
+    "move it when no program runs in that terminal, if one of them needs that",
+    { pid },
+  );
+}
+
+function innermost(pid: number, name: "NSsid" | "NSpid"): string {
+  const numbers = new RegExp(`^${name}:(.*)$`, "m").exec(read(`/proc/${pid}/status`))?.[1] ?? "";
+  return numbers.trim().split(/\s+/).at(-1) ?? "";
 }
 
 function checkNamespaces(ours: Namespaces, pid: number, kinds: string[], where: string, add: Add): void {

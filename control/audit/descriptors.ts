@@ -134,15 +134,15 @@ function statFacts({ pid, fd }: TreeDescriptor, withSize: boolean): Facts {
 const GONE = new Set(["EBADF", "ESRCH", "EINVAL"]);
 
 /** Descriptors of the tree, duplicated one after the other. */
-class Duplicates {
+export class Duplicates {
   #pidfds = new Map<number, number>();
 
-  /** Nothing happens for one that has gone. */
-  use({ pid, fd }: TreeDescriptor, work: (fd: number) => void): void {
+  /** What `work` gives; null: it has gone. */
+  use<T>({ pid, fd }: TreeDescriptor, work: (fd: number) => T): T | null {
     const ours = this.#duplicate(pid, fd);
-    if (ours === null) return;
+    if (ours === null) return null;
     try {
-      work(ours);
+      return work(ours);
     } finally {
       kernel.close(ours);
     }

@@ -1,14 +1,16 @@
 /**
- * Sets again what a restore left otherwise, where the kernel lets somebody from outside do it. What was set is looked at again
- * by the caller; what cannot be set stays a difference.
+ * Sets again what a restore left otherwise, where the kernel lets somebody from outside do it. What was set is looked at again:
+ * an option that changes no other at once, by the same descriptor, since every connection has some; the rest by the caller.
+ * What cannot be set stays a difference.
  */
 import { writeFileSync } from "node:fs";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { Duplicates } from "./descriptors.ts";
 import type { Facts, Fingerprint } from "./fingerprint.ts";
 import type { Difference } from "./harmless.ts";
 import { joinGroup } from "./multicast.ts";
-import { optionValue, socketOption } from "./socket-options.ts";
+import { INDEPENDENT, optionValue, readOption, socketOption } from "./socket-options.ts";
 import { schedulingOf, taskNumbers } from "./tasks.ts";
 import { timerState } from "./timer-facts.ts";
 import { rearmTimer } from "./timer-repair.ts";
@@ -17,7 +19,7 @@ import type { Tree } from "./tree.ts";
 export interface Repairs {
   /** what was set: `descriptor 12/5: TCP_USER_TIMEOUT` */
   done: string[];
-  /** whom it was done to: they are looked at again */
+  /** whom it was done to and who must be looked at again as a whole */
   subjects: Set<string>;
   /** timers that were armed again, which may have run out by the next look */
   rearmed: Set<string>;
@@ -25,7 +27,10 @@ export interface Repairs {
   refused: Map<string, string>;
 }
 
-/** @param before the fingerprint to come back to */
+/**
+ * @param before the fingerprint to come back to
+ * @param after what it is now: kept up to date where that is known at once
+ */
 export function repair(
   differences: Difference[],
   tree: Tree,
@@ -37,28 +42,36 @@ export function repair(
   const descriptors = new Map(
     tree.descriptors.map((descriptor) => [`descriptor ${descriptor.name}`, descriptor]),
   );
-  for (const difference of inOrder(differences)) {
-    const { subject } = difference;
-    const was = before.subjects[subject];
-    const is = after.subjects[subject];
-    if (was === undefined || is === undefined) continue;
+  const duplicates = new Duplicates();
+  const done = (difference: Difference, work: () => boolean): void => {
     try {
-      const tid = tasks.get(subject);
-      const descriptor = descriptors.get(subject);
-      let isDone = false;
-      if (tid !== undefined) isDone = repairTask(tid, difference);
-      else if (subject === "ipc") isDone = repairIpc(tree, difference);
-      else if (descriptor !== undefined)
-        isDone = withDescriptor(descriptor.pid, descriptor.fd, (fd) =>
-          repairDescriptor(fd, difference, was, is, repairs),
-        );
-      if (!isDone) continue;
+      if (!work()) return;
       repairs.done.push(keyOf(difference));
-      repairs.subjects.add(subject);
+      if (!INDEPENDENT.has(difference.name)) repairs.subjects.add(difference.subject);
     } catch (error) {
       if (!(error instanceof HoldfastError) && !(error instanceof Error && "code" in error)) throw error;
       repairs.refused.set(keyOf(difference), messageOf(error));
     }
+  };
+  try {
+    for (const [subject, ofSubject] of bySubject(differences)) {
+      const was = before.subjects[subject];
+      const is = after.subjects[subject];
+      if (was === undefined || is === undefined) continue;
+      const tid = tasks.get(subject);
+      const descriptor = descriptors.get(subject);
+      const each = (work: (difference: Difference) => boolean): void => {
+        for (const difference of ofSubject) done(difference, () => work(difference));
+      };
+      if (tid !== undefined) each((difference) => repairTask(tid, difference));
+      else if (subject === "ipc") each((difference) => repairIpc(tree, difference));
+      else if (descriptor !== undefined)
+        duplicates.use(descriptor, (fd) =>
+          each((difference) => repairDescriptor(fd, difference, was, is, repairs)),
+        );
+    }
+  } finally {
+    duplicates.close();
   }
   return repairs;
 }
@@ -67,24 +80,12 @@ export function keyOf({ subject, name }: Difference): string {
   return `${subject}: ${name}`;
 }
 
-/** SO_BUF_LOCK last, since setting a buffer's size locks it. */
-function inOrder(differences: Difference[]): Difference[] {
+/** Of each subject SO_BUF_LOCK last, since setting a buffer's size locks it. */
+function bySubject(differences: Difference[]): Map<string, Difference[]> {
   const isLast = ({ name }: Difference): number => Number(name === "SO_BUF_LOCK");
-  return [...differences].sort((a, b) => isLast(a) - isLast(b));
-}
-
-function withDescriptor(pid: number, fd: number, work: (fd: number) => boolean): boolean {
-  const pidfd = kernel.pidfdOpen(pid);
-  try {
-    const ours = kernel.pidfdGetfd(pidfd, fd);
-    try {
-      return work(ours);
-    } finally {
-      kernel.close(ours);
-    }
-  } finally {
-    kernel.close(pidfd);
-  }
+  const subjects = Map.groupBy(differences, ({ subject }) => subject);
+  for (const ofSubject of subjects.values()) ofSubject.sort((a, b) => isLast(a) - isLast(b));
+  return subjects;
 }
 
 /** Resources of prlimit(2) by their names in /proc/PID/limits. */
@@ -188,6 +189,7 @@ function repairDescriptor(
       return true;
     }
     kernel.setsockoptBuffer(fd, option.level, option.option, optionValue(option, before));
+    if (INDEPENDENT.has(name)) readOption(fd, option, is);
     return true;
   }
   if (before === null) return false;

@@ -273,6 +273,25 @@ export function readOptions(fd: number, plan: OptionPlan, facts: Facts): void {
   if (unknown.size > 0) plan.options = plan.options.filter((option) => !unknown.has(option));
 }
 
+/** One option as it is now. */
+export function readOption(fd: number, option: SocketOption, facts: Facts): void {
+  delete facts[option.name];
+  readOptions(fd, { options: [option] }, facts);
+}
+
+/**
+ * Options that say nothing but themselves: setting one changes no other (sk_setsockopt() in net/core/sock.c,
+ * do_tcp_setsockopt() in net/ipv4/tcp.c). They are those that a restore leaves otherwise on each connection.
+ */
+export const INDEPENDENT: ReadonlySet<string> = new Set([
+  "SO_REUSEADDR",
+  "SO_REUSEPORT",
+  "TCP_DEFER_ACCEPT",
+  "TCP_NOTSENT_LOWAT",
+  "TCP_USER_TIMEOUT",
+  "TCP_WINDOW_CLAMP",
+]);
+
 /** The bytes of a fact that {@link readOptions} made; null (not there): zeros. */
 export function optionValue(option: SocketOption, fact: string | null): Buffer {
   const value = Buffer.alloc(option.bytes);

@@ -39,8 +39,9 @@ export function verifyRestored(
   if (differences.length > 0) {
     const repairs = repair(differences, taken.tree, before, taken.fingerprint);
     repaired = repairs.done;
+    const now = repairs.subjects.size > 0 ? taken.again(repairs.subjects) : taken.fingerprint;
     if (repaired.length > 0)
-      ({ differences, losses } = compareFingerprints(before, taken.again(repairs.subjects), {
+      ({ differences, losses } = compareFingerprints(before, now, {
         ...circumstances,
         rearmed: repairs.rearmed,
       }));

@@ -42,11 +42,11 @@ export function aheadOf(highestTid: number, max: number): number {
   return last + START < max ? last : RESERVED;
 }
 
-/** Where START numbers begin that are not needed; the number before it. */
+/** Where twice START numbers begin that are not needed: for those that start CRIU, and for CRIU. The number before it. */
 export function besides(needed: ReadonlySet<number>, max: number): number {
-  for (let last = RESERVED; last + START < max; ) {
+  for (let last = RESERVED; last + 2 * START < max; ) {
     let taken = 0;
-    for (let number = last + 1; number <= last + START; number++) if (needed.has(number)) taken = number;
+    for (let number = last + 1; number <= last + 2 * START; number++) if (needed.has(number)) taken = number;
     if (taken === 0) return last;
     last = taken;
   }
@@ -54,14 +54,20 @@ export function besides(needed: ReadonlySet<number>, max: number): number {
 }
 
 /**
- * Whether CRIU has a number that the dumped tree needs.
+ * Whether CRIU has a number that the dumped tree needs, or will give one to what it starts: the child that restores, and helpers.
  * @param workerPid of the process that started CRIU and waits for it outside of the container
  */
 export async function isInTheWay(workerPid: number, needed: ReadonlySet<number>): Promise<boolean> {
   for (const criu of await childrenOf(workerPid)) {
     const numbers = [await innerPid(criu), await highestInnerTid([criu])];
-    if (numbers.some((number) => number !== null && needed.has(number))) return true;
+    for (const first of numbers) if (first !== null && isNeeded(first, needed)) return true;
   }
+  return false;
+}
+
+/** Whether one of the START numbers from `first` on is needed. */
+export function isNeeded(first: number, needed: ReadonlySet<number>): boolean {
+  for (let number = first; number < first + START; number++) if (needed.has(number)) return true;
   return false;
 }
 
