@@ -8,6 +8,7 @@
 
 import { closeSync, constants, mkdirSync, openSync, readFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
+import type { Writable } from "node:stream";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
@@ -212,8 +213,7 @@ export class Arrival {
       this.#unpacking.set(root, unpacking);
     }
     if (body.length > 0) {
-      if (!unpacking.stream.write(body))
-        await new Promise<void>((resolve) => unpacking.stream.once("drain", resolve).once("close", resolve));
+      if (!unpacking.stream.write(body)) await drained(unpacking.stream);
       return;
     }
     this.#unpacking.delete(root);
@@ -695,6 +695,17 @@ export class Arrival {
         source: "peer",
       });
   }
+}
+
+/** Resolves when the stream takes more, or never will. */
+function drained(stream: Writable): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      stream.off("drain", done).off("close", done);
+      resolve();
+    };
+    stream.on("drain", done).on("close", done);
+  });
 }
 
 /** How often each thing was set again: of a thousand connections as well one entry. */
