@@ -8,7 +8,6 @@
 
 import { closeSync, constants, mkdirSync, openSync, readFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
-import type { Writable } from "node:stream";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
@@ -698,7 +697,7 @@ export class Arrival {
 }
 
 /** Resolves when the stream takes more, or never will. */
-function drained(stream: Writable): Promise<void> {
+function drained(stream: NodeJS.WritableStream): Promise<void> {
   return new Promise((resolve) => {
     const done = (): void => {
       stream.off("drain", done).off("close", done);
