@@ -7,7 +7,7 @@ import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/tcp/kernel.ts";
-import type { Add } from "./finding.ts";
+import type { Add, Severity } from "./finding.ts";
 import { type SessionMember, sessionFault } from "./session-tree.ts";
 
 /** Every process has one of each (namespaces(7)); CRIU carries those of the tree's root, and no others. */
@@ -31,8 +31,8 @@ type Namespaces = Map<string, string | null>;
 
 /** threads looked at before others get a turn */
 const THREADS_A_TURN = 200;
-const STUCK_LOOKS = 4;
-const STUCK_LOOK_MS = 50;
+const LOOKS = 5;
+const LOOK_MS = 50;
 /** descriptors that CRIU's parasite opens in the process for a moment (compel: a memfd, a socket), and some to spare */
 const DESCRIPTORS_FREE_MIN = 4;
 /** include/uapi/linux/sched.h; numbers of vfork(2), clone(2), clone3(2) on x86-64, of the latter two on arm64 */
@@ -41,8 +41,38 @@ const CLONE_SYSCALLS = process.arch === "arm64" ? ["220", "435"] : ["58", "56", 
 /** exit_code of stat(5), counted from the state on: of a stopped process the signal (do_task_stat() in fs/proc/array.c) */
 const EXIT_CODE_AT = 49;
 
-/** @param init the container's, whose namespaces and cgroups are the container's */
+interface Found {
+  severity: Severity;
+  args: Parameters<Add>;
+}
+
+/**
+ * Told is what is found at every look: a child of vfork(2) shares its parent's memory until it runs another program, a process
+ * waits for its disk, a leader has ended and its session will in a moment.
+ * @param init the container's, whose namespaces and cgroups are the container's
+ */
 export async function checkProcesses(init: number, pids: number[], add: Add): Promise<void> {
+  let found = await lookAt(init, pids);
+  const isError = ({ severity }: Found): boolean => severity === "error";
+  for (let look = 1; look < LOOKS && [...found.values()].some(isError); look++) {
+    await delay(LOOK_MS);
+    const again = await lookAt(init, pids);
+    found = new Map([...found].filter(([key]) => again.has(key)));
+  }
+  for (const { args } of found.values()) add(...args);
+}
+
+/** By the finding's id and what it says: of a parent that calls vfork(2) all the time the child is another one each time. */
+async function lookAt(init: number, pids: number[]): Promise<Map<string, Found>> {
+  const found = new Map<string, Found>();
+  await lookOnce(init, pids, (...args) => {
+    const [id, severity, what] = args;
+    found.set(`${id} ${what}`, { severity, args });
+  });
+  return found;
+}
+
+async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
   // a restored tree has some of its own (ipc, time), which go along again: those of its root are the application's
   const [root] = pids;
   const ours: Namespaces = new Map(NAMESPACES.map((kind) => [kind, link(`/proc/${root}/ns/${kind}`)]));
@@ -50,7 +80,6 @@ export async function checkProcesses(init: number, pids: number[], add: Add): Pr
   if (root !== undefined) checkNamespaces(container, root, CONTAINER_NAMESPACES, `/proc/${root}`, add);
   const members: SessionMember[] = [];
   const living: number[] = [];
-  const waiting = new Set<number>();
   let seen = 0;
   for (const pid of pids) {
     const stat = statOf(`/proc/${pid}`);
@@ -76,14 +105,13 @@ export async function checkProcesses(init: number, pids: number[], add: Add): Pr
     checkCgroups(init, pid, add);
     checkFreeDescriptors(pid, add);
     for (const tid of threads) {
-      if (statOf(`/proc/${pid}/task/${tid}`)?.[0] === "D") waiting.add(tid);
+      if (statOf(`/proc/${pid}/task/${tid}`)?.[0] === "D") checkStuck(tid, add);
       if (tid !== pid) checkThread(ours, pid, tid, add);
       if (++seen % THREADS_A_TURN === 0) await turn();
     }
   }
   checkSessions(members, add);
   checkShared(living, add);
-  await checkStuck([...waiting], add);
 }
 
 function checkTracer(pid: number, threads: number[], add: Add): void {
@@ -255,28 +283,21 @@ function checkSessions(members: SessionMember[], add: Add): void {
     );
 }
 
-/** In uninterruptible sleep at every look: no signal, no freezer and no CRIU stops it, and clients would wait for that. */
-async function checkStuck(tids: number[], add: Add): Promise<void> {
-  let stuck = tids;
-  for (let look = 0; look < STUCK_LOOKS && stuck.length > 0; look++) {
-    await delay(STUCK_LOOK_MS);
-    stuck = stuck.filter((tid) => statOf(`/proc/${tid}`)?.[0] === "D");
-  }
-  for (const pid of stuck) {
-    const call = read(`/proc/${pid}/syscall`).split(" ")[0] ?? "";
-    const isVfork = CLONE_SYSCALLS.includes(call);
-    add(
-      "process.cannot-stop",
-      "error",
-      isVfork
-        ? `process ${pid} waits for a child made by vfork(2), and cannot be stopped until that runs another program or ends`
-        : `process ${pid} waits in the kernel and cannot be stopped (state D)`,
-      isVfork
-        ? "see what keeps the child"
-        : "see what it waits for: a disk or a network file system that does not answer",
-      { pid },
-    );
-  }
+/** In uninterruptible sleep: no signal, no freezer and no CRIU stops it, and clients would wait for that. */
+function checkStuck(pid: number, add: Add): void {
+  const call = read(`/proc/${pid}/syscall`).split(" ")[0] ?? "";
+  const isVfork = CLONE_SYSCALLS.includes(call);
+  add(
+    "process.cannot-stop",
+    "error",
+    isVfork
+      ? `process ${pid} waits for a child made by vfork(2), and cannot be stopped until that runs another program or ends`
+      : `process ${pid} waits in the kernel and cannot be stopped (state D)`,
+    isVfork
+      ? "see what keeps the child"
+      : "see what it waits for: a disk or a network file system that does not answer",
+    { pid },
+  );
 }
 
 /** Fields of stat(5) from the third on: state, ppid, pgrp, session, … null: gone */
