@@ -234,7 +234,6 @@ interface Libc {
   getpeername: Call;
   setsockopt: Call;
   getsockopt: Call;
-  getsockoptAt: Call;
   ioctl: Call;
   lseek: Call;
   recv: Call;
@@ -297,7 +296,6 @@ function libc(): Libc {
     getpeername: call("int getpeername(int, void *, void *)"),
     setsockopt: call("int setsockopt(int, int, int, const void *, uint32_t)"),
     getsockopt: call("int getsockopt(int, int, int, void *, void *)"),
-    getsockoptAt: call("int getsockopt(int, int, int, intptr_t, intptr_t)"),
     ioctl: call("int ioctl(int, ulong, void *)"),
     recv: call("long recv(int, void *, size_t, int)"),
     recvfrom: call("long recvfrom(int, void *, size_t, int, void *, void *)"),
@@ -1121,18 +1119,13 @@ export function tryIoctlInt(fd: number, request: number): number {
 export const socketOption = Buffer.alloc(64);
 const socketOptionView = new DataView(socketOption.buffer, socketOption.byteOffset, socketOption.length);
 
-/** As numbers: an audit makes ten thousand of these calls, and to pass a buffer takes as long as the call. */
-let socketOptionAt: [value: number, length: number] | undefined;
-
 /**
  * Reads an option of at most 64 bytes into {@link socketOption}. Returns how many bytes it has, or -errno: most options are
  * refused by most sockets.
  */
 export function tryGetsockopt(fd: number, level: number, option: number, size: number): number {
-  // memory with a view on it is no longer moved
-  socketOptionAt ??= [Number(koffi.address(socketOption)), Number(koffi.address(length))];
   lengthView.setUint32(0, size, true);
-  if (libc().getsockoptAt(fd, level, option, socketOptionAt[0], socketOptionAt[1]) < 0) return -koffi.errno();
+  if (libc().getsockopt(fd, level, option, socketOption, length) < 0) return -koffi.errno();
   return lengthView.getUint32(0, true);
 }
 
