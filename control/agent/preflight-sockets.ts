@@ -303,7 +303,7 @@ function tcpBacklogs(inodes: Map<number, SocketPlace>, { upstreamPorts }: Socket
 }
 
 function unixSockets(inodes: Map<number, SocketPlace>): Told[] {
-  const all = new Map(listUnixSockets().map((socket) => [socket.inode, socket]));
+  const all = listUnixSockets();
   const told: Told[] = [];
   for (const [inode, place] of inodes) {
     const socket = all.get(inode);
@@ -319,7 +319,11 @@ function unixSockets(inodes: Map<number, SocketPlace>): Told[] {
         place,
         isTransient: true,
       });
-    if (!socket.isListening && socket.receiveQueue > 0 && (withSocketAt(place, sendsCredentials) ?? false))
+    if (
+      socket.state !== kernel.TCP_LISTEN &&
+      socket.receiveQueue > 0 &&
+      (withSocketAt(place, sendsCredentials) ?? false)
+    )
       told.push({
         id: "socket.unix-credentials",
         severity: "error",

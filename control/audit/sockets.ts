@@ -2,6 +2,7 @@
 import { constants, networkInterfaces } from "node:os";
 import { messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { listUnixSockets, type UnixSocket } from "../container/unix-sockets.ts";
 import type { Facts } from "./fingerprint.ts";
 import { joinedGroups, type MulticastGroup, membershipFacts } from "./multicast.ts";
 import { innerText } from "./proc-text.ts";
@@ -14,7 +15,6 @@ import {
   SO_TYPE,
 } from "./socket-options.ts";
 import type { Tree, TreeDescriptor } from "./tree.ts";
-import { listUnixSockets, type UnixSocket } from "./unix-sockets.ts";
 
 export interface SocketContext {
   tree: Tree;

@@ -9,7 +9,8 @@ export interface UnixSocket {
   inode: number;
   /** SOCK_STREAM, … */
   type: number;
-  isListening: boolean;
+  /** TCP_ESTABLISHED, TCP_LISTEN or TCP_CLOSE */
+  state: number;
   /** a path, `@NAME` of an abstract one; null without */
   name: string | null;
   /** 0: none, or one that has gone */
@@ -18,8 +19,10 @@ export interface UnixSocket {
   waiting: number[];
   /** unread bytes; of a listener: connections that wait */
   receiveQueue: number;
-  /** bytes its peer has not read */
+  /** bytes its peer has not read; of a listener: its backlog */
   sendQueue: number;
+  /** 1: receiving is shut down, 2: sending, 3: both */
+  shutdown: number;
 }
 
 const NLMSG_HEADER_BYTES = 16;
@@ -36,11 +39,13 @@ const UNIX_DIAG_NAME = 0;
 const UNIX_DIAG_PEER = 2;
 const UNIX_DIAG_ICONS = 3;
 const UNIX_DIAG_RQLEN = 4;
+const UNIX_DIAG_SHUTDOWN = 6;
 const ANSWER_BYTES = 64 * 1024;
 /** the bound is for a kernel that never says DONE */
 const ANSWERS_MAX = 100_000;
 
-export function listUnixSockets(): UnixSocket[] {
+/** By inode. About 2 µs a socket. */
+export function listUnixSockets(): Map<number, UnixSocket> {
   const fd = kernel.socket(
     kernel.AF_NETLINK,
     kernel.SOCK_RAW | kernel.SOCK_CLOEXEC,
@@ -61,10 +66,10 @@ export function listUnixSockets(): UnixSocket[] {
   }
 }
 
-function readAnswers(fd: number): UnixSocket[] {
-  const sockets: UnixSocket[] = [];
+function readAnswers(fd: number): Map<number, UnixSocket> {
+  const sockets = new Map<number, UnixSocket>();
+  const answer = Buffer.allocUnsafe(ANSWER_BYTES);
   for (let answers = 0; answers < ANSWERS_MAX; answers++) {
-    const answer = Buffer.allocUnsafe(ANSWER_BYTES);
     const size = kernel.recv(fd, answer, 0);
     for (let at = 0; at + NLMSG_HEADER_BYTES <= size; ) {
       const length = answer.readUInt32LE(at);
@@ -72,7 +77,8 @@ function readAnswers(fd: number): UnixSocket[] {
       if (length < NLMSG_HEADER_BYTES || at + length > size) throw unexpected();
       if (type === NLMSG_DONE) return sockets;
       if (type === NLMSG_ERROR || length < NLMSG_HEADER_BYTES + MESSAGE_BYTES) throw unexpected();
-      sockets.push(readMessage(answer.subarray(at + NLMSG_HEADER_BYTES, at + length)));
+      const socket = readMessage(answer.subarray(at + NLMSG_HEADER_BYTES, at + length));
+      sockets.set(socket.inode, socket);
       at += (length + 3) & ~3;
     }
   }
@@ -83,13 +89,14 @@ function readAnswers(fd: number): UnixSocket[] {
 function readMessage(message: Buffer): UnixSocket {
   const socket: UnixSocket = {
     type: message.readUInt8(1),
-    isListening: message.readUInt8(2) === kernel.TCP_LISTEN,
+    state: message.readUInt8(2),
     inode: message.readUInt32LE(4),
     name: null,
     peer: 0,
     waiting: [],
     receiveQueue: 0,
     sendQueue: 0,
+    shutdown: 0,
   };
   for (let at = MESSAGE_BYTES; at + 4 <= message.length; ) {
     const length = message.readUInt16LE(at);
@@ -102,6 +109,7 @@ function readMessage(message: Buffer): UnixSocket {
     else if (type === UNIX_DIAG_ICONS)
       for (let index = 0; index + 4 <= value.length; index += 4)
         socket.waiting.push(value.readUInt32LE(index));
+    else if (type === UNIX_DIAG_SHUTDOWN) socket.shutdown = value.readUInt8(0);
     else if (type === UNIX_DIAG_RQLEN) {
       socket.receiveQueue = value.readUInt32LE(0);
       socket.sendQueue = value.readUInt32LE(4);

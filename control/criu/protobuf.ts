@@ -38,6 +38,8 @@ export interface DecodedField {
   varint: bigint;
   /** of what is length-delimited, else empty */
   bytes: Buffer;
+  /** the whole field, with its key */
+  raw: Buffer;
 }
 
 export function decodeFields(bytes: Buffer): DecodedField[] {
@@ -59,16 +61,25 @@ export function decodeFields(bytes: Buffer): DecodedField[] {
     throw malformed();
   };
   while (at < bytes.length) {
+    const from = at;
     const key = varint();
-    const number = Number(key >> 3n);
-    const wire = Number(key & 7n);
-    if (wire === 0) fields.push({ number, isVarint: true, varint: varint(), bytes: Buffer.alloc(0) });
+    const field: DecodedField = {
+      number: Number(key >> 3n),
+      isVarint: (key & 7n) === 0n,
+      varint: 0n,
+      bytes: Buffer.alloc(0),
+      raw: bytes,
+    };
+    if (field.isVarint) field.varint = varint();
     else {
+      const wire = Number(key & 7n);
       const length = wire === 2 ? Number(varint()) : wire === 1 ? 8 : wire === 5 ? 4 : -1;
       if (length < 0 || at + length > bytes.length) throw malformed();
-      fields.push({ number, isVarint: false, varint: 0n, bytes: bytes.subarray(at, at + length) });
+      field.bytes = bytes.subarray(at, at + length);
       at += length;
     }
+    field.raw = bytes.subarray(from, at);
+    fields.push(field);
   }
   return fields;
 }

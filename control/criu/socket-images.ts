@@ -2,16 +2,14 @@
  * The Internet sockets in CRIU's `files.img`, read and rewritten (images/fdinfo.proto and images/sk-inet.proto of CRIU, MIT).
  * CRIU binds each of them to the address it had, which another node may not have.
  *
- * Layout: two magics (u32 LE), then u32 LE length and file_entry, again and again. Only fields that change are written anew;
- * everything else, also what this file does not know, stays byte for byte. Pure: bytes in, bytes out.
+ * Only fields that change are written anew; everything else, also what this file does not know, stays byte for byte. Pure:
+ * bytes in, bytes out.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { addressBytes, formatAddress } from "#proxy/tcp/kernel.ts";
+import { decodeImage, encodeImage } from "./image-file.ts";
+import { type DecodedField, decodeFields, encodeFields, type Field } from "./protobuf.ts";
 
-const COMMON_MAGIC = 0x54564319;
-const FILES_MAGIC = 0x56303138;
-const HEAD_BYTES = 8;
 /** include/uapi/linux/in.h, asm-generic: the families CRIU writes */
 const AF_INET = 2;
 
@@ -52,7 +50,7 @@ export interface InetSocketChange {
   keepShutdown: boolean;
 }
 
-/** @throws HoldfastError `FILES_IMAGE_INVALID` */
+/** @throws HoldfastError `CRIU_IMAGE`, `CRIU_PROTOCOL` */
 export function inetSockets(image: Buffer): InetSocketImage[] {
   const sockets: InetSocketImage[] = [];
   rewriteInetSockets(image, (socket) => {
@@ -64,47 +62,31 @@ export function inetSockets(image: Buffer): InetSocketImage[] {
 
 /**
  * The image with each socket as `change` wants it; null leaves it as it is.
- * @throws HoldfastError `FILES_IMAGE_INVALID`
+ * @throws HoldfastError `CRIU_IMAGE`, `CRIU_PROTOCOL`
  */
 export function rewriteInetSockets(
   image: Buffer,
   change: (socket: InetSocketImage) => InetSocketChange | null,
 ): Buffer {
-  if (
-    image.length < HEAD_BYTES ||
-    image.readUInt32LE(0) !== COMMON_MAGIC ||
-    image.readUInt32LE(4) !== FILES_MAGIC
-  )
-    throw invalid();
-  const parts: Buffer[] = [image.subarray(0, HEAD_BYTES)];
-  for (let at = HEAD_BYTES; at < image.length; ) {
-    if (at + 4 > image.length) throw invalid();
-    const end = at + 4 + image.readUInt32LE(at);
-    if (end > image.length) throw invalid();
-    parts.push(rewriteEntry(image.subarray(at, end), change));
-    at = end;
-  }
-  return Buffer.concat(parts);
+  const entries = decodeImage("files", image);
+  return encodeImage(
+    "files",
+    entries.map((entry) => rewriteEntry(entry, change)),
+  );
 }
 
-/** `entry` with its length before it. */
 function rewriteEntry(entry: Buffer, change: (socket: InetSocketImage) => InetSocketChange | null): Buffer {
-  const fields = fieldsOf(entry.subarray(4));
+  const fields = decodeFields(entry);
   const inet = fields.find((field) => field.number === ENTRY_INET);
   if (inet === undefined) return entry;
-  const socket = readSocket(inet.bytes);
-  const wanted = change(socket);
+  const wanted = change(readSocket(inet.bytes));
   if (wanted === null) return entry;
-  const message = Buffer.concat(
-    fields.map((field) => (field === inet ? bytesField(ENTRY_INET, written(inet.bytes, wanted)) : field.raw)),
-  );
-  const length = Buffer.alloc(4);
-  length.writeUInt32LE(message.length, 0);
-  return Buffer.concat([length, message]);
+  const changed = encodeFields([[ENTRY_INET, written(inet.bytes, wanted)]]);
+  return Buffer.concat(fields.map((field) => (field === inet ? changed : field.raw)));
 }
 
 function readSocket(message: Buffer): InetSocketImage {
-  const fields = fieldsOf(message);
+  const fields = decodeFields(message);
   const number = (wanted: number): number =>
     Number(fields.findLast((field) => field.number === wanted)?.varint ?? 0n);
   const isIPv4 = number(INET_FAMILY) === AF_INET;
@@ -118,7 +100,7 @@ function readSocket(message: Buffer): InetSocketImage {
   const reuse =
     options === undefined
       ? undefined
-      : fieldsOf(options.bytes).find((field) => field.number === OPTION_REUSE_ADDRESS);
+      : decodeFields(options.bytes).find((field) => field.number === OPTION_REUSE_ADDRESS);
   return {
     inode: number(INET_INO),
     type: number(INET_TYPE),
@@ -140,69 +122,29 @@ function written(message: Buffer, wanted: InetSocketChange): Buffer {
     INET_REMOTE_ADDRESS,
     ...(wanted.keepShutdown ? [] : [INET_SHUTDOWN]),
   ]);
-  for (const field of fieldsOf(message)) if (!given.has(field.number)) parts.push(field.raw);
+  for (const field of decodeFields(message)) if (!given.has(field.number)) parts.push(field.raw);
   parts.push(
-    varintField(INET_STATE, wanted.state),
-    varintField(INET_LOCAL_PORT, wanted.local.port),
-    varintField(INET_REMOTE_PORT, wanted.remote.port),
-    ...addressFields(INET_LOCAL_ADDRESS, wanted.local.address),
-    ...addressFields(INET_REMOTE_ADDRESS, wanted.remote.address),
+    encodeFields([
+      [INET_STATE, wanted.state],
+      [INET_LOCAL_PORT, wanted.local.port],
+      [INET_REMOTE_PORT, wanted.remote.port],
+      ...addressFields(INET_LOCAL_ADDRESS, wanted.local.address),
+      ...addressFields(INET_REMOTE_ADDRESS, wanted.remote.address),
+    ]),
   );
   return Buffer.concat(parts);
 }
 
 /** CRIU's `repeated uint32`: four bytes in network order, read as a number of this machine. */
-function addressFields(number: number, address: string): Buffer[] {
+function addressFields(number: number, address: string): Field[] {
   const bytes = addressBytes(address);
-  const fields: Buffer[] = [];
-  for (let at = 0; at < bytes.length; at += 4) fields.push(varintField(number, bytes.readUInt32LE(at)));
-  return fields;
-}
-
-// ---- Protocol Buffers (https://protobuf.dev/programming-guides/encoding/)
-
-interface Field {
-  number: number;
-  varint: bigint;
-  /** of a length-delimited field */
-  bytes: Buffer;
-  /** with its key */
-  raw: Buffer;
-}
-
-function fieldsOf(message: Buffer): Field[] {
   const fields: Field[] = [];
-  let at = 0;
-  const varint = (): bigint => {
-    let value = 0n;
-    for (let shift = 0n; shift < 70n; shift += 7n) {
-      const byte = message[at++];
-      if (byte === undefined) throw invalid();
-      value |= BigInt(byte & 0x7f) << shift;
-      if (byte < 0x80) return BigInt.asUintN(64, value);
-    }
-    throw invalid();
-  };
-  while (at < message.length) {
-    const from = at;
-    const key = varint();
-    const wire = Number(key & 7n);
-    let value = 0n;
-    let bytes: Buffer = Buffer.alloc(0);
-    if (wire === 0) value = varint();
-    else {
-      const length = wire === 2 ? Number(varint()) : wire === 1 ? 8 : wire === 5 ? 4 : -1;
-      if (length < 0 || at + length > message.length) throw invalid();
-      bytes = message.subarray(at, at + length);
-      at += length;
-    }
-    fields.push({ number: Number(key >> 3n), varint: value, bytes, raw: message.subarray(from, at) });
-  }
+  for (let at = 0; at < bytes.length; at += 4) fields.push([number, bytes.readUInt32LE(at)]);
   return fields;
 }
 
 /** One number of an unpacked repeated field, or all of a packed one. */
-function words32(field: Field): number[] {
+function words32(field: DecodedField): number[] {
   if (field.bytes.length === 0) return [Number(BigInt.asUintN(32, field.varint))];
   // a packed field is varints without keys: given keys, they read like any other
   const keyed: Buffer[] = [];
@@ -212,31 +154,5 @@ function words32(field: Field): number[] {
     keyed.push(Buffer.from([1 << 3]), field.bytes.subarray(at, end + 1));
     at = end + 1;
   }
-  return fieldsOf(Buffer.concat(keyed)).map(({ varint }) => Number(BigInt.asUintN(32, varint)));
-}
-
-function varint(value: number): Buffer {
-  const bytes: number[] = [];
-  let rest = value;
-  do {
-    const low = rest % 128;
-    rest = Math.floor(rest / 128);
-    bytes.push(rest === 0 ? low : low | 0x80);
-  } while (rest !== 0);
-  return Buffer.from(bytes);
-}
-
-function varintField(number: number, value: number): Buffer {
-  return Buffer.concat([varint(number * 8), varint(value)]);
-}
-
-function bytesField(number: number, bytes: Buffer): Buffer {
-  return Buffer.concat([varint(number * 8 + 2), varint(bytes.length), bytes]);
-}
-
-function invalid(): HoldfastError {
-  return new HoldfastError("files.img is not what this version of CRIU writes", {
-    code: "FILES_IMAGE_INVALID",
-    source: "criu",
-  });
+  return decodeFields(Buffer.concat(keyed)).map(({ varint }) => Number(BigInt.asUintN(32, varint)));
 }

@@ -12,7 +12,7 @@ import { socketInodes } from "./sockets.ts";
 /** At the source: paths as the container sees them, and `@NAME` of abstract ones. */
 export async function unixPeersOutside(pids: number[]): Promise<string[]> {
   const mine = await socketInodes(pids);
-  const all = new Map(listUnixSockets().map((socket) => [socket.inode, socket]));
+  const all = listUnixSockets();
   const names = new Set<string>();
   for (const inode of mine.keys()) {
     const socket = all.get(inode);
@@ -30,7 +30,7 @@ export async function unixPeersOutside(pids: number[]): Promise<string[]> {
 
 /** At the target, before anybody is held. @throws HoldfastError `UNIX_PEER_MISSING` */
 export async function refuseMissingUnixPeers(container: ContainerRecord, names: string[]): Promise<void> {
-  const here = new Set(listUnixSockets().map(({ name }) => name));
+  const here = new Set([...listUnixSockets().values()].map(({ name }) => name));
   for (const name of names) {
     const isThere = name.startsWith("@")
       ? here.has(name)

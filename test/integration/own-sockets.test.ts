@@ -175,6 +175,6 @@ describe("what a source says of its sockets", { skip }, () => {
       assert.throws(() => readOwnSockets(dir), { code: "OWN_SOCKETS_INVALID" });
     }
     writeFileSync(join(dir, "files.img"), "not an image");
-    assert.throws(() => fitOwnSockets(dir, { sockets: [] }, undefined), { code: "FILES_IMAGE_INVALID" });
+    assert.throws(() => fitOwnSockets(dir, { sockets: [] }, undefined), { code: /^CRIU_/ });
   });
 });

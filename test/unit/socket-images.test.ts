@@ -107,6 +107,6 @@ describe("files.img", () => {
       Buffer.concat([Buffer.alloc(8), image.subarray(8)]),
       Buffer.concat([head, entry(field(4, Buffer.from([0x0a, 0x7f])))]),
     ])
-      assert.throws(() => rewriteInetSockets(damaged, () => null), { code: "FILES_IMAGE_INVALID" });
+      assert.throws(() => rewriteInetSockets(damaged, () => null), { code: /^CRIU_/ });
   });
 });
