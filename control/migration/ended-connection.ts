@@ -14,6 +14,7 @@ import { isIPv4 } from "node:net";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { hasArrived } from "./over-loopback.ts";
 
 /**
  * fin: the peer had finished; reset: the connection was reset; refused: it never came to be. `isSeen`: the application has
@@ -24,6 +25,9 @@ export interface ConnectionEnd {
   isSeen: boolean;
   unread: Buffer;
 }
+
+/** include/uapi/asm-generic/poll.h: the peer has finished */
+const POLLRDHUP = 0x2000;
 
 /** struct tcp_info (include/uapi/linux/tcp.h): where these fields are */
 const INFO_BYTES = 144;
@@ -76,18 +80,24 @@ export function end(fd: number, { how, isSeen, unread }: ConnectionEnd): void {
     try {
       if (how !== "refused") {
         connectTo(fd, listener.at);
+        hasArrived(() => isReady(listener.fd, kernel.POLLIN));
         peer = kernel.accept(listener.fd, kernel.SOCK_CLOEXEC | kernel.SOCK_NONBLOCK);
       }
     } finally {
       kernel.close(listener.fd);
     }
-    if (how === "refused") return void kernel.tryConnect(fd, listener.at);
+    if (how === "refused") {
+      kernel.tryConnect(fd, listener.at);
+      hasArrived(() => isReady(fd, kernel.POLLERR));
+      return;
+    }
     try {
       give(peer, unread);
       if (how === "reset") abortOnClose(peer);
     } finally {
       kernel.close(peer);
     }
+    hasArrived(() => isReady(fd, how === "reset" ? kernel.POLLERR : POLLRDHUP));
   });
   if (isSeen) kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR);
 }
@@ -135,7 +145,7 @@ function listenOnLoopback(isIPv6: boolean): { fd: number; at: Endpoint } {
   }
 }
 
-/** On the loopback device all of it is there when send(2) returns, as far as the receive buffer goes. */
+/** As far as the receive buffer goes. */
 function give(fd: number, bytes: Buffer): void {
   if (bytes.length === 0) return;
   kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUFFORCE, bytes.length);
@@ -145,6 +155,12 @@ function give(fd: number, bytes: Buffer): void {
     if (sent <= 0) break;
     at += sent;
   }
+  // what was not acknowledged a reset would throw away
+  hasArrived(() => kernel.ioctlInt(fd, kernel.SIOCOUTQ) === 0);
+}
+
+function isReady(fd: number, events: number): boolean {
+  return (kernel.pollNow(fd, events) & events) !== 0;
 }
 
 /** socket(7), SO_LINGER with a time of 0: close(2) resets */

@@ -13,8 +13,12 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { internetChecksum } from "#proxy/tcp/checksum.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { isLoopback, isUnspecified, ownAddressFor } from "./addresses.ts";
+import { hasArrived } from "./over-loopback.ts";
 
 const SO_PEEK_OFF = 42;
+/** include/uapi/linux/sock_diag.h: nine words */
+const SO_MEMINFO = 55;
+const MEMINFO_BYTES = 36;
 const DATAGRAM_BYTES_MAX = 65_536;
 const DATAGRAMS_MAX = 10_000;
 const IPV4_HEADER_BYTES = 20;
@@ -31,7 +35,10 @@ export const unreadDatagram = z.strictObject({
 });
 export type UnreadDatagram = z.infer<typeof unreadDatagram>;
 
-/** Oldest first, at most `bytesMax` bytes of them. Nothing is taken. */
+/**
+ * Oldest first, at most `bytesMax` bytes of them. Nothing is taken; but an empty one is seen by the first look only, since the
+ * kernel cannot tell otherwise that it has gone past it (`peeked`, __skb_try_recv_from_queue() in net/core/datagram.c).
+ */
 export function unreadDatagramsOf(fd: number, bytesMax: number): UnreadDatagram[] {
   if ((kernel.pollNow(fd, kernel.POLLIN) & kernel.POLLIN) === 0) return [];
   const before = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, SO_PEEK_OFF);
@@ -55,12 +62,23 @@ export function unreadDatagramsOf(fd: number, bytesMax: number): UnreadDatagram[
 /** @throws HoldfastError `DATAGRAMS_LOST` when the socket has not got them */
 export function receiveAgain(fd: number, datagrams: UnreadDatagram[]): void {
   const local = kernel.getsockname(fd);
-  for (const { from, bytes } of datagrams) inject(from, local, Buffer.from(bytes, "base64"));
-  if ((kernel.pollNow(fd, kernel.POLLIN) & kernel.POLLIN) === 0)
+  for (const { from, bytes } of datagrams) {
+    const before = receivedBytes(fd);
+    inject(from, local, Buffer.from(bytes, "base64"));
+    // one by one: on another CPU the next one could overtake it
+    if (hasArrived(() => receivedBytes(fd) > before)) continue;
     throw new HoldfastError("datagrams that the application has not read could not be given to it again", {
       code: "DATAGRAMS_LOST",
       source: "kernel",
     });
+  }
+}
+
+/** What the kernel has allocated for datagrams that wait, empty ones too (SO_MEMINFO, SK_MEMINFO_RMEM_ALLOC). */
+export function receivedBytes(fd: number): number {
+  const words = Buffer.alloc(MEMINFO_BYTES);
+  kernel.getsockoptBuffer(fd, kernel.SOL_SOCKET, SO_MEMINFO, words);
+  return words.readUInt32LE(0);
 }
 
 function inject(from: Endpoint, local: Endpoint, payload: Buffer): void {

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { afterEach, describe, it } from "node:test";
 import { deviceGroups, join, membershipsOf } from "#control/migration/group-memberships.ts";
-import { receiveAgain, unreadDatagramsOf } from "#control/migration/unread-datagrams.ts";
+import { hasArrived } from "#control/migration/over-loopback.ts";
+import { receiveAgain, receivedBytes, unreadDatagramsOf } from "#control/migration/unread-datagrams.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 
@@ -28,6 +29,13 @@ function read(fd: number): [string, Endpoint] | null {
   return got === null ? null : [into.toString("latin1", 0, got.length), got.from];
 }
 
+/** … and waits until `to` has it. */
+function deliver(sender: number, text: string, at: Endpoint, to: number): void {
+  const before = receivedBytes(to);
+  kernel.sendto(sender, Buffer.from(text), 0, at);
+  assert.ok(hasArrived(() => receivedBytes(to) > before));
+}
+
 describe("datagrams that were not read", { skip }, () => {
   for (const [bound, from, to] of [
     ["127.0.0.1", "127.0.0.1", "127.0.0.1"],
@@ -41,7 +49,7 @@ describe("datagrams that were not read", { skip }, () => {
       const { port } = kernel.getsockname(first);
       const sender = udp({ address: from, port: 0 });
       const texts = ["first", "", "x".repeat(40_000), "odd", "last"];
-      for (const text of texts) kernel.sendto(sender, Buffer.from(text), 0, { address: to, port });
+      for (const text of texts) deliver(sender, text, { address: to, port }, first);
       const seen = unreadDatagramsOf(first, unreadMax);
       const wanted = texts.map(() => read(first));
       assert.deepEqual(
@@ -57,7 +65,7 @@ describe("datagrams that were not read", { skip }, () => {
     const first = udp({ address: "127.0.0.1", port: 0 });
     const sender = udp({ address: "127.0.0.1", port: 0 });
     kernel.connect(first, kernel.getsockname(sender));
-    kernel.sendto(sender, Buffer.from("for you"), 0, kernel.getsockname(first));
+    deliver(sender, "for you", kernel.getsockname(first), first);
     const seen = unreadDatagramsOf(first, unreadMax);
     const second = udp({ address: "127.0.0.1", port: 0 });
     kernel.connect(second, kernel.getsockname(sender));
@@ -68,7 +76,7 @@ describe("datagrams that were not read", { skip }, () => {
   it("that cannot be given again are told", () => {
     const first = udp({ address: "127.0.0.1", port: 0 });
     const sender = udp({ address: "127.0.0.1", port: 0 });
-    kernel.sendto(sender, Buffer.from("x"), 0, kernel.getsockname(first));
+    deliver(sender, "x", kernel.getsockname(first), first);
     const second = udp({ address: "127.0.0.1", port: 0 });
     kernel.connect(second, kernel.getsockname(first)); // takes nothing from the sender
     assert.throws(() => receiveAgain(second, unreadDatagramsOf(first, unreadMax)), {

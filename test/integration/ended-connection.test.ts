@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { end, endOf } from "#control/migration/ended-connection.ts";
+import { hasArrived } from "#control/migration/over-loopback.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
@@ -16,16 +17,24 @@ function opened(loopback: string): { fd: number; peer: number } {
   kernel.listen(listener, 1);
   const fd = kernel.tcpSocket(family);
   kernel.tryConnect(fd, kernel.getsockname(listener));
+  arrives(listener, kernel.POLLIN);
   const peer = kernel.accept(listener, kernel.SOCK_CLOEXEC);
   kernel.close(listener);
   return { fd, peer };
 }
 
-function reset(peer: number): void {
+function arrives(fd: number, event: number): void {
+  assert.ok(hasArrived(() => (kernel.pollNow(fd, event) & event) !== 0));
+}
+
+/** … and `fd`, its other end, has heard of it. */
+function reset(peer: number, fd: number): void {
   const linger = Buffer.alloc(8);
   linger.writeInt32LE(1, 0);
   kernel.setsockoptBuffer(peer, kernel.SOL_SOCKET, kernel.SO_LINGER, linger);
+  assert.ok(hasArrived(() => kernel.ioctlInt(peer, kernel.SIOCOUTQ) === 0));
   kernel.close(peer);
+  arrives(fd, kernel.POLLERR);
 }
 
 /** Nobody listens there. */
@@ -68,28 +77,30 @@ const cases: Record<string, (loopback: string) => number> = {
   "reset, with bytes that were not read": (loopback) => {
     const { fd, peer } = opened(loopback);
     kernel.send(peer, Buffer.from("the last words"), 0);
-    reset(peer);
+    reset(peer, fd);
     return fd;
   },
   "reset, with nothing to read": (loopback) => {
     const { fd, peer } = opened(loopback);
-    reset(peer);
+    reset(peer, fd);
     return fd;
   },
   "reset, and the application has had the error": (loopback) => {
     const { fd, peer } = opened(loopback);
-    reset(peer);
+    reset(peer, fd);
     kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR);
     return fd;
   },
   "refused when it connected": (loopback) => {
     const fd = kernel.tcpSocket(loopback.includes(":") ? 6 : 4);
     kernel.tryConnect(fd, freePort(loopback));
+    arrives(fd, kernel.POLLERR);
     return fd;
   },
   "refused when it connected, and the application has had the error": (loopback) => {
     const fd = kernel.tcpSocket(loopback.includes(":") ? 6 : 4);
     kernel.tryConnect(fd, freePort(loopback));
+    arrives(fd, kernel.POLLERR);
     kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR);
     return fd;
   },
@@ -132,7 +143,7 @@ describe("a connection that is over", { skip }, () => {
     kernel.setsockoptInt(real, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, 4 * unread.length);
     let sent = 0;
     while (sent < unread.length) sent += kernel.send(peer, unread.subarray(sent), 0);
-    reset(peer);
+    reset(peer, real);
     const anew = kernel.tcpSocket(4);
     try {
       kernel.setsockoptInt(anew, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, 4 * unread.length);
