@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import type { CheckReport, Finding } from "#control/agent/finding.ts";
-import { lacking, type MovedProgram, workloadName } from "#test/support/moved-program.ts";
+import { lacking, type MovedProgram, until, workloadName } from "#test/support/moved-program.ts";
 import { withPythonShell } from "#test/support/python-shell.ts";
 
 const skip = lacking("python3", "runc");
@@ -203,8 +203,23 @@ describe("a rehearsal that is stopped", { skip, timeout: 300_000 }, () => {
   });
 });
 
-/** Of a move that did not take place: no reservation, no journal entry, no standby, no proxy, no images. */
+/** The target has given up for certain when the rehearsal answers; what was made there goes in its own time. */
 async function assertNothingLeft(program: MovedProgram, to: string): Promise<void> {
+  let found: unknown;
+  const isGone = async (): Promise<boolean> => {
+    found = await lookForRemains(program, to).then(
+      () => null,
+      (error: unknown) => error,
+    );
+    return found === null;
+  };
+  await until("nothing is left of it", isGone).catch(() => {
+    throw found;
+  });
+}
+
+/** Of a move that did not take place: no reservation, no journal entry, no standby, no proxy, no images. */
+async function lookForRemains(program: MovedProgram, to: string): Promise<void> {
   const status = await program.ask<{ workloads: { moving: unknown; state: string }[] }>("GET", "/v1/status");
   assert.deepEqual([status.workloads[0]?.moving, status.workloads[0]?.state], [null, "running"]);
   const there = await program.ask<{
