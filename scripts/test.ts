@@ -100,7 +100,8 @@ async function main(): Promise<void> {
     if (part.files.length === 0 || stopping.signal.aborted) continue;
     const stream = run({
       ...part,
-      execArgv: ["--import", resolve("test/support/end-at-exit.ts")],
+      // a test that failed may have left something open that would keep its file's process for ever
+      execArgv: ["--test-force-exit", "--import", resolve("test/support/end-at-exit.ts")],
       signal: stopping.signal,
       timeout,
       ...(patterns === undefined ? {} : { testNamePatterns: patterns }),
