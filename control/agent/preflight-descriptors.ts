@@ -50,7 +50,9 @@ export async function checkDescriptors(init: number, pids: number[], add: Add): 
   const inTree = new Set(pids);
   const mounts = mountsOf(init);
   for (const pid of pids) {
+    const mapped = mappedFiles(pid);
     for (const { fd, target } of await descriptorsOf(pid)) {
+      if (mapped.has(target)) checkLock(pid, fd, target, add);
       if (target.startsWith("pidfd:")) checkPidfd(pid, fd, inTree, add);
       else if (target.startsWith("anon_inode:")) checkAnonymous(pid, fd, target, inTree, add);
       else if (target.startsWith("/")) checkMount(pid, fd, target, mounts, add);
@@ -101,6 +103,31 @@ function checkPidfd(pid: number, fd: number, inTree: Set<number>, add: Add): voi
     "let it watch its own processes only",
     { pid, fd },
   );
+}
+
+/**
+ * A POSIX lock ends when its process closes any descriptor of the file (fcntl(2)), and CRIU 4.2 closes those that it maps files
+ * with after it has restored the locks (pie/restorer.c): SQLite's lock of its shared memory would be gone.
+ */
+function checkLock(pid: number, fd: number, target: string, add: Add): void {
+  if (!/^lock:\s*\d+:\s*POSIX /m.test(info(pid, fd))) return;
+  add(
+    "file.mapped-lock",
+    "error",
+    `process ${pid} holds a POSIX lock on a file that it has also mapped (${target}), and CRIU would lose the lock`,
+    "let SQLite do without shared memory (PRAGMA locking_mode=EXCLUSIVE before WAL, or another journal mode), Deno without its caches (a DENO_DIR that cannot be written)",
+    { pid, fd, path: target },
+  );
+}
+
+/** Paths in /proc/PID/maps. */
+function mappedFiles(pid: number): Set<string> {
+  const files = new Set<string>();
+  for (const line of read(`/proc/${pid}/maps`).split("\n")) {
+    const at = line.indexOf("/");
+    if (at > 0) files.add(line.slice(at));
+  }
+  return files;
 }
 
 function checkMount(pid: number, fd: number, target: string, mounts: Set<string>, add: Add): void {

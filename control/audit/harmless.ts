@@ -5,7 +5,7 @@
  */
 import { constants } from "node:fs";
 import { nameWhenDeleted } from "./deleted-names.ts";
-import type { Fingerprint } from "./fingerprint.ts";
+import type { Facts, Fingerprint } from "./fingerprint.ts";
 
 export interface Difference {
   /** `descriptor 12/5` */
@@ -216,6 +216,13 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: DESCRIPTOR,
+    name: /^bytes to (send|read)$/,
+    reason:
+      "between two ends that are both the application's what was on its way arrives while CRIU restores: what one end had to send the other has to read",
+    when: ({ subject }, before, after) => hasArrived(subject, before, after),
+  },
+  {
+    subject: DESCRIPTOR,
     name: /^peer address$/,
     reason:
       "an application that talks to itself by way of its node's address goes on by way of the other node's",
@@ -308,6 +315,28 @@ function isNameless(address: string | null): boolean {
 
 function portOf(address: string | null): string {
   return address?.slice(address.lastIndexOf(":")) ?? "";
+}
+
+/**
+ * Of both directions of a connection inside the tree: nothing was taken from what was there to read, and what came is what was
+ * to be sent. Of unacknowledged bytes the kernel does not tell how many the other end has already.
+ */
+function hasArrived(subject: string, before: Fingerprint, after: Fingerprint): boolean {
+  const mine = before.subjects[subject];
+  const isOther = ({ "local address": local, "peer address": peer }: Facts): boolean =>
+    local !== undefined && local === mine?.["peer address"] && peer === mine?.["local address"];
+  const other = Object.keys(before.subjects).find((name) => isOther(before.subjects[name] ?? {}));
+  if (other === undefined) return false;
+  return [
+    [subject, other],
+    [other, subject],
+  ].every(([from = "", to = ""]) => {
+    const count = (fingerprint: Fingerprint, name: string, what: "send" | "read"): number =>
+      Number(fingerprint.subjects[name]?.[`bytes to ${what}`] ?? Number.NaN);
+    const left = count(before, from, "send") - count(after, from, "send");
+    const came = count(after, to, "read") - count(before, to, "read");
+    return left >= 0 && came >= 0 && came <= left;
+  });
 }
 
 /** A pending signal that is pending no more. */

@@ -1,15 +1,6 @@
 /**
- * `npm run test:matrix`: moves every program of the catalogue in both modes and says which of them moved, as a table. The
- * table in README.md is made by it, and by nothing else.
- *
- *   --only NAME,...        these programs (names as those of their files); '' for none, as with --readme
- *   --mode takeover|relay  one mode; default: both
- *   --moves N              moves of each, there and back; default 10
- *   --json                 one JSON array on stdout, with the phases of each move, in place of the table
- *   --readme               writes the table of README.md, from the last result of every program in each mode
- *
- * Every result is kept in `.cache/matrix` until the next of the same program and mode, with what was said where it failed.
- * Exit status: 0 all moved, 1 one did not, 2 wrong arguments.
+ * `npm run test:matrix`, see {@link HELP}. The table in README.md is made by it, and by nothing else. Every result is kept in
+ * `.cache/matrix` until the next of the same program and mode, with what was said where it failed.
  */
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -24,7 +15,18 @@ const MOVES = 10;
 const kept = join(projectRoot, ".cache/matrix");
 const modes: Downstream[] = ["takeover", "relay"];
 
+const HELP = `npm run test:matrix [-- OPTIONS]: moves every program of the catalogue in both modes, and says which of them moved
+
+  --only NAME,...        these programs: ${programs.map(({ name }) => name).join(", ")}; '' for none, as with --readme
+  --mode takeover|relay  one mode; default: both
+  --moves N              moves of each, there and back; default ${MOVES}
+  --json                 one JSON array on stdout, with the phases of each move, in place of the table
+  --readme               writes the table of README.md, from the last result of every program in each mode
+
+Exit status: 0 all moved, 1 one did not, 2 wrong arguments.`;
+
 interface Options {
+  help: boolean;
   only: string[] | null;
   modes: Downstream[];
   moves: number;
@@ -36,6 +38,7 @@ function optionsOf(args: string[]): Options {
   const { values } = parseArgs({
     args,
     options: {
+      help: { type: "boolean", default: false },
       only: { type: "string" },
       mode: { type: "string" },
       moves: { type: "string", default: String(MOVES) },
@@ -55,6 +58,7 @@ function optionsOf(args: string[]): Options {
   const mode = modes.find((each) => each === values.mode);
   if (values.mode !== undefined && mode === undefined) throw new Error("--mode: expected takeover or relay");
   return {
+    help: values.help,
     only,
     modes: mode === undefined ? modes : [mode],
     moves,
@@ -83,6 +87,7 @@ function lastOutcomes(): Outcome[] {
 
 async function main(): Promise<void> {
   const options = optionsOf(process.argv.slice(2));
+  if (options.help) return void process.stdout.write(`${HELP}\n`);
   mkdirSync(kept, { recursive: true });
   const outcomes: Outcome[] = [];
   for (const program of programs.filter(({ name }) => options.only?.includes(name) ?? true)) {

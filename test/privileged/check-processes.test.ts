@@ -107,6 +107,14 @@ program = Program(1, ctypes.cast(allow, ctypes.c_void_p).value)
 assert libc.syscall(317, 1, 8, ctypes.byref(program)) >= 0`,
     ids: ["descriptor.seccomp-notify"],
   },
+  "a lock on a file that is mapped, as SQLite's": {
+    code: `
+import fcntl, mmap
+file = open("/tmp/mapped", "w+b"); file.truncate(4096)
+scope['opened'] = (file, mmap.mmap(file.fileno(), 4096))
+fcntl.lockf(file, fcntl.LOCK_SH, 1, 128)`,
+    ids: ["file.mapped-lock"],
+  },
   "an eventfd that counts and sends signals": {
     code: `
 import fcntl
@@ -146,6 +154,11 @@ if child == 0:
     os.setsid()
     ${pause}
 scope['opened'] = [select.epoll(), os.pidfd_open(child), os.eventfd(0)]`,
+  "a lock on a file, and another file that is mapped": `
+import fcntl, mmap
+file = open("/tmp/mapped", "w+b"); file.truncate(4096)
+other = open("/tmp/locked", "w+b"); fcntl.lockf(other, fcntl.LOCK_EX)
+scope['opened'] = (other, mmap.mmap(file.fileno(), 4096))`,
   "a child that nobody has waited for": `
 if os.fork() == 0: os._exit(0)`,
 };

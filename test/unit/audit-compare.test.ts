@@ -193,6 +193,39 @@ describe("comparing", () => {
   });
 });
 
+describe("a connection inside the application", () => {
+  const ends = (sends: number, reads: number, at = "127.0.0.1:5"): Fingerprint =>
+    fingerprint({
+      "descriptor 12/5": {
+        "local address": "127.0.0.1:4",
+        "peer address": at,
+        "bytes to send": String(sends),
+        "bytes to read": "0",
+      },
+      "descriptor 12/6": {
+        "local address": "127.0.0.1:5",
+        "peer address": "127.0.0.1:4",
+        "bytes to send": "0",
+        "bytes to read": String(reads),
+      },
+    });
+  const names = (before: Fingerprint, after: Fingerprint): string[] =>
+    compareFingerprints(before, after).map(({ subject, name }) => `${subject} ${name}`);
+
+  it("brings what was on its way while it is restored", () => {
+    assert.deepEqual(names(ends(17, 3), ends(0, 20)), []);
+    assert.deepEqual(names(ends(17, 20), ends(0, 20)), [], "it had come, and was not acknowledged");
+    assert.deepEqual(names(ends(17, 3), ends(10, 10)), []);
+  });
+
+  it("neither loses nor makes up anything", () => {
+    assert.equal(names(ends(17, 3), ends(0, 2)).length, 2);
+    assert.equal(names(ends(17, 3), ends(0, 21)).length, 2);
+    assert.equal(names(ends(0, 3), ends(17, 3)).length, 1);
+    assert.equal(names(ends(17, 3, "10.0.0.9:5"), ends(0, 20, "10.0.0.9:5")).length, 2, "to somebody else");
+  });
+});
+
 describe("signals", () => {
   it("of job control stop again what they had stopped, and nobody else", () => {
     const pending = (mask: string): Fingerprint => fingerprint({ "process 12": { "status ShdPnd": mask } });
