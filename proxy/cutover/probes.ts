@@ -6,24 +6,33 @@
  */
 import type { PortConfig } from "#proxy/contract/commands.ts";
 import { Observer } from "#proxy/protocol/observer.ts";
-import { probePath } from "#proxy/replay/watch.ts";
+import { PlainRequest, StoredAnswer } from "#proxy/protocol/stored-answer.ts";
+import { isProbe } from "#proxy/replay/watch.ts";
 import type { LiveSession, Peek } from "./live-session.ts";
 
 /** a check's request is small; what is longer is none */
 const REQUEST_BYTES_MAX = 8 * 1024;
+/** of one port: checks differ in their queries and hosts, which clients choose */
+const ANSWERS_MAX = 32;
 
 export class ProbeAnswers {
-  readonly #answers = new Map<PortConfig, Map<string, Buffer>>();
+  readonly #answers = new Map<PortConfig, Map<string, StoredAnswer>>();
 
-  /** @param check as `probePath` gives it */
-  remember(port: PortConfig, check: string, answer: Buffer): void {
-    const known = this.#answers.get(port) ?? new Map<string, Buffer>();
-    known.set(check, answer);
+  /** What the application has answered last: one that may not be given again takes the place of one that might have been. */
+  remember(port: PortConfig, request: PlainRequest, answer: Buffer): void {
+    const known = this.#answers.get(port) ?? new Map<string, StoredAnswer>();
     this.#answers.set(port, known);
+    known.delete(request.key);
+    const stored = StoredAnswer.of(request, answer, performance.now());
+    if (stored === null) return;
+    known.set(request.key, stored);
+    const [oldest] = known.keys();
+    if (known.size > ANSWERS_MAX && oldest !== undefined) known.delete(oldest);
   }
 
-  find(port: PortConfig, check: string): Buffer | null {
-    return this.#answers.get(port)?.get(check) ?? null;
+  find(port: PortConfig, request: PlainRequest): Buffer | null {
+    const stored = this.#answers.get(port)?.get(request.key);
+    return stored?.fits(request) === true ? stored.given(performance.now()) : null;
   }
 }
 
@@ -45,8 +54,8 @@ export class ProbePeek implements Peek {
       protocol: port.protocol,
       hooks: {
         onRequest: (_record, head) => {
-          const check = probePath(head, port.probes);
-          this.#answer = check === null ? null : answers.find(port, check);
+          const request = isProbe(head, port.probes) ? PlainRequest.of(head) : null;
+          this.#answer = request === null ? null : answers.find(port, request);
           this.#isOther ||= this.#answer === null;
         },
         onRequestEnd: () => {

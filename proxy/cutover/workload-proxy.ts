@@ -9,6 +9,7 @@ import type { Configure, PortConfig, ProxyLimits, SessionInfo } from "#proxy/con
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
+import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
 import type { Greeting } from "#proxy/relay/link-auth.ts";
 import { type Active, RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd, type LinkListener } from "#proxy/relay/link-end.ts";
@@ -373,7 +374,7 @@ export class WorkloadProxy implements WatchHost {
     this.opaqueReasons.set(reason, (this.opaqueReasons.get(reason) ?? 0) + 1);
   }
 
-  onProbeAnswer(port: PortConfig, check: string, answer: Buffer): void {
+  onProbeAnswer(port: PortConfig, check: PlainRequest, answer: Buffer): void {
     this.probeAnswers.remember(port, check, answer);
   }
 

@@ -13,6 +13,8 @@ export interface HeadEdit {
   append?: string[];
   /** [name, value]: takes the place of the first field of that name; others of that name go; added where there is none */
   replace?: [name: string, value: string][];
+  /** names of fields that go */
+  remove?: string[];
 }
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
@@ -67,7 +69,7 @@ export class ResponseHeadEditor {
         this.#parser = answerParser();
       } else {
         this.#done = true;
-        passed.push(edited(head, this.#edit(new HttpHead(head, 0, headBytes))), bytes);
+        passed.push(editHead(head, this.#edit(new HttpHead(head, 0, headBytes))), bytes);
       }
     }
     return passed.length === 1 ? (passed[0] as Buffer) : Buffer.concat(passed);
@@ -88,10 +90,14 @@ function answerParser(): HeadParser {
   return parser;
 }
 
-/** @param head with its empty line */
-function edited(head: Buffer, { append = [], replace = [] }: HeadEdit): Buffer {
-  if (append.length === 0 && replace.length === 0) return head;
-  const lines = head.toString("latin1", 0, head.length - 2 * CRLF.length).split(CRLF);
+/** @param head strict HTTP/1.x, with its empty line */
+export function editHead(head: Buffer, { append = [], replace = [], remove = [] }: HeadEdit): Buffer {
+  if (append.length === 0 && replace.length === 0 && remove.length === 0) return head;
+  const gone = remove.map((name) => `${name.toLowerCase()}:`);
+  const lines = head
+    .toString("latin1", 0, head.length - 2 * CRLF.length)
+    .split(CRLF)
+    .filter((line, index) => index === 0 || !gone.some((prefix) => line.toLowerCase().startsWith(prefix)));
   for (const [name, value] of replace) {
     const line = `${name}: ${value}`;
     const prefix = `${name.toLowerCase()}:`;

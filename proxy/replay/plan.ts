@@ -2,9 +2,10 @@
  * Pure: what becomes of the HTTP requests that were in flight when the application ended (RFC 9110 9.2.2: a proxy may send
  * again what is idempotent, or what it knows was not acted upon).
  *
- *   not completely given to the application        → sent again: it cannot have acted on the whole of it
- *   completely given, idempotent or `unsafe`       → sent again
- *   completely given, anything else                → refused: nobody knows whether it was acted upon
+ *   nothing of it given to the application         → sent again: nobody can have acted upon it
+ *   given in part or whole, idempotent or `unsafe` → sent again
+ *   given in part or whole, anything else          → refused: applications act upon what they have read so far (imports,
+ *                                                    uploads), and nobody knows
  *   its bytes are not in the log any more          → refused
  *   as many lives as it may have ended with it     → refused: it may be what ends them
  *
@@ -42,7 +43,7 @@ export function planReplay(input: PlanInput): PlanStep[] | null {
   const steps: PlanStep[] = [];
   for (const record of inFlight) {
     const to = record.end < 0 ? bytesIn : record.end;
-    const mayHaveActed = record.end >= 0 && record.end <= sentUpTo;
+    const mayHaveActed = record.start < sentUpTo;
     const isSafe = !mayHaveActed || record.idempotent || unsafe;
     if (isSafe && input.hasLife(record) && input.covers(record.start, to))
       steps.push({ do: "send", from: record.start, to, record });

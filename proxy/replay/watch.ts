@@ -11,6 +11,7 @@ import { Observer, type RequestRecord } from "../protocol/observer.ts";
 import type { OpaqueReason } from "../protocol/opaque-reason.ts";
 import { type HeadEdit, ResponseHeadEditor } from "../protocol/response-head-editor.ts";
 import { issueCookie, nameOf } from "../protocol/session-name.ts";
+import { PlainRequest } from "../protocol/stored-answer.ts";
 import { decodeWatch, encodeWatch } from "./saved-watch.ts";
 import { type Carrier, type ReplayHost, SessionReplay } from "./session-replay.ts";
 
@@ -23,8 +24,8 @@ const PROBE_ANSWER_BYTES_MAX = 64 * 1024;
 export interface WatchHost extends ReplayHost {
   readonly cookieKey: Buffer;
   onOpaque(reason: OpaqueReason): void;
-  /** the application's answer to a health check ("GET /healthz") */
-  onProbeAnswer(port: PortConfig, check: string, answer: Buffer): void;
+  /** the application's answer to a health check */
+  onProbeAnswer(port: PortConfig, check: PlainRequest, answer: Buffer): void;
 }
 
 export interface WatchOptions {
@@ -44,7 +45,7 @@ export class Watch {
   readonly #observer: Observer;
   #editor: ResponseHeadEditor | null = null;
   #cookieLine: string | null = null;
-  #probe: { record: RequestRecord; check: string; bytes: Buffer[]; length: number } | null = null;
+  #probe: { record: RequestRecord; check: PlainRequest; bytes: Buffer[]; length: number } | null = null;
 
   constructor(options: WatchOptions) {
     const { carrier, host, port } = options;
@@ -153,17 +154,18 @@ export class Watch {
 
   onRequest(record: RequestRecord, head: HttpHead): void {
     const { naming, probes } = this.#port;
-    const check = probes.length > 0 ? probePath(head, probes) : null;
+    const isCheck = probes.length > 0 && isProbe(head, probes);
     if (naming !== null) {
       const found = nameOf(head, naming, this.#host.cookieKey);
       if (found.name !== null) this.name = found.name;
-      else if (naming.issue && this.name === null && check === null) {
+      else if (naming.issue && this.name === null && !isCheck) {
         const cookie = issueCookie(naming, this.#host.cookieKey);
         this.name = cookie.name;
         this.#cookieLine = cookie.line;
       }
     }
     // Of pipelined ones the bytes of one answer are not told apart here.
+    const check = isCheck ? PlainRequest.of(head) : null;
     if (check !== null && this.#observer.oldest === record)
       this.#probe = { record, check, bytes: [], length: 0 };
   }
@@ -226,9 +228,8 @@ export class Watch {
   }
 }
 
-/** The path of a health check this request makes; null when it makes none. */
-export function probePath(head: HttpHead, probes: readonly string[]): string | null {
-  if (head.method !== "GET" && head.method !== "HEAD") return null;
-  const path = head.target.split("?", 1)[0] ?? "";
-  return probes.includes(path) ? `${head.method} ${path}` : null;
+/** Whether this request is a health check: of one of these paths, with whatever query. */
+export function isProbe(head: HttpHead, probes: readonly string[]): boolean {
+  if (head.method !== "GET" && head.method !== "HEAD") return false;
+  return probes.includes(head.target.split("?", 1)[0] ?? "");
 }

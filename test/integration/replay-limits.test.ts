@@ -11,7 +11,7 @@ const UPLOAD_BYTES = 20 * MIB;
 const MARKER = "a plain text marker that must not be on any disk ";
 
 function head(bytes: number): string {
-  return `POST /up HTTP/1.1\r\nHost: app\r\nContent-Length: ${bytes}\r\n\r\n`;
+  return `PUT /up HTTP/1.1\r\nHost: app\r\nContent-Length: ${bytes}\r\n\r\n`;
 }
 
 function digest(bytes: Buffer): string {

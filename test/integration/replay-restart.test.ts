@@ -325,6 +325,11 @@ describe("health checks", { timeout: 60_000 }, () => {
           probe.socket.write(CHECK.slice(0, 10));
           probe.socket.write(CHECK.slice(10));
           const [given] = await answersOf(probe, 1);
+          assert.ok(given !== undefined && answer !== undefined);
+          assert.match(given.headers.get("age") ?? "", /^[0-9]$/);
+          assert.equal(given.headers.get("connection"), "close");
+          for (const added of ["age", "connection"]) given.headers.delete(added);
+          answer.headers.delete("connection");
           assert.deepEqual({ ...given }, { ...answer });
           assert.equal(await probe.ending(), "end");
         }
