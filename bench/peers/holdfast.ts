@@ -80,6 +80,7 @@ export async function startHoldfast(
       moveBy: "transplant",
       replayUnsafe: false,
       delivery: "atMostOnce",
+      setUp: "auto",
       naming: null,
       probes: [],
     })),

@@ -58,9 +58,10 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
     [PORTS_SORTED]: ports.map(({ listen, upstream }) => canonicalJson({ listen, upstream })).sort(),
     "ports.protocol": ports.map(({ protocol }) => protocol),
     "ports.continuity": ports.map(({ continuity, moveBy }) => ({ continuity, moveBy })),
-    "ports.replay": ports.map(({ replayUnsafe, delivery, naming, probes }) => ({
+    "ports.replay": ports.map(({ replayUnsafe, delivery, setUp, naming, probes }) => ({
       replayUnsafe,
       delivery,
+      setUp,
       naming,
       probes,
     })),

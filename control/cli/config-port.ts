@@ -8,7 +8,7 @@ const OPAQUE = new Set(["tcp", "tls", "h2"]);
 
 /** @param fail called with the key's path below `at` and what was expected */
 export function checkPort(port: FilePort, at: string, fail: (at: string, message: string) => never): void {
-  const { protocol, continuity, delivery, moveBy, session, probes } = port;
+  const { protocol, continuity, delivery, setUp, moveBy, session, probes } = port;
   const isReplay = continuity === "replay";
   const isOpaque = OPAQUE.has(protocol);
   if (isReplay && isOpaque) {
@@ -25,6 +25,9 @@ export function checkPort(port: FilePort, at: string, fail: (at: string, message
   }
   if (delivery !== undefined && !isReplay) {
     fail(`${at}.delivery`, `expected it with continuity: replay only, got "${delivery}"`);
+  }
+  if (setUp !== undefined && !isReplay) {
+    fail(`${at}.setUp`, `expected it with continuity: replay only, got ${JSON.stringify(setUp)}`);
   }
   if (probes.length > 0 && isOpaque) {
     fail(`${at}.probes`, `expected protocol auto, http or websocket with it, got "${protocol}"`);
@@ -45,8 +48,9 @@ export function checkPort(port: FilePort, at: string, fail: (at: string, message
   }
 }
 
-export function completePort({ session, delivery = "atMostOnce", ...port }: FilePort): PortConfig {
-  return { ...port, delivery, naming: session === undefined ? null : namingOf(session) };
+export function completePort(file: FilePort): PortConfig {
+  const { session, delivery = "atMostOnce", setUp = "auto", ...port } = file;
+  return { ...port, delivery, setUp, naming: session === undefined ? null : namingOf(session) };
 }
 
 function namingOf(session: NonNullable<FilePort["session"]>): SessionNaming | null {

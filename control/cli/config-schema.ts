@@ -187,6 +187,15 @@ const session = z.strictObject(
 const PROBE_EXPECTED = "expected the path of a health check, as /healthz";
 const probe = z.string(PROBE_EXPECTED).regex(/^\/[!-~]{0,1023}$/, PROBE_EXPECTED);
 
+const SET_UP_EXPECTED = "expected auto, close, none or a number of messages (1 to 16)";
+const setUp = z.union(
+  [
+    z.enum(["auto", "close", "none"]),
+    z.int(SET_UP_EXPECTED).min(1, SET_UP_EXPECTED).max(16, SET_UP_EXPECTED),
+  ],
+  SET_UP_EXPECTED,
+);
+
 const port = z.strictObject(
   {
     listen: count("a port number", 1, 65_535),
@@ -197,6 +206,7 @@ const port = z.strictObject(
     replayUnsafe: truth.default(false),
     // no default: given without replay it is a mistake, whatever it says
     delivery: oneOf("atMostOnce", "atLeastOnce").optional(),
+    setUp: setUp.optional(),
     session: session.optional(),
     probes: list(probe, "expected a list of at most 16 paths", 0, 16).default([]),
   },

@@ -46,6 +46,11 @@ export interface PortConfig {
   replayUnsafe: boolean;
   /** replay, WebSocket: what becomes of messages that went to the application's old life and were perhaps not processed */
   delivery: "atMostOnce" | "atLeastOnce";
+  /**
+   * replay, WebSocket: what a new instance gets of what the client said at first. auto: Close 1012 where its protocol is known to
+   * need that; close: Close 1012; none: nothing; a number: so many of its first messages again
+   */
+  setUp: "auto" | "close" | "none" | number;
   naming: SessionNaming | null;
   /** paths of HTTP health checks, answered by the proxy during a cutover or a restart with the application's last answer */
   probes: string[];

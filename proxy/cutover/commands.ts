@@ -39,6 +39,7 @@ const portSchema = z.object({
   moveBy: z.enum(["transplant", "replay"]).default("transplant"),
   replayUnsafe: z.boolean().default(false),
   delivery: z.enum(["atMostOnce", "atLeastOnce"]).default("atMostOnce"),
+  setUp: z.union([z.enum(["auto", "close", "none"]), z.int().min(1).max(16)]).default("auto"),
   naming: naming.nullable().default(null),
   probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
 });

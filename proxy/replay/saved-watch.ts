@@ -33,6 +33,12 @@ const small = z.strictObject({
           extensions: z.string(),
         })
         .nullable(),
+      setUp: z.strictObject({
+        isKnown: z.boolean(),
+        seen: offset,
+        isLost: z.boolean(),
+        messages: z.array(z.strictObject({ end: offset, bytes: z.base64() })),
+      }),
     })
     .nullable(),
 });
@@ -60,6 +66,13 @@ export function encodeWatch(watch: SavedWatch): Buffer {
             logBase: replay.logBase,
             messageEnds: replay.messageEnds,
             agreed: replay.handshake?.agreed ?? null,
+            setUp: {
+              ...replay.setUp,
+              messages: replay.setUp.messages.map((message) => ({
+                end: message.end,
+                bytes: message.bytes.toString("base64"),
+              })),
+            },
           },
   };
   const writer = new ByteWriter(SAVED_BYTES_START);
@@ -97,6 +110,13 @@ export function decodeWatch(bytes: Buffer): SavedWatch {
               log,
               messageEnds: replay.messageEnds,
               handshake: replay.agreed === null ? null : { request, agreed: replay.agreed },
+              setUp: {
+                ...replay.setUp,
+                messages: replay.setUp.messages.map((message) => ({
+                  end: message.end,
+                  bytes: Buffer.from(message.bytes, "base64"),
+                })),
+              },
             },
     };
   } catch (cause) {

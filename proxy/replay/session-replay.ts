@@ -35,6 +35,7 @@ import type { HeldBudget } from "./held-bytes.ts";
 import { HeldBytes } from "./held-bytes.ts";
 import { InboundLog } from "./inbound-log.ts";
 import { type PlanStep, planReplay } from "./plan.ts";
+import { type SavedSetUp, SetUp } from "./set-up.ts";
 
 /** RFC 6455 7.4.1, and the registry: 1012 Service Restart, 1013 Try Again Later */
 const CLOSE_NORMAL = 1000;
@@ -101,6 +102,7 @@ export interface SavedReplay {
   log: Buffer;
   messageEnds: number[];
   handshake: Handshake | null;
+  setUp: SavedSetUp;
 }
 
 export class SessionReplay {
@@ -110,6 +112,7 @@ export class SessionReplay {
   readonly #observer: Observer;
   readonly #log: InboundLog;
   readonly #held: HeldBytes;
+  readonly #setUp: SetUp;
   #plan: PlanStep[] = [];
   /** the next step of the plan waits for its answer, or has just got it */
   #awaited: RequestRecord | null = null;
@@ -156,6 +159,7 @@ export class SessionReplay {
     this.#observer = options.observer;
     const { saved } = options;
     this.#held = new HeldBytes(options.host.budget);
+    this.#setUp = new SetUp(options.port.setUp, saved?.setUp ?? null);
     this.#log = new InboundLog(
       options.host.limits.replayBytesMax,
       saved?.logBase ?? options.observer.bytesIn,
@@ -182,6 +186,7 @@ export class SessionReplay {
       log: this.#log.slice(base, base + keptBytes),
       messageEnds: this.#messageEnds,
       handshake: this.#handshake,
+      setUp: this.#setUp.save(),
     };
   }
 
@@ -313,14 +318,17 @@ export class SessionReplay {
         request: Buffer.from(this.#log.slice(record.start, record.headEnd)),
         agreed: agreementOf(answer),
       };
+      this.#setUp.agreed(this.#handshake);
     }
     this.#log.dropTo(Math.min(this.#observer.inboundMessageStart, this.#log.end));
     this.#messageEnds.length = 0;
   }
 
-  onMessage(direction: "in" | "out", end: number): void {
+  onMessage(direction: "in" | "out", start: number, end: number): void {
     this.#isAnswered = direction === "out";
     if (direction === "in") {
+      if (this.#setUp.isListening)
+        this.#setUp.message(this.#log.covers(start, end) ? this.#log.slice(start, end) : null, end);
       // The ends are bounded as the log is.
       if (this.#log.covers(this.#log.base, end)) this.#messageEnds.push(end);
       return;
@@ -383,7 +391,7 @@ export class SessionReplay {
       return true;
     }
     // A compressor that goes on from where it was meets a decompressor that begins anew (RFC 7692 7.1.1).
-    if (state.compressedIn && !this.noTakeover) {
+    if ((state.compressedIn && !this.noTakeover) || !this.#setUp.mayGoOn) {
       this.#detach(how);
       this.#refuseWebSocket(CLOSE_RESTART);
       return true;
@@ -681,8 +689,9 @@ export class SessionReplay {
     this.waits();
     if (this.#handshake !== null) {
       this.#resentTo = this.#log.end;
-      const bytes = this.#log.slice(this.#log.base, this.#log.end);
-      this.#host.counters.messagesReplayed += this.#messageEnds.length;
+      const begun = this.#setUp.again(this.#log.base);
+      const bytes = Buffer.concat([...begun, this.#log.slice(this.#log.base, this.#log.end)]);
+      this.#host.counters.messagesReplayed += begun.length + this.#messageEnds.length;
       if (bytes.length > 0) this.#carrier.inbound.resend(bytes);
       this.#drainHeld();
       return;

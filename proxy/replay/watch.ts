@@ -188,8 +188,8 @@ export class Watch {
     this.replay?.onUpgraded(record, head);
   }
 
-  onMessage(direction: "in" | "out", _start: number, end: number): void {
-    this.replay?.onMessage(direction, end);
+  onMessage(direction: "in" | "out", start: number, end: number): void {
+    this.replay?.onMessage(direction, start, end);
   }
 
   onOpaque(reason: OpaqueReason): void {

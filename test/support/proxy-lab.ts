@@ -69,6 +69,7 @@ const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
   moveBy: "transplant",
   replayUnsafe: false,
   delivery: "atMostOnce",
+  setUp: "auto",
   naming: null,
   probes: [],
 };

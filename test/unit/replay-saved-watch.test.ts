@@ -24,6 +24,15 @@ const watch: fc.Arbitrary<SavedWatch> = fc.record(
           logBase: offset,
           log: bytes,
           messageEnds: fc.array(offset, { maxLength: 5 }),
+          setUp: fc.record(
+            {
+              isKnown: fc.boolean(),
+              seen: offset,
+              isLost: fc.boolean(),
+              messages: fc.array(fc.record({ end: offset, bytes }, PLAIN), { maxLength: 3 }),
+            },
+            PLAIN,
+          ),
           handshake: fc.option(
             fc.record(
               {
