@@ -130,7 +130,7 @@ export function readJournal(path: string): Journal {
   }
   const parsed = journalSchema.safeParse(parseJson(text));
   if (!parsed.success) throw damaged("is damaged");
-  return parsed.data;
+  return nextJournal(parsed.data, {});
 }
 
 /** What is written next: of epochs that a node has owned or seen none is forgotten. */
