@@ -5,13 +5,15 @@
  */
 import { z } from "zod";
 import type { Channel } from "#proxy/contract/channel.ts";
-import { messageOf } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { AgentContext } from "./context.ts";
 import type { Workload } from "./workload.ts";
 
 const EVERY_MS = 1_000;
 const PEER_MS_MAX = 1_000;
+/** a peer that refuses us (another key, another version) logs each attempt */
+const REFUSED_MS = 30_000;
 const WORKLOADS_MAX = 10_000;
 
 const epoch = z.number().int().nonnegative();
@@ -38,6 +40,8 @@ export class Owners {
   readonly #context: () => AgentContext;
   readonly #workloads: ReadonlyMap<string, Workload>;
   readonly #channels = new Map<string, Promise<Channel>>();
+  /** by performance.now(), when it may be asked again without need */
+  readonly #refusedUntilMs = new Map<string, number>();
   #timer: NodeJS.Timeout | undefined;
   #isAsking = false;
 
@@ -92,7 +96,14 @@ export class Owners {
   async #round(): Promise<void> {
     const { peers, mark, store } = this.#context();
     const answers = await Promise.all(
-      Object.keys(peers).map((peer) => this.#exchange(peer).catch(() => null)),
+      Object.keys(peers).map(async (peer) => {
+        if (performance.now() < (this.#refusedUntilMs.get(peer) ?? 0)) return null;
+        return this.#exchange(peer).catch((error: unknown) => {
+          if (error instanceof HoldfastError && !error.retryable)
+            this.#refusedUntilMs.set(peer, performance.now() + REFUSED_MS);
+          return null;
+        });
+      }),
     );
     await Promise.all([...this.#workloads.values()].map((workload) => workload.checkOwnership()));
     if (answers.includes(null) || (await mark.isKnown())) return;
