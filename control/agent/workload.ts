@@ -241,12 +241,13 @@ export class Workload {
 
   /** False: it is not known yet whether it may be started here. */
   async #tryToStart(): Promise<boolean> {
-    if (this.#closed || this.#journal.stopped || this.#journal.role !== "none") return true;
+    if (this.#closed || this.#journal.stopped || this.#runsHere) return true;
     if (this.#isMoving || this.#starting !== null) return false;
     return this.#alone(async () => {
       const decision = await this.#decide(false);
       if (decision.kind === "other") {
         this.#problem = null;
+        if (this.#journal.role === "owner") this.record({ role: "none" });
         this.context.log.info({ workload: this.name, owner: decision.owner }, "owned by another node");
         return true;
       }
@@ -277,7 +278,7 @@ export class Workload {
     if (this.#settling !== "no" && force) return this.#forceSettling();
     while (this.#starting !== null) await this.#starting.catch(() => {});
     if (this.#isMoving) throw this.#busy();
-    if (this.#journal.role === "owner")
+    if (this.#journal.role === "owner" && this.#runsHere)
       throw new HoldfastError(`${this.name} is on node ${this.context.node} already`, {
         code: "ALREADY_THERE",
         source: "migration",
@@ -389,6 +390,7 @@ export class Workload {
 
   async #launch(epoch: number): Promise<void> {
     const { context, name } = this;
+    if (this.#journal.role === "edge") await this.#tearDown(); // of an owner that is gone for good
     const container = await this.createContainer(async () => {});
     this.record({ container, role: "owner", epoch, stopped: false, edges: [] });
     try {
@@ -399,7 +401,6 @@ export class Workload {
       this.vip?.announce();
     } catch (error) {
       await this.#tearDown();
-      this.record({ ...EMPTY_JOURNAL, epoch });
       throw error;
     }
     context.log.info({ workload: name, epoch, container: container.id }, "started");
@@ -407,6 +408,7 @@ export class Workload {
 
   /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
   async stop(): Promise<void> {
+    while (this.#starting !== null) await this.#starting.catch(() => {});
     if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     const { role, epoch } = this.#journal;
     this.#stopping = true;
@@ -442,10 +444,20 @@ export class Workload {
   /** For other agents. */
   async held(): Promise<Held> {
     const { role, moving, epoch, seen } = this.#journal;
-    const isOwner = moving === null && role === "owner" && !this.#stopping;
-    const has = isOwner ? "owner" : moving === null && role !== "owner" ? "no" : "moving";
+    // one that died with its machine keeps nobody from starting it
+    const runs = role === "owner" && this.#runsHere;
+    const isOwner = runs && moving === null && !this.#stopping;
+    const has = isOwner ? "owner" : runs || moving !== null ? "moving" : "no";
     const link = isOwner && this.downstream === "relay" ? await this.#linkEndpoint() : null;
     return { workload: this.name, has, epoch, seen, link };
+  }
+
+  get #isLaunching(): boolean {
+    return this.#starting !== null && this.#journal.role === "owner";
+  }
+
+  get #runsHere(): boolean {
+    return this.#journal.container !== null || this.#proxy !== null;
   }
 
   async #linkEndpoint(): Promise<Endpoint | null> {
@@ -577,7 +589,7 @@ export class Workload {
     if (!alive && this.#proxy === null) {
       this.context.log.warn({ workload: this.name }, "did not survive; starting again");
       await this.#tearDown();
-      this.record({ ...EMPTY_JOURNAL, epoch });
+      this.record({ ...EMPTY_JOURNAL, role: "owner", epoch }); // a later agent has to try as well
       await this.#startWhenKnown();
       return;
     }
@@ -705,7 +717,7 @@ export class Workload {
 
   /** Ends the application and starts it again, with what the configuration file says of it now. */
   async restart(drainMs: number, report: (event: RestartEvent) => void): Promise<RestartResult> {
-    if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
+    if (this.#isLaunching || this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     await this.#requireOwner();
     const config = this.#readConfig();
     await loadRootfs(config); // what would fail in the middle fails now
@@ -768,7 +780,7 @@ export class Workload {
   }
 
   async #depart(request: MigrateRequest, rehearse: boolean): Promise<MoveResult> {
-    if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
+    if (this.#isLaunching || this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     await this.#requireOwner();
     if (request.to === this.context.node) {
       throw new HoldfastError(`${this.name} is on node ${request.to} already`, {
@@ -1177,7 +1189,7 @@ export class Workload {
     let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
     if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
     if (this.supervisor.isBusy) state = "restarting";
-    if (role === "none" && this.#isWaiting && !stopped) state = "waiting";
+    if (this.#isWaiting && !this.#runsHere && !stopped) state = "waiting";
     if (moving !== null) state = "moving";
     return {
       name: this.name,

@@ -96,6 +96,24 @@ describe("one owner, whatever the store has lost", { timeout: 180_000 }, () => {
   );
 
   it(
+    "silent while both agents have asked it, and heard nothing: they settle it between them, and it is told when it is back",
+    on(async (stage) => {
+      const { owner, other } = stage;
+      const before = Number(stage.record().epoch);
+      stage.fault("crash@source:committed", `exec@target:release=kill -STOP ${stage.lab.redis.pid}`);
+      assert.equal((await stage.migrate()).end, "cut");
+      await stage.restart(owner);
+      await stage.until(async () => (await shown(stage, other)).role === "owner");
+      await stage.until(async () => (await shown(stage, owner)).role === "none");
+      const { epoch } = await shown(stage, other);
+      assert.ok(epoch > before + 2, "above what the store may still give to the source");
+      stage.lab.redis.resume(); // and it carries out what both have asked
+      await stage.until(() => Number(stage.record().epoch) === epoch);
+      await stage.assertStays(other);
+    }),
+  );
+
+  it(
     "emptied while the owner's agent is down: another waits and says why, and the owner is told to the store again",
     on(async (stage) => {
       const { owner, other } = stage;
