@@ -78,7 +78,9 @@ export function decideClaim(known: Known): Decision {
   if (isMine && record.epoch >= had) return { kind: "resume", epoch: record.epoch };
 
   const silent = known.peers.filter((answer) => "silent" in answer);
-  const proves = silent.length === 0 || (record === null && known.storeIsKnown);
+  // what has once had an epoch has a record ever after, also when it is stopped
+  const isNew = record === null && next === 1 && known.storeIsKnown;
+  const proves = silent.length === 0 || isNew;
   if (proves) return { kind: isMine ? "raise" : "claim", epoch: next };
   const doubt =
     record === null ? "the store has no record of it" : `the store's record of it is older than epoch ${had}`;

@@ -102,6 +102,8 @@ export class Workload {
   #closed = false;
   #stopping = false;
   #recovery: Promise<void> = Promise.resolve();
+  /** what the last agent left has been found, and a move that it was at is settled */
+  #isRecovered = false;
   /** the source of an arrival being recovered has been told that this node gave up */
   #gaveWord = false;
   /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
@@ -217,6 +219,7 @@ export class Workload {
     if (this.#journal.role === "owner") await this.#recoverOwner();
     else if (this.#journal.role === "edge" && this.#proxy === null)
       this.record({ role: "none", proxy: null });
+    this.#isRecovered = true;
     this.supervisor.watch();
     this.registry.keep();
     if (this.#journal.role === "none" && this.config.start) await this.#startWhenKnown();
@@ -479,7 +482,8 @@ export class Workload {
     this.#heardEpoch = Math.max(this.#heardEpoch, epoch);
     const { role, moving, epoch: own } = this.#journal;
     if (moving !== null) return; // settled by those who are at it
-    if (role === "owner" && epoch > own) void this.stepDown({ owner: peer, epoch });
+    if (role === "owner" && epoch > own)
+      this.stepDown({ owner: peer, epoch }).catch((error: unknown) => this.#warn("step down", error));
     const isNews = epoch > own || !isSameEndpoint(link, this.#ownerLink);
     if (role === "edge" && link !== null && epoch >= own && isNews)
       this.edgeSwitch(epoch, { node: peer, link }).catch((error: unknown) =>
@@ -489,8 +493,8 @@ export class Workload {
 
   /** The store has forgotten or thrown back what it knew, or names another owner. Called about every second. */
   async checkOwnership(): Promise<void> {
-    const isSettled = (): boolean => this.isAtRest && this.#journal.debt === null && this.#proxy !== null;
-    if (!isSettled()) return;
+    const isSettled = (): boolean => this.isAtRest && this.#journal.debt === null && this.#runsHere;
+    if (!this.#isRecovered || !isSettled()) return;
     const { store, node } = this.context;
     const { epoch } = this.#journal;
     const found = await store.ownership(this.name).catch(() => undefined);
@@ -535,7 +539,7 @@ export class Workload {
    */
   async stepDown({ owner, epoch }: { owner: string; epoch: number }): Promise<void> {
     const { context, name } = this;
-    if (!this.isAtRest) return; // asked again in a second
+    if (!this.#isRecovered || !this.isAtRest) return; // asked again in a second
     if (this.supervisor.cancel()) {
       this.vip?.remove(); // and the rest when the restart is over
       return;
@@ -552,7 +556,6 @@ export class Workload {
         "take the address off": () => this.vip?.remove(),
         "stop the application": async () => (await this.freezer())?.freeze(),
         "end restarts": () => this.supervisor.interrupt(),
-        "end what is left": () => this.#tearDown(),
       };
       for (const [what, step] of Object.entries(steps)) {
         try {
@@ -561,6 +564,7 @@ export class Workload {
           this.#warn(what, error);
         }
       }
+      await this.#tearDown(); // what it cannot end stays on record, and is tried again
       this.record({ ...EMPTY_JOURNAL, epoch: Math.max(epoch, own) });
       this.#problem = {
         what: `node ${owner} owns it at epoch ${epoch}, above ${own} here: what ran here was ended, and its clients reset`,
@@ -1089,6 +1093,7 @@ export class Workload {
       moving: null,
     });
     this.#arrival = null;
+    this.#problem = null;
   }
 
   /** The target goes on; whatever was kept for a rollback goes. */

@@ -8,7 +8,7 @@ import { rmSync } from "node:fs";
 import type { Socket } from "node:net";
 import { join } from "node:path";
 import { describe, it, test } from "node:test";
-import { nodeBinary, projectRoot } from "#test/lab/lab.ts";
+import { createLab, nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import { type MoveStage, type NodeName, WORKLOAD } from "#test/support/move-stage.ts";
 import { type MovedProgram, until, withProgram, workloadName } from "#test/support/moved-program.ts";
 import { staged } from "#test/support/staged.ts";
@@ -114,6 +114,24 @@ describe("one owner, whatever the store has lost", { timeout: 180_000 }, () => {
   );
 
   it(
+    "gone in a move, with the target: its source waits, says for what, and goes on when a person says that it is to",
+    on(async (stage) => {
+      const { owner, other } = stage;
+      stage.fault(`exec@source:committed=kill -KILL ${stage.lab.redis.pid}`, "crash@target:release");
+      const move = stage.migrate();
+      await stage.died(other);
+      const problem = async (): Promise<string> => (await shown(stage, owner)).problem?.what ?? "";
+      await stage.until(async () => (await problem()).includes(`whether node ${other} has it is not known`));
+      const { status, stderr } = await stage.lab.cli(owner, ["start", WORKLOAD, "--force"]);
+      assert.equal(status, 0, stderr);
+      assert.equal((await move).end, "rolled-back");
+      await stage.lab.redis.start();
+      await stage.startAgent(other);
+      await stage.assertStays(owner);
+    }),
+  );
+
+  it(
     "emptied while the owner's agent is down: another waits and says why, and the owner is told to the store again",
     on(async (stage) => {
       const { owner, other } = stage;
@@ -152,7 +170,7 @@ describe("one owner, whatever the store has lost", { timeout: 180_000 }, () => {
       assert.equal(Number(stage.record().epoch), before + 1);
       const again = await stage.lab.cli(owner, ["start", WORKLOAD]);
       assert.deepEqual([again.status, /already/.test(again.stderr)], [4, true], again.stderr);
-      await moved(stage); // the other node does not say that the epoch has passed
+      await stage.assertWell(owner); // the other node does not say that the epoch has passed
 
       assert.equal((await stage.lab.cli(other, ["stop", WORKLOAD])).status, 0);
       await stage.agent(other).stop();
@@ -160,7 +178,7 @@ describe("one owner, whatever the store has lost", { timeout: 180_000 }, () => {
       await stage.startAgent(other, { start: true });
       await stage.until(() => stage.record().state === "released");
       assert.ok(Number(stage.record().epoch) > before + 2, JSON.stringify(stage.record()));
-      await stage.assertWell(other);
+      await stage.assertStays(other);
     }),
   );
 });
@@ -186,6 +204,21 @@ async function stateOf(program: MovedProgram, node: string): Promise<string> {
   const { workloads } = await program.ask<Shown>("GET", "/v1/status", undefined, node);
   return workloads[0]?.state ?? "";
 }
+
+test("two agents of a new cluster that may both start it, at the same time: one does", async () => {
+  const lab = await createLab();
+  try {
+    const workloads = [{ name: workloadName, start: true, ...echo }];
+    await Promise.all(["a", "b"].map((node) => lab.startAgent(node, { workloads })));
+    const states = async (): Promise<string[]> => {
+      const answers = await Promise.all(["a", "b"].map((node) => lab.cli(node, ["status", "--json"])));
+      return answers.map(({ json }) => (json as Shown).workloads[0]?.state ?? "").sort();
+    };
+    await until("one runs", async () => (await states()).join() === "elsewhere,running");
+  } finally {
+    await lab.close();
+  }
+});
 
 test("started by force where the owner's machine seems gone: when it is back it ends its own, and clients are reset", async () => {
   await withProgram({ downstream: "relay", workload: echo }, async (program) => {

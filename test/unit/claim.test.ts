@@ -43,9 +43,11 @@ describe("a workload without a record is claimed", () => {
     assert.match(cure, /`holdfast start chat --force`/);
   });
 
-  test("where one cannot be asked, and the store is the one that has always known all", () => {
+  test("where one cannot be asked, nobody has heard of it, and the store is the one that has always known all", () => {
     const decision = decideClaim(known({ peers: [silent("b")], storeIsKnown: true }));
     assert.deepEqual(decision, { kind: "claim", epoch: 1 });
+    const had = { peers: [silent("b")], storeIsKnown: true, journal: { epoch: 0, seen: 1 } };
+    assert.equal(decideClaim(known(had)).kind, "wait", "it has existed: its record was lost");
   });
 
   test("not where a peer has it, or may soon", () => {
