@@ -484,6 +484,8 @@ export class Workload {
     if (moving !== null) return; // settled by those who are at it
     if (role === "owner" && epoch > own)
       this.stepDown({ owner: peer, epoch }).catch((error: unknown) => this.#warn("step down", error));
+    // it is about to take the address off, which it has announced
+    if (role === "owner" && epoch < own) this.vip?.announce();
     const isNews = epoch > own || !isSameEndpoint(link, this.#ownerLink);
     if (role === "edge" && link !== null && epoch >= own && isNews)
       this.edgeSwitch(epoch, { node: peer, link }).catch((error: unknown) =>
@@ -642,7 +644,8 @@ export class Workload {
 
   async #recoverArrival(moving: Moving): Promise<void> {
     const { context, name } = this;
-    if (moving.step === "released") return this.#finishArrival(moving);
+    const { epoch } = moving;
+    if (moving.step === "released" && !(await this.#isOwnedAbove(epoch))) return this.#finishArrival(moving);
     const complete = ["restored", "adopted", "releasing"].includes(moving.step);
     if (complete && (await this.#isWhole())) {
       const outcome = await decideAtTarget(this, moving.id, moving.epoch, () => this.#gaveWord);
@@ -656,6 +659,21 @@ export class Workload {
     await this.discardProxy(moving.epoch);
     this.record({ moving: null, container: null });
     context.log.info({ workload: name }, "the cut-off arrival was discarded");
+  }
+
+  /** A fail-over may have forgotten what was decided here, and another node have gone on while there was no agent. */
+  async #isOwnedAbove(epoch: number): Promise<boolean> {
+    const { owners, log } = this.context;
+    for (const answer of await owners.ask(this.name)) {
+      if (!("held" in answer) || answer.held?.has !== "owner" || answer.held.epoch <= epoch) continue;
+      const { peer, held } = answer;
+      log.error(
+        { workload: this.name, owner: peer, epoch: held.epoch, own: epoch },
+        "another node has gone on",
+      );
+      return true;
+    }
+    return false;
   }
 
   /** Restored and stopped, and the proxy that has its legs lives too. */

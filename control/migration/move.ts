@@ -185,7 +185,7 @@ export const outcomeCall = z.strictObject({
   workload: z.string(),
   migration: z.string().max(64),
   epoch,
-  grant: epoch.nullable(),
+  grant: epoch.nullable().default(null),
 });
 export type OutcomeCall = z.infer<typeof outcomeCall>;
 

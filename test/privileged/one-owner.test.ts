@@ -70,7 +70,7 @@ describe("one owner, whatever the store has lost", { timeout: 180_000 }, () => {
   );
 
   it(
-    "a release that is forgotten, with the target's agent: both have it, until the target's next agent sees the higher epoch",
+    "a release that is forgotten, with the target's agent: its next agent hears that the source has gone on, and lets go",
     on(async (stage) => {
       const { owner, other } = stage;
       stage.fault(
@@ -80,17 +80,7 @@ describe("one owner, whatever the store has lost", { timeout: 180_000 }, () => {
       );
       assert.equal((await stage.migrate()).end, "rolled-back");
       await stage.restart(other);
-      await stage.until(async () => (await shown(stage, other)).role === "none");
-      assert.match(stage.agent(other).stderr, /"level":50.*another node owns the workload at a higher epoch/);
-      assert.match((await shown(stage, other)).problem?.what ?? "", new RegExp(`node ${owner} owns it`));
-      const metrics = await stage.lab.run(other, [
-        "curl",
-        "-s",
-        "--unix-socket",
-        stage.agent(other).socketPath,
-        "http://agent/metrics",
-      ]);
-      assert.match(metrics.stdout, /holdfast_agent_stepped_down_total\{workload="chat"\} 1/);
+      await stage.until(() => /another node has gone on/.test(stage.agent(other).stderr));
       await stage.assertWell(owner);
     }),
   );
@@ -153,6 +143,25 @@ describe("one owner, whatever the store has lost", { timeout: 180_000 }, () => {
       await stage.until(() => stage.record().owner === owner);
       await stage.until(async () => (await shown(stage, other)).state === "elsewhere");
       await stage.assertStays(owner);
+    }),
+  );
+
+  it(
+    "started by force while the owner's agent is down: when that is back it takes the address off and ends what it had",
+    on(async (stage) => {
+      const { owner, other } = stage;
+      await stage.agent(owner).stop();
+      const start = await stage.lab.cli(other, ["start", WORKLOAD, "--force"]);
+      assert.equal(start.status, 0, start.stderr);
+      await stage.startAgent(owner);
+      await stage.until(async () => (await shown(stage, owner)).role === "none");
+      assert.match(stage.agent(owner).stderr, /"level":50.*another node owns the workload at a higher epoch/);
+      assert.match((await shown(stage, owner)).problem?.what ?? "", new RegExp(`node ${other} owns it`));
+      const { socketPath } = stage.agent(owner);
+      const ask = ["curl", "-s", "--unix-socket", socketPath, "http://agent/metrics"];
+      const { stdout } = await stage.lab.run(owner, ask);
+      assert.match(stdout, /holdfast_agent_stepped_down_total\{workload="chat"\} 1/);
+      await stage.assertStays(other);
     }),
   );
 
