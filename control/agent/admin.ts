@@ -9,6 +9,7 @@
  *   POST /v1/workloads/NAME/check         { to } → the same: a rehearsal, with { node, rehearsed, prediction? } and CheckReport in the result
  *   POST /v1/workloads/NAME/restart       { drainMs? } → the same
  *   POST /v1/workloads/NAME/cancel        { cancelled }: the move, or the restart
+ *   POST /v1/workloads/NAME/start         { force? } → {}: here, if no other node has it; force: a person says that none has
  *   POST /v1/workloads/NAME/stop          {}
  *   GET  /healthz, /metrics               also on the address `metrics:` of the configuration
  */
@@ -32,6 +33,7 @@ const BODY_BYTES_MAX = 64 * 1024;
 const DRAIN_MS = 1_000;
 const restartSchema = z.strictObject({ drainMs: z.number().int().min(0).max(3_600_000).optional() });
 const rehearseSchema = z.strictObject({ to: z.string().min(1).max(40) });
+const startSchema = z.strictObject({ force: z.boolean().optional() });
 const migrateSchema = z.strictObject({
   to: z.string().min(1).max(40),
   deadlineMs: z.number().int().min(1).max(3_600_000).optional(),
@@ -48,6 +50,7 @@ const STATUS: Record<string, number> = {
   RESTART_BUSY: 409,
   STORE_BUSY: 409,
   NOT_OWNER: 409,
+  OWNER_UNKNOWN: 409,
   ALREADY_THERE: 409,
   NODE_UNKNOWN: 404,
 };
@@ -146,6 +149,11 @@ export class AdminServer {
         return this.#restart(workload(), request, response);
       case "POST /v1/workloads/NAME/cancel":
         return sendJson(response, 200, { cancelled: workload().cancel() });
+      case "POST /v1/workloads/NAME/start": {
+        const { force = false } = await readBody(request, startSchema);
+        await workload().start(force);
+        return sendJson(response, 200, {});
+      }
       case "POST /v1/workloads/NAME/stop":
         await workload().stop();
         return sendJson(response, 200, {});

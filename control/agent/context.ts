@@ -6,7 +6,9 @@ import type { Store } from "#proxy/store/store.ts";
 import type { ContainerRuntime } from "../container/runtime.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
+import type { ClusterMark } from "./cluster-mark.ts";
 import type { AgentMetrics } from "./metrics.ts";
+import type { Owners } from "./owners.ts";
 
 export interface AgentContext {
   node: string;
@@ -20,7 +22,9 @@ export interface AgentContext {
   store: Store;
   /** for people: no password in it */
   storeUrl: string;
+  mark: ClusterMark;
   peers: Record<string, Endpoint>;
+  owners: Owners;
   runtime: ContainerRuntime;
   criu: FoundCriu;
   initBinary: string;

@@ -1,6 +1,7 @@
 /**
  * What this node has decided without the store, and tells it as soon as it answers: also a later agent does, from the
- * journal. No new move begins before.
+ * journal. No new move begins before. Where it contradicts, it has lost something since, and its record is raised to what
+ * this node owns; or another node has had the workload, and this one steps down.
  */
 import { once } from "node:events";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
@@ -44,27 +45,18 @@ export class Debts {
     await Promise.race([this.#paying, once(late, "abort")]);
   }
 
-  /**
-   * Reserves the next epoch for a move. A store that has lost the record is told again who the owner is: an owner whose
-   * journal knows of no move under way is the only one.
-   */
+  /** Reserves the next epoch for a move. A store that has lost the record, or was thrown back, is told again who the owner is. */
   async reserve(migration: string, target: string): Promise<Ownership> {
     const { context, name, journal } = this.#workload;
-    const request = { workload: name, node: context.node, epoch: journal.epoch, migration, target };
+    const own = { workload: name, node: context.node, epoch: journal.epoch };
+    const request = { ...own, migration, target, epochMin: journal.seen + 1 };
     try {
       return await context.store.reserve(request);
     } catch (error) {
-      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
-      await this.claimAgain();
+      if (!isContradiction(error)) throw error;
+      await context.store.raise(own); // refused: the owner's watch looks who has it
       return context.store.reserve(request);
     }
-  }
-
-  /** Tells a store that was emptied who the owner is, at the epoch the journal knows. */
-  async claimAgain(): Promise<void> {
-    const { context, name, journal } = this.#workload;
-    const found = await context.store.claim({ workload: name, node: context.node, epoch: journal.epoch });
-    context.log.warn({ workload: name, ...found }, "the store had lost the record of the owner");
   }
 
   async #payUntilDone(): Promise<void> {
@@ -95,14 +87,20 @@ export class Debts {
     const { store, node } = workload.context;
     try {
       if (kind === "cancelled") await store.cancel({ workload: name, migration });
-      else if (kind === "released") await store.markReleased({ workload: name, node, epoch });
+      else if (kind === "released") await store.raise({ workload: name, node, epoch });
       else {
         const taken = await store.takeBack({ workload: name, node, migration });
+        if (taken.epoch < epoch) await store.raise({ workload: name, node, epoch });
         workload.record({ epoch: Math.max(taken.epoch, workload.journal.epoch) });
       }
     } catch (error) {
-      if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) throw error;
-      await this.claimAgain();
+      if (!isContradiction(error)) throw error;
+      await workload.assertOwnership();
     }
   }
+}
+
+/** What the store says is not what this node knows. */
+function isContradiction(error: unknown): boolean {
+  return error instanceof HoldfastError && ["STORE_ABSENT", "STORE_FENCED"].includes(error.code);
 }

@@ -74,7 +74,12 @@ const restartingSchema = z.strictObject({
 
 const journalSchema = z.strictObject({
   role: z.enum(["none", "owner", "edge"]),
+  /** owner: at which it owns the workload; edge: of the owner it has links to; none: at which it last had to do with it */
   epoch: z.number().int().nonnegative(),
+  /** the highest at which this node has been owner */
+  owned: z.number().int().nonnegative().default(0),
+  /** the highest that this node knows to have been given out: never falls, whatever else is forgotten */
+  seen: z.number().int().nonnegative().default(0),
   container: containerSchema.nullable(),
   /** root of the application's tree; null: not looked for yet, or none */
   application: processSchema.nullable(),
@@ -96,6 +101,8 @@ export type Debt = z.infer<typeof debtSchema>;
 export const EMPTY_JOURNAL: Journal = {
   role: "none",
   epoch: 0,
+  owned: 0,
+  seen: 0,
   container: null,
   application: null,
   proxy: null,
@@ -123,7 +130,17 @@ export function readJournal(path: string): Journal {
   }
   const parsed = journalSchema.safeParse(parseJson(text));
   if (!parsed.success) throw damaged("is damaged");
-  return parsed.data;
+  return nextJournal(parsed.data, {});
+}
+
+/** What is written next: of epochs that a node has owned or seen none is forgotten. */
+export function nextJournal(before: Readonly<Journal>, patch: Partial<Journal>): Journal {
+  const after = { ...before, ...patch };
+  return {
+    ...after,
+    owned: Math.max(before.owned, after.owned, after.role === "owner" ? after.epoch : 0),
+    seen: Math.max(before.seen, after.seen, after.epoch),
+  };
 }
 
 export function writeJournal(path: string, journal: Journal): void {

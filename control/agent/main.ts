@@ -14,9 +14,11 @@ import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
 import { edgePrepareCall, edgeSwitchCall, outcomeCall, prepareCall } from "../migration/move.ts";
 import { AdminServer } from "./admin.ts";
+import { ClusterMark } from "./cluster-mark.ts";
 import type { AgentContext } from "./context.ts";
 import { checkCall } from "./departure-facts.ts";
 import { AgentMetrics } from "./metrics.ts";
+import { Owners, ownersCall } from "./owners.ts";
 import { answerCheck } from "./preflight.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
 import { Workload } from "./workload.ts";
@@ -55,7 +57,9 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     key: config.key,
     store,
     storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
+    mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
     peers: config.peers,
+    owners: new Owners(() => context, workloads),
     runtime: await ContainerRuntime.find(config.stateDir),
     criu: await findCriu(process.env.HOLDFAST_CACHE ?? CACHE_DIR),
     initBinary: INIT_BINARY,
@@ -84,6 +88,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     onPeer: (stream, peer) => serve(new Channel(stream, { name: `agent ${peer}` }), peer, workloads, context),
     onRefused: (line) => log.warn(line),
   });
+  context.owners.keep();
   const recovered = Promise.all(
     [...workloads.values()].map((workload) =>
       workload
@@ -113,6 +118,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   log.info("agent ends; its workloads go on");
   for (const workload of workloads.values()) workload.close();
+  context.owners.close();
   await admin.close();
   await peers.close();
   await store.close();
@@ -155,15 +161,11 @@ function serve(
   );
   channel.on(
     "outcome",
-    checked(outcomeCall, async ({ workload: name, migration, epoch }) => ({
-      result: { outcome: await workload(name).outcome(migration, epoch) },
-    })),
+    checked(outcomeCall, async (call) => ({ result: await workload(call.workload).outcome(call) })),
   );
   channel.on(
-    "has",
-    checked(z.strictObject({ workload: z.string() }), ({ workload: name }) => ({
-      result: { has: workload(name).isHere },
-    })),
+    "owners",
+    checked(ownersCall, async ({ workloads: told }) => ({ result: await context.owners.answer(peer, told) })),
   );
   channel.on(
     "edge.prepare",

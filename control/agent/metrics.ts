@@ -10,6 +10,7 @@ export class AgentMetrics {
   #phase: Histogram<"phase">;
   #storeUp: Gauge;
   #restarts: Counter<"workload" | "reason">;
+  #stepsDown: Counter<"workload">;
 
   constructor(workloads: Map<string, Workload>) {
     const registers = [this.registry];
@@ -45,6 +46,12 @@ export class AgentMetrics {
       labelNames: ["workload", "reason"] as const,
       registers,
     });
+    this.#stepsDown = new Counter({
+      name: "holdfast_agent_stepped_down_total",
+      help: "Workloads ended here because another node owned them at a higher epoch.",
+      labelNames: ["workload"] as const,
+      registers,
+    });
     new Gauge({
       name: "holdfast_agent_workloads",
       help: "Workloads of this node by what it is to them.",
@@ -63,6 +70,10 @@ export class AgentMetrics {
 
   restarted(workload: string, reason: "command" | "status" | "signal" | "unknown"): void {
     this.#restarts.inc({ workload, reason });
+  }
+
+  steppedDown(workload: string): void {
+    this.#stepsDown.inc({ workload });
   }
 
   moved(move: MoveResult): void {

@@ -79,10 +79,10 @@ export class Registry {
   }
 
   async #onFailure(error: unknown): Promise<void> {
-    const { name, context, debts } = this.#workload;
+    const { name, context } = this.#workload;
     context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written");
     if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) return;
     this.#told.clear();
-    await debts.claimAgain();
+    await this.#workload.assertOwnership();
   }
 }

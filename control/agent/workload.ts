@@ -6,6 +6,7 @@ import { hkdfSync } from "node:crypto";
 import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { Configure, SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
@@ -21,18 +22,27 @@ import {
   type ContainerRuntime,
   runPath,
 } from "../container/runtime.ts";
-import type { MoveResult, Outcome, PrepareCall, Report } from "../migration/move.ts";
+import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../migration/move.ts";
 import { takeBackOwnSockets } from "../migration/own-sockets.ts";
-import { decideAtSource, decideAtTarget, delay } from "../migration/settle.ts";
+import { decideAtSource, decideAtTarget, delay, OUTCOME_MS_MAX } from "../migration/settle.ts";
 import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
 import { putBack } from "../migration/watches.ts";
+import { type Decision, decideClaim, decideForced, type Permission, type Problem } from "./claim.ts";
 import type { AgentContext } from "./context.ts";
 import { Debts } from "./debts.ts";
 import type { DepartureFacts } from "./departure-facts.ts";
 import { type CheckReport, merged } from "./finding.ts";
-import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
+import {
+  EMPTY_JOURNAL,
+  type Journal,
+  type Moving,
+  nextJournal,
+  readJournal,
+  writeJournal,
+} from "./journal.ts";
+import { type Held, isSameEndpoint } from "./owners.ts";
 import {
   askTarget,
   checkArrival,
@@ -57,12 +67,14 @@ export interface WorkloadStatus {
   name: string;
   role: Journal["role"];
   epoch: number;
-  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped";
+  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped" | "waiting";
   owner: string | null;
   downstream: "takeover" | "relay";
   sessions: number;
   moving: { to: string; step: string } | null;
   container: string | null;
+  /** what keeps it from being what the configuration says */
+  problem: Problem | null;
 }
 
 const CRIU_POLL_MS = 5;
@@ -70,6 +82,8 @@ const CRIU_POLL_MS = 5;
 const DEBT_MS_MAX = 1_000;
 const PEER_MS_MAX = 1_000;
 const EDGE_MS_MAX = 5_000;
+/** nodes and store are asked again after this whether a workload may be started */
+const CLAIM_AGAIN_MS = 500;
 const CHECK_DIAL_MS_MAX = 2_000;
 /** takeover has no links */
 const NO_LINK: Endpoint = { address: "", port: 0 };
@@ -88,8 +102,25 @@ export class Workload {
   #closed = false;
   #stopping = false;
   #recovery: Promise<void> = Promise.resolve();
+  /** what the last agent left has been found, and a move that it was at is settled */
+  #isRecovered = false;
   /** the source of an arrival being recovered has been told that this node gave up */
   #gaveWord = false;
+  /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
+  #granted: number | null = null;
+  #problem: Problem | null = null;
+  /** to be started here as soon as it is known that it may */
+  #isWaiting = false;
+  /** being started, or looked at whether it may be; one at a time */
+  #starting: Promise<unknown> | null = null;
+  /** a cut-off move waits for the store or the other node; forced: a person has said that the other node is gone for good */
+  #settling: "no" | "yes" | "forced" = "no";
+  /** of owners that others told of */
+  #heardEpoch = 0;
+  /** relay, owner: where this proxy takes links */
+  #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
+  /** relay, edge: where it has been told that the owner takes links */
+  #ownerLink: Endpoint | null = null;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
     this.#config = config;
@@ -149,14 +180,19 @@ export class Workload {
   }
   /** Owned, and neither about to leave nor to be ended. */
   get isAtRest(): boolean {
-    return this.#journal.role === "owner" && !this.#isMoving && !this.#stopping && !this.#closed;
+    const isBusy = this.#isMoving || this.#starting !== null || this.#stopping;
+    return this.#journal.role === "owner" && !isBusy && !this.#closed;
   }
 
   record(patch: Partial<Journal>): void {
     const isOther = patch.container !== undefined && patch.container?.id !== this.#journal.container?.id;
     // what was known of an application was of its container
-    this.#journal = { ...this.#journal, ...(isOther ? { application: null } : {}), ...patch };
+    this.#journal = nextJournal(this.#journal, { ...(isOther ? { application: null } : {}), ...patch });
     writeJournal(this.#journalPath, this.#journal);
+  }
+  /** An epoch that was given out: this node will not let it be given out again. */
+  see(epoch: number): void {
+    if (epoch > this.#journal.seen) this.record({ seen: epoch });
   }
   recordMoving(patch: Partial<Moving>): void {
     if (this.#journal.moving !== null) this.record({ moving: { ...this.#journal.moving, ...patch } });
@@ -183,98 +219,361 @@ export class Workload {
     if (this.#journal.role === "owner") await this.#recoverOwner();
     else if (this.#journal.role === "edge" && this.#proxy === null)
       this.record({ role: "none", proxy: null });
-    if (this.#journal.role === "none" && this.config.start && !this.#journal.stopped) await this.start();
+    this.#isRecovered = true;
     this.supervisor.watch();
     this.registry.keep();
+    if (this.#journal.role === "none" && this.config.start) await this.#startWhenKnown();
   }
 
-  /** Starts the application here unless another node owns it. */
-  async start(): Promise<void> {
-    const { context, name } = this;
-    // a store that was emptied would give it to anybody
-    if ((await context.store.ownership(name)) === null) {
-      const owner = await this.#ownerByPeers();
-      if (owner !== null) {
-        context.log.info({ workload: name, owner }, "owned by another node, which the store has forgotten");
-        return;
+  /** Starts it as soon as it is known that no other node has it. Resolves after the first look; the others follow by themselves. */
+  async #startWhenKnown(): Promise<void> {
+    if (await this.#tryToStart()) return;
+    this.#isWaiting = true;
+    const asked = (async () => {
+      do await sleep(CLAIM_AGAIN_MS, undefined, { ref: false });
+      while (!(await this.#tryToStart()));
+    })();
+    asked
+      .catch((error: unknown) =>
+        this.context.log.error({ workload: this.name, reason: messageOf(error) }, "cannot be started"),
+      )
+      .finally(() => {
+        this.#isWaiting = false;
+      });
+  }
+
+  /** False: it is not known yet whether it may be started here. */
+  async #tryToStart(): Promise<boolean> {
+    if (this.#closed || this.#journal.stopped || this.#runsHere) return true;
+    if (this.#isMoving || this.#starting !== null) return false;
+    return this.#alone(async () => {
+      const decision = await this.#decide(false);
+      if (decision.kind === "other") {
+        this.#problem = null;
+        if (this.#journal.role === "owner") this.record({ role: "none" });
+        this.context.log.info({ workload: this.name, owner: decision.owner }, "owned by another node");
+        return true;
       }
+      if (decision.kind !== "wait") return this.#carryOut(decision);
+      if (this.#problem?.what !== decision.problem.what)
+        this.context.log.warn({ workload: this.name, ...decision.problem }, "not started yet");
+      this.#problem = decision.problem;
+      return false;
+    });
+  }
+
+  async #alone<T>(work: () => Promise<T>): Promise<T> {
+    const started = work();
+    this.#starting = started;
+    try {
+      return await started;
+    } finally {
+      this.#starting = null;
     }
-    const ownership = await context.store.claim({ workload: name, node: context.node });
-    if (ownership.owner !== context.node) {
-      context.log.info({ workload: name, owner: ownership.owner }, "owned by another node");
-      return;
+  }
+
+  /**
+   * On command, also after `stop`. @param force a person says that no other node has it: believed unless one answers that it
+   * does, and where a move that was cut off waits for a node that is gone, the application goes on here
+   * @throws HoldfastError `ALREADY_THERE`, `NOT_OWNER`, `OWNER_UNKNOWN`, `MIGRATION_BUSY`, `STORE_UNREACHABLE`
+   */
+  async start(force: boolean): Promise<void> {
+    if (this.#settling !== "no" && force) return this.#forceSettling();
+    while (this.#starting !== null) await this.#starting.catch(() => {});
+    if (this.#isMoving) throw this.#busy();
+    if (this.#journal.role === "owner" && this.#runsHere)
+      throw new HoldfastError(`${this.name} is on node ${this.context.node} already`, {
+        code: "ALREADY_THERE",
+        source: "migration",
+      });
+    await this.#alone(async () => {
+      const decision = await this.#decide(force);
+      if (decision.kind === "other" || decision.kind === "wait") {
+        const { what, cure } = decision.problem;
+        const code = decision.kind === "other" ? "NOT_OWNER" : "OWNER_UNKNOWN";
+        throw new HoldfastError(`${this.name} is not started: ${what}; ${cure}`, {
+          code,
+          source: "migration",
+        });
+      }
+      if (force) this.context.log.warn({ workload: this.name, ...decision }, "started because it was forced");
+      this.record({ stopped: false });
+      if (!(await this.#carryOut(decision)))
+        throw new HoldfastError(
+          `${this.name}: the store did not take the claim, or another node was quicker`,
+          {
+            code: "OWNER_UNKNOWN",
+            source: "store",
+            retryable: true,
+          },
+        );
+    });
+  }
+
+  /** The application goes on here as if the other node had said that it gave up. */
+  async #forceSettling(): Promise<void> {
+    const peer = this.#journal.moving?.peer;
+    const answers = await this.context.owners.ask(this.name);
+    if (answers.some((answer) => answer.peer === peer && "held" in answer))
+      throw new HoldfastError(`${this.name}: node ${peer} answers: it is asked what became of the move`, {
+        code: "OWNER_UNKNOWN",
+        source: "peer",
+        retryable: true,
+      });
+    if (this.#settling === "yes") this.#settling = "forced";
+  }
+
+  /** Asked again and again while a move to a node that may have the workload is being settled. */
+  get isForced(): boolean {
+    return this.#settling === "forced";
+  }
+  settling(isSettling: boolean): void {
+    this.#settling = isSettling ? "yes" : "no";
+    this.#problem = isSettling
+      ? {
+          what: `whether node ${this.#journal.moving?.peer} has it is not known: its clients wait until that node or the store answers`,
+          cure: `start the agent there, or the store; if the node is gone for good: \`holdfast start ${this.name} --force\``,
+        }
+      : null;
+  }
+
+  /** Whether it may be started here. A store that is silent keeps it from that. */
+  async #decide(force: boolean): Promise<Decision> {
+    const { context, name } = this;
+    const peers = await context.owners.ask(name);
+    try {
+      // after the peers: what one of them has told the store before it answered is seen
+      const record = await context.store.ownership(name);
+      const storeIsKnown = record === null && (await context.mark.isKnown());
+      const known = {
+        workload: name,
+        node: context.node,
+        record,
+        peers,
+        journal: this.#journal,
+        storeIsKnown,
+      };
+      return force ? decideForced(known) : decideClaim(known);
+    } catch (error) {
+      if (force || !(error instanceof HoldfastError && error.retryable)) throw error;
+      return {
+        kind: "wait",
+        problem: { what: messageOf(error), cure: "start the store; then it is started by itself" },
+      };
     }
-    if (ownership.state !== "released") {
-      // a move to this node was decided, and nothing of it is left here: the source may still take it back
-      context.log.warn({ workload: name, ...ownership }, "not started: its source has not let go of it");
-      return;
+  }
+
+  /** False: another node was quicker, or the store did not answer. */
+  async #carryOut(decision: Permission): Promise<boolean> {
+    const { context, name } = this;
+    const request = { workload: name, node: context.node, epoch: decision.epoch };
+    let { epoch } = request;
+    try {
+      if (decision.kind !== "resume") {
+        const made = await context.store[decision.kind](request);
+        if (made.owner !== context.node || made.state !== "released") return false;
+        epoch = made.epoch;
+      }
+    } catch (error) {
+      if (error instanceof HoldfastError && (error.retryable || error.code === "STORE_FENCED")) return false;
+      throw error;
     }
+    try {
+      await this.#launch(epoch);
+      this.#problem = null;
+    } catch (error) {
+      this.#problem = {
+        what: messageOf(error),
+        cure: `see ${this.logFile}; then \`holdfast start ${name}\``,
+      };
+      throw error;
+    }
+    return true;
+  }
+
+  async #launch(epoch: number): Promise<void> {
+    const { context, name } = this;
+    if (this.#journal.role === "edge") await this.#tearDown(); // of an owner that is gone for good
     const container = await this.createContainer(async () => {});
-    this.record({ container, role: "owner", epoch: ownership.epoch, stopped: false, edges: [] });
+    this.record({ container, role: "owner", epoch, stopped: false, edges: [] });
     try {
       await this.supervisor.first();
       this.vip?.add();
       const proxy = await this.#startProxy();
-      await proxy.command("serve", { epoch: ownership.epoch });
+      await proxy.command("serve", { epoch });
       this.vip?.announce();
     } catch (error) {
       await this.#tearDown();
       throw error;
     }
-    context.log.info({ workload: name, epoch: ownership.epoch, container: container.id }, "started");
-  }
-
-  /** The node among those that can be asked where it runs, or is on its way to. */
-  async #ownerByPeers(): Promise<string | null> {
-    const { context, name } = this;
-    const answers = await Promise.all(
-      Object.keys(context.peers).map(async (peer) => {
-        try {
-          const channel = await context.dial(peer, PEER_MS_MAX);
-          try {
-            const { result } = await channel.call<{ has: boolean }>(
-              "has",
-              { workload: name },
-              { timeoutMs: PEER_MS_MAX },
-            );
-            return result.has ? peer : null;
-          } finally {
-            channel.close();
-          }
-        } catch {
-          return null; // it cannot be asked, or does not know the workload
-        }
-      }),
-    );
-    return answers.find((peer) => peer !== null) ?? null;
-  }
-
-  /** Whether it runs here, or may soon. */
-  get isHere(): boolean {
-    return this.#journal.role === "owner" || this.#journal.moving !== null;
+    context.log.info({ workload: name, epoch, container: container.id }, "started");
   }
 
   /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
   async stop(): Promise<void> {
+    while (this.#starting !== null) await this.#starting.catch(() => {});
     if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     const { role, epoch } = this.#journal;
     this.#stopping = true;
     try {
       await this.supervisor.interrupt();
       await this.#tearDown();
-      this.record({ ...EMPTY_JOURNAL, stopped: true });
+      // its epoch stays: what is started next, wherever, is above it
+      this.record({ ...EMPTY_JOURNAL, epoch, stopped: true });
+      this.#problem = null;
     } finally {
       this.#stopping = false;
     }
-    if (role === "owner") {
-      await this.context.store
-        .forget({ workload: this.name, node: this.context.node, epoch })
-        .catch((error: unknown) => {
-          this.context.log.warn(
-            { workload: this.name, reason: messageOf(error) },
-            "the store still names this node as owner",
-          );
-        });
+    if (role === "owner") await this.#leaveTombstone(epoch);
+  }
+
+  async #leaveTombstone(epoch: number): Promise<void> {
+    const { store, node, log } = this.context;
+    const own = { workload: this.name, node, epoch };
+    try {
+      await store.stop(own).catch(async (error: unknown) => {
+        if (!(error instanceof HoldfastError && ["STORE_ABSENT", "STORE_FENCED"].includes(error.code)))
+          throw error;
+        await store.raise(own); // a record that was lost, or thrown back
+        await store.stop(own);
+      });
+    } catch (error) {
+      log.warn({ workload: this.name, reason: messageOf(error) }, "the store still names this node as owner");
+    }
+  }
+
+  // ---- who owns it ----
+
+  /** For other agents. */
+  async held(): Promise<Held> {
+    const { role, moving, epoch, seen } = this.#journal;
+    // one that died with its machine keeps nobody from starting it
+    const runs = role === "owner" && this.#runsHere;
+    const isOwner = runs && moving === null && !this.#stopping;
+    const has = isOwner ? "owner" : runs || moving !== null ? "moving" : "no";
+    const link = isOwner && this.downstream === "relay" ? await this.#linkEndpoint() : null;
+    return { workload: this.name, has, epoch, seen, link };
+  }
+
+  get #isLaunching(): boolean {
+    return this.#starting !== null && this.#journal.role === "owner";
+  }
+
+  get #runsHere(): boolean {
+    return this.#journal.container !== null || this.#proxy !== null;
+  }
+
+  async #linkEndpoint(): Promise<Endpoint | null> {
+    const proxy = this.#proxy;
+    if (proxy === null || !proxy.isOpen) return null;
+    if (this.#ownLink?.proxy !== proxy || this.#ownLink.link === null) {
+      const status = await proxy
+        .command<"status", { link?: Endpoint | null }>("status", {})
+        .catch(() => null);
+      this.#ownLink = { proxy, link: status?.result.link ?? null };
+    }
+    return this.#ownLink.link;
+  }
+
+  /** What the agent of another node says of it. */
+  hear(peer: string, { has, epoch, seen, link }: Held): void {
+    this.see(Math.max(epoch, seen));
+    if (has !== "owner") return;
+    this.#heardEpoch = Math.max(this.#heardEpoch, epoch);
+    const { role, moving, epoch: own } = this.#journal;
+    if (moving !== null) return; // settled by those who are at it
+    if (role === "owner" && epoch > own)
+      this.stepDown({ owner: peer, epoch }).catch((error: unknown) => this.#warn("step down", error));
+    // it is about to take the address off, which it has announced
+    if (role === "owner" && epoch < own) this.vip?.announce();
+    const isNews = epoch > own || !isSameEndpoint(link, this.#ownerLink);
+    if (role === "edge" && link !== null && epoch >= own && isNews)
+      this.edgeSwitch(epoch, { node: peer, link }).catch((error: unknown) =>
+        this.#warn("switch links", error),
+      );
+  }
+
+  /** The store has forgotten or thrown back what it knew, or names another owner. Called about every second. */
+  async checkOwnership(): Promise<void> {
+    const isSettled = (): boolean => this.isAtRest && this.#journal.debt === null && this.#runsHere;
+    if (!this.#isRecovered || !isSettled()) return;
+    const { store, node } = this.context;
+    const { epoch } = this.#journal;
+    const found = await store.ownership(this.name).catch(() => undefined);
+    if (found === undefined || !isSettled() || this.#journal.epoch !== epoch) return;
+    try {
+      if (found === null || found.epoch < epoch || (found.owner === node && found.state === "committed"))
+        return await this.assertOwnership();
+      this.see(found.epoch);
+      if (found.owner !== node || found.state === "stopped") return await this.stepDown(found);
+      if (found.epoch > epoch) this.record({ epoch: found.epoch });
+      // a reservation that a fail-over has brought back would refuse every move
+      if (found.migration !== null)
+        await store.cancel({ workload: this.name, migration: found.migration.id });
+    } catch (error) {
+      this.#warn("look whether it is still owned", error);
+    }
+  }
+
+  /**
+   * Tells the store that this node owns it, at the epoch the journal knows; where another node has a higher one, this node
+   * steps down. @throws HoldfastError retryable when the store cannot be told
+   */
+  async assertOwnership(): Promise<void> {
+    const { context, name, journal } = this;
+    if (journal.role !== "owner") return;
+    try {
+      const found = await context.store.raise({ workload: name, node: context.node, epoch: journal.epoch });
+      if (found.epoch > this.#journal.epoch) this.record({ epoch: found.epoch });
+      context.log.warn({ workload: name, ...found }, "the store had lost the record of the owner");
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.code === "STORE_FENCED")) throw error;
+      const found = await context.store.ownership(name);
+      if (found === null) throw error;
+      await this.stepDown(found);
+    }
+  }
+
+  /**
+   * Another node owns it at a higher epoch: whatever this one has done since is lost, and it must do no more. The address goes
+   * first, so that what ends here speaks to nobody from an address that lives elsewhere; then the application stops, before
+   * its clients are reset.
+   */
+  async stepDown({ owner, epoch }: { owner: string; epoch: number }): Promise<void> {
+    const { context, name } = this;
+    if (!this.#isRecovered || !this.isAtRest) return; // asked again in a second
+    if (this.supervisor.cancel()) {
+      this.vip?.remove(); // and the rest when the restart is over
+      return;
+    }
+    this.#stopping = true;
+    const own = this.#journal.epoch;
+    context.metrics.steppedDown(name);
+    context.log.error(
+      { workload: name, owner, epoch, own },
+      "another node owns the workload at a higher epoch: ending the one here",
+    );
+    try {
+      const steps: Record<string, () => Promise<unknown> | unknown> = {
+        "take the address off": () => this.vip?.remove(),
+        "stop the application": async () => (await this.freezer())?.freeze(),
+        "end restarts": () => this.supervisor.interrupt(),
+      };
+      for (const [what, step] of Object.entries(steps)) {
+        try {
+          await step();
+        } catch (error) {
+          this.#warn(what, error);
+        }
+      }
+      await this.#tearDown(); // what it cannot end stays on record, and is tried again
+      this.record({ ...EMPTY_JOURNAL, epoch: Math.max(epoch, own) });
+      this.#problem = {
+        what: `node ${owner} owns it at epoch ${epoch}, above ${own} here: what ran here was ended, and its clients reset`,
+        cure: "nothing has to be done; see the log for how there came to be two",
+      };
+    } finally {
+      this.#stopping = false;
     }
   }
 
@@ -296,8 +595,8 @@ export class Workload {
     if (!alive && this.#proxy === null) {
       this.context.log.warn({ workload: this.name }, "did not survive; starting again");
       await this.#tearDown();
-      this.record({ ...EMPTY_JOURNAL, epoch });
-      await this.start();
+      this.record({ ...EMPTY_JOURNAL, role: "owner", epoch }); // a later agent has to try as well
+      await this.#startWhenKnown();
       return;
     }
     this.context.log.info(
@@ -329,24 +628,24 @@ export class Workload {
           epoch: moving.epoch,
           granted: moving.step === "granted",
         })
-      : { where: "here" as const, epoch: null };
+      : { where: "here" as const, epoch: moving.epoch + 1, told: false };
     if (decision.where === "there") {
       context.log.info({ workload: name, owner: moving.peer }, "the cut-off move had been done");
-      await this.retire(moving.epoch, { node: moving.peer, link: moving.link ?? NO_LINK });
+      await this.retire(decision.epoch, { node: moving.peer, link: moving.link ?? NO_LINK });
       return;
     }
     const held = moving.step !== "prepared";
-    const epoch = decision.epoch ?? (held ? moving.epoch + 1 : this.#journal.epoch);
+    const epoch = held ? decision.epoch : this.#journal.epoch;
     if (held) await this.goOnHere(epoch);
     this.record({ epoch, moving: null });
-    if (decision.epoch === null)
-      this.debts.owe({ kind: held ? "taken-back" : "cancelled", migration, epoch });
+    if (!decision.told) this.debts.owe({ kind: held ? "taken-back" : "cancelled", migration, epoch });
     context.log.info({ workload: name, epoch }, "the cut-off move was rolled back");
   }
 
   async #recoverArrival(moving: Moving): Promise<void> {
     const { context, name } = this;
-    if (moving.step === "released") return this.#finishArrival(moving);
+    const { epoch } = moving;
+    if (moving.step === "released" && !(await this.#isOwnedAbove(epoch))) return this.#finishArrival(moving);
     const complete = ["restored", "adopted", "releasing"].includes(moving.step);
     if (complete && (await this.#isWhole())) {
       const outcome = await decideAtTarget(this, moving.id, moving.epoch, () => this.#gaveWord);
@@ -362,6 +661,21 @@ export class Workload {
     context.log.info({ workload: name }, "the cut-off arrival was discarded");
   }
 
+  /** A fail-over may have forgotten what was decided here, and another node have gone on while there was no agent. */
+  async #isOwnedAbove(epoch: number): Promise<boolean> {
+    const { owners, log } = this.context;
+    for (const answer of await owners.ask(this.name)) {
+      if (!("held" in answer) || answer.held?.has !== "owner" || answer.held.epoch <= epoch) continue;
+      const { peer, held } = answer;
+      log.error(
+        { workload: this.name, owner: peer, epoch: held.epoch, own: epoch },
+        "another node has gone on",
+      );
+      return true;
+    }
+    return false;
+  }
+
   /** Restored and stopped, and the proxy that has its legs lives too. */
   async #isWhole(): Promise<boolean> {
     const { container } = this.#journal;
@@ -372,7 +686,7 @@ export class Workload {
   /** The source committed and nobody has taken it back. False: somebody has. */
   async #completeArrival(moving: Moving): Promise<boolean> {
     const { context, name } = this;
-    const { epoch } = moving;
+    let { epoch } = moving;
     try {
       if (this.downstream === "takeover" && moving.step === "restored")
         await this.proxy.command("adoptDownstream", { epoch }, await this.heldBytes(epoch));
@@ -382,8 +696,13 @@ export class Workload {
     }
     if (this.#gaveWord) return false;
     this.recordMoving({ step: "releasing" });
-    // asked once, it may have happened: only an answer tells
+    // asked once, it may have happened: only an answer tells, of the store or of the source
     for (;;) {
+      if (this.#granted !== null) {
+        epoch = this.#granted;
+        this.debts.owe({ kind: "released", migration: moving.id, epoch });
+        break;
+      }
       try {
         await context.store.markReleased({ workload: name, node: context.node, epoch });
         break;
@@ -396,8 +715,8 @@ export class Workload {
       await delay();
       this.throwIfClosed();
     }
-    this.recordMoving({ step: "released" });
-    await this.#finishArrival(moving);
+    this.recordMoving({ step: "released", epoch });
+    await this.#finishArrival({ ...moving, epoch });
     return true;
   }
 
@@ -420,7 +739,7 @@ export class Workload {
 
   /** Ends the application and starts it again, with what the configuration file says of it now. */
   async restart(drainMs: number, report: (event: RestartEvent) => void): Promise<RestartResult> {
-    if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
+    if (this.#isLaunching || this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     await this.#requireOwner();
     const config = this.#readConfig();
     await loadRootfs(config); // what would fail in the middle fails now
@@ -462,8 +781,9 @@ export class Workload {
 
   async #requireOwner(): Promise<void> {
     if (this.#journal.role === "owner") return;
-    const owner = (await this.context.store.ownership(this.name))?.owner;
-    const cure = owner === undefined ? "it runs nowhere" : `ask the agent of node ${owner}`;
+    const found = await this.context.store.ownership(this.name);
+    const isNowhere = found === null || found.state === "stopped";
+    const cure = isNowhere ? "it runs nowhere" : `ask the agent of node ${found.owner}`;
     throw new HoldfastError(`${this.name} is not on node ${this.context.node}: ${cure}`, {
       code: "NOT_OWNER",
       source: "migration",
@@ -482,7 +802,7 @@ export class Workload {
   }
 
   async #depart(request: MigrateRequest, rehearse: boolean): Promise<MoveResult> {
-    if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
+    if (this.#isLaunching || this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     await this.#requireOwner();
     if (request.to === this.context.node) {
       throw new HoldfastError(`${this.name} is on node ${request.to} already`, {
@@ -528,10 +848,11 @@ export class Workload {
         code: "ALREADY_THERE",
         source: "migration",
       });
-    if (prepare.epoch <= this.#journal.epoch)
+    if (prepare.epoch <= Math.max(this.#journal.epoch, this.#heardEpoch))
       throw new HoldfastError(`epoch ${prepare.epoch} has passed`, { code: "EPOCH_PASSED", source: "peer" });
     const arrival = new Arrival(this, channel, prepare);
     this.#arrival = arrival; // now, so that a second one is refused
+    this.see(prepare.epoch);
     try {
       const { facts, ownerEpoch, from } = prepare;
       const call = { workload: this.name, from, epoch: ownerEpoch, facts };
@@ -547,18 +868,23 @@ export class Workload {
 
   /**
    * What became of a move to this node: its source asks when the channel of the move is gone. One that is not released is
-   * given up by this, so that the answer stays true.
+   * given up by this, so that the answer stays true. `unsure`: the store was asked to mark it released and has not answered;
+   * then the source's grant (the epoch at which this node is to go on) decides.
    */
-  async outcome(migration: string, epoch: number): Promise<Outcome> {
+  async outcome({ migration, epoch, grant }: OutcomeCall): Promise<OutcomeReply> {
     const arrival = this.#arrival;
-    if (arrival !== null && arrival.prepare.migration === migration) return arrival.abort();
-    const { moving } = this.#journal;
-    if (moving?.side === "target" && moving.id === migration) {
-      // an agent that recovers may be waiting for the store; once that was asked to release, its answer has to come first
-      if (moving.step !== "releasing" && moving.step !== "released") this.#gaveWord = true;
-      await this.#recovery.catch(() => {});
+    if (arrival !== null && arrival.prepare.migration === migration) return arrival.abort(grant);
+    const isOpen = (): boolean =>
+      this.#journal.moving?.side === "target" && this.#journal.moving.id === migration;
+    if (isOpen()) {
+      const step = this.#journal.moving?.step;
+      if (step !== "releasing" && step !== "released") this.#gaveWord = true;
+      else if (grant !== null) this.#granted = grant;
+      await Promise.race([this.#recovery.catch(() => {}), sleep(OUTCOME_MS_MAX, undefined, { ref: false })]);
+      if (isOpen()) return { outcome: "unsure", epoch };
     }
-    return this.#journal.epoch >= epoch ? "released" : "gave-up";
+    const { owned } = this.#journal;
+    return owned >= epoch ? { outcome: "released", epoch: owned } : { outcome: "gave-up", epoch };
   }
 
   get #isMoving(): boolean {
@@ -785,6 +1111,7 @@ export class Workload {
       moving: null,
     });
     this.#arrival = null;
+    this.#problem = null;
   }
 
   /** The target goes on; whatever was kept for a rollback goes. */
@@ -858,10 +1185,15 @@ export class Workload {
     await this.proxy.command("prepareLinks", { epoch, target });
   }
   async edgeSwitch(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
+    if (epoch < this.#journal.epoch) return; // told late
     await this.proxy.command("switchOwner", { epoch, owner });
     this.record({ epoch });
+    this.#ownerLink = owner.link;
   }
 
+  get isClosed(): boolean {
+    return this.#closed;
+  }
   throwIfClosed(): void {
     if (this.#closed)
       throw new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
@@ -880,13 +1212,14 @@ export class Workload {
     let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
     if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
     if (this.supervisor.isBusy) state = "restarting";
+    if (this.#isWaiting && !this.#runsHere && !stopped) state = "waiting";
     if (moving !== null) state = "moving";
     return {
       name: this.name,
       role,
       epoch,
       state,
-      owner: ownership?.owner ?? null,
+      owner: ownership === null || ownership.state === "stopped" ? null : ownership.owner,
       downstream: this.downstream,
       sessions: sessions.length,
       moving:
@@ -894,6 +1227,7 @@ export class Workload {
           ? null
           : { to: moving.side === "source" ? moving.peer : this.context.node, step: moving.step },
       container: container?.id ?? null,
+      problem: this.#problem,
     };
   }
 

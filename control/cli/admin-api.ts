@@ -9,6 +9,7 @@
  *   POST /v1/workloads/:name/migrate       {to, deadlineMs?} → lines of Progress
  *   POST /v1/workloads/:name/restart       {drainMs?} → lines of Progress
  *   POST /v1/workloads/:name/cancel        → {} ; the outcome comes on the stream of the move or restart
+ *   POST /v1/workloads/:name/start         {force?} → as stop
  *   POST /v1/workloads/:name/stop          → lines of Progress, or one JSON object
  *   refusals                               4xx/5xx with {error: {code, message}}
  *
@@ -33,6 +34,8 @@ const workloadStatus = z.looseObject({
   sessions: z.number().nullish(),
   /** a move under way */
   moving: z.looseObject({ to: z.string(), step: z.string().optional() }).nullish(),
+  /** what keeps it from being what the configuration says */
+  problem: z.looseObject({ what: z.string(), cure: z.string() }).nullish(),
 });
 
 export const statusSchema = z.looseObject({

@@ -18,11 +18,13 @@ Exit status:
   2    wrong usage, or a mistake in the configuration file
   3    no agent could be reached
   4    the agent refused: the workload, node or session is unknown, the workload is not
-       on this node or is there already, or a migration or restart is under way
+       on this node or is there already, nobody knows where it is, or a migration or
+       restart is under way
   130  left by a second Ctrl-C; the agent goes on`;
 
 /** Codes with which an agent says "not now" or "not here" instead of trying. */
-const REFUSED = /_BUSY$|^(WORKLOAD|NODE|PEER|NAME)_UNKNOWN$|^(NOT_OWNER|ALREADY_THERE|NAME_AMBIGUOUS)$/;
+const REFUSED =
+  /_BUSY$|^(WORKLOAD|NODE|PEER|NAME)_UNKNOWN$|^(NOT_OWNER|OWNER_UNKNOWN|ALREADY_THERE|NAME_AMBIGUOUS)$/;
 const UNREACHABLE = /^AGENT_(UNREACHABLE|NOT_FOUND|AMBIGUOUS|PROTOCOL)$/;
 const USAGE = /^(CONFIG|KEY|USAGE)_|^REQUEST_INVALID$/;
 

@@ -13,7 +13,7 @@ import { migrate } from "./migrate.ts";
 import { restart } from "./restart.ts";
 import { showSessions } from "./sessions.ts";
 import { showStatus } from "./status.ts";
-import { stopWorkload } from "./stop.ts";
+import { startWorkload, stopWorkload } from "./stop.ts";
 import { plain, type Terminal } from "./terminal.ts";
 
 export interface Surroundings extends Terminal {
@@ -183,6 +183,21 @@ Ctrl-C cancels a restart that has not begun to stop it, and waits for the outcom
         const request = { workload, drainMs: options.drain ?? null };
         return restart(clients, request, options.json === true, around, around.onInterrupt);
       }),
+    );
+
+  client("start <workload>", "start a workload on this node, also one that was stopped")
+    .option("--force", "no other node has it, and none that cannot be asked will come back with it running")
+    .addHelpText(
+      "after",
+      `
+It is started when it is known that no other node has it. With --force your word takes the place of nodes that cannot be
+asked: when the machine that had it is gone for good. A node that comes back with it nevertheless ends it there, and the
+clients it had are reset.`,
+    )
+    .action((workload: string, options: ClientOptions & { force?: boolean }) =>
+      withAgent(options, (agent) =>
+        startWorkload(agent, workload, options.force === true, options.json === true, around),
+      ),
     );
 
   client("stop <workload>", "end a workload and reset its clients").action(

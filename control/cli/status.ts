@@ -35,5 +35,8 @@ function render(status: StatusAnswer): string {
     one.moving ? `to ${plain(one.moving.to)}${one.moving.step ? `, ${plain(one.moving.step)}` : ""}` : "-",
   ]);
   const head = ["WORKLOAD", "HERE", "OWNER", "EPOCH", "STATE", "DOWNSTREAM", "SESSIONS", "MOVE"];
-  return `${lines.join("")}\n${table(head, rows)}`;
+  const problems = workloads.flatMap(({ name, problem }) =>
+    problem ? [`${plain(name)}: ${plain(problem.what)}\n  ${plain(problem.cure)}\n`] : [],
+  );
+  return `${lines.join("")}\n${table(head, rows)}${problems.length > 0 ? "\n" : ""}${problems.join("")}`;
 }

@@ -166,11 +166,28 @@ export const releaseReply = z.object({
 });
 export type ReleaseReply = z.infer<typeof releaseReply>;
 
-/** `abort`, `outcome`: which of the two it came to, for good */
-export const outcomeReply = z.object({ outcome: z.enum(["gave-up", "released"]) });
-export type Outcome = z.infer<typeof outcomeReply>["outcome"];
+/**
+ * `abort`, `outcome`: which of the two it came to, for good; or `unsure`: the store was asked to mark it released and has not
+ * answered, so that it may be.
+ */
+export const outcomeReply = z.object({
+  outcome: z.enum(["gave-up", "released", "unsure"]),
+  /** released: at which the target goes on */
+  epoch: z.number().int().nonnegative(),
+});
+export type OutcomeReply = z.infer<typeof outcomeReply>;
 
-export const outcomeCall = z.strictObject({ workload: z.string(), migration: z.string().max(64), epoch });
+/**
+ * @property grant not null: the source's word that it will not take the workload back, whatever it has asked of the store
+ * before, so the target goes on at this epoch, above any that the store may still give to the source
+ */
+export const outcomeCall = z.strictObject({
+  workload: z.string(),
+  migration: z.string().max(64),
+  epoch,
+  grant: epoch.nullable().default(null),
+});
+export type OutcomeCall = z.infer<typeof outcomeCall>;
 
 // ---- what the owner's agent says to the agents of edges ----
 

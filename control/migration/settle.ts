@@ -1,17 +1,25 @@
 /**
- * Who goes on when a move was cut off. The store decides; where it cannot be asked or has forgotten, the other node's
- * word does. Both sides ask here, in mid-move and after a restart.
+ * Who goes on when a move was cut off. The other node is asked first and the store second; one of them decides, so two agents
+ * that can talk never wait for a silent store. Both sides ask here, in mid-move and after a restart.
  *
  *   not tried to commit          the source goes on: no target can come alive without a commit
- *   commit tried                 `takeBack` (the target can then no longer mark itself released), or its "gave-up"
- *   the target was given word    (`grant`: it came alive though the store was silent) only its own word counts
+ *   commit tried                 the target says "gave-up" or "released"; else `takeBack` in the store (the target can then no
+ *                                longer mark itself released)
+ *   the target is unsure         (it has asked the store to mark it released, and neither got an answer) the source gives its
+ *                                word, which goes on record before it goes out
+ *   the target was given word    (`grant`: it comes alive though the store is silent) only its own word counts
+ *
+ * A request to the store that nobody got an answer to may still be carried out. So what is decided without it has an epoch
+ * above all that it may give out, and the record is raised to that.
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Workload } from "../agent/workload.ts";
-import { type Outcome, outcomeReply } from "./move.ts";
+import { type OutcomeReply, outcomeReply } from "./move.ts";
 
 export const STORE_RETRY_MS = 200;
 const PEER_MS_MAX = 1_000;
+/** a target that cannot say yet what it came to says so after this */
+export const OUTCOME_MS_MAX = 700;
 
 /** The store did not answer, or has lost what it knew: no proof of anything, ask somebody else. */
 export function isNoAnswer(error: unknown): boolean {
@@ -26,59 +34,87 @@ export interface Unclear {
   granted: boolean;
 }
 
-/**
- * At the source, after a commit that may have happened: asks until somebody knows.
- * `here`: this node goes on, at `epoch` if the store has given one.
- */
-export async function decideAtSource(
-  workload: Workload,
-  unclear: Unclear,
-): Promise<{ where: "here"; epoch: number | null } | { where: "there" }> {
-  for (let attempt = 0; ; attempt++) {
-    const told = unclear.granted ? await hasReleased(workload, unclear) : await takeBack(workload, unclear);
-    if (told !== null) return told;
-    const word = await askTarget(workload, unclear);
-    if (word === "released") return { where: "there" };
-    if (word === "gave-up") return { where: "here", epoch: null };
-    if (attempt === 0)
-      workload.context.log.warn(
-        { workload: workload.name, migration: unclear.migration, peer: unclear.peer },
-        "neither the store nor the other node says who has the workload: its clients wait until one does",
-      );
-    await delay();
-    workload.throwIfClosed();
+/** there: at which epoch the target goes on; here: at which this node does, and whether the store has been told */
+export type Settled = { where: "here"; epoch: number; told: boolean } | { where: "there"; epoch: number };
+
+/** above what the store may give to the source (`takeBack`) after this one was given out */
+const GRANTED_ABOVE = 2;
+
+/** At the source, after a commit that may have happened: asks until somebody knows. */
+export async function decideAtSource(workload: Workload, unclear: Unclear): Promise<Settled> {
+  workload.settling(true);
+  try {
+    let { granted } = unclear;
+    for (let attempt = 0; ; attempt++) {
+      const { seen } = workload.journal;
+      if (workload.isForced) return { where: "here", epoch: seen + GRANTED_ABOVE, told: false };
+      const word = await askTarget(workload, unclear, null);
+      const told = fromWord(word, unclear) ?? (await askStore(workload, unclear, granted));
+      if (told !== null) return told;
+      if (word?.outcome === "unsure") {
+        granted = true;
+        workload.recordMoving({ step: "granted" }); // before it is told
+        const grant = Math.max(seen, unclear.epoch) + GRANTED_ABOVE;
+        const answer = fromWord(await askTarget(workload, unclear, grant), unclear);
+        if (answer !== null) return answer;
+      }
+      if (attempt === 0)
+        workload.context.log.warn(
+          { workload: workload.name, migration: unclear.migration, peer: unclear.peer },
+          "neither the other node nor the store says who has the workload: its clients wait until one does",
+        );
+      await delay();
+      workload.throwIfClosed();
+    }
+  } finally {
+    workload.settling(false);
   }
 }
 
-async function takeBack(
-  workload: Workload,
-  { migration }: Unclear,
-): Promise<{ where: "here"; epoch: number } | { where: "there" } | null> {
+function fromWord(word: OutcomeReply | null, { epoch }: Unclear): Settled | null {
+  if (word?.outcome === "released") return { where: "there", epoch: Math.max(epoch, word.epoch) };
+  if (word?.outcome === "gave-up") return { where: "here", epoch: epoch + 1, told: false };
+  return null;
+}
+
+function askStore(workload: Workload, unclear: Unclear, granted: boolean): Promise<Settled | null> {
+  return granted ? hasReleased(workload, unclear) : takeBack(workload, unclear);
+}
+
+async function takeBack(workload: Workload, unclear: Unclear): Promise<Settled | null> {
   const { context, name } = workload;
+  const { migration } = unclear;
   try {
     const { epoch } = await context.store.takeBack({ workload: name, node: context.node, migration });
-    return { where: "here", epoch };
+    return { where: "here", epoch, told: true };
   } catch (error) {
-    if (error instanceof HoldfastError && error.code === "STORE_FENCED") return { where: "there" };
+    // A record that says nothing of the target was thrown back by a fail-over, and proves nothing.
+    if (error instanceof HoldfastError && error.code === "STORE_FENCED")
+      return hasReleased(workload, unclear);
     if (!isNoAnswer(error)) throw error;
     return null;
   }
 }
 
-/** Only looks: the target may be alive without the store knowing it yet. */
-async function hasReleased(workload: Workload, { peer, epoch }: Unclear): Promise<{ where: "there" } | null> {
-  const ownership = await workload.context.store.ownership(workload.name).catch(() => null);
-  const released = ownership?.owner === peer && ownership.epoch >= epoch && ownership.state === "released";
-  return released ? { where: "there" } : null;
+/** Only looks: the target may be alive without the store knowing it yet. Another owner since then is after the target. */
+async function hasReleased(workload: Workload, { epoch }: Unclear): Promise<Settled | null> {
+  const { context, name } = workload;
+  const found = await context.store.ownership(name).catch(() => null);
+  if (found === null || found.owner === context.node || found.epoch < epoch) return null;
+  return found.state === "committed" ? null : { where: "there", epoch: found.epoch };
 }
 
-async function askTarget(workload: Workload, { peer, migration, epoch }: Unclear): Promise<Outcome | null> {
+async function askTarget(
+  workload: Workload,
+  { peer, migration, epoch }: Unclear,
+  grant: number | null,
+): Promise<OutcomeReply | null> {
   try {
     const channel = await workload.context.dial(peer, PEER_MS_MAX);
     try {
-      const params = { workload: workload.name, migration, epoch };
+      const params = { workload: workload.name, migration, epoch, grant };
       const { result } = await channel.call("outcome", params, { timeoutMs: PEER_MS_MAX });
-      return outcomeReply.parse(result).outcome;
+      return outcomeReply.parse(result);
     } finally {
       channel.close();
     }

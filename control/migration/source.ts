@@ -32,17 +32,18 @@ import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
 import { locksOnSharedMounts } from "./locks.ts";
-import type {
-  MoveResult,
-  Outcome,
-  Phase,
-  PhaseEvent,
-  PrepareCall,
-  ReleaseReply,
-  Report,
-  RestoreCall,
-  RestoreReply,
-  StandbyReply,
+import {
+  type MoveResult,
+  type OutcomeReply,
+  outcomeReply,
+  type Phase,
+  type PhaseEvent,
+  type PrepareCall,
+  type ReleaseReply,
+  type Report,
+  type RestoreCall,
+  type RestoreReply,
+  type StandbyReply,
 } from "./move.ts";
 import { leaveOwnSockets } from "./own-sockets.ts";
 import { predict } from "./prediction.ts";
@@ -225,6 +226,7 @@ export class Departure {
     const ownership = await workload.debts.reserve(this.#id, this.#options.to);
     context.faults.at("source:reserved");
     this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
+    workload.see(this.#epoch);
     workload.recordMoving({ epoch: this.#epoch });
     context.faults.at("source:prepare");
     // the first look takes several times as long as the next, and the next one clients wait for
@@ -598,28 +600,35 @@ export class Departure {
     this.#goingBack = true; // no grant any more
     // without a commit the target cannot come alive: nobody has to wait until it has heard
     const asked = this.#askTargetToGiveUp();
-    let epoch: number | null = null;
+    let epoch = this.#epoch + 1;
+    let told = false;
     if (this.#commitTried) {
       const word = await asked;
-      if (word === "released") return false;
-      if (word === null) {
-        const decision = await decideAtSource(workload, {
+      if (word?.outcome !== "gave-up") {
+        const unclear = {
           migration: this.#id,
           peer: this.#options.to,
           epoch: this.#epoch,
           granted: this.#granted,
-        });
-        if (decision.where === "there") return false;
-        epoch = decision.epoch;
+        };
+        const decision =
+          word?.outcome === "released"
+            ? { where: "there" as const, epoch: word.epoch }
+            : await decideAtSource(workload, unclear);
+        if (decision.where === "there") {
+          this.#epoch = decision.epoch;
+          return false;
+        }
+        ({ epoch, told } = decision);
       }
     }
     const before = workload.journal.epoch;
     if (this.#held) {
       await this.#worker?.close();
-      await workload.goOnHere(epoch ?? this.#epoch + 1);
+      await workload.goOnHere(epoch);
     }
-    workload.record({ epoch: this.#held ? (epoch ?? this.#epoch + 1) : before, moving: null });
-    if (epoch === null && this.#reserveTried)
+    workload.record({ epoch: this.#held ? epoch : before, moving: null });
+    if (!told && this.#reserveTried)
       workload.debts.owe({
         kind: this.#held ? "taken-back" : "cancelled",
         migration: this.#id,
@@ -633,16 +642,12 @@ export class Departure {
   }
 
   /** null: no answer */
-  async #askTargetToGiveUp(): Promise<Outcome | null> {
-    if (this.#channel === null) return "gave-up"; // it was never told anything
+  async #askTargetToGiveUp(): Promise<OutcomeReply | null> {
+    if (this.#channel === null) return { outcome: "gave-up", epoch: 0 }; // it was never told anything
     if (!this.#channel.isOpen) return null;
     try {
-      const { result } = await this.#channel.call<{ outcome: Outcome }>(
-        "abort",
-        {},
-        { timeoutMs: ABORT_MS_MAX },
-      );
-      return result.outcome;
+      const { result } = await this.#channel.call("abort", {}, { timeoutMs: ABORT_MS_MAX });
+      return outcomeReply.parse(result);
     } catch {
       return null;
     }

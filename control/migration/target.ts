@@ -8,6 +8,7 @@
 
 import { closeSync, constants, mkdirSync, openSync, readFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
@@ -36,7 +37,7 @@ import {
   filesGoneCall,
   type ImagesEvent,
   imagesEvent,
-  type Outcome,
+  type OutcomeReply,
   type PrepareCall,
   type ReleaseReply,
   type RestoreCall,
@@ -51,7 +52,7 @@ import {
   putBackOwnSockets,
   readOwnSockets,
 } from "./own-sockets.ts";
-import { decideAtTarget, delay, isNoAnswer } from "./settle.ts";
+import { decideAtTarget, delay, isNoAnswer, OUTCOME_MS_MAX } from "./settle.ts";
 import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
@@ -93,7 +94,10 @@ export class Arrival {
   /** without a freezer, where memory is to be verified: before SIGSTOP changes it, see the source's `post-dump` */
   #memory: ProcessDigest[] | null = null;
   #restored = Promise.withResolvers<void>();
-  #released: Promise<void> | null = null;
+  /** → at which epoch */
+  #released: Promise<number> | null = null;
+  /** the epoch at which this node may go on, by the source's word on another channel */
+  #granted: number | null = null;
   #upstreamAdopted: Promise<void> | null = null;
   #downstreamAdopted: Promise<AdoptResult> | null = null;
   #ownSockets: OwnSockets | null = null;
@@ -102,6 +106,8 @@ export class Arrival {
   #root = -1;
   #ending: Promise<void> | null = null;
   #forgotten = false;
+  /** this agent ends, and leaves to the next one what became of the release */
+  #isLeftOpen = false;
 
   constructor(workload: Workload, channel: Channel, prepare: PrepareCall) {
     this.#workload = workload;
@@ -167,7 +173,7 @@ export class Arrival {
       return { result: await this.#downstreamAdopted };
     });
     on("release", nothing, async () => ({ result: await this.#release() }));
-    on("abort", nothing, async () => ({ result: { outcome: await this.abort() } }));
+    on("abort", nothing, async () => ({ result: await this.abort(null) }));
     on("idle", nothing, () => undefined); // how long the way there and back takes
     on("forgotten", nothing, async () => void (await this.#ending));
   }
@@ -539,18 +545,20 @@ export class Arrival {
 
   /**
    * Before the release is decided: gives up, which is certain when this resolves, though what was made is still being
-   * removed (`forgotten`). After: it is done, or about to be.
+   * removed (`forgotten`). After: it is done, or about to be; or the store does not answer, and only the source's word can
+   * decide. @param grant that word: the epoch at which this node may go on
    */
-  async abort(): Promise<Outcome> {
+  async abort(grant: number | null): Promise<OutcomeReply> {
+    const { epoch } = this.prepare;
     if (this.#released !== null) {
-      const done = await this.#released.then(
-        () => true,
-        () => false,
-      );
-      if (done) return "released";
+      this.#granted = grant ?? this.#granted;
+      const unsure = sleep(OUTCOME_MS_MAX, null, { ref: false });
+      const done = await Promise.race([this.#released.catch(() => 0), unsure]);
+      if (done === null || this.#isLeftOpen) return { outcome: "unsure", epoch };
+      if (done > 0) return { outcome: "released", epoch: done };
     }
     this.#giveUp().catch(() => {});
-    return "gave-up";
+    return { outcome: "gave-up", epoch };
   }
 
   // ---- how it ends ----
@@ -558,19 +566,19 @@ export class Arrival {
   async #goLive(): Promise<ReleaseReply> {
     const workload = this.#workload;
     const { context } = workload;
-    const epoch = this.prepare.epoch;
+    let { epoch } = this.prepare;
     try {
       context.faults.at("target:release");
       this.#throwIfEnding();
       workload.recordMoving({ step: "releasing" });
       this.#released = this.#markReleased();
-      await this.#released;
+      epoch = await this.#released;
     } catch (error) {
-      await this.#giveUp();
+      if (!this.#isLeftOpen) await this.#giveUp();
       throw error;
     }
     // from here nobody can take the workload back
-    workload.recordMoving({ step: "released" });
+    workload.recordMoving({ step: "released", epoch });
     context.faults.at("target:released");
     await workload.comeAlive(epoch);
     this.#state = "released";
@@ -580,8 +588,11 @@ export class Arrival {
     return { criuRestoreMs: this.#criuMs };
   }
 
-  /** The store says that it is decided; where it cannot be asked, or has forgotten, the source gives its word instead. */
-  async #markReleased(): Promise<void> {
+  /**
+   * The store says that it is decided; where it cannot be asked, or has forgotten, the source gives its word instead.
+   * Resolves with the epoch at which this node goes on.
+   */
+  async #markReleased(): Promise<number> {
     const workload = this.#workload;
     const { migration, epoch } = this.prepare;
     for (;;) {
@@ -591,15 +602,17 @@ export class Arrival {
           node: workload.context.node,
           epoch,
         });
-        return;
+        return epoch;
       } catch (error) {
         if (!isNoAnswer(error)) throw error;
-        if (await this.#sourceGrants()) {
-          workload.debts.owe({ kind: "released", migration, epoch });
-          return;
+        const granted = (await this.#sourceGrants()) ? epoch : this.#granted;
+        if (granted !== null) {
+          workload.debts.owe({ kind: "released", migration, epoch: granted });
+          return granted;
         }
       }
       await delay();
+      if (workload.isClosed) this.#isLeftOpen = true; // the store may have it: the next agent asks
       workload.throwIfClosed();
     }
   }

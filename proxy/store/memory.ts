@@ -35,6 +35,7 @@ interface StepRequest {
   workload: string;
   node?: string;
   epoch?: number;
+  epochMin?: number;
   migration?: string;
   target?: string;
   names?: readonly string[];
@@ -47,6 +48,7 @@ export class MemoryStore implements Store {
   /** names of sessions by when they expire, by workload; the one seen longest ago comes first */
   readonly #names = new Map<string, Map<string, number>>();
   readonly #nowMs: () => number;
+  #mark: string | null = null;
 
   constructor(nowMs: () => number = () => performance.now()) {
     this.#nowMs = nowMs;
@@ -86,6 +88,10 @@ export class MemoryStore implements Store {
     return after;
   }
 
+  async raise(request: Owned): Promise<Ownership> {
+    return this.#step({ step: "raise", ...request });
+  }
+
   async takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership> {
     return this.#step({ step: "takeBack", ...request });
   }
@@ -95,14 +101,21 @@ export class MemoryStore implements Store {
     return this.#get(heldKey(request.workload, request.epoch));
   }
 
-  async forget(request: Owned): Promise<void> {
-    assertRequest(request);
-    if (!this.#workloads.has(request.workload)) return;
-    this.#step({ step: "forget", ...request });
-    this.#workloads.delete(request.workload);
+  async stop(request: Owned): Promise<Ownership> {
+    const after = this.#step({ step: "stop", ...request });
     this.#bytes.delete(heldKey(request.workload, request.epoch));
     this.#bytes.delete(sessionsKey(request.workload));
     this.#names.delete(request.workload);
+    return after;
+  }
+
+  async mark(): Promise<string | null> {
+    return this.#mark;
+  }
+
+  async setMark(mark: string): Promise<string> {
+    this.#mark ??= mark;
+    return this.#mark;
   }
 
   async putSessions(request: PutSessions): Promise<void> {
@@ -150,9 +163,9 @@ export class MemoryStore implements Store {
     if (status !== "ok" || after === undefined || shown === null) {
       throw refusal(status, request.step, request.workload, shown);
     }
-    if (request.step === "takeBack" && before?.state === "committed") {
+    const isOver = request.step === "takeBack" ? before?.state === "committed" : request.step === "raise";
+    if (isOver && before !== undefined && before !== after)
       this.#bytes.delete(heldKey(request.workload, before.epoch));
-    }
     this.#workloads.set(request.workload, after);
     return shown;
   }
@@ -170,6 +183,18 @@ export class MemoryStore implements Store {
   }
 }
 
+const BLANK: Workload = {
+  owner: "",
+  epoch: 0,
+  state: "released",
+  previous: null,
+  migration: null,
+  committed: null,
+  returned: null,
+  cancelled: [],
+  top: 0,
+};
+
 /** One step on one record; never changes its argument. */
 function transition(
   w: Workload | undefined,
@@ -178,12 +203,23 @@ function transition(
   const { step, node = "", migration: id = "", target = "" } = request;
   const same = (status: Status) => ({ status, after: w });
   if (step === "claim") {
-    if (w !== undefined) return same("ok");
-    const epoch = request.epoch ?? 1;
-    const fresh = { committed: null, returned: null, cancelled: [], top: epoch };
+    if (w !== undefined && w.state !== "stopped") return same("ok");
+    const epoch = Math.max(request.epoch ?? 1, (w?.top ?? 0) + 1);
+    return { status: "ok", after: { ...(w ?? BLANK), owner: node, epoch, state: "released", top: epoch } };
+  }
+  if (step === "raise") {
+    const { epoch = 1 } = request;
+    const has = w !== undefined && w.owner === node;
+    if (has && w.state === "released" && w.epoch >= epoch) return same("ok");
+    const refused = w?.epoch === epoch && (!has || w.state === "stopped");
+    if (w !== undefined && (w.epoch > epoch || refused)) return same("fenced");
+    const from = w ?? BLANK;
+    const previous = w === undefined || has ? from.previous : w.owner;
+    const top = Math.max(epoch, from.top);
+    const committed = from.epoch === epoch ? from.committed : null;
     return {
       status: "ok",
-      after: { owner: node, epoch, state: "released", previous: null, migration: null, ...fresh },
+      after: { ...from, owner: node, epoch, state: "released", previous, migration: null, committed, top },
     };
   }
   if (w === undefined) return same("absent");
@@ -198,7 +234,7 @@ function transition(
       if (w.migration !== null) {
         return same(w.migration.id === id && w.migration.target === target ? "ok" : "busy");
       }
-      const top = w.top + 1;
+      const top = Math.max(w.top + 1, request.epochMin ?? 1);
       return { status: "ok", after: { ...w, top, migration: { id, target, epoch: top } } };
     }
     case "cancel":
@@ -222,11 +258,11 @@ function transition(
         },
       };
     case "markReleased":
-      if (!mine) return same("fenced");
+      if (!mine || w.state === "stopped") return same("fenced");
       if (w.state === "released") return same("ok");
       return { status: "ok", after: { ...w, state: "released", migration: null } };
     case "takeBack": {
-      if (w.returned === id && w.owner === node) return same("ok");
+      if (w.returned === id && w.owner === node && w.state === "released") return same("ok");
       const undoes = w.state === "committed" && w.migration?.id === id && w.previous === node;
       const keeps =
         w.owner === node &&
@@ -251,14 +287,15 @@ function transition(
         },
       };
     }
-    case "forget":
+    case "stop":
       if (!mine) return same("fenced");
-      return same(w.migration === null ? "ok" : "busy");
+      if (w.migration !== null) return same("busy");
+      return { status: "ok", after: { ...w, state: "stopped" } };
     case "lookup":
       return same("ok");
     case "sessions":
     case "names":
-      return same(mine ? "ok" : "fenced");
+      return same(mine && w.state !== "stopped" ? "ok" : "fenced");
   }
 }
 

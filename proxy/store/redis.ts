@@ -6,13 +6,17 @@
  *   hf:{WORKLOAD}:staged:<migration>  the same before the commit, where they are large
  *   hf:{WORKLOAD}:sessions      JSON array, with expiry
  *   hf:{WORKLOAD}:names         sorted set: names of sessions by when they expire
+ *   hf:mark                     says which store this is; not in a Cluster
  *
  * What can go wrong is told apart, because the next step of a migration depends on it:
  *   STORE_UNREACHABLE  the request was not carried out (or only read)
  *   STORE_UNKNOWN      a change was sent and no answer came: it may have happened. Repeat it, or `cancel`/`takeBack`.
  * A call is over within `callMs`, whatever Redis does (held bytes: and as long as they take at 20 MB/s). There is no queue of calls for later: reconnecting is the client's
- * business, repeating a call is the caller's. Replication in Redis is asynchronous, so a fail-over may forget the last
- * writes; whoever receives a command checks its epoch too.
+ * business, repeating a call is the caller's.
+ *
+ * Replication in Redis is asynchronous, so a fail-over may forget the last writes. Where a server has replicas, a change of
+ * ownership counts only when all of them that keep up have it (WAIT); fewer, and its outcome is STORE_UNKNOWN. That makes a
+ * loss rare, not impossible, and a Cluster's servers are not waited for: so every node guards its own epoch too.
  */
 import { Cluster, Redis } from "ioredis";
 import * as z from "zod";
@@ -22,6 +26,7 @@ import {
   assertRequest,
   type Commit,
   corrupt,
+  MARK,
   type Owned,
   type Ownership,
   ownershipSchema,
@@ -62,6 +67,22 @@ const CALL_MS = 500;
 const COMMIT_BYTES_MAX = 256 * 1024;
 /** what a store must take of large held bytes: 20 MB/s */
 const HELD_BYTES_PER_MS = 20_000;
+const MARK_KEY = "hf:mark";
+/** how many replicas there are is asked again after this */
+const REPLICAS_MS = 1_000;
+/** a replica that was last heard of longer ago is not waited for (Redis hears of each every second) */
+const REPLICA_LAG_S_MAX = 2;
+/** steps that others build upon */
+const WAITED_FOR: ReadonlySet<Step> = new Set([
+  "claim",
+  "raise",
+  "reserve",
+  "cancel",
+  "commit",
+  "markReleased",
+  "takeBack",
+  "stop",
+]);
 const RECONNECT_MS_MIN = 50;
 const RECONNECT_MS_MAX = 1_000;
 
@@ -76,11 +97,16 @@ export class RedisStore implements Store {
   readonly #client: Client;
   readonly #callMs: number;
   readonly #where: string;
+  readonly #isCluster: boolean;
   #reason = "no connection yet";
   #down = false;
+  /** which connection it is: WAIT speaks only of what was written on its own */
+  #connection = 0;
+  #replicas = { connection: -1, atMs: 0, count: 0 };
 
   constructor(target: RedisTarget, options: RedisStoreOptions = {}) {
     this.#callMs = options.callMs ?? CALL_MS;
+    this.#isCluster = target.kind.type === "cluster";
     this.#where = target.servers.map(({ host, port }) => `${host}:${port}`).join(",");
     this.#client = connect(target, this.#callMs) as Client;
     this.#client.defineCommand("ownershipStep", { numberOfKeys: OWNERSHIP_KEYS, lua: OWNERSHIP_SCRIPT });
@@ -92,6 +118,9 @@ export class RedisStore implements Store {
     };
     // Without a listener an 'error' event would end the process.
     this.#client.on("error", (error: Error) => lost(messageOf(error)));
+    this.#client.on("close", () => {
+      this.#connection++;
+    });
     this.#client.on("close", () => lost(this.#down ? this.#reason : "connection closed"));
     this.#client.on("ready", () => {
       if (this.#down) options.onUp?.();
@@ -110,6 +139,10 @@ export class RedisStore implements Store {
 
   async claim(request: { workload: string; node: string; epoch?: number }): Promise<Ownership> {
     return this.#step("claim", request);
+  }
+
+  async raise(request: Owned): Promise<Ownership> {
+    return this.#step("raise", request);
   }
 
   async reserve(request: Reserve): Promise<Ownership> {
@@ -147,9 +180,21 @@ export class RedisStore implements Store {
     return this.#run("held", run, () => this.#client.getBuffer(key));
   }
 
-  async forget(request: Owned): Promise<void> {
-    const { status, found } = await this.#tryStep("forget", request);
-    if (status !== "ok" && status !== "absent") throw refusal(status, "forget", request.workload, found);
+  async stop(request: Owned): Promise<Ownership> {
+    return this.#step("stop", request);
+  }
+
+  async mark(): Promise<string | null> {
+    if (this.#isCluster) return null;
+    const text = await this.#run("mark", { changes: false }, () => this.#client.get(MARK_KEY));
+    if (text !== null && !MARK.test(text)) throw corrupt(MARK_KEY, "not a mark");
+    return text;
+  }
+
+  async setMark(mark: string): Promise<string | null> {
+    if (this.#isCluster) return null;
+    await this.#run("mark", { changes: true }, () => this.#client.setnx(MARK_KEY, mark));
+    return this.mark();
   }
 
   async putSessions(request: PutSessions): Promise<void> {
@@ -202,7 +247,7 @@ export class RedisStore implements Store {
   ): Promise<{ status: Status; found: Ownership | null }> {
     assertRequest(request);
     const { workload, node = "", epoch = "", migration = "", target = "", ttlMs = "" } = request;
-    const { namesMax = "" } = request;
+    const { namesMax = "", epochMin = "" } = request;
     const key = ownerKey(workload);
     const keys = [
       key,
@@ -212,18 +257,42 @@ export class RedisStore implements Store {
       namesKey(workload),
     ];
     const bytes = payload.where === "here" ? payload.bytes : "";
-    const args = [step, node, `${epoch}`, migration, target, `${ttlMs}`, payload.where, bytes, `${namesMax}`];
-    const reply = await this.#run(step, { changes: step !== "read" && step !== "lookup", key }, () =>
-      this.#client.ownershipStep(...keys, ...args),
-    );
+    const move = [step, node, `${epoch}`, migration, target];
+    const args = [...move, `${ttlMs}`, payload.where, bytes, `${namesMax}`, `${epochMin}`];
+    const changes = step !== "read" && step !== "lookup";
+    const reply = await this.#run(step, { changes, key }, async (deadlineMs) => {
+      const connection = this.#connection;
+      const answer = await this.#client.ownershipStep(...keys, ...args);
+      if (WAITED_FOR.has(step)) await this.#untilReplicated(connection, deadlineMs);
+      return answer;
+    });
     return readReply(key, reply);
+  }
+
+  /** @throws Error when a replica that keeps up has not said in time that it has what was written */
+  async #untilReplicated(connection: number, deadlineMs: number): Promise<void> {
+    if (this.#isCluster) return;
+    const known = this.#replicas;
+    if (known.connection !== connection || performance.now() - known.atMs > REPLICAS_MS) {
+      const count = countReplicas(await this.#client.info("replication"));
+      this.#replicas = { connection, atMs: performance.now(), count };
+    }
+    const { count } = this.#replicas;
+    if (count === 0) return;
+    const waitMs = Math.max(1, Math.floor((deadlineMs - performance.now()) / 2)); // 0 would wait for ever
+    const acknowledged = await this.#client.wait(count, waitMs);
+    if (this.#connection !== connection)
+      throw new Error("the connection was lost before the replicas had it");
+    if (acknowledged >= count) return;
+    this.#replicas.connection = -1; // perhaps one has left
+    throw new Error(`${acknowledged} of ${count} replicas have it after ${waitMs} ms`);
   }
 
   /** @throws HoldfastError, always one of ours, at most `callMs` from now */
   async #run<T>(
     what: string,
     { changes, key, callMs = this.#callMs }: { changes: boolean; key?: string; callMs?: number },
-    send: () => Promise<T>,
+    send: (deadlineMs: number) => Promise<T>,
   ): Promise<T> {
     const deadlineMs = performance.now() + callMs;
     await this.#ready(what, deadlineMs);
@@ -233,7 +302,7 @@ export class RedisStore implements Store {
       timer = setTimeout(() => reject(new Error(`no answer within ${Math.round(callMs)} ms`)), leftMs);
     });
     try {
-      return await Promise.race([send(), late]);
+      return await Promise.race([send(deadlineMs), late]);
     } catch (error) {
       throw this.#explain(what, changes, error as Error, key);
     } finally {
@@ -284,6 +353,7 @@ type StepRequest = {
   epoch?: number;
   migration?: string;
   target?: string;
+  epochMin?: number;
   ttlMs?: number;
   names?: readonly string[];
   namesMax?: number;
@@ -331,6 +401,12 @@ function connect(target: RedisTarget, callMs: number): Redis | Cluster {
         slotsRefreshTimeout: 2 * callMs,
       });
   }
+}
+
+/** Of INFO replication: `slaveN:ip=…,port=…,state=online,offset=…,lag=SECONDS`, those that keep up. */
+function countReplicas(info: string): number {
+  const replicas = info.matchAll(/^slave\d+:.*\bstate=online\b.*\blag=(\d+)/gm);
+  return [...replicas].filter(([, lag]) => Number(lag) <= REPLICA_LAG_S_MAX).length;
 }
 
 function readReply(key: string, reply: unknown): { status: Status; found: Ownership | null } {

@@ -3,7 +3,7 @@
  *
  * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:sessions   KEYS[4] hf:{W}:staged:<migration>
  * KEYS[5] hf:{W}:names (sorted set, by when each expires: milliseconds of Redis's own clock)
- * ARGV    step, node, epoch, migration, target, ttlMs, where the payload is ("here", "staged"), payload, namesMax
+ * ARGV    step, node, epoch, migration, target, ttlMs, where the payload is ("here", "staged"), payload, namesMax, epochMin
  * answer  status, owner, epoch, state, previous, migration id, its target, its epoch (strings, "" for none)
  *
  * Held bytes too large for one short call are written before, under KEYS[4], and renamed by the commit.
@@ -16,7 +16,7 @@ import { CANCELLED_MAX } from "./store.ts";
 export const OWNERSHIP_KEYS = 5;
 
 export const OWNERSHIP_SCRIPT = `
-local step, node, epochArg, id, target, ttlMs, where, payload, namesMax = unpack(ARGV)
+local step, node, epochArg, id, target, ttlMs, where, payload, namesMax, epochMin = unpack(ARGV)
 local r = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'state', 'previous', 'mid', 'mtarget', 'mepoch',
   'committed', 'returned', 'cancelled', 'top')
 local exists = redis.call('EXISTS', KEYS[1]) == 1
@@ -32,7 +32,7 @@ local owner, epoch, state, previous = text(r[1]), number(r[2]), text(r[3]), text
 local mid, mtarget, mepoch = text(r[5]), text(r[6]), number(r[7]) or 0
 local committed, returned, cancelled, top = text(r[8]), text(r[9]), text(r[10]), number(r[11])
 
-if exists and (owner == '' or not epoch or not top or top < epoch or (state ~= 'released' and state ~= 'committed')
+if exists and (owner == '' or not epoch or not top or top < epoch or (state ~= 'released' and state ~= 'committed' and state ~= 'stopped')
     or (mid ~= '' and (mtarget == '' or mepoch == 0)) or (state == 'committed' and mid == '')) then
   return {'corrupt'}
 end
@@ -46,6 +46,11 @@ local function save()
   redis.call('HSET', KEYS[1], 'owner', owner, 'epoch', decimal(epoch), 'state', state, 'previous', previous,
     'mid', mid, 'mtarget', mtarget, 'mepoch', decimal(mepoch), 'committed', committed, 'returned', returned,
     'cancelled', cancelled, 'top', decimal(top))
+  return answer('ok')
+end
+-- A step that had been carried out is written once more: only then does WAIT, on another connection, speak of it.
+local function again()
+  redis.call('HSET', KEYS[1], 'owner', owner)
   return answer('ok')
 end
 local function clear() mid, mtarget, mepoch = '', '', 0 end
@@ -68,22 +73,37 @@ if step == 'read' then
   return answer(exists and 'ok' or 'absent')
 end
 if step == 'claim' then
-  if exists then return answer('ok') end
-  epoch = number(epochArg) or 1
-  owner, state, top = node, 'released', epoch
+  if exists and state ~= 'stopped' then return again() end
+  top = math.max(number(epochArg) or 1, (top or 0) + 1)
+  owner, epoch, state = node, top, 'released'
+  return save()
+end
+if step == 'raise' then
+  local wanted = number(epochArg)
+  if exists and owner == node and state == 'released' and epoch >= wanted then return again() end
+  if exists and (epoch > wanted or (epoch == wanted and (owner ~= node or state == 'stopped'))) then return answer('fenced') end
+  if exists then
+    redis.call('DEL', KEYS[2] .. decimal(epoch))
+    if owner ~= node then previous = owner end
+    if epoch ~= wanted then committed = '' end
+  end
+  top = math.max(wanted, top or 0)
+  owner, epoch, state = node, wanted, 'released'
+  clear()
   return save()
 end
 if not exists then return answer('absent') end
 
 if step == 'reserve' then
   if not mine or state ~= 'released' or wasCancelled() then return answer('fenced') end
-  if mid ~= '' then return answer((mid == id and mtarget == target) and 'ok' or 'busy') end
-  top = top + 1
+  if mid == id and mtarget == target then return again() end
+  if mid ~= '' then return answer('busy') end
+  top = math.max(top + 1, number(epochMin) or 1)
   mid, mtarget, mepoch = id, target, top
   return save()
 end
 if step == 'cancel' then
-  if committed == id then return answer('ok') end
+  if committed == id then return again() end
   if mid == id then clear() end
   rememberCancelled()
   return save()
@@ -92,7 +112,7 @@ if step == 'commit' then
   local refused = committed ~= id and (not mine or mid ~= id)
   if committed == id or refused then
     redis.call('DEL', KEYS[4])
-    return answer(refused and 'fenced' or 'ok')
+    return refused and answer('fenced') or again()
   end
   local heldKey = KEYS[2] .. decimal(mepoch)
   if where == 'here' then redis.call('SET', heldKey, payload, 'PX', ttlMs)
@@ -102,15 +122,15 @@ if step == 'commit' then
   return save()
 end
 if step == 'markReleased' then
-  if not mine then return answer('fenced') end
+  if not mine or state == 'stopped' then return answer('fenced') end
   redis.call('DEL', KEYS[2] .. decimal(epoch))
-  if state == 'released' then return answer('ok') end
+  if state == 'released' then return again() end
   state = 'released'
   clear()
   return save()
 end
 if step == 'takeBack' then
-  if returned == id and owner == node then return answer('ok') end
+  if returned == id and owner == node and state == 'released' then return again() end
   if state == 'committed' and mid == id and previous == node then
     redis.call('DEL', KEYS[2] .. decimal(epoch))
     previous, committed = owner, ''
@@ -123,19 +143,20 @@ if step == 'takeBack' then
   rememberCancelled()
   return save()
 end
-if step == 'forget' then
+if step == 'stop' then
   if not mine then return answer('fenced') end
   if mid ~= '' then return answer('busy') end
-  redis.call('DEL', KEYS[1], KEYS[3], KEYS[5], KEYS[2] .. decimal(epoch))
-  return answer('ok')
+  redis.call('DEL', KEYS[3], KEYS[5], KEYS[2] .. decimal(epoch))
+  state = 'stopped'
+  return save()
 end
 if step == 'sessions' then
-  if not mine then return answer('fenced') end
+  if not mine or state == 'stopped' then return answer('fenced') end
   redis.call('SET', KEYS[3], payload, 'PX', ttlMs)
   return answer('ok')
 end
 if step == 'names' then
-  if not mine then return answer('fenced') end
+  if not mine or state == 'stopped' then return answer('fenced') end
   local now = nowMs()
   local expiresAt = decimal(now + tonumber(ttlMs))
   for _, name in ipairs(cjson.decode(payload)) do redis.call('ZADD', KEYS[5], expiresAt, name) end

@@ -10,10 +10,15 @@
  *                                ├───────── cancel ──┘       │
  *                                └── A @ 3 ───── takeBack ───┘
  *
+ *   released ── stop ──▶ stopped ── claim, at a higher epoch ──▶ released
+ *   anything, also no record ── raise, at a higher epoch ──▶ released
+ *
  * Epochs only rise, and a number is given out once: a migration that was cancelled leaves a gap, so always use
- * `migration.epoch` and never count yourself. Each of the steps is atomic. `commit`, `markReleased`, `cancel`, `takeBack`,
- * `reserve`, `claim` and `forget` may be repeated when their outcome is unknown. Every step but `claim` and `forget` of a
- * workload without a record fails with `STORE_ABSENT`.
+ * `migration.epoch` and never count yourself. Each of the steps is atomic. Each may be repeated when its outcome is
+ * unknown. Every step but `claim` and `raise` of a workload without a record fails with `STORE_ABSENT`.
+ *
+ * A store can lose its last writes (a fail-over) or all (it was emptied). So nodes remember the highest epoch that they
+ * have seen and give it to each step that makes a new one, and an owner whose record is lower than its own epoch raises it.
  */
 import assert from "node:assert/strict";
 import * as z from "zod";
@@ -23,8 +28,8 @@ export interface Ownership {
   /** node name */
   owner: string;
   epoch: number;
-  /** committed: the move is decided, and the target has not yet let the workload go on */
-  state: "released" | "committed";
+  /** committed: the move is decided, and the target has not yet let the workload go on; stopped: nobody has it */
+  state: "released" | "committed" | "stopped";
   /** the node that had it before the last move */
   previous: string | null;
   /** reserved (state released) or decided (state committed): `epoch` is the target's */
@@ -41,11 +46,18 @@ export interface Store {
   ping(): Promise<void>;
   ownership(workload: string): Promise<Ownership | null>;
   /**
-   * Creates `{owner: node, epoch, released}` where there is nothing, else returns what is there, unchanged: it is the
-   * caller's to start only where `owner` is its node *and* `state` is "released". Committed to this node means that the
-   * source may still take it back. `epoch` is 1 unless the caller knows of higher ones: an owner whose record was lost.
+   * Creates `{owner: node, epoch, released}` where there is nothing or the workload is stopped, else returns what is there,
+   * unchanged: it is the caller's to start only where `owner` is its node *and* `state` is "released". Committed to this
+   * node means that the source may still take it back. `epoch` (default 1) is at least one above all that the caller has
+   * seen; a higher one is given where the record knows of higher ones.
    */
   claim(request: { workload: string; node: string; epoch?: number }): Promise<Ownership>;
+  /**
+   * The node owns the workload at `epoch`, whatever a lower record says: one that was lost, or that a fail-over has
+   * brought back. A record of the same node at a higher epoch is returned unchanged.
+   * @throws `STORE_FENCED`: another node has that epoch or a higher one, or the workload was stopped there
+   */
+  raise(request: Owned): Promise<Ownership>;
   /** @throws `STORE_FENCED` (not owner at that epoch, or this migration was cancelled), `STORE_BUSY` (another one) */
   reserve(request: Reserve): Promise<Ownership>;
   /** Not committed: never will be. Committed: changes nothing; look at `owner`. */
@@ -64,8 +76,18 @@ export interface Store {
   takeBack(request: { workload: string; node: string; migration: string }): Promise<Ownership>;
   /** What was committed with `epoch`; null when it has expired, or is no longer needed. */
   held(request: { workload: string; epoch: number }): Promise<Buffer | null>;
-  /** No record is left. Nothing there: nothing to do. @throws `STORE_FENCED`, `STORE_BUSY` (a migration is under way) */
-  forget(request: Owned): Promise<void>;
+  /**
+   * Nobody has the workload any more. The epoch stays on record, and its sessions do not.
+   * @throws `STORE_FENCED`, `STORE_BUSY` (a migration is under way)
+   */
+  stop(request: Owned): Promise<Ownership>;
+  /**
+   * A word that says which store this is; null: none was set, as in a new store or one that was emptied. Also null where
+   * one word cannot speak for all of it (a Cluster, whose servers are emptied one by one).
+   */
+  mark(): Promise<string | null>;
+  /** Sets the mark unless there is one. Resolves with the one that there is then. */
+  setMark(mark: string): Promise<string | null>;
   /** The whole registry of one workload, in one write. @throws `STORE_FENCED` */
   putSessions(request: PutSessions): Promise<void>;
   sessions(workload: string): Promise<SessionRecord[]>;
@@ -89,6 +111,8 @@ export interface Reserve extends Owned {
   /** chosen by the caller, unique */
   migration: string;
   target: string;
+  /** the number given out is at least this: the caller has seen all below it */
+  epochMin?: number;
 }
 export interface Commit extends Owned {
   migration: string;
@@ -119,13 +143,15 @@ export type Step =
   | "commit"
   | "markReleased"
   | "takeBack"
-  | "forget"
+  | "raise"
+  | "stop"
   | "sessions"
   | "names"
   | "lookup";
 
 export const NODE_NAME = /^[a-z0-9-]{1,40}$/;
 export const MIGRATION_ID = /^[A-Za-z0-9._:-]{1,64}$/;
+export const MARK = /^[A-Za-z0-9-]{1,64}$/;
 /** of the last migrations that were cancelled, the ids kept so that a late commit or reserve is known */
 export const CANCELLED_MAX = 8;
 
@@ -144,7 +170,7 @@ const epoch = z.number().int().min(1).max(Number.MAX_SAFE_INTEGER);
 export const ownershipSchema: z.ZodType<Ownership> = z.strictObject({
   owner: name,
   epoch,
-  state: z.enum(["released", "committed"]),
+  state: z.enum(["released", "committed", "stopped"]),
   previous: name.nullable(),
   migration: z.strictObject({ id: z.string().regex(MIGRATION_ID), target: name, epoch }).nullable(),
 });
@@ -160,6 +186,7 @@ export function assertRequest(request: {
   target?: string;
   migration?: string;
   epoch?: number;
+  epochMin?: number;
   ttlMs?: number;
   names?: readonly string[];
   namesMax?: number;
@@ -170,8 +197,7 @@ export function assertRequest(request: {
   if (request.node !== undefined)
     assert.notEqual(request.node, request.target, "a workload moves to another node");
   if (request.migration !== undefined) assert.match(request.migration, MIGRATION_ID);
-  if (request.epoch !== undefined) assert.ok(Number.isSafeInteger(request.epoch) && request.epoch > 0);
-  for (const positive of [request.ttlMs, request.namesMax])
+  for (const positive of [request.epoch, request.epochMin, request.ttlMs, request.namesMax])
     if (positive !== undefined) assert.ok(Number.isSafeInteger(positive) && positive > 0);
   if (request.names !== undefined)
     assert.ok(request.names.length <= NAMES_BATCH_MAX && request.names.every(isName));

@@ -431,7 +431,7 @@ describe("holdfast lookup", () => {
   });
 });
 
-describe("holdfast status, sessions, check, stop", () => {
+describe("holdfast status, sessions, check, start, stop", () => {
   test("status is a table, or the agent's answer as it is", async () => {
     const status = {
       node: "a",
@@ -451,6 +451,7 @@ describe("holdfast status, sessions, check, stop", () => {
           moving: null,
         },
         { name: "\u001b[2Jevil", moving: { to: "b", step: "dump" } },
+        { name: "mail", state: "waiting", problem: { what: "node b cannot be asked", cure: "start it" } },
       ],
       newer: true,
     };
@@ -463,6 +464,7 @@ describe("holdfast status, sessions, check, stop", () => {
     );
     assert.match(out, /chat +owner +a +3 +released +relay +12 +-/);
     assert.match(out, /to b, dump/);
+    assert.match(out, /\n\nmail: node b cannot be asked\n {2}start it\n$/);
     assert.ok(!out.includes("\u001b"), "control characters of others never reach the terminal");
     assert.deepEqual(oneObject((await run(["status", "--json"])).out), status);
   });
@@ -604,6 +606,18 @@ describe("holdfast status, sessions, check, stop", () => {
     );
   });
 
+  test("start says what was refused, with the cure, and asks by force only when told to", async () => {
+    const route = "POST /v1/workloads/chat/start";
+    answers.set(route, json({}));
+    assert.deepEqual(await run(["start", "chat"]), { status: 0, out: "started chat\n", err: "" });
+    assert.deepEqual(asked.at(-1)?.body, { force: false });
+    assert.equal((await run(["start", "chat", "--force"])).status, 0);
+    assert.deepEqual(asked.at(-1)?.body, { force: true });
+    answers.set(route, json({ error: { code: "OWNER_UNKNOWN", message: "ask b, or --force" } }, 409));
+    const { status, err } = await run(["start", "chat"]);
+    assert.deepEqual([status, err], [4, "holdfast: ask b, or --force\n"]);
+  });
+
   test("stop takes a plain answer or lines", async () => {
     const route = "POST /v1/workloads/chat/stop";
     answers.set(route, json({ ok: true }));
@@ -637,7 +651,16 @@ describe("usage", () => {
   });
 
   test("--help everywhere tells the exit statuses", async () => {
-    for (const command of [[], ["agent"], ["status"], ["sessions"], ["check"], ["migrate"], ["stop"]]) {
+    for (const command of [
+      [],
+      ["agent"],
+      ["status"],
+      ["sessions"],
+      ["check"],
+      ["migrate"],
+      ["start"],
+      ["stop"],
+    ]) {
       const { status, out } = await run([...command, "--help"]);
       assert.equal(status, 0);
       assert.match(out, /Exit status:\n {2}0 {4}done/);

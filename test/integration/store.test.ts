@@ -16,6 +16,14 @@ const fresh = () => `chat-${++number}`;
 const HELD = Buffer.from([0, 255, 10, 13, 0xc3, 0x28]);
 const TTL_MS = 60_000;
 
+async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
+  const lateMs = performance.now() + 15_000;
+  while (!(await holds())) {
+    assert.ok(performance.now() < lateMs, what);
+    await sleep(20);
+  }
+}
+
 /** What every store must do. */
 function behaves(name: string, get: () => Store): void {
   describe(`store: ${name}`, () => {
@@ -102,7 +110,7 @@ function behaves(name: string, get: () => Store): void {
         await assert.rejects(store.commit({ ...wrong, migration: "m1", held: HELD, ttlMs: TTL_MS }), fenced);
         await assert.rejects(store.markReleased(wrong), fenced);
         await assert.rejects(store.putSessions({ ...wrong, sessions: [], ttlMs: TTL_MS }), fenced);
-        await assert.rejects(store.forget(wrong), fenced);
+        await assert.rejects(store.stop(wrong), fenced);
       }
       await assert.rejects(
         store.commit({ ...at("a", 1), migration: "m9", held: HELD, ttlMs: TTL_MS }),
@@ -226,7 +234,7 @@ function behaves(name: string, get: () => Store): void {
         "its new place",
       );
       await assert.rejects(store.putNames({ ...at("a", 1), names: ["late"] }), { code: "STORE_FENCED" });
-      await store.forget({ workload, node: "b", epoch: 2 });
+      await store.stop({ workload, node: "b", epoch: 2 });
       await store.claim({ workload, node: "b" });
       assert.equal(await store.lookup({ workload, name: "42" }), null, "forgotten with its workload");
     });
@@ -306,22 +314,84 @@ function behaves(name: string, get: () => Store): void {
       assert.equal(await store.held({ workload, epoch: 2 }), null);
     });
 
-    test("a workload is forgotten, but not under a migration", async () => {
+    test("a workload is stopped, but not under a migration; its epoch stays, and the next claim is above it", async () => {
       const store = get();
       const workload = fresh();
+      const own = { workload, node: "a", epoch: 1 };
       await reserved(store, workload);
-      await assert.rejects(store.forget({ workload, node: "a", epoch: 1 }), { code: "STORE_BUSY" });
+      await assert.rejects(store.stop(own), { code: "STORE_BUSY" });
       await store.cancel({ workload, migration: "m1" });
-      await store.forget({ workload, node: "a", epoch: 1 });
-      await store.forget({ workload, node: "a", epoch: 1 });
-      assert.equal(await store.ownership(workload), null);
+      await store.putSessions({ ...own, sessions: [{ id: "s" }], ttlMs: TTL_MS });
+      for (let n = 0; n < 2; n++) assert.equal((await store.stop(own)).state, "stopped");
+      assert.deepEqual(await store.sessions(workload), []);
+      const fenced = { code: "STORE_FENCED" };
+      await assert.rejects(store.reserve({ ...own, migration: "m2", target: "b" }), fenced);
+      await assert.rejects(store.markReleased(own), fenced);
+      await assert.rejects(store.raise(own), fenced);
+      await assert.rejects(store.putSessions({ ...own, sessions: [], ttlMs: TTL_MS }), fenced);
+      const next = await store.claim({ workload, node: "b" });
+      assert.deepEqual([next.owner, next.epoch, next.state], ["b", 3, "released"], "2 was given out");
+      await assert.rejects(store.stop(own), fenced);
+    });
+
+    test("a claim is above all that the claimant has seen, and what a node has seen is not given out again", async () => {
+      const store = get();
+      const workload = fresh();
+      const claimed = await store.claim({ workload, node: "a", epoch: 7 });
+      assert.equal(claimed.epoch, 7);
+      const own = { workload, node: "a", epoch: 7 };
+      const next = await store.reserve({ ...own, migration: "m1", target: "b", epochMin: 12 });
+      assert.equal(next.migration?.epoch, 12);
+      const back = await store.takeBack({ workload, node: "a", migration: "m1" });
+      assert.equal(back.epoch, 13);
+    });
+
+    test("an owner raises a record that a fail-over has thrown back, and nobody lowers one", async () => {
+      const store = get();
+      const fenced = { code: "STORE_FENCED" };
+      for (const prepare of [reserved, committed]) {
+        const workload = fresh();
+        await prepare(store, workload);
+        const raised = await store.raise({ workload, node: "b", epoch: 4 });
+        assert.deepEqual([raised.owner, raised.epoch, raised.state], ["b", 4, "released"]);
+        assert.equal(raised.migration, null);
+        assert.equal(await store.held({ workload, epoch: 2 }), null);
+        assert.deepEqual(await store.raise({ workload, node: "b", epoch: 3 }), raised, "its own is higher");
+        for (const epoch of [3, 4])
+          await assert.rejects(store.raise({ workload, node: "a", epoch }), fenced, `${epoch}`);
+        await assert.rejects(store.takeBack({ workload, node: "a", migration: "m1" }), fenced);
+        const own = { workload, node: "a", epoch: 1, migration: "m1" };
+        await assert.rejects(store.commit({ ...own, held: HELD, ttlMs: TTL_MS }), fenced);
+        const next = await store.reserve({ workload, node: "b", epoch: 4, migration: "m2", target: "a" });
+        assert.equal(next.migration?.epoch, 5);
+        assert.deepEqual(await store.raise({ workload, node: "b", epoch: 4 }), next, "it has that epoch");
+      }
+      const workload = fresh();
+      const lost = await store.raise({ workload, node: "a", epoch: 9 });
+      assert.deepEqual([lost.owner, lost.epoch, lost.state], ["a", 9, "released"], "no record at all");
+    });
+
+    test("a raise by the target of what is committed to it is its release", async () => {
+      const store = get();
+      const workload = fresh();
+      await committed(store, workload);
+      const raised = await store.raise({ workload, node: "b", epoch: 2 });
+      assert.deepEqual(raised, { owner: "b", epoch: 2, state: "released", previous: "a", migration: null });
+      await assert.rejects(store.takeBack({ workload, node: "a", migration: "m1" }), {
+        code: "STORE_FENCED",
+      });
     });
   });
 }
 
 type Op =
   | { op: "reserve"; node: string; epoch: number; migration: string; target: string }
-  | { op: "commit" | "markReleased" | "forget" | "putNames"; node: string; epoch: number; migration: string }
+  | {
+      op: "commit" | "markReleased" | "stop" | "raise" | "putNames";
+      node: string;
+      epoch: number;
+      migration: string;
+    }
   | { op: "cancel" | "takeBack" | "claim"; node: string; migration: string };
 
 async function perform(store: Store, workload: string, step: Op): Promise<Ownership | string | null> {
@@ -336,9 +406,10 @@ async function perform(store: Store, workload: string, step: Op): Promise<Owners
       case "putNames":
         await store.putNames({ workload, ...step, names: [step.migration], ttlMs: TTL_MS, namesMax: 10 });
         return null;
-      case "forget":
-        await store.forget({ workload, ...step });
-        return null;
+      case "stop":
+        return await store.stop({ workload, ...step });
+      case "raise":
+        return await store.raise({ workload, ...step });
       case "cancel":
         return await store.cancel({ workload, migration: step.migration });
       case "takeBack":
@@ -364,6 +435,8 @@ const steps = fc.array(
       "cancel",
       "takeBack",
       "claim",
+      "raise",
+      "stop",
       "putNames",
     ),
     node: fc.constantFrom("a", "b"),
@@ -489,6 +562,17 @@ describe("redis", () => {
     }
   });
 
+  test("the first mark stays, until Redis is emptied", async () => {
+    assert.equal(await store.mark(), null);
+    assert.equal(await store.setMark("one"), "one");
+    assert.equal(await store.setMark("two"), "one");
+    server.cli("-n", "2", "del", "hf:mark");
+    assert.equal(await store.mark(), null);
+    server.cli("-n", "2", "set", "hf:mark", "no mark\n");
+    await assert.rejects(store.mark(), { code: "STORE_CORRUPT" });
+    server.cli("-n", "2", "del", "hf:mark");
+  });
+
   test("a script that Redis forgot is sent again", async () => {
     const workload = fresh();
     await store.claim({ workload, node: "a" });
@@ -600,6 +684,33 @@ describe("redis in trouble", () => {
   });
 });
 
+describe("redis with a replica", () => {
+  test("a change of ownership that the replica does not have is UNKNOWN, and counts when it has it or has left", async () => {
+    const master = await startRedis({ args: ["--repl-diskless-sync-delay", "0"] });
+    const replica = await startRedis({ args: ["--replicaof", "127.0.0.1", `${master.port}`] });
+    const store = openStore(master.url, { callMs: 200 });
+    const workload = fresh();
+    try {
+      await until("the replica is there", () => /state=online/.test(master.cli("info", "replication")));
+      // one that has just come may still be loading what it was sent
+      await until("claimed", () => store.claim({ workload, node: "a" }).then(Boolean, () => false));
+      assert.match(replica.cli("hget", `hf:{${workload}}:owner`, "owner"), /^a/);
+      replica.process.kill("SIGSTOP");
+      const reserve = { workload, node: "a", epoch: 1, migration: "m1", target: "b" };
+      await assert.rejects(store.reserve(reserve), { code: "STORE_UNKNOWN", retryable: true });
+      await assert.rejects(store.reserve(reserve), { code: "STORE_UNKNOWN" }, "repeated, it is no better");
+      assert.equal((await store.ownership(workload))?.owner, "a", "looking does not wait");
+      replica.process.kill("SIGCONT");
+      await until("it counts", () => store.reserve(reserve).then(Boolean, () => false));
+      await replica.kill();
+      await until("alone", () => store.cancel({ workload, migration: "m1" }).then(Boolean, () => false));
+    } finally {
+      await store.close();
+      await Promise.all([master.kill(), replica.kill()]);
+    }
+  });
+});
+
 describe("redis: Sentinel", () => {
   test("finds the master, and the new one after a fail-over", { timeout: 30_000 }, async () => {
     const master = await startRedis();
@@ -617,7 +728,7 @@ describe("redis: Sentinel", () => {
     const store = openStore(`redis+sentinel://${hosts}/main`, { callMs: 500 });
     const workload = fresh();
     try {
-      await store.claim({ workload, node: "a" });
+      await until("claimed", () => store.claim({ workload, node: "a" }).then(Boolean, () => false));
       const one = sentinels[0] as RedisServer;
       for (let n = 0; n < 200; n++) {
         const known = one.cli("sentinel", "replicas", "main").includes(`${replica.port}`);

@@ -199,7 +199,7 @@ test("stop ends the application, its sessions and everything made for it", async
 });
 
 test("metrics and health are served, and nothing else, on the metrics address", async () => {
-  const opened = await createLab();
+  const opened = await createLab({ nodes: ["a"] });
   lab = opened;
   const metrics = `${opened.place("a").address}:7411`;
   await opened.startAgent("a", { ...config("a", "relay"), metrics });
@@ -221,7 +221,7 @@ test("metrics and health are served, and nothing else, on the metrics address", 
 });
 
 test("the admin socket answers nonsense with one clear line", async () => {
-  const opened = await createLab();
+  const opened = await createLab({ nodes: ["a"] });
   lab = opened;
   const agent = await opened.startAgent("a", config("a", "relay"));
   const ask = (path: string, body: string): Promise<{ status: number; text: string }> =>

@@ -48,6 +48,8 @@ class World {
     epoch: 1,
     target: 0,
     debt: null as "cancelled" | "taken-back" | null,
+    /** the store contradicted the debt */
+    raises: false,
   };
   target = {
     alive: true,
@@ -56,6 +58,8 @@ class World {
     asked: false,
     // the journal
     step: "none" as "none" | "restored" | "releasing" | "released" | "gave-up",
+    /** at which it goes on */
+    epoch: 0,
     debt: false,
   };
 
@@ -181,13 +185,24 @@ class World {
       if (word === "gave-up") this.#goOnHere(null);
       else if (word === "released") source.step = "there";
     });
+    const isUnsure = target.step === "releasing" && target.waits === null;
+    const grants = unclear && source.goingBack && target.alive && !this.broken && isUnsure;
+    // whatever has been asked of the store before, and may still be carried out, has a lower epoch
+    const grant = (answered: boolean) => () => {
+      source.step = "granted";
+      this.#comeAlive(source.target + 2, true);
+      if (answered) source.step = "there";
+    };
+    add("give word to a target that is unsure", grants, grant(true));
+    add("give word to a target that is unsure, whose answer is lost", grants && faults, grant(false));
     add("take back", unclear && source.goingBack && source.step === "committing", () => {
       source.waits = this.#takeBack((answer) => {
         source.waits = null;
-        if (answer === "fenced") source.step = "there";
+        if (answer === "fenced") this.#look();
         else if (answer !== "absent") this.#goOnHere(answer.epoch);
       });
     });
+    add("look into the store", unclear && source.goingBack && source.step === "granted", () => this.#look());
     add("tell the store that it was cancelled", idle && source.debt === "cancelled", () => {
       source.waits = this.#ask(
         (store) => store.cancel({ workload: W, migration: MIGRATION }),
@@ -200,10 +215,32 @@ class World {
     add("tell the store that it was taken back", idle && source.debt === "taken-back", () => {
       source.waits = this.#takeBack((answer) => {
         source.waits = null;
-        source.debt = null;
+        if (typeof answer === "string") source.raises = true;
+        else source.debt = null;
         if (typeof answer !== "string") source.epoch = answer.epoch;
       });
     });
+    add("raise the record", idle && source.raises, () => {
+      source.waits = this.#ask(
+        (store) => store.raise({ workload: W, node: "a", epoch: source.epoch }),
+        () => {
+          Object.assign(source, { waits: null, raises: false, debt: null });
+        },
+      );
+    });
+  }
+
+  /** What the record says of the target; of one that says nothing of it, nothing follows. */
+  #look(): void {
+    const { source } = this;
+    source.waits = this.#ask(
+      (store) => store.ownership(W) as Promise<Ownership>,
+      (answer) => {
+        source.waits = null;
+        if (typeof answer === "string" || answer === null || answer.owner === "a") return;
+        if (answer.state === "released" && answer.epoch >= source.target) source.step = "there";
+      },
+    );
   }
 
   #targetActions(add: (name: string, when: boolean, act: () => Promise<void> | void) => void): void {
@@ -217,7 +254,7 @@ class World {
         (answer) => {
           target.waits = null;
           if (answer === "fenced") target.step = "gave-up";
-          else if (answer !== "absent" && target.step === "releasing") this.#comeAlive(false);
+          else if (answer !== "absent" && target.step === "releasing") this.#comeAlive(source.target, false);
         },
       );
     };
@@ -226,7 +263,7 @@ class World {
     const grants = source.alive && !source.goingBack && ["committing", "granted"].includes(source.step);
     add("be granted", idle && target.step === "releasing" && target.asked && this.channel && grants, () => {
       source.step = "granted";
-      this.#comeAlive(true);
+      this.#comeAlive(source.target, true);
     });
     add("grant whose answer is lost", idle && target.step === "releasing" && this.channel && grants, () => {
       source.step = "granted";
@@ -248,7 +285,7 @@ class World {
     });
     add("tell the store that it is released", idle && target.debt, () => {
       target.waits = this.#ask(
-        (store) => store.markReleased(owned),
+        (store) => store.raise({ ...owned, epoch: target.epoch }),
         () => {
           target.waits = null;
           target.debt = false;
@@ -268,7 +305,8 @@ class World {
     return "gave-up";
   }
 
-  #comeAlive(debt: boolean): void {
+  #comeAlive(epoch: number, debt: boolean): void {
+    this.target.epoch = epoch;
     this.target.step = "released";
     this.target.running = true;
     this.target.debt = debt;
@@ -282,13 +320,14 @@ class World {
     source.goingBack = false;
     if (epoch === null) source.debt = held ? "taken-back" : "cancelled";
     if (epoch !== null) source.epoch = epoch;
+    else if (held) source.epoch = source.target + 1;
     this.channel = false;
   }
 
   #crashSource(): void {
     const { source } = this;
     if (source.waits !== null) source.waits.reply = null;
-    Object.assign(source, { alive: false, waits: null, goingBack: false, mayRelease: false });
+    Object.assign(source, { alive: false, waits: null, goingBack: false, mayRelease: false, raises: false });
     this.channel = false;
   }
 

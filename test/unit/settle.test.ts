@@ -1,0 +1,133 @@
+/** A cut-off move is settled by the other node's word first and the store second; see also `ownership-model.test.ts`. */
+import assert from "node:assert/strict";
+import { beforeEach, describe, test } from "node:test";
+import type { Workload } from "#control/agent/workload.ts";
+import type { OutcomeReply } from "#control/migration/move.ts";
+import { decideAtSource } from "#control/migration/settle.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import { MemoryStore } from "#proxy/store/memory.ts";
+import type { Store } from "#proxy/store/store.ts";
+
+const W = "chat";
+const OWN = { workload: W, node: "a", epoch: 1 };
+const MOVE = { migration: "m1", peer: "b", epoch: 2, granted: false };
+/** what the target answers to one question; null: it does not answer */
+type Target = (grant: number | null) => OutcomeReply | null;
+
+let store: MemoryStore;
+let recorded: string[];
+let forced: boolean;
+
+beforeEach(async () => {
+  store = new MemoryStore();
+  recorded = [];
+  forced = false;
+  await store.claim({ workload: W, node: "a" });
+  await store.reserve({ ...OWN, migration: "m1", target: "b" });
+});
+
+const commit = () => store.commit({ ...OWN, migration: "m1", held: Buffer.alloc(0), ttlMs: 60_000 });
+
+/** A store that is silent; its requests are carried out all the same where `late` says so. */
+function silent(late = false): Store {
+  const answer = async (step: () => Promise<unknown>): Promise<never> => {
+    if (late) await step();
+    throw new HoldfastError("no answer", { code: "STORE_UNKNOWN", source: "store", retryable: true });
+  };
+  return {
+    takeBack: (request) => answer(() => store.takeBack(request)),
+    ownership: (workload) => answer(() => store.ownership(workload)),
+  } as Partial<Store> as Store;
+}
+
+function settle(target: Target, asked: Store = store, move = MOVE) {
+  const workload = {
+    name: W,
+    journal: { seen: 2 },
+    settling: () => {},
+    get isForced() {
+      return forced;
+    },
+    recordMoving: ({ step }: { step: string }) => recorded.push(step),
+    throwIfClosed: () => {},
+    context: {
+      node: "a",
+      store: asked,
+      log: { warn: () => {} },
+      dial: async () => ({
+        call: async (_method: string, { grant }: { grant: number | null }) => {
+          const result = target(grant);
+          if (result === null) throw new Error("no answer");
+          return { result };
+        },
+        close: () => {},
+      }),
+    },
+  };
+  return decideAtSource(workload as unknown as Workload, move);
+}
+
+describe("the source of a cut-off move", () => {
+  test("believes the target, and does not wait for a silent store", async () => {
+    await commit();
+    const gaveUp = await settle(() => ({ outcome: "gave-up", epoch: 2 }), silent());
+    assert.deepEqual(gaveUp, { where: "here", epoch: 3, told: false });
+    const released = await settle(() => ({ outcome: "released", epoch: 2 }), silent());
+    assert.deepEqual(released, { where: "there", epoch: 2 });
+    assert.deepEqual(recorded, []);
+  });
+
+  test("takes it back in the store where the target does not answer", async () => {
+    await commit();
+    assert.deepEqual(await settle(() => null), { where: "here", epoch: 3, told: true });
+  });
+
+  test("lets the target have it where the store says that it was released", async () => {
+    await commit();
+    await store.markReleased({ workload: W, node: "b", epoch: 2 });
+    assert.deepEqual(await settle(() => null), { where: "there", epoch: 2 });
+  });
+
+  test("gives its word to a target that is unsure: on record first, and above what the store may still give", async () => {
+    await commit();
+    const told: (number | null)[] = [];
+    const settled = await settle((grant) => {
+      told.push(grant);
+      if (grant === null) return { outcome: "unsure", epoch: 2 };
+      assert.deepEqual(recorded, ["granted"], "on record before it is told");
+      return { outcome: "released", epoch: grant };
+    }, silent(true));
+    assert.deepEqual(told, [null, 4]);
+    assert.deepEqual(settled, { where: "there", epoch: 4 });
+    assert.equal(
+      (await store.ownership(W))?.owner,
+      "a",
+      "the request that nobody got an answer to was carried out",
+    );
+    const raised = await store.raise({ workload: W, node: "b", epoch: 4 });
+    assert.deepEqual([raised.owner, raised.epoch], ["b", 4]);
+  });
+
+  test("does not take back what it has given its word for", async () => {
+    await commit();
+    let asked = 0;
+    const target: Target = () => (++asked < 3 ? null : { outcome: "gave-up", epoch: 2 });
+    const settled = await settle(target, store, { ...MOVE, granted: true });
+    assert.deepEqual(settled, { where: "here", epoch: 3, told: false }, "only the target's word counts");
+    assert.equal((await store.ownership(W))?.owner, "b");
+  });
+
+  test("learns nothing from a record that a fail-over has thrown back", async () => {
+    store = new MemoryStore();
+    await store.claim({ workload: W, node: "a" }); // the reservation is lost, and what was decided with it
+    let asked = 0;
+    const target: Target = () => (++asked < 3 ? null : { outcome: "released", epoch: 2 });
+    assert.deepEqual(await settle(target), { where: "there", epoch: 2 });
+    assert.equal(asked, 3, "it asked again");
+  });
+
+  test("goes on when a person says that the target is gone for good, above whatever it may have had", async () => {
+    forced = true;
+    assert.deepEqual(await settle(() => null, silent()), { where: "here", epoch: 4, told: false });
+  });
+});
