@@ -13,7 +13,11 @@ export interface ContainerPlan {
   mounts: { source: string; target: string; readonly: boolean }[];
 }
 
-/** Where the container sees what Holdfast needs in it. Folders of ours, hidden at the root. */
+/**
+ * Where the container sees what Holdfast needs in it. A mount of its own, so that the application can rename it no more than
+ * it can write to it; what is below it is read-only too.
+ */
+const INSIDE = "/.holdfast";
 export const INSIDE_RUN = "/.holdfast/run";
 export const INSIDE_CRIU = "/.holdfast/criu";
 
@@ -229,15 +233,21 @@ function addOurs(options: SpecOptions, spec: OciSpec): OciSpec {
     options: ["rbind", mount.readonly ? "ro" : "rw"],
   }));
   const ours: OciMount[] = [
-    { destination: INSIDE_RUN, type: "bind", source: options.runDir, options: ["rbind", "rw"] },
+    {
+      destination: INSIDE,
+      type: "tmpfs",
+      source: "holdfast",
+      options: ["ro", "nosuid", "nodev", "mode=755", "size=4k"],
+    },
+    { destination: INSIDE_RUN, type: "bind", source: options.runDir, options: ["rbind", "ro"] },
     { destination: INSIDE_CRIU, type: "bind", source: options.criuDir, options: ["rbind", "ro"] },
   ];
   return { ...spec, mounts: [...(spec.mounts ?? []), ...volumes, ...ours] };
 }
 
-/** tmpfs mounts whose files have to travel: all but /dev itself (device nodes made by the runtime). */
+/** tmpfs mounts whose files have to travel: all but /dev itself (device nodes made by the runtime) and our own. */
 export function travellingTmpfs(spec: OciSpec): string[] {
   return (spec.mounts ?? [])
-    .filter((mount) => mount.type === "tmpfs" && mount.destination !== "/dev")
+    .filter((mount) => mount.type === "tmpfs" && mount.destination !== "/dev" && mount.destination !== INSIDE)
     .map((mount) => mount.destination);
 }
