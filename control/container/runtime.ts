@@ -46,6 +46,8 @@ export interface CreateOptions {
   criuDir: string;
   /** a static init (catatonit) that every container gets a copy of */
   initBinary: string;
+  /** host paths of this agent's files that no container is to show */
+  secrets: string[];
   /** size limit of the instance's tmpfs */
   runBytesMax: number;
 }
@@ -287,7 +289,7 @@ export class ContainerRuntime {
   }
 }
 
-type SpecInput = Pick<CreateOptions, "container" | "rootfs" | "criuDir" | "workload">;
+type SpecInput = Pick<CreateOptions, "container" | "rootfs" | "criuDir" | "workload" | "secrets">;
 
 /** What a container of the workload would be like; paths of an instance are not in it yet. */
 export function plannedSpec(options: SpecInput): OciSpec {
@@ -302,11 +304,18 @@ function specOf(options: SpecInput, id: string, runDir: string): OciSpec {
     runDir,
     criuDir: options.criuDir,
     hostname: options.workload,
+    secrets: options.secrets.flatMap((path) => seenBelow(options.rootfs.lower, path)),
     cgroupsPath: cgroupsPathOf(id),
   };
   return options.rootfs.bundle === null
     ? buildSpec(specOptions)
     : adaptSpec(specOptions, options.rootfs.bundle);
+}
+
+/** Where a container made from `lower` has a host path. Its own folder below it, and not what is mounted there. */
+function seenBelow(lower: string, path: string): string[] {
+  const folder = lower.endsWith("/") ? lower : `${lower}/`;
+  return path.startsWith(folder) ? [`/${path.slice(folder.length)}`] : [];
 }
 
 function cgroupsPathOf(id: string): string {

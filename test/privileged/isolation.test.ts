@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { closeSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { packPaths } from "#control/container/files.ts";
 import { openFolderIn } from "#control/container/inside.ts";
@@ -18,8 +18,10 @@ test("the host is out of an application's reach", { skip, timeout: 300_000 }, as
   writeFileSync(secretFile, "of the host");
   try {
     await withPythonShell({}, async (program, run) => {
+      await t.test("its container is closed", () => isClosed(program, run));
       await t.test("it cannot change what Holdfast has in its container", () => changesNothingOfOurs(run));
       await t.test("CRIU takes nothing that it planted, on either node", () => plantsForCriu(program, run));
+      await t.test("its container is as closed after moves", () => isClosed(program, run));
       await t.test("tar stays inside when a folder becomes a link", () => swapsFolder(run));
       await t.test("a later agent finds the instance's files in the container", () =>
         comesFromElsewhere(program),
@@ -31,6 +33,42 @@ test("the host is out of an application's reach", { skip, timeout: 300_000 }, as
   }
 });
 
+/** @returns the name of the error that a line ends in, or what it gives */
+async function outcome(run: Run, line: string): Promise<string> {
+  const answer = await run(line);
+  const errno = /^ERROR \w+\((\d+),/.exec(answer)?.[1];
+  return errno === undefined ? answer : (await run(`__import__("errno").errorcode[${errno}]`)).slice(1, -1);
+}
+
+async function isClosed(program: MovedProgram, run: Run): Promise<void> {
+  const stateDir = program.lab.stateDir(program.at);
+  const syscall = (...args: (number | string)[]): string =>
+    `[libc.syscall(${args.join(", ")}), __import__("errno").errorcode[ctypes.get_errno()]][1]`;
+  const numbers = {
+    unshare: process.arch === "arm64" ? 97 : 272,
+    keyctl: process.arch === "arm64" ? 219 : 250,
+  };
+  const expected: Record<string, string> = {
+    // settings and memory of the node's kernel
+    'open("/proc/sys/kernel/core_pattern", "r+")': "EROFS",
+    'open("/proc/interrupts", "rb").read(1)': "b''",
+    'os.listdir("/sys/firmware")': "[]",
+    // the node's network, and its disks
+    "socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)": "EPERM",
+    'os.mknod("/tmp/disk", 0o60600, os.makedev(254, 0))': "EPERM",
+    // ways to more capabilities, and what no namespace separates
+    [syscall(numbers.unshare, "0x10000000")]: "'EPERM'",
+    [syscall(numbers.keyctl, 0, -3, 0)]: "'EPERM'",
+    'libc.mount(b"none", b"/tmp", b"tmpfs", 0, None)': "-1",
+    // secrets of the node
+    'open("/etc/shadow").read()': "''",
+    [`os.listdir("${stateDir}")`]: "[]",
+    [`open("${stateDir}.yaml").read()`]: "''",
+    [`open("${join(dirname(stateDir), "key")}", "rb").read()`]: "b''",
+  };
+  for (const [line, what] of Object.entries(expected)) assert.equal(await outcome(run, line), what, line);
+}
+
 async function changesNothingOfOurs(run: Run): Promise<void> {
   const attempts = {
     'open("/.holdfast/run/bundle/process.json", "w")': "EROFS",
@@ -41,10 +79,7 @@ async function changesNothingOfOurs(run: Run): Promise<void> {
     'os.remove("/.holdfast/criu/criu")': "EROFS",
   };
   for (const [attempt, code] of Object.entries(attempts)) {
-    const answer = await run(attempt);
-    assert.match(answer, /^ERROR \w+\(\d+,/, attempt);
-    const errno = Number(/\d+/.exec(answer)?.[0]);
-    assert.equal(await run(`__import__("errno").errorcode[${errno}]`), `'${code}'`, `${attempt}: ${answer}`);
+    assert.equal(await outcome(run, attempt), code, attempt);
   }
 }
 
