@@ -24,7 +24,7 @@ Exit status:
 /** Codes with which an agent says "not now" or "not here" instead of trying. */
 const REFUSED = /_BUSY$|^(WORKLOAD|NODE|PEER|NAME)_UNKNOWN$|^(NOT_OWNER|ALREADY_THERE|NAME_AMBIGUOUS)$/;
 const UNREACHABLE = /^AGENT_(UNREACHABLE|NOT_FOUND|AMBIGUOUS|PROTOCOL)$/;
-const USAGE = /^(CONFIG|KEY|USAGE)_|^REQUEST_INVALID$/;
+const USAGE = /^(ADMIN|CONFIG|KEY|USAGE)_|^REQUEST_INVALID$/;
 
 export function exitStatusOf(error: unknown): number {
   const code = error instanceof HoldfastError ? error.code : "INTERNAL";
