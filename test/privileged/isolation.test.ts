@@ -4,6 +4,7 @@ import { execFileSync } from "node:child_process";
 import { closeSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
+import { readJournal } from "#control/agent/journal.ts";
 import { packPaths } from "#control/container/files.ts";
 import { openFolderIn } from "#control/container/inside.ts";
 import { lacking, type MovedProgram, workloadName } from "../support/moved-program.ts";
@@ -22,6 +23,9 @@ test("the host is out of an application's reach", { skip, timeout: 300_000 }, as
       await t.test("it cannot change what Holdfast has in its container", () => changesNothingOfOurs(run));
       await t.test("CRIU takes nothing that it planted, on either node", () => plantsForCriu(program, run));
       await t.test("its container is as closed after moves", () => isClosed(program, run));
+      await t.test("its proxy has the capabilities of its work and no others", () =>
+        hasFewPrivileges(program),
+      );
       await t.test("tar stays inside when a folder becomes a link", () => swapsFolder(run));
       await t.test("a later agent finds the instance's files in the container", () =>
         comesFromElsewhere(program),
@@ -148,6 +152,20 @@ async function replacesNull(program: MovedProgram, run: Run): Promise<void> {
   const answer = await runOn(next)("os.read(0, 100)");
   next.destroy();
   assert.equal(answer, "b''");
+}
+
+/** capabilities(7): NET_BIND_SERVICE, NET_ADMIN, NET_RAW, BPF */
+const OF_THE_PROXY = (1n << 10n) | (1n << 12n) | (1n << 13n) | (1n << 39n);
+
+function hasFewPrivileges(program: MovedProgram): void {
+  const journal = join(program.lab.stateDir(program.at), "workloads", workloadName, "journal.json");
+  const { proxy } = readJournal(journal);
+  const status = readFileSync(`/proc/${proxy?.process.pid}/status`, "utf8");
+  for (const set of ["CapPrm", "CapEff", "CapBnd"]) {
+    const held = BigInt(`0x${new RegExp(`^${set}:\\s*(\\w+)`, "m").exec(status)?.[1]}`);
+    assert.equal(held & ~OF_THE_PROXY, 0n, `${set} ${held.toString(16)}`);
+  }
+  assert.match(status, /^NoNewPrivs:\s*1$/m);
 }
 
 /** As another mount namespace would be: without the mount that the earlier agent made. */

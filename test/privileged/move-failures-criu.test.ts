@@ -59,7 +59,7 @@ for (const downstream of ["takeover", "relay"] as const) {
       [PID_TAKEN]: (stage) => {
         const pid = `$(sed -n 's/^NSpid:.*\\t//p' /proc/${stage.appPid()}/status)`;
         const taker = `"echo $((${pid} - 1)) > /proc/sys/kernel/ns_last_pid\nsleep 60 &"`;
-        return `nsenter -t $INIT -p -m sh -c ${taker} </dev/null >/dev/null 2>&1`;
+        return `nsenter -t $INIT -p sh -c ${taker} </dev/null >/dev/null 2>&1`;
       },
       "an image is damaged": () => "printf xxxxxxxxxxxx | dd of=$RUN/images/inventory.img conv=notrunc",
       "an image is cut short": () =>
