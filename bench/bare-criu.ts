@@ -11,6 +11,7 @@ import { innerPid } from "#control/container/processes.ts";
 import { applicationPid } from "#control/container/runtime.ts";
 import { decodeStats } from "#control/criu/protocol.ts";
 import { findCriu } from "#control/criu/tool.ts";
+import { setLastNumber } from "#control/migration/tree-numbers.ts";
 
 export interface BareRun {
   /** wall clock of the two commands, one after the other */
@@ -20,6 +21,10 @@ export interface BareRun {
   restoreMs: number;
 }
 
+/** above any that the application has: what CRIU starts must not take one that it restores */
+const FREE_NUMBER = 20_000;
+/** in the container, on a tmpfs */
+const IMAGES = "/run/bare";
 const CACHE = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
 
 /** Dumps and restores the application of a workload that an agent runs, in place. @param stateDir the agent's */
@@ -27,26 +32,26 @@ export async function runBareCriu(stateDir: string, workload: string): Promise<B
   const { container } = readJournal(join(stateDir, "workloads", workload, "journal.json"));
   const application = container === null ? null : await applicationPid(container);
   if (container === null || application === null) throw new Error(`${workload} is not running`);
-  const images = join(container.runDir, "bare");
+  // the container sees Holdfast's own folder read-only
+  const images = join(`/proc/${container.init.pid}/root`, IMAGES);
   rmSync(images, { recursive: true, force: true });
   mkdirSync(images);
   const criu = (await findCriu(CACHE)).at("/.holdfast/criu");
   const pipe = readlinkSync(`/proc/${container.init.pid}/fd/1`);
   const command = [criu.loader, "--library-path", criu.libraryPath, criu.binary].join(" ");
-  const common =
-    "--images-dir /.holdfast/run/bare --tcp-established --shell-job --file-locks --ext-unix-sk --manage-cgroups=ignore --network-lock nftables -v1";
+  const common = `--images-dir ${IMAGES} --tcp-established --shell-job --file-locks --ext-unix-sk --manage-cgroups=ignore --network-lock nftables -v1`;
   const restoreTid = await innerPid(application);
   const script = join(container.runDir, "bare.sh");
   writeFileSync(
     script,
     `set -e
-echo 20000 > /proc/sys/kernel/ns_last_pid
 start=$(date +%s%N)
 ${command} dump ${common} --tree ${restoreTid} --log-file dump.log
 ${command} restore ${common} --restore-detached --log-file restore.log --inherit-fd 'fd[9]:${pipe}'
 echo $(( ($(date +%s%N) - start) / 1000 ))
 `,
   );
+  await setLastNumber(container.init.pid, FREE_NUMBER);
   // the agent sees the application end: bare CRIU kills what it has dumped
   const argv = [
     "-t",

@@ -1,5 +1,6 @@
 /**
- * The agent's admin interface: HTTP over a Unix socket (and loopback TCP, if configured) for the command line and scripts.
+ * The agent's admin interface: HTTP over a Unix socket for the command line and scripts, and over loopback TCP, if configured,
+ * for who has the agent's token (`admin-access.ts`).
  *
  *   GET  /v1/status                       { node, pid, workloads: WorkloadStatus[] }
  *   GET  /v1/workloads/NAME/sessions      { sessions: SessionInfo[] }
@@ -16,10 +17,12 @@
 import { chmodSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { join } from "node:path";
 import { z } from "zod";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { MoveResult } from "../migration/move.ts";
+import { adminToken, authorize } from "./admin-access.ts";
 import type { AgentContext } from "./context.ts";
 import { blocking, type Check, type CheckReport, merged, runChecks } from "./finding.ts";
 import { lookUp } from "./lookup.ts";
@@ -52,6 +55,10 @@ const STATUS: Record<string, number> = {
   NOT_OWNER: 409,
   OWNER_UNKNOWN: 409,
   ALREADY_THERE: 409,
+  ADMIN_UNAUTHORIZED: 401,
+  ADMIN_ORIGIN: 403,
+  ADMIN_MEDIA_TYPE: 415,
+  ADMIN_HOST: 421,
   NODE_UNKNOWN: 404,
 };
 
@@ -68,12 +75,20 @@ export class AdminServer {
     this.#metrics = metrics;
   }
 
-  /** @param admin everything, loopback only; @param metrics what others may see */
+  /**
+   * @param admin everything, loopback only, for who has the token; @param metrics what others may see
+   * @throws HoldfastError `LISTEN_FAILED`, `ADMIN_TOKEN`
+   */
   async listen(socketPath: string, admin: Endpoint | null, metrics: Endpoint | null): Promise<void> {
     await rm(socketPath, { force: true });
     await this.#listenOn({ path: socketPath }, "all");
     chmodSync(socketPath, 0o600);
-    if (admin !== null) await this.#listenOn({ host: admin.address, port: admin.port }, "all");
+    if (admin !== null) {
+      const token = adminToken(join(this.#context.stateDir, "admin.token"));
+      await this.#listenOn({ host: admin.address, port: admin.port }, "all", (request) =>
+        authorize(request, admin, token),
+      );
+    }
     if (metrics !== null) await this.#listenOn({ host: metrics.address, port: metrics.port }, "metrics");
   }
 
@@ -87,8 +102,15 @@ export class AdminServer {
   #listenOn(
     where: { path: string } | { host: string; port: number },
     offer: "all" | "metrics",
+    check: (request: IncomingMessage) => void = () => {},
   ): Promise<void> {
     const server = createServer((request, response) => {
+      try {
+        check(request);
+      } catch (error) {
+        response.shouldKeepAlive = false; // what it sends is not read
+        return sendError(response, error);
+      }
       this.#answer(request, response, offer).catch((error: unknown) => sendError(response, error));
     });
     this.#servers.push(server);

@@ -22,8 +22,8 @@ export interface Disagreement {
 
 /** Of a container, what it shows to the processes in it and CRIU expects to find again. */
 const CONTAINER_KEYS = ["root.readonly", "hostname", "mounts"];
-/** Keys of `linux` whose values belong to one node or one instance, or come along with the processes. */
-const LINUX_NOT = ["cgroupsPath", "seccomp", "namespaces"];
+/** Keys of `linux` whose values belong to one node or one instance (as which files are hidden), or come along with the processes. */
+const LINUX_NOT = ["cgroupsPath", "seccomp", "namespaces", "maskedPaths"];
 /** What processes carry along through a move, and a new one started at the target would have otherwise. */
 const PROCESS_KEYS = [
   "user",

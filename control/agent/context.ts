@@ -27,6 +27,8 @@ export interface AgentContext {
   owners: Owners;
   runtime: ContainerRuntime;
   criu: FoundCriu;
+  /** real paths of files and folders that no container is to show: the key, this agent's state, its configuration */
+  secrets: string[];
   initBinary: string;
   log: Logger;
   metrics: AgentMetrics;

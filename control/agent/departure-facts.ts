@@ -4,8 +4,9 @@
  */
 import { readFile, statfs } from "node:fs/promises";
 import * as z from "zod";
+import { openIn, using } from "../container/inside.ts";
 import { imageBytes } from "../container/processes.ts";
-import { pathInside, runPath } from "../container/runtime.ts";
+import { runPath } from "../container/runtime.ts";
 import type { OciSpec } from "../container/spec.ts";
 import { reservedBytes } from "../migration/traced-tree.ts";
 import { unixPeersOutside } from "../migration/unix-peers.ts";
@@ -53,7 +54,9 @@ export async function departureFactsOf(workload: Workload, pids: number[]): Prom
   const text = await readFile(runPath(container, "bundle", "config.json"), "utf8");
   const spec = JSON.parse(text) as OciSpec; // written by this agent or an earlier one
   const shared = (config.container?.mounts ?? []).filter((mount) => mount.shared);
-  const tmpfs = await Promise.all(container.tmpfs.map((path) => usedBytes(pathInside(container, path))));
+  const tmpfs = await Promise.all(
+    container.tmpfs.map((path) => using(() => openIn(container, path), usedBytes)),
+  );
   return {
     profile: await profileOf(context),
     agreement: agreementOf(config, spec, context.key),
@@ -67,7 +70,7 @@ export async function departureFactsOf(workload: Workload, pids: number[]): Prom
     imageBytes: await imageBytes(pids),
     reservedBytes: await reservedBytes(pids),
     layerBytes: await usedBytes(runPath(container)),
-    tmpfsBytes: sum(tmpfs),
+    tmpfsBytes: sum(tmpfs.map((bytes) => bytes ?? 0)),
     otherUser: await otherUserOf(pids),
     labels: await securityLabels(pids),
   };

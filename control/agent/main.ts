@@ -1,6 +1,6 @@
 /** The composition root of the node agent: builds every part, answers the other agents, ends in order. */
-import { chmodSync, mkdirSync } from "node:fs";
-import { join } from "node:path";
+import { chmodSync, mkdirSync, realpathSync } from "node:fs";
+import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { pino } from "pino";
 import { z } from "zod";
@@ -55,6 +55,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     configFile: config.file,
     stateDir: config.stateDir,
     key: config.key,
+    secrets: [config.keyFile, config.stateDir, config.file].map(realPath),
     store,
     storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
     mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
@@ -122,6 +123,14 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   await admin.close();
   await peers.close();
   await store.close();
+}
+
+function realPath(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    return resolve(path); // it went since it was read
+  }
 }
 
 /** What other agents may ask. */

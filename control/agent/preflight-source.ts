@@ -1,11 +1,11 @@
 /** What is asked of an application and its container where it runs. Looked at through /proc and pidfd_getfd(2): nothing stops. */
-import { access, statfs } from "node:fs/promises";
+import { statfs } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { type DiagSocket, listenBacklog, listSockets } from "#proxy/tcp/diag.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
 import { imageBytes } from "../container/processes.ts";
-import { pathInside, runPath } from "../container/runtime.ts";
+import { runPath } from "../container/runtime.ts";
 import { locksOnSharedMounts } from "../migration/locks.ts";
 import { classifySockets, socketInodes } from "../migration/sockets.ts";
 import { otherUserOf } from "./departure-facts.ts";
@@ -28,7 +28,6 @@ export interface DeparturePlace {
 /** frames between processes, `channel.ts` */
 const SNAPSHOT_BYTES_MAX = 256 * 1024 * 1024;
 const BACKLOG_POLL_MS = 5;
-const CRIU_CONFIGURATION = "/etc/criu/default.conf";
 
 export const departureChecks: Check<DeparturePlace>[] = [
   {
@@ -159,15 +158,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "files",
-    async run({ workload: { config, container }, pids }, add) {
-      if (await exists(pathInside(container, CRIU_CONFIGURATION)))
-        add(
-          "file.criu-configuration",
-          "error",
-          `${CRIU_CONFIGURATION} of another tool changes how CRIU works`,
-          "remove it from the container's files",
-          { path: CRIU_CONFIGURATION },
-        );
+    async run({ workload: { config }, pids }, add) {
       const mounts = config.container?.mounts ?? [];
       for (const { pid, path } of await locksOnSharedMounts(pids, mounts))
         add(
@@ -232,12 +223,5 @@ function moves(socket: Endpoint, vip: string | undefined): boolean {
     address === "::1" ||
     address.startsWith("127.") ||
     address === vip
-  );
-}
-
-function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
   );
 }

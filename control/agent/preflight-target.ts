@@ -74,7 +74,7 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
           "make its root file system there the same as at the source",
         );
       }
-      const spec = plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir });
+      const spec = plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir, secrets: [] });
       for (const { key, severity, what, cure } of disagreements(
         facts.agreement,
         agreementOf(config, spec, context.key),
@@ -243,7 +243,9 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
     async run({ workload: { config, context, name }, call: { facts } }, add) {
       const planned = await loadRootfs(config).catch(() => null);
       if (planned === null) return; // said above
-      const binds = bindsOf(plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir }));
+      const binds = bindsOf(
+        plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir, secrets: [] }),
+      );
       for (const { source, target } of binds) {
         if (source === "/" || source === context.criu.dir) continue; // the instance's own folder, and CRIU's
         if ((await stat(source).catch(() => null)) === null)

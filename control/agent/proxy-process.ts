@@ -16,6 +16,15 @@ const START_MS_MAX = 15_000;
 const RETRY_MS = 10;
 const COMMAND_MS_MAX = 30_000;
 
+/**
+ * What clients send is parsed here: of root's powers the process keeps only what it uses (setpriv(1)). TCP_REPAIR, the shield and
+ * transparent addresses (NET_ADMIN, BPF), a FIN that is made up (NET_RAW), ports below 1024.
+ */
+const PRIVILEGES = [
+  ...["--bounding-set", "-all,+net_admin,+net_raw,+net_bind_service,+bpf"],
+  ...["--inh-caps", "-all", "--ambient-caps", "-all", "--no-new-privs"],
+];
+
 export interface ProxyRecord {
   process: ProcessIdentity;
   socketPath: string;
@@ -42,7 +51,7 @@ export class ProxyClient {
     await rm(socketPath, { force: true });
     const log = openSync(logFile, "a", 0o600);
     const main = fileURLToPath(new URL("../../proxy/main.ts", import.meta.url));
-    const child = spawn(process.execPath, [main, "--socket", socketPath], {
+    const child = spawn("setpriv", [...PRIVILEGES, "--", process.execPath, main, "--socket", socketPath], {
       detached: true,
       stdio: ["ignore", log, log],
       cwd: "/",

@@ -8,8 +8,9 @@ import { createReadStream } from "node:fs";
 import { lstat, readFile, readlink, stat } from "node:fs/promises";
 import { join } from "node:path";
 import * as z from "zod";
+import { openIn, using } from "../container/inside.ts";
 import { descriptorsOf } from "../container/processes.ts";
-import { type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
+import { type ContainerRecord, runPath } from "../container/runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN, type OciSpec } from "../container/spec.ts";
 import type { Add } from "./finding.ts";
 
@@ -59,23 +60,27 @@ export async function usedFiles(
     if ([...NOT_SHARED, ...container.tmpfs].some((folder) => isBelow(path, folder))) continue;
     // the layer travels, whatever the lower file system has at that path
     if ((await lstat(runPath(container, "layer", path)).catch(() => null)) !== null) continue;
-    const here = pathInside(container, path);
-    const found = await stat(here).catch(() => null);
-    if (found === null) continue; // gone, or of another mount namespace
-    const kind = found.isFile() ? "file" : found.isDirectory() ? "folder" : "other";
-    const isShared = sharedTargets.some((target) => isBelow(path, target));
-    if (isShared || kind !== "file") {
-      used.push({ path, kind, bytes: null, mode: null, digest: null });
-      continue;
-    }
-    digestBytes += found.size;
-    used.push({
-      path,
-      kind,
-      bytes: found.size,
-      mode: found.mode & 0o7777,
-      digest: digestBytes > DIGEST_BYTES_MAX ? null : await digestOf(here),
-    });
+    // null: gone, or of another mount namespace
+    await using(
+      () => openIn(container, path),
+      async (here) => {
+        const found = await stat(here);
+        const kind = found.isFile() ? "file" : found.isDirectory() ? "folder" : "other";
+        const isShared = sharedTargets.some((target) => isBelow(path, target));
+        if (isShared || kind !== "file") {
+          used.push({ path, kind, bytes: null, mode: null, digest: null });
+          return;
+        }
+        digestBytes += found.size;
+        used.push({
+          path,
+          kind,
+          bytes: found.size,
+          mode: found.mode & 0o7777,
+          digest: digestBytes > DIGEST_BYTES_MAX ? null : await digestOf(here),
+        });
+      },
+    );
   }
   return used;
 }

@@ -956,6 +956,7 @@ export class Workload {
           logFile: this.logFile,
           criuDir: context.criu.dir,
           initBinary: context.initBinary,
+          secrets: context.secrets,
           runBytesMax: this.limits.imagesBytesMax * 2,
         },
         populate,

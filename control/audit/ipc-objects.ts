@@ -4,8 +4,10 @@
  * /proc/sysvipc shows the namespace of whoever opens it, so the calling thread goes there and comes back, all in one
  * synchronous stretch.
  */
-import { readdirSync, statSync } from "node:fs";
+import { closeSync, readdirSync, statfsSync, statSync } from "node:fs";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { openFolderIn, pathOf } from "../container/inside.ts";
+import { MQUEUE_MAGIC } from "../container/posix-queues.ts";
 import type { Facts } from "./fingerprint.ts";
 import { readText } from "./read-text.ts";
 
@@ -46,7 +48,16 @@ export function ipcFacts(pid: number): Facts {
     for (const name of QUEUE_SYSCTLS)
       facts[`fs.mqueue.${name}`] = readText(`/proc/sys/fs/mqueue/${name}`).trim();
   });
-  queueFacts(`/proc/${pid}/root/dev/mqueue`, facts);
+  let queues = -1;
+  try {
+    queues = openFolderIn({ init: { pid } }, "/dev/mqueue");
+    // files of the application's own would not be read like this
+    if (statfsSync(pathOf(queues)).type === MQUEUE_MAGIC) queueFacts(pathOf(queues), facts);
+  } catch {
+    // no /dev/mqueue in this container
+  } finally {
+    if (queues !== -1) closeSync(queues);
+  }
   return facts;
 }
 
@@ -68,13 +79,7 @@ function tableFacts(kind: string, text: string, facts: Facts): void {
 
 /** A queue's file says how many bytes wait in it, and who is to be told. */
 function queueFacts(folder: string, facts: Facts): void {
-  let names: string[];
-  try {
-    names = readdirSync(folder);
-  } catch {
-    return; // no /dev/mqueue in this container
-  }
-  for (const name of names) {
+  for (const name of readdirSync(folder)) {
     try {
       const { mode, uid, gid } = statSync(`${folder}/${name}`);
       const text = readText(`${folder}/${name}`)

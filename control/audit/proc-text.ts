@@ -158,6 +158,8 @@ export interface Mount {
   point: string;
   /** what is compared of it */
   text: string;
+  /** it is there to hide something: the null device over a file, an empty read-only tmpfs over a folder */
+  hides: boolean;
 }
 
 /** Ours, where the container sees what Holdfast needs: another folder on every node. */
@@ -171,22 +173,24 @@ export function mountsOf(mountinfo: string): Mount[] {
   const mounts: Mount[] = [];
   for (const line of mountinfo.split("\n")) {
     const [before = "", after = ""] = line.split(" - ");
-    const [id = "", , , , point = "", options = "", ...optional] = before.split(" ");
-    const [type = "", , superOptions = ""] = after.split(" ");
+    const [id = "", , , root = "", point = "", options = "", ...optional] = before.split(" ");
+    const [type = "", source = "", superOptions = ""] = after.split(" ");
     if (id === "") continue;
+    const hides =
+      root === "/null" || (type === "tmpfs" && source === "tmpfs" && superOptions.split(",").includes("ro"));
     const kept = superOptions.split(",").filter((option) => !NODE_OPTIONS.test(option));
     const propagation = optional.map((field) => field.replace(/:\d+$/, ""));
-    mounts.push({ id, point, text: [type, options, ...propagation, kept.join(",")].join(" ") });
+    mounts.push({ id, point, hides, text: [type, options, ...propagation, kept.join(",")].join(" ") });
   }
   return mounts;
 }
 
-/** `mount /tmp` → type, options, propagation; what is mounted over is numbered from below. */
+/** `mount /tmp` → type, options, propagation; what is mounted over is numbered from below. What hides files of one node is left out. */
 export function mountFacts(mounts: Mount[]): Facts {
   const facts: Facts = {};
   const seen = new Map<string, number>();
-  for (const { point, text } of mounts) {
-    if (`${point}/`.startsWith(OUR_MOUNTS)) continue;
+  for (const { point, text, hides } of mounts) {
+    if (`${point}/`.startsWith(OUR_MOUNTS) || hides) continue;
     const above = seen.get(point) ?? 0;
     seen.set(point, above + 1);
     facts[above === 0 ? `mount ${point}` : `mount ${point} (${above} above)`] = text;

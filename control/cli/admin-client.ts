@@ -13,8 +13,11 @@ const LINE_BYTES_MAX = 1024 * 1024;
 export class AdminClient {
   readonly #client: Client;
   readonly #where: string;
+  readonly #token: string | null;
 
-  constructor(address: AgentAddress) {
+  /** @param token of an agent that is asked over TCP */
+  constructor(address: AgentAddress, token: string | null = null) {
+    this.#token = token;
     this.#where = address.type === "socket" ? address.path : address.url;
     const options = { connect: { timeout: CONNECT_MS_MAX }, pipelining: 1 };
     this.#client =
@@ -69,7 +72,11 @@ export class AdminClient {
         path,
         headersTimeout: waitMs,
         bodyTimeout: waitMs,
-        headers: { accept: "application/x-ndjson, application/json", "content-type": "application/json" },
+        headers: {
+          accept: "application/x-ndjson, application/json",
+          "content-type": "application/json",
+          ...(this.#token === null ? {} : { authorization: `Bearer ${this.#token}` }),
+        },
         ...(method === "POST" ? { body: JSON.stringify(body ?? {}) } : {}),
       });
     } catch (cause) {

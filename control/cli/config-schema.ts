@@ -7,6 +7,7 @@ import * as z from "zod";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { parseStoreUrl } from "#proxy/store/open.ts";
+import { CAPABILITY_NAMES } from "../container/capabilities.ts";
 import type { AgentLimits, WorkloadLimits } from "./config.ts";
 import { parseEndpoint } from "./endpoint.ts";
 
@@ -143,6 +144,10 @@ const mount = z.strictObject(
   "expected a mount, as { source: /data, target: /data }",
 );
 
+const CAPABILITY_EXPECTED =
+  "expected the name of a capability without CAP_, as NET_RAW (capabilities(7)); drop also knows ALL";
+const CAPABILITIES_EXPECTED = "expected a list of capabilities, as [NET_RAW]";
+
 const container = z.strictObject(
   {
     command: list(text("expected a word of the command"), "expected a command as a list of words", 1, 1_000),
@@ -159,6 +164,20 @@ const container = z.strictObject(
       "expected host or an absolute path",
     ),
     mounts: list(mount, "expected a list of at most 100 mounts", 0, 100).default([]),
+    capabilities: z
+      .strictObject(
+        {
+          add: list(z.enum(CAPABILITY_NAMES, CAPABILITY_EXPECTED), CAPABILITIES_EXPECTED, 0, 41).default([]),
+          drop: list(
+            z.enum([...CAPABILITY_NAMES, "ALL"], CAPABILITY_EXPECTED),
+            CAPABILITIES_EXPECTED,
+            0,
+            42,
+          ).default([]),
+        },
+        "expected capabilities, as { add: [NET_RAW], drop: [KILL] }",
+      )
+      .default({ add: [], drop: [] }),
   },
   "expected a container, as { command: [node, server.js], rootfs: host }",
 );

@@ -10,6 +10,7 @@ import type * as z from "zod";
 import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { CapabilityChange } from "../container/capabilities.ts";
 import { checkPort, completePort } from "./config-port.ts";
 import { type File, type FileWorkload, fileSchema } from "./config-schema.ts";
 import { formatEndpoint, isLoopback } from "./endpoint.ts";
@@ -41,6 +42,7 @@ export interface ContainerConfig {
   /** "host" or an absolute path */
   rootfs: string;
   mounts: MountConfig[];
+  capabilities: CapabilityChange;
 }
 
 export interface WorkloadConfig {
@@ -85,6 +87,8 @@ export interface AgentConfig {
   socket: string;
   /** 32 bytes */
   key: Buffer;
+  /** where they were read from */
+  keyFile: string;
   workloads: WorkloadConfig[];
   limits: AgentLimits;
   /** the admin API over TCP too, loopback only */
@@ -281,8 +285,12 @@ function localAddresses(...more: (string | undefined)[]): Set<string> {
   return new Set(known);
 }
 
+function keyFileOf(key: string, fileName: string): string {
+  return resolve(dirname(fileName), key.slice("file:".length));
+}
+
 function readKey(key: string, fileName: string, fail: (at: string, message: string) => never): Buffer {
-  const keyFile = resolve(dirname(fileName), key.slice("file:".length));
+  const keyFile = keyFileOf(key, fileName);
   let bytes: Buffer;
   try {
     const found = statSync(keyFile);
@@ -318,6 +326,7 @@ function complete(config: File, fileName: string, key: Buffer): AgentConfig {
     stateDir: config.stateDir,
     socket: join(config.stateDir, "agent.sock"),
     key,
+    keyFile: keyFileOf(config.key, fileName),
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
     limits: config.limits,
     admin: config.admin ?? null,

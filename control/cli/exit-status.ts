@@ -26,7 +26,7 @@ Exit status:
 const REFUSED =
   /_BUSY$|^(WORKLOAD|NODE|PEER|NAME)_UNKNOWN$|^(NOT_OWNER|OWNER_UNKNOWN|ALREADY_THERE|NAME_AMBIGUOUS)$/;
 const UNREACHABLE = /^AGENT_(UNREACHABLE|NOT_FOUND|AMBIGUOUS|PROTOCOL)$/;
-const USAGE = /^(CONFIG|KEY|USAGE)_|^REQUEST_INVALID$/;
+const USAGE = /^(ADMIN|CONFIG|KEY|USAGE)_|^REQUEST_INVALID$/;
 
 export function exitStatusOf(error: unknown): number {
   const code = error instanceof HoldfastError ? error.code : "INTERNAL";

@@ -1,6 +1,6 @@
 /** Which agent a command talks to: `--agent`, else HOLDFAST_AGENT, else the only socket on this machine. */
-import { globSync, statSync } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { globSync, readFileSync, statSync } from "node:fs";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 
 export type AgentAddress = { type: "socket"; path: string } | { type: "http"; url: string };
 
@@ -24,6 +24,21 @@ export function findAgent(given: string | undefined, patterns: string[] = SOCKET
     });
   }
   return { type: "socket", path };
+}
+
+/** @param file null: none. @throws HoldfastError `USAGE_TOKEN` */
+export function readToken(file: string | undefined): string | null {
+  if (file === undefined || file === "") return null;
+  const refused = (why: string, cause?: unknown): HoldfastError =>
+    new HoldfastError(`--token-file: ${why}`, { code: "USAGE_TOKEN", source: "config", cause });
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8").trim();
+  } catch (cause) {
+    throw refused(`${file} cannot be read: ${messageOf(cause)}`, cause);
+  }
+  if (!/^[!-~]{1,1000}$/.test(text)) throw refused(`${file} holds no token`);
+  return text;
 }
 
 function parseAgent(text: string): AgentAddress {

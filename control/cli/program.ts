@@ -7,7 +7,7 @@ import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
 import { loadConfig } from "./config.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
-import { findAgent } from "./find-agent.ts";
+import { findAgent, readToken } from "./find-agent.ts";
 import { showLookup } from "./lookup.ts";
 import { migrate } from "./migrate.ts";
 import { restart } from "./restart.ts";
@@ -24,6 +24,7 @@ export interface Surroundings extends Terminal {
 interface ClientOptions {
   json?: boolean;
   agent?: string;
+  tokenFile?: string;
 }
 
 interface CheckOptions extends ClientOptions {
@@ -35,7 +36,8 @@ interface CheckOptions extends ClientOptions {
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
 const AGENT_HELP = `
 Which agent: --agent, else the environment variable HOLDFAST_AGENT, else the only socket among
-/var/lib/holdfast/*/agent.sock and /run/holdfast/*.sock.`;
+/var/lib/holdfast/*/agent.sock and /run/holdfast/*.sock. Its token file, with http://: --token-file,
+else the environment variable HOLDFAST_TOKEN_FILE.`;
 
 /** @param args without node and script. Never throws; resolves with the exit status when the command is over. */
 export async function runProgram(args: string[], around: Surroundings): Promise<number> {
@@ -69,8 +71,13 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     })
     .showHelpAfterError("(--help shows how)");
 
+  const clientOf = (options: ClientOptions): AdminClient =>
+    new AdminClient(
+      findAgent(options.agent ?? around.env.HOLDFAST_AGENT),
+      readToken(options.tokenFile ?? around.env.HOLDFAST_TOKEN_FILE),
+    );
   const withAgent = async (options: ClientOptions, use: (agent: AdminClient) => Promise<number>) => {
-    const agent = new AdminClient(findAgent(options.agent ?? around.env.HOLDFAST_AGENT));
+    const agent = clientOf(options);
     try {
       done(await use(agent));
     } finally {
@@ -79,7 +86,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
   };
   const withClients = (options: ClientOptions, use: (clients: Clients) => Promise<number>) =>
     withAgent(options, async (agent) => {
-      const canceller = new AdminClient(findAgent(options.agent ?? around.env.HOLDFAST_AGENT));
+      const canceller = clientOf(options);
       try {
         return await use({ agent, canceller });
       } finally {
@@ -92,6 +99,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       .description(description)
       .option("--json", "print one JSON object")
       .option("--agent <socket|address>", "socket of the agent, or http://HOST:PORT")
+      .option("--token-file <file>", "with http://: admin.token of that agent's stateDir")
       .addHelpText("after", `${AGENT_HELP}\n${EXIT_HELP}`);
 
   program

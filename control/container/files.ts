@@ -9,13 +9,16 @@
  * tar keeps modes, owners, times to the nanosecond, hard links, sparse files, devices and extended attributes. Socket
  * files do not travel: CRIU binds them again.
  */
-import { type ChildProcess, spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, constants } from "node:fs";
 import { lstat, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { pathOf, using } from "./inside.ts";
+import { startTar } from "./tar.ts";
 
 /** relative path → what tells one state of the file from another */
 export type Scan = Map<string, string>;
@@ -26,25 +29,40 @@ export interface Difference {
   changed: string[];
 }
 
-/** What CRIU learnt about this node's kernel, in the container's /run: worthless elsewhere. */
+/** Another CRIU's knowledge of this node's kernel, in the container's /run: worthless elsewhere. */
 const CRIU_CACHE = "criu.kdat";
 const TAR_ATTRIBUTES = ["--xattrs", "--xattrs-include=*", "--numeric-owner"];
 
-/** Everything below `root`, the root itself left out. A missing root is empty. */
-export async function scan(root: string): Promise<Scan> {
+/** A folder of a container, or one that becomes part of it. */
+export interface Tree {
+  /** a descriptor of the folder */
+  fd: number;
+  /** init of the container it is in; null: a container that is not there yet, where nobody runs */
+  initPid: number | null;
+}
+
+const FOLDER = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+
+/** Everything below `root` (a descriptor), which is left out itself. No link is followed, whoever changes what meanwhile. */
+export async function scan(root: number): Promise<Scan> {
   const found: Scan = new Map();
-  const visit = async (relative: string): Promise<void> => {
-    const entries = await readdir(join(root, relative), { withFileTypes: true }).catch(() => []);
+  const visit = async (relative: string, folder: string): Promise<void> => {
+    const entries = await readdir(folder, { withFileTypes: true }).catch(() => []);
     for (const entry of entries) {
       const path = relative === "" ? entry.name : `${relative}/${entry.name}`;
-      const stat = await lstat(join(root, path), { bigint: true }).catch(() => null);
+      const stat = await lstat(join(folder, entry.name), { bigint: true }).catch(() => null);
       if (stat === null) continue;
       if (stat.isSocket() || path === CRIU_CACHE) continue;
       if (isWhiteout(stat)) found.set(path, WHITEOUT);
       else if (stat.isDirectory()) {
-        const opaque = isOpaque(join(root, path)) ? "opaque" : "";
-        found.set(path, `directory ${stat.ino} ${stat.mode} ${stat.uid} ${stat.gid} ${opaque}`);
-        await visit(path);
+        await using(
+          () => kernel.openInside(root, path, { flags: FOLDER, noSymlinks: true }),
+          async (below) => {
+            const opaque = isOpaque(below) ? "opaque" : "";
+            found.set(path, `directory ${stat.ino} ${stat.mode} ${stat.uid} ${stat.gid} ${opaque}`);
+            await visit(path, below);
+          },
+        );
       } else
         found.set(
           path,
@@ -52,7 +70,7 @@ export async function scan(root: string): Promise<Scan> {
         );
     }
   };
-  await visit("");
+  await visit("", pathOf(root));
   return found;
 }
 
@@ -65,27 +83,39 @@ export function difference(before: Scan, after: Scan): Difference {
   for (const path of before.keys()) if (!after.has(path)) gone.push(path);
   for (const [path, state] of after) {
     if (before.get(path) === state) continue;
-    if (state === WHITEOUT || state.endsWith("opaque")) gone.push(path);
+    // what a link was in the way of must not be written where it leads
+    const was = before.get(path);
+    if (
+      state === WHITEOUT ||
+      state.endsWith("opaque") ||
+      (was !== undefined && kindOf(was) !== kindOf(state))
+    )
+      gone.push(path);
     if (state !== WHITEOUT) changed.push(path);
   }
   return { gone: gone.sort((a, b) => b.length - a.length), changed };
+}
+
+/** Of a state in a scan. */
+function kindOf(state: string): string {
+  const format = 0o170000;
+  if (state.startsWith("directory")) return "directory";
+  return String(Number(state.split(" ")[1] ?? 0) & format);
 }
 
 /**
  * A tar stream of just these paths. `done` settles when tar has ended, well or not.
  * @param live files may change or vanish while they are read (the second round mends it); otherwise that is an error
  */
-export function packPaths(
-  root: string,
+export async function packPaths(
+  tree: Tree,
   paths: Iterable<string>,
   live: boolean,
-): { stream: Readable; done: Promise<void> } {
+): Promise<{ stream: Readable; done: Promise<void> }> {
   const tolerance = live
     ? ["--ignore-failed-read", "--warning=no-file-changed", "--warning=no-file-removed"]
     : [];
   const args = [
-    "-C",
-    root,
     ...TAR_ATTRIBUTES,
     ...tolerance,
     "--no-recursion",
@@ -96,44 +126,44 @@ export function packPaths(
     "-cf",
     "-",
   ];
-  const child = spawn("tar", args, { stdio: ["pipe", "pipe", "pipe"] });
-  child.stdin.on("error", () => {}); // tar's exit status tells
-  child.stdin.end([...paths].map((path) => `./${path}\0`).join(""));
-  return { stream: child.stdout, done: ended(child, live) };
+  const child = await startTar(tree.initPid, tree.fd, args);
+  const [stdin, stream] = [child.stdin as Writable, child.stdout as Readable];
+  stdin.on("error", () => {}); // tar's exit status tells
+  stdin.end([...paths].map((path) => `./${path}\0`).join(""));
+  return { stream, done: ended(child, live) };
 }
 
-/** Unpacks a stream below `root`, replacing what is there. */
-export function unpackInto(root: string): { stream: Writable; done: Promise<void> } {
-  const child = spawn(
-    "tar",
-    ["-C", root, ...TAR_ATTRIBUTES, "-xpf", "-", "--overwrite", "--delay-directory-restore"],
-    { stdio: ["pipe", "ignore", "pipe"] },
-  );
-  return { stream: child.stdin, done: ended(child, false) };
+/** Unpacks a stream below a folder, replacing what is there. */
+export async function unpackInto(tree: Tree): Promise<{ stream: Writable; done: Promise<void> }> {
+  const args = [...TAR_ATTRIBUTES, "-xpf", "-", "--overwrite", "--delay-directory-restore"];
+  const child = await startTar(tree.initPid, tree.fd, args);
+  child.stdout?.resume();
+  return { stream: child.stdin as Writable, done: ended(child, false) };
 }
 
 /**
- * Deletes paths below `root`, where nothing runs meanwhile.
+ * Deletes paths below `root` (a descriptor), where nothing runs meanwhile.
  * @throws HoldfastError `FILES_PATH` for a path that would leave it, by `..` or through a symbolic link
  */
-export async function removePaths(root: string, paths: string[]): Promise<void> {
+export async function removePaths(root: number, paths: string[]): Promise<void> {
   for (const path of paths) {
-    if (path.startsWith("/") || path.split("/").some((name) => name === ".." || name === ""))
+    const names = path.split("/");
+    if (names.some((name) => name === ".." || name === "." || name === "")) throw outside(path);
+    const name = names.pop() ?? "";
+    let folder: number;
+    try {
+      const parent = names.length === 0 ? "." : names.join("/");
+      folder = kernel.openInside(root, parent, { flags: kernel.O_PATH | FOLDER, noSymlinks: true });
+    } catch (error) {
+      if ((error as HoldfastError).code === "ENOENT") continue; // it is gone already
       throw outside(path);
-    if (await hasRealParents(root, path)) await rm(join(root, path), { recursive: true, force: true });
+    }
+    try {
+      await rm(join(pathOf(folder), name), { recursive: true, force: true });
+    } finally {
+      closeSync(folder);
+    }
   }
-}
-
-/** False: a parent is missing, so the path is gone already. */
-async function hasRealParents(root: string, path: string): Promise<boolean> {
-  let parent = root;
-  for (const name of path.split("/").slice(0, -1)) {
-    parent = join(parent, name);
-    const stat = await lstat(parent).catch(() => null);
-    if (stat === null) return false;
-    if (!stat.isDirectory()) throw outside(path);
-  }
-  return true;
 }
 
 function outside(path: string): HoldfastError {

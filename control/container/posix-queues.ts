@@ -26,11 +26,12 @@ import { join } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { openRoot, pathOf } from "./inside.ts";
 import { descriptorsOf } from "./processes.ts";
 
 const QUEUES_BYTES_MAX = 32 * 2 ** 20;
 /** ipc/mqueue.c */
-const MQUEUE_MAGIC = 0x19800202;
+export const MQUEUE_MAGIC = 0x19800202;
 const MODE_BITS = 0o7777;
 
 const count = z.number().int().nonnegative();
@@ -161,20 +162,34 @@ export async function showQueues(container: { init: { pid: number } }, process: 
  * that {@link showQueues} has made.
  */
 export class QueueStands {
-  #links: { path: string; name: string }[];
+  #container: { init: { pid: number } };
+  /** in the root of the container, by their names there */
+  #links: Map<string, string>;
 
-  /** @param root of the container, as a host path */
-  constructor(root: string, queues: { key: string; name: string }[]) {
-    const links = new Map(queues.map(({ key, name }) => [join(root, key.slice(1)), name]));
-    this.#links = [...links].map(([path, name]) => ({ path, name }));
+  constructor(container: { init: { pid: number } }, queues: { key: string; name: string }[]) {
+    this.#container = container;
+    this.#links = new Map(queues.map(({ key, name }) => [key.slice(1), name]));
   }
 
   put(): void {
-    for (const { path, name } of this.#links) symlinkSync(`/dev/mqueue${name}`, path);
+    this.#inRoot((root) => {
+      for (const [link, name] of this.#links) symlinkSync(`/dev/mqueue${name}`, join(root, link));
+    });
   }
 
   remove(): void {
-    for (const { path } of this.#links) unlinkSync(path);
+    this.#inRoot((root) => {
+      for (const link of this.#links.keys()) unlinkSync(join(root, link));
+    });
+  }
+
+  #inRoot(use: (root: string) => void): void {
+    const root = openRoot(this.#container);
+    try {
+      use(pathOf(root));
+    } finally {
+      closeSync(root);
+    }
   }
 }
 

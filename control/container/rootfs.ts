@@ -14,6 +14,8 @@ const bundleSchema = z.looseObject({
   root: z.looseObject({ path: z.string() }),
 });
 
+const NO_CHANGE = { add: [], drop: [] };
+
 /** @throws HoldfastError `BUNDLE_INVALID`, `ROOTFS_MISSING` */
 export async function loadRootfs(
   config: WorkloadConfig,
@@ -45,7 +47,13 @@ export async function loadRootfs(
   await requireFolder(lower);
   return {
     rootfs: { lower, bundle },
-    container: { command: bundle.process.args, cwd: bundle.process.cwd, env: {}, mounts: [] },
+    container: {
+      command: bundle.process.args,
+      cwd: bundle.process.cwd,
+      env: {},
+      mounts: [],
+      capabilities: NO_CHANGE,
+    },
   };
 }
 

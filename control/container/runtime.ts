@@ -4,19 +4,20 @@
  * same after any number of moves.
  *
  * What an instance leaves on the host is one tmpfs at `runDir`; its overlay is mounted in a mount namespace of its own
- * and ends with the container. All files of a running instance are reached through /proc/INIT/root, so that an agent
- * started later, perhaps in another mount namespace, finds them too.
+ * and ends with the container. The container shows that tmpfs read-only. An agent that was started later, perhaps in another
+ * mount namespace, takes it from there and mounts it at the same place again (`runPath`).
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, realpathSync } from "node:fs";
 import { chmod, copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
-import type { CriuTool } from "../criu/worker.ts";
+import type { CriuTool } from "../criu/tool.ts";
 import { runCommand } from "./command.ts";
 import { endFrozen } from "./freezer.ts";
+import { openNull, openOutput } from "./inside.ts";
 import { showQueues } from "./posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
 import {
@@ -45,6 +46,8 @@ export interface CreateOptions {
   criuDir: string;
   /** a static init (catatonit) that every container gets a copy of */
   initBinary: string;
+  /** host paths of this agent's files that no container is to show */
+  secrets: string[];
   /** size limit of the instance's tmpfs */
   runBytesMax: number;
 }
@@ -161,8 +164,8 @@ export class ContainerRuntime {
     await showQueues(record, record.init.pid); // those of an application that was restored here are gone with it
     const processFile = runPath(record, "bundle", "process.json");
     await writeFile(processFile, JSON.stringify({ ...plan, args }));
-    const output = openSync(`/proc/${record.init.pid}/fd/1`, "w");
-    const nothing = openSync(pathInside(record, "/dev/null"), "r"); // the container's own: CRIU must find its mount
+    const output = openOutput(record);
+    const nothing = openNull(record); // the container's own: CRIU must find its mount
     const errors = runPath(record, "exec.log");
     const pidFile = runPath(record, "exec.pid");
     try {
@@ -179,7 +182,7 @@ export class ContainerRuntime {
         processFile,
         record.id,
       ];
-      const child = spawn(this.#program, argv, { stdio: [nothing, output, output], cwd: "/" });
+      const child = spawn(this.#program, argv, { stdio: [nothing ?? "ignore", output, output], cwd: "/" });
       const status = await exitStatus(child);
       if (status !== 0) {
         const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${logFile}`;
@@ -193,7 +196,7 @@ export class ContainerRuntime {
         await new Promise((resolve) => setTimeout(resolve, FORK_POLL_MS));
     } finally {
       closeSync(output);
-      closeSync(nothing);
+      if (nothing !== null) closeSync(nothing);
     }
   }
 
@@ -280,12 +283,13 @@ export class ContainerRuntime {
     }).catch((error) => {
       if (!/does not exist|not exist/.test(messageOf(error))) throw error;
     });
+    attached.delete(id);
     await runCommand("umount", ["--lazy", runDir], { source: "container" }).catch(() => {}); // not mounted: nothing to do
     await rm(runDir, { recursive: true, force: true });
   }
 }
 
-type SpecInput = Pick<CreateOptions, "container" | "rootfs" | "criuDir" | "workload">;
+type SpecInput = Pick<CreateOptions, "container" | "rootfs" | "criuDir" | "workload" | "secrets">;
 
 /** What a container of the workload would be like; paths of an instance are not in it yet. */
 export function plannedSpec(options: SpecInput): OciSpec {
@@ -300,6 +304,10 @@ function specOf(options: SpecInput, id: string, runDir: string): OciSpec {
     runDir,
     criuDir: options.criuDir,
     hostname: options.workload,
+    secrets: options.secrets.flatMap((path) => [
+      ...seenBelow(options.rootfs.lower, "/", path),
+      ...options.container.mounts.flatMap(({ source, target }) => seenBelow(source, target, path)),
+    ]),
     cgroupsPath: cgroupsPathOf(id),
   };
   return options.rootfs.bundle === null
@@ -307,18 +315,51 @@ function specOf(options: SpecInput, id: string, runDir: string): OciSpec {
     : adaptSpec(specOptions, options.rootfs.bundle);
 }
 
+/** Where a container that has the host's `source` at `target` has a host path. */
+function seenBelow(source: string, target: string, path: string): string[] {
+  const below = relative(realPath(source), path);
+  return below.startsWith("../") || below === ".." ? [] : [join(target, below)];
+}
+
+/** The path itself where there is nothing. */
+function realPath(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    return path;
+  }
+}
+
 function cgroupsPathOf(id: string): string {
   return `/holdfast/${id}`;
 }
 
-/** Host path of a file as the container sees it. */
-export function pathInside(record: ContainerRecord, path: string): string {
-  return join(`/proc/${record.init.pid}/root`, path);
+/** Instances whose tmpfs was seen at its place. */
+const attached = new Set<string>();
+
+/**
+ * Host path of the instance's own folder. Mounts it again where this agent's mount namespace does not have it; where that
+ * fails, because the container has ended, there is nothing at the path.
+ */
+export function runPath(record: ContainerRecord, ...parts: string[]): string {
+  const { id, runDir } = record;
+  if (!attached.has(id) && (existsSync(join(runDir, "bundle")) || attach(record))) attached.add(id);
+  return join(runDir, ...parts);
 }
 
-/** Host path of the instance's own folder, valid in any mount namespace of the agent. */
-export function runPath(record: ContainerRecord, ...parts: string[]): string {
-  return join(pathInside(record, INSIDE_RUN), ...parts);
+function attach({ init, runDir }: ContainerRecord): boolean {
+  let mount = -1;
+  try {
+    mount = kernel.inMountNamespaceOf(init.pid, () => kernel.openTree(INSIDE_RUN));
+    kernel.setReadOnly(mount, false);
+    mkdirSync(runDir, { recursive: true, mode: 0o700 });
+    kernel.attachMount(mount, runDir);
+    return true;
+  } catch {
+    return false;
+  } finally {
+    if (mount !== -1) closeSync(mount);
+  }
 }
 
 /** The root of the application's process tree. null: it has ended; more than one tree is an error. */

@@ -5,15 +5,24 @@
  * Source and standby containers are made from the same configuration, so what a restore needs (mounts, IPC and UTS
  * namespaces, capabilities, seccomp) comes from the live container and never from an image.
  */
+import { type CapabilityChange, capabilitiesOf } from "./capabilities.ts";
+import { seccompProfile } from "./seccomp.ts";
+
 /** What to run and what to show it, wherever that was written down. */
 export interface ContainerPlan {
   command: string[];
   cwd: string;
   env: Record<string, string>;
   mounts: { source: string; target: string; readonly: boolean }[];
+  /** over the defaults; a bundle has its own */
+  capabilities: CapabilityChange;
 }
 
-/** Where the container sees what Holdfast needs in it. Folders of ours, hidden at the root. */
+/**
+ * Where the container sees what Holdfast needs in it. A mount of its own, so that the application can rename it no more than
+ * it can write to it; what is below it is read-only too.
+ */
+const INSIDE = "/.holdfast";
 export const INSIDE_RUN = "/.holdfast/run";
 export const INSIDE_CRIU = "/.holdfast/criu";
 
@@ -32,6 +41,8 @@ export interface SpecOptions {
   criuDir: string;
   hostname: string;
   cgroupsPath: string;
+  /** files and folders of this agent that nobody else is to see, as the container would see them */
+  secrets: string[];
 }
 
 interface OciMount {
@@ -52,78 +63,25 @@ export interface OciSpec {
     namespaces?: { type: string; path?: string }[];
     cgroupsPath?: string;
     seccomp?: unknown;
+    maskedPaths?: string[];
     [key: string]: unknown;
   };
   [key: string]: unknown;
 }
 
-/** Docker's default set: what a container is used to having. */
-const CAPABILITIES = [
-  "CAP_CHOWN",
-  "CAP_DAC_OVERRIDE",
-  "CAP_FSETID",
-  "CAP_FOWNER",
-  "CAP_MKNOD",
-  "CAP_NET_RAW",
-  "CAP_SETGID",
-  "CAP_SETUID",
-  "CAP_SETFCAP",
-  "CAP_SETPCAP",
-  "CAP_NET_BIND_SERVICE",
-  "CAP_SYS_CHROOT",
-  "CAP_KILL",
-  "CAP_AUDIT_WRITE",
+/** What of /proc and /sys is about the node and not about the container, as Docker hides it; what is not there is left out. */
+const MASKED_PATHS = [
+  ...["/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"],
+  ...["/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"],
+  ...["/sys/devices/virtual/powercap", "/sys/firmware"],
 ];
+const READ_ONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/** asm-generic/errno.h */
-const EINVAL = 22;
-const ENOSYS = 38;
-/** linux/prctl.h: no memory that is writable and executable, from now on */
-const PR_SET_MDWE = 65;
-const EPROTONOSUPPORT = 93;
-const AF_INET = 2;
-const AF_INET6 = 10;
-const IPPROTO_MPTCP = 262;
-/** of a register of 64 bits that holds an int */
-const INT_MASK = 0xffffffff;
-
-/**
- * What CRIU cannot dump and programs do without: io_uring (they use epoll), MPTCP (they use TCP: Go since 1.24 listens with it
- * unless it is told that the kernel has none).
- */
-const SECCOMP = {
-  defaultAction: "SCMP_ACT_ALLOW",
-  architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
-  syscalls: [
-    {
-      names: ["io_uring_setup", "io_uring_enter", "io_uring_register"],
-      action: "SCMP_ACT_ERRNO",
-      errnoRet: ENOSYS,
-    },
-    // what CRIU 4.2 does not carry, and nobody can see from outside: a process would be confined before a move and free after
-    // it. A program that finds neither goes on as on an older kernel
-    {
-      names: ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"],
-      action: "SCMP_ACT_ERRNO",
-      errnoRet: ENOSYS,
-    },
-    {
-      names: ["prctl"],
-      action: "SCMP_ACT_ERRNO",
-      errnoRet: EINVAL,
-      args: [{ index: 0, value: INT_MASK, valueTwo: PR_SET_MDWE, op: "SCMP_CMP_MASKED_EQ" }],
-    },
-    ...[AF_INET, AF_INET6].map((family) => ({
-      names: ["socket"],
-      action: "SCMP_ACT_ERRNO",
-      errnoRet: EPROTONOSUPPORT,
-      args: [
-        { index: 0, value: INT_MASK, valueTwo: family, op: "SCMP_CMP_MASKED_EQ" },
-        { index: 2, value: INT_MASK, valueTwo: IPPROTO_MPTCP, op: "SCMP_CMP_MASKED_EQ" },
-      ],
-    })),
-  ],
-};
+/** Of a host that a container is shown: who may log in, and with what keys it proves who it is. */
+const HOST_SECRETS = [
+  ...["/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/ssl/private", "/root/.ssh"],
+  ...["/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key"],
+];
 
 const BASE_MOUNTS: OciMount[] = [
   { destination: "/proc", type: "proc", source: "proc" },
@@ -173,7 +131,8 @@ export function processOf(container: ContainerPlan, bundle: OciSpec | null): Oci
     HOME: "/root",
     ...container.env,
   };
-  const capabilities = { bounding: CAPABILITIES, effective: CAPABILITIES, permitted: CAPABILITIES };
+  const held = capabilitiesOf(container.capabilities);
+  const capabilities = { bounding: held, effective: held, permitted: held };
   return {
     terminal: false,
     user: { uid: 0, gid: 0 },
@@ -196,7 +155,11 @@ export function buildSpec(options: SpecOptions): OciSpec {
     linux: {
       namespaces: [{ type: "pid" }, { type: "mount" }, { type: "ipc" }, { type: "uts" }],
       cgroupsPath: options.cgroupsPath,
-      seccomp: SECCOMP,
+      // of devices only those that every container has (runc adds them): a node of a disk opens for nobody
+      resources: { devices: [{ allow: false, access: "rwm" }] },
+      maskedPaths: MASKED_PATHS,
+      readonlyPaths: READ_ONLY_PATHS,
+      seccomp: seccompProfile(capabilitiesOf(options.container.capabilities)),
     },
   });
 }
@@ -229,15 +192,24 @@ function addOurs(options: SpecOptions, spec: OciSpec): OciSpec {
     options: ["rbind", mount.readonly ? "ro" : "rw"],
   }));
   const ours: OciMount[] = [
-    { destination: INSIDE_RUN, type: "bind", source: options.runDir, options: ["rbind", "rw"] },
+    {
+      destination: INSIDE,
+      type: "tmpfs",
+      source: "holdfast",
+      options: ["ro", "nosuid", "nodev", "mode=755", "size=4k"],
+    },
+    { destination: INSIDE_RUN, type: "bind", source: options.runDir, options: ["rbind", "ro"] },
     { destination: INSIDE_CRIU, type: "bind", source: options.criuDir, options: ["rbind", "ro"] },
   ];
-  return { ...spec, mounts: [...(spec.mounts ?? []), ...volumes, ...ours] };
+  const linux = spec.linux ?? {};
+  const hidden = [...options.secrets, ...(options.isHostView ? HOST_SECRETS : [])];
+  const maskedPaths = [...new Set([...(linux.maskedPaths ?? []), ...hidden])];
+  return { ...spec, mounts: [...(spec.mounts ?? []), ...volumes, ...ours], linux: { ...linux, maskedPaths } };
 }
 
-/** tmpfs mounts whose files have to travel: all but /dev itself (device nodes made by the runtime). */
+/** tmpfs mounts whose files have to travel: all but /dev itself (device nodes made by the runtime) and our own. */
 export function travellingTmpfs(spec: OciSpec): string[] {
   return (spec.mounts ?? [])
-    .filter((mount) => mount.type === "tmpfs" && mount.destination !== "/dev")
+    .filter((mount) => mount.type === "tmpfs" && mount.destination !== "/dev" && mount.destination !== INSIDE)
     .map((mount) => mount.destination);
 }

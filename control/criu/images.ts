@@ -18,6 +18,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Place, Precopy, type TracedProcess } from "./precopy.ts";
+import { KERNEL_CACHE } from "./sealed.ts";
 
 /** file name → bytes */
 export type ImageManifest = Record<string, number>;
@@ -114,7 +115,8 @@ export class ImageSender {
     if (this.#error !== null) throw this.#error;
     const reduced = await this.#precopy?.reduce(this.#dir, await list(), this.#put);
     for (const name of readdirSync(this.#dir))
-      if (!name.endsWith(".log") && reduced?.has(name) !== true) await this.#sendGrowth(name);
+      if (!name.endsWith(".log") && name !== KERNEL_CACHE && reduced?.has(name) !== true)
+        await this.#sendGrowth(name);
     await this.#flush();
     return this.#manifest;
   }

@@ -24,7 +24,7 @@ export interface InheritFd {
 }
 
 export interface CriuOptions {
-  /** as CRIU sees it, inside the container */
+  /** as CRIU sees it */
   imagesDir: string;
   /** root of the tree, in the container's PID namespace; dump only */
   pid?: number;

@@ -6,7 +6,14 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import type { CriuTool } from "./worker.ts";
+import { SealedCriu } from "./sealed.ts";
+
+/** A program that is started through a dynamic loader of its own (ld.so(8)), wherever that folder is to be seen. */
+export interface CriuTool {
+  loader: string;
+  libraryPath: string;
+  binary: string;
+}
 
 /** All paths are relative to the manifest's folder, which a container can be shown as it is. */
 const manifestSchema = z.object({
@@ -22,6 +29,8 @@ export interface FoundCriu {
   dir: string;
   /** CRIU as seen by somebody to whom that folder is `prefix` */
   at(prefix: string): CriuTool;
+  /** CRIU as it is started in a container: made once, and kept as long as this process lives */
+  sealed(): SealedCriu;
 }
 
 /** @throws HoldfastError `CRIU_MISSING` with the cure */
@@ -44,7 +53,8 @@ export async function findCriu(cacheDir: string): Promise<FoundCriu> {
     libraryPath: join(prefix, libraryPath),
     binary: join(prefix, binary),
   });
-  return { version, dir, at };
+  let sealed: SealedCriu | undefined;
+  return { version, dir, at, sealed: () => (sealed ??= SealedCriu.make(at(dir))) };
 }
 
 function parseJson(text: string): unknown {

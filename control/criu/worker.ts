@@ -7,6 +7,9 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import {
@@ -17,16 +20,12 @@ import {
   NOTIFY_TYPE,
   type RequestType,
 } from "./protocol.ts";
-
-/** Where CRIU is, as seen inside the container: it is started through its own dynamic loader (ld.so(8)). */
-export interface CriuTool {
-  loader: string;
-  libraryPath: string;
-  binary: string;
-}
+import { KERNEL_CACHE, SealedCriu } from "./sealed.ts";
 
 export interface WorkerOptions {
-  tool: CriuTool;
+  criu: SealedCriu;
+  /** the agent's path of the folder that CRIU works in: images, logs and its cache. It need not be seen in the container */
+  imagesDir: string;
   /** PID 1 of the container, as the agent sees it; null runs CRIU in the agent's own namespaces */
   initPid: number | null;
   /** `cgroup.procs` files to join before anything is restored, so that the container's limits hold */
@@ -50,26 +49,45 @@ const JOIN_THEN_EXEC = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 97; shif
 export class CriuWorker {
   #child: ChildProcess;
   #socket: number;
+  /** as CRIU sees it */
+  #imagesPath: string;
   #stderr = "";
   #ended: Promise<void>;
   #closed = false;
   #receiving: Promise<number> = Promise.resolve(0);
 
-  private constructor(child: ChildProcess, socket: number) {
+  private constructor(child: ChildProcess, socket: number, imagesPath: string) {
     this.#child = child;
     this.#socket = socket;
+    this.#imagesPath = imagesPath;
     child.stderr?.setEncoding("utf8").on("data", (text: string) => {
       this.#stderr = (this.#stderr + text).slice(-4096);
     });
     this.#ended = new Promise((resolve) => child.once("close", () => resolve()));
   }
 
+  /** @throws HoldfastError `CRIU_START`, `CRIU_UNFIT` */
   static async start(options: WorkerOptions): Promise<CriuWorker> {
-    const { tool, initPid } = options;
-    const criu = [tool.loader, "--library-path", tool.libraryPath, tool.binary];
-    const enter = initPid === null ? [] : ["nsenter", "-t", String(initPid), "-m", "-p", "-u", "-n", "--"];
+    const known = await kernelCacheOf(options.criu);
+    // a probe of its own would mount and make folders where the application could get in between
+    writeFileSync(join(options.imagesDir, KERNEL_CACHE), known, { mode: 0o600 });
+    return CriuWorker.#spawn(options);
+  }
+
+  static async #spawn(options: WorkerOptions): Promise<CriuWorker> {
+    const { criu, initPid } = options;
     const [ours, theirs] = kernel.socketpairSeqpacket();
+    let images = -1;
     try {
+      images = kernel.openTree(options.imagesDir);
+      // with our end among CRIU's own descriptors, no death of ours is the end of that connection
+      const given = [theirs, ...options.inherit, ...(options.outlivesAgent ? [ours] : [])];
+      const imagesFd = RPC_FD + given.length;
+      const imagesPath = `/proc/self/fd/${imagesFd}`;
+      const enter =
+        initPid === null
+          ? ["/usr/bin/unshare", "-m", "--propagation", "private", `--wd=${imagesPath}`]
+          : ["/usr/bin/nsenter", "-t", String(initPid), "-m", "-p", "-u", "-n", `--wd=${imagesPath}`];
       const argv = [
         "-c",
         JOIN_THEN_EXEC,
@@ -77,26 +95,18 @@ export class CriuWorker {
         ...options.cgroupProcs,
         "--",
         ...enter,
-        ...criu,
+        "--",
+        ...criu.command(imagesFd + 1),
         "swrk",
         String(RPC_FD),
       ];
-      // cwd "/" exists in every container: nsenter keeps the working directory otherwise
       const child = spawn("/bin/sh", argv, {
-        // with our end among CRIU's own descriptors, no death of ours is the end of that connection
-        stdio: [
-          "ignore",
-          "ignore",
-          "pipe",
-          theirs,
-          ...options.inherit,
-          ...(options.outlivesAgent ? [ours] : []),
-        ],
+        stdio: ["ignore", "ignore", "pipe", ...given, images, ...criu.descriptors],
         cwd: "/",
-        env: {},
+        env: SealedCriu.environment,
       });
       await once(child, "spawn");
-      return new CriuWorker(child, ours);
+      return new CriuWorker(child, ours, imagesPath);
     } catch (cause) {
       kernel.close(ours);
       throw new HoldfastError(`CRIU cannot be started: ${messageOf(cause)}`, {
@@ -106,6 +116,33 @@ export class CriuWorker {
       });
     } finally {
       kernel.close(theirs);
+      if (images !== -1) kernel.close(images);
+    }
+  }
+
+  /** Has CRIU try the kernel out, in a mount namespace of its own, and takes what it keeps of that. */
+  static async learnKernel(criu: SealedCriu): Promise<Buffer> {
+    const imagesDir = mkdtempSync(join(tmpdir(), "holdfast-criu-"));
+    // CRIU keeps its cache on a tmpfs only
+    kernel.mount("tmpfs", "holdfast", imagesDir, kernel.MS_NOSUID | kernel.MS_NODEV);
+    try {
+      const worker = await CriuWorker.#spawn({
+        criu,
+        imagesDir,
+        initPid: null,
+        cgroupProcs: [],
+        inherit: [],
+        outlivesAgent: false,
+      });
+      try {
+        await worker.request("FEATURE_CHECK");
+      } finally {
+        await worker.close();
+      }
+      return readFileSync(join(imagesDir, KERNEL_CACHE));
+    } finally {
+      kernel.unmount(imagesDir);
+      rmSync(imagesDir, { recursive: true, force: true });
     }
   }
 
@@ -121,10 +158,11 @@ export class CriuWorker {
    */
   async request(
     type: RequestType,
-    options?: CriuOptions,
+    options?: Omit<CriuOptions, "imagesDir">,
     onHook: (hook: string) => Promise<void> = async () => {},
   ): Promise<CriuResponse> {
-    this.#send(encodeRequest(options === undefined ? { type } : { type, options }));
+    const request = options === undefined ? {} : { options: { ...options, imagesDir: this.#imagesPath } };
+    this.#send(encodeRequest({ type, ...request }));
     let hookError: unknown = null;
     for (;;) {
       const response = await this.#receive();
@@ -173,4 +211,16 @@ export class CriuWorker {
     }
     return decodeResponse(buffer.subarray(0, length));
   }
+}
+
+const caches = new WeakMap<SealedCriu, Promise<Buffer>>();
+
+/** What CRIU knows of this boot's kernel, learnt once a process. @throws HoldfastError `CRIU_FAILED`, `CRIU_DIED`, `CRIU_START` */
+export function kernelCacheOf(criu: SealedCriu): Promise<Buffer> {
+  const known = caches.get(criu);
+  if (known !== undefined) return known;
+  const learning = CriuWorker.learnKernel(criu);
+  caches.set(criu, learning);
+  learning.catch(() => caches.delete(criu)); // the next one tries again
+  return learning;
 }

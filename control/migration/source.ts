@@ -7,6 +7,7 @@
  * (`settle.ts`). What it can no longer take back it retires.
  */
 import { randomUUID } from "node:crypto";
+import { closeSync } from "node:fs";
 import { mkdir, readFile, readlink, rm } from "node:fs/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { AdoptResult, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
@@ -20,12 +21,13 @@ import { semaphoresOf } from "../audit/semaphores-of.ts";
 import { type Taken, takeFingerprint } from "../audit/take.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../container/files.ts";
+import { openFolderIn } from "../container/inside.ts";
 import { filesMappedForWriting, takeForChanged } from "../container/mapped-files.ts";
 import { openQueues, readQueues } from "../container/posix-queues.ts";
 import { highestInnerTid, identify, innerPid, stoppedOf, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
-import { applicationPid, pathInside, runPath } from "../container/runtime.ts";
-import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
+import { applicationPid, runPath } from "../container/runtime.ts";
+import { INSIDE_RUN } from "../container/spec.ts";
 import { type ImageManifest, ImageSender } from "../criu/images.ts";
 import { beginCallsAgain } from "../criu/interrupted-calls.ts";
 import type { TracedProcess } from "../criu/precopy.ts";
@@ -92,7 +94,7 @@ export class Departure {
   #sender: ImageSender | null = null;
   #epoch = 0;
   #root = -1;
-  #scans = new Map<string, { root: string; before: Scan }>();
+  #scans = new Map<string, Scan>();
   #link: Endpoint = NO_LINK;
   #queues: RestoreCall["openQueues"] = [];
   #held = false;
@@ -243,12 +245,11 @@ export class Departure {
       semaphores: semaphoresOf(fingerprint).length,
     };
     await this.#call("prepare", prepare);
-    await this.#untilStopped(this.#sendFilesFirst(LAYER, runPath(container, "layer")));
+    await this.#untilStopped(this.#sendFilesFirst(LAYER));
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link ?? NO_LINK;
     if (workload.downstream === "relay") workload.recordMoving({ link: this.#link });
-    for (const mount of container.tmpfs)
-      await this.#untilStopped(this.#sendFilesFirst(mount, pathInside(container, mount)));
+    for (const mount of container.tmpfs) await this.#untilStopped(this.#sendFilesFirst(mount));
     if (workload.downstream === "relay")
       await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
     await this.#findWatchedFiles();
@@ -289,14 +290,15 @@ export class Departure {
     await rm(this.#imagesDir, { recursive: true, force: true });
     await mkdir(this.#imagesDir, { mode: 0o700 });
     const options = {
-      tool: context.criu.at(INSIDE_CRIU),
+      criu: context.criu.sealed(),
+      imagesDir: this.#imagesDir,
       initPid: container.init.pid,
       // not where it would freeze with the application
       cgroupProcs: (await cgroupProcsOf(container)).filter((path) => path !== freezer?.procs),
       inherit: [],
       outlivesAgent: false,
     };
-    const probe = await CriuWorker.start(options); // leaves criu.kdat behind, so that the dump need not probe
+    const probe = await CriuWorker.start(options); // how long CRIU takes here
     try {
       await this.#rehearsal.timed("criuMs", () => probe.request("FEATURE_CHECK"));
     } finally {
@@ -324,7 +326,6 @@ export class Departure {
       await worker.request(
         "DUMP",
         {
-          imagesDir: `${INSIDE_RUN}/images`,
           pid: root,
           logFile: "dump.log",
           timeoutSeconds: Math.ceil(this.#options.deadlineMs / 1000),
@@ -713,26 +714,45 @@ export class Departure {
     return [...pipes];
   }
 
-  async #sendFilesFirst(name: string, root: string): Promise<void> {
-    const before = await this.#rehearsal.timed("scanMs", () => scan(root));
+  async #sendFilesFirst(name: string): Promise<void> {
+    const before = await this.#rehearsal.timed("scanMs", () => this.#scan(name));
     // after the scan, and before anything is read: see mapped-files.ts
     const mapped = filesMappedForWriting((await this.#tree()).map(({ pid }) => pid));
     takeForChanged(before, name === LAYER ? "/" : name, mapped);
-    this.#scans.set(name, { root, before });
-    await this.#sendTar(name, root, before.keys(), true);
+    this.#scans.set(name, before);
+    await this.#sendTar(name, before.keys(), true);
   }
 
   async #sendFilesSecond(): Promise<void> {
-    for (const [name, { root, before }] of this.#scans) {
-      const { gone, changed } = difference(before, await scan(root));
+    for (const [name, before] of this.#scans) {
+      const { gone, changed } = difference(before, await this.#scan(name));
       if (gone.length > 0) await this.#call("filesGone", { root: name, gone });
-      if (changed.length > 0) await this.#sendTar(name, root, changed, false);
+      if (changed.length > 0) await this.#sendTar(name, changed, false);
     }
   }
 
-  async #sendTar(name: string, root: string, paths: Iterable<string>, live: boolean): Promise<void> {
+  async #scan(name: string): Promise<Scan> {
+    const root = this.#openTree(name);
+    try {
+      return await scan(root);
+    } finally {
+      closeSync(root);
+    }
+  }
+
+  /** Seen from the container, whose root is as far as any link or ".." leads. */
+  #openTree(name: string): number {
+    return openFolderIn(this.#workload.container, name === LAYER ? `${INSIDE_RUN}/layer` : name);
+  }
+
+  async #sendTar(name: string, paths: Iterable<string>, live: boolean): Promise<void> {
     const channel = required(this.#channel);
-    const { stream, done } = packPaths(root, paths, live);
+    const fd = this.#openTree(name);
+    const { stream, done } = await packPaths(
+      { fd, initPid: this.#workload.container.init.pid },
+      paths,
+      live,
+    ).finally(() => closeSync(fd));
     done.catch(() => {}); // looked at below; must not be unhandled meanwhile
     for await (const piece of stream) await channel.send("files", { root: name }, piece as Buffer);
     await done;

@@ -6,7 +6,7 @@
  * up is always possible; and an agent that dies loses nothing: the next one lets the application go on, or removes it.
  */
 
-import { closeSync, constants, mkdirSync, openSync, readFileSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
@@ -21,10 +21,10 @@ import { notWhatItWas, sessionsAt, verifyRestored } from "../audit/verify.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import type { Freezer } from "../container/freezer.ts";
+import { openFolderIn, openOutput } from "../container/inside.ts";
 import { makeQueues, QueueStands, showQueues } from "../container/posix-queues.ts";
 import { childrenOf, identify, innerPid, treeOf } from "../container/processes.ts";
-import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
-import { INSIDE_CRIU, INSIDE_RUN } from "../container/spec.ts";
+import { applicationPid, type ContainerRecord, runPath } from "../container/runtime.ts";
 import { fitToMachine } from "../criu/address-space.ts";
 import { stopSignalOf } from "../criu/image-file.ts";
 import { ImageReceiver } from "../criu/images.ts";
@@ -155,11 +155,10 @@ export class Arrival {
     on("files", filesEvent, async ({ root }, body) => void (await this.#files(root, body)));
     on("standby", nothing, async () => ({ result: await this.#standby() }));
     on("images", imagesEvent, (event, body) => this.#takeImages(event, body));
-    on(
-      "filesGone",
-      filesGoneCall,
-      async ({ root, gone }) => void (await removePaths(this.#rootOf(root), gone)),
-    );
+    on("filesGone", filesGoneCall, async ({ root, gone }) => {
+      const fd = this.#openTree(root);
+      await removePaths(fd, gone).finally(() => closeSync(fd));
+    });
     on("adopt", nothing, async (_, body) => ({ result: await this.#adoptUpstream(body) }));
     on("fingerprint", nothing, async (_, body) => {
       this.#expect("standby");
@@ -209,9 +208,10 @@ export class Arrival {
   async #files(root: string, body: Buffer): Promise<void> {
     let unpacking = this.#unpacking.get(root);
     if (unpacking === undefined) {
-      const target =
-        root === "layer" && this.#state === "preparing" ? await this.#layerReady.promise : this.#rootOf(root);
-      const started = unpackInto(target);
+      const isNew = root === "layer" && this.#state === "preparing";
+      const fd = isNew ? openSync(await this.#layerReady.promise, "r") : this.#openTree(root);
+      const initPid = isNew ? null : required(this.#container).init.pid;
+      const started = await unpackInto({ fd, initPid }).finally(() => closeSync(fd));
       started.stream.on("error", () => {}); // tar's exit status tells
       started.done.catch(() => {});
       unpacking = started;
@@ -250,7 +250,7 @@ export class Arrival {
     const max = await numbersMax(container.init.pid);
     await setLastNumber(container.init.pid, aheadOf(this.prepare.highestTid, max));
     // the standby's own output: what the restored application writes goes on into this node's log
-    this.#output = openSync(`/proc/${container.init.pid}/fd/1`, constants.O_WRONLY);
+    this.#output = openOutput(container);
     const options = await this.#workerOptions(container);
     const probe = await CriuWorker.start({ ...options, inherit: [], outlivesAgent: false });
     try {
@@ -265,7 +265,8 @@ export class Arrival {
 
   async #workerOptions(container: ContainerRecord): Promise<WorkerOptions> {
     return {
-      tool: this.#workload.context.criu.at(INSIDE_CRIU),
+      criu: this.#workload.context.criu.sealed(),
+      imagesDir: runPath(container, "images"),
       initPid: container.init.pid,
       cgroupProcs: await cgroupProcsOf(container),
       inherit: [this.#output, ...this.#semaphores.fds],
@@ -340,7 +341,7 @@ export class Arrival {
       semaphoresOf(before),
       FIRST_INHERITED_FD + 1,
     );
-    const stands = new QueueStands(pathInside(required(this.#container), "/"), openQueues);
+    const stands = new QueueStands(required(this.#container), openQueues);
     this.#runCriu(outputPipes, semaphores, async (root) => {
       makeQueues(root, queues);
       await showQueues(required(this.#container), root);
@@ -457,7 +458,6 @@ export class Arrival {
       await required(this.#worker).request(
         "RESTORE",
         {
-          imagesDir: `${INSIDE_RUN}/images`,
           logFile: "restore.log",
           logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
           ghostLimitBytes: limits.imagesBytesMax,
@@ -688,12 +688,12 @@ export class Arrival {
 
   // ---- parts ----
 
-  #rootOf(root: string): string {
+  /** The caller closes it. */
+  #openTree(root: string): number {
     const container = required(this.#container);
-    if (root === "layer") return pathInside(container, "/");
-    if (!container.tmpfs.includes(root))
+    if (root !== "layer" && !container.tmpfs.includes(root))
       throw new HoldfastError(`no tmpfs ${root} here`, { code: "FILES_PATH", source: "peer" });
-    return pathInside(container, root);
+    return openFolderIn(container, root === "layer" ? "/" : root);
   }
 
   #throwIfEnding(): void {

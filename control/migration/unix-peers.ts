@@ -2,10 +2,11 @@
  * Names outside the container to which the application's datagram sockets are connected (`/dev/log`, say). CRIU connects
  * them to the same names on the other node: somebody has to be there.
  */
-import { lstat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
-import { type ContainerRecord, pathInside } from "../container/runtime.ts";
+import { openIn, using } from "../container/inside.ts";
+import type { ContainerRecord } from "../container/runtime.ts";
 import { listUnixSockets } from "../container/unix-sockets.ts";
 import { socketInodes } from "./sockets.ts";
 
@@ -34,11 +35,11 @@ export async function refuseMissingUnixPeers(container: ContainerRecord, names: 
   for (const name of names) {
     const isThere = name.startsWith("@")
       ? here.has(name)
-      : await lstat(pathInside(container, name)).then(
-          (found) => found.isSocket(),
-          () => false,
+      : await using(
+          () => openIn(container, name),
+          async (path) => (await stat(path)).isSocket(),
         );
-    if (isThere) continue;
+    if (isThere === true) continue;
     throw new HoldfastError(
       `the application sends to the Unix socket ${name}, and nobody has it there: start the same service on that node, or mount it`,
       { code: "UNIX_PEER_MISSING", source: "container" },

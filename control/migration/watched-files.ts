@@ -6,12 +6,22 @@
  * which can: its name there is its name in the container. What is found by whatever way counts only when a watch
  * of our own on it shows the same numbers and handle: a guess never becomes a watch on another file.
  */
-import { closeSync, constants, openSync, readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
-import { lstat, readdir } from "node:fs/promises";
+import {
+  closeSync,
+  constants,
+  type Dirent,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  statSync,
+} from "node:fs";
+import { readdir, stat } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { openRoot, using } from "../container/inside.ts";
 import { innerPid } from "../container/processes.ts";
-import { type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
+import { type ContainerRecord, runPath } from "../container/runtime.ts";
 import { INSIDE_RUN } from "../container/spec.ts";
 import { takeEvents } from "./watch-events.ts";
 import type { Place } from "./watch-state.ts";
@@ -88,7 +98,6 @@ interface Mount {
 
 /** Finds the files behind watches in one container. Keeps descriptors; `close` it. */
 export class WatchedFiles {
-  readonly #container: ContainerRecord;
   readonly #root: number;
   readonly #layers: { fd: number; prefix: string }[];
   readonly #mounts: Mount[];
@@ -99,8 +108,7 @@ export class WatchedFiles {
 
   /** @param lower folder the container's root file system is made from */
   constructor(container: ContainerRecord, lower: string) {
-    this.#container = container;
-    this.#root = kernel.openPath(pathInside(container, "/"));
+    this.#root = openRoot(container);
     const layer = openSync(runPath(container, "layer"), "r");
     const below = openSync(lower, "r");
     this.#layers = [layer, below].map((fd) => ({ fd, prefix: linkOf(fd).replace(/\/$/, "") }));
@@ -226,30 +234,39 @@ export class WatchedFiles {
     const inodes = new Set([...wanted.values()].map(({ ino }) => ino));
     const candidates: Candidate[] = [];
     const seen = new Set<string>();
-    const inContainer = (path: string): Buffer =>
-      Buffer.from(pathInside(this.#container, "/") + path, "latin1");
+    // every folder from a descriptor of `root`, and through no link: names come and go meanwhile
+    const list = (root: number, folder: string): Promise<Dirent[] | null> =>
+      using(
+        () =>
+          kernel.openInside(root, Buffer.from(folder === "" ? "." : folder, "latin1"), {
+            flags: BASE_FLAGS | constants.O_DIRECTORY,
+            noSymlinks: true,
+          }),
+        (path) => readdir(path, { withFileTypes: true, encoding: "latin1" }).catch(() => []),
+      );
     const look = async (path: string): Promise<void> => {
-      const stat = await lstat(inContainer(path), { bigint: true }).catch(() => null);
-      if (stat !== null && inodes.has(stat.ino)) candidates.push(...this.#at(path));
+      const ino = await using(
+        () => kernel.openPathBelow(this.#root, Buffer.from(path, "latin1")),
+        async (here) => (await stat(here, { bigint: true })).ino,
+      );
+      if (ino !== null && inodes.has(ino)) candidates.push(...this.#at(path));
     };
-    const visit = async (folder: string, listed: (path: string) => Buffer): Promise<void> => {
+    const visit = async (folder: string, root: number): Promise<void> => {
       if (seen.size > SEARCHED_FILES_MAX || inodes.size === 0) return;
-      const options = { withFileTypes: true, encoding: "latin1" } as const;
-      for (const entry of await readdir(listed(folder), options).catch(() => [])) {
+      for (const entry of (await list(root, folder)) ?? []) {
         const path = `${folder}/${entry.name}`;
         if (seen.has(path) || seen.size > SEARCHED_FILES_MAX) continue;
         seen.add(path);
         await look(path);
-        if (entry.isDirectory()) await visit(path, listed);
+        if (entry.isDirectory()) await visit(path, root);
       }
     };
-    const layer = runPath(this.#container, "layer");
-    await visit("", (path) => Buffer.from(layer + path, "latin1"));
+    for (const layer of this.#layers.slice(0, 1)) await visit("", layer.fd);
     const folders = pids.map((pid) => opened(() => readlinkSync(`/proc/${pid}/cwd`, "latin1")));
     for (const folder of new Set([...folders, "/etc"])) {
       if (folder === null || folder === "/") continue;
       await look(folder);
-      await visit(folder, inContainer);
+      await visit(folder, this.#root);
     }
     return candidates;
   }
@@ -281,7 +298,7 @@ export class WatchedFiles {
     const known = this.#bases.get(mountpoint);
     if (known !== undefined) return known;
     const fd = opened(() =>
-      openSync(Buffer.from(pathInside(this.#container, "") + mountpoint, "latin1"), BASE_FLAGS),
+      kernel.openInside(this.#root, Buffer.from(mountpoint, "latin1"), { flags: BASE_FLAGS }),
     );
     this.#bases.set(mountpoint, fd);
     return fd;

@@ -13,8 +13,9 @@ import { closeSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import type { Freezer } from "../container/freezer.ts";
+import { openRoot } from "../container/inside.ts";
 import { descriptorsOf, innerPid, processState, treeOf } from "../container/processes.ts";
-import { applicationPid, type ContainerRecord, pathInside, runPath } from "../container/runtime.ts";
+import { applicationPid, type ContainerRecord, runPath } from "../container/runtime.ts";
 import { putEvents, putOverflow, takeEvents } from "./watch-events.ts";
 import type { InstanceState, Place, WatchEvent } from "./watch-state.ts";
 import {
@@ -288,7 +289,7 @@ async function eachInstance(
   if (states.length === 0) return;
   const pidOf = new Map<number, number>();
   for (const pid of tree) pidOf.set((await innerPid(pid)) ?? -1, pid);
-  const root = kernel.openPath(pathInside(container, "/"));
+  const root = openRoot(container);
   try {
     for (const state of states) {
       const inotify = kernelFd(pidOf.get(state.pid) ?? -1, state.fd);

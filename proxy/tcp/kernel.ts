@@ -159,7 +159,13 @@ const RESOLVE_NO_MAGICLINKS = 0x02;
 const RESOLVE_NO_SYMLINKS = 0x04;
 const RESOLVE_IN_ROOT = 0x10;
 const O_NOFOLLOW = process.arch === "arm64" ? 0o100000 : 0o400000;
-const O_PATH = 0o10000000;
+export const O_PATH = 0o10000000;
+/** linux/fcntl.h, linux/mount.h */
+const AT_FDCWD = -100;
+const AT_EMPTY_PATH = 0x1000;
+const OPEN_TREE_CLONE = 1;
+const MOVE_MOUNT_F_EMPTY_PATH = 4;
+const MOUNT_ATTR_RDONLY = 1;
 const MAX_HANDLE_SZ = 128;
 
 export const POLLIN = 1;
@@ -192,12 +198,15 @@ const XATTR_SIZE_MAX = 65536;
 const O_CLOEXEC = 0o2000000;
 /** The same on every architecture that uses the generic table, and on x86-64. */
 const SYS_PIDFD_SEND_SIGNAL = 424;
+const SYS_OPEN_TREE = 428;
+const SYS_MOVE_MOUNT = 429;
 const SYS_FSOPEN = 430;
 const SYS_FSCONFIG = 431;
 const SYS_FSMOUNT = 432;
 const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
 const SYS_OPENAT2 = 437;
+const SYS_MOUNT_SETATTR = 442;
 const SYS_KCMP = process.arch === "arm64" ? 272 : 312;
 const SYS_BPF = process.arch === "arm64" ? 280 : 321;
 const SYS_IOPRIO_SET = process.arch === "arm64" ? 30 : 251;
@@ -529,13 +538,78 @@ export function openPath(path: string): number {
  * @param path bytes, without the final zero
  */
 export function openPathBelow(root: number, path: Buffer): number {
-  const how = Buffer.alloc(24); // struct open_how: u64 flags, mode, resolve
-  how.writeBigUInt64LE(BigInt(O_PATH | O_CLOEXEC | O_NOFOLLOW), 0);
-  how.writeBigUInt64LE(BigInt(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS), 16);
-  const name = Buffer.concat([path, Buffer.alloc(1)]);
+  return openInside(root, path, { flags: O_PATH | O_NOFOLLOW, noSymlinks: true });
+}
+
+/** How {@link openInside} opens: `path` is "/" or what it leads to. */
+export interface OpenInside {
+  /** open(2) flags; O_CLOEXEC is added */
+  flags: number;
+  /** a symbolic link anywhere in the path is HoldfastError code ELOOP */
+  noSymlinks?: boolean;
+}
+
+/**
+ * Opens `path` as if `root` were "/": links and ".." lead nowhere outside, and links of /proc nowhere at all (openat2(2),
+ * RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS).
+ * @param path bytes, or text in UTF-8, without the final zero
+ */
+export function openInside(root: number, path: Buffer | string, how: OpenInside): number {
+  const resolve =
+    RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (how.noSymlinks === true ? RESOLVE_NO_SYMLINKS : 0);
+  const structure = Buffer.alloc(24); // struct open_how: u64 flags, mode, resolve
+  structure.writeBigUInt64LE(BigInt(how.flags | O_CLOEXEC), 0);
+  structure.writeBigUInt64LE(BigInt(resolve), 16);
+  const name = Buffer.concat([Buffer.from(path as Buffer), Buffer.alloc(1)]);
   return check(
-    libc().syscall(SYS_OPENAT2, root, addressOf(name), addressOf(how), how.length),
+    libc().syscall(SYS_OPENAT2, root, addressOf(name), addressOf(structure), structure.length),
     `openat2(${path.toString()})`,
+  );
+}
+
+/**
+ * A mount of `path` that is seen nowhere (open_tree(2), OPEN_TREE_CLONE): ".." of its root is its root, so who has the
+ * descriptor reaches what is below it and nothing else. What is mounted below it is not in it.
+ */
+export function openTree(path: string): number {
+  const name = Buffer.from(`${path}\0`);
+  return check(
+    libc().syscall(SYS_OPEN_TREE, AT_FDCWD, addressOf(name), OPEN_TREE_CLONE | O_CLOEXEC, 0),
+    `open_tree(${path})`,
+  );
+}
+
+/** Makes a mount read-only, or writable again (mount_setattr(2)); others of the same file system stay as they are. */
+export function setReadOnly(mountFd: number, readOnly: boolean): void {
+  const attributes = Buffer.alloc(32); // struct mount_attr: u64 attr_set, attr_clr, propagation, userns_fd
+  attributes.writeBigUInt64LE(BigInt(MOUNT_ATTR_RDONLY), readOnly ? 0 : 8);
+  const empty = Buffer.alloc(1);
+  check(
+    libc().syscall5(
+      SYS_MOUNT_SETATTR,
+      mountFd,
+      addressOf(empty),
+      AT_EMPTY_PATH,
+      addressOf(attributes),
+      attributes.length,
+    ),
+    "mount_setattr",
+  );
+}
+
+/** Attaches a mount that is seen nowhere at `path` (move_mount(2)). */
+export function attachMount(mountFd: number, path: string): void {
+  const [empty, target] = [Buffer.alloc(1), Buffer.from(`${path}\0`)];
+  check(
+    libc().syscall5(
+      SYS_MOVE_MOUNT,
+      mountFd,
+      addressOf(empty),
+      AT_FDCWD,
+      addressOf(target),
+      MOVE_MOUNT_F_EMPTY_PATH,
+    ),
+    `move_mount(${path})`,
   );
 }
 
@@ -1013,20 +1087,25 @@ export function unmount(target: string): void {
   check(libc().umount2(target, detach), `umount(${target})`);
 }
 
-// ---- POSIX message queues (mq_overview(7)): of the IPC namespace that the calling thread is in
-
-/** A mount of the namespace's queues that is seen nowhere: a descriptor of its folder (fsmount(2)). */
-export function queueFolder(): number {
+/** A new file system without a device, as `tmpfs`, that is mounted nowhere: a descriptor of its root (fsmount(2)). */
+export function newMount(type: string): number {
   const createSuper = 6;
   const cloexec = 1;
-  const name = Buffer.from("mqueue\0");
-  const context = check(libc().syscall(SYS_FSOPEN, addressOf(name), cloexec, 0, 0), "fsopen(mqueue)");
+  const name = Buffer.from(`${type}\0`);
+  const context = check(libc().syscall(SYS_FSOPEN, addressOf(name), cloexec, 0, 0), `fsopen(${type})`);
   try {
-    check(libc().syscall5(SYS_FSCONFIG, context, createSuper, 0, 0, 0), "fsconfig(mqueue)");
-    return check(libc().syscall(SYS_FSMOUNT, context, cloexec, 0, 0), "fsmount(mqueue)");
+    check(libc().syscall5(SYS_FSCONFIG, context, createSuper, 0, 0, 0), `fsconfig(${type})`);
+    return check(libc().syscall(SYS_FSMOUNT, context, cloexec, 0, 0), `fsmount(${type})`);
   } finally {
     close(context);
   }
+}
+
+// ---- POSIX message queues (mq_overview(7)): of the IPC namespace that the calling thread is in
+
+/** A mount of the namespace's queues that is seen nowhere: a descriptor of its folder. */
+export function queueFolder(): number {
+  return newMount("mqueue");
 }
 
 export interface QueueAttributes {

@@ -165,7 +165,9 @@ if os.fork() == 0: os._exit(0)`,
 
 describe("processes that cannot move", { skip, timeout: 300_000 }, () => {
   it("are found beforehand, by name; when they have ended nothing stands in the way", async () => {
-    await withPythonShell({ downstream: "takeover" }, async (program, run) => {
+    // a container by default lets its processes make no namespace and no userfaultfd
+    const workload = { container: { capabilities: { add: ["SYS_ADMIN", "SYS_PTRACE"] } } };
+    await withPythonShell({ downstream: "takeover", workload }, async (program, run) => {
       const found = async (wanted = "error"): Promise<string[]> => {
         const all = await program.findings();
         return [...new Set(all.filter(({ severity }) => severity === wanted).map(({ id }) => id))].sort();

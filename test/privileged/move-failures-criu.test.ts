@@ -59,7 +59,7 @@ for (const downstream of ["takeover", "relay"] as const) {
       [PID_TAKEN]: (stage) => {
         const pid = `$(sed -n 's/^NSpid:.*\\t//p' /proc/${stage.appPid()}/status)`;
         const taker = `"echo $((${pid} - 1)) > /proc/sys/kernel/ns_last_pid\nsleep 60 &"`;
-        return `nsenter -t $INIT -p -m sh -c ${taker} </dev/null >/dev/null 2>&1`;
+        return `nsenter -t $INIT -p sh -c ${taker} </dev/null >/dev/null 2>&1`;
       },
       "an image is damaged": () => "printf xxxxxxxxxxxx | dd of=$RUN/images/inventory.img conv=notrunc",
       "an image is cut short": () =>
@@ -103,13 +103,14 @@ function writeBundle(folder: string): void {
   const command = [nodeBinary, "--import", join(projectRoot, "test/apps/io-uring/preload.js"), "server.js"];
   const cwd = join(projectRoot, "test/apps/chat");
   const spec = buildSpec({
-    container: { command, cwd, env: { PORT: "9000" }, mounts: [] },
+    container: { command, cwd, env: { PORT: "9000" }, mounts: [], capabilities: { add: [], drop: [] } },
     rootfs: "/",
     runDir: "/",
     criuDir: "/",
     hostname: "bundle",
     cgroupsPath: "/bundle",
     isHostView: true,
+    secrets: [],
   });
   spec.process.args = command;
   spec.mounts = (spec.mounts ?? []).filter(

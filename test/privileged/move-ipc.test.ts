@@ -38,7 +38,10 @@ const systemV = {
     `LAST = libc.shmat(GONE, None, 0)`,
     `ctypes.memmove(LAST, b"last", 4)`,
     `libc.shmctl(GONE, 0, None)`,
+    // /proc/sys is read-only, but for who may mount: MS_BIND | MS_REMOUNT, and MS_RDONLY again
+    `libc.mount(None, b"/proc/sys", None, 4096 | 32, None)`,
     `open("/proc/sys/kernel/msgmnb", "w").write("33333")`,
+    `libc.mount(None, b"/proc/sys", None, 4096 | 32 | 1, None)`,
   ],
   look: [
     `[libc.semctl(libc.semget(0x1234, 0, 0), n, 12) for n in range(3)]`,
@@ -85,7 +88,8 @@ const posix = {
 for (const downstream of modes) {
   for (const [what, { setup, look, last }] of Object.entries({ "System V": systemV, POSIX: posix })) {
     test(`${what} objects move there and back, ${downstream}`, { skip }, async () => {
-      await withPythonShell({ downstream }, async (program, run) => {
+      const workload = { container: { capabilities: { add: ["SYS_ADMIN"] } } };
+      await withPythonShell({ downstream, workload }, async (program, run) => {
         await all(run, setup);
         const before = await answers(run, look);
         for (const to of ["b", "a"]) {
@@ -94,7 +98,7 @@ for (const downstream of modes) {
         }
         const taken = await answers(run, last);
         // the same in a container of which nothing has moved
-        await withPythonShell({ downstream }, async (_, stay) => {
+        await withPythonShell({ downstream, workload }, async (_, stay) => {
           await all(stay, setup);
           assert.deepEqual(taken, await answers(stay, last));
         });

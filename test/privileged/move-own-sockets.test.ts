@@ -278,8 +278,10 @@ describe("sockets of the application's own", { skip }, () => {
       }),
     ));
 
-  test("that cannot be carried are told before anybody is held, and a move is refused", (t) =>
-    withPythonShell({}, async (program, run) => {
+  test("that cannot be carried are told before anybody is held, and a move is refused", (t) => {
+    // packet sockets and AF_VSOCK, which containers do not have by default
+    const workload = { container: { capabilities: { add: ["NET_RAW", "SYS_ADMIN"] } } };
+    return withPythonShell({ workload }, async (program, run) => {
       const say = run;
       const outside = `hf-outside-${process.pid}`;
       await elsewhere(program, "a", "SOCK_STREAM", outside);
@@ -352,7 +354,8 @@ describe("sockets of the application's own", { skip }, () => {
       for (const [, undo] of Object.values(kinds)) assert.doesNotMatch(await say(undo), /^ERROR/, undo);
       assert.deepEqual(await program.findings(), []);
       await program.move("b");
-    }));
+    });
+  });
 
   test("that send to a Unix socket outside the container do so on the other node, where somebody has to have it", () =>
     withPythonShell({}, async (program, run) => {

@@ -89,7 +89,7 @@ export async function withPythonShell(
 }
 
 /** Answers come in the order of the lines. A connection that ends fails what waits for it. */
-function runOn(socket: Socket): Run {
+export function runOn(socket: Socket): Run {
   const waiting: { resolve: (answer: string) => void; reject: (error: Error) => void }[] = [];
   let text = "";
   let over: Error | null = null;

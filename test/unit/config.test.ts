@@ -72,6 +72,7 @@ describe("the agent's configuration", () => {
       stateDir: "/var/lib/holdfast/a",
       socket: "/var/lib/holdfast/a/agent.sock",
       key,
+      keyFile: join(folder, "key"),
       workloads: [
         {
           name: "chat",
@@ -82,6 +83,7 @@ describe("the agent's configuration", () => {
             env: { PORT: "9000" },
             rootfs: "host",
             mounts: [{ source: "/data/chat", target: "/data", shared: true, readonly: false }],
+            capabilities: { add: [], drop: [] },
           },
           bundle: null,
           ports: [PORT],

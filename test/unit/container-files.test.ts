@@ -1,5 +1,14 @@
 import assert from "node:assert/strict";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -42,44 +51,63 @@ test("a difference deletes what is inside before what holds it", () => {
   assert.deepEqual(difference(before, new Map()).gone, ["a/x/y", "a/x", "a"]);
 });
 
-async function inFolder(use: (root: string, outside: string) => Promise<void>): Promise<void> {
+test("a difference deletes what a file of another kind takes the place of: it could be a link to elsewhere", () => {
+  const [file, link, folder] = ["10 33188 0 0", "11 41471 0 0", "directory 12 16877 0 0 "];
+  const kinds = [file, link, folder] as const;
+  for (const was of kinds)
+    for (const is of kinds) {
+      const { gone, changed } = difference(new Map([["a", was]]), new Map([["a", is]]));
+      assert.deepEqual(gone, was === is ? [] : ["a"], `${was} → ${is}`);
+      assert.deepEqual(changed, was === is ? [] : ["a"]);
+    }
+});
+
+async function inFolder(use: (root: string, outside: string, fd: number) => Promise<void>): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "holdfast-files-"));
   try {
     const [root, outside] = [join(folder, "root"), join(folder, "outside")];
     mkdirSync(root);
     mkdirSync(outside);
     writeFileSync(join(outside, "x"), "keep");
-    await use(root, outside);
+    const fd = openSync(root, "r");
+    await use(root, outside, fd).finally(() => closeSync(fd));
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
 test("deleting never leaves the root, neither by dots nor through a symbolic link", async () => {
-  await inFolder(async (root, outside) => {
+  await inFolder(async (root, outside, fd) => {
     symlinkSync(outside, join(root, "d"));
     for (const path of ["d/x", "../outside/x", "/etc/x", "a/../../outside/x", "a//x"]) {
       await assert.rejects(
-        removePaths(root, [path]),
+        removePaths(fd, [path]),
         (error) => error instanceof HoldfastError && error.code === "FILES_PATH",
         path,
       );
     }
     assert.ok(existsSync(join(outside, "x")));
-    await removePaths(root, ["d"]); // the link itself may go
+    await removePaths(fd, ["d"]); // the link itself may go
     assert.ok(!existsSync(join(root, "d")) && existsSync(join(outside, "x")));
-    await removePaths(root, ["not/there"]);
+    await removePaths(fd, ["not/there"]);
+  });
+});
+
+test("a scan follows no link, and goes on when a folder is one by now", async () => {
+  await inFolder(async (root, outside, fd) => {
+    symlinkSync(outside, join(root, "d"));
+    assert.deepEqual([...(await scan(fd)).keys()], ["d"]);
   });
 });
 
 test("a scan tells a changed file, and leaves sockets and CRIU's cache out", async () => {
-  await inFolder(async (root) => {
+  await inFolder(async (root, _, fd) => {
     mkdirSync(join(root, "d"));
     writeFileSync(join(root, "d", "x"), "one");
     writeFileSync(join(root, "criu.kdat"), "");
-    const before = await scan(root);
+    const before = await scan(fd);
     assert.deepEqual([...before.keys()].sort(), ["d", "d/x"]);
     writeFileSync(join(root, "d", "x"), "other");
-    assert.deepEqual(difference(before, await scan(root)), { gone: [], changed: ["d/x"] });
+    assert.deepEqual(difference(before, await scan(fd)), { gone: [], changed: ["d/x"] });
   });
 });

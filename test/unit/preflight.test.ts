@@ -38,6 +38,8 @@ async function ids(run: (add: Add) => void | Promise<void>): Promise<string[]> {
   return (await found(run)).map(({ id, severity }) => `${severity} ${id}`);
 }
 
+const NO_CHANGE = { add: [], drop: [] };
+
 describe("findings", () => {
   it("carry their scope and category, and pass the schema of the wire", async () => {
     const [one] = await found((add) =>
@@ -121,13 +123,14 @@ describe("what two configurations must agree on", () => {
   };
   const spec = (config: WorkloadConfig, change: (spec: OciSpec) => void = () => {}): OciSpec => {
     const made = buildSpec({
-      container: config.container ?? { command: [], cwd: "/", env: {}, mounts: [] },
+      container: config.container ?? { command: [], cwd: "/", env: {}, mounts: [], capabilities: NO_CHANGE },
       rootfs: "/r",
       isHostView: true,
       runDir: "/run/x",
       criuDir: "/criu",
       hostname: config.name,
       cgroupsPath: "/holdfast/x",
+      secrets: ["/etc/holdfast/key"],
     });
     change(made);
     return made;

@@ -1,0 +1,139 @@
+/**
+ * What a container's processes may not ask of the kernel (seccomp(2)), as an OCI profile. Pure.
+ *
+ * A list of refusals, not of permissions: a program that uses a call which is newer than this list works, and filters of
+ * both kinds cost each call alike. It refuses what Docker's default profile refuses (https://docs.docker.com/engine/security/seccomp/)
+ * of what a process without the capability could still try: ways into namespaces of its own, where it would have every
+ * capability; keyrings, which no namespace separates; and interfaces whose faults reach the kernel. The calls of a
+ * capability are free again for a container that has it.
+ */
+
+interface Rule {
+  names: string[];
+  action: "SCMP_ACT_ERRNO";
+  errnoRet: number;
+  args?: { index: number; value: number; valueTwo?: number; op: string }[];
+}
+
+/** asm-generic/errno.h */
+const EPERM = 1;
+const EINVAL = 22;
+const ENOSYS = 38;
+const EPROTONOSUPPORT = 93;
+/** linux/prctl.h: no memory that is writable and executable, from now on */
+const PR_SET_MDWE = 65;
+const AF_INET = 2;
+const AF_INET6 = 10;
+const AF_VSOCK = 40;
+const IPPROTO_MPTCP = 262;
+/** of a register of 64 bits that holds an int */
+const INT_MASK = 0xffffffff;
+/** linux/sched.h: CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET, _NEWTIME (of unshare only) */
+const NAMESPACES = [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000];
+const NEWTIME = 0x80;
+
+/** What needs a capability that the container may have: then it is not refused here. */
+const CALLS_OF: Record<string, string[]> = {
+  CAP_SYS_ADMIN: [
+    ...[
+      "mount",
+      "umount",
+      "umount2",
+      "pivot_root",
+      "mount_setattr",
+      "move_mount",
+      "open_tree",
+      "open_tree_attr",
+    ],
+    ...["fsopen", "fsconfig", "fsmount", "fspick", "setns", "bpf", "perf_event_open", "fanotify_init"],
+    ...["quotactl", "quotactl_fd", "lookup_dcookie", "swapon", "swapoff", "sethostname", "setdomainname"],
+  ],
+  CAP_SYS_MODULE: ["init_module", "finit_module", "delete_module", "create_module", "query_module"],
+  CAP_SYS_BOOT: ["reboot", "kexec_load", "kexec_file_load"],
+  CAP_SYS_TIME: ["settimeofday", "stime", "clock_settime", "clock_settime64"],
+  CAP_SYS_RAWIO: ["iopl", "ioperm"],
+  CAP_SYS_PACCT: ["acct"],
+  CAP_SYS_PTRACE: ["kcmp", "userfaultfd"],
+  CAP_SYS_NICE: [
+    "mbind",
+    "set_mempolicy",
+    "set_mempolicy_home_node",
+    "get_mempolicy",
+    "move_pages",
+    "migrate_pages",
+  ],
+  CAP_SYSLOG: ["syslog"],
+  CAP_DAC_READ_SEARCH: ["open_by_handle_at"],
+  CAP_SYS_TTY_CONFIG: ["vhangup"],
+};
+
+const ALWAYS = [
+  "add_key",
+  "request_key",
+  "keyctl",
+  "nfsservctl",
+  "uselib",
+  "vm86",
+  "vm86old",
+  "sysfs",
+  "ustat",
+];
+
+/** @param capabilities of the container, as `CAP_SYS_ADMIN` */
+export function seccompProfile(capabilities: string[]): object {
+  const refused = Object.entries(CALLS_OF).flatMap(([capability, names]) =>
+    capabilities.includes(capability) ? [] : names,
+  );
+  return {
+    defaultAction: "SCMP_ACT_ALLOW",
+    architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+    syscalls: [
+      ...NOT_CARRIED,
+      refuse([...ALWAYS, ...refused], EPERM),
+      ...(capabilities.includes("CAP_SYS_ADMIN") ? [] : WITHOUT_SYS_ADMIN),
+    ],
+  };
+}
+
+function refuse(
+  names: string[],
+  errnoRet: number,
+  where: { index: number; bits: number; are: number }[] = [],
+): Rule {
+  const args = where.map(({ index, bits, are }) => ({
+    index,
+    value: bits,
+    valueTwo: are,
+    op: "SCMP_CMP_MASKED_EQ",
+  }));
+  return { names, action: "SCMP_ACT_ERRNO", errnoRet, ...(args.length === 0 ? {} : { args }) };
+}
+
+const WITHOUT_SYS_ADMIN: Rule[] = [
+  // its flags are in memory, where no filter sees them: the C library goes on with clone(2)
+  refuse(["clone3"], ENOSYS),
+  // as a process without the capability hears it from the kernel
+  ...NAMESPACES.map((flag) => refuse(["clone", "unshare"], EPERM, [{ index: 0, bits: flag, are: flag }])),
+  refuse(["unshare"], EPERM, [{ index: 0, bits: NEWTIME, are: NEWTIME }]),
+  // the hypervisor's side, which no network namespace separates; with the same error as the others of socket(2): libseccomp
+  // wants that where it is one call of several (socketcall)
+  refuse(["socket"], EPROTONOSUPPORT, [{ index: 0, bits: INT_MASK, are: AF_VSOCK }]),
+];
+
+/**
+ * What CRIU cannot dump and programs do without: io_uring (they use epoll), MPTCP (they use TCP: Go since 1.24 listens with it
+ * unless it is told that the kernel has none).
+ */
+const NOT_CARRIED: Rule[] = [
+  refuse(["io_uring_setup", "io_uring_enter", "io_uring_register"], ENOSYS),
+  // what CRIU 4.2 does not carry, and nobody can see from outside: a process would be confined before a move and free after
+  // it. A program that finds neither goes on as on an older kernel
+  refuse(["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"], ENOSYS),
+  refuse(["prctl"], EINVAL, [{ index: 0, bits: INT_MASK, are: PR_SET_MDWE }]),
+  ...[AF_INET, AF_INET6].map((family) =>
+    refuse(["socket"], EPROTONOSUPPORT, [
+      { index: 0, bits: INT_MASK, are: family },
+      { index: 2, bits: INT_MASK, are: IPPROTO_MPTCP },
+    ]),
+  ),
+];
