@@ -80,6 +80,8 @@ export async function startHoldfast(
       moveBy: "transplant",
       replayUnsafe: false,
       delivery: "atMostOnce",
+      sessionsMax: 1_000_000,
+      sessionsPerClientMax: 1_000_000,
       naming: null,
       probes: [],
     })),

@@ -46,7 +46,9 @@ export function checkPort(port: FilePort, at: string, fail: (at: string, message
 }
 
 export function completePort({ session, delivery = "atMostOnce", ...port }: FilePort): PortConfig {
-  return { ...port, delivery, naming: session === undefined ? null : namingOf(session) };
+  const { sessionsPerClientMax = Math.ceil(port.sessionsMax / 2) } = port;
+  const naming = session === undefined ? null : namingOf(session);
+  return { ...port, delivery, sessionsPerClientMax, naming };
 }
 
 function namingOf(session: NonNullable<FilePort["session"]>): SessionNaming | null {

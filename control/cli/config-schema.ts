@@ -39,6 +39,7 @@ const MS_MAX = 3_600_000;
 const MEMORY_BYTES_MAX = 1_073_741_824;
 const DISK_BYTES_MAX = 1_099_511_627_776;
 const STOP_MS = 10_000;
+const SESSIONS_MAX = 50_000;
 
 const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
 const ENDPOINT_EXPECTED = "expected IP:PORT ([IP]:PORT for IPv6)";
@@ -198,6 +199,9 @@ const port = z.strictObject(
     // no default: given without replay it is a mistake, whatever it says
     delivery: oneOf("atMostOnce", "atLeastOnce").optional(),
     session: session.optional(),
+    sessionsMax: count("a number of sessions", 1, 100_000).default(SESSIONS_MAX),
+    // half of sessionsMax, so that no client keeps all the others out
+    sessionsPerClientMax: count("a number of sessions", 1, 100_000).optional(),
     probes: list(probe, "expected a list of at most 16 paths", 0, 16).default([]),
   },
   'expected a port, as { listen: 8080, upstream: "127.0.0.1:9000" }',

@@ -47,6 +47,10 @@ export interface PortConfig {
   /** replay, WebSocket: what becomes of messages that went to the application's old life and were perhaps not processed */
   delivery: "atMostOnce" | "atLeastOnce";
   naming: SessionNaming | null;
+  /** sessions at a time; more clients are refused with RST and counted */
+  sessionsMax: number;
+  /** … and of one client's address (IPv6: its /64) */
+  sessionsPerClientMax: number;
   /** paths of HTTP health checks, answered by the proxy during a cutover or a restart with the application's last answer */
   probes: string[];
 }

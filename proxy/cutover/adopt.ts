@@ -53,6 +53,7 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
       if (snapshot.watch.length > 0) proxy.watchSession(session, snapshot.watch);
       session.client = clientOf(snapshot);
+      proxy.countClient(session);
       if (movable(snapshot.downstream)) {
         const fd = proxy.kernel.adoptLeg(snapshot.downstream, { shielded: true, addressAbsent: true });
         session.stillDownstream = { fd, snapshot: snapshot.downstream };

@@ -39,6 +39,8 @@ const portSchema = z.object({
   moveBy: z.enum(["transplant", "replay"]).default("transplant"),
   replayUnsafe: z.boolean().default(false),
   delivery: z.enum(["atMostOnce", "atLeastOnce"]).default("atMostOnce"),
+  sessionsMax: z.int().min(1).default(50_000),
+  sessionsPerClientMax: z.int().min(1).default(50_000),
   naming: naming.nullable().default(null),
   probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
 });

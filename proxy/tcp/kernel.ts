@@ -185,6 +185,8 @@ const EPOLL_EVENTS_MAX = 512;
 
 export const F_GETFL = 3;
 export const F_SETFL = 4;
+/** include/uapi/asm-generic/resource.h */
+const RLIMIT_NOFILE = 7;
 const F_DUPFD_CLOEXEC = 1030;
 export const F_GETOWN = 9;
 /** include/uapi/linux/limits.h */
@@ -489,6 +491,22 @@ export function growDescriptorTable(count: number): boolean {
   const fd = libc().fcntl(0, F_DUPFD_CLOEXEC, count - 1);
   if (fd >= 0) close(fd);
   return fd >= 0;
+}
+
+/** The lowest descriptor that is free, which is the next one to be given out; -errno: none is, or no memory. */
+export function lowestFreeDescriptor(): number {
+  const fd = libc().fcntl(0, F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) return -koffi.errno();
+  close(fd);
+  return fd;
+}
+
+const limitNow = Buffer.alloc(16);
+
+/** Descriptors this process may have now (RLIMIT_NOFILE, which prlimit(1) changes at any time). */
+export function descriptorsMax(): number {
+  check(libc().prlimit(0, RLIMIT_NOFILE, null, limitNow), "prlimit(RLIMIT_NOFILE)");
+  return Number(limitNow.readBigUInt64LE(0));
 }
 
 /** Two ends that keep message boundaries and can carry descriptors; close-on-exec, blocking. */

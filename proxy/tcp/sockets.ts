@@ -59,6 +59,8 @@ export const sockets = {
   isTemporary: (errno: number) => TEMPORARY.has(errno),
   errnoName: kernel.errnoName,
   close: kernel.close,
+  lowestFreeDescriptor: kernel.lowestFreeDescriptor,
+  descriptorsMax: kernel.descriptorsMax,
   reset(fd: number): void {
     kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_LINGER, LINGER_NOTHING);
     kernel.close(fd);

@@ -63,12 +63,14 @@ export const LIMITS: ProxyLimits = {
   detachedMsMax: 5000,
   probeMsMax: 5000,
 };
-const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
+export const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
   protocol: "auto",
   continuity: "transplant",
   moveBy: "transplant",
   replayUnsafe: false,
   delivery: "atMostOnce",
+  sessionsMax: 50_000,
+  sessionsPerClientMax: 50_000,
   naming: null,
   probes: [],
 };

@@ -38,6 +38,8 @@ workloads:
     vip: { address: 10.99.0.50/24, device: eth0 }
 `;
 
+/** what a port has that says nothing of them */
+const PORT_BOUNDS = { sessionsMax: 50_000, sessionsPerClientMax: 25_000 };
 const PORT: PortConfig = {
   listen: 8080,
   upstream: { address: "127.0.0.1", port: 9000 },
@@ -47,6 +49,7 @@ const PORT: PortConfig = {
   replayUnsafe: false,
   delivery: "atMostOnce",
   naming: null,
+  ...PORT_BOUNDS,
   probes: [],
 };
 
@@ -157,6 +160,7 @@ describe("the agent's configuration", () => {
           replayUnsafe: true,
           delivery: "atMostOnce",
           naming: { from: "cookie", name: "sid", issue: true },
+          ...PORT_BOUNDS,
           probes: [],
         },
         {
@@ -166,6 +170,7 @@ describe("the agent's configuration", () => {
           replayUnsafe: false,
           delivery: "atLeastOnce",
           naming: { from: "subprotocol", name: "s.", issue: false },
+          ...PORT_BOUNDS,
           probes: [],
         },
         {
@@ -175,6 +180,7 @@ describe("the agent's configuration", () => {
           replayUnsafe: false,
           delivery: "atMostOnce",
           naming: { from: "header", name: "X-Session", issue: false },
+          ...PORT_BOUNDS,
           probes: ["/healthz", "/ready?full"],
         },
         {
@@ -184,6 +190,7 @@ describe("the agent's configuration", () => {
           replayUnsafe: false,
           delivery: "atMostOnce",
           naming: { from: "query", name: "sid", issue: false },
+          ...PORT_BOUNDS,
           probes: [],
         },
         {
@@ -193,6 +200,7 @@ describe("the agent's configuration", () => {
           replayUnsafe: false,
           delivery: "atMostOnce",
           naming: null,
+          ...PORT_BOUNDS,
           probes: [],
         },
       ],
