@@ -33,6 +33,8 @@ const legKernel: LegKernel = {
       kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1);
       shieldListener(fd);
     }),
+  bindFree: (endpoint) =>
+    bound(endpoint, (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1)),
   adoptLeg,
   releaseLeg,
   shieldLeg,

@@ -79,6 +79,18 @@ export const departureChecks: Check<DeparturePlace>[] = [
     },
   },
   {
+    category: "address",
+    async run({ workload: { vip } }, add) {
+      if (vip === null || vip.holder === null) return;
+      add(
+        "source.address-elsewhere",
+        "error",
+        `another machine (${vip.holder}) has the address ${vip.config.address}, so it is not on this node`,
+        "take it off that machine; this node puts it on when nobody answers for it any more",
+      );
+    },
+  },
+  {
     category: "ports",
     async run({ workload: { config }, pids }, add) {
       const listening = listSockets({ states: ["LISTEN"] });

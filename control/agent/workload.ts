@@ -171,7 +171,10 @@ export class Workload {
   }
 
   async #recover(): Promise<void> {
-    if (this.config.vip !== null) this.vip = await Vip.open(this.config.vip);
+    if (this.config.vip !== null)
+      this.vip = await Vip.open(this.config.vip, {
+        log: (level, fields, line) => this.context.log[level]({ workload: this.name, ...fields }, line),
+      });
     const { journal } = this;
     if (journal.proxy !== null) {
       const found = await ProxyClient.find(journal.proxy);
@@ -209,14 +212,14 @@ export class Workload {
       context.log.warn({ workload: name, ...ownership }, "not started: its source has not let go of it");
       return;
     }
+    const holder = this.vip?.ask(); // beside the start
     const container = await this.createContainer(async () => {});
     this.record({ container, role: "owner", epoch: ownership.epoch, stopped: false, edges: [] });
     try {
       await this.supervisor.first();
-      this.vip?.add();
       const proxy = await this.#startProxy();
       await proxy.command("serve", { epoch: ownership.epoch });
-      this.vip?.announce();
+      await this.vip?.take(holder);
     } catch (error) {
       await this.#tearDown();
       throw error;
@@ -284,6 +287,7 @@ export class Workload {
     this.debts.close();
     this.supervisor.close();
     this.registry.close();
+    this.vip?.close();
     this.#departure?.cancel.abort(
       new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
     );
@@ -305,6 +309,7 @@ export class Workload {
       "found running",
     );
     if (this.#proxy === null) await this.#replaceProxy(epoch);
+    await this.vip?.take();
     // an application that is not there is started again by the watch, behind the proxy it had
     this.supervisor.recover();
   }

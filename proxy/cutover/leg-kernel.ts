@@ -21,6 +21,8 @@ export interface LegKernel extends SocketKernel {
    * @throws HoldfastError with the errno name as code
    */
   bindShielded(endpoint: Endpoint): number;
+  /** As {@link bindShielded}, and not shielded. */
+  bindFree(endpoint: Endpoint): number;
   /** Somebody listens there. */
   isListening(endpoint: Endpoint): boolean;
   /** Connections the application has not accepted yet. */

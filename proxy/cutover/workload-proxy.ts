@@ -205,9 +205,7 @@ export class WorkloadProxy implements WatchHost {
             kernel: this.kernel,
             address: this.config.listenAddress,
             port: port.listen,
-            bind: options.shielded
-              ? () => this.kernel.bindShielded({ address: this.config.listenAddress, port: port.listen })
-              : null,
+            bind: this.#bind(port.listen, options.shielded),
             onAccept: (fd) => this.#onAccept(index, fd),
             onError: (error) => {
               this.counters.acceptErrors++;
@@ -220,6 +218,13 @@ export class WorkloadProxy implements WatchHost {
         throw error;
       }
     }
+  }
+
+  /** Takeover: the address comes and goes without its listener. */
+  #bind(port: number, shielded: boolean): (() => number) | null {
+    const { downstream, listenAddress: address } = this.config;
+    if (shielded) return () => this.kernel.bindShielded({ address, port });
+    return downstream === "takeover" ? () => this.kernel.bindFree({ address, port }) : null;
   }
 
   closeListeners(): void {
