@@ -18,7 +18,7 @@ import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
-import { bound, sockets } from "#proxy/tcp/sockets.ts";
+import { bound, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;
@@ -26,6 +26,7 @@ const IP_FREEBIND = 15;
 const legKernel: LegKernel = {
   ...sockets,
   acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
+  setPeerTimeouts,
   captureLeg,
   uncaptureLeg,
   bindShielded: (endpoint) =>

@@ -40,6 +40,10 @@ const MEMORY_BYTES_MAX = 1_073_741_824;
 const DISK_BYTES_MAX = 1_099_511_627_776;
 const STOP_MS = 10_000;
 const SESSIONS_MAX = 50_000;
+/** routers that keep an entry for each connection forget idle ones after a minute or more */
+const KEEP_ALIVE_MS = 15_000;
+const USER_TIMEOUT_MS = 120_000;
+const WEEK_MS = 604_800_000;
 
 const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
 const ENDPOINT_EXPECTED = "expected IP:PORT ([IP]:PORT for IPv6)";
@@ -202,6 +206,9 @@ const port = z.strictObject(
     sessionsMax: count("a number of sessions", 1, 100_000).default(SESSIONS_MAX),
     // half of sessionsMax, so that no client keeps all the others out
     sessionsPerClientMax: count("a number of sessions", 1, 100_000).optional(),
+    keepAliveMs: count("milliseconds", 0, MS_MAX).default(KEEP_ALIVE_MS),
+    userTimeoutMs: count("milliseconds", 0, MS_MAX).default(USER_TIMEOUT_MS),
+    idleMsMax: count("milliseconds", 0, WEEK_MS).default(0),
     probes: list(probe, "expected a list of at most 16 paths", 0, 16).default([]),
   },
   'expected a port, as { listen: 8080, upstream: "127.0.0.1:9000" }',

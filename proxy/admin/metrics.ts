@@ -11,6 +11,7 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   sessionsEnded: ["sessions_ended_total", "Sessions that ended in order, or went on at another node."],
   sessionsReset: ["sessions_reset_total", "Sessions ended by a reset, whoever began it."],
   sessionsBroken: ["sessions_broken_total", "Sessions ended because their own code failed: report it."],
+  sessionsIdle: ["sessions_idle_total", "Sessions ended because nothing had passed for idleMsMax."],
   dialShortages: [
     "dial_shortages_total",
     "Connections to the application not made for want of descriptors, memory or ports.",

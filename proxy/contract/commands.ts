@@ -51,6 +51,15 @@ export interface PortConfig {
   sessionsMax: number;
   /** … and of one client's address (IPv6: its /64) */
   sessionsPerClientMax: number;
+  /** silence after which a client's kernel is asked for a sign of life, and again as often (rounded up to seconds); 0: never */
+  keepAliveMs: number;
+  /**
+   * how long a client's kernel may acknowledge nothing of what it is asked or sent, or take nothing of it (a window of 0), before its
+   * session is reset; 0: as the node's kernel does (tcp(7), tcp_retries2: about 15 minutes)
+   */
+  userTimeoutMs: number;
+  /** how long a session may pass no byte either way before both ends get a FIN; 0: for ever */
+  idleMsMax: number;
   /** paths of HTTP health checks, answered by the proxy during a cutover or a restart with the application's last answer */
   probes: string[];
 }

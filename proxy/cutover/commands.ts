@@ -20,6 +20,7 @@ import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from 
 import { warmUp } from "./warm-up.ts";
 import { WorkloadProxy } from "./workload-proxy.ts";
 
+const IDLE_MS_MAX = 604_800_000;
 const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
 
 const endpoint = z.object({ address: z.string().min(1), port: z.int().min(1).max(65535) });
@@ -41,6 +42,9 @@ const portSchema = z.object({
   delivery: z.enum(["atMostOnce", "atLeastOnce"]).default("atMostOnce"),
   sessionsMax: z.int().min(1).default(50_000),
   sessionsPerClientMax: z.int().min(1).default(50_000),
+  keepAliveMs: milliseconds.default(15_000),
+  userTimeoutMs: milliseconds.default(120_000),
+  idleMsMax: z.number().min(0).max(IDLE_MS_MAX).default(0),
   naming: naming.nullable().default(null),
   probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
 });

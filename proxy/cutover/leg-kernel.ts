@@ -2,6 +2,12 @@
 import type { Endpoint, LegSnapshot } from "#proxy/contract/snapshot.ts";
 import type { SocketKernel } from "#proxy/relay/socket-kernel.ts";
 
+/** When a peer counts as gone; of a socket that listens, for all it accepts. 0: see `PortConfig` */
+export interface PeerTimeouts {
+  keepAliveMs: number;
+  userTimeoutMs: number;
+}
+
 export interface LegKernel extends SocketKernel {
   /** The leg stays in repair mode: closing it sends nothing. */
   captureLeg(fd: number): LegSnapshot;
@@ -10,6 +16,8 @@ export interface LegKernel extends SocketKernel {
   adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean; addressAbsent?: boolean }): number;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
+  /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
+  setPeerTimeouts(fd: number, timeouts: PeerTimeouts): void;
   /** An acknowledgement that is only delayed goes out now. */
   acknowledge(fd: number): void;
   shieldLeg(fd: number): void;

@@ -79,6 +79,9 @@ export class LiveSession implements Carrier, PumpOwner {
   /** an end was reset while the session lay captured or adopted */
   lost: string | null = null;
   lingerSinceMs = 0;
+  /** of `IdleSessions`: what had passed when it looked, and since when (performance.now()) that is all */
+  idleBytes = -1;
+  idleSinceMs = 0;
   /** by performance.now(): since when the node lacks what dialling takes; 0: it does not */
   dialFailedAtMs = 0;
   dialNotBeforeMs = 0;
@@ -328,6 +331,16 @@ export class LiveSession implements Carrier, PumpOwner {
     this.dialling = null;
     this.nextLink = null;
     this.switchAt = null;
+  }
+
+  /** Nobody has said anything for long: both ends get a FIN. */
+  endIdle(): void {
+    if (this.inbound.finRead && this.outbound.finRead) {
+      this.reset("idle");
+      return;
+    }
+    this.inbound.receiveFin();
+    this.outbound.receiveFin();
   }
 
   /** Runs a part of this session that nobody is there to catch, as of a timer. */

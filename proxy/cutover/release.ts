@@ -72,6 +72,7 @@ function releaseSession(
     session.stillUpstream = null;
     const downstream = releaseStill(proxy, session.stillDownstream, true);
     session.stillDownstream = null;
+    if (downstream?.leg.isOpen) proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
     counts.legs += (upstream === null ? 0 : 1) + (downstream === null ? 0 : 1);
     if (moved) wakeMoved(proxy, session, adopted, upstream, downstream);
     else if (upstream !== null) takeBack(proxy, session, adopted, upstream);

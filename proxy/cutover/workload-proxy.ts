@@ -18,6 +18,7 @@ import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
 import { Watch, type WatchHost } from "#proxy/replay/watch.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { Admission } from "./admission.ts";
+import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { LiveSession } from "./live-session.ts";
 import { Presence } from "./presence.ts";
@@ -47,6 +48,7 @@ export interface Counters extends ReplayCounters {
   sessionsEnded: number;
   sessionsReset: number;
   sessionsBroken: number;
+  sessionsIdle: number;
   dialFailures: number;
   dialShortages: number;
   linksAccepted: number;
@@ -94,6 +96,7 @@ export class WorkloadProxy implements WatchHost {
     sessionsEnded: 0,
     sessionsReset: 0,
     sessionsBroken: 0,
+    sessionsIdle: 0,
     dialFailures: 0,
     dialShortages: 0,
     linksAccepted: 0,
@@ -136,6 +139,7 @@ export class WorkloadProxy implements WatchHost {
   releasedElsewhere = false;
 
   readonly #key: Buffer;
+  readonly #idle = new IdleSessions(this);
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
   #lingering = new Set<LiveSession>();
@@ -198,21 +202,22 @@ export class WorkloadProxy implements WatchHost {
    */
   openListeners(options = { shielded: false }): void {
     if (this.listeners.length > 0) return;
+    this.#idle.start();
     for (const [index, port] of this.config.ports.entries()) {
       try {
-        this.listeners.push(
-          ClientListener.open({
-            kernel: this.kernel,
-            address: this.config.listenAddress,
-            port: port.listen,
-            bind: this.#bind(port.listen, options.shielded),
-            onAccept: (fd) => this.#onAccept(index, fd),
-            onError: (error) => {
-              this.counters.acceptErrors++;
-              this.log.warn({ err: error }, "accepting a client failed");
-            },
-          }),
-        );
+        const listener = ClientListener.open({
+          kernel: this.kernel,
+          address: this.config.listenAddress,
+          port: port.listen,
+          bind: this.#bind(port.listen, options.shielded),
+          onAccept: (fd) => this.#onAccept(index, fd),
+          onError: (error) => {
+            this.counters.acceptErrors++;
+            this.log.warn({ err: error }, "accepting a client failed");
+          },
+        });
+        this.listeners.push(listener);
+        this.kernel.setPeerTimeouts(listener.fd, port);
       } catch (error) {
         this.closeListeners();
         throw error;
@@ -947,6 +952,7 @@ export class WorkloadProxy implements WatchHost {
   }
 
   closeDoors(): void {
+    this.#idle.stop();
     this.closeListeners();
     this.closeParked(RST_CODE.reset);
     this.#linkServer?.close();

@@ -63,6 +63,9 @@ export const SO_ATTACH_BPF = 50;
 /** Since 5.15: which of SNDBUF (1) and RCVBUF (2) are pinned by the user; 0 gives both back to autotuning. */
 export const SO_BUF_LOCK = 72;
 
+export const TCP_KEEPIDLE = 4;
+export const TCP_KEEPINTVL = 5;
+export const TCP_USER_TIMEOUT = 18;
 export const TCP_NODELAY = 1;
 export const TCP_MAXSEG = 2;
 export const TCP_QUICKACK = 12;

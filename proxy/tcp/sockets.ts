@@ -104,3 +104,19 @@ export function bound(to: Endpoint, beforeBind: (fd: number) => void = () => {})
 function familyOf({ address }: Endpoint): 4 | 6 {
   return isIPv6(address) ? 6 : 4;
 }
+
+/**
+ * When the peer counts as gone, for a connection or all that a listener accepts. With a user timeout the kernel counts no probes:
+ * the connection ends with the first unanswered one after it (net/ipv4/tcp_timer.c, tcp_keepalive_timer()).
+ */
+export function setPeerTimeouts(
+  fd: number,
+  { keepAliveMs, userTimeoutMs }: { keepAliveMs: number; userTimeoutMs: number },
+): void {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_USER_TIMEOUT, Math.ceil(userTimeoutMs));
+  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, keepAliveMs > 0 ? 1 : 0);
+  if (keepAliveMs === 0) return;
+  const seconds = Math.ceil(keepAliveMs / 1000);
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPIDLE, seconds);
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPINTVL, seconds);
+}

@@ -1,18 +1,13 @@
 /** Clients in numbers, and code that fails: what they take from others, which is nothing. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { once } from "node:events";
-import { type AddressInfo, connect, createServer } from "node:net";
+import { connect } from "node:net";
 import { constants } from "node:os";
 import { after, describe, it } from "node:test";
-import { pino } from "pino";
-import type { PortConfig } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
-import { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
 import { sockets } from "#proxy/tcp/sockets.ts";
+import { startInProcess } from "#test/support/in-process-proxy.ts";
 import { answersOf, get, ok, ReplayStage } from "#test/support/mortal-application.ts";
-import { LIMITS, PLAIN } from "#test/support/proxy-lab.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";
 
 const DESCRIPTORS_MAX = 200;
@@ -93,47 +88,13 @@ describe("a port with bounds on its sessions", { timeout: 30_000 }, () => {
   });
 });
 
-/** A proxy in this process, on a kernel that a test has spoilt. */
-async function inProcess(
-  spoilt: Partial<LegKernel>,
-  port: Partial<PortConfig>,
-): Promise<{ proxy: WorkloadProxy; lines: Record<string, unknown>[]; listen: number; stop(): void }> {
-  const application = createServer((socket) => socket.on("error", () => {}).pipe(socket));
-  application.listen(0, "127.0.0.1");
-  await once(application, "listening");
-  const lines: Record<string, unknown>[] = [];
-  const upstream = { address: "127.0.0.1", port: (application.address() as AddressInfo).port };
-  const proxy = new WorkloadProxy({
-    config: {
-      workload: "w",
-      node: "a",
-      downstream: "relay",
-      listenAddress: "127.0.0.1",
-      ports: [{ ...PLAIN, listen: 0, upstream, ...port }],
-      linkAddress: "127.0.0.1:0",
-      spillDir: "/nonexistent",
-      limits: LIMITS,
-    },
-    key: Buffer.alloc(32, 1),
-    kernel: { ...sockets, ...spoilt } as unknown as LegKernel,
-    log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),
-  });
-  proxy.openListeners();
-  proxy.role = "owner";
-  const stop = (): void => {
-    proxy.stop();
-    application.close();
-  };
-  return { proxy, lines, listen: proxy.listeners[0]?.port as number, stop };
-}
-
 describe("a session whose own code fails", { timeout: 30_000 }, () => {
   it("is reset, counted and logged once, and the others go on", async () => {
     const send = (fd: number, bytes: Buffer): number => {
       if (bytes.includes("poison")) throw new Error("a bug");
       return sockets.send(fd, bytes);
     };
-    const { proxy, lines, listen, stop } = await inProcess({ send }, {});
+    const { proxy, lines, listen, stop } = await startInProcess({ kernel: { send } });
     const [sick, well] = [await RawEnd.dial(listen), await RawEnd.dial(listen)];
     try {
       for (const end of [sick, well]) end.socket.write("hello");
@@ -158,10 +119,10 @@ describe("a node that lacks what a dial needs", { timeout: 30_000 }, () => {
   it("has new clients told to come later, and does not take the application for gone", async () => {
     let isShort = true;
     const dial = (to: Endpoint): number => (isShort ? -constants.errno.EMFILE : sockets.dial(to));
-    const { proxy, lines, listen, stop } = await inProcess(
-      { dial },
-      { continuity: "replay", protocol: "http" },
-    );
+    const { proxy, lines, listen, stop } = await startInProcess({
+      kernel: { dial },
+      port: { continuity: "replay", protocol: "http" },
+    });
     const early = await RawEnd.dial(listen);
     const late = await RawEnd.dial(listen);
     try {

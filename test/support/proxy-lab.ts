@@ -71,6 +71,9 @@ export const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
   delivery: "atMostOnce",
   sessionsMax: 50_000,
   sessionsPerClientMax: 50_000,
+  keepAliveMs: 15_000,
+  userTimeoutMs: 120_000,
+  idleMsMax: 0,
   naming: null,
   probes: [],
 };

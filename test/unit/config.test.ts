@@ -39,7 +39,13 @@ workloads:
 `;
 
 /** what a port has that says nothing of them */
-const PORT_BOUNDS = { sessionsMax: 50_000, sessionsPerClientMax: 25_000 };
+const PORT_BOUNDS = {
+  sessionsMax: 50_000,
+  sessionsPerClientMax: 25_000,
+  keepAliveMs: 15_000,
+  userTimeoutMs: 120_000,
+  idleMsMax: 0,
+};
 const PORT: PortConfig = {
   listen: 8080,
   upstream: { address: "127.0.0.1", port: 9000 },
