@@ -15,6 +15,8 @@ const containerSchema = z.strictObject({
   runDir: z.string(),
   init: processSchema,
   tmpfs: z.array(z.string()),
+  /** takes its output out of the pipe */
+  reader: processSchema.optional(),
 });
 
 /** How far a move has come, as far as a restarted agent has to care. */

@@ -13,6 +13,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
 import { loadConfig, type WorkloadConfig } from "../cli/config.ts";
 import { Freezer } from "../container/freezer.ts";
+import type { OutputOptions } from "../container/output-reader.ts";
 import { innerPid, isSameProcess, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import {
@@ -33,6 +34,7 @@ import { Debts } from "./debts.ts";
 import type { DepartureFacts } from "./departure-facts.ts";
 import { type CheckReport, merged } from "./finding.ts";
 import { EMPTY_JOURNAL, type Journal, type Moving, readJournal, writeJournal } from "./journal.ts";
+import { Output } from "./output.ts";
 import {
   askTarget,
   checkArrival,
@@ -65,6 +67,7 @@ export interface WorkloadStatus {
   container: string | null;
 }
 
+const MIB = 1_048_576;
 const CRIU_POLL_MS = 5;
 /** a new move waits so long for the store to be told of the last one */
 const DEBT_MS_MAX = 1_000;
@@ -79,6 +82,7 @@ export class Workload {
   readonly debts = new Debts(this);
   readonly supervisor = new Supervisor(this);
   readonly registry = new Registry(this);
+  readonly output = new Output(this);
   #config: WorkloadConfig;
   vip: Vip | null = null;
   #journal: Journal;
@@ -147,6 +151,9 @@ export class Workload {
   get logFile(): string {
     return this.#file("app.log");
   }
+  get outputOptions(): OutputOptions {
+    return { file: this.logFile, bytesMax: this.config.limits.logMbMax * MIB };
+  }
   /** Owned, and neither about to leave nor to be ended. */
   get isAtRest(): boolean {
     return this.#journal.role === "owner" && !this.#isMoving && !this.#stopping && !this.#closed;
@@ -189,6 +196,7 @@ export class Workload {
     if (this.#journal.role === "none" && this.config.start && !this.#journal.stopped) await this.start();
     this.supervisor.watch();
     this.registry.keep();
+    this.output.keep();
   }
 
   /** Starts the application here unless another node owns it. */
@@ -287,6 +295,7 @@ export class Workload {
     this.debts.close();
     this.supervisor.close();
     this.registry.close();
+    this.output.close();
     this.vip?.close();
     this.#departure?.cancel.abort(
       new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
@@ -632,7 +641,8 @@ export class Workload {
           container,
           rootfs,
           stateDir: context.stateDir,
-          logFile: this.logFile,
+          logFile: this.outputOptions.file,
+          logBytesMax: this.outputOptions.bytesMax,
           criuDir: context.criu.dir,
           initBinary: context.initBinary,
           runBytesMax: this.limits.imagesBytesMax * 2,
@@ -923,6 +933,7 @@ export class Workload {
       precopyMbMax: ___,
       verifyMemory: ____,
       heldBytesMax: _____,
+      logMbMax: ______,
       ...proxyLimits
     } = config.limits;
     const spillDir = this.#file("spill");

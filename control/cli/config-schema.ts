@@ -29,6 +29,7 @@ export const LIMITS: WorkloadLimits = {
   precopyMbMax: 1_024,
   verifyMemory: false,
   heldBytesMax: 67_108_864,
+  logMbMax: 256,
 };
 
 export const AGENT_LIMITS: AgentLimits = { heldMbMax: 512, spillMbMax: 4_096 };
@@ -126,6 +127,7 @@ const limits = z.strictObject(
     precopyMbMax: count("a number of MiB", 0, 1_048_576).default(LIMITS.precopyMbMax),
     verifyMemory: truth.default(LIMITS.verifyMemory),
     heldBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.heldBytesMax),
+    logMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.logMbMax),
   },
   "expected limits, as { deadlineMs: 10000 }",
 );

@@ -17,6 +17,7 @@ import * as kernel from "#proxy/tcp/kernel.ts";
 import type { CriuTool } from "../criu/worker.ts";
 import { runCommand } from "./command.ts";
 import { endFrozen } from "./freezer.ts";
+import { startOutputReader } from "./output-reader.ts";
 import { showQueues } from "./posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
 import {
@@ -42,6 +43,8 @@ export interface CreateOptions {
   rootfs: WorkloadRootfs;
   stateDir: string;
   logFile: string;
+  /** of the log, and the one before it */
+  logBytesMax: number;
   criuDir: string;
   /** a static init (catatonit) that every container gets a copy of */
   initBinary: string;
@@ -55,6 +58,8 @@ export interface ContainerRecord {
   runDir: string;
   init: ProcessIdentity;
   tmpfs: string[];
+  /** what takes its output out of the pipe; undefined: an earlier version made it, or none is known */
+  reader?: ProcessIdentity | undefined;
 }
 
 const SETSID_BINARY = "/usr/bin/setsid";
@@ -94,8 +99,8 @@ export class ContainerRuntime {
   }
 
   /**
-   * Creates and starts an instance. Its standard output and error go to `logFile` through a pipe whose reader lives as
-   * long as the pipe, not as long as the agent.
+   * Creates and starts an instance. Its standard output and error go to `logFile` through a pipe (`output-reader.ts`) whose
+   * reader lives as long as the pipe, not as long as the agent.
    * @param populate called with the writable layer's folder before the container sees it
    */
   async create(
@@ -121,7 +126,7 @@ export class ContainerRuntime {
       await populate(join(runDir, "layer"));
       const spec = specOf(options, id, runDir);
       await writeFile(join(runDir, "bundle", "config.json"), JSON.stringify(spec));
-      await this.#createAndStart(id, runDir, options);
+      const reader = await this.#createAndStart(id, runDir, options);
       const pid = await this.#initPid(id);
       const init = pid === null ? null : await identify(pid);
       if (init === null) {
@@ -130,7 +135,7 @@ export class ContainerRuntime {
           { code: "CONTAINER_ENDED", source: "container" },
         );
       }
-      return { id, runDir, init, tmpfs: travellingTmpfs(spec) };
+      return { id, runDir, init, tmpfs: travellingTmpfs(spec), reader };
     } catch (error) {
       await this.#remove(id, runDir);
       throw error;
@@ -214,12 +219,11 @@ export class ContainerRuntime {
     return strays;
   }
 
-  async #createAndStart(id: string, runDir: string, options: CreateOptions): Promise<void> {
+  async #createAndStart(id: string, runDir: string, options: CreateOptions): Promise<ProcessIdentity> {
     const [reader, writer] = kernel.pipe();
-    const log = openSync(options.logFile, "a", 0o600);
     try {
-      // cat ends by itself when the last writer is gone; unlike a reader in the agent it survives the agent
-      spawn("cat", [], { stdio: [reader, log, "ignore"], detached: true, cwd: "/", env: {} }).unref();
+      const output = { file: options.logFile, bytesMax: options.logBytesMax };
+      const readerProcess = await startOutputReader(reader, output);
       const overlay = `lowerdir=${options.rootfs.lower},upperdir=${runDir}/layer,workdir=${runDir}/work`;
       // private, so that the overlay is not seen (and need not be unmounted) outside
       const script =
@@ -248,7 +252,8 @@ export class ContainerRuntime {
         join(runDir, "rootfs"),
         ...runtime,
       ];
-      const child = spawn("unshare", argv, { stdio: ["ignore", writer, writer], cwd: "/" });
+      // Its init has the reading end too and never reads: without any, a writer is ended by SIGPIPE.
+      const child = spawn("unshare", argv, { stdio: [reader, writer, writer], cwd: "/" });
       const status = await exitStatus(child);
       if (status !== 0) {
         const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${options.logFile}`;
@@ -258,10 +263,10 @@ export class ContainerRuntime {
         });
       }
       await runCommand(this.#program, ["--root", this.#root, "start", id], { source: "container" });
+      return readerProcess;
     } finally {
       kernel.close(reader);
       kernel.close(writer);
-      closeSync(log);
     }
   }
 
