@@ -59,7 +59,7 @@ export interface WorkloadStatus {
   name: string;
   role: Journal["role"];
   epoch: number;
-  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped";
+  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped" | "damaged";
   owner: string | null;
   downstream: "takeover" | "relay";
   sessions: number;
@@ -92,13 +92,24 @@ export class Workload {
   #closed = false;
   #stopping = false;
   #recovery: Promise<void> = Promise.resolve();
+  #damage: HoldfastError | null = null;
   /** the source of an arrival being recovered has been told that this node gave up */
   #gaveWord = false;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
     this.#config = config;
     this.context = context;
-    this.#journal = readJournal(this.#journalPath);
+    try {
+      this.#journal = readJournal(this.#journalPath);
+    } catch (error) {
+      this.#damage = error as HoldfastError;
+      this.#journal = EMPTY_JOURNAL;
+    }
+  }
+
+  /** Its journal cannot be read: nobody knows what of it runs here, so nothing is touched. */
+  get damage(): HoldfastError | null {
+    return this.#damage;
   }
 
   // ---- what it is ----
@@ -159,7 +170,9 @@ export class Workload {
     return this.#journal.role === "owner" && !this.#isMoving && !this.#stopping && !this.#closed;
   }
 
+  /** @throws HoldfastError `JOURNAL_INVALID` where the last one could not be read: it is not overwritten */
   record(patch: Partial<Journal>): void {
+    this.#throwIfDamaged();
     const isOther = patch.container !== undefined && patch.container?.id !== this.#journal.container?.id;
     // what was known of an application was of its container
     this.#journal = { ...this.#journal, ...(isOther ? { application: null } : {}), ...patch };
@@ -178,6 +191,7 @@ export class Workload {
   }
 
   async #recover(): Promise<void> {
+    this.#throwIfDamaged();
     if (this.config.vip !== null)
       this.vip = await Vip.open(this.config.vip, {
         log: (level, fields, line) => this.context.log[level]({ workload: this.name, ...fields }, line),
@@ -201,6 +215,7 @@ export class Workload {
 
   /** Starts the application here unless another node owns it. */
   async start(): Promise<void> {
+    this.#throwIfDamaged();
     const { context, name } = this;
     // a store that was emptied would give it to anybody
     if ((await context.store.ownership(name)) === null) {
@@ -262,11 +277,12 @@ export class Workload {
 
   /** Whether it runs here, or may soon. */
   get isHere(): boolean {
-    return this.#journal.role === "owner" || this.#journal.moving !== null;
+    return this.#damage !== null || this.#journal.role === "owner" || this.#journal.moving !== null;
   }
 
   /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
   async stop(): Promise<void> {
+    this.#throwIfDamaged();
     if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     const { role, epoch } = this.#journal;
     this.#stopping = true;
@@ -475,6 +491,7 @@ export class Workload {
   }
 
   async #requireOwner(): Promise<void> {
+    this.#throwIfDamaged();
     if (this.#journal.role === "owner") return;
     const owner = (await this.context.store.ownership(this.name))?.owner;
     const cure = owner === undefined ? "it runs nowhere" : `ask the agent of node ${owner}`;
@@ -536,6 +553,7 @@ export class Workload {
 
   /** Another node wants to hand the workload over. */
   async arrive(channel: Channel, prepare: PrepareCall): Promise<void> {
+    this.#throwIfDamaged();
     if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     if (this.#journal.role === "owner")
       throw new HoldfastError(`${this.name} is owned by ${this.context.node} already`, {
@@ -877,6 +895,10 @@ export class Workload {
     this.record({ epoch });
   }
 
+  #throwIfDamaged(): void {
+    if (this.#damage !== null) throw this.#damage;
+  }
+
   throwIfClosed(): void {
     if (this.#closed)
       throw new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
@@ -896,6 +918,7 @@ export class Workload {
     if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
     if (this.supervisor.isBusy) state = "restarting";
     if (moving !== null) state = "moving";
+    if (this.#damage !== null) state = "damaged";
     return {
       name: this.name,
       role,

@@ -63,6 +63,8 @@ export interface ContainerRecord {
 }
 
 const SETSID_BINARY = "/usr/bin/setsid";
+/** of an instance's id, behind workload and node */
+const ID_SUFFIX = "-01234567";
 const FORK_POLL_MS = 5;
 const RUNTIMES = ["runc", "crun"];
 
@@ -211,10 +213,19 @@ export class ContainerRuntime {
     await this.#remove(record.id, record.runDir);
   }
 
-  /** Removes instances that no journal knows (an agent died while it made them). */
-  async destroyAllExcept(stateDir: string, ids: Set<string>): Promise<string[]> {
+  /**
+   * Removes instances that no journal knows (an agent died while it made them).
+   * @param unread workloads of a node whose journals cannot be read: nobody knows which of their instances are alive
+   */
+  async destroyAllExcept(
+    stateDir: string,
+    ids: Set<string>,
+    unread: { workload: string; node: string }[],
+  ): Promise<string[]> {
+    const mayBeOf = (id: string): boolean =>
+      unread.some(({ workload, node }) => id.slice(0, -ID_SUFFIX.length) === `${workload}-${node}`);
     const runDir = join(stateDir, "run");
-    const strays = (await readdir(runDir).catch(() => [])).filter((id) => !ids.has(id));
+    const strays = (await readdir(runDir).catch(() => [])).filter((id) => !ids.has(id) && !mayBeOf(id));
     for (const id of strays) await this.#remove(id, join(runDir, id));
     return strays;
   }
