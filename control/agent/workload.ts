@@ -46,6 +46,7 @@ import {
 } from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
 import { Registry } from "./registry.ts";
+import { takeEach } from "./steps.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
 import { Vip } from "./vip.ts";
 
@@ -698,33 +699,26 @@ export class Workload {
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   async goOnHere(epoch: number): Promise<void> {
     const { container } = this;
-    // sessions may be lost by one that fails; the others, and the application, must not be
-    const steps: Record<string, () => Promise<unknown> | unknown> = {
-      "take sockets back": async () => {
-        const root = await applicationPid(container);
-        if (root !== null) await this.#takeBackSockets(await treeOf(root));
-      },
-      "take the address back": () => this.vip?.add(),
-      "let kept connections hear": () => this.#unshieldOutbound(),
-      "let the proxy go on": () => this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]),
-      "announce the address": () => this.vip?.announce(),
+    const images = runPath(container, "images");
+    const pids = async (): Promise<number[]> => {
+      const root = await applicationPid(container);
+      return root === null ? [] : treeOf(root);
     };
-    for (const [what, step] of Object.entries(steps)) {
-      try {
-        await step();
-      } catch (error) {
-        this.#warn(what, error);
-      }
-    }
-    await this.#putBackWatches();
-    await this.#continueTree();
-    await rm(runPath(container, "images"), { recursive: true, force: true });
-  }
-
-  async #takeBackSockets(pids: number[]): Promise<void> {
-    const images = runPath(this.container, "images");
-    await endRepair(pids, images);
-    await takeBackOwnSockets(images, pids);
+    // sessions may be lost by one that fails; the others, and the application, must not be
+    await takeEach(
+      {
+        "take sockets back": async () => endRepair(await pids(), images),
+        "take its own sockets back": async () => takeBackOwnSockets(images, await pids()),
+        "take the address back": () => this.vip?.add(),
+        "let kept connections hear": () => this.#unshieldOutbound(),
+        "let the proxy go on": () => this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]),
+        "announce the address": () => this.vip?.announce(),
+        "put watches on files back": () => this.#putBackWatches(),
+        "let the application go on": () => this.#continueTree(),
+        "remove images": () => rm(images, { recursive: true, force: true }),
+      },
+      (what, error) => this.#warn(what, error),
+    );
   }
 
   /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */

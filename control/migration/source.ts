@@ -615,7 +615,9 @@ export class Departure {
     }
     const before = workload.journal.epoch;
     if (this.#held) {
-      await this.#worker?.close();
+      await this.#worker?.close().catch((error: unknown) => {
+        workload.context.log.warn({ workload: name, reason: messageOf(error) }, "CRIU did not end in order");
+      });
       await workload.goOnHere(epoch ?? this.#epoch + 1);
     }
     workload.record({ epoch: this.#held ? (epoch ?? this.#epoch + 1) : before, moving: null });
