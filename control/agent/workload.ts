@@ -960,6 +960,7 @@ export class Workload {
       node: context.node,
       downstream: this.downstream,
       listenAddress: config.listenAddress,
+      listenDevice: config.vip?.device ?? null,
       ports: config.ports,
       linkAddress: context.host,
       spillDir,

@@ -564,7 +564,14 @@ export class Departure {
     await Promise.allSettled([commit, adopting]);
     await commit;
     const adopted = await adopting;
-    if (adopted !== undefined) this.#countAdopt(adopted.result);
+    if (adopted !== undefined) {
+      this.#countAdopt(adopted.result);
+      const { lost = 0 } = adopted.result;
+      if (lost > 0)
+        this.#result.notKept.push(
+          `${lost} sessions, whose clients' connections could not be built at ${this.#options.to}: its proxy.log says why`,
+        );
+    }
     clearTimeout(this.#deadlineTimer);
     context.faults.at("source:committed");
   }
@@ -694,7 +701,7 @@ export class Departure {
     this.#legs.captureUs += result.captureUs;
   }
 
-  #countAdopt(result: Omit<AdoptResult, "sessions">): void {
+  #countAdopt(result: Pick<AdoptResult, "legs" | "adoptUs">): void {
     this.#legs.adopted += result.legs;
     this.#legs.adoptUs += result.adoptUs;
   }

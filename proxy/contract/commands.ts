@@ -98,6 +98,8 @@ export interface Configure {
   downstream: "takeover" | "relay";
   /** where clients connect: VIP or node address */
   listenAddress: string;
+  /** takeover: the device of the VIP on this node, where clients with link-local addresses are; null: not known */
+  listenDevice: string | null;
   ports: PortConfig[];
   /** where other proxies' links arrive; port 0 chosen by the kernel and told by `standby`/`serve` */
   linkAddress: string;
@@ -172,6 +174,8 @@ export interface AdoptDownstream {
 export interface AdoptResult {
   sessions: number;
   legs: number;
+  /** sessions whose client's leg cannot be built here: they are reset at the release */
+  lost: number;
   adoptUs: number;
 }
 

@@ -53,6 +53,7 @@ const configureSchema = z.object({
   node: z.string().min(1).max(255),
   downstream: z.enum(["takeover", "relay"]),
   listenAddress: z.string().min(1),
+  listenDevice: z.string().min(1).max(15).nullable().default(null),
   ports: z.array(portSchema).min(1).max(1024),
   linkAddress: z.string().min(1),
   spillDir: z.string().default("/var/tmp"),

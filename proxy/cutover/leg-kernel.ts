@@ -13,7 +13,10 @@ export interface LegKernel extends SocketKernel {
   captureLeg(fd: number): LegSnapshot;
   /** `probe`: ask the peer for a sign of life, for what it sent while nobody listened (ESTABLISHED only). */
   uncaptureLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): void;
-  adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean; addressAbsent?: boolean }): number;
+  adoptLeg(
+    snapshot: LegSnapshot,
+    options: { shielded: boolean; addressAbsent?: boolean; device?: string | null },
+  ): number;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */

@@ -281,6 +281,7 @@ interface Libc {
   timerfd_settime: Call;
   eventfd: Call;
   prlimit: Call;
+  if_nametoindex: Call;
   semctl: Call;
   shmctl: Call;
 }
@@ -344,6 +345,7 @@ function libc(): Libc {
     timerfd_settime: call("int timerfd_settime(int, int, const void *, void *)"),
     eventfd: call("int eventfd(uint32_t, int)"),
     prlimit: call("int prlimit(int, int, const void *, void *)"),
+    if_nametoindex: call("uint32_t if_nametoindex(const char *)"),
     semctl: call("int semctl(int, int, int, void *)"),
     shmctl: call("int shmctl(int, int, void *)"),
   };
@@ -385,10 +387,12 @@ const lengthView = new DataView(length.buffer, length.byteOffset, 4);
 const pair = Buffer.alloc(8);
 const SOCKADDR_IN_BYTES = 16;
 const SOCKADDR_IN6_BYTES = 28;
+const SCOPE_ID_AT = 24;
 const sockaddr = Buffer.alloc(SOCKADDR_IN6_BYTES);
 
 /** Writes `endpoint` as struct sockaddr_in or sockaddr_in6 into the shared buffer; returns its length. */
-function encodeSockaddr(endpoint: Endpoint): number {
+/** @param scope number of the device, for IPv6 addresses that mean something on a link only; 0: none */
+function encodeSockaddr(endpoint: Endpoint, scope = 0): number {
   sockaddr.fill(0);
   sockaddr.writeUInt16BE(endpoint.port, 2);
   if (isIPv4(endpoint.address)) {
@@ -398,6 +402,7 @@ function encodeSockaddr(endpoint: Endpoint): number {
   }
   sockaddr.writeUInt16LE(AF_INET6, 0);
   addressBytes(endpoint.address).copy(sockaddr, 8);
+  sockaddr.writeUInt32LE(scope, SCOPE_ID_AT);
   return SOCKADDR_IN6_BYTES;
 }
 
@@ -405,6 +410,13 @@ function decodeSockaddr(): Endpoint {
   const port = sockaddr.readUInt16BE(2);
   if (sockaddr.readUInt16LE(0) === AF_INET) return { address: formatAddress(sockaddr.subarray(4, 8)), port };
   return { address: formatAddress(sockaddr.subarray(8, 24)), port };
+}
+
+/** The kernel's number of a device of this network namespace; an error ENODEV where there is none. */
+export function deviceIndex(name: string): number {
+  const index = libc().if_nametoindex(name);
+  if (index === 0) throw failure(`if_nametoindex(${name})`, koffi.errno());
+  return index;
 }
 
 /** 4 or 16 bytes in network order. */
@@ -622,12 +634,15 @@ export function isSameOpenFile(fd1: number, fd2: number): boolean {
 
 // ---- sockets
 
-export function bind(fd: number, local: Endpoint): void {
-  check(libc().bind(fd, sockaddr, encodeSockaddr(local)), `bind to ${local.address}:${local.port}`);
+export function bind(fd: number, local: Endpoint, scope = 0): void {
+  check(libc().bind(fd, sockaddr, encodeSockaddr(local, scope)), `bind to ${local.address}:${local.port}`);
 }
 
-export function connect(fd: number, remote: Endpoint): void {
-  check(libc().connect(fd, sockaddr, encodeSockaddr(remote)), `connect to ${remote.address}:${remote.port}`);
+export function connect(fd: number, remote: Endpoint, scope = 0): void {
+  check(
+    libc().connect(fd, sockaddr, encodeSockaddr(remote, scope)),
+    `connect to ${remote.address}:${remote.port}`,
+  );
 }
 
 /** As {@link connect} for a non-blocking socket, nothing thrown: 0 also where it is still on its way; -errno. */

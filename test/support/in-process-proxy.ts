@@ -37,6 +37,8 @@ export interface InProcessOptions {
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
   downstream?: "takeover" | "relay";
+  listenAddress?: string;
+  listenDevice?: string;
   /** takes each connection to the application; default: an echo */
   serve?: (socket: Socket) => void;
 }
@@ -72,17 +74,20 @@ export async function startInProcess(options: InProcessOptions = {}): Promise<In
 }
 
 /** One that owns nothing yet. */
-export function makeProxy({ kernel, port, limits, downstream = "relay" }: InProcessOptions): {
+export function makeProxy(options: InProcessOptions): {
   proxy: WorkloadProxy;
   lines: Record<string, unknown>[];
 } {
+  const { kernel, port, limits, downstream = "relay" } = options;
+  const { listenAddress = "127.0.0.1", listenDevice = null } = options;
   const lines: Record<string, unknown>[] = [];
   const proxy = new WorkloadProxy({
     config: {
       workload: "w",
       node: "a",
       downstream,
-      listenAddress: "127.0.0.1",
+      listenAddress,
+      listenDevice,
       ports: [{ ...PLAIN, listen: 0, upstream: { address: "127.0.0.1", port: 1 }, ...port }],
       linkAddress: "127.0.0.1:0",
       spillDir: "/nonexistent",

@@ -172,6 +172,7 @@ export class ProxyLab {
       node: name,
       downstream: this.options.downstream,
       listenAddress: this.listenAddress(name),
+      listenDevice: null,
       ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP }],
       linkAddress: `${ADDRESS[name]}:0`,
       spillDir: this.directory,
