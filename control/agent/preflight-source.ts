@@ -25,6 +25,8 @@ export interface DeparturePlace {
   pids: number[];
 }
 
+/** in the application's sockets: a move lasts about as much longer as a copy of it takes */
+const SLOW_CLIENTS_BYTES = 33_554_432;
 /** frames between processes, `channel.ts` */
 const SNAPSHOT_BYTES_MAX = 256 * 1024 * 1024;
 const BACKLOG_POLL_MS = 5;
@@ -121,7 +123,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
     category: "sessions",
     async run({ workload }, add) {
       const { config, limits } = workload;
-      const { downstreamBytes, upstreamBytes } = queuedBytes(config);
+      const { downstreamBytes, upstreamBytes, applicationBytes } = queuedBytes(config);
       if (config.downstream === "takeover" && downstreamBytes > limits.heldBytesMax)
         add(
           "session.held-limit",
@@ -135,6 +137,13 @@ export const departureChecks: Check<DeparturePlace>[] = [
           "error",
           `${Math.max(downstreamBytes, upstreamBytes)} bytes are queued on connections, more than one snapshot can have (${SNAPSHOT_BYTES_MAX})`,
           "wait until slow clients, or the application, have read",
+        );
+      if (applicationBytes > SLOW_CLIENTS_BYTES)
+        add(
+          "session.slow-clients",
+          "warning",
+          `${mega(applicationBytes)} MB wait in the application's own sockets for clients that do not read, and are carried while all clients wait`,
+          "wait until they have read, end them (userTimeoutMs of the port), or let the application send less ahead (SO_SNDBUF)",
         );
       const waiting = await notAccepted(config);
       if (waiting > 0)
@@ -202,10 +211,14 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
 ];
 
-/** Bytes that travel with connections: what has not been read, or acknowledged, at the proxy's ends of them. */
+/**
+ * Bytes that travel with connections: what has not been read, or acknowledged, at the proxy's ends of them; and what the application
+ * has written and the proxy not taken.
+ */
 function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
   downstreamBytes: number;
   upstreamBytes: number;
+  applicationBytes: number;
 } {
   const sum = (sockets: DiagSocket[]): number =>
     sockets
@@ -223,6 +236,14 @@ function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
         ports.some(({ upstream }) => upstream.port === remote.port && upstream.address === remote.address),
       ),
     ),
+    applicationBytes: all
+      .filter(
+        ({ state, local, remote }) =>
+          state !== "LISTEN" &&
+          remote.address === local.address &&
+          ports.some(({ upstream }) => upstream.port === local.port),
+      )
+      .reduce((bytes, { sendQueue }) => bytes + sendQueue, 0),
   };
 }
 

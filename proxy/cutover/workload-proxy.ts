@@ -218,6 +218,7 @@ export class WorkloadProxy implements WatchHost {
         });
         this.listeners.push(listener);
         this.kernel.setPeerTimeouts(listener.fd, port);
+        this.kernel.boundSendQueue(listener.fd);
       } catch (error) {
         this.closeListeners();
         throw error;

@@ -66,6 +66,7 @@ export const SO_BUF_LOCK = 72;
 export const TCP_KEEPIDLE = 4;
 export const TCP_KEEPINTVL = 5;
 export const TCP_USER_TIMEOUT = 18;
+export const TCP_NOTSENT_LOWAT = 25;
 export const TCP_NODELAY = 1;
 export const TCP_MAXSEG = 2;
 export const TCP_QUICKACK = 12;
@@ -221,7 +222,7 @@ const BPF_PROG_TYPE_SOCKET_FILTER = 1;
 
 type Argument = number | bigint | Buffer | null | string;
 /** Nothing there to remove; an option that an older kernel does not know. */
-type Tolerated = "ENOENT" | "ENOPROTOOPT";
+type Tolerated = "ENOENT" | "ENOPROTOOPT" | "EPERM";
 
 type Call = ((...args: Argument[]) => number) & {
   /** runs in a thread of libuv's pool; the last argument is called with its outcome */

@@ -26,6 +26,7 @@ export const sockets = {
   dial(to: Endpoint): number {
     const fd = kernel.tryTcpSocket(familyOf(to));
     if (fd < 0) return fd;
+    boundReceiveQueue(fd, 0); // before it is connected: the first window counts
     const errno = kernel.tryConnect(fd, to);
     if (errno === 0) return fd;
     kernel.close(fd);
@@ -103,6 +104,27 @@ export function bound(to: Endpoint, beforeBind: (fd: number) => void = () => {})
 
 function familyOf({ address }: Endpoint): 4 | 6 {
   return isIPv6(address) ? 6 : 4;
+}
+
+/**
+ * What may wait in the kernel for a client that does not read: the application's bytes pile up on its own side instead, where it can
+ * see them, and a move has less to carry. Both bounds are needed: either alone moves the pile to the other leg (33 MB were seen
+ * there), as both queues grow by themselves, to tcp_wmem and tcp_rmem. The kernel doubles SO_RCVBUF for its own bookkeeping.
+ */
+const UNSENT_BYTES = 128 * 1024;
+const UNREAD_BYTES = 512 * 1024;
+
+/** Of a client's leg, or a listener's for all that it accepts. */
+export function boundSendQueue(fd: number): void {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, UNSENT_BYTES);
+}
+
+/** Of a leg to the application. @param least what its peer was promised already, and would send in vain */
+export function boundReceiveQueue(fd: number, least: number): void {
+  const bytes = Math.max(UNREAD_BYTES, least);
+  // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
+  if (!kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, bytes, "EPERM"))
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF, bytes);
 }
 
 /**
