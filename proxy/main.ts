@@ -18,7 +18,7 @@ import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
-import { bound, sockets } from "#proxy/tcp/sockets.ts";
+import { bound, boundReceiveQueue, boundSendQueue, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;
@@ -26,6 +26,9 @@ const IP_FREEBIND = 15;
 const legKernel: LegKernel = {
   ...sockets,
   acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
+  setPeerTimeouts,
+  boundSendQueue,
+  boundReceiveQueue,
   captureLeg,
   uncaptureLeg,
   bindShielded: (endpoint) =>
@@ -33,6 +36,8 @@ const legKernel: LegKernel = {
       kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1);
       shieldListener(fd);
     }),
+  bindFree: (endpoint) =>
+    bound(endpoint, (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1)),
   adoptLeg,
   releaseLeg,
   shieldLeg,

@@ -14,6 +14,8 @@
  *   POST /v1/workloads/NAME/stop          {}
  *   GET  /healthz, /metrics               also on the address `metrics:` of the configuration
  */
+
+import { once } from "node:events";
 import { chmodSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
@@ -27,11 +29,13 @@ import type { AgentContext } from "./context.ts";
 import { blocking, type Check, type CheckReport, merged, runChecks } from "./finding.ts";
 import { lookUp } from "./lookup.ts";
 import type { AgentMetrics } from "./metrics.ts";
+import { tail } from "./output.ts";
 import { checkNode } from "./preflight.ts";
 import type { Workload } from "./workload.ts";
 
 /** for `status`: a peer that takes longer is not connected */
 const PEER_MS_MAX = 1_000;
+const LOG_LINES = 100;
 const BODY_BYTES_MAX = 64 * 1024;
 const DRAIN_MS = 1_000;
 const restartSchema = z.strictObject({ drainMs: z.number().int().min(0).max(3_600_000).optional() });
@@ -163,6 +167,8 @@ export class AdminServer {
       }
       case "GET /v1/workloads/NAME/sessions":
         return sendJson(response, 200, { sessions: await workload().sessions() });
+      case "GET /v1/workloads/NAME/logs":
+        return this.#logs(workload(), url.searchParams, response);
       case "POST /v1/workloads/NAME/migrate":
         return this.#migrate(workload(), request, response);
       case "POST /v1/workloads/NAME/check":
@@ -215,6 +221,27 @@ export class AdminServer {
     const among = only === null ? this.#workloads.values() : [workload(only)];
     for (const each of among) reports.push(await each.check(to));
     return { node: this.#context.node, ...merged(...reports) };
+  }
+
+  async #logs(workload: Workload, query: URLSearchParams, response: ServerResponse): Promise<void> {
+    const lines = Number(query.get("lines") ?? LOG_LINES);
+    if (!Number.isInteger(lines) || lines < 0)
+      throw new HoldfastError("lines: expected how many", { code: "REQUEST_INVALID", source: "peer" });
+    const gone = new AbortController();
+    response.once("close", () => gone.abort());
+    const { signal } = gone;
+    response.writeHead(200, { "content-type": "application/octet-stream" });
+    response.flushHeaders(); // there may be nothing yet
+    for await (const chunk of tail(workload.logFile, {
+      lines,
+      follow: query.get("follow") === "1",
+      signal,
+    })) {
+      // a reader that is slow is waited for
+      if (!response.write(chunk)) await once(response, "drain", { signal }).catch(() => {});
+      if (signal.aborted) return;
+    }
+    response.end();
   }
 
   async #migrate(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {

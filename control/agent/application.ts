@@ -152,10 +152,12 @@ export async function lastLogLine(logFile: string): Promise<string> {
     const { size } = await file.stat();
     const tail = Buffer.alloc(Math.min(size, LOG_TAIL_BYTES));
     await file.read(tail, 0, tail.length, size - tail.length);
-    return tail.toString("utf8").trim().split("\n").at(-1) || "it said nothing";
+    const said = tail.toString("utf8").trim().split("\n").at(-1);
+    if (said !== undefined && said !== "") return said;
   } catch {
-    return "it has no log";
+    // it has just been kept as the one before
   }
+  return logFile.endsWith(".1") ? "it said nothing" : lastLogLine(`${logFile}.1`);
 }
 
 export function poll(): Promise<void> {

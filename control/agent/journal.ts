@@ -1,24 +1,40 @@
 /**
  * What an agent must know after a restart, one small file per workload, replaced atomically (rename(2)).
  *
- * Not synced to the disk: it has to outlive the agent, not the machine, whose processes it speaks of.
+ * It is synced to the disk, as epochs and debts have to outlive the machine; the processes that it speaks of do not, and those of
+ * an earlier boot are read as ones that have ended. While a move is under way that happens in the background: clients wait.
+ *
+ * Agents of several versions read it, an older one too after a downgrade. Keys that one does not know it keeps, those that are
+ * missing have a default; a change that is more than another key raises {@link VERSION}.
  */
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import {
+  close,
+  closeSync,
+  fsync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { instanceSchema } from "../migration/watch-state.ts";
 
-const processSchema = z.strictObject({ pid: z.number().int().positive(), startTicks: z.string() });
-const containerSchema = z.strictObject({
+const processSchema = z.looseObject({ pid: z.number().int().positive(), startTicks: z.string() });
+const containerSchema = z.looseObject({
   id: z.string(),
   runDir: z.string(),
   init: processSchema,
   tmpfs: z.array(z.string()),
+  /** takes its output out of the pipe */
+  reader: processSchema.optional(),
 });
 
 /** How far a move has come, as far as a restarted agent has to care. */
-const movingSchema = z.strictObject({
+const movingSchema = z.looseObject({
   side: z.enum(["source", "target"]),
   id: z.string(),
   /** the other node */
@@ -42,15 +58,15 @@ const movingSchema = z.strictObject({
     "gave-up",
   ]),
   /** the CRIU process that may still be at work on the tree */
-  criu: processSchema.nullable(),
+  criu: processSchema.nullable().default(null),
   /** without a freezer: inner PIDs that job control had stopped before the move, and that stay stopped after it */
-  stopped: z.array(z.number().int()),
+  stopped: z.array(z.number().int()).default([]),
   /** source: what instances of inotify held that are empty now, or about to be */
-  watches: z.array(instanceSchema),
+  watches: z.array(instanceSchema).default([]),
   /** source, relay: where the target's proxy takes links */
-  link: z.strictObject({ address: z.string(), port: z.number().int() }).nullable(),
+  link: z.looseObject({ address: z.string(), port: z.number().int() }).nullable().default(null),
   /** target: nodes whose proxies hold clients, once it owns the workload */
-  edges: z.array(z.string()),
+  edges: z.array(z.string()).default([]),
 });
 
 /**
@@ -59,7 +75,7 @@ const movingSchema = z.strictObject({
  *   taken-back  this node went on after a move that failed
  *   released    this node went on after a move that succeeded
  */
-const debtSchema = z.strictObject({
+const debtSchema = z.looseObject({
   kind: z.enum(["cancelled", "taken-back", "released"]),
   migration: z.string(),
   /** at which this node goes on */
@@ -67,12 +83,12 @@ const debtSchema = z.strictObject({
 });
 
 /** How far a restart of the application has come; see `supervisor.ts`. */
-const restartingSchema = z.strictObject({
+const restartingSchema = z.looseObject({
   /** pausing: clients begin to wait → stopping: it may have been told to end → starting → resuming: it listens again */
   step: z.enum(["pausing", "stopping", "starting", "resuming"]),
 });
 
-const journalSchema = z.strictObject({
+const journalSchema = z.looseObject({
   role: z.enum(["none", "owner", "edge"]),
   /** owner: at which it owns the workload; edge: of the owner it has links to; none: at which it last had to do with it */
   epoch: z.number().int().nonnegative(),
@@ -80,23 +96,44 @@ const journalSchema = z.strictObject({
   owned: z.number().int().nonnegative().default(0),
   /** the highest that this node knows to have been given out: never falls, whatever else is forgotten */
   seen: z.number().int().nonnegative().default(0),
-  container: containerSchema.nullable(),
+  container: containerSchema.nullable().default(null),
   /** root of the application's tree; null: not looked for yet, or none */
-  application: processSchema.nullable(),
-  proxy: z.strictObject({ process: processSchema, socketPath: z.string() }).nullable(),
+  application: processSchema.nullable().default(null),
+  proxy: z.looseObject({ process: processSchema, socketPath: z.string() }).nullable().default(null),
   /** relay: nodes whose proxies hold clients of this workload */
-  edges: z.array(z.string()),
-  moving: movingSchema.nullable(),
-  restarting: restartingSchema.nullable(),
-  debt: debtSchema.nullable(),
+  edges: z.array(z.string()).default([]),
+  moving: movingSchema.nullable().default(null),
+  restarting: restartingSchema.nullable().default(null),
+  debt: debtSchema.nullable().default(null),
   /** set by `stop`: not to be started again by itself */
-  stopped: z.boolean(),
+  stopped: z.boolean().default(false),
 });
 
-export type Journal = z.infer<typeof journalSchema>;
-export type Moving = z.infer<typeof movingSchema>;
+/** Without the keys that nobody knows: those pass through and are not to be written by mistake. */
+type Known<T> = T extends readonly (infer E)[]
+  ? Known<E>[]
+  : T extends object
+    ? { [K in keyof T as string extends K ? never : K]: Known<T[K]> }
+    : T;
+
+export type Journal = Known<z.infer<typeof journalSchema>>;
+export type Moving = Known<z.infer<typeof movingSchema>>;
 export type RestartStep = z.infer<typeof restartingSchema>["step"];
-export type Debt = z.infer<typeof debtSchema>;
+export type Debt = Known<z.infer<typeof debtSchema>>;
+
+/** Of the file. An agent refuses one with a higher number. */
+const VERSION = 1;
+const BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id";
+/** No process has this number (include/linux/threads.h, PID_MAX_LIMIT is 4,194,304): what an earlier boot had has ended. */
+const ENDED = { pid: 4_194_305, startTicks: "0" };
+
+const headSchema = z.looseObject({
+  role: z.string(),
+  epoch: z.number(),
+  /** absent: written before there were versions */
+  version: z.number().int().default(VERSION),
+  boot: z.string().nullable().default(null),
+});
 
 export const EMPTY_JOURNAL: Journal = {
   role: "none",
@@ -113,7 +150,10 @@ export const EMPTY_JOURNAL: Journal = {
   stopped: false,
 };
 
-/** @throws HoldfastError `JOURNAL_INVALID`: a file that is not ours must not be guessed at */
+/**
+ * @throws HoldfastError `JOURNAL_INVALID`: a file that is not ours, or damaged, must not be guessed at. It costs this workload, and
+ * no other.
+ */
 export function readJournal(path: string): Journal {
   const damaged = (what: string, cause?: unknown): HoldfastError =>
     new HoldfastError(`${path} ${what}: look at what runs on this node, then delete it`, {
@@ -128,9 +168,24 @@ export function readJournal(path: string): Journal {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return EMPTY_JOURNAL;
     throw damaged("cannot be read", error);
   }
-  const parsed = journalSchema.safeParse(parseJson(text));
-  if (!parsed.success) throw damaged("is damaged");
-  return nextJournal(parsed.data, {});
+  const raw = parseJson(text);
+  // what has been in it since the first version; without it anything may be missing
+  const head = headSchema.safeParse(raw);
+  if (!head.success) throw damaged("is damaged");
+  const { version, boot, ...rest } = head.data;
+  if (version > VERSION) {
+    throw new HoldfastError(
+      `${path} was written by a newer version of Holdfast (format ${version}, this one knows ${VERSION}): start that one, and stop the workload there before going back`,
+      { code: "JOURNAL_INVALID", source: "config" },
+    );
+  }
+  const isOtherBoot = boot !== null && boot !== bootId();
+  const parsed = journalSchema.safeParse(isOtherBoot ? withoutProcesses(rest) : rest);
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0];
+    throw damaged(`is damaged (${issue?.path.join(".") ?? ""}: ${issue?.message ?? ""})`);
+  }
+  return nextJournal({ ...EMPTY_JOURNAL, ...parsed.data }, {});
 }
 
 /** What is written next: of epochs that a node has owned or seen none is forgotten. */
@@ -145,8 +200,43 @@ export function nextJournal(before: Readonly<Journal>, patch: Partial<Journal>):
 
 export function writeJournal(path: string, journal: Journal): void {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-  writeFileSync(`${path}.new`, JSON.stringify(journal), { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  const text = JSON.stringify({ version: VERSION, boot: bootId(), ...journal });
+  const next = `${path}.new`;
+  const file = openSync(next, "w", 0o600);
+  if (journal.moving !== null) {
+    writeFileSync(file, text);
+    renameSync(next, path);
+    fsync(file, () => close(file, () => {}));
+    return;
+  }
+  try {
+    writeFileSync(file, text);
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+  renameSync(next, path);
+  const folder = openSync(dirname(path), "r");
+  try {
+    fsyncSync(folder);
+  } finally {
+    closeSync(folder);
+  }
+}
+
+/** Every process in it as one that has ended. */
+function withoutProcesses(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(withoutProcesses);
+  if (typeof value !== "object" || value === null) return value;
+  if ("pid" in value && "startTicks" in value) return { ...value, ...ENDED };
+  return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, withoutProcesses(part)]));
+}
+
+let boot: string | undefined;
+
+function bootId(): string {
+  boot ??= readFileSync(BOOT_ID_FILE, "utf8").trim();
+  return boot;
 }
 
 function parseJson(text: string): unknown {

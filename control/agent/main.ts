@@ -78,7 +78,10 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
       workload.journal.container === null ? [] : [workload.journal.container.id],
     ),
   );
-  for (const id of await context.runtime.destroyAllExcept(config.stateDir, known))
+  const unread = [...workloads.values()]
+    .filter(({ damage }) => damage !== null)
+    .map(({ name }) => ({ workload: name, node: config.node }));
+  for (const id of await context.runtime.destroyAllExcept(config.stateDir, known, unread))
     log.warn({ container: id }, "removed what an earlier agent left behind");
 
   const peers = await listenSecure({

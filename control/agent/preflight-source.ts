@@ -25,6 +25,8 @@ export interface DeparturePlace {
   pids: number[];
 }
 
+/** in the application's sockets: a move lasts about as much longer as a copy of it takes */
+const SLOW_CLIENTS_BYTES = 33_554_432;
 /** frames between processes, `channel.ts` */
 const SNAPSHOT_BYTES_MAX = 256 * 1024 * 1024;
 const BACKLOG_POLL_MS = 5;
@@ -78,6 +80,18 @@ export const departureChecks: Check<DeparturePlace>[] = [
     },
   },
   {
+    category: "address",
+    async run({ workload: { vip } }, add) {
+      if (vip === null || vip.holder === null) return;
+      add(
+        "source.address-elsewhere",
+        "error",
+        `another machine (${vip.holder}) has the address ${vip.config.address}, so it is not on this node`,
+        "take it off that machine; this node puts it on when nobody answers for it any more",
+      );
+    },
+  },
+  {
     category: "ports",
     async run({ workload: { config }, pids }, add) {
       const listening = listSockets({ states: ["LISTEN"] });
@@ -108,7 +122,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
     category: "sessions",
     async run({ workload }, add) {
       const { config, limits } = workload;
-      const { downstreamBytes, upstreamBytes } = queuedBytes(config);
+      const { downstreamBytes, upstreamBytes, applicationBytes } = queuedBytes(config);
       if (config.downstream === "takeover" && downstreamBytes > limits.heldBytesMax)
         add(
           "session.held-limit",
@@ -122,6 +136,13 @@ export const departureChecks: Check<DeparturePlace>[] = [
           "error",
           `${Math.max(downstreamBytes, upstreamBytes)} bytes are queued on connections, more than one snapshot can have (${SNAPSHOT_BYTES_MAX})`,
           "wait until slow clients, or the application, have read",
+        );
+      if (applicationBytes > SLOW_CLIENTS_BYTES)
+        add(
+          "session.slow-clients",
+          "warning",
+          `${mega(applicationBytes)} MB wait in the application's own sockets for clients that do not read, and are carried while all clients wait`,
+          "wait until they have read, end them (userTimeoutMs of the port), or let the application send less ahead (SO_SNDBUF)",
         );
       const waiting = await notAccepted(config);
       if (waiting > 0)
@@ -181,10 +202,14 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
 ];
 
-/** Bytes that travel with connections: what has not been read, or acknowledged, at the proxy's ends of them. */
+/**
+ * Bytes that travel with connections: what has not been read, or acknowledged, at the proxy's ends of them; and what the application
+ * has written and the proxy not taken.
+ */
 function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
   downstreamBytes: number;
   upstreamBytes: number;
+  applicationBytes: number;
 } {
   const sum = (sockets: DiagSocket[]): number =>
     sockets
@@ -202,6 +227,14 @@ function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
         ports.some(({ upstream }) => upstream.port === remote.port && upstream.address === remote.address),
       ),
     ),
+    applicationBytes: all
+      .filter(
+        ({ state, local, remote }) =>
+          state !== "LISTEN" &&
+          remote.address === local.address &&
+          ports.some(({ upstream }) => upstream.port === local.port),
+      )
+      .reduce((bytes, { sendQueue }) => bytes + sendQueue, 0),
   };
 }
 

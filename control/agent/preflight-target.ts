@@ -229,7 +229,7 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
           `the agent found no device ${device} when it started`,
           "start that agent again",
         );
-      else if (await vip.isHere())
+      else if (vip.isHere())
         add(
           "target.address-there",
           "error",

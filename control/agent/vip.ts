@@ -1,13 +1,28 @@
 /**
- * The address that moves with a workload: put on a device, taken off (rtnetlink(7)), announced to the neighbours.
+ * The address that moves with a workload: put on a device, taken off, announced to the neighbours, looked after.
  *
- * By netlink and not by ip(8), because both happen while clients wait.
+ * It is put on alone, as /32 or /128. With the prefix of its subnet the kernel would count it among that subnet's addresses, and take
+ * all of them off with the first (net.ipv4.conf.*.promote_secondaries is 0). What the prefix is for is a route: clients of the
+ * subnet are neighbours on the device's link, also where the node has no other address there.
+ *
+ *   take    asks the link whether another machine has it, then puts it on; asks again as long as one has
+ *   add     at once, for a cutover: whoever had it has just taken it off
+ *   (both)  … and from then on it is put back when somebody takes it off, until
+ *   remove, park
  */
 import { readFileSync, writeFileSync } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { runCommand } from "../container/command.ts";
-import { announce, type Device } from "./announce.ts";
+import { announce, type Device, findHolder } from "./announce.ts";
+import {
+  type AddressOnDevice,
+  addAddress,
+  addSubnetRoute,
+  prefixesOf,
+  removeAddress,
+  removeSubnetRoute,
+} from "./rtnetlink.ts";
 
 export interface VipConfig {
   address: string;
@@ -15,20 +30,15 @@ export interface VipConfig {
   device: string;
 }
 
-const ANNOUNCE_AGAIN_MS = [30, 120, 500, 2_000];
-const NETLINK_ROUTE = 0;
-const RTM_NEWADDR = 20;
-const RTM_DELADDR = 21;
-const NLM_F_REQUEST = 0x1;
-const NLM_F_ACK = 0x4;
-const NLM_F_REPLACE = 0x100;
-const NLM_F_CREATE = 0x400;
-const NLMSG_ERROR = 2;
-const IFA_ADDRESS = 1;
-const IFA_LOCAL = 2;
-/** no duplicate address detection: a moved IPv6 address must work at once */
-const IFA_F_NODAD = 0x02;
+export interface VipOptions {
+  /** what people should know: `fields` name the address */
+  log?(level: "warn" | "error", fields: Record<string, unknown>, line: string): void;
+  /** between two looks at whether it is still there */
+  lookMs?: number;
+}
 
+const ANNOUNCE_AGAIN_MS = [30, 120, 500, 2_000];
+const LOOK_MS = 1_000;
 const LOOPBACK_INDEX = 1;
 
 /**
@@ -41,17 +51,24 @@ const PARKED: Readonly<Record<string, string>> = { arp_ignore: "1", arp_announce
 export class Vip {
   readonly config: VipConfig;
   #device: Device;
+  #options: VipOptions;
   #repeats: NodeJS.Timeout[] = [];
   /** of {@link PARKED}: what they were before the address was parked */
   #arpBefore: Map<string, string> | null = null;
+  /** it is to be here: set until it is taken off or parked */
+  #looking: NodeJS.Timeout | null = null;
+  #isAsking = false;
+  /** hardware address of the machine that has it meanwhile */
+  #holder: string | null = null;
 
-  private constructor(config: VipConfig, device: Device) {
+  private constructor(config: VipConfig, device: Device, options: VipOptions) {
     this.config = config;
     this.#device = device;
+    this.#options = options;
   }
 
   /** @throws HoldfastError `VIP_DEVICE` when the device is not there */
-  static async open(config: VipConfig): Promise<Vip> {
+  static async open(config: VipConfig, options: VipOptions = {}): Promise<Vip> {
     const shown = await runCommand("ip", ["-o", "link", "show", "dev", config.device], {
       source: "config",
     }).catch((cause: unknown) => {
@@ -66,13 +83,57 @@ export class Vip {
       (/link\/ether ([0-9a-f:]{17})/.exec(shown)?.[1] ?? "").replaceAll(":", ""),
       "hex",
     );
-    return new Vip(config, { name: config.device, index, mac });
+    return new Vip(config, { name: config.device, index, mac }, options);
   }
 
-  /** Safe to repeat. */
+  /** Another machine has it, as far as is known: its hardware address. null: none */
+  get holder(): string | null {
+    return this.#holder;
+  }
+
+  /**
+   * The hardware address of another machine on the link that has it; null: none has answered within 300 ms, or it is here. Not asked
+   * of IPv6, nor where there are no neighbours. Never rejects: what hinders the question is logged, and does not hinder the address.
+   */
+  async ask(): Promise<string | null> {
+    if (!this.#isIPv4 || this.#device.mac.length !== 6) return null;
+    try {
+      if (this.isHere()) return null;
+      return await findHolder(this.#device, this.config.address);
+    } catch (error) {
+      this.#tell("warn", { reason: messageOf(error) }, "cannot ask whether another machine has the address");
+      return null;
+    }
+  }
+
+  /**
+   * Puts it on and announces it, unless another machine on the link has it: then this is logged, and asked again each second
+   * until it is free. @param asked of {@link ask}, where that was begun before. @returns whether it is here
+   * @throws HoldfastError `VIP_REFUSED`
+   */
+  async take(asked: Promise<string | null> = this.ask()): Promise<boolean> {
+    this.#lookAfter();
+    this.#isAsking = true;
+    try {
+      const holder = await asked;
+      if (this.#looking === null) return false;
+      this.#found(holder);
+      if (holder !== null) return false;
+      this.add();
+      this.announce();
+      return true;
+    } finally {
+      this.#isAsking = false;
+    }
+  }
+
+  /** At once, whoever may have it. Safe to repeat. @throws HoldfastError `VIP_REFUSED` */
   add(): void {
-    const errno = this.#request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
+    const errno = addAddress(this.#alone());
     if (errno !== 0) throw this.#refused("put on", errno);
+    this.#holder = null;
+    this.#lookAfter();
+    this.#addRoute();
     this.#unpark();
   }
 
@@ -81,6 +142,7 @@ export class Vip {
    * be restored on a node that has it, and it moves later than that. `add` and `remove` end it.
    */
   park(): void {
+    this.close();
     if (this.#isIPv4) {
       const before = new Map<string, string>();
       for (const [name, value] of Object.entries(PARKED)) {
@@ -89,25 +151,27 @@ export class Vip {
       }
       this.#arpBefore ??= before;
     }
-    const errno = this.#request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, LOOPBACK_INDEX);
+    const errno = addAddress(this.#alone(LOOPBACK_INDEX));
     if (errno !== 0) throw this.#refused("parked for", errno);
   }
 
-  /** Safe to repeat. Says whether it was there. */
+  /** Safe to repeat. Says whether it was there, with whatever prefix. */
   remove(): boolean {
-    this.#quiet();
+    this.close();
     this.#unpark();
-    const errno = this.#request(RTM_DELADDR, 0);
-    const name = errno === 0 ? "" : kernel.errnoName(errno);
-    if (errno !== 0 && name !== "EADDRNOTAVAIL") throw this.#refused("taken off", errno);
-    return errno === 0;
+    const prefixes = new Set([this.#alone().prefix, ...prefixesOf(this.config.address, this.#device.index)]);
+    let wasThere = false;
+    for (const prefix of prefixes) {
+      const errno = removeAddress({ ...this.#alone(), prefix });
+      if (errno === 0) wasThere = true;
+      else if (kernel.errnoName(errno) !== "EADDRNOTAVAIL") throw this.#refused("taken off", errno);
+    }
+    if (!this.#isIPv4 && this.#hasRoute) removeSubnetRoute(this.#inSubnet());
+    return wasThere;
   }
 
-  async isHere(): Promise<boolean> {
-    const shown = await runCommand("ip", ["-o", "address", "show", "dev", this.config.device], {
-      source: "kernel",
-    });
-    return shown.split("\n").some((line) => line.includes(` ${this.config.address}/`));
+  isHere(): boolean {
+    return prefixesOf(this.config.address, this.#device.index).length > 0;
   }
 
   /**
@@ -120,6 +184,51 @@ export class Vip {
     this.#quiet();
     this.#say();
     this.#repeats = ANNOUNCE_AGAIN_MS.map((ms) => setTimeout(() => this.#say(), ms).unref());
+  }
+
+  /** Looks after it no more, and leaves it where it is. */
+  close(): void {
+    this.#quiet();
+    if (this.#looking !== null) clearInterval(this.#looking);
+    this.#looking = null;
+    this.#holder = null;
+  }
+
+  #lookAfter(): void {
+    this.#looking ??= setInterval(() => void this.#look(), this.#options.lookMs ?? LOOK_MS).unref();
+  }
+
+  async #look(): Promise<void> {
+    if (this.#isAsking) return;
+    try {
+      if (this.isHere()) return;
+      const wasHeld = this.#holder !== null;
+      if (!(await this.take())) return;
+      this.#tell(
+        "warn",
+        {},
+        wasHeld
+          ? "the address has become free: put on"
+          : "the address had been taken off by somebody else: put back",
+      );
+    } catch (error) {
+      this.#tell("warn", { reason: messageOf(error) }, "the address is not here; it is tried again");
+    }
+  }
+
+  #found(holder: string | null): void {
+    if (holder !== null && holder !== this.#holder)
+      this.#tell(
+        "error",
+        { holder, cure: "take it off that machine; it is put on here when nobody answers for it any more" },
+        "another machine has the address, so it is not put on here: clients do not reach the workload",
+      );
+    this.#holder = holder;
+  }
+
+  #tell(level: "warn" | "error", fields: Record<string, unknown>, line: string): void {
+    const { address, device } = this.config;
+    this.#options.log?.(level, { address, device, ...fields }, line);
   }
 
   #say(): void {
@@ -136,11 +245,35 @@ export class Vip {
   }
 
   #unpark(): void {
-    const errno = this.#request(RTM_DELADDR, 0, LOOPBACK_INDEX);
+    const errno = removeAddress(this.#alone(LOOPBACK_INDEX));
     if (errno !== 0 && kernel.errnoName(errno) !== "EADDRNOTAVAIL")
       throw this.#refused("unparked for", errno);
     for (const [name, value] of this.#arpBefore ?? []) writeFileSync(this.#sysctlFile(name), value);
     this.#arpBefore = null;
+  }
+
+  /** A client beyond a router is reached without it, so that it cannot be made is not the end. */
+  #addRoute(): void {
+    if (!this.#hasRoute) return;
+    const errno = addSubnetRoute(this.#inSubnet());
+    if (errno !== 0)
+      this.#tell(
+        "warn",
+        { reason: kernel.errnoName(errno) },
+        "no route to the address's subnet: its clients there may not be answered",
+      );
+  }
+
+  get #hasRoute(): boolean {
+    return this.config.prefix < this.#alone().prefix && this.#device.index !== LOOPBACK_INDEX;
+  }
+
+  #alone(index = this.#device.index): AddressOnDevice {
+    return { address: this.config.address, prefix: this.#isIPv4 ? 32 : 128, index };
+  }
+
+  #inSubnet(): AddressOnDevice {
+    return { ...this.#alone(), prefix: this.config.prefix };
   }
 
   get #isIPv4(): boolean {
@@ -152,46 +285,10 @@ export class Vip {
     return `/proc/sys/net/ipv4/conf/${this.#device.name}/${name}`;
   }
 
-  /** struct nlmsghdr, struct ifaddrmsg, IFA_LOCAL and IFA_ADDRESS. Returns the kernel's errno, 0 for done. */
-  #request(type: number, flags: number, index = this.#device.index): number {
-    const address = kernel.addressBytes(this.config.address);
-    const isIPv6 = address.length === 16;
-    const attribute = (number: number): Buffer => {
-      const head = Buffer.alloc(4);
-      head.writeUInt16LE(4 + address.length, 0);
-      head.writeUInt16LE(number, 2);
-      return Buffer.concat([head, address]);
-    };
-    const body = Buffer.alloc(8);
-    body[0] = isIPv6 ? kernel.AF_INET6 : kernel.AF_INET;
-    body[1] = index === LOOPBACK_INDEX ? address.length * 8 : this.config.prefix;
-    body[2] = isIPv6 ? IFA_F_NODAD : 0;
-    body.writeUInt32LE(index, 4);
-    const payload = Buffer.concat([body, attribute(IFA_LOCAL), attribute(IFA_ADDRESS)]);
-    const header = Buffer.alloc(16);
-    header.writeUInt32LE(header.length + payload.length, 0);
-    header.writeUInt16LE(type, 4);
-    header.writeUInt16LE(NLM_F_REQUEST | NLM_F_ACK | flags, 6);
-    const fd = kernel.socket(kernel.AF_NETLINK, kernel.SOCK_RAW | kernel.SOCK_CLOEXEC, NETLINK_ROUTE);
-    try {
-      kernel.send(fd, Buffer.concat([header, payload]), 0);
-      const answer = Buffer.alloc(4096);
-      const length = kernel.recv(fd, answer, 0);
-      if (length < 20 || answer.readUInt16LE(4) !== NLMSG_ERROR) throw this.#refused("changed", 0);
-      return -answer.readInt32LE(16);
-    } finally {
-      kernel.close(fd);
-    }
-  }
-
   #refused(what: string, errno: number): HoldfastError {
-    const reason = errno === 0 ? "an answer that is none" : kernel.errnoName(errno);
     return new HoldfastError(
-      `the address ${this.config.address} cannot be ${what} ${this.config.device}: ${reason}`,
-      {
-        code: "VIP_REFUSED",
-        source: "kernel",
-      },
+      `the address ${this.config.address} cannot be ${what} ${this.config.device}: ${kernel.errnoName(errno)}`,
+      { code: "VIP_REFUSED", source: "kernel" },
     );
   }
 }

@@ -14,6 +14,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
 import { loadConfig, type WorkloadConfig } from "../cli/config.ts";
 import { Freezer } from "../container/freezer.ts";
+import type { OutputOptions } from "../container/output-reader.ts";
 import { innerPid, isSameProcess, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import {
@@ -42,6 +43,7 @@ import {
   readJournal,
   writeJournal,
 } from "./journal.ts";
+import { Output } from "./output.ts";
 import { type Held, isSameEndpoint } from "./owners.ts";
 import {
   askTarget,
@@ -54,6 +56,7 @@ import {
 } from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
 import { Registry } from "./registry.ts";
+import { takeEach } from "./steps.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
 import { Vip } from "./vip.ts";
 
@@ -67,7 +70,7 @@ export interface WorkloadStatus {
   name: string;
   role: Journal["role"];
   epoch: number;
-  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped" | "waiting";
+  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped" | "waiting" | "damaged";
   owner: string | null;
   downstream: "takeover" | "relay";
   sessions: number;
@@ -77,6 +80,7 @@ export interface WorkloadStatus {
   problem: Problem | null;
 }
 
+const MIB = 1_048_576;
 const CRIU_POLL_MS = 5;
 /** a new move waits so long for the store to be told of the last one */
 const DEBT_MS_MAX = 1_000;
@@ -93,6 +97,7 @@ export class Workload {
   readonly debts = new Debts(this);
   readonly supervisor = new Supervisor(this);
   readonly registry = new Registry(this);
+  readonly output = new Output(this);
   #config: WorkloadConfig;
   vip: Vip | null = null;
   #journal: Journal;
@@ -104,6 +109,7 @@ export class Workload {
   #recovery: Promise<void> = Promise.resolve();
   /** what the last agent left has been found, and a move that it was at is settled */
   #isRecovered = false;
+  #damage: HoldfastError | null = null;
   /** the source of an arrival being recovered has been told that this node gave up */
   #gaveWord = false;
   /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
@@ -125,7 +131,17 @@ export class Workload {
   constructor(config: WorkloadConfig, context: AgentContext) {
     this.#config = config;
     this.context = context;
-    this.#journal = readJournal(this.#journalPath);
+    try {
+      this.#journal = readJournal(this.#journalPath);
+    } catch (error) {
+      this.#damage = error as HoldfastError;
+      this.#journal = EMPTY_JOURNAL;
+    }
+  }
+
+  /** Its journal cannot be read: nobody knows what of it runs here, so nothing is touched. */
+  get damage(): HoldfastError | null {
+    return this.#damage;
   }
 
   // ---- what it is ----
@@ -178,13 +194,18 @@ export class Workload {
   get logFile(): string {
     return this.#file("app.log");
   }
+  get outputOptions(): OutputOptions {
+    return { file: this.logFile, bytesMax: this.config.limits.logMbMax * MIB };
+  }
   /** Owned, and neither about to leave nor to be ended. */
   get isAtRest(): boolean {
     const isBusy = this.#isMoving || this.#starting !== null || this.#stopping;
     return this.#journal.role === "owner" && !isBusy && !this.#closed;
   }
 
+  /** @throws HoldfastError `JOURNAL_INVALID` where the last one could not be read: it is not overwritten */
   record(patch: Partial<Journal>): void {
+    this.#throwIfDamaged();
     const isOther = patch.container !== undefined && patch.container?.id !== this.#journal.container?.id;
     // what was known of an application was of its container
     this.#journal = nextJournal(this.#journal, { ...(isOther ? { application: null } : {}), ...patch });
@@ -192,7 +213,7 @@ export class Workload {
   }
   /** An epoch that was given out: this node will not let it be given out again. */
   see(epoch: number): void {
-    if (epoch > this.#journal.seen) this.record({ seen: epoch });
+    if (this.#damage === null && epoch > this.#journal.seen) this.record({ seen: epoch });
   }
   recordMoving(patch: Partial<Moving>): void {
     if (this.#journal.moving !== null) this.record({ moving: { ...this.#journal.moving, ...patch } });
@@ -207,7 +228,11 @@ export class Workload {
   }
 
   async #recover(): Promise<void> {
-    if (this.config.vip !== null) this.vip = await Vip.open(this.config.vip);
+    this.#throwIfDamaged();
+    if (this.config.vip !== null)
+      this.vip = await Vip.open(this.config.vip, {
+        log: (level, fields, line) => this.context.log[level]({ workload: this.name, ...fields }, line),
+      });
     const { journal } = this;
     if (journal.proxy !== null) {
       const found = await ProxyClient.find(journal.proxy);
@@ -222,6 +247,7 @@ export class Workload {
     this.#isRecovered = true;
     this.supervisor.watch();
     this.registry.keep();
+    this.output.keep();
     if (this.#journal.role === "none" && this.config.start) await this.#startWhenKnown();
   }
 
@@ -278,6 +304,7 @@ export class Workload {
    * @throws HoldfastError `ALREADY_THERE`, `NOT_OWNER`, `OWNER_UNKNOWN`, `MIGRATION_BUSY`, `STORE_UNREACHABLE`
    */
   async start(force: boolean): Promise<void> {
+    this.#throwIfDamaged();
     if (this.#settling !== "no" && force) return this.#forceSettling();
     while (this.#starting !== null) await this.#starting.catch(() => {});
     if (this.#isMoving) throw this.#busy();
@@ -394,14 +421,14 @@ export class Workload {
   async #launch(epoch: number): Promise<void> {
     const { context, name } = this;
     if (this.#journal.role === "edge") await this.#tearDown(); // of an owner that is gone for good
+    const holder = this.vip?.ask(); // beside the start
     const container = await this.createContainer(async () => {});
     this.record({ container, role: "owner", epoch, stopped: false, edges: [] });
     try {
       await this.supervisor.first();
-      this.vip?.add();
       const proxy = await this.#startProxy();
       await proxy.command("serve", { epoch });
-      this.vip?.announce();
+      await this.vip?.take(holder);
     } catch (error) {
       await this.#tearDown();
       throw error;
@@ -411,6 +438,7 @@ export class Workload {
 
   /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
   async stop(): Promise<void> {
+    this.#throwIfDamaged();
     while (this.#starting !== null) await this.#starting.catch(() => {});
     if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     const { role, epoch } = this.#journal;
@@ -450,7 +478,8 @@ export class Workload {
     // one that died with its machine keeps nobody from starting it
     const runs = role === "owner" && this.#runsHere;
     const isOwner = runs && moving === null && !this.#stopping;
-    const has = isOwner ? "owner" : runs || moving !== null ? "moving" : "no";
+    const mayBeHere = runs || moving !== null || this.#damage !== null;
+    const has = isOwner ? "owner" : mayBeHere ? "moving" : "no";
     const link = isOwner && this.downstream === "relay" ? await this.#linkEndpoint() : null;
     return { workload: this.name, has, epoch, seen, link };
   }
@@ -583,6 +612,8 @@ export class Workload {
     this.debts.close();
     this.supervisor.close();
     this.registry.close();
+    this.output.close();
+    this.vip?.close();
     this.#departure?.cancel.abort(
       new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
     );
@@ -604,6 +635,7 @@ export class Workload {
       "found running",
     );
     if (this.#proxy === null) await this.#replaceProxy(epoch);
+    await this.vip?.take();
     // an application that is not there is started again by the watch, behind the proxy it had
     this.supervisor.recover();
   }
@@ -780,6 +812,7 @@ export class Workload {
   }
 
   async #requireOwner(): Promise<void> {
+    this.#throwIfDamaged();
     if (this.#journal.role === "owner") return;
     const found = await this.context.store.ownership(this.name);
     const isNowhere = found === null || found.state === "stopped";
@@ -842,6 +875,7 @@ export class Workload {
 
   /** Another node wants to hand the workload over. */
   async arrive(channel: Channel, prepare: PrepareCall): Promise<void> {
+    this.#throwIfDamaged();
     if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     if (this.#journal.role === "owner")
       throw new HoldfastError(`${this.name} is owned by ${this.context.node} already`, {
@@ -953,7 +987,8 @@ export class Workload {
           container,
           rootfs,
           stateDir: context.stateDir,
-          logFile: this.logFile,
+          logFile: this.outputOptions.file,
+          logBytesMax: this.outputOptions.bytesMax,
           criuDir: context.criu.dir,
           initBinary: context.initBinary,
           secrets: context.secrets,
@@ -992,33 +1027,26 @@ export class Workload {
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   async goOnHere(epoch: number): Promise<void> {
     const { container } = this;
-    // sessions may be lost by one that fails; the others, and the application, must not be
-    const steps: Record<string, () => Promise<unknown> | unknown> = {
-      "take sockets back": async () => {
-        const root = await applicationPid(container);
-        if (root !== null) await this.#takeBackSockets(await treeOf(root));
-      },
-      "take the address back": () => this.vip?.add(),
-      "let kept connections hear": () => this.#unshieldOutbound(),
-      "let the proxy go on": () => this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]),
-      "announce the address": () => this.vip?.announce(),
+    const images = runPath(container, "images");
+    const pids = async (): Promise<number[]> => {
+      const root = await applicationPid(container);
+      return root === null ? [] : treeOf(root);
     };
-    for (const [what, step] of Object.entries(steps)) {
-      try {
-        await step();
-      } catch (error) {
-        this.#warn(what, error);
-      }
-    }
-    await this.#putBackWatches();
-    await this.#continueTree();
-    await rm(runPath(container, "images"), { recursive: true, force: true });
-  }
-
-  async #takeBackSockets(pids: number[]): Promise<void> {
-    const images = runPath(this.container, "images");
-    await endRepair(pids, images);
-    await takeBackOwnSockets(images, pids);
+    // sessions may be lost by one that fails; the others, and the application, must not be
+    await takeEach(
+      {
+        "take sockets back": async () => endRepair(await pids(), images),
+        "take its own sockets back": async () => takeBackOwnSockets(images, await pids()),
+        "take the address back": () => this.vip?.add(),
+        "let kept connections hear": () => this.#unshieldOutbound(),
+        "let the proxy go on": () => this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]),
+        "announce the address": () => this.vip?.announce(),
+        "put watches on files back": () => this.#putBackWatches(),
+        "let the application go on": () => this.#continueTree(),
+        "remove images": () => rm(images, { recursive: true, force: true }),
+      },
+      (what, error) => this.#warn(what, error),
+    );
   }
 
   /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */
@@ -1192,6 +1220,10 @@ export class Workload {
     this.#ownerLink = owner.link;
   }
 
+  #throwIfDamaged(): void {
+    if (this.#damage !== null) throw this.#damage;
+  }
+
   get isClosed(): boolean {
     return this.#closed;
   }
@@ -1215,6 +1247,7 @@ export class Workload {
     if (this.supervisor.isBusy) state = "restarting";
     if (this.#isWaiting && !this.#runsHere && !stopped) state = "waiting";
     if (moving !== null) state = "moving";
+    if (this.#damage !== null) state = "damaged";
     return {
       name: this.name,
       role,
@@ -1253,6 +1286,7 @@ export class Workload {
       precopyMbMax: ___,
       verifyMemory: ____,
       heldBytesMax: _____,
+      logMbMax: ______,
       ...proxyLimits
     } = config.limits;
     const spillDir = this.#file("spill");
@@ -1262,6 +1296,7 @@ export class Workload {
       node: context.node,
       downstream: this.downstream,
       listenAddress: config.listenAddress,
+      listenDevice: config.vip?.device ?? null,
       ports: config.ports,
       linkAddress: context.host,
       spillDir,

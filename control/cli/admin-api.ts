@@ -3,6 +3,7 @@
  *
  *   GET  /v1/status                        → StatusAnswer
  *   GET  /v1/workloads/:name/sessions      → SessionsAnswer
+ *   GET  /v1/workloads/:name/logs          → bytes of its application's log; ?lines=COUNT of its end, &follow=1: and what comes
  *   GET  /v1/lookup/:name                  → LookupAnswer; ?workload= where several have such a session
  *   GET  /v1/check[?workload=W][&to=NODE]  → CheckAnswer
  *   POST /v1/workloads/:name/check         {to} → lines of Progress: a rehearsal

@@ -55,6 +55,16 @@ export class AdminClient {
     );
   }
 
+  /** An answer that is bytes and not JSON, for as long as it goes on. @throws as {@link ask} */
+  async *bytes(path: string): AsyncGenerator<Buffer> {
+    const response = await this.#request("GET", path, undefined, ANSWER_MS_MAX, 0);
+    try {
+      for await (const chunk of response.body) yield chunk as Buffer;
+    } catch (cause) {
+      throw this.#unreachable(`its answer broke off: ${messageOf(cause)}`, cause);
+    }
+  }
+
   async close(): Promise<void> {
     await this.#client.destroy();
   }
@@ -64,6 +74,7 @@ export class AdminClient {
     path: string,
     body: object | undefined,
     waitMs: number,
+    silentMsMax = waitMs,
   ): Promise<Dispatcher.ResponseData> {
     let response: Dispatcher.ResponseData;
     try {
@@ -71,7 +82,7 @@ export class AdminClient {
         method,
         path,
         headersTimeout: waitMs,
-        bodyTimeout: waitMs,
+        bodyTimeout: silentMsMax,
         headers: {
           accept: "application/x-ndjson, application/json",
           "content-type": "application/json",

@@ -50,7 +50,9 @@ export function checkPort(port: FilePort, at: string, fail: (at: string, message
 
 export function completePort(file: FilePort): PortConfig {
   const { session, delivery = "atMostOnce", setUp = "auto", ...port } = file;
-  return { ...port, delivery, setUp, naming: session === undefined ? null : namingOf(session) };
+  const { sessionsPerClientMax = Math.ceil(port.sessionsMax / 2) } = port;
+  const naming = session === undefined ? null : namingOf(session);
+  return { ...port, delivery, setUp, sessionsPerClientMax, naming };
 }
 
 function namingOf(session: NonNullable<FilePort["session"]>): SessionNaming | null {

@@ -30,6 +30,7 @@ export const LIMITS: WorkloadLimits = {
   precopyMbMax: 1_024,
   verifyMemory: false,
   heldBytesMax: 67_108_864,
+  logMbMax: 256,
 };
 
 export const AGENT_LIMITS: AgentLimits = { heldMbMax: 512, spillMbMax: 4_096 };
@@ -40,6 +41,11 @@ const MS_MAX = 3_600_000;
 const MEMORY_BYTES_MAX = 1_073_741_824;
 const DISK_BYTES_MAX = 1_099_511_627_776;
 const STOP_MS = 10_000;
+const SESSIONS_MAX = 50_000;
+/** routers that keep an entry for each connection forget idle ones after a minute or more */
+const KEEP_ALIVE_MS = 15_000;
+const USER_TIMEOUT_MS = 120_000;
+const WEEK_MS = 604_800_000;
 
 const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
 const ENDPOINT_EXPECTED = "expected IP:PORT ([IP]:PORT for IPv6)";
@@ -122,6 +128,7 @@ const limits = z.strictObject(
     precopyMbMax: count("a number of MiB", 0, 1_048_576).default(LIMITS.precopyMbMax),
     verifyMemory: truth.default(LIMITS.verifyMemory),
     heldBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.heldBytesMax),
+    logMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.logMbMax),
   },
   "expected limits, as { deadlineMs: 10000 }",
 );
@@ -227,6 +234,12 @@ const port = z.strictObject(
     delivery: oneOf("atMostOnce", "atLeastOnce").optional(),
     setUp: setUp.optional(),
     session: session.optional(),
+    sessionsMax: count("a number of sessions", 1, 100_000).default(SESSIONS_MAX),
+    // half of sessionsMax, so that no client keeps all the others out
+    sessionsPerClientMax: count("a number of sessions", 1, 100_000).optional(),
+    keepAliveMs: count("milliseconds", 0, MS_MAX).default(KEEP_ALIVE_MS),
+    userTimeoutMs: count("milliseconds", 0, MS_MAX).default(USER_TIMEOUT_MS),
+    idleMsMax: count("milliseconds", 0, WEEK_MS).default(0),
     probes: list(probe, "expected a list of at most 16 paths", 0, 16).default([]),
   },
   'expected a port, as { listen: 8080, upstream: "127.0.0.1:9000" }',

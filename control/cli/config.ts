@@ -24,6 +24,8 @@ export interface WorkloadLimits extends ProxyLimits {
   precopyMbMax: number;
   /** every page is compared, restored and source, before a move commits: it lasts longer by that */
   verifyMemory: boolean;
+  /** what the application writes to its standard output and error is kept on the node up to this, MiB */
+  logMbMax: number;
   /** snapshots and held bytes of one move, in the store */
   heldBytesMax: number;
 }

@@ -8,6 +8,7 @@ import { rehearse, showCheck } from "./check.ts";
 import { loadConfig } from "./config.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
 import { findAgent, readToken } from "./find-agent.ts";
+import { showLogs } from "./logs.ts";
 import { showLookup } from "./lookup.ts";
 import { migrate } from "./migrate.ts";
 import { restart } from "./restart.ts";
@@ -33,6 +34,8 @@ interface CheckOptions extends ClientOptions {
   allow: string[];
 }
 
+/** as many as `logs` shows */
+const LINES = 100;
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
 const AGENT_HELP = `
 Which agent: --agent, else the environment variable HOLDFAST_AGENT, else the only socket among
@@ -123,6 +126,19 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     (workload: string, options: ClientOptions) =>
       withAgent(options, (agent) => showSessions(agent, workload, options.json === true, around)),
   );
+
+  program
+    .command("logs <workload>")
+    .description("what a workload's application has written on this node")
+    .option("-n, --lines <count>", "of the end of it", parseLines, LINES)
+    .option("-f, --follow", "go on with what comes, until Ctrl-C")
+    .option("--agent <socket|address>", "socket of the agent, or http://HOST:PORT")
+    .addHelpText("after", `${AGENT_HELP}\n${EXIT_HELP}`)
+    .action((workload: string, options: ClientOptions & { lines: number; follow?: boolean }) =>
+      withAgent(options, (agent) =>
+        showLogs(agent, { workload, lines: options.lines, follow: options.follow === true }, around),
+      ),
+    );
 
   client("lookup <name>", "which workload has the session of that name, and where it is served now")
     .option("--workload <name>", "where several have one")
@@ -223,6 +239,11 @@ function parseMs(text: string): number {
   const ms = Number(text);
   if (!/^\d{1,9}$/.test(text) || ms < 1) throw new InvalidArgumentError("expected milliseconds.");
   return ms;
+}
+
+function parseLines(text: string): number {
+  if (!/^\d{1,6}$/.test(text)) throw new InvalidArgumentError("expected a number of lines up to 999999.");
+  return Number(text);
 }
 
 function version(): string {

@@ -9,7 +9,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { closeSync, existsSync, mkdirSync, openSync, realpathSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, realpathSync } from "node:fs";
 import { chmod, copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
@@ -18,6 +18,7 @@ import type { CriuTool } from "../criu/tool.ts";
 import { runCommand } from "./command.ts";
 import { endFrozen } from "./freezer.ts";
 import { openNull, openOutput } from "./inside.ts";
+import { startOutputReader } from "./output-reader.ts";
 import { showQueues } from "./posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
 import {
@@ -43,6 +44,8 @@ export interface CreateOptions {
   rootfs: WorkloadRootfs;
   stateDir: string;
   logFile: string;
+  /** of the log, and the one before it */
+  logBytesMax: number;
   criuDir: string;
   /** a static init (catatonit) that every container gets a copy of */
   initBinary: string;
@@ -58,9 +61,13 @@ export interface ContainerRecord {
   runDir: string;
   init: ProcessIdentity;
   tmpfs: string[];
+  /** what takes its output out of the pipe; undefined: an earlier version made it, or none is known */
+  reader?: ProcessIdentity | undefined;
 }
 
 const SETSID_BINARY = "/usr/bin/setsid";
+/** of an instance's id, behind workload and node */
+const ID_SUFFIX = "-01234567";
 const FORK_POLL_MS = 5;
 const RUNTIMES = ["runc", "crun"];
 
@@ -97,8 +104,8 @@ export class ContainerRuntime {
   }
 
   /**
-   * Creates and starts an instance. Its standard output and error go to `logFile` through a pipe whose reader lives as
-   * long as the pipe, not as long as the agent.
+   * Creates and starts an instance. Its standard output and error go to `logFile` through a pipe (`output-reader.ts`) whose
+   * reader lives as long as the pipe, not as long as the agent.
    * @param populate called with the writable layer's folder before the container sees it
    */
   async create(
@@ -124,7 +131,7 @@ export class ContainerRuntime {
       await populate(join(runDir, "layer"));
       const spec = specOf(options, id, runDir);
       await writeFile(join(runDir, "bundle", "config.json"), JSON.stringify(spec));
-      await this.#createAndStart(id, runDir, options);
+      const reader = await this.#createAndStart(id, runDir, options);
       const pid = await this.#initPid(id);
       const init = pid === null ? null : await identify(pid);
       if (init === null) {
@@ -133,7 +140,7 @@ export class ContainerRuntime {
           { code: "CONTAINER_ENDED", source: "container" },
         );
       }
-      return { id, runDir, init, tmpfs: travellingTmpfs(spec) };
+      return { id, runDir, init, tmpfs: travellingTmpfs(spec), reader };
     } catch (error) {
       await this.#remove(id, runDir);
       throw error;
@@ -209,20 +216,28 @@ export class ContainerRuntime {
     await this.#remove(record.id, record.runDir);
   }
 
-  /** Removes instances that no journal knows (an agent died while it made them). */
-  async destroyAllExcept(stateDir: string, ids: Set<string>): Promise<string[]> {
+  /**
+   * Removes instances that no journal knows (an agent died while it made them).
+   * @param unread workloads of a node whose journals cannot be read: nobody knows which of their instances are alive
+   */
+  async destroyAllExcept(
+    stateDir: string,
+    ids: Set<string>,
+    unread: { workload: string; node: string }[],
+  ): Promise<string[]> {
+    const mayBeOf = (id: string): boolean =>
+      unread.some(({ workload, node }) => id.slice(0, -ID_SUFFIX.length) === `${workload}-${node}`);
     const runDir = join(stateDir, "run");
-    const strays = (await readdir(runDir).catch(() => [])).filter((id) => !ids.has(id));
+    const strays = (await readdir(runDir).catch(() => [])).filter((id) => !ids.has(id) && !mayBeOf(id));
     for (const id of strays) await this.#remove(id, join(runDir, id));
     return strays;
   }
 
-  async #createAndStart(id: string, runDir: string, options: CreateOptions): Promise<void> {
+  async #createAndStart(id: string, runDir: string, options: CreateOptions): Promise<ProcessIdentity> {
     const [reader, writer] = kernel.pipe();
-    const log = openSync(options.logFile, "a", 0o600);
     try {
-      // cat ends by itself when the last writer is gone; unlike a reader in the agent it survives the agent
-      spawn("cat", [], { stdio: [reader, log, "ignore"], detached: true, cwd: "/", env: {} }).unref();
+      const output = { file: options.logFile, bytesMax: options.logBytesMax };
+      const readerProcess = await startOutputReader(reader, output);
       const overlay = `lowerdir=${options.rootfs.lower},upperdir=${runDir}/layer,workdir=${runDir}/work`;
       // private, so that the overlay is not seen (and need not be unmounted) outside
       const script =
@@ -251,7 +266,8 @@ export class ContainerRuntime {
         join(runDir, "rootfs"),
         ...runtime,
       ];
-      const child = spawn("unshare", argv, { stdio: ["ignore", writer, writer], cwd: "/" });
+      // Its init has the reading end too and never reads: without any, a writer is ended by SIGPIPE.
+      const child = spawn("unshare", argv, { stdio: [reader, writer, writer], cwd: "/" });
       const status = await exitStatus(child);
       if (status !== 0) {
         const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${options.logFile}`;
@@ -261,10 +277,10 @@ export class ContainerRuntime {
         });
       }
       await runCommand(this.#program, ["--root", this.#root, "start", id], { source: "container" });
+      return readerProcess;
     } finally {
       kernel.close(reader);
       kernel.close(writer);
-      closeSync(log);
     }
   }
 

@@ -90,13 +90,21 @@ export async function endRepair(pids: number[], imagesDir: string): Promise<numb
     const at = mine.get(inode);
     if (at !== undefined) listening.set(local.port, withSocketAt(at, isReusing) ?? false);
   }
-  return eachSocket(pids, (fd, inode) => {
-    if (!isTcp(fd) || !isInRepair(fd)) return false;
-    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
-    const reuse = before.get(inode) ?? listening.get(kernel.getsockname(fd).port) ?? false;
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, reuse ? 1 : 0);
-    return true;
+  const failed: unknown[] = [];
+  const count = await eachSocket(pids, (fd, inode) => {
+    try {
+      if (!isTcp(fd) || !isInRepair(fd)) return false;
+      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
+      const reuse = before.get(inode) ?? listening.get(kernel.getsockname(fd).port) ?? false;
+      kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, reuse ? 1 : 0);
+      return true;
+    } catch (error) {
+      failed.push(error); // the others are taken out of it all the same
+      return false;
+    }
   });
+  if (failed.length > 0) throw failed[0];
+  return count;
 }
 
 function isInRepair(fd: number): boolean {

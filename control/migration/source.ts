@@ -567,7 +567,14 @@ export class Departure {
     await Promise.allSettled([commit, adopting]);
     await commit;
     const adopted = await adopting;
-    if (adopted !== undefined) this.#countAdopt(adopted.result);
+    if (adopted !== undefined) {
+      this.#countAdopt(adopted.result);
+      const { lost = 0 } = adopted.result;
+      if (lost > 0)
+        this.#result.notKept.push(
+          `${lost} sessions, whose clients' connections could not be built at ${this.#options.to}: its proxy.log says why`,
+        );
+    }
     clearTimeout(this.#deadlineTimer);
     context.faults.at("source:committed");
   }
@@ -625,7 +632,9 @@ export class Departure {
     }
     const before = workload.journal.epoch;
     if (this.#held) {
-      await this.#worker?.close();
+      await this.#worker?.close().catch((error: unknown) => {
+        workload.context.log.warn({ workload: name, reason: messageOf(error) }, "CRIU did not end in order");
+      });
       await workload.goOnHere(epoch);
     }
     workload.record({ epoch: this.#held ? epoch : before, moving: null });
@@ -698,7 +707,7 @@ export class Departure {
     this.#legs.captureUs += result.captureUs;
   }
 
-  #countAdopt(result: Omit<AdoptResult, "sessions">): void {
+  #countAdopt(result: Pick<AdoptResult, "legs" | "adoptUs">): void {
     this.#legs.adopted += result.legs;
     this.#legs.adoptUs += result.adoptUs;
   }

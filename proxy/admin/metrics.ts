@@ -6,10 +6,16 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   sessionsAccepted: ["sessions_accepted_total", "Sessions begun here."],
   sessionsRefused: [
     "sessions_refused_total",
-    "Clients answered with RST because too many were held already.",
+    "Clients refused: too many are held, or have sessions, or no descriptor is left.",
   ],
   sessionsEnded: ["sessions_ended_total", "Sessions that ended in order, or went on at another node."],
   sessionsReset: ["sessions_reset_total", "Sessions ended by a reset, whoever began it."],
+  sessionsBroken: ["sessions_broken_total", "Sessions ended because their own code failed: report it."],
+  sessionsIdle: ["sessions_idle_total", "Sessions ended because nothing had passed for idleMsMax."],
+  dialShortages: [
+    "dial_shortages_total",
+    "Connections to the application not made for want of descriptors, memory or ports.",
+  ],
   dialFailures: ["dial_failures_total", "Connections to the application that failed."],
   linksAccepted: ["links_accepted_total", "Links of other nodes' proxies, authenticated."],
   linksRefused: ["links_refused_total", "Links that did not authenticate, or too many at a time."],

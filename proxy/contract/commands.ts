@@ -52,6 +52,19 @@ export interface PortConfig {
    */
   setUp: "auto" | "close" | "none" | number;
   naming: SessionNaming | null;
+  /** sessions at a time; more clients are refused with RST and counted */
+  sessionsMax: number;
+  /** … and of one client's address (IPv6: its /64) */
+  sessionsPerClientMax: number;
+  /** silence after which a client's kernel is asked for a sign of life, and again as often (rounded up to seconds); 0: never */
+  keepAliveMs: number;
+  /**
+   * how long a client's kernel may acknowledge nothing of what it is asked or sent, or take nothing of it (a window of 0), before its
+   * session is reset; 0: as the node's kernel does (tcp(7), tcp_retries2: about 15 minutes)
+   */
+  userTimeoutMs: number;
+  /** how long a session may pass no byte either way before both ends get a FIN; 0: for ever */
+  idleMsMax: number;
   /** paths of HTTP health checks, answered by the proxy during a cutover or a restart with the application's last answer */
   probes: string[];
 }
@@ -90,6 +103,8 @@ export interface Configure {
   downstream: "takeover" | "relay";
   /** where clients connect: VIP or node address */
   listenAddress: string;
+  /** takeover: the device of the VIP on this node, where clients with link-local addresses are; null: not known */
+  listenDevice: string | null;
   ports: PortConfig[];
   /** where other proxies' links arrive; port 0 chosen by the kernel and told by `standby`/`serve` */
   linkAddress: string;
@@ -164,6 +179,8 @@ export interface AdoptDownstream {
 export interface AdoptResult {
   sessions: number;
   legs: number;
+  /** sessions whose client's leg cannot be built here: they are reset at the release */
+  lost: number;
   adoptUs: number;
 }
 

@@ -42,10 +42,17 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
   return result(snapshots.length, legs, start);
 }
 
-/** Takeover. The listener is there since `standby`, and refuses handshakes silently until release. */
+/**
+ * Takeover. One leg that cannot be built costs its session, not the move: it would not be built the next time either. A shortage
+ * of the node, or that none can be, is the move's to fail for.
+ * @throws HoldfastError `PROXY_ADOPT`
+ *
+ * The listener is there since `standby`, and refuses handshakes silently until release.
+ */
 export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]): AdoptResult {
   const start = process.hrtime.bigint();
   let legs = 0;
+  let lost = 0;
   try {
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
@@ -53,19 +60,37 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
       if (snapshot.watch.length > 0) proxy.watchSession(session, snapshot.watch);
       session.client = clientOf(snapshot);
+      proxy.countClient(session);
       if (movable(snapshot.downstream)) {
-        const fd = proxy.kernel.adoptLeg(snapshot.downstream, { shielded: true, addressAbsent: true });
-        session.stillDownstream = { fd, snapshot: snapshot.downstream };
-        legs++;
+        try {
+          const fd = proxy.kernel.adoptLeg(snapshot.downstream, {
+            shielded: true,
+            addressAbsent: true,
+            device: proxy.config.listenDevice,
+          });
+          session.stillDownstream = { fd, snapshot: snapshot.downstream };
+          legs++;
+        } catch (error) {
+          if (isOfNode(error)) throw error;
+          lost++;
+          proxy.counters.legFailures++;
+          session.lost = `downstream cannot be adopted: ${messageOf(error)}`;
+          proxy.log.warn(
+            { session: session.id, client: session.client, err: error },
+            "a client's connection cannot be built here: its session is lost",
+          );
+        }
       } else if (snapshot.downstream !== null) {
         session.lost = "downstream reset";
       }
     }
+    if (lost > 1 && legs === 0)
+      throw new Error(`none of ${lost} can be built here; the proxy's log says why`);
   } catch (cause) {
     throw adoptError("downstream", cause);
   }
   proxy.counters.legsAdopted += legs;
-  return result(snapshots.length, legs, start);
+  return { ...result(snapshots.length, legs, start), lost };
 }
 
 /** Nothing is sent: legs in repair mode are closed silently. An edge's session stays with its old owner. */
@@ -86,6 +111,11 @@ function createAdopted(proxy: WorkloadProxy, snapshot: SessionSnapshot): LiveSes
     acceptedAtMs: snapshot.acceptedAtMs,
     state: "adopted",
   });
+}
+
+/** What no leg could be built with, rather than this one not. */
+function isOfNode(error: unknown): boolean {
+  return ["EPERM", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"].includes((error as { code?: string }).code ?? "");
 }
 
 function movable(leg: LegSnapshot | null): leg is LegSnapshot {
@@ -117,5 +147,5 @@ function adoptError(leg: string, cause: unknown): HoldfastError {
 }
 
 function result(sessions: number, legs: number, start: bigint): AdoptResult {
-  return { sessions, legs, adoptUs: Math.round(Number(process.hrtime.bigint() - start) / 1000) };
+  return { sessions, legs, lost: 0, adoptUs: Math.round(Number(process.hrtime.bigint() - start) / 1000) };
 }

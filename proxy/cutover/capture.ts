@@ -89,6 +89,8 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
       session.step("capture");
     }
     const leg = still === null ? null : meter.measure(() => captureStill(proxy, session, still));
+    // Against the shield the client seems gone, and the kernel would say so with RST.
+    if (still !== null) kernel.setPeerTimeouts(still.fd, { keepAliveMs: 0, userTimeoutMs: 0 });
     snapshots.push(session.snapshot({ upstream: null, downstream: leg }));
   }
   proxy.counters.legsCaptured += meter.legs;

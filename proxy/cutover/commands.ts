@@ -20,6 +20,7 @@ import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from 
 import { warmUp } from "./warm-up.ts";
 import { WorkloadProxy } from "./workload-proxy.ts";
 
+const IDLE_MS_MAX = 604_800_000;
 const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
 
 const endpoint = z.object({ address: z.string().min(1), port: z.int().min(1).max(65535) });
@@ -40,6 +41,11 @@ const portSchema = z.object({
   replayUnsafe: z.boolean().default(false),
   delivery: z.enum(["atMostOnce", "atLeastOnce"]).default("atMostOnce"),
   setUp: z.union([z.enum(["auto", "close", "none"]), z.int().min(1).max(16)]).default("auto"),
+  sessionsMax: z.int().min(1).default(50_000),
+  sessionsPerClientMax: z.int().min(1).default(50_000),
+  keepAliveMs: milliseconds.default(15_000),
+  userTimeoutMs: milliseconds.default(120_000),
+  idleMsMax: z.number().min(0).max(IDLE_MS_MAX).default(0),
   naming: naming.nullable().default(null),
   probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
 });
@@ -48,6 +54,7 @@ const configureSchema = z.object({
   node: z.string().min(1).max(255),
   downstream: z.enum(["takeover", "relay"]),
   listenAddress: z.string().min(1),
+  listenDevice: z.string().min(1).max(15).nullable().default(null),
   ports: z.array(portSchema).min(1).max(1024),
   linkAddress: z.string().min(1),
   spillDir: z.string().default("/var/tmp"),

@@ -2,14 +2,29 @@
 import type { Endpoint, LegSnapshot } from "#proxy/contract/snapshot.ts";
 import type { SocketKernel } from "#proxy/relay/socket-kernel.ts";
 
+/** When a peer counts as gone; of a socket that listens, for all it accepts. 0: see `PortConfig` */
+export interface PeerTimeouts {
+  keepAliveMs: number;
+  userTimeoutMs: number;
+}
+
 export interface LegKernel extends SocketKernel {
   /** The leg stays in repair mode: closing it sends nothing. */
   captureLeg(fd: number): LegSnapshot;
   /** `probe`: ask the peer for a sign of life, for what it sent while nobody listened (ESTABLISHED only). */
   uncaptureLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): void;
-  adoptLeg(snapshot: LegSnapshot, options: { shielded: boolean; addressAbsent?: boolean }): number;
+  adoptLeg(
+    snapshot: LegSnapshot,
+    options: { shielded: boolean; addressAbsent?: boolean; device?: string | null },
+  ): number;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
+  /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
+  setPeerTimeouts(fd: number, timeouts: PeerTimeouts): void;
+  /** Bounds what waits in the kernel for a client; of a socket that listens, for all it accepts. */
+  boundSendQueue(fd: number): void;
+  /** Bounds what waits in the kernel from the application; `least`: as much as it was promised. A dialled leg has it. */
+  boundReceiveQueue(fd: number, least: number): void;
   /** An acknowledgement that is only delayed goes out now. */
   acknowledge(fd: number): void;
   shieldLeg(fd: number): void;
@@ -21,6 +36,8 @@ export interface LegKernel extends SocketKernel {
    * @throws HoldfastError with the errno name as code
    */
   bindShielded(endpoint: Endpoint): number;
+  /** As {@link bindShielded}, and not shielded. */
+  bindFree(endpoint: Endpoint): number;
   /** Somebody listens there. */
   isListening(endpoint: Endpoint): boolean;
   /** Connections the application has not accepted yet. */

@@ -33,6 +33,8 @@ export interface SessionEvents {
   /** The session is over on this node. `reason` is null after an orderly end. */
   onOver(session: LiveSession, reason: string | null): void;
   onLingering(session: LiveSession): void;
+  /** Its code has thrown: a bug, or the kernel refused what it never refuses. It is to be ended. */
+  onBroken(session: LiveSession, error: unknown): void;
 }
 
 export interface SessionOptions {
@@ -52,6 +54,8 @@ export class LiveSession implements Carrier, PumpOwner {
   readonly port: number;
   readonly edge: string;
   client: string;
+  /** as whom the client is counted, where its socket is here */
+  countedAs: string | null = null;
   readonly acceptedAtMs: number;
   readonly inbound = new Pump();
   readonly outbound = new Pump();
@@ -75,6 +79,12 @@ export class LiveSession implements Carrier, PumpOwner {
   /** an end was reset while the session lay captured or adopted */
   lost: string | null = null;
   lingerSinceMs = 0;
+  /** of `IdleSessions`: what had passed when it looked, and since when (performance.now()) that is all */
+  idleBytes = -1;
+  idleSinceMs = 0;
+  /** by performance.now(): since when the node lacks what dialling takes; 0: it does not */
+  dialFailedAtMs = 0;
+  dialNotBeforeMs = 0;
   timer: NodeJS.Timeout | null = null;
 
   readonly #events: SessionEvents;
@@ -201,7 +211,7 @@ export class LiveSession implements Carrier, PumpOwner {
     if (this.#state === "dialling") this.step("dialled");
     this.inbound.clear();
     this.inbound.spooling = false;
-    this.timer ??= setTimeout(() => this.reset("told to go"), this.#events.lingerMsMax);
+    this.timer ??= setTimeout(() => this.guard(() => this.reset("told to go")), this.#events.lingerMsMax);
     if (bytes.length > 0) this.outbound.receive(bytes);
     this.outbound.receiveFin();
     this.inbound.setSink(nowhere);
@@ -323,12 +333,48 @@ export class LiveSession implements Carrier, PumpOwner {
     this.switchAt = null;
   }
 
+  /** Nobody has said anything for long: both ends get a FIN. */
+  endIdle(): void {
+    if (this.inbound.finRead && this.outbound.finRead) {
+      this.reset("idle");
+      return;
+    }
+    this.inbound.receiveFin();
+    this.outbound.receiveFin();
+  }
+
+  /** Runs a part of this session that nobody is there to catch, as of a timer. */
+  guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.onBroken(error);
+    }
+  }
+
+  onBroken(error: unknown): void {
+    this.#events.onBroken(this, error);
+  }
+
+  /** The client is reset; the application too, unless it may be dumped already and has to be told where it goes on. */
+  breakOff(): void {
+    if (this.#isHeld) {
+      this.downstream?.reset();
+      this.lose("downstream", "broken");
+    } else this.reset("broken");
+  }
+
+  /**
+   * From the hold on the application may be dumped already, so a client's end is told to its copy: on this node after a
+   * rollback, else at the target.
+   */
+  get #isHeld(): boolean {
+    return this.#events.isMoving && this.inbound.held && this.hasUpstreamLeg;
+  }
+
   endReset(side: "downstream" | "upstream", reason: string): void {
     if (side === "upstream" && this.#isHidden("reset")) return;
-    // From the hold on the application may be dumped already, so a client's end is told to its copy: on this node after
-    // a rollback, else at the target.
-    const isHeld = this.#events.isMoving && side === "downstream" && this.inbound.held && this.hasUpstreamLeg;
-    if (isHeld || this.#state === "captured" || this.#state === "adopted") {
+    if ((side === "downstream" && this.#isHeld) || this.#state === "captured" || this.#state === "adopted") {
       this.lose(side, reason);
       return;
     }
@@ -406,6 +452,9 @@ class ClientSide implements EndListener {
   onReset(reason: string): void {
     this.#session.endReset("downstream", reason);
   }
+  onBroken(error: unknown): void {
+    this.#session.onBroken(error);
+  }
 }
 
 class ApplicationSide implements EndListener {
@@ -424,6 +473,9 @@ class ApplicationSide implements EndListener {
   }
   onReset(reason: string): void {
     this.#session.endReset("upstream", reason);
+  }
+  onBroken(error: unknown): void {
+    this.#session.onBroken(error);
   }
 }
 

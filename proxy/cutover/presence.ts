@@ -3,6 +3,8 @@
  * while somebody waits for it: from a refused dial, or a restart, until it listens.
  */
 import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { LegKernel } from "./leg-kernel.ts";
 import type { LiveSession } from "./live-session.ts";
 import type { WorkloadProxy } from "./workload-proxy.ts";
 
@@ -64,7 +66,14 @@ export class Presence {
       this.#givenUp = false;
       return;
     }
-    if (role === "owner" && kernel.isListening((config.ports[this.#port] as PortConfig).upstream)) {
+    let isBack = false;
+    try {
+      isBack = role === "owner" && kernel.isListening((config.ports[this.#port] as PortConfig).upstream);
+    } catch (error) {
+      // no descriptor or memory to look with: it is looked again
+      this.#proxy.log.debug({ port: this.#port, err: error }, "the application cannot be looked for");
+    }
+    if (isBack) {
       this.#back();
       return;
     }
@@ -75,7 +84,7 @@ export class Presence {
         { port: this.#port, awayMs: Math.round(awayMs) },
         "the application is away for too long",
       );
-      for (const session of this.#sessions()) this.#proxy.giveUp(session);
+      for (const session of this.#sessions()) session.guard(() => this.#proxy.giveUp(session));
     }
     this.#timer = setTimeout(() => this.#look(), awayMs < LOOK_OFTEN_MS_MAX ? LOOK_MS : LOOK_LATER_MS);
     if (this.#proxy.sessions.size === 0) this.#timer.unref();
@@ -103,10 +112,20 @@ export class Presence {
     const { kernel, config } = this.#proxy;
     const { upstream } = config.ports[this.#port] as PortConfig;
     while (this.#returning.length > 0 && !this.isAbsent) {
-      const waiting = this.#returning.length > BATCH ? await kernel.listenBacklog(upstream) : 0;
+      const waiting = this.#returning.length > BATCH ? await waitingAt(kernel, upstream) : 0;
       if (waiting < BATCH)
-        for (const session of this.#returning.splice(0, BATCH - waiting)) this.#proxy.start(session);
+        for (const session of this.#returning.splice(0, BATCH - waiting))
+          session.guard(() => this.#proxy.start(session));
       if (this.#returning.length > 0) await new Promise((resolve) => setTimeout(resolve, 1));
     }
+  }
+}
+
+/** In its accept queue. Where nobody can look (no descriptor left), almost as many as there may be: they go one at a time. */
+async function waitingAt(kernel: LegKernel, upstream: Endpoint): Promise<number> {
+  try {
+    return await kernel.listenBacklog(upstream);
+  } catch {
+    return BATCH - 1;
   }
 }

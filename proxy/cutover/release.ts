@@ -4,7 +4,7 @@
  *
  * Discard: the move was given up before release; nothing adopted ever says a word.
  */
-import type { SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
@@ -68,10 +68,16 @@ function releaseSession(
       session.reset(session.lost);
       return;
     }
+    const promised = adopted.upstream === null ? 0 : promisedBytes(adopted.upstream);
     const upstream = releaseStill(proxy, session.stillUpstream, false);
     session.stillUpstream = null;
+    if (upstream?.leg.isOpen) proxy.kernel.boundReceiveQueue(upstream.leg.fd, promised);
     const downstream = releaseStill(proxy, session.stillDownstream, true);
     session.stillDownstream = null;
+    if (downstream?.leg.isOpen) {
+      proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
+      proxy.kernel.boundSendQueue(downstream.leg.fd);
+    }
     counts.legs += (upstream === null ? 0 : 1) + (downstream === null ? 0 : 1);
     if (moved) wakeMoved(proxy, session, adopted, upstream, downstream);
     else if (upstream !== null) takeBack(proxy, session, adopted, upstream);
@@ -88,6 +94,10 @@ function releaseSession(
     closeStill(proxy.kernel, session);
     session.reset("release failed");
   }
+}
+
+function promisedBytes({ receive, window }: LegSnapshot): number {
+  return receive.bytes.length + window.rcv_wnd;
 }
 
 interface Released {

@@ -57,6 +57,7 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   session.stillUpstream = null;
   const downstream = wake(proxy, session.stillDownstream);
   session.stillDownstream = null;
+  if (downstream?.isOpen) proxy.kernel.setPeerTimeouts(downstream.fd, proxy.portOf(session));
   if (session.state === "captured") {
     // Captured with the downstream legs only: it was lingering, or never dialled.
     if (session.upstream === null && upstream === null && !session.inbound.finSent) {

@@ -18,6 +18,8 @@ import { HeldBudget } from "#proxy/replay/held-bytes.ts";
 import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
 import { Watch, type WatchHost } from "#proxy/replay/watch.ts";
 import type { Role } from "#proxy/session/role.ts";
+import { Admission } from "./admission.ts";
+import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { LiveSession } from "./live-session.ts";
 import { Presence } from "./presence.ts";
@@ -25,6 +27,19 @@ import { ProbeAnswers, ProbePeek } from "./probes.ts";
 
 const LINGER_CHECK_MS = 20;
 const LINKS_GREETING_MAX = 4096;
+/** until a session that the node has nothing left for is dialled again */
+const SHORTAGE_MS = 500;
+const SHORTAGE_LOG_MS = 60_000;
+/** What a dial fails with although the application is there: descriptors, memory, local ports (socket(2), connect(2)). */
+const SHORTAGES: ReadonlySet<string> = new Set([
+  "EMFILE",
+  "ENFILE",
+  "ENOBUFS",
+  "ENOMEM",
+  "ENOSPC",
+  "EADDRNOTAVAIL",
+  "EAGAIN",
+]);
 /** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
 const REFUSED_POLITELY_MAX = 1024;
 
@@ -33,7 +48,10 @@ export interface Counters extends ReplayCounters {
   sessionsRefused: number;
   sessionsEnded: number;
   sessionsReset: number;
+  sessionsBroken: number;
+  sessionsIdle: number;
   dialFailures: number;
+  dialShortages: number;
   linksAccepted: number;
   linksRefused: number;
   linkFailures: number;
@@ -78,7 +96,10 @@ export class WorkloadProxy implements WatchHost {
     sessionsRefused: 0,
     sessionsEnded: 0,
     sessionsReset: 0,
+    sessionsBroken: 0,
+    sessionsIdle: 0,
     dialFailures: 0,
+    dialShortages: 0,
     linksAccepted: 0,
     linksRefused: 0,
     linkFailures: 0,
@@ -104,6 +125,7 @@ export class WorkloadProxy implements WatchHost {
   /** how often bytes could not be named any more, by reason */
   readonly opaqueReasons = new Map<string, number>();
   readonly budget: HeldBudget;
+  readonly admission: Admission;
   readonly cookieKey: Buffer;
   /** one a port */
   readonly presences: Presence[];
@@ -118,11 +140,13 @@ export class WorkloadProxy implements WatchHost {
   releasedElsewhere = false;
 
   readonly #key: Buffer;
+  readonly #idle = new IdleSessions(this);
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
   #lingering = new Set<LiveSession>();
   #lingerTimer: NodeJS.Timeout | null = null;
   #awayBefore: AwayFigures | null = null;
+  #shortageToldAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: WorkloadProxyOptions) {
     this.config = options.config;
@@ -130,6 +154,7 @@ export class WorkloadProxy implements WatchHost {
     this.kernel = options.kernel;
     this.log = options.log;
     const { limits, spillDir, ports } = options.config;
+    this.admission = new Admission({ ports, process: options.kernel, log: options.log });
     this.budget = new HeldBudget({
       sessionBytesMax: limits.heldSessionBytesMax,
       workloadBytesMax: limits.heldWorkloadBytesMax,
@@ -178,28 +203,35 @@ export class WorkloadProxy implements WatchHost {
    */
   openListeners(options = { shielded: false }): void {
     if (this.listeners.length > 0) return;
+    this.#idle.start();
     for (const [index, port] of this.config.ports.entries()) {
       try {
-        this.listeners.push(
-          ClientListener.open({
-            kernel: this.kernel,
-            address: this.config.listenAddress,
-            port: port.listen,
-            bind: options.shielded
-              ? () => this.kernel.bindShielded({ address: this.config.listenAddress, port: port.listen })
-              : null,
-            onAccept: (fd) => this.#onAccept(index, fd),
-            onError: (error) => {
-              this.counters.acceptErrors++;
-              this.log.warn({ err: error }, "accept failed");
-            },
-          }),
-        );
+        const listener = ClientListener.open({
+          kernel: this.kernel,
+          address: this.config.listenAddress,
+          port: port.listen,
+          bind: this.#bind(port.listen, options.shielded),
+          onAccept: (fd) => this.#onAccept(index, fd),
+          onError: (error) => {
+            this.counters.acceptErrors++;
+            this.log.warn({ err: error }, "accepting a client failed");
+          },
+        });
+        this.listeners.push(listener);
+        this.kernel.setPeerTimeouts(listener.fd, port);
+        this.kernel.boundSendQueue(listener.fd);
       } catch (error) {
         this.closeListeners();
         throw error;
       }
     }
+  }
+
+  /** Takeover: the address comes and goes without its listener. */
+  #bind(port: number, shielded: boolean): (() => number) | null {
+    const { downstream, listenAddress: address } = this.config;
+    if (shielded) return () => this.kernel.bindShielded({ address, port });
+    return downstream === "takeover" ? () => this.kernel.bindFree({ address, port }) : null;
   }
 
   closeListeners(): void {
@@ -208,6 +240,21 @@ export class WorkloadProxy implements WatchHost {
 
   #onAccept(port: number, fd: number): void {
     const leg = TcpLeg.attach(this.kernel, fd);
+    try {
+      this.#begin(port, leg, fd);
+    } catch (error) {
+      leg.reset();
+      throw error;
+    }
+  }
+
+  #begin(port: number, leg: TcpLeg, fd: number): void {
+    const { peer } = leg;
+    if (this.admission.refuses(port, peer, fd) !== null) {
+      this.counters.sessionsRefused++;
+      leg.reset();
+      return;
+    }
     const mustWait = this.role !== "owner" && (this.owner === null || this.role === "adopted");
     const waits = mustWait || this.#isAbsent(port);
     const tooMany = waits ? this.#waitingSessions() - this.config.limits.heldSessionsMax : -1;
@@ -222,23 +269,31 @@ export class WorkloadProxy implements WatchHost {
       id: randomBytes(12).toString("hex"),
       port,
       edge: this.config.node,
-      client: leg.peer,
+      client: peer,
       acceptedAtMs: Date.now(),
       state: "waiting",
     });
-    session.setDownstream(leg);
-    if (tooMany >= 0) {
-      // HTTP is told to come later; what turns out to be something else is reset.
-      this.watchSession(session, null);
-      session.watch?.replay?.giveUp();
-      return;
-    }
-    if (mustWait && this.#answersProbes(port)) {
-      session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
-        this.counters.probesAnswered++;
-      });
-    }
-    this.start(session);
+    this.countClient(session);
+    session.guard(() => {
+      session.setDownstream(leg);
+      if (tooMany >= 0) {
+        // HTTP is told to come later; what turns out to be something else is reset.
+        this.watchSession(session, null);
+        session.watch?.replay?.giveUp();
+        return;
+      }
+      if (mustWait && this.#answersProbes(port)) {
+        session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
+          this.counters.probesAnswered++;
+        });
+      }
+      this.start(session);
+    });
+  }
+
+  /** Its client's socket is here, and counts for that address. */
+  countClient(session: LiveSession): void {
+    session.countedAs ??= this.admission.clientEnters(session.port, session.client);
   }
 
   /** The application is held, or being restarted, here and not for too long. */
@@ -265,6 +320,7 @@ export class WorkloadProxy implements WatchHost {
   createSession(options: Omit<ConstructorParameters<typeof LiveSession>[0], "events">): LiveSession {
     const session = new LiveSession({ ...options, events: this });
     this.sessions.set(session.id, session);
+    this.admission.enter(session.port);
     return session;
   }
 
@@ -299,6 +355,7 @@ export class WorkloadProxy implements WatchHost {
     }
     const presence = this.presences[session.port] as Presence;
     if (presence.isGivenUp) replay.giveUp();
+    else if (session.dialNotBeforeMs > performance.now()) return;
     else if (presence.isAbsent) replay.waits();
     else if (replay.comeBack()) this.#dialApplication(session);
   }
@@ -308,6 +365,7 @@ export class WorkloadProxy implements WatchHost {
     const replay = session.watch?.replay ?? null;
     const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
       onConnect: () => {
+        session.dialFailedAtMs = 0;
         if (replay?.needsHandshake !== true) this.#attach(session, leg);
         else {
           replay.shakeHands(leg, (why) => {
@@ -323,17 +381,54 @@ export class WorkloadProxy implements WatchHost {
         }
       },
       onError: (code) => {
-        this.counters.dialFailures++;
-        session.dialling = null;
-        if (replay === null) session.reset(`upstream dial ${code}`);
-        else {
-          session.step("abort");
-          this.presences[session.port]?.lost();
-          replay.waits();
-        }
+        session.guard(() => this.#dialFailed(session, code));
       },
+      onBroken: (error) => session.onBroken(error),
     });
     session.dialling = leg;
+    // Of a descriptor that exists, the reserve may not be used up.
+    if (leg.fd >= 0 && !this.admission.hasRoom(leg.fd)) {
+      leg.close();
+      this.#dialFailed(session, "EMFILE");
+    }
+  }
+
+  #dialFailed(session: LiveSession, code: string): void {
+    const replay = session.watch?.replay ?? null;
+    this.counters.dialFailures++;
+    session.dialling = null;
+    if (replay === null) {
+      session.reset(`upstream dial ${code}`);
+      return;
+    }
+    session.step("abort");
+    if (SHORTAGES.has(code)) {
+      this.#dialLater(session, code);
+      return;
+    }
+    this.presences[session.port]?.lost();
+    replay.waits();
+  }
+
+  /** The node lacks what a connection needs, which says nothing of the application. */
+  #dialLater(session: LiveSession, code: string): void {
+    this.counters.dialShortages++;
+    const nowMs = performance.now();
+    if (nowMs - this.#shortageToldAtMs >= SHORTAGE_LOG_MS) {
+      this.#shortageToldAtMs = nowMs;
+      const { dialShortages } = this.counters;
+      this.log.error({ code, dialShortages }, "the node lacks what a connection to the application needs");
+    }
+    session.dialFailedAtMs ||= nowMs;
+    session.dialNotBeforeMs = nowMs + SHORTAGE_MS;
+    setTimeout(() => {
+      session.dialNotBeforeMs = 0;
+      session.guard(() => this.start(session));
+    }, SHORTAGE_MS).unref();
+    // A client that has just come is better told at once; one whose state is worth it waits.
+    const isLate = nowMs - session.dialFailedAtMs >= this.config.limits.holdMsMax;
+    if (!session.wasConnected || isLate) this.giveUp(session);
+    else session.watch?.replay?.waits();
   }
 
   #attach(session: LiveSession, leg: TcpLeg): void {
@@ -406,7 +501,12 @@ export class WorkloadProxy implements WatchHost {
   // ---- endings (SessionEvents)
 
   onOver(session: LiveSession, reason: string | null): void {
-    if (this.sessions.get(session.id) === session) this.sessions.delete(session.id);
+    if (this.sessions.get(session.id) === session) {
+      this.sessions.delete(session.id);
+      this.admission.leave(session.port);
+    }
+    if (session.countedAs !== null) this.admission.clientLeaves(session.port, session.countedAs);
+    session.countedAs = null;
     this.#lingering.delete(session);
     this.counters.bytesIn += session.inbound.bytes;
     this.counters.bytesOut += session.outbound.bytes;
@@ -414,6 +514,21 @@ export class WorkloadProxy implements WatchHost {
     else {
       this.counters.sessionsReset++;
       this.log.debug({ session: session.id, reason }, "session reset");
+    }
+  }
+
+  onBroken(session: LiveSession, error: unknown): void {
+    if (session.state === "closed") {
+      this.log.debug({ session: session.id, err: error }, "an ended session's code has thrown");
+      return;
+    }
+    this.counters.sessionsBroken++;
+    this.log.error({ session: session.id, client: session.client, err: error }, "a session has broken");
+    try {
+      session.breakOff();
+    } catch (again) {
+      this.log.error({ session: session.id, err: again }, "… and could not be reset: it is let go as it is");
+      this.onOver(session, "broken");
     }
   }
 
@@ -432,16 +547,20 @@ export class WorkloadProxy implements WatchHost {
         this.#lingering.delete(session);
         continue;
       }
-      const legs = [session.downstream, session.upstream];
-      const acked = legs.every(
-        (leg) => !(leg instanceof TcpLeg) || leg.unackedBytes() === 0 || leg.isClosedInKernel(),
-      );
-      const late = session.lingerSinceMs < deadlineMs;
-      if (late && !acked) this.counters.lingerTimeouts++;
-      if (acked || late) session.close();
+      session.guard(() => this.#endLingering(session, deadlineMs));
     }
     if (this.#lingering.size > 0)
       this.#lingerTimer = setTimeout(() => this.#checkLingering(), LINGER_CHECK_MS);
+  }
+
+  #endLingering(session: LiveSession, deadlineMs: number): void {
+    const legs = [session.downstream, session.upstream];
+    const acked = legs.every(
+      (leg) => !(leg instanceof TcpLeg) || leg.unackedBytes() === 0 || leg.isClosedInKernel(),
+    );
+    const late = session.lingerSinceMs < deadlineMs;
+    if (late && !acked) this.counters.lingerTimeouts++;
+    if (acked || late) session.close();
   }
 
   // ---- links, at the edge
@@ -473,6 +592,10 @@ export class WorkloadProxy implements WatchHost {
       onOver: (link, code) => {
         resolve(false);
         this.#onEdgeLinkOver(session, link, code);
+      },
+      onBroken: (_link, error) => {
+        resolve(false);
+        session.onBroken(error);
       },
     };
     session.nextLink = LinkEnd.dial({
@@ -607,7 +730,7 @@ export class WorkloadProxy implements WatchHost {
     session.timer ??= setTimeout(() => {
       session.timer = null;
       this.counters.linkFailures++;
-      session.reset("no owner in time");
+      session.guard(() => session.reset("no owner in time"));
     }, this.config.limits.lingerMsMax);
   }
 
@@ -635,7 +758,8 @@ export class WorkloadProxy implements WatchHost {
   }
 
   #onLinkSocket(socket: net.Socket): void {
-    if (this.#linksGreeting >= LINKS_GREETING_MAX) {
+    const isFull = !this.admission.hasRoom(this.kernel.lowestFreeDescriptor());
+    if (isFull || this.#linksGreeting >= LINKS_GREETING_MAX) {
       this.counters.linksRefused++;
       socket.destroy();
       return;
@@ -659,6 +783,11 @@ export class WorkloadProxy implements WatchHost {
         onResume: () => {},
         onHeld: () => {},
         onOver: (link, code) => this.#onOwnerLinkOver(link, code),
+        onBroken: (link, error) => {
+          const session = this.sessions.get(link.greeting?.session ?? "");
+          if (session?.downstream === link) session.onBroken(error);
+          else this.log.error({ err: error }, "a link has broken");
+        },
       },
     });
   }
@@ -825,6 +954,7 @@ export class WorkloadProxy implements WatchHost {
   }
 
   closeDoors(): void {
+    this.#idle.stop();
     this.closeListeners();
     this.closeParked(RST_CODE.reset);
     this.#linkServer?.close();

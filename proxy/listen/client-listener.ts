@@ -86,6 +86,14 @@ export class ClientListener implements Watcher {
     }
   }
 
+  /** One client's beginning has gone wrong: the others are accepted. */
+  onBroken(error: unknown): void {
+    this.#options.onError(error as Error);
+    if (this.fd < 0 || this.#isQueued) return;
+    this.#isQueued = true;
+    this.#kernel.soon(this);
+  }
+
   close(): void {
     if (this.fd < 0) return;
     if (this.#retry !== null) clearTimeout(this.#retry);

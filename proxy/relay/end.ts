@@ -11,6 +11,8 @@ export interface EndListener {
   onFin(): void;
   onReset(reason: string): void;
   onDrain(): void;
+  /** One of the above has thrown; nothing follows. The end is gone, or the listener resets it. */
+  onBroken(error: unknown): void;
 }
 
 export interface End {

@@ -44,6 +44,8 @@ export interface LinkListener {
   onHeld(link: LinkEnd): void;
   /** The link is over, once. `code` is from RST_CODE; orderly when both FINs had passed. */
   onOver(link: LinkEnd, code: number): void;
+  /** One of the above, or of the end's listener, has thrown. The link is closed after this; nothing follows. */
+  onBroken(link: LinkEnd, error: unknown): void;
 }
 
 type LinkState = "greeting" | "ready" | "over";
@@ -110,19 +112,33 @@ export class LinkEnd implements End {
       onData: (part) => this.#receive(part),
       onControl: (type, payload) => this.#control(type, payload),
     });
-    this.#timer = setTimeout(() => this.#fail(RST_CODE.broken), AUTHENTICATE_MS_MAX);
+    const guarded = (work: () => void) => (): void => this.#guard(work);
+    const fail = guarded(() => this.#fail(RST_CODE.broken));
+    this.#timer = setTimeout(fail, AUTHENTICATE_MS_MAX);
     socket.setNoDelay(true);
     socket.setKeepAlive(true, 10_000);
     socket.on("data", (chunk: Buffer) => {
       if (this.#state === "over") return;
-      if (!this.#decoder.feed(chunk)) this.#fail(RST_CODE.broken);
-      // looked at afterwards: the end of a greeting may bring the first bytes of the session along
-      else if (this.#state === "greeting" && socket.bytesRead > GREETING_BYTES_MAX)
-        this.#fail(RST_CODE.broken);
+      this.#guard(() => {
+        if (!this.#decoder.feed(chunk)) this.#fail(RST_CODE.broken);
+        // looked at afterwards: the end of a greeting may bring the first bytes of the session along
+        else if (this.#state === "greeting" && socket.bytesRead > GREETING_BYTES_MAX)
+          this.#fail(RST_CODE.broken);
+      });
     });
-    socket.on("error", () => this.#fail(RST_CODE.broken));
-    socket.on("end", () => this.#fail(RST_CODE.broken));
-    socket.on("close", () => this.#fail(RST_CODE.broken));
+    socket.on("error", fail);
+    socket.on("end", fail);
+    socket.on("close", fail);
+  }
+
+  /** What a listener throws ends its session, and this link with it. */
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#events.onBroken(this, error);
+      this.close(RST_CODE.reset);
+    }
   }
 
   static accept(socket: net.Socket, options: AcceptOptions): LinkEnd {
@@ -246,7 +262,7 @@ export class LinkEnd implements End {
     if (!this.#waiting || this.#state !== "ready") return;
     if (this.#unsent.length > 0 || this.#socket.writableLength > 0) return;
     this.#waiting = false;
-    this.listener?.onDrain();
+    this.#guard(() => this.listener?.onDrain());
   };
 
   /** Bytes of the outstanding chunk that never left; the end forgets them. What is in the socket stays on its way. */

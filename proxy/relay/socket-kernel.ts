@@ -18,6 +18,8 @@ export const READY = {
 export interface Watcher {
   /** {@link READY}: each change is told once; 0: it had asked with `soon`. */
   onReady(events: number): void;
+  /** `onReady` has thrown. */
+  onBroken(error: unknown): void;
 }
 
 export interface SocketKernel {
@@ -49,6 +51,10 @@ export interface SocketKernel {
   isTemporary(errno: number): boolean;
   errnoName(errno: number): string;
   close(fd: number): void;
+  /** The number the next descriptor of this process will have; -errno: there is none. */
+  lowestFreeDescriptor(): number;
+  /** Descriptors this process may have now: the numbers below. */
+  descriptorsMax(): number;
   /** close(2) with RST. */
   reset(fd: number): void;
   /** shutdown(2) with SHUT_WR; false when the kernel refused (the peer has reset the connection). */

@@ -33,6 +33,8 @@ export interface Detached {
 interface DialCallbacks {
   onConnect(): void;
   onError(code: string): void;
+  /** One of the above has thrown. The leg is gone. */
+  onBroken(error: unknown): void;
 }
 
 export class TcpLeg implements End, Watcher {
@@ -90,6 +92,11 @@ export class TcpLeg implements End, Watcher {
     return this.#fd >= 0 && this.#failure === "";
   }
 
+  /** -1 once it is closed, reset or detached. Not to be kept. */
+  get fd(): number {
+    return this.#fd;
+  }
+
   get peer(): string {
     return this.#fd < 0 ? "" : this.#kernel.peerOf(this.#fd);
   }
@@ -134,14 +141,27 @@ export class TcpLeg implements End, Watcher {
   }
 
   #dialled(): void {
-    const { onConnect } = this.#dialling as DialCallbacks;
+    const callbacks = this.#dialling as DialCallbacks;
     const errno = this.#kernel.socketError(this.#fd);
     if (errno !== 0) {
       this.#fail(errno);
       return;
     }
     this.#dialling = null;
-    onConnect();
+    try {
+      callbacks.onConnect();
+    } catch (error) {
+      this.reset();
+      callbacks.onBroken(error);
+    }
+  }
+
+  onBroken(error: unknown): void {
+    const { listener } = this;
+    const dialling = this.#dialling;
+    this.reset();
+    if (dialling === null) listener?.onBroken(error);
+    else dialling.onBroken(error);
   }
 
   #read(): void {

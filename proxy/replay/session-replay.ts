@@ -70,6 +70,9 @@ export interface Carrier {
    */
   endAfter(bytes: Buffer): void;
   reset(reason: string): void;
+  /** Runs what a timer is for; what it throws ends the session and nothing else. */
+  guard(work: () => void): void;
+  onBroken(error: unknown): void;
 }
 
 export interface ReplayCounters {
@@ -411,7 +414,10 @@ export class SessionReplay {
     if (ping !== null) this.#say(encodePong(ping));
     this.#watchFrames();
     this.#carrier.inbound.spooling = true;
-    this.#pingTimer = setInterval(() => this.#say(encodePing(PING_PAYLOAD)), this.#host.limits.pingMs);
+    this.#pingTimer = setInterval(
+      () => this.#carrier.guard(() => this.#say(encodePing(PING_PAYLOAD))),
+      this.#host.limits.pingMs,
+    );
     this.#again();
     return true;
   }
@@ -447,7 +453,7 @@ export class SessionReplay {
     else {
       this.#againTimer ??= setTimeout(() => {
         this.#againTimer = null;
-        this.#host.want(this.#carrier);
+        this.#carrier.guard(() => this.#host.want(this.#carrier));
       }, AGAIN_MS * this.#losses);
     }
   }
@@ -456,7 +462,10 @@ export class SessionReplay {
   waits(): void {
     this.#stallTimer ??= setTimeout(() => {
       this.#stallTimer = null;
-      if (this.#carrier.isWaiting || this.#returning) this.#carrier.inbound.spooling = true;
+      if (!this.#carrier.isWaiting && !this.#returning) return;
+      this.#carrier.guard(() => {
+        this.#carrier.inbound.spooling = true;
+      });
     }, this.#host.limits.stallMsMax);
   }
 
@@ -466,7 +475,8 @@ export class SessionReplay {
     this.#carrier.inbound.spooling = true;
     this.#idleTimer ??= setTimeout(() => {
       this.#idleTimer = null;
-      if (this.#carrier.isWaiting && !this.isPending && !this.#unavailable) this.#carrier.endAfter(NO_BYTES);
+      if (!this.#carrier.isWaiting || this.isPending || this.#unavailable) return;
+      this.#carrier.guard(() => this.#carrier.endAfter(NO_BYTES));
     }, this.#host.limits.detachedMsMax);
   }
 
@@ -637,7 +647,7 @@ export class SessionReplay {
     };
     this.#stopHandshakeTimer();
     this.#handshakeTimer = setTimeout(
-      () => end("the application has not answered the handshake"),
+      () => this.#carrier.guard(() => end("the application has not answered the handshake")),
       this.#host.limits.holdMsMax,
     );
     leg.listener = {
@@ -651,6 +661,7 @@ export class SessionReplay {
       onFin: () => lost("the application ended the handshake"),
       onReset: (reason) => lost(reason),
       onDrain: () => {},
+      onBroken: (error) => this.#carrier.onBroken(error),
     };
     leg.write(request);
     leg.resumeReading();

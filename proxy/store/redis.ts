@@ -372,8 +372,8 @@ function connect(target: RedisTarget, callMs: number): Redis | Cluster {
     // In-flight calls fail at once when the connection is lost, and are never sent again behind the caller's back.
     maxRetriesPerRequest: 0,
     autoResendUnfulfilledCommands: false,
-    // After a fail-over the old master answers READONLY: ask Sentinel or the Cluster again.
-    reconnectOnError: (error: Error) => (error.message.startsWith("READONLY") ? (1 as const) : false),
+    // After a fail-over the old master answers READONLY: ask for the address, Sentinel or the Cluster again.
+    reconnectOnError: (error: Error) => (isOfReplica(error.message) ? (1 as const) : false),
   };
   const { kind, servers } = target;
   switch (kind.type) {
@@ -407,6 +407,14 @@ function connect(target: RedisTarget, callMs: number): Redis | Cluster {
 function countReplicas(info: string): number {
   const replicas = info.matchAll(/^slave\d+:.*\bstate=online\b.*\blag=(\d+)/gm);
   return [...replicas].filter(([, lag]) => Number(lag) <= REPLICA_LAG_S_MAX).length;
+}
+
+/**
+ * The server is a replica now. Redis up to 6 hides that in what its scripts answer: "ERR Error running script (call to f_…):
+ * @user_script:5: @user_script: 5: -READONLY You can't write against a read only replica."
+ */
+export function isOfReplica(error: string): boolean {
+  return /^(READONLY|MASTERDOWN) /.test(error) || /@user_script:.*-(READONLY|MASTERDOWN) /.test(error);
 }
 
 function readReply(key: string, reply: unknown): { status: Status; found: Ownership | null } {

@@ -50,6 +50,8 @@ export interface AdoptOptions {
    * release). Saves the peer an RST: where the address is there before the leg, a segment meets no socket.
    */
   addressAbsent?: boolean;
+  /** name of the device that link-local IPv6 addresses are on here; without it they cannot be connected to */
+  device?: string | null;
 }
 
 export interface ReleaseOptions {
@@ -100,12 +102,12 @@ function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
   setQueueSeq(fd, kernel.TCP_RECV_QUEUE, receiveEnd - receive.bytes.length);
   setQueueSeq(fd, kernel.TCP_SEND_QUEUE, sendEnd - send.bytes.length);
   if (options.addressAbsent === true) setTransparent(fd, snapshot.family, 1);
-  kernel.bind(fd, snapshot.local);
+  kernel.bind(fd, snapshot.local, scopeOf(snapshot.local.address, options.device));
   // at connect, or the effective MSS stays at 536 until the route changes: TCP_REPAIR_OPTIONS sets the clamp only
   if (snapshot.mss >= MAXSEG_MIN) {
     kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG, Math.min(snapshot.mss, MAXSEG_MAX));
   }
-  kernel.connect(fd, snapshot.remote);
+  kernel.connect(fd, snapshot.remote, scopeOf(snapshot.remote.address, options.device));
   kernel.setsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_OPTIONS, repairOptions(snapshot));
   if (snapshot.timestamp !== null) {
     kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_TIMESTAMP, snapshot.timestamp);
@@ -162,6 +164,12 @@ export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOp
 function finSentBeforeRelease(snapshot: LegSnapshot): boolean {
   // LAST_ACK: the peer's FIN comes first, or the socket would be in CLOSING
   return finSent(snapshot.state) && snapshot.state !== "LAST_ACK" && snapshot.send.unsentBytes === 0;
+}
+
+/** fe80::/10 (RFC 4291 2.5.6): the same address may be on every link. */
+function scopeOf(address: string, device: string | null | undefined): number {
+  if (device == null || !/^fe[89ab]/i.test(address)) return 0;
+  return kernel.deviceIndex(device);
 }
 
 // ---- queues

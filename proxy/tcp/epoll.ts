@@ -6,8 +6,8 @@
  *
  *   libuv's loop ──readable──▶ setImmediate ──▶ epoll_wait ──▶ onReady, onReady, onReady ... ──▶ those that asked for more
  *
- * The work is done in an immediate because libuv calls us outside Node's callbacks: only there does an exception reach
- * `uncaughtException`, and only after it are promises looked at.
+ * The work is done in an immediate because libuv calls us outside Node's callbacks: only there does an exception that nobody
+ * catches reach `uncaughtException`, and only after it are promises looked at.
  *
  * A descriptor's number may be given to another one in the middle of a batch: a generation tells stale events.
  */
@@ -29,6 +29,8 @@ const ROUNDS_MAX = 4;
 export interface Watcher {
   /** Bits as of {@link INTEREST}; 0: it had asked to be called again. */
   onReady(events: number): void;
+  /** `onReady` has thrown, and is not called again for that event. What this throws ends the process. */
+  onBroken(error: unknown): void;
 }
 
 export class Epoll {
@@ -80,14 +82,15 @@ export class Epoll {
       const again = this.#soon;
       if (again.length > 0) {
         this.#soon = [];
-        for (const watcher of again) watcher.onReady(0);
+        for (const watcher of again) call(watcher, 0);
       }
       for (let round = 0; this.#fd >= 0 && round < ROUNDS_MAX; round++) {
         const count = kernel.epollNow(this.#fd);
         for (let index = 0; index < count; index++) {
           const fd = kernel.epollEvent.fd(index);
           if (this.#generations[fd] !== kernel.epollEvent.generation(index)) continue;
-          this.#watchers[fd]?.onReady(kernel.epollEvent.events(index));
+          const watcher = this.#watchers[fd];
+          if (watcher !== undefined) call(watcher, kernel.epollEvent.events(index));
         }
         if (count < CROWD) break;
       }
@@ -96,4 +99,13 @@ export class Epoll {
     }
     if (this.#soon.length > 0) this.#schedule();
   };
+}
+
+/** One watcher's mistake is not to keep the others of its batch from their events. */
+function call(watcher: Watcher, events: number): void {
+  try {
+    watcher.onReady(events);
+  } catch (error) {
+    watcher.onBroken(error);
+  }
 }

@@ -63,6 +63,10 @@ export const SO_ATTACH_BPF = 50;
 /** Since 5.15: which of SNDBUF (1) and RCVBUF (2) are pinned by the user; 0 gives both back to autotuning. */
 export const SO_BUF_LOCK = 72;
 
+export const TCP_KEEPIDLE = 4;
+export const TCP_KEEPINTVL = 5;
+export const TCP_USER_TIMEOUT = 18;
+export const TCP_NOTSENT_LOWAT = 25;
 export const TCP_NODELAY = 1;
 export const TCP_MAXSEG = 2;
 export const TCP_QUICKACK = 12;
@@ -191,6 +195,8 @@ const EPOLL_EVENTS_MAX = 512;
 
 export const F_GETFL = 3;
 export const F_SETFL = 4;
+/** include/uapi/asm-generic/resource.h */
+const RLIMIT_NOFILE = 7;
 const F_DUPFD_CLOEXEC = 1030;
 export const F_GETOWN = 9;
 /** include/uapi/linux/limits.h */
@@ -225,7 +231,7 @@ const BPF_PROG_TYPE_SOCKET_FILTER = 1;
 
 type Argument = number | bigint | Buffer | null | string;
 /** Nothing there to remove; an option that an older kernel does not know. */
-type Tolerated = "ENOENT" | "ENOPROTOOPT";
+type Tolerated = "ENOENT" | "ENOPROTOOPT" | "EPERM";
 
 type Call = ((...args: Argument[]) => number) & {
   /** runs in a thread of libuv's pool; the last argument is called with its outcome */
@@ -284,6 +290,7 @@ interface Libc {
   timerfd_settime: Call;
   eventfd: Call;
   prlimit: Call;
+  if_nametoindex: Call;
   semctl: Call;
   shmctl: Call;
 }
@@ -346,6 +353,7 @@ function libc(): Libc {
     timerfd_settime: call("int timerfd_settime(int, int, const void *, void *)"),
     eventfd: call("int eventfd(uint32_t, int)"),
     prlimit: call("int prlimit(int, int, const void *, void *)"),
+    if_nametoindex: call("uint32_t if_nametoindex(const char *)"),
     semctl: call("int semctl(int, int, int, void *)"),
     shmctl: call("int shmctl(int, int, void *)"),
   };
@@ -387,10 +395,12 @@ const lengthView = new DataView(length.buffer, length.byteOffset, 4);
 const pair = Buffer.alloc(8);
 const SOCKADDR_IN_BYTES = 16;
 const SOCKADDR_IN6_BYTES = 28;
+const SCOPE_ID_AT = 24;
 const sockaddr = Buffer.alloc(SOCKADDR_IN6_BYTES);
 
 /** Writes `endpoint` as struct sockaddr_in or sockaddr_in6 into the shared buffer; returns its length. */
-function encodeSockaddr(endpoint: Endpoint): number {
+/** @param scope number of the device, for IPv6 addresses that mean something on a link only; 0: none */
+function encodeSockaddr(endpoint: Endpoint, scope = 0): number {
   sockaddr.fill(0);
   sockaddr.writeUInt16BE(endpoint.port, 2);
   if (isIPv4(endpoint.address)) {
@@ -400,6 +410,7 @@ function encodeSockaddr(endpoint: Endpoint): number {
   }
   sockaddr.writeUInt16LE(AF_INET6, 0);
   addressBytes(endpoint.address).copy(sockaddr, 8);
+  sockaddr.writeUInt32LE(scope, SCOPE_ID_AT);
   return SOCKADDR_IN6_BYTES;
 }
 
@@ -407,6 +418,13 @@ function decodeSockaddr(): Endpoint {
   const port = sockaddr.readUInt16BE(2);
   if (sockaddr.readUInt16LE(0) === AF_INET) return { address: formatAddress(sockaddr.subarray(4, 8)), port };
   return { address: formatAddress(sockaddr.subarray(8, 24)), port };
+}
+
+/** The kernel's number of a device of this network namespace; an error ENODEV where there is none. */
+export function deviceIndex(name: string): number {
+  const index = libc().if_nametoindex(name);
+  if (index === 0) throw failure(`if_nametoindex(${name})`, koffi.errno());
+  return index;
 }
 
 /** 4 or 16 bytes in network order. */
@@ -496,6 +514,22 @@ export function growDescriptorTable(count: number): boolean {
   const fd = libc().fcntl(0, F_DUPFD_CLOEXEC, count - 1);
   if (fd >= 0) close(fd);
   return fd >= 0;
+}
+
+/** The lowest descriptor that is free, which is the next one to be given out; -errno: none is, or no memory. */
+export function lowestFreeDescriptor(): number {
+  const fd = libc().fcntl(0, F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) return -koffi.errno();
+  close(fd);
+  return fd;
+}
+
+const limitNow = Buffer.alloc(16);
+
+/** Descriptors this process may have now (RLIMIT_NOFILE, which prlimit(1) changes at any time). */
+export function descriptorsMax(): number {
+  check(libc().prlimit(0, RLIMIT_NOFILE, null, limitNow), "prlimit(RLIMIT_NOFILE)");
+  return Number(limitNow.readBigUInt64LE(0));
 }
 
 /** Two ends that keep message boundaries and can carry descriptors; close-on-exec, blocking. */
@@ -673,12 +707,15 @@ export function isSameOpenFile(fd1: number, fd2: number): boolean {
 
 // ---- sockets
 
-export function bind(fd: number, local: Endpoint): void {
-  check(libc().bind(fd, sockaddr, encodeSockaddr(local)), `bind to ${local.address}:${local.port}`);
+export function bind(fd: number, local: Endpoint, scope = 0): void {
+  check(libc().bind(fd, sockaddr, encodeSockaddr(local, scope)), `bind to ${local.address}:${local.port}`);
 }
 
-export function connect(fd: number, remote: Endpoint): void {
-  check(libc().connect(fd, sockaddr, encodeSockaddr(remote)), `connect to ${remote.address}:${remote.port}`);
+export function connect(fd: number, remote: Endpoint, scope = 0): void {
+  check(
+    libc().connect(fd, sockaddr, encodeSockaddr(remote, scope)),
+    `connect to ${remote.address}:${remote.port}`,
+  );
 }
 
 /** As {@link connect} for a non-blocking socket, nothing thrown: 0 also where it is still on its way; -errno. */

@@ -26,6 +26,7 @@ export const sockets = {
   dial(to: Endpoint): number {
     const fd = kernel.tryTcpSocket(familyOf(to));
     if (fd < 0) return fd;
+    boundReceiveQueue(fd, 0); // before it is connected: the first window counts
     const errno = kernel.tryConnect(fd, to);
     if (errno === 0) return fd;
     kernel.close(fd);
@@ -59,6 +60,8 @@ export const sockets = {
   isTemporary: (errno: number) => TEMPORARY.has(errno),
   errnoName: kernel.errnoName,
   close: kernel.close,
+  lowestFreeDescriptor: kernel.lowestFreeDescriptor,
+  descriptorsMax: kernel.descriptorsMax,
   reset(fd: number): void {
     kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_LINGER, LINGER_NOTHING);
     kernel.close(fd);
@@ -101,4 +104,41 @@ export function bound(to: Endpoint, beforeBind: (fd: number) => void = () => {})
 
 function familyOf({ address }: Endpoint): 4 | 6 {
   return isIPv6(address) ? 6 : 4;
+}
+
+/**
+ * What may wait in the kernel for a client that does not read: the application's bytes pile up on its own side instead, where it can
+ * see them, and a move has less to carry. Both bounds are needed: either alone moves the pile to the other leg (33 MB were seen
+ * there), as both queues grow by themselves, to tcp_wmem and tcp_rmem. The kernel doubles SO_RCVBUF for its own bookkeeping.
+ */
+const UNSENT_BYTES = 128 * 1024;
+const UNREAD_BYTES = 512 * 1024;
+
+/** Of a client's leg, or a listener's for all that it accepts. */
+export function boundSendQueue(fd: number): void {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, UNSENT_BYTES);
+}
+
+/** Of a leg to the application. @param least what its peer was promised already, and would send in vain */
+export function boundReceiveQueue(fd: number, least: number): void {
+  const bytes = Math.max(UNREAD_BYTES, least);
+  // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
+  if (!kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, bytes, "EPERM"))
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF, bytes);
+}
+
+/**
+ * When the peer counts as gone, for a connection or all that a listener accepts. With a user timeout the kernel counts no probes:
+ * the connection ends with the first unanswered one after it (net/ipv4/tcp_timer.c, tcp_keepalive_timer()).
+ */
+export function setPeerTimeouts(
+  fd: number,
+  { keepAliveMs, userTimeoutMs }: { keepAliveMs: number; userTimeoutMs: number },
+): void {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_USER_TIMEOUT, Math.ceil(userTimeoutMs));
+  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, keepAliveMs > 0 ? 1 : 0);
+  if (keepAliveMs === 0) return;
+  const seconds = Math.ceil(keepAliveMs / 1000);
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPIDLE, seconds);
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPINTVL, seconds);
 }

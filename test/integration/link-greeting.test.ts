@@ -30,6 +30,9 @@ function listener(over: (code: number) => void, more: Partial<LinkListener> = {}
     onResume: () => {},
     onHeld: () => {},
     onOver: (_, code) => over(code),
+    onBroken: (_, error) => {
+      throw error;
+    },
     ...more,
   };
 }
@@ -61,6 +64,7 @@ test("an owner that says at once all that it has is heard: the welcome and a win
           onFin: () => {},
           onDrain: () => {},
           onReset: () => {},
+          onBroken: (error) => received.reject(error),
         };
         link.startDelivering();
       },

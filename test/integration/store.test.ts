@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { createServer } from "node:net";
+import { once } from "node:events";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { after, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import fc from "fast-check";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
@@ -709,6 +710,72 @@ describe("redis with a replica", () => {
       await Promise.all([master.kill(), replica.kill()]);
     }
   });
+});
+
+describe("redis: behind an address that follows the master", () => {
+  /** Answers as Redis 6 does when a command of a script is refused. */
+  function asRedis6(answer: Buffer): string {
+    return answer
+      .toString("latin1")
+      .replace(
+        /^-READONLY ([^\r]*)/gm,
+        "-ERR Error running script (call to f_0): @user_script:5: @user_script: 5: -READONLY $1",
+      );
+  }
+
+  for (const release of ["6", "7"]) {
+    test(`a master that has become a replica is left for the new one, as Redis ${release} says it`, async () => {
+      const first = await startRedis({ args: ["--repl-diskless-sync-delay", "0"] });
+      const second = await startRedis();
+      second.cli("replicaof", "127.0.0.1", `${first.port}`);
+      let leadsTo = first.port;
+      const links = new Set<Socket>();
+      const front = createServer((client) => {
+        const server = connect(leadsTo, "127.0.0.1");
+        for (const each of [client, server]) {
+          links.add(each);
+          each
+            .on("error", () => {})
+            .on("close", () => {
+              client.destroy();
+              server.destroy();
+            });
+        }
+        client.pipe(server);
+        server.on("data", (data: Buffer) => client.write(release === "6" ? asRedis6(data) : data, "latin1"));
+      }).listen(0, "127.0.0.1");
+      await once(front, "listening");
+      const { port } = front.address() as AddressInfo;
+      const store = openStore(`redis://127.0.0.1:${port}`, { callMs: 500 });
+      const workload = fresh();
+      try {
+        await store.claim({ workload, node: "a" });
+        const key = `hf:{${workload}}:owner`;
+        while (!second.cli("exists", key).startsWith("1")) await sleep(10);
+        second.cli("replicaof", "no", "one");
+        first.cli("replicaof", "127.0.0.1", `${second.port}`);
+        leadsTo = second.port;
+        const request = { workload, node: "a", epoch: 1, migration: "m1", target: "b" };
+        // the old connection stays open: only an answer tells that its server is no master any more
+        await assert.rejects(store.reserve(request), { code: "STORE_UNREACHABLE", message: /READONLY/ });
+        const deadlineMs = performance.now() + 10_000;
+        let reserved: Ownership | null = null;
+        while (reserved === null && performance.now() < deadlineMs) {
+          await nextTurn(); // the client's events have theirs
+          reserved = await store.reserve(request).catch((error: HoldfastError) => {
+            assert.equal(error.code, "STORE_UNREACHABLE");
+            return null;
+          });
+        }
+        assert.equal(reserved?.migration?.id, "m1");
+      } finally {
+        await store.close();
+        front.close();
+        for (const link of links) link.destroy();
+        await Promise.all([first.kill(), second.kill()]);
+      }
+    });
+  }
 });
 
 describe("redis: Sentinel", () => {

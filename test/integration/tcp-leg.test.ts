@@ -121,6 +121,14 @@ class Witness implements EndListener {
   onDrain(): void {
     this.#tell("drain");
   }
+  onBroken(error: unknown): void {
+    rethrow(error);
+  }
+}
+
+/** What a test's own callback throws ends the test. */
+function rethrow(error: unknown): never {
+  throw error;
 }
 
 const open = new Set<number>();
@@ -559,6 +567,7 @@ describe("a leg that is given up", () => {
               : TcpLeg.dial(counting, to, {
                   onConnect: () => told.push("connected"),
                   onError: (code) => told.push(code),
+                  onBroken: rethrow,
                 });
           nextLeg.listener = nextWitness;
           nextLeg.resumeReading();
@@ -596,7 +605,11 @@ describe("a leg that is dialled", () => {
       told.push(returned ? what : `${what} too early`);
       changes.emit("change");
     };
-    const leg = TcpLeg.dial(socketKernel, to, { onConnect: () => tell("connected"), onError: tell });
+    const leg = TcpLeg.dial(socketKernel, to, {
+      onConnect: () => tell("connected"),
+      onError: tell,
+      onBroken: rethrow,
+    });
     returned = true;
     return { leg, told };
   }
@@ -767,6 +780,7 @@ describe("two legs and two pumps", () => {
         outOf.drained();
       },
       onReset: (reason) => assert.fail(reason),
+      onBroken: rethrow,
     });
     const legs: TcpLeg[] = [];
     const listener = ClientListener.open({
@@ -780,6 +794,7 @@ describe("two legs and two pumps", () => {
             outbound.setSource(upstream);
           },
           onError: (code) => assert.fail(code),
+          onBroken: rethrow,
         });
         downstream.listener = side(inbound, outbound);
         inbound.setSource(downstream);
@@ -1025,7 +1040,7 @@ describe("in a process of its own", () => {
     assert.deepEqual(told, { errors: ["accept: EMFILE"], few: true });
   });
 
-  it("what a listener throws reaches uncaughtException, and what it promises is done without another event", async () => {
+  it("what a listener throws ends its leg and reaches the listener, and what it promises is done without another event", async () => {
     const told = await child(`
       const listener = sockets.listen(here, 1);
       const fd = sockets.dial({ ...here, port: sockets.localPort(listener) });
@@ -1039,11 +1054,11 @@ describe("in a process of its own", () => {
           Promise.resolve().then(() => order.push("promise")).then(() => kernel.shutdown(peer, kernel.SHUT_WR));
         },
         onFin() { throw new Error("a bug"); },
+        onBroken(error) { say([...order, error.message, leg.isOpen]); },
       };
-      process.on("uncaughtException", (error) => say([...order, error.message]));
       leg.resumeReading();
       kernel.send(peer, Buffer.of(1), 0);
     `);
-    assert.deepEqual(told, ["tick", "promise", "a bug"]);
+    assert.deepEqual(told, ["tick", "promise", "a bug", false]);
   });
 });

@@ -63,13 +63,18 @@ export const LIMITS: ProxyLimits = {
   detachedMsMax: 5000,
   probeMsMax: 5000,
 };
-const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
+export const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
   protocol: "auto",
   continuity: "transplant",
   moveBy: "transplant",
   replayUnsafe: false,
   delivery: "atMostOnce",
   setUp: "auto",
+  sessionsMax: 50_000,
+  sessionsPerClientMax: 50_000,
+  keepAliveMs: 15_000,
+  userTimeoutMs: 120_000,
+  idleMsMax: 0,
   naming: null,
   probes: [],
 };
@@ -168,6 +173,7 @@ export class ProxyLab {
       node: name,
       downstream: this.options.downstream,
       listenAddress: this.listenAddress(name),
+      listenDevice: null,
       ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP }],
       linkAddress: `${ADDRESS[name]}:0`,
       spillDir: this.directory,

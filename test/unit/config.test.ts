@@ -38,6 +38,14 @@ workloads:
     vip: { address: 10.99.0.50/24, device: eth0 }
 `;
 
+/** what a port has that says nothing of them */
+const PORT_BOUNDS = {
+  sessionsMax: 50_000,
+  sessionsPerClientMax: 25_000,
+  keepAliveMs: 15_000,
+  userTimeoutMs: 120_000,
+  idleMsMax: 0,
+};
 const PORT: PortConfig = {
   listen: 8080,
   upstream: { address: "127.0.0.1", port: 9000 },
@@ -48,6 +56,7 @@ const PORT: PortConfig = {
   delivery: "atMostOnce",
   setUp: "auto",
   naming: null,
+  ...PORT_BOUNDS,
   probes: [],
 };
 
@@ -161,6 +170,7 @@ describe("the agent's configuration", () => {
           delivery: "atMostOnce",
           setUp: "auto",
           naming: { from: "cookie", name: "sid", issue: true },
+          ...PORT_BOUNDS,
           probes: [],
         },
         {
@@ -171,6 +181,7 @@ describe("the agent's configuration", () => {
           delivery: "atLeastOnce",
           setUp: "auto",
           naming: { from: "subprotocol", name: "s.", issue: false },
+          ...PORT_BOUNDS,
           probes: [],
         },
         {
@@ -181,6 +192,7 @@ describe("the agent's configuration", () => {
           delivery: "atMostOnce",
           setUp: "auto",
           naming: { from: "header", name: "X-Session", issue: false },
+          ...PORT_BOUNDS,
           probes: ["/healthz", "/ready?full"],
         },
         {
@@ -191,6 +203,7 @@ describe("the agent's configuration", () => {
           delivery: "atMostOnce",
           setUp: "auto",
           naming: { from: "query", name: "sid", issue: false },
+          ...PORT_BOUNDS,
           probes: [],
         },
         {
@@ -201,6 +214,7 @@ describe("the agent's configuration", () => {
           delivery: "atMostOnce",
           setUp: "auto",
           naming: null,
+          ...PORT_BOUNDS,
           probes: [],
         },
       ],

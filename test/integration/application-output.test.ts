@@ -1,0 +1,163 @@
+/** What takes an application's output out of its pipe: within its bounds, and without ever making the application wait or end. */
+import assert from "node:assert/strict";
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { tail } from "#control/agent/output.ts";
+import { restartOutputReader, startOutputReader } from "#control/container/output-reader.ts";
+import { isSameProcess, type ProcessIdentity } from "#control/container/processes.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+
+const MIB = 1_048_576;
+const WAIT_MS_MAX = 10_000;
+const folder = mkdtempSync(join(tmpdir(), "holdfast-output-"));
+after(() => rmSync(folder, { recursive: true, force: true }));
+
+async function until(what: string, done: () => boolean | Promise<boolean>): Promise<void> {
+  const deadlineMs = performance.now() + WAIT_MS_MAX;
+  while (!(await done())) {
+    if (performance.now() > deadlineMs) throw new Error(`not within ${WAIT_MS_MAX} ms: ${what}`);
+    await delay(5);
+  }
+}
+
+function text(file: string): string {
+  return existsSync(file) ? readFileSync(file, "utf8") : "";
+}
+
+interface Stage {
+  /** has the pipe as its output, as an application has, and its reading end as its input, as the container's init has */
+  holder: ChildProcess;
+  reader: ProcessIdentity;
+  write(bytes: string): Promise<void>;
+  end(): Promise<void>;
+}
+
+async function stage(file: string, bytesMax = 4 * MIB): Promise<Stage> {
+  const [out, into] = kernel.pipe();
+  const holder = spawn("sleep", ["60"], { stdio: [out, into, "ignore"] });
+  const reader = await startOutputReader(out, { file, bytesMax });
+  kernel.close(out);
+  const write = async (bytes: string): Promise<void> => {
+    const program = spawn("/bin/sh", ["-c", "cat"], { stdio: ["pipe", into, "ignore"] });
+    program.stdin?.end(bytes);
+    const [status] = await once(program, "exit");
+    assert.equal(status, 0, "the writer was ended");
+  };
+  const end = async (): Promise<void> => {
+    holder.kill("SIGKILL");
+    await once(holder, "exit");
+    kernel.close(into);
+  };
+  return { holder, reader, write, end };
+}
+
+describe("the reader of an application's output", { timeout: 30_000 }, () => {
+  it("keeps what is written, at once and in order, and ends with its last writer", async () => {
+    const file = join(folder, "plain.log");
+    const { reader, write, end } = await stage(file);
+    await write("one\n");
+    await until("the first line", () => text(file) === "one\n");
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+    await write("two\n");
+    await until("the second", () => text(file) === "one\ntwo\n");
+    await end();
+    await until("it ends", async () => !(await isSameProcess(reader)));
+  });
+
+  it("keeps no more than it may: the file and the one before it", async () => {
+    const file = join(folder, "large.log");
+    const { write, end } = await stage(file, MIB);
+    const line = `${"x".repeat(99)}\n`;
+    for (let part = 0; part < 6; part++) await write(line.repeat(5_000));
+    await write("the end\n");
+    await until("the last line", () => text(file).endsWith("the end\n"));
+    const kept = statSync(file).size + statSync(`${file}.1`).size;
+    assert.ok(kept >= MIB / 2 && kept < 2 * MIB, `${kept} bytes`);
+    await end();
+  });
+
+  it("drops what cannot be written instead of making the writer wait, and says so when it can again", async () => {
+    const place = join(folder, "not-there");
+    const file = join(place, "app.log");
+    const { write, end } = await stage(file);
+    await write("lost\n".repeat(100_000)); // more than the pipe takes
+    mkdirSync(place);
+    await until("a note", async () => {
+      await write("kept\n");
+      return /^\[holdfast: output was dropped \d+ times.*\]$/m.test(text(file));
+    });
+    await until("what is written now", () => text(file).endsWith("kept\n"));
+    await end();
+  });
+
+  it("may be killed: the writer goes on, and another reader takes what waits", async () => {
+    const file = join(folder, "killed.log");
+    const { holder, reader, write, end } = await stage(file);
+    await write("before\n");
+    await until("it is there", () => text(file) === "before\n");
+    process.kill(-reader.pid, "SIGKILL"); // and the dd(1) that it waits for
+    await until("it has ended", async () => !(await isSameProcess(reader)));
+    await write("meanwhile\n");
+    const next = await restartOutputReader(holder.pid as number, { file, bytesMax: MIB });
+    await write("after\n");
+    await until("all is there", () => text(file) === "before\nmeanwhile\nafter\n");
+    await end();
+    await until("it ends", async () => !(await isSameProcess(next)));
+  });
+});
+
+describe("the log as it is shown", { timeout: 30_000 }, () => {
+  const signal = new AbortController().signal;
+
+  async function shown(file: string, lines: number): Promise<string> {
+    let said = "";
+    for await (const chunk of tail(file, { lines, follow: false, signal })) said += chunk;
+    return said;
+  }
+
+  it("is the last lines, of the file before too where one has not enough", async () => {
+    const file = join(folder, "shown.log");
+    assert.equal(await shown(file, 10), "");
+    writeFileSync(`${file}.1`, "1\n2\n3\n");
+    writeFileSync(file, "4\n5\nnot ended");
+    assert.equal(await shown(file, 1), "not ended");
+    assert.equal(await shown(file, 2), "5\nnot ended");
+    assert.equal(await shown(file, 5), "2\n3\n4\n5\nnot ended");
+    assert.equal(await shown(file, 100), "1\n2\n3\n4\n5\nnot ended");
+    assert.equal(await shown(file, 0), "");
+  });
+
+  it("goes on with what comes, beyond a rotation, until nobody looks any more", async () => {
+    const file = join(folder, "followed.log");
+    const looking = new AbortController();
+    let said = "";
+    const followed = (async () => {
+      for await (const chunk of tail(file, { lines: 10, follow: true, signal: looking.signal }))
+        said += chunk;
+    })();
+    writeFileSync(file, "1\n");
+    await until("the first", () => said === "1\n");
+    appendFileSync(file, "2\n");
+    renameSync(file, `${file}.1`);
+    appendFileSync(`${file}.1`, "3\n");
+    writeFileSync(file, "4\n");
+    await until("all", () => said === "1\n2\n3\n4\n");
+    looking.abort();
+    await followed;
+  });
+});

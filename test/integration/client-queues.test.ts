@@ -1,0 +1,77 @@
+/** What waits in the kernel for clients that do not read: little, so that a move has little to carry. */
+import assert from "node:assert/strict";
+import type { Socket } from "node:net";
+import { describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { sockets } from "#proxy/tcp/sockets.ts";
+import { startInProcess } from "#test/support/in-process-proxy.ts";
+
+const MIB = 1_048_576;
+const WAIT_MS_MAX = 20_000;
+/** looks in a row without a change: nothing moves any more */
+const STILL_LOOKS = 20;
+const LOOK_MS = 10;
+const PUSHED_BYTES = 64 * MIB;
+
+/** Resolves when `look` has given the same for a while. */
+async function settled(look: () => number): Promise<number> {
+  const deadlineMs = performance.now() + WAIT_MS_MAX;
+  let last = -1;
+  for (let still = 0; still < STILL_LOOKS; ) {
+    if (performance.now() > deadlineMs) throw new Error(`not still within ${WAIT_MS_MAX} ms: ${last}`);
+    await delay(LOOK_MS);
+    const now = look();
+    still = now === last ? still + 1 : 0;
+    last = now;
+  }
+  return last;
+}
+
+function legsOf(proxy: Awaited<ReturnType<typeof startInProcess>>["proxy"]): {
+  client: TcpLeg;
+  application: TcpLeg;
+} {
+  const [session] = proxy.sessions.values();
+  const { downstream, upstream } = session ?? {};
+  assert.ok(downstream instanceof TcpLeg && upstream instanceof TcpLeg);
+  return { client: downstream, application: upstream };
+}
+
+describe("a client that does not read", { timeout: 60_000 }, () => {
+  it("has little waiting for it on the proxy's legs, and gets all of it when it reads", async () => {
+    const pushed = Buffer.alloc(PUSHED_BYTES, "x");
+    const serve = (socket: Socket): void => {
+      socket.once("data", () => socket.end(pushed));
+    };
+    const { proxy, listen, stop } = await startInProcess({ serve });
+    const fd = sockets.dial({ address: "127.0.0.1", port: listen });
+    try {
+      while (sockets.send(fd, Buffer.from("go")) !== 2) await delay(1);
+      while (proxy.sessions.size === 0 || [...proxy.sessions.values()][0]?.state !== "open") await delay(1);
+      const { client, application } = legsOf(proxy);
+      await settled(
+        () =>
+          application.unreadBytes() +
+          [...proxy.sessions.values()].reduce((sum, { outbound }) => sum + outbound.bytes, 0),
+      );
+      const unsent = kernel.ioctlInt(client.fd, kernel.SIOCOUTQNSD);
+      assert.ok(unsent <= MIB / 4, `${unsent} bytes are not sent`);
+      assert.ok(application.unreadBytes() <= 1.25 * MIB, `${application.unreadBytes()} bytes are not read`);
+      // it reads after all
+      const into = Buffer.alloc(MIB);
+      let received = 0;
+      while (received < PUSHED_BYTES) {
+        const length = sockets.recv(fd, into);
+        if (length > 0) received += length;
+        else if (length === 0) break;
+        else await delay(1);
+      }
+      assert.equal(received, PUSHED_BYTES);
+    } finally {
+      sockets.close(fd);
+      stop();
+    }
+  });
+});

@@ -1,0 +1,103 @@
+/** A workload's proxy within the test's own process, on a kernel that the test may spoil: what a process of its own would hide. */
+import { once } from "node:events";
+import { type AddressInfo, createServer, type Socket } from "node:net";
+import { pino } from "pino";
+import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
+import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
+import { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
+import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
+import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
+import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
+import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/tcp/kernel.ts";
+import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
+import { bound, boundReceiveQueue, boundSendQueue, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
+import { LIMITS, PLAIN } from "./proxy-lab.ts";
+
+export const REAL_KERNEL: LegKernel = {
+  ...sockets,
+  setPeerTimeouts,
+  boundSendQueue,
+  boundReceiveQueue,
+  acknowledge: (fd) => setsockoptInt(fd, IPPROTO_TCP, TCP_QUICKACK, 1),
+  captureLeg,
+  uncaptureLeg,
+  bindShielded: (endpoint) => bound(endpoint, shieldListener),
+  bindFree: (endpoint) => bound(endpoint),
+  adoptLeg,
+  releaseLeg,
+  shieldLeg,
+  unshieldLeg,
+  shieldListener,
+  unshieldListener,
+  isListening: (endpoint) => listenBacklog(endpoint) !== null,
+  listenBacklog: (endpoint) => listenBacklog(endpoint) ?? 0,
+  countSynRecv,
+};
+
+export interface InProcessOptions {
+  kernel?: Partial<LegKernel>;
+  port?: Partial<PortConfig>;
+  limits?: Partial<ProxyLimits>;
+  downstream?: "takeover" | "relay";
+  listenAddress?: string;
+  listenDevice?: string;
+  /** takes each connection to the application; default: an echo */
+  serve?: (socket: Socket) => void;
+}
+
+export interface InProcess {
+  proxy: WorkloadProxy;
+  /** of its log, from warnings on */
+  lines: Record<string, unknown>[];
+  /** port where clients connect */
+  listen: number;
+  stop(): void;
+}
+
+/** Owns its workload at epoch 1. */
+export async function startInProcess(options: InProcessOptions = {}): Promise<InProcess> {
+  const application = createServer((socket) => {
+    socket.on("error", () => {});
+    if (options.serve === undefined) socket.pipe(socket);
+    else options.serve(socket);
+  });
+  application.listen(0, "127.0.0.1");
+  await once(application, "listening");
+  const upstream = { address: "127.0.0.1", port: (application.address() as AddressInfo).port };
+  const { proxy, lines } = makeProxy({ ...options, port: { upstream, ...options.port } });
+  proxy.openListeners();
+  proxy.role = "owner";
+  proxy.epoch = 1;
+  const stop = (): void => {
+    proxy.stop();
+    application.close();
+  };
+  return { proxy, lines, listen: proxy.listeners[0]?.port as number, stop };
+}
+
+/** One that owns nothing yet. */
+export function makeProxy(options: InProcessOptions): {
+  proxy: WorkloadProxy;
+  lines: Record<string, unknown>[];
+} {
+  const { kernel, port, limits, downstream = "relay" } = options;
+  const { listenAddress = "127.0.0.1", listenDevice = null } = options;
+  const lines: Record<string, unknown>[] = [];
+  const proxy = new WorkloadProxy({
+    config: {
+      workload: "w",
+      node: "a",
+      downstream,
+      listenAddress,
+      listenDevice,
+      ports: [{ ...PLAIN, listen: 0, upstream: { address: "127.0.0.1", port: 1 }, ...port }],
+      linkAddress: "127.0.0.1:0",
+      spillDir: "/nonexistent",
+      limits: { ...LIMITS, ...limits },
+    },
+    key: Buffer.alloc(32, 1),
+    kernel: { ...REAL_KERNEL, ...kernel },
+    log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),
+  });
+  return { proxy, lines };
+}
