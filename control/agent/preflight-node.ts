@@ -34,9 +34,9 @@ export const nodeChecks: Check<AgentContext>[] = [
   },
   {
     category: "CRIU",
-    async run({ criu }, add) {
+    async run(node, add) {
       try {
-        await kernelCacheOf(criu.sealed());
+        await kernelCacheOf(node.criu.sealed());
       } catch (error) {
         add(
           "node.criu",
