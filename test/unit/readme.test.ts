@@ -17,6 +17,7 @@ const root = join(import.meta.dirname, "../..");
 const read = (path: string): string => readFileSync(join(root, path), "utf8");
 const readme = read("README.md");
 const architecture = read("ARCHITECTURE.md");
+const security = read("SECURITY.md");
 const files = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], {
   cwd: root,
   encoding: "utf8",
@@ -128,6 +129,21 @@ describe("README.md", () => {
       if (heading !== undefined)
         assert.ok(new RegExp(`^## ${heading}$`, "im").test(read(file)), `no heading ${heading} in ${file}`);
     }
+  });
+});
+
+describe("SECURITY.md", () => {
+  it("has a test for every claim, by the name that it has", () => {
+    const claims = security
+      .split("\n")
+      .filter((line) => /^\| (?!claim|--)/.test(line) && line.includes(".test.ts"));
+    assert.ok(claims.length > 15);
+    for (const claim of claims)
+      for (const [, file = "", titles = ""] of claim.matchAll(
+        /`([\w./-]+\.test\.ts)`: ((?:"[^"]+"(?:, )?)+)/g,
+      ))
+        for (const [, title = ""] of titles.matchAll(/"([^"]+)"/g))
+          assert.ok(read(file).includes(`"${title}"`), `no test "${title}" in ${file}`);
   });
 });
 
