@@ -25,7 +25,13 @@ import {
 } from "../container/runtime.ts";
 import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../migration/move.ts";
 import { takeBackOwnSockets } from "../migration/own-sockets.ts";
-import { decideAtSource, decideAtTarget, delay, OUTCOME_MS_MAX } from "../migration/settle.ts";
+import {
+  decideAtSource,
+  decideAtTarget,
+  decideReleasing,
+  delay,
+  OUTCOME_MS_MAX,
+} from "../migration/settle.ts";
 import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { Departure } from "../migration/source.ts";
 import { Arrival } from "../migration/target.ts";
@@ -339,7 +345,17 @@ export class Workload {
 
   /** The application goes on here as if the other node had said that it gave up. */
   async #forceSettling(): Promise<void> {
-    const peer = this.#journal.moving?.peer;
+    const { moving, seen } = this.#journal;
+    const peer = moving?.peer;
+    if (moving?.side === "target" && moving.step !== "releasing")
+      throw new HoldfastError(
+        `${this.name}: only the store knows whether this node may have it: start the store`,
+        {
+          code: "OWNER_UNKNOWN",
+          source: "store",
+          retryable: true,
+        },
+      );
     const answers = await this.context.owners.ask(this.name);
     if (answers.some((answer) => answer.peer === peer && "held" in answer))
       throw new HoldfastError(`${this.name}: node ${peer} answers: it is asked what became of the move`, {
@@ -347,7 +363,8 @@ export class Workload {
         source: "peer",
         retryable: true,
       });
-    if (this.#settling === "yes") this.#settling = "forced";
+    if (moving?.side === "target") this.#granted = Math.max(seen, moving.epoch) + 2;
+    else if (this.#settling === "yes") this.#settling = "forced";
   }
 
   /** Asked again and again while a move to a node that may have the workload is being settled. */
@@ -680,7 +697,11 @@ export class Workload {
     if (moving.step === "released" && !(await this.#isOwnedAbove(epoch))) return this.#finishArrival(moving);
     const complete = ["restored", "adopted", "releasing"].includes(moving.step);
     if (complete && (await this.#isWhole())) {
-      const outcome = await decideAtTarget(this, moving.id, moving.epoch, () => this.#gaveWord);
+      const { id: migration, peer } = moving;
+      const outcome =
+        moving.step === "releasing"
+          ? await decideReleasing(this, { migration, peer, epoch })
+          : await decideAtTarget(this, migration, epoch, () => this.#gaveWord);
       if (outcome === "mine" && (await this.#completeArrival(moving))) return;
     }
     const { container } = this.#journal;
@@ -736,7 +757,8 @@ export class Workload {
         break;
       }
       try {
-        await context.store.markReleased({ workload: name, node: context.node, epoch });
+        // also where a fail-over has thrown back what made it this node's
+        await context.store.raise({ workload: name, node: context.node, epoch });
         break;
       } catch (error) {
         if (!(error instanceof HoldfastError && error.retryable)) {
@@ -1224,6 +1246,10 @@ export class Workload {
     if (this.#damage !== null) throw this.#damage;
   }
 
+  /** The source of an arrival being recovered has given its word. */
+  get isGranted(): boolean {
+    return this.#granted !== null;
+  }
   get isClosed(): boolean {
     return this.#closed;
   }

@@ -13,6 +13,7 @@
  * above all that it may give out, and the record is raised to that.
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Held, PeerAnswer } from "../agent/owners.ts";
 import type { Workload } from "../agent/workload.ts";
 import { type OutcomeReply, outcomeReply } from "./move.ts";
 
@@ -42,33 +43,27 @@ const GRANTED_ABOVE = 2;
 
 /** At the source, after a commit that may have happened: asks until somebody knows. */
 export async function decideAtSource(workload: Workload, unclear: Unclear): Promise<Settled> {
-  workload.settling(true);
-  try {
-    let { granted } = unclear;
-    for (let attempt = 0; ; attempt++) {
-      const { seen } = workload.journal;
-      if (workload.isForced) return { where: "here", epoch: seen + GRANTED_ABOVE, told: false };
-      const word = await askTarget(workload, unclear, null);
-      const told = fromWord(word, unclear) ?? (await askStore(workload, unclear, granted));
-      if (told !== null) return told;
-      if (word?.outcome === "unsure") {
-        granted = true;
-        workload.recordMoving({ step: "granted" }); // before it is told
-        const grant = Math.max(seen, unclear.epoch) + GRANTED_ABOVE;
-        const answer = fromWord(await askTarget(workload, unclear, grant), unclear);
-        if (answer !== null) return answer;
-      }
-      if (attempt === 0)
-        workload.context.log.warn(
-          { workload: workload.name, migration: unclear.migration, peer: unclear.peer },
-          "neither the other node nor the store says who has the workload: its clients wait until one does",
-        );
-      await delay();
-      workload.throwIfClosed();
+  let { granted } = unclear;
+  return settling(workload, async (attempt) => {
+    const { seen } = workload.journal;
+    if (workload.isForced) return { where: "here", epoch: seen + GRANTED_ABOVE, told: false };
+    const word = await askTarget(workload, unclear, null);
+    const told = fromWord(word, unclear) ?? (await askStore(workload, unclear, granted));
+    if (told !== null) return told;
+    if (word?.outcome === "unsure") {
+      granted = true;
+      workload.recordMoving({ step: "granted" }); // before it is told
+      const grant = Math.max(seen, unclear.epoch) + GRANTED_ABOVE;
+      const answer = fromWord(await askTarget(workload, unclear, grant), unclear);
+      if (answer !== null) return answer;
     }
-  } finally {
-    workload.settling(false);
-  }
+    if (attempt === 0)
+      workload.context.log.warn(
+        { workload: workload.name, migration: unclear.migration, peer: unclear.peer },
+        "neither the other node nor the store says who has the workload: its clients wait until one does",
+      );
+    return null;
+  });
 }
 
 function fromWord(word: OutcomeReply | null, { epoch }: Unclear): Settled | null {
@@ -135,16 +130,57 @@ export async function decideAtTarget(
   given: () => boolean,
 ): Promise<"mine" | "not-mine"> {
   const { context, name } = workload;
-  for (;;) {
+  return settling(workload, async () => {
     if (given()) return "not-mine";
     try {
       const ownership = await context.store.cancel({ workload: name, migration });
       return ownership.owner === context.node && ownership.epoch === epoch ? "mine" : "not-mine";
     } catch (error) {
-      if (!(error instanceof HoldfastError && error.retryable)) return "not-mine";
+      return error instanceof HoldfastError && error.retryable ? null : "not-mine";
     }
-    await delay();
-    workload.throwIfClosed();
+  });
+}
+
+/**
+ * At the target's next agent, when the store may have been told that it is released: the source may have let go because of
+ * that. So a store that was emptied or thrown back since proves nothing, and the source is asked. "mine" also when it has
+ * given its word meanwhile, or a person has.
+ */
+export async function decideReleasing(
+  workload: Workload,
+  { migration, peer, epoch }: { migration: string; peer: string; epoch: number },
+): Promise<"mine" | "not-mine"> {
+  const { context, name } = workload;
+  return settling(workload, async () => {
+    if (workload.isGranted) return "mine";
+    const found = await context.store.cancel({ workload: name, migration }).catch((error: unknown) => {
+      if (!isNoAnswer(error)) throw error;
+      return null;
+    });
+    if (found !== null && found.epoch >= epoch)
+      return found.owner === context.node && found.epoch === epoch ? "mine" : "not-mine";
+    const answers = await context.owners.ask(name);
+    const says = (of: PeerAnswer): Held | null => ("held" in of ? of.held : null);
+    const isAbove = (held: Held | null): boolean => held?.has === "owner" && held.epoch > epoch;
+    if (answers.some((answer) => isAbove(says(answer)))) return "not-mine";
+    const source = answers.find((answer) => answer.peer === peer);
+    if (source !== undefined && "held" in source && (source.held?.has ?? "no") === "no") return "mine";
+    return null;
+  });
+}
+
+/** Asks until there is an answer; `status` says meanwhile that it is waited for, and a person may decide instead. */
+async function settling<T>(workload: Workload, ask: (attempt: number) => Promise<T | null>): Promise<T> {
+  workload.settling(true);
+  try {
+    for (let attempt = 0; ; attempt++) {
+      const answer = await ask(attempt);
+      if (answer !== null) return answer;
+      await delay();
+      workload.throwIfClosed();
+    }
+  } finally {
+    workload.settling(false);
   }
 }
 

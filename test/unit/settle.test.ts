@@ -1,9 +1,10 @@
 /** A cut-off move is settled by the other node's word first and the store second; see also `ownership-model.test.ts`. */
 import assert from "node:assert/strict";
 import { beforeEach, describe, test } from "node:test";
+import type { Held, PeerAnswer } from "#control/agent/owners.ts";
 import type { Workload } from "#control/agent/workload.ts";
 import type { OutcomeReply } from "#control/migration/move.ts";
-import { decideAtSource } from "#control/migration/settle.ts";
+import { decideAtSource, decideReleasing } from "#control/migration/settle.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
 import type { Store } from "#proxy/store/store.ts";
@@ -129,5 +130,47 @@ describe("the source of a cut-off move", () => {
   test("goes on when a person says that the target is gone for good, above whatever it may have had", async () => {
     forced = true;
     assert.deepEqual(await settle(() => null, silent()), { where: "here", epoch: 4, told: false });
+  });
+});
+
+describe("the next agent of a target that may have marked itself released", () => {
+  const says = (peer: string, has: Held["has"], epoch: number): PeerAnswer => ({
+    peer,
+    held: { workload: W, has, epoch, seen: epoch, link: null },
+  });
+  const silentPeer: PeerAnswer = { peer: "a", silent: "no answer" };
+
+  /** @param rounds what the peers say, one time after the other; the last one for good */
+  function recover(rounds: PeerAnswer[][], granted = false): Promise<"mine" | "not-mine"> {
+    const ask = async (): Promise<PeerAnswer[]> => (rounds.length > 1 ? rounds.shift() : rounds[0]) ?? [];
+    const workload = {
+      name: W,
+      isGranted: granted,
+      settling: () => {},
+      throwIfClosed: () => {},
+      context: { node: "b", store, owners: { ask } },
+    };
+    const move = { migration: "m1", peer: "a", epoch: 2 };
+    return decideReleasing(workload as unknown as Workload, move);
+  }
+
+  test("goes on where the store has it so, and not where it was taken back", async () => {
+    await commit();
+    assert.equal(await recover([]), "mine");
+    await store.takeBack({ workload: W, node: "a", migration: "m1" });
+    assert.equal(await recover([]), "not-mine");
+  });
+
+  test("of a store that was emptied or thrown back learns nothing: the source is asked until it answers", async () => {
+    for (const lost of [new MemoryStore(), store]) {
+      store = lost;
+      assert.equal(await recover([[silentPeer], [says("a", "moving", 1)], [says("a", "no", 2)]]), "mine");
+      assert.equal(await recover([[silentPeer], [says("a", "owner", 3)]]), "not-mine");
+      assert.equal(await recover([[silentPeer, says("c", "owner", 5)]]), "not-mine");
+    }
+  });
+
+  test("goes on by the source's word", async () => {
+    assert.equal(await recover([[silentPeer]], true), "mine");
   });
 });
