@@ -1,6 +1,7 @@
 /** What is asked of a node, whatever runs on it. */
 import { readFile, statfs } from "node:fs/promises";
 import { messageOf } from "#proxy/contract/errors.ts";
+import { kernelCacheOf } from "../criu/worker.ts";
 import type { AgentContext } from "./context.ts";
 import type { Check } from "./finding.ts";
 
@@ -29,6 +30,21 @@ export const nodeChecks: Check<AgentContext>[] = [
           "capability CAP_SYS_RESOURCE is missing",
           "grant it if applications run as users other than root: those cannot be moved without it",
         );
+    },
+  },
+  {
+    category: "CRIU",
+    async run(context, add) {
+      try {
+        await kernelCacheOf(context.criu.sealed());
+      } catch (error) {
+        add(
+          "node.criu",
+          "error",
+          `CRIU cannot be used here: ${messageOf(error)}`,
+          "run scripts/setup.sh, on Linux 5.12 or newer, and the agent as root with full capabilities",
+        );
+      }
     },
   },
   {

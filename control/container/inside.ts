@@ -5,7 +5,8 @@
  *
  * What is opened may be of any kind: who reads looks at that first (a fifo would keep the agent waiting).
  */
-import { closeSync, constants, fstatSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, readlinkSync } from "node:fs";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 
 interface Container {
@@ -60,6 +61,24 @@ export async function using<T>(
   } finally {
     closeSync(fd);
   }
+}
+
+/**
+ * The pipe that takes what a container's processes write, to be written to. It is what its init has as standard output, and
+ * who can trace that could have put a fifo there, which would keep the agent waiting.
+ * @throws HoldfastError `OUTPUT_REPLACED`
+ */
+export function openOutput(container: Container): number {
+  const path = `/proc/${container.init.pid}/fd/1`;
+  if (!readlinkSync(path).startsWith("pipe:["))
+    throw new HoldfastError(
+      "the standard output of the container's init is not the pipe it was given: stop the workload and start it again",
+      {
+        code: "OUTPUT_REPLACED",
+        source: "container",
+      },
+    );
+  return openSync(path, constants.O_WRONLY);
 }
 
 /**

@@ -9,15 +9,15 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { closeSync, existsSync, mkdirSync, openSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, realpathSync } from "node:fs";
 import { chmod, copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import type { CriuTool } from "../criu/tool.ts";
 import { runCommand } from "./command.ts";
 import { endFrozen } from "./freezer.ts";
-import { openNull } from "./inside.ts";
+import { openNull, openOutput } from "./inside.ts";
 import { showQueues } from "./posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
 import {
@@ -164,7 +164,7 @@ export class ContainerRuntime {
     await showQueues(record, record.init.pid); // those of an application that was restored here are gone with it
     const processFile = runPath(record, "bundle", "process.json");
     await writeFile(processFile, JSON.stringify({ ...plan, args }));
-    const output = openSync(`/proc/${record.init.pid}/fd/1`, "w");
+    const output = openOutput(record);
     const nothing = openNull(record); // the container's own: CRIU must find its mount
     const errors = runPath(record, "exec.log");
     const pidFile = runPath(record, "exec.pid");
@@ -304,7 +304,10 @@ function specOf(options: SpecInput, id: string, runDir: string): OciSpec {
     runDir,
     criuDir: options.criuDir,
     hostname: options.workload,
-    secrets: options.secrets.flatMap((path) => seenBelow(options.rootfs.lower, path)),
+    secrets: options.secrets.flatMap((path) => [
+      ...seenBelow(options.rootfs.lower, "/", path),
+      ...options.container.mounts.flatMap(({ source, target }) => seenBelow(source, target, path)),
+    ]),
     cgroupsPath: cgroupsPathOf(id),
   };
   return options.rootfs.bundle === null
@@ -312,10 +315,19 @@ function specOf(options: SpecInput, id: string, runDir: string): OciSpec {
     : adaptSpec(specOptions, options.rootfs.bundle);
 }
 
-/** Where a container made from `lower` has a host path. Its own folder below it, and not what is mounted there. */
-function seenBelow(lower: string, path: string): string[] {
-  const folder = lower.endsWith("/") ? lower : `${lower}/`;
-  return path.startsWith(folder) ? [`/${path.slice(folder.length)}`] : [];
+/** Where a container that has the host's `source` at `target` has a host path. */
+function seenBelow(source: string, target: string, path: string): string[] {
+  const below = relative(realPath(source), path);
+  return below.startsWith("../") || below === ".." ? [] : [join(target, below)];
+}
+
+/** The path itself where there is nothing. */
+function realPath(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    return path;
+  }
 }
 
 function cgroupsPathOf(id: string): string {

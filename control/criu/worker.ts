@@ -215,8 +215,8 @@ export class CriuWorker {
 
 const caches = new WeakMap<SealedCriu, Promise<Buffer>>();
 
-/** Of this boot's kernel, learnt once a process. @throws HoldfastError `CRIU_FAILED`, `CRIU_DIED`, `CRIU_START` */
-function kernelCacheOf(criu: SealedCriu): Promise<Buffer> {
+/** What CRIU knows of this boot's kernel, learnt once a process. @throws HoldfastError `CRIU_FAILED`, `CRIU_DIED`, `CRIU_START` */
+export function kernelCacheOf(criu: SealedCriu): Promise<Buffer> {
   const known = caches.get(criu);
   if (known !== undefined) return known;
   const learning = CriuWorker.learnKernel(criu);

@@ -6,7 +6,7 @@
  * up is always possible; and an agent that dies loses nothing: the next one lets the application go on, or removes it.
  */
 
-import { closeSync, constants, mkdirSync, openSync, readFileSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
@@ -20,7 +20,7 @@ import { notWhatItWas, sessionsAt, verifyRestored } from "../audit/verify.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import type { Freezer } from "../container/freezer.ts";
-import { openFolderIn } from "../container/inside.ts";
+import { openFolderIn, openOutput } from "../container/inside.ts";
 import { makeQueues, QueueStands, showQueues } from "../container/posix-queues.ts";
 import { childrenOf, identify, innerPid, treeOf } from "../container/processes.ts";
 import { applicationPid, type ContainerRecord, runPath } from "../container/runtime.ts";
@@ -244,7 +244,7 @@ export class Arrival {
     const max = await numbersMax(container.init.pid);
     await setLastNumber(container.init.pid, aheadOf(this.prepare.highestTid, max));
     // the standby's own output: what the restored application writes goes on into this node's log
-    this.#output = openSync(`/proc/${container.init.pid}/fd/1`, constants.O_WRONLY);
+    this.#output = openOutput(container);
     const options = await this.#workerOptions(container);
     const probe = await CriuWorker.start({ ...options, inherit: [], outlivesAgent: false });
     try {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { capabilitiesOf } from "#control/container/capabilities.ts";
+import { plannedSpec } from "#control/container/runtime.ts";
 import { seccompProfile } from "#control/container/seccomp.ts";
 import {
   adaptSpec,
@@ -40,6 +41,16 @@ describe("a container by default", () => {
       assert.ok(masked.includes(path), path);
     const folder = buildSpec({ ...options, isHostView: false }).linux?.maskedPaths ?? [];
     assert.ok(!folder.includes("/etc/shadow") && folder.includes("/etc/holdfast/key"));
+  });
+
+  it("hides them wherever it has them: in its root file system, and in a mount of a folder that holds them", () => {
+    const rootfs = { lower: "/images/app", bundle: null };
+    const mounts = [{ source: "/etc", target: "/host/etc", readonly: true }];
+    const secrets = ["/etc/holdfast/key", "/images/app/state", "/var/lib/holdfast"];
+    const container = { ...options.container, mounts };
+    const { linux } = plannedSpec({ container, rootfs, criuDir: "/criu", workload: "app", secrets });
+    const masked = (linux?.maskedPaths ?? []).filter((path) => !/^\/(proc|sys)\//.test(path));
+    assert.deepEqual(masked.sort(), ["/host/etc/holdfast/key", "/state"]);
   });
 
   it("is shown what Holdfast needs in it read-only, and that travels nowhere", () => {
