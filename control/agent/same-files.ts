@@ -4,10 +4,11 @@
  * into the running program. So the source tells which files its processes have open or mapped, and the target compares.
  */
 import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { lstat, readFile, readlink, stat } from "node:fs/promises";
+import { closeSync, createReadStream, openSync } from "node:fs";
+import { readFile, readlink, stat } from "node:fs/promises";
 import { join } from "node:path";
 import * as z from "zod";
+import * as kernel from "#proxy/tcp/kernel.ts";
 import { openIn, using } from "../container/inside.ts";
 import { descriptorsOf } from "../container/processes.ts";
 import { type ContainerRecord, runPath } from "../container/runtime.ts";
@@ -53,13 +54,33 @@ export async function usedFiles(
   pids: number[],
   sharedTargets: string[],
 ): Promise<UsedFile[]> {
+  const layer = openSync(runPath(container, "layer"), "r");
+  try {
+    return await usedOutside(layer, container, pids, sharedTargets);
+  } finally {
+    closeSync(layer);
+  }
+}
+
+/** @param layer a descriptor of the writable layer, whose files travel, whatever the lower file system has there */
+async function usedOutside(
+  layer: number,
+  container: ContainerRecord,
+  pids: number[],
+  sharedTargets: string[],
+): Promise<UsedFile[]> {
   const used: UsedFile[] = [];
   let digestBytes = 0;
   for (const path of await pathsInUse(pids)) {
     if (used.length === USED_FILES_MAX) break;
     if ([...NOT_SHARED, ...container.tmpfs].some((folder) => isBelow(path, folder))) continue;
-    // the layer travels, whatever the lower file system has at that path
-    if ((await lstat(runPath(container, "layer", path)).catch(() => null)) !== null) continue;
+    if (
+      (await using(
+        () => kernel.openPathBelow(layer, Buffer.from(path)),
+        () => true,
+      )) === true
+    )
+      continue;
     // null: gone, or of another mount namespace
     await using(
       () => openIn(container, path),

@@ -21,6 +21,7 @@ import { openNull, openOutput } from "./inside.ts";
 import { startOutputReader } from "./output-reader.ts";
 import { showQueues } from "./posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
+import { hidePasswords } from "./shadow.ts";
 import {
   adaptSpec,
   buildSpec,
@@ -126,6 +127,7 @@ export class ContainerRuntime {
       // not change by that
       await mkdir(join(runDir, "layer", "tmp"));
       await chmod(join(runDir, "layer", "tmp"), 0o1777);
+      if (options.rootfs.lower === "/") hidePasswords(join(runDir, "layer"));
       await copyFile(options.initBinary, join(runDir, "init"));
       await copyFile(SETSID_BINARY, join(runDir, "setsid"));
       await populate(join(runDir, "layer"));

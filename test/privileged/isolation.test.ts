@@ -65,7 +65,7 @@ async function isClosed(program: MovedProgram, run: Run): Promise<void> {
     [syscall(numbers.keyctl, 0, -3, 0)]: "'EPERM'",
     'libc.mount(b"none", b"/tmp", b"tmpfs", 0, None)': "-1",
     // secrets of the node
-    'open("/etc/shadow").read()': "''",
+    'set(line.split(":")[1] for line in open("/etc/shadow"))': "{'*'}",
     [`os.listdir("${stateDir}")`]: "[]",
     [`open("${stateDir}.yaml").read()`]: "''",
     [`open("${join(dirname(stateDir), "key")}", "rb").read()`]: "b''",

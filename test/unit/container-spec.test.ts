@@ -3,6 +3,7 @@ import { describe, it } from "node:test";
 import { capabilitiesOf } from "#control/container/capabilities.ts";
 import { plannedSpec } from "#control/container/runtime.ts";
 import { seccompProfile } from "#control/container/seccomp.ts";
+import { withoutPasswords } from "#control/container/shadow.ts";
 import {
   adaptSpec,
   buildSpec,
@@ -37,10 +38,20 @@ describe("a container by default", () => {
 
   it("hides the agent's secrets and those of a host that it is shown", () => {
     const masked = spec.linux?.maskedPaths ?? [];
-    for (const path of ["/etc/holdfast/key", "/etc/shadow", "/proc/kcore"])
+    for (const path of ["/etc/holdfast/key", "/root/.ssh", "/proc/kcore"])
       assert.ok(masked.includes(path), path);
     const folder = buildSpec({ ...options, isHostView: false }).linux?.maskedPaths ?? [];
-    assert.ok(!folder.includes("/etc/shadow") && folder.includes("/etc/holdfast/key"));
+    assert.ok(!folder.includes("/root/.ssh") && folder.includes("/etc/holdfast/key"));
+  });
+
+  it("hides them wherever it has them: in its root file system, and in a mount of a folder that holds them", () => {
+    const rootfs = { lower: "/images/app", bundle: null };
+    const mounts = [{ source: "/etc", target: "/host/etc", readonly: true }];
+    const secrets = ["/etc/holdfast/key", "/images/app/state", "/var/lib/holdfast"];
+    const container = { ...options.container, mounts };
+    const { linux } = plannedSpec({ container, rootfs, criuDir: "/criu", workload: "app", secrets });
+    const masked = (linux?.maskedPaths ?? []).filter((path) => !/^\/(proc|sys)\//.test(path));
+    assert.deepEqual(masked.sort(), ["/host/etc/holdfast/key", "/state"]);
   });
 
   it("hides them wherever it has them: in its root file system, and in a mount of a folder that holds them", () => {
@@ -72,6 +83,12 @@ describe("a container by default", () => {
       assert.doesNotMatch(refused(["CAP_SYS_ADMIN"]), new RegExp(`"${call}"`), call);
     assert.match(refused(["CAP_SYS_ADMIN"]), /"keyctl".*"userfaultfd"/);
   });
+});
+
+it("accounts of a host keep everything but their passwords", () => {
+  const text = "root:$y$j9T$abc:20228:0:99999:7:::\ndaemon:*:1::::::\nempty::1::::::\n";
+  const hidden = "root:*:20228:0:99999:7:::\ndaemon:*:1::::::\nempty:*:1::::::\n";
+  assert.equal(withoutPasswords(text), hidden);
 });
 
 it("a bundle keeps its own capabilities and hidden paths, and hides the agent's secrets too", () => {
