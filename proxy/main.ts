@@ -110,7 +110,9 @@ async function main(): Promise<void> {
   const handlers = commands.handlers();
   const control = createServer((socket) => {
     const channel = new Channel(socket, { name: "agent", handlers });
+    const gone = commands.agentCame();
     void channel.closed.then((reason) => {
+      gone();
       if (reason !== null) log.warn({ reason: reason.message }, "the agent's connection broke");
     });
   });

@@ -13,7 +13,7 @@
  */
 import { hkdfSync } from "node:crypto";
 import { once } from "node:events";
-import type { AddressInfo } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { connect, createServer, type TLSSocket } from "node:tls";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 
@@ -39,6 +39,7 @@ export interface ListenSecureOptions {
   /** one line for everything that was turned away */
   onRefused(line: string): void;
   handshakeMsMax?: number;
+  /** of peers; and of those that have not shown the key yet, of which the oldest makes room */
   connectionsMax?: number;
 }
 
@@ -82,10 +83,27 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
       return meant && protocols.includes(AGENT_PROTOCOL) ? AGENT_PROTOCOL : undefined;
     },
   });
-  server.maxConnections = options.connectionsMax ?? CONNECTIONS_MAX;
-  server.on("drop", (data) => options.onRefused(`refused ${data?.remoteAddress}: too many connections`));
-  // After the handshake has failed the socket can still report errors; they have nothing to add.
-  server.on("connection", (socket) => socket.on("error", () => {}));
+  const connectionsMax = options.connectionsMax ?? CONNECTIONS_MAX;
+  /** by remote address and port, the oldest first */
+  const strangers = new Map<string, Socket>();
+  const nameOf = (socket: Socket): string => `${socket.remoteAddress}:${socket.remotePort}`;
+  server.on("connection", (socket: Socket) => {
+    // After the handshake has failed the socket can still report errors; they have nothing to add.
+    socket.on("error", () => {});
+    const name = nameOf(socket);
+    // A peer has shown the key within milliseconds: whoever has taken longest is the one to go, so that nobody keeps the peers out.
+    if (strangers.size >= connectionsMax) {
+      const [oldest] = strangers;
+      if (oldest !== undefined) {
+        strangers.delete(oldest[0]);
+        oldest[1].destroy();
+      }
+    }
+    strangers.set(name, socket);
+    socket.once("close", () => {
+      if (strangers.get(name) === socket) strangers.delete(name);
+    });
+  });
   server.on("tlsClientError", (error, socket) => {
     const from =
       socket.remoteAddress === undefined ? "a connection" : `${socket.remoteAddress}:${socket.remotePort}`;
@@ -94,7 +112,13 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
   });
   server.on("secureConnection", (socket) => {
     const peer = names.get(socket);
+    strangers.delete(nameOf(socket));
     socket.on("error", () => {});
+    if (open.size >= connectionsMax) {
+      options.onRefused(`refused ${socket.remoteAddress}: too many connections of peers`);
+      socket.destroy();
+      return;
+    }
     if (peer === undefined || socket.alpnProtocol !== AGENT_PROTOCOL) {
       options.onRefused(`refused ${socket.remoteAddress}: it did not name its node or its protocol`);
       socket.destroy();
@@ -123,7 +147,7 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
     close: async () => {
       const closed = Promise.withResolvers<void>();
       server.close(() => closed.resolve());
-      for (const socket of open) socket.destroy();
+      for (const socket of [...open, ...strangers.values()]) socket.destroy();
       await closed.promise;
     },
   };

@@ -27,6 +27,7 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   bytesOut: ["sent_bytes_total", "Application to client, of sessions that are over."],
   holds: ["holds_total", "Times the workload was held."],
   rollbacks: ["rollbacks_total", "Moves given up with this proxy going on."],
+  holdsLetGo: ["holds_let_go_total", "Holds ended by the proxy, as no agent did: nothing had been captured."],
   legsCaptured: ["legs_captured_total", "TCP legs captured."],
   legsAdopted: ["legs_adopted_total", "TCP legs adopted."],
   sessionsOpaque: [

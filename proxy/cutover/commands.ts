@@ -14,6 +14,7 @@ import { adoptDownstream, adoptUpstream } from "./adopt.ts";
 import { captureDownstream, captureUpstream } from "./capture.ts";
 import { hold } from "./hold.ts";
 import type { LegKernel } from "./leg-kernel.ts";
+import { HoldWatch, LET_GO, type LetGoLimits } from "./let-go.ts";
 import { discard, release } from "./release.ts";
 import { pause, resume } from "./restart.ts";
 import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
@@ -86,10 +87,13 @@ export interface CommandsOptions {
   log: Logger;
   /** after the reply to `stop`, or to `retire` where nothing is left */
   onExit(reason: string): void;
+  /** default: {@link LET_GO} */
+  letGo?: LetGoLimits;
 }
 
 export class Commands {
   readonly #options: CommandsOptions;
+  readonly #holdWatch: HoldWatch;
   #proxy: WorkloadProxy | null = null;
   #configuration = "";
   /** commands run one after another, whichever connection they come from */
@@ -97,6 +101,21 @@ export class Commands {
 
   constructor(options: CommandsOptions) {
     this.#options = options;
+    this.#holdWatch = new HoldWatch({
+      limits: options.letGo ?? LET_GO,
+      log: options.log,
+      inTurn: (work) => void this.#inTurn(async () => work()),
+      letGo: (proxy) => {
+        proxy.counters.holdsLetGo++;
+        proxy.role = "owner";
+        rollback(proxy);
+      },
+    });
+  }
+
+  /** An agent is connected. @returns to be called when it has gone */
+  agentCame(): () => void {
+    return this.#holdWatch.agentCame();
   }
 
   get proxy(): WorkloadProxy | null {
@@ -132,6 +151,7 @@ export class Commands {
       hold: this.#command("hold", epochOnly, async (proxy) => {
         // From the first moment on: clients that connect while it waits are held too.
         proxy.role = "held";
+        this.#holdWatch.begin(proxy);
         const result = await hold(proxy);
         return { result: () => result };
       }),

@@ -62,6 +62,7 @@ export interface Counters extends ReplayCounters {
   bytesOut: number;
   holds: number;
   rollbacks: number;
+  holdsLetGo: number;
   legsCaptured: number;
   legsAdopted: number;
   legFailures: number;
@@ -110,6 +111,7 @@ export class WorkloadProxy implements WatchHost {
     bytesOut: 0,
     holds: 0,
     rollbacks: 0,
+    holdsLetGo: 0,
     legsCaptured: 0,
     legsAdopted: 0,
     legFailures: 0,

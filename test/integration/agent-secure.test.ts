@@ -138,6 +138,37 @@ describe("the stream between agents", () => {
     await stillServes();
   });
 
+  test("connections that never show the key keep no peer out, however many they are", async () => {
+    const connectionsMax = 20;
+    const crowded = await listenSecure({
+      host: "127.0.0.1",
+      port: 0,
+      key,
+      node: "b",
+      handshakeMsMax: 60_000,
+      connectionsMax,
+      onPeer: (stream, peerNode) =>
+        new Channel(stream, { handlers: { whoami: () => ({ result: peerNode }) } }),
+      onRefused: (line) => refused.push(line),
+    });
+    const silent = Array.from({ length: 3 * connectionsMax }, () => {
+      const socket = connect(crowded.port, "127.0.0.1");
+      socket.on("error", () => {});
+      return socket;
+    });
+    try {
+      await Promise.all(silent.map((socket) => once(socket, "connect")));
+      const channel = new Channel(await dial({ port: crowded.port }));
+      assert.equal((await channel.call("whoami", {})).result, "a");
+      channel.close();
+      for (let n = 0; n < 100 && refused.length <= 2 * connectionsMax; n++) await sleep(10);
+      assert.equal(refused.length, 2 * connectionsMax + 1, "one line for each that made room");
+    } finally {
+      for (const socket of silent) socket.destroy();
+      await crowded.close();
+    }
+  });
+
   test("dialling tells nobody there, somebody silent and a server that is no agent apart", async () => {
     const mute = createServer(() => {}).listen(0, "127.0.0.1");
     const answers: Socket[] = [];
