@@ -28,7 +28,7 @@ const SECONDS = 0.3;
 const HOLDFAST = ["holdfast-tcp", "holdfast-http", "holdfast-websocket", "holdfast-replay"];
 const WANTED = ["direct", ...HOLDFAST, "envoy-tcp", "envoy-http", "nginx-http", "httpxy", "http-proxy"];
 
-describe("a load on the data path", { timeout: 180_000 }, () => {
+describe("a load on the data path", { timeout: 300_000 }, () => {
   const stage = new Stage();
   const problems: string[] = [];
   const missing = new Set<string>();
@@ -138,7 +138,7 @@ describe("a load on the data path", { timeout: 180_000 }, () => {
   });
 });
 
-describe("the generator", { timeout: 60_000 }, () => {
+describe("the generator", { timeout: 300_000 }, () => {
   const stage = new Stage();
   const servers: Server[] = [];
   let generator: Program<Load | Hold, LoadReport | Held>;

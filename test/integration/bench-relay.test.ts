@@ -34,7 +34,7 @@ import { Stage } from "#bench/stage.ts";
 const root = resolve(import.meta.dirname, "../..");
 const quiet = (): void => {};
 
-describe("relays beside each other", { timeout: 120_000 }, () => {
+describe("relays beside each other", { timeout: 300_000 }, () => {
   const SECONDS = 0.5;
   const stage = new Stage();
   const absent: Peer = {
@@ -143,7 +143,7 @@ describe("relays beside each other", { timeout: 120_000 }, () => {
   });
 });
 
-describe("the generator", { timeout: 60_000 }, () => {
+describe("the generator", { timeout: 300_000 }, () => {
   const STALL_MS = 400;
   const stage = new Stage();
   let generator: Program<Load, LoadReport>;
@@ -225,7 +225,7 @@ describe("the generator", { timeout: 60_000 }, () => {
   });
 });
 
-describe("sessions", { timeout: 60_000 }, () => {
+describe("sessions", { timeout: 300_000 }, () => {
   const stage = new Stage();
   after(() => stage.close());
 
@@ -288,7 +288,7 @@ Transfer/sec:      5.56MB
   });
 });
 
-describe("npm run bench", { timeout: 120_000 }, () => {
+describe("npm run bench", { timeout: 300_000 }, () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-bench-test-"));
   after(() => rmSync(directory, { recursive: true }));
 

@@ -65,7 +65,7 @@ const LOOK = `[...document.querySelectorAll("svg.picture:not(.swatch)")].map((sv
     scale: box.width / svg.viewBox.baseVal.width, widths: marks.map((mark) => mark.getBoundingClientRect().width) };
 })`;
 
-describe("the report's page in a browser", { timeout: 120_000 }, () => {
+describe("the report's page in a browser", { timeout: 300_000 }, () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-report-test-"));
   const file = join(directory, "report.html");
   const results = madeUpResults();
@@ -338,7 +338,7 @@ describe("what is made of figures", () => {
   });
 });
 
-describe("a profile", { timeout: 60_000 }, () => {
+describe("a profile", { timeout: 300_000 }, () => {
   const node = (
     id: number,
     functionName: string,

@@ -19,7 +19,7 @@ const HTTP_CLIENTS = 20;
 const WEBSOCKET_CLIENTS = 20;
 const EVERY_MS = 20;
 
-describe("restarts behind peers", { timeout: 120_000 }, () => {
+describe("restarts behind peers", { timeout: 300_000 }, () => {
   const stage = new Stage();
   const problems: { where: string; what: string }[] = [];
   let samples: RestartSample[] = [];

@@ -39,7 +39,7 @@ function legsOf(proxy: Awaited<ReturnType<typeof startInProcess>>["proxy"]): {
   return { client: downstream, application: upstream };
 }
 
-describe("a client that does not read", { timeout: 60_000 }, () => {
+describe("a client that does not read", { timeout: 300_000 }, () => {
   it("has little waiting for it on the proxy's legs, and gets all of it when it reads", async () => {
     const pushed = Buffer.alloc(PUSHED_BYTES, "x");
     const serve = (socket: Socket): void => {

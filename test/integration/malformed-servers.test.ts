@@ -87,7 +87,7 @@ async function compare(
   }
 }
 
-describe("malformed requests to a real server, directly and through the proxy", { timeout: 120_000 }, () => {
+describe("malformed requests to a real server, directly and through the proxy", { timeout: 300_000 }, () => {
   const servers: [name: string, start: () => Promise<RealServer>][] = [
     ["node:http", startNodeServer],
     ["nginx", startNginx],
@@ -105,7 +105,7 @@ describe("malformed requests to a real server, directly and through the proxy", 
 });
 
 describe("malformed frames to a real WebSocket server, directly and through the proxy", {
-  timeout: 120_000,
+  timeout: 300_000,
 }, () => {
   it("ws sees the same messages and failures, and closes with the same codes", async () => {
     let lines: string[][] = [];

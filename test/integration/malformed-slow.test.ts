@@ -39,7 +39,7 @@ const BEGINNINGS: Buffer[] = [
   Buffer.alloc(0),
 ];
 
-describe("clients that send a byte now and then", { timeout: 120_000 }, () => {
+describe("clients that send a byte now and then", { timeout: 300_000 }, () => {
   const applications: RawApplication[] = [];
   let stage: MalformedStage;
   /** of all slow clients, what has arrived */

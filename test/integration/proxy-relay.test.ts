@@ -11,7 +11,7 @@ import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
 
 const BULK_BYTES = 24 * 1024 * 1024;
 
-describe("a proxy between a client and an application", { timeout: 60_000 }, () => {
+describe("a proxy between a client and an application", { timeout: 300_000 }, () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-proxy-"));
   const sockets: Socket[] = [];
   let proxy: ProxyProcess;

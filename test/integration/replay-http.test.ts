@@ -10,7 +10,7 @@ import { answersIn, answersOf, get, ok, post, ReplayStage } from "#test/support/
 const REPLAY_BYTES_MAX = 64 * 1024;
 const UNSAFE = 1;
 
-describe("HTTP over an application that ends", { timeout: 60_000 }, () => {
+describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
     stage = await ReplayStage.start([{ protocol: "http" }, { protocol: "auto", replayUnsafe: true }], {

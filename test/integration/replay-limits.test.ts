@@ -31,7 +31,7 @@ function deletedFiles(pid: number, directory: string): string[] {
   });
 }
 
-describe("bytes held for an application that is away", { timeout: 60_000 }, () => {
+describe("bytes held for an application that is away", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   const limits = {
     stallMsMax: 300,

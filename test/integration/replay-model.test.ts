@@ -103,7 +103,7 @@ before(async () => {
 });
 after(() => stage.stop());
 
-it("keeps its word whatever happens when", { timeout: 60_000 }, async (t) => {
+it("keeps its word whatever happens when", { timeout: 300_000 }, async (t) => {
   t.diagnostic(`REPLAY_MODEL_SEED=${SEED}`);
   const next = random(SEED);
   stage.application.serve = (socket) => serve(socket, next);

@@ -6,7 +6,7 @@ import type { RawEnd } from "#test/support/raw-ends.ts";
 
 const CHECK = get("/healthz");
 
-describe("a restart", { timeout: 60_000 }, () => {
+describe("a restart", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
     stage = await ReplayStage.start([{ protocol: "http" }, { protocol: "tcp", continuity: "transplant" }], {
@@ -164,7 +164,7 @@ describe("a restart", { timeout: 60_000 }, () => {
   });
 });
 
-describe("an application that stays away", { timeout: 60_000 }, () => {
+describe("an application that stays away", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
     stage = await ReplayStage.start([{ protocol: "http", probes: ["/healthz"] }, { protocol: "auto" }], {
@@ -282,7 +282,7 @@ describe("an application that stays away", { timeout: 60_000 }, () => {
   });
 });
 
-describe("health checks", { timeout: 60_000 }, () => {
+describe("health checks", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   let epoch = 1;
   before(async () => {
@@ -395,7 +395,7 @@ describe("health checks", { timeout: 60_000 }, () => {
   });
 });
 
-describe("names of sessions", { timeout: 60_000 }, () => {
+describe("names of sessions", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
     const naming = (from: "cookie" | "header" | "query" | "subprotocol", name: string, issue = false) => ({

@@ -39,7 +39,7 @@ function message(text: string): Buffer {
   return Buffer.concat([Buffer.from([0x81, 0x80 | payload.length]), mask, payload]);
 }
 
-describe("what a new life of the application is told first", { timeout: 60_000 }, () => {
+describe("what a new life of the application is told first", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
     stage = await ReplayStage.start(SHAPES, { stallMsMax: 20, pingMs: 50, lingerMsMax: 200 });

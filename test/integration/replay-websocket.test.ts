@@ -61,7 +61,7 @@ function framesIn(received: Buffer): Frame[] {
   return frames;
 }
 
-describe("WebSocket over an application that ends", { timeout: 60_000 }, () => {
+describe("WebSocket over an application that ends", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
     stage = await ReplayStage.start(

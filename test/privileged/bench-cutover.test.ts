@@ -24,7 +24,7 @@ const skip = lacking("runc");
 const PEERS = ["bare-criu", "holdfast-takeover", "holdfast-relay"];
 const SESSIONS = 40;
 
-describe("the cutover beside bare CRIU", { skip, timeout: 240_000 }, () => {
+describe("the cutover beside bare CRIU", { skip, timeout: 600_000 }, () => {
   const problems: string[] = [];
   const reporting = {
     say: (): void => {},

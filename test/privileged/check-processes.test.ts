@@ -163,7 +163,7 @@ scope['opened'] = (other, mmap.mmap(file.fileno(), 4096))`,
 if os.fork() == 0: os._exit(0)`,
 };
 
-describe("processes that cannot move", { skip, timeout: 300_000 }, () => {
+describe("processes that cannot move", { skip, timeout: 600_000 }, () => {
   it("are found beforehand, by name; when they have ended nothing stands in the way", async () => {
     // a container by default lets its processes make no namespace and no userfaultfd
     const workload = { container: { capabilities: { add: ["SYS_ADMIN", "SYS_PTRACE"] } } };

@@ -23,7 +23,7 @@ function ids(all: Finding[]): string[] {
   return [...new Set(all.map(({ id, severity }) => `${severity} ${id}`))].sort();
 }
 
-describe("a node that a workload could go to", { skip, timeout: 300_000 }, () => {
+describe("a node that a workload could go to", { skip, timeout: 600_000 }, () => {
   it("is asked what would go wrong there; migrate refuses for the same reasons and leaves nothing", async () => {
     const files = mkdtempSync(join(tmpdir(), "hf-check-"));
     try {
@@ -130,7 +130,7 @@ describe("a node that a workload could go to", { skip, timeout: 300_000 }, () =>
 });
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`a rehearsal, ${downstream}`, { skip, timeout: 300_000 }, () => {
+  describe(`a rehearsal, ${downstream}`, { skip, timeout: 600_000 }, () => {
     it("holds nobody, leaves nothing on either node, and says how long a move would take; the move goes then", async () => {
       await withPythonShell({ downstream, nodes: ["a", "b", "c"] }, async (program, run) => {
         if (downstream === "relay") await program.move("c"); // a is an edge with a client now
@@ -180,7 +180,7 @@ agent.connect(${JSON.stringify(socketPath)})
 agent.sendall(b"POST /v1/workloads/${workloadName}/cancel HTTP/1.1\\r\\nHost: agent\\r\\nContent-Type: application/json\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
 `;
 
-describe("a rehearsal that is stopped", { skip, timeout: 300_000 }, () => {
+describe("a rehearsal that is stopped", { skip, timeout: 600_000 }, () => {
   it("by Ctrl-C is undone all the same, and says so", async () => {
     const faults = join(mkdtempSync(join(tmpdir(), "hf-rehearsal-")), "faults");
     await withPythonShell({ faults: { a: `file:${faults}` } }, async (program, run) => {

@@ -59,7 +59,7 @@ async function capture(proxy: WorkloadProxy): ReturnType<typeof captureDownstrea
   return captureDownstream(proxy);
 }
 
-describe("a client that vanishes", { skip: lacking(), timeout: 60_000 }, () => {
+describe("a client that vanishes", { skip: lacking(), timeout: 600_000 }, () => {
   it("is noticed, though nothing is sent to it, and its session is reset", async () => {
     const stage = await startInProcess({ port: TIMEOUTS });
     const fd = await client(stage);
@@ -121,7 +121,7 @@ describe("a client that vanishes", { skip: lacking(), timeout: 60_000 }, () => {
   });
 });
 
-describe("a session that passes nothing", { skip: lacking(), timeout: 60_000 }, () => {
+describe("a session that passes nothing", { skip: lacking(), timeout: 600_000 }, () => {
   it("is ended in order after idleMsMax, and one that passes something is not", async () => {
     const ended: string[] = [];
     const stage = await startInProcess({

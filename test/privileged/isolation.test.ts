@@ -15,7 +15,7 @@ const skip = lacking("python3", "runc", "nft");
 /** On the host only: in a container /dev/shm is its own. */
 const secretFile = `/dev/shm/hf-isolation-${process.pid}`;
 
-test("the host is out of an application's reach", { skip, timeout: 300_000 }, async (t) => {
+test("the host is out of an application's reach", { skip, timeout: 600_000 }, async (t) => {
   writeFileSync(secretFile, "of the host");
   try {
     await withPythonShell({}, async (program, run) => {

@@ -69,7 +69,7 @@ async function moveWith(program: MovedProgram, to: string): Promise<void> {
 }
 
 for (const downstream of ["takeover", "relay"] as const)
-  describe(`malformed input in mid-move, ${downstream}`, { timeout: 120_000, skip }, () => {
+  describe(`malformed input in mid-move, ${downstream}`, { timeout: 600_000, skip }, () => {
     it("reaches the application once, there and back", async () => {
       const workload = {
         container: {

@@ -29,7 +29,7 @@ const HELD_BYTES_MAX = 524_288;
 const SENDERS = ["x", "y"];
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`clients with a will of their own, ${downstream}`, { timeout: 240_000 }, () => {
+  describe(`clients with a will of their own, ${downstream}`, { timeout: 600_000 }, () => {
     const open = new Set<OddClients>();
     const on = staged({ downstream, load: "tcp" });
     after(async () => {
@@ -116,7 +116,7 @@ for (const downstream of ["takeover", "relay"] as const) {
   });
 }
 
-describe("more held for clients than limits.heldBytesMax allows", { timeout: 60_000 }, () => {
+describe("more held for clients than limits.heldBytesMax allows", { timeout: 600_000 }, () => {
   const on = staged({
     downstream: "takeover",
     load: "tcp",

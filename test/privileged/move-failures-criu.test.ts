@@ -12,7 +12,7 @@ import { staged } from "#test/support/staged.ts";
 const PID_TAKEN = "a process of the standby has the application's PID";
 const ENOSYS = 38;
 
-describe("CRIU cannot dump", { timeout: 120_000 }, () => {
+describe("CRIU cannot dump", { timeout: 600_000 }, () => {
   const bundle = mkdtempSync(join(tmpdir(), "hf-bundle-"));
   writeBundle(bundle);
   after(() => rmSync(bundle, { recursive: true, force: true }));
@@ -53,7 +53,7 @@ describe("CRIU cannot dump", { timeout: 120_000 }, () => {
 });
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`CRIU cannot restore, ${downstream}`, { timeout: 120_000 }, () => {
+  describe(`CRIU cannot restore, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     const damages: Record<string, (stage: MoveStage) => string> = {
       [PID_TAKEN]: (stage) => {

@@ -9,7 +9,7 @@ const FILL = "dd if=/dev/zero of=$RUN/fill bs=1M || true";
 /** of the tmpfs, which has twice this: more than the application needs, and soon full */
 const IMAGES_MB = 192;
 
-describe("no space for the memory images", { timeout: 120_000 }, () => {
+describe("no space for the memory images", { timeout: 600_000 }, () => {
   const on = staged({ downstream: "takeover", workload: { limits: { imagesMbMax: IMAGES_MB } } });
 
   it(
@@ -57,7 +57,7 @@ describe("no space for the memory images", { timeout: 120_000 }, () => {
 });
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`a move that must end, ${downstream}`, { timeout: 120_000 }, () => {
+  describe(`a move that must end, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     /** What links and edges have no part in is tried once. */
     const either = (name: string, test: () => Promise<void>): void => {

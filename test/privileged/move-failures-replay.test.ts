@@ -15,7 +15,7 @@ const replay = {
 };
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`a move by replay, ${downstream}`, { timeout: 240_000 }, () => {
+  describe(`a move by replay, ${downstream}`, { timeout: 600_000 }, () => {
     // A POST the frozen application had got is refused, as it has to be: only what may be repeated is asked.
     const on = staged({
       downstream,

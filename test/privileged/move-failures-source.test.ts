@@ -23,7 +23,7 @@ const STEPS: Record<string, "source" | "target" | null> = {
 const OF_RELAY = new Set(["hold", "capture", "committed", "retire"]);
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`source agent killed, ${downstream}`, { timeout: 240_000 }, () => {
+  describe(`source agent killed, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     for (const [step, winner] of Object.entries(STEPS)) {
       if (downstream === "relay" && !OF_RELAY.has(step)) continue;

@@ -33,7 +33,7 @@ const POINTS: Record<string, "moved" | "rolled-back"> = {
 };
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`store gone in a move, ${downstream}`, { timeout: 240_000 }, () => {
+  describe(`store gone in a move, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     for (const [failure, { signal, back }] of Object.entries(FAILURES)) {
       const stop = (stage: MoveStage): string => `kill -${signal} ${stage.lab.redis.pid}`;

@@ -11,7 +11,7 @@ const GONE = /^(connection to agent [ab] (is closed|lost)|cannot reach node [ab]
 const DECIDED = new Set(["released"]);
 
 for (const downstream of ["takeover", "relay"] as const) {
-  describe(`target agent killed, ${downstream}`, { timeout: 240_000 }, () => {
+  describe(`target agent killed, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     for (const step of STEPS) {
       if (downstream === "relay" && !OF_RELAY.has(step)) continue;

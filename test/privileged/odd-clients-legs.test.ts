@@ -50,7 +50,7 @@ async function move(
   return { to, lost };
 }
 
-describe("a client's connection that is not like the others", { skip: lacking(), timeout: 60_000 }, () => {
+describe("a client's connection that is not like the others", { skip: lacking(), timeout: 600_000 }, () => {
   const home = openSync("/proc/thread-self/ns/net", "r");
   let node: Namespace;
   let outside: Namespace;

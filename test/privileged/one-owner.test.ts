@@ -41,7 +41,7 @@ async function moved(stage: MoveStage): Promise<void> {
   assert.equal(end, "moved", `${reason}\n${stage.logs()}`);
 }
 
-describe("one owner, whatever the store has lost", { timeout: 300_000 }, () => {
+describe("one owner, whatever the store has lost", { timeout: 600_000 }, () => {
   const on = staged({ downstream: "takeover", load: "none" });
 
   it(

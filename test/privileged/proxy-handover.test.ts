@@ -10,7 +10,7 @@ import { CLIENT_PORT, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts
 const GROWTH_MOVES = 20;
 
 for (const downstream of ["relay", "takeover"] as const) {
-  describe(`a handover by ${downstream}`, { timeout: 120_000 }, () => {
+  describe(`a handover by ${downstream}`, { timeout: 600_000 }, () => {
     let lab: ProxyLab;
     let owner: NodeName = "a";
     let clients: CountedClient[] = [];
@@ -262,7 +262,7 @@ describe("a port that is taken at the target", { timeout: 30_000 }, () => {
   });
 });
 
-describe("relay over three nodes", { timeout: 60_000 }, () => {
+describe("relay over three nodes", { timeout: 600_000 }, () => {
   let lab: ProxyLab;
   let clients: CountedClient[] = [];
 

@@ -187,7 +187,7 @@ async function assertReplayed({ http, ws }: { http: Requests; ws: Messages }, li
   assert.equal(http.connections, 1, "the connection stays");
 }
 
-describe("clients of an application that is restarted", { skip, timeout: 180_000 }, () => {
+describe("clients of an application that is restarted", { skip, timeout: 600_000 }, () => {
   for (const downstream of ["takeover", "relay"] as const) {
     it(`${downstream}: HTTP and WebSocket clients of a replay port see a pause, those of a transplant port their application's end`, () =>
       withClients(downstream, async (program, clients) => {
@@ -211,7 +211,7 @@ describe("clients of an application that is restarted", { skip, timeout: 180_000
     }));
 });
 
-describe("clients of an application that dies", { skip, timeout: 180_000 }, () => {
+describe("clients of an application that dies", { skip, timeout: 600_000 }, () => {
   it("HTTP and WebSocket clients of a replay port see a pause, those of a transplant port RST", () =>
     withClients("takeover", async (program, clients) => {
       for (const lives of [2, 3]) {
@@ -223,7 +223,7 @@ describe("clients of an application that dies", { skip, timeout: 180_000 }, () =
     }));
 });
 
-describe("a restart", { skip, timeout: 180_000 }, () => {
+describe("a restart", { skip, timeout: 600_000 }, () => {
   it("that is cancelled while it waits for a request under way leaves the application, and the request is answered", () =>
     withProgram({ downstream: "takeover", workload: workload("exchanges") }, async (program) => {
       const pid = applicationPid(program);
@@ -254,7 +254,7 @@ describe("a restart", { skip, timeout: 180_000 }, () => {
     }));
 });
 
-describe("the name of a session", { skip, timeout: 180_000 }, () => {
+describe("the name of a session", { skip, timeout: 600_000 }, () => {
   it("leads to where its workload is, also after a move and after it has ended", () =>
     withProgram({ downstream: "takeover", workload: workload("exchanges") }, async (program) => {
       const look = (node: string, name = "user-42"): Promise<Found> =>

@@ -64,7 +64,7 @@ async function answeringPid(stage: MoveStage): Promise<number> {
 
 const chat = { cwd: `${projectRoot}/test/apps/chat`, env: { PORT: "9000" }, rootfs: "host" };
 
-describe("an application that ends by itself", { timeout: 240_000 }, () => {
+describe("an application that ends by itself", { timeout: 600_000 }, () => {
   it(
     "by a signal: it is noticed at once, starts in the same container, and transplanted sessions are reset",
     on({ load: "tcp", app: "echo" }, async (stage) => {

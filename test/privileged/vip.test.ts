@@ -25,7 +25,7 @@ async function until(what: string, done: () => boolean): Promise<void> {
   }
 }
 
-describe("the address that moves with a workload", { skip: lacking(), timeout: 60_000 }, () => {
+describe("the address that moves with a workload", { skip: lacking(), timeout: 600_000 }, () => {
   const home = openSync("/proc/thread-self/ns/net", "r");
   let node: Namespace;
   let neighbour: Namespace;
