@@ -18,8 +18,8 @@ export async function useTerminals(stage: Stage, open: () => Promise<Dialogue>):
   still.say("word=kept; list=many; twice() { echo $1$1; }; cd /tmp; umask 027; stty rows 40 cols 100\n");
   still.say("sleep 10001 &\n");
   assert.match(await still.line(), /^\[1\] \d+$/);
-  // what it prints says that the terminal is its own
-  assert.equal(await still.ask("sh -c 'echo first; sleep 10002'\n"), "first");
+  // what it prints says that the terminal is its own; a child of vfork(2) that is stopped would keep its parent from stopping
+  assert.equal(await still.ask("sh -c 'echo first; exec sleep 10002'\n"), "first");
   still.say(SUSPEND);
   assert.match((await still.until(/Stopped/)).at(-1) ?? "", /^\[2\]\+ +Stopped /);
   still.say("sleep 10003 | sleep 10004 &\n");

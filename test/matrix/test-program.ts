@@ -5,7 +5,7 @@ import { type Downstream, lacking } from "../support/moved-program.ts";
 import { missing, type Program } from "./program.ts";
 import { moveProgram } from "./run.ts";
 
-const MOVES = 4;
+const MOVES = 2;
 
 /** One test a mode. It skips, and says so, where set-up could not install the program. */
 export function testProgram(program: Program, modes: Downstream[] = ["takeover", "relay"]): void {
