@@ -149,7 +149,8 @@ export async function showQueues(container: { init: { pid: number } }, process: 
     // the other way round, /proc would be the container's
     kernel.inIpcNamespaceOf(process, () =>
       kernel.inMountNamespaceOf(container.init.pid, () => {
-        kernel.unmount(mountPoint);
+        // a folder of the host that holds the container itself shows it once more, and what is hidden of that stays
+        if (!kernel.unmountVisible(mountPoint)) return;
         kernel.mount("mqueue", after.split(" ")[1] ?? "mqueue", mountPoint, flags);
       }),
     );

@@ -46,8 +46,6 @@ const LIVES_MAX = 3;
 /** lives in a row, each a short one without a word, that a WebSocket is dialled again to */
 const SILENT_LIVES_MAX = 10;
 const LONG_LIFE_MS_MIN = 10_000;
-/** A life that ends so soon after it was given a request again may have ended of it: that counts twice. */
-const AT_ONCE_MS = 1_000;
 /** before the next life is tried when the last two went at once: those that end are often several processes */
 const AGAIN_MS = 50;
 const RETRY_AFTER_S = 1;
@@ -127,7 +125,7 @@ export class SessionReplay {
   #sentUpTo = 0;
   /** lives lost in a row without an answer */
   #losses = 0;
-  #attachedAtMs = Number.NEGATIVE_INFINITY;
+  #attachedAtMs = 0;
   /** The request whose body is under way was refused: the rest of that goes nowhere, up to `#swallowTo` once it is known. */
   #swallows = false;
   #swallowTo = -1;
@@ -436,9 +434,8 @@ export class SessionReplay {
     this.#host.counters.sessionsAway++;
     this.#carrier.detach();
     this.#carrier.inbound.hold();
-    const counts = performance.now() - this.#attachedAtMs < AT_ONCE_MS ? 2 : 1;
     for (const record of this.#observer.inFlight)
-      if (record.start < this.#sentUpTo) record.tag = livesOf(record) + counts;
+      if (record.start < this.#sentUpTo) record.tag = livesOf(record) + 1;
     if (!this.isPending) this.#losses = 0;
     else if (this.#handshake === null) this.#losses++;
     else if (how !== "cut") {

@@ -1120,9 +1120,17 @@ export function mount(type: string, source: string, target: string, flags: numbe
 
 /** umount2(2) with MNT_DETACH: whoever uses it goes on with it. */
 export function unmount(target: string): void {
-  const detach = 2;
-  check(libc().umount2(target, detach), `umount(${target})`);
+  check(libc().umount2(target, MNT_DETACH), `umount(${target})`);
 }
+
+/** False: there is no mount at that path, or it is hidden below another one. */
+export function unmountVisible(target: string): boolean {
+  if (libc().umount2(target, MNT_DETACH) === 0) return true;
+  const errno = koffi.errno();
+  if (errno === constants.errno.ENOENT || errno === constants.errno.EINVAL) return false;
+  throw failure(`umount(${target})`, errno);
+}
+const MNT_DETACH = 2;
 
 /** A new file system without a device, as `tmpfs`, that is mounted nowhere: a descriptor of its root (fsmount(2)). */
 export function newMount(type: string): number {

@@ -353,7 +353,7 @@ describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
     );
   });
 
-  it("gives a request to one more life when lives end of it at once", async () => {
+  it("gives a request to three lives and no more", async () => {
     let given = 0;
     stage.application.serve = (socket) => {
       socket.once("data", () => {
@@ -364,7 +364,7 @@ describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
     const client = await stage.dial();
     client.socket.write(get("/poison"));
     assert.equal((await answersOf(client, 1))[0]?.status, 503);
-    assert.equal(given, 2);
+    assert.equal(given, 3);
     stage.application.serve = (socket) => socket.once("data", () => socket.write(ok("fine")));
     await stage.application.restart();
     client.socket.write(get("/fine"));
