@@ -216,7 +216,7 @@ test("layers hold a live process's memory, and only what changed travels after",
 test("whatever number its pages have in the dump, a process gets its own and not a sibling's", async () => {
   const one = await start();
   const other = await start();
-  const area = 0x10000000;
+  const area = 0x2000_0000_0000; // far from stacks, libraries and heaps, wherever they are put
   const dir = images();
   try {
     const layers = new Layers();
