@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { appendFileSync, closeSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { encodeImage } from "#control/criu/image-file.ts";
@@ -113,7 +114,8 @@ interface Held {
 /** Starts PROGRAM, or another that says where its memory is and answers lines. */
 async function start(program = PROGRAM): Promise<Held> {
   const child = spawn("python3", ["-u", "-c", program], { stdio: ["pipe", "pipe", "inherit"] });
-  const answer = async (): Promise<string> => String((await once(child.stdout, "data"))[0]).trim();
+  const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
+  const answer = async (): Promise<string> => String((await lines.next()).value);
   const area = Number(await answer());
   return {
     pid: child.pid ?? -1,
