@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { describe, it } from "node:test";
 import type { CheckReport, Finding } from "#control/agent/finding.ts";
 import { lacking, type MovedProgram, until, workloadName } from "#test/support/moved-program.ts";
-import { withPythonShell } from "#test/support/python-shell.ts";
+import { faultsFile, withPythonShell } from "#test/support/python-shell.ts";
 
 const skip = lacking("python3", "runc");
 const ports = [
@@ -181,8 +181,8 @@ agent.sendall(b"POST /v1/workloads/${workloadName}/cancel HTTP/1.1\\r\\nHost: ag
 `;
 
 describe("a rehearsal that is stopped", { skip, timeout: 600_000 }, () => {
-  it("by Ctrl-C is undone all the same, and says so", async () => {
-    const faults = join(mkdtempSync(join(tmpdir(), "hf-rehearsal-")), "faults");
+  it("by Ctrl-C is undone all the same, and says so", async (t) => {
+    const faults = faultsFile(t);
     await withPythonShell({ faults: { a: `file:${faults}` } }, async (program, run) => {
       const script = `${faults}.py`;
       writeFileSync(script, sendCancel(program.lab.agents.get("a")?.socketPath ?? ""));

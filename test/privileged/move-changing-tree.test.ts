@@ -1,12 +1,10 @@
 /** A tree that is never the same for long moves like any other: forks for each request, programs for each request, workers of two seconds. */
 import assert from "node:assert/strict";
-import { mkdtempSync, statSync, writeFileSync } from "node:fs";
+import { statSync, writeFileSync } from "node:fs";
 import type { Socket } from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { test } from "node:test";
 import { lacking, type MovedProgram, until, withProgram } from "../support/moved-program.ts";
-import { withPythonShell } from "../support/python-shell.ts";
+import { faultsFile, withPythonShell } from "../support/python-shell.ts";
 
 const port = 8080;
 const moves = Number(process.env.HOLDFAST_TEST_MOVES ?? 4);
@@ -153,8 +151,8 @@ sys.exit("no child got number %d" % wanted)
 
 test("a child that has the number of the CRIU that is to restore it", {
   skip: lacking("python3"),
-}, async () => {
-  const faults = join(mkdtempSync(join(tmpdir(), "hf-numbers-")), "faults");
+}, async (t) => {
+  const faults = faultsFile(t);
   await withPythonShell({ faults: { a: `file:${faults}` } }, async (program, run) => {
     assert.equal(await run(`exec(${JSON.stringify(forks)}, scope)`), "None");
     const script = `${faults}.py`;

@@ -1,11 +1,9 @@
 /** Every process has after a move the memory it had before, and no other's. */
 import assert from "node:assert/strict";
-import { mkdtempSync, statSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { statSync, writeFileSync } from "node:fs";
 import { test } from "node:test";
 import { type Downstream, lacking, until } from "../support/moved-program.ts";
-import { type Run, withPythonShell } from "../support/python-shell.ts";
+import { faultsFile, type Run, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3");
 
@@ -96,8 +94,8 @@ for (const [what, flags] of [
   ["private", "mmap.MAP_PRIVATE"],
   ["shared", "mmap.MAP_SHARED"],
 ] as const) {
-  test(`one wrong byte in restored ${what} memory is a rollback that says where`, { skip }, async () => {
-    const faults = join(mkdtempSync(join(tmpdir(), "hf-damage-")), "faults");
+  test(`one wrong byte in restored ${what} memory is a rollback that says where`, { skip }, async (t) => {
+    const faults = faultsFile(t);
     await withPythonShell({ faults: { b: `file:${faults}` } }, async (program, run) => {
       const lines = [
         `area = mmap.mmap(-1, 64 * 4096, flags=${flags} | mmap.MAP_ANONYMOUS)`,

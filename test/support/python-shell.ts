@@ -6,6 +6,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { TestContext } from "node:test";
 import { type MovedProgram, type ProgramOptions, withProgram } from "./moved-program.ts";
 
 /** Sends one line (an expression, a statement or `exec(text, scope)`) and gives what `repr` makes of its value, or `ERROR …`. */
@@ -109,4 +110,11 @@ export function runOn(socket: Socket): Run {
       waiting.push({ resolve, reject });
       socket.write(`${JSON.stringify(line)}\n`);
     });
+}
+
+/** A file of faults (control/migration/faults.ts) in a folder that goes with the test. */
+export function faultsFile(t: TestContext): string {
+  const folder = mkdtempSync(join(tmpdir(), "hf-faults-"));
+  t.after(() => rmSync(folder, { recursive: true }));
+  return join(folder, "faults");
 }

@@ -54,16 +54,6 @@ describe("a container by default", () => {
     assert.deepEqual(masked.sort(), ["/host/etc/holdfast/key", "/state"]);
   });
 
-  it("hides them wherever it has them: in its root file system, and in a mount of a folder that holds them", () => {
-    const rootfs = { lower: "/images/app", bundle: null };
-    const mounts = [{ source: "/etc", target: "/host/etc", readonly: true }];
-    const secrets = ["/etc/holdfast/key", "/images/app/state", "/var/lib/holdfast"];
-    const container = { ...options.container, mounts };
-    const { linux } = plannedSpec({ container, rootfs, criuDir: "/criu", workload: "app", secrets });
-    const masked = (linux?.maskedPaths ?? []).filter((path) => !/^\/(proc|sys)\//.test(path));
-    assert.deepEqual(masked.sort(), ["/host/etc/holdfast/key", "/state"]);
-  });
-
   it("is shown what Holdfast needs in it read-only, and that travels nowhere", () => {
     const ours = (spec.mounts ?? []).filter(({ destination }) => destination.startsWith("/.holdfast"));
     assert.deepEqual(
