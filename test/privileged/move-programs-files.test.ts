@@ -162,11 +162,12 @@ test("what is written while the move runs is not lost, and an unlinked open file
     await run(
       'exec(\'def work(dir):\\n  n=0\\n  while not stop:\\n    n+=1\\n    open(dir+"/log","a").write(str(n)+"\\\\n")\\n    write(dir+"/new",str(n)); os.rename(dir+"/new",dir+"/current")\\n    write(dir+"/f%d"%(n%50),str(n)*(n%999))\\n    if n%3==0: os.unlink(dir+"/f%d"%(n%50))\\n    counts[dir]=n\\n    time.sleep(0.0005)\\n\', globals())',
     );
-    await run("stop, counts = False, {}");
+    await run("stop, counts, workers = False, {}, []");
     const places = ["/var/lib/hf-work", "/tmp/hf-work", "/dev/shm/hf-work"];
     for (const dir of places) {
       await run(`os.makedirs("${dir}")`);
-      await run(`threading.Thread(target=work, args=("${dir}",), daemon=True).start()`);
+      await run(`workers.append(threading.Thread(target=work, args=("${dir}",), daemon=True))`);
+      await run("workers[-1].start()");
       await run(`u${places.indexOf(dir)} = open("${dir}/unlinked", "w+b")`);
       await run(`u${places.indexOf(dir)}.write(b"kept" * 100000) and u${places.indexOf(dir)}.flush()`);
       await run(`os.unlink("${dir}/unlinked")`);
@@ -175,7 +176,7 @@ test("what is written while the move runs is not lost, and an unlinked open file
     await program.move("b");
     await program.move("a");
     await run("stop = True");
-    await run("[t.join() for t in threading.enumerate() if t._target is work]");
+    await run("[worker.join() for worker in workers]");
     for (const [index, dir] of places.entries()) {
       const n = Number(await run(`counts["${dir}"]`));
       assert.ok(n > 100, `${n} rounds`);
