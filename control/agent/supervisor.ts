@@ -29,6 +29,7 @@ import {
   poll,
 } from "./application.ts";
 import type { RestartStep } from "./journal.ts";
+import { UnsentBound } from "./unsent-bound.ts";
 import type { Workload } from "./workload.ts";
 
 /**
@@ -66,6 +67,7 @@ export interface RestartResult extends ResumeResult {
 }
 
 const WATCH_MS = 50;
+const BOUND_MS = 1_000;
 const BACKOFF_MS_MIN = 100;
 const BACKOFF_MS_MAX = 10_000;
 /** one that has lived so long is started again without delay */
@@ -85,6 +87,8 @@ export class Supervisor {
   #leftDown: string | null = null;
   #attempts = 0;
   #launchedAtMs = Number.NEGATIVE_INFINITY;
+  #unsentBound = new UnsentBound();
+  #boundAtMs = Number.NEGATIVE_INFINITY;
   /** a restart on command; aborted: somebody wants it stopped */
   #restart: AbortController | null = null;
   /** starting again what ended by itself, or what the last agent was at */
@@ -260,7 +264,10 @@ export class Supervisor {
     const { container } = this.#workload.journal;
     const application = await this.#attach();
     if (this.isBusy || !this.#workload.isAtRest || container?.id !== this.#watched) return;
-    if (application !== null && !application.hasEnded) return;
+    if (application !== null && !application.hasEnded) {
+      if (performance.now() - this.#boundAtMs >= BOUND_MS) await this.#boundUnsent();
+      return;
+    }
     if (this.#leftDown === this.#watched) return;
     this.#begin((signal) => this.#revive(application, signal));
   }
@@ -428,11 +435,26 @@ export class Supervisor {
     const { ports } = this.#workload.config;
     for (;;) {
       if (application === null || application.hasEnded) return "ended";
-      if (ports.every(({ upstream }) => listenBacklog(upstream) !== null)) return "up";
+      if (ports.every(({ upstream }) => listenBacklog(upstream) !== null)) {
+        await this.#boundUnsent();
+        return "up";
+      }
       if (performance.now() >= lateMs) return "late";
       signal.throwIfAborted();
       this.#closing.signal.throwIfAborted();
       await poll();
+    }
+  }
+
+  async #boundUnsent(): Promise<void> {
+    const { journal, config } = this.#workload;
+    this.#boundAtMs = performance.now();
+    if (journal.container === null) return;
+    const ports = config.ports.map(({ upstream }) => upstream.port);
+    try {
+      await this.#unsentBound.look(journal.container.init.pid, ports);
+    } catch (error) {
+      this.#log("warn", { reason: messageOf(error) }, "what the application may have unsent is not bounded");
     }
   }
 

@@ -96,8 +96,9 @@ function releaseSession(
   }
 }
 
+/** What its peer may send because it was told so, and what lies before that. Of a closed window nothing is expected. */
 function promisedBytes({ receive, window }: LegSnapshot): number {
-  return receive.bytes.length + window.rcv_wnd;
+  return window.rcv_wnd === 0 ? 0 : receive.bytes.length + window.rcv_wnd;
 }
 
 interface Released {

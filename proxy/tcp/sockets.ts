@@ -111,8 +111,8 @@ function familyOf({ address }: Endpoint): 4 | 6 {
  * see them, and a move has less to carry. Both bounds are needed: either alone moves the pile to the other leg (33 MB were seen
  * there), as both queues grow by themselves, to tcp_wmem and tcp_rmem. The kernel doubles SO_RCVBUF for its own bookkeeping.
  */
-const UNSENT_BYTES = 128 * 1024;
-const UNREAD_BYTES = 512 * 1024;
+const UNSENT_BYTES = 64 * 1024;
+const UNREAD_BYTES = 128 * 1024;
 
 /** Of a client's leg, or a listener's for all that it accepts. */
 export function boundSendQueue(fd: number): void {
@@ -121,7 +121,8 @@ export function boundSendQueue(fd: number): void {
 
 /** Of a leg to the application. @param least what its peer was promised already, and would send in vain */
 export function boundReceiveQueue(fd: number, least: number): void {
-  const bytes = Math.max(UNREAD_BYTES, least);
+  // half: what was promised fitted into twice what was asked for, and each move would double it
+  const bytes = Math.max(UNREAD_BYTES, Math.ceil(least / 2));
   // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
   if (!kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, bytes, "EPERM"))
     kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF, bytes);
