@@ -18,7 +18,7 @@ import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
-import { bound, boundReceiveQueue, boundSendQueue, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
+import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;
@@ -27,8 +27,7 @@ const legKernel: LegKernel = {
   ...sockets,
   acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
   setPeerTimeouts,
-  boundSendQueue,
-  boundReceiveQueue,
+  boundQueues,
   captureLeg,
   uncaptureLeg,
   bindShielded: (endpoint) =>

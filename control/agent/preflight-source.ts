@@ -27,8 +27,8 @@ export interface DeparturePlace {
 
 /** in the application's sockets: a move lasts about as much longer as a copy of it takes */
 const SLOW_CLIENTS_BYTES = 33_554_432;
-/** frames between processes, `channel.ts` */
-const SNAPSHOT_BYTES_MAX = 256 * 1024 * 1024;
+/** `CAPTURE_BYTES_MAX` of the proxy */
+const SNAPSHOT_BYTES_MAX = 1024 * 1024 * 1024;
 const BACKLOG_POLL_MS = 5;
 
 export const departureChecks: Check<DeparturePlace>[] = [
@@ -121,20 +121,13 @@ export const departureChecks: Check<DeparturePlace>[] = [
   {
     category: "sessions",
     async run({ workload }, add) {
-      const { config, limits } = workload;
+      const { config } = workload;
       const { downstreamBytes, upstreamBytes, applicationBytes } = queuedBytes(config);
-      if (config.downstream === "takeover" && downstreamBytes > limits.heldBytesMax)
-        add(
-          "session.held-limit",
-          "error",
-          `${downstreamBytes} bytes are queued for and from clients, and would have to be held for them, limit ${limits.heldBytesMax}`,
-          "raise limits.heldBytesMax, or wait until slow clients have read",
-        );
       if (downstreamBytes > SNAPSHOT_BYTES_MAX || upstreamBytes > SNAPSHOT_BYTES_MAX)
         add(
           "session.snapshot-limit",
           "error",
-          `${Math.max(downstreamBytes, upstreamBytes)} bytes are queued on connections, more than one snapshot can have (${SNAPSHOT_BYTES_MAX})`,
+          `${Math.max(downstreamBytes, upstreamBytes)} bytes are queued on connections, more than a capture can have (${SNAPSHOT_BYTES_MAX})`,
           "wait until slow clients, or the application, have read",
         );
       if (applicationBytes > SLOW_CLIENTS_BYTES)

@@ -29,7 +29,7 @@ export const LIMITS: WorkloadLimits = {
   imagesMbMax: 2_048,
   precopyMbMax: 1_024,
   verifyMemory: false,
-  heldBytesMax: 67_108_864,
+  heldBytesMax: 8_388_608,
   logMbMax: 256,
 };
 

@@ -130,6 +130,11 @@ export const filesGoneCall = z.strictObject({
  * After `fingerprint` (body: the frozen application's, as JSON). Answered when the application is restored, is what it was, and
  * waits, and its legs (`adopt`; body: legs → AdoptResult) are adopted. Body: its POSIX message queues (`posix-queues.ts`).
  */
+export const adoptCall = z.strictObject({
+  /** nothing of the kind follows; a source of the version before sends all at once, and does not say so */
+  last: z.boolean().default(true),
+});
+
 export const restoreCall = z.strictObject({
   manifest: z.record(z.string().max(200), count),
   /** inner PID of the application's root */

@@ -10,7 +10,7 @@ import { randomUUID } from "node:crypto";
 import { closeSync } from "node:fs";
 import { mkdir, readFile, readlink, rm } from "node:fs/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { AdoptResult, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
+import type { AdoptResult, CapturedPiece, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { seal } from "#proxy/store/seal.ts";
@@ -69,6 +69,13 @@ export interface DepartureOptions {
   rehearse: boolean;
 }
 
+/** what a proxy has captured, or a piece of it */
+interface CapturedBody {
+  result: CapturedPiece;
+  body: Buffer;
+}
+
+const NO_BYTES = Buffer.alloc(0);
 /** Held legs are worth keeping only as long as somebody may still come for them. */
 const HELD_TTL_MS = 10 * 60_000;
 /** CRIU asks this once the whole tree is frozen, and before it looks at any descriptor. */
@@ -470,15 +477,35 @@ export class Departure {
   async #captureUpstream(): Promise<void> {
     const { context, journal, proxy } = this.#workload;
     context.faults.at("source:capture");
-    const { result, body } = await proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
+    const captured = await proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
       epoch: journal.epoch,
     });
-    this.#countCapture(result);
+    this.#countCapture(captured.result);
     // the target adopts them while CRIU dumps
-    this.#adopting = this.#call<AdoptResult>("adopt", {}, body).then((adopted) =>
-      this.#countAdopt(adopted.result),
-    );
+    this.#adopting = this.#carry("adopt", captured).then((adopted) => this.#countAdopt(adopted));
     this.#adopting.catch(() => {}); // looked at by `restore`
+  }
+
+  /** A piece at a time: the target adopts one while the proxy gives the next. */
+  async #carry(method: "adopt" | "adoptDownstream", first: CapturedBody): Promise<AdoptResult> {
+    const { proxy, journal } = this.#workload;
+    const { epoch } = journal;
+    const sum: AdoptResult = { sessions: 0, legs: 0, lost: 0, adoptUs: 0 };
+    for (let piece = first; ; ) {
+      const isLast = piece.result.left === 0;
+      const adopting = this.#call<AdoptResult>(method, { last: isLast }, piece.body);
+      adopting.catch(() => {}); // looked at below
+      const next = isLast
+        ? null
+        : await proxy.command<"takeCaptured", CapturedPiece>("takeCaptured", { epoch });
+      const { result } = await adopting;
+      sum.sessions += result.sessions;
+      sum.legs += result.legs;
+      sum.lost += result.lost;
+      sum.adoptUs += result.adoptUs;
+      if (next === null) return sum;
+      piece = next;
+    }
   }
 
   async #digestMemory(): Promise<void> {
@@ -532,20 +559,21 @@ export class Departure {
     const workload = this.#workload;
     const { context, journal, name } = workload;
     this.#throwIfStopped();
-    let downstream: Buffer = Buffer.alloc(0);
+    let captured: CapturedBody | null = null;
     if (workload.vip !== null) {
       const capture = await workload.proxy.command<"captureDownstream", CaptureResult>("captureDownstream", {
         epoch: journal.epoch,
       });
       this.#countCapture(capture.result);
-      downstream = capture.body;
+      captured = capture;
       workload.vip.remove();
     }
-    if (downstream.length > workload.limits.heldBytesMax) {
-      throw new HoldfastError(
-        `${downstream.length} bytes are held for clients, limit ${workload.limits.heldBytesMax}: raise limits.heldBytesMax`,
-        { code: "HELD_SPACE", source: "migration" },
-      );
+    let downstream = captured?.body ?? NO_BYTES;
+    let adopted: AdoptResult | null = null;
+    if (captured !== null && (captured.result.left > 0 || downstream.length > workload.limits.heldBytesMax)) {
+      // More than the store is to keep, so nobody shall need it there: whoever goes on has the legs already.
+      adopted = await this.#untilStopped(this.#carry("adoptDownstream", captured));
+      downstream = NO_BYTES;
     }
     context.faults.at("source:commit");
     this.#throwIfStopped();
@@ -553,8 +581,7 @@ export class Departure {
     workload.recordMoving({ step: "committing" });
     this.#commitTried = true;
     // the target adopts these legs meanwhile: silent, shielded, and forgotten if the commit fails
-    const adopting =
-      workload.vip === null ? undefined : this.#call<AdoptResult>("adoptDownstream", {}, downstream);
+    const adopting = captured === null || adopted !== null ? null : this.#carry("adoptDownstream", captured);
     const commit = context.store.commit({
       workload: name,
       node: context.node,
@@ -566,10 +593,10 @@ export class Departure {
     // both have ended before anything is taken back
     await Promise.allSettled([commit, adopting]);
     await commit;
-    const adopted = await adopting;
-    if (adopted !== undefined) {
-      this.#countAdopt(adopted.result);
-      const { lost = 0 } = adopted.result;
+    adopted ??= await adopting;
+    if (adopted !== null) {
+      this.#countAdopt(adopted);
+      const { lost } = adopted;
       if (lost > 0)
         this.#result.notKept.push(
           `${lost} sessions, whose clients' connections could not be built at ${this.#options.to}: its proxy.log says why`,

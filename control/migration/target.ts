@@ -33,6 +33,7 @@ import type { InheritFd } from "../criu/protocol.ts";
 import { SpareSemaphores } from "../criu/semaphores.ts";
 import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
 import {
+  adoptCall,
   filesEvent,
   filesGoneCall,
   type ImagesEvent,
@@ -98,7 +99,9 @@ export class Arrival {
   #released: Promise<number> | null = null;
   /** the epoch at which this node may go on, by the source's word on another channel */
   #granted: number | null = null;
-  #upstreamAdopted: Promise<void> | null = null;
+  /** when the last piece of them is */
+  readonly #upstreamAdopted = Promise.withResolvers<void>();
+  /** the last piece of them */
   #downstreamAdopted: Promise<AdoptResult> | null = null;
   #ownSockets: OwnSockets | null = null;
   #criuMs = 0;
@@ -159,7 +162,7 @@ export class Arrival {
       const fd = this.#openTree(root);
       await removePaths(fd, gone).finally(() => closeSync(fd));
     });
-    on("adopt", nothing, async (_, body) => ({ result: await this.#adoptUpstream(body) }));
+    on("adopt", adoptCall, async ({ last }, body) => ({ result: await this.#adoptUpstream(body, last) }));
     on("fingerprint", nothing, async (_, body) => {
       this.#expect("standby");
       this.#before = parsed(body);
@@ -167,9 +170,10 @@ export class Arrival {
     });
     on("restore", restoreCall, async (params, body) => ({ result: await this.#restore(params, body) }));
     on("verify", verifyCall, async (params, body) => void (await this.#verify(params, body)));
-    on("adoptDownstream", nothing, async (_, body) => {
-      this.#downstreamAdopted = this.#adoptDownstream(body);
-      return { result: await this.#downstreamAdopted };
+    on("adoptDownstream", adoptCall, async ({ last }, body) => {
+      const adopting = this.#adoptDownstream(body, last);
+      if (last) this.#downstreamAdopted = adopting;
+      return { result: await adopting };
     });
     on("release", nothing, async () => ({ result: await this.#release() }));
     on("abort", nothing, async () => ({ result: await this.abort(null) }));
@@ -304,17 +308,23 @@ export class Arrival {
     }
   }
 
-  async #adoptUpstream(legs: Buffer): Promise<AdoptResult> {
+  async #adoptUpstream(legs: Buffer, isLast: boolean): Promise<AdoptResult> {
     this.#expect("standby");
     this.#workload.context.faults.at("target:adopt");
-    const adopting = this.#workload.proxy.command<"adoptUpstream", AdoptResult>(
-      "adoptUpstream",
-      { epoch: this.prepare.epoch },
-      legs,
-    );
-    this.#upstreamAdopted = adopting.then(() => {});
-    this.#upstreamAdopted.catch(() => {}); // looked at by `restore`
-    return (await adopting).result;
+    const { promise, resolve, reject } = this.#upstreamAdopted;
+    promise.catch(() => {}); // looked at by `restore`
+    try {
+      const { result } = await this.#workload.proxy.command<"adoptUpstream", AdoptResult>(
+        "adoptUpstream",
+        { epoch: this.prepare.epoch },
+        legs,
+      );
+      if (isLast) resolve();
+      return result;
+    } catch (error) {
+      reject(error);
+      throw error;
+    }
   }
 
   async #restore(restore: RestoreCall, queues: Buffer): Promise<RestoreReply> {
@@ -333,7 +343,7 @@ export class Arrival {
     await this.#stepAside(container);
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid), stopped });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
-    await required(this.#upstreamAdopted);
+    await this.#upstreamAdopted.promise;
     if (this.#fitSockets() || this.#workload.config.outbound === "keep") this.#workload.vip?.park();
     const before = required(this.#before);
     const semaphores = this.#semaphores.install(
@@ -416,7 +426,7 @@ export class Arrival {
     context.faults.at("target:watches");
   }
 
-  async #adoptDownstream(legs: Buffer): Promise<AdoptResult> {
+  async #adoptDownstream(legs: Buffer, isLast: boolean): Promise<AdoptResult> {
     this.#expect("restored");
     const { result } = await this.#workload.proxy.command<"adoptDownstream", AdoptResult>(
       "adoptDownstream",
@@ -424,6 +434,7 @@ export class Arrival {
       legs,
     );
     this.#throwIfEnding();
+    if (!isLast) return result;
     this.#workload.recordMoving({ step: "adopted" });
     this.#workload.context.faults.at("target:adopted");
     return result;
@@ -474,7 +485,7 @@ export class Arrival {
             await inNamespaces(required(root));
           }
           // Everything is there, and still silent: repair mode ends only when both ends of each session are.
-          if (hook === "post-restore") await this.#upstreamAdopted;
+          if (hook === "post-restore") await this.#upstreamAdopted.promise;
           if (hook === "pre-resume" && freezer !== null) await this.#freezeRestored(freezer, spared);
           if (hook === "pre-resume" && freezer === null && limits.verifyMemory) {
             const [root] = await this.#restoredTree();
@@ -640,7 +651,8 @@ export class Arrival {
 
   async #forget(): Promise<void> {
     const workload = this.#workload;
-    for (const waiting of [this.#layerReady, this.#layerDone, this.#restored]) waiting.reject(givenUp());
+    for (const waiting of [this.#layerReady, this.#layerDone, this.#restored, this.#upstreamAdopted])
+      waiting.reject(givenUp());
     const container = this.#container ?? (await this.#created?.catch(() => null)) ?? null;
     this.#container = null;
     workload.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere
@@ -677,7 +689,7 @@ export class Arrival {
     context.log.warn({ workload: name }, "the source is gone after its commit: going on from the store");
     try {
       if (workload.vip !== null)
-        await (this.#downstreamAdopted ?? this.#adoptDownstream(await workload.heldBytes(epoch)));
+        await (this.#downstreamAdopted ?? this.#adoptDownstream(await workload.heldBytes(epoch), true));
     } catch (error) {
       await this.#giveUp();
       throw error;

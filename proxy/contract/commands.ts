@@ -148,7 +148,7 @@ export interface HoldResult {
 
 /**
  * The application is frozen, and its sockets are not dumped yet: captured later, a leg could have taken what the dumped
- * socket believes not acknowledged. → body: encoded SessionSnapshot[] without downstream legs.
+ * socket believes not acknowledged. → {@link CaptureResult}, body: encoded SessionSnapshot[] without downstream legs, as many as fit.
  */
 export interface CaptureUpstream {
   epoch: number;
@@ -158,19 +158,30 @@ export interface CaptureResult {
   legs: number;
   /** time spent inside the kernel calls of the capture, for the benchmark */
   captureUs: number;
+  /** sessions that are not in this body: see {@link TakeCaptured} */
+  left: number;
 }
 
-/** Takeover: shield, then capture. → body: encoded SessionSnapshot[], downstream legs and pending bytes filled in. */
+/** What the last capture has found and its body had no room for. → {@link CapturedPiece}, body: encoded SessionSnapshot[] */
+export interface TakeCaptured {
+  epoch: number;
+}
+export interface CapturedPiece {
+  /** sessions that are still to be taken */
+  left: number;
+}
+
+/** Takeover: shield, then capture. → {@link CaptureResult}, body: encoded SessionSnapshot[], downstream legs and pending bytes filled in. */
 export interface CaptureDownstream {
   epoch: number;
 }
 
-/** body: from captureUpstream. Legs stay silent. → {@link AdoptResult} */
+/** body: from captureUpstream, a piece a call. Legs stay silent. → {@link AdoptResult} */
 export interface AdoptUpstream {
   epoch: number;
 }
 /**
- * body: from captureDownstream. Legs stay silent and shielded. → {@link AdoptResult}
+ * body: from captureDownstream, a piece a call. Legs stay silent and shielded. → {@link AdoptResult}
  * Before the address is on this node: with the address but without the leg a client's segment would be answered with RST.
  */
 export interface AdoptDownstream {
@@ -274,6 +285,7 @@ export interface ProxyCommands {
   hold: Hold;
   captureUpstream: CaptureUpstream;
   captureDownstream: CaptureDownstream;
+  takeCaptured: TakeCaptured;
   adoptUpstream: AdoptUpstream;
   adoptDownstream: AdoptDownstream;
   release: Release;

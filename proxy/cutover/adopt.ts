@@ -19,6 +19,7 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
       const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
+      if (session.adopted !== null) throw new Error(`session ${snapshot.id} occurs twice`);
       done.push(session);
       session.adopted = snapshot;
       // An edge's own session goes on over its link until the release.
@@ -57,6 +58,7 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
       const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
+      if (session.stillDownstream !== null) throw new Error(`session ${snapshot.id} occurs twice`);
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
       if (snapshot.watch.length > 0) proxy.watchSession(session, snapshot.watch);
       session.client = clientOf(snapshot);

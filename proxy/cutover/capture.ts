@@ -11,12 +11,14 @@ import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import type { LiveSession, StillLeg } from "./live-session.ts";
+import { checkTotal, queuedBytes } from "./pieces.ts";
 import type { WorkloadProxy } from "./workload-proxy.ts";
 
 const POLL_MS = 1;
+const NO_BYTES = Buffer.alloc(0);
 
 export interface Captured {
-  result: CaptureResult;
+  result: Omit<CaptureResult, "left">;
   sessions: SessionSnapshot[];
 }
 
@@ -53,7 +55,7 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     session.step("capture");
     session.takeBackFromDownstreamLink();
     const leg = meter.measure(() => captureStill(proxy, session, still));
-    snapshots.push(session.snapshot({ upstream: leg, downstream: null }));
+    snapshots.push(meter.count(session.snapshot({ upstream: leg, downstream: null })));
   }
   proxy.counters.legsCaptured += meter.legs;
   return { result: meter.result(snapshots.length), sessions: snapshots };
@@ -91,7 +93,7 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
     const leg = still === null ? null : meter.measure(() => captureStill(proxy, session, still));
     // Against the shield the client seems gone, and the kernel would say so with RST.
     if (still !== null) kernel.setPeerTimeouts(still.fd, { keepAliveMs: 0, userTimeoutMs: 0 });
-    snapshots.push(session.snapshot({ upstream: null, downstream: leg }));
+    snapshots.push(meter.count(session.snapshot({ upstream: null, downstream: leg })));
   }
   proxy.counters.legsCaptured += meter.legs;
   return { result: meter.result(snapshots.length), sessions: snapshots };
@@ -99,8 +101,15 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
 
 function captureStill(proxy: WorkloadProxy, session: LiveSession, still: StillLeg): LegSnapshot {
   try {
-    still.snapshot = proxy.kernel.captureLeg(still.fd);
-    return still.snapshot;
+    const snapshot = proxy.kernel.captureLeg(still.fd);
+    // a rollback asks for no bytes: they are still in the kernel
+    const { receive, send } = snapshot;
+    still.snapshot = {
+      ...snapshot,
+      receive: { ...receive, bytes: NO_BYTES },
+      send: { ...send, bytes: NO_BYTES, unsentBytes: 0 },
+    };
+    return snapshot;
   } catch (cause) {
     proxy.counters.legFailures++;
     throw new HoldfastError(
@@ -129,6 +138,7 @@ async function drain(proxy: WorkloadProxy): Promise<void> {
 class Meter {
   legs = 0;
   #us = 0;
+  #bytes = 0;
 
   measure<T>(work: () => T): T {
     const start = process.hrtime.bigint();
@@ -138,7 +148,13 @@ class Meter {
     return result;
   }
 
-  result(sessions: number): CaptureResult {
+  count(snapshot: SessionSnapshot): SessionSnapshot {
+    this.#bytes += queuedBytes(snapshot);
+    checkTotal(this.#bytes);
+    return snapshot;
+  }
+
+  result(sessions: number): Omit<CaptureResult, "left"> {
     return { sessions, legs: this.legs, captureUs: Math.round(this.#us) };
   }
 }

@@ -5,16 +5,17 @@
 import type { Logger } from "pino";
 import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
-import type { Configure } from "#proxy/contract/commands.ts";
+import type { CapturedPiece, CaptureResult, Configure } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
+import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { KEY_BYTES } from "#proxy/relay/link-auth.ts";
 import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
 import { adoptDownstream, adoptUpstream } from "./adopt.ts";
-import { captureDownstream, captureUpstream } from "./capture.ts";
+import { type Captured, captureDownstream, captureUpstream } from "./capture.ts";
 import { hold } from "./hold.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { HoldWatch, LET_GO, type LetGoLimits } from "./let-go.ts";
+import { Pieces } from "./pieces.ts";
 import { discard, release } from "./release.ts";
 import { pause, resume } from "./restart.ts";
 import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
@@ -96,6 +97,8 @@ export class Commands {
   readonly #holdWatch: HoldWatch;
   #proxy: WorkloadProxy | null = null;
   #configuration = "";
+  /** of the last capture, not yet taken by the agent */
+  #captured = new Pieces([]);
   /** commands run one after another, whichever connection they come from */
   #last: Promise<unknown> = Promise.resolve();
 
@@ -155,15 +158,14 @@ export class Commands {
         const result = await hold(proxy);
         return { result: () => result };
       }),
-      captureUpstream: this.#command("captureUpstream", epochOnly, async (proxy) => {
-        const { result, sessions } = await captureUpstream(proxy);
-        return { result: () => result, body: encodeSessions(sessions) };
-      }),
+      captureUpstream: this.#command("captureUpstream", epochOnly, async (proxy) =>
+        this.#firstPiece(await captureUpstream(proxy)),
+      ),
       captureDownstream: this.#command("captureDownstream", epochOnly, async (proxy) => {
         requireMode(proxy, "takeover");
-        const { result, sessions } = await captureDownstream(proxy);
-        return { result: () => result, body: encodeSessions(sessions) };
+        return this.#firstPiece(await captureDownstream(proxy));
       }),
+      takeCaptured: this.#command("takeCaptured", epochOnly, async () => this.#nextPiece()),
       adoptUpstream: this.#command("adoptUpstream", epochOnly, async (proxy, _params, body) => {
         const result = adoptUpstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
         return { result: () => result };
@@ -183,6 +185,7 @@ export class Commands {
         refuseLateRollback(proxy);
         proxy.role = "owner";
         proxy.epoch = params.epoch;
+        this.#captured = new Pieces([]);
         const result = rollback(proxy);
         return { result: () => result };
       }),
@@ -254,6 +257,18 @@ export class Commands {
       this.#proxy = new WorkloadProxy({ config: params, key: Buffer.from(body), kernel, log });
     }
     return { result: {} };
+  }
+
+  #firstPiece({ result, sessions }: Captured): { result(): CaptureResult; body: Buffer } {
+    this.#captured = new Pieces(sessions);
+    const { result: rest, body } = this.#nextPiece();
+    return { result: () => ({ ...result, ...rest() }), body };
+  }
+
+  #nextPiece(): { result(): CapturedPiece; body: Buffer } {
+    const body = this.#captured.take();
+    const { left } = this.#captured;
+    return { result: () => ({ left }), body };
   }
 
   #command<T extends { epoch: number }>(

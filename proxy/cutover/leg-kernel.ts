@@ -21,10 +21,8 @@ export interface LegKernel extends SocketKernel {
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
   setPeerTimeouts(fd: number, timeouts: PeerTimeouts): void;
-  /** Bounds what waits in the kernel for a client; of a socket that listens, for all it accepts. */
-  boundSendQueue(fd: number): void;
-  /** Bounds what waits in the kernel from the application; `least`: as much as it was promised. A dialled leg has it. */
-  boundReceiveQueue(fd: number, least: number): void;
+  /** Bounds what waits in the kernel on a leg built anew, or on all that a listener accepts. A dialled leg has it. */
+  boundQueues(fd: number, side: "application" | "client", promised: number): void;
   /** An acknowledgement that is only delayed goes out now. */
   acknowledge(fd: number): void;
   shieldLeg(fd: number): void;

@@ -68,15 +68,15 @@ function releaseSession(
       session.reset(session.lost);
       return;
     }
-    const promised = adopted.upstream === null ? 0 : promisedBytes(adopted.upstream);
     const upstream = releaseStill(proxy, session.stillUpstream, false);
     session.stillUpstream = null;
-    if (upstream?.leg.isOpen) proxy.kernel.boundReceiveQueue(upstream.leg.fd, promised);
+    if (upstream?.leg.isOpen)
+      proxy.kernel.boundQueues(upstream.leg.fd, "application", promisedBytes(adopted.upstream));
     const downstream = releaseStill(proxy, session.stillDownstream, true);
     session.stillDownstream = null;
     if (downstream?.leg.isOpen) {
       proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
-      proxy.kernel.boundSendQueue(downstream.leg.fd);
+      proxy.kernel.boundQueues(downstream.leg.fd, "client", promisedBytes(adopted.downstream));
     }
     counts.legs += (upstream === null ? 0 : 1) + (downstream === null ? 0 : 1);
     if (moved) wakeMoved(proxy, session, adopted, upstream, downstream);
@@ -97,8 +97,8 @@ function releaseSession(
 }
 
 /** What its peer may send because it was told so, and what lies before that. Of a closed window nothing is expected. */
-function promisedBytes({ receive, window }: LegSnapshot): number {
-  return window.rcv_wnd === 0 ? 0 : receive.bytes.length + window.rcv_wnd;
+function promisedBytes(leg: LegSnapshot | null): number {
+  return leg === null || leg.window.rcv_wnd === 0 ? 0 : leg.receive.bytes.length + leg.window.rcv_wnd;
 }
 
 interface Released {

@@ -221,7 +221,7 @@ export class WorkloadProxy implements WatchHost {
         });
         this.listeners.push(listener);
         this.kernel.setPeerTimeouts(listener.fd, port);
-        this.kernel.boundSendQueue(listener.fd);
+        this.kernel.boundQueues(listener.fd, "client", 0);
       } catch (error) {
         this.closeListeners();
         throw error;

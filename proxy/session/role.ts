@@ -29,6 +29,7 @@ export type RoleCommand =
   | "hold"
   | "captureUpstream"
   | "captureDownstream"
+  | "takeCaptured"
   | "adoptUpstream"
   | "adoptDownstream"
   | "release"
@@ -47,7 +48,8 @@ const FROM: Record<RoleCommand, readonly Role[]> = {
   hold: ["owner"],
   captureUpstream: ["held"],
   captureDownstream: ["captured"],
-  adoptUpstream: ["standby"],
+  takeCaptured: ["captured", "departed"],
+  adoptUpstream: ["standby", "adopted"],
   adoptDownstream: ["adopted"],
   release: ["adopted"],
   rollback: ["held", "captured", "departed"],
@@ -85,6 +87,7 @@ export function nextRole(command: RoleCommand, role: Role, edge: boolean): Role 
       return edge ? "edge" : "gone";
     case "configure":
     case "prepareLinks":
+    case "takeCaptured":
     case "adoptDownstream":
     case "switchOwner":
       return role;

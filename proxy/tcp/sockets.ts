@@ -26,7 +26,7 @@ export const sockets = {
   dial(to: Endpoint): number {
     const fd = kernel.tryTcpSocket(familyOf(to));
     if (fd < 0) return fd;
-    boundReceiveQueue(fd, 0); // before it is connected: the first window counts
+    boundQueues(fd, "application", 0);
     const errno = kernel.tryConnect(fd, to);
     if (errno === 0) return fd;
     kernel.close(fd);
@@ -107,22 +107,25 @@ function familyOf({ address }: Endpoint): 4 | 6 {
 }
 
 /**
- * What may wait in the kernel for a client that does not read: the application's bytes pile up on its own side instead, where it can
- * see them, and a move has less to carry. Both bounds are needed: either alone moves the pile to the other leg (33 MB were seen
- * there), as both queues grow by themselves, to tcp_wmem and tcp_rmem. The kernel doubles SO_RCVBUF for its own bookkeeping.
+ * What may wait in the kernel for whoever does not read: the bytes pile up at their sender instead, where it can see them, and a
+ * move has less to carry. All four are needed: each without the others moves the pile to the next (33 MB were seen on one leg), as
+ * queues grow by themselves, to tcp_wmem and tcp_rmem. The kernel doubles SO_RCVBUF for its own bookkeeping. A client's leg may have
+ * more, since its round trip is longer: what waits there is also the most that a client can have on its way to us.
  */
-const UNSENT_BYTES = 64 * 1024;
-const UNREAD_BYTES = 128 * 1024;
+const QUEUES = {
+  application: { unsentBytes: 128 * 1024, unreadBytes: 128 * 1024 },
+  client: { unsentBytes: 64 * 1024, unreadBytes: 512 * 1024 },
+};
 
-/** Of a client's leg, or a listener's for all that it accepts. */
-export function boundSendQueue(fd: number): void {
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, UNSENT_BYTES);
-}
-
-/** Of a leg to the application. @param least what its peer was promised already, and would send in vain */
-export function boundReceiveQueue(fd: number, least: number): void {
+/**
+ * Of a leg before it is connected (the first window counts), a listener for all that it accepts, or a leg built anew.
+ * @param promised what its peer was told that it may send, with what is unread before it; 0: nothing yet
+ */
+export function boundQueues(fd: number, side: "application" | "client", promised: number): void {
+  const { unsentBytes, unreadBytes } = QUEUES[side];
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, unsentBytes);
   // half: what was promised fitted into twice what was asked for, and each move would double it
-  const bytes = Math.max(UNREAD_BYTES, Math.ceil(least / 2));
+  const bytes = Math.max(unreadBytes, Math.ceil(promised / 2));
   // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
   if (!kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, bytes, "EPERM"))
     kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF, bytes);

@@ -1,6 +1,6 @@
-/** What waits in the kernel for clients that do not read: little, so that a move has little to carry. */
+/** What waits in the kernel for clients and applications that do not read: little, so that a move has little to carry. */
 import assert from "node:assert/strict";
-import type { Socket } from "node:net";
+import { connect, type Socket } from "node:net";
 import { describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
@@ -71,6 +71,44 @@ describe("a client that does not read", { timeout: 300_000 }, () => {
       assert.equal(received, PUSHED_BYTES);
     } finally {
       sockets.close(fd);
+      stop();
+    }
+  });
+});
+
+describe("an application that stops reading", { timeout: 300_000 }, () => {
+  it("has little waiting for it on the proxy's legs, however fast it was before, and gets all of it when it reads", async () => {
+    const fast = 64 * MIB;
+    const slow = 64 * MIB;
+    let received = 0;
+    const gate = Promise.withResolvers<void>();
+    const serve = (socket: Socket): void => {
+      socket.on("data", (chunk: Buffer) => {
+        const before = received;
+        received += chunk.length;
+        if (before < fast && received >= fast) {
+          socket.pause();
+          gate.promise.then(() => socket.resume());
+        }
+      });
+    };
+    const { proxy, listen, stop } = await startInProcess({ serve });
+    const client = connect(listen, "127.0.0.1");
+    try {
+      client.write(Buffer.alloc(fast + slow, "x"));
+      while (received < fast) await delay(1);
+      const legs = legsOf(proxy);
+      const queued = (): number =>
+        legs.client.unreadBytes() + kernel.ioctlInt(legs.application.fd, kernel.SIOCOUTQ);
+      await settled(queued);
+      const unsent = kernel.ioctlInt(legs.application.fd, kernel.SIOCOUTQNSD);
+      assert.ok(legs.client.unreadBytes() <= 1.5 * MIB, `${legs.client.unreadBytes()} bytes are not read`);
+      assert.ok(unsent <= MIB / 2, `${unsent} bytes are not sent`);
+      gate.resolve();
+      while (received < fast + slow) await delay(1);
+      assert.equal(received, fast + slow);
+    } finally {
+      client.destroy();
       stop();
     }
   });

@@ -10,14 +10,13 @@ import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
-import { bound, boundReceiveQueue, boundSendQueue, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
+import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
 import { LIMITS, PLAIN } from "./proxy-lab.ts";
 
 export const REAL_KERNEL: LegKernel = {
   ...sockets,
   setPeerTimeouts,
-  boundSendQueue,
-  boundReceiveQueue,
+  boundQueues,
   acknowledge: (fd) => setsockoptInt(fd, IPPROTO_TCP, TCP_QUICKACK, 1),
   captureLeg,
   uncaptureLeg,

@@ -18,6 +18,8 @@ import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Channel } from "#proxy/contract/channel.ts";
 import type {
+  CapturedPiece,
+  CaptureResult,
   Configure,
   PortConfig,
   ProxyCommands,
@@ -327,15 +329,25 @@ export class ProxyLab {
     await during("held");
     this.stopApp();
     this.plug(null);
-    const up = await source.call("captureUpstream", { epoch: this.epoch });
+    const carry = async (
+      first: { result: CapturedPiece; body: Buffer },
+      adopt: "adoptUpstream" | "adoptDownstream",
+    ): Promise<void> => {
+      for (let piece = first; ; ) {
+        await target.call(adopt, { epoch: next }, piece.body);
+        if (piece.result.left === 0) return;
+        piece = await source.call<CapturedPiece>("takeCaptured", { epoch: this.epoch });
+      }
+    };
+    const up = await source.call<CaptureResult>("captureUpstream", { epoch: this.epoch });
     await during("capturedUpstream");
-    await target.call("adoptUpstream", { epoch: next }, up.body);
+    await carry(up, "adoptUpstream");
     await during("adoptedUpstream");
     if (takeover) {
-      const down = await source.call("captureDownstream", { epoch: this.epoch });
+      const down = await source.call<CaptureResult>("captureDownstream", { epoch: this.epoch });
       this.moveVip(from, to);
       await during("capturedDownstream");
-      await target.call("adoptDownstream", { epoch: next }, down.body);
+      await carry(down, "adoptDownstream");
       // Not before: a segment that meets no leg is answered with RST.
       this.announceVip(to);
       await during("adoptedDownstream");

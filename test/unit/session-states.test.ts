@@ -23,6 +23,7 @@ const COMMANDS: RoleCommand[] = [
   "hold",
   "captureUpstream",
   "captureDownstream",
+  "takeCaptured",
   "adoptUpstream",
   "adoptDownstream",
   "release",

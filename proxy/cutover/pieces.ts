@@ -1,0 +1,65 @@
+/**
+ * What a capture has found, on its way to the agent: a piece at a time, so that the target adopts one while the next is
+ * encoded, and no frame between processes has to hold them all.
+ */
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import { encodeSessions } from "#proxy/contract/snapshot-codec.ts";
+
+/** A piece ends with the session that reaches this. A session has less than a MiB, unless its leg was let grow. */
+export const PIECE_BYTES = 8 * 1024 * 1024;
+
+/** What a capture may copy out of the kernel at all: it lies in the proxy's memory until it is taken. */
+const CAPTURE_BYTES_MAX = 1024 * 1024 * 1024;
+
+export class Pieces {
+  #sessions: SessionSnapshot[];
+  #at = 0;
+
+  constructor(sessions: SessionSnapshot[]) {
+    this.#sessions = sessions;
+  }
+
+  /** sessions that are still to be taken */
+  get left(): number {
+    return this.#sessions.length - this.#at;
+  }
+
+  /** The next of them, encoded; what is taken is forgotten here. */
+  take(): Buffer {
+    const from = this.#at;
+    let bytes = 0;
+    while (this.#at < this.#sessions.length && bytes < PIECE_BYTES)
+      bytes += queuedBytes(this.#sessions[this.#at++] as SessionSnapshot);
+    const piece = encodeSessions(this.#sessions.slice(from, this.#at));
+    if (this.left === 0) {
+      this.#sessions = [];
+      this.#at = 0;
+    }
+    return piece;
+  }
+}
+
+/** @throws HoldfastError `PROXY_CAPTURE` when the queues captured so far are more than the proxy keeps */
+export function checkTotal(bytes: number): void {
+  if (bytes <= CAPTURE_BYTES_MAX) return;
+  throw new HoldfastError(
+    `${bytes} bytes are queued on connections, more than a capture can have (${CAPTURE_BYTES_MAX}); wait until slow clients have read`,
+    { code: "PROXY_CAPTURE", source: "kernel", retryable: true },
+  );
+}
+
+/** What it has of its client's and its application's bytes. */
+export function queuedBytes(session: SessionSnapshot): number {
+  return (
+    legBytes(session.upstream) +
+    legBytes(session.downstream) +
+    session.pendingIn.length +
+    session.pendingOut.length +
+    session.watch.length
+  );
+}
+
+function legBytes(leg: LegSnapshot | null): number {
+  return leg === null ? 0 : leg.receive.bytes.length + leg.send.bytes.length;
+}
