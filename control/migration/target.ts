@@ -116,8 +116,8 @@ export class Arrival {
     this.#workload = workload;
     this.#channel = channel;
     this.prepare = prepare;
-    for (const promise of [this.#layerReady, this.#layerDone, this.#restored])
-      promise.promise.catch(() => {});
+    for (const { promise } of [this.#layerReady, this.#layerDone, this.#restored, this.#upstreamAdopted])
+      promise.catch(() => {});
     void channel.closed
       .then(() => this.#sourceIsGone())
       .catch((error: unknown) =>
@@ -311,8 +311,7 @@ export class Arrival {
   async #adoptUpstream(legs: Buffer, isLast: boolean): Promise<AdoptResult> {
     this.#expect("standby");
     this.#workload.context.faults.at("target:adopt");
-    const { promise, resolve, reject } = this.#upstreamAdopted;
-    promise.catch(() => {}); // looked at by `restore`
+    const { resolve, reject } = this.#upstreamAdopted; // looked at by `restore`
     try {
       const { result } = await this.#workload.proxy.command<"adoptUpstream", AdoptResult>(
         "adoptUpstream",
