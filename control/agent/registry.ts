@@ -1,15 +1,24 @@
 /**
- * What the store knows of a workload's sessions: all there are, every two seconds in one write, and their names, which it
- * remembers for an hour after it was told last. Off the data path, and left out when the store does not answer.
+ * What the store knows of a workload's sessions: looked at every two seconds, a page at a time, of which it is told what has changed;
+ * and their names, which it remembers for an hour after it was told last. Off the data path, and left out when the store does
+ * not answer.
  */
 import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { isName, NAMES_BATCH_MAX } from "#proxy/store/store.ts";
+import {
+  isName,
+  NAMES_BATCH_MAX,
+  type Owned,
+  SESSIONS_BATCH_MAX,
+  type SessionRecord,
+} from "#proxy/store/store.ts";
+import { RegistryChanges } from "./registry-changes.ts";
 import type { Workload } from "./workload.ts";
 
 const REGISTRY_MS = 2_000;
 const REGISTRY_TTL_MS = 15_000;
 const NAME_TTL_MS = 3_600_000;
+const SESSION_REFRESH_MS = 60_000;
 /** a name whose session goes on is told again after this */
 const NAME_REFRESH_MS = 60_000;
 const NAMES_MAX = 100_000;
@@ -20,6 +29,9 @@ export class Registry {
   #isWriting = false;
   /** when each name was told, by performance.now() */
   #told = new Map<string, number>();
+  readonly #changes = new RegistryChanges(SESSION_REFRESH_MS);
+  /** the store may have sessions that nobody has told it of now */
+  #isAnew = true;
   #epoch = 0;
 
   constructor(workload: Workload) {
@@ -52,22 +64,46 @@ export class Registry {
   async #write(): Promise<void> {
     const { name: workload, context, journal } = this.#workload;
     const owned = { workload, node: context.node, epoch: journal.epoch };
-    const sessions = await this.#workload.sessions();
-    await context.store.putSessions({ ...owned, sessions, ttlMs: REGISTRY_TTL_MS });
     // another owner may have told more, and a store that was emptied has to be told all again
-    if (this.#epoch !== journal.epoch) this.#told.clear();
+    if (this.#epoch !== journal.epoch) this.#forget();
     this.#epoch = journal.epoch;
+    const put = (change: { sessions: SessionRecord[]; gone: string[] }): Promise<void> =>
+      context.store.putSessions({ ...owned, ...change, anew: this.#isAnew, ttlMs: REGISTRY_TTL_MS });
+    this.#changes.begin();
+    for await (const page of this.#workload.sessionPages()) {
+      const sessions = this.#changes.ofPage(page, performance.now());
+      await put({ sessions, gone: [] });
+      this.#isAnew = false;
+      this.#changes.tell(sessions, performance.now());
+      await this.#tellNames(owned, page);
+    }
+    const gone = this.#changes.gone();
+    for (let at = 0; at < gone.length; at += SESSIONS_BATCH_MAX) {
+      const batch = gone.slice(at, at + SESSIONS_BATCH_MAX);
+      await put({ sessions: [], gone: batch });
+      this.#changes.untell(batch);
+    }
+  }
+
+  async #tellNames(owned: Owned, sessions: readonly SessionInfo[]): Promise<void> {
     const names = this.#toTell(sessions);
     for (let at = 0; at < names.length; at += NAMES_BATCH_MAX) {
       const batch = names.slice(at, at + NAMES_BATCH_MAX);
-      await context.store.putNames({ ...owned, names: batch, ttlMs: NAME_TTL_MS, namesMax: NAMES_MAX });
+      const request = { ...owned, names: batch, ttlMs: NAME_TTL_MS, namesMax: NAMES_MAX };
+      await this.#workload.context.store.putNames(request);
       const nowMs = performance.now();
       for (const name of batch) this.#told.set(name, nowMs);
     }
   }
 
+  #forget(): void {
+    this.#told.clear();
+    this.#changes.forget();
+    this.#isAnew = true;
+  }
+
   /** Names the store has not been told lately, the newest at most. */
-  #toTell(sessions: SessionInfo[]): string[] {
+  #toTell(sessions: readonly SessionInfo[]): string[] {
     const staleMs = performance.now() - NAME_REFRESH_MS;
     for (const [name, toldMs] of this.#told) if (toldMs < staleMs) this.#told.delete(name);
     const names = new Set<string>();
@@ -82,7 +118,7 @@ export class Registry {
     const { name, context } = this.#workload;
     context.log.debug({ workload: name, reason: messageOf(error) }, "registry not written");
     if (!(error instanceof HoldfastError && error.code === "STORE_ABSENT")) return;
-    this.#told.clear();
+    this.#forget();
     await this.#workload.assertOwnership();
   }
 }

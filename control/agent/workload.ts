@@ -8,7 +8,7 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { Configure, SessionInfo } from "#proxy/contract/commands.ts";
+import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
@@ -92,6 +92,7 @@ const CRIU_POLL_MS = 5;
 const DEBT_MS_MAX = 1_000;
 const PEER_MS_MAX = 1_000;
 const EDGE_MS_MAX = 5_000;
+const SESSIONS_PAGE = 1_000;
 /** nodes and store are asked again after this whether a workload may be started */
 const CLAIM_AGAIN_MS = 500;
 const CHECK_DIAL_MS_MAX = 2_000;
@@ -1263,7 +1264,7 @@ export class Workload {
   async status(): Promise<WorkloadStatus> {
     const { role, epoch, container, application, moving, stopped } = this.#journal;
     const ownership = await this.context.store.ownership(this.name).catch(() => null);
-    const sessions = await this.sessions().catch(() => []);
+    const sessions = await this.countSessions().catch(() => 0);
     const alive =
       container !== null && application !== null
         ? await isSameProcess(application)
@@ -1281,7 +1282,7 @@ export class Workload {
       state,
       owner: ownership === null || ownership.state === "stopped" ? null : ownership.owner,
       downstream: this.downstream,
-      sessions: sessions.length,
+      sessions,
       moving:
         moving === null
           ? null
@@ -1292,9 +1293,24 @@ export class Workload {
   }
 
   async sessions(): Promise<SessionInfo[]> {
-    if (this.#proxy === null) return [];
-    return (await this.#proxy.command<"sessions", { sessions: SessionInfo[] }>("sessions", {})).result
-      .sessions;
+    const all: SessionInfo[] = [];
+    for await (const page of this.sessionPages()) all.push(...page);
+    return all;
+  }
+
+  /** A page at a time, so that the proxy never spends long on it. */
+  async *sessionPages(): AsyncGenerator<SessionInfo[]> {
+    for (let after: number | null = 0; after !== null && this.#proxy !== null; ) {
+      const params: ListSessions = { after, max: SESSIONS_PAGE };
+      const { result }: { result: SessionPage } = await this.#proxy.command("sessions", params);
+      yield result.sessions;
+      after = result.next ?? null; // a proxy of the version before gives all at once
+    }
+  }
+
+  async countSessions(): Promise<number> {
+    if (this.#proxy === null) return 0;
+    return (await this.#proxy.command<"status", { sessions: number }>("status", {})).result.sessions;
   }
 
   // ---- inside ----

@@ -254,6 +254,17 @@ export interface SwitchOwner {
   owner: { node: string; link: Endpoint };
 }
 
+/** At most `max` sessions that came after number `after`, the oldest first. → {@link SessionPage} */
+export interface ListSessions {
+  after?: number;
+  max?: number;
+}
+export interface SessionPage {
+  sessions: SessionInfo[];
+  /** `after` of the next page; null: this was the last */
+  next: number | null;
+}
+
 export interface SessionInfo {
   id: string;
   port: number;
@@ -295,8 +306,7 @@ export interface ProxyCommands {
   switchOwner: SwitchOwner;
   pause: Pause;
   resume: Resume;
-  /** → `{ sessions: SessionInfo[] }` */
-  sessions: Record<string, never>;
+  sessions: ListSessions;
   /** → `{ role, epoch, sessions, pid, link, rssBytes, counters }` */
   status: Record<string, never>;
   /** reset every session with RST, close, exit */

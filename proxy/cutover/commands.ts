@@ -76,6 +76,11 @@ const configureSchema = z.object({
     probeMsMax: milliseconds.default(30_000),
   }),
 });
+const pageSchema = z.object({
+  after: z.int().min(0).default(0),
+  // an agent of the version before asks for all
+  max: z.int().min(1).default(Number.MAX_SAFE_INTEGER),
+});
 const withDrain = z.object({ epoch: z.int().min(0), drainMs: milliseconds });
 const epochOnly = z.object({ epoch: z.int().min(0) });
 const withTarget = epochOnly.extend({ target: endpoint });
@@ -220,7 +225,9 @@ export class Commands {
         const result = await resume(proxy);
         return { result: () => result };
       }),
-      sessions: () => ({ result: { sessions: this.#proxy?.sessionInfo() ?? [] } }),
+      sessions: checked(pageSchema, ({ after, max }) => ({
+        result: this.#proxy?.sessionPage(after, max) ?? { sessions: [], next: null },
+      })),
       status: () => ({
         result: this.#proxy?.status() ?? { role: "idle", epoch: 0, sessions: 0, pid: process.pid },
       }),

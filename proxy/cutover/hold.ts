@@ -3,7 +3,8 @@
  *
  *  1. Stop reading the downstream legs; ask the edges (HOLD) to stop sending. New clients wait, undialled.
  *  2. Go on until every byte read is written, every dial is through, every edge has answered HELD, every upstream leg is
- *     acknowledged, and the application has accepted all its connections; bounded by `quiesceMsMax`.
+ *     acknowledged, and the application has accepted all its connections; bounded by `quiesceMsMax`, for edges by a little more
+ *     with each link.
  *  3. What an application that does not read has left over is taken out of Node: from here on nothing of ours writes to
  *     an upstream leg, so what the dump finds and what the capture will find fit together.
  *
@@ -18,6 +19,8 @@ import type { LiveSession } from "./live-session.ts";
 import type { WorkloadProxy } from "./workload-proxy.ts";
 
 const POLL_MS = 1;
+/** for each link of an edge, beside `quiesceMsMax`: its HELD takes a turn of both proxies */
+const LINK_MS = 0.2;
 
 /** @throws HoldfastError `PROXY_QUIESCE` (retryable): an edge has not answered; bytes may be on its link. Roll back. */
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
@@ -31,11 +34,14 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   }
 
   let restless: LiveSession[] = [...proxy.sessions.values()];
+  const links = restless.filter(({ downstream }) => downstream instanceof LinkEnd).length;
+  const edgesDeadlineMs = deadlineMs + links * LINK_MS;
   let acceptBacklog = await countBacklog(proxy);
   for (let poll = 0; ; poll++) {
     restless = restless.filter((session) => !isQuiet(session));
     if (restless.length === 0 && acceptBacklog === 0) break;
-    if (performance.now() >= deadlineMs) break;
+    const nowMs = performance.now();
+    if (nowMs >= edgesDeadlineMs || (nowMs >= deadlineMs && !restless.some(hasSilentEdge))) break;
     await delay(POLL_MS);
     // An application that only listens acknowledges late.
     if (poll === 1) for (const { upstream } of restless) if (upstream instanceof TcpLeg) upstream.nudge();
@@ -49,12 +55,11 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
     session.reset("the application was away at the hold");
   }
   restless = restless.filter((session) => session.state !== "closed");
-  const silentEdges = restless.filter(
-    (session) => session.downstream instanceof LinkEnd && !session.downstream.heldByEdge,
-  );
+  const silentEdges = restless.filter(hasSilentEdge);
   if (silentEdges.length > 0) {
+    const waitedMs = proxy.config.limits.quiesceMsMax + Math.round(links * LINK_MS);
     throw new HoldfastError(
-      `${silentEdges.length} edge links have not answered within ${proxy.config.limits.quiesceMsMax} ms; roll back and look at their nodes`,
+      `${silentEdges.length} of ${links} edge links have not answered within ${waitedMs} ms; roll back and look at their nodes`,
       { code: "PROXY_QUIESCE", source: "link", retryable: true },
     );
   }
@@ -73,9 +78,14 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   return { sessions, unackedLegs, acceptBacklog };
 }
 
+/** It may still have bytes of its client on their way. */
+function hasSilentEdge({ state, downstream }: LiveSession): boolean {
+  return state !== "closed" && downstream instanceof LinkEnd && !downstream.heldByEdge;
+}
+
 function isQuiet(session: LiveSession): boolean {
   if (session.state === "closed") return true;
-  if (session.downstream instanceof LinkEnd && !session.downstream.heldByEdge) return false;
+  if (hasSilentEdge(session)) return false;
   if (session.watch?.replay?.isPending === true) return false;
   if (session.state === "waiting") return true;
   if (session.state === "dialling") return false;

@@ -39,6 +39,7 @@ export interface SessionEvents {
 
 export interface SessionOptions {
   id: string;
+  number: number;
   port: number;
   edge: string;
   client: string;
@@ -51,6 +52,8 @@ const NO_BYTES: Buffer = Buffer.alloc(0);
 
 export class LiveSession implements Carrier, PumpOwner {
   readonly id: string;
+  /** of this proxy's sessions, in the order in which they came to it */
+  readonly number: number;
   readonly port: number;
   readonly edge: string;
   client: string;
@@ -94,6 +97,7 @@ export class LiveSession implements Carrier, PumpOwner {
 
   constructor(options: SessionOptions) {
     this.id = options.id;
+    this.number = options.number;
     this.port = options.port;
     this.edge = options.edge;
     this.client = options.client;

@@ -14,6 +14,8 @@ import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 
 /** A link that is not there by then is dialled again at the switch. */
 const PREPARE_MS_MAX = 3_000;
+/** for each of them: a dial and a greeting */
+const PREPARE_LINK_MS = 2;
 
 /** Call with the role already `owner`. */
 export function rollback(proxy: WorkloadProxy): { sessions: number; lost: number } {
@@ -160,7 +162,7 @@ export async function prepareLinks(
   }
   let links = 0;
   const all = Promise.all(dials.map(async (dial) => (await dial) && links++));
-  const late = AbortSignal.timeout(PREPARE_MS_MAX);
+  const late = AbortSignal.timeout(PREPARE_MS_MAX + dials.length * PREPARE_LINK_MS);
   await Promise.race([all, once(late, "abort")]);
   return { links };
 }

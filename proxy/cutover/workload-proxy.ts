@@ -145,6 +145,7 @@ export class WorkloadProxy implements WatchHost {
   readonly #idle = new IdleSessions(this);
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
+  #sessionsMade = 0;
   #lingering = new Set<LiveSession>();
   #lingerTimer: NodeJS.Timeout | null = null;
   #awayBefore: AwayFigures | null = null;
@@ -319,8 +320,10 @@ export class WorkloadProxy implements WatchHost {
     return count;
   }
 
-  createSession(options: Omit<ConstructorParameters<typeof LiveSession>[0], "events">): LiveSession {
-    const session = new LiveSession({ ...options, events: this });
+  createSession(
+    options: Omit<ConstructorParameters<typeof LiveSession>[0], "events" | "number">,
+  ): LiveSession {
+    const session = new LiveSession({ ...options, number: ++this.#sessionsMade, events: this });
     this.sessions.set(session.id, session);
     this.admission.enter(session.port);
     return session;
@@ -893,9 +896,21 @@ export class WorkloadProxy implements WatchHost {
 
   // ---- what people see
 
-  sessionInfo(): SessionInfo[] {
-    const now = Date.now();
-    return [...this.sessions.values()].map((session) => ({
+  /** Those that came after the session with this number, the oldest first; next: the number to go on with, null at the end. */
+  sessionPage(after: number, max: number): { sessions: SessionInfo[]; next: number | null } {
+    const sessions: SessionInfo[] = [];
+    let last = after;
+    for (const session of this.sessions.values()) {
+      if (session.number <= after) continue;
+      if (sessions.length === max) return { sessions, next: last };
+      sessions.push(this.#info(session));
+      last = session.number;
+    }
+    return { sessions, next: null };
+  }
+
+  #info(session: LiveSession): SessionInfo {
+    return {
       id: session.id,
       port: session.port,
       client: session.client,
@@ -904,14 +919,14 @@ export class WorkloadProxy implements WatchHost {
       state: this.#shownState(session),
       bytesIn: session.inbound.bytes,
       bytesOut: session.outbound.bytes,
-      ageMs: now - session.acceptedAtMs,
+      ageMs: Date.now() - session.acceptedAtMs,
       protocol: "tcp",
       continuity: this.portOf(session).continuity,
       name: null,
       requestsInFlight: 0,
       requests: 0,
       ...session.watch?.info,
-    }));
+    };
   }
 
   placeOf(session: LiveSession): SessionInfo["place"] {

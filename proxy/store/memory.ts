@@ -120,7 +120,13 @@ export class MemoryStore implements Store {
 
   async putSessions(request: PutSessions): Promise<void> {
     this.#step({ step: "sessions", ...request });
-    this.#put(sessionsKey(request.workload), Buffer.from(JSON.stringify(request.sessions)), request.ttlMs);
+    const { workload, sessions, gone, anew, ttlMs } = request;
+    const known = new Map(
+      (anew ? [] : await this.sessions(workload)).map((session) => [session.id, session]),
+    );
+    for (const session of sessions) known.set(session.id, session);
+    for (const id of gone) known.delete(id);
+    this.#put(sessionsKey(workload), Buffer.from(JSON.stringify([...known.values()])), ttlMs);
   }
 
   async sessions(workload: string): Promise<SessionRecord[]> {

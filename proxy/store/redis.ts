@@ -4,7 +4,7 @@
  *   hf:{WORKLOAD}:owner         hash, see scripts.ts
  *   hf:{WORKLOAD}:held:<epoch>  bytes sealed by the caller, with expiry
  *   hf:{WORKLOAD}:staged:<migration>  the same before the commit, where they are large
- *   hf:{WORKLOAD}:sessions      JSON array, with expiry
+ *   hf:{WORKLOAD}:registry      hash: a session's id, what it is as JSON; with expiry
  *   hf:{WORKLOAD}:names         sorted set: names of sessions by when they expire
  *   hf:mark                     says which store this is; not in a Cluster
  *
@@ -198,18 +198,19 @@ export class RedisStore implements Store {
   }
 
   async putSessions(request: PutSessions): Promise<void> {
-    const bytes = Buffer.from(JSON.stringify(request.sessions));
+    const { sessions, gone, anew } = request;
+    const pairs = sessions.flatMap((session) => [session.id, JSON.stringify(session)]);
+    const bytes = Buffer.from(JSON.stringify({ anew, sessions: pairs, gone }));
     await this.#step("sessions", request, { where: "here", bytes });
   }
 
   async sessions(workload: string): Promise<SessionRecord[]> {
     assertRequest({ workload });
     const key = sessionsKey(workload);
-    const text = await this.#run("sessions", { changes: false, key }, () => this.#client.get(key));
-    if (text === null) return [];
+    const texts = await this.#run("sessions", { changes: false, key }, () => this.#client.hvals(key));
     let value: unknown;
     try {
-      value = JSON.parse(text);
+      value = texts.map((text) => JSON.parse(text) as unknown);
     } catch {
       throw corrupt(key, "not JSON");
     }
@@ -451,5 +452,5 @@ function namesKey(workload: string): string {
 }
 
 function sessionsKey(workload: string): string {
-  return `hf:{${workload}}:sessions`;
+  return `hf:{${workload}}:registry`;
 }

@@ -1,7 +1,7 @@
 /**
  * The one Lua script behind every change of ownership: a single EVALSHA compares owner, epoch and migration, and writes.
  *
- * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:sessions   KEYS[4] hf:{W}:staged:<migration>
+ * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:registry (hash: a session's id, what it is)   KEYS[4] hf:{W}:staged:<migration>
  * KEYS[5] hf:{W}:names (sorted set, by when each expires: milliseconds of Redis's own clock)
  * ARGV    step, node, epoch, migration, target, ttlMs, where the payload is ("here", "staged"), payload, namesMax, epochMin
  * answer  status, owner, epoch, state, previous, migration id, its target, its epoch (strings, "" for none)
@@ -152,7 +152,11 @@ if step == 'stop' then
 end
 if step == 'sessions' then
   if not mine or state == 'stopped' then return answer('fenced') end
-  redis.call('SET', KEYS[3], payload, 'PX', ttlMs)
+  local told = cjson.decode(payload)
+  if told.anew then redis.call('DEL', KEYS[3]) end
+  for i = 1, #told.sessions, 2 do redis.call('HSET', KEYS[3], told.sessions[i], told.sessions[i + 1]) end
+  for _, gone in ipairs(told.gone) do redis.call('HDEL', KEYS[3], gone) end
+  redis.call('PEXPIRE', KEYS[3], ttlMs)
   return answer('ok')
 end
 if step == 'names' then

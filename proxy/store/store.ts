@@ -88,7 +88,10 @@ export interface Store {
   mark(): Promise<string | null>;
   /** Sets the mark unless there is one. Resolves with the one that there is then. */
   setMark(mark: string): Promise<string | null>;
-  /** The whole registry of one workload, in one write. @throws `STORE_FENCED` */
+  /**
+   * What has changed in the registry of a workload's sessions, and that all of it is true for another `ttlMs`.
+   * @throws `STORE_FENCED`
+   */
   putSessions(request: PutSessions): Promise<void>;
   sessions(workload: string): Promise<SessionRecord[]>;
   /**
@@ -121,7 +124,12 @@ export interface Commit extends Owned {
   ttlMs: number;
 }
 export interface PutSessions extends Owned {
-  sessions: readonly { readonly id: string }[];
+  /** new ones, and those that are not what they were; at most {@link SESSIONS_BATCH_MAX} */
+  sessions: readonly SessionRecord[];
+  /** ids of those that have ended; as many at most */
+  gone: readonly string[];
+  /** nothing that was told before counts any more */
+  anew: boolean;
   ttlMs: number;
 }
 
@@ -157,6 +165,7 @@ export const CANCELLED_MAX = 8;
 
 /** one call is over soon, and others wait no longer for it */
 export const NAMES_BATCH_MAX = 1_000;
+export const SESSIONS_BATCH_MAX = 1_000;
 export const NAME_CHARS_MAX = 200;
 
 /** Clients choose session names: what is empty, long, or not text in full is none. */
@@ -190,6 +199,8 @@ export function assertRequest(request: {
   ttlMs?: number;
   names?: readonly string[];
   namesMax?: number;
+  sessions?: readonly SessionRecord[];
+  gone?: readonly string[];
 }): void {
   assert.match(request.workload, NODE_NAME);
   if (request.node !== undefined) assert.match(request.node, NODE_NAME);
@@ -201,6 +212,8 @@ export function assertRequest(request: {
     if (positive !== undefined) assert.ok(Number.isSafeInteger(positive) && positive > 0);
   if (request.names !== undefined)
     assert.ok(request.names.length <= NAMES_BATCH_MAX && request.names.every(isName));
+  for (const batch of [request.sessions, request.gone])
+    if (batch !== undefined) assert.ok(batch.length <= SESSIONS_BATCH_MAX);
 }
 
 /** The error for a step that was refused. */

@@ -4,6 +4,7 @@ import { execFileSync } from "node:child_process";
 import { connect } from "node:net";
 import { constants } from "node:os";
 import { after, describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { sockets } from "#proxy/tcp/sockets.ts";
 import { startInProcess } from "#test/support/in-process-proxy.ts";
@@ -141,6 +142,41 @@ describe("a node that lacks what a dial needs", { timeout: 30_000 }, () => {
       next.destroy();
     } finally {
       for (const end of [early, late]) end.destroy();
+      stop();
+    }
+  });
+});
+
+describe("a list of sessions, asked for a page at a time", { timeout: 30_000 }, () => {
+  it("has each session that was there throughout once, whoever comes and goes meanwhile", async () => {
+    const { proxy, listen, stop } = await startInProcess({ serve: () => {} });
+    const ends: RawEnd[] = [];
+    const come = async (count: number): Promise<void> => {
+      const there = proxy.sessions.size;
+      for (let n = 0; n < count; n++) ends.push(new RawEnd(connect({ host: "127.0.0.1", port: listen })));
+      while (proxy.sessions.size < there + count) await delay(1);
+    };
+    try {
+      await come(5);
+      const ids = [...proxy.sessions.keys()];
+      const first = proxy.sessionPage(0, 2);
+      assert.deepEqual([first.sessions.map(({ id }) => id), first.next !== null], [ids.slice(0, 2), true]);
+      proxy.sessions.get(ids[1] as string)?.reset("gone");
+      proxy.sessions.get(ids[2] as string)?.reset("gone");
+      await come(1);
+      const second = proxy.sessionPage(first.next ?? 0, 2);
+      assert.deepEqual(
+        second.sessions.map(({ id }) => id),
+        ids.slice(3, 5),
+      );
+      const third = proxy.sessionPage(second.next ?? 0, 2);
+      assert.deepEqual(
+        [third.sessions.map(({ id }) => id), third.next],
+        [[...proxy.sessions.keys()].slice(3), null],
+      );
+      assert.equal(proxy.sessionPage(0, 1_000).sessions.length, 4);
+    } finally {
+      hangUp(ends);
       stop();
     }
   });
