@@ -20,7 +20,7 @@ import type { WorkloadProxy } from "./workload-proxy.ts";
 
 const POLL_MS = 1;
 /** for each link of an edge, beside `quiesceMsMax`: its HELD takes a turn of both proxies */
-const LINK_MS = 0.2;
+const LINK_MS = 1;
 
 /** @throws HoldfastError `PROXY_QUIESCE` (retryable): an edge has not answered; bytes may be on its link. Roll back. */
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
