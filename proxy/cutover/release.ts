@@ -9,6 +9,7 @@ import { RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import { forgetAdopted } from "./adopt.ts";
+import type { Side } from "./leg-kernel.ts";
 import type { LiveSession, StillLeg } from "./live-session.ts";
 import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 
@@ -69,10 +70,10 @@ function releaseSession(
       return;
     }
     const promised = adopted.upstream === null ? 0 : promisedBytes(adopted.upstream);
-    const upstream = releaseStill(proxy, session.stillUpstream, false);
+    const upstream = releaseStill(proxy, session.stillUpstream, { side: "upstream", probe: false });
     session.stillUpstream = null;
     if (upstream?.leg.isOpen) proxy.kernel.boundReceiveQueue(upstream.leg.fd, promised);
-    const downstream = releaseStill(proxy, session.stillDownstream, true);
+    const downstream = releaseStill(proxy, session.stillDownstream, { side: "downstream", probe: true });
     session.stillDownstream = null;
     if (downstream?.leg.isOpen) {
       proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
@@ -106,9 +107,13 @@ interface Released {
   rest: Buffer;
 }
 
-function releaseStill(proxy: WorkloadProxy, still: StillLeg | null, probe: boolean): Released | null {
+function releaseStill(
+  proxy: WorkloadProxy,
+  still: StillLeg | null,
+  options: { side: Side; probe: boolean },
+): Released | null {
   if (still === null || still.snapshot === null) return null;
-  const rest = proxy.kernel.releaseLeg(still.fd, still.snapshot, { probe });
+  const rest = proxy.kernel.releaseLeg(still.fd, still.snapshot, options);
   return { leg: TcpLeg.attach(proxy.kernel, still.fd), rest };
 }
 
