@@ -77,14 +77,30 @@ export function hasOwnNetwork(initPid: number): boolean {
   return theirs !== null && theirs !== link("thread-self");
 }
 
+export interface Instance {
+  id: string;
+  runDir: string;
+  initPid: number;
+}
+
+/** What the node forwards depends on all that there are: one at a time. */
+let last: Promise<unknown> = Promise.resolve();
+
+function inTurn<T>(work: () => Promise<T>): Promise<T> {
+  const turn = last.then(work, work);
+  last = turn;
+  return turn;
+}
+
 /**
  * Connects a container that has just been made, before anything runs in it.
  * @throws HoldfastError `CONTAINER_NETWORK`
  */
-export async function connectNetwork(
-  { id, runDir, initPid }: { id: string; runDir: string; initPid: number },
-  plan: NetworkPlan,
-): Promise<void> {
+export function connectNetwork(instance: Instance, plan: NetworkPlan): Promise<void> {
+  return inTurn(() => connect(instance, plan));
+}
+
+async function connect({ id, runDir, initPid }: Instance, plan: NetworkPlan): Promise<void> {
   const device = deviceOf(id);
   const mark = markOf(runDir);
   mkdirSync(dirname(mark), { recursive: true, mode: 0o700 });
@@ -93,7 +109,7 @@ export async function connectNetwork(
     await ip([], [`link add ${device} type veth peer name ${INSIDE} netns ${initPid}`]);
     setting(`ipv6/conf/${device}/disable_ipv6`, "1");
     inNetworkOf([initPid], () => setting(`ipv6/conf/${INSIDE}/disable_ipv6`, "1"));
-    await runCommand("nft", ["-f", "-"], { source: "container", input: rulesOf(id, plan) });
+    await nft(rulesOf(id, plan));
     setting(`ipv4/conf/${device}/forwarding`, "1");
     await forwardFromOthers();
     await ip([], [`address add ${plan.gateway}/${plan.prefix} dev ${device}`, `link set ${device} up`]);
@@ -115,16 +131,20 @@ export async function connectNetwork(
 }
 
 /** Removes what {@link connectNetwork} has made for an instance outside of its namespace. May be repeated. */
-export async function disconnectNetwork(id: string, runDir: string): Promise<void> {
+export function disconnectNetwork(id: string, runDir: string): Promise<void> {
+  return existsSync(markOf(runDir)) ? inTurn(() => disconnect(id, runDir)) : Promise.resolve();
+}
+
+async function disconnect(id: string, runDir: string): Promise<void> {
   const mark = markOf(runDir);
-  if (!existsSync(mark)) return;
   // gone with the namespace as a rule, unless a proxy's sockets still keep that
   await runCommand("ip", ["link", "delete", deviceOf(id)], { source: "container" }).catch(
     tolerate(/Cannot find/),
   );
-  await nftDelete(tableOf(id));
+  await nftDelete(`inet ${tableOf(id)}`, `ip ${tableOf(id)}`);
   rmSync(mark, { force: true });
-  if (readdirSync(dirname(mark)).length === 0) await forwardNoMore();
+  const devices = readdirSync("/proc/sys/net/ipv4/conf");
+  if (!devices.some((name) => name.startsWith(DEVICES))) await forwardNoMore();
 }
 
 /** Instances whose network may be left although their folder has gone. */
@@ -212,6 +232,7 @@ table inet ${tableOf(id)} {
   }
   chain to_node {
     type filter hook input priority filter; policy accept;
+    iifname "${device}" meta pkttype != unicast drop
     iifname "${device}" ip daddr ${gateway} ct state new drop
   }
   chain from_node {
@@ -255,7 +276,7 @@ flush chain inet ${GUARD} through
 add rule inet ${GUARD} through iifname @opened meta nfproto ipv4 oifname != "${DEVICES}*" drop
 ${silent.map((name) => `add element inet ${GUARD} opened { "${name}" }`).join("\n")}
 `;
-  await runCommand("nft", ["-f", "-"], { source: "container", input: rules });
+  await nft(rules);
   for (const name of silent) setting(`ipv4/conf/${name}/forwarding`, "1");
 }
 
@@ -268,14 +289,16 @@ async function forwardNoMore(): Promise<void> {
   const { nftables } = JSON.parse(listed) as { nftables: { set?: { elem?: string[] } }[] };
   for (const name of nftables.flatMap(({ set }) => set?.elem ?? []))
     if (existsSync(`/proc/sys/net/ipv4/conf/${name}`)) setting(`ipv4/conf/${name}/forwarding`, "0");
-  await runCommand("nft", ["delete", "table", "inet", GUARD], { source: "container" });
+  await nftDelete(`inet ${GUARD}`);
 }
 
-async function nftDelete(table: string): Promise<void> {
-  for (const family of ["inet", "ip"])
-    await runCommand("nft", ["delete", "table", family, table], { source: "container" }).catch(
-      tolerate(/No such file/),
-    );
+/** Also where there is none. */
+async function nftDelete(...tables: string[]): Promise<void> {
+  await nft(tables.map((table) => `add table ${table}\ndelete table ${table}\n`).join(""));
+}
+
+async function nft(input: string): Promise<void> {
+  await runCommand("nft", ["-f", "-"], { source: "container", input });
 }
 
 function tolerate(expected: RegExp): (error: unknown) => void {

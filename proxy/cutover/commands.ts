@@ -274,10 +274,13 @@ export class Commands {
   async #takeNetwork(token: string): Promise<Reply> {
     const { network, log } = this.#options;
     if (network === undefined || this.#proxy?.config.network !== "own")
-      throw new HoldfastError("this workload's application is in the node's network", {
-        code: "PROXY_CONFIG",
-        source: "config",
-      });
+      throw new HoldfastError(
+        "the proxy was started for an application in the node's network; stop the workload and start it again",
+        {
+          code: "PROXY_CONFIG",
+          source: "config",
+        },
+      );
     network.take(token);
     log.info("the container's network is handed over");
     return { result: {} };

@@ -51,6 +51,9 @@ test("a container with a network of its own", { skip, timeout: 300_000 }, async 
         await reachesNoLoopback(run);
         await connectsOut(program, run);
       });
+      await t.test("its own sockets are as they were, and are on the same addresses", () =>
+        movesOwnSockets(program, run),
+      );
       await t.test("serves after a restart, and when its agent came back", () => restarts(program));
       await t.test("its proxy has no capability more for it", () => hasFewPrivileges(program));
     },
@@ -94,6 +97,32 @@ async function movesWithSession(program: MovedProgram, run: Run): Promise<void> 
   }
   assert.equal(await run("scope['sum']"), "2");
   await run("[extra.close(), more.close()]");
+}
+
+async function movesOwnSockets(program: MovedProgram, run: Run): Promise<void> {
+  const { address } = required(planOf(workloadName, "own"));
+  const set = (name: string, value: string): Promise<string> => run(`scope.__setitem__("${name}", ${value})`);
+  const before = program.at;
+  await set("tcp", `socket.create_connection(("${program.lab.client.address}", ${SERVER_PORT}), 5)`);
+  await set("udp", "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)");
+  await run(`udp.bind(("${address}", 5000))`);
+  await run(`udp.sendto(b"not read", ("${address}", 5000))`);
+  await set("out", "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)");
+  await run(`out.connect(("${program.lab.client.address}", 9))`);
+  await set("name", "out.getsockname()");
+  const member = `socket.inet_aton("239.1.1.1") + socket.inet_aton("${address}")`;
+  assert.equal(await run(`out.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, ${member})`), "None");
+  await run("select.select([tcp], [], [], 5)"); // what the peer says has come, and is not read
+  const { notKept } = await program.move(before === "a" ? "b" : "a");
+  assert.deepEqual(notKept, []);
+  assert.equal(await run("tcp.recv(100)"), `b'${program.lab.place(before).address}\\n'`);
+  assert.match(await run("tcp.recv(100)"), /ConnectionReset/);
+  assert.equal(await run("udp.getsockname()"), `('${address}', 5000)`);
+  assert.equal(await run("udp.recv(100)"), "b'not read'");
+  assert.equal(await run("out.getsockname() == name and name[0]"), `'${address}'`);
+  assert.equal(await run('"010101EF" in open("/proc/net/igmp").read()'), "True");
+  await run("[tcp.close(), udp.close(), out.close()]");
+  await program.move(before);
 }
 
 async function leavesNothingAt({ lab }: MovedProgram, node: string): Promise<void> {
