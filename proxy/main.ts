@@ -17,14 +17,20 @@ import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { OWN_NETWORK, UpstreamNetwork } from "#proxy/tcp/network.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;
 
+const upstream = new UpstreamNetwork();
+const networks = { upstream, downstream: OWN_NETWORK };
+
 const legKernel: LegKernel = {
   ...sockets,
+  dial: (to) => sockets.dial(to, upstream),
+  listenUpstream: (on, backlog) => sockets.listen({ fd: bound(on, undefined, upstream) }, backlog),
   acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
   setPeerTimeouts,
   boundQueues,
@@ -37,14 +43,14 @@ const legKernel: LegKernel = {
     }),
   bindFree: (endpoint) =>
     bound(endpoint, (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1)),
-  adoptLeg,
-  releaseLeg,
+  adoptLeg: (snapshot, { side, ...options }) => adoptLeg(snapshot, { ...options, network: networks[side] }),
+  releaseLeg: (fd, snapshot, { side, probe }) => releaseLeg(fd, snapshot, { probe, network: networks[side] }),
   shieldLeg,
   unshieldLeg,
   shieldListener,
   unshieldListener,
-  isListening: (endpoint) => listenBacklog(endpoint) !== null,
-  listenBacklog: (endpoint) => listenBacklog(endpoint) ?? 0,
+  isListening: (endpoint) => listenBacklog(endpoint, upstream) !== null,
+  listenBacklog: (endpoint, side) => listenBacklog(endpoint, networks[side]) ?? 0,
   countSynRecv,
 };
 
@@ -93,16 +99,19 @@ async function main(): Promise<void> {
   );
   const path = values.socket;
   const httpPath = values.http ?? `${path}.http`;
+  const inbox = `${path}.net`;
 
   const exit = (reason: string): void => {
     log.info({ reason }, "proxy ends");
     rmSync(path, { force: true });
+    rmSync(inbox, { force: true });
     if (!httpPath.includes(":")) rmSync(httpPath, { force: true });
     process.exit(0);
   };
   const commands = new Commands({
     kernel: legKernel,
     log,
+    network: upstream,
     // The reply to the command that ends us goes out first.
     onExit: (reason) => setImmediate(() => setImmediate(() => exit(reason))),
   });
@@ -121,6 +130,10 @@ async function main(): Promise<void> {
   });
 
   reserveDescriptors();
+  rmSync(inbox, { force: true });
+  const before = process.umask(0o177);
+  upstream.open(inbox);
+  process.umask(before);
   const address = /^(.*):(\d+)$/.exec(httpPath);
   if (address === null) await listenUnix(admin, httpPath);
   else admin.listen({ host: (address[1] as string).replaceAll(/[[\]]/g, ""), port: Number(address[2]) });

@@ -72,6 +72,7 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
   if (container !== null) {
     values["container.command"] = container.command;
     values["container.cwd"] = container.cwd;
+    if (container.network !== null) values["container.network"] = container.network;
     for (const [name, value] of Object.entries(container.env)) values[`container.env.${name}`] = value;
     values["container.mounts"] = container.mounts.map(({ target, shared, readonly }) => ({
       target,

@@ -5,14 +5,16 @@
  *
  * What can be carried is in `migration/own-sockets.ts`. Sources: CRIU 4.2, criu/sk-*.c, sockets.c, pipes.c.
  */
+import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { descriptorsOf } from "../container/processes.ts";
-import { listUnixSockets, type UnixSocket } from "../container/unix-sockets.ts";
+import { listUnixSocketsAround, type UnixSocket } from "../container/unix-sockets.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../migration/sockets.ts";
 import type { Add, FindingId, Severity, Subject } from "./finding.ts";
@@ -62,7 +64,8 @@ const O_DIRECT = 0o40000;
 export interface SocketsPlace {
   /** every process of the application, as the agent numbers them */
   pids: number[];
-  vip: string | undefined;
+  /** addresses that move along */
+  moving: string[];
   /** where the proxy connects to: what waits there is waited for in the hold */
   upstreamPorts: number[];
 }
@@ -89,7 +92,7 @@ export async function checkSockets(place: SocketsPlace, add: Add): Promise<void>
 }
 
 async function look(place: SocketsPlace): Promise<Told[]> {
-  const connected = await connectedRaw();
+  const connected = inNetworkOf(place.pids, connectedRaw);
   const inodes = await socketInodes(place.pids);
   const told: Told[] = [];
   for (const [inode, at] of inodes) {
@@ -107,7 +110,7 @@ async function look(place: SocketsPlace): Promise<Told[]> {
   return [
     ...told,
     ...tcpBacklogs(inodes, place),
-    ...unixSockets(inodes),
+    ...unixSockets(inodes, place.pids),
     ...(await pipesAndSecrets(place.pids)),
   ];
 }
@@ -131,7 +134,7 @@ function lookAt(fd: number, inode: number, place: SocketsPlace): Told[] {
   ];
 }
 
-function lookAtInternet(fd: number, inode: number, { vip }: SocketsPlace): Told[] {
+function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] {
   const type = option(fd, kernel.SO_TYPE);
   const protocol = option(fd, kernel.SO_PROTOCOL);
   if (protocol === kernel.IPPROTO_MPTCP)
@@ -179,16 +182,16 @@ function lookAtInternet(fd: number, inode: number, { vip }: SocketsPlace): Told[
       cure: "let the application send what it has begun",
       isTransient: true,
     });
-  return [...told, ...lookAtAddresses(fd, inode, isTcp, vip)];
+  return [...told, ...lookAtAddresses(fd, inode, isTcp, place)];
 }
 
-function lookAtAddresses(fd: number, inode: number, isTcp: boolean, vip: string | undefined): Told[] {
+function lookAtAddresses(fd: number, inode: number, isTcp: boolean, { pids, moving }: SocketsPlace): Told[] {
   const local = kernel.getsockname(fd);
   const remote = kernel.lastPeer(fd);
   // connections that a move ends or keeps: `own-sockets.ts`
   if (isTcp && remote !== null) return [];
   const stays = (address: string): boolean =>
-    !isUnspecified(address) && !isLoopback(address) && kernel.unmapped(address) !== vip;
+    !isUnspecified(address) && !isLoopback(address) && !moving.includes(kernel.unmapped(address));
   const scoped = [local, remote].find((end) => end !== null && isLinkLocal(end.address));
   if (scoped)
     return [
@@ -200,7 +203,7 @@ function lookAtAddresses(fd: number, inode: number, isTcp: boolean, vip: string 
       },
     ];
   if (!stays(local.address)) return [];
-  if (!isHere(local.address))
+  if (!inNetworkOf(pids, () => isHere(local.address)))
     return [
       {
         id: "socket.foreign-address",
@@ -270,10 +273,10 @@ function hasProgram(fd: number): boolean {
 }
 
 /** Inodes of raw and ping sockets with a peer: getpeername(2) knows none without a port (proc(5), /proc/net). */
-async function connectedRaw(): Promise<Set<number>> {
+function connectedRaw(): Set<number> {
   const inodes = new Set<number>();
   for (const table of ["raw", "raw6", "icmp", "icmp6"]) {
-    const text = await readFile(`/proc/thread-self/net/${table}`, "utf8").catch(() => "");
+    const text = textOf(`/proc/thread-self/net/${table}`);
     for (const line of text.split("\n").slice(1)) {
       const fields = line.trim().split(/\s+/);
       if (/[1-9A-F]/.test(fields[2]?.split(":")[0] ?? "")) inodes.add(Number(fields[9]));
@@ -285,9 +288,10 @@ async function connectedRaw(): Promise<Set<number>> {
 // ---- sockets beside each other ----
 
 /** Connections to other listeners of the application than the ports: nobody waits for those in the hold. */
-function tcpBacklogs(inodes: Map<number, SocketPlace>, { upstreamPorts }: SocketsPlace): Told[] {
+function tcpBacklogs(inodes: Map<number, SocketPlace>, { pids, upstreamPorts }: SocketsPlace): Told[] {
   const told: Told[] = [];
-  for (const { inode, local, receiveQueue } of listSockets({ states: ["LISTEN"] })) {
+  const listening = inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }));
+  for (const { inode, local, receiveQueue } of listening) {
     const place = inodes.get(inode);
     if (place === undefined || receiveQueue === 0 || upstreamPorts.includes(local.port)) continue;
     told.push({
@@ -302,8 +306,8 @@ function tcpBacklogs(inodes: Map<number, SocketPlace>, { upstreamPorts }: Socket
   return told;
 }
 
-function unixSockets(inodes: Map<number, SocketPlace>): Told[] {
-  const all = listUnixSockets();
+function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
+  const all = listUnixSocketsAround(pids);
   const told: Told[] = [];
   for (const [inode, place] of inodes) {
     const socket = all.get(inode);
@@ -401,6 +405,14 @@ async function isPacketPipe(pid: number, fd: number): Promise<boolean> {
 }
 
 // ---- parts ----
+
+function textOf(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return ""; // a kernel without IPv6
+  }
+}
 
 function option(fd: number, name: number): number {
   return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, name);

@@ -4,8 +4,10 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { type DiagSocket, listenBacklog, listSockets } from "#proxy/tcp/diag.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { imageBytes } from "../container/processes.ts";
 import { runPath } from "../container/runtime.ts";
+import { addressesThatMove } from "../migration/addresses.ts";
 import { locksOnSharedMounts } from "../migration/locks.ts";
 import { classifySockets, socketInodes } from "../migration/sockets.ts";
 import { otherUserOf } from "./departure-facts.ts";
@@ -67,7 +69,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
         config.ports.map((port) => port.upstream),
       );
       for (const socket of listening) {
-        if (!moves(socket, config.vip?.address))
+        if (!moves(socket, addressesThatMove(config)))
           add(
             "socket.address-stays",
             "error",
@@ -76,7 +78,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
           );
       }
       const ports = config.ports.map(({ upstream }) => upstream.port);
-      await checkSockets({ pids, vip: config.vip?.address, upstreamPorts: ports }, add);
+      await checkSockets({ pids, moving: addressesThatMove(config), upstreamPorts: ports }, add);
     },
   },
   {
@@ -94,7 +96,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
   {
     category: "ports",
     async run({ workload: { config }, pids }, add) {
-      const listening = listSockets({ states: ["LISTEN"] });
+      const listening = inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }));
       const own = await socketInodes(pids);
       for (const { upstream } of config.ports) {
         const there = listening.filter(
@@ -120,9 +122,9 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "sessions",
-    async run({ workload }, add) {
+    async run({ workload, pids }, add) {
       const { config } = workload;
-      const { downstreamBytes, upstreamBytes, applicationBytes } = queuedBytes(config);
+      const { downstreamBytes, upstreamBytes, applicationBytes } = queuedBytes(config, pids);
       if (downstreamBytes > SNAPSHOT_BYTES_MAX || upstreamBytes > SNAPSHOT_BYTES_MAX)
         add(
           "session.snapshot-limit",
@@ -137,7 +139,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
           `${mega(applicationBytes)} MB wait in the application's own sockets for clients that do not read, and are carried while all clients wait`,
           "wait until they have read, end them (userTimeoutMs of the port), or let the application send less ahead (SO_SNDBUF)",
         );
-      const waiting = await notAccepted(config);
+      const waiting = await notAccepted(config, pids);
       if (waiting > 0)
         add(
           "session.not-accepted",
@@ -199,7 +201,10 @@ export const departureChecks: Check<DeparturePlace>[] = [
  * Bytes that travel with connections: what has not been read, or acknowledged, at the proxy's ends of them; and what the application
  * has written and the proxy not taken.
  */
-function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
+function queuedBytes(
+  { ports, listenAddress }: WorkloadConfig,
+  pids: number[],
+): {
   downstreamBytes: number;
   upstreamBytes: number;
   applicationBytes: number;
@@ -208,10 +213,10 @@ function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
     sockets
       .filter(({ state }) => state !== "LISTEN")
       .reduce((bytes, { receiveQueue, sendQueue }) => bytes + receiveQueue + sendQueue, 0);
-  const all = listSockets();
+  const all = inNetworkOf(pids, () => listSockets());
   return {
     downstreamBytes: sum(
-      all.filter(
+      listSockets().filter(
         ({ local }) => local.address === listenAddress && ports.some(({ listen }) => listen === local.port),
       ),
     ),
@@ -232,22 +237,24 @@ function queuedBytes({ ports, listenAddress }: WorkloadConfig): {
 }
 
 /** Looks until none waits, as the hold does, for as long as the hold would. Clients go on meanwhile. */
-async function notAccepted({ ports, limits }: WorkloadConfig): Promise<number> {
+async function notAccepted({ ports, limits }: WorkloadConfig, pids: number[]): Promise<number> {
   const until = performance.now() + limits.quiesceMsMax;
   for (;;) {
-    const waiting = ports.reduce((sum, { upstream }) => sum + (listenBacklog(upstream) ?? 0), 0);
+    const waiting = inNetworkOf(pids, () =>
+      ports.reduce((sum, { upstream }) => sum + (listenBacklog(upstream) ?? 0), 0),
+    );
     if (waiting === 0 || performance.now() > until) return waiting;
     await delay(BACKLOG_POLL_MS);
   }
 }
 
-function moves(socket: Endpoint, vip: string | undefined): boolean {
+function moves(socket: Endpoint, moving: string[]): boolean {
   const { address } = socket;
   return (
     address === "0.0.0.0" ||
     address === "::" ||
     address === "::1" ||
     address.startsWith("127.") ||
-    address === vip
+    moving.includes(address)
   );
 }

@@ -105,7 +105,9 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
     async run({ workload: { config, journal }, call: { facts } }, add) {
       const listening = listSockets({ states: ["LISTEN"] });
       const takes = (port: number): boolean => listening.some((socket) => socket.local.port === port);
-      for (const port of new Set(facts.upstreamPorts))
+      // in a network of its own they are all free
+      const upstreamPorts = (config.container?.network ?? null) === null ? facts.upstreamPorts : [];
+      for (const port of new Set(upstreamPorts))
         if (takes(port))
           add(
             "target.port-taken",

@@ -8,8 +8,9 @@ import { rm } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { fileURLToPath } from "node:url";
 import { Channel } from "#proxy/contract/channel.ts";
-import type { ProxyCommands } from "#proxy/contract/commands.ts";
+import type { HandedMessage, ProxyCommands } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { sendDescriptors } from "#proxy/tcp/kernel.ts";
 import { identify, isSameProcess, type ProcessIdentity } from "../container/processes.ts";
 
 const START_MS_MAX = 15_000;
@@ -106,6 +107,11 @@ export class ProxyClient {
       timeoutMs: COMMAND_MS_MAX + waitMs,
       ...(body === undefined ? {} : { body }),
     });
+  }
+
+  /** Sends it duplicates of descriptors; a command says what they are for. */
+  hand(message: HandedMessage, descriptors: number[]): void {
+    sendDescriptors(`${this.record.socketPath}.net`, Buffer.from(JSON.stringify(message)), descriptors);
   }
 
   /** Lets go of the process without ending it. */

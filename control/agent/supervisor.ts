@@ -14,6 +14,7 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { listenBacklog } from "#proxy/tcp/diag.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
 import { formatEndpoint } from "../cli/endpoint.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { identify } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import { applicationPid, type ContainerRecord } from "../container/runtime.ts";
@@ -424,6 +425,12 @@ export class Supervisor {
     if (container !== null) await workload.runtime.destroy(container);
     const made = await workload.createContainer(async () => {});
     workload.record({ container: made, application: null });
+    // a proxy that has ended is replaced, and the next one is told when it is started
+    await workload
+      .handNetwork()
+      .catch((error: unknown) =>
+        this.#log("warn", { reason: messageOf(error) }, "the proxy was not told of another container"),
+      );
     return made;
   }
 
@@ -435,7 +442,8 @@ export class Supervisor {
     const { ports } = this.#workload.config;
     for (;;) {
       if (application === null || application.hasEnded) return "ended";
-      if (ports.every(({ upstream }) => listenBacklog(upstream) !== null)) {
+      const { pid } = this.#workload.container.init;
+      if (inNetworkOf([pid], () => ports.every(({ upstream }) => listenBacklog(upstream) !== null))) {
         await this.#boundUnsent();
         return "up";
       }

@@ -6,6 +6,7 @@
  */
 import { listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { treeOf } from "../container/processes.ts";
 import { socketInodes, withSocketAt } from "../migration/sockets.ts";
 
@@ -21,7 +22,9 @@ export class UnsentBound {
    * @param ports where the proxy connects to
    */
   async look(init: number, ports: number[]): Promise<void> {
-    const listeners = listSockets({ states: ["LISTEN"] }).filter(({ local }) => ports.includes(local.port));
+    const listeners = inNetworkOf([init], () => listSockets({ states: ["LISTEN"] })).filter(({ local }) =>
+      ports.includes(local.port),
+    );
     const unknown = listeners.filter(({ inode }) => !this.#bounded.has(inode));
     this.#bounded = new Set(listeners.map(({ inode }) => inode).filter((inode) => this.#bounded.has(inode)));
     if (unknown.length === 0) return;

@@ -2,8 +2,8 @@
  * One workload on one node: its container, its proxy, its address, and what the journal says of them. Starts it, stops it,
  * finds it again after a restart of the agent; the moves themselves are in `migration/`.
  */
-import { hkdfSync } from "node:crypto";
-import { mkdirSync } from "node:fs";
+import { hkdfSync, randomBytes } from "node:crypto";
+import { existsSync, mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -12,8 +12,10 @@ import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/c
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
 import { loadConfig, type WorkloadConfig } from "../cli/config.ts";
 import { Freezer } from "../container/freezer.ts";
+import { hasOwnNetwork, makeHandedSockets } from "../container/network.ts";
 import type { OutputOptions } from "../container/output-reader.ts";
 import { innerPid, isSameProcess, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
@@ -709,7 +711,7 @@ export class Workload {
     this.recordMoving({ step: "gave-up" });
     this.vip?.remove(); // first, see `Arrival`
     if (container !== null) await this.runtime.destroy(container);
-    endLeftConnections(this.config.ports.map((port) => port.upstream.port));
+    this.endLeftConnections();
     await this.discardProxy(moving.epoch);
     this.record({ moving: null, container: null });
     context.log.info({ workload: name }, "the cut-off arrival was discarded");
@@ -1022,9 +1024,41 @@ export class Workload {
     );
   }
 
+  /** The application is in a network namespace of its own. Of the container there is, whatever the configuration says by now. */
+  get #isApart(): boolean {
+    const { container } = this.#journal;
+    if (container !== null && existsSync(`/proc/${container.init.pid}`))
+      return hasOwnNetwork(container.init.pid);
+    return (this.config.container?.network ?? null) !== null;
+  }
+
+  /** Gives the proxy what it connects to the application by, where that has a network of its own: after each new container. */
+  async handNetwork(): Promise<void> {
+    const { container } = this.#journal;
+    const proxy = this.#proxy;
+    if (container === null || proxy === null || !this.#isApart) return;
+    const made = makeHandedSockets(container.init.pid);
+    const token = randomBytes(16).toString("hex");
+    try {
+      proxy.hand({ token, sockets: [...made.keys()] }, [...made.values()]);
+    } finally {
+      for (const fd of made.values()) kernel.close(fd);
+    }
+    await proxy.command("network", { token });
+  }
+
+  /** Of an arrival that was given up, when its container has gone. */
+  endLeftConnections(): void {
+    // those of a network of its own ended with it; in the node's these ports may be others'
+    if ((this.config.container?.network ?? null) !== null) return;
+    endLeftConnections(this.config.ports.map((port) => port.upstream.port));
+  }
+
   /** → where the links of edges arrive */
   async standbyProxy(epoch: number): Promise<Endpoint> {
-    const proxy = this.#proxy?.isOpen ? this.#proxy : await this.#startProxy();
+    let proxy = this.#proxy;
+    if (proxy?.isOpen) await this.handNetwork();
+    else proxy = await this.#startProxy();
     const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
     return result.link;
   }
@@ -1336,6 +1370,7 @@ export class Workload {
     const configure: Configure = {
       workload: this.name,
       node: context.node,
+      network: this.#isApart ? "own" : "host",
       downstream: this.downstream,
       listenAddress: config.listenAddress,
       listenDevice: config.vip?.device ?? null,
@@ -1346,6 +1381,7 @@ export class Workload {
     };
     const linkKey = Buffer.from(hkdfSync("sha256", context.key, "", `holdfast link ${this.name}`, 32));
     await proxy.command("configure", configure, linkKey);
+    await this.handNetwork();
     return proxy;
   }
 

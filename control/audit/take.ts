@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { clockFacts } from "./clocks.ts";
 import { DescriptorLook } from "./descriptors.ts";
 import { type Facts, type Fingerprint, FORMAT } from "./fingerprint.ts";
@@ -53,7 +54,7 @@ export function takeFingerprint(options: TakeOptions): Taken {
     processFacts(tree, process, subjects);
     if (!process.isZombie) maps.set(`memory ${process.inner}`, readText(`/proc/${process.pid}/smaps`));
   }
-  const descriptors = new DescriptorLook(tree, options.addresses);
+  const descriptors = inNetworkOf([options.initPid], () => new DescriptorLook(tree, options.addresses));
   descriptors.addFacts(subjects);
   const mounts = mountsOf(readFileSync(`/proc/${options.initPid}/mountinfo`, "utf8"));
   subjects.mounts = mountFacts(

@@ -155,6 +155,19 @@ const CAPABILITY_EXPECTED =
   "expected the name of a capability without CAP_, as NET_RAW (capabilities(7)); drop also knows ALL";
 const CAPABILITIES_EXPECTED = "expected a list of capabilities, as [NET_RAW]";
 
+const NETWORK_EXPECTED =
+  "expected host, own or an address of its own, as { address: 169.254.7.2/30, gateway: 169.254.7.1 }";
+const network = z.union(
+  [
+    z.enum(["host", "own"]),
+    z.strictObject({
+      address: vipAddress,
+      gateway: z.ipv4(),
+    }),
+  ],
+  NETWORK_EXPECTED,
+);
+
 const container = z.strictObject(
   {
     command: list(text("expected a word of the command"), "expected a command as a list of words", 1, 1_000),
@@ -171,6 +184,7 @@ const container = z.strictObject(
       "expected host or an absolute path",
     ),
     mounts: list(mount, "expected a list of at most 100 mounts", 0, 100).default([]),
+    network: network.default("host"),
     capabilities: z
       .strictObject(
         {

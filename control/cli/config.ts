@@ -11,6 +11,8 @@ import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { CapabilityChange } from "../container/capabilities.ts";
+import type { NetworkPlan } from "../container/network.ts";
+import { checkNetworks, planOf } from "./config-network.ts";
 import { checkPort, completePort } from "./config-port.ts";
 import { type File, type FileWorkload, fileSchema } from "./config-schema.ts";
 import { formatEndpoint, isLoopback } from "./endpoint.ts";
@@ -44,6 +46,8 @@ export interface ContainerConfig {
   /** "host" or an absolute path */
   rootfs: string;
   mounts: MountConfig[];
+  /** null: the node's. Else a namespace of its own, with these addresses */
+  network: NetworkPlan | null;
   capabilities: CapabilityChange;
 }
 
@@ -245,7 +249,13 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       const { listen, upstream } = port;
       checkPort(port, `${at}.ports[${number}]`, fail);
       take(`${at}.ports[${number}].listen`, { address: listenAddress, port: listen });
-      if (!isLoopback(upstream.address) && !here.has(upstream.address)) {
+      if (one.container !== undefined && one.container.network !== "host") {
+        if (!isLoopback(upstream.address))
+          fail(
+            `${at}.ports[${number}].upstream`,
+            `expected a loopback address, as 127.0.0.1:9000, where the container has a network of its own, got "${formatEndpoint(upstream)}"`,
+          );
+      } else if (!isLoopback(upstream.address) && !here.has(upstream.address)) {
         fail(
           `${at}.ports[${number}].upstream`,
           `expected an address of this node, as 127.0.0.1:9000, got "${formatEndpoint(upstream)}"`,
@@ -253,7 +263,8 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       }
     }
     for (const [number, { upstream }] of one.ports.entries()) {
-      if (taken.has(formatEndpoint(upstream))) {
+      const isApart = one.container !== undefined && one.container.network !== "host";
+      if (!isApart && taken.has(formatEndpoint(upstream))) {
         fail(
           `${at}.ports[${number}].upstream`,
           `expected where the application listens, got ${formatEndpoint(upstream)}, where Holdfast listens itself`,
@@ -261,6 +272,7 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       }
     }
   }
+  checkNetworks(config, fail);
   checkSums(config, fail);
 }
 
@@ -340,7 +352,10 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
   return {
     name: one.name,
     start: one.start,
-    container: one.container ?? null,
+    container:
+      one.container === undefined
+        ? null
+        : { ...one.container, network: planOf(one.name, one.container.network) },
     bundle: one.bundle ?? null,
     ports: one.ports.map(completePort),
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },

@@ -33,7 +33,9 @@ export function runCommand(program: string, args: string[], options: CommandOpti
     child.on("close", (status, signal) => {
       if (status === 0) resolve(Buffer.concat(out).toString("utf8"));
       else {
-        const lastLine = Buffer.concat(err).toString("utf8").trim().split("\n").at(-1) ?? "";
+        const lines = Buffer.concat(err).toString("utf8").trim().split("\n");
+        // nft(8) draws below its message where in its input the mistake is
+        const lastLine = lines.findLast((line) => /\bError: /.test(line)) ?? lines.at(-1) ?? "";
         const how = signal === null ? `exit status ${status}` : signal;
         reject(failure(program, options, `${args[0] ?? ""} failed (${how}): ${lastLine}`));
       }

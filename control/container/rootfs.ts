@@ -53,6 +53,7 @@ export async function loadRootfs(
       env: {},
       mounts: [],
       capabilities: NO_CHANGE,
+      network: null,
     },
   };
 }

@@ -18,6 +18,7 @@ import type { CriuTool } from "../criu/tool.ts";
 import { runCommand } from "./command.ts";
 import { endFrozen } from "./freezer.ts";
 import { openNull, openOutput } from "./inside.ts";
+import { connectedInstances, connectNetwork, disconnectNetwork } from "./network.ts";
 import { startOutputReader } from "./output-reader.ts";
 import { showQueues } from "./posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
@@ -142,6 +143,8 @@ export class ContainerRuntime {
           { code: "CONTAINER_ENDED", source: "container" },
         );
       }
+      const { network } = options.container;
+      if (network !== null) await connectNetwork({ id, runDir, initPid: init.pid }, network);
       return { id, runDir, init, tmpfs: travellingTmpfs(spec), reader };
     } catch (error) {
       await this.#remove(id, runDir);
@@ -230,7 +233,8 @@ export class ContainerRuntime {
     const mayBeOf = (id: string): boolean =>
       unread.some(({ workload, node }) => id.slice(0, -ID_SUFFIX.length) === `${workload}-${node}`);
     const runDir = join(stateDir, "run");
-    const strays = (await readdir(runDir).catch(() => [])).filter((id) => !ids.has(id) && !mayBeOf(id));
+    const found = new Set([...(await readdir(runDir).catch(() => [])), ...connectedInstances(stateDir)]);
+    const strays = [...found].filter((id) => !ids.has(id) && !mayBeOf(id));
     for (const id of strays) await this.#remove(id, join(runDir, id));
     return strays;
   }
@@ -301,6 +305,7 @@ export class ContainerRuntime {
     }).catch((error) => {
       if (!/does not exist|not exist/.test(messageOf(error))) throw error;
     });
+    await disconnectNetwork(id, runDir);
     attached.delete(id);
     await runCommand("umount", ["--lazy", runDir], { source: "container" }).catch(() => {}); // not mounted: nothing to do
     await rm(runDir, { recursive: true, force: true });

@@ -6,6 +6,7 @@
  * namespaces, capabilities, seccomp) comes from the live container and never from an image.
  */
 import { type CapabilityChange, capabilitiesOf } from "./capabilities.ts";
+import type { NetworkPlan } from "./network.ts";
 import { seccompProfile } from "./seccomp.ts";
 
 /** What to run and what to show it, wherever that was written down. */
@@ -16,6 +17,8 @@ export interface ContainerPlan {
   mounts: { source: string; target: string; readonly: boolean }[];
   /** over the defaults; a bundle has its own */
   capabilities: CapabilityChange;
+  /** null: the node's */
+  network: NetworkPlan | null;
 }
 
 /**
@@ -153,7 +156,10 @@ export function buildSpec(options: SpecOptions): OciSpec {
     hostname: options.hostname,
     mounts: [...BASE_MOUNTS, ...(options.isHostView ? [] : [TMP_MOUNT]), RUN_MOUNT],
     linux: {
-      namespaces: [{ type: "pid" }, { type: "mount" }, { type: "ipc" }, { type: "uts" }],
+      namespaces: [
+        ...[{ type: "pid" }, { type: "mount" }, { type: "ipc" }, { type: "uts" }],
+        ...(options.container.network === null ? [] : [{ type: "network" }]),
+      ],
       cgroupsPath: options.cgroupsPath,
       // of devices only those that every container has (runc adds them): a node of a disk opens for nobody
       resources: { devices: [{ allow: false, access: "rwm" }] },

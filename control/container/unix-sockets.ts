@@ -4,6 +4,7 @@
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { inNetworkOf } from "./network.ts";
 
 export interface UnixSocket {
   inode: number;
@@ -64,6 +65,14 @@ export function listUnixSockets(): Map<number, UnixSocket> {
   } finally {
     kernel.close(fd);
   }
+}
+
+/**
+ * As {@link listUnixSockets}, of the network that these processes of a container are in, and of the caller's: a path leads from one
+ * to a socket of the other.
+ */
+export function listUnixSocketsAround(pids: number[]): Map<number, UnixSocket> {
+  return new Map([...listUnixSockets(), ...inNetworkOf(pids, listUnixSockets)]);
 }
 
 function readAnswers(fd: number): Map<number, UnixSocket> {

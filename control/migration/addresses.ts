@@ -6,9 +6,16 @@
 import { isIPv6 } from "node:net";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import type { WorkloadConfig } from "../cli/config.ts";
 
 /** any port: nothing is sent */
 const DISCARD_PORT = 9;
+
+/** The VIP, and those of a container's own network. */
+export function addressesThatMove({ vip, container }: WorkloadConfig): string[] {
+  const own = container?.network ?? null;
+  return [...(vip === null ? [] : [vip.address]), ...(own === null ? [] : [own.address])];
+}
 
 export function isUnspecified(address: string): boolean {
   return address === "0.0.0.0" || address === "::";

@@ -23,6 +23,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { innerPid } from "../container/processes.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
 import { isHere, isLoopback, isUnspecified, ownAddressFor, unspecifiedLike } from "./addresses.ts";
@@ -99,11 +100,12 @@ export async function leaveOwnSockets(
   const alive = new Set(listed.map(({ inode }) => inode));
   // sessions are many, and all there is to know of them is in the list
   const others = new Map([...inodes].filter(([inode]) => !alive.has(inode)));
+  const pids = [...new Set([...inodes.values()].map(({ pid }) => pid))];
   const sockets = [
     ...(await cutConnections(inodes, cut)),
     ...(await deadConnections(others)),
     ...internalConnections(listed),
-    ...internalDatagrams(others),
+    ...inNetworkOf(pids, () => internalDatagrams(others)),
     ...(await datagramSockets(others)),
   ];
   // whole or not at all: what a rollback puts back is what stands there
@@ -196,7 +198,7 @@ async function datagramSockets(inodes: Map<number, SocketPlace>): Promise<OwnSoc
   for (const [inode, at] of inodes) {
     const seen = withSocketAt(at, (fd) => {
       if (!isInternet(fd) || typeOf(fd) === kernel.SOCK_STREAM) return null;
-      groups ??= deviceGroups();
+      groups ??= inNetworkOf([at.pid], deviceGroups);
       const unread = isDatagram(fd) ? unreadDatagramsOf(fd, UNREAD_BYTES_MAX) : [];
       return { groups: membershipsOf(fd, groups), unread };
     });
@@ -237,7 +239,15 @@ export function readOwnSockets(imagesDir: string): OwnSockets | null {
  * Rewrites the images so that every socket can be restored here.
  * @returns true when one is bound to `vip`, which has to be on this node for that
  */
-export function fitOwnSockets(imagesDir: string, own: OwnSockets, vip: string | undefined): boolean {
+export function fitOwnSockets(
+  imagesDir: string,
+  own: OwnSockets,
+  { initPid, vip }: { initPid: number; vip: string | undefined },
+): boolean {
+  return inNetworkOf([initPid], () => fitHere(imagesDir, own, vip));
+}
+
+function fitHere(imagesDir: string, own: OwnSockets, vip: string | undefined): boolean {
   const path = join(imagesDir, "files.img");
   let needsVip = false;
   const here = new Map<string, boolean>();
@@ -317,26 +327,34 @@ export async function takeBackOwnSockets(imagesDir: string, pids: number[]): Pro
 
 async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
   if (sockets.length === 0) return;
-  const groups = sockets.some(({ kind }) => kind === "datagram") ? deviceGroups() : [];
+  const groups = sockets.some(({ kind }) => kind === "datagram") ? inNetworkOf(pids, deviceGroups) : [];
   const byInner = new Map<number, number>();
   for (const pid of pids) byInner.set((await innerPid(pid)) ?? -1, pid);
   for (const socket of sockets) {
     if (socket.kind === "internal") continue;
     const pid = byInner.get(socket.place.pid);
     if (pid === undefined) continue;
-    withSocketAt({ pid, fd: socket.place.fd }, (fd) => {
-      if (socket.kind === "datagram") {
-        // the kernel lists the newest first
-        for (const group of socket.groups.toReversed()) joinGroup(fd, group, groups);
-        if (socket.unread.length > 0) receiveAgain(fd, socket.unread);
-        return;
-      }
-      // one that is connected again has been put back before
-      if (!isTcp(fd) || tcpInfo(fd).state !== kernel.TCP_CLOSE || kernel.lastPeer(fd) !== null) return;
-      if (socket.kind === "connecting") beginConnecting(fd, socket.to);
-      else end(fd, { ...socket, unread: Buffer.from(socket.unread, "base64") });
-    });
+    inNetworkOf([pid], () =>
+      withSocketAt({ pid, fd: socket.place.fd }, (fd) => putBackOne(fd, socket, groups)),
+    );
   }
+}
+
+function putBackOne(
+  fd: number,
+  socket: Exclude<OwnSocket, { kind: "internal" }>,
+  groups: DeviceGroup[],
+): void {
+  if (socket.kind === "datagram") {
+    // the kernel lists the newest first
+    for (const group of socket.groups.toReversed()) joinGroup(fd, group, groups);
+    if (socket.unread.length > 0) receiveAgain(fd, socket.unread);
+    return;
+  }
+  // one that is connected again has been put back before
+  if (!isTcp(fd) || tcpInfo(fd).state !== kernel.TCP_CLOSE || kernel.lastPeer(fd) !== null) return;
+  if (socket.kind === "connecting") beginConnecting(fd, socket.to);
+  else end(fd, { ...socket, unread: Buffer.from(socket.unread, "base64") });
 }
 
 // ---- parts ----

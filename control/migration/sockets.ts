@@ -7,6 +7,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { type DiagSocket, destroySocket, listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { descriptorsOf } from "../container/processes.ts";
 import { inetSockets } from "../criu/socket-images.ts";
 
@@ -63,7 +64,7 @@ export function withSocketAt<T>({ pid, fd }: SocketPlace, use: (fd: number) => T
  */
 export function beginRepair(pids: number[]): Promise<number> {
   const connected = new Set(
-    listSockets()
+    inNetworkOf(pids, () => listSockets())
       .filter(({ state }) => state !== "LISTEN" && state !== "CLOSE")
       .map(({ inode }) => inode),
   );
@@ -86,7 +87,7 @@ export async function endRepair(pids: number[], imagesDir: string): Promise<numb
   const before = reuseByInode(imagesDir);
   const listening = new Map<number, boolean>();
   const mine = await socketInodes(pids);
-  for (const { inode, local } of listSockets({ states: ["LISTEN"] })) {
+  for (const { inode, local } of inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }))) {
     const at = mine.get(inode);
     if (at !== undefined) listening.set(local.port, withSocketAt(at, isReusing) ?? false);
   }
@@ -156,7 +157,7 @@ export interface ApplicationSockets {
  */
 export async function classifySockets(pids: number[], upstreams: Endpoint[]): Promise<ApplicationSockets> {
   const inodes = await socketInodes(pids);
-  const all = listSockets();
+  const all = inNetworkOf(pids, () => listSockets());
   const mine = all.filter((socket) => inodes.has(socket.inode));
   const isSession = (socket: DiagSocket): boolean =>
     upstreams.some((upstream) => upstream.port === socket.local.port);
@@ -184,13 +185,15 @@ export async function shieldOutbound(pids: number[], sockets: DiagSocket[]): Pro
 export async function unshieldOutbound(pids: number[], address: string): Promise<void> {
   await withSockets(
     pids,
-    listSockets().filter((socket) => socket.local.address === address && socket.state !== "LISTEN"),
+    inNetworkOf(pids, () => listSockets()).filter(
+      (socket) => socket.local.address === address && socket.state !== "LISTEN",
+    ),
     (fd, socket) => setTtlMin(fd, socket, 0),
   );
 }
 
 /**
- * After a restored tree was ended here: its ends of the sessions say farewell to peers that hear nothing any more, and
+ * After a restored tree was ended here, in the node's network (one of its own ended with it): its ends of the sessions say farewell to peers that hear nothing any more, and
  * their four-tuples stay taken for seconds.
  */
 export function endLeftConnections(ports: number[]): void {

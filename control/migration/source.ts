@@ -33,6 +33,7 @@ import { beginCallsAgain } from "../criu/interrupted-calls.ts";
 import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
+import { addressesThatMove } from "./addresses.ts";
 import { locksOnSharedMounts } from "./locks.ts";
 import {
   type MoveResult,
@@ -464,7 +465,7 @@ export class Departure {
     return takeFingerprint({
       initPid: container.init.pid,
       pids: await treeOf(this.#root),
-      addresses: config.vip === null ? [] : [config.vip.address],
+      addresses: addressesThatMove(config),
       volumes: (config.container?.mounts ?? []).map(({ target }) => target),
     });
   }

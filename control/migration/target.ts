@@ -17,11 +17,12 @@ import type { Workload } from "../agent/workload.ts";
 import { type Fingerprint, fingerprintSchema } from "../audit/fingerprint.ts";
 import { semaphoresOf } from "../audit/semaphores-of.ts";
 import { rehearse } from "../audit/take.ts";
-import { notWhatItWas, sessionsAt, verifyRestored } from "../audit/verify.ts";
+import { notWhatItWas, sessionsAt, type Verified, verifyRestored } from "../audit/verify.ts";
 import { cgroupProcsOf } from "../container/cgroups.ts";
 import { removePaths, unpackInto } from "../container/files.ts";
 import type { Freezer } from "../container/freezer.ts";
 import { openFolderIn, openOutput } from "../container/inside.ts";
+import { inNetworkOf } from "../container/network.ts";
 import { makeQueues, QueueStands, showQueues } from "../container/posix-queues.ts";
 import { childrenOf, identify, innerPid, treeOf } from "../container/processes.ts";
 import { applicationPid, type ContainerRecord, runPath } from "../container/runtime.ts";
@@ -32,6 +33,7 @@ import type { ProcessDigest } from "../criu/memory-digest.ts";
 import type { InheritFd } from "../criu/protocol.ts";
 import { SpareSemaphores } from "../criu/semaphores.ts";
 import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
+import { addressesThatMove } from "./addresses.ts";
 import {
   adoptCall,
   filesEvent,
@@ -54,7 +56,6 @@ import {
   readOwnSockets,
 } from "./own-sockets.ts";
 import { decideAtTarget, delay, isNoAnswer, OUTCOME_MS_MAX } from "./settle.ts";
-import { endLeftConnections } from "./sockets.ts";
 import { criuLogReason } from "./source.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
 import { refuseMissingUnixPeers } from "./unix-peers.ts";
@@ -373,22 +374,26 @@ export class Arrival {
   async #audit(before: Fingerprint): Promise<RestoreReply> {
     const { context, config, name } = this.#workload;
     const container = required(this.#container);
-    const { ms, facts, repaired, differences, losses } = verifyRestored(
-      before,
-      {
-        initPid: container.init.pid,
-        pids: await treeOf(required(await applicationPid(container))),
-        addresses: config.vip === null ? [] : [config.vip.address],
-        volumes: (config.container?.mounts ?? []).map(({ target }) => target),
-      },
-      {
-        ownSockets: new Set([
-          ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
-          ...sessionsAt(this.#portsCut, before),
-        ]),
-        stopSignalOf: (pid) => stopSignalOf(readFileSync(runPath(container, `images/core-${pid}.img`))),
-      },
-    );
+    const pids = await treeOf(required(await applicationPid(container)));
+    const initPid = container.init.pid;
+    const verify = (): Verified =>
+      verifyRestored(
+        before,
+        {
+          initPid,
+          pids,
+          addresses: addressesThatMove(config),
+          volumes: (config.container?.mounts ?? []).map(({ target }) => target),
+        },
+        {
+          ownSockets: new Set([
+            ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
+            ...sessionsAt(this.#portsCut, before),
+          ]),
+          stopSignalOf: (pid) => stopSignalOf(readFileSync(runPath(container, `images/core-${pid}.img`))),
+        },
+      );
+    const { ms, facts, repaired, differences, losses } = inNetworkOf([initPid], verify);
     const told = { workload: name, ms: Math.round(ms), facts, repaired: tally(repaired), notKept: losses };
     if (differences.length > 0) {
       context.log.warn(
@@ -450,7 +455,10 @@ export class Arrival {
     const container = required(this.#container);
     this.#ownSockets = readOwnSockets(runPath(container, "images"));
     if (this.#ownSockets === null) return false;
-    return fitOwnSockets(runPath(container, "images"), this.#ownSockets, this.#workload.config.vip?.address);
+    return fitOwnSockets(runPath(container, "images"), this.#ownSockets, {
+      initPid: container.init.pid,
+      vip: this.#workload.config.vip?.address,
+    });
   }
 
   /** @param inNamespaces called with the root of the tree when its namespaces are there, and nothing else of it */
@@ -656,7 +664,7 @@ export class Arrival {
     this.#container = null;
     workload.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere
     if (container !== null) await workload.runtime.destroy(container); // with the CRIU at work in it
-    endLeftConnections(workload.config.ports.map((port) => port.upstream.port));
+    workload.endLeftConnections();
     await this.#letGo();
     await workload.discardProxy(this.prepare.epoch);
     workload.record({ moving: null, container: null });

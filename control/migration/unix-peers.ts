@@ -6,14 +6,15 @@ import { stat } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { openIn, using } from "../container/inside.ts";
+import { inNetworkOf } from "../container/network.ts";
 import type { ContainerRecord } from "../container/runtime.ts";
-import { listUnixSockets } from "../container/unix-sockets.ts";
+import { listUnixSockets, listUnixSocketsAround } from "../container/unix-sockets.ts";
 import { socketInodes } from "./sockets.ts";
 
 /** At the source: paths as the container sees them, and `@NAME` of abstract ones. */
 export async function unixPeersOutside(pids: number[]): Promise<string[]> {
   const mine = await socketInodes(pids);
-  const all = listUnixSockets();
+  const all = listUnixSocketsAround(pids);
   const names = new Set<string>();
   for (const inode of mine.keys()) {
     const socket = all.get(inode);
@@ -31,7 +32,9 @@ export async function unixPeersOutside(pids: number[]): Promise<string[]> {
 
 /** At the target, before anybody is held. @throws HoldfastError `UNIX_PEER_MISSING` */
 export async function refuseMissingUnixPeers(container: ContainerRecord, names: string[]): Promise<void> {
-  const here = new Set([...listUnixSockets().values()].map(({ name }) => name));
+  // an abstract name is one of the container's network
+  const there = inNetworkOf([container.init.pid], listUnixSockets);
+  const here = new Set([...there.values()].map(({ name }) => name));
   for (const name of names) {
     const isThere = name.startsWith("@")
       ? here.has(name)

@@ -97,9 +97,42 @@ export interface ProxyLimits {
   probeMsMax: number;
 }
 
+/**
+ * Of a container's network namespace, made there by the agent and sent to `SOCKET.net` (SCM_RIGHTS): two TCP sockets of each
+ * family that are nothing yet (blocking, with a time limit), one for sock_diag(7), one
+ * for whole packets of each family. Those of IPv6 are missing where the node has none.
+ */
+export const HANDED_SOCKETS = [
+  "listener4",
+  "client4",
+  "raw4",
+  "diag",
+  "listener6",
+  "client6",
+  "raw6",
+] as const;
+export type HandedSocket = (typeof HANDED_SOCKETS)[number];
+
+/** What arrives at `SOCKET.net`, as JSON: what its descriptors are, in their order. */
+export interface HandedMessage {
+  /** that of the command `network` */
+  token: string;
+  sockets: HandedSocket[];
+}
+
+/**
+ * `network: own` only: the application is in another network namespace from now on, and so are connections to it that are
+ * made later. Sent after the sockets themselves; again whenever there is another container.
+ */
+export interface TakeNetwork {
+  token: string;
+}
+
 export interface Configure {
   workload: string;
   node: string;
+  /** own: the application has a network namespace of its own, see {@link TakeNetwork} */
+  network: "host" | "own";
   downstream: "takeover" | "relay";
   /** where clients connect: VIP or node address */
   listenAddress: string;
@@ -290,6 +323,7 @@ export interface SessionInfo {
 
 export interface ProxyCommands {
   configure: Configure;
+  network: TakeNetwork;
   serve: Serve;
   standby: Standby;
   prepareLinks: PrepareLinks;

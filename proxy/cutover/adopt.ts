@@ -28,7 +28,7 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
       if (movable(snapshot.upstream)) {
         // CRIU lets the application's end speak while it restores what that end had not sent, and then puts its
         // windows back to what they were: answered meanwhile, the two ends would refuse each other's segments for good.
-        const fd = proxy.kernel.adoptLeg(snapshot.upstream, { shielded: true });
+        const fd = proxy.kernel.adoptLeg(snapshot.upstream, { side: "upstream", shielded: true });
         session.stillUpstream = { fd, snapshot: snapshot.upstream };
         legs++;
       } else if (snapshot.upstream !== null) {
@@ -66,6 +66,7 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
       if (movable(snapshot.downstream)) {
         try {
           const fd = proxy.kernel.adoptLeg(snapshot.downstream, {
+            side: "downstream",
             shielded: true,
             addressAbsent: true,
             device: proxy.config.listenDevice,

@@ -73,7 +73,10 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
     let underWay = 0;
     for (const port of config.ports) {
       underWay += await kernel.countSynRecv(port.listen);
-      underWay += await kernel.listenBacklog({ address: config.listenAddress, port: port.listen });
+      underWay += await kernel.listenBacklog(
+        { address: config.listenAddress, port: port.listen },
+        "downstream",
+      );
     }
     if (underWay === 0 || performance.now() >= deadlineMs) break;
     await delay(POLL_MS);

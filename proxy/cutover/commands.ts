@@ -54,6 +54,7 @@ const portSchema = z.object({
 const configureSchema = z.object({
   workload: z.string().min(1),
   node: z.string().min(1).max(255),
+  network: z.enum(["host", "own"]).default("host"),
   downstream: z.enum(["takeover", "relay"]),
   listenAddress: z.string().min(1),
   listenDevice: z.string().min(1).max(15).nullable().default(null),
@@ -82,15 +83,25 @@ const pageSchema = z.object({
   max: z.int().min(1).default(Number.MAX_SAFE_INTEGER),
 });
 const withDrain = z.object({ epoch: z.int().min(0), drainMs: milliseconds });
+const withToken = z.object({ token: z.string().min(1).max(64) });
 const epochOnly = z.object({ epoch: z.int().min(0) });
 const withTarget = epochOnly.extend({ target: endpoint });
 const owner = z.object({ node: z.string(), link: endpoint });
 const withOwner = epochOnly.extend({ owner });
 const withOwnerOrNone = epochOnly.extend({ owner: owner.nullable() });
 
+/** Where the application is; see `proxy/tcp/network.ts`. */
+export interface NetworkOfApplication {
+  set(where: "host" | "own"): void;
+  /** @throws HoldfastError `NETWORK_NOT_HANDED` */
+  take(token: string): void;
+}
+
 export interface CommandsOptions {
   kernel: LegKernel;
   log: Logger;
+  /** default: the application is in our own network namespace */
+  network?: NetworkOfApplication;
   /** after the reply to `stop`, or to `retire` where nothing is left */
   onExit(reason: string): void;
   /** default: {@link LET_GO} */
@@ -135,6 +146,7 @@ export class Commands {
       configure: checked(configureSchema, (params, body) =>
         this.#inTurn(() => this.#configure(params, body)),
       ),
+      network: checked(withToken, ({ token }) => this.#inTurn(async () => this.#takeNetwork(token))),
       serve: this.#command("serve", epochOnly, async (proxy) => {
         await proxy.openLinks();
         proxy.openListeners();
@@ -196,12 +208,14 @@ export class Commands {
       }),
       discard: this.#command("discard", epochOnly, async (proxy) => {
         const result = discard(proxy);
+        this.#leaveNetwork(proxy);
         return { result: () => result };
       }),
       retire: this.#command("retire", withOwnerOrNone, async (proxy, params) => {
         proxy.role = proxy.config.downstream === "relay" ? "edge" : "gone";
         proxy.epoch = params.epoch;
         const result = retire(proxy, params.owner);
+        this.#leaveNetwork(proxy);
         return {
           result: () => result,
           after: () => {
@@ -259,6 +273,7 @@ export class Commands {
     }
     if (this.#proxy === null || configuration !== this.#configuration) {
       this.#proxy?.closeDoors();
+      this.#options.network?.set(params.network);
       this.#configuration = configuration;
       const { kernel, log } = this.#options;
       this.#proxy = new WorkloadProxy({ config: params, key: Buffer.from(body), kernel, log });
@@ -276,6 +291,26 @@ export class Commands {
     const body = this.#captured.take();
     const { left } = this.#captured;
     return { result: () => ({ left }), body };
+  }
+
+  async #takeNetwork(token: string): Promise<Reply> {
+    const { network, log } = this.#options;
+    if (network === undefined || this.#proxy?.config.network !== "own")
+      throw new HoldfastError(
+        "the proxy was started for an application in the node's network; stop the workload and start it again",
+        {
+          code: "PROXY_CONFIG",
+          source: "config",
+        },
+      );
+    network.take(token);
+    log.info("the container's network is handed over");
+    return { result: {} };
+  }
+
+  /** The container that it was of goes. */
+  #leaveNetwork({ config }: WorkloadProxy): void {
+    if (config.network === "own") this.#options.network?.set("own");
   }
 
   #command<T extends { epoch: number }>(

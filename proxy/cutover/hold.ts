@@ -95,6 +95,6 @@ function isQuiet(session: LiveSession): boolean {
 
 async function countBacklog(proxy: WorkloadProxy): Promise<number> {
   let count = 0;
-  for (const port of proxy.config.ports) count += await proxy.kernel.listenBacklog(port.upstream);
+  for (const port of proxy.config.ports) count += await proxy.kernel.listenBacklog(port.upstream, "upstream");
   return count;
 }

@@ -8,6 +8,10 @@ export interface PeerTimeouts {
   userTimeoutMs: number;
 }
 
+/** The application may be in a network namespace of its own; clients are in the proxy's. */
+export type Side = "upstream" | "downstream";
+
+/** `dial` is to the application. */
 export interface LegKernel extends SocketKernel {
   /** The leg stays in repair mode: closing it sends nothing. */
   captureLeg(fd: number): LegSnapshot;
@@ -15,10 +19,10 @@ export interface LegKernel extends SocketKernel {
   uncaptureLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): void;
   adoptLeg(
     snapshot: LegSnapshot,
-    options: { shielded: boolean; addressAbsent?: boolean; device?: string | null },
+    options: { side: Side; shielded: boolean; addressAbsent?: boolean; device?: string | null },
   ): number;
   /** Gives the unsent bytes the kernel did not take. */
-  releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
+  releaseLeg(fd: number, snapshot: LegSnapshot, options: { side: Side; probe: boolean }): Buffer;
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
   setPeerTimeouts(fd: number, timeouts: PeerTimeouts): void;
   /** Bounds what waits in the kernel on a leg built anew, or on all that a listener accepts. A dialled leg has it. */
@@ -36,10 +40,12 @@ export interface LegKernel extends SocketKernel {
   bindShielded(endpoint: Endpoint): number;
   /** As {@link bindShielded}, and not shielded. */
   bindFree(endpoint: Endpoint): number;
-  /** Somebody listens there. */
+  /** A socket that listens where the application would. @throws HoldfastError with the errno name as code */
+  listenUpstream(endpoint: Endpoint, backlog: number): number;
+  /** Somebody listens there, where the application is. */
   isListening(endpoint: Endpoint): boolean;
-  /** Connections the application has not accepted yet. */
-  listenBacklog(endpoint: Endpoint): number | Promise<number>;
+  /** Connections that wait to be accepted: by the application, or (downstream) by ourselves. */
+  listenBacklog(endpoint: Endpoint, side: Side): number | Promise<number>;
   /** Handshakes under way on a local port. */
   countSynRecv(port: number): number | Promise<number>;
 }

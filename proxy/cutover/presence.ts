@@ -124,7 +124,7 @@ export class Presence {
 /** In its accept queue. Where nobody can look (no descriptor left), almost as many as there may be: they go one at a time. */
 async function waitingAt(kernel: LegKernel, upstream: Endpoint): Promise<number> {
   try {
-    return await kernel.listenBacklog(upstream);
+    return await kernel.listenBacklog(upstream, "upstream");
   } catch {
     return BATCH - 1;
   }

@@ -9,6 +9,7 @@ import { RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import { forgetAdopted } from "./adopt.ts";
+import type { Side } from "./leg-kernel.ts";
 import type { LiveSession, StillLeg } from "./live-session.ts";
 import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 
@@ -68,11 +69,11 @@ function releaseSession(
       session.reset(session.lost);
       return;
     }
-    const upstream = releaseStill(proxy, session.stillUpstream, false);
+    const upstream = releaseStill(proxy, session.stillUpstream, { side: "upstream", probe: false });
     session.stillUpstream = null;
     if (upstream?.leg.isOpen)
       proxy.kernel.boundQueues(upstream.leg.fd, "application", promisedBytes(adopted.upstream));
-    const downstream = releaseStill(proxy, session.stillDownstream, true);
+    const downstream = releaseStill(proxy, session.stillDownstream, { side: "downstream", probe: true });
     session.stillDownstream = null;
     if (downstream?.leg.isOpen) {
       proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
@@ -107,9 +108,13 @@ interface Released {
   rest: Buffer;
 }
 
-function releaseStill(proxy: WorkloadProxy, still: StillLeg | null, probe: boolean): Released | null {
+function releaseStill(
+  proxy: WorkloadProxy,
+  still: StillLeg | null,
+  options: { side: Side; probe: boolean },
+): Released | null {
   if (still === null || still.snapshot === null) return null;
-  const rest = proxy.kernel.releaseLeg(still.fd, still.snapshot, { probe });
+  const rest = proxy.kernel.releaseLeg(still.fd, still.snapshot, options);
   return { leg: TcpLeg.attach(proxy.kernel, still.fd), rest };
 }
 

@@ -25,7 +25,7 @@ export async function warmUp(kernel: LegKernel): Promise<void> {
   let peer = -1;
   let fd = -1;
   try {
-    listener = kernel.listen(here, 1);
+    listener = kernel.listenUpstream(here, 1);
     fd = kernel.dial({ ...here, port: kernel.localPort(listener) });
     if (fd < 0) throw new Error(kernel.errnoName(-fd));
     // On the loopback interface the handshake is over when connect(2) returns, unless the kernel puts it off.
@@ -39,8 +39,8 @@ export async function warmUp(kernel: LegKernel): Promise<void> {
       kernel.close(fd);
       fd = -1;
       if (round === 0) warmUpCodec(upstream);
-      fd = kernel.adoptLeg(upstream, { shielded: round % 2 === 0 });
-      kernel.releaseLeg(fd, upstream, { probe: false });
+      fd = kernel.adoptLeg(upstream, { side: "upstream", shielded: round % 2 === 0 });
+      kernel.releaseLeg(fd, upstream, { side: "upstream", probe: false });
       fd = TcpLeg.attach(kernel, fd).detach().fd;
       if (round % TURN_ROUNDS === 0) await nextTurn();
     }

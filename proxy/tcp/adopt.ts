@@ -19,6 +19,7 @@ import type { LegSnapshot, LegState } from "../contract/snapshot.ts";
 import { encodeWindow, finReceived, finSent, readState } from "./capture.ts";
 import { FLAG_ACK, FLAG_FIN, injectSegment } from "./inject.ts";
 import * as kernel from "./kernel.ts";
+import { type Network, OWN_NETWORK, tcpSocketOf } from "./network.ts";
 import { guardLegFromReset, shieldLeg, unshieldLeg } from "./shield.ts";
 
 /** One write under repair: the kernel allocates each as one buffer of at most 17 pages. */
@@ -50,6 +51,8 @@ export interface AdoptOptions {
    * release). Saves the peer an RST: where the address is there before the leg, a segment meets no socket.
    */
   addressAbsent?: boolean;
+  /** where the leg belongs; default: the caller's */
+  network?: Network;
   /** name of the device that link-local IPv6 addresses are on here; without it they cannot be connected to */
   device?: string | null;
 }
@@ -60,11 +63,13 @@ export interface ReleaseOptions {
    * and window updates lost while the leg was shielded. Wanted where `shielded` was.
    */
   probe?: boolean;
+  /** that the leg was adopted in; default: the caller's */
+  network?: Network;
 }
 
 /**
  * The leg as a non-blocking, close-on-exec descriptor in repair mode; nothing is sent. The local address must be on this
- * node (see {@link AdoptOptions.addressAbsent}) and the caller in its network namespace; a listener on the same port is no hindrance.
+ * node (see {@link AdoptOptions.addressAbsent}), in that network namespace; a listener on the same port is no hindrance.
  *
  * Next: {@link releaseLeg}, or close(fd), which sends nothing either.
  * Errors (source "kernel"): LEG_NOT_ADOPTABLE (state CLOSE); EADDRNOTAVAIL (address missing, or 4-tuple in use here);
@@ -77,7 +82,7 @@ export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
       source: "kernel",
     });
   }
-  const fd = kernel.tcpSocket(snapshot.family);
+  const fd = tcpSocketOf(options.network ?? OWN_NETWORK, snapshot.family);
   try {
     build(fd, snapshot, options);
     return fd;
@@ -151,11 +156,12 @@ export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOp
   const { send } = snapshot;
   const rest =
     send.unsentBytes === 0 ? send.bytes.subarray(0, 0) : write(fd, send.bytes.subarray(-send.unsentBytes));
-  if (finReceived(snapshot.state)) injectPeerFin(fd, snapshot);
+  const network = options.network ?? OWN_NETWORK;
+  if (finReceived(snapshot.state)) injectPeerFin(fd, snapshot, network);
   if (finSent(snapshot.state) && rest.length === 0 && !finSentBeforeRelease(snapshot)) {
     kernel.shutdown(fd, kernel.SHUT_WR);
   }
-  if (snapshot.state === "FIN_WAIT2") injectPeerAck(fd, snapshot);
+  if (snapshot.state === "FIN_WAIT2") injectPeerAck(fd, snapshot, network);
   restoreBuffers(fd, snapshot);
   return rest;
 }
@@ -265,17 +271,17 @@ function repairWindow(snapshot: LegSnapshot, receiveEnd: number): Buffer {
 
 // ---- the peer's half of a half-closed leg
 
-function injectPeerFin(fd: number, snapshot: LegSnapshot): void {
+function injectPeerFin(fd: number, snapshot: LegSnapshot, network: Network): void {
   const finSeq = (snapshot.receive.seq - 1) >>> 0;
   // acknowledges nothing new: our own FIN and unacknowledged bytes stay so
   const ack = (snapshot.send.seq - (finSent(snapshot.state) ? 1 : 0) - snapshot.send.bytes.length) >>> 0;
-  inject(fd, snapshot, { seq: finSeq, ack, flags: FLAG_FIN | FLAG_ACK }, finReceived);
+  inject(fd, snapshot, { seq: finSeq, ack, flags: FLAG_FIN | FLAG_ACK }, finReceived, network);
 }
 
 /** FIN_WAIT2: the peer has acknowledged our FIN and would do so again only after a retransmission. */
-function injectPeerAck(fd: number, snapshot: LegSnapshot): void {
+function injectPeerAck(fd: number, snapshot: LegSnapshot, network: Network): void {
   const segment = { seq: snapshot.receive.seq, ack: snapshot.send.seq, flags: FLAG_ACK };
-  inject(fd, snapshot, segment, (state) => state !== "FIN_WAIT1");
+  inject(fd, snapshot, segment, (state) => state !== "FIN_WAIT1", network);
 }
 
 /** Does nothing where the peer itself has been faster, or has reset the leg. */
@@ -284,6 +290,7 @@ function inject(
   snapshot: LegSnapshot,
   segment: { seq: number; ack: number; flags: number },
   arrived: (state: LegState) => boolean,
+  network: Network,
 ): void {
   const window = Math.floor(snapshot.window.snd_wnd / 2 ** (snapshot.windowScale?.snd ?? 0));
   for (let attempt = 0; attempt < INJECT_TRIES_MAX; attempt++) {
@@ -291,7 +298,7 @@ function inject(
     if (state === "CLOSE" || arrived(state)) return;
     if (attempt > 0) Atomics.wait(sleeper, 0, 0, INJECT_WAIT_MS);
     // again each time: a copy is an old segment to TCP, and a lost one did not come this way
-    injectSegment({ from: snapshot.remote, to: snapshot.local, ...segment, window });
+    injectSegment({ from: snapshot.remote, to: snapshot.local, ...segment, window }, network);
   }
   throw new HoldfastError(
     `a segment injected for ${snapshot.local.address}:${snapshot.local.port} did not arrive; let the loopback device through the firewall`,

@@ -1,5 +1,5 @@
 /**
- * TCP sockets of the caller's network namespace, by sock_diag(7) over netlink.
+ * TCP sockets of a network namespace, the caller's or another one, by sock_diag(7) over netlink.
  *
  * Answers come at once (the kernel fills them in while we read), so everything here is synchronous: about 100 µs for one
  * port, about 1 µs more for each socket listed. IPv4 and IPv6 are asked in turn; a dual-stack socket's IPv4
@@ -9,6 +9,7 @@
 import { HoldfastError } from "../contract/errors.ts";
 import type { Endpoint } from "../contract/snapshot.ts";
 import * as kernel from "./kernel.ts";
+import { type Network, OWN_NETWORK } from "./network.ts";
 
 export type DiagState =
   | "ESTABLISHED"
@@ -87,11 +88,11 @@ const EOPNOTSUPP = 95;
 const ESTALE = 116;
 
 /** Every TCP socket in the states asked for, both families. */
-export function listSockets(options: ListOptions = {}): DiagSocket[] {
+export function listSockets(options: ListOptions = {}, network: Network = OWN_NETWORK): DiagSocket[] {
   const states = options.states ?? ALL_STATES;
   const mask = states.reduce((bits, state) => bits | (1 << NUMBER_OF_STATE[state]), 0);
   const sockets: DiagSocket[] = [];
-  withNetlink((fd) => {
+  network.withDiag((fd) => {
     for (const family of [kernel.AF_INET, kernel.AF_INET6]) {
       dump(fd, family, mask, options, (message) => sockets.push(readMessage(message)));
     }
@@ -103,9 +104,9 @@ export function listSockets(options: ListOptions = {}): DiagSocket[] {
  * Connections that wait for the application's accept(2) at this endpoint; null when nobody listens there. A listener on
  * the unspecified address counts, and so does each of several (SO_REUSEPORT).
  */
-export function listenBacklog(endpoint: Endpoint): number | null {
-  const listeners = listSockets({ states: ["LISTEN"], localPort: endpoint.port }).filter(({ local }) =>
-    listensFor(local.address, endpoint.address),
+export function listenBacklog(endpoint: Endpoint, network: Network = OWN_NETWORK): number | null {
+  const listeners = listSockets({ states: ["LISTEN"], localPort: endpoint.port }, network).filter(
+    ({ local }) => listensFor(local.address, endpoint.address),
   );
   if (listeners.length === 0) return null;
   return listeners.reduce((sum, listener) => sum + listener.receiveQueue, 0);
@@ -132,7 +133,7 @@ export function countSynRecv(localPort: number): number {
 export function destroySocket(connection: { local: Endpoint; remote: Endpoint }): void {
   const { local, remote } = connection;
   const what = `${local.address}:${local.port} to ${remote.address}:${remote.port}`;
-  withNetlink((fd) => {
+  OWN_NETWORK.withDiag((fd) => {
     const id = findConnection(fd, local, remote);
     if (id === null) {
       throw new HoldfastError(`no connection from ${what}`, { code: "ENOENT", source: "kernel" });
@@ -172,19 +173,6 @@ function isSame(one: Endpoint, other: Endpoint): boolean {
 }
 
 // ---- netlink
-
-function withNetlink<T>(use: (fd: number) => T): T {
-  const fd = kernel.socket(
-    kernel.AF_NETLINK,
-    kernel.SOCK_RAW | kernel.SOCK_CLOEXEC,
-    kernel.NETLINK_SOCK_DIAG,
-  );
-  try {
-    return use(fd);
-  } finally {
-    kernel.close(fd);
-  }
-}
 
 interface Request {
   type: number;

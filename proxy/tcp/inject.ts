@@ -9,6 +9,7 @@
 import type { Endpoint } from "../contract/snapshot.ts";
 import { internetChecksum } from "./checksum.ts";
 import * as kernel from "./kernel.ts";
+import type { Network } from "./network.ts";
 
 export const FLAG_FIN = 0x01;
 export const FLAG_ACK = 0x10;
@@ -28,21 +29,14 @@ export interface BareSegment {
   window: number;
 }
 
-export function injectSegment(segment: BareSegment): void {
+export function injectSegment(segment: BareSegment, network: Network): void {
   const source = kernel.addressBytes(segment.from.address);
   const target = kernel.addressBytes(segment.to.address);
   const tcp = tcpHeader(segment, source, target);
   const ip = source.length === 4 ? ipv4Header(source, target) : ipv6Header(source, target);
-  const fd = kernel.socket(
-    source.length === 4 ? kernel.AF_INET : kernel.AF_INET6,
-    kernel.SOCK_RAW | kernel.SOCK_CLOEXEC,
-    kernel.IPPROTO_RAW,
+  network.withRaw(source.length === 4 ? 4 : 6, (fd) =>
+    kernel.sendto(fd, Buffer.concat([ip, tcp]), 0, { address: segment.to.address, port: 0 }),
   );
-  try {
-    kernel.sendto(fd, Buffer.concat([ip, tcp]), 0, { address: segment.to.address, port: 0 });
-  } finally {
-    kernel.close(fd);
-  }
 }
 
 function tcpHeader(segment: BareSegment, source: Buffer, target: Buffer): Buffer {

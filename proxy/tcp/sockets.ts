@@ -5,6 +5,7 @@ import type { Endpoint } from "../contract/snapshot.ts";
 import { readState } from "./capture.ts";
 import { Epoll } from "./epoll.ts";
 import * as kernel from "./kernel.ts";
+import { type Network, OWN_NETWORK, tcpSocketOf } from "./network.ts";
 
 /** struct linger: on, 0 seconds */
 const LINGER_NOTHING = Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]);
@@ -23,8 +24,8 @@ export const sockets = {
   unwatch: epoll.unwatch.bind(epoll),
   soon: epoll.soon.bind(epoll),
 
-  dial(to: Endpoint): number {
-    const fd = kernel.tryTcpSocket(familyOf(to));
+  dial(to: Endpoint, network: Network = OWN_NETWORK): number {
+    const fd = network.tryTcpSocket(familyOf(to));
     if (fd < 0) return fd;
     boundQueues(fd, "application", 0);
     const errno = kernel.tryConnect(fd, to);
@@ -89,8 +90,12 @@ export const sockets = {
 };
 
 /** A TCP socket with that address; `beforeBind` sets what has to be set by then. @throws HoldfastError with the errno name as code */
-export function bound(to: Endpoint, beforeBind: (fd: number) => void = () => {}): number {
-  const fd = kernel.tcpSocket(familyOf(to));
+export function bound(
+  to: Endpoint,
+  beforeBind: (fd: number) => void = () => {},
+  network: Network = OWN_NETWORK,
+): number {
+  const fd = tcpSocketOf(network, familyOf(to));
   try {
     kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
     beforeBind(fd);

@@ -204,6 +204,8 @@ describe("what a source says of its sockets", { skip }, () => {
       assert.throws(() => readOwnSockets(dir), { code: "OWN_SOCKETS_INVALID" });
     }
     writeFileSync(join(dir, "files.img"), "not an image");
-    assert.throws(() => fitOwnSockets(dir, { sockets: [] }, undefined), { code: /^CRIU_/ });
+    assert.throws(() => fitOwnSockets(dir, { sockets: [] }, { initPid: process.pid, vip: undefined }), {
+      code: /^CRIU_/,
+    });
   });
 });

@@ -103,7 +103,14 @@ function writeBundle(folder: string): void {
   const command = [nodeBinary, "--import", join(projectRoot, "test/apps/io-uring/preload.js"), "server.js"];
   const cwd = join(projectRoot, "test/apps/chat");
   const spec = buildSpec({
-    container: { command, cwd, env: { PORT: "9000" }, mounts: [], capabilities: { add: [], drop: [] } },
+    container: {
+      command,
+      cwd,
+      env: { PORT: "9000" },
+      mounts: [],
+      network: null,
+      capabilities: { add: [], drop: [] },
+    },
     rootfs: "/",
     runDir: "/",
     criuDir: "/",

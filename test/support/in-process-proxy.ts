@@ -22,6 +22,7 @@ export const REAL_KERNEL: LegKernel = {
   uncaptureLeg,
   bindShielded: (endpoint) => bound(endpoint, shieldListener),
   bindFree: (endpoint) => bound(endpoint),
+  listenUpstream: sockets.listen,
   adoptLeg,
   releaseLeg,
   shieldLeg,
@@ -86,6 +87,7 @@ export function makeProxy(options: InProcessOptions): {
     config: {
       workload: "w",
       node: "a",
+      network: "host",
       downstream,
       listenAddress,
       listenDevice,

@@ -173,6 +173,7 @@ export class ProxyLab {
     const config: Configure = {
       workload: "echo",
       node: name,
+      network: "host",
       downstream: this.options.downstream,
       listenAddress: this.listenAddress(name),
       listenDevice: null,

@@ -92,6 +92,7 @@ describe("the agent's configuration", () => {
             env: { PORT: "9000" },
             rootfs: "host",
             mounts: [{ source: "/data/chat", target: "/data", shared: true, readonly: false }],
+            network: null,
             capabilities: { add: [], drop: [] },
           },
           bundle: null,
@@ -387,6 +388,48 @@ describe("the agent's configuration", () => {
       /mounts\[0\].target: expected the absolute path/,
     ],
     [
+      "network",
+      (r) => (r.workloads[0].container.network = "mine"),
+      /container.network: expected host, own or an address of its own, .*, got "mine"$/,
+    ],
+    [
+      "gateway elsewhere",
+      (r) => (r.workloads[0].container.network = { address: "10.7.0.2/30", gateway: "10.7.0.5" }),
+      /container.network.gateway: expected another address of 10.7.0.2\/30, got 10.7.0.5$/,
+    ],
+    [
+      "an IPv6 address for a container",
+      (r) => (r.workloads[0].container.network = { address: "fd00::2/64", gateway: "10.7.0.1" }),
+      /container.network.address: expected an IPv4 address/,
+    ],
+    [
+      "outbound keep in a network of its own",
+      (r) => {
+        r.workloads[0].container.network = "own";
+        r.workloads[0].outbound = "keep";
+      },
+      /outbound: expected close \(behind a network of its own/,
+    ],
+    [
+      "an upstream of the node in a network of its own",
+      (r) => {
+        r.workloads[0].container.network = "own";
+        r.workloads[0].ports[0].upstream = "10.99.0.2:9000";
+      },
+      /ports\[0\].upstream: expected a loopback address, .* where the container has a network of its own/,
+    ],
+    [
+      "two containers' networks that overlap",
+      (r) => {
+        r.workloads[0].container.network = { address: "10.7.0.2/30", gateway: "10.7.0.1" };
+        const network = { address: "10.7.0.3/24", gateway: "10.7.0.1" };
+        const container = { ...r.workloads[0].container, network };
+        const ports = [{ listen: 8081, upstream: "127.0.0.1:9000" }];
+        r.workloads.push({ name: "other", container, ports });
+      },
+      /^workloads\[1\]\.container\.network: expected addresses that no other workload has, got 10.7.0.3\/24, which overlaps that of chat/,
+    ],
+    [
       "outbound keep in relay",
       (r) => {
         delete r.workloads[0].vip;
@@ -618,6 +661,37 @@ describe("the agent's configuration", () => {
       { numRuns: 300 },
     );
   });
+});
+
+test("a container's own network has addresses that follow from the workload's name, on its node alone", () => {
+  const planned = (name: string): unknown =>
+    parseConfig(
+      changed((r) => {
+        r.workloads[0].name = name;
+        r.workloads[0].container.network = "own";
+      }),
+      file,
+    ).workloads[0]?.container?.network;
+  const one = planned("chat") as { address: string; prefix: number; gateway: string };
+  assert.deepEqual(planned("chat"), one);
+  assert.notDeepEqual(planned("shop"), one);
+  for (const name of Array.from({ length: 200 }, (_, index) => `w${index}`)) {
+    const { address, prefix, gateway } = planned(name) as typeof one;
+    const [, , third = 0, fourth = 0] = address.split(".").map(Number);
+    // link-local (RFC 3927), and never where clouds have their own, as 169.254.169.254
+    assert.ok(address.startsWith("169.254.") && third >= 1 && third <= 168 && fourth % 4 === 2, address);
+    assert.equal(prefix, 30);
+    assert.equal(gateway, `169.254.${third}.${fourth - 1}`);
+  }
+});
+
+test("two workloads in networks of their own may listen on the same port inside", () => {
+  const config = changed((r) => {
+    r.workloads[0].container.network = "own";
+    const ports = [{ listen: 8081, upstream: "127.0.0.1:9000" }];
+    r.workloads.push({ name: "other", container: r.workloads[0].container, ports });
+  });
+  assert.equal(parseConfig(config, file).workloads.length, 2);
 });
 
 test("endpoints are read and written alike", () => {

@@ -13,7 +13,14 @@ import {
 } from "#control/container/spec.ts";
 
 const options: SpecOptions = {
-  container: { command: ["app"], cwd: "/", env: {}, mounts: [], capabilities: { add: [], drop: [] } },
+  container: {
+    command: ["app"],
+    cwd: "/",
+    env: {},
+    mounts: [],
+    network: null,
+    capabilities: { add: [], drop: [] },
+  },
   rootfs: "/r",
   isHostView: true,
   runDir: "/state/run/x",
@@ -34,6 +41,15 @@ describe("a container by default", () => {
     assert.ok(!capabilitiesOf({ add: [], drop: ["KILL"] }).includes("CAP_KILL"));
     assert.deepEqual(capabilitiesOf({ add: ["KILL"], drop: ["ALL"] }), ["CAP_KILL"]);
     assert.deepEqual(capabilitiesOf({ add: ["KILL"], drop: ["ALL", "KILL"] }), []);
+  });
+
+  it("is in the node's network, or in one that is made with it", () => {
+    const types = (network: SpecOptions["container"]["network"]): string[] => {
+      const container = { ...options.container, network };
+      return buildSpec({ ...options, container }).linux?.namespaces?.map(({ type }) => type) ?? [];
+    };
+    assert.ok(!types(null).includes("network"));
+    assert.ok(types({ address: "169.254.7.2", prefix: 30, gateway: "169.254.7.1" }).includes("network"));
   });
 
   it("hides the agent's secrets and those of a host that it is shown", () => {

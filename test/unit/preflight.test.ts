@@ -123,7 +123,14 @@ describe("what two configurations must agree on", () => {
   };
   const spec = (config: WorkloadConfig, change: (spec: OciSpec) => void = () => {}): OciSpec => {
     const made = buildSpec({
-      container: config.container ?? { command: [], cwd: "/", env: {}, mounts: [], capabilities: NO_CHANGE },
+      container: config.container ?? {
+        command: [],
+        cwd: "/",
+        env: {},
+        mounts: [],
+        network: null,
+        capabilities: NO_CHANGE,
+      },
       rootfs: "/r",
       isHostView: true,
       runDir: "/run/x",
@@ -136,7 +143,11 @@ describe("what two configurations must agree on", () => {
     return made;
   };
   const base = workload();
-  const container = base.container as NonNullable<WorkloadConfig["container"]>;
+  /** as the file says it */
+  const container = {
+    ...(base.container as NonNullable<WorkloadConfig["container"]>),
+    network: "host" as string | object,
+  };
   const of = (config: WorkloadConfig, change?: (spec: OciSpec) => void): Agreement =>
     agreementOf(config, spec(config, change), SECRET);
   const differ = (config: WorkloadConfig, change?: (spec: OciSpec) => void): string[] =>
@@ -180,6 +191,17 @@ describe("what two configurations must agree on", () => {
     assert.deepEqual(differ(workload({ container: { ...container, rootfs: "/srv/root" } })), [
       "error rootfs",
     ]);
+    assert.deepEqual(differ(workload({ container: { ...container, network: "own" } })), [
+      "error container.network",
+      "error spec.linux.namespaces",
+    ]);
+    const network = { address: "10.7.0.2/30", gateway: "10.7.0.1" };
+    const apart = [network, "own"].map((one) => workload({ container: { ...container, network: one } }));
+    const [one = {}, other = {}] = apart.map((config) => of(config));
+    assert.deepEqual(
+      disagreements(one, other).map(({ key }) => key),
+      ["container.network"],
+    );
     assert.deepEqual(
       differ(base, (made) => {
         made.linux = { ...made.linux, namespaces: [{ type: "pid" }], sysctl: { "kernel.shmmax": "1" } };

@@ -1,0 +1,172 @@
+/** Sockets of another network namespace, made of a few that were handed over. Here that namespace is the test's own. */
+import assert from "node:assert/strict";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { constants, tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, it, type TestContext } from "node:test";
+import { makeHandedSockets } from "#control/container/network.ts";
+import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
+import { listSockets } from "#proxy/tcp/diag.ts";
+import * as kernel from "#proxy/tcp/kernel.ts";
+import { HandedNetwork, UpstreamNetwork } from "#proxy/tcp/network.ts";
+import { until } from "#test/support/moved-program.ts";
+
+const LOOPBACK = { 4: "127.0.0.1", 6: "::1" } as const;
+
+function handed(t: TestContext): { network: HandedNetwork; sockets: Map<HandedSocket, number> } {
+  const sockets = makeHandedSockets(process.pid);
+  const network = new HandedNetwork(sockets);
+  t.after(() => network.close());
+  return { network, sockets };
+}
+
+function descriptors(): number {
+  return readdirSync("/proc/self/fd").length;
+}
+
+describe("a network that was handed over", () => {
+  for (const family of [4, 6] as const) {
+    it(`makes sockets over IPv${family} as socket(2) does`, async (t) => {
+      const { network } = handed(t);
+      const server = createServer((socket) => socket.pipe(socket)).listen(0, LOOPBACK[family]);
+      t.after(() => server.close());
+      await new Promise((resolve) => server.once("listening", resolve));
+      const { port } = server.address() as { port: number };
+      const fd = network.tryTcpSocket(family);
+      assert.ok(fd >= 0, kernel.errnoName(-fd));
+      t.after(() => kernel.close(fd));
+      const fresh = kernel.tcpSocket(family);
+      t.after(() => kernel.close(fresh));
+      for (const option of [kernel.SO_ERROR, kernel.SO_RCVBUF, kernel.SO_REUSEADDR, kernel.SO_KEEPALIVE])
+        assert.equal(
+          kernel.getsockoptInt(fd, kernel.SOL_SOCKET, option),
+          kernel.getsockoptInt(fresh, kernel.SOL_SOCKET, option),
+          `option ${option}`,
+        );
+      // the number of a port that it does not have any more is still shown (inet_sport)
+      assert.equal(kernel.getsockname(fd).address, kernel.getsockname(fresh).address);
+      assert.equal(kernel.fileFlags(fd), kernel.fileFlags(fresh));
+      assert.equal(kernel.lastPeer(fd), null);
+      kernel.tryConnect(fd, { address: LOOPBACK[family], port });
+      await until("it is connected", () => (kernel.pollNow(fd, kernel.EPOLLOUT) & kernel.EPOLLOUT) !== 0);
+      assert.equal(kernel.send(fd, Buffer.from("hello"), 0), 5);
+      const answer = Buffer.alloc(16);
+      await until("it has the answer", () => kernel.tryRecv(fd, answer) === 5);
+    });
+  }
+
+  it("leaves nothing behind: no descriptor, no TIME_WAIT, and no port taken", (t) => {
+    const { network, sockets } = handed(t);
+    const before = descriptors();
+    const ports = new Set<number>();
+    for (let round = 0; round < 200; round++) {
+      const fd = network.tryTcpSocket(4);
+      assert.ok(fd >= 0, kernel.errnoName(-fd));
+      kernel.bind(fd, { address: "127.0.0.1", port: 0 });
+      ports.add(kernel.getsockname(fd).port);
+      kernel.close(fd);
+    }
+    assert.equal(descriptors(), before);
+    const left = listSockets({ states: ["TIME_WAIT"] }).filter(
+      ({ local, remote }) =>
+        local.address === "127.0.0.1" && (ports.has(local.port) || ports.has(remote.port)),
+    );
+    assert.deepEqual(left, []);
+    const again = kernel.tcpSocket(4);
+    t.after(() => kernel.close(again));
+    const { port } = kernel.getsockname(sockets.get("listener4") as number);
+    kernel.bind(again, { address: "0.0.0.0", port });
+  });
+
+  it("takes nobody's connection but its own", (t) => {
+    const { network, sockets } = handed(t);
+    const listener = sockets.get("listener4") as number;
+    // as one who connects in between: the queue is first come, first served
+    kernel.listen(listener, 8);
+    const stranger = kernel.tcpSocket(4);
+    t.after(() => kernel.close(stranger));
+    kernel.tryConnect(stranger, kernel.getsockname(listener));
+    const fd = network.tryTcpSocket(4);
+    assert.ok(fd >= 0, kernel.errnoName(-fd));
+    assert.equal(kernel.lastPeer(fd), null);
+    kernel.close(fd);
+    // it has been closed on, not kept
+    assert.notEqual(kernel.pollNow(stranger, kernel.POLLIN) & (kernel.POLLIN | kernel.POLLHUP), 0);
+  });
+
+  it("says so where there is no such socket, and goes on", (t) => {
+    const { sockets } = handed(t);
+    const four = new HandedNetwork(new Map([...sockets].filter(([name]) => !name.endsWith("6"))));
+    assert.equal(four.tryTcpSocket(6), -constants.errno.EAFNOSUPPORT);
+    assert.throws(() => four.withRaw(6, () => 0), { code: "EAFNOSUPPORT" });
+    const fd = four.tryTcpSocket(4);
+    assert.ok(fd >= 0);
+    kernel.close(fd);
+  });
+
+  it("answers the next question after one that was broken off", (t) => {
+    const { network } = handed(t);
+    assert.throws(
+      () =>
+        network.withDiag((fd) => {
+          kernel.send(fd, dumpRequest(), 0);
+          throw new Error("broken off");
+        }),
+      /broken off/,
+    );
+    const server = kernel.tcpSocket(4);
+    t.after(() => kernel.close(server));
+    kernel.bind(server, { address: "127.0.0.1", port: 0 });
+    kernel.listen(server, 1);
+    const { port } = kernel.getsockname(server);
+    assert.equal(listSockets({ states: ["LISTEN"], localPort: port }, network).length, 1);
+  });
+});
+
+describe("a proxy's way to its application", () => {
+  it("is what the command names, and nothing is kept of what an agent sent that did not come to name it", (t) => {
+    const folder = mkdtempSync(join(tmpdir(), "hf-net-"));
+    t.after(() => rmSync(folder, { recursive: true }));
+    const inbox = join(folder, "net");
+    const upstream = new UpstreamNetwork();
+    upstream.open(inbox);
+    upstream.set("own");
+    assert.equal(upstream.tryTcpSocket(4), -constants.errno.EAGAIN);
+    assert.throws(() => upstream.take("first"), { code: "NETWORK_NOT_HANDED" });
+    const before = descriptors();
+    send(inbox, "of an agent that died");
+    send(inbox, "first");
+    upstream.take("first");
+    assert.equal(descriptors(), before + HANDED_SOCKETS.length);
+    const fd = upstream.tryTcpSocket(4);
+    assert.ok(fd >= 0);
+    kernel.close(fd);
+    send(inbox, "second");
+    upstream.take("second");
+    assert.throws(() => upstream.take("third"), { code: "NETWORK_NOT_HANDED" });
+    assert.equal(descriptors(), before + HANDED_SOCKETS.length, "one network at a time");
+    upstream.set("own");
+    assert.equal(descriptors(), before);
+  });
+});
+
+function send(inbox: string, token: string): void {
+  const made = makeHandedSockets(process.pid);
+  kernel.sendDescriptors(inbox, Buffer.from(JSON.stringify({ token, sockets: [...made.keys()] })), [
+    ...made.values(),
+  ]);
+  for (const fd of made.values()) kernel.close(fd);
+}
+
+/** struct nlmsghdr, struct inet_diag_req_v2: all TCP sockets over IPv4 */
+function dumpRequest(): Buffer {
+  const request = Buffer.alloc(72);
+  request.writeUInt32LE(72, 0);
+  request.writeUInt16LE(20, 4);
+  request.writeUInt16LE(0x301, 6);
+  request.writeUInt8(kernel.AF_INET, 16);
+  request.writeUInt8(kernel.IPPROTO_TCP, 17);
+  request.writeUInt32LE(0xffffffff, 20);
+  return request;
+}
