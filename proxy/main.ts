@@ -15,7 +15,7 @@ import { Commands } from "#proxy/cutover/commands.ts";
 import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
+import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { bound, boundReceiveQueue, boundSendQueue, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
@@ -44,6 +44,7 @@ const legKernel: LegKernel = {
   unshieldLeg,
   shieldListener,
   unshieldListener,
+  listenerOf,
   isListening: (endpoint) => listenBacklog(endpoint) !== null,
   listenBacklog: (endpoint) => listenBacklog(endpoint) ?? 0,
   countSynRecv,

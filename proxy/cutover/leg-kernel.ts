@@ -38,6 +38,8 @@ export interface LegKernel extends SocketKernel {
   bindShielded(endpoint: Endpoint): number;
   /** As {@link bindShielded}, and not shielded. */
   bindFree(endpoint: Endpoint): number;
+  /** The inode of the socket that listens there; 0: none does; -1: several do. */
+  listenerOf(endpoint: Endpoint): number;
   /** Somebody listens there. */
   isListening(endpoint: Endpoint): boolean;
   /** Connections the application has not accepted yet. */

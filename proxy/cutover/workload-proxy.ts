@@ -535,6 +535,10 @@ export class WorkloadProxy implements WatchHost {
     if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
   }
 
+  lifeOf(carrier: Carrier): number {
+    return carrier instanceof LiveSession ? (this.presences[carrier.port]?.life ?? -1) : -1;
+  }
+
   want(carrier: Carrier): void {
     if (carrier instanceof LiveSession) this.start(carrier);
   }
