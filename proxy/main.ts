@@ -15,7 +15,7 @@ import { Commands } from "#proxy/cutover/commands.ts";
 import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
+import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { OWN_NETWORK, UpstreamNetwork } from "#proxy/tcp/network.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
@@ -49,6 +49,7 @@ const legKernel: LegKernel = {
   unshieldLeg,
   shieldListener,
   unshieldListener,
+  listenerOf: (endpoint) => listenerOf(endpoint, upstream),
   isListening: (endpoint) => listenBacklog(endpoint, upstream) !== null,
   listenBacklog: (endpoint, side) => listenBacklog(endpoint, networks[side]) ?? 0,
   countSynRecv,

@@ -87,6 +87,7 @@ export async function startHoldfast(
       userTimeoutMs: 120_000,
       idleMsMax: 0,
       naming: null,
+      proxyProtocol: null,
       probes: [],
     })),
     linkAddress: "127.0.0.1:0",

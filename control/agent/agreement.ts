@@ -68,6 +68,11 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
     rootfs: container === null ? "bundle" : container.rootfs === "host" ? "host" : "folder",
     "restart.policy": [config.restart, config.stopSignal, config.stopMsMax],
   };
+  // Only where it is used: a version without it has no such key.
+  if (ports.some(({ proxyProtocol }) => proxyProtocol !== null)) {
+    values["ports.proxyProtocol"] = ports.map(({ proxyProtocol }) => proxyProtocol !== null);
+    values["ports.proxyProtocol.from"] = ports.map(({ proxyProtocol }) => proxyProtocol);
+  }
   for (const [name, limit] of Object.entries(limits)) values[`limits.${name}`] = limit;
   if (container !== null) {
     values["container.command"] = container.command;
@@ -131,7 +136,7 @@ function judge(key: string, source: Agreement, target: Agreement): Omit<Disagree
       what: `${key} differs: the application keeps what it has, a restart there starts it otherwise`,
       cure: same,
     };
-  if (/^(limits|restart|ports\.replay)/.test(key))
+  if (/^(limits|restart|ports\.replay|ports\.proxyProtocol\.)/.test(key))
     return { severity: "warning", what: `${key} differs: there the other value holds`, cure: same };
   if (key.startsWith("spec."))
     return {

@@ -19,6 +19,8 @@ export interface Known {
 
 /** A line that says what keeps a workload from being what it should be, and what a person can do. */
 export interface Problem {
+  /** as the finding of `check` that it is, see `finding.ts` */
+  id?: `${string}.${string}`;
   what: string;
   cure: string;
 }

@@ -83,7 +83,14 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "address",
-    async run({ workload: { vip } }, add) {
+    async run({ workload: { vip, config } }, add) {
+      if (vip === null && config.vip !== null)
+        add(
+          "source.no-device",
+          "error",
+          `the agent found no device ${config.vip.device} for the address ${config.vip.address}, so it cannot take it off this node`,
+          "make the device, or correct vip.device, and start the agent again",
+        );
       if (vip === null || vip.holder === null) return;
       add(
         "source.address-elsewhere",
@@ -95,7 +102,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "ports",
-    async run({ workload: { config }, pids }, add) {
+    async run({ workload: { config, logFile }, pids }, add) {
       const listening = inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }));
       const own = await socketInodes(pids);
       for (const { upstream } of config.ports) {
@@ -108,7 +115,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
             "application.not-listening",
             "warning",
             `the application does not listen on ${upstream.address}:${upstream.port}, where the workload's clients are led to`,
-            "correct upstream: in the configuration, or wait until the application is ready",
+            `correct upstream: in the configuration, or wait until the application is ready; its log: ${logFile}`,
           );
         for (const socket of there.filter(({ inode }) => !own.has(inode)).slice(0, 1))
           add(

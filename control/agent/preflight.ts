@@ -172,13 +172,13 @@ export function refuse(findings: Finding[], here: string): void {
 function runs(found: { pids: number[] | null }): Check<Workload> {
   return {
     category: "application",
-    async run({ container, runtime }, add) {
+    async run({ container, runtime, name, logFile, supervisor }, add) {
       if (!(await runtime.isAlive(container)))
         return add(
           "application.container-ended",
           "error",
           "the container has ended",
-          "start it again: restart the agent",
+          `it is started again by itself; if not, \`holdfast restart ${name}\`; the log: ${logFile}`,
         );
       let root: number | null;
       try {
@@ -191,13 +191,16 @@ function runs(found: { pids: number[] | null }): Check<Workload> {
           "run the application in the foreground, as one tree",
         );
       }
-      if (root === null)
-        return add(
+      const { problem } = supervisor;
+      if (problem !== null) add(problem.id ?? "application.ended", "error", problem.what, problem.cure);
+      else if (root === null)
+        add(
           "application.ended",
           "error",
           "the application has ended",
-          "look at its log; restart the agent to start it again",
+          `see its log, ${logFile}; \`holdfast restart ${name}\` starts it again`,
         );
+      if (root === null) return;
       found.pids = await treeOf(root);
     },
   };

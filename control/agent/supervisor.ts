@@ -14,7 +14,7 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { listenBacklog } from "#proxy/tcp/diag.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
 import { formatEndpoint } from "../cli/endpoint.ts";
-import { inNetworkOf } from "../container/network.ts";
+import { hasOwnNetwork, inNetworkOf } from "../container/network.ts";
 import { identify } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import { applicationPid, type ContainerRecord } from "../container/runtime.ts";
@@ -29,7 +29,10 @@ import {
   lastLogLine,
   poll,
 } from "./application.ts";
+import type { Problem } from "./claim.ts";
 import type { RestartStep } from "./journal.ts";
+import { holderOf } from "./port-holder.ts";
+import { ofCommand } from "./start-problem.ts";
 import { UnsentBound } from "./unsent-bound.ts";
 import type { Workload } from "./workload.ts";
 
@@ -73,6 +76,8 @@ const BACKOFF_MS_MIN = 100;
 const BACKOFF_MS_MAX = 10_000;
 /** one that has lived so long is started again without delay */
 const SETTLED_MS = 10_000;
+/** after so many ends, each soon after its start, people are told */
+const LOOP_ENDS = 2;
 /** the first start: one that takes longer to listen is served as it is */
 const LISTEN_MS_MAX = 10_000;
 const NOTHING: ResumeResult = { sessions: 0, replayed: 0, refused: 0, reset: 0 };
@@ -90,6 +95,9 @@ export class Supervisor {
   #launchedAtMs = Number.NEGATIVE_INFINITY;
   #unsentBound = new UnsentBound();
   #boundAtMs = Number.NEGATIVE_INFINITY;
+  /** ends, and attempts that came to nothing, since it has last lived for long; and what the last one was */
+  #ends = 0;
+  #lastEnd = "";
   /** a restart on command; aborted: somebody wants it stopped */
   #restart: AbortController | null = null;
   /** starting again what ended by itself, or what the last agent was at */
@@ -120,6 +128,29 @@ export class Supervisor {
     this.#application = null;
   }
 
+  /** Why it does not stay up. null: it does, or has ended once and is up again */
+  get problem(): Problem | null {
+    const { name, config, logFile } = this.#workload;
+    const isUp = this.#application?.hasEnded === false;
+    if (isUp && performance.now() - this.#launchedAtMs >= SETTLED_MS) return null;
+    const isLeft = this.#leftDown !== null;
+    if (this.#ends < (isLeft ? 1 : LOOP_ENDS)) return null;
+    const again = `\`holdfast restart ${name}\`; the log: ${logFile}`;
+    const cannot = ofCommand(this.#lastEnd, config);
+    if (cannot !== null) return { ...cannot, cure: `${cannot.cure}, then ${again}` };
+    if (isLeft)
+      return {
+        id: "application.left-down",
+        what: `the application ${this.#lastEnd}; with restart: ${config.restart} it stays so`,
+        cure: `to have it again, ${again}`,
+      };
+    return {
+      id: "application.crash-loop",
+      what: `the application ends again and again, ${this.#ends} times by now; the last time it ${this.#lastEnd}`,
+      cure: `correct what it says, or its command, then ${again} (it is tried again by itself, ${BACKOFF_MS_MAX / 1000} s apart at most)`,
+    };
+  }
+
   /** on command */
   get isRestarting(): boolean {
     return this.#restart !== null;
@@ -147,10 +178,14 @@ export class Supervisor {
     const application = await this.#launch();
     const up = await this.#untilUp(application, performance.now() + LISTEN_MS_MAX, this.#closing.signal);
     if (up === "ended") {
-      throw new HoldfastError(`${name} ended at once: ${await lastLogLine(this.#workload.logFile)}`, {
-        code: "APPLICATION_ENDED",
-        source: "container",
-      });
+      const end = (await application?.end()) ?? null;
+      throw new HoldfastError(
+        `${name} ${end === null ? "ended" : describeEnd(end)} at once: ${await lastLogLine(this.#workload.logFile)}`,
+        {
+          code: "APPLICATION_ENDED",
+          source: "container",
+        },
+      );
     }
     if (up === "late")
       this.#log("warn", { ms: LISTEN_MS_MAX }, "the application does not listen yet; going on");
@@ -229,7 +264,7 @@ export class Supervisor {
         await this.#stop();
       });
       context.metrics.restarted(name, "command");
-      this.#attempts = 0;
+      this.#attempts = this.#ends = 0;
       await phase("start", async () => {
         this.#mark("starting");
         faults.at("restart:start");
@@ -278,16 +313,18 @@ export class Supervisor {
     const end = ended === null ? null : await ended.end();
     const { restart } = workload.config;
     const isWanted = isToStartAgain(restart, end);
+    if (performance.now() - this.#launchedAtMs >= SETTLED_MS) this.#attempts = this.#ends = 0;
+    const said = await lastLogLine(workload.logFile);
+    this.#failed(`${describeEnd(end)}: ${said}`);
     this.#log(
       "error",
-      { end: describeEnd(end), restart, said: await lastLogLine(workload.logFile) },
+      { end: describeEnd(end), restart, said },
       isWanted ? "the application has ended; starting it again" : "the application has ended, and stays so",
     );
     if (!isWanted) {
       this.#leave();
       return;
     }
-    if (performance.now() - this.#launchedAtMs >= SETTLED_MS) this.#attempts = 0;
     workload.context.metrics.restarted(workload.name, reasonOf(end));
     await this.#startAgain(signal);
   }
@@ -364,6 +401,7 @@ export class Supervisor {
         } else {
           const end = await application?.end();
           problem = `${describeEnd(end ?? null)}: ${said}`;
+          this.#failed(problem);
           if (!isToStartAgain(config.restart, end ?? null)) {
             this.#leave();
             if (deadlineMs === null) return false;
@@ -374,6 +412,7 @@ export class Supervisor {
         signal.throwIfAborted();
         if (error instanceof HoldfastError && error.code === "APPLICATION_DOWN") throw error;
         problem = messageOf(error);
+        this.#failed(`could not be started: ${problem}`);
       }
       this.#log("warn", { problem, attempts: this.#attempts }, "the application did not start");
       if (deadlineMs !== null && performance.now() >= deadlineMs) throw down(name, problem);
@@ -398,6 +437,8 @@ export class Supervisor {
     const { context, config, logFile } = workload;
     this.#forget();
     const container = await this.#emptyContainer();
+    // in a network of its own nobody else is there
+    if (!hasOwnNetwork(container.init.pid)) await refuseTaken(config);
     const { container: plan, rootfs } = await loadRootfs(config);
     this.#launchedAtMs = performance.now();
     await context.runtime.launch(
@@ -507,6 +548,11 @@ export class Supervisor {
     this.#leftDown = null;
   }
 
+  #failed(how: string): void {
+    this.#ends++;
+    this.#lastEnd = how;
+  }
+
   #leave(): void {
     this.#leftDown = this.#watched;
     this.#workload.record({ restarting: null });
@@ -540,6 +586,18 @@ export function restartBusy(name: string): HoldfastError {
     source: "migration",
     retryable: true,
   });
+}
+
+/** Else another program's listener would be taken for the application's. @throws HoldfastError `UPSTREAM_TAKEN` */
+async function refuseTaken({ ports }: WorkloadConfig): Promise<void> {
+  for (const { upstream } of ports) {
+    const holder = await holderOf(upstream, new Set());
+    if (holder === null) continue;
+    throw new HoldfastError(
+      `${formatEndpoint(upstream)}, where the application is to listen, is taken by ${holder}`,
+      { code: "UPSTREAM_TAKEN", source: "container", retryable: true },
+    );
+  }
 }
 
 function down(name: string, problem: string): HoldfastError {

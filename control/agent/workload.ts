@@ -12,10 +12,12 @@ import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/c
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
+import { listenBacklog } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { loadConfig, type WorkloadConfig } from "../cli/config.ts";
+import { formatEndpoint } from "../cli/endpoint.ts";
 import { Freezer } from "../container/freezer.ts";
-import { hasOwnNetwork, makeHandedSockets } from "../container/network.ts";
+import { hasOwnNetwork, inNetworkOf, makeHandedSockets } from "../container/network.ts";
 import type { OutputOptions } from "../container/output-reader.ts";
 import { innerPid, isSameProcess, treeOf } from "../container/processes.ts";
 import { loadRootfs } from "../container/rootfs.ts";
@@ -42,7 +44,7 @@ import { type Decision, decideClaim, decideForced, type Permission, type Problem
 import type { AgentContext } from "./context.ts";
 import { Debts } from "./debts.ts";
 import type { DepartureFacts } from "./departure-facts.ts";
-import { type CheckReport, merged } from "./finding.ts";
+import { type Check, type CheckReport, merged, runChecks } from "./finding.ts";
 import {
   EMPTY_JOURNAL,
   type Journal,
@@ -64,6 +66,7 @@ import {
 } from "./preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-process.ts";
 import { Registry } from "./registry.ts";
+import { startProblem } from "./start-problem.ts";
 import { takeEach } from "./steps.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
 import { Vip } from "./vip.ts";
@@ -78,7 +81,17 @@ export interface WorkloadStatus {
   name: string;
   role: Journal["role"];
   epoch: number;
-  state: "running" | "down" | "elsewhere" | "moving" | "restarting" | "stopped" | "waiting" | "damaged";
+  /** failed: its start came to nothing, here. down: this node has it, and it does not run */
+  state:
+    | "running"
+    | "down"
+    | "failed"
+    | "elsewhere"
+    | "moving"
+    | "restarting"
+    | "stopped"
+    | "waiting"
+    | "damaged";
   owner: string | null;
   downstream: "takeover" | "relay";
   sessions: number;
@@ -124,6 +137,8 @@ export class Workload {
   /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
   #granted: number | null = null;
   #problem: Problem | null = null;
+  /** here, and nothing of it runs */
+  #startFailed = false;
   /** to be started here as soon as it is known that it may */
   #isWaiting = false;
   /** being started, or looked at whether it may be; one at a time */
@@ -238,10 +253,11 @@ export class Workload {
 
   async #recover(): Promise<void> {
     this.#throwIfDamaged();
-    if (this.config.vip !== null)
-      this.vip = await Vip.open(this.config.vip, {
-        log: (level, fields, line) => this.context.log[level]({ workload: this.name, ...fields }, line),
-      });
+    // what runs here is found and looked after all the same
+    await this.#openVip().catch(async (error: unknown) => {
+      this.#problem = await this.#whyNotStarted(error);
+      this.context.log.error({ workload: this.name, ...this.#problem }, "the address is not looked after");
+    });
     const { journal } = this;
     if (journal.proxy !== null) {
       const found = await ProxyClient.find(journal.proxy);
@@ -428,18 +444,40 @@ export class Workload {
     try {
       await this.#launch(epoch);
       this.#problem = null;
+      this.#startFailed = false;
     } catch (error) {
-      this.#problem = {
-        what: messageOf(error),
-        cure: `see ${this.logFile}; then \`holdfast start ${name}\``,
-      };
-      throw error;
+      this.#startFailed = true;
+      this.#problem = await this.#whyNotStarted(error);
+      const { id, what, cure } = this.#problem;
+      this.context.log.error({ workload: name, id, cure, reason: messageOf(error) }, "the start has failed");
+      throw new HoldfastError(`${name} does not start: ${what}: ${cure}`, {
+        code: error instanceof HoldfastError ? error.code : "START_FAILED",
+        source: "container",
+        cause: error,
+      });
     }
     return true;
   }
 
+  async #whyNotStarted(error: unknown): Promise<Problem> {
+    const { name, config, logFile } = this;
+    const { proxy, container } = this.#journal;
+    const own = new Set(container === null ? [] : await treeOf(container.init.pid).catch(() => []));
+    if (proxy !== null) own.add(proxy.process.pid);
+    return startProblem(error, { name, config, logFile, own });
+  }
+
+  /** @throws HoldfastError `VIP_DEVICE` */
+  async #openVip(): Promise<void> {
+    if (this.config.vip === null || this.vip !== null) return;
+    this.vip = await Vip.open(this.config.vip, {
+      log: (level, fields, line) => this.context.log[level]({ workload: this.name, ...fields }, line),
+    });
+  }
+
   async #launch(epoch: number): Promise<void> {
     const { context, name } = this;
+    await this.#openVip();
     if (this.#journal.role === "edge") await this.#tearDown(); // of an owner that is gone for good
     const holder = this.vip?.ask(); // beside the start
     const container = await this.createContainer(async () => {});
@@ -469,6 +507,7 @@ export class Workload {
       // its epoch stays: what is started next, wherever, is above it
       this.record({ ...EMPTY_JOURNAL, epoch, stopped: true });
       this.#problem = null;
+      this.#startFailed = false;
     } finally {
       this.#stopping = false;
     }
@@ -531,6 +570,10 @@ export class Workload {
     this.#heardEpoch = Math.max(this.#heardEpoch, epoch);
     const { role, moving, epoch: own } = this.#journal;
     if (moving !== null) return; // settled by those who are at it
+    if (this.#startFailed && role !== "owner") {
+      this.#startFailed = false;
+      this.#problem = null;
+    }
     if (role === "owner" && epoch > own)
       this.stepDown({ owner: peer, epoch }).catch((error: unknown) => this.#warn("step down", error));
     // it is about to take the address off, which it has announced
@@ -616,6 +659,7 @@ export class Workload {
         }
       }
       await this.#tearDown(); // what it cannot end stays on record, and is tried again
+      this.#startFailed = false;
       this.record({ ...EMPTY_JOURNAL, epoch: Math.max(epoch, own) });
       this.#problem = {
         what: `node ${owner} owns it at epoch ${epoch}, above ${own} here: what ran here was ended, and its clients reset`,
@@ -838,8 +882,16 @@ export class Workload {
 
   async #requireOwner(): Promise<void> {
     this.#throwIfDamaged();
-    if (this.#journal.role === "owner") return;
-    const found = await this.context.store.ownership(this.name);
+    if (this.#journal.role === "owner" && this.#runsHere) return;
+    const found = this.#startFailed ? null : await this.context.store.ownership(this.name);
+    const isOurs = this.#journal.role === "owner" || found?.owner === this.context.node;
+    if (this.#startFailed || (isOurs && found?.state !== "stopped")) {
+      const { what, cure } = this.#problem ?? this.#down;
+      throw new HoldfastError(`${this.name} does not run: ${what}: ${cure}`, {
+        code: "WORKLOAD_DOWN",
+        source: "container",
+      });
+    }
     const isNowhere = found === null || found.state === "stopped";
     const cure = isNowhere ? "it runs nowhere" : `ask the agent of node ${found.owner}`;
     throw new HoldfastError(`${this.name} is not on node ${this.context.node}: ${cure}`, {
@@ -965,13 +1017,24 @@ export class Workload {
 
   /** What `check` shows for this workload: of this node, and of each that it could go to. Empty where it does not run. */
   async check(to: string | null): Promise<CheckReport> {
-    if (this.#journal.role !== "owner") return { checked: [], findings: [] };
+    if (this.#journal.role !== "owner" || !this.#runsHere) return this.#checkNotRunning();
     await this.debts.paid(DEBT_MS_MAX); // else the store names another epoch to the target
     const { report, facts } = await checkDeparture(this);
     if (facts === null) return report;
     const peers = to === null ? Object.keys(this.context.peers) : [to];
     const asked = await Promise.all(peers.map((peer) => this.#checkAt(peer, facts, to !== null)));
     return merged(report, ...asked);
+  }
+
+  /** What keeps it from running here. Empty where it is not meant to. */
+  async #checkNotRunning(): Promise<CheckReport> {
+    const { problem } = await this.status();
+    if (problem === null) return { checked: [], findings: [] };
+    const start: Check<null> = {
+      category: "start",
+      run: async (_, add) => add(problem.id ?? "start.waits", "error", problem.what, problem.cure),
+    };
+    return runChecks([start], null, { node: this.context.node, workload: this.name });
   }
 
   /** @param wanted false: a node that is not meant for it, or cannot be asked, is no obstacle */
@@ -1198,6 +1261,7 @@ export class Workload {
     });
     this.#arrival = null;
     this.#problem = null;
+    this.#startFailed = false;
   }
 
   /** The target goes on; whatever was kept for a rollback goes. */
@@ -1306,7 +1370,12 @@ export class Workload {
     let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
     if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
     if (this.supervisor.isBusy) state = "restarting";
-    if (this.#isWaiting && !this.#runsHere && !stopped) state = "waiting";
+    const isOurs = ownership?.owner === this.context.node && ownership.state !== "stopped";
+    if (!this.#runsHere && !stopped) {
+      if (isOurs) state = "down";
+      if (this.#isWaiting) state = "waiting";
+      else if (this.#startFailed) state = "failed";
+    }
     if (moving !== null) state = "moving";
     if (this.#damage !== null) state = "damaged";
     return {
@@ -1322,7 +1391,28 @@ export class Workload {
           ? null
           : { to: moving.side === "source" ? moving.peer : this.context.node, step: moving.step },
       container: container?.id ?? null,
-      problem: this.#problem,
+      problem: this.#problem ?? this.supervisor.problem ?? this.#problemOf(state),
+    };
+  }
+
+  #problemOf(state: WorkloadStatus["state"]): Problem | null {
+    if (state === "down" && !this.#runsHere && this.#starting === null) return this.#down;
+    const { container } = this.#journal;
+    if (state !== "running" || container === null) return null;
+    const deaf = this.config.ports.find(({ upstream }) => isDeaf(upstream, container.init.pid));
+    if (deaf === undefined) return null;
+    return {
+      id: "application.not-listening",
+      what: `nobody listens on ${formatEndpoint(deaf.upstream)}, where clients of port ${deaf.listen} are led to`,
+      cure: `correct upstream:, or what the application listens on; the log: ${this.logFile}`,
+    };
+  }
+
+  get #down(): Problem {
+    return {
+      id: "start.down",
+      what: "this node has it, and nothing of it runs here",
+      cure: `\`holdfast start ${this.name}\`; the log: ${this.logFile}`,
     };
   }
 
@@ -1431,6 +1521,15 @@ function changedKeys(one: WorkloadConfig, other: WorkloadConfig): string[] {
     (key) =>
       JSON.stringify(one[key as keyof WorkloadConfig]) !== JSON.stringify(other[key as keyof WorkloadConfig]),
   );
+}
+
+/** @param initPid of the container whose network it is in */
+function isDeaf(upstream: Endpoint, initPid: number): boolean {
+  try {
+    return inNetworkOf([initPid], () => listenBacklog(upstream) === null);
+  } catch {
+    return false; // nobody can look
+  }
 }
 
 function continueProcess(pid: number): void {

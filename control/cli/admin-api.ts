@@ -36,7 +36,7 @@ const workloadStatus = z.looseObject({
   /** a move under way */
   moving: z.looseObject({ to: z.string(), step: z.string().optional() }).nullish(),
   /** what keeps it from being what the configuration says */
-  problem: z.looseObject({ what: z.string(), cure: z.string() }).nullish(),
+  problem: z.looseObject({ id: z.string().optional(), what: z.string(), cure: z.string() }).nullish(),
 });
 
 export const statusSchema = z.looseObject({

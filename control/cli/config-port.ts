@@ -49,10 +49,10 @@ export function checkPort(port: FilePort, at: string, fail: (at: string, message
 }
 
 export function completePort(file: FilePort): PortConfig {
-  const { session, delivery = "atMostOnce", setUp = "auto", ...port } = file;
+  const { session, delivery = "atMostOnce", setUp = "auto", proxyProtocol = null, ...port } = file;
   const { sessionsPerClientMax = Math.ceil(port.sessionsMax / 2) } = port;
   const naming = session === undefined ? null : namingOf(session);
-  return { ...port, delivery, setUp, sessionsPerClientMax, naming };
+  return { ...port, delivery, setUp, sessionsPerClientMax, naming, proxyProtocol };
 }
 
 function namingOf(session: NonNullable<FilePort["session"]>): SessionNaming | null {

@@ -45,6 +45,8 @@ const SESSIONS_MAX = 50_000;
 /** routers that keep an entry for each connection forget idle ones after a minute or more */
 const KEEP_ALIVE_MS = 15_000;
 const USER_TIMEOUT_MS = 120_000;
+/** a load balancer sends its header at once; one lost packet of it comes again within three seconds */
+const HEADER_MS = 5_000;
 const WEEK_MS = 604_800_000;
 
 const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
@@ -227,6 +229,25 @@ const session = z.strictObject(
 const PROBE_EXPECTED = "expected the path of a health check, as /healthz";
 const probe = z.string(PROBE_EXPECTED).regex(/^\/[!-~]{0,1023}$/, PROBE_EXPECTED);
 
+const RANGE_EXPECTED = "expected a network or an address, as 10.0.0.0/8 or fd00::1";
+const range = z.string(RANGE_EXPECTED).transform((value, context) => {
+  const match = /^([0-9A-Fa-f:.]+)(?:\/(\d{1,3}))?$/.exec(value);
+  const family = isIP(match?.[1] ?? "");
+  const bits = family === 4 ? 32 : 128;
+  const prefix = Number(match?.[2] ?? bits);
+  if (match !== null && family !== 0 && prefix <= bits) return { address: match[1] as string, prefix };
+  context.addIssue({ code: "custom", message: RANGE_EXPECTED });
+  return z.NEVER;
+});
+
+const proxyProtocol = z.strictObject(
+  {
+    from: list(range, "expected a list of 1-64 networks, as [10.0.0.0/8]", 1, 64),
+    headerMsMax: milliseconds.default(HEADER_MS),
+  },
+  "expected who sends headers of the PROXY protocol, as { from: [10.0.0.0/8] }",
+);
+
 const SET_UP_EXPECTED = "expected auto, close, none or a number of messages (1 to 16)";
 const setUp = z.union(
   [
@@ -248,6 +269,7 @@ const port = z.strictObject(
     delivery: oneOf("atMostOnce", "atLeastOnce").optional(),
     setUp: setUp.optional(),
     session: session.optional(),
+    proxyProtocol: proxyProtocol.optional(),
     sessionsMax: count("a number of sessions", 1, 100_000).default(SESSIONS_MAX),
     // half of sessionsMax, so that no client keeps all the others out
     sessionsPerClientMax: count("a number of sessions", 1, 100_000).optional(),

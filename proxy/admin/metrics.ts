@@ -8,6 +8,14 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
     "sessions_refused_total",
     "Clients refused: too many are held, or have sessions, or no descriptor is left.",
   ],
+  peersRefused: [
+    "peers_refused_total",
+    "Connections to a port behind a load balancer that came from somebody else.",
+  ],
+  headersRefused: [
+    "headers_refused_total",
+    "Connections of a load balancer that did not begin with a PROXY protocol header.",
+  ],
   sessionsEnded: ["sessions_ended_total", "Sessions that ended in order, or went on at another node."],
   sessionsReset: ["sessions_reset_total", "Sessions ended by a reset, whoever began it."],
   sessionsBroken: ["sessions_broken_total", "Sessions ended because their own code failed: report it."],

@@ -25,6 +25,14 @@ export interface SessionNaming {
   issue: boolean;
 }
 
+/** In front of a port is a load balancer that says whom a connection is from, by a header of the PROXY protocol (versions 1 and 2). */
+export interface ProxyProtocol {
+  /** networks whose connections begin with a header; those of others are reset */
+  from: { address: string; prefix: number }[];
+  /** how long a header may take to be complete, from the accept on */
+  headerMsMax: number;
+}
+
 export interface PortConfig {
   /** port number; the address is the VIP, else the node's */
   listen: number;
@@ -65,6 +73,8 @@ export interface PortConfig {
   userTimeoutMs: number;
   /** how long a session may pass no byte either way before both ends get a FIN; 0: for ever */
   idleMsMax: number;
+  /** null: clients connect to this port themselves */
+  proxyProtocol: ProxyProtocol | null;
   /** paths of HTTP health checks, answered by the proxy during a cutover or a restart with the application's last answer */
   probes: string[];
 }

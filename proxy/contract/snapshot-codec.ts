@@ -2,13 +2,14 @@
  * Sessions as bytes, for the trip from one node to the other.
  *
  *   "HFS2"  u32 CRC-32 of all that follows  u32 sessions  session…
+ *   "HFS3"  the same, where a load balancer has named clients: with `client` and `headerAwaited` at the end of each session
  *
  * Numbers are big-endian; strings carry a u8 length, byte strings a u32 length; optional parts a u8 0 or 1. The checksum
  * finds accidents. It is no defence against forgery: that is the business of whoever carries the bytes (TLS between
  * agents, sealed values in the store). Whatever arrives is therefore checked field by field; nothing is allocated
  * before the bytes that fill it are seen to be there.
  *
- * A later layout gets another magic: both sides of a move run the same version or refuse each other.
+ * A later layout gets another magic, and is used only where it is needed: a version that does not know it refuses it.
  */
 import { isIPv4, isIPv6 } from "node:net";
 import { crc32 } from "node:zlib";
@@ -24,6 +25,7 @@ export interface SnapshotLimits {
 }
 
 const MAGIC = Buffer.from("HFS2", "latin1");
+const MAGIC_NAMED = Buffer.from("HFS3", "latin1");
 const HEADER_BYTES = MAGIC.length + 8;
 /** RFC 7323 2.3 */
 const WINDOW_SCALE_MAX = 14;
@@ -44,10 +46,16 @@ const FINS = ["none", "read", "sent"] as const;
 /** Shape and ranges are the caller's promise: a breach is our own bug (AssertionError). */
 export function encodeSessions(sessions: SessionSnapshot[]): Buffer {
   const writer = new ByteWriter(WRITER_BYTES_START);
-  writer.raw(MAGIC);
+  const isNamed = sessions.some(({ client, headerAwaited }) => client !== "" || headerAwaited);
+  writer.raw(isNamed ? MAGIC_NAMED : MAGIC);
   writer.u32(0);
   writer.u32(sessions.length);
-  for (const session of sessions) writeSession(writer, session);
+  for (const session of sessions) {
+    writeSession(writer, session);
+    if (!isNamed) continue;
+    writer.string(session.client);
+    writer.flag(session.headerAwaited);
+  }
   const bytes = writer.finish();
   bytes.writeUInt32BE(crc32(bytes.subarray(MAGIC.length + 4)), MAGIC.length);
   return bytes;
@@ -61,7 +69,9 @@ export function decodeSessions(bytes: Buffer, limits: SnapshotLimits): SessionSn
   if (bytes.length > limits.bytesMax)
     throw invalid(`${bytes.length} bytes, more than the ${limits.bytesMax} allowed`);
   if (bytes.length < HEADER_BYTES) throw invalid("it ends within the header");
-  if (!bytes.subarray(0, MAGIC.length).equals(MAGIC)) throw invalid("unknown format or version");
+  const magic = bytes.subarray(0, MAGIC.length);
+  const isNamed = magic.equals(MAGIC_NAMED);
+  if (!isNamed && !magic.equals(MAGIC)) throw invalid("unknown format or version");
   if (bytes.readUInt32BE(MAGIC.length) !== crc32(bytes.subarray(MAGIC.length + 4)))
     throw invalid("checksum differs");
   const reader = new ByteReader(bytes, invalid, MAGIC.length + 4);
@@ -72,6 +82,10 @@ export function decodeSessions(bytes: Buffer, limits: SnapshotLimits): SessionSn
   const ids = new Set<string>();
   for (let index = 0; index < count; index++) {
     const session = readSession(reader);
+    if (isNamed) {
+      session.client = reader.string();
+      session.headerAwaited = reader.flag();
+    }
     if (ids.has(session.id)) throw invalid(`session ${session.id} occurs twice`);
     ids.add(session.id);
     sessions.push(session);
@@ -116,6 +130,8 @@ function readSession(reader: ByteReader): SessionSnapshot {
     port: reader.u16(),
     edge: reader.string(),
     acceptedAtMs: reader.count(),
+    client: "",
+    headerAwaited: false,
     bytesIn: reader.count(),
     bytesOut: reader.count(),
     upstream: readLeg(reader),

@@ -62,6 +62,10 @@ export interface SessionSnapshot {
   edge: string;
   /** milliseconds since the Unix epoch */
   acceptedAtMs: number;
+  /** "address:port" where a load balancer has named the client; "": the peer of its leg */
+  client: string;
+  /** The header that names it is not complete: `pendingIn` is its beginning, which `bytesIn` does not count. */
+  headerAwaited: boolean;
   bytesIn: number;
   bytesOut: number;
   /** null: not captured in this snapshot, or accepted while held and never dialled */

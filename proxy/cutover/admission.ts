@@ -52,17 +52,21 @@ export class Admission {
    * @param fd the descriptor it has already, else the next one is looked at
    */
   refuses(port: number, client: string, fd: number | null): Refusal | null {
-    const refusal = this.#refuses(port, client, fd);
-    if (refusal !== null) this.#tell(refusal, port, client);
-    return refusal;
+    return this.refusesConnection(port, client, fd) ?? this.refusesClient(port, client);
   }
 
-  #refuses(port: number, client: string, fd: number | null): Refusal | null {
-    if (!this.hasRoom(fd ?? this.#process.lowestFreeDescriptor())) return "descriptors";
-    const { sessionsMax, sessionsPerClientMax } = this.#ports[port] as PortConfig;
-    if ((this.#perPort[port] as number) >= sessionsMax) return "sessionsMax";
+  /** As {@link refuses}, whoever it is from: its peer is a load balancer, which has not said yet. */
+  refusesConnection(port: number, peer: string, fd: number | null): Refusal | null {
+    const { sessionsMax } = this.#ports[port] as PortConfig;
+    if (!this.hasRoom(fd ?? this.#process.lowestFreeDescriptor()))
+      return this.#tell("descriptors", port, peer);
+    return (this.#perPort[port] as number) >= sessionsMax ? this.#tell("sessionsMax", port, peer) : null;
+  }
+
+  refusesClient(port: number, client: string): Refusal | null {
+    const { sessionsPerClientMax } = this.#ports[port] as PortConfig;
     const ofClient = this.#perClient[port]?.get(clientKey(client)) ?? 0;
-    return ofClient >= sessionsPerClientMax ? "sessionsPerClientMax" : null;
+    return ofClient >= sessionsPerClientMax ? this.#tell("sessionsPerClientMax", port, client) : null;
   }
 
   /** A descriptor of that number leaves the reserve alone. */
@@ -94,10 +98,10 @@ export class Admission {
     else clients.delete(key);
   }
 
-  #tell(refusal: Refusal, port: number, client: string): void {
+  #tell(refusal: Refusal, port: number, client: string): Refusal {
     this.#refusedSince++;
     const nowMs = performance.now();
-    if (nowMs - this.#loggedAtMs < LOG_MS) return;
+    if (nowMs - this.#loggedAtMs < LOG_MS) return refusal;
     this.#loggedAtMs = nowMs;
     const { listen } = this.#ports[port] as PortConfig;
     this.#log.warn(
@@ -105,6 +109,7 @@ export class Admission {
       "clients are refused",
     );
     this.#refusedSince = 0;
+    return refusal;
   }
 }
 

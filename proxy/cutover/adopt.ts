@@ -62,7 +62,9 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
       if (snapshot.watch.length > 0) proxy.watchSession(session, snapshot.watch);
       session.client = clientOf(snapshot);
-      proxy.countClient(session);
+      session.named = snapshot.client;
+      if (snapshot.headerAwaited) proxy.awaitHeader(session, snapshot.pendingIn);
+      else proxy.countClient(session);
       if (movable(snapshot.downstream)) {
         try {
           const fd = proxy.kernel.adoptLeg(snapshot.downstream, {
@@ -126,6 +128,7 @@ function movable(leg: LegSnapshot | null): leg is LegSnapshot {
 }
 
 function clientOf(snapshot: SessionSnapshot): string {
+  if (snapshot.client !== "") return snapshot.client;
   const remote = snapshot.downstream?.remote;
   if (remote === undefined) return "";
   return remote.address.includes(":")
@@ -134,10 +137,16 @@ function clientOf(snapshot: SessionSnapshot): string {
 }
 
 function checkPort(proxy: WorkloadProxy, snapshot: SessionSnapshot): void {
-  if (snapshot.port < proxy.config.ports.length) return;
-  throw new Error(
-    `session ${snapshot.id} is of port number ${snapshot.port}, which this node's configuration lacks`,
-  );
+  const port = proxy.config.ports[snapshot.port];
+  if (port === undefined) {
+    throw new Error(
+      `session ${snapshot.id} is of port number ${snapshot.port}, which this node's configuration lacks`,
+    );
+  }
+  if (snapshot.headerAwaited && port.proxyProtocol === null)
+    throw new Error(
+      `port ${port.listen} has proxyProtocol at the source, and not in this node's configuration`,
+    );
 }
 
 function adoptError(leg: string, cause: unknown): HoldfastError {

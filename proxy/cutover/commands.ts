@@ -2,6 +2,7 @@
  * The agent's commands (see `contract/commands.ts`): which is possible when, at which epoch, one at a time. Connections
  * of agents come and go; what they left behind stays.
  */
+import { isIP } from "node:net";
 import type { Logger } from "pino";
 import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
@@ -33,6 +34,17 @@ const naming = z.object({
   name: z.string().min(1).max(100),
   issue: z.boolean(),
 });
+const proxyProtocol = z.object({
+  from: z
+    .array(
+      z.object({
+        address: z.string().refine((address) => isIP(address) !== 0),
+        prefix: z.int().min(0).max(128),
+      }),
+    )
+    .max(64),
+  headerMsMax: milliseconds,
+});
 const portSchema = z.object({
   // 0: for tests, chosen by the kernel
   listen: z.int().min(0).max(65535),
@@ -49,6 +61,7 @@ const portSchema = z.object({
   userTimeoutMs: milliseconds.default(120_000),
   idleMsMax: z.number().min(0).max(IDLE_MS_MAX).default(0),
   naming: naming.nullable().default(null),
+  proxyProtocol: proxyProtocol.nullable().default(null),
   probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
 });
 const configureSchema = z.object({

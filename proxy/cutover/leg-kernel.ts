@@ -42,6 +42,8 @@ export interface LegKernel extends SocketKernel {
   bindFree(endpoint: Endpoint): number;
   /** A socket that listens where the application would. @throws HoldfastError with the errno name as code */
   listenUpstream(endpoint: Endpoint, backlog: number): number;
+  /** The inode of the socket that listens there, where the application is; 0: none does; -1: several do. */
+  listenerOf(endpoint: Endpoint): number;
   /** Somebody listens there, where the application is. */
   isListening(endpoint: Endpoint): boolean;
   /** Connections that wait to be accepted: by the application, or (downstream) by ourselves. */

@@ -25,6 +25,15 @@ export interface Peek {
   giveBack(): void;
 }
 
+/** Reads what a load balancer says of a client, before the client's own bytes. */
+export interface HeaderReader {
+  /** what there is of it: a copy */
+  readonly bytes: Buffer;
+  fromClient(chunk: Buffer): void;
+  clientFin(): void;
+  stop(): void;
+}
+
 export interface SessionEvents {
   /** how long a client that was told to go may stay */
   readonly lingerMsMax: number;
@@ -69,6 +78,10 @@ export class LiveSession implements Carrier, PumpOwner {
   /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
   watch: Watch | null = null;
   peek: Peek | null = null;
+  /** until it is complete the session is not begun */
+  header: HeaderReader | null = null;
+  /** the client's address, where a header has named it */
+  named = "";
   stillUpstream: StillLeg | null = null;
   stillDownstream: StillLeg | null = null;
   /** target: what the session was at its source */
@@ -119,13 +132,15 @@ export class LiveSession implements Carrier, PumpOwner {
   // ---- ends
 
   fromClient(chunk: Buffer): void {
-    if (this.peek !== null) this.peek.fromClient(chunk);
+    if (this.header !== null) this.header.fromClient(chunk);
+    else if (this.peek !== null) this.peek.fromClient(chunk);
     else if (this.watch !== null) this.watch.fromClient(chunk);
     else this.inbound.receive(chunk);
   }
 
   clientFin(): void {
-    if (this.peek !== null) this.peek.clientFin();
+    if (this.header !== null) this.header.clientFin();
+    else if (this.peek !== null) this.peek.clientFin();
     else if (this.watch !== null) this.watch.clientFin();
     else this.inbound.receiveFin();
   }
@@ -276,10 +291,12 @@ export class LiveSession implements Carrier, PumpOwner {
       port: this.port,
       edge: this.edge,
       acceptedAtMs: this.acceptedAtMs,
+      client: this.named,
+      headerAwaited: this.header !== null,
       bytesIn: this.inbound.bytes,
       bytesOut: this.outbound.bytes,
       ...parts,
-      pendingIn: this.inbound.pending(),
+      pendingIn: this.header?.bytes ?? this.inbound.pending(),
       pendingOut: keepsOut ? NO_BYTES : this.outbound.pending(),
       finIn: finOf(this.inbound),
       finOut: finOf(this.outbound),
@@ -317,6 +334,7 @@ export class LiveSession implements Carrier, PumpOwner {
 
   #over(reason: string | null): void {
     this.watch?.stop();
+    this.header?.stop();
     if (this.timer !== null) clearTimeout(this.timer);
     this.timer = null;
     if (canStep(this.#state, "close")) this.step("close");

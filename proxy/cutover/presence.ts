@@ -20,6 +20,8 @@ export class Presence {
   readonly #port: number;
   #absentSinceMs = -1;
   #givenUp = false;
+  #life = -1;
+  #lifeAtMs = Number.NEGATIVE_INFINITY;
   #timer: NodeJS.Timeout | null = null;
   /** sessions that are to be connected when the accept queue has room */
   #returning: LiveSession[] = [];
@@ -34,6 +36,23 @@ export class Presence {
   }
   get isGivenUp(): boolean {
     return this.#givenUp;
+  }
+
+  /**
+   * Which life of the application there is, as the inode of its listener. 0: none. -1: it cannot be told. Of one that is there it is
+   * looked again after some milliseconds (a look takes 0.1 ms and more): all clients ask whose connections it has ended.
+   */
+  get life(): number {
+    const nowMs = performance.now();
+    if (this.#life !== 0 && nowMs - this.#lifeAtMs < LOOK_MS) return this.#life;
+    this.#lifeAtMs = nowMs;
+    const { config, kernel } = this.#proxy;
+    try {
+      this.#life = kernel.listenerOf((config.ports[this.#port] as PortConfig).upstream);
+    } catch {
+      this.#life = -1; // no descriptor or memory to look with
+    }
+    return this.#life;
   }
 
   /** The application ended, or does not listen. */

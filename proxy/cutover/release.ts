@@ -128,7 +128,7 @@ function wakeMoved(
   const { inbound, outbound } = session;
   inbound.bytes = adopted.bytesIn;
   outbound.bytes = adopted.bytesOut;
-  inbound.prepend(adopted.pendingIn);
+  if (!adopted.headerAwaited) inbound.prepend(adopted.pendingIn);
   outbound.prepend(adopted.pendingOut);
   inbound.finRead = adopted.finIn !== "none";
   outbound.finRead = adopted.finOut !== "none";

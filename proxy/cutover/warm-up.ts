@@ -69,6 +69,8 @@ const EMPTY = {
   port: 0,
   edge: "here",
   acceptedAtMs: 0,
+  client: "",
+  headerAwaited: false,
   bytesIn: 0,
   bytesOut: 0,
   downstream: null,

@@ -19,12 +19,14 @@ import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
 import { Watch, type WatchHost } from "#proxy/replay/watch.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { Admission } from "./admission.ts";
+import { Front, FrontHeader } from "./front.ts";
 import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { LiveSession } from "./live-session.ts";
 import { Presence } from "./presence.ts";
 import { ProbeAnswers, ProbePeek } from "./probes.ts";
 
+const NO_BYTES: Buffer = Buffer.alloc(0);
 const LINGER_CHECK_MS = 20;
 const LINKS_GREETING_MAX = 4096;
 /** until a session that the node has nothing left for is dialled again */
@@ -46,6 +48,9 @@ const REFUSED_POLITELY_MAX = 1024;
 export interface Counters extends ReplayCounters {
   sessionsAccepted: number;
   sessionsRefused: number;
+  /** on ports with `proxyProtocol`: from somebody else than the load balancer; without its header */
+  peersRefused: number;
+  headersRefused: number;
   sessionsEnded: number;
   sessionsReset: number;
   sessionsBroken: number;
@@ -95,6 +100,8 @@ export class WorkloadProxy implements WatchHost {
   readonly counters: Counters = {
     sessionsAccepted: 0,
     sessionsRefused: 0,
+    peersRefused: 0,
+    headersRefused: 0,
     sessionsEnded: 0,
     sessionsReset: 0,
     sessionsBroken: 0,
@@ -131,6 +138,7 @@ export class WorkloadProxy implements WatchHost {
   readonly cookieKey: Buffer;
   /** one a port */
   readonly presences: Presence[];
+  readonly #fronts: (Front | null)[];
   readonly probeAnswers = new ProbeAnswers();
   /** when the present cutover or restart began */
   heldAtMs = 0;
@@ -168,6 +176,9 @@ export class WorkloadProxy implements WatchHost {
       hkdfSync("sha256", options.key, "", `holdfast session cookie ${options.config.workload}`, 32),
     );
     this.presences = ports.map((_, port) => new Presence(this, port));
+    this.#fronts = ports.map(({ proxyProtocol, listen }) =>
+      proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
+    );
   }
 
   get limits(): ProxyLimits {
@@ -253,21 +264,28 @@ export class WorkloadProxy implements WatchHost {
 
   #begin(port: number, leg: TcpLeg, fd: number): void {
     const { peer } = leg;
-    if (this.admission.refuses(port, peer, fd) !== null) {
+    const front = this.#fronts[port] ?? null;
+    if (front !== null && !front.trusts(peer)) {
+      this.counters.peersRefused++;
+      front.refusePeer(peer);
+      leg.reset();
+      return;
+    }
+    const refusal =
+      front === null
+        ? this.admission.refuses(port, peer, fd)
+        : this.admission.refusesConnection(port, peer, fd);
+    if (refusal !== null) {
       this.counters.sessionsRefused++;
       leg.reset();
       return;
     }
-    const mustWait = this.role !== "owner" && (this.owner === null || this.role === "adopted");
-    const waits = mustWait || this.#isAbsent(port);
-    const tooMany = waits ? this.#waitingSessions() - this.config.limits.heldSessionsMax : -1;
-    if (tooMany >= 0) this.counters.sessionsRefused++;
-    const isPolite = (this.config.ports[port] as PortConfig).continuity === "replay" && !this.isEdge;
-    if (tooMany >= (isPolite ? REFUSED_POLITELY_MAX : 0)) {
+    const tooMany = front === null ? this.#tooManyWait(port) : null;
+    if (tooMany === "reset") {
+      this.counters.sessionsRefused++;
       leg.reset();
       return;
     }
-    this.counters.sessionsAccepted++;
     const session = this.createSession({
       id: randomBytes(12).toString("hex"),
       port,
@@ -276,22 +294,77 @@ export class WorkloadProxy implements WatchHost {
       acceptedAtMs: Date.now(),
       state: "waiting",
     });
-    this.countClient(session);
+    if (front === null) this.countClient(session);
+    else this.awaitHeader(session, NO_BYTES);
     session.guard(() => {
       session.setDownstream(leg);
-      if (tooMany >= 0) {
-        // HTTP is told to come later; what turns out to be something else is reset.
-        this.watchSession(session, null);
-        session.watch?.replay?.giveUp();
-        return;
-      }
-      if (mustWait && this.#answersProbes(port)) {
-        session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
-          this.counters.probesAnswered++;
-        });
-      }
-      this.start(session);
+      if (session.header === null) this.#admit(session, tooMany);
     });
+  }
+
+  /** Its client is known, and so is that it may come. */
+  #admit(session: LiveSession, tooMany: "refuse" | null): void {
+    this.counters.sessionsAccepted++;
+    if (tooMany !== null) {
+      this.counters.sessionsRefused++;
+      // HTTP is told to come later; what turns out to be something else is reset.
+      this.watchSession(session, null);
+      session.watch?.replay?.giveUp();
+      return;
+    }
+    if (this.#mustWait && this.#answersProbes(session.port)) {
+      session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
+        this.counters.probesAnswered++;
+      });
+    }
+    this.start(session);
+  }
+
+  get #mustWait(): boolean {
+    return this.role !== "owner" && (this.owner === null || this.role === "adopted");
+  }
+
+  /** One more would have to wait, and too many do already. null: it may come */
+  #tooManyWait(port: number, newcomer: LiveSession | null = null): "reset" | "refuse" | null {
+    if (!this.#mustWait && !this.#isAbsent(port)) return null;
+    const tooMany = this.#waitingSessions(newcomer) - this.config.limits.heldSessionsMax;
+    if (tooMany < 0) return null;
+    const isPolite = (this.config.ports[port] as PortConfig).continuity === "replay" && !this.isEdge;
+    return isPolite && tooMany < REFUSED_POLITELY_MAX ? "refuse" : "reset";
+  }
+
+  /**
+   * The session begins when its load balancer has said whose it is.
+   * @param begun what another node's proxy had read of that
+   */
+  awaitHeader(session: LiveSession, begun: Buffer): void {
+    const front = this.#fronts[session.port] as Front;
+    session.header = new FrontHeader({
+      session,
+      begun,
+      msMax: front.headerMsMax,
+      onRead: (client) => this.#headerRead(session, client),
+      onRefused: (why) => {
+        this.counters.headersRefused++;
+        front.refuseHeader(session.client, why);
+        session.reset(`its PROXY protocol header: ${why}`);
+      },
+    });
+  }
+
+  #headerRead(session: LiveSession, client: string | null): void {
+    if (client !== null) {
+      session.client = client;
+      session.named = client;
+    }
+    const tooMany = this.#tooManyWait(session.port, session);
+    if (tooMany === "reset" || this.admission.refusesClient(session.port, session.client) !== null) {
+      this.counters.sessionsRefused++;
+      session.reset("refused");
+      return;
+    }
+    this.countClient(session);
+    this.#admit(session, tooMany);
   }
 
   /** Its client's socket is here, and counts for that address. */
@@ -313,10 +386,12 @@ export class WorkloadProxy implements WatchHost {
   }
 
   /** Accepted while there was nobody to connect them to. */
-  #waitingSessions(): number {
+  #waitingSessions(newcomer: LiveSession | null): number {
     let count = 0;
-    for (const session of this.sessions.values())
-      if (session.state === "waiting" && !session.wasConnected) count++;
+    for (const session of this.sessions.values()) {
+      const waits = session.state === "waiting" && !session.wasConnected && session.header === null;
+      if (waits && session !== newcomer) count++;
+    }
     return count;
   }
 
@@ -331,7 +406,7 @@ export class WorkloadProxy implements WatchHost {
 
   /** Gives a waiting session its upstream, where that is possible now. */
   start(session: LiveSession): void {
-    if (session.state !== "waiting") return;
+    if (session.state !== "waiting" || session.header !== null) return;
     if (this.role === "owner") this.#startHere(session);
     else if (this.role === "paused" && this.presences[session.port]?.isGivenUp === true) this.giveUp(session);
     else if (this.owner !== null && session.nextLink === null) {
@@ -341,6 +416,8 @@ export class WorkloadProxy implements WatchHost {
 
   /** The application has not come back in time. */
   giveUp(session: LiveSession): void {
+    // It is told when it has said who it is.
+    if (session.header !== null) return;
     session.peek?.giveBack();
     this.watchSession(session, null);
     const replay = session.watch?.replay ?? null;
@@ -459,6 +536,10 @@ export class WorkloadProxy implements WatchHost {
     const unobserved = saved === null ? session.inbound.takeBack() : null;
     session.watch = new Watch({ carrier: session, host: this, port, saved });
     if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
+  }
+
+  lifeOf(carrier: Carrier): number {
+    return carrier instanceof LiveSession ? (this.presences[carrier.port]?.life ?? -1) : -1;
   }
 
   want(carrier: Carrier): void {
@@ -936,6 +1017,7 @@ export class WorkloadProxy implements WatchHost {
 
   #shownState(session: LiveSession): SessionInfo["state"] {
     if (session.state === "lingering") return "lingering";
+    if (session.header !== null) return "open";
     const replay = session.watch?.replay ?? null;
     if (replay?.isAway === true) return "away";
     // Between two requests nobody misses the connection.

@@ -43,6 +43,12 @@ const CLOSE_RESTART = 1012;
 const CLOSE_LATER = 1013;
 /** lives of the application one request, or one unanswered message, is given to */
 const LIVES_MAX = 3;
+/**
+ * … of these, lives that ended within moments of being given it: it may be what ends them. Only a life that has really been there is counted, see
+ * `#suspect`: a connection to a process that is ending already, which accepts nothing any more, is none.
+ */
+const DEATHS_MAX = 2;
+const MOMENTS_MS = 1_000;
 /** lives in a row, each a short one without a word, that a WebSocket is dialled again to */
 const SILENT_LIVES_MAX = 10;
 const LONG_LIFE_MS_MIN = 10_000;
@@ -90,6 +96,8 @@ export interface ReplayHost {
   readonly isPaused: boolean;
   /** Held bytes could not be written to disk, or read from it: one client is refused or reset for it. */
   onSpillFailed(error: unknown): void;
+  /** Which life of the application would be connected to: another number is another life; 0: there is none; -1: unknown. */
+  lifeOf(carrier: Carrier): number;
   /** The session wants the application, as soon as it may be dialled. */
   want(carrier: Carrier): void;
 }
@@ -126,6 +134,12 @@ export class SessionReplay {
   /** lives lost in a row without an answer */
   #losses = 0;
   #attachedAtMs = 0;
+  /** when the present life was given the oldest of the requests that it has not answered */
+  #givenAtMs = 0;
+  /** the life of the application that was given them (`lifeOf`), or was there when they were lost; -1: not known */
+  #life = -1;
+  /** requests that were lost within moments of being given to it: whether it has ended is known when the session is connected again */
+  #suspects: RequestRecord[] = [];
   /** The request whose body is under way was refused: the rest of that goes nowhere, up to `#swallowTo` once it is known. */
   #swallows = false;
   #swallowTo = -1;
@@ -245,7 +259,9 @@ export class SessionReplay {
     const before = observer.bytesIn;
     if (observer.protocol === "websocket") this.#trimMessages();
     this.#log.append(chunk);
+    const wasIdle = observer.inFlightCount === 0;
     observer.inbound(chunk);
+    if (wasIdle && observer.inFlightCount > 0) this.#givenAtMs = performance.now();
     let rest = chunk;
     if (this.#swallows && isOpaque(observer)) {
       // Where the refused body ends is not known any more.
@@ -434,8 +450,10 @@ export class SessionReplay {
     this.#host.counters.sessionsAway++;
     this.#carrier.detach();
     this.#carrier.inbound.hold();
-    for (const record of this.#observer.inFlight)
-      if (record.start < this.#sentUpTo) record.tag = livesOf(record) + 1;
+    const lost = this.#observer.inFlight.filter(({ start }) => start < this.#sentUpTo);
+    for (const record of lost) marksOf(record).lives++;
+    const wasShort = performance.now() - this.#givenAtMs < MOMENTS_MS;
+    if (how !== "cut" && wasShort && lost.length > 0) this.#suspect(lost);
     if (!this.isPending) this.#losses = 0;
     else if (this.#handshake === null) this.#losses++;
     else if (how !== "cut") {
@@ -443,6 +461,27 @@ export class SessionReplay {
       this.#losses = wasLong ? 1 : this.#losses + 1;
     }
     if (this.isPending) this.waits();
+  }
+
+  /**
+   * A connection that is lost proves no death: an application may reset one and live. It has died where nobody listens when the loss is
+   * noticed (a process closes its listener first, having opened it first), or somebody else does when the session is connected again.
+   * A dial that still met the listener of a process that was ending finds the same one, and adds nothing.
+   */
+  #suspect(records: RequestRecord[]): void {
+    this.#suspects = records;
+    const life = this.#host.lifeOf(this.#carrier);
+    if (life === 0 || this.#isOther(life)) this.#judge(true);
+    else this.#life = life;
+  }
+
+  #isOther(life: number): boolean {
+    return life > 0 && this.#life > 0 && life !== this.#life;
+  }
+
+  #judge(hasDied: boolean): void {
+    if (hasDied) for (const record of this.#suspects) marksOf(record).deaths++;
+    this.#suspects = [];
   }
 
   #again(): void {
@@ -690,6 +729,13 @@ export class SessionReplay {
 
   attached(): void {
     this.#attachedAtMs = performance.now();
+    this.#givenAtMs = this.#attachedAtMs;
+    // Asked only where a request has been lost: of a first life it is seen when it ends.
+    const life = this.#observer.inFlight.some(({ tag }) => tag !== null)
+      ? this.#host.lifeOf(this.#carrier)
+      : -1;
+    this.#judge(this.#isOther(life));
+    this.#life = life;
     if (!this.#returning) {
       if (!this.#host.isPaused) this.#carrier.inbound.unhold();
       return;
@@ -710,7 +756,10 @@ export class SessionReplay {
       messageStart: this.#observer.inboundMessageStart,
       sentUpTo: this.#sentUpTo,
       unsafe: this.#port.replayUnsafe,
-      hasLife: (record) => livesOf(record) < LIVES_MAX,
+      hasLife: (record) => {
+        const { lives, deaths } = marksOf(record);
+        return lives < LIVES_MAX && deaths < DEATHS_MAX;
+      },
       covers: (from, to) => this.#losses < SILENT_LIVES_MAX && this.#log.covers(from, to),
     });
     if (plan === null) {
@@ -848,9 +897,15 @@ export class SessionReplay {
   }
 }
 
-/** Lives of the application that were given the request and ended without an answer. */
-function livesOf(record: RequestRecord): number {
-  return typeof record.tag === "number" ? record.tag : 0;
+/** Lives of the application that were given the request and ended without an answer; and of these those that it may have ended. */
+interface Marks {
+  lives: number;
+  deaths: number;
+}
+
+function marksOf(record: RequestRecord): Marks {
+  record.tag ??= { lives: 0, deaths: 0 } satisfies Marks;
+  return record.tag as Marks;
 }
 
 /** No messages are known in it. */

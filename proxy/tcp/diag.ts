@@ -105,11 +105,25 @@ export function listSockets(options: ListOptions = {}, network: Network = OWN_NE
  * the unspecified address counts, and so does each of several (SO_REUSEPORT).
  */
 export function listenBacklog(endpoint: Endpoint, network: Network = OWN_NETWORK): number | null {
-  const listeners = listSockets({ states: ["LISTEN"], localPort: endpoint.port }, network).filter(
-    ({ local }) => listensFor(local.address, endpoint.address),
-  );
+  const listeners = listenersOf(endpoint, network);
   if (listeners.length === 0) return null;
   return listeners.reduce((sum, listener) => sum + listener.receiveQueue, 0);
+}
+
+/**
+ * The inode of the socket that listens there: another one is another life of the application, since a socket is closed with the last
+ * process that has it. 0: there is none. -1: there are several, and nobody knows which of them a connection is for.
+ */
+export function listenerOf(endpoint: Endpoint, network: Network = OWN_NETWORK): number {
+  const [first, ...others] = listenersOf(endpoint, network);
+  if (first === undefined) return 0;
+  return others.length > 0 ? -1 : first.inode;
+}
+
+function listenersOf(endpoint: Endpoint, network: Network): DiagSocket[] {
+  return listSockets({ states: ["LISTEN"], localPort: endpoint.port }, network).filter(({ local }) =>
+    listensFor(local.address, endpoint.address),
+  );
 }
 
 function listensFor(listening: string, address: string): boolean {

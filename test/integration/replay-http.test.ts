@@ -3,12 +3,15 @@ import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { after, afterEach, before, describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import { connect } from "node:tls";
 import { Client } from "undici";
 import { answersIn, answersOf, get, ok, post, ReplayStage } from "#test/support/mortal-application.ts";
 
 const REPLAY_BYTES_MAX = 64 * 1024;
 const UNSAFE = 1;
+/** a life that ends within it of being given a request is suspected to have been ended by that */
+const MOMENTS_MS = 1_000;
 
 describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
   let stage: ReplayStage;
@@ -369,6 +372,68 @@ describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
     await stage.application.restart();
     client.socket.write(get("/fine"));
     assert.equal((await answersOf(client, 2))[1]?.body, "fine");
+  });
+
+  /** As with a process, the next one listens when the end of the last one has been noticed. */
+  async function anotherLife(): Promise<void> {
+    stage.application.end();
+    await stage.untilAway(1);
+    await stage.application.begin();
+  }
+
+  it("gives a request to two lives that end within moments of it, and to no third", async () => {
+    const given: number[] = [];
+    stage.application.serve = (socket, life) => {
+      socket.once("data", () => {
+        given.push(life);
+        void anotherLife();
+      });
+    };
+    const begun = stage.application.life;
+    const client = await stage.dial();
+    client.socket.write(get("/poison"));
+    assert.equal((await answersOf(client, 1))[0]?.status, 503);
+    assert.deepEqual(given, [begun, begun + 1]);
+    stage.application.serve = (socket) => socket.once("data", () => socket.write(ok("fine")));
+    client.socket.write(get("/fine"));
+    assert.equal((await answersOf(client, 2))[1]?.body, "fine");
+  });
+
+  it("counts a life once, also where another dial met its listener before that was gone", async () => {
+    let given = 0;
+    const begun = stage.application.life;
+    stage.application.serve = (socket, life) => {
+      socket.once("data", () => {
+        given++;
+        if (life > begun) socket.write(ok("here"));
+        else if (given === 2) void anotherLife();
+        else socket.resetAndDestroy(); // the first of its connections to go, while others are still taken
+      });
+    };
+    const client = await stage.dial();
+    client.socket.write(get("/innocent"));
+    const [answer] = await answersOf(client, 1);
+    assert.deepEqual([answer?.status, answer?.body], [200, "here"]);
+    assert.equal(given, 3);
+  });
+
+  it("does not suspect a request that had been there for longer", async () => {
+    const given: number[] = [];
+    const begun = stage.application.life;
+    stage.application.serve = (socket, life) => {
+      socket.once("data", async () => {
+        given.push(life);
+        // as long as its life is to have had it
+        if (life === begun) await delay(MOMENTS_MS);
+        if (life > begun + 1) socket.write(ok("here"));
+        else await anotherLife();
+      });
+    };
+    const client = await stage.dial();
+    client.socket.write(get("/slow"));
+    const [answer] = await answersOf(client, 1);
+    assert.deepEqual([answer?.status, answer?.body], [200, "here"]);
+    assert.deepEqual(given, [begun, begun + 1, begun + 2]);
   });
 
   it("passes a client's FIN on behind its requests", async () => {

@@ -10,12 +10,13 @@ import { captureDownstream, captureUpstream } from "#proxy/cutover/capture.ts";
 import { hold } from "#proxy/cutover/hold.ts";
 import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
 import { release } from "#proxy/cutover/release.ts";
-import { retire } from "#proxy/cutover/rollback.ts";
+import { retire, rollback } from "#proxy/cutover/rollback.ts";
 import type { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
 import { adoptLeg } from "#proxy/tcp/adopt.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { sockets } from "#proxy/tcp/sockets.ts";
 import { type InProcessOptions, makeProxy, startInProcess } from "#test/support/in-process-proxy.ts";
+import { headerOf } from "#test/support/proxy-headers.ts";
 import { lacking, Namespace } from "./tcp-stage.ts";
 
 const WAIT_MS_MAX = 5_000;
@@ -37,7 +38,11 @@ async function move(
 ): Promise<{ to: WorkloadProxy; lost: number }> {
   const { listen, upstream } = from.config.ports[0] as (typeof from.config.ports)[0];
   const port = from.listeners[0]?.port ?? listen;
-  const { proxy: to } = makeProxy({ ...options, downstream: "takeover", port: { listen: port, upstream } });
+  const { proxy: to } = makeProxy({
+    ...options,
+    downstream: "takeover",
+    port: { ...options.port, listen: port, upstream },
+  });
   from.role = "held";
   await hold(from);
   const upstreams = await captureUpstream(from);
@@ -95,6 +100,71 @@ describe("a client's connection that is not like the others", { skip: lacking(),
     } finally {
       sockets.close(fd);
       to?.stop();
+      stage.stop();
+    }
+  });
+
+  it("goes along where a load balancer has named the client, and where it has not finished doing so", async () => {
+    const proxyProtocol = { from: [{ address: "127.0.0.1", prefix: 32 }], headerMsMax: 60_000 };
+    const port = { proxyProtocol, sessionsPerClientMax: 2 };
+    const stage = await startInProcess({ downstream: "takeover", port });
+    const to = { address: "127.0.0.1", port: stage.listen };
+    const header = headerOf("198.51.100.7", 4000);
+    const [whole, half, none] = Array.from({ length: 3 }, () => sockets.dial(to)) as [number, number, number];
+    const fds = [whole, half, none];
+    const clients = (proxy: WorkloadProxy) => [...proxy.sessions.values()].map(({ client }) => client);
+    let moved: WorkloadProxy | null = null;
+    try {
+      const begun = Buffer.concat([header, Buffer.from("hello")]);
+      await until("sent", () => sockets.send(whole, begun) === begun.length);
+      await until("the echo", () => sockets.unreadBytes(whole) === 5);
+      await until("sent", () => sockets.send(half, header.subarray(0, 20)) === 20);
+      await until("three sessions", () => stage.proxy.sessions.size === 3);
+      await until("it is read", () =>
+        [...stage.proxy.sessions.values()].some(({ header }) => header?.bytes.length === 20),
+      );
+      ({ to: moved } = await move(stage.proxy, { port }));
+      assert.equal(clients(moved).filter((client) => client === "198.51.100.7:4000").length, 1);
+      for (const [fd, rest] of [
+        [whole, "again"],
+        [half, Buffer.concat([header.subarray(20), Buffer.from("hello")])],
+        [none, Buffer.concat([headerOf("198.51.100.8", 4001), Buffer.from("hello")])],
+      ] as const)
+        assert.equal(sockets.send(fd, Buffer.from(rest as string)), rest.length);
+      await until("the echoes", () => fds.every((fd) => sockets.unreadBytes(fd) === (fd === whole ? 10 : 5)));
+      assert.equal(clients(moved).filter((client) => client === "198.51.100.7:4000").length, 2);
+      assert.equal(moved.admission.refusesClient(0, "198.51.100.7:1"), "sessionsPerClientMax");
+      assert.equal(moved.admission.refusesClient(0, "198.51.100.8:1"), null);
+      const named = clients(moved);
+      ({ to: moved } = await move(moved, { port }));
+      assert.deepEqual(clients(moved).sort(), named.sort());
+    } finally {
+      for (const fd of fds) sockets.close(fd);
+      moved?.stop();
+      stage.stop();
+    }
+  });
+
+  it("goes on where its header was not complete at the hold of a move that is rolled back", async () => {
+    const proxyProtocol = { from: [{ address: "127.0.0.1", prefix: 32 }], headerMsMax: 60_000 };
+    const stage = await startInProcess({ downstream: "takeover", port: { proxyProtocol } });
+    const header = headerOf("198.51.100.7", 4000);
+    const fd = sockets.dial({ address: "127.0.0.1", port: stage.listen });
+    try {
+      await until("sent", () => sockets.send(fd, header.subarray(0, 20)) === 20);
+      await until("it is read", () => [...stage.proxy.sessions.values()][0]?.header?.bytes.length === 20);
+      stage.proxy.role = "held";
+      await hold(stage.proxy);
+      await captureUpstream(stage.proxy);
+      await captureDownstream(stage.proxy);
+      sockets.send(fd, header.subarray(20));
+      stage.proxy.role = "owner";
+      rollback(stage.proxy);
+      sockets.send(fd, Buffer.from("hello"));
+      await until("the echo", () => sockets.unreadBytes(fd) === 5);
+      assert.equal([...stage.proxy.sessions.values()][0]?.client, "198.51.100.7:4000");
+    } finally {
+      sockets.close(fd);
       stage.stop();
     }
   });

@@ -193,6 +193,8 @@ function overTheWire(leg: LegSnapshot): LegSnapshot {
     port: 0,
     edge: "node",
     acceptedAtMs: 1,
+    client: "",
+    headerAwaited: false,
     bytesIn: 0,
     bytesOut: 0,
     upstream: null,

@@ -7,7 +7,7 @@ import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
 import { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { countSynRecv, listenBacklog } from "#proxy/tcp/diag.ts";
+import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
@@ -29,6 +29,7 @@ export const REAL_KERNEL: LegKernel = {
   unshieldLeg,
   shieldListener,
   unshieldListener,
+  listenerOf,
   isListening: (endpoint) => listenBacklog(endpoint) !== null,
   listenBacklog: (endpoint) => listenBacklog(endpoint) ?? 0,
   countSynRecv,

@@ -78,6 +78,7 @@ export const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
   userTimeoutMs: 120_000,
   idleMsMax: 0,
   naming: null,
+  proxyProtocol: null,
   probes: [],
 };
 

@@ -40,6 +40,7 @@ workloads:
 
 /** what a port has that says nothing of them */
 const PORT_BOUNDS = {
+  proxyProtocol: null,
   sessionsMax: 50_000,
   sessionsPerClientMax: 25_000,
   keepAliveMs: 15_000,
@@ -154,6 +155,7 @@ describe("the agent's configuration", () => {
           { ...port, listen: 3, session: { header: "X-Session" }, probes: ["/healthz", "/ready?full"] },
           { ...port, listen: 4, session: { query: "sid" } },
           { ...port, listen: 5, continuity: "transplant", protocol: "tls" },
+          { ...port, listen: 6, proxyProtocol: { from: ["10.0.0.0/8", "fd00::1"], headerMsMax: 9 } },
         ];
         Object.assign(raw.workloads[0], { restart: "always", stopSignal: "SIGQUIT", stopMsMax: 500 });
         raw.limits = { heldMbMax: 64 };
@@ -216,6 +218,24 @@ describe("the agent's configuration", () => {
           setUp: "auto",
           naming: null,
           ...PORT_BOUNDS,
+          probes: [],
+        },
+        {
+          protocol: "auto",
+          continuity: "replay",
+          moveBy: "transplant",
+          replayUnsafe: false,
+          delivery: "atMostOnce",
+          setUp: "auto",
+          naming: null,
+          ...PORT_BOUNDS,
+          proxyProtocol: {
+            from: [
+              { address: "10.0.0.0", prefix: 8 },
+              { address: "fd00::1", prefix: 128 },
+            ],
+            headerMsMax: 9,
+          },
           probes: [],
         },
       ],
@@ -483,6 +503,26 @@ describe("the agent's configuration", () => {
       "two places for a name",
       port({ session: { cookie: "a", query: "b" } }),
       /session: expected exactly one of cookie, header, query and subprotocol, got cookie, query$/,
+    ],
+    [
+      "a load balancer's name",
+      port({ proxyProtocol: { from: ["lb.example"] } }),
+      /proxyProtocol\.from\[0\]: expected a network or an address, as 10\.0\.0\.0\/8 or fd00::1, got "lb.example"$/,
+    ],
+    [
+      "a network too small",
+      port({ proxyProtocol: { from: ["10.0.0.0/33"] } }),
+      /proxyProtocol\.from\[0\]: expected a network or an address/,
+    ],
+    [
+      "no load balancer",
+      port({ proxyProtocol: { from: [] } }),
+      /proxyProtocol\.from: expected a list of 1-64 networks, as \[10\.0\.0\.0\/8\], got an empty list$/,
+    ],
+    [
+      "proxyProtocol: true",
+      port({ proxyProtocol: true }),
+      /proxyProtocol: expected who sends headers of the PROXY protocol, as \{ from: \[10\.0\.0\.0\/8\] \}, got true$/,
     ],
     ["no place for a name", port({ session: {} }), /session: expected exactly one of .*, got none$/],
     [

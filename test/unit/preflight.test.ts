@@ -173,6 +173,20 @@ describe("what two configurations must agree on", () => {
     assert.deepEqual(differ(workload({ vip: { address: "10.99.0.50/24", device: "ens3" } })), []);
   });
 
+  it("whether a load balancer names the clients; which one it is may differ", () => {
+    const behind = (from: string[]): WorkloadConfig => {
+      const [first, second] = base.ports.map(({ listen, upstream }) => ({
+        listen,
+        upstream: `${upstream.address}:${upstream.port}`,
+      }));
+      return workload({ ports: [{ ...first, proxyProtocol: { from } }, second] });
+    };
+    const [one, other] = [behind(["10.0.0.0/8"]), behind(["10.1.0.0/16"])];
+    assert.deepEqual(differ(one), ["error ports.proxyProtocol", "warning ports.proxyProtocol.from"]);
+    const found = disagreements(of(one), of(other)).map(({ key, severity }) => `${severity} ${key}`);
+    assert.deepEqual(found, ["warning ports.proxyProtocol.from"]);
+  });
+
   it("names the keys that block", () => {
     const { vip: _, ...relay } = { vip: null };
     assert.deepEqual(differ(workload({ vip: undefined, ...relay })), ["error downstream", "error vip"]);

@@ -57,6 +57,8 @@ const session: fc.Arbitrary<SessionSnapshot> = plain({
   port: fc.nat({ max: 65535 }),
   edge: name,
   acceptedAtMs: count,
+  client: fc.oneof(fc.constant(""), name),
+  headerAwaited: fc.boolean(),
   bytesIn: count,
   bytesOut: count,
   upstream: fc.option(leg),
@@ -97,6 +99,16 @@ describe("session snapshots as bytes", () => {
         assert.deepEqual(decodeSessions(encodeSessions(value), LIMITS), value);
       }),
     );
+  });
+
+  it("are of the layout that every version reads, where no load balancer has named a client", () => {
+    const [one] = fc.sample(session, { numRuns: 1, seed: 1 });
+    assert.ok(one);
+    const magicOf = (client: string, headerAwaited: boolean): string =>
+      encodeSessions([{ ...one, client, headerAwaited }]).toString("latin1", 0, 4);
+    assert.equal(magicOf("", false), "HFS2");
+    assert.equal(magicOf("192.0.2.1:80", false), "HFS3");
+    assert.equal(magicOf("", true), "HFS3");
   });
 
   it("are refused when cut short or continued, checksum right or wrong", () => {
@@ -144,8 +156,8 @@ describe("session snapshots as bytes", () => {
 
   it("are refused as random bytes behind a right header", () => {
     fc.assert(
-      fc.property(fc.uint8Array({ maxLength: 400 }), (noise) => {
-        decodesOrRefuses(withChecksum(Buffer.concat([Buffer.from("HFS1\0\0\0\0"), noise])));
+      fc.property(fc.constantFrom("HFS2", "HFS3"), fc.uint8Array({ maxLength: 400 }), (magic, noise) => {
+        decodesOrRefuses(withChecksum(Buffer.concat([Buffer.from(`${magic}\0\0\0\0`), noise])));
       }),
       { numRuns: 500 },
     );

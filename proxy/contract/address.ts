@@ -1,0 +1,17 @@
+/** Addresses as text, in the one way to write each. */
+import { isIPv4, isIPv6, SocketAddress } from "node:net";
+
+export function isAddress(family: 4 | 6, text: string): boolean {
+  return family === 4 ? isIPv4(text) : isIPv6(text) && !text.includes("%");
+}
+
+/**
+ * "192.0.2.1:80", "[2001:db8::1]:80"; an IPv4 address within an IPv6 one as what it is.
+ * @param address numeric (see {@link isAddress})
+ */
+export function endpointText(address: string, port: number): string {
+  if (isIPv4(address)) return `${address}:${port}`;
+  const text = new SocketAddress({ address, family: "ipv6" }).address;
+  const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(text)?.[1];
+  return mapped === undefined ? `[${text}]:${port}` : `${mapped}:${port}`;
+}
