@@ -12,6 +12,8 @@ function session(id: string, bytes: number): SessionSnapshot {
     id,
     port: 0,
     edge: "a",
+    client: "",
+    headerAwaited: false,
     acceptedAtMs: 0,
     bytesIn: 0,
     bytesOut: 0,
