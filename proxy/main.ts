@@ -19,6 +19,7 @@ import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { bound, boundReceiveQueue, boundSendQueue, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
+import { provoke } from "./tcp/inject.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;
@@ -40,6 +41,7 @@ const legKernel: LegKernel = {
     bound(endpoint, (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1)),
   adoptLeg,
   releaseLeg,
+  provoke,
   shieldLeg,
   unshieldLeg,
   shieldListener,

@@ -475,9 +475,10 @@ export class Departure {
     });
     this.#countCapture(result);
     // the target adopts them while CRIU dumps
-    this.#adopting = this.#call<AdoptResult>("adopt", {}, body).then((adopted) =>
-      this.#countAdopt(adopted.result),
-    );
+    this.#adopting = this.#call<AdoptResult>("adopt", {}, body).then(({ result: adopted }) => {
+      this.#countAdopt(adopted);
+      this.#tellLost(adopted, "connections to the application");
+    });
     this.#adopting.catch(() => {}); // looked at by `restore`
   }
 
@@ -569,14 +570,17 @@ export class Departure {
     const adopted = await adopting;
     if (adopted !== undefined) {
       this.#countAdopt(adopted.result);
-      const { lost = 0 } = adopted.result;
-      if (lost > 0)
-        this.#result.notKept.push(
-          `${lost} sessions, whose clients' connections could not be built at ${this.#options.to}: its proxy.log says why`,
-        );
+      this.#tellLost(adopted.result, "clients' connections");
     }
     clearTimeout(this.#deadlineTimer);
     context.faults.at("source:committed");
+  }
+
+  #tellLost({ lost = 0 }: AdoptResult, which: string): void {
+    if (lost > 0)
+      this.#result.notKept.push(
+        `${lost} sessions, whose ${which} could not be built at ${this.#options.to}: its proxy.log says why`,
+      );
   }
 
   /** A target that does not answer is no longer waited for: the store tells what it did. */

@@ -17,6 +17,10 @@ export interface LegKernel extends SocketKernel {
     snapshot: LegSnapshot,
     options: { shielded: boolean; addressAbsent?: boolean; device?: string | null },
   ): number;
+  /** The address of our end. */
+  localOf(fd: number): Endpoint;
+  /** Makes the other end of a leg that is not here, and is on this node, speak: it is answered with RST, and its owner reads ECONNRESET. */
+  provoke(leg: Pick<LegSnapshot, "local" | "remote" | "send" | "receive">): void;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): Buffer;
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */

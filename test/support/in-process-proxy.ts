@@ -8,6 +8,7 @@ import { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
+import { provoke } from "#proxy/tcp/inject.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { bound, boundReceiveQueue, boundSendQueue, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
@@ -25,6 +26,7 @@ export const REAL_KERNEL: LegKernel = {
   bindFree: (endpoint) => bound(endpoint),
   adoptLeg,
   releaseLeg,
+  provoke,
   shieldLeg,
   unshieldLeg,
   shieldListener,
