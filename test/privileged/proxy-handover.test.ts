@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
+import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
 import { CLIENT_PORT, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
 
@@ -33,9 +34,11 @@ for (const downstream of ["relay", "takeover"] as const) {
       return client;
     }
 
-    async function move(during?: Parameters<ProxyLab["move"]>[2]): Promise<void> {
+    async function move(
+      ...how: Parameters<ProxyLab["move"]> extends [unknown, unknown, ...infer R] ? R : never
+    ): Promise<void> {
       const to = owner === "a" ? "b" : "a";
-      await lab.move(owner, to, during);
+      await lab.move(owner, to, ...how);
       owner = to;
     }
 
@@ -140,6 +143,31 @@ for (const downstream of ["relay", "takeover"] as const) {
         if (downstream === "takeover") assert.equal(own.sessionsReset, 1);
         bystander.socket.destroy();
         await lab.proxy(owner).untilSessions(0);
+      }
+    });
+
+    it("loses a session whose connection to the application could not be captured, at both ends, and no other", async () => {
+      const bystander = connect("a");
+      await bystander.progress();
+      // There and back: in a relay its client is at an edge, and at the edge that becomes the owner again.
+      for (let round = 0; round < 2; round++) {
+        const lost = connect("a");
+        await lost.progress();
+        await lab.untilConnections(2);
+        await move(undefined, (captured) => {
+          const sessions = decodeSessions(captured, { sessionsMax: 10, bytesMax: 1 << 28 });
+          const last = sessions.reduce((one, other) => (one.acceptedAtMs > other.acceptedAtMs ? one : other));
+          assert.ok(last.upstream !== null && sessions.length === 2);
+          last.upstream = { ...last.upstream, state: "CLOSE" };
+          return encodeSessions(sessions);
+        });
+        if (lost.over === null) await once(lost.socket, "close");
+        assert.equal((await counters()).linkFailures, 0, "told, not given up on");
+        assert.equal(lost.over, "ECONNRESET");
+        await bystander.progress();
+        await bystander.settled();
+        await lab.untilConnections(1);
+        await lab.proxy(owner).untilSessions(1);
       }
     });
 

@@ -308,6 +308,8 @@ export class ProxyLab {
     from: NodeName,
     to: NodeName,
     during: (step: string) => Promise<void> | void = () => {},
+    /** over what was captured of the connections to the application */
+    change: (captured: Buffer) => Buffer = (captured) => captured,
   ): Promise<void> {
     const takeover = this.options.downstream === "takeover";
     const source = this.proxy(from);
@@ -330,7 +332,7 @@ export class ProxyLab {
     this.plug(null);
     const up = await source.call("captureUpstream", { epoch: this.epoch });
     await during("capturedUpstream");
-    await target.call("adoptUpstream", { epoch: next }, up.body);
+    await target.call("adoptUpstream", { epoch: next }, change(up.body));
     await during("adoptedUpstream");
     if (takeover) {
       const down = await source.call("captureDownstream", { epoch: this.epoch });
