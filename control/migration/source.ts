@@ -518,7 +518,7 @@ export class Departure {
       this.#adopting,
     ]);
     this.#result.auditMs.target = round(result.auditMs);
-    this.#result.notKept = result.notKept;
+    this.#result.notKept.push(...result.notKept);
     await this.#verify();
   }
 
@@ -579,7 +579,7 @@ export class Departure {
   #tellLost({ lost = 0 }: AdoptResult, which: string): void {
     if (lost > 0)
       this.#result.notKept.push(
-        `${lost} sessions, whose ${which} could not be built at ${this.#options.to}: its proxy.log says why`,
+        `sessions: ${lost}, whose ${which} could not be built at ${this.#options.to}: its proxy.log says why`,
       );
   }
 
