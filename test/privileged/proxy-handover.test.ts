@@ -6,7 +6,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
+import { headerOf } from "#test/support/proxy-headers.ts";
 import { CLIENT_PORT, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
+import { RawEnd } from "#test/support/raw-ends.ts";
 
 const GROWTH_MOVES = 20;
 
@@ -362,5 +364,38 @@ describe("relay over three nodes", { timeout: 600_000 }, () => {
     for (const client of onC) assert.equal(client.over, "ECONNRESET");
     assert.ok(((await lab.proxy("c").status()).counters.linkFailures ?? 0) >= onC.length);
     clients = [];
+  });
+});
+
+describe("a relay behind a load balancer", { timeout: 600_000 }, () => {
+  it("keeps an edge's connection whose header was not complete when the workload moved, and names its client to the owner", async () => {
+    const proxyProtocol = { from: [{ address: "10.66.0.1", prefix: 32 }], headerMsMax: 600_000 };
+    const lab = await ProxyLab.start({
+      nodes: ["a", "b"],
+      downstream: "relay",
+      echo: "plain",
+      port: { proxyProtocol },
+    });
+    try {
+      await lab.serve("a");
+      const header = headerOf("198.51.100.7", 4000);
+      const [whole, half] = [new RawEnd(lab.client("a")), new RawEnd(lab.client("a"))];
+      whole.socket.write(Buffer.concat([header, Buffer.from("one")]));
+      half.socket.write(header.subarray(0, 20));
+      await whole.has(3);
+      await lab.proxy("a").untilSessions(2);
+      await lab.move("a", "b");
+      whole.socket.write("two");
+      half.socket.write(Buffer.concat([header.subarray(20), Buffer.from("half")]));
+      await Promise.all([whole.has(6), half.has(4)]);
+      assert.deepEqual([String(whole.received), String(half.received)], ["onetwo", "half"]);
+      for (const node of ["a", "b"] as const)
+        assert.deepEqual(
+          (await lab.proxy(node).sessions()).map(({ client }) => client),
+          ["198.51.100.7:4000", "198.51.100.7:4000"],
+        );
+    } finally {
+      await lab.stop();
+    }
   });
 });

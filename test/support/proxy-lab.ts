@@ -84,6 +84,7 @@ export interface LabOptions {
   nodes: NodeName[];
   downstream: "takeover" | "relay";
   echo?: "counted" | "plain";
+  port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
 }
 
@@ -175,7 +176,7 @@ export class ProxyLab {
       downstream: this.options.downstream,
       listenAddress: this.listenAddress(name),
       listenDevice: null,
-      ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP }],
+      ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP, ...this.options.port }],
       linkAddress: `${ADDRESS[name]}:0`,
       spillDir: this.directory,
       limits: { ...LIMITS, ...this.options.limits },
