@@ -16,9 +16,11 @@ import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
+import { provoke } from "#proxy/tcp/inject.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { OWN_NETWORK, UpstreamNetwork } from "#proxy/tcp/network.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
+
 import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
@@ -30,7 +32,7 @@ const networks = { upstream, downstream: OWN_NETWORK };
 const legKernel: LegKernel = {
   ...sockets,
   dial: (to) => sockets.dial(to, upstream),
-  listenUpstream: (on, backlog) => sockets.listen({ fd: bound(on, undefined, upstream) }, backlog),
+  bindUpstream: (on) => bound(on, undefined, upstream),
   acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
   setPeerTimeouts,
   boundQueues,
@@ -45,6 +47,7 @@ const legKernel: LegKernel = {
     bound(endpoint, (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1)),
   adoptLeg: (snapshot, { side, ...options }) => adoptLeg(snapshot, { ...options, network: networks[side] }),
   releaseLeg: (fd, snapshot, { side, probe }) => releaseLeg(fd, snapshot, { probe, network: networks[side] }),
+  provoke: (leg) => provoke(leg, upstream),
   shieldLeg,
   unshieldLeg,
   shieldListener,

@@ -178,14 +178,11 @@ export class Supervisor {
     const application = await this.#launch();
     const up = await this.#untilUp(application, performance.now() + LISTEN_MS_MAX, this.#closing.signal);
     if (up === "ended") {
-      const end = (await application?.end()) ?? null;
-      throw new HoldfastError(
-        `${name} ${end === null ? "ended" : describeEnd(end)} at once: ${await lastLogLine(this.#workload.logFile)}`,
-        {
-          code: "APPLICATION_ENDED",
-          source: "container",
-        },
-      );
+      const end = endOf((await application?.end()) ?? null);
+      throw new HoldfastError(`${name} ${end} at once: ${await lastLogLine(this.#workload.logFile)}`, {
+        code: "APPLICATION_ENDED",
+        source: "container",
+      });
     }
     if (up === "late")
       this.#log("warn", { ms: LISTEN_MS_MAX }, "the application does not listen yet; going on");
@@ -315,7 +312,7 @@ export class Supervisor {
     const isWanted = isToStartAgain(restart, end);
     if (performance.now() - this.#launchedAtMs >= SETTLED_MS) this.#attempts = this.#ends = 0;
     const said = await lastLogLine(workload.logFile);
-    this.#failed(`${describeEnd(end)}: ${said}`);
+    this.#failed(`${endOf(end)}: ${said}`);
     this.#log(
       "error",
       { end: describeEnd(end), restart, said },
@@ -401,7 +398,7 @@ export class Supervisor {
         } else {
           const end = await application?.end();
           problem = `${describeEnd(end ?? null)}: ${said}`;
-          this.#failed(problem);
+          this.#failed(`${endOf(end ?? null)}: ${said}`);
           if (!isToStartAgain(config.restart, end ?? null)) {
             this.#leave();
             if (deadlineMs === null) return false;
@@ -609,6 +606,11 @@ function down(name: string, problem: string): HoldfastError {
 
 function closing(): HoldfastError {
   return new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
+}
+
+/** As {@link describeEnd}, behind the name of what has ended. */
+function endOf(end: End): string {
+  return end === null ? "ended" : describeEnd(end);
 }
 
 function reasonOf(end: End): "status" | "signal" | "unknown" {

@@ -1028,8 +1028,9 @@ export class Workload {
 
   /** What keeps it from running here. Empty where it is not meant to. */
   async #checkNotRunning(): Promise<CheckReport> {
-    const { problem } = await this.status();
-    if (problem === null) return { checked: [], findings: [] };
+    const { problem, state } = await this.status();
+    const isMeantTo = state === "failed" || state === "down" || state === "waiting";
+    if (problem === null || !isMeantTo) return { checked: [], findings: [] };
     const start: Check<null> = {
       category: "start",
       run: async (_, add) => add(problem.id ?? "start.waits", "error", problem.what, problem.cure),

@@ -483,7 +483,10 @@ export class Departure {
     });
     this.#countCapture(captured.result);
     // the target adopts them while CRIU dumps
-    this.#adopting = this.#carry("adopt", captured).then((adopted) => this.#countAdopt(adopted));
+    this.#adopting = this.#carry("adopt", captured).then((adopted) => {
+      this.#countAdopt(adopted);
+      this.#tellLost(adopted, "connections to the application");
+    });
     this.#adopting.catch(() => {}); // looked at by `restore`
   }
 
@@ -545,7 +548,7 @@ export class Departure {
       this.#adopting,
     ]);
     this.#result.auditMs.target = round(result.auditMs);
-    this.#result.notKept = result.notKept;
+    this.#result.notKept.push(...result.notKept);
     await this.#verify();
   }
 
@@ -597,14 +600,17 @@ export class Departure {
     adopted ??= await adopting;
     if (adopted !== null) {
       this.#countAdopt(adopted);
-      const { lost } = adopted;
-      if (lost > 0)
-        this.#result.notKept.push(
-          `${lost} sessions, whose clients' connections could not be built at ${this.#options.to}: its proxy.log says why`,
-        );
+      this.#tellLost(adopted, "clients' connections");
     }
     clearTimeout(this.#deadlineTimer);
     context.faults.at("source:committed");
+  }
+
+  #tellLost({ lost = 0 }: AdoptResult, which: string): void {
+    if (lost > 0)
+      this.#result.notKept.push(
+        `sessions: ${lost}, whose ${which} could not be built at ${this.#options.to}: its proxy.log says why`,
+      );
   }
 
   /** A target that does not answer is no longer waited for: the store tells what it did. */

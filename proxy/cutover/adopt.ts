@@ -10,10 +10,15 @@ import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import type { LiveSession } from "./live-session.ts";
 import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 
-/** @throws HoldfastError `PROXY_ADOPT`: nothing of this call is left behind. */
+/**
+ * One leg that cannot be built costs its session, not the move, see {@link adoptDownstream}. Its application's end is restored all the same, so a
+ * stand-in keeps it as silent as the others until the release; then it is reset, and the client too.
+ * @throws HoldfastError `PROXY_ADOPT`: nothing of this call is left behind.
+ */
 export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]): AdoptResult {
   const start = process.hrtime.bigint();
   let legs = 0;
+  let lost = 0;
   const done: LiveSession[] = [];
   try {
     for (const snapshot of snapshots) {
@@ -25,22 +30,49 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
       // An edge's own session goes on over its link until the release.
       if (snapshot.watch.length > 0 && session.state === "adopted")
         proxy.watchSession(session, snapshot.watch);
-      if (movable(snapshot.upstream)) {
+      const { upstream } = snapshot;
+      if (upstream === null) continue;
+      if (!movable(upstream)) {
+        session.lost = "upstream reset";
+        if (!couldNotBeCaptured(upstream)) continue;
+        standIn(proxy, session, upstream, "it could not be captured");
+        lost++;
+        continue;
+      }
+      try {
         // CRIU lets the application's end speak while it restores what that end had not sent, and then puts its
         // windows back to what they were: answered meanwhile, the two ends would refuse each other's segments for good.
-        const fd = proxy.kernel.adoptLeg(snapshot.upstream, { side: "upstream", shielded: true });
-        session.stillUpstream = { fd, snapshot: snapshot.upstream };
+        const fd = proxy.kernel.adoptLeg(upstream, { side: "upstream", shielded: true });
+        session.stillUpstream = { fd, snapshot: upstream };
         legs++;
-      } else if (snapshot.upstream !== null) {
-        session.lost = "upstream reset";
+      } catch (error) {
+        if (isOfNode(error)) throw error;
+        standIn(proxy, session, upstream, error);
+        lost++;
       }
     }
+    if (lost > 1 && legs === 0)
+      throw new Error(`none of ${lost} can be built here; the proxy's log says why`);
   } catch (cause) {
     for (const session of done) forgetAdopted(proxy, session);
     throw adoptError("upstream", cause);
   }
   proxy.counters.legsAdopted += legs;
-  return result(snapshots.length, legs, start);
+  return { ...result(snapshots.length, legs, start), lost };
+}
+
+function standIn(proxy: WorkloadProxy, session: LiveSession, leg: LegSnapshot, why: unknown): void {
+  const { kernel, counters, log } = proxy;
+  const fd = kernel.bindUpstream(leg.local);
+  session.standIn = { fd, leg };
+  kernel.shieldLeg(fd);
+  kernel.listen({ fd }, 1);
+  counters.legFailures++;
+  session.lost = `upstream cannot be adopted: ${messageOf(why)}`;
+  log.warn(
+    { session: session.id, client: session.client, local: leg.local, err: why },
+    "a connection to the application cannot be built here: its session is lost",
+  );
 }
 
 /**
@@ -104,6 +136,7 @@ export function forgetAdopted(proxy: WorkloadProxy, session: LiveSession): void 
   session.adopted = null;
   session.watch = null;
   if (session.state === "adopted") session.forget();
+  else session.lost = null; // an edge's own, which goes on with its old owner
 }
 
 function createAdopted(proxy: WorkloadProxy, snapshot: SessionSnapshot): LiveSession {
@@ -119,8 +152,13 @@ function createAdopted(proxy: WorkloadProxy, snapshot: SessionSnapshot): LiveSes
 }
 
 /** What no leg could be built with, rather than this one not. */
-function isOfNode(error: unknown): boolean {
+export function isOfNode(error: unknown): boolean {
   return ["EPERM", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"].includes((error as { code?: string }).code ?? "");
+}
+
+/** A leg that its peer has reset does not know that peer any more. */
+function couldNotBeCaptured({ state, remote }: LegSnapshot): boolean {
+  return state === "CLOSE" && remote.port !== 0;
 }
 
 function movable(leg: LegSnapshot | null): leg is LegSnapshot {

@@ -7,9 +7,10 @@
 import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
 import type { CaptureResult } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import type { Endpoint, LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { isOfNode } from "./adopt.ts";
 import type { LiveSession, StillLeg } from "./live-session.ts";
 import { checkTotal, queuedBytes } from "./pieces.ts";
 import type { WorkloadProxy } from "./workload-proxy.ts";
@@ -26,6 +27,7 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   await drain(proxy);
   const meter = new Meter();
   const snapshots: SessionSnapshot[] = [];
+  const failures: unknown[] = [];
   for (const session of proxy.sessions.values()) {
     if (session.state === "waiting" && session.downstream instanceof LinkEnd) {
       // Its edge believes it open and may have sent bytes: it travels without a leg.
@@ -54,9 +56,21 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     proxy.kernel.acknowledge(still.fd);
     session.step("capture");
     session.takeBackFromDownstreamLink();
-    const leg = meter.measure(() => captureStill(proxy, session, still));
+    let leg: LegSnapshot;
+    try {
+      leg = meter.measure(() => captureStill(proxy, session, still));
+    } catch (error) {
+      if (isPassing(error)) throw error;
+      leg = uncapturedLeg(proxy, still.fd);
+      failures.push(error);
+      proxy.log.warn(
+        { session: session.id, client: session.client, err: error },
+        "a connection to the application cannot be captured: its session is lost if the move goes on",
+      );
+    }
     snapshots.push(meter.count(session.snapshot({ upstream: leg, downstream: null })));
   }
+  if (failures.length > 1 && meter.legs === 0) throw failures[0];
   proxy.counters.legsCaptured += meter.legs;
   return { result: meter.result(snapshots.length), sessions: snapshots };
 }
@@ -120,6 +134,40 @@ function captureStill(proxy: WorkloadProxy, session: LiveSession, still: StillLe
       { code: "PROXY_CAPTURE", source: "kernel", retryable: true, cause },
     );
   }
+}
+
+/** What may go well the next time, or is the node's, is the move's to fail for. */
+function isPassing(error: unknown): boolean {
+  const { cause } = error as { cause?: unknown };
+  return isOfNode(cause) || (cause instanceof HoldfastError && cause.retryable);
+}
+
+const NOTHING: Buffer = Buffer.alloc(0);
+
+/** Between our end and the application's, which is dumped all the same: only whose ends they are, which a leg that was reset does not know. */
+function uncapturedLeg({ kernel }: WorkloadProxy, fd: number): LegSnapshot {
+  const local = kernel.localOf(fd);
+  return {
+    family: local.address.includes(":") ? 6 : 4,
+    local,
+    remote: endpointOf(kernel.peerOf(fd)),
+    state: "CLOSE",
+    mss: 0,
+    sackOk: false,
+    windowScale: null,
+    timestamp: null,
+    window: { snd_wl1: 0, snd_wnd: 0, max_window: 0, rcv_wnd: 0, rcv_wup: 0 },
+    receive: { seq: 0, bytes: NOTHING },
+    send: { seq: 0, bytes: NOTHING, unsentBytes: 0 },
+    noDelay: false,
+    keepAlive: false,
+  };
+}
+
+/** "address:port" as `SocketKernel.peerOf` gives it */
+function endpointOf(text: string): Endpoint {
+  const [, address = "", port = "0"] = /^\[?(.*?)\]?:(\d+)$/.exec(text) ?? [];
+  return { address, port: Number(port) };
 }
 
 async function drain(proxy: WorkloadProxy): Promise<void> {

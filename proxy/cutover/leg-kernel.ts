@@ -21,6 +21,10 @@ export interface LegKernel extends SocketKernel {
     snapshot: LegSnapshot,
     options: { side: Side; shielded: boolean; addressAbsent?: boolean; device?: string | null },
   ): number;
+  /** The address of our end. */
+  localOf(fd: number): Endpoint;
+  /** Makes the other end of a leg that is not here, and is on this node, speak: it is answered with RST, and its owner reads ECONNRESET. */
+  provoke(leg: Pick<LegSnapshot, "local" | "remote" | "send" | "receive">): void;
   /** Gives the unsent bytes the kernel did not take. */
   releaseLeg(fd: number, snapshot: LegSnapshot, options: { side: Side; probe: boolean }): Buffer;
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
@@ -40,8 +44,8 @@ export interface LegKernel extends SocketKernel {
   bindShielded(endpoint: Endpoint): number;
   /** As {@link bindShielded}, and not shielded. */
   bindFree(endpoint: Endpoint): number;
-  /** A socket that listens where the application would. @throws HoldfastError with the errno name as code */
-  listenUpstream(endpoint: Endpoint, backlog: number): number;
+  /** A socket bound to an address where the application is. @throws HoldfastError with the errno name as code */
+  bindUpstream(endpoint: Endpoint): number;
   /** The inode of the socket that listens there, where the application is; 0: none does; -1: several do. */
   listenerOf(endpoint: Endpoint): number;
   /** Somebody listens there, where the application is. */

@@ -57,6 +57,12 @@ export interface SessionOptions {
   events: SessionEvents;
 }
 
+/** In place of an upstream leg that could not be built: a socket that drops what comes for it, so that nothing answers with RST. */
+export interface StandIn {
+  fd: number;
+  leg: LegSnapshot;
+}
+
 const NO_BYTES: Buffer = Buffer.alloc(0);
 
 export class LiveSession implements Carrier, PumpOwner {
@@ -84,6 +90,7 @@ export class LiveSession implements Carrier, PumpOwner {
   named = "";
   stillUpstream: StillLeg | null = null;
   stillDownstream: StillLeg | null = null;
+  standIn: StandIn | null = null;
   /** target: what the session was at its source */
   adopted: SessionSnapshot | null = null;
   /** the application, or its owner, has had the session */

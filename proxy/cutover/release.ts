@@ -64,8 +64,15 @@ function releaseSession(
   session.adopted = null;
   const moved = session.state === "adopted";
   try {
+    if (session.standIn !== null) {
+      const { fd, leg } = session.standIn;
+      session.standIn = null;
+      proxy.kernel.close(fd);
+      proxy.kernel.provoke(leg);
+    }
     if (session.lost !== null && session.stillUpstream === null && session.stillDownstream === null) {
       counts.lost++;
+      resetAtEdge(proxy, session, adopted);
       session.reset(session.lost);
       return;
     }
@@ -95,6 +102,19 @@ function releaseSession(
     closeStill(proxy.kernel, session);
     session.reset("release failed");
   }
+}
+
+/** Relay: the edge has prepared a link, and waits to hear which byte comes next. */
+function resetAtEdge(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
+  const link = proxy.parked.get(session.id);
+  if (link?.isReady !== true) return;
+  proxy.parked.delete(session.id);
+  link.sendActive({
+    epoch: proxy.epoch,
+    bytesIn: adopted.bytesIn,
+    bytesOut: adopted.bytesOut - adopted.pendingOut.length,
+  });
+  link.reset();
 }
 
 /** What its peer may send because it was told so, and what lies before that. Of a closed window nothing is expected. */

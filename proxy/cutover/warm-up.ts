@@ -25,7 +25,7 @@ export async function warmUp(kernel: LegKernel): Promise<void> {
   let peer = -1;
   let fd = -1;
   try {
-    listener = kernel.listenUpstream(here, 1);
+    listener = kernel.listen({ fd: kernel.bindUpstream(here) }, 1);
     fd = kernel.dial({ ...here, port: kernel.localPort(listener) });
     if (fd < 0) throw new Error(kernel.errnoName(-fd));
     // On the loopback interface the handshake is over when connect(2) returns, unless the kernel puts it off.

@@ -1063,12 +1063,14 @@ export class WorkloadProxy implements WatchHost {
   }
 }
 
-/** Silently: a leg in repair mode sends nothing when it is closed. */
+/** Silently: a stand-in too, and a leg in repair mode sends nothing when it is closed. */
 export function closeStill(kernel: LegKernel, session: LiveSession): void {
   if (session.stillUpstream !== null) kernel.close(session.stillUpstream.fd);
   if (session.stillDownstream !== null) kernel.close(session.stillDownstream.fd);
+  if (session.standIn !== null) kernel.close(session.standIn.fd);
   session.stillUpstream = null;
   session.stillDownstream = null;
+  session.standIn = null;
 }
 
 /** "10.0.0.2", "10.0.0.2:0", "[fd00::1]:7401", "fd00::1" */

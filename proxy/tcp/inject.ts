@@ -6,7 +6,7 @@
  * Needs CAP_NET_RAW. The socket answers a FIN with an ACK to its real peer: a duplicate there, nothing more.
  * Sources: RFC 9293 3.1, RFC 8200 8.1, man page raw(7).
  */
-import type { Endpoint } from "../contract/snapshot.ts";
+import type { Endpoint, LegSnapshot } from "../contract/snapshot.ts";
 import { internetChecksum } from "./checksum.ts";
 import * as kernel from "./kernel.ts";
 import type { Network } from "./network.ts";
@@ -18,6 +18,8 @@ const IPV4_HEADER_BYTES = 20;
 const IPV6_HEADER_BYTES = 40;
 const TCP_HEADER_BYTES = 20;
 const HOP_LIMIT = 64;
+/** further back than any window reaches: at most 2^30 bytes (RFC 7323 2.3) */
+const OUT_OF_WINDOW = 2 ** 31 - 1;
 
 export interface BareSegment {
   from: Endpoint;
@@ -75,4 +77,16 @@ function ipv6Header(source: Buffer, target: Buffer): Buffer {
   source.copy(header, 8);
   target.copy(header, 24);
   return header;
+}
+
+/**
+ * Makes a local socket speak to its peer: what is out of its window (here: from before the leg's first byte) it answers with an ACK
+ * (RFC 9293 3.10.7.4), and an ACK for which there is no socket is answered with RST.
+ */
+export function provoke(
+  { local, remote, send, receive }: Pick<LegSnapshot, "local" | "remote" | "send" | "receive">,
+  network: Network,
+): void {
+  const seq = send.seq - send.bytes.length - OUT_OF_WINDOW;
+  injectSegment({ from: local, to: remote, seq, ack: receive.seq, flags: FLAG_ACK, window: 0 }, network);
 }

@@ -47,6 +47,7 @@ export const sockets = {
   accept: kernel.tryAccept,
   socketError: (fd: number) => kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR),
   setNoDelay: (fd: number) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1),
+  localOf: (fd: number): Endpoint => kernel.getsockname(fd),
   localPort: (fd: number) => kernel.getsockname(fd).port,
   peerOf(fd: number): string {
     try {

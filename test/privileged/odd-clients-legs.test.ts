@@ -2,9 +2,11 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
+import type { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
-import { setTimeout as delay } from "node:timers/promises";
-import type { LegSnapshot } from "#proxy/contract/snapshot.ts";
+import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { adoptDownstream, adoptUpstream } from "#proxy/cutover/adopt.ts";
 import { captureDownstream, captureUpstream } from "#proxy/cutover/capture.ts";
 import { hold } from "#proxy/cutover/hold.ts";
@@ -13,6 +15,7 @@ import { release } from "#proxy/cutover/release.ts";
 import { retire, rollback } from "#proxy/cutover/rollback.ts";
 import type { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
 import { adoptLeg } from "#proxy/tcp/adopt.ts";
+import { captureLeg } from "#proxy/tcp/capture.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
 import { sockets } from "#proxy/tcp/sockets.ts";
 import { type InProcessOptions, makeProxy, startInProcess } from "#test/support/in-process-proxy.ts";
@@ -34,7 +37,11 @@ async function until(what: string, done: () => boolean): Promise<void> {
 /** Everything a takeover does with a proxy's sessions, into another proxy of this process. */
 async function move(
   from: WorkloadProxy,
-  options: InProcessOptions,
+  options: InProcessOptions & {
+    /** over what was captured of the application's connections */
+    change?: (sessions: SessionSnapshot[]) => SessionSnapshot[];
+    beforeRelease?: () => Promise<void>;
+  },
 ): Promise<{ to: WorkloadProxy; lost: number }> {
   const { listen, upstream } = from.config.ports[0] as (typeof from.config.ports)[0];
   const port = from.listeners[0]?.port ?? listen;
@@ -48,8 +55,10 @@ async function move(
   const upstreams = await captureUpstream(from);
   const downstreams = await captureDownstream(from);
   retire(from, null);
-  adoptUpstream(to, upstreams.sessions);
-  const { lost } = adoptDownstream(to, downstreams.sessions);
+  const { change = (sessions) => sessions, beforeRelease } = options;
+  const lost =
+    adoptUpstream(to, change(upstreams.sessions)).lost + adoptDownstream(to, downstreams.sessions).lost;
+  await beforeRelease?.();
   to.role = "owner";
   release(to);
   return { to, lost };
@@ -208,6 +217,142 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       for (const fd of [odd, plain]) sockets.close(fd);
       to?.stop();
       stage.stop();
+    }
+  });
+
+  for (const [how, options] of [
+    ["built", { adopts: false }],
+    ["captured", { adopts: true }],
+  ] as const) {
+    it(`is lost alone where the application's leg cannot be ${how}: that is silent until the release, then both ends are reset`, async () => {
+      const application = new Map<string, { socket: Socket; ended: string | null }>();
+      const stage = await startInProcess({
+        downstream: "takeover",
+        serve: (socket) => {
+          socket.on("error", (error: NodeJS.ErrnoException) => {
+            for (const end of application.values()) if (end.socket === socket) end.ended = error.code ?? "";
+          });
+          socket.on("data", (data) => {
+            application.set(String(data).slice(0, 3), { socket, ended: null });
+            socket.write(data);
+          });
+        },
+      });
+      const [odd, plain] = [1, 2].map(() => sockets.dial({ address: "127.0.0.1", port: stage.listen })) as [
+        number,
+        number,
+      ];
+      let oddLocal = 0;
+      const spoilt: Partial<LegKernel> = {
+        adoptLeg: (snapshot: LegSnapshot, adoption) => {
+          if (snapshot.local.port === oddLocal) throw Object.assign(new Error("odd"), { code: "EINVAL" });
+          return adoptLeg(snapshot, adoption);
+        },
+      };
+      let to: WorkloadProxy | null = null;
+      try {
+        for (const [fd, text] of [
+          [odd, "odd"],
+          [plain, "pln"],
+        ] as const) {
+          await until("sent", () => sockets.send(fd, Buffer.from(text)) === 3);
+          await until("the echo", () => sockets.unreadBytes(fd) === 3);
+        }
+        const end = application.get("odd");
+        oddLocal = end?.socket.remotePort ?? 0;
+        const moved = await move(stage.proxy, {
+          kernel: options.adopts ? {} : spoilt,
+          change: (sessions) =>
+            sessions.map((session) =>
+              options.adopts && session.upstream?.local.port === oddLocal
+                ? { ...session, upstream: { ...session.upstream, state: "CLOSE" } }
+                : session,
+            ),
+          beforeRelease: async () => {
+            // As CRIU's restore does it: against an address without a socket this would be answered with RST at once.
+            if (!options.adopts) for (const { socket } of application.values()) socket.write("unsent");
+            await turn();
+            await turn();
+            assert.deepEqual(
+              [...application.values()].map(({ ended }) => ended),
+              [null, null],
+            );
+          },
+        });
+        to = moved.to;
+        assert.equal(moved.lost, 1);
+        assert.equal(to.counters.legFailures, 1);
+        await until("the application's end", () => end?.ended !== null);
+        assert.equal(end?.ended, "ECONNRESET");
+        await until("the client's reset", () => sockets.isClosed(odd));
+        const unsent = options.adopts ? 0 : 6;
+        await until("what the other was sent", () => sockets.unreadBytes(plain) === 3 + unsent);
+        sockets.send(plain, Buffer.from("again"));
+        await until("the echo", () => sockets.unreadBytes(plain) === 8 + unsent);
+        assert.equal(to.sessions.size, 1);
+      } finally {
+        for (const fd of [odd, plain]) sockets.close(fd);
+        to?.stop();
+        stage.stop();
+      }
+    });
+  }
+
+  it("goes on in a rollback where the application's leg could not be captured", async () => {
+    let isSpoilt = true;
+    const stage = await startInProcess({
+      downstream: "takeover",
+      kernel: {
+        captureLeg: (fd) => {
+          if (isSpoilt) throw Object.assign(new Error("odd"), { code: "EINVAL" });
+          return captureLeg(fd);
+        },
+      },
+    });
+    const fd = sockets.dial({ address: "127.0.0.1", port: stage.listen });
+    try {
+      await until("sent", () => sockets.send(fd, Buffer.from("hello")) === 5);
+      await until("the echo", () => sockets.unreadBytes(fd) === 5);
+      stage.proxy.role = "held";
+      await hold(stage.proxy);
+      const { sessions } = await captureUpstream(stage.proxy);
+      const { state, remote } = sessions[0]?.upstream ?? {};
+      assert.deepEqual(
+        { state, port: remote?.port },
+        { state: "CLOSE", port: stage.proxy.config.ports[0]?.upstream.port },
+      );
+      isSpoilt = false;
+      await captureDownstream(stage.proxy);
+      stage.proxy.role = "owner";
+      assert.deepEqual(rollback(stage.proxy), { sessions: 1, lost: 0 });
+      sockets.send(fd, Buffer.from("again"));
+      await until("the echo", () => sockets.unreadBytes(fd) === 10);
+    } finally {
+      sockets.close(fd);
+      stage.stop();
+    }
+  });
+
+  it("fails the move where what hinders it is the node's, or passes", async () => {
+    for (const error of [
+      Object.assign(new Error("no room"), { code: "EMFILE" }),
+      new HoldfastError("restless", { code: "LEG_NOT_QUIET", source: "kernel", retryable: true }),
+    ]) {
+      const captureSpoilt = (): never => {
+        throw error;
+      };
+      const stage = await startInProcess({ downstream: "takeover", kernel: { captureLeg: captureSpoilt } });
+      const fd = sockets.dial({ address: "127.0.0.1", port: stage.listen });
+      try {
+        await until("sent", () => sockets.send(fd, Buffer.from("hello")) === 5);
+        await until("the echo", () => sockets.unreadBytes(fd) === 5);
+        stage.proxy.role = "held";
+        await hold(stage.proxy);
+        await assert.rejects(captureUpstream(stage.proxy), { code: "PROXY_CAPTURE" });
+      } finally {
+        sockets.close(fd);
+        stage.stop();
+      }
     }
   });
 });

@@ -4,8 +4,11 @@ import { once } from "node:events";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
+import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
+import { headerOf } from "#test/support/proxy-headers.ts";
 import { CLIENT_PORT, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
+import { RawEnd } from "#test/support/raw-ends.ts";
 
 const LINKS = 300;
 const GROWTH_MOVES = 20;
@@ -34,9 +37,11 @@ for (const downstream of ["relay", "takeover"] as const) {
       return client;
     }
 
-    async function move(during?: Parameters<ProxyLab["move"]>[2]): Promise<void> {
+    async function move(
+      ...how: Parameters<ProxyLab["move"]> extends [unknown, unknown, ...infer R] ? R : never
+    ): Promise<void> {
       const to = owner === "a" ? "b" : "a";
-      await lab.move(owner, to, during);
+      await lab.move(owner, to, ...how);
       owner = to;
     }
 
@@ -141,6 +146,31 @@ for (const downstream of ["relay", "takeover"] as const) {
         if (downstream === "takeover") assert.equal(own.sessionsReset, 1);
         bystander.socket.destroy();
         await lab.proxy(owner).untilSessions(0);
+      }
+    });
+
+    it("loses a session whose connection to the application could not be captured, at both ends, and no other", async () => {
+      const bystander = connect("a");
+      await bystander.progress();
+      // There and back: in a relay its client is at an edge, and at the edge that becomes the owner again.
+      for (let round = 0; round < 2; round++) {
+        const lost = connect("a");
+        await lost.progress();
+        await lab.untilConnections(2);
+        await move(undefined, (captured) => {
+          const sessions = decodeSessions(captured, { sessionsMax: 10, bytesMax: 1 << 28 });
+          const last = sessions.reduce((one, other) => (one.acceptedAtMs > other.acceptedAtMs ? one : other));
+          assert.ok(last.upstream !== null && sessions.length === 2);
+          last.upstream = { ...last.upstream, state: "CLOSE" };
+          return encodeSessions(sessions);
+        });
+        if (lost.over === null) await once(lost.socket, "close");
+        assert.equal((await counters()).linkFailures, 0, "told, not given up on");
+        assert.equal(lost.over, "ECONNRESET");
+        await bystander.progress();
+        await bystander.settled();
+        await lab.untilConnections(1);
+        await lab.proxy(owner).untilSessions(1);
       }
     });
 
@@ -360,5 +390,38 @@ describe("relay over three nodes", { timeout: 600_000 }, () => {
     for (const client of onC) assert.equal(client.over, "ECONNRESET");
     assert.ok(((await lab.proxy("c").status()).counters.linkFailures ?? 0) >= onC.length);
     clients = [];
+  });
+});
+
+describe("a relay behind a load balancer", { timeout: 600_000 }, () => {
+  it("keeps an edge's connection whose header was not complete when the workload moved, and names its client to the owner", async () => {
+    const proxyProtocol = { from: [{ address: "10.66.0.1", prefix: 32 }], headerMsMax: 600_000 };
+    const lab = await ProxyLab.start({
+      nodes: ["a", "b"],
+      downstream: "relay",
+      echo: "plain",
+      port: { proxyProtocol },
+    });
+    try {
+      await lab.serve("a");
+      const header = headerOf("198.51.100.7", 4000);
+      const [whole, half] = [new RawEnd(lab.client("a")), new RawEnd(lab.client("a"))];
+      whole.socket.write(Buffer.concat([header, Buffer.from("one")]));
+      half.socket.write(header.subarray(0, 20));
+      await whole.has(3);
+      await lab.proxy("a").untilSessions(2);
+      await lab.move("a", "b");
+      whole.socket.write("two");
+      half.socket.write(Buffer.concat([header.subarray(20), Buffer.from("half")]));
+      await Promise.all([whole.has(6), half.has(4)]);
+      assert.deepEqual([String(whole.received), String(half.received)], ["onetwo", "half"]);
+      for (const node of ["a", "b"] as const)
+        assert.deepEqual(
+          (await lab.proxy(node).sessions()).map(({ client }) => client),
+          ["198.51.100.7:4000", "198.51.100.7:4000"],
+        );
+    } finally {
+      await lab.stop();
+    }
   });
 });

@@ -8,7 +8,9 @@ import { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
+import { provoke } from "#proxy/tcp/inject.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/tcp/kernel.ts";
+import { OWN_NETWORK } from "#proxy/tcp/network.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
 import { LIMITS, PLAIN } from "./proxy-lab.ts";
@@ -22,9 +24,10 @@ export const REAL_KERNEL: LegKernel = {
   uncaptureLeg,
   bindShielded: (endpoint) => bound(endpoint, shieldListener),
   bindFree: (endpoint) => bound(endpoint),
-  listenUpstream: sockets.listen,
+  bindUpstream: (endpoint) => bound(endpoint),
   adoptLeg,
   releaseLeg,
+  provoke: (leg) => provoke(leg, OWN_NETWORK),
   shieldLeg,
   unshieldLeg,
   shieldListener,

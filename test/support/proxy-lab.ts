@@ -86,6 +86,7 @@ export interface LabOptions {
   nodes: NodeName[];
   downstream: "takeover" | "relay";
   echo?: "counted" | "plain";
+  port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
 }
 
@@ -178,7 +179,7 @@ export class ProxyLab {
       downstream: this.options.downstream,
       listenAddress: this.listenAddress(name),
       listenDevice: null,
-      ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP }],
+      ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP, ...this.options.port }],
       linkAddress: `${ADDRESS[name]}:0`,
       spillDir: this.directory,
       limits: { ...LIMITS, ...this.options.limits },
@@ -311,6 +312,8 @@ export class ProxyLab {
     from: NodeName,
     to: NodeName,
     during: (step: string) => Promise<void> | void = () => {},
+    /** over what was captured of the connections to the application */
+    change: (captured: Buffer) => Buffer = (captured) => captured,
   ): Promise<void> {
     const takeover = this.options.downstream === "takeover";
     const source = this.proxy(from);
@@ -343,7 +346,7 @@ export class ProxyLab {
     };
     const up = await source.call<CaptureResult>("captureUpstream", { epoch: this.epoch });
     await during("capturedUpstream");
-    await carry(up, "adoptUpstream");
+    await carry({ ...up, body: change(up.body) }, "adoptUpstream");
     await during("adoptedUpstream");
     if (takeover) {
       const down = await source.call<CaptureResult>("captureDownstream", { epoch: this.epoch });
