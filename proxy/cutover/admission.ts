@@ -58,7 +58,8 @@ export class Admission {
   }
 
   #refuses(port: number, client: string, fd: number | null): Refusal | null {
-    if (!this.hasRoom(fd ?? this.#process.lowestFreeDescriptor())) return "descriptors";
+    // a client of this node's takes two: its own, and the next one for its connection to the application
+    if (!this.hasRoom(fd === null ? this.#process.lowestFreeDescriptor() : fd + 1)) return "descriptors";
     const { sessionsMax, sessionsPerClientMax } = this.#ports[port] as PortConfig;
     if ((this.#perPort[port] as number) >= sessionsMax) return "sessionsMax";
     const ofClient = this.#perClient[port]?.get(clientKey(client)) ?? 0;
