@@ -17,6 +17,7 @@ const SERVER_PORT = 9999;
 const server = (address: string, port: number): string => `
 import socket
 server = socket.create_server(("${address}", ${port}))
+by_name = socket.socket(socket.AF_UNIX); by_name.bind("\\0hf-${port}"); by_name.listen()
 print("listening", flush=True)
 while True:
     client, peer = server.accept()
@@ -71,6 +72,8 @@ test("a container with a network of its own", { skip, timeout: 300_000 }, async 
 
 async function reachesNoLoopback(run: Run): Promise<void> {
   assert.match(await run(`socket.create_connection(("127.0.0.1", ${NODE_PORT}), 2)`), /ConnectionRefused/);
+  // names of Unix sockets that are no paths are of a network namespace, too (unix(7))
+  assert.match(await run(`socket.socket(socket.AF_UNIX).connect("\\0hf-${NODE_PORT}")`), /ConnectionRefused/);
 }
 
 async function listensForItself(program: MovedProgram, run: Run): Promise<void> {
