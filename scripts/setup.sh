@@ -42,6 +42,7 @@ catatonit catatonit
 procps ps
 procps sysctl
 util-linux nsenter
+systemd /lib/systemd/systemd
 nginx-light nginx
 openssl openssl
 curl curl

@@ -58,7 +58,8 @@ export class Admission {
   /** As {@link refuses}, whoever it is from: its peer is a load balancer, which has not said yet. */
   refusesConnection(port: number, peer: string, fd: number | null): Refusal | null {
     const { sessionsMax } = this.#ports[port] as PortConfig;
-    if (!this.hasRoom(fd ?? this.#process.lowestFreeDescriptor()))
+    // a client of this node's takes two: its own, and the next one for its connection to the application
+    if (!this.hasRoom(fd === null ? this.#process.lowestFreeDescriptor() : fd + 1))
       return this.#tell("descriptors", port, peer);
     return (this.#perPort[port] as number) >= sessionsMax ? this.#tell("sessionsMax", port, peer) : null;
   }

@@ -1,7 +1,7 @@
 /** A container with a network of its own: what it reaches, what reaches it, and what it keeps in a move. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { connect } from "node:net";
+import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
 import { readJournal } from "#control/agent/journal.ts";
@@ -17,6 +17,7 @@ const SERVER_PORT = 9999;
 const server = (address: string, port: number): string => `
 import socket
 server = socket.create_server(("${address}", ${port}))
+by_name = socket.socket(socket.AF_UNIX); by_name.bind("\\0hf-${port}"); by_name.listen()
 print("listening", flush=True)
 while True:
     client, peer = server.accept()
@@ -27,7 +28,13 @@ while True:
 test("a container with a network of its own", { skip, timeout: 300_000 }, async (t) => {
   await withPythonShell(
     {
-      workload: { container: { network: "own" } },
+      workload: {
+        container: { network: "own" },
+        ports: [
+          { listen: 8080, upstream: "127.0.0.1:9000" },
+          { listen: 8081, upstream: "[::1]:9001" },
+        ],
+      },
       before: async (lab) => {
         const places: [string, string, number][] = [
           ["a", "127.0.0.1", NODE_PORT],
@@ -51,6 +58,9 @@ test("a container with a network of its own", { skip, timeout: 300_000 }, async 
         await reachesNoLoopback(run);
         await connectsOut(program, run);
       });
+      await t.test("sessions that one side has ended go along half-closed, over IPv6 too", () =>
+        movesHalfClosed(program, run),
+      );
       await t.test("its own sockets are as they were, and are on the same addresses", () =>
         movesOwnSockets(program, run),
       );
@@ -62,6 +72,8 @@ test("a container with a network of its own", { skip, timeout: 300_000 }, async 
 
 async function reachesNoLoopback(run: Run): Promise<void> {
   assert.match(await run(`socket.create_connection(("127.0.0.1", ${NODE_PORT}), 2)`), /ConnectionRefused/);
+  // names of Unix sockets that are no paths are of a network namespace, too (unix(7))
+  assert.match(await run(`socket.socket(socket.AF_UNIX).connect("\\0hf-${NODE_PORT}")`), /ConnectionRefused/);
 }
 
 async function listensForItself(program: MovedProgram, run: Run): Promise<void> {
@@ -97,6 +109,44 @@ async function movesWithSession(program: MovedProgram, run: Run): Promise<void> 
   }
   assert.equal(await run("scope['sum']"), "2");
   await run("[extra.close(), more.close()]");
+}
+
+/** What makes such a leg again is a segment that is put into the container's network (`proxy/tcp/inject.ts`). */
+async function movesHalfClosed(program: MovedProgram, run: Run): Promise<void> {
+  const set = (name: string, value: string): Promise<string> => run(`scope.__setitem__("${name}", ${value})`);
+  await set("half", 'socket.create_server(("::1", 9001), family=socket.AF_INET6)');
+  const clients: Socket[] = [];
+  for (const name of ["first", "second"]) {
+    clients.push(await connectHalf(program));
+    await set(name, "half.accept()[0]");
+  }
+  const [first, second] = clients as [Socket, Socket];
+  first.end("its last"); // the client has ended, the application has not
+  assert.equal(await run("[first.recv(100), first.recv(100)]"), "[b'its last', b'']");
+  await run('[second.sendall(b"its last"), second.shutdown(socket.SHUT_WR)]');
+  assert.equal(await wordOf(second), "its last");
+  await program.move(program.at === "a" ? "b" : "a");
+  await run('first.sendall(b"an answer")');
+  await run("first.close()");
+  assert.equal(await wordOf(first), "an answer");
+  second.end("and a word more");
+  assert.equal(await run("[second.recv(100), second.recv(100)]"), "[b'and a word more', b'']");
+  await run("[second.close(), half.close()]");
+  await program.move(program.at === "a" ? "b" : "a");
+}
+
+function connectHalf(program: MovedProgram): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ host: program.address, port: 8081, allowHalfOpen: true }, () => resolve(socket));
+    socket.once("error", reject);
+  });
+}
+
+/** All that the other side sends until it ends. */
+async function wordOf(socket: Socket): Promise<string> {
+  let text = "";
+  for await (const piece of socket.setEncoding("utf8").iterator({ destroyOnReturn: false })) text += piece;
+  return text;
 }
 
 async function movesOwnSockets(program: MovedProgram, run: Run): Promise<void> {

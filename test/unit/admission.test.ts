@@ -54,8 +54,9 @@ describe("admission of clients", () => {
 
   it("keeps back no more than a part of a small limit", () => {
     const { made } = admission({}, { used: 55, most: 64 });
-    assert.equal(made.refuses(0, CLIENT, 55), null);
-    assert.equal(made.refuses(0, CLIENT, 56), "descriptors");
+    assert.equal(made.refuses(0, CLIENT, null), null);
+    assert.equal(made.refuses(0, CLIENT, 54), null);
+    assert.equal(made.refuses(0, CLIENT, 55), "descriptors", "its connection to the application would be 56");
   });
 
   it("says it once for all that are refused within a while, with the cure", () => {
