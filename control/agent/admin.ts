@@ -210,8 +210,17 @@ export class AdminServer {
       ),
       Promise.all([...this.#workloads.values()].map((each) => each.status())),
     ]);
+    const { ring } = context;
     const uptimeMs = Math.round(performance.now() - this.#startedMs);
-    return { node: context.node, pid: process.pid, uptimeMs, store, peers, workloads };
+    return {
+      node: context.node,
+      pid: process.pid,
+      uptimeMs,
+      store,
+      keys: { ids: ring.ids, problem: ring.problem },
+      peers,
+      workloads,
+    };
   }
 
   async #check(query: URLSearchParams, workload: (name: string) => Workload): Promise<object> {

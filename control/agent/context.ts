@@ -7,6 +7,7 @@ import type { ContainerRuntime } from "../container/runtime.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
 import type { ClusterMark } from "./cluster-mark.ts";
+import type { KeyRing } from "./key-ring.ts";
 import type { AgentMetrics } from "./metrics.ts";
 import type { Owners } from "./owners.ts";
 
@@ -17,8 +18,8 @@ export interface AgentContext {
   /** read again by a restart */
   configFile: string;
   stateDir: string;
-  /** 32 bytes */
-  key: Buffer;
+  /** what all nodes share */
+  ring: KeyRing;
   store: Store;
   /** for people: no password in it */
   storeUrl: string;

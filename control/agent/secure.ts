@@ -7,31 +7,35 @@
  * 1.3 ChaCha20 570; TLS 1.2 ECDHE-PSK-CHACHA20 540, ECDHE-PSK-AES128-CBC 260. DHE-PSK-AES128-GCM finds no shared cipher:
  * Node sets no DH parameters for a server without a certificate.
  *
- * Who is who: a holder of the key is an agent, and its PSK identity is its node name. The dialler says which node it
- * means (SNI), so a wrong address in `peers` is noticed. The ALPN name carries the version of what is spoken inside.
+ * Who is who: a holder of a key of the ring is an agent, and its PSK identity is its node's name and the key's id, `a#1f2e3d4c`,
+ * so that the acceptor knows which of its keys is meant. Agents of the version before said the name alone: that means the first
+ * key, and is what a dialler says where the other form is refused. A stream ends when the key that it was opened with is no longer in the ring.
+ * The dialler says which node it means (SNI), so a wrong address in `peers` is noticed. The ALPN name carries the version of what is spoken inside.
  * Not here: what is said on the stream (`proxy/contract/channel.ts`), and whether that node may do it.
  */
-import { hkdfSync } from "node:crypto";
+import { hkdfSync, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import type { AddressInfo, Socket } from "node:net";
 import { connect, createServer, type TLSSocket } from "node:tls";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { keyId } from "#proxy/contract/shared-keys.ts";
+import type { KeyRing } from "./key-ring.ts";
 
 export const AGENT_PROTOCOL = "holdfast-agent/1";
 export const AGENT_CIPHER = "TLS_AES_128_GCM_SHA256";
-const KEY_BYTES = 32;
 const HANDSHAKE_MS_MAX = 5_000;
 const DIAL_MS_MAX = 5_000;
 const CONNECTIONS_MAX = 256;
 const KEEP_ALIVE_MS = 5_000;
-const NODE_NAME = /^[a-z0-9-]{1,40}$/;
+/** node, key id */
+const PSK_IDENTITY = /^([a-z0-9-]{1,40})(?:#([0-9a-f]{8}))?$/;
+const PSK_BYTES = 32;
 
 export interface ListenSecureOptions {
   host: string;
   /** 0: chosen by the kernel, see {@link SecureListener.port} */
   port: number;
-  /** 32 bytes */
-  key: Buffer;
+  ring: KeyRing;
   /** this node's name */
   node: string;
   /** an authenticated peer; hand the stream to a `Channel` in the same turn */
@@ -53,7 +57,7 @@ export interface SecureListener {
 export interface DialSecureOptions {
   host: string;
   port: number;
-  key: Buffer;
+  ring: KeyRing;
   /** this node's name */
   node: string;
   /** the node expected there; another one refuses */
@@ -64,8 +68,9 @@ export interface DialSecureOptions {
 
 /** @throws HoldfastError `LISTEN_FAILED` */
 export async function listenSecure(options: ListenSecureOptions): Promise<SecureListener> {
-  const psk = streamKey(options.key);
-  const names = new WeakMap<TLSSocket, string>();
+  const { ring } = options;
+  /** what each has said that it is; key null: it has shown one that we have not */
+  const said = new WeakMap<TLSSocket, { node: string; id: string; key: Buffer | null }>();
   const open = new Set<TLSSocket>();
   const server = createServer({
     minVersion: "TLSv1.3",
@@ -74,9 +79,12 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
     handshakeTimeout: options.handshakeMsMax ?? HANDSHAKE_MS_MAX,
     // No certificate: a client without the key has nothing to fall back to.
     pskCallback: (socket, identity) => {
-      if (!NODE_NAME.test(identity)) return null;
-      names.set(socket, identity);
-      return psk;
+      const [, node, id] = PSK_IDENTITY.exec(identity) ?? [];
+      if (node === undefined) return null;
+      const key = id === undefined ? ring.first : ring.find(id);
+      said.set(socket, { node, id: id ?? "of the version before", key });
+      // A key that nobody has fails as a wrong one does, so that the dialler can tell it from an agent that does not know this form.
+      return key === null ? randomBytes(PSK_BYTES) : streamKey(key);
     },
     ALPNCallback: ({ servername, protocols }) => {
       const meant = !servername || servername === options.node; // not a string when there was no SNI
@@ -107,11 +115,16 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
   server.on("tlsClientError", (error, socket) => {
     const from =
       socket.remoteAddress === undefined ? "a connection" : `${socket.remoteAddress}:${socket.remotePort}`;
-    options.onRefused(`refused ${from}: ${explainRefusal(error)}`);
+    const peer = said.get(socket);
+    const why =
+      peer?.key === null
+        ? `it says that it is node ${peer.node}, and its key ${peer.id} is not in our key file (there are: ${ring.ids.join(", ")})`
+        : explainRefusal(error);
+    options.onRefused(`refused ${from}: ${why}`);
     socket.destroy();
   });
   server.on("secureConnection", (socket) => {
-    const peer = names.get(socket);
+    const peer = said.get(socket);
     strangers.delete(nameOf(socket));
     socket.on("error", () => {});
     if (open.size >= connectionsMax) {
@@ -119,7 +132,7 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
       socket.destroy();
       return;
     }
-    if (peer === undefined || socket.alpnProtocol !== AGENT_PROTOCOL) {
+    if (peer === undefined || peer.key === null || socket.alpnProtocol !== AGENT_PROTOCOL) {
       options.onRefused(`refused ${socket.remoteAddress}: it did not name its node or its protocol`);
       socket.destroy();
       return;
@@ -127,7 +140,10 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
     socket.setKeepAlive(true, KEEP_ALIVE_MS);
     open.add(socket);
     socket.once("close", () => open.delete(socket));
-    options.onPeer(socket, peer);
+    endWithKey(socket, ring, peer.key, () =>
+      options.onRefused(`ended the stream of node ${peer.node}: its key ${peer.id} has left our key file`),
+    );
+    options.onPeer(socket, peer.node);
   });
   server.listen({ host: options.host, port: options.port });
   try {
@@ -159,9 +175,22 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
  * node, or no agent)
  */
 export async function dialSecure(options: DialSecureOptions): Promise<TLSSocket> {
-  const { host, port, node, peer } = options;
+  const key = options.ring.first;
+  const identity = `${options.node}#${keyId(key)}`;
+  try {
+    return await dialAs(options, identity, key);
+  } catch (error) {
+    const isUnknownForm =
+      error instanceof HoldfastError && isRefusedIdentity(error.cause) && PSK_IDENTITY.test(identity);
+    if (!isUnknownForm) throw error;
+    return dialAs(options, options.node, key);
+  }
+}
+
+async function dialAs(options: DialSecureOptions, identity: string, key: Buffer): Promise<TLSSocket> {
+  const { host, port, peer } = options;
   const where = peer === undefined ? `${host}:${port}` : `node ${peer} at ${host}:${port}`;
-  const psk = streamKey(options.key);
+  const psk = streamKey(key);
   const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();
   const socket = connect({
     host,
@@ -171,7 +200,7 @@ export async function dialSecure(options: DialSecureOptions): Promise<TLSSocket>
     ciphers: AGENT_CIPHER,
     ALPNProtocols: [AGENT_PROTOCOL],
     ...(peer === undefined ? {} : { servername: peer }),
-    pskCallback: () => ({ psk, identity: node }),
+    pskCallback: () => ({ psk, identity }),
     // Only called when the other side offers a certificate instead of proving that it has the key.
     checkServerIdentity: () => new Error("it showed a certificate instead of the key"),
   });
@@ -201,6 +230,7 @@ export async function dialSecure(options: DialSecureOptions): Promise<TLSSocket>
   try {
     const stream = await promise;
     stream.setKeepAlive(true, KEEP_ALIVE_MS);
+    endWithKey(stream, options.ring, key);
     return stream;
   } catch (error) {
     socket.destroy();
@@ -213,13 +243,23 @@ export async function dialSecure(options: DialSecureOptions): Promise<TLSSocket>
 
 /** Not the key itself: what seals the store is derived from the same file. */
 function streamKey(key: Buffer): Buffer {
-  if (key.length !== KEY_BYTES) {
-    throw new HoldfastError(`the key has ${key.length} bytes: it needs ${KEY_BYTES}`, {
-      code: "KEY_INVALID",
-      source: "config",
-    });
-  }
-  return Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", KEY_BYTES));
+  return Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", PSK_BYTES));
+}
+
+/** A stream lives no longer than the key that has opened it is in the ring. */
+function endWithKey(stream: TLSSocket, ring: KeyRing, key: Buffer, onEnd: () => void = () => {}): void {
+  const stop = ring.onChange(() => {
+    if (ring.has(key)) return;
+    onEnd();
+    stream.destroy();
+  });
+  stream.once("close", stop);
+}
+
+/** The other side knows no such identity: OpenSSL goes on without a key then, and finds that it has no certificate to offer. */
+function isRefusedIdentity(cause: unknown): boolean {
+  const { code = "", message = "" } = (cause ?? {}) as { code?: string; message?: string };
+  return /ALERT_HANDSHAKE_FAILURE|alert handshake failure/i.test(`${code} ${message}`);
 }
 
 function explainRefusal(error: Error & { code?: string; reason?: string }): string {

@@ -111,7 +111,7 @@ export interface Configure {
   /** where held bytes are spilled to, in files without a name */
   spillDir: string;
   limits: ProxyLimits;
-  /** body: 32 bytes, authenticates links between the proxies of this workload */
+  /** body: what authenticates links between the proxies of this workload, see {@link ProxyCommands.keys} */
 }
 
 /** → `{ link: Endpoint }`: listening for clients and dialling the application. */
@@ -268,6 +268,8 @@ export interface SessionInfo {
 
 export interface ProxyCommands {
   configure: Configure;
+  /** body: link keys of 32 bytes, one after the other: the first dials, all are accepted (`shared-keys.ts`); at any time */
+  keys: Record<string, never>;
   serve: Serve;
   standby: Standby;
   prepareLinks: PrepareLinks;

@@ -7,6 +7,7 @@ import net from "node:net";
 import type { Logger } from "pino";
 import type { Configure, PortConfig, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
@@ -79,7 +80,8 @@ interface AwayFigures {
 
 export interface WorkloadProxyOptions {
   config: Configure;
-  key: Buffer;
+  /** of its links; the first is what it dials with */
+  keys: SharedKeys;
   kernel: LegKernel;
   log: Logger;
 }
@@ -128,7 +130,6 @@ export class WorkloadProxy implements WatchHost {
   readonly opaqueReasons = new Map<string, number>();
   readonly budget: HeldBudget;
   readonly admission: Admission;
-  readonly cookieKey: Buffer;
   /** one a port */
   readonly presences: Presence[];
   readonly probeAnswers = new ProbeAnswers();
@@ -141,7 +142,8 @@ export class WorkloadProxy implements WatchHost {
   /** source: the target has said ACTIVE, so there is no way back */
   releasedElsewhere = false;
 
-  readonly #key: Buffer;
+  #keys: SharedKeys;
+  #cookieKeys: SharedKeys;
   readonly #idle = new IdleSessions(this);
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
@@ -152,7 +154,8 @@ export class WorkloadProxy implements WatchHost {
 
   constructor(options: WorkloadProxyOptions) {
     this.config = options.config;
-    this.#key = options.key;
+    this.#keys = options.keys;
+    this.#cookieKeys = cookieKeysOf(options.keys, options.config.workload);
     this.kernel = options.kernel;
     this.log = options.log;
     const { limits, spillDir, ports } = options.config;
@@ -163,12 +166,20 @@ export class WorkloadProxy implements WatchHost {
       spillBytesMax: limits.spillBytesMax,
       spillDir,
     });
-    this.cookieKey = Buffer.from(
-      hkdfSync("sha256", options.key, "", `holdfast session cookie ${options.config.workload}`, 32),
-    );
     this.presences = ports.map((_, port) => new Presence(this, port));
   }
 
+  /** Links that are there go on; from now on others are dialled and accepted with these. */
+  set keys(keys: SharedKeys) {
+    this.#keys = keys;
+    this.#cookieKeys = cookieKeysOf(keys, this.config.workload);
+  }
+  get keys(): SharedKeys {
+    return this.#keys;
+  }
+  get cookieKeys(): SharedKeys {
+    return this.#cookieKeys;
+  }
   get limits(): ProxyLimits {
     return this.config.limits;
   }
@@ -601,7 +612,7 @@ export class WorkloadProxy implements WatchHost {
       },
     };
     session.nextLink = LinkEnd.dial({
-      key: this.#key,
+      keys: this.#keys,
       to: options.to,
       greeting,
       onReady: () => resolve(true),
@@ -768,7 +779,7 @@ export class WorkloadProxy implements WatchHost {
     }
     this.#linksGreeting++;
     LinkEnd.accept(socket, {
-      key: this.#key,
+      keys: this.#keys,
       onReady: (link) => {
         this.#linksGreeting--;
         this.counters.linksAccepted++;
@@ -981,4 +992,10 @@ function splitAddress(text: string): [host: string, port: number] {
   if (net.isIP(text) !== 0) return [text, 0];
   const at = text.lastIndexOf(":");
   return at < 0 ? [text, 0] : [text.slice(0, at), Number(text.slice(at + 1))];
+}
+
+function cookieKeysOf([first, ...others]: SharedKeys, workload: string): SharedKeys {
+  const derive = (key: Buffer): Buffer =>
+    Buffer.from(hkdfSync("sha256", key, "", `holdfast session cookie ${workload}`, 32));
+  return [derive(first), ...others.map(derive)];
 }

@@ -8,6 +8,7 @@
  */
 import { randomBytes } from "node:crypto";
 import net from "node:net";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { End, EndListener } from "./end.ts";
 import { decodeHello, encodeHello, type Greeting, isWelcome, NONCE_BYTES, welcome } from "./link-auth.ts";
@@ -51,7 +52,7 @@ export interface LinkListener {
 type LinkState = "greeting" | "ready" | "over";
 
 export interface AcceptOptions {
-  key: Buffer;
+  keys: SharedKeys;
   onReady(link: LinkEnd): void;
   /** never authenticated: closed already */
   onRefused(reason: string): void;
@@ -59,7 +60,7 @@ export interface AcceptOptions {
 }
 
 export interface DialOptions {
-  key: Buffer;
+  keys: SharedKeys;
   to: Endpoint;
   greeting: Greeting;
   onReady(link: LinkEnd): void;
@@ -155,15 +156,15 @@ export class LinkEnd implements End {
         },
       },
       (type, payload) => {
-        const greeting = type === FRAME.hello ? decodeHello(options.key, nonce, payload) : null;
-        if (greeting === null) {
+        const hello = type === FRAME.hello ? decodeHello(options.keys, nonce, payload) : null;
+        if (hello === null) {
           refused = true;
-          options.onRefused("the greeting was not signed with this workload's link key");
+          options.onRefused("the greeting was not signed with a link key of this workload");
           link.#fail(RST_CODE.broken);
           return;
         }
-        link.greeting = greeting;
-        socket.write(frame(FRAME.welcome, welcome(options.key, payload)));
+        link.greeting = hello.greeting;
+        socket.write(frame(FRAME.welcome, welcome(hello.key, payload)));
         link.#ready();
         options.onReady(link);
       },
@@ -174,12 +175,13 @@ export class LinkEnd implements End {
 
   static dial(options: DialOptions): LinkEnd {
     const socket = net.connect({ host: options.to.address, port: options.to.port });
+    const [key] = options.keys;
     let hello: Buffer | null = null;
     const link: LinkEnd = new LinkEnd(socket, options.listener, (type, payload) => {
       if (hello === null && type === FRAME.nonce) {
-        hello = encodeHello(options.key, payload, randomBytes(NONCE_BYTES), options.greeting);
+        hello = encodeHello(key, payload, randomBytes(NONCE_BYTES), options.greeting);
         socket.write(frame(FRAME.hello, hello));
-      } else if (hello !== null && type === FRAME.welcome && isWelcome(options.key, hello, payload)) {
+      } else if (hello !== null && type === FRAME.welcome && isWelcome(key, hello, payload)) {
         link.#ready();
         options.onReady(link);
       } else {

@@ -1,25 +1,29 @@
 import assert from "node:assert/strict";
-import { randomBytes } from "node:crypto";
+import { hkdfSync, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { afterEach, beforeEach, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { connect as tlsConnect } from "node:tls";
+import { createServer as createTlsServer, connect as tlsConnect } from "node:tls";
+import { KeyRing } from "#control/agent/key-ring.ts";
 import { AGENT_CIPHER, dialSecure, listenSecure, type SecureListener } from "#control/agent/secure.ts";
 import { Channel } from "#proxy/contract/channel.ts";
+import { keyId, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 const key = randomBytes(32);
+let ring: KeyRing;
 let listener: SecureListener;
 let refused: string[];
 let peers: string[];
 
 beforeEach(async () => {
+  ring = new KeyRing([key]);
   refused = [];
   peers = [];
   listener = await listenSecure({
     host: "127.0.0.1",
     port: 0,
-    key,
+    ring,
     node: "b",
     handshakeMsMax: 150,
     onPeer: (stream, peerNode) => {
@@ -45,7 +49,7 @@ function dial(overrides: Partial<Parameters<typeof dialSecure>[0]> = {}) {
   return dialSecure({
     host: "127.0.0.1",
     port: listener.port,
-    key,
+    ring,
     node: "a",
     timeoutMs: 1000,
     ...overrides,
@@ -95,9 +99,81 @@ describe("the stream between agents", () => {
   });
 
   test("a wrong key is refused, with one line at each end", async () => {
-    await assert.rejects(dial({ key: randomBytes(32) }), { code: "PEER_AUTH", message: /same key file/ });
-    assert.match(await refusal(), /key is not ours/);
+    await assert.rejects(dial({ ring: new KeyRing([randomBytes(32)]) }), {
+      code: "PEER_AUTH",
+      message: /same key file/,
+    });
+    assert.match(await refusal(), /its key [0-9a-f]{8} is not in our key file/);
     await stillServes();
+  });
+
+  test("keys are changed in three steps, and nobody is refused in between; then who has only the old one is", async () => {
+    const added = randomBytes(32);
+    const dialler = new KeyRing([key]);
+    const works = async (): Promise<void> => {
+      const channel = new Channel(await dial({ ring: dialler }));
+      assert.equal((await channel.call("whoami", {})).result, "a");
+      channel.close();
+    };
+    const steps: SharedKeys[] = [[key, added], [added, key], [added]];
+    const kept = new Channel(await dial({ ring: dialler }));
+    for (const step of steps) {
+      for (const side of [ring, dialler]) {
+        side.replace(step);
+        await works();
+      }
+    }
+    await kept.closed;
+    assert.deepEqual(refused, [`ended the stream of node a: its key ${keyId(key)} has left our key file`]);
+    refused.length = 0;
+    peers.length = 0;
+    await assert.rejects(dial({ ring: new KeyRing([key]) }), { code: "PEER_AUTH", message: /same key file/ });
+    assert.match(
+      await refusal(),
+      new RegExp(`node a, and its key ${keyId(key)} is not in our key file .*${keyId(added)}`),
+    );
+  });
+
+  test("a stream ends at the dialler too when the key it was opened with goes", async () => {
+    const dialler = new KeyRing([key, randomBytes(32)]);
+    const stream = await dial({ ring: dialler });
+    dialler.replace([randomBytes(32), key]);
+    assert.ok(!stream.destroyed, "the key is still one of ours");
+    dialler.replace([randomBytes(32)]);
+    assert.ok(stream.destroyed);
+  });
+
+  test("agents of the version before name only their node: they are heard, and dialled as they know it", async () => {
+    ring.replace([key, randomBytes(32)]);
+    const psk = Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", 32));
+    const versions = { minVersion: "TLSv1.3", maxVersion: "TLSv1.3", ciphers: AGENT_CIPHER } as const;
+    const before = tlsConnect({
+      ...versions,
+      host: "127.0.0.1",
+      port: listener.port,
+      ALPNProtocols: ["holdfast-agent/1"],
+      pskCallback: () => ({ psk, identity: "a" }),
+      checkServerIdentity: () => new Error("a certificate"),
+    });
+    await once(before, "secureConnect");
+    assert.equal((await new Channel(before).call("whoami", {})).result, "a");
+    before.destroy();
+
+    const names: string[] = [];
+    const old = createTlsServer({
+      ...versions,
+      pskCallback: (_, identity) => {
+        names.push(identity);
+        return /^[a-z0-9-]{1,40}$/.test(identity) ? psk : null;
+      },
+      ALPNProtocols: ["holdfast-agent/1"],
+    }).listen(0, "127.0.0.1");
+    old.on("tlsClientError", () => {});
+    await once(old, "listening");
+    const stream = await dial({ port: (old.address() as AddressInfo).port });
+    assert.deepEqual(names, [`a#${keyId(key)}`, "a"]);
+    stream.destroy();
+    old.close();
   });
 
   test("a dialler that means another node is refused", async () => {
@@ -143,7 +219,7 @@ describe("the stream between agents", () => {
     const crowded = await listenSecure({
       host: "127.0.0.1",
       port: 0,
-      key,
+      ring,
       node: "b",
       handshakeMsMax: 60_000,
       connectionsMax,
@@ -194,7 +270,6 @@ describe("the stream between agents", () => {
   test("an impostor with a certificate and no key is refused by the dialler", async () => {
     const { execFileSync } = await import("node:child_process");
     const { mkdtempSync, readFileSync, rmSync } = await import("node:fs");
-    const { createServer: createTlsServer } = await import("node:tls");
     const folder = mkdtempSync("/tmp/holdfast-secure-");
     const args =
       "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=b -keyout k -out c -days 1";
@@ -222,10 +297,9 @@ describe("the stream between agents", () => {
     await stillServes();
   });
 
-  test("keys of another length and ports in use are plain errors", async () => {
-    await assert.rejects(dial({ key: randomBytes(16) }), { code: "KEY_INVALID" });
+  test("ports in use are plain errors", async () => {
     await assert.rejects(
-      listenSecure({ host: "127.0.0.1", port: listener.port, key, node: "x", onPeer() {}, onRefused() {} }),
+      listenSecure({ host: "127.0.0.1", port: listener.port, ring, node: "x", onPeer() {}, onRefused() {} }),
       { code: "LISTEN_FAILED" },
     );
   });

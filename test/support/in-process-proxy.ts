@@ -95,7 +95,7 @@ export function makeProxy(options: InProcessOptions): {
       spillDir: "/nonexistent",
       limits: { ...LIMITS, ...limits },
     },
-    key: Buffer.alloc(32, 1),
+    keys: [Buffer.alloc(32, 1)],
     kernel: { ...REAL_KERNEL, ...kernel },
     log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),
   });

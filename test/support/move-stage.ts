@@ -34,6 +34,8 @@ export interface StageOptions {
   /** one node's own part of it */
   workloadOf?: Partial<Record<NodeName, AgentConfig>>;
   loadOptions?: Partial<LoadOptions>;
+  /** a node's own part of the agent's configuration, beside workloads */
+  agentOf?: (node: NodeName, lab: Lab) => AgentConfig;
 }
 
 /** What `migrate` came to; `cut` when the agent asked died over it. */
@@ -108,7 +110,10 @@ export class MoveStage implements AsyncDisposable {
   async startAgent(node: NodeName, workload: AgentConfig = {}): Promise<void> {
     await this.lab.startAgent(
       node,
-      { workloads: [{ ...this.#workload(node), ...workload }] },
+      {
+        workloads: [{ ...this.#workload(node), ...workload }],
+        ...this.options.agentOf?.(node, this.lab),
+      },
       { env: { HOLDFAST_FAULT: `file:${this.#faultFile(node)}` } },
     );
   }
@@ -316,8 +321,13 @@ export class MoveStage implements AsyncDisposable {
   // ---- looking
 
   async shown(node: NodeName): Promise<WorkloadShown> {
-    const status = (await this.#api(node, "GET", "/v1/status")) as { workloads: WorkloadShown[] };
-    return status.workloads[0] as WorkloadShown;
+    const { workloads } = (await this.status(node)) as { workloads: WorkloadShown[] };
+    return workloads[0] as WorkloadShown;
+  }
+
+  /** `holdfast status --json` of a node. */
+  status(node: NodeName): Promise<unknown> {
+    return this.#api(node, "GET", "/v1/status");
   }
 
   /** The application's process, as the machine sees it. */

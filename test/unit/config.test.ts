@@ -80,7 +80,7 @@ describe("the agent's configuration", () => {
       peers: { b: { address: "10.99.0.3", port: 7400 } },
       stateDir: "/var/lib/holdfast/a",
       socket: "/var/lib/holdfast/a/agent.sock",
-      key,
+      keys: [key],
       keyFile: join(folder, "key"),
       workloads: [
         {
@@ -129,7 +129,7 @@ describe("the agent's configuration", () => {
       }),
       file,
     );
-    assert.deepEqual(config.key, key);
+    assert.deepEqual(config.keys, [key]);
     const [chat] = config.workloads;
     assert.equal(chat?.downstream, "relay");
     assert.equal(chat?.listenAddress, "fd00::2");
