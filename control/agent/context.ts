@@ -15,6 +15,7 @@ export interface AgentContext {
   node: string;
   /** address other nodes reach this one at: agents, links between proxies */
   host: string;
+  links: "encrypted" | "plain";
   /** read again by a restart */
   configFile: string;
   stateDir: string;

@@ -55,6 +55,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const context: AgentContext = {
     node: config.node,
     host: config.listen.address,
+    links: config.links,
     configFile: config.file,
     stateDir: config.stateDir,
     ring,

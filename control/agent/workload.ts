@@ -1358,6 +1358,7 @@ export class Workload {
       listenDevice: config.vip?.device ?? null,
       ports: config.ports,
       linkAddress: context.host,
+      links: context.links,
       spillDir,
       limits: proxyLimits,
     };

@@ -292,6 +292,7 @@ export const fileSchema = z.strictObject(
       (value) => value.length <= STATE_DIR_CHARS_MAX,
       `expected a path of at most ${STATE_DIR_CHARS_MAX} characters (sockets live below it)`,
     ),
+    links: oneOf("encrypted", "plain").default("encrypted"),
     key: z.string("expected file:PATH").regex(/^file:./, "expected file:PATH"),
     workloads: list(workload, "expected a list of at most 100 workloads", 0, 100),
     limits: agentLimits.default(AGENT_LIMITS),

@@ -93,6 +93,8 @@ export interface AgentConfig {
   keys: SharedKeys;
   /** where they were read from */
   keyFile: string;
+  /** between proxies, in a relay; plain on one of two nodes is plain between them */
+  links: "encrypted" | "plain";
   workloads: WorkloadConfig[];
   limits: AgentLimits;
   /** the admin API over TCP too, loopback only */
@@ -312,6 +314,7 @@ function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig
     socket: join(config.stateDir, "agent.sock"),
     keys,
     keyFile: keyFileOf(config.key, fileName),
+    links: config.links,
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
     limits: config.limits,
     admin: config.admin ?? null,

@@ -108,6 +108,8 @@ export interface Configure {
   ports: PortConfig[];
   /** where other proxies' links arrive; port 0 chosen by the kernel and told by `standby`/`serve` */
   linkAddress: string;
+  /** encrypted: under TLS wherever the other proxy speaks it */
+  links: "encrypted" | "plain";
   /** where held bytes are spilled to, in files without a name */
   spillDir: string;
   limits: ProxyLimits;

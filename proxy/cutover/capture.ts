@@ -56,7 +56,18 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     snapshots.push(session.snapshot({ upstream: leg, downstream: null }));
   }
   proxy.counters.legsCaptured += meter.legs;
+  await flushLinks(proxy);
   return { result: meter.result(snapshots.length), sessions: snapshots };
+}
+
+/** What edges were sent is counted as theirs: it must not end with this process. */
+async function flushLinks(proxy: WorkloadProxy): Promise<void> {
+  const links = [...proxy.sessions.values()].map(({ downstream }) => downstream);
+  const flushed = links.map((link) => (link instanceof LinkEnd ? link.flushed() : null));
+  await Promise.race([
+    Promise.all(flushed),
+    delay(proxy.config.limits.drainMsMax, undefined, { ref: false }),
+  ]);
 }
 
 /**

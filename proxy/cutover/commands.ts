@@ -58,6 +58,7 @@ const configureSchema = z.object({
   listenDevice: z.string().min(1).max(15).nullable().default(null),
   ports: z.array(portSchema).min(1).max(1024),
   linkAddress: z.string().min(1),
+  links: z.enum(["encrypted", "plain"]).default("encrypted"),
   spillDir: z.string().default("/var/tmp"),
   limits: z.object({
     quiesceMsMax: milliseconds,

@@ -613,6 +613,7 @@ export class WorkloadProxy implements WatchHost {
     };
     session.nextLink = LinkEnd.dial({
       keys: this.#keys,
+      encrypted: this.config.links === "encrypted",
       to: options.to,
       greeting,
       onReady: () => resolve(true),
@@ -628,6 +629,8 @@ export class WorkloadProxy implements WatchHost {
     }
     session.nextLink = null;
     if (session.state === "waiting") {
+      // It had waited for an owner since an earlier one moved away.
+      stopWaiting(session);
       session.countAnew();
       session.step("dialled");
       session.setUpstream(link);
@@ -685,8 +688,7 @@ export class WorkloadProxy implements WatchHost {
       session.reset("link mismatch");
       return;
     }
-    if (session.timer !== null) clearTimeout(session.timer);
-    session.timer = null;
+    stopWaiting(session);
     const complete = (): void => {
       if (old instanceof LinkEnd) {
         old.listener = null;
@@ -780,6 +782,7 @@ export class WorkloadProxy implements WatchHost {
     this.#linksGreeting++;
     LinkEnd.accept(socket, {
       keys: this.#keys,
+      encrypted: this.config.links === "encrypted",
       onReady: (link) => {
         this.#linksGreeting--;
         this.counters.linksAccepted++;
@@ -845,8 +848,7 @@ export class WorkloadProxy implements WatchHost {
   }
 
   joinLink(session: LiveSession, link: LinkEnd): void {
-    if (session.timer !== null) clearTimeout(session.timer);
-    session.timer = null;
+    stopWaiting(session);
     session.client = link.greeting?.client ?? session.client;
     link.sendActive({
       epoch: this.epoch,
@@ -992,6 +994,11 @@ function splitAddress(text: string): [host: string, port: number] {
   if (net.isIP(text) !== 0) return [text, 0];
   const at = text.lastIndexOf(":");
   return at < 0 ? [text, 0] : [text.slice(0, at), Number(text.slice(at + 1))];
+}
+
+function stopWaiting(session: LiveSession): void {
+  if (session.timer !== null) clearTimeout(session.timer);
+  session.timer = null;
 }
 
 function cookieKeysOf([first, ...others]: SharedKeys, workload: string): SharedKeys {

@@ -5,7 +5,7 @@
  *   dialler  → HELLO   greeting, 16 random bytes of its own, HMAC-SHA256(key, "dialler" ‖ NONCE ‖ greeting ‖ its bytes)
  *   acceptor → WELCOME HMAC-SHA256(key, "acceptor" ‖ the HELLO): it has the key too, and this is no replay
  *
- * Left out: encryption. What a link carries has the protection the network between the nodes has.
+ * Left out: encryption (`link-tls.ts`).
  */
 import { createHmac, timingSafeEqual } from "node:crypto";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";

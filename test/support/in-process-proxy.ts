@@ -92,6 +92,7 @@ export function makeProxy(options: InProcessOptions): {
       listenDevice,
       ports: [{ ...PLAIN, listen: 0, upstream: { address: "127.0.0.1", port: 1 }, ...port }],
       linkAddress: "127.0.0.1:0",
+      links: "encrypted",
       spillDir: "/nonexistent",
       limits: { ...LIMITS, ...limits },
     },

@@ -107,6 +107,7 @@ describe("the agent's configuration", () => {
         },
       ],
       limits: AGENT_LIMITS,
+      links: "encrypted",
       admin: null,
       metrics: null,
     });
