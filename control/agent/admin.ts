@@ -210,14 +210,14 @@ export class AdminServer {
       ),
       Promise.all([...this.#workloads.values()].map((each) => each.status())),
     ]);
-    const { ring } = context;
+    const { ring, trust } = context;
     const uptimeMs = Math.round(performance.now() - this.#startedMs);
     return {
       node: context.node,
       pid: process.pid,
       uptimeMs,
       store,
-      keys: { ids: ring.ids, problem: ring.problem },
+      keys: { ids: ring.ids, problem: trust.problems.join("; ") || null, revoked: trust.revoked.nodes },
       peers,
       workloads,
     };

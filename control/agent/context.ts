@@ -10,6 +10,7 @@ import type { ClusterMark } from "./cluster-mark.ts";
 import type { KeyRing } from "./key-ring.ts";
 import type { AgentMetrics } from "./metrics.ts";
 import type { Owners } from "./owners.ts";
+import type { Trust } from "./trust.ts";
 
 export interface AgentContext {
   node: string;
@@ -21,6 +22,8 @@ export interface AgentContext {
   stateDir: string;
   /** what all nodes share */
   ring: KeyRing;
+  /** by what streams of agents are opened */
+  trust: Trust;
   store: Store;
   /** for people: no password in it */
   storeUrl: string;

@@ -23,6 +23,7 @@ import { AgentMetrics } from "./metrics.ts";
 import { Owners, ownersCall } from "./owners.ts";
 import { answerCheck } from "./preflight.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
+import { Trust } from "./trust.ts";
 import { Workload } from "./workload.ts";
 
 export interface AgentOptions {
@@ -52,6 +53,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     },
   });
   const ring = new KeyRing(config.keys);
+  const trust = new Trust({ node: config.node, ring, identity: config.identity, revoked: config.revoked });
   const context: AgentContext = {
     node: config.node,
     host: config.listen.address,
@@ -59,7 +61,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     configFile: config.file,
     stateDir: config.stateDir,
     ring,
-    secrets: [config.keyFile, config.stateDir, config.file].map(realPath),
+    trust,
+    secrets: [...secretFiles(config), config.stateDir, config.file].map(realPath),
     store,
     storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
     mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
@@ -71,7 +74,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     log,
     metrics,
     faults: new Faults(process.env.HOLDFAST_FAULT),
-    dial: (node, timeoutMs) => dial(config, ring, node, workloads, timeoutMs),
+    dial: (node, timeoutMs) => dial(config, trust, node, workloads, timeoutMs),
   };
   for (const workload of config.workloads) {
     mkdirSync(join(config.stateDir, "workloads", workload.name), { recursive: true, mode: 0o700 });
@@ -91,8 +94,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const peers = await listenSecure({
     host: config.listen.address,
     port: config.listen.port,
-    ring,
-    node: config.node,
+    trust,
     onPeer: (stream, peer) => serve(new Channel(stream, { name: `agent ${peer}` }), peer, workloads, context),
     onRefused: (line) => log.warn(line),
   });
@@ -134,16 +136,25 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   await store.close();
 }
 
+function secretFiles({ keyFile, identity, revoked }: AgentConfig): string[] {
+  const { certificate, key, authorities } = identity ?? {};
+  return [keyFile, certificate, key, authorities, revoked ?? undefined].filter((file) => file !== undefined);
+}
+
 /** Files that are replaced while the agent runs are read again, and on SIGHUP. */
 function watchSecrets(
   config: AgentConfig,
-  { ring, log }: AgentContext,
+  { ring, trust, log }: AgentContext,
   workloads: ReadonlyMap<string, Workload>,
 ): { close(): void } {
   const readAgain = (): void => {
     const news = ring.readAgain(config.keyFile);
     if (news === "damaged") log.error(ring.problem);
     else if (news !== null) log.info({ keys: ring.ids }, "the key file was read again");
+    if (trust.readAgain()) {
+      for (const problem of trust.problems) log.error(problem);
+      log.info({ revoked: trust.revoked.nodes }, "certificates and who is revoked were read again");
+    }
     for (const workload of workloads.values())
       workload
         .tellKeys()
@@ -154,7 +165,8 @@ function watchSecrets(
           ),
         );
   };
-  const watch = new ChangeWatch([config.keyFile], readAgain);
+  const watch = new ChangeWatch(secretFiles(config), readAgain);
+  readAgain(); // what has changed since the start
   process.on("SIGHUP", readAgain);
   return {
     close() {
@@ -229,7 +241,7 @@ function serve(
 
 async function dial(
   config: AgentConfig,
-  ring: KeyRing,
+  trust: Trust,
   node: string,
   workloads: Map<string, Workload>,
   timeoutMs?: number,
@@ -245,8 +257,7 @@ async function dial(
   const stream = await dialSecure({
     host: peer.address,
     port: peer.port,
-    ring,
-    node: config.node,
+    trust,
     peer: node,
     ...(timeoutMs === undefined ? {} : { timeoutMs }),
   });

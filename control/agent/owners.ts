@@ -51,7 +51,7 @@ export class Owners {
   }
 
   keep(): void {
-    this.#context().ring.onChange(() => this.#refusedUntilMs.clear());
+    this.#context().trust.onChange(() => this.#refusedUntilMs.clear());
     this.#timer ??= setInterval(() => {
       if (this.#isAsking) return;
       this.#isAsking = true;

@@ -10,16 +10,19 @@
  * Who is who: a holder of a key of the ring is an agent, and its PSK identity is its node's name and the key's id, `a#1f2e3d4c`,
  * so that the acceptor knows which of its keys is meant. Agents of the version before said the name alone: that means the first
  * key, and is what a dialler says where the other form is refused. A stream ends when the key that it was opened with is no longer in the ring.
+ * With certificates (`identity:`) no key is spoken of: both sides show theirs, in TLS 1.3 too, and are the nodes these name (`identity.ts`). A
+ * stream ends, at both sides, when its peer is revoked or none of the authorities vouches for it any more.
  * The dialler says which node it means (SNI), so a wrong address in `peers` is noticed. The ALPN name carries the version of what is spoken inside.
  * Not here: what is said on the stream (`proxy/contract/channel.ts`), and whether that node may do it.
  */
-import { hkdfSync, randomBytes } from "node:crypto";
+import { hkdfSync, randomBytes, type X509Certificate } from "node:crypto";
 import { once } from "node:events";
 import type { AddressInfo, Socket } from "node:net";
-import { connect, createServer, type TLSSocket } from "node:tls";
+import { type ConnectionOptions, connect, createServer, type TLSSocket } from "node:tls";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { keyId } from "#proxy/contract/shared-keys.ts";
-import type { KeyRing } from "./key-ring.ts";
+import { authoritiesIn, type IdentityText, isVouchedFor, nodeOf } from "./identity.ts";
+import type { Trust } from "./trust.ts";
 
 export const AGENT_PROTOCOL = "holdfast-agent/1";
 export const AGENT_CIPHER = "TLS_AES_128_GCM_SHA256";
@@ -31,13 +34,24 @@ const KEEP_ALIVE_MS = 5_000;
 const PSK_IDENTITY = /^([a-z0-9-]{1,40})(?:#([0-9a-f]{8}))?$/;
 const PSK_BYTES = 32;
 
+const versions = { minVersion: "TLSv1.3", maxVersion: "TLSv1.3", ciphers: AGENT_CIPHER } as const;
+
+/** Who is at the other end, and by what that is known. */
+interface Peer {
+  node: string;
+  /** of the key */
+  id: string;
+  /** null: one that we have not */
+  key: Buffer | null;
+  certificate?: X509Certificate;
+}
+
 export interface ListenSecureOptions {
   host: string;
   /** 0: chosen by the kernel, see {@link SecureListener.port} */
   port: number;
-  ring: KeyRing;
-  /** this node's name */
-  node: string;
+  /** of this node */
+  trust: Trust;
   /** an authenticated peer; hand the stream to a `Channel` in the same turn */
   onPeer(stream: TLSSocket, peerNode: string): void;
   /** one line for everything that was turned away */
@@ -57,9 +71,8 @@ export interface SecureListener {
 export interface DialSecureOptions {
   host: string;
   port: number;
-  ring: KeyRing;
-  /** this node's name */
-  node: string;
+  /** of this node */
+  trust: Trust;
   /** the node expected there; another one refuses */
   peer?: string;
   timeoutMs?: number;
@@ -68,29 +81,33 @@ export interface DialSecureOptions {
 
 /** @throws HoldfastError `LISTEN_FAILED` */
 export async function listenSecure(options: ListenSecureOptions): Promise<SecureListener> {
-  const { ring } = options;
+  const { trust } = options;
+  const { ring, node: own } = trust;
   /** what each has said that it is; key null: it has shown one that we have not */
-  const said = new WeakMap<TLSSocket, { node: string; id: string; key: Buffer | null }>();
+  const said = new WeakMap<TLSSocket, Peer>();
   const open = new Set<TLSSocket>();
+  // No certificate: a client without the key has nothing to fall back to.
+  const pskCallback = (socket: TLSSocket, identity: string): Buffer | null => {
+    const [, node, id] = PSK_IDENTITY.exec(identity) ?? [];
+    if (node === undefined) return null;
+    const key = id === undefined ? ring.first : ring.find(id);
+    said.set(socket, { node, id: id ?? "of the version before", key });
+    // A key that nobody has fails as a wrong one does, so that the dialler can tell it from an agent that does not know this form.
+    return key === null ? randomBytes(PSK_BYTES) : streamKey(key);
+  };
   const server = createServer({
-    minVersion: "TLSv1.3",
-    maxVersion: "TLSv1.3",
-    ciphers: AGENT_CIPHER,
+    ...versions,
     handshakeTimeout: options.handshakeMsMax ?? HANDSHAKE_MS_MAX,
-    // No certificate: a client without the key has nothing to fall back to.
-    pskCallback: (socket, identity) => {
-      const [, node, id] = PSK_IDENTITY.exec(identity) ?? [];
-      if (node === undefined) return null;
-      const key = id === undefined ? ring.first : ring.find(id);
-      said.set(socket, { node, id: id ?? "of the version before", key });
-      // A key that nobody has fails as a wrong one does, so that the dialler can tell it from an agent that does not know this form.
-      return key === null ? randomBytes(PSK_BYTES) : streamKey(key);
-    },
+    ...(trust.identity === null ? { pskCallback } : byCertificate(trust.identity)),
     ALPNCallback: ({ servername, protocols }) => {
-      const meant = !servername || servername === options.node; // not a string when there was no SNI
+      const meant = !servername || servername === own; // not a string when there was no SNI
       return meant && protocols.includes(AGENT_PROTOCOL) ? AGENT_PROTOCOL : undefined;
     },
   });
+  const stopRenewing = trust.onChange(() => {
+    if (trust.identity !== null) server.setSecureContext({ ...versions, ...byCertificate(trust.identity) });
+  });
+  server.once("close", stopRenewing);
   const connectionsMax = options.connectionsMax ?? CONNECTIONS_MAX;
   /** by remote address and port, the oldest first */
   const strangers = new Map<string, Socket>();
@@ -124,7 +141,7 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
     socket.destroy();
   });
   server.on("secureConnection", (socket) => {
-    const peer = said.get(socket);
+    const peer = trust.identity === null ? said.get(socket) : certified(socket);
     strangers.delete(nameOf(socket));
     socket.on("error", () => {});
     if (open.size >= connectionsMax) {
@@ -132,16 +149,21 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
       socket.destroy();
       return;
     }
-    if (peer === undefined || peer.key === null || socket.alpnProtocol !== AGENT_PROTOCOL) {
-      options.onRefused(`refused ${socket.remoteAddress}: it did not name its node or its protocol`);
+    const refuse = (why: string): void => {
+      options.onRefused(`refused ${socket.remoteAddress}: ${why}`);
       socket.destroy();
-      return;
-    }
+    };
+    if (peer === null)
+      return refuse("its certificate names no node (one DNS name NODE.holdfast is expected)");
+    if (peer === undefined || peer.key === null || socket.alpnProtocol !== AGENT_PROTOCOL)
+      return refuse("it did not name its node or its protocol");
+    const why = endOf(trust, peer);
+    if (why !== null) return refuse(why);
     socket.setKeepAlive(true, KEEP_ALIVE_MS);
     open.add(socket);
     socket.once("close", () => open.delete(socket));
-    endWithKey(socket, ring, peer.key, () =>
-      options.onRefused(`ended the stream of node ${peer.node}: its key ${peer.id} has left our key file`),
+    endWithTrust(socket, trust, peer, (reason) =>
+      options.onRefused(`ended the stream of node ${peer.node}: ${reason}`),
     );
     options.onPeer(socket, peer.node);
   });
@@ -175,37 +197,41 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
  * node, or no agent)
  */
 export async function dialSecure(options: DialSecureOptions): Promise<TLSSocket> {
-  const key = options.ring.first;
-  const identity = `${options.node}#${keyId(key)}`;
+  const { ring, node, identity: certificate } = options.trust;
+  if (certificate !== null)
+    return dialAs(options, { ...byCertificate(certificate), checkServerIdentity: () => undefined }, null);
+  const key = ring.first;
+  const identity = `${node}#${keyId(key)}`;
+  const peer = { node: options.peer ?? "", id: keyId(key), key };
   try {
-    return await dialAs(options, identity, key);
+    return await dialAs(options, byKey(identity, key), peer);
   } catch (error) {
     const isUnknownForm =
       error instanceof HoldfastError && isRefusedIdentity(error.cause) && PSK_IDENTITY.test(identity);
     if (!isUnknownForm) throw error;
-    return dialAs(options, options.node, key);
+    return dialAs(options, byKey(node, key), peer);
   }
 }
 
-async function dialAs(options: DialSecureOptions, identity: string, key: Buffer): Promise<TLSSocket> {
-  const { host, port, peer } = options;
+/** @param keyed null: the peer shows a certificate */
+async function dialAs(
+  options: DialSecureOptions,
+  proof: ConnectionOptions,
+  keyed: Peer | null,
+): Promise<TLSSocket> {
+  const { host, port, peer, trust } = options;
   const where = peer === undefined ? `${host}:${port}` : `node ${peer} at ${host}:${port}`;
-  const psk = streamKey(key);
-  const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();
+  const { promise, resolve, reject } = Promise.withResolvers<Peer>();
   const socket = connect({
     host,
     port,
-    minVersion: "TLSv1.3",
-    maxVersion: "TLSv1.3",
-    ciphers: AGENT_CIPHER,
+    ...versions,
     ALPNProtocols: [AGENT_PROTOCOL],
     ...(peer === undefined ? {} : { servername: peer }),
-    pskCallback: () => ({ psk, identity }),
-    // Only called when the other side offers a certificate instead of proving that it has the key.
-    checkServerIdentity: () => new Error("it showed a certificate instead of the key"),
+    ...proof,
   });
   socket.setNoDelay(true);
-  socket.on("error", (cause) => reject(dialError(where, cause)));
+  socket.on("error", (cause) => reject(dialError(where, cause, keyed === null)));
   const timeoutMs = options.timeoutMs ?? DIAL_MS_MAX;
   const timer = setTimeout(() => {
     reject(
@@ -222,16 +248,26 @@ async function dialAs(options: DialSecureOptions, identity: string, key: Buffer)
   if (options.signal?.aborted) onAbort();
   options.signal?.addEventListener("abort", onAbort);
   socket.once("secureConnect", () => {
+    const found = keyed ?? certified(socket);
+    if (socket.alpnProtocol !== AGENT_PROTOCOL) reject(authError(where, "it speaks another protocol"));
+    else if (found === null) reject(authError(where, "its certificate names no node"));
     // OpenSSL counts a handshake by external key as a reused session; anything else was not authenticated by it.
-    if (socket.isSessionReused() && socket.alpnProtocol === AGENT_PROTOCOL) resolve(socket);
-    else reject(authError(where, "it did not prove that it has the key"));
+    else if (keyed !== null && !socket.isSessionReused())
+      reject(authError(where, "it did not prove that it has the key"));
+    else if (keyed === null && peer !== undefined && found.node !== peer)
+      reject(authError(where, `its certificate says that it is node ${found.node}`));
+    else resolve(found);
   });
-  socket.once("close", () => reject(dialError(where, new Error("the connection was closed"))));
+  socket.once("close", () =>
+    reject(dialError(where, new Error("the connection was closed"), keyed === null)),
+  );
   try {
-    const stream = await promise;
-    stream.setKeepAlive(true, KEEP_ALIVE_MS);
-    endWithKey(stream, options.ring, key);
-    return stream;
+    const found = await promise;
+    const why = endOf(trust, found);
+    if (why !== null) throw authError(where, why);
+    socket.setKeepAlive(true, KEEP_ALIVE_MS);
+    endWithTrust(socket, trust, found);
+    return socket;
   } catch (error) {
     socket.destroy();
     throw error;
@@ -241,19 +277,55 @@ async function dialAs(options: DialSecureOptions, identity: string, key: Buffer)
   }
 }
 
-/** Not the key itself: what seals the store is derived from the same file. */
-function streamKey(key: Buffer): Buffer {
-  return Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", PSK_BYTES));
+function byKey(identity: string, key: Buffer): ConnectionOptions {
+  const psk = streamKey(key);
+  return {
+    pskCallback: () => ({ psk, identity }),
+    // Only called when the other side offers a certificate instead of proving that it has the key.
+    checkServerIdentity: () => new Error("it showed a certificate instead of the key"),
+  };
 }
 
-/** A stream lives no longer than the key that has opened it is in the ring. */
-function endWithKey(stream: TLSSocket, ring: KeyRing, key: Buffer, onEnd: () => void = () => {}): void {
-  const stop = ring.onChange(() => {
-    if (ring.has(key)) return;
-    onEnd();
+/** For either side; whom the certificate names is looked at afterwards. */
+function byCertificate(identity: IdentityText) {
+  return { ...identity, requestCert: true, rejectUnauthorized: true };
+}
+
+/** null: it names no node */
+function certified(socket: TLSSocket): Peer | null {
+  const certificate = socket.getPeerX509Certificate();
+  const node = certificate === undefined ? null : nodeOf(certificate);
+  if (certificate === undefined || node === null) return null;
+  return { node, id: "", key: Buffer.alloc(0), certificate };
+}
+
+/** Why such a stream must not be (any more), or null. */
+function endOf({ ring, revoked, identity }: Trust, { id, key, node, certificate }: Peer): string | null {
+  if (certificate === undefined)
+    return key !== null && ring.has(key) ? null : `its key ${id} has left our key file`;
+  if (identity !== null && !isVouchedFor(certificate, authoritiesIn(identity.ca)))
+    return "none of our authorities vouches for its certificate any more";
+  return revoked.refuses(node, certificate.serialNumber);
+}
+
+function endWithTrust(
+  stream: TLSSocket,
+  trust: Trust,
+  peer: Peer,
+  onEnd: (why: string) => void = () => {},
+): void {
+  const stop = trust.onChange(() => {
+    const why = endOf(trust, peer);
+    if (why === null) return;
+    onEnd(why);
     stream.destroy();
   });
   stream.once("close", stop);
+}
+
+/** Not the key itself: what seals the store is derived from the same file. */
+function streamKey(key: Buffer): Buffer {
+  return Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", PSK_BYTES));
 }
 
 /** The other side knows no such identity: OpenSSL goes on without a key then, and finds that it has no certificate to offer. */
@@ -276,11 +348,17 @@ function explainRefusal(error: Error & { code?: string; reason?: string }): stri
   return messageOf(error).slice(0, 200);
 }
 
-function dialError(where: string, cause: Error & { code?: string }): HoldfastError {
+function dialError(where: string, cause: Error & { code?: string }, isCertified: boolean): HoldfastError {
   const text = `${cause.code ?? ""} ${messageOf(cause)}`;
   if (/APPLICATION_PROTOCOL/i.test(text)) {
     return authError(where, "another node answers there, or an agent of another version", cause);
   }
+  if (isCertified && /SSL|TLS|CERT|certificate|DECRYPT|SIGNATURE|ISSUER/i.test(text))
+    return authError(
+      where,
+      `it refused our certificate, or we its: ${messageOf(cause)} (status and log there say more)`,
+      cause,
+    );
   if (/SSL|TLS|certificate|DECRYPT/.test(text)) {
     return authError(where, "it refused our key: is the same key file on both nodes?", cause);
   }

@@ -93,6 +93,10 @@ export interface AgentConfig {
   keys: SharedKeys;
   /** where they were read from */
   keyFile: string;
+  /** by certificate; null: by the shared keys */
+  identity: { certificate: string; key: string; authorities: string } | null;
+  /** file of nodes and certificates that are not trusted any more */
+  revoked: string | null;
   /** between proxies, in a relay; plain on one of two nodes is plain between them */
   links: "encrypted" | "plain";
   workloads: WorkloadConfig[];
@@ -193,6 +197,11 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
   if (config.store === "memory:" && peers.length > 0) {
     fail("store", "expected a Redis that all nodes reach, got memory: together with peers");
   }
+  if (config.revoked !== undefined && config.identity === undefined)
+    fail(
+      "revoked",
+      "expected identity with it: who has the shared key alone can call itself any node, so none can be revoked",
+    );
   if (["0.0.0.0", "::"].includes(config.listen.address)) {
     fail(
       "listen",
@@ -291,7 +300,12 @@ function localAddresses(...more: (string | undefined)[]): Set<string> {
 }
 
 function keyFileOf(key: string, fileName: string): string {
-  return resolve(dirname(fileName), key.slice("file:".length));
+  return beside(fileName, key.slice("file:".length));
+}
+
+/** A path that is not absolute belongs to the folder of the configuration. */
+function beside(fileName: string, path: string): string {
+  return resolve(dirname(fileName), path);
 }
 
 function readKeys(key: string, fileName: string, fail: (at: string, message: string) => never): SharedKeys {
@@ -314,6 +328,15 @@ function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig
     socket: join(config.stateDir, "agent.sock"),
     keys,
     keyFile: keyFileOf(config.key, fileName),
+    identity:
+      config.identity === undefined
+        ? null
+        : {
+            certificate: beside(fileName, config.identity.certificate),
+            key: beside(fileName, config.identity.key),
+            authorities: beside(fileName, config.identity.authorities),
+          },
+    revoked: config.revoked === undefined ? null : beside(fileName, config.revoked),
     links: config.links,
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
     limits: config.limits,

@@ -19,6 +19,8 @@ function render(status: StatusAnswer): string {
   }
   if (keys !== undefined && (keys.ids.length > 1 || keys.problem))
     lines.push(`keys ${keys.ids.map(plain).join(" ")}${keys.problem ? `  ${plain(keys.problem)}` : ""}\n`);
+  if (keys !== undefined && keys.revoked.length > 0)
+    lines.push(`revoked ${keys.revoked.map(plain).join(" ")}\n`);
   for (const peer of peers) {
     const state = peer.connected
       ? "connected"

@@ -6,7 +6,14 @@ import { afterEach, beforeEach, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createServer as createTlsServer, connect as tlsConnect } from "node:tls";
 import { KeyRing } from "#control/agent/key-ring.ts";
-import { AGENT_CIPHER, dialSecure, listenSecure, type SecureListener } from "#control/agent/secure.ts";
+import {
+  AGENT_CIPHER,
+  type DialSecureOptions,
+  dialSecure,
+  listenSecure,
+  type SecureListener,
+} from "#control/agent/secure.ts";
+import { Trust } from "#control/agent/trust.ts";
 import { Channel } from "#proxy/contract/channel.ts";
 import { keyId, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 
@@ -23,8 +30,7 @@ beforeEach(async () => {
   listener = await listenSecure({
     host: "127.0.0.1",
     port: 0,
-    ring,
-    node: "b",
+    trust: trustOf("b", ring),
     handshakeMsMax: 150,
     onPeer: (stream, peerNode) => {
       peers.push(peerNode);
@@ -45,12 +51,19 @@ beforeEach(async () => {
 
 afterEach(() => listener.close());
 
-function dial(overrides: Partial<Parameters<typeof dialSecure>[0]> = {}) {
+const trustOf = (node: string, keys: KeyRing): Trust =>
+  new Trust({ node, ring: keys, identity: null, revoked: null });
+
+interface Dial extends Partial<DialSecureOptions> {
+  ring?: KeyRing;
+  node?: string;
+}
+
+function dial({ ring: keys = ring, node = "a", ...overrides }: Dial = {}) {
   return dialSecure({
     host: "127.0.0.1",
     port: listener.port,
-    ring,
-    node: "a",
+    trust: trustOf(node, keys),
     timeoutMs: 1000,
     ...overrides,
   });
@@ -219,8 +232,7 @@ describe("the stream between agents", () => {
     const crowded = await listenSecure({
       host: "127.0.0.1",
       port: 0,
-      ring,
-      node: "b",
+      trust: trustOf("b", ring),
       handshakeMsMax: 60_000,
       connectionsMax,
       onPeer: (stream, peerNode) =>
@@ -299,7 +311,13 @@ describe("the stream between agents", () => {
 
   test("ports in use are plain errors", async () => {
     await assert.rejects(
-      listenSecure({ host: "127.0.0.1", port: listener.port, ring, node: "x", onPeer() {}, onRefused() {} }),
+      listenSecure({
+        host: "127.0.0.1",
+        port: listener.port,
+        trust: trustOf("x", ring),
+        onPeer() {},
+        onRefused() {},
+      }),
       { code: "LISTEN_FAILED" },
     );
   });
