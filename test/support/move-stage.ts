@@ -36,6 +36,8 @@ export interface StageOptions {
   loadOptions?: Partial<LoadOptions>;
   /** a node's own part of the agent's configuration, beside workloads */
   agentOf?: (node: NodeName, lab: Lab) => AgentConfig;
+  /** a third node, c, whose agent has the workload in its configuration and no part in it */
+  withC?: boolean;
 }
 
 /** What `migrate` came to; `cut` when the agent asked died over it. */
@@ -69,9 +71,10 @@ export class MoveStage implements AsyncDisposable {
   }
 
   static async open(options: StageOptions): Promise<MoveStage> {
-    const stage = new MoveStage(await createLab(), options);
+    const nodes = options.withC === true ? ["a", "b", "c"] : ["a", "b"];
+    const stage = new MoveStage(await createLab({ nodes }), options);
     try {
-      await stage.lab.startAgents(["a", "b"], (node) => stage.startAgent(node as NodeName));
+      await stage.lab.startAgents(nodes, (node) => stage.startAgent(node as NodeName));
       const kind = options.load ?? "ws";
       if (kind !== "none")
         stage.load = await startLoad(stage.lab, kind, {
