@@ -24,7 +24,15 @@ import { keyId } from "#proxy/contract/shared-keys.ts";
 import { authoritiesIn, type IdentityText, isVouchedFor, nodeOf } from "./identity.ts";
 import type { Trust } from "./trust.ts";
 
-export const AGENT_PROTOCOL = "holdfast-agent/1";
+/**
+ * What agents of this version speak, the newest first; a stream is of the highest that both know. 2 says what 1 does; schemas are
+ * strict, so a message with another key needs a number of its own.
+ */
+export const AGENT_VERSIONS: readonly number[] = [2, 1];
+/** Offered last by a dialler: where no number is common, it is told on the stream which there are. */
+const WHICH_VERSIONS = "holdfast-agent/?";
+const WHICH_BYTES_MAX = 100;
+const protocolOf = (version: number): string => `holdfast-agent/${version}`;
 export const AGENT_CIPHER = "TLS_AES_128_GCM_SHA256";
 const HANDSHAKE_MS_MAX = 5_000;
 const DIAL_MS_MAX = 5_000;
@@ -57,6 +65,8 @@ export interface ListenSecureOptions {
   /** one line for everything that was turned away */
   onRefused(line: string): void;
   handshakeMsMax?: number;
+  /** for tests: default {@link AGENT_VERSIONS} */
+  versions?: readonly number[];
   /** of peers; and of those that have not shown the key yet, of which the oldest makes room */
   connectionsMax?: number;
 }
@@ -76,6 +86,8 @@ export interface DialSecureOptions {
   /** the node expected there; another one refuses */
   peer?: string;
   timeoutMs?: number;
+  /** for tests: default {@link AGENT_VERSIONS} */
+  versions?: readonly number[];
   signal?: AbortSignal;
 }
 
@@ -83,6 +95,7 @@ export interface DialSecureOptions {
 export async function listenSecure(options: ListenSecureOptions): Promise<SecureListener> {
   const { trust } = options;
   const { ring, node: own } = trust;
+  const spoken = options.versions ?? AGENT_VERSIONS;
   /** what each has said that it is; key null: it has shown one that we have not */
   const said = new WeakMap<TLSSocket, Peer>();
   const open = new Set<TLSSocket>();
@@ -101,7 +114,9 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
     ...(trust.identity === null ? { pskCallback } : byCertificate(trust.identity)),
     ALPNCallback: ({ servername, protocols }) => {
       const meant = !servername || servername === own; // not a string when there was no SNI
-      return meant && protocols.includes(AGENT_PROTOCOL) ? AGENT_PROTOCOL : undefined;
+      if (!meant) return undefined;
+      const common = spoken.map(protocolOf).find((name) => protocols.includes(name));
+      return common ?? (protocols.includes(WHICH_VERSIONS) ? WHICH_VERSIONS : undefined);
     },
   });
   const stopRenewing = trust.onChange(() => {
@@ -155,10 +170,17 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
     };
     if (peer === null)
       return refuse("its certificate names no node (one DNS name NODE.holdfast is expected)");
-    if (peer === undefined || peer.key === null || socket.alpnProtocol !== AGENT_PROTOCOL)
+    if (peer === undefined || peer.key === null || !socket.alpnProtocol)
       return refuse("it did not name its node or its protocol");
     const why = endOf(trust, peer);
     if (why !== null) return refuse(why);
+    if (socket.alpnProtocol === WHICH_VERSIONS) {
+      socket.end(spoken.join());
+      options.onRefused(
+        `refused node ${peer.node}: it speaks no version of the agents' protocol that this agent does (${spoken.join(", ")})`,
+      );
+      return;
+    }
     socket.setKeepAlive(true, KEEP_ALIVE_MS);
     open.add(socket);
     socket.once("close", () => open.delete(socket));
@@ -221,12 +243,13 @@ async function dialAs(
 ): Promise<TLSSocket> {
   const { host, port, peer, trust } = options;
   const where = peer === undefined ? `${host}:${port}` : `node ${peer} at ${host}:${port}`;
+  const spoken = options.versions ?? AGENT_VERSIONS;
   const { promise, resolve, reject } = Promise.withResolvers<Peer>();
   const socket = connect({
     host,
     port,
     ...versions,
-    ALPNProtocols: [AGENT_PROTOCOL],
+    ALPNProtocols: [...spoken.map(protocolOf), WHICH_VERSIONS],
     ...(peer === undefined ? {} : { servername: peer }),
     ...proof,
   });
@@ -249,7 +272,18 @@ async function dialAs(
   options.signal?.addEventListener("abort", onAbort);
   socket.once("secureConnect", () => {
     const found = keyed ?? certified(socket);
-    if (socket.alpnProtocol !== AGENT_PROTOCOL) reject(authError(where, "it speaks another protocol"));
+    if (socket.alpnProtocol === WHICH_VERSIONS)
+      versionsSaid(socket).then(
+        (theirs) =>
+          reject(
+            authError(
+              where,
+              `it speaks version ${theirs} of the agents' protocol, this agent ${spoken.join(", ")}: bring them to versions of Holdfast that follow each other`,
+            ),
+          ),
+        () => reject(authError(where, "it speaks no version of the agents' protocol that this agent does")),
+      );
+    else if (!socket.alpnProtocol) reject(authError(where, "it speaks another protocol"));
     else if (found === null) reject(authError(where, "its certificate names no node"));
     // OpenSSL counts a handshake by external key as a reused session; anything else was not authenticated by it.
     else if (keyed !== null && !socket.isSessionReused())
@@ -289,6 +323,17 @@ function byKey(identity: string, key: Buffer): ConnectionOptions {
 /** For either side; whom the certificate names is looked at afterwards. */
 function byCertificate(identity: IdentityText) {
   return { ...identity, requestCert: true, rejectUnauthorized: true };
+}
+
+/** @returns as "3, 2" */
+async function versionsSaid(socket: TLSSocket): Promise<string> {
+  let said = "";
+  for await (const chunk of socket) {
+    said += String(chunk);
+    if (said.length > WHICH_BYTES_MAX) break;
+  }
+  if (!/^\d+(,\d+)*$/.test(said)) throw new Error("it does not say");
+  return said.replaceAll(",", ", ");
 }
 
 /** null: it names no node */
@@ -341,7 +386,8 @@ function explainRefusal(error: Error & { code?: string; reason?: string }): stri
     return "its key is not ours (or was altered on the way)";
   if (/NO_SUITABLE_SIGNATURE|NO_SHARED_CIPHER|psk identity/i.test(text))
     return "TLS, but without a node's key";
-  if (/APPLICATION_PROTOCOL/i.test(text)) return "it wants another node or another version of the protocol";
+  if (/APPLICATION_PROTOCOL/i.test(text))
+    return "it wants another node, or speaks no version of the protocol that this agent does";
   if (/ECONNRESET|socket hang up|disconnected/.test(text)) return "it left before the TLS handshake was done";
   if (/WRONG_VERSION|HTTP_REQUEST|UNSUPPORTED_PROTOCOL|wrong version|http request/i.test(text))
     return "not TLS 1.3";

@@ -8,6 +8,7 @@ import { createServer as createTlsServer, connect as tlsConnect } from "node:tls
 import { KeyRing } from "#control/agent/key-ring.ts";
 import {
   AGENT_CIPHER,
+  AGENT_VERSIONS,
   type DialSecureOptions,
   dialSecure,
   listenSecure,
@@ -16,6 +17,7 @@ import {
 import { Trust } from "#control/agent/trust.ts";
 import { Channel } from "#proxy/contract/channel.ts";
 import { keyId, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import { until } from "#test/support/moved-program.ts";
 
 const key = randomBytes(32);
 let ring: KeyRing;
@@ -187,6 +189,28 @@ describe("the stream between agents", () => {
     assert.deepEqual(names, [`a#${keyId(key)}`, "a"]);
     stream.destroy();
     old.close();
+  });
+
+  test("the highest version that both speak is spoken; where there is none, both are told which there are", async () => {
+    const newest = Math.max(...AGENT_VERSIONS);
+    for (const [versions, spoken] of [
+      [AGENT_VERSIONS, newest],
+      [[newest + 1, newest, 1], newest],
+      [[1], 1],
+    ] as const) {
+      const stream = await dial({ versions });
+      assert.equal(stream.alpnProtocol, `holdfast-agent/${spoken}`);
+      await until("served", () => peers.length === 1);
+      stream.destroy();
+      peers.length = 0;
+    }
+    const mine = [newest + 2, newest + 1];
+    await assert.rejects(dial({ versions: mine, peer: "b" }), {
+      code: "PEER_AUTH",
+      message: `node b at 127.0.0.1:${listener.port}: it speaks version ${AGENT_VERSIONS.join(", ")} of the agents' protocol, this agent ${mine.join(", ")}: bring them to versions of Holdfast that follow each other`,
+    });
+    assert.match(await refusal(), /refused node a: it speaks no version .* that this agent does \(2, 1\)/);
+    await stillServes();
   });
 
   test("a dialler that means another node is refused", async () => {

@@ -36,6 +36,8 @@ export interface StageOptions {
   loadOptions?: Partial<LoadOptions>;
   /** a node's own part of the agent's configuration, beside workloads */
   agentOf?: (node: NodeName, lab: Lab) => AgentConfig;
+  /** what starts a node's agent, where it is not this version */
+  programOf?: Partial<Record<NodeName, string>>;
   /** a third node, c, whose agent has the workload in its configuration and no part in it */
   withC?: boolean;
 }
@@ -117,7 +119,10 @@ export class MoveStage implements AsyncDisposable {
         workloads: [{ ...this.#workload(node), ...workload }],
         ...this.options.agentOf?.(node, this.lab),
       },
-      { env: { HOLDFAST_FAULT: `file:${this.#faultFile(node)}` } },
+      {
+        env: { HOLDFAST_FAULT: `file:${this.#faultFile(node)}` },
+        ...(this.options.programOf?.[node] === undefined ? {} : { program: this.options.programOf[node] }),
+      },
     );
   }
 
