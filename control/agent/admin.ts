@@ -21,6 +21,7 @@ import { rm } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { join } from "node:path";
 import { z } from "zod";
+import type { Channel } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { MoveResult } from "../migration/move.ts";
@@ -202,7 +203,7 @@ export class AdminServer {
         Object.entries(context.peers).map(async ([node, { address, port }]) => {
           const peer = { node, address: `${address}:${port}` };
           try {
-            (await context.dial(node, PEER_MS_MAX)).close();
+            await hearFrom(await context.dial(node, PEER_MS_MAX));
             return { ...peer, connected: true };
           } catch (error) {
             return { ...peer, connected: false, reason: messageOf(error) };
@@ -211,8 +212,17 @@ export class AdminServer {
       ),
       Promise.all([...this.#workloads.values()].map((each) => each.status())),
     ]);
+    const { ring, trust } = context;
     const uptimeMs = Math.round(performance.now() - this.#startedMs);
-    return { node: context.node, pid: process.pid, uptimeMs, store, peers, workloads };
+    return {
+      node: context.node,
+      pid: process.pid,
+      uptimeMs,
+      store,
+      keys: { ids: ring.ids, problem: trust.problems.join("; ") || null, revoked: trust.revoked.nodes },
+      peers,
+      workloads,
+    };
   }
 
   async #check(query: URLSearchParams, workload: (name: string) => Workload): Promise<object> {
@@ -341,6 +351,15 @@ function decoded(part: string): string {
       source: "peer",
       cause,
     });
+  }
+}
+
+/** A peer that refuses a certificate says so after the handshake (TLS 1.3): only an answer shows that it has let us in. */
+async function hearFrom(channel: Channel): Promise<void> {
+  try {
+    await channel.call("owners", { workloads: [] }, { timeoutMs: PEER_MS_MAX });
+  } finally {
+    channel.close();
   }
 }
 

@@ -6,6 +6,7 @@
  * canonical JSON: without that key nobody can try values out.
  */
 import { createHmac } from "node:crypto";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
 import type { OciSpec } from "../container/spec.ts";
 import type { Severity } from "./finding.ts";
@@ -46,6 +47,19 @@ export function agreementOf(config: WorkloadConfig, spec: OciSpec, secret: Buffe
       .update(`${config.name}\0${key}\0${canonicalJson(value)}`)
       .digest("hex");
   return agreement;
+}
+
+/**
+ * Of what two nodes share under one of several keys, the source has used one: under any other nothing is equal, so it is the one with
+ * the fewest disagreements.
+ */
+export function disagreementsUnder(
+  keys: SharedKeys,
+  source: Agreement,
+  own: (key: Buffer) => Agreement,
+): Disagreement[] {
+  const [first, ...others] = keys.map((key) => disagreements(source, own(key)));
+  return others.reduce((least, found) => (found.length < least.length ? found : least), first ?? []);
 }
 
 function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown> {

@@ -7,18 +7,23 @@ import type { ContainerRuntime } from "../container/runtime.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
 import type { ClusterMark } from "./cluster-mark.ts";
+import type { KeyRing } from "./key-ring.ts";
 import type { AgentMetrics } from "./metrics.ts";
 import type { Owners } from "./owners.ts";
+import type { Trust } from "./trust.ts";
 
 export interface AgentContext {
   node: string;
   /** address other nodes reach this one at: agents, links between proxies */
   host: string;
+  links: "encrypted" | "plain";
   /** read again by a restart */
   configFile: string;
   stateDir: string;
-  /** 32 bytes */
-  key: Buffer;
+  /** what all nodes share */
+  ring: KeyRing;
+  /** by what streams of agents are opened */
+  trust: Trust;
   store: Store;
   /** for people: no password in it */
   storeUrl: string;

@@ -59,7 +59,7 @@ export async function departureFactsOf(workload: Workload, pids: number[]): Prom
   );
   return {
     profile: await profileOf(context),
-    agreement: agreementOf(config, spec, context.key),
+    agreement: agreementOf(config, spec, context.ring.first),
     files: await usedFiles(
       container,
       pids,

@@ -14,13 +14,16 @@ import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
 import { edgePrepareCall, edgeSwitchCall, outcomeCall, prepareCall } from "../migration/move.ts";
 import { AdminServer } from "./admin.ts";
+import { ChangeWatch } from "./change-watch.ts";
 import { ClusterMark } from "./cluster-mark.ts";
 import type { AgentContext } from "./context.ts";
 import { checkCall } from "./departure-facts.ts";
+import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
 import { Owners, ownersCall } from "./owners.ts";
 import { answerCheck } from "./preflight.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
+import { Trust } from "./trust.ts";
 import { Workload } from "./workload.ts";
 
 export interface AgentOptions {
@@ -49,13 +52,17 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
       log.info("the store is back");
     },
   });
+  const ring = new KeyRing(config.keys);
+  const trust = new Trust({ node: config.node, ring, identity: config.identity, revoked: config.revoked });
   const context: AgentContext = {
     node: config.node,
     host: config.listen.address,
+    links: config.links,
     configFile: config.file,
     stateDir: config.stateDir,
-    key: config.key,
-    secrets: [config.keyFile, config.stateDir, config.file].map(realPath),
+    ring,
+    trust,
+    secrets: [...secretFiles(config), config.stateDir, config.file].map(realPath),
     store,
     storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
     mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
@@ -67,7 +74,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     log,
     metrics,
     faults: new Faults(process.env.HOLDFAST_FAULT),
-    dial: (node, timeoutMs) => dial(config, node, workloads, timeoutMs),
+    dial: (node, timeoutMs) => dial(config, trust, node, workloads, timeoutMs),
   };
   for (const workload of config.workloads) {
     mkdirSync(join(config.stateDir, "workloads", workload.name), { recursive: true, mode: 0o700 });
@@ -87,11 +94,11 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const peers = await listenSecure({
     host: config.listen.address,
     port: config.listen.port,
-    key: config.key,
-    node: config.node,
+    trust,
     onPeer: (stream, peer) => serve(new Channel(stream, { name: `agent ${peer}` }), peer, workloads, context),
     onRefused: (line) => log.warn(line),
   });
+  const secrets = watchSecrets(config, context, workloads);
   context.owners.keep();
   const recovered = Promise.all(
     [...workloads.values()].map((workload) =>
@@ -122,10 +129,51 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   log.info("agent ends; its workloads go on");
   for (const workload of workloads.values()) workload.close();
+  secrets.close();
   context.owners.close();
   await admin.close();
   await peers.close();
   await store.close();
+}
+
+function secretFiles({ keyFile, identity, revoked }: AgentConfig): string[] {
+  const { certificate, key, authorities } = identity ?? {};
+  return [keyFile, certificate, key, authorities, revoked ?? undefined].filter((file) => file !== undefined);
+}
+
+/** Files that are replaced while the agent runs are read again, and on SIGHUP. */
+function watchSecrets(
+  config: AgentConfig,
+  { ring, trust, log }: AgentContext,
+  workloads: ReadonlyMap<string, Workload>,
+): { close(): void } {
+  const readAgain = (): void => {
+    const news = ring.readAgain(config.keyFile);
+    if (news === "damaged") log.error(ring.problem);
+    else if (news !== null) log.info({ keys: ring.ids }, "the key file was read again");
+    if (trust.readAgain()) {
+      for (const problem of trust.problems) log.error(problem);
+      log.info({ revoked: trust.revoked.nodes }, "certificates and who is revoked were read again");
+    }
+    for (const workload of workloads.values())
+      workload
+        .tellKeys()
+        .catch((error: unknown) =>
+          log.warn(
+            { workload: workload.name, reason: messageOf(error) },
+            "its proxy does not know the keys yet",
+          ),
+        );
+  };
+  const watch = new ChangeWatch(secretFiles(config), readAgain);
+  readAgain(); // what has changed since the start
+  process.on("SIGHUP", readAgain);
+  return {
+    close() {
+      process.off("SIGHUP", readAgain);
+      watch.close();
+    },
+  };
 }
 
 function realPath(path: string): string {
@@ -193,6 +241,7 @@ function serve(
 
 async function dial(
   config: AgentConfig,
+  trust: Trust,
   node: string,
   workloads: Map<string, Workload>,
   timeoutMs?: number,
@@ -208,8 +257,7 @@ async function dial(
   const stream = await dialSecure({
     host: peer.address,
     port: peer.port,
-    key: config.key,
-    node: config.node,
+    trust,
     peer: node,
     ...(timeoutMs === undefined ? {} : { timeoutMs }),
   });

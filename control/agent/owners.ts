@@ -51,6 +51,7 @@ export class Owners {
   }
 
   keep(): void {
+    this.#context().trust.onChange(() => this.#refusedUntilMs.clear());
     this.#timer ??= setInterval(() => {
       if (this.#isAsking) return;
       this.#isAsking = true;

@@ -6,7 +6,7 @@ import { runCommand } from "../container/command.ts";
 import { loadRootfs } from "../container/rootfs.ts";
 import { plannedSpec } from "../container/runtime.ts";
 import { accountingHere } from "../criu/address-space.ts";
-import { agreementOf, disagreements } from "./agreement.ts";
+import { agreementOf, disagreementsUnder } from "./agreement.ts";
 import type { CheckCall } from "./departure-facts.ts";
 import type { Check } from "./finding.ts";
 import { profileDifferences, profileOf } from "./node-profile.ts";
@@ -75,9 +75,10 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
         );
       }
       const spec = plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir, secrets: [] });
-      for (const { key, severity, what, cure } of disagreements(
+      for (const { key, severity, what, cure } of disagreementsUnder(
+        context.ring.keys,
         facts.agreement,
-        agreementOf(config, spec, context.key),
+        (key) => agreementOf(config, spec, key),
       ))
         add(`target.config-differs.${key}`, severity, what, cure);
     },

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
 import { listenBacklog } from "#proxy/tcp/diag.ts";
@@ -126,6 +127,9 @@ export class Workload {
   #proxy: ProxyClient | null = null;
   #departure: { departure: Departure; to: string; cancel: AbortController } | null = null;
   #arrival: Arrival | null = null;
+  /** which proxy knows which keys */
+  #keysTold: { proxy: ProxyClient; keys: SharedKeys } | null = null;
+  #keysUntold: ProxyClient | null = null;
   #closed = false;
   #stopping = false;
   #recovery: Promise<void> = Promise.resolve();
@@ -587,6 +591,7 @@ export class Workload {
 
   /** The store has forgotten or thrown back what it knew, or names another owner. Called about every second. */
   async checkOwnership(): Promise<void> {
+    await this.tellKeys().catch((error: unknown) => this.#tellOnce(error));
     const isSettled = (): boolean => this.isAtRest && this.#journal.debt === null && this.#runsHere;
     if (!this.#isRecovered || !isSettled()) return;
     const { store, node } = this.context;
@@ -1193,6 +1198,34 @@ export class Workload {
     await proxy.command("serve", { epoch });
   }
 
+  #linkKeys([first, ...others]: SharedKeys): Buffer {
+    const derive = (key: Buffer): Buffer =>
+      Buffer.from(hkdfSync("sha256", key, "", `holdfast link ${this.name}`, 32));
+    return joinKeys([derive(first), ...others.map(derive)]);
+  }
+
+  /** A proxy of an older version knows no such command, and is asked again each second. */
+  #tellOnce(error: unknown): void {
+    if (this.#keysUntold === this.#proxy) return;
+    this.#keysUntold = this.#proxy;
+    this.#warn("tell the proxy the keys", error);
+  }
+
+  /** Tells a proxy that has been running the keys there are now, if it does not know them. Called again until it does. */
+  async tellKeys(): Promise<void> {
+    const proxy = this.#proxy;
+    const { keys } = this.context.ring;
+    const told = this.#keysTold;
+    if (proxy === null || !proxy.isOpen || (told?.proxy === proxy && told.keys === keys)) return;
+    this.#keysTold = { proxy, keys };
+    try {
+      await proxy.command("keys", {}, this.#linkKeys(keys));
+    } catch (error) {
+      if (this.#keysTold?.keys === keys && this.#keysTold.proxy === proxy) this.#keysTold = told;
+      throw error;
+    }
+  }
+
   /** The connection to a proxy broke. Outside a move, one whose process has ended is replaced. */
   async #proxyIsGone(proxy: ProxyClient): Promise<void> {
     if (this.#closed || this.#stopping || this.#proxy !== proxy || this.#isMoving) return;
@@ -1250,7 +1283,7 @@ export class Workload {
         code: "HELD_LOST",
         source: "store",
       });
-    return unseal(context.key, { workload: name, epoch, kind: "held" }, sealed);
+    return unseal(context.ring.keys, { workload: name, epoch, kind: "held" }, sealed);
   }
 
   becomeOwner(epoch: number, edges: string[]): void {
@@ -1467,11 +1500,13 @@ export class Workload {
       listenDevice: config.vip?.device ?? null,
       ports: config.ports,
       linkAddress: context.host,
+      links: context.links,
       spillDir,
       limits: proxyLimits,
     };
-    const linkKey = Buffer.from(hkdfSync("sha256", context.key, "", `holdfast link ${this.name}`, 32));
-    await proxy.command("configure", configure, linkKey);
+    const { keys } = context.ring;
+    await proxy.command("configure", configure, this.#linkKeys(keys));
+    this.#keysTold = { proxy, keys };
     await this.handNetwork();
     return proxy;
   }

@@ -46,6 +46,14 @@ export const statusSchema = z.looseObject({
   store: z
     .looseObject({ url: z.string().optional(), ok: z.boolean(), reason: z.string().nullish() })
     .optional(),
+  /** ids of those that the agent uses, the first one first, and why its file is not what it uses */
+  keys: z
+    .looseObject({
+      ids: z.array(z.string()).default([]),
+      problem: z.string().nullish(),
+      revoked: z.array(z.string()).default([]),
+    })
+    .optional(),
   peers: z
     .array(
       z.looseObject({

@@ -316,6 +316,8 @@ const workload = z.strictObject(
   "expected a workload",
 );
 
+const pemFile = z.string("expected the path of a PEM file").min(1, "expected the path of a PEM file");
+
 export const fileSchema = z.strictObject(
   {
     node: name,
@@ -328,6 +330,14 @@ export const fileSchema = z.strictObject(
       (value) => value.length <= STATE_DIR_CHARS_MAX,
       `expected a path of at most ${STATE_DIR_CHARS_MAX} characters (sockets live below it)`,
     ),
+    identity: z
+      .strictObject(
+        { certificate: pemFile, key: pemFile, authorities: pemFile },
+        "expected files: { certificate: PATH, key: PATH, authorities: PATH }",
+      )
+      .optional(),
+    revoked: z.string("expected the path of a file").min(1, "expected the path of a file").optional(),
+    links: oneOf("encrypted", "plain").default("encrypted"),
     key: z.string("expected file:PATH").regex(/^file:./, "expected file:PATH"),
     workloads: list(workload, "expected a list of at most 100 workloads", 0, 100),
     limits: agentLimits.default(AGENT_LIMITS),

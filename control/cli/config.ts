@@ -9,6 +9,7 @@ import { parseDocument } from "yaml";
 import type * as z from "zod";
 import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { KEY_BYTES, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { CapabilityChange } from "../container/capabilities.ts";
 import type { NetworkPlan } from "../container/network.ts";
@@ -16,6 +17,7 @@ import { checkNetworks, planOf } from "./config-network.ts";
 import { checkPort, completePort } from "./config-port.ts";
 import { type File, type FileWorkload, fileSchema } from "./config-schema.ts";
 import { formatEndpoint, isLoopback } from "./endpoint.ts";
+import { readKeyFile } from "./key-file.ts";
 
 export interface WorkloadLimits extends ProxyLimits {
   /** a move that has not committed by then is rolled back */
@@ -91,10 +93,16 @@ export interface AgentConfig {
   stateDir: string;
   /** Unix socket of the admin API */
   socket: string;
-  /** 32 bytes */
-  key: Buffer;
+  /** at the start; the file is read again when it changes */
+  keys: SharedKeys;
   /** where they were read from */
   keyFile: string;
+  /** by certificate; null: by the shared keys */
+  identity: { certificate: string; key: string; authorities: string } | null;
+  /** file of nodes and certificates that are not trusted any more */
+  revoked: string | null;
+  /** between proxies, in a relay; plain on one of two nodes is plain between them */
+  links: "encrypted" | "plain";
   workloads: WorkloadConfig[];
   limits: AgentLimits;
   /** the admin API over TCP too, loopback only */
@@ -103,7 +111,6 @@ export interface AgentConfig {
 }
 
 const FILE_BYTES_MAX = 1_048_576;
-const KEY_BYTES = 32;
 const MIB = 1_048_576;
 
 /** @throws HoldfastError `CONFIG_INVALID`: one line, file and key path first */
@@ -131,7 +138,7 @@ export function parseConfig(contents: string, fileName: string): AgentConfig {
     throw invalid(fileName, at, message);
   };
   crossCheck(parsed.data, fail);
-  return complete(parsed.data, fileName, readKey(parsed.data.key, fileName, fail));
+  return complete(parsed.data, fileName, readKeys(parsed.data.key, fileName, fail));
 }
 
 function parseYaml(contents: string, fileName: string): unknown {
@@ -194,6 +201,11 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
   if (config.store === "memory:" && peers.length > 0) {
     fail("store", "expected a Redis that all nodes reach, got memory: together with peers");
   }
+  if (config.revoked !== undefined && config.identity === undefined)
+    fail(
+      "revoked",
+      "expected identity with it: who has the shared key alone can call itself any node, so none can be revoked",
+    );
   if (["0.0.0.0", "::"].includes(config.listen.address)) {
     fail(
       "listen",
@@ -300,37 +312,24 @@ function localAddresses(...more: (string | undefined)[]): Set<string> {
 }
 
 function keyFileOf(key: string, fileName: string): string {
-  return resolve(dirname(fileName), key.slice("file:".length));
+  return beside(fileName, key.slice("file:".length));
 }
 
-function readKey(key: string, fileName: string, fail: (at: string, message: string) => never): Buffer {
-  const keyFile = keyFileOf(key, fileName);
-  let bytes: Buffer;
+/** A path that is not absolute belongs to the folder of the configuration. */
+function beside(fileName: string, path: string): string {
+  return resolve(dirname(fileName), path);
+}
+
+function readKeys(key: string, fileName: string, fail: (at: string, message: string) => never): SharedKeys {
   try {
-    const found = statSync(keyFile);
-    if (!found.isFile()) throw new Error("it is not a file");
-    if ((found.mode & 0o007) !== 0) {
-      return fail(
-        "key",
-        `expected a file only its owner can read, got mode ${(found.mode & 0o777).toString(8)} (chmod 600 ${keyFile})`,
-      );
-    }
-    if (found.size > 1_024) throw new Error(`it has ${found.size} bytes instead of ${KEY_BYTES}`);
-    bytes = readFileSync(keyFile);
+    return readKeyFile(keyFileOf(key, fileName));
   } catch (error) {
-    if (error instanceof HoldfastError) throw error;
-    return fail("key", `expected a file with ${KEY_BYTES} bytes: ${messageOf(error)}`);
+    const isSystems = (error as NodeJS.ErrnoException).code !== undefined;
+    return fail("key", `${isSystems ? `expected a file with ${KEY_BYTES} bytes: ` : ""}${messageOf(error)}`);
   }
-  if (bytes.length === KEY_BYTES) return bytes;
-  const hex = bytes.toString("latin1").trim();
-  if (/^[0-9A-Fa-f]{64}$/.test(hex)) return Buffer.from(hex, "hex");
-  return fail(
-    "key",
-    `expected a file with ${KEY_BYTES} bytes or 64 hex digits, got ${bytes.length} bytes (head -c 32 /dev/urandom > ${keyFile})`,
-  );
 }
 
-function complete(config: File, fileName: string, key: Buffer): AgentConfig {
+function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig {
   return {
     file: fileName,
     node: config.node,
@@ -339,8 +338,18 @@ function complete(config: File, fileName: string, key: Buffer): AgentConfig {
     peers: config.peers,
     stateDir: config.stateDir,
     socket: join(config.stateDir, "agent.sock"),
-    key,
+    keys,
     keyFile: keyFileOf(config.key, fileName),
+    identity:
+      config.identity === undefined
+        ? null
+        : {
+            certificate: beside(fileName, config.identity.certificate),
+            key: beside(fileName, config.identity.key),
+            authorities: beside(fileName, config.identity.authorities),
+          },
+    revoked: config.revoked === undefined ? null : beside(fileName, config.revoked),
+    links: config.links,
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
     limits: config.limits,
     admin: config.admin ?? null,

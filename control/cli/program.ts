@@ -8,6 +8,7 @@ import { rehearse, showCheck } from "./check.ts";
 import { loadConfig } from "./config.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
 import { findAgent, readToken } from "./find-agent.ts";
+import { issueCertificate, type KeysOptions, makeAuthority } from "./keys.ts";
 import { showLogs } from "./logs.ts";
 import { showLookup } from "./lookup.ts";
 import { migrate } from "./migrate.ts";
@@ -36,6 +37,8 @@ interface CheckOptions extends ClientOptions {
 
 /** as many as `logs` shows */
 const LINES = 100;
+const AUTHORITY_DAYS = 3_650;
+const NODE_DAYS = 825;
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
 const AGENT_HELP = `
 Which agent: --agent, else the environment variable HOLDFAST_AGENT, else the only socket among
@@ -117,6 +120,27 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       const { runAgent } = await import("#control/agent/main.ts");
       await runAgent(config, { logLevel: options.logLevel });
     });
+
+  const keys = program
+    .command("keys")
+    .description("make an authority of your own, and certificates of nodes");
+  const maker = (usage: string, description: string, days: number) =>
+    keys
+      .command(usage)
+      .description(description)
+      .option("--folder <folder>", "where the files are made, mode 600", ".")
+      .option("--days <count>", "how long the certificate is valid", parseDays, days)
+      .addHelpText("after", EXIT_HELP);
+  maker(
+    "init",
+    "make an authority: authority.pem for every node, authority.key for none",
+    AUTHORITY_DAYS,
+  ).action((options: KeysOptions) => done(makeAuthority(options, around)));
+  maker(
+    "issue <node>",
+    "make NODE.pem and NODE.key, signed by the authority in the folder",
+    NODE_DAYS,
+  ).action((node: string, options: KeysOptions) => done(issueCertificate(node, options, around)));
 
   client("status", "the node, its store and peers, its workloads").action((options: ClientOptions) =>
     withAgent(options, (agent) => showStatus(agent, options.json === true, around)),
@@ -239,6 +263,12 @@ function parseMs(text: string): number {
   const ms = Number(text);
   if (!/^\d{1,9}$/.test(text) || ms < 1) throw new InvalidArgumentError("expected milliseconds.");
   return ms;
+}
+
+function parseDays(text: string): number {
+  if (!/^\d{1,5}$/.test(text) || Number(text) < 1)
+    throw new InvalidArgumentError("expected a number of days up to 99999.");
+  return Number(text);
 }
 
 function parseLines(text: string): number {

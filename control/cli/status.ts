@@ -11,12 +11,16 @@ export async function showStatus(agent: AdminClient, json: boolean, terminal: Te
 }
 
 function render(status: StatusAnswer): string {
-  const { store, peers, workloads } = status;
+  const { store, keys, peers, workloads } = status;
   const lines = [`node ${plain(status.node)}  pid ${status.pid ?? "-"}  up ${duration(status.uptimeMs)}\n`];
   if (store !== undefined) {
     const state = store.ok ? "reachable" : `NOT REACHABLE: ${plain(store.reason ?? "no reason given")}`;
     lines.push(`store ${plain(store.url ?? "")}  ${state}\n`);
   }
+  if (keys !== undefined && (keys.ids.length > 1 || keys.problem))
+    lines.push(`keys ${keys.ids.map(plain).join(" ")}${keys.problem ? `  ${plain(keys.problem)}` : ""}\n`);
+  if (keys !== undefined && keys.revoked.length > 0)
+    lines.push(`revoked ${keys.revoked.map(plain).join(" ")}\n`);
   for (const peer of peers) {
     const state = peer.connected
       ? "connected"

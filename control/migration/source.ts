@@ -581,7 +581,7 @@ export class Departure {
     }
     context.faults.at("source:commit");
     this.#throwIfStopped();
-    const held = seal(context.key, { workload: name, epoch: this.#epoch, kind: "held" }, downstream);
+    const held = seal(context.ring.first, { workload: name, epoch: this.#epoch, kind: "held" }, downstream);
     workload.recordMoving({ step: "committing" });
     this.#commitTried = true;
     // the target adopts these legs meanwhile: silent, shielded, and forgotten if the commit fails

@@ -151,10 +151,12 @@ export interface Configure {
   ports: PortConfig[];
   /** where other proxies' links arrive; port 0 chosen by the kernel and told by `standby`/`serve` */
   linkAddress: string;
+  /** encrypted: under TLS wherever the other proxy speaks it */
+  links: "encrypted" | "plain";
   /** where held bytes are spilled to, in files without a name */
   spillDir: string;
   limits: ProxyLimits;
-  /** body: 32 bytes, authenticates links between the proxies of this workload */
+  /** body: what authenticates links between the proxies of this workload, see {@link ProxyCommands.keys} */
 }
 
 /** → `{ link: Endpoint }`: listening for clients and dialling the application. */
@@ -334,6 +336,8 @@ export interface SessionInfo {
 export interface ProxyCommands {
   configure: Configure;
   network: TakeNetwork;
+  /** body: link keys of 32 bytes, one after the other: the first dials, all are accepted (`shared-keys.ts`); at any time */
+  keys: Record<string, never>;
   serve: Serve;
   standby: Standby;
   prepareLinks: PrepareLinks;

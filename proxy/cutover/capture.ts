@@ -72,7 +72,18 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   }
   if (failures.length > 1 && meter.legs === 0) throw failures[0];
   proxy.counters.legsCaptured += meter.legs;
+  await flushLinks(proxy);
   return { result: meter.result(snapshots.length), sessions: snapshots };
+}
+
+/** What edges were sent is counted as theirs: it must not end with this process. */
+async function flushLinks(proxy: WorkloadProxy): Promise<void> {
+  const links = [...proxy.sessions.values()].map(({ downstream }) => downstream);
+  const flushed = links.map((link) => (link instanceof LinkEnd ? link.flushed() : null));
+  await Promise.race([
+    Promise.all(flushed),
+    delay(proxy.config.limits.drainMsMax, undefined, { ref: false }),
+  ]);
 }
 
 /**

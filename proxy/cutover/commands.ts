@@ -8,8 +8,8 @@ import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
 import type { CapturedPiece, CaptureResult, Configure } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { KEY_BYTES, KEYS_MAX, type SharedKeys, splitKeys } from "#proxy/contract/shared-keys.ts";
 import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
-import { KEY_BYTES } from "#proxy/relay/link-auth.ts";
 import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
 import { adoptDownstream, adoptUpstream } from "./adopt.ts";
 import { type Captured, captureDownstream, captureUpstream } from "./capture.ts";
@@ -73,6 +73,7 @@ const configureSchema = z.object({
   listenDevice: z.string().min(1).max(15).nullable().default(null),
   ports: z.array(portSchema).min(1).max(1024),
   linkAddress: z.string().min(1),
+  links: z.enum(["encrypted", "plain"]).default("encrypted"),
   spillDir: z.string().default("/var/tmp"),
   limits: z.object({
     quiesceMsMax: milliseconds,
@@ -160,6 +161,15 @@ export class Commands {
         this.#inTurn(() => this.#configure(params, body)),
       ),
       network: checked(withToken, ({ token }) => this.#inTurn(async () => this.#takeNetwork(token))),
+      // no step of a cutover: the keys of a move that is under way may change as well
+      keys: (_params, body) => {
+        const keys = linkKeysOf(body);
+        if (this.#proxy === null)
+          throw new HoldfastError("keys before configure", { code: "PROXY_STATE", source: "config" });
+        this.#proxy.keys = keys;
+        this.#options.log.info({ command: "keys", keys: keys.length }, "command done");
+        return { result: {} };
+      },
       serve: this.#command("serve", epochOnly, async (proxy) => {
         await proxy.openLinks();
         proxy.openListeners();
@@ -268,13 +278,8 @@ export class Commands {
   }
 
   async #configure(params: Configure, body: Buffer): Promise<Reply> {
-    if (body.length !== KEY_BYTES) {
-      throw new HoldfastError(`configure needs a link key of ${KEY_BYTES} bytes, got ${body.length}`, {
-        code: "PROXY_CONFIG",
-        source: "config",
-      });
-    }
-    const configuration = JSON.stringify(params) + body.toString("hex");
+    const keys = linkKeysOf(body);
+    const configuration = JSON.stringify(params);
     if (this.#proxy !== null && configuration !== this.#configuration && this.#proxy.role !== "idle") {
       throw new HoldfastError(
         `the proxy is ${this.#proxy.role} and cannot be configured anew; stop it first`,
@@ -289,8 +294,8 @@ export class Commands {
       this.#options.network?.set(params.network);
       this.#configuration = configuration;
       const { kernel, log } = this.#options;
-      this.#proxy = new WorkloadProxy({ config: params, key: Buffer.from(body), kernel, log });
-    }
+      this.#proxy = new WorkloadProxy({ config: params, keys, kernel, log });
+    } else this.#proxy.keys = keys;
     return { result: {} };
   }
 
@@ -389,6 +394,16 @@ export class Commands {
     this.#last = turn.catch(() => {});
     return turn;
   }
+}
+
+/** @throws HoldfastError `PROXY_CONFIG` */
+function linkKeysOf(body: Buffer): SharedKeys {
+  const keys = splitKeys(body);
+  if (keys !== null) return keys;
+  throw new HoldfastError(
+    `expected 1 to ${KEYS_MAX} link keys of ${KEY_BYTES} bytes each, got ${body.length} bytes`,
+    { code: "PROXY_CONFIG", source: "config" },
+  );
 }
 
 /** A relay whose ports all move by replay needs no TCP_REPAIR. */

@@ -14,8 +14,10 @@ import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 
 /** A link that is not there by then is dialled again at the switch. */
 const PREPARE_MS_MAX = 3_000;
-/** for each of them: a dial and a greeting */
-const PREPARE_LINK_MS = 2;
+/** … and more for each session: TLS costs each end of a link about 1 ms of CPU. Nobody waits meanwhile. */
+const PREPARE_MS_SESSION = 2;
+/** at a time, so that none runs into the time a greeting may take */
+const DIALS_MAX = 128;
 
 /** Call with the role already `owner`. */
 export function rollback(proxy: WorkloadProxy): { sessions: number; lost: number } {
@@ -154,15 +156,19 @@ export async function prepareLinks(
   if (own !== null && own.address === options.target.address && own.port === options.target.port) {
     return { links: 0 };
   }
-  const dials: Promise<boolean>[] = [];
-  for (const session of proxy.sessions.values()) {
-    if (session.edge !== proxy.config.node || session.downstream === null) continue;
-    if (session.state !== "open" && session.state !== "captured") continue;
-    dials.push(proxy.dialLink(session, { to: options.target, epoch: options.epoch, fresh: false }));
-  }
+  const sessions = [...proxy.sessions.values()];
+  const late = AbortSignal.timeout(PREPARE_MS_MAX + PREPARE_MS_SESSION * sessions.length);
+  const waiting = sessions.values();
   let links = 0;
-  const all = Promise.all(dials.map(async (dial) => (await dial) && links++));
-  const late = AbortSignal.timeout(PREPARE_MS_MAX + dials.length * PREPARE_LINK_MS);
+  const dialInTurn = async (): Promise<void> => {
+    for (const session of waiting) {
+      if (late.aborted) return;
+      if (session.edge !== proxy.config.node || session.downstream === null) continue;
+      if (session.state !== "open" && session.state !== "captured") continue;
+      if (await proxy.dialLink(session, { to: options.target, epoch: options.epoch, fresh: false })) links++;
+    }
+  };
+  const all = Promise.all(Array.from({ length: DIALS_MAX }, dialInTurn));
   await Promise.race([all, once(late, "abort")]);
   return { links };
 }

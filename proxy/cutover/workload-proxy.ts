@@ -7,6 +7,7 @@ import net from "node:net";
 import type { Logger } from "pino";
 import type { Configure, PortConfig, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
@@ -84,7 +85,8 @@ interface AwayFigures {
 
 export interface WorkloadProxyOptions {
   config: Configure;
-  key: Buffer;
+  /** of its links; the first is what it dials with */
+  keys: SharedKeys;
   kernel: LegKernel;
   log: Logger;
 }
@@ -135,7 +137,6 @@ export class WorkloadProxy implements WatchHost {
   readonly opaqueReasons = new Map<string, number>();
   readonly budget: HeldBudget;
   readonly admission: Admission;
-  readonly cookieKey: Buffer;
   /** one a port */
   readonly presences: Presence[];
   readonly #fronts: (Front | null)[];
@@ -149,7 +150,8 @@ export class WorkloadProxy implements WatchHost {
   /** source: the target has said ACTIVE, so there is no way back */
   releasedElsewhere = false;
 
-  readonly #key: Buffer;
+  #keys: SharedKeys;
+  #cookieKeys: SharedKeys;
   readonly #idle = new IdleSessions(this);
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
@@ -161,7 +163,8 @@ export class WorkloadProxy implements WatchHost {
 
   constructor(options: WorkloadProxyOptions) {
     this.config = options.config;
-    this.#key = options.key;
+    this.#keys = options.keys;
+    this.#cookieKeys = cookieKeysOf(options.keys, options.config.workload);
     this.kernel = options.kernel;
     this.log = options.log;
     const { limits, spillDir, ports } = options.config;
@@ -172,15 +175,23 @@ export class WorkloadProxy implements WatchHost {
       spillBytesMax: limits.spillBytesMax,
       spillDir,
     });
-    this.cookieKey = Buffer.from(
-      hkdfSync("sha256", options.key, "", `holdfast session cookie ${options.config.workload}`, 32),
-    );
     this.presences = ports.map((_, port) => new Presence(this, port));
     this.#fronts = ports.map(({ proxyProtocol, listen }) =>
       proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
     );
   }
 
+  /** Links that are there go on; from now on others are dialled and accepted with these. */
+  set keys(keys: SharedKeys) {
+    this.#keys = keys;
+    this.#cookieKeys = cookieKeysOf(keys, this.config.workload);
+  }
+  get keys(): SharedKeys {
+    return this.#keys;
+  }
+  get cookieKeys(): SharedKeys {
+    return this.#cookieKeys;
+  }
   get limits(): ProxyLimits {
     return this.config.limits;
   }
@@ -685,7 +696,8 @@ export class WorkloadProxy implements WatchHost {
       },
     };
     session.nextLink = LinkEnd.dial({
-      key: this.#key,
+      keys: this.#keys,
+      encrypted: this.config.links === "encrypted",
       to: options.to,
       greeting,
       onReady: () => resolve(true),
@@ -701,6 +713,8 @@ export class WorkloadProxy implements WatchHost {
     }
     session.nextLink = null;
     if (session.state === "waiting") {
+      // It had waited for an owner since an earlier one moved away.
+      stopWaiting(session);
       session.countAnew();
       session.step("dialled");
       session.setUpstream(link);
@@ -758,8 +772,7 @@ export class WorkloadProxy implements WatchHost {
       session.reset("link mismatch");
       return;
     }
-    if (session.timer !== null) clearTimeout(session.timer);
-    session.timer = null;
+    stopWaiting(session);
     const complete = (): void => {
       if (old instanceof LinkEnd) {
         old.listener = null;
@@ -852,7 +865,8 @@ export class WorkloadProxy implements WatchHost {
     }
     this.#linksGreeting++;
     LinkEnd.accept(socket, {
-      key: this.#key,
+      keys: this.#keys,
+      encrypted: this.config.links === "encrypted",
       onReady: (link) => {
         this.#linksGreeting--;
         this.counters.linksAccepted++;
@@ -918,8 +932,7 @@ export class WorkloadProxy implements WatchHost {
   }
 
   joinLink(session: LiveSession, link: LinkEnd): void {
-    if (session.timer !== null) clearTimeout(session.timer);
-    session.timer = null;
+    stopWaiting(session);
     session.client = link.greeting?.client ?? session.client;
     link.sendActive({
       epoch: this.epoch,
@@ -1080,4 +1093,15 @@ function splitAddress(text: string): [host: string, port: number] {
   if (net.isIP(text) !== 0) return [text, 0];
   const at = text.lastIndexOf(":");
   return at < 0 ? [text, 0] : [text.slice(0, at), Number(text.slice(at + 1))];
+}
+
+function stopWaiting(session: LiveSession): void {
+  if (session.timer !== null) clearTimeout(session.timer);
+  session.timer = null;
+}
+
+function cookieKeysOf([first, ...others]: SharedKeys, workload: string): SharedKeys {
+  const derive = (key: Buffer): Buffer =>
+    Buffer.from(hkdfSync("sha256", key, "", `holdfast session cookie ${workload}`, 32));
+  return [derive(first), ...others.map(derive)];
 }

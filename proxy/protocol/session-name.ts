@@ -6,6 +6,7 @@
 import { Buffer } from "node:buffer";
 import { createHmac, randomBytes, timingSafeEqual } from "node:crypto";
 import type { SessionNaming } from "#proxy/contract/commands.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { HttpHead } from "./http-head.ts";
 
 export const SESSION_NAME_BYTES_MAX = 200;
@@ -31,15 +32,15 @@ const REFUSED: SessionName = { name: null, valid: false };
 
 /**
  * @param head of a request
- * @param key 32 bytes, bound to the workload; only used where `naming.issue`
+ * @param keys 32 bytes each, bound to the workload: one of them has signed it; only used where `naming.issue`
  */
-export function nameOf(head: HttpHead, naming: SessionNaming, key: Buffer): SessionName {
+export function nameOf(head: HttpHead, naming: SessionNaming, keys: SharedKeys): SessionName {
   const found = new Set(given(head, naming));
   if (found.size === 0) return NONE;
   if (naming.from === "cookie" && naming.issue) {
     // one of ours may stand beside an older one of somebody else's (RFC 6265 5.4: paths, domains)
     for (const value of found) {
-      const id = verified(value, naming, key);
+      const id = verified(value, naming, keys);
       if (id !== null) return { name: id, valid: true };
     }
     return REFUSED;
@@ -95,13 +96,16 @@ function unquoted(value: string): string {
   return /^".*"$/.test(value) ? value.slice(1, -1) : value;
 }
 
-function verified(value: string, naming: SessionNaming, key: Buffer): string | null {
+function verified(value: string, naming: SessionNaming, keys: SharedKeys): string | null {
   const dot = value.lastIndexOf(".");
   const id = value.slice(0, dot);
   if (dot <= 0 || !isName(id)) return null;
-  const wanted = Buffer.from(signature(id, naming, key), "latin1");
   const got = Buffer.from(value.slice(dot + 1), "latin1");
-  return got.length === wanted.length && timingSafeEqual(got, wanted) ? id : null;
+  const isSigned = keys.some((key) => {
+    const wanted = Buffer.from(signature(id, naming, key), "latin1");
+    return got.length === wanted.length && timingSafeEqual(got, wanted);
+  });
+  return isSigned ? id : null;
 }
 
 function signature(id: string, naming: SessionNaming, key: Buffer): string {

@@ -1,17 +1,17 @@
 /**
- * Who may open a link: whoever has the workload's link key (32 bytes, from the agent's `configure`).
+ * Who may open a link: whoever has a link key of the workload (32 bytes each, from the agent). The dialler uses the first it has.
  *
  *   acceptor → NONCE   16 random bytes
  *   dialler  → HELLO   greeting, 16 random bytes of its own, HMAC-SHA256(key, "dialler" ‖ NONCE ‖ greeting ‖ its bytes)
  *   acceptor → WELCOME HMAC-SHA256(key, "acceptor" ‖ the HELLO): it has the key too, and this is no replay
  *
- * Left out: encryption. What a link carries has the protection the network between the nodes has.
+ * Left out: encryption (`link-tls.ts`).
  */
 import { createHmac, timingSafeEqual } from "node:crypto";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 export const LINK_VERSION = 1;
 export const NONCE_BYTES = 16;
-export const KEY_BYTES = 32;
 const MAC_BYTES = 32;
 const TEXT_BYTES_MAX = 255;
 
@@ -44,12 +44,17 @@ export function encodeHello(key: Buffer, nonce: Buffer, own: Buffer, greeting: G
   return Buffer.concat([signed, mac(key, "dialler", nonce, signed)]);
 }
 
-/** Null when it is not from somebody with the key, or not of this version. */
-export function decodeHello(key: Buffer, nonce: Buffer, hello: Buffer): Greeting | null {
+/** What it says, and the key that signed it. Null when it is not from somebody with one of the keys, or not of this version. */
+export function decodeHello(
+  keys: SharedKeys,
+  nonce: Buffer,
+  hello: Buffer,
+): { greeting: Greeting; key: Buffer } | null {
   const end = hello.length - MAC_BYTES;
   if (end < 20 + 3 + NONCE_BYTES) return null;
   const signed = hello.subarray(0, end);
-  if (!timingSafeEqual(hello.subarray(end), mac(key, "dialler", nonce, signed))) return null;
+  const key = keys.find((one) => timingSafeEqual(hello.subarray(end), mac(one, "dialler", nonce, signed)));
+  if (key === undefined) return null;
   if (signed[0] !== LINK_VERSION) return null;
   const texts: string[] = [];
   let at = 20;
@@ -60,7 +65,7 @@ export function decodeHello(key: Buffer, nonce: Buffer, hello: Buffer): Greeting
     at += 1 + length;
   }
   if (at !== end - NONCE_BYTES) return null;
-  return {
+  const greeting = {
     session: texts[0] as string,
     edge: texts[1] as string,
     client: texts[2] as string,
@@ -69,6 +74,7 @@ export function decodeHello(key: Buffer, nonce: Buffer, hello: Buffer): Greeting
     epoch: Number(signed.readBigUInt64BE(4)),
     acceptedAtMs: Number(signed.readBigUInt64BE(12)),
   };
+  return { greeting, key };
 }
 
 export function welcome(key: Buffer, hello: Buffer): Buffer {

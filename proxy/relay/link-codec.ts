@@ -5,7 +5,8 @@
  *   │ type u8 │ length u24 (BE) │ payload │
  *   └─────────┴─────────────────┴─────────┘
  *
- *   before authentication   acceptor ──NONCE──▶ dialler ──HELLO──▶ acceptor ──WELCOME──▶ dialler
+ *   before authentication   acceptor ──NONCE──▶ dialler ──SECURE, TLS──▶ acceptor (`link-tls.ts`; everything below is inside it)
+ *                           dialler ──HELLO──▶ acceptor ──WELCOME──▶ dialler
  *   then                    ACTIVE   the acceptor owns the session now: epoch u64, byte offsets in and out u64 each
  *                           DATA, FIN, CREDIT(u32: bytes the receiver has passed on; bounds what a link can pile up)
  *                           HOLD → HELD (no DATA follows), RESUME (the move was rolled back)
@@ -25,6 +26,7 @@ export const FRAME = {
   held: 9,
   resume: 10,
   credit: 11,
+  secure: 12,
 } as const;
 export type FrameName = keyof typeof FRAME;
 export type FrameType = (typeof FRAME)[FrameName];
@@ -47,6 +49,7 @@ const EXACT_BYTES: Partial<Record<FrameType, number>> = {
   [FRAME.held]: 0,
   [FRAME.resume]: 0,
   [FRAME.credit]: 4,
+  [FRAME.secure]: 0,
 };
 
 export interface Active {

@@ -8,6 +8,8 @@
  */
 import { randomBytes } from "node:crypto";
 import net from "node:net";
+import type { TLSSocket } from "node:tls";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { End, EndListener } from "./end.ts";
 import { decodeHello, encodeHello, type Greeting, isWelcome, NONCE_BYTES, welcome } from "./link-auth.ts";
@@ -24,6 +26,7 @@ import {
   frameHeader,
   RST_CODE,
 } from "./link-codec.ts";
+import { acceptTls, dialTls, newNonce, SECURE_FRAME, speaksTls } from "./link-tls.ts";
 
 export const LINK_WINDOW_BYTES = 256 * 1024;
 const CREDIT_BYTES_MIN = LINK_WINDOW_BYTES / 4;
@@ -32,6 +35,7 @@ const AUTHENTICATE_MS_MAX = 5_000;
 const GREETING_BYTES_MAX = 4 * CONTROL_BYTES_MAX;
 /** after our last frame: how long the peer may take to close too */
 const CLOSE_MS_MAX = 5_000;
+const TLS_QUEUED_BYTES_MAX = 64 * 1024;
 const NO_BYTES: Buffer = Buffer.alloc(0);
 
 export interface LinkListener {
@@ -48,20 +52,29 @@ export interface LinkListener {
   onBroken(link: LinkEnd, error: unknown): void;
 }
 
+interface FirstBytes {
+  bytes: Buffer;
+  startTls(socket: net.Socket, rest: Buffer): TLSSocket;
+}
+
 type LinkState = "greeting" | "ready" | "over";
 
 export interface AcceptOptions {
-  key: Buffer;
+  keys: SharedKeys;
   onReady(link: LinkEnd): void;
+  /** default true: speaks TLS where the other side does */
+  encrypted?: boolean;
   /** never authenticated: closed already */
   onRefused(reason: string): void;
   listener: LinkListener;
 }
 
 export interface DialOptions {
-  key: Buffer;
+  keys: SharedKeys;
   to: Endpoint;
   greeting: Greeting;
+  /** default true: speaks TLS where the other side does */
+  encrypted?: boolean;
   onReady(link: LinkEnd): void;
   listener: LinkListener;
 }
@@ -78,9 +91,10 @@ export class LinkEnd implements End {
   /** acceptor: HELD has come since the last HOLD */
   heldByEdge = false;
 
-  readonly #socket: net.Socket;
+  /** of the link: the connection itself, or TLS around it */
+  #socket: net.Socket | TLSSocket;
   readonly #events: LinkListener;
-  readonly #decoder: FrameDecoder;
+  #decoder: FrameDecoder;
   readonly #timer: NodeJS.Timeout;
   #onGreeting: (type: FrameType, payload: Buffer) => void;
   #state: LinkState = "greeting";
@@ -94,6 +108,11 @@ export class LinkEnd implements End {
   #sendingHeld = false;
   #finHeld = false;
   #delivering = false;
+  /** TLS never writes at once, though the kernel has room: waiting for each chunk would cost a turn of the event loop each */
+  #queuedBytesMax = 0;
+  #greetingBytes = 0;
+  /** acceptor: not null until it is known whether TLS begins */
+  #first: FirstBytes | null = null;
   /** arrived before `startDelivering`; at most the credit window */
   #backlog: Buffer[] = [];
   #finInBacklog = false;
@@ -108,27 +127,65 @@ export class LinkEnd implements End {
     this.#socket = socket;
     this.#events = events;
     this.#onGreeting = onGreeting;
-    this.#decoder = new FrameDecoder({
+    this.#decoder = this.#newDecoder();
+    this.#timer = setTimeout(this.#onGone, AUTHENTICATE_MS_MAX);
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true, 10_000);
+    this.#listenTo(socket);
+  }
+
+  #newDecoder(): FrameDecoder {
+    return new FrameDecoder({
       onData: (part) => this.#receive(part),
       onControl: (type, payload) => this.#control(type, payload),
     });
-    const guarded = (work: () => void) => (): void => this.#guard(work);
-    const fail = guarded(() => this.#fail(RST_CODE.broken));
-    this.#timer = setTimeout(fail, AUTHENTICATE_MS_MAX);
-    socket.setNoDelay(true);
-    socket.setKeepAlive(true, 10_000);
-    socket.on("data", (chunk: Buffer) => {
-      if (this.#state === "over") return;
-      this.#guard(() => {
-        if (!this.#decoder.feed(chunk)) this.#fail(RST_CODE.broken);
-        // looked at afterwards: the end of a greeting may bring the first bytes of the session along
-        else if (this.#state === "greeting" && socket.bytesRead > GREETING_BYTES_MAX)
-          this.#fail(RST_CODE.broken);
-      });
+  }
+
+  #listenTo(socket: net.Socket | TLSSocket): void {
+    socket.on("data", this.#onBytes);
+    socket.on("error", this.#onGone);
+    socket.on("end", this.#onGone);
+    socket.on("close", this.#onGone);
+  }
+
+  readonly #onGone = (): void => this.#guard(() => this.#fail(RST_CODE.broken));
+
+  readonly #onBytes = (chunk: Buffer): void => {
+    if (this.#state === "over") return;
+    this.#guard(() => {
+      const isGreeting = this.#state === "greeting";
+      if (isGreeting) this.#greetingBytes += chunk.length;
+      const frames = this.#first === null ? chunk : this.#beyondFirst(this.#first, chunk);
+      if (frames === null) return;
+      if (!this.#decoder.feed(frames)) this.#fail(RST_CODE.broken);
+      // looked at afterwards: the end of a greeting may bring the first bytes of the session along
+      else if (this.#state === "greeting" && this.#greetingBytes > GREETING_BYTES_MAX)
+        this.#fail(RST_CODE.broken);
     });
-    socket.on("error", fail);
-    socket.on("end", fail);
-    socket.on("close", fail);
+  };
+
+  /** Acceptor: the first bytes say whether TLS begins. @returns what belongs to frames; null: nothing yet, or not in the clear */
+  #beyondFirst({ bytes, startTls }: FirstBytes, chunk: Buffer): Buffer | null {
+    const all = Buffer.concat([bytes, chunk]);
+    if (all.length < SECURE_FRAME.length) {
+      this.#first = { bytes: all, startTls };
+      return null;
+    }
+    this.#first = null;
+    if (!all.subarray(0, SECURE_FRAME.length).equals(SECURE_FRAME)) return all;
+    this.#goOnIn((socket) => startTls(socket, all.subarray(SECURE_FRAME.length)));
+    return null;
+  }
+
+  /** Whatever else has come in the clear counts for nothing: frames are read of `stream` alone from now on. */
+  #goOnIn(start: (socket: net.Socket) => TLSSocket): void {
+    const plain = this.#socket;
+    plain.off("data", this.#onBytes);
+    this.#decoder.stop();
+    this.#decoder = this.#newDecoder();
+    this.#socket = start(plain);
+    this.#queuedBytesMax = TLS_QUEUED_BYTES_MAX;
+    this.#listenTo(this.#socket);
   }
 
   /** What a listener throws ends its session, and this link with it. */
@@ -142,7 +199,9 @@ export class LinkEnd implements End {
   }
 
   static accept(socket: net.Socket, options: AcceptOptions): LinkEnd {
-    const nonce = randomBytes(NONCE_BYTES);
+    const { encrypted = true } = options;
+    const nonce = newNonce(encrypted);
+    let why = "the greeting was cut off or took too long";
     let refused = false;
     const link: LinkEnd = new LinkEnd(
       socket,
@@ -150,36 +209,46 @@ export class LinkEnd implements End {
         ...options.listener,
         onOver(end, code) {
           if (end.#wasReady) options.listener.onOver(end, code);
-          else if (!refused) options.onRefused("the greeting was cut off or took too long");
+          else if (!refused) options.onRefused(why);
           refused = true;
         },
       },
       (type, payload) => {
-        const greeting = type === FRAME.hello ? decodeHello(options.key, nonce, payload) : null;
-        if (greeting === null) {
+        const hello = type === FRAME.hello ? decodeHello(options.keys, nonce, payload) : null;
+        if (hello === null) {
           refused = true;
-          options.onRefused("the greeting was not signed with this workload's link key");
+          options.onRefused("the greeting was not signed with a link key of this workload");
           link.#fail(RST_CODE.broken);
           return;
         }
-        link.greeting = greeting;
-        socket.write(frame(FRAME.welcome, welcome(options.key, payload)));
+        link.greeting = hello.greeting;
+        link.#socket.write(frame(FRAME.welcome, welcome(hello.key, payload)));
         link.#ready();
         options.onReady(link);
       },
     );
+    const startTls = (plain: net.Socket, rest: Buffer): TLSSocket =>
+      acceptTls(plain, options.keys, rest, (id) => {
+        why = `its link key ${id.slice(0, 8)} is none of this workload's`;
+      });
+    if (encrypted) link.#first = { bytes: NO_BYTES, startTls };
     socket.write(frame(FRAME.nonce, nonce));
     return link;
   }
 
   static dial(options: DialOptions): LinkEnd {
     const socket = net.connect({ host: options.to.address, port: options.to.port });
+    const [key] = options.keys;
     let hello: Buffer | null = null;
     const link: LinkEnd = new LinkEnd(socket, options.listener, (type, payload) => {
       if (hello === null && type === FRAME.nonce) {
-        hello = encodeHello(options.key, payload, randomBytes(NONCE_BYTES), options.greeting);
-        socket.write(frame(FRAME.hello, hello));
-      } else if (hello !== null && type === FRAME.welcome && isWelcome(options.key, hello, payload)) {
+        const signed = encodeHello(key, payload, randomBytes(NONCE_BYTES), options.greeting);
+        hello = signed;
+        const greet = (stream: net.Socket | TLSSocket): void => void stream.write(frame(FRAME.hello, signed));
+        if (options.encrypted === false || !speaksTls(payload)) return greet(socket);
+        socket.write(SECURE_FRAME);
+        link.#goOnIn((plain) => dialTls(plain, key, greet));
+      } else if (hello !== null && type === FRAME.welcome && isWelcome(key, hello, payload)) {
         link.#ready();
         options.onReady(link);
       } else {
@@ -254,13 +323,13 @@ export class LinkEnd implements End {
       this.#socket.write(part, this.#onWritten);
       this.#socket.uncork();
     }
-    this.#waiting = this.#unsent.length > 0 || this.#socket.writableLength > 0;
+    this.#waiting = this.#unsent.length > 0 || this.#socket.writableLength > this.#queuedBytesMax;
     return !this.#waiting;
   }
 
   readonly #onWritten = (): void => {
     if (!this.#waiting || this.#state !== "ready") return;
-    if (this.#unsent.length > 0 || this.#socket.writableLength > 0) return;
+    if (this.#unsent.length > 0 || this.#socket.writableLength > this.#queuedBytesMax) return;
     this.#waiting = false;
     this.#guard(() => this.listener?.onDrain());
   };
@@ -271,6 +340,19 @@ export class LinkEnd implements End {
     this.#unsent = NO_BYTES;
     this.#waiting = false;
     return bytes;
+  }
+
+  /** Resolves when what was framed has been given to the kernel, or the link is over. */
+  async flushed(): Promise<void> {
+    const socket = this.#socket;
+    if (socket.writableLength === 0 || !socket.writable) return;
+    await new Promise<void>((resolve) => {
+      socket.once("close", resolve);
+      socket.write(NO_BYTES, () => {
+        socket.off("close", resolve);
+        resolve();
+      });
+    });
   }
 
   finish(): void {

@@ -6,6 +6,7 @@
  * the session, and `client_no_context_takeover` for a WebSocket that is to survive a restart.
  */
 import type { PortConfig, SessionInfo } from "../contract/commands.ts";
+import type { SharedKeys } from "../contract/shared-keys.ts";
 import type { HttpHead } from "../protocol/http-head.ts";
 import { Observer, type RequestRecord } from "../protocol/observer.ts";
 import type { OpaqueReason } from "../protocol/opaque-reason.ts";
@@ -22,7 +23,8 @@ const NO_BYTES: Buffer = Buffer.alloc(0);
 const PROBE_ANSWER_BYTES_MAX = 64 * 1024;
 
 export interface WatchHost extends ReplayHost {
-  readonly cookieKey: Buffer;
+  /** the first signs, all are accepted */
+  readonly cookieKeys: SharedKeys;
   onOpaque(reason: OpaqueReason): void;
   /** the application's answer to a health check */
   onProbeAnswer(port: PortConfig, check: PlainRequest, answer: Buffer): void;
@@ -156,10 +158,10 @@ export class Watch {
     const { naming, probes } = this.#port;
     const isCheck = probes.length > 0 && isProbe(head, probes);
     if (naming !== null) {
-      const found = nameOf(head, naming, this.#host.cookieKey);
+      const found = nameOf(head, naming, this.#host.cookieKeys);
       if (found.name !== null) this.name = found.name;
       else if (naming.issue && this.name === null && !isCheck) {
-        const cookie = issueCookie(naming, this.#host.cookieKey);
+        const cookie = issueCookie(naming, this.#host.cookieKeys[0]);
         this.name = cookie.name;
         this.#cookieLine = cookie.line;
       }

@@ -9,6 +9,7 @@
 import assert from "node:assert/strict";
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { KEY_BYTES, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 export interface SealContext {
   workload: string;
@@ -18,13 +19,12 @@ export interface SealContext {
 }
 
 const CIPHER = "aes-256-gcm";
-const KEY_BYTES = 32;
 const NONCE_BYTES = 12;
 const TAG_BYTES = 16;
 const HEADER = Buffer.from("HFS\x01", "latin1");
 const START = HEADER.length + NONCE_BYTES;
 
-/** @param key 32 bytes, the one all agents share */
+/** @param key 32 bytes, the first of those that all agents share */
 export function seal(key: Buffer, context: SealContext, plain: Buffer): Buffer {
   const nonce = randomBytes(NONCE_BYTES);
   const cipher = createCipheriv(CIPHER, subkey(key, context.kind), nonce, { authTagLength: TAG_BYTES });
@@ -35,20 +35,23 @@ export function seal(key: Buffer, context: SealContext, plain: Buffer): Buffer {
 }
 
 /** @throws HoldfastError `SEAL_INVALID`: altered, cut, sealed with another key or for another workload, epoch or kind */
-export function unseal(key: Buffer, context: SealContext, sealed: Buffer): Buffer {
+export function unseal(keys: SharedKeys, context: SealContext, sealed: Buffer): Buffer {
   if (sealed.length < START + TAG_BYTES || !sealed.subarray(0, HEADER.length).equals(HEADER)) {
     throw invalid(context, "it was not sealed by this version of Holdfast, or is cut short");
   }
   const nonce = sealed.subarray(HEADER.length, START);
-  const decipher = createDecipheriv(CIPHER, subkey(key, context.kind), nonce, { authTagLength: TAG_BYTES });
-  decipher.setAAD(associated(context));
-  decipher.setAuthTag(sealed.subarray(sealed.length - TAG_BYTES));
-  const plain = decipher.update(sealed.subarray(START, sealed.length - TAG_BYTES));
-  try {
-    return Buffer.concat([plain, decipher.final()]);
-  } catch {
-    throw invalid(context, "it was altered, or sealed with another key or for something else");
+  for (const key of keys) {
+    const decipher = createDecipheriv(CIPHER, subkey(key, context.kind), nonce, { authTagLength: TAG_BYTES });
+    decipher.setAAD(associated(context));
+    decipher.setAuthTag(sealed.subarray(sealed.length - TAG_BYTES));
+    const plain = decipher.update(sealed.subarray(START, sealed.length - TAG_BYTES));
+    try {
+      return Buffer.concat([plain, decipher.final()]);
+    } catch {
+      // not with this one
+    }
   }
+  throw invalid(context, "it was altered, or sealed with another key or for something else");
 }
 
 /** A key for one purpose, from the shared one. */

@@ -1,26 +1,38 @@
 import assert from "node:assert/strict";
-import { randomBytes } from "node:crypto";
+import { hkdfSync, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { afterEach, beforeEach, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { connect as tlsConnect } from "node:tls";
-import { AGENT_CIPHER, dialSecure, listenSecure, type SecureListener } from "#control/agent/secure.ts";
+import { createServer as createTlsServer, connect as tlsConnect } from "node:tls";
+import { KeyRing } from "#control/agent/key-ring.ts";
+import {
+  AGENT_CIPHER,
+  AGENT_VERSIONS,
+  type DialSecureOptions,
+  dialSecure,
+  listenSecure,
+  type SecureListener,
+} from "#control/agent/secure.ts";
+import { Trust } from "#control/agent/trust.ts";
 import { Channel } from "#proxy/contract/channel.ts";
+import { keyId, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import { until } from "#test/support/moved-program.ts";
 
 const key = randomBytes(32);
+let ring: KeyRing;
 let listener: SecureListener;
 let refused: string[];
 let peers: string[];
 
 beforeEach(async () => {
+  ring = new KeyRing([key]);
   refused = [];
   peers = [];
   listener = await listenSecure({
     host: "127.0.0.1",
     port: 0,
-    key,
-    node: "b",
+    trust: trustOf("b", ring),
     handshakeMsMax: 150,
     onPeer: (stream, peerNode) => {
       peers.push(peerNode);
@@ -41,12 +53,19 @@ beforeEach(async () => {
 
 afterEach(() => listener.close());
 
-function dial(overrides: Partial<Parameters<typeof dialSecure>[0]> = {}) {
+const trustOf = (node: string, keys: KeyRing): Trust =>
+  new Trust({ node, ring: keys, identity: null, revoked: null });
+
+interface Dial extends Partial<DialSecureOptions> {
+  ring?: KeyRing;
+  node?: string;
+}
+
+function dial({ ring: keys = ring, node = "a", ...overrides }: Dial = {}) {
   return dialSecure({
     host: "127.0.0.1",
     port: listener.port,
-    key,
-    node: "a",
+    trust: trustOf(node, keys),
     timeoutMs: 1000,
     ...overrides,
   });
@@ -95,8 +114,102 @@ describe("the stream between agents", () => {
   });
 
   test("a wrong key is refused, with one line at each end", async () => {
-    await assert.rejects(dial({ key: randomBytes(32) }), { code: "PEER_AUTH", message: /same key file/ });
-    assert.match(await refusal(), /key is not ours/);
+    await assert.rejects(dial({ ring: new KeyRing([randomBytes(32)]) }), {
+      code: "PEER_AUTH",
+      message: /same key file/,
+    });
+    assert.match(await refusal(), /its key [0-9a-f]{8} is not in our key file/);
+    await stillServes();
+  });
+
+  test("keys are changed in three steps, and nobody is refused in between; then who has only the old one is", async () => {
+    const added = randomBytes(32);
+    const dialler = new KeyRing([key]);
+    const works = async (): Promise<void> => {
+      const channel = new Channel(await dial({ ring: dialler }));
+      assert.equal((await channel.call("whoami", {})).result, "a");
+      channel.close();
+    };
+    const steps: SharedKeys[] = [[key, added], [added, key], [added]];
+    const kept = new Channel(await dial({ ring: dialler }));
+    for (const step of steps) {
+      for (const side of [ring, dialler]) {
+        side.replace(step);
+        await works();
+      }
+    }
+    await kept.closed;
+    assert.deepEqual(refused, [`ended the stream of node a: its key ${keyId(key)} has left our key file`]);
+    refused.length = 0;
+    peers.length = 0;
+    await assert.rejects(dial({ ring: new KeyRing([key]) }), { code: "PEER_AUTH", message: /same key file/ });
+    assert.match(
+      await refusal(),
+      new RegExp(`node a, and its key ${keyId(key)} is not in our key file .*${keyId(added)}`),
+    );
+  });
+
+  test("a stream ends at the dialler too when the key it was opened with goes", async () => {
+    const dialler = new KeyRing([key, randomBytes(32)]);
+    const stream = await dial({ ring: dialler });
+    dialler.replace([randomBytes(32), key]);
+    assert.ok(!stream.destroyed, "the key is still one of ours");
+    dialler.replace([randomBytes(32)]);
+    assert.ok(stream.destroyed);
+  });
+
+  test("agents of the version before name only their node: they are heard, and dialled as they know it", async () => {
+    ring.replace([key, randomBytes(32)]);
+    const psk = Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", 32));
+    const versions = { minVersion: "TLSv1.3", maxVersion: "TLSv1.3", ciphers: AGENT_CIPHER } as const;
+    const before = tlsConnect({
+      ...versions,
+      host: "127.0.0.1",
+      port: listener.port,
+      ALPNProtocols: ["holdfast-agent/1"],
+      pskCallback: () => ({ psk, identity: "a" }),
+      checkServerIdentity: () => new Error("a certificate"),
+    });
+    await once(before, "secureConnect");
+    assert.equal((await new Channel(before).call("whoami", {})).result, "a");
+    before.destroy();
+
+    const names: string[] = [];
+    const old = createTlsServer({
+      ...versions,
+      pskCallback: (_, identity) => {
+        names.push(identity);
+        return /^[a-z0-9-]{1,40}$/.test(identity) ? psk : null;
+      },
+      ALPNProtocols: ["holdfast-agent/1"],
+    }).listen(0, "127.0.0.1");
+    old.on("tlsClientError", () => {});
+    await once(old, "listening");
+    const stream = await dial({ port: (old.address() as AddressInfo).port });
+    assert.deepEqual(names, [`a#${keyId(key)}`, "a"]);
+    stream.destroy();
+    old.close();
+  });
+
+  test("the highest version that both speak is spoken; where there is none, both are told which there are", async () => {
+    const newest = Math.max(...AGENT_VERSIONS);
+    for (const [versions, spoken] of [
+      [AGENT_VERSIONS, newest],
+      [[newest + 1, newest, 1], newest],
+      [[1], 1],
+    ] as const) {
+      const stream = await dial({ versions });
+      assert.equal(stream.alpnProtocol, `holdfast-agent/${spoken}`);
+      await until("served", () => peers.length === 1);
+      stream.destroy();
+      peers.length = 0;
+    }
+    const mine = [newest + 2, newest + 1];
+    await assert.rejects(dial({ versions: mine, peer: "b" }), {
+      code: "PEER_AUTH",
+      message: `node b at 127.0.0.1:${listener.port}: it speaks version ${AGENT_VERSIONS.join(", ")} of the agents' protocol, this agent ${mine.join(", ")}: bring them to versions of Holdfast that follow each other`,
+    });
+    assert.match(await refusal(), /refused node a: it speaks no version .* that this agent does \(2, 1\)/);
     await stillServes();
   });
 
@@ -143,8 +256,7 @@ describe("the stream between agents", () => {
     const crowded = await listenSecure({
       host: "127.0.0.1",
       port: 0,
-      key,
-      node: "b",
+      trust: trustOf("b", ring),
       handshakeMsMax: 60_000,
       connectionsMax,
       onPeer: (stream, peerNode) =>
@@ -194,7 +306,6 @@ describe("the stream between agents", () => {
   test("an impostor with a certificate and no key is refused by the dialler", async () => {
     const { execFileSync } = await import("node:child_process");
     const { mkdtempSync, readFileSync, rmSync } = await import("node:fs");
-    const { createServer: createTlsServer } = await import("node:tls");
     const folder = mkdtempSync("/tmp/holdfast-secure-");
     const args =
       "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=b -keyout k -out c -days 1";
@@ -222,10 +333,15 @@ describe("the stream between agents", () => {
     await stillServes();
   });
 
-  test("keys of another length and ports in use are plain errors", async () => {
-    await assert.rejects(dial({ key: randomBytes(16) }), { code: "KEY_INVALID" });
+  test("ports in use are plain errors", async () => {
     await assert.rejects(
-      listenSecure({ host: "127.0.0.1", port: listener.port, key, node: "x", onPeer() {}, onRefused() {} }),
+      listenSecure({
+        host: "127.0.0.1",
+        port: listener.port,
+        trust: trustOf("x", ring),
+        onPeer() {},
+        onRefused() {},
+      }),
       { code: "LISTEN_FAILED" },
     );
   });

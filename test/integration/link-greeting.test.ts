@@ -49,7 +49,7 @@ test("an owner that says at once all that it has is heard: the welcome and a win
   const accepted = serverEnd();
   const received = Promise.withResolvers<number>();
   const dialled = LinkEnd.dial({
-    key,
+    keys: [key],
     to: { address: "127.0.0.1", port },
     greeting,
     onReady: () => {},
@@ -71,7 +71,7 @@ test("an owner that says at once all that it has is heard: the welcome and a win
     }),
   });
   const owner = LinkEnd.accept(await accepted, {
-    key,
+    keys: [key],
     onReady(link) {
       link.sendActive({ epoch: 2, bytesIn: 0, bytesOut: 0 });
       link.write(bytes);
@@ -90,7 +90,7 @@ test("somebody who greets without end is not listened to", async () => {
   const stranger = connect(port, "127.0.0.1");
   const refused = Promise.withResolvers<string>();
   LinkEnd.accept(await accepted, {
-    key,
+    keys: [key],
     onReady: () => refused.reject(new Error("it was let in")),
     onRefused: refused.resolve,
     listener: listener(() => {}),

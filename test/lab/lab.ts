@@ -274,7 +274,7 @@ export class Lab {
   async startAgent(
     node: string,
     config: AgentConfig = {},
-    options: { timeoutMs?: number; env?: Record<string, string> } = {},
+    options: { timeoutMs?: number; env?: Record<string, string>; program?: string } = {},
   ): Promise<LabAgent> {
     const full = this.agentConfig(node, config);
     const configFile = join(this.dir, `${node}.yaml`);
@@ -282,7 +282,7 @@ export class Lab {
     const stateDir = String(full.stateDir);
     mkdirSync(stateDir, { recursive: true, mode: 0o700 });
     const socketPath = join(stateDir, "agent.sock");
-    const started = this.spawn(node, [holdfast, "agent", "--config", configFile], {
+    const started = this.spawn(node, [options.program ?? holdfast, "agent", "--config", configFile], {
       name: "agent",
       cwd: projectRoot,
       env: { ...process.env, ...options.env },

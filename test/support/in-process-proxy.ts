@@ -97,10 +97,11 @@ export function makeProxy(options: InProcessOptions): {
       listenDevice,
       ports: [{ ...PLAIN, listen: 0, upstream: { address: "127.0.0.1", port: 1 }, ...port }],
       linkAddress: "127.0.0.1:0",
+      links: "encrypted",
       spillDir: "/nonexistent",
       limits: { ...LIMITS, ...limits },
     },
-    key: Buffer.alloc(32, 1),
+    keys: [Buffer.alloc(32, 1)],
     kernel: { ...REAL_KERNEL, ...kernel },
     log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),
   });

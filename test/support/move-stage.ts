@@ -34,6 +34,12 @@ export interface StageOptions {
   /** one node's own part of it */
   workloadOf?: Partial<Record<NodeName, AgentConfig>>;
   loadOptions?: Partial<LoadOptions>;
+  /** a node's own part of the agent's configuration, beside workloads */
+  agentOf?: (node: NodeName, lab: Lab) => AgentConfig;
+  /** what starts a node's agent, where it is not this version */
+  programOf?: Partial<Record<NodeName, string>>;
+  /** a third node, c, whose agent has the workload in its configuration and no part in it */
+  withC?: boolean;
 }
 
 /** What `migrate` came to; `cut` when the agent asked died over it. */
@@ -67,9 +73,10 @@ export class MoveStage implements AsyncDisposable {
   }
 
   static async open(options: StageOptions): Promise<MoveStage> {
-    const stage = new MoveStage(await createLab(), options);
+    const nodes = options.withC === true ? ["a", "b", "c"] : ["a", "b"];
+    const stage = new MoveStage(await createLab({ nodes }), options);
     try {
-      await stage.lab.startAgents(["a", "b"], (node) => stage.startAgent(node as NodeName));
+      await stage.lab.startAgents(nodes, (node) => stage.startAgent(node as NodeName));
       const kind = options.load ?? "ws";
       if (kind !== "none")
         stage.load = await startLoad(stage.lab, kind, {
@@ -108,8 +115,14 @@ export class MoveStage implements AsyncDisposable {
   async startAgent(node: NodeName, workload: AgentConfig = {}): Promise<void> {
     await this.lab.startAgent(
       node,
-      { workloads: [{ ...this.#workload(node), ...workload }] },
-      { env: { HOLDFAST_FAULT: `file:${this.#faultFile(node)}` } },
+      {
+        workloads: [{ ...this.#workload(node), ...workload }],
+        ...this.options.agentOf?.(node, this.lab),
+      },
+      {
+        env: { HOLDFAST_FAULT: `file:${this.#faultFile(node)}` },
+        ...(this.options.programOf?.[node] === undefined ? {} : { program: this.options.programOf[node] }),
+      },
     );
   }
 
@@ -317,8 +330,13 @@ export class MoveStage implements AsyncDisposable {
   // ---- looking
 
   async shown(node: NodeName): Promise<WorkloadShown> {
-    const status = (await this.#api(node, "GET", "/v1/status")) as { workloads: WorkloadShown[] };
-    return status.workloads[0] as WorkloadShown;
+    const { workloads } = (await this.status(node)) as { workloads: WorkloadShown[] };
+    return workloads[0] as WorkloadShown;
+  }
+
+  /** `holdfast status --json` of a node. */
+  status(node: NodeName): Promise<unknown> {
+    return this.#api(node, "GET", "/v1/status");
   }
 
   /** The application's process, as the machine sees it. */

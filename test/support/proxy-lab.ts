@@ -181,6 +181,7 @@ export class ProxyLab {
       listenDevice: null,
       ports: [{ ...PLAIN, listen: CLIENT_PORT, upstream: APP, ...this.options.port }],
       linkAddress: `${ADDRESS[name]}:0`,
+      links: "encrypted",
       spillDir: this.directory,
       limits: { ...LIMITS, ...this.options.limits },
     };

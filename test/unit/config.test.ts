@@ -81,7 +81,7 @@ describe("the agent's configuration", () => {
       peers: { b: { address: "10.99.0.3", port: 7400 } },
       stateDir: "/var/lib/holdfast/a",
       socket: "/var/lib/holdfast/a/agent.sock",
-      key,
+      keys: [key],
       keyFile: join(folder, "key"),
       workloads: [
         {
@@ -109,6 +109,9 @@ describe("the agent's configuration", () => {
         },
       ],
       limits: AGENT_LIMITS,
+      identity: null,
+      revoked: null,
+      links: "encrypted",
       admin: null,
       metrics: null,
     });
@@ -131,7 +134,7 @@ describe("the agent's configuration", () => {
       }),
       file,
     );
-    assert.deepEqual(config.key, key);
+    assert.deepEqual(config.keys, [key]);
     const [chat] = config.workloads;
     assert.equal(chat?.downstream, "relay");
     assert.equal(chat?.listenAddress, "fd00::2");
@@ -337,6 +340,13 @@ describe("the agent's configuration", () => {
       'stateDir: expected the absolute path of a folder of this agent\'s own, got "state"',
     ],
     ["long state", (r) => (r.stateDir = `/${"x".repeat(100)}`), /at most 70 characters/],
+    ["revoked alone", (r) => (r.revoked = "revoked"), /^revoked: expected identity with it/],
+    [
+      "identity in part",
+      (r) => (r.identity = { key: "a.key" }),
+      /^identity\.certificate: expected the path of a PEM/,
+    ],
+    ["links", (r) => (r.links = "open"), /^links: expected encrypted or plain/],
     ["key without file:", (r) => (r.key = "secret"), /^key: expected file:PATH/],
     ["key absent", (r) => (r.key = "file:/nowhere/key"), /^key: expected a file with 32 bytes: ENOENT/],
     ["key is a folder", (r) => (r.key = "file:/tmp"), /^key: .*not a file/],

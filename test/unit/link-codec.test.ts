@@ -99,27 +99,27 @@ describe("the greeting of a link", () => {
   };
   const hello = encodeHello(key, nonce, randomBytes(16), greeting);
 
-  it("is understood by whoever has the key", () => {
-    assert.deepEqual(decodeHello(key, nonce, hello), greeting);
+  it("is understood by whoever has the key, first or not, and it is known which that was", () => {
+    assert.deepEqual(decodeHello([randomBytes(32), key], nonce, hello), { greeting, key });
     assert.ok(isWelcome(key, hello, welcome(key, hello)));
   });
 
   it("is refused with another key, another nonce, or any byte changed", () => {
-    assert.equal(decodeHello(randomBytes(32), nonce, hello), null);
-    assert.equal(decodeHello(key, randomBytes(16), hello), null);
+    assert.equal(decodeHello([randomBytes(32)], nonce, hello), null);
+    assert.equal(decodeHello([key], randomBytes(16), hello), null);
     assert.ok(!isWelcome(randomBytes(32), hello, welcome(key, hello)));
     fc.assert(
       fc.property(fc.nat(hello.length - 1), fc.integer({ min: 1, max: 255 }), (at, flip) => {
         const bad = Buffer.from(hello);
         bad[at] = (bad[at] as number) ^ flip;
-        assert.equal(decodeHello(key, nonce, bad), null);
+        assert.equal(decodeHello([key], nonce, bad), null);
       }),
     );
   });
 
   it("is refused when cut short", () => {
     for (let length = 0; length < hello.length; length++) {
-      assert.equal(decodeHello(key, nonce, hello.subarray(0, length)), null);
+      assert.equal(decodeHello([key], nonce, hello.subarray(0, length)), null);
     }
   });
 });

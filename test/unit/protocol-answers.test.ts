@@ -62,7 +62,7 @@ describe("a session's name", () => {
     ],
   ];
   for (const [what, how, head, name, valid] of cases) {
-    it(what, () => assert.deepEqual(nameOf(head, how, key), { name, valid }));
+    it(what, () => assert.deepEqual(nameOf(head, how, [key]), { name, valid }));
   }
 
   it("of ours comes back, and nobody else's does", () => {
@@ -72,11 +72,11 @@ describe("a session's name", () => {
     assert.ok(found?.[1] !== undefined);
     assert.equal(found[2], name);
     const cookie = found[1];
-    assert.deepEqual(nameOf(request("/", `Cookie: hf=x; ${cookie}`), how, key), { name, valid: true });
+    assert.deepEqual(nameOf(request("/", `Cookie: hf=x; ${cookie}`), how, [key]), { name, valid: true });
     const refused = { name: null, valid: false };
-    assert.deepEqual(nameOf(request("/", `Cookie: ${cookie}`), how, randomBytes(32)), refused);
+    assert.deepEqual(nameOf(request("/", `Cookie: ${cookie}`), how, [randomBytes(32)]), refused);
     assert.deepEqual(
-      nameOf(request("/", `Cookie: other${cookie.slice(2)}`), naming("cookie", "other", true), key),
+      nameOf(request("/", `Cookie: other${cookie.slice(2)}`), naming("cookie", "other", true), [key]),
       refused,
     );
     assert.notEqual(issueCookie(how, key).name, name);
@@ -88,7 +88,7 @@ describe("a session's name", () => {
         (at, put) => {
           const altered = cookie.slice(0, at) + put + cookie.slice(at + 1);
           if (altered === cookie) return;
-          assert.deepEqual(nameOf(request("/", `Cookie: ${altered}`), how, key), refused);
+          assert.deepEqual(nameOf(request("/", `Cookie: ${altered}`), how, [key]), refused);
         },
       ),
     );

@@ -1,0 +1,44 @@
+/** A node with this version and one with the version before, as in the middle of an upgrade: moves go both ways, in both modes. */
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, describe, it } from "node:test";
+import { projectRoot } from "#test/lab/lab.ts";
+import { type Downstream, MoveStage } from "#test/support/move-stage.ts";
+
+/** the last commit whose agents speak only version 1, and whose links only go in the clear */
+const BEFORE = "b0498a57f4";
+const folder = mkdtempSync(join(tmpdir(), "holdfast-before-"));
+after(() => rmSync(folder, { recursive: true }));
+
+function versionBefore(): string {
+  const archive = execFileSync(
+    "git",
+    ["archive", "--format=tar", BEFORE, "bin", "control", "proxy", "package.json"],
+    {
+      cwd: projectRoot,
+      maxBuffer: 1 << 26,
+    },
+  );
+  execFileSync("tar", ["-x", "-C", folder], { input: archive });
+  symlinkSync(join(projectRoot, "node_modules"), join(folder, "node_modules"));
+  return join(folder, "bin/holdfast");
+}
+
+describe("the version before, on one of two nodes", { timeout: 300_000 }, () => {
+  const program = versionBefore();
+
+  for (const downstream of ["takeover", "relay"] satisfies Downstream[])
+    it(`is moved to and from, ${downstream}`, async () => {
+      await using stage = await MoveStage.open({ downstream, programOf: { b: program } });
+      for (const to of ["b", "a"] as const) {
+        const { end, reason } = await stage.migrate();
+        assert.deepEqual({ end, reason }, { end: "moved", reason: "" }, stage.logs());
+        await stage.assertStays(to);
+      }
+      for (const node of ["a", "b"] as const)
+        assert.doesNotMatch(stage.agent(node).stderr, /link refused|another version/, node);
+    });
+});
