@@ -1336,7 +1336,8 @@ export class Workload {
     let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
     if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
     if (this.supervisor.isBusy) state = "restarting";
-    const isOurs = ownership?.owner === this.context.node && ownership.state !== "stopped";
+    const isOurs =
+      ownership !== null && ownership.owner === this.context.node && ownership.state !== "stopped";
     if (!this.#runsHere && !stopped) {
       if (isOurs) state = "down";
       if (this.#isWaiting) state = "waiting";
