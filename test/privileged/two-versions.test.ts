@@ -10,8 +10,18 @@ import { type Downstream, MoveStage } from "#test/support/move-stage.ts";
 
 /** the last commit whose agents speak only version 1, and whose links only go in the clear */
 const BEFORE = "b0498a57f4";
+const skip = hasHistory() ? false : `needs commit ${BEFORE}: a clone with its history`;
 const folder = mkdtempSync(join(tmpdir(), "holdfast-before-"));
 after(() => rmSync(folder, { recursive: true }));
+
+function hasHistory(): boolean {
+  try {
+    execFileSync("git", ["cat-file", "-e", `${BEFORE}^{commit}`], { cwd: projectRoot, stdio: "ignore" });
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 function versionBefore(): string {
   const archive = execFileSync(
@@ -27,8 +37,8 @@ function versionBefore(): string {
   return join(folder, "bin/holdfast");
 }
 
-describe("the version before, on one of two nodes", { timeout: 300_000 }, () => {
-  const program = versionBefore();
+describe("the version before, on one of two nodes", { skip, timeout: 300_000 }, () => {
+  const program = skip === false ? versionBefore() : "";
 
   for (const downstream of ["takeover", "relay"] satisfies Downstream[])
     it(`is moved to and from, ${downstream}`, async () => {
