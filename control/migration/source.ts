@@ -13,6 +13,7 @@ import type { Channel } from "#proxy/contract/channel.ts";
 import type { AdoptResult, CapturedPiece, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { seal } from "#proxy/store/seal.ts";
 import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import { refuse } from "../agent/preflight.ts";
@@ -492,17 +493,22 @@ export class Departure {
 
   /** A piece at a time: the target adopts one while the proxy gives the next. */
   async #carry(method: "adopt" | "adoptDownstream", first: CapturedBody): Promise<AdoptResult> {
-    const { proxy, journal } = this.#workload;
-    const { epoch } = journal;
     const sum: AdoptResult = { sessions: 0, legs: 0, lost: 0, adoptUs: 0 };
     for (let piece = first; ; ) {
-      const isLast = piece.result.left === 0;
-      const adopting = this.#call<AdoptResult>(method, { last: isLast }, piece.body);
+      const { body, result: more } = piece;
+      const isLast = more.left === 0;
+      // of the only one nothing is said: an agent of the version before knows no other
+      const params = isLast ? (piece === first ? {} : { last: true }) : { last: false };
+      const adopting = this.#call<AdoptResult>(method, params, body);
       adopting.catch(() => {}); // looked at below
-      const next = isLast
-        ? null
-        : await proxy.command<"takeCaptured", CapturedPiece>("takeCaptured", { epoch });
-      const { result } = await adopting;
+      const next = isLast ? null : await this.#takeCaptured();
+      let result: AdoptResult;
+      try {
+        result = (await adopting).result;
+      } catch (error) {
+        if (piece !== first || next === null || !isRefusedParameter(error)) throw error;
+        return (await this.#call<AdoptResult>(method, {}, await this.#asOnePiece([piece, next]))).result;
+      }
       sum.sessions += result.sessions;
       sum.legs += result.legs;
       sum.lost += result.lost;
@@ -510,6 +516,18 @@ export class Departure {
       if (next === null) return sum;
       piece = next;
     }
+  }
+
+  #takeCaptured(): Promise<CapturedBody> {
+    const { proxy, journal } = this.#workload;
+    return proxy.command<"takeCaptured", CapturedPiece>("takeCaptured", { epoch: journal.epoch });
+  }
+
+  /** For an agent of the version before, which takes no pieces. */
+  async #asOnePiece(pieces: CapturedBody[]): Promise<Buffer> {
+    while ((pieces.at(-1)?.result.left ?? 0) > 0) pieces.push(await this.#takeCaptured());
+    const limits = { sessionsMax: Number.MAX_SAFE_INTEGER, bytesMax: Number.MAX_SAFE_INTEGER };
+    return encodeSessions(pieces.flatMap(({ body }) => decodeSessions(body, limits)));
   }
 
   async #digestMemory(): Promise<void> {
@@ -878,6 +896,11 @@ export function criuLogReason(log: string): string | null {
 
 function round(ms: number): number {
   return Math.round(ms * 100) / 100;
+}
+
+/** Its schema, of another version, knows something else. */
+function isRefusedParameter(error: unknown): boolean {
+  return error instanceof HoldfastError && error.code === "CHANNEL_PARAMS";
 }
 
 function required<T>(value: T | null | undefined): T {

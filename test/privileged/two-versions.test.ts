@@ -7,9 +7,11 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { projectRoot } from "#test/lab/lab.ts";
 import { type Downstream, MoveStage } from "#test/support/move-stage.ts";
+import { OddClients } from "#test/support/odd-clients.ts";
 
 /** the last commit whose agents speak only version 1, and whose links only go in the clear */
 const BEFORE = "b0498a57f4";
+const MUCH = 4 * 1024 * 1024;
 const skip = hasHistory() ? false : `needs commit ${BEFORE}: a clone with its history`;
 const folder = mkdtempSync(join(tmpdir(), "holdfast-before-"));
 after(() => rmSync(folder, { recursive: true }));
@@ -51,4 +53,27 @@ describe("the version before, on one of two nodes", { skip, timeout: 300_000 }, 
       for (const node of ["a", "b"] as const)
         assert.doesNotMatch(stage.agent(node).stderr, /link refused|another version/, node);
     });
+
+  it("is moved to and from with more than one piece of what clients have not read", async () => {
+    await using stage = await MoveStage.open({
+      downstream: "takeover",
+      load: "tcp",
+      programOf: { b: program },
+    });
+    const clients = new OddClients(stage);
+    const ids = Array.from({ length: 12 }, (_, index) => `many${index}`);
+    for (const id of ids) {
+      await clients.tell(id, "open");
+      await clients.tell(id, "pause");
+      await clients.tell(id, "send", MUCH);
+    }
+    for (const to of ["b", "a"] as const) {
+      const { end, reason } = await stage.migrate();
+      assert.deepEqual({ end, reason }, { end: "moved", reason: "" }, stage.logs());
+      await stage.assertStays(to);
+    }
+    for (const id of ids) await clients.tell(id, "resume");
+    for (const id of ids) assert.equal((await clients.exact(id)).over, null);
+    await clients.close();
+  });
 });
