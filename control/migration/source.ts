@@ -111,6 +111,7 @@ export class Departure {
   #memory: ReturnType<typeof memoryOf> | null = null;
   #finishing: Promise<ImageManifest> = Promise.resolve({});
   #watched: WatchedFiles | null = null;
+  #taken: Taken | null = null;
   #fingerprintSent: Promise<unknown> | null = null;
   #reserveTried = false;
   #commitTried = false;
@@ -348,8 +349,7 @@ export class Departure {
           if (hook === FROZEN_HOOK) {
             await this.#phase("capture", async () => {
               await this.#refuseSharedLocks();
-              const [, taken] = await Promise.all([this.#captureUpstream(), this.#closeOutbound()]);
-              this.#sendFingerprint(taken);
+              [, this.#taken] = await Promise.all([this.#captureUpstream(), this.#closeOutbound()]);
               await this.#liftWatches(); // last: up to here nothing that a process could tell has changed
             });
             captureMs = performance.now() - atMs;
@@ -358,6 +358,7 @@ export class Departure {
           if (hook === "post-dump" && freezer !== null) await freezer.freeze();
           // SIGSTOP comes after SIGCHLD: a thread that hears of a child that stopped still has that put on its stack
           if (hook === "post-dump" && freezer === null) await this.#digestMemory();
+          if (hook === "post-dump") this.#sendFingerprint(required(this.#taken));
           if (hook !== "pre-dump") return;
           await this.#phase("hold", async () => {
             context.faults.at("source:hold");
@@ -446,7 +447,10 @@ export class Departure {
     return taken;
   }
 
-  /** What is only text by now is sorted beside CRIU's work, and the target has it before it has anything to compare. */
+  /**
+   * When CRIU has read the sockets, and no earlier: what the proxy acknowledged last, before it shielded its legs, may have been on its
+   * way over a busy node's loopback device. What is only text by now is sorted beside the transfer.
+   */
   #sendFingerprint(taken: Taken): void {
     const startedMs = performance.now();
     taken.refreshTcp(); // the proxy has passed on what there was, and perhaps ended sessions that will be made anew
