@@ -13,6 +13,8 @@ export const MAGICS = {
   ids: 0x54432030,
   mm: 0x57492820,
   pstree: 0x50273030,
+  ttyInfo: 0x59453036,
+  ttyData: 0x59413026,
 } as const;
 export type ImageKind = keyof typeof MAGICS;
 

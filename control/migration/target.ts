@@ -6,8 +6,9 @@
  * up is always possible; and an agent that dies loses nothing: the next one lets the application go on, or removes it.
  */
 
-import { closeSync, mkdirSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
@@ -32,6 +33,7 @@ import { ImageReceiver } from "../criu/images.ts";
 import type { ProcessDigest } from "../criu/memory-digest.ts";
 import type { InheritFd } from "../criu/protocol.ts";
 import { SpareSemaphores } from "../criu/semaphores.ts";
+import { fitTerminalData } from "../criu/terminal-data.ts";
 import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
 import { addressesThatMove } from "./addresses.ts";
 import {
@@ -340,6 +342,7 @@ export class Arrival {
     images.linkLayers();
     const container = required(this.#container);
     fitToMachine(runPath(container, "images"));
+    fitTerminals(runPath(container, "images"));
     await this.#stepAside(container);
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid), stopped });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
@@ -729,6 +732,17 @@ export class Arrival {
 }
 
 /** Resolves when the stream takes more, or never will. */
+/** So that what terminals have written is not translated twice. */
+function fitTerminals(imagesDir: string): void {
+  const [data, info] = ["tty-data.img", "tty-info.img"].map((name) => join(imagesDir, name)) as [
+    string,
+    string,
+  ];
+  if (!existsSync(data)) return;
+  const fitted = fitTerminalData(readFileSync(data), readFileSync(info));
+  if (fitted !== null) writeFileSync(data, fitted);
+}
+
 function drained(stream: NodeJS.WritableStream): Promise<void> {
   return new Promise((resolve) => {
     const done = (): void => {
