@@ -192,7 +192,14 @@ function runs(found: { pids: number[] | null }): Check<Workload> {
         );
       }
       const { problem } = supervisor;
-      if (problem !== null) add(problem.id ?? "application.ended", "error", problem.what, problem.cure);
+      // what has been started again is there, and may move
+      if (problem !== null)
+        add(
+          problem.id ?? "application.ended",
+          root === null ? "error" : "warning",
+          problem.what,
+          problem.cure,
+        );
       else if (root === null)
         add(
           "application.ended",

@@ -21,7 +21,7 @@ import { openNull, openOutput } from "./inside.ts";
 import { connectedInstances, connectNetwork, disconnectNetwork } from "./network.ts";
 import { startOutputReader } from "./output-reader.ts";
 import { showQueues } from "./posix-queues.ts";
-import { childrenOf, identify, isSameProcess, type ProcessIdentity } from "./processes.ts";
+import { childrenOf, identify, isSameProcess, type ProcessIdentity, processState } from "./processes.ts";
 import { hidePasswords } from "./shadow.ts";
 import {
   adaptSpec,
@@ -213,7 +213,8 @@ export class ContainerRuntime {
   }
 
   async isAlive(record: ContainerRecord): Promise<boolean> {
-    return isSameProcess(record.init);
+    // one that its parent has not waited for yet has no namespaces any more
+    return (await isSameProcess(record.init)) && (await processState(record.init.pid)) !== "Z";
   }
 
   /** Ends every process of the instance and removes all traces of it. Safe to repeat. */

@@ -6,7 +6,7 @@
  * all pages; until then the order in which the files were made tells, as CRIU makes a page map and its pages one after
  * the other, of processes and of shared memory alike. What was followed with another process's copy is not known.
  */
-import { closeSync, constants, existsSync, openSync, readdirSync, readSync, statSync } from "node:fs";
+import { closeSync, constants, openSync, readdirSync, readSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { PAGE_BYTES } from "./page-map.ts";
@@ -83,8 +83,16 @@ export class PageFollower {
     }
   }
 
+  /** A rollback removes the images meanwhile, one after the other. */
   #look(): void {
-    const names = existsSync(this.#dir) ? readdirSync(this.#dir) : []; // removed in a rollback
+    try {
+      this.#lookAt(readdirSync(this.#dir));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    }
+  }
+
+  #lookAt(names: string[]): void {
     const maps = names.filter((name) => PAGE_MAP.test(name) && !this.#maps.includes(name));
     if (maps.length > 0) this.#maps.push(...inOrderOfCreation(this.#dir, maps));
     for (const name of names) {
