@@ -119,8 +119,8 @@ function familyOf({ address }: Endpoint): 4 | 6 {
  * more, since its round trip is longer: what waits there is also the most that a client can have on its way to us.
  */
 const QUEUES = {
-  application: { unsentBytes: 128 * 1024, unreadBytes: 128 * 1024 },
-  client: { unsentBytes: 64 * 1024, unreadBytes: 512 * 1024 },
+  application: { unsentBytes: 1024 * 1024, unreadBytes: 512 * 1024 },
+  client: { unsentBytes: 128 * 1024, unreadBytes: 4096 * 1024 },
 };
 
 /**
