@@ -2,7 +2,8 @@
  * Sessions as bytes, for the trip from one node to the other.
  *
  *   "HFS2"  u32 CRC-32 of all that follows  u32 sessions  session…
- *   "HFS3"  the same, where a load balancer has named clients: with `client` and `headerAwaited` at the end of each session
+ *   "HFS3"  the same, where a load balancer has named clients: with `client` and `headerAwaited` at the end of each session;
+ *           its checksum is of the magic too, so that neither is read as the other
  *
  * Numbers are big-endian; strings carry a u8 length, byte strings a u32 length; optional parts a u8 0 or 1. The checksum
  * finds accidents. It is no defence against forgery: that is the business of whoever carries the bytes (TLS between
@@ -57,7 +58,7 @@ export function encodeSessions(sessions: SessionSnapshot[]): Buffer {
     writer.flag(session.headerAwaited);
   }
   const bytes = writer.finish();
-  bytes.writeUInt32BE(crc32(bytes.subarray(MAGIC.length + 4)), MAGIC.length);
+  bytes.writeUInt32BE(checksumOf(bytes, isNamed), MAGIC.length);
   return bytes;
 }
 
@@ -72,8 +73,7 @@ export function decodeSessions(bytes: Buffer, limits: SnapshotLimits): SessionSn
   const magic = bytes.subarray(0, MAGIC.length);
   const isNamed = magic.equals(MAGIC_NAMED);
   if (!isNamed && !magic.equals(MAGIC)) throw invalid("unknown format or version");
-  if (bytes.readUInt32BE(MAGIC.length) !== crc32(bytes.subarray(MAGIC.length + 4)))
-    throw invalid("checksum differs");
+  if (bytes.readUInt32BE(MAGIC.length) !== checksumOf(bytes, isNamed)) throw invalid("checksum differs");
   const reader = new ByteReader(bytes, invalid, MAGIC.length + 4);
   const count = reader.u32();
   if (count > limits.sessionsMax)
@@ -92,6 +92,10 @@ export function decodeSessions(bytes: Buffer, limits: SnapshotLimits): SessionSn
   }
   reader.end("it goes on after the last session");
   return sessions;
+}
+
+function checksumOf(bytes: Buffer, isNamed: boolean): number {
+  return crc32(bytes.subarray(MAGIC.length + 4), isNamed ? crc32(MAGIC_NAMED) : 0);
 }
 
 function invalid(why: string): HoldfastError {

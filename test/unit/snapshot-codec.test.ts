@@ -76,7 +76,8 @@ function isRefusal(error: unknown): boolean {
 }
 
 function withChecksum(encoded: Buffer): Buffer {
-  if (encoded.length >= 8) encoded.writeUInt32BE(crc32(encoded.subarray(CHECKSUM_AT + 4)), CHECKSUM_AT);
+  const start = encoded.toString("latin1", 0, CHECKSUM_AT) === "HFS3" ? crc32("HFS3") : 0;
+  if (encoded.length >= 8) encoded.writeUInt32BE(crc32(encoded.subarray(CHECKSUM_AT + 4), start), CHECKSUM_AT);
   return encoded;
 }
 
@@ -129,6 +130,20 @@ describe("session snapshots as bytes", () => {
         },
       ),
     );
+  });
+
+  it("of one layout are never read as the other", () => {
+    fc.assert(
+      fc.property(sessions, (value) => {
+        const encoded = encodeSessions(value);
+        const other = encoded.toString("latin1", 0, 4) === "HFS2" ? "HFS3" : "HFS2";
+        encoded.write(other, "latin1");
+        assert.throws(() => decodeSessions(encoded, LIMITS), isRefusal);
+      }),
+    );
+    const nothing = encodeSessions([]);
+    nothing.write("HFS3", "latin1");
+    assert.throws(() => decodeSessions(nothing, LIMITS), isRefusal);
   });
 
   it("are refused after any accident on the way", () => {
