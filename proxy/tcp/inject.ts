@@ -81,12 +81,15 @@ function ipv6Header(source: Buffer, target: Buffer): Buffer {
 
 /**
  * Makes a local socket speak to its peer: what is out of its window (here: from before the leg's first byte) it answers with an ACK
- * (RFC 9293 3.10.7.4), and an ACK for which there is no socket is answered with RST.
+ * (RFC 9293 3.10.7.4), and an ACK for which there is no socket is answered with RST. With a FIN, since the kernel answers segments
+ * that have no length only once in tcp_invalid_ratelimit ms (`tcp_oow_rate_limited`, net/ipv4/tcp_input.c), and the hold may have
+ * asked for that one.
  */
 export function provoke(
   { local, remote, send, receive }: Pick<LegSnapshot, "local" | "remote" | "send" | "receive">,
   network: Network,
 ): void {
   const seq = send.seq - send.bytes.length - OUT_OF_WINDOW;
-  injectSegment({ from: local, to: remote, seq, ack: receive.seq, flags: FLAG_ACK, window: 0 }, network);
+  const flags = FLAG_FIN | FLAG_ACK;
+  injectSegment({ from: local, to: remote, seq, ack: receive.seq, flags, window: 0 }, network);
 }

@@ -1,6 +1,5 @@
 /** Whole handovers between proxies, legs and links and all; the application is stopped and unplugged instead of dumped. */
 import assert from "node:assert/strict";
-import { once } from "node:events";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
@@ -114,8 +113,7 @@ for (const downstream of ["relay", "takeover"] as const) {
         resetting.get(step)?.socket.resetAndDestroy();
       });
       for (const client of ending.values()) {
-        if (client.over === null) await once(client.socket, "end");
-        assert.equal(client.over, "end");
+        assert.equal(await client.untilOver(), "end");
         assert.equal(client.answeredBytes, client.sentBytes, "answered to the last byte, then ended");
         assert.equal(client.corruptAt, -1);
       }
@@ -164,9 +162,8 @@ for (const downstream of ["relay", "takeover"] as const) {
           last.upstream = { ...last.upstream, state: "CLOSE" };
           return encodeSessions(sessions);
         });
-        if (lost.over === null) await once(lost.socket, "close");
+        assert.equal(await lost.untilOver(), "ECONNRESET");
         assert.equal((await counters()).linkFailures, 0, "told, not given up on");
-        assert.equal(lost.over, "ECONNRESET");
         await bystander.progress();
         await bystander.settled();
         await lab.untilConnections(1);

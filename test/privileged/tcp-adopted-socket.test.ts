@@ -6,9 +6,11 @@ import { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, readState } from "#proxy/tcp/capture.ts";
+import { provoke } from "#proxy/tcp/inject.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
+import { OWN_NETWORK } from "#proxy/tcp/network.ts";
 import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
-import { acceptOne, dial, Flow, lacking, listenAt, Namespace } from "./tcp-stage.ts";
+import { acceptOne, dial, Flow, lacking, listenAt, Namespace, untilState } from "./tcp-stage.ts";
 
 const LARGE_BYTES = 8 * 1024 * 1024;
 const SND_MSS_AT = 16;
@@ -70,6 +72,18 @@ describe("an adopted leg", { skip: lacking() }, () => {
       assert.equal(answer.subarray(0, size).toString(), "pong");
       kernel.close(peer);
       await once(socket, "close");
+      kernel.close(listener);
+    });
+
+    it(`ends at its peer when nobody has it any more, although that has just been asked something else (${address})`, async () => {
+      const { listener, leg, peer } = await upstream(address);
+      const snapshot = captureLeg(leg);
+      for (let ask = 0; ask < 2; ask++) place.run(() => provoke(snapshot, OWN_NETWORK));
+      kernel.close(leg);
+      assert.equal(readState(peer), "ESTABLISHED", "in repair mode it has closed without a word");
+      place.run(() => provoke(snapshot, OWN_NETWORK));
+      await untilState(peer, "CLOSE");
+      kernel.close(peer);
       kernel.close(listener);
     });
 

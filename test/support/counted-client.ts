@@ -87,6 +87,12 @@ export class CountedClient {
     if (this.corruptAt >= 0) throw new Error(`byte ${this.corruptAt} is wrong`);
   }
 
+  /** Why it is over, at the latest after it is. */
+  async untilOver(): Promise<string> {
+    while (this.over === null) await new Promise<void>((resolve) => this.#waiters.push(resolve));
+    return this.over;
+  }
+
   /** Everything sent was answered, each byte right. */
   settled(): Promise<void> {
     this.stop();
