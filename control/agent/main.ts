@@ -9,6 +9,7 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { openStore } from "#proxy/store/open.ts";
 import type { AgentConfig } from "../cli/config.ts";
 import { mountMissingCgroups } from "../container/cgroups.ts";
+import { lookAfterForwarding } from "../container/network.ts";
 import { ContainerRuntime } from "../container/runtime.ts";
 import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
@@ -32,6 +33,7 @@ export interface AgentOptions {
 
 const INIT_BINARY = "/usr/bin/catatonit";
 const RECOVER_MS_MAX = 3_000;
+const FORWARDING_MS = 5_000;
 const CACHE_DIR = "/var/cache/holdfast";
 /** Runs until SIGTERM or SIGINT; workloads and their sessions go on without it. */
 export async function runAgent(config: AgentConfig, options: AgentOptions): Promise<void> {
@@ -88,8 +90,15 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const unread = [...workloads.values()]
     .filter(({ damage }) => damage !== null)
     .map(({ name }) => ({ workload: name, node: config.node }));
-  for (const id of await context.runtime.destroyAllExcept(config.stateDir, known, unread))
-    log.warn({ container: id }, "removed what an earlier agent left behind");
+  for (const { id, problem } of await context.runtime.destroyAllExcept(config.stateDir, known, unread))
+    if (problem === null) log.warn({ container: id }, "removed what an earlier agent left behind");
+    else log.error({ container: id, problem }, "what an earlier agent left behind cannot be removed");
+  const forwarding = setInterval(() => {
+    lookAfterForwarding().catch((error: unknown) =>
+      log.warn({ reason: messageOf(error) }, "who forwards on this node was not looked at"),
+    );
+  }, FORWARDING_MS);
+  forwarding.unref();
 
   const peers = await listenSecure({
     host: config.listen.address,
@@ -130,6 +139,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   log.info("agent ends; its workloads go on");
   for (const workload of workloads.values()) workload.close();
   secrets.close();
+  clearInterval(forwarding);
   context.owners.close();
   await admin.close();
   await peers.close();

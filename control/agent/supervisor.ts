@@ -435,7 +435,7 @@ export class Supervisor {
     this.#forget();
     const container = await this.#emptyContainer();
     // in a network of its own nobody else is there
-    if (!hasOwnNetwork(container.init.pid)) await refuseTaken(config);
+    if (hasOwnNetwork(container.init.pid) === false) await refuseTaken(config);
     const { container: plan, rootfs } = await loadRootfs(config);
     this.#launchedAtMs = performance.now();
     await context.runtime.launch(

@@ -3,7 +3,7 @@
  * finds it again after a restart of the agent; the moves themselves are in `migration/`.
  */
 import { hkdfSync, randomBytes } from "node:crypto";
-import { existsSync, mkdirSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -1096,9 +1096,8 @@ export class Workload {
   /** The application is in a network namespace of its own. Of the container there is, whatever the configuration says by now. */
   get #isApart(): boolean {
     const { container } = this.#journal;
-    if (container !== null && existsSync(`/proc/${container.init.pid}`))
-      return hasOwnNetwork(container.init.pid);
-    return (this.config.container?.network ?? null) !== null;
+    const isApart = container === null ? null : hasOwnNetwork(container.init.pid);
+    return isApart ?? (this.config.container?.network ?? null) !== null;
   }
 
   /** Gives the proxy what it connects to the application by, where that has a network of its own: after each new container. */

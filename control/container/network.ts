@@ -42,30 +42,58 @@ export interface NetworkPlan {
 const INSIDE = "eth0";
 const DEVICES = "hf-";
 const GUARD = "holdfast_node";
+const CONF = "/proc/sys/net/ipv4/conf";
 const SOL_TIMEOUT_MS = 500;
 const SO_RCVTIMEO = 20;
 const SO_SNDTIMEO = 21;
 
-/** Runs `use`, which must not wait, in the network namespace that these processes of a container share. */
+/**
+ * Runs `use`, which must not wait and only looks, in the network namespace that these processes of a container share. Where all have
+ * ended nothing of theirs is to be found anywhere. What changes something: {@link insideNetworkOf}.
+ */
 export function inNetworkOf<T>(pids: number[], use: () => T): T {
   for (const pid of pids) {
-    let namespace: number;
-    try {
-      namespace = openSync(`/proc/${pid}/ns/net`, "r");
-    } catch {
-      continue; // it has ended
-    }
+    const namespace = openNamespace(pid);
+    if (namespace === null) continue;
     try {
       return kernel.inNetworkNamespace(namespace, use);
     } finally {
       closeSync(namespace);
     }
   }
-  return use(); // all have ended: there is nothing to be found anywhere
+  return use();
 }
 
-/** Whether a container is in another network namespace than this agent; false where it has ended. */
-export function hasOwnNetwork(initPid: number): boolean {
+/**
+ * Runs `use`, which must not wait and may change things, in a container's network namespace and nowhere else.
+ * @throws HoldfastError `CONTAINER_ENDED`
+ */
+export function insideNetworkOf<T>(initPid: number, use: () => T): T {
+  const namespace = openNamespace(initPid);
+  if (namespace === null)
+    throw new HoldfastError(`process ${initPid}, whose network this is about, has ended`, {
+      code: "CONTAINER_ENDED",
+      source: "container",
+      retryable: true,
+    });
+  try {
+    return kernel.inNetworkNamespace(namespace, use);
+  } finally {
+    closeSync(namespace);
+  }
+}
+
+/** null: it has ended, and has no namespaces any more */
+function openNamespace(pid: number): number | null {
+  try {
+    return openSync(`/proc/${pid}/ns/net`, "r");
+  } catch {
+    return null;
+  }
+}
+
+/** Whether a container is in another network namespace than this agent; null where it has ended. */
+export function hasOwnNetwork(initPid: number): boolean | null {
   const link = (pid: number | "thread-self"): string | null => {
     try {
       return readlinkSync(`/proc/${pid}/ns/net`);
@@ -74,7 +102,7 @@ export function hasOwnNetwork(initPid: number): boolean {
     }
   };
   const theirs = link(initPid);
-  return theirs !== null && theirs !== link("thread-self");
+  return theirs === null ? null : theirs !== link("thread-self");
 }
 
 export interface Instance {
@@ -108,7 +136,7 @@ async function connect({ id, runDir, initPid }: Instance, plan: NetworkPlan): Pr
   try {
     await ip([], [`link add ${device} type veth peer name ${INSIDE} netns ${initPid}`]);
     setting(`ipv6/conf/${device}/disable_ipv6`, "1");
-    inNetworkOf([initPid], () => setting(`ipv6/conf/${INSIDE}/disable_ipv6`, "1"));
+    insideNetworkOf(initPid, () => setting(`ipv6/conf/${INSIDE}/disable_ipv6`, "1"));
     await nft(rulesOf(id, plan));
     setting(`ipv4/conf/${device}/forwarding`, "1");
     await forwardFromOthers();
@@ -130,9 +158,12 @@ async function connect({ id, runDir, initPid }: Instance, plan: NetworkPlan): Pr
   }
 }
 
-/** Removes what {@link connectNetwork} has made for an instance outside of its namespace. May be repeated. */
-export function disconnectNetwork(id: string, runDir: string): Promise<void> {
-  return existsSync(markOf(runDir)) ? inTurn(() => disconnect(id, runDir)) : Promise.resolve();
+/**
+ * Removes what {@link connectNetwork} has made for an instance outside of its namespace. May be repeated. What cannot be removed now
+ * ({@link connectedInstances}) keeps nobody from anything: the instance goes all the same.
+ */
+export async function disconnectNetwork(id: string, runDir: string): Promise<void> {
+  if (existsSync(markOf(runDir))) await inTurn(() => disconnect(id, runDir)).catch(() => {});
 }
 
 async function disconnect(id: string, runDir: string): Promise<void> {
@@ -143,11 +174,30 @@ async function disconnect(id: string, runDir: string): Promise<void> {
   );
   await nftDelete(`inet ${tableOf(id)}`, `ip ${tableOf(id)}`);
   rmSync(mark, { force: true });
-  const devices = readdirSync("/proc/sys/net/ipv4/conf");
+  const devices = readdirSync(CONF);
   if (!devices.some((name) => name.startsWith(DEVICES))) await forwardNoMore();
+  else await leaveForwardingToOthers();
 }
 
-/** Instances whose network may be left although their folder has gone. */
+/**
+ * Somebody has made the node forward for all (ip_forward) since it forwards for our containers: what else a device forwards is for
+ * them to say from now on, and whether it goes on when our containers have gone. To be called from time to time.
+ */
+export function lookAfterForwarding(): Promise<void> {
+  const hasContainers = readdirSync(CONF).some((name) => name.startsWith(DEVICES));
+  return hasContainers ? inTurn(leaveForwardingToOthers) : Promise.resolve();
+}
+
+/** as it was looked at last; null: never */
+let forwardsForAll: boolean | null = null;
+
+async function leaveForwardingToOthers(): Promise<void> {
+  const before = forwardsForAll;
+  forwardsForAll = readFileSync(`${CONF}/../ip_forward`, "utf8").trim() === "1";
+  if (forwardsForAll && before !== true) await nftDelete(`inet ${GUARD}`);
+}
+
+/** Instances of which something of their network is left. */
 export function connectedInstances(stateDir: string): string[] {
   const folder = join(stateDir, "networks");
   return existsSync(folder) ? readdirSync(folder) : [];
@@ -158,7 +208,7 @@ export function connectedInstances(stateDir: string): string[] {
  * @throws HoldfastError of the kernel
  */
 export function makeHandedSockets(initPid: number): Map<HandedSocket, number> {
-  return inNetworkOf([initPid], () => {
+  return insideNetworkOf(initPid, () => {
     const made = new Map<HandedSocket, number>();
     try {
       for (const name of HANDED_SOCKETS) {
@@ -259,11 +309,11 @@ table ip ${tableOf(id)} {
  * did not before goes on forwarding nothing else.
  */
 async function forwardFromOthers(): Promise<void> {
-  const folder = "/proc/sys/net/ipv4/conf";
-  const others = readdirSync(folder).filter(
+  await leaveForwardingToOthers();
+  const others = readdirSync(CONF).filter(
     (name) => !["all", "default", "lo"].includes(name) && !name.startsWith(DEVICES),
   );
-  const silent = others.filter((name) => readFileSync(`${folder}/${name}/forwarding`, "utf8").trim() === "0");
+  const silent = others.filter((name) => readFileSync(`${CONF}/${name}/forwarding`, "utf8").trim() === "0");
   if (silent.length === 0) return;
   const rules = `
 table inet ${GUARD} {
@@ -288,7 +338,7 @@ async function forwardNoMore(): Promise<void> {
   if (listed === "") return;
   const { nftables } = JSON.parse(listed) as { nftables: { set?: { elem?: string[] } }[] };
   for (const name of nftables.flatMap(({ set }) => set?.elem ?? []))
-    if (existsSync(`/proc/sys/net/ipv4/conf/${name}`)) setting(`ipv4/conf/${name}/forwarding`, "0");
+    if (existsSync(`${CONF}/${name}`)) setting(`ipv4/conf/${name}/forwarding`, "0");
   await nftDelete(`inet ${GUARD}`);
 }
 

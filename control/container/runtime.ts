@@ -147,7 +147,7 @@ export class ContainerRuntime {
       if (network !== null) await connectNetwork({ id, runDir, initPid: init.pid }, network);
       return { id, runDir, init, tmpfs: travellingTmpfs(spec), reader };
     } catch (error) {
-      await this.#remove(id, runDir);
+      await this.#remove(id, runDir).catch(() => {}); // what is left the next agent removes; why it came to this counts
       throw error;
     }
   }
@@ -223,21 +223,26 @@ export class ContainerRuntime {
   }
 
   /**
-   * Removes instances that no journal knows (an agent died while it made them).
+   * Removes instances that no journal knows (an agent died while it made them). One that cannot be removed keeps no other.
    * @param unread workloads of a node whose journals cannot be read: nobody knows which of their instances are alive
    */
   async destroyAllExcept(
     stateDir: string,
     ids: Set<string>,
     unread: { workload: string; node: string }[],
-  ): Promise<string[]> {
+  ): Promise<{ id: string; problem: string | null }[]> {
     const mayBeOf = (id: string): boolean =>
       unread.some(({ workload, node }) => id.slice(0, -ID_SUFFIX.length) === `${workload}-${node}`);
     const runDir = join(stateDir, "run");
     const found = new Set([...(await readdir(runDir).catch(() => [])), ...connectedInstances(stateDir)]);
     const strays = [...found].filter((id) => !ids.has(id) && !mayBeOf(id));
-    for (const id of strays) await this.#remove(id, join(runDir, id));
-    return strays;
+    const removed: { id: string; problem: string | null }[] = [];
+    for (const id of strays) {
+      const problem = await this.#remove(id, join(runDir, id)).then(() => null, messageOf);
+      const isLeft = problem === null && connectedInstances(stateDir).includes(id);
+      removed.push({ id, problem: isLeft ? "something of its network is left (nft(8), ip(8))" : problem });
+    }
+    return removed;
   }
 
   async #createAndStart(id: string, runDir: string, options: CreateOptions): Promise<ProcessIdentity> {

@@ -23,7 +23,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { DiagSocket } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
-import { inNetworkOf } from "../container/network.ts";
+import { inNetworkOf, insideNetworkOf } from "../container/network.ts";
 import { innerPid } from "../container/processes.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
 import { isHere, isLoopback, isUnspecified, ownAddressFor, unspecifiedLike } from "./addresses.ts";
@@ -244,7 +244,7 @@ export function fitOwnSockets(
   own: OwnSockets,
   { initPid, vip }: { initPid: number; vip: string | undefined },
 ): boolean {
-  return inNetworkOf([initPid], () => fitHere(imagesDir, own, vip));
+  return insideNetworkOf(initPid, () => fitHere(imagesDir, own, vip));
 }
 
 function fitHere(imagesDir: string, own: OwnSockets, vip: string | undefined): boolean {

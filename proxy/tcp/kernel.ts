@@ -1174,18 +1174,23 @@ export function unshare(flags: number): void {
 
 /** Runs `use`, which must not wait for anything, with this thread in the IPC namespace of a process (ipc_namespaces(7)). */
 export function inIpcNamespaceOf<T>(pid: number, use: () => T): T {
-  const own = openSync("/proc/thread-self/ns/ipc", "r");
+  const theirs = openSync(`/proc/${pid}/ns/ipc`, "r");
   try {
-    const theirs = openSync(`/proc/${pid}/ns/ipc`, "r");
-    try {
-      setns(theirs, CLONE_NEWIPC);
-    } finally {
-      closeSync(theirs);
-    }
+    return inNamespace("ipc", CLONE_NEWIPC, theirs, use);
+  } finally {
+    closeSync(theirs);
+  }
+}
+
+function inNamespace<T>(kind: "ipc" | "net", type: number, theirs: number, use: () => T): T {
+  const own = openSync(`/proc/thread-self/ns/${kind}`, "r");
+  try {
+    if (fstatSync(own).ino === fstatSync(theirs).ino) return use();
+    setns(theirs, type);
     try {
       return use();
     } finally {
-      setns(own, CLONE_NEWIPC);
+      setns(own, type);
     }
   } finally {
     closeSync(own);
@@ -1197,18 +1202,7 @@ export function inIpcNamespaceOf<T>(pid: number, use: () => T): T {
  * /proc/thread-self/net and /proc/sys/net are of it. Where that is the namespace it is in, no capability is needed.
  */
 export function inNetworkNamespace<T>(fd: number, use: () => T): T {
-  const own = openSync("/proc/thread-self/ns/net", "r");
-  try {
-    if (fstatSync(own).ino === fstatSync(fd).ino) return use();
-    setns(fd, CLONE_NEWNET);
-    try {
-      return use();
-    } finally {
-      setns(own, CLONE_NEWNET);
-    }
-  } finally {
-    closeSync(own);
-  }
+  return inNamespace("net", CLONE_NEWNET, fd, use);
 }
 
 /**

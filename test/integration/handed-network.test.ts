@@ -3,13 +3,19 @@
  * what there is of sockets in it is the test's doing.
  */
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readdirSync, rmSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it, type TestContext } from "node:test";
-import { makeHandedSockets } from "#control/container/network.ts";
+import {
+  hasOwnNetwork,
+  inNetworkOf,
+  insideNetworkOf,
+  makeHandedSockets,
+} from "#control/container/network.ts";
 import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
 import { listSockets } from "#proxy/tcp/diag.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
@@ -184,3 +190,22 @@ function dumpRequest(): Buffer {
   request.writeUInt32LE(0xffffffff, 20);
   return request;
 }
+
+describe("the network of a container that has ended", () => {
+  // it has no namespace any more, though it is in the process table until somebody has waited for it (namespaces(7))
+  it("is nobody's, and nothing is changed in place of it", async (t) => {
+    const parent = spawn("sh", ["-c", "true & echo $!; exec sleep 100"], {
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    t.after(() => parent.kill());
+    const [line] = (await once(parent.stdout, "data")) as [Buffer];
+    const pid = Number(String(line));
+    await until("it is a zombie", () => /^State:\tZ/m.test(readFileSync(`/proc/${pid}/status`, "utf8")));
+    assert.equal(hasOwnNetwork(process.pid), false);
+    assert.equal(hasOwnNetwork(pid), null);
+    const refused = { code: "CONTAINER_ENDED", retryable: true };
+    assert.throws(() => insideNetworkOf(pid, () => assert.fail("in another network")), refused);
+    assert.throws(() => makeHandedSockets(pid), refused);
+    assert.ok(inNetworkOf([pid], () => true));
+  });
+});

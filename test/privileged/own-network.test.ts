@@ -1,17 +1,21 @@
 /** A container with a network of its own: what it reaches, what reaches it, and what it keeps in a move. */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
 import { readJournal } from "#control/agent/journal.ts";
 import { planOf } from "#control/cli/config-network.ts";
-import { lacking, type MovedProgram, workloadName } from "../support/moved-program.ts";
+import { createLab, type Lab } from "../lab/lab.ts";
+import { lacking, type MovedProgram, until, workloadName } from "../support/moved-program.ts";
 import { type Run, runOn, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3", "runc", "nft", "ip");
 const NODE_PORT = 7777;
 const SERVER_PORT = 9999;
+
+const LISTENS =
+  "import socket,time; s=socket.create_server(('127.0.0.1',9000)); [time.sleep(1) for _ in iter(int, 1)]";
 
 /** Says to each who connects which address it came from, and takes what comes until the end. */
 const server = (address: string, port: number): string => `
@@ -73,9 +77,73 @@ test("a container with a network of its own", { skip, timeout: 300_000 }, async 
       );
       await t.test("serves after a restart, and when its agent came back", () => restarts(program));
       await t.test("its proxy has no capability more for it", () => hasFewPrivileges(program));
+      await t.test("leaves what the node forwards to whoever makes it forward for all", () =>
+        leavesForwarding(program),
+      );
     },
   );
 });
+
+test("a node where nft does not work", { skip, timeout: 300_000 }, async (t) => {
+  const lab = await createLab();
+  t.after(() => lab.close());
+  const tools = join(lab.dir, "tools");
+  mkdirSync(tools);
+  const switchNft = (works: boolean): void =>
+    writeFileSync(
+      join(tools, "nft"),
+      `#!/bin/sh\n${works ? 'exec /usr/sbin/nft "$@"' : "echo no netlink >&2; exit 1"}\n`,
+      {
+        mode: 0o755,
+      },
+    );
+  const workload = {
+    name: workloadName,
+    start: true,
+    container: { network: "own", command: ["/usr/bin/python3", "-c", LISTENS], rootfs: "host" },
+    ports: [{ listen: 8080, upstream: "127.0.0.1:9000" }],
+  };
+  const env = { PATH: `${tools}:${process.env.PATH}` };
+  const start = () => lab.startAgent("a", { peers: {}, workloads: [workload] }, { env });
+
+  switchNft(false);
+  let agent = await start();
+  await t.test("starts no such container, and says why, and the cure", async () => {
+    await until("it is told", async () => /the container's network cannot be made: /.test(await status(lab)));
+    assert.match(await status(lab), /no netlink.*container\.network: host/);
+    assert.deepEqual(readdirSync(join(agent.stateDir, "run")), []);
+  });
+  await t.test("what is left of it keeps no agent from starting", async () => {
+    assert.equal(readdirSync(join(agent.stateDir, "networks")).length > 0, true);
+    await agent.stop();
+    agent = await start();
+    await agent.waitFor(/something of its network is left/);
+  });
+  await t.test("serves when it does, and nothing is left of before", async () => {
+    await agent.stop();
+    switchNft(true);
+    agent = await start();
+    await agent.waitFor(/"msg":"started"/, 20_000);
+    assert.equal(await outcomeOf(lab.place("a").address, 8080), "connected");
+    assert.equal(readdirSync(join(agent.stateDir, "networks")).length, 1);
+    const { stdout } = await lab.run("a", ["nft", "list", "tables"]);
+    assert.equal(stdout.match(/^table ip holdfast/gm)?.length, 1, stdout);
+  });
+  await t.test("stops one although it does not any more", async () => {
+    switchNft(false);
+    assert.equal((await lab.cli("a", ["stop", workloadName])).status, 0);
+    assert.deepEqual(readdirSync(join(agent.stateDir, "run")), []);
+    switchNft(true);
+    await agent.stop();
+    agent = await start();
+    assert.equal((await lab.run("a", ["nft", "list", "tables"])).stdout, "");
+    assert.ok(!(await lab.run("a", ["ip", "link"])).stdout.includes("hf-"));
+  });
+});
+
+async function status(lab: Lab): Promise<string> {
+  return (await lab.cli("a", ["status"])).stdout;
+}
 
 async function reachesNoLoopback(run: Run): Promise<void> {
   assert.match(await run(`socket.create_connection(("127.0.0.1", ${NODE_PORT}), 2)`), /ConnectionRefused/);
@@ -179,6 +247,23 @@ async function movesOwnSockets(program: MovedProgram, run: Run): Promise<void> {
   assert.equal(await run('"010101EF" in open("/proc/net/igmp").read()'), "True");
   await run("[tcp.close(), udp.close(), out.close()]");
   await program.move(before);
+}
+
+/** As Docker and Kubernetes do it, at a node that does not forward (ip-sysctl.rst: it is set for all devices). */
+async function leavesForwarding(program: MovedProgram): Promise<void> {
+  const { lab, at } = program;
+  const shell = async (line: string): Promise<string> => (await lab.run(at, ["sh", "-c", line])).stdout;
+  const tables = () => shell("nft list tables");
+  assert.match(await tables(), /^table inet holdfast_node$/m);
+  await shell("echo 1 >/proc/sys/net/ipv4/ip_forward");
+  await until("it is seen", async () => !(await tables()).includes("holdfast_node"));
+  assert.equal(await servesNext(program), "4");
+  await program.move(at === "a" ? "b" : "a");
+  assert.equal(await tables(), "");
+  assert.equal(
+    await shell("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/eth0/forwarding"),
+    "1\n1\n",
+  );
 }
 
 async function leavesNothingAt({ lab }: MovedProgram, node: string): Promise<void> {
