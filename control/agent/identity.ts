@@ -5,6 +5,7 @@
  */
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
+import { createSecureContext } from "node:tls";
 import { messageOf } from "#proxy/contract/errors.ts";
 
 const NAME = /^([a-z0-9-]{1,40})\.holdfast$/;
@@ -59,6 +60,10 @@ export function readIdentity(files: IdentityFiles, node: string): IdentityText {
     throw new Error(`${files.key} is not the key of ${files.certificate}`);
   if (Date.parse(certificate.validTo) < Date.now())
     throw new Error(`${files.certificate}: it was valid until ${certificate.validTo}`);
+  if (Date.parse(certificate.validFrom) > Date.now())
+    throw new Error(`${files.certificate}: it is valid from ${certificate.validFrom} on`);
+  // OpenSSL refuses more than a parser does: the rest of a chain, weak keys
+  parsed(Object.values(files).join(", "), () => createSecureContext(text));
   return text;
 }
 

@@ -70,7 +70,14 @@ export class Trust {
     return before !== [this.#problem, JSON.stringify(this.#identity)].join();
   }
 
+  /** All of them: one that fails must not keep the stream of a revoked node open. */
   #tell(): void {
-    for (const listener of [...this.#listeners]) listener();
+    for (const listener of [...this.#listeners]) {
+      try {
+        listener();
+      } catch (error) {
+        this.#problem = messageOf(error);
+      }
+    }
   }
 }

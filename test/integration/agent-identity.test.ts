@@ -1,9 +1,18 @@
 /** Nodes that are who their certificates say, and one that is no longer trusted. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { randomBytes, X509Certificate } from "node:crypto";
 import { once } from "node:events";
-import { copyFileSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, beforeEach, describe, it } from "node:test";
@@ -195,7 +204,7 @@ describe("a node with a certificate", { timeout: 60_000 }, () => {
 
   it("goes by other files as soon as they are there, and by the ones before when they are damaged", async () => {
     const mine = join(folder, "mine");
-    execFileSync("mkdir", [mine]);
+    mkdirSync(mine);
     for (const name of ["a.pem", "a.key", "authority.pem"])
       copyFileSync(join(folder, name), join(mine, name));
     const a = trustOf("a", filesOf("a", mine, mine));
@@ -209,6 +218,53 @@ describe("a node with a certificate", { timeout: 60_000 }, () => {
     assert.ok(a.readAgain());
     assert.deepEqual(a.problems, []);
     (await isServed(a, "a")).destroy();
+  });
+
+  it("goes by the ones before when only OpenSSL finds the damage, or they are not valid yet", async () => {
+    const mine = join(folder, "half");
+    mkdirSync(mine);
+    for (const name of ["b.pem", "b.key", "authority.pem"])
+      copyFileSync(join(folder, name), join(mine, name));
+    await listener.close();
+    owner = trustOf("b", filesOf("b", mine, mine));
+    listener = await listenSecure({
+      host: "127.0.0.1",
+      port: 0,
+      trust: owner,
+      onPeer: (stream, node) => served.push({ stream: stream.on("error", () => {}).resume(), node }),
+      onRefused: (line) => refused.push(line),
+    });
+    const whole = readFileSync(join(folder, "b.pem"), "utf8");
+    writeFileSync(join(mine, "b.pem"), whole + whole.replace(/(.{200})[^-]*/s, "$1\n"));
+    new X509Certificate(readFileSync(join(mine, "b.pem"))); // of its first nothing is wrong
+    assert.ok(owner.readAgain());
+    assert.match(owner.problems.join(), /the certificate before it is used: .*b\.pem.*expected PEM/);
+    (await isServed(trustOf("a"), "a")).destroy();
+    writeFileSync(join(mine, "b.pem"), whole);
+    assert.ok(owner.readAgain());
+    assert.deepEqual(owner.problems, []);
+
+    const clock = Date.now;
+    Date.now = () => clock() - 10 * 24 * 3_600_000;
+    try {
+      owner.readAgain();
+    } finally {
+      Date.now = clock;
+    }
+    assert.match(owner.problems.join(), /b\.pem: it is valid from .* on/);
+    (await isServed(trustOf("a"), "a")).destroy();
+  });
+
+  it("tells all who want to know of a change, whatever becomes of one of them", () => {
+    let told = 0;
+    owner.onChange(() => {
+      throw new Error("not today");
+    });
+    owner.onChange(() => told++);
+    writeFileSync(revoked, "a\n");
+    assert.ok(owner.readAgain());
+    assert.equal(told, 1);
+    assert.match(owner.problems.join(), /not today/);
   });
 
   it("is cut off when its authority is no longer ours", async () => {
