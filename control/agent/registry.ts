@@ -32,6 +32,7 @@ export class Registry {
   readonly #changes = new RegistryChanges(SESSION_REFRESH_MS);
   /** the store may have sessions that nobody has told it of now */
   #isAnew = true;
+  #putAtMs = Number.NEGATIVE_INFINITY;
   #epoch = 0;
 
   constructor(workload: Workload) {
@@ -67,28 +68,32 @@ export class Registry {
     // another owner may have told more, and a store that was emptied has to be told all again
     if (this.#epoch !== journal.epoch) this.#forget();
     this.#epoch = journal.epoch;
-    const put = (change: { sessions: SessionRecord[]; gone: string[] }): Promise<void> =>
-      context.store.putSessions({ ...owned, ...change, anew: this.#isAnew, ttlMs: REGISTRY_TTL_MS });
+    // it has forgotten what it was not told for so long
+    if (performance.now() - this.#putAtMs >= REGISTRY_TTL_MS) this.#changes.forget();
+    const put = async (sessions: SessionRecord[], gone: string[]): Promise<void> => {
+      const change = { sessions, gone, anew: this.#isAnew, ttlMs: REGISTRY_TTL_MS };
+      await context.store.putSessions({ ...owned, ...change });
+      this.#isAnew = false;
+      this.#putAtMs = performance.now();
+    };
     this.#changes.begin();
     for await (const page of this.#workload.sessionPages()) {
-      const sessions = this.#changes.ofPage(page, performance.now());
-      await put({ sessions, gone: [] });
-      this.#isAnew = false;
-      this.#changes.tell(sessions, performance.now());
+      // also without a change: that is the sign that all of it is still true
+      for (const batch of inBatches(this.#changes.ofPage(page, performance.now()), SESSIONS_BATCH_MAX)) {
+        await put(batch, []);
+        this.#changes.tell(batch, performance.now());
+      }
       await this.#tellNames(owned, page);
     }
-    const gone = this.#changes.gone();
-    for (let at = 0; at < gone.length; at += SESSIONS_BATCH_MAX) {
-      const batch = gone.slice(at, at + SESSIONS_BATCH_MAX);
-      await put({ sessions: [], gone: batch });
+    for (const batch of inBatches(this.#changes.gone(), SESSIONS_BATCH_MAX)) {
+      if (batch.length > 0) await put([], batch);
       this.#changes.untell(batch);
     }
   }
 
   async #tellNames(owned: Owned, sessions: readonly SessionInfo[]): Promise<void> {
-    const names = this.#toTell(sessions);
-    for (let at = 0; at < names.length; at += NAMES_BATCH_MAX) {
-      const batch = names.slice(at, at + NAMES_BATCH_MAX);
+    for (const batch of inBatches(this.#toTell(sessions), NAMES_BATCH_MAX)) {
+      if (batch.length === 0) return;
       const request = { ...owned, names: batch, ttlMs: NAME_TTL_MS, namesMax: NAMES_MAX };
       await this.#workload.context.store.putNames(request);
       const nowMs = performance.now();
@@ -121,4 +126,9 @@ export class Registry {
     this.#forget();
     await this.#workload.assertOwnership();
   }
+}
+
+/** At least one, which is empty where there is nothing. */
+function* inBatches<T>(items: readonly T[], most: number): Generator<T[]> {
+  for (let at = 0; at === 0 || at < items.length; at += most) yield items.slice(at, at + most);
 }
