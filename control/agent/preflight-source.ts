@@ -1,7 +1,7 @@
 /** What is asked of an application and its container where it runs. Looked at through /proc and pidfd_getfd(2): nothing stops. */
 import { statfs } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { CAPTURE_BYTES_MAX, type Endpoint } from "#proxy/contract/snapshot.ts";
 import { type DiagSocket, listenBacklog, listSockets } from "#proxy/tcp/diag.ts";
 import type { WorkloadConfig } from "../cli/config.ts";
 import { inNetworkOf } from "../container/network.ts";
@@ -29,8 +29,6 @@ export interface DeparturePlace {
 
 /** in the application's sockets: a move lasts about as much longer as a copy of it takes */
 const SLOW_CLIENTS_BYTES = 33_554_432;
-/** `CAPTURE_BYTES_MAX` of the proxy */
-const SNAPSHOT_BYTES_MAX = 1024 * 1024 * 1024;
 const BACKLOG_POLL_MS = 5;
 
 export const departureChecks: Check<DeparturePlace>[] = [
@@ -132,11 +130,11 @@ export const departureChecks: Check<DeparturePlace>[] = [
     async run({ workload, pids }, add) {
       const { config } = workload;
       const { downstreamBytes, upstreamBytes, applicationBytes } = queuedBytes(config, pids);
-      if (downstreamBytes > SNAPSHOT_BYTES_MAX || upstreamBytes > SNAPSHOT_BYTES_MAX)
+      if (downstreamBytes > CAPTURE_BYTES_MAX || upstreamBytes > CAPTURE_BYTES_MAX)
         add(
           "session.snapshot-limit",
           "error",
-          `${Math.max(downstreamBytes, upstreamBytes)} bytes are queued on connections, more than a capture can have (${SNAPSHOT_BYTES_MAX})`,
+          `${Math.max(downstreamBytes, upstreamBytes)} bytes are queued on connections, more than a capture can have (${CAPTURE_BYTES_MAX})`,
           "wait until slow clients, or the application, have read",
         );
       if (applicationBytes > SLOW_CLIENTS_BYTES)

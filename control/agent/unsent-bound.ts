@@ -13,8 +13,8 @@ import { socketInodes, withSocketAt } from "../migration/sockets.ts";
 const UNSENT_BYTES = 128 * 1024;
 
 export class UnsentBound {
-  /** inodes of listeners that have it, or one of their own */
-  #bounded = new Set<number>();
+  /** inodes of listeners that have it, or one of their own, or are not the application's */
+  #known = new Set<number>();
 
   /**
    * Once more for listeners that have come since; a look that finds none costs one question to the kernel.
@@ -25,19 +25,16 @@ export class UnsentBound {
     const listeners = inNetworkOf([init], () => listSockets({ states: ["LISTEN"] })).filter(({ local }) =>
       ports.includes(local.port),
     );
-    const unknown = listeners.filter(({ inode }) => !this.#bounded.has(inode));
-    this.#bounded = new Set(listeners.map(({ inode }) => inode).filter((inode) => this.#bounded.has(inode)));
-    if (unknown.length === 0) return;
-    const places = await socketInodes(await treeOf(init));
+    const unknown = listeners.filter(({ inode }) => !this.#known.has(inode));
+    const places = unknown.length === 0 ? new Map() : await socketInodes(await treeOf(init));
     for (const { inode } of unknown) {
       const place = places.get(inode);
       if (place === undefined) continue;
-      const isThere = withSocketAt(place, (fd) => {
+      withSocketAt(place, (fd) => {
         if (kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT) === 0)
           kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, UNSENT_BYTES);
-        return true;
       });
-      if (isThere === true) this.#bounded.add(inode);
     }
+    this.#known = new Set(listeners.map(({ inode }) => inode));
   }
 }

@@ -1,5 +1,6 @@
 /** Addresses as text, in the one way to write each. */
 import { isIPv4, isIPv6, SocketAddress } from "node:net";
+import type { Endpoint } from "./snapshot.ts";
 
 export function isAddress(family: 4 | 6, text: string): boolean {
   return family === 4 ? isIPv4(text) : isIPv6(text) && !text.includes("%");
@@ -14,4 +15,10 @@ export function endpointText(address: string, port: number): string {
   const text = new SocketAddress({ address, family: "ipv6" }).address;
   const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(text)?.[1];
   return mapped === undefined ? `[${text}]:${port}` : `${mapped}:${port}`;
+}
+
+/** Of "address:port" and "[address]:port", a zone (`%eth0`) left out. null: it is neither */
+export function endpointIn(text: string): Endpoint | null {
+  const [, address, port] = /^\[?([^\]%]*?)(?:%[^\]]*)?\]?:(\d+)$/.exec(text) ?? [];
+  return address === undefined ? null : { address, port: Number(port) };
 }

@@ -3,6 +3,8 @@
  * (include/uapi/linux/tcp.h) where it has one.
  */
 
+const NO_BYTES: Buffer = Buffer.alloc(0);
+
 /** TCP states a leg can be moved in (include/net/tcp_states.h). SYN_RECV, TIME_WAIT and LISTEN are not movable. */
 export type LegState =
   | "ESTABLISHED"
@@ -48,6 +50,28 @@ export interface LegSnapshot {
   send: { seq: number; bytes: Buffer; unsentBytes: number };
   noDelay: boolean;
   keepAlive: boolean;
+}
+
+/** What a capture may copy out of the kernel at all: it lies in the proxy's memory until it is taken. */
+export const CAPTURE_BYTES_MAX = 1024 * 1024 * 1024;
+
+/** A leg without a connection: what was reset, or has ended in order with `unread` bytes that still belong to somebody. */
+export function closedLeg(local: Endpoint, remote: Endpoint, unread: Buffer = NO_BYTES): LegSnapshot {
+  return {
+    family: local.address.includes(":") ? 6 : 4,
+    local,
+    remote,
+    state: "CLOSE",
+    mss: 0,
+    sackOk: false,
+    windowScale: null,
+    timestamp: null,
+    window: { snd_wl1: 0, snd_wnd: 0, max_window: 0, rcv_wnd: 0, rcv_wup: 0 },
+    receive: { seq: 0, bytes: unread },
+    send: { seq: 0, bytes: NO_BYTES, unsentBytes: 0 },
+    noDelay: false,
+    keepAlive: false,
+  };
 }
 
 /**

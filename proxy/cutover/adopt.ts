@@ -4,6 +4,7 @@
  * Relay: a session whose client is connected to *this* node is here already, as an edge's; the adopted leg is kept
  * beside its link to the old owner until release.
  */
+import { endpointText } from "#proxy/contract/address.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
@@ -18,8 +19,9 @@ import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]): AdoptResult {
   const start = process.hrtime.bigint();
   let legs = 0;
-  let lost = 0;
   const done: LiveSession[] = [];
+  /** … whose legs cannot be built; when those that can have their addresses, which a stand-in would take from them */
+  const standIns: [session: LiveSession, leg: LegSnapshot, why: unknown][] = [];
   try {
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
@@ -34,9 +36,7 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
       if (upstream === null) continue;
       if (!movable(upstream)) {
         session.lost = "upstream reset";
-        if (!couldNotBeCaptured(upstream)) continue;
-        standIn(proxy, session, upstream, "it could not be captured");
-        lost++;
+        if (couldNotBeCaptured(upstream)) standIns.push([session, upstream, "it could not be captured"]);
         continue;
       }
       try {
@@ -47,26 +47,31 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
         legs++;
       } catch (error) {
         if (isOfNode(error)) throw error;
-        standIn(proxy, session, upstream, error);
-        lost++;
+        standIns.push([session, upstream, error]);
       }
     }
-    if (lost > 1 && legs === 0)
-      throw new Error(`none of ${lost} can be built here; the proxy's log says why`);
+    for (const [session, leg, why] of standIns) standIn(proxy, session, leg, why);
+    if (standIns.length > 1 && legs === 0)
+      throw new Error(`none of ${standIns.length} can be built here; the proxy's log says why`);
   } catch (cause) {
     for (const session of done) forgetAdopted(proxy, session);
     throw adoptError("upstream", cause);
   }
   proxy.counters.legsAdopted += legs;
-  return { ...result(snapshots.length, legs, start), lost };
+  return { ...result(snapshots.length, legs, start), lost: standIns.length };
 }
 
 function standIn(proxy: WorkloadProxy, session: LiveSession, leg: LegSnapshot, why: unknown): void {
   const { kernel, counters, log } = proxy;
-  const fd = kernel.bindUpstream(leg.local);
-  session.standIn = { fd, leg };
-  kernel.shieldLeg(fd);
-  kernel.listen({ fd }, 1);
+  try {
+    const fd = kernel.bindUpstream(leg.local);
+    kernel.shieldLeg(fd);
+    session.standIn = { fd: kernel.listen({ fd }, 1), leg }; // which closes it where it fails
+  } catch (error) {
+    throw new Error(
+      `${endpointText(leg.local.address, leg.local.port)}, the proxy's end of a connection to the application, cannot be had here (${messageOf(error)}): end what listens there, or keep it out of net.ipv4.ip_local_port_range (${messageOf(why)})`,
+    );
+  }
   counters.legFailures++;
   session.lost = `upstream cannot be adopted: ${messageOf(why)}`;
   log.warn(
@@ -90,7 +95,10 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
       const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
-      if (session.stillDownstream !== null) throw new Error(`session ${snapshot.id} occurs twice`);
+      if (session.stillDownstream !== null) {
+        legs++; // asked for once more, by the next agent
+        continue;
+      }
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
       if (snapshot.watch.length > 0) proxy.watchSession(session, snapshot.watch);
       session.client = clientOf(snapshot);

@@ -5,9 +5,10 @@
  * only a courtesy to clients: their answers arrive before the pause, not after it.
  */
 import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
+import { endpointIn } from "#proxy/contract/address.ts";
 import type { CaptureResult } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import type { Endpoint, LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import { closedLeg, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import { isOfNode } from "./adopt.ts";
@@ -26,24 +27,17 @@ export interface Captured {
 export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   await drain(proxy);
   const meter = new Meter();
-  const snapshots: SessionSnapshot[] = [];
   const failures: unknown[] = [];
   for (const session of proxy.sessions.values()) {
-    if (session.state === "waiting" && session.downstream instanceof LinkEnd) {
-      // Its edge believes it open and may have sent bytes: it travels without a leg.
+    // Its edge believes it open and may have sent bytes: it travels without a leg.
+    const isUndialled = session.state === "waiting" && session.downstream instanceof LinkEnd;
+    if (!isUndialled && session.state !== "open" && session.state !== "lingering") continue;
+    // The application's frozen end gets our RST, and is dumped as the connection that it no longer is.
+    if (isUndialled || (proxy.portOf(session).moveBy === "replay" && session.watch?.cut() === true)) {
       session.settleWatch();
       session.step("capture");
       session.takeBackFromDownstreamLink();
-      snapshots.push(session.snapshot({ upstream: null, downstream: null }));
-      continue;
-    }
-    if (session.state !== "open" && session.state !== "lingering") continue;
-    if (proxy.portOf(session).moveBy === "replay" && session.watch?.cut() === true) {
-      // The application's frozen end gets our RST, and is dumped as the connection that it no longer is.
-      session.settleWatch();
-      session.step("capture");
-      session.takeBackFromDownstreamLink();
-      snapshots.push(session.snapshot({ upstream: null, downstream: null }));
+      meter.add(session.snapshot({ upstream: null, downstream: null }));
       continue;
     }
     session.settleWatch();
@@ -68,12 +62,12 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
         "a connection to the application cannot be captured: its session is lost if the move goes on",
       );
     }
-    snapshots.push(meter.count(session.snapshot({ upstream: leg, downstream: null })));
+    meter.add(session.snapshot({ upstream: leg, downstream: null }));
   }
   if (failures.length > 1 && meter.legs === 0) throw failures[0];
   proxy.counters.legsCaptured += meter.legs;
   await flushLinks(proxy);
-  return { result: meter.result(snapshots.length), sessions: snapshots };
+  return meter.captured();
 }
 
 /** What edges were sent is counted as theirs: it must not end with this process. */
@@ -107,7 +101,6 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
     await delay(POLL_MS);
   }
   const meter = new Meter();
-  const snapshots: SessionSnapshot[] = [];
   for (const session of proxy.sessions.values()) {
     if (session.state === "waiting") session.settleWatch();
     session.stillDownstreamLeg();
@@ -121,10 +114,10 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
     const leg = still === null ? null : meter.measure(() => captureStill(proxy, session, still));
     // Against the shield the client seems gone, and the kernel would say so with RST.
     if (still !== null) kernel.setPeerTimeouts(still.fd, { keepAliveMs: 0, userTimeoutMs: 0 });
-    snapshots.push(meter.count(session.snapshot({ upstream: null, downstream: leg })));
+    meter.add(session.snapshot({ upstream: null, downstream: leg }));
   }
   proxy.counters.legsCaptured += meter.legs;
-  return { result: meter.result(snapshots.length), sessions: snapshots };
+  return meter.captured();
 }
 
 function captureStill(proxy: WorkloadProxy, session: LiveSession, still: StillLeg): LegSnapshot {
@@ -153,32 +146,9 @@ function isPassing(error: unknown): boolean {
   return isOfNode(cause) || (cause instanceof HoldfastError && cause.retryable);
 }
 
-const NOTHING: Buffer = Buffer.alloc(0);
-
 /** Between our end and the application's, which is dumped all the same: only whose ends they are, which a leg that was reset does not know. */
 function uncapturedLeg({ kernel }: WorkloadProxy, fd: number): LegSnapshot {
-  const local = kernel.localOf(fd);
-  return {
-    family: local.address.includes(":") ? 6 : 4,
-    local,
-    remote: endpointOf(kernel.peerOf(fd)),
-    state: "CLOSE",
-    mss: 0,
-    sackOk: false,
-    windowScale: null,
-    timestamp: null,
-    window: { snd_wl1: 0, snd_wnd: 0, max_window: 0, rcv_wnd: 0, rcv_wup: 0 },
-    receive: { seq: 0, bytes: NOTHING },
-    send: { seq: 0, bytes: NOTHING, unsentBytes: 0 },
-    noDelay: false,
-    keepAlive: false,
-  };
-}
-
-/** "address:port" as `SocketKernel.peerOf` gives it */
-function endpointOf(text: string): Endpoint {
-  const [, address = "", port = "0"] = /^\[?(.*?)\]?:(\d+)$/.exec(text) ?? [];
-  return { address, port: Number(port) };
+  return closedLeg(kernel.localOf(fd), endpointIn(kernel.peerOf(fd)) ?? { address: "", port: 0 });
 }
 
 async function drain(proxy: WorkloadProxy): Promise<void> {
@@ -201,6 +171,7 @@ class Meter {
   legs = 0;
   #us = 0;
   #bytes = 0;
+  readonly #sessions: SessionSnapshot[] = [];
 
   measure<T>(work: () => T): T {
     const start = process.hrtime.bigint();
@@ -210,13 +181,16 @@ class Meter {
     return result;
   }
 
-  count(snapshot: SessionSnapshot): SessionSnapshot {
+  /** @throws HoldfastError `PROXY_CAPTURE` when it is more than the proxy keeps */
+  add(snapshot: SessionSnapshot): void {
     this.#bytes += queuedBytes(snapshot);
     checkTotal(this.#bytes);
-    return snapshot;
+    this.#sessions.push(snapshot);
   }
 
-  result(sessions: number): Omit<CaptureResult, "left"> {
-    return { sessions, legs: this.legs, captureUs: Math.round(this.#us) };
+  captured(): Captured {
+    const sessions = this.#sessions;
+    const result = { sessions: sessions.length, legs: this.legs, captureUs: Math.round(this.#us) };
+    return { result, sessions };
   }
 }

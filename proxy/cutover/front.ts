@@ -11,6 +11,7 @@
  */
 import { BlockList, isIP } from "node:net";
 import type { Logger } from "pino";
+import { endpointIn } from "#proxy/contract/address.ts";
 import type { ProxyProtocol } from "#proxy/contract/commands.ts";
 import { PartialBytes } from "#proxy/protocol/partial-bytes.ts";
 import { HEADER_BYTES_MAX, readProxyHeader } from "#proxy/protocol/proxy-header.ts";
@@ -42,7 +43,7 @@ export class Front {
 
   /** @param peer "address:port", as `SocketKernel.peerOf` gives it */
   trusts(peer: string): boolean {
-    const address = /^\[?([^\]%]*?)(?:%[^\]]*)?\]?:\d+$/.exec(peer)?.[1] ?? "";
+    const address = endpointIn(peer)?.address ?? "";
     const family = isIP(address);
     return family !== 0 && this.#peers.check(address, family === 4 ? "ipv4" : "ipv6");
   }

@@ -3,14 +3,14 @@
  * encoded, and no frame between processes has to hold them all.
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import { CAPTURE_BYTES_MAX, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 
-/** A piece ends with the session that reaches this. A session has less than a MiB, unless its leg was let grow. */
+/** A piece ends with the session that fills it. A session has less than a MiB, unless its leg was let grow. */
 export const PIECE_BYTES = 8 * 1024 * 1024;
 
-/** What a capture may copy out of the kernel at all: it lies in the proxy's memory until it is taken. */
-const CAPTURE_BYTES_MAX = 1024 * 1024 * 1024;
+/** … or is so many, as the other side takes no more at once */
+export const PIECE_SESSIONS = 50_000;
 
 export class Pieces {
   #sessions: SessionSnapshot[];
@@ -29,7 +29,8 @@ export class Pieces {
   take(): Buffer {
     const from = this.#at;
     let bytes = 0;
-    while (this.#at < this.#sessions.length && bytes < PIECE_BYTES)
+    const end = Math.min(from + PIECE_SESSIONS, this.#sessions.length);
+    while (this.#at < end && bytes < PIECE_BYTES)
       bytes += queuedBytes(this.#sessions[this.#at++] as SessionSnapshot);
     const piece = encodeSessions(this.#sessions.slice(from, this.#at));
     if (this.left === 0) {

@@ -458,7 +458,8 @@ export class LinkEnd implements End {
   }
 
   #send(bytes: Buffer): void {
-    if (this.#state === "ready" && this.#socket.writable) this.#socket.write(bytes);
+    // what waits for room may wait for these too
+    if (this.#state === "ready" && this.#socket.writable) this.#socket.write(bytes, this.#onWritten);
   }
 
   #end(): void {

@@ -25,7 +25,13 @@
  * Sources: net/ipv4/tcp.c (do_tcp_setsockopt, tcp_peek_sndq, tcp_ioctl), CRIU's description of the protocol.
  */
 import { HoldfastError } from "../contract/errors.ts";
-import type { Endpoint, LegSnapshot, LegState, RepairWindow } from "../contract/snapshot.ts";
+import {
+  closedLeg,
+  type Endpoint,
+  type LegSnapshot,
+  type LegState,
+  type RepairWindow,
+} from "../contract/snapshot.ts";
 import * as kernel from "./kernel.ts";
 
 /** Tries before a leg that keeps changing under our hands is refused. */
@@ -183,7 +189,7 @@ function readLeg(fd: number, repairWindow: RepairWindow): LegSnapshot | null {
   const options = info[5] as number;
   const scales = info[6] as number;
   const family = localFamily(fd);
-  if (state === "CLOSE") return closedLeg(fd, family.local, family.family, unread);
+  if (state === "CLOSE") return closedLegOf(fd, family.local, unread);
 
   const snapshot: LegSnapshot = {
     family: family.family,
@@ -239,23 +245,10 @@ function peek(fd: number, most: number): Buffer {
  * descriptor). Only the latter's unread bytes still belong to somebody. POLLERR tells them apart without taking the
  * error from a later rollback.
  */
-function closedLeg(fd: number, local: Endpoint, family: 4 | 6, unread: Buffer): LegSnapshot {
+function closedLegOf(fd: number, local: Endpoint, unread: Buffer): LegSnapshot {
   const reset = (kernel.pollNow(fd, 0) & kernel.POLLERR) !== 0;
-  return {
-    family,
-    local,
-    remote: { address: family === 4 ? "0.0.0.0" : "::", port: 0 },
-    state: "CLOSE",
-    mss: 0,
-    sackOk: false,
-    windowScale: null,
-    timestamp: null,
-    window: NO_WINDOW,
-    receive: { seq: 0, bytes: reset ? NOTHING : unread },
-    send: { seq: 0, bytes: NOTHING, unsentBytes: 0 },
-    noDelay: false,
-    keepAlive: false,
-  };
+  const nobody = { address: local.address.includes(":") ? "::" : "0.0.0.0", port: 0 };
+  return closedLeg(local, nobody, reset ? NOTHING : unread);
 }
 
 function localFamily(fd: number): { local: Endpoint; family: 4 | 6 } {

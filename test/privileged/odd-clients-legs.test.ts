@@ -298,6 +298,88 @@ describe("a client's connection that is not like the others", { skip: lacking(),
     });
   }
 
+  it("hinders the move where the application's address is somebody else's here, which is said, and nothing is left of it", async () => {
+    const stage = await startInProcess({ downstream: "takeover" });
+    const fds = [1, 2].map(() => sockets.dial({ address: "127.0.0.1", port: stage.listen }));
+    let taken = -1;
+    let to: WorkloadProxy | null = null;
+    try {
+      for (const fd of fds) {
+        await until("sent", () => sockets.send(fd, Buffer.from("hello")) === 5);
+        await until("the echo", () => sockets.unreadBytes(fd) === 5);
+      }
+      stage.proxy.role = "held";
+      await hold(stage.proxy);
+      const { sessions } = await captureUpstream(stage.proxy);
+      await captureDownstream(stage.proxy);
+      retire(stage.proxy, null);
+      const [first] = sessions;
+      assert.ok(first?.upstream);
+      const { local } = first.upstream;
+      taken = kernel.tcpSocket(4);
+      kernel.bind(taken, local);
+      kernel.listen(taken, 1);
+      let isSpoilt = true;
+      const spoilt: Partial<LegKernel> = {
+        adoptLeg: (snapshot: LegSnapshot, adoption) => {
+          if (isSpoilt && snapshot.local.port === local.port)
+            throw Object.assign(new Error("odd"), { code: "EINVAL" });
+          return adoptLeg(snapshot, adoption);
+        },
+      };
+      const port = stage.proxy.config.ports[0] ?? {};
+      ({ proxy: to } = makeProxy({ downstream: "takeover", port, kernel: spoilt }));
+      const standby = to;
+      const before = sockets.lowestFreeDescriptor();
+      assert.throws(() => adoptUpstream(standby, sessions), {
+        code: "PROXY_ADOPT",
+        message: new RegExp(
+          `${local.address}:${local.port}, the proxy's end .* cannot be had here .*EADDRINUSE.*: end what listens there`,
+        ),
+      });
+      assert.equal(sockets.lowestFreeDescriptor(), before, "no descriptor is left");
+      isSpoilt = false; // beside somebody else's listener it can be
+      assert.deepEqual(adoptUpstream(standby, sessions).legs, 2, "and can be tried again");
+    } finally {
+      for (const fd of [...fds, ...(taken < 0 ? [] : [taken])]) sockets.close(fd);
+      to?.stop();
+      stage.stop();
+    }
+  });
+
+  it("is adopted once, however often that is asked for", async () => {
+    const stage = await startInProcess({ downstream: "takeover" });
+    const fd = sockets.dial({ address: "127.0.0.1", port: stage.listen });
+    let to: WorkloadProxy | null = null;
+    try {
+      await until("sent", () => sockets.send(fd, Buffer.from("hello")) === 5);
+      await until("the echo", () => sockets.unreadBytes(fd) === 5);
+      stage.proxy.role = "held";
+      await hold(stage.proxy);
+      const upstreams = await captureUpstream(stage.proxy);
+      const downstreams = await captureDownstream(stage.proxy);
+      retire(stage.proxy, null);
+      ({ proxy: to } = makeProxy({ downstream: "takeover", port: stage.proxy.config.ports[0] ?? {} }));
+      adoptUpstream(to, upstreams.sessions);
+      // The agent asks, dies before it has noted the answer, and its successor asks again.
+      for (let agent = 0; agent < 2; agent++) {
+        assert.deepEqual(
+          { ...adoptDownstream(to, downstreams.sessions), adoptUs: 0 },
+          { sessions: 1, legs: 1, adoptUs: 0, lost: 0 },
+        );
+      }
+      to.role = "owner";
+      release(to);
+      sockets.send(fd, Buffer.from("again"));
+      await until("the echo", () => sockets.unreadBytes(fd) === 10);
+      assert.equal(to.sessions.size, 1);
+    } finally {
+      sockets.close(fd);
+      to?.stop();
+      stage.stop();
+    }
+  });
+
   it("goes on in a rollback where the application's leg could not be captured", async () => {
     let isSpoilt = true;
     const stage = await startInProcess({

@@ -3,9 +3,9 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
-import { checkTotal, PIECE_BYTES, Pieces } from "#proxy/cutover/pieces.ts";
+import { checkTotal, PIECE_BYTES, PIECE_SESSIONS, Pieces } from "#proxy/cutover/pieces.ts";
 
-const LIMITS = { sessionsMax: 1_000, bytesMax: 1 << 30 };
+const LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
 
 function session(id: string, bytes: number): SessionSnapshot {
   return {
@@ -53,6 +53,16 @@ describe("captured sessions", () => {
       session("e", 0),
     ]);
     assert.deepEqual(taken(pieces), { ids: [["a", "b"], ["c"], ["d", "e"]], left: [3, 2, 0] });
+  });
+
+  it("come in pieces of no more sessions than the other side takes at once, however small they are", () => {
+    const many = Array.from({ length: PIECE_SESSIONS + 2 }, (_, index) => session(`${index}`, 0));
+    const { ids, left } = taken(new Pieces(many));
+    assert.deepEqual(left, [2, 0]);
+    assert.deepEqual(
+      ids.flat(),
+      many.map(({ id }) => id),
+    );
   });
 
   it("are refused when they are more than the proxy is to keep", () => {
