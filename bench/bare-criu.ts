@@ -6,12 +6,12 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { readJournal } from "#control/agent/journal.ts";
-import { innerPid } from "#control/container/processes.ts";
-import { applicationPid } from "#control/container/runtime.ts";
 import { decodeStats } from "#control/criu/protocol.ts";
 import { findCriu } from "#control/criu/tool.ts";
 import { setLastNumber } from "#control/migration/tree-numbers.ts";
+import { innerPid } from "#control/runtime/processes.ts";
+import { applicationPid } from "#control/runtime/runc/container-runtime.ts";
+import { readJournal } from "#control/workload/journal.ts";
 
 export interface BareRun {
   /** wall clock of the two commands, one after the other */

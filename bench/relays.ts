@@ -3,7 +3,7 @@
  * all warmed up.
  */
 import { setTimeout as delay } from "node:timers/promises";
-import { listSockets } from "#proxy/tcp/diag.ts";
+import { listSockets } from "#proxy/kernel/diag.ts";
 import { Backend } from "./load/backend.ts";
 import type { Load, LoadReport, Protocol } from "./load/load.ts";
 import { CpuWatch } from "./load/load-cpu.ts";

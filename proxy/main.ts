@@ -12,16 +12,15 @@ import { createAdmin } from "#proxy/admin/http.ts";
 import { createMetrics } from "#proxy/admin/metrics.ts";
 import { Channel } from "#proxy/contract/channel.ts";
 import { Commands } from "#proxy/cutover/commands.ts";
-import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
+import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { OWN_NETWORK, UpstreamNetwork } from "#proxy/kernel/network.ts";
+import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/sockets.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
 import { provoke } from "#proxy/tcp/inject.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { OWN_NETWORK, UpstreamNetwork } from "#proxy/tcp/network.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
-
-import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
+import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;

@@ -26,7 +26,7 @@ export type Owner = "holdfast" | "package" | "node" | "native" | "gc" | "idle";
 
 export interface Call {
   name: string;
-  /** "proxy/relay/pump.ts:41"; "" where there is none */
+  /** "proxy/stream/pump.ts:41"; "" where there is none */
   place: string;
   owner: Owner;
   selfUs: number;

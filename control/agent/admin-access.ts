@@ -9,7 +9,7 @@ import { closeSync, constants, fstatSync, openSync, readFileSync, writeFileSync 
 import type { IncomingMessage } from "node:http";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { formatEndpoint } from "../cli/endpoint.ts";
+import { formatEndpoint } from "../config/endpoint.ts";
 
 const TOKEN_BYTES = 32;
 const TOKEN_CHARS_MIN = 32;

@@ -24,15 +24,15 @@ import { z } from "zod";
 import type { Channel } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { blocking, type Check, type CheckReport, merged, runChecks } from "../api/finding.ts";
 import type { MoveResult } from "../migration/move.ts";
+import type { AgentContext } from "../workload/context.ts";
+import { tail } from "../workload/output.ts";
+import { checkNode } from "../workload/preflight/preflight.ts";
+import type { Workload } from "../workload/workload.ts";
 import { adminToken, authorize } from "./admin-access.ts";
-import type { AgentContext } from "./context.ts";
-import { blocking, type Check, type CheckReport, merged, runChecks } from "./finding.ts";
 import { lookUp } from "./lookup.ts";
 import type { AgentMetrics } from "./metrics.ts";
-import { tail } from "./output.ts";
-import { checkNode } from "./preflight.ts";
-import type { Workload } from "./workload.ts";
 
 /** for `status`: a peer that takes longer is not connected */
 const PEER_MS_MAX = 1_000;

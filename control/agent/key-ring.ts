@@ -5,7 +5,7 @@
 
 import { messageOf } from "#proxy/contract/errors.ts";
 import { keyId, type SharedKeys } from "#proxy/contract/shared-keys.ts";
-import { readKeyFile } from "../cli/key-file.ts";
+import { readKeyFile } from "../config/key-file.ts";
 
 export class KeyRing {
   #keys: SharedKeys;

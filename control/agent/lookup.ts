@@ -4,8 +4,8 @@
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { isName, type Ownership } from "#proxy/store/store.ts";
-import type { AgentContext } from "./context.ts";
-import type { Workload } from "./workload.ts";
+import type { AgentContext } from "../workload/context.ts";
+import type { Workload } from "../workload/workload.ts";
 
 export interface Found {
   name: string;

@@ -1,7 +1,7 @@
 /** The agent's Prometheus metrics. The proxies have their own, on their own sockets. */
 import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
 import type { MoveResult } from "../migration/move.ts";
-import type { Workload } from "./workload.ts";
+import type { Workload } from "../workload/workload.ts";
 
 export class AgentMetrics {
   readonly registry = new Registry();

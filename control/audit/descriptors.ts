@@ -1,7 +1,7 @@
 /** Facts of descriptors: their files, pipes, events, timers, sockets, and who shares which. */
 import { statSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { type DescriptorInfo, descriptorInfo } from "./fdinfo.ts";
 import type { Facts } from "./fingerprint.ts";
 import { type InnerPids, innerText, mountsOf } from "./proc-text.ts";

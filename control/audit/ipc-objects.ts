@@ -5,9 +5,9 @@
  * synchronous stretch.
  */
 import { closeSync, readdirSync, statfsSync, statSync } from "node:fs";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { openFolderIn, pathOf } from "../container/inside.ts";
-import { MQUEUE_MAGIC } from "../container/posix-queues.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { openFolderIn, pathOf } from "../runtime/inside.ts";
+import { MQUEUE_MAGIC } from "../runtime/posix-queues.ts";
 import type { Facts } from "./fingerprint.ts";
 import { readText } from "./read-text.ts";
 

@@ -3,7 +3,7 @@
  * (MCAST_MSFILTER, ip(7)), and /proc/net/igmp and igmp6 list what anybody on this node has joined.
  * Sources: include/uapi/linux/in.h, net/ipv4/igmp.c.
  */
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import type { Facts } from "./fingerprint.ts";
 import { readText } from "./read-text.ts";
 

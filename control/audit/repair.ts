@@ -5,7 +5,7 @@
  */
 import { writeFileSync } from "node:fs";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { Duplicates } from "./descriptors.ts";
 import type { Facts, Fingerprint } from "./fingerprint.ts";
 import type { Difference } from "./harmless.ts";

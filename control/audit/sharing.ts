@@ -2,7 +2,7 @@
  * Who shares what: descriptors of one file description, tasks with common tables (kcmp(2)). The kernel does not number what is
  * shared, so its first holder stands for it, in the order of the container's numbers.
  */
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 
 export interface Holder {
   pid: number;

@@ -7,7 +7,7 @@
  * Sources: include/uapi/asm-generic/socket.h, linux/{in,in6,tcp,udp,netlink,if_packet}.h.
  */
 import { constants } from "node:os";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import type { Facts } from "./fingerprint.ts";
 
 const IPPROTO_UDP = 17;

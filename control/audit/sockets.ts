@@ -1,8 +1,8 @@
 /** Facts of sockets: what they are, whose ends they are, what waits in them, their options and filters. */
 import { constants, networkInterfaces } from "node:os";
 import { messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { listUnixSockets, type UnixSocket } from "../container/unix-sockets.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { listUnixSockets, type UnixSocket } from "../runtime/unix-sockets.ts";
 import type { Facts } from "./fingerprint.ts";
 import { joinedGroups, type MulticastGroup, membershipFacts } from "./multicast.ts";
 import { innerText } from "./proc-text.ts";

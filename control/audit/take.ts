@@ -4,7 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { inNetworkOf } from "../container/network.ts";
+import { inNetworkOf } from "../runtime/runc/network.ts";
 import { clockFacts } from "./clocks.ts";
 import { DescriptorLook } from "./descriptors.ts";
 import { type Facts, type Fingerprint, FORMAT } from "./fingerprint.ts";

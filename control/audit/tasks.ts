@@ -1,7 +1,7 @@
 /** Facts of processes and their threads: credentials, confinement, signals, limits, scheduling, names, namespaces. */
 import { createHash } from "node:crypto";
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import type { Facts } from "./fingerprint.ts";
 import { OWN_MASK } from "./harmless.ts";
 import { cgroupFacts, limitFacts, statFacts, statusFacts, timerFacts } from "./proc-text.ts";

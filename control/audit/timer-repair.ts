@@ -1,6 +1,6 @@
 /** Timers of timerfd_create(2) that a restore left off, armed again. */
 import { readFileSync } from "node:fs";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import type { TimerState } from "./timer-facts.ts";
 
 const NS_PER_S = 1_000_000_000n;

@@ -2,7 +2,7 @@
 import { Client, type Dispatcher } from "undici";
 import type * as z from "zod";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { type Progress, progressSchema, refusalSchema } from "./admin-api.ts";
+import { type Progress, progressSchema, refusalSchema } from "../api/admin.ts";
 import type { AgentAddress } from "./find-agent.ts";
 
 const CONNECT_MS_MAX = 3_000;

@@ -4,7 +4,7 @@
  */
 import * as z from "zod";
 import { messageOf } from "#proxy/contract/errors.ts";
-import type { Progress } from "./admin-api.ts";
+import type { Progress } from "../api/admin.ts";
 import type { AdminClient } from "./admin-client.ts";
 import { PhaseRenderer, plain, type Terminal } from "./terminal.ts";
 

@@ -1,10 +1,10 @@
 /** `holdfast check`: what was looked at, under headings, and what stands in the way, each with its id and cure. */
 
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { type CheckAnswer, checkSchema } from "./admin-api.ts";
+import { type CheckAnswer, checkSchema } from "../api/admin.ts";
+import { EXIT } from "../api/exit-status.ts";
 import type { AdminClient } from "./admin-client.ts";
 import { type Clients, followTask, type OnInterrupt, type Task } from "./cancellable.ts";
-import { EXIT } from "./exit-status.ts";
 import { plain, type Terminal } from "./terminal.ts";
 
 export interface CheckRequest {

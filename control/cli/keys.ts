@@ -7,7 +7,7 @@ import { randomBytes, X509Certificate } from "node:crypto";
 import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { EXIT } from "./exit-status.ts";
+import { EXIT } from "../api/exit-status.ts";
 import type { Terminal } from "./terminal.ts";
 
 const NODE = /^[a-z0-9-]{1,40}$/;

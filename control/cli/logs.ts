@@ -1,6 +1,7 @@
 /** `holdfast logs`: what the application of a workload has written on this node, as it is. */
+
+import { EXIT } from "../api/exit-status.ts";
 import type { AdminClient } from "./admin-client.ts";
-import { EXIT } from "./exit-status.ts";
 import type { Terminal } from "./terminal.ts";
 
 export interface LogsRequest {

@@ -1,8 +1,8 @@
 /** `holdfast lookup NAME`: which workload has the session of that name, and where it is served now. */
-import { lookupSchema } from "./admin-api.ts";
+import { lookupSchema } from "../api/admin.ts";
+import { EXIT } from "../api/exit-status.ts";
+import { formatEndpoint } from "../config/endpoint.ts";
 import type { AdminClient } from "./admin-client.ts";
-import { formatEndpoint } from "./endpoint.ts";
-import { EXIT } from "./exit-status.ts";
 import { plain, type Terminal } from "./terminal.ts";
 
 /** @param workload null: whichever has it */

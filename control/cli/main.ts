@@ -1,5 +1,5 @@
 /** Entry point of `holdfast`: hands the process's streams, environment and signals to the program. */
-import { EXIT } from "./exit-status.ts";
+import { EXIT } from "../api/exit-status.ts";
 import { runProgram } from "./program.ts";
 
 // A reader that went away (`holdfast status | head -1`) is no error.

@@ -1,8 +1,8 @@
 /** `holdfast migrate WORKLOAD --to NODE`: asks for a move, shows its phases and what came of it. */
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { type Move, moveSchema } from "./admin-api.ts";
+import { type Move, moveSchema } from "../api/admin.ts";
+import { EXIT } from "../api/exit-status.ts";
 import { type Clients, followTask, type OnInterrupt, type Task } from "./cancellable.ts";
-import { EXIT } from "./exit-status.ts";
 import { milliseconds, plain, type Terminal } from "./terminal.ts";
 
 export interface MigrateRequest {

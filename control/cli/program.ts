@@ -2,11 +2,11 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
+import { loadConfig } from "../config/config.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
-import { loadConfig } from "./config.ts";
-import { EXIT, EXIT_HELP, exitStatusOf } from "./exit-status.ts";
 import { findAgent, readToken } from "./find-agent.ts";
 import { issueCertificate, type KeysOptions, makeAuthority } from "./keys.ts";
 import { showLogs } from "./logs.ts";

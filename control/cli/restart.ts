@@ -1,8 +1,8 @@
 /** `holdfast restart WORKLOAD`: asks for a restart in place behind held clients, shows its phases and what came of it. */
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { type Restart, restartSchema } from "./admin-api.ts";
+import { type Restart, restartSchema } from "../api/admin.ts";
+import { EXIT } from "../api/exit-status.ts";
 import { type Clients, followTask, type OnInterrupt, type Task } from "./cancellable.ts";
-import { EXIT } from "./exit-status.ts";
 import { milliseconds, plain, type Terminal } from "./terminal.ts";
 
 export interface RestartRequest {

@@ -1,7 +1,7 @@
 /** `holdfast sessions WORKLOAD`: a line for each session this node has a part in. */
-import { sessionsSchema } from "./admin-api.ts";
+import { sessionsSchema } from "../api/admin.ts";
+import { EXIT } from "../api/exit-status.ts";
 import type { AdminClient } from "./admin-client.ts";
-import { EXIT } from "./exit-status.ts";
 import { duration, plain, type Terminal, table } from "./terminal.ts";
 
 const NAME_CHARS_MAX = 24;

@@ -1,7 +1,7 @@
 /** `holdfast status`: the node, its store and peers, and a line for each workload. */
-import { type StatusAnswer, statusSchema } from "./admin-api.ts";
+import { type StatusAnswer, statusSchema } from "../api/admin.ts";
+import { EXIT } from "../api/exit-status.ts";
 import type { AdminClient } from "./admin-client.ts";
-import { EXIT } from "./exit-status.ts";
 import { duration, plain, type Terminal, table } from "./terminal.ts";
 
 export async function showStatus(agent: AdminClient, json: boolean, terminal: Terminal): Promise<number> {

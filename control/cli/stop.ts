@@ -1,6 +1,7 @@
 /** `holdfast start WORKLOAD` and `holdfast stop WORKLOAD`, which ends the application and its proxy: clients are reset. */
+
+import { EXIT } from "../api/exit-status.ts";
 import type { AdminClient } from "./admin-client.ts";
-import { EXIT } from "./exit-status.ts";
 import { PhaseRenderer, plain, type Terminal } from "./terminal.ts";
 
 const SILENT_MS_MAX = 60_000;

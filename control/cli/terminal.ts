@@ -1,5 +1,5 @@
 /** What commands write to, and how tables, durations and live phases look. Plain lines when nobody watches. */
-import type { PhaseLine } from "./admin-api.ts";
+import type { PhaseLine } from "../api/admin.ts";
 
 export interface Output {
   write(text: string): unknown;

@@ -22,7 +22,7 @@ import { closeSync, openSync, readFileSync, readSync, statfsSync } from "node:fs
 import { open, readFile } from "node:fs/promises";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { crc32 } from "node:zlib";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { PAGE_BYTES } from "./page-map.ts";
 import { ownPages } from "./page-scan.ts";
 import type { TracedProcess } from "./precopy.ts";

@@ -7,7 +7,7 @@
  */
 import { readSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { PAGE_BYTES } from "./page-map.ts";
 
 /** Consecutive pages. */

@@ -19,7 +19,7 @@
  */
 import { closeSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import type { CriuTool } from "./tool.ts";
 
 const LOADER = "loader";

@@ -9,7 +9,7 @@
 import { readdirSync, readFileSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { decodeImage, encodeImage, type ImageKind } from "./image-file.ts";
 import { type DecodedField, decodeFields, encodeFields } from "./protobuf.ts";
 import type { InheritFd } from "./protocol.ts";

@@ -11,7 +11,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import {
   type CriuOptions,
   type CriuResponse,

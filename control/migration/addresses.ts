@@ -5,8 +5,8 @@
  */
 import { isIPv6 } from "node:net";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import type { WorkloadConfig } from "../cli/config.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import type { WorkloadConfig } from "../config/config.ts";
 
 /** any port: nothing is sent */
 const DISCARD_PORT = 9;

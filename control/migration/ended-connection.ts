@@ -13,7 +13,7 @@ import { constants } from "node:fs";
 import { isIPv4 } from "node:net";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { hasArrived } from "./over-loopback.ts";
 
 /**

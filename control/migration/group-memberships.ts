@@ -7,7 +7,7 @@
 import { readFileSync } from "node:fs";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 
 const MCAST_JOIN_GROUP = 42;
 const MCAST_MSFILTER = 48;

@@ -4,8 +4,8 @@
  * Locks on files of the container's own travel with the file (CRIU, `--file-locks`).
  */
 import { readFile } from "node:fs/promises";
-import type { MountConfig } from "../cli/config.ts";
-import { descriptorsOf } from "../container/processes.ts";
+import type { MountConfig } from "../config/config.ts";
+import { descriptorsOf } from "../runtime/processes.ts";
 
 export interface SharedLock {
   pid: number;

@@ -1,7 +1,7 @@
 /** What a move is called, reports and results in: shared by both sides, the admin interface and the command line. */
 import { z } from "zod";
-import { departureFacts } from "../agent/departure-facts.ts";
-import type { CheckReport } from "../agent/finding.ts";
+import type { CheckReport } from "../api/finding.ts";
+import { departureFacts } from "../workload/preflight/departure-facts.ts";
 import type { Prediction } from "./prediction.ts";
 import { instanceSchema } from "./watch-state.ts";
 

@@ -21,11 +21,11 @@ import { join } from "node:path";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import type { DiagSocket } from "#proxy/tcp/diag.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { inNetworkOf, insideNetworkOf } from "../container/network.ts";
-import { innerPid } from "../container/processes.ts";
+import type { DiagSocket } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
+import { innerPid } from "../runtime/processes.ts";
+import { inNetworkOf, insideNetworkOf } from "../runtime/runc/network.ts";
 import { isHere, isLoopback, isUnspecified, ownAddressFor, unspecifiedLike } from "./addresses.ts";
 import { beginConnecting, end, endOf, tcpInfo, unreadOf } from "./ended-connection.ts";
 import {

@@ -1,7 +1,7 @@
 /** What a move measures while nobody waits yet, so that a rehearsal can say how long clients would (`prediction.ts`). */
 import { readdirSync, readFileSync } from "node:fs";
-import { imageBytes } from "../container/processes.ts";
 import type { ImagePiece } from "../criu/images.ts";
+import { imageBytes } from "../runtime/processes.ts";
 import type { Measured } from "./prediction.ts";
 
 /** less than this says nothing of a rate */

@@ -13,8 +13,8 @@
  * above all that it may give out, and the record is raised to that.
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import type { Held, PeerAnswer } from "../agent/owners.ts";
-import type { Workload } from "../agent/workload.ts";
+import type { Held, PeerAnswer } from "../workload/owners.ts";
+import type { Workload } from "../workload/workload.ts";
 import { type OutcomeReply, outcomeReply } from "./move.ts";
 
 export const STORE_RETRY_MS = 200;

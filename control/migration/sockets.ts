@@ -5,11 +5,11 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { type DiagSocket, destroySocket, listSockets } from "#proxy/tcp/diag.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { inNetworkOf } from "../container/network.ts";
-import { descriptorsOf } from "../container/processes.ts";
+import { type DiagSocket, destroySocket, listSockets } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { inetSockets } from "../criu/socket-images.ts";
+import { descriptorsOf } from "../runtime/processes.ts";
+import { inNetworkOf } from "../runtime/runc/network.ts";
 
 const IP_MINTTL = 21;
 const IPV6_MINHOPCOUNT = 73;

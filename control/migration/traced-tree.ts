@@ -3,8 +3,8 @@
  * it is listed again wherever it is used, and who has ended meanwhile is left out.
  */
 import { readFile } from "node:fs/promises";
-import { identify, isSameProcess, type ProcessIdentity, treeOf } from "../container/processes.ts";
 import { privateMappings, type TracedProcess } from "../criu/precopy.ts";
+import { identify, isSameProcess, type ProcessIdentity, treeOf } from "../runtime/processes.ts";
 
 interface Numbers {
   identity: ProcessIdentity;

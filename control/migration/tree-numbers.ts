@@ -7,9 +7,9 @@
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { runCommand } from "../container/command.ts";
-import { childrenOf, highestInnerTid, innerPid } from "../container/processes.ts";
 import { numbersInTree } from "../criu/image-file.ts";
+import { runCommand } from "../runtime/command.ts";
+import { childrenOf, highestInnerTid, innerPid } from "../runtime/processes.ts";
 
 /** numbers that a tree may go on by while a move prepares, before CRIU's are reached */
 const MARGIN = 1_000;

@@ -4,11 +4,11 @@
  */
 import { stat } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { openIn, using } from "../container/inside.ts";
-import { inNetworkOf } from "../container/network.ts";
-import type { ContainerRecord } from "../container/runtime.ts";
-import { listUnixSockets, listUnixSocketsAround } from "../container/unix-sockets.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { openIn, using } from "../runtime/inside.ts";
+import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
+import { inNetworkOf } from "../runtime/runc/network.ts";
+import { listUnixSockets, listUnixSocketsAround } from "../runtime/unix-sockets.ts";
 import { socketInodes } from "./sockets.ts";
 
 /** At the source: paths as the container sees them, and `@NAME` of abstract ones. */

@@ -5,8 +5,8 @@
  */
 import { statfsSync, statSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { descriptorsOf } from "../container/processes.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { descriptorsOf } from "../runtime/processes.ts";
 
 export type UnmovableKind = "folder-notification" | "memfd-secret" | "fanotify";
 

@@ -10,8 +10,8 @@ import { isIPv6 } from "node:net";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { internetChecksum } from "#proxy/tcp/checksum.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import { internetChecksum } from "#proxy/kernel/checksum.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { isLoopback, isUnspecified, ownAddressFor } from "./addresses.ts";
 import { hasArrived } from "./over-loopback.ts";
 

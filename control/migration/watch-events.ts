@@ -26,7 +26,7 @@ import {
   writeSync,
 } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import type { WatchEvent } from "./watch-state.ts";
 
 /** struct inotify_event without its name: i32 wd, u32 mask, u32 cookie, u32 len */

@@ -18,11 +18,11 @@ import {
 } from "node:fs";
 import { readdir, stat } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { openRoot, using } from "../container/inside.ts";
-import { innerPid } from "../container/processes.ts";
-import { type ContainerRecord, runPath } from "../container/runtime.ts";
-import { INSIDE_RUN } from "../container/spec.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { openRoot, using } from "../runtime/inside.ts";
+import { innerPid } from "../runtime/processes.ts";
+import { type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
+import { INSIDE_RUN } from "../runtime/runc/spec.ts";
 import { takeEvents } from "./watch-events.ts";
 import type { Place } from "./watch-state.ts";
 

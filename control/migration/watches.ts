@@ -11,11 +11,11 @@
  */
 import { closeSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import type { Freezer } from "../container/freezer.ts";
-import { openRoot } from "../container/inside.ts";
-import { descriptorsOf, innerPid, processState, treeOf } from "../container/processes.ts";
-import { applicationPid, type ContainerRecord, runPath } from "../container/runtime.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import type { Freezer } from "../runtime/freezer.ts";
+import { openRoot } from "../runtime/inside.ts";
+import { descriptorsOf, innerPid, processState, treeOf } from "../runtime/processes.ts";
+import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
 import { putEvents, putOverflow, takeEvents } from "./watch-events.ts";
 import type { InstanceState, Place, WatchEvent } from "./watch-state.ts";
 import {

@@ -8,8 +8,8 @@ import { endpointText } from "#proxy/contract/address.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
-import type { LiveSession } from "./live-session.ts";
-import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
+import type { LiveSession } from "#proxy/workload/live-session.ts";
+import { closeStill, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 /**
  * One leg that cannot be built costs its session, not the move, see {@link adoptDownstream}. Its application's end is restored all the same, so a

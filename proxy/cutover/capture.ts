@@ -9,12 +9,12 @@ import { endpointIn } from "#proxy/contract/address.ts";
 import type { CaptureResult } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { closedLeg, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
-import { LinkEnd } from "#proxy/relay/link-end.ts";
-import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import type { LiveSession, StillLeg } from "#proxy/workload/live-session.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { isOfNode } from "./adopt.ts";
-import type { LiveSession, StillLeg } from "./live-session.ts";
 import { checkTotal, queuedBytes } from "./pieces.ts";
-import type { WorkloadProxy } from "./workload-proxy.ts";
 
 const POLL_MS = 1;
 const NO_BYTES = Buffer.alloc(0);

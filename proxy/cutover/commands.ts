@@ -11,17 +11,17 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import { KEY_BYTES, KEYS_MAX, type SharedKeys, splitKeys } from "#proxy/contract/shared-keys.ts";
 import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
+import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
+import { HoldWatch, LET_GO, type LetGoLimits } from "#proxy/workload/let-go.ts";
+import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { adoptDownstream, adoptUpstream } from "./adopt.ts";
 import { type Captured, captureDownstream, captureUpstream } from "./capture.ts";
 import { hold } from "./hold.ts";
-import type { LegKernel } from "./leg-kernel.ts";
-import { HoldWatch, LET_GO, type LetGoLimits } from "./let-go.ts";
 import { Pieces } from "./pieces.ts";
 import { discard, release } from "./release.ts";
 import { pause, resume } from "./restart.ts";
 import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
 import { warmUp } from "./warm-up.ts";
-import { WorkloadProxy } from "./workload-proxy.ts";
 
 const IDLE_MS_MAX = 604_800_000;
 const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
@@ -104,7 +104,7 @@ const owner = z.object({ node: z.string(), link: endpoint });
 const withOwner = epochOnly.extend({ owner });
 const withOwnerOrNone = epochOnly.extend({ owner: owner.nullable() });
 
-/** Where the application is; see `proxy/tcp/network.ts`. */
+/** Where the application is; see `proxy/kernel/network.ts`. */
 export interface NetworkOfApplication {
   set(where: "host" | "own"): void;
   /** @throws HoldfastError `NETWORK_NOT_HANDED` */

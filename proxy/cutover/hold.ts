@@ -13,10 +13,10 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { HoldResult } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { LinkEnd } from "#proxy/relay/link-end.ts";
-import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
-import type { LiveSession } from "./live-session.ts";
-import type { WorkloadProxy } from "./workload-proxy.ts";
+import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import type { LiveSession } from "#proxy/workload/live-session.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const POLL_MS = 1;
 /** for each link of an edge, beside `quiesceMsMax`: its HELD takes a turn of both proxies */

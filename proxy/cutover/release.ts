@@ -5,13 +5,13 @@
  * Discard: the move was given up before release; nothing adopted ever says a word.
  */
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
-import { RST_CODE } from "#proxy/relay/link-codec.ts";
-import { LinkEnd } from "#proxy/relay/link-end.ts";
-import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
+import { RST_CODE } from "#proxy/link/link-codec.ts";
+import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import type { Side } from "#proxy/workload/leg-kernel.ts";
+import type { LiveSession, StillLeg } from "#proxy/workload/live-session.ts";
+import { closeStill, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { forgetAdopted } from "./adopt.ts";
-import type { Side } from "./leg-kernel.ts";
-import type { LiveSession, StillLeg } from "./live-session.ts";
-import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
 
 export interface ReleaseResult {
   sessions: number;

@@ -8,7 +8,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { PauseResult, ResumeResult } from "#proxy/contract/commands.ts";
 import type { SessionReplay } from "#proxy/replay/session-replay.ts";
-import type { WorkloadProxy } from "./workload-proxy.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const POLL_MS = 1;
 /** for a message that may have an answer on its way */

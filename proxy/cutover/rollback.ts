@@ -6,11 +6,11 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { RST_CODE } from "#proxy/relay/link-codec.ts";
-import { LinkEnd } from "#proxy/relay/link-end.ts";
-import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
-import type { LiveSession, StillLeg } from "./live-session.ts";
-import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
+import { RST_CODE } from "#proxy/link/link-codec.ts";
+import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import type { LiveSession, StillLeg } from "#proxy/workload/live-session.ts";
+import { closeStill, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 /** A link that is not there by then is dialled again at the switch. */
 const PREPARE_MS_MAX = 3_000;

@@ -7,8 +7,8 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
-import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
-import type { LegKernel } from "./leg-kernel.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 
 const ROUNDS = 150;
 /** about 1 ms: sessions have their turn */

@@ -1,6 +1,6 @@
 /** Where clients connect: a socket that listens, and what accept(2) gives. */
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { READY, type SocketKernel, type Watcher } from "#proxy/relay/socket-kernel.ts";
+import { READY, type SocketKernel, type Watcher } from "#proxy/stream/socket-kernel.ts";
 
 /** somaxconn caps it; a held proxy must not make the kernel drop SYNs */
 const BACKLOG = 4096;

@@ -16,6 +16,9 @@
  * acted upon reaches no second life unless it is idempotent or the policy allows it; the client gets one answer a request.
  */
 import assert from "node:assert/strict";
+import type { End } from "#proxy/stream/leg.ts";
+import { nowhere } from "#proxy/stream/null-leg.ts";
+import type { Pump } from "#proxy/stream/pump.ts";
 import type { PortConfig, ProxyLimits } from "../contract/commands.ts";
 import { refusal } from "../protocol/http-answer.ts";
 import type { HttpHead } from "../protocol/http-head.ts";
@@ -27,9 +30,6 @@ import {
   type FrameWalker,
   OPCODE,
 } from "../protocol/websocket-frames.ts";
-import type { End } from "../relay/end.ts";
-import { nowhere } from "../relay/nowhere.ts";
-import type { Pump } from "../relay/pump.ts";
 import { agreementOf, agrees, type Handshake, HandshakeAnswer } from "./handshake.ts";
 import type { HeldBudget } from "./held-bytes.ts";
 import { HeldBytes } from "./held-bytes.ts";

@@ -14,12 +14,13 @@
  * Sources: net/ipv4/tcp.c (tcp_repair_set_window, tcp_repair_options_est, tcp_send_rcvq), tcp_output.c (tcp_connect,
  * tcp_write_xmit), CRIU's description of the protocol.
  */
+
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { type Network, OWN_NETWORK, tcpSocketOf } from "#proxy/kernel/network.ts";
 import { HoldfastError } from "../contract/errors.ts";
 import type { LegSnapshot, LegState } from "../contract/snapshot.ts";
 import { encodeWindow, finReceived, finSent, readState } from "./capture.ts";
 import { FLAG_ACK, FLAG_FIN, injectSegment } from "./inject.ts";
-import * as kernel from "./kernel.ts";
-import { type Network, OWN_NETWORK, tcpSocketOf } from "./network.ts";
 import { guardLegFromReset, shieldLeg, unshieldLeg } from "./shield.ts";
 
 /** One write under repair: the kernel allocates each as one buffer of at most 17 pages. */

@@ -24,6 +24,8 @@
  * Not movable: LISTEN, SYN_SENT, SYN_RECV; urgent data is moved as ordinary bytes. TIME_WAIT shows as CLOSE.
  * Sources: net/ipv4/tcp.c (do_tcp_setsockopt, tcp_peek_sndq, tcp_ioctl), CRIU's description of the protocol.
  */
+
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { HoldfastError } from "../contract/errors.ts";
 import {
   closedLeg,
@@ -32,7 +34,6 @@ import {
   type LegState,
   type RepairWindow,
 } from "../contract/snapshot.ts";
-import * as kernel from "./kernel.ts";
 
 /** Tries before a leg that keeps changing under our hands is refused. */
 const CAPTURE_TRIES_MAX = 5;

@@ -6,10 +6,11 @@
  * Needs CAP_NET_RAW. The socket answers a FIN with an ACK to its real peer: a duplicate there, nothing more.
  * Sources: RFC 9293 3.1, RFC 8200 8.1, man page raw(7).
  */
+
+import { internetChecksum } from "#proxy/kernel/checksum.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import type { Network } from "#proxy/kernel/network.ts";
 import type { Endpoint, LegSnapshot } from "../contract/snapshot.ts";
-import { internetChecksum } from "./checksum.ts";
-import * as kernel from "./kernel.ts";
-import type { Network } from "./network.ts";
 
 export const FLAG_FIN = 0x01;
 export const FLAG_ACK = 0x10;

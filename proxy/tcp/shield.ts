@@ -18,7 +18,7 @@ import {
   setsockoptBuffer,
   setsockoptInt,
   trySetsockoptInt,
-} from "./kernel.ts";
+} from "#proxy/kernel/kernel.ts";
 
 const BPF_LD_B_ABS = 0x30;
 const BPF_ALU_AND_K = 0x54;

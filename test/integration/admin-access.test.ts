@@ -8,11 +8,11 @@ import { after, before, describe, it } from "node:test";
 import { z } from "zod";
 import { AdminServer } from "#control/agent/admin.ts";
 import { adminToken } from "#control/agent/admin-access.ts";
-import type { AgentContext } from "#control/agent/context.ts";
 import { AgentMetrics } from "#control/agent/metrics.ts";
-import type { Workload } from "#control/agent/workload.ts";
 import { AdminClient } from "#control/cli/admin-client.ts";
 import { readToken } from "#control/cli/find-agent.ts";
+import type { AgentContext } from "#control/workload/context.ts";
+import type { Workload } from "#control/workload/workload.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "hf-admin-"));
 const socketPath = join(folder, "agent.sock");

@@ -17,10 +17,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { tail } from "#control/agent/output.ts";
-import { restartOutputReader, startOutputReader } from "#control/container/output-reader.ts";
-import { isSameProcess, type ProcessIdentity } from "#control/container/processes.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import { isSameProcess, type ProcessIdentity } from "#control/runtime/processes.ts";
+import { restartOutputReader, startOutputReader } from "#control/runtime/runc/output-reader.ts";
+import { tail } from "#control/workload/output.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 
 const MIB = 1_048_576;
 const WAIT_MS_MAX = 10_000;

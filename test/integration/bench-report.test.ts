@@ -370,7 +370,7 @@ describe("a profile", { timeout: 300_000 }, () => {
     assert.equal(tree.totalUs, 10_000);
     assert.deepEqual(
       tree.calls.map(({ name, place, owner, selfUs, totalUs }) => [name, place, owner, selfUs, totalUs]),
-      [["pump", "proxy/relay/pump.ts:10", "holdfast", 7_000, 10_000]],
+      [["pump", "proxy/stream/pump.ts:10", "holdfast", 7_000, 10_000]],
     );
     assert.deepEqual(
       selfTimes(tree).map(({ name, owner, selfUs }) => [name, owner, selfUs]),

@@ -3,9 +3,9 @@ import assert from "node:assert/strict";
 import { connect, type Socket } from "node:net";
 import { describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { sockets } from "#proxy/tcp/sockets.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { sockets } from "#proxy/kernel/sockets.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { startInProcess } from "#test/support/in-process-proxy.ts";
 
 const MIB = 1_048_576;

@@ -5,7 +5,7 @@ import { deviceGroups, join, membershipsOf } from "#control/migration/group-memb
 import { hasArrived } from "#control/migration/over-loopback.ts";
 import { receiveAgain, receivedBytes, unreadDatagramsOf } from "#control/migration/unread-datagrams.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: raw sockets";
 const unreadMax = 1 << 20;

@@ -6,8 +6,8 @@ import { type AddressInfo, connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
-import { RST_CODE } from "#proxy/relay/link-codec.ts";
-import { LinkEnd } from "#proxy/relay/link-end.ts";
+import { RST_CODE } from "#proxy/link/link-codec.ts";
+import { LinkEnd } from "#proxy/link/link-leg.ts";
 import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
 
 const key = Buffer.alloc(32, 1);

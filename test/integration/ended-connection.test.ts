@@ -5,7 +5,7 @@ import { end, endOf } from "#control/migration/ended-connection.ts";
 import { hasArrived } from "#control/migration/over-loopback.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: SO_SNDBUFFORCE";
 const unreadMax = 1 << 20;

@@ -15,11 +15,11 @@ import {
   inNetworkOf,
   insideNetworkOf,
   makeHandedSockets,
-} from "#control/container/network.ts";
+} from "#control/runtime/runc/network.ts";
 import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
-import { listSockets } from "#proxy/tcp/diag.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { HandedNetwork, UpstreamNetwork } from "#proxy/tcp/network.ts";
+import { listSockets } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { HandedNetwork, UpstreamNetwork } from "#proxy/kernel/network.ts";
 import { until } from "#test/support/moved-program.ts";
 
 const netns = `hfhn-${process.pid}`;

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { after, test } from "node:test";
-import { LINK_WINDOW_BYTES, LinkEnd, type LinkListener } from "#proxy/relay/link-end.ts";
+import { LINK_WINDOW_BYTES, LinkEnd, type LinkListener } from "#proxy/link/link-leg.ts";
 
 const key = Buffer.alloc(32, 7);
 const greeting = {

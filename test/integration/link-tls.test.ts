@@ -5,8 +5,8 @@ import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { after, afterEach, before, describe, it } from "node:test";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
-import { FRAME, frame } from "#proxy/relay/link-codec.ts";
-import { LinkEnd, type LinkListener } from "#proxy/relay/link-end.ts";
+import { FRAME, frame } from "#proxy/link/link-codec.ts";
+import { LinkEnd, type LinkListener } from "#proxy/link/link-leg.ts";
 
 const [key, other] = [randomBytes(32), randomBytes(32)];
 const BYTES = 3 * 1024 * 1024;

@@ -16,8 +16,8 @@ import {
 import { classifySockets } from "#control/migration/sockets.ts";
 import { receivedBytes } from "#control/migration/unread-datagrams.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { type DiagSocket, listSockets } from "#proxy/tcp/diag.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import { type DiagSocket, listSockets } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd(2), SO_SNDBUFFORCE";
 const pids = [process.pid];

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { connect } from "node:net";
 import { after, afterEach, before, describe, it } from "node:test";
 import { pino } from "pino";
-import { Front } from "#proxy/cutover/front.ts";
+import { Front } from "#proxy/workload/load-balancer.ts";
 import { answersOf, get, ok, type PortShape, ReplayStage } from "#test/support/mortal-application.ts";
 import { headerOf } from "#test/support/proxy-headers.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";

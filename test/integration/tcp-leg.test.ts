@@ -13,13 +13,13 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { promisify } from "node:util";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { bound, sockets } from "#proxy/kernel/sockets.ts";
 import { ClientListener, type ListenerOptions } from "#proxy/listen/client-listener.ts";
-import type { EndListener } from "#proxy/relay/end.ts";
-import { Pump } from "#proxy/relay/pump.ts";
-import type { SocketKernel } from "#proxy/relay/socket-kernel.ts";
-import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { bound, sockets } from "#proxy/tcp/sockets.ts";
+import type { EndListener } from "#proxy/stream/leg.ts";
+import { Pump } from "#proxy/stream/pump.ts";
+import type { SocketKernel } from "#proxy/stream/socket-kernel.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 
 const root = resolve(import.meta.dirname, "../..");
 const WAIT_MS_MAX = 4_000;
@@ -989,9 +989,9 @@ async function child(script: string, descriptors = 256): Promise<unknown> {
   const head = `
     import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
     import { ClientListener } from "#proxy/listen/client-listener.ts";
-    import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
-    import * as kernel from "#proxy/tcp/kernel.ts";
-    import { sockets } from "#proxy/tcp/sockets.ts";
+    import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+    import * as kernel from "#proxy/kernel/kernel.ts";
+    import { sockets } from "#proxy/kernel/sockets.ts";
     const here = { address: "127.0.0.1", port: 0 };
     const late = setTimeout(() => { throw new Error("late"); }, ${WAIT_MS_MAX});
     // nothing else keeps it alive

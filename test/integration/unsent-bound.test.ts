@@ -4,10 +4,10 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { connect } from "node:net";
 import { describe, it } from "node:test";
-import { UnsentBound } from "#control/agent/unsent-bound.ts";
 import { socketInodes, withSocketAt } from "#control/migration/sockets.ts";
-import { listSockets } from "#proxy/tcp/diag.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import { UnsentBound } from "#control/workload/unsent-bound.ts";
+import { listSockets } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd of another process";
 const MIB = 1_048_576;

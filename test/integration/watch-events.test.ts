@@ -17,7 +17,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, test } from "node:test";
-import * as kernel from "#proxy/tcp/kernel.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { deedsFor, putEvents, putOverflow, takeEvents } from "../../control/migration/watch-events.ts";
 import type { WatchEvent } from "../../control/migration/watch-state.ts";
 import { readWatches } from "../../control/migration/watched-files.ts";

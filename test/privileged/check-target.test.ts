@@ -4,7 +4,7 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import type { CheckReport, Finding } from "#control/agent/finding.ts";
+import type { CheckReport, Finding } from "#control/api/finding.ts";
 import { lacking, type MovedProgram, until, workloadName } from "#test/support/moved-program.ts";
 import { faultsFile, withPythonShell } from "#test/support/python-shell.ts";
 

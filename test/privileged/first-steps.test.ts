@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { after, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Finding } from "#control/agent/finding.ts";
+import type { Finding } from "#control/api/finding.ts";
 import { type AgentConfig, createLab, type Lab } from "#test/lab/lab.ts";
 
 const WAIT_MS_MAX = 40_000;

@@ -4,9 +4,9 @@ import { execFileSync } from "node:child_process";
 import { closeSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
-import { readJournal } from "#control/agent/journal.ts";
-import { packPaths } from "#control/container/files.ts";
-import { openFolderIn } from "#control/container/inside.ts";
+import { packPaths } from "#control/runtime/files.ts";
+import { openFolderIn } from "#control/runtime/inside.ts";
+import { readJournal } from "#control/workload/journal.ts";
 import { lacking, type MovedProgram, workloadName } from "../support/moved-program.ts";
 import { type Run, runOn, withPythonShell } from "../support/python-shell.ts";
 

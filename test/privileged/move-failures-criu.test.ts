@@ -4,7 +4,7 @@ import { mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { buildSpec, INSIDE_CRIU, INSIDE_RUN } from "#control/container/spec.ts";
+import { buildSpec, INSIDE_CRIU, INSIDE_RUN } from "#control/runtime/runc/spec.ts";
 import { nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import type { MoveStage } from "#test/support/move-stage.ts";
 import { staged } from "#test/support/staged.ts";

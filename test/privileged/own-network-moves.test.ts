@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { readJournal } from "#control/agent/journal.ts";
+import { readJournal } from "#control/workload/journal.ts";
 import { nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import { type MoveStage, WORKLOAD } from "#test/support/move-stage.ts";
 import { staged } from "#test/support/staged.ts";

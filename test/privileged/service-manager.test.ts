@@ -4,7 +4,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { stringify } from "yaml";
-import { readJournal } from "#control/agent/journal.ts";
+import { readJournal } from "#control/workload/journal.ts";
 import { createLab, nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import { isClean } from "#test/lab/sweep.ts";
 import { type Load, startLoad } from "#test/load/load.ts";

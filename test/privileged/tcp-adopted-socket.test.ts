@@ -4,11 +4,11 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { OWN_NETWORK } from "#proxy/kernel/network.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, readState } from "#proxy/tcp/capture.ts";
 import { provoke } from "#proxy/tcp/inject.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
-import { OWN_NETWORK } from "#proxy/tcp/network.ts";
 import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
 import { acceptOne, dial, Flow, lacking, listenAt, Namespace, untilState } from "./tcp-stage.ts";
 

@@ -5,9 +5,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, LegState, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, finUnacked, readState, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
 import {
   acceptOne,

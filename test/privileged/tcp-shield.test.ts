@@ -3,10 +3,10 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { countSynRecv, destroySocket, listenBacklog, listSockets } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { countSynRecv, destroySocket, listenBacklog, listSockets } from "#proxy/tcp/diag.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { acceptOne, dial, Flow, lacking, listenAt, Namespace, until, vethPair } from "./tcp-stage.ts";
 

@@ -10,8 +10,8 @@ import { closeSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint, LegState } from "#proxy/contract/snapshot.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
 import { readState } from "#proxy/tcp/capture.ts";
-import * as kernel from "#proxy/tcp/kernel.ts";
 
 const WAIT_MS_MAX = 8_000;
 const CHUNK_BYTES = 64 * 1024;

@@ -3,16 +3,16 @@ import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { pino } from "pino";
 import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
-import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
-import { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
+import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
+import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/kernel/kernel.ts";
+import { OWN_NETWORK } from "#proxy/kernel/network.ts";
+import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/sockets.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { countSynRecv, listenBacklog, listenerOf } from "#proxy/tcp/diag.ts";
 import { provoke } from "#proxy/tcp/inject.ts";
-import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/tcp/kernel.ts";
-import { OWN_NETWORK } from "#proxy/tcp/network.ts";
 import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
-import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/tcp/sockets.ts";
+import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
+import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { LIMITS, PLAIN } from "./proxy-lab.ts";
 
 export const REAL_KERNEL: LegKernel = {

@@ -10,9 +10,9 @@ import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "undici";
-import type { CheckReport, Finding } from "#control/agent/finding.ts";
+import type { CheckReport, Finding } from "#control/api/finding.ts";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
-import { CLONE_NEWNET, setns } from "#proxy/tcp/kernel.ts";
+import { CLONE_NEWNET, setns } from "#proxy/kernel/kernel.ts";
 import { createLab, type Lab, type LabAgent, type LabProcess } from "../lab/lab.ts";
 
 export type Downstream = "takeover" | "relay";

@@ -27,7 +27,7 @@ import type {
   SessionInfo,
 } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { listSockets } from "#proxy/tcp/diag.ts";
+import { listSockets } from "#proxy/kernel/diag.ts";
 import {
   AF_INET,
   bind,
@@ -39,7 +39,7 @@ import {
   SOCK_STREAM,
   setns,
   socket,
-} from "#proxy/tcp/kernel.ts";
+} from "#proxy/kernel/kernel.ts";
 
 const root = resolve(import.meta.dirname, "../..");
 const node = join(root, "node_modules/node/bin/node");

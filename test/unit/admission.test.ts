@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { pino } from "pino";
 import type { PortConfig } from "#proxy/contract/commands.ts";
-import { Admission, clientKey } from "#proxy/cutover/admission.ts";
+import { Admission, clientKey } from "#proxy/workload/admission.ts";
 
 const CLIENT = "192.0.2.1:1000";
 const OTHER = "192.0.2.2:1000";

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { ClusterMark } from "#control/agent/cluster-mark.ts";
+import { ClusterMark } from "#control/workload/cluster-mark.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
 
 test("a store is known once it was remembered, to a later agent too, until it is emptied", async () => {

@@ -6,9 +6,9 @@ import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import fc from "fast-check";
 import { parse, stringify } from "yaml";
-import { loadConfig, parseConfig } from "#control/cli/config.ts";
-import { AGENT_LIMITS, LIMITS } from "#control/cli/config-schema.ts";
-import { formatEndpoint, parseEndpoint } from "#control/cli/endpoint.ts";
+import { loadConfig, parseConfig } from "#control/config/config.ts";
+import { formatEndpoint, parseEndpoint } from "#control/config/endpoint.ts";
+import { AGENT_LIMITS, LIMITS } from "#control/config/schema.ts";
 import type { PortConfig } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 

@@ -13,7 +13,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
-import { difference, removePaths, type Scan, scan } from "#control/container/files.ts";
+import { difference, removePaths, type Scan, scan } from "#control/runtime/files.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 /** Small trees over the same few names, so that two of them have much in common. */

@@ -1,16 +1,16 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { capabilitiesOf } from "#control/container/capabilities.ts";
-import { plannedSpec } from "#control/container/runtime.ts";
-import { seccompProfile } from "#control/container/seccomp.ts";
-import { withoutPasswords } from "#control/container/shadow.ts";
+import { capabilitiesOf } from "#control/config/capabilities.ts";
+import { plannedSpec } from "#control/runtime/runc/container-runtime.ts";
+import { seccompProfile } from "#control/runtime/runc/seccomp.ts";
+import { withoutPasswords } from "#control/runtime/runc/shadow.ts";
 import {
   adaptSpec,
   buildSpec,
   type OciSpec,
   type SpecOptions,
   travellingTmpfs,
-} from "#control/container/spec.ts";
+} from "#control/runtime/runc/spec.ts";
 
 const options: SpecOptions = {
   container: {

@@ -3,16 +3,16 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import type { AgentContext } from "#control/agent/context.ts";
+import type { WorkloadConfig } from "#control/config/config.ts";
+import type { AgentContext } from "#control/workload/context.ts";
 import {
   EMPTY_JOURNAL,
   type Journal,
   nextJournal,
   readJournal,
   writeJournal,
-} from "#control/agent/journal.ts";
-import { Workload } from "#control/agent/workload.ts";
-import type { WorkloadConfig } from "#control/cli/config.ts";
+} from "#control/workload/journal.ts";
+import { Workload } from "#control/workload/workload.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 const PROCESS = { pid: 42, startTicks: "4711" };

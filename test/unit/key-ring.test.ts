@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { ChangeWatch } from "#control/agent/change-watch.ts";
 import { KeyRing } from "#control/agent/key-ring.ts";
-import { readKeyFile } from "#control/cli/key-file.ts";
+import { readKeyFile } from "#control/config/key-file.ts";
 import { joinKeys, keyId, splitKeys } from "#proxy/contract/shared-keys.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "holdfast-keys-"));

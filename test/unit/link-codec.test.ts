@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import { decodeHello, encodeHello, type Greeting, isWelcome, welcome } from "#proxy/relay/link-auth.ts";
+import { decodeHello, encodeHello, type Greeting, isWelcome, welcome } from "#proxy/link/link-auth.ts";
 import {
   decodeActive,
   encodeActive,
@@ -12,7 +12,7 @@ import {
   FrameDecoder,
   type FrameType,
   frame,
-} from "#proxy/relay/link-codec.ts";
+} from "#proxy/link/link-codec.ts";
 
 type Seen = { type: FrameType; bytes: string };
 

@@ -1,8 +1,8 @@
 /** Files written to through a shared mapping: what /proc says of them, and that a difference has them. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { difference } from "#control/container/files.ts";
-import { pathsIn, takeForChanged } from "#control/container/mapped-files.ts";
+import { difference } from "#control/runtime/files.ts";
+import { pathsIn, takeForChanged } from "#control/runtime/mapped-files.ts";
 
 const maps = `7f877ba26000-7f877bb26000 rw-s 00000000 00:3a 5                          /dev/shm/PostgreSQL.42
 7f877bc00000-7f877bd00000 rw-p 00000000 00:3a 6                          /srv/private

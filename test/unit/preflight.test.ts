@@ -4,8 +4,6 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { type Agreement, agreementOf, canonicalJson, disagreements } from "#control/agent/agreement.ts";
-import { addClockFinding, clockOf } from "#control/agent/clocks.ts";
 import {
   type Add,
   type Check,
@@ -13,17 +11,24 @@ import {
   finding as findingSchema,
   merged,
   runChecks,
-} from "#control/agent/finding.ts";
+} from "#control/api/finding.ts";
+import { parseConfig, type WorkloadConfig } from "#control/config/config.ts";
+import { buildSpec, type OciSpec } from "#control/runtime/runc/spec.ts";
+import {
+  type Agreement,
+  agreementOf,
+  canonicalJson,
+  disagreements,
+} from "#control/workload/preflight/agreement.ts";
+import { addClockFinding, clockOf } from "#control/workload/preflight/clocks.ts";
 import {
   cgroupsOf,
   compareVersions,
   instructionFlags,
   type NodeProfile,
   profileDifferences,
-} from "#control/agent/node-profile.ts";
-import { mappedPath, placeOf } from "#control/agent/same-files.ts";
-import { parseConfig, type WorkloadConfig } from "#control/cli/config.ts";
-import { buildSpec, type OciSpec } from "#control/container/spec.ts";
+} from "#control/workload/preflight/node-profile.ts";
+import { mappedPath, placeOf } from "#control/workload/preflight/same-files.ts";
 
 const SCOPE = { node: "a", workload: "chat" };
 const SECRET = Buffer.alloc(32, 7);

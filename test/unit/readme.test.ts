@@ -8,10 +8,10 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { after, describe, it } from "node:test";
-import { parseConfig } from "#control/cli/config.ts";
-import { LIMITS } from "#control/cli/config-schema.ts";
-import { EXIT, EXIT_HELP } from "#control/cli/exit-status.ts";
+import { EXIT, EXIT_HELP } from "#control/api/exit-status.ts";
 import { runProgram } from "#control/cli/program.ts";
+import { parseConfig } from "#control/config/config.ts";
+import { LIMITS } from "#control/config/schema.ts";
 
 const root = join(import.meta.dirname, "../..");
 const read = (path: string): string => readFileSync(join(root, path), "utf8");

@@ -1,7 +1,7 @@
 /** Of a workload's sessions the store is told what has changed. */
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { RegistryChanges } from "#control/agent/registry-changes.ts";
+import { RegistryChanges } from "#control/workload/session-registry-changes.ts";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
 
 const AGAIN_MS = 1_000;

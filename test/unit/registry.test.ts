@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, it, mock } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
-import { Registry } from "#control/agent/registry.ts";
-import type { Workload } from "#control/agent/workload.ts";
+import { Registry } from "#control/workload/session-registry.ts";
+import type { Workload } from "#control/workload/workload.ts";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
 import { SESSIONS_BATCH_MAX } from "#proxy/store/store.ts";

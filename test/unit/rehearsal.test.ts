@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import { type SessionMember, sessionFault } from "#control/agent/session-tree.ts";
 import { type Measured, predict } from "#control/migration/prediction.ts";
+import { type SessionMember, sessionFault } from "#control/workload/preflight/session-tree.ts";
 
 const measured: Measured = {
   downstream: "takeover",

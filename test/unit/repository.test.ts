@@ -264,8 +264,8 @@ describe("imports", () => {
 describe("one file each", () => {
   it("calls the kernel through FFI", () => {
     none(
-      breaches(product, (target, path) => /^koffi(\/|$)/.test(target) && path !== "proxy/tcp/kernel.ts"),
-      "only proxy/tcp/kernel.ts imports koffi",
+      breaches(product, (target, path) => /^koffi(\/|$)/.test(target) && path !== "proxy/kernel/kernel.ts"),
+      "only proxy/kernel/kernel.ts imports koffi",
     );
   });
 

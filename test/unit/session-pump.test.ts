@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import type { End, EndListener } from "#proxy/relay/end.ts";
-import { Pump } from "#proxy/relay/pump.ts";
+import type { End, EndListener } from "#proxy/stream/leg.ts";
+import { Pump } from "#proxy/stream/pump.ts";
 
 /** A sink that takes chunks whole, or keeps one until told; a source that knows whether it is read. */
 class FakeEnd implements End {

@@ -1,10 +1,10 @@
 /** A cut-off move is settled by the other node's word first and the store second; see also `ownership-model.test.ts`. */
 import assert from "node:assert/strict";
 import { beforeEach, describe, test } from "node:test";
-import type { Held, PeerAnswer } from "#control/agent/owners.ts";
-import type { Workload } from "#control/agent/workload.ts";
 import type { OutcomeReply } from "#control/migration/move.ts";
 import { decideAtSource, decideReleasing } from "#control/migration/settle.ts";
+import type { Held, PeerAnswer } from "#control/workload/owners.ts";
+import type { Workload } from "#control/workload/workload.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
 import type { Store } from "#proxy/store/store.ts";

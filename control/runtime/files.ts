@@ -1,0 +1,196 @@
+/**
+ * The files that travel with a workload: the writable layer of its overlay and its tmpfs mounts.
+ *
+ * Two rounds. Before anybody is held everything is copied: the layer before the standby's overlay is mounted on it, then
+ * each tmpfs. When the application is stopped only what changed since is copied (`scan`, `difference`), through the standby's mounted overlay, which must not be changed underneath
+ * (Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems"); so overlayfs' whiteouts (character device
+ * 0:0) become deletions and opaque folders become "delete, then create".
+ *
+ * tar keeps modes, owners, times to the nanosecond, hard links, sparse files, devices and extended attributes. Socket
+ * files do not travel: CRIU binds them again.
+ */
+import type { ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, constants } from "node:fs";
+import { lstat, readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { Readable, Writable } from "node:stream";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { pathOf, using } from "./inside.ts";
+import { startTar } from "./tar.ts";
+
+/** relative path → what tells one state of the file from another */
+export type Scan = Map<string, string>;
+
+export interface Difference {
+  /** to delete at the other side before `changed` is unpacked, deepest first */
+  gone: string[];
+  changed: string[];
+}
+
+/** Another CRIU's knowledge of this node's kernel, in the container's /run: worthless elsewhere. */
+const CRIU_CACHE = "criu.kdat";
+const TAR_ATTRIBUTES = ["--xattrs", "--xattrs-include=*", "--numeric-owner"];
+
+/** A folder of a container, or one that becomes part of it. */
+export interface Tree {
+  /** a descriptor of the folder */
+  fd: number;
+  /** init of the container it is in; null: a container that is not there yet, where nobody runs */
+  initPid: number | null;
+}
+
+const FOLDER = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+
+/** Everything below `root` (a descriptor), which is left out itself. No link is followed, whoever changes what meanwhile. */
+export async function scan(root: number): Promise<Scan> {
+  const found: Scan = new Map();
+  const visit = async (relative: string, folder: string): Promise<void> => {
+    const entries = await readdir(folder, { withFileTypes: true }).catch(() => []);
+    for (const entry of entries) {
+      const path = relative === "" ? entry.name : `${relative}/${entry.name}`;
+      const stat = await lstat(join(folder, entry.name), { bigint: true }).catch(() => null);
+      if (stat === null) continue;
+      if (stat.isSocket() || path === CRIU_CACHE) continue;
+      if (isWhiteout(stat)) found.set(path, WHITEOUT);
+      else if (stat.isDirectory()) {
+        await using(
+          () => kernel.openInside(root, path, { flags: FOLDER, noSymlinks: true }),
+          async (below) => {
+            const opaque = isOpaque(below) ? "opaque" : "";
+            found.set(path, `directory ${stat.ino} ${stat.mode} ${stat.uid} ${stat.gid} ${opaque}`);
+            await visit(path, below);
+          },
+        );
+      } else
+        found.set(
+          path,
+          `${stat.ino} ${stat.mode} ${stat.uid} ${stat.gid} ${stat.size} ${stat.mtimeNs} ${stat.ctimeNs} ${stat.rdev}`,
+        );
+    }
+  };
+  await visit("", pathOf(root));
+  return found;
+}
+
+const WHITEOUT = "whiteout";
+
+/** Pure: what has to happen at the copy of `before` to make it a copy of `after`. */
+export function difference(before: Scan, after: Scan): Difference {
+  const gone: string[] = [];
+  const changed: string[] = [];
+  for (const path of before.keys()) if (!after.has(path)) gone.push(path);
+  for (const [path, state] of after) {
+    if (before.get(path) === state) continue;
+    // what a link was in the way of must not be written where it leads
+    const was = before.get(path);
+    if (
+      state === WHITEOUT ||
+      state.endsWith("opaque") ||
+      (was !== undefined && kindOf(was) !== kindOf(state))
+    )
+      gone.push(path);
+    if (state !== WHITEOUT) changed.push(path);
+  }
+  return { gone: gone.sort((a, b) => b.length - a.length), changed };
+}
+
+/** Of a state in a scan. */
+function kindOf(state: string): string {
+  const format = 0o170000;
+  if (state.startsWith("directory")) return "directory";
+  return String(Number(state.split(" ")[1] ?? 0) & format);
+}
+
+/**
+ * A tar stream of just these paths. `done` settles when tar has ended, well or not.
+ * @param live files may change or vanish while they are read (the second round mends it); otherwise that is an error
+ */
+export async function packPaths(
+  tree: Tree,
+  paths: Iterable<string>,
+  live: boolean,
+): Promise<{ stream: Readable; done: Promise<void> }> {
+  const tolerance = live
+    ? ["--ignore-failed-read", "--warning=no-file-changed", "--warning=no-file-removed"]
+    : [];
+  const args = [
+    ...TAR_ATTRIBUTES,
+    ...tolerance,
+    "--no-recursion",
+    "--null",
+    "--verbatim-files-from",
+    "-T",
+    "-",
+    "-cf",
+    "-",
+  ];
+  const child = await startTar(tree.initPid, tree.fd, args);
+  const [stdin, stream] = [child.stdin as Writable, child.stdout as Readable];
+  stdin.on("error", () => {}); // tar's exit status tells
+  stdin.end([...paths].map((path) => `./${path}\0`).join(""));
+  return { stream, done: ended(child, live) };
+}
+
+/** Unpacks a stream below a folder, replacing what is there. */
+export async function unpackInto(tree: Tree): Promise<{ stream: Writable; done: Promise<void> }> {
+  const args = [...TAR_ATTRIBUTES, "-xpf", "-", "--overwrite", "--delay-directory-restore"];
+  const child = await startTar(tree.initPid, tree.fd, args);
+  child.stdout?.resume();
+  return { stream: child.stdin as Writable, done: ended(child, false) };
+}
+
+/**
+ * Deletes paths below `root` (a descriptor), where nothing runs meanwhile.
+ * @throws HoldfastError `FILES_PATH` for a path that would leave it, by `..` or through a symbolic link
+ */
+export async function removePaths(root: number, paths: string[]): Promise<void> {
+  for (const path of paths) {
+    const names = path.split("/");
+    if (names.some((name) => name === ".." || name === "." || name === "")) throw outside(path);
+    const name = names.pop() ?? "";
+    let folder: number;
+    try {
+      const parent = names.length === 0 ? "." : names.join("/");
+      folder = kernel.openInside(root, parent, { flags: kernel.O_PATH | FOLDER, noSymlinks: true });
+    } catch (error) {
+      if ((error as HoldfastError).code === "ENOENT") continue; // it is gone already
+      throw outside(path);
+    }
+    try {
+      await rm(join(pathOf(folder), name), { recursive: true, force: true });
+    } finally {
+      closeSync(folder);
+    }
+  }
+}
+
+function outside(path: string): HoldfastError {
+  return new HoldfastError(`refused to delete outside the container: ${path.slice(0, 200)}`, {
+    code: "FILES_PATH",
+    source: "peer",
+  });
+}
+
+/** tar's status 1 is "some files changed while read": expected of a live source, the second round mends it. */
+async function ended(child: ChildProcess, live: boolean): Promise<void> {
+  let complaint = "";
+  child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+    complaint = (complaint + text).slice(-2000);
+  });
+  const [status] = (await once(child, "close")) as [number | null];
+  if (status === 0 || (status === 1 && live)) return;
+  throw new HoldfastError(`tar failed (${status}): ${complaint.trim().split("\n").at(-1) ?? ""}`, {
+    code: "FILES_TAR",
+    source: "container",
+  });
+}
+
+function isWhiteout(stat: { isCharacterDevice(): boolean; rdev: bigint }): boolean {
+  return stat.isCharacterDevice() && stat.rdev === 0n;
+}
+
+function isOpaque(path: string): boolean {
+  return kernel.getXattr(path, "trusted.overlay.opaque")?.toString("latin1") === "y";
+}

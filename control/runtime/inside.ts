@@ -1,0 +1,101 @@
+/**
+ * Files as a container sees them, opened by the agent. The application may have put a link anywhere, at any time; a path
+ * below /proc/PID/root would follow it into the host's files. So nothing is opened in a container but from here: from a
+ * descriptor of its root, where links and ".." stay inside (openat2(2)), and every later step from a descriptor too.
+ *
+ * What is opened may be of any kind: who reads looks at that first (a fifo would keep the agent waiting).
+ */
+import { closeSync, constants, fstatSync, openSync, readlinkSync } from "node:fs";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+
+interface Container {
+  init: { pid: number };
+}
+
+/** A descriptor (O_PATH) of the container's root, close-on-exec; the caller closes it. */
+export function openRoot(container: Container): number {
+  return kernel.openPath(`/proc/${container.init.pid}/root`);
+}
+
+/**
+ * A descriptor (O_PATH) of what the container sees at `path`, links followed as it would follow them; the caller closes it.
+ * @throws HoldfastError of the kernel: `ENOENT`, `ELOOP` …
+ */
+export function openIn(container: Container, path: string | Buffer): number {
+  return open(container, path, { flags: kernel.O_PATH });
+}
+
+/** As {@link openIn}, of a folder, to be read. @throws HoldfastError also `ENOTDIR` */
+export function openFolderIn(container: Container, path: string | Buffer): number {
+  return open(container, path, { flags: constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NONBLOCK });
+}
+
+function open(container: Container, path: string | Buffer, how: kernel.OpenInside): number {
+  const root = openRoot(container);
+  try {
+    return kernel.openInside(root, path, how);
+  } finally {
+    closeSync(root);
+  }
+}
+
+/** A path by which this process, and what it starts, gets at what a descriptor of its own is of. */
+export function pathOf(fd: number): string {
+  return `/proc/${process.pid}/fd/${fd}`;
+}
+
+/** Uses a descriptor from {@link openIn} or {@link openFolderIn}, and closes it. null: there is no such file */
+export async function using<T>(
+  open: () => number,
+  use: (path: string, fd: number) => Promise<T> | T,
+): Promise<T | null> {
+  let fd: number;
+  try {
+    fd = open();
+  } catch {
+    return null;
+  }
+  try {
+    return await use(pathOf(fd), fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/**
+ * The pipe that takes what a container's processes write, to be written to. It is what its init has as standard output, and
+ * who can trace that could have put a fifo there, which would keep the agent waiting.
+ * @throws HoldfastError `OUTPUT_REPLACED`
+ */
+export function openOutput(container: Container): number {
+  const path = `/proc/${container.init.pid}/fd/1`;
+  if (!readlinkSync(path).startsWith("pipe:["))
+    throw new HoldfastError(
+      "the standard output of the container's init is not the pipe it was given: stop the workload and start it again",
+      {
+        code: "OUTPUT_REPLACED",
+        source: "container",
+      },
+    );
+  return openSync(path, constants.O_WRONLY);
+}
+
+/**
+ * The container's own null device for reading, which CRIU finds again in its files. null: the application has put something
+ * else in its place
+ */
+export function openNull(container: Container): number | null {
+  const nullDevice = (1 << 8) | 3; // Documentation/admin-guide/devices.txt
+  let found = -1;
+  try {
+    found = open(container, "/dev/null", { flags: kernel.O_PATH, noSymlinks: true });
+    const { rdev } = fstatSync(found);
+    if (!fstatSync(found).isCharacterDevice() || rdev !== nullDevice) return null;
+    return open(container, "/dev/null", { flags: constants.O_RDONLY, noSymlinks: true });
+  } catch {
+    return null;
+  } finally {
+    if (found !== -1) closeSync(found);
+  }
+}

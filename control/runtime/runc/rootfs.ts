@@ -1,0 +1,65 @@
+/** Where a workload's files come from: this host, a folder, or an OCI bundle made by others. */
+import { readFile, stat } from "node:fs/promises";
+import { isAbsolute, join } from "node:path";
+import { z } from "zod";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { WorkloadConfig } from "../../config/config.ts";
+import type { WorkloadRootfs } from "./container-runtime.ts";
+import type { ContainerPlan, OciSpec } from "./spec.ts";
+
+/** The parts of a bundle's config.json that are relied on; everything else passes unchanged. */
+const bundleSchema = z.looseObject({
+  ociVersion: z.string(),
+  process: z.looseObject({ args: z.array(z.string()).min(1), cwd: z.string() }),
+  root: z.looseObject({ path: z.string() }),
+});
+
+const NO_CHANGE = { add: [], drop: [] };
+
+/** @throws HoldfastError `BUNDLE_INVALID`, `ROOTFS_MISSING` */
+export async function loadRootfs(
+  config: WorkloadConfig,
+): Promise<{ rootfs: WorkloadRootfs; container: ContainerPlan }> {
+  if (config.container !== null) {
+    const { rootfs, ...container } = config.container;
+    const lower = rootfs === "host" ? "/" : rootfs;
+    await requireFolder(lower);
+    return { rootfs: { lower, bundle: null }, container };
+  }
+  const folder = config.bundle ?? "";
+  const file = join(folder, "config.json");
+  const invalid = (why: string, cause?: unknown): HoldfastError =>
+    new HoldfastError(`${file} is not an OCI configuration: ${why}`, {
+      code: "BUNDLE_INVALID",
+      source: "config",
+      cause,
+    });
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(await readFile(file, "utf8"));
+  } catch (cause) {
+    throw invalid("it cannot be read as JSON", cause);
+  }
+  const checked = bundleSchema.safeParse(parsed);
+  if (!checked.success) throw invalid(checked.error.issues[0]?.path.join(".") ?? "");
+  const bundle = checked.data as unknown as OciSpec;
+  const lower = isAbsolute(bundle.root.path) ? bundle.root.path : join(folder, bundle.root.path);
+  await requireFolder(lower);
+  return {
+    rootfs: { lower, bundle },
+    container: {
+      command: bundle.process.args,
+      cwd: bundle.process.cwd,
+      env: {},
+      mounts: [],
+      capabilities: NO_CHANGE,
+      network: null,
+    },
+  };
+}
+
+async function requireFolder(path: string): Promise<void> {
+  const found = await stat(path).catch(() => null);
+  if (found?.isDirectory() !== true)
+    throw new HoldfastError(`rootfs ${path} is not a folder`, { code: "ROOTFS_MISSING", source: "config" });
+}

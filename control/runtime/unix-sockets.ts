@@ -1,0 +1,136 @@
+/**
+ * Unix sockets of the caller's network namespace, by sock_diag(7): who is connected to whom, and what waits.
+ * Sources: include/uapi/linux/{netlink,sock_diag,unix_diag}.h, net/unix/diag.c.
+ */
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { inNetworkOf } from "./runc/network.ts";
+
+export interface UnixSocket {
+  inode: number;
+  /** SOCK_STREAM, … */
+  type: number;
+  /** TCP_ESTABLISHED, TCP_LISTEN or TCP_CLOSE */
+  state: number;
+  /** a path, `@NAME` of an abstract one; null without */
+  name: string | null;
+  /** 0: none, or one that has gone */
+  peer: number;
+  /** of a listener: inodes of the clients nobody has accepted; 0: one that has gone again */
+  waiting: number[];
+  /** unread bytes; of a listener: connections that wait */
+  receiveQueue: number;
+  /** bytes its peer has not read; of a listener: its backlog */
+  sendQueue: number;
+  /** 1: receiving is shut down, 2: sending, 3: both */
+  shutdown: number;
+}
+
+const NLMSG_HEADER_BYTES = 16;
+const NLMSG_ERROR = 2;
+const NLMSG_DONE = 3;
+const NLM_F_REQUEST = 0x1;
+const NLM_F_DUMP = 0x300;
+const SOCK_DIAG_BY_FAMILY = 20;
+/** struct unix_diag_req, struct unix_diag_msg */
+const REQUEST_BYTES = NLMSG_HEADER_BYTES + 24;
+const MESSAGE_BYTES = 16;
+const UDIAG_SHOW = 0x1 | 0x4 | 0x8 | 0x10; // NAME, PEER, ICONS, RQLEN
+const UNIX_DIAG_NAME = 0;
+const UNIX_DIAG_PEER = 2;
+const UNIX_DIAG_ICONS = 3;
+const UNIX_DIAG_RQLEN = 4;
+const UNIX_DIAG_SHUTDOWN = 6;
+const ANSWER_BYTES = 64 * 1024;
+/** the bound is for a kernel that never says DONE */
+const ANSWERS_MAX = 100_000;
+
+/** By inode. About 2 µs a socket. */
+export function listUnixSockets(): Map<number, UnixSocket> {
+  const fd = kernel.socket(
+    kernel.AF_NETLINK,
+    kernel.SOCK_RAW | kernel.SOCK_CLOEXEC,
+    kernel.NETLINK_SOCK_DIAG,
+  );
+  try {
+    const request = Buffer.alloc(REQUEST_BYTES);
+    request.writeUInt32LE(REQUEST_BYTES, 0);
+    request.writeUInt16LE(SOCK_DIAG_BY_FAMILY, 4);
+    request.writeUInt16LE(NLM_F_REQUEST | NLM_F_DUMP, 6);
+    request.writeUInt8(kernel.AF_UNIX, NLMSG_HEADER_BYTES);
+    request.writeUInt32LE(0xffffffff, NLMSG_HEADER_BYTES + 4);
+    request.writeUInt32LE(UDIAG_SHOW, NLMSG_HEADER_BYTES + 12);
+    kernel.send(fd, request, 0);
+    return readAnswers(fd);
+  } finally {
+    kernel.close(fd);
+  }
+}
+
+/**
+ * As {@link listUnixSockets}, of the network that these processes of a container are in, and of the caller's: a path leads from one
+ * to a socket of the other.
+ */
+export function listUnixSocketsAround(pids: number[]): Map<number, UnixSocket> {
+  return new Map([...listUnixSockets(), ...inNetworkOf(pids, listUnixSockets)]);
+}
+
+function readAnswers(fd: number): Map<number, UnixSocket> {
+  const sockets = new Map<number, UnixSocket>();
+  const answer = Buffer.allocUnsafe(ANSWER_BYTES);
+  for (let answers = 0; answers < ANSWERS_MAX; answers++) {
+    const size = kernel.recv(fd, answer, 0);
+    for (let at = 0; at + NLMSG_HEADER_BYTES <= size; ) {
+      const length = answer.readUInt32LE(at);
+      const type = answer.readUInt16LE(at + 4);
+      if (length < NLMSG_HEADER_BYTES || at + length > size) throw unexpected();
+      if (type === NLMSG_DONE) return sockets;
+      if (type === NLMSG_ERROR || length < NLMSG_HEADER_BYTES + MESSAGE_BYTES) throw unexpected();
+      const socket = readMessage(answer.subarray(at + NLMSG_HEADER_BYTES, at + length));
+      sockets.set(socket.inode, socket);
+      at += (length + 3) & ~3;
+    }
+  }
+  throw unexpected();
+}
+
+/** struct unix_diag_msg, then attributes */
+function readMessage(message: Buffer): UnixSocket {
+  const socket: UnixSocket = {
+    type: message.readUInt8(1),
+    state: message.readUInt8(2),
+    inode: message.readUInt32LE(4),
+    name: null,
+    peer: 0,
+    waiting: [],
+    receiveQueue: 0,
+    sendQueue: 0,
+    shutdown: 0,
+  };
+  for (let at = MESSAGE_BYTES; at + 4 <= message.length; ) {
+    const length = message.readUInt16LE(at);
+    if (length < 4 || at + length > message.length) throw unexpected();
+    const value = message.subarray(at + 4, at + length);
+    const type = message.readUInt16LE(at + 2);
+    if (type === UNIX_DIAG_NAME && value.length > 0)
+      socket.name = value[0] === 0 ? `@${value.subarray(1)}` : value.toString().replace(/\0.*$/, "");
+    else if (type === UNIX_DIAG_PEER) socket.peer = value.readUInt32LE(0);
+    else if (type === UNIX_DIAG_ICONS)
+      for (let index = 0; index + 4 <= value.length; index += 4)
+        socket.waiting.push(value.readUInt32LE(index));
+    else if (type === UNIX_DIAG_SHUTDOWN) socket.shutdown = value.readUInt8(0);
+    else if (type === UNIX_DIAG_RQLEN) {
+      socket.receiveQueue = value.readUInt32LE(0);
+      socket.sendQueue = value.readUInt32LE(4);
+    }
+    at += (length + 3) & ~3;
+  }
+  return socket;
+}
+
+function unexpected(): HoldfastError {
+  return new HoldfastError("sock_diag answered in a form this version does not know", {
+    code: "KERNEL_UNKNOWN",
+    source: "kernel",
+  });
+}

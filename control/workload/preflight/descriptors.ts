@@ -1,0 +1,176 @@
+/** Descriptors that CRIU 4.2 cannot dump, told by what /proc says of them (proc(5), /proc/PID/fd and fdinfo). */
+import { readFileSync, statfsSync } from "node:fs";
+import { F_GETOWN, tryFcntl } from "#proxy/kernel/kernel.ts";
+import type { Add, FindingId } from "../../api/finding.ts";
+import { withSocketAt } from "../../migration/sockets.ts";
+import { descriptorsOf } from "../../runtime/processes.ts";
+
+/** anon_inode: kinds that are dumped, or that others look at (watches: inotify, fanotify) */
+const DUMPED = new Set([
+  "[eventfd]",
+  "[eventpoll]",
+  "[inotify]",
+  "[fanotify]",
+  "inotify",
+  "[signalfd]",
+  "[timerfd]",
+  "[pidfd]",
+]);
+
+/** … and those that are not, with what to do about each. */
+const NOT_DUMPED: Record<string, { id: FindingId; cure: string }> = {
+  "[io_uring]": {
+    id: "descriptor.io-uring",
+    cure: "run it under a seccomp profile that refuses io_uring, or set kernel.io_uring_disabled=2",
+  },
+  "[perf_event]": { id: "descriptor.perf-event", cure: "switch the application's use of perf events off" },
+  "[userfaultfd]": { id: "descriptor.userfaultfd", cure: "switch the application's use of userfaultfd off" },
+  "bpf-map": { id: "descriptor.bpf", cure: "the application must not hold eBPF maps" },
+  "bpf-prog": { id: "descriptor.bpf", cure: "the application must not hold eBPF programs" },
+  "[fanotify]": { id: "descriptor.fanotify", cure: "use inotify in place of fanotify" },
+  "[landlock-ruleset]": {
+    id: "descriptor.landlock",
+    cure: "let the program close its ruleset once it is in force, or do without landlock",
+  },
+  "seccomp notify": {
+    id: "descriptor.seccomp-notify",
+    cure: "run what supervises system calls outside the container",
+  },
+};
+
+/** /proc/PID/fdinfo, `mnt_id`: of a mount of the process's, or of one that nobody can name to it */
+const MOUNT_ID = /^mnt_id:\s*(\d+)$/m;
+/** linux/magic.h */
+const TMPFS_MAGIC = 0x01021994;
+const MQUEUE_MAGIC = 0x19800202;
+const SECRETMEM = "/secretmem";
+
+/** @param init the container's: a process that has changed its root is shown fewer mounts than there are */
+export async function checkDescriptors(init: number, pids: number[], add: Add): Promise<void> {
+  const inTree = new Set(pids);
+  const mounts = mountsOf(init);
+  for (const pid of pids) {
+    const mapped = mappedFiles(pid);
+    for (const { fd, target } of await descriptorsOf(pid)) {
+      if (mapped.has(target)) checkLock(pid, fd, target, add);
+      if (target.startsWith("pidfd:")) checkPidfd(pid, fd, inTree, add);
+      else if (target.startsWith("anon_inode:")) checkAnonymous(pid, fd, target, inTree, add);
+      else if (target.startsWith("/")) checkMount(pid, fd, target, mounts, add);
+    }
+  }
+}
+
+function checkAnonymous(pid: number, fd: number, target: string, inTree: Set<number>, add: Add): void {
+  const kind = target.slice("anon_inode:".length);
+  if (kind === "[pidfd]") {
+    checkPidfd(pid, fd, inTree, add);
+    return;
+  }
+  if (kind === "[eventfd]") checkEventOwner(pid, fd, add);
+  const known = NOT_DUMPED[kind];
+  if (known === undefined && DUMPED.has(kind)) return;
+  add(
+    known?.id ?? "descriptor.unknown-kind",
+    "error",
+    `process ${pid} has descriptor ${fd} of a kind CRIU cannot dump (${target})`,
+    known?.cure ?? "let the application close it, or do without",
+    { pid, fd },
+  );
+}
+
+/** One with EFD_SEMAPHORE is made anew by the agent, which cannot give it somebody to send signals to (fcntl(2), F_SETOWN). */
+function checkEventOwner(pid: number, fd: number, add: Add): void {
+  if (!/^eventfd-semaphore:\s*1$/m.test(info(pid, fd))) return;
+  const owner = withSocketAt({ pid, fd }, (ours) => tryFcntl(ours, F_GETOWN, 0)) ?? 0;
+  if (owner <= 0) return;
+  add(
+    "descriptor.eventfd-owner",
+    "error",
+    `process ${pid} has descriptor ${fd}, an eventfd with EFD_SEMAPHORE that sends signals (F_SETOWN)`,
+    "wait for it with poll(2) or epoll(7) in place of signals",
+    { pid, fd },
+  );
+}
+
+/** Since Linux 6.9 pidfds have a file system of their own, and show as `pidfd:[INODE]`. Of processes that have ended they are dumped. */
+function checkPidfd(pid: number, fd: number, inTree: Set<number>, add: Add): void {
+  const of = Number(/^Pid:\s*(-?\d+)$/m.exec(info(pid, fd))?.[1] ?? -1);
+  if (of <= 0 || inTree.has(of)) return;
+  add(
+    "descriptor.pidfd",
+    "error",
+    `process ${pid} has descriptor ${fd} of process ${of}, which is not part of the application`,
+    "let it watch its own processes only",
+    { pid, fd },
+  );
+}
+
+/**
+ * A POSIX lock ends when its process closes any descriptor of the file (fcntl(2)), and CRIU 4.2 closes those that it maps files
+ * with after it has restored the locks (pie/restorer.c): SQLite's lock of its shared memory would be gone.
+ */
+function checkLock(pid: number, fd: number, target: string, add: Add): void {
+  if (!/^lock:\s*\d+:\s*POSIX /m.test(info(pid, fd))) return;
+  add(
+    "file.mapped-lock",
+    "error",
+    `process ${pid} holds a POSIX lock on a file that it has also mapped (${target}), and CRIU would lose the lock`,
+    "let SQLite do without shared memory (PRAGMA locking_mode=EXCLUSIVE before WAL, or another journal mode), Deno without its caches (a DENO_DIR that cannot be written)",
+    { pid, fd, path: target },
+  );
+}
+
+/** Paths in /proc/PID/maps. */
+function mappedFiles(pid: number): Set<string> {
+  const files = new Set<string>();
+  for (const line of read(`/proc/${pid}/maps`).split("\n")) {
+    const at = line.indexOf("/");
+    if (at > 0) files.add(line.slice(at));
+  }
+  return files;
+}
+
+function checkMount(pid: number, fd: number, target: string, mounts: Set<string>, add: Add): void {
+  const mount = MOUNT_ID.exec(info(pid, fd))?.[1];
+  if (mount === undefined || mounts.has(mount) || target.startsWith(SECRETMEM)) return;
+  if (typeOf(pid, fd) === MQUEUE_MAGIC) return; // mq_open(3) uses a mount of the kernel's own; preflight-ipc looks at them
+  // memory that only descriptors name: memfd_create(2) and alike, when it is tmpfs
+  if (/^\/(memfd:|dev\/zero|SYSV)/.test(target) && typeOf(pid, fd) === TMPFS_MAGIC) return;
+  add(
+    target.startsWith("/memfd:") ? "descriptor.huge-memfd" : "descriptor.other-mount",
+    "error",
+    target.startsWith("/memfd:")
+      ? `process ${pid} has descriptor ${fd} of memory in huge pages (${target}), which CRIU finds no mount of`
+      : `process ${pid} has descriptor ${fd} of a file that is on no mount of the container (${target})`,
+    target.startsWith("/memfd:")
+      ? "let it use memfd_create without MFD_HUGETLB"
+      : "let it open the file itself, inside the container",
+    { pid, fd, path: target },
+  );
+}
+
+/** Numbers of the mounts it sees, /proc/PID/mountinfo's first column. */
+function mountsOf(pid: number): Set<string> {
+  const text = read(`/proc/${pid}/mountinfo`);
+  return new Set(text.split("\n").map((line) => line.slice(0, line.indexOf(" "))));
+}
+
+function info(pid: number, fd: number): string {
+  return read(`/proc/${pid}/fdinfo/${fd}`);
+}
+
+function typeOf(pid: number, fd: number): number | null {
+  try {
+    return statfsSync(`/proc/${pid}/fd/${fd}`).type;
+  } catch {
+    return null;
+  }
+}
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+}

@@ -1,0 +1,197 @@
+/**
+ * Files that a move does not carry, because both nodes are to have them: of the root file system and of mounts. CRIU opens
+ * and maps them again at the target, and refuses one of another size; one of the same size and another content it would map
+ * into the running program. So the source tells which files its processes have open or mapped, and the target compares.
+ */
+import { createHash } from "node:crypto";
+import { closeSync, createReadStream, openSync } from "node:fs";
+import { readFile, readlink, stat } from "node:fs/promises";
+import { join } from "node:path";
+import * as z from "zod";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import type { Add } from "../../api/finding.ts";
+import { openIn, using } from "../../runtime/inside.ts";
+import { descriptorsOf } from "../../runtime/processes.ts";
+import { type ContainerRecord, runPath } from "../../runtime/runc/container-runtime.ts";
+import { INSIDE_CRIU, INSIDE_RUN, type OciSpec } from "../../runtime/runc/spec.ts";
+
+export const usedFile = z.strictObject({
+  /** as the container sees it */
+  path: z.string().max(4_096),
+  kind: z.enum(["file", "folder", "other"]),
+  /** null: on a mount that several nodes write to, where only its being there can be compared */
+  bytes: z.number().int().nonnegative().nullable(),
+  /** permission bits; null as `bytes` */
+  mode: z.number().int().nonnegative().nullable(),
+  /** SHA-256 of the content. null: not compared, too large or unreadable */
+  digest: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .nullable(),
+});
+export type UsedFile = z.infer<typeof usedFile>;
+
+export const USED_FILES_MAX = 20_000;
+/** of all files of an application together; more are compared by size only */
+const DIGEST_BYTES_MAX = 4 * 1024 ** 3;
+/** folders whose files are of the container's own, or of the kernel */
+const NOT_SHARED = ["/proc", "/sys", "/dev", INSIDE_RUN, INSIDE_CRIU];
+const DELETED = " (deleted)";
+
+/** Where the container has files that are not in its own layer: `spec` as made by `buildSpec` or `adaptSpec`. */
+export function bindsOf(spec: OciSpec): { source: string; target: string }[] {
+  return (spec.mounts ?? [])
+    .filter(({ type, options }) => type === "bind" || options?.some((option) => /^r?bind$/.test(option)))
+    .map(({ source, destination }) => ({ source: source ?? "", target: destination }));
+}
+
+/**
+ * At the source. Bounded by {@link USED_FILES_MAX}.
+ * @param sharedTargets mounts that other nodes may write to at any time
+ */
+export async function usedFiles(
+  container: ContainerRecord,
+  pids: number[],
+  sharedTargets: string[],
+): Promise<UsedFile[]> {
+  const layer = openSync(runPath(container, "layer"), "r");
+  try {
+    return await usedOutside(layer, container, pids, sharedTargets);
+  } finally {
+    closeSync(layer);
+  }
+}
+
+/** @param layer a descriptor of the writable layer, whose files travel, whatever the lower file system has there */
+async function usedOutside(
+  layer: number,
+  container: ContainerRecord,
+  pids: number[],
+  sharedTargets: string[],
+): Promise<UsedFile[]> {
+  const used: UsedFile[] = [];
+  let digestBytes = 0;
+  for (const path of await pathsInUse(pids)) {
+    if (used.length === USED_FILES_MAX) break;
+    if ([...NOT_SHARED, ...container.tmpfs].some((folder) => isBelow(path, folder))) continue;
+    if (
+      (await using(
+        () => kernel.openPathBelow(layer, Buffer.from(path)),
+        () => true,
+      )) === true
+    )
+      continue;
+    // null: gone, or of another mount namespace
+    await using(
+      () => openIn(container, path),
+      async (here) => {
+        const found = await stat(here);
+        const kind = found.isFile() ? "file" : found.isDirectory() ? "folder" : "other";
+        const isShared = sharedTargets.some((target) => isBelow(path, target));
+        if (isShared || kind !== "file") {
+          used.push({ path, kind, bytes: null, mode: null, digest: null });
+          return;
+        }
+        digestBytes += found.size;
+        used.push({
+          path,
+          kind,
+          bytes: found.size,
+          mode: found.mode & 0o7777,
+          digest: digestBytes > DIGEST_BYTES_MAX ? null : await digestOf(here),
+        });
+      },
+    );
+  }
+  return used;
+}
+
+/** Paths that are mapped, open, run, or a process's working or root directory. */
+async function pathsInUse(pids: number[]): Promise<Set<string>> {
+  const paths = new Set<string>();
+  const use = (path: string | undefined): void => {
+    if (path?.startsWith("/") && !path.endsWith(DELETED)) paths.add(path);
+  };
+  for (const pid of pids) {
+    const maps = await readFile(`/proc/${pid}/maps`, "utf8").catch(() => "");
+    for (const line of maps.split("\n")) use(mappedPath(line));
+    for (const { target } of await descriptorsOf(pid)) use(target);
+    for (const link of ["exe", "cwd", "root"]) use(await readlink(`/proc/${pid}/${link}`).catch(() => ""));
+  }
+  paths.delete("/");
+  return paths;
+}
+
+/** proc(5), /proc/PID/maps: a newline in a name is written \012 */
+export function mappedPath(line: string): string | undefined {
+  return /^\S+ \S+ \S+ \S+ \d+ +(\/.*)$/.exec(line)?.[1]?.replaceAll("\\012", "\n");
+}
+
+/**
+ * At the target: tells of files that are not there or not the same.
+ * @param lower the container's root file system on this node
+ * @param binds its mounts, {@link bindsOf}
+ */
+export async function compareFiles(
+  used: UsedFile[],
+  lower: string,
+  binds: { source: string; target: string }[],
+  add: Add,
+): Promise<void> {
+  const same =
+    "install the same files on both nodes, or put what differs into the container's root file system or a shared mount";
+  for (const { path, kind, bytes, mode, digest } of used) {
+    const here = placeOf(path, lower, binds);
+    const found = await stat(here).catch(() => null);
+    const told = (id: "missing" | "differs", what: string): void =>
+      add(`target.file-${id}`, "error", `${path}, which the application has open or mapped, ${what}`, same, {
+        path,
+      });
+    if (found === null) {
+      told("missing", here === path ? "is not there" : `is not there (${here})`);
+      continue;
+    }
+    const kindHere = found.isFile() ? "file" : found.isDirectory() ? "folder" : "other";
+    if (kindHere !== kind) told("differs", `is not a ${kind} there`);
+    else if (bytes !== null && found.size !== bytes)
+      told("differs", `has ${found.size} bytes there, ${bytes} here`);
+    else if (mode !== null && (found.mode & 0o7777) !== mode)
+      told("differs", `has mode ${(found.mode & 0o7777).toString(8)} there, ${mode.toString(8)} here`);
+    else if (digest !== null && (await digestOf(here)) !== digest)
+      told("differs", "has another content there");
+  }
+}
+
+/** Host path of what the container sees at `path`: the innermost mount it is below counts. */
+export function placeOf(path: string, lower: string, binds: { source: string; target: string }[]): string {
+  const [bind] = binds
+    .filter(({ target }) => isBelow(path, target))
+    .sort((one, other) => other.target.length - one.target.length);
+  return bind === undefined ? join(lower, path) : join(bind.source, path.slice(bind.target.length));
+}
+
+function isBelow(path: string, folder: string): boolean {
+  return path === folder || path.startsWith(folder.endsWith("/") ? folder : `${folder}/`);
+}
+
+const known = new Map<string, string>();
+const KNOWN_MAX = 10_000;
+
+/** Remembered as long as the file is the same: hashing Node.js takes 0.1 s. null: it cannot be read */
+async function digestOf(path: string): Promise<string | null> {
+  try {
+    const { dev, ino, size, mtimeNs, ctimeNs } = await stat(path, { bigint: true });
+    const state = `${dev} ${ino} ${size} ${mtimeNs} ${ctimeNs}`;
+    const before = known.get(state);
+    if (before !== undefined) return before;
+    const hash = createHash("sha256");
+    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 }))
+      hash.update(chunk as Buffer);
+    const digest = hash.digest("hex");
+    if (known.size >= KNOWN_MAX) known.clear();
+    known.set(state, digest);
+    return digest;
+  } catch {
+    return null;
+  }
+}

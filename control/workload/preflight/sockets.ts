@@ -1,0 +1,430 @@
+/**
+ * Sockets, pipes and secrets of an application that CRIU cannot carry, or would carry wrongly without a word, by looking at
+ * every descriptor of every process (pidfd_getfd(2)) and at sock_diag(7). What passes by itself (connections that wait to be
+ * accepted, netlink messages that wait to be read) is waited for, and told only when it stays.
+ *
+ * What can be carried is in `migration/own-sockets.ts`. Sources: CRIU 4.2, criu/sk-*.c, sockets.c, pipes.c.
+ */
+import { readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { setTimeout as delay } from "node:timers/promises";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { listSockets } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import type { Add, FindingId, Severity, Subject } from "../../api/finding.ts";
+import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
+import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
+import { descriptorsOf } from "../../runtime/processes.ts";
+import { inNetworkOf } from "../../runtime/runc/network.ts";
+import { listUnixSocketsAround, type UnixSocket } from "../../runtime/unix-sockets.ts";
+
+/** For what passes by itself: an accept queue is emptied in milliseconds by an application that is well. */
+const QUIET_MS_MAX = 1_000;
+const POLL_MS = 20;
+
+/** include/linux/socket.h: families CRIU does not know, by the names people know them by */
+const FAMILIES: Record<number, string> = {
+  15: "AF_KEY",
+  21: "AF_RDS",
+  24: "AF_PPPOX",
+  29: "AF_CAN",
+  30: "AF_TIPC",
+  31: "AF_BLUETOOTH",
+  38: "AF_ALG",
+  40: "AF_VSOCK",
+  41: "AF_KCM",
+  42: "AF_QIPCRTR",
+  43: "AF_SMC",
+  44: "AF_XDP",
+};
+const AF_PACKET = 17;
+const PROTOCOLS: Record<number, string> = { 33: "DCCP", 115: "L2TP", 132: "SCTP", 256: "SMC" };
+const CARRIED_PROTOCOLS: number[] = [
+  kernel.IPPROTO_IP,
+  kernel.IPPROTO_ICMP,
+  kernel.IPPROTO_TCP,
+  kernel.IPPROTO_UDP,
+  kernel.IPPROTO_ICMPV6,
+  kernel.IPPROTO_UDPLITE,
+];
+const SO_PASSCRED = 16;
+const SO_PASSSEC = 34;
+const SO_PASSPIDFD = 76;
+const TCP_ULP = 31;
+const UDP_CORK = 1;
+const SOL_NETLINK = 270;
+const NETLINK_LIST_MEMBERSHIPS = 9;
+/** CRIU gives back the first 32 groups, by bind(2) */
+const NETLINK_GROUP_BYTES = 4;
+const NAME_BYTES_MAX = 128;
+const GROUP_BYTES_MAX = 4096;
+const O_DIRECT = 0o40000;
+
+export interface SocketsPlace {
+  /** every process of the application, as the agent numbers them */
+  pids: number[];
+  /** addresses that move along */
+  moving: string[];
+  /** where the proxy connects to: what waits there is waited for in the hold */
+  upstreamPorts: number[];
+}
+
+interface Told {
+  id: FindingId;
+  severity: Severity;
+  what: string;
+  cure: string;
+  place?: Subject;
+  /** passes by itself */
+  isTransient?: boolean;
+}
+
+/** Looks again, for a bounded time, as long as there is something that passes by itself. */
+export async function checkSockets(place: SocketsPlace, add: Add): Promise<void> {
+  const untilMs = performance.now() + QUIET_MS_MAX;
+  let told = await look(place);
+  while (told.some((one) => one.isTransient) && performance.now() < untilMs) {
+    await delay(POLL_MS);
+    told = await look(place);
+  }
+  for (const { id, severity, what, cure, place: at } of told) add(id, severity, what, cure, at);
+}
+
+async function look(place: SocketsPlace): Promise<Told[]> {
+  const connected = inNetworkOf(place.pids, connectedRaw);
+  const inodes = await socketInodes(place.pids);
+  const told: Told[] = [];
+  for (const [inode, at] of inodes) {
+    const found = withSocketAt(at, (fd) => lookAt(fd, inode, place));
+    for (const one of found ?? []) told.push({ ...one, place: at });
+    if (connected.has(inode))
+      told.push({
+        id: "socket.raw-connected",
+        severity: "error",
+        what: `raw or ping socket ${inode} is connected to a peer, which CRIU does not carry`,
+        cure: "let the application name the peer each time it sends (sendto(2))",
+        place: at,
+      });
+  }
+  return [
+    ...told,
+    ...tcpBacklogs(inodes, place),
+    ...unixSockets(inodes, place.pids),
+    ...(await pipesAndSecrets(place.pids)),
+  ];
+}
+
+// ---- one socket ----
+
+function lookAt(fd: number, inode: number, place: SocketsPlace): Told[] {
+  const domain = option(fd, kernel.SO_DOMAIN);
+  if (domain === kernel.AF_INET || domain === kernel.AF_INET6) return lookAtInternet(fd, inode, place);
+  if (domain === kernel.AF_NETLINK) return lookAtNetlink(fd, inode);
+  if (domain === AF_PACKET) return lookAtPacket(fd, inode);
+  if (domain === kernel.AF_UNIX) return [];
+  const name = FAMILIES[domain] ?? `family ${domain}`;
+  return [
+    {
+      id: "socket.family",
+      severity: "error",
+      what: `socket ${inode} is of ${name}, which CRIU cannot dump`,
+      cure: "let the application close it before a move, or do without it",
+    },
+  ];
+}
+
+function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] {
+  const type = option(fd, kernel.SO_TYPE);
+  const protocol = option(fd, kernel.SO_PROTOCOL);
+  if (protocol === kernel.IPPROTO_MPTCP)
+    return [
+      {
+        id: "socket.mptcp",
+        severity: "error",
+        what: `socket ${inode} is MPTCP, which CRIU cannot dump`,
+        cure: "let the application use plain TCP (a Go program: GODEBUG=multipathtcp=0 in its environment), or run it under our own seccomp profile",
+      },
+    ];
+  const isKnownType = [kernel.SOCK_STREAM, kernel.SOCK_DGRAM, kernel.SOCK_RAW].includes(type);
+  if (!isKnownType || (type !== kernel.SOCK_RAW && !CARRIED_PROTOCOLS.includes(protocol)))
+    return [
+      {
+        id: "socket.protocol",
+        severity: "error",
+        what: `socket ${inode} speaks ${PROTOCOLS[protocol] ?? `protocol ${protocol}`}, which CRIU cannot dump`,
+        cure: "let the application close it before a move, or do without it",
+      },
+    ];
+  const told: Told[] = [];
+  if (hasProgram(fd))
+    told.push({
+      id: "socket.ebpf-filter",
+      severity: "error",
+      what: `socket ${inode} has an eBPF program as its filter, which cannot be read out of it`,
+      cure: "let the application use a classic filter (SO_ATTACH_FILTER), or none",
+    });
+  const isTcp = type === kernel.SOCK_STREAM && protocol === kernel.IPPROTO_TCP;
+  const isUdp = protocol === kernel.IPPROTO_UDP || protocol === kernel.IPPROTO_UDPLITE;
+  const layer = isTcp ? optionText(fd, kernel.IPPROTO_TCP, TCP_ULP) : "";
+  if (layer !== "")
+    told.push({
+      id: "socket.upper-layer",
+      severity: "error",
+      what: `socket ${inode} has ${layer === "tls" ? "TLS in the kernel" : layer}, whose state cannot be read out of it`,
+      cure: "let the application do that itself (with OpenSSL: without SSL_OP_ENABLE_KTLS)",
+    });
+  if (type === kernel.SOCK_DGRAM && isUdp && kernel.getsockoptInt(fd, kernel.IPPROTO_UDP, UDP_CORK) !== 0)
+    told.push({
+      id: "socket.corked",
+      severity: "error",
+      what: `UDP socket ${inode} is corked (UDP_CORK)`,
+      cure: "let the application send what it has begun",
+      isTransient: true,
+    });
+  return [...told, ...lookAtAddresses(fd, inode, isTcp, place)];
+}
+
+function lookAtAddresses(fd: number, inode: number, isTcp: boolean, { pids, moving }: SocketsPlace): Told[] {
+  const local = kernel.getsockname(fd);
+  const remote = kernel.lastPeer(fd);
+  // connections that a move ends or keeps: `own-sockets.ts`
+  if (isTcp && remote !== null) return [];
+  const stays = (address: string): boolean =>
+    !isUnspecified(address) && !isLoopback(address) && !moving.includes(kernel.unmapped(address));
+  const scoped = [local, remote].find((end) => end !== null && isLinkLocal(end.address));
+  if (scoped)
+    return [
+      {
+        id: "socket.link-local",
+        severity: "error",
+        what: `socket ${inode} knows ${shown(scoped)}, an address that means nothing without this node's device`,
+        cure: "let the application use addresses of a greater scope",
+      },
+    ];
+  if (!stays(local.address)) return [];
+  if (!inNetworkOf(pids, () => isHere(local.address)))
+    return [
+      {
+        id: "socket.foreign-address",
+        severity: "error",
+        what: `socket ${inode} is bound to ${shown(local)}, an address of no node`,
+        cure: "let the application bind to an address it has (not IP_FREEBIND, IP_TRANSPARENT)",
+      },
+    ];
+  if (isTcp || remote !== null) return [];
+  return [
+    {
+      id: "socket.address-changes",
+      severity: "warning",
+      what: `the application receives datagrams at ${shown(local)}, an address of this node: after a move at that of the other`,
+      cure: "let it bind to 0.0.0.0 or ::, or to the VIP",
+    },
+  ];
+}
+
+function lookAtNetlink(fd: number, inode: number): Told[] {
+  const told: Told[] = [];
+  if ((kernel.pollNow(fd, kernel.POLLIN) & kernel.POLLIN) !== 0)
+    told.push({
+      id: "socket.netlink-unread",
+      severity: "error",
+      what: `netlink socket ${inode} has messages that the application has not read`,
+      cure: "let it read them, or close the socket",
+      isTransient: true,
+    });
+  const groups = Buffer.alloc(GROUP_BYTES_MAX);
+  const size = kernel.getsockoptBuffer(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, groups);
+  const beyond = groups
+    .subarray(NETLINK_GROUP_BYTES, Math.min(size, groups.length))
+    .some((byte) => byte !== 0);
+  if (beyond || (size > 0 && kernel.netlinkPort(fd) === 0))
+    told.push({
+      id: "socket.netlink-groups",
+      severity: "error",
+      what: `netlink socket ${inode} is in a group that CRIU cannot dump (${beyond ? "beyond the first 32" : "without being bound"})`,
+      cure: "let the application close it before a move, or ask instead of listening",
+    });
+  return told;
+}
+
+function lookAtPacket(fd: number, inode: number): Told[] {
+  const device = kernel.packetDevice(fd);
+  if (device === 0) return [];
+  return [
+    {
+      id: "socket.packet-device",
+      severity: "error",
+      what: `packet socket ${inode} is bound to device number ${device}, which is another one on another node`,
+      cure: "let the application close it before a move, or listen on all devices",
+    },
+  ];
+}
+
+/** SO_GET_FILTER gives classic instructions, and refuses to give others (sk_get_filter() in net/core/filter.c). */
+function hasProgram(fd: number): boolean {
+  try {
+    kernel.getsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_ATTACH_FILTER, Buffer.alloc(0));
+    return false;
+  } catch (error) {
+    if (error instanceof HoldfastError && error.code === "EACCES") return true;
+    throw error;
+  }
+}
+
+/** Inodes of raw and ping sockets with a peer: getpeername(2) knows none without a port (proc(5), /proc/net). */
+function connectedRaw(): Set<number> {
+  const inodes = new Set<number>();
+  for (const table of ["raw", "raw6", "icmp", "icmp6"]) {
+    const text = textOf(`/proc/thread-self/net/${table}`);
+    for (const line of text.split("\n").slice(1)) {
+      const fields = line.trim().split(/\s+/);
+      if (/[1-9A-F]/.test(fields[2]?.split(":")[0] ?? "")) inodes.add(Number(fields[9]));
+    }
+  }
+  return inodes;
+}
+
+// ---- sockets beside each other ----
+
+/** Connections to other listeners of the application than the ports: nobody waits for those in the hold. */
+function tcpBacklogs(inodes: Map<number, SocketPlace>, { pids, upstreamPorts }: SocketsPlace): Told[] {
+  const told: Told[] = [];
+  const listening = inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }));
+  for (const { inode, local, receiveQueue } of listening) {
+    const place = inodes.get(inode);
+    if (place === undefined || receiveQueue === 0 || upstreamPorts.includes(local.port)) continue;
+    told.push({
+      id: "socket.backlog",
+      severity: "error",
+      what: `${receiveQueue} connections to ${shown(local)} wait for the application to accept them`,
+      cure: "let it accept them, or close the listener",
+      place,
+      isTransient: true,
+    });
+  }
+  return told;
+}
+
+function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
+  const all = listUnixSocketsAround(pids);
+  const told: Told[] = [];
+  for (const [inode, place] of inodes) {
+    const socket = all.get(inode);
+    if (socket === undefined) continue;
+    const peer = socket.peer === 0 ? undefined : all.get(socket.peer);
+    if (peer !== undefined && !inodes.has(socket.peer)) told.push(...unixOutside(socket, peer, place));
+    if (socket.waiting.some((client) => !isCarriedInQueue(all.get(client), inodes)))
+      told.push({
+        id: "socket.unix-backlog",
+        severity: "error",
+        what: `connections to the Unix socket ${socket.name ?? inode} wait for the application to accept them`,
+        cure: "let it accept them, or close the listener",
+        place,
+        isTransient: true,
+      });
+    if (
+      socket.state !== kernel.TCP_LISTEN &&
+      socket.receiveQueue > 0 &&
+      (withSocketAt(place, sendsCredentials) ?? false)
+    )
+      told.push({
+        id: "socket.unix-credentials",
+        severity: "error",
+        what: `Unix socket ${socket.name ?? inode} has messages with credentials (SO_PASSCRED) that the application has not read`,
+        cure: "let it read them",
+        place,
+        isTransient: true,
+      });
+  }
+  return told;
+}
+
+function unixOutside(socket: UnixSocket, peer: UnixSocket, place: SocketPlace): Told[] {
+  // CRIU connects a datagram socket to the same name again
+  if (socket.type === kernel.SOCK_DGRAM && peer.name !== null) return [];
+  const whom = peer.name ?? socket.name ?? "a socket without a name";
+  return [
+    {
+      id: "socket.unix-outside",
+      severity: "error",
+      what: `process ${place.pid} is connected by a Unix socket to a process outside the container (${whom})`,
+      cure: "let the application close it before a move, or run that process in the container, or use TCP",
+      place,
+    },
+  ];
+}
+
+/** CRIU connects a client of ours again that waits and has sent nothing. */
+function isCarriedInQueue(client: UnixSocket | undefined, inodes: Map<number, SocketPlace>): boolean {
+  return client !== undefined && inodes.has(client.inode) && client.sendQueue === 0;
+}
+
+function sendsCredentials(fd: number): boolean {
+  return [SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD].some((name) => {
+    try {
+      return option(fd, name) !== 0;
+    } catch {
+      return false; // this kernel does not have it
+    }
+  });
+}
+
+// ---- what is not a socket ----
+
+async function pipesAndSecrets(pids: number[]): Promise<Told[]> {
+  const told: Told[] = [];
+  for (const pid of pids) {
+    for (const { fd, target } of await descriptorsOf(pid)) {
+      const place = { pid, fd };
+      if (target.startsWith("pipe:[") && (await isPacketPipe(pid, fd)))
+        told.push({
+          id: "descriptor.packet-pipe",
+          severity: "error",
+          what: `process ${pid} has a pipe in packet mode (O_DIRECT) as descriptor ${fd}, which CRIU cannot dump`,
+          cure: "let the application use a socket pair (SOCK_SEQPACKET) instead",
+          place,
+        });
+    }
+    const maps = await readFile(`/proc/${pid}/maps`, "utf8").catch(() => "");
+    if (maps.includes(" /secretmem"))
+      told.push({
+        id: "memory.secret",
+        severity: "error",
+        what: `process ${pid} has secret memory (memfd_secret), which nobody else can read`,
+        cure: "run the application without it (OpenSSL, libsodium and gnupg fall back to mlock)",
+        place: { pid },
+      });
+  }
+  return told;
+}
+
+async function isPacketPipe(pid: number, fd: number): Promise<boolean> {
+  const info = await readFile(`/proc/${pid}/fdinfo/${fd}`, "utf8").catch(() => "");
+  return (Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(info)?.[1] ?? "0", 8) & O_DIRECT) !== 0;
+}
+
+// ---- parts ----
+
+function textOf(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return ""; // a kernel without IPv6
+  }
+}
+
+function option(fd: number, name: number): number {
+  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, name);
+}
+
+/** Empty where there is none. */
+function optionText(fd: number, level: number, name: number): string {
+  const value = Buffer.alloc(NAME_BYTES_MAX);
+  const size = kernel.getsockoptBuffer(fd, level, name, value);
+  return value.subarray(0, size).toString().replace(/\0.*$/s, "");
+}
+
+function shown({ address, port }: Endpoint): string {
+  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+}

@@ -1,0 +1,1577 @@
+/**
+ * One workload on one node: its container, its proxy, its address, and what the journal says of them. Starts it, stops it,
+ * finds it again after a restart of the agent; the moves themselves are in `migration/`.
+ */
+import { hkdfSync, randomBytes } from "node:crypto";
+import { mkdirSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Channel } from "#proxy/contract/channel.ts";
+import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { listenBacklog } from "#proxy/kernel/diag.ts";
+import * as kernel from "#proxy/kernel/kernel.ts";
+import { unseal } from "#proxy/store/seal.ts";
+import { type Check, type CheckReport, merged, runChecks } from "../api/finding.ts";
+import { loadConfig, type WorkloadConfig } from "../config/config.ts";
+import { formatEndpoint } from "../config/endpoint.ts";
+import { Arrival } from "../migration/arrival.ts";
+import { Departure } from "../migration/departure.ts";
+import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../migration/move.ts";
+import { takeBackOwnSockets } from "../migration/own-sockets.ts";
+import {
+  decideAtSource,
+  decideAtTarget,
+  decideReleasing,
+  delay,
+  OUTCOME_MS_MAX,
+} from "../migration/settle.ts";
+import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
+import { putBack } from "../migration/watches.ts";
+import { Vip } from "../network/vip.ts";
+import { Freezer } from "../runtime/freezer.ts";
+import { innerPid, isSameProcess, treeOf } from "../runtime/processes.ts";
+import {
+  applicationPid,
+  type ContainerRecord,
+  type ContainerRuntime,
+  runPath,
+} from "../runtime/runc/container-runtime.ts";
+import { hasOwnNetwork, inNetworkOf, makeHandedSockets } from "../runtime/runc/network.ts";
+import type { OutputOptions } from "../runtime/runc/output-reader.ts";
+import { loadRootfs } from "../runtime/runc/rootfs.ts";
+import { type Decision, decideClaim, decideForced, type Permission, type Problem } from "./claim.ts";
+import type { AgentContext } from "./context.ts";
+import {
+  EMPTY_JOURNAL,
+  type Journal,
+  type Moving,
+  nextJournal,
+  readJournal,
+  writeJournal,
+} from "./journal.ts";
+import { Output } from "./output.ts";
+import { type Held, isSameEndpoint } from "./owners.ts";
+import type { DepartureFacts } from "./preflight/departure-facts.ts";
+import {
+  askTarget,
+  checkArrival,
+  checkDeparture,
+  checkMove,
+  NOT_CONFIGURED,
+  refuse,
+  unreachable,
+} from "./preflight/preflight.ts";
+import { endProcess, ProxyClient } from "./proxy-keeper.ts";
+import { Registry } from "./session-registry.ts";
+import { startProblem } from "./start-problem.ts";
+import { takeEach } from "./steps.ts";
+import { Debts } from "./store-outbox.ts";
+import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
+
+export interface MigrateRequest {
+  to: string;
+  deadlineMs?: number;
+  report: Report;
+}
+
+export interface WorkloadStatus {
+  name: string;
+  role: Journal["role"];
+  epoch: number;
+  /** failed: its start came to nothing, here. down: this node has it, and it does not run */
+  state:
+    | "running"
+    | "down"
+    | "failed"
+    | "elsewhere"
+    | "moving"
+    | "restarting"
+    | "stopped"
+    | "waiting"
+    | "damaged";
+  owner: string | null;
+  downstream: "takeover" | "relay";
+  sessions: number;
+  moving: { to: string; step: string } | null;
+  container: string | null;
+  /** what keeps it from being what the configuration says */
+  problem: Problem | null;
+}
+
+const MIB = 1_048_576;
+const CRIU_POLL_MS = 5;
+/** a new move waits so long for the store to be told of the last one */
+const DEBT_MS_MAX = 1_000;
+const PEER_MS_MAX = 1_000;
+const EDGE_MS_MAX = 5_000;
+const SESSIONS_PAGE = 1_000;
+/** nodes and store are asked again after this whether a workload may be started */
+const CLAIM_AGAIN_MS = 500;
+const CHECK_DIAL_MS_MAX = 2_000;
+/** takeover has no links */
+const NO_LINK: Endpoint = { address: "", port: 0 };
+
+export class Workload {
+  readonly context: AgentContext;
+  readonly debts = new Debts(this);
+  readonly supervisor = new Supervisor(this);
+  readonly registry = new Registry(this);
+  readonly output = new Output(this);
+  #config: WorkloadConfig;
+  vip: Vip | null = null;
+  #journal: Journal;
+  #proxy: ProxyClient | null = null;
+  #departure: { departure: Departure; to: string; cancel: AbortController } | null = null;
+  #arrival: Arrival | null = null;
+  /** which proxy knows which keys */
+  #keysTold: { proxy: ProxyClient; keys: SharedKeys } | null = null;
+  #keysUntold: ProxyClient | null = null;
+  #closed = false;
+  #stopping = false;
+  #recovery: Promise<void> = Promise.resolve();
+  /** what the last agent left has been found, and a move that it was at is settled */
+  #isRecovered = false;
+  #damage: HoldfastError | null = null;
+  /** the source of an arrival being recovered has been told that this node gave up */
+  #gaveWord = false;
+  /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
+  #granted: number | null = null;
+  #problem: Problem | null = null;
+  /** here, and nothing of it runs */
+  #startFailed = false;
+  /** to be started here as soon as it is known that it may */
+  #isWaiting = false;
+  /** being started, or looked at whether it may be; one at a time */
+  #starting: Promise<unknown> | null = null;
+  /** a cut-off move waits for the store or the other node; forced: a person has said that the other node is gone for good */
+  #settling: "no" | "yes" | "forced" = "no";
+  /** of owners that others told of */
+  #heardEpoch = 0;
+  /** relay, owner: where this proxy takes links */
+  #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
+  /** relay, edge: where it has been told that the owner takes links */
+  #ownerLink: Endpoint | null = null;
+
+  constructor(config: WorkloadConfig, context: AgentContext) {
+    this.#config = config;
+    this.context = context;
+    try {
+      this.#journal = readJournal(this.#journalPath);
+    } catch (error) {
+      this.#damage = error as HoldfastError;
+      this.#journal = EMPTY_JOURNAL;
+    }
+  }
+
+  /** Its journal cannot be read: nobody knows what of it runs here, so nothing is touched. */
+  get damage(): HoldfastError | null {
+    return this.#damage;
+  }
+
+  // ---- what it is ----
+
+  get config(): WorkloadConfig {
+    return this.#config;
+  }
+  get name(): string {
+    return this.config.name;
+  }
+  get downstream(): "takeover" | "relay" {
+    return this.config.downstream;
+  }
+  get limits(): {
+    imagesBytesMax: number;
+    precopyBytesMax: number;
+    verifyMemory: boolean;
+    deadlineMs: number;
+    heldBytesMax: number;
+  } {
+    return {
+      heldBytesMax: this.config.limits.heldBytesMax,
+      imagesBytesMax: this.config.limits.imagesMbMax * 1024 * 1024,
+      precopyBytesMax: this.config.limits.precopyMbMax * 1024 * 1024,
+      verifyMemory: this.config.limits.verifyMemory,
+      deadlineMs: this.config.limits.deadlineMs,
+    };
+  }
+  get runtime(): ContainerRuntime {
+    return this.context.runtime;
+  }
+  get journal(): Readonly<Journal> {
+    return this.#journal;
+  }
+  get container(): ContainerRecord {
+    if (this.#journal.container === null) throw this.#notHere();
+    return this.#journal.container;
+  }
+  get proxy(): ProxyClient {
+    if (this.#proxy === null) throw this.#notHere();
+    return this.#proxy;
+  }
+
+  /** What stops the container unseen. null: this machine has nothing of the kind */
+  async freezer(): Promise<Freezer | null> {
+    return this.context.faults.lacks("freezer") ? null : Freezer.of(this.container);
+  }
+
+  /** What the application says goes here. */
+  get logFile(): string {
+    return this.#file("app.log");
+  }
+  get outputOptions(): OutputOptions {
+    return { file: this.logFile, bytesMax: this.config.limits.logMbMax * MIB };
+  }
+  /** Owned, and neither about to leave nor to be ended. */
+  get isAtRest(): boolean {
+    const isBusy = this.#isMoving || this.#starting !== null || this.#stopping;
+    return this.#journal.role === "owner" && !isBusy && !this.#closed;
+  }
+
+  /** @throws HoldfastError `JOURNAL_INVALID` where the last one could not be read: it is not overwritten */
+  record(patch: Partial<Journal>): void {
+    this.#throwIfDamaged();
+    const isOther = patch.container !== undefined && patch.container?.id !== this.#journal.container?.id;
+    // what was known of an application was of its container
+    this.#journal = nextJournal(this.#journal, { ...(isOther ? { application: null } : {}), ...patch });
+    writeJournal(this.#journalPath, this.#journal);
+  }
+  /** An epoch that was given out: this node will not let it be given out again. */
+  see(epoch: number): void {
+    if (this.#damage === null && epoch > this.#journal.seen) this.record({ seen: epoch });
+  }
+  recordMoving(patch: Partial<Moving>): void {
+    if (this.#journal.moving !== null) this.record({ moving: { ...this.#journal.moving, ...patch } });
+  }
+
+  // ---- start, stop, restart of the agent ----
+
+  /** Brings this node in line with the journal and the store. Called once, when the agent starts. */
+  recover(): Promise<void> {
+    this.#recovery = this.#recover();
+    return this.#recovery;
+  }
+
+  async #recover(): Promise<void> {
+    this.#throwIfDamaged();
+    // what runs here is found and looked after all the same
+    await this.#openVip().catch(async (error: unknown) => {
+      this.#problem = await this.#whyNotStarted(error);
+      this.context.log.error({ workload: this.name, ...this.#problem }, "the address is not looked after");
+    });
+    const { journal } = this;
+    if (journal.proxy !== null) {
+      const found = await ProxyClient.find(journal.proxy);
+      if (found !== null) this.#use(found);
+      else await endProcess(journal.proxy.process, 0); // it never came so far as to listen
+    }
+    if (journal.moving !== null) await this.#recoverMove(journal.moving);
+    if (this.#journal.debt !== null) this.debts.owe(this.#journal.debt);
+    if (this.#journal.role === "owner") await this.#recoverOwner();
+    else if (this.#journal.role === "edge" && this.#proxy === null)
+      this.record({ role: "none", proxy: null });
+    this.#isRecovered = true;
+    this.supervisor.watch();
+    this.registry.keep();
+    this.output.keep();
+    if (this.#journal.role === "none" && this.config.start) await this.#startWhenKnown();
+  }
+
+  /** Starts it as soon as it is known that no other node has it. Resolves after the first look; the others follow by themselves. */
+  async #startWhenKnown(): Promise<void> {
+    if (await this.#tryToStart()) return;
+    this.#isWaiting = true;
+    const asked = (async () => {
+      do await sleep(CLAIM_AGAIN_MS, undefined, { ref: false });
+      while (!(await this.#tryToStart()));
+    })();
+    asked
+      .catch((error: unknown) =>
+        this.context.log.error({ workload: this.name, reason: messageOf(error) }, "cannot be started"),
+      )
+      .finally(() => {
+        this.#isWaiting = false;
+      });
+  }
+
+  /** False: it is not known yet whether it may be started here. */
+  async #tryToStart(): Promise<boolean> {
+    if (this.#closed || this.#journal.stopped || this.#runsHere) return true;
+    if (this.#isMoving || this.#starting !== null) return false;
+    return this.#alone(async () => {
+      const decision = await this.#decide(false);
+      if (decision.kind === "other") {
+        this.#problem = null;
+        if (this.#journal.role === "owner") this.record({ role: "none" });
+        this.context.log.info({ workload: this.name, owner: decision.owner }, "owned by another node");
+        return true;
+      }
+      if (decision.kind !== "wait") return this.#carryOut(decision);
+      if (this.#problem?.what !== decision.problem.what)
+        this.context.log.warn({ workload: this.name, ...decision.problem }, "not started yet");
+      this.#problem = decision.problem;
+      return false;
+    });
+  }
+
+  async #alone<T>(work: () => Promise<T>): Promise<T> {
+    const started = work();
+    this.#starting = started;
+    try {
+      return await started;
+    } finally {
+      this.#starting = null;
+    }
+  }
+
+  /**
+   * On command, also after `stop`. @param force a person says that no other node has it: believed unless one answers that it
+   * does, and where a move that was cut off waits for a node that is gone, the application goes on here
+   * @throws HoldfastError `ALREADY_THERE`, `NOT_OWNER`, `OWNER_UNKNOWN`, `MIGRATION_BUSY`, `STORE_UNREACHABLE`
+   */
+  async start(force: boolean): Promise<void> {
+    this.#throwIfDamaged();
+    if (this.#settling !== "no" && force) return this.#forceSettling();
+    while (this.#starting !== null) await this.#starting.catch(() => {});
+    if (this.#isMoving) throw this.#busy();
+    if (this.#journal.role === "owner" && this.#runsHere)
+      throw new HoldfastError(`${this.name} is on node ${this.context.node} already`, {
+        code: "ALREADY_THERE",
+        source: "migration",
+      });
+    await this.#alone(async () => {
+      const decision = await this.#decide(force);
+      if (decision.kind === "other" || decision.kind === "wait") {
+        const { what, cure } = decision.problem;
+        const code = decision.kind === "other" ? "NOT_OWNER" : "OWNER_UNKNOWN";
+        throw new HoldfastError(`${this.name} is not started: ${what}; ${cure}`, {
+          code,
+          source: "migration",
+        });
+      }
+      if (force) this.context.log.warn({ workload: this.name, ...decision }, "started because it was forced");
+      this.record({ stopped: false });
+      if (!(await this.#carryOut(decision)))
+        throw new HoldfastError(
+          `${this.name}: the store did not take the claim, or another node was quicker`,
+          {
+            code: "OWNER_UNKNOWN",
+            source: "store",
+            retryable: true,
+          },
+        );
+    });
+  }
+
+  /** The application goes on here as if the other node had said that it gave up. */
+  async #forceSettling(): Promise<void> {
+    const { moving, seen } = this.#journal;
+    const peer = moving?.peer;
+    if (moving?.side === "target" && moving.step !== "releasing")
+      throw new HoldfastError(
+        `${this.name}: only the store knows whether this node may have it: start the store`,
+        {
+          code: "OWNER_UNKNOWN",
+          source: "store",
+          retryable: true,
+        },
+      );
+    const answers = await this.context.owners.ask(this.name);
+    if (answers.some((answer) => answer.peer === peer && "held" in answer))
+      throw new HoldfastError(`${this.name}: node ${peer} answers: it is asked what became of the move`, {
+        code: "OWNER_UNKNOWN",
+        source: "peer",
+        retryable: true,
+      });
+    if (moving?.side === "target") this.#granted = Math.max(seen, moving.epoch) + 2;
+    else if (this.#settling === "yes") this.#settling = "forced";
+  }
+
+  /** Asked again and again while a move to a node that may have the workload is being settled. */
+  get isForced(): boolean {
+    return this.#settling === "forced";
+  }
+  settling(isSettling: boolean): void {
+    this.#settling = isSettling ? "yes" : "no";
+    this.#problem = isSettling
+      ? {
+          what: `whether node ${this.#journal.moving?.peer} has it is not known: its clients wait until that node or the store answers`,
+          cure: `start the agent there, or the store; if the node is gone for good: \`holdfast start ${this.name} --force\``,
+        }
+      : null;
+  }
+
+  /** Whether it may be started here. A store that is silent keeps it from that. */
+  async #decide(force: boolean): Promise<Decision> {
+    const { context, name } = this;
+    const peers = await context.owners.ask(name);
+    try {
+      // after the peers: what one of them has told the store before it answered is seen
+      const record = await context.store.ownership(name);
+      const storeIsKnown = record === null && (await context.mark.isKnown());
+      const known = {
+        workload: name,
+        node: context.node,
+        record,
+        peers,
+        journal: this.#journal,
+        storeIsKnown,
+      };
+      return force ? decideForced(known) : decideClaim(known);
+    } catch (error) {
+      if (force || !(error instanceof HoldfastError && error.retryable)) throw error;
+      return {
+        kind: "wait",
+        problem: { what: messageOf(error), cure: "start the store; then it is started by itself" },
+      };
+    }
+  }
+
+  /** False: another node was quicker, or the store did not answer. */
+  async #carryOut(decision: Permission): Promise<boolean> {
+    const { context, name } = this;
+    const request = { workload: name, node: context.node, epoch: decision.epoch };
+    let { epoch } = request;
+    try {
+      if (decision.kind !== "resume") {
+        const made = await context.store[decision.kind](request);
+        if (made.owner !== context.node || made.state !== "released") return false;
+        epoch = made.epoch;
+      }
+    } catch (error) {
+      if (error instanceof HoldfastError && (error.retryable || error.code === "STORE_FENCED")) return false;
+      throw error;
+    }
+    try {
+      await this.#launch(epoch);
+      this.#problem = null;
+      this.#startFailed = false;
+    } catch (error) {
+      this.#startFailed = true;
+      this.#problem = await this.#whyNotStarted(error);
+      const { id, what, cure } = this.#problem;
+      this.context.log.error({ workload: name, id, cure, reason: messageOf(error) }, "the start has failed");
+      throw new HoldfastError(`${name} does not start: ${what}: ${cure}`, {
+        code: error instanceof HoldfastError ? error.code : "START_FAILED",
+        source: "container",
+        cause: error,
+      });
+    }
+    return true;
+  }
+
+  async #whyNotStarted(error: unknown): Promise<Problem> {
+    const { name, config, logFile } = this;
+    const { proxy, container } = this.#journal;
+    const own = new Set(container === null ? [] : await treeOf(container.init.pid).catch(() => []));
+    if (proxy !== null) own.add(proxy.process.pid);
+    return startProblem(error, { name, config, logFile, own });
+  }
+
+  /** @throws HoldfastError `VIP_DEVICE` */
+  async #openVip(): Promise<void> {
+    if (this.config.vip === null || this.vip !== null) return;
+    this.vip = await Vip.open(this.config.vip, {
+      log: (level, fields, line) => this.context.log[level]({ workload: this.name, ...fields }, line),
+    });
+  }
+
+  async #launch(epoch: number): Promise<void> {
+    const { context, name } = this;
+    await this.#openVip();
+    if (this.#journal.role === "edge") await this.#tearDown(); // of an owner that is gone for good
+    const holder = this.vip?.ask(); // beside the start
+    const container = await this.createContainer(async () => {});
+    this.record({ container, role: "owner", epoch, stopped: false, edges: [] });
+    try {
+      await this.supervisor.first();
+      const proxy = await this.#startProxy();
+      await proxy.command("serve", { epoch });
+      await this.vip?.take(holder);
+    } catch (error) {
+      await this.#tearDown();
+      throw error;
+    }
+    context.log.info({ workload: name, epoch, container: container.id }, "started");
+  }
+
+  /** Ends the application and its sessions (with RST) on this node and gives up ownership. */
+  async stop(): Promise<void> {
+    this.#throwIfDamaged();
+    while (this.#starting !== null) await this.#starting.catch(() => {});
+    if (this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
+    const { role, epoch } = this.#journal;
+    this.#stopping = true;
+    try {
+      await this.supervisor.interrupt();
+      await this.#tearDown();
+      // its epoch stays: what is started next, wherever, is above it
+      this.record({ ...EMPTY_JOURNAL, epoch, stopped: true });
+      this.#problem = null;
+      this.#startFailed = false;
+    } finally {
+      this.#stopping = false;
+    }
+    if (role === "owner") await this.#leaveTombstone(epoch);
+  }
+
+  async #leaveTombstone(epoch: number): Promise<void> {
+    const { store, node, log } = this.context;
+    const own = { workload: this.name, node, epoch };
+    try {
+      await store.stop(own).catch(async (error: unknown) => {
+        if (!(error instanceof HoldfastError && ["STORE_ABSENT", "STORE_FENCED"].includes(error.code)))
+          throw error;
+        await store.raise(own); // a record that was lost, or thrown back
+        await store.stop(own);
+      });
+    } catch (error) {
+      log.warn({ workload: this.name, reason: messageOf(error) }, "the store still names this node as owner");
+    }
+  }
+
+  // ---- who owns it ----
+
+  /** For other agents. */
+  async held(): Promise<Held> {
+    const { role, moving, epoch, seen } = this.#journal;
+    // one that died with its machine keeps nobody from starting it
+    const runs = role === "owner" && this.#runsHere;
+    const isOwner = runs && moving === null && !this.#stopping;
+    const mayBeHere = runs || moving !== null || this.#damage !== null;
+    const has = isOwner ? "owner" : mayBeHere ? "moving" : "no";
+    const link = isOwner && this.downstream === "relay" ? await this.#linkEndpoint() : null;
+    return { workload: this.name, has, epoch, seen, link };
+  }
+
+  get #isLaunching(): boolean {
+    return this.#starting !== null && this.#journal.role === "owner";
+  }
+
+  get #runsHere(): boolean {
+    return this.#journal.container !== null || this.#proxy !== null;
+  }
+
+  async #linkEndpoint(): Promise<Endpoint | null> {
+    const proxy = this.#proxy;
+    if (proxy === null || !proxy.isOpen) return null;
+    if (this.#ownLink?.proxy !== proxy || this.#ownLink.link === null) {
+      const status = await proxy
+        .command<"status", { link?: Endpoint | null }>("status", {})
+        .catch(() => null);
+      this.#ownLink = { proxy, link: status?.result.link ?? null };
+    }
+    return this.#ownLink.link;
+  }
+
+  /** What the agent of another node says of it. */
+  hear(peer: string, { has, epoch, seen, link }: Held): void {
+    this.see(Math.max(epoch, seen));
+    if (has !== "owner") return;
+    this.#heardEpoch = Math.max(this.#heardEpoch, epoch);
+    const { role, moving, epoch: own } = this.#journal;
+    if (moving !== null) return; // settled by those who are at it
+    if (this.#startFailed && role !== "owner") {
+      this.#startFailed = false;
+      this.#problem = null;
+    }
+    if (role === "owner" && epoch > own)
+      this.stepDown({ owner: peer, epoch }).catch((error: unknown) => this.#warn("step down", error));
+    // it is about to take the address off, which it has announced
+    if (role === "owner" && epoch < own) this.vip?.announce();
+    const isNews = epoch > own || !isSameEndpoint(link, this.#ownerLink);
+    if (role === "edge" && link !== null && epoch >= own && isNews)
+      this.edgeSwitch(epoch, { node: peer, link }).catch((error: unknown) =>
+        this.#warn("switch links", error),
+      );
+  }
+
+  /** The store has forgotten or thrown back what it knew, or names another owner. Called about every second. */
+  async checkOwnership(): Promise<void> {
+    await this.tellKeys().catch((error: unknown) => this.#tellOnce(error));
+    const isSettled = (): boolean => this.isAtRest && this.#journal.debt === null && this.#runsHere;
+    if (!this.#isRecovered || !isSettled()) return;
+    const { store, node } = this.context;
+    const { epoch } = this.#journal;
+    const found = await store.ownership(this.name).catch(() => undefined);
+    if (found === undefined || !isSettled() || this.#journal.epoch !== epoch) return;
+    try {
+      if (found === null || found.epoch < epoch || (found.owner === node && found.state === "committed"))
+        return await this.assertOwnership();
+      this.see(found.epoch);
+      if (found.owner !== node || found.state === "stopped") return await this.stepDown(found);
+      if (found.epoch > epoch) this.record({ epoch: found.epoch });
+      // a reservation that a fail-over has brought back would refuse every move
+      if (found.migration !== null)
+        await store.cancel({ workload: this.name, migration: found.migration.id });
+    } catch (error) {
+      this.#warn("look whether it is still owned", error);
+    }
+  }
+
+  /**
+   * Tells the store that this node owns it, at the epoch the journal knows; where another node has a higher one, this node
+   * steps down. @throws HoldfastError retryable when the store cannot be told
+   */
+  async assertOwnership(): Promise<void> {
+    const { context, name, journal } = this;
+    if (journal.role !== "owner") return;
+    try {
+      const found = await context.store.raise({ workload: name, node: context.node, epoch: journal.epoch });
+      if (found.epoch > this.#journal.epoch) this.record({ epoch: found.epoch });
+      context.log.warn({ workload: name, ...found }, "the store had lost the record of the owner");
+    } catch (error) {
+      if (!(error instanceof HoldfastError && error.code === "STORE_FENCED")) throw error;
+      const found = await context.store.ownership(name);
+      if (found === null) throw error;
+      await this.stepDown(found);
+    }
+  }
+
+  /**
+   * Another node owns it at a higher epoch: whatever this one has done since is lost, and it must do no more. The address goes
+   * first, so that what ends here speaks to nobody from an address that lives elsewhere; then the application stops, before
+   * its clients are reset.
+   */
+  async stepDown({ owner, epoch }: { owner: string; epoch: number }): Promise<void> {
+    const { context, name } = this;
+    if (!this.#isRecovered || !this.isAtRest) return; // asked again in a second
+    if (this.supervisor.cancel()) {
+      this.vip?.remove(); // and the rest when the restart is over
+      return;
+    }
+    this.#stopping = true;
+    const own = this.#journal.epoch;
+    context.metrics.steppedDown(name);
+    context.log.error(
+      { workload: name, owner, epoch, own },
+      "another node owns the workload at a higher epoch: ending the one here",
+    );
+    try {
+      const steps: Record<string, () => Promise<unknown> | unknown> = {
+        "take the address off": () => this.vip?.remove(),
+        "stop the application": async () => (await this.freezer())?.freeze(),
+        "end restarts": () => this.supervisor.interrupt(),
+      };
+      for (const [what, step] of Object.entries(steps)) {
+        try {
+          await step();
+        } catch (error) {
+          this.#warn(what, error);
+        }
+      }
+      await this.#tearDown(); // what it cannot end stays on record, and is tried again
+      this.#startFailed = false;
+      this.record({ ...EMPTY_JOURNAL, epoch: Math.max(epoch, own) });
+      this.#problem = {
+        what: `node ${owner} owns it at epoch ${epoch}, above ${own} here: what ran here was ended, and its clients reset`,
+        cure: "nothing has to be done; see the log for how there came to be two",
+      };
+    } finally {
+      this.#stopping = false;
+    }
+  }
+
+  /** The agent ends; everything else stays as it is. */
+  close(): void {
+    this.#closed = true;
+    this.debts.close();
+    this.supervisor.close();
+    this.registry.close();
+    this.output.close();
+    this.vip?.close();
+    this.#departure?.cancel.abort(
+      new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
+    );
+    this.#proxy?.disconnect();
+  }
+
+  async #recoverOwner(): Promise<void> {
+    const { container, epoch } = this.#journal;
+    const alive = container !== null && (await this.runtime.isAlive(container));
+    if (!alive && this.#proxy === null) {
+      this.context.log.warn({ workload: this.name }, "did not survive; starting again");
+      await this.#tearDown();
+      this.record({ ...EMPTY_JOURNAL, role: "owner", epoch }); // a later agent has to try as well
+      await this.#startWhenKnown();
+      return;
+    }
+    this.context.log.info(
+      { workload: this.name, container: alive, proxy: this.#proxy !== null },
+      "found running",
+    );
+    if (this.#proxy === null) await this.#replaceProxy(epoch);
+    await this.vip?.take();
+    // an application that is not there is started again by the watch, behind the proxy it had
+    this.supervisor.recover();
+  }
+
+  /** A move was under way when the last agent ended. Ends with exactly one owner, see `Departure` and `Arrival`. */
+  async #recoverMove(moving: Moving): Promise<void> {
+    this.context.log.warn({ workload: this.name, ...moving }, "a move was cut off; settling it");
+    // one that restores waits for this agent's predecessor for ever, and ends with the container that it has not completed
+    if (moving.criu !== null && moving.side === "source") await this.#waitForCriu(moving.criu);
+    if (moving.side === "target") await this.#recoverArrival(moving);
+    else await this.#recoverDeparture(moving);
+  }
+
+  async #recoverDeparture(moving: Moving): Promise<void> {
+    const { context, name } = this;
+    const migration = moving.id;
+    const mayBeThere = moving.step === "committing" || moving.step === "granted";
+    const decision = mayBeThere
+      ? await decideAtSource(this, {
+          migration,
+          peer: moving.peer,
+          epoch: moving.epoch,
+          granted: moving.step === "granted",
+        })
+      : { where: "here" as const, epoch: moving.epoch + 1, told: false };
+    if (decision.where === "there") {
+      context.log.info({ workload: name, owner: moving.peer }, "the cut-off move had been done");
+      await this.retire(decision.epoch, { node: moving.peer, link: moving.link ?? NO_LINK });
+      return;
+    }
+    const held = moving.step !== "prepared";
+    const epoch = held ? decision.epoch : this.#journal.epoch;
+    if (held) await this.goOnHere(epoch);
+    this.record({ epoch, moving: null });
+    if (!decision.told) this.debts.owe({ kind: held ? "taken-back" : "cancelled", migration, epoch });
+    context.log.info({ workload: name, epoch }, "the cut-off move was rolled back");
+  }
+
+  async #recoverArrival(moving: Moving): Promise<void> {
+    const { context, name } = this;
+    const { epoch } = moving;
+    if (moving.step === "released" && !(await this.#isOwnedAbove(epoch))) return this.#finishArrival(moving);
+    const complete = ["restored", "adopted", "releasing"].includes(moving.step);
+    if (complete && (await this.#isWhole())) {
+      const { id: migration, peer } = moving;
+      const outcome =
+        moving.step === "releasing"
+          ? await decideReleasing(this, { migration, peer, epoch })
+          : await decideAtTarget(this, migration, epoch, () => this.#gaveWord);
+      if (outcome === "mine" && (await this.#completeArrival(moving))) return;
+    }
+    const { container } = this.#journal;
+    this.recordMoving({ step: "gave-up" });
+    this.vip?.remove(); // first, see `Arrival`
+    if (container !== null) await this.runtime.destroy(container);
+    this.endLeftConnections();
+    await this.discardProxy(moving.epoch);
+    this.record({ moving: null, container: null });
+    context.log.info({ workload: name }, "the cut-off arrival was discarded");
+  }
+
+  /** A fail-over may have forgotten what was decided here, and another node have gone on while there was no agent. */
+  async #isOwnedAbove(epoch: number): Promise<boolean> {
+    const { owners, log } = this.context;
+    for (const answer of await owners.ask(this.name)) {
+      if (!("held" in answer) || answer.held?.has !== "owner" || answer.held.epoch <= epoch) continue;
+      const { peer, held } = answer;
+      log.error(
+        { workload: this.name, owner: peer, epoch: held.epoch, own: epoch },
+        "another node has gone on",
+      );
+      return true;
+    }
+    return false;
+  }
+
+  /** Restored and stopped, and the proxy that has its legs lives too. */
+  async #isWhole(): Promise<boolean> {
+    const { container } = this.#journal;
+    if (container === null || this.#proxy === null || !(await this.runtime.isAlive(container))) return false;
+    return (await applicationPid(container).catch(() => null)) !== null;
+  }
+
+  /** The source committed and nobody has taken it back. False: somebody has. */
+  async #completeArrival(moving: Moving): Promise<boolean> {
+    const { context, name } = this;
+    let { epoch } = moving;
+    try {
+      if (this.downstream === "takeover" && moving.step === "restored")
+        await this.proxy.command("adoptDownstream", { epoch }, await this.heldBytes(epoch));
+    } catch (error) {
+      this.#warn("complete the arrival", error);
+      return false;
+    }
+    if (this.#gaveWord) return false;
+    this.recordMoving({ step: "releasing" });
+    // asked once, it may have happened: only an answer tells, of the store or of the source
+    for (;;) {
+      if (this.#granted !== null) {
+        epoch = this.#granted;
+        this.debts.owe({ kind: "released", migration: moving.id, epoch });
+        break;
+      }
+      try {
+        // also where a fail-over has thrown back what made it this node's
+        await context.store.raise({ workload: name, node: context.node, epoch });
+        break;
+      } catch (error) {
+        if (!(error instanceof HoldfastError && error.retryable)) {
+          this.#warn("complete the arrival", error);
+          return false;
+        }
+      }
+      await delay();
+      this.throwIfClosed();
+    }
+    this.recordMoving({ step: "released", epoch });
+    await this.#finishArrival({ ...moving, epoch });
+    return true;
+  }
+
+  async #finishArrival({ epoch, edges }: Moving): Promise<void> {
+    const { container } = this.#journal;
+    if (await this.#isWhole()) {
+      await this.comeAlive(epoch);
+      if (container !== null) await rm(runPath(container, "images"), { recursive: true, force: true });
+    }
+    this.becomeOwner(epoch, edges);
+    this.context.log.info({ workload: this.name, epoch }, "the cut-off arrival was completed");
+  }
+
+  /** CRIU must not be killed in the middle: its parasite would stay in the application. It ends by itself. */
+  async #waitForCriu(criu: NonNullable<Moving["criu"]>): Promise<void> {
+    while (await isSameProcess(criu)) await new Promise((resolve) => setTimeout(resolve, CRIU_POLL_MS));
+  }
+
+  // ---- restarting on command ----
+
+  /** Ends the application and starts it again, with what the configuration file says of it now. */
+  async restart(drainMs: number, report: (event: RestartEvent) => void): Promise<RestartResult> {
+    if (this.#isLaunching || this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
+    await this.#requireOwner();
+    const config = this.#readConfig();
+    await loadRootfs(config); // what would fail in the middle fails now
+    if (this.#isMoving) throw this.#busy();
+    return this.supervisor.restart({ drainMs, config, report });
+  }
+
+  useConfig(config: WorkloadConfig): void {
+    this.#config = config;
+  }
+
+  /** What can change while the container and the proxy live. @throws HoldfastError `CONFIG_INVALID`, `WORKLOAD_UNKNOWN` */
+  #readConfig(): WorkloadConfig {
+    const { context, name } = this;
+    const found = loadConfig(context.configFile).workloads.find((workload) => workload.name === name);
+    if (found === undefined) {
+      throw new HoldfastError(
+        `${context.configFile} does not have workload ${name} any more: \`holdfast stop\` ends it`,
+        {
+          code: "CONFIG_INVALID",
+          source: "config",
+        },
+      );
+    }
+    const { restart, stopSignal, stopMsMax } = found;
+    const now: WorkloadConfig = { ...this.#config, restart, stopSignal, stopMsMax };
+    if (now.container !== null && found.container !== null) {
+      const { command, cwd, env } = found.container;
+      now.container = { ...now.container, command, cwd, env };
+    }
+    const later = changedKeys(found, now);
+    if (later.length > 0)
+      context.log.warn(
+        { workload: name, keys: later },
+        "changed in the configuration, and not applied by a restart: stop the workload, then restart the agent",
+      );
+    return now;
+  }
+
+  async #requireOwner(): Promise<void> {
+    this.#throwIfDamaged();
+    if (this.#journal.role === "owner" && this.#runsHere) return;
+    const found = this.#startFailed ? null : await this.context.store.ownership(this.name);
+    const isOurs = this.#journal.role === "owner" || found?.owner === this.context.node;
+    if (this.#startFailed || (isOurs && found?.state !== "stopped")) {
+      const { what, cure } = this.#problem ?? this.#down;
+      throw new HoldfastError(`${this.name} does not run: ${what}: ${cure}`, {
+        code: "WORKLOAD_DOWN",
+        source: "container",
+      });
+    }
+    const isNowhere = found === null || found.state === "stopped";
+    const cure = isNowhere ? "it runs nowhere" : `ask the agent of node ${found.owner}`;
+    throw new HoldfastError(`${this.name} is not on node ${this.context.node}: ${cure}`, {
+      code: "NOT_OWNER",
+      source: "migration",
+    });
+  }
+
+  // ---- moving ----
+
+  migrate(request: MigrateRequest): Promise<MoveResult> {
+    return this.#depart(request, false);
+  }
+
+  /** A move up to the point where the first client would be held, undone again on both nodes. */
+  rehearse(request: MigrateRequest): Promise<MoveResult> {
+    return this.#depart(request, true);
+  }
+
+  async #depart(request: MigrateRequest, rehearse: boolean): Promise<MoveResult> {
+    if (this.#isLaunching || this.#isMoving || this.supervisor.isBusy) throw this.#busy();
+    await this.#requireOwner();
+    if (request.to === this.context.node) {
+      throw new HoldfastError(`${this.name} is on node ${request.to} already`, {
+        code: "ALREADY_THERE",
+        source: "migration",
+      });
+    }
+    await this.debts.paid(DEBT_MS_MAX);
+    if (this.#journal.debt !== null) {
+      throw new HoldfastError(
+        `${this.name}: the store has not been told yet how the last move ended; it does not answer`,
+        { code: "STORE_UNREACHABLE", source: "store", retryable: true },
+      );
+    }
+    if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
+    const cancel = new AbortController();
+    const departure = new Departure(this, {
+      to: request.to,
+      deadlineMs: request.deadlineMs ?? this.limits.deadlineMs,
+      report: request.report,
+      signal: cancel.signal,
+      rehearse,
+    });
+    this.#departure = { departure, to: request.to, cancel };
+    try {
+      return await departure.run();
+    } finally {
+      this.#departure = null;
+    }
+  }
+
+  /** Asks a move to roll back, or a restart not to begin. False: neither is running. */
+  cancel(): boolean {
+    this.#departure?.cancel.abort(new HoldfastError("cancelled", { code: "CANCELLED", source: "migration" }));
+    return this.supervisor.cancel() || this.#departure !== null;
+  }
+
+  /** Another node wants to hand the workload over. */
+  async arrive(channel: Channel, prepare: PrepareCall): Promise<void> {
+    this.#throwIfDamaged();
+    if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
+    if (this.#journal.role === "owner")
+      throw new HoldfastError(`${this.name} is owned by ${this.context.node} already`, {
+        code: "ALREADY_THERE",
+        source: "migration",
+      });
+    if (prepare.epoch <= Math.max(this.#journal.epoch, this.#heardEpoch))
+      throw new HoldfastError(`epoch ${prepare.epoch} has passed`, { code: "EPOCH_PASSED", source: "peer" });
+    const arrival = new Arrival(this, channel, prepare);
+    this.#arrival = arrival; // now, so that a second one is refused
+    this.see(prepare.epoch);
+    try {
+      const { facts, ownerEpoch, from } = prepare;
+      const call = { workload: this.name, from, epoch: ownerEpoch, facts };
+      refuse((await checkArrival(this, call)).findings, from);
+      arrival.handlers();
+      await arrival.begin();
+    } catch (error) {
+      this.record({ moving: null });
+      this.#arrival = null;
+      throw error;
+    }
+  }
+
+  /**
+   * What became of a move to this node: its source asks when the channel of the move is gone. One that is not released is
+   * given up by this, so that the answer stays true. `unsure`: the store was asked to mark it released and has not answered;
+   * then the source's grant (the epoch at which this node is to go on) decides.
+   */
+  async outcome({ migration, epoch, grant }: OutcomeCall): Promise<OutcomeReply> {
+    const arrival = this.#arrival;
+    if (arrival !== null && arrival.prepare.migration === migration) return arrival.abort(grant);
+    const isOpen = (): boolean =>
+      this.#journal.moving?.side === "target" && this.#journal.moving.id === migration;
+    if (isOpen()) {
+      const step = this.#journal.moving?.step;
+      if (step !== "releasing" && step !== "released") this.#gaveWord = true;
+      else if (grant !== null) this.#granted = grant;
+      await Promise.race([this.#recovery.catch(() => {}), sleep(OUTCOME_MS_MAX, undefined, { ref: false })]);
+      if (isOpen()) return { outcome: "unsure", epoch };
+    }
+    const { owned } = this.#journal;
+    return owned >= epoch ? { outcome: "released", epoch: owned } : { outcome: "gave-up", epoch };
+  }
+
+  get #isMoving(): boolean {
+    const arriving = this.#arrival !== null && !this.#arrival.ended;
+    return this.#departure !== null || arriving || this.#journal.moving !== null;
+  }
+
+  /** What keeps a node from taking or giving it away now, as "being …". null: nothing */
+  get busyWith(): string | null {
+    if (this.#departure !== null || this.#journal.moving?.side === "source") return "moved away";
+    if (this.#journal.moving !== null) return "moved there";
+    return this.supervisor.isBusy ? "started again" : null;
+  }
+
+  /** Before a move. `facts` is what the target is told then; null: nothing is running */
+  preflight(to: string, channel: Channel): ReturnType<typeof checkMove> {
+    return checkMove(this, to, channel);
+  }
+
+  /** What `check` shows for this workload: of this node, and of each that it could go to. Empty where it does not run. */
+  async check(to: string | null): Promise<CheckReport> {
+    if (this.#journal.role !== "owner" || !this.#runsHere) return this.#checkNotRunning();
+    await this.debts.paid(DEBT_MS_MAX); // else the store names another epoch to the target
+    const { report, facts } = await checkDeparture(this);
+    if (facts === null) return report;
+    const peers = to === null ? Object.keys(this.context.peers) : [to];
+    const asked = await Promise.all(peers.map((peer) => this.#checkAt(peer, facts, to !== null)));
+    return merged(report, ...asked);
+  }
+
+  /** What keeps it from running here. Empty where it is not meant to. */
+  async #checkNotRunning(): Promise<CheckReport> {
+    const { problem, state } = await this.status();
+    const isMeantTo = state === "failed" || state === "down" || state === "waiting";
+    if (problem === null || !isMeantTo) return { checked: [], findings: [] };
+    const start: Check<null> = {
+      category: "start",
+      run: async (_, add) => add(problem.id ?? "start.waits", "error", problem.what, problem.cure),
+    };
+    return runChecks([start], null, { node: this.context.node, workload: this.name });
+  }
+
+  /** @param wanted false: a node that is not meant for it, or cannot be asked, is no obstacle */
+  async #checkAt(peer: string, facts: DepartureFacts, wanted: boolean): Promise<CheckReport> {
+    let channel: Channel;
+    try {
+      channel = await this.context.dial(peer, CHECK_DIAL_MS_MAX);
+    } catch (error) {
+      if (error instanceof HoldfastError && error.code === "NODE_UNKNOWN") throw error;
+      const report = await unreachable(peer, error);
+      if (!wanted) for (const finding of report.findings) finding.severity = "warning";
+      return report;
+    }
+    try {
+      const report = await askTarget(this, peer, channel, facts);
+      const notMeant = report.findings.some(({ id }) => id === NOT_CONFIGURED);
+      return notMeant && !wanted ? { checked: [], findings: [] } : report;
+    } finally {
+      channel.close();
+    }
+  }
+
+  grant(migration: string): void {
+    if (this.#departure === null)
+      throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
+    this.#departure.departure.grant(migration);
+  }
+
+  // ---- parts of a move that both sides or recovery use ----
+
+  createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord> {
+    const { context, config } = this;
+    return loadRootfs(config).then(({ rootfs, container }) =>
+      context.runtime.create(
+        {
+          workload: this.name,
+          node: context.node,
+          container,
+          rootfs,
+          stateDir: context.stateDir,
+          logFile: this.outputOptions.file,
+          logBytesMax: this.outputOptions.bytesMax,
+          criuDir: context.criu.dir,
+          initBinary: context.initBinary,
+          secrets: context.secrets,
+          runBytesMax: this.limits.imagesBytesMax * 2,
+        },
+        populate,
+      ),
+    );
+  }
+
+  /** The application is in a network namespace of its own. Of the container there is, whatever the configuration says by now. */
+  get #isApart(): boolean {
+    const { container } = this.#journal;
+    const isApart = container === null ? null : hasOwnNetwork(container.init.pid);
+    return isApart ?? (this.config.container?.network ?? null) !== null;
+  }
+
+  /** Gives the proxy what it connects to the application by, where that has a network of its own: after each new container. */
+  async handNetwork(): Promise<void> {
+    const { container } = this.#journal;
+    const proxy = this.#proxy;
+    if (container === null || proxy === null || !this.#isApart) return;
+    const made = makeHandedSockets(container.init.pid);
+    const token = randomBytes(16).toString("hex");
+    try {
+      proxy.hand({ token, sockets: [...made.keys()] }, [...made.values()]);
+    } finally {
+      for (const fd of made.values()) kernel.close(fd);
+    }
+    await proxy.command("network", { token });
+  }
+
+  /** Of an arrival that was given up, when its container has gone. */
+  endLeftConnections(): void {
+    // those of a network of its own ended with it; in the node's these ports may be others'
+    if ((this.config.container?.network ?? null) !== null) return;
+    endLeftConnections(this.config.ports.map((port) => port.upstream.port));
+  }
+
+  /** → where the links of edges arrive */
+  async standbyProxy(epoch: number): Promise<Endpoint> {
+    let proxy = this.#proxy;
+    if (proxy?.isOpen) await this.handNetwork();
+    else proxy = await this.#startProxy();
+    const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
+    return result.link;
+  }
+
+  async discardProxy(epoch: number): Promise<void> {
+    const proxy = this.#proxy;
+    if (proxy === null) return;
+    await proxy.command("discard", { epoch }).catch(() => {});
+    if (this.#journal.role === "edge") return;
+    this.#proxy = null;
+    await proxy.stop();
+    this.record({ proxy: null });
+  }
+
+  /** The application goes on here, with its legs. Everything before this was silent. */
+  async comeAlive(epoch: number): Promise<void> {
+    // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
+    this.vip?.add();
+    this.vip?.announce();
+    await Promise.all([this.#continueTree(), this.#proxyStep("release", epoch, ["adopted"])]);
+  }
+
+  /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
+  async goOnHere(epoch: number): Promise<void> {
+    const { container } = this;
+    const images = runPath(container, "images");
+    const pids = async (): Promise<number[]> => {
+      const root = await applicationPid(container);
+      return root === null ? [] : treeOf(root);
+    };
+    // sessions may be lost by one that fails; the others, and the application, must not be
+    await takeEach(
+      {
+        "take sockets back": async () => endRepair(await pids(), images),
+        "take its own sockets back": async () => takeBackOwnSockets(images, await pids()),
+        "take the address back": () => this.vip?.add(),
+        "let kept connections hear": () => this.#unshieldOutbound(),
+        "let the proxy go on": () => this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]),
+        "announce the address": () => this.vip?.announce(),
+        "put watches on files back": () => this.#putBackWatches(),
+        "let the application go on": () => this.#continueTree(),
+        "remove images": () => rm(images, { recursive: true, force: true }),
+      },
+      (what, error) => this.#warn(what, error),
+    );
+  }
+
+  /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */
+  async #proxyStep(command: "release" | "rollback", epoch: number, from: string[]): Promise<void> {
+    try {
+      await this.proxy.command(command, { epoch }).catch(async (error: unknown) => {
+        const { result } = await this.proxy.command<"status", { role: string }>("status", {});
+        if (from.includes(result.role)) throw error; // else it had done so before
+      });
+    } catch (error) {
+      // its sessions are lost; the application is not, and its next clients need not be
+      this.context.log.error({ workload: this.name, command, reason: messageOf(error) }, "the proxy failed");
+      await this.#replaceProxy(epoch).catch((failed: unknown) => this.#warn("start another proxy", failed));
+    }
+  }
+
+  /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. */
+  async #replaceProxy(epoch: number): Promise<void> {
+    const old = this.#proxy;
+    this.#proxy = null;
+    await old?.stop();
+    const proxy = await this.#startProxy();
+    await proxy.command("serve", { epoch });
+  }
+
+  #linkKeys([first, ...others]: SharedKeys): Buffer {
+    const derive = (key: Buffer): Buffer =>
+      Buffer.from(hkdfSync("sha256", key, "", `holdfast link ${this.name}`, 32));
+    return joinKeys([derive(first), ...others.map(derive)]);
+  }
+
+  /** A proxy of an older version knows no such command, and is asked again each second. */
+  #tellOnce(error: unknown): void {
+    if (this.#keysUntold === this.#proxy) return;
+    this.#keysUntold = this.#proxy;
+    this.#warn("tell the proxy the keys", error);
+  }
+
+  /** Tells a proxy that has been running the keys there are now, if it does not know them. Called again until it does. */
+  async tellKeys(): Promise<void> {
+    const proxy = this.#proxy;
+    const { keys } = this.context.ring;
+    const told = this.#keysTold;
+    if (proxy === null || !proxy.isOpen || (told?.proxy === proxy && told.keys === keys)) return;
+    this.#keysTold = { proxy, keys };
+    try {
+      await proxy.command("keys", {}, this.#linkKeys(keys));
+    } catch (error) {
+      if (this.#keysTold?.keys === keys && this.#keysTold.proxy === proxy) this.#keysTold = told;
+      throw error;
+    }
+  }
+
+  /** The connection to a proxy broke. Outside a move, one whose process has ended is replaced. */
+  async #proxyIsGone(proxy: ProxyClient): Promise<void> {
+    if (this.#closed || this.#stopping || this.#proxy !== proxy || this.#isMoving) return;
+    const again = await ProxyClient.find(proxy.record);
+    if (again !== null) return this.#use(again);
+    this.context.log.error({ workload: this.name, pid: proxy.record.process.pid }, "the proxy has ended");
+    if (this.#journal.role === "owner") await this.#replaceProxy(this.#journal.epoch);
+    else {
+      this.#proxy = null;
+      this.record({ role: "none", proxy: null });
+    }
+  }
+
+  #use(proxy: ProxyClient): void {
+    this.#proxy = proxy;
+    void proxy.closed.then(() =>
+      this.#proxyIsGone(proxy).catch((error: unknown) => this.#warn("start another proxy", error)),
+    );
+  }
+
+  /** Connections of the application's own that were about to go along hear their peers again. */
+  async #unshieldOutbound(): Promise<void> {
+    if (this.config.outbound !== "keep" || this.config.vip === null) return;
+    const root = await applicationPid(this.container);
+    if (root !== null) await unshieldOutbound(await treeOf(root), this.config.vip.address);
+  }
+
+  async #putBackWatches(): Promise<void> {
+    const warn = (error: unknown): void => this.#warn("watches", error);
+    const states = this.#journal.moving?.watches ?? [];
+    if (states.length > 0) await putBack(states, this.container, await this.freezer(), warn).catch(warn);
+  }
+
+  async #continueTree(): Promise<void> {
+    const root = await applicationPid(this.container);
+    if (root === null) {
+      this.context.log.error({ workload: this.name }, "there is no application to go on");
+      return;
+    }
+    const freezer = await this.freezer();
+    if (freezer !== null) return freezer.thaw();
+    // CRIU has used SIGSTOP. Children first: a parent that goes on early sees that they are stopped.
+    const stopped = new Set(this.#journal.moving?.stopped ?? []);
+    for (const pid of (await treeOf(root)).reverse()) {
+      if (!stopped.has((await innerPid(pid)) ?? -1)) continueProcess(pid);
+    }
+  }
+
+  /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
+  async heldBytes(epoch: number): Promise<Buffer> {
+    const { context, name } = this;
+    const sealed = await context.store.held({ workload: name, epoch });
+    if (sealed === null)
+      throw new HoldfastError("the held bytes are no longer in the store", {
+        code: "HELD_LOST",
+        source: "store",
+      });
+    return unseal(context.ring.keys, { workload: name, epoch, kind: "held" }, sealed);
+  }
+
+  becomeOwner(epoch: number, edges: string[]): void {
+    this.record({
+      role: "owner",
+      epoch,
+      edges: edges.filter((edge) => edge !== this.context.node),
+      moving: null,
+    });
+    this.#arrival = null;
+    this.#problem = null;
+    this.#startFailed = false;
+  }
+
+  /** The target goes on; whatever was kept for a rollback goes. */
+  async retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
+    const { container, proxy: proxyRecord } = this.#journal;
+    const proxy = this.#proxy;
+    if (this.downstream === "takeover") this.#proxy = null; // it ends
+    if (proxy?.isOpen)
+      await proxy
+        .command("retire", { epoch, owner: this.downstream === "relay" ? owner : null })
+        .catch((error: unknown) => this.#warn("retire", error));
+    else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
+    if (this.downstream === "takeover") {
+      this.vip?.remove();
+      proxy?.disconnect();
+    }
+    const told = this.#tellEdges(owner.node, "edge.switch", { workload: this.name, epoch, owner });
+    const stays = this.#proxy !== null;
+    // the move is over, whatever becomes of the clean-up
+    this.record({
+      role: stays ? "edge" : "none",
+      epoch,
+      container: null,
+      proxy: stays ? proxyRecord : null,
+      edges: [],
+      moving: null,
+    });
+    await told;
+    if (!stays && proxyRecord !== null)
+      await endProcess(proxyRecord.process).catch((error: unknown) => this.#warn("end the proxy", error));
+    if (container !== null)
+      await this.runtime
+        .destroy(container)
+        .catch((error: unknown) => this.#warn("remove the container", error));
+  }
+
+  /** Relay: nodes whose proxies have clients of this workload once it has left. */
+  edgesAfterLeaving(to: string): string[] {
+    if (this.downstream === "takeover") return [];
+    return [...new Set([...this.#journal.edges, this.context.node])].filter((node) => node !== to);
+  }
+
+  async prepareEdges(epoch: number, to: string, target: Endpoint): Promise<void> {
+    await Promise.all([
+      this.proxy.command("prepareLinks", { epoch, target }),
+      this.#tellEdges(to, "edge.prepare", { workload: this.name, epoch, target }),
+    ]);
+  }
+
+  /** An edge that cannot be reached dials again when its links break; it must not keep a workload where it is. */
+  async #tellEdges(except: string, method: string, params: object): Promise<void> {
+    const told = this.#journal.edges.filter((edge) => edge !== except);
+    await Promise.all(
+      told.map((edge) =>
+        this.#tellEdge(edge, method, params).catch((error: unknown) => this.#warn(`edge ${edge}`, error)),
+      ),
+    );
+  }
+
+  async #tellEdge(edge: string, method: string, params: object): Promise<void> {
+    const channel = await this.context.dial(edge, PEER_MS_MAX);
+    try {
+      await channel.call(method, params, { timeoutMs: EDGE_MS_MAX });
+    } finally {
+      channel.close();
+    }
+  }
+
+  /** As an edge: what the owner's agent says. */
+  async edgePrepare(epoch: number, target: Endpoint): Promise<void> {
+    await this.proxy.command("prepareLinks", { epoch, target });
+  }
+  async edgeSwitch(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
+    if (epoch < this.#journal.epoch) return; // told late
+    await this.proxy.command("switchOwner", { epoch, owner });
+    this.record({ epoch });
+    this.#ownerLink = owner.link;
+  }
+
+  #throwIfDamaged(): void {
+    if (this.#damage !== null) throw this.#damage;
+  }
+
+  /** The source of an arrival being recovered has given its word. */
+  get isGranted(): boolean {
+    return this.#granted !== null;
+  }
+  get isClosed(): boolean {
+    return this.#closed;
+  }
+  throwIfClosed(): void {
+    if (this.#closed)
+      throw new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
+  }
+
+  // ---- looking ----
+
+  async status(): Promise<WorkloadStatus> {
+    const { role, epoch, container, application, moving, stopped } = this.#journal;
+    const ownership = await this.context.store.ownership(this.name).catch(() => null);
+    const sessions = await this.countSessions().catch(() => 0);
+    const alive =
+      container !== null && application !== null
+        ? await isSameProcess(application)
+        : container !== null && (await applicationPid(container).catch(() => null)) !== null;
+    let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
+    if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
+    if (this.supervisor.isBusy) state = "restarting";
+    const isOurs =
+      ownership !== null && ownership.owner === this.context.node && ownership.state !== "stopped";
+    if (!this.#runsHere && !stopped) {
+      if (isOurs) state = "down";
+      if (this.#isWaiting) state = "waiting";
+      else if (this.#startFailed) state = "failed";
+    }
+    if (moving !== null) state = "moving";
+    if (this.#damage !== null) state = "damaged";
+    return {
+      name: this.name,
+      role,
+      epoch,
+      state,
+      owner: ownership === null || ownership.state === "stopped" ? null : ownership.owner,
+      downstream: this.downstream,
+      sessions,
+      moving:
+        moving === null
+          ? null
+          : { to: moving.side === "source" ? moving.peer : this.context.node, step: moving.step },
+      container: container?.id ?? null,
+      problem: this.#problem ?? this.supervisor.problem ?? this.#problemOf(state),
+    };
+  }
+
+  #problemOf(state: WorkloadStatus["state"]): Problem | null {
+    if (state === "down" && !this.#runsHere && this.#starting === null) return this.#down;
+    const { container } = this.#journal;
+    if (state !== "running" || container === null) return null;
+    const deaf = this.config.ports.find(({ upstream }) => isDeaf(upstream, container.init.pid));
+    if (deaf === undefined) return null;
+    return {
+      id: "application.not-listening",
+      what: `nobody listens on ${formatEndpoint(deaf.upstream)}, where clients of port ${deaf.listen} are led to`,
+      cure: `correct upstream:, or what the application listens on; the log: ${this.logFile}`,
+    };
+  }
+
+  get #down(): Problem {
+    return {
+      id: "start.down",
+      what: "this node has it, and nothing of it runs here",
+      cure: `\`holdfast start ${this.name}\`; the log: ${this.logFile}`,
+    };
+  }
+
+  async sessions(): Promise<SessionInfo[]> {
+    const all: SessionInfo[] = [];
+    for await (const page of this.sessionPages()) all.push(...page);
+    return all;
+  }
+
+  /** A page at a time, so that the proxy never spends long on it. */
+  async *sessionPages(): AsyncGenerator<SessionInfo[]> {
+    for (let after: number | null = 0; after !== null && this.#proxy !== null; ) {
+      const params: ListSessions = { after, max: SESSIONS_PAGE };
+      const { result }: { result: SessionPage } = await this.#proxy.command("sessions", params);
+      yield result.sessions;
+      after = result.next ?? null; // a proxy of the version before gives all at once
+    }
+  }
+
+  async countSessions(): Promise<number> {
+    if (this.#proxy === null) return 0;
+    return (await this.#proxy.command<"status", { sessions: number }>("status", {})).result.sessions;
+  }
+
+  // ---- inside ----
+
+  async #startProxy(): Promise<ProxyClient> {
+    const proxy = await ProxyClient.start(this.#file("proxy.sock"), this.#file("proxy.log"), (record) =>
+      this.record({ proxy: record }),
+    );
+    this.#use(proxy);
+    this.record({ proxy: proxy.record });
+    const { config, context } = this;
+    const {
+      deadlineMs: _,
+      imagesMbMax: __,
+      precopyMbMax: ___,
+      verifyMemory: ____,
+      heldBytesMax: _____,
+      logMbMax: ______,
+      ...proxyLimits
+    } = config.limits;
+    const spillDir = this.#file("spill");
+    mkdirSync(spillDir, { recursive: true, mode: 0o700 });
+    const configure: Configure = {
+      workload: this.name,
+      node: context.node,
+      network: this.#isApart ? "own" : "host",
+      downstream: this.downstream,
+      listenAddress: config.listenAddress,
+      listenDevice: config.vip?.device ?? null,
+      ports: config.ports,
+      linkAddress: context.host,
+      links: context.links,
+      spillDir,
+      limits: proxyLimits,
+    };
+    const { keys } = context.ring;
+    await proxy.command("configure", configure, this.#linkKeys(keys));
+    this.#keysTold = { proxy, keys };
+    await this.handNetwork();
+    return proxy;
+  }
+
+  async #tearDown(): Promise<void> {
+    const { proxy: proxyRecord, container } = this.#journal;
+    const proxy = this.#proxy;
+    this.#proxy = null; // its end is no accident
+    if (proxy !== null) await proxy.stop();
+    else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
+    if (container !== null) await this.runtime.destroy(container);
+    this.vip?.remove();
+    this.record({ proxy: null, container: null });
+  }
+
+  get #journalPath(): string {
+    return this.#file("journal.json");
+  }
+
+  #file(name: string): string {
+    return join(this.context.stateDir, "workloads", this.name, name);
+  }
+
+  #warn(what: string, error: unknown): void {
+    this.context.log.warn({ workload: this.name, what, reason: messageOf(error) }, "went on without it");
+  }
+
+  #notHere(): HoldfastError {
+    return new HoldfastError(`${this.name} is not running on node ${this.context.node}`, {
+      code: "WORKLOAD_DOWN",
+      source: "migration",
+    });
+  }
+
+  #busy(): HoldfastError {
+    if (!this.#isMoving) return restartBusy(this.name);
+    return new HoldfastError(`${this.name}: a migration is under way`, {
+      code: "MIGRATION_BUSY",
+      source: "migration",
+      retryable: true,
+    });
+  }
+}
+
+/** Keys that two configurations of a workload do not agree on. */
+function changedKeys(one: WorkloadConfig, other: WorkloadConfig): string[] {
+  return Object.keys(one).filter(
+    (key) =>
+      JSON.stringify(one[key as keyof WorkloadConfig]) !== JSON.stringify(other[key as keyof WorkloadConfig]),
+  );
+}
+
+/** @param initPid of the container whose network it is in */
+function isDeaf(upstream: Endpoint, initPid: number): boolean {
+  try {
+    return inNetworkOf([initPid], () => listenBacklog(upstream) === null);
+  } catch {
+    return false; // nobody can look
+  }
+}
+
+function continueProcess(pid: number): void {
+  try {
+    process.kill(pid, "SIGCONT");
+  } catch {
+    // it was killed by somebody else: nothing to continue
+  }
+}

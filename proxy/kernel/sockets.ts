@@ -1,0 +1,154 @@
+/** What the relay and its listeners do with the kernel: sockets that listen, dial, carry bytes, and end. */
+import { isIPv6 } from "node:net";
+import { constants } from "node:os";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { readState } from "#proxy/tcp/capture.ts";
+import { Epoll } from "./epoll.ts";
+import * as kernel from "./kernel.ts";
+import { type Network, OWN_NETWORK, tcpSocketOf } from "./network.ts";
+
+/** struct linger: on, 0 seconds */
+const LINGER_NOTHING = Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]);
+/** what has nothing to do with the connection itself: it goes on when there is room or memory again */
+const TEMPORARY: ReadonlySet<number> = new Set([
+  constants.errno.EAGAIN,
+  constants.errno.EINTR,
+  constants.errno.ENOBUFS,
+  constants.errno.ENOMEM,
+]);
+
+const epoll = new Epoll();
+
+export const sockets = {
+  watch: epoll.watch.bind(epoll),
+  unwatch: epoll.unwatch.bind(epoll),
+  soon: epoll.soon.bind(epoll),
+
+  dial(to: Endpoint, network: Network = OWN_NETWORK): number {
+    const fd = network.tryTcpSocket(familyOf(to));
+    if (fd < 0) return fd;
+    boundQueues(fd, "application", 0);
+    const errno = kernel.tryConnect(fd, to);
+    if (errno === 0) return fd;
+    kernel.close(fd);
+    return errno;
+  },
+
+  listen(on: Endpoint | { fd: number }, backlog: number): number {
+    const fd = "fd" in on ? on.fd : bound(on);
+    try {
+      kernel.listen(fd, backlog);
+      return fd;
+    } catch (error) {
+      kernel.close(fd);
+      throw error;
+    }
+  },
+  accept: kernel.tryAccept,
+  socketError: (fd: number) => kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR),
+  setNoDelay: (fd: number) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1),
+  localOf: (fd: number): Endpoint => kernel.getsockname(fd),
+  localPort: (fd: number) => kernel.getsockname(fd).port,
+  peerOf(fd: number): string {
+    try {
+      const { address, port } = kernel.getpeername(fd);
+      return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+    } catch {
+      return ""; // reset meanwhile
+    }
+  },
+  recv: kernel.tryRecv,
+  send: kernel.trySend,
+  isTemporary: (errno: number) => TEMPORARY.has(errno),
+  errnoName: kernel.errnoName,
+  close: kernel.close,
+  lowestFreeDescriptor: kernel.lowestFreeDescriptor,
+  descriptorsMax: kernel.descriptorsMax,
+  reset(fd: number): void {
+    kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_LINGER, LINGER_NOTHING);
+    kernel.close(fd);
+  },
+  shutdownWrite(fd: number): boolean {
+    try {
+      kernel.shutdown(fd, kernel.SHUT_WR);
+      return true;
+    } catch {
+      return false;
+    }
+  },
+  unackedBytes: (fd: number) => kernel.ioctlInt(fd, kernel.SIOCOUTQ),
+  nudge(fd: number): void {
+    try {
+      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+      // Leaving repair mode sends a window probe; its answer acknowledges everything received.
+      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF);
+    } catch {
+      // No capability (such a proxy cannot capture either): the hold waits for the timer.
+    }
+  },
+  unreadBytes: (fd: number) => kernel.ioctlInt(fd, kernel.SIOCINQ),
+  isClosed: (fd: number) => readState(fd) === "CLOSE",
+};
+
+/** A TCP socket with that address; `beforeBind` sets what has to be set by then. @throws HoldfastError with the errno name as code */
+export function bound(
+  to: Endpoint,
+  beforeBind: (fd: number) => void = () => {},
+  network: Network = OWN_NETWORK,
+): number {
+  const fd = tcpSocketOf(network, familyOf(to));
+  try {
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+    beforeBind(fd);
+    kernel.bind(fd, to);
+    return fd;
+  } catch (error) {
+    kernel.close(fd);
+    throw error;
+  }
+}
+
+function familyOf({ address }: Endpoint): 4 | 6 {
+  return isIPv6(address) ? 6 : 4;
+}
+
+/**
+ * What may wait in the kernel for whoever does not read: the bytes pile up at their sender instead, where it can see them, and a
+ * move has less to carry. All four are needed: each without the others moves the pile to the next (33 MB were seen on one leg), as
+ * queues grow by themselves, to tcp_wmem and tcp_rmem. The kernel doubles SO_RCVBUF for its own bookkeeping. A client's leg may have
+ * more, since its round trip is longer: what waits there is also the most that a client can have on its way to us.
+ */
+const QUEUES = {
+  application: { unsentBytes: 1024 * 1024, unreadBytes: 512 * 1024 },
+  client: { unsentBytes: 128 * 1024, unreadBytes: 4096 * 1024 },
+};
+
+/**
+ * Of a leg before it is connected (the first window counts), a listener for all that it accepts, or a leg built anew.
+ * @param promised what its peer was told that it may send, with what is unread before it; 0: nothing yet
+ */
+export function boundQueues(fd: number, side: "application" | "client", promised: number): void {
+  const { unsentBytes, unreadBytes } = QUEUES[side];
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, unsentBytes);
+  // half: what was promised fitted into twice what was asked for, and each move would double it
+  const bytes = Math.max(unreadBytes, Math.ceil(promised / 2));
+  // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
+  if (!kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, bytes, "EPERM"))
+    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF, bytes);
+}
+
+/**
+ * When the peer counts as gone, for a connection or all that a listener accepts. With a user timeout the kernel counts no probes:
+ * the connection ends with the first unanswered one after it (net/ipv4/tcp_timer.c, tcp_keepalive_timer()).
+ */
+export function setPeerTimeouts(
+  fd: number,
+  { keepAliveMs, userTimeoutMs }: { keepAliveMs: number; userTimeoutMs: number },
+): void {
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_USER_TIMEOUT, Math.ceil(userTimeoutMs));
+  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, keepAliveMs > 0 ? 1 : 0);
+  if (keepAliveMs === 0) return;
+  const seconds = Math.ceil(keepAliveMs / 1000);
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPIDLE, seconds);
+  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPINTVL, seconds);
+}

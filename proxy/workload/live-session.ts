@@ -1,0 +1,519 @@
+/**
+ * One session of this proxy: two ends, two pumps, and what of it lies captured or adopted. Mechanics only; what to do
+ * when, is decided by the workload's proxy.
+ */
+import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import { LinkEnd } from "#proxy/link/link-leg.ts";
+import type { Carrier } from "#proxy/replay/session-replay.ts";
+import type { Watch } from "#proxy/replay/watch.ts";
+import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
+import type { End, EndListener } from "#proxy/stream/leg.ts";
+import { nowhere } from "#proxy/stream/null-leg.ts";
+import { Pump, type PumpOwner } from "#proxy/stream/pump.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+
+/** A leg that nobody watches: silent in the kernel, or (snapshot null) put aside because its application does not read. */
+export interface StillLeg {
+  fd: number;
+  snapshot: LegSnapshot | null;
+}
+
+/** Reads a client that waits, to see whether it is a health check. What it has read it gives back. */
+export interface Peek {
+  fromClient(chunk: Buffer): void;
+  clientFin(): void;
+  giveBack(): void;
+}
+
+/** Reads what a load balancer says of a client, before the client's own bytes. */
+export interface HeaderReader {
+  /** what there is of it: a copy */
+  readonly bytes: Buffer;
+  fromClient(chunk: Buffer): void;
+  clientFin(): void;
+  stop(): void;
+}
+
+export interface SessionEvents {
+  /** how long a client that was told to go may stay */
+  readonly lingerMsMax: number;
+  /** the application may be dumped already */
+  readonly isMoving: boolean;
+  /** The session is over on this node. `reason` is null after an orderly end. */
+  onOver(session: LiveSession, reason: string | null): void;
+  onLingering(session: LiveSession): void;
+  /** Its code has thrown: a bug, or the kernel refused what it never refuses. It is to be ended. */
+  onBroken(session: LiveSession, error: unknown): void;
+}
+
+export interface SessionOptions {
+  id: string;
+  number: number;
+  port: number;
+  edge: string;
+  client: string;
+  acceptedAtMs: number;
+  state: SessionState;
+  events: SessionEvents;
+}
+
+/** In place of an upstream leg that could not be built: a socket that drops what comes for it, so that nothing answers with RST. */
+export interface StandIn {
+  fd: number;
+  leg: LegSnapshot;
+}
+
+const NO_BYTES: Buffer = Buffer.alloc(0);
+
+export class LiveSession implements Carrier, PumpOwner {
+  readonly id: string;
+  /** of this proxy's sessions, in the order in which they came to it */
+  readonly number: number;
+  readonly port: number;
+  readonly edge: string;
+  client: string;
+  /** as whom the client is counted, where its socket is here */
+  countedAs: string | null = null;
+  readonly acceptedAtMs: number;
+  readonly inbound = new Pump();
+  readonly outbound = new Pump();
+  downstream: TcpLeg | LinkEnd | null = null;
+  upstream: TcpLeg | LinkEnd | null = null;
+  /** dialled and not connected yet */
+  dialling: TcpLeg | null = null;
+  /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
+  watch: Watch | null = null;
+  peek: Peek | null = null;
+  /** until it is complete the session is not begun */
+  header: HeaderReader | null = null;
+  /** the client's address, where a header has named it */
+  named = "";
+  stillUpstream: StillLeg | null = null;
+  stillDownstream: StillLeg | null = null;
+  standIn: StandIn | null = null;
+  /** target: what the session was at its source */
+  adopted: SessionSnapshot | null = null;
+  /** the application, or its owner, has had the session */
+  wasConnected = false;
+  /** edge: dialled to an owner who has not said ACTIVE: the present one (new session) or the next one (move) */
+  nextLink: LinkEnd | null = null;
+  /** edge: bytes still to come from the old owner before those of the new one */
+  switchAt: { bytesOut: number; complete(): void } | null = null;
+  /** an end was reset while the session lay captured or adopted */
+  lost: string | null = null;
+  lingerSinceMs = 0;
+  /** of `IdleSessions`: what had passed when it looked, and since when (performance.now()) that is all */
+  idleBytes = -1;
+  idleSinceMs = 0;
+  /** by performance.now(): since when the node lacks what dialling takes; 0: it does not */
+  dialFailedAtMs = 0;
+  dialNotBeforeMs = 0;
+  timer: NodeJS.Timeout | null = null;
+
+  readonly #events: SessionEvents;
+  readonly #clientSide = new ClientSide(this);
+  readonly #applicationSide = new ApplicationSide(this);
+  #state: SessionState;
+
+  constructor(options: SessionOptions) {
+    this.id = options.id;
+    this.number = options.number;
+    this.port = options.port;
+    this.edge = options.edge;
+    this.client = options.client;
+    this.acceptedAtMs = options.acceptedAtMs;
+    this.#state = options.state;
+    this.#events = options.events;
+    this.inbound.owner = this;
+    this.outbound.owner = this;
+  }
+
+  get state(): SessionState {
+    return this.#state;
+  }
+
+  step(step: SessionStep): void {
+    this.#state = nextState(this.#state, step);
+  }
+
+  // ---- ends
+
+  fromClient(chunk: Buffer): void {
+    if (this.header !== null) this.header.fromClient(chunk);
+    else if (this.peek !== null) this.peek.fromClient(chunk);
+    else if (this.watch !== null) this.watch.fromClient(chunk);
+    else this.inbound.receive(chunk);
+  }
+
+  clientFin(): void {
+    if (this.header !== null) this.header.clientFin();
+    else if (this.peek !== null) this.peek.clientFin();
+    else if (this.watch !== null) this.watch.clientFin();
+    else this.inbound.receiveFin();
+  }
+
+  fromApplication(chunk: Buffer): void {
+    // While an old owner's link is read to its end: that owner has observed it.
+    if (this.watch !== null && this.switchAt === null) this.watch.fromApplication(chunk);
+    else this.outbound.receive(chunk);
+    const { switchAt } = this;
+    if (switchAt !== null && this.outbound.bytes >= switchAt.bytesOut) {
+      this.switchAt = null;
+      switchAt.complete();
+    }
+  }
+
+  applicationFin(): void {
+    if (!this.#isHidden("fin")) this.outbound.receiveFin();
+  }
+
+  applicationDrained(): void {
+    this.inbound.drained();
+    this.watch?.replay?.drained();
+  }
+
+  setDownstream(end: TcpLeg | LinkEnd): void {
+    this.downstream = end;
+    end.listener = this.#clientSide;
+    this.inbound.setSource(end);
+    if (end instanceof LinkEnd) end.startDelivering();
+    if (this.downstream === end) this.outbound.setSink(end);
+  }
+
+  setUpstream(end: TcpLeg | LinkEnd): void {
+    this.upstream = end;
+    this.setUpstreamSink(end);
+    if (this.upstream === end) this.setUpstreamSource(end);
+  }
+
+  setUpstreamSink(end: TcpLeg | LinkEnd): void {
+    this.wasConnected = true;
+    end.listener = this.#applicationSide;
+    this.inbound.setSink(end);
+  }
+
+  setUpstreamSource(end: TcpLeg | LinkEnd): void {
+    this.outbound.setSource(end);
+    if (end instanceof LinkEnd) end.startDelivering();
+  }
+
+  // ---- without an application
+
+  #isHidden(how: "fin" | "reset"): boolean {
+    return this.#state === "open" && this.watch?.applicationGone(how) === true;
+  }
+
+  get isWaiting(): boolean {
+    return this.#state === "waiting" || this.#state === "dialling";
+  }
+
+  /** An edge's session that is new to its owner: what was said to an earlier one is not counted. */
+  countAnew(): void {
+    this.inbound.bytes = this.inbound.pendingBytes;
+    this.outbound.bytes = 0;
+  }
+
+  /** Open → waiting. What waited for the application's end is dropped: the replay has it. */
+  detach(): void {
+    const end = this.upstream;
+    this.upstream = null;
+    this.inbound.removeSink(NO_BYTES);
+    this.inbound.clear();
+    this.inbound.finSent = false;
+    this.outbound.setSource(null);
+    if (end !== null) {
+      end.listener = null;
+      end.reset();
+    }
+    this.step("renew");
+  }
+
+  endAfter(bytes: Buffer): void {
+    this.watch?.stop();
+    this.watch = null;
+    this.dialling?.reset();
+    this.dialling = null;
+    if (this.#state === "waiting") this.step("dial");
+    if (this.#state === "dialling") this.step("dialled");
+    this.inbound.clear();
+    this.inbound.spooling = false;
+    this.timer ??= setTimeout(() => this.guard(() => this.reset("told to go")), this.#events.lingerMsMax);
+    if (bytes.length > 0) this.outbound.receive(bytes);
+    this.outbound.receiveFin();
+    this.inbound.setSink(nowhere);
+    this.inbound.unhold();
+  }
+
+  /** The application is on this node. */
+  get hasUpstreamLeg(): boolean {
+    return this.upstream instanceof TcpLeg || this.stillUpstream !== null;
+  }
+
+  /** Takes the leg's descriptor; its unwritten bytes are first in the pump again. */
+  stillUpstreamLeg(): void {
+    const leg = this.upstream;
+    if (!(leg instanceof TcpLeg) || !leg.isOpen) return;
+    const { fd, pending } = leg.detach();
+    this.upstream = null;
+    this.inbound.removeSink(pending);
+    this.outbound.setSource(null);
+    this.stillUpstream = { fd, snapshot: null };
+  }
+
+  stillDownstreamLeg(): void {
+    const leg = this.downstream;
+    if (!(leg instanceof TcpLeg) || !leg.isOpen) return;
+    const { fd, pending } = leg.detach();
+    this.downstream = null;
+    this.outbound.removeSink(pending);
+    this.inbound.setSource(null);
+    this.stillDownstream = { fd, snapshot: null };
+  }
+
+  /** The link stays open for what is in it; bytes that were not framed are first in the pump again. */
+  takeBackFromDownstreamLink(): void {
+    if (this.downstream instanceof LinkEnd) this.outbound.removeSink(this.downstream.takeUnsent());
+  }
+
+  /** The node that has the application watches from now on. */
+  dropWatch(): void {
+    this.settleWatch();
+    this.watch?.stop();
+    this.watch = null;
+  }
+
+  // ---- what travels
+
+  /** Everything the session has read is in its pumps, and nothing is read meanwhile. */
+  settleWatch(): void {
+    this.peek?.giveBack();
+    this.watch?.settle();
+  }
+
+  snapshot(parts: { upstream: LegSnapshot | null; downstream: LegSnapshot | null }): SessionSnapshot {
+    // A client's leg that stays here keeps its own pending bytes.
+    const keepsOut = this.downstream instanceof TcpLeg;
+    return {
+      id: this.id,
+      port: this.port,
+      edge: this.edge,
+      acceptedAtMs: this.acceptedAtMs,
+      client: this.named,
+      headerAwaited: this.header !== null,
+      bytesIn: this.inbound.bytes,
+      bytesOut: this.outbound.bytes,
+      ...parts,
+      pendingIn: this.header?.bytes ?? this.inbound.pending(),
+      pendingOut: keepsOut ? NO_BYTES : this.outbound.pending(),
+      finIn: finOf(this.inbound),
+      finOut: finOf(this.outbound),
+      watch: this.watch?.save() ?? NO_BYTES,
+    };
+  }
+
+  // ---- endings
+
+  /** A reset from one side is a reset on the other. */
+  reset(reason: string): void {
+    if (this.#state === "closed") return;
+    this.downstream?.reset();
+    this.upstream?.reset();
+    this.dialling?.reset();
+    this.nextLink?.reset();
+    this.#over(reason);
+  }
+
+  /** Closes the ends, whose FINs are sent already. The descriptors of still legs belong to the caller. */
+  close(): void {
+    if (this.#state === "closed") return;
+    closeEnd(this.downstream);
+    closeEnd(this.upstream);
+    this.dialling?.close();
+    this.nextLink?.release();
+    this.#over(null);
+  }
+
+  /** The session goes on elsewhere. */
+  forget(): void {
+    if (this.#state === "closed") return;
+    this.#over(null);
+  }
+
+  #over(reason: string | null): void {
+    this.watch?.stop();
+    this.header?.stop();
+    if (this.timer !== null) clearTimeout(this.timer);
+    this.timer = null;
+    if (canStep(this.#state, "close")) this.step("close");
+    this.#detachPumps();
+    this.#events.onOver(this, reason);
+  }
+
+  #detachPumps(): void {
+    this.inbound.setSource(null);
+    this.outbound.setSource(null);
+    for (const end of [this.downstream, this.upstream, this.dialling] as (End | null)[]) {
+      if (end !== null) end.listener = null;
+    }
+    this.downstream = null;
+    this.upstream = null;
+    this.dialling = null;
+    this.nextLink = null;
+    this.switchAt = null;
+  }
+
+  /** Nobody has said anything for long: both ends get a FIN. */
+  endIdle(): void {
+    if (this.inbound.finRead && this.outbound.finRead) {
+      this.reset("idle");
+      return;
+    }
+    this.inbound.receiveFin();
+    this.outbound.receiveFin();
+  }
+
+  /** Runs a part of this session that nobody is there to catch, as of a timer. */
+  guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.onBroken(error);
+    }
+  }
+
+  onBroken(error: unknown): void {
+    this.#events.onBroken(this, error);
+  }
+
+  /** The client is reset; the application too, unless it may be dumped already and has to be told where it goes on. */
+  breakOff(): void {
+    if (this.#isHeld) {
+      this.downstream?.reset();
+      this.lose("downstream", "broken");
+    } else this.reset("broken");
+  }
+
+  /**
+   * From the hold on the application may be dumped already, so a client's end is told to its copy: on this node after a
+   * rollback, else at the target.
+   */
+  get #isHeld(): boolean {
+    return this.#events.isMoving && this.inbound.held && this.hasUpstreamLeg;
+  }
+
+  endReset(side: "downstream" | "upstream", reason: string): void {
+    if (side === "upstream" && this.#isHidden("reset")) return;
+    if ((side === "downstream" && this.#isHeld) || this.#state === "captured" || this.#state === "adopted") {
+      this.lose(side, reason);
+      return;
+    }
+    this.reset(`${side} ${reason}`);
+  }
+
+  /** Remembers that an end has gone while the others are silent. */
+  lose(side: "downstream" | "upstream", reason: string): void {
+    this.lost ??= `${side} ${reason}`;
+    if (side === "downstream") {
+      this.outbound.removeSink(NO_BYTES);
+      this.inbound.setSource(null);
+      this.downstream = null;
+    } else {
+      this.inbound.removeSink(NO_BYTES);
+      this.outbound.setSource(null);
+      this.upstream = null;
+    }
+  }
+
+  onFinSent(): void {
+    if (!this.inbound.finSent || !this.outbound.finSent || this.#state !== "open") return;
+    this.startLingering();
+  }
+
+  /** Silent no more: captured → rolled back, or adopted → released. */
+  wake(step: "resume" | "release"): void {
+    this.step(step);
+    this.onFinSent();
+  }
+
+  /** After a change of ends or state: perhaps both FINs had passed already. */
+  settle(): void {
+    this.onFinSent();
+  }
+
+  /** Gone without a word: every descriptor left is in repair mode, or lost its address. */
+  silence(): void {
+    this.dialling?.close();
+    this.forget();
+  }
+
+  startLingering(): void {
+    this.step("finish");
+    this.nextLink?.release();
+    this.nextLink = null;
+    if (this.downstream instanceof LinkEnd) {
+      this.downstream.release();
+      this.downstream = null;
+    }
+    if (this.upstream instanceof LinkEnd) {
+      this.upstream.release();
+      this.upstream = null;
+    }
+    this.#events.onLingering(this);
+  }
+}
+
+// Objects, not closures: a session at rest has ten of the latter otherwise.
+
+class ClientSide implements EndListener {
+  readonly #session: LiveSession;
+  constructor(session: LiveSession) {
+    this.#session = session;
+  }
+  onData(chunk: Buffer): void {
+    this.#session.fromClient(chunk);
+  }
+  onFin(): void {
+    this.#session.clientFin();
+  }
+  onDrain(): void {
+    this.#session.outbound.drained();
+  }
+  onReset(reason: string): void {
+    this.#session.endReset("downstream", reason);
+  }
+  onBroken(error: unknown): void {
+    this.#session.onBroken(error);
+  }
+}
+
+class ApplicationSide implements EndListener {
+  readonly #session: LiveSession;
+  constructor(session: LiveSession) {
+    this.#session = session;
+  }
+  onData(chunk: Buffer): void {
+    this.#session.fromApplication(chunk);
+  }
+  onFin(): void {
+    this.#session.applicationFin();
+  }
+  onDrain(): void {
+    this.#session.applicationDrained();
+  }
+  onReset(reason: string): void {
+    this.#session.endReset("upstream", reason);
+  }
+  onBroken(error: unknown): void {
+    this.#session.onBroken(error);
+  }
+}
+
+function closeEnd(end: TcpLeg | LinkEnd | null): void {
+  if (end instanceof TcpLeg) end.close();
+  else end?.release();
+}
+
+function finOf(pump: Pump): "none" | "read" | "sent" {
+  if (pump.finSent) return "sent";
+  return pump.finRead ? "read" : "none";
+}

@@ -1,0 +1,1107 @@
+/**
+ * The proxy of one workload on one node: its sessions, where clients and links arrive, who owns the workload, and what
+ * happens to a session when nothing is being moved. The steps of a move are in the files beside this one.
+ */
+import { hkdfSync, randomBytes } from "node:crypto";
+import net from "node:net";
+import type { Logger } from "pino";
+import type { Configure, PortConfig, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { Greeting } from "#proxy/link/link-auth.ts";
+import { type Active, RST_CODE } from "#proxy/link/link-codec.ts";
+import { LinkEnd, type LinkListener } from "#proxy/link/link-leg.ts";
+import { ClientListener } from "#proxy/listen/client-listener.ts";
+import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
+import { HeldBudget } from "#proxy/replay/held-bytes.ts";
+import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
+import { Watch, type WatchHost } from "#proxy/replay/watch.ts";
+import type { Role } from "#proxy/session/role.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import { Admission } from "./admission.ts";
+import { IdleSessions } from "./idle-sessions.ts";
+import type { LegKernel } from "./leg-kernel.ts";
+import { LiveSession } from "./live-session.ts";
+import { Front, FrontHeader } from "./load-balancer.ts";
+import { ProbeAnswers, ProbePeek } from "./probes.ts";
+import { Presence } from "./upstream-availability.ts";
+
+const NO_BYTES: Buffer = Buffer.alloc(0);
+const LINGER_CHECK_MS = 20;
+const LINKS_GREETING_MAX = 4096;
+/** until a session that the node has nothing left for is dialled again */
+const SHORTAGE_MS = 500;
+const SHORTAGE_LOG_MS = 60_000;
+/** What a dial fails with although the application is there: descriptors, memory, local ports (socket(2), connect(2)). */
+const SHORTAGES: ReadonlySet<string> = new Set([
+  "EMFILE",
+  "ENFILE",
+  "ENOBUFS",
+  "ENOMEM",
+  "ENOSPC",
+  "EADDRNOTAVAIL",
+  "EAGAIN",
+]);
+/** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
+const REFUSED_POLITELY_MAX = 1024;
+
+export interface Counters extends ReplayCounters {
+  sessionsAccepted: number;
+  sessionsRefused: number;
+  /** on ports with `proxyProtocol`: from somebody else than the load balancer; without its header */
+  peersRefused: number;
+  headersRefused: number;
+  sessionsEnded: number;
+  sessionsReset: number;
+  sessionsBroken: number;
+  sessionsIdle: number;
+  dialFailures: number;
+  dialShortages: number;
+  linksAccepted: number;
+  linksRefused: number;
+  linkFailures: number;
+  linkMismatches: number;
+  lingerTimeouts: number;
+  acceptErrors: number;
+  bytesIn: number;
+  bytesOut: number;
+  holds: number;
+  rollbacks: number;
+  holdsLetGo: number;
+  legsCaptured: number;
+  legsAdopted: number;
+  legFailures: number;
+  sessionsOpaque: number;
+  probesAnswered: number;
+}
+
+/** What a restart has done to the sessions, between {@link WorkloadProxy.beginAway} and `endAway`. */
+interface AwayFigures {
+  replayed: number;
+  refused: number;
+  reset: number;
+}
+
+export interface WorkloadProxyOptions {
+  config: Configure;
+  /** of its links; the first is what it dials with */
+  keys: SharedKeys;
+  kernel: LegKernel;
+  log: Logger;
+}
+
+export class WorkloadProxy implements WatchHost {
+  readonly config: Configure;
+  readonly kernel: LegKernel;
+  readonly log: Logger;
+  readonly sessions = new Map<string, LiveSession>();
+  readonly listeners: ClientListener[] = [];
+  /** accepted links that wait for their session, or for this proxy to own the workload */
+  readonly parked = new Map<string, LinkEnd>();
+  readonly counters: Counters = {
+    sessionsAccepted: 0,
+    sessionsRefused: 0,
+    peersRefused: 0,
+    headersRefused: 0,
+    sessionsEnded: 0,
+    sessionsReset: 0,
+    sessionsBroken: 0,
+    sessionsIdle: 0,
+    dialFailures: 0,
+    dialShortages: 0,
+    linksAccepted: 0,
+    linksRefused: 0,
+    linkFailures: 0,
+    linkMismatches: 0,
+    lingerTimeouts: 0,
+    acceptErrors: 0,
+    bytesIn: 0,
+    bytesOut: 0,
+    holds: 0,
+    rollbacks: 0,
+    holdsLetGo: 0,
+    legsCaptured: 0,
+    legsAdopted: 0,
+    legFailures: 0,
+    sessionsOpaque: 0,
+    probesAnswered: 0,
+    sessionsAway: 0,
+    requestsReplayed: 0,
+    requestsRefused: 0,
+    messagesReplayed: 0,
+    webSocketsRefused: 0,
+    heldRefused: 0,
+  };
+  /** how often bytes could not be named any more, by reason */
+  readonly opaqueReasons = new Map<string, number>();
+  readonly budget: HeldBudget;
+  readonly admission: Admission;
+  /** one a port */
+  readonly presences: Presence[];
+  readonly #fronts: (Front | null)[];
+  readonly probeAnswers = new ProbeAnswers();
+  /** when the present cutover or restart began */
+  heldAtMs = 0;
+  role: Role = "idle";
+  epoch = 0;
+  /** relay: this proxy is an edge, and the application is there */
+  owner: { node: string; link: Endpoint } | null = null;
+  /** source: the target has said ACTIVE, so there is no way back */
+  releasedElsewhere = false;
+
+  #keys: SharedKeys;
+  #cookieKeys: SharedKeys;
+  readonly #idle = new IdleSessions(this);
+  #linkServer: net.Server | null = null;
+  #linksGreeting = 0;
+  #sessionsMade = 0;
+  #lingering = new Set<LiveSession>();
+  #lingerTimer: NodeJS.Timeout | null = null;
+  #awayBefore: AwayFigures | null = null;
+  #shortageToldAtMs = Number.NEGATIVE_INFINITY;
+
+  constructor(options: WorkloadProxyOptions) {
+    this.config = options.config;
+    this.#keys = options.keys;
+    this.#cookieKeys = cookieKeysOf(options.keys, options.config.workload);
+    this.kernel = options.kernel;
+    this.log = options.log;
+    const { limits, spillDir, ports } = options.config;
+    this.admission = new Admission({ ports, process: options.kernel, log: options.log });
+    this.budget = new HeldBudget({
+      sessionBytesMax: limits.heldSessionBytesMax,
+      workloadBytesMax: limits.heldWorkloadBytesMax,
+      spillBytesMax: limits.spillBytesMax,
+      spillDir,
+    });
+    this.presences = ports.map((_, port) => new Presence(this, port));
+    this.#fronts = ports.map(({ proxyProtocol, listen }) =>
+      proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
+    );
+  }
+
+  /** Links that are there go on; from now on others are dialled and accepted with these. */
+  set keys(keys: SharedKeys) {
+    this.#keys = keys;
+    this.#cookieKeys = cookieKeysOf(keys, this.config.workload);
+  }
+  get keys(): SharedKeys {
+    return this.#keys;
+  }
+  get cookieKeys(): SharedKeys {
+    return this.#cookieKeys;
+  }
+  get limits(): ProxyLimits {
+    return this.config.limits;
+  }
+  get lingerMsMax(): number {
+    return this.config.limits.lingerMsMax;
+  }
+  get isPaused(): boolean {
+    return this.role !== "owner";
+  }
+  get isMoving(): boolean {
+    return this.role !== "owner" && this.role !== "paused";
+  }
+
+  get isEdge(): boolean {
+    return this.owner !== null;
+  }
+
+  get linkEndpoint(): Endpoint | null {
+    const address = this.#linkServer?.address();
+    if (address === undefined || address === null || typeof address === "string") return null;
+    return { address: address.address, port: address.port };
+  }
+
+  portOf(session: LiveSession): PortConfig {
+    return this.config.ports[session.port] as PortConfig;
+  }
+
+  // ---- where clients arrive
+
+  /**
+   * Does nothing where this proxy, an edge, listens already. Shielded: there, even before its address is, and silent
+   * until the release.
+   * @throws HoldfastError `PROXY_LISTEN`
+   */
+  openListeners(options = { shielded: false }): void {
+    if (this.listeners.length > 0) return;
+    this.#idle.start();
+    for (const [index, port] of this.config.ports.entries()) {
+      try {
+        const listener = ClientListener.open({
+          kernel: this.kernel,
+          address: this.config.listenAddress,
+          port: port.listen,
+          bind: this.#bind(port.listen, options.shielded),
+          onAccept: (fd) => this.#onAccept(index, fd),
+          onError: (error) => {
+            this.counters.acceptErrors++;
+            this.log.warn({ err: error }, "accepting a client failed");
+          },
+        });
+        this.listeners.push(listener);
+        this.kernel.setPeerTimeouts(listener.fd, port);
+        this.kernel.boundQueues(listener.fd, "client", 0);
+      } catch (error) {
+        this.closeListeners();
+        throw error;
+      }
+    }
+  }
+
+  /** Takeover: the address comes and goes without its listener. */
+  #bind(port: number, shielded: boolean): (() => number) | null {
+    const { downstream, listenAddress: address } = this.config;
+    if (shielded) return () => this.kernel.bindShielded({ address, port });
+    return downstream === "takeover" ? () => this.kernel.bindFree({ address, port }) : null;
+  }
+
+  closeListeners(): void {
+    for (const listener of this.listeners.splice(0)) listener.close();
+  }
+
+  #onAccept(port: number, fd: number): void {
+    const leg = TcpLeg.attach(this.kernel, fd);
+    try {
+      this.#begin(port, leg, fd);
+    } catch (error) {
+      leg.reset();
+      throw error;
+    }
+  }
+
+  #begin(port: number, leg: TcpLeg, fd: number): void {
+    const { peer } = leg;
+    const front = this.#fronts[port] ?? null;
+    if (front !== null && !front.trusts(peer)) {
+      this.counters.peersRefused++;
+      front.refusePeer(peer);
+      leg.reset();
+      return;
+    }
+    const refusal =
+      front === null
+        ? this.admission.refuses(port, peer, fd)
+        : this.admission.refusesConnection(port, peer, fd);
+    if (refusal !== null) {
+      this.counters.sessionsRefused++;
+      leg.reset();
+      return;
+    }
+    const tooMany = front === null ? this.#tooManyWait(port) : null;
+    if (tooMany === "reset") {
+      this.counters.sessionsRefused++;
+      leg.reset();
+      return;
+    }
+    const session = this.createSession({
+      id: randomBytes(12).toString("hex"),
+      port,
+      edge: this.config.node,
+      client: peer,
+      acceptedAtMs: Date.now(),
+      state: "waiting",
+    });
+    if (front === null) this.countClient(session);
+    else this.awaitHeader(session, NO_BYTES);
+    session.guard(() => {
+      session.setDownstream(leg);
+      if (session.header === null) this.#admit(session, tooMany);
+    });
+  }
+
+  /** Its client is known, and so is that it may come. */
+  #admit(session: LiveSession, tooMany: "refuse" | null): void {
+    this.counters.sessionsAccepted++;
+    if (tooMany !== null) {
+      this.counters.sessionsRefused++;
+      // HTTP is told to come later; what turns out to be something else is reset.
+      this.watchSession(session, null);
+      session.watch?.replay?.giveUp();
+      return;
+    }
+    if (this.#mustWait && this.#answersProbes(session.port)) {
+      session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
+        this.counters.probesAnswered++;
+      });
+    }
+    this.start(session);
+  }
+
+  get #mustWait(): boolean {
+    return this.role !== "owner" && (this.owner === null || this.role === "adopted");
+  }
+
+  /** One more would have to wait, and too many do already. null: it may come */
+  #tooManyWait(port: number, newcomer: LiveSession | null = null): "reset" | "refuse" | null {
+    if (!this.#mustWait && !this.#isAbsent(port)) return null;
+    const tooMany = this.#waitingSessions(newcomer) - this.config.limits.heldSessionsMax;
+    if (tooMany < 0) return null;
+    const isPolite = (this.config.ports[port] as PortConfig).continuity === "replay" && !this.isEdge;
+    return isPolite && tooMany < REFUSED_POLITELY_MAX ? "refuse" : "reset";
+  }
+
+  /**
+   * The session begins when its load balancer has said whose it is.
+   * @param begun what another node's proxy had read of that
+   */
+  awaitHeader(session: LiveSession, begun: Buffer): void {
+    const front = this.#fronts[session.port] as Front;
+    session.header = new FrontHeader({
+      session,
+      begun,
+      msMax: front.headerMsMax,
+      onRead: (client) => this.#headerRead(session, client),
+      onRefused: (why) => {
+        this.counters.headersRefused++;
+        front.refuseHeader(session.client, why);
+        session.reset(`its PROXY protocol header: ${why}`);
+      },
+    });
+  }
+
+  #headerRead(session: LiveSession, client: string | null): void {
+    if (client !== null) {
+      session.client = client;
+      session.named = client;
+    }
+    const tooMany = this.#tooManyWait(session.port, session);
+    if (tooMany === "reset" || this.admission.refusesClient(session.port, session.client) !== null) {
+      this.counters.sessionsRefused++;
+      session.reset("refused");
+      return;
+    }
+    this.countClient(session);
+    this.#admit(session, tooMany);
+  }
+
+  /** Its client's socket is here, and counts for that address. */
+  countClient(session: LiveSession): void {
+    session.countedAs ??= this.admission.clientEnters(session.port, session.client);
+  }
+
+  /** The application is held, or being restarted, here and not for too long. */
+  #answersProbes(port: number): boolean {
+    const isAway = ["held", "captured", "departed", "paused"].includes(this.role);
+    const hasProbes = (this.config.ports[port] as PortConfig).probes.length > 0;
+    return hasProbes && isAway && performance.now() - this.heldAtMs < this.config.limits.probeMsMax;
+  }
+
+  /** It ended by itself, and clients of this port may wait for it. */
+  #isAbsent(port: number): boolean {
+    const { continuity } = this.config.ports[port] as PortConfig;
+    return continuity === "replay" && this.role === "owner" && this.presences[port]?.isAbsent === true;
+  }
+
+  /** Accepted while there was nobody to connect them to. */
+  #waitingSessions(newcomer: LiveSession | null): number {
+    let count = 0;
+    for (const session of this.sessions.values()) {
+      const waits = session.state === "waiting" && !session.wasConnected && session.header === null;
+      if (waits && session !== newcomer) count++;
+    }
+    return count;
+  }
+
+  createSession(
+    options: Omit<ConstructorParameters<typeof LiveSession>[0], "events" | "number">,
+  ): LiveSession {
+    const session = new LiveSession({ ...options, number: ++this.#sessionsMade, events: this });
+    this.sessions.set(session.id, session);
+    this.admission.enter(session.port);
+    return session;
+  }
+
+  /** Gives a waiting session its upstream, where that is possible now. */
+  start(session: LiveSession): void {
+    if (session.state !== "waiting" || session.header !== null) return;
+    if (this.role === "owner") this.#startHere(session);
+    else if (this.role === "paused" && this.presences[session.port]?.isGivenUp === true) this.giveUp(session);
+    else if (this.owner !== null && session.nextLink === null) {
+      this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
+    }
+  }
+
+  /** The application has not come back in time. */
+  giveUp(session: LiveSession): void {
+    // It is told when it has said who it is.
+    if (session.header !== null) return;
+    session.peek?.giveBack();
+    this.watchSession(session, null);
+    const replay = session.watch?.replay ?? null;
+    if (replay === null) session.reset("the application is away");
+    else replay.giveUp();
+  }
+
+  #startHere(session: LiveSession): void {
+    session.peek?.giveBack();
+    this.watchSession(session, null);
+    // What was given back may have led here already.
+    if (session.state !== "waiting") return;
+    const replay = session.watch?.replay ?? null;
+    if (replay === null) {
+      this.#dialApplication(session);
+      return;
+    }
+    const presence = this.presences[session.port] as Presence;
+    if (presence.isGivenUp) replay.giveUp();
+    else if (session.dialNotBeforeMs > performance.now()) return;
+    else if (presence.isAbsent) replay.waits();
+    else if (replay.comeBack()) this.#dialApplication(session);
+  }
+
+  #dialApplication(session: LiveSession): void {
+    session.step("dial");
+    const replay = session.watch?.replay ?? null;
+    const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
+      onConnect: () => {
+        session.dialFailedAtMs = 0;
+        if (replay?.needsHandshake !== true) this.#attach(session, leg);
+        else {
+          replay.shakeHands(leg, (why) => {
+            if (why === null) this.#attach(session, leg);
+            else {
+              this.log.info({ session: session.id, reason: why }, "a WebSocket could not be dialled again");
+              leg.reset();
+              if (session.dialling !== leg) return;
+              session.dialling = null;
+              session.step("abort");
+            }
+          });
+        }
+      },
+      onError: (code) => {
+        session.guard(() => this.#dialFailed(session, code));
+      },
+      onBroken: (error) => session.onBroken(error),
+    });
+    session.dialling = leg;
+    // Of a descriptor that exists, the reserve may not be used up.
+    if (leg.fd >= 0 && !this.admission.hasRoom(leg.fd)) {
+      leg.close();
+      this.#dialFailed(session, "EMFILE");
+    }
+  }
+
+  #dialFailed(session: LiveSession, code: string): void {
+    const replay = session.watch?.replay ?? null;
+    this.counters.dialFailures++;
+    session.dialling = null;
+    if (replay === null) {
+      session.reset(`upstream dial ${code}`);
+      return;
+    }
+    session.step("abort");
+    if (SHORTAGES.has(code)) {
+      this.#dialLater(session, code);
+      return;
+    }
+    this.presences[session.port]?.lost();
+    replay.waits();
+  }
+
+  /** The node lacks what a connection needs, which says nothing of the application. */
+  #dialLater(session: LiveSession, code: string): void {
+    this.counters.dialShortages++;
+    const nowMs = performance.now();
+    if (nowMs - this.#shortageToldAtMs >= SHORTAGE_LOG_MS) {
+      this.#shortageToldAtMs = nowMs;
+      const { dialShortages } = this.counters;
+      this.log.error({ code, dialShortages }, "the node lacks what a connection to the application needs");
+    }
+    session.dialFailedAtMs ||= nowMs;
+    session.dialNotBeforeMs = nowMs + SHORTAGE_MS;
+    setTimeout(() => {
+      session.dialNotBeforeMs = 0;
+      session.guard(() => this.start(session));
+    }, SHORTAGE_MS).unref();
+    // A client that has just come is better told at once; one whose state is worth it waits.
+    const isLate = nowMs - session.dialFailedAtMs >= this.config.limits.holdMsMax;
+    if (!session.wasConnected || isLate) this.giveUp(session);
+    else session.watch?.replay?.waits();
+  }
+
+  #attach(session: LiveSession, leg: TcpLeg): void {
+    session.dialling = null;
+    if (this.role === "paused") {
+      // It is the life of the application that is about to end.
+      leg.reset();
+      session.step("abort");
+      return;
+    }
+    session.watch?.replay?.beforeAttach();
+    session.step("dialled");
+    session.setUpstream(leg);
+    if (session.upstream === leg) session.watch?.replay?.attached();
+  }
+
+  // ---- what passes (WatchHost)
+
+  /** @param saved of the node the session comes from. @throws HoldfastError `SNAPSHOT_INVALID` */
+  watchSession(session: LiveSession, saved: Buffer | null): void {
+    const port = this.portOf(session);
+    if (session.watch !== null || (port.protocol === "tcp" && port.continuity === "transplant")) return;
+    const unobserved = saved === null ? session.inbound.takeBack() : null;
+    session.watch = new Watch({ carrier: session, host: this, port, saved });
+    if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
+  }
+
+  lifeOf(carrier: Carrier): number {
+    return carrier instanceof LiveSession ? (this.presences[carrier.port]?.life ?? -1) : -1;
+  }
+
+  want(carrier: Carrier): void {
+    if (carrier instanceof LiveSession) this.start(carrier);
+  }
+
+  onSpillFailed(error: unknown): void {
+    this.log.warn({ err: error }, "held bytes and the disk: a client is refused or reset");
+  }
+
+  onOpaque(reason: string): void {
+    this.counters.sessionsOpaque++;
+    this.opaqueReasons.set(reason, (this.opaqueReasons.get(reason) ?? 0) + 1);
+  }
+
+  onProbeAnswer(port: PortConfig, check: PlainRequest, answer: Buffer): void {
+    this.probeAnswers.remember(port, check, answer);
+  }
+
+  /** From now on it is counted what becomes of sessions whose application is away. */
+  beginAway(): void {
+    this.#awayBefore ??= this.#awayFigures();
+  }
+
+  endAway(): AwayFigures {
+    const now = this.#awayFigures();
+    const before = this.#awayBefore ?? now;
+    this.#awayBefore = null;
+    return {
+      replayed: now.replayed - before.replayed,
+      refused: now.refused - before.refused,
+      reset: now.reset - before.reset,
+    };
+  }
+
+  #awayFigures(): AwayFigures {
+    const { counters } = this;
+    return {
+      replayed: counters.requestsReplayed + counters.messagesReplayed,
+      refused: counters.requestsRefused + counters.webSocketsRefused,
+      reset: counters.sessionsReset,
+    };
+  }
+
+  // ---- endings (SessionEvents)
+
+  onOver(session: LiveSession, reason: string | null): void {
+    if (this.sessions.get(session.id) === session) {
+      this.sessions.delete(session.id);
+      this.admission.leave(session.port);
+    }
+    if (session.countedAs !== null) this.admission.clientLeaves(session.port, session.countedAs);
+    session.countedAs = null;
+    this.#lingering.delete(session);
+    this.counters.bytesIn += session.inbound.bytes;
+    this.counters.bytesOut += session.outbound.bytes;
+    if (reason === null) this.counters.sessionsEnded++;
+    else {
+      this.counters.sessionsReset++;
+      this.log.debug({ session: session.id, reason }, "session reset");
+    }
+  }
+
+  onBroken(session: LiveSession, error: unknown): void {
+    if (session.state === "closed") {
+      this.log.debug({ session: session.id, err: error }, "an ended session's code has thrown");
+      return;
+    }
+    this.counters.sessionsBroken++;
+    this.log.error({ session: session.id, client: session.client, err: error }, "a session has broken");
+    try {
+      session.breakOff();
+    } catch (again) {
+      this.log.error({ session: session.id, err: again }, "… and could not be reset: it is let go as it is");
+      this.onOver(session, "broken");
+    }
+  }
+
+  onLingering(session: LiveSession): void {
+    session.lingerSinceMs = performance.now();
+    this.#lingering.add(session);
+    this.#lingerTimer ??= setTimeout(() => this.#checkLingering(), 0);
+  }
+
+  /** There is no event for "acknowledged": look, but only while somebody lingers. */
+  #checkLingering(): void {
+    this.#lingerTimer = null;
+    const deadlineMs = performance.now() - this.config.limits.lingerMsMax;
+    for (const session of this.#lingering) {
+      if (session.state !== "lingering") {
+        this.#lingering.delete(session);
+        continue;
+      }
+      session.guard(() => this.#endLingering(session, deadlineMs));
+    }
+    if (this.#lingering.size > 0)
+      this.#lingerTimer = setTimeout(() => this.#checkLingering(), LINGER_CHECK_MS);
+  }
+
+  #endLingering(session: LiveSession, deadlineMs: number): void {
+    const legs = [session.downstream, session.upstream];
+    const acked = legs.every(
+      (leg) => !(leg instanceof TcpLeg) || leg.unackedBytes() === 0 || leg.isClosedInKernel(),
+    );
+    const late = session.lingerSinceMs < deadlineMs;
+    if (late && !acked) this.counters.lingerTimeouts++;
+    if (acked || late) session.close();
+  }
+
+  // ---- links, at the edge
+
+  dialLink(session: LiveSession, options: { to: Endpoint; epoch: number; fresh: boolean }): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    session.nextLink?.close(RST_CODE.moved);
+    const greeting: Greeting = {
+      session: session.id,
+      port: session.port,
+      epoch: options.epoch,
+      edge: this.config.node,
+      client: session.client,
+      acceptedAtMs: session.acceptedAtMs,
+      fresh: options.fresh,
+    };
+    const listener: LinkListener = {
+      onActive: (link, active) => this.#onActive(session, link, active),
+      onHold: (link) => {
+        if (session.upstream === link) session.inbound.hold();
+      },
+      onResume: (link) => {
+        if (session.upstream !== link) return;
+        session.nextLink?.close(RST_CODE.moved);
+        session.nextLink = null;
+        session.inbound.unhold();
+      },
+      onHeld: () => {},
+      onOver: (link, code) => {
+        resolve(false);
+        this.#onEdgeLinkOver(session, link, code);
+      },
+      onBroken: (_link, error) => {
+        resolve(false);
+        session.onBroken(error);
+      },
+    };
+    session.nextLink = LinkEnd.dial({
+      keys: this.#keys,
+      encrypted: this.config.links === "encrypted",
+      to: options.to,
+      greeting,
+      onReady: () => resolve(true),
+      listener,
+    });
+    return promise;
+  }
+
+  #onActive(session: LiveSession, link: LinkEnd, active: Active): void {
+    if (session.state === "closed" || session.nextLink !== link || active.epoch < this.epoch) {
+      link.close(RST_CODE.moved);
+      return;
+    }
+    session.nextLink = null;
+    if (session.state === "waiting") {
+      // It had waited for an owner since an earlier one moved away.
+      stopWaiting(session);
+      session.countAnew();
+      session.step("dialled");
+      session.setUpstream(link);
+      session.inbound.unhold();
+      return;
+    }
+    const old = session.upstream;
+    if (session.state === "captured") {
+      // The source hears it from the target before its own agent does: nothing can be taken back any more.
+      this.releasedElsewhere = true;
+      this.#dropStillUpstream(session);
+      session.dropWatch();
+      if (session.lost !== null) {
+        link.reset();
+        session.reset(session.lost);
+        return;
+      }
+      session.step("resume");
+      session.inbound.clear();
+    } else if (old instanceof LinkEnd) {
+      session.inbound.removeSink(old.takeUnsent());
+    }
+    this.switchUpstream(session, link, { bytesIn: active.bytesIn, bytesOut: active.bytesOut });
+  }
+
+  /**
+   * The session's application is behind `next` from now on. What is sent goes there at once; what comes from there is
+   * delivered when everything the old owner passed on has arrived. Offsets that do not fit mean bytes were lost on the
+   * way (a link or its proxy died): the client gets a reset rather than a gap.
+   */
+  switchUpstream(
+    session: LiveSession,
+    next: TcpLeg | LinkEnd,
+    offsets: { bytesIn: number; bytesOut: number; prependIn?: Buffer; onComplete?: () => void },
+  ): void {
+    const old = session.upstream;
+    const sentBytes = session.inbound.bytes - session.inbound.pendingBytes;
+    if (
+      sentBytes !== offsets.bytesIn ||
+      session.outbound.bytes > offsets.bytesOut ||
+      (old === null && session.outbound.bytes !== offsets.bytesOut)
+    ) {
+      this.counters.linkMismatches++;
+      this.log.warn(
+        {
+          session: session.id,
+          sentBytes,
+          receivedBytes: session.outbound.bytes,
+          bytesIn: offsets.bytesIn,
+          bytesOut: offsets.bytesOut,
+        },
+        "bytes were lost between edge and owner; resetting the client",
+      );
+      next.reset();
+      session.reset("link mismatch");
+      return;
+    }
+    stopWaiting(session);
+    const complete = (): void => {
+      if (old instanceof LinkEnd) {
+        old.listener = null;
+        old.release();
+      }
+      session.upstream = next;
+      session.setUpstreamSource(next);
+      offsets.onComplete?.();
+    };
+    if (offsets.prependIn !== undefined) session.inbound.prepend(offsets.prependIn);
+    if (next instanceof LinkEnd) session.inbound.finSent = false;
+    session.setUpstreamSink(next);
+    if (session.outbound.bytes === offsets.bytesOut) complete();
+    else session.switchAt = { bytesOut: offsets.bytesOut, complete };
+    session.inbound.unhold();
+  }
+
+  #dropStillUpstream(session: LiveSession): void {
+    if (session.stillUpstream !== null) this.kernel.close(session.stillUpstream.fd);
+    session.stillUpstream = null;
+  }
+
+  #onEdgeLinkOver(session: LiveSession, link: LinkEnd, code: number): void {
+    if (session.nextLink === link) {
+      session.nextLink = null;
+      // A new session whose owner moved away waits for `switchOwner`; a prepared link can be dialled again then.
+      if (session.state !== "waiting") return;
+      if (code === RST_CODE.moved) this.#boundWaiting(session);
+      else {
+        this.counters.linkFailures++;
+        session.reset("link refused");
+      }
+      return;
+    }
+    if (session.upstream !== link) return;
+    if (code === RST_CODE.reset) {
+      session.reset("upstream reset");
+      return;
+    }
+    this.counters.linkFailures++;
+    // In the middle of a move the next owner may have everything: its offsets will tell.
+    if (session.inbound.held) {
+      session.inbound.removeSink(link.takeUnsent());
+      session.outbound.setSource(null);
+      session.upstream = null;
+      if (session.switchAt !== null) session.reset("link broken");
+      else this.#boundWaiting(session);
+    } else {
+      session.reset("link broken");
+    }
+  }
+
+  #boundWaiting(session: LiveSession): void {
+    session.timer ??= setTimeout(() => {
+      session.timer = null;
+      this.counters.linkFailures++;
+      session.guard(() => session.reset("no owner in time"));
+    }, this.config.limits.lingerMsMax);
+  }
+
+  // ---- links, at the owner
+
+  async openLinks(): Promise<void> {
+    if (this.config.downstream !== "relay" || this.#linkServer !== null) return;
+    const [host, port] = splitAddress(this.config.linkAddress);
+    const server = net.createServer((socket) => this.#onLinkSocket(socket));
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    server.once("error", reject);
+    server.listen({ host, port, backlog: 4096, exclusive: true }, resolve);
+    try {
+      await promise;
+    } catch (cause) {
+      throw new HoldfastError(`cannot listen for links on ${this.config.linkAddress}: ${String(cause)}`, {
+        code: "PROXY_LISTEN",
+        source: "link",
+        retryable: true,
+        cause,
+      });
+    }
+    server.on("error", (err) => this.log.warn({ err }, "accepting a link failed"));
+    this.#linkServer = server;
+  }
+
+  #onLinkSocket(socket: net.Socket): void {
+    const isFull = !this.admission.hasRoom(this.kernel.lowestFreeDescriptor());
+    if (isFull || this.#linksGreeting >= LINKS_GREETING_MAX) {
+      this.counters.linksRefused++;
+      socket.destroy();
+      return;
+    }
+    this.#linksGreeting++;
+    LinkEnd.accept(socket, {
+      keys: this.#keys,
+      encrypted: this.config.links === "encrypted",
+      onReady: (link) => {
+        this.#linksGreeting--;
+        this.counters.linksAccepted++;
+        this.#onLink(link, link.greeting as Greeting);
+      },
+      onRefused: (reason) => {
+        this.#linksGreeting--;
+        this.counters.linksRefused++;
+        this.log.warn({ reason }, "link refused");
+      },
+      listener: {
+        onActive: (link) => link.reset(),
+        onHold: (link) => link.reset(),
+        onResume: () => {},
+        onHeld: () => {},
+        onOver: (link, code) => this.#onOwnerLinkOver(link, code),
+        onBroken: (link, error) => {
+          const session = this.sessions.get(link.greeting?.session ?? "");
+          if (session?.downstream === link) session.onBroken(error);
+          else this.log.error({ err: error }, "a link has broken");
+        },
+      },
+    });
+  }
+
+  #onLink(link: LinkEnd, greeting: Greeting): void {
+    if (greeting.port >= this.config.ports.length) link.close(RST_CODE.unknownSession);
+    else if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "edge") {
+      // The dialler knows of a newer owner than this proxy does, or this proxy owns nothing.
+      link.close(RST_CODE.moved);
+    } else if (this.role === "owner") this.takeLink(link);
+    else {
+      this.parked.get(greeting.session)?.close(RST_CODE.moved);
+      this.parked.set(greeting.session, link);
+    }
+  }
+
+  /** Owner: joins the link to its session, or begins a new one. */
+  takeLink(link: LinkEnd): void {
+    const greeting = link.greeting as Greeting;
+    const known = this.sessions.get(greeting.session);
+    const joinable =
+      known !== undefined &&
+      (known.state === "open" || known.state === "waiting" || known.state === "dialling");
+    if (joinable && known.downstream === null) {
+      this.joinLink(known, link);
+    } else if (known === undefined && greeting.fresh) {
+      this.counters.sessionsAccepted++;
+      const session = this.createSession({
+        id: greeting.session,
+        port: greeting.port,
+        edge: greeting.edge,
+        client: greeting.client,
+        acceptedAtMs: greeting.acceptedAtMs,
+        state: "waiting",
+      });
+      link.sendActive({ epoch: this.epoch, bytesIn: 0, bytesOut: 0 });
+      session.setDownstream(link);
+      this.start(session);
+    } else {
+      link.close(RST_CODE.unknownSession);
+    }
+  }
+
+  joinLink(session: LiveSession, link: LinkEnd): void {
+    stopWaiting(session);
+    session.client = link.greeting?.client ?? session.client;
+    link.sendActive({
+      epoch: this.epoch,
+      bytesIn: session.inbound.bytes,
+      bytesOut: session.outbound.bytes - session.outbound.pendingBytes,
+    });
+    // The edge takes a second FIN for none at all, and may not have had the first.
+    session.outbound.finSent = false;
+    session.setDownstream(link);
+  }
+
+  /** The edge has to dial again: its prepared link never came, or broke. */
+  awaitLink(session: LiveSession): void {
+    this.#boundWaiting(session);
+  }
+
+  /** Edge: the session has an owner and no link to it. */
+  relink(session: LiveSession, fresh: boolean): void {
+    if (this.owner === null) return;
+    this.#boundWaiting(session);
+    this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh });
+  }
+
+  /** The other side ends it when it has what is in it; after a while we do. */
+  releaseLater(link: LinkEnd): void {
+    link.listener = null;
+    setTimeout(() => link.release(), this.config.limits.lingerMsMax).unref();
+  }
+
+  #onOwnerLinkOver(link: LinkEnd, code: number): void {
+    const id = link.greeting?.session ?? "";
+    if (this.parked.get(id) === link) {
+      this.parked.delete(id);
+      const session = this.sessions.get(id);
+      if (code === RST_CODE.reset && session?.state === "adopted" && session.downstream === null) {
+        session.lost ??= "downstream reset";
+      }
+      return;
+    }
+    const session = this.sessions.get(id);
+    if (session === undefined || session.downstream !== link) return;
+    if (session.state === "captured" || session.state === "adopted") {
+      // Either the client is gone, or its edge has switched to the new owner already.
+      session.lose("downstream", "link over");
+      return;
+    }
+    if (code !== RST_CODE.reset) this.counters.linkFailures++;
+    session.reset("downstream link over");
+  }
+
+  closeParked(code: number): void {
+    for (const link of this.parked.values()) link.close(code);
+    this.parked.clear();
+  }
+
+  // ---- what people see
+
+  /** Those that came after the session with this number, the oldest first; next: the number to go on with, null at the end. */
+  sessionPage(after: number, max: number): { sessions: SessionInfo[]; next: number | null } {
+    const sessions: SessionInfo[] = [];
+    let last = after;
+    for (const session of this.sessions.values()) {
+      if (session.number <= after) continue;
+      if (sessions.length === max) return { sessions, next: last };
+      sessions.push(this.#info(session));
+      last = session.number;
+    }
+    return { sessions, next: null };
+  }
+
+  #info(session: LiveSession): SessionInfo {
+    return {
+      id: session.id,
+      port: session.port,
+      client: session.client,
+      edge: session.edge,
+      place: this.placeOf(session),
+      state: this.#shownState(session),
+      bytesIn: session.inbound.bytes,
+      bytesOut: session.outbound.bytes,
+      ageMs: Date.now() - session.acceptedAtMs,
+      protocol: "tcp",
+      continuity: this.portOf(session).continuity,
+      name: null,
+      requestsInFlight: 0,
+      requests: 0,
+      ...session.watch?.info,
+    };
+  }
+
+  placeOf(session: LiveSession): SessionInfo["place"] {
+    if (session.edge !== this.config.node) return "owner";
+    return this.owner !== null && session.adopted === null ? "edge" : "here";
+  }
+
+  #shownState(session: LiveSession): SessionInfo["state"] {
+    if (session.state === "lingering") return "lingering";
+    if (session.header !== null) return "open";
+    const replay = session.watch?.replay ?? null;
+    if (replay?.isAway === true) return "away";
+    // Between two requests nobody misses the connection.
+    if (replay !== null && session.isWaiting && session.wasConnected)
+      return this.presences[session.port]?.isAbsent === true ? "away" : "open";
+    if (session.state !== "open" || session.inbound.held) return "held";
+    return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
+  }
+
+  status(): Record<string, unknown> {
+    return {
+      role: this.role,
+      epoch: this.epoch,
+      sessions: this.sessions.size,
+      pid: process.pid,
+      link: this.linkEndpoint,
+      owner: this.owner,
+      rssBytes: process.memoryUsage.rss(),
+      ports: this.listeners.map((listener) => listener.port),
+      counters: this.counters,
+      heldBytes: this.budget.memoryBytes,
+      spilledBytes: this.budget.spilledBytes,
+    };
+  }
+
+  /** Everything reset, everything closed. */
+  stop(): void {
+    for (const session of [...this.sessions.values()]) {
+      closeStill(this.kernel, session);
+      session.reset("stopped");
+    }
+    this.closeDoors();
+  }
+
+  closeDoors(): void {
+    this.#idle.stop();
+    this.closeListeners();
+    this.closeParked(RST_CODE.reset);
+    this.#linkServer?.close();
+    this.#linkServer = null;
+    if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
+    for (const presence of this.presences) presence.stop();
+  }
+}
+
+/** Silently: a stand-in too, and a leg in repair mode sends nothing when it is closed. */
+export function closeStill(kernel: LegKernel, session: LiveSession): void {
+  if (session.stillUpstream !== null) kernel.close(session.stillUpstream.fd);
+  if (session.stillDownstream !== null) kernel.close(session.stillDownstream.fd);
+  if (session.standIn !== null) kernel.close(session.standIn.fd);
+  session.stillUpstream = null;
+  session.stillDownstream = null;
+  session.standIn = null;
+}
+
+/** "10.0.0.2", "10.0.0.2:0", "[fd00::1]:7401", "fd00::1" */
+function splitAddress(text: string): [host: string, port: number] {
+  const bracketed = /^\[([^\]]+)\](?::(\d+))?$/.exec(text);
+  if (bracketed !== null) return [bracketed[1] as string, Number(bracketed[2] ?? 0)];
+  if (net.isIP(text) !== 0) return [text, 0];
+  const at = text.lastIndexOf(":");
+  return at < 0 ? [text, 0] : [text.slice(0, at), Number(text.slice(at + 1))];
+}
+
+function stopWaiting(session: LiveSession): void {
+  if (session.timer !== null) clearTimeout(session.timer);
+  session.timer = null;
+}
+
+function cookieKeysOf([first, ...others]: SharedKeys, workload: string): SharedKeys {
+  const derive = (key: Buffer): Buffer =>
+    Buffer.from(hkdfSync("sha256", key, "", `holdfast session cookie ${workload}`, 32));
+  return [derive(first), ...others.map(derive)];
+}
