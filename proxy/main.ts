@@ -12,10 +12,11 @@ import { createAdmin } from "#proxy/admin/http.ts";
 import { createMetrics } from "#proxy/admin/metrics.ts";
 import { Channel } from "#proxy/contract/channel.ts";
 import { Commands } from "#proxy/cutover/commands.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
 import { OWN_NETWORK, UpstreamNetwork } from "#proxy/kernel/network.ts";
-import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/sockets.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/stream-sockets.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { provoke } from "#proxy/tcp/inject.ts";
@@ -32,18 +33,17 @@ const legKernel: LegKernel = {
   ...sockets,
   dial: (to) => sockets.dial(to, upstream),
   bindUpstream: (on) => bound(on, undefined, upstream),
-  acknowledge: (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUICKACK, 1),
+  acknowledge: (fd) => sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_QUICKACK, 1),
   setPeerTimeouts,
   boundQueues,
   captureLeg,
   uncaptureLeg,
   bindShielded: (endpoint) =>
     bound(endpoint, (fd) => {
-      kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1);
+      sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1);
       shieldListener(fd);
     }),
-  bindFree: (endpoint) =>
-    bound(endpoint, (fd) => kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_FREEBIND, 1)),
+  bindFree: (endpoint) => bound(endpoint, (fd) => sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1)),
   adoptLeg: (snapshot, { side, ...options }) => adoptLeg(snapshot, { ...options, network: networks[side] }),
   releaseLeg: (fd, snapshot, { side, probe }) => releaseLeg(fd, snapshot, { probe, network: networks[side] }),
   provoke: (leg) => provoke(leg, upstream),
@@ -67,7 +67,7 @@ const DESCRIPTORS_RESERVED = 16_000;
 function reserveDescriptors(): void {
   // where RLIMIT_NOFILE is lower, as far as it goes
   for (let count = DESCRIPTORS_RESERVED; count > 256; count >>= 1) {
-    if (kernel.growDescriptorTable(count)) return;
+    if (descriptor.growDescriptorTable(count)) return;
   }
 }
 

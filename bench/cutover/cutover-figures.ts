@@ -1,5 +1,5 @@
 /** A round of cutovers as figures, and as the tables of `bench:cutover`. Pure. */
-import { PHASES } from "#control/migration/move.ts";
+import { PHASES } from "#control/api/migration.ts";
 import type { Blackout } from "#test/load/gaps.ts";
 import { fixed, median, showSpread, spreadOf, table } from "../figures.ts";
 import type { Figure, Percentile } from "../results.ts";

@@ -9,7 +9,7 @@
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
-import type { MoveResult } from "#control/migration/move.ts";
+import type { MoveResult } from "#control/api/migration.ts";
 import { createLab, type Lab, nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import type { Blackout } from "#test/load/gaps.ts";
 import { type Load, startLoad } from "#test/load/load.ts";

@@ -18,8 +18,8 @@ export interface CpuProfile {
   timeDeltas: number[];
 }
 
-/** the one file that calls the kernel */
-const FFI = "/proxy/tcp/kernel.ts";
+/** whose files call the kernel */
+const FFI = "/proxy/kernel/";
 
 /** whose code it is; `idle`: the process waited */
 export type Owner = "holdfast" | "package" | "node" | "native" | "gc" | "idle";
@@ -109,7 +109,7 @@ function nameOf(
   { callFrame: { functionName, url } }: CpuProfile["nodes"][number],
   caller: CpuProfile["nodes"][number] | undefined,
 ): string {
-  const isForeign = url === "" && !functionName.startsWith("(") && caller?.callFrame.url.endsWith(FFI);
+  const isForeign = url === "" && !functionName.startsWith("(") && caller?.callFrame.url.includes(FFI);
   return isForeign ? `system call of ${caller?.callFrame.functionName}` : functionName;
 }
 

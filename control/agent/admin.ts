@@ -25,14 +25,16 @@ import type { Channel } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { blocking, type Check, type CheckReport, merged, runChecks } from "../api/finding.ts";
-import type { MoveResult } from "../migration/move.ts";
+import type { MoveResult } from "../api/migration.ts";
 import type { AgentContext } from "../workload/context.ts";
 import { tail } from "../workload/output.ts";
 import { checkNode } from "../workload/preflight/preflight.ts";
 import type { Workload } from "../workload/workload.ts";
 import { adminToken, authorize } from "./admin-access.ts";
+import type { KeyRing } from "./key-ring.ts";
 import { lookUp } from "./lookup.ts";
 import type { AgentMetrics } from "./metrics.ts";
+import type { Trust } from "./trust.ts";
 
 /** for `status`: a peer that takes longer is not connected */
 const PEER_MS_MAX = 1_000;
@@ -68,14 +70,20 @@ const STATUS: Record<string, number> = {
   NODE_UNKNOWN: 404,
 };
 
+/** What the agent itself has of what {@link AgentContext} shows. */
+export interface OwnContext extends AgentContext {
+  ring: KeyRing;
+  trust: Trust;
+}
+
 export class AdminServer {
-  #context: AgentContext;
+  #context: OwnContext;
   #workloads: Map<string, Workload>;
   #metrics: AgentMetrics;
   #servers: Server[] = [];
   #startedMs = performance.now();
 
-  constructor(context: AgentContext, workloads: Map<string, Workload>, metrics: AgentMetrics) {
+  constructor(context: OwnContext, workloads: Map<string, Workload>, metrics: AgentMetrics) {
     this.#context = context;
     this.#workloads = workloads;
     this.#metrics = metrics;

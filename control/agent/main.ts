@@ -7,20 +7,21 @@ import { z } from "zod";
 import { Channel, checked } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { openStore } from "#proxy/store/open.ts";
+import { checkCall } from "../api/check.ts";
+import { edgePrepareCall, edgeSwitchCall, outcomeCall, prepareCall } from "../api/migration.ts";
+import { ownersCall } from "../api/owners.ts";
 import type { AgentConfig } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
-import { edgePrepareCall, edgeSwitchCall, outcomeCall, prepareCall } from "../migration/move.ts";
 import { mountMissingCgroups } from "../runtime/cgroups.ts";
 import { ContainerRuntime } from "../runtime/runc/container-runtime.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
 import { ClusterMark } from "../workload/cluster-mark.ts";
 import type { AgentContext } from "../workload/context.ts";
-import { Owners, ownersCall } from "../workload/owners.ts";
-import { checkCall } from "../workload/preflight/departure-facts.ts";
+import { Owners } from "../workload/owners.ts";
 import { answerCheck } from "../workload/preflight/preflight.ts";
 import { Workload } from "../workload/workload.ts";
-import { AdminServer } from "./admin.ts";
+import { AdminServer, type OwnContext } from "./admin.ts";
 import { ChangeWatch } from "./change-watch.ts";
 import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
@@ -56,7 +57,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   const ring = new KeyRing(config.keys);
   const trust = new Trust({ node: config.node, ring, identity: config.identity, revoked: config.revoked });
-  const context: AgentContext = {
+  const context: OwnContext = {
     node: config.node,
     host: config.listen.address,
     links: config.links,
@@ -154,7 +155,7 @@ function secretFiles({ keyFile, identity, revoked }: AgentConfig): string[] {
 /** Files that are replaced while the agent runs are read again, and on SIGHUP. */
 function watchSecrets(
   config: AgentConfig,
-  { ring, trust, log }: AgentContext,
+  { ring, trust, log }: OwnContext,
   workloads: ReadonlyMap<string, Workload>,
 ): { close(): void } {
   const readAgain = (): void => {

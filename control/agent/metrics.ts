@@ -1,6 +1,6 @@
 /** The agent's Prometheus metrics. The proxies have their own, on their own sockets. */
 import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
-import type { MoveResult } from "../migration/move.ts";
+import type { MoveResult } from "../api/migration.ts";
 import type { Workload } from "../workload/workload.ts";
 
 export class AgentMetrics {

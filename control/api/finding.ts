@@ -1,8 +1,8 @@
 /**
- * What `check` says: findings, each with an id that stays the same, so that scripts can allow-list one. Imports nothing of
- * ours; whatever looks for findings is given an `Add`.
+ * What `check` says: findings, each with an id that stays the same, so that scripts can allow-list one. Whatever looks for findings is given an `Add`.
  */
 import * as z from "zod";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 
 /** error: a move is impossible until it is cured. warning: a move goes, and something about it may surprise */
 export const severity = z.enum(["error", "warning"]);
@@ -126,6 +126,16 @@ export function merged(...reports: CheckReport[]): CheckReport {
 
 export function blocking(findings: Finding[]): Finding[] {
   return findings.filter((finding) => finding.severity === "error");
+}
+
+/** Everything that stands in the way, as one error. @param here the node whose name need not be said */
+export function refuse(findings: Finding[], here: string): void {
+  const inTheWay = blocking(findings);
+  if (inTheWay.length === 0) return;
+  const lines = inTheWay.map(
+    ({ node, what, cure }) => `${node === here ? "" : `node ${node}: `}${what}: ${cure}`,
+  );
+  throw new HoldfastError(`cannot be moved: ${lines.join("; ")}`, { code: "PREFLIGHT", source: "migration" });
 }
 
 function clipped(text: string): string {

@@ -1,7 +1,8 @@
 /** Facts of descriptors: their files, pipes, events, timers, sockets, and who shares which. */
 import { statSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as procs from "#proxy/kernel/processes.ts";
 import { type DescriptorInfo, descriptorInfo } from "./fdinfo.ts";
 import type { Facts } from "./fingerprint.ts";
 import { type InnerPids, innerText, mountsOf } from "./proc-text.ts";
@@ -144,7 +145,7 @@ export class Duplicates {
     try {
       return work(ours);
     } finally {
-      kernel.close(ours);
+      descriptor.close(ours);
     }
   }
 
@@ -152,10 +153,10 @@ export class Duplicates {
     try {
       let pidfd = this.#pidfds.get(pid);
       if (pidfd === undefined) {
-        pidfd = kernel.pidfdOpen(pid);
+        pidfd = procs.pidfdOpen(pid);
         this.#pidfds.set(pid, pidfd);
       }
-      return kernel.pidfdGetfd(pidfd, fd);
+      return procs.pidfdGetfd(pidfd, fd);
     } catch (error) {
       if (error instanceof HoldfastError && GONE.has(error.code)) return null;
       throw error;
@@ -163,7 +164,7 @@ export class Duplicates {
   }
 
   close(): void {
-    for (const pidfd of this.#pidfds.values()) kernel.close(pidfd);
+    for (const pidfd of this.#pidfds.values()) descriptor.close(pidfd);
   }
 }
 
@@ -181,27 +182,27 @@ const MEMORY_FILE = /^\/(memfd:|dev\/shm\/|SYSV)/;
 /** What only a duplicate tells. */
 function duplicateFacts(
   fd: number,
-  descriptor: Looked,
+  looked: Looked,
   pids: InnerPids,
   sockets: SocketContext,
   facts: Facts,
 ): void {
-  const { link } = descriptor;
+  const { link } = looked;
   const add = (name: string, value: number, usual: number): void => {
     if (value >= 0 && value !== usual) facts[name] = String(value);
   };
-  const owner = kernel.tryFcntl(fd, kernel.F_GETOWN, 0);
+  const owner = descriptor.tryFcntl(fd, descriptor.F_GETOWN, 0);
   // a process group is a negative number; errors of F_GETOWN are EBADF (O_PATH) and EINVAL only
   if (owner > 0) facts["signals go to"] = innerText(pids, String(owner));
-  add("signal for I/O", kernel.tryFcntl(fd, kernel.F_GETSIG, 0), 0);
+  add("signal for I/O", descriptor.tryFcntl(fd, descriptor.F_GETSIG, 0), 0);
   if (link.startsWith("socket:")) {
-    socketFacts(fd, descriptor, sockets, facts);
+    socketFacts(fd, looked, sockets, facts);
     return;
   }
-  if (link.startsWith("/")) add("lease", kernel.tryFcntl(fd, kernel.F_GETLEASE, 0), F_UNLCK);
-  if (PIPE.test(link)) add("pipe size", kernel.tryFcntl(fd, kernel.F_GETPIPE_SZ, 0), 0);
+  if (link.startsWith("/")) add("lease", descriptor.tryFcntl(fd, descriptor.F_GETLEASE, 0), F_UNLCK);
+  if (PIPE.test(link)) add("pipe size", descriptor.tryFcntl(fd, descriptor.F_GETPIPE_SZ, 0), 0);
   // of the writing end the reading end tells, if it is the application's at all
-  if (QUEUED.test(link) && !(link.startsWith("pipe:") && isWriteOnly(descriptor)))
-    add("bytes waiting", kernel.tryIoctlInt(fd, kernel.FIONREAD), 0);
-  if (MEMORY_FILE.test(link)) add("seals", kernel.tryFcntl(fd, kernel.F_GET_SEALS, 0), 0);
+  if (QUEUED.test(link) && !(link.startsWith("pipe:") && isWriteOnly(looked)))
+    add("bytes waiting", descriptor.tryIoctlInt(fd, descriptor.FIONREAD), 0);
+  if (MEMORY_FILE.test(link)) add("seals", descriptor.tryFcntl(fd, descriptor.F_GET_SEALS, 0), 0);
 }

@@ -5,7 +5,8 @@
  * synchronous stretch.
  */
 import { closeSync, readdirSync, statfsSync, statSync } from "node:fs";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipc from "#proxy/kernel/ipc.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
 import { openFolderIn, pathOf } from "../runtime/inside.ts";
 import { MQUEUE_MAGIC } from "../runtime/posix-queues.ts";
 import type { Facts } from "./fingerprint.ts";
@@ -42,7 +43,7 @@ const KEPT_BY_THE_KERNEL = new Set([
 /** @param pid a process of the tree, whose namespace CRIU may have made for it */
 export function ipcFacts(pid: number): Facts {
   const facts: Facts = {};
-  kernel.inIpcNamespaceOf(pid, () => {
+  namespaces.inIpcNamespaceOf(pid, () => {
     for (const kind of ["shm", "sem", "msg"]) tableFacts(kind, readText(`/proc/sysvipc/${kind}`), facts);
     for (const name of SYSCTLS) facts[`kernel.${name}`] = readText(`/proc/sys/kernel/${name}`).trim();
     for (const name of QUEUE_SYSCTLS)
@@ -73,7 +74,7 @@ function tableFacts(kind: string, text: string, facts: Facts): void {
     facts[`${kind} ${id}`] = shown.join(" ");
     if (kind !== "sem") continue;
     const count = Number(values[names.indexOf("nsems")]);
-    facts[`sem ${id} values`] = kernel.semaphoreValues(Number(id), count)?.join(" ") ?? "unreadable";
+    facts[`sem ${id} values`] = ipc.semaphoreValues(Number(id), count)?.join(" ") ?? "unreadable";
   }
 }
 

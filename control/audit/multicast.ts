@@ -3,7 +3,8 @@
  * (MCAST_MSFILTER, ip(7)), and /proc/net/igmp and igmp6 list what anybody on this node has joined.
  * Sources: include/uapi/linux/in.h, net/ipv4/igmp.c.
  */
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import type { Facts } from "./fingerprint.ts";
 import { readText } from "./read-text.ts";
 
@@ -65,12 +66,12 @@ export function groupsOfIgmp6(text: string): MulticastGroup[] {
 export function membershipFacts(fd: number, domain: number, groups: MulticastGroup[], facts: Facts): void {
   for (const group of groups) {
     const isV4 = group.group.length === 8;
-    if ((domain === kernel.AF_INET) !== isV4) continue;
+    if ((domain === ipText.AF_INET) !== isV4) continue;
     const filter = Buffer.alloc(FILTER_BYTES);
     writeGroup(filter, group);
     let size = 0;
     try {
-      size = kernel.getsockoptBuffer(fd, levelOf(isV4), MCAST_MSFILTER, filter);
+      size = sock.getsockoptBuffer(fd, levelOf(isV4), MCAST_MSFILTER, filter);
     } catch {
       continue; // EADDRNOTAVAIL: it is not a member
     }
@@ -83,7 +84,7 @@ export function membershipFacts(fd: number, domain: number, groups: MulticastGro
 const NAME = /^multicast (\S+) ([0-9a-f.:]+)$/;
 
 function factName({ device, group }: MulticastGroup): string {
-  return `multicast ${device} ${kernel.formatAddress(Buffer.from(group, "hex"))}`;
+  return `multicast ${device} ${ipText.formatAddress(Buffer.from(group, "hex"))}`;
 }
 
 /** Joins the group that a fact of {@link membershipFacts} names; false: it is not one, or has sources to choose from. */
@@ -92,10 +93,10 @@ export function joinGroup(fd: number, name: string, fact: string): boolean {
   if (address === "" || fact !== "all but 0 sources") return false;
   const index = indexOf(device);
   if (!(index > 0)) return false;
-  const bytes = kernel.addressBytes(address);
+  const bytes = ipText.addressBytes(address);
   const request = Buffer.alloc(REQUEST_BYTES);
   writeGroup(request, { device, index, group: bytes.toString("hex") });
-  kernel.setsockoptBuffer(fd, levelOf(bytes.length === 4), MCAST_JOIN_GROUP, request);
+  sock.setsockoptBuffer(fd, levelOf(bytes.length === 4), MCAST_JOIN_GROUP, request);
   return true;
 }
 
@@ -109,13 +110,13 @@ function indexOf(device: string): number {
 }
 
 function levelOf(isV4: boolean): number {
-  return isV4 ? kernel.IPPROTO_IP : kernel.IPPROTO_IPV6;
+  return isV4 ? sock.IPPROTO_IP : sock.IPPROTO_IPV6;
 }
 
 /** struct group_req begins as struct group_filter does. */
 function writeGroup(into: Buffer, { index, group }: MulticastGroup): void {
   const bytes = Buffer.from(group, "hex");
   into.writeUInt32LE(index, 0);
-  into.writeUInt16LE(bytes.length === 4 ? kernel.AF_INET : kernel.AF_INET6, GROUP_AT);
+  into.writeUInt16LE(bytes.length === 4 ? ipText.AF_INET : ipText.AF_INET6, GROUP_AT);
   bytes.copy(into, GROUP_AT + (bytes.length === 4 ? 4 : 8));
 }

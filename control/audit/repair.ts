@@ -5,7 +5,11 @@
  */
 import { writeFileSync } from "node:fs";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as ipc from "#proxy/kernel/ipc.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
+import * as procs from "#proxy/kernel/processes.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { Duplicates } from "./descriptors.ts";
 import type { Facts, Fingerprint } from "./fingerprint.ts";
 import type { Difference } from "./harmless.ts";
@@ -123,15 +127,15 @@ function repairTask(tid: number, { name, before }: Difference): boolean {
   if (file !== undefined) writeFileSync(`/proc/${tid}/${file}`, before);
   else if (resource !== undefined) {
     const [soft = "", hard = ""] = before.split(" ");
-    kernel.setResourceLimit(tid, resource, limitValue(soft), limitValue(hard));
+    procs.setResourceLimit(tid, resource, limitValue(soft), limitValue(hard));
   } else if (name === "CPU affinity") {
     if (!/^[0-9a-f]+$/.test(before)) return false;
-    kernel.setAffinity(tid, before);
-  } else if (name === "I/O priority") kernel.setIoPriority(tid, Number(before));
+    procs.setAffinity(tid, before);
+  } else if (name === "I/O priority") procs.setIoPriority(tid, Number(before));
   else if (name === "scheduling") {
     const attributes = schedulingOf(before);
     if (attributes === null) return false;
-    kernel.setSchedulingAttributes(tid, attributes);
+    procs.setSchedulingAttributes(tid, attributes);
   } else if (name === "coredump_filter") writeFileSync(`/proc/${tid}/coredump_filter`, `0x${before}`);
   else if (name === "autogroup")
     writeFileSync(`/proc/${tid}/autogroup`, / nice (-?\d+)$/.exec(before)?.[1] ?? "0");
@@ -149,7 +153,7 @@ function repairIpc(tree: Tree, { name, before, after }: Difference): boolean {
   if (!name.startsWith("shm ") || id === undefined || root === undefined) return false;
   const isAttached = / nattch=[1-9]/.test(after ?? "");
   if (!isRemoved(before) || isRemoved(after) || !isAttached) return false;
-  kernel.inIpcNamespaceOf(root.pid, () => kernel.removeSharedMemory(Number(id)));
+  namespaces.inIpcNamespaceOf(root.pid, () => ipc.removeSharedMemory(Number(id)));
   return true;
 }
 
@@ -182,19 +186,19 @@ function repairDescriptor(
   if (option !== undefined) {
     if (option.readOnly) return false;
     if (name === "SO_SNDBUF" || name === "SO_RCVBUF") {
-      const force = name === "SO_SNDBUF" ? kernel.SO_SNDBUFFORCE : kernel.SO_RCVBUFFORCE;
+      const force = name === "SO_SNDBUF" ? sock.SO_SNDBUFFORCE : sock.SO_RCVBUFFORCE;
       // the kernel doubles what it is given
-      kernel.setsockoptInt(fd, kernel.SOL_SOCKET, force, Math.floor(Number(before ?? 0) / 2));
-      kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_BUF_LOCK, Number(was.SO_BUF_LOCK ?? 0));
+      sock.setsockoptInt(fd, sock.SOL_SOCKET, force, Math.floor(Number(before ?? 0) / 2));
+      sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_BUF_LOCK, Number(was.SO_BUF_LOCK ?? 0));
       return true;
     }
-    kernel.setsockoptBuffer(fd, option.level, option.option, optionValue(option, before));
+    sock.setsockoptBuffer(fd, option.level, option.option, optionValue(option, before));
     if (INDEPENDENT.has(name)) readOption(fd, option, is);
     return true;
   }
   if (before === null) return false;
   if (name.startsWith("multicast ")) return joinGroup(fd, name, before);
-  if (name === "pipe size") return kernel.tryFcntl(fd, kernel.F_SETPIPE_SZ, Number(before)) >= 0;
-  if (name === "seals") return kernel.tryFcntl(fd, kernel.F_ADD_SEALS, Number(before)) >= 0;
+  if (name === "pipe size") return descriptor.tryFcntl(fd, descriptor.F_SETPIPE_SZ, Number(before)) >= 0;
+  if (name === "seals") return descriptor.tryFcntl(fd, descriptor.F_ADD_SEALS, Number(before)) >= 0;
   return false;
 }

@@ -2,7 +2,7 @@
  * Who shares what: descriptors of one file description, tasks with common tables (kcmp(2)). The kernel does not number what is
  * shared, so its first holder stands for it, in the order of the container's numbers.
  */
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as procs from "#proxy/kernel/processes.ts";
 
 export interface Holder {
   pid: number;
@@ -38,21 +38,21 @@ export function descriptionsOf<T extends Holder>(holders: T[], key: (holder: T) 
 }
 
 function order(a: Holder, b: Holder): number {
-  const result = kernel.kcmp(a.pid, b.pid, kernel.KCMP_FILE, a.fd, b.fd);
+  const result = procs.kcmp(a.pid, b.pid, procs.KCMP_FILE, a.fd, b.fd);
   return result === 1 ? -1 : result === 2 ? 1 : 0;
 }
 
 /** KCMP_* → what a task may share with another */
 const TABLES: [type: number, name: string][] = [
-  [kernel.KCMP_VM, "memory"],
-  [kernel.KCMP_FILES, "descriptors"],
-  [kernel.KCMP_FS, "folders"],
-  [kernel.KCMP_SIGHAND, "signal handlers"],
-  [kernel.KCMP_SYSVSEM, "semaphore undo"],
+  [procs.KCMP_VM, "memory"],
+  [procs.KCMP_FILES, "descriptors"],
+  [procs.KCMP_FS, "folders"],
+  [procs.KCMP_SIGHAND, "signal handlers"],
+  [procs.KCMP_SYSVSEM, "semaphore undo"],
 ];
 
 /** Names of what two tasks share, in a fixed order. A kernel without kcmp says nothing. */
 export function sharedTables(tid: number, other: number): string {
-  const shared = TABLES.filter(([type]) => kernel.kcmp(tid, other, type, 0, 0) === 0);
+  const shared = TABLES.filter(([type]) => procs.kcmp(tid, other, type, 0, 0) === 0);
   return shared.map(([, name]) => name).join(", ");
 }

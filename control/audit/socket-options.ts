@@ -7,7 +7,8 @@
  * Sources: include/uapi/asm-generic/socket.h, linux/{in,in6,tcp,udp,netlink,if_packet}.h.
  */
 import { constants } from "node:os";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import type { Facts } from "./fingerprint.ts";
 
 const IPPROTO_UDP = 17;
@@ -44,7 +45,7 @@ function options(level: number, rows: Row[]): SocketOption[] {
   }));
 }
 
-const OF_EVERY_SOCKET = options(kernel.SOL_SOCKET, [
+const OF_EVERY_SOCKET = options(sock.SOL_SOCKET, [
   ["SO_DEBUG", 1],
   ["SO_REUSEADDR", 2],
   ["SO_DONTROUTE", 5],
@@ -90,7 +91,7 @@ const OF_EVERY_SOCKET = options(kernel.SOL_SOCKET, [
   ["SO_INQ", 84],
 ]);
 
-const OF_IPV4 = options(kernel.IPPROTO_IP, [
+const OF_IPV4 = options(sock.IPPROTO_IP, [
   ["IP_TOS", 1],
   ["IP_TTL", 2],
   ["IP_HDRINCL", 3],
@@ -120,7 +121,7 @@ const OF_IPV4 = options(kernel.IPPROTO_IP, [
   ["IP_LOCAL_PORT_RANGE", 51],
 ]);
 
-const OF_IPV6 = options(kernel.IPPROTO_IPV6, [
+const OF_IPV6 = options(sock.IPPROTO_IPV6, [
   ["IPV6_CHECKSUM", 7],
   ["IPV6_UNICAST_HOPS", 16],
   ["IPV6_MULTICAST_IF", 17],
@@ -153,7 +154,7 @@ const OF_IPV6 = options(kernel.IPPROTO_IPV6, [
   ["IPV6_FREEBIND", 78],
 ]);
 
-const OF_TCP = options(kernel.IPPROTO_TCP, [
+const OF_TCP = options(sock.IPPROTO_TCP, [
   ["TCP_NODELAY", 1],
   ["TCP_MAXSEG", 2],
   ["TCP_CORK", 3],
@@ -238,14 +239,14 @@ export function optionsOf(domain: number, type: number, protocol: number): Optio
 
 function everyOptionOf(domain: number, protocol: number): SocketOption[] {
   const options = [...OF_EVERY_SOCKET];
-  if (domain === kernel.AF_INET) options.push(...OF_IPV4);
-  if (domain === kernel.AF_INET6) options.push(...OF_IPV6);
-  if (domain === kernel.AF_INET || domain === kernel.AF_INET6) {
-    if (protocol === kernel.IPPROTO_TCP) options.push(...OF_TCP);
+  if (domain === ipText.AF_INET) options.push(...OF_IPV4);
+  if (domain === ipText.AF_INET6) options.push(...OF_IPV6);
+  if (domain === ipText.AF_INET || domain === ipText.AF_INET6) {
+    if (protocol === sock.IPPROTO_TCP) options.push(...OF_TCP);
     if (protocol === IPPROTO_UDP) options.push(...OF_UDP);
   }
-  if (domain === kernel.AF_NETLINK) options.push(...OF_NETLINK);
-  if (domain === kernel.AF_PACKET) options.push(...OF_PACKET);
+  if (domain === sock.AF_NETLINK) options.push(...OF_NETLINK);
+  if (domain === sock.AF_PACKET) options.push(...OF_PACKET);
   return options;
 }
 
@@ -257,18 +258,18 @@ export function readOptions(fd: number, plan: OptionPlan, facts: Facts): void {
   const unknown = new Set<SocketOption>();
   for (const option of plan.options) {
     const { name, bytes } = option;
-    const size = kernel.tryGetsockopt(fd, option.level, option.option, bytes);
+    const size = sock.tryGetsockopt(fd, option.level, option.option, bytes);
     if (size === -constants.errno.ENOPROTOOPT) unknown.add(option);
     if (size <= 0) continue;
     if (size <= 4) {
       // options of one byte (IP_MULTICAST_TTL) leave the rest of the word as it was
-      const value = size === 4 ? kernel.socketOptionWord(0) : kernel.socketOption.readIntLE(0, size);
+      const value = size === 4 ? sock.socketOptionWord(0) : sock.socketOption.readIntLE(0, size);
       if (value !== 0) facts[name] = String(value);
       continue;
     }
     let isZero = true;
-    for (let at = 0; at < size && isZero; at++) isZero = kernel.socketOption[at] === 0;
-    if (!isZero) facts[name] = kernel.socketOption.toString("hex", 0, size);
+    for (let at = 0; at < size && isZero; at++) isZero = sock.socketOption[at] === 0;
+    if (!isZero) facts[name] = sock.socketOption.toString("hex", 0, size);
   }
   if (unknown.size > 0) plan.options = plan.options.filter((option) => !unknown.has(option));
 }

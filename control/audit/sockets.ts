@@ -1,7 +1,9 @@
 /** Facts of sockets: what they are, whose ends they are, what waits in them, their options and filters. */
 import { constants, networkInterfaces } from "node:os";
 import { messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { listUnixSockets, type UnixSocket } from "../runtime/unix-sockets.ts";
 import type { Facts } from "./fingerprint.ts";
 import { joinedGroups, type MulticastGroup, membershipFacts } from "./multicast.ts";
@@ -34,39 +36,38 @@ const WINDOW_SCALES_AT = 6;
 const UNACKED_AT = 24;
 const SACKED_AT = 28;
 /** timestamps, selective acknowledgements, window scaling: agreed on in the handshake */
-const AGREED = kernel.TCPI_OPT_TIMESTAMPS | kernel.TCPI_OPT_SACK | kernel.TCPI_OPT_WSCALE;
+const AGREED = sock.TCPI_OPT_TIMESTAMPS | sock.TCPI_OPT_SACK | sock.TCPI_OPT_WSCALE;
 
 const TCP_STATES: Record<number, string> = {
-  [kernel.TCP_ESTABLISHED]: "ESTABLISHED",
-  [kernel.TCP_SYN_SENT]: "SYN_SENT",
-  [kernel.TCP_SYN_RECV]: "SYN_RECV",
-  [kernel.TCP_FIN_WAIT1]: "FIN_WAIT1",
-  [kernel.TCP_FIN_WAIT2]: "FIN_WAIT2",
-  [kernel.TCP_CLOSE]: "CLOSE",
-  [kernel.TCP_CLOSE_WAIT]: "CLOSE_WAIT",
-  [kernel.TCP_LAST_ACK]: "LAST_ACK",
-  [kernel.TCP_LISTEN]: "LISTEN",
-  [kernel.TCP_CLOSING]: "CLOSING",
+  [sock.TCP_ESTABLISHED]: "ESTABLISHED",
+  [sock.TCP_SYN_SENT]: "SYN_SENT",
+  [sock.TCP_SYN_RECV]: "SYN_RECV",
+  [sock.TCP_FIN_WAIT1]: "FIN_WAIT1",
+  [sock.TCP_FIN_WAIT2]: "FIN_WAIT2",
+  [sock.TCP_CLOSE]: "CLOSE",
+  [sock.TCP_CLOSE_WAIT]: "CLOSE_WAIT",
+  [sock.TCP_LAST_ACK]: "LAST_ACK",
+  [sock.TCP_LISTEN]: "LISTEN",
+  [sock.TCP_CLOSING]: "CLOSING",
 };
 
 /** State and queues of a TCP socket: asked of itself, a tenth of the time that sock_diag takes to go through all of them. */
 export function tcpFacts(fd: number): Facts {
   const facts: Facts = {};
-  if (kernel.tryGetsockopt(fd, kernel.IPPROTO_TCP, kernel.TCP_INFO, TCP_INFO_BYTES) < TCP_INFO_BYTES)
-    return facts;
-  const state = kernel.socketOption[0] as number;
+  if (sock.tryGetsockopt(fd, sock.IPPROTO_TCP, sock.TCP_INFO, TCP_INFO_BYTES) < TCP_INFO_BYTES) return facts;
+  const state = sock.socketOption[0] as number;
   facts.state = TCP_STATES[state] ?? String(state);
-  if (state === kernel.TCP_LISTEN) {
-    facts["bytes to read"] = String(kernel.socketOptionWord(UNACKED_AT));
-    facts.backlog = String(kernel.socketOptionWord(SACKED_AT));
+  if (state === sock.TCP_LISTEN) {
+    facts["bytes to read"] = String(sock.socketOptionWord(UNACKED_AT));
+    facts.backlog = String(sock.socketOptionWord(SACKED_AT));
     return facts;
   }
-  if (state !== kernel.TCP_CLOSE) {
-    const agreed = (kernel.socketOption[OPTIONS_AT] as number) & AGREED;
-    facts.agreed = `options ${agreed}, window scales ${kernel.socketOption[WINDOW_SCALES_AT]}`;
+  if (state !== sock.TCP_CLOSE) {
+    const agreed = (sock.socketOption[OPTIONS_AT] as number) & AGREED;
+    facts.agreed = `options ${agreed}, window scales ${sock.socketOption[WINDOW_SCALES_AT]}`;
   }
-  facts["bytes to read"] = String(Math.max(0, kernel.tryIoctlInt(fd, kernel.SIOCINQ)));
-  facts["bytes to send"] = String(Math.max(0, kernel.tryIoctlInt(fd, kernel.SIOCOUTQ)));
+  facts["bytes to read"] = String(Math.max(0, descriptor.tryIoctlInt(fd, sock.SIOCINQ)));
+  facts["bytes to send"] = String(Math.max(0, descriptor.tryIoctlInt(fd, sock.SIOCOUTQ)));
   return facts;
 }
 
@@ -105,22 +106,22 @@ export function socketFacts(
   facts: Facts,
 ): void {
   const word = (option: number): number =>
-    kernel.tryGetsockopt(fd, kernel.SOL_SOCKET, option, 4) === 4 ? kernel.socketOptionWord(0) : -1;
-  const domain = word(kernel.SO_DOMAIN);
+    sock.tryGetsockopt(fd, sock.SOL_SOCKET, option, 4) === 4 ? sock.socketOptionWord(0) : -1;
+  const domain = word(sock.SO_DOMAIN);
   const protocol = word(SO_PROTOCOL);
   const type = word(SO_TYPE);
   facts.socket = `domain ${domain}, type ${type}, protocol ${protocol}`;
   const inode = socketInode(link);
-  if (domain === kernel.AF_UNIX) {
+  if (domain === sock.AF_UNIX) {
     unixFacts(inode, context, facts);
     const other = peerCredentials(fd, context);
     if (other !== null) facts["peer's credentials"] = other;
   }
-  connectionFacts(fd, protocol === kernel.IPPROTO_TCP && type === kernel.SOCK_STREAM, context, facts);
-  if (protocol !== kernel.IPPROTO_TCP && (domain === kernel.AF_INET || domain === kernel.AF_INET6))
-    facts["bytes to read"] = String(Math.max(0, kernel.tryIoctlInt(fd, kernel.FIONREAD)));
+  connectionFacts(fd, protocol === sock.IPPROTO_TCP && type === sock.SOCK_STREAM, context, facts);
+  if (protocol !== sock.IPPROTO_TCP && (domain === ipText.AF_INET || domain === ipText.AF_INET6))
+    facts["bytes to read"] = String(Math.max(0, descriptor.tryIoctlInt(fd, descriptor.FIONREAD)));
   readOptions(fd, optionsOf(domain, type, protocol), facts);
-  if (type !== kernel.SOCK_STREAM && (domain === kernel.AF_INET || domain === kernel.AF_INET6))
+  if (type !== sock.SOCK_STREAM && (domain === ipText.AF_INET || domain === ipText.AF_INET6))
     membershipFacts(fd, domain, context.groups, facts);
   addFilter(fd, facts);
 }
@@ -142,8 +143,8 @@ export function refreshConnection(fd: number, context: SocketContext, facts: Fac
 }
 
 function connectionFacts(fd: number, isTcp: boolean, context: SocketContext, facts: Facts): void {
-  const local = kernel.getsocknameRaw(fd);
-  const peer = kernel.getpeernameRaw(fd);
+  const local = sock.getsocknameRaw(fd);
+  const peer = sock.getpeernameRaw(fd);
   if (local !== null) facts["local address"] = addressText(local, context.addresses);
   if (peer !== null) {
     facts["peer address"] = addressText(peer);
@@ -158,7 +159,7 @@ function unixFacts(inode: number, context: SocketContext, facts: Facts): void {
     facts.state = String(unix.state);
     facts.shutdown = String(unix.shutdown);
     facts["bytes to read"] = String(unix.receiveQueue);
-    if (unix.state === kernel.TCP_LISTEN) facts.backlog = String(unix.sendQueue);
+    if (unix.state === sock.TCP_LISTEN) facts.backlog = String(unix.sendQueue);
     if (unix.waiting.length > 0) facts["connections waiting"] = String(unix.waiting.length);
     if (unix.peer !== 0) facts["connected with"] = context.objects.get(`socket:[${unix.peer}]`) ?? "outside";
   }
@@ -166,24 +167,24 @@ function unixFacts(inode: number, context: SocketContext, facts: Facts): void {
 
 /** struct ucred of whoever made the other end: who it is counts, in the container's numbers. */
 function peerCredentials(fd: number, context: SocketContext): string | null {
-  if (kernel.tryGetsockopt(fd, kernel.SOL_SOCKET, SO_PEERCRED, 12) !== 12) return null;
-  const pid = kernel.socketOptionWord(0);
+  if (sock.tryGetsockopt(fd, sock.SOL_SOCKET, SO_PEERCRED, 12) !== 12) return null;
+  const pid = sock.socketOptionWord(0);
   if (pid === 0) return null;
   return [
     `process ${innerText(context.tree.innerPids, String(pid))}`,
-    `uid ${kernel.socketOptionWord(4)}`,
-    `gid ${kernel.socketOptionWord(8)}`,
+    `uid ${sock.socketOptionWord(4)}`,
+    `gid ${sock.socketOptionWord(8)}`,
   ].join(", ");
 }
 
 /** getsockopt(SO_GET_FILTER) counts in instructions, and refuses eBPF programs with EACCES. */
 function addFilter(fd: number, facts: Facts): void {
-  const count = kernel.tryGetsockopt(fd, kernel.SOL_SOCKET, SO_ATTACH_FILTER, 0);
+  const count = sock.tryGetsockopt(fd, sock.SOL_SOCKET, SO_ATTACH_FILTER, 0);
   if (count === -constants.errno.EACCES) facts.filter = "an eBPF program";
   if (count <= 0) return;
   const instructions = Buffer.alloc(FILTER_BYTES_MAX);
   try {
-    kernel.getsockoptBuffer(fd, kernel.SOL_SOCKET, SO_ATTACH_FILTER, instructions);
+    sock.getsockoptBuffer(fd, sock.SOL_SOCKET, SO_ATTACH_FILTER, instructions);
     facts.filter = instructions.toString("hex", 0, count * 8);
   } catch (error) {
     facts.filter = messageOf(error); // taken off, by one that runs
@@ -193,14 +194,14 @@ function addFilter(fd: number, facts: Facts): void {
 /** struct sockaddr as text; an address that is the node's own is called that, for the other node has another. */
 export function addressText(raw: Buffer, addresses?: ReadonlySet<string>): string {
   const family = raw.length >= 2 ? raw.readUInt16LE(0) : 0;
-  if (family === kernel.AF_INET || family === kernel.AF_INET6) {
-    const isV4 = family === kernel.AF_INET;
-    const address = kernel.formatAddress(isV4 ? raw.subarray(4, 8) : raw.subarray(8, 24));
+  if (family === ipText.AF_INET || family === ipText.AF_INET6) {
+    const isV4 = family === ipText.AF_INET;
+    const address = ipText.formatAddress(isV4 ? raw.subarray(4, 8) : raw.subarray(8, 24));
     const port = raw.readUInt16BE(2);
     const isKnown = addresses === undefined || isEverywhere(address, addresses);
     return `${isKnown ? address : "of the node"}:${port}`;
   }
-  if (family === kernel.AF_UNIX) {
+  if (family === sock.AF_UNIX) {
     const path = raw.subarray(2);
     if (path.length === 0) return "";
     // abstract names begin with a zero byte and may hold more; others end at the first
@@ -219,14 +220,14 @@ function nodeAddresses(): string[] {
 
 function isOfThisNode(raw: Buffer, here: ReadonlySet<string>): boolean {
   const family = raw.readUInt16LE(0);
-  if (family !== kernel.AF_INET && family !== kernel.AF_INET6) return false;
-  const bytes = family === kernel.AF_INET ? raw.subarray(4, 8) : raw.subarray(8, 24);
-  return here.has(kernel.unmapped(kernel.formatAddress(bytes)));
+  if (family !== ipText.AF_INET && family !== ipText.AF_INET6) return false;
+  const bytes = family === ipText.AF_INET ? raw.subarray(4, 8) : raw.subarray(8, 24);
+  return here.has(ipText.unmapped(ipText.formatAddress(bytes)));
 }
 
 /** Loopback, unspecified, and what moves along. */
 function isEverywhere(address: string, addresses: ReadonlySet<string>): boolean {
-  const plain = kernel.unmapped(address);
+  const plain = ipText.unmapped(address);
   return (
     plain.startsWith("127.") ||
     plain === "0.0.0.0" ||

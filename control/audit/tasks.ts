@@ -1,7 +1,7 @@
 /** Facts of processes and their threads: credentials, confinement, signals, limits, scheduling, names, namespaces. */
 import { createHash } from "node:crypto";
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as procs from "#proxy/kernel/processes.ts";
 import type { Facts } from "./fingerprint.ts";
 import { OWN_MASK } from "./harmless.ts";
 import { cgroupFacts, limitFacts, statFacts, statusFacts, timerFacts } from "./proc-text.ts";
@@ -78,7 +78,7 @@ const WITH_A_MASK = new Set(
 );
 
 /** What {@link processFacts} said under `scheduling`. */
-export function schedulingOf(fact: string): kernel.SchedulingAttributes | null {
+export function schedulingOf(fact: string): procs.SchedulingAttributes | null {
   const values = new Map(fact.split(", ").map((part) => part.split(" ") as [string, string]));
   const number = (name: string): number => Number(values.get(name) ?? 0);
   if (!values.has("policy")) return null;
@@ -173,9 +173,9 @@ function taskFacts(tree: Tree, pid: number, { tid, status }: Task): Facts {
  * thread's own.
  */
 function scheduling(tree: Tree, tid: number): string {
-  const own = kernel.getSchedulingAttributes(tid);
+  const own = procs.getSchedulingAttributes(tid);
   if (own === null) return "";
-  const usual = kernel.getSchedulingAttributes(tree.initPid);
+  const usual = procs.getSchedulingAttributes(tree.initPid);
   const isFair = own.policy === SCHED_OTHER || own.policy === SCHED_BATCH;
   const runtime = isFair && own.runtime === usual?.runtime ? "0" : own.runtime;
   return SCHEDULING_FIELDS.map((field) => `${field} ${field === "runtime" ? runtime : own[field]}`).join(
@@ -185,14 +185,14 @@ function scheduling(tree: Tree, tid: number): string {
 
 /** include/uapi/linux/ioprio.h: a class of 0 is "as the nice value says", whatever the level. */
 function ioPriority(tid: number): string {
-  const priority = kernel.getIoPriority(tid);
+  const priority = procs.getIoPriority(tid);
   return priority === null || priority >> 13 === 0 ? "0" : String(priority);
 }
 
 /** Who may run wherever the container may runs so on a node with other CPUs as well. */
 function affinity(tree: Tree, tid: number): string {
-  const own = kernel.getAffinity(tid);
-  return own === null ? "" : own === kernel.getAffinity(tree.initPid) ? "the container's" : own;
+  const own = procs.getAffinity(tid);
+  return own === null ? "" : own === procs.getAffinity(tree.initPid) ? "the container's" : own;
 }
 
 /** Namespaces that CRIU makes for the tree as a whole. What is in them is compared by itself. */

@@ -1,6 +1,6 @@
 /** Timers of timerfd_create(2) that a restore left off, armed again. */
 import { readFileSync } from "node:fs";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import type { TimerState } from "./timer-facts.ts";
 
 const NS_PER_S = 1_000_000_000n;
@@ -18,14 +18,14 @@ export function rearmTimer(fd: number, before: TimerState, restored: TimerState)
   const hasRunOut = restored.ticks > before.ticks || before.value === 0n;
   const rest = hasRunOut ? before.interval : before.value;
   const value = rest > 0n && (before.flags & TFD_TIMER_ABSTIME) !== 0 ? now(before.clock) + rest : rest;
-  kernel.setTimer(fd, before.flags, {
+  descriptor.setTimer(fd, before.flags, {
     seconds: Number(value / NS_PER_S),
     nanoseconds: Number(value % NS_PER_S),
     intervalSeconds: Number(before.interval / NS_PER_S),
     intervalNanoseconds: Number(before.interval % NS_PER_S),
   });
   const [ticks = 0n] = [before.ticks, restored.ticks].sort((a, b) => Number(b - a));
-  if (ticks > 0n) kernel.setTimerTicks(fd, ticks);
+  if (ticks > 0n) descriptor.setTimerTicks(fd, ticks);
 }
 
 /** This node's clock, nanoseconds: absolute times given from here are those of the agent's time namespace. */

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
-import { loadConfig } from "../config/config.ts";
+import { type AgentConfig, loadConfig } from "../config/config.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
@@ -19,6 +19,8 @@ import { startWorkload, stopWorkload } from "./stop.ts";
 import { plain, type Terminal } from "./terminal.ts";
 
 export interface Surroundings extends Terminal {
+  /** until it is told to end by a signal */
+  runAgent(config: AgentConfig, options: { logLevel: string }): Promise<void>;
   env: Record<string, string | undefined>;
   onInterrupt: OnInterrupt;
 }
@@ -116,9 +118,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     .addHelpText("after", EXIT_HELP)
     .action(async (options: { config: string; logLevel: string }) => {
       const config = loadConfig(options.config);
-      // The agent needs the kernel and half of the code base; the other commands start without it.
-      const { runAgent } = await import("#control/agent/main.ts");
-      await runAgent(config, { logLevel: options.logLevel });
+      await around.runAgent(config, { logLevel: options.logLevel });
     });
 
   const keys = program

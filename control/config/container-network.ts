@@ -1,8 +1,15 @@
 /** The network of a container that has one of its own: which addresses it gets, and what they must not be. */
 import { createHash } from "node:crypto";
 import { isIPv4 } from "node:net";
-import type { NetworkPlan } from "../runtime/runc/network.ts";
 import type { File, FileWorkload } from "./schema.ts";
+
+export interface NetworkPlan {
+  /** IPv4, of the container */
+  address: string;
+  prefix: number;
+  /** of the node, towards the container */
+  gateway: string;
+}
 
 type FileNetwork = NonNullable<FileWorkload["container"]>["network"];
 

@@ -22,7 +22,7 @@ import { closeSync, openSync, readFileSync, readSync, statfsSync } from "node:fs
 import { open, readFile } from "node:fs/promises";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { crc32 } from "node:zlib";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { PAGE_BYTES } from "./page-map.ts";
 import { ownPages } from "./page-scan.ts";
 import type { TracedProcess } from "./precopy.ts";
@@ -181,14 +181,14 @@ class ProcessReader {
     const file = openSync(fileOf(this.#pid, area), "r");
     try {
       const end = area.offset + area.end - area.start;
-      for (let at = kernel.seekData(file, area.offset); at !== null && at < end; ) {
+      for (let at = descriptor.seekData(file, area.offset); at !== null && at < end; ) {
         at -= at % PAGE_BYTES;
         const bytes = Buffer.alloc(Math.min(PIECE_BYTES, end - at));
         const bytesRead = readSync(file, bytes, 0, bytes.length, at);
         const whole = Math.ceil(bytesRead / PAGE_BYTES) * PAGE_BYTES;
         if (whole === 0) break;
         await this.#add(area.start + at - area.offset, bytes.subarray(0, whole), true);
-        at = kernel.seekData(file, at + whole);
+        at = descriptor.seekData(file, at + whole);
       }
     } finally {
       closeSync(file);

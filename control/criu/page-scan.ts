@@ -7,7 +7,8 @@
  */
 import { readSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as libc from "#proxy/kernel/libc.ts";
 import { PAGE_BYTES } from "./page-map.ts";
 
 /** Consecutive pages. */
@@ -65,7 +66,7 @@ function scan(pagemap: number, start: number, end: number): { ranges: PageRange[
     BigInt(start),
     BigInt(end),
     0n, // walk_end, the kernel's
-    kernel.addressOf(regions),
+    libc.addressOf(regions),
     BigInt(REGIONS_MAX),
     0n, // max_pages: no limit
     NOT_OWN, // category_inverted: these have to be absent
@@ -76,7 +77,7 @@ function scan(pagemap: number, start: number, end: number): { ranges: PageRange[
     arg.writeBigUInt64LE(value, index * 8);
   let count: number;
   try {
-    count = kernel.ioctlCount(pagemap, PAGEMAP_SCAN, arg);
+    count = descriptor.ioctlCount(pagemap, PAGEMAP_SCAN, arg);
   } catch (error) {
     const code = error instanceof HoldfastError ? error.code : "";
     if (code === "ESRCH") return { ranges: [], walkEnd: end };

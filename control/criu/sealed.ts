@@ -19,7 +19,7 @@
  */
 import { closeSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
 import type { CriuTool } from "./tool.ts";
 
 const LOADER = "loader";
@@ -41,16 +41,16 @@ export class SealedCriu {
 
   /** @throws HoldfastError `CRIU_UNFIT` */
   static make(tool: CriuTool): SealedCriu {
-    const programs = kernel.newMount("tmpfs");
+    const programs = mounts.newMount("tmpfs");
     try {
       const folder = `/proc/self/fd/${programs}`;
       mkdirSync(`${folder}/${NOTHING}`, { mode: 0o555 });
       const options = { mode: 0o555 };
       writeFileSync(`${folder}/${LOADER}`, withoutHostFolders(readFileSync(tool.loader)), options);
       writeFileSync(`${folder}/${BINARY}`, withOwnCache(readFileSync(tool.binary)), options);
-      kernel.setReadOnly(programs, true);
-      const libraries = kernel.openTree(tool.libraryPath);
-      kernel.setReadOnly(libraries, true);
+      mounts.setReadOnly(programs, true);
+      const libraries = mounts.openTree(tool.libraryPath);
+      mounts.setReadOnly(libraries, true);
       return new SealedCriu(programs, libraries);
     } catch (cause) {
       closeSync(programs);

@@ -9,7 +9,7 @@
 import { readdirSync, readFileSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { decodeImage, encodeImage, type ImageKind } from "./image-file.ts";
 import { type DecodedField, decodeFields, encodeFields } from "./protobuf.ts";
 import type { InheritFd } from "./protocol.ts";
@@ -36,7 +36,7 @@ export class SpareSemaphores {
 
   constructor(count: number) {
     this.fds = Array.from({ length: count }, () =>
-      kernel.eventfd(0, kernel.EFD_SEMAPHORE | kernel.EFD_CLOEXEC),
+      descriptor.eventfd(0, descriptor.EFD_SEMAPHORE | descriptor.EFD_CLOEXEC),
     );
   }
 
@@ -59,7 +59,7 @@ export class SpareSemaphores {
       if (replaced.has(id)) continue;
       const spare = this.fds[inherit.length];
       if (spare === undefined) throw tooMany(this.fds.length);
-      kernel.tryFcntl(spare, kernel.F_SETFL, semaphore.flags & O_NONBLOCK);
+      descriptor.tryFcntl(spare, descriptor.F_SETFL, semaphore.flags & O_NONBLOCK);
       if (semaphore.count > 0n) writeSync(spare, countBytes(semaphore.count));
       const key = `holdfast-eventfd-${id}`;
       replaced.set(id, key);
@@ -82,7 +82,7 @@ export class SpareSemaphores {
   }
 
   close(): void {
-    for (const fd of this.fds.splice(0)) kernel.close(fd);
+    for (const fd of this.fds.splice(0)) descriptor.close(fd);
   }
 }
 

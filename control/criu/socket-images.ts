@@ -6,7 +6,7 @@
  * bytes in, bytes out.
  */
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { addressBytes, formatAddress } from "#proxy/kernel/kernel.ts";
+import { addressBytes, formatAddress } from "#proxy/kernel/address-text.ts";
 import { decodeImage, encodeImage } from "./image-file.ts";
 import { type DecodedField, decodeFields, encodeFields, type Field } from "./protobuf.ts";
 

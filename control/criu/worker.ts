@@ -11,7 +11,9 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import {
   type CriuOptions,
   type CriuResponse,
@@ -76,10 +78,10 @@ export class CriuWorker {
 
   static async #spawn(options: WorkerOptions): Promise<CriuWorker> {
     const { criu, initPid } = options;
-    const [ours, theirs] = kernel.socketpairSeqpacket();
+    const [ours, theirs] = sock.socketpairSeqpacket();
     let images = -1;
     try {
-      images = kernel.openTree(options.imagesDir);
+      images = mounts.openTree(options.imagesDir);
       // with our end among CRIU's own descriptors, no death of ours is the end of that connection
       const given = [theirs, ...options.inherit, ...(options.outlivesAgent ? [ours] : [])];
       const imagesFd = RPC_FD + given.length;
@@ -108,15 +110,15 @@ export class CriuWorker {
       await once(child, "spawn");
       return new CriuWorker(child, ours, imagesPath);
     } catch (cause) {
-      kernel.close(ours);
+      descriptor.close(ours);
       throw new HoldfastError(`CRIU cannot be started: ${messageOf(cause)}`, {
         code: "CRIU_START",
         source: "criu",
         cause,
       });
     } finally {
-      kernel.close(theirs);
-      if (images !== -1) kernel.close(images);
+      descriptor.close(theirs);
+      if (images !== -1) descriptor.close(images);
     }
   }
 
@@ -124,7 +126,7 @@ export class CriuWorker {
   static async learnKernel(criu: SealedCriu): Promise<Buffer> {
     const imagesDir = mkdtempSync(join(tmpdir(), "holdfast-criu-"));
     // CRIU keeps its cache on a tmpfs only
-    kernel.mount("tmpfs", "holdfast", imagesDir, kernel.MS_NOSUID | kernel.MS_NODEV);
+    mounts.mount("tmpfs", "holdfast", imagesDir, mounts.MS_NOSUID | mounts.MS_NODEV);
     try {
       const worker = await CriuWorker.#spawn({
         criu,
@@ -141,7 +143,7 @@ export class CriuWorker {
       }
       return readFileSync(join(imagesDir, KERNEL_CACHE));
     } finally {
-      kernel.unmount(imagesDir);
+      mounts.unmount(imagesDir);
       rmSync(imagesDir, { recursive: true, force: true });
     }
   }
@@ -185,20 +187,20 @@ export class CriuWorker {
   async close(): Promise<void> {
     if (!this.#closed) {
       this.#closed = true;
-      kernel.shutdown(this.#socket, kernel.SHUT_RDWR);
+      sock.shutdown(this.#socket, sock.SHUT_RDWR);
       await this.#receiving;
-      kernel.close(this.#socket);
+      descriptor.close(this.#socket);
     }
     await this.#ended;
   }
 
   #send(message: Buffer): void {
-    kernel.send(this.#socket, message, kernel.MSG_NOSIGNAL);
+    sock.send(this.#socket, message, sock.MSG_NOSIGNAL);
   }
 
   async #receive(): Promise<CriuResponse> {
     const buffer = Buffer.alloc(RESPONSE_BYTES_MAX);
-    const received = kernel.recvAsync(this.#socket, buffer);
+    const received = sock.recvAsync(this.#socket, buffer);
     this.#receiving = received.catch(() => 0);
     const length = await received;
     if (length === 0) {

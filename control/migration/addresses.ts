@@ -5,7 +5,9 @@
  */
 import { isIPv6 } from "node:net";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 
 /** any port: nothing is sent */
@@ -22,7 +24,7 @@ export function isUnspecified(address: string): boolean {
 }
 
 export function isLoopback(address: string): boolean {
-  return address === "::1" || kernel.unmapped(address).startsWith("127.");
+  return address === "::1" || ipText.unmapped(address).startsWith("127.");
 }
 
 /** fe80::/10: means nothing without the device it is on */
@@ -35,7 +37,7 @@ export function isHere(address: string): boolean {
   if (isUnspecified(address) || isLoopback(address)) return true;
   return withUdp(address, (fd, plain) => {
     try {
-      kernel.bind(fd, { address: plain, port: 0 });
+      sock.bind(fd, { address: plain, port: 0 });
       return true;
     } catch (error) {
       if (error instanceof HoldfastError && error.code === "EADDRNOTAVAIL") return false;
@@ -52,8 +54,8 @@ export function isHere(address: string): boolean {
 export function ownAddressFor(address: string): string {
   const own = withUdp(address, (fd, plain) => {
     try {
-      kernel.connect(fd, { address: plain, port: DISCARD_PORT });
-      return kernel.getsockname(fd).address;
+      sock.connect(fd, { address: plain, port: DISCARD_PORT });
+      return sock.getsockname(fd).address;
     } catch (cause) {
       throw new HoldfastError(
         `a socket of the application is bound to ${address}, and this node has no way into that network: ${messageOf(cause)}`,
@@ -61,7 +63,7 @@ export function ownAddressFor(address: string): string {
       );
     }
   });
-  return kernel.unmapped(address) === address ? own : `::ffff:${own}`;
+  return ipText.unmapped(address) === address ? own : `::ffff:${own}`;
 }
 
 export function unspecifiedLike(address: string): string {
@@ -69,12 +71,12 @@ export function unspecifiedLike(address: string): string {
 }
 
 function withUdp<T>(address: string, use: (fd: number, plain: string) => T): T {
-  const plain = kernel.unmapped(address);
-  const domain = isIPv6(plain) ? kernel.AF_INET6 : kernel.AF_INET;
-  const fd = kernel.socket(domain, kernel.SOCK_DGRAM | kernel.SOCK_CLOEXEC, 0);
+  const plain = ipText.unmapped(address);
+  const domain = isIPv6(plain) ? ipText.AF_INET6 : ipText.AF_INET;
+  const fd = sock.socket(domain, sock.SOCK_DGRAM | sock.SOCK_CLOEXEC, 0);
   try {
     return use(fd, plain);
   } finally {
-    kernel.close(fd);
+    descriptor.close(fd);
   }
 }

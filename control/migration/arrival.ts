@@ -14,6 +14,21 @@ import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import {
+  adoptCall,
+  filesEvent,
+  filesGoneCall,
+  type ImagesEvent,
+  imagesEvent,
+  type OutcomeReply,
+  type PrepareCall,
+  type ReleaseReply,
+  type RestoreCall,
+  type RestoreReply,
+  restoreCall,
+  type StandbyReply,
+} from "../api/migration.ts";
+import type { InstanceState } from "../api/watches.ts";
 import { type Fingerprint, fingerprintSchema } from "../audit/fingerprint.ts";
 import { semaphoresOf } from "../audit/semaphores-of.ts";
 import { rehearse } from "../audit/take.ts";
@@ -34,23 +49,9 @@ import { makeQueues, QueueStands, showQueues } from "../runtime/posix-queues.ts"
 import { childrenOf, identify, innerPid, treeOf } from "../runtime/processes.ts";
 import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
 import { inNetworkOf } from "../runtime/runc/network.ts";
-import type { Workload } from "../workload/workload.ts";
 import { addressesThatMove } from "./addresses.ts";
 import { criuLogReason } from "./departure.ts";
-import {
-  adoptCall,
-  filesEvent,
-  filesGoneCall,
-  type ImagesEvent,
-  imagesEvent,
-  type OutcomeReply,
-  type PrepareCall,
-  type ReleaseReply,
-  type RestoreCall,
-  type RestoreReply,
-  restoreCall,
-  type StandbyReply,
-} from "./move.ts";
+import type { MigrationHost } from "./host.ts";
 import {
   fitOwnSockets,
   type OwnSockets,
@@ -62,8 +63,6 @@ import { decideAtTarget, delay, isNoAnswer, OUTCOME_MS_MAX } from "./settle.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
 import { refuseMissingUnixPeers } from "./unix-peers.ts";
 import { restoredMemory, type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
-
-import type { InstanceState } from "./watch-state.ts";
 import { countsOf, overflowOf, put as putWatches } from "./watches.ts";
 
 const GRANT_MS_MAX = 5_000;
@@ -81,7 +80,7 @@ interface Unpacking {
 
 export class Arrival {
   readonly prepare: PrepareCall;
-  #workload: Workload;
+  #workload: MigrationHost;
   #channel: Channel;
   #state: State = "preparing";
   #created: Promise<ContainerRecord> | null = null;
@@ -115,7 +114,7 @@ export class Arrival {
   /** this agent ends, and leaves to the next one what became of the release */
   #isLeftOpen = false;
 
-  constructor(workload: Workload, channel: Channel, prepare: PrepareCall) {
+  constructor(workload: MigrationHost, channel: Channel, prepare: PrepareCall) {
     this.#workload = workload;
     this.#channel = channel;
     this.prepare = prepare;

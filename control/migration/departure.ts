@@ -16,6 +16,20 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import type { DiagSocket } from "#proxy/kernel/diag.ts";
 import { seal } from "#proxy/store/seal.ts";
+import { refuse } from "../api/finding.ts";
+import {
+  type MoveResult,
+  type OutcomeReply,
+  outcomeReply,
+  type Phase,
+  type PhaseEvent,
+  type PrepareCall,
+  type ReleaseReply,
+  type Report,
+  type RestoreCall,
+  type RestoreReply,
+  type StandbyReply,
+} from "../api/migration.ts";
 import { semaphoresOf } from "../audit/semaphores-of.ts";
 import { type Taken, takeFingerprint } from "../audit/take.ts";
 import { type ImageManifest, ImageSender } from "../criu/images.ts";
@@ -32,23 +46,9 @@ import { highestInnerTid, identify, innerPid, stoppedOf, treeOf } from "../runti
 import { applicationPid, runPath } from "../runtime/runc/container-runtime.ts";
 import { loadRootfs } from "../runtime/runc/rootfs.ts";
 import { INSIDE_RUN } from "../runtime/runc/spec.ts";
-import { refuse } from "../workload/preflight/preflight.ts";
-import type { Workload } from "../workload/workload.ts";
 import { addressesThatMove } from "./addresses.ts";
+import type { MigrationHost } from "./host.ts";
 import { locksOnSharedMounts } from "./locks.ts";
-import {
-  type MoveResult,
-  type OutcomeReply,
-  outcomeReply,
-  type Phase,
-  type PhaseEvent,
-  type PrepareCall,
-  type ReleaseReply,
-  type Report,
-  type RestoreCall,
-  type RestoreReply,
-  type StandbyReply,
-} from "./move.ts";
 import { leaveOwnSockets } from "./own-sockets.ts";
 import { predict } from "./prediction.ts";
 import { Rehearsal } from "./rehearsal.ts";
@@ -93,7 +93,7 @@ const STORE_MS_MAX = 1_500;
 const NO_LINK: Endpoint = { address: "", port: 0 };
 
 export class Departure {
-  #workload: Workload;
+  #workload: MigrationHost;
   #options: DepartureOptions;
   #id = randomUUID();
   #startedMs = performance.now();
@@ -124,7 +124,7 @@ export class Departure {
   #result: MoveResult;
   #rehearsal = new Rehearsal();
 
-  constructor(workload: Workload, options: DepartureOptions) {
+  constructor(workload: MigrationHost, options: DepartureOptions) {
     this.#workload = workload;
     this.#options = options;
     this.#result = {

@@ -13,7 +13,11 @@ import { constants } from "node:fs";
 import { isIPv4 } from "node:net";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as libc from "#proxy/kernel/libc.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { hasArrived } from "./over-loopback.ts";
 
 /**
@@ -39,7 +43,7 @@ const INFO_SEGMENTS_IN = 140;
 /** Of an Internet TCP socket: its state (include/net/tcp_states.h), and whether it has been ESTABLISHED since it began to connect. */
 export function tcpInfo(fd: number): { state: number; wasEstablished: boolean } {
   const info = Buffer.alloc(INFO_BYTES);
-  kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_INFO, info);
+  sock.getsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_INFO, info);
   return {
     state: info.readUInt8(INFO_STATE),
     // a reset that answers a SYN is the only segment of its connection
@@ -52,14 +56,14 @@ export function tcpInfo(fd: number): { state: number; wasEstablished: boolean } 
 
 /** A copy of what the application has not read; nothing is taken, and no error. At most `bytesMax` of it. */
 export function unreadOf(fd: number, bytesMax: number): Buffer {
-  const bytes = Buffer.alloc(Math.min(kernel.ioctlInt(fd, kernel.SIOCINQ), bytesMax));
+  const bytes = Buffer.alloc(Math.min(descriptor.ioctlInt(fd, sock.SIOCINQ), bytesMax));
   if (bytes.length === 0) return bytes;
-  return bytes.subarray(0, kernel.recv(fd, bytes, kernel.MSG_PEEK | kernel.MSG_DONTWAIT));
+  return bytes.subarray(0, sock.recv(fd, bytes, sock.MSG_PEEK | sock.MSG_DONTWAIT));
 }
 
 /** What a socket in state CLOSE that has had a peer still says. Takes nothing from it. */
 export function endOf(fd: number, bytesMax: number): ConnectionEnd {
-  const hasError = (kernel.pollNow(fd, 0) & kernel.POLLERR) !== 0;
+  const hasError = (polling.pollNow(fd, 0) & polling.POLLERR) !== 0;
   return {
     how: tcpInfo(fd).wasEstablished ? "reset" : "refused",
     isSeen: !hasError,
@@ -72,75 +76,75 @@ export function endOf(fd: number, bytesMax: number): ConnectionEnd {
  * @throws HoldfastError when the socket cannot reach the loopback device (it is bound to another one)
  */
 export function end(fd: number, { how, isSeen, unread }: ConnectionEnd): void {
-  const isIPv6 = domainOf(fd) === kernel.AF_INET6;
-  kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR); // one left from before would be taken for that of the connect
+  const isIPv6 = domainOf(fd) === ipText.AF_INET6;
+  sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_ERROR); // one left from before would be taken for that of the connect
   withoutBlocking(fd, () => {
     const listener = listenOnLoopback(isIPv6);
     let peer = -1;
     try {
       if (how !== "refused") {
         connectTo(fd, listener.at);
-        hasArrived(() => isReady(listener.fd, kernel.POLLIN));
-        peer = kernel.accept(listener.fd, kernel.SOCK_CLOEXEC | kernel.SOCK_NONBLOCK);
+        hasArrived(() => isReady(listener.fd, polling.POLLIN));
+        peer = sock.accept(listener.fd, sock.SOCK_CLOEXEC | sock.SOCK_NONBLOCK);
       }
     } finally {
-      kernel.close(listener.fd);
+      descriptor.close(listener.fd);
     }
     if (how === "refused") {
-      kernel.tryConnect(fd, listener.at);
-      hasArrived(() => isReady(fd, kernel.POLLERR));
+      sock.tryConnect(fd, listener.at);
+      hasArrived(() => isReady(fd, polling.POLLERR));
       return;
     }
     try {
       give(peer, unread);
       if (how === "reset") abortOnClose(peer);
     } finally {
-      kernel.close(peer);
+      descriptor.close(peer);
     }
-    hasArrived(() => isReady(fd, how === "reset" ? kernel.POLLERR : POLLRDHUP));
+    hasArrived(() => isReady(fd, how === "reset" ? polling.POLLERR : POLLRDHUP));
   });
-  if (isSeen) kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR);
+  if (isSeen) sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_ERROR);
 }
 
 /** Begins to connect and does not wait, whatever the application's socket does. */
 export function beginConnecting(fd: number, to: Endpoint): void {
-  kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR);
-  const isMapped = isIPv4(to.address) && domainOf(fd) === kernel.AF_INET6;
+  sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_ERROR);
+  const isMapped = isIPv4(to.address) && domainOf(fd) === ipText.AF_INET6;
   const address = isMapped ? `::ffff:${to.address}` : to.address;
   withoutBlocking(fd, () => connectTo(fd, { ...to, address }));
 }
 
 function domainOf(fd: number): number {
-  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_DOMAIN);
+  return sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_DOMAIN);
 }
 
 function connectTo(fd: number, to: Endpoint): void {
-  const errno = -kernel.tryConnect(fd, to);
+  const errno = -sock.tryConnect(fd, to);
   if (errno === 0) return;
   throw new HoldfastError(`a socket of the application cannot be connected to ${to.address}:${to.port}`, {
-    code: kernel.errnoName(errno),
+    code: libc.errnoName(errno),
     source: "kernel",
   });
 }
 
 function withoutBlocking(fd: number, work: () => void): void {
-  const flags = kernel.fileFlags(fd);
-  kernel.setFileFlags(fd, flags | constants.O_NONBLOCK);
+  const flags = descriptor.fileFlags(fd);
+  descriptor.setFileFlags(fd, flags | constants.O_NONBLOCK);
   try {
     work();
   } finally {
-    kernel.setFileFlags(fd, flags);
+    descriptor.setFileFlags(fd, flags);
   }
 }
 
 function listenOnLoopback(isIPv6: boolean): { fd: number; at: Endpoint } {
-  const fd = kernel.tcpSocket(isIPv6 ? 6 : 4);
+  const fd = sock.tcpSocket(isIPv6 ? 6 : 4);
   try {
-    kernel.bind(fd, { address: isIPv6 ? "::1" : "127.0.0.1", port: 0 });
-    kernel.listen(fd, 1);
-    return { fd, at: kernel.getsockname(fd) };
+    sock.bind(fd, { address: isIPv6 ? "::1" : "127.0.0.1", port: 0 });
+    sock.listen(fd, 1);
+    return { fd, at: sock.getsockname(fd) };
   } catch (error) {
-    kernel.close(fd);
+    descriptor.close(fd);
     throw error;
   }
 }
@@ -148,24 +152,24 @@ function listenOnLoopback(isIPv6: boolean): { fd: number; at: Endpoint } {
 /** As far as the receive buffer goes. */
 function give(fd: number, bytes: Buffer): void {
   if (bytes.length === 0) return;
-  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUFFORCE, bytes.length);
+  sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_SNDBUFFORCE, bytes.length);
   let at = 0;
   while (at < bytes.length) {
-    const sent = kernel.send(fd, bytes.subarray(at), kernel.MSG_DONTWAIT);
+    const sent = sock.send(fd, bytes.subarray(at), sock.MSG_DONTWAIT);
     if (sent <= 0) break;
     at += sent;
   }
   // what was not acknowledged a reset would throw away
-  hasArrived(() => kernel.ioctlInt(fd, kernel.SIOCOUTQ) === 0);
+  hasArrived(() => descriptor.ioctlInt(fd, sock.SIOCOUTQ) === 0);
 }
 
 function isReady(fd: number, events: number): boolean {
-  return (kernel.pollNow(fd, events) & events) !== 0;
+  return (polling.pollNow(fd, events) & events) !== 0;
 }
 
 /** socket(7), SO_LINGER with a time of 0: close(2) resets */
 function abortOnClose(fd: number): void {
   const linger = Buffer.alloc(8);
   linger.writeInt32LE(1, 0);
-  kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_LINGER, linger);
+  sock.setsockoptBuffer(fd, sock.SOL_SOCKET, sock.SO_LINGER, linger);
 }

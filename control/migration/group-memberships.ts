@@ -7,7 +7,8 @@
 import { readFileSync } from "node:fs";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 
 const MCAST_JOIN_GROUP = 42;
 const MCAST_MSFILTER = 48;
@@ -46,7 +47,7 @@ export function deviceGroups(): DeviceGroup[] {
 
 /** Of an Internet socket. */
 export function membershipsOf(fd: number, groups: DeviceGroup[]): Membership[] {
-  const isIPv6 = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_DOMAIN) === kernel.AF_INET6;
+  const isIPv6 = sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_DOMAIN) === ipText.AF_INET6;
   const found: Membership[] = [];
   for (const { device, index, group } of groups) {
     // an IPv6 socket can be in groups of both
@@ -56,7 +57,7 @@ export function membershipsOf(fd: number, groups: DeviceGroup[]): Membership[] {
     writeStorage(filter, GROUP_AT, group);
     filter.writeUInt32LE(SOURCES_MAX, COUNT_AT);
     try {
-      kernel.getsockoptBuffer(fd, levelOf(group), MCAST_MSFILTER, filter);
+      sock.getsockoptBuffer(fd, levelOf(group), MCAST_MSFILTER, filter);
     } catch (error) {
       // EADDRNOTAVAIL: not in it
       if (error instanceof HoldfastError && error.source === "kernel") continue;
@@ -88,26 +89,26 @@ export function join(fd: number, { device, group, mode, sources }: Membership, g
   for (const [source, address] of sources.entries())
     writeStorage(filter, SOURCES_AT + source * STORAGE_BYTES, address);
   // struct group_req is the beginning of struct group_filter
-  kernel.setsockoptBuffer(fd, levelOf(group), MCAST_JOIN_GROUP, filter.subarray(0, MODE_AT));
+  sock.setsockoptBuffer(fd, levelOf(group), MCAST_JOIN_GROUP, filter.subarray(0, MODE_AT));
   if (mode !== MCAST_EXCLUDE || sources.length > 0)
-    kernel.setsockoptBuffer(fd, levelOf(group), MCAST_MSFILTER, filter);
+    sock.setsockoptBuffer(fd, levelOf(group), MCAST_MSFILTER, filter);
 }
 
 function levelOf(group: string): number {
-  return group.includes(":") ? kernel.IPPROTO_IPV6 : kernel.IPPROTO_IP;
+  return group.includes(":") ? sock.IPPROTO_IPV6 : sock.IPPROTO_IP;
 }
 
 /** struct sockaddr_in or sockaddr_in6 */
 function writeStorage(into: Buffer, at: number, address: string): void {
-  const bytes = kernel.addressBytes(address);
-  into.writeUInt16LE(bytes.length === 4 ? kernel.AF_INET : kernel.AF_INET6, at);
+  const bytes = ipText.addressBytes(address);
+  into.writeUInt16LE(bytes.length === 4 ? ipText.AF_INET : ipText.AF_INET6, at);
   bytes.copy(into, at + (bytes.length === 4 ? 4 : 8));
 }
 
 function readStorage(from: Buffer, at: number): string {
-  const isIPv4 = from.readUInt16LE(at) === kernel.AF_INET;
+  const isIPv4 = from.readUInt16LE(at) === ipText.AF_INET;
   const start = at + (isIPv4 ? 4 : 8);
-  return kernel.formatAddress(from.subarray(start, start + (isIPv4 ? 4 : 16)));
+  return ipText.formatAddress(from.subarray(start, start + (isIPv4 ? 4 : 16)));
 }
 
 /** "2\teth0 : …", then a line for each group: the address as a number of this machine, in hexadecimal */
@@ -120,7 +121,7 @@ function groupsOfIPv4(text: string): DeviceGroup[] {
     const group = /^\s+([0-9A-F]{8})\s/.exec(line)?.[1];
     if (group === undefined) continue;
     const bytes = Buffer.from(group, "hex").reverse();
-    groups.push({ device: device.name, index: device.index, group: kernel.formatAddress(bytes) });
+    groups.push({ device: device.name, index: device.index, group: ipText.formatAddress(bytes) });
   }
   return groups;
 }
@@ -130,7 +131,7 @@ function groupsOfIPv6(text: string): DeviceGroup[] {
   return [...text.matchAll(/^(\d+)\s+(\S+)\s+([0-9a-f]{32})\s/gm)].map(([, index, device, group]) => ({
     device: device ?? "",
     index: Number(index),
-    group: kernel.formatAddress(Buffer.from(group ?? "", "hex")),
+    group: ipText.formatAddress(Buffer.from(group ?? "", "hex")),
   }));
 }
 

@@ -21,8 +21,9 @@ import { join } from "node:path";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
 import type { DiagSocket } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
 import { innerPid } from "../runtime/processes.ts";
 import { inNetworkOf, insideNetworkOf } from "../runtime/runc/network.ts";
@@ -115,7 +116,7 @@ export async function leaveOwnSockets(
   for (const { inode } of cut) {
     const at = inodes.get(inode);
     // its peer hears of it by RST. Not by SOCK_DESTROY, which leaves the socket an address of this node
-    if (at !== undefined) withSocketAt(at, kernel.disconnect);
+    if (at !== undefined) withSocketAt(at, sock.disconnect);
   }
 }
 
@@ -148,7 +149,7 @@ async function deadConnections(inodes: Map<number, SocketPlace>): Promise<OwnSoc
   const found: OwnSocket[] = [];
   for (const [inode, at] of inodes) {
     const ending = withSocketAt(at, (fd) =>
-      isTcp(fd) && tcpInfo(fd).state === kernel.TCP_CLOSE && kernel.lastPeer(fd) !== null
+      isTcp(fd) && tcpInfo(fd).state === sock.TCP_CLOSE && sock.lastPeer(fd) !== null
         ? endOf(fd, UNREAD_BYTES_MAX)
         : null,
     );
@@ -181,7 +182,7 @@ function internalDatagrams(inodes: Map<number, SocketPlace>): OwnSocket[] {
   const all: { inode: number; local: Endpoint; remote: Endpoint | null }[] = [];
   for (const [inode, at] of inodes)
     withSocketAt(at, (fd) => {
-      if (isDatagram(fd)) all.push({ inode, local: kernel.getsockname(fd), remote: kernel.lastPeer(fd) });
+      if (isDatagram(fd)) all.push({ inode, local: sock.getsockname(fd), remote: sock.lastPeer(fd) });
     });
   for (const { inode, remote } of all) {
     if (remote === null || isLoopback(remote.address) || !isHere(remote.address)) continue;
@@ -197,7 +198,7 @@ async function datagramSockets(inodes: Map<number, SocketPlace>): Promise<OwnSoc
   const found: OwnSocket[] = [];
   for (const [inode, at] of inodes) {
     const seen = withSocketAt(at, (fd) => {
-      if (!isInternet(fd) || typeOf(fd) === kernel.SOCK_STREAM) return null;
+      if (!isInternet(fd) || typeOf(fd) === sock.SOCK_STREAM) return null;
       groups ??= inNetworkOf([at.pid], deviceGroups);
       const unread = isDatagram(fd) ? unreadDatagramsOf(fd, UNREAD_BYTES_MAX) : [];
       return { groups: membershipsOf(fd, groups), unread };
@@ -213,7 +214,7 @@ function endKey(one: Endpoint, other: Endpoint): string {
 }
 
 function canReceive(bound: string, address: string): boolean {
-  return isUnspecified(bound) || kernel.unmapped(bound) === kernel.unmapped(address);
+  return isUnspecified(bound) || ipText.unmapped(bound) === ipText.unmapped(address);
 }
 
 // ---- at the target ----
@@ -252,7 +253,7 @@ function fitHere(imagesDir: string, own: OwnSockets, vip: string | undefined): b
   let needsVip = false;
   const here = new Map<string, boolean>();
   const moves = (address: string): boolean => {
-    if (kernel.unmapped(address) === vip) return true;
+    if (ipText.unmapped(address) === vip) return true;
     const known = here.get(address) ?? isHere(address);
     here.set(address, known);
     return known;
@@ -260,7 +261,7 @@ function fitHere(imagesDir: string, own: OwnSockets, vip: string | undefined): b
   const kinds = new Map<number, OwnSocket["kind"]>();
   for (const { inode, kind } of own.sockets) if (kind !== "datagram") kinds.set(inode, kind);
   const image = rewriteInetSockets(readFileSync(path), (socket) => {
-    if (kernel.unmapped(socket.local.address) === vip && !kinds.has(socket.inode)) needsVip = true;
+    if (ipText.unmapped(socket.local.address) === vip && !kinds.has(socket.inode)) needsVip = true;
     return fitted(socket, kinds.get(socket.inode), moves);
   });
   writeFileSync(path, image);
@@ -275,14 +276,13 @@ function fitted(
   const { local, remote, state } = socket;
   const nobody = { address: unspecifiedLike(local.address), port: 0 };
   const stays = !moves(local.address);
-  if (kind === "ended")
-    return { local: nobody, remote: nobody, state: kernel.TCP_CLOSE, keepShutdown: false };
+  if (kind === "ended") return { local: nobody, remote: nobody, state: sock.TCP_CLOSE, keepShutdown: false };
   if (kind === "connecting") {
     // an address that is left belongs to an explicit bind(2); of a port alone nobody knows
     const bound = isUnspecified(local.address)
       ? nobody
       : { ...local, address: stays ? ownAddressFor(local.address) : local.address };
-    return { local: bound, remote: nobody, state: kernel.TCP_CLOSE, keepShutdown: false };
+    return { local: bound, remote: nobody, state: sock.TCP_CLOSE, keepShutdown: false };
   }
   if (!stays) return null;
   const mine = { ...local, address: ownAddressFor(local.address) };
@@ -290,9 +290,9 @@ function fitted(
     const there = moves(remote.address) ? remote.address : ownAddressFor(remote.address);
     return { local: mine, remote: { ...remote, address: there }, state, keepShutdown: true };
   }
-  const isTcp = socket.type === kernel.SOCK_STREAM;
+  const isTcp = socket.type === sock.SOCK_STREAM;
   // a listener or a connection at an address that is not here: CRIU says so, and the move rolls back
-  if (isTcp && state !== kernel.TCP_CLOSE) return null;
+  if (isTcp && state !== sock.TCP_CLOSE) return null;
   // connect(2) finds the address that reaches the peer
   const bound = isTcp || remote.port === 0 ? mine : { ...local, address: nobody.address };
   return { local: bound, remote, state, keepShutdown: true };
@@ -352,7 +352,7 @@ function putBackOne(
     return;
   }
   // one that is connected again has been put back before
-  if (!isTcp(fd) || tcpInfo(fd).state !== kernel.TCP_CLOSE || kernel.lastPeer(fd) !== null) return;
+  if (!isTcp(fd) || tcpInfo(fd).state !== sock.TCP_CLOSE || sock.lastPeer(fd) !== null) return;
   if (socket.kind === "connecting") beginConnecting(fd, socket.to);
   else end(fd, { ...socket, unread: Buffer.from(socket.unread, "base64") });
 }
@@ -364,21 +364,21 @@ async function inside({ pid, fd }: SocketPlace): Promise<{ pid: number; fd: numb
 }
 
 function isDatagram(fd: number): boolean {
-  const protocol = isInternet(fd) && typeOf(fd) === kernel.SOCK_DGRAM ? protocolOf(fd) : -1;
-  return protocol === kernel.IPPROTO_UDP || protocol === kernel.IPPROTO_UDPLITE;
+  const protocol = isInternet(fd) && typeOf(fd) === sock.SOCK_DGRAM ? protocolOf(fd) : -1;
+  return protocol === sock.IPPROTO_UDP || protocol === sock.IPPROTO_UDPLITE;
 }
 
 function isInternet(fd: number): boolean {
-  const domain = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_DOMAIN);
-  return domain === kernel.AF_INET || domain === kernel.AF_INET6;
+  const domain = sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_DOMAIN);
+  return domain === ipText.AF_INET || domain === ipText.AF_INET6;
 }
 
 function protocolOf(fd: number): number {
-  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_PROTOCOL);
+  return sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_PROTOCOL);
 }
 
 function typeOf(fd: number): number {
-  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_TYPE);
+  return sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_TYPE);
 }
 
 function parseJson(text: string): unknown {

@@ -7,6 +7,8 @@
  * tell. The range is what such sums were off by on machines that do other work too.
  */
 
+import type { PredictedPart, Prediction, Range } from "../api/migration.ts";
+
 /** What a rehearsal knows. */
 export interface Measured {
   downstream: "takeover" | "relay";
@@ -32,25 +34,6 @@ export interface Measured {
   /** CRIU from its start to its first answer */
   criuMs: number;
   quiesceMsMax: number;
-}
-
-export interface Range {
-  low: number;
-  likely: number;
-  high: number;
-}
-
-export interface PredictedPart {
-  /** a phase of the move */
-  phase: "hold" | "capture" | "dump" | "transfer" | "restore" | "commit" | "release";
-  ms: Range;
-  /** what it comes from, for people */
-  from: string;
-}
-
-export interface Prediction {
-  pauseMs: Range;
-  parts: PredictedPart[];
 }
 
 /** What a rehearsal cannot measure, as seen with kernel 6.18 and CRIU 4.2 (bench/cutover). Milliseconds, bytes a millisecond. */

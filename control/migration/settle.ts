@@ -13,9 +13,9 @@
  * above all that it may give out, and the record is raised to that.
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import type { Held, PeerAnswer } from "../workload/owners.ts";
-import type { Workload } from "../workload/workload.ts";
-import { type OutcomeReply, outcomeReply } from "./move.ts";
+import { type OutcomeReply, outcomeReply } from "../api/migration.ts";
+import type { Held, PeerAnswer } from "../api/owners.ts";
+import type { MigrationHost } from "./host.ts";
 
 export const STORE_RETRY_MS = 200;
 const PEER_MS_MAX = 1_000;
@@ -42,7 +42,7 @@ export type Settled = { where: "here"; epoch: number; told: boolean } | { where:
 const GRANTED_ABOVE = 2;
 
 /** At the source, after a commit that may have happened: asks until somebody knows. */
-export async function decideAtSource(workload: Workload, unclear: Unclear): Promise<Settled> {
+export async function decideAtSource(workload: MigrationHost, unclear: Unclear): Promise<Settled> {
   let { granted } = unclear;
   return settling(workload, async (attempt) => {
     const { seen } = workload.journal;
@@ -72,11 +72,11 @@ function fromWord(word: OutcomeReply | null, { epoch }: Unclear): Settled | null
   return null;
 }
 
-function askStore(workload: Workload, unclear: Unclear, granted: boolean): Promise<Settled | null> {
+function askStore(workload: MigrationHost, unclear: Unclear, granted: boolean): Promise<Settled | null> {
   return granted ? hasReleased(workload, unclear) : takeBack(workload, unclear);
 }
 
-async function takeBack(workload: Workload, unclear: Unclear): Promise<Settled | null> {
+async function takeBack(workload: MigrationHost, unclear: Unclear): Promise<Settled | null> {
   const { context, name } = workload;
   const { migration } = unclear;
   try {
@@ -92,7 +92,7 @@ async function takeBack(workload: Workload, unclear: Unclear): Promise<Settled |
 }
 
 /** Only looks: the target may be alive without the store knowing it yet. Another owner since then is after the target. */
-async function hasReleased(workload: Workload, { epoch }: Unclear): Promise<Settled | null> {
+async function hasReleased(workload: MigrationHost, { epoch }: Unclear): Promise<Settled | null> {
   const { context, name } = workload;
   const found = await context.store.ownership(name).catch(() => null);
   if (found === null || found.owner === context.node || found.epoch < epoch) return null;
@@ -100,7 +100,7 @@ async function hasReleased(workload: Workload, { epoch }: Unclear): Promise<Sett
 }
 
 async function askTarget(
-  workload: Workload,
+  workload: MigrationHost,
   { peer, migration, epoch }: Unclear,
   grant: number | null,
 ): Promise<OutcomeReply | null> {
@@ -124,7 +124,7 @@ async function askTarget(
  * @param given true when the source has been told meanwhile that this node gave up
  */
 export async function decideAtTarget(
-  workload: Workload,
+  workload: MigrationHost,
   migration: string,
   epoch: number,
   given: () => boolean,
@@ -147,7 +147,7 @@ export async function decideAtTarget(
  * given its word meanwhile, or a person has.
  */
 export async function decideReleasing(
-  workload: Workload,
+  workload: MigrationHost,
   { migration, peer, epoch }: { migration: string; peer: string; epoch: number },
 ): Promise<"mine" | "not-mine"> {
   const { context, name } = workload;
@@ -170,7 +170,7 @@ export async function decideReleasing(
 }
 
 /** Asks until there is an answer; `status` says meanwhile that it is waited for, and a person may decide instead. */
-async function settling<T>(workload: Workload, ask: (attempt: number) => Promise<T | null>): Promise<T> {
+async function settling<T>(workload: MigrationHost, ask: (attempt: number) => Promise<T | null>): Promise<T> {
   workload.settling(true);
   try {
     for (let attempt = 0; ; attempt++) {

@@ -5,8 +5,11 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { type DiagSocket, destroySocket, listSockets } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as procs from "#proxy/kernel/processes.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { inetSockets } from "../criu/socket-images.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
 import { inNetworkOf } from "../runtime/runc/network.ts";
@@ -41,11 +44,11 @@ export async function socketInodes(pids: number[]): Promise<Map<number, SocketPl
 export function withSocketAt<T>({ pid, fd }: SocketPlace, use: (fd: number) => T): T | null {
   let ours: number;
   try {
-    const pidfd = kernel.pidfdOpen(pid);
+    const pidfd = procs.pidfdOpen(pid);
     try {
-      ours = kernel.pidfdGetfd(pidfd, fd);
+      ours = procs.pidfdGetfd(pidfd, fd);
     } finally {
-      kernel.close(pidfd);
+      descriptor.close(pidfd);
     }
   } catch (error) {
     if (error instanceof HoldfastError && GONE.has(error.code)) return null;
@@ -54,7 +57,7 @@ export function withSocketAt<T>({ pid, fd }: SocketPlace, use: (fd: number) => T
   try {
     return use(ours);
   } finally {
-    kernel.close(ours);
+    descriptor.close(ours);
   }
 }
 
@@ -70,7 +73,7 @@ export function beginRepair(pids: number[]): Promise<number> {
   );
   return eachSocket(pids, (fd, inode) => {
     if (!connected.has(inode) || isInRepair(fd)) return false;
-    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+    sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_ON);
     return true;
   });
 }
@@ -95,9 +98,9 @@ export async function endRepair(pids: number[], imagesDir: string): Promise<numb
   const count = await eachSocket(pids, (fd, inode) => {
     try {
       if (!isTcp(fd) || !isInRepair(fd)) return false;
-      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF_NO_WP);
-      const reuse = before.get(inode) ?? listening.get(kernel.getsockname(fd).port) ?? false;
-      kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, reuse ? 1 : 0);
+      sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_OFF_NO_WP);
+      const reuse = before.get(inode) ?? listening.get(sock.getsockname(fd).port) ?? false;
+      sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, reuse ? 1 : 0);
       return true;
     } catch (error) {
       failed.push(error); // the others are taken out of it all the same
@@ -109,7 +112,7 @@ export async function endRepair(pids: number[], imagesDir: string): Promise<numb
 }
 
 function isInRepair(fd: number): boolean {
-  return kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR) !== 0;
+  return sock.getsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR) !== 0;
 }
 
 /** Counts the sockets for which `use` says true. */
@@ -130,14 +133,14 @@ function reuseByInode(imagesDir: string): Map<number, boolean> {
 }
 
 function isReusing(fd: number): boolean {
-  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR) !== 0;
+  return sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR) !== 0;
 }
 
 export function isTcp(fd: number): boolean {
-  const of = (option: number): number => kernel.getsockoptInt(fd, kernel.SOL_SOCKET, option);
-  const domain = of(kernel.SO_DOMAIN);
-  if (domain !== kernel.AF_INET && domain !== kernel.AF_INET6) return false;
-  return of(kernel.SO_TYPE) === kernel.SOCK_STREAM && of(kernel.SO_PROTOCOL) === kernel.IPPROTO_TCP;
+  const of = (option: number): number => sock.getsockoptInt(fd, sock.SOL_SOCKET, option);
+  const domain = of(sock.SO_DOMAIN);
+  if (domain !== ipText.AF_INET && domain !== ipText.AF_INET6) return false;
+  return of(sock.SO_TYPE) === sock.SOCK_STREAM && of(sock.SO_PROTOCOL) === sock.IPPROTO_TCP;
 }
 
 export interface ApplicationSockets {
@@ -209,8 +212,8 @@ export function endLeftConnections(ports: number[]): void {
 }
 
 function setTtlMin(fd: number, { local }: DiagSocket, ttl: number): void {
-  if (local.address.includes(":")) kernel.setsockoptInt(fd, kernel.IPPROTO_IPV6, IPV6_MINHOPCOUNT, ttl);
-  else kernel.setsockoptInt(fd, kernel.IPPROTO_IP, IP_MINTTL, ttl);
+  if (local.address.includes(":")) sock.setsockoptInt(fd, sock.IPPROTO_IPV6, IPV6_MINHOPCOUNT, ttl);
+  else sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_MINTTL, ttl);
 }
 
 async function withSockets(

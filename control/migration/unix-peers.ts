@@ -4,7 +4,7 @@
  */
 import { stat } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { openIn, using } from "../runtime/inside.ts";
 import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
 import { inNetworkOf } from "../runtime/runc/network.ts";
@@ -19,12 +19,7 @@ export async function unixPeersOutside(pids: number[]): Promise<string[]> {
   for (const inode of mine.keys()) {
     const socket = all.get(inode);
     const peer = all.get(socket?.peer ?? 0);
-    if (
-      socket?.type === kernel.SOCK_DGRAM &&
-      peer !== undefined &&
-      !mine.has(peer.inode) &&
-      peer.name !== null
-    )
+    if (socket?.type === sock.SOCK_DGRAM && peer !== undefined && !mine.has(peer.inode) && peer.name !== null)
       names.add(peer.name);
   }
   return [...names];

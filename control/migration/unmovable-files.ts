@@ -5,7 +5,8 @@
  */
 import { statfsSync, statSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as procs from "#proxy/kernel/processes.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
 
 export type UnmovableKind = "folder-notification" | "memfd-secret" | "fanotify";
@@ -61,15 +62,15 @@ function kindOf(pid: number, fd: number, target: string): UnmovableKind | null {
 
 /** F_NOTIFY makes the process the one that signals go to; on a folder nothing else has a use for that. */
 function hasOwner(pid: number, fd: number): boolean {
-  const pidfd = kernel.pidfdOpen(pid);
+  const pidfd = procs.pidfdOpen(pid);
   try {
-    const ours = kernel.pidfdGetfd(pidfd, fd);
+    const ours = procs.pidfdGetfd(pidfd, fd);
     try {
-      return kernel.ownerOf(ours) !== 0;
+      return descriptor.ownerOf(ours) !== 0;
     } finally {
-      kernel.close(ours);
+      descriptor.close(ours);
     }
   } finally {
-    kernel.close(pidfd);
+    descriptor.close(pidfd);
   }
 }

@@ -10,8 +10,11 @@ import { isIPv6 } from "node:net";
 import * as z from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
 import { internetChecksum } from "#proxy/kernel/checksum.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { isLoopback, isUnspecified, ownAddressFor } from "./addresses.ts";
 import { hasArrived } from "./over-loopback.ts";
 
@@ -40,28 +43,28 @@ export type UnreadDatagram = z.infer<typeof unreadDatagram>;
  * kernel cannot tell otherwise that it has gone past it (`peeked`, __skb_try_recv_from_queue() in net/core/datagram.c).
  */
 export function unreadDatagramsOf(fd: number, bytesMax: number): UnreadDatagram[] {
-  if ((kernel.pollNow(fd, kernel.POLLIN) & kernel.POLLIN) === 0) return [];
-  const before = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, SO_PEEK_OFF);
-  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, SO_PEEK_OFF, 0);
+  if ((polling.pollNow(fd, polling.POLLIN) & polling.POLLIN) === 0) return [];
+  const before = sock.getsockoptInt(fd, sock.SOL_SOCKET, SO_PEEK_OFF);
+  sock.setsockoptInt(fd, sock.SOL_SOCKET, SO_PEEK_OFF, 0);
   const found: UnreadDatagram[] = [];
   const into = Buffer.alloc(DATAGRAM_BYTES_MAX);
   let bytes = 0;
   try {
     while (found.length < DATAGRAMS_MAX && bytes <= bytesMax) {
-      const seen = kernel.tryRecvFrom(fd, into, kernel.MSG_PEEK | kernel.MSG_DONTWAIT);
+      const seen = sock.tryRecvFrom(fd, into, sock.MSG_PEEK | sock.MSG_DONTWAIT);
       if (seen === null) break;
       bytes += seen.length;
       found.push({ from: seen.from, bytes: into.toString("base64", 0, seen.length) });
     }
   } finally {
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, SO_PEEK_OFF, before);
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, SO_PEEK_OFF, before);
   }
   return found;
 }
 
 /** @throws HoldfastError `DATAGRAMS_LOST` when the socket has not got them */
 export function receiveAgain(fd: number, datagrams: UnreadDatagram[]): void {
-  const local = kernel.getsockname(fd);
+  const local = sock.getsockname(fd);
   for (const { from, bytes } of datagrams) {
     const before = receivedBytes(fd);
     inject(from, local, Buffer.from(bytes, "base64"));
@@ -77,45 +80,45 @@ export function receiveAgain(fd: number, datagrams: UnreadDatagram[]): void {
 /** What the kernel has allocated for datagrams that wait, empty ones too (SO_MEMINFO, SK_MEMINFO_RMEM_ALLOC). */
 export function receivedBytes(fd: number): number {
   const words = Buffer.alloc(MEMINFO_BYTES);
-  kernel.getsockoptBuffer(fd, kernel.SOL_SOCKET, SO_MEMINFO, words);
+  sock.getsockoptBuffer(fd, sock.SOL_SOCKET, SO_MEMINFO, words);
   return words.readUInt32LE(0);
 }
 
 function inject(from: Endpoint, local: Endpoint, payload: Buffer): void {
-  const sender = { ...from, address: kernel.unmapped(from.address) };
-  const source = kernel.addressBytes(sender.address);
+  const sender = { ...from, address: ipText.unmapped(from.address) };
+  const source = ipText.addressBytes(sender.address);
   const to = { address: addressHere(local.address, sender.address), port: local.port };
-  const target = kernel.addressBytes(to.address);
+  const target = ipText.addressBytes(to.address);
   const length = UDP_HEADER_BYTES + payload.length;
   const udp = Buffer.alloc(UDP_HEADER_BYTES);
   udp.writeUInt16BE(sender.port, 0);
   udp.writeUInt16BE(to.port, 2);
   udp.writeUInt16BE(length, 4);
   const lengthAndProtocol = Buffer.alloc(4);
-  lengthAndProtocol.writeUInt16BE(kernel.IPPROTO_UDP, 0);
+  lengthAndProtocol.writeUInt16BE(sock.IPPROTO_UDP, 0);
   lengthAndProtocol.writeUInt16BE(length, 2);
   const sum = internetChecksum(source, target, lengthAndProtocol, udp, payload);
   udp.writeUInt16BE(sum === 0 ? 0xffff : sum, 6); // RFC 768: 0 means none
   const ip = source.length === 4 ? ipv4Header(source, target, length) : ipv6Header(source, target, length);
-  const domain = source.length === 4 ? kernel.AF_INET : kernel.AF_INET6;
-  const raw = kernel.socket(domain, kernel.SOCK_RAW | kernel.SOCK_CLOEXEC, kernel.IPPROTO_RAW);
+  const domain = source.length === 4 ? ipText.AF_INET : ipText.AF_INET6;
+  const raw = sock.socket(domain, sock.SOCK_RAW | sock.SOCK_CLOEXEC, sock.IPPROTO_RAW);
   try {
-    kernel.sendto(raw, Buffer.concat([ip, udp, payload]), 0, { address: to.address, port: 0 });
+    sock.sendto(raw, Buffer.concat([ip, udp, payload]), 0, { address: to.address, port: 0 });
   } finally {
-    kernel.close(raw);
+    descriptor.close(raw);
   }
 }
 
 /** Where a datagram from there reaches the socket on this node. */
 function addressHere(bound: string, from: string): string {
-  const plain = kernel.unmapped(bound);
+  const plain = ipText.unmapped(bound);
   if (!isUnspecified(plain) && isIPv6(plain) === isIPv6(from) && !isGroup(plain)) return plain;
   if (isLoopback(from)) return isIPv6(from) ? "::1" : "127.0.0.1";
   return ownAddressFor(from);
 }
 
 function isGroup(address: string): boolean {
-  const [first = 0] = kernel.addressBytes(address);
+  const [first = 0] = ipText.addressBytes(address);
   return isIPv6(address) ? first === 0xff : first >= 224;
 }
 
@@ -124,7 +127,7 @@ function ipv4Header(source: Buffer, target: Buffer, length: number): Buffer {
   header.writeUInt8(0x45, 0);
   header.writeUInt16BE(IPV4_HEADER_BYTES + length, 2);
   header.writeUInt8(HOP_LIMIT, 8);
-  header.writeUInt8(kernel.IPPROTO_UDP, 9);
+  header.writeUInt8(sock.IPPROTO_UDP, 9);
   source.copy(header, 12);
   target.copy(header, 16);
   header.writeUInt16BE(internetChecksum(header), 10);
@@ -135,7 +138,7 @@ function ipv6Header(source: Buffer, target: Buffer, length: number): Buffer {
   const header = Buffer.alloc(IPV6_HEADER_BYTES);
   header.writeUInt8(0x60, 0);
   header.writeUInt16BE(length, 4);
-  header.writeUInt8(kernel.IPPROTO_UDP, 6);
+  header.writeUInt8(sock.IPPROTO_UDP, 6);
   header.writeUInt8(HOP_LIMIT, 7);
   source.copy(header, 8);
   target.copy(header, 24);

@@ -26,8 +26,9 @@ import {
   writeSync,
 } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
-import type { WatchEvent } from "./watch-state.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as files from "#proxy/kernel/files.ts";
+import type { WatchEvent } from "../api/watches.ts";
 
 /** struct inotify_event without its name: i32 wd, u32 mask, u32 cookie, u32 len */
 const EVENT_BYTES = 16;
@@ -44,10 +45,10 @@ const READ_BYTES_MAX = 1 << 20;
 export function takeEvents(inotify: number): WatchEvent[] {
   const events: WatchEvent[] = [];
   for (;;) {
-    const bytes = kernel.bytesUnread(inotify);
+    const bytes = descriptor.bytesUnread(inotify);
     if (bytes === 0) return events;
     const into = Buffer.alloc(Math.min(bytes, READ_BYTES_MAX));
-    events.push(...readEvents(into.subarray(0, kernel.read(inotify, into))));
+    events.push(...readEvents(into.subarray(0, descriptor.read(inotify, into))));
   }
 }
 
@@ -87,15 +88,15 @@ export function deedsFor(events: WatchEvent[]): Deed[] | null {
     const event = events[at] as WatchEvent;
     const next = events[at + 1];
     const bits = event.mask & BITS;
-    if (event.wd < 1 || event.mask & (kernel.IN_UNMOUNT | kernel.IN_Q_OVERFLOW)) return null;
-    if (bits === kernel.IN_MOVED_FROM && next?.cookie === event.cookie && next.mask & kernel.IN_MOVED_TO) {
+    if (event.wd < 1 || event.mask & (files.IN_UNMOUNT | files.IN_Q_OVERFLOW)) return null;
+    if (bits === files.IN_MOVED_FROM && next?.cookie === event.cookie && next.mask & files.IN_MOVED_TO) {
       deeds.push({ kind: "renamed", from: event, to: next });
       at++;
-    } else if (bits === kernel.IN_DELETE_SELF) {
-      if (next?.wd !== event.wd || !(next.mask & kernel.IN_IGNORED)) return null;
+    } else if (bits === files.IN_DELETE_SELF) {
+      if (next?.wd !== event.wd || !(next.mask & files.IN_IGNORED)) return null;
       deeds.push({ kind: "gone", event });
       at++;
-    } else if (event.mask & kernel.IN_IGNORED || isSingle(bits)) deeds.push({ kind: "one", event });
+    } else if (event.mask & files.IN_IGNORED || isSingle(bits)) deeds.push({ kind: "one", event });
     else return null;
   }
   return deeds;
@@ -139,7 +140,7 @@ export function putEvents(inotify: number, events: WatchEvent[], folder: string)
 
 /** Tells the program that events were lost. The instance has no watches and nothing to read. */
 export function putOverflow(inotify: number, folder: string): void {
-  putEvents(inotify, [{ wd: -1, mask: kernel.IN_Q_OVERFLOW, cookie: 0, name: "" }], folder);
+  putEvents(inotify, [{ wd: -1, mask: files.IN_Q_OVERFLOW, cookie: 0, name: "" }], folder);
 }
 
 /** Events without a name: all of one size, so that so and so many of them can be read. */
@@ -151,20 +152,20 @@ class Rubbish {
   constructor(inotify: number, folder: string) {
     this.#inotify = inotify;
     this.#file = openSync(`${folder}/rubbish`, "w");
-    kernel.inotifySetNext(inotify, RUBBISH_WD);
-    this.#wd = kernel.inotifyAdd(inotify, this.#file, kernel.IN_MODIFY | kernel.IN_ATTRIB);
+    files.inotifySetNext(inotify, RUBBISH_WD);
+    this.#wd = files.inotifyAdd(inotify, this.#file, files.IN_MODIFY | files.IN_ATTRIB);
   }
 
   /** Until the queue says that it is full; how many events without that one. */
   fill(): number {
-    let bytes = kernel.bytesUnread(this.#inotify);
+    let bytes = descriptor.bytesUnread(this.#inotify);
     for (let made = 0; made < RUBBISH_MAX; made += RUBBISH_AT_ONCE) {
       // equal neighbours would become one event
       for (let each = 0; each < RUBBISH_AT_ONCE; each += 2) {
         writeSync(this.#file, "x", 0);
         fchmodSync(this.#file, 0o600);
       }
-      const now = kernel.bytesUnread(this.#inotify);
+      const now = descriptor.bytesUnread(this.#inotify);
       if (now < bytes + RUBBISH_AT_ONCE * EVENT_BYTES) return now / EVENT_BYTES - 1;
       bytes = now;
     }
@@ -177,12 +178,12 @@ class Rubbish {
   read(events: number): void {
     const into = Buffer.alloc(Math.min(events * EVENT_BYTES, READ_BYTES_MAX));
     for (let left = events * EVENT_BYTES; left > 0; )
-      left -= kernel.read(this.#inotify, into.subarray(0, Math.min(left, into.length)));
+      left -= descriptor.read(this.#inotify, into.subarray(0, Math.min(left, into.length)));
   }
 
   /** Leaves IN_IGNORED, which a full queue drops. */
   end(): void {
-    kernel.inotifyRemove(this.#inotify, this.#wd);
+    files.inotifyRemove(this.#inotify, this.#wd);
   }
 
   close(): void {
@@ -192,9 +193,7 @@ class Rubbish {
 
 /** Watches on folders. The events of a folder's own end and move do not say what it was (inotify_handle_inode_event). */
 function foldersOf(events: WatchEvent[]): Set<number> {
-  return new Set(
-    events.filter(({ name, mask }) => name !== "" || mask & kernel.IN_ISDIR).map(({ wd }) => wd),
-  );
+  return new Set(events.filter(({ name, mask }) => name !== "" || mask & files.IN_ISDIR).map(({ wd }) => wd));
 }
 
 /** Files of ours that have the numbers of the program's watches for a moment. */
@@ -220,10 +219,10 @@ class Stage {
     const { event } = deed;
     const prop = this.#prop(event.wd);
     if (deed.kind === "gone") {
-      this.#listen(event.wd, kernel.IN_DELETE_SELF);
+      this.#listen(event.wd, files.IN_DELETE_SELF);
       this.#props.delete(event.wd);
       rmSync(prop, { recursive: true });
-    } else if (event.mask & kernel.IN_IGNORED) this.#drop(event.wd);
+    } else if (event.mask & files.IN_IGNORED) this.#drop(event.wd);
     else if (event.name === "") this.#act(event, prop, this.#folders.has(event.wd));
     else this.#child(event, nameIn(prop, event.name));
   }
@@ -236,18 +235,18 @@ class Stage {
   #rename(from: WatchEvent, to: WatchEvent): void {
     const before = nameIn(this.#prop(from.wd), from.name);
     const after = nameIn(this.#prop(to.wd), to.name);
-    this.#make(before, (from.mask & kernel.IN_ISDIR) !== 0);
-    const both = from.wd === to.wd ? kernel.IN_MOVED_FROM | kernel.IN_MOVED_TO : 0;
-    this.#during(from.wd, both || kernel.IN_MOVED_FROM, () =>
-      this.#during(to.wd, both || kernel.IN_MOVED_TO, () => renameSync(before, after)),
+    this.#make(before, (from.mask & files.IN_ISDIR) !== 0);
+    const both = from.wd === to.wd ? files.IN_MOVED_FROM | files.IN_MOVED_TO : 0;
+    this.#during(from.wd, both || files.IN_MOVED_FROM, () =>
+      this.#during(to.wd, both || files.IN_MOVED_TO, () => renameSync(before, after)),
     );
     rmSync(after, { recursive: true });
   }
 
   #child(event: WatchEvent, path: Buffer): void {
     const bit = event.mask & BITS;
-    const isFolder = (event.mask & kernel.IN_ISDIR) !== 0;
-    if (bit !== kernel.IN_CREATE && bit !== kernel.IN_MOVED_TO) this.#make(path, isFolder);
+    const isFolder = (event.mask & files.IN_ISDIR) !== 0;
+    if (bit !== files.IN_CREATE && bit !== files.IN_MOVED_TO) this.#make(path, isFolder);
     this.#act(event, path, isFolder);
     rmSync(path, { recursive: true, force: true });
   }
@@ -256,19 +255,19 @@ class Stage {
     const bit = event.mask & BITS;
     const during = (work: () => unknown): void => this.#during(event.wd, bit, work);
     const aside = `${this.#folder}/aside`;
-    if (bit === kernel.IN_CREATE) during(() => this.#make(path, isFolder));
-    else if (bit === kernel.IN_DELETE) during(() => (isFolder ? rmdirSync(path) : unlinkSync(path)));
-    else if (bit === kernel.IN_ATTRIB) during(() => chmodSync(path, 0o700));
-    else if (bit === kernel.IN_MOVED_FROM || bit === kernel.IN_MOVE_SELF) {
+    if (bit === files.IN_CREATE) during(() => this.#make(path, isFolder));
+    else if (bit === files.IN_DELETE) during(() => (isFolder ? rmdirSync(path) : unlinkSync(path)));
+    else if (bit === files.IN_ATTRIB) during(() => chmodSync(path, 0o700));
+    else if (bit === files.IN_MOVED_FROM || bit === files.IN_MOVE_SELF) {
       during(() => renameSync(path, aside));
-      if (bit === kernel.IN_MOVE_SELF) renameSync(aside, path);
+      if (bit === files.IN_MOVE_SELF) renameSync(aside, path);
       else rmSync(aside, { recursive: true });
-    } else if (bit === kernel.IN_MOVED_TO) {
+    } else if (bit === files.IN_MOVED_TO) {
       this.#make(aside, isFolder);
       during(() => renameSync(aside, path));
-    } else if (bit === kernel.IN_MODIFY || bit === kernel.IN_CLOSE_WRITE) {
+    } else if (bit === files.IN_MODIFY || bit === files.IN_CLOSE_WRITE) {
       const file = openSync(path, "r+");
-      if (bit === kernel.IN_MODIFY) {
+      if (bit === files.IN_MODIFY) {
         during(() => writeSync(file, "y", 0));
         closeSync(file);
       } else during(() => closeSync(file));
@@ -277,14 +276,14 @@ class Stage {
 
   /** Opened, read and closed without a change. */
   #look(bit: number, path: string | Buffer, isFolder: boolean, during: (work: () => unknown) => void): void {
-    if (bit === kernel.IN_ACCESS) {
+    if (bit === files.IN_ACCESS) {
       if (isFolder) during(() => readdirSync(path));
       else {
         const file = openSync(path, "r");
         during(() => readSync(file, Buffer.alloc(1), 0, 1, 0));
         closeSync(file);
       }
-    } else if (bit === kernel.IN_OPEN) {
+    } else if (bit === files.IN_OPEN) {
       let file = -1;
       during(() => {
         file = openSync(path, "r");
@@ -312,7 +311,7 @@ class Stage {
     const path = `${this.#folder}/${this.#made++}`;
     this.#make(path, this.#folders.has(wd));
     this.#props.set(wd, path);
-    kernel.inotifySetNext(this.#inotify, wd);
+    files.inotifySetNext(this.#inotify, wd);
     const got = this.#listen(wd, QUIET);
     if (got !== wd)
       throw new HoldfastError(`watch ${wd} came out as ${got}`, { code: "WATCH_NUMBER", source: "kernel" });
@@ -320,25 +319,25 @@ class Stage {
   }
 
   #drop(wd: number): void {
-    if (this.#props.delete(wd)) kernel.inotifyRemove(this.#inotify, wd);
+    if (this.#props.delete(wd)) files.inotifyRemove(this.#inotify, wd);
   }
 
   /** By a descriptor, as the file may have another name afterwards. */
   #during(wd: number, mask: number, work: () => unknown): void {
-    const file = kernel.openPath(this.#props.get(wd) ?? "");
+    const file = files.openPath(this.#props.get(wd) ?? "");
     try {
-      kernel.inotifyAdd(this.#inotify, file, mask);
+      files.inotifyAdd(this.#inotify, file, mask);
       work();
-      kernel.inotifyAdd(this.#inotify, file, QUIET);
+      files.inotifyAdd(this.#inotify, file, QUIET);
     } finally {
       closeSync(file);
     }
   }
 
   #listen(wd: number, mask: number): number {
-    const file = kernel.openPath(this.#props.get(wd) ?? "");
+    const file = files.openPath(this.#props.get(wd) ?? "");
     try {
-      return kernel.inotifyAdd(this.#inotify, file, mask);
+      return files.inotifyAdd(this.#inotify, file, mask);
     } finally {
       closeSync(file);
     }

@@ -18,13 +18,13 @@ import {
 } from "node:fs";
 import { readdir, stat } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as files from "#proxy/kernel/files.ts";
+import type { Place } from "../api/watches.ts";
 import { openRoot, using } from "../runtime/inside.ts";
 import { innerPid } from "../runtime/processes.ts";
 import { type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
 import { INSIDE_RUN } from "../runtime/runc/spec.ts";
 import { takeEvents } from "./watch-events.ts";
-import type { Place } from "./watch-state.ts";
 
 /** One watch, as the kernel tells of it. */
 export interface SeenWatch {
@@ -87,7 +87,7 @@ export function isAmbiguous(watch: SeenWatch, file: number): boolean {
 }
 
 const BASE_FLAGS = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
-const PROBE_MASK = kernel.IN_DELETE_SELF;
+const PROBE_MASK = files.IN_DELETE_SELF;
 /** how many files a search looks at */
 const SEARCHED_FILES_MAX = 50_000;
 
@@ -103,7 +103,7 @@ export class WatchedFiles {
   readonly #mounts: Mount[];
   readonly #bases = new Map<string, number | null>();
   /** an instance of our own; to close one waits for the kernel's clean-up, which nobody should be held for */
-  readonly #probe = kernel.inotifyInit();
+  readonly #probe = files.inotifyInit();
   #known = new Map<string, Place>();
 
   /** @param lower folder the container's root file system is made from */
@@ -215,7 +215,7 @@ export class WatchedFiles {
       for (const link of links) {
         const file = `/proc/${pid}/${link}`;
         if (inner === null || !inodes.has(inodeOf(file))) continue;
-        const fd = opened(() => kernel.openPath(file));
+        const fd = opened(() => files.openPath(file));
         if (fd === null) continue;
         const path = linkOf(fd);
         // a name first: that of the other node's descriptor could be of a deleted file that is not deleted here
@@ -238,7 +238,7 @@ export class WatchedFiles {
     const list = (root: number, folder: string): Promise<Dirent[] | null> =>
       using(
         () =>
-          kernel.openInside(root, Buffer.from(folder === "" ? "." : folder, "latin1"), {
+          files.openInside(root, Buffer.from(folder === "" ? "." : folder, "latin1"), {
             flags: BASE_FLAGS | constants.O_DIRECTORY,
             noSymlinks: true,
           }),
@@ -246,7 +246,7 @@ export class WatchedFiles {
       );
     const look = async (path: string): Promise<void> => {
       const ino = await using(
-        () => kernel.openPathBelow(this.#root, Buffer.from(path, "latin1")),
+        () => files.openPathBelow(this.#root, Buffer.from(path, "latin1")),
         async (here) => (await stat(here, { bigint: true })).ino,
       );
       if (ino !== null && inodes.has(ino)) candidates.push(...this.#at(path));
@@ -275,18 +275,18 @@ export class WatchedFiles {
   #identitiesOf(candidates: Candidate[]): string[] {
     const wds: number[] = [];
     try {
-      for (const { fd } of candidates) wds.push(kernel.inotifyAdd(this.#probe, fd, PROBE_MASK));
+      for (const { fd } of candidates) wds.push(files.inotifyAdd(this.#probe, fd, PROBE_MASK));
       const info = candidates.length === 0 ? "" : readFileSync(`/proc/self/fdinfo/${this.#probe}`, "latin1");
       const seen = new Map(readWatches(info).map(({ wd, identity }) => [wd, identity]));
       return wds.map((wd) => seen.get(wd) ?? "");
     } finally {
-      for (const wd of new Set(wds)) kernel.inotifyRemove(this.#probe, wd);
+      for (const wd of new Set(wds)) files.inotifyRemove(this.#probe, wd);
       takeEvents(this.#probe);
     }
   }
 
   #at(path: string): Candidate[] {
-    const fd = opened(() => kernel.openPathBelow(this.#root, Buffer.from(path, "latin1")));
+    const fd = opened(() => files.openPathBelow(this.#root, Buffer.from(path, "latin1")));
     return fd === null ? [] : [{ place: { path }, fd }];
   }
 
@@ -298,7 +298,7 @@ export class WatchedFiles {
     const known = this.#bases.get(mountpoint);
     if (known !== undefined) return known;
     const fd = opened(() =>
-      kernel.openInside(this.#root, Buffer.from(mountpoint, "latin1"), { flags: BASE_FLAGS }),
+      files.openInside(this.#root, Buffer.from(mountpoint, "latin1"), { flags: BASE_FLAGS }),
     );
     this.#bases.set(mountpoint, fd);
     return fd;
@@ -314,8 +314,8 @@ export interface Candidate {
 /** The file at a place; the caller closes it. @throws HoldfastError `WATCH_FILE` */
 export function openPlace(place: Place, root: number, pidOf: Map<number, number>): number {
   try {
-    if ("path" in place) return kernel.openPathBelow(root, Buffer.from(place.path, "latin1"));
-    return kernel.openPath(`/proc/${pidOf.get(place.pid) ?? -1}/${place.link}`);
+    if ("path" in place) return files.openPathBelow(root, Buffer.from(place.path, "latin1"));
+    return files.openPath(`/proc/${pidOf.get(place.pid) ?? -1}/${place.link}`);
   } catch (cause) {
     throw new HoldfastError(`the watched file ${tell(place)} is not there`, {
       code: "WATCH_FILE",
@@ -333,7 +333,7 @@ export function tell(place: Place): string {
 
 /** The name of a handle's file where the file system of `base` is mounted. null: it cannot be opened by its handle */
 function nameOf(base: number, type: number, handle: Buffer): string | null {
-  const fd = opened(() => kernel.openByHandle(base, type, handle));
+  const fd = opened(() => files.openByHandle(base, type, handle));
   if (fd === null) return null;
   try {
     return linkOf(fd);

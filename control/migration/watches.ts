@@ -11,13 +11,15 @@
  */
 import { closeSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as files from "#proxy/kernel/files.ts";
+import * as procs from "#proxy/kernel/processes.ts";
+import type { InstanceState, Place, WatchEvent } from "../api/watches.ts";
 import type { Freezer } from "../runtime/freezer.ts";
 import { openRoot } from "../runtime/inside.ts";
 import { descriptorsOf, innerPid, processState, treeOf } from "../runtime/processes.ts";
 import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
 import { putEvents, putOverflow, takeEvents } from "./watch-events.ts";
-import type { InstanceState, Place, WatchEvent } from "./watch-state.ts";
 import {
   type Candidate,
   isAmbiguous,
@@ -50,7 +52,7 @@ export async function instancesOf(pids: number[]): Promise<Instance[]> {
         if (target !== INOTIFY) continue;
         const ours = taken(pid, fd);
         if (ours === null) continue;
-        const known = instances.some((other) => kernel.isSameOpenFile(other.ours, ours));
+        const known = instances.some((other) => descriptor.isSameOpenFile(other.ours, ours));
         const info = known ? null : fdinfo(pid, fd);
         if (info === null) closeSync(ours);
         else
@@ -59,8 +61,8 @@ export async function instancesOf(pids: number[]): Promise<Instance[]> {
             fd,
             ours,
             watches: readWatches(info).sort((one, other) => one.wd - other.wd),
-            unreadBytes: kernel.bytesUnread(ours),
-            isAsync: (kernel.fileFlags(ours) & O_ASYNC) !== 0,
+            unreadBytes: descriptor.bytesUnread(ours),
+            isAsync: (descriptor.fileFlags(ours) & O_ASYNC) !== 0,
           });
       }
     }
@@ -175,31 +177,31 @@ function watchedOf(inotify: number, seen: SeenWatch, first: Candidate, namesakes
 function isWatched(inotify: number, { wd, mask }: SeenWatch, file: number): boolean {
   const events = mask & EVENT_BITS;
   try {
-    const got = kernel.inotifyAdd(inotify, file, kernel.IN_MASK_CREATE | events);
-    kernel.inotifyRemove(inotify, got);
+    const got = files.inotifyAdd(inotify, file, files.IN_MASK_CREATE | events);
+    files.inotifyRemove(inotify, got);
     takeEvents(inotify);
-    kernel.inotifySetNext(inotify, got);
+    files.inotifySetNext(inotify, got);
     return false;
   } catch (error) {
     if (!(error instanceof HoldfastError) || error.code !== "EEXIST") throw error;
-    return kernel.inotifyAdd(inotify, file, kernel.IN_MASK_ADD | events) === wd;
+    return files.inotifyAdd(inotify, file, files.IN_MASK_ADD | events) === wd;
   }
 }
 
 /** The number of the next watch can only be had by one more watch; whatever it costs in events is read away. */
 function empty(inotify: number, state: InstanceState): void {
   const numbers = new Set(state.watches.map(({ wd }) => wd));
-  for (const wd of numbers) kernel.inotifyRemove(inotify, wd);
-  const file = kernel.openPath("/");
+  for (const wd of numbers) files.inotifyRemove(inotify, wd);
+  const file = files.openPath("/");
   try {
-    state.next = kernel.inotifyAdd(inotify, file, kernel.IN_DELETE_SELF);
+    state.next = files.inotifyAdd(inotify, file, files.IN_DELETE_SELF);
     numbers.add(state.next);
-    kernel.inotifyRemove(inotify, state.next);
+    files.inotifyRemove(inotify, state.next);
   } finally {
     closeSync(file);
   }
   // another program may have caused some more, on a mount that it sees too
-  const late = takeEvents(inotify).filter(({ wd, mask }) => !(mask & kernel.IN_IGNORED && numbers.has(wd)));
+  const late = takeEvents(inotify).filter(({ wd, mask }) => !(mask & files.IN_IGNORED && numbers.has(wd)));
   state.events = [...(state.events ?? []), ...late];
 }
 
@@ -216,11 +218,11 @@ export async function put(
 ): Promise<InstanceState[]> {
   const overflowed: InstanceState[] = [];
   await eachInstance(states, container, tree, ({ inotify, state, open }) => {
-    for (const { wd } of watchesOf(inotify)) kernel.inotifyRemove(inotify, wd);
+    for (const { wd } of watchesOf(inotify)) files.inotifyRemove(inotify, wd);
     takeEvents(inotify);
     if (!putUnread(inotify, state.events, scratch(container))) overflowed.push(state);
     for (const { wd, mask, place } of state.watches) watch(inotify, wd, mask, open(place));
-    kernel.inotifySetNext(inotify, nextOf(state));
+    files.inotifySetNext(inotify, nextOf(state));
     assertSame(state, watchesOf(inotify));
   });
   return overflowed;
@@ -325,13 +327,13 @@ function mend({ inotify, state, open }: InstancePlace, folder: string | null): v
   for (const { wd, mask, place } of missing) {
     const file = open(place);
     try {
-      kernel.inotifySetNext(inotify, wd);
-      kernel.inotifyAdd(inotify, file, kernel.IN_MASK_ADD | mask);
+      files.inotifySetNext(inotify, wd);
+      files.inotifyAdd(inotify, file, files.IN_MASK_ADD | mask);
     } finally {
       closeSync(file);
     }
   }
-  kernel.inotifySetNext(inotify, Math.max(nextOf(state), ...[...present].map((wd) => wd + 1)));
+  files.inotifySetNext(inotify, Math.max(nextOf(state), ...[...present].map((wd) => wd + 1)));
 }
 
 function nextOf({ next, watches }: InstanceState): number {
@@ -362,8 +364,8 @@ function watchesOf(inotify: number): SeenWatch[] {
 
 function watch(inotify: number, wd: number, mask: number, file: number): void {
   try {
-    kernel.inotifySetNext(inotify, wd);
-    const got = kernel.inotifyAdd(inotify, file, mask);
+    files.inotifySetNext(inotify, wd);
+    const got = files.inotifyAdd(inotify, file, mask);
     if (got !== wd)
       throw new HoldfastError(`watch ${wd} came out as ${got}: two watched names are one file here`, {
         code: "WATCH_NUMBER",
@@ -385,8 +387,8 @@ function assertSame(state: InstanceState, present: SeenWatch[]): void {
 }
 
 function setAsync(inotify: number, isAsync: boolean): void {
-  const flags = kernel.fileFlags(inotify);
-  if (((flags & O_ASYNC) !== 0) !== isAsync) kernel.setFileFlags(inotify, flags ^ O_ASYNC);
+  const flags = descriptor.fileFlags(inotify);
+  if (((flags & O_ASYNC) !== 0) !== isAsync) descriptor.setFileFlags(inotify, flags ^ O_ASYNC);
 }
 
 function withFolder<T>(folder: string, work: () => T): T {
@@ -407,11 +409,11 @@ function noName({ pid, fd, wd }: LostWatch): HoldfastError {
 
 /** Our own descriptor of a process's. */
 function kernelFd(pid: number, fd: number): number {
-  const pidfd = kernel.pidfdOpen(pid);
+  const pidfd = procs.pidfdOpen(pid);
   try {
-    return kernel.pidfdGetfd(pidfd, fd);
+    return procs.pidfdGetfd(pidfd, fd);
   } finally {
-    kernel.close(pidfd);
+    descriptor.close(pidfd);
   }
 }
 

@@ -3,8 +3,10 @@
  * neighbour advertisement (RFC 4861 section 7.2.6) for IPv6, as whole Ethernet frames through a packet socket (packet(7)).
  */
 import { setTimeout as delay } from "node:timers/promises";
+import * as ipText from "#proxy/kernel/address-text.ts";
 import { internetChecksum } from "#proxy/kernel/checksum.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 
 export interface Device {
   name: string;
@@ -21,7 +23,7 @@ const BROADCAST = Buffer.from("ffffffffffff", "hex");
 const ICMPV6_NEIGHBOUR_ADVERTISEMENT = 136;
 const IPPROTO_ICMPV6 = 58;
 /** all-nodes multicast, and its Ethernet address (RFC 2464) */
-const ALL_NODES = kernel.addressBytes("ff02::1");
+const ALL_NODES = ipText.addressBytes("ff02::1");
 const ALL_NODES_MAC = Buffer.from("333300000001", "hex");
 
 /** Probes, and how long each is waited for: an answer from the same link is a matter of one millisecond. */
@@ -33,13 +35,13 @@ const ARP_BYTES = 42;
 /** Sends one frame; the neighbours' caches follow. @throws HoldfastError from the kernel */
 export function announce(device: Device, address: string): void {
   const isIPv6 = address.includes(":");
-  const bytes = kernel.addressBytes(address);
+  const bytes = ipText.addressBytes(address);
   const frame = isIPv6 ? unsolicitedAdvertisement(device.mac, bytes) : gratuitousArp(device.mac, bytes);
   const fd = openPacketSocket(device, isIPv6 ? ETH_P_IPV6 : ETH_P_ARP);
   try {
-    kernel.send(fd, frame, 0);
+    sock.send(fd, frame, 0);
   } finally {
-    kernel.close(fd);
+    descriptor.close(fd);
   }
 }
 
@@ -50,15 +52,15 @@ export function announce(device: Device, address: string): void {
  * @throws HoldfastError from the kernel, as ENETDOWN
  */
 export async function findHolder(device: Device, address: string): Promise<string | null> {
-  const wanted = kernel.addressBytes(address);
+  const wanted = ipText.addressBytes(address);
   const frame = arpProbe(device.mac, wanted);
   const fd = openPacketSocket(device, ETH_P_ARP);
   try {
     const answer = Buffer.alloc(2048);
     for (let probe = 0; probe < PROBES; probe++) {
-      kernel.send(fd, frame, 0);
+      sock.send(fd, frame, 0);
       for (const untilMs = performance.now() + PROBE_MS; performance.now() < untilMs; ) {
-        for (let length = kernel.tryRecv(fd, answer); length > 0; length = kernel.tryRecv(fd, answer)) {
+        for (let length = sock.tryRecv(fd, answer); length > 0; length = sock.tryRecv(fd, answer)) {
           const holder = holderIn(answer.subarray(0, length), wanted, device.mac);
           if (holder !== null) return holder;
         }
@@ -67,7 +69,7 @@ export async function findHolder(device: Device, address: string): Promise<strin
     }
     return null;
   } finally {
-    kernel.close(fd);
+    descriptor.close(fd);
   }
 }
 
@@ -83,16 +85,16 @@ export function holderIn(frame: Buffer, address: Buffer, own: Buffer): string | 
 /** Sends and receives whole frames of one protocol on one device; non-blocking. */
 function openPacketSocket(device: Device, protocol: number): number {
   // protocol 0: nothing of other devices comes before it is bound
-  const fd = kernel.socket(AF_PACKET, kernel.SOCK_RAW | kernel.SOCK_CLOEXEC | kernel.SOCK_NONBLOCK, 0);
+  const fd = sock.socket(AF_PACKET, sock.SOCK_RAW | sock.SOCK_CLOEXEC | sock.SOCK_NONBLOCK, 0);
   try {
     const link = Buffer.alloc(20); // struct sockaddr_ll
     link.writeUInt16LE(AF_PACKET, 0);
     link.writeUInt16BE(protocol, 2);
     link.writeInt32LE(device.index, 4);
-    kernel.bindRaw(fd, link);
+    sock.bindRaw(fd, link);
     return fd;
   } catch (error) {
-    kernel.close(fd);
+    descriptor.close(fd);
     throw error;
   }
 }

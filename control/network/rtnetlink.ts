@@ -3,7 +3,9 @@
  * Requests are answered at once, so everything here is synchronous. Of the caller's network namespace.
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 
 const NETLINK_ROUTE = 0;
 const RTM_NEWADDR = 20;
@@ -56,9 +58,9 @@ export function removeAddress(on: AddressOnDevice): number {
 
 /** The prefixes with which a device has an address; empty: it has not. */
 export function prefixesOf(address: string, index: number): number[] {
-  const wanted = kernel.addressBytes(address);
+  const wanted = ipText.addressBytes(address);
   const body = Buffer.alloc(IFADDRMSG_BYTES);
-  body[0] = wanted.length === 16 ? kernel.AF_INET6 : kernel.AF_INET;
+  body[0] = wanted.length === 16 ? ipText.AF_INET6 : ipText.AF_INET;
   const found: number[] = [];
   ask(RTM_GETADDR, NLM_F_DUMP, body, (message) => {
     if (message.length < IFADDRMSG_BYTES || message.readUInt32LE(4) !== index) return;
@@ -71,10 +73,10 @@ export function prefixesOf(address: string, index: number): number[] {
 }
 
 function changeAddress(type: number, flags: number, { address, prefix, index }: AddressOnDevice): number {
-  const bytes = kernel.addressBytes(address);
+  const bytes = ipText.addressBytes(address);
   const isIPv6 = bytes.length === 16;
   const body = Buffer.alloc(IFADDRMSG_BYTES);
-  body[0] = isIPv6 ? kernel.AF_INET6 : kernel.AF_INET;
+  body[0] = isIPv6 ? ipText.AF_INET6 : ipText.AF_INET;
   body[1] = prefix;
   body[2] = isIPv6 ? IFA_F_NODAD : 0;
   body.writeUInt32LE(index, 4);
@@ -96,10 +98,10 @@ export function removeSubnetRoute(on: AddressOnDevice): number {
 }
 
 function changeRoute(type: number, flags: number, { address, prefix, index }: AddressOnDevice): number {
-  const bytes = kernel.addressBytes(address);
+  const bytes = ipText.addressBytes(address);
   const isIPv6 = bytes.length === 16;
   const body = Buffer.alloc(12); // struct rtmsg
-  body[0] = isIPv6 ? kernel.AF_INET6 : kernel.AF_INET;
+  body[0] = isIPv6 ? ipText.AF_INET6 : ipText.AF_INET;
   body[1] = prefix;
   body[4] = RT_TABLE_MAIN;
   body[5] = RTPROT_HOLDFAST;
@@ -166,12 +168,12 @@ function ask(
   header.writeUInt32LE(header.length + payload.length, 0);
   header.writeUInt16LE(type, 4);
   header.writeUInt16LE(NLM_F_REQUEST | NLM_F_ACK | flags, 6);
-  const fd = kernel.socket(kernel.AF_NETLINK, kernel.SOCK_RAW | kernel.SOCK_CLOEXEC, NETLINK_ROUTE);
+  const fd = sock.socket(sock.AF_NETLINK, sock.SOCK_RAW | sock.SOCK_CLOEXEC, NETLINK_ROUTE);
   try {
-    kernel.send(fd, Buffer.concat([header, payload]), 0);
+    sock.send(fd, Buffer.concat([header, payload]), 0);
     const answer = Buffer.alloc(ANSWER_BYTES);
     for (;;) {
-      const length = kernel.recv(fd, answer, 0);
+      const length = sock.recv(fd, answer, 0);
       for (let at = 0; at + HEADER_BYTES <= length; ) {
         const size = answer.readUInt32LE(at);
         if (size < HEADER_BYTES || at + size > length) throw noAnswer();
@@ -185,7 +187,7 @@ function ask(
       if (length <= 0) throw noAnswer();
     }
   } finally {
-    kernel.close(fd);
+    descriptor.close(fd);
   }
 }
 

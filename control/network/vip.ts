@@ -12,7 +12,7 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as libc from "#proxy/kernel/libc.ts";
 import { runCommand } from "../runtime/command.ts";
 import { announce, type Device, findHolder } from "./announce.ts";
 import {
@@ -164,7 +164,7 @@ export class Vip {
     for (const prefix of prefixes) {
       const errno = removeAddress({ ...this.#alone(), prefix });
       if (errno === 0) wasThere = true;
-      else if (kernel.errnoName(errno) !== "EADDRNOTAVAIL") throw this.#refused("taken off", errno);
+      else if (libc.errnoName(errno) !== "EADDRNOTAVAIL") throw this.#refused("taken off", errno);
     }
     if (!this.#isIPv4 && this.#hasRoute) removeSubnetRoute(this.#inSubnet());
     return wasThere;
@@ -246,8 +246,7 @@ export class Vip {
 
   #unpark(): void {
     const errno = removeAddress(this.#alone(LOOPBACK_INDEX));
-    if (errno !== 0 && kernel.errnoName(errno) !== "EADDRNOTAVAIL")
-      throw this.#refused("unparked for", errno);
+    if (errno !== 0 && libc.errnoName(errno) !== "EADDRNOTAVAIL") throw this.#refused("unparked for", errno);
     for (const [name, value] of this.#arpBefore ?? []) writeFileSync(this.#sysctlFile(name), value);
     this.#arpBefore = null;
   }
@@ -259,7 +258,7 @@ export class Vip {
     if (errno !== 0)
       this.#tell(
         "warn",
-        { reason: kernel.errnoName(errno) },
+        { reason: libc.errnoName(errno) },
         "no route to the address's subnet: its clients there may not be answered",
       );
   }
@@ -287,7 +286,7 @@ export class Vip {
 
   #refused(what: string, errno: number): HoldfastError {
     return new HoldfastError(
-      `the address ${this.config.address} cannot be ${what} ${this.config.device}: ${kernel.errnoName(errno)}`,
+      `the address ${this.config.address} cannot be ${what} ${this.config.device}: ${libc.errnoName(errno)}`,
       { code: "VIP_REFUSED", source: "kernel" },
     );
   }

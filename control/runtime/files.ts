@@ -16,7 +16,7 @@ import { lstat, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as files from "#proxy/kernel/files.ts";
 import { pathOf, using } from "./inside.ts";
 import { startTar } from "./tar.ts";
 
@@ -56,7 +56,7 @@ export async function scan(root: number): Promise<Scan> {
       if (isWhiteout(stat)) found.set(path, WHITEOUT);
       else if (stat.isDirectory()) {
         await using(
-          () => kernel.openInside(root, path, { flags: FOLDER, noSymlinks: true }),
+          () => files.openInside(root, path, { flags: FOLDER, noSymlinks: true }),
           async (below) => {
             const opaque = isOpaque(below) ? "opaque" : "";
             found.set(path, `directory ${stat.ino} ${stat.mode} ${stat.uid} ${stat.gid} ${opaque}`);
@@ -153,7 +153,7 @@ export async function removePaths(root: number, paths: string[]): Promise<void> 
     let folder: number;
     try {
       const parent = names.length === 0 ? "." : names.join("/");
-      folder = kernel.openInside(root, parent, { flags: kernel.O_PATH | FOLDER, noSymlinks: true });
+      folder = files.openInside(root, parent, { flags: files.O_PATH | FOLDER, noSymlinks: true });
     } catch (error) {
       if ((error as HoldfastError).code === "ENOENT") continue; // it is gone already
       throw outside(path);
@@ -192,5 +192,5 @@ function isWhiteout(stat: { isCharacterDevice(): boolean; rdev: bigint }): boole
 }
 
 function isOpaque(path: string): boolean {
-  return kernel.getXattr(path, "trusted.overlay.opaque")?.toString("latin1") === "y";
+  return files.getXattr(path, "trusted.overlay.opaque")?.toString("latin1") === "y";
 }

@@ -7,7 +7,7 @@
  */
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as files from "#proxy/kernel/files.ts";
 
 interface Container {
   init: { pid: number };
@@ -15,7 +15,7 @@ interface Container {
 
 /** A descriptor (O_PATH) of the container's root, close-on-exec; the caller closes it. */
 export function openRoot(container: Container): number {
-  return kernel.openPath(`/proc/${container.init.pid}/root`);
+  return files.openPath(`/proc/${container.init.pid}/root`);
 }
 
 /**
@@ -23,7 +23,7 @@ export function openRoot(container: Container): number {
  * @throws HoldfastError of the kernel: `ENOENT`, `ELOOP` …
  */
 export function openIn(container: Container, path: string | Buffer): number {
-  return open(container, path, { flags: kernel.O_PATH });
+  return open(container, path, { flags: files.O_PATH });
 }
 
 /** As {@link openIn}, of a folder, to be read. @throws HoldfastError also `ENOTDIR` */
@@ -31,10 +31,10 @@ export function openFolderIn(container: Container, path: string | Buffer): numbe
   return open(container, path, { flags: constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NONBLOCK });
 }
 
-function open(container: Container, path: string | Buffer, how: kernel.OpenInside): number {
+function open(container: Container, path: string | Buffer, how: files.OpenInside): number {
   const root = openRoot(container);
   try {
-    return kernel.openInside(root, path, how);
+    return files.openInside(root, path, how);
   } finally {
     closeSync(root);
   }
@@ -89,7 +89,7 @@ export function openNull(container: Container): number | null {
   const nullDevice = (1 << 8) | 3; // Documentation/admin-guide/devices.txt
   let found = -1;
   try {
-    found = open(container, "/dev/null", { flags: kernel.O_PATH, noSymlinks: true });
+    found = open(container, "/dev/null", { flags: files.O_PATH, noSymlinks: true });
     const { rdev } = fstatSync(found);
     if (!fstatSync(found).isCharacterDevice() || rdev !== nullDevice) return null;
     return open(container, "/dev/null", { flags: constants.O_RDONLY, noSymlinks: true });

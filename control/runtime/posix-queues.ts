@@ -25,7 +25,10 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as ipc from "#proxy/kernel/ipc.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
 import { openRoot, pathOf } from "./inside.ts";
 import { descriptorsOf } from "./processes.ts";
 
@@ -83,7 +86,7 @@ export async function openQueues(pids: number[]): Promise<OpenQueue[]> {
 
 /** Names of queues of a process's IPC namespace that notify somebody of their next message. */
 export function notifyingQueues(pid: number): string[] {
-  return kernel.inIpcNamespaceOf(pid, () =>
+  return namespaces.inIpcNamespaceOf(pid, () =>
     inFolder((folder) =>
       readdirSync(folder).filter(
         (name) => (/NOTIFY_PID:(\d+)/.exec(readIfThere(`${folder}/${name}`))?.[1] ?? "0") !== "0",
@@ -105,7 +108,7 @@ export function readQueues(pid: number): Buffer {
       retryable: true,
     });
   }
-  const queues = kernel.inIpcNamespaceOf(pid, () =>
+  const queues = namespaces.inIpcNamespaceOf(pid, () =>
     inFolder((folder) => readdirSync(folder).map((name) => readQueue(folder, name))),
   );
   return Buffer.from(JSON.stringify(queues));
@@ -119,12 +122,12 @@ export function makeQueues(pid: number, encoded: Buffer): void {
       code: "QUEUES_INVALID",
       source: "peer",
     });
-  kernel.inIpcNamespaceOf(pid, () => {
+  namespaces.inIpcNamespaceOf(pid, () => {
     for (const queue of parsed.data) {
-      const fd = kernel.createQueue(`/${queue.name}`, queue);
+      const fd = ipc.createQueue(`/${queue.name}`, queue);
       try {
         for (const { priority, base64 } of queue.messages)
-          kernel.sendMessage(fd, { priority, bytes: Buffer.from(base64, "base64") });
+          ipc.sendMessage(fd, { priority, bytes: Buffer.from(base64, "base64") });
         fchownSync(fd, queue.uid, queue.gid);
         fchmodSync(fd, queue.mode);
       } finally {
@@ -144,14 +147,14 @@ export async function showQueues(container: { init: { pid: number } }, process: 
     const [before = "", after = ""] = line.split(" - ");
     const [, , , , mountPoint = "", options = ""] = before.split(" ");
     if (after.split(" ")[0] !== "mqueue") continue;
-    const named = { nosuid: kernel.MS_NOSUID, nodev: kernel.MS_NODEV, noexec: kernel.MS_NOEXEC };
+    const named = { nosuid: mounts.MS_NOSUID, nodev: mounts.MS_NODEV, noexec: mounts.MS_NOEXEC };
     const flags = options.split(",").reduce((sum, name) => sum | (named[name as keyof typeof named] ?? 0), 0);
     // the other way round, /proc would be the container's
-    kernel.inIpcNamespaceOf(process, () =>
-      kernel.inMountNamespaceOf(container.init.pid, () => {
+    namespaces.inIpcNamespaceOf(process, () =>
+      namespaces.inMountNamespaceOf(container.init.pid, () => {
         // a folder of the host that holds the container itself shows it once more, and what is hidden of that stays
-        if (!kernel.unmountVisible(mountPoint)) return;
-        kernel.mount("mqueue", after.split(" ")[1] ?? "mqueue", mountPoint, flags);
+        if (!mounts.unmountVisible(mountPoint)) return;
+        mounts.mount("mqueue", after.split(" ")[1] ?? "mqueue", mountPoint, flags);
       }),
     );
   }
@@ -198,18 +201,18 @@ function readQueue(folder: string, name: string): PosixQueue {
   const fd = openSync(`${folder}/${name}`, constants.O_RDWR | constants.O_NONBLOCK);
   try {
     const { mode, uid, gid } = fstatSync(fd);
-    const { messagesMax, messageBytesMax, messages: held } = kernel.queueAttributes(fd);
+    const { messagesMax, messageBytesMax, messages: held } = ipc.queueAttributes(fd);
     if (held * messageBytesMax > QUEUES_BYTES_MAX) {
       throw new HoldfastError(`message queue /${name} may hold more than ${QUEUES_BYTES_MAX} bytes`, {
         code: "QUEUES_SPACE",
         source: "container",
       });
     }
-    const messages: kernel.QueueMessage[] = [];
+    const messages: ipc.QueueMessage[] = [];
     try {
-      while (messages.length < held) messages.push(kernel.receiveMessage(fd, messageBytesMax));
+      while (messages.length < held) messages.push(ipc.receiveMessage(fd, messageBytesMax));
     } finally {
-      for (const message of messages) kernel.sendMessage(fd, message);
+      for (const message of messages) ipc.sendMessage(fd, message);
     }
     return {
       name,
@@ -226,11 +229,11 @@ function readQueue(folder: string, name: string): PosixQueue {
 }
 
 function inFolder<T>(use: (folder: string) => T): T {
-  const fd = kernel.queueFolder();
+  const fd = ipc.queueFolder();
   try {
     return use(`/proc/self/fd/${fd}`);
   } finally {
-    kernel.close(fd);
+    descriptor.close(fd);
   }
 }
 

@@ -8,7 +8,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
 import { SealedCriu, withoutHostFolders } from "../criu/sealed.ts";
 import { runCommand } from "./command.ts";
 
@@ -61,7 +61,7 @@ async function seal(): Promise<number> {
     const libraries = [...listed.matchAll(/=> (\/\S+) \(0x/g)].map((match) => match[1] ?? "");
     const loader = /^\s*(\/\S+) \(0x/m.exec(listed)?.[1];
     if (loader === undefined) throw new Error(`ldd tells of no loader: ${listed.trim().slice(0, 200)}`);
-    const mount = kernel.newMount("tmpfs");
+    const mount = mounts.newMount("tmpfs");
     try {
       const folder = `/proc/self/fd/${mount}`;
       const options = { mode: 0o555 };
@@ -70,7 +70,7 @@ async function seal(): Promise<number> {
         writeFileSync(`${folder}/${basename(library)}`, readFileSync(library), options);
       writeFileSync(`${folder}/loader`, withoutHostFolders(readFileSync(loader)), options);
       writeFileSync(`${folder}/tar`, readFileSync(TAR), options);
-      kernel.setReadOnly(mount, true);
+      mounts.setReadOnly(mount, true);
       return mount;
     } catch (error) {
       closeSync(mount);

@@ -3,7 +3,8 @@
  * Sources: include/uapi/linux/{netlink,sock_diag,unix_diag}.h, net/unix/diag.c.
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { inNetworkOf } from "./runc/network.ts";
 
 export interface UnixSocket {
@@ -47,23 +48,19 @@ const ANSWERS_MAX = 100_000;
 
 /** By inode. About 2 µs a socket. */
 export function listUnixSockets(): Map<number, UnixSocket> {
-  const fd = kernel.socket(
-    kernel.AF_NETLINK,
-    kernel.SOCK_RAW | kernel.SOCK_CLOEXEC,
-    kernel.NETLINK_SOCK_DIAG,
-  );
+  const fd = sock.socket(sock.AF_NETLINK, sock.SOCK_RAW | sock.SOCK_CLOEXEC, sock.NETLINK_SOCK_DIAG);
   try {
     const request = Buffer.alloc(REQUEST_BYTES);
     request.writeUInt32LE(REQUEST_BYTES, 0);
     request.writeUInt16LE(SOCK_DIAG_BY_FAMILY, 4);
     request.writeUInt16LE(NLM_F_REQUEST | NLM_F_DUMP, 6);
-    request.writeUInt8(kernel.AF_UNIX, NLMSG_HEADER_BYTES);
+    request.writeUInt8(sock.AF_UNIX, NLMSG_HEADER_BYTES);
     request.writeUInt32LE(0xffffffff, NLMSG_HEADER_BYTES + 4);
     request.writeUInt32LE(UDIAG_SHOW, NLMSG_HEADER_BYTES + 12);
-    kernel.send(fd, request, 0);
+    sock.send(fd, request, 0);
     return readAnswers(fd);
   } finally {
-    kernel.close(fd);
+    descriptor.close(fd);
   }
 }
 
@@ -79,7 +76,7 @@ function readAnswers(fd: number): Map<number, UnixSocket> {
   const sockets = new Map<number, UnixSocket>();
   const answer = Buffer.allocUnsafe(ANSWER_BYTES);
   for (let answers = 0; answers < ANSWERS_MAX; answers++) {
-    const size = kernel.recv(fd, answer, 0);
+    const size = sock.recv(fd, answer, 0);
     for (let at = 0; at + NLMSG_HEADER_BYTES <= size; ) {
       const length = answer.readUInt32LE(at);
       const type = answer.readUInt16LE(at + 4);

@@ -7,7 +7,9 @@
  */
 import { open } from "node:fs/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as procs from "#proxy/kernel/processes.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import {
   childrenOf,
@@ -48,19 +50,19 @@ export class Application {
   static async open(process: ProcessIdentity): Promise<Application | null> {
     let pidfd: number;
     try {
-      pidfd = kernel.pidfdOpen(process.pid);
+      pidfd = procs.pidfdOpen(process.pid);
     } catch {
       return null;
     }
     // looked at again: the number may have been another's by the time it was opened
     if (await isSameProcess(process)) return new Application(process, pidfd);
-    kernel.close(pidfd);
+    descriptor.close(pidfd);
     return null;
   }
 
   /** Asks the kernel, and does not wait: cheap enough to be asked all the time. */
   get hasEnded(): boolean {
-    return kernel.pollNow(this.#pidfd, POLLIN) !== 0;
+    return polling.pollNow(this.#pidfd, POLLIN) !== 0;
   }
 
   /** Of one that has ended. */
@@ -70,7 +72,7 @@ export class Application {
     do {
       info.fill(0).writeBigUInt64LE(PIDFD_INFO_EXIT);
       try {
-        kernel.ioctlBuffer(this.#pidfd, PIDFD_GET_INFO, info);
+        descriptor.ioctlBuffer(this.#pidfd, PIDFD_GET_INFO, info);
       } catch {
         return null;
       }
@@ -93,7 +95,7 @@ export class Application {
   }
 
   close(): void {
-    if (this.#pidfd >= 0) kernel.close(this.#pidfd);
+    if (this.#pidfd >= 0) descriptor.close(this.#pidfd);
     this.#pidfd = -1;
   }
 }

@@ -4,7 +4,7 @@
  * nobody's permission, and neither is a record that is older than what some node remembers.
  */
 import type { Ownership } from "#proxy/store/store.ts";
-import type { PeerAnswer } from "./owners.ts";
+import type { PeerAnswer } from "../api/owners.ts";
 
 export interface Known {
   workload: string;

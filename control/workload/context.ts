@@ -1,16 +1,33 @@
 /** What every part of an agent is given by the composition root (`main.ts`). */
 import type { Logger } from "pino";
 import type { Channel } from "#proxy/contract/channel.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Store } from "#proxy/store/store.ts";
-import type { KeyRing } from "../agent/key-ring.ts";
-import type { AgentMetrics } from "../agent/metrics.ts";
-import type { Trust } from "../agent/trust.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
 import type { ContainerRuntime } from "../runtime/runc/container-runtime.ts";
 import type { ClusterMark } from "./cluster-mark.ts";
 import type { Owners } from "./owners.ts";
+
+/** Something whose changes are worth knowing. */
+export interface Changing {
+  /** @returns to be called when the listener is no longer interested */
+  onChange(listener: () => void): () => void;
+}
+
+/** The keys that all nodes share, as they are now. */
+export interface SharedKeyRing extends Changing {
+  /** another array when it has changed */
+  readonly keys: SharedKeys;
+  /** proves and seals */
+  readonly first: Buffer;
+}
+
+export interface WorkloadMetrics {
+  restarted(workload: string, reason: "command" | "status" | "signal" | "unknown"): void;
+  steppedDown(workload: string): void;
+}
 
 export interface AgentContext {
   node: string;
@@ -20,10 +37,9 @@ export interface AgentContext {
   /** read again by a restart */
   configFile: string;
   stateDir: string;
-  /** what all nodes share */
-  ring: KeyRing;
+  ring: SharedKeyRing;
   /** by what streams of agents are opened */
-  trust: Trust;
+  trust: Changing;
   store: Store;
   /** for people: no password in it */
   storeUrl: string;
@@ -36,7 +52,7 @@ export interface AgentContext {
   secrets: string[];
   initBinary: string;
   log: Logger;
-  metrics: AgentMetrics;
+  metrics: WorkloadMetrics;
   faults: Faults;
   /** A channel to the agent of another node. @throws HoldfastError when it cannot be reached or is not configured */
   dial(node: string, timeoutMs?: number): Promise<Channel>;

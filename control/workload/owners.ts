@@ -3,10 +3,11 @@
  * each other, an edge learns of an owner that could not reach it, and a node knows the epochs that others have seen. Whoever
  * is about to claim a workload of which the store has no record asks the same.
  */
-import { z } from "zod";
+
 import type { Channel } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { type Held, ownersCall, type PeerAnswer } from "../api/owners.ts";
 import type { AgentContext } from "./context.ts";
 import type { Workload } from "./workload.ts";
 
@@ -14,27 +15,6 @@ const EVERY_MS = 1_000;
 const PEER_MS_MAX = 1_000;
 /** a peer that refuses us (another key, another version) logs each attempt */
 const REFUSED_MS = 30_000;
-const WORKLOADS_MAX = 10_000;
-
-const epoch = z.number().int().nonnegative();
-
-const heldSchema = z.object({
-  workload: z.string().max(40),
-  /** moving: a move to or from this node is under way, or was cut off and is not settled yet */
-  has: z.enum(["owner", "moving", "no"]),
-  /** owner: at which */
-  epoch,
-  /** the highest the node knows of */
-  seen: epoch,
-  /** relay, owner: where its proxy takes links */
-  link: z.object({ address: z.ipv4().or(z.ipv6()), port: z.number().int().min(1).max(65_535) }).nullable(),
-});
-export type Held = z.infer<typeof heldSchema>;
-
-export const ownersCall = z.object({ workloads: z.array(heldSchema).max(WORKLOADS_MAX) });
-
-/** held null: the peer does not have the workload in its configuration */
-export type PeerAnswer = { peer: string; held: Held | null } | { peer: string; silent: string };
 
 export class Owners {
   readonly #context: () => AgentContext;

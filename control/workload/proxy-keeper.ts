@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { Channel } from "#proxy/contract/channel.ts";
 import type { HandedMessage, ProxyCommands } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { sendDescriptors } from "#proxy/kernel/kernel.ts";
+import { sendDescriptors } from "#proxy/kernel/descriptor-passing.ts";
 import { identify, isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
 
 const START_MS_MAX = 15_000;

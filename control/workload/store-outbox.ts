@@ -6,8 +6,8 @@
 import { once } from "node:events";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Ownership } from "#proxy/store/store.ts";
+import type { Debt } from "../migration/moving.ts";
 import { delay } from "../migration/settle.ts";
-import type { Debt } from "./journal.ts";
 import type { Workload } from "./workload.ts";
 
 export class Debts {

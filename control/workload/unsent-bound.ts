@@ -5,7 +5,7 @@
  * full queue earlier; its own setting, where it has one, stays.
  */
 import { listSockets } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { socketInodes, withSocketAt } from "../migration/sockets.ts";
 import { treeOf } from "../runtime/processes.ts";
 import { inNetworkOf } from "../runtime/runc/network.ts";
@@ -31,8 +31,8 @@ export class UnsentBound {
       const place = places.get(inode);
       if (place === undefined) continue;
       withSocketAt(place, (fd) => {
-        if (kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT) === 0)
-          kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, UNSENT_BYTES);
+        if (sock.getsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT) === 0)
+          sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT, UNSENT_BYTES);
       });
     }
     this.#known = new Set(listeners.map(({ inode }) => inode));

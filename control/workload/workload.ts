@@ -12,15 +12,18 @@ import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/c
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { listenBacklog } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
 import { unseal } from "#proxy/store/seal.ts";
-import { type Check, type CheckReport, merged, runChecks } from "../api/finding.ts";
+import type { DepartureFacts } from "../api/check.ts";
+import { type Check, type CheckReport, merged, refuse, runChecks } from "../api/finding.ts";
+import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../api/migration.ts";
+import type { Held } from "../api/owners.ts";
 import { loadConfig, type WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
 import { Arrival } from "../migration/arrival.ts";
 import { Departure } from "../migration/departure.ts";
-import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../migration/move.ts";
+import type { Moving } from "../migration/moving.ts";
 import { takeBackOwnSockets } from "../migration/own-sockets.ts";
 import {
   decideAtSource,
@@ -45,24 +48,15 @@ import type { OutputOptions } from "../runtime/runc/output-reader.ts";
 import { loadRootfs } from "../runtime/runc/rootfs.ts";
 import { type Decision, decideClaim, decideForced, type Permission, type Problem } from "./claim.ts";
 import type { AgentContext } from "./context.ts";
-import {
-  EMPTY_JOURNAL,
-  type Journal,
-  type Moving,
-  nextJournal,
-  readJournal,
-  writeJournal,
-} from "./journal.ts";
+import { EMPTY_JOURNAL, type Journal, nextJournal, readJournal, writeJournal } from "./journal.ts";
 import { Output } from "./output.ts";
-import { type Held, isSameEndpoint } from "./owners.ts";
-import type { DepartureFacts } from "./preflight/departure-facts.ts";
+import { isSameEndpoint } from "./owners.ts";
 import {
   askTarget,
   checkArrival,
   checkDeparture,
   checkMove,
   NOT_CONFIGURED,
-  refuse,
   unreachable,
 } from "./preflight/preflight.ts";
 import { endProcess, ProxyClient } from "./proxy-keeper.ts";
@@ -1110,7 +1104,7 @@ export class Workload {
     try {
       proxy.hand({ token, sockets: [...made.keys()] }, [...made.values()]);
     } finally {
-      for (const fd of made.values()) kernel.close(fd);
+      for (const fd of made.values()) descriptor.close(fd);
     }
     await proxy.command("network", { token });
   }

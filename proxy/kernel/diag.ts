@@ -8,8 +8,10 @@
  */
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "./kernel.ts";
+import * as ipText from "./address-text.ts";
+import * as libc from "./libc.ts";
 import { type Network, OWN_NETWORK } from "./network.ts";
+import * as sock from "./socket.ts";
 
 export type DiagState =
   | "ESTABLISHED"
@@ -45,17 +47,17 @@ export interface ListOptions {
 }
 
 const NUMBER_OF_STATE: Record<DiagState, number> = {
-  ESTABLISHED: kernel.TCP_ESTABLISHED,
-  SYN_SENT: kernel.TCP_SYN_SENT,
-  SYN_RECV: kernel.TCP_SYN_RECV,
-  FIN_WAIT1: kernel.TCP_FIN_WAIT1,
-  FIN_WAIT2: kernel.TCP_FIN_WAIT2,
-  TIME_WAIT: kernel.TCP_TIME_WAIT,
-  CLOSE: kernel.TCP_CLOSE,
-  CLOSE_WAIT: kernel.TCP_CLOSE_WAIT,
-  LAST_ACK: kernel.TCP_LAST_ACK,
-  LISTEN: kernel.TCP_LISTEN,
-  CLOSING: kernel.TCP_CLOSING,
+  ESTABLISHED: sock.TCP_ESTABLISHED,
+  SYN_SENT: sock.TCP_SYN_SENT,
+  SYN_RECV: sock.TCP_SYN_RECV,
+  FIN_WAIT1: sock.TCP_FIN_WAIT1,
+  FIN_WAIT2: sock.TCP_FIN_WAIT2,
+  TIME_WAIT: sock.TCP_TIME_WAIT,
+  CLOSE: sock.TCP_CLOSE,
+  CLOSE_WAIT: sock.TCP_CLOSE_WAIT,
+  LAST_ACK: sock.TCP_LAST_ACK,
+  LISTEN: sock.TCP_LISTEN,
+  CLOSING: sock.TCP_CLOSING,
 };
 const ALL_STATES = Object.keys(NUMBER_OF_STATE) as DiagState[];
 const STATE_OF_NUMBER = new Map(ALL_STATES.map((state) => [NUMBER_OF_STATE[state], state]));
@@ -93,7 +95,7 @@ export function listSockets(options: ListOptions = {}, network: Network = OWN_NE
   const mask = states.reduce((bits, state) => bits | (1 << NUMBER_OF_STATE[state]), 0);
   const sockets: DiagSocket[] = [];
   network.withDiag((fd) => {
-    for (const family of [kernel.AF_INET, kernel.AF_INET6]) {
+    for (const family of [ipText.AF_INET, ipText.AF_INET6]) {
       dump(fd, family, mask, options, (message) => sockets.push(readMessage(message)));
     }
   });
@@ -154,7 +156,7 @@ export function destroySocket(connection: { local: Endpoint; remote: Endpoint })
     }
     request(fd, { type: SOCK_DESTROY, flags: NLM_F_REQUEST | NLM_F_ACK, mask: ANY_STATE, ...id });
     const answer = Buffer.allocUnsafe(ANSWER_BYTES);
-    const size = kernel.recv(fd, answer, 0);
+    const size = sock.recv(fd, answer, 0);
     if (size < NLMSG_HEADER_BYTES + 4 || answer.readUInt16LE(4) !== NLMSG_ERROR) throw unexpected();
     const errno = -answer.readInt32LE(NLMSG_HEADER_BYTES);
     if (errno !== 0) throw refused(errno, "SOCK_DESTROY");
@@ -169,8 +171,8 @@ interface SocketId {
 
 function findConnection(fd: number, local: Endpoint, remote: Endpoint): SocketId | null {
   const ports = { localPort: local.port, remotePort: remote.port };
-  const mask = ANY_STATE & ~(1 << kernel.TCP_LISTEN);
-  for (const family of [kernel.AF_INET, kernel.AF_INET6]) {
+  const mask = ANY_STATE & ~(1 << sock.TCP_LISTEN);
+  for (const family of [ipText.AF_INET, ipText.AF_INET6]) {
     const ids: SocketId[] = [];
     dump(fd, family, mask, ports, (message) => {
       const socket = readMessage(message);
@@ -183,7 +185,7 @@ function findConnection(fd: number, local: Endpoint, remote: Endpoint): SocketId
 }
 
 function isSame(one: Endpoint, other: Endpoint): boolean {
-  return one.port === other.port && kernel.unmapped(one.address) === kernel.unmapped(other.address);
+  return one.port === other.port && ipText.unmapped(one.address) === ipText.unmapped(other.address);
 }
 
 // ---- netlink
@@ -204,10 +206,10 @@ function request(fd: number, what: Request): void {
   bytes.writeUInt16LE(what.type, 4);
   bytes.writeUInt16LE(what.flags, 6);
   bytes.writeUInt8(what.family, NLMSG_HEADER_BYTES);
-  bytes.writeUInt8(kernel.IPPROTO_TCP, NLMSG_HEADER_BYTES + 1);
+  bytes.writeUInt8(sock.IPPROTO_TCP, NLMSG_HEADER_BYTES + 1);
   bytes.writeUInt32LE(what.mask >>> 0, NLMSG_HEADER_BYTES + 4);
   what.sockid?.copy(bytes, NLMSG_HEADER_BYTES + 8);
-  if (kernel.send(fd, bytes, 0) !== bytes.length) throw unexpected();
+  if (sock.send(fd, bytes, 0) !== bytes.length) throw unexpected();
 }
 
 /** struct inet_diag_sockid with two ports and no cookie */
@@ -243,7 +245,7 @@ function readDump(fd: number, messages: Buffer[]): boolean {
   let consistent = true;
   for (let answers = 0; answers < ANSWERS_MAX; answers++) {
     const answer = Buffer.allocUnsafe(ANSWER_BYTES);
-    const size = kernel.recv(fd, answer, 0);
+    const size = sock.recv(fd, answer, 0);
     let at = 0;
     while (at + NLMSG_HEADER_BYTES <= size) {
       const length = answer.readUInt32LE(at);
@@ -262,14 +264,14 @@ function readDump(fd: number, messages: Buffer[]): boolean {
 
 /** struct inet_diag_msg */
 function readMessage(message: Buffer): DiagSocket {
-  const addressBytes = message[0] === kernel.AF_INET ? 4 : 16;
+  const addressBytes = message[0] === ipText.AF_INET ? 4 : 16;
   const endpoint = (addressAt: number, portAt: number): Endpoint => ({
-    address: kernel.unmapped(kernel.formatAddress(message.subarray(addressAt, addressAt + addressBytes))),
+    address: ipText.unmapped(ipText.formatAddress(message.subarray(addressAt, addressAt + addressBytes))),
     port: message.readUInt16BE(portAt),
   });
   const number = message[1] as number;
   return {
-    state: STATE_OF_NUMBER.get(number === NEW_SYN_RECV ? kernel.TCP_SYN_RECV : number) ?? "CLOSE",
+    state: STATE_OF_NUMBER.get(number === NEW_SYN_RECV ? sock.TCP_SYN_RECV : number) ?? "CLOSE",
     local: endpoint(8, 4),
     remote: endpoint(24, 6),
     inode: message.readUInt32LE(68),
@@ -289,7 +291,7 @@ function refused(errno: number, what: string): HoldfastError {
     );
   }
   // between look-up and destruction it ended, and another took its place
-  const code = errno === ESTALE ? "ENOENT" : kernel.errnoName(errno);
+  const code = errno === ESTALE ? "ENOENT" : libc.errnoName(errno);
   return new HoldfastError(`the kernel refused ${what} with ${code}`, { code, source: "kernel" });
 }
 

@@ -11,17 +11,17 @@
  *
  * A descriptor's number may be given to another one in the middle of a batch: a generation tells stale events.
  */
-import * as kernel from "./kernel.ts";
+import * as polling from "./polling.ts";
 
 /** Each of these is told once; whoever does not read to the end of what is there has to ask with {@link Epoll.soon}. */
 const INTEREST =
-  kernel.EPOLLIN |
-  kernel.EPOLLPRI |
-  kernel.EPOLLOUT |
-  kernel.EPOLLRDHUP |
-  kernel.EPOLLERR |
-  kernel.EPOLLHUP |
-  kernel.EPOLLET;
+  polling.EPOLLIN |
+  polling.EPOLLPRI |
+  polling.EPOLLOUT |
+  polling.EPOLLRDHUP |
+  polling.EPOLLERR |
+  polling.EPOLLHUP |
+  polling.EPOLLET;
 /** Fewer at once are no crowd: the next come through the loop, which others wait for as well. */
 const CROWD = 16;
 const ROUNDS_MAX = 4;
@@ -47,12 +47,12 @@ export class Epoll {
    */
   watch(fd: number, watcher: Watcher): void {
     if (this.#fd < 0) {
-      this.#fd = kernel.epollCreate();
-      kernel.pollInLoop(this.#fd, this.#schedule);
+      this.#fd = polling.epollCreate();
+      polling.pollInLoop(this.#fd, this.#schedule);
     }
     const generation = ((this.#generations[fd] ?? 0) + 1) | 0;
     this.#generations[fd] = generation;
-    kernel.epollAdd(this.#fd, fd, INTEREST, generation);
+    polling.epollAdd(this.#fd, fd, INTEREST, generation);
     this.#watchers[fd] = watcher;
   }
 
@@ -60,7 +60,7 @@ export class Epoll {
   unwatch(fd: number): void {
     if (this.#watchers[fd] === undefined) return;
     this.#watchers[fd] = undefined;
-    kernel.epollDelete(this.#fd, fd);
+    polling.epollDelete(this.#fd, fd);
   }
 
   /** Calls `onReady(0)` when the others had their turn, and never from within this call. */
@@ -85,12 +85,12 @@ export class Epoll {
         for (const watcher of again) call(watcher, 0);
       }
       for (let round = 0; this.#fd >= 0 && round < ROUNDS_MAX; round++) {
-        const count = kernel.epollNow(this.#fd);
+        const count = polling.epollNow(this.#fd);
         for (let index = 0; index < count; index++) {
-          const fd = kernel.epollEvent.fd(index);
-          if (this.#generations[fd] !== kernel.epollEvent.generation(index)) continue;
+          const fd = polling.epollEvent.fd(index);
+          if (this.#generations[fd] !== polling.epollEvent.generation(index)) continue;
           const watcher = this.#watchers[fd];
-          if (watcher !== undefined) call(watcher, kernel.epollEvent.events(index));
+          if (watcher !== undefined) call(watcher, polling.epollEvent.events(index));
         }
         if (count < CROWD) break;
       }

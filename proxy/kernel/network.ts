@@ -11,7 +11,11 @@
 import { constants } from "node:os";
 import { HANDED_SOCKETS, type HandedMessage, type HandedSocket } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import * as kernel from "./kernel.ts";
+import * as ipText from "./address-text.ts";
+import * as passing from "./descriptor-passing.ts";
+import * as descriptor from "./descriptors.ts";
+import * as libc from "./libc.ts";
+import * as sock from "./socket.ts";
 
 export interface Network {
   /** Non-blocking, close-on-exec, as if just made; -errno */
@@ -24,17 +28,17 @@ export interface Network {
 
 /** The caller's. */
 export const OWN_NETWORK: Network = {
-  tryTcpSocket: kernel.tryTcpSocket,
-  withDiag: (use) => withSocket(kernel.AF_NETLINK, kernel.NETLINK_SOCK_DIAG, use),
+  tryTcpSocket: sock.tryTcpSocket,
+  withDiag: (use) => withSocket(sock.AF_NETLINK, sock.NETLINK_SOCK_DIAG, use),
   withRaw: (family, use) =>
-    withSocket(family === 4 ? kernel.AF_INET : kernel.AF_INET6, kernel.IPPROTO_RAW, use),
+    withSocket(family === 4 ? ipText.AF_INET : ipText.AF_INET6, sock.IPPROTO_RAW, use),
 };
 
 /** As {@link Network.tryTcpSocket}. @throws HoldfastError with the errno name as code */
 export function tcpSocketOf(network: Network, family: 4 | 6): number {
   const fd = network.tryTcpSocket(family);
   if (fd >= 0) return fd;
-  const code = kernel.errnoName(-fd);
+  const code = libc.errnoName(-fd);
   throw new HoldfastError(`socket failed with ${code}`, { code, source: "kernel", retryable: true });
 }
 
@@ -57,15 +61,15 @@ export class HandedNetwork implements Network {
     let fd = -1;
     let isMade = false;
     try {
-      kernel.listen(listener, STRANGERS_MAX);
-      kernel.connect(client, {
+      sock.listen(listener, STRANGERS_MAX);
+      sock.connect(client, {
         address: family === 4 ? "127.0.0.1" : "::1",
-        port: kernel.getsockname(listener).port,
+        port: sock.getsockname(listener).port,
       });
       fd = acceptOf(listener, client);
-      kernel.disconnect(client); // by RST, so that nothing is left in TIME_WAIT
-      kernel.disconnect(fd);
-      for (const ended of [client, fd]) kernel.getsockoptInt(ended, kernel.SOL_SOCKET, kernel.SO_ERROR);
+      sock.disconnect(client); // by RST, so that nothing is left in TIME_WAIT
+      sock.disconnect(fd);
+      for (const ended of [client, fd]) sock.getsockoptInt(ended, sock.SOL_SOCKET, sock.SO_ERROR);
       isMade = true;
       return fd;
     } catch (error) {
@@ -73,10 +77,10 @@ export class HandedNetwork implements Network {
       return -((constants.errno as Record<string, number>)[code] ?? constants.errno.EAGAIN);
     } finally {
       if (!isMade) {
-        if (fd >= 0) kernel.close(fd);
-        quietly(() => kernel.disconnect(client));
+        if (fd >= 0) descriptor.close(fd);
+        quietly(() => sock.disconnect(client));
       }
-      quietly(() => kernel.disconnect(listener));
+      quietly(() => sock.disconnect(listener));
     }
   }
 
@@ -84,7 +88,7 @@ export class HandedNetwork implements Network {
     const fd = this.#get("diag");
     // what a use that was broken off has left would be taken for the next one's answer
     const rest = Buffer.allocUnsafe(ANSWER_BYTES);
-    while (kernel.tryRecv(fd, rest) > 0);
+    while (sock.tryRecv(fd, rest) > 0);
     return use(fd);
   }
 
@@ -93,7 +97,7 @@ export class HandedNetwork implements Network {
   }
 
   close(): void {
-    for (const fd of this.#sockets.values()) kernel.close(fd);
+    for (const fd of this.#sockets.values()) descriptor.close(fd);
   }
 
   #get(name: HandedSocket): number {
@@ -113,7 +117,7 @@ export class UpstreamNetwork implements Network {
 
   /** @param inbox path that handed sockets are sent to */
   open(inbox: string): void {
-    this.#inbox = kernel.bindUnixDatagram(inbox);
+    this.#inbox = passing.bindUnixDatagram(inbox);
   }
 
   tryTcpSocket = (family: 4 | 6): number => this.#now.tryTcpSocket(family);
@@ -128,7 +132,7 @@ export class UpstreamNetwork implements Network {
   /** @throws HoldfastError `NETWORK_NOT_HANDED`: nothing with that token has been sent; all stays as it was */
   take(token: string): void {
     for (;;) {
-      const received = this.#inbox < 0 ? null : kernel.receiveDescriptors(this.#inbox, MESSAGE_BYTES_MAX);
+      const received = this.#inbox < 0 ? null : passing.receiveDescriptors(this.#inbox, MESSAGE_BYTES_MAX);
       if (received === null)
         throw new HoldfastError("the sockets of the container's network have not arrived", {
           code: "NETWORK_NOT_HANDED",
@@ -142,7 +146,7 @@ export class UpstreamNetwork implements Network {
         );
         return;
       }
-      for (const fd of descriptors) kernel.close(fd); // of an agent that died before it said so
+      for (const fd of descriptors) descriptor.close(fd); // of an agent that died before it said so
     }
   }
 
@@ -183,12 +187,12 @@ function noNetwork(): never {
 
 /** The end of the connection that `client` has begun. */
 function acceptOf(listener: number, client: number): number {
-  const mine = kernel.getsockname(client);
+  const mine = sock.getsockname(client);
   for (let tries = 0; tries < STRANGERS_MAX; tries++) {
-    const fd = kernel.accept(listener, kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC);
-    const peer = kernel.lastPeer(fd);
+    const fd = sock.accept(listener, sock.SOCK_NONBLOCK | sock.SOCK_CLOEXEC);
+    const peer = sock.lastPeer(fd);
     if (peer?.port === mine.port && peer.address === mine.address) return fd;
-    kernel.close(fd);
+    descriptor.close(fd);
   }
   throw new HoldfastError("the application connects to the proxy's own listener", {
     code: "EAGAIN",
@@ -198,11 +202,11 @@ function acceptOf(listener: number, client: number): number {
 }
 
 function withSocket<T>(domain: number, protocol: number, use: (fd: number) => T): T {
-  const fd = kernel.socket(domain, kernel.SOCK_RAW | kernel.SOCK_CLOEXEC, protocol);
+  const fd = sock.socket(domain, sock.SOCK_RAW | sock.SOCK_CLOEXEC, protocol);
   try {
     return use(fd);
   } finally {
-    kernel.close(fd);
+    descriptor.close(fd);
   }
 }
 

@@ -15,11 +15,14 @@
  * tcp_write_xmit), CRIU's description of the protocol.
  */
 
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { type Network, OWN_NETWORK, tcpSocketOf } from "#proxy/kernel/network.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { readState } from "#proxy/kernel/tcp-state.ts";
 import { HoldfastError } from "../contract/errors.ts";
 import type { LegSnapshot, LegState } from "../contract/snapshot.ts";
-import { encodeWindow, finReceived, finSent, readState } from "./capture.ts";
+import { encodeWindow, finReceived, finSent } from "./capture.ts";
 import { FLAG_ACK, FLAG_FIN, injectSegment } from "./inject.ts";
 import { guardLegFromReset, shieldLeg, unshieldLeg } from "./shield.ts";
 
@@ -88,7 +91,7 @@ export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
     build(fd, snapshot, options);
     return fd;
   } catch (error) {
-    kernel.close(fd);
+    descriptor.close(fd);
     throw error;
   }
 }
@@ -99,41 +102,36 @@ function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
   const receiveEnd = receive.seq - (finReceived(snapshot.state) ? 1 : 0);
   const sendEnd = send.seq - (finSent(snapshot.state) ? 1 : 0);
 
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_ON);
   if (options.shielded) shieldLeg(fd);
   else if (sent.length > 0 || finSent(snapshot.state)) guardLegFromReset(fd);
   growBuffers(fd, snapshot);
   if (sent.length > 0 || finSent(snapshot.state)) limitRto(fd, FIRST_RTO_MS_MAX);
 
-  setQueueSeq(fd, kernel.TCP_RECV_QUEUE, receiveEnd - receive.bytes.length);
-  setQueueSeq(fd, kernel.TCP_SEND_QUEUE, sendEnd - send.bytes.length);
+  setQueueSeq(fd, sock.TCP_RECV_QUEUE, receiveEnd - receive.bytes.length);
+  setQueueSeq(fd, sock.TCP_SEND_QUEUE, sendEnd - send.bytes.length);
   if (options.addressAbsent === true) setTransparent(fd, snapshot.family, 1);
-  kernel.bind(fd, snapshot.local, scopeOf(snapshot.local.address, options.device));
+  sock.bind(fd, snapshot.local, scopeOf(snapshot.local.address, options.device));
   // at connect, or the effective MSS stays at 536 until the route changes: TCP_REPAIR_OPTIONS sets the clamp only
   if (snapshot.mss >= MAXSEG_MIN) {
-    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG, Math.min(snapshot.mss, MAXSEG_MAX));
+    sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_MAXSEG, Math.min(snapshot.mss, MAXSEG_MAX));
   }
-  kernel.connect(fd, snapshot.remote, scopeOf(snapshot.remote.address, options.device));
-  kernel.setsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_OPTIONS, repairOptions(snapshot));
+  sock.connect(fd, snapshot.remote, scopeOf(snapshot.remote.address, options.device));
+  sock.setsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_OPTIONS, repairOptions(snapshot));
   if (snapshot.timestamp !== null) {
-    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_TIMESTAMP, snapshot.timestamp);
+    sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_TIMESTAMP, snapshot.timestamp);
   }
 
-  fillQueue(fd, kernel.TCP_RECV_QUEUE, receive.bytes);
-  fillQueue(fd, kernel.TCP_SEND_QUEUE, sent);
-  kernel.setsockoptBuffer(
-    fd,
-    kernel.IPPROTO_TCP,
-    kernel.TCP_REPAIR_WINDOW,
-    repairWindow(snapshot, receiveEnd),
-  );
+  fillQueue(fd, sock.TCP_RECV_QUEUE, receive.bytes);
+  fillQueue(fd, sock.TCP_SEND_QUEUE, sent);
+  sock.setsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_WINDOW, repairWindow(snapshot, receiveEnd));
   if (finSentBeforeRelease(snapshot)) {
-    kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_SEND_QUEUE);
-    kernel.shutdown(fd, kernel.SHUT_WR);
+    sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, sock.TCP_SEND_QUEUE);
+    sock.shutdown(fd, sock.SHUT_WR);
   }
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_NO_QUEUE);
-  if (snapshot.noDelay) kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1);
-  if (snapshot.keepAlive) kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, 1);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, sock.TCP_NO_QUEUE);
+  if (snapshot.noDelay) sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NODELAY, 1);
+  if (snapshot.keepAlive) sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_KEEPALIVE, 1);
 }
 
 /**
@@ -146,13 +144,13 @@ function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
  */
 export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOptions = {}): Buffer {
   unshieldLeg(fd);
-  kernel.setsockoptInt(
+  sock.setsockoptInt(
     fd,
-    kernel.IPPROTO_TCP,
-    kernel.TCP_REPAIR,
-    options.probe === true ? kernel.TCP_REPAIR_OFF : kernel.TCP_REPAIR_OFF_NO_WP,
+    sock.IPPROTO_TCP,
+    sock.TCP_REPAIR,
+    options.probe === true ? sock.TCP_REPAIR_OFF : sock.TCP_REPAIR_OFF_NO_WP,
   );
-  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+  sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, 1);
   setTransparent(fd, snapshot.family, 0);
   const { send } = snapshot;
   const rest =
@@ -160,7 +158,7 @@ export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOp
   const network = options.network ?? OWN_NETWORK;
   if (finReceived(snapshot.state)) injectPeerFin(fd, snapshot, network);
   if (finSent(snapshot.state) && rest.length === 0 && !finSentBeforeRelease(snapshot)) {
-    kernel.shutdown(fd, kernel.SHUT_WR);
+    sock.shutdown(fd, sock.SHUT_WR);
   }
   if (snapshot.state === "FIN_WAIT2") injectPeerAck(fd, snapshot, network);
   restoreBuffers(fd, snapshot);
@@ -176,19 +174,19 @@ function finSentBeforeRelease(snapshot: LegSnapshot): boolean {
 /** fe80::/10 (RFC 4291 2.5.6): the same address may be on every link. */
 function scopeOf(address: string, device: string | null | undefined): number {
   if (device == null || !/^fe[89ab]/i.test(address)) return 0;
-  return kernel.deviceIndex(device);
+  return ipText.deviceIndex(device);
 }
 
 // ---- queues
 
 function setQueueSeq(fd: number, queue: number, seq: number): void {
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, queue);
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ, seq | 0);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, queue);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_QUEUE_SEQ, seq | 0);
 }
 
 function fillQueue(fd: number, queue: number, bytes: Buffer): void {
   if (bytes.length === 0) return;
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, queue);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, queue);
   const rest = write(fd, bytes);
   if (rest.length === 0) return;
   throw new HoldfastError(
@@ -202,7 +200,7 @@ function write(fd: number, bytes: Buffer): Buffer {
   let at = 0;
   let chunkBytes = CHUNK_BYTES;
   while (at < bytes.length) {
-    const taken = kernel.send(fd, bytes.subarray(at, at + chunkBytes), kernel.MSG_DONTWAIT);
+    const taken = sock.send(fd, bytes.subarray(at, at + chunkBytes), sock.MSG_DONTWAIT);
     if (taken > 0) at += taken;
     else if (chunkBytes > 1024) chunkBytes >>= 2;
     else break;
@@ -215,32 +213,32 @@ function growBuffers(fd: number, snapshot: LegSnapshot): void {
   // as much as the peer was promised, or the adopted leg would drop what the captured one would have taken
   const receiveBytes = snapshot.receive.bytes.length + snapshot.window.rcv_wnd;
   if (sendBytes > 0) {
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUFFORCE, sendBytes + BUFFER_SLACK_BYTES);
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_SNDBUFFORCE, sendBytes + BUFFER_SLACK_BYTES);
   }
   if (receiveBytes > 0) growReceiveBuffer(fd, receiveBytes);
 }
 
 function growReceiveBuffer(fd: number, receiveBytes: number): void {
-  const current = kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF);
+  const current = sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF);
   if (receiveBytes * 2 <= current) return;
-  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, receiveBytes + BUFFER_SLACK_BYTES);
+  sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, receiveBytes + BUFFER_SLACK_BYTES);
 }
 
 function setTransparent(fd: number, family: 4 | 6, on: 0 | 1): void {
-  if (family === 4) kernel.setsockoptInt(fd, kernel.IPPROTO_IP, kernel.IP_TRANSPARENT, on);
-  else kernel.setsockoptInt(fd, kernel.IPPROTO_IPV6, kernel.IPV6_TRANSPARENT, on);
+  if (family === 4) sock.setsockoptInt(fd, sock.IPPROTO_IP, sock.IP_TRANSPARENT, on);
+  else sock.setsockoptInt(fd, sock.IPPROTO_IPV6, sock.IPV6_TRANSPARENT, on);
 }
 
 function restoreBuffers(fd: number, snapshot: LegSnapshot): void {
   if (snapshot.send.bytes.length > 0 || finSent(snapshot.state)) limitRto(fd, RTO_MS_MAX);
   // both sizes back to autotuning: it only ever grows them, so the leg keeps room for what it had; before 5.15 they stay
-  kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_BUF_LOCK, 0, "ENOPROTOOPT");
-  if (snapshot.mss >= MAXSEG_MIN) kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG, 0);
+  sock.trySetsockoptInt(fd, sock.SOL_SOCKET, sock.SO_BUF_LOCK, 0, "ENOPROTOOPT");
+  if (snapshot.mss >= MAXSEG_MIN) sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_MAXSEG, 0);
 }
 
 function limitRto(fd: number, rtoMsMax: number): void {
   // a refinement: on an older kernel the leg is right without it
-  kernel.trySetsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_RTO_MAX_MS, rtoMsMax, "ENOPROTOOPT");
+  sock.trySetsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_RTO_MAX_MS, rtoMsMax, "ENOPROTOOPT");
 }
 
 // ---- options and windows

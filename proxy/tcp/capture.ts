@@ -25,7 +25,11 @@
  * Sources: net/ipv4/tcp.c (do_tcp_setsockopt, tcp_peek_sndq, tcp_ioctl), CRIU's description of the protocol.
  */
 
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { readState, tcpInfo } from "#proxy/kernel/tcp-state.ts";
 import { HoldfastError } from "../contract/errors.ts";
 import {
   closedLeg,
@@ -43,16 +47,6 @@ const SCRATCH_BYTES = 512 * 1024;
 const NOTHING = Buffer.alloc(0);
 const NO_WINDOW: RepairWindow = { snd_wl1: 0, snd_wnd: 0, max_window: 0, rcv_wnd: 0, rcv_wup: 0 };
 
-const STATES = new Map<number, LegState>([
-  [kernel.TCP_ESTABLISHED, "ESTABLISHED"],
-  [kernel.TCP_FIN_WAIT1, "FIN_WAIT1"],
-  [kernel.TCP_FIN_WAIT2, "FIN_WAIT2"],
-  [kernel.TCP_CLOSE, "CLOSE"],
-  [kernel.TCP_CLOSE_WAIT, "CLOSE_WAIT"],
-  [kernel.TCP_LAST_ACK, "LAST_ACK"],
-  [kernel.TCP_CLOSING, "CLOSING"],
-]);
-
 /** Our FIN stands in the send queue, unacknowledged. */
 export function finUnacked(state: LegState): boolean {
   return state === "FIN_WAIT1" || state === "CLOSING" || state === "LAST_ACK";
@@ -68,23 +62,8 @@ export function finReceived(state: LegState): boolean {
   return state === "CLOSE_WAIT" || state === "LAST_ACK" || state === "CLOSING";
 }
 
-/** struct tcp_info up to and including the window scales and a little more; the kernel copies what fits. */
-const info = Buffer.alloc(8);
 const window = Buffer.alloc(20);
 let scratch: Buffer | undefined;
-
-/** The TCP state now; HoldfastError code LEG_NOT_MOVABLE when it is one that cannot be captured. */
-export function readState(fd: number): LegState {
-  kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_INFO, info);
-  const state = STATES.get(info[0] as number);
-  if (state === undefined) {
-    throw new HoldfastError(`a TCP socket in state number ${info[0]} cannot be moved; close it`, {
-      code: "LEG_NOT_MOVABLE",
-      source: "kernel",
-    });
-  }
-  return state;
-}
 
 /**
  * Reads the leg; it stays in repair mode, so that closing `fd` sends nothing. Nothing is consumed.
@@ -94,7 +73,7 @@ export function readState(fd: number): LegState {
  * error the leg is out of repair mode again.
  */
 export function captureLeg(fd: number): LegSnapshot {
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_ON);
   let repairWindow = NO_WINDOW;
   try {
     repairWindow = closeSendWindow(fd);
@@ -127,9 +106,9 @@ export function uncaptureLeg(
   options: { probe?: boolean } = {},
 ): void {
   if (snapshot.window.snd_wnd > 0) setWindow(fd, snapshot.window);
-  const off = options.probe === true ? kernel.TCP_REPAIR_OFF : kernel.TCP_REPAIR_OFF_NO_WP;
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, off);
-  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+  const off = options.probe === true ? sock.TCP_REPAIR_OFF : sock.TCP_REPAIR_OFF_NO_WP;
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, off);
+  sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, 1);
 }
 
 /**
@@ -137,7 +116,7 @@ export function uncaptureLeg(
  * timer fires: a peer that got one would acknowledge what the adopted leg believes not sent yet, and be refused for good.
  */
 function closeSendWindow(fd: number): RepairWindow {
-  const size = kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_WINDOW, window);
+  const size = sock.getsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_WINDOW, window);
   if (size !== window.length) {
     throw new HoldfastError(
       `struct tcp_repair_window has ${size} bytes on this kernel, expected ${window.length}`,
@@ -151,12 +130,12 @@ function closeSendWindow(fd: number): RepairWindow {
     rcv_wnd: window.readUInt32LE(12),
     rcv_wup: window.readUInt32LE(16),
   };
-  if (open.snd_wnd > 0 && kernel.ioctlInt(fd, kernel.SIOCOUTQ) > 0) setWindow(fd, { ...open, snd_wnd: 0 });
+  if (open.snd_wnd > 0 && descriptor.ioctlInt(fd, sock.SIOCOUTQ) > 0) setWindow(fd, { ...open, snd_wnd: 0 });
   return open;
 }
 
 function setWindow(fd: number, repairWindow: RepairWindow): void {
-  kernel.setsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_WINDOW, encodeWindow(repairWindow));
+  sock.setsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_WINDOW, encodeWindow(repairWindow));
 }
 
 /** struct tcp_repair_window */
@@ -175,47 +154,48 @@ export function encodeWindow(repairWindow: RepairWindow): Buffer {
  */
 function readLeg(fd: number, repairWindow: RepairWindow): LegSnapshot | null {
   // the send queue first: while SEND is selected a timer or an ACK would mark unsent bytes as sent without sending them
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_SEND_QUEUE);
-  const sendSeq = kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ);
-  const outq = kernel.ioctlInt(fd, kernel.SIOCOUTQ);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, sock.TCP_SEND_QUEUE);
+  const sendSeq = sock.getsockoptUint(fd, sock.IPPROTO_TCP, sock.TCP_QUEUE_SEQ);
+  const outq = descriptor.ioctlInt(fd, sock.SIOCOUTQ);
   const sendPeek = outq === 0 ? NOTHING : peek(fd, outq + PARTLY_ACKED_BYTES_MAX);
 
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR_QUEUE, kernel.TCP_RECV_QUEUE);
-  const unsent = outq === 0 ? 0 : kernel.ioctlInt(fd, kernel.SIOCOUTQNSD);
-  const receiveSeq = kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ);
-  const inq = kernel.ioctlInt(fd, kernel.SIOCINQ);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, sock.TCP_RECV_QUEUE);
+  const unsent = outq === 0 ? 0 : descriptor.ioctlInt(fd, sock.SIOCOUTQNSD);
+  const receiveSeq = sock.getsockoptUint(fd, sock.IPPROTO_TCP, sock.TCP_QUEUE_SEQ);
+  const inq = descriptor.ioctlInt(fd, sock.SIOCINQ);
   const unread = inq === 0 ? NOTHING : peek(fd, inq);
 
   const state = readState(fd);
-  const options = info[5] as number;
-  const scales = info[6] as number;
+  const options = tcpInfo[5] as number;
+  const scales = tcpInfo[6] as number;
   const family = localFamily(fd);
   if (state === "CLOSE") return closedLegOf(fd, family.local, unread);
 
   const snapshot: LegSnapshot = {
     family: family.family,
     local: family.local,
-    remote: unmapped(kernel.getpeername(fd)),
+    remote: unmapped(sock.getpeername(fd)),
     state,
-    mss: kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_MAXSEG),
-    sackOk: (options & kernel.TCPI_OPT_SACK) !== 0,
-    windowScale: (options & kernel.TCPI_OPT_WSCALE) === 0 ? null : { snd: scales & 0x0f, rcv: scales >> 4 },
+    mss: sock.getsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_MAXSEG),
+    sackOk: (options & sock.TCPI_OPT_SACK) !== 0,
+    windowScale: (options & sock.TCPI_OPT_WSCALE) === 0 ? null : { snd: scales & 0x0f, rcv: scales >> 4 },
     timestamp:
-      (options & kernel.TCPI_OPT_TIMESTAMPS) === 0
+      (options & sock.TCPI_OPT_TIMESTAMPS) === 0
         ? null
-        : kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_TIMESTAMP),
+        : sock.getsockoptUint(fd, sock.IPPROTO_TCP, sock.TCP_TIMESTAMP),
     window: repairWindow,
     receive: { seq: receiveSeq, bytes: unread },
     send: { seq: sendSeq, ...sendQueue(state, outq, unsent, sendPeek) },
-    noDelay: kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY) !== 0,
-    keepAlive: kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE) !== 0,
+    noDelay: sock.getsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NODELAY) !== 0,
+    keepAlive: sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_KEEPALIVE) !== 0,
   };
   // data or a FIN that arrived meanwhile moves rcv_nxt; an acknowledgement, and what it lets go, the send queue
   const quiet =
-    kernel.getsockoptUint(fd, kernel.IPPROTO_TCP, kernel.TCP_QUEUE_SEQ) === receiveSeq &&
+    sock.getsockoptUint(fd, sock.IPPROTO_TCP, sock.TCP_QUEUE_SEQ) === receiveSeq &&
     unread.length === inq &&
     (outq === 0 ||
-      (kernel.ioctlInt(fd, kernel.SIOCOUTQ) === outq && kernel.ioctlInt(fd, kernel.SIOCOUTQNSD) === unsent));
+      (descriptor.ioctlInt(fd, sock.SIOCOUTQ) === outq &&
+        descriptor.ioctlInt(fd, sock.SIOCOUTQNSD) === unsent));
   return quiet ? snapshot : null;
 }
 
@@ -237,7 +217,7 @@ function peek(fd: number, most: number): Buffer {
   scratch ??= Buffer.allocUnsafeSlow(SCRATCH_BYTES);
   const into = most <= scratch.length ? scratch : Buffer.allocUnsafeSlow(most);
   const view = most < into.length ? into.subarray(0, most) : into;
-  const length = kernel.recv(fd, view, kernel.MSG_PEEK | kernel.MSG_DONTWAIT);
+  const length = sock.recv(fd, view, sock.MSG_PEEK | sock.MSG_DONTWAIT);
   return into === scratch ? Buffer.from(view.subarray(0, length)) : view.subarray(0, length);
 }
 
@@ -247,17 +227,17 @@ function peek(fd: number, most: number): Buffer {
  * error from a later rollback.
  */
 function closedLegOf(fd: number, local: Endpoint, unread: Buffer): LegSnapshot {
-  const reset = (kernel.pollNow(fd, 0) & kernel.POLLERR) !== 0;
+  const reset = (polling.pollNow(fd, 0) & polling.POLLERR) !== 0;
   const nobody = { address: local.address.includes(":") ? "::" : "0.0.0.0", port: 0 };
   return closedLeg(local, nobody, reset ? NOTHING : unread);
 }
 
 function localFamily(fd: number): { local: Endpoint; family: 4 | 6 } {
-  const local = unmapped(kernel.getsockname(fd));
+  const local = unmapped(sock.getsockname(fd));
   return { local, family: local.address.includes(":") ? 6 : 4 };
 }
 
 /** A dual-stack listener's IPv4 connection is an IPv4 connection. */
 function unmapped({ address, port }: Endpoint): Endpoint {
-  return { address: kernel.unmapped(address), port };
+  return { address: ipText.unmapped(address), port };
 }

@@ -7,9 +7,10 @@
  * Sources: RFC 9293 3.1, RFC 8200 8.1, man page raw(7).
  */
 
+import * as ipText from "#proxy/kernel/address-text.ts";
 import { internetChecksum } from "#proxy/kernel/checksum.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
 import type { Network } from "#proxy/kernel/network.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import type { Endpoint, LegSnapshot } from "../contract/snapshot.ts";
 
 export const FLAG_FIN = 0x01;
@@ -33,12 +34,12 @@ export interface BareSegment {
 }
 
 export function injectSegment(segment: BareSegment, network: Network): void {
-  const source = kernel.addressBytes(segment.from.address);
-  const target = kernel.addressBytes(segment.to.address);
+  const source = ipText.addressBytes(segment.from.address);
+  const target = ipText.addressBytes(segment.to.address);
   const tcp = tcpHeader(segment, source, target);
   const ip = source.length === 4 ? ipv4Header(source, target) : ipv6Header(source, target);
   network.withRaw(source.length === 4 ? 4 : 6, (fd) =>
-    kernel.sendto(fd, Buffer.concat([ip, tcp]), 0, { address: segment.to.address, port: 0 }),
+    sock.sendto(fd, Buffer.concat([ip, tcp]), 0, { address: segment.to.address, port: 0 }),
   );
 }
 
@@ -52,7 +53,7 @@ function tcpHeader(segment: BareSegment, source: Buffer, target: Buffer): Buffer
   header.writeUInt8(segment.flags, 13);
   header.writeUInt16BE(Math.min(segment.window, 0xffff), 14);
   // pseudo header: addresses, protocol, length; zero padding differs between the families and adds nothing to the sum
-  const lengthAndProtocol = Buffer.from([0, kernel.IPPROTO_TCP, 0, TCP_HEADER_BYTES]);
+  const lengthAndProtocol = Buffer.from([0, sock.IPPROTO_TCP, 0, TCP_HEADER_BYTES]);
   header.writeUInt16BE(internetChecksum(source, target, lengthAndProtocol, header), 16);
   return header;
 }
@@ -62,7 +63,7 @@ function ipv4Header(source: Buffer, target: Buffer): Buffer {
   header.writeUInt8(0x45, 0);
   header.writeUInt16BE(IPV4_HEADER_BYTES + TCP_HEADER_BYTES, 2);
   header.writeUInt8(HOP_LIMIT, 8);
-  header.writeUInt8(kernel.IPPROTO_TCP, 9);
+  header.writeUInt8(sock.IPPROTO_TCP, 9);
   source.copy(header, 12);
   target.copy(header, 16);
   header.writeUInt16BE(internetChecksum(header), 10);
@@ -73,7 +74,7 @@ function ipv6Header(source: Buffer, target: Buffer): Buffer {
   const header = Buffer.alloc(IPV6_HEADER_BYTES);
   header.writeUInt8(0x60, 0);
   header.writeUInt16BE(TCP_HEADER_BYTES, 4);
-  header.writeUInt8(kernel.IPPROTO_TCP, 6);
+  header.writeUInt8(sock.IPPROTO_TCP, 6);
   header.writeUInt8(HOP_LIMIT, 7);
   source.copy(header, 8);
   target.copy(header, 24);

@@ -6,12 +6,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { z } from "zod";
-import { AdminServer } from "#control/agent/admin.ts";
+import { AdminServer, type OwnContext } from "#control/agent/admin.ts";
 import { adminToken } from "#control/agent/admin-access.ts";
 import { AgentMetrics } from "#control/agent/metrics.ts";
 import { AdminClient } from "#control/cli/admin-client.ts";
 import { readToken } from "#control/cli/find-agent.ts";
-import type { AgentContext } from "#control/workload/context.ts";
 import type { Workload } from "#control/workload/workload.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "hf-admin-"));
@@ -33,7 +32,7 @@ before(async () => {
   await new Promise((resolve) => probe.close(resolve));
   const workload = { stop: async () => void stops++ } as unknown as Workload;
   const workloads = new Map([["chat", workload]]);
-  const context = { stateDir: folder, node: "a" } as AgentContext;
+  const context = { stateDir: folder, node: "a" } as OwnContext;
   server = new AdminServer(context, workloads, new AgentMetrics(new Map()));
   await server.listen(socketPath, { address: "127.0.0.1", port }, null);
 });

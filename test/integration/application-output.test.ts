@@ -20,7 +20,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { isSameProcess, type ProcessIdentity } from "#control/runtime/processes.ts";
 import { restartOutputReader, startOutputReader } from "#control/runtime/runc/output-reader.ts";
 import { tail } from "#control/workload/output.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 
 const MIB = 1_048_576;
 const WAIT_MS_MAX = 10_000;
@@ -48,10 +48,10 @@ interface Stage {
 }
 
 async function stage(file: string, bytesMax = 4 * MIB): Promise<Stage> {
-  const [out, into] = kernel.pipe();
+  const [out, into] = descriptor.pipe();
   const holder = spawn("sleep", ["60"], { stdio: [out, into, "ignore"] });
   const reader = await startOutputReader(out, { file, bytesMax });
-  kernel.close(out);
+  descriptor.close(out);
   const write = async (bytes: string): Promise<void> => {
     const program = spawn("/bin/sh", ["-c", "cat"], { stdio: ["pipe", into, "ignore"] });
     program.stdin?.end(bytes);
@@ -61,7 +61,7 @@ async function stage(file: string, bytesMax = 4 * MIB): Promise<Stage> {
   const end = async (): Promise<void> => {
     holder.kill("SIGKILL");
     await once(holder, "exit");
-    kernel.close(into);
+    descriptor.close(into);
   };
   return { holder, reader, write, end };
 }

@@ -353,8 +353,8 @@ describe("a profile", { timeout: 300_000 }, () => {
   const profile: CpuProfile = {
     nodes: [
       node(1, "(root)", "", [2, 3, 4]),
-      node(2, "pump", "file:///root/proxy/relay/pump.ts", [5]),
-      node(3, "pump", "file:///root/proxy/relay/pump.ts", [6]),
+      node(2, "pump", "file:///root/proxy/stream/pump.ts", [5]),
+      node(3, "pump", "file:///root/proxy/stream/pump.ts", [6]),
       node(4, "(idle)", ""),
       node(5, "write", "node:net"),
       node(6, "(garbage collector)", ""),
@@ -385,9 +385,9 @@ describe("a profile", { timeout: 300_000 }, () => {
   it("names a system call by its caller, since V8 names all of them alike", () => {
     const nodes = [
       node(1, "(root)", "", [2, 4]),
-      node(2, "tryRecv", "file:///root/proxy/tcp/kernel.ts", [3]),
+      node(2, "tryRecv", "file:///root/proxy/kernel/socket.ts", [3]),
       node(3, "getxattr", ""),
-      node(4, "trySend", "file:///root/proxy/tcp/kernel.ts", [5, 6]),
+      node(4, "trySend", "file:///root/proxy/kernel/socket.ts", [5, 6]),
       node(5, "getxattr", ""),
       node(6, "(garbage collector)", ""),
     ];

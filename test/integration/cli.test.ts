@@ -106,6 +106,7 @@ async function run(
     out: { write: (text) => (out += text), isTTY: options.tty },
     err: { write: (text) => (err += text) },
     env: { HOLDFAST_AGENT: options.agent ?? socket },
+    runAgent: async () => assert.fail("an agent"),
     onInterrupt: (first) => {
       if (options.interruptAfterMs !== undefined) setTimeout(first, options.interruptAfterMs);
       return () => {};

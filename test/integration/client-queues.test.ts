@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { connect, type Socket } from "node:net";
 import { describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import * as kernel from "#proxy/kernel/kernel.ts";
-import { sockets } from "#proxy/kernel/sockets.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { sockets } from "#proxy/kernel/stream-sockets.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { startInProcess } from "#test/support/in-process-proxy.ts";
 
@@ -56,7 +57,7 @@ describe("a client that does not read", { timeout: 300_000 }, () => {
           application.unreadBytes() +
           [...proxy.sessions.values()].reduce((sum, { outbound }) => sum + outbound.bytes, 0),
       );
-      const unsent = kernel.ioctlInt(client.fd, kernel.SIOCOUTQNSD);
+      const unsent = descriptor.ioctlInt(client.fd, sock.SIOCOUTQNSD);
       assert.ok(unsent <= MIB / 4, `${unsent} bytes are not sent`);
       assert.ok(application.unreadBytes() <= 1.25 * MIB, `${application.unreadBytes()} bytes are not read`);
       // it reads after all
@@ -99,9 +100,9 @@ describe("an application that stops reading", { timeout: 300_000 }, () => {
       while (received < fast) await delay(1);
       const legs = legsOf(proxy);
       const queued = (): number =>
-        legs.client.unreadBytes() + kernel.ioctlInt(legs.application.fd, kernel.SIOCOUTQ);
+        legs.client.unreadBytes() + descriptor.ioctlInt(legs.application.fd, sock.SIOCOUTQ);
       await settled(queued);
-      const unsent = kernel.ioctlInt(legs.application.fd, kernel.SIOCOUTQNSD);
+      const unsent = descriptor.ioctlInt(legs.application.fd, sock.SIOCOUTQNSD);
       assert.ok(legs.client.unreadBytes() <= 9 * MIB, `${legs.client.unreadBytes()} bytes are not read`);
       assert.ok(unsent <= 1.25 * MIB, `${unsent} bytes are not sent`);
       gate.resolve();

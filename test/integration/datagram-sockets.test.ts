@@ -5,34 +5,36 @@ import { deviceGroups, join, membershipsOf } from "#control/migration/group-memb
 import { hasArrived } from "#control/migration/over-loopback.ts";
 import { receiveAgain, receivedBytes, unreadDatagramsOf } from "#control/migration/unread-datagrams.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: raw sockets";
 const unreadMax = 1 << 20;
 let opened: number[] = [];
 afterEach(() => {
-  for (const fd of opened) kernel.close(fd);
+  for (const fd of opened) descriptor.close(fd);
   opened = [];
 });
 
 function udp(local: Endpoint): number {
-  const domain = local.address.includes(":") ? kernel.AF_INET6 : kernel.AF_INET;
-  const fd = kernel.socket(domain, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC, 0);
+  const domain = local.address.includes(":") ? ipText.AF_INET6 : ipText.AF_INET;
+  const fd = sock.socket(domain, sock.SOCK_DGRAM | sock.SOCK_NONBLOCK | sock.SOCK_CLOEXEC, 0);
   opened.push(fd);
-  kernel.bind(fd, local);
+  sock.bind(fd, local);
   return fd;
 }
 
 function read(fd: number): [string, Endpoint] | null {
   const into = Buffer.alloc(65_536);
-  const got = kernel.tryRecvFrom(fd, into, kernel.MSG_DONTWAIT);
+  const got = sock.tryRecvFrom(fd, into, sock.MSG_DONTWAIT);
   return got === null ? null : [into.toString("latin1", 0, got.length), got.from];
 }
 
 /** … and waits until `to` has it. */
 function deliver(sender: number, text: string, at: Endpoint, to: number): void {
   const before = receivedBytes(to);
-  kernel.sendto(sender, Buffer.from(text), 0, at);
+  sock.sendto(sender, Buffer.from(text), 0, at);
   assert.ok(hasArrived(() => receivedBytes(to) > before));
 }
 
@@ -46,7 +48,7 @@ describe("datagrams that were not read", { skip }, () => {
   ] as const)
     it(`are read by another socket as they would have been: bound to ${bound}, from ${from}`, () => {
       const first = udp({ address: bound, port: 0 });
-      const { port } = kernel.getsockname(first);
+      const { port } = sock.getsockname(first);
       const sender = udp({ address: from, port: 0 });
       const texts = ["first", "", "x".repeat(40_000), "odd", "last"];
       for (const text of texts) deliver(sender, text, { address: to, port }, first);
@@ -64,21 +66,21 @@ describe("datagrams that were not read", { skip }, () => {
   it("of a connected socket are its peer's", () => {
     const first = udp({ address: "127.0.0.1", port: 0 });
     const sender = udp({ address: "127.0.0.1", port: 0 });
-    kernel.connect(first, kernel.getsockname(sender));
-    deliver(sender, "for you", kernel.getsockname(first), first);
+    sock.connect(first, sock.getsockname(sender));
+    deliver(sender, "for you", sock.getsockname(first), first);
     const seen = unreadDatagramsOf(first, unreadMax);
     const second = udp({ address: "127.0.0.1", port: 0 });
-    kernel.connect(second, kernel.getsockname(sender));
+    sock.connect(second, sock.getsockname(sender));
     receiveAgain(second, seen);
-    assert.deepEqual(read(second), ["for you", kernel.getsockname(sender)]);
+    assert.deepEqual(read(second), ["for you", sock.getsockname(sender)]);
   });
 
   it("that cannot be given again are told", () => {
     const first = udp({ address: "127.0.0.1", port: 0 });
     const sender = udp({ address: "127.0.0.1", port: 0 });
-    deliver(sender, "x", kernel.getsockname(first), first);
+    deliver(sender, "x", sock.getsockname(first), first);
     const second = udp({ address: "127.0.0.1", port: 0 });
-    kernel.connect(second, kernel.getsockname(first)); // takes nothing from the sender
+    sock.connect(second, sock.getsockname(first)); // takes nothing from the sender
     assert.throws(() => receiveAgain(second, unreadDatagramsOf(first, unreadMax)), {
       code: "DATAGRAMS_LOST",
     });

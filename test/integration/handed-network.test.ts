@@ -17,9 +17,15 @@ import {
   makeHandedSockets,
 } from "#control/runtime/runc/network.ts";
 import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as passing from "#proxy/kernel/descriptor-passing.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as libc from "#proxy/kernel/libc.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
 import { HandedNetwork, UpstreamNetwork } from "#proxy/kernel/network.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import { until } from "#test/support/moved-program.ts";
 
 const netns = `hfhn-${process.pid}`;
@@ -27,10 +33,10 @@ execFileSync("ip", ["netns", "add", netns]);
 execFileSync("ip", ["-n", netns, "link", "set", "lo", "up"]);
 const home = openSync("/proc/thread-self/ns/net", "r");
 const there = openSync(`/run/netns/${netns}`, "r");
-kernel.setns(there, kernel.CLONE_NEWNET);
+namespaces.setns(there, namespaces.CLONE_NEWNET);
 closeSync(there);
 after(() => {
-  kernel.setns(home, kernel.CLONE_NEWNET);
+  namespaces.setns(home, namespaces.CLONE_NEWNET);
   closeSync(home);
   execFileSync("ip", ["netns", "delete", netns]);
 });
@@ -57,25 +63,25 @@ describe("a network that was handed over", () => {
       await new Promise((resolve) => server.once("listening", resolve));
       const { port } = server.address() as { port: number };
       const fd = network.tryTcpSocket(family);
-      assert.ok(fd >= 0, kernel.errnoName(-fd));
-      t.after(() => kernel.close(fd));
-      const fresh = kernel.tcpSocket(family);
-      t.after(() => kernel.close(fresh));
-      for (const option of [kernel.SO_ERROR, kernel.SO_RCVBUF, kernel.SO_REUSEADDR, kernel.SO_KEEPALIVE])
+      assert.ok(fd >= 0, libc.errnoName(-fd));
+      t.after(() => descriptor.close(fd));
+      const fresh = sock.tcpSocket(family);
+      t.after(() => descriptor.close(fresh));
+      for (const option of [sock.SO_ERROR, sock.SO_RCVBUF, sock.SO_REUSEADDR, sock.SO_KEEPALIVE])
         assert.equal(
-          kernel.getsockoptInt(fd, kernel.SOL_SOCKET, option),
-          kernel.getsockoptInt(fresh, kernel.SOL_SOCKET, option),
+          sock.getsockoptInt(fd, sock.SOL_SOCKET, option),
+          sock.getsockoptInt(fresh, sock.SOL_SOCKET, option),
           `option ${option}`,
         );
       // the number of a port that it does not have any more is still shown (inet_sport)
-      assert.equal(kernel.getsockname(fd).address, kernel.getsockname(fresh).address);
-      assert.equal(kernel.fileFlags(fd), kernel.fileFlags(fresh));
-      assert.equal(kernel.lastPeer(fd), null);
-      kernel.tryConnect(fd, { address: LOOPBACK[family], port });
-      await until("it is connected", () => (kernel.pollNow(fd, kernel.EPOLLOUT) & kernel.EPOLLOUT) !== 0);
-      assert.equal(kernel.send(fd, Buffer.from("hello"), 0), 5);
+      assert.equal(sock.getsockname(fd).address, sock.getsockname(fresh).address);
+      assert.equal(descriptor.fileFlags(fd), descriptor.fileFlags(fresh));
+      assert.equal(sock.lastPeer(fd), null);
+      sock.tryConnect(fd, { address: LOOPBACK[family], port });
+      await until("it is connected", () => (polling.pollNow(fd, polling.EPOLLOUT) & polling.EPOLLOUT) !== 0);
+      assert.equal(sock.send(fd, Buffer.from("hello"), 0), 5);
       const answer = Buffer.alloc(16);
-      await until("it has the answer", () => kernel.tryRecv(fd, answer) === 5);
+      await until("it has the answer", () => sock.tryRecv(fd, answer) === 5);
     });
   }
 
@@ -85,34 +91,34 @@ describe("a network that was handed over", () => {
     const waiting = listSockets({ states: ["TIME_WAIT"] }).length;
     for (let round = 0; round < 200; round++) {
       const fd = network.tryTcpSocket(4);
-      assert.ok(fd >= 0, kernel.errnoName(-fd));
-      kernel.bind(fd, { address: "127.0.0.1", port: 0 });
-      kernel.close(fd);
+      assert.ok(fd >= 0, libc.errnoName(-fd));
+      sock.bind(fd, { address: "127.0.0.1", port: 0 });
+      descriptor.close(fd);
     }
     assert.equal(descriptors(), before);
     // of the tests before: those that were connected
     const left = listSockets({ states: ["TIME_WAIT"] }).length - waiting;
     assert.equal(left, 0);
-    const again = kernel.tcpSocket(4);
-    t.after(() => kernel.close(again));
-    const { port } = kernel.getsockname(sockets.get("listener4") as number);
-    kernel.bind(again, { address: "0.0.0.0", port });
+    const again = sock.tcpSocket(4);
+    t.after(() => descriptor.close(again));
+    const { port } = sock.getsockname(sockets.get("listener4") as number);
+    sock.bind(again, { address: "0.0.0.0", port });
   });
 
   it("takes nobody's connection but its own", (t) => {
     const { network, sockets } = handed(t);
     const listener = sockets.get("listener4") as number;
     // as one who connects in between: the queue is first come, first served
-    kernel.listen(listener, 8);
-    const stranger = kernel.tcpSocket(4);
-    t.after(() => kernel.close(stranger));
-    kernel.tryConnect(stranger, kernel.getsockname(listener));
+    sock.listen(listener, 8);
+    const stranger = sock.tcpSocket(4);
+    t.after(() => descriptor.close(stranger));
+    sock.tryConnect(stranger, sock.getsockname(listener));
     const fd = network.tryTcpSocket(4);
-    assert.ok(fd >= 0, kernel.errnoName(-fd));
-    assert.equal(kernel.lastPeer(fd), null);
-    kernel.close(fd);
+    assert.ok(fd >= 0, libc.errnoName(-fd));
+    assert.equal(sock.lastPeer(fd), null);
+    descriptor.close(fd);
     // it has been closed on, not kept
-    assert.notEqual(kernel.pollNow(stranger, kernel.POLLIN) & (kernel.POLLIN | kernel.POLLHUP), 0);
+    assert.notEqual(polling.pollNow(stranger, polling.POLLIN) & (polling.POLLIN | polling.POLLHUP), 0);
   });
 
   it("says so where there is no such socket, and goes on", (t) => {
@@ -122,7 +128,7 @@ describe("a network that was handed over", () => {
     assert.throws(() => four.withRaw(6, () => 0), { code: "EAFNOSUPPORT" });
     const fd = four.tryTcpSocket(4);
     assert.ok(fd >= 0);
-    kernel.close(fd);
+    descriptor.close(fd);
   });
 
   it("answers the next question after one that was broken off", (t) => {
@@ -130,16 +136,16 @@ describe("a network that was handed over", () => {
     assert.throws(
       () =>
         network.withDiag((fd) => {
-          kernel.send(fd, dumpRequest(), 0);
+          sock.send(fd, dumpRequest(), 0);
           throw new Error("broken off");
         }),
       /broken off/,
     );
-    const server = kernel.tcpSocket(4);
-    t.after(() => kernel.close(server));
-    kernel.bind(server, { address: "127.0.0.1", port: 0 });
-    kernel.listen(server, 1);
-    const { port } = kernel.getsockname(server);
+    const server = sock.tcpSocket(4);
+    t.after(() => descriptor.close(server));
+    sock.bind(server, { address: "127.0.0.1", port: 0 });
+    sock.listen(server, 1);
+    const { port } = sock.getsockname(server);
     assert.equal(listSockets({ states: ["LISTEN"], localPort: port }, network).length, 1);
   });
 });
@@ -161,7 +167,7 @@ describe("a proxy's way to its application", () => {
     assert.equal(descriptors(), before + HANDED_SOCKETS.length);
     const fd = upstream.tryTcpSocket(4);
     assert.ok(fd >= 0);
-    kernel.close(fd);
+    descriptor.close(fd);
     send(inbox, "second");
     upstream.take("second");
     assert.throws(() => upstream.take("third"), { code: "NETWORK_NOT_HANDED" });
@@ -173,10 +179,10 @@ describe("a proxy's way to its application", () => {
 
 function send(inbox: string, token: string): void {
   const made = makeHandedSockets(process.pid);
-  kernel.sendDescriptors(inbox, Buffer.from(JSON.stringify({ token, sockets: [...made.keys()] })), [
+  passing.sendDescriptors(inbox, Buffer.from(JSON.stringify({ token, sockets: [...made.keys()] })), [
     ...made.values(),
   ]);
-  for (const fd of made.values()) kernel.close(fd);
+  for (const fd of made.values()) descriptor.close(fd);
 }
 
 /** struct nlmsghdr, struct inet_diag_req_v2: all TCP sockets over IPv4 */
@@ -185,8 +191,8 @@ function dumpRequest(): Buffer {
   request.writeUInt32LE(72, 0);
   request.writeUInt16LE(20, 4);
   request.writeUInt16LE(0x301, 6);
-  request.writeUInt8(kernel.AF_INET, 16);
-  request.writeUInt8(kernel.IPPROTO_TCP, 17);
+  request.writeUInt8(ipText.AF_INET, 16);
+  request.writeUInt8(sock.IPPROTO_TCP, 17);
   request.writeUInt32LE(0xffffffff, 20);
   return request;
 }

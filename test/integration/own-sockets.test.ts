@@ -16,8 +16,11 @@ import {
 import { classifySockets } from "#control/migration/sockets.ts";
 import { receivedBytes } from "#control/migration/unread-datagrams.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { type DiagSocket, listSockets } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd(2), SO_SNDBUFFORCE";
 const pids = [process.pid];
@@ -30,41 +33,41 @@ beforeEach(() => {
   opened = [];
 });
 afterEach(() => {
-  for (const fd of opened) kernel.close(fd);
+  for (const fd of opened) descriptor.close(fd);
   rmSync(dir, { recursive: true, force: true });
 });
 
 function listener(backlog: number): { fd: number; port: number } {
-  const fd = kernel.tcpSocket(4);
+  const fd = sock.tcpSocket(4);
   opened.push(fd);
-  kernel.bind(fd, { address: "127.0.0.1", port: 0 });
-  kernel.listen(fd, backlog);
-  return { fd, port: kernel.getsockname(fd).port };
+  sock.bind(fd, { address: "127.0.0.1", port: 0 });
+  sock.listen(fd, backlog);
+  return { fd, port: sock.getsockname(fd).port };
 }
 
 /** Waits until that is so: on a busy machine what is sent over the loopback device comes a moment later. */
-function arrives(fd: number, event = kernel.POLLIN): void {
-  assert.ok(hasArrived(() => (kernel.pollNow(fd, event) & event) !== 0));
+function arrives(fd: number, event = polling.POLLIN): void {
+  assert.ok(hasArrived(() => (polling.pollNow(fd, event) & event) !== 0));
 }
 
 function deliver(from: number, to: number, texts: string[]): void {
   for (const text of texts) {
     const before = receivedBytes(to);
-    kernel.sendto(from, Buffer.from(text), 0, kernel.getsockname(to));
+    sock.sendto(from, Buffer.from(text), 0, sock.getsockname(to));
     assert.ok(hasArrived(() => receivedBytes(to) > before));
   }
 }
 
 function acceptFrom(server: number): number {
   arrives(server);
-  return kernel.accept(server, kernel.SOCK_CLOEXEC);
+  return sock.accept(server, sock.SOCK_CLOEXEC);
 }
 
 function dial(port: number): { fd: number; local: number } {
-  const fd = kernel.tcpSocket(4);
+  const fd = sock.tcpSocket(4);
   opened.push(fd);
-  kernel.tryConnect(fd, { address: "127.0.0.1", port });
-  return { fd, local: kernel.getsockname(fd).port };
+  sock.tryConnect(fd, { address: "127.0.0.1", port });
+  return { fd, local: sock.getsockname(fd).port };
 }
 
 function listed(port: number): DiagSocket {
@@ -79,7 +82,7 @@ function listed(port: number): DiagSocket {
 function read(fd: number): string {
   const into = Buffer.alloc(64);
   try {
-    return into.subarray(0, kernel.recv(fd, into, kernel.MSG_DONTWAIT)).toString();
+    return into.subarray(0, sock.recv(fd, into, sock.MSG_DONTWAIT)).toString();
   } catch (error) {
     assert.ok(error instanceof HoldfastError);
     return error.code;
@@ -96,10 +99,10 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     const { fd, local } = dial(port);
     const peer = acceptFrom(server);
     opened.push(peer);
-    kernel.send(peer, Buffer.from("so far"), 0);
+    sock.send(peer, Buffer.from("so far"), 0);
     arrives(fd);
     await leave([listed(local)]);
-    arrives(peer, kernel.POLLERR);
+    arrives(peer, polling.POLLERR);
     assert.equal(read(peer), "ECONNRESET", "the peer was not told");
     for (const _ of ["once", "and again, by the next agent"]) await takeBackOwnSockets(dir, pids);
     assert.deepEqual([read(fd), read(fd), read(fd)], ["so far", "ECONNRESET", ""]);
@@ -109,8 +112,8 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     const { fd: server, port } = listener(1);
     const { fd, local } = dial(port);
     const peer = acceptFrom(server);
-    kernel.send(peer, Buffer.from("good bye"), 0);
-    kernel.close(peer);
+    sock.send(peer, Buffer.from("good bye"), 0);
+    descriptor.close(peer);
     arrives(fd, POLLRDHUP);
     await leave([listed(local)]);
     await takeBackOwnSockets(dir, pids);
@@ -122,18 +125,18 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     dial(port); // fills the queue: what comes then is not answered
     arrives(server);
     const { fd, local } = dial(port);
-    const flags = kernel.fileFlags(fd);
+    const flags = descriptor.fileFlags(fd);
     const socket = listed(local);
     assert.equal(socket.state, "SYN_SENT");
     await leave([socket]);
     await takeBackOwnSockets(dir, pids);
     await takeBackOwnSockets(dir, pids);
-    assert.equal(kernel.fileFlags(fd), flags);
+    assert.equal(descriptor.fileFlags(fd), flags);
     assert.equal(read(fd), "EAGAIN");
     opened.push(acceptFrom(server));
-    while ((kernel.pollNow(fd, 4) & 4) === 0) await sleep(10); // the next SYN is sent after a second
-    assert.equal(kernel.getpeername(fd).port, port);
-    assert.equal(kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR), 0);
+    while ((polling.pollNow(fd, 4) & 4) === 0) await sleep(10); // the next SYN is sent after a second
+    assert.equal(sock.getpeername(fd).port, port);
+    assert.equal(sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_ERROR), 0);
   });
 
   it("nothing else is touched", async () => {
@@ -141,15 +144,15 @@ describe("what a rolled-back move has taken off", { skip }, () => {
     const { fd, local } = dial(port);
     const peer = acceptFrom(server);
     opened.push(peer);
-    const udp = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK, 0);
-    const other = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM, 0);
+    const udp = sock.socket(ipText.AF_INET, sock.SOCK_DGRAM | sock.SOCK_NONBLOCK, 0);
+    const other = sock.socket(ipText.AF_INET, sock.SOCK_DGRAM, 0);
     opened.push(udp, other);
-    kernel.bind(udp, { address: "127.0.0.1", port: 0 });
+    sock.bind(udp, { address: "127.0.0.1", port: 0 });
     deliver(other, udp, ["one", "", "three"]);
     await leave([]);
     await takeBackOwnSockets(dir, pids);
     assert.deepEqual([read(udp), read(udp), read(udp), read(udp)], ["one", "", "three", "EAGAIN"]);
-    kernel.send(peer, Buffer.from("still here"), 0);
+    sock.send(peer, Buffer.from("still here"), 0);
     arrives(fd);
     assert.equal(read(fd), "still here");
     assert.equal(listed(local).state, "ESTABLISHED");
@@ -158,33 +161,30 @@ describe("what a rolled-back move has taken off", { skip }, () => {
 
 describe("what the target puts into the restored sockets", { skip }, () => {
   it("is what they had: what was unread, and the end", async () => {
-    const udp = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK, 0);
-    const other = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM, 0);
+    const udp = sock.socket(ipText.AF_INET, sock.SOCK_DGRAM | sock.SOCK_NONBLOCK, 0);
+    const other = sock.socket(ipText.AF_INET, sock.SOCK_DGRAM, 0);
     opened.push(udp, other);
-    kernel.bind(udp, { address: "127.0.0.1", port: 0 });
-    const to = kernel.getsockname(udp);
+    sock.bind(udp, { address: "127.0.0.1", port: 0 });
+    const to = sock.getsockname(udp);
     deliver(other, udp, ["one", "two"]);
     const { fd: server, port } = listener(1);
     const { fd } = dial(port);
     const peer = acceptFrom(server);
-    kernel.send(peer, Buffer.from("last words"), 0);
+    sock.send(peer, Buffer.from("last words"), 0);
     arrives(fd);
-    kernel.setsockoptBuffer(peer, kernel.SOL_SOCKET, kernel.SO_LINGER, Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]));
-    kernel.close(peer);
-    arrives(fd, kernel.POLLERR);
+    sock.setsockoptBuffer(peer, sock.SOL_SOCKET, sock.SO_LINGER, Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]));
+    descriptor.close(peer);
+    arrives(fd, polling.POLLERR);
     await leave([]);
     const own = readOwnSockets(dir);
     assert.ok(own !== null);
     // as CRIU restores them: the same numbers, and nothing in them
-    for (const gone of [udp, fd]) kernel.close(gone);
+    for (const gone of [udp, fd]) descriptor.close(gone);
     opened = opened.filter((one) => one !== udp && one !== fd);
-    const again = [
-      kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM | kernel.SOCK_NONBLOCK, 0),
-      kernel.tcpSocket(4),
-    ];
+    const again = [sock.socket(ipText.AF_INET, sock.SOCK_DGRAM | sock.SOCK_NONBLOCK, 0), sock.tcpSocket(4)];
     opened.push(...again);
     assert.deepEqual(again, [udp, fd]);
-    kernel.bind(udp, to);
+    sock.bind(udp, to);
     await putBackOwnSockets(pids, own);
     assert.deepEqual([read(udp), read(udp), read(udp)], ["one", "two", "EAGAIN"]);
     assert.deepEqual([read(fd), read(fd), read(fd)], ["last words", "ECONNRESET", ""]);

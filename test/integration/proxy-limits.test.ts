@@ -6,7 +6,7 @@ import { constants } from "node:os";
 import { after, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { sockets } from "#proxy/kernel/sockets.ts";
+import { sockets } from "#proxy/kernel/stream-sockets.ts";
 import { startInProcess } from "#test/support/in-process-proxy.ts";
 import { answersOf, get, ok, ReplayStage } from "#test/support/mortal-application.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";

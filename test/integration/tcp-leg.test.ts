@@ -13,8 +13,10 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { promisify } from "node:util";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
-import { bound, sockets } from "#proxy/kernel/sockets.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { bound, sockets } from "#proxy/kernel/stream-sockets.ts";
 import { ClientListener, type ListenerOptions } from "#proxy/listen/client-listener.ts";
 import type { EndListener } from "#proxy/stream/leg.ts";
 import { Pump } from "#proxy/stream/pump.ts";
@@ -133,12 +135,12 @@ function rethrow(error: unknown): never {
 
 const open = new Set<number>();
 after(() => {
-  for (const fd of open) kernel.close(fd);
+  for (const fd of open) descriptor.close(fd);
 });
 
 function close(fd: number): void {
   open.delete(fd);
-  kernel.close(fd);
+  descriptor.close(fd);
 }
 
 function resetPeer(fd: number): void {
@@ -147,8 +149,8 @@ function resetPeer(fd: number): void {
 }
 
 async function accepted(listener: number): Promise<number> {
-  await kernel.waitReadable(listener);
-  return kernel.accept(listener, kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC);
+  await polling.waitReadable(listener);
+  return sock.accept(listener, sock.SOCK_NONBLOCK | sock.SOCK_CLOEXEC);
 }
 
 /** Two ends of one connection, both non-blocking. */
@@ -157,7 +159,7 @@ async function pairOf(): Promise<[near: number, far: number]> {
   const near = sockets.dial({ address: "127.0.0.1", port: sockets.localPort(listener) });
   assert.ok(near >= 0);
   const far = await accepted(listener);
-  kernel.close(listener);
+  descriptor.close(listener);
   open.add(far);
   return [near, far];
 }
@@ -174,28 +176,28 @@ async function connected(
 
 function widen(...fds: number[]): void {
   for (const fd of fds) {
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, LARGE_BYTES);
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUFFORCE, LARGE_BYTES);
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, LARGE_BYTES);
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_SNDBUFFORCE, LARGE_BYTES);
   }
 }
 
 function narrow(...fds: number[]): void {
   for (const fd of fds) {
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF, 32_768);
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUF, 32_768);
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF, 32_768);
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_SNDBUF, 32_768);
   }
 }
 
 /** All of it at once, which the queues have room for. */
 function sendAll(fd: number, bytes: Buffer): void {
-  assert.equal(kernel.send(fd, bytes, kernel.MSG_DONTWAIT), bytes.length);
+  assert.equal(sock.send(fd, bytes, sock.MSG_DONTWAIT), bytes.length);
 }
 
 async function readAt(fd: number, check: Check, total: number): Promise<void> {
   const into = Buffer.allocUnsafe(READ_BYTES);
   while (check.bytes < total) {
-    await kernel.waitReadable(fd, AbortSignal.timeout(WAIT_MS_MAX));
-    const bytes = kernel.recv(fd, into, kernel.MSG_DONTWAIT);
+    await polling.waitReadable(fd, AbortSignal.timeout(WAIT_MS_MAX));
+    const bytes = sock.recv(fd, into, sock.MSG_DONTWAIT);
     assert.notEqual(bytes, 0, `the stream ended at ${check.bytes} of ${total} bytes`);
     check.take(into.subarray(0, bytes));
   }
@@ -223,7 +225,7 @@ function fill(leg: TcpLeg): number {
 function occupyBelow(fd: number): number[] {
   const taken: number[] = [];
   for (;;) {
-    const next = kernel.dupCloexec(fd);
+    const next = descriptor.dupCloexec(fd);
     taken.push(next);
     if (next > fd) return taken;
   }
@@ -234,7 +236,7 @@ describe("a leg that reads", () => {
     const { leg, witness, peer } = await connected();
     leg.resumeReading();
     sendAll(peer, pattern(0, 100_000));
-    kernel.shutdown(peer, kernel.SHUT_WR);
+    sock.shutdown(peer, sock.SHUT_WR);
     await until(() => witness.told.includes("fin"), "the FIN");
     assert.deepEqual(witness.told, ["data", "fin"]);
     assert.equal(witness.bytes, 100_000);
@@ -247,7 +249,7 @@ describe("a leg that reads", () => {
   it("tells the FIN once, though it is asked to go on and the peer resets after it", async () => {
     const { leg, witness, peer } = await connected();
     leg.resumeReading();
-    kernel.shutdown(peer, kernel.SHUT_WR);
+    sock.shutdown(peer, sock.SHUT_WR);
     await until(() => witness.told.length > 0, "the FIN");
     leg.pauseReading();
     leg.resumeReading();
@@ -264,7 +266,7 @@ describe("a leg that reads", () => {
   it("tells a FIN and a reset behind it as the FIN when both came before its turn", async () => {
     const { leg, witness, peer } = await connected();
     sendAll(peer, pattern(0, 10));
-    kernel.shutdown(peer, kernel.SHUT_WR);
+    sock.shutdown(peer, sock.SHUT_WR);
     resetPeer(peer);
     leg.resumeReading();
     await until(() => witness.told.includes("fin"), "the FIN");
@@ -281,7 +283,7 @@ describe("a leg that reads", () => {
     await until(() => witness.bytes === 10, "the first bytes");
     leg.pauseReading();
     for (let at = 10; at < 500_010; at += 50_000) sendAll(peer, pattern(at, 50_000));
-    kernel.shutdown(peer, kernel.SHUT_WR);
+    sock.shutdown(peer, sock.SHUT_WR);
     await everythingIsTold();
     assert.deepEqual(witness.told, ["data"]);
     assert.equal(witness.bytes, 10);
@@ -296,7 +298,7 @@ describe("a leg that reads", () => {
 
   it("tells a FIN that came while it was paused", async () => {
     const { leg, witness, peer } = await connected();
-    kernel.shutdown(peer, kernel.SHUT_WR);
+    sock.shutdown(peer, sock.SHUT_WR);
     await everythingIsTold();
     assert.deepEqual(witness.told, []);
     leg.resumeReading();
@@ -335,15 +337,15 @@ describe("a leg that reads", () => {
     const text = () => Buffer.concat(seen).toString();
     leg.resumeReading();
     sendAll(peer, Buffer.from("before"));
-    assert.equal(kernel.send(peer, Buffer.from("!"), MSG_OOB), 1);
+    assert.equal(sock.send(peer, Buffer.from("!"), MSG_OOB), 1);
     sendAll(peer, Buffer.from("after"));
     // the urgent byte itself is not part of the stream, as for every program that does not ask for it
     await until(() => text() === "beforeafter", "the bytes on both sides of the mark");
     leg.pauseReading();
     sendAll(peer, Buffer.from(", then"));
-    assert.equal(kernel.send(peer, Buffer.from("!"), MSG_OOB), 1);
+    assert.equal(sock.send(peer, Buffer.from("!"), MSG_OOB), 1);
     sendAll(peer, Buffer.from(" the rest"));
-    kernel.shutdown(peer, kernel.SHUT_WR);
+    sock.shutdown(peer, sock.SHUT_WR);
     await everythingIsTold();
     leg.resumeReading();
     await until(() => witness.told.includes("fin"), "the FIN");
@@ -358,7 +360,7 @@ describe("a leg that reads", () => {
         const { leg, fd, witness, peer } = await connected();
         widen(fd, peer);
         sendAll(peer, pattern(0, bytes));
-        if (fin) kernel.shutdown(peer, kernel.SHUT_WR);
+        if (fin) sock.shutdown(peer, sock.SHUT_WR);
         await arrived(leg, bytes);
         leg.resumeReading();
         await until(() => witness.bytes === bytes, "all bytes");
@@ -437,8 +439,8 @@ describe("a leg that writes", () => {
     leg.finish();
     const check = new Check();
     await readAt(peer, check, 10);
-    await kernel.waitReadable(peer);
-    assert.equal(kernel.recv(peer, Buffer.alloc(1), kernel.MSG_DONTWAIT), 0);
+    await polling.waitReadable(peer);
+    assert.equal(sock.recv(peer, Buffer.alloc(1), sock.MSG_DONTWAIT), 0);
     sendAll(peer, pattern(0, 20));
     close(peer);
     await until(() => witness.told.includes("fin"), "the FIN");
@@ -466,14 +468,14 @@ describe("a leg that is given up", () => {
         assert.equal(leg.detach().fd, -1);
         if (end === "detach") {
           sendAll(peer, pattern(10, 10));
-          kernel.shutdown(peer, kernel.SHUT_WR);
+          sock.shutdown(peer, sock.SHUT_WR);
         }
         await everythingIsTold();
         assert.deepEqual(witness.told, []);
         if (end === "detach") {
           const check = new Check();
           await readAt(fd, check, 20);
-          kernel.close(fd);
+          descriptor.close(fd);
         }
         close(peer);
       }
@@ -490,7 +492,7 @@ describe("a leg that is given up", () => {
       await everythingIsTold();
       assert.equal(witness.reads, 1);
       assert.deepEqual(witness.told, ["data"]);
-      if (end === "detach") kernel.close(fd);
+      if (end === "detach") descriptor.close(fd);
       close(peer);
     });
 
@@ -509,7 +511,7 @@ describe("a leg that is given up", () => {
       assert.deepEqual(ends.map(({ witness }) => witness.told.length).sort(), [0, 1]);
       for (const { leg, fd, peer } of ends) {
         if (leg.isOpen) leg.close();
-        else if (end === "detach") kernel.close(fd);
+        else if (end === "detach") descriptor.close(fd);
         close(peer);
       }
     });
@@ -538,10 +540,10 @@ describe("a leg that is given up", () => {
       const full = sockets.listen({ address: "127.0.0.1", port: 0 }, 0);
       const to = { address: "127.0.0.1", port: sockets.localPort(full) };
       const waiting = sockets.dial(to);
-      await kernel.waitReadable(full);
+      await polling.waitReadable(full);
       const ready = sockets.listen({ address: "127.0.0.1", port: 0 }, 1);
       const peerOfNext = sockets.dial({ address: "127.0.0.1", port: sockets.localPort(ready) });
-      await kernel.waitReadable(ready);
+      await polling.waitReadable(ready);
 
       const numbers: number[] = [];
       const counting: SocketKernel = {
@@ -575,7 +577,7 @@ describe("a leg that is given up", () => {
         };
         leg.resumeReading();
         sendAll(peer, pattern(0, 10));
-        kernel.shutdown(peer, kernel.SHUT_WR);
+        sock.shutdown(peer, sock.SHUT_WR);
       }
       await until(() => nextLeg !== null, "one of the two");
       await everythingIsTold();
@@ -591,7 +593,7 @@ describe("a leg that is given up", () => {
         leg.close();
         close(peer);
       }
-      for (const fd of [...gaps, full, waiting, ready, peerOfNext]) kernel.close(fd);
+      for (const fd of [...gaps, full, waiting, ready, peerOfNext]) descriptor.close(fd);
     });
   }
 });
@@ -627,13 +629,13 @@ describe("a leg that is dialled", () => {
       await readAt(peer, check, 10);
       leg.resumeReading();
       sendAll(peer, pattern(0, 10));
-      kernel.close(peer);
+      descriptor.close(peer);
       await until(() => witness.told.includes("fin"), "the FIN");
       await everythingIsTold();
       assert.deepEqual(told, ["connected"]);
       assert.deepEqual(witness.told, ["data", "fin"]);
       leg.close();
-      kernel.close(listener);
+      descriptor.close(listener);
     });
   }
 
@@ -647,7 +649,7 @@ describe("a leg that is dialled", () => {
     assert.deepEqual(refused.told, ["ECONNREFUSED"]);
     assert.deepEqual(unreachable.told, ["ENETUNREACH"]);
     assert.equal(refused.leg.isOpen || unreachable.leg.isOpen, false);
-    kernel.close(nobody);
+    descriptor.close(nobody);
   });
 
   it("is told nothing once it was given up", async () => {
@@ -669,8 +671,8 @@ describe("a leg that is dialled", () => {
     }
     await everythingIsTold();
     for (const { told } of dials) assert.deepEqual(told, []);
-    kernel.close(listener);
-    kernel.close(nobody);
+    descriptor.close(listener);
+    descriptor.close(nobody);
   });
 
   it("that nobody can watch is told so, and so is an accepted one: no descriptor is left", async () => {
@@ -696,7 +698,7 @@ describe("a leg that is dialled", () => {
     assert.deepEqual(witness.told, ["reset ENOSPC"]);
     assert.equal(leg.isOpen || attached.isOpen, false);
     assert.deepEqual([...open], []);
-    kernel.close(listener);
+    descriptor.close(listener);
     close(peer);
   });
 });
@@ -718,7 +720,7 @@ describe("a leg that is detached", () => {
       // both queues full, something unread, in different states of progress
       const full = !leg.write(pattern(written, size));
       written += size;
-      sent += Math.max(0, kernel.send(peer, pattern(sent, 20_000 + round), kernel.MSG_DONTWAIT));
+      sent += Math.max(0, sock.send(peer, pattern(sent, 20_000 + round), sock.MSG_DONTWAIT));
       if (round % 2 === 0) leg.resumeReading();
       if (round % 3 === 0) await readAt(peer, toPeer, toPeer.bytes + 1);
       if (round % 4 === 0) await nextTurn();
@@ -739,8 +741,8 @@ describe("a leg that is detached", () => {
     await readAt(peer, toPeer, written);
     if (!last) await until(() => witness.told.includes("drain"), "the drain");
     leg.finish();
-    await kernel.waitReadable(peer);
-    assert.equal(kernel.recv(peer, Buffer.alloc(1), kernel.MSG_DONTWAIT), 0, "nothing comes twice");
+    await polling.waitReadable(peer);
+    assert.equal(sock.recv(peer, Buffer.alloc(1), sock.MSG_DONTWAIT), 0, "nothing comes twice");
     close(peer);
     await until(() => witness.told.includes("fin"), "the FIN");
     assert.equal(fromPeer.bytes, sent);
@@ -889,7 +891,7 @@ function listening(): ListenerOptions {
     address: "127.0.0.1",
     port: 0,
     bind: null,
-    onAccept: (fd) => kernel.close(fd),
+    onAccept: (fd) => descriptor.close(fd),
     onError: (error) => assert.fail(error),
   };
 }
@@ -916,7 +918,7 @@ describe("a listener", () => {
     await until(() => fds.size === clients, "all of them");
     assert.ok(dials.every((fd) => fd >= 0));
     assert.ok(atOnceMax <= ACCEPTS_MAX, `${atOnceMax} accepted in one turn`);
-    for (const fd of [...dials, ...fds]) kernel.close(fd);
+    for (const fd of [...dials, ...fds]) descriptor.close(fd);
     listener.close();
   });
 
@@ -926,7 +928,7 @@ describe("a listener", () => {
       ...listening(),
       onAccept(fd) {
         count++;
-        kernel.close(fd);
+        descriptor.close(fd);
         listener.close();
         changes.emit("change");
       },
@@ -938,19 +940,19 @@ describe("a listener", () => {
     assert.equal(count, 1);
     assert.equal(listener.fd, -1);
     listener.close();
-    for (const fd of dials) kernel.close(fd);
+    for (const fd of dials) descriptor.close(fd);
   });
 
   it("takes a bound descriptor, and gives its port back when closed", async () => {
     const fd = bound({ address: "::1", port: 0 });
-    const { port } = kernel.getsockname(fd);
+    const { port } = sock.getsockname(fd);
     let count = 0;
     const listener = ClientListener.open({
       ...listening(),
       bind: () => fd,
       onAccept(client) {
         count++;
-        kernel.close(client);
+        descriptor.close(client);
         changes.emit("change");
       },
     });
@@ -958,9 +960,9 @@ describe("a listener", () => {
     assert.equal(listener.port, port);
     const client = sockets.dial({ address: "::1", port });
     await until(() => count === 1, "the client");
-    kernel.close(client);
+    descriptor.close(client);
     listener.close();
-    kernel.close(bound({ address: "::1", port }));
+    descriptor.close(bound({ address: "::1", port }));
   });
 
   it("says why it cannot listen", () => {
@@ -990,14 +992,17 @@ async function child(script: string, descriptors = 256): Promise<unknown> {
     import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
     import { ClientListener } from "#proxy/listen/client-listener.ts";
     import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
-    import * as kernel from "#proxy/kernel/kernel.ts";
-    import { sockets } from "#proxy/kernel/sockets.ts";
+    import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+    import { sockets } from "#proxy/kernel/stream-sockets.ts";
     const here = { address: "127.0.0.1", port: 0 };
     const late = setTimeout(() => { throw new Error("late"); }, ${WAIT_MS_MAX});
     // nothing else keeps it alive
     const say = (what) => { clearTimeout(late); process.stdout.write(JSON.stringify(what)); };
     /** takes every descriptor there is */
-    const exhaust = () => { const fds = []; for (;;) try { fds.push(kernel.dupCloexec(0)); } catch { return fds; } };
+    const exhaust = () => { const fds = []; for (;;) try { fds.push(descriptor.dupCloexec(0)); } catch { return fds; } };
   `;
   const node = [process.execPath, "--input-type=module", "-e", head + script];
   const { stdout } = await run("sh", ["-c", `ulimit -n ${descriptors}; exec "$0" "$@"`, ...node], {
@@ -1030,12 +1035,12 @@ describe("in a process of its own", () => {
         onError(error) { errors.add(error.message); count++; },
       });
       const to = { ...here, port: listener.port };
-      const fds = Array.from({ length: ${clients} }, () => kernel.socket(kernel.AF_INET, kernel.SOCK_STREAM, 0));
+      const fds = Array.from({ length: ${clients} }, () => sock.socket(ipText.AF_INET, sock.SOCK_STREAM, 0));
       const taken = exhaust();
       const since = performance.now();
-      for (const fd of fds) { kernel.connect(fd, to); for (let turns = 0; turns < 3; turns++) await nextTurn(); }
+      for (const fd of fds) { sock.connect(fd, to); for (let turns = 0; turns < 3; turns++) await nextTurn(); }
       while (count < 2) await delay(1);
-      for (const fd of taken) kernel.close(fd);
+      for (const fd of taken) descriptor.close(fd);
     `);
     assert.deepEqual(told, { errors: ["accept: EMFILE"], few: true });
   });
@@ -1044,20 +1049,20 @@ describe("in a process of its own", () => {
     const told = await child(`
       const listener = sockets.listen(here, 1);
       const fd = sockets.dial({ ...here, port: sockets.localPort(listener) });
-      await kernel.waitReadable(listener);
+      await polling.waitReadable(listener);
       const peer = sockets.accept(listener);
       const leg = TcpLeg.attach(sockets, fd);
       const order = [];
       leg.listener = {
         onData() {
           process.nextTick(() => order.push("tick"));
-          Promise.resolve().then(() => order.push("promise")).then(() => kernel.shutdown(peer, kernel.SHUT_WR));
+          Promise.resolve().then(() => order.push("promise")).then(() => sock.shutdown(peer, sock.SHUT_WR));
         },
         onFin() { throw new Error("a bug"); },
         onBroken(error) { say([...order, error.message, leg.isOpen]); },
       };
       leg.resumeReading();
-      kernel.send(peer, Buffer.of(1), 0);
+      sock.send(peer, Buffer.of(1), 0);
     `);
     assert.deepEqual(told, ["tick", "promise", "a bug", false]);
   });

@@ -7,7 +7,7 @@ import { describe, it } from "node:test";
 import { socketInodes, withSocketAt } from "#control/migration/sockets.ts";
 import { UnsentBound } from "#control/workload/unsent-bound.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd of another process";
 const MIB = 1_048_576;
@@ -54,8 +54,7 @@ async function lowats(pid: number, port: number): Promise<number[]> {
     .filter((place) => place !== undefined)
     .map(
       (place) =>
-        withSocketAt(place, (fd) => kernel.getsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT)) ??
-        -1,
+        withSocketAt(place, (fd) => sock.getsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT)) ?? -1,
     );
 }
 

@@ -17,9 +17,10 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, test } from "node:test";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import type { WatchEvent } from "#control/api/watches.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as files from "#proxy/kernel/files.ts";
 import { deedsFor, putEvents, putOverflow, takeEvents } from "../../control/migration/watch-events.ts";
-import type { WatchEvent } from "../../control/migration/watch-state.ts";
 import { readWatches } from "../../control/migration/watched-files.ts";
 
 const ALL = 0xfff;
@@ -34,19 +35,19 @@ describe("events that were not read", () => {
     dir = mkdtempSync(join(tmpdir(), "hf-watch-"));
     scratch = join(dir, "scratch");
     mkdirSync(scratch);
-    from = kernel.inotifyInit();
-    to = kernel.inotifyInit();
+    from = files.inotifyInit();
+    to = files.inotifyInit();
   });
   afterEach(() => {
-    kernel.close(from);
-    kernel.close(to);
+    descriptor.close(from);
+    descriptor.close(to);
     rmSync(dir, { recursive: true });
   });
 
   function watch(path: string, mask = ALL): number {
-    const file = kernel.openPath(path);
+    const file = files.openPath(path);
     try {
-      return kernel.inotifyAdd(from, file, mask);
+      return files.inotifyAdd(from, file, mask);
     } finally {
       closeSync(file);
     }
@@ -86,10 +87,10 @@ describe("events that were not read", () => {
     for (const name of ["one", "two", "three"]) writeFileSync(join(dir, name), "text");
     mkdirSync(join(dir, "folder"));
     const [one, two, three] = ["one", "two", "three"].map((name) => watch(join(dir, name)));
-    const folder = watch(join(dir, "folder"), kernel.IN_DELETE_SELF | kernel.IN_MOVE_SELF);
+    const folder = watch(join(dir, "folder"), files.IN_DELETE_SELF | files.IN_MOVE_SELF);
     writeFileSync(join(dir, "three"), "other");
     unlinkSync(join(dir, "one"));
-    kernel.inotifyRemove(from, two ?? -1);
+    files.inotifyRemove(from, two ?? -1);
     renameSync(join(dir, "three"), join(dir, "four"));
     renameSync(join(dir, "folder"), join(dir, "moved"));
     rmdirSync(join(dir, "moved"));
@@ -101,7 +102,7 @@ describe("events that were not read", () => {
   test("of a rename between two watched folders are a pair", () => {
     for (const name of ["left", "right"]) {
       mkdirSync(join(dir, name));
-      watch(join(dir, name), kernel.IN_MOVED_FROM | kernel.IN_MOVED_TO);
+      watch(join(dir, name), files.IN_MOVED_FROM | files.IN_MOVED_TO);
     }
     mkdirSync(join(dir, "left", "thing"));
     renameSync(join(dir, "left", "thing"), join(dir, "right", "thing"));
@@ -114,25 +115,25 @@ describe("events that were not read", () => {
   });
 
   test("that cannot be made to happen again are told as an overflow", () => {
-    const unmounted = { wd: 1, mask: kernel.IN_UNMOUNT, cookie: 0, name: "" };
+    const unmounted = { wd: 1, mask: files.IN_UNMOUNT, cookie: 0, name: "" };
     assert.equal(putEvents(to, [unmounted], scratch), false);
-    assert.deepEqual(takeEvents(to), [{ wd: -1, mask: kernel.IN_Q_OVERFLOW, cookie: 0, name: "" }]);
+    assert.deepEqual(takeEvents(to), [{ wd: -1, mask: files.IN_Q_OVERFLOW, cookie: 0, name: "" }]);
     putOverflow(to, scratch);
     assert.deepEqual(
       takeEvents(to).map(({ mask }) => mask),
-      [kernel.IN_Q_OVERFLOW],
+      [files.IN_Q_OVERFLOW],
     );
     assert.deepEqual(readWatches(readFileSync(`/proc/self/fdinfo/${to}`, "latin1")), []);
   });
 
   test("leave the next watch any number", () => {
     writeFileSync(join(dir, "file"), "");
-    watch(join(dir, "file"), kernel.IN_ATTRIB);
+    watch(join(dir, "file"), files.IN_ATTRIB);
     chmodSync(join(dir, "file"), 0o600);
     assertCarried(takeEvents(from));
-    kernel.inotifySetNext(to, 41);
+    files.inotifySetNext(to, 41);
     const file = openSync(join(dir, "file"), "r");
-    assert.equal(kernel.inotifyAdd(to, file, kernel.IN_ATTRIB), 41);
+    assert.equal(files.inotifyAdd(to, file, files.IN_ATTRIB), 41);
     closeSync(file);
   });
 });
@@ -142,11 +143,11 @@ describe("what is done for events to come about", () => {
 
   test("takes the two of a rename together, and the end of a file with that of its watch", () => {
     const events = [
-      event(kernel.IN_MOVED_FROM, "a", 7),
-      event(kernel.IN_MOVED_TO, "b", 7, 2),
-      event(kernel.IN_DELETE_SELF),
-      event(kernel.IN_IGNORED),
-      event(kernel.IN_MOVED_TO, "c", 8),
+      event(files.IN_MOVED_FROM, "a", 7),
+      event(files.IN_MOVED_TO, "b", 7, 2),
+      event(files.IN_DELETE_SELF),
+      event(files.IN_IGNORED),
+      event(files.IN_MOVED_TO, "c", 8),
     ];
     assert.deepEqual(
       deedsFor(events)?.map(({ kind }) => kind),
@@ -155,10 +156,10 @@ describe("what is done for events to come about", () => {
   });
 
   test("is nothing known for an overflow, an unmount or too many", () => {
-    assert.equal(deedsFor([event(kernel.IN_Q_OVERFLOW, "", 0, -1)]), null);
-    assert.equal(deedsFor([event(kernel.IN_UNMOUNT)]), null);
-    assert.equal(deedsFor([event(kernel.IN_DELETE_SELF)]), null);
-    assert.equal(deedsFor(Array.from({ length: 5_000 }, () => event(kernel.IN_OPEN))), null);
+    assert.equal(deedsFor([event(files.IN_Q_OVERFLOW, "", 0, -1)]), null);
+    assert.equal(deedsFor([event(files.IN_UNMOUNT)]), null);
+    assert.equal(deedsFor([event(files.IN_DELETE_SELF)]), null);
+    assert.equal(deedsFor(Array.from({ length: 5_000 }, () => event(files.IN_OPEN))), null);
   });
 });
 

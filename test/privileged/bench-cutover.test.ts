@@ -16,7 +16,7 @@ import {
 import { crowdIntervalMs } from "#bench/cutover/cutover-lab.ts";
 import { measureCutover, measureRow } from "#bench/cutover/cutover-pieces.ts";
 import type { Figure } from "#bench/results.ts";
-import { PHASES } from "#control/migration/move.ts";
+import { PHASES } from "#control/api/migration.ts";
 import { projectRoot } from "../lab/lab.ts";
 import { lacking } from "../support/moved-program.ts";
 

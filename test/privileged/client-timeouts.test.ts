@@ -7,8 +7,8 @@ import { captureDownstream, captureUpstream } from "#proxy/cutover/capture.ts";
 import { hold } from "#proxy/cutover/hold.ts";
 import { release } from "#proxy/cutover/release.ts";
 import { retire, rollback } from "#proxy/cutover/rollback.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
-import { sockets } from "#proxy/kernel/sockets.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { sockets } from "#proxy/kernel/stream-sockets.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { shieldLeg } from "#proxy/tcp/shield.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
@@ -40,12 +40,12 @@ function timeoutsOf(proxy: WorkloadProxy): object {
   const [session] = proxy.sessions.values();
   const leg = session?.downstream;
   assert.ok(leg instanceof TcpLeg);
-  const option = (level: number, name: number): number => kernel.getsockoptInt(leg.fd, level, name);
+  const option = (level: number, name: number): number => sock.getsockoptInt(leg.fd, level, name);
   return {
-    keepAlive: option(kernel.SOL_SOCKET, kernel.SO_KEEPALIVE),
-    idleSeconds: option(kernel.IPPROTO_TCP, kernel.TCP_KEEPIDLE),
-    everySeconds: option(kernel.IPPROTO_TCP, kernel.TCP_KEEPINTVL),
-    userTimeoutMs: option(kernel.IPPROTO_TCP, kernel.TCP_USER_TIMEOUT),
+    keepAlive: option(sock.SOL_SOCKET, sock.SO_KEEPALIVE),
+    idleSeconds: option(sock.IPPROTO_TCP, sock.TCP_KEEPIDLE),
+    everySeconds: option(sock.IPPROTO_TCP, sock.TCP_KEEPINTVL),
+    userTimeoutMs: option(sock.IPPROTO_TCP, sock.TCP_USER_TIMEOUT),
   };
 }
 
@@ -80,8 +80,8 @@ describe("a client that vanishes", { skip: lacking(), timeout: 600_000 }, () => 
       assert.deepEqual(timeoutsOf(stage.proxy), EXPECTED);
       await capture(stage.proxy);
       const still = [...stage.proxy.sessions.values()][0]?.stillDownstream?.fd as number;
-      assert.equal(kernel.getsockoptInt(still, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE), 0);
-      assert.equal(kernel.getsockoptInt(still, kernel.IPPROTO_TCP, kernel.TCP_USER_TIMEOUT), 0);
+      assert.equal(sock.getsockoptInt(still, sock.SOL_SOCKET, sock.SO_KEEPALIVE), 0);
+      assert.equal(sock.getsockoptInt(still, sock.IPPROTO_TCP, sock.TCP_USER_TIMEOUT), 0);
       stage.proxy.role = "owner";
       rollback(stage.proxy);
       assert.deepEqual(timeoutsOf(stage.proxy), EXPECTED);

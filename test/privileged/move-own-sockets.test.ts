@@ -4,7 +4,8 @@ import { createSocket, type Socket as Datagrams } from "node:dgram";
 import { once } from "node:events";
 import { createServer, type Socket } from "node:net";
 import { describe, test } from "node:test";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import type { LabProcess } from "../lab/lab.ts";
 import { lacking, type MovedProgram, until } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
@@ -52,18 +53,18 @@ async function datagramEcho(family: "udp4" | "udp6", address: string): Promise<D
 
 /** Listens where the clients are, and drops what comes until `accept`. */
 function fullListener(): { port: number; accept(): void; close(): void } {
-  const fd = kernel.tcpSocket(4);
-  kernel.bind(fd, { address: host, port: 0 });
-  kernel.listen(fd, 0);
-  const { port } = kernel.getsockname(fd);
-  const filling = kernel.tcpSocket(4);
-  kernel.tryConnect(filling, { address: host, port });
+  const fd = sock.tcpSocket(4);
+  sock.bind(fd, { address: host, port: 0 });
+  sock.listen(fd, 0);
+  const { port } = sock.getsockname(fd);
+  const filling = sock.tcpSocket(4);
+  sock.tryConnect(filling, { address: host, port });
   const open = [fd, filling];
   return {
     port,
-    accept: () => void open.push(kernel.accept(fd, kernel.SOCK_CLOEXEC)),
+    accept: () => void open.push(sock.accept(fd, sock.SOCK_CLOEXEC)),
     close: () => {
-      for (const one of open) kernel.close(one);
+      for (const one of open) descriptor.close(one);
     },
   };
 }

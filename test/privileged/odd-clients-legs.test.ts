@@ -12,8 +12,9 @@ import { captureDownstream, captureUpstream } from "#proxy/cutover/capture.ts";
 import { hold } from "#proxy/cutover/hold.ts";
 import { release } from "#proxy/cutover/release.ts";
 import { retire, rollback } from "#proxy/cutover/rollback.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
-import { sockets } from "#proxy/kernel/sockets.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { sockets } from "#proxy/kernel/stream-sockets.ts";
 import { adoptLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg } from "#proxy/tcp/capture.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
@@ -78,10 +79,10 @@ describe("a client's connection that is not like the others", { skip: lacking(),
     outside.ip("link set eth9 addrgenmode none up");
     outside.ip(`address add ${LINK_LOCAL}/64 dev eth9 nodad`);
     outside.ip("route add fd99::/64 dev eth9");
-    kernel.setns(node.fd, kernel.CLONE_NEWNET);
+    namespaces.setns(node.fd, namespaces.CLONE_NEWNET);
   });
   after(() => {
-    kernel.setns(home, kernel.CLONE_NEWNET);
+    namespaces.setns(home, namespaces.CLONE_NEWNET);
     for (const fd of [home, node.fd, outside.fd]) closeSync(fd);
   });
 
@@ -89,12 +90,12 @@ describe("a client's connection that is not like the others", { skip: lacking(),
     const options = { downstream: "takeover", listenAddress: VIP, listenDevice: "eth0" } as const;
     const stage = await startInProcess(options);
     const fd = outside.run(() => {
-      const socket = kernel.tcpSocket(6);
+      const socket = sock.tcpSocket(6);
       const index = Number(
         /^(\d+):/.exec(String(execFileSync("ip", ["-o", "link", "show", "dev", "eth9"])))?.[1],
       );
-      kernel.bind(socket, { address: LINK_LOCAL, port: 0 }, index);
-      assert.equal(kernel.tryConnect(socket, { address: VIP, port: stage.listen }), 0);
+      sock.bind(socket, { address: LINK_LOCAL, port: 0 }, index);
+      assert.equal(sock.tryConnect(socket, { address: VIP, port: stage.listen }), 0);
       return socket;
     });
     let to: WorkloadProxy | null = null;
@@ -191,7 +192,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       number,
       number,
     ];
-    const oddPort = kernel.getsockname(odd).port;
+    const oddPort = sock.getsockname(odd).port;
     const spoilt: Partial<LegKernel> = {
       adoptLeg: (snapshot: LegSnapshot, options) => {
         if (snapshot.remote.port === oddPort) throw Object.assign(new Error("odd"), { code: "EINVAL" });
@@ -316,9 +317,9 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       const [first] = sessions;
       assert.ok(first?.upstream);
       const { local } = first.upstream;
-      taken = kernel.tcpSocket(4);
-      kernel.bind(taken, local);
-      kernel.listen(taken, 1);
+      taken = sock.tcpSocket(4);
+      sock.bind(taken, local);
+      sock.listen(taken, 1);
       let isSpoilt = true;
       const spoilt: Partial<LegKernel> = {
         adoptLeg: (snapshot: LegSnapshot, adoption) => {

@@ -4,10 +4,14 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { OWN_NETWORK } from "#proxy/kernel/network.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as procs from "#proxy/kernel/processes.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { readState } from "#proxy/kernel/tcp-state.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
-import { captureLeg, readState } from "#proxy/tcp/capture.ts";
+import { captureLeg } from "#proxy/tcp/capture.ts";
 import { provoke } from "#proxy/tcp/inject.ts";
 import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
 import { acceptOne, dial, Flow, lacking, listenAt, Namespace, untilState } from "./tcp-stage.ts";
@@ -17,7 +21,7 @@ const SND_MSS_AT = 16;
 
 function segmentBytes(fd: number): number {
   const info = Buffer.alloc(64);
-  kernel.getsockoptBuffer(fd, kernel.IPPROTO_TCP, kernel.TCP_INFO, info);
+  sock.getsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_INFO, info);
   return info.readUInt32LE(SND_MSS_AT);
 }
 
@@ -40,7 +44,7 @@ describe("an adopted leg", { skip: lacking() }, () => {
   function replace(leg: number): number {
     return place.run(() => {
       const snapshot = captureLeg(leg);
-      kernel.close(leg);
+      descriptor.close(leg);
       const adopted = adoptLeg(snapshot, { shielded: false });
       assert.equal(releaseLeg(adopted, snapshot).length, 0);
       return adopted;
@@ -53,45 +57,45 @@ describe("an adopted leg", { skip: lacking() }, () => {
       const toPeer = new Flow(1);
       toPeer.write(leg, 50_000);
       await toPeer.readAll(peer);
-      kernel.setsockoptInt(leg, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1);
-      kernel.setsockoptInt(leg, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, 1);
+      sock.setsockoptInt(leg, sock.IPPROTO_TCP, sock.TCP_NODELAY, 1);
+      sock.setsockoptInt(leg, sock.SOL_SOCKET, sock.SO_KEEPALIVE, 1);
       const before = segmentBytes(leg);
       const adopted = replace(leg);
       assert.equal(segmentBytes(adopted), before);
-      assert.equal(kernel.getsockoptInt(adopted, kernel.IPPROTO_TCP, kernel.TCP_NODELAY), 1);
-      assert.equal(kernel.getsockoptInt(adopted, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE), 1);
-      assert.equal(kernel.getsockoptInt(adopted, kernel.SOL_SOCKET, kernel.SO_BUF_LOCK), 0);
+      assert.equal(sock.getsockoptInt(adopted, sock.IPPROTO_TCP, sock.TCP_NODELAY), 1);
+      assert.equal(sock.getsockoptInt(adopted, sock.SOL_SOCKET, sock.SO_KEEPALIVE), 1);
+      assert.equal(sock.getsockoptInt(adopted, sock.SOL_SOCKET, sock.SO_BUF_LOCK), 0);
       const socket = new Socket({ fd: adopted, allowHalfOpen: true });
-      kernel.send(peer, Buffer.from("ping"), 0);
+      sock.send(peer, Buffer.from("ping"), 0);
       const [chunk] = (await once(socket, "data")) as [Buffer];
       assert.equal(chunk.toString(), "ping");
       socket.end("pong");
       const answer = Buffer.alloc(16);
-      await kernel.waitReadable(peer);
-      const size = kernel.recv(peer, answer, kernel.MSG_DONTWAIT);
+      await polling.waitReadable(peer);
+      const size = sock.recv(peer, answer, sock.MSG_DONTWAIT);
       assert.equal(answer.subarray(0, size).toString(), "pong");
-      kernel.close(peer);
+      descriptor.close(peer);
       await once(socket, "close");
-      kernel.close(listener);
+      descriptor.close(listener);
     });
 
     it(`ends at its peer when nobody has it any more, although that has just been asked something else (${address})`, async () => {
       const { listener, leg, peer } = await upstream(address);
       const snapshot = captureLeg(leg);
       for (let ask = 0; ask < 2; ask++) place.run(() => provoke(snapshot, OWN_NETWORK));
-      kernel.close(leg);
+      descriptor.close(leg);
       assert.equal(readState(peer), "ESTABLISHED", "in repair mode it has closed without a word");
       place.run(() => provoke(snapshot, OWN_NETWORK));
       await untilState(peer, "CLOSE");
-      kernel.close(peer);
-      kernel.close(listener);
+      descriptor.close(peer);
+      descriptor.close(listener);
     });
 
     it(`keeps queues of several megabytes in both directions (${address})`, async (context) => {
       const { listener, leg, peer } = await upstream(address);
       for (const fd of [leg, peer]) {
-        kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, LARGE_BYTES);
-        kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_SNDBUFFORCE, LARGE_BYTES);
+        sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, LARGE_BYTES);
+        sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_SNDBUFFORCE, LARGE_BYTES);
       }
       const toPeer = new Flow(1);
       const toLeg = new Flow(2);
@@ -101,7 +105,7 @@ describe("an adopted leg", { skip: lacking() }, () => {
       shieldLeg(peer);
       const { snapshot, adopted } = place.run(() => {
         const snapshot = captureLeg(leg);
-        kernel.close(leg);
+        descriptor.close(leg);
         return { snapshot, adopted: adoptLeg(snapshot, { shielded: false }) };
       });
       unshieldLeg(peer);
@@ -113,7 +117,7 @@ describe("an adopted leg", { skip: lacking() }, () => {
       assert.ok(receive.bytes.length > 2_000_000 && send.bytes.length > 4_000_000);
       assert.equal(rest.length, 0);
       await Promise.all([toPeer.readAll(peer), toLeg.readAll(adopted)]);
-      for (const fd of [adopted, peer, listener]) kernel.close(fd);
+      for (const fd of [adopted, peer, listener]) descriptor.close(fd);
     });
   }
 
@@ -127,7 +131,7 @@ describe("an adopted leg", { skip: lacking() }, () => {
       unshieldLeg(peer);
       return captureLeg(peer);
     });
-    for (const fd of [leg, peer, listener]) kernel.close(fd);
+    for (const fd of [leg, peer, listener]) descriptor.close(fd);
     const adopted = place.run(() => adoptLeg(snapshot, { shielded: false }));
     // its first retransmission meets no socket
     await new Promise((resolve) => setTimeout(resolve, 1_300));
@@ -138,7 +142,7 @@ describe("an adopted leg", { skip: lacking() }, () => {
       releaseLeg(adopted, snapshot);
     });
     await toPeer.readAll(restored);
-    for (const fd of [adopted, restored]) kernel.close(fd);
+    for (const fd of [adopted, restored]) descriptor.close(fd);
   });
 });
 
@@ -146,28 +150,28 @@ describe("kernel calls", { skip: lacking() }, () => {
   it("take a descriptor out of another process, and wait for its end without blocking", async () => {
     const child = spawn("sleep", ["60"], { stdio: ["pipe", "ignore", "ignore"] });
     assert.ok(child.pid);
-    const pidfd = kernel.pidfdOpen(child.pid);
-    const taken = kernel.pidfdGetfd(pidfd, 0);
-    kernel.close(taken);
-    const over = kernel.waitReadable(pidfd);
-    kernel.pidfdSendSignal(pidfd, 9);
+    const pidfd = procs.pidfdOpen(child.pid);
+    const taken = procs.pidfdGetfd(pidfd, 0);
+    descriptor.close(taken);
+    const over = polling.waitReadable(pidfd);
+    procs.pidfdSendSignal(pidfd, 9);
     await over;
-    kernel.close(pidfd);
-    assert.throws(() => kernel.pidfdGetfd(pidfd, 0), { code: "EBADF", source: "kernel" });
+    descriptor.close(pidfd);
+    assert.throws(() => procs.pidfdGetfd(pidfd, 0), { code: "EBADF", source: "kernel" });
   });
 
   it("carry messages over a socket pair, and give up waiting when told to", async () => {
-    const [ours, theirs] = kernel.socketpairSeqpacket();
+    const [ours, theirs] = sock.socketpairSeqpacket();
     const message = Buffer.alloc(64);
-    const first = kernel.recvAsync(ours, message);
-    kernel.send(theirs, Buffer.from("hello"), 0);
+    const first = sock.recvAsync(ours, message);
+    sock.send(theirs, Buffer.from("hello"), 0);
     assert.equal(message.toString("utf8", 0, await first), "hello");
     const abort = new AbortController();
-    const waiting = kernel.waitReadable(ours, abort.signal);
+    const waiting = polling.waitReadable(ours, abort.signal);
     abort.abort(new Error("enough"));
     await assert.rejects(waiting, /enough/);
-    kernel.close(theirs);
-    assert.equal(await kernel.recvAsync(ours, message), 0);
-    kernel.close(ours);
+    descriptor.close(theirs);
+    assert.equal(await sock.recvAsync(ours, message), 0);
+    descriptor.close(ours);
   });
 });

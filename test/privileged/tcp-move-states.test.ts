@@ -5,9 +5,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, LegState, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { readState } from "#proxy/kernel/tcp-state.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
-import { captureLeg, finUnacked, readState, uncaptureLeg } from "#proxy/tcp/capture.ts";
+import { captureLeg, finUnacked, uncaptureLeg } from "#proxy/tcp/capture.ts";
 import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
 import {
   acceptOne,
@@ -144,7 +146,7 @@ class Session {
     assert.ok(sentByCapture <= due, `capture sent ${sentByCapture} segments`);
     // ... nor meet no socket in between, and be answered with RST
     shieldLeg(this.peer);
-    kernel.close(this.leg);
+    descriptor.close(this.leg);
     // a retransmission may fall due in between; repair mode does not stop the timers
     if (!unacked && source !== this.place.peers)
       assert.equal(source.segmentsSent() - sent, sentByCapture, "close is silent");
@@ -159,16 +161,16 @@ class Session {
     unshieldLeg(this.peer);
     const rest = target.run(() => releaseLeg(this.leg, arrived));
     assert.equal(rest.length, 0);
-    assert.equal(kernel.getsockoptInt(this.leg, kernel.SOL_SOCKET, kernel.SO_REUSEADDR), 1);
+    assert.equal(sock.getsockoptInt(this.leg, sock.SOL_SOCKET, sock.SO_REUSEADDR), 1);
     return snapshot;
   }
 
   /** The leg closes, then the peer. */
   async closeInOrder(): Promise<void> {
-    kernel.shutdown(this.leg, kernel.SHUT_WR);
+    sock.shutdown(this.leg, sock.SHUT_WR);
     await this.toPeer.readToEnd(this.peer);
     this.toLeg.write(this.peer, 3_000);
-    kernel.shutdown(this.peer, kernel.SHUT_WR);
+    sock.shutdown(this.peer, sock.SHUT_WR);
     await this.toLeg.readToEnd(this.leg);
     await untilState(this.leg, "CLOSE");
   }
@@ -182,7 +184,7 @@ class Session {
         // closed by the test
       }
     }
-    kernel.close(this.listener);
+    descriptor.close(this.listener);
   }
 }
 
@@ -226,7 +228,7 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
     act: async (session) => {
       await session.converse();
       session.toLeg.write(session.peer, 50_000);
-      await until(() => kernel.ioctlInt(session.leg, kernel.SIOCINQ) === 50_000, "50,000 unread bytes");
+      await until(() => descriptor.ioctlInt(session.leg, sock.SIOCINQ) === 50_000, "50,000 unread bytes");
       const snapshot = await session.move("ESTABLISHED");
       assert.equal(snapshot.receive.bytes.length, 50_000);
       await session.toLeg.readAll(session.leg);
@@ -277,13 +279,13 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
     act: async (session) => {
       await session.converse();
       session.toLeg.write(session.peer, 30_000);
-      kernel.shutdown(session.peer, kernel.SHUT_WR);
+      sock.shutdown(session.peer, sock.SHUT_WR);
       await untilState(session.leg, "CLOSE_WAIT");
       await session.move("CLOSE_WAIT");
       assert.equal(readState(session.leg), "CLOSE_WAIT");
       await session.toLeg.readToEnd(session.leg);
       session.toPeer.write(session.leg, 20_000);
-      kernel.shutdown(session.leg, kernel.SHUT_WR);
+      sock.shutdown(session.leg, sock.SHUT_WR);
       await session.toPeer.readToEnd(session.peer);
       await untilState(session.leg, "CLOSE");
     },
@@ -291,13 +293,13 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
   {
     name: "CLOSE_WAIT with a full send queue",
     act: async (session) => {
-      kernel.shutdown(session.peer, kernel.SHUT_WR);
+      sock.shutdown(session.peer, sock.SHUT_WR);
       await untilState(session.leg, "CLOSE_WAIT");
       await session.toPeer.fill(session.leg, QUEUE_BYTES_MAX);
       await session.move("CLOSE_WAIT");
       await session.toPeer.readAll(session.peer);
       await session.toLeg.readToEnd(session.leg);
-      kernel.shutdown(session.leg, kernel.SHUT_WR);
+      sock.shutdown(session.leg, sock.SHUT_WR);
       await session.toPeer.readToEnd(session.peer);
       await untilState(session.leg, "CLOSE");
     },
@@ -306,14 +308,14 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
     name: "FIN_WAIT1, our FIN behind unsent bytes",
     act: async (session) => {
       await session.toPeer.fill(session.leg, QUEUE_BYTES_MAX);
-      kernel.shutdown(session.leg, kernel.SHUT_WR);
+      sock.shutdown(session.leg, sock.SHUT_WR);
       const snapshot = await session.move("FIN_WAIT1");
       assert.equal(snapshot.send.bytes.length > 0, true);
       session.toLeg.write(session.peer, 10_000);
       await session.toLeg.readAll(session.leg);
       await session.toPeer.readToEnd(session.peer);
       await untilState(session.leg, "FIN_WAIT2");
-      kernel.shutdown(session.peer, kernel.SHUT_WR);
+      sock.shutdown(session.peer, sock.SHUT_WR);
       await session.toLeg.readToEnd(session.leg);
       await untilState(session.leg, "CLOSE");
     },
@@ -324,12 +326,12 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
       await session.converse();
       shieldLeg(session.peer);
       session.toPeer.write(session.leg, 1_000);
-      kernel.shutdown(session.leg, kernel.SHUT_WR);
+      sock.shutdown(session.leg, sock.SHUT_WR);
       await session.move("FIN_WAIT1");
       assert.equal(readState(session.leg), "FIN_WAIT1");
       unshieldLeg(session.peer);
       await session.toPeer.readToEnd(session.peer);
-      kernel.shutdown(session.peer, kernel.SHUT_WR);
+      sock.shutdown(session.peer, sock.SHUT_WR);
       await session.toLeg.readToEnd(session.leg);
       await untilState(session.leg, "CLOSE");
     },
@@ -338,16 +340,16 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
     name: "FIN_WAIT2 with unread bytes",
     act: async (session) => {
       await session.converse();
-      kernel.shutdown(session.leg, kernel.SHUT_WR);
+      sock.shutdown(session.leg, sock.SHUT_WR);
       await untilState(session.leg, "FIN_WAIT2");
       session.toLeg.write(session.peer, 40_000);
-      await until(() => kernel.ioctlInt(session.leg, kernel.SIOCINQ) === 40_000, "40,000 unread bytes");
+      await until(() => descriptor.ioctlInt(session.leg, sock.SIOCINQ) === 40_000, "40,000 unread bytes");
       await session.move("FIN_WAIT2");
       assert.equal(readState(session.leg), "FIN_WAIT2");
       await session.toLeg.readAll(session.leg);
       await session.toPeer.readToEnd(session.peer);
       session.toLeg.write(session.peer, 12_345);
-      kernel.shutdown(session.peer, kernel.SHUT_WR);
+      sock.shutdown(session.peer, sock.SHUT_WR);
       await session.toLeg.readToEnd(session.leg);
       await untilState(session.leg, "CLOSE");
     },
@@ -356,10 +358,10 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
     name: "LAST_ACK, our FIN behind unsent bytes",
     act: async (session) => {
       session.toLeg.write(session.peer, 10_000);
-      kernel.shutdown(session.peer, kernel.SHUT_WR);
+      sock.shutdown(session.peer, sock.SHUT_WR);
       await untilState(session.leg, "CLOSE_WAIT");
       await session.toPeer.fill(session.leg, QUEUE_BYTES_MAX);
-      kernel.shutdown(session.leg, kernel.SHUT_WR);
+      sock.shutdown(session.leg, sock.SHUT_WR);
       await session.move("LAST_ACK");
       assert.equal(readState(session.leg), "LAST_ACK");
       await session.toLeg.readToEnd(session.leg);
@@ -371,11 +373,11 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
     name: "LAST_ACK, our FIN lost on the way",
     act: async (session) => {
       await session.converse();
-      kernel.shutdown(session.peer, kernel.SHUT_WR);
+      sock.shutdown(session.peer, sock.SHUT_WR);
       await untilState(session.leg, "CLOSE_WAIT");
       shieldLeg(session.peer);
       session.toPeer.write(session.leg, 2_000);
-      kernel.shutdown(session.leg, kernel.SHUT_WR);
+      sock.shutdown(session.leg, sock.SHUT_WR);
       await session.move("LAST_ACK");
       unshieldLeg(session.peer);
       await session.toPeer.readToEnd(session.peer);
@@ -391,7 +393,7 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
       // less than one segment with its FIN: the peer hears no ACK and so repeats only its first
       session.toPeer.write(session.leg, 200);
       session.toLeg.write(session.peer, 300);
-      for (const fd of [session.leg, session.peer]) kernel.shutdown(fd, kernel.SHUT_WR);
+      for (const fd of [session.leg, session.peer]) sock.shutdown(fd, sock.SHUT_WR);
       unshieldLeg(session.leg);
       await untilState(session.leg, "CLOSING");
       await session.move("CLOSING");
@@ -409,7 +411,7 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
       await session.move("ESTABLISHED");
       resetSocket(session.peer);
       await untilState(session.leg, "CLOSE");
-      assert.throws(() => kernel.recv(session.leg, Buffer.alloc(1), kernel.MSG_DONTWAIT), {
+      assert.throws(() => sock.recv(session.leg, Buffer.alloc(1), sock.MSG_DONTWAIT), {
         code: "ECONNRESET",
       });
     },
@@ -421,7 +423,7 @@ const SCENARIOS: { name: string; act: (session: Session) => Promise<void> }[] = 
       await session.move("ESTABLISHED");
       resetSocket(session.leg);
       await untilState(session.peer, "CLOSE");
-      assert.throws(() => kernel.recv(session.peer, Buffer.alloc(1), kernel.MSG_DONTWAIT), {
+      assert.throws(() => sock.recv(session.peer, Buffer.alloc(1), sock.MSG_DONTWAIT), {
         code: "ECONNRESET",
       });
     },

@@ -10,8 +10,11 @@ import { closeSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint, LegState } from "#proxy/contract/snapshot.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
-import { readState } from "#proxy/tcp/capture.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import { readState } from "#proxy/kernel/tcp-state.ts";
 
 const WAIT_MS_MAX = 8_000;
 const CHUNK_BYTES = 64 * 1024;
@@ -35,22 +38,22 @@ export class Namespace {
   constructor() {
     const home = currentNamespace();
     try {
-      kernel.unshare(kernel.CLONE_NEWNET);
+      namespaces.unshare(namespaces.CLONE_NEWNET);
       this.fd = currentNamespace();
       execFileSync("ip", ["link", "set", "lo", "up"]);
     } finally {
-      kernel.setns(home, kernel.CLONE_NEWNET);
+      namespaces.setns(home, namespaces.CLONE_NEWNET);
       closeSync(home);
     }
   }
 
   run<T>(action: () => T): T {
     const home = currentNamespace();
-    kernel.setns(this.fd, kernel.CLONE_NEWNET);
+    namespaces.setns(this.fd, namespaces.CLONE_NEWNET);
     try {
       return action();
     } finally {
-      kernel.setns(home, kernel.CLONE_NEWNET);
+      namespaces.setns(home, namespaces.CLONE_NEWNET);
       closeSync(home);
     }
   }
@@ -92,25 +95,25 @@ export function vethPair(first: Namespace, second: Namespace, firstName: string,
 
 // ---- sockets
 
-const STREAM = kernel.SOCK_STREAM | kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC;
+const STREAM = sock.SOCK_STREAM | sock.SOCK_NONBLOCK | sock.SOCK_CLOEXEC;
 
 export function listenAt(
   address: string,
   options: { dualStack?: boolean } = {},
 ): { fd: number; port: number } {
   const v6 = address.includes(":") || options.dualStack === true;
-  const fd = kernel.socket(v6 ? kernel.AF_INET6 : kernel.AF_INET, STREAM, kernel.IPPROTO_TCP);
-  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
-  kernel.bind(fd, { address: options.dualStack === true ? "::" : address, port: 0 });
-  kernel.listen(fd, 16);
-  return { fd, port: kernel.getsockname(fd).port };
+  const fd = sock.socket(v6 ? ipText.AF_INET6 : ipText.AF_INET, STREAM, sock.IPPROTO_TCP);
+  sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, 1);
+  sock.bind(fd, { address: options.dualStack === true ? "::" : address, port: 0 });
+  sock.listen(fd, 16);
+  return { fd, port: sock.getsockname(fd).port };
 }
 
 export function dial(remote: Endpoint): number {
   const v6 = remote.address.includes(":");
-  const fd = kernel.socket(v6 ? kernel.AF_INET6 : kernel.AF_INET, STREAM, kernel.IPPROTO_TCP);
+  const fd = sock.socket(v6 ? ipText.AF_INET6 : ipText.AF_INET, STREAM, sock.IPPROTO_TCP);
   try {
-    kernel.connect(fd, remote);
+    sock.connect(fd, remote);
   } catch (error) {
     if (!(error instanceof HoldfastError && error.code === "EINPROGRESS")) throw error;
   }
@@ -121,7 +124,7 @@ export async function acceptOne(listener: number): Promise<number> {
   let fd = -1;
   await until(() => {
     try {
-      fd = kernel.accept(listener, kernel.SOCK_NONBLOCK | kernel.SOCK_CLOEXEC);
+      fd = sock.accept(listener, sock.SOCK_NONBLOCK | sock.SOCK_CLOEXEC);
       return true;
     } catch (error) {
       if (error instanceof HoldfastError && error.code === "EAGAIN") return false;
@@ -135,8 +138,8 @@ export async function acceptOne(listener: number): Promise<number> {
 export function resetSocket(fd: number): void {
   const linger = Buffer.alloc(8);
   linger.writeInt32LE(1, 0);
-  kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_LINGER, linger);
-  kernel.close(fd);
+  sock.setsockoptBuffer(fd, sock.SOL_SOCKET, sock.SO_LINGER, linger);
+  descriptor.close(fd);
 }
 
 export async function until(condition: () => boolean, what: string): Promise<void> {
@@ -177,10 +180,10 @@ export class Flow {
   write(fd: number, bytes: number): number {
     let total = 0;
     while (total < bytes) {
-      const taken = kernel.send(
+      const taken = sock.send(
         fd,
         this.#pattern(this.written, Math.min(CHUNK_BYTES, bytes - total)),
-        kernel.MSG_DONTWAIT,
+        sock.MSG_DONTWAIT,
       );
       if (taken <= 0) break;
       total += taken;
@@ -196,9 +199,9 @@ export class Flow {
     let looks = FULL_LOOKS;
     for (let still = 0; still < looks && this.written < bytesMax; ) {
       const written = this.write(fd, bytesMax - this.written);
-      const now = kernel.ioctlInt(fd, kernel.SIOCOUTQNSD);
+      const now = descriptor.ioctlInt(fd, sock.SIOCOUTQNSD);
       // an acknowledgement that the other side's kernel delays may let it all go
-      looks = kernel.ioctlInt(fd, kernel.SIOCOUTQ) > now ? FULL_LOOKS_UNACKED : FULL_LOOKS;
+      looks = descriptor.ioctlInt(fd, sock.SIOCOUTQ) > now ? FULL_LOOKS_UNACKED : FULL_LOOKS;
       still = written === 0 && now > 0 && now === unsent ? still + 1 : 0;
       unsent = now;
       await sleep(2);
@@ -211,7 +214,7 @@ export class Flow {
     for (;;) {
       let size: number;
       try {
-        size = kernel.recv(fd, into, kernel.MSG_DONTWAIT);
+        size = sock.recv(fd, into, sock.MSG_DONTWAIT);
       } catch (error) {
         if (error instanceof HoldfastError && error.code === "EAGAIN") return false;
         throw error;

@@ -5,7 +5,7 @@ import { closeSync, openSync } from "node:fs";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { Vip, type VipConfig } from "#control/network/vip.ts";
-import { CLONE_NEWNET, setns } from "#proxy/kernel/kernel.ts";
+import { CLONE_NEWNET, setns } from "#proxy/kernel/namespaces.ts";
 import { lacking, Namespace } from "./tcp-stage.ts";
 
 const LOOK_MS = 10;

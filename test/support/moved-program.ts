@@ -12,7 +12,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "undici";
 import type { CheckReport, Finding } from "#control/api/finding.ts";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
-import { CLONE_NEWNET, setns } from "#proxy/kernel/kernel.ts";
+import { CLONE_NEWNET, setns } from "#proxy/kernel/namespaces.ts";
 import { createLab, type Lab, type LabAgent, type LabProcess } from "../lab/lab.ts";
 
 export type Downstream = "takeover" | "relay";

@@ -27,19 +27,11 @@ import type {
   SessionInfo,
 } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { AF_INET } from "#proxy/kernel/address-text.ts";
+import { close } from "#proxy/kernel/descriptors.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
-import {
-  AF_INET,
-  bind,
-  CLONE_NEWNET,
-  close,
-  IPPROTO_TCP,
-  listen,
-  SOCK_CLOEXEC,
-  SOCK_STREAM,
-  setns,
-  socket,
-} from "#proxy/kernel/kernel.ts";
+import { CLONE_NEWNET, setns } from "#proxy/kernel/namespaces.ts";
+import { bind, IPPROTO_TCP, listen, SOCK_CLOEXEC, SOCK_STREAM, socket } from "#proxy/kernel/socket.ts";
 
 const root = resolve(import.meta.dirname, "../..");
 const node = join(root, "node_modules/node/bin/node");

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { gratuitousArp, unsolicitedAdvertisement } from "#control/network/announce.ts";
-import { addressBytes } from "#proxy/kernel/kernel.ts";
+import { addressBytes } from "#proxy/kernel/address-text.ts";
 
 const mac = Buffer.from("020000000001", "hex");
 

@@ -1,8 +1,8 @@
 /** Whether a workload may be started here, from what the store, the other nodes and the journal say. */
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import type { Held, PeerAnswer } from "#control/api/owners.ts";
 import { decideClaim, decideForced, type Known } from "#control/workload/claim.ts";
-import type { Held, PeerAnswer } from "#control/workload/owners.ts";
 import type { Ownership } from "#proxy/store/store.ts";
 
 const says = (peer: string, held: Partial<Held> = {}): PeerAnswer => ({

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
+import type { NodeProfile } from "#control/api/check.ts";
 import {
   type Add,
   type Check,
@@ -25,7 +26,6 @@ import {
   cgroupsOf,
   compareVersions,
   instructionFlags,
-  type NodeProfile,
   profileDifferences,
 } from "#control/workload/preflight/node-profile.ts";
 import { mappedPath, placeOf } from "#control/workload/preflight/same-files.ts";

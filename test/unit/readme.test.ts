@@ -43,6 +43,7 @@ async function helpOf(args: string[]): Promise<string> {
     out: { write },
     err: { write },
     env: {},
+    runAgent: async () => assert.fail("an agent"),
     onInterrupt: () => () => {},
   });
   assert.equal(status, EXIT.ok, `holdfast ${args.join(" ")} --help: ${out}`);

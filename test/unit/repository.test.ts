@@ -21,7 +21,7 @@ interface Source {
 /** Where processes begin, and so the only files that may end one. */
 const entryPoints = new Set([
   "bin/holdfast",
-  "control/cli/main.ts",
+  "control/main.ts",
   "proxy/main.ts",
   "control/criu/worker.ts",
   "bench/cutover.ts",

@@ -1,9 +1,9 @@
 /** A cut-off move is settled by the other node's word first and the store second; see also `ownership-model.test.ts`. */
 import assert from "node:assert/strict";
 import { beforeEach, describe, test } from "node:test";
-import type { OutcomeReply } from "#control/migration/move.ts";
+import type { OutcomeReply } from "#control/api/migration.ts";
+import type { Held, PeerAnswer } from "#control/api/owners.ts";
 import { decideAtSource, decideReleasing } from "#control/migration/settle.ts";
-import type { Held, PeerAnswer } from "#control/workload/owners.ts";
 import type { Workload } from "#control/workload/workload.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";

@@ -13,7 +13,9 @@ import { closeSync, existsSync, mkdirSync, realpathSync } from "node:fs";
 import { chmod, copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
 import type { CriuTool } from "../../criu/tool.ts";
 import { runCommand } from "../command.ts";
 import { endFrozen } from "../freezer.ts";
@@ -246,7 +248,7 @@ export class ContainerRuntime {
   }
 
   async #createAndStart(id: string, runDir: string, options: CreateOptions): Promise<ProcessIdentity> {
-    const [reader, writer] = kernel.pipe();
+    const [reader, writer] = descriptor.pipe();
     try {
       const output = { file: options.logFile, bytesMax: options.logBytesMax };
       const readerProcess = await startOutputReader(reader, output);
@@ -291,8 +293,8 @@ export class ContainerRuntime {
       await runCommand(this.#program, ["--root", this.#root, "start", id], { source: "container" });
       return readerProcess;
     } finally {
-      kernel.close(reader);
-      kernel.close(writer);
+      descriptor.close(reader);
+      descriptor.close(writer);
     }
   }
 
@@ -379,10 +381,10 @@ export function runPath(record: ContainerRecord, ...parts: string[]): string {
 function attach({ init, runDir }: ContainerRecord): boolean {
   let mount = -1;
   try {
-    mount = kernel.inMountNamespaceOf(init.pid, () => kernel.openTree(INSIDE_RUN));
-    kernel.setReadOnly(mount, false);
+    mount = namespaces.inMountNamespaceOf(init.pid, () => mounts.openTree(INSIDE_RUN));
+    mounts.setReadOnly(mount, false);
     mkdirSync(runDir, { recursive: true, mode: 0o700 });
-    kernel.attachMount(mount, runDir);
+    mounts.attachMount(mount, runDir);
     return true;
   } catch {
     return false;

@@ -27,16 +27,12 @@ import {
 import { basename, dirname, join } from "node:path";
 import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import type { NetworkPlan } from "../../config/container-network.ts";
 import { runCommand } from "../command.ts";
-
-export interface NetworkPlan {
-  /** IPv4, of the container */
-  address: string;
-  prefix: number;
-  /** of the node, towards the container */
-  gateway: string;
-}
 
 /** The device in the container; its name is the same on every node. */
 const INSIDE = "eth0";
@@ -56,7 +52,7 @@ export function inNetworkOf<T>(pids: number[], use: () => T): T {
     const namespace = openNamespace(pid);
     if (namespace === null) continue;
     try {
-      return kernel.inNetworkNamespace(namespace, use);
+      return namespaces.inNetworkNamespace(namespace, use);
     } finally {
       closeSync(namespace);
     }
@@ -77,7 +73,7 @@ export function insideNetworkOf<T>(initPid: number, use: () => T): T {
       retryable: true,
     });
   try {
-    return kernel.inNetworkNamespace(namespace, use);
+    return namespaces.inNetworkNamespace(namespace, use);
   } finally {
     closeSync(namespace);
   }
@@ -217,7 +213,7 @@ export function makeHandedSockets(initPid: number): Map<HandedSocket, number> {
       }
       return made;
     } catch (error) {
-      for (const fd of made.values()) kernel.close(fd);
+      for (const fd of made.values()) descriptor.close(fd);
       throw error;
     }
   });
@@ -225,21 +221,21 @@ export function makeHandedSockets(initPid: number): Map<HandedSocket, number> {
 
 /** null: this node has no IPv6 */
 function makeSocket(name: HandedSocket): number | null {
-  const { AF_INET, AF_INET6, SOCK_RAW, SOCK_STREAM, SOCK_CLOEXEC } = kernel;
-  if (name === "diag")
-    return kernel.socket(kernel.AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, kernel.NETLINK_SOCK_DIAG);
+  const { AF_INET, AF_INET6 } = ipText;
+  const { SOCK_RAW, SOCK_STREAM, SOCK_CLOEXEC } = sock;
+  if (name === "diag") return sock.socket(sock.AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, sock.NETLINK_SOCK_DIAG);
   const isV6 = name.endsWith("6");
   try {
     if (name.startsWith("raw"))
-      return kernel.socket(isV6 ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, kernel.IPPROTO_RAW);
-    const fd = kernel.socket(isV6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, kernel.IPPROTO_TCP);
+      return sock.socket(isV6 ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, sock.IPPROTO_RAW);
+    const fd = sock.socket(isV6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, sock.IPPROTO_TCP);
     try {
       // the loopback device answers at once; whatever keeps it from that must not keep the proxy
       for (const option of [SO_RCVTIMEO, SO_SNDTIMEO])
-        kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, option, timeval(SOL_TIMEOUT_MS));
+        sock.setsockoptBuffer(fd, sock.SOL_SOCKET, option, timeval(SOL_TIMEOUT_MS));
       return fd;
     } catch (error) {
-      kernel.close(fd);
+      descriptor.close(fd);
       throw error;
     }
   } catch (error) {

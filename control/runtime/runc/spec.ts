@@ -6,7 +6,7 @@
  * namespaces, capabilities, seccomp) comes from the live container and never from an image.
  */
 import { type CapabilityChange, capabilitiesOf } from "../../config/capabilities.ts";
-import type { NetworkPlan } from "./network.ts";
+import type { NetworkPlan } from "../../config/container-network.ts";
 import { seccompProfile } from "./seccomp.ts";
 
 /** What to run and what to show it, wherever that was written down. */

@@ -2,6 +2,7 @@
 import { readFile, stat, statfs } from "node:fs/promises";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
+import type { CheckCall } from "../../api/check.ts";
 import type { Check } from "../../api/finding.ts";
 import { accountingHere } from "../../criu/address-space.ts";
 import { runCommand } from "../../runtime/command.ts";
@@ -9,7 +10,6 @@ import { plannedSpec } from "../../runtime/runc/container-runtime.ts";
 import { loadRootfs } from "../../runtime/runc/rootfs.ts";
 import type { Workload } from "../workload.ts";
 import { agreementOf, disagreementsUnder } from "./agreement.ts";
-import type { CheckCall } from "./departure-facts.ts";
 import { hasSysResource } from "./node.ts";
 import { profileDifferences, profileOf } from "./node-profile.ts";
 import { bindsOf, compareFiles } from "./same-files.ts";

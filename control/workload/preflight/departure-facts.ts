@@ -3,7 +3,7 @@
  * (`check`, and again `prepare`). Gathered by looking only.
  */
 import { readFile, statfs } from "node:fs/promises";
-import * as z from "zod";
+import type { DepartureFacts } from "../../api/check.ts";
 import { reservedBytes } from "../../migration/traced-tree.ts";
 import { unixPeersOutside } from "../../migration/unix-peers.ts";
 import { openIn, using } from "../../runtime/inside.ts";
@@ -12,42 +12,9 @@ import { runPath } from "../../runtime/runc/container-runtime.ts";
 import type { OciSpec } from "../../runtime/runc/spec.ts";
 import type { Workload } from "../workload.ts";
 import { agreementOf } from "./agreement.ts";
-import { nodeProfile, profileOf } from "./node-profile.ts";
-import { USED_FILES_MAX, usedFile, usedFiles } from "./same-files.ts";
+import { profileOf } from "./node-profile.ts";
+import { usedFiles } from "./same-files.ts";
 import { securityLabels } from "./security-labels.ts";
-
-const count = z.number().int().nonnegative();
-const port = z.number().int().min(1).max(65_535);
-
-export const departureFacts = z.strictObject({
-  profile: nodeProfile,
-  agreement: z.record(z.string().max(300), z.string().regex(/^[0-9a-f]{64}$/)),
-  files: z.array(usedFile).max(USED_FILES_MAX),
-  upstreamPorts: z.array(port).max(64),
-  /** where its Unix datagram sockets send to, outside the container */
-  unixPeers: z.array(z.string().max(4_096)).max(1_000),
-  /** memory of the application: what the images take, and then the application itself */
-  imageBytes: count,
-  /** address space of its private mappings, whether used or not */
-  reservedBytes: count,
-  /** files that travel: the writable layer and tmpfs mounts, both in memory at the target */
-  layerBytes: count,
-  tmpfsBytes: count,
-  /** a process that is not root's, which CRIU restores only with CAP_SYS_RESOURCE */
-  otherUser: z.strictObject({ pid: count, uid: count }).nullable(),
-  /** labels of a security module that confine its processes */
-  labels: z.array(z.string().max(1_000)).max(100),
-});
-export type DepartureFacts = z.infer<typeof departureFacts>;
-
-export const checkCall = z.strictObject({
-  workload: z.string().max(40),
-  from: z.string().max(40),
-  /** owner number at the source, as the store should know it too */
-  epoch: count,
-  facts: departureFacts,
-});
-export type CheckCall = z.infer<typeof checkCall>;
 
 export async function departureFactsOf(workload: Workload, pids: number[]): Promise<DepartureFacts> {
   const { container, config, context } = workload;

@@ -1,6 +1,6 @@
 /** Descriptors that CRIU 4.2 cannot dump, told by what /proc says of them (proc(5), /proc/PID/fd and fdinfo). */
 import { readFileSync, statfsSync } from "node:fs";
-import { F_GETOWN, tryFcntl } from "#proxy/kernel/kernel.ts";
+import { F_GETOWN, tryFcntl } from "#proxy/kernel/descriptors.ts";
 import type { Add, FindingId } from "../../api/finding.ts";
 import { withSocketAt } from "../../migration/sockets.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";

@@ -4,26 +4,9 @@
  */
 import { access, readFile } from "node:fs/promises";
 import { arch, release } from "node:os";
-import * as z from "zod";
+import type { NodeProfile } from "../../api/check.ts";
 import type { Add } from "../../api/finding.ts";
 import type { AgentContext } from "../context.ts";
-
-const word = z.string().max(200);
-
-export const nodeProfile = z.strictObject({
-  /** process.arch */
-  arch: word,
-  /** instructions that programs may use, as /proc/cpuinfo names them */
-  cpuFlags: z.array(z.string().max(40)).max(2_000),
-  /** uname -r */
-  kernel: word,
-  timeNamespaces: z.boolean(),
-  cgroups: z.enum(["v1", "v1 with v2", "v2"]),
-  criu: word,
-  /** e.g. "runc 1.1.5" */
-  runtime: word,
-});
-export type NodeProfile = z.infer<typeof nodeProfile>;
 
 export async function profileOf({ criu, runtime }: AgentContext): Promise<NodeProfile> {
   return {

@@ -4,19 +4,10 @@
  *
  * `check` and `migrate` call the same {@link checkMove}.
  */
-import * as z from "zod";
 import type { Channel } from "#proxy/contract/channel.ts";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import {
-  type Add,
-  blocking,
-  type Check,
-  type CheckReport,
-  checkReport,
-  type Finding,
-  merged,
-  runChecks,
-} from "../../api/finding.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import { type CheckCall, type CheckReply, checkReply, type DepartureFacts } from "../../api/check.ts";
+import { type Add, type Check, type CheckReport, merged, runChecks } from "../../api/finding.ts";
 import { treeOf } from "../../runtime/processes.ts";
 import { applicationPid } from "../../runtime/runc/container-runtime.ts";
 import type { AgentContext } from "../context.ts";
@@ -24,18 +15,9 @@ import type { Workload } from "../workload.ts";
 import { arrivalChecks } from "./arrival.ts";
 import { addClockFinding, clockOf } from "./clocks.ts";
 import { departureChecks } from "./departure.ts";
-import { type CheckCall, type DepartureFacts, departureFactsOf } from "./departure-facts.ts";
+import { departureFactsOf } from "./departure-facts.ts";
 import { fileChecks } from "./files.ts";
 import { nodeChecks } from "./node.ts";
-
-/** what a target says to `check` */
-const checkReply = z.strictObject({
-  report: checkReport,
-  /** its wall clock, ms since 1970, when it was asked and when it answered */
-  receivedAtMs: z.number(),
-  sentAtMs: z.number(),
-});
-export type CheckReply = z.infer<typeof checkReply>;
 
 const ASK_MS_MAX = 20_000;
 
@@ -156,16 +138,6 @@ function notConfigured(context: AgentContext, name: string): Promise<CheckReport
       ),
   };
   return runChecks([check], null, { node: context.node, workload: name });
-}
-
-/** Everything that stands in the way, as one error. @param here the node whose name need not be said */
-export function refuse(findings: Finding[], here: string): void {
-  const inTheWay = blocking(findings);
-  if (inTheWay.length === 0) return;
-  const lines = inTheWay.map(
-    ({ node, what, cure }) => `${node === here ? "" : `node ${node}: `}${what}: ${cure}`,
-  );
-  throw new HoldfastError(`cannot be moved: ${lines.join("; ")}`, { code: "PREFLIGHT", source: "migration" });
 }
 
 /** Without an application there is nothing else to look at. */

@@ -6,7 +6,7 @@
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
-import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/kernel/kernel.ts";
+import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/kernel/processes.ts";
 import type { Add, Severity } from "../../api/finding.ts";
 import { type SessionMember, sessionFault } from "./session-tree.ts";
 

@@ -7,31 +7,14 @@ import { createHash } from "node:crypto";
 import { closeSync, createReadStream, openSync } from "node:fs";
 import { readFile, readlink, stat } from "node:fs/promises";
 import { join } from "node:path";
-import * as z from "zod";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as files from "#proxy/kernel/files.ts";
+import { USED_FILES_MAX, type UsedFile } from "../../api/check.ts";
 import type { Add } from "../../api/finding.ts";
 import { openIn, using } from "../../runtime/inside.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
 import { type ContainerRecord, runPath } from "../../runtime/runc/container-runtime.ts";
 import { INSIDE_CRIU, INSIDE_RUN, type OciSpec } from "../../runtime/runc/spec.ts";
 
-export const usedFile = z.strictObject({
-  /** as the container sees it */
-  path: z.string().max(4_096),
-  kind: z.enum(["file", "folder", "other"]),
-  /** null: on a mount that several nodes write to, where only its being there can be compared */
-  bytes: z.number().int().nonnegative().nullable(),
-  /** permission bits; null as `bytes` */
-  mode: z.number().int().nonnegative().nullable(),
-  /** SHA-256 of the content. null: not compared, too large or unreadable */
-  digest: z
-    .string()
-    .regex(/^[0-9a-f]{64}$/)
-    .nullable(),
-});
-export type UsedFile = z.infer<typeof usedFile>;
-
-export const USED_FILES_MAX = 20_000;
 /** of all files of an application together; more are compared by size only */
 const DIGEST_BYTES_MAX = 4 * 1024 ** 3;
 /** folders whose files are of the container's own, or of the kernel */
@@ -76,7 +59,7 @@ async function usedOutside(
     if ([...NOT_SHARED, ...container.tmpfs].some((folder) => isBelow(path, folder))) continue;
     if (
       (await using(
-        () => kernel.openPathBelow(layer, Buffer.from(path)),
+        () => files.openPathBelow(layer, Buffer.from(path)),
         () => true,
       )) === true
     )

@@ -10,8 +10,10 @@ import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as ipText from "#proxy/kernel/address-text.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
-import * as kernel from "#proxy/kernel/kernel.ts";
+import * as polling from "#proxy/kernel/polling.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import type { Add, FindingId, Severity, Subject } from "../../api/finding.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
@@ -41,12 +43,12 @@ const FAMILIES: Record<number, string> = {
 const AF_PACKET = 17;
 const PROTOCOLS: Record<number, string> = { 33: "DCCP", 115: "L2TP", 132: "SCTP", 256: "SMC" };
 const CARRIED_PROTOCOLS: number[] = [
-  kernel.IPPROTO_IP,
-  kernel.IPPROTO_ICMP,
-  kernel.IPPROTO_TCP,
-  kernel.IPPROTO_UDP,
-  kernel.IPPROTO_ICMPV6,
-  kernel.IPPROTO_UDPLITE,
+  sock.IPPROTO_IP,
+  sock.IPPROTO_ICMP,
+  sock.IPPROTO_TCP,
+  sock.IPPROTO_UDP,
+  sock.IPPROTO_ICMPV6,
+  sock.IPPROTO_UDPLITE,
 ];
 const SO_PASSCRED = 16;
 const SO_PASSSEC = 34;
@@ -118,11 +120,11 @@ async function look(place: SocketsPlace): Promise<Told[]> {
 // ---- one socket ----
 
 function lookAt(fd: number, inode: number, place: SocketsPlace): Told[] {
-  const domain = option(fd, kernel.SO_DOMAIN);
-  if (domain === kernel.AF_INET || domain === kernel.AF_INET6) return lookAtInternet(fd, inode, place);
-  if (domain === kernel.AF_NETLINK) return lookAtNetlink(fd, inode);
+  const domain = option(fd, sock.SO_DOMAIN);
+  if (domain === ipText.AF_INET || domain === ipText.AF_INET6) return lookAtInternet(fd, inode, place);
+  if (domain === sock.AF_NETLINK) return lookAtNetlink(fd, inode);
   if (domain === AF_PACKET) return lookAtPacket(fd, inode);
-  if (domain === kernel.AF_UNIX) return [];
+  if (domain === sock.AF_UNIX) return [];
   const name = FAMILIES[domain] ?? `family ${domain}`;
   return [
     {
@@ -135,9 +137,9 @@ function lookAt(fd: number, inode: number, place: SocketsPlace): Told[] {
 }
 
 function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] {
-  const type = option(fd, kernel.SO_TYPE);
-  const protocol = option(fd, kernel.SO_PROTOCOL);
-  if (protocol === kernel.IPPROTO_MPTCP)
+  const type = option(fd, sock.SO_TYPE);
+  const protocol = option(fd, sock.SO_PROTOCOL);
+  if (protocol === sock.IPPROTO_MPTCP)
     return [
       {
         id: "socket.mptcp",
@@ -146,8 +148,8 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
         cure: "let the application use plain TCP (a Go program: GODEBUG=multipathtcp=0 in its environment), or run it under our own seccomp profile",
       },
     ];
-  const isKnownType = [kernel.SOCK_STREAM, kernel.SOCK_DGRAM, kernel.SOCK_RAW].includes(type);
-  if (!isKnownType || (type !== kernel.SOCK_RAW && !CARRIED_PROTOCOLS.includes(protocol)))
+  const isKnownType = [sock.SOCK_STREAM, sock.SOCK_DGRAM, sock.SOCK_RAW].includes(type);
+  if (!isKnownType || (type !== sock.SOCK_RAW && !CARRIED_PROTOCOLS.includes(protocol)))
     return [
       {
         id: "socket.protocol",
@@ -164,9 +166,9 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       what: `socket ${inode} has an eBPF program as its filter, which cannot be read out of it`,
       cure: "let the application use a classic filter (SO_ATTACH_FILTER), or none",
     });
-  const isTcp = type === kernel.SOCK_STREAM && protocol === kernel.IPPROTO_TCP;
-  const isUdp = protocol === kernel.IPPROTO_UDP || protocol === kernel.IPPROTO_UDPLITE;
-  const layer = isTcp ? optionText(fd, kernel.IPPROTO_TCP, TCP_ULP) : "";
+  const isTcp = type === sock.SOCK_STREAM && protocol === sock.IPPROTO_TCP;
+  const isUdp = protocol === sock.IPPROTO_UDP || protocol === sock.IPPROTO_UDPLITE;
+  const layer = isTcp ? optionText(fd, sock.IPPROTO_TCP, TCP_ULP) : "";
   if (layer !== "")
     told.push({
       id: "socket.upper-layer",
@@ -174,7 +176,7 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       what: `socket ${inode} has ${layer === "tls" ? "TLS in the kernel" : layer}, whose state cannot be read out of it`,
       cure: "let the application do that itself (with OpenSSL: without SSL_OP_ENABLE_KTLS)",
     });
-  if (type === kernel.SOCK_DGRAM && isUdp && kernel.getsockoptInt(fd, kernel.IPPROTO_UDP, UDP_CORK) !== 0)
+  if (type === sock.SOCK_DGRAM && isUdp && sock.getsockoptInt(fd, sock.IPPROTO_UDP, UDP_CORK) !== 0)
     told.push({
       id: "socket.corked",
       severity: "error",
@@ -186,12 +188,12 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
 }
 
 function lookAtAddresses(fd: number, inode: number, isTcp: boolean, { pids, moving }: SocketsPlace): Told[] {
-  const local = kernel.getsockname(fd);
-  const remote = kernel.lastPeer(fd);
+  const local = sock.getsockname(fd);
+  const remote = sock.lastPeer(fd);
   // connections that a move ends or keeps: `own-sockets.ts`
   if (isTcp && remote !== null) return [];
   const stays = (address: string): boolean =>
-    !isUnspecified(address) && !isLoopback(address) && !moving.includes(kernel.unmapped(address));
+    !isUnspecified(address) && !isLoopback(address) && !moving.includes(ipText.unmapped(address));
   const scoped = [local, remote].find((end) => end !== null && isLinkLocal(end.address));
   if (scoped)
     return [
@@ -225,7 +227,7 @@ function lookAtAddresses(fd: number, inode: number, isTcp: boolean, { pids, movi
 
 function lookAtNetlink(fd: number, inode: number): Told[] {
   const told: Told[] = [];
-  if ((kernel.pollNow(fd, kernel.POLLIN) & kernel.POLLIN) !== 0)
+  if ((polling.pollNow(fd, polling.POLLIN) & polling.POLLIN) !== 0)
     told.push({
       id: "socket.netlink-unread",
       severity: "error",
@@ -234,11 +236,11 @@ function lookAtNetlink(fd: number, inode: number): Told[] {
       isTransient: true,
     });
   const groups = Buffer.alloc(GROUP_BYTES_MAX);
-  const size = kernel.getsockoptBuffer(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, groups);
+  const size = sock.getsockoptBuffer(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, groups);
   const beyond = groups
     .subarray(NETLINK_GROUP_BYTES, Math.min(size, groups.length))
     .some((byte) => byte !== 0);
-  if (beyond || (size > 0 && kernel.netlinkPort(fd) === 0))
+  if (beyond || (size > 0 && sock.netlinkPort(fd) === 0))
     told.push({
       id: "socket.netlink-groups",
       severity: "error",
@@ -249,7 +251,7 @@ function lookAtNetlink(fd: number, inode: number): Told[] {
 }
 
 function lookAtPacket(fd: number, inode: number): Told[] {
-  const device = kernel.packetDevice(fd);
+  const device = sock.packetDevice(fd);
   if (device === 0) return [];
   return [
     {
@@ -264,7 +266,7 @@ function lookAtPacket(fd: number, inode: number): Told[] {
 /** SO_GET_FILTER gives classic instructions, and refuses to give others (sk_get_filter() in net/core/filter.c). */
 function hasProgram(fd: number): boolean {
   try {
-    kernel.getsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_ATTACH_FILTER, Buffer.alloc(0));
+    sock.getsockoptBuffer(fd, sock.SOL_SOCKET, sock.SO_ATTACH_FILTER, Buffer.alloc(0));
     return false;
   } catch (error) {
     if (error instanceof HoldfastError && error.code === "EACCES") return true;
@@ -324,7 +326,7 @@ function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
         isTransient: true,
       });
     if (
-      socket.state !== kernel.TCP_LISTEN &&
+      socket.state !== sock.TCP_LISTEN &&
       socket.receiveQueue > 0 &&
       (withSocketAt(place, sendsCredentials) ?? false)
     )
@@ -342,7 +344,7 @@ function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
 
 function unixOutside(socket: UnixSocket, peer: UnixSocket, place: SocketPlace): Told[] {
   // CRIU connects a datagram socket to the same name again
-  if (socket.type === kernel.SOCK_DGRAM && peer.name !== null) return [];
+  if (socket.type === sock.SOCK_DGRAM && peer.name !== null) return [];
   const whom = peer.name ?? socket.name ?? "a socket without a name";
   return [
     {
@@ -415,13 +417,13 @@ function textOf(path: string): string {
 }
 
 function option(fd: number, name: number): number {
-  return kernel.getsockoptInt(fd, kernel.SOL_SOCKET, name);
+  return sock.getsockoptInt(fd, sock.SOL_SOCKET, name);
 }
 
 /** Empty where there is none. */
 function optionText(fd: number, level: number, name: number): string {
   const value = Buffer.alloc(NAME_BYTES_MAX);
-  const size = kernel.getsockoptBuffer(fd, level, name, value);
+  const size = sock.getsockoptBuffer(fd, level, name, value);
   return value.subarray(0, size).toString().replace(/\0.*$/s, "");
 }
 

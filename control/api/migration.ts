@@ -1,9 +1,8 @@
 /** What a move is called, reports and results in: shared by both sides, the admin interface and the command line. */
 import { z } from "zod";
-import type { CheckReport } from "../api/finding.ts";
-import { departureFacts } from "../workload/preflight/departure-facts.ts";
-import type { Prediction } from "./prediction.ts";
-import { instanceSchema } from "./watch-state.ts";
+import { departureFacts } from "./check.ts";
+import type { CheckReport } from "./finding.ts";
+import { instanceSchema } from "./watches.ts";
 
 /**
  *   prepare   nothing has happened to any client; most of the memory and the files are copied
@@ -39,6 +38,25 @@ export interface PhaseEvent {
   note?: string;
 }
 export type Report = (event: PhaseEvent) => void;
+
+export interface Range {
+  low: number;
+  likely: number;
+  high: number;
+}
+
+export interface PredictedPart {
+  /** a phase of the move */
+  phase: "hold" | "capture" | "dump" | "transfer" | "restore" | "commit" | "release";
+  ms: Range;
+  /** what it comes from, for people */
+  from: string;
+}
+
+export interface Prediction {
+  pauseMs: Range;
+  parts: PredictedPart[];
+}
 
 /** The demo's fields for one move; what only clients can know is null here. */
 export interface MoveResult {

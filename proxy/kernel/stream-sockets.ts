@@ -2,10 +2,12 @@
 import { isIPv6 } from "node:net";
 import { constants } from "node:os";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { readState } from "#proxy/tcp/capture.ts";
+import * as descriptor from "./descriptors.ts";
 import { Epoll } from "./epoll.ts";
-import * as kernel from "./kernel.ts";
+import * as libc from "./libc.ts";
 import { type Network, OWN_NETWORK, tcpSocketOf } from "./network.ts";
+import * as sock from "./socket.ts";
+import { readState } from "./tcp-state.ts";
 
 /** struct linger: on, 0 seconds */
 const LINGER_NOTHING = Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]);
@@ -28,65 +30,65 @@ export const sockets = {
     const fd = network.tryTcpSocket(familyOf(to));
     if (fd < 0) return fd;
     boundQueues(fd, "application", 0);
-    const errno = kernel.tryConnect(fd, to);
+    const errno = sock.tryConnect(fd, to);
     if (errno === 0) return fd;
-    kernel.close(fd);
+    descriptor.close(fd);
     return errno;
   },
 
   listen(on: Endpoint | { fd: number }, backlog: number): number {
     const fd = "fd" in on ? on.fd : bound(on);
     try {
-      kernel.listen(fd, backlog);
+      sock.listen(fd, backlog);
       return fd;
     } catch (error) {
-      kernel.close(fd);
+      descriptor.close(fd);
       throw error;
     }
   },
-  accept: kernel.tryAccept,
-  socketError: (fd: number) => kernel.getsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_ERROR),
-  setNoDelay: (fd: number) => kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NODELAY, 1),
-  localOf: (fd: number): Endpoint => kernel.getsockname(fd),
-  localPort: (fd: number) => kernel.getsockname(fd).port,
+  accept: sock.tryAccept,
+  socketError: (fd: number) => sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_ERROR),
+  setNoDelay: (fd: number) => sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NODELAY, 1),
+  localOf: (fd: number): Endpoint => sock.getsockname(fd),
+  localPort: (fd: number) => sock.getsockname(fd).port,
   peerOf(fd: number): string {
     try {
-      const { address, port } = kernel.getpeername(fd);
+      const { address, port } = sock.getpeername(fd);
       return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
     } catch {
       return ""; // reset meanwhile
     }
   },
-  recv: kernel.tryRecv,
-  send: kernel.trySend,
+  recv: sock.tryRecv,
+  send: sock.trySend,
   isTemporary: (errno: number) => TEMPORARY.has(errno),
-  errnoName: kernel.errnoName,
-  close: kernel.close,
-  lowestFreeDescriptor: kernel.lowestFreeDescriptor,
-  descriptorsMax: kernel.descriptorsMax,
+  errnoName: libc.errnoName,
+  close: descriptor.close,
+  lowestFreeDescriptor: descriptor.lowestFreeDescriptor,
+  descriptorsMax: descriptor.descriptorsMax,
   reset(fd: number): void {
-    kernel.setsockoptBuffer(fd, kernel.SOL_SOCKET, kernel.SO_LINGER, LINGER_NOTHING);
-    kernel.close(fd);
+    sock.setsockoptBuffer(fd, sock.SOL_SOCKET, sock.SO_LINGER, LINGER_NOTHING);
+    descriptor.close(fd);
   },
   shutdownWrite(fd: number): boolean {
     try {
-      kernel.shutdown(fd, kernel.SHUT_WR);
+      sock.shutdown(fd, sock.SHUT_WR);
       return true;
     } catch {
       return false;
     }
   },
-  unackedBytes: (fd: number) => kernel.ioctlInt(fd, kernel.SIOCOUTQ),
+  unackedBytes: (fd: number) => descriptor.ioctlInt(fd, sock.SIOCOUTQ),
   nudge(fd: number): void {
     try {
-      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_ON);
+      sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_ON);
       // Leaving repair mode sends a window probe; its answer acknowledges everything received.
-      kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_REPAIR, kernel.TCP_REPAIR_OFF);
+      sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_OFF);
     } catch {
       // No capability (such a proxy cannot capture either): the hold waits for the timer.
     }
   },
-  unreadBytes: (fd: number) => kernel.ioctlInt(fd, kernel.SIOCINQ),
+  unreadBytes: (fd: number) => descriptor.ioctlInt(fd, sock.SIOCINQ),
   isClosed: (fd: number) => readState(fd) === "CLOSE",
 };
 
@@ -98,12 +100,12 @@ export function bound(
 ): number {
   const fd = tcpSocketOf(network, familyOf(to));
   try {
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_REUSEADDR, 1);
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, 1);
     beforeBind(fd);
-    kernel.bind(fd, to);
+    sock.bind(fd, to);
     return fd;
   } catch (error) {
-    kernel.close(fd);
+    descriptor.close(fd);
     throw error;
   }
 }
@@ -129,12 +131,12 @@ const QUEUES = {
  */
 export function boundQueues(fd: number, side: "application" | "client", promised: number): void {
   const { unsentBytes, unreadBytes } = QUEUES[side];
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_NOTSENT_LOWAT, unsentBytes);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT, unsentBytes);
   // half: what was promised fitted into twice what was asked for, and each move would double it
   const bytes = Math.max(unreadBytes, Math.ceil(promised / 2));
   // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
-  if (!kernel.trySetsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUFFORCE, bytes, "EPERM"))
-    kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_RCVBUF, bytes);
+  if (!sock.trySetsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, bytes, "EPERM"))
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF, bytes);
 }
 
 /**
@@ -145,10 +147,10 @@ export function setPeerTimeouts(
   fd: number,
   { keepAliveMs, userTimeoutMs }: { keepAliveMs: number; userTimeoutMs: number },
 ): void {
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_USER_TIMEOUT, Math.ceil(userTimeoutMs));
-  kernel.setsockoptInt(fd, kernel.SOL_SOCKET, kernel.SO_KEEPALIVE, keepAliveMs > 0 ? 1 : 0);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_USER_TIMEOUT, Math.ceil(userTimeoutMs));
+  sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_KEEPALIVE, keepAliveMs > 0 ? 1 : 0);
   if (keepAliveMs === 0) return;
   const seconds = Math.ceil(keepAliveMs / 1000);
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPIDLE, seconds);
-  kernel.setsockoptInt(fd, kernel.IPPROTO_TCP, kernel.TCP_KEEPINTVL, seconds);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_KEEPIDLE, seconds);
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_KEEPINTVL, seconds);
 }

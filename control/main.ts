@@ -1,6 +1,6 @@
-/** Entry point of `holdfast`: hands the process's streams, environment and signals to the program. */
-import { EXIT } from "../api/exit-status.ts";
-import { runProgram } from "./program.ts";
+/** Entry point of `holdfast`: hands the process's streams, environment and signals, and the agent, to the command line. */
+import { EXIT } from "./api/exit-status.ts";
+import { runProgram } from "./cli/program.ts";
 
 // A reader that went away (`holdfast status | head -1`) is no error.
 process.stdout.on("error", () => process.exit(EXIT.ok));
@@ -9,6 +9,8 @@ const status = await runProgram(process.argv.slice(2), {
   out: process.stdout,
   err: process.stderr,
   env: process.env,
+  // The agent needs the kernel and half of the code base; the other commands start without it.
+  runAgent: async (config, options) => (await import("./agent/main.ts")).runAgent(config, options),
   onInterrupt: (first, leave) => {
     let asked = false;
     const onSignal = () => {
