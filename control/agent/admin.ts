@@ -28,6 +28,7 @@ import { blocking, type Check, type CheckReport, merged, runChecks } from "../ap
 import type { MoveResult } from "../api/migration.ts";
 import type { AgentContext } from "../workload/context.ts";
 import { tail } from "../workload/output.ts";
+import type { Owners } from "../workload/owners.ts";
 import { checkNode } from "../workload/preflight/preflight.ts";
 import type { Workload } from "../workload/workload.ts";
 import { adminToken, authorize } from "./admin-access.ts";
@@ -74,6 +75,7 @@ const STATUS: Record<string, number> = {
 export interface OwnContext extends AgentContext {
   ring: KeyRing;
   trust: Trust;
+  owners: Owners;
 }
 
 export class AdminServer {

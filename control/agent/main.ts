@@ -17,7 +17,6 @@ import { mountMissingCgroups } from "../runtime/cgroups.ts";
 import { ContainerRuntime } from "../runtime/runc/container-runtime.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
 import { ClusterMark } from "../workload/cluster-mark.ts";
-import type { AgentContext } from "../workload/context.ts";
 import { Owners } from "../workload/owners.ts";
 import { answerCheck } from "../workload/preflight/preflight.ts";
 import { Workload } from "../workload/workload.ts";
@@ -196,12 +195,7 @@ function realPath(path: string): string {
 }
 
 /** What other agents may ask. */
-function serve(
-  channel: Channel,
-  peer: string,
-  workloads: Map<string, Workload>,
-  context: AgentContext,
-): void {
+function serve(channel: Channel, peer: string, workloads: Map<string, Workload>, context: OwnContext): void {
   const workload = (name: string): Workload => {
     const found = workloads.get(name);
     if (found === undefined) {

@@ -7,7 +7,7 @@ import { networkInterfaces } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseDocument } from "yaml";
 import type * as z from "zod";
-import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
+import type { PortConfig } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { KEY_BYTES, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -16,23 +16,9 @@ import type { NetworkPlan } from "./container-network.ts";
 import { checkNetworks, planOf } from "./container-network.ts";
 import { formatEndpoint, isLoopback } from "./endpoint.ts";
 import { readKeyFile } from "./key-file.ts";
+import type { AgentLimits, WorkloadLimits } from "./limits.ts";
 import { checkPort, completePort } from "./port.ts";
 import { type File, type FileWorkload, fileSchema } from "./schema.ts";
-
-export interface WorkloadLimits extends ProxyLimits {
-  /** a move that has not committed by then is rolled back */
-  deadlineMs: number;
-  /** size of the tmpfs for images and the writable layer, MiB */
-  imagesMbMax: number;
-  /** memory of the application that is copied before the hold, MiB; a larger one is copied during the dump; 0: never before */
-  precopyMbMax: number;
-  /** every page is compared, restored and source, before a move commits: it lasts longer by that */
-  verifyMemory: boolean;
-  /** what the application writes to its standard output and error is kept on the node up to this, MiB */
-  logMbMax: number;
-  /** snapshots and held bytes of one move, in the store */
-  heldBytesMax: number;
-}
 
 export interface MountConfig {
   source: string;
@@ -76,13 +62,6 @@ export interface WorkloadConfig {
 }
 
 /** For all workloads of the agent together. */
-export interface AgentLimits {
-  /** held bytes in memory, MiB */
-  heldMbMax: number;
-  /** … and on disk */
-  spillMbMax: number;
-}
-
 export interface AgentConfig {
   /** path it was read from */
   file: string;

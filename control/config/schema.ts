@@ -8,8 +8,8 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { parseStoreUrl } from "#proxy/store/open.ts";
 import { CAPABILITY_NAMES } from "./capabilities.ts";
-import type { AgentLimits, WorkloadLimits } from "./config.ts";
 import { parseEndpoint } from "./endpoint.ts";
+import type { AgentLimits, WorkloadLimits } from "./limits.ts";
 
 export const LIMITS: WorkloadLimits = {
   quiesceMsMax: 250,

@@ -20,7 +20,13 @@
 import { closeSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
-import type { CriuTool } from "./tool.ts";
+
+/** A program that is started through a dynamic loader of its own (ld.so(8)), wherever that folder is to be seen. */
+export interface CriuTool {
+  loader: string;
+  libraryPath: string;
+  binary: string;
+}
 
 const LOADER = "loader";
 const BINARY = "criu";

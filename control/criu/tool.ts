@@ -6,14 +6,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { SealedCriu } from "./sealed.ts";
-
-/** A program that is started through a dynamic loader of its own (ld.so(8)), wherever that folder is to be seen. */
-export interface CriuTool {
-  loader: string;
-  libraryPath: string;
-  binary: string;
-}
+import { type CriuTool, SealedCriu } from "./sealed.ts";
 
 /** All paths are relative to the manifest's folder, which a container can be shown as it is. */
 const manifestSchema = z.object({

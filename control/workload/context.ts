@@ -4,11 +4,11 @@ import type { Channel } from "#proxy/contract/channel.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Store } from "#proxy/store/store.ts";
+import type { PeerAnswer } from "../api/owners.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
 import type { ContainerRuntime } from "../runtime/runc/container-runtime.ts";
 import type { ClusterMark } from "./cluster-mark.ts";
-import type { Owners } from "./owners.ts";
 
 /** Something whose changes are worth knowing. */
 export interface Changing {
@@ -45,7 +45,7 @@ export interface AgentContext {
   storeUrl: string;
   mark: ClusterMark;
   peers: Record<string, Endpoint>;
-  owners: Owners;
+  owners: { ask(workload: string): Promise<PeerAnswer[]> };
   runtime: ContainerRuntime;
   criu: FoundCriu;
   /** real paths of files and folders that no container is to show: the key, this agent's state, its configuration */

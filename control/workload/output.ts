@@ -4,10 +4,12 @@
  */
 import { open } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
+import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { isSameProcess } from "../runtime/processes.ts";
+import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
+import type { OutputOptions } from "../runtime/runc/output-reader.ts";
 import { restartOutputReader } from "../runtime/runc/output-reader.ts";
-import type { Workload } from "./workload.ts";
 
 const LOOK_MS = 1_000;
 const FOLLOW_MS = 100;
@@ -15,12 +17,21 @@ const CHUNK_BYTES = 64 * 1024;
 /** looked through for the lines asked for */
 const TAIL_BYTES_MAX = 4 * 1024 * 1024;
 
+/** Whose output it is. */
+export interface OutputHost {
+  readonly name: string;
+  readonly context: { readonly log: Logger };
+  readonly outputOptions: OutputOptions;
+  readonly journal: { readonly container: ContainerRecord | null };
+  record(patch: { container: ContainerRecord }): void;
+}
+
 export class Output {
-  #workload: Workload;
+  #workload: OutputHost;
   #timer: NodeJS.Timeout | undefined;
   #isLooking = false;
 
-  constructor(workload: Workload) {
+  constructor(workload: OutputHost) {
     this.#workload = workload;
   }
 

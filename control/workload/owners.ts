@@ -4,28 +4,48 @@
  * is about to claim a workload of which the store has no record asks the same.
  */
 
+import type { Logger } from "pino";
 import type { Channel } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { Store } from "#proxy/store/store.ts";
 import { type Held, ownersCall, type PeerAnswer } from "../api/owners.ts";
-import type { AgentContext } from "./context.ts";
-import type { Workload } from "./workload.ts";
+import type { ClusterMark } from "./cluster-mark.ts";
 
 const EVERY_MS = 1_000;
 const PEER_MS_MAX = 1_000;
 /** a peer that refuses us (another key, another version) logs each attempt */
 const REFUSED_MS = 30_000;
 
+/** A workload of this node's configuration. */
+export interface OwnedWorkload {
+  held(): Promise<Held>;
+  /** What a peer says of it. */
+  hear(peer: string, held: Held): void;
+  checkOwnership(): Promise<void>;
+}
+
+/** What it asks others by. */
+export interface OwnersContext {
+  readonly node: string;
+  readonly peers: Record<string, Endpoint>;
+  readonly store: Store;
+  readonly mark: ClusterMark;
+  readonly trust: { onChange(listener: () => void): unknown };
+  readonly log: Logger;
+  dial(node: string, timeoutMs?: number): Promise<Channel>;
+}
+
 export class Owners {
-  readonly #context: () => AgentContext;
-  readonly #workloads: ReadonlyMap<string, Workload>;
+  readonly #context: () => OwnersContext;
+  readonly #workloads: ReadonlyMap<string, OwnedWorkload>;
   readonly #channels = new Map<string, Promise<Channel>>();
   /** by performance.now(), when it may be asked again without need */
   readonly #refusedUntilMs = new Map<string, number>();
   #timer: NodeJS.Timeout | undefined;
   #isAsking = false;
 
-  constructor(context: () => AgentContext, workloads: ReadonlyMap<string, Workload>) {
+  constructor(context: () => OwnersContext, workloads: ReadonlyMap<string, OwnedWorkload>) {
     this.#context = context;
     this.#workloads = workloads;
   }

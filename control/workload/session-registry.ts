@@ -3,8 +3,11 @@
  * and their names, which it remembers for an hour after it was told last. Off the data path, and left out when the store does
  * not answer.
  */
+
+import type { Logger } from "pino";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { Store } from "#proxy/store/store.ts";
 import {
   isName,
   NAMES_BATCH_MAX,
@@ -13,7 +16,6 @@ import {
   type SessionRecord,
 } from "#proxy/store/store.ts";
 import { RegistryChanges } from "./session-registry-changes.ts";
-import type { Workload } from "./workload.ts";
 
 const REGISTRY_MS = 2_000;
 const REGISTRY_TTL_MS = 15_000;
@@ -23,8 +25,18 @@ const SESSION_REFRESH_MS = 60_000;
 const NAME_REFRESH_MS = 60_000;
 const NAMES_MAX = 100_000;
 
+/** Whose sessions they are. */
+export interface RegistryHost {
+  readonly name: string;
+  readonly context: { readonly node: string; readonly store: Store; readonly log: Logger };
+  readonly journal: { readonly role: string; readonly moving: object | null; readonly epoch: number };
+  sessionPages(): AsyncIterable<SessionInfo[]>;
+  /** The store has no record, or another one. */
+  assertOwnership(): Promise<void>;
+}
+
 export class Registry {
-  #workload: Workload;
+  #workload: RegistryHost;
   #timer: NodeJS.Timeout | undefined;
   #isWriting = false;
   /** when each name was told, by performance.now() */
@@ -35,7 +47,7 @@ export class Registry {
   #putAtMs = Number.NEGATIVE_INFINITY;
   #epoch = 0;
 
-  constructor(workload: Workload) {
+  constructor(workload: RegistryHost) {
     this.#workload = workload;
   }
 

@@ -4,18 +4,28 @@
  * this node owns; or another node has had the workload, and this one steps down.
  */
 import { once } from "node:events";
+import type { Logger } from "pino";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import type { Ownership } from "#proxy/store/store.ts";
+import type { Ownership, Store } from "#proxy/store/store.ts";
 import type { Debt } from "../migration/moving.ts";
 import { delay } from "../migration/settle.ts";
-import type { Workload } from "./workload.ts";
+
+/** What owes the store something. */
+export interface OutboxHost {
+  readonly name: string;
+  readonly context: { readonly node: string; readonly store: Store; readonly log: Logger };
+  readonly journal: { readonly epoch: number; readonly seen: number; readonly debt: Debt | null };
+  record(patch: { debt?: Debt | null; epoch?: number }): void;
+  /** The store says something else than what this node knows. */
+  assertOwnership(): Promise<void>;
+}
 
 export class Debts {
-  #workload: Workload;
+  #workload: OutboxHost;
   #paying: Promise<void> | null = null;
   #closed = false;
 
-  constructor(workload: Workload) {
+  constructor(workload: OutboxHost) {
     this.#workload = workload;
   }
 

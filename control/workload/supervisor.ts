@@ -9,13 +9,20 @@
  * restarts exclude each other: whichever is under way refuses the other (`Workload`).
  */
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Logger } from "pino";
 import type { PauseResult, ResumeResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { listenBacklog } from "#proxy/kernel/diag.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
+import type { FoundCriu } from "../criu/tool.ts";
+import type { Faults } from "../migration/faults.ts";
 import { identify } from "../runtime/processes.ts";
-import { applicationPid, type ContainerRecord } from "../runtime/runc/container-runtime.ts";
+import {
+  applicationPid,
+  type ContainerRecord,
+  type ContainerRuntime,
+} from "../runtime/runc/container-runtime.ts";
 import { hasOwnNetwork, inNetworkOf } from "../runtime/runc/network.ts";
 import { loadRootfs } from "../runtime/runc/rootfs.ts";
 import { INSIDE_CRIU, processOf } from "../runtime/runc/spec.ts";
@@ -30,11 +37,12 @@ import {
   poll,
 } from "./application.ts";
 import type { Problem } from "./claim.ts";
-import type { RestartStep } from "./journal.ts";
+import type { WorkloadMetrics } from "./context.ts";
+import type { Journal, RestartStep } from "./journal.ts";
 import { holderOf } from "./port-holder.ts";
+import type { ProxyClient } from "./proxy-keeper.ts";
 import { ofCommand } from "./start-problem.ts";
 import { UnsentBound } from "./unsent-bound.ts";
-import type { Workload } from "./workload.ts";
 
 /**
  *   pause    clients begin to wait; requests under way are answered, for `drainMs` at most
@@ -82,8 +90,35 @@ const LOOP_ENDS = 2;
 const LISTEN_MS_MAX = 10_000;
 const NOTHING: ResumeResult = { sessions: 0, replayed: 0, refused: 0, reset: 0 };
 
+/** Whose application it is. */
+export interface SupervisedWorkload {
+  readonly name: string;
+  readonly config: WorkloadConfig;
+  readonly logFile: string;
+  readonly context: {
+    readonly node: string;
+    readonly criu: FoundCriu;
+    readonly runtime: ContainerRuntime;
+    readonly metrics: WorkloadMetrics;
+    readonly faults: Faults;
+    readonly log: Logger;
+  };
+  readonly journal: Readonly<Journal>;
+  record(patch: Partial<Journal>): void;
+  readonly container: ContainerRecord;
+  readonly runtime: ContainerRuntime;
+  readonly proxy: ProxyClient;
+  /** Owned, and neither about to leave nor to be ended. */
+  readonly isAtRest: boolean;
+  createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord>;
+  /** Gives the proxy what it connects to the application by: after each new container. */
+  handNetwork(): Promise<void>;
+  /** Of the next life. */
+  useConfig(config: WorkloadConfig): void;
+}
+
 export class Supervisor {
-  #workload: Workload;
+  #workload: SupervisedWorkload;
   #timer: NodeJS.Timeout | undefined;
   #isLooking = false;
   #application: Application | null = null;
@@ -104,7 +139,7 @@ export class Supervisor {
   #work: { done: Promise<void>; interrupt: AbortController } | null = null;
   #closing = new AbortController();
 
-  constructor(workload: Workload) {
+  constructor(workload: SupervisedWorkload) {
     this.#workload = workload;
   }
 

@@ -2,17 +2,28 @@
  * Ends sessions that pass nothing for `idleMsMax` of their port. By looking at byte counts now and then: a timer for each session would
  * have to be set again with every chunk. A session may so stay up to a quarter longer.
  */
+
+import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { Role } from "#proxy/session/role.ts";
 import type { LiveSession } from "./live-session.ts";
-import type { WorkloadProxy } from "./workload-proxy.ts";
 
 const LOOKS_A_LIMIT = 4;
 const LOOK_MS_MAX = 10_000;
 
+/** Whose sessions they are. */
+export interface IdleSessionsHost {
+  readonly config: { readonly node: string; readonly ports: readonly PortConfig[] };
+  readonly role: Role;
+  readonly sessions: ReadonlyMap<string, LiveSession>;
+  readonly counters: { sessionsIdle: number };
+  portOf(session: LiveSession): PortConfig;
+}
+
 export class IdleSessions {
-  readonly #proxy: WorkloadProxy;
+  readonly #proxy: IdleSessionsHost;
   #timer: NodeJS.Timeout | null = null;
 
-  constructor(proxy: WorkloadProxy) {
+  constructor(proxy: IdleSessionsHost) {
     this.#proxy = proxy;
   }
 

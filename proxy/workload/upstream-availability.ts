@@ -2,11 +2,12 @@
  * Whether the application is there. It is asked for by looking for its listener (sock_diag), not by dialling it; and only
  * while somebody waits for it: from a refused dial, or a restart, until it listens.
  */
-import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { Logger } from "pino";
+import type { Configure, PortConfig } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { Role } from "#proxy/session/role.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import type { LiveSession } from "./live-session.ts";
-import type { WorkloadProxy } from "./workload-proxy.ts";
 
 /** at first, since a restart is a matter of milliseconds for whoever is held; then, since it is not */
 const LOOK_MS = 2;
@@ -15,8 +16,24 @@ const LOOK_OFTEN_MS_MAX = 5_000;
 /** clients that are led back together, between two looks at the application's accept queue */
 const BATCH = 64;
 
+/** How the application is looked for. */
+type ApplicationLook = Pick<LegKernel, "listenerOf" | "isListening" | "listenBacklog">;
+
+/** Who waits for the application. */
+export interface PresenceHost {
+  readonly config: Pick<Configure, "ports" | "limits">;
+  readonly role: Role;
+  readonly kernel: ApplicationLook;
+  readonly sessions: ReadonlyMap<string, LiveSession>;
+  readonly log: Logger;
+  /** What comes for it is kept from now on. */
+  beginAway(): void;
+  giveUp(session: LiveSession): void;
+  start(session: LiveSession): void;
+}
+
 export class Presence {
-  readonly #proxy: WorkloadProxy;
+  readonly #proxy: PresenceHost;
   readonly #port: number;
   #absentSinceMs = -1;
   #givenUp = false;
@@ -26,7 +43,7 @@ export class Presence {
   /** sessions that are to be connected when the accept queue has room */
   #returning: LiveSession[] = [];
 
-  constructor(proxy: WorkloadProxy, port: number) {
+  constructor(proxy: PresenceHost, port: number) {
     this.#proxy = proxy;
     this.#port = port;
   }
@@ -141,7 +158,7 @@ export class Presence {
 }
 
 /** In its accept queue. Where nobody can look (no descriptor left), almost as many as there may be: they go one at a time. */
-async function waitingAt(kernel: LegKernel, upstream: Endpoint): Promise<number> {
+async function waitingAt(kernel: ApplicationLook, upstream: Endpoint): Promise<number> {
   try {
     return await kernel.listenBacklog(upstream, "upstream");
   } catch {

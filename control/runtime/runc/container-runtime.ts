@@ -16,7 +16,7 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
-import type { CriuTool } from "../../criu/tool.ts";
+import type { CriuTool } from "../../criu/sealed.ts";
 import { runCommand } from "../command.ts";
 import { endFrozen } from "../freezer.ts";
 import { openNull, openOutput } from "../inside.ts";

@@ -8,8 +8,8 @@ import { accountingHere } from "../../criu/address-space.ts";
 import { runCommand } from "../../runtime/command.ts";
 import { plannedSpec } from "../../runtime/runc/container-runtime.ts";
 import { loadRootfs } from "../../runtime/runc/rootfs.ts";
-import type { Workload } from "../workload.ts";
 import { agreementOf, disagreementsUnder } from "./agreement.ts";
+import type { CheckedWorkload } from "./checked-workload.ts";
 import { hasSysResource } from "./node.ts";
 import { profileDifferences, profileOf } from "./node-profile.ts";
 import { bindsOf, compareFiles } from "./same-files.ts";
@@ -17,7 +17,7 @@ import { checkLabels } from "./security-labels.ts";
 import { availableBytes, mega } from "./space.ts";
 
 export interface ArrivalPlace {
-  workload: Workload;
+  workload: CheckedWorkload;
   call: CheckCall;
 }
 

@@ -10,13 +10,13 @@ import { openIn, using } from "../../runtime/inside.ts";
 import { imageBytes } from "../../runtime/processes.ts";
 import { runPath } from "../../runtime/runc/container-runtime.ts";
 import type { OciSpec } from "../../runtime/runc/spec.ts";
-import type { Workload } from "../workload.ts";
 import { agreementOf } from "./agreement.ts";
+import type { CheckedWorkload } from "./checked-workload.ts";
 import { profileOf } from "./node-profile.ts";
 import { usedFiles } from "./same-files.ts";
 import { securityLabels } from "./security-labels.ts";
 
-export async function departureFactsOf(workload: Workload, pids: number[]): Promise<DepartureFacts> {
+export async function departureFactsOf(workload: CheckedWorkload, pids: number[]): Promise<DepartureFacts> {
   const { container, config, context } = workload;
   const text = await readFile(runPath(container, "bundle", "config.json"), "utf8");
   const spec = JSON.parse(text) as OciSpec; // written by this agent or an earlier one

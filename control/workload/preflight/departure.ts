@@ -11,7 +11,7 @@ import { classifySockets, socketInodes } from "../../migration/sockets.ts";
 import { imageBytes } from "../../runtime/processes.ts";
 import { runPath } from "../../runtime/runc/container-runtime.ts";
 import { inNetworkOf } from "../../runtime/runc/network.ts";
-import type { Workload } from "../workload.ts";
+import type { CheckedWorkload } from "./checked-workload.ts";
 import { otherUserOf } from "./departure-facts.ts";
 import { checkDescriptors } from "./descriptors.ts";
 import { checkIpc } from "./ipc.ts";
@@ -22,7 +22,7 @@ import { checkSockets } from "./sockets.ts";
 import { availableBytes, mega } from "./space.ts";
 
 export interface DeparturePlace {
-  workload: Workload;
+  workload: CheckedWorkload;
   /** every process of the application, parents first */
   pids: number[];
 }

@@ -11,8 +11,8 @@ import { type Add, type Check, type CheckReport, merged, runChecks } from "../..
 import { treeOf } from "../../runtime/processes.ts";
 import { applicationPid } from "../../runtime/runc/container-runtime.ts";
 import type { AgentContext } from "../context.ts";
-import type { Workload } from "../workload.ts";
 import { arrivalChecks } from "./arrival.ts";
+import type { CheckedWorkload } from "./checked-workload.ts";
 import { addClockFinding, clockOf } from "./clocks.ts";
 import { departureChecks } from "./departure.ts";
 import { departureFactsOf } from "./departure-facts.ts";
@@ -32,7 +32,7 @@ export interface Departing {
 }
 
 /** Of a workload that runs here. */
-export async function checkDeparture(workload: Workload): Promise<Departing> {
+export async function checkDeparture(workload: CheckedWorkload): Promise<Departing> {
   const scope = { node: workload.context.node, workload: workload.name };
   const running: { pids: number[] | null } = { pids: null };
   const report = await runChecks([runs(running)], workload, scope);
@@ -44,7 +44,7 @@ export async function checkDeparture(workload: Workload): Promise<Departing> {
 
 /** Of a workload that runs here and is to go to the node at the other end of `channel`: everything there is to find. */
 export async function checkMove(
-  workload: Workload,
+  workload: CheckedWorkload,
   to: string,
   channel: Channel,
 ): Promise<CheckReport & { facts: DepartureFacts | null }> {
@@ -59,7 +59,7 @@ export async function checkMove(
 
 /** What the target has to say. An answer that cannot be had is a finding. */
 export async function askTarget(
-  workload: Workload,
+  workload: CheckedWorkload,
   to: string,
   channel: Channel,
   facts: DepartureFacts,
@@ -107,7 +107,7 @@ function notAsked(add: Add, error: unknown): void {
 /** At the target, which answers with its own node's findings too. `workload` null: it is not in its configuration. */
 export async function answerCheck(
   context: AgentContext,
-  workload: Workload | null,
+  workload: CheckedWorkload | null,
   call: CheckCall,
 ): Promise<CheckReply> {
   const receivedAtMs = Date.now();
@@ -119,7 +119,7 @@ export async function answerCheck(
 }
 
 /** Of a workload that is to come here. */
-export function checkArrival(workload: Workload, call: CheckCall): Promise<CheckReport> {
+export function checkArrival(workload: CheckedWorkload, call: CheckCall): Promise<CheckReport> {
   const scope = { node: workload.context.node, workload: workload.name };
   return runChecks(arrivalChecks, { workload, call }, scope);
 }
@@ -141,7 +141,7 @@ function notConfigured(context: AgentContext, name: string): Promise<CheckReport
 }
 
 /** Without an application there is nothing else to look at. */
-function runs(found: { pids: number[] | null }): Check<Workload> {
+function runs(found: { pids: number[] | null }): Check<CheckedWorkload> {
   return {
     category: "application",
     async run({ container, runtime, name, logFile, supervisor }, add) {
