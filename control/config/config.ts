@@ -1,5 +1,5 @@
 /**
- * The agent's configuration file: YAML in, a checked and complete object out (its shape: `config-schema.ts`). Unknown keys are refused, so that a
+ * The agent's configuration file: YAML in, a checked and complete object out (its shape: `schema.ts`). Unknown keys are refused, so that a
  * misspelt limit is not silently the default. Every mistake is one line, `FILE: PATH: expected …, got …`.
  */
 import { readFileSync, statSync } from "node:fs";

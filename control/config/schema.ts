@@ -1,6 +1,6 @@
 /**
  * The shape of the configuration file and its defaults, one zod schema. What keys must agree with each other is checked in
- * `config.ts` and `config-port.ts`. Messages say `expected …`; who reads the issue adds the path and what was there.
+ * `config.ts` and `port.ts`. Messages say `expected …`; who reads the issue adds the path and what was there.
  */
 import { isIP } from "node:net";
 import * as z from "zod";

@@ -1,7 +1,7 @@
 /**
  * Addresses that a socket of the application knows and this node does not have. A move leaves them behind, as a journey does:
  * a socket that sends gets the address this node has in that network. What listens there for others is refused
- * beforehand (`preflight-sockets.ts`).
+ * beforehand (`workload/preflight/sockets.ts`).
  */
 import { isIPv6 } from "node:net";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";

@@ -1,5 +1,5 @@
 /**
- * A move, seen from the node that takes the workload. It follows the source's calls (`move.ts` has their order) on one
+ * A move, seen from the node that takes the workload. It follows the source's calls (`api/migration.ts` has their order) on one
  * channel, and decides alone only when that channel is gone: then the store tells whether this node owns the workload.
  *
  * What CRIU restores is frozen before CRIU lets go of it. So until the release not one instruction of it has run and giving
