@@ -200,9 +200,9 @@ function dumpRequest(): Buffer {
 describe("the network of a container that has ended", () => {
   // it has no namespace any more, though it is in the process table until somebody has waited for it (namespaces(7))
   it("is nobody's, and nothing is changed in place of it", async (t) => {
-    const parent = spawn("sh", ["-c", "true & echo $!; exec sleep 100"], {
-      stdio: ["ignore", "pipe", "ignore"],
-    });
+    const forgetful =
+      "import os, time; pid = os.fork() or os._exit(0); print(pid, flush=True); time.sleep(100)";
+    const parent = spawn("python3", ["-c", forgetful], { stdio: ["ignore", "pipe", "ignore"] });
     t.after(() => parent.kill());
     const [line] = (await once(parent.stdout, "data")) as [Buffer];
     const pid = Number(String(line));
