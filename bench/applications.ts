@@ -1,48 +1,49 @@
 /**
- * Relays before each of the applications that the data path is measured with, one set a run: started when a piece first asks,
+ * Contenders before each of the applications that the data path is measured with, one set a run: started when a piece first asks,
  * and the same for all its rounds.
  */
+
+import { type Application, Contenders } from "./contenders.ts";
 import type { BulkState } from "./load/bulk-application.ts";
 import type { EchoState } from "./load/echo-application.ts";
 import { Program } from "./load/program.ts";
 import { peers } from "./peers/peers.ts";
 import type { Run } from "./piece.ts";
-import { type Application, Relays } from "./relays.ts";
 import type { Stage } from "./stage.ts";
 
 export type ApplicationKind = "http" | "tcp" | "websocket" | "bulk";
 
-const started = new WeakMap<Stage, Map<ApplicationKind, Promise<Relays>>>();
+const started = new WeakMap<Stage, Map<ApplicationKind, Promise<Contenders>>>();
 
-/** The relays of this run that stand before it. Peers that are not there have been named when it resolves. */
-export async function relaysBefore(
+/** The contenders of this run that stand before it. Peers that are not there have been named when it resolves. */
+export async function contendersBefore(
   kind: ApplicationKind,
-  run: Pick<Run, "stage" | "peers" | "relays" | "introduce" | "say">,
-): Promise<Relays> {
-  if (kind === "http") return run.relays();
-  const ofStage = started.get(run.stage) ?? new Map<ApplicationKind, Promise<Relays>>();
+  run: Pick<Run, "stage" | "peers" | "contenders" | "introduce" | "say">,
+): Promise<Contenders> {
+  if (kind === "http") return run.contenders();
+  const ofStage = started.get(run.stage) ?? new Map<ApplicationKind, Promise<Contenders>>();
   started.set(run.stage, ofStage);
   const known = ofStage.get(kind);
   if (known !== undefined) return known;
-  run.say(`starting the relays before ${kind}`);
-  const starting = startRelays(kind, run);
+  run.say(`starting the contenders before ${kind}`);
+  const starting = startContenders(kind, run);
   ofStage.set(kind, starting);
-  const relays = await starting;
-  run.introduce(relays);
-  return relays;
+  const contenders = await starting;
+  run.introduce(contenders);
+  return contenders;
 }
 
-/** Tells what the relays found wrong meanwhile, once. */
-export function tellProblems(relays: Relays, { problem }: Pick<Run, "problem">): void {
-  for (const { where, what } of relays.problems.splice(0)) problem(where, what);
+/** Tells what the contenders found wrong meanwhile, once. */
+export function tellProblems(contenders: Contenders, { problem }: Pick<Run, "problem">): void {
+  for (const { where, what } of contenders.problems.splice(0)) problem(where, what);
 }
 
-async function startRelays(
+async function startContenders(
   kind: Exclude<ApplicationKind, "http">,
   { stage, peers: wanted }: Pick<Run, "stage" | "peers">,
-): Promise<Relays> {
+): Promise<Contenders> {
   const application = await (kind === "bulk" ? startBulk(stage) : startEcho(stage, kind));
-  return Relays.start(
+  return Contenders.start(
     stage,
     peers.filter(({ name }) => wanted.includes(name)),
     application,

@@ -13,13 +13,13 @@ import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { CalmWatch } from "./calm.ts";
 import { conduct } from "./conduct.ts";
+import { Contenders } from "./contenders.ts";
 import { table, wholeNumber } from "./figures.ts";
 import { describeMachine } from "./machine.ts";
 import { direct } from "./peers/direct.ts";
 import { peers } from "./peers/peers.ts";
 import type { BenchPiece } from "./piece.ts";
 import { pieces } from "./pieces.ts";
-import { Relays } from "./relays.ts";
 import { judge } from "./report/goals.ts";
 import { renderMarkdown } from "./report/markdown.ts";
 import { renderPage } from "./report/page.ts";
@@ -142,8 +142,8 @@ async function run(options: Extract<Options, { do: "run" }>, argv: string[]): Pr
     void stage.close();
   }, QUICK_CUT_OFF_SECONDS * 1000).unref();
   const calm = new CalmWatch();
-  let relays: Promise<Relays> | null = null;
-  const introduce = (started: Relays): void => {
+  let contenders: Promise<Contenders> | null = null;
+  const introduce = (started: Contenders): void => {
     const shown = [
       ...started.peers.map(({ name, version }) => ({ name, version, missing: null })),
       ...started.missing.map(({ where, what }) => ({ name: where, version: "-", missing: what })),
@@ -152,9 +152,9 @@ async function run(options: Extract<Options, { do: "run" }>, argv: string[]): Pr
     for (const { name, note } of started.peers)
       if (note !== null) results.problems.push({ where: name, what: note });
   };
-  const startRelays = async (): Promise<Relays> => {
+  const startContenders = async (): Promise<Contenders> => {
     say(`starting ${options.peers.join(", ")}`);
-    const started = await Relays.start(
+    const started = await Contenders.start(
       stage,
       peers.filter(({ name }) => options.peers.includes(name)),
     );
@@ -162,18 +162,18 @@ async function run(options: Extract<Options, { do: "run" }>, argv: string[]): Pr
     return started;
   };
   const keep = async (): Promise<void> => {
-    if (relays !== null) results.problems.push(...(await relays).problems.splice(0));
+    if (contenders !== null) results.problems.push(...(await contenders).problems.splice(0));
     writeResults(options.out, results);
   };
   try {
     await calm.look();
     if (stage.cpus.server === stage.cpus.load)
-      results.machine.notes.push("There is one CPU only: relays, load and application share it.");
+      results.machine.notes.push("There is one CPU only: contenders, load and application share it.");
     await conduct(
       { ...options, secondsMax: options.quick ? QUICK_SECONDS_MAX : null },
       {
         stage,
-        relays: () => (relays ??= startRelays()),
+        contenders: () => (contenders ??= startContenders()),
         introduce,
         say,
         problem: (where, what) => results.problems.push({ where, what }),
@@ -196,7 +196,7 @@ async function run(options: Extract<Options, { do: "run" }>, argv: string[]): Pr
   }
   results.machine.calm = calm.calm;
   results.machine.notes.push(calm.describe());
-  if (relays !== null) await keep().catch(() => {});
+  if (contenders !== null) await keep().catch(() => {});
   writeResults(options.out, results);
   writeReport(options.out, results);
   say(`${results.problems.length} problems; the report is in ${options.out}`);

@@ -2,8 +2,9 @@
  * Runs pieces a round at a time, in turn, and keeps what they give. A piece that fails does not take the others with it, and
  * is not passed over in silence; a run that is cut off keeps what it has. What the pieces are is not its business.
  */
+
+import type { Contenders } from "./contenders.ts";
 import type { BenchPiece, Plan, Run } from "./piece.ts";
-import type { Relays } from "./relays.ts";
 import { addRound, type Piece } from "./results.ts";
 import type { Stage } from "./stage.ts";
 
@@ -16,8 +17,8 @@ export interface Conducted extends Plan {
 
 export interface Conductor {
   stage: Stage;
-  relays(): Promise<Relays>;
-  introduce(relays: Relays): void;
+  contenders(): Promise<Contenders>;
+  introduce(contenders: Contenders): void;
   /** one line of progress */
   say(line: string): void;
   problem(where: string, what: string): void;
@@ -53,8 +54,8 @@ export async function conduct(options: Conducted, conductor: Conductor, kept: Pi
       const run: Run = {
         ...plan,
         stage: conductor.stage,
-        relays: () => conductor.relays(),
-        introduce: (relays) => conductor.introduce(relays),
+        contenders: () => conductor.contenders(),
+        introduce: (contenders) => conductor.introduce(contenders),
         round,
         say: (line) => conductor.say(`${head} ${line}`),
         problem: (where, what) => conductor.problem(where, what),

@@ -2,7 +2,7 @@
  * `npm run bench:cutover`: what a move costs beside bare CRIU, in one run.
  *
  * For each number of sessions and each size of the application, the same application with the same clients is dumped and
- * restored by bare CRIU in place, moved by takeover and moved by relay, in turn, several rounds. Then many moves in a
+ * restored by bare CRIU in place, moved by takeover and moved by forward, in turn, several rounds. Then many moves in a
  * row, looking at growth. Figures are medians of the rounds, with the least and the greatest; machines are noisy, so
  * read the ratios. `npm run bench` has the same as pieces beside its others (cutover/cutover-pieces.ts).
  */
@@ -19,7 +19,7 @@ const usage = `Usage: npm run bench:cutover [-- OPTION...]
 
   --sessions N,N,…  numbers of clients                                        (100,1000)
   --app-mb N,N,…    MiB that the application keeps beside its own memory      (32)
-  --rounds N        rounds of bare, takeover, relay for each                  (3)
+  --rounds N        rounds of bare, takeover, forward for each                  (3)
   --row N           moves in a row for the growth figures, 0: none            (20)
   --quick           10 and 100 sessions, 1 round, no row: two minutes at most
   --json FILE       writes the figures to FILE, in the shape of npm run bench

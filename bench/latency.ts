@@ -5,10 +5,10 @@
  * As pieces of `npm run bench` it gives whole curves (`latencyUs`; its value of a round is the median), and how late the
  * generator itself was: a curve is worth nothing below that.
  */
-import { type ApplicationKind, relaysBefore, tellProblems } from "./applications.ts";
+import { type ApplicationKind, contendersBefore, tellProblems } from "./applications.ts";
+import type { Contenders, Sample } from "./contenders.ts";
 import type { LoadReport } from "./load/load.ts";
 import type { BenchPiece, Plan, Run } from "./piece.ts";
-import type { Relays, Sample } from "./relays.ts";
 import type { Figure } from "./results.ts";
 import { carrying } from "./throughput.ts";
 
@@ -57,14 +57,14 @@ export const latencyPieces: readonly BenchPiece[] = LATENCY_LOADS.map(
       (plan.quick ? QUICK_LOADS : loads).reduce((sum, { rates }) => sum + rates.length, 0) *
       (plan.seconds + AROUND_SECONDS),
     measure: async (run: Run): Promise<Figure[]> => {
-      const relays = await relaysBefore(application, run);
+      const contenders = await contendersBefore(application, run);
       const figures: Figure[] = [];
       for (const { connections, rates } of run.quick ? QUICK_LOADS : loads) {
         const { round, seconds } = run;
-        const samples = await measureLatency(relays, { round, connections, rates, seconds }, run.say);
+        const samples = await measureLatency(contenders, { round, connections, rates, seconds }, run.say);
         figures.push(...samples.flatMap(latencyFigures));
       }
-      tellProblems(relays, run);
+      tellProblems(contenders, run);
       return figures;
     },
   }),
@@ -78,17 +78,17 @@ export interface LatencySample extends Sample {
 
 /** One round over all peers and rates. */
 export async function measureLatency(
-  relays: Relays,
+  contenders: Contenders,
   options: { round: number; connections: number; rates: number[]; seconds: number },
   say: (line: string) => void,
 ): Promise<LatencySample[]> {
   const { round, connections, seconds } = options;
   const samples: LatencySample[] = [];
   for (const perSecond of options.rates) {
-    for (const peer of relays.inTurn(round)) {
+    for (const peer of contenders.inTurn(round)) {
       const at = { round, peer, connections, load: `${perSecond}/s` };
-      const measured = await relays.measure(at, (port) =>
-        relays.generate({ port, connections, perSecond, seconds }),
+      const measured = await contenders.measure(at, (port) =>
+        contenders.generate({ port, connections, perSecond, seconds }),
       );
       if (measured === null) continue;
       const { sample, report } = measured;

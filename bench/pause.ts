@@ -6,13 +6,14 @@
  *   held      the proxy is told (`pause`), the application ends, the request is sent, the application is back (`resume`)
  *   replayed  the application has the request when it dies (SIGKILL) without answering, and is back (`resume`)
  */
+
+import type { Problem } from "./contenders.ts";
 import { median } from "./figures.ts";
 import { Program } from "./load/program.ts";
 import type { Answer, RestartClientsAsk } from "./load/restart-clients.ts";
 import type { RestartingApplicationAsk } from "./load/restarting-application.ts";
 import { startHoldfast } from "./peers/holdfast.ts";
 import type { BenchPiece } from "./piece.ts";
-import type { Problem } from "./relays.ts";
 import type { Figure } from "./results.ts";
 import type { Stage } from "./stage.ts";
 

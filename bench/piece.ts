@@ -2,7 +2,7 @@
  * A piece of `npm run bench`: one kind of load (or of move) that the command runs a round at a time, in turn with the others.
  * It gives figures; what is made of them (medians, ratios, pictures) is the report's business.
  */
-import type { Relays } from "./relays.ts";
+import type { Contenders } from "./contenders.ts";
 import type { Figure } from "./results.ts";
 import type { Stage } from "./stage.ts";
 
@@ -31,10 +31,10 @@ export interface Plan {
 export interface Run extends Plan {
   /** closed when the command ends: whatever runs on it is gone then */
   stage: Stage;
-  /** the relays of this run with a peer each, started when they are first asked for */
-  relays(): Promise<Relays>;
+  /** the contenders of this run with a peer each, started when they are first asked for */
+  contenders(): Promise<Contenders>;
   /** Names peers and their versions in the report; once for each set that was started. */
-  introduce(relays: Relays): void;
+  introduce(contenders: Contenders): void;
   /** from 1 */
   round: number;
   /** progress: what is measured now, or what came of it */

@@ -3,20 +3,20 @@
  * peer's CPU each of them costs, and whose CPU was full. Where it was the load's (generator and application share one),
  * the peer could do more than its figure says.
  */
-import { type ApplicationKind, relaysBefore, tellProblems } from "./applications.ts";
+import { type ApplicationKind, contendersBefore, tellProblems } from "./applications.ts";
+import type { Sample } from "./contenders.ts";
 import { thousands } from "./figures.ts";
 import type { Load, LoadReport } from "./load/load.ts";
 import { runWrk, type WrkReport, wrkVersion } from "./load/wrk.ts";
 import { peers } from "./peers/peers.ts";
 import type { BenchPiece, Plan, Run } from "./piece.ts";
-import type { Sample } from "./relays.ts";
 import type { Figure } from "./results.ts";
 
 const BULK_BYTES = 4 * 2 ** 20;
 const BYTES_PER_MEGABYTE = 1e6;
 /** from here on a CPU is full */
 const FULL_SHARE = 0.95;
-/** a measurement and what comes before and after it, beyond its time; a set of relays that is started */
+/** a measurement and what comes before and after it, beyond its time; a set of contenders that is started */
 const AROUND_SECONDS = 0.2;
 const START_SECONDS = 1;
 
@@ -100,7 +100,7 @@ export function carrying({ peers: wanted }: Plan, application: ApplicationKind):
 
 /** One round over all peers that carry it. */
 async function measureThroughput(of: Throughput, run: Run): Promise<Figure[]> {
-  const relays = await relaysBefore(of.application, run);
+  const contenders = await contendersBefore(of.application, run);
   const wrk = of.wrk !== undefined && wrkVersion() !== null;
   if (of.wrk !== undefined && !wrk)
     run.problem(
@@ -109,13 +109,13 @@ async function measureThroughput(of: Throughput, run: Run): Promise<Figure[]> {
     );
   const figures: Figure[] = [];
   for (const connections of connectionsOf(of, run)) {
-    for (const peer of relays.inTurn(run.round)) {
+    for (const peer of contenders.inTurn(run.round)) {
       const { round, seconds } = run;
       const at = { round, peer, connections, load: of.name };
-      const measured = await relays.measure<LoadReport | WrkReport>(at, (port) =>
+      const measured = await contenders.measure<LoadReport | WrkReport>(at, (port) =>
         wrk
-          ? runWrk(relays.stage, { port, connections, seconds })
-          : relays.generate({ port, connections, perSecond: null, seconds, ...of.load }),
+          ? runWrk(contenders.stage, { port, connections, seconds })
+          : contenders.generate({ port, connections, perSecond: null, seconds, ...of.load }),
       );
       if (measured === null) continue;
       const { sample, report } = measured;
@@ -128,7 +128,7 @@ async function measureThroughput(of: Throughput, run: Run): Promise<Figure[]> {
       run.say(`${peer.name}, ${connections} connections: ${shown}${limitedByLoad(sample)}`);
     }
   }
-  tellProblems(relays, run);
+  tellProblems(contenders, run);
   return figures;
 }
 

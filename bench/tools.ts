@@ -7,12 +7,12 @@
  */
 
 import { tellProblems } from "./applications.ts";
+import type { Contenders } from "./contenders.ts";
 import { median, thousands } from "./figures.ts";
 import { h2loadVersion, runH2load } from "./load/h2load.ts";
 import type { LoadReport } from "./load/load.ts";
 import { runWrk, type WrkReport, wrkVersion } from "./load/wrk.ts";
 import type { BenchPiece, Run } from "./piece.ts";
-import type { Relays } from "./relays.ts";
 import type { Figure } from "./results.ts";
 import { carrying } from "./throughput.ts";
 
@@ -41,7 +41,7 @@ export const toolsPiece: BenchPiece = {
   estimateSeconds: (plan) =>
     carrying(plan, "http") * TOOLS.length * REPETITIONS * (plan.seconds + AROUND_SECONDS),
   measure: async (run) => {
-    const relays = await run.relays();
+    const contenders = await run.contenders();
     const there = TOOLS.filter((tool) => {
       const missing =
         (tool === "wrk" && wrkVersion() === null) || (tool === "h2load" && h2loadVersion() === null);
@@ -49,13 +49,13 @@ export const toolsPiece: BenchPiece = {
       return !missing;
     });
     const figures: Figure[] = [];
-    for (const peer of relays.inTurn(run.round)) {
+    for (const peer of contenders.inTurn(run.round)) {
       const rates = there.map((tool): ToolRates => ({ tool, perSecond: [], busy: null }));
       const busy = new Map<Tool, number[]>();
       for (let repetition = 0; repetition < REPETITIONS; repetition++) {
         for (const of of rates) {
           const at = { round: run.round, peer, connections: CONNECTIONS, load: of.tool };
-          const measured = await relays.measure(at, (port) => runTool(of.tool, relays, port, run));
+          const measured = await contenders.measure(at, (port) => runTool(of.tool, contenders, port, run));
           if (measured === null) continue;
           of.perSecond.push(measured.report.perSecond);
           if (measured.sample.busy !== null)
@@ -75,25 +75,25 @@ export const toolsPiece: BenchPiece = {
         `${peer.name}: ${rates.map(({ tool, perSecond }) => `${tool} ${thousands(median(perSecond))}/s`).join(", ")}`,
       );
     }
-    tellProblems(relays, run);
+    tellProblems(contenders, run);
     return figures;
   },
 };
 
 function runTool(
   tool: Tool,
-  relays: Relays,
+  contenders: Contenders,
   port: number,
   { seconds }: Pick<Run, "seconds">,
 ): Promise<WrkReport | LoadReport> {
   const load = { port, connections: CONNECTIONS, seconds };
   switch (tool) {
     case "wrk":
-      return runWrk(relays.stage, load);
+      return runWrk(contenders.stage, load);
     case "h2load":
-      return runH2load(relays.stage, load);
+      return runH2load(contenders.stage, load);
     case "ours":
-      return relays.generate({ ...load, perSecond: null });
+      return contenders.generate({ ...load, perSecond: null });
   }
 }
 

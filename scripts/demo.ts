@@ -1,7 +1,7 @@
 /**
  * `npm run demo`: the main job, to watch. In a laboratory of two nodes a stateful WebSocket application is moved from
  * node to node and back under load, once with its address moving along (takeover) and once with the address staying
- * (relay), and every client checks every answer. Nothing in it is mocked.
+ * (forward), and every client checks every answer. Nothing in it is mocked.
  *
  * Exit status: 0 no message was lost or repeated and no connection reset in any move; 1 one was, or a move did not
  * happen; 2 wrong arguments; 130 interrupted.
@@ -27,14 +27,14 @@ tier, restarts an application behind its HTTP and WebSocket clients.
   --sessions N    clients, each sending 40 messages a second    (100)
   --moves N       moves in each mode: a→b, b→a, …; restarts     (2)
   --app-mb N      MiB of memory the application keeps           (0)
-  --mode MODE     takeover, relay or both; not with replay      (both)
+  --mode MODE     takeover, forward or both; not with replay      (both)
   --json          one JSON object on stdout and nothing else there (with: npm run -s demo -- --json)
   --help          this
 
 Exit status: 0 nothing lost, repeated or reset; 1 something was, or a move failed; 2 wrong arguments.
 `;
 
-type Mode = "takeover" | "relay";
+type Mode = "takeover" | "forward";
 
 /** One entry of `moves` in the JSON; field for field what the command promises. */
 interface Move {
@@ -106,8 +106,8 @@ function parseOptions(argv: string[]): DemoOptions & { json: boolean; help: bool
     return value;
   };
   const mode = String(values.mode);
-  if (mode !== "both" && mode !== "takeover" && mode !== "relay") {
-    throw new UsageError(`--mode: expected takeover, relay or both, got ${mode}`);
+  if (mode !== "both" && mode !== "takeover" && mode !== "forward") {
+    throw new UsageError(`--mode: expected takeover, forward or both, got ${mode}`);
   }
   const tier = String(values.tier);
   if (tier !== "transplant" && tier !== "replay") {
@@ -118,7 +118,7 @@ function parseOptions(argv: string[]): DemoOptions & { json: boolean; help: bool
     sessions: integer("sessions", 1, 20_000),
     moves: integer("moves", 1, 1_000),
     appMb: integer("app-mb", 0, 65_536),
-    modes: mode === "both" ? ["takeover", "relay"] : [mode],
+    modes: mode === "both" ? ["takeover", "forward"] : [mode],
     json: values.json === true,
     help: values.help === true,
   };

@@ -34,7 +34,7 @@ const concurrency = 2;
 const ALONE: Record<string, string> = {
   "integration/malformed-slow.test.ts":
     "answers within a second while 600 clients drip, and CPU ticks at rest",
-  "integration/proxy-relay.test.ts": "holds that do not wait for a delayed acknowledgement (40 ms)",
+  "integration/proxy-stream.test.ts": "holds that do not wait for a delayed acknowledgement (40 ms)",
   "integration/store.test.ts": "calls that are over in time",
   "privileged/lab.test.ts": "how long a pause the load sees",
   "privileged/restart-supervision.test.ts": "an end noticed within 100 ms",

@@ -15,9 +15,9 @@ import {
 const PEERS: Record<Mode, string> = {
   bare: "bare-criu",
   takeover: "holdfast-takeover",
-  relay: "holdfast-relay",
+  forward: "holdfast-forward",
 };
-const TITLES: Record<Mode, string> = { bare: "bare CRIU", takeover: "takeover", relay: "relay" };
+const TITLES: Record<Mode, string> = { bare: "bare CRIU", takeover: "takeover", forward: "forward" };
 
 /**
  * Figures of one round. `holdMs` is a move from the hold to the release, or bare CRIU's two commands; `phaseMs` has a move's

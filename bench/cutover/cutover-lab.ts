@@ -1,6 +1,6 @@
 /**
  * Two nodes with three workloads of the same application: one that bare CRIU dumps and restores in place, one that moves
- * by takeover, one by relay. Each is measured under the same clients.
+ * by takeover, one by forward. Each is measured under the same clients.
  *
  * Clients are of two kinds. The *steady* ones send every 10 ms whatever happens, so that their longest gap between two
  * answers is the blackout to 10 ms. The *crowd*, all the others, sends as often as this machine can bear: most of its clients
@@ -17,7 +17,7 @@ import type { LoadReport } from "#test/load/protocol.ts";
 import { type BareRun, runBareCriu } from "../bare-criu.ts";
 import { median } from "../figures.ts";
 
-export const modes = ["bare", "takeover", "relay"] as const;
+export const modes = ["bare", "takeover", "forward"] as const;
 export type Mode = (typeof modes)[number];
 export type Downstream = Exclude<Mode, "bare">;
 
@@ -70,7 +70,7 @@ const APPLICATION_MB = 256;
 const workloads = [
   { name: "bare", listen: 8081, upstream: 9001, host: "0.0.0.0", vip: false },
   { name: "takeover", listen: 8082, upstream: 9002, host: "127.0.0.1", vip: true },
-  { name: "relay", listen: 8083, upstream: 9003, host: "127.0.0.1", vip: false },
+  { name: "forward", listen: 8083, upstream: 9003, host: "127.0.0.1", vip: false },
 ] as const;
 
 /** How often each client of the crowd sends. */
@@ -81,7 +81,7 @@ export function crowdIntervalMs(sessions: number): number {
 export class CutoverLab {
   readonly memoryMb: number;
   readonly #lab: Lab;
-  readonly #place: Record<Downstream, "a" | "b"> = { takeover: "a", relay: "a" };
+  readonly #place: Record<Downstream, "a" | "b"> = { takeover: "a", forward: "a" };
 
   private constructor(lab: Lab, memoryMb: number) {
     this.#lab = lab;
@@ -206,7 +206,7 @@ export class CutoverLab {
     const target = {
       bare: { address: a, port: 9001 },
       takeover: { address: VIP, port: 8082 },
-      relay: { address: a, port: 8083 },
+      forward: { address: a, port: 8083 },
     }[mode];
     return startLoad(this.#lab, "ws", { target, drainMsMax: DRAIN_MS_MAX, ...options });
   }

@@ -87,7 +87,7 @@ export async function measureRow(
   closing(() => lab.close());
   try {
     const rows: RowSample[] = [];
-    for (const mode of ["takeover", "relay"] as const) {
+    for (const mode of ["takeover", "forward"] as const) {
       rows.push(await lab.row(mode, moves));
       run.say(`${moves} moves in a row by ${mode}`);
     }

@@ -16,7 +16,7 @@ export function haproxyVersion(): string {
   return versionOf(["haproxy", "-v"], /^HAProxy version (\S+)/);
 }
 
-/** In the foreground, on the relays' CPU. @param options.name of its folder; of one stage each has another */
+/** In the foreground, on the contenders' CPU. @param options.name of its folder; of one stage each has another */
 export async function startHaproxy(
   stage: Stage,
   options: { name: string; port: number; config: string },

@@ -70,7 +70,7 @@ export async function startHoldfast(
   const configure: Partial<Configure> = {
     workload: options.name,
     node: "bench",
-    downstream: "relay",
+    downstream: "forward",
     listenAddress: "127.0.0.1",
     ports: options.ports.map(({ to, protocol, continuity }) => ({
       listen: 0,

@@ -170,7 +170,7 @@ function verdictOf({ name, bound, show }: Goal, at: string, values: number[]): V
   return { ...common, here, met, verdict: divided ? `${verdict}; not in every round` : verdict };
 }
 
-/** @param connectionsMin one connection alone waits for its round trips, whoever relays them: that is latency's business */
+/** @param connectionsMin one connection alone waits for its round trips, whoever carries them: that is latency's business */
 function throughput(
   name: string,
   piece: string,

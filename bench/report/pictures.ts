@@ -79,7 +79,7 @@ export function lookOf(figure: Pick<Figure, "peer" | "parameters">): string {
   const family = isOurs(peer) ? "holdfast" : (FAMILIES.find((name) => peer.startsWith(name)) ?? "other");
   const mode = /(?:^|-)(http|replay|websocket)$/.exec(peer)?.[1];
   const words = Object.entries(figure.parameters).flatMap(([, value]) =>
-    value === "relay" ? ["relay"] : [],
+    value === "forward" ? ["forward"] : [],
   );
   return [
     `of-${family}`,

@@ -19,7 +19,7 @@ export const BEGIN = "<!-- npm run bench -- --readme: begin -->";
 export const END = "<!-- npm run bench -- --readme: end -->";
 export const PICTURE = "bench/results/how-fast.svg";
 
-/** Where many share the relay, and one CPU is the limit. */
+/** Where many share the contender, and one CPU is the limit. */
 const CONNECTIONS = 32;
 
 const LATENCY_PIECE = "latency-http";
@@ -83,9 +83,9 @@ export function renderSection(results: BenchResults): { markdown: string; pictur
   const facts = Object.fromEntries(headOf(results));
   const warnings = notesOf(results).filter(({ kind }) => kind === "warning");
   const markdown = [
-    `![${CONNECTIONS} connections through each relay, on one CPU](${PICTURE})`,
+    `![${CONNECTIONS} connections through each contender, on one CPU](${PICTURE})`,
     "",
-    `${CONNECTIONS} connections through each relay, one at a time on one and the same CPU; medians of ${facts.rounds} rounds (least-greatest).`,
+    `${CONNECTIONS} connections through each contender, one at a time on one and the same CPU; medians of ${facts.rounds} rounds (least-greatest).`,
     ...(added.size > 0
       ? [`Added latency: open loop, ${showLoad(results)}, less that of the direct way.`]
       : []),

@@ -1,5 +1,5 @@
 /**
- * Which figures belong together. A series is a peer with what is told of it in words (`downstream: relay`), a column what
+ * Which figures belong together. A series is a peer with what is told of it in words (`downstream: forward`), a column what
  * is told in numbers (32 connections); a phase is neither, but a part of one figure.
  */
 import type { Figure } from "../results.ts";
@@ -15,7 +15,7 @@ export function parametersText(parameters: Parameters): string {
     .join(", ");
 }
 
-/** "holdfast, relay" */
+/** "holdfast, forward" */
 export function seriesOf({ peer, parameters }: Figure): string {
   const said = words(parameters).map(([, value]) => value);
   return [peer, ...said.filter((word) => !peer.includes(word))].join(", ");

@@ -80,7 +80,7 @@ export const PICTURE_STYLE = `
 .picture .line { fill: none; stroke: var(--colour); stroke-width: 1.6; stroke-linejoin: round; }
 .picture .line.ours { stroke-width: 2.8; }
 .picture .line.http { stroke-dasharray: 7 3; }
-.picture .line.replay, .picture .line.websocket, .picture .line.relay { stroke-dasharray: 2 3; }
+.picture .line.replay, .picture .line.websocket, .picture .line.forward { stroke-dasharray: 2 3; }
 .picture .dot, .picture .bar, .picture .part { fill: var(--colour); }
 .picture .bar { opacity: .72; } .picture .bar.ours { opacity: 1; }
 .picture .part { stroke: var(--paper); stroke-width: 1; }

@@ -13,7 +13,7 @@ export interface Found {
   /** the owner */
   node: string;
   epoch: number;
-  /** in relay the owner's own address; other nodes that clients came to serve it too */
+  /** in forward mode the owner's own address; other nodes that clients came to serve it too */
   ports: { listen: number; address: string }[];
 }
 

@@ -63,7 +63,7 @@ export interface MoveResult {
   workload: string;
   from: string;
   to: string;
-  downstream: "takeover" | "relay";
+  downstream: "takeover" | "forward";
   sessions: number;
   messages: null;
   lost: null;

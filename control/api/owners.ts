@@ -13,7 +13,7 @@ export const heldSchema = z.object({
   epoch,
   /** the highest the node knows of */
   seen: epoch,
-  /** relay, owner: where its proxy takes links */
+  /** forward, owner: where its proxy takes links */
   link: z.object({ address: z.ipv4().or(z.ipv6()), port: z.number().int().min(1).max(65_535) }).nullable(),
 });
 export type Held = z.infer<typeof heldSchema>;

@@ -48,8 +48,8 @@ export interface WorkloadConfig {
   bundle: string | null;
   ports: PortConfig[];
   vip: { address: string; prefix: number; device: string } | null;
-  /** takeover with a VIP, else relay */
-  downstream: "takeover" | "relay";
+  /** takeover with a VIP, else forward */
+  downstream: "takeover" | "forward";
   /** where clients connect: the VIP, else the node's address */
   listenAddress: string;
   outbound: "close" | "keep";
@@ -80,7 +80,7 @@ export interface AgentConfig {
   identity: { certificate: string; key: string; authorities: string } | null;
   /** file of nodes and certificates that are not trusted any more */
   revoked: string | null;
-  /** between proxies, in a relay; plain on one of two nodes is plain between them */
+  /** between proxies, in forward mode; plain on one of two nodes is plain between them */
   links: "encrypted" | "plain";
   workloads: WorkloadConfig[];
   limits: AgentLimits;
@@ -347,7 +347,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
     bundle: one.bundle ?? null,
     ports: one.ports.map(completePort),
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
-    downstream: one.vip === undefined ? "relay" : "takeover",
+    downstream: one.vip === undefined ? "forward" : "takeover",
     listenAddress: one.vip?.address.address ?? nodeAddress,
     outbound: one.outbound,
     restart: one.restart,

@@ -258,9 +258,9 @@ export class Departure {
     await this.#untilStopped(this.#sendFilesFirst(LAYER));
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link ?? NO_LINK;
-    if (workload.downstream === "relay") workload.recordMoving({ link: this.#link });
+    if (workload.downstream === "forward") workload.recordMoving({ link: this.#link });
     for (const mount of container.tmpfs) await this.#untilStopped(this.#sendFilesFirst(mount));
-    if (workload.downstream === "relay")
+    if (workload.downstream === "forward")
       await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
     await this.#findWatchedFiles();
     await this.#startWorker();

@@ -74,7 +74,7 @@ export interface MigrationProxies {
   /** → where the links of edges arrive */
   standbyProxy(epoch: number): Promise<Endpoint>;
   discardProxy(epoch: number): Promise<void>;
-  /** Relay: nodes whose proxies have clients of this workload once it has left. */
+  /** Forward: nodes whose proxies have clients of this workload once it has left. */
   edgesAfterLeaving(to: string): string[];
   prepareEdges(epoch: number, to: string, target: Endpoint): Promise<void>;
   /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
@@ -84,7 +84,7 @@ export interface MigrationProxies {
 export interface MigrationHost extends MigrationRecord, MigrationOwnership, MigrationProxies {
   readonly name: string;
   readonly config: WorkloadConfig;
-  readonly downstream: "takeover" | "relay";
+  readonly downstream: "takeover" | "forward";
   readonly limits: {
     readonly imagesBytesMax: number;
     readonly precopyBytesMax: number;

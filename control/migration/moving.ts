@@ -34,7 +34,7 @@ export const movingSchema = z.looseObject({
   stopped: z.array(z.number().int()).default([]),
   /** source: what instances of inotify held that are empty now, or about to be */
   watches: z.array(instanceSchema).default([]),
-  /** source, relay: where the target's proxy takes links */
+  /** source, forward: where the target's proxy takes links */
   link: z.looseObject({ address: z.string(), port: z.number().int() }).nullable().default(null),
   /** target: nodes whose proxies hold clients, once it owns the workload */
   edges: z.array(z.string()).default([]),

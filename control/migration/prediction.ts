@@ -11,7 +11,7 @@ import type { PredictedPart, Prediction, Range } from "../api/migration.ts";
 
 /** What a rehearsal knows. */
 export interface Measured {
-  downstream: "takeover" | "relay";
+  downstream: "takeover" | "forward";
   /** connections of sessions at the proxy */
   legs: number;
   processes: number;

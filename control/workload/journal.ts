@@ -50,7 +50,7 @@ const journalSchema = z.looseObject({
   /** root of the application's tree; null: not looked for yet, or none */
   application: processSchema.nullable().default(null),
   proxy: z.looseObject({ process: processSchema, socketPath: z.string() }).nullable().default(null),
-  /** relay: nodes whose proxies hold clients of this workload */
+  /** forward: nodes whose proxies hold clients of this workload */
   edges: z.array(z.string()).default([]),
   moving: movingSchema.nullable().default(null),
   restarting: restartingSchema.nullable().default(null),

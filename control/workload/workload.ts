@@ -88,7 +88,7 @@ export interface WorkloadStatus {
     | "waiting"
     | "damaged";
   owner: string | null;
-  downstream: "takeover" | "relay";
+  downstream: "takeover" | "forward";
   sessions: number;
   moving: { to: string; step: string } | null;
   container: string | null;
@@ -145,9 +145,9 @@ export class Workload {
   #settling: "no" | "yes" | "forced" = "no";
   /** of owners that others told of */
   #heardEpoch = 0;
-  /** relay, owner: where this proxy takes links */
+  /** forward, owner: where this proxy takes links */
   #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
-  /** relay, edge: where it has been told that the owner takes links */
+  /** forward, edge: where it has been told that the owner takes links */
   #ownerLink: Endpoint | null = null;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
@@ -174,7 +174,7 @@ export class Workload {
   get name(): string {
     return this.config.name;
   }
-  get downstream(): "takeover" | "relay" {
+  get downstream(): "takeover" | "forward" {
     return this.config.downstream;
   }
   get limits(): {
@@ -537,7 +537,7 @@ export class Workload {
     const isOwner = runs && moving === null && !this.#stopping;
     const mayBeHere = runs || moving !== null || this.#damage !== null;
     const has = isOwner ? "owner" : mayBeHere ? "moving" : "no";
-    const link = isOwner && this.downstream === "relay" ? await this.#linkEndpoint() : null;
+    const link = isOwner && this.downstream === "forward" ? await this.#linkEndpoint() : null;
     return { workload: this.name, has, epoch, seen, link };
   }
 
@@ -1298,7 +1298,7 @@ export class Workload {
     if (this.downstream === "takeover") this.#proxy = null; // it ends
     if (proxy?.isOpen)
       await proxy
-        .command("retire", { epoch, owner: this.downstream === "relay" ? owner : null })
+        .command("retire", { epoch, owner: this.downstream === "forward" ? owner : null })
         .catch((error: unknown) => this.#warn("retire", error));
     else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
     if (this.downstream === "takeover") {
@@ -1325,7 +1325,7 @@ export class Workload {
         .catch((error: unknown) => this.#warn("remove the container", error));
   }
 
-  /** Relay: nodes whose proxies have clients of this workload once it has left. */
+  /** Forward: nodes whose proxies have clients of this workload once it has left. */
   edgesAfterLeaving(to: string): string[] {
     if (this.downstream === "takeover") return [];
     return [...new Set([...this.#journal.edges, this.context.node])].filter((node) => node !== to);

@@ -143,7 +143,7 @@ export interface Configure {
   node: string;
   /** own: the application has a network namespace of its own, see {@link TakeNetwork} */
   network: "host" | "own";
-  downstream: "takeover" | "relay";
+  downstream: "takeover" | "forward";
   /** where clients connect: VIP or node address */
   listenAddress: string;
   /** takeover: the device of the VIP on this node, where clients with link-local addresses are; null: not known */
@@ -173,7 +173,7 @@ export interface Standby {
   epoch: number;
 }
 
-/** Relay, at an edge: dial the links the sessions will use after the switch. → `{ links: number }` */
+/** Forward, at an edge: dial the links the sessions will use after the switch. → `{ links: number }` */
 export interface PrepareLinks {
   epoch: number;
   target: Endpoint;
@@ -255,10 +255,10 @@ export interface Rollback {
 export interface Discard {
   epoch: number;
 }
-/** Source, after the target released. takeover: close all silently and exit. relay: go on as an edge of `owner`. */
+/** Source, after the target released. takeover: close all silently and exit. forward: go on as an edge of `owner`. */
 export interface Retire {
   epoch: number;
-  /** where the links of a relay go; null in takeover, which leaves nothing */
+  /** where the links of forward mode go; null in takeover, which leaves nothing */
   owner: { node: string; link: Endpoint } | null;
 }
 /**
@@ -293,7 +293,7 @@ export interface ResumeResult {
   reset: number;
 }
 
-/** Relay: a third node's edge learns of the new owner; prepared links come alive. */
+/** Forward: a third node's edge learns of the new owner; prepared links come alive. */
 export interface SwitchOwner {
   epoch: number;
   owner: { node: string; link: Endpoint };

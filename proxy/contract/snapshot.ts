@@ -76,7 +76,7 @@ export function closedLeg(local: Endpoint, remote: Endpoint, unread: Buffer = NO
 
 /**
  * One session as it travels. A session captured for takeover has both legs (the downstream part comes in a later
- * message); in relay the downstream leg stays at `edge`.
+ * message); in forward mode the downstream leg stays at `edge`.
  */
 export interface SessionSnapshot {
   id: string;

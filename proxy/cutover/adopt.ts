@@ -1,7 +1,7 @@
 /**
  * Adopt at the target: legs are built from their snapshots, silent until `release`.
  *
- * Relay: a session whose client is connected to *this* node is here already, as an edge's; the adopted leg is kept
+ * Forward: a session whose client is connected to *this* node is here already, as an edge's; the adopted leg is kept
  * beside its link to the old owner until release.
  */
 import { endpointText } from "#proxy/contract/address.ts";

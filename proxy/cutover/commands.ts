@@ -68,7 +68,7 @@ const configureSchema = z.object({
   workload: z.string().min(1),
   node: z.string().min(1).max(255),
   network: z.enum(["host", "own"]).default("host"),
-  downstream: z.enum(["takeover", "relay"]),
+  downstream: z.enum(["takeover", "forward"]),
   listenAddress: z.string().min(1),
   listenDevice: z.string().min(1).max(15).nullable().default(null),
   ports: z.array(portSchema).min(1).max(1024),
@@ -235,7 +235,7 @@ export class Commands {
         return { result: () => result };
       }),
       retire: this.#command("retire", withOwnerOrNone, async (proxy, params) => {
-        proxy.role = proxy.config.downstream === "relay" ? "edge" : "gone";
+        proxy.role = proxy.config.downstream === "forward" ? "edge" : "gone";
         proxy.epoch = params.epoch;
         const result = retire(proxy, params.owner);
         this.#leaveNetwork(proxy);
@@ -247,7 +247,7 @@ export class Commands {
         };
       }),
       switchOwner: this.#command("switchOwner", withOwner, async (proxy, params) => {
-        requireMode(proxy, "relay");
+        requireMode(proxy, "forward");
         proxy.epoch = params.epoch;
         const result = switchOwner(proxy, params.owner);
         return { result: () => result };
@@ -406,7 +406,7 @@ function linkKeysOf(body: Buffer): SharedKeys {
   );
 }
 
-/** A relay whose ports all move by replay needs no TCP_REPAIR. */
+/** In forward mode a proxy whose ports all move by replay needs no TCP_REPAIR. */
 function capturesLegs({ config }: WorkloadProxy): boolean {
   return config.downstream === "takeover" || config.ports.some(({ moveBy }) => moveBy === "transplant");
 }

@@ -104,7 +104,7 @@ function releaseSession(
   }
 }
 
-/** Relay: the edge has prepared a link, and waits to hear which byte comes next. */
+/** Forward: the edge has prepared a link, and waits to hear which byte comes next. */
 function resetAtEdge(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
   const link = proxy.parked.get(session.id);
   if (link?.isReady !== true) return;

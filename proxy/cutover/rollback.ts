@@ -93,7 +93,7 @@ function wake(proxy: WorkloadProxy, still: StillLeg | null): TcpLeg | null {
   return TcpLeg.attach(proxy.kernel, still.fd);
 }
 
-/** Takeover: nothing is left. Relay: the clients' sockets stay, and their sessions go on over links. */
+/** Takeover: nothing is left. Forward: the clients' sockets stay, and their sessions go on over links. */
 export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions: number } {
   if (proxy.config.downstream === "takeover") {
     for (const session of [...proxy.sessions.values()]) {
@@ -103,7 +103,7 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
     proxy.closeDoors();
     return { sessions: 0 };
   }
-  assert(owner !== null, "a relay goes on to somewhere");
+  assert(owner !== null, "forward mode goes on to somewhere");
   proxy.owner = owner;
   for (const session of [...proxy.sessions.values()]) {
     if (session.edge === proxy.config.node) becomeEdge(proxy, session);
@@ -147,7 +147,7 @@ function handOver(proxy: WorkloadProxy, session: LiveSession): void {
   if (link instanceof LinkEnd) proxy.releaseLater(link);
 }
 
-/** Relay, at an edge: links for the sessions that are here, to the node that is about to own them. */
+/** Forward, at an edge: links for the sessions that are here, to the node that is about to own them. */
 export async function prepareLinks(
   proxy: WorkloadProxy,
   options: { target: { address: string; port: number }; epoch: number },
@@ -173,9 +173,9 @@ export async function prepareLinks(
   return { links };
 }
 
-/** Relay, at a third node's edge. */
+/** Forward, at a third node's edge. */
 export function switchOwner(proxy: WorkloadProxy, owner: SwitchOwner["owner"]): { sessions: number } {
-  assert(owner !== null, "a relay goes on to somewhere");
+  assert(owner !== null, "forward mode goes on to somewhere");
   proxy.owner = owner;
   for (const session of [...proxy.sessions.values()]) {
     if (session.edge !== proxy.config.node) continue;

@@ -1,4 +1,4 @@
-/** What the relay and its listeners do with the kernel: sockets that listen, dial, carry bytes, and end. */
+/** What streams and listeners do with the kernel: sockets that listen, dial, carry bytes, and end. */
 import { isIPv6 } from "node:net";
 import { constants } from "node:os";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";

@@ -3,7 +3,7 @@
  *
  *   idle ──serve──▶ owner ──hold──▶ held ──captureUpstream──▶ captured ──captureDownstream──▶ departed
  *     │               ▲              └──────────┴─rollback──▶ owner ◀─rollback─┴──────────────────┘
- *     │               │                                                        └─retire──▶ edge (relay) | gone
+ *     │               │                                                        └─retire──▶ edge (forward) | gone
  *     └─standby─▶ standby ─adoptUpstream─▶ adopted ─release─▶ owner
  *   owner ──pause──▶ paused ──resume──▶ owner (a restart of the application in place)
  *   edge ─standby─▶ standby (it goes on serving its clients' links meanwhile); discard ─▶ edge or idle

@@ -1,4 +1,4 @@
-/** The system calls the relay needs on a descriptor it owns; `proxy/tcp` provides them, the composition root joins both. */
+/** The system calls a stream needs on a descriptor it owns; `proxy/tcp` provides them, the composition root joins both. */
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 
 /** Bits of `onReady`, as epoll(7) has them (include/uapi/linux/eventpoll.h). */

@@ -50,7 +50,7 @@ export class IdleSessions {
 
   #lookAt(session: LiveSession, isServed: boolean, nowMs: number): void {
     const { idleMsMax } = this.#proxy.portOf(session);
-    // In a relay, where the client's socket is.
+    // In forward mode, where the client's socket is.
     if (idleMsMax === 0 || session.edge !== this.#proxy.config.node) return;
     const bytes = session.inbound.bytes + session.outbound.bytes;
     if (!isServed || session.state !== "open" || bytes !== session.idleBytes) {

@@ -145,7 +145,7 @@ export class WorkloadProxy implements WatchHost {
   heldAtMs = 0;
   role: Role = "idle";
   epoch = 0;
-  /** relay: this proxy is an edge, and the application is there */
+  /** forward: this proxy is an edge, and the application is there */
   owner: { node: string; link: Endpoint } | null = null;
   /** source: the target has said ACTIVE, so there is no way back */
   releasedElsewhere = false;
@@ -836,7 +836,7 @@ export class WorkloadProxy implements WatchHost {
   // ---- links, at the owner
 
   async openLinks(): Promise<void> {
-    if (this.config.downstream !== "relay" || this.#linkServer !== null) return;
+    if (this.config.downstream !== "forward" || this.#linkServer !== null) return;
     const [host, port] = splitAddress(this.config.linkAddress);
     const server = net.createServer((socket) => this.#onLinkSocket(socket));
     const { promise, resolve, reject } = Promise.withResolvers<void>();

@@ -8,6 +8,7 @@ import { once } from "node:events";
 import { createServer as createHttpServer } from "node:http";
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
+import { Contenders } from "#bench/contenders.ts";
 import { latencyPieces } from "#bench/latency.ts";
 import { converse, MESSAGE_BYTES } from "#bench/load/conversation.ts";
 import { parseH2load } from "#bench/load/h2load.ts";
@@ -17,7 +18,6 @@ import { envoyTcp } from "#bench/peers/envoy.ts";
 import { MissingPeer } from "#bench/peers/peer.ts";
 import { peers } from "#bench/peers/peers.ts";
 import type { BenchPiece } from "#bench/piece.ts";
-import { Relays } from "#bench/relays.ts";
 import type { Figure } from "#bench/results.ts";
 import { sessionPieces } from "#bench/sessions.ts";
 import { Stage } from "#bench/stage.ts";
@@ -32,12 +32,12 @@ describe("a load on the data path", { timeout: 300_000 }, () => {
   const stage = new Stage();
   const problems: string[] = [];
   const missing = new Set<string>();
-  let relays: Promise<Relays> | null = null;
+  let contenders: Promise<Contenders> | null = null;
 
   before(async () => {
     // Envoy is not among what tests install; where it is there, it has to fit too.
     const apart = new Stage();
-    const envoys = await Relays.start(
+    const envoys = await Contenders.start(
       apart,
       peers.filter(({ name }) => /^envoy/.test(name)),
     );
@@ -54,8 +54,8 @@ describe("a load on the data path", { timeout: 300_000 }, () => {
     assert.ok(piece !== undefined);
     const plan = { peers: WANTED.filter((name) => !missing.has(name)), quick: true, seconds: SECONDS };
     assert.ok(piece.estimateSeconds(plan) > 0);
-    const start = (): Promise<Relays> =>
-      Relays.start(
+    const start = (): Promise<Contenders> =>
+      Contenders.start(
         stage,
         peers.filter(({ name }) => plan.peers.includes(name)),
       );
@@ -63,10 +63,10 @@ describe("a load on the data path", { timeout: 300_000 }, () => {
       ...plan,
       stage,
       round: 1,
-      relays: () => (relays ??= start()),
-      introduce: (relays) => {
-        for (const { name, note } of relays.peers) if (note !== null) problems.push(`${name}: ${note}`);
-        for (const { where, what } of relays.missing) problems.push(`${where}: ${what}`);
+      contenders: () => (contenders ??= start()),
+      introduce: (contenders) => {
+        for (const { name, note } of contenders.peers) if (note !== null) problems.push(`${name}: ${note}`);
+        for (const { where, what } of contenders.missing) problems.push(`${where}: ${what}`);
       },
       say: () => {},
       problem: (where, what) => problems.push(`${where}: ${what}`),

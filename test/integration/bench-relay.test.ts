@@ -12,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { Contenders, type Sample } from "#bench/contenders.ts";
 import { median, showSpread, spreadOf } from "#bench/figures.ts";
 import { measureIdle } from "#bench/idle.ts";
 import { measureLatency } from "#bench/latency.ts";
@@ -27,14 +28,13 @@ import { httpxy } from "#bench/peers/httpxy.ts";
 import { nginxHttp } from "#bench/peers/nginx.ts";
 import { nodePipe } from "#bench/peers/node-pipe.ts";
 import { MissingPeer, type Peer } from "#bench/peers/peer.ts";
-import { Relays, type Sample } from "#bench/relays.ts";
 import { type Figure, parseResults } from "#bench/results.ts";
 import { Stage } from "#bench/stage.ts";
 
 const root = resolve(import.meta.dirname, "../..");
 const quiet = (): void => {};
 
-describe("relays beside each other", { timeout: 300_000 }, () => {
+describe("contenders beside each other", { timeout: 300_000 }, () => {
   const SECONDS = 0.5;
   const stage = new Stage();
   const absent: Peer = {
@@ -53,17 +53,17 @@ describe("relays beside each other", { timeout: 300_000 }, () => {
       throw new Error("unreachable");
     },
   };
-  let relays: Relays;
+  let contenders: Contenders;
 
   before(async () => {
     const all = [direct, holdfast("tcp"), holdfast("http"), holdfast("replay"), nodePipe, httpProxy, httpxy];
-    relays = await Relays.start(stage, [...all, nginxHttp, absent, broken]);
+    contenders = await Contenders.start(stage, [...all, nginxHttp, absent, broken]);
   });
   after(() => stage.close());
 
   it("are all started, and those that are not there are named", () => {
     assert.deepEqual(
-      relays.peers.map(({ name, note }) => [name, note]),
+      contenders.peers.map(({ name, note }) => [name, note]),
       [
         ["direct", null],
         ["holdfast-tcp", null],
@@ -76,30 +76,30 @@ describe("relays beside each other", { timeout: 300_000 }, () => {
       ],
     );
     assert.deepEqual(
-      relays.missing.map(({ where }) => where),
+      contenders.missing.map(({ where }) => where),
       ["absent", "broken"],
     );
-    assert.match(relays.missing[1]?.what ?? "", /out of order/);
+    assert.match(contenders.missing[1]?.what ?? "", /out of order/);
     // Not to be installed is one thing, not to start another.
     assert.deepEqual(
-      relays.problems.map(({ where }) => where),
+      contenders.problems.map(({ where }) => where),
       ["broken"],
     );
-    relays.problems.length = 0;
+    contenders.problems.length = 0;
   });
 
   it("carry what the generators count, closed loop", async () => {
     const samples: (Sample & { perSecond: number })[] = [];
-    for (const peer of relays.inTurn(1)) {
+    for (const peer of contenders.inTurn(1)) {
       const at = { round: 1, peer, connections: 32, load: "closed loop" };
-      const measured = await relays.measure(at, (port) =>
-        relays.generate({ port, connections: 32, perSecond: null, seconds: SECONDS }),
+      const measured = await contenders.measure(at, (port) =>
+        contenders.generate({ port, connections: 32, perSecond: null, seconds: SECONDS }),
       );
       assert.ok(measured !== null, peer.name);
       samples.push({ ...measured.sample, perSecond: measured.report.perSecond });
     }
-    assert.deepEqual(relays.problems, []);
-    assert.equal(samples.length, relays.peers.length);
+    assert.deepEqual(contenders.problems, []);
+    assert.equal(samples.length, contenders.peers.length);
     for (const { peer, answered, seen, perSecond, cpuUsPerRequest } of samples) {
       assert.equal(seen, answered, peer);
       // Those that opened connections, and those that came after the time, are not in the rate.
@@ -114,12 +114,12 @@ describe("relays beside each other", { timeout: 300_000 }, () => {
 
   it("answer everything that is due at a fixed rate, and each percentile is at least the one below", async () => {
     const samples = await measureLatency(
-      relays,
+      contenders,
       { round: 1, connections: 4, rates: [200], seconds: SECONDS },
       quiet,
     );
-    assert.deepEqual(relays.problems, []);
-    assert.equal(samples.length, relays.peers.length);
+    assert.deepEqual(contenders.problems, []);
+    assert.equal(samples.length, contenders.peers.length);
     for (const { peer, seen, report } of samples) {
       assert.equal(report.unanswered, 0, peer);
       // One to open each connection, and all that were due.
@@ -130,16 +130,16 @@ describe("relays beside each other", { timeout: 300_000 }, () => {
   });
 
   it("that end take no other's figures with them, and are not passed over", async () => {
-    const pid = relays.peers.find(({ name }) => name === "node-pipe")?.pid;
+    const pid = contenders.peers.find(({ name }) => name === "node-pipe")?.pid;
     assert.ok(pid);
     process.kill(pid, "SIGKILL");
     while (existsSync(`/proc/${pid}`)) await delay(5);
     const options = { round: 1, connections: 4, rates: [200], seconds: SECONDS };
-    const samples = await measureLatency(relays, options, quiet);
-    assert.equal(samples.length, relays.peers.length - 1);
-    assert.equal(relays.problems.length, 1);
-    assert.match(relays.problems[0]?.where ?? "", /^node-pipe, /);
-    assert.match(relays.problems[0]?.what ?? "", /^not measured: /);
+    const samples = await measureLatency(contenders, options, quiet);
+    assert.equal(samples.length, contenders.peers.length - 1);
+    assert.equal(contenders.problems.length, 1);
+    assert.match(contenders.problems[0]?.where ?? "", /^node-pipe, /);
+    assert.match(contenders.problems[0]?.what ?? "", /^not measured: /);
   });
 });
 

@@ -238,7 +238,7 @@ describe("what is made of figures", () => {
     });
     const figures = [
       hold("bare-criu", [100, 110]),
-      hold("holdfast-relay", [120, 160]),
+      hold("holdfast-forward", [120, 160]),
       hold("holdfast-takeover", [110, 120]),
     ];
     const found = judge({ pieces: [{ name: "cutover-sessions", title: "", figures }] })
@@ -473,7 +473,7 @@ describe("a run", () => {
       },
       {
         stage: (options.stage ?? { closed: false }) as Stage,
-        relays: () => Promise.reject(new Error("nobody asks for relays")),
+        contenders: () => Promise.reject(new Error("nobody asks for contenders")),
         introduce: () => assert.fail("nobody has any"),
         say: (line) => seen.said.push(line),
         problem: (where, what) => seen.problems.push(`${where}: ${what}`),

@@ -447,7 +447,7 @@ describe("holdfast status, sessions, check, start, stop", () => {
           owner: "a",
           epoch: 3,
           state: "released",
-          downstream: "relay",
+          downstream: "forward",
           sessions: 12,
           moving: null,
         },
@@ -463,7 +463,7 @@ describe("holdfast status, sessions, check, start, stop", () => {
       out,
       /^node a {2}pid 7 {2}up 2 min\nstore .* NOT REACHABLE: ECONNREFUSED\npeer b 10\.99\.0\.3:7400 {2}connected\n/,
     );
-    assert.match(out, /chat +owner +a +3 +released +relay +12 +-/);
+    assert.match(out, /chat +owner +a +3 +released +forward +12 +-/);
     assert.match(out, /to b, dump/);
     assert.match(out, /\n\nmail: node b cannot be asked\n {2}start it\n$/);
     assert.ok(!out.includes("\u001b"), "control characters of others never reach the terminal");

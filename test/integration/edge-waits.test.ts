@@ -28,7 +28,7 @@ async function proxyOf(node: string, upstreamPort: number): Promise<ProxyProcess
     {
       workload: "test",
       node,
-      downstream: "relay",
+      downstream: "forward",
       listenAddress: "127.0.0.1",
       ports: [{ listen: 0, upstream }],
       linkAddress: "127.0.0.1:0",

@@ -51,7 +51,7 @@ describe("a hold without an agent", { timeout: 30_000 }, () => {
       {
         workload: "w",
         node: "a",
-        downstream: "relay",
+        downstream: "forward",
         listenAddress: "127.0.0.1",
         ports: [{ ...PLAIN, listen: 0, upstream }],
         linkAddress: "127.0.0.1:0",

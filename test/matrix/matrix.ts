@@ -13,12 +13,12 @@ import { renderTable, rewriteReadme } from "./table.ts";
 
 const MOVES = 10;
 const kept = join(projectRoot, ".cache/matrix");
-const modes: Downstream[] = ["takeover", "relay"];
+const modes: Downstream[] = ["takeover", "forward"];
 
 const HELP = `npm run test:matrix [-- OPTIONS]: moves every program of the catalogue in both modes, and says which of them moved
 
   --only NAME,...        these programs: ${programs.map(({ name }) => name).join(", ")}; '' for none, as with --readme
-  --mode takeover|relay  one mode; default: both
+  --mode takeover|forward  one mode; default: both
   --moves N              moves of each, there and back; default ${MOVES}
   --json                 one JSON array on stdout, with the phases of each move, in place of the table
   --readme               writes the table of README.md, from the last result of every program in each mode
@@ -56,7 +56,8 @@ function optionsOf(args: string[]): Options {
       `--only: no program ${unknown}; there are ${programs.map(({ name }) => name).join(", ")}`,
     );
   const mode = modes.find((each) => each === values.mode);
-  if (values.mode !== undefined && mode === undefined) throw new Error("--mode: expected takeover or relay");
+  if (values.mode !== undefined && mode === undefined)
+    throw new Error("--mode: expected takeover or forward");
   return {
     help: values.help,
     only,

@@ -38,7 +38,7 @@ export function renderTable(outcomes: Outcome[]): string {
       first?.title ?? name,
       first?.version ?? "?",
       verdictOf(of("takeover")),
-      verdictOf(of("relay")),
+      verdictOf(of("forward")),
       pauses.length === 0 ? "-" : `${Math.max(...pauses).toFixed(0)} ms`,
       noteOf(mine),
     ];
@@ -50,7 +50,7 @@ const HEAD = [
   "program",
   "version",
   "takeover",
-  "relay",
+  "forward",
   "longest pause a client saw",
   "what was looked at, or why not",
 ];

@@ -28,7 +28,7 @@ afterEach(async () => {
   if (used !== undefined) assert.ok(isClean(used.leftovers()), JSON.stringify(used.leftovers()));
 });
 
-function config(node: string, downstream: "takeover" | "relay"): AgentConfig {
+function config(node: string, downstream: "takeover" | "forward"): AgentConfig {
   return {
     workloads: [
       {
@@ -47,7 +47,7 @@ function config(node: string, downstream: "takeover" | "relay"): AgentConfig {
   };
 }
 
-async function open(downstream: "takeover" | "relay"): Promise<{ lab: Lab; load: Load }> {
+async function open(downstream: "takeover" | "forward"): Promise<{ lab: Lab; load: Load }> {
   const opened = await createLab();
   lab = opened;
   await opened.startAgents(["a", "b"], (node) => opened.startAgent(node, config(node, downstream)));
@@ -96,7 +96,7 @@ async function chatSays(
 
 for (const [downstream, signal] of [
   ["takeover", "SIGTERM"],
-  ["relay", "SIGKILL"],
+  ["forward", "SIGKILL"],
 ] as const) {
   test(`${downstream}: an agent ended by ${signal} and started again finds everything as it was, and moves it`, async () => {
     const { lab: used, load } = await open(downstream);
@@ -117,14 +117,14 @@ for (const [downstream, signal] of [
 }
 
 test("an agent that has ended leaves its clients served", async () => {
-  const { lab: used, load } = await open("relay");
+  const { lab: used, load } = await open("forward");
   await used.agents.get("a")?.stop("SIGTERM");
   await assertIntact(load);
-  await used.startAgent("a", config("a", "relay"));
+  await used.startAgent("a", config("a", "forward"));
 });
 
 test("the agent works below `ip netns exec`, which hides cgroups and mounts", async () => {
-  const { lab: used, load } = await open("relay");
+  const { lab: used, load } = await open("forward");
   const agent = used.agents.get("a") as LabAgent;
   await agent.stop("SIGTERM");
   const argv = [
@@ -202,7 +202,7 @@ test("metrics and health are served, and nothing else, on the metrics address", 
   const opened = await createLab({ nodes: ["a"] });
   lab = opened;
   const metrics = `${opened.place("a").address}:7411`;
-  await opened.startAgent("a", { ...config("a", "relay"), metrics });
+  await opened.startAgent("a", { ...config("a", "forward"), metrics });
   for (const [path, status, text] of [
     ["/metrics", 200, /holdfast_agent_workloads\{role="owner"\} 1/],
     ["/healthz", 200, /ok/],
@@ -223,7 +223,7 @@ test("metrics and health are served, and nothing else, on the metrics address", 
 test("the admin socket answers nonsense with one clear line", async () => {
   const opened = await createLab({ nodes: ["a"] });
   lab = opened;
-  const agent = await opened.startAgent("a", config("a", "relay"));
+  const agent = await opened.startAgent("a", config("a", "forward"));
   const ask = (path: string, body: string): Promise<{ status: number; text: string }> =>
     new Promise((resolve, reject) => {
       const asked = request({ socketPath: agent.socketPath, path, method: "POST" }, (response) => {

@@ -21,7 +21,7 @@ import { projectRoot } from "../lab/lab.ts";
 import { lacking } from "../support/moved-program.ts";
 
 const skip = lacking("runc");
-const PEERS = ["bare-criu", "holdfast-takeover", "holdfast-relay"];
+const PEERS = ["bare-criu", "holdfast-takeover", "holdfast-forward"];
 const SESSIONS = 40;
 
 describe("the cutover beside bare CRIU", { skip, timeout: 600_000 }, () => {
@@ -43,7 +43,7 @@ describe("the cutover beside bare CRIU", { skip, timeout: 600_000 }, () => {
     assert.equal(toldHowToClose, 1);
     assert.deepEqual(
       samples.map(({ mode }) => mode),
-      ["takeover", "relay", "bare"],
+      ["takeover", "forward", "bare"],
       "in turn: another one first in each round",
     );
     const figures = cutoverFigures(samples);
@@ -81,7 +81,7 @@ describe("the cutover beside bare CRIU", { skip, timeout: 600_000 }, () => {
       rows.map(({ mode, holdMs }) => [mode, holdMs.length]),
       [
         ["takeover", 2],
-        ["relay", 2],
+        ["forward", 2],
       ],
     );
     for (const metric of ["holdMs", "memoryBytes", "descriptors"])
@@ -89,7 +89,7 @@ describe("the cutover beside bare CRIU", { skip, timeout: 600_000 }, () => {
         figures.filter((figure) => figure.metric === metric).every(({ rounds }) => (rounds[0] ?? 0) > 0),
         metric,
       );
-    assert.match(renderCutover([], rows).join("\n"), /^2 moves in a row by relay: hold \d/m);
+    assert.match(renderCutover([], rows).join("\n"), /^2 moves in a row by forward: hold \d/m);
   });
 
   it("names what clients lost", () => {

@@ -46,7 +46,7 @@ async function moved(stage: MoveStage): Promise<void> {
 
 describe("the key that all nodes share", { timeout: 300_000 }, () => {
   const on = staged({
-    downstream: "relay",
+    downstream: "forward",
     agentOf(node, { dir }) {
       const file = fileOf(dir, node);
       if (!existsSync(file)) writeFileSync(file, before, { mode: 0o600 });

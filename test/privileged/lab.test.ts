@@ -115,7 +115,7 @@ describe("a laboratory", () => {
   it("sees an application that forgot its state", async () => {
     // The proxy in between keeps the client's connection and dials a new server that knows nothing.
     const echo = await startApp(lab, "a", "echo");
-    const relay = lab.spawn("b", [
+    const forwarder = lab.spawn("b", [
       nodeBinary,
       "-e",
       `const net = require("node:net");
@@ -127,7 +127,7 @@ describe("a laboratory", () => {
          setTimeout(() => { up.end(); up.removeAllListeners("data"); dial(); }, 600);
        }).listen(8000, () => console.log("listening"));`,
     ]);
-    await relay.waitFor(/listening/);
+    await forwarder.waitFor(/listening/);
     const load = await startLoad(lab, "tcp", {
       target: { address: "10.99.0.3", port: 8000 },
       sessions: 3,
@@ -139,7 +139,7 @@ describe("a laboratory", () => {
     assert.equal(report.corrupt, 3, JSON.stringify(report));
     assert.equal(report.resets, 0);
     await load.stop();
-    await relay.stop("SIGKILL");
+    await forwarder.stop("SIGKILL");
     await echo.stop();
   });
 

@@ -68,7 +68,7 @@ async function moveWith(program: MovedProgram, to: string): Promise<void> {
   for (const { entry, end } of senders) assert.equal(await end.ending(), "end", entry.name);
 }
 
-for (const downstream of ["takeover", "relay"] as const)
+for (const downstream of ["takeover", "forward"] as const)
   describe(`malformed input in mid-move, ${downstream}`, { timeout: 600_000, skip }, () => {
     it("reaches the application once, there and back", async () => {
       const workload = {

@@ -140,7 +140,7 @@ async function values(run: Run, lines: string[]): Promise<Record<string, string>
 
 describe("a move", { skip }, () => {
   it("keeps what CRIU restores otherwise: timers, semaphores, scheduling, options of sockets", async () => {
-    await withPythonShell({ downstream: "relay" }, async (program, run) => {
+    await withPythonShell({ downstream: "forward" }, async (program, run) => {
       const before = new Map<Kept, Record<string, string>>();
       for (const thing of kept) {
         await values(run, thing.setup);
@@ -163,22 +163,29 @@ describe("a move", { skip }, () => {
     const token = `audit-${randomUUID()}`;
     const signal = `exec@target:audit=kill -USR1 $(pgrep -n -f '[a]${token.slice(1)}')`;
     const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
-    await withPythonShell({ downstream: "relay", workload, faults: { b: signal } }, async (program, run) => {
-      await run("signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR1})");
-      const move = await program.tryMove("b");
-      assert.ok(!("error" in move));
-      assert.equal(move.outcome, "rolled-back");
-      assert.match(
-        move.reason ?? "",
-        /^the restored application is not what it was: process \d+ \(python3\): status ShdPnd was 0000000000000000 and is 0000000000000200$/,
-      );
-      assert.equal(await run("signal.sigpending()"), "set()", "the application at the source has no signal");
-      await program.move("b");
-    });
+    await withPythonShell(
+      { downstream: "forward", workload, faults: { b: signal } },
+      async (program, run) => {
+        await run("signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR1})");
+        const move = await program.tryMove("b");
+        assert.ok(!("error" in move));
+        assert.equal(move.outcome, "rolled-back");
+        assert.match(
+          move.reason ?? "",
+          /^the restored application is not what it was: process \d+ \(python3\): status ShdPnd was 0000000000000000 and is 0000000000000200$/,
+        );
+        assert.equal(
+          await run("signal.sigpending()"),
+          "set()",
+          "the application at the source has no signal",
+        );
+        await program.move("b");
+      },
+    );
   });
 
   it("tells what nobody can set again: the controlling terminal of a job", async () => {
-    await withPythonShell({ downstream: "relay" }, async (program, run) => {
+    await withPythonShell({ downstream: "forward" }, async (program, run) => {
       const shell = `import pty
 PID, TERMINAL = pty.fork()
 if PID == 0: os.execve("/bin/bash", ["bash", "--norc", "-i"], {"PATH": "/bin:/usr/bin"})

@@ -31,7 +31,7 @@ const SENDERS = ["x", "y"];
 const MANY = Array.from({ length: 12 }, (_, index) => `many${index}`);
 const MUCH = 4 * 1024 * 1024;
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`clients with a will of their own, ${downstream}`, { timeout: 600_000 }, () => {
     const open = new Set<OddClients>();
     const on = staged({ downstream, load: "tcp" });

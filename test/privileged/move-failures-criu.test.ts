@@ -52,7 +52,7 @@ describe("CRIU cannot dump", { timeout: 600_000 }, () => {
   );
 });
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`CRIU cannot restore, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     const damages: Record<string, (stage: MoveStage) => string> = {
@@ -67,7 +67,7 @@ for (const downstream of ["takeover", "relay"] as const) {
       "the memory is cut short": () => "truncate -s 4096 $RUN/images/pages-1.img",
     };
     for (const [what, damage] of Object.entries(damages)) {
-      if (downstream === "relay" && what !== PID_TAKEN) continue; // the same in both but for the links
+      if (downstream === "forward" && what !== PID_TAKEN) continue; // the same in both but for the links
       it(
         what,
         on(async (stage) => {

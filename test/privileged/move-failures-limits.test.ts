@@ -56,7 +56,7 @@ describe("no space for the memory images", { timeout: 600_000 }, () => {
   );
 });
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`a move that must end, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     /** What links and edges have no part in is tried once. */
@@ -120,7 +120,7 @@ for (const downstream of ["takeover", "relay"] as const) {
       "a target whose cable is pulled after the commit: taken back, and it can no longer come alive",
       on(async (stage) => {
         const { owner, other } = stage;
-        // with relay the clients' sockets are at node a: pulled at the source, the cable would be the clients' own
+        // with forward the clients' sockets are at node a: pulled at the source, the cable would be the clients' own
         const gate = stage.gate("target:release");
         stage.fault(gate.fault);
         const move = stage.migrate({ deadlineMs: 3_000 });

@@ -14,7 +14,7 @@ const replay = {
   delivery: "atLeastOnce",
 };
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`a move by replay, ${downstream}`, { timeout: 600_000 }, () => {
     // A POST the frozen application had got is refused, as it has to be: only what may be repeated is asked.
     const on = staged({
@@ -24,7 +24,7 @@ for (const downstream of ["takeover", "relay"] as const) {
       loadOptions: { postEvery: 0 },
     });
     for (const step of ["adopt", "restored", "adopted", "release", "released"]) {
-      if (downstream === "relay" && step === "adopted") continue; // nothing is adopted after the commit
+      if (downstream === "forward" && step === "adopted") continue; // nothing is adopted after the commit
       it(
         `goes on when the target's agent is killed at ${step}`,
         on(async (stage) => {

@@ -22,11 +22,11 @@ const STEPS: Record<string, "source" | "target" | null> = {
 /** The steps in which links and edges have a part; the others are the same in both. */
 const OF_RELAY = new Set(["hold", "capture", "committed", "retire"]);
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`source agent killed, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     for (const [step, winner] of Object.entries(STEPS)) {
-      if (downstream === "relay" && !OF_RELAY.has(step)) continue;
+      if (downstream === "forward" && !OF_RELAY.has(step)) continue;
       it(
         `at ${step}, and started again at once`,
         on(async (stage) => {

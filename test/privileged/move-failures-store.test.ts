@@ -32,7 +32,7 @@ const POINTS: Record<string, "moved" | "rolled-back"> = {
   "target:release": "moved",
 };
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`store gone in a move, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     for (const [failure, { signal, back }] of Object.entries(FAILURES)) {
@@ -53,8 +53,8 @@ for (const downstream of ["takeover", "relay"] as const) {
       );
 
       for (const [point, expected] of Object.entries(POINTS)) {
-        // the store's part is the same in both: relay shows what its links make of it, at and after the commit
-        if (downstream === "relay" && !["source:commit", "target:release"].includes(point)) continue;
+        // the store's part is the same in both: forward shows what its links make of it, at and after the commit
+        if (downstream === "forward" && !["source:commit", "target:release"].includes(point)) continue;
         it(
           `${failure} at ${point}: ${expected}`,
           on(async (stage) => {

@@ -10,11 +10,11 @@ const GONE = /^(connection to agent [ab] (is closed|lost)|cannot reach node [ab]
 /** Steps after which the store says that the target has it. */
 const DECIDED = new Set(["released"]);
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`target agent killed, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
     for (const step of STEPS) {
-      if (downstream === "relay" && !OF_RELAY.has(step)) continue;
+      if (downstream === "forward" && !OF_RELAY.has(step)) continue;
       it(
         `at ${step}, and started again at once`,
         on(async (stage) => {
@@ -31,7 +31,7 @@ for (const downstream of ["takeover", "relay"] as const) {
     }
 
     for (const step of ["standby", "restored", "release", "released"]) {
-      if (downstream === "relay" && !OF_RELAY.has(step)) continue;
+      if (downstream === "forward" && !OF_RELAY.has(step)) continue;
       it(
         `at ${step}, and started again when the source has settled`,
         on(async (stage) => {

@@ -6,7 +6,7 @@ import { withPythonShell } from "../support/python-shell.ts";
 
 const skip =
   process.arch === "x64" ? lacking("python3") : "the call's first argument is lost on this processor";
-const modes: Downstream[] = ["takeover", "relay"];
+const modes: Downstream[] = ["takeover", "forward"];
 
 /** Threads that call the kernel themselves: Python's own functions would call again. What each was answered is in `told`. */
 const waiters = `

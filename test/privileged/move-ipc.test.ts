@@ -5,7 +5,7 @@ import { type Downstream, lacking } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3");
-const modes: Downstream[] = ["takeover", "relay"];
+const modes: Downstream[] = ["takeover", "forward"];
 
 /** Runs the lines of a set-up, none of which may fail. */
 async function all(run: Run, lines: string[]): Promise<void> {
@@ -109,7 +109,7 @@ for (const downstream of modes) {
 
 test("a move that is rolled back leaves the queues as they were", { skip }, async () => {
   const faults = { b: "fail@target:restored" };
-  await withPythonShell({ downstream: "relay", faults }, async (program, run) => {
+  await withPythonShell({ downstream: "forward", faults }, async (program, run) => {
     await all(run, posix.setup);
     const before = await answers(run, posix.look);
     const move = await program.tryMove("b");
@@ -122,7 +122,7 @@ test("a move that is rolled back leaves the queues as they were", { skip }, asyn
 test("a queue that notifies, and one without a name, are found before anybody is held", {
   skip,
 }, async () => {
-  await withPythonShell({ downstream: "relay" }, async (program, run) => {
+  await withPythonShell({ downstream: "forward" }, async (program, run) => {
     await all(run, posix.setup);
     assert.deepEqual(await program.findings(), []);
     // struct sigevent: SIGEV_SIGNAL, SIGUSR1

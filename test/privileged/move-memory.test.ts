@@ -63,7 +63,7 @@ async function assertSound(run: Run): Promise<void> {
   });
 }
 
-for (const downstream of ["takeover", "relay"] satisfies Downstream[]) {
+for (const downstream of ["takeover", "forward"] satisfies Downstream[]) {
   test(`children that share a mapping and all change their memory keep their own, ${downstream}`, {
     skip,
   }, async () => {

@@ -140,7 +140,7 @@ const wanted: Record<string, string> = {
 };
 
 describe("sockets of the application's own", { skip }, () => {
-  for (const downstream of ["takeover", "relay"] as const)
+  for (const downstream of ["takeover", "forward"] as const)
     test(`go along with a move, ${downstream}`, () =>
       withPythonShell({ downstream }, async (program, run) =>
         withPeers(run, async (peers, say) => {

@@ -120,7 +120,7 @@ async function use(program: MovedProgram, route: string[]): Promise<void> {
 
 function goIn(container: Record<string, unknown>, env: Record<string, string>): ProgramOptions {
   return {
-    downstream: "relay",
+    downstream: "forward",
     workload: { container: { command: ["/server", "127.0.0.1:9000"], env, ...container }, ports },
   };
 }

@@ -24,7 +24,7 @@ def count():
 threading.Thread(target=count, daemon=True).start()
 `;
 
-for (const downstream of ["takeover", "relay"] as Downstream[])
+for (const downstream of ["takeover", "forward"] as Downstream[])
   test(`what was written to mapped files is there after each move (${downstream})`, {
     skip: lacking(),
   }, async () => {

@@ -98,7 +98,7 @@ async function keepAsking(program: MovedProgram, signal: AbortSignal): Promise<n
   return answers;
 }
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`downloads, uploads and keep-alive connections go on (${downstream})`, { skip }, async () => {
     await withProgram({ downstream, workload: workload() }, async (program) => {
       const url = `http://${program.address}:${port}`;

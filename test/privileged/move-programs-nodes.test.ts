@@ -1,4 +1,4 @@
-/** Three nodes, relay: the clients' sockets stay where they came in, and every link goes straight to the owner. */
+/** Three nodes, forward: the clients' sockets stay where they came in, and every link goes straight to the owner. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { nodeBinary, projectRoot } from "../lab/lab.ts";
@@ -32,7 +32,7 @@ test("A→B→C→A with clients that come in at every stage, at every node", { 
     },
     ports: [{ listen: port, upstream: "127.0.0.1:9000" }],
   };
-  await withProgram({ downstream: "relay", workload, nodes: ["a", "b", "c"] }, async (program) => {
+  await withProgram({ downstream: "forward", workload, nodes: ["a", "b", "c"] }, async (program) => {
     const { lab } = program;
     const join = (node: string) =>
       startLoad(lab, "ws", { target: { address: lab.place(node).address, port }, sessions });

@@ -95,7 +95,7 @@ function workload(outbound: "close" | "keep", env: Record<string, string>): Reco
 test("by default the application sees its outbound connection reset and connects again", {
   skip,
 }, async () => {
-  for (const downstream of ["takeover", "relay"] as const) {
+  for (const downstream of ["takeover", "forward"] as const) {
     await withProgram({ downstream, workload: workload("close", {}) }, async (program) => {
       const { server, sockets } = await startServer();
       try {

@@ -45,7 +45,7 @@ while True:
     client.close()
 `;
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`logs of both outputs are whole over two moves (${downstream})`, { skip }, async () => {
     const workload = {
       container: { command: [python, "-c", writer], rootfs: "host" },

@@ -149,7 +149,7 @@ test("a Node cluster: workers keep their connections, the primary its count", { 
     },
     ports: [{ listen: port, upstream: "127.0.0.1:9000" }],
   };
-  await withProgram({ downstream: "relay", workload }, async (program) => {
+  await withProgram({ downstream: "forward", workload }, async (program) => {
     const clients = await Promise.all(Array.from({ length: 6 }, () => Lines.open(program)));
     const ask = (count: number, meanwhile?: () => Promise<unknown>): Promise<unknown> =>
       Promise.all([...clients.map((lines) => lines.ask(count)), meanwhile?.()]);

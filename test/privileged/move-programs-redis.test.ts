@@ -20,7 +20,7 @@ async function calls(redis: Redis, command: string): Promise<number> {
   return Number(new RegExp(`cmdstat_${command}:calls=(\\d+)`).exec(stats)?.[1] ?? 0);
 }
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`redis-benchmark notices no move, there and back (${downstream})`, { skip }, async () => {
     await withProgram({ downstream, workload }, async (program) => {
       const redis = new Redis(port, program.address, { retryStrategy: null });

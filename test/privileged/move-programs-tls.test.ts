@@ -112,7 +112,7 @@ async function echo(socket: TLSSocket, signal: AbortSignal): Promise<number> {
   return receivedBytes;
 }
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`TLS sessions of a Node server go on, record by record (${downstream})`, { skip }, async () => {
     await withProgram({ downstream, workload: workload([nodeBinary, "server.mjs"]) }, async (program) => {
       const sockets = await Promise.all([

@@ -228,7 +228,7 @@ async function* uploaded(program: MovedProgram): Exchange {
   assert.ok(told.sent.bytes >= largeBytes, `${told.sent.bytes} bytes`);
 }
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`exchanges of HTTP/1.1 live through two moves (${downstream})`, { skip }, async (t) => {
     const workload = {
       container: {

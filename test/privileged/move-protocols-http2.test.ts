@@ -209,7 +209,7 @@ async function* conversation(program: MovedProgram, way: Way, trust: ChannelCred
   }
 }
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`streams of HTTP/2 live through two moves (${downstream})`, { skip }, async (t) => {
     const env = { H2C: "9001", H2: "9443", INNER: "9002" };
     const upstreams = { [ports.http1]: 9000, [ports.plain]: 9001, [ports.tls]: 9443 };

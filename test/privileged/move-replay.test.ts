@@ -138,7 +138,7 @@ function crash(program: MovedProgram): void {
   process.kill(application.pid, "SIGKILL");
 }
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`clients outlive moves, restarts and a crash, in any order (${downstream})`, { skip }, async () => {
     // A crash may take a message along that was not answered: at least once, or its sender waits for ever.
     await withProgram({ downstream, workload: workload({ delivery: "atLeastOnce" }) }, async (program) => {
@@ -220,7 +220,7 @@ for (const downstream of ["takeover", "relay"] as Downstream[]) {
   });
 }
 
-for (const downstream of ["takeover", "relay"] as Downstream[]) {
+for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`connections that are not carried along are made anew at the target (${downstream})`, {
     skip,
   }, async () => {

@@ -5,7 +5,7 @@ import { type Downstream, lacking, until } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3", "su", "bash");
-const modes: Downstream[] = ["takeover", "relay"];
+const modes: Downstream[] = ["takeover", "forward"];
 
 /** A shell in a pseudo terminal with a job in front, su, a parent that asks for everything, a handler of SIGCONT. */
 const watchers = [
@@ -90,7 +90,7 @@ for (const fault of ["fail@target:restored", "fail@target:freeze"]) {
 /** what stops a process whatever it wants, and what Ctrl-Z sends, which stops no process of an orphaned group (setpgid(2)) */
 for (const signal of ["SIGSTOP", "SIGTSTP"]) {
   test(`what ${signal} had stopped stays stopped, and what ran runs`, { skip }, async () => {
-    await withPythonShell({ downstream: "relay" }, async (program, run) => {
+    await withPythonShell({ downstream: "forward" }, async (program, run) => {
       for (const line of [
         `STOPPED = subprocess.Popen(["sleep", "1000"], process_group=0)`,
         `RUNS = subprocess.Popen(["sleep", "1000"])`,
@@ -130,7 +130,7 @@ test("what its terminal had stopped is no reason to lose anything: the move is r
 
 test("without a freezer nobody stays stopped but who was stopped before", { skip }, async () => {
   const faults = { a: "without@agent:freezer", b: "without@agent:freezer;fail@target:restored" };
-  await withPythonShell({ downstream: "relay", faults }, async (program, run) => {
+  await withPythonShell({ downstream: "forward", faults }, async (program, run) => {
     await start(run);
     assert.doesNotMatch(await run(`STOPPED = subprocess.Popen(["sleep", "1000"])`), /^ERROR/);
     await run(`STOPPED.send_signal(signal.SIGSTOP)`);

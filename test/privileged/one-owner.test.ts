@@ -232,7 +232,7 @@ test("two agents of a new cluster that may both start it, at the same time: one 
 });
 
 test("started by force where the owner's machine seems gone: when it is back it ends its own, and clients are reset", async () => {
-  await withProgram({ downstream: "relay", workload: echo }, async (program) => {
+  await withProgram({ downstream: "forward", workload: echo }, async (program) => {
     const client = await program.connect(8080, program.lab.place("a").address);
     await assertEchoes(client, "before");
     await program.agent("a").stop("SIGKILL");
@@ -259,7 +259,7 @@ test("started by force where the owner's machine seems gone: when it is back it 
 });
 
 test("an edge whose agent was down in a move learns of the owner when it is back: old and new clients are served", async () => {
-  await withProgram({ downstream: "relay", nodes: ["a", "b", "c"], workload: echo }, async (program) => {
+  await withProgram({ downstream: "forward", nodes: ["a", "b", "c"], workload: echo }, async (program) => {
     const edge = program.lab.place("a").address;
     const client = await program.connect(8080, edge);
     await assertEchoes(client, "at a");

@@ -15,7 +15,7 @@ const container = {
   network: "own",
 };
 
-for (const downstream of ["takeover", "relay"] as const) {
+for (const downstream of ["takeover", "forward"] as const) {
   describe(`a network of its own, ${downstream}`, { timeout: 300_000 }, () => {
     const on = staged({ downstream, workload: { container } });
 

@@ -12,7 +12,7 @@ import { RawEnd } from "#test/support/raw-ends.ts";
 const LINKS = 300;
 const GROWTH_MOVES = 20;
 
-for (const downstream of ["relay", "takeover"] as const) {
+for (const downstream of ["forward", "takeover"] as const) {
   describe(`a handover by ${downstream}`, { timeout: 600_000 }, () => {
     let lab: ProxyLab;
     let owner: NodeName = "a";
@@ -68,7 +68,7 @@ for (const downstream of ["relay", "takeover"] as const) {
       await move();
       await Promise.all(clients.map((client) => client.progress()));
       connect();
-      if (downstream === "relay") connect("a");
+      if (downstream === "forward") connect("a");
       await Promise.all(clients.map((client) => client.progress()));
       await move();
       await Promise.all(clients.map((client) => client.progress()));
@@ -150,7 +150,7 @@ for (const downstream of ["relay", "takeover"] as const) {
     it("loses a session whose connection to the application could not be captured, at both ends, and no other", async () => {
       const bystander = connect("a");
       await bystander.progress();
-      // There and back: in a relay its client is at an edge, and at the edge that becomes the owner again.
+      // There and back: in forward mode its client is at an edge, and at the edge that becomes the owner again.
       for (let round = 0; round < 2; round++) {
         const lost = connect("a");
         await lost.progress();
@@ -244,7 +244,7 @@ for (const downstream of ["relay", "takeover"] as const) {
 }
 
 describe("a port that is taken at the target", { timeout: 30_000 }, () => {
-  for (const downstream of ["relay", "takeover"] as const) {
+  for (const downstream of ["forward", "takeover"] as const) {
     it(`fails the standby and nothing else, by ${downstream}`, async () => {
       const lab = await ProxyLab.start({ nodes: ["a", "b"], downstream });
       try {
@@ -273,7 +273,7 @@ describe("a port that is taken at the target", { timeout: 30_000 }, () => {
   }
 
   it("is kept silent until the release, and free again after a discard", async () => {
-    const lab = await ProxyLab.start({ nodes: ["a", "b"], downstream: "relay" });
+    const lab = await ProxyLab.start({ nodes: ["a", "b"], downstream: "forward" });
     try {
       await lab.serve("a");
       await lab.proxy("b").call("standby", { epoch: 2 });
@@ -293,7 +293,7 @@ describe("a port that is taken at the target", { timeout: 30_000 }, () => {
 describe("many links of edges", { timeout: 120_000 }, () => {
   it("have the time that they need: a bound meant for a few fails no move of many", async () => {
     const limits = { quiesceMsMax: 1 };
-    const lab = await ProxyLab.start({ nodes: ["a", "b", "c"], downstream: "relay", limits });
+    const lab = await ProxyLab.start({ nodes: ["a", "b", "c"], downstream: "forward", limits });
     const clients: CountedClient[] = [];
     try {
       await lab.serve("a");
@@ -315,12 +315,12 @@ describe("many links of edges", { timeout: 120_000 }, () => {
   });
 });
 
-describe("relay over three nodes", { timeout: 600_000 }, () => {
+describe("forwarding over three nodes", { timeout: 600_000 }, () => {
   let lab: ProxyLab;
   let clients: CountedClient[] = [];
 
   before(async () => {
-    lab = await ProxyLab.start({ nodes: ["a", "b", "c"], downstream: "relay" });
+    lab = await ProxyLab.start({ nodes: ["a", "b", "c"], downstream: "forward" });
     await lab.serve("a");
   });
   after(async () => {
@@ -390,12 +390,12 @@ describe("relay over three nodes", { timeout: 600_000 }, () => {
   });
 });
 
-describe("a relay behind a load balancer", { timeout: 600_000 }, () => {
+describe("a forwarding proxy behind a load balancer", { timeout: 600_000 }, () => {
   it("keeps an edge's connection whose header was not complete when the workload moved, and names its client to the owner", async () => {
     const proxyProtocol = { from: [{ address: "10.66.0.1", prefix: 32 }], headerMsMax: 600_000 };
     const lab = await ProxyLab.start({
       nodes: ["a", "b"],
-      downstream: "relay",
+      downstream: "forward",
       echo: "plain",
       port: { proxyProtocol },
     });

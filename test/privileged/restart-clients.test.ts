@@ -188,7 +188,7 @@ async function assertReplayed({ http, ws }: { http: Requests; ws: Messages }, li
 }
 
 describe("clients of an application that is restarted", { skip, timeout: 600_000 }, () => {
-  for (const downstream of ["takeover", "relay"] as const) {
+  for (const downstream of ["takeover", "forward"] as const) {
     it(`${downstream}: HTTP and WebSocket clients of a replay port see a pause, those of a transplant port their application's end`, () =>
       withClients(downstream, async (program, clients) => {
         const { restart: result, error } = await restart(program);
@@ -202,8 +202,8 @@ describe("clients of an application that is restarted", { skip, timeout: 600_000
       }));
   }
 
-  it("after a move in relay the owner restarts it, behind the node the clients came to", () =>
-    withClients("relay", async (program, clients) => {
+  it("after a move in forward mode the owner restarts it, behind the node the clients came to", () =>
+    withClients("forward", async (program, clients) => {
       await program.move("b");
       const { restart: result } = await restart(program);
       assert.equal(result?.outcome, "restarted");

@@ -62,7 +62,7 @@ async function moved(stage: MoveStage): Promise<void> {
 }
 
 describe("a node that is stolen", { timeout: 300_000 }, () => {
-  const on = staged({ downstream: "relay", withC: true, agentOf });
+  const on = staged({ downstream: "forward", withC: true, agentOf });
   after(() => delete process.env.REDISCLI_AUTH);
 
   it(

@@ -42,7 +42,7 @@ function versionBefore(): string {
 describe("the version before, on one of two nodes", { skip, timeout: 300_000 }, () => {
   const program = skip === false ? versionBefore() : "";
 
-  for (const downstream of ["takeover", "relay"] satisfies Downstream[])
+  for (const downstream of ["takeover", "forward"] satisfies Downstream[])
     it(`is moved to and from, ${downstream}`, async () => {
       await using stage = await MoveStage.open({ downstream, programOf: { b: program } });
       for (const to of ["b", "a"] as const) {

@@ -42,7 +42,7 @@ export interface InProcessOptions {
   kernel?: Partial<LegKernel>;
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
-  downstream?: "takeover" | "relay";
+  downstream?: "takeover" | "forward";
   listenAddress?: string;
   listenDevice?: string;
   /** takes each connection to the application; default: an echo */
@@ -84,7 +84,7 @@ export function makeProxy(options: InProcessOptions): {
   proxy: WorkloadProxy;
   lines: Record<string, unknown>[];
 } {
-  const { kernel, port, limits, downstream = "relay" } = options;
+  const { kernel, port, limits, downstream = "forward" } = options;
   const { listenAddress = "127.0.0.1", listenDevice = null } = options;
   const lines: Record<string, unknown>[] = [];
   const proxy = new WorkloadProxy({

@@ -68,7 +68,7 @@ export function madeUpResults(rounds = 3): BenchResults {
       "criu-dump": 66,
       "criu-restore": 50,
     },
-    "holdfast-relay": {
+    "holdfast-forward": {
       hold: 8,
       capture: 18,
       dump: 60,

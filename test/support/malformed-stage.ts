@@ -45,7 +45,7 @@ export class MalformedStage {
       {
         workload: "malformed",
         node: "a",
-        downstream: "relay",
+        downstream: "forward",
         listenAddress: "127.0.0.1",
         ports: upstreams.map(({ port, shape }) => ({
           listen: 0,

@@ -122,7 +122,7 @@ export class ReplayStage {
       {
         workload: "replay",
         node: "a",
-        downstream: "relay",
+        downstream: "forward",
         listenAddress: "127.0.0.1",
         ports: shapes.map((shape) => ({ listen: 0, upstream, continuity: "replay", ...shape })),
         linkAddress: "127.0.0.1:0",

@@ -15,7 +15,7 @@ import { type Load, type LoadKind, startLoad } from "../load/load.ts";
 import type { LoadOptions } from "../load/protocol.ts";
 
 export type NodeName = "a" | "b";
-export type Downstream = "takeover" | "relay";
+export type Downstream = "takeover" | "forward";
 
 export const WORKLOAD = "chat";
 export const VIP = "10.99.0.50";
@@ -98,7 +98,7 @@ export class MoveStage implements AsyncDisposable {
   get other(): NodeName {
     return this.#owner === "a" ? "b" : "a";
   }
-  /** where clients connect; with relay always at node a */
+  /** where clients connect; with forward always at node a */
   get target(): { address: string; port: number } {
     const address = this.options.downstream === "takeover" ? VIP : this.lab.place("a").address;
     return { address, port: PORT };
@@ -310,8 +310,8 @@ export class MoveStage implements AsyncDisposable {
     if (count(/\bswrk\b/) > 0) wrong.push("a CRIU is still there");
     if (count(/^tar /) > 0) wrong.push("a tar is still there");
     const proxies = count(/proxy\/main\.ts/);
-    // with relay a node that has once owned the workload goes on taking clients for it
-    const proxiesMax = this.options.downstream === "relay" ? 2 : 1;
+    // with forward a node that has once owned the workload goes on taking clients for it
+    const proxiesMax = this.options.downstream === "forward" ? 2 : 1;
     if (proxies > proxiesMax) wrong.push(`${proxies} proxies`);
     if (count(/catatonit|\/init -P/) !== 1)
       wrong.push(`${count(/catatonit|\/init -P/)} containers by their init`);

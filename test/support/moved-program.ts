@@ -15,7 +15,7 @@ import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { CLONE_NEWNET, setns } from "#proxy/kernel/namespaces.ts";
 import { createLab, type Lab, type LabAgent, type LabProcess } from "../lab/lab.ts";
 
-export type Downstream = "takeover" | "relay";
+export type Downstream = "takeover" | "forward";
 
 export interface ProgramOptions {
   downstream: Downstream;

@@ -76,7 +76,7 @@ export const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
 
 export interface LabOptions {
   nodes: NodeName[];
-  downstream: "takeover" | "relay";
+  downstream: "takeover" | "forward";
   echo?: "counted" | "plain";
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;

@@ -117,7 +117,7 @@ describe("the agent's configuration", () => {
     });
   });
 
-  test("relay, a bundle, limits, IPv6, and a key in hex next to the file", () => {
+  test("forward, a bundle, limits, IPv6, and a key in hex next to the file", () => {
     writeFileSync(join(folder, "hex"), `${key.toString("hex")}\n`, { mode: 0o640 });
     const config = parseConfig(
       changed((raw) => {
@@ -136,7 +136,7 @@ describe("the agent's configuration", () => {
     );
     assert.deepEqual(config.keys, [key]);
     const [chat] = config.workloads;
-    assert.equal(chat?.downstream, "relay");
+    assert.equal(chat?.downstream, "forward");
     assert.equal(chat?.listenAddress, "fd00::2");
     assert.deepEqual(chat?.limits, { ...LIMITS, deadlineMs: 5000 });
     assert.deepEqual(config.admin, { address: "::1", port: 7401 });
@@ -460,7 +460,7 @@ describe("the agent's configuration", () => {
       /^workloads\[1\]\.container\.network: expected addresses that no other workload has, got 10.7.0.3\/24, which overlaps that of chat/,
     ],
     [
-      "outbound keep in relay",
+      "outbound keep in forward mode",
       (r) => {
         delete r.workloads[0].vip;
         r.workloads[0].outbound = "keep";

@@ -160,7 +160,7 @@ test("a damaged journal costs its workload alone, which says so, and is left as 
     mkdirSync(join(path, ".."), { recursive: true });
     writeFileSync(path, '{"role":"own');
     const store = { ownership: async () => null };
-    const config = { name: "w", downstream: "relay" } as WorkloadConfig;
+    const config = { name: "w", downstream: "forward" } as WorkloadConfig;
     const workload = new Workload(config, { stateDir, store } as unknown as AgentContext);
     assert.equal((await workload.status()).state, "damaged");
     assert.equal((await workload.held()).has, "moving", "it may be here, so no peer is to start it");

@@ -25,7 +25,7 @@ const outcome: Outcome = {
 
 describe("the table of the matrix", () => {
   it("has a row a program with both modes and the longer of their pauses", () => {
-    const table = renderTable([outcome, { ...outcome, downstream: "relay", longestPauseMs: 200 }]);
+    const table = renderTable([outcome, { ...outcome, downstream: "forward", longestPauseMs: 200 }]);
     assert.match(
       table,
       /^\| memcached \| 1\.6\.18 \| yes, 10 moves \| yes, 10 moves \| 200 ms \| items \|$/m,
@@ -33,13 +33,16 @@ describe("the table of the matrix", () => {
   });
 
   it("says of a program that did not move after how many moves, and why, in one line", () => {
-    const failed = { ...outcome, downstream: "relay" as const, moved: false, moves: 3, reason: "a | b" };
-    assert.match(renderTable([outcome, failed]), /\| \*\*no\*\*, 3 of 10 \| 123 ms \| relay: a \\\| b \|$/m);
+    const failed = { ...outcome, downstream: "forward" as const, moved: false, moves: 3, reason: "a | b" };
+    assert.match(
+      renderTable([outcome, failed]),
+      /\| \*\*no\*\*, 3 of 10 \| 123 ms \| forward: a \\\| b \|$/m,
+    );
   });
 
   it("says a reason that both modes have once", () => {
     const failed = { ...outcome, moved: false, moves: 0, longestPauseMs: null, reason: "refused" };
-    const table = renderTable([failed, { ...failed, downstream: "relay" }]);
+    const table = renderTable([failed, { ...failed, downstream: "forward" }]);
     assert.match(table, /\| \*\*no\*\*, 0 of 10 \| \*\*no\*\*, 0 of 10 \| - \| refused \|$/m);
   });
 

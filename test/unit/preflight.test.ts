@@ -193,8 +193,8 @@ describe("what two configurations must agree on", () => {
   });
 
   it("names the keys that block", () => {
-    const { vip: _, ...relay } = { vip: null };
-    assert.deepEqual(differ(workload({ vip: undefined, ...relay })), ["error downstream", "error vip"]);
+    const { vip: _, ...forward } = { vip: null };
+    assert.deepEqual(differ(workload({ vip: undefined, ...forward })), ["error downstream", "error vip"]);
     assert.deepEqual(differ(workload({ outbound: "keep" })), ["error outbound"]);
     assert.deepEqual(differ(workload({ ports: [{ listen: 8080, upstream: "127.0.0.1:9000" }] })), [
       "error ports",

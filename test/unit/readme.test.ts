@@ -115,7 +115,7 @@ describe("README.md", () => {
     assert.equal(config.node, "a");
     assert.equal(config.workloads[0]?.downstream, "takeover");
     const without = here.replace(/^ *vip:.*\n/m, "");
-    assert.equal(parseConfig(without, "a.yaml").workloads[0]?.downstream, "relay");
+    assert.equal(parseConfig(without, "a.yaml").workloads[0]?.downstream, "forward");
   });
 
   it("lists the exit statuses that --help lists", () => {

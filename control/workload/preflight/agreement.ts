@@ -139,7 +139,7 @@ function judge(key: string, source: Agreement, target: Agreement): Omit<Disagree
   if (key === "downstream")
     return {
       severity: "error",
-      what: "one node's configuration has a vip (takeover), the other's has none (relay)",
+      what: "one node's configuration has a vip (takeover), the other's has none (forward)",
       cure: same,
     };
   if (key === "ports" && source[PORTS_SORTED] === target[PORTS_SORTED])

@@ -33,7 +33,7 @@ describe("a proxy between a client and an application", { timeout: 300_000 }, ()
       {
         workload: "test",
         node: "a",
-        downstream: "relay",
+        downstream: "forward",
         listenAddress: "127.0.0.1",
         ports: [{ listen: 0, upstream: { address: "127.0.0.1", port: (app.address() as AddressInfo).port } }],
         linkAddress: "127.0.0.1:0",

@@ -1,5 +1,5 @@
 /**
- * The relays of a run, ready to be measured: an application, the peers before it that carry what it speaks, and our generator,
+ * The contenders of a run, ready to be measured: an application, the peers before it that carry what it speaks, and our generator,
  * all warmed up.
  */
 import { setTimeout as delay } from "node:timers/promises";
@@ -66,7 +66,7 @@ export interface Problem {
   what: string;
 }
 
-export class Relays {
+export class Contenders {
   readonly stage: Stage;
   readonly backend: Application;
   readonly peers: RunningPeer[] = [];
@@ -85,33 +85,33 @@ export class Relays {
    * A peer that is not installed, or does not start, is in `missing`.
    * @param application nginx with a short answer where it is left out
    */
-  static async start(stage: Stage, peers: readonly Peer[], application?: Application): Promise<Relays> {
+  static async start(stage: Stage, peers: readonly Peer[], application?: Application): Promise<Contenders> {
     const backend = application ?? (await Backend.start(stage));
     const generator = await Program.start<Load, LoadReport>(
       stage,
       `${import.meta.dirname}/load/generator.ts`,
       { cpu: stage.cpus.load },
     );
-    const relays = new Relays(stage, backend, generator);
+    const contenders = new Contenders(stage, backend, generator);
     for (const peer of peers) {
       if (peer.carries?.includes(backend.protocol) === false) continue;
       try {
         const running = await peer.start(stage, backend);
-        await relays.generate({
+        await contenders.generate({
           port: running.port,
           connections: WARM_CONNECTIONS,
           perSecond: null,
           seconds: WARM_SECONDS,
         });
-        relays.peers.push(running);
+        contenders.peers.push(running);
       } catch (error) {
         if (stage.closed) throw error;
         const what = (error as Error).message;
-        relays.missing.push({ where: peer.name, what });
-        if (!(error instanceof MissingPeer)) relays.problems.push({ where: peer.name, what });
+        contenders.missing.push({ where: peer.name, what });
+        if (!(error instanceof MissingPeer)) contenders.problems.push({ where: peer.name, what });
       }
     }
-    return relays;
+    return contenders;
   }
 
   /** @param load of what the application speaks, where it says nothing else */
