@@ -8,7 +8,7 @@ import { Channel, checked } from "#proxy/contract/channel.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { openStore } from "#proxy/store/open.ts";
 import { checkCall } from "../api/check.ts";
-import { edgePrepareCall, edgeSwitchCall, outcomeCall, prepareCall } from "../api/migration.ts";
+import { anchorPrepareCall, anchorSwitchCall, outcomeCall, prepareCall } from "../api/migration.ts";
 import { ownersCall } from "../api/owners.ts";
 import type { AgentConfig } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
@@ -233,14 +233,14 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
     checked(ownersCall, async ({ workloads: told }) => ({ result: await context.owners.answer(peer, told) })),
   );
   channel.on(
-    "edge.prepare",
-    checked(edgePrepareCall, ({ workload: name, epoch, target }) =>
-      workload(name).edgePrepare(epoch, target),
+    "anchor.prepare",
+    checked(anchorPrepareCall, ({ workload: name, epoch, target }) =>
+      workload(name).anchorPrepare(epoch, target),
     ),
   );
   channel.on(
-    "edge.switch",
-    checked(edgeSwitchCall, ({ workload: name, epoch, owner }) => workload(name).edgeSwitch(epoch, owner)),
+    "anchor.switch",
+    checked(anchorSwitchCall, ({ workload: name, epoch, owner }) => workload(name).anchorSwitch(epoch, owner)),
   );
 }
 

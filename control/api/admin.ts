@@ -26,7 +26,7 @@ export const refusalSchema = z.looseObject({ error: errorPart });
 
 const workloadStatus = z.looseObject({
   name: z.string(),
-  /** what this node is to it: "owner", "edge", "none" … */
+  /** what this node is to it: "owner", "anchor", "none" … */
   role: z.string().optional(),
   owner: z.string().nullish(),
   epoch: z.number().nullish(),

@@ -105,7 +105,7 @@ export const prepareCall = z.strictObject({
   migration: z.string().max(64),
   from: node,
   epoch,
-  edges: z.array(node).max(1_000),
+  anchors: z.array(node).max(1_000),
   /** the restored tree needs every thread id up to this one free */
   highestTid: count.max(4_194_304),
   /** what the target looks at before it makes anything, as it has done when it was asked (`check`) */
@@ -212,10 +212,10 @@ export const outcomeCall = z.strictObject({
 });
 export type OutcomeCall = z.infer<typeof outcomeCall>;
 
-// ---- what the owner's agent says to the agents of edges ----
+// ---- what the owner's agent says to the agents of anchors ----
 
-export const edgePrepareCall = z.strictObject({ workload: z.string(), epoch, target: endpoint });
-export const edgeSwitchCall = z.strictObject({
+export const anchorPrepareCall = z.strictObject({ workload: z.string(), epoch, target: endpoint });
+export const anchorSwitchCall = z.strictObject({
   workload: z.string(),
   epoch,
   owner: z.strictObject({ node, link: endpoint }),

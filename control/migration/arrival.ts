@@ -199,7 +199,7 @@ export class Arrival {
         stopped: [],
         watches: [],
         link: null,
-        edges: this.prepare.edges,
+        anchors: this.prepare.anchors,
       },
     });
     context.faults.at("target:prepare");
@@ -604,7 +604,7 @@ export class Arrival {
     this.#state = "released";
     if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
     await this.#letGo();
-    workload.becomeOwner(epoch, this.prepare.edges);
+    workload.becomeOwner(epoch, this.prepare.anchors);
     return { criuRestoreMs: this.#criuMs };
   }
 

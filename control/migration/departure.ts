@@ -232,7 +232,7 @@ export class Departure {
         stopped: [],
         watches: [],
         link: null,
-        edges: [],
+        anchors: [],
       },
     });
     const ownership = await workload.debts.reserve(this.#id, this.#options.to);
@@ -248,7 +248,7 @@ export class Departure {
       migration: this.#id,
       from: context.node,
       epoch: this.#epoch,
-      edges: workload.edgesAfterLeaving(this.#options.to),
+      anchors: workload.anchorsAfterLeaving(this.#options.to),
       highestTid: await highestInnerTid(await treeOf(root)),
       facts: required(facts),
       ownerEpoch: journal.epoch,
@@ -261,7 +261,7 @@ export class Departure {
     if (workload.downstream === "forward") workload.recordMoving({ link: this.#link });
     for (const mount of container.tmpfs) await this.#untilStopped(this.#sendFilesFirst(mount));
     if (workload.downstream === "forward")
-      await workload.prepareEdges(this.#epoch, this.#options.to, this.#link);
+      await workload.prepareAnchors(this.#epoch, this.#options.to, this.#link);
     await this.#findWatchedFiles();
     await this.#startWorker();
     await this.#sendLayers();

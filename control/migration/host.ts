@@ -60,7 +60,7 @@ export interface MigrationOwnership {
   throwIfClosed(): void;
 }
 
-/** The proxies: this node's, and those of edges. */
+/** The proxies: this node's, and those of anchors. */
 export interface MigrationProxies {
   readonly proxy: {
     command<Name extends keyof ProxyCommands, Result = unknown>(
@@ -71,12 +71,12 @@ export interface MigrationProxies {
     ): Promise<{ result: Result; body: Buffer }>;
   };
   countSessions(): Promise<number>;
-  /** → where the links of edges arrive */
+  /** → where the links of anchors arrive */
   standbyProxy(epoch: number): Promise<Endpoint>;
   discardProxy(epoch: number): Promise<void>;
   /** Forward: nodes whose proxies have clients of this workload once it has left. */
-  edgesAfterLeaving(to: string): string[];
-  prepareEdges(epoch: number, to: string, target: Endpoint): Promise<void>;
+  anchorsAfterLeaving(to: string): string[];
+  prepareAnchors(epoch: number, to: string, target: Endpoint): Promise<void>;
   /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
   heldBytes(epoch: number): Promise<Buffer>;
 }
@@ -111,7 +111,7 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
   comeAlive(epoch: number): Promise<void>;
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   goOnHere(epoch: number): Promise<void>;
-  becomeOwner(epoch: number, edges: string[]): void;
+  becomeOwner(epoch: number, anchors: string[]): void;
   /** The target goes on; whatever was kept for a rollback goes. */
   retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void>;
 }

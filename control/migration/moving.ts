@@ -37,7 +37,7 @@ export const movingSchema = z.looseObject({
   /** source, forward: where the target's proxy takes links */
   link: z.looseObject({ address: z.string(), port: z.number().int() }).nullable().default(null),
   /** target: nodes whose proxies hold clients, once it owns the workload */
-  edges: z.array(z.string()).default([]),
+  anchors: z.array(z.string()).default([]),
 });
 
 /**

@@ -39,8 +39,8 @@ const restartingSchema = z.looseObject({
 });
 
 const journalSchema = z.looseObject({
-  role: z.enum(["none", "owner", "edge"]),
-  /** owner: at which it owns the workload; edge: of the owner it has links to; none: at which it last had to do with it */
+  role: z.enum(["none", "owner", "anchor"]),
+  /** owner: at which it owns the workload; anchor: of the owner it has links to; none: at which it last had to do with it */
   epoch: z.number().int().nonnegative(),
   /** the highest at which this node has been owner */
   owned: z.number().int().nonnegative().default(0),
@@ -51,7 +51,7 @@ const journalSchema = z.looseObject({
   application: processSchema.nullable().default(null),
   proxy: z.looseObject({ process: processSchema, socketPath: z.string() }).nullable().default(null),
   /** forward: nodes whose proxies hold clients of this workload */
-  edges: z.array(z.string()).default([]),
+  anchors: z.array(z.string()).default([]),
   moving: movingSchema.nullable().default(null),
   restarting: restartingSchema.nullable().default(null),
   debt: debtSchema.nullable().default(null),
@@ -84,7 +84,7 @@ export const EMPTY_JOURNAL: Journal = {
   container: null,
   application: null,
   proxy: null,
-  edges: [],
+  anchors: [],
   moving: null,
   restarting: null,
   debt: null,

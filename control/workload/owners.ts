@@ -1,6 +1,6 @@
 /**
  * What agents tell each other of the workloads they have: every second, whether or not there is a store. So two owners find
- * each other, an edge learns of an owner that could not reach it, and a node knows the epochs that others have seen. Whoever
+ * each other, an anchor learns of an owner that could not reach it, and a node knows the epochs that others have seen. Whoever
  * is about to claim a workload of which the store has no record asks the same.
  */
 

@@ -60,6 +60,6 @@ export class RegistryChanges {
 
 /** What stays the same while bytes pass. */
 function recordOf(session: SessionInfo, since: string): SessionRecord {
-  const { id, port, client, edge, place, state, protocol, continuity, name } = session;
-  return { id, port, client, edge, place, state, protocol, continuity, name, since };
+  const { id, port, client, anchor, place, state, protocol, continuity, name } = session;
+  return { id, port, client, anchor, place, state, protocol, continuity, name, since };
 }

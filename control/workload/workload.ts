@@ -147,7 +147,7 @@ export class Workload {
   #heardEpoch = 0;
   /** forward, owner: where this proxy takes links */
   #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
-  /** forward, edge: where it has been told that the owner takes links */
+  /** forward, anchor: where it has been told that the owner takes links */
   #ownerLink: Endpoint | null = null;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
@@ -265,7 +265,7 @@ export class Workload {
     if (journal.moving !== null) await this.#recoverMove(journal.moving);
     if (this.#journal.debt !== null) this.debts.owe(this.#journal.debt);
     if (this.#journal.role === "owner") await this.#recoverOwner();
-    else if (this.#journal.role === "edge" && this.#proxy === null)
+    else if (this.#journal.role === "anchor" && this.#proxy === null)
       this.record({ role: "none", proxy: null });
     this.#isRecovered = true;
     this.supervisor.watch();
@@ -476,10 +476,10 @@ export class Workload {
   async #launch(epoch: number): Promise<void> {
     const { context, name } = this;
     await this.#openVip();
-    if (this.#journal.role === "edge") await this.#tearDown(); // of an owner that is gone for good
+    if (this.#journal.role === "anchor") await this.#tearDown(); // of an owner that is gone for good
     const holder = this.vip?.ask(); // beside the start
     const container = await this.createContainer(async () => {});
-    this.record({ container, role: "owner", epoch, stopped: false, edges: [] });
+    this.record({ container, role: "owner", epoch, stopped: false, anchors: [] });
     try {
       await this.supervisor.first();
       const proxy = await this.#startProxy();
@@ -577,8 +577,8 @@ export class Workload {
     // it is about to take the address off, which it has announced
     if (role === "owner" && epoch < own) this.vip?.announce();
     const isNews = epoch > own || !isSameEndpoint(link, this.#ownerLink);
-    if (role === "edge" && link !== null && epoch >= own && isNews)
-      this.edgeSwitch(epoch, { node: peer, link }).catch((error: unknown) =>
+    if (role === "anchor" && link !== null && epoch >= own && isNews)
+      this.anchorSwitch(epoch, { node: peer, link }).catch((error: unknown) =>
         this.#warn("switch links", error),
       );
   }
@@ -820,13 +820,13 @@ export class Workload {
     return true;
   }
 
-  async #finishArrival({ epoch, edges }: Moving): Promise<void> {
+  async #finishArrival({ epoch, anchors }: Moving): Promise<void> {
     const { container } = this.#journal;
     if (await this.#isWhole()) {
       await this.comeAlive(epoch);
       if (container !== null) await rm(runPath(container, "images"), { recursive: true, force: true });
     }
-    this.becomeOwner(epoch, edges);
+    this.becomeOwner(epoch, anchors);
     this.context.log.info({ workload: this.name, epoch }, "the cut-off arrival was completed");
   }
 
@@ -1116,7 +1116,7 @@ export class Workload {
     endLeftConnections(this.config.ports.map((port) => port.upstream.port));
   }
 
-  /** → where the links of edges arrive */
+  /** → where the links of anchors arrive */
   async standbyProxy(epoch: number): Promise<Endpoint> {
     let proxy = this.#proxy;
     if (proxy?.isOpen) await this.handNetwork();
@@ -1129,7 +1129,7 @@ export class Workload {
     const proxy = this.#proxy;
     if (proxy === null) return;
     await proxy.command("discard", { epoch }).catch(() => {});
-    if (this.#journal.role === "edge") return;
+    if (this.#journal.role === "anchor") return;
     this.#proxy = null;
     await proxy.stop();
     this.record({ proxy: null });
@@ -1279,11 +1279,11 @@ export class Workload {
     return unseal(context.ring.keys, { workload: name, epoch, kind: "held" }, sealed);
   }
 
-  becomeOwner(epoch: number, edges: string[]): void {
+  becomeOwner(epoch: number, anchors: string[]): void {
     this.record({
       role: "owner",
       epoch,
-      edges: edges.filter((edge) => edge !== this.context.node),
+      anchors: anchors.filter((anchor) => anchor !== this.context.node),
       moving: null,
     });
     this.#arrival = null;
@@ -1305,15 +1305,15 @@ export class Workload {
       this.vip?.remove();
       proxy?.disconnect();
     }
-    const told = this.#tellEdges(owner.node, "edge.switch", { workload: this.name, epoch, owner });
+    const told = this.#tellAnchors(owner.node, "anchor.switch", { workload: this.name, epoch, owner });
     const stays = this.#proxy !== null;
     // the move is over, whatever becomes of the clean-up
     this.record({
-      role: stays ? "edge" : "none",
+      role: stays ? "anchor" : "none",
       epoch,
       container: null,
       proxy: stays ? proxyRecord : null,
-      edges: [],
+      anchors: [],
       moving: null,
     });
     await told;
@@ -1326,30 +1326,30 @@ export class Workload {
   }
 
   /** Forward: nodes whose proxies have clients of this workload once it has left. */
-  edgesAfterLeaving(to: string): string[] {
+  anchorsAfterLeaving(to: string): string[] {
     if (this.downstream === "takeover") return [];
-    return [...new Set([...this.#journal.edges, this.context.node])].filter((node) => node !== to);
+    return [...new Set([...this.#journal.anchors, this.context.node])].filter((node) => node !== to);
   }
 
-  async prepareEdges(epoch: number, to: string, target: Endpoint): Promise<void> {
+  async prepareAnchors(epoch: number, to: string, target: Endpoint): Promise<void> {
     await Promise.all([
       this.proxy.command("prepareLinks", { epoch, target }),
-      this.#tellEdges(to, "edge.prepare", { workload: this.name, epoch, target }),
+      this.#tellAnchors(to, "anchor.prepare", { workload: this.name, epoch, target }),
     ]);
   }
 
-  /** An edge that cannot be reached dials again when its links break; it must not keep a workload where it is. */
-  async #tellEdges(except: string, method: string, params: object): Promise<void> {
-    const told = this.#journal.edges.filter((edge) => edge !== except);
+  /** An anchor that cannot be reached dials again when its links break; it must not keep a workload where it is. */
+  async #tellAnchors(except: string, method: string, params: object): Promise<void> {
+    const told = this.#journal.anchors.filter((anchor) => anchor !== except);
     await Promise.all(
-      told.map((edge) =>
-        this.#tellEdge(edge, method, params).catch((error: unknown) => this.#warn(`edge ${edge}`, error)),
+      told.map((anchor) =>
+        this.#tellAnchor(anchor, method, params).catch((error: unknown) => this.#warn(`anchor ${anchor}`, error)),
       ),
     );
   }
 
-  async #tellEdge(edge: string, method: string, params: object): Promise<void> {
-    const channel = await this.context.dial(edge, PEER_MS_MAX);
+  async #tellAnchor(anchor: string, method: string, params: object): Promise<void> {
+    const channel = await this.context.dial(anchor, PEER_MS_MAX);
     try {
       await channel.call(method, params, { timeoutMs: EDGE_MS_MAX });
     } finally {
@@ -1357,11 +1357,11 @@ export class Workload {
     }
   }
 
-  /** As an edge: what the owner's agent says. */
-  async edgePrepare(epoch: number, target: Endpoint): Promise<void> {
+  /** As an anchor: what the owner's agent says. */
+  async anchorPrepare(epoch: number, target: Endpoint): Promise<void> {
     await this.proxy.command("prepareLinks", { epoch, target });
   }
-  async edgeSwitch(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
+  async anchorSwitch(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
     if (epoch < this.#journal.epoch) return; // told late
     await this.proxy.command("switchOwner", { epoch, owner });
     this.record({ epoch });

@@ -166,14 +166,14 @@ export interface Serve {
 
 /**
  * → `{ link: Endpoint | null }`: ready to adopt at `epoch`. Listens for clients from here on and drops their SYNs until
- * `release`; an edge goes on serving its own. `discard` closes what this opened. Fails with `PROXY_LISTEN` where a port is
+ * `release`; an anchor goes on serving its own. `discard` closes what this opened. Fails with `PROXY_LISTEN` where a port is
  * taken and `PROXY_NOT_ABLE` where a connection cannot be adopted: nobody is held yet.
  */
 export interface Standby {
   epoch: number;
 }
 
-/** Forward, at an edge: dial the links the sessions will use after the switch. → `{ links: number }` */
+/** Forward, at an anchor: dial the links the sessions will use after the switch. → `{ links: number }` */
 export interface PrepareLinks {
   epoch: number;
   target: Endpoint;
@@ -255,7 +255,7 @@ export interface Rollback {
 export interface Discard {
   epoch: number;
 }
-/** Source, after the target released. takeover: close all silently and exit. forward: go on as an edge of `owner`. */
+/** Source, after the target released. takeover: close all silently and exit. forward: go on as an anchor of `owner`. */
 export interface Retire {
   epoch: number;
   /** where the links of forward mode go; null in takeover, which leaves nothing */
@@ -293,7 +293,7 @@ export interface ResumeResult {
   reset: number;
 }
 
-/** Forward: a third node's edge learns of the new owner; prepared links come alive. */
+/** Forward: a third node's anchor learns of the new owner; prepared links come alive. */
 export interface SwitchOwner {
   epoch: number;
   owner: { node: string; link: Endpoint };
@@ -314,9 +314,9 @@ export interface SessionInfo {
   id: string;
   port: number;
   client: string;
-  edge: string;
-  /** "here": both legs are local; "edge": the owner is elsewhere; "owner": the client's socket is elsewhere */
-  place: "here" | "edge" | "owner";
+  anchor: string;
+  /** "here": both legs are local; "anchor": the owner is elsewhere; "owner": the client's socket is elsewhere */
+  place: "here" | "anchor" | "owner";
   /** away: its application has ended, and the session waits for the next */
   state: "open" | "held" | "half-closed" | "lingering" | "away";
   bytesIn: number;

@@ -113,7 +113,7 @@ function invalid(why: string): HoldfastError {
 function writeSession(writer: ByteWriter, session: SessionSnapshot): void {
   writer.string(session.id);
   writer.u16(session.port);
-  writer.string(session.edge);
+  writer.string(session.anchor);
   writer.count(session.acceptedAtMs);
   writer.count(session.bytesIn);
   writer.count(session.bytesOut);
@@ -123,7 +123,7 @@ function writeSession(writer: ByteWriter, session: SessionSnapshot): void {
   writer.bytes(session.pendingOut);
   writer.choice(session.finIn, FINS);
   writer.choice(session.finOut, FINS);
-  writer.bytes(session.watch);
+  writer.bytes(session.filter);
 }
 
 function readSession(reader: ByteReader): SessionSnapshot {
@@ -132,7 +132,7 @@ function readSession(reader: ByteReader): SessionSnapshot {
   return {
     id,
     port: reader.u16(),
-    edge: reader.string(),
+    anchor: reader.string(),
     acceptedAtMs: reader.count(),
     client: "",
     headerAwaited: false,
@@ -144,7 +144,7 @@ function readSession(reader: ByteReader): SessionSnapshot {
     pendingOut: reader.bytes(),
     finIn: reader.choice(FINS),
     finOut: reader.choice(FINS),
-    watch: reader.bytes(),
+    filter: reader.bytes(),
   };
 }
 

@@ -76,14 +76,14 @@ export function closedLeg(local: Endpoint, remote: Endpoint, unread: Buffer = NO
 
 /**
  * One session as it travels. A session captured for takeover has both legs (the downstream part comes in a later
- * message); in forward mode the downstream leg stays at `edge`.
+ * message); in forward mode the downstream leg stays at `anchor`.
  */
 export interface SessionSnapshot {
   id: string;
   /** index into the workload's `ports` */
   port: number;
   /** node whose proxy holds the client's socket */
-  edge: string;
+  anchor: string;
   /** milliseconds since the Unix epoch */
   acceptedAtMs: number;
   /** "address:port" where a load balancer has named the client; "": the peer of its leg */
@@ -101,6 +101,6 @@ export interface SessionSnapshot {
   /** the client's FIN was read / was passed on; the application's FIN was read / was passed on */
   finIn: "none" | "read" | "sent";
   finOut: "none" | "read" | "sent";
-  /** what is known of its bytes (`proxy/replay/saved-watch.ts`); empty: nothing */
-  watch: Buffer;
+  /** what is known of its bytes (`proxy/replay/saved-filter.ts`); empty: nothing */
+  filter: Buffer;
 }

@@ -1,7 +1,7 @@
 /**
  * Adopt at the target: legs are built from their snapshots, silent until `release`.
  *
- * Forward: a session whose client is connected to *this* node is here already, as an edge's; the adopted leg is kept
+ * Forward: a session whose client is connected to *this* node is here already, as an anchor's; the adopted leg is kept
  * beside its link to the old owner until release.
  */
 import { endpointText } from "#proxy/contract/address.ts";
@@ -9,7 +9,7 @@ import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
-import { closeStill, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 /**
  * One leg that cannot be built costs its session, not the move, see {@link adoptDownstream}. Its application's end is restored all the same, so a
@@ -29,9 +29,9 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
       if (session.adopted !== null) throw new Error(`session ${snapshot.id} occurs twice`);
       done.push(session);
       session.adopted = snapshot;
-      // An edge's own session goes on over its link until the release.
-      if (snapshot.watch.length > 0 && session.state === "adopted")
-        proxy.watchSession(session, snapshot.watch);
+      // An anchor's own session goes on over its link until the release.
+      if (snapshot.filter.length > 0 && session.state === "adopted")
+        proxy.attachFilter(session, snapshot.filter);
       const { upstream } = snapshot;
       if (upstream === null) continue;
       if (!movable(upstream)) {
@@ -43,7 +43,7 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
         // CRIU lets the application's end speak while it restores what that end had not sent, and then puts its
         // windows back to what they were: answered meanwhile, the two ends would refuse each other's segments for good.
         const fd = proxy.kernel.adoptLeg(upstream, { side: "upstream", shielded: true });
-        session.stillUpstream = { fd, snapshot: upstream };
+        session.detachedUpstream = { fd, snapshot: upstream };
         legs++;
       } catch (error) {
         if (isOfNode(error)) throw error;
@@ -95,12 +95,12 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
       const session = proxy.sessions.get(snapshot.id) ?? createAdopted(proxy, snapshot);
-      if (session.stillDownstream !== null) {
+      if (session.detachedDownstream !== null) {
         legs++; // asked for once more, by the next agent
         continue;
       }
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
-      if (snapshot.watch.length > 0) proxy.watchSession(session, snapshot.watch);
+      if (snapshot.filter.length > 0) proxy.attachFilter(session, snapshot.filter);
       session.client = clientOf(snapshot);
       session.named = snapshot.client;
       if (snapshot.headerAwaited) proxy.awaitHeader(session, snapshot.pendingIn);
@@ -113,7 +113,7 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
             addressAbsent: true,
             device: proxy.config.listenDevice,
           });
-          session.stillDownstream = { fd, snapshot: snapshot.downstream };
+          session.detachedDownstream = { fd, snapshot: snapshot.downstream };
           legs++;
         } catch (error) {
           if (isOfNode(error)) throw error;
@@ -138,13 +138,13 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
   return { ...result(snapshots.length, legs, start), lost };
 }
 
-/** Nothing is sent: legs in repair mode are closed silently. An edge's session stays with its old owner. */
+/** Nothing is sent: legs in repair mode are closed silently. An anchor's session stays with its old owner. */
 export function forgetAdopted(proxy: WorkloadProxy, session: LiveSession): void {
-  closeStill(proxy.kernel, session);
+  closeDetached(proxy.kernel, session);
   session.adopted = null;
-  session.watch = null;
+  session.filter = null;
   if (session.state === "adopted") session.forget();
-  else session.lost = null; // an edge's own, which goes on with its old owner
+  else session.lost = null; // an anchor's own, which goes on with its old owner
 }
 
 function createAdopted(proxy: WorkloadProxy, snapshot: SessionSnapshot): LiveSession {
@@ -152,7 +152,7 @@ function createAdopted(proxy: WorkloadProxy, snapshot: SessionSnapshot): LiveSes
     id: snapshot.id,
     port: snapshot.port,
     // With takeover the client is connected to whoever owns the workload.
-    edge: proxy.config.downstream === "takeover" ? proxy.config.node : snapshot.edge,
+    anchor: proxy.config.downstream === "takeover" ? proxy.config.node : snapshot.anchor,
     client: clientOf(snapshot),
     acceptedAtMs: snapshot.acceptedAtMs,
     state: "adopted",

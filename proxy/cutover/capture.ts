@@ -9,9 +9,9 @@ import { endpointIn } from "#proxy/contract/address.ts";
 import type { CaptureResult } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { closedLeg, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
-import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
-import type { LiveSession, StillLeg } from "#proxy/workload/live-session.ts";
+import type { LiveSession, DetachedLeg } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { isOfNode } from "./adopt.ts";
 import { checkTotal, queuedBytes } from "./pieces.ts";
@@ -29,20 +29,20 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   const meter = new Meter();
   const failures: unknown[] = [];
   for (const session of proxy.sessions.values()) {
-    // Its edge believes it open and may have sent bytes: it travels without a leg.
-    const isUndialled = session.state === "waiting" && session.downstream instanceof LinkEnd;
+    // Its anchor believes it open and may have sent bytes: it travels without a leg.
+    const isUndialled = session.state === "waiting" && session.downstream instanceof LinkLeg;
     if (!isUndialled && session.state !== "open" && session.state !== "lingering") continue;
     // The application's frozen end gets our RST, and is dumped as the connection that it no longer is.
-    if (isUndialled || (proxy.portOf(session).moveBy === "replay" && session.watch?.cut() === true)) {
-      session.settleWatch();
+    if (isUndialled || (proxy.portOf(session).moveBy === "replay" && session.filter?.cut() === true)) {
+      session.settleFilter();
       session.step("capture");
       session.takeBackFromDownstreamLink();
       meter.add(session.snapshot({ upstream: null, downstream: null }));
       continue;
     }
-    session.settleWatch();
-    session.stillUpstreamLeg();
-    const still = session.stillUpstream;
+    session.settleFilter();
+    session.detachUpstreamLeg();
+    const still = session.detachedUpstream;
     if (still === null) continue;
     // The application is frozen, its kernel is not: what that still sends is sent again where it is restored.
     proxy.kernel.shieldLeg(still.fd);
@@ -52,7 +52,7 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     session.takeBackFromDownstreamLink();
     let leg: LegSnapshot;
     try {
-      leg = meter.measure(() => captureStill(proxy, session, still));
+      leg = meter.measure(() => captureDetached(proxy, session, still));
     } catch (error) {
       if (isPassing(error)) throw error;
       leg = uncapturedLeg(proxy, still.fd);
@@ -70,10 +70,10 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   return meter.captured();
 }
 
-/** What edges were sent is counted as theirs: it must not end with this process. */
+/** What anchors were sent is counted as theirs: it must not end with this process. */
 async function flushLinks(proxy: WorkloadProxy): Promise<void> {
   const links = [...proxy.sessions.values()].map(({ downstream }) => downstream);
-  const flushed = links.map((link) => (link instanceof LinkEnd ? link.flushed() : null));
+  const flushed = links.map((link) => (link instanceof LinkLeg ? link.flushed() : null));
   await Promise.race([
     Promise.all(flushed),
     delay(proxy.config.limits.drainMsMax, undefined, { ref: false }),
@@ -102,16 +102,16 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
   }
   const meter = new Meter();
   for (const session of proxy.sessions.values()) {
-    if (session.state === "waiting") session.settleWatch();
-    session.stillDownstreamLeg();
-    const still = session.stillDownstream;
+    if (session.state === "waiting") session.settleFilter();
+    session.detachDownstreamLeg();
+    const still = session.detachedDownstream;
     // Whatever arrived until now is in the receive queue and travels with it.
     if (still !== null) kernel.shieldLeg(still.fd);
     if (session.state !== "captured") {
       if (still === null) continue;
       session.step("capture");
     }
-    const leg = still === null ? null : meter.measure(() => captureStill(proxy, session, still));
+    const leg = still === null ? null : meter.measure(() => captureDetached(proxy, session, still));
     // Against the shield the client seems gone, and the kernel would say so with RST.
     if (still !== null) kernel.setPeerTimeouts(still.fd, { keepAliveMs: 0, userTimeoutMs: 0 });
     meter.add(session.snapshot({ upstream: null, downstream: leg }));
@@ -120,7 +120,7 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
   return meter.captured();
 }
 
-function captureStill(proxy: WorkloadProxy, session: LiveSession, still: StillLeg): LegSnapshot {
+function captureDetached(proxy: WorkloadProxy, session: LiveSession, still: DetachedLeg): LegSnapshot {
   try {
     const snapshot = proxy.kernel.captureLeg(still.fd);
     // a rollback asks for no bytes: they are still in the kernel

@@ -235,7 +235,7 @@ export class Commands {
         return { result: () => result };
       }),
       retire: this.#command("retire", withOwnerOrNone, async (proxy, params) => {
-        proxy.role = proxy.config.downstream === "forward" ? "edge" : "gone";
+        proxy.role = proxy.config.downstream === "forward" ? "anchor" : "gone";
         proxy.epoch = params.epoch;
         const result = retire(proxy, params.owner);
         this.#leaveNetwork(proxy);
@@ -348,7 +348,7 @@ export class Commands {
         try {
           const done = await work(proxy, params, body);
           // A command may have taken the role already; the table only knows where it started.
-          proxy.role = nextRole(name, before, proxy.isEdge);
+          proxy.role = nextRole(name, before, proxy.isAnchor);
           // Told of an owner to come: nothing is owned at that epoch yet.
           if (name !== "prepareLinks") proxy.epoch = params.epoch;
           done.after?.();

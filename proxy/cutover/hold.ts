@@ -1,9 +1,9 @@
 /**
  * Hold: no byte of a client goes towards the application any more, and none is on its way there.
  *
- *  1. Stop reading the downstream legs; ask the edges (HOLD) to stop sending. New clients wait, undialled.
- *  2. Go on until every byte read is written, every dial is through, every edge has answered HELD, every upstream leg is
- *     acknowledged, and the application has accepted all its connections; bounded by `quiesceMsMax`, for edges by a little more
+ *  1. Stop reading the downstream legs; ask the anchors (HOLD) to stop sending. New clients wait, undialled.
+ *  2. Go on until every byte read is written, every dial is through, every anchor has answered HELD, every upstream leg is
+ *     acknowledged, and the application has accepted all its connections; bounded by `quiesceMsMax`, for anchors by a little more
  *     with each link.
  *  3. What an application that does not read has left over is taken out of Node: from here on nothing of ours writes to
  *     an upstream leg, so what the dump finds and what the capture will find fit together.
@@ -13,16 +13,16 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { HoldResult } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const POLL_MS = 1;
-/** for each link of an edge, beside `quiesceMsMax`: its HELD takes a turn of both proxies */
+/** for each link of an anchor, beside `quiesceMsMax`: its HELD takes a turn of both proxies */
 const LINK_MS = 1;
 
-/** @throws HoldfastError `PROXY_QUIESCE` (retryable): an edge has not answered; bytes may be on its link. Roll back. */
+/** @throws HoldfastError `PROXY_QUIESCE` (retryable): an anchor has not answered; bytes may be on its link. Roll back. */
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   const deadlineMs = performance.now() + proxy.config.limits.quiesceMsMax;
   proxy.counters.holds++;
@@ -30,18 +30,18 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   proxy.releasedElsewhere = false;
   for (const session of proxy.sessions.values()) {
     session.inbound.hold();
-    if (session.downstream instanceof LinkEnd) session.downstream.sendHold();
+    if (session.downstream instanceof LinkLeg) session.downstream.sendHold();
   }
 
   let restless: LiveSession[] = [...proxy.sessions.values()];
-  const links = restless.filter(({ downstream }) => downstream instanceof LinkEnd).length;
-  const edgesDeadlineMs = deadlineMs + links * LINK_MS;
+  const links = restless.filter(({ downstream }) => downstream instanceof LinkLeg).length;
+  const anchorsDeadlineMs = deadlineMs + links * LINK_MS;
   let acceptBacklog = await countBacklog(proxy);
   for (let poll = 0; ; poll++) {
     restless = restless.filter((session) => !isQuiet(session));
     if (restless.length === 0 && acceptBacklog === 0) break;
     const nowMs = performance.now();
-    if (nowMs >= edgesDeadlineMs || (nowMs >= deadlineMs && !restless.some(hasSilentEdge))) break;
+    if (nowMs >= anchorsDeadlineMs || (nowMs >= deadlineMs && !restless.some(hasSilentAnchor))) break;
     await delay(POLL_MS);
     // An application that only listens acknowledges late.
     if (poll === 1) for (const { upstream } of restless) if (upstream instanceof TcpLeg) upstream.nudge();
@@ -50,16 +50,16 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
 
   // Between two lives of the application: nobody could go on with what it waits for.
   for (const session of restless) {
-    const replay = session.watch?.replay ?? null;
+    const replay = session.filter?.replay ?? null;
     if (replay?.isPending !== true) continue;
     session.reset("the application was away at the hold");
   }
   restless = restless.filter((session) => session.state !== "closed");
-  const silentEdges = restless.filter(hasSilentEdge);
-  if (silentEdges.length > 0) {
+  const silentAnchors = restless.filter(hasSilentAnchor);
+  if (silentAnchors.length > 0) {
     const waitedMs = proxy.config.limits.quiesceMsMax + Math.round(links * LINK_MS);
     throw new HoldfastError(
-      `${silentEdges.length} of ${links} edge links have not answered within ${waitedMs} ms; roll back and look at their nodes`,
+      `${silentAnchors.length} of ${links} anchor links have not answered within ${waitedMs} ms; roll back and look at their nodes`,
       { code: "PROXY_QUIESCE", source: "link", retryable: true },
     );
   }
@@ -70,7 +70,7 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
       session.dialling = null;
       session.step("abort");
     }
-    if (session.inbound.pendingBytes > 0) session.stillUpstreamLeg();
+    if (session.inbound.pendingBytes > 0) session.detachUpstreamLeg();
     if (session.state !== "waiting" && session.state !== "closed") unackedLegs++;
   }
   let sessions = 0;
@@ -79,14 +79,14 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
 }
 
 /** It may still have bytes of its client on their way. */
-function hasSilentEdge({ state, downstream }: LiveSession): boolean {
-  return state !== "closed" && downstream instanceof LinkEnd && !downstream.heldByEdge;
+function hasSilentAnchor({ state, downstream }: LiveSession): boolean {
+  return state !== "closed" && downstream instanceof LinkLeg && !downstream.heldByAnchor;
 }
 
 function isQuiet(session: LiveSession): boolean {
   if (session.state === "closed") return true;
-  if (hasSilentEdge(session)) return false;
-  if (session.watch?.replay?.isPending === true) return false;
+  if (hasSilentAnchor(session)) return false;
+  if (session.filter?.replay?.isPending === true) return false;
   if (session.state === "waiting") return true;
   if (session.state === "dialling") return false;
   if (session.inbound.pendingBytes > 0) return false;

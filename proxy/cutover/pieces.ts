@@ -57,7 +57,7 @@ export function queuedBytes(session: SessionSnapshot): number {
     legBytes(session.downstream) +
     session.pendingIn.length +
     session.pendingOut.length +
-    session.watch.length
+    session.filter.length
   );
 }
 

@@ -6,11 +6,11 @@
  */
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
-import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { Side } from "#proxy/workload/leg-kernel.ts";
-import type { LiveSession, StillLeg } from "#proxy/workload/live-session.ts";
-import { closeStill, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import type { LiveSession, DetachedLeg } from "#proxy/workload/live-session.ts";
+import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { forgetAdopted } from "./adopt.ts";
 
 export interface ReleaseResult {
@@ -42,14 +42,14 @@ export function release(proxy: WorkloadProxy): ReleaseResult {
   return { ...counts, releaseUs: Math.round(Number(process.hrtime.bigint() - start) / 1000) };
 }
 
-/** A session of an edge that has become the owner and has no upstream leg here: begun in mid-move, or lost. */
+/** A session of an anchor that has become the owner and has no upstream leg here: begun in mid-move, or lost. */
 function resumeOwn(proxy: WorkloadProxy, session: LiveSession): void {
   if (session.state === "waiting") {
     session.nextLink?.release();
     session.nextLink = null;
     session.inbound.unhold();
     proxy.start(session);
-  } else if (session.state === "open" && session.edge === proxy.config.node) {
+  } else if (session.state === "open" && session.anchor === proxy.config.node) {
     // It was not captured: the old owner had no leg for it (its end is on the link), or has lost it.
     if (!session.inbound.finRead && !session.outbound.finRead) session.reset("not known to the old owner");
   }
@@ -70,18 +70,18 @@ function releaseSession(
       proxy.kernel.close(fd);
       proxy.kernel.provoke(leg);
     }
-    if (session.lost !== null && session.stillUpstream === null && session.stillDownstream === null) {
+    if (session.lost !== null && session.detachedUpstream === null && session.detachedDownstream === null) {
       counts.lost++;
-      resetAtEdge(proxy, session, adopted);
+      resetAtAnchor(proxy, session, adopted);
       session.reset(session.lost);
       return;
     }
-    const upstream = releaseStill(proxy, session.stillUpstream, { side: "upstream", probe: false });
-    session.stillUpstream = null;
+    const upstream = releaseDetached(proxy, session.detachedUpstream, { side: "upstream", probe: false });
+    session.detachedUpstream = null;
     if (upstream?.leg.isOpen)
       proxy.kernel.boundQueues(upstream.leg.fd, "application", promisedBytes(adopted.upstream));
-    const downstream = releaseStill(proxy, session.stillDownstream, { side: "downstream", probe: true });
-    session.stillDownstream = null;
+    const downstream = releaseDetached(proxy, session.detachedDownstream, { side: "downstream", probe: true });
+    session.detachedDownstream = null;
     if (downstream?.leg.isOpen) {
       proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
       proxy.kernel.boundQueues(downstream.leg.fd, "client", promisedBytes(adopted.downstream));
@@ -99,13 +99,13 @@ function releaseSession(
     proxy.counters.legFailures++;
     counts.lost++;
     proxy.log.warn({ session: session.id, err: error }, "a leg could not be released; resetting the session");
-    closeStill(proxy.kernel, session);
+    closeDetached(proxy.kernel, session);
     session.reset("release failed");
   }
 }
 
-/** Forward: the edge has prepared a link, and waits to hear which byte comes next. */
-function resetAtEdge(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
+/** Forward: the anchor has prepared a link, and waits to hear which byte comes next. */
+function resetAtAnchor(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
   const link = proxy.parked.get(session.id);
   if (link?.isReady !== true) return;
   proxy.parked.delete(session.id);
@@ -128,9 +128,9 @@ interface Released {
   rest: Buffer;
 }
 
-function releaseStill(
+function releaseDetached(
   proxy: WorkloadProxy,
-  still: StillLeg | null,
+  still: DetachedLeg | null,
   options: { side: Side; probe: boolean },
 ): Released | null {
   if (still === null || still.snapshot === null) return null;
@@ -188,7 +188,7 @@ function joinParked(proxy: WorkloadProxy, session: LiveSession): void {
   const link = proxy.parked.get(session.id);
   proxy.parked.delete(session.id);
   if (link?.isReady) proxy.joinLink(session, link);
-  else if (session.edge === proxy.config.node) session.reset("client gone");
+  else if (session.anchor === proxy.config.node) session.reset("client gone");
   else proxy.awaitLink(session);
 }
 
@@ -196,7 +196,7 @@ function joinParked(proxy: WorkloadProxy, session: LiveSession): void {
 function takeBackUndialled(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
   const old = session.upstream;
   if (session.state !== "open") return;
-  if (old instanceof LinkEnd) {
+  if (old instanceof LinkLeg) {
     session.inbound.removeSink(old.takeUnsent());
     old.listener = null;
     old.release();
@@ -208,8 +208,8 @@ function takeBackUndialled(proxy: WorkloadProxy, session: LiveSession, adopted: 
     session.reset("link mismatch");
     return;
   }
-  const unobserved = adopted.watch.length === 0 ? null : session.inbound.takeBack();
-  if (unobserved !== null) proxy.watchSession(session, adopted.watch);
+  const unobserved = adopted.filter.length === 0 ? null : session.inbound.takeBack();
+  if (unobserved !== null) proxy.attachFilter(session, adopted.filter);
   session.inbound.prepend(adopted.pendingIn);
   session.inbound.finSent = false;
   session.step("renew");
@@ -218,7 +218,7 @@ function takeBackUndialled(proxy: WorkloadProxy, session: LiveSession, adopted: 
   if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
 }
 
-/** The client is connected to this very node: edge and owner become one. */
+/** The client is connected to this very node: anchor and owner become one. */
 function takeBack(
   proxy: WorkloadProxy,
   session: LiveSession,
@@ -239,7 +239,7 @@ function takeBack(
   // What was read here and has not reached the old owner, it has not observed.
   const unobserved = inbound.takeBack();
   inbound.holdFin();
-  if (adopted.watch.length > 0) proxy.watchSession(session, adopted.watch);
+  if (adopted.filter.length > 0) proxy.attachFilter(session, adopted.filter);
   proxy.switchUpstream(session, upstream.leg, {
     bytesIn: adopted.bytesIn,
     bytesOut: adopted.bytesOut - adopted.pendingOut.length,
@@ -261,6 +261,6 @@ export function discard(proxy: WorkloadProxy): { sessions: number } {
     forgetAdopted(proxy, session);
   }
   proxy.closeParked(RST_CODE.moved);
-  if (!proxy.isEdge) proxy.closeListeners();
+  if (!proxy.isAnchor) proxy.closeListeners();
   return { sessions: count };
 }

@@ -32,35 +32,35 @@ export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<Paus
   let requestsInFlight = 0;
   let sessions = 0;
   for (const session of [...proxy.sessions.values()]) {
-    const { watch } = session;
-    if (watch === null || watch.replay === null) continue;
-    requestsInFlight += watch.info.requestsInFlight;
-    if (watch.cut()) sessions++;
+    const { filter } = session;
+    if (filter === null || filter.replay === null) continue;
+    requestsInFlight += filter.info.requestsInFlight;
+    if (filter.cut()) sessions++;
   }
-  for (const presence of proxy.presences) presence.lost();
+  for (const availability of proxy.availabilities) availability.lost();
   return { sessions, requestsInFlight };
 }
 
 /** Call with the role already `owner`. Answers when nobody waits any more, or is known to wait in vain. */
 export async function resume(proxy: WorkloadProxy): Promise<ResumeResult> {
-  for (const presence of proxy.presences) presence.look();
+  for (const availability of proxy.availabilities) availability.look();
   for (const replay of replays(proxy)) replay.unquiesce();
   const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
   for (;;) {
     const waits =
-      proxy.presences.some((presence) => presence.isAbsent && !presence.isGivenUp) ||
+      proxy.availabilities.some((availability) => availability.isAbsent && !availability.isGivenUp) ||
       replays(proxy).some((replay) => replay.isPending && !replay.isUnavailable);
     if (!waits || proxy.role !== "owner" || performance.now() >= deadlineMs) break;
     await delay(POLL_MS);
   }
   // Whoever waits in vain is refused before this is answered, however late it has become.
-  for (const presence of proxy.presences) presence.look();
+  for (const availability of proxy.availabilities) availability.look();
   return { sessions: replays(proxy).length, ...proxy.endAway() };
 }
 
 function replays(proxy: WorkloadProxy): SessionReplay[] {
   const found: SessionReplay[] = [];
-  for (const { watch } of proxy.sessions.values())
-    if (watch !== null && watch.replay !== null) found.push(watch.replay);
+  for (const { filter } of proxy.sessions.values())
+    if (filter !== null && filter.replay !== null) found.push(filter.replay);
   return found;
 }

@@ -1,16 +1,16 @@
 /**
  * Rollback at the source: everything that was held, taken out or captured goes on as if nothing had happened.
- * Retire at the source: the target has released; what is still here falls silent, or serves as an edge.
+ * Retire at the source: the target has released; what is still here falls silent, or serves as an anchor.
  */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
-import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
-import type { LiveSession, StillLeg } from "#proxy/workload/live-session.ts";
-import { closeStill, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import type { LiveSession, DetachedLeg } from "#proxy/workload/live-session.ts";
+import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 /** A link that is not there by then is dialled again at the switch. */
 const PREPARE_MS_MAX = 3_000;
@@ -37,7 +37,7 @@ export function rollback(proxy: WorkloadProxy): { sessions: number; lost: number
         { session: session.id, err: error },
         "a leg could not be taken back; resetting the session",
       );
-      closeStill(proxy.kernel, session);
+      closeDetached(proxy.kernel, session);
       session.reset("rollback failed");
     }
   }
@@ -46,7 +46,7 @@ export function rollback(proxy: WorkloadProxy): { sessions: number; lost: number
   return counts;
 }
 
-/** @throws HoldfastError `PROXY_FENCED` when an edge here has seen the target release */
+/** @throws HoldfastError `PROXY_FENCED` when an anchor here has seen the target release */
 export function refuseLateRollback(proxy: WorkloadProxy): void {
   if (!proxy.releasedElsewhere) return;
   throw new HoldfastError("the target has released the sessions; retire this proxy instead of rolling back", {
@@ -57,10 +57,10 @@ export function refuseLateRollback(proxy: WorkloadProxy): void {
 
 function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   // Either peer may have sent its last word, a reset even, against the shield.
-  const upstream = wake(proxy, session.stillUpstream);
-  session.stillUpstream = null;
-  const downstream = wake(proxy, session.stillDownstream);
-  session.stillDownstream = null;
+  const upstream = wake(proxy, session.detachedUpstream);
+  session.detachedUpstream = null;
+  const downstream = wake(proxy, session.detachedDownstream);
+  session.detachedDownstream = null;
   if (downstream?.isOpen) proxy.kernel.setPeerTimeouts(downstream.fd, proxy.portOf(session));
   if (session.state === "captured") {
     // Captured with the downstream legs only: it was lingering, or never dialled.
@@ -75,7 +75,7 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
     return false;
   }
   if (upstream !== null) session.setUpstream(upstream);
-  if (session.downstream instanceof LinkEnd) {
+  if (session.downstream instanceof LinkLeg) {
     session.setDownstream(session.downstream);
     session.downstream?.sendResume();
   }
@@ -86,7 +86,7 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   return true;
 }
 
-function wake(proxy: WorkloadProxy, still: StillLeg | null): TcpLeg | null {
+function wake(proxy: WorkloadProxy, still: DetachedLeg | null): TcpLeg | null {
   if (still === null) return null;
   proxy.kernel.unshieldLeg(still.fd);
   if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd, still.snapshot, { probe: true });
@@ -97,7 +97,7 @@ function wake(proxy: WorkloadProxy, still: StillLeg | null): TcpLeg | null {
 export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions: number } {
   if (proxy.config.downstream === "takeover") {
     for (const session of [...proxy.sessions.values()]) {
-      closeStill(proxy.kernel, session);
+      closeDetached(proxy.kernel, session);
       session.silence();
     }
     proxy.closeDoors();
@@ -106,25 +106,25 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
   assert(owner !== null, "forward mode goes on to somewhere");
   proxy.owner = owner;
   for (const session of [...proxy.sessions.values()]) {
-    if (session.edge === proxy.config.node) becomeEdge(proxy, session);
+    if (session.anchor === proxy.config.node) becomeAnchor(proxy, session);
     else handOver(proxy, session);
   }
   proxy.closeParked(RST_CODE.moved);
   return { sessions: proxy.sessions.size };
 }
 
-function becomeEdge(proxy: WorkloadProxy, session: LiveSession): void {
+function becomeAnchor(proxy: WorkloadProxy, session: LiveSession): void {
   session.dropWatch();
   if (session.state === "captured") {
     if (session.lost !== null || session.downstream === null) {
-      closeStill(proxy.kernel, session);
+      closeDetached(proxy.kernel, session);
       session.nextLink?.reset();
       session.reset(session.lost ?? "client gone");
       return;
     }
     if (session.inbound.finSent && session.outbound.finSent) {
       // Only the client's last bytes are left, and they are here.
-      closeStill(proxy.kernel, session);
+      closeDetached(proxy.kernel, session);
       session.nextLink?.release();
       session.nextLink = null;
       session.wake("resume");
@@ -139,15 +139,15 @@ function becomeEdge(proxy: WorkloadProxy, session: LiveSession): void {
   }
 }
 
-/** The client is at another edge: that one has, or gets, its link to the new owner. Ours ends when the edge ends it. */
+/** The client is at another anchor: that one has, or gets, its link to the new owner. Ours ends when the anchor ends it. */
 function handOver(proxy: WorkloadProxy, session: LiveSession): void {
-  closeStill(proxy.kernel, session);
+  closeDetached(proxy.kernel, session);
   const link = session.downstream;
   session.forget();
-  if (link instanceof LinkEnd) proxy.releaseLater(link);
+  if (link instanceof LinkLeg) proxy.releaseLater(link);
 }
 
-/** Forward, at an edge: links for the sessions that are here, to the node that is about to own them. */
+/** Forward, at an anchor: links for the sessions that are here, to the node that is about to own them. */
 export async function prepareLinks(
   proxy: WorkloadProxy,
   options: { target: { address: string; port: number }; epoch: number },
@@ -163,7 +163,7 @@ export async function prepareLinks(
   const dialInTurn = async (): Promise<void> => {
     for (const session of waiting) {
       if (late.aborted) return;
-      if (session.edge !== proxy.config.node || session.downstream === null) continue;
+      if (session.anchor !== proxy.config.node || session.downstream === null) continue;
       if (session.state !== "open" && session.state !== "captured") continue;
       if (await proxy.dialLink(session, { to: options.target, epoch: options.epoch, fresh: false })) links++;
     }
@@ -173,17 +173,17 @@ export async function prepareLinks(
   return { links };
 }
 
-/** Forward, at a third node's edge. */
+/** Forward, at a third node's anchor. */
 export function switchOwner(proxy: WorkloadProxy, owner: SwitchOwner["owner"]): { sessions: number } {
   assert(owner !== null, "forward mode goes on to somewhere");
   proxy.owner = owner;
   for (const session of [...proxy.sessions.values()]) {
-    if (session.edge !== proxy.config.node) continue;
+    if (session.anchor !== proxy.config.node) continue;
     if (session.state === "waiting") {
       session.nextLink?.release();
       session.nextLink = null;
       proxy.start(session);
-    } else if (session.state === "open" && session.upstream instanceof LinkEnd) {
+    } else if (session.state === "open" && session.upstream instanceof LinkLeg) {
       const there = session.upstream.dialledTo;
       const switched = there?.address === owner.link.address && there.port === owner.link.port;
       if (!switched && session.nextLink === null && session.switchAt === null) proxy.relink(session, false);

@@ -67,7 +67,7 @@ function warmUpCodec(upstream: LegSnapshot): void {
 
 const EMPTY = {
   port: 0,
-  edge: "here",
+  anchor: "here",
   acceptedAtMs: 0,
   client: "",
   headerAwaited: false,
@@ -78,5 +78,5 @@ const EMPTY = {
   pendingOut: Buffer.alloc(0),
   finIn: "none",
   finOut: "none",
-  watch: Buffer.alloc(0),
+  filter: Buffer.alloc(0),
 } as const;

@@ -20,8 +20,8 @@ export interface Greeting {
   /** index into the workload's ports */
   port: number;
   epoch: number;
-  /** node of the dialling edge */
-  edge: string;
+  /** node of the dialling anchor */
+  anchor: string;
   /** the client's address, for people */
   client: string;
   acceptedAtMs: number;
@@ -36,7 +36,7 @@ export function encodeHello(key: Buffer, nonce: Buffer, own: Buffer, greeting: G
   fixed.writeUInt16BE(greeting.port, 2);
   fixed.writeBigUInt64BE(BigInt(greeting.epoch), 4);
   fixed.writeBigUInt64BE(BigInt(greeting.acceptedAtMs), 12);
-  const texts = [greeting.session, greeting.edge, greeting.client].map((text) => {
+  const texts = [greeting.session, greeting.anchor, greeting.client].map((text) => {
     const bytes = Buffer.from(text).subarray(0, TEXT_BYTES_MAX);
     return Buffer.concat([Buffer.of(bytes.length), bytes]);
   });
@@ -67,7 +67,7 @@ export function decodeHello(
   if (at !== end - NONCE_BYTES) return null;
   const greeting = {
     session: texts[0] as string,
-    edge: texts[1] as string,
+    anchor: texts[1] as string,
     client: texts[2] as string,
     fresh: signed[1] === 1,
     port: signed.readUInt16BE(2),

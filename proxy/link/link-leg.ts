@@ -1,5 +1,5 @@
 /**
- * A link to another proxy of the workload as an {@link End}. Begins parked: authenticated, and carrying nothing until
+ * A link to another proxy of the workload as an {@link Leg}. Begins parked: authenticated, and carrying nothing until
  * the owner's ACTIVE. One link carries one session.
  *
  * Flow control is by credit, not by pausing the socket: the sender may have LINK_WINDOW_BYTES on the way and not yet
@@ -11,7 +11,7 @@ import net from "node:net";
 import type { TLSSocket } from "node:tls";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import type { End, EndListener } from "#proxy/stream/leg.ts";
+import type { Leg, LegListener } from "#proxy/stream/leg.ts";
 import { decodeHello, encodeHello, type Greeting, isWelcome, NONCE_BYTES, welcome } from "./link-auth.ts";
 import {
   type Active,
@@ -40,16 +40,16 @@ const NO_BYTES: Buffer = Buffer.alloc(0);
 
 export interface LinkListener {
   /** Dialler: the acceptor owns the session now. */
-  onActive(link: LinkEnd, active: Active): void;
+  onActive(link: LinkLeg, active: Active): void;
   /** Dialler: stop sending; the link has answered HELD itself. */
-  onHold(link: LinkEnd): void;
-  onResume(link: LinkEnd): void;
-  /** Acceptor: the edge has answered our HOLD. */
-  onHeld(link: LinkEnd): void;
+  onHold(link: LinkLeg): void;
+  onResume(link: LinkLeg): void;
+  /** Acceptor: the anchor has answered our HOLD. */
+  onHeld(link: LinkLeg): void;
   /** The link is over, once. `code` is from RST_CODE; orderly when both FINs had passed. */
-  onOver(link: LinkEnd, code: number): void;
+  onOver(link: LinkLeg, code: number): void;
   /** One of the above, or of the end's listener, has thrown. The link is closed after this; nothing follows. */
-  onBroken(link: LinkEnd, error: unknown): void;
+  onBroken(link: LinkLeg, error: unknown): void;
 }
 
 interface FirstBytes {
@@ -61,7 +61,7 @@ type LinkState = "greeting" | "ready" | "over";
 
 export interface AcceptOptions {
   keys: SharedKeys;
-  onReady(link: LinkEnd): void;
+  onReady(link: LinkLeg): void;
   /** default true: speaks TLS where the other side does */
   encrypted?: boolean;
   /** never authenticated: closed already */
@@ -75,12 +75,12 @@ export interface DialOptions {
   greeting: Greeting;
   /** default true: speaks TLS where the other side does */
   encrypted?: boolean;
-  onReady(link: LinkEnd): void;
+  onReady(link: LinkLeg): void;
   listener: LinkListener;
 }
 
-export class LinkEnd implements End {
-  listener: EndListener | null = null;
+export class LinkLeg implements Leg {
+  listener: LegListener | null = null;
   readonly reusesBuffer = false;
   readonly keepsChunk = true;
   greeting: Greeting | null = null;
@@ -89,7 +89,7 @@ export class LinkEnd implements End {
   /** the owner has sent ACTIVE on it */
   active = false;
   /** acceptor: HELD has come since the last HOLD */
-  heldByEdge = false;
+  heldByAnchor = false;
 
   /** of the link: the connection itself, or TLS around it */
   #socket: net.Socket | TLSSocket;
@@ -198,12 +198,12 @@ export class LinkEnd implements End {
     }
   }
 
-  static accept(socket: net.Socket, options: AcceptOptions): LinkEnd {
+  static accept(socket: net.Socket, options: AcceptOptions): LinkLeg {
     const { encrypted = true } = options;
     const nonce = newNonce(encrypted);
     let why = "the greeting was cut off or took too long";
     let refused = false;
-    const link: LinkEnd = new LinkEnd(
+    const link: LinkLeg = new LinkLeg(
       socket,
       {
         ...options.listener,
@@ -236,11 +236,11 @@ export class LinkEnd implements End {
     return link;
   }
 
-  static dial(options: DialOptions): LinkEnd {
+  static dial(options: DialOptions): LinkLeg {
     const socket = net.connect({ host: options.to.address, port: options.to.port });
     const [key] = options.keys;
     let hello: Buffer | null = null;
-    const link: LinkEnd = new LinkEnd(socket, options.listener, (type, payload) => {
+    const link: LinkLeg = new LinkLeg(socket, options.listener, (type, payload) => {
       if (hello === null && type === FRAME.nonce) {
         const signed = encodeHello(key, payload, randomBytes(NONCE_BYTES), options.greeting);
         hello = signed;
@@ -296,11 +296,11 @@ export class LinkEnd implements End {
     this.#send(encodeActive(active));
   }
   sendHold(): void {
-    this.heldByEdge = false;
+    this.heldByAnchor = false;
     this.#send(frame(FRAME.hold));
   }
   sendResume(): void {
-    this.heldByEdge = false;
+    this.heldByAnchor = false;
     this.#send(frame(FRAME.resume));
   }
 
@@ -432,7 +432,7 @@ export class LinkEnd implements End {
         this.#events.onHold(this);
         return;
       case FRAME.held:
-        this.heldByEdge = true;
+        this.heldByAnchor = true;
         this.#events.onHeld(this);
         return;
       case FRAME.resume:

@@ -53,7 +53,7 @@ export function agrees(before: Agreement, now: Agreement): boolean {
   );
 }
 
-/** Without what the proxy itself may have told the client (`watch.ts`), which binds the client only. */
+/** Without what the proxy itself may have told the client (`protocol-filter.ts`), which binds the client only. */
 function normal(extensions: string): string {
   return extensions
     .split(",")

@@ -16,8 +16,8 @@
  * acted upon reaches no second life unless it is idempotent or the policy allows it; the client gets one answer a request.
  */
 import assert from "node:assert/strict";
-import type { End } from "#proxy/stream/leg.ts";
-import { nowhere } from "#proxy/stream/null-leg.ts";
+import type { Leg } from "#proxy/stream/leg.ts";
+import { nullLeg } from "#proxy/stream/null-leg.ts";
 import type { Pump } from "#proxy/stream/pump.ts";
 import type { PortConfig, ProxyLimits } from "../contract/commands.ts";
 import { refusal } from "../protocol/http-answer.ts";
@@ -140,7 +140,7 @@ export class SessionReplay {
   #life = -1;
   /** requests that were lost within moments of being given to it: whether it has ended is known when the session is connected again */
   #suspects: RequestRecord[] = [];
-  /** The request whose body is under way was refused: the rest of that goes nowhere, up to `#swallowTo` once it is known. */
+  /** The request whose body is under way was refused: the rest of that goes nullLeg, up to `#swallowTo` once it is known. */
   #swallows = false;
   #swallowTo = -1;
   /** the request whose body is under way has its answer */
@@ -588,7 +588,7 @@ export class SessionReplay {
     this.#unavailable = true;
     const { inbound } = this.#carrier;
     inbound.spooling = false;
-    inbound.setSink(nowhere);
+    inbound.setSink(nullLeg);
     this.#refuseAll();
     if (!this.#carrier.isWaiting) return;
     for (let chunk = this.#shiftHeld(); chunk !== null; chunk = this.#shiftHeld()) {
@@ -655,7 +655,7 @@ export class SessionReplay {
   }
 
   /** On the new connection: the old handshake. Calls back once; `why` is null when the same was agreed. */
-  shakeHands(leg: End, done: (why: string | null) => void): void {
+  shakeHands(leg: Leg, done: (why: string | null) => void): void {
     const { request, agreed } = this.#handshake as Handshake;
     const answer = new HandshakeAnswer();
     let over = false;

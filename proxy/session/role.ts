@@ -3,10 +3,10 @@
  *
  *   idle ──serve──▶ owner ──hold──▶ held ──captureUpstream──▶ captured ──captureDownstream──▶ departed
  *     │               ▲              └──────────┴─rollback──▶ owner ◀─rollback─┴──────────────────┘
- *     │               │                                                        └─retire──▶ edge (forward) | gone
+ *     │               │                                                        └─retire──▶ anchor (forward) | gone
  *     └─standby─▶ standby ─adoptUpstream─▶ adopted ─release─▶ owner
  *   owner ──pause──▶ paused ──resume──▶ owner (a restart of the application in place)
- *   edge ─standby─▶ standby (it goes on serving its clients' links meanwhile); discard ─▶ edge or idle
+ *   anchor ─standby─▶ standby (it goes on serving its clients' links meanwhile); discard ─▶ anchor or idle
  */
 import assert from "node:assert/strict";
 
@@ -19,7 +19,7 @@ export type Role =
   | "standby"
   | "adopted"
   | "paused"
-  | "edge"
+  | "anchor"
   | "gone";
 export type RoleCommand =
   | "configure"
@@ -43,8 +43,8 @@ export type RoleCommand =
 const FROM: Record<RoleCommand, readonly Role[]> = {
   configure: ["idle"],
   serve: ["idle"],
-  standby: ["idle", "edge", "standby"],
-  prepareLinks: ["owner", "held", "captured", "edge"],
+  standby: ["idle", "anchor", "standby"],
+  prepareLinks: ["owner", "held", "captured", "anchor"],
   hold: ["owner"],
   captureUpstream: ["held"],
   captureDownstream: ["captured"],
@@ -55,13 +55,13 @@ const FROM: Record<RoleCommand, readonly Role[]> = {
   rollback: ["held", "captured", "departed"],
   discard: ["standby", "adopted"],
   retire: ["captured", "departed"],
-  switchOwner: ["edge"],
+  switchOwner: ["anchor"],
   pause: ["owner"],
   resume: ["owner", "paused"],
 };
 
-/** Where the command leads; `edge` says whether this proxy is also an edge of another owner, or becomes one. */
-export function nextRole(command: RoleCommand, role: Role, edge: boolean): Role {
+/** Where the command leads; `anchor` says whether this proxy is also an anchor of another owner, or becomes one. */
+export function nextRole(command: RoleCommand, role: Role, anchor: boolean): Role {
   assert.ok(isAllowed(command, role), `${command} is not possible as ${role}`);
   switch (command) {
     case "serve":
@@ -82,9 +82,9 @@ export function nextRole(command: RoleCommand, role: Role, edge: boolean): Role 
     case "adoptUpstream":
       return "adopted";
     case "discard":
-      return edge ? "edge" : "idle";
+      return anchor ? "anchor" : "idle";
     case "retire":
-      return edge ? "edge" : "gone";
+      return anchor ? "anchor" : "gone";
     case "configure":
     case "prepareLinks":
     case "takeCaptured":

@@ -6,7 +6,7 @@
  *    `keepsChunk` may hold on to the memory it was given; the others have copied what they could not pass on.
  *  - `finish` is called at most once per direction and never while a chunk is outstanding.
  */
-export interface EndListener {
+export interface LegListener {
   onData(chunk: Buffer): void;
   onFin(): void;
   onReset(reason: string): void;
@@ -15,8 +15,8 @@ export interface EndListener {
   onBroken(error: unknown): void;
 }
 
-export interface End {
-  listener: EndListener | null;
+export interface Leg {
+  listener: LegListener | null;
   /** Chunks given to `onData` are overwritten when any leg reads next: what is kept beyond that call is to be copied. */
   readonly reusesBuffer: boolean;
   /** The memory of a chunk given to `write` is used after that call. */

@@ -1,7 +1,7 @@
 /** The sink of a session that has no application any more: takes everything, passes on nothing. */
-import type { End } from "./leg.ts";
+import type { Leg } from "./leg.ts";
 
-export const nowhere: End = {
+export const nullLeg: Leg = {
   listener: null,
   reusesBuffer: false,
   keepsChunk: false,

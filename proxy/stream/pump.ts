@@ -8,7 +8,7 @@
  *                         ▲ filled only while the sink is blocked or absent; the source is paused then, so a TCP
  *                           source leaves at most one chunk here and a link source at most its credit window
  */
-import type { End } from "./leg.ts";
+import type { Leg } from "./leg.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
 /** of every pump where nothing waits; never written to */
@@ -26,8 +26,8 @@ export class Pump {
   finSent = false;
   owner: PumpOwner | null = null;
 
-  #source: End | null = null;
-  #sink: End | null = null;
+  #source: Leg | null = null;
+  #sink: Leg | null = null;
   #queue: Buffer[] = NOTHING;
   #head = 0;
   #queuedBytes = 0;
@@ -77,13 +77,13 @@ export class Pump {
     this.#flush();
   }
 
-  setSource(source: End | null): void {
+  setSource(source: Leg | null): void {
     if (source !== this.#source) this.#foreignBytes = this.pendingBytes;
     this.#source = source;
     this.#updateReading();
   }
 
-  setSink(sink: End): void {
+  setSink(sink: Leg): void {
     this.#sink = sink;
     this.#flush();
   }
@@ -177,7 +177,7 @@ export class Pump {
   }
 
   #write(chunk: Buffer): void {
-    if ((this.#sink as End).write(chunk)) this.#credit(chunk.length);
+    if ((this.#sink as Leg).write(chunk)) this.#credit(chunk.length);
     else this.#inFlightBytes = chunk.length;
   }
 

@@ -1,17 +1,17 @@
 /**
- * A TCP connection on this node as an {@link End}, of which it is known at every instant which bytes are in user space.
+ * A TCP connection on this node as an {@link Leg}, of which it is known at every instant which bytes are in user space.
  *
  * A descriptor and a few words, nothing of Node's streams: an idle session costs little, a chunk costs a recv(2) and a
  * send(2), and to take a connection away for a move is to stop using its descriptor.
  *  - Reads go into one buffer that all legs share, so a leg at rest has none. It is free again when `onData` returns: sinks
  *    pass on or copy.
  *  - What the kernel does not take of a chunk is copied and kept here until there is room: the only bytes in user space.
- *  - Readiness is told edge by edge (see `Watcher`): `#mayRead` says that an edge has not been read to its end yet.
+ *  - Readiness is told anchor by anchor (see `Watcher`): `#mayRead` says that an anchor has not been read to its end yet.
  *  - The FIN is sent with shutdown(2); the descriptor stays, because a connection closed with bytes still
  *    unacknowledged is an orphan that nobody can capture any more.
  */
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import type { End, EndListener } from "./leg.ts";
+import type { Leg, LegListener } from "./leg.ts";
 import { READY, type SocketKernel, type Watcher } from "./socket-kernel.ts";
 
 const READ_BYTES = 256 * 1024;
@@ -37,8 +37,8 @@ interface DialCallbacks {
   onBroken(error: unknown): void;
 }
 
-export class TcpLeg implements End, Watcher {
-  listener: EndListener | null = null;
+export class TcpLeg implements Leg, Watcher {
+  listener: LegListener | null = null;
   readonly reusesBuffer = true;
   readonly keepsChunk = false;
   readonly #kernel: SocketKernel;
@@ -172,7 +172,7 @@ export class TcpLeg implements End, Watcher {
       }
       const bytes = this.#kernel.recv(this.#fd, READ_BUFFER);
       if (bytes > 0) {
-        // Less than there is room for: all there was, and an edge comes with the next byte.
+        // Less than there is room for: all there was, and an anchor comes with the next byte.
         if (bytes < READ_BYTES && !this.#moreFollows) this.#mayRead = false;
         this.listener?.onData(READ_BUFFER.subarray(0, bytes));
         if (!this.#mayRead) return;

@@ -43,7 +43,7 @@ export class IdleSessions {
   #look(): void {
     const { role, sessions } = this.#proxy;
     // A client that is held cannot be blamed for its silence, and is given all its time again.
-    const isServed = role === "owner" || role === "edge";
+    const isServed = role === "owner" || role === "anchor";
     const nowMs = performance.now();
     for (const session of sessions.values()) session.guard(() => this.#lookAt(session, isServed, nowMs));
   }
@@ -51,7 +51,7 @@ export class IdleSessions {
   #lookAt(session: LiveSession, isServed: boolean, nowMs: number): void {
     const { idleMsMax } = this.#proxy.portOf(session);
     // In forward mode, where the client's socket is.
-    if (idleMsMax === 0 || session.edge !== this.#proxy.config.node) return;
+    if (idleMsMax === 0 || session.anchor !== this.#proxy.config.node) return;
     const bytes = session.inbound.bytes + session.outbound.bytes;
     if (!isServed || session.state !== "open" || bytes !== session.idleBytes) {
       session.idleBytes = bytes;

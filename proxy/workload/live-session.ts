@@ -3,17 +3,17 @@
  * when, is decided by the workload's proxy.
  */
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
-import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { Carrier } from "#proxy/replay/session-replay.ts";
-import type { Watch } from "#proxy/replay/watch.ts";
+import type { ProtocolFilter } from "#proxy/replay/protocol-filter.ts";
 import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
-import type { End, EndListener } from "#proxy/stream/leg.ts";
-import { nowhere } from "#proxy/stream/null-leg.ts";
+import type { Leg, LegListener } from "#proxy/stream/leg.ts";
+import { nullLeg } from "#proxy/stream/null-leg.ts";
 import { Pump, type PumpOwner } from "#proxy/stream/pump.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 
 /** A leg that nobody watches: silent in the kernel, or (snapshot null) put aside because its application does not read. */
-export interface StillLeg {
+export interface DetachedLeg {
   fd: number;
   snapshot: LegSnapshot | null;
 }
@@ -50,7 +50,7 @@ export interface SessionOptions {
   id: string;
   number: number;
   port: number;
-  edge: string;
+  anchor: string;
   client: string;
   acceptedAtMs: number;
   state: SessionState;
@@ -70,34 +70,34 @@ export class LiveSession implements Carrier, PumpOwner {
   /** of this proxy's sessions, in the order in which they came to it */
   readonly number: number;
   readonly port: number;
-  readonly edge: string;
+  readonly anchor: string;
   client: string;
   /** as whom the client is counted, where its socket is here */
   countedAs: string | null = null;
   readonly acceptedAtMs: number;
   readonly inbound = new Pump();
   readonly outbound = new Pump();
-  downstream: TcpLeg | LinkEnd | null = null;
-  upstream: TcpLeg | LinkEnd | null = null;
+  downstream: TcpLeg | LinkLeg | null = null;
+  upstream: TcpLeg | LinkLeg | null = null;
   /** dialled and not connected yet */
   dialling: TcpLeg | null = null;
   /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
-  watch: Watch | null = null;
+  filter: ProtocolFilter | null = null;
   peek: Peek | null = null;
   /** until it is complete the session is not begun */
   header: HeaderReader | null = null;
   /** the client's address, where a header has named it */
   named = "";
-  stillUpstream: StillLeg | null = null;
-  stillDownstream: StillLeg | null = null;
+  detachedUpstream: DetachedLeg | null = null;
+  detachedDownstream: DetachedLeg | null = null;
   standIn: StandIn | null = null;
   /** target: what the session was at its source */
   adopted: SessionSnapshot | null = null;
   /** the application, or its owner, has had the session */
   wasConnected = false;
-  /** edge: dialled to an owner who has not said ACTIVE: the present one (new session) or the next one (move) */
-  nextLink: LinkEnd | null = null;
-  /** edge: bytes still to come from the old owner before those of the new one */
+  /** anchor: dialled to an owner who has not said ACTIVE: the present one (new session) or the next one (move) */
+  nextLink: LinkLeg | null = null;
+  /** anchor: bytes still to come from the old owner before those of the new one */
   switchAt: { bytesOut: number; complete(): void } | null = null;
   /** an end was reset while the session lay captured or adopted */
   lost: string | null = null;
@@ -119,7 +119,7 @@ export class LiveSession implements Carrier, PumpOwner {
     this.id = options.id;
     this.number = options.number;
     this.port = options.port;
-    this.edge = options.edge;
+    this.anchor = options.anchor;
     this.client = options.client;
     this.acceptedAtMs = options.acceptedAtMs;
     this.#state = options.state;
@@ -141,20 +141,20 @@ export class LiveSession implements Carrier, PumpOwner {
   fromClient(chunk: Buffer): void {
     if (this.header !== null) this.header.fromClient(chunk);
     else if (this.peek !== null) this.peek.fromClient(chunk);
-    else if (this.watch !== null) this.watch.fromClient(chunk);
+    else if (this.filter !== null) this.filter.fromClient(chunk);
     else this.inbound.receive(chunk);
   }
 
   clientFin(): void {
     if (this.header !== null) this.header.clientFin();
     else if (this.peek !== null) this.peek.clientFin();
-    else if (this.watch !== null) this.watch.clientFin();
+    else if (this.filter !== null) this.filter.clientFin();
     else this.inbound.receiveFin();
   }
 
   fromApplication(chunk: Buffer): void {
     // While an old owner's link is read to its end: that owner has observed it.
-    if (this.watch !== null && this.switchAt === null) this.watch.fromApplication(chunk);
+    if (this.filter !== null && this.switchAt === null) this.filter.fromApplication(chunk);
     else this.outbound.receive(chunk);
     const { switchAt } = this;
     if (switchAt !== null && this.outbound.bytes >= switchAt.bytesOut) {
@@ -169,45 +169,45 @@ export class LiveSession implements Carrier, PumpOwner {
 
   applicationDrained(): void {
     this.inbound.drained();
-    this.watch?.replay?.drained();
+    this.filter?.replay?.drained();
   }
 
-  setDownstream(end: TcpLeg | LinkEnd): void {
+  setDownstream(end: TcpLeg | LinkLeg): void {
     this.downstream = end;
     end.listener = this.#clientSide;
     this.inbound.setSource(end);
-    if (end instanceof LinkEnd) end.startDelivering();
+    if (end instanceof LinkLeg) end.startDelivering();
     if (this.downstream === end) this.outbound.setSink(end);
   }
 
-  setUpstream(end: TcpLeg | LinkEnd): void {
+  setUpstream(end: TcpLeg | LinkLeg): void {
     this.upstream = end;
     this.setUpstreamSink(end);
     if (this.upstream === end) this.setUpstreamSource(end);
   }
 
-  setUpstreamSink(end: TcpLeg | LinkEnd): void {
+  setUpstreamSink(end: TcpLeg | LinkLeg): void {
     this.wasConnected = true;
     end.listener = this.#applicationSide;
     this.inbound.setSink(end);
   }
 
-  setUpstreamSource(end: TcpLeg | LinkEnd): void {
+  setUpstreamSource(end: TcpLeg | LinkLeg): void {
     this.outbound.setSource(end);
-    if (end instanceof LinkEnd) end.startDelivering();
+    if (end instanceof LinkLeg) end.startDelivering();
   }
 
   // ---- without an application
 
   #isHidden(how: "fin" | "reset"): boolean {
-    return this.#state === "open" && this.watch?.applicationGone(how) === true;
+    return this.#state === "open" && this.filter?.applicationGone(how) === true;
   }
 
   get isWaiting(): boolean {
     return this.#state === "waiting" || this.#state === "dialling";
   }
 
-  /** An edge's session that is new to its owner: what was said to an earlier one is not counted. */
+  /** An anchor's session that is new to its owner: what was said to an earlier one is not counted. */
   countAnew(): void {
     this.inbound.bytes = this.inbound.pendingBytes;
     this.outbound.bytes = 0;
@@ -229,8 +229,8 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   endAfter(bytes: Buffer): void {
-    this.watch?.stop();
-    this.watch = null;
+    this.filter?.stop();
+    this.filter = null;
     this.dialling?.reset();
     this.dialling = null;
     if (this.#state === "waiting") this.step("dial");
@@ -240,54 +240,54 @@ export class LiveSession implements Carrier, PumpOwner {
     this.timer ??= setTimeout(() => this.guard(() => this.reset("told to go")), this.#events.lingerMsMax);
     if (bytes.length > 0) this.outbound.receive(bytes);
     this.outbound.receiveFin();
-    this.inbound.setSink(nowhere);
+    this.inbound.setSink(nullLeg);
     this.inbound.unhold();
   }
 
   /** The application is on this node. */
   get hasUpstreamLeg(): boolean {
-    return this.upstream instanceof TcpLeg || this.stillUpstream !== null;
+    return this.upstream instanceof TcpLeg || this.detachedUpstream !== null;
   }
 
   /** Takes the leg's descriptor; its unwritten bytes are first in the pump again. */
-  stillUpstreamLeg(): void {
+  detachUpstreamLeg(): void {
     const leg = this.upstream;
     if (!(leg instanceof TcpLeg) || !leg.isOpen) return;
     const { fd, pending } = leg.detach();
     this.upstream = null;
     this.inbound.removeSink(pending);
     this.outbound.setSource(null);
-    this.stillUpstream = { fd, snapshot: null };
+    this.detachedUpstream = { fd, snapshot: null };
   }
 
-  stillDownstreamLeg(): void {
+  detachDownstreamLeg(): void {
     const leg = this.downstream;
     if (!(leg instanceof TcpLeg) || !leg.isOpen) return;
     const { fd, pending } = leg.detach();
     this.downstream = null;
     this.outbound.removeSink(pending);
     this.inbound.setSource(null);
-    this.stillDownstream = { fd, snapshot: null };
+    this.detachedDownstream = { fd, snapshot: null };
   }
 
   /** The link stays open for what is in it; bytes that were not framed are first in the pump again. */
   takeBackFromDownstreamLink(): void {
-    if (this.downstream instanceof LinkEnd) this.outbound.removeSink(this.downstream.takeUnsent());
+    if (this.downstream instanceof LinkLeg) this.outbound.removeSink(this.downstream.takeUnsent());
   }
 
-  /** The node that has the application watches from now on. */
+  /** The node that has the application looks at the bytes from now on. */
   dropWatch(): void {
-    this.settleWatch();
-    this.watch?.stop();
-    this.watch = null;
+    this.settleFilter();
+    this.filter?.stop();
+    this.filter = null;
   }
 
   // ---- what travels
 
   /** Everything the session has read is in its pumps, and nothing is read meanwhile. */
-  settleWatch(): void {
+  settleFilter(): void {
     this.peek?.giveBack();
-    this.watch?.settle();
+    this.filter?.settle();
   }
 
   snapshot(parts: { upstream: LegSnapshot | null; downstream: LegSnapshot | null }): SessionSnapshot {
@@ -296,7 +296,7 @@ export class LiveSession implements Carrier, PumpOwner {
     return {
       id: this.id,
       port: this.port,
-      edge: this.edge,
+      anchor: this.anchor,
       acceptedAtMs: this.acceptedAtMs,
       client: this.named,
       headerAwaited: this.header !== null,
@@ -307,7 +307,7 @@ export class LiveSession implements Carrier, PumpOwner {
       pendingOut: keepsOut ? NO_BYTES : this.outbound.pending(),
       finIn: finOf(this.inbound),
       finOut: finOf(this.outbound),
-      watch: this.watch?.save() ?? NO_BYTES,
+      filter: this.filter?.save() ?? NO_BYTES,
     };
   }
 
@@ -340,7 +340,7 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   #over(reason: string | null): void {
-    this.watch?.stop();
+    this.filter?.stop();
     this.header?.stop();
     if (this.timer !== null) clearTimeout(this.timer);
     this.timer = null;
@@ -352,7 +352,7 @@ export class LiveSession implements Carrier, PumpOwner {
   #detachPumps(): void {
     this.inbound.setSource(null);
     this.outbound.setSource(null);
-    for (const end of [this.downstream, this.upstream, this.dialling] as (End | null)[]) {
+    for (const end of [this.downstream, this.upstream, this.dialling] as (Leg | null)[]) {
       if (end !== null) end.listener = null;
     }
     this.downstream = null;
@@ -450,11 +450,11 @@ export class LiveSession implements Carrier, PumpOwner {
     this.step("finish");
     this.nextLink?.release();
     this.nextLink = null;
-    if (this.downstream instanceof LinkEnd) {
+    if (this.downstream instanceof LinkLeg) {
       this.downstream.release();
       this.downstream = null;
     }
-    if (this.upstream instanceof LinkEnd) {
+    if (this.upstream instanceof LinkLeg) {
       this.upstream.release();
       this.upstream = null;
     }
@@ -464,7 +464,7 @@ export class LiveSession implements Carrier, PumpOwner {
 
 // Objects, not closures: a session at rest has ten of the latter otherwise.
 
-class ClientSide implements EndListener {
+class ClientSide implements LegListener {
   readonly #session: LiveSession;
   constructor(session: LiveSession) {
     this.#session = session;
@@ -486,7 +486,7 @@ class ClientSide implements EndListener {
   }
 }
 
-class ApplicationSide implements EndListener {
+class ApplicationSide implements LegListener {
   readonly #session: LiveSession;
   constructor(session: LiveSession) {
     this.#session = session;
@@ -508,7 +508,7 @@ class ApplicationSide implements EndListener {
   }
 }
 
-function closeEnd(end: TcpLeg | LinkEnd | null): void {
+function closeEnd(end: TcpLeg | LinkLeg | null): void {
   if (end instanceof TcpLeg) end.close();
   else end?.release();
 }

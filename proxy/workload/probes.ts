@@ -7,7 +7,7 @@
 import type { PortConfig } from "#proxy/contract/commands.ts";
 import { Observer } from "#proxy/protocol/observer.ts";
 import { PlainRequest, StoredAnswer } from "#proxy/protocol/stored-answer.ts";
-import { isProbe } from "#proxy/replay/watch.ts";
+import { isProbe } from "#proxy/replay/protocol-filter.ts";
 import type { LiveSession, Peek } from "./live-session.ts";
 
 /** a check's request is small; what is longer is none */

@@ -20,7 +20,7 @@ const BATCH = 64;
 type ApplicationLook = Pick<LegKernel, "listenerOf" | "isListening" | "listenBacklog">;
 
 /** Who waits for the application. */
-export interface PresenceHost {
+export interface AvailabilityHost {
   readonly config: Pick<Configure, "ports" | "limits">;
   readonly role: Role;
   readonly kernel: ApplicationLook;
@@ -32,8 +32,8 @@ export interface PresenceHost {
   start(session: LiveSession): void;
 }
 
-export class Presence {
-  readonly #proxy: PresenceHost;
+export class UpstreamAvailability {
+  readonly #proxy: AvailabilityHost;
   readonly #port: number;
   #absentSinceMs = -1;
   #givenUp = false;
@@ -43,7 +43,7 @@ export class Presence {
   /** sessions that are to be connected when the accept queue has room */
   #returning: LiveSession[] = [];
 
-  constructor(proxy: PresenceHost, port: number) {
+  constructor(proxy: AvailabilityHost, port: number) {
     this.#proxy = proxy;
     this.#port = port;
   }

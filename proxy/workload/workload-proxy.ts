@@ -11,12 +11,12 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
 import { type Active, RST_CODE } from "#proxy/link/link-codec.ts";
-import { LinkEnd, type LinkListener } from "#proxy/link/link-leg.ts";
+import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
 import { HeldBudget } from "#proxy/replay/held-bytes.ts";
 import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
-import { Watch, type WatchHost } from "#proxy/replay/watch.ts";
+import { ProtocolFilter, type ProtocolFilterHost } from "#proxy/replay/protocol-filter.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
@@ -25,7 +25,7 @@ import type { LegKernel } from "./leg-kernel.ts";
 import { LiveSession } from "./live-session.ts";
 import { Front, FrontHeader } from "./load-balancer.ts";
 import { ProbeAnswers, ProbePeek } from "./probes.ts";
-import { Presence } from "./upstream-availability.ts";
+import { UpstreamAvailability } from "./upstream-availability.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
 const LINGER_CHECK_MS = 20;
@@ -91,14 +91,14 @@ export interface WorkloadProxyOptions {
   log: Logger;
 }
 
-export class WorkloadProxy implements WatchHost {
+export class WorkloadProxy implements ProtocolFilterHost {
   readonly config: Configure;
   readonly kernel: LegKernel;
   readonly log: Logger;
   readonly sessions = new Map<string, LiveSession>();
   readonly listeners: ClientListener[] = [];
   /** accepted links that wait for their session, or for this proxy to own the workload */
-  readonly parked = new Map<string, LinkEnd>();
+  readonly parked = new Map<string, LinkLeg>();
   readonly counters: Counters = {
     sessionsAccepted: 0,
     sessionsRefused: 0,
@@ -138,14 +138,14 @@ export class WorkloadProxy implements WatchHost {
   readonly budget: HeldBudget;
   readonly admission: Admission;
   /** one a port */
-  readonly presences: Presence[];
+  readonly availabilities: UpstreamAvailability[];
   readonly #fronts: (Front | null)[];
   readonly probeAnswers = new ProbeAnswers();
   /** when the present cutover or restart began */
   heldAtMs = 0;
   role: Role = "idle";
   epoch = 0;
-  /** forward: this proxy is an edge, and the application is there */
+  /** forward: this proxy is an anchor, and the application is there */
   owner: { node: string; link: Endpoint } | null = null;
   /** source: the target has said ACTIVE, so there is no way back */
   releasedElsewhere = false;
@@ -175,7 +175,7 @@ export class WorkloadProxy implements WatchHost {
       spillBytesMax: limits.spillBytesMax,
       spillDir,
     });
-    this.presences = ports.map((_, port) => new Presence(this, port));
+    this.availabilities = ports.map((_, port) => new UpstreamAvailability(this, port));
     this.#fronts = ports.map(({ proxyProtocol, listen }) =>
       proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
     );
@@ -205,7 +205,7 @@ export class WorkloadProxy implements WatchHost {
     return this.role !== "owner" && this.role !== "paused";
   }
 
-  get isEdge(): boolean {
+  get isAnchor(): boolean {
     return this.owner !== null;
   }
 
@@ -222,7 +222,7 @@ export class WorkloadProxy implements WatchHost {
   // ---- where clients arrive
 
   /**
-   * Does nothing where this proxy, an edge, listens already. Shielded: there, even before its address is, and silent
+   * Does nothing where this proxy, an anchor, listens already. Shielded: there, even before its address is, and silent
    * until the release.
    * @throws HoldfastError `PROXY_LISTEN`
    */
@@ -300,7 +300,7 @@ export class WorkloadProxy implements WatchHost {
     const session = this.createSession({
       id: randomBytes(12).toString("hex"),
       port,
-      edge: this.config.node,
+      anchor: this.config.node,
       client: peer,
       acceptedAtMs: Date.now(),
       state: "waiting",
@@ -319,8 +319,8 @@ export class WorkloadProxy implements WatchHost {
     if (tooMany !== null) {
       this.counters.sessionsRefused++;
       // HTTP is told to come later; what turns out to be something else is reset.
-      this.watchSession(session, null);
-      session.watch?.replay?.giveUp();
+      this.attachFilter(session, null);
+      session.filter?.replay?.giveUp();
       return;
     }
     if (this.#mustWait && this.#answersProbes(session.port)) {
@@ -340,7 +340,7 @@ export class WorkloadProxy implements WatchHost {
     if (!this.#mustWait && !this.#isAbsent(port)) return null;
     const tooMany = this.#waitingSessions(newcomer) - this.config.limits.heldSessionsMax;
     if (tooMany < 0) return null;
-    const isPolite = (this.config.ports[port] as PortConfig).continuity === "replay" && !this.isEdge;
+    const isPolite = (this.config.ports[port] as PortConfig).continuity === "replay" && !this.isAnchor;
     return isPolite && tooMany < REFUSED_POLITELY_MAX ? "refuse" : "reset";
   }
 
@@ -393,7 +393,7 @@ export class WorkloadProxy implements WatchHost {
   /** It ended by itself, and clients of this port may wait for it. */
   #isAbsent(port: number): boolean {
     const { continuity } = this.config.ports[port] as PortConfig;
-    return continuity === "replay" && this.role === "owner" && this.presences[port]?.isAbsent === true;
+    return continuity === "replay" && this.role === "owner" && this.availabilities[port]?.isAbsent === true;
   }
 
   /** Accepted while there was nobody to connect them to. */
@@ -419,7 +419,7 @@ export class WorkloadProxy implements WatchHost {
   start(session: LiveSession): void {
     if (session.state !== "waiting" || session.header !== null) return;
     if (this.role === "owner") this.#startHere(session);
-    else if (this.role === "paused" && this.presences[session.port]?.isGivenUp === true) this.giveUp(session);
+    else if (this.role === "paused" && this.availabilities[session.port]?.isGivenUp === true) this.giveUp(session);
     else if (this.owner !== null && session.nextLink === null) {
       this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
     }
@@ -430,32 +430,32 @@ export class WorkloadProxy implements WatchHost {
     // It is told when it has said who it is.
     if (session.header !== null) return;
     session.peek?.giveBack();
-    this.watchSession(session, null);
-    const replay = session.watch?.replay ?? null;
+    this.attachFilter(session, null);
+    const replay = session.filter?.replay ?? null;
     if (replay === null) session.reset("the application is away");
     else replay.giveUp();
   }
 
   #startHere(session: LiveSession): void {
     session.peek?.giveBack();
-    this.watchSession(session, null);
+    this.attachFilter(session, null);
     // What was given back may have led here already.
     if (session.state !== "waiting") return;
-    const replay = session.watch?.replay ?? null;
+    const replay = session.filter?.replay ?? null;
     if (replay === null) {
       this.#dialApplication(session);
       return;
     }
-    const presence = this.presences[session.port] as Presence;
-    if (presence.isGivenUp) replay.giveUp();
+    const availability = this.availabilities[session.port] as UpstreamAvailability;
+    if (availability.isGivenUp) replay.giveUp();
     else if (session.dialNotBeforeMs > performance.now()) return;
-    else if (presence.isAbsent) replay.waits();
+    else if (availability.isAbsent) replay.waits();
     else if (replay.comeBack()) this.#dialApplication(session);
   }
 
   #dialApplication(session: LiveSession): void {
     session.step("dial");
-    const replay = session.watch?.replay ?? null;
+    const replay = session.filter?.replay ?? null;
     const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
       onConnect: () => {
         session.dialFailedAtMs = 0;
@@ -487,7 +487,7 @@ export class WorkloadProxy implements WatchHost {
   }
 
   #dialFailed(session: LiveSession, code: string): void {
-    const replay = session.watch?.replay ?? null;
+    const replay = session.filter?.replay ?? null;
     this.counters.dialFailures++;
     session.dialling = null;
     if (replay === null) {
@@ -499,7 +499,7 @@ export class WorkloadProxy implements WatchHost {
       this.#dialLater(session, code);
       return;
     }
-    this.presences[session.port]?.lost();
+    this.availabilities[session.port]?.lost();
     replay.waits();
   }
 
@@ -521,7 +521,7 @@ export class WorkloadProxy implements WatchHost {
     // A client that has just come is better told at once; one whose state is worth it waits.
     const isLate = nowMs - session.dialFailedAtMs >= this.config.limits.holdMsMax;
     if (!session.wasConnected || isLate) this.giveUp(session);
-    else session.watch?.replay?.waits();
+    else session.filter?.replay?.waits();
   }
 
   #attach(session: LiveSession, leg: TcpLeg): void {
@@ -532,25 +532,25 @@ export class WorkloadProxy implements WatchHost {
       session.step("abort");
       return;
     }
-    session.watch?.replay?.beforeAttach();
+    session.filter?.replay?.beforeAttach();
     session.step("dialled");
     session.setUpstream(leg);
-    if (session.upstream === leg) session.watch?.replay?.attached();
+    if (session.upstream === leg) session.filter?.replay?.attached();
   }
 
-  // ---- what passes (WatchHost)
+  // ---- what passes (ProtocolFilterHost)
 
   /** @param saved of the node the session comes from. @throws HoldfastError `SNAPSHOT_INVALID` */
-  watchSession(session: LiveSession, saved: Buffer | null): void {
+  attachFilter(session: LiveSession, saved: Buffer | null): void {
     const port = this.portOf(session);
-    if (session.watch !== null || (port.protocol === "tcp" && port.continuity === "transplant")) return;
+    if (session.filter !== null || (port.protocol === "tcp" && port.continuity === "transplant")) return;
     const unobserved = saved === null ? session.inbound.takeBack() : null;
-    session.watch = new Watch({ carrier: session, host: this, port, saved });
+    session.filter = new ProtocolFilter({ carrier: session, host: this, port, saved });
     if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
   }
 
   lifeOf(carrier: Carrier): number {
-    return carrier instanceof LiveSession ? (this.presences[carrier.port]?.life ?? -1) : -1;
+    return carrier instanceof LiveSession ? (this.availabilities[carrier.port]?.life ?? -1) : -1;
   }
 
   want(carrier: Carrier): void {
@@ -660,7 +660,7 @@ export class WorkloadProxy implements WatchHost {
     if (acked || late) session.close();
   }
 
-  // ---- links, at the edge
+  // ---- links, at the anchor
 
   dialLink(session: LiveSession, options: { to: Endpoint; epoch: number; fresh: boolean }): Promise<boolean> {
     const { promise, resolve } = Promise.withResolvers<boolean>();
@@ -669,7 +669,7 @@ export class WorkloadProxy implements WatchHost {
       session: session.id,
       port: session.port,
       epoch: options.epoch,
-      edge: this.config.node,
+      anchor: this.config.node,
       client: session.client,
       acceptedAtMs: session.acceptedAtMs,
       fresh: options.fresh,
@@ -688,14 +688,14 @@ export class WorkloadProxy implements WatchHost {
       onHeld: () => {},
       onOver: (link, code) => {
         resolve(false);
-        this.#onEdgeLinkOver(session, link, code);
+        this.#onAnchorLinkOver(session, link, code);
       },
       onBroken: (_link, error) => {
         resolve(false);
         session.onBroken(error);
       },
     };
-    session.nextLink = LinkEnd.dial({
+    session.nextLink = LinkLeg.dial({
       keys: this.#keys,
       encrypted: this.config.links === "encrypted",
       to: options.to,
@@ -706,7 +706,7 @@ export class WorkloadProxy implements WatchHost {
     return promise;
   }
 
-  #onActive(session: LiveSession, link: LinkEnd, active: Active): void {
+  #onActive(session: LiveSession, link: LinkLeg, active: Active): void {
     if (session.state === "closed" || session.nextLink !== link || active.epoch < this.epoch) {
       link.close(RST_CODE.moved);
       return;
@@ -725,7 +725,7 @@ export class WorkloadProxy implements WatchHost {
     if (session.state === "captured") {
       // The source hears it from the target before its own agent does: nothing can be taken back any more.
       this.releasedElsewhere = true;
-      this.#dropStillUpstream(session);
+      this.#dropDetachedUpstream(session);
       session.dropWatch();
       if (session.lost !== null) {
         link.reset();
@@ -734,7 +734,7 @@ export class WorkloadProxy implements WatchHost {
       }
       session.step("resume");
       session.inbound.clear();
-    } else if (old instanceof LinkEnd) {
+    } else if (old instanceof LinkLeg) {
       session.inbound.removeSink(old.takeUnsent());
     }
     this.switchUpstream(session, link, { bytesIn: active.bytesIn, bytesOut: active.bytesOut });
@@ -747,7 +747,7 @@ export class WorkloadProxy implements WatchHost {
    */
   switchUpstream(
     session: LiveSession,
-    next: TcpLeg | LinkEnd,
+    next: TcpLeg | LinkLeg,
     offsets: { bytesIn: number; bytesOut: number; prependIn?: Buffer; onComplete?: () => void },
   ): void {
     const old = session.upstream;
@@ -766,7 +766,7 @@ export class WorkloadProxy implements WatchHost {
           bytesIn: offsets.bytesIn,
           bytesOut: offsets.bytesOut,
         },
-        "bytes were lost between edge and owner; resetting the client",
+        "bytes were lost between anchor and owner; resetting the client",
       );
       next.reset();
       session.reset("link mismatch");
@@ -774,7 +774,7 @@ export class WorkloadProxy implements WatchHost {
     }
     stopWaiting(session);
     const complete = (): void => {
-      if (old instanceof LinkEnd) {
+      if (old instanceof LinkLeg) {
         old.listener = null;
         old.release();
       }
@@ -783,19 +783,19 @@ export class WorkloadProxy implements WatchHost {
       offsets.onComplete?.();
     };
     if (offsets.prependIn !== undefined) session.inbound.prepend(offsets.prependIn);
-    if (next instanceof LinkEnd) session.inbound.finSent = false;
+    if (next instanceof LinkLeg) session.inbound.finSent = false;
     session.setUpstreamSink(next);
     if (session.outbound.bytes === offsets.bytesOut) complete();
     else session.switchAt = { bytesOut: offsets.bytesOut, complete };
     session.inbound.unhold();
   }
 
-  #dropStillUpstream(session: LiveSession): void {
-    if (session.stillUpstream !== null) this.kernel.close(session.stillUpstream.fd);
-    session.stillUpstream = null;
+  #dropDetachedUpstream(session: LiveSession): void {
+    if (session.detachedUpstream !== null) this.kernel.close(session.detachedUpstream.fd);
+    session.detachedUpstream = null;
   }
 
-  #onEdgeLinkOver(session: LiveSession, link: LinkEnd, code: number): void {
+  #onAnchorLinkOver(session: LiveSession, link: LinkLeg, code: number): void {
     if (session.nextLink === link) {
       session.nextLink = null;
       // A new session whose owner moved away waits for `switchOwner`; a prepared link can be dialled again then.
@@ -864,7 +864,7 @@ export class WorkloadProxy implements WatchHost {
       return;
     }
     this.#linksGreeting++;
-    LinkEnd.accept(socket, {
+    LinkLeg.accept(socket, {
       keys: this.#keys,
       encrypted: this.config.links === "encrypted",
       onReady: (link) => {
@@ -892,9 +892,9 @@ export class WorkloadProxy implements WatchHost {
     });
   }
 
-  #onLink(link: LinkEnd, greeting: Greeting): void {
+  #onLink(link: LinkLeg, greeting: Greeting): void {
     if (greeting.port >= this.config.ports.length) link.close(RST_CODE.unknownSession);
-    else if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "edge") {
+    else if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "anchor") {
       // The dialler knows of a newer owner than this proxy does, or this proxy owns nothing.
       link.close(RST_CODE.moved);
     } else if (this.role === "owner") this.takeLink(link);
@@ -905,7 +905,7 @@ export class WorkloadProxy implements WatchHost {
   }
 
   /** Owner: joins the link to its session, or begins a new one. */
-  takeLink(link: LinkEnd): void {
+  takeLink(link: LinkLeg): void {
     const greeting = link.greeting as Greeting;
     const known = this.sessions.get(greeting.session);
     const joinable =
@@ -918,7 +918,7 @@ export class WorkloadProxy implements WatchHost {
       const session = this.createSession({
         id: greeting.session,
         port: greeting.port,
-        edge: greeting.edge,
+        anchor: greeting.anchor,
         client: greeting.client,
         acceptedAtMs: greeting.acceptedAtMs,
         state: "waiting",
@@ -931,7 +931,7 @@ export class WorkloadProxy implements WatchHost {
     }
   }
 
-  joinLink(session: LiveSession, link: LinkEnd): void {
+  joinLink(session: LiveSession, link: LinkLeg): void {
     stopWaiting(session);
     session.client = link.greeting?.client ?? session.client;
     link.sendActive({
@@ -939,17 +939,17 @@ export class WorkloadProxy implements WatchHost {
       bytesIn: session.inbound.bytes,
       bytesOut: session.outbound.bytes - session.outbound.pendingBytes,
     });
-    // The edge takes a second FIN for none at all, and may not have had the first.
+    // The anchor takes a second FIN for none at all, and may not have had the first.
     session.outbound.finSent = false;
     session.setDownstream(link);
   }
 
-  /** The edge has to dial again: its prepared link never came, or broke. */
+  /** The anchor has to dial again: its prepared link never came, or broke. */
   awaitLink(session: LiveSession): void {
     this.#boundWaiting(session);
   }
 
-  /** Edge: the session has an owner and no link to it. */
+  /** Anchor: the session has an owner and no link to it. */
   relink(session: LiveSession, fresh: boolean): void {
     if (this.owner === null) return;
     this.#boundWaiting(session);
@@ -957,12 +957,12 @@ export class WorkloadProxy implements WatchHost {
   }
 
   /** The other side ends it when it has what is in it; after a while we do. */
-  releaseLater(link: LinkEnd): void {
+  releaseLater(link: LinkLeg): void {
     link.listener = null;
     setTimeout(() => link.release(), this.config.limits.lingerMsMax).unref();
   }
 
-  #onOwnerLinkOver(link: LinkEnd, code: number): void {
+  #onOwnerLinkOver(link: LinkLeg, code: number): void {
     const id = link.greeting?.session ?? "";
     if (this.parked.get(id) === link) {
       this.parked.delete(id);
@@ -975,7 +975,7 @@ export class WorkloadProxy implements WatchHost {
     const session = this.sessions.get(id);
     if (session === undefined || session.downstream !== link) return;
     if (session.state === "captured" || session.state === "adopted") {
-      // Either the client is gone, or its edge has switched to the new owner already.
+      // Either the client is gone, or its anchor has switched to the new owner already.
       session.lose("downstream", "link over");
       return;
     }
@@ -1008,7 +1008,7 @@ export class WorkloadProxy implements WatchHost {
       id: session.id,
       port: session.port,
       client: session.client,
-      edge: session.edge,
+      anchor: session.anchor,
       place: this.placeOf(session),
       state: this.#shownState(session),
       bytesIn: session.inbound.bytes,
@@ -1019,23 +1019,23 @@ export class WorkloadProxy implements WatchHost {
       name: null,
       requestsInFlight: 0,
       requests: 0,
-      ...session.watch?.info,
+      ...session.filter?.info,
     };
   }
 
   placeOf(session: LiveSession): SessionInfo["place"] {
-    if (session.edge !== this.config.node) return "owner";
-    return this.owner !== null && session.adopted === null ? "edge" : "here";
+    if (session.anchor !== this.config.node) return "owner";
+    return this.owner !== null && session.adopted === null ? "anchor" : "here";
   }
 
   #shownState(session: LiveSession): SessionInfo["state"] {
     if (session.state === "lingering") return "lingering";
     if (session.header !== null) return "open";
-    const replay = session.watch?.replay ?? null;
+    const replay = session.filter?.replay ?? null;
     if (replay?.isAway === true) return "away";
     // Between two requests nobody misses the connection.
     if (replay !== null && session.isWaiting && session.wasConnected)
-      return this.presences[session.port]?.isAbsent === true ? "away" : "open";
+      return this.availabilities[session.port]?.isAbsent === true ? "away" : "open";
     if (session.state !== "open" || session.inbound.held) return "held";
     return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
   }
@@ -1059,7 +1059,7 @@ export class WorkloadProxy implements WatchHost {
   /** Everything reset, everything closed. */
   stop(): void {
     for (const session of [...this.sessions.values()]) {
-      closeStill(this.kernel, session);
+      closeDetached(this.kernel, session);
       session.reset("stopped");
     }
     this.closeDoors();
@@ -1072,17 +1072,17 @@ export class WorkloadProxy implements WatchHost {
     this.#linkServer?.close();
     this.#linkServer = null;
     if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
-    for (const presence of this.presences) presence.stop();
+    for (const availability of this.availabilities) availability.stop();
   }
 }
 
 /** Silently: a stand-in too, and a leg in repair mode sends nothing when it is closed. */
-export function closeStill(kernel: LegKernel, session: LiveSession): void {
-  if (session.stillUpstream !== null) kernel.close(session.stillUpstream.fd);
-  if (session.stillDownstream !== null) kernel.close(session.stillDownstream.fd);
+export function closeDetached(kernel: LegKernel, session: LiveSession): void {
+  if (session.detachedUpstream !== null) kernel.close(session.detachedUpstream.fd);
+  if (session.detachedDownstream !== null) kernel.close(session.detachedDownstream.fd);
   if (session.standIn !== null) kernel.close(session.standIn.fd);
-  session.stillUpstream = null;
-  session.stillDownstream = null;
+  session.detachedUpstream = null;
+  session.detachedDownstream = null;
   session.standIn = null;
 }
 

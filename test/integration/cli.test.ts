@@ -476,7 +476,7 @@ describe("holdfast status, sessions, check, start, stop", () => {
       id: "s1",
       port: 0,
       client: "10.0.0.9:4000",
-      edge: "a",
+      anchor: "a",
       place: "here",
       state: "open",
       bytesIn: 5,

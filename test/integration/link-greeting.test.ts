@@ -3,14 +3,14 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { after, test } from "node:test";
-import { LINK_WINDOW_BYTES, LinkEnd, type LinkListener } from "#proxy/link/link-leg.ts";
+import { LINK_WINDOW_BYTES, LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 
 const key = Buffer.alloc(32, 7);
 const greeting = {
   session: "0123456789abcdef01234567",
   port: 0,
   epoch: 2,
-  edge: "a",
+  anchor: "a",
   client: "10.99.0.100:40000",
   acceptedAtMs: 1,
   fresh: false,
@@ -48,7 +48,7 @@ test("an owner that says at once all that it has is heard: the welcome and a win
   const bytes = Buffer.alloc(LINK_WINDOW_BYTES, "x");
   const accepted = serverEnd();
   const received = Promise.withResolvers<number>();
-  const dialled = LinkEnd.dial({
+  const dialled = LinkLeg.dial({
     keys: [key],
     to: { address: "127.0.0.1", port },
     greeting,
@@ -70,7 +70,7 @@ test("an owner that says at once all that it has is heard: the welcome and a win
       },
     }),
   });
-  const owner = LinkEnd.accept(await accepted, {
+  const owner = LinkLeg.accept(await accepted, {
     keys: [key],
     onReady(link) {
       link.sendActive({ epoch: 2, bytesIn: 0, bytesOut: 0 });
@@ -89,7 +89,7 @@ test("somebody who greets without end is not listened to", async () => {
   const accepted = serverEnd();
   const stranger = connect(port, "127.0.0.1");
   const refused = Promise.withResolvers<string>();
-  LinkEnd.accept(await accepted, {
+  LinkLeg.accept(await accepted, {
     keys: [key],
     onReady: () => refused.reject(new Error("it was let in")),
     onRefused: refused.resolve,

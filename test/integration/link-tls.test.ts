@@ -6,7 +6,7 @@ import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { after, afterEach, before, describe, it } from "node:test";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { FRAME, frame } from "#proxy/link/link-codec.ts";
-import { LinkEnd, type LinkListener } from "#proxy/link/link-leg.ts";
+import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 
 const [key, other] = [randomBytes(32), randomBytes(32)];
 const BYTES = 3 * 1024 * 1024;
@@ -14,7 +14,7 @@ const greeting = {
   session: "0123456789abcdef01234567",
   port: 0,
   epoch: 2,
-  edge: "a",
+  anchor: "a",
   client: "10.99.0.100:40000",
   acceptedAtMs: 1,
   fresh: false,
@@ -75,7 +75,7 @@ after(() => {
 
 function listener(over: () => void, more: Partial<LinkListener> = {}): LinkListener {
   const nothing = (): void => {};
-  const onBroken = (_: LinkEnd, error: unknown): void => {
+  const onBroken = (_: LinkLeg, error: unknown): void => {
     throw error;
   };
   return {
@@ -90,7 +90,7 @@ function listener(over: () => void, more: Partial<LinkListener> = {}): LinkListe
 }
 
 /** Sends all of `bytes`, gives all that comes until the FIN. */
-function exchange(link: LinkEnd, bytes: Buffer): Promise<Buffer> {
+function exchange(link: LinkLeg, bytes: Buffer): Promise<Buffer> {
   const got: Buffer[] = [];
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
   let rest = bytes;
@@ -118,15 +118,15 @@ function exchange(link: LinkEnd, bytes: Buffer): Promise<Buffer> {
 }
 
 interface Linked {
-  dialled: LinkEnd;
-  accepted: LinkEnd;
+  dialled: LinkLeg;
+  accepted: LinkLeg;
 }
 
 /** @returns both ends when the owner has said ACTIVE; or why the acceptor has refused, or "over" where the dialler has ended it */
 async function link(dialler: Side = {}, acceptor: Side = {}): Promise<Linked | string> {
   const outcome = Promise.withResolvers<Linked | string>();
   const arrived = once(owner, "connection");
-  const dialled = LinkEnd.dial({
+  const dialled = LinkLeg.dial({
     keys: [key],
     ...dialler,
     to: { address: "127.0.0.1", port: (between.address() as AddressInfo).port },
@@ -137,7 +137,7 @@ async function link(dialler: Side = {}, acceptor: Side = {}): Promise<Linked | s
     }),
   });
   const [socket] = (await arrived) as [Socket];
-  const accepted = LinkEnd.accept(socket, {
+  const accepted = LinkLeg.accept(socket, {
     keys: [key],
     ...acceptor,
     onReady: (end) => end.sendActive({ epoch: 2, bytesIn: 0, bytesOut: 0 }),

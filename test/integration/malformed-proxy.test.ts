@@ -27,7 +27,7 @@ const ENDLESS_KEPT_BYTES_MAX = 4 * 1024 * 1024;
 /** … and what becomes resident, of the 144 MiB: the garbage that V8 lets lie, which malloc(3) need not give back */
 const ENDLESS_RESIDENT_BYTES_MAX = 96 * 1024 * 1024;
 
-/** what the proxy adds to the head of an answer on a `replay` port (proxy/replay/watch.ts) */
+/** what the proxy adds to the head of an answer on a `replay` port (proxy/replay/protocol-filter.ts) */
 const EDITED = "; client_no_context_takeover";
 /** nothing, answers 503, or a WebSocket's Close */
 const OWN_WORDS = /^(HTTP\/1\.1 503 |\x88|$)/;

@@ -132,7 +132,7 @@ describe("a node that lacks what a dial needs", { timeout: 30_000 }, () => {
         (await answersOf(early, 1)).map(({ status }) => status),
         [503],
       );
-      assert.equal(proxy.presences[0]?.isAbsent, false);
+      assert.equal(proxy.availabilities[0]?.isAbsent, false);
       assert.ok(proxy.counters.dialShortages > 0);
       assert.equal(lines.length, 1, "one line for all of them");
       isShort = false;

@@ -1,6 +1,6 @@
 /**
  * Legs and listeners against the real kernel, over loopback: what is told, when, in which order, and that no byte and no
- * edge is lost. The far ends are plain descriptors, so that several things can happen to a leg before its next turn.
+ * anchor is lost. The far ends are plain descriptors, so that several things can happen to a leg before its next turn.
  */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -18,7 +18,7 @@ import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { bound, sockets } from "#proxy/kernel/stream-sockets.ts";
 import { ClientListener, type ListenerOptions } from "#proxy/listen/client-listener.ts";
-import type { EndListener } from "#proxy/stream/leg.ts";
+import type { LegListener } from "#proxy/stream/leg.ts";
 import { Pump } from "#proxy/stream/pump.ts";
 import type { SocketKernel } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
@@ -76,7 +76,7 @@ async function until(condition: () => boolean, what: string): Promise<void> {
   }
 }
 
-/** What has happened to any leg by now has been told when this is over: edges are told in their order. */
+/** What has happened to any leg by now has been told when this is over: anchors are told in their order. */
 async function everythingIsTold(): Promise<void> {
   for (let round = 0; round < 2; round++) {
     const { leg, witness, peer } = await connected();
@@ -91,7 +91,7 @@ async function everythingIsTold(): Promise<void> {
 
 // ---- ends
 
-class Witness implements EndListener {
+class Witness implements LegListener {
   /** in order; data once for as long as nothing else comes between */
   readonly told: string[] = [];
   readonly check = new Check();
@@ -771,7 +771,7 @@ describe("two legs and two pumps", () => {
     let drains = 0;
     const inbound = new Pump();
     const outbound = new Pump();
-    const side = (into: Pump, outOf: Pump): EndListener => ({
+    const side = (into: Pump, outOf: Pump): LegListener => ({
       onData(chunk) {
         into.receive(chunk);
         pendingMax = Math.max(pendingMax, into.pendingBytes);
@@ -861,7 +861,7 @@ describe("a leg that always has something to read", () => {
         await nextTurn();
         readsMax = Math.max(readsMax, busy.witness.reads - before);
       }
-      // once as one that asked for another turn, once for the edge that came meanwhile
+      // once as one that asked for another turn, once for the anchor that came meanwhile
       assert.ok(readsMax >= 1 && readsMax <= 2 * READS_MAX, `${readsMax} reads in one turn`);
 
       const before = busy.witness.reads;

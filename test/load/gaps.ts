@@ -9,7 +9,7 @@ export interface Blackout {
   max: number;
 }
 
-/** One client's answers. The gap at the edges counts too: a client that never hears again shows the whole interval. */
+/** One client's answers. The gap at the anchors counts too: a client that never hears again shows the whole interval. */
 export class GapMeter {
   #lastMs: number;
   #longestMs = 0;

@@ -133,7 +133,7 @@ for (const downstream of ["takeover", "forward"] as const) {
   describe(`a rehearsal, ${downstream}`, { skip, timeout: 600_000 }, () => {
     it("holds nobody, leaves nothing on either node, and says how long a move would take; the move goes then", async () => {
       await withPythonShell({ downstream, nodes: ["a", "b", "c"] }, async (program, run) => {
-        if (downstream === "forward") await program.move("c"); // a is an edge with a client now
+        if (downstream === "forward") await program.move("c"); // a is an anchor with a client now
         const from = program.at;
         await run(`memory = bytearray(os.urandom(8 << 20)); open("/tmp/written", "w").write("x")`);
         await run(`held = 0`);

@@ -79,7 +79,7 @@ describe("a client that vanishes", { skip: lacking(), timeout: 600_000 }, () => 
     try {
       assert.deepEqual(timeoutsOf(stage.proxy), EXPECTED);
       await capture(stage.proxy);
-      const still = [...stage.proxy.sessions.values()][0]?.stillDownstream?.fd as number;
+      const still = [...stage.proxy.sessions.values()][0]?.detachedDownstream?.fd as number;
       assert.equal(sock.getsockoptInt(still, sock.SOL_SOCKET, sock.SO_KEEPALIVE), 0);
       assert.equal(sock.getsockoptInt(still, sock.IPPROTO_TCP, sock.TCP_USER_TIMEOUT), 0);
       stage.proxy.role = "owner";

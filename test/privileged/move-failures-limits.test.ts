@@ -59,7 +59,7 @@ describe("no space for the memory images", { timeout: 600_000 }, () => {
 for (const downstream of ["takeover", "forward"] as const) {
   describe(`a move that must end, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });
-    /** What links and edges have no part in is tried once. */
+    /** What links and anchors have no part in is tried once. */
     const either = (name: string, test: () => Promise<void>): void => {
       if (downstream === "takeover") it(name, test);
     };

@@ -19,7 +19,7 @@ const STEPS: Record<string, "source" | "target" | null> = {
   retire: "target",
 };
 
-/** The steps in which links and edges have a part; the others are the same in both. */
+/** The steps in which links and anchors have a part; the others are the same in both. */
 const OF_RELAY = new Set(["hold", "capture", "committed", "retire"]);
 
 for (const downstream of ["takeover", "forward"] as const) {

@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { staged } from "#test/support/staged.ts";
 
 const STEPS = ["prepare", "standby", "adopt", "restore", "restored", "adopted", "release", "released"];
-/** The steps in which links and edges have a part; the others are the same in both. */
+/** The steps in which links and anchors have a part; the others are the same in both. */
 const OF_RELAY = new Set(["adopt", "restored", "release", "released"]);
 const GONE = /^(connection to agent [ab] (is closed|lost)|cannot reach node [ab])/;
 /** Steps after which the store says that the target has it. */

@@ -8,13 +8,13 @@ import { lacking, type MovedProgram, withProgram } from "../support/moved-progra
 const port = 8080;
 const sessions = 20;
 
-/** Who holds which clients, as each node's `sessions` says: "here", "edge" or "owner", with the edge's name. */
+/** Who holds which clients, as each node's `sessions` says: "here", "anchor" or "owner", with the anchor's name. */
 async function places(program: MovedProgram): Promise<Record<string, Record<string, number>>> {
   const all: Record<string, Record<string, number>> = {};
   for (const node of program.nodes) {
     const counts: Record<string, number> = {};
-    for (const { place, edge } of await program.sessions(node)) {
-      const name = `${place} ${edge}`;
+    for (const { place, anchor } of await program.sessions(node)) {
+      const name = `${place} ${anchor}`;
       counts[name] = (counts[name] ?? 0) + 1;
     }
     all[node] = counts;
@@ -51,7 +51,7 @@ test("A→B→C→A with clients that come in at every stage, at every node", { 
     loads.push(await join("b"));
     await check();
     assert.deepEqual(await places(program), {
-      a: { "edge a": sessions },
+      a: { "anchor a": sessions },
       b: { "owner a": sessions, "here b": sessions },
       c: {},
     });
@@ -59,16 +59,16 @@ test("A→B→C→A with clients that come in at every stage, at every node", { 
     loads.push(await join("c"));
     await check();
     assert.deepEqual(await places(program), {
-      a: { "edge a": sessions },
-      b: { "edge b": sessions },
+      a: { "anchor a": sessions },
+      b: { "anchor b": sessions },
       c: { "owner a": sessions, "owner b": sessions, "here c": sessions },
     });
     await program.move("a");
     await check();
     assert.deepEqual(await places(program), {
       a: { "here a": sessions, "owner b": sessions, "owner c": sessions },
-      b: { "edge b": sessions },
-      c: { "edge c": sessions },
+      b: { "anchor b": sessions },
+      c: { "anchor c": sessions },
     });
     for (const load of loads) await load.stop();
   });

@@ -258,20 +258,20 @@ test("started by force where the owner's machine seems gone: when it is back it 
   });
 });
 
-test("an edge whose agent was down in a move learns of the owner when it is back: old and new clients are served", async () => {
+test("an anchor whose agent was down in a move learns of the owner when it is back: old and new clients are served", async () => {
   await withProgram({ downstream: "forward", nodes: ["a", "b", "c"], workload: echo }, async (program) => {
-    const edge = program.lab.place("a").address;
-    const client = await program.connect(8080, edge);
+    const anchor = program.lab.place("a").address;
+    const client = await program.connect(8080, anchor);
     await assertEchoes(client, "at a");
     await program.move("b");
     await assertEchoes(client, "at b");
     await program.agent("a").stop("SIGTERM");
     await program.move("c");
-    client.write("said while nobody could tell the edge");
+    client.write("said while nobody could tell the anchor");
     const answer = once(client, "data") as Promise<[Buffer]>;
     await program.nextAgent("a");
-    assert.equal((await answer)[0].toString(), "said while nobody could tell the edge");
-    const next = await program.connect(8080, edge);
+    assert.equal((await answer)[0].toString(), "said while nobody could tell the anchor");
+    const next = await program.connect(8080, anchor);
     await assertEchoes(next, "a new client");
     for (const socket of [client, next]) socket.destroy();
   });

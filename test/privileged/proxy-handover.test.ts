@@ -150,7 +150,7 @@ for (const downstream of ["forward", "takeover"] as const) {
     it("loses a session whose connection to the application could not be captured, at both ends, and no other", async () => {
       const bystander = connect("a");
       await bystander.progress();
-      // There and back: in forward mode its client is at an edge, and at the edge that becomes the owner again.
+      // There and back: in forward mode its client is at an anchor, and at the anchor that becomes the owner again.
       for (let round = 0; round < 2; round++) {
         const lost = connect("a");
         await lost.progress();
@@ -290,7 +290,7 @@ describe("a port that is taken at the target", { timeout: 30_000 }, () => {
   });
 });
 
-describe("many links of edges", { timeout: 120_000 }, () => {
+describe("many links of anchors", { timeout: 120_000 }, () => {
   it("have the time that they need: a bound meant for a few fails no move of many", async () => {
     const limits = { quiesceMsMax: 1 };
     const lab = await ProxyLab.start({ nodes: ["a", "b", "c"], downstream: "forward", limits });
@@ -328,7 +328,7 @@ describe("forwarding over three nodes", { timeout: 600_000 }, () => {
     await lab.stop();
   });
 
-  it("links every edge straight to the newest owner, under load and with new clients everywhere", async () => {
+  it("links every anchor straight to the newest owner, under load and with new clients everywhere", async () => {
     let seed = 0;
     const connect = (node: NodeName): void => {
       clients.push(new CountedClient(lab.client(node), { seed: seed++ }));
@@ -347,7 +347,7 @@ describe("forwarding over three nodes", { timeout: 600_000 }, () => {
     connect("c");
     await Promise.all(clients.map((client) => client.progress()));
     // Never a chain: b serves its own clients only.
-    for (const session of await lab.proxy("b").sessions()) assert.equal(session.edge, "b");
+    for (const session of await lab.proxy("b").sessions()) assert.equal(session.anchor, "b");
     await lab.move("c", "a", () => connect("b"));
     await Promise.all(clients.map((client) => client.progress()));
     await Promise.all(clients.map((client) => client.settled()));
@@ -378,7 +378,7 @@ describe("forwarding over three nodes", { timeout: 600_000 }, () => {
     await Promise.all(clients.map((client) => client.settled()));
   });
 
-  it("resets the clients of an edge whose owner died, and nobody else's", async () => {
+  it("resets the clients of an anchor whose owner died, and nobody else's", async () => {
     const onC = clients.filter((client) => client.socket.remoteAddress === "10.66.0.4");
     assert.ok(onC.length > 0);
     const over = Promise.all(onC.map((client) => client.until(() => false).catch(() => {})));
@@ -391,7 +391,7 @@ describe("forwarding over three nodes", { timeout: 600_000 }, () => {
 });
 
 describe("a forwarding proxy behind a load balancer", { timeout: 600_000 }, () => {
-  it("keeps an edge's connection whose header was not complete when the workload moved, and names its client to the owner", async () => {
+  it("keeps an anchor's connection whose header was not complete when the workload moved, and names its client to the owner", async () => {
     const proxyProtocol = { from: [{ address: "10.66.0.1", prefix: 32 }], headerMsMax: 600_000 };
     const lab = await ProxyLab.start({
       nodes: ["a", "b"],

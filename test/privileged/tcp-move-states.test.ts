@@ -193,7 +193,7 @@ function overTheWire(leg: LegSnapshot): LegSnapshot {
   const session: SessionSnapshot = {
     id: "one",
     port: 0,
-    edge: "node",
+    anchor: "node",
     acceptedAtMs: 1,
     client: "",
     headerAwaited: false,
@@ -205,7 +205,7 @@ function overTheWire(leg: LegSnapshot): LegSnapshot {
     pendingOut: nothing,
     finIn: "none",
     finOut: "none",
-    watch: Buffer.alloc(0),
+    filter: Buffer.alloc(0),
   };
   const [arrived] = decodeSessions(encodeSessions([session]), { sessionsMax: 1, bytesMax: 1 << 28 });
   assert.ok(arrived?.downstream);

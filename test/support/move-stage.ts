@@ -51,7 +51,7 @@ export interface MoveEnd {
 }
 
 interface WorkloadShown {
-  role: "none" | "owner" | "edge";
+  role: "none" | "owner" | "anchor";
   state: string;
   epoch: number;
   moving: unknown;

@@ -314,12 +314,12 @@ export class ProxyLab {
     const next = this.epoch + 1;
     await target.call("standby", { epoch: next });
     const link = takeover ? { address: "127.0.0.1", port: 1 } : await this.linkOf(to);
-    const edges = [...this.proxies].filter(([name]) => name !== to);
+    const anchors = [...this.proxies].filter(([name]) => name !== to);
     if (!takeover) {
-      for (const [name, edge] of edges) {
-        const { result } = await edge.call<{ role: string }>("status", {});
-        if (name === from || result.role === "edge")
-          await edge.call("prepareLinks", { epoch: next, target: link });
+      for (const [name, anchor] of anchors) {
+        const { result } = await anchor.call<{ role: string }>("status", {});
+        if (name === from || result.role === "anchor")
+          await anchor.call("prepareLinks", { epoch: next, target: link });
       }
     }
     await during("prepared");
@@ -361,10 +361,10 @@ export class ProxyLab {
       await source.exited;
       this.proxies.delete(from);
     } else {
-      for (const [name, edge] of edges) {
+      for (const [name, anchor] of anchors) {
         if (name === from) continue;
-        const { result } = await edge.call<{ role: string }>("status", {});
-        if (result.role === "edge") await edge.call("switchOwner", { epoch: next, owner });
+        const { result } = await anchor.call<{ role: string }>("status", {});
+        if (result.role === "anchor") await anchor.call("switchOwner", { epoch: next, owner });
       }
     }
     await during("retired");

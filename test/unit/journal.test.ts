@@ -25,7 +25,7 @@ const FULL: Journal = {
   container: { id: "w-a-01234567", runDir: "/run/w", init: PROCESS, tmpfs: ["/tmp"], reader: PROCESS },
   application: PROCESS,
   proxy: { process: PROCESS, socketPath: "/run/p.sock" },
-  edges: ["b"],
+  anchors: ["b"],
   moving: {
     side: "source",
     id: "m",
@@ -36,7 +36,7 @@ const FULL: Journal = {
     stopped: [3],
     watches: [],
     link: null,
-    edges: [],
+    anchors: [],
   },
 };
 

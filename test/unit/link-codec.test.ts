@@ -92,7 +92,7 @@ describe("the greeting of a link", () => {
     session: "abc",
     port: 1,
     epoch: 9,
-    edge: "a",
+    anchor: "a",
     client: "[fd00::1]:1",
     acceptedAtMs: 1_800_000_000_000,
     fresh: true,

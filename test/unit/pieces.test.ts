@@ -11,7 +11,7 @@ function session(id: string, bytes: number): SessionSnapshot {
   return {
     id,
     port: 0,
-    edge: "a",
+    anchor: "a",
     client: "",
     headerAwaited: false,
     acceptedAtMs: 0,
@@ -23,7 +23,7 @@ function session(id: string, bytes: number): SessionSnapshot {
     pendingOut: Buffer.alloc(0),
     finIn: "none",
     finOut: "none",
-    watch: Buffer.alloc(0),
+    filter: Buffer.alloc(0),
   };
 }
 

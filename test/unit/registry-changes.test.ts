@@ -11,7 +11,7 @@ function session(id: string, more: Partial<SessionInfo> = {}): SessionInfo {
     id,
     port: 0,
     client: "10.0.0.1:1",
-    edge: "a",
+    anchor: "a",
     place: "here",
     state: "open",
     bytesIn: 0,

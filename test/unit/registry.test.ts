@@ -16,7 +16,7 @@ function session(id: string): SessionInfo {
     id,
     port: 0,
     client: "10.0.0.1:1",
-    edge: "a",
+    anchor: "a",
     place: "here",
     state: "open",
     bytesIn: 0,

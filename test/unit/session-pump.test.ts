@@ -2,12 +2,12 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import type { End, EndListener } from "#proxy/stream/leg.ts";
+import type { Leg, LegListener } from "#proxy/stream/leg.ts";
 import { Pump } from "#proxy/stream/pump.ts";
 
 /** A sink that takes chunks whole, or keeps one until told; a source that knows whether it is read. */
-class FakeEnd implements End {
-  listener: EndListener | null = null;
+class FakeEnd implements Leg {
+  listener: LegListener | null = null;
   readonly reusesBuffer = true;
   readonly keepsChunk = true;
   blocking = false;

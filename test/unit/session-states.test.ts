@@ -59,12 +59,12 @@ describe("a proxy's roles", () => {
       fc.property(
         fc.array(fc.constantFrom(...COMMANDS), { maxLength: 40 }),
         fc.boolean(),
-        (commands, edge) => {
+        (commands, anchor) => {
           let role: Role = "idle";
           for (const command of commands) {
             if (!isAllowed(command, role)) continue;
             const before: Role = role;
-            role = nextRole(command, role, edge);
+            role = nextRole(command, role, anchor);
             if (role === "owner" && before !== "owner") {
               assert.ok(command === "serve" || command === "release" || command === "rollback");
             }

@@ -55,7 +55,7 @@ const fin = fc.constantFrom<"none" | "read" | "sent">("none", "read", "sent");
 const session: fc.Arbitrary<SessionSnapshot> = plain({
   id: name,
   port: fc.nat({ max: 65535 }),
-  edge: name,
+  anchor: name,
   acceptedAtMs: count,
   client: fc.oneof(fc.constant(""), name),
   headerAwaited: fc.boolean(),
@@ -67,7 +67,7 @@ const session: fc.Arbitrary<SessionSnapshot> = plain({
   pendingOut: bytes,
   finIn: fin,
   finOut: fin,
-  watch: bytes,
+  filter: bytes,
 });
 const sessions = fc.uniqueArray(session, { selector: (each) => each.id, maxLength: 6 });
 

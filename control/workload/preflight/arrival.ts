@@ -116,8 +116,8 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
             `port ${port} is taken`,
             "stop what listens there, or give the workload another upstream port",
           );
-      // as an edge its own proxy listens there already
-      if (journal.role === "edge") return;
+      // as an anchor its own proxy listens there already
+      if (journal.role === "anchor") return;
       for (const { listen } of config.ports)
         if (
           listening.some(

@@ -3,13 +3,13 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { decodeWatch, encodeWatch, type SavedWatch } from "#proxy/replay/saved-watch.ts";
+import { decodeFilter, encodeFilter, type SavedFilter } from "#proxy/replay/saved-filter.ts";
 
 /** plain objects, as decoding makes them */
 const PLAIN = { noNullPrototype: true } as const;
 const bytes = fc.uint8Array({ maxLength: 60 }).map((array) => Buffer.from(array));
 const offset = fc.maxSafeNat();
-const watch: fc.Arbitrary<SavedWatch> = fc.record(
+const watch: fc.Arbitrary<SavedFilter> = fc.record(
   {
     observer: bytes,
     name: fc.option(fc.string({ maxLength: 40 })),
@@ -59,18 +59,18 @@ const watch: fc.Arbitrary<SavedWatch> = fc.record(
 
 describe("a saved watch", () => {
   it("comes back as it was", () => {
-    fc.assert(fc.property(watch, (saved) => assert.deepEqual(decodeWatch(encodeWatch(saved)), saved)));
+    fc.assert(fc.property(watch, (saved) => assert.deepEqual(decodeFilter(encodeFilter(saved)), saved)));
   });
 
   it("is refused by its code when it is damaged, and never otherwise", () => {
     fc.assert(
       fc.property(watch, fc.nat(), fc.nat(255), fc.boolean(), (saved, place, value, isCut) => {
-        const encoded = encodeWatch(saved);
+        const encoded = encodeFilter(saved);
         const at = place % encoded.length;
         const damaged = isCut ? encoded.subarray(0, at) : Buffer.from(encoded);
         if (!isCut) damaged[at] = value;
         try {
-          decodeWatch(damaged);
+          decodeFilter(damaged);
           assert.ok(!isCut, "what is cut off is noticed");
         } catch (error) {
           assert.ok(error instanceof HoldfastError, String(error));
@@ -78,10 +78,10 @@ describe("a saved watch", () => {
         }
       }),
     );
-    assert.throws(() => decodeWatch(Buffer.concat([encodeWatch(plain), Buffer.from([0])])), {
+    assert.throws(() => decodeFilter(Buffer.concat([encodeFilter(plain), Buffer.from([0])])), {
       code: "SNAPSHOT_INVALID",
     });
   });
 });
 
-const plain: SavedWatch = { observer: Buffer.alloc(0), name: null, noTakeover: false, replay: null };
+const plain: SavedFilter = { observer: Buffer.alloc(0), name: null, noTakeover: false, replay: null };

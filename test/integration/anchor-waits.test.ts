@@ -1,4 +1,4 @@
-/** A client that comes to an edge while the workload moves: its session waits for an owner, and then is one like any other. */
+/** A client that comes to an anchor while the workload moves: its session waits for an owner, and then is one like any other. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -7,12 +7,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
-import { LinkEnd } from "#proxy/link/link-leg.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
 
 const key = Buffer.alloc(32, 1);
 const lingerMsMax = 300;
-const folder = mkdtempSync(join(tmpdir(), "holdfast-edge-"));
+const folder = mkdtempSync(join(tmpdir(), "holdfast-anchor-"));
 const ends: (() => unknown)[] = [];
 after(async () => {
   for (const end of ends) await end();
@@ -49,8 +49,8 @@ test("it is not reset later for the time that it waited", async () => {
   const told = Promise.withResolvers<void>();
   const nothing = (): void => {};
   const hasLeft = createServer((socket) => {
-    socket.once("close", () => told.resolve()); // the edge has heard it
-    LinkEnd.accept(socket, {
+    socket.once("close", () => told.resolve()); // the anchor has heard it
+    LinkLeg.accept(socket, {
       keys: [key],
       onReady: (link) => link.close(RST_CODE.moved),
       onRefused: (reason) => told.reject(new Error(reason)),
@@ -70,19 +70,19 @@ test("it is not reset later for the time that it waited", async () => {
 
   const owner = await proxyOf("c", port);
   const { result } = await owner.call<{ link: { address: string; port: number } }>("serve", { epoch: 3 });
-  const edge = await proxyOf("a", port);
-  const served = await edge.call<{ ports: number[] }>("serve", { epoch: 1 });
-  await edge.call("hold", { epoch: 1 });
-  await edge.call("captureUpstream", { epoch: 1 });
+  const anchor = await proxyOf("a", port);
+  const served = await anchor.call<{ ports: number[] }>("serve", { epoch: 1 });
+  await anchor.call("hold", { epoch: 1 });
+  await anchor.call("captureUpstream", { epoch: 1 });
   const left = { address: "127.0.0.1", port: (hasLeft.address() as AddressInfo).port };
-  await edge.call("retire", { epoch: 2, owner: { node: "b", link: left } });
+  await anchor.call("retire", { epoch: 2, owner: { node: "b", link: left } });
 
   const client = connect(served.result.ports[0] as number, "127.0.0.1");
   let failed: Error | null = null;
   client.on("error", (error) => (failed = error));
   ends.push(() => client.destroy());
   await told.promise;
-  await edge.call("switchOwner", { epoch: 3, owner: { node: "c", link: result.link } });
+  await anchor.call("switchOwner", { epoch: 3, owner: { node: "c", link: result.link } });
   const servedAtMs = performance.now();
   while (performance.now() < servedAtMs + 2 * lingerMsMax) {
     client.write("x");

@@ -13,7 +13,7 @@ import type { OpaqueReason } from "../protocol/opaque-reason.ts";
 import { type HeadEdit, ResponseHeadEditor } from "../protocol/response-head-editor.ts";
 import { issueCookie, nameOf } from "../protocol/session-name.ts";
 import { PlainRequest } from "../protocol/stored-answer.ts";
-import { decodeWatch, encodeWatch } from "./saved-watch.ts";
+import { decodeFilter, encodeFilter } from "./saved-filter.ts";
 import { type Carrier, type ReplayHost, SessionReplay } from "./session-replay.ts";
 
 const EXTENSIONS = "Sec-WebSocket-Extensions";
@@ -22,7 +22,7 @@ const NO_BYTES: Buffer = Buffer.alloc(0);
 /** of an answer to a health check; a longer one is not remembered */
 const PROBE_ANSWER_BYTES_MAX = 64 * 1024;
 
-export interface WatchHost extends ReplayHost {
+export interface ProtocolFilterHost extends ReplayHost {
   /** the first signs, all are accepted */
   readonly cookieKeys: SharedKeys;
   onOpaque(reason: OpaqueReason): void;
@@ -32,17 +32,17 @@ export interface WatchHost extends ReplayHost {
 
 export interface WatchOptions {
   carrier: Carrier;
-  host: WatchHost;
+  host: ProtocolFilterHost;
   port: PortConfig;
-  /** of another proxy's {@link Watch.save}; null: a new session. @throws HoldfastError when malformed */
+  /** of another proxy's {@link ProtocolFilter.save}; null: a new session. @throws HoldfastError when malformed */
   saved: Buffer | null;
 }
 
-export class Watch {
+export class ProtocolFilter {
   readonly replay: SessionReplay | null;
   name: string | null = null;
   readonly #carrier: Carrier;
-  readonly #host: WatchHost;
+  readonly #host: ProtocolFilterHost;
   readonly #port: PortConfig;
   readonly #observer: Observer;
   #editor: ResponseHeadEditor | null = null;
@@ -54,7 +54,7 @@ export class Watch {
     this.#carrier = carrier;
     this.#host = host;
     this.#port = port;
-    const saved = options.saved === null ? null : decodeWatch(options.saved);
+    const saved = options.saved === null ? null : decodeFilter(options.saved);
     const observed = { protocol: port.protocol, hooks: this };
     this.#observer = saved === null ? new Observer(observed) : Observer.restore(saved.observer, observed);
     this.name = saved?.name ?? null;
@@ -72,7 +72,7 @@ export class Watch {
   }
 
   save(): Buffer {
-    return encodeWatch({
+    return encodeFilter({
       observer: this.#observer.save(),
       name: this.name,
       noTakeover: this.replay?.noTakeover ?? false,

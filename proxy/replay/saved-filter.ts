@@ -1,5 +1,5 @@
 /**
- * A session's watch as bytes, for the trip to another node.
+ * A session's protocol filter as bytes, for the trip to another node.
  *
  *   u32 length, JSON (small things)   u32 length, observer   u32 length, log   u32 length, request of the handshake
  *
@@ -43,18 +43,18 @@ const small = z.strictObject({
     .nullable(),
 });
 
-export interface SavedWatch {
+export interface SavedFilter {
   observer: Buffer;
   name: string | null;
   noTakeover: boolean;
   replay: SavedReplay | null;
 }
 
-export function encodeWatch(watch: SavedWatch): Buffer {
-  const { replay } = watch;
+export function encodeFilter(filter: SavedFilter): Buffer {
+  const { replay } = filter;
   const json: z.infer<typeof small> = {
-    name: watch.name,
-    noTakeover: watch.noTakeover,
+    name: filter.name,
+    noTakeover: filter.noTakeover,
     replay:
       replay === null
         ? null
@@ -77,14 +77,14 @@ export function encodeWatch(watch: SavedWatch): Buffer {
   };
   const writer = new ByteWriter(SAVED_BYTES_START);
   writer.bytes(Buffer.from(JSON.stringify(json)));
-  writer.bytes(watch.observer);
+  writer.bytes(filter.observer);
   writer.bytes(replay?.log ?? NO_BYTES);
   writer.bytes(replay?.handshake?.request ?? NO_BYTES);
   return writer.finish();
 }
 
 /** @throws HoldfastError `SNAPSHOT_INVALID` */
-export function decodeWatch(bytes: Buffer): SavedWatch {
+export function decodeFilter(bytes: Buffer): SavedFilter {
   try {
     const reader = new ByteReader(bytes, invalid);
     const json = small.parse(JSON.parse(reader.bytes().toString()));
