@@ -53,7 +53,7 @@ export function renderRestart(samples: readonly RestartSample[]): string[] {
     const due = median(measured.map(({ report }) => report.due));
     return [
       "",
-      `Restart, ${kind}: the application is away for ${downMs.toFixed(0)} ms, about ${due.toFixed(0)} requests and messages are due`,
+      `Restart, ${kind}: the application is unavailable for ${downMs.toFixed(0)} ms, about ${due.toFixed(0)} requests and messages are due`,
       "",
       ...table([
         [

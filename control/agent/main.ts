@@ -240,7 +240,9 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
   );
   channel.on(
     "anchor.switch",
-    checked(anchorSwitchCall, ({ workload: name, epoch, owner }) => workload(name).anchorSwitch(epoch, owner)),
+    checked(anchorSwitchCall, ({ workload: name, epoch, owner }) =>
+      workload(name).anchorSwitch(epoch, owner),
+    ),
   );
 }
 
@@ -268,12 +270,12 @@ async function dial(
   });
   const channel = new Channel(stream, { name: `agent ${node}` });
   channel.on(
-    "grant",
+    "grantRelease",
     checked(z.strictObject({ migration: z.string() }), ({ migration }) => {
       const departing = [...workloads.values()].find((workload) => workload.journal.moving?.id === migration);
       if (departing === undefined)
         throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "peer" });
-      departing.grant(migration);
+      departing.grantRelease(migration);
     }),
   );
   return channel;

@@ -11,7 +11,7 @@ export interface RestartRequest {
   drainMs: number | null;
 }
 
-/** What `stopMsMax` and `holdMsMax` may be together at most. */
+/** What `stopMsMax` and `unavailableMsMax` may be together at most. */
 const SILENT_MS_MAX = 7_300_000;
 
 export async function restart(

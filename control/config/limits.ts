@@ -13,7 +13,7 @@ export interface WorkloadLimits extends ProxyLimits {
   /** what the application writes to its standard output and error is kept on the node up to this, MiB */
   logMbMax: number;
   /** snapshots and held bytes of one move, in the store */
-  heldBytesMax: number;
+  storedLegsBytesMax: number;
 }
 
 export interface AgentLimits {

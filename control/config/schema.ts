@@ -12,11 +12,11 @@ import { parseEndpoint } from "./endpoint.ts";
 import type { AgentLimits, WorkloadLimits } from "./limits.ts";
 
 export const LIMITS: WorkloadLimits = {
-  quiesceMsMax: 250,
+  holdMsMax: 250,
   drainMsMax: 250,
   heldSessionsMax: 1_024,
   lingerMsMax: 30_000,
-  holdMsMax: 30_000,
+  unavailableMsMax: 30_000,
   replayBytesMax: 262_144,
   stallMsMax: 1_000,
   heldSessionBytesMax: 1_048_576,
@@ -29,7 +29,7 @@ export const LIMITS: WorkloadLimits = {
   imagesMbMax: 2_048,
   precopyMbMax: 1_024,
   verifyMemory: false,
-  heldBytesMax: 8_388_608,
+  storedLegsBytesMax: 8_388_608,
   logMbMax: 256,
 };
 
@@ -112,11 +112,11 @@ const memoryBytes = count("a number of bytes", 0, MEMORY_BYTES_MAX);
 
 const limits = z.strictObject(
   {
-    quiesceMsMax: milliseconds.default(LIMITS.quiesceMsMax),
+    holdMsMax: milliseconds.default(LIMITS.holdMsMax),
     drainMsMax: milliseconds.default(LIMITS.drainMsMax),
     heldSessionsMax: count("a number of sessions", 0, 1_000_000).default(LIMITS.heldSessionsMax),
     lingerMsMax: milliseconds.default(LIMITS.lingerMsMax),
-    holdMsMax: milliseconds.default(LIMITS.holdMsMax),
+    unavailableMsMax: milliseconds.default(LIMITS.unavailableMsMax),
     replayBytesMax: memoryBytes.default(LIMITS.replayBytesMax),
     stallMsMax: milliseconds.default(LIMITS.stallMsMax),
     heldSessionBytesMax: memoryBytes.default(LIMITS.heldSessionBytesMax),
@@ -129,7 +129,7 @@ const limits = z.strictObject(
     imagesMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.imagesMbMax),
     precopyMbMax: count("a number of MiB", 0, 1_048_576).default(LIMITS.precopyMbMax),
     verifyMemory: truth.default(LIMITS.verifyMemory),
-    heldBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.heldBytesMax),
+    storedLegsBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.storedLegsBytesMax),
     logMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.logMbMax),
   },
   "expected limits, as { deadlineMs: 10000 }",

@@ -627,7 +627,7 @@ export class Arrival {
         if (!isNoAnswer(error)) throw error;
         const granted = (await this.#sourceGrants()) ? epoch : this.#granted;
         if (granted !== null) {
-          workload.debts.owe({ kind: "released", migration, epoch: granted });
+          workload.outbox.put({ kind: "released", migration, epoch: granted });
           return granted;
         }
       }
@@ -640,7 +640,11 @@ export class Arrival {
   async #sourceGrants(): Promise<boolean> {
     if (!this.#channel.isOpen) return false;
     try {
-      await this.#channel.call("grant", { migration: this.prepare.migration }, { timeoutMs: GRANT_MS_MAX });
+      await this.#channel.call(
+        "grantRelease",
+        { migration: this.prepare.migration },
+        { timeoutMs: GRANT_MS_MAX },
+      );
       return true;
     } catch {
       return false; // neither the store nor the source: ask again

@@ -183,7 +183,7 @@ export class Departure {
     const storeAtMs = performance.now();
     await workload.context.store.ping();
     const storeMs = performance.now() - storeAtMs;
-    const { quiesceMsMax } = workload.config.limits;
+    const { holdMsMax } = workload.config.limits;
     await this.#rehearsal.asked(() => this.#call("idle", {}));
     this.#result.sessions = sessions;
     this.#result.prediction = predict(
@@ -191,7 +191,7 @@ export class Departure {
         downstream: workload.downstream,
         legs: sessions,
         storeMs,
-        quiesceMsMax,
+        holdMsMax,
       }),
     );
     this.#throwIfStopped();
@@ -235,7 +235,7 @@ export class Departure {
         anchors: [],
       },
     });
-    const ownership = await workload.debts.reserve(this.#id, this.#options.to);
+    const ownership = await workload.outbox.reserve(this.#id, this.#options.to);
     context.faults.at("source:reserved");
     this.#epoch = ownership.migration?.epoch ?? journal.epoch + 1;
     workload.see(this.#epoch);
@@ -370,7 +370,7 @@ export class Departure {
             this.#result.sessions = result.sessions;
             if (result.acceptBacklog > 0) {
               throw new HoldfastError(
-                `${result.acceptBacklog} connections wait for the application to accept them: raise limits.quiesceMsMax`,
+                `${result.acceptBacklog} connections wait for the application to accept them: raise limits.holdMsMax`,
                 { code: "APPLICATION_BUSY", source: "upstream" },
               );
             }
@@ -596,7 +596,10 @@ export class Departure {
     }
     let downstream = captured?.body ?? NO_BYTES;
     let adopted: AdoptResult | null = null;
-    if (captured !== null && (captured.result.left > 0 || downstream.length > workload.limits.heldBytesMax)) {
+    if (
+      captured !== null &&
+      (captured.result.left > 0 || downstream.length > workload.limits.storedLegsBytesMax)
+    ) {
       // More than the store is to keep, so nobody shall need it there: whoever goes on has the legs already.
       adopted = await this.#untilStopped(this.#carry("adoptDownstream", captured));
       downstream = NO_BYTES;
@@ -647,7 +650,7 @@ export class Departure {
   }
 
   /** The target asks this when the store cannot tell: from here on nothing is taken back without the target's word. */
-  grant(migration: string): void {
+  grantRelease(migration: string): void {
     if (migration !== this.#id || !this.#commitTried || this.#goingBack)
       throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
     this.#granted = true;
@@ -695,14 +698,14 @@ export class Departure {
     }
     workload.record({ epoch: this.#held ? epoch : before, moving: null });
     if (!told && this.#reserveTried)
-      workload.debts.owe({
+      workload.outbox.put({
         kind: this.#held ? "taken-back" : "cancelled",
         migration: this.#id,
         epoch: workload.journal.epoch,
       });
     if ((await asked) !== null)
       await this.#channel?.call("forgotten", {}, { timeoutMs: FORGOTTEN_MS_MAX }).catch(() => {});
-    await workload.debts.paid(STORE_MS_MAX);
+    await workload.outbox.flushed(STORE_MS_MAX);
     workload.context.log.info({ workload: name, epoch: workload.journal.epoch }, "going on here");
     return true;
   }

@@ -17,7 +17,7 @@ import type { Vip } from "../network/vip.ts";
 import type { Freezer } from "../runtime/freezer.ts";
 import type { ContainerRecord, ContainerRuntime } from "../runtime/runc/container-runtime.ts";
 import type { Faults } from "./faults.ts";
-import type { Debt, Moving } from "./moving.ts";
+import type { Moving, OutboxEntry } from "./moving.ts";
 
 /** What both sides have of the agent. */
 export interface MigrationContext {
@@ -43,11 +43,11 @@ export interface MigrationRecord {
 
 /** Who owns the workload, in the store and among agents. */
 export interface MigrationOwnership {
-  readonly debts: {
+  readonly outbox: {
     reserve(migration: string, target: string): Promise<Ownership>;
-    owe(debt: Debt): void;
+    put(owed: OutboxEntry): void;
     /** Waits a while for all to be told. */
-    paid(timeoutMs: number): Promise<void>;
+    flushed(timeoutMs: number): Promise<void>;
   };
   /** A person has decided that it goes on here. */
   readonly isForced: boolean;
@@ -89,7 +89,7 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
     readonly imagesBytesMax: number;
     readonly precopyBytesMax: number;
     readonly verifyMemory: boolean;
-    readonly heldBytesMax: number;
+    readonly storedLegsBytesMax: number;
   };
   readonly context: MigrationContext;
 

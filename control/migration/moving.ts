@@ -46,7 +46,7 @@ export const movingSchema = z.looseObject({
  *   taken-back  this node went on after a move that failed
  *   released    this node went on after a move that succeeded
  */
-export const debtSchema = z.looseObject({
+export const outboxEntrySchema = z.looseObject({
   kind: z.enum(["cancelled", "taken-back", "released"]),
   migration: z.string(),
   /** at which this node goes on */
@@ -61,4 +61,4 @@ export type Known<T> = T extends readonly (infer E)[]
     : T;
 
 export type Moving = Known<z.infer<typeof movingSchema>>;
-export type Debt = Known<z.infer<typeof debtSchema>>;
+export type OutboxEntry = Known<z.infer<typeof outboxEntrySchema>>;

@@ -33,7 +33,7 @@ export interface Measured {
   storeMs: number;
   /** CRIU from its start to its first answer */
   criuMs: number;
-  quiesceMsMax: number;
+  holdMsMax: number;
 }
 
 /** What a rehearsal cannot measure, as seen with kernel 6.18 and CRIU 4.2 (bench/cutover). Milliseconds, bytes a millisecond. */
@@ -78,7 +78,7 @@ export function predict(measured: Measured): Prediction {
   const count = `${measured.processes} processes, ${measured.threads} threads, ${measured.mappings} mappings, ${measured.descriptors} descriptors`;
   const takeover = downstream === "takeover";
   const parts: PredictedPart[] = [
-    part("hold", RATES.holdMs, "what is under way reaches the application", measured.quiesceMsMax),
+    part("hold", RATES.holdMs, "what is under way reaches the application", measured.holdMsMax),
     part("capture", RATES.captureMs + legs * RATES.legMs, `${legs} connections to the application`),
     part(
       "dump",

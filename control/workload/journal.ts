@@ -1,7 +1,7 @@
 /**
  * What an agent must know after a restart, one small file per workload, replaced atomically (rename(2)).
  *
- * It is synced to the disk, as epochs and debts have to outlive the machine; the processes that it speaks of do not, and those of
+ * It is synced to the disk, as epochs and outbox have to outlive the machine; the processes that it speaks of do not, and those of
  * an earlier boot are read as ones that have ended. While a move is under way that happens in the background: clients wait.
  *
  * Agents of several versions read it, an older one too after a downgrade. Keys that one does not know it keeps, those that are
@@ -21,7 +21,7 @@ import {
 import { dirname } from "node:path";
 import { z } from "zod";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { debtSchema, type Known, movingSchema, processSchema } from "../migration/moving.ts";
+import { type Known, movingSchema, outboxEntrySchema, processSchema } from "../migration/moving.ts";
 
 const containerSchema = z.looseObject({
   id: z.string(),
@@ -54,7 +54,7 @@ const journalSchema = z.looseObject({
   anchors: z.array(z.string()).default([]),
   moving: movingSchema.nullable().default(null),
   restarting: restartingSchema.nullable().default(null),
-  debt: debtSchema.nullable().default(null),
+  owed: outboxEntrySchema.nullable().default(null),
   /** set by `stop`: not to be started again by itself */
   stopped: z.boolean().default(false),
 });
@@ -87,7 +87,7 @@ export const EMPTY_JOURNAL: Journal = {
   anchors: [],
   moving: null,
   restarting: null,
-  debt: null,
+  owed: null,
   stopped: false,
 };
 

@@ -7,22 +7,22 @@ import { once } from "node:events";
 import type { Logger } from "pino";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Ownership, Store } from "#proxy/store/store.ts";
-import type { Debt } from "../migration/moving.ts";
+import type { OutboxEntry } from "../migration/moving.ts";
 import { delay } from "../migration/settle.ts";
 
 /** What owes the store something. */
 export interface OutboxHost {
   readonly name: string;
   readonly context: { readonly node: string; readonly store: Store; readonly log: Logger };
-  readonly journal: { readonly epoch: number; readonly seen: number; readonly debt: Debt | null };
-  record(patch: { debt?: Debt | null; epoch?: number }): void;
+  readonly journal: { readonly epoch: number; readonly seen: number; readonly owed: OutboxEntry | null };
+  record(patch: { owed?: OutboxEntry | null; epoch?: number }): void;
   /** The store says something else than what this node knows. */
   assertOwnership(): Promise<void>;
 }
 
-export class Debts {
+export class StoreOutbox {
   #workload: OutboxHost;
-  #paying: Promise<void> | null = null;
+  #sending: Promise<void> | null = null;
   #closed = false;
 
   constructor(workload: OutboxHost) {
@@ -33,10 +33,10 @@ export class Debts {
     this.#closed = true;
   }
 
-  owe(debt: Debt): void {
+  put(owed: OutboxEntry): void {
     const workload = this.#workload;
-    workload.record({ debt });
-    this.#paying ??= this.#payUntilDone()
+    workload.record({ owed });
+    this.#sending ??= this.#sendUntilDone()
       .catch((error: unknown) =>
         workload.context.log.warn(
           { workload: workload.name, reason: messageOf(error) },
@@ -44,15 +44,15 @@ export class Debts {
         ),
       )
       .finally(() => {
-        this.#paying = null;
+        this.#sending = null;
       });
   }
 
   /** Waits a while for all to be told. */
-  async paid(timeoutMs: number): Promise<void> {
-    if (this.#paying === null) return;
+  async flushed(timeoutMs: number): Promise<void> {
+    if (this.#sending === null) return;
     const late = AbortSignal.timeout(timeoutMs);
-    await Promise.race([this.#paying, once(late, "abort")]);
+    await Promise.race([this.#sending, once(late, "abort")]);
   }
 
   /** Reserves the next epoch for a move. A store that has lost the record, or was thrown back, is told again who the owner is. */
@@ -69,21 +69,21 @@ export class Debts {
     }
   }
 
-  async #payUntilDone(): Promise<void> {
+  async #sendUntilDone(): Promise<void> {
     const workload = this.#workload;
-    while (workload.journal.debt !== null && !this.#closed) {
-      const { debt } = workload.journal;
+    while (workload.journal.owed !== null && !this.#closed) {
+      const { owed } = workload.journal;
       try {
-        await this.#pay(debt);
-        if (workload.journal.debt === debt) workload.record({ debt: null });
+        await this.#send(owed);
+        if (workload.journal.owed === owed) workload.record({ owed: null });
         continue;
       } catch (error) {
         if (!(error instanceof HoldfastError && error.retryable)) {
           workload.context.log.error(
-            { workload: workload.name, ...debt, reason: messageOf(error) },
+            { workload: workload.name, ...owed, reason: messageOf(error) },
             "the store contradicts what happened here",
           );
-          workload.record({ debt: null });
+          workload.record({ owed: null });
           return;
         }
       }
@@ -91,7 +91,7 @@ export class Debts {
     }
   }
 
-  async #pay({ kind, migration, epoch }: Debt): Promise<void> {
+  async #send({ kind, migration, epoch }: OutboxEntry): Promise<void> {
     const workload = this.#workload;
     const { name } = workload;
     const { store, node } = workload.context;

@@ -5,7 +5,7 @@
  *   it has ended     start, again and again with a growing delay, then resume
  *   agent cut off    the journal says how far a restart had come; the next agent goes on from there
  *
- * Between pause and resume the proxy keeps the clients of `replay` ports waiting, for `holdMsMax` at most. Moves and
+ * Between pause and resume the proxy keeps the clients of `replay` ports waiting, for `unavailableMsMax` at most. Moves and
  * restarts exclude each other: whichever is under way refuses the other (`Workload`).
  */
 import { setTimeout as sleep } from "node:timers/promises";
@@ -287,7 +287,7 @@ export class Supervisor {
     if (cancel.aborted) {
       return finished("cancelled", await phase("resume", () => this.#resume()), "cancelled");
     }
-    const deadlineMs = beganMs + config.limits.holdMsMax;
+    const deadlineMs = beganMs + config.limits.unavailableMsMax;
     try {
       await phase("stop", async () => {
         this.#mark("stopping");
@@ -373,7 +373,7 @@ export class Supervisor {
       await this.#stop();
       isUp = false;
     } else if (isUp && application !== null) {
-      const late = performance.now() + this.#workload.config.limits.holdMsMax;
+      const late = performance.now() + this.#workload.config.limits.unavailableMsMax;
       isUp = (await this.#untilUp(application, late, signal)) !== "ended";
     }
     if (isUp) await this.#resume();
@@ -418,7 +418,7 @@ export class Supervisor {
       await this.#backOff(deadlineMs, signal);
       try {
         const application = await this.#launch();
-        const lateMs = deadlineMs ?? performance.now() + config.limits.holdMsMax;
+        const lateMs = deadlineMs ?? performance.now() + config.limits.unavailableMsMax;
         const up = await this.#untilUp(application, lateMs, signal);
         if (up === "up") return true;
         const said = await lastLogLine(logFile);
@@ -545,7 +545,7 @@ export class Supervisor {
     let resumed = NOTHING;
     try {
       const { epoch } = workload.journal;
-      const waitMs = workload.config.limits.holdMsMax;
+      const waitMs = workload.config.limits.unavailableMsMax;
       const { proxy } = workload;
       resumed = (await proxy.command<"resume", ResumeResult>("resume", { epoch }, undefined, waitMs)).result;
     } catch (error) {

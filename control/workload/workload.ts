@@ -63,7 +63,7 @@ import { endProcess, ProxyClient } from "./proxy-keeper.ts";
 import { Registry } from "./session-registry.ts";
 import { startProblem } from "./start-problem.ts";
 import { takeEach } from "./steps.ts";
-import { Debts } from "./store-outbox.ts";
+import { StoreOutbox } from "./store-outbox.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
 
 export interface MigrateRequest {
@@ -111,7 +111,7 @@ const NO_LINK: Endpoint = { address: "", port: 0 };
 
 export class Workload {
   readonly context: AgentContext;
-  readonly debts = new Debts(this);
+  readonly outbox = new StoreOutbox(this);
   readonly supervisor = new Supervisor(this);
   readonly registry = new Registry(this);
   readonly output = new Output(this);
@@ -182,10 +182,10 @@ export class Workload {
     precopyBytesMax: number;
     verifyMemory: boolean;
     deadlineMs: number;
-    heldBytesMax: number;
+    storedLegsBytesMax: number;
   } {
     return {
-      heldBytesMax: this.config.limits.heldBytesMax,
+      storedLegsBytesMax: this.config.limits.storedLegsBytesMax,
       imagesBytesMax: this.config.limits.imagesMbMax * 1024 * 1024,
       precopyBytesMax: this.config.limits.precopyMbMax * 1024 * 1024,
       verifyMemory: this.config.limits.verifyMemory,
@@ -263,7 +263,7 @@ export class Workload {
       else await endProcess(journal.proxy.process, 0); // it never came so far as to listen
     }
     if (journal.moving !== null) await this.#recoverMove(journal.moving);
-    if (this.#journal.debt !== null) this.debts.owe(this.#journal.debt);
+    if (this.#journal.owed !== null) this.outbox.put(this.#journal.owed);
     if (this.#journal.role === "owner") await this.#recoverOwner();
     else if (this.#journal.role === "anchor" && this.#proxy === null)
       this.record({ role: "none", proxy: null });
@@ -586,7 +586,7 @@ export class Workload {
   /** The store has forgotten or thrown back what it knew, or names another owner. Called about every second. */
   async checkOwnership(): Promise<void> {
     await this.tellKeys().catch((error: unknown) => this.#tellOnce(error));
-    const isSettled = (): boolean => this.isAtRest && this.#journal.debt === null && this.#runsHere;
+    const isSettled = (): boolean => this.isAtRest && this.#journal.owed === null && this.#runsHere;
     if (!this.#isRecovered || !isSettled()) return;
     const { store, node } = this.context;
     const { epoch } = this.#journal;
@@ -672,7 +672,7 @@ export class Workload {
   /** The agent ends; everything else stays as it is. */
   close(): void {
     this.#closed = true;
-    this.debts.close();
+    this.outbox.close();
     this.supervisor.close();
     this.registry.close();
     this.output.close();
@@ -733,7 +733,7 @@ export class Workload {
     const epoch = held ? decision.epoch : this.#journal.epoch;
     if (held) await this.goOnHere(epoch);
     this.record({ epoch, moving: null });
-    if (!decision.told) this.debts.owe({ kind: held ? "taken-back" : "cancelled", migration, epoch });
+    if (!decision.told) this.outbox.put({ kind: held ? "taken-back" : "cancelled", migration, epoch });
     context.log.info({ workload: name, epoch }, "the cut-off move was rolled back");
   }
 
@@ -799,7 +799,7 @@ export class Workload {
     for (;;) {
       if (this.#granted !== null) {
         epoch = this.#granted;
-        this.debts.owe({ kind: "released", migration: moving.id, epoch });
+        this.outbox.put({ kind: "released", migration: moving.id, epoch });
         break;
       }
       try {
@@ -919,8 +919,8 @@ export class Workload {
         source: "migration",
       });
     }
-    await this.debts.paid(DEBT_MS_MAX);
-    if (this.#journal.debt !== null) {
+    await this.outbox.flushed(DEBT_MS_MAX);
+    if (this.#journal.owed !== null) {
       throw new HoldfastError(
         `${this.name}: the store has not been told yet how the last move ended; it does not answer`,
         { code: "STORE_UNREACHABLE", source: "store", retryable: true },
@@ -1017,7 +1017,7 @@ export class Workload {
   /** What `check` shows for this workload: of this node, and of each that it could go to. Empty where it does not run. */
   async check(to: string | null): Promise<CheckReport> {
     if (this.#journal.role !== "owner" || !this.#runsHere) return this.#checkNotRunning();
-    await this.debts.paid(DEBT_MS_MAX); // else the store names another epoch to the target
+    await this.outbox.flushed(DEBT_MS_MAX); // else the store names another epoch to the target
     const { report, facts } = await checkDeparture(this);
     if (facts === null) return report;
     const peers = to === null ? Object.keys(this.context.peers) : [to];
@@ -1057,10 +1057,10 @@ export class Workload {
     }
   }
 
-  grant(migration: string): void {
+  grantRelease(migration: string): void {
     if (this.#departure === null)
       throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
-    this.#departure.departure.grant(migration);
+    this.#departure.departure.grantRelease(migration);
   }
 
   // ---- parts of a move that both sides or recovery use ----
@@ -1343,7 +1343,9 @@ export class Workload {
     const told = this.#journal.anchors.filter((anchor) => anchor !== except);
     await Promise.all(
       told.map((anchor) =>
-        this.#tellAnchor(anchor, method, params).catch((error: unknown) => this.#warn(`anchor ${anchor}`, error)),
+        this.#tellAnchor(anchor, method, params).catch((error: unknown) =>
+          this.#warn(`anchor ${anchor}`, error),
+        ),
       ),
     );
   }
@@ -1479,7 +1481,7 @@ export class Workload {
       imagesMbMax: __,
       precopyMbMax: ___,
       verifyMemory: ____,
-      heldBytesMax: _____,
+      storedLegsBytesMax: _____,
       logMbMax: ______,
       ...proxyLimits
     } = config.limits;

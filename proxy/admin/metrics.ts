@@ -28,7 +28,10 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   linksAccepted: ["links_accepted_total", "Links of other nodes' proxies, authenticated."],
   linksRefused: ["links_refused_total", "Links that did not authenticate, or too many at a time."],
   linkFailures: ["link_failures_total", "Links that broke, or were refused."],
-  linkMismatches: ["link_mismatches_total", "Sessions reset because bytes were lost between anchor and owner."],
+  linkMismatches: [
+    "link_mismatches_total",
+    "Sessions reset because bytes were lost between anchor and owner.",
+  ],
   lingerTimeouts: ["linger_timeouts_total", "Ended sessions whose last bytes were not acknowledged in time."],
   acceptErrors: ["accept_errors_total", "Failed accept(2) calls."],
   bytesIn: ["received_bytes_total", "Client to application, of sessions that are over."],
@@ -43,7 +46,10 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
     "Sessions whose bytes could not be named any more: plain TCP from then on; opaque_total says why.",
   ],
   probesAnswered: ["probes_answered_total", "Health checks answered in the application's place."],
-  sessionsAway: ["sessions_away_total", "Times a session outlived its connection to the application."],
+  sessionsUnavailable: [
+    "sessions_unavailable_total",
+    "Times a session outlived its connection to the application.",
+  ],
   requestsReplayed: [
     "requests_replayed_total",
     "HTTP requests sent again to another life of the application.",

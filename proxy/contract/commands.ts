@@ -81,25 +81,25 @@ export interface PortConfig {
 
 export interface ProxyLimits {
   /** waiting for upstream legs to have nothing unacknowledged and accept queues to be empty */
-  quiesceMsMax: number;
+  holdMsMax: number;
   /** reading what the application still sent before the upstream legs are captured */
   drainMsMax: number;
   /** sessions accepted and kept waiting while held; more are refused with RST and counted */
   heldSessionsMax: number;
   /** how long a leg that both sides closed may take to deliver its last bytes */
   lingerMsMax: number;
-  /** replay: how long the application may be away before its clients are refused */
-  holdMsMax: number;
+  /** replay: how long the application may be unavailable before its clients are refused */
+  unavailableMsMax: number;
   /** replay: bytes of unanswered requests or messages that a session keeps to send them again */
   replayBytesMax: number;
-  /** application away: how long a client may be kept from sending (flow control) before its bytes are read and kept */
+  /** application unavailable: how long a client may be kept from sending (flow control) before its bytes are read and kept */
   stallMsMax: number;
   /** … and how many of a session, and of all sessions of the workload, are kept in memory */
   heldSessionBytesMax: number;
   heldWorkloadBytesMax: number;
   /** … and then of all sessions on disk, sealed; 0: none */
   spillBytesMax: number;
-  /** application away: how often WebSocket clients are sent a ping */
+  /** application unavailable: how often WebSocket clients are sent a ping */
   pingMs: number;
   /** replay: how long a client without a request may stay connected while nothing connects it to the application */
   detachedMsMax: number;
@@ -179,7 +179,7 @@ export interface PrepareLinks {
   target: Endpoint;
 }
 
-/** → {@link HoldResult}. Resolves when quiet, or when `quiesceMsMax` is over. */
+/** → {@link HoldResult}. Resolves when quiet, or when `holdMsMax` is over. */
 export interface Hold {
   epoch: number;
 }
@@ -317,8 +317,8 @@ export interface SessionInfo {
   anchor: string;
   /** "here": both legs are local; "anchor": the owner is elsewhere; "owner": the client's socket is elsewhere */
   place: "here" | "anchor" | "owner";
-  /** away: its application has ended, and the session waits for the next */
-  state: "open" | "held" | "half-closed" | "lingering" | "away";
+  /** unavailable: its application has ended, and the session waits for the next */
+  state: "open" | "held" | "half-closed" | "lingering" | "unavailable";
   bytesIn: number;
   bytesOut: number;
   ageMs: number;

@@ -11,7 +11,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import { closedLeg, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
-import type { LiveSession, DetachedLeg } from "#proxy/workload/live-session.ts";
+import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { isOfNode } from "./adopt.ts";
 import { checkTotal, queuedBytes } from "./pieces.ts";
@@ -86,7 +86,7 @@ async function flushLinks(proxy: WorkloadProxy): Promise<void> {
  */
 export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured> {
   const { kernel, config, listeners } = proxy;
-  const deadlineMs = performance.now() + config.limits.quiesceMsMax;
+  const deadlineMs = performance.now() + config.limits.holdMsMax;
   for (const listener of listeners) kernel.shieldListener(listener.fd);
   for (;;) {
     let underWay = 0;

@@ -76,11 +76,11 @@ const configureSchema = z.object({
   links: z.enum(["encrypted", "plain"]).default("encrypted"),
   spillDir: z.string().default("/var/tmp"),
   limits: z.object({
-    quiesceMsMax: milliseconds,
+    holdMsMax: milliseconds,
     drainMsMax: milliseconds,
     heldSessionsMax: z.int().min(0),
     lingerMsMax: milliseconds,
-    holdMsMax: milliseconds.default(30_000),
+    unavailableMsMax: milliseconds.default(30_000),
     replayBytesMax: bytes.default(262_144),
     stallMsMax: milliseconds.default(1_000),
     heldSessionBytesMax: bytes.default(1_048_576),

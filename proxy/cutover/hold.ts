@@ -3,7 +3,7 @@
  *
  *  1. Stop reading the downstream legs; ask the anchors (HOLD) to stop sending. New clients wait, undialled.
  *  2. Go on until every byte read is written, every dial is through, every anchor has answered HELD, every upstream leg is
- *     acknowledged, and the application has accepted all its connections; bounded by `quiesceMsMax`, for anchors by a little more
+ *     acknowledged, and the application has accepted all its connections; bounded by `holdMsMax`, for anchors by a little more
  *     with each link.
  *  3. What an application that does not read has left over is taken out of Node: from here on nothing of ours writes to
  *     an upstream leg, so what the dump finds and what the capture will find fit together.
@@ -19,12 +19,12 @@ import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const POLL_MS = 1;
-/** for each link of an anchor, beside `quiesceMsMax`: its HELD takes a turn of both proxies */
+/** for each link of an anchor, beside `holdMsMax`: its HELD takes a turn of both proxies */
 const LINK_MS = 1;
 
 /** @throws HoldfastError `PROXY_QUIESCE` (retryable): an anchor has not answered; bytes may be on its link. Roll back. */
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
-  const deadlineMs = performance.now() + proxy.config.limits.quiesceMsMax;
+  const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
   proxy.counters.holds++;
   proxy.heldAtMs = performance.now();
   proxy.releasedElsewhere = false;
@@ -52,12 +52,12 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   for (const session of restless) {
     const replay = session.filter?.replay ?? null;
     if (replay?.isPending !== true) continue;
-    session.reset("the application was away at the hold");
+    session.reset("the application was unavailable at the hold");
   }
   restless = restless.filter((session) => session.state !== "closed");
   const silentAnchors = restless.filter(hasSilentAnchor);
   if (silentAnchors.length > 0) {
-    const waitedMs = proxy.config.limits.quiesceMsMax + Math.round(links * LINK_MS);
+    const waitedMs = proxy.config.limits.holdMsMax + Math.round(links * LINK_MS);
     throw new HoldfastError(
       `${silentAnchors.length} of ${links} anchor links have not answered within ${waitedMs} ms; roll back and look at their nodes`,
       { code: "PROXY_QUIESCE", source: "link", retryable: true },

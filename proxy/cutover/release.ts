@@ -9,7 +9,7 @@ import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { Side } from "#proxy/workload/leg-kernel.ts";
-import type { LiveSession, DetachedLeg } from "#proxy/workload/live-session.ts";
+import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { forgetAdopted } from "./adopt.ts";
 
@@ -80,7 +80,10 @@ function releaseSession(
     session.detachedUpstream = null;
     if (upstream?.leg.isOpen)
       proxy.kernel.boundQueues(upstream.leg.fd, "application", promisedBytes(adopted.upstream));
-    const downstream = releaseDetached(proxy, session.detachedDownstream, { side: "downstream", probe: true });
+    const downstream = releaseDetached(proxy, session.detachedDownstream, {
+      side: "downstream",
+      probe: true,
+    });
     session.detachedDownstream = null;
     if (downstream?.leg.isOpen) {
       proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));

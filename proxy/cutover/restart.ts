@@ -17,8 +17,8 @@ const MESSAGES_MS_MAX = 100;
 /** Call with the role already `paused`. */
 export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<PauseResult> {
   proxy.heldAtMs = performance.now();
-  proxy.endAway();
-  proxy.beginAway();
+  proxy.endUnavailable();
+  proxy.beginUnavailable();
   const startMs = performance.now();
   for (const replay of replays(proxy)) replay.quiesce();
   for (;;) {
@@ -45,17 +45,17 @@ export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<Paus
 export async function resume(proxy: WorkloadProxy): Promise<ResumeResult> {
   for (const availability of proxy.availabilities) availability.look();
   for (const replay of replays(proxy)) replay.unquiesce();
-  const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
+  const deadlineMs = performance.now() + proxy.config.limits.unavailableMsMax;
   for (;;) {
     const waits =
       proxy.availabilities.some((availability) => availability.isAbsent && !availability.isGivenUp) ||
-      replays(proxy).some((replay) => replay.isPending && !replay.isUnavailable);
+      replays(proxy).some((replay) => replay.isPending && !replay.isGivenUp);
     if (!waits || proxy.role !== "owner" || performance.now() >= deadlineMs) break;
     await delay(POLL_MS);
   }
   // Whoever waits in vain is refused before this is answered, however late it has become.
   for (const availability of proxy.availabilities) availability.look();
-  return { sessions: replays(proxy).length, ...proxy.endAway() };
+  return { sessions: replays(proxy).length, ...proxy.endUnavailable() };
 }
 
 function replays(proxy: WorkloadProxy): SessionReplay[] {

@@ -9,7 +9,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
-import type { LiveSession, DetachedLeg } from "#proxy/workload/live-session.ts";
+import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 /** A link that is not there by then is dialled again at the switch. */

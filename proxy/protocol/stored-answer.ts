@@ -1,5 +1,5 @@
 /**
- * Answers to health checks that may be given again while the application is away. What may be stored and given is what RFC 9111
+ * Answers to health checks that may be given again while the application is unavailable. What may be stored and given is what RFC 9111
  * (HTTP Caching, sections 3 and 4) lets a shared cache that cannot reach the origin, and less: nothing that was asked with
  * credentials, cookies or conditions, and nothing that sets a cookie. Pure.
  */

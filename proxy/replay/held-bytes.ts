@@ -1,5 +1,5 @@
 /**
- * Bytes of clients that were read while their application is away: first in, first out; in memory, then in a file.
+ * Bytes of clients that were read while their application is unavailable: first in, first out; in memory, then in a file.
  *
  * One budget a workload, shared by all its sessions. The file has no name (unlinked as soon as it is open, so nothing
  * is left of it whoever dies) and its records are sealed (AES-256-GCM, a key of this process that is never written).

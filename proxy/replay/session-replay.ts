@@ -1,12 +1,12 @@
 /**
  * The replay tier of one session: the client's socket stays while the application ends and another life of it begins.
  *
- *   attached ──(application gone)──▶ away ──(it listens again: dialled)──▶ returning ──(all sent again)──▶ attached
- *                                     │ after `holdMsMax`
+ *   attached ──(application gone)──▶ unavailable ──(it listens again: dialled)──▶ returning ──(all sent again)──▶ attached
+ *                                     │ after `unavailableMsMax`
  *                                     └─▶ HTTP: unavailable (503 to every request, the connection stays) │ WebSocket: Close 1012
  *
  * Everything the client sent and the application has not answered is in the log; what the client sends while the
- * application is away is not read at first (flow control), and held when that would take too long. When the application is
+ * application is unavailable is not read at first (flow control), and held when that would take too long. When the application is
  * back, its new connection gets, in this order: what is to be sent again (`plan.ts`; for a WebSocket the handshake and the
  * messages `delivery` asks for), what was held, and then again whatever the client sends.
  *
@@ -80,7 +80,7 @@ export interface Carrier {
 }
 
 export interface ReplayCounters {
-  sessionsAway: number;
+  sessionsUnavailable: number;
   requestsReplayed: number;
   requestsRefused: number;
   messagesReplayed: number;
@@ -145,7 +145,7 @@ export class SessionReplay {
   #swallowTo = -1;
   /** the request whose body is under way has its answer */
   #isAnsweredEarly = false;
-  #unavailable = false;
+  #isGivenUp = false;
   #isStopped = false;
   #heldFin = false;
   #handshake: Handshake | null = null;
@@ -153,7 +153,7 @@ export class SessionReplay {
   #messageEnds: number[] = [];
   /** WebSocket: the application has said something since the client's last message */
   #isAnswered = true;
-  /** WebSocket, application away: where the client's frames are */
+  /** WebSocket, application unavailable: where the client's frames are */
   #walker: FrameWalker | null = null;
   #stallTimer: NodeJS.Timeout | null = null;
   #pingTimer: NodeJS.Timeout | null = null;
@@ -215,14 +215,14 @@ export class SessionReplay {
       !this.#held.isEmpty
     );
   }
-  get isAway(): boolean {
+  get isUnavailable(): boolean {
     return this.#carrier.isWaiting && this.isPending;
   }
   get isWebSocket(): boolean {
     return this.#observer.protocol === "websocket";
   }
-  get isUnavailable(): boolean {
-    return this.#unavailable;
+  get isGivenUp(): boolean {
+    return this.#isGivenUp;
   }
 
   // ---- the client's side
@@ -238,13 +238,13 @@ export class SessionReplay {
   }
 
   #take(chunk: Buffer): void {
-    if (this.#unavailable || (!this.#carrier.isWaiting && !this.#returning)) this.pass(chunk);
+    if (this.#isGivenUp || (!this.#carrier.isWaiting && !this.#returning)) this.pass(chunk);
     else this.#hold(chunk);
   }
 
   clientFin(): void {
     const { inbound } = this.#carrier;
-    if (this.#unavailable || (this.#carrier.isWaiting && !this.isPending)) {
+    if (this.#isGivenUp || (this.#carrier.isWaiting && !this.isPending)) {
       // Told to go, the session has no replay any more; its inbound side still takes the FIN.
       this.#carrier.endAfter(NO_BYTES);
       inbound.receiveFin();
@@ -318,7 +318,7 @@ export class SessionReplay {
       this.#isNextDue = false;
       this.#awaited = null;
       this.#advance();
-    } else if (this.#unavailable) this.#refuseAll();
+    } else if (this.#isGivenUp) this.#refuseAll();
     else if (this.#host.isPaused && !this.#returning && this.#isIdle) this.#carrier.inbound.hold();
   }
 
@@ -447,7 +447,7 @@ export class SessionReplay {
     this.#isNextDue = false;
     this.#returning = false;
     this.#resentTo = -1;
-    this.#host.counters.sessionsAway++;
+    this.#host.counters.sessionsUnavailable++;
     this.#carrier.detach();
     this.#carrier.inbound.hold();
     const lost = this.#observer.inFlight.filter(({ start }) => start < this.#sentUpTo);
@@ -511,12 +511,12 @@ export class SessionReplay {
     this.#carrier.inbound.spooling = true;
     this.#idleTimer ??= setTimeout(() => {
       this.#idleTimer = null;
-      if (!this.#carrier.isWaiting || this.isPending || this.#unavailable) return;
+      if (!this.#carrier.isWaiting || this.isPending || this.#isGivenUp) return;
       this.#carrier.guard(() => this.#carrier.endAfter(NO_BYTES));
     }, this.#host.limits.detachedMsMax);
   }
 
-  // ---- while it is away
+  // ---- while it is unavailable
 
   #hold(chunk: Buffer): void {
     const wasPending = this.isPending;
@@ -579,13 +579,13 @@ export class SessionReplay {
 
   /** Its application has not come back in time. */
   giveUp(): void {
-    if (this.#unavailable || !this.#carrier.isWaiting) return;
+    if (this.#isGivenUp || !this.#carrier.isWaiting) return;
     if (this.#handshake !== null) {
       this.#refuseWebSocket(CLOSE_RESTART);
       return;
     }
     this.#stopTimers();
-    this.#unavailable = true;
+    this.#isGivenUp = true;
     const { inbound } = this.#carrier;
     inbound.spooling = false;
     inbound.setSink(nullLeg);
@@ -601,9 +601,9 @@ export class SessionReplay {
 
   /** It can be dialled again: does the session want it? */
   comeBack(): boolean {
-    if (this.#unavailable) {
+    if (this.#isGivenUp) {
       if (!this.#isIdle) return false;
-      this.#unavailable = false;
+      this.#isGivenUp = false;
       this.#carrier.inbound.hold();
       this.#carrier.inbound.removeSink(NO_BYTES);
       this.#log.dropTo(this.#log.end);
@@ -616,7 +616,7 @@ export class SessionReplay {
   /** What is complete, and what waits to be asked for its body. Of the rest the body is read first. */
   #refuseAll(): void {
     if (isOpaque(this.#observer)) {
-      this.#carrier.reset("the application is away");
+      this.#carrier.reset("the application is unavailable");
       return;
     }
     for (let record = this.#observer.oldest; record !== null; record = this.#observer.oldest) {
@@ -684,7 +684,7 @@ export class SessionReplay {
     this.#stopHandshakeTimer();
     this.#handshakeTimer = setTimeout(
       () => this.#carrier.guard(() => end("the application has not answered the handshake")),
-      this.#host.limits.holdMsMax,
+      this.#host.limits.unavailableMsMax,
     );
     leg.listener = {
       onData: (chunk) => {
@@ -876,7 +876,7 @@ export class SessionReplay {
     this.#plan = [];
     this.#awaited = null;
     this.#returning = false;
-    this.#unavailable = false;
+    this.#isGivenUp = false;
   }
 
   #stopTimers(): void {

@@ -1,8 +1,8 @@
 /**
- * One end of a session, whatever carries it: a TCP leg on this node, or a link to another node's proxy.
+ * One leg of a session, whatever carries it: a TCP leg on this node, or a link to another node's proxy.
  *
  * Contract. Nothing here throws; trouble arrives as `onReset`, once, and nothing follows it.
- *  - `write` gives true when the chunk is out of our hands. On false the end takes no other until `onDrain`. An end that
+ *  - `write` gives true when the chunk is out of our hands. On false the leg takes no other until `onDrain`. A leg that
  *    `keepsChunk` may hold on to the memory it was given; the others have copied what they could not pass on.
  *  - `finish` is called at most once per direction and never while a chunk is outstanding.
  */
@@ -11,7 +11,7 @@ export interface LegListener {
   onFin(): void;
   onReset(reason: string): void;
   onDrain(): void;
-  /** One of the above has thrown; nothing follows. The end is gone, or the listener resets it. */
+  /** One of the above has thrown; nothing follows. The leg is gone, or the listener resets it. */
   onBroken(error: unknown): void;
 }
 
@@ -26,6 +26,6 @@ export interface Leg {
   reset(): void;
   pauseReading(): void;
   resumeReading(): void;
-  /** So many bytes this end delivered have left the process (links give their sender credit for it). */
+  /** So many bytes this leg delivered have left the process (links give their sender credit for it). */
   consumed(bytes: number): void;
 }

@@ -1,11 +1,11 @@
 /**
- * One session of this proxy: two ends, two pumps, and what of it lies captured or adopted. Mechanics only; what to do
+ * One session of this proxy: two legs, two pumps, and what of it lies captured or adopted. Mechanics only; what to do
  * when, is decided by the workload's proxy.
  */
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
-import type { Carrier } from "#proxy/replay/session-replay.ts";
 import type { ProtocolFilter } from "#proxy/replay/protocol-filter.ts";
+import type { Carrier } from "#proxy/replay/session-replay.ts";
 import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
 import type { Leg, LegListener } from "#proxy/stream/leg.ts";
 import { nullLeg } from "#proxy/stream/null-leg.ts";
@@ -99,7 +99,7 @@ export class LiveSession implements Carrier, PumpOwner {
   nextLink: LinkLeg | null = null;
   /** anchor: bytes still to come from the old owner before those of the new one */
   switchAt: { bytesOut: number; complete(): void } | null = null;
-  /** an end was reset while the session lay captured or adopted */
+  /** a leg was reset while the session lay captured or adopted */
   lost: string | null = null;
   lingerSinceMs = 0;
   /** of `IdleSessions`: what had passed when it looked, and since when (performance.now()) that is all */
@@ -136,7 +136,7 @@ export class LiveSession implements Carrier, PumpOwner {
     this.#state = nextState(this.#state, step);
   }
 
-  // ---- ends
+  // ---- legs
 
   fromClient(chunk: Buffer): void {
     if (this.header !== null) this.header.fromClient(chunk);
@@ -172,29 +172,29 @@ export class LiveSession implements Carrier, PumpOwner {
     this.filter?.replay?.drained();
   }
 
-  setDownstream(end: TcpLeg | LinkLeg): void {
-    this.downstream = end;
-    end.listener = this.#clientSide;
-    this.inbound.setSource(end);
-    if (end instanceof LinkLeg) end.startDelivering();
-    if (this.downstream === end) this.outbound.setSink(end);
+  setDownstream(leg: TcpLeg | LinkLeg): void {
+    this.downstream = leg;
+    leg.listener = this.#clientSide;
+    this.inbound.setSource(leg);
+    if (leg instanceof LinkLeg) leg.startDelivering();
+    if (this.downstream === leg) this.outbound.setSink(leg);
   }
 
-  setUpstream(end: TcpLeg | LinkLeg): void {
-    this.upstream = end;
-    this.setUpstreamSink(end);
-    if (this.upstream === end) this.setUpstreamSource(end);
+  setUpstream(leg: TcpLeg | LinkLeg): void {
+    this.upstream = leg;
+    this.setUpstreamSink(leg);
+    if (this.upstream === leg) this.setUpstreamSource(leg);
   }
 
-  setUpstreamSink(end: TcpLeg | LinkLeg): void {
+  setUpstreamSink(leg: TcpLeg | LinkLeg): void {
     this.wasConnected = true;
-    end.listener = this.#applicationSide;
-    this.inbound.setSink(end);
+    leg.listener = this.#applicationSide;
+    this.inbound.setSink(leg);
   }
 
-  setUpstreamSource(end: TcpLeg | LinkLeg): void {
-    this.outbound.setSource(end);
-    if (end instanceof LinkLeg) end.startDelivering();
+  setUpstreamSource(leg: TcpLeg | LinkLeg): void {
+    this.outbound.setSource(leg);
+    if (leg instanceof LinkLeg) leg.startDelivering();
   }
 
   // ---- without an application
@@ -215,15 +215,15 @@ export class LiveSession implements Carrier, PumpOwner {
 
   /** Open → waiting. What waited for the application's end is dropped: the replay has it. */
   detach(): void {
-    const end = this.upstream;
+    const leg = this.upstream;
     this.upstream = null;
     this.inbound.removeSink(NO_BYTES);
     this.inbound.clear();
     this.inbound.finSent = false;
     this.outbound.setSource(null);
-    if (end !== null) {
-      end.listener = null;
-      end.reset();
+    if (leg !== null) {
+      leg.listener = null;
+      leg.reset();
     }
     this.step("renew");
   }
@@ -323,11 +323,11 @@ export class LiveSession implements Carrier, PumpOwner {
     this.#over(reason);
   }
 
-  /** Closes the ends, whose FINs are sent already. The descriptors of still legs belong to the caller. */
+  /** Closes the legs, whose FINs are sent already. The descriptors of detached legs belong to the caller. */
   close(): void {
     if (this.#state === "closed") return;
-    closeEnd(this.downstream);
-    closeEnd(this.upstream);
+    closeLeg(this.downstream);
+    closeLeg(this.upstream);
     this.dialling?.close();
     this.nextLink?.release();
     this.#over(null);
@@ -352,8 +352,8 @@ export class LiveSession implements Carrier, PumpOwner {
   #detachPumps(): void {
     this.inbound.setSource(null);
     this.outbound.setSource(null);
-    for (const end of [this.downstream, this.upstream, this.dialling] as (Leg | null)[]) {
-      if (end !== null) end.listener = null;
+    for (const leg of [this.downstream, this.upstream, this.dialling] as (Leg | null)[]) {
+      if (leg !== null) leg.listener = null;
     }
     this.downstream = null;
     this.upstream = null;
@@ -410,7 +410,7 @@ export class LiveSession implements Carrier, PumpOwner {
     this.reset(`${side} ${reason}`);
   }
 
-  /** Remembers that an end has gone while the others are silent. */
+  /** Remembers that a leg has gone while the others are silent. */
   lose(side: "downstream" | "upstream", reason: string): void {
     this.lost ??= `${side} ${reason}`;
     if (side === "downstream") {
@@ -435,7 +435,7 @@ export class LiveSession implements Carrier, PumpOwner {
     this.onFinSent();
   }
 
-  /** After a change of ends or state: perhaps both FINs had passed already. */
+  /** After a change of legs or state: perhaps both FINs had passed already. */
   settle(): void {
     this.onFinSent();
   }
@@ -508,9 +508,9 @@ class ApplicationSide implements LegListener {
   }
 }
 
-function closeEnd(end: TcpLeg | LinkLeg | null): void {
-  if (end instanceof TcpLeg) end.close();
-  else end?.release();
+function closeLeg(leg: TcpLeg | LinkLeg | null): void {
+  if (leg instanceof TcpLeg) leg.close();
+  else leg?.release();
 }
 
 function finOf(pump: Pump): "none" | "read" | "sent" {

@@ -27,7 +27,7 @@ export interface AvailabilityHost {
   readonly sessions: ReadonlyMap<string, LiveSession>;
   readonly log: Logger;
   /** What comes for it is kept from now on. */
-  beginAway(): void;
+  beginUnavailable(): void;
   giveUp(session: LiveSession): void;
   start(session: LiveSession): void;
 }
@@ -76,7 +76,7 @@ export class UpstreamAvailability {
   lost(): void {
     if (this.isAbsent) return;
     this.#absentSinceMs = performance.now();
-    this.#proxy.beginAway();
+    this.#proxy.beginUnavailable();
     this.#look();
   }
 
@@ -114,11 +114,11 @@ export class UpstreamAvailability {
       return;
     }
     const awayMs = performance.now() - this.#absentSinceMs;
-    if (!this.#givenUp && awayMs >= config.limits.holdMsMax) {
+    if (!this.#givenUp && awayMs >= config.limits.unavailableMsMax) {
       this.#givenUp = true;
       this.#proxy.log.warn(
         { port: this.#port, awayMs: Math.round(awayMs) },
-        "the application is away for too long",
+        "the application is unavailable for too long",
       );
       for (const session of this.#sessions()) session.guard(() => this.#proxy.giveUp(session));
     }

@@ -15,8 +15,8 @@ import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
 import { HeldBudget } from "#proxy/replay/held-bytes.ts";
-import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
 import { ProtocolFilter, type ProtocolFilterHost } from "#proxy/replay/protocol-filter.ts";
+import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
@@ -76,8 +76,8 @@ export interface Counters extends ReplayCounters {
   probesAnswered: number;
 }
 
-/** What a restart has done to the sessions, between {@link WorkloadProxy.beginAway} and `endAway`. */
-interface AwayFigures {
+/** What a restart has done to the sessions, between {@link WorkloadProxy.beginUnavailable} and `endUnavailable`. */
+interface UnavailableFigures {
   replayed: number;
   refused: number;
   reset: number;
@@ -126,7 +126,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     legFailures: 0,
     sessionsOpaque: 0,
     probesAnswered: 0,
-    sessionsAway: 0,
+    sessionsUnavailable: 0,
     requestsReplayed: 0,
     requestsRefused: 0,
     messagesReplayed: 0,
@@ -158,7 +158,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   #sessionsMade = 0;
   #lingering = new Set<LiveSession>();
   #lingerTimer: NodeJS.Timeout | null = null;
-  #awayBefore: AwayFigures | null = null;
+  #unavailableBefore: UnavailableFigures | null = null;
   #shortageToldAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: WorkloadProxyOptions) {
@@ -385,9 +385,9 @@ export class WorkloadProxy implements ProtocolFilterHost {
 
   /** The application is held, or being restarted, here and not for too long. */
   #answersProbes(port: number): boolean {
-    const isAway = ["held", "captured", "departed", "paused"].includes(this.role);
+    const isUnavailable = ["held", "captured", "departed", "paused"].includes(this.role);
     const hasProbes = (this.config.ports[port] as PortConfig).probes.length > 0;
-    return hasProbes && isAway && performance.now() - this.heldAtMs < this.config.limits.probeMsMax;
+    return hasProbes && isUnavailable && performance.now() - this.heldAtMs < this.config.limits.probeMsMax;
   }
 
   /** It ended by itself, and clients of this port may wait for it. */
@@ -419,7 +419,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
   start(session: LiveSession): void {
     if (session.state !== "waiting" || session.header !== null) return;
     if (this.role === "owner") this.#startHere(session);
-    else if (this.role === "paused" && this.availabilities[session.port]?.isGivenUp === true) this.giveUp(session);
+    else if (this.role === "paused" && this.availabilities[session.port]?.isGivenUp === true)
+      this.giveUp(session);
     else if (this.owner !== null && session.nextLink === null) {
       this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
     }
@@ -432,7 +433,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     session.peek?.giveBack();
     this.attachFilter(session, null);
     const replay = session.filter?.replay ?? null;
-    if (replay === null) session.reset("the application is away");
+    if (replay === null) session.reset("the application is unavailable");
     else replay.giveUp();
   }
 
@@ -519,7 +520,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       session.guard(() => this.start(session));
     }, SHORTAGE_MS).unref();
     // A client that has just come is better told at once; one whose state is worth it waits.
-    const isLate = nowMs - session.dialFailedAtMs >= this.config.limits.holdMsMax;
+    const isLate = nowMs - session.dialFailedAtMs >= this.config.limits.unavailableMsMax;
     if (!session.wasConnected || isLate) this.giveUp(session);
     else session.filter?.replay?.waits();
   }
@@ -570,15 +571,15 @@ export class WorkloadProxy implements ProtocolFilterHost {
     this.probeAnswers.remember(port, check, answer);
   }
 
-  /** From now on it is counted what becomes of sessions whose application is away. */
-  beginAway(): void {
-    this.#awayBefore ??= this.#awayFigures();
+  /** From now on it is counted what becomes of sessions whose application is unavailable. */
+  beginUnavailable(): void {
+    this.#unavailableBefore ??= this.#unavailableFigures();
   }
 
-  endAway(): AwayFigures {
-    const now = this.#awayFigures();
-    const before = this.#awayBefore ?? now;
-    this.#awayBefore = null;
+  endUnavailable(): UnavailableFigures {
+    const now = this.#unavailableFigures();
+    const before = this.#unavailableBefore ?? now;
+    this.#unavailableBefore = null;
     return {
       replayed: now.replayed - before.replayed,
       refused: now.refused - before.refused,
@@ -586,7 +587,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     };
   }
 
-  #awayFigures(): AwayFigures {
+  #unavailableFigures(): UnavailableFigures {
     const { counters } = this;
     return {
       replayed: counters.requestsReplayed + counters.messagesReplayed,
@@ -1032,10 +1033,10 @@ export class WorkloadProxy implements ProtocolFilterHost {
     if (session.state === "lingering") return "lingering";
     if (session.header !== null) return "open";
     const replay = session.filter?.replay ?? null;
-    if (replay?.isAway === true) return "away";
+    if (replay?.isUnavailable === true) return "unavailable";
     // Between two requests nobody misses the connection.
     if (replay !== null && session.isWaiting && session.wasConnected)
-      return this.availabilities[session.port]?.isAbsent === true ? "away" : "open";
+      return this.availabilities[session.port]?.isAbsent === true ? "unavailable" : "open";
     if (session.state !== "open" || session.inbound.held) return "held";
     return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
   }

@@ -1,6 +1,6 @@
 /**
  * Restarts behind peers, each in a real run with the peers that need no Debian package: what clients see is counted right.
- * Nothing is said here of how long an application is away.
+ * Nothing is said here of how long an application is unavailable.
  */
 import assert from "node:assert/strict";
 import { after, describe, it } from "node:test";

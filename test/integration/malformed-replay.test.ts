@@ -30,7 +30,7 @@ const CLIENT_MS_MAX = 15_000;
 const GROWTH_BYTES_MAX = 8 * 1024 * 1024;
 /** longer entries are for the tests of memory */
 const MUTATED_BYTES_MAX = 8_192;
-const LIMITS = { holdMsMax: 3_000, stallMsMax: 50, detachedMsMax: 300, lingerMsMax: 1_000 };
+const LIMITS = { unavailableMsMax: 3_000, stallMsMax: 50, detachedMsMax: 300, lingerMsMax: 1_000 };
 
 const entries = MALFORMED.filter(({ side, bytes }) => side === "client" && bytes.length <= MUTATED_BYTES_MAX);
 

@@ -24,7 +24,7 @@ type PortName = keyof typeof SHAPES;
 describe("a port behind a load balancer", { timeout: 60_000 }, () => {
   let stage: ReplayStage;
   before(async () => {
-    stage = await ReplayStage.start(Object.values<PortShape>(SHAPES), { holdMsMax: 30_000 });
+    stage = await ReplayStage.start(Object.values<PortShape>(SHAPES), { unavailableMsMax: 30_000 });
   });
   afterEach(() => stage.clear());
   after(() => stage.stop());
@@ -194,7 +194,7 @@ describe("a port behind a load balancer", { timeout: 60_000 }, () => {
 
 describe("a port behind a load balancer, the application away for too long", { timeout: 30_000 }, () => {
   it("tells a client so when its header is complete", async () => {
-    const stage = await ReplayStage.start([SHAPES.http], { holdMsMax: 200 });
+    const stage = await ReplayStage.start([SHAPES.http], { unavailableMsMax: 200 });
     try {
       stage.application.end();
       const header = headerOf("198.51.100.7", 4000);

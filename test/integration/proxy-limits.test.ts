@@ -44,7 +44,7 @@ for (const continuity of ["replay", "transplant"] as const) {
           (counters.sessionsAccepted as number) + (counters.sessionsRefused as number) === CLIENTS + 1,
       );
       assert.ok(proxy.descriptors < DESCRIPTORS_MAX - 20, `${proxy.descriptors} descriptors`);
-      assert.equal(await stage.count("sessionsAway"), 0);
+      assert.equal(await stage.count("sessionsUnavailable"), 0);
       const refused = await stage.count("sessionsRefused");
       assert.ok(refused > CLIENTS / 4 && refused < CLIENTS, `${refused} refused`);
       await stage.until(

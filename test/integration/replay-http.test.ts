@@ -33,7 +33,7 @@ describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
       else server.socket.end(); // a keep-alive timeout
       await stage.until(
         "the connection to the application is gone",
-        () => stage.count("sessionsAway"),
+        () => stage.count("sessionsUnavailable"),
         (away) => away > 0,
       );
       client.socket.write(get("/2"));
@@ -451,7 +451,7 @@ describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
     await stage.proxy.untilSessions(0);
   });
 
-  it("forgets a client that resets while the application is away", async () => {
+  it("forgets a client that resets while the application is unavailable", async () => {
     const { client } = await stage.pair(get("/1"));
     stage.application.end();
     await stage.untilAway(1);
@@ -459,7 +459,7 @@ describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
     await stage.proxy.untilSessions(0);
   });
 
-  it("lets a client go that closes between requests while the application is away", async () => {
+  it("lets a client go that closes between requests while the application is unavailable", async () => {
     const { client, server } = await stage.pair(get("/1"));
     server.socket.write(ok("one"));
     await answersOf(client, 1);

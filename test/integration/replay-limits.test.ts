@@ -1,4 +1,4 @@
-/** What a session may hold while its application is away: not read, then memory, then a sealed file, then refused. */
+/** What a session may hold while its application is unavailable: not read, then memory, then a sealed file, then refused. */
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
@@ -39,7 +39,7 @@ describe("bytes held for an application that is away", { timeout: 300_000 }, () 
     heldWorkloadBytesMax: 3 * MIB,
     spillBytesMax: 24 * MIB,
     replayBytesMax: 64 * 1024,
-    holdMsMax: 30_000,
+    unavailableMsMax: 30_000,
     lingerMsMax: 300,
   };
   before(async () => {

@@ -98,7 +98,7 @@ before(async () => {
     lingerMsMax: 500,
     replayBytesMax: 8 * 1024,
     heldSessionBytesMax: 4 * 1024,
-    holdMsMax: 60_000,
+    unavailableMsMax: 60_000,
   });
 });
 after(() => stage.stop());

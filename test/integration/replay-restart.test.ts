@@ -11,7 +11,7 @@ describe("a restart", { timeout: 300_000 }, () => {
   before(async () => {
     stage = await ReplayStage.start([{ protocol: "http" }, { protocol: "tcp", continuity: "transplant" }], {
       stallMsMax: 20,
-      holdMsMax: 30_000,
+      unavailableMsMax: 30_000,
     });
   });
   afterEach(() => stage.clear());
@@ -169,7 +169,7 @@ describe("an application that stays away", { timeout: 300_000 }, () => {
   before(async () => {
     stage = await ReplayStage.start([{ protocol: "http", probes: ["/healthz"] }, { protocol: "auto" }], {
       stallMsMax: 10,
-      holdMsMax: 100,
+      unavailableMsMax: 100,
       lingerMsMax: 300,
     });
   });
@@ -291,7 +291,7 @@ describe("health checks", { timeout: 300_000 }, () => {
         { protocol: "http", probes: ["/healthz"], naming: { from: "cookie", name: "sid", issue: true } },
         { protocol: "http", continuity: "transplant", probes: ["/healthz"] },
       ],
-      { probeMsMax: 1500, holdMsMax: 30_000, lingerMsMax: 300, stallMsMax: 20 },
+      { probeMsMax: 1500, unavailableMsMax: 30_000, lingerMsMax: 300, stallMsMax: 20 },
     );
   });
   afterEach(async () => {

@@ -282,7 +282,7 @@ describe("WebSocket over an application that ends", { timeout: 300_000 }, () => 
     assert.equal(await closedWith(client), 1000);
   });
 
-  it("delivers a Close that came while the application was away, behind the messages before it", async () => {
+  it("delivers a Close that came while the application was unavailable, behind the messages before it", async () => {
     const { client } = await open();
     stage.application.end();
     await stage.untilAway(1);
@@ -317,7 +317,7 @@ describe("WebSocket over an application that ends", { timeout: 300_000 }, () => 
     assert.equal(await closedWith(client), 1012);
   });
 
-  it("answers the client's pings while the application is away, and pings the client", async () => {
+  it("answers the client's pings while the application is unavailable, and pings the client", async () => {
     const { client, server } = await open();
     const unanswered = frame(PING, "unanswered");
     client.socket.write(unanswered);
@@ -338,7 +338,10 @@ describe("WebSocket over an application that ends", { timeout: 300_000 }, () => 
   });
 
   it("is closed with 1012 when the application does not come back in time", async () => {
-    const short = await ReplayStage.start([{ protocol: "websocket" }], { holdMsMax: 50, lingerMsMax: 200 });
+    const short = await ReplayStage.start([{ protocol: "websocket" }], {
+      unavailableMsMax: 50,
+      lingerMsMax: 200,
+    });
     try {
       const { client, server } = await short.pair(HANDSHAKE);
       server.socket.write(agree());

@@ -73,8 +73,8 @@ describe("events that were not read", () => {
     chmodSync(folder, 0o700);
     readdirSync(folder);
     renameSync(join(folder, "file"), join(folder, "new"));
-    renameSync(join(folder, "new"), join(dir, "away"));
-    renameSync(join(dir, "away"), join(folder, "back"));
+    renameSync(join(folder, "new"), join(dir, "unavailable"));
+    renameSync(join(dir, "unavailable"), join(folder, "back"));
     writeFileSync(join(folder, `ü ${"x".repeat(200)}`), "");
     unlinkSync(join(folder, "back"));
     rmdirSync(join(folder, "below"));

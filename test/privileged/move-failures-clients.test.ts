@@ -123,7 +123,7 @@ describe("more held for clients than the store is to keep", { timeout: 600_000 }
   const on = staged({
     downstream: "takeover",
     load: "tcp",
-    workload: { limits: { heldBytesMax: HELD_BYTES_MAX } },
+    workload: { limits: { storedLegsBytesMax: HELD_BYTES_MAX } },
   });
   const withUnread = (work: (stage: MoveStage) => Promise<void>) =>
     on(async (stage) => {

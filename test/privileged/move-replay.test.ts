@@ -205,11 +205,11 @@ for (const downstream of ["takeover", "forward"] as Downstream[]) {
       crash(program);
       // A POST the old life still gets would rightly be refused.
       await until("the application has gone", async () =>
-        (await program.sessions()).every(({ state }) => state === "away"),
+        (await program.sessions()).every(({ state }) => state === "unavailable"),
       );
       const add = await posted.request({ method: "POST", path: "/add", body: "x" });
       const { added } = (await add.body.json()) as Answer;
-      assert.equal(added, 1, "held while the application was away, and given to its next life once");
+      assert.equal(added, 1, "held while the application was unavailable, and given to its next life once");
       writeFileSync(GATE, "");
       const answer = await slow;
       assert.equal(answer.statusCode, 200);

@@ -292,7 +292,7 @@ describe("a port that is taken at the target", { timeout: 30_000 }, () => {
 
 describe("many links of anchors", { timeout: 120_000 }, () => {
   it("have the time that they need: a bound meant for a few fails no move of many", async () => {
-    const limits = { quiesceMsMax: 1 };
+    const limits = { holdMsMax: 1 };
     const lab = await ProxyLab.start({ nodes: ["a", "b", "c"], downstream: "forward", limits });
     const clients: CountedClient[] = [];
     try {

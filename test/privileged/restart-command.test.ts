@@ -196,7 +196,7 @@ describe("holdfast restart", { timeout: 400_000 }, () => {
         assert.ok((await answer(stage)).pid > 0);
         await stage.assertWell("a");
       },
-      { holdMsMax: 1_500 },
+      { unavailableMsMax: 1_500 },
     ),
   );
 

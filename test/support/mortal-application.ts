@@ -187,7 +187,7 @@ export class ReplayStage {
     await this.until(
       `${count} sessions away`,
       () => this.proxy.sessions(),
-      (all) => all.filter(({ state }) => state === "away").length === count,
+      (all) => all.filter(({ state }) => state === "unavailable").length === count,
     );
   }
 

@@ -43,11 +43,11 @@ const ADDRESS: Record<NodeName, string> = { a: "10.66.0.2", b: "10.66.0.3", c: "
 const KEY = Buffer.alloc(32, 7);
 
 export const LIMITS: ProxyLimits = {
-  quiesceMsMax: 1000,
+  holdMsMax: 1000,
   drainMsMax: 200,
   heldSessionsMax: 100,
   lingerMsMax: 5000,
-  holdMsMax: 5000,
+  unavailableMsMax: 5000,
   replayBytesMax: 262_144,
   stallMsMax: 1000,
   heldSessionBytesMax: 1_048_576,

@@ -47,8 +47,8 @@ class World {
     step: "idle" as "idle" | "reserving" | "reserved" | "held" | "committing" | "granted" | "here" | "there",
     epoch: 1,
     target: 0,
-    debt: null as "cancelled" | "taken-back" | null,
-    /** the store contradicted the debt */
+    owed: null as "cancelled" | "taken-back" | null,
+    /** the store contradicted the owed */
     raises: false,
   };
   target = {
@@ -60,7 +60,7 @@ class World {
     step: "none" as "none" | "restored" | "releasing" | "released" | "gave-up",
     /** at which it goes on */
     epoch: 0,
-    debt: false,
+    owed: false,
   };
 
   constructor(forgetful: boolean) {
@@ -203,20 +203,20 @@ class World {
       });
     });
     add("look into the store", unclear && source.goingBack && source.step === "granted", () => this.#look());
-    add("tell the store that it was cancelled", idle && source.debt === "cancelled", () => {
+    add("tell the store that it was cancelled", idle && source.owed === "cancelled", () => {
       source.waits = this.#ask(
         (store) => store.cancel({ workload: W, migration: MIGRATION }),
         () => {
           source.waits = null;
-          source.debt = null;
+          source.owed = null;
         },
       );
     });
-    add("tell the store that it was taken back", idle && source.debt === "taken-back", () => {
+    add("tell the store that it was taken back", idle && source.owed === "taken-back", () => {
       source.waits = this.#takeBack((answer) => {
         source.waits = null;
         if (typeof answer === "string") source.raises = true;
-        else source.debt = null;
+        else source.owed = null;
         if (typeof answer !== "string") source.epoch = answer.epoch;
       });
     });
@@ -224,7 +224,7 @@ class World {
       source.waits = this.#ask(
         (store) => store.raise({ workload: W, node: "a", epoch: source.epoch }),
         () => {
-          Object.assign(source, { waits: null, raises: false, debt: null });
+          Object.assign(source, { waits: null, raises: false, owed: null });
         },
       );
     });
@@ -283,12 +283,12 @@ class World {
         },
       );
     });
-    add("tell the store that it is released", idle && target.debt, () => {
+    add("tell the store that it is released", idle && target.owed, () => {
       target.waits = this.#ask(
         (store) => store.raise({ ...owned, epoch: target.epoch }),
         () => {
           target.waits = null;
-          target.debt = false;
+          target.owed = false;
         },
       );
     });
@@ -305,11 +305,11 @@ class World {
     return "gave-up";
   }
 
-  #comeAlive(epoch: number, debt: boolean): void {
+  #comeAlive(epoch: number, owed: boolean): void {
     this.target.epoch = epoch;
     this.target.step = "released";
     this.target.running = true;
-    this.target.debt = debt;
+    this.target.owed = owed;
   }
 
   #goOnHere(epoch: number | null): void {
@@ -318,7 +318,7 @@ class World {
     source.running = true;
     source.step = "here";
     source.goingBack = false;
-    if (epoch === null) source.debt = held ? "taken-back" : "cancelled";
+    if (epoch === null) source.owed = held ? "taken-back" : "cancelled";
     if (epoch !== null) source.epoch = epoch;
     else if (held) source.epoch = source.target + 1;
     this.channel = false;

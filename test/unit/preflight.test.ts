@@ -246,7 +246,7 @@ describe("what two configurations must agree on", () => {
   it("warns of what a move carries and a later start would do otherwise", () => {
     const changed = workload({
       container: { ...container, env: { PASSWORD: "other", MORE: "1" }, command: ["deno"] },
-      limits: { holdMsMax: 5 },
+      limits: { unavailableMsMax: 5 },
       restart: "never",
     });
     assert.deepEqual(
@@ -257,7 +257,7 @@ describe("what two configurations must agree on", () => {
         "warning container.command",
         "warning container.env.MORE",
         "warning container.env.PASSWORD",
-        "warning limits.holdMsMax",
+        "warning limits.unavailableMsMax",
         "warning restart.policy",
         "warning spec.seccomp",
       ],

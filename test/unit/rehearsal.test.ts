@@ -20,7 +20,7 @@ const measured: Measured = {
   callMs: 1,
   storeMs: 1,
   criuMs: 60,
-  quiesceMsMax: 250,
+  holdMsMax: 250,
 };
 
 const likely = (more: Partial<Measured>, phase?: string): number => {

@@ -149,8 +149,8 @@ export const departureChecks: Check<DeparturePlace>[] = [
         add(
           "session.not-accepted",
           "error",
-          `${waiting} connections wait for the application to accept them, for longer than limits.quiesceMsMax`,
-          "let the application accept them, or raise limits.quiesceMsMax",
+          `${waiting} connections wait for the application to accept them, for longer than limits.holdMsMax`,
+          "let the application accept them, or raise limits.holdMsMax",
         );
     },
   },
@@ -243,7 +243,7 @@ function queuedBytes(
 
 /** Looks until none waits, as the hold does, for as long as the hold would. Clients go on meanwhile. */
 async function notAccepted({ ports, limits }: WorkloadConfig, pids: number[]): Promise<number> {
-  const until = performance.now() + limits.quiesceMsMax;
+  const until = performance.now() + limits.holdMsMax;
   for (;;) {
     const waiting = inNetworkOf(pids, () =>
       ports.reduce((sum, { upstream }) => sum + (listenBacklog(upstream) ?? 0), 0),

@@ -28,7 +28,7 @@ export const mosquitto: Program = {
     };
     await publish("-r", "-q", "1", "-t", "kept/one", "-m", "retained");
     // one who subscribed for good, and is away while it moves
-    const away = ["mosquitto_sub", ...to, "-c", "-i", "away", "-q", "1", "-t", "queued/#"];
+    const away = ["mosquitto_sub", ...to, "-c", "-i", "unavailable", "-q", "1", "-t", "queued/#"];
     const subscribing = stage.talk([...away, "-E"]);
     assert.equal(await subscribing.finish(), 0, subscribing.complaints);
 
