@@ -8,8 +8,7 @@
  * Node sets no DH parameters for a server without a certificate.
  *
  * Who is who: a holder of a key of the ring is an agent, and its PSK identity is its node's name and the key's id, `a#1f2e3d4c`,
- * so that the acceptor knows which of its keys is meant. Agents of the version before said the name alone: that means the first
- * key, and is what a dialler says where the other form is refused. A stream ends when the key that it was opened with is no longer in the ring.
+ * so that the acceptor knows which of its keys is meant. A stream ends when the key that it was opened with is no longer in the ring.
  * With certificates (`identity:`) no key is spoken of: both sides show theirs, in TLS 1.3 too, and are the nodes these name (`identity.ts`). A
  * stream ends, at both sides, when its peer is revoked or none of the authorities vouches for it any more.
  * The dialler says which node it means (SNI), so a wrong address in `peers` is noticed. The ALPN name carries the version of what is spoken inside.
@@ -25,10 +24,10 @@ import { authoritiesIn, type IdentityText, isVouchedFor, nodeOf } from "./identi
 import type { Trust } from "./trust.ts";
 
 /**
- * What agents of this version speak, the newest first; a stream is of the highest that both know. 2 says what 1 does; schemas are
- * strict, so a message with another key needs a number of its own.
+ * What agents of this version speak, the newest first; a stream is of the highest that both know. Schemas are strict, so a message
+ * with another key needs a number of its own. 1 and 2 have other words.
  */
-export const AGENT_VERSIONS: readonly number[] = [2, 1];
+export const AGENT_VERSIONS: readonly number[] = [3];
 /** Offered last by a dialler: where no number is common, it is told on the stream which there are. */
 const WHICH_VERSIONS = "holdfast-agent/?";
 const WHICH_BYTES_MAX = 100;
@@ -39,7 +38,7 @@ const DIAL_MS_MAX = 5_000;
 const CONNECTIONS_MAX = 256;
 const KEEP_ALIVE_MS = 5_000;
 /** node, key id */
-const PSK_IDENTITY = /^([a-z0-9-]{1,40})(?:#([0-9a-f]{8}))?$/;
+const PSK_IDENTITY = /^([a-z0-9-]{1,40})#([0-9a-f]{8})$/;
 const PSK_BYTES = 32;
 
 const versions = { minVersion: "TLSv1.3", maxVersion: "TLSv1.3", ciphers: AGENT_CIPHER } as const;
@@ -102,9 +101,9 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
   // No certificate: a client without the key has nothing to fall back to.
   const pskCallback = (socket: TLSSocket, identity: string): Buffer | null => {
     const [, node, id] = PSK_IDENTITY.exec(identity) ?? [];
-    if (node === undefined) return null;
-    const key = id === undefined ? ring.first : ring.find(id);
-    said.set(socket, { node, id: id ?? "of the version before", key });
+    if (node === undefined || id === undefined) return null;
+    const key = ring.find(id);
+    said.set(socket, { node, id, key });
     // A key that nobody has fails as a wrong one does, so that the dialler can tell it from an agent that does not know this form.
     return key === null ? randomBytes(PSK_BYTES) : streamKey(key);
   };
@@ -223,16 +222,8 @@ export async function dialSecure(options: DialSecureOptions): Promise<TLSSocket>
   if (certificate !== null)
     return dialAs(options, { ...byCertificate(certificate), checkServerIdentity: () => undefined }, null);
   const key = ring.first;
-  const identity = `${node}#${keyId(key)}`;
   const peer = { node: options.peer ?? "", id: keyId(key), key };
-  try {
-    return await dialAs(options, byKey(identity, key), peer);
-  } catch (error) {
-    const isUnknownForm =
-      error instanceof HoldfastError && isRefusedIdentity(error.cause) && PSK_IDENTITY.test(identity);
-    if (!isUnknownForm) throw error;
-    return dialAs(options, byKey(node, key), peer);
-  }
+  return dialAs(options, byKey(`${node}#${keyId(key)}`, key), peer);
 }
 
 /** @param keyed null: the peer shows a certificate */
@@ -371,12 +362,6 @@ function endWithTrust(
 /** Not the key itself: what seals the store is derived from the same file. */
 function streamKey(key: Buffer): Buffer {
   return Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", PSK_BYTES));
-}
-
-/** The other side knows no such identity: OpenSSL goes on without a key then, and finds that it has no certificate to offer. */
-function isRefusedIdentity(cause: unknown): boolean {
-  const { code = "", message = "" } = (cause ?? {}) as { code?: string; message?: string };
-  return /ALERT_HANDSHAKE_FAILURE|alert handshake failure/i.test(`${code} ${message}`);
 }
 
 function explainRefusal(error: Error & { code?: string; reason?: string }): string {

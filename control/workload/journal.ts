@@ -62,8 +62,9 @@ const journalSchema = z.looseObject({
 export type Journal = Known<z.infer<typeof journalSchema>>;
 export type RestartStep = z.infer<typeof restartingSchema>["step"];
 
-/** Of the file. An agent refuses one with a higher number. */
-const VERSION = 1;
+/** Of the file. An agent refuses one with a higher number, and one with a lower number than it can read: 1 has other words. */
+const VERSION = 2;
+const VERSION_MIN = 2;
 const BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id";
 /** No process has this number (include/linux/threads.h, PID_MAX_LIMIT is 4,194,304): what an earlier boot had has ended. */
 const ENDED = { pid: 4_194_305, startTicks: "0" };
@@ -72,7 +73,7 @@ const headSchema = z.looseObject({
   role: z.string(),
   epoch: z.number(),
   /** absent: written before there were versions */
-  version: z.number().int().default(VERSION),
+  version: z.number().int().default(1),
   boot: z.string().nullable().default(null),
 });
 
@@ -117,6 +118,12 @@ export function readJournal(path: string): Journal {
   if (version > VERSION) {
     throw new HoldfastError(
       `${path} was written by a newer version of Holdfast (format ${version}, this one knows ${VERSION}): start that one, and stop the workload there before going back`,
+      { code: "JOURNAL_INVALID", source: "config" },
+    );
+  }
+  if (version < VERSION_MIN) {
+    throw new HoldfastError(
+      `${path} was written by an older version of Holdfast (format ${version}, this one reads ${VERSION_MIN} to ${VERSION}): stop the workload with that one, delete the file, and start this one`,
       { code: "JOURNAL_INVALID", source: "config" },
     );
   }

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { hkdfSync, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { afterEach, beforeEach, describe, test } from "node:test";
@@ -152,51 +152,18 @@ describe("the stream between agents", () => {
   test("a stream ends at the dialler too when the key it was opened with goes", async () => {
     const dialler = new KeyRing([key, randomBytes(32)]);
     const stream = await dial({ ring: dialler });
+    await until("served", () => peers.length === 1); // or the listener tells of one that left in the handshake
     dialler.replace([randomBytes(32), key]);
     assert.ok(!stream.destroyed, "the key is still one of ours");
     dialler.replace([randomBytes(32)]);
     assert.ok(stream.destroyed);
   });
 
-  test("agents of the version before name only their node: they are heard, and dialled as they know it", async () => {
-    ring.replace([key, randomBytes(32)]);
-    const psk = Buffer.from(hkdfSync("sha256", key, Buffer.alloc(0), "holdfast agent stream v1", 32));
-    const versions = { minVersion: "TLSv1.3", maxVersion: "TLSv1.3", ciphers: AGENT_CIPHER } as const;
-    const before = tlsConnect({
-      ...versions,
-      host: "127.0.0.1",
-      port: listener.port,
-      ALPNProtocols: ["holdfast-agent/1"],
-      pskCallback: () => ({ psk, identity: "a" }),
-      checkServerIdentity: () => new Error("a certificate"),
-    });
-    await once(before, "secureConnect");
-    assert.equal((await new Channel(before).call("whoami", {})).result, "a");
-    before.destroy();
-
-    const names: string[] = [];
-    const old = createTlsServer({
-      ...versions,
-      pskCallback: (_, identity) => {
-        names.push(identity);
-        return /^[a-z0-9-]{1,40}$/.test(identity) ? psk : null;
-      },
-      ALPNProtocols: ["holdfast-agent/1"],
-    }).listen(0, "127.0.0.1");
-    old.on("tlsClientError", () => {});
-    await once(old, "listening");
-    const stream = await dial({ port: (old.address() as AddressInfo).port });
-    assert.deepEqual(names, [`a#${keyId(key)}`, "a"]);
-    stream.destroy();
-    old.close();
-  });
-
   test("the highest version that both speak is spoken; where there is none, both are told which there are", async () => {
     const newest = Math.max(...AGENT_VERSIONS);
     for (const [versions, spoken] of [
       [AGENT_VERSIONS, newest],
-      [[newest + 1, newest, 1], newest],
-      [[1], 1],
+      [[newest + 1, newest], newest],
     ] as const) {
       const stream = await dial({ versions });
       assert.equal(stream.alpnProtocol, `holdfast-agent/${spoken}`);
@@ -209,7 +176,7 @@ describe("the stream between agents", () => {
       code: "PEER_AUTH",
       message: `node b at 127.0.0.1:${listener.port}: it speaks version ${AGENT_VERSIONS.join(", ")} of the agents' protocol, this agent ${mine.join(", ")}: bring them to versions of Holdfast that follow each other`,
     });
-    assert.match(await refusal(), /refused node a: it speaks no version .* that this agent does \(2, 1\)/);
+    assert.match(await refusal(), /refused node a: it speaks no version .* that this agent does \(3\)/);
     await stillServes();
   });
 

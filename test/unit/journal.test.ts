@@ -83,7 +83,7 @@ test("each key that an earlier version did not write has a default, but for role
     for (const key of Object.keys(EMPTY_JOURNAL) as (keyof Journal)[]) {
       const { [key]: _, ...less } = FULL;
       mkdirSync(join(path, ".."), { recursive: true });
-      writeFileSync(path, JSON.stringify(less));
+      writeFileSync(path, JSON.stringify({ version: 2, ...less }));
       if (key === "role" || key === "epoch")
         assert.throws(() => readJournal(path), { code: "JOURNAL_INVALID" });
       else assert.deepEqual(readJournal(path), nextJournal({ ...FULL, [key]: EMPTY_JOURNAL[key] }, {}), key);
@@ -111,6 +111,20 @@ test("a journal of a format that is newer is refused, with the cure", () => {
       code: "JOURNAL_INVALID",
       message: /newer version.*start that one/,
     });
+  });
+});
+
+test("a journal of a format that has other words is refused, with the cure", () => {
+  inFolder((path) => {
+    writeJournal(path, EMPTY_JOURNAL);
+    const { version: _, ...first } = contents(path) as Record<string, unknown>;
+    for (const older of [first, { ...first, version: 1 }]) {
+      writeFileSync(path, JSON.stringify(older));
+      assert.throws(() => readJournal(path), {
+        code: "JOURNAL_INVALID",
+        message: /older version.*stop the workload with that one/,
+      });
+    }
   });
 });
 
