@@ -9,8 +9,8 @@ import { projectRoot } from "#test/lab/lab.ts";
 import { type Downstream, MoveStage } from "#test/support/move-stage.ts";
 import { OddClients } from "#test/support/odd-clients.ts";
 
-/** the last commit whose agents speak only version 1, and whose links only go in the clear */
-const BEFORE = "b0498a57f4";
+/** the first commit whose agents speak version 3: the oldest that this version is to work with */
+const BEFORE = "9bf0e33844";
 const MUCH = 4 * 1024 * 1024;
 const skip = hasHistory() ? false : `needs commit ${BEFORE}: a clone with its history`;
 const folder = mkdtempSync(join(tmpdir(), "holdfast-before-"));
