@@ -113,7 +113,7 @@ export interface SupervisedWorkload {
   createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord>;
   /** Gives the proxy what it connects to the application by: after each new container. */
   handNetwork(): Promise<void>;
-  /** Of the next life. */
+  /** Of the next instance. */
   useConfig(config: WorkloadConfig): void;
 }
 

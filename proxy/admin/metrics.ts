@@ -52,7 +52,7 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   ],
   requestsReplayed: [
     "requests_replayed_total",
-    "HTTP requests sent again to another life of the application.",
+    "HTTP requests sent again to another instance of the application.",
   ],
   requestsRefused: ["requests_refused_total", "HTTP requests answered 503 in the application's place."],
   messagesReplayed: ["messages_replayed_total", "WebSocket messages sent again."],

@@ -52,7 +52,7 @@ export interface PortConfig {
   moveBy: "transplant" | "replay";
   /** replay, HTTP: send again also what the application may have acted upon (a complete POST without an answer) */
   replayUnsafe: boolean;
-  /** replay, WebSocket: what becomes of messages that went to the application's old life and were perhaps not processed */
+  /** replay, WebSocket: what becomes of messages that went to the application's old instance and were perhaps not processed */
   delivery: "atMostOnce" | "atLeastOnce";
   /**
    * replay, WebSocket: what a new instance gets of what the client said at first. auto: Close 1012 where its protocol is known to

@@ -48,7 +48,7 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
     if (acceptBacklog > 0) acceptBacklog = await countBacklog(proxy);
   }
 
-  // Between two lives of the application: nobody could go on with what it waits for.
+  // Between two instances of the application: nobody could go on with what it waits for.
   for (const session of restless) {
     const replay = session.filter?.replay ?? null;
     if (replay?.isPending !== true) continue;

@@ -1,6 +1,6 @@
 /**
  * A restart in place: `pause` keeps everything new from the application and cuts its connections once what is under way is
- * answered; `resume` connects whoever waits to the application's next life.
+ * answered; `resume` connects whoever waits to the application's next instance.
  *
  * They are cut, not left to the application: one that shuts down in order says goodbye (Close 1001, `Connection: close`), and
  * that is not for clients who are to stay.

@@ -113,7 +113,7 @@ export function listenBacklog(endpoint: Endpoint, network: Network = OWN_NETWORK
 }
 
 /**
- * The inode of the socket that listens there: another one is another life of the application, since a socket is closed with the last
+ * The inode of the socket that listens there: another one is another instance of the application, since a socket is closed with the last
  * process that has it. 0: there is none. -1: there are several, and nobody knows which of them a connection is for.
  */
 export function listenerOf(endpoint: Endpoint, network: Network = OWN_NETWORK): number {

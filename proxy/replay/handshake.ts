@@ -1,6 +1,6 @@
 /**
  * A WebSocket handshake, kept to be made again (RFC 6455 4): the client's request as it was, and what the application's
- * answer settled. Another life of the application has to settle the same, or the client's socket means something else.
+ * answer settled. Another instance of the application has to settle the same, or the client's socket means something else.
  */
 import type { HttpHead } from "../protocol/http-head.ts";
 

@@ -1,6 +1,6 @@
 /**
  * What the client has sent and the application has not answered: copies of the bytes, so that they can be sent again to
- * another life of the application. Offsets are those of the session's inbound stream.
+ * another instance of the application. Offsets are those of the session's inbound stream.
  *
  *   base ──── kept ──── gapFrom (or the end)
  *

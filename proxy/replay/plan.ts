@@ -7,7 +7,7 @@
  *   given in part or whole, anything else          → refused: applications act upon what they have read so far (imports,
  *                                                    uploads), and nobody knows
  *   its bytes are not in the log any more          → refused
- *   as many lives as it may have ended with it     → refused: it may be what ends them
+ *   as many instances as it may have ended with it     → refused: it may be what ends them
  *
  * In order, and one at a time: what follows waits for the answer, so that a refusal in the middle is given in its turn.
  */
@@ -27,11 +27,11 @@ export interface PlanInput {
   /** of the client's stream: how much was read, and where its incomplete request began (= bytesIn between requests) */
   bytesIn: number;
   messageStart: number;
-  /** up to where the application, in any of its lives, was given the stream */
+  /** up to where the application, in any of its instances, was given the stream */
   sentUpTo: number;
   /** send again also what may have been acted upon */
   unsafe: boolean;
-  /** whether it may be given to one life more */
+  /** whether it may be given to one more instance */
   hasLife(record: RequestRecord): boolean;
   /** whether the log has [from, to) */
   covers(from: number, to: number): boolean;

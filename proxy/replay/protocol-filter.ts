@@ -117,7 +117,7 @@ export class ProtocolFilter {
     this.replay?.afterFeed();
   }
 
-  /** True: hidden from the client, the session waits for another life of the application. */
+  /** True: hidden from the client, the session waits for another instance of the application. */
   applicationGone(how: "fin" | "reset" | "cut"): boolean {
     if (this.replay?.applicationGone(how) === true) {
       // The part of a head that is still in here the client will never see.
@@ -131,7 +131,7 @@ export class ProtocolFilter {
     return false;
   }
 
-  /** The session will not go on with this life of the application. False: it has to, an answer has begun. */
+  /** The session will not go on with this instance of the application. False: it has to, an answer has begun. */
   cut(): boolean {
     return this.#carrier.isWaiting || this.applicationGone("cut");
   }

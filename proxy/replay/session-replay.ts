@@ -1,5 +1,5 @@
 /**
- * The replay tier of one session: the client's socket stays while the application ends and another life of it begins.
+ * The replay tier of one session: the client's socket stays while the application ends and another instance of it begins.
  *
  *   attached ──(application gone)──▶ unavailable ──(it listens again: dialled)──▶ returning ──(all sent again)──▶ attached
  *                                     │ after `unavailableMsMax`
@@ -12,8 +12,8 @@
  *
  * There is no HTTP client in here: what is sent again are the client's own bytes.
  *
- * Invariants: bytes of the client reach each life of the application in order and at most once; a request that may have been
- * acted upon reaches no second life unless it is idempotent or the policy allows it; the client gets one answer a request.
+ * Invariants: bytes of the client reach each instance of the application in order and at most once; a request that may have been
+ * acted upon reaches no second instance unless it is idempotent or the policy allows it; the client gets one answer a request.
  */
 import assert from "node:assert/strict";
 import type { Leg } from "#proxy/stream/leg.ts";
@@ -41,18 +41,18 @@ import { type SavedSetUp, SetUp } from "./set-up.ts";
 const CLOSE_NORMAL = 1000;
 const CLOSE_RESTART = 1012;
 const CLOSE_LATER = 1013;
-/** lives of the application one request, or one unanswered message, is given to */
-const LIVES_MAX = 3;
+/** instances of the application one request, or one unanswered message, is given to */
+const ATTEMPTS_MAX = 3;
 /**
- * … of these, lives that ended within moments of being given it: it may be what ends them. Only a life that has really been there is counted, see
+ * … of these, instances that ended within moments of being given it: it may be what ends them. Only an instance that has really been there is counted, see
  * `#suspect`: a connection to a process that is ending already, which accepts nothing any more, is none.
  */
 const DEATHS_MAX = 2;
 const MOMENTS_MS = 1_000;
-/** lives in a row, each a short one without a word, that a WebSocket is dialled again to */
+/** instances in a row, each a short one without a word, that a WebSocket is dialled again to */
 const SILENT_LIVES_MAX = 10;
 const LONG_LIFE_MS_MIN = 10_000;
-/** before the next life is tried when the last two went at once: those that end are often several processes */
+/** before the next instance is tried when the last two went at once: those that end are often several processes */
 const AGAIN_MS = 50;
 const RETRY_AFTER_S = 1;
 /** of the client's bytes, looked at together */
@@ -96,8 +96,8 @@ export interface ReplayHost {
   readonly isPaused: boolean;
   /** Held bytes could not be written to disk, or read from it: one client is refused or reset for it. */
   onSpillFailed(error: unknown): void;
-  /** Which life of the application would be connected to: another number is another life; 0: there is none; -1: unknown. */
-  lifeOf(carrier: Carrier): number;
+  /** Which instance of the application would be connected to: another number is another instance; 0: there is none; -1: unknown. */
+  instanceFor(carrier: Carrier): number;
   /** The session wants the application, as soon as it may be dialled. */
   want(carrier: Carrier): void;
 }
@@ -129,15 +129,15 @@ export class SessionReplay {
   #returning = false;
   /** while a plan is carried out: how far it has got; else -1 */
   #resentTo = -1;
-  /** up to where some life of the application was given the client's stream */
+  /** up to where some instance of the application was given the client's stream */
   #sentUpTo = 0;
-  /** lives lost in a row without an answer */
+  /** instances lost in a row without an answer */
   #losses = 0;
   #attachedAtMs = 0;
-  /** when the present life was given the oldest of the requests that it has not answered */
+  /** when the present instance was given the oldest of the requests that it has not answered */
   #givenAtMs = 0;
-  /** the life of the application that was given them (`lifeOf`), or was there when they were lost; -1: not known */
-  #life = -1;
+  /** the instance of the application that was given them (`instanceFor`), or was there when they were lost; -1: not known */
+  #instance = -1;
   /** requests that were lost within moments of being given to it: whether it has ended is known when the session is connected again */
   #suspects: RequestRecord[] = [];
   /** The request whose body is under way was refused: the rest of that goes nullLeg, up to `#swallowTo` once it is known. */
@@ -421,7 +421,7 @@ export class SessionReplay {
       this.#log.dropTo(Math.min(from, this.#log.end));
       this.#messageEnds = this.#messageEnds.filter((end) => end > from);
     }
-    if (this.#losses >= (this.#messageEnds.length > 0 ? LIVES_MAX : SILENT_LIVES_MAX)) {
+    if (this.#losses >= (this.#messageEnds.length > 0 ? ATTEMPTS_MAX : SILENT_LIVES_MAX)) {
       this.#refuseWebSocket(CLOSE_RESTART);
       return true;
     }
@@ -451,7 +451,7 @@ export class SessionReplay {
     this.#carrier.detach();
     this.#carrier.inbound.hold();
     const lost = this.#observer.inFlight.filter(({ start }) => start < this.#sentUpTo);
-    for (const record of lost) marksOf(record).lives++;
+    for (const record of lost) marksOf(record).attempts++;
     const wasShort = performance.now() - this.#givenAtMs < MOMENTS_MS;
     if (how !== "cut" && wasShort && lost.length > 0) this.#suspect(lost);
     if (!this.isPending) this.#losses = 0;
@@ -470,13 +470,13 @@ export class SessionReplay {
    */
   #suspect(records: RequestRecord[]): void {
     this.#suspects = records;
-    const life = this.#host.lifeOf(this.#carrier);
-    if (life === 0 || this.#isOther(life)) this.#judge(true);
-    else this.#life = life;
+    const instance = this.#host.instanceFor(this.#carrier);
+    if (instance === 0 || this.#isOther(instance)) this.#judge(true);
+    else this.#instance = instance;
   }
 
-  #isOther(life: number): boolean {
-    return life > 0 && this.#life > 0 && life !== this.#life;
+  #isOther(instance: number): boolean {
+    return instance > 0 && this.#instance > 0 && instance !== this.#instance;
   }
 
   #judge(hasDied: boolean): void {
@@ -668,7 +668,7 @@ export class SessionReplay {
       done(why);
       if (rest.length > 0 && !this.#carrier.isWaiting) this.#fromNewLife(rest);
     };
-    /** It was the connection of a life that ends. */
+    /** It was the connection of an instance that ends. */
     const lost = (why: string): void => {
       if (over) return;
       if (++this.#losses >= SILENT_LIVES_MAX) {
@@ -730,12 +730,12 @@ export class SessionReplay {
   attached(): void {
     this.#attachedAtMs = performance.now();
     this.#givenAtMs = this.#attachedAtMs;
-    // Asked only where a request has been lost: of a first life it is seen when it ends.
-    const life = this.#observer.inFlight.some(({ tag }) => tag !== null)
-      ? this.#host.lifeOf(this.#carrier)
+    // Asked only where a request has been lost: of a first instance it is seen when it ends.
+    const instance = this.#observer.inFlight.some(({ tag }) => tag !== null)
+      ? this.#host.instanceFor(this.#carrier)
       : -1;
-    this.#judge(this.#isOther(life));
-    this.#life = life;
+    this.#judge(this.#isOther(instance));
+    this.#instance = instance;
     if (!this.#returning) {
       if (!this.#host.isPaused) this.#carrier.inbound.unhold();
       return;
@@ -757,8 +757,8 @@ export class SessionReplay {
       sentUpTo: this.#sentUpTo,
       unsafe: this.#port.replayUnsafe,
       hasLife: (record) => {
-        const { lives, deaths } = marksOf(record);
-        return lives < LIVES_MAX && deaths < DEATHS_MAX;
+        const { attempts, deaths } = marksOf(record);
+        return attempts < ATTEMPTS_MAX && deaths < DEATHS_MAX;
       },
       covers: (from, to) => this.#losses < SILENT_LIVES_MAX && this.#log.covers(from, to),
     });
@@ -897,14 +897,14 @@ export class SessionReplay {
   }
 }
 
-/** Lives of the application that were given the request and ended without an answer; and of these those that it may have ended. */
+/** Instances of the application that were given the request and ended without an answer; and of these those that it may have ended. */
 interface Marks {
-  lives: number;
+  attempts: number;
   deaths: number;
 }
 
 function marksOf(record: RequestRecord): Marks {
-  record.tag ??= { lives: 0, deaths: 0 } satisfies Marks;
+  record.tag ??= { attempts: 0, deaths: 0 } satisfies Marks;
   return record.tag as Marks;
 }
 

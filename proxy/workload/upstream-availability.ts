@@ -37,8 +37,8 @@ export class UpstreamAvailability {
   readonly #port: number;
   #absentSinceMs = -1;
   #givenUp = false;
-  #life = -1;
-  #lifeAtMs = Number.NEGATIVE_INFINITY;
+  #instance = -1;
+  #instanceAtMs = Number.NEGATIVE_INFINITY;
   #timer: NodeJS.Timeout | null = null;
   /** sessions that are to be connected when the accept queue has room */
   #returning: LiveSession[] = [];
@@ -56,20 +56,20 @@ export class UpstreamAvailability {
   }
 
   /**
-   * Which life of the application there is, as the inode of its listener. 0: none. -1: it cannot be told. Of one that is there it is
+   * Which instance of the application there is, as the inode of its listener. 0: none. -1: it cannot be told. Of one that is there it is
    * looked again after some milliseconds (a look takes 0.1 ms and more): all clients ask whose connections it has ended.
    */
-  get life(): number {
+  get instance(): number {
     const nowMs = performance.now();
-    if (this.#life !== 0 && nowMs - this.#lifeAtMs < LOOK_MS) return this.#life;
-    this.#lifeAtMs = nowMs;
+    if (this.#instance !== 0 && nowMs - this.#instanceAtMs < LOOK_MS) return this.#instance;
+    this.#instanceAtMs = nowMs;
     const { config, kernel } = this.#proxy;
     try {
-      this.#life = kernel.listenerOf((config.ports[this.#port] as PortConfig).upstream);
+      this.#instance = kernel.listenerOf((config.ports[this.#port] as PortConfig).upstream);
     } catch {
-      this.#life = -1; // no descriptor or memory to look with
+      this.#instance = -1; // no descriptor or memory to look with
     }
-    return this.#life;
+    return this.#instance;
   }
 
   /** The application ended, or does not listen. */

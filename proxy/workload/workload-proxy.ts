@@ -528,7 +528,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   #attach(session: LiveSession, leg: TcpLeg): void {
     session.dialling = null;
     if (this.role === "paused") {
-      // It is the life of the application that is about to end.
+      // It is the instance of the application that is about to end.
       leg.reset();
       session.step("abort");
       return;
@@ -550,8 +550,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
     if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
   }
 
-  lifeOf(carrier: Carrier): number {
-    return carrier instanceof LiveSession ? (this.availabilities[carrier.port]?.life ?? -1) : -1;
+  instanceFor(carrier: Carrier): number {
+    return carrier instanceof LiveSession ? (this.availabilities[carrier.port]?.instance ?? -1) : -1;
   }
 
   want(carrier: Carrier): void {

@@ -30,7 +30,7 @@ test("the host is out of an application's reach", { skip, timeout: 600_000 }, as
       await t.test("a later agent finds the instance's files in the container", () =>
         comesFromElsewhere(program),
       );
-      await t.test("its next life gets no host file through /dev/null", () => replacesNull(program, run));
+      await t.test("its next instance gets no host file through /dev/null", () => replacesNull(program, run));
     });
   } finally {
     rmSync(secretFile, { force: true });
