@@ -381,7 +381,7 @@ describe("HTTP over an application that ends", { timeout: 300_000 }, () => {
     await stage.application.begin();
   }
 
-  it("gives a request to two lives that end within moments of it, and to no third", async () => {
+  it("gives a request to two instances that end within moments of it, and to no third", async () => {
     const given: number[] = [];
     stage.application.serve = (socket, life) => {
       socket.once("data", () => {
