@@ -7,7 +7,8 @@
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import type { IncomingMessage } from "node:http";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
 
@@ -24,11 +25,7 @@ const OPEN_PATHS = ["/healthz", "/metrics"];
  */
 export function adminToken(file: string): string {
   const refused = (why: string, cause?: unknown): HoldfastError =>
-    new HoldfastError(`${file}: ${why}; remove it, and the agent makes another`, {
-      code: "ADMIN_TOKEN",
-      source: "config",
-      cause,
-    });
+    fail("ADMIN_TOKEN", `${file}: ${why}; remove it, and the agent makes another`, { cause });
   try {
     writeFileSync(file, `${randomBytes(TOKEN_BYTES).toString("hex")}\n`, { flag: "wx", mode: 0o600 });
   } catch (error) {
@@ -62,26 +59,24 @@ export function authorize(
   endpoint: Endpoint,
   token: string,
 ): void {
-  const refused = (code: string, message: string): HoldfastError =>
-    new HoldfastError(message, { code, source: "peer" });
   const { headers, rawHeaders } = request;
   const here = formatEndpoint(endpoint);
   const names = endpoint.port === HTTP_PORT ? [here, here.replace(/:80$/, "")] : [here];
   const hosts = rawHeaders.filter((name, index) => index % 2 === 0 && name.toLowerCase() === "host").length;
   if (hosts !== 1 || !names.includes(headers.host ?? ""))
-    throw refused("ADMIN_HOST", `this is ${here} and nothing else: ask it by that address`);
+    throw fail("ADMIN_HOST", `this is ${here} and nothing else: ask it by that address`);
   if (headers.origin !== undefined || headers["sec-fetch-site"] !== undefined)
-    throw refused("ADMIN_ORIGIN", "the admin API is not for pages in a browser");
+    throw fail("ADMIN_ORIGIN", "the admin API is not for pages in a browser");
   const path = (request.url ?? "").split("?", 1)[0] ?? "";
   if (request.method === "GET" && OPEN_PATHS.includes(path)) return;
   const shown = /^Bearer ([!-~]+)$/.exec(headers.authorization ?? "")?.[1];
   if (shown === undefined || !isSame(shown, token))
-    throw refused(
+    throw fail(
       "ADMIN_UNAUTHORIZED",
       "over TCP the admin API wants the token of this agent: --token-file, with admin.token of its stateDir",
     );
   if (request.method !== "GET" && !/^application\/json(;|$)/i.test(headers["content-type"] ?? ""))
-    throw refused("ADMIN_MEDIA_TYPE", "expected content-type: application/json");
+    throw fail("ADMIN_MEDIA_TYPE", "expected content-type: application/json");
 }
 
 /** In a time that tells nothing of where they differ. */

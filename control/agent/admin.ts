@@ -22,6 +22,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { join } from "node:path";
 import { z } from "zod";
 import type { Channel } from "#proxy/contract/channel.ts";
+import { factsOf, fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { blocking, type Check, type CheckReport, merged, runChecks } from "../api/finding.ts";
@@ -49,27 +50,6 @@ const migrateSchema = z.strictObject({
   to: z.string().min(1).max(40),
   deadlineMs: z.number().int().min(1).max(3_600_000).optional(),
 });
-
-/** The status each refusal has; everything else is 500. */
-const STATUS: Record<string, number> = {
-  WORKLOAD_UNKNOWN: 404,
-  NAME_UNKNOWN: 404,
-  NAME_AMBIGUOUS: 409,
-  NOT_FOUND: 404,
-  REQUEST_INVALID: 400,
-  MIGRATION_BUSY: 409,
-  RESTART_BUSY: 409,
-  STORE_BUSY: 409,
-  NOT_OWNER: 409,
-  WORKLOAD_DOWN: 409,
-  OWNER_UNKNOWN: 409,
-  ALREADY_THERE: 409,
-  ADMIN_UNAUTHORIZED: 401,
-  ADMIN_ORIGIN: 403,
-  ADMIN_MEDIA_TYPE: 415,
-  ADMIN_HOST: 421,
-  NODE_UNKNOWN: 404,
-};
 
 /** What the agent itself has of what {@link AgentContext} shows. */
 export interface OwnContext extends AgentContext {
@@ -133,13 +113,7 @@ export class AdminServer {
     return new Promise((resolve, reject) => {
       server.once("error", (cause) => {
         const what = "path" in where ? where.path : `${where.host}:${where.port}`;
-        reject(
-          new HoldfastError(`cannot listen on ${what}: ${cause.message}`, {
-            code: "LISTEN_FAILED",
-            source: "config",
-            cause,
-          }),
-        );
+        reject(fail("LISTEN_FAILED", `cannot listen on ${what}: ${cause.message}`, { cause }));
       });
       server.listen(where, resolve);
     });
@@ -154,10 +128,10 @@ export class AdminServer {
       const found = this.#workloads.get(name);
       if (found === undefined) {
         const known = [...this.#workloads.keys()].join(", ");
-        throw new HoldfastError(`no workload ${name} on node ${this.#context.node}; there are: ${known}`, {
-          code: "WORKLOAD_UNKNOWN",
-          source: "config",
-        });
+        throw fail(
+          "WORKLOAD_UNKNOWN",
+          `no workload ${name} on node ${this.#context.node}; there are: ${known}`,
+        );
       }
       return found;
     };
@@ -246,8 +220,7 @@ export class AdminServer {
 
   async #logs(workload: Workload, query: URLSearchParams, response: ServerResponse): Promise<void> {
     const lines = Number(query.get("lines") ?? LOG_LINES);
-    if (!Number.isInteger(lines) || lines < 0)
-      throw new HoldfastError("lines: expected how many", { code: "REQUEST_INVALID", source: "peer" });
+    if (!Number.isInteger(lines) || lines < 0) throw fail("REQUEST_INVALID", "lines: expected how many");
     const gone = new AbortController();
     response.once("close", () => gone.abort());
     const { signal } = gone;
@@ -330,10 +303,7 @@ async function readBody<T>(request: IncomingMessage, schema: z.ZodType<T>): Prom
   const parsed = schema.safeParse(await readJson(request));
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
-  throw new HoldfastError(`${issue?.path.join(".") || "body"}: ${issue?.message}`, {
-    code: "REQUEST_INVALID",
-    source: "peer",
-  });
+  throw fail("REQUEST_INVALID", `${issue?.path.join(".") || "body"}: ${issue?.message}`);
 }
 
 async function readJson(request: IncomingMessage): Promise<unknown> {
@@ -341,14 +311,13 @@ async function readJson(request: IncomingMessage): Promise<unknown> {
   let bytes = 0;
   for await (const chunk of request) {
     bytes += (chunk as Buffer).length;
-    if (bytes > BODY_BYTES_MAX)
-      throw new HoldfastError("the request is too large", { code: "REQUEST_INVALID", source: "peer" });
+    if (bytes > BODY_BYTES_MAX) throw fail("REQUEST_INVALID", "the request is too large");
     chunks.push(chunk as Buffer);
   }
   try {
     return JSON.parse(Buffer.concat(chunks).toString("utf8") || "{}");
   } catch (cause) {
-    throw new HoldfastError("the request is not JSON", { code: "REQUEST_INVALID", source: "peer", cause });
+    throw fail("REQUEST_INVALID", "the request is not JSON", { cause });
   }
 }
 
@@ -356,11 +325,7 @@ function decoded(part: string): string {
   try {
     return decodeURIComponent(part);
   } catch (cause) {
-    throw new HoldfastError("the name is not UTF-8 behind its escapes", {
-      code: "REQUEST_INVALID",
-      source: "peer",
-      cause,
-    });
+    throw fail("REQUEST_INVALID", "the name is not UTF-8 behind its escapes", { cause });
   }
 }
 
@@ -374,7 +339,7 @@ async function hearFrom(channel: Channel): Promise<void> {
 }
 
 function notFound(route: string): HoldfastError {
-  return new HoldfastError(`no such resource: ${route}`, { code: "NOT_FOUND", source: "peer" });
+  return fail("NOT_FOUND", `no such resource: ${route}`);
 }
 
 function sendJson(response: ServerResponse, status: number, value: unknown): void {
@@ -388,5 +353,5 @@ function sendError(response: ServerResponse, error: unknown): void {
       ? error.toJSON()
       : { code: "INTERNAL", source: "migration", retryable: false, message: messageOf(error) };
   if (response.headersSent) response.end(`${JSON.stringify({ type: "error", error: body })}\n`);
-  else sendJson(response, STATUS[body.code] ?? 500, { error: body });
+  else sendJson(response, factsOf(body.code)?.http ?? 500, { error: body });
 }

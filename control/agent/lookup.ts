@@ -2,7 +2,7 @@
  * Where a client finds its session again: the workload that has had one of that name, and the address its ports are
  * served at now. Any agent that knows the workload can tell, from the store.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { isName, type Ownership } from "#proxy/store/store.ts";
 import type { AgentContext } from "../workload/context.ts";
 import type { Workload } from "../workload/workload.ts";
@@ -34,28 +34,25 @@ export async function lookUp(
   const [found, ...others] = owners;
   if (found === undefined) {
     const known = [...workloads.keys()].join(", ") || "none";
-    throw new HoldfastError(
+    throw fail(
+      "NAME_UNKNOWN",
       `no session of that name has been seen in the last hour; workloads that were asked: ${known}`,
-      { code: "NAME_UNKNOWN", source: "store" },
     );
   }
   if (others.length > 0) {
     const which = owners.map(([workload]) => workload.name).sort();
-    throw new HoldfastError(`sessions of that name belong to ${which.join(" and ")}: say which workload`, {
-      code: "NAME_AMBIGUOUS",
-      source: "config",
-    });
+    throw fail(
+      "NAME_AMBIGUOUS",
+      `sessions of that name belong to ${which.join(" and ")}: say which workload`,
+    );
   }
   const [{ name: workload, config }, { owner, epoch }] = found;
   const address =
     config.vip?.address ?? (owner === context.node ? context.host : context.peers[owner]?.address);
   if (address === undefined) {
-    throw new HoldfastError(
+    throw fail(
+      "NODE_UNKNOWN",
       `it is with ${workload} on node ${owner}, whose address is not in the configuration`,
-      {
-        code: "NODE_UNKNOWN",
-        source: "config",
-      },
     );
   }
   return {

@@ -5,7 +5,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import { pino } from "pino";
 import { z } from "zod";
 import { Channel, checked } from "#proxy/contract/channel.ts";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import { openStore } from "#proxy/store/open.ts";
 import { checkCall } from "../api/check.ts";
 import { anchorPrepareCall, anchorSwitchCall, outcomeCall, prepareCall } from "../api/migration.ts";
@@ -199,16 +200,17 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
   const workload = (name: string): Workload => {
     const found = workloads.get(name);
     if (found === undefined) {
-      throw new HoldfastError(
+      throw fail(
+        "WORKLOAD_UNKNOWN",
         `workload ${name} is not configured on this node: add it to the agent's file, with start: false`,
-        { code: "WORKLOAD_UNKNOWN", source: "peer" },
+        { source: "peer" },
       );
     }
     return found;
   };
   const isItself = (from: string): void => {
     if (from === peer) return;
-    throw new HoldfastError(`node ${peer} speaks for ${from}`, { code: "PEER_IDENTITY", source: "peer" });
+    throw fail("PEER_IDENTITY", `node ${peer} speaks for ${from}`);
   };
   channel.on(
     "check",
@@ -256,10 +258,7 @@ async function dial(
   const peer = config.peers[node];
   if (peer === undefined) {
     const known = Object.keys(config.peers).join(", ") || "none";
-    throw new HoldfastError(`no peer ${node} in the configuration; there are: ${known}`, {
-      code: "NODE_UNKNOWN",
-      source: "config",
-    });
+    throw fail("NODE_UNKNOWN", `no peer ${node} in the configuration; there are: ${known}`);
   }
   const stream = await dialSecure({
     host: peer.address,
@@ -273,8 +272,7 @@ async function dial(
     "grantRelease",
     checked(z.strictObject({ migration: z.string() }), ({ migration }) => {
       const departing = [...workloads.values()].find((workload) => workload.journal.moving?.id === migration);
-      if (departing === undefined)
-        throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "peer" });
+      if (departing === undefined) throw fail("MIGRATION_UNKNOWN", "no such migration", { source: "peer" });
       departing.grantRelease(migration);
     }),
   );

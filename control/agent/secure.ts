@@ -18,7 +18,8 @@ import { hkdfSync, randomBytes, type X509Certificate } from "node:crypto";
 import { once } from "node:events";
 import type { AddressInfo, Socket } from "node:net";
 import { type ConnectionOptions, connect, createServer, type TLSSocket } from "node:tls";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { keyId } from "#proxy/contract/shared-keys.ts";
 import { authoritiesIn, type IdentityText, isVouchedFor, nodeOf } from "./identity.ts";
 import type { Trust } from "./trust.ts";
@@ -192,9 +193,7 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
   try {
     await once(server, "listening");
   } catch (cause) {
-    throw new HoldfastError(`cannot listen on ${options.host}:${options.port}: ${messageOf(cause)}`, {
-      code: "LISTEN_FAILED",
-      source: "config",
+    throw fail("LISTEN_FAILED", `cannot listen on ${options.host}:${options.port}: ${messageOf(cause)}`, {
       cause,
     });
   }
@@ -248,16 +247,10 @@ async function dialAs(
   socket.on("error", (cause) => reject(dialError(where, cause, keyed === null)));
   const timeoutMs = options.timeoutMs ?? DIAL_MS_MAX;
   const timer = setTimeout(() => {
-    reject(
-      new HoldfastError(`${where} did not answer within ${timeoutMs} ms`, {
-        code: "PEER_TIMEOUT",
-        source: "peer",
-        retryable: true,
-      }),
-    );
+    reject(fail("PEER_TIMEOUT", `${where} did not answer within ${timeoutMs} ms`));
   }, timeoutMs);
   const onAbort = () => {
-    reject(new HoldfastError(`dialling ${where} was given up`, { code: "PEER_ABORTED", source: "peer" }));
+    reject(fail("PEER_ABORTED", `dialling ${where} was given up`));
   };
   if (options.signal?.aborted) onAbort();
   options.signal?.addEventListener("abort", onAbort);
@@ -393,14 +386,9 @@ function dialError(where: string, cause: Error & { code?: string }, isCertified:
   if (/SSL|TLS|certificate|DECRYPT/.test(text)) {
     return authError(where, "it refused our key: is the same key file on both nodes?", cause);
   }
-  return new HoldfastError(`cannot reach ${where}: ${messageOf(cause)}`, {
-    code: "PEER_UNREACHABLE",
-    source: "peer",
-    retryable: true,
-    cause,
-  });
+  return fail("PEER_UNREACHABLE", `cannot reach ${where}: ${messageOf(cause)}`, { cause });
 }
 
 function authError(where: string, why: string, cause?: unknown): HoldfastError {
-  return new HoldfastError(`${where}: ${why}`, { code: "PEER_AUTH", source: "peer", cause });
+  return fail("PEER_AUTH", `${where}: ${why}`, { cause });
 }

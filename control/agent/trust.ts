@@ -1,5 +1,6 @@
 /** What an agent's streams are opened and accepted by: its certificate if it has one, else the keys that all nodes share. */
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import { type IdentityFiles, type IdentityText, readIdentity } from "./identity.ts";
 import type { KeyRing } from "./key-ring.ts";
 import { Revocations } from "./revocations.ts";
@@ -30,7 +31,7 @@ export class Trust {
       this.revoked = new Revocations(options.revoked);
       if (options.identity !== null) this.#identity = readIdentity(options.identity, options.node);
     } catch (error) {
-      throw new HoldfastError(messageOf(error), { code: "CONFIG_INVALID", source: "config", cause: error });
+      throw fail("CONFIG_INVALID", messageOf(error), { cause: error });
     }
     this.ring.onChange(() => this.#tell());
   }

@@ -1,4 +1,5 @@
 /** Exit statuses of the command line: part of its contract, printed by --help. */
+import { factsOf } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 export const EXIT = {
@@ -22,16 +23,7 @@ Exit status:
        restart is under way
   130  left by a second Ctrl-C; the agent goes on`;
 
-/** Codes with which an agent says "not now" or "not here" instead of trying. */
-const REFUSED =
-  /_BUSY$|^(WORKLOAD|NODE|PEER|NAME)_UNKNOWN$|^(NOT_OWNER|WORKLOAD_DOWN|OWNER_UNKNOWN|ALREADY_THERE|NAME_AMBIGUOUS)$/;
-const UNREACHABLE = /^AGENT_(UNREACHABLE|NOT_FOUND|AMBIGUOUS|PROTOCOL)$/;
-const USAGE = /^(ADMIN|CONFIG|KEY|USAGE)_|^REQUEST_INVALID$/;
-
 export function exitStatusOf(error: unknown): number {
   const code = error instanceof HoldfastError ? error.code : "INTERNAL";
-  if (REFUSED.test(code)) return EXIT.refused;
-  if (UNREACHABLE.test(code)) return EXIT.unreachable;
-  if (USAGE.test(code)) return EXIT.usage;
-  return EXIT.failed;
+  return EXIT[factsOf(code)?.exit ?? "failed"];
 }

@@ -2,7 +2,7 @@
  * What `check` says: findings, each with an id that stays the same, so that scripts can allow-list one. Whatever looks for findings is given an `Add`.
  */
 import * as z from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 
 /** error: a move is impossible until it is cured. warning: a move goes, and something about it may surprise */
 export const severity = z.enum(["error", "warning"]);
@@ -135,7 +135,7 @@ export function refuse(findings: Finding[], here: string): void {
   const lines = inTheWay.map(
     ({ node, what, cure }) => `${node === here ? "" : `node ${node}: `}${what}: ${cure}`,
   );
-  throw new HoldfastError(`cannot be moved: ${lines.join("; ")}`, { code: "PREFLIGHT", source: "migration" });
+  throw fail("PREFLIGHT", `cannot be moved: ${lines.join("; ")}`);
 }
 
 function clipped(text: string): string {

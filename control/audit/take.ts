@@ -3,7 +3,8 @@
  * duplicates of the tree's descriptors (pidfd_getfd(2)), of which nothing is read that reading changes.
  */
 import { readFileSync } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { inNetworkOf } from "../runtime/runc/network.ts";
 import { clockFacts } from "./clocks.ts";
 import { DescriptorLook } from "./descriptors.ts";
@@ -100,11 +101,8 @@ export function rehearse(): void {
 }
 
 function tooMany(what: string, count: number, max: number): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "AUDIT_SPACE",
     `the application has ${count} ${what}, more than the ${max} that a move can compare`,
-    {
-      code: "AUDIT_SPACE",
-      source: "container",
-    },
   );
 }

@@ -2,7 +2,8 @@
  * The audit at the target: is what was restored what was frozen? Differences are repaired and looked at again; what is left
  * makes the move roll back.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { compareFingerprints, describeDifferences } from "./compare.ts";
 import type { Fingerprint } from "./fingerprint.ts";
 import type { Circumstances, Difference } from "./harmless.ts";
@@ -66,8 +67,8 @@ export function sessionsAt(ports: number[], { subjects }: Fingerprint): string[]
 
 /** The one line of a move that rolls back. */
 export function notWhatItWas(before: Fingerprint, differences: Difference[]): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "AUDIT_DIFFERENCE",
     `the restored application is not what it was: ${describeDifferences(differences, before)}`,
-    { code: "AUDIT_DIFFERENCE", source: "criu" },
   );
 }

@@ -1,6 +1,7 @@
 /** HTTP to the agent's admin API. Whatever goes wrong is a HoldfastError whose code decides the exit status. */
 import { Client, type Dispatcher } from "undici";
 import type * as z from "zod";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { type Progress, progressSchema, refusalSchema } from "../api/admin.ts";
 import type { AgentAddress } from "./find-agent.ts";
@@ -154,19 +155,14 @@ export class AdminClient {
   }
 
   #protocol(what: string): HoldfastError {
-    return new HoldfastError(
+    return fail(
+      "AGENT_PROTOCOL",
       `${this.#where} does not answer like a Holdfast agent of this version (${what}): is --agent right?`,
-      { code: "AGENT_PROTOCOL", source: "peer" },
     );
   }
 
   #unreachable(why: string, cause?: unknown): HoldfastError {
-    return new HoldfastError(`no answer from the agent at ${this.#where}: ${why}`, {
-      code: "AGENT_UNREACHABLE",
-      source: "peer",
-      retryable: true,
-      cause,
-    });
+    return fail("AGENT_UNREACHABLE", `no answer from the agent at ${this.#where}: ${why}`, { cause });
   }
 }
 

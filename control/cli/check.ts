@@ -1,6 +1,6 @@
 /** `holdfast check`: what was looked at, under headings, and what stands in the way, each with its id and cure. */
 
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { type CheckAnswer, checkSchema } from "../api/admin.ts";
 import { EXIT } from "../api/exit-status.ts";
 import type { AdminClient } from "./admin-client.ts";
@@ -48,10 +48,7 @@ export async function rehearse(
   const task: Task = { workload, name: "check", body: { to }, silentMsMax: SILENT_MS_MAX };
   const result = await followTask(clients, task, json, terminal, onInterrupt);
   if (result?.check === undefined)
-    throw new HoldfastError("the agent ended the rehearsal without telling what came of it", {
-      code: "AGENT_PROTOCOL",
-      source: "peer",
-    });
+    throw fail("AGENT_PROTOCOL", "the agent ended the rehearsal without telling what came of it");
   return show(result.check, allow, json, terminal);
 }
 

@@ -1,6 +1,7 @@
 /** Which agent a command talks to: `--agent`, else HOLDFAST_AGENT, else the only socket on this machine. */
 import { globSync, readFileSync, statSync } from "node:fs";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 
 export type AgentAddress = { type: "socket"; path: string } | { type: "http"; url: string };
 
@@ -12,16 +13,16 @@ export function findAgent(given: string | undefined, patterns: string[] = SOCKET
   const found = patterns.flatMap((pattern) => globSync(pattern)).filter(isSocket);
   const [path] = found;
   if (path === undefined) {
-    throw new HoldfastError(
+    throw fail(
+      "AGENT_NOT_FOUND",
       "no agent found on this node: start one with `holdfast agent --config FILE`, or name it with --agent SOCKET",
-      { code: "AGENT_NOT_FOUND", source: "config", retryable: true },
     );
   }
   if (found.length > 1) {
-    throw new HoldfastError(`several agents are here, say which with --agent: ${found.sort().join(", ")}`, {
-      code: "AGENT_AMBIGUOUS",
-      source: "config",
-    });
+    throw fail(
+      "AGENT_AMBIGUOUS",
+      `several agents are here, say which with --agent: ${found.sort().join(", ")}`,
+    );
   }
   return { type: "socket", path };
 }
@@ -30,7 +31,7 @@ export function findAgent(given: string | undefined, patterns: string[] = SOCKET
 export function readToken(file: string | undefined): string | null {
   if (file === undefined || file === "") return null;
   const refused = (why: string, cause?: unknown): HoldfastError =>
-    new HoldfastError(`--token-file: ${why}`, { code: "USAGE_TOKEN", source: "config", cause });
+    fail("USAGE_TOKEN", `--token-file: ${why}`, { cause });
   let text: string;
   try {
     text = readFileSync(file, "utf8").trim();
@@ -47,12 +48,9 @@ function parseAgent(text: string): AgentAddress {
   if (/^\.{0,2}\//.test(path)) return { type: "socket", path };
   if (/^[^/\s]+:\d+$/.test(text) && URL.canParse(`http://${text}`))
     return { type: "http", url: `http://${text}` };
-  throw new HoldfastError(
+  throw fail(
+    "USAGE_AGENT",
     `--agent: expected the path of a socket or http://HOST:PORT, got ${JSON.stringify(text)}`,
-    {
-      code: "USAGE_AGENT",
-      source: "config",
-    },
   );
 }
 

@@ -6,6 +6,7 @@ import { execFileSync } from "node:child_process";
 import { randomBytes, X509Certificate } from "node:crypto";
 import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { EXIT } from "../api/exit-status.ts";
 import type { Terminal } from "./terminal.ts";
@@ -128,5 +129,5 @@ function openssl(args: string[], out: { key?: string; pem: string; days?: number
 }
 
 function failed(message: string): HoldfastError {
-  return new HoldfastError(message, { code: "KEYS", source: "config" });
+  return fail("KEYS", message);
 }

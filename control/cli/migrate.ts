@@ -1,5 +1,6 @@
 /** `holdfast migrate WORKLOAD --to NODE`: asks for a move, shows its phases and what came of it. */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Move, moveSchema } from "../api/admin.ts";
 import { EXIT } from "../api/exit-status.ts";
 import { type Clients, followTask, type OnInterrupt, type Task } from "./cancellable.ts";
@@ -38,10 +39,10 @@ export async function migrate(
 }
 
 function noResult(): HoldfastError {
-  return new HoldfastError("the agent ended the move without telling its outcome: see `holdfast status`", {
-    code: "AGENT_PROTOCOL",
-    source: "peer",
-  });
+  return fail(
+    "AGENT_PROTOCOL",
+    "the agent ended the move without telling its outcome: see `holdfast status`",
+  );
 }
 
 function summary(workload: string, move: Move): string {

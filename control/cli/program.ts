@@ -1,7 +1,8 @@
 /** The command line: what can be typed, and which file does it. Everything it touches is handed in. */
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
 import { type AgentConfig, loadConfig } from "../config/config.ts";
 import { AdminClient } from "./admin-client.ts";
@@ -198,10 +199,7 @@ made ready, and nothing of it is left afterwards; Ctrl-C undoes it too.`,
           showCheck(agent, { workload: workload ?? null, to: to ?? null, allow }, json, around),
         );
       if (workload === undefined || to === undefined)
-        throw new HoldfastError("--dry-run needs a workload and --to", {
-          code: "USAGE_DRY_RUN",
-          source: "config",
-        });
+        throw fail("USAGE_DRY_RUN", "--dry-run needs a workload and --to");
       return withClients(options, (clients) =>
         rehearse(clients, { workload, to, allow }, json, around, around.onInterrupt),
       );

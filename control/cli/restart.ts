@@ -1,5 +1,5 @@
 /** `holdfast restart WORKLOAD`: asks for a restart in place behind held clients, shows its phases and what came of it. */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { type Restart, restartSchema } from "../api/admin.ts";
 import { EXIT } from "../api/exit-status.ts";
 import { type Clients, followTask, type OnInterrupt, type Task } from "./cancellable.ts";
@@ -30,9 +30,9 @@ export async function restart(
   const line = await followTask(clients, task, json, terminal, onInterrupt);
   const parsed = restartSchema.safeParse(line?.restart);
   if (!parsed.success) {
-    throw new HoldfastError(
+    throw fail(
+      "AGENT_PROTOCOL",
       "the agent ended the restart without telling its outcome: see `holdfast status`",
-      { code: "AGENT_PROTOCOL", source: "peer" },
     );
   }
   const result = parsed.data;

@@ -8,7 +8,8 @@ import { dirname, join, resolve } from "node:path";
 import { parseDocument } from "yaml";
 import type * as z from "zod";
 import type { PortConfig } from "#proxy/contract/commands.ts";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { KEY_BYTES, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { CapabilityChange } from "./capabilities.ts";
@@ -358,9 +359,5 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
 }
 
 function invalid(fileName: string, at: string, message: string, cause?: unknown): HoldfastError {
-  return new HoldfastError([fileName, at, message].filter((part) => part !== "").join(": "), {
-    code: "CONFIG_INVALID",
-    source: "config",
-    cause,
-  });
+  return fail("CONFIG_INVALID", [fileName, at, message].filter((part) => part !== "").join(": "), { cause });
 }

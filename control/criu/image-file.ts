@@ -2,7 +2,8 @@
  * CRIU's image files: two magics (u32 LE), then u32 LE length and message, again and again (https://criu.org/Images;
  * criu/include/magic.h). Pure: bytes in, values out.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { decodeFields } from "./protobuf.ts";
 
 const COMMON_MAGIC = 0x54564319;
@@ -20,8 +21,7 @@ export type ImageKind = keyof typeof MAGICS;
 
 /** The messages of an image. @throws HoldfastError `CRIU_IMAGE` when it is not one of that kind */
 export function decodeImage(kind: ImageKind, image: Buffer): Buffer[] {
-  const invalid = (): HoldfastError =>
-    new HoldfastError(`not an image of CRIU (${kind})`, { code: "CRIU_IMAGE", source: "criu" });
+  const invalid = (): HoldfastError => fail("CRIU_IMAGE", `not an image of CRIU (${kind})`);
   if (image.length < 8 || image.readUInt32LE(0) !== COMMON_MAGIC || image.readUInt32LE(4) !== MAGICS[kind])
     throw invalid();
   const messages: Buffer[] = [];

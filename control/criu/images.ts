@@ -16,7 +16,8 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Place, Precopy, type TracedProcess } from "./precopy.ts";
 import { KERNEL_CACHE } from "./sealed.ts";
 
@@ -267,16 +268,13 @@ function layerNumber(layer: string): number {
 }
 
 function refused(why: string): HoldfastError {
-  return new HoldfastError(`memory image refused: ${why}`, { code: "IMAGE_REFUSED", source: "peer" });
+  return fail("IMAGE_REFUSED", `memory image refused: ${why}`);
 }
 
 function noSpace(bytesMax: number, cause: unknown): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "IMAGES_SPACE",
     `no space for the memory images (limit ${Math.round(bytesMax / 1e6)} MB): raise limits.imagesMbMax`,
-    {
-      code: "IMAGES_SPACE",
-      source: "migration",
-      cause,
-    },
+    { cause },
   );
 }

@@ -4,7 +4,8 @@
  *
  * Layout: two magics (u32 LE), then u32 LE length and message, again and again: first a pagemap_head, then entries.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 
 export const PAGE_BYTES = 4096;
 const COMMON_MAGIC = 0x54564319;
@@ -112,5 +113,5 @@ function pushField(bytes: number[], number: number, value: number): void {
 }
 
 function invalid(): HoldfastError {
-  return new HoldfastError("not a page map of CRIU", { code: "PAGEMAP_INVALID", source: "criu" });
+  return fail("PAGEMAP_INVALID", "not a page map of CRIU");
 }

@@ -18,7 +18,7 @@ import { closeSync, constants, openSync, readdirSync, readFileSync, readSync } f
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { hugeRanges } from "./mm-image.ts";
 import { type KnownRun, PageFollower, type Stretch } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
@@ -260,7 +260,7 @@ function hugeFrom(
 function readPages(fd: number, name: string, index: number, pages: number): Buffer {
   const bytes = Buffer.allocUnsafe(pages * PAGE_BYTES);
   if (readSync(fd, bytes, 0, bytes.length, index * PAGE_BYTES) !== bytes.length) {
-    throw new HoldfastError(`${name} is cut off`, { code: "IMAGE_REFUSED", source: "criu" });
+    throw fail("IMAGE_REFUSED", `${name} is cut off`, { source: "criu" });
   }
   return bytes;
 }

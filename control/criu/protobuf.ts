@@ -1,7 +1,8 @@
 /**
  * The Protocol Buffers wire format, as far as CRIU uses it (https://protobuf.dev/programming-guides/encoding/). Pure.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 
 /** A field to encode: number → value. Booleans and numbers are varints; strings, bytes and messages length-delimited. */
 export type Field = [number: number, value: boolean | number | bigint | string | Buffer | Field[]];
@@ -46,10 +47,7 @@ export function decodeFields(bytes: Buffer): DecodedField[] {
   const fields: DecodedField[] = [];
   let at = 0;
   const malformed = (): HoldfastError =>
-    new HoldfastError("malformed Protocol Buffers message from CRIU", {
-      code: "CRIU_PROTOCOL",
-      source: "criu",
-    });
+    fail("CRIU_PROTOCOL", "malformed Protocol Buffers message from CRIU");
   const varint = (): bigint => {
     let value = 0n;
     for (let shift = 0n; shift < 70n; shift += 7n) {

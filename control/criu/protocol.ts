@@ -4,7 +4,7 @@
  *
  * Pure: bytes in, values out. What CRIU sends is treated as input that can be wrong.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { decodeFields, encodeFields, type Field } from "./protobuf.ts";
 
 export type RequestType = "DUMP" | "RESTORE" | "NOTIFY" | "FEATURE_CHECK" | "VERSION";
@@ -124,8 +124,7 @@ export function decodeResponse(bytes: Buffer): CriuResponse {
     else if (field.number === 7) response.errno = Number(BigInt.asIntN(32, field.varint));
     else if (field.number === 9) response.message = field.bytes.toString("utf8");
   }
-  if (response.type === -1)
-    throw new HoldfastError("CRIU answered without a type", { code: "CRIU_PROTOCOL", source: "criu" });
+  if (response.type === -1) throw fail("CRIU_PROTOCOL", "CRIU answered without a type");
   return response;
 }
 
@@ -148,7 +147,7 @@ export function decodeStats(image: Buffer): { dump: DumpStats | null; restore: R
   const serviceMagic = 0x55105940;
   const statsMagic = 0x57093306;
   if (image.length < 12 || image.readUInt32LE(0) !== serviceMagic || image.readUInt32LE(4) !== statsMagic) {
-    throw new HoldfastError("not a CRIU stats image", { code: "CRIU_STATS_INVALID", source: "criu" });
+    throw fail("CRIU_STATS_INVALID", "not a CRIU stats image");
   }
   const entry = image.subarray(12, 12 + image.readUInt32LE(8));
   const stats: { dump: DumpStats | null; restore: RestoreStats | null } = { dump: null, restore: null };

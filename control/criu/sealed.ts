@@ -18,6 +18,7 @@
  * Sources: glibc elf/rtld.c (`preload_file`), elf/dl-load.c (`system_dirs`); CRIU criu/{plugin,config,kerndat,util}.c.
  */
 import { closeSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 
@@ -105,9 +106,9 @@ export function withOwnCache(binary: Buffer): Buffer {
   const changed = Buffer.from(binary);
   const names = stringsOf(binary, /^\/[\w./-]+\/criu\.kdat$/);
   if (names.length === 0)
-    throw new HoldfastError(
+    throw fail(
+      "CRIU_UNFIT",
       "this CRIU does not keep its cache where others do, and could read one of the application's: run scripts/setup.sh for another",
-      { code: "CRIU_UNFIT", source: "criu" },
     );
   for (const { at, text } of names) changed.fill(0, at, at + text.length).write(KERNEL_CACHE, at, "latin1");
   return changed;
@@ -122,8 +123,9 @@ function stringsOf(bytes: Buffer, pattern: RegExp): { at: number; text: string }
 }
 
 function unfit(cause: unknown): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "CRIU_UNFIT",
     `CRIU cannot be kept apart from containers: ${cause instanceof Error ? cause.message : String(cause)}; Linux 5.12 or newer and CAP_SYS_ADMIN are needed`,
-    { code: "CRIU_UNFIT", source: "criu", cause },
+    { cause },
   );
 }

@@ -8,7 +8,8 @@
  */
 import { readdirSync, readFileSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { decodeImage, encodeImage, type ImageKind } from "./image-file.ts";
 import { type DecodedField, decodeFields, encodeFields } from "./protobuf.ts";
@@ -156,15 +157,12 @@ function eventfdIdOf(image: Buffer, fd: number): number {
 }
 
 function tooMany(count: number): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "SEMAPHORES_MANY",
     `the application has more than the ${count} eventfds with EFD_SEMAPHORE it had when the move was prepared: move it again`,
-    { code: "SEMAPHORES_MANY", source: "container", retryable: true },
   );
 }
 
 function malformed(): HoldfastError {
-  return new HoldfastError("an image of CRIU is not in the form this version knows", {
-    code: "CRIU_IMAGE_INVALID",
-    source: "criu",
-  });
+  return fail("CRIU_IMAGE_INVALID", "an image of CRIU is not in the form this version knows");
 }

@@ -5,7 +5,8 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { type CriuTool, SealedCriu } from "./sealed.ts";
 
 /** All paths are relative to the manifest's folder, which a container can be shown as it is. */
@@ -30,11 +31,7 @@ export interface FoundCriu {
 export async function findCriu(cacheDir: string): Promise<FoundCriu> {
   const dir = join(cacheDir, "criu-4.2");
   const missing = (why: string, cause?: unknown): HoldfastError =>
-    new HoldfastError(`no CRIU: ${why}; run scripts/setup.sh`, {
-      code: "CRIU_MISSING",
-      source: "criu",
-      cause,
-    });
+    fail("CRIU_MISSING", `no CRIU: ${why}; run scripts/setup.sh`, { cause });
   const text = await readFile(join(dir, "manifest.json"), "utf8").catch((cause: unknown) => {
     throw missing(`${dir}/manifest.json cannot be read`, cause);
   });

@@ -10,7 +10,8 @@ import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as sock from "#proxy/kernel/socket.ts";
@@ -111,11 +112,7 @@ export class CriuWorker {
       return new CriuWorker(child, ours, imagesPath);
     } catch (cause) {
       descriptor.close(ours);
-      throw new HoldfastError(`CRIU cannot be started: ${messageOf(cause)}`, {
-        code: "CRIU_START",
-        source: "criu",
-        cause,
-      });
+      throw fail("CRIU_START", `CRIU cannot be started: ${messageOf(cause)}`, { cause });
     } finally {
       descriptor.close(theirs);
       if (images !== -1) descriptor.close(images);
@@ -177,7 +174,7 @@ export class CriuWorker {
       if (hookError !== null) throw hookError;
       if (!response.success) {
         const detail = response.message === "" ? `errno ${response.errno}` : response.message;
-        throw new HoldfastError(`CRIU ${type} failed: ${detail}`, { code: "CRIU_FAILED", source: "criu" });
+        throw fail("CRIU_FAILED", `CRIU ${type} failed: ${detail}`);
       }
       return response;
     }
@@ -206,10 +203,7 @@ export class CriuWorker {
     if (length === 0) {
       await this.#ended;
       const lastLine = this.#stderr.trim().split("\n").at(-1) ?? "";
-      throw new HoldfastError(`CRIU ended without an answer${lastLine === "" ? "" : `: ${lastLine}`}`, {
-        code: "CRIU_DIED",
-        source: "criu",
-      });
+      throw fail("CRIU_DIED", `CRIU ended without an answer${lastLine === "" ? "" : `: ${lastLine}`}`);
     }
     return decodeResponse(buffer.subarray(0, length));
   }

@@ -4,6 +4,7 @@
  * beforehand (`workload/preflight/sockets.ts`).
  */
 import { isIPv6 } from "node:net";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
@@ -57,9 +58,10 @@ export function ownAddressFor(address: string): string {
       sock.connect(fd, { address: plain, port: DISCARD_PORT });
       return sock.getsockname(fd).address;
     } catch (cause) {
-      throw new HoldfastError(
+      throw fail(
+        "ADDRESS_UNREACHABLE",
         `a socket of the application is bound to ${address}, and this node has no way into that network: ${messageOf(cause)}`,
-        { code: "ADDRESS_UNREACHABLE", source: "kernel", cause },
+        { cause },
       );
     }
   });

@@ -13,6 +13,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import {
   adoptCall,
@@ -507,10 +508,7 @@ export class Arrival {
       await required(this.#worker).close();
       const root = await applicationPid(required(this.#container));
       if (root === null) {
-        throw new HoldfastError("the restored application is not there", {
-          code: "RESTORED_GONE",
-          source: "criu",
-        });
+        throw fail("RESTORED_GONE", "the restored application is not there");
       }
       if (this.#ownSockets !== null) await putBackOwnSockets(await treeOf(root), this.#ownSockets);
     } catch (error) {
@@ -519,11 +517,7 @@ export class Arrival {
       );
       const reason = criuLogReason(log);
       if (reason === null || !(error instanceof HoldfastError) || error.source !== "criu") throw error;
-      throw new HoldfastError(`CRIU cannot restore the application: ${reason}`, {
-        code: "CRIU_RESTORE",
-        source: "criu",
-        cause: error,
-      });
+      throw fail("CRIU_RESTORE", `CRIU cannot restore the application: ${reason}`, { cause: error });
     }
   }
 
@@ -550,10 +544,7 @@ export class Arrival {
     const [criu] = await childrenOf(required(this.#worker).pid);
     for (const pid of criu === undefined ? [] : await childrenOf(criu))
       if ((await innerPid(pid)) === this.#root) return treeOf(pid);
-    throw new HoldfastError(`CRIU has not made process ${this.#root}`, {
-      code: "RESTORED_GONE",
-      source: "criu",
-    });
+    throw fail("RESTORED_GONE", `CRIU has not made process ${this.#root}`);
   }
 
   /** Ownership has moved to this node. */
@@ -717,7 +708,7 @@ export class Arrival {
   #openTree(root: string): number {
     const container = required(this.#container);
     if (root !== "layer" && !container.tmpfs.includes(root))
-      throw new HoldfastError(`no tmpfs ${root} here`, { code: "FILES_PATH", source: "peer" });
+      throw fail("FILES_PATH", `no tmpfs ${root} here`);
     return openFolderIn(container, root === "layer" ? "/" : root);
   }
 
@@ -726,11 +717,7 @@ export class Arrival {
   }
 
   #expect(state: State): void {
-    if (this.#state !== state)
-      throw new HoldfastError(`the target is ${this.#state}, not ${state}`, {
-        code: "MIGRATION_ORDER",
-        source: "peer",
-      });
+    if (this.#state !== state) throw fail("MIGRATION_ORDER", `the target is ${this.#state}, not ${state}`);
   }
 }
 
@@ -771,18 +758,14 @@ function parsed(fingerprint: Buffer): Fingerprint {
   try {
     value = JSON.parse(fingerprint.toString("utf8"));
   } catch (cause) {
-    throw new HoldfastError("the source's fingerprint is not JSON", {
-      code: "FINGERPRINT_INVALID",
-      source: "peer",
-      cause,
-    });
+    throw fail("FINGERPRINT_INVALID", "the source's fingerprint is not JSON", { cause });
   }
   const checked = fingerprintSchema.safeParse(value);
   if (checked.success) return checked.data;
-  throw new HoldfastError("the source's fingerprint is not one: both agents must be of one version", {
-    code: "FINGERPRINT_INVALID",
-    source: "peer",
-  });
+  throw fail(
+    "FINGERPRINT_INVALID",
+    "the source's fingerprint is not one: both agents must be of one version",
+  );
 }
 
 async function removeImages(container: ContainerRecord): Promise<void> {
@@ -799,14 +782,11 @@ function kill(pid: number): void {
 }
 
 function givenUp(): HoldfastError {
-  return new HoldfastError("the move was given up", { code: "MIGRATION_ABORTED", source: "migration" });
+  return fail("MIGRATION_ABORTED", "the move was given up");
 }
 
 function required<T>(value: T | null | undefined): T {
   if (value === null || value === undefined)
-    throw new HoldfastError("a step of the move came out of order", {
-      code: "MIGRATION_ORDER",
-      source: "peer",
-    });
+    throw fail("MIGRATION_ORDER", "a step of the move came out of order");
   return value;
 }

@@ -11,6 +11,7 @@ import { closeSync } from "node:fs";
 import { mkdir, readFile, readlink, rm } from "node:fs/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { AdoptResult, CapturedPiece, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
@@ -206,11 +207,7 @@ export class Departure {
     const { context, journal } = workload;
     const container = workload.container;
     const root = await applicationPid(container);
-    if (root === null)
-      throw new HoldfastError(`${workload.name} is not running`, {
-        code: "WORKLOAD_DOWN",
-        source: "container",
-      });
+    if (root === null) throw fail("WORKLOAD_DOWN", `${workload.name} is not running`);
     this.#channel = await context.dial(this.#options.to);
     this.#channel.on("released", () => {
       this.#releasedAtMs = performance.now();
@@ -369,9 +366,9 @@ export class Departure {
             const { result } = await proxy.command<"hold", HoldResult>("hold", { epoch });
             this.#result.sessions = result.sessions;
             if (result.acceptBacklog > 0) {
-              throw new HoldfastError(
+              throw fail(
+                "APPLICATION_BUSY",
                 `${result.acceptBacklog} connections wait for the application to accept them: raise limits.holdMsMax`,
-                { code: "APPLICATION_BUSY", source: "upstream" },
               );
             }
           });
@@ -422,13 +419,9 @@ export class Departure {
     if (!mounts.some((mount) => mount.shared)) return;
     const [lock] = await locksOnSharedMounts(await treeOf(this.#root), mounts);
     if (lock === undefined) return;
-    throw new HoldfastError(
+    throw fail(
+      "LOCK_SHARED",
       `process ${lock.pid} holds a lock on ${lock.path}, which the other node sees too`,
-      {
-        code: "LOCK_SHARED",
-        source: "container",
-        retryable: true,
-      },
     );
   }
 
@@ -652,7 +645,7 @@ export class Departure {
   /** The target asks this when the store cannot tell: from here on nothing is taken back without the target's word. */
   grantRelease(migration: string): void {
     if (migration !== this.#id || !this.#commitTried || this.#goingBack)
-      throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
+      throw fail("MIGRATION_UNKNOWN", "no such migration");
     this.#granted = true;
     this.#workload.recordMoving({ step: "granted" });
   }
@@ -830,12 +823,7 @@ export class Departure {
   #startDeadline(): void {
     const { deadlineMs } = this.#options;
     this.#deadlineTimer = setTimeout(() => {
-      this.#deadline.abort(
-        new HoldfastError(`the deadline of ${deadlineMs} ms has passed`, {
-          code: "DEADLINE",
-          source: "migration",
-        }),
-      );
+      this.#deadline.abort(fail("DEADLINE", `the deadline of ${deadlineMs} ms has passed`));
     }, deadlineMs);
   }
 
@@ -868,11 +856,7 @@ export class Departure {
     const reason = criuLogReason(await readFile(`${this.#imagesDir}/${log}`, "utf8").catch(() => ""));
     return reason === null
       ? error
-      : new HoldfastError(`CRIU cannot dump the application: ${reason}`, {
-          code: "CRIU_DUMP",
-          source: "criu",
-          cause: error,
-        });
+      : fail("CRIU_DUMP", `CRIU cannot dump the application: ${reason}`, { cause: error });
   }
 
   async #phase<T>(phase: PhaseEvent["phase"], work: () => Promise<T>): Promise<T> {
@@ -912,9 +896,6 @@ function isRefusedParameter(error: unknown): boolean {
 
 function required<T>(value: T | null | undefined): T {
   if (value === null || value === undefined)
-    throw new HoldfastError("a step of the move came out of order", {
-      code: "MIGRATION_ORDER",
-      source: "migration",
-    });
+    throw fail("MIGRATION_ORDER", "a step of the move came out of order", { source: "migration" });
   return value;
 }

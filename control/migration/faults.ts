@@ -8,7 +8,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 
 interface Fault {
   kind: string;
@@ -46,8 +46,7 @@ export class Faults {
 function happen({ kind, point, command }: Fault): void {
   if (kind === "crash") process.kill(process.pid, "SIGKILL");
   if (kind === "exec") execFileSync("/bin/sh", ["-c", command], { stdio: ["ignore", "ignore", "inherit"] });
-  if (kind === "fail")
-    throw new HoldfastError(`fault injected at ${point}`, { code: "FAULT_INJECTED", source: "migration" });
+  if (kind === "fail") throw fail("FAULT_INJECTED", `fault injected at ${point}`);
 }
 
 function split(text: string): string[] {

@@ -6,6 +6,7 @@
  */
 import { readFileSync } from "node:fs";
 import * as z from "zod";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as sock from "#proxy/kernel/socket.ts";
@@ -77,9 +78,9 @@ export function join(fd: number, { device, group, mode, sources }: Membership, g
   // every device that can do multicast is in a group of its own
   const index = groups.find((one) => one.device === device)?.index;
   if (index === undefined)
-    throw new HoldfastError(
+    throw fail(
+      "GROUP_DEVICE",
       `the application is in the multicast group ${group} on ${device}, a device this node does not have`,
-      { code: "GROUP_DEVICE", source: "kernel" },
     );
   const filter = Buffer.alloc(SOURCES_AT + sources.length * STORAGE_BYTES);
   filter.writeUInt32LE(index, 0);

@@ -19,7 +19,7 @@
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as z from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import type { DiagSocket } from "#proxy/kernel/diag.ts";
@@ -229,11 +229,7 @@ export function readOwnSockets(imagesDir: string): OwnSockets | null {
   }
   const parsed = record.safeParse(parseJson(text));
   if (parsed.success) return parsed.data;
-  throw new HoldfastError(`${FILE} is not what a source writes`, {
-    code: "OWN_SOCKETS_INVALID",
-    source: "peer",
-    cause: parsed.error,
-  });
+  throw fail("OWN_SOCKETS_INVALID", `${FILE} is not what a source writes`, { cause: parsed.error });
 }
 
 /**

@@ -3,7 +3,7 @@
  * them to the same names on the other node: somebody has to be there.
  */
 import { stat } from "node:fs/promises";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { openIn, using } from "../runtime/inside.ts";
 import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
@@ -38,9 +38,9 @@ export async function refuseMissingUnixPeers(container: ContainerRecord, names: 
           async (path) => (await stat(path)).isSocket(),
         );
     if (isThere === true) continue;
-    throw new HoldfastError(
+    throw fail(
+      "UNIX_PEER_MISSING",
       `the application sends to the Unix socket ${name}, and nobody has it there: start the same service on that node, or mount it`,
-      { code: "UNIX_PEER_MISSING", source: "container" },
     );
   }
 }

@@ -4,7 +4,7 @@
  * fanotify(7), whose marks and unanswered questions CRIU drops.
  */
 import { statfsSync, statSync } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as procs from "#proxy/kernel/processes.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
@@ -38,13 +38,9 @@ export async function unmovableFiles(pids: number[]): Promise<Unmovable[]> {
 export async function refuseUnmovableFiles(pids: number[]): Promise<void> {
   const [first] = await unmovableFiles(pids);
   if (first === undefined) return;
-  throw new HoldfastError(
+  throw fail(
+    "FILE_UNMOVABLE",
     `process ${first.pid} has descriptor ${first.fd} of a kind that cannot move (${first.kind})`,
-    {
-      code: "FILE_UNMOVABLE",
-      source: "container",
-      retryable: true,
-    },
   );
 }
 

@@ -8,7 +8,7 @@
  */
 import { isIPv6 } from "node:net";
 import * as z from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import { internetChecksum } from "#proxy/kernel/checksum.ts";
@@ -70,10 +70,10 @@ export function receiveAgain(fd: number, datagrams: UnreadDatagram[]): void {
     inject(from, local, Buffer.from(bytes, "base64"));
     // one by one: on another CPU the next one could overtake it
     if (hasArrived(() => receivedBytes(fd) > before)) continue;
-    throw new HoldfastError("datagrams that the application has not read could not be given to it again", {
-      code: "DATAGRAMS_LOST",
-      source: "kernel",
-    });
+    throw fail(
+      "DATAGRAMS_LOST",
+      "datagrams that the application has not read could not be given to it again",
+    );
   }
 }
 

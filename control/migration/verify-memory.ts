@@ -5,7 +5,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { rseqOf, threadsInTree } from "../criu/image-file.ts";
 import { memoryDifference } from "../criu/memory-difference.ts";
 import {
@@ -64,8 +64,7 @@ export async function verifyMemory(
     at += pages * ENTRY_BYTES;
     return { innerPid, layout, pages: body.subarray(from, at) };
   });
-  if (at !== body.length)
-    throw new HoldfastError("the digest of the memory is cut off", { code: "IMAGE_REFUSED", source: "peer" });
+  if (at !== body.length) throw fail("IMAGE_REFUSED", "the digest of the memory is cut off");
   const tree = await tracedTree(root);
   const pids = new Map(tree.map(({ innerPid, pid }) => [innerPid, pid]));
   const pidOf = (innerPid: number): number => pids.get(innerPid) ?? -1;
@@ -76,10 +75,7 @@ export async function verifyMemory(
     isAsInFile: (innerPid, vaddr) => isAsInFile(pidOf(innerPid), vaddr),
   });
   if (difference === null) return;
-  throw new HoldfastError(`the restored memory is not what it was: ${difference}`, {
-    code: "MEMORY_DIFFERS",
-    source: "criu",
-  });
+  throw fail("MEMORY_DIFFERS", `the restored memory is not what it was: ${difference}`);
 }
 
 function rseqAreas(imagesDir: string): RseqArea[] {

@@ -25,7 +25,7 @@ import {
   unlinkSync,
   writeSync,
 } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as files from "#proxy/kernel/files.ts";
 import type { WatchEvent } from "../api/watches.ts";
@@ -169,10 +169,7 @@ class Rubbish {
       if (now < bytes + RUBBISH_AT_ONCE * EVENT_BYTES) return now / EVENT_BYTES - 1;
       bytes = now;
     }
-    throw new HoldfastError("fs.inotify.max_queued_events is too large to move events that were not read", {
-      code: "WATCH_EVENTS",
-      source: "container",
-    });
+    throw fail("WATCH_EVENTS", "fs.inotify.max_queued_events is too large to move events that were not read");
   }
 
   read(events: number): void {
@@ -313,8 +310,7 @@ class Stage {
     this.#props.set(wd, path);
     files.inotifySetNext(this.#inotify, wd);
     const got = this.#listen(wd, QUIET);
-    if (got !== wd)
-      throw new HoldfastError(`watch ${wd} came out as ${got}`, { code: "WATCH_NUMBER", source: "kernel" });
+    if (got !== wd) throw fail("WATCH_NUMBER", `watch ${wd} came out as ${got}`);
     return path;
   }
 

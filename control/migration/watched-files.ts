@@ -17,7 +17,7 @@ import {
   statSync,
 } from "node:fs";
 import { readdir, stat } from "node:fs/promises";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import * as files from "#proxy/kernel/files.ts";
 import type { Place } from "../api/watches.ts";
 import { openRoot, using } from "../runtime/inside.ts";
@@ -317,11 +317,7 @@ export function openPlace(place: Place, root: number, pidOf: Map<number, number>
     if ("path" in place) return files.openPathBelow(root, Buffer.from(place.path, "latin1"));
     return files.openPath(`/proc/${pidOf.get(place.pid) ?? -1}/${place.link}`);
   } catch (cause) {
-    throw new HoldfastError(`the watched file ${tell(place)} is not there`, {
-      code: "WATCH_FILE",
-      source: "container",
-      cause,
-    });
+    throw fail("WATCH_FILE", `the watched file ${tell(place)} is not there`, { retryable: false, cause });
   }
 }
 

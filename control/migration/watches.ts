@@ -10,6 +10,7 @@
  * back. Numbers of watches, the number the next one gets, and unread events are the same afterwards.
  */
 import { closeSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as files from "#proxy/kernel/files.ts";
@@ -166,11 +167,7 @@ function watchedOf(inotify: number, seen: SeenWatch, first: Candidate, namesakes
   } finally {
     for (const { fd } of namesakes) closeSync(fd);
   }
-  throw new HoldfastError(`watch ${seen.wd} is on a file of the image that has other names elsewhere`, {
-    code: "WATCH_FILE",
-    source: "container",
-    retryable: true,
-  });
+  throw fail("WATCH_FILE", `watch ${seen.wd} is on a file of the image that has other names elsewhere`);
 }
 
 /** The instance has nothing to read, before and after. */
@@ -270,9 +267,9 @@ export function countsOf(states: InstanceState[]): { instances: number; watches:
 
 /** What to log of an instance that has lost events, as its program knows. */
 export function overflowOf({ pid, fd }: InstanceState): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "WATCH_EVENTS",
     `what process ${pid} had not read of its descriptor ${fd} (inotify) is told as an overflow`,
-    { code: "WATCH_EVENTS", source: "container" },
   );
 }
 
@@ -367,8 +364,7 @@ function watch(inotify: number, wd: number, mask: number, file: number): void {
     files.inotifySetNext(inotify, wd);
     const got = files.inotifyAdd(inotify, file, mask);
     if (got !== wd)
-      throw new HoldfastError(`watch ${wd} came out as ${got}: two watched names are one file here`, {
-        code: "WATCH_NUMBER",
+      throw fail("WATCH_NUMBER", `watch ${wd} came out as ${got}: two watched names are one file here`, {
         source: "container",
       });
   } finally {
@@ -380,10 +376,7 @@ function assertSame(state: InstanceState, present: SeenWatch[]): void {
   const is = present.map(({ wd, mask }) => `${wd}:${mask}`);
   const was = state.watches.map(({ wd, mask }) => `${wd}:${mask}`);
   if (is.sort().join() !== was.sort().join())
-    throw new HoldfastError(`watches of process ${state.pid}, descriptor ${state.fd} came out otherwise`, {
-      code: "WATCH_NUMBER",
-      source: "kernel",
-    });
+    throw fail("WATCH_NUMBER", `watches of process ${state.pid}, descriptor ${state.fd} came out otherwise`);
 }
 
 function setAsync(inotify: number, isAsync: boolean): void {
@@ -401,9 +394,9 @@ function withFolder<T>(folder: string, work: () => T): T {
 }
 
 function noName({ pid, fd, wd }: LostWatch): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "WATCH_FILE",
     `watch ${wd} of process ${pid}, descriptor ${fd}, is on a file that has no name in the container any more`,
-    { code: "WATCH_FILE", source: "container", retryable: true },
   );
 }
 

@@ -2,7 +2,8 @@
  * Addresses of devices and routes to subnets, by rtnetlink(7) and not by ip(8): addresses change hands while clients wait.
  * Requests are answered at once, so everything here is synchronous. Of the caller's network namespace.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as sock from "#proxy/kernel/socket.ts";
@@ -192,8 +193,5 @@ function ask(
 }
 
 function noAnswer(): HoldfastError {
-  return new HoldfastError("the kernel's answer about addresses cannot be read", {
-    code: "KERNEL_UNKNOWN",
-    source: "kernel",
-  });
+  return fail("KERNEL_UNKNOWN", "the kernel's answer about addresses cannot be read");
 }

@@ -11,7 +11,8 @@
  *   remove, park
  */
 import { readFileSync, writeFileSync } from "node:fs";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as libc from "#proxy/kernel/libc.ts";
 import { runCommand } from "../runtime/command.ts";
 import { announce, type Device, findHolder } from "./announce.ts";
@@ -72,11 +73,7 @@ export class Vip {
     const shown = await runCommand("ip", ["-o", "link", "show", "dev", config.device], {
       source: "config",
     }).catch((cause: unknown) => {
-      throw new HoldfastError(`vip.device ${config.device} does not exist on this node`, {
-        code: "VIP_DEVICE",
-        source: "config",
-        cause,
-      });
+      throw fail("VIP_DEVICE", `vip.device ${config.device} does not exist on this node`, { cause });
     });
     const index = Number(/^(\d+):/.exec(shown)?.[1] ?? 0);
     const mac = Buffer.from(
@@ -285,9 +282,9 @@ export class Vip {
   }
 
   #refused(what: string, errno: number): HoldfastError {
-    return new HoldfastError(
+    return fail(
+      "VIP_REFUSED",
       `the address ${this.config.address} cannot be ${what} ${this.config.device}: ${libc.errnoName(errno)}`,
-      { code: "VIP_REFUSED", source: "kernel" },
     );
   }
 }

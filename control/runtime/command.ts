@@ -1,6 +1,7 @@
 /** Runs a short-lived program and turns its failure into one clear line. */
 import { spawn } from "node:child_process";
-import { type ErrorSource, HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { ErrorSource, HoldfastError } from "#proxy/contract/errors.ts";
 
 export interface CommandOptions {
   source: ErrorSource;
@@ -44,5 +45,5 @@ export function runCommand(program: string, args: string[], options: CommandOpti
 }
 
 function failure(program: string, options: CommandOptions, what: string, cause?: unknown): HoldfastError {
-  return new HoldfastError(`${program} ${what}`, { code: "COMMAND_FAILED", source: options.source, cause });
+  return fail("COMMAND_FAILED", `${program} ${what}`, { source: options.source, cause });
 }

@@ -15,7 +15,8 @@ import { closeSync, constants } from "node:fs";
 import { lstat, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as files from "#proxy/kernel/files.ts";
 import { pathOf, using } from "./inside.ts";
 import { startTar } from "./tar.ts";
@@ -167,10 +168,7 @@ export async function removePaths(root: number, paths: string[]): Promise<void> 
 }
 
 function outside(path: string): HoldfastError {
-  return new HoldfastError(`refused to delete outside the container: ${path.slice(0, 200)}`, {
-    code: "FILES_PATH",
-    source: "peer",
-  });
+  return fail("FILES_PATH", `refused to delete outside the container: ${path.slice(0, 200)}`);
 }
 
 /** tar's status 1 is "some files changed while read": expected of a live source, the second round mends it. */
@@ -181,10 +179,7 @@ async function ended(child: ChildProcess, live: boolean): Promise<void> {
   });
   const [status] = (await once(child, "close")) as [number | null];
   if (status === 0 || (status === 1 && live)) return;
-  throw new HoldfastError(`tar failed (${status}): ${complaint.trim().split("\n").at(-1) ?? ""}`, {
-    code: "FILES_TAR",
-    source: "container",
-  });
+  throw fail("FILES_TAR", `tar failed (${status}): ${complaint.trim().split("\n").at(-1) ?? ""}`);
 }
 
 function isWhiteout(stat: { isCharacterDevice(): boolean; rdev: bigint }): boolean {

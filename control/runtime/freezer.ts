@@ -10,7 +10,7 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { type CgroupFolder, cgroupFoldersOf, mountedHierarchies } from "./cgroups.ts";
 
 const FREEZE_MS_MAX = 2_000;
@@ -49,11 +49,7 @@ export class Freezer {
     while (!this.#isComplete()) {
       if (performance.now() > late) {
         this.thaw();
-        throw new HoldfastError(`the application's processes do not freeze (${this.#folder})`, {
-          code: "FREEZER",
-          source: "kernel",
-          retryable: true,
-        });
+        throw fail("FREEZER", `the application's processes do not freeze (${this.#folder})`);
       }
       await delay(POLL_MS);
     }

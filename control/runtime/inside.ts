@@ -6,7 +6,7 @@
  * What is opened may be of any kind: who reads looks at that first (a fifo would keep the agent waiting).
  */
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import * as files from "#proxy/kernel/files.ts";
 
 interface Container {
@@ -71,12 +71,9 @@ export async function using<T>(
 export function openOutput(container: Container): number {
   const path = `/proc/${container.init.pid}/fd/1`;
   if (!readlinkSync(path).startsWith("pipe:["))
-    throw new HoldfastError(
+    throw fail(
+      "OUTPUT_REPLACED",
       "the standard output of the container's init is not the pipe it was given: stop the workload and start it again",
-      {
-        code: "OUTPUT_REPLACED",
-        source: "container",
-      },
     );
   return openSync(path, constants.O_WRONLY);
 }

@@ -24,7 +24,7 @@ import {
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as ipc from "#proxy/kernel/ipc.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
@@ -102,11 +102,10 @@ export function notifyingQueues(pid: number): string[] {
 export function readQueues(pid: number): Buffer {
   const [notifies] = notifyingQueues(pid);
   if (notifies !== undefined) {
-    throw new HoldfastError(`a process waits for a notification of message queue /${notifies} (mq_notify)`, {
-      code: "QUEUE_NOTIFIES",
-      source: "container",
-      retryable: true,
-    });
+    throw fail(
+      "QUEUE_NOTIFIES",
+      `a process waits for a notification of message queue /${notifies} (mq_notify)`,
+    );
   }
   const queues = namespaces.inIpcNamespaceOf(pid, () =>
     inFolder((folder) => readdirSync(folder).map((name) => readQueue(folder, name))),
@@ -118,10 +117,7 @@ export function readQueues(pid: number): Buffer {
 export function makeQueues(pid: number, encoded: Buffer): void {
   const parsed = z.array(queueSchema).safeParse(parseJson(encoded));
   if (!parsed.success)
-    throw new HoldfastError("message queues of a peer are not what this version sends", {
-      code: "QUEUES_INVALID",
-      source: "peer",
-    });
+    throw fail("QUEUES_INVALID", "message queues of a peer are not what this version sends");
   namespaces.inIpcNamespaceOf(pid, () => {
     for (const queue of parsed.data) {
       const fd = ipc.createQueue(`/${queue.name}`, queue);
@@ -203,10 +199,7 @@ function readQueue(folder: string, name: string): PosixQueue {
     const { mode, uid, gid } = fstatSync(fd);
     const { messagesMax, messageBytesMax, messages: held } = ipc.queueAttributes(fd);
     if (held * messageBytesMax > QUEUES_BYTES_MAX) {
-      throw new HoldfastError(`message queue /${name} may hold more than ${QUEUES_BYTES_MAX} bytes`, {
-        code: "QUEUES_SPACE",
-        source: "container",
-      });
+      throw fail("QUEUES_SPACE", `message queue /${name} may hold more than ${QUEUES_BYTES_MAX} bytes`);
     }
     const messages: ipc.QueueMessage[] = [];
     try {

@@ -7,7 +7,8 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import { SealedCriu, withoutHostFolders } from "../criu/sealed.ts";
 import { runCommand } from "./command.ts";
@@ -77,13 +78,10 @@ async function seal(): Promise<number> {
       throw error;
     }
   } catch (cause) {
-    throw new HoldfastError(
+    throw fail(
+      "FILES_TOOL",
       `tar cannot be taken into containers: ${messageOf(cause)}; apt-get install tar libc-bin`,
-      {
-        code: "FILES_TOOL",
-        source: "container",
-        cause,
-      },
+      { cause },
     );
   }
 }

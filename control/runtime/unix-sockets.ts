@@ -2,7 +2,8 @@
  * Unix sockets of the caller's network namespace, by sock_diag(7): who is connected to whom, and what waits.
  * Sources: include/uapi/linux/{netlink,sock_diag,unix_diag}.h, net/unix/diag.c.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { inNetworkOf } from "./runc/network.ts";
@@ -126,8 +127,5 @@ function readMessage(message: Buffer): UnixSocket {
 }
 
 function unexpected(): HoldfastError {
-  return new HoldfastError("sock_diag answered in a form this version does not know", {
-    code: "KERNEL_UNKNOWN",
-    source: "kernel",
-  });
+  return fail("KERNEL_UNKNOWN", "sock_diag answered in a form this version does not know");
 }

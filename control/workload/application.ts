@@ -6,7 +6,7 @@
  * of the init too, so which of them it was is kept in the journal.
  */
 import { open } from "node:fs/promises";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as procs from "#proxy/kernel/processes.ts";
@@ -127,10 +127,10 @@ export async function clearContainer(container: ContainerRecord): Promise<void> 
     if (left.length === 0) return;
     for (const pid of left) trySignal(pid, "SIGKILL");
     if (performance.now() > late) {
-      throw new HoldfastError(`process ${left[0]} cannot be ended: it waits for a device or a file system`, {
-        code: "APPLICATION_STUCK",
-        source: "container",
-      });
+      throw fail(
+        "APPLICATION_STUCK",
+        `process ${left[0]} cannot be ended: it waits for a device or a file system`,
+      );
     }
     await poll();
   }

@@ -20,7 +20,8 @@ import {
 } from "node:fs";
 import { dirname } from "node:path";
 import { z } from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Known, movingSchema, outboxEntrySchema, processSchema } from "../migration/moving.ts";
 
 const containerSchema = z.looseObject({
@@ -98,11 +99,7 @@ export const EMPTY_JOURNAL: Journal = {
  */
 export function readJournal(path: string): Journal {
   const damaged = (what: string, cause?: unknown): HoldfastError =>
-    new HoldfastError(`${path} ${what}: look at what runs on this node, then delete it`, {
-      code: "JOURNAL_INVALID",
-      source: "config",
-      cause,
-    });
+    fail("JOURNAL_INVALID", `${path} ${what}: look at what runs on this node, then delete it`, { cause });
   let text: string;
   try {
     text = readFileSync(path, "utf8");
@@ -116,15 +113,15 @@ export function readJournal(path: string): Journal {
   if (!head.success) throw damaged("is damaged");
   const { version, boot, ...rest } = head.data;
   if (version > VERSION) {
-    throw new HoldfastError(
+    throw fail(
+      "JOURNAL_INVALID",
       `${path} was written by a newer version of Holdfast (format ${version}, this one knows ${VERSION}): start that one, and stop the workload there before going back`,
-      { code: "JOURNAL_INVALID", source: "config" },
     );
   }
   if (version < VERSION_MIN) {
-    throw new HoldfastError(
+    throw fail(
+      "JOURNAL_INVALID",
       `${path} was written by an older version of Holdfast (format ${version}, this one reads ${VERSION_MIN} to ${VERSION}): stop the workload with that one, delete the file, and start this one`,
-      { code: "JOURNAL_INVALID", source: "config" },
     );
   }
   const isOtherBoot = boot !== null && boot !== bootId();

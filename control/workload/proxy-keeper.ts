@@ -9,7 +9,8 @@ import { connect, type Socket } from "node:net";
 import { fileURLToPath } from "node:url";
 import { Channel } from "#proxy/contract/channel.ts";
 import type { HandedMessage, ProxyCommands } from "#proxy/contract/commands.ts";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import { sendDescriptors } from "#proxy/kernel/descriptor-passing.ts";
 import { identify, isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
 
@@ -71,10 +72,7 @@ export class ProxyClient {
       if (socket !== null && process !== null)
         return new ProxyClient({ process, socketPath }, new Channel(socket, { name: "proxy" }));
       if (ended !== null || Date.now() > deadline) {
-        throw new HoldfastError(`the proxy did not start: ${ended ?? "no answer"}; see ${logFile}`, {
-          code: "PROXY_START",
-          source: "container",
-        });
+        throw fail("PROXY_START", `the proxy did not start: ${ended ?? "no answer"}; see ${logFile}`);
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }

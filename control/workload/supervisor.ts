@@ -11,6 +11,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
 import type { PauseResult, ResumeResult } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { listenBacklog } from "#proxy/kernel/diag.ts";
 import type { WorkloadConfig } from "../config/config.ts";
@@ -197,7 +198,7 @@ export class Supervisor {
   /** Ends attempts to start what has ended by itself. */
   async interrupt(): Promise<void> {
     const work = this.#work;
-    work?.interrupt.abort(new HoldfastError("interrupted", { code: "CANCELLED", source: "migration" }));
+    work?.interrupt.abort(fail("CANCELLED", "interrupted"));
     await work?.done;
   }
 
@@ -214,10 +215,7 @@ export class Supervisor {
     const up = await this.#untilUp(application, performance.now() + LISTEN_MS_MAX, this.#closing.signal);
     if (up === "ended") {
       const end = endOf((await application?.end()) ?? null);
-      throw new HoldfastError(`${name} ${end} at once: ${await lastLogLine(this.#workload.logFile)}`, {
-        code: "APPLICATION_ENDED",
-        source: "container",
-      });
+      throw fail("APPLICATION_ENDED", `${name} ${end} at once: ${await lastLogLine(this.#workload.logFile)}`);
     }
     if (up === "late")
       this.#log("warn", { ms: LISTEN_MS_MAX }, "the application does not listen yet; going on");
@@ -613,11 +611,7 @@ export class Supervisor {
 }
 
 export function restartBusy(name: string): HoldfastError {
-  return new HoldfastError(`${name}: a restart is under way`, {
-    code: "RESTART_BUSY",
-    source: "migration",
-    retryable: true,
-  });
+  return fail("RESTART_BUSY", `${name}: a restart is under way`);
 }
 
 /** Else another program's listener would be taken for the application's. @throws HoldfastError `UPSTREAM_TAKEN` */
@@ -625,22 +619,19 @@ async function refuseTaken({ ports }: WorkloadConfig): Promise<void> {
   for (const { upstream } of ports) {
     const holder = await holderOf(upstream, new Set());
     if (holder === null) continue;
-    throw new HoldfastError(
+    throw fail(
+      "UPSTREAM_TAKEN",
       `${formatEndpoint(upstream)}, where the application is to listen, is taken by ${holder}`,
-      { code: "UPSTREAM_TAKEN", source: "container", retryable: true },
     );
   }
 }
 
 function down(name: string, problem: string): HoldfastError {
-  return new HoldfastError(`${name} did not come up: ${problem}`, {
-    code: "APPLICATION_DOWN",
-    source: "container",
-  });
+  return fail("APPLICATION_DOWN", `${name} did not come up: ${problem}`);
 }
 
 function closing(): HoldfastError {
-  return new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
+  return fail("AGENT_CLOSING", "the agent is shutting down");
 }
 
 /** As {@link describeEnd}, behind the name of what has ended. */

@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -332,30 +333,20 @@ export class Workload {
     while (this.#starting !== null) await this.#starting.catch(() => {});
     if (this.#isMoving) throw this.#busy();
     if (this.#journal.role === "owner" && this.#runsHere)
-      throw new HoldfastError(`${this.name} is on node ${this.context.node} already`, {
-        code: "ALREADY_THERE",
-        source: "migration",
-      });
+      throw fail("ALREADY_THERE", `${this.name} is on node ${this.context.node} already`);
     await this.#alone(async () => {
       const decision = await this.#decide(force);
       if (decision.kind === "other" || decision.kind === "wait") {
         const { what, cure } = decision.problem;
         const code = decision.kind === "other" ? "NOT_OWNER" : "OWNER_UNKNOWN";
-        throw new HoldfastError(`${this.name} is not started: ${what}; ${cure}`, {
-          code,
-          source: "migration",
-        });
+        throw fail(code, `${this.name} is not started: ${what}; ${cure}`);
       }
       if (force) this.context.log.warn({ workload: this.name, ...decision }, "started because it was forced");
       this.record({ stopped: false });
       if (!(await this.#carryOut(decision)))
-        throw new HoldfastError(
+        throw fail(
+          "OWNER_UNKNOWN",
           `${this.name}: the store did not take the claim, or another node was quicker`,
-          {
-            code: "OWNER_UNKNOWN",
-            source: "store",
-            retryable: true,
-          },
         );
     });
   }
@@ -365,20 +356,14 @@ export class Workload {
     const { moving, seen } = this.#journal;
     const peer = moving?.peer;
     if (moving?.side === "target" && moving.step !== "releasing")
-      throw new HoldfastError(
+      throw fail(
+        "OWNER_UNKNOWN",
         `${this.name}: only the store knows whether this node may have it: start the store`,
-        {
-          code: "OWNER_UNKNOWN",
-          source: "store",
-          retryable: true,
-        },
       );
     const answers = await this.context.owners.ask(this.name);
     if (answers.some((answer) => answer.peer === peer && "held" in answer))
-      throw new HoldfastError(`${this.name}: node ${peer} answers: it is asked what became of the move`, {
-        code: "OWNER_UNKNOWN",
+      throw fail("OWNER_UNKNOWN", `${this.name}: node ${peer} answers: it is asked what became of the move`, {
         source: "peer",
-        retryable: true,
       });
     if (moving?.side === "target") this.#granted = Math.max(seen, moving.epoch) + 2;
     else if (this.#settling === "yes") this.#settling = "forced";
@@ -677,9 +662,7 @@ export class Workload {
     this.registry.close();
     this.output.close();
     this.vip?.close();
-    this.#departure?.cancel.abort(
-      new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" }),
-    );
+    this.#departure?.cancel.abort(fail("AGENT_CLOSING", "the agent is shutting down"));
     this.#proxy?.disconnect();
   }
 
@@ -856,12 +839,9 @@ export class Workload {
     const { context, name } = this;
     const found = loadConfig(context.configFile).workloads.find((workload) => workload.name === name);
     if (found === undefined) {
-      throw new HoldfastError(
+      throw fail(
+        "CONFIG_INVALID",
         `${context.configFile} does not have workload ${name} any more: \`holdfast stop\` ends it`,
-        {
-          code: "CONFIG_INVALID",
-          source: "config",
-        },
       );
     }
     const { restart, stopSignal, stopMsMax } = found;
@@ -886,17 +866,11 @@ export class Workload {
     const isOurs = this.#journal.role === "owner" || found?.owner === this.context.node;
     if (this.#startFailed || (isOurs && found?.state !== "stopped")) {
       const { what, cure } = this.#problem ?? this.#down;
-      throw new HoldfastError(`${this.name} does not run: ${what}: ${cure}`, {
-        code: "WORKLOAD_DOWN",
-        source: "container",
-      });
+      throw fail("WORKLOAD_DOWN", `${this.name} does not run: ${what}: ${cure}`);
     }
     const isNowhere = found === null || found.state === "stopped";
     const cure = isNowhere ? "it runs nowhere" : `ask the agent of node ${found.owner}`;
-    throw new HoldfastError(`${this.name} is not on node ${this.context.node}: ${cure}`, {
-      code: "NOT_OWNER",
-      source: "migration",
-    });
+    throw fail("NOT_OWNER", `${this.name} is not on node ${this.context.node}: ${cure}`);
   }
 
   // ---- moving ----
@@ -914,16 +888,13 @@ export class Workload {
     if (this.#isLaunching || this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     await this.#requireOwner();
     if (request.to === this.context.node) {
-      throw new HoldfastError(`${this.name} is on node ${request.to} already`, {
-        code: "ALREADY_THERE",
-        source: "migration",
-      });
+      throw fail("ALREADY_THERE", `${this.name} is on node ${request.to} already`);
     }
     await this.outbox.flushed(DEBT_MS_MAX);
     if (this.#journal.owed !== null) {
-      throw new HoldfastError(
+      throw fail(
+        "STORE_UNREACHABLE",
         `${this.name}: the store has not been told yet how the last move ended; it does not answer`,
-        { code: "STORE_UNREACHABLE", source: "store", retryable: true },
       );
     }
     if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
@@ -945,7 +916,7 @@ export class Workload {
 
   /** Asks a move to roll back, or a restart not to begin. False: neither is running. */
   cancel(): boolean {
-    this.#departure?.cancel.abort(new HoldfastError("cancelled", { code: "CANCELLED", source: "migration" }));
+    this.#departure?.cancel.abort(fail("CANCELLED", "cancelled"));
     return this.supervisor.cancel() || this.#departure !== null;
   }
 
@@ -954,12 +925,9 @@ export class Workload {
     this.#throwIfDamaged();
     if (this.#isMoving || this.supervisor.isBusy) throw this.#busy();
     if (this.#journal.role === "owner")
-      throw new HoldfastError(`${this.name} is owned by ${this.context.node} already`, {
-        code: "ALREADY_THERE",
-        source: "migration",
-      });
+      throw fail("ALREADY_THERE", `${this.name} is owned by ${this.context.node} already`);
     if (prepare.epoch <= Math.max(this.#journal.epoch, this.#heardEpoch))
-      throw new HoldfastError(`epoch ${prepare.epoch} has passed`, { code: "EPOCH_PASSED", source: "peer" });
+      throw fail("EPOCH_PASSED", `epoch ${prepare.epoch} has passed`);
     const arrival = new Arrival(this, channel, prepare);
     this.#arrival = arrival; // now, so that a second one is refused
     this.see(prepare.epoch);
@@ -1058,8 +1026,7 @@ export class Workload {
   }
 
   grantRelease(migration: string): void {
-    if (this.#departure === null)
-      throw new HoldfastError("no such migration", { code: "MIGRATION_UNKNOWN", source: "migration" });
+    if (this.#departure === null) throw fail("MIGRATION_UNKNOWN", "no such migration");
     this.#departure.departure.grantRelease(migration);
   }
 
@@ -1271,11 +1238,7 @@ export class Workload {
   async heldBytes(epoch: number): Promise<Buffer> {
     const { context, name } = this;
     const sealed = await context.store.held({ workload: name, epoch });
-    if (sealed === null)
-      throw new HoldfastError("the held bytes are no longer in the store", {
-        code: "HELD_LOST",
-        source: "store",
-      });
+    if (sealed === null) throw fail("HELD_LOST", "the held bytes are no longer in the store");
     return unseal(context.ring.keys, { workload: name, epoch, kind: "held" }, sealed);
   }
 
@@ -1382,8 +1345,7 @@ export class Workload {
     return this.#closed;
   }
   throwIfClosed(): void {
-    if (this.#closed)
-      throw new HoldfastError("the agent is shutting down", { code: "AGENT_CLOSING", source: "migration" });
+    if (this.#closed) throw fail("AGENT_CLOSING", "the agent is shutting down");
   }
 
   // ---- looking ----
@@ -1531,19 +1493,14 @@ export class Workload {
   }
 
   #notHere(): HoldfastError {
-    return new HoldfastError(`${this.name} is not running on node ${this.context.node}`, {
-      code: "WORKLOAD_DOWN",
+    return fail("WORKLOAD_DOWN", `${this.name} is not running on node ${this.context.node}`, {
       source: "migration",
     });
   }
 
   #busy(): HoldfastError {
     if (!this.#isMoving) return restartBusy(this.name);
-    return new HoldfastError(`${this.name}: a migration is under way`, {
-      code: "MIGRATION_BUSY",
-      source: "migration",
-      retryable: true,
-    });
+    return fail("MIGRATION_BUSY", `${this.name}: a migration is under way`);
   }
 }
 

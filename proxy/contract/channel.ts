@@ -18,6 +18,7 @@
  */
 import { Socket } from "node:net";
 import type { Duplex } from "node:stream";
+import { fail } from "./error-codes.ts";
 import { type ErrorSource, HoldfastError, messageOf } from "./errors.ts";
 
 export interface Reply {
@@ -104,11 +105,7 @@ export function checked<T>(
     try {
       good = schema.parse(params);
     } catch (cause) {
-      throw new HoldfastError(`parameters refused: ${messageOf(cause)}`, {
-        code: "CHANNEL_PARAMS",
-        source: "peer",
-        cause,
-      });
+      throw fail("CHANNEL_PARAMS", `parameters refused: ${messageOf(cause)}`, { cause });
     }
     return handler(good, body);
   };
@@ -331,14 +328,7 @@ export class Channel {
   };
 
   readonly #onError = (cause: Error) => {
-    this.#fail(
-      new HoldfastError(`connection to ${this.#name} lost: ${messageOf(cause)}`, {
-        code: "CHANNEL_CLOSED",
-        source: "peer",
-        retryable: true,
-        cause,
-      }),
-    );
+    this.#fail(fail("CHANNEL_CLOSED", `connection to ${this.#name} lost: ${messageOf(cause)}`, { cause }));
   };
 
   readonly #onClose = () => {
@@ -433,12 +423,9 @@ export class Channel {
     if (handler === undefined) {
       this.#replyError(
         id,
-        new HoldfastError(
+        fail(
+          "CHANNEL_METHOD",
           `method ${JSON.stringify(method.slice(0, 80))} is not known: is the peer a newer version?`,
-          {
-            code: "CHANNEL_METHOD",
-            source: "peer",
-          },
         ),
       );
       return;
@@ -487,9 +474,9 @@ export class Channel {
     let bodyBytes = 0;
     for (const part of parts) bodyBytes += part.length;
     if (headerBytes > this.#headerBytesMax || bodyBytes > this.#bodyBytesMax) {
-      throw new HoldfastError(
+      throw fail(
+        "CHANNEL_TOO_LARGE",
         `a frame of ${headerBytes} + ${bodyBytes} bytes to ${this.#name} is too large (at most ${this.#headerBytesMax} + ${this.#bodyBytesMax}): split it`,
-        { code: "CHANNEL_TOO_LARGE", source: "peer" },
       );
     }
     const head = Buffer.allocUnsafe(PREFIX_BYTES + headerBytes);
@@ -515,13 +502,7 @@ export class Channel {
       this.#stream.end();
       this.#finish(null);
     } else {
-      this.#fail(
-        new HoldfastError(`connection to ${this.#name} ended in the middle of a frame`, {
-          code: "CHANNEL_CLOSED",
-          source: "peer",
-          retryable: true,
-        }),
-      );
+      this.#fail(fail("CHANNEL_CLOSED", `connection to ${this.#name} ended in the middle of a frame`));
     }
   }
 
@@ -552,41 +533,27 @@ export class Channel {
 
   #closedError(cause?: HoldfastError): HoldfastError {
     const why = cause === undefined ? "" : `: ${cause.message}`;
-    return new HoldfastError(`connection to ${this.#name} is closed${why}`, {
-      code: "CHANNEL_CLOSED",
-      source: "peer",
-      retryable: true,
-      cause,
-    });
+    return fail("CHANNEL_CLOSED", `connection to ${this.#name} is closed${why}`, { cause });
   }
 
   #timeoutError(method: string, timeoutMs: number): HoldfastError {
-    return new HoldfastError(`${this.#name} did not answer "${method}" within ${timeoutMs} ms`, {
-      code: "CHANNEL_TIMEOUT",
-      source: "peer",
-      retryable: true,
-    });
+    return fail("CHANNEL_TIMEOUT", `${this.#name} did not answer "${method}" within ${timeoutMs} ms`);
   }
 
   #abortedError(method: string, signal: AbortSignal): HoldfastError {
-    return new HoldfastError(`"${method}" to ${this.#name} was given up: ${messageOf(signal.reason)}`, {
-      code: "CHANNEL_ABORTED",
-      source: "peer",
+    return fail("CHANNEL_ABORTED", `"${method}" to ${this.#name} was given up: ${messageOf(signal.reason)}`, {
       cause: signal.reason,
     });
   }
 }
 
 function protocolError(what: string): HoldfastError {
-  return new HoldfastError(`the peer sent ${what}: not a Holdfast process, or one of another version`, {
-    code: "CHANNEL_PROTOCOL",
-    source: "peer",
-  });
+  return fail("CHANNEL_PROTOCOL", `the peer sent ${what}: not a Holdfast process, or one of another version`);
 }
 
 function asHoldfastError(error: unknown): HoldfastError {
   if (error instanceof HoldfastError) return error;
-  return new HoldfastError(messageOf(error), { code: "INTERNAL", source: "peer", cause: error });
+  return fail("INTERNAL", messageOf(error), { cause: error });
 }
 
 /** The peer's error as our own class; fields it got wrong are replaced, never trusted. */

@@ -15,7 +15,8 @@
 import { isIPv4, isIPv6 } from "node:net";
 import { crc32 } from "node:zlib";
 import { ByteReader, ByteWriter } from "./byte-codec.ts";
-import { HoldfastError } from "./errors.ts";
+import { fail } from "./error-codes.ts";
+import type { HoldfastError } from "./errors.ts";
 import type { Endpoint, LegSnapshot, LegState, SessionSnapshot } from "./snapshot.ts";
 
 export interface SnapshotLimits {
@@ -99,12 +100,9 @@ function checksumOf(bytes: Buffer, isNamed: boolean): number {
 }
 
 function invalid(why: string): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "SNAPSHOT_INVALID",
     `the session snapshot is not valid: ${why}; both nodes must run the same version`,
-    {
-      code: "SNAPSHOT_INVALID",
-      source: "peer",
-    },
   );
 }
 

@@ -6,7 +6,8 @@
  */
 import { endpointText } from "#proxy/contract/address.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
@@ -196,12 +197,7 @@ function checkPort(proxy: WorkloadProxy, snapshot: SessionSnapshot): void {
 }
 
 function adoptError(leg: string, cause: unknown): HoldfastError {
-  return new HoldfastError(`a ${leg} leg could not be adopted: ${messageOf(cause)}`, {
-    code: "PROXY_ADOPT",
-    source: "kernel",
-    retryable: true,
-    cause,
-  });
+  return fail("PROXY_ADOPT", `a ${leg} leg could not be adopted: ${messageOf(cause)}`, { cause });
 }
 
 function result(sessions: number, legs: number, start: bigint): AdoptResult {

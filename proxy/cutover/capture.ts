@@ -7,6 +7,7 @@
 import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
 import { endpointIn } from "#proxy/contract/address.ts";
 import type { CaptureResult } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { closedLeg, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
@@ -133,9 +134,10 @@ function captureDetached(proxy: WorkloadProxy, session: LiveSession, still: Deta
     return snapshot;
   } catch (cause) {
     proxy.counters.legFailures++;
-    throw new HoldfastError(
+    throw fail(
+      "PROXY_CAPTURE",
       `a leg of session ${session.id} (client ${session.client}) could not be captured: ${String(cause)}`,
-      { code: "PROXY_CAPTURE", source: "kernel", retryable: true, cause },
+      { cause },
     );
   }
 }

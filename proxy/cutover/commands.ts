@@ -7,7 +7,7 @@ import type { Logger } from "pino";
 import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
 import type { CapturedPiece, CaptureResult, Configure } from "#proxy/contract/commands.ts";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { KEY_BYTES, KEYS_MAX, type SharedKeys, splitKeys } from "#proxy/contract/shared-keys.ts";
 import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
@@ -164,8 +164,7 @@ export class Commands {
       // no step of a cutover: the keys of a move that is under way may change as well
       keys: (_params, body) => {
         const keys = linkKeysOf(body);
-        if (this.#proxy === null)
-          throw new HoldfastError("keys before configure", { code: "PROXY_STATE", source: "config" });
+        if (this.#proxy === null) throw fail("PROXY_STATE", "keys before configure");
         this.#proxy.keys = keys;
         this.#options.log.info({ command: "keys", keys: keys.length }, "command done");
         return { result: {} };
@@ -281,12 +280,9 @@ export class Commands {
     const keys = linkKeysOf(body);
     const configuration = JSON.stringify(params);
     if (this.#proxy !== null && configuration !== this.#configuration && this.#proxy.role !== "idle") {
-      throw new HoldfastError(
+      throw fail(
+        "PROXY_STATE",
         `the proxy is ${this.#proxy.role} and cannot be configured anew; stop it first`,
-        {
-          code: "PROXY_STATE",
-          source: "config",
-        },
       );
     }
     if (this.#proxy === null || configuration !== this.#configuration) {
@@ -314,12 +310,9 @@ export class Commands {
   async #takeNetwork(token: string): Promise<Reply> {
     const { network, log } = this.#options;
     if (network === undefined || this.#proxy?.config.network !== "own")
-      throw new HoldfastError(
+      throw fail(
+        "PROXY_CONFIG",
         "the proxy was started for an application in the node's network; stop the workload and start it again",
-        {
-          code: "PROXY_CONFIG",
-          source: "config",
-        },
       );
     network.take(token);
     log.info("the container's network is handed over");
@@ -372,18 +365,19 @@ export class Commands {
   #permit(name: RoleCommand, epoch: number): WorkloadProxy {
     const proxy = this.#proxy;
     if (proxy === null) {
-      throw new HoldfastError(`${name} before configure`, { code: "PROXY_STATE", source: "config" });
+      throw fail("PROXY_STATE", `${name} before configure`);
     }
     if (epoch < proxy.epoch) {
-      throw new HoldfastError(
+      throw fail(
+        "PROXY_FENCED",
         `${name} at epoch ${epoch}, but this proxy has seen ${proxy.epoch}: the workload has had another owner since`,
-        { code: "PROXY_FENCED", source: "migration" },
       );
     }
     if (!isAllowed(name, proxy.role)) {
-      throw new HoldfastError(
+      throw fail(
+        "PROXY_STATE",
         `${name} is not possible while the proxy is ${proxy.role} (possible: ${allowedRoles(name).join(", ")})`,
-        { code: "PROXY_STATE", source: "migration" },
+        { source: "migration" },
       );
     }
     return proxy;
@@ -400,9 +394,9 @@ export class Commands {
 function linkKeysOf(body: Buffer): SharedKeys {
   const keys = splitKeys(body);
   if (keys !== null) return keys;
-  throw new HoldfastError(
+  throw fail(
+    "PROXY_CONFIG",
     `expected 1 to ${KEYS_MAX} link keys of ${KEY_BYTES} bytes each, got ${body.length} bytes`,
-    { code: "PROXY_CONFIG", source: "config" },
   );
 }
 
@@ -413,8 +407,5 @@ function capturesLegs({ config }: WorkloadProxy): boolean {
 
 function requireMode(proxy: WorkloadProxy, mode: Configure["downstream"]): void {
   if (proxy.config.downstream === mode) return;
-  throw new HoldfastError(`the workload is configured for ${proxy.config.downstream}, not ${mode}`, {
-    code: "PROXY_STATE",
-    source: "config",
-  });
+  throw fail("PROXY_STATE", `the workload is configured for ${proxy.config.downstream}, not ${mode}`);
 }

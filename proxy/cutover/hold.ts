@@ -12,7 +12,7 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import type { HoldResult } from "#proxy/contract/commands.ts";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
@@ -58,9 +58,9 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   const silentAnchors = restless.filter(hasSilentAnchor);
   if (silentAnchors.length > 0) {
     const waitedMs = proxy.config.limits.holdMsMax + Math.round(links * LINK_MS);
-    throw new HoldfastError(
+    throw fail(
+      "PROXY_QUIESCE",
       `${silentAnchors.length} of ${links} anchor links have not answered within ${waitedMs} ms; roll back and look at their nodes`,
-      { code: "PROXY_QUIESCE", source: "link", retryable: true },
     );
   }
   let unackedLegs = 0;

@@ -2,7 +2,7 @@
  * What a capture has found, on its way to the agent: a piece at a time, so that the target adopts one while the next is
  * encoded, and no frame between processes has to hold them all.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { CAPTURE_BYTES_MAX, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 
@@ -44,9 +44,9 @@ export class Pieces {
 /** @throws HoldfastError `PROXY_CAPTURE` when the queues captured so far are more than the proxy keeps */
 export function checkTotal(bytes: number): void {
   if (bytes <= CAPTURE_BYTES_MAX) return;
-  throw new HoldfastError(
+  throw fail(
+    "PROXY_CAPTURE",
     `${bytes} bytes are queued on connections, more than a capture can have (${CAPTURE_BYTES_MAX}); wait until slow clients have read`,
-    { code: "PROXY_CAPTURE", source: "kernel", retryable: true },
   );
 }
 

@@ -5,7 +5,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
@@ -49,10 +49,10 @@ export function rollback(proxy: WorkloadProxy): { sessions: number; lost: number
 /** @throws HoldfastError `PROXY_FENCED` when an anchor here has seen the target release */
 export function refuseLateRollback(proxy: WorkloadProxy): void {
   if (!proxy.releasedElsewhere) return;
-  throw new HoldfastError("the target has released the sessions; retire this proxy instead of rolling back", {
-    code: "PROXY_FENCED",
-    source: "migration",
-  });
+  throw fail(
+    "PROXY_FENCED",
+    "the target has released the sessions; retire this proxy instead of rolling back",
+  );
 }
 
 function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {

@@ -4,7 +4,8 @@
  * cannot adopt at all says so before anybody is held.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import type { LegSnapshot } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
@@ -45,11 +46,7 @@ export async function warmUp(kernel: LegKernel): Promise<void> {
       if (round % TURN_ROUNDS === 0) await nextTurn();
     }
   } catch (cause) {
-    throw new HoldfastError(`this node cannot adopt connections: ${messageOf(cause)}`, {
-      code: "PROXY_NOT_ABLE",
-      source: "kernel",
-      cause,
-    });
+    throw fail("PROXY_NOT_ABLE", `this node cannot adopt connections: ${messageOf(cause)}`, { cause });
   } finally {
     for (const each of [listener, peer, fd]) if (each >= 0) kernel.close(each);
   }

@@ -1,6 +1,6 @@
 /** IP addresses as text, as bytes, and as struct sockaddr_in or sockaddr_in6 (ip(7), ipv6(7)). */
 import { isIPv4, isIPv6 } from "node:net";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { errno, failure, libc } from "./libc.ts";
 
@@ -46,10 +46,7 @@ export function addressBytes(address: string): Buffer {
   const bytes = Buffer.alloc(16);
   // isIPv6 lets a zone through ("fe80::1%eth0"); inet_pton does not, and a zone means nothing on another node
   if (!isIPv6(address) || libc().inet_pton(AF_INET6, address, bytes) !== 1) {
-    throw new HoldfastError(`"${address}" is not a numeric IPv4 or IPv6 address without a zone`, {
-      code: "ADDRESS_INVALID",
-      source: "config",
-    });
+    throw fail("ADDRESS_INVALID", `"${address}" is not a numeric IPv4 or IPv6 address without a zone`);
   }
   return bytes;
 }

@@ -6,6 +6,7 @@
  * connection is shown with IPv4 addresses. Left out: other protocols, memory and congestion details.
  * Sources: include/uapi/linux/{netlink,sock_diag,inet_diag}.h, net/ipv4/inet_diag.c.
  */
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "./address-text.ts";
@@ -282,12 +283,9 @@ function readMessage(message: Buffer): DiagSocket {
 
 function refused(errno: number, what: string): HoldfastError {
   if (errno === EOPNOTSUPP) {
-    return new HoldfastError(
+    return fail(
+      "SOCK_DESTROY_MISSING",
       `this kernel has no ${what}; build it with CONFIG_INET_DIAG_DESTROY, or leave the connections to time out`,
-      {
-        code: "SOCK_DESTROY_MISSING",
-        source: "kernel",
-      },
     );
   }
   // between look-up and destruction it ended, and another took its place
@@ -296,8 +294,5 @@ function refused(errno: number, what: string): HoldfastError {
 }
 
 function unexpected(): HoldfastError {
-  return new HoldfastError("sock_diag answered in a form this version does not know", {
-    code: "KERNEL_UNKNOWN",
-    source: "kernel",
-  });
+  return fail("KERNEL_UNKNOWN", "sock_diag answered in a form this version does not know");
 }

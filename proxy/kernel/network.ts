@@ -10,6 +10,7 @@
  */
 import { constants } from "node:os";
 import { HANDED_SOCKETS, type HandedMessage, type HandedSocket } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as ipText from "./address-text.ts";
 import * as passing from "./descriptor-passing.ts";
@@ -134,10 +135,7 @@ export class UpstreamNetwork implements Network {
     for (;;) {
       const received = this.#inbox < 0 ? null : passing.receiveDescriptors(this.#inbox, MESSAGE_BYTES_MAX);
       if (received === null)
-        throw new HoldfastError("the sockets of the container's network have not arrived", {
-          code: "NETWORK_NOT_HANDED",
-          source: "kernel",
-        });
+        throw fail("NETWORK_NOT_HANDED", "the sockets of the container's network have not arrived");
       const { descriptors } = received;
       const names = namesIn(received.message, token);
       if (names !== null && names.length === descriptors.length) {

@@ -1,5 +1,5 @@
 /** The state of a TCP socket, from TCP_INFO (include/uapi/linux/tcp.h, include/net/tcp_states.h). */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import type { LegState } from "#proxy/contract/snapshot.ts";
 import * as sock from "./socket.ts";
 
@@ -21,10 +21,7 @@ export function readState(fd: number): LegState {
   sock.getsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_INFO, tcpInfo);
   const state = STATES.get(tcpInfo[0] as number);
   if (state === undefined) {
-    throw new HoldfastError(`a TCP socket in state number ${tcpInfo[0]} cannot be moved; close it`, {
-      code: "LEG_NOT_MOVABLE",
-      source: "kernel",
-    });
+    throw fail("LEG_NOT_MOVABLE", `a TCP socket in state number ${tcpInfo[0]} cannot be moved; close it`);
   }
   return state;
 }

@@ -1,5 +1,6 @@
 /** Where clients connect: a socket that listens, and what accept(2) gives. */
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { READY, type SocketKernel, type Watcher } from "#proxy/stream/socket-kernel.ts";
 
 /** somaxconn caps it; a held proxy must not make the kernel drop SYNs */
@@ -111,10 +112,7 @@ function cannotListen({ address, port }: ListenerOptions, cause: NodeJS.ErrnoExc
     EACCES: "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE",
   };
   const cure = cures[cause.code ?? ""] ?? messageOf(cause);
-  return new HoldfastError(`cannot listen for clients on ${where} (${cause.code ?? "no code"}): ${cure}`, {
-    code: "PROXY_LISTEN",
-    source: "downstream",
-    retryable: true,
+  return fail("PROXY_LISTEN", `cannot listen for clients on ${where} (${cause.code ?? "no code"}): ${cure}`, {
     cause,
   });
 }

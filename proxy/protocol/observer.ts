@@ -15,7 +15,8 @@ import { strict as assert } from "node:assert";
 import { Buffer } from "node:buffer";
 import { ByteReader, ByteWriter } from "#proxy/contract/byte-codec.ts";
 import type { PortConfig } from "#proxy/contract/commands.ts";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { CLIENT_HELLO_BYTES_MAX, DETECT_BYTES_MAX, detect, type Protocol, tlsClientHello } from "./detect.ts";
 import { HttpConversation, type HttpHooks, type RequestRecord } from "./http-conversation.ts";
 import type { HttpHead } from "./http-head.ts";
@@ -353,8 +354,8 @@ function agreesOnDeflate(head: HttpHead): boolean {
 }
 
 function invalid(why: string): HoldfastError {
-  return new HoldfastError(`the saved observer is not valid: ${why}; both nodes must run the same version`, {
-    code: "OBSERVER_INVALID",
-    source: "peer",
-  });
+  return fail(
+    "OBSERVER_INVALID",
+    `the saved observer is not valid: ${why}; both nodes must run the same version`,
+  );
 }

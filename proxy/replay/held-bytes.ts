@@ -7,7 +7,8 @@
 import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
 import { closeSync, openSync, readSync, unlinkSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { HoldfastError, messageOf } from "../contract/errors.ts";
+import { fail } from "../contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "../contract/errors.ts";
 
 const CIPHER = "aes-256-gcm";
 const KEY_BYTES = 32;
@@ -161,8 +162,9 @@ export class HeldBytes {
 }
 
 function spillFailed(directory: string, cause: unknown): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "SPILL_FAILED",
     `held bytes cannot be kept on disk in ${directory}: ${messageOf(cause)}; make room there, or set limits.spillBytesMax: 0`,
-    { code: "SPILL_FAILED", source: "downstream", cause },
+    { cause },
   );
 }

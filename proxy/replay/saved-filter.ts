@@ -7,6 +7,7 @@
  */
 import * as z from "zod";
 import { ByteReader, ByteWriter } from "../contract/byte-codec.ts";
+import { fail } from "../contract/error-codes.ts";
 import { HoldfastError } from "../contract/errors.ts";
 import type { SavedReplay } from "./session-replay.ts";
 
@@ -125,8 +126,9 @@ export function decodeFilter(bytes: Buffer): SavedFilter {
 }
 
 function invalid(why: string, cause?: unknown): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "SNAPSHOT_INVALID",
     `what is known of a session's bytes is not valid: ${why}; both nodes must run the same version`,
-    { code: "SNAPSHOT_INVALID", source: "peer", cause },
+    { cause },
   );
 }

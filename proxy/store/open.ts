@@ -1,5 +1,6 @@
 /** From the `store:` line of the configuration to a store. */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { MemoryStore } from "./memory.ts";
 import { type RedisAddress, RedisStore, type RedisStoreOptions, type RedisTarget } from "./redis.ts";
 import type { Store } from "./store.ts";
@@ -88,5 +89,5 @@ function parseCredentials(text: string | undefined): { username?: string; passwo
 }
 
 function invalid(what: string): HoldfastError {
-  return new HoldfastError(what, { code: "CONFIG_INVALID", source: "config" });
+  return fail("CONFIG_INVALID", what);
 }

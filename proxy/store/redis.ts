@@ -20,7 +20,8 @@
  */
 import { Cluster, Redis } from "ioredis";
 import * as z from "zod";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { OWNERSHIP_KEYS, OWNERSHIP_SCRIPT } from "./scripts.ts";
 import {
   assertRequest,
@@ -331,18 +332,18 @@ export class RedisStore implements Store {
       return this.#unreachable(what, `it answers ${text}`, !/^(NOAUTH|WRONGPASS|NOPERM)/.test(text));
     }
     if (!changes || /enableOfflineQueue/.test(text)) return this.#unreachable(what, text);
-    return new HoldfastError(
+    return fail(
+      "STORE_UNKNOWN",
       `Redis at ${this.#where}: ${what} was sent and not answered (${text}): it may or may not have happened`,
-      { code: "STORE_UNKNOWN", source: "store", retryable: true },
     );
   }
 
   #unreachable(what: string, reason: string, retryable = true): HoldfastError {
-    return new HoldfastError(`Redis at ${this.#where} cannot be used, ${what} was not done: ${reason}`, {
-      code: "STORE_UNREACHABLE",
-      source: "store",
-      retryable,
-    });
+    return fail(
+      "STORE_UNREACHABLE",
+      `Redis at ${this.#where} cannot be used, ${what} was not done: ${reason}`,
+      { retryable },
+    );
   }
 }
 

@@ -8,7 +8,8 @@
  */
 import assert from "node:assert/strict";
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { KEY_BYTES, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 export interface SealContext {
@@ -66,8 +67,5 @@ function associated({ workload, epoch, kind }: SealContext): Buffer {
 }
 
 function invalid({ workload, epoch, kind }: SealContext, why: string): HoldfastError {
-  return new HoldfastError(`sealed ${kind} of workload ${workload} at epoch ${epoch} is refused: ${why}`, {
-    code: "SEAL_INVALID",
-    source: "store",
-  });
+  return fail("SEAL_INVALID", `sealed ${kind} of workload ${workload} at epoch ${epoch} is refused: ${why}`);
 }

@@ -22,7 +22,8 @@
  */
 import assert from "node:assert/strict";
 import * as z from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 
 export interface Ownership {
   /** node name */
@@ -225,31 +226,24 @@ export function refusal(
 ): HoldfastError {
   if (found === null) {
     // Not fenced: that nothing is known is no proof that another node has it.
-    return new HoldfastError(
+    return fail(
+      "STORE_ABSENT",
       `workload ${workload}: ${step} refused: the store has no record of it. Was Redis emptied, or restarted without persistence? Ask each node with \`holdfast status\``,
-      { code: "STORE_ABSENT", source: "store" },
     );
   }
   const busy = status === "busy";
   const now =
     `it belongs to node ${found.owner} at epoch ${found.epoch} (${found.state})` +
     (found.migration === null ? "" : `, migration ${found.migration.id} to ${found.migration.target}`);
-  return new HoldfastError(
+  return fail(
+    busy ? "STORE_BUSY" : "STORE_FENCED",
     `workload ${workload}: ${step} refused: ${busy ? "a migration is under way, " : ""}${now}`,
-    {
-      code: busy ? "STORE_BUSY" : "STORE_FENCED",
-      source: "store",
-      retryable: busy,
-    },
   );
 }
 
 export function corrupt(key: string, what: string): HoldfastError {
-  return new HoldfastError(
+  return fail(
+    "STORE_CORRUPT",
     `key ${key} in the store is damaged: ${what}. Look at it; delete it if nothing of it is needed`,
-    {
-      code: "STORE_CORRUPT",
-      source: "store",
-    },
   );
 }

@@ -20,7 +20,7 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { type Network, OWN_NETWORK, tcpSocketOf } from "#proxy/kernel/network.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { readState } from "#proxy/kernel/tcp-state.ts";
-import { HoldfastError } from "../contract/errors.ts";
+import { fail } from "../contract/error-codes.ts";
 import type { LegSnapshot, LegState } from "../contract/snapshot.ts";
 import { encodeWindow, finReceived, finSent } from "./capture.ts";
 import { FLAG_ACK, FLAG_FIN, injectSegment } from "./inject.ts";
@@ -81,10 +81,10 @@ export interface ReleaseOptions {
  */
 export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
   if (snapshot.state === "CLOSE") {
-    throw new HoldfastError("a leg in state CLOSE has nothing to adopt; reset the session's other leg", {
-      code: "LEG_NOT_ADOPTABLE",
-      source: "kernel",
-    });
+    throw fail(
+      "LEG_NOT_ADOPTABLE",
+      "a leg in state CLOSE has nothing to adopt; reset the session's other leg",
+    );
   }
   const fd = tcpSocketOf(options.network ?? OWN_NETWORK, snapshot.family);
   try {
@@ -189,9 +189,9 @@ function fillQueue(fd: number, queue: number, bytes: Buffer): void {
   sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, queue);
   const rest = write(fd, bytes);
   if (rest.length === 0) return;
-  throw new HoldfastError(
+  throw fail(
+    "LEG_QUEUE_REFUSED",
     `the kernel took ${bytes.length - rest.length} of ${bytes.length} bytes of a leg's queue; raise net.ipv4.tcp_mem or free memory`,
-    { code: "LEG_QUEUE_REFUSED", source: "kernel", retryable: true },
   );
 }
 
@@ -299,9 +299,9 @@ function inject(
     // again each time: a copy is an old segment to TCP, and a lost one did not come this way
     injectSegment({ from: snapshot.remote, to: snapshot.local, ...segment, window }, network);
   }
-  throw new HoldfastError(
+  throw fail(
+    "LEG_FIN_NOT_RESTORED",
     `a segment injected for ${snapshot.local.address}:${snapshot.local.port} did not arrive; let the loopback device through the firewall`,
-    { code: "LEG_FIN_NOT_RESTORED", source: "kernel" },
   );
 }
 

@@ -30,7 +30,7 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { readState, tcpInfo } from "#proxy/kernel/tcp-state.ts";
-import { HoldfastError } from "../contract/errors.ts";
+import { fail } from "../contract/error-codes.ts";
 import {
   closedLeg,
   type Endpoint,
@@ -84,11 +84,7 @@ export function captureLeg(fd: number): LegSnapshot {
       const now = closeSendWindow(fd);
       if (now.snd_wnd > 0) repairWindow = now;
     }
-    throw new HoldfastError("the leg's queues keep changing; shield the leg or freeze its peer first", {
-      code: "LEG_NOT_QUIET",
-      source: "kernel",
-      retryable: true,
-    });
+    throw fail("LEG_NOT_QUIET", "the leg's queues keep changing; shield the leg or freeze its peer first");
   } catch (error) {
     uncaptureLeg(fd, { window: repairWindow });
     throw error;
@@ -118,9 +114,9 @@ export function uncaptureLeg(
 function closeSendWindow(fd: number): RepairWindow {
   const size = sock.getsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_WINDOW, window);
   if (size !== window.length) {
-    throw new HoldfastError(
+    throw fail(
+      "KERNEL_UNKNOWN",
       `struct tcp_repair_window has ${size} bytes on this kernel, expected ${window.length}`,
-      { code: "KERNEL_UNKNOWN", source: "kernel" },
     );
   }
   const open: RepairWindow = {

@@ -6,7 +6,7 @@ import { hkdfSync, randomBytes } from "node:crypto";
 import net from "node:net";
 import type { Logger } from "pino";
 import type { Configure, PortConfig, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
@@ -846,10 +846,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
     try {
       await promise;
     } catch (cause) {
-      throw new HoldfastError(`cannot listen for links on ${this.config.linkAddress}: ${String(cause)}`, {
-        code: "PROXY_LISTEN",
+      throw fail("PROXY_LISTEN", `cannot listen for links on ${this.config.linkAddress}: ${String(cause)}`, {
         source: "link",
-        retryable: true,
         cause,
       });
     }

@@ -353,6 +353,28 @@ describe("one file each", () => {
     );
   });
 
+  it("has the codes of errors, each of which something has, and makes errors of them", () => {
+    // … but for what the kernel says, what another process said, and the code of a failed start's own error
+    const others =
+      /^(proxy\/kernel\/|proxy\/contract\/(error-codes|channel)\.ts|control\/(cli\/admin-client|migration\/ended-connection|workload\/workload)\.ts)/;
+    none(
+      lines(
+        product.filter(({ path }) => !others.test(path)),
+        /\bnew HoldfastError\(/,
+      ),
+      "errors are made by fail(), with a code of proxy/contract/error-codes.ts",
+    );
+    const registry = readFileSync(join(root, "proxy/contract/error-codes.ts"), "utf8");
+    const codes = [...registry.matchAll(/^ {2}([A-Z][A-Z0-9_]+): \{/gm)].map(([, code = ""]) => code);
+    assert.ok(codes.length > 100);
+    assert.deepEqual(codes, [...codes].sort(), "in order");
+    const rest = product.filter(({ path }) => path !== "proxy/contract/error-codes.ts");
+    none(
+      codes.filter((code) => !rest.some(({ text }) => text.includes(`"${code}"`))),
+      "codes that no error has",
+    );
+  });
+
   it("talks to Redis", () => {
     none(
       breaches(product, (target, path) => /^ioredis(\/|$)/.test(target) && path !== "proxy/store/redis.ts"),

@@ -12,7 +12,8 @@ import { randomBytes } from "node:crypto";
 import { closeSync, existsSync, mkdirSync, realpathSync } from "node:fs";
 import { chmod, copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join, relative } from "node:path";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
@@ -97,10 +98,7 @@ export class ContainerRuntime {
         // the next one may be there
       }
     }
-    throw new HoldfastError("neither runc nor crun is installed: apt-get install runc", {
-      code: "RUNTIME_MISSING",
-      source: "container",
-    });
+    throw fail("RUNTIME_MISSING", "neither runc nor crun is installed: apt-get install runc");
   }
 
   get program(): string {
@@ -140,9 +138,9 @@ export class ContainerRuntime {
       const pid = await this.#initPid(id);
       const init = pid === null ? null : await identify(pid);
       if (init === null) {
-        throw new HoldfastError(
+        throw fail(
+          "CONTAINER_ENDED",
           `the container of ${options.workload} ended at once: see ${options.logFile}`,
-          { code: "CONTAINER_ENDED", source: "container" },
         );
       }
       const { network } = options.container;
@@ -200,10 +198,7 @@ export class ContainerRuntime {
       const status = await exitStatus(child);
       if (status !== 0) {
         const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${logFile}`;
-        throw new HoldfastError(`${this.#program} cannot start the application: ${reason}`, {
-          code: "CONTAINER_EXEC",
-          source: "container",
-        });
+        throw fail("CONTAINER_EXEC", `${this.#program} cannot start the application: ${reason}`);
       }
       const setsid = await identify(Number(await readFile(pidFile, "utf8")));
       while (setsid !== null && (await isSameProcess(setsid)))
@@ -285,10 +280,7 @@ export class ContainerRuntime {
       const status = await exitStatus(child);
       if (status !== 0) {
         const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${options.logFile}`;
-        throw new HoldfastError(`${this.#program} cannot create ${id}: ${reason}`, {
-          code: "CONTAINER_CREATE",
-          source: "container",
-        });
+        throw fail("CONTAINER_CREATE", `${this.#program} cannot create ${id}: ${reason}`);
       }
       await runCommand(this.#program, ["--root", this.#root, "start", id], { source: "container" });
       return readerProcess;
@@ -399,9 +391,9 @@ export async function applicationPid(record: ContainerRecord): Promise<number | 
   // what has ended there waits for the init to reap it
   for (const pid of await childrenOf(record.init.pid)) if ((await identify(pid)) !== null) children.push(pid);
   if (children.length > 1) {
-    throw new HoldfastError(
+    throw fail(
+      "TREES_MANY",
       `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree`,
-      { code: "TREES_MANY", source: "container" },
     );
   }
   return children[0] ?? null;

@@ -26,6 +26,7 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
@@ -67,9 +68,7 @@ export function inNetworkOf<T>(pids: number[], use: () => T): T {
 export function insideNetworkOf<T>(initPid: number, use: () => T): T {
   const namespace = openNamespace(initPid);
   if (namespace === null)
-    throw new HoldfastError(`process ${initPid}, whose network this is about, has ended`, {
-      code: "CONTAINER_ENDED",
-      source: "container",
+    throw fail("CONTAINER_ENDED", `process ${initPid}, whose network this is about, has ended`, {
       retryable: true,
     });
   try {
@@ -147,9 +146,10 @@ async function connect({ id, runDir, initPid }: Instance, plan: NetworkPlan): Pr
       ],
     );
   } catch (cause) {
-    throw new HoldfastError(
+    throw fail(
+      "CONTAINER_NETWORK",
       `the container's network cannot be made: ${messageOf(cause)} (it takes ip(8), nft(8), and a kernel with veth, nf_tables and NAT; or say container.network: host)`,
-      { code: "CONTAINER_NETWORK", source: "container", cause },
+      { cause },
     );
   }
 }

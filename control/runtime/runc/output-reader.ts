@@ -11,7 +11,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, constants, openSync } from "node:fs";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { identify, type ProcessIdentity } from "../processes.ts";
 
 /** dd writes what it reads at once, and ends now and then for the size to be looked at. */
@@ -62,10 +62,7 @@ export async function startOutputReader(pipe: number, options: OutputOptions): P
   await once(child, "spawn");
   const reader = await identify(child.pid as number);
   if (reader !== null) return reader;
-  throw new HoldfastError("what reads the application's output ended at once: are /bin/sh and dd there?", {
-    code: "OUTPUT_READER",
-    source: "container",
-  });
+  throw fail("OUTPUT_READER", "what reads the application's output ended at once: are /bin/sh and dd there?");
 }
 
 /** Another one, for a container whose last has ended. What it had not read is still in the pipe. */

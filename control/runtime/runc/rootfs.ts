@@ -2,7 +2,8 @@
 import { readFile, stat } from "node:fs/promises";
 import { isAbsolute, join } from "node:path";
 import { z } from "zod";
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { WorkloadConfig } from "../../config/config.ts";
 import type { WorkloadRootfs } from "./container-runtime.ts";
 import type { ContainerPlan, OciSpec } from "./spec.ts";
@@ -29,11 +30,7 @@ export async function loadRootfs(
   const folder = config.bundle ?? "";
   const file = join(folder, "config.json");
   const invalid = (why: string, cause?: unknown): HoldfastError =>
-    new HoldfastError(`${file} is not an OCI configuration: ${why}`, {
-      code: "BUNDLE_INVALID",
-      source: "config",
-      cause,
-    });
+    fail("BUNDLE_INVALID", `${file} is not an OCI configuration: ${why}`, { cause });
   let parsed: unknown;
   try {
     parsed = JSON.parse(await readFile(file, "utf8"));
@@ -60,6 +57,5 @@ export async function loadRootfs(
 
 async function requireFolder(path: string): Promise<void> {
   const found = await stat(path).catch(() => null);
-  if (found?.isDirectory() !== true)
-    throw new HoldfastError(`rootfs ${path} is not a folder`, { code: "ROOTFS_MISSING", source: "config" });
+  if (found?.isDirectory() !== true) throw fail("ROOTFS_MISSING", `rootfs ${path} is not a folder`);
 }

@@ -1,0 +1,176 @@
+/**
+ * Every code that an error of ours can have, with what follows from it. Errors of the kernel have the errno's name as code, and are
+ * not in here.
+ */
+import { type ErrorSource, HoldfastError } from "./errors.ts";
+
+interface CodeFacts {
+  /** where it comes from, as a rule */
+  source: ErrorSource;
+  /** the same call can succeed later without anybody changing anything; default: no */
+  retryable?: true;
+  /** of the command line; default: failed */
+  exit?: "usage" | "unreachable" | "refused";
+  /** of the admin API; default: 500 */
+  http?: number;
+}
+
+const CODES = {
+  ADDRESS_INVALID: { source: "config" },
+  ADDRESS_UNREACHABLE: { source: "kernel" },
+  ADMIN_HOST: { source: "peer", exit: "usage", http: 421 },
+  ADMIN_MEDIA_TYPE: { source: "peer", exit: "usage", http: 415 },
+  ADMIN_ORIGIN: { source: "peer", exit: "usage", http: 403 },
+  ADMIN_TOKEN: { source: "config", exit: "usage" },
+  ADMIN_UNAUTHORIZED: { source: "peer", exit: "usage", http: 401 },
+  AGENT_AMBIGUOUS: { source: "config", exit: "unreachable" },
+  AGENT_CLOSING: { source: "migration" },
+  AGENT_NOT_FOUND: { source: "config", retryable: true, exit: "unreachable" },
+  AGENT_PROTOCOL: { source: "peer", exit: "unreachable" },
+  AGENT_UNREACHABLE: { source: "peer", retryable: true, exit: "unreachable" },
+  ALREADY_THERE: { source: "migration", exit: "refused", http: 409 },
+  APPLICATION_BUSY: { source: "upstream", exit: "refused" },
+  APPLICATION_DOWN: { source: "container" },
+  APPLICATION_ENDED: { source: "container" },
+  APPLICATION_STUCK: { source: "container" },
+  AUDIT_DIFFERENCE: { source: "criu" },
+  AUDIT_SPACE: { source: "container" },
+  BUNDLE_INVALID: { source: "config" },
+  CANCELLED: { source: "migration" },
+  CHANNEL_ABORTED: { source: "peer" },
+  CHANNEL_CLOSED: { source: "peer", retryable: true },
+  CHANNEL_METHOD: { source: "peer" },
+  CHANNEL_PARAMS: { source: "peer" },
+  CHANNEL_PROTOCOL: { source: "peer" },
+  CHANNEL_TIMEOUT: { source: "peer", retryable: true },
+  CHANNEL_TOO_LARGE: { source: "peer" },
+  COMMAND_FAILED: { source: "container" },
+  CONFIG_INVALID: { source: "config", exit: "usage" },
+  CONTAINER_CREATE: { source: "container" },
+  CONTAINER_ENDED: { source: "container" },
+  CONTAINER_EXEC: { source: "container" },
+  CONTAINER_NETWORK: { source: "container" },
+  CRIU_DIED: { source: "criu" },
+  CRIU_DUMP: { source: "criu" },
+  CRIU_FAILED: { source: "criu" },
+  CRIU_IMAGE: { source: "criu" },
+  CRIU_IMAGE_INVALID: { source: "criu" },
+  CRIU_MISSING: { source: "criu" },
+  CRIU_PROTOCOL: { source: "criu" },
+  CRIU_RESTORE: { source: "criu" },
+  CRIU_START: { source: "criu" },
+  CRIU_STATS_INVALID: { source: "criu" },
+  CRIU_UNFIT: { source: "criu" },
+  DATAGRAMS_LOST: { source: "kernel" },
+  DEADLINE: { source: "migration" },
+  EPOCH_PASSED: { source: "peer" },
+  FAULT_INJECTED: { source: "migration" },
+  FILES_PATH: { source: "peer" },
+  FILES_TAR: { source: "container" },
+  FILES_TOOL: { source: "container" },
+  FILE_UNMOVABLE: { source: "container", retryable: true },
+  FINGERPRINT_INVALID: { source: "peer" },
+  FREEZER: { source: "kernel", retryable: true },
+  GROUP_DEVICE: { source: "kernel" },
+  HELD_LOST: { source: "store" },
+  IMAGES_SPACE: { source: "migration" },
+  IMAGE_REFUSED: { source: "peer" },
+  INTERNAL: { source: "peer" },
+  JOURNAL_INVALID: { source: "config" },
+  KERNEL_UNKNOWN: { source: "kernel" },
+  KEYS: { source: "config" },
+  LEG_FIN_NOT_RESTORED: { source: "kernel" },
+  LEG_NOT_ADOPTABLE: { source: "kernel" },
+  LEG_NOT_MOVABLE: { source: "kernel" },
+  LEG_NOT_QUIET: { source: "kernel", retryable: true },
+  LEG_QUEUE_REFUSED: { source: "kernel", retryable: true },
+  LISTEN_FAILED: { source: "config" },
+  LOCK_SHARED: { source: "container", retryable: true },
+  MEMORY_DIFFERS: { source: "criu" },
+  MIGRATION_ABORTED: { source: "migration" },
+  MIGRATION_BUSY: { source: "migration", retryable: true, exit: "refused", http: 409 },
+  MIGRATION_ORDER: { source: "peer" },
+  MIGRATION_UNKNOWN: { source: "migration" },
+  NAME_AMBIGUOUS: { source: "config", exit: "refused", http: 409 },
+  NAME_UNKNOWN: { source: "store", exit: "refused", http: 404 },
+  NETWORK_NOT_HANDED: { source: "kernel" },
+  NODE_UNKNOWN: { source: "config", exit: "refused", http: 404 },
+  NOT_FOUND: { source: "peer", http: 404 },
+  NOT_OWNER: { source: "migration", exit: "refused", http: 409 },
+  OBSERVER_INVALID: { source: "peer" },
+  OUTPUT_READER: { source: "container" },
+  OUTPUT_REPLACED: { source: "container" },
+  OWNER_UNKNOWN: { source: "store", retryable: true, exit: "refused", http: 409 },
+  OWN_SOCKETS_INVALID: { source: "peer" },
+  PAGEMAP_INVALID: { source: "criu" },
+  PEER_ABORTED: { source: "peer" },
+  PEER_AUTH: { source: "peer" },
+  PEER_IDENTITY: { source: "peer" },
+  PEER_TIMEOUT: { source: "peer", retryable: true },
+  PEER_UNREACHABLE: { source: "peer", retryable: true },
+  PREFLIGHT: { source: "migration" },
+  PROXY_ADOPT: { source: "kernel", retryable: true },
+  PROXY_CAPTURE: { source: "kernel", retryable: true },
+  PROXY_CONFIG: { source: "config" },
+  PROXY_FENCED: { source: "migration" },
+  PROXY_LISTEN: { source: "downstream", retryable: true },
+  PROXY_NOT_ABLE: { source: "kernel" },
+  PROXY_QUIESCE: { source: "link", retryable: true },
+  PROXY_START: { source: "container" },
+  PROXY_STATE: { source: "config" },
+  QUEUES_INVALID: { source: "peer" },
+  QUEUES_SPACE: { source: "container" },
+  QUEUE_NOTIFIES: { source: "container", retryable: true },
+  REQUEST_INVALID: { source: "peer", exit: "usage", http: 400 },
+  RESTART_BUSY: { source: "migration", retryable: true, exit: "refused", http: 409 },
+  RESTORED_GONE: { source: "criu" },
+  ROOTFS_MISSING: { source: "config" },
+  RUNTIME_MISSING: { source: "container" },
+  SEAL_INVALID: { source: "store" },
+  SEMAPHORES_MANY: { source: "container", retryable: true },
+  SNAPSHOT_INVALID: { source: "peer" },
+  SOCK_DESTROY_MISSING: { source: "kernel" },
+  SPILL_FAILED: { source: "downstream" },
+  START_FAILED: { source: "container" },
+  STORE_ABSENT: { source: "store" },
+  STORE_BUSY: { source: "store", retryable: true, exit: "refused", http: 409 },
+  STORE_CORRUPT: { source: "store" },
+  STORE_FENCED: { source: "store" },
+  STORE_UNKNOWN: { source: "store", retryable: true },
+  STORE_UNREACHABLE: { source: "store", retryable: true },
+  TREES_MANY: { source: "container" },
+  UNIX_PEER_MISSING: { source: "container" },
+  UPSTREAM_TAKEN: { source: "container", retryable: true },
+  USAGE_AGENT: { source: "config", exit: "usage" },
+  USAGE_DRY_RUN: { source: "config", exit: "usage" },
+  USAGE_TOKEN: { source: "config", exit: "usage" },
+  VIP_DEVICE: { source: "config" },
+  VIP_REFUSED: { source: "kernel" },
+  WATCH_EVENTS: { source: "container" },
+  WATCH_FILE: { source: "container", retryable: true },
+  WATCH_NUMBER: { source: "kernel" },
+  WORKLOAD_DOWN: { source: "container", exit: "refused", http: 409 },
+  WORKLOAD_UNKNOWN: { source: "config", exit: "refused", http: 404 },
+} as const satisfies Record<string, CodeFacts>;
+
+export type ErrorCode = keyof typeof CODES;
+
+/** To be thrown, or to reject with. @param options where this one is not as its code says */
+export function fail(
+  code: ErrorCode,
+  message: string,
+  options: { source?: ErrorSource; retryable?: boolean; cause?: unknown } = {},
+): HoldfastError {
+  const facts: CodeFacts = CODES[code];
+  return new HoldfastError(message, {
+    code,
+    source: facts.source,
+    retryable: facts.retryable === true,
+    ...options,
+  });
+}
+
+/** null: it is none of ours, but the kernel's, or another version's */
+export function factsOf(code: string): CodeFacts | null {
+  return Object.hasOwn(CODES, code) ? CODES[code as ErrorCode] : null;
+}
