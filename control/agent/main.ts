@@ -166,15 +166,7 @@ function watchSecrets(
       for (const problem of trust.problems) log.error(problem);
       log.info({ revoked: trust.revoked.nodes }, "certificates and who is revoked were read again");
     }
-    for (const workload of workloads.values())
-      workload
-        .tellKeys()
-        .catch((error: unknown) =>
-          log.warn(
-            { workload: workload.name, reason: messageOf(error) },
-            "its proxy does not know the keys yet",
-          ),
-        );
+    for (const workload of workloads.values()) void workload.keeper.tellKeys();
   };
   const watch = new ChangeWatch(secretFiles(config), readAgain);
   readAgain(); // what has changed since the start
@@ -237,13 +229,13 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
   channel.on(
     "anchor.prepare",
     checked(anchorPrepareCall, ({ workload: name, epoch, target }) =>
-      workload(name).anchorPrepare(epoch, target),
+      workload(name).anchors.onPrepare(epoch, target),
     ),
   );
   channel.on(
     "anchor.switch",
     checked(anchorSwitchCall, ({ workload: name, epoch, owner }) =>
-      workload(name).anchorSwitch(epoch, owner),
+      workload(name).anchors.onSwitch(epoch, owner),
     ),
   );
 }

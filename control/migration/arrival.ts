@@ -244,7 +244,7 @@ export class Arrival {
     workload.record({ container });
     await refuseMissingUnixPeers(container, this.prepare.facts.unixPeers);
     context.faults.at("target:standby");
-    const link = await workload.standbyProxy(this.prepare.epoch);
+    const link = await workload.keeper.standby(this.prepare.epoch);
     const images = runPath(container, "images");
     mkdirSync(images, { mode: 0o700 });
     this.#images = new ImageReceiver(images, workload.limits.imagesBytesMax);
@@ -663,7 +663,7 @@ export class Arrival {
     if (container !== null) await workload.runtime.destroy(container); // with the CRIU at work in it
     workload.endLeftConnections();
     await this.#letGo();
-    await workload.discardProxy(this.prepare.epoch);
+    await workload.keeper.discard(this.prepare.epoch);
     workload.record({ moving: null, container: null });
     this.#forgotten = true;
   }

@@ -180,7 +180,7 @@ export class Departure {
   /** Everything up to the hold has been done. */
   async #rehearsed(): Promise<MoveResult> {
     const workload = this.#workload;
-    const sessions = await workload.countSessions();
+    const sessions = await workload.keeper.countSessions();
     const storeAtMs = performance.now();
     await workload.context.store.ping();
     const storeMs = performance.now() - storeAtMs;
@@ -245,7 +245,7 @@ export class Departure {
       migration: this.#id,
       from: context.node,
       epoch: this.#epoch,
-      anchors: workload.anchorsAfterLeaving(this.#options.to),
+      anchors: workload.anchors.afterLeaving(this.#options.to),
       highestTid: await highestInnerTid(await treeOf(root)),
       facts: required(facts),
       ownerEpoch: journal.epoch,
@@ -258,7 +258,7 @@ export class Departure {
     if (workload.downstream === "forward") workload.recordMoving({ link: this.#link });
     for (const mount of container.tmpfs) await this.#untilStopped(this.#sendFilesFirst(mount));
     if (workload.downstream === "forward")
-      await workload.prepareAnchors(this.#epoch, this.#options.to, this.#link);
+      await workload.anchors.prepare(this.#epoch, this.#options.to, this.#link);
     await this.#findWatchedFiles();
     await this.#startWorker();
     await this.#sendLayers();

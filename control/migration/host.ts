@@ -70,13 +70,17 @@ export interface MigrationProxies {
       waitMs?: number,
     ): Promise<{ result: Result; body: Buffer }>;
   };
-  countSessions(): Promise<number>;
-  /** → where the links of anchors arrive */
-  standbyProxy(epoch: number): Promise<Endpoint>;
-  discardProxy(epoch: number): Promise<void>;
-  /** Forward: nodes whose proxies have clients of this workload once it has left. */
-  anchorsAfterLeaving(to: string): string[];
-  prepareAnchors(epoch: number, to: string, target: Endpoint): Promise<void>;
+  readonly keeper: {
+    countSessions(): Promise<number>;
+    /** → where the links of anchors arrive */
+    standby(epoch: number): Promise<Endpoint>;
+    discard(epoch: number): Promise<void>;
+  };
+  readonly anchors: {
+    /** Nodes whose proxies have clients of this workload once it has left. */
+    afterLeaving(to: string): string[];
+    prepare(epoch: number, to: string, target: Endpoint): Promise<void>;
+  };
   /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
   heldBytes(epoch: number): Promise<Buffer>;
 }

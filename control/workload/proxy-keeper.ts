@@ -1,146 +1,272 @@
 /**
- * The proxy of one workload on this node: a process of its own, so that the clients' sockets outlive an agent that dies.
- * Started detached, spoken to over its Unix socket, found again by a later agent.
+ * The proxy of a workload on this node: started, found again by the next agent, given its keys and its way to the application, and
+ * replaced when it ends outside of a move.
  */
-import { spawn } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
-import { rm } from "node:fs/promises";
-import { connect, type Socket } from "node:net";
-import { fileURLToPath } from "node:url";
-import { Channel } from "#proxy/contract/channel.ts";
-import type { HandedMessage, ProxyCommands } from "#proxy/contract/commands.ts";
-import { fail } from "#proxy/contract/error-codes.ts";
+import { hkdfSync, randomBytes } from "node:crypto";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import type { Logger } from "pino";
+import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
-import { sendDescriptors } from "#proxy/kernel/descriptor-passing.ts";
-import { identify, isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
+import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import type { WorkloadConfig } from "../config/config.ts";
+import { hasOwnNetwork, makeHandedSockets } from "../runtime/runc/network.ts";
+import type { SharedKeyRing } from "./context.ts";
+import type { Journal } from "./journal.ts";
+import { endProcess, ProxyClient } from "./proxy-client.ts";
 
-const START_MS_MAX = 15_000;
-const RETRY_MS = 10;
-const COMMAND_MS_MAX = 30_000;
-
-/**
- * What clients send is parsed here: of root's powers the process keeps only what it uses (setpriv(1)). TCP_REPAIR, the shield and
- * transparent addresses (NET_ADMIN, BPF), a FIN that is made up (NET_RAW), ports below 1024.
- */
-const PRIVILEGES = [
-  ...["--bounding-set", "-all,+net_admin,+net_raw,+net_bind_service,+bpf"],
-  ...["--inh-caps", "-all", "--ambient-caps", "-all", "--no-new-privs"],
-];
-
-export interface ProxyRecord {
-  process: ProcessIdentity;
-  socketPath: string;
+/** Whose proxy it is. */
+export interface ProxyHost {
+  readonly name: string;
+  readonly config: WorkloadConfig;
+  readonly context: {
+    readonly node: string;
+    readonly host: string;
+    readonly links: "encrypted" | "plain";
+    readonly ring: SharedKeyRing;
+    readonly log: Logger;
+  };
+  /** of its own on this node */
+  readonly folder: string;
+  readonly journal: Readonly<Journal>;
+  record(patch: Partial<Journal>): void;
+  /** A proxy that ends now ends on purpose, or is looked after by somebody else: by a move, or by whoever stops the workload. */
+  readonly isProxyExpectedToEnd: boolean;
 }
 
-export class ProxyClient {
-  readonly record: ProxyRecord;
-  #channel: Channel;
+const SESSIONS_PAGE = 1_000;
 
-  private constructor(record: ProxyRecord, channel: Channel) {
-    this.record = record;
-    this.#channel = channel;
+export class ProxyKeeper {
+  readonly #host: ProxyHost;
+  #client: ProxyClient | null = null;
+  /** which proxy knows which keys */
+  #keysTold: { proxy: ProxyClient; keys: SharedKeys } | null = null;
+  #keysUntold: ProxyClient | null = null;
+  /** forward, owner: where this proxy takes links */
+  #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
+
+  constructor(host: ProxyHost) {
+    this.#host = host;
   }
 
-  /**
-   * Starts the process and connects to it. @throws HoldfastError `PROXY_START`
-   * @param onSpawn told at once, so that an agent that dies now leaves no process nobody knows of
-   */
-  static async start(
-    socketPath: string,
-    logFile: string,
-    onSpawn: (record: ProxyRecord) => void,
-  ): Promise<ProxyClient> {
-    await rm(socketPath, { force: true });
-    const log = openSync(logFile, "a", 0o600);
-    const main = fileURLToPath(new URL("../../proxy/main.ts", import.meta.url));
-    const child = spawn("setpriv", [...PRIVILEGES, "--", process.execPath, main, "--socket", socketPath], {
-      detached: true,
-      stdio: ["ignore", log, log],
-      cwd: "/",
-    });
-    closeSync(log);
-    let ended: string | null = null;
-    child.once("error", (error) => (ended = messageOf(error)));
-    child.once("exit", (code, signal) => (ended = `it ended (${signal ?? code})`));
-    child.unref();
-    const spawned = await identify(child.pid ?? -1);
-    if (spawned !== null) onSpawn({ process: spawned, socketPath });
-    const deadline = Date.now() + START_MS_MAX;
-    for (;;) {
-      const socket = await tryConnect(socketPath);
-      const process = socket === null ? null : await identify(child.pid ?? -1);
-      if (socket !== null && process !== null)
-        return new ProxyClient({ process, socketPath }, new Channel(socket, { name: "proxy" }));
-      if (ended !== null || Date.now() > deadline) {
-        throw fail("PROXY_START", `the proxy did not start: ${ended ?? "no answer"}; see ${logFile}`);
-      }
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  /** null: there is none */
+  get client(): ProxyClient | null {
+    return this.#client;
+  }
+
+  /** The one that the last agent has started. */
+  async find(): Promise<void> {
+    const { proxy } = this.#host.journal;
+    if (proxy === null) return;
+    const found = await ProxyClient.find(proxy);
+    if (found !== null) this.#use(found);
+    else await endProcess(proxy.process, 0); // it never came so far as to listen
+  }
+
+  async start(): Promise<ProxyClient> {
+    const { name, config, context, folder } = this.#host;
+    const proxy = await ProxyClient.start(join(folder, "proxy.sock"), join(folder, "proxy.log"), (record) =>
+      this.#host.record({ proxy: record }),
+    );
+    this.#use(proxy);
+    this.#host.record({ proxy: proxy.record });
+    const {
+      deadlineMs: _,
+      imagesMbMax: __,
+      precopyMbMax: ___,
+      verifyMemory: ____,
+      storedLegsBytesMax: _____,
+      logMbMax: ______,
+      ...proxyLimits
+    } = config.limits;
+    const spillDir = join(folder, "spill");
+    mkdirSync(spillDir, { recursive: true, mode: 0o700 });
+    const configure: Configure = {
+      workload: name,
+      node: context.node,
+      network: this.#isApart ? "own" : "host",
+      downstream: config.downstream,
+      listenAddress: config.listenAddress,
+      listenDevice: config.vip?.device ?? null,
+      ports: config.ports,
+      linkAddress: context.host,
+      links: context.links,
+      spillDir,
+      limits: proxyLimits,
+    };
+    const { keys } = context.ring;
+    await proxy.command("configure", configure, this.#linkKeys(keys));
+    this.#keysTold = { proxy, keys };
+    await this.handNetwork();
+    return proxy;
+  }
+
+  /** It is no longer looked after: its end is no accident. */
+  leave(): ProxyClient | null {
+    const left = this.#client;
+    this.#client = null;
+    return left;
+  }
+
+  /** Ends it, as it is known here or in the journal. Its clients get RST. */
+  async stop(): Promise<void> {
+    const { proxy: record } = this.#host.journal;
+    const proxy = this.leave();
+    if (proxy !== null) await proxy.stop();
+    else if (record !== null) await endProcess(record.process, 0);
+  }
+
+  /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. */
+  async replace(epoch: number): Promise<void> {
+    await this.leave()?.stop();
+    const proxy = await this.start();
+    await proxy.command("serve", { epoch });
+  }
+
+  // ---- in a move ----
+
+  /** → where the links of anchors arrive */
+  async standby(epoch: number): Promise<Endpoint> {
+    let proxy = this.#client;
+    if (proxy?.isOpen) await this.handNetwork();
+    else proxy = await this.start();
+    const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
+    return result.link;
+  }
+
+  async discard(epoch: number): Promise<void> {
+    const proxy = this.#client;
+    if (proxy === null) return;
+    await proxy.command("discard", { epoch }).catch(() => {});
+    if (this.#host.journal.role === "anchor") return;
+    this.#client = null;
+    await proxy.stop();
+    this.#host.record({ proxy: null });
+  }
+
+  /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */
+  async goOn(command: "release" | "rollback", epoch: number): Promise<void> {
+    const from = command === "release" ? ["adopted"] : ["held", "captured", "departed"];
+    try {
+      const proxy = this.#client;
+      if (proxy === null) throw new Error("there is none");
+      await proxy.command(command, { epoch }).catch(async (error: unknown) => {
+        const { result } = await proxy.command<"status", { role: string }>("status", {});
+        if (from.includes(result.role)) throw error; // else it had done so before
+      });
+    } catch (error) {
+      // its sessions are lost; the application is not, and its next clients need not be
+      const { name, context } = this.#host;
+      context.log.error({ workload: name, command, reason: messageOf(error) }, "the proxy failed");
+      await this.replace(epoch).catch((failed: unknown) => this.#warn("start another proxy", failed));
     }
   }
 
-  /** Connects to a proxy that an earlier agent started. null: it has ended. */
-  static async find(record: ProxyRecord): Promise<ProxyClient | null> {
-    if (!(await isSameProcess(record.process))) return null;
-    const socket = await tryConnect(record.socketPath);
-    return socket === null ? null : new ProxyClient(record, new Channel(socket, { name: "proxy" }));
+  // ---- what it is told ----
+
+  /** Tells a proxy that has been running the keys there are now, if it does not know them. Called again until it does. */
+  async tellKeys(): Promise<void> {
+    const proxy = this.#client;
+    const { keys } = this.#host.context.ring;
+    const told = this.#keysTold;
+    if (proxy === null || !proxy.isOpen || (told?.proxy === proxy && told.keys === keys)) return;
+    this.#keysTold = { proxy, keys };
+    try {
+      await proxy.command("keys", {}, this.#linkKeys(keys));
+    } catch (error) {
+      if (this.#keysTold?.keys === keys && this.#keysTold.proxy === proxy) this.#keysTold = told;
+      // a proxy of an older version knows no such command, and is asked again each second
+      if (this.#keysUntold === this.#client) return;
+      this.#keysUntold = this.#client;
+      this.#warn("tell the proxy the keys", error);
+    }
   }
 
-  get isOpen(): boolean {
-    return this.#channel.isOpen;
+  #linkKeys([first, ...others]: SharedKeys): Buffer {
+    const derive = (key: Buffer): Buffer =>
+      Buffer.from(hkdfSync("sha256", key, "", `holdfast link ${this.#host.name}`, 32));
+    return joinKeys([derive(first), ...others.map(derive)]);
   }
 
-  /** Resolves when the connection is over: the process has ended, or the connection alone. */
-  get closed(): Promise<unknown> {
-    return this.#channel.closed;
+  /** The application is in a network namespace of its own. Of the container there is, whatever the configuration says by now. */
+  get #isApart(): boolean {
+    const { container } = this.#host.journal;
+    const isApart = container === null ? null : hasOwnNetwork(container.init.pid);
+    return isApart ?? (this.#host.config.container?.network ?? null) !== null;
   }
 
-  /** @param waitMs how long the proxy has been asked to wait before it answers */
-  async command<Name extends keyof ProxyCommands, Result = unknown>(
-    name: Name,
-    params: ProxyCommands[Name],
-    body?: Buffer,
-    waitMs = 0,
-  ): Promise<{ result: Result; body: Buffer }> {
-    return this.#channel.call<Result>(name, params, {
-      timeoutMs: COMMAND_MS_MAX + waitMs,
-      ...(body === undefined ? {} : { body }),
-    });
+  /** Gives the proxy what it connects to the application by, where that has a network of its own: after each new container. */
+  async handNetwork(): Promise<void> {
+    const { container } = this.#host.journal;
+    const proxy = this.#client;
+    if (container === null || proxy === null || !this.#isApart) return;
+    const made = makeHandedSockets(container.init.pid);
+    const token = randomBytes(16).toString("hex");
+    try {
+      proxy.hand({ token, sockets: [...made.keys()] }, [...made.values()]);
+    } finally {
+      for (const fd of made.values()) descriptor.close(fd);
+    }
+    await proxy.command("network", { token });
   }
 
-  /** Sends it duplicates of descriptors; a command says what they are for. */
-  hand(message: HandedMessage, descriptors: number[]): void {
-    sendDescriptors(`${this.record.socketPath}.net`, Buffer.from(JSON.stringify(message)), descriptors);
+  // ---- what it says ----
+
+  /** Where it takes links. null: it takes none, or does not say */
+  async linkEndpoint(): Promise<Endpoint | null> {
+    const proxy = this.#client;
+    if (proxy === null || !proxy.isOpen) return null;
+    if (this.#ownLink?.proxy !== proxy || this.#ownLink.link === null) {
+      const status = await proxy
+        .command<"status", { link?: Endpoint | null }>("status", {})
+        .catch(() => null);
+      this.#ownLink = { proxy, link: status?.result.link ?? null };
+    }
+    return this.#ownLink.link;
   }
 
-  /** Lets go of the process without ending it. */
-  disconnect(): void {
-    this.#channel.close();
+  /** A page at a time, so that the proxy never spends long on it. */
+  async *sessionPages(): AsyncGenerator<SessionInfo[]> {
+    for (let after: number | null = 0; after !== null && this.#client !== null; ) {
+      const params: ListSessions = { after, max: SESSIONS_PAGE };
+      const { result }: { result: SessionPage } = await this.#client.command("sessions", params);
+      yield result.sessions;
+      after = result.next ?? null; // a proxy of the version before gives all at once
+    }
   }
 
-  /** Ends the process, with an RST to every client it still has. */
-  async stop(): Promise<void> {
-    if (this.#channel.isOpen) await this.command("stop", {}).catch(() => {});
-    this.#channel.close();
-    await endProcess(this.record.process);
+  async countSessions(): Promise<number> {
+    if (this.#client === null) return 0;
+    return (await this.#client.command<"status", { sessions: number }>("status", {})).result.sessions;
   }
-}
 
-/** Waits for a process to end, and makes it. */
-export async function endProcess(identity: ProcessIdentity, graceMs = 2_000): Promise<void> {
-  const deadline = Date.now() + graceMs;
-  while (await isSameProcess(identity)) {
-    if (Date.now() > deadline) process.kill(identity.pid, "SIGKILL");
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  // ---- inside ----
+
+  #use(proxy: ProxyClient): void {
+    this.#client = proxy;
+    void proxy.closed.then(() =>
+      this.#isGone(proxy).catch((error: unknown) => this.#warn("start another proxy", error)),
+    );
   }
-}
 
-function tryConnect(path: string): Promise<Socket | null> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    socket.once("connect", () => {
-      socket.removeAllListeners("error");
-      resolve(socket);
-    });
-    socket.once("error", () => resolve(null));
-  });
+  /** The connection to a proxy broke. Outside a move, one whose process has ended is replaced. */
+  async #isGone(proxy: ProxyClient): Promise<void> {
+    if (this.#client !== proxy || this.#host.isProxyExpectedToEnd) return;
+    const again = await ProxyClient.find(proxy.record);
+    if (again !== null) return this.#use(again);
+    const { name, context, journal } = this.#host;
+    context.log.error({ workload: name, pid: proxy.record.process.pid }, "the proxy has ended");
+    if (journal.role === "owner") await this.replace(journal.epoch);
+    else {
+      this.#client = null;
+      this.#host.record({ role: "none", proxy: null });
+    }
+  }
+
+  #warn(what: string, error: unknown): void {
+    const { name, context } = this.#host;
+    context.log.warn({ workload: name, what, reason: messageOf(error) }, `${what} failed; continuing`);
+  }
 }

@@ -30,7 +30,7 @@ export interface RegistryHost {
   readonly name: string;
   readonly context: { readonly node: string; readonly store: Store; readonly log: Logger };
   readonly journal: { readonly role: string; readonly moving: object | null; readonly epoch: number };
-  sessionPages(): AsyncIterable<SessionInfo[]>;
+  readonly keeper: { sessionPages(): AsyncIterable<SessionInfo[]> };
   /** The store has no record, or another one. */
   assertOwnership(): Promise<void>;
 }
@@ -89,7 +89,7 @@ export class Registry {
       this.#putAtMs = performance.now();
     };
     this.#changes.begin();
-    for await (const page of this.#workload.sessionPages()) {
+    for await (const page of this.#workload.keeper.sessionPages()) {
       // also without a change: that is the sign that all of it is still true
       for (const batch of inBatches(this.#changes.ofPage(page, performance.now()), SESSIONS_BATCH_MAX)) {
         await put(batch, []);

@@ -41,7 +41,7 @@ import type { Problem } from "./claim.ts";
 import type { WorkloadMetrics } from "./context.ts";
 import type { Journal, RestartStep } from "./journal.ts";
 import { holderOf } from "./port-holder.ts";
-import type { ProxyClient } from "./proxy-keeper.ts";
+import type { ProxyClient } from "./proxy-client.ts";
 import { ofCommand } from "./start-problem.ts";
 import { UnsentBound } from "./unsent-bound.ts";
 
@@ -113,7 +113,7 @@ export interface SupervisedWorkload {
   readonly isAtRest: boolean;
   createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord>;
   /** Gives the proxy what it connects to the application by: after each new container. */
-  handNetwork(): Promise<void>;
+  readonly keeper: { handNetwork(): Promise<void> };
   /** Of the next instance. */
   useConfig(config: WorkloadConfig): void;
 }
@@ -497,7 +497,7 @@ export class Supervisor {
     const made = await workload.createContainer(async () => {});
     workload.record({ container: made, application: null });
     // a proxy that has ended is replaced, and the next one is told when it is started
-    await workload
+    await workload.keeper
       .handNetwork()
       .catch((error: unknown) =>
         this.#log("warn", { reason: messageOf(error) }, "the proxy was not told of another container"),

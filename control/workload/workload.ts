@@ -2,18 +2,14 @@
  * One workload on one node: its container, its proxy, its address, and what the journal says of them. Starts it, stops it,
  * finds it again after a restart of the agent; the moves themselves are in `migration/`.
  */
-import { hkdfSync, randomBytes } from "node:crypto";
-import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
+import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { listenBacklog } from "#proxy/kernel/diag.ts";
 import { unseal } from "#proxy/store/seal.ts";
 import type { DepartureFacts } from "../api/check.ts";
@@ -44,9 +40,10 @@ import {
   type ContainerRuntime,
   runPath,
 } from "../runtime/runc/container-runtime.ts";
-import { hasOwnNetwork, inNetworkOf, makeHandedSockets } from "../runtime/runc/network.ts";
+import { inNetworkOf } from "../runtime/runc/network.ts";
 import type { OutputOptions } from "../runtime/runc/output-reader.ts";
 import { loadRootfs } from "../runtime/runc/rootfs.ts";
+import { Anchors } from "./anchors.ts";
 import { type Decision, decideClaim, decideForced, type Permission, type Problem } from "./claim.ts";
 import type { AgentContext } from "./context.ts";
 import { EMPTY_JOURNAL, type Journal, nextJournal, readJournal, writeJournal } from "./journal.ts";
@@ -60,7 +57,8 @@ import {
   NOT_CONFIGURED,
   unreachable,
 } from "./preflight/preflight.ts";
-import { endProcess, ProxyClient } from "./proxy-keeper.ts";
+import { endProcess, type ProxyClient } from "./proxy-client.ts";
+import { ProxyKeeper } from "./proxy-keeper.ts";
 import { Registry } from "./session-registry.ts";
 import { startProblem } from "./start-problem.ts";
 import { takeEach } from "./steps.ts";
@@ -101,9 +99,6 @@ const MIB = 1_048_576;
 const CRIU_POLL_MS = 5;
 /** a new move waits so long for the store to be told of the last one */
 const DEBT_MS_MAX = 1_000;
-const PEER_MS_MAX = 1_000;
-const EDGE_MS_MAX = 5_000;
-const SESSIONS_PAGE = 1_000;
 /** nodes and store are asked again after this whether a workload may be started */
 const CLAIM_AGAIN_MS = 500;
 const CHECK_DIAL_MS_MAX = 2_000;
@@ -114,17 +109,15 @@ export class Workload {
   readonly context: AgentContext;
   readonly outbox = new StoreOutbox(this);
   readonly supervisor = new Supervisor(this);
+  readonly keeper = new ProxyKeeper(this);
+  readonly anchors = new Anchors(this);
   readonly registry = new Registry(this);
   readonly output = new Output(this);
   #config: WorkloadConfig;
   vip: Vip | null = null;
   #journal: Journal;
-  #proxy: ProxyClient | null = null;
   #departure: { departure: Departure; to: string; cancel: AbortController } | null = null;
   #arrival: Arrival | null = null;
-  /** which proxy knows which keys */
-  #keysTold: { proxy: ProxyClient; keys: SharedKeys } | null = null;
-  #keysUntold: ProxyClient | null = null;
   #closed = false;
   #stopping = false;
   #recovery: Promise<void> = Promise.resolve();
@@ -146,10 +139,6 @@ export class Workload {
   #settling: "no" | "yes" | "forced" = "no";
   /** of owners that others told of */
   #heardEpoch = 0;
-  /** forward, owner: where this proxy takes links */
-  #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
-  /** forward, anchor: where it has been told that the owner takes links */
-  #ownerLink: Endpoint | null = null;
 
   constructor(config: WorkloadConfig, context: AgentContext) {
     this.#config = config;
@@ -204,8 +193,9 @@ export class Workload {
     return this.#journal.container;
   }
   get proxy(): ProxyClient {
-    if (this.#proxy === null) throw this.#notHere();
-    return this.#proxy;
+    const { client } = this.keeper;
+    if (client === null) throw this.#notHere();
+    return client;
   }
 
   /** What stops the container unseen. null: this machine has nothing of the kind */
@@ -258,15 +248,11 @@ export class Workload {
       this.context.log.error({ workload: this.name, ...this.#problem }, "the address is not looked after");
     });
     const { journal } = this;
-    if (journal.proxy !== null) {
-      const found = await ProxyClient.find(journal.proxy);
-      if (found !== null) this.#use(found);
-      else await endProcess(journal.proxy.process, 0); // it never came so far as to listen
-    }
+    await this.keeper.find();
     if (journal.moving !== null) await this.#recoverMove(journal.moving);
     if (this.#journal.owed !== null) this.outbox.put(this.#journal.owed);
     if (this.#journal.role === "owner") await this.#recoverOwner();
-    else if (this.#journal.role === "anchor" && this.#proxy === null)
+    else if (this.#journal.role === "anchor" && this.keeper.client === null)
       this.record({ role: "none", proxy: null });
     this.#isRecovered = true;
     this.supervisor.watch();
@@ -467,7 +453,7 @@ export class Workload {
     this.record({ container, role: "owner", epoch, stopped: false, anchors: [] });
     try {
       await this.supervisor.first();
-      const proxy = await this.#startProxy();
+      const proxy = await this.keeper.start();
       await proxy.command("serve", { epoch });
       await this.vip?.take(holder);
     } catch (error) {
@@ -522,7 +508,7 @@ export class Workload {
     const isOwner = runs && moving === null && !this.#stopping;
     const mayBeHere = runs || moving !== null || this.#damage !== null;
     const has = isOwner ? "owner" : mayBeHere ? "moving" : "no";
-    const link = isOwner && this.downstream === "forward" ? await this.#linkEndpoint() : null;
+    const link = isOwner && this.downstream === "forward" ? await this.keeper.linkEndpoint() : null;
     return { workload: this.name, has, epoch, seen, link };
   }
 
@@ -530,20 +516,12 @@ export class Workload {
     return this.#starting !== null && this.#journal.role === "owner";
   }
 
-  get #runsHere(): boolean {
-    return this.#journal.container !== null || this.#proxy !== null;
+  get isProxyExpectedToEnd(): boolean {
+    return this.#closed || this.#stopping || this.#isMoving;
   }
 
-  async #linkEndpoint(): Promise<Endpoint | null> {
-    const proxy = this.#proxy;
-    if (proxy === null || !proxy.isOpen) return null;
-    if (this.#ownLink?.proxy !== proxy || this.#ownLink.link === null) {
-      const status = await proxy
-        .command<"status", { link?: Endpoint | null }>("status", {})
-        .catch(() => null);
-      this.#ownLink = { proxy, link: status?.result.link ?? null };
-    }
-    return this.#ownLink.link;
+  get #runsHere(): boolean {
+    return this.#journal.container !== null || this.keeper.client !== null;
   }
 
   /** What the agent of another node says of it. */
@@ -561,16 +539,16 @@ export class Workload {
       this.stepDown({ owner: peer, epoch }).catch((error: unknown) => this.#warn("step down", error));
     // it is about to take the address off, which it has announced
     if (role === "owner" && epoch < own) this.vip?.announce();
-    const isNews = epoch > own || !isSameEndpoint(link, this.#ownerLink);
+    const isNews = epoch > own || !isSameEndpoint(link, this.anchors.ownerLink);
     if (role === "anchor" && link !== null && epoch >= own && isNews)
-      this.anchorSwitch(epoch, { node: peer, link }).catch((error: unknown) =>
-        this.#warn("switch links", error),
-      );
+      this.anchors
+        .onSwitch(epoch, { node: peer, link })
+        .catch((error: unknown) => this.#warn("switch links", error));
   }
 
   /** The store has forgotten or thrown back what it knew, or names another owner. Called about every second. */
   async checkOwnership(): Promise<void> {
-    await this.tellKeys().catch((error: unknown) => this.#tellOnce(error));
+    await this.keeper.tellKeys();
     const isSettled = (): boolean => this.isAtRest && this.#journal.owed === null && this.#runsHere;
     if (!this.#isRecovered || !isSettled()) return;
     const { store, node } = this.context;
@@ -663,13 +641,13 @@ export class Workload {
     this.output.close();
     this.vip?.close();
     this.#departure?.cancel.abort(fail("AGENT_CLOSING", "the agent is shutting down"));
-    this.#proxy?.disconnect();
+    this.keeper.client?.disconnect();
   }
 
   async #recoverOwner(): Promise<void> {
     const { container, epoch } = this.#journal;
     const alive = container !== null && (await this.runtime.isAlive(container));
-    if (!alive && this.#proxy === null) {
+    if (!alive && this.keeper.client === null) {
       this.context.log.warn({ workload: this.name }, "did not survive; starting again");
       await this.#tearDown();
       this.record({ ...EMPTY_JOURNAL, role: "owner", epoch }); // a later agent has to try as well
@@ -677,10 +655,10 @@ export class Workload {
       return;
     }
     this.context.log.info(
-      { workload: this.name, container: alive, proxy: this.#proxy !== null },
+      { workload: this.name, container: alive, proxy: this.keeper.client !== null },
       "found running",
     );
-    if (this.#proxy === null) await this.#replaceProxy(epoch);
+    if (this.keeper.client === null) await this.keeper.replace(epoch);
     await this.vip?.take();
     // an application that is not there is started again by the watch, behind the proxy it had
     this.supervisor.recover();
@@ -738,7 +716,7 @@ export class Workload {
     this.vip?.remove(); // first, see `Arrival`
     if (container !== null) await this.runtime.destroy(container);
     this.endLeftConnections();
-    await this.discardProxy(moving.epoch);
+    await this.keeper.discard(moving.epoch);
     this.record({ moving: null, container: null });
     context.log.info({ workload: name }, "the cut-off arrival was discarded");
   }
@@ -761,7 +739,8 @@ export class Workload {
   /** Restored and stopped, and the proxy that has its legs lives too. */
   async #isWhole(): Promise<boolean> {
     const { container } = this.#journal;
-    if (container === null || this.#proxy === null || !(await this.runtime.isAlive(container))) return false;
+    if (container === null || this.keeper.client === null || !(await this.runtime.isAlive(container)))
+      return false;
     return (await applicationPid(container).catch(() => null)) !== null;
   }
 
@@ -1054,28 +1033,6 @@ export class Workload {
     );
   }
 
-  /** The application is in a network namespace of its own. Of the container there is, whatever the configuration says by now. */
-  get #isApart(): boolean {
-    const { container } = this.#journal;
-    const isApart = container === null ? null : hasOwnNetwork(container.init.pid);
-    return isApart ?? (this.config.container?.network ?? null) !== null;
-  }
-
-  /** Gives the proxy what it connects to the application by, where that has a network of its own: after each new container. */
-  async handNetwork(): Promise<void> {
-    const { container } = this.#journal;
-    const proxy = this.#proxy;
-    if (container === null || proxy === null || !this.#isApart) return;
-    const made = makeHandedSockets(container.init.pid);
-    const token = randomBytes(16).toString("hex");
-    try {
-      proxy.hand({ token, sockets: [...made.keys()] }, [...made.values()]);
-    } finally {
-      for (const fd of made.values()) descriptor.close(fd);
-    }
-    await proxy.command("network", { token });
-  }
-
   /** Of an arrival that was given up, when its container has gone. */
   endLeftConnections(): void {
     // those of a network of its own ended with it; in the node's these ports may be others'
@@ -1083,31 +1040,12 @@ export class Workload {
     endLeftConnections(this.config.ports.map((port) => port.upstream.port));
   }
 
-  /** → where the links of anchors arrive */
-  async standbyProxy(epoch: number): Promise<Endpoint> {
-    let proxy = this.#proxy;
-    if (proxy?.isOpen) await this.handNetwork();
-    else proxy = await this.#startProxy();
-    const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
-    return result.link;
-  }
-
-  async discardProxy(epoch: number): Promise<void> {
-    const proxy = this.#proxy;
-    if (proxy === null) return;
-    await proxy.command("discard", { epoch }).catch(() => {});
-    if (this.#journal.role === "anchor") return;
-    this.#proxy = null;
-    await proxy.stop();
-    this.record({ proxy: null });
-  }
-
   /** The application goes on here, with its legs. Everything before this was silent. */
   async comeAlive(epoch: number): Promise<void> {
     // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
     this.vip?.add();
     this.vip?.announce();
-    await Promise.all([this.#continueTree(), this.#proxyStep("release", epoch, ["adopted"])]);
+    await Promise.all([this.#continueTree(), this.keeper.goOn("release", epoch)]);
   }
 
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
@@ -1125,84 +1063,13 @@ export class Workload {
         "take its own sockets back": async () => takeBackOwnSockets(images, await pids()),
         "take the address back": () => this.vip?.add(),
         "let kept connections hear": () => this.#unshieldOutbound(),
-        "let the proxy go on": () => this.#proxyStep("rollback", epoch, ["held", "captured", "departed"]),
+        "let the proxy go on": () => this.keeper.goOn("rollback", epoch),
         "announce the address": () => this.vip?.announce(),
         "put watches on files back": () => this.#putBackWatches(),
         "let the application go on": () => this.#continueTree(),
         "remove images": () => rm(images, { recursive: true, force: true }),
       },
       (what, error) => this.#warn(what, error),
-    );
-  }
-
-  /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */
-  async #proxyStep(command: "release" | "rollback", epoch: number, from: string[]): Promise<void> {
-    try {
-      await this.proxy.command(command, { epoch }).catch(async (error: unknown) => {
-        const { result } = await this.proxy.command<"status", { role: string }>("status", {});
-        if (from.includes(result.role)) throw error; // else it had done so before
-      });
-    } catch (error) {
-      // its sessions are lost; the application is not, and its next clients need not be
-      this.context.log.error({ workload: this.name, command, reason: messageOf(error) }, "the proxy failed");
-      await this.#replaceProxy(epoch).catch((failed: unknown) => this.#warn("start another proxy", failed));
-    }
-  }
-
-  /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. */
-  async #replaceProxy(epoch: number): Promise<void> {
-    const old = this.#proxy;
-    this.#proxy = null;
-    await old?.stop();
-    const proxy = await this.#startProxy();
-    await proxy.command("serve", { epoch });
-  }
-
-  #linkKeys([first, ...others]: SharedKeys): Buffer {
-    const derive = (key: Buffer): Buffer =>
-      Buffer.from(hkdfSync("sha256", key, "", `holdfast link ${this.name}`, 32));
-    return joinKeys([derive(first), ...others.map(derive)]);
-  }
-
-  /** A proxy of an older version knows no such command, and is asked again each second. */
-  #tellOnce(error: unknown): void {
-    if (this.#keysUntold === this.#proxy) return;
-    this.#keysUntold = this.#proxy;
-    this.#warn("tell the proxy the keys", error);
-  }
-
-  /** Tells a proxy that has been running the keys there are now, if it does not know them. Called again until it does. */
-  async tellKeys(): Promise<void> {
-    const proxy = this.#proxy;
-    const { keys } = this.context.ring;
-    const told = this.#keysTold;
-    if (proxy === null || !proxy.isOpen || (told?.proxy === proxy && told.keys === keys)) return;
-    this.#keysTold = { proxy, keys };
-    try {
-      await proxy.command("keys", {}, this.#linkKeys(keys));
-    } catch (error) {
-      if (this.#keysTold?.keys === keys && this.#keysTold.proxy === proxy) this.#keysTold = told;
-      throw error;
-    }
-  }
-
-  /** The connection to a proxy broke. Outside a move, one whose process has ended is replaced. */
-  async #proxyIsGone(proxy: ProxyClient): Promise<void> {
-    if (this.#closed || this.#stopping || this.#proxy !== proxy || this.#isMoving) return;
-    const again = await ProxyClient.find(proxy.record);
-    if (again !== null) return this.#use(again);
-    this.context.log.error({ workload: this.name, pid: proxy.record.process.pid }, "the proxy has ended");
-    if (this.#journal.role === "owner") await this.#replaceProxy(this.#journal.epoch);
-    else {
-      this.#proxy = null;
-      this.record({ role: "none", proxy: null });
-    }
-  }
-
-  #use(proxy: ProxyClient): void {
-    this.#proxy = proxy;
-    void proxy.closed.then(() =>
-      this.#proxyIsGone(proxy).catch((error: unknown) => this.#warn("start another proxy", error)),
     );
   }
 
@@ -1257,8 +1124,7 @@ export class Workload {
   /** The target goes on; whatever was kept for a rollback goes. */
   async retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
     const { container, proxy: proxyRecord } = this.#journal;
-    const proxy = this.#proxy;
-    if (this.downstream === "takeover") this.#proxy = null; // it ends
+    const proxy = this.downstream === "takeover" ? this.keeper.leave() : this.keeper.client; // it ends
     if (proxy?.isOpen)
       await proxy
         .command("retire", { epoch, owner: this.downstream === "forward" ? owner : null })
@@ -1268,8 +1134,8 @@ export class Workload {
       this.vip?.remove();
       proxy?.disconnect();
     }
-    const told = this.#tellAnchors(owner.node, "anchor.switch", { workload: this.name, epoch, owner });
-    const stays = this.#proxy !== null;
+    const told = this.anchors.switchTo(epoch, owner);
+    const stays = this.keeper.client !== null;
     // the move is over, whatever becomes of the clean-up
     this.record({
       role: stays ? "anchor" : "none",
@@ -1286,51 +1152,6 @@ export class Workload {
       await this.runtime
         .destroy(container)
         .catch((error: unknown) => this.#warn("remove the container", error));
-  }
-
-  /** Forward: nodes whose proxies have clients of this workload once it has left. */
-  anchorsAfterLeaving(to: string): string[] {
-    if (this.downstream === "takeover") return [];
-    return [...new Set([...this.#journal.anchors, this.context.node])].filter((node) => node !== to);
-  }
-
-  async prepareAnchors(epoch: number, to: string, target: Endpoint): Promise<void> {
-    await Promise.all([
-      this.proxy.command("prepareLinks", { epoch, target }),
-      this.#tellAnchors(to, "anchor.prepare", { workload: this.name, epoch, target }),
-    ]);
-  }
-
-  /** An anchor that cannot be reached dials again when its links break; it must not keep a workload where it is. */
-  async #tellAnchors(except: string, method: string, params: object): Promise<void> {
-    const told = this.#journal.anchors.filter((anchor) => anchor !== except);
-    await Promise.all(
-      told.map((anchor) =>
-        this.#tellAnchor(anchor, method, params).catch((error: unknown) =>
-          this.#warn(`anchor ${anchor}`, error),
-        ),
-      ),
-    );
-  }
-
-  async #tellAnchor(anchor: string, method: string, params: object): Promise<void> {
-    const channel = await this.context.dial(anchor, PEER_MS_MAX);
-    try {
-      await channel.call(method, params, { timeoutMs: EDGE_MS_MAX });
-    } finally {
-      channel.close();
-    }
-  }
-
-  /** As an anchor: what the owner's agent says. */
-  async anchorPrepare(epoch: number, target: Endpoint): Promise<void> {
-    await this.proxy.command("prepareLinks", { epoch, target });
-  }
-  async anchorSwitch(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
-    if (epoch < this.#journal.epoch) return; // told late
-    await this.proxy.command("switchOwner", { epoch, owner });
-    this.record({ epoch });
-    this.#ownerLink = owner.link;
   }
 
   #throwIfDamaged(): void {
@@ -1353,13 +1174,13 @@ export class Workload {
   async status(): Promise<WorkloadStatus> {
     const { role, epoch, container, application, moving, stopped } = this.#journal;
     const ownership = await this.context.store.ownership(this.name).catch(() => null);
-    const sessions = await this.countSessions().catch(() => 0);
+    const sessions = await this.keeper.countSessions().catch(() => 0);
     const alive =
       container !== null && application !== null
         ? await isSameProcess(application)
         : container !== null && (await applicationPid(container).catch(() => null)) !== null;
     let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
-    if (role === "owner") state = alive && this.#proxy !== null ? "running" : "down";
+    if (role === "owner") state = alive && this.keeper.client !== null ? "running" : "down";
     if (this.supervisor.isBusy) state = "restarting";
     const isOurs =
       ownership !== null && ownership.owner === this.context.node && ownership.state !== "stopped";
@@ -1410,74 +1231,23 @@ export class Workload {
 
   async sessions(): Promise<SessionInfo[]> {
     const all: SessionInfo[] = [];
-    for await (const page of this.sessionPages()) all.push(...page);
+    for await (const page of this.keeper.sessionPages()) all.push(...page);
     return all;
-  }
-
-  /** A page at a time, so that the proxy never spends long on it. */
-  async *sessionPages(): AsyncGenerator<SessionInfo[]> {
-    for (let after: number | null = 0; after !== null && this.#proxy !== null; ) {
-      const params: ListSessions = { after, max: SESSIONS_PAGE };
-      const { result }: { result: SessionPage } = await this.#proxy.command("sessions", params);
-      yield result.sessions;
-      after = result.next ?? null; // a proxy of the version before gives all at once
-    }
-  }
-
-  async countSessions(): Promise<number> {
-    if (this.#proxy === null) return 0;
-    return (await this.#proxy.command<"status", { sessions: number }>("status", {})).result.sessions;
   }
 
   // ---- inside ----
 
-  async #startProxy(): Promise<ProxyClient> {
-    const proxy = await ProxyClient.start(this.#file("proxy.sock"), this.#file("proxy.log"), (record) =>
-      this.record({ proxy: record }),
-    );
-    this.#use(proxy);
-    this.record({ proxy: proxy.record });
-    const { config, context } = this;
-    const {
-      deadlineMs: _,
-      imagesMbMax: __,
-      precopyMbMax: ___,
-      verifyMemory: ____,
-      storedLegsBytesMax: _____,
-      logMbMax: ______,
-      ...proxyLimits
-    } = config.limits;
-    const spillDir = this.#file("spill");
-    mkdirSync(spillDir, { recursive: true, mode: 0o700 });
-    const configure: Configure = {
-      workload: this.name,
-      node: context.node,
-      network: this.#isApart ? "own" : "host",
-      downstream: this.downstream,
-      listenAddress: config.listenAddress,
-      listenDevice: config.vip?.device ?? null,
-      ports: config.ports,
-      linkAddress: context.host,
-      links: context.links,
-      spillDir,
-      limits: proxyLimits,
-    };
-    const { keys } = context.ring;
-    await proxy.command("configure", configure, this.#linkKeys(keys));
-    this.#keysTold = { proxy, keys };
-    await this.handNetwork();
-    return proxy;
-  }
-
   async #tearDown(): Promise<void> {
-    const { proxy: proxyRecord, container } = this.#journal;
-    const proxy = this.#proxy;
-    this.#proxy = null; // its end is no accident
-    if (proxy !== null) await proxy.stop();
-    else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
+    const { container } = this.#journal;
+    await this.keeper.stop();
     if (container !== null) await this.runtime.destroy(container);
     this.vip?.remove();
     this.record({ proxy: null, container: null });
+  }
+
+  /** Of its own on this node: the journal, sockets, logs. */
+  get folder(): string {
+    return join(this.context.stateDir, "workloads", this.name);
   }
 
   get #journalPath(): string {
@@ -1485,11 +1255,14 @@ export class Workload {
   }
 
   #file(name: string): string {
-    return join(this.context.stateDir, "workloads", this.name, name);
+    return join(this.folder, name);
   }
 
   #warn(what: string, error: unknown): void {
-    this.context.log.warn({ workload: this.name, what, reason: messageOf(error) }, "went on without it");
+    this.context.log.warn(
+      { workload: this.name, what, reason: messageOf(error) },
+      `${what} failed; continuing`,
+    );
   }
 
   #notHere(): HoldfastError {

@@ -46,8 +46,10 @@ describe("a workload's registry", () => {
       name: "w",
       context: { node: "a", store, log: { debug: (_: object, line: string) => assert.fail(line) } },
       journal: { role: "owner", moving: null, epoch: 1 },
-      sessionPages: async function* () {
-        yield* pages;
+      keeper: {
+        sessionPages: async function* () {
+          yield* pages;
+        },
       },
     } as unknown as Workload);
     registry.keep();

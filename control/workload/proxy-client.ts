@@ -1,0 +1,146 @@
+/**
+ * The proxy of one workload on this node: a process of its own, so that the clients' sockets outlive an agent that dies.
+ * Started detached, spoken to over its Unix socket, found again by a later agent.
+ */
+import { spawn } from "node:child_process";
+import { closeSync, openSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { connect, type Socket } from "node:net";
+import { fileURLToPath } from "node:url";
+import { Channel } from "#proxy/contract/channel.ts";
+import type { HandedMessage, ProxyCommands } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import { sendDescriptors } from "#proxy/kernel/descriptor-passing.ts";
+import { identify, isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
+
+const START_MS_MAX = 15_000;
+const RETRY_MS = 10;
+const COMMAND_MS_MAX = 30_000;
+
+/**
+ * What clients send is parsed here: of root's powers the process keeps only what it uses (setpriv(1)). TCP_REPAIR, the shield and
+ * transparent addresses (NET_ADMIN, BPF), a FIN that is made up (NET_RAW), ports below 1024.
+ */
+const PRIVILEGES = [
+  ...["--bounding-set", "-all,+net_admin,+net_raw,+net_bind_service,+bpf"],
+  ...["--inh-caps", "-all", "--ambient-caps", "-all", "--no-new-privs"],
+];
+
+export interface ProxyRecord {
+  process: ProcessIdentity;
+  socketPath: string;
+}
+
+export class ProxyClient {
+  readonly record: ProxyRecord;
+  #channel: Channel;
+
+  private constructor(record: ProxyRecord, channel: Channel) {
+    this.record = record;
+    this.#channel = channel;
+  }
+
+  /**
+   * Starts the process and connects to it. @throws HoldfastError `PROXY_START`
+   * @param onSpawn told at once, so that an agent that dies now leaves no process nobody knows of
+   */
+  static async start(
+    socketPath: string,
+    logFile: string,
+    onSpawn: (record: ProxyRecord) => void,
+  ): Promise<ProxyClient> {
+    await rm(socketPath, { force: true });
+    const log = openSync(logFile, "a", 0o600);
+    const main = fileURLToPath(new URL("../../proxy/main.ts", import.meta.url));
+    const child = spawn("setpriv", [...PRIVILEGES, "--", process.execPath, main, "--socket", socketPath], {
+      detached: true,
+      stdio: ["ignore", log, log],
+      cwd: "/",
+    });
+    closeSync(log);
+    let ended: string | null = null;
+    child.once("error", (error) => (ended = messageOf(error)));
+    child.once("exit", (code, signal) => (ended = `it ended (${signal ?? code})`));
+    child.unref();
+    const spawned = await identify(child.pid ?? -1);
+    if (spawned !== null) onSpawn({ process: spawned, socketPath });
+    const deadline = Date.now() + START_MS_MAX;
+    for (;;) {
+      const socket = await tryConnect(socketPath);
+      const process = socket === null ? null : await identify(child.pid ?? -1);
+      if (socket !== null && process !== null)
+        return new ProxyClient({ process, socketPath }, new Channel(socket, { name: "proxy" }));
+      if (ended !== null || Date.now() > deadline) {
+        throw fail("PROXY_START", `the proxy did not start: ${ended ?? "no answer"}; see ${logFile}`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
+
+  /** Connects to a proxy that an earlier agent started. null: it has ended. */
+  static async find(record: ProxyRecord): Promise<ProxyClient | null> {
+    if (!(await isSameProcess(record.process))) return null;
+    const socket = await tryConnect(record.socketPath);
+    return socket === null ? null : new ProxyClient(record, new Channel(socket, { name: "proxy" }));
+  }
+
+  get isOpen(): boolean {
+    return this.#channel.isOpen;
+  }
+
+  /** Resolves when the connection is over: the process has ended, or the connection alone. */
+  get closed(): Promise<unknown> {
+    return this.#channel.closed;
+  }
+
+  /** @param waitMs how long the proxy has been asked to wait before it answers */
+  async command<Name extends keyof ProxyCommands, Result = unknown>(
+    name: Name,
+    params: ProxyCommands[Name],
+    body?: Buffer,
+    waitMs = 0,
+  ): Promise<{ result: Result; body: Buffer }> {
+    return this.#channel.call<Result>(name, params, {
+      timeoutMs: COMMAND_MS_MAX + waitMs,
+      ...(body === undefined ? {} : { body }),
+    });
+  }
+
+  /** Sends it duplicates of descriptors; a command says what they are for. */
+  hand(message: HandedMessage, descriptors: number[]): void {
+    sendDescriptors(`${this.record.socketPath}.net`, Buffer.from(JSON.stringify(message)), descriptors);
+  }
+
+  /** Lets go of the process without ending it. */
+  disconnect(): void {
+    this.#channel.close();
+  }
+
+  /** Ends the process, with an RST to every client it still has. */
+  async stop(): Promise<void> {
+    if (this.#channel.isOpen) await this.command("stop", {}).catch(() => {});
+    this.#channel.close();
+    await endProcess(this.record.process);
+  }
+}
+
+/** Waits for a process to end, and makes it. */
+export async function endProcess(identity: ProcessIdentity, graceMs = 2_000): Promise<void> {
+  const deadline = Date.now() + graceMs;
+  while (await isSameProcess(identity)) {
+    if (Date.now() > deadline) process.kill(identity.pid, "SIGKILL");
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+function tryConnect(path: string): Promise<Socket | null> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.once("connect", () => {
+      socket.removeAllListeners("error");
+      resolve(socket);
+    });
+    socket.once("error", () => resolve(null));
+  });
+}
