@@ -60,7 +60,7 @@ import {
   putBackOwnSockets,
   readOwnSockets,
 } from "./own-sockets.ts";
-import { decideAtTarget, delay, isNoAnswer, OUTCOME_MS_MAX } from "./settle.ts";
+import { decideAtTarget, OUTCOME_MS_MAX, release } from "./settle.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
 import { refuseMissingUnixPeers } from "./unix-peers.ts";
 import { restoredMemory, type VerifyCall, verifyCall, verifyMemory } from "./verify-memory.ts";
@@ -605,27 +605,18 @@ export class Arrival {
    */
   async #markReleased(): Promise<number> {
     const workload = this.#workload;
+    const { name, context } = workload;
     const { migration, epoch } = this.prepare;
-    for (;;) {
-      try {
-        await workload.context.store.markReleased({
-          workload: workload.name,
-          node: workload.context.node,
-          epoch,
-        });
-        return epoch;
-      } catch (error) {
-        if (!isNoAnswer(error)) throw error;
-        const granted = (await this.#sourceGrants()) ? epoch : this.#granted;
-        if (granted !== null) {
-          workload.outbox.put({ kind: "released", migration, epoch: granted });
-          return granted;
-        }
-      }
-      await delay();
+    return release(workload, {
+      migration,
+      epoch,
+      mark: () => context.store.markReleased({ workload: name, node: context.node, epoch }),
+      grants: () => this.#sourceGrants(),
+      word: () => this.#granted,
+    }).catch((error: unknown) => {
       if (workload.isClosed) this.#isLeftOpen = true; // the store may have it: the next agent asks
-      workload.throwIfClosed();
-    }
+      throw error;
+    });
   }
 
   async #sourceGrants(): Promise<boolean> {

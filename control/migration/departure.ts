@@ -53,7 +53,7 @@ import { locksOnSharedMounts } from "./locks.ts";
 import { leaveOwnSockets } from "./own-sockets.ts";
 import { predict } from "./prediction.ts";
 import { Rehearsal } from "./rehearsal.ts";
-import { decideAtSource } from "./settle.ts";
+import { goBack } from "./settle.ts";
 import { beginRepair, classifySockets, shieldOutbound } from "./sockets.ts";
 import { anonymousBytes, tracedTree } from "./traced-tree.ts";
 import { refuseUnmovableFiles } from "./unmovable-files.ts";
@@ -660,42 +660,30 @@ export class Departure {
     this.#goingBack = true; // no grant any more
     // without a commit the target cannot come alive: nobody has to wait until it has heard
     const asked = this.#askTargetToGiveUp();
-    let epoch = this.#epoch + 1;
-    let told = false;
-    if (this.#commitTried) {
-      const word = await asked;
-      if (word?.outcome !== "gave-up") {
-        const unclear = {
-          migration: this.#id,
-          peer: this.#options.to,
-          epoch: this.#epoch,
-          granted: this.#granted,
-        };
-        const decision =
-          word?.outcome === "released"
-            ? { where: "there" as const, epoch: word.epoch }
-            : await decideAtSource(workload, unclear);
-        if (decision.where === "there") {
-          this.#epoch = decision.epoch;
-          return false;
-        }
-        ({ epoch, told } = decision);
-      }
-    }
-    const before = workload.journal.epoch;
-    if (this.#held) {
-      await this.#worker?.close().catch((error: unknown) => {
-        workload.context.log.warn({ workload: name, reason: messageOf(error) }, "CRIU did not end in order");
-      });
-      await workload.goOnHere(epoch);
-    }
-    workload.record({ epoch: this.#held ? epoch : before, moving: null });
-    if (!told && this.#reserveTried)
-      workload.outbox.put({
-        kind: this.#held ? "taken-back" : "cancelled",
+    const settled = await goBack(
+      workload,
+      {
         migration: this.#id,
-        epoch: workload.journal.epoch,
-      });
+        peer: this.#options.to,
+        epoch: this.#epoch,
+        reserveTried: this.#reserveTried,
+        held: this.#held,
+        commitTried: this.#commitTried,
+        granted: this.#granted,
+      },
+      this.#commitTried ? await asked : null,
+      async () =>
+        this.#worker?.close().catch((error: unknown) => {
+          workload.context.log.warn(
+            { workload: name, reason: messageOf(error) },
+            "CRIU did not end in order",
+          );
+        }),
+    );
+    if (settled.where === "there") {
+      this.#epoch = settled.epoch;
+      return false;
+    }
     if ((await asked) !== null)
       await this.#channel?.call("forgotten", {}, { timeoutMs: FORGOTTEN_MS_MAX }).catch(() => {});
     await workload.outbox.flushed(STORE_MS_MAX);

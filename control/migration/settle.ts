@@ -159,14 +159,107 @@ export async function decideReleasing(
     });
     if (found !== null && found.epoch >= epoch)
       return found.owner === context.node && found.epoch === epoch ? "mine" : "not-mine";
-    const answers = await context.owners.ask(name);
-    const says = (of: PeerAnswer): Held | null => ("held" in of ? of.held : null);
-    const isAbove = (held: Held | null): boolean => held?.has === "owner" && held.epoch > epoch;
-    if (answers.some((answer) => isAbove(says(answer)))) return "not-mine";
-    const source = answers.find((answer) => answer.peer === peer);
-    if (source !== undefined && "held" in source && (source.held?.has ?? "no") === "no") return "mine";
-    return null;
+    return askPeers(workload, { peer, epoch });
   });
+}
+
+/** What the other agents say of it. "mine": its source has let go, and nobody has it above this epoch. null: they do not know */
+async function askPeers(
+  { name, context }: MigrationHost,
+  { peer, epoch }: { peer: string; epoch: number },
+): Promise<"mine" | "not-mine" | null> {
+  const answers = await context.owners.ask(name);
+  const says = (of: PeerAnswer): Held | null => ("held" in of ? of.held : null);
+  const isAbove = (held: Held | null): boolean => held?.has === "owner" && held.epoch > epoch;
+  if (answers.some((answer) => isAbove(says(answer)))) return "not-mine";
+  const source = answers.find((answer) => answer.peer === peer);
+  if (source !== undefined && "held" in source && (source.held?.has ?? "no") === "no") return "mine";
+  return null;
+}
+
+// ---- how it ends, in mid-move and after a restart alike ----
+
+/** A move as far as it had come at its source. */
+export interface Departed extends Omit<Unclear, "granted"> {
+  /** the store has been asked for a reservation */
+  reserveTried: boolean;
+  /** clients wait, and the application may be frozen */
+  held: boolean;
+  commitTried: boolean;
+  granted: boolean;
+}
+
+/**
+ * At the source: the application goes on here, or is found to have gone on at the target. In both cases the workload has one owner
+ * then, and this node's journal says so where it is this node.
+ * @param word what the target has said to `abort`; null: nothing, or it has not been asked
+ * @param beforeGoingOn what has to end first, once it is known that it goes on here
+ */
+export async function goBack(
+  host: MigrationHost,
+  departed: Departed,
+  word: OutcomeReply | null = null,
+  beforeGoingOn: () => Promise<unknown> = async () => {},
+): Promise<{ where: "here" } | { where: "there"; epoch: number }> {
+  const { migration, held, commitTried, reserveTried } = departed;
+  // without a commit the target cannot come alive
+  const decision = commitTried
+    ? (fromWord(word, departed) ?? (await decideAtSource(host, departed)))
+    : { where: "here" as const, epoch: departed.epoch + 1, told: false };
+  if (decision.where === "there") return decision;
+  const epoch = held ? decision.epoch : host.journal.epoch;
+  if (held) {
+    await beforeGoingOn();
+    await host.goOnHere(epoch);
+  }
+  host.record({ epoch, moving: null });
+  if (!decision.told && reserveTried)
+    host.outbox.put({ kind: held ? "taken-back" : "cancelled", migration, epoch });
+  return { where: "here" };
+}
+
+/** At the target: what makes it known that nobody can take the workload back. */
+export interface Releasing {
+  migration: string;
+  /** the target's */
+  epoch: number;
+  /** Tells the store. @throws HoldfastError */
+  mark(): Promise<unknown>;
+  /** Whether the source lets go, asked where the store does not answer, or has forgotten. */
+  grants(): Promise<boolean>;
+  /** the epoch of a word that the source, or a person, has given meanwhile */
+  word(): number | null;
+}
+
+/**
+ * Asks the store and the source until one of them has answered: the first try may have succeeded unseen.
+ * @returns the epoch at which this node goes on
+ * @throws HoldfastError of a store that has decided otherwise; `AGENT_CLOSING`
+ */
+export async function release(host: MigrationHost, releasing: Releasing): Promise<number> {
+  const { migration, epoch } = releasing;
+  const without = (granted: number): number => {
+    host.outbox.put({ kind: "released", migration, epoch: granted });
+    return granted;
+  };
+  for (;;) {
+    const given = releasing.word();
+    if (given !== null) return without(given);
+    try {
+      await releasing.mark();
+      return epoch;
+    } catch (error) {
+      if (!isNoAnswer(error)) throw error;
+      if (await releasing.grants()) return without(epoch);
+    }
+    if (releasing.word() === null) await delay();
+    host.throwIfClosed();
+  }
+}
+
+/** The source's agent says that it has let go; no other node has the workload above this epoch. */
+export async function hasLetGo(host: MigrationHost, of: { peer: string; epoch: number }): Promise<boolean> {
+  return (await askPeers(host, of)) === "mine";
 }
 
 /** Asks until there is an answer; `status` says meanwhile that it is waited for, and a person may decide instead. */

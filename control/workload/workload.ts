@@ -22,13 +22,7 @@ import { Arrival } from "../migration/arrival.ts";
 import { Departure } from "../migration/departure.ts";
 import type { Moving } from "../migration/moving.ts";
 import { takeBackOwnSockets } from "../migration/own-sockets.ts";
-import {
-  decideAtSource,
-  decideAtTarget,
-  decideReleasing,
-  delay,
-  OUTCOME_MS_MAX,
-} from "../migration/settle.ts";
+import { OUTCOME_MS_MAX } from "../migration/settle.ts";
 import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
 import { putBack } from "../migration/watches.ts";
 import { Vip } from "../network/vip.ts";
@@ -47,6 +41,7 @@ import { Anchors } from "./anchors.ts";
 import { type Decision, decideClaim, decideForced, type Permission, type Problem } from "./claim.ts";
 import type { AgentContext } from "./context.ts";
 import { EMPTY_JOURNAL, type Journal, nextJournal, readJournal, writeJournal } from "./journal.ts";
+import { MoveRecovery } from "./move-recovery.ts";
 import { Output } from "./output.ts";
 import { isSameEndpoint } from "./owners.ts";
 import {
@@ -96,14 +91,11 @@ export interface WorkloadStatus {
 }
 
 const MIB = 1_048_576;
-const CRIU_POLL_MS = 5;
 /** a new move waits so long for the store to be told of the last one */
 const DEBT_MS_MAX = 1_000;
 /** nodes and store are asked again after this whether a workload may be started */
 const CLAIM_AGAIN_MS = 500;
 const CHECK_DIAL_MS_MAX = 2_000;
-/** takeover has no links */
-const NO_LINK: Endpoint = { address: "", port: 0 };
 
 export class Workload {
   readonly context: AgentContext;
@@ -111,6 +103,7 @@ export class Workload {
   readonly supervisor = new Supervisor(this);
   readonly keeper = new ProxyKeeper(this);
   readonly anchors = new Anchors(this);
+  readonly #moveRecovery = new MoveRecovery(this);
   readonly registry = new Registry(this);
   readonly output = new Output(this);
   #config: WorkloadConfig;
@@ -124,10 +117,6 @@ export class Workload {
   /** what the last agent left has been found, and a move that it was at is settled */
   #isRecovered = false;
   #damage: HoldfastError | null = null;
-  /** the source of an arrival being recovered has been told that this node gave up */
-  #gaveWord = false;
-  /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
-  #granted: number | null = null;
   #problem: Problem | null = null;
   /** here, and nothing of it runs */
   #startFailed = false;
@@ -249,7 +238,7 @@ export class Workload {
     });
     const { journal } = this;
     await this.keeper.find();
-    if (journal.moving !== null) await this.#recoverMove(journal.moving);
+    if (journal.moving !== null) await this.#moveRecovery.run(journal.moving);
     if (this.#journal.owed !== null) this.outbox.put(this.#journal.owed);
     if (this.#journal.role === "owner") await this.#recoverOwner();
     else if (this.#journal.role === "anchor" && this.keeper.client === null)
@@ -351,7 +340,7 @@ export class Workload {
       throw fail("OWNER_UNKNOWN", `${this.name}: node ${peer} answers: it is asked what became of the move`, {
         source: "peer",
       });
-    if (moving?.side === "target") this.#granted = Math.max(seen, moving.epoch) + 2;
+    if (moving?.side === "target") this.#moveRecovery.grant(Math.max(seen, moving.epoch) + 2);
     else if (this.#settling === "yes") this.#settling = "forced";
   }
 
@@ -664,139 +653,6 @@ export class Workload {
     this.supervisor.recover();
   }
 
-  /** A move was under way when the last agent ended. Ends with exactly one owner, see `Departure` and `Arrival`. */
-  async #recoverMove(moving: Moving): Promise<void> {
-    this.context.log.warn({ workload: this.name, ...moving }, "a move was cut off; settling it");
-    // one that restores waits for this agent's predecessor for ever, and ends with the container that it has not completed
-    if (moving.criu !== null && moving.side === "source") await this.#waitForCriu(moving.criu);
-    if (moving.side === "target") await this.#recoverArrival(moving);
-    else await this.#recoverDeparture(moving);
-  }
-
-  async #recoverDeparture(moving: Moving): Promise<void> {
-    const { context, name } = this;
-    const migration = moving.id;
-    const mayBeThere = moving.step === "committing" || moving.step === "granted";
-    const decision = mayBeThere
-      ? await decideAtSource(this, {
-          migration,
-          peer: moving.peer,
-          epoch: moving.epoch,
-          granted: moving.step === "granted",
-        })
-      : { where: "here" as const, epoch: moving.epoch + 1, told: false };
-    if (decision.where === "there") {
-      context.log.info({ workload: name, owner: moving.peer }, "the cut-off move had been done");
-      await this.retire(decision.epoch, { node: moving.peer, link: moving.link ?? NO_LINK });
-      return;
-    }
-    const held = moving.step !== "prepared";
-    const epoch = held ? decision.epoch : this.#journal.epoch;
-    if (held) await this.goOnHere(epoch);
-    this.record({ epoch, moving: null });
-    if (!decision.told) this.outbox.put({ kind: held ? "taken-back" : "cancelled", migration, epoch });
-    context.log.info({ workload: name, epoch }, "the cut-off move was rolled back");
-  }
-
-  async #recoverArrival(moving: Moving): Promise<void> {
-    const { context, name } = this;
-    const { epoch } = moving;
-    if (moving.step === "released" && !(await this.#isOwnedAbove(epoch))) return this.#finishArrival(moving);
-    const complete = ["restored", "adopted", "releasing"].includes(moving.step);
-    if (complete && (await this.#isWhole())) {
-      const { id: migration, peer } = moving;
-      const outcome =
-        moving.step === "releasing"
-          ? await decideReleasing(this, { migration, peer, epoch })
-          : await decideAtTarget(this, migration, epoch, () => this.#gaveWord);
-      if (outcome === "mine" && (await this.#completeArrival(moving))) return;
-    }
-    const { container } = this.#journal;
-    this.recordMoving({ step: "gave-up" });
-    this.vip?.remove(); // first, see `Arrival`
-    if (container !== null) await this.runtime.destroy(container);
-    this.endLeftConnections();
-    await this.keeper.discard(moving.epoch);
-    this.record({ moving: null, container: null });
-    context.log.info({ workload: name }, "the cut-off arrival was discarded");
-  }
-
-  /** A fail-over may have forgotten what was decided here, and another node have gone on while there was no agent. */
-  async #isOwnedAbove(epoch: number): Promise<boolean> {
-    const { owners, log } = this.context;
-    for (const answer of await owners.ask(this.name)) {
-      if (!("held" in answer) || answer.held?.has !== "owner" || answer.held.epoch <= epoch) continue;
-      const { peer, held } = answer;
-      log.error(
-        { workload: this.name, owner: peer, epoch: held.epoch, own: epoch },
-        "another node has gone on",
-      );
-      return true;
-    }
-    return false;
-  }
-
-  /** Restored and stopped, and the proxy that has its legs lives too. */
-  async #isWhole(): Promise<boolean> {
-    const { container } = this.#journal;
-    if (container === null || this.keeper.client === null || !(await this.runtime.isAlive(container)))
-      return false;
-    return (await applicationPid(container).catch(() => null)) !== null;
-  }
-
-  /** The source committed and nobody has taken it back. False: somebody has. */
-  async #completeArrival(moving: Moving): Promise<boolean> {
-    const { context, name } = this;
-    let { epoch } = moving;
-    try {
-      if (this.downstream === "takeover" && moving.step === "restored")
-        await this.proxy.command("adoptDownstream", { epoch }, await this.heldBytes(epoch));
-    } catch (error) {
-      this.#warn("complete the arrival", error);
-      return false;
-    }
-    if (this.#gaveWord) return false;
-    this.recordMoving({ step: "releasing" });
-    // asked once, it may have happened: only an answer tells, of the store or of the source
-    for (;;) {
-      if (this.#granted !== null) {
-        epoch = this.#granted;
-        this.outbox.put({ kind: "released", migration: moving.id, epoch });
-        break;
-      }
-      try {
-        // also where a fail-over has thrown back what made it this node's
-        await context.store.raise({ workload: name, node: context.node, epoch });
-        break;
-      } catch (error) {
-        if (!(error instanceof HoldfastError && error.retryable)) {
-          this.#warn("complete the arrival", error);
-          return false;
-        }
-      }
-      await delay();
-      this.throwIfClosed();
-    }
-    this.recordMoving({ step: "released", epoch });
-    await this.#finishArrival({ ...moving, epoch });
-    return true;
-  }
-
-  async #finishArrival({ epoch, anchors }: Moving): Promise<void> {
-    const { container } = this.#journal;
-    if (await this.#isWhole()) {
-      await this.comeAlive(epoch);
-      if (container !== null) await rm(runPath(container, "images"), { recursive: true, force: true });
-    }
-    this.becomeOwner(epoch, anchors);
-    this.context.log.info({ workload: this.name, epoch }, "the cut-off arrival was completed");
-  }
-
-  /** CRIU must not be killed in the middle: its parasite would stay in the application. It ends by itself. */
-  async #waitForCriu(criu: NonNullable<Moving["criu"]>): Promise<void> {
-    while (await isSameProcess(criu)) await new Promise((resolve) => setTimeout(resolve, CRIU_POLL_MS));
-  }
-
   // ---- restarting on command ----
 
   /** Ends the application and starts it again, with what the configuration file says of it now. */
@@ -935,8 +791,8 @@ export class Workload {
       this.#journal.moving?.side === "target" && this.#journal.moving.id === migration;
     if (isOpen()) {
       const step = this.#journal.moving?.step;
-      if (step !== "releasing" && step !== "released") this.#gaveWord = true;
-      else if (grant !== null) this.#granted = grant;
+      if (step !== "releasing" && step !== "released") this.#moveRecovery.giveWord();
+      else if (grant !== null) this.#moveRecovery.grant(grant);
       await Promise.race([this.#recovery.catch(() => {}), sleep(OUTCOME_MS_MAX, undefined, { ref: false })]);
       if (isOpen()) return { outcome: "unsure", epoch };
     }
@@ -1160,7 +1016,7 @@ export class Workload {
 
   /** The source of an arrival being recovered has given its word. */
   get isGranted(): boolean {
-    return this.#granted !== null;
+    return this.#moveRecovery.isGranted;
   }
   get isClosed(): boolean {
     return this.#closed;

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { beforeEach, describe, test } from "node:test";
 import type { OutcomeReply } from "#control/api/migration.ts";
 import type { Held, PeerAnswer } from "#control/api/owners.ts";
-import { decideAtSource, decideReleasing } from "#control/migration/settle.ts";
+import { decideAtSource, decideReleasing, goBack, hasLetGo, release } from "#control/migration/settle.ts";
 import type { Workload } from "#control/workload/workload.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
@@ -172,5 +172,104 @@ describe("the next agent of a target that may have marked itself released", () =
 
   test("goes on by the source's word", async () => {
     assert.equal(await recover([[silentPeer]], true), "mine");
+  });
+});
+
+/** What the two ends of a move do with a decision: what is on record, owed to the store and gone on with, in order. */
+function host(more: object = {}) {
+  const done: string[] = [];
+  const workload = {
+    name: W,
+    journal: { epoch: 1, seen: 2 },
+    isForced: false,
+    settling: () => {},
+    recordMoving: () => {},
+    throwIfClosed: () => {},
+    record: (patch: object) => done.push(`record ${JSON.stringify(patch)}`),
+    goOnHere: async (epoch: number) => done.push(`go on at ${epoch}`),
+    outbox: { put: ({ kind, epoch }: { kind: string; epoch: number }) => done.push(`owe ${kind} ${epoch}`) },
+    context: { node: "a", store, log: { warn: () => {} }, owners: { ask: async () => [] } },
+    ...more,
+  };
+  return { done, workload: workload as unknown as Workload };
+}
+
+describe("going back", () => {
+  const departed = { ...MOVE, reserveTried: true, held: true, commitTried: false };
+
+  test("before anybody was held only the reservation is undone", async () => {
+    const { done, workload } = host();
+    assert.deepEqual(await goBack(workload, { ...departed, held: false }), { where: "here" });
+    assert.deepEqual(done, ['record {"epoch":1,"moving":null}', "owe cancelled 1"]);
+  });
+
+  test("after the hold the application goes on above the target's epoch, once what was at work has ended", async () => {
+    const { done, workload } = host();
+    await goBack(workload, departed, null, async () => done.push("CRIU has ended"));
+    assert.deepEqual(done, [
+      "CRIU has ended",
+      "go on at 3",
+      'record {"epoch":3,"moving":null}',
+      "owe taken-back 3",
+    ]);
+  });
+
+  test("after a commit the target's word counts, and nothing is done here where it has released", async () => {
+    const { done, workload } = host();
+    const tried = { ...departed, commitTried: true };
+    assert.deepEqual(await goBack(workload, tried, { outcome: "released", epoch: 2 }), {
+      where: "there",
+      epoch: 2,
+    });
+    assert.deepEqual(done, []);
+    assert.deepEqual(await goBack(workload, tried, { outcome: "gave-up", epoch: 2 }), { where: "here" });
+    assert.equal(done[0], "go on at 3");
+  });
+});
+
+describe("a target that may not have been heard by the store", () => {
+  const noAnswer = new HoldfastError("no answer", {
+    code: "STORE_UNKNOWN",
+    source: "store",
+    retryable: true,
+  });
+  const releasing = { migration: "m1", epoch: 2, word: () => null, grants: async () => false };
+  const source = (has: string, peer = "b"): PeerAnswer =>
+    ({ peer, held: { workload: W, has, epoch: 1, seen: 2, link: null } }) as PeerAnswer;
+
+  test("asks again until the store answers", async () => {
+    const { done, workload } = host();
+    let asked = 0;
+    const mark = async (): Promise<void> => {
+      if (++asked < 3) throw noAnswer;
+    };
+    assert.equal(await release(workload, { ...releasing, mark }), 2);
+    assert.deepEqual([asked, done], [3, []]);
+  });
+
+  test("goes on without the store where the source lets go, and owes it", async () => {
+    const { done, workload } = host();
+    const silent = { ...releasing, mark: () => Promise.reject(noAnswer) };
+    assert.equal(await release(workload, { ...silent, grants: async () => true }), 2);
+    assert.equal(await release(workload, { ...silent, word: () => 7 }), 7);
+    assert.deepEqual(done, ["owe released 2", "owe released 7"]);
+  });
+
+  test("does not go on against a store that has decided otherwise", async () => {
+    const fenced = new HoldfastError("no", { code: "STORE_FENCED", source: "store" });
+    const { done, workload } = host();
+    await assert.rejects(release(workload, { ...releasing, mark: () => Promise.reject(fenced) }), fenced);
+    assert.deepEqual(done, []);
+  });
+
+  test("takes the source for gone only when its agent says so, and nobody has it above", async () => {
+    const of = { peer: "b", epoch: 2 };
+    const ask = (...answers: PeerAnswer[]) =>
+      hasLetGo(host({ context: { owners: { ask: async () => answers } } }).workload, of);
+    assert.equal(await ask(source("no")), true);
+    assert.equal(await ask(source("moving")), false);
+    assert.equal(await ask({ peer: "b", silent: "refused" }), false);
+    const above = { peer: "c", held: { workload: W, has: "owner", epoch: 3, seen: 3, link: null } };
+    assert.equal(await ask(source("no"), above as PeerAnswer), false);
   });
 });

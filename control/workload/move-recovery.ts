@@ -1,0 +1,164 @@
+/**
+ * A move that was cut off, as the next agent finds it in the journal: settled by the lines that live moves go by (`migration/settle.ts`), with
+ * what the container and the proxy have come to meanwhile. Ends with exactly one owner.
+ */
+import { rm } from "node:fs/promises";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { MigrationHost } from "../migration/host.ts";
+import type { Moving } from "../migration/moving.ts";
+import { decideAtTarget, decideReleasing, goBack, hasLetGo, release } from "../migration/settle.ts";
+import { isSameProcess } from "../runtime/processes.ts";
+import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
+
+/** The workload whose move it was. */
+export interface RecoveryHost extends MigrationHost {
+  readonly journal: MigrationHost["journal"] & { readonly container: ContainerRecord | null };
+  readonly keeper: MigrationHost["keeper"] & { readonly client: object | null };
+}
+
+const CRIU_POLL_MS = 5;
+/** takeover has no links */
+const NO_LINK: Endpoint = { address: "", port: 0 };
+
+export class MoveRecovery {
+  readonly #host: RecoveryHost;
+  /** the source of an arrival being recovered has been told that this node gave up */
+  #gaveWord = false;
+  /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
+  #granted: number | null = null;
+
+  constructor(host: RecoveryHost) {
+    this.#host = host;
+  }
+
+  /** From now on this node does not go on: its answer stays true. */
+  giveWord(): void {
+    this.#gaveWord = true;
+  }
+  /** The source, or a person, lets this node go on at that epoch. */
+  grant(epoch: number): void {
+    this.#granted = epoch;
+  }
+  get isGranted(): boolean {
+    return this.#granted !== null;
+  }
+
+  async run(moving: Moving): Promise<void> {
+    this.#host.context.log.warn({ workload: this.#host.name, ...moving }, "a move was cut off; settling it");
+    // one that restores waits for this agent's predecessor for ever, and ends with the container that it has not completed
+    if (moving.criu !== null && moving.side === "source") await waitForCriu(moving.criu);
+    if (moving.side === "target") await this.#arrival(moving);
+    else await this.#departure(moving);
+  }
+
+  async #departure(moving: Moving): Promise<void> {
+    const host = this.#host;
+    const { context, name } = host;
+    const settled = await goBack(host, {
+      migration: moving.id,
+      peer: moving.peer,
+      epoch: moving.epoch,
+      reserveTried: true,
+      held: moving.step !== "prepared",
+      commitTried: moving.step === "committing" || moving.step === "granted",
+      granted: moving.step === "granted",
+    });
+    if (settled.where === "here") {
+      context.log.info({ workload: name, epoch: host.journal.epoch }, "the cut-off move was rolled back");
+      return;
+    }
+    context.log.info({ workload: name, owner: moving.peer }, "the cut-off move had been done");
+    await host.retire(settled.epoch, { node: moving.peer, link: moving.link ?? NO_LINK });
+  }
+
+  async #arrival(moving: Moving): Promise<void> {
+    const host = this.#host;
+    const { epoch, id: migration, peer, step } = moving;
+    if (step === "released" && !(await this.#isOwnedAbove(epoch))) return this.#finish(moving);
+    if (["restored", "adopted", "releasing"].includes(step) && (await this.#isWhole())) {
+      const outcome =
+        step === "releasing"
+          ? await decideReleasing(host, { migration, peer, epoch })
+          : await decideAtTarget(host, migration, epoch, () => this.#gaveWord);
+      if (outcome === "mine" && (await this.#complete(moving))) return;
+    }
+    const { container } = host.journal;
+    host.recordMoving({ step: "gave-up" });
+    host.vip?.remove(); // first, see `Arrival`
+    if (container !== null) await host.runtime.destroy(container);
+    host.endLeftConnections();
+    await host.keeper.discard(epoch);
+    host.record({ moving: null, container: null });
+    host.context.log.info({ workload: host.name }, "the cut-off arrival was discarded");
+  }
+
+  /** A fail-over may have forgotten what was decided here, and another node have gone on while there was no agent. */
+  async #isOwnedAbove(epoch: number): Promise<boolean> {
+    const { name, context } = this.#host;
+    for (const answer of await context.owners.ask(name)) {
+      if (!("held" in answer) || answer.held?.has !== "owner" || answer.held.epoch <= epoch) continue;
+      const { peer, held } = answer;
+      context.log.error(
+        { workload: name, owner: peer, epoch: held.epoch, own: epoch },
+        "another node has gone on",
+      );
+      return true;
+    }
+    return false;
+  }
+
+  /** Restored and stopped, and the proxy that has its legs lives too. */
+  async #isWhole(): Promise<boolean> {
+    const { journal, keeper, runtime } = this.#host;
+    const { container } = journal;
+    if (container === null || keeper.client === null || !(await runtime.isAlive(container))) return false;
+    return (await applicationPid(container).catch(() => null)) !== null;
+  }
+
+  /** The source committed and nobody has taken it back. False: somebody has. */
+  async #complete(moving: Moving): Promise<boolean> {
+    const host = this.#host;
+    const { name, context } = host;
+    const { epoch, id: migration, peer } = moving;
+    let released: number;
+    try {
+      if (host.downstream === "takeover" && moving.step === "restored")
+        await host.proxy.command("adoptDownstream", { epoch }, await host.heldBytes(epoch));
+      if (this.#gaveWord) return false;
+      host.recordMoving({ step: "releasing" });
+      released = await release(host, {
+        migration,
+        epoch,
+        // also where a fail-over has thrown back what made it this node's
+        mark: () => context.store.raise({ workload: name, node: context.node, epoch }),
+        grants: () => hasLetGo(host, { peer, epoch }),
+        word: () => this.#granted,
+      });
+    } catch (error) {
+      if (error instanceof HoldfastError && error.code === "AGENT_CLOSING") throw error;
+      context.log.warn({ workload: name, reason: messageOf(error) }, "the arrival cannot be completed");
+      return false;
+    }
+    // from here nobody can take the workload back
+    host.recordMoving({ step: "released", epoch: released });
+    await this.#finish({ ...moving, epoch: released });
+    return true;
+  }
+
+  async #finish({ epoch, anchors }: Moving): Promise<void> {
+    const host = this.#host;
+    const { container } = host.journal;
+    if (await this.#isWhole()) {
+      await host.comeAlive(epoch);
+      if (container !== null) await rm(runPath(container, "images"), { recursive: true, force: true });
+    }
+    host.becomeOwner(epoch, anchors);
+    host.context.log.info({ workload: host.name, epoch }, "the cut-off arrival was completed");
+  }
+}
+
+/** CRIU must not be killed in the middle: its parasite would stay in the application. It ends by itself. */
+async function waitForCriu(criu: NonNullable<Moving["criu"]>): Promise<void> {
+  while (await isSameProcess(criu)) await new Promise((resolve) => setTimeout(resolve, CRIU_POLL_MS));
+}
