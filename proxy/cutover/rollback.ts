@@ -8,6 +8,7 @@ import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { RST_CODE } from "#proxy/relay/link-codec.ts";
 import { LinkEnd } from "#proxy/relay/link-end.ts";
+import type { LegSide } from "#proxy/relay/socket-kernel.ts";
 import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import type { LiveSession, StillLeg } from "./live-session.ts";
 import { closeStill, type WorkloadProxy } from "./workload-proxy.ts";
@@ -57,9 +58,9 @@ export function refuseLateRollback(proxy: WorkloadProxy): void {
 
 function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   // Either peer may have sent its last word, a reset even, against the shield.
-  const upstream = wake(proxy, session.stillUpstream);
+  const upstream = wake(proxy, session.stillUpstream, "application");
   session.stillUpstream = null;
-  const downstream = wake(proxy, session.stillDownstream);
+  const downstream = wake(proxy, session.stillDownstream, "client");
   session.stillDownstream = null;
   if (downstream?.isOpen) proxy.kernel.setPeerTimeouts(downstream.fd, proxy.portOf(session));
   if (session.state === "captured") {
@@ -86,11 +87,11 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   return true;
 }
 
-function wake(proxy: WorkloadProxy, still: StillLeg | null): TcpLeg | null {
+function wake(proxy: WorkloadProxy, still: StillLeg | null, side: LegSide): TcpLeg | null {
   if (still === null) return null;
   proxy.kernel.unshieldLeg(still.fd);
   if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd, still.snapshot, { probe: true });
-  return TcpLeg.attach(proxy.kernel, still.fd);
+  return TcpLeg.attach(proxy.kernel, still.fd, side);
 }
 
 /** Takeover: nothing is left. Relay: the clients' sockets stay, and their sessions go on over links. */

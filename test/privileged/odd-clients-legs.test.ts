@@ -14,6 +14,7 @@ import type { LegKernel } from "#proxy/cutover/leg-kernel.ts";
 import { release } from "#proxy/cutover/release.ts";
 import { retire, rollback } from "#proxy/cutover/rollback.ts";
 import type { WorkloadProxy } from "#proxy/cutover/workload-proxy.ts";
+import { TcpLeg } from "#proxy/relay/tcp-leg.ts";
 import { adoptLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg } from "#proxy/tcp/capture.ts";
 import * as kernel from "#proxy/tcp/kernel.ts";
@@ -83,6 +84,87 @@ describe("a client's connection that is not like the others", { skip: lacking(),
   after(() => {
     kernel.setns(home, kernel.CLONE_NEWNET);
     for (const fd of [home, node.fd, outside.fd]) closeSync(fd);
+  });
+
+  it("has no more waiting for it after some moves than after one, if it does not read, and gets all of it", async () => {
+    const pushed = Buffer.alloc(8 * 1_048_576, "x");
+    const options: InProcessOptions = {
+      downstream: "takeover",
+      listenAddress: VIP,
+      serve: (socket) => socket.write(pushed),
+    };
+    const stage = await startInProcess(options);
+    const fd = kernel.tcpSocket(6);
+    let owner = stage.proxy;
+    try {
+      assert.equal(kernel.tryConnect(fd, { address: VIP, port: stage.listen }), 0);
+      const waiting: number[] = [];
+      for (let moves = 0; moves < 5; moves++) {
+        await until("its client is full", () => {
+          const [session] = owner.sessions.values();
+          return (session?.outbound.isBlocked ?? false) && sockets.unreadBytes(fd) > 0;
+        });
+        let bytes = 0;
+        const moved = await move(owner, {
+          ...options,
+          change: (sessions) => {
+            bytes = sessions.reduce((sum, { upstream }) => sum + (upstream?.receive.bytes.length ?? 0), 0);
+            return sessions;
+          },
+        });
+        owner = moved.to;
+        assert.equal(moved.lost, 0);
+        waiting.push(bytes);
+      }
+      assert.ok(Math.max(...waiting) <= 256 * 1024, waiting.join(", "));
+      const into = Buffer.alloc(1_048_576);
+      let received = 0;
+      await until("all of it", () => {
+        for (let length = 1; length > 0; received += Math.max(length, 0)) length = sockets.recv(fd, into);
+        return received >= pushed.length;
+      });
+      assert.equal(received, pushed.length);
+    } finally {
+      sockets.close(fd);
+      owner.stop();
+      stage.stop();
+    }
+  });
+
+  it("has nothing of its application's to carry where it reads after all when the application is still", async () => {
+    const stage = await startInProcess({
+      downstream: "takeover",
+      listenAddress: VIP,
+      serve: (socket) => socket.write(Buffer.alloc(512 * 1024, "x")),
+    });
+    const fd = kernel.tcpSocket(6);
+    try {
+      assert.equal(kernel.tryConnect(fd, { address: VIP, port: stage.listen }), 0);
+      await until("its client is full", () => {
+        const [{ outbound, upstream } = {}] = stage.proxy.sessions.values();
+        return outbound?.isBlocked === true && upstream instanceof TcpLeg && upstream.unreadBytes() > 0;
+      });
+      stage.proxy.role = "held";
+      await hold(stage.proxy);
+      let isCaptured = false;
+      const captured = captureUpstream(stage.proxy).finally(() => {
+        isCaptured = true;
+      });
+      const into = Buffer.alloc(1_048_576);
+      while (!isCaptured) {
+        sockets.recv(fd, into);
+        await turn();
+      }
+      const { sessions } = await captured;
+      assert.deepEqual(
+        sessions.map(({ upstream }) => upstream?.receive.bytes.length),
+        [0],
+      );
+      rollback(stage.proxy);
+    } finally {
+      sockets.close(fd);
+      stage.stop();
+    }
   });
 
   it("goes along where its address means something on the link only", async () => {

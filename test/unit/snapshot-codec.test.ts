@@ -77,7 +77,8 @@ function isRefusal(error: unknown): boolean {
 
 function withChecksum(encoded: Buffer): Buffer {
   const start = encoded.toString("latin1", 0, CHECKSUM_AT) === "HFS3" ? crc32("HFS3") : 0;
-  if (encoded.length >= 8) encoded.writeUInt32BE(crc32(encoded.subarray(CHECKSUM_AT + 4), start), CHECKSUM_AT);
+  if (encoded.length >= 8)
+    encoded.writeUInt32BE(crc32(encoded.subarray(CHECKSUM_AT + 4), start), CHECKSUM_AT);
   return encoded;
 }
 
