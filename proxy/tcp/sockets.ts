@@ -134,13 +134,13 @@ function familyOf({ address }: Endpoint): 4 | 6 {
 const QUEUES = {
   application: {
     unsentBytes: 64 * 1024,
-    unsentBytesMax: 1024 * 1024,
+    unsentBytesMax: 2048 * 1024,
     unreadBytes: 256 * 1024,
     unreadBytesMax: 4096 * 1024,
   },
   client: {
     unsentBytes: 64 * 1024,
-    unsentBytesMax: 1024 * 1024,
+    unsentBytesMax: 2048 * 1024,
     unreadBytes: 8192 * 1024,
     unreadBytesMax: 8192 * 1024,
   },
