@@ -2,7 +2,7 @@
  * Capture at the source. The application is frozen: what it sent is in our receive queues, or still in its own.
  *
  * What is not read here (the client is slow, or the time is over) travels in the leg's receive queue, so the drain is
- * only a courtesy to clients: their answers arrive before the pause, not after it.
+ * only a courtesy to clients: their answers arrive before the pause, not after it, and there is less to carry.
  */
 import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
 import { endpointIn } from "#proxy/contract/address.ts";
@@ -18,6 +18,9 @@ import { isOfNode } from "./adopt.ts";
 import { checkTotal, queuedBytes } from "./pieces.ts";
 
 const POLL_MS = 1;
+/** after how many the drain is asked whether it is worth its time, and how fast the other way is, all of its steps together */
+const DRAIN_LOOK_POLLS = 5;
+const CARRIED_BYTES_PER_MS = 100_000;
 const NO_BYTES = Buffer.alloc(0);
 
 export interface Captured {
@@ -153,20 +156,35 @@ function uncapturedLeg({ kernel }: WorkloadProxy, fd: number): LegSnapshot {
   return closedLeg(kernel.localOf(fd), endpointIn(kernel.peerOf(fd)) ?? { address: "", port: 0 });
 }
 
+/** Clients that read at full speed empty their queues in less time than it takes to carry them. */
 async function drain(proxy: WorkloadProxy): Promise<void> {
   const deadlineMs = performance.now() + proxy.config.limits.drainMsMax;
-  let unread = [...proxy.sessions.values()];
-  for (;;) {
-    unread = unread.filter(
-      (session) =>
-        session.upstream instanceof TcpLeg &&
-        !session.outbound.isBlocked &&
-        !session.outbound.finRead &&
-        session.upstream.unreadBytes() > 0,
+  let left = [...proxy.sessions.values()];
+  let bytes = passedOn(left);
+  for (let polls = 1; ; ) {
+    left = left.filter(
+      ({ upstream, outbound }) =>
+        upstream instanceof TcpLeg &&
+        (outbound.isBlocked || (!outbound.finRead && upstream.unreadBytes() > 0)),
     );
-    if (unread.length === 0 || performance.now() >= deadlineMs) return;
-    await nextTurn();
+    if (left.length === 0 || performance.now() >= deadlineMs) return;
+    if (left.some(({ outbound }) => !outbound.isBlocked)) {
+      await nextTurn();
+      continue;
+    }
+    await delay(POLL_MS);
+    if (polls++ % DRAIN_LOOK_POLLS !== 0) continue;
+    const before = bytes;
+    bytes = passedOn(proxy.sessions.values());
+    if (bytes - before < DRAIN_LOOK_POLLS * POLL_MS * CARRIED_BYTES_PER_MS) return;
   }
+}
+
+/** … of what was read for clients */
+function passedOn(sessions: Iterable<LiveSession>): number {
+  let bytes = 0;
+  for (const { outbound } of sessions) bytes += outbound.bytes - outbound.pendingBytes;
+  return bytes;
 }
 
 class Meter {

@@ -138,7 +138,10 @@ function releaseDetached(
 ): Released | null {
   if (still === null || still.snapshot === null) return null;
   const rest = proxy.kernel.releaseLeg(still.fd, still.snapshot, options);
-  return { leg: TcpLeg.attach(proxy.kernel, still.fd), rest };
+  return {
+    leg: TcpLeg.attach(proxy.kernel, still.fd, options.side === "upstream" ? "application" : "client"),
+    rest,
+  };
 }
 
 function wakeMoved(

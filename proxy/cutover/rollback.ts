@@ -8,6 +8,7 @@ import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
+import type { LegSide } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
@@ -57,9 +58,9 @@ export function refuseLateRollback(proxy: WorkloadProxy): void {
 
 function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   // Either peer may have sent its last word, a reset even, against the shield.
-  const upstream = wake(proxy, session.detachedUpstream);
+  const upstream = wake(proxy, session.detachedUpstream, "application");
   session.detachedUpstream = null;
-  const downstream = wake(proxy, session.detachedDownstream);
+  const downstream = wake(proxy, session.detachedDownstream, "client");
   session.detachedDownstream = null;
   if (downstream?.isOpen) proxy.kernel.setPeerTimeouts(downstream.fd, proxy.portOf(session));
   if (session.state === "captured") {
@@ -86,11 +87,11 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   return true;
 }
 
-function wake(proxy: WorkloadProxy, still: DetachedLeg | null): TcpLeg | null {
+function wake(proxy: WorkloadProxy, still: DetachedLeg | null, side: LegSide): TcpLeg | null {
   if (still === null) return null;
   proxy.kernel.unshieldLeg(still.fd);
   if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd, still.snapshot, { probe: true });
-  return TcpLeg.attach(proxy.kernel, still.fd);
+  return TcpLeg.attach(proxy.kernel, still.fd, side);
 }
 
 /** Takeover: nothing is left. Forward: the clients' sockets stay, and their sessions go on over links. */

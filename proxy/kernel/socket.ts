@@ -74,6 +74,7 @@ export const TCP_NOTSENT_LOWAT = 25;
 export const TCP_NODELAY = 1;
 export const TCP_MAXSEG = 2;
 export const TCP_QUICKACK = 12;
+export const TCP_WINDOW_CLAMP = 10;
 export const TCP_INFO = 11;
 export const TCP_REPAIR = 19;
 export const TCP_REPAIR_QUEUE = 20;

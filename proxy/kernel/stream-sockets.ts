@@ -19,6 +19,9 @@ const TEMPORARY: ReadonlySet<number> = new Set([
   constants.errno.ENOMEM,
 ]);
 
+/** who is at the other end of a leg */
+type LegSide = "application" | "client";
+
 const epoll = new Epoll();
 
 export const sockets = {
@@ -29,9 +32,12 @@ export const sockets = {
   dial(to: Endpoint, network: Network = OWN_NETWORK): number {
     const fd = network.tryTcpSocket(familyOf(to));
     if (fd < 0) return fd;
-    boundQueues(fd, "application", 0);
     const errno = sock.tryConnect(fd, to);
-    if (errno === 0) return fd;
+    if (errno === 0) {
+      // after the SYN: its window scale is for what the buffer may become
+      boundQueues(fd, "application", 0);
+      return fd;
+    }
     descriptor.close(fd);
     return errno;
   },
@@ -89,6 +95,8 @@ export const sockets = {
     }
   },
   unreadBytes: (fd: number) => descriptor.ioctlInt(fd, sock.SIOCINQ),
+  growUnread,
+  growUnsent,
   isClosed: (fd: number) => readState(fd) === "CLOSE",
 };
 
@@ -117,26 +125,63 @@ function familyOf({ address }: Endpoint): 4 | 6 {
 /**
  * What may wait in the kernel for whoever does not read: the bytes pile up at their sender instead, where it can see them, and a
  * move has less to carry. All four are needed: each without the others moves the pile to the next (33 MB were seen on one leg), as
- * queues grow by themselves, to tcp_wmem and tcp_rmem. The kernel doubles SO_RCVBUF for its own bookkeeping. A client's leg may have
- * more, since its round trip is longer: what waits there is also the most that a client can have on its way to us.
+ * queues grow by themselves, to tcp_wmem and tcp_rmem: their own growth asks only what was read, and overshoots by megabytes.
+ * So a bound grows only while bytes pass fast (`Flow`). A client's leg may have more unread from the start: its round trip is longer,
+ * and what waits there is also the most that a client can have on its way to us.
+ *
+ * unsent: TCP_NOTSENT_LOWAT. unread: SO_RCVBUF as the kernel keeps it, doubled for its own bookkeeping. In the other half there is
+ * room for two segments of a loopback connection, 64 kB each, and has to be: a window that is opened again is told when it has
+ * doubled (tcp_cleanup_rbuf() in net/ipv4/tcp.c), and a sender waits for a whole segment's. With less a leg crawled after a move.
  */
 const QUEUES = {
-  application: { unsentBytes: 1024 * 1024, unreadBytes: 512 * 1024 },
-  client: { unsentBytes: 128 * 1024, unreadBytes: 4096 * 1024 },
-};
+  application: {
+    unsentBytes: 64 * 1024,
+    unsentBytesMax: 2048 * 1024,
+    unreadBytes: 256 * 1024,
+    unreadBytesMax: 4096 * 1024,
+  },
+  client: {
+    unsentBytes: 64 * 1024,
+    unsentBytesMax: 2048 * 1024,
+    unreadBytes: 8192 * 1024,
+    unreadBytesMax: 8192 * 1024,
+  },
+} satisfies Record<LegSide, unknown>;
 
 /**
- * Of a leg before it is connected (the first window counts), a listener for all that it accepts, or a leg built anew.
- * @param promised what its peer was told that it may send, with what is unread before it; 0: nothing yet
+ * Of a leg just dialled, a listener for all that it accepts, or a leg built anew.
+ * @param promised what its peer was told that it may send, with what is unread before it; 0: no more than a fresh socket says
  */
-export function boundQueues(fd: number, side: "application" | "client", promised: number): void {
+export function boundQueues(fd: number, side: LegSide, promised: number): void {
   const { unsentBytes, unreadBytes } = QUEUES[side];
   sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT, unsentBytes);
-  // half: what was promised fitted into twice what was asked for, and each move would double it
-  const bytes = Math.max(unreadBytes, Math.ceil(promised / 2));
+  // not more than was promised, or each move would add to it
+  boundUnread(fd, Math.max(unreadBytes, promised));
+}
+
+function boundUnread(fd: number, bytes: number): void {
+  const half = Math.ceil(bytes / 2);
   // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
-  if (!sock.trySetsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, bytes, "EPERM"))
-    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF, bytes);
+  if (!sock.trySetsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, half, "EPERM"))
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF, half);
+  // or the window stays within what the buffer was when it was connected (tcp_init_buffer_space() in net/ipv4/tcp_input.c)
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_WINDOW_CLAMP, bytes);
+}
+
+function growUnread(fd: number, side: LegSide): number {
+  const bytes = sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF);
+  const more = Math.min(bytes * 2, QUEUES[side].unreadBytesMax);
+  if (more <= bytes) return bytes;
+  boundUnread(fd, more);
+  return more;
+}
+
+function growUnsent(fd: number, side: LegSide): number {
+  const bytes = sock.getsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT);
+  const more = Math.min(bytes * 2, QUEUES[side].unsentBytesMax);
+  if (more <= bytes) return bytes;
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT, more);
+  return more;
 }
 
 /**

@@ -15,6 +15,9 @@ export const READY = {
   fin: 0x2000,
 } as const;
 
+/** Who is at the other end of a leg. */
+export type LegSide = "application" | "client";
+
 export interface Watcher {
   /** {@link READY}: each change is told once; 0: it had asked with `soon`. */
   onReady(events: number): void;
@@ -67,4 +70,8 @@ export interface SocketKernel {
   unreadBytes(fd: number): number;
   /** tcpi_state says CLOSE: reset, or both FINs exchanged and acknowledged. */
   isClosed(fd: number): boolean;
+  /** Lets more wait in the kernel that was not read yet, up to a bound of its side. @returns how much, in bytes */
+  growUnread(fd: number, side: LegSide): number;
+  /** … that was not sent yet */
+  growUnsent(fd: number, side: LegSide): number;
 }

@@ -11,14 +11,18 @@
  *    unacknowledged is an orphan that nobody can capture any more.
  */
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { Flow } from "./flow.ts";
 import type { Leg, LegListener } from "./leg.ts";
-import { READY, type SocketKernel, type Watcher } from "./socket-kernel.ts";
+import { type LegSide, READY, type SocketKernel, type Watcher } from "./socket-kernel.ts";
 
 const READ_BYTES = 256 * 1024;
+/** … of a leg that is not fast: what its sink does not take waits in user space, and a move carries it */
+const SLOW_READ_BYTES = 64 * 1024;
 /** reads of a leg in one turn before others have theirs */
 const READS_MAX = 4;
 const NO_BYTES: Buffer = Buffer.alloc(0);
 const READ_BUFFER: Buffer = Buffer.allocUnsafeSlow(READ_BYTES);
+const SLOW_READ_BUFFER: Buffer = READ_BUFFER.subarray(0, SLOW_READ_BYTES);
 
 const GONE = READY.error | READY.hangUp;
 /** A read that finds less than it has room for is not the end of it. */
@@ -56,10 +60,15 @@ export class TcpLeg implements Leg, Watcher {
   #mayRead = false;
   #moreFollows = false;
   #ended = false;
+  readonly #side: LegSide | null;
+  readonly #in = new Flow();
+  readonly #out = new Flow();
 
-  private constructor(kernel: SocketKernel, fd: number) {
+  private constructor(kernel: SocketKernel, fd: number, side: LegSide | null) {
     this.#kernel = kernel;
     this.#fd = fd;
+    this.#side = side;
+    if (side === null) this.#in.hasGrown = true;
     if (fd < 0) return;
     try {
       kernel.setNoDelay(fd);
@@ -70,15 +79,18 @@ export class TcpLeg implements Leg, Watcher {
     }
   }
 
-  /** A connection just accepted, or a descriptor from `detach` or an adoption. Not reading yet. */
-  static attach(kernel: SocketKernel, fd: number): TcpLeg {
-    return new TcpLeg(kernel, fd);
+  /**
+   * A connection just accepted, or a descriptor from `detach` or an adoption. Not reading yet.
+   * @param side null: its queues stay as they are, and it is read like a fast one
+   */
+  static attach(kernel: SocketKernel, fd: number, side: LegSide | null = null): TcpLeg {
+    return new TcpLeg(kernel, fd, side);
   }
 
   /** Not reading yet. Exactly one of the callbacks is called, and later, unless the leg is closed first. */
   static dial(kernel: SocketKernel, to: Endpoint, callbacks: DialCallbacks): TcpLeg {
     const fd = kernel.dial(to);
-    const leg = new TcpLeg(kernel, fd);
+    const leg = new TcpLeg(kernel, fd, "application");
     leg.#dialling = callbacks;
     if (fd < 0) leg.#failSoon(kernel.errnoName(-fd));
     return leg;
@@ -170,10 +182,13 @@ export class TcpLeg implements Leg, Watcher {
         this.#queue();
         return;
       }
-      const bytes = this.#kernel.recv(this.#fd, READ_BUFFER);
+      const into = this.#in.hasGrown ? READ_BUFFER : SLOW_READ_BUFFER;
+      const bytes = this.#kernel.recv(this.#fd, into);
       if (bytes > 0) {
         // Less than there is room for: all there was, and an anchor comes with the next byte.
-        if (bytes < READ_BYTES && !this.#moreFollows) this.#mayRead = false;
+        if (bytes < into.length && !this.#moreFollows) this.#mayRead = false;
+        if (this.#in.passed(bytes) && this.#side !== null)
+          this.#in.grown(this.#kernel.growUnread(this.#fd, this.#side));
         this.listener?.onData(READ_BUFFER.subarray(0, bytes));
         if (!this.#mayRead) return;
         continue;
@@ -192,7 +207,7 @@ export class TcpLeg implements Leg, Watcher {
 
   write(chunk: Buffer): boolean {
     if (this.#fd < 0) return true;
-    const sent = this.#kernel.send(this.#fd, chunk);
+    const sent = this.#send(chunk);
     if (sent === chunk.length) return true;
     this.#outstanding = Buffer.from(sent > 0 ? chunk.subarray(sent) : chunk);
     if (sent < 0 && !this.#kernel.isTemporary(-sent)) this.#failSoon(this.#kernel.errnoName(-sent));
@@ -201,7 +216,7 @@ export class TcpLeg implements Leg, Watcher {
 
   #sendRest(): void {
     const rest = this.#outstanding as Buffer;
-    const sent = this.#kernel.send(this.#fd, rest);
+    const sent = this.#send(rest);
     if (sent < rest.length) {
       if (sent > 0) this.#outstanding = rest.subarray(sent);
       else if (!this.#kernel.isTemporary(-sent)) this.#fail(-sent);
@@ -209,6 +224,13 @@ export class TcpLeg implements Leg, Watcher {
     }
     this.#outstanding = null;
     this.listener?.onDrain();
+  }
+
+  #send(bytes: Buffer): number {
+    const sent = this.#kernel.send(this.#fd, bytes);
+    if (sent > 0 && this.#out.passed(sent) && this.#side !== null)
+      this.#out.grown(this.#kernel.growUnsent(this.#fd, this.#side));
+    return sent;
   }
 
   finish(): void {

@@ -1,6 +1,6 @@
 /** What a cutover needs of the kernel; `proxy/tcp` provides it, the composition root joins both. */
 import type { Endpoint, LegSnapshot } from "#proxy/contract/snapshot.ts";
-import type { SocketKernel } from "#proxy/stream/socket-kernel.ts";
+import type { LegSide, SocketKernel } from "#proxy/stream/socket-kernel.ts";
 
 /** When a peer counts as gone; of a socket that listens, for all it accepts. 0: see `PortConfig` */
 export interface PeerTimeouts {
@@ -30,7 +30,7 @@ export interface LegKernel extends SocketKernel {
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
   setPeerTimeouts(fd: number, timeouts: PeerTimeouts): void;
   /** Bounds what waits in the kernel on a leg built anew, or on all that a listener accepts. A dialled leg has it. */
-  boundQueues(fd: number, side: "application" | "client", promised: number): void;
+  boundQueues(fd: number, side: LegSide, promised: number): void;
   /** An acknowledgement that is only delayed goes out now. */
   acknowledge(fd: number): void;
   shieldLeg(fd: number): void;

@@ -264,7 +264,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   }
 
   #onAccept(port: number, fd: number): void {
-    const leg = TcpLeg.attach(this.kernel, fd);
+    const leg = TcpLeg.attach(this.kernel, fd, "client");
     try {
       this.#begin(port, leg, fd);
     } catch (error) {

@@ -15,6 +15,7 @@ import { retire, rollback } from "#proxy/cutover/rollback.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { sockets } from "#proxy/kernel/stream-sockets.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { adoptLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg } from "#proxy/tcp/capture.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
@@ -84,6 +85,94 @@ describe("a client's connection that is not like the others", { skip: lacking(),
   after(() => {
     namespaces.setns(home, namespaces.CLONE_NEWNET);
     for (const fd of [home, node.fd, outside.fd]) closeSync(fd);
+  });
+
+  it("has no more room for what waits for it after some moves than after one, if it does not read, and gets all of it", async () => {
+    // All of the first fits somewhere on its way: this application is not frozen, and has nothing to say during a move.
+    const first = Buffer.alloc(192 * 1024, "x");
+    const rest = Buffer.alloc(8 * 1_048_576, "x");
+    let unwritten = (): number => 0;
+    const options: InProcessOptions = {
+      downstream: "takeover",
+      listenAddress: VIP,
+      serve: (socket) => {
+        socket.write(first);
+        socket.once("data", () => socket.write(rest));
+        unwritten = () => socket.writableLength;
+      },
+    };
+    const stage = await startInProcess(options);
+    const fd = sock.tcpSocket(6);
+    let owner = stage.proxy;
+    const upstream = (): TcpLeg => {
+      const leg = [...owner.sessions.values()][0]?.upstream;
+      assert(leg instanceof TcpLeg);
+      return leg;
+    };
+    try {
+      assert.equal(sock.tryConnect(fd, { address: VIP, port: stage.listen }), 0);
+      await until("all of the first is on its way", () => {
+        const [{ outbound, upstream: leg } = {}] = owner.sessions.values();
+        if (outbound === undefined || !(leg instanceof TcpLeg) || unwritten() > 0) return false;
+        return outbound.bytes + leg.unreadBytes() === first.length;
+      });
+      const rooms: number[] = [];
+      for (let moves = 0; moves < 5; moves++) {
+        const moved = await move(owner, options);
+        owner = moved.to;
+        assert.equal(moved.lost, 0);
+        rooms.push(sock.getsockoptInt(upstream().fd, sock.SOL_SOCKET, sock.SO_RCVBUF));
+      }
+      assert.deepEqual(rooms, Array(5).fill(256 * 1024));
+      assert.equal(sockets.send(fd, Buffer.from("more")), 4);
+      const into = Buffer.alloc(1_048_576);
+      let received = 0;
+      await until("all of it", () => {
+        for (let length = 1; length > 0; received += Math.max(length, 0)) length = sockets.recv(fd, into);
+        return received >= first.length + rest.length;
+      });
+      assert.equal(received, first.length + rest.length);
+    } finally {
+      sockets.close(fd);
+      owner.stop();
+      stage.stop();
+    }
+  });
+
+  it("has nothing of its application's to carry where it reads after all when the application is still", async () => {
+    const stage = await startInProcess({
+      downstream: "takeover",
+      listenAddress: VIP,
+      serve: (socket) => socket.write(Buffer.alloc(512 * 1024, "x")),
+    });
+    const fd = sock.tcpSocket(6);
+    try {
+      assert.equal(sock.tryConnect(fd, { address: VIP, port: stage.listen }), 0);
+      await until("its client is full", () => {
+        const [{ outbound, upstream } = {}] = stage.proxy.sessions.values();
+        return outbound?.isBlocked === true && upstream instanceof TcpLeg && upstream.unreadBytes() > 0;
+      });
+      stage.proxy.role = "held";
+      await hold(stage.proxy);
+      let isCaptured = false;
+      const captured = captureUpstream(stage.proxy).finally(() => {
+        isCaptured = true;
+      });
+      const into = Buffer.alloc(1_048_576);
+      while (!isCaptured) {
+        sockets.recv(fd, into);
+        await turn();
+      }
+      const { sessions } = await captured;
+      assert.deepEqual(
+        sessions.map(({ upstream }) => upstream?.receive.bytes.length),
+        [0],
+      );
+      rollback(stage.proxy);
+    } finally {
+      sockets.close(fd);
+      stage.stop();
+    }
   });
 
   it("goes along where its address means something on the link only", async () => {

@@ -1,0 +1,40 @@
+/**
+ * Whether one direction of a leg is worth longer queues: bytes pass fast. What is bounded by time is what waits: a bound grows
+ * only while four of it pass in 100 ms, so that no more waits than passes in 50 ms. Whoever reads nothing, or slowly, is left
+ * with what a leg starts with, and a move has little to carry for it.
+ */
+
+/** As much as somebody who never reads may take at once (its own queues): nothing is concluded from that. */
+const FIRST_BYTES = 512 * 1024;
+const BOUNDS = 4;
+const FAST_MS = 100;
+
+export class Flow {
+  /** a queue of this direction has grown already */
+  hasGrown = false;
+  #leftBytes = FIRST_BYTES;
+  #everyBytes = FIRST_BYTES;
+  /** by performance.now(), an integer: that costs a leg at rest no object */
+  #sinceMs = 0;
+
+  /** True when the queue should grow: ask the kernel, and tell {@link grown}. */
+  passed(bytes: number): boolean {
+    this.#leftBytes -= bytes;
+    return this.#leftBytes <= 0 && this.#isFast();
+  }
+
+  /** @param boundBytes what it is now */
+  grown(boundBytes: number): void {
+    this.hasGrown = true;
+    this.#everyBytes = Math.max(FIRST_BYTES, boundBytes * BOUNDS);
+    this.#leftBytes = this.#everyBytes;
+  }
+
+  #isFast(): boolean {
+    const nowMs = Math.trunc(performance.now());
+    const isFast = nowMs - this.#sinceMs <= FAST_MS;
+    this.#sinceMs = nowMs;
+    this.#leftBytes = this.#everyBytes;
+    return isFast;
+  }
+}
