@@ -10,14 +10,12 @@ import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { listenBacklog } from "#proxy/kernel/diag.ts";
 import { unseal } from "#proxy/store/seal.ts";
 import type { DepartureFacts } from "../api/check.ts";
 import { type Check, type CheckReport, merged, refuse, runChecks } from "../api/finding.ts";
 import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../api/migration.ts";
 import type { Held } from "../api/owners.ts";
-import { loadConfig, type WorkloadConfig } from "../config/config.ts";
-import { formatEndpoint } from "../config/endpoint.ts";
+import type { WorkloadConfig } from "../config/config.ts";
 import { Arrival } from "../migration/arrival.ts";
 import { Departure } from "../migration/departure.ts";
 import type { Moving } from "../migration/moving.ts";
@@ -27,14 +25,13 @@ import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/so
 import { putBack } from "../migration/watches.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
-import { innerPid, isSameProcess, treeOf } from "../runtime/processes.ts";
+import { innerPid, treeOf } from "../runtime/processes.ts";
 import {
   applicationPid,
   type ContainerRecord,
   type ContainerRuntime,
   runPath,
 } from "../runtime/runc/container-runtime.ts";
-import { inNetworkOf } from "../runtime/runc/network.ts";
 import type { OutputOptions } from "../runtime/runc/output-reader.ts";
 import { loadRootfs } from "../runtime/runc/rootfs.ts";
 import { Anchors } from "./anchors.ts";
@@ -54,8 +51,10 @@ import {
 } from "./preflight/preflight.ts";
 import { endProcess, type ProxyClient } from "./proxy-client.ts";
 import { ProxyKeeper } from "./proxy-keeper.ts";
+import { readRestartConfig } from "./restart-config.ts";
 import { Registry } from "./session-registry.ts";
 import { startProblem } from "./start-problem.ts";
+import { downProblem, statusOf, type WorkloadStatus } from "./status.ts";
 import { takeEach } from "./steps.ts";
 import { StoreOutbox } from "./store-outbox.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
@@ -64,30 +63,6 @@ export interface MigrateRequest {
   to: string;
   deadlineMs?: number;
   report: Report;
-}
-
-export interface WorkloadStatus {
-  name: string;
-  role: Journal["role"];
-  epoch: number;
-  /** failed: its start came to nothing, here. down: this node has it, and it does not run */
-  state:
-    | "running"
-    | "down"
-    | "failed"
-    | "elsewhere"
-    | "moving"
-    | "restarting"
-    | "stopped"
-    | "waiting"
-    | "damaged";
-  owner: string | null;
-  downstream: "takeover" | "forward";
-  sessions: number;
-  moving: { to: string; step: string } | null;
-  container: string | null;
-  /** what keeps it from being what the configuration says */
-  problem: Problem | null;
 }
 
 const MIB = 1_048_576;
@@ -269,7 +244,7 @@ export class Workload {
 
   /** False: it is not known yet whether it may be started here. */
   async #tryToStart(): Promise<boolean> {
-    if (this.#closed || this.#journal.stopped || this.#runsHere) return true;
+    if (this.#closed || this.#journal.stopped || this.runsHere) return true;
     if (this.#isMoving || this.#starting !== null) return false;
     return this.#alone(async () => {
       const decision = await this.#decide(false);
@@ -307,7 +282,7 @@ export class Workload {
     if (this.#settling !== "no" && force) return this.#forceSettling();
     while (this.#starting !== null) await this.#starting.catch(() => {});
     if (this.#isMoving) throw this.#busy();
-    if (this.#journal.role === "owner" && this.#runsHere)
+    if (this.#journal.role === "owner" && this.runsHere)
       throw fail("ALREADY_THERE", `${this.name} is on node ${this.context.node} already`);
     await this.#alone(async () => {
       const decision = await this.#decide(force);
@@ -493,7 +468,7 @@ export class Workload {
   async held(): Promise<Held> {
     const { role, moving, epoch, seen } = this.#journal;
     // one that died with its machine keeps nobody from starting it
-    const runs = role === "owner" && this.#runsHere;
+    const runs = role === "owner" && this.runsHere;
     const isOwner = runs && moving === null && !this.#stopping;
     const mayBeHere = runs || moving !== null || this.#damage !== null;
     const has = isOwner ? "owner" : mayBeHere ? "moving" : "no";
@@ -507,10 +482,6 @@ export class Workload {
 
   get isProxyExpectedToEnd(): boolean {
     return this.#closed || this.#stopping || this.#isMoving;
-  }
-
-  get #runsHere(): boolean {
-    return this.#journal.container !== null || this.keeper.client !== null;
   }
 
   /** What the agent of another node says of it. */
@@ -538,7 +509,7 @@ export class Workload {
   /** The store has forgotten or thrown back what it knew, or names another owner. Called about every second. */
   async checkOwnership(): Promise<void> {
     await this.keeper.tellKeys();
-    const isSettled = (): boolean => this.isAtRest && this.#journal.owed === null && this.#runsHere;
+    const isSettled = (): boolean => this.isAtRest && this.#journal.owed === null && this.runsHere;
     if (!this.#isRecovered || !isSettled()) return;
     const { store, node } = this.context;
     const { epoch } = this.#journal;
@@ -659,7 +630,13 @@ export class Workload {
   async restart(drainMs: number, report: (event: RestartEvent) => void): Promise<RestartResult> {
     if (this.#isLaunching || this.#isMoving || this.supervisor.isRestarting) throw this.#busy();
     await this.#requireOwner();
-    const config = this.#readConfig();
+    const { context, name } = this;
+    const { config, later } = readRestartConfig(context.configFile, this.#config);
+    if (later.length > 0)
+      context.log.warn(
+        { workload: name, keys: later },
+        "changed in the configuration, and not applied by a restart: stop the workload, then restart the agent",
+      );
     await loadRootfs(config); // what would fail in the middle fails now
     if (this.#isMoving) throw this.#busy();
     return this.supervisor.restart({ drainMs, config, report });
@@ -669,38 +646,13 @@ export class Workload {
     this.#config = config;
   }
 
-  /** What can change while the container and the proxy live. @throws HoldfastError `CONFIG_INVALID`, `WORKLOAD_UNKNOWN` */
-  #readConfig(): WorkloadConfig {
-    const { context, name } = this;
-    const found = loadConfig(context.configFile).workloads.find((workload) => workload.name === name);
-    if (found === undefined) {
-      throw fail(
-        "CONFIG_INVALID",
-        `${context.configFile} does not have workload ${name} any more: \`holdfast stop\` ends it`,
-      );
-    }
-    const { restart, stopSignal, stopMsMax } = found;
-    const now: WorkloadConfig = { ...this.#config, restart, stopSignal, stopMsMax };
-    if (now.container !== null && found.container !== null) {
-      const { command, cwd, env } = found.container;
-      now.container = { ...now.container, command, cwd, env };
-    }
-    const later = changedKeys(found, now);
-    if (later.length > 0)
-      context.log.warn(
-        { workload: name, keys: later },
-        "changed in the configuration, and not applied by a restart: stop the workload, then restart the agent",
-      );
-    return now;
-  }
-
   async #requireOwner(): Promise<void> {
     this.#throwIfDamaged();
-    if (this.#journal.role === "owner" && this.#runsHere) return;
+    if (this.#journal.role === "owner" && this.runsHere) return;
     const found = this.#startFailed ? null : await this.context.store.ownership(this.name);
     const isOurs = this.#journal.role === "owner" || found?.owner === this.context.node;
     if (this.#startFailed || (isOurs && found?.state !== "stopped")) {
-      const { what, cure } = this.#problem ?? this.#down;
+      const { what, cure } = this.#problem ?? downProblem(this);
       throw fail("WORKLOAD_DOWN", `${this.name} does not run: ${what}: ${cure}`);
     }
     const isNowhere = found === null || found.state === "stopped";
@@ -819,7 +771,7 @@ export class Workload {
 
   /** What `check` shows for this workload: of this node, and of each that it could go to. Empty where it does not run. */
   async check(to: string | null): Promise<CheckReport> {
-    if (this.#journal.role !== "owner" || !this.#runsHere) return this.#checkNotRunning();
+    if (this.#journal.role !== "owner" || !this.runsHere) return this.#checkNotRunning();
     await this.outbox.flushed(DEBT_MS_MAX); // else the store names another epoch to the target
     const { report, facts } = await checkDeparture(this);
     if (facts === null) return report;
@@ -1027,62 +979,26 @@ export class Workload {
 
   // ---- looking ----
 
-  async status(): Promise<WorkloadStatus> {
-    const { role, epoch, container, application, moving, stopped } = this.#journal;
-    const ownership = await this.context.store.ownership(this.name).catch(() => null);
-    const sessions = await this.keeper.countSessions().catch(() => 0);
-    const alive =
-      container !== null && application !== null
-        ? await isSameProcess(application)
-        : container !== null && (await applicationPid(container).catch(() => null)) !== null;
-    let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
-    if (role === "owner") state = alive && this.keeper.client !== null ? "running" : "down";
-    if (this.supervisor.isBusy) state = "restarting";
-    const isOurs =
-      ownership !== null && ownership.owner === this.context.node && ownership.state !== "stopped";
-    if (!this.#runsHere && !stopped) {
-      if (isOurs) state = "down";
-      if (this.#isWaiting) state = "waiting";
-      else if (this.#startFailed) state = "failed";
-    }
-    if (moving !== null) state = "moving";
-    if (this.#damage !== null) state = "damaged";
-    return {
-      name: this.name,
-      role,
-      epoch,
-      state,
-      owner: ownership === null || ownership.state === "stopped" ? null : ownership.owner,
-      downstream: this.downstream,
-      sessions,
-      moving:
-        moving === null
-          ? null
-          : { to: moving.side === "source" ? moving.peer : this.context.node, step: moving.step },
-      container: container?.id ?? null,
-      problem: this.#problem ?? this.supervisor.problem ?? this.#problemOf(state),
-    };
+  status(): Promise<WorkloadStatus> {
+    return statusOf(this);
   }
-
-  #problemOf(state: WorkloadStatus["state"]): Problem | null {
-    if (state === "down" && !this.#runsHere && this.#starting === null) return this.#down;
-    const { container } = this.#journal;
-    if (state !== "running" || container === null) return null;
-    const deaf = this.config.ports.find(({ upstream }) => isDeaf(upstream, container.init.pid));
-    if (deaf === undefined) return null;
-    return {
-      id: "application.not-listening",
-      what: `nobody listens on ${formatEndpoint(deaf.upstream)}, where clients of port ${deaf.listen} are led to`,
-      cure: `correct upstream:, or what the application listens on; the log: ${this.logFile}`,
-    };
+  get isDamaged(): boolean {
+    return this.#damage !== null;
   }
-
-  get #down(): Problem {
-    return {
-      id: "start.down",
-      what: "this node has it, and nothing of it runs here",
-      cure: `\`holdfast start ${this.name}\`; the log: ${this.logFile}`,
-    };
+  get runsHere(): boolean {
+    return this.#journal.container !== null || this.keeper.client !== null;
+  }
+  get isWaiting(): boolean {
+    return this.#isWaiting;
+  }
+  get isStarting(): boolean {
+    return this.#starting !== null;
+  }
+  get startFailed(): boolean {
+    return this.#startFailed;
+  }
+  get problem(): Problem | null {
+    return this.#problem;
   }
 
   async sessions(): Promise<SessionInfo[]> {
@@ -1130,23 +1046,6 @@ export class Workload {
   #busy(): HoldfastError {
     if (!this.#isMoving) return restartBusy(this.name);
     return fail("MIGRATION_BUSY", `${this.name}: a migration is under way`);
-  }
-}
-
-/** Keys that two configurations of a workload do not agree on. */
-function changedKeys(one: WorkloadConfig, other: WorkloadConfig): string[] {
-  return Object.keys(one).filter(
-    (key) =>
-      JSON.stringify(one[key as keyof WorkloadConfig]) !== JSON.stringify(other[key as keyof WorkloadConfig]),
-  );
-}
-
-/** @param initPid of the container whose network it is in */
-function isDeaf(upstream: Endpoint, initPid: number): boolean {
-  try {
-    return inNetworkOf([initPid], () => listenBacklog(upstream) === null);
-  } catch {
-    return false; // nobody can look
   }
 }
 
