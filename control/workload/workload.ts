@@ -2,7 +2,6 @@
  * One workload on one node: its container, its proxy, its address, and what the journal says of them. Starts it, stops it,
  * finds it again after a restart of the agent; the moves themselves are in `migration/`.
  */
-import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
@@ -18,20 +17,14 @@ import type { Held } from "../api/owners.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import { Arrival } from "../migration/arrival.ts";
 import { Departure } from "../migration/departure.ts";
+import { comeAlive, undoMove } from "../migration/go-on.ts";
 import type { Moving } from "../migration/moving.ts";
-import { takeBackOwnSockets } from "../migration/own-sockets.ts";
 import { OUTCOME_MS_MAX } from "../migration/settle.ts";
-import { endLeftConnections, endRepair, unshieldOutbound } from "../migration/sockets.ts";
-import { putBack } from "../migration/watches.ts";
+import { endLeftConnections } from "../migration/sockets.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
-import { innerPid, treeOf } from "../runtime/processes.ts";
-import {
-  applicationPid,
-  type ContainerRecord,
-  type ContainerRuntime,
-  runPath,
-} from "../runtime/runc/container-runtime.ts";
+import { treeOf } from "../runtime/processes.ts";
+import type { ContainerRecord, ContainerRuntime } from "../runtime/runc/container-runtime.ts";
 import type { OutputOptions } from "../runtime/runc/output-reader.ts";
 import { loadRootfs } from "../runtime/runc/rootfs.ts";
 import { Anchors } from "./anchors.ts";
@@ -55,7 +48,6 @@ import { readRestartConfig } from "./restart-config.ts";
 import { Registry } from "./session-registry.ts";
 import { startProblem } from "./start-problem.ts";
 import { downProblem, statusOf, type WorkloadStatus } from "./status.ts";
-import { takeEach } from "./steps.ts";
 import { StoreOutbox } from "./store-outbox.ts";
 import { type RestartEvent, type RestartResult, restartBusy, Supervisor } from "./supervisor.ts";
 
@@ -848,65 +840,11 @@ export class Workload {
     endLeftConnections(this.config.ports.map((port) => port.upstream.port));
   }
 
-  /** The application goes on here, with its legs. Everything before this was silent. */
-  async comeAlive(epoch: number): Promise<void> {
-    // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
-    this.vip?.add();
-    this.vip?.announce();
-    await Promise.all([this.#continueTree(), this.keeper.goOn("release", epoch)]);
+  comeAlive(epoch: number): Promise<void> {
+    return comeAlive(this, epoch);
   }
-
-  /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
-  async goOnHere(epoch: number): Promise<void> {
-    const { container } = this;
-    const images = runPath(container, "images");
-    const pids = async (): Promise<number[]> => {
-      const root = await applicationPid(container);
-      return root === null ? [] : treeOf(root);
-    };
-    // sessions may be lost by one that fails; the others, and the application, must not be
-    await takeEach(
-      {
-        "take sockets back": async () => endRepair(await pids(), images),
-        "take its own sockets back": async () => takeBackOwnSockets(images, await pids()),
-        "take the address back": () => this.vip?.add(),
-        "let kept connections hear": () => this.#unshieldOutbound(),
-        "let the proxy go on": () => this.keeper.goOn("rollback", epoch),
-        "announce the address": () => this.vip?.announce(),
-        "put watches on files back": () => this.#putBackWatches(),
-        "let the application go on": () => this.#continueTree(),
-        "remove images": () => rm(images, { recursive: true, force: true }),
-      },
-      (what, error) => this.#warn(what, error),
-    );
-  }
-
-  /** Connections of the application's own that were about to go along hear their peers again. */
-  async #unshieldOutbound(): Promise<void> {
-    if (this.config.outbound !== "keep" || this.config.vip === null) return;
-    const root = await applicationPid(this.container);
-    if (root !== null) await unshieldOutbound(await treeOf(root), this.config.vip.address);
-  }
-
-  async #putBackWatches(): Promise<void> {
-    const warn = (error: unknown): void => this.#warn("watches", error);
-    const states = this.#journal.moving?.watches ?? [];
-    if (states.length > 0) await putBack(states, this.container, await this.freezer(), warn).catch(warn);
-  }
-
-  async #continueTree(): Promise<void> {
-    const root = await applicationPid(this.container);
-    if (root === null) {
-      this.context.log.error({ workload: this.name }, "there is no application to go on");
-      return;
-    }
-    const freezer = await this.freezer();
-    if (freezer !== null) return freezer.thaw();
-    // CRIU has used SIGSTOP. Children first: a parent that goes on early sees that they are stopped.
-    const stopped = new Set(this.#journal.moving?.stopped ?? []);
-    for (const pid of (await treeOf(root)).reverse()) {
-      if (!stopped.has((await innerPid(pid)) ?? -1)) continueProcess(pid);
-    }
+  goOnHere(epoch: number): Promise<void> {
+    return undoMove(this, epoch);
   }
 
   /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
@@ -1046,13 +984,5 @@ export class Workload {
   #busy(): HoldfastError {
     if (!this.#isMoving) return restartBusy(this.name);
     return fail("MIGRATION_BUSY", `${this.name}: a migration is under way`);
-  }
-}
-
-function continueProcess(pid: number): void {
-  try {
-    process.kill(pid, "SIGCONT");
-  } catch {
-    // it was killed by somebody else: nothing to continue
   }
 }

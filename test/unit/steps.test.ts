@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { takeEach } from "#control/workload/steps.ts";
+import { takeEach } from "#control/migration/steps.ts";
 
 test("every step is taken, in order, whether those before threw, rejected or took their time", async () => {
   const taken: string[] = [];

@@ -1,0 +1,101 @@
+/**
+ * The application goes on: at the target when it is released, at the source when a move is rolled back. Everything before was silent.
+ * May be repeated.
+ */
+import { rm } from "node:fs/promises";
+import type { Logger } from "pino";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { WorkloadConfig } from "../config/config.ts";
+import type { Vip } from "../network/vip.ts";
+import type { Freezer } from "../runtime/freezer.ts";
+import { innerPid, treeOf } from "../runtime/processes.ts";
+import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
+import type { Moving } from "./moving.ts";
+import { takeBackOwnSockets } from "./own-sockets.ts";
+import { endRepair, unshieldOutbound } from "./sockets.ts";
+import { takeEach } from "./steps.ts";
+import { putBack } from "./watches.ts";
+
+/** Whose application it is. */
+export interface GoingOn {
+  readonly name: string;
+  readonly config: WorkloadConfig;
+  readonly context: { readonly log: Logger };
+  readonly container: ContainerRecord;
+  readonly journal: { readonly moving: Moving | null };
+  readonly vip: Vip | null;
+  freezer(): Promise<Freezer | null>;
+  readonly keeper: { goOn(command: "release" | "rollback", epoch: number): Promise<void> };
+}
+
+/** With its legs, at the target. */
+export async function comeAlive(host: GoingOn, epoch: number): Promise<void> {
+  // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
+  host.vip?.add();
+  host.vip?.announce();
+  await Promise.all([continueTree(host), host.keeper.goOn("release", epoch)]);
+}
+
+/** Undoes whatever a move has done to the application and its sessions at the source. */
+export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
+  const { container, vip, keeper } = host;
+  const images = runPath(container, "images");
+  const pids = async (): Promise<number[]> => {
+    const root = await applicationPid(container);
+    return root === null ? [] : treeOf(root);
+  };
+  // sessions may be lost by one that fails; the others, and the application, must not be
+  await takeEach(
+    {
+      "take sockets back": async () => endRepair(await pids(), images),
+      "take its own sockets back": async () => takeBackOwnSockets(images, await pids()),
+      "take the address back": () => vip?.add(),
+      "let kept connections hear": () => hearOutbound(host),
+      "let the proxy go on": () => keeper.goOn("rollback", epoch),
+      "announce the address": () => vip?.announce(),
+      "put watches on files back": () => putBackWatches(host),
+      "let the application go on": () => continueTree(host),
+      "remove images": () => rm(images, { recursive: true, force: true }),
+    },
+    (what, error) => warn(host, what, error),
+  );
+}
+
+/** Connections of the application's own that were about to go along hear their peers again. */
+async function hearOutbound({ config, container }: GoingOn): Promise<void> {
+  if (config.outbound !== "keep" || config.vip === null) return;
+  const root = await applicationPid(container);
+  if (root !== null) await unshieldOutbound(await treeOf(root), config.vip.address);
+}
+
+async function putBackWatches(host: GoingOn): Promise<void> {
+  const onError = (error: unknown): void => warn(host, "watches", error);
+  const states = host.journal.moving?.watches ?? [];
+  if (states.length > 0) await putBack(states, host.container, await host.freezer(), onError).catch(onError);
+}
+
+async function continueTree(host: GoingOn): Promise<void> {
+  const root = await applicationPid(host.container);
+  if (root === null) {
+    host.context.log.error({ workload: host.name }, "there is no application to go on");
+    return;
+  }
+  const freezer = await host.freezer();
+  if (freezer !== null) return freezer.thaw();
+  // CRIU has used SIGSTOP. Children first: a parent that goes on early sees that they are stopped.
+  const stopped = new Set(host.journal.moving?.stopped ?? []);
+  for (const pid of (await treeOf(root)).reverse())
+    if (!stopped.has((await innerPid(pid)) ?? -1)) continueProcess(pid);
+}
+
+function continueProcess(pid: number): void {
+  try {
+    process.kill(pid, "SIGCONT");
+  } catch {
+    // it was killed by somebody else: nothing to continue
+  }
+}
+
+function warn({ name, context }: GoingOn, what: string, error: unknown): void {
+  context.log.warn({ workload: name, what, reason: messageOf(error) }, `${what} failed; continuing`);
+}
