@@ -1,6 +1,7 @@
 /** The proxy's Prometheus metrics, read from the counters at each scrape. No label names a connection or a client. */
 import { Counter, Gauge, Registry } from "@prometheus-io/client";
-import type { Counters, WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import type { Counters } from "#proxy/workload/counters.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   sessionsAccepted: ["sessions_accepted_total", "Sessions begun here."],

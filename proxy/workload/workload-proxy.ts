@@ -16,19 +16,21 @@ import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
 import { HeldBudget } from "#proxy/replay/held-bytes.ts";
 import { ProtocolFilter, type ProtocolFilterHost } from "#proxy/replay/protocol-filter.ts";
-import type { Carrier, ReplayCounters } from "#proxy/replay/session-replay.ts";
+import type { Carrier } from "#proxy/replay/session-replay.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
+import { newCounters } from "./counters.ts";
 import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
+import { Linger } from "./linger.ts";
 import { LiveSession } from "./live-session.ts";
 import { Front, FrontHeader } from "./load-balancer.ts";
 import { ProbeAnswers, ProbePeek } from "./probes.ts";
 import { UpstreamAvailability } from "./upstream-availability.ts";
+import { placeOf, sessionPage } from "./view.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
-const LINGER_CHECK_MS = 20;
 const LINKS_GREETING_MAX = 4096;
 /** until a session that the node has nothing left for is dialled again */
 const SHORTAGE_MS = 500;
@@ -45,36 +47,6 @@ const SHORTAGES: ReadonlySet<string> = new Set([
 ]);
 /** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
 const REFUSED_POLITELY_MAX = 1024;
-
-export interface Counters extends ReplayCounters {
-  sessionsAccepted: number;
-  sessionsRefused: number;
-  /** on ports with `proxyProtocol`: from somebody else than the load balancer; without its header */
-  peersRefused: number;
-  headersRefused: number;
-  sessionsEnded: number;
-  sessionsReset: number;
-  sessionsBroken: number;
-  sessionsIdle: number;
-  dialFailures: number;
-  dialShortages: number;
-  linksAccepted: number;
-  linksRefused: number;
-  linkFailures: number;
-  linkMismatches: number;
-  lingerTimeouts: number;
-  acceptErrors: number;
-  bytesIn: number;
-  bytesOut: number;
-  holds: number;
-  rollbacks: number;
-  holdsLetGo: number;
-  legsCaptured: number;
-  legsAdopted: number;
-  legFailures: number;
-  sessionsOpaque: number;
-  probesAnswered: number;
-}
 
 /** What a restart has done to the sessions, between {@link WorkloadProxy.beginUnavailable} and `endUnavailable`. */
 interface UnavailableFigures {
@@ -99,40 +71,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   readonly listeners: ClientListener[] = [];
   /** accepted links that wait for their session, or for this proxy to own the workload */
   readonly parked = new Map<string, LinkLeg>();
-  readonly counters: Counters = {
-    sessionsAccepted: 0,
-    sessionsRefused: 0,
-    peersRefused: 0,
-    headersRefused: 0,
-    sessionsEnded: 0,
-    sessionsReset: 0,
-    sessionsBroken: 0,
-    sessionsIdle: 0,
-    dialFailures: 0,
-    dialShortages: 0,
-    linksAccepted: 0,
-    linksRefused: 0,
-    linkFailures: 0,
-    linkMismatches: 0,
-    lingerTimeouts: 0,
-    acceptErrors: 0,
-    bytesIn: 0,
-    bytesOut: 0,
-    holds: 0,
-    rollbacks: 0,
-    holdsLetGo: 0,
-    legsCaptured: 0,
-    legsAdopted: 0,
-    legFailures: 0,
-    sessionsOpaque: 0,
-    probesAnswered: 0,
-    sessionsUnavailable: 0,
-    requestsReplayed: 0,
-    requestsRefused: 0,
-    messagesReplayed: 0,
-    webSocketsRefused: 0,
-    heldRefused: 0,
-  };
+  readonly counters = newCounters();
   /** how often bytes could not be named any more, by reason */
   readonly opaqueReasons = new Map<string, number>();
   readonly budget: HeldBudget;
@@ -156,8 +95,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
   #sessionsMade = 0;
-  #lingering = new Set<LiveSession>();
-  #lingerTimer: NodeJS.Timeout | null = null;
+  readonly #linger: Linger;
   #unavailableBefore: UnavailableFigures | null = null;
   #shortageToldAtMs = Number.NEGATIVE_INFINITY;
 
@@ -168,6 +106,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     this.kernel = options.kernel;
     this.log = options.log;
     const { limits, spillDir, ports } = options.config;
+    this.#linger = new Linger(limits.lingerMsMax, () => this.counters.lingerTimeouts++);
     this.admission = new Admission({ ports, process: options.kernel, log: options.log });
     this.budget = new HeldBudget({
       sessionBytesMax: limits.heldSessionBytesMax,
@@ -605,7 +544,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     }
     if (session.countedAs !== null) this.admission.clientLeaves(session.port, session.countedAs);
     session.countedAs = null;
-    this.#lingering.delete(session);
+    this.#linger.remove(session);
     this.counters.bytesIn += session.inbound.bytes;
     this.counters.bytesOut += session.outbound.bytes;
     if (reason === null) this.counters.sessionsEnded++;
@@ -631,34 +570,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   }
 
   onLingering(session: LiveSession): void {
-    session.lingerSinceMs = performance.now();
-    this.#lingering.add(session);
-    this.#lingerTimer ??= setTimeout(() => this.#checkLingering(), 0);
-  }
-
-  /** There is no event for "acknowledged": look, but only while somebody lingers. */
-  #checkLingering(): void {
-    this.#lingerTimer = null;
-    const deadlineMs = performance.now() - this.config.limits.lingerMsMax;
-    for (const session of this.#lingering) {
-      if (session.state !== "lingering") {
-        this.#lingering.delete(session);
-        continue;
-      }
-      session.guard(() => this.#endLingering(session, deadlineMs));
-    }
-    if (this.#lingering.size > 0)
-      this.#lingerTimer = setTimeout(() => this.#checkLingering(), LINGER_CHECK_MS);
-  }
-
-  #endLingering(session: LiveSession, deadlineMs: number): void {
-    const legs = [session.downstream, session.upstream];
-    const acked = legs.every(
-      (leg) => !(leg instanceof TcpLeg) || leg.unackedBytes() === 0 || leg.isClosedInKernel(),
-    );
-    const late = session.lingerSinceMs < deadlineMs;
-    if (late && !acked) this.counters.lingerTimeouts++;
-    if (acked || late) session.close();
+    this.#linger.add(session);
   }
 
   // ---- links, at the anchor
@@ -991,52 +903,11 @@ export class WorkloadProxy implements ProtocolFilterHost {
 
   /** Those that came after the session with this number, the oldest first; next: the number to go on with, null at the end. */
   sessionPage(after: number, max: number): { sessions: SessionInfo[]; next: number | null } {
-    const sessions: SessionInfo[] = [];
-    let last = after;
-    for (const session of this.sessions.values()) {
-      if (session.number <= after) continue;
-      if (sessions.length === max) return { sessions, next: last };
-      sessions.push(this.#info(session));
-      last = session.number;
-    }
-    return { sessions, next: null };
-  }
-
-  #info(session: LiveSession): SessionInfo {
-    return {
-      id: session.id,
-      port: session.port,
-      client: session.client,
-      anchor: session.anchor,
-      place: this.placeOf(session),
-      state: this.#shownState(session),
-      bytesIn: session.inbound.bytes,
-      bytesOut: session.outbound.bytes,
-      ageMs: Date.now() - session.acceptedAtMs,
-      protocol: "tcp",
-      continuity: this.portOf(session).continuity,
-      name: null,
-      requestsInFlight: 0,
-      requests: 0,
-      ...session.filter?.info,
-    };
+    return sessionPage(this, after, max);
   }
 
   placeOf(session: LiveSession): SessionInfo["place"] {
-    if (session.anchor !== this.config.node) return "owner";
-    return this.owner !== null && session.adopted === null ? "anchor" : "here";
-  }
-
-  #shownState(session: LiveSession): SessionInfo["state"] {
-    if (session.state === "lingering") return "lingering";
-    if (session.header !== null) return "open";
-    const replay = session.filter?.replay ?? null;
-    if (replay?.isUnavailable === true) return "unavailable";
-    // Between two requests nobody misses the connection.
-    if (replay !== null && session.isWaiting && session.wasConnected)
-      return this.availabilities[session.port]?.isAbsent === true ? "unavailable" : "open";
-    if (session.state !== "open" || session.inbound.held) return "held";
-    return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
+    return placeOf(this, session);
   }
 
   status(): Record<string, unknown> {
@@ -1070,7 +941,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     this.closeParked(RST_CODE.reset);
     this.#linkServer?.close();
     this.#linkServer = null;
-    if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
+    this.#linger.stop();
     for (const availability of this.availabilities) availability.stop();
   }
 }

@@ -1,0 +1,65 @@
+/** Sessions as people see them (`holdfast sessions`), a page at a time. */
+import type { PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import type { LiveSession } from "./live-session.ts";
+
+/** Whose sessions they are. */
+export interface ViewHost {
+  readonly config: { readonly node: string };
+  readonly sessions: ReadonlyMap<string, LiveSession>;
+  readonly owner: object | null;
+  readonly availabilities: readonly { readonly isAbsent: boolean }[];
+  portOf(session: LiveSession): PortConfig;
+}
+
+export function sessionPage(
+  host: ViewHost,
+  after: number,
+  max: number,
+): { sessions: SessionInfo[]; next: number | null } {
+  const sessions: SessionInfo[] = [];
+  let last = after;
+  for (const session of host.sessions.values()) {
+    if (session.number <= after) continue;
+    if (sessions.length === max) return { sessions, next: last };
+    sessions.push(infoOf(host, session));
+    last = session.number;
+  }
+  return { sessions, next: null };
+}
+
+function infoOf(host: ViewHost, session: LiveSession): SessionInfo {
+  return {
+    id: session.id,
+    port: session.port,
+    client: session.client,
+    anchor: session.anchor,
+    place: placeOf(host, session),
+    state: shownState(host, session),
+    bytesIn: session.inbound.bytes,
+    bytesOut: session.outbound.bytes,
+    ageMs: Date.now() - session.acceptedAtMs,
+    protocol: "tcp",
+    continuity: host.portOf(session).continuity,
+    name: null,
+    requestsInFlight: 0,
+    requests: 0,
+    ...session.filter?.info,
+  };
+}
+
+export function placeOf({ config, owner }: ViewHost, session: LiveSession): SessionInfo["place"] {
+  if (session.anchor !== config.node) return "owner";
+  return owner !== null && session.adopted === null ? "anchor" : "here";
+}
+
+function shownState({ availabilities }: ViewHost, session: LiveSession): SessionInfo["state"] {
+  if (session.state === "lingering") return "lingering";
+  if (session.header !== null) return "open";
+  const replay = session.filter?.replay ?? null;
+  if (replay?.isUnavailable === true) return "unavailable";
+  // Between two requests nobody misses the connection.
+  if (replay !== null && session.isWaiting && session.wasConnected)
+    return availabilities[session.port]?.isAbsent === true ? "unavailable" : "open";
+  if (session.state !== "open" || session.inbound.held) return "held";
+  return session.inbound.finRead || session.outbound.finRead ? "half-closed" : "open";
+}
