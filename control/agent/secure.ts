@@ -105,7 +105,7 @@ export async function listenSecure(options: ListenSecureOptions): Promise<Secure
     if (node === undefined || id === undefined) return null;
     const key = ring.find(id);
     said.set(socket, { node, id, key });
-    // A key that nobody has fails as a wrong one does, so that the dialler can tell it from an agent that does not know this form.
+    // a key that nobody has fails as a wrong one does
     return key === null ? randomBytes(PSK_BYTES) : streamKey(key);
   };
   const server = createServer({

@@ -5,41 +5,15 @@
 import { isIP } from "node:net";
 import * as z from "zod";
 import { messageOf } from "#proxy/contract/errors.ts";
+import { type Limit, MS_MAX, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { parseStoreUrl } from "#proxy/store/open.ts";
 import { CAPABILITY_NAMES } from "./capabilities.ts";
 import { parseEndpoint } from "./endpoint.ts";
-import type { AgentLimits, WorkloadLimits } from "./limits.ts";
-
-export const LIMITS: WorkloadLimits = {
-  holdMsMax: 250,
-  drainMsMax: 250,
-  heldSessionsMax: 1_024,
-  lingerMsMax: 30_000,
-  unavailableMsMax: 30_000,
-  replayBytesMax: 262_144,
-  stallMsMax: 1_000,
-  heldSessionBytesMax: 1_048_576,
-  heldWorkloadBytesMax: 67_108_864,
-  spillBytesMax: 1_073_741_824,
-  pingMs: 10_000,
-  detachedMsMax: 60_000,
-  probeMsMax: 30_000,
-  deadlineMs: 10_000,
-  imagesMbMax: 2_048,
-  precopyMbMax: 1_024,
-  verifyMemory: false,
-  storedLegsBytesMax: 8_388_608,
-  logMbMax: 256,
-};
-
-export const AGENT_LIMITS: AgentLimits = { heldMbMax: 512, spillMbMax: 4_096 };
+import { AGENT_LIMITS, DEFAULT_AGENT_LIMITS, DEFAULT_LIMITS, MOVE_LIMITS } from "./limits.ts";
 
 /** sun_path is 108 bytes, and sockets live below stateDir */
 const STATE_DIR_CHARS_MAX = 70;
-const MS_MAX = 3_600_000;
-const MEMORY_BYTES_MAX = 1_073_741_824;
-const DISK_BYTES_MAX = 1_099_511_627_776;
 const STOP_MS = 10_000;
 const SESSIONS_MAX = 50_000;
 /** routers that keep an entry for each connection forget idle ones after a minute or more */
@@ -108,38 +82,30 @@ const storeUrl = z.string("expected the address of a store").superRefine((value,
 });
 
 const milliseconds = count("milliseconds", 1, MS_MAX);
-const memoryBytes = count("a number of bytes", 0, MEMORY_BYTES_MAX);
+
+const UNITS: Record<Limit["unit"], string> = {
+  ms: "milliseconds",
+  bytes: "a number of bytes",
+  MiB: "a number of MiB",
+  sessions: "a number of sessions",
+};
+
+/** A key of the file for each, with its default. */
+function keysOf<Name extends string>(all: Record<Name, Limit>): Record<Name, z.ZodDefault<z.ZodNumber>> {
+  const keys = Object.entries<Limit>(all).map(([name, limit]) => [
+    name,
+    count(UNITS[limit.unit], limit.min, limit.max).default(limit.default),
+  ]);
+  return Object.fromEntries(keys) as Record<Name, z.ZodDefault<z.ZodNumber>>;
+}
 
 const limits = z.strictObject(
-  {
-    holdMsMax: milliseconds.default(LIMITS.holdMsMax),
-    drainMsMax: milliseconds.default(LIMITS.drainMsMax),
-    heldSessionsMax: count("a number of sessions", 0, 1_000_000).default(LIMITS.heldSessionsMax),
-    lingerMsMax: milliseconds.default(LIMITS.lingerMsMax),
-    unavailableMsMax: milliseconds.default(LIMITS.unavailableMsMax),
-    replayBytesMax: memoryBytes.default(LIMITS.replayBytesMax),
-    stallMsMax: milliseconds.default(LIMITS.stallMsMax),
-    heldSessionBytesMax: memoryBytes.default(LIMITS.heldSessionBytesMax),
-    heldWorkloadBytesMax: memoryBytes.default(LIMITS.heldWorkloadBytesMax),
-    spillBytesMax: count("a number of bytes", 0, DISK_BYTES_MAX).default(LIMITS.spillBytesMax),
-    pingMs: milliseconds.default(LIMITS.pingMs),
-    detachedMsMax: milliseconds.default(LIMITS.detachedMsMax),
-    probeMsMax: milliseconds.default(LIMITS.probeMsMax),
-    deadlineMs: count("milliseconds", 100, MS_MAX).default(LIMITS.deadlineMs),
-    imagesMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.imagesMbMax),
-    precopyMbMax: count("a number of MiB", 0, 1_048_576).default(LIMITS.precopyMbMax),
-    verifyMemory: truth.default(LIMITS.verifyMemory),
-    storedLegsBytesMax: count("a number of bytes", 65_536, 268_435_456).default(LIMITS.storedLegsBytesMax),
-    logMbMax: count("a number of MiB", 1, 1_048_576).default(LIMITS.logMbMax),
-  },
+  { ...keysOf(PROXY_LIMITS), ...keysOf(MOVE_LIMITS), verifyMemory: truth.default(false) },
   "expected limits, as { deadlineMs: 10000 }",
 );
 
 const agentLimits = z.strictObject(
-  {
-    heldMbMax: count("a number of MiB", 0, 1_048_576).default(AGENT_LIMITS.heldMbMax),
-    spillMbMax: count("a number of MiB", 0, 1_048_576).default(AGENT_LIMITS.spillMbMax),
-  },
+  keysOf(AGENT_LIMITS),
   "expected limits of the agent, as { heldMbMax: 512 }",
 );
 
@@ -311,7 +277,7 @@ const workload = z.strictObject(
       "SIGKILL",
     ).default("SIGTERM"),
     stopMsMax: milliseconds.default(STOP_MS),
-    limits: limits.default(LIMITS),
+    limits: limits.default(DEFAULT_LIMITS),
   },
   "expected a workload",
 );
@@ -340,7 +306,7 @@ export const fileSchema = z.strictObject(
     links: oneOf("encrypted", "plain").default("encrypted"),
     key: z.string("expected file:PATH").regex(/^file:./, "expected file:PATH"),
     workloads: list(workload, "expected a list of at most 100 workloads", 0, 100),
-    limits: agentLimits.default(AGENT_LIMITS),
+    limits: agentLimits.default(DEFAULT_AGENT_LIMITS),
     admin: endpoint.optional(),
     metrics: endpoint.optional(),
   },

@@ -173,8 +173,9 @@ async function askPeers(
   const isAbove = (held: Held | null): boolean => held?.has === "owner" && held.epoch > epoch;
   if (answers.some((answer) => isAbove(says(answer)))) return "not-mine";
   const source = answers.find((answer) => answer.peer === peer);
-  if (source !== undefined && "held" in source && (source.held?.has ?? "no") === "no") return "mine";
-  return null;
+  if (source === undefined || !("held" in source) || (source.held?.has ?? "no") !== "no") return null;
+  // it had taken the workload back, and has given it away or stopped it since
+  return (source.held?.epoch ?? 0) > epoch ? "not-mine" : "mine";
 }
 
 // ---- how it ends, in mid-move and after a restart alike ----
@@ -257,9 +258,21 @@ export async function release(host: MigrationHost, releasing: Releasing): Promis
   }
 }
 
-/** The source's agent says that it has let go; no other node has the workload above this epoch. */
-export async function hasLetGo(host: MigrationHost, of: { peer: string; epoch: number }): Promise<boolean> {
-  return (await askPeers(host, of)) === "mine";
+/**
+ * Whether the source has retired for this epoch, and nobody knows of a higher one: then it has not taken the workload back, and will not.
+ * Every agent has to answer, since one that is silent may have it.
+ */
+export async function hasLetGo(
+  { name, context }: MigrationHost,
+  { peer, epoch }: { peer: string; epoch: number },
+): Promise<boolean> {
+  const answers = await context.owners.ask(name);
+  const isBelow = (answer: PeerAnswer): boolean =>
+    "held" in answer && (answer.held === null || Math.max(answer.held.epoch, answer.held.seen) <= epoch);
+  const source = answers.find((answer) => answer.peer === peer);
+  const hasRetired =
+    source !== undefined && "held" in source && source.held?.has === "no" && source.held.epoch === epoch;
+  return hasRetired && answers.every(isBelow);
 }
 
 /** Asks until there is an answer; `status` says meanwhile that it is waited for, and a person may decide instead. */

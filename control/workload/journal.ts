@@ -118,7 +118,8 @@ export function readJournal(path: string): Journal {
       `${path} was written by a newer version of Holdfast (format ${version}, this one knows ${VERSION}): start that one, and stop the workload there before going back`,
     );
   }
-  if (version < VERSION_MIN) {
+  // of a workload that has nothing to do with this node only epochs are known, which are called as they were
+  if (version < VERSION_MIN && !isOfNothing(rest)) {
     throw fail(
       "JOURNAL_INVALID",
       `${path} was written by an older version of Holdfast (format ${version}, this one reads ${VERSION_MIN} to ${VERSION}): stop the workload with that one, delete the file, and start this one`,
@@ -131,6 +132,12 @@ export function readJournal(path: string): Journal {
     throw damaged(`is damaged (${issue?.path.join(".") ?? ""}: ${issue?.message ?? ""})`);
   }
   return nextJournal({ ...EMPTY_JOURNAL, ...parsed.data }, {});
+}
+
+function isOfNothing({ role, ...rest }: { role: string } & Record<string, unknown>): boolean {
+  return (
+    role === "none" && ["container", "proxy", "moving", "debt"].every((key) => (rest[key] ?? null) === null)
+  );
 }
 
 /** What is written next: of epochs that a node has owned or seen none is forgotten. */

@@ -121,12 +121,20 @@ export class MoveRecovery {
     const host = this.#host;
     const { name, context } = host;
     const { epoch, id: migration, peer } = moving;
-    let released: number;
+    const refused = (error: unknown): false => {
+      context.log.warn({ workload: name, reason: messageOf(error) }, "the arrival cannot be completed");
+      return false;
+    };
     try {
       if (host.downstream === "takeover" && moving.step === "restored")
         await host.proxy.command("adoptDownstream", { epoch }, await host.heldBytes(epoch));
-      if (this.#gaveWord) return false;
-      host.recordMoving({ step: "releasing" });
+    } catch (error) {
+      return refused(error);
+    }
+    if (this.#gaveWord) return false;
+    host.recordMoving({ step: "releasing" });
+    let released: number;
+    try {
       released = await release(host, {
         migration,
         epoch,
@@ -136,9 +144,9 @@ export class MoveRecovery {
         word: () => this.#granted,
       });
     } catch (error) {
-      if (error instanceof HoldfastError && error.code === "AGENT_CLOSING") throw error;
-      context.log.warn({ workload: name, reason: messageOf(error) }, "the arrival cannot be completed");
-      return false;
+      // the store has decided otherwise; whatever else went wrong is no reason to give up what may be this node's
+      if (error instanceof HoldfastError && error.source === "store") return refused(error);
+      throw error;
     }
     // from here nobody can take the workload back
     host.recordMoving({ step: "released", epoch: released });

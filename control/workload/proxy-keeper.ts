@@ -12,6 +12,7 @@ import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import type { WorkloadConfig } from "../config/config.ts";
+import { proxyLimitsOf } from "../config/limits.ts";
 import { hasOwnNetwork, makeHandedSockets } from "../runtime/runc/network.ts";
 import type { SharedKeyRing } from "./context.ts";
 import type { Journal } from "./journal.ts";
@@ -72,15 +73,6 @@ export class ProxyKeeper {
     );
     this.#use(proxy);
     this.#host.record({ proxy: proxy.record });
-    const {
-      deadlineMs: _,
-      imagesMbMax: __,
-      precopyMbMax: ___,
-      verifyMemory: ____,
-      storedLegsBytesMax: _____,
-      logMbMax: ______,
-      ...proxyLimits
-    } = config.limits;
     const spillDir = join(folder, "spill");
     mkdirSync(spillDir, { recursive: true, mode: 0o700 });
     const configure: Configure = {
@@ -94,7 +86,7 @@ export class ProxyKeeper {
       linkAddress: context.host,
       links: context.links,
       spillDir,
-      limits: proxyLimits,
+      limits: proxyLimitsOf(config.limits),
     };
     const { keys } = context.ring;
     await proxy.command("configure", configure, this.#linkKeys(keys));
@@ -175,6 +167,7 @@ export class ProxyKeeper {
     this.#keysTold = { proxy, keys };
     try {
       await proxy.command("keys", {}, this.#linkKeys(keys));
+      this.#keysUntold = null;
     } catch (error) {
       if (this.#keysTold?.keys === keys && this.#keysTold.proxy === proxy) this.#keysTold = told;
       // a proxy of an older version knows no such command, and is asked again each second

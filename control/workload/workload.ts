@@ -281,7 +281,11 @@ export class Workload {
       if (decision.kind === "other" || decision.kind === "wait") {
         const { what, cure } = decision.problem;
         const code = decision.kind === "other" ? "NOT_OWNER" : "OWNER_UNKNOWN";
-        throw fail(code, `${this.name} is not started: ${what}; ${cure}`);
+        // a person may have to do something about it
+        throw fail(code, `${this.name} is not started: ${what}; ${cure}`, {
+          source: "migration",
+          retryable: false,
+        });
       }
       if (force) this.context.log.warn({ workload: this.name, ...decision }, "started because it was forced");
       this.record({ stopped: false });

@@ -14,6 +14,7 @@
  *   restart         pause → [the application ends, another starts and listens] → resume
  *   (* takeover only)
  */
+import type { ProxyLimits } from "./limits.ts";
 import type { Endpoint } from "./snapshot.ts";
 
 /** How a session gets its name, so that a client that connects again can be led to its workload. */
@@ -77,34 +78,6 @@ export interface PortConfig {
   proxyProtocol: ProxyProtocol | null;
   /** paths of HTTP health checks, answered by the proxy during a cutover or a restart with the application's last answer */
   probes: string[];
-}
-
-export interface ProxyLimits {
-  /** waiting for upstream legs to have nothing unacknowledged and accept queues to be empty */
-  holdMsMax: number;
-  /** reading what the application still sent before the upstream legs are captured */
-  drainMsMax: number;
-  /** sessions accepted and kept waiting while held; more are refused with RST and counted */
-  heldSessionsMax: number;
-  /** how long a leg that both sides closed may take to deliver its last bytes */
-  lingerMsMax: number;
-  /** replay: how long the application may be unavailable before its clients are refused */
-  unavailableMsMax: number;
-  /** replay: bytes of unanswered requests or messages that a session keeps to send them again */
-  replayBytesMax: number;
-  /** application unavailable: how long a client may be kept from sending (flow control) before its bytes are read and kept */
-  stallMsMax: number;
-  /** … and how many of a session, and of all sessions of the workload, are kept in memory */
-  heldSessionBytesMax: number;
-  heldWorkloadBytesMax: number;
-  /** … and then of all sessions on disk, sealed; 0: none */
-  spillBytesMax: number;
-  /** application unavailable: how often WebSocket clients are sent a ping */
-  pingMs: number;
-  /** replay: how long a client without a request may stay connected while nothing connects it to the application */
-  detachedMsMax: number;
-  /** how long health checks are answered in the application's place, from the hold on */
-  probeMsMax: number;
 }
 
 /**

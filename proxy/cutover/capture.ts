@@ -160,7 +160,8 @@ function uncapturedLeg({ kernel }: WorkloadProxy, fd: number): LegSnapshot {
 async function drain(proxy: WorkloadProxy): Promise<void> {
   const deadlineMs = performance.now() + proxy.config.limits.drainMsMax;
   let left = [...proxy.sessions.values()];
-  let bytes = passedOn(left);
+  let looked = left;
+  let bytes = passedOn(looked);
   for (let polls = 1; ; ) {
     left = left.filter(
       ({ upstream, outbound }) =>
@@ -174,9 +175,10 @@ async function drain(proxy: WorkloadProxy): Promise<void> {
     }
     await delay(POLL_MS);
     if (polls++ % DRAIN_LOOK_POLLS !== 0) continue;
-    const before = bytes;
-    bytes = passedOn(proxy.sessions.values());
-    if (bytes - before < DRAIN_LOOK_POLLS * POLL_MS * CARRIED_BYTES_PER_MS) return;
+    // also of those that have ended since
+    if (passedOn(looked) - bytes < DRAIN_LOOK_POLLS * POLL_MS * CARRIED_BYTES_PER_MS) return;
+    looked = left;
+    bytes = passedOn(looked);
   }
 }
 

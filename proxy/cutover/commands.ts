@@ -8,6 +8,7 @@ import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
 import type { CapturedPiece, CaptureResult, Configure } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { PROXY_LIMITS, type ProxyLimits } from "#proxy/contract/limits.ts";
 import { KEY_BYTES, KEYS_MAX, type SharedKeys, splitKeys } from "#proxy/contract/shared-keys.ts";
 import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
@@ -28,7 +29,6 @@ const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
 
 const endpoint = z.object({ address: z.string().min(1), port: z.int().min(1).max(65535) });
 const milliseconds = z.number().min(0).max(3_600_000);
-const bytes = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 const naming = z.object({
   from: z.enum(["cookie", "header", "query", "subprotocol"]),
   name: z.string().min(1).max(100),
@@ -64,6 +64,12 @@ const portSchema = z.object({
   proxyProtocol: proxyProtocol.nullable().default(null),
   probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
 });
+/** Their range is the agent's business, who read them from a file. */
+const limits = z.object(
+  Object.fromEntries(
+    Object.entries(PROXY_LIMITS).map(([name, limit]) => [name, z.number().min(0).default(limit.default)]),
+  ) as Record<keyof ProxyLimits, z.ZodDefault<z.ZodNumber>>,
+);
 const configureSchema = z.object({
   workload: z.string().min(1),
   node: z.string().min(1).max(255),
@@ -75,21 +81,7 @@ const configureSchema = z.object({
   linkAddress: z.string().min(1),
   links: z.enum(["encrypted", "plain"]).default("encrypted"),
   spillDir: z.string().default("/var/tmp"),
-  limits: z.object({
-    holdMsMax: milliseconds,
-    drainMsMax: milliseconds,
-    heldSessionsMax: z.int().min(0),
-    lingerMsMax: milliseconds,
-    unavailableMsMax: milliseconds.default(30_000),
-    replayBytesMax: bytes.default(262_144),
-    stallMsMax: milliseconds.default(1_000),
-    heldSessionBytesMax: bytes.default(1_048_576),
-    heldWorkloadBytesMax: bytes.default(67_108_864),
-    spillBytesMax: bytes.default(1_073_741_824),
-    pingMs: milliseconds.default(10_000),
-    detachedMsMax: milliseconds.default(60_000),
-    probeMsMax: milliseconds.default(30_000),
-  }),
+  limits,
 });
 const pageSchema = z.object({
   after: z.int().min(0).default(0),

@@ -1,5 +1,5 @@
 /**
- * Readiness of many descriptors, anchor by anchor, from an epoll instance of our own (epoll(7), EPOLLET).
+ * Readiness of many descriptors, edge by edge, from an epoll instance of our own (epoll(7), EPOLLET).
  *
  * Why not libuv's: it enters JavaScript once for each descriptor, with a handle, a stream and a callback scope behind
  * each. Here libuv watches one descriptor, the epoll instance, and what is ready is handled in one go.

@@ -72,7 +72,7 @@ export interface OpenInside {
 }
 
 /**
- * Opens `path` as if `root` were "/": links and ".." lead nullLeg outside, and links of /proc nullLeg at all (openat2(2),
+ * Opens `path` as if `root` were "/": links and ".." lead nowhere outside, and links of /proc nowhere at all (openat2(2),
  * RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS).
  * @param path bytes, or text in UTF-8, without the final zero
  */

@@ -4,7 +4,7 @@ import { O_CLOEXEC } from "./files.ts";
 import { check, libc } from "./libc.ts";
 import { newMount } from "./mounts.ts";
 
-/** A mount of the namespace's queues that is seen nullLeg: a descriptor of its folder. */
+/** A mount of the namespace's queues that is seen nowhere: a descriptor of its folder. */
 export function queueFolder(): number {
   return newMount("mqueue");
 }

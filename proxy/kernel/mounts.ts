@@ -1,4 +1,4 @@
-/** Mounts, also as descriptors that are attached nullLeg yet (mount(2), open_tree(2), fsopen(2), mount_setattr(2)). */
+/** Mounts, also as descriptors that are attached nowhere yet (mount(2), open_tree(2), fsopen(2), mount_setattr(2)). */
 import { constants } from "node:os";
 import { close } from "./descriptors.ts";
 import { AT_FDCWD, O_CLOEXEC } from "./files.ts";
@@ -19,7 +19,7 @@ const SYS_FSMOUNT = 432;
 const SYS_MOUNT_SETATTR = 442;
 
 /**
- * A mount of `path` that is seen nullLeg (open_tree(2), OPEN_TREE_CLONE): ".." of its root is its root, so who has the
+ * A mount of `path` that is seen nowhere (open_tree(2), OPEN_TREE_CLONE): ".." of its root is its root, so who has the
  * descriptor reaches what is below it and nothing else. What is mounted below it is not in it.
  */
 export function openTree(path: string): number {
@@ -48,7 +48,7 @@ export function setReadOnly(mountFd: number, readOnly: boolean): void {
   );
 }
 
-/** Attaches a mount that is seen nullLeg at `path` (move_mount(2)). */
+/** Attaches a mount that is seen nowhere at `path` (move_mount(2)). */
 export function attachMount(mountFd: number, path: string): void {
   const [empty, target] = [Buffer.alloc(1), Buffer.from(`${path}\0`)];
   check(
@@ -84,7 +84,7 @@ export function unmountVisible(target: string): boolean {
 
 const MNT_DETACH = 2;
 
-/** A new file system without a device, as `tmpfs`, that is mounted nullLeg: a descriptor of its root (fsmount(2)). */
+/** A new file system without a device, as `tmpfs`, that is mounted nowhere: a descriptor of its root (fsmount(2)). */
 export function newMount(type: string): number {
   const createSuper = 6;
   const cloexec = 1;

@@ -16,10 +16,11 @@
  * acted upon reaches no second instance unless it is idempotent or the policy allows it; the client gets one answer a request.
  */
 import assert from "node:assert/strict";
+import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import type { Leg } from "#proxy/stream/leg.ts";
 import { nullLeg } from "#proxy/stream/null-leg.ts";
 import type { Pump } from "#proxy/stream/pump.ts";
-import type { PortConfig, ProxyLimits } from "../contract/commands.ts";
+import type { PortConfig } from "../contract/commands.ts";
 import { refusal } from "../protocol/http-answer.ts";
 import type { HttpHead } from "../protocol/http-head.ts";
 import type { Observer, RequestRecord } from "../protocol/observer.ts";
@@ -140,7 +141,7 @@ export class SessionReplay {
   #instance = -1;
   /** requests that were lost within moments of being given to it: whether it has ended is known when the session is connected again */
   #suspects: RequestRecord[] = [];
-  /** The request whose body is under way was refused: the rest of that goes nullLeg, up to `#swallowTo` once it is known. */
+  /** The request whose body is under way was refused: the rest of that goes nowhere, up to `#swallowTo` once it is known. */
   #swallows = false;
   #swallowTo = -1;
   /** the request whose body is under way has its answer */

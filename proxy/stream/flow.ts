@@ -1,7 +1,7 @@
 /**
  * Whether one direction of a leg is worth longer queues: bytes pass fast. What is bounded by time is what waits: a bound grows
- * only while four of it pass in 100 ms, so that no more waits than passes in 50 ms. Whoever reads nothing, or slowly, is left
- * with what a leg starts with, and a move has little to carry for it.
+ * only while four of it pass in 100 ms, so that no more waits than passes in 50 ms. Whoever reads nothing, or slowly, from the beginning is left
+ * with what a leg starts with, and a move has little to carry for it. What has grown stays so until the leg is built anew, by a move.
  */
 
 /** As much as somebody who never reads may take at once (its own queues): nothing is concluded from that. */

@@ -6,7 +6,7 @@
  *  - Reads go into one buffer that all legs share, so a leg at rest has none. It is free again when `onData` returns: sinks
  *    pass on or copy.
  *  - What the kernel does not take of a chunk is copied and kept here until there is room: the only bytes in user space.
- *  - Readiness is told anchor by anchor (see `Watcher`): `#mayRead` says that an anchor has not been read to its end yet.
+ *  - Readiness is told edge by edge (see `Watcher`): `#mayRead` says that an edge has not been read to its end yet.
  *  - The FIN is sent with shutdown(2); the descriptor stays, because a connection closed with bytes still
  *    unacknowledged is an orphan that nobody can capture any more.
  */
@@ -185,7 +185,7 @@ export class TcpLeg implements Leg, Watcher {
       const into = this.#in.hasGrown ? READ_BUFFER : SLOW_READ_BUFFER;
       const bytes = this.#kernel.recv(this.#fd, into);
       if (bytes > 0) {
-        // Less than there is room for: all there was, and an anchor comes with the next byte.
+        // Less than there is room for: all there was, and an edge comes with the next byte.
         if (bytes < into.length && !this.#moreFollows) this.#mayRead = false;
         if (this.#in.passed(bytes) && this.#side !== null)
           this.#in.grown(this.#kernel.growUnread(this.#fd, this.#side));

@@ -5,8 +5,9 @@
 import { hkdfSync, randomBytes } from "node:crypto";
 import net from "node:net";
 import type { Logger } from "pino";
-import type { Configure, PortConfig, ProxyLimits, SessionInfo } from "#proxy/contract/commands.ts";
+import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";

@@ -2,7 +2,8 @@
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { pino } from "pino";
-import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
+import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
 import { OWN_NETWORK } from "#proxy/kernel/network.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/kernel/socket.ts";

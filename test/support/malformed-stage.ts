@@ -4,7 +4,8 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { json } from "node:stream/consumers";
-import type { PortConfig, ProxyLimits } from "#proxy/contract/commands.ts";
+import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import type { Memory } from "./collect-when-asked.ts";
 import { LIMITS, ProxyProcess } from "./proxy-lab.ts";
 

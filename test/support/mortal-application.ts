@@ -9,7 +9,8 @@ import { type AddressInfo, createServer, type Server, type Socket } from "node:n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { PauseResult, PortConfig, ProxyLimits, ResumeResult } from "#proxy/contract/commands.ts";
+import type { PauseResult, PortConfig, ResumeResult } from "#proxy/contract/commands.ts";
+import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import { LIMITS, ProxyProcess } from "./proxy-lab.ts";
 import { RawEnd, within } from "./raw-ends.ts";
 

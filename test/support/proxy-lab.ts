@@ -23,9 +23,9 @@ import type {
   Configure,
   PortConfig,
   ProxyCommands,
-  ProxyLimits,
   SessionInfo,
 } from "#proxy/contract/commands.ts";
+import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { AF_INET } from "#proxy/kernel/address-text.ts";
 import { close } from "#proxy/kernel/descriptors.ts";

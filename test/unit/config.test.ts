@@ -8,7 +8,7 @@ import fc from "fast-check";
 import { parse, stringify } from "yaml";
 import { loadConfig, parseConfig } from "#control/config/config.ts";
 import { formatEndpoint, parseEndpoint } from "#control/config/endpoint.ts";
-import { AGENT_LIMITS, LIMITS } from "#control/config/schema.ts";
+import { DEFAULT_AGENT_LIMITS as AGENT_LIMITS, DEFAULT_LIMITS as LIMITS } from "#control/config/limits.ts";
 import type { PortConfig } from "#proxy/contract/commands.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 

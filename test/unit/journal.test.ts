@@ -118,7 +118,13 @@ test("a journal of a format that has other words is refused, with the cure", () 
   inFolder((path) => {
     writeJournal(path, EMPTY_JOURNAL);
     const { version: _, ...first } = contents(path) as Record<string, unknown>;
-    for (const older of [first, { ...first, version: 1 }]) {
+    writeFileSync(path, JSON.stringify({ ...first, edges: [], debt: null, epoch: 3, seen: 5 }));
+    const { role, epoch, seen } = readJournal(path);
+    assert.deepEqual([role, epoch, seen], ["none", 3, 5], "of one that has nothing to do with this node");
+    for (const older of [
+      { ...first, role: "owner" },
+      { ...first, version: 1, debt: { kind: "released" } },
+    ]) {
       writeFileSync(path, JSON.stringify(older));
       assert.throws(() => readJournal(path), {
         code: "JOURNAL_INVALID",

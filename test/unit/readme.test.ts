@@ -11,7 +11,7 @@ import { after, describe, it } from "node:test";
 import { EXIT, EXIT_HELP } from "#control/api/exit-status.ts";
 import { runProgram } from "#control/cli/program.ts";
 import { parseConfig } from "#control/config/config.ts";
-import { LIMITS } from "#control/config/schema.ts";
+import { DEFAULT_LIMITS as LIMITS } from "#control/config/limits.ts";
 
 const root = join(import.meta.dirname, "../..");
 const read = (path: string): string => readFileSync(join(root, path), "utf8");

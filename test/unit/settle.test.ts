@@ -234,8 +234,6 @@ describe("a target that may not have been heard by the store", () => {
     retryable: true,
   });
   const releasing = { migration: "m1", epoch: 2, word: () => null, grants: async () => false };
-  const source = (has: string, peer = "b"): PeerAnswer =>
-    ({ peer, held: { workload: W, has, epoch: 1, seen: 2, link: null } }) as PeerAnswer;
 
   test("asks again until the store answers", async () => {
     const { done, workload } = host();
@@ -262,14 +260,21 @@ describe("a target that may not have been heard by the store", () => {
     assert.deepEqual(done, []);
   });
 
-  test("takes the source for gone only when its agent says so, and nobody has it above", async () => {
+  test("takes the source for gone only when it has retired for this epoch, and every agent knows of none above", async () => {
     const of = { peer: "b", epoch: 2 };
+    const says = (has: string, epoch: number, seen = epoch, peer = "b"): PeerAnswer =>
+      ({ peer, held: { workload: W, has, epoch, seen, link: null } }) as PeerAnswer;
     const ask = (...answers: PeerAnswer[]) =>
       hasLetGo(host({ context: { owners: { ask: async () => answers } } }).workload, of);
-    assert.equal(await ask(source("no")), true);
-    assert.equal(await ask(source("moving")), false);
+    assert.equal(await ask(says("no", 2)), true);
+    assert.equal(await ask(says("no", 2), says("no", 0, 1, "c")), true);
+    assert.equal(await ask(says("moving", 2)), false, "it has not ended");
+    assert.equal(await ask(says("no", 1)), false, "it has never had to do with this epoch");
+    assert.equal(await ask(says("no", 3)), false, "it took the workload back, and stopped it since");
+    assert.equal(await ask(says("no", 2, 3)), false, "it knows of a higher one");
     assert.equal(await ask({ peer: "b", silent: "refused" }), false);
-    const above = { peer: "c", held: { workload: W, has: "owner", epoch: 3, seen: 3, link: null } };
-    assert.equal(await ask(source("no"), above as PeerAnswer), false);
+    assert.equal(await ask(says("no", 2), { peer: "c", silent: "refused" }), false, "it may have it");
+    assert.equal(await ask(says("no", 2), says("moving", 0, 3, "c")), false, "it is about to have it");
+    assert.equal(await ask(says("no", 2), says("owner", 3, 3, "c")), false);
   });
 });
