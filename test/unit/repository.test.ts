@@ -226,6 +226,26 @@ describe("imports", () => {
     );
   });
 
+  it("are of every package that package.json has: the product's, and those of tests and tools", () => {
+    const { dependencies, devDependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+    const isImported = (from: Source[], name: string): boolean =>
+      from.some(
+        ({ imports, text }) =>
+          imports.some(({ target }) => target === name || target.startsWith(`${name}/`)) ||
+          text.includes(`createRequire(import.meta.url)("${name}")`),
+      );
+    // Node itself, started by bin/holdfast; tools and types
+    const started = /^(node|typescript|@biomejs\/biome|@types\/.*)$/;
+    none(
+      Object.keys(dependencies).filter((name) => !started.test(name) && !isImported(product, name)),
+      "a dependency that the product does not import is none, or a devDependency",
+    );
+    none(
+      Object.keys(devDependencies).filter((name) => !started.test(name) && !isImported(sources, name)),
+      "a devDependency that nothing imports",
+    );
+  });
+
   it("never lead from the product to tests, benchmarks or scripts", () => {
     none(
       breaches(product, (target) => /^(test|bench|scripts)\//.test(target)),
