@@ -2,7 +2,7 @@
  * `npm run bench:cutover`: what a move costs beside bare CRIU, in one run.
  *
  * For each number of sessions and each size of the application, the same application with the same clients is dumped and
- * restored by bare CRIU in place, moved by takeover and moved by forward, in turn, several rounds. Then many moves in a
+ * restored by bare CRIU in place, moved in takeover and in forward mode, in turn, several rounds. Then many moves in a
  * row, looking at growth. Figures are medians of the rounds, with the least and the greatest; machines are noisy, so
  * read the ratios. `npm run bench` has the same as pieces beside its others (cutover/cutover-pieces.ts).
  */

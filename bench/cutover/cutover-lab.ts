@@ -1,6 +1,6 @@
 /**
  * Two nodes with three workloads of the same application: one that bare CRIU dumps and restores in place, one that moves
- * by takeover, one by forward. Each is measured under the same clients.
+ * in takeover mode, one in forward mode. Each is measured under the same clients.
  *
  * Clients are of two kinds. The *steady* ones send every 10 ms whatever happens, so that their longest gap between two
  * answers is the blackout to 10 ms. The *crowd*, all the others, sends as often as this machine can bear: most of its clients

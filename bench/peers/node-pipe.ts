@@ -1,4 +1,4 @@
-/** The plain contender that anybody writes first: `net` and two pipes. */
+/** The plain forwarder that anybody writes first: `net` and two pipes. */
 import { connect, createServer } from "node:net";
 import { ports, startNodeServer } from "./node-server.ts";
 import type { Peer } from "./peer.ts";

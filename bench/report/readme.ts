@@ -19,7 +19,7 @@ export const BEGIN = "<!-- npm run bench -- --readme: begin -->";
 export const END = "<!-- npm run bench -- --readme: end -->";
 export const PICTURE = "bench/results/how-fast.svg";
 
-/** Where many share the contender, and one CPU is the limit. */
+/** Where many connections share the proxy, and one CPU is the limit. */
 const CONNECTIONS = 32;
 
 const LATENCY_PIECE = "latency-http";
