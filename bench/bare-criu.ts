@@ -41,12 +41,14 @@ export async function runBareCriu(stateDir: string, workload: string): Promise<B
   const command = [criu.loader, "--library-path", criu.libraryPath, criu.binary].join(" ");
   const common = `--images-dir ${IMAGES} --tcp-established --shell-job --file-locks --ext-unix-sk --manage-cgroups=ignore --network-lock nftables -v1`;
   const restoreTid = await innerPid(application);
+  // what was dumped is killed, and its numbers are free when the init has waited for it
   const script = join(container.runDir, "bare.sh");
   writeFileSync(
     script,
     `set -e
 start=$(date +%s%N)
 ${command} dump ${common} --tree ${restoreTid} --log-file dump.log
+n=0; while [ -e /proc/${restoreTid} ] && [ $n -lt 5000 ]; do n=$((n + 1)); sleep 0.001; done
 ${command} restore ${common} --restore-detached --log-file restore.log --inherit-fd 'fd[9]:${pipe}'
 echo $(( ($(date +%s%N) - start) / 1000 ))
 `,

@@ -37,9 +37,14 @@ export function compareFingerprints(
     }
     const moving = timerDifferences(subject, was, is, circumstances.rearmed.has(subject));
     found.push(...moving.differences);
+    // A thread has only those facts that differ from its process's: what is told on one side only is the process's on the other.
+    const process = /^thread (\d+)\//.exec(subject)?.[1];
+    const valueIn = (of: Fingerprint, name: string): string | null =>
+      of.subjects[subject]?.[name] ?? of.subjects[`process ${process}`]?.[name] ?? null;
     for (const name of union(was, is)) {
-      if (was[name] === is[name] || moving.names.has(name)) continue;
-      found.push({ subject, name, before: was[name] ?? null, after: is[name] ?? null });
+      const [first, second] = [valueIn(before, name), valueIn(after, name)];
+      if (first === second || moving.names.has(name)) continue;
+      found.push({ subject, name, before: first, after: second });
     }
   }
   found.push(...clocksGoneBack(before, after));

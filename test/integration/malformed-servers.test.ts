@@ -10,6 +10,7 @@ import { describe, it } from "node:test";
 import { WebSocketServer } from "ws";
 import { MALFORMED, type Malformed } from "#test/support/malformed.ts";
 import { MalformedStage, type PortShape } from "#test/support/malformed-stage.ts";
+import { until } from "#test/support/moved-program.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";
 import { type RealServer, startNginx, startNodeServer, startPython } from "#test/support/real-servers.ts";
 
@@ -67,16 +68,18 @@ function assertSame(through: Answers, direct: Answers): void {
 
 async function compare(
   entries: Malformed[],
-  server: { port: number; waitsForEnd: boolean; seen(): string[] },
+  server: { port: number; waitsForEnd: boolean; settled?(): Promise<void>; seen(): string[] },
   shapes: PortShape[],
 ): Promise<void> {
   const direct = await sendAll(entries, server.port, server.waitsForEnd);
+  await server.settled?.();
   const directly = server.seen();
   assert.ok(directly.length > entries.length / 2, `only ${directly.length} connections had anything to tell`);
   const stage = await MalformedStage.start(shapes.map((shape) => ({ port: server.port, shape })));
   try {
     for (const [at, shape] of shapes.entries()) {
       const through = await sendAll(entries, stage.ports[at] as number, server.waitsForEnd);
+      await server.settled?.();
       assert.deepEqual(server.seen(), directly, `what the server saw, ${JSON.stringify(shape)}`);
       assertSame(through, direct);
     }
@@ -109,24 +112,31 @@ describe("malformed frames to a real WebSocket server, directly and through the 
 }, () => {
   it("ws sees the same messages and failures, and closes with the same codes", async () => {
     let lines: string[][] = [];
+    let open = 0;
     const http = createServer((_, response) => response.writeHead(426).end());
     const sockets = new WebSocketServer({ server: http, maxPayload: 1024 * 1024 });
     http.on("connection", (socket) => socket.on("error", () => {}));
     sockets.on("connection", (socket) => {
       const seen: string[] = [];
       lines.push(seen);
+      open++;
       socket.on("message", (data, isBinary) =>
         seen.push(`message ${isBinary} ${String(data).slice(0, 20)} ${String(data).length}`),
       );
       socket.on("ping", (data) => seen.push(`ping ${data.length}`));
       socket.on("error", (error: NodeJS.ErrnoException) => seen.push(`${error.code} ${error.message}`));
-      socket.on("close", (code, reason) => seen.push(`close ${code} ${reason}`));
+      socket.on("close", (code, reason) => {
+        seen.push(`close ${code} ${reason}`);
+        open--;
+      });
     });
     http.listen(0, "127.0.0.1");
     await once(http, "listening");
     const server = {
       port: (http.address() as AddressInfo).port,
       waitsForEnd: true,
+      // a client's end may be seen before the server's own event of it
+      settled: () => until("all are closed", () => open === 0),
       seen() {
         const all = lines.map((each) => each.join("; ")).sort();
         lines = [];

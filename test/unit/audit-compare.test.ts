@@ -88,6 +88,26 @@ describe("the table of harmless differences", () => {
     ]);
   });
 
+  it("compares a thread with itself, whatever its process has become", () => {
+    const [blocked, none, state] = ["0000000000010000", "0000000000000000", "T (stopped)"];
+    const before = fingerprint({
+      "process 12": { "status SigBlk": none, "status State": state },
+      "thread 12/13": {},
+    });
+    const after = (thread: Facts) =>
+      fingerprint({
+        "process 12": { "status SigBlk": blocked, "status State": state },
+        "thread 12/13": thread,
+      });
+    assert.deepEqual(compareFingerprints(before, after({ "status SigBlk": none })), []);
+    assert.deepEqual(
+      compareFingerprints(before, after({ "status SigBlk": "0000000000000200" })).map(
+        ({ subject, before, after }) => [subject, before, after],
+      ),
+      [["thread 12/13", none, "0000000000000200"]],
+    );
+  });
+
   it("forgives the signals that a restored tree is stopped with, not those of the application", () => {
     assert.deepEqual(differing("process 12", "status SigPnd", "0000000000000000", "0000000000040000"), []);
     assert.deepEqual(differing("process 12", "status ShdPnd", "0000000000000000", "0000000000010000"), []);
