@@ -93,6 +93,8 @@ async function main(): Promise<void> {
   report.pipe(process.stdout);
   const figures = new Map<string, number>();
   const tookMs = new Map<string, number>();
+  /** not heard to their end: a file's own summary is the last thing it says, and what came before may have been lost with it */
+  const unheard = new Set(files);
   let passed = true;
   for (const part of [
     { files: files.filter((file) => !isAlone(file)), concurrency },
@@ -108,9 +110,12 @@ async function main(): Promise<void> {
       ...(patterns === undefined ? {} : { testNamePatterns: patterns }),
     });
     for await (const event of stream as AsyncIterable<TestEvent>) {
-      if (event.type === "test:summary" && event.data.file === undefined) {
-        passed &&= event.data.success === true;
-        continue;
+      if (event.type === "test:summary") {
+        if (event.data.file !== undefined) unheard.delete(event.data.file);
+        else {
+          passed &&= event.data.success === true;
+          continue;
+        }
       }
       const { file, nesting, details } = event.data;
       if (/^test:(pass|fail)$/.test(event.type) && file !== undefined && nesting === 0)
@@ -130,10 +135,11 @@ async function main(): Promise<void> {
   };
   const slowest = [...tookMs].sort(([, one], [, other]) => other - one).slice(0, SLOWEST_COUNT);
   if (tookMs.size > 1) for (const [file, ms] of slowest) say(`${(ms / 1000).toFixed(1)} s ${nameOf(file)}`);
+  for (const file of unheard) say(`${nameOf(file)}: its report is not complete`);
   for (const [name, value] of figures) say(`${name} ${value}`);
   events.end();
   await new Promise((done) => report.once("end", done));
-  process.exitCode = passed && !stopping.signal.aborted ? 0 : 1;
+  process.exitCode = passed && unheard.size === 0 && !stopping.signal.aborted ? 0 : 1;
 }
 
 main().catch((error: unknown) => {
