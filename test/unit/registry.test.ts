@@ -7,28 +7,10 @@ import type { Workload } from "#control/workload/workload.ts";
 import type { SessionInfo } from "#proxy/contract/commands.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
 import { SESSIONS_BATCH_MAX } from "#proxy/store/store.ts";
+import { sessionInfo } from "../support/session-info.ts";
 
 const LOOK_MS = 2_000;
 const TURNS = 20;
-
-function session(id: string): SessionInfo {
-  return {
-    id,
-    port: 0,
-    client: "10.0.0.1:1",
-    anchor: "a",
-    place: "here",
-    state: "open",
-    bytesIn: 0,
-    bytesOut: 0,
-    ageMs: 5,
-    protocol: "tcp",
-    continuity: "transplant",
-    name: null,
-    requestsInFlight: 0,
-    requests: 0,
-  };
-}
 
 describe("a workload's registry", () => {
   let nowMs = 0;
@@ -69,14 +51,14 @@ describe("a workload's registry", () => {
 
   it("is all there where a proxy gives more sessions at once than the store takes, and what has gone goes", async () => {
     const all = Array.from({ length: 2 * SESSIONS_BATCH_MAX + 1 }, (_, index) => `${10_000 + index}`);
-    pages = [all.map(session)];
+    pages = [all.map((id) => sessionInfo(id))];
     assert.deepEqual(await look(), all);
-    pages = [[session("10007")]];
+    pages = [[sessionInfo("10007")]];
     assert.deepEqual(await look(), ["10007"]);
   });
 
   it("is all there again at once where nothing was written until the store had forgotten it", async () => {
-    pages = [[session("a"), session("b")]];
+    pages = [[sessionInfo("a"), sessionInfo("b")]];
     assert.deepEqual(await look(), ["a", "b"]);
     nowMs += 20_000;
     assert.deepEqual(await store.sessions("w"), []);
@@ -84,7 +66,7 @@ describe("a workload's registry", () => {
   });
 
   it("does not expire while nothing changes, and none is left when there are none", async () => {
-    pages = [[session("a")]];
+    pages = [[sessionInfo("a")]];
     for (let looks = 0; looks < 10; looks++) assert.deepEqual(await look(), ["a"]);
     pages = [[]];
     assert.deepEqual(await look(), []);
