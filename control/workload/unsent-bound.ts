@@ -10,7 +10,7 @@ import { socketInodes, withSocketAt } from "../migration/sockets.ts";
 import { treeOf } from "../runtime/processes.ts";
 import { inNetworkOf } from "../runtime/runc/network.ts";
 
-const UNSENT_BYTES = 128 * 1024;
+const UNSENT_BYTES = 16 * 1024;
 
 export class UnsentBound {
   /** inodes of listeners that have it, or one of their own, or are not the application's */

@@ -1,21 +1,19 @@
 /**
  * Whether one direction of a leg is worth longer queues: bytes pass fast. What is bounded by time is what waits: a bound grows
- * only while four of it pass in 100 ms, so that no more waits than passes in 50 ms. Whoever reads nothing, or slowly, from the beginning is left
+ * only while four of it pass in 50 ms, so that no more waits than passes in 25 ms. Whoever reads nothing, or slowly, from the beginning is left
  * with what a leg starts with, and a move has little to carry for it. What has grown stays so until the leg is built anew, by a move.
  */
 
-/** As much as somebody who never reads may take at once (its own queues): nothing is concluded from that. */
-const FIRST_BYTES = 512 * 1024;
+/** What a peer that never reads may take at once (its own queues and ours): nothing is concluded from that, and no `Flow` is needed. */
+export const FIRST_BYTES = 512 * 1024;
 const BOUNDS = 4;
-const FAST_MS = 100;
+const FAST_MS = 50;
 
+/** Begins when {@link FIRST_BYTES} have passed. */
 export class Flow {
-  /** a queue of this direction has grown already */
-  hasGrown = false;
   #leftBytes = FIRST_BYTES;
   #everyBytes = FIRST_BYTES;
-  /** by performance.now(), an integer: that costs a leg at rest no object */
-  #sinceMs = 0;
+  #sinceMs = Math.trunc(performance.now());
 
   /** True when the queue should grow: ask the kernel, and tell {@link grown}. */
   passed(bytes: number): boolean {
@@ -25,7 +23,6 @@ export class Flow {
 
   /** @param boundBytes what it is now */
   grown(boundBytes: number): void {
-    this.hasGrown = true;
     this.#everyBytes = Math.max(FIRST_BYTES, boundBytes * BOUNDS);
     this.#leftBytes = this.#everyBytes;
   }

@@ -11,18 +11,21 @@
  *    unacknowledged is an orphan that nobody can capture any more.
  */
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { Flow } from "./flow.ts";
+import { FIRST_BYTES, Flow } from "./flow.ts";
 import type { Leg, LegListener } from "./leg.ts";
 import { type LegSide, READY, type SocketKernel, type Watcher } from "./socket-kernel.ts";
 
 const READ_BYTES = 256 * 1024;
 /** … of a leg that is not fast: what its sink does not take waits in user space, and a move carries it */
 const SLOW_READ_BYTES = 64 * 1024;
+/** … of a leg that has hardly been used yet */
+const FIRST_READ_BYTES = 16 * 1024;
 /** reads of a leg in one turn before others have theirs */
 const READS_MAX = 4;
 const NO_BYTES: Buffer = Buffer.alloc(0);
 const READ_BUFFER: Buffer = Buffer.allocUnsafeSlow(READ_BYTES);
 const SLOW_READ_BUFFER: Buffer = READ_BUFFER.subarray(0, SLOW_READ_BYTES);
+const FIRST_READ_BUFFER: Buffer = READ_BUFFER.subarray(0, FIRST_READ_BYTES);
 
 const GONE = READY.error | READY.hangUp;
 /** A read that finds less than it has room for is not the end of it. */
@@ -61,14 +64,16 @@ export class TcpLeg implements Leg, Watcher {
   #moreFollows = false;
   #ended = false;
   readonly #side: LegSide | null;
-  readonly #in = new Flow();
-  readonly #out = new Flow();
+  #readInto = FIRST_READ_BUFFER;
+  /** of {@link FIRST_BYTES} what has not passed yet; then there is a flow: an idle leg needs none */
+  #in: Flow | number = FIRST_BYTES;
+  #out: Flow | number = FIRST_BYTES;
 
   private constructor(kernel: SocketKernel, fd: number, side: LegSide | null) {
     this.#kernel = kernel;
     this.#fd = fd;
     this.#side = side;
-    if (side === null) this.#in.hasGrown = true;
+    if (side === null) this.#readInto = READ_BUFFER;
     if (fd < 0) return;
     try {
       kernel.setNoDelay(fd);
@@ -182,13 +187,12 @@ export class TcpLeg implements Leg, Watcher {
         this.#queue();
         return;
       }
-      const into = this.#in.hasGrown ? READ_BUFFER : SLOW_READ_BUFFER;
+      const into = this.#readInto;
       const bytes = this.#kernel.recv(this.#fd, into);
       if (bytes > 0) {
         // Less than there is room for: all there was, and an edge comes with the next byte.
         if (bytes < into.length && !this.#moreFollows) this.#mayRead = false;
-        if (this.#in.passed(bytes) && this.#side !== null)
-          this.#in.grown(this.#kernel.growUnread(this.#fd, this.#side));
+        if (this.#side !== null) this.#passedIn(bytes, this.#side);
         this.listener?.onData(READ_BUFFER.subarray(0, bytes));
         if (!this.#mayRead) return;
         continue;
@@ -228,9 +232,27 @@ export class TcpLeg implements Leg, Watcher {
 
   #send(bytes: Buffer): number {
     const sent = this.#kernel.send(this.#fd, bytes);
-    if (sent > 0 && this.#out.passed(sent) && this.#side !== null)
-      this.#out.grown(this.#kernel.growUnsent(this.#fd, this.#side));
+    if (sent > 0 && this.#side !== null) this.#passedOut(sent, this.#side);
     return sent;
+  }
+
+  #passedIn(bytes: number, side: LegSide): void {
+    if (typeof this.#in === "number") {
+      this.#in -= bytes;
+      if (this.#in > 0) return;
+      this.#in = new Flow();
+      this.#readInto = SLOW_READ_BUFFER;
+    } else if (this.#in.passed(bytes)) {
+      this.#in.grown(this.#kernel.growUnread(this.#fd, side));
+      this.#readInto = READ_BUFFER;
+    }
+  }
+
+  #passedOut(bytes: number, side: LegSide): void {
+    if (typeof this.#out === "number") {
+      this.#out -= bytes;
+      if (this.#out <= 0) this.#out = new Flow();
+    } else if (this.#out.passed(bytes)) this.#out.grown(this.#kernel.growUnsent(this.#fd, side));
   }
 
   finish(): void {

@@ -29,12 +29,18 @@ const CURES: Record<Refusal, string> = {
   descriptors: "raise the agent's limit of open files (LimitNOFILE= of its unit): each session needs two",
 };
 
+/** Sessions of one client on one port. */
+export interface ClientCount {
+  readonly key: string;
+  sessions: number;
+}
+
 export class Admission {
   readonly #ports: readonly PortConfig[];
   readonly #process: Process;
   readonly #log: Logger;
   readonly #perPort: number[];
-  readonly #perClient: Map<string, number>[];
+  readonly #perClient: Map<string, ClientCount>[];
   #refusedSince = 0;
   #loggedAtMs = Number.NEGATIVE_INFINITY;
 
@@ -66,7 +72,7 @@ export class Admission {
 
   refusesClient(port: number, client: string): Refusal | null {
     const { sessionsPerClientMax } = this.#ports[port] as PortConfig;
-    const ofClient = this.#perClient[port]?.get(clientKey(client)) ?? 0;
+    const ofClient = this.#perClient[port]?.get(clientKey(client))?.sessions ?? 0;
     return ofClient >= sessionsPerClientMax ? this.#tell("sessionsPerClientMax", port, client) : null;
   }
 
@@ -85,18 +91,16 @@ export class Admission {
   }
 
   /** Its socket is on this node. @returns what `clientLeaves` is to be given */
-  clientEnters(port: number, client: string): string {
+  clientEnters(port: number, client: string): ClientCount {
     const key = clientKey(client);
-    const clients = this.#perClient[port] as Map<string, number>;
-    clients.set(key, (clients.get(key) ?? 0) + 1);
-    return key;
+    const clients = this.#perClient[port] as Map<string, ClientCount>;
+    const count = clients.get(key) ?? { key, sessions: 0 };
+    if (count.sessions++ === 0) clients.set(key, count);
+    return count;
   }
 
-  clientLeaves(port: number, key: string): void {
-    const clients = this.#perClient[port] as Map<string, number>;
-    const left = (clients.get(key) ?? 0) - 1;
-    if (left > 0) clients.set(key, left);
-    else clients.delete(key);
+  clientLeaves(port: number, count: ClientCount): void {
+    if (--count.sessions === 0) this.#perClient[port]?.delete(count.key);
   }
 
   #tell(refusal: Refusal, port: number, client: string): Refusal {

@@ -11,6 +11,7 @@ import type { Leg, LegListener } from "#proxy/stream/leg.ts";
 import { nullLeg } from "#proxy/stream/null-leg.ts";
 import { Pump, type PumpOwner } from "#proxy/stream/pump.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import type { ClientCount } from "./admission.ts";
 
 /** A leg that nobody watches: silent in the kernel, or (snapshot null) put aside because its application does not read. */
 export interface DetachedLeg {
@@ -32,6 +33,13 @@ export interface HeaderReader {
   fromClient(chunk: Buffer): void;
   clientFin(): void;
   stop(): void;
+}
+
+/** By performance.now(). */
+export interface DialShortage {
+  sinceMs: number;
+  /** 0: now */
+  dialNotBeforeMs: number;
 }
 
 export interface SessionEvents {
@@ -73,7 +81,7 @@ export class LiveSession implements Carrier, PumpOwner {
   readonly anchor: string;
   client: string;
   /** as whom the client is counted, where its socket is here */
-  countedAs: string | null = null;
+  countedAs: ClientCount | null = null;
   readonly acceptedAtMs: number;
   readonly inbound = new Pump();
   readonly outbound = new Pump();
@@ -105,9 +113,8 @@ export class LiveSession implements Carrier, PumpOwner {
   /** of `IdleSessions`: what had passed when it looked, and since when (performance.now()) that is all */
   idleBytes = -1;
   idleSinceMs = 0;
-  /** by performance.now(): since when the node lacks what dialling takes; 0: it does not */
-  dialFailedAtMs = 0;
-  dialNotBeforeMs = 0;
+  /** the node lacks what dialling takes */
+  dialShortage: DialShortage | null = null;
   timer: NodeJS.Timeout | null = null;
 
   readonly #events: SessionEvents;

@@ -389,7 +389,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     }
     const availability = this.availabilities[session.port] as UpstreamAvailability;
     if (availability.isGivenUp) replay.giveUp();
-    else if (session.dialNotBeforeMs > performance.now()) return;
+    else if ((session.dialShortage?.dialNotBeforeMs ?? 0) > performance.now()) return;
     else if (availability.isAbsent) replay.waits();
     else if (replay.comeBack()) this.#dialApplication(session);
   }
@@ -399,7 +399,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     const replay = session.filter?.replay ?? null;
     const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
       onConnect: () => {
-        session.dialFailedAtMs = 0;
+        session.dialShortage = null;
         if (replay?.needsHandshake !== true) this.#attach(session, leg);
         else {
           replay.shakeHands(leg, (why) => {
@@ -453,14 +453,17 @@ export class WorkloadProxy implements ProtocolFilterHost {
       const { dialShortages } = this.counters;
       this.log.error({ code, dialShortages }, "the node lacks what a connection to the application needs");
     }
-    session.dialFailedAtMs ||= nowMs;
-    session.dialNotBeforeMs = nowMs + SHORTAGE_MS;
+    const shortage = {
+      sinceMs: session.dialShortage?.sinceMs ?? nowMs,
+      dialNotBeforeMs: nowMs + SHORTAGE_MS,
+    };
+    session.dialShortage = shortage;
     setTimeout(() => {
-      session.dialNotBeforeMs = 0;
+      shortage.dialNotBeforeMs = 0;
       session.guard(() => this.start(session));
     }, SHORTAGE_MS).unref();
     // A client that has just come is better told at once; one whose state is worth it waits.
-    const isLate = nowMs - session.dialFailedAtMs >= this.config.limits.unavailableMsMax;
+    const isLate = nowMs - shortage.sinceMs >= this.config.limits.unavailableMsMax;
     if (!session.wasConnected || isLate) this.giveUp(session);
     else session.filter?.replay?.waits();
   }

@@ -11,7 +11,7 @@ import * as sock from "#proxy/kernel/socket.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd of another process";
 const MIB = 1_048_576;
-const BOUND_BYTES = 128 * 1024;
+const BOUND_BYTES = 16 * 1024;
 
 /** Listens on two ports, the second with a bound of its own; to whoever connects it sends as much as the kernel takes. */
 const server = `

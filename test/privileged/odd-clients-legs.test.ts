@@ -123,7 +123,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
         assert.equal(moved.lost, 0);
         rooms.push(sock.getsockoptInt(upstream().fd, sock.SOL_SOCKET, sock.SO_RCVBUF));
       }
-      assert.deepEqual(rooms, Array(5).fill(256 * 1024));
+      assert.deepEqual(rooms, Array(5).fill(160 * 1024));
       assert.equal(sockets.send(fd, Buffer.from("more")), 4);
       const into = Buffer.alloc(1_048_576);
       let received = 0;
