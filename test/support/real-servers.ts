@@ -12,11 +12,15 @@ import { type AddressInfo, connect, createServer as createTcpServer } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { listSockets } from "#proxy/kernel/diag.ts";
+import { until } from "./moved-program.ts";
 
 export interface RealServer {
   port: number;
   /** it ends no connection by itself: its client has to */
   waitsForEnd: boolean;
+  /** A connection may be over for its client before the server has logged it: it is when the server has closed it, too. */
+  settled?(): Promise<void>;
   /** what was seen since the last call, one line a connection, sorted; connections without anything to tell are left out */
   seen(): string[];
   stop(): Promise<void>;
@@ -127,6 +131,10 @@ async function startProgram(program: Program): Promise<RealServer> {
   return {
     port,
     waitsForEnd: program.waitsForEnd,
+    settled: () =>
+      until(`${program.name} has closed its connections`, () =>
+        listSockets({ localPort: port }).every(({ state, inode }) => state === "LISTEN" || inode === 0),
+      ),
     seen() {
       const connections = new Map<string, string[]>();
       for (const line of readFileSync(log, "latin1").split("\n")) {
