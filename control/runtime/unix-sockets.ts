@@ -2,9 +2,8 @@
  * Unix sockets of the caller's network namespace, by sock_diag(7): who is connected to whom, and what waits.
  * Sources: include/uapi/linux/{netlink,sock_diag,unix_diag}.h, net/unix/diag.c.
  */
-import { fail } from "#proxy/contract/error-codes.ts";
-import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as netlink from "#proxy/kernel/netlink.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { inNetworkOf } from "./runc/network.ts";
 
@@ -28,14 +27,8 @@ export interface UnixSocket {
   shutdown: number;
 }
 
-const NLMSG_HEADER_BYTES = 16;
-const NLMSG_ERROR = 2;
-const NLMSG_DONE = 3;
-const NLM_F_REQUEST = 0x1;
-const NLM_F_DUMP = 0x300;
-const SOCK_DIAG_BY_FAMILY = 20;
 /** struct unix_diag_req, struct unix_diag_msg */
-const REQUEST_BYTES = NLMSG_HEADER_BYTES + 24;
+const REQUEST_BYTES = 24;
 const MESSAGE_BYTES = 16;
 const UDIAG_SHOW = 0x1 | 0x4 | 0x8 | 0x10; // NAME, PEER, ICONS, RQLEN
 const UNIX_DIAG_NAME = 0;
@@ -43,23 +36,17 @@ const UNIX_DIAG_PEER = 2;
 const UNIX_DIAG_ICONS = 3;
 const UNIX_DIAG_RQLEN = 4;
 const UNIX_DIAG_SHUTDOWN = 6;
-const ANSWER_BYTES = 64 * 1024;
-/** the bound is for a kernel that never says DONE */
-const ANSWERS_MAX = 100_000;
 
 /** By inode. About 2 µs a socket. */
 export function listUnixSockets(): Map<number, UnixSocket> {
   const fd = sock.socket(sock.AF_NETLINK, sock.SOCK_RAW | sock.SOCK_CLOEXEC, sock.NETLINK_SOCK_DIAG);
   try {
-    const request = Buffer.alloc(REQUEST_BYTES);
-    request.writeUInt32LE(REQUEST_BYTES, 0);
-    request.writeUInt16LE(SOCK_DIAG_BY_FAMILY, 4);
-    request.writeUInt16LE(NLM_F_REQUEST | NLM_F_DUMP, 6);
-    request.writeUInt8(sock.AF_UNIX, NLMSG_HEADER_BYTES);
-    request.writeUInt32LE(0xffffffff, NLMSG_HEADER_BYTES + 4);
-    request.writeUInt32LE(UDIAG_SHOW, NLMSG_HEADER_BYTES + 12);
-    sock.send(fd, request, 0);
-    return readAnswers(fd);
+    const request = netlink.dumpRequest(netlink.SOCK_DIAG_BY_FAMILY, REQUEST_BYTES);
+    request.writeUInt8(sock.AF_UNIX, netlink.NLMSG_HEADER_BYTES);
+    request.writeUInt32LE(0xffffffff, netlink.NLMSG_HEADER_BYTES + 4);
+    request.writeUInt32LE(UDIAG_SHOW, netlink.NLMSG_HEADER_BYTES + 12);
+    const messages = netlink.dump(netlink.conversation(fd), request, MESSAGE_BYTES);
+    return new Map(messages.map(readMessage).map((socket) => [socket.inode, socket]));
   } finally {
     descriptor.close(fd);
   }
@@ -71,25 +58,6 @@ export function listUnixSockets(): Map<number, UnixSocket> {
  */
 export function listUnixSocketsAround(pids: number[]): Map<number, UnixSocket> {
   return new Map([...listUnixSockets(), ...inNetworkOf(pids, listUnixSockets)]);
-}
-
-function readAnswers(fd: number): Map<number, UnixSocket> {
-  const sockets = new Map<number, UnixSocket>();
-  const answer = Buffer.allocUnsafe(ANSWER_BYTES);
-  for (let answers = 0; answers < ANSWERS_MAX; answers++) {
-    const size = sock.recv(fd, answer, 0);
-    for (let at = 0; at + NLMSG_HEADER_BYTES <= size; ) {
-      const length = answer.readUInt32LE(at);
-      const type = answer.readUInt16LE(at + 4);
-      if (length < NLMSG_HEADER_BYTES || at + length > size) throw unexpected();
-      if (type === NLMSG_DONE) return sockets;
-      if (type === NLMSG_ERROR || length < NLMSG_HEADER_BYTES + MESSAGE_BYTES) throw unexpected();
-      const socket = readMessage(answer.subarray(at + NLMSG_HEADER_BYTES, at + length));
-      sockets.set(socket.inode, socket);
-      at += (length + 3) & ~3;
-    }
-  }
-  throw unexpected();
 }
 
 /** struct unix_diag_msg, then attributes */
@@ -107,7 +75,7 @@ function readMessage(message: Buffer): UnixSocket {
   };
   for (let at = MESSAGE_BYTES; at + 4 <= message.length; ) {
     const length = message.readUInt16LE(at);
-    if (length < 4 || at + length > message.length) throw unexpected();
+    if (length < 4 || at + length > message.length) throw netlink.unexpectedAnswer();
     const value = message.subarray(at + 4, at + length);
     const type = message.readUInt16LE(at + 2);
     if (type === UNIX_DIAG_NAME && value.length > 0)
@@ -124,8 +92,4 @@ function readMessage(message: Buffer): UnixSocket {
     at += (length + 3) & ~3;
   }
   return socket;
-}
-
-function unexpected(): HoldfastError {
-  return fail("KERNEL_UNKNOWN", "sock_diag answered in a form this version does not know");
 }

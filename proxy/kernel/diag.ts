@@ -11,6 +11,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "./address-text.ts";
 import * as libc from "./libc.ts";
+import * as netlink from "./netlink.ts";
 import { type Network, OWN_NETWORK } from "./network.ts";
 import * as sock from "./socket.ts";
 
@@ -65,27 +66,15 @@ const STATE_OF_NUMBER = new Map(ALL_STATES.map((state) => [NUMBER_OF_STATE[state
 /** TCP_NEW_SYN_RECV: a handshake that has no socket of its own yet */
 const NEW_SYN_RECV = 12;
 
-const NLMSG_HEADER_BYTES = 16;
-const NLMSG_ERROR = 2;
-const NLMSG_DONE = 3;
-const NLM_F_REQUEST = 0x1;
-const NLM_F_ACK = 0x4;
-const NLM_F_DUMP = 0x300;
-const NLM_F_DUMP_INTR = 0x10;
-const SOCK_DIAG_BY_FAMILY = 20;
 const SOCK_DESTROY = 21;
-const REQUEST_BYTES = NLMSG_HEADER_BYTES + 56;
+/** struct inet_diag_req_v2 */
+const REQUEST_BYTES = 56;
 /** struct inet_diag_msg */
 const MESSAGE_BYTES = 72;
 /** struct inet_diag_sockid, its cookie last (all ones: any) */
 const SOCKID_BYTES = 48;
 const COOKIE_BYTES = 8;
 const ANY_STATE = 0xffffffff;
-const ANSWER_BYTES = 64 * 1024;
-/** A dump that the kernel calls inconsistent is asked for again; the last answer counts. */
-const DUMP_TRIES_MAX = 3;
-/** The answer to a request is there when send returns; the bound is for a kernel that never says DONE. */
-const ANSWERS_MAX = 100_000;
 
 const EOPNOTSUPP = 95;
 const ESTALE = 116;
@@ -97,7 +86,7 @@ export function listSockets(options: ListOptions = {}, network: Network = OWN_NE
   const sockets: DiagSocket[] = [];
   network.withDiag((fd) => {
     for (const family of [ipText.AF_INET, ipText.AF_INET6]) {
-      dump(fd, family, mask, options, (message) => sockets.push(readMessage(message)));
+      for (const message of dump(fd, family, mask, options)) sockets.push(readMessage(message));
     }
   });
   return sockets;
@@ -155,11 +144,18 @@ export function destroySocket(connection: { local: Endpoint; remote: Endpoint })
     if (id === null) {
       throw new HoldfastError(`no connection from ${what}`, { code: "ENOENT", source: "kernel" });
     }
-    request(fd, { type: SOCK_DESTROY, flags: NLM_F_REQUEST | NLM_F_ACK, mask: ANY_STATE, ...id });
-    const answer = Buffer.allocUnsafe(ANSWER_BYTES);
+    const request = netlink.netlinkRequest(
+      SOCK_DESTROY,
+      netlink.NLM_F_REQUEST | netlink.NLM_F_ACK,
+      REQUEST_BYTES,
+    );
+    if (sock.send(fd, withQuestion(request, { mask: ANY_STATE, ...id }), 0) !== request.length)
+      throw netlink.unexpectedAnswer();
+    const answer = Buffer.allocUnsafe(netlink.ANSWER_BYTES);
     const size = sock.recv(fd, answer, 0);
-    if (size < NLMSG_HEADER_BYTES + 4 || answer.readUInt16LE(4) !== NLMSG_ERROR) throw unexpected();
-    const errno = -answer.readInt32LE(NLMSG_HEADER_BYTES);
+    if (size < netlink.NLMSG_HEADER_BYTES + 4 || answer.readUInt16LE(4) !== netlink.NLMSG_ERROR)
+      throw netlink.unexpectedAnswer();
+    const errno = -answer.readInt32LE(netlink.NLMSG_HEADER_BYTES);
     if (errno !== 0) throw refused(errno, "SOCK_DESTROY");
   });
 }
@@ -174,13 +170,11 @@ function findConnection(fd: number, local: Endpoint, remote: Endpoint): SocketId
   const ports = { localPort: local.port, remotePort: remote.port };
   const mask = ANY_STATE & ~(1 << sock.TCP_LISTEN);
   for (const family of [ipText.AF_INET, ipText.AF_INET6]) {
-    const ids: SocketId[] = [];
-    dump(fd, family, mask, ports, (message) => {
+    for (const message of dump(fd, family, mask, ports)) {
       const socket = readMessage(message);
-      if (!isSame(socket.local, local) || !isSame(socket.remote, remote)) return;
-      ids.push({ family: message[0] as number, sockid: Buffer.from(message.subarray(4, 4 + SOCKID_BYTES)) });
-    });
-    if (ids[0] !== undefined) return ids[0];
+      if (isSame(socket.local, local) && isSame(socket.remote, remote))
+        return { family: message[0] as number, sockid: message.subarray(4, 4 + SOCKID_BYTES) };
+    }
   }
   return null;
 }
@@ -191,26 +185,19 @@ function isSame(one: Endpoint, other: Endpoint): boolean {
 
 // ---- netlink
 
-interface Request {
-  type: number;
-  flags: number;
+interface Question {
   family: number;
   mask: number;
-  /** default: any */
-  sockid?: Buffer;
+  sockid: Buffer;
 }
 
-/** struct nlmsghdr, struct inet_diag_req_v2 */
-function request(fd: number, what: Request): void {
-  const bytes = Buffer.alloc(REQUEST_BYTES);
-  bytes.writeUInt32LE(REQUEST_BYTES, 0);
-  bytes.writeUInt16LE(what.type, 4);
-  bytes.writeUInt16LE(what.flags, 6);
-  bytes.writeUInt8(what.family, NLMSG_HEADER_BYTES);
-  bytes.writeUInt8(sock.IPPROTO_TCP, NLMSG_HEADER_BYTES + 1);
-  bytes.writeUInt32LE(what.mask >>> 0, NLMSG_HEADER_BYTES + 4);
-  what.sockid?.copy(bytes, NLMSG_HEADER_BYTES + 8);
-  if (sock.send(fd, bytes, 0) !== bytes.length) throw unexpected();
+/** struct inet_diag_req_v2 */
+function withQuestion(request: Buffer, { family, mask, sockid }: Question): Buffer {
+  request.writeUInt8(family, netlink.NLMSG_HEADER_BYTES);
+  request.writeUInt8(sock.IPPROTO_TCP, netlink.NLMSG_HEADER_BYTES + 1);
+  request.writeUInt32LE(mask >>> 0, netlink.NLMSG_HEADER_BYTES + 4);
+  sockid.copy(request, netlink.NLMSG_HEADER_BYTES + 8);
+  return request;
 }
 
 /** struct inet_diag_sockid with two ports and no cookie */
@@ -222,45 +209,11 @@ function portsOnly(options: ListOptions): Buffer {
   return sockid;
 }
 
-/** Calls `visit` with each struct inet_diag_msg; a dump that the kernel calls inconsistent may repeat or miss sockets. */
-function dump(
-  fd: number,
-  family: number,
-  mask: number,
-  ports: ListOptions,
-  visit: (message: Buffer) => void,
-): void {
-  for (let attempt = 0; attempt < DUMP_TRIES_MAX; attempt++) {
-    const messages: Buffer[] = [];
-    const sockid = portsOnly(ports);
-    request(fd, { type: SOCK_DIAG_BY_FAMILY, flags: NLM_F_REQUEST | NLM_F_DUMP, family, mask, sockid });
-    const consistent = readDump(fd, messages);
-    if (!consistent && attempt + 1 < DUMP_TRIES_MAX) continue;
-    messages.forEach(visit);
-    return;
-  }
-}
-
-/** True when the kernel calls the dump consistent. */
-function readDump(fd: number, messages: Buffer[]): boolean {
-  let consistent = true;
-  for (let answers = 0; answers < ANSWERS_MAX; answers++) {
-    const answer = Buffer.allocUnsafe(ANSWER_BYTES);
-    const size = sock.recv(fd, answer, 0);
-    let at = 0;
-    while (at + NLMSG_HEADER_BYTES <= size) {
-      const length = answer.readUInt32LE(at);
-      const type = answer.readUInt16LE(at + 4);
-      if (length < NLMSG_HEADER_BYTES || at + length > size) throw unexpected();
-      if ((answer.readUInt16LE(at + 6) & NLM_F_DUMP_INTR) !== 0) consistent = false;
-      if (type === NLMSG_DONE) return consistent;
-      if (type === NLMSG_ERROR) throw refused(-answer.readInt32LE(at + NLMSG_HEADER_BYTES), "a socket dump");
-      if (length < NLMSG_HEADER_BYTES + MESSAGE_BYTES) throw unexpected();
-      messages.push(answer.subarray(at + NLMSG_HEADER_BYTES, at + length));
-      at += (length + 3) & ~3;
-    }
-  }
-  throw unexpected();
+/** Each a struct inet_diag_msg. */
+function dump(fd: number, family: number, mask: number, ports: ListOptions): Buffer[] {
+  const request = netlink.dumpRequest(netlink.SOCK_DIAG_BY_FAMILY, REQUEST_BYTES);
+  withQuestion(request, { family, mask, sockid: portsOnly(ports) });
+  return netlink.dump(netlink.conversation(fd), request, MESSAGE_BYTES);
 }
 
 /** struct inet_diag_msg */
@@ -291,8 +244,4 @@ function refused(errno: number, what: string): HoldfastError {
   // between look-up and destruction it ended, and another took its place
   const code = errno === ESTALE ? "ENOENT" : libc.errnoName(errno);
   return new HoldfastError(`the kernel refused ${what} with ${code}`, { code, source: "kernel" });
-}
-
-function unexpected(): HoldfastError {
-  return fail("KERNEL_UNKNOWN", "sock_diag answered in a form this version does not know");
 }

@@ -52,33 +52,16 @@ export interface SavedFilter {
 }
 
 export function encodeFilter(filter: SavedFilter): Buffer {
-  const { replay } = filter;
-  const json: z.infer<typeof small> = {
-    name: filter.name,
-    noTakeover: filter.noTakeover,
-    replay:
-      replay === null
-        ? null
-        : {
-            sentUpTo: replay.sentUpTo,
-            losses: replay.losses,
-            swallows: replay.swallows,
-            isAnsweredEarly: replay.isAnsweredEarly,
-            logBase: replay.logBase,
-            messageEnds: replay.messageEnds,
-            agreed: replay.handshake?.agreed ?? null,
-            setUp: {
-              ...replay.setUp,
-              messages: replay.setUp.messages.map((message) => ({
-                end: message.end,
-                bytes: message.bytes.toString("base64"),
-              })),
-            },
-          },
-  };
+  const { observer, replay, ...rest } = filter;
+  const json: z.infer<typeof small> = { ...rest, replay: null };
+  if (replay !== null) {
+    const { log: _, handshake, setUp, ...plain } = replay;
+    const messages = setUp.messages.map(({ end, bytes }) => ({ end, bytes: bytes.toString("base64") }));
+    json.replay = { ...plain, agreed: handshake?.agreed ?? null, setUp: { ...setUp, messages } };
+  }
   const writer = new ByteWriter(SAVED_BYTES_START);
   writer.bytes(Buffer.from(JSON.stringify(json)));
-  writer.bytes(filter.observer);
+  writer.bytes(observer);
   writer.bytes(replay?.log ?? NO_BYTES);
   writer.bytes(replay?.handshake?.request ?? NO_BYTES);
   return writer.finish();
@@ -94,32 +77,12 @@ export function decodeFilter(bytes: Buffer): SavedFilter {
     // A copy: the session keeps it, and would keep the whole snapshot with it.
     const request = Buffer.from(reader.bytes());
     reader.end();
-    const { replay } = json;
-    return {
-      observer,
-      name: json.name,
-      noTakeover: json.noTakeover,
-      replay:
-        replay === null
-          ? null
-          : {
-              sentUpTo: replay.sentUpTo,
-              losses: replay.losses,
-              swallows: replay.swallows,
-              isAnsweredEarly: replay.isAnsweredEarly,
-              logBase: replay.logBase,
-              log,
-              messageEnds: replay.messageEnds,
-              handshake: replay.agreed === null ? null : { request, agreed: replay.agreed },
-              setUp: {
-                ...replay.setUp,
-                messages: replay.setUp.messages.map((message) => ({
-                  end: message.end,
-                  bytes: Buffer.from(message.bytes, "base64"),
-                })),
-              },
-            },
-    };
+    const { replay, ...rest } = json;
+    if (replay === null) return { ...rest, observer, replay };
+    const { agreed, setUp, ...plain } = replay;
+    const messages = setUp.messages.map(({ end, bytes }) => ({ end, bytes: Buffer.from(bytes, "base64") }));
+    const handshake = agreed === null ? null : { request, agreed };
+    return { ...rest, observer, replay: { ...plain, log, handshake, setUp: { ...setUp, messages } } };
   } catch (cause) {
     throw cause instanceof HoldfastError ? cause : invalid("it is damaged", cause);
   }
