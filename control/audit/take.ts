@@ -5,7 +5,7 @@
 import { readFileSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
-import { inNetworkOf } from "../runtime/runc/network.ts";
+import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { clockFacts } from "./clocks.ts";
 import { DescriptorLook } from "./descriptors.ts";
 import { type Facts, type Fingerprint, FORMAT } from "./fingerprint.ts";

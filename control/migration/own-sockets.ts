@@ -25,8 +25,8 @@ import * as ipText from "#proxy/kernel/address-text.ts";
 import type { DiagSocket } from "#proxy/kernel/diag.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
+import { inNetworkOf, insideNetworkOf } from "../runtime/network-namespace.ts";
 import { innerPid } from "../runtime/processes.ts";
-import { inNetworkOf, insideNetworkOf } from "../runtime/runc/network.ts";
 import { isHere, isLoopback, isUnspecified, ownAddressFor, unspecifiedLike } from "./addresses.ts";
 import { beginConnecting, end, endOf, tcpInfo, unreadOf } from "./ended-connection.ts";
 import {

@@ -11,8 +11,8 @@ import { type DiagSocket, destroySocket, listSockets } from "#proxy/kernel/diag.
 import * as procs from "#proxy/kernel/processes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { inetSockets } from "../criu/socket-images.ts";
+import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
-import { inNetworkOf } from "../runtime/runc/network.ts";
 
 const IP_MINTTL = 21;
 const IPV6_MINHOPCOUNT = 73;

@@ -6,8 +6,8 @@ import { stat } from "node:fs/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { openIn, using } from "../runtime/inside.ts";
+import { inNetworkOf } from "../runtime/network-namespace.ts";
 import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
-import { inNetworkOf } from "../runtime/runc/network.ts";
 import { listUnixSockets, listUnixSocketsAround } from "../runtime/unix-sockets.ts";
 import { socketInodes } from "./sockets.ts";
 

@@ -5,7 +5,7 @@
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as netlink from "#proxy/kernel/netlink.ts";
 import * as sock from "#proxy/kernel/socket.ts";
-import { inNetworkOf } from "./runc/network.ts";
+import { inNetworkOf } from "./network-namespace.ts";
 
 export interface UnixSocket {
   inode: number;

@@ -13,7 +13,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import { proxyLimitsOf } from "../config/limits.ts";
-import { hasOwnNetwork, makeHandedSockets } from "../runtime/runc/network.ts";
+import { hasOwnNetwork, makeHandedSockets } from "../runtime/network-namespace.ts";
 import type { SharedKeyRing } from "./context.ts";
 import type { Journal } from "./journal.ts";
 import { endProcess, ProxyClient } from "./proxy-client.ts";

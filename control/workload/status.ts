@@ -4,9 +4,9 @@ import { listenBacklog } from "#proxy/kernel/diag.ts";
 import type { Store } from "#proxy/store/store.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
+import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { isSameProcess } from "../runtime/processes.ts";
 import { applicationPid } from "../runtime/runc/container-runtime.ts";
-import { inNetworkOf } from "../runtime/runc/network.ts";
 import type { Problem } from "./claim.ts";
 import type { Journal } from "./journal.ts";
 

@@ -18,13 +18,13 @@ import type { WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
+import { hasOwnNetwork, inNetworkOf } from "../runtime/network-namespace.ts";
 import { identify } from "../runtime/processes.ts";
 import {
   applicationPid,
   type ContainerRecord,
   type ContainerRuntime,
 } from "../runtime/runc/container-runtime.ts";
-import { hasOwnNetwork, inNetworkOf } from "../runtime/runc/network.ts";
 import { loadRootfs } from "../runtime/runc/rootfs.ts";
 import { INSIDE_CRIU, processOf } from "../runtime/runc/spec.ts";
 import {

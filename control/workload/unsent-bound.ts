@@ -7,8 +7,8 @@
 import { listSockets } from "#proxy/kernel/diag.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { socketInodes, withSocketAt } from "../migration/sockets.ts";
+import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { treeOf } from "../runtime/processes.ts";
-import { inNetworkOf } from "../runtime/runc/network.ts";
 
 const UNSENT_BYTES = 16 * 1024;
 

@@ -15,7 +15,7 @@ import {
   inNetworkOf,
   insideNetworkOf,
   makeHandedSockets,
-} from "#control/runtime/runc/network.ts";
+} from "#control/runtime/network-namespace.ts";
 import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as passing from "#proxy/kernel/descriptor-passing.ts";

@@ -17,8 +17,8 @@ import * as sock from "#proxy/kernel/socket.ts";
 import type { Add, FindingId, Severity, Subject } from "../../api/finding.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
+import { inNetworkOf } from "../../runtime/network-namespace.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
-import { inNetworkOf } from "../../runtime/runc/network.ts";
 import { listUnixSocketsAround, type UnixSocket } from "../../runtime/unix-sockets.ts";
 
 /** For what passes by itself: an accept queue is emptied in milliseconds by an application that is well. */
