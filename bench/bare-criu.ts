@@ -10,7 +10,7 @@ import { decodeStats } from "#control/criu/protocol.ts";
 import { findCriu } from "#control/criu/tool.ts";
 import { setLastNumber } from "#control/migration/tree-numbers.ts";
 import { innerPid } from "#control/runtime/processes.ts";
-import { applicationPid } from "#control/runtime/runc/container-runtime.ts";
+import { RuncRuntime } from "#control/runtime/runc/runc-runtime.ts";
 import { readJournal } from "#control/workload/journal.ts";
 
 export interface BareRun {
@@ -30,7 +30,8 @@ const CACHE = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
 /** Dumps and restores the application of a workload that an agent runs, in place. @param stateDir the agent's */
 export async function runBareCriu(stateDir: string, workload: string): Promise<BareRun> {
   const { container } = readJournal(join(stateDir, "workloads", workload, "journal.json"));
-  const application = container === null ? null : await applicationPid(container);
+  const application =
+    container === null ? null : await (await RuncRuntime.find(stateDir)).find(container).applicationRoot();
   if (container === null || application === null) throw new Error(`${workload} is not running`);
   // the container sees Holdfast's own folder read-only
   const images = join(`/proc/${container.init.pid}/root`, IMAGES);

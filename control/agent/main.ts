@@ -15,8 +15,8 @@ import type { AgentConfig } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
 import { mountMissingCgroups } from "../runtime/cgroups.ts";
-import { ContainerRuntime } from "../runtime/runc/container-runtime.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
+import { RuncRuntime } from "../runtime/runc/runc-runtime.ts";
 import { ClusterMark } from "../workload/cluster-mark.ts";
 import { Owners } from "../workload/owners.ts";
 import { answerCheck } from "../workload/preflight/preflight.ts";
@@ -71,7 +71,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
     peers: config.peers,
     owners: new Owners(() => context, workloads),
-    runtime: await ContainerRuntime.find(config.stateDir),
+    runtime: await RuncRuntime.find(config.stateDir),
     criu: await findCriu(process.env.HOLDFAST_CACHE ?? CACHE_DIR),
     initBinary: INIT_BINARY,
     log,
@@ -91,7 +91,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const unread = [...workloads.values()]
     .filter(({ damage }) => damage !== null)
     .map(({ name }) => ({ workload: name, node: config.node }));
-  for (const { id, problem } of await context.runtime.destroyAllExcept(config.stateDir, known, unread))
+  for (const { id, problem } of await context.runtime.removeStrays(known, unread))
     if (problem === null) log.warn({ container: id }, "removed what an earlier agent left behind");
     else log.error({ container: id, problem }, "what an earlier agent left behind cannot be removed");
   const forwarding = setInterval(() => {

@@ -42,14 +42,13 @@ import type { InheritFd } from "../criu/protocol.ts";
 import { SpareSemaphores } from "../criu/semaphores.ts";
 import { fitTerminalData } from "../criu/terminal-data.ts";
 import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
-import { cgroupProcsOf } from "../runtime/cgroups.ts";
 import { removePaths, unpackInto } from "../runtime/files.ts";
 import type { Freezer } from "../runtime/freezer.ts";
 import { openFolderIn, openOutput } from "../runtime/inside.ts";
 import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { makeQueues, QueueStands, showQueues } from "../runtime/posix-queues.ts";
 import { childrenOf, identify, innerPid, treeOf } from "../runtime/processes.ts";
-import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 import { addressesThatMove } from "./addresses.ts";
 import { criuLogReason } from "./departure.ts";
 import type { MigrationHost } from "./host.ts";
@@ -84,8 +83,8 @@ export class Arrival {
   #workload: MigrationHost;
   #channel: Channel;
   #state: State = "preparing";
-  #created: Promise<ContainerRecord> | null = null;
-  #container: ContainerRecord | null = null;
+  #created: Promise<Sandbox> | null = null;
+  #container: Sandbox | null = null;
   #layerReady = Promise.withResolvers<string>();
   #layerDone = Promise.withResolvers<void>();
   #unpacking = new Map<string, Unpacking>();
@@ -241,11 +240,11 @@ export class Arrival {
     this.#layerDone.resolve();
     const container = await required(this.#created);
     this.#container = container;
-    workload.record({ container });
+    workload.record({ container: container.ref });
     await refuseMissingUnixPeers(container, this.prepare.facts.unixPeers);
     context.faults.at("target:standby");
     const link = await workload.keeper.standby(this.prepare.epoch);
-    const images = runPath(container, "images");
+    const images = container.hostPath("images");
     mkdirSync(images, { mode: 0o700 });
     this.#images = new ImageReceiver(images, workload.limits.imagesBytesMax);
     await this.#startCriu(container);
@@ -253,7 +252,7 @@ export class Arrival {
     return { link };
   }
 
-  async #startCriu(container: ContainerRecord): Promise<void> {
+  async #startCriu(container: Sandbox): Promise<void> {
     const max = await numbersMax(container.init.pid);
     await setLastNumber(container.init.pid, aheadOf(this.prepare.highestTid, max));
     // the standby's own output: what the restored application writes goes on into this node's log
@@ -270,20 +269,20 @@ export class Arrival {
     rehearse();
   }
 
-  async #workerOptions(container: ContainerRecord): Promise<WorkerOptions> {
+  async #workerOptions(container: Sandbox): Promise<WorkerOptions> {
     return {
       criu: this.#workload.context.criu.sealed(),
-      imagesDir: runPath(container, "images"),
+      imagesDir: container.hostPath("images"),
       initPid: container.init.pid,
-      cgroupProcs: await cgroupProcsOf(container),
+      cgroupProcs: await container.cgroupProcs(),
       inherit: [this.#output, ...this.#semaphores.fds],
       outlivesAgent: true,
     };
   }
 
   /** The tree has other numbers by now than when the move was prepared, and CRIU may have one of them. */
-  async #stepAside(container: ContainerRecord): Promise<void> {
-    const needed = neededNumbers(runPath(container, "images"));
+  async #stepAside(container: Sandbox): Promise<void> {
+    const needed = neededNumbers(container.hostPath("images"));
     const worker = required(this.#worker);
     if (!(await isInTheWay(worker.pid, needed))) return;
     await worker.close();
@@ -341,8 +340,8 @@ export class Arrival {
     images.close();
     images.linkLayers();
     const container = required(this.#container);
-    fitToMachine(runPath(container, "images"));
-    fitTerminals(runPath(container, "images"));
+    fitToMachine(container.hostPath("images"));
+    fitTerminals(container.hostPath("images"));
     await this.#stepAside(container);
     this.#workload.recordMoving({ criu: await identify(required(this.#worker).pid), stopped });
     // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
@@ -350,7 +349,7 @@ export class Arrival {
     if (this.#fitSockets() || this.#workload.config.outbound === "keep") this.#workload.vip?.park();
     const before = required(this.#before);
     const semaphores = this.#semaphores.install(
-      runPath(required(this.#container), "images"),
+      required(this.#container).hostPath("images"),
       semaphoresOf(before),
       FIRST_INHERITED_FD + 1,
     );
@@ -377,7 +376,7 @@ export class Arrival {
   async #audit(before: Fingerprint): Promise<RestoreReply> {
     const { context, config, name } = this.#workload;
     const container = required(this.#container);
-    const pids = await treeOf(required(await applicationPid(container)));
+    const pids = await treeOf(required(await container.applicationRoot()));
     const initPid = container.init.pid;
     const verify = (): Verified =>
       verifyRestored(
@@ -393,7 +392,7 @@ export class Arrival {
             ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
             ...sessionsAt(this.#portsCut, before),
           ]),
-          stopSignalOf: (pid) => stopSignalOf(readFileSync(runPath(container, `images/core-${pid}.img`))),
+          stopSignalOf: (pid) => stopSignalOf(readFileSync(container.hostPath(`images/core-${pid}.img`))),
         },
       );
     const { ms, facts, repaired, differences, losses } = inNetworkOf([initPid], verify);
@@ -412,8 +411,8 @@ export class Arrival {
   async #verify(call: VerifyCall, body: Buffer): Promise<void> {
     this.#expect("restored");
     const container = required(this.#container);
-    const root = required(await applicationPid(container));
-    const restored = this.#memory ?? (await restoredMemory(root, runPath(container, "images")));
+    const root = required(await container.applicationRoot());
+    const restored = this.#memory ?? (await restoredMemory(root, container.hostPath("images")));
     await verifyMemory(root, restored, call, body);
     this.#throwIfEnding();
   }
@@ -421,7 +420,7 @@ export class Arrival {
   async #putWatches(watches: InstanceState[]): Promise<void> {
     const { context, name } = this.#workload;
     const container = required(this.#container);
-    const tree = await treeOf(required(await applicationPid(container)));
+    const tree = await treeOf(required(await container.applicationRoot()));
     const atMs = performance.now();
     for (const state of await putWatches(watches, container, tree))
       context.log.warn({ workload: name, reason: messageOf(overflowOf(state)) }, "arrival: watches");
@@ -456,9 +455,9 @@ export class Arrival {
   /** True when one of them needs the VIP here, where it comes later. */
   #fitSockets(): boolean {
     const container = required(this.#container);
-    this.#ownSockets = readOwnSockets(runPath(container, "images"));
+    this.#ownSockets = readOwnSockets(container.hostPath("images"));
     if (this.#ownSockets === null) return false;
-    return fitOwnSockets(runPath(container, "images"), this.#ownSockets, {
+    return fitOwnSockets(container.hostPath("images"), this.#ownSockets, {
       initPid: container.init.pid,
       vip: this.#workload.config.vip?.address,
     });
@@ -499,20 +498,20 @@ export class Arrival {
           if (hook === "pre-resume" && freezer !== null) await this.#freezeRestored(freezer, spared);
           if (hook === "pre-resume" && freezer === null && limits.verifyMemory) {
             const [root] = await this.#restoredTree();
-            this.#memory = await restoredMemory(required(root), runPath(container, "images"));
+            this.#memory = await restoredMemory(required(root), container.hostPath("images"));
           }
         },
       );
       this.#criuMs = performance.now() - startedMs;
       // the tree is a child of the container's init only when CRIU, its parent until then, has ended
       await required(this.#worker).close();
-      const root = await applicationPid(required(this.#container));
+      const root = await required(this.#container).applicationRoot();
       if (root === null) {
         throw fail("RESTORED_GONE", "the restored application is not there");
       }
       if (this.#ownSockets !== null) await putBackOwnSockets(await treeOf(root), this.#ownSockets);
     } catch (error) {
-      const log = await readFile(runPath(required(this.#container), "images", "restore.log"), "utf8").catch(
+      const log = await readFile(required(this.#container).hostPath("images", "restore.log"), "utf8").catch(
         () => "",
       );
       const reason = criuLogReason(log);
@@ -651,7 +650,7 @@ export class Arrival {
     const container = this.#container ?? (await this.#created?.catch(() => null)) ?? null;
     this.#container = null;
     workload.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere
-    if (container !== null) await workload.runtime.destroy(container); // with the CRIU at work in it
+    await container?.destroy(); // with the CRIU at work in it
     workload.endLeftConnections();
     await this.#letGo();
     await workload.keeper.discard(this.prepare.epoch);
@@ -698,7 +697,7 @@ export class Arrival {
   /** The caller closes it. */
   #openTree(root: string): number {
     const container = required(this.#container);
-    if (root !== "layer" && !container.tmpfs.includes(root))
+    if (root !== "layer" && !container.travels.includes(root))
       throw fail("FILES_PATH", `no tmpfs ${root} here`);
     return openFolderIn(container, root === "layer" ? "/" : root);
   }
@@ -759,8 +758,8 @@ function parsed(fingerprint: Buffer): Fingerprint {
   );
 }
 
-async function removeImages(container: ContainerRecord): Promise<void> {
-  const images = runPath(container, "images");
+async function removeImages(container: Sandbox): Promise<void> {
+  const images = container.hostPath("images");
   await rm(images, { recursive: true, force: true });
 }
 

@@ -38,15 +38,11 @@ import { beginCallsAgain } from "../criu/interrupted-calls.ts";
 import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
-import { cgroupProcsOf } from "../runtime/cgroups.ts";
 import { difference, packPaths, type Scan, scan } from "../runtime/files.ts";
 import { openFolderIn } from "../runtime/inside.ts";
 import { filesMappedForWriting, takeForChanged } from "../runtime/mapped-files.ts";
 import { openQueues, readQueues } from "../runtime/posix-queues.ts";
 import { highestInnerTid, identify, innerPid, stoppedOf, treeOf } from "../runtime/processes.ts";
-import { applicationPid, runPath } from "../runtime/runc/container-runtime.ts";
-import { loadRootfs } from "../runtime/runc/rootfs.ts";
-import { INSIDE_RUN } from "../runtime/runc/spec.ts";
 import { addressesThatMove } from "./addresses.ts";
 import type { MigrationHost } from "./host.ts";
 import { locksOnSharedMounts } from "./locks.ts";
@@ -206,7 +202,7 @@ export class Departure {
     const workload = this.#workload;
     const { context, journal } = workload;
     const container = workload.container;
-    const root = await applicationPid(container);
+    const root = await container.applicationRoot();
     if (root === null) throw fail("WORKLOAD_DOWN", `${workload.name} is not running`);
     this.#channel = await context.dial(this.#options.to);
     this.#channel.on("released", () => {
@@ -256,7 +252,7 @@ export class Departure {
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link ?? NO_LINK;
     if (workload.downstream === "forward") workload.recordMoving({ link: this.#link });
-    for (const mount of container.tmpfs) await this.#untilStopped(this.#sendFilesFirst(mount));
+    for (const mount of container.travels) await this.#untilStopped(this.#sendFilesFirst(mount));
     if (workload.downstream === "forward")
       await workload.anchors.prepare(this.#epoch, this.#options.to, this.#link);
     await this.#findWatchedFiles();
@@ -301,7 +297,7 @@ export class Departure {
       imagesDir: this.#imagesDir,
       initPid: container.init.pid,
       // not where it would freeze with the application
-      cgroupProcs: (await cgroupProcsOf(container)).filter((path) => path !== freezer?.procs),
+      cgroupProcs: (await container.cgroupProcs()).filter((path) => path !== freezer?.procs),
       inherit: [],
       outlivesAgent: false,
     };
@@ -391,9 +387,9 @@ export class Departure {
 
   /** Finds watched files ahead, as there may be many. One that cannot be found is a reason when everything is frozen. */
   async #findWatchedFiles(): Promise<void> {
-    const { container, config } = this.#workload;
-    const { rootfs } = await loadRootfs(config);
-    this.#watched = new WatchedFiles(container, rootfs.lower);
+    const { container, config, runtime } = this.#workload;
+    const { lower } = await runtime.plan(config);
+    this.#watched = new WatchedFiles(container, lower);
     await lostWatches(this.#watched, await treeOf(this.#root));
   }
 
@@ -737,7 +733,7 @@ export class Departure {
   // ---- parts ----
 
   get #imagesDir(): string {
-    return runPath(this.#workload.container, "images");
+    return this.#workload.container.hostPath("images");
   }
 
   #legs = { captured: 0, captureUs: 0, adopted: 0, adoptUs: 0 };
@@ -791,7 +787,8 @@ export class Departure {
 
   /** Seen from the container, whose root is as far as any link or ".." leads. */
   #openTree(name: string): number {
-    return openFolderIn(this.#workload.container, name === LAYER ? `${INSIDE_RUN}/layer` : name);
+    const { container } = this.#workload;
+    return openFolderIn(container, name === LAYER ? container.layerInside : name);
   }
 
   async #sendTar(name: string, paths: Iterable<string>, live: boolean): Promise<void> {

@@ -9,7 +9,7 @@ import type { WorkloadConfig } from "../config/config.ts";
 import type { Vip } from "../network/vip.ts";
 import type { Freezer } from "../runtime/freezer.ts";
 import { innerPid, treeOf } from "../runtime/processes.ts";
-import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 import type { Moving } from "./moving.ts";
 import { takeBackOwnSockets } from "./own-sockets.ts";
 import { endRepair, unshieldOutbound } from "./sockets.ts";
@@ -21,7 +21,7 @@ export interface GoingOn {
   readonly name: string;
   readonly config: WorkloadConfig;
   readonly context: { readonly log: Logger };
-  readonly container: ContainerRecord;
+  readonly container: Sandbox;
   readonly journal: { readonly moving: Moving | null };
   readonly vip: Vip | null;
   freezer(): Promise<Freezer | null>;
@@ -39,9 +39,9 @@ export async function comeAlive(host: GoingOn, epoch: number): Promise<void> {
 /** Undoes whatever a move has done to the application and its sessions at the source. */
 export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
   const { container, vip, keeper } = host;
-  const images = runPath(container, "images");
+  const images = container.hostPath("images");
   const pids = async (): Promise<number[]> => {
-    const root = await applicationPid(container);
+    const root = await container.applicationRoot();
     return root === null ? [] : treeOf(root);
   };
   // sessions may be lost by one that fails; the others, and the application, must not be
@@ -64,7 +64,7 @@ export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
 /** Connections of the application's own that were about to go along hear their peers again. */
 async function hearOutbound({ config, container }: GoingOn): Promise<void> {
   if (config.outbound !== "keep" || config.vip === null) return;
-  const root = await applicationPid(container);
+  const root = await container.applicationRoot();
   if (root !== null) await unshieldOutbound(await treeOf(root), config.vip.address);
 }
 
@@ -75,7 +75,7 @@ async function putBackWatches(host: GoingOn): Promise<void> {
 }
 
 async function continueTree(host: GoingOn): Promise<void> {
-  const root = await applicationPid(host.container);
+  const root = await host.container.applicationRoot();
   if (root === null) {
     host.context.log.error({ workload: host.name }, "there is no application to go on");
     return;

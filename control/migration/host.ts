@@ -15,7 +15,7 @@ import type { WorkloadConfig } from "../config/config.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Vip } from "../network/vip.ts";
 import type { Freezer } from "../runtime/freezer.ts";
-import type { ContainerRecord, ContainerRuntime } from "../runtime/runc/container-runtime.ts";
+import type { Runtime, Sandbox, SandboxRef } from "../runtime/runtime.ts";
 import type { Faults } from "./faults.ts";
 import type { Moving, OutboxEntry } from "./moving.ts";
 
@@ -35,7 +35,7 @@ export interface MigrationContext {
 /** What is on record, and outlives the agent. */
 export interface MigrationRecord {
   readonly journal: { readonly epoch: number; readonly seen: number; readonly moving: Moving | null };
-  record(patch: { moving?: Moving | null; container?: ContainerRecord | null; epoch?: number }): void;
+  record(patch: { moving?: Moving | null; container?: SandboxRef | null; epoch?: number }): void;
   recordMoving(patch: Partial<Moving>): void;
   /** An epoch that was given out: this node will not let it be given out again. */
   see(epoch: number): void;
@@ -98,11 +98,11 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
   readonly context: MigrationContext;
 
   // where the application is
-  readonly container: ContainerRecord;
-  readonly runtime: ContainerRuntime;
+  readonly container: Sandbox;
+  readonly runtime: Runtime;
   /** What stops the container unseen. null: this machine has nothing of the kind */
   freezer(): Promise<Freezer | null>;
-  createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord>;
+  createContainer(populate: (layer: string) => Promise<void>): Promise<Sandbox>;
   /** Of an arrival that was given up, when its container has gone. */
   endLeftConnections(): void;
   readonly vip: Vip | null;

@@ -7,7 +7,7 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { openIn, using } from "../runtime/inside.ts";
 import { inNetworkOf } from "../runtime/network-namespace.ts";
-import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 import { listUnixSockets, listUnixSocketsAround } from "../runtime/unix-sockets.ts";
 import { socketInodes } from "./sockets.ts";
 
@@ -26,7 +26,7 @@ export async function unixPeersOutside(pids: number[]): Promise<string[]> {
 }
 
 /** At the target, before anybody is held. @throws HoldfastError `UNIX_PEER_MISSING` */
-export async function refuseMissingUnixPeers(container: ContainerRecord, names: string[]): Promise<void> {
+export async function refuseMissingUnixPeers(container: Sandbox, names: string[]): Promise<void> {
   // an abstract name is one of the container's network
   const there = inNetworkOf([container.init.pid], listUnixSockets);
   const here = new Set([...there.values()].map(({ name }) => name));

@@ -22,8 +22,7 @@ import * as files from "#proxy/kernel/files.ts";
 import type { Place } from "../api/watches.ts";
 import { openRoot, using } from "../runtime/inside.ts";
 import { innerPid } from "../runtime/processes.ts";
-import { type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
-import { INSIDE_RUN } from "../runtime/runc/spec.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 import { takeEvents } from "./watch-events.ts";
 
 /** One watch, as the kernel tells of it. */
@@ -107,9 +106,9 @@ export class WatchedFiles {
   #known = new Map<string, Place>();
 
   /** @param lower folder the container's root file system is made from */
-  constructor(container: ContainerRecord, lower: string) {
+  constructor(container: Sandbox, lower: string) {
     this.#root = openRoot(container);
-    const layer = openSync(runPath(container, "layer"), "r");
+    const layer = openSync(container.hostPath("layer"), "r");
     const below = openSync(lower, "r");
     this.#layers = [layer, below].map((fd) => ({ fd, prefix: linkOf(fd).replace(/\/$/, "") }));
     this.#mounts = readFileSync(`/proc/${container.init.pid}/mountinfo`, "latin1")
@@ -117,7 +116,8 @@ export class WatchedFiles {
       .flatMap((line) => {
         const [, , device, , mountpoint] = line.split(" ");
         const [major = 0, minor = 0] = (device ?? "").split(":").map(Number);
-        const isOurs = mountpoint === undefined || mountpoint.startsWith(`${INSIDE_RUN}/`);
+        const isOurs =
+          mountpoint === undefined || container.ours.some((ours) => mountpoint.startsWith(`${ours}/`));
         return isOurs ? [] : [{ device: (major << 20) | minor, mountpoint: unescaped(mountpoint) }];
       });
   }

@@ -19,7 +19,7 @@ import type { InstanceState, Place, WatchEvent } from "../api/watches.ts";
 import type { Freezer } from "../runtime/freezer.ts";
 import { openRoot } from "../runtime/inside.ts";
 import { descriptorsOf, innerPid, processState, treeOf } from "../runtime/processes.ts";
-import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 import { putEvents, putOverflow, takeEvents } from "./watch-events.ts";
 import {
   type Candidate,
@@ -210,7 +210,7 @@ function empty(inotify: number, state: InstanceState): void {
  */
 export async function put(
   states: InstanceState[],
-  container: ContainerRecord,
+  container: Sandbox,
   tree: number[],
 ): Promise<InstanceState[]> {
   const overflowed: InstanceState[] = [];
@@ -234,11 +234,11 @@ export async function put(
  */
 export async function putBack(
   states: InstanceState[],
-  container: ContainerRecord,
+  container: Sandbox,
   freezer: Freezer | null,
   warn: (error: unknown) => void,
 ): Promise<void> {
-  const root = states.length === 0 ? null : await applicationPid(container);
+  const root = states.length === 0 ? null : await container.applicationRoot();
   if (root === null) return;
   const tree = await treeOf(root);
   const ran = freezer === null ? (await processState(root)) !== "T" : !freezer.isFrozen;
@@ -281,7 +281,7 @@ interface InstancePlace {
 
 async function eachInstance(
   states: InstanceState[],
-  container: ContainerRecord,
+  container: Sandbox,
   tree: number[],
   use: (place: InstancePlace) => void,
 ): Promise<void> {
@@ -338,8 +338,8 @@ function nextOf({ next, watches }: InstanceState): number {
 }
 
 /** Where the agent makes files of its own while it works on watches: on a tmpfs, below a folder that is hidden. */
-export function scratch(container: ContainerRecord): string {
-  return runPath(container, "watches");
+export function scratch(container: Sandbox): string {
+  return container.hostPath("watches");
 }
 
 /**

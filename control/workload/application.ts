@@ -20,7 +20,7 @@ import {
   sessionOf,
   treeOf,
 } from "../runtime/processes.ts";
-import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 
 /** null: the kernel does not tell, or nobody was there to ask */
 export type End = { status: number } | { signal: number } | null;
@@ -102,7 +102,7 @@ export class Application {
 
 /** @param known what the journal says: believed if it still lives. null: there is none */
 export async function findApplication(
-  container: ContainerRecord,
+  container: Sandbox,
   known: ProcessIdentity | null,
 ): Promise<Application | null> {
   if (known !== null) return Application.open(known);
@@ -116,7 +116,7 @@ export async function findApplication(
 }
 
 /** Ends whatever a container has besides its init, by SIGKILL. @throws HoldfastError `APPLICATION_STUCK` */
-export async function clearContainer(container: ContainerRecord): Promise<void> {
+export async function clearContainer(container: Sandbox): Promise<void> {
   const late = performance.now() + KILL_MS_MAX;
   for (;;) {
     const left: number[] = [];

@@ -7,7 +7,7 @@ import type { Store } from "#proxy/store/store.ts";
 import type { PeerAnswer } from "../api/owners.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
-import type { ContainerRuntime } from "../runtime/runc/container-runtime.ts";
+import type { Runtime } from "../runtime/runtime.ts";
 import type { ClusterMark } from "./cluster-mark.ts";
 
 /** Something whose changes are worth knowing. */
@@ -46,7 +46,7 @@ export interface AgentContext {
   mark: ClusterMark;
   peers: Record<string, Endpoint>;
   owners: { ask(workload: string): Promise<PeerAnswer[]> };
-  runtime: ContainerRuntime;
+  runtime: Runtime;
   criu: FoundCriu;
   /** real paths of files and folders that no container is to show: the key, this agent's state, its configuration */
   secrets: string[];

@@ -9,11 +9,12 @@ import type { MigrationHost } from "../migration/host.ts";
 import type { Moving } from "../migration/moving.ts";
 import { decideAtTarget, decideReleasing, goBack, hasLetGo, release } from "../migration/settle.ts";
 import { isSameProcess } from "../runtime/processes.ts";
-import { applicationPid, type ContainerRecord, runPath } from "../runtime/runc/container-runtime.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 
 /** The workload whose move it was. */
 export interface RecoveryHost extends MigrationHost {
-  readonly journal: MigrationHost["journal"] & { readonly container: ContainerRecord | null };
+  /** null: there is none on record */
+  readonly sandbox: Sandbox | null;
   readonly keeper: MigrationHost["keeper"] & { readonly client: object | null };
 }
 
@@ -83,10 +84,10 @@ export class MoveRecovery {
           : await decideAtTarget(host, migration, epoch, () => this.#gaveWord);
       if (outcome === "mine" && (await this.#complete(moving))) return;
     }
-    const { container } = host.journal;
+    const { sandbox } = host;
     host.recordMoving({ step: "gave-up" });
     host.vip?.remove(); // first, see `Arrival`
-    if (container !== null) await host.runtime.destroy(container);
+    await sandbox?.destroy();
     host.endLeftConnections();
     await host.keeper.discard(epoch);
     host.record({ moving: null, container: null });
@@ -110,10 +111,9 @@ export class MoveRecovery {
 
   /** Restored and stopped, and the proxy that has its legs lives too. */
   async #isWhole(): Promise<boolean> {
-    const { journal, keeper, runtime } = this.#host;
-    const { container } = journal;
-    if (container === null || keeper.client === null || !(await runtime.isAlive(container))) return false;
-    return (await applicationPid(container).catch(() => null)) !== null;
+    const { keeper, sandbox } = this.#host;
+    if (sandbox === null || keeper.client === null || !(await sandbox.isAlive())) return false;
+    return (await sandbox.applicationRoot().catch(() => null)) !== null;
   }
 
   /** The source committed and nobody has taken it back. False: somebody has. */
@@ -156,10 +156,10 @@ export class MoveRecovery {
 
   async #finish({ epoch, anchors }: Moving): Promise<void> {
     const host = this.#host;
-    const { container } = host.journal;
+    const { sandbox } = host;
     if (await this.#isWhole()) {
       await host.comeAlive(epoch);
-      if (container !== null) await rm(runPath(container, "images"), { recursive: true, force: true });
+      if (sandbox !== null) await rm(sandbox.hostPath("images"), { recursive: true, force: true });
     }
     host.becomeOwner(epoch, anchors);
     host.context.log.info({ workload: host.name, epoch }, "the cut-off arrival was completed");

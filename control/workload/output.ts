@@ -7,9 +7,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { isSameProcess } from "../runtime/processes.ts";
-import type { ContainerRecord } from "../runtime/runc/container-runtime.ts";
-import type { OutputOptions } from "../runtime/runc/output-reader.ts";
-import { restartOutputReader } from "../runtime/runc/output-reader.ts";
+import type { OutputOptions, Sandbox, SandboxRef } from "../runtime/runtime.ts";
 
 const LOOK_MS = 1_000;
 const FOLLOW_MS = 100;
@@ -22,8 +20,10 @@ export interface OutputHost {
   readonly name: string;
   readonly context: { readonly log: Logger };
   readonly outputOptions: OutputOptions;
-  readonly journal: { readonly container: ContainerRecord | null };
-  record(patch: { container: ContainerRecord }): void;
+  /** null: there is none on record */
+  readonly sandbox: Sandbox | null;
+  readonly journal: { readonly container: SandboxRef | null };
+  record(patch: { container: SandboxRef }): void;
 }
 
 export class Output {
@@ -57,11 +57,12 @@ export class Output {
   }
 
   async #look(): Promise<void> {
-    const { container } = this.#workload.journal;
+    const { sandbox: container } = this.#workload;
     if (container === null) return;
-    if (container.reader !== undefined && (await isSameProcess(container.reader))) return;
+    const known = container.ref.reader;
+    if (known !== undefined && (await isSameProcess(known))) return;
     if (!(await isSameProcess(container.init))) return;
-    const reader = await restartOutputReader(container.init.pid, this.#workload.outputOptions);
+    const reader = await container.readOutput(this.#workload.outputOptions);
     const { journal, context, name } = this.#workload;
     // the container may be another by now; a reader of the old one ends with it
     if (journal.container?.id === container.id)

@@ -6,7 +6,7 @@ import type { WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
 import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { isSameProcess } from "../runtime/processes.ts";
-import { applicationPid } from "../runtime/runc/container-runtime.ts";
+import type { Sandbox } from "../runtime/runtime.ts";
 import type { Problem } from "./claim.ts";
 import type { Journal } from "./journal.ts";
 
@@ -42,6 +42,8 @@ export interface StatusHost {
   readonly logFile: string;
   readonly context: { readonly node: string; readonly store: Store };
   readonly journal: Readonly<Journal>;
+  /** null: there is none on record */
+  readonly sandbox: Sandbox | null;
   readonly keeper: { readonly client: object | null; countSessions(): Promise<number> };
   readonly supervisor: { readonly isBusy: boolean; readonly problem: Problem | null };
   readonly isDamaged: boolean;
@@ -57,14 +59,14 @@ export interface StatusHost {
 }
 
 export async function statusOf(host: StatusHost): Promise<WorkloadStatus> {
-  const { name, downstream, context, keeper, supervisor } = host;
+  const { name, downstream, context, keeper, supervisor, sandbox } = host;
   const { role, epoch, container, application, moving, stopped } = host.journal;
   const ownership = await context.store.ownership(name).catch(() => null);
   const sessions = await keeper.countSessions().catch(() => 0);
   const alive =
     container !== null && application !== null
       ? await isSameProcess(application)
-      : container !== null && (await applicationPid(container).catch(() => null)) !== null;
+      : sandbox !== null && (await sandbox.applicationRoot().catch(() => null)) !== null;
   let state: WorkloadStatus["state"] = stopped ? "stopped" : "elsewhere";
   if (role === "owner") state = alive && keeper.client !== null ? "running" : "down";
   if (supervisor.isBusy) state = "restarting";

@@ -20,13 +20,7 @@ import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
 import { hasOwnNetwork, inNetworkOf } from "../runtime/network-namespace.ts";
 import { identify } from "../runtime/processes.ts";
-import {
-  applicationPid,
-  type ContainerRecord,
-  type ContainerRuntime,
-} from "../runtime/runc/container-runtime.ts";
-import { loadRootfs } from "../runtime/runc/rootfs.ts";
-import { INSIDE_CRIU, processOf } from "../runtime/runc/spec.ts";
+import type { Runtime, Sandbox } from "../runtime/runtime.ts";
 import {
   Application,
   clearContainer,
@@ -99,19 +93,21 @@ export interface SupervisedWorkload {
   readonly context: {
     readonly node: string;
     readonly criu: FoundCriu;
-    readonly runtime: ContainerRuntime;
+    readonly runtime: Runtime;
     readonly metrics: WorkloadMetrics;
     readonly faults: Faults;
     readonly log: Logger;
   };
   readonly journal: Readonly<Journal>;
   record(patch: Partial<Journal>): void;
-  readonly container: ContainerRecord;
-  readonly runtime: ContainerRuntime;
+  /** null: there is none on record */
+  readonly sandbox: Sandbox | null;
+  readonly container: Sandbox;
+  readonly runtime: Runtime;
   readonly proxy: ProxyClient;
   /** Owned, and neither about to leave nor to be ended. */
   readonly isAtRest: boolean;
-  createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord>;
+  createContainer(populate: (layer: string) => Promise<void>): Promise<Sandbox>;
   /** Gives the proxy what it connects to the application by: after each new container. */
   readonly keeper: { handNetwork(): Promise<void> };
   /** Of the next instance. */
@@ -389,12 +385,12 @@ export class Supervisor {
 
   /** Asks the application to end, and ends whatever is left in its container. */
   async #stop(): Promise<void> {
-    const { config, journal } = this.#workload;
+    const { config, sandbox } = this.#workload;
     const application = await this.#attach();
     await application?.askToEnd(config.stopSignal, config.stopMsMax);
     if (application?.hasEnded === false)
       this.#log("warn", { ms: config.stopMsMax }, "the application does not end; it is killed");
-    if (journal.container !== null) await clearContainer(journal.container);
+    if (sandbox !== null) await clearContainer(sandbox);
     this.#forget();
     this.#workload.record({ application: null });
   }
@@ -469,15 +465,10 @@ export class Supervisor {
     const container = await this.#emptyContainer();
     // in a network of its own nobody else is there
     if (hasOwnNetwork(container.init.pid) === false) await refuseTaken(config);
-    const { container: plan, rootfs } = await loadRootfs(config);
+    const plan = await workload.runtime.plan(config);
     this.#launchedAtMs = performance.now();
-    await context.runtime.launch(
-      container,
-      context.criu.at(INSIDE_CRIU),
-      processOf(plan, rootfs.bundle),
-      logFile,
-    );
-    const root = await applicationPid(container);
+    await container.launch(plan.process, context.criu, logFile);
+    const root = await container.applicationRoot();
     const identity = root === null ? null : await identify(root);
     this.#application = identity === null ? null : await Application.open(identity);
     this.#watched = container.id;
@@ -486,16 +477,16 @@ export class Supervisor {
   }
 
   /** The one there is; another if its init has ended. */
-  async #emptyContainer(): Promise<ContainerRecord> {
+  async #emptyContainer(): Promise<Sandbox> {
     const workload = this.#workload;
-    const { container } = workload.journal;
-    if (container !== null && (await workload.runtime.isAlive(container))) {
+    const container = workload.sandbox;
+    if (container !== null && (await container.isAlive())) {
       await clearContainer(container);
       return container;
     }
-    if (container !== null) await workload.runtime.destroy(container);
+    await container?.destroy();
     const made = await workload.createContainer(async () => {});
-    workload.record({ container: made, application: null });
+    workload.record({ container: made.ref, application: null });
     // a proxy that has ended is replaced, and the next one is told when it is started
     await workload.keeper
       .handNetwork()
@@ -526,12 +517,12 @@ export class Supervisor {
   }
 
   async #boundUnsent(): Promise<void> {
-    const { journal, config } = this.#workload;
+    const { sandbox, config } = this.#workload;
     this.#boundAtMs = performance.now();
-    if (journal.container === null) return;
+    if (sandbox === null) return;
     const ports = config.ports.map(({ upstream }) => upstream.port);
     try {
-      await this.#unsentBound.look(journal.container.init.pid, ports);
+      await this.#unsentBound.look(sandbox.init.pid, ports);
     } catch (error) {
       this.#log("warn", { reason: messageOf(error) }, "what the application may have unsent is not bounded");
     }
@@ -556,7 +547,8 @@ export class Supervisor {
 
   /** The application of the container there is now. null: it has none */
   async #attach(): Promise<Application | null> {
-    const { container, application: known } = this.#workload.journal;
+    const { sandbox: container, journal } = this.#workload;
+    const known = journal.application;
     if (container === null) {
       this.#forget();
       return null;

@@ -24,9 +24,7 @@ import { endLeftConnections } from "../migration/sockets.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
 import { treeOf } from "../runtime/processes.ts";
-import type { ContainerRecord, ContainerRuntime } from "../runtime/runc/container-runtime.ts";
-import type { OutputOptions } from "../runtime/runc/output-reader.ts";
-import { loadRootfs } from "../runtime/runc/rootfs.ts";
+import type { OutputOptions, Runtime, Sandbox } from "../runtime/runtime.ts";
 import { Anchors } from "./anchors.ts";
 import { type Decision, decideClaim, decideForced, type Permission, type Problem } from "./claim.ts";
 import type { AgentContext } from "./context.ts";
@@ -138,15 +136,21 @@ export class Workload {
       deadlineMs: this.config.limits.deadlineMs,
     };
   }
-  get runtime(): ContainerRuntime {
+  get runtime(): Runtime {
     return this.context.runtime;
   }
   get journal(): Readonly<Journal> {
     return this.#journal;
   }
-  get container(): ContainerRecord {
-    if (this.#journal.container === null) throw this.#notHere();
-    return this.#journal.container;
+  /** null: there is none on record */
+  get sandbox(): Sandbox | null {
+    const { container } = this.#journal;
+    return container === null ? null : this.runtime.find(container);
+  }
+  get container(): Sandbox {
+    const { sandbox } = this;
+    if (sandbox === null) throw this.#notHere();
+    return sandbox;
   }
   get proxy(): ProxyClient {
     const { client } = this.keeper;
@@ -410,7 +414,7 @@ export class Workload {
     if (this.#journal.role === "anchor") await this.#tearDown(); // of an owner that is gone for good
     const holder = this.vip?.ask(); // beside the start
     const container = await this.createContainer(async () => {});
-    this.record({ container, role: "owner", epoch, stopped: false, anchors: [] });
+    this.record({ container: container.ref, role: "owner", epoch, stopped: false, anchors: [] });
     try {
       await this.supervisor.first();
       const proxy = await this.keeper.start();
@@ -601,8 +605,8 @@ export class Workload {
   }
 
   async #recoverOwner(): Promise<void> {
-    const { container, epoch } = this.#journal;
-    const alive = container !== null && (await this.runtime.isAlive(container));
+    const { epoch } = this.#journal;
+    const alive = (await this.sandbox?.isAlive()) === true;
     if (!alive && this.keeper.client === null) {
       this.context.log.warn({ workload: this.name }, "did not survive; starting again");
       await this.#tearDown();
@@ -633,7 +637,7 @@ export class Workload {
         { workload: name, keys: later },
         "changed in the configuration, and not applied by a restart: stop the workload, then restart the agent",
       );
-    await loadRootfs(config); // what would fail in the middle fails now
+    await this.runtime.plan(config); // what would fail in the middle fails now
     if (this.#isMoving) throw this.#busy();
     return this.supervisor.restart({ drainMs, config, report });
   }
@@ -815,25 +819,20 @@ export class Workload {
 
   // ---- parts of a move that both sides or recovery use ----
 
-  createContainer(populate: (layer: string) => Promise<void>): Promise<ContainerRecord> {
-    const { context, config } = this;
-    return loadRootfs(config).then(({ rootfs, container }) =>
-      context.runtime.create(
-        {
-          workload: this.name,
-          node: context.node,
-          container,
-          rootfs,
-          stateDir: context.stateDir,
-          logFile: this.outputOptions.file,
-          logBytesMax: this.outputOptions.bytesMax,
-          criuDir: context.criu.dir,
-          initBinary: context.initBinary,
-          secrets: context.secrets,
-          runBytesMax: this.limits.imagesBytesMax * 2,
-        },
-        populate,
-      ),
+  async createContainer(populate: (layer: string) => Promise<void>): Promise<Sandbox> {
+    const { context } = this;
+    const plan = await this.runtime.plan(this.config);
+    return await plan.standby(
+      {
+        workload: this.name,
+        node: context.node,
+        output: this.outputOptions,
+        criuDir: context.criu.dir,
+        initBinary: context.initBinary,
+        secrets: context.secrets,
+        runBytesMax: this.limits.imagesBytesMax * 2,
+      },
+      populate,
     );
   }
 
@@ -873,7 +872,8 @@ export class Workload {
 
   /** The target goes on; whatever was kept for a rollback goes. */
   async retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
-    const { container, proxy: proxyRecord } = this.#journal;
+    const { sandbox } = this;
+    const { proxy: proxyRecord } = this.#journal;
     const proxy = this.downstream === "takeover" ? this.keeper.leave() : this.keeper.client; // it ends
     if (proxy?.isOpen)
       await proxy
@@ -898,10 +898,7 @@ export class Workload {
     await told;
     if (!stays && proxyRecord !== null)
       await endProcess(proxyRecord.process).catch((error: unknown) => this.#warn("end the proxy", error));
-    if (container !== null)
-      await this.runtime
-        .destroy(container)
-        .catch((error: unknown) => this.#warn("remove the container", error));
+    await sandbox?.destroy().catch((error: unknown) => this.#warn("remove the container", error));
   }
 
   #throwIfDamaged(): void {
@@ -952,9 +949,9 @@ export class Workload {
   // ---- inside ----
 
   async #tearDown(): Promise<void> {
-    const { container } = this.#journal;
+    const { sandbox } = this;
     await this.keeper.stop();
-    if (container !== null) await this.runtime.destroy(container);
+    await sandbox?.destroy();
     this.vip?.remove();
     this.record({ proxy: null, container: null });
   }

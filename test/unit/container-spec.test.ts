@@ -1,16 +1,11 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { capabilitiesOf } from "#control/config/capabilities.ts";
-import { plannedSpec } from "#control/runtime/runc/container-runtime.ts";
+import type { OciSpec } from "#control/runtime/oci.ts";
+import { plannedSpec } from "#control/runtime/runc/planned-spec.ts";
 import { seccompProfile } from "#control/runtime/runc/seccomp.ts";
 import { withoutPasswords } from "#control/runtime/runc/shadow.ts";
-import {
-  adaptSpec,
-  buildSpec,
-  type OciSpec,
-  type SpecOptions,
-  travellingTmpfs,
-} from "#control/runtime/runc/spec.ts";
+import { adaptSpec, buildSpec, type SpecOptions, travellingTmpfs } from "#control/runtime/runc/spec.ts";
 
 const options: SpecOptions = {
   container: {

@@ -14,7 +14,8 @@ import {
   runChecks,
 } from "#control/api/finding.ts";
 import { parseConfig, type WorkloadConfig } from "#control/config/config.ts";
-import { buildSpec, type OciSpec } from "#control/runtime/runc/spec.ts";
+import type { OciSpec } from "#control/runtime/oci.ts";
+import { buildSpec } from "#control/runtime/runc/spec.ts";
 import {
   type Agreement,
   agreementOf,

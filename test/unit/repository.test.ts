@@ -288,6 +288,18 @@ describe("imports", () => {
       );
     });
 
+  it("lead to an implementation of the runtime from itself and from where it is chosen only", () => {
+    const isOne = (target: string): boolean => /^control\/runtime\/[\w-]+\//.test(target);
+    none(
+      breaches(
+        under("control/"),
+        (target, path) =>
+          isOne(target) && !path.startsWith("control/agent/") && dirname(path) !== dirname(target),
+      ),
+      "everybody else knows control/runtime/runtime.ts",
+    );
+  });
+
   it("of pure rooms lead to nothing that is not pure, and read no clock", () => {
     for (const [prefix, allowed] of Object.entries(PURE)) {
       none(
@@ -410,6 +422,19 @@ describe("one file each", () => {
         /\b(spawn|exec|run)\w*\([^)]*criu|["'`](swrk|--(tcp-established|images-dir|leave-stopped|shell-job|ext-unix-sk))\b/i,
       ),
       "only control/criu/ starts CRIU",
+    );
+  });
+
+  it("enters a network namespace", () => {
+    none(
+      lines(
+        product.filter(
+          ({ path }) =>
+            !["control/runtime/network-namespace.ts", "proxy/kernel/namespaces.ts"].includes(path),
+        ),
+        /\binNetworkNamespace\b/,
+      ),
+      "control/runtime/network-namespace.ts enters them for all",
     );
   });
 

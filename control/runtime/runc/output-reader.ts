@@ -13,6 +13,7 @@ import { once } from "node:events";
 import { closeSync, constants, openSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { identify, type ProcessIdentity } from "../processes.ts";
+import type { OutputOptions } from "../runtime.ts";
 
 /** dd writes what it reads at once, and ends now and then for the size to be looked at. */
 const BLOCK_BYTES = 65_536;
@@ -37,12 +38,6 @@ while :; do
   size=$(wc -c 2>/dev/null <"$1") && [ $size -ge $2 ] && mv -f "$1" "$1.1"
 done
 `;
-
-export interface OutputOptions {
-  file: string;
-  /** of both files together */
-  bytesMax: number;
-}
 
 /** Starts it on the reading end of a pipe, which stays the caller's. It ends with the pipe's last writer. */
 export async function startOutputReader(pipe: number, options: OutputOptions): Promise<ProcessIdentity> {

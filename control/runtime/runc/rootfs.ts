@@ -5,8 +5,21 @@ import { z } from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { WorkloadConfig } from "../../config/config.ts";
-import type { WorkloadRootfs } from "./container-runtime.ts";
-import type { ContainerPlan, OciSpec } from "./spec.ts";
+import type { OciSpec } from "../oci.ts";
+import type { ContainerPlan } from "./spec.ts";
+
+export interface WorkloadRootfs {
+  /** lower folder of the overlay: "/" for `rootfs: host` */
+  lower: string;
+  /** an OCI configuration made by others, or null */
+  bundle: OciSpec | null;
+}
+
+/** Where the files come from, and what is to run. */
+export interface LoadedRootfs {
+  rootfs: WorkloadRootfs;
+  container: ContainerPlan;
+}
 
 /** The parts of a bundle's config.json that are relied on; everything else passes unchanged. */
 const bundleSchema = z.looseObject({
@@ -18,9 +31,7 @@ const bundleSchema = z.looseObject({
 const NO_CHANGE = { add: [], drop: [] };
 
 /** @throws HoldfastError `BUNDLE_INVALID`, `ROOTFS_MISSING` */
-export async function loadRootfs(
-  config: WorkloadConfig,
-): Promise<{ rootfs: WorkloadRootfs; container: ContainerPlan }> {
+export async function loadRootfs(config: WorkloadConfig): Promise<LoadedRootfs> {
   if (config.container !== null) {
     const { rootfs, ...container } = config.container;
     const lower = rootfs === "host" ? "/" : rootfs;

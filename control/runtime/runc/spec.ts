@@ -7,6 +7,7 @@
  */
 import { type CapabilityChange, capabilitiesOf } from "../../config/capabilities.ts";
 import type { NetworkPlan } from "../../config/container-network.ts";
+import type { OciMount, OciSpec } from "../oci.ts";
 import { seccompProfile } from "./seccomp.ts";
 
 /** What to run and what to show it, wherever that was written down. */
@@ -46,30 +47,6 @@ export interface SpecOptions {
   cgroupsPath: string;
   /** files and folders of this agent that nobody else is to see, as the container would see them */
   secrets: string[];
-}
-
-interface OciMount {
-  destination: string;
-  type?: string;
-  source?: string;
-  options?: string[];
-}
-
-/** The part of an OCI configuration that Holdfast reads or changes. */
-export interface OciSpec {
-  ociVersion: string;
-  process: { args: string[]; cwd: string; env?: string[]; terminal?: boolean; [key: string]: unknown };
-  root: { path: string; readonly?: boolean };
-  mounts?: OciMount[];
-  hostname?: string;
-  linux?: {
-    namespaces?: { type: string; path?: string }[];
-    cgroupsPath?: string;
-    seccomp?: unknown;
-    maskedPaths?: string[];
-    [key: string]: unknown;
-  };
-  [key: string]: unknown;
 }
 
 /** What of /proc and /sys is about the node and not about the container, as Docker hides it; what is not there is left out. */

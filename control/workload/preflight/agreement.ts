@@ -9,7 +9,7 @@ import { createHmac } from "node:crypto";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Severity } from "../../api/finding.ts";
 import type { WorkloadConfig } from "../../config/config.ts";
-import type { OciSpec } from "../../runtime/runc/spec.ts";
+import type { OciSpec } from "../../runtime/oci.ts";
 
 /** key → 64 hexadecimal digits */
 export type Agreement = Record<string, string>;

@@ -6,8 +6,7 @@ import type { CheckCall } from "../../api/check.ts";
 import type { Check } from "../../api/finding.ts";
 import { accountingHere } from "../../criu/address-space.ts";
 import { runCommand } from "../../runtime/command.ts";
-import { plannedSpec } from "../../runtime/runc/container-runtime.ts";
-import { loadRootfs } from "../../runtime/runc/rootfs.ts";
+import type { SandboxPlan } from "../../runtime/runtime.ts";
 import { agreementOf, disagreementsUnder } from "./agreement.ts";
 import type { CheckedWorkload } from "./checked-workload.ts";
 import { hasSysResource } from "./node.ts";
@@ -62,10 +61,10 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
   },
   {
     category: "configuration",
-    async run({ workload: { name, config, context }, call: { facts } }, add) {
-      let planned: Awaited<ReturnType<typeof loadRootfs>>;
+    async run({ workload: { name, config, context, runtime }, call: { facts } }, add) {
+      let planned: SandboxPlan;
       try {
-        planned = await loadRootfs(config);
+        planned = await runtime.plan(config);
       } catch (error) {
         return add(
           "target.rootfs",
@@ -74,7 +73,7 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
           "make its root file system there the same as at the source",
         );
       }
-      const spec = plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir, secrets: [] });
+      const spec = planned.spec({ workload: name, criuDir: context.criu.dir });
       for (const { key, severity, what, cure } of disagreementsUnder(
         context.ring.keys,
         facts.agreement,
@@ -243,12 +242,10 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
   },
   {
     category: "files",
-    async run({ workload: { config, context, name }, call: { facts } }, add) {
-      const planned = await loadRootfs(config).catch(() => null);
+    async run({ workload: { config, context, name, runtime }, call: { facts } }, add) {
+      const planned = await runtime.plan(config).catch(() => null);
       if (planned === null) return; // said above
-      const binds = bindsOf(
-        plannedSpec({ ...planned, workload: name, criuDir: context.criu.dir, secrets: [] }),
-      );
+      const binds = bindsOf(planned.spec({ workload: name, criuDir: context.criu.dir }));
       for (const { source, target } of binds) {
         if (source === "/" || source === context.criu.dir) continue; // the instance's own folder, and CRIU's
         if ((await stat(source).catch(() => null)) === null)
@@ -260,7 +257,7 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
             { path: source },
           );
       }
-      await compareFiles(facts.files, planned.rootfs.lower, binds, add);
+      await compareFiles(facts.files, planned.lower, binds, add);
     },
   },
 ];

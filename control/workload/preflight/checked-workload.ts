@@ -1,7 +1,7 @@
 /** What the checks need of a workload. */
 import type { WorkloadConfig } from "../../config/config.ts";
 import type { Vip } from "../../network/vip.ts";
-import type { ContainerRecord, ContainerRuntime } from "../../runtime/runc/container-runtime.ts";
+import type { Runtime, Sandbox } from "../../runtime/runtime.ts";
 import type { Problem } from "../claim.ts";
 import type { AgentContext } from "../context.ts";
 import type { Journal } from "../journal.ts";
@@ -13,8 +13,8 @@ export interface CheckedWorkload {
   readonly journal: Readonly<Journal>;
   readonly limits: { readonly imagesBytesMax: number; readonly precopyBytesMax: number };
   readonly logFile: string;
-  readonly runtime: ContainerRuntime;
-  readonly container: ContainerRecord;
+  readonly runtime: Runtime;
+  readonly container: Sandbox;
   readonly vip: Vip | null;
   /** Why it does not run, or did not lately. */
   readonly supervisor: { readonly problem: Problem | null };

@@ -8,8 +8,6 @@ import { reservedBytes } from "../../migration/traced-tree.ts";
 import { unixPeersOutside } from "../../migration/unix-peers.ts";
 import { openIn, using } from "../../runtime/inside.ts";
 import { imageBytes } from "../../runtime/processes.ts";
-import { runPath } from "../../runtime/runc/container-runtime.ts";
-import type { OciSpec } from "../../runtime/runc/spec.ts";
 import { agreementOf } from "./agreement.ts";
 import type { CheckedWorkload } from "./checked-workload.ts";
 import { profileOf } from "./node-profile.ts";
@@ -18,11 +16,10 @@ import { securityLabels } from "./security-labels.ts";
 
 export async function departureFactsOf(workload: CheckedWorkload, pids: number[]): Promise<DepartureFacts> {
   const { container, config, context } = workload;
-  const text = await readFile(runPath(container, "bundle", "config.json"), "utf8");
-  const spec = JSON.parse(text) as OciSpec; // written by this agent or an earlier one
+  const spec = await container.spec();
   const shared = (config.container?.mounts ?? []).filter((mount) => mount.shared);
   const tmpfs = await Promise.all(
-    container.tmpfs.map((path) => using(() => openIn(container, path), usedBytes)),
+    container.travels.map((path) => using(() => openIn(container, path), usedBytes)),
   );
   return {
     profile: await profileOf(context),
@@ -36,7 +33,7 @@ export async function departureFactsOf(workload: CheckedWorkload, pids: number[]
     unixPeers: await unixPeersOutside(pids),
     imageBytes: await imageBytes(pids),
     reservedBytes: await reservedBytes(pids),
-    layerBytes: await usedBytes(runPath(container)),
+    layerBytes: await usedBytes(container.hostPath()),
     tmpfsBytes: sum(tmpfs.map((bytes) => bytes ?? 0)),
     otherUser: await otherUserOf(pids),
     labels: await securityLabels(pids),

@@ -10,7 +10,6 @@ import { locksOnSharedMounts } from "../../migration/locks.ts";
 import { classifySockets, socketInodes } from "../../migration/sockets.ts";
 import { inNetworkOf } from "../../runtime/network-namespace.ts";
 import { imageBytes } from "../../runtime/processes.ts";
-import { runPath } from "../../runtime/runc/container-runtime.ts";
 import type { CheckedWorkload } from "./checked-workload.ts";
 import { otherUserOf } from "./departure-facts.ts";
 import { checkDescriptors } from "./descriptors.ts";
@@ -158,7 +157,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
     category: "space",
     async run({ workload: { container, limits }, pids }, add) {
       const needed = await imageBytes(pids);
-      const free = await statfs(runPath(container));
+      const free = await statfs(container.hostPath());
       if (needed > free.bavail * free.bsize)
         add(
           "space.images-limit",

@@ -4,7 +4,6 @@ import type { Add, Check, FindingId } from "../../api/finding.ts";
 import { type Unmovable, type UnmovableKind, unmovableFiles } from "../../migration/unmovable-files.ts";
 import { WatchedFiles } from "../../migration/watched-files.ts";
 import { instancesOf, lostWatches } from "../../migration/watches.ts";
-import { loadRootfs } from "../../runtime/runc/rootfs.ts";
 import type { DeparturePlace } from "./departure.ts";
 
 /** fanotify is among those that the descriptors' check tells of. */
@@ -30,10 +29,10 @@ export const fileChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "watches",
-    async run({ workload: { config, container }, pids }, add) {
+    async run({ workload: { config, container, runtime }, pids }, add) {
       if ((await instancesOf(pids)).length === 0) return;
-      const { rootfs } = await loadRootfs(config);
-      const files = new WatchedFiles(container, rootfs.lower);
+      const { lower } = await runtime.plan(config);
+      const files = new WatchedFiles(container, lower);
       try {
         for (const { pid, fd, wd } of await lostWatches(files, pids))
           add(

@@ -9,7 +9,6 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { type CheckCall, type CheckReply, checkReply, type DepartureFacts } from "../../api/check.ts";
 import { type Add, type Check, type CheckReport, merged, runChecks } from "../../api/finding.ts";
 import { treeOf } from "../../runtime/processes.ts";
-import { applicationPid } from "../../runtime/runc/container-runtime.ts";
 import type { AgentContext } from "../context.ts";
 import { arrivalChecks } from "./arrival.ts";
 import type { CheckedWorkload } from "./checked-workload.ts";
@@ -144,8 +143,8 @@ function notConfigured(context: AgentContext, name: string): Promise<CheckReport
 function runs(found: { pids: number[] | null }): Check<CheckedWorkload> {
   return {
     category: "application",
-    async run({ container, runtime, name, logFile, supervisor }, add) {
-      if (!(await runtime.isAlive(container)))
+    async run({ container, name, logFile, supervisor }, add) {
+      if (!(await container.isAlive()))
         return add(
           "application.container-ended",
           "error",
@@ -154,7 +153,7 @@ function runs(found: { pids: number[] | null }): Check<CheckedWorkload> {
         );
       let root: number | null;
       try {
-        root = await applicationPid(container);
+        root = await container.applicationRoot();
       } catch {
         return add(
           "application.trees",

@@ -11,14 +11,14 @@ import * as files from "#proxy/kernel/files.ts";
 import { USED_FILES_MAX, type UsedFile } from "../../api/check.ts";
 import type { Add } from "../../api/finding.ts";
 import { openIn, using } from "../../runtime/inside.ts";
+import type { OciSpec } from "../../runtime/oci.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
-import { type ContainerRecord, runPath } from "../../runtime/runc/container-runtime.ts";
-import { INSIDE_CRIU, INSIDE_RUN, type OciSpec } from "../../runtime/runc/spec.ts";
+import type { Sandbox } from "../../runtime/runtime.ts";
 
 /** of all files of an application together; more are compared by size only */
 const DIGEST_BYTES_MAX = 4 * 1024 ** 3;
 /** folders whose files are of the container's own, or of the kernel */
-const NOT_SHARED = ["/proc", "/sys", "/dev", INSIDE_RUN, INSIDE_CRIU];
+const NOT_SHARED = ["/proc", "/sys", "/dev"];
 const DELETED = " (deleted)";
 
 /** Where the container has files that are not in its own layer: `spec` as made by `buildSpec` or `adaptSpec`. */
@@ -33,11 +33,11 @@ export function bindsOf(spec: OciSpec): { source: string; target: string }[] {
  * @param sharedTargets mounts that other nodes may write to at any time
  */
 export async function usedFiles(
-  container: ContainerRecord,
+  container: Sandbox,
   pids: number[],
   sharedTargets: string[],
 ): Promise<UsedFile[]> {
-  const layer = openSync(runPath(container, "layer"), "r");
+  const layer = openSync(container.hostPath("layer"), "r");
   try {
     return await usedOutside(layer, container, pids, sharedTargets);
   } finally {
@@ -48,7 +48,7 @@ export async function usedFiles(
 /** @param layer a descriptor of the writable layer, whose files travel, whatever the lower file system has there */
 async function usedOutside(
   layer: number,
-  container: ContainerRecord,
+  container: Sandbox,
   pids: number[],
   sharedTargets: string[],
 ): Promise<UsedFile[]> {
@@ -56,7 +56,8 @@ async function usedOutside(
   let digestBytes = 0;
   for (const path of await pathsInUse(pids)) {
     if (used.length === USED_FILES_MAX) break;
-    if ([...NOT_SHARED, ...container.tmpfs].some((folder) => isBelow(path, folder))) continue;
+    if ([...NOT_SHARED, ...container.ours, ...container.travels].some((folder) => isBelow(path, folder)))
+      continue;
     if (
       (await using(
         () => files.openPathBelow(layer, Buffer.from(path)),

@@ -1,0 +1,24 @@
+/** Containers as the OCI runtime specification describes them (config.json, https://github.com/opencontainers/runtime-spec). */
+export interface OciMount {
+  destination: string;
+  type?: string;
+  source?: string;
+  options?: string[];
+}
+
+/** The part of an OCI configuration that Holdfast reads or changes. */
+export interface OciSpec {
+  ociVersion: string;
+  process: { args: string[]; cwd: string; env?: string[]; terminal?: boolean; [key: string]: unknown };
+  root: { path: string; readonly?: boolean };
+  mounts?: OciMount[];
+  hostname?: string;
+  linux?: {
+    namespaces?: { type: string; path?: string }[];
+    cgroupsPath?: string;
+    seccomp?: unknown;
+    maskedPaths?: string[];
+    [key: string]: unknown;
+  };
+  [key: string]: unknown;
+}

@@ -1,0 +1,196 @@
+/**
+ * One container of runc's (or crun's), alive or not.
+ *
+ * What it leaves on the host is one tmpfs at `runDir`; its overlay is mounted in a mount namespace of its own and ends with the
+ * container. The container shows that tmpfs read-only. An agent that was started later, perhaps in another mount namespace, takes it from
+ * there and mounts it at the same place again (`hostPath`).
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { closeSync, existsSync, mkdirSync } from "node:fs";
+import { readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
+import type { FoundCriu } from "../../criu/tool.ts";
+import { cgroupProcsOf } from "../cgroups.ts";
+import { runCommand } from "../command.ts";
+import { endFrozen } from "../freezer.ts";
+import { openNull, openOutput } from "../inside.ts";
+import type { OciSpec } from "../oci.ts";
+import { showQueues } from "../posix-queues.ts";
+import { childrenOf, identify, isSameProcess, type ProcessIdentity, processState } from "../processes.ts";
+import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
+import { disconnectNetwork } from "./network.ts";
+import { restartOutputReader } from "./output-reader.ts";
+import { cgroupsPathOf } from "./planned-spec.ts";
+import { INSIDE_CRIU, INSIDE_RUN } from "./spec.ts";
+
+const FORK_POLL_MS = 5;
+
+/** The program that makes containers, and its `--root`. */
+export interface RuncProgram {
+  program: string;
+  root: string;
+}
+
+export class RuncSandbox implements Sandbox {
+  readonly ours = [INSIDE_RUN, INSIDE_CRIU];
+  readonly layerInside = `${INSIDE_RUN}/layer`;
+  readonly ref: SandboxRef;
+  readonly #runc: RuncProgram;
+
+  constructor(runc: RuncProgram, ref: SandboxRef) {
+    this.#runc = runc;
+    this.ref = ref;
+  }
+
+  get id(): string {
+    return this.ref.id;
+  }
+  get init(): ProcessIdentity {
+    return this.ref.init;
+  }
+  get travels(): readonly string[] {
+    return this.ref.tmpfs;
+  }
+
+  hostPath(...parts: string[]): string {
+    const { id, runDir } = this.ref;
+    if (!attached.has(id) && (existsSync(join(runDir, "bundle")) || attach(this.ref))) attached.add(id);
+    return join(runDir, ...parts);
+  }
+
+  async spec(): Promise<OciSpec> {
+    const text = await readFile(this.hostPath("bundle", "config.json"), "utf8");
+    return JSON.parse(text) as OciSpec; // written by this agent or an earlier one
+  }
+
+  async isAlive(): Promise<boolean> {
+    // one that its parent has not waited for yet has no namespaces any more
+    return (await isSameProcess(this.init)) && (await processState(this.init.pid)) !== "Z";
+  }
+
+  async applicationRoot(): Promise<number | null> {
+    const children: number[] = [];
+    // what has ended there waits for the init to reap it
+    for (const pid of await childrenOf(this.init.pid)) if ((await identify(pid)) !== null) children.push(pid);
+    if (children.length > 1) {
+      throw fail(
+        "TREES_MANY",
+        `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree`,
+      );
+    }
+    return children[0] ?? null;
+  }
+
+  cgroupProcs(): Promise<string[]> {
+    return cgroupProcsOf(this);
+  }
+
+  /** `setsid --fork` leaves it to the container's init as a child. */
+  async launch(process: OciSpec["process"], criu: FoundCriu, logFile: string): Promise<void> {
+    const { program, root } = this.#runc;
+    const tool = criu.at(INSIDE_CRIU);
+    // setsid(1) comes with its own C library, as the container may have none
+    const args = [
+      tool.loader,
+      "--library-path",
+      tool.libraryPath,
+      `${INSIDE_RUN}/setsid`,
+      "--fork",
+      "--",
+      ...process.args,
+    ];
+    await showQueues(this, this.init.pid); // those of an application that was restored here are gone with it
+    const processFile = this.hostPath("bundle", "process.json");
+    await writeFile(processFile, JSON.stringify({ ...process, args }));
+    const output = openOutput(this);
+    const nothing = openNull(this); // the container's own: CRIU must find its mount
+    const errors = this.hostPath("exec.log");
+    const pidFile = this.hostPath("exec.pid");
+    try {
+      const argv = [
+        "--root",
+        root,
+        "--log",
+        errors,
+        "exec",
+        "--detach",
+        "--pid-file",
+        pidFile,
+        "--process",
+        processFile,
+        this.id,
+      ];
+      const child = spawn(program, argv, { stdio: [nothing ?? "ignore", output, output], cwd: "/" });
+      const status = await exitStatus(child);
+      if (status !== 0) {
+        const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${logFile}`;
+        throw fail("CONTAINER_EXEC", `${program} cannot start the application: ${reason}`);
+      }
+      const setsid = await identify(Number(await readFile(pidFile, "utf8")));
+      while (setsid !== null && (await isSameProcess(setsid)))
+        await new Promise((resolve) => setTimeout(resolve, FORK_POLL_MS));
+    } finally {
+      closeSync(output);
+      if (nothing !== null) closeSync(nothing);
+    }
+  }
+
+  readOutput(options: OutputOptions): Promise<ProcessIdentity> {
+    return restartOutputReader(this.init.pid, options);
+  }
+
+  destroy(): Promise<void> {
+    return removeInstance(this.#runc, this.id, this.ref.runDir);
+  }
+}
+
+/** Ends every process of an instance, of which perhaps only a part was made, and removes all traces of it. Safe to repeat. */
+export async function removeInstance(
+  { program, root }: RuncProgram,
+  id: string,
+  runDir: string,
+): Promise<void> {
+  await endFrozen(cgroupsPathOf(id));
+  await runCommand(program, ["--root", root, "delete", "--force", id], {
+    source: "container",
+  }).catch((error) => {
+    if (!/does not exist|not exist/.test(messageOf(error))) throw error;
+  });
+  await disconnectNetwork(id, runDir);
+  attached.delete(id);
+  await runCommand("umount", ["--lazy", runDir], { source: "container" }).catch(() => {}); // not mounted: nothing to do
+  await rm(runDir, { recursive: true, force: true });
+}
+
+/** Instances whose tmpfs was seen at its place. */
+const attached = new Set<string>();
+
+function attach({ init, runDir }: SandboxRef): boolean {
+  let mount = -1;
+  try {
+    mount = namespaces.inMountNamespaceOf(init.pid, () => mounts.openTree(INSIDE_RUN));
+    mounts.setReadOnly(mount, false);
+    mkdirSync(runDir, { recursive: true, mode: 0o700 });
+    mounts.attachMount(mount, runDir);
+    return true;
+  } catch {
+    return false;
+  } finally {
+    if (mount !== -1) closeSync(mount);
+  }
+}
+
+export function exitStatus(child: ChildProcess): Promise<number | null> {
+  return new Promise((resolve, reject) => {
+    child.once("error", reject);
+    child.once("exit", resolve); // not "close": the application keeps the pipe open
+  });
+}
+
+export function lastLine(text: string): string {
+  return text.trim().split("\n").at(-1) ?? "";
+}

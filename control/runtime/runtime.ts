@@ -1,0 +1,111 @@
+/**
+ * Where an application runs and can be checkpointed: the seam between what moves workloads and what makes containers. `runc/`
+ * implements it; only the composition root (`control/agent/main.ts`) chooses.
+ */
+import type { WorkloadConfig } from "../config/config.ts";
+import type { FoundCriu } from "../criu/tool.ts";
+import type { OciSpec } from "./oci.ts";
+import type { ProcessIdentity } from "./processes.ts";
+
+/** What the journal keeps of a sandbox, as JSON. */
+export interface SandboxRef {
+  id: string;
+  /** host path of the instance's own folder */
+  runDir: string;
+  init: ProcessIdentity;
+  tmpfs: string[];
+  /** what takes its output out of the pipe; undefined: an earlier version made it, or none is known */
+  reader?: ProcessIdentity | undefined;
+}
+
+/** Where the application's output is kept: this file, and the one before it. */
+export interface OutputOptions {
+  file: string;
+  /** of both files together */
+  bytesMax: number;
+}
+
+export interface StandbyOptions {
+  workload: string;
+  node: string;
+  output: OutputOptions;
+  /** host folder of CRIU with its libraries */
+  criuDir: string;
+  /** a static init (catatonit) that every sandbox gets a copy of */
+  initBinary: string;
+  /** host paths of this agent's files that no application is to see */
+  secrets: string[];
+  /** size limit of the instance's own folder: images and the writable layer */
+  runBytesMax: number;
+}
+
+/** A container: its init, and below that the application's one process tree, which may not be there. */
+export interface Sandbox {
+  readonly ref: SandboxRef;
+  readonly id: string;
+  /** PID 1 of the container, as this agent's PID namespace numbers it: outlives the application */
+  readonly init: ProcessIdentity;
+  /** folders inside whose files travel beside the writable layer */
+  readonly travels: readonly string[];
+  /** folders inside that Holdfast put there, and no application can write to */
+  readonly ours: readonly string[];
+  /** the writable layer, as the container sees it */
+  readonly layerInside: string;
+
+  /**
+   * In the instance's own folder, on the host. Where this agent's mount namespace does not have it and it cannot be mounted again,
+   * because the container has ended, there is nothing at the path.
+   */
+  hostPath(...parts: string[]): string;
+  /** Its configuration, as it was made. */
+  spec(): Promise<OciSpec>;
+  isAlive(): Promise<boolean>;
+  /** PID of the application's root. null: it has ended. @throws HoldfastError `TREES_MANY` */
+  applicationRoot(): Promise<number | null>;
+  /** `cgroup.procs` of every hierarchy that it is in, the roots left out. */
+  cgroupProcs(): Promise<string[]>;
+  /**
+   * Starts the application in a sandbox that has none.
+   * @param process as it is now: of the container only what its processes are given can change while it lives
+   * @throws HoldfastError `CONTAINER_EXEC`
+   */
+  launch(process: OciSpec["process"], criu: FoundCriu, logFile: string): Promise<void>;
+  /** Another reader of its output, where the last has ended. */
+  readOutput(options: OutputOptions): Promise<ProcessIdentity>;
+  /** Ends every process of the instance and removes all traces of it. Safe to repeat. */
+  destroy(): Promise<void>;
+}
+
+/** What a workload's configuration comes to on this node. */
+export interface SandboxPlan {
+  /** host folder of the files below the writable layer: "/" for `rootfs: host` */
+  readonly lower: string;
+  /** how the application is started */
+  readonly process: OciSpec["process"];
+  /** What a container would be like; paths of an instance are not in it yet. */
+  spec(of: { workload: string; criuDir: string }): OciSpec;
+  /**
+   * Makes a container with nothing in it but its init.
+   * @param populate called with the writable layer's host folder before the container sees it
+   * @throws HoldfastError `CONTAINER_CREATE`, `CONTAINER_ENDED`, `CONTAINER_NETWORK`
+   */
+  standby(options: StandbyOptions, populate?: (layer: string) => Promise<void>): Promise<Sandbox>;
+}
+
+export interface Runtime {
+  /** what makes the containers, e.g. "runc" and "1.1.5+ds1" */
+  readonly program: string;
+  readonly version: string;
+  /** @throws HoldfastError `BUNDLE_INVALID`, `ROOTFS_MISSING` */
+  plan(config: WorkloadConfig): Promise<SandboxPlan>;
+  /** One on record, alive or not. */
+  find(ref: SandboxRef): Sandbox;
+  /**
+   * Removes instances that no journal knows (an agent died while it made them). One that cannot be removed keeps no other.
+   * @param unread workloads of a node whose journals cannot be read: nobody knows which of their instances are alive
+   */
+  removeStrays(
+    known: ReadonlySet<string>,
+    unread: { workload: string; node: string }[],
+  ): Promise<{ id: string; problem: string | null }[]>;
+}
