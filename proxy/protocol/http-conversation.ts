@@ -7,19 +7,12 @@
  * Answers belong to requests in order. A request leaves the list with the last byte of its answer, although its own body
  * may still be under way then (an early 4xx). Bytes that belong to no request (an unsolicited 408) end the observation.
  */
-import { Buffer } from "node:buffer";
 import type { ByteReader, ByteWriter } from "#proxy/contract/byte-codec.ts";
 import { ChunkedBody } from "./http-chunks.ts";
-import {
-  HEAD_BYTES_MAX,
-  HeadParser,
-  type HeadVerdict,
-  HttpHead,
-  METHOD_BYTES_MAX,
-  methodNamed,
-} from "./http-head.ts";
+import type { HeadParser, HttpHead } from "./http-head.ts";
+import { headOf, type PartialHead, readHead, readPartial, writePartial } from "./http-partial-head.ts";
+import { Request, type RequestRecord, readRequest, writeRequest } from "./http-request.ts";
 import type { OpaqueReason } from "./opaque-reason.ts";
-import { PartialBytes } from "./partial-bytes.ts";
 
 export const REQUESTS_IN_FLIGHT_MAX = 1024;
 /** RFC 9112 2.2 */
@@ -27,59 +20,6 @@ export const EMPTY_LINES_MAX = 4;
 
 const LF = 0x0a;
 const CR = 0x0d;
-
-/** A request from its head to the last byte of its answer. */
-export interface RequestRecord {
-  readonly method: string;
-  /** offsets in the client's byte stream of the session: first byte, first byte of the body, first byte after it (-1: not complete) */
-  readonly start: number;
-  readonly headEnd: number;
-  readonly end: number;
-  /** RFC 9110 9.2.2 */
-  readonly idempotent: boolean;
-  /** what it asks for: by the Upgrade field, or CONNECT, which is a tunnel */
-  readonly upgrade: "websocket" | "tunnel" | null;
-  readonly expectsContinue: boolean;
-  /** a byte of the final (not 1xx) answer has been seen, or of one that cannot be told from it yet */
-  readonly answerStarted: boolean;
-  /** the client lets the connection go on after the answer */
-  readonly keepAlive: boolean;
-  /** the owner's: anything; does not travel */
-  tag: unknown;
-}
-
-class Request implements RequestRecord {
-  readonly method: string;
-  readonly start: number;
-  readonly headEnd: number;
-  end = -1;
-  readonly idempotent: boolean;
-  readonly upgrade: "websocket" | "tunnel" | null;
-  readonly expectsContinue: boolean;
-  answerStarted = false;
-  readonly keepAlive: boolean;
-  readonly minor: number;
-  /** of the body a byte was seen, or the 100 that asks for it */
-  bodyComes = false;
-  answered = false;
-  tag: unknown = null;
-  next: Request | null = null;
-
-  constructor(head: RequestHead) {
-    this.method = head.method;
-    this.start = head.start;
-    this.headEnd = head.headEnd;
-    this.idempotent = head.idempotent;
-    this.upgrade = head.upgrade;
-    this.expectsContinue = head.expectsContinue;
-    this.keepAlive = head.keepAlive;
-    this.minor = head.minor;
-  }
-}
-type RequestHead = Pick<
-  Request,
-  "method" | "start" | "headEnd" | "idempotent" | "upgrade" | "expectsContinue" | "keepAlive" | "minor"
->;
 
 export interface HttpHooks {
   /** the head of a request is complete */
@@ -108,41 +48,6 @@ const CHUNKS = 2;
 /** out: until FIN. in: an upgrade was asked for and not answered */
 const REST = 3;
 const PLACES_MAX = REST;
-
-/** For heads that come in one piece, so for most: a conversation at rest has none of its own. */
-let scratch = new HeadParser();
-
-function takeScratch(isRequest: boolean): HeadParser {
-  scratch.reset(isRequest);
-  return scratch;
-}
-
-/** A head that has not come completely, and how far it has been read. */
-class PartialHead {
-  readonly held: PartialBytes;
-  readonly parser: HeadParser;
-  /** offset of its first byte in the stream */
-  readonly start: number;
-
-  constructor(parser: HeadParser, start: number, chunk: Buffer, from: number) {
-    this.parser = parser;
-    this.start = start;
-    this.held = new PartialBytes(chunk.length - from);
-    this.held.append(chunk, from, chunk.length);
-  }
-
-  /** taken: how many bytes of `chunk` from `from` on are the head's */
-  feed(chunk: Buffer, from: number): { verdict: HeadVerdict; taken: number } {
-    const before = this.held.length;
-    const to = Math.min(chunk.length, from + HEAD_BYTES_MAX - before);
-    this.held.append(chunk, from, to);
-    const lineEnd = chunk.indexOf(LF, from);
-    if ((lineEnd < 0 || lineEnd >= to) && this.held.length < HEAD_BYTES_MAX)
-      return { verdict: "incomplete", taken: to - from };
-    const verdict = this.parser.parse(this.held.bytes, 0, this.held.length);
-    return { verdict, taken: verdict === "complete" ? this.parser.headBytes - before : to - from };
-  }
-}
 
 export class HttpConversation {
   /** requests whose head was seen */
@@ -326,26 +231,10 @@ export class HttpConversation {
   #requestHead(chunk: Buffer, from: number, offset: number): number {
     if (this.#inClosed) return this.#refuse("request-after-close");
     const partial = this.#inHead;
-    let parser: HeadParser;
-    let end: number;
-    if (partial === null) {
-      parser = takeScratch(true);
-      const verdict = parser.parse(chunk, from, chunk.length);
-      if (verdict === "wrong") return this.#refuse(parser.reason);
-      if (verdict === "incomplete") {
-        scratch = new HeadParser();
-        this.#inHead = new PartialHead(parser, offset + from, chunk, from);
-        return chunk.length;
-      }
-      end = from + parser.headBytes;
-    } else {
-      parser = partial.parser;
-      const { verdict, taken } = partial.feed(chunk, from);
-      if (verdict === "wrong") return this.#refuse(parser.reason);
-      end = from + taken;
-      if (verdict === "incomplete") return end;
-      this.#inHead = null;
-    }
+    const { verdict, parser, end, rest } = readHead(true, partial, chunk, from, offset + from);
+    if (verdict === "wrong") return this.#refuse(parser.reason);
+    this.#inHead = rest;
+    if (verdict === "incomplete") return end;
     const method = parser.method;
     const body = parser.chunked || parser.contentLength > 0;
     if (this.#count >= REQUESTS_IN_FLIGHT_MAX) return this.#refuse("too-many-requests");
@@ -392,27 +281,11 @@ export class HttpConversation {
 
   #answerHead(chunk: Buffer, from: number, request: Request): number {
     const partial = this.#outHead;
-    let parser: HeadParser;
-    let end: number;
     request.answerStarted = true;
-    if (partial === null) {
-      parser = takeScratch(false);
-      const verdict = parser.parse(chunk, from, chunk.length);
-      if (verdict === "wrong") return this.#refuse(parser.reason);
-      if (verdict === "incomplete") {
-        scratch = new HeadParser();
-        this.#outHead = new PartialHead(parser, 0, chunk, from);
-        return chunk.length;
-      }
-      end = from + parser.headBytes;
-    } else {
-      parser = partial.parser;
-      const { verdict, taken } = partial.feed(chunk, from);
-      if (verdict === "wrong") return this.#refuse(parser.reason);
-      end = from + taken;
-      if (verdict === "incomplete") return end;
-      this.#outHead = null;
-    }
+    const { verdict, parser, end, rest } = readHead(false, partial, chunk, from, 0);
+    if (verdict === "wrong") return this.#refuse(parser.reason);
+    this.#outHead = rest;
+    if (verdict === "incomplete") return end;
     const { status, chunked, contentLength } = parser;
     const bodiless = status < 200 || status === 204;
     if (bodiless && (chunked || contentLength > 0)) return this.#refuse("body-not-allowed");
@@ -563,11 +436,6 @@ export class HttpConversation {
   }
 }
 
-function headOf(partial: PartialHead | null, chunk: Buffer, from: number, end: number): HttpHead {
-  if (partial === null) return new HttpHead(chunk, from, end);
-  return new HttpHead(partial.held.bytes, 0, partial.parser.headBytes);
-}
-
 /** RFC 9112 9.3 */
 function persists(head: HeadParser): boolean {
   return !head.close && (head.minor === 1 || head.keepAlive);
@@ -578,46 +446,6 @@ function upgradeOf(head: HeadParser): "websocket" | "tunnel" | null {
   if (head.method.name === "CONNECT") return "tunnel";
   if (head.minor === 0 || !head.connectionUpgrade || head.upgrade === null) return null;
   return head.method.name === "GET" ? head.upgrade : "tunnel";
-}
-
-function writeRequest(writer: ByteWriter, request: Request): void {
-  writer.bytes(Buffer.from(request.method, "latin1"));
-  writer.count(request.start);
-  writer.count(request.headEnd);
-  writer.flag(request.end >= 0);
-  if (request.end >= 0) writer.count(request.end);
-  writer.u8(request.upgrade === null ? 0 : request.upgrade === "websocket" ? 1 : 2);
-  writer.flag(request.expectsContinue);
-  writer.flag(request.answerStarted);
-  writer.flag(request.keepAlive);
-  writer.flag(request.bodyComes);
-  writer.u8(request.minor);
-}
-
-function readRequest(reader: ByteReader): Request {
-  const name = reader.bytes(METHOD_BYTES_MAX);
-  const method = methodNamed(name);
-  const start = reader.count();
-  const headEnd = reader.count();
-  const end = reader.flag() ? reader.count() : -1;
-  const upgrade = ([null, "websocket", "tunnel"] as const)[reader.u8(2)] ?? null;
-  reader.check(headEnd > start && (end < 0 || end >= headEnd), "a request ends before it begins");
-  const expectsContinue = reader.flag();
-  const answerStarted = reader.flag();
-  const keepAlive = reader.flag();
-  const bodyComes = reader.flag();
-  const minor = reader.u8(1);
-  const request = new Request({
-    method: method.name,
-    start,
-    headEnd,
-    idempotent: method.idempotent,
-    upgrade,
-    expectsContinue,
-    keepAlive,
-    minor,
-  });
-  return Object.assign(request, { end, answerStarted, bodyComes });
 }
 
 function writeChunks(writer: ByteWriter, body: ChunkedBody | null): void {
@@ -633,24 +461,4 @@ function readChunks(reader: ByteReader): ChunkedBody | null {
   if (!reader.flag()) return null;
   const body = ChunkedBody.restore(reader.u8(), reader.count(), reader.count());
   return reader.present(body, "a chunked body is nowhere");
-}
-
-function writePartial(writer: ByteWriter, partial: PartialHead | null): void {
-  writer.flag(partial !== null);
-  if (partial === null) return;
-  writer.count(partial.start);
-  writer.bytes(partial.held.bytes);
-}
-
-function readPartial(reader: ByteReader, isRequest: boolean): PartialHead | null {
-  if (!reader.flag()) return null;
-  const start = reader.count();
-  const bytes = reader.bytes(HEAD_BYTES_MAX);
-  const parser = new HeadParser();
-  parser.reset(isRequest);
-  reader.check(
-    bytes.length > 0 && parser.parse(bytes, 0, bytes.length) === "incomplete",
-    "what should be a part of a head is not",
-  );
-  return new PartialHead(parser, start, bytes, 0);
 }

@@ -18,15 +18,16 @@ import type { PortConfig } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { CLIENT_HELLO_BYTES_MAX, DETECT_BYTES_MAX, detect, type Protocol, tlsClientHello } from "./detect.ts";
-import { HttpConversation, type HttpHooks, type RequestRecord } from "./http-conversation.ts";
+import { HttpConversation, type HttpHooks } from "./http-conversation.ts";
 import type { HttpHead } from "./http-head.ts";
+import type { RequestRecord } from "./http-request.ts";
 import { OPAQUE_REASONS, type OpaqueReason } from "./opaque-reason.ts";
 import { PartialBytes } from "./partial-bytes.ts";
 import { WebSocketConversation, type WebSocketHooks, type WebSocketState } from "./websocket-conversation.ts";
 import type { FrameHooks, FrameWalker } from "./websocket-frames.ts";
 
 export type { Protocol } from "./detect.ts";
-export type { RequestRecord } from "./http-conversation.ts";
+export type { RequestRecord } from "./http-request.ts";
 
 /** Called in the order of the bytes, within `inbound`, `outbound` or `outboundFin`. They must not feed this observer. */
 export interface ObserverHooks extends HttpHooks, WebSocketHooks {
