@@ -17,10 +17,8 @@ import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
 import { OWN_NETWORK, UpstreamNetwork } from "#proxy/kernel/network.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/stream-sockets.ts";
-import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
-import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { provoke } from "#proxy/tcp/inject.ts";
-import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
+import { LocalSurgeon, localLegWork } from "#proxy/tcp/local-surgeon.ts";
+import { shieldListener, unshieldListener } from "#proxy/tcp/shield.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
@@ -36,19 +34,12 @@ const legKernel: LegKernel = {
   acknowledge: (fd) => sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_QUICKACK, 1),
   setPeerTimeouts,
   boundQueues,
-  captureLeg,
-  uncaptureLeg,
   bindShielded: (endpoint) =>
     bound(endpoint, (fd) => {
       sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1);
       shieldListener(fd);
     }),
   bindFree: (endpoint) => bound(endpoint, (fd) => sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1)),
-  adoptLeg: (snapshot, { side, ...options }) => adoptLeg(snapshot, { ...options, network: networks[side] }),
-  releaseLeg: (fd, snapshot, { side, probe }) => releaseLeg(fd, snapshot, { probe, network: networks[side] }),
-  provoke: (leg) => provoke(leg, upstream),
-  shieldLeg,
-  unshieldLeg,
   shieldListener,
   unshieldListener,
   listenerOf: (endpoint) => listenerOf(endpoint, upstream),
@@ -113,6 +104,7 @@ async function main(): Promise<void> {
   };
   const commands = new Commands({
     kernel: legKernel,
+    surgeon: new LocalSurgeon(localLegWork(upstream)),
     log,
     network: upstream,
     // The reply to the command that ends us goes out first.

@@ -8,21 +8,27 @@ import { endpointText } from "#proxy/contract/address.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { AdoptionOptions } from "#proxy/contract/leg-surgeon.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { sameCount } from "./surgery.ts";
 
 /**
  * One leg that cannot be built costs its session, not the move, see {@link adoptDownstream}. Its application's end is restored all the same, so a
  * stand-in keeps it as silent as the others until the release; then it is reset, and the client too.
  * @throws HoldfastError `PROXY_ADOPT`: nothing of this call is left behind.
  */
-export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]): AdoptResult {
+export async function adoptUpstream(
+  proxy: WorkloadProxy,
+  snapshots: SessionSnapshot[],
+): Promise<AdoptResult> {
   const start = process.hrtime.bigint();
   let legs = 0;
   const done: LiveSession[] = [];
   /** … whose legs cannot be built; when those that can have their addresses, which a stand-in would take from them */
   const standIns: [session: LiveSession, leg: LegSnapshot, why: unknown][] = [];
+  const building: Building[] = [];
   try {
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
@@ -40,18 +46,14 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
         if (couldNotBeCaptured(upstream)) standIns.push([session, upstream, "it could not be captured"]);
         continue;
       }
-      try {
-        // CRIU lets the application's end speak while it restores what that end had not sent, and then puts its
-        // windows back to what they were: answered meanwhile, the two ends would refuse each other's segments for good.
-        const fd = proxy.kernel.adoptLeg(upstream, { side: "upstream", shielded: true });
-        session.detachedUpstream = { fd, snapshot: upstream };
-        legs++;
-      } catch (error) {
-        if (isOfNode(error)) throw error;
-        standIns.push([session, upstream, error]);
-      }
+      building.push({ session, leg: upstream });
     }
-    for (const [session, leg, why] of standIns) standIn(proxy, session, leg, why);
+    // CRIU lets the application's end speak while it restores what that end had not sent, and then puts its
+    // windows back to what they were: answered meanwhile, the two ends would refuse each other's segments for good.
+    const built = await build(proxy, building, "detachedUpstream", { side: "upstream", shielded: true });
+    legs = built.legs;
+    for (const { session, leg, why } of built.failed) standIns.push([session, leg, why]);
+    await standInFor(proxy, standIns);
     if (standIns.length > 1 && legs === 0)
       throw new Error(`none of ${standIns.length} can be built here; the proxy's log says why`);
   } catch (cause) {
@@ -62,11 +64,67 @@ export function adoptUpstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]
   return { ...result(snapshots.length, legs, start), lost: standIns.length };
 }
 
-function standIn(proxy: WorkloadProxy, session: LiveSession, leg: LegSnapshot, why: unknown): void {
-  const { kernel, counters, log } = proxy;
+interface Building {
+  session: LiveSession;
+  leg: LegSnapshot;
+}
+
+/**
+ * The legs belong to their sessions before a failure is looked at, so that what is undone undoes all of them. An anchor's own
+ * session may end meanwhile: its leg is closed, silently.
+ * @throws what no leg could be built with
+ */
+async function build(
+  proxy: WorkloadProxy,
+  building: readonly Building[],
+  where: "detachedUpstream" | "detachedDownstream",
+  options: AdoptionOptions,
+): Promise<{ legs: number; failed: (Building & { why: unknown })[] }> {
+  const outcomes = sameCount(
+    await proxy.surgeon.adopt(
+      building.map(({ leg }) => leg),
+      options,
+    ),
+    building.length,
+  );
+  let legs = 0;
+  const failed: (Building & { why: unknown })[] = [];
+  for (const [index, outcome] of outcomes.entries()) {
+    const { session, leg } = building[index] as Building;
+    if (!outcome.ok) failed.push({ session, leg, why: outcome.error });
+    else if (session.state === "closed") proxy.kernel.close(outcome.value);
+    else {
+      session[where] = { fd: outcome.value, snapshot: leg };
+      legs++;
+    }
+  }
+  const ofNode = failed.find(({ why }) => isOfNode(why));
+  if (ofNode !== undefined) throw ofNode.why;
+  return { legs, failed };
+}
+
+async function standInFor(
+  proxy: WorkloadProxy,
+  standIns: readonly [session: LiveSession, leg: LegSnapshot, why: unknown][],
+): Promise<void> {
+  for (const [session, leg, why] of standIns)
+    if (session.state !== "closed") await standIn(proxy, session, leg, why);
+}
+
+async function standIn(
+  proxy: WorkloadProxy,
+  session: LiveSession,
+  leg: LegSnapshot,
+  why: unknown,
+): Promise<void> {
+  const { kernel, surgeon, counters, log } = proxy;
   try {
     const fd = kernel.bindUpstream(leg.local);
-    kernel.shieldLeg(fd);
+    const [shielded] = await surgeon.shield([fd]).catch((error) => [{ ok: false as const, error }]);
+    if (!shielded?.ok) {
+      kernel.close(fd);
+      throw shielded?.error;
+    }
     session.standIn = { fd: kernel.listen({ fd }, 1), leg }; // which closes it where it fails
   } catch (error) {
     throw new Error(
@@ -88,10 +146,14 @@ function standIn(proxy: WorkloadProxy, session: LiveSession, leg: LegSnapshot, w
  *
  * The listener is there since `standby`, and refuses handshakes silently until release.
  */
-export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot[]): AdoptResult {
+export async function adoptDownstream(
+  proxy: WorkloadProxy,
+  snapshots: SessionSnapshot[],
+): Promise<AdoptResult> {
   const start = process.hrtime.bigint();
   let legs = 0;
   let lost = 0;
+  const building: Building[] = [];
   try {
     for (const snapshot of snapshots) {
       checkPort(proxy, snapshot);
@@ -106,29 +168,24 @@ export function adoptDownstream(proxy: WorkloadProxy, snapshots: SessionSnapshot
       session.named = snapshot.client;
       if (snapshot.headerAwaited) proxy.awaitHeader(session, snapshot.pendingIn);
       else proxy.countClient(session);
-      if (movable(snapshot.downstream)) {
-        try {
-          const fd = proxy.kernel.adoptLeg(snapshot.downstream, {
-            side: "downstream",
-            shielded: true,
-            addressAbsent: true,
-            device: proxy.config.listenDevice,
-          });
-          session.detachedDownstream = { fd, snapshot: snapshot.downstream };
-          legs++;
-        } catch (error) {
-          if (isOfNode(error)) throw error;
-          lost++;
-          proxy.counters.legFailures++;
-          session.lost = `downstream cannot be adopted: ${messageOf(error)}`;
-          proxy.log.warn(
-            { session: session.id, client: session.client, err: error },
-            "a client's connection cannot be built here: its session is lost",
-          );
-        }
-      } else if (snapshot.downstream !== null) {
-        session.lost = "downstream reset";
-      }
+      if (movable(snapshot.downstream)) building.push({ session, leg: snapshot.downstream });
+      else if (snapshot.downstream !== null) session.lost = "downstream reset";
+    }
+    const built = await build(proxy, building, "detachedDownstream", {
+      side: "downstream",
+      shielded: true,
+      addressAbsent: true,
+      device: proxy.config.listenDevice,
+    });
+    legs += built.legs;
+    for (const { session, why } of built.failed) {
+      lost++;
+      proxy.counters.legFailures++;
+      session.lost = `downstream cannot be adopted: ${messageOf(why)}`;
+      proxy.log.warn(
+        { session: session.id, client: session.client, err: why },
+        "a client's connection cannot be built here: its session is lost",
+      );
     }
     if (lost > 1 && legs === 0)
       throw new Error(`none of ${lost} can be built here; the proxy's log says why`);

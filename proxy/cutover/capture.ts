@@ -9,6 +9,7 @@ import { endpointIn } from "#proxy/contract/address.ts";
 import type { CaptureResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Outcome } from "#proxy/contract/leg-surgeon.ts";
 import { closedLeg, type LegSnapshot, type SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
@@ -16,11 +17,14 @@ import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { isOfNode } from "./adopt.ts";
 import { checkTotal, queuedBytes } from "./pieces.ts";
+import { operate, sameCount } from "./surgery.ts";
 
 const POLL_MS = 1;
 /** after how many the drain is asked whether it is worth its time, and how fast the other way is, all of its steps together */
 const DRAIN_LOOK_POLLS = 5;
 const CARRIED_BYTES_PER_MS = 100_000;
+/** read at once: what their queues hold is counted before more are read */
+const BATCH_LEGS = 256;
 const NO_BYTES = Buffer.alloc(0);
 
 export interface Captured {
@@ -31,7 +35,7 @@ export interface Captured {
 export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   await drain(proxy);
   const meter = new Meter();
-  const failures: unknown[] = [];
+  const patients: Patient[] = [];
   for (const session of proxy.sessions.values()) {
     // Its anchor believes it open and may have sent bytes: it travels without a leg.
     const isUndialled = session.state === "waiting" && session.downstream instanceof LinkLeg;
@@ -48,25 +52,30 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     session.detachUpstreamLeg();
     const still = session.detachedUpstream;
     if (still === null) continue;
-    // The application is frozen, its kernel is not: what that still sends is sent again where it is restored.
-    proxy.kernel.shieldLeg(still.fd);
-    // Repair mode does not hold back a delayed acknowledgement; it would change the send queue that CRIU is about to read.
-    proxy.kernel.acknowledge(still.fd);
     session.step("capture");
     session.takeBackFromDownstreamLink();
+    patients.push({ session, still, snapshot: session.snapshot({ upstream: null, downstream: null }) });
+  }
+  // The application is frozen, its kernel is not: what that still sends is sent again where it is restored.
+  const outcomes = await captureAll(proxy, patients, meter, () => {
+    // Repair mode does not hold back a delayed acknowledgement; it would change the send queue that CRIU is about to read.
+    for (const { still } of patients) proxy.kernel.acknowledge(still.fd);
+  });
+  const failures: unknown[] = [];
+  for (const [index, outcome] of outcomes.entries()) {
+    const { session, still, snapshot } = patients[index] as Patient;
     let leg: LegSnapshot;
-    try {
-      leg = meter.measure(() => captureDetached(proxy, session, still));
-    } catch (error) {
-      if (isPassing(error)) throw error;
+    if (outcome.ok) leg = outcome.value;
+    else if (isPassing(outcome.error)) throw outcome.error;
+    else {
       leg = uncapturedLeg(proxy, still.fd);
-      failures.push(error);
+      failures.push(outcome.error);
       proxy.log.warn(
-        { session: session.id, client: session.client, err: error },
+        { session: session.id, client: session.client, err: outcome.error },
         "a connection to the application cannot be captured: its session is lost if the move goes on",
       );
     }
-    meter.add(session.snapshot({ upstream: leg, downstream: null }));
+    meter.add({ ...snapshot, upstream: leg });
   }
   if (failures.length > 1 && meter.legs === 0) throw failures[0];
   proxy.counters.legsCaptured += meter.legs;
@@ -105,44 +114,94 @@ export async function captureDownstream(proxy: WorkloadProxy): Promise<Captured>
     await delay(POLL_MS);
   }
   const meter = new Meter();
+  const patients: Patient[] = [];
   for (const session of proxy.sessions.values()) {
     if (session.state === "waiting") session.settleFilter();
     session.detachDownstreamLeg();
     const still = session.detachedDownstream;
-    // Whatever arrived until now is in the receive queue and travels with it.
-    if (still !== null) kernel.shieldLeg(still.fd);
     if (session.state !== "captured") {
       if (still === null) continue;
       session.step("capture");
     }
-    const leg = still === null ? null : meter.measure(() => captureDetached(proxy, session, still));
-    // Against the shield the client seems gone, and the kernel would say so with RST.
-    if (still !== null) kernel.setPeerTimeouts(still.fd, { keepAliveMs: 0, userTimeoutMs: 0 });
-    meter.add(session.snapshot({ upstream: null, downstream: leg }));
+    const snapshot = session.snapshot({ upstream: null, downstream: null });
+    if (still === null) meter.add(snapshot);
+    else patients.push({ session, still, snapshot });
+  }
+  // Whatever arrives before the shield is in the receive queue and travels with it.
+  const outcomes = await captureAll(proxy, patients, meter, () => {});
+  // Against the shield the client seems gone, and the kernel would say so with RST.
+  for (const { still } of patients)
+    if (!still.isLetGo) kernel.setPeerTimeouts(still.fd, { keepAliveMs: 0, userTimeoutMs: 0 });
+  for (const [index, outcome] of outcomes.entries()) {
+    if (!outcome.ok) throw outcome.error;
+    meter.add({ ...(patients[index] as Patient).snapshot, downstream: outcome.value });
   }
   proxy.counters.legsCaptured += meter.legs;
   return meter.captured();
 }
 
-function captureDetached(proxy: WorkloadProxy, session: LiveSession, still: DetachedLeg): LegSnapshot {
-  try {
-    const snapshot = proxy.kernel.captureLeg(still.fd);
-    // a rollback asks for no bytes: they are still in the kernel
-    const { receive, send } = snapshot;
-    still.snapshot = {
-      ...snapshot,
-      receive: { ...receive, bytes: NO_BYTES },
-      send: { ...send, bytes: NO_BYTES, unsentBytes: 0 },
-    };
-    return snapshot;
-  } catch (cause) {
-    proxy.counters.legFailures++;
-    throw fail(
-      "PROXY_CAPTURE",
-      `a leg of session ${session.id} (client ${session.client}) could not be captured: ${String(cause)}`,
-      { cause },
-    );
-  }
+/** Detached, silent, and described at that moment: what else happens while the surgeon works changes none of it. */
+interface Patient {
+  session: LiveSession;
+  still: DetachedLeg;
+  /** all but the leg */
+  snapshot: SessionSnapshot;
+}
+
+/**
+ * All legs are out of the pumps before the first is shielded, and all are shielded before the first is read. Every leg that was
+ * captured has its snapshot noted before a failure is looked at: a rollback gives back all of them. Failures are
+ * `PROXY_CAPTURE`.
+ */
+async function captureAll(
+  proxy: WorkloadProxy,
+  patients: Patient[],
+  meter: Meter,
+  beforeReading: () => void,
+): Promise<Outcome<LegSnapshot>[]> {
+  const legs = patients.map(({ still }) => still);
+  const fds = legs.map(({ fd }) => fd);
+  return await operate(proxy, legs, async () => {
+    for (const shielded of sameCount(await proxy.surgeon.shield(fds), fds.length))
+      if (!shielded.ok) throw shielded.error;
+    beforeReading();
+    const outcomes: Outcome<LegSnapshot>[] = [];
+    let bytes = 0;
+    for (let from = 0; from < fds.length; from += BATCH_LEGS) {
+      const batch = fds.slice(from, from + BATCH_LEGS);
+      const captured = await meter.measure(() => proxy.surgeon.capture(batch));
+      for (const outcome of sameCount(captured, batch.length)) {
+        const { session, still } = patients[outcomes.length] as Patient;
+        if (outcome.ok) {
+          meter.legs++;
+          bytes += outcome.value.receive.bytes.length + outcome.value.send.bytes.length;
+          still.snapshot = withoutBytes(outcome.value);
+          outcomes.push(outcome);
+        } else outcomes.push({ ok: false, error: notCaptured(proxy, session, outcome.error) });
+      }
+      checkTotal(bytes);
+    }
+    return outcomes;
+  });
+}
+
+/** A rollback asks for no bytes: they are still in the kernel. */
+function withoutBytes(leg: LegSnapshot): LegSnapshot {
+  const { receive, send } = leg;
+  return {
+    ...leg,
+    receive: { ...receive, bytes: NO_BYTES },
+    send: { ...send, bytes: NO_BYTES, unsentBytes: 0 },
+  };
+}
+
+function notCaptured(proxy: WorkloadProxy, session: LiveSession, cause: unknown): HoldfastError {
+  proxy.counters.legFailures++;
+  return fail(
+    "PROXY_CAPTURE",
+    `a leg of session ${session.id} (client ${session.client}) could not be captured: ${String(cause)}`,
+    { cause },
+  );
 }
 
 /** What may go well the next time, or is the node's, is the move's to fail for. */
@@ -195,11 +254,10 @@ class Meter {
   #bytes = 0;
   readonly #sessions: SessionSnapshot[] = [];
 
-  measure<T>(work: () => T): T {
+  async measure<T>(work: () => Promise<T>): Promise<T> {
     const start = process.hrtime.bigint();
-    const result = work();
+    const result = await work();
     this.#us += Number(process.hrtime.bigint() - start) / 1000;
-    this.legs++;
     return result;
   }
 

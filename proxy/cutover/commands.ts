@@ -8,6 +8,7 @@ import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
 import type { CapturedPiece, CaptureResult, Configure } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import { PROXY_LIMITS, type ProxyLimits } from "#proxy/contract/limits.ts";
 import { KEY_BYTES, KEYS_MAX, type SharedKeys, splitKeys } from "#proxy/contract/shared-keys.ts";
 import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
@@ -105,6 +106,7 @@ export interface NetworkOfApplication {
 
 export interface CommandsOptions {
   kernel: LegKernel;
+  surgeon: LegSurgeon;
   log: Logger;
   /** default: the application is in our own network namespace */
   network?: NetworkOfApplication;
@@ -129,11 +131,10 @@ export class Commands {
     this.#holdWatch = new HoldWatch({
       limits: options.letGo ?? LET_GO,
       log: options.log,
-      inTurn: (work) => void this.#inTurn(async () => work()),
-      letGo: (proxy) => {
+      inTurn: (work) => void this.#inTurn(work),
+      letGo: async (proxy) => {
         proxy.counters.holdsLetGo++;
-        proxy.role = "owner";
-        rollback(proxy);
+        await rollback(proxy);
       },
     });
   }
@@ -172,7 +173,7 @@ export class Commands {
         };
       }),
       standby: this.#command("standby", epochOnly, async (proxy) => {
-        if (capturesLegs(proxy)) await warmUp(proxy.kernel);
+        if (capturesLegs(proxy)) await warmUp(proxy);
         await proxy.openLinks();
         // Now, while a port that is taken costs nobody anything.
         proxy.openListeners({ shielded: true });
@@ -198,26 +199,22 @@ export class Commands {
       }),
       takeCaptured: this.#command("takeCaptured", epochOnly, async () => this.#nextPiece()),
       adoptUpstream: this.#command("adoptUpstream", epochOnly, async (proxy, _params, body) => {
-        const result = adoptUpstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
+        const result = await adoptUpstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
         return { result: () => result };
       }),
       adoptDownstream: this.#command("adoptDownstream", epochOnly, async (proxy, _params, body) => {
         requireMode(proxy, "takeover");
-        const result = adoptDownstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
+        const result = await adoptDownstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
         return { result: () => result };
       }),
       release: this.#command("release", epochOnly, async (proxy, params) => {
-        proxy.role = "owner";
-        proxy.epoch = params.epoch;
-        const result = release(proxy);
+        const result = await release(proxy, params.epoch);
         return { result: () => result };
       }),
       rollback: this.#command("rollback", epochOnly, async (proxy, params) => {
         refuseLateRollback(proxy);
-        proxy.role = "owner";
-        proxy.epoch = params.epoch;
         this.#captured = new Pieces([]);
-        const result = rollback(proxy);
+        const result = await rollback(proxy, params.epoch);
         return { result: () => result };
       }),
       discard: this.#command("discard", epochOnly, async (proxy) => {
@@ -281,8 +278,8 @@ export class Commands {
       this.#proxy?.closeDoors();
       this.#options.network?.set(params.network);
       this.#configuration = configuration;
-      const { kernel, log } = this.#options;
-      this.#proxy = new WorkloadProxy({ config: params, keys, kernel, log });
+      const { kernel, surgeon, log } = this.#options;
+      this.#proxy = new WorkloadProxy({ config: params, keys, kernel, surgeon, log });
     } else this.#proxy.keys = keys;
     return { result: {} };
   }

@@ -4,14 +4,16 @@
  *
  * Discard: the move was given up before release; nothing adopted ever says a word.
  */
+import type { AdoptedLeg, Outcome } from "#proxy/contract/leg-surgeon.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
+import type { LegSide } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
-import type { Side } from "#proxy/workload/leg-kernel.ts";
 import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { forgetAdopted } from "./adopt.ts";
+import { operate, sameCount } from "./surgery.ts";
 
 export interface ReleaseResult {
   sessions: number;
@@ -21,16 +23,22 @@ export interface ReleaseResult {
   releaseUs: number;
 }
 
-/** Call with the role already `owner`. */
-export function release(proxy: WorkloadProxy): ReleaseResult {
+/**
+ * The role becomes `owner` when every leg speaks again: until then links are parked and what ends is noted. What a leg
+ * receives before its session has it waits in the kernel.
+ */
+export async function release(proxy: WorkloadProxy, epoch = proxy.epoch): Promise<ReleaseResult> {
   const start = process.hrtime.bigint();
   const counts = { sessions: 0, legs: 0, lost: 0 };
+  const speaking = await releaseLegs(proxy);
+  proxy.role = "owner";
+  proxy.epoch = epoch;
   proxy.owner = null;
   for (const session of [...proxy.sessions.values()]) {
     const { adopted } = session;
     if (adopted !== null) {
       counts.sessions++;
-      releaseSession(proxy, session, adopted, counts);
+      releaseSession(proxy, session, { adopted, speaking }, counts);
     } else {
       resumeOwn(proxy, session);
     }
@@ -58,32 +66,28 @@ function resumeOwn(proxy: WorkloadProxy, session: LiveSession): void {
 function releaseSession(
   proxy: WorkloadProxy,
   session: LiveSession,
-  adopted: SessionSnapshot,
+  { adopted, speaking }: { adopted: SessionSnapshot; speaking: Speaking },
   counts: { legs: number; lost: number },
 ): void {
   session.adopted = null;
   const moved = session.state === "adopted";
   try {
-    if (session.standIn !== null) {
-      const { fd, leg } = session.standIn;
-      session.standIn = null;
-      proxy.kernel.close(fd);
-      proxy.kernel.provoke(leg);
-    }
     if (session.lost !== null && session.detachedUpstream === null && session.detachedDownstream === null) {
       counts.lost++;
       resetAtAnchor(proxy, session, adopted);
       session.reset(session.lost);
       return;
     }
-    const upstream = releaseDetached(proxy, session.detachedUpstream, { side: "upstream", probe: false });
+    const rests = [session.detachedUpstream, session.detachedDownstream].map((still) =>
+      restOf(still, speaking),
+    );
+    const failed = speaking.failed.get(session);
+    if (failed !== undefined) throw failed.error;
+    const upstream = attach(proxy, session.detachedUpstream, rests[0], "application");
     session.detachedUpstream = null;
     if (upstream?.leg.isOpen)
       proxy.kernel.boundQueues(upstream.leg.fd, "application", promisedBytes(adopted.upstream));
-    const downstream = releaseDetached(proxy, session.detachedDownstream, {
-      side: "downstream",
-      probe: true,
-    });
+    const downstream = attach(proxy, session.detachedDownstream, rests[1], "client");
     session.detachedDownstream = null;
     if (downstream?.leg.isOpen) {
       proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
@@ -102,6 +106,7 @@ function releaseSession(
     proxy.counters.legFailures++;
     counts.lost++;
     proxy.log.warn({ session: session.id, err: error }, "a leg could not be released; resetting the session");
+    resetSpeaking(proxy, session, speaking);
     closeDetached(proxy.kernel, session);
     session.reset("release failed");
   }
@@ -131,17 +136,86 @@ interface Released {
   rest: Buffer;
 }
 
-function releaseDetached(
+/** What became of the legs when they were told to speak. */
+interface Speaking {
+  /** unsent bytes the kernel did not take */
+  rests: Map<DetachedLeg, Buffer>;
+  failed: Map<LiveSession, { error: unknown }>;
+}
+
+/** Of both legs of a session, the application's first; what stood in for one is gone before. */
+async function releaseLegs(proxy: WorkloadProxy): Promise<Speaking> {
+  const speaking: Speaking = { rests: new Map(), failed: new Map() };
+  const adopted = [...proxy.sessions.values()].filter((session) => session.adopted !== null);
+  const absent: { session: LiveSession; leg: LegSnapshot }[] = [];
+  const legs: { session: LiveSession; still: DetachedLeg; leg: AdoptedLeg }[] = [];
+  for (const session of adopted) {
+    if (session.standIn !== null) {
+      proxy.kernel.close(session.standIn.fd);
+      absent.push({ session, leg: session.standIn.leg });
+      session.standIn = null;
+    }
+    for (const side of ["upstream", "downstream"] as const) {
+      const still = side === "upstream" ? session.detachedUpstream : session.detachedDownstream;
+      if (still === null || still.snapshot === null) continue;
+      // a client lives, and has sent against the shield
+      const leg = { fd: still.fd, snapshot: still.snapshot, side, probe: side === "downstream" };
+      legs.push({ session, still, leg });
+    }
+  }
+  if (absent.length > 0) {
+    const provoked = await outcomesOf(absent.length, () =>
+      proxy.surgeon.provoke(absent.map(({ leg }) => leg)),
+    );
+    for (const [index, outcome] of provoked.entries())
+      if (!outcome.ok)
+        speaking.failed.set((absent[index] as (typeof absent)[0]).session, { error: outcome.error });
+  }
+  const stills = legs.map(({ still }) => still);
+  const released = await outcomesOf(legs.length, () =>
+    operate(proxy, stills, () => proxy.surgeon.release(legs.map(({ leg }) => leg))),
+  );
+  for (const [index, outcome] of released.entries()) {
+    const { session, still } = legs[index] as (typeof legs)[0];
+    if (outcome.ok) speaking.rests.set(still, outcome.value);
+    else speaking.failed.set(session, { error: outcome.error });
+  }
+  return speaking;
+}
+
+/** There is no way back: a call that rejects has failed for each leg. */
+async function outcomesOf<T>(legs: number, work: () => Promise<Outcome<T>[]>): Promise<Outcome<T>[]> {
+  try {
+    return sameCount(await work(), legs);
+  } catch (error) {
+    return Array.from({ length: legs }, () => ({ ok: false, error }));
+  }
+}
+
+function restOf(still: DetachedLeg | null, { rests }: Speaking): Buffer | undefined {
+  return still === null ? undefined : rests.get(still);
+}
+
+function attach(
   proxy: WorkloadProxy,
   still: DetachedLeg | null,
-  options: { side: Side; probe: boolean },
+  rest: Buffer | undefined,
+  side: LegSide,
 ): Released | null {
-  if (still === null || still.snapshot === null) return null;
-  const rest = proxy.kernel.releaseLeg(still.fd, still.snapshot, options);
-  return {
-    leg: TcpLeg.attach(proxy.kernel, still.fd, options.side === "upstream" ? "application" : "client"),
-    rest,
-  };
+  if (still === null || rest === undefined) return null;
+  return { leg: TcpLeg.attach(proxy.kernel, still.fd, side), rest };
+}
+
+/** A leg that speaks already ends with RST where its session's other one failed. */
+function resetSpeaking(proxy: WorkloadProxy, session: LiveSession, { rests }: Speaking): void {
+  if (session.detachedUpstream !== null && rests.has(session.detachedUpstream)) {
+    proxy.kernel.reset(session.detachedUpstream.fd);
+    session.detachedUpstream = null;
+  }
+  if (session.detachedDownstream !== null && rests.has(session.detachedDownstream)) {
+    proxy.kernel.reset(session.detachedDownstream.fd);
+    session.detachedDownstream = null;
+  }
 }
 
 function wakeMoved(

@@ -6,12 +6,14 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import type { Outcome } from "#proxy/contract/leg-surgeon.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LegSide } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { operate } from "./surgery.ts";
 
 /** A link that is not there by then is dialled again at the switch. */
 const PREPARE_MS_MAX = 3_000;
@@ -20,16 +22,28 @@ const PREPARE_MS_SESSION = 2;
 /** at a time, so that none runs into the time a greeting may take */
 const DIALS_MAX = 128;
 
-/** Call with the role already `owner`. */
-export function rollback(proxy: WorkloadProxy): { sessions: number; lost: number } {
+/**
+ * The role becomes `owner` when every leg is taken back: until then links are parked and what ends is noted, as during the
+ * move. No target's ACTIVE can arrive meanwhile, as the links that were prepared for it go first.
+ */
+export async function rollback(
+  proxy: WorkloadProxy,
+  epoch = proxy.epoch,
+): Promise<{ sessions: number; lost: number }> {
   proxy.counters.rollbacks++;
   const counts = { sessions: 0, lost: 0 };
+  for (const session of proxy.sessions.values()) {
+    session.nextLink?.close(RST_CODE.moved);
+    session.nextLink = null;
+  }
+  const failures = await uncaptureAll(proxy);
+  proxy.role = "owner";
+  proxy.epoch = epoch;
   for (const listener of proxy.listeners) proxy.kernel.unshieldListener(listener.fd);
   for (const session of [...proxy.sessions.values()]) {
     counts.sessions++;
-    session.nextLink?.close(RST_CODE.moved);
-    session.nextLink = null;
     try {
+      if (failures.has(session)) throw failures.get(session);
       if (!goOn(proxy, session)) counts.lost++;
     } catch (error) {
       proxy.counters.legFailures++;
@@ -54,6 +68,25 @@ export function refuseLateRollback(proxy: WorkloadProxy): void {
     "PROXY_FENCED",
     "the target has released the sessions; retire this proxy instead of rolling back",
   );
+}
+
+/** Of both legs. A leg that cannot be taken back costs its session. */
+async function uncaptureAll(proxy: WorkloadProxy): Promise<Map<LiveSession, unknown>> {
+  const legs: { session: LiveSession; still: DetachedLeg }[] = [];
+  for (const session of proxy.sessions.values())
+    for (const still of [session.detachedUpstream, session.detachedDownstream])
+      if (still !== null) legs.push({ session, still });
+  const stills = legs.map(({ still }) => still);
+  const failures = new Map<LiveSession, unknown>();
+  let outcomes: Outcome<void>[];
+  try {
+    outcomes = await operate(proxy, stills, () => proxy.surgeon.uncapture(stills));
+  } catch (error) {
+    outcomes = stills.map(() => ({ ok: false, error }));
+  }
+  for (const [index, outcome] of outcomes.entries())
+    if (!outcome.ok) failures.set((legs[index] as (typeof legs)[0]).session, outcome.error);
+  return failures;
 }
 
 function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
@@ -89,8 +122,6 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
 
 function wake(proxy: WorkloadProxy, still: DetachedLeg | null, side: LegSide): TcpLeg | null {
   if (still === null) return null;
-  proxy.kernel.unshieldLeg(still.fd);
-  if (still.snapshot !== null) proxy.kernel.uncaptureLeg(still.fd, still.snapshot, { probe: true });
   return TcpLeg.attach(proxy.kernel, still.fd, side);
 }
 

@@ -6,6 +6,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import type { LegSurgeon, Outcome } from "#proxy/contract/leg-surgeon.ts";
 import type { LegSnapshot } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
@@ -20,7 +21,7 @@ const TURNS_MAX = 1_000;
 const SESSIONS_ENCODED = 4_000;
 
 /** @throws HoldfastError `PROXY_NOT_ABLE`: no capability, no loopback interface, or a kernel without TCP_REPAIR */
-export async function warmUp(kernel: LegKernel): Promise<void> {
+export async function warmUp({ kernel, surgeon }: { kernel: LegKernel; surgeon: LegSurgeon }): Promise<void> {
   const here = { address: "127.0.0.1", port: 0 };
   let listener = -1;
   let peer = -1;
@@ -36,12 +37,12 @@ export async function warmUp(kernel: LegKernel): Promise<void> {
     }
     if (peer < 0) throw new Error(kernel.errnoName(-peer));
     for (let round = 0; round < ROUNDS; round++) {
-      const upstream = kernel.captureLeg(fd);
+      const upstream = only(await surgeon.capture([fd]));
       kernel.close(fd);
       fd = -1;
       if (round === 0) warmUpCodec(upstream);
-      fd = kernel.adoptLeg(upstream, { side: "upstream", shielded: round % 2 === 0 });
-      kernel.releaseLeg(fd, upstream, { side: "upstream", probe: false });
+      fd = only(await surgeon.adopt([upstream], { side: "upstream", shielded: round % 2 === 0 }));
+      only(await surgeon.release([{ fd, snapshot: upstream, side: "upstream", probe: false }]));
       fd = TcpLeg.attach(kernel, fd).detach().fd;
       if (round % TURN_ROUNDS === 0) await nextTurn();
     }
@@ -50,6 +51,11 @@ export async function warmUp(kernel: LegKernel): Promise<void> {
   } finally {
     for (const each of [listener, peer, fd]) if (each >= 0) kernel.close(each);
   }
+}
+
+function only<T>([outcome]: Outcome<T>[]): T {
+  if (outcome?.ok) return outcome.value;
+  throw outcome?.error ?? new Error("no outcome");
 }
 
 function warmUpCodec(upstream: LegSnapshot): void {

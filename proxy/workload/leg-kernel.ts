@@ -1,5 +1,6 @@
-/** What a cutover needs of the kernel; `proxy/tcp` provides it, the composition root joins both. */
-import type { Endpoint, LegSnapshot } from "#proxy/contract/snapshot.ts";
+/** What a cutover needs of the kernel beside a `LegSurgeon`: plain work on sockets. The composition root provides it. */
+import type { Side } from "#proxy/contract/leg-surgeon.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { LegSide, SocketKernel } from "#proxy/stream/socket-kernel.ts";
 
 /** When a peer counts as gone; of a socket that listens, for all it accepts. 0: see `PortConfig` */
@@ -8,33 +9,16 @@ export interface PeerTimeouts {
   userTimeoutMs: number;
 }
 
-/** The application may be in a network namespace of its own; clients are in the proxy's. */
-export type Side = "upstream" | "downstream";
-
 /** `dial` is to the application. */
 export interface LegKernel extends SocketKernel {
-  /** The leg stays in repair mode: closing it sends nothing. */
-  captureLeg(fd: number): LegSnapshot;
-  /** `probe`: ask the peer for a sign of life, for what it sent while nobody listened (ESTABLISHED only). */
-  uncaptureLeg(fd: number, snapshot: LegSnapshot, options: { probe: boolean }): void;
-  adoptLeg(
-    snapshot: LegSnapshot,
-    options: { side: Side; shielded: boolean; addressAbsent?: boolean; device?: string | null },
-  ): number;
   /** The address of our end. */
   localOf(fd: number): Endpoint;
-  /** Makes the other end of a leg that is not here, and is on this node, speak: it is answered with RST, and its owner reads ECONNRESET. */
-  provoke(leg: Pick<LegSnapshot, "local" | "remote" | "send" | "receive">): void;
-  /** Gives the unsent bytes the kernel did not take. */
-  releaseLeg(fd: number, snapshot: LegSnapshot, options: { side: Side; probe: boolean }): Buffer;
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
   setPeerTimeouts(fd: number, timeouts: PeerTimeouts): void;
   /** Bounds what waits in the kernel on a leg built anew, or on all that a listener accepts. A dialled leg has it. */
   boundQueues(fd: number, side: LegSide, promised: number): void;
   /** An acknowledgement that is only delayed goes out now. */
   acknowledge(fd: number): void;
-  shieldLeg(fd: number): void;
-  unshieldLeg(fd: number): void;
   shieldListener(fd: number): void;
   unshieldListener(fd: number): void;
   /**

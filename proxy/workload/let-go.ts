@@ -22,8 +22,8 @@ export interface LetGoOptions {
   limits: LetGoLimits;
   log: Logger;
   /** runs `work` when no command does */
-  inTurn(work: () => void): void;
-  letGo(proxy: WorkloadProxy): void;
+  inTurn(work: () => Promise<void>): void;
+  letGo(proxy: WorkloadProxy): Promise<void>;
 }
 
 export class HoldWatch {
@@ -49,7 +49,7 @@ export class HoldWatch {
     const heldAtMs = performance.now();
     let goneAtMs: number | null = null;
     this.end();
-    const look = (): void => {
+    const look = async (): Promise<void> => {
       if (proxy.role !== "held") {
         this.end();
         return;
@@ -64,7 +64,7 @@ export class HoldWatch {
         { heldMs, agents: this.#agents },
         isGone ? "the agent has died in the hold: letting go" : "held for too long: letting go",
       );
-      letGo(proxy);
+      await letGo(proxy);
     };
     const lookMs = Math.min(limits.agentGoneMs, limits.heldMs) / LOOKS_A_LIMIT;
     this.#timer = setInterval(() => inTurn(look), lookMs);

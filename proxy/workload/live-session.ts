@@ -17,6 +17,10 @@ import type { ClientCount } from "./admission.ts";
 export interface DetachedLeg {
   fd: number;
   snapshot: LegSnapshot | null;
+  /** the surgeon works on it: the descriptor stays open until that is over */
+  inSurgery?: boolean;
+  /** … and is closed then */
+  isLetGo?: boolean;
 }
 
 /** Reads a client that waits, to see whether it is a health check. What it has read it gives back. */

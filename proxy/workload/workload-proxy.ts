@@ -7,6 +7,7 @@ import net from "node:net";
 import type { Logger } from "pino";
 import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -25,7 +26,7 @@ import { newCounters } from "./counters.ts";
 import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import { Linger } from "./linger.ts";
-import { LiveSession } from "./live-session.ts";
+import { type DetachedLeg, LiveSession } from "./live-session.ts";
 import { Front, FrontHeader } from "./load-balancer.ts";
 import { ProbeAnswers, ProbePeek } from "./probes.ts";
 import { UpstreamAvailability } from "./upstream-availability.ts";
@@ -61,12 +62,14 @@ export interface WorkloadProxyOptions {
   /** of its links; the first is what it dials with */
   keys: SharedKeys;
   kernel: LegKernel;
+  surgeon: LegSurgeon;
   log: Logger;
 }
 
 export class WorkloadProxy implements ProtocolFilterHost {
   readonly config: Configure;
   readonly kernel: LegKernel;
+  readonly surgeon: LegSurgeon;
   readonly log: Logger;
   readonly sessions = new Map<string, LiveSession>();
   readonly listeners: ClientListener[] = [];
@@ -105,6 +108,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     this.#keys = options.keys;
     this.#cookieKeys = cookieKeysOf(options.keys, options.config.workload);
     this.kernel = options.kernel;
+    this.surgeon = options.surgeon;
     this.log = options.log;
     const { limits, spillDir, ports } = options.config;
     this.#linger = new Linger(limits.lingerMsMax, () => this.counters.lingerTimeouts++);
@@ -548,6 +552,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     }
     if (session.countedAs !== null) this.admission.clientLeaves(session.port, session.countedAs);
     session.countedAs = null;
+    closeDetached(this.kernel, session);
     this.#linger.remove(session);
     this.counters.bytesIn += session.inbound.bytes;
     this.counters.bytesOut += session.outbound.bytes;
@@ -708,7 +713,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   }
 
   #dropDetachedUpstream(session: LiveSession): void {
-    if (session.detachedUpstream !== null) this.kernel.close(session.detachedUpstream.fd);
+    letGo(this.kernel, session.detachedUpstream);
     session.detachedUpstream = null;
   }
 
@@ -952,12 +957,18 @@ export class WorkloadProxy implements ProtocolFilterHost {
 
 /** Silently: a stand-in too, and a leg in repair mode sends nothing when it is closed. */
 export function closeDetached(kernel: LegKernel, session: LiveSession): void {
-  if (session.detachedUpstream !== null) kernel.close(session.detachedUpstream.fd);
-  if (session.detachedDownstream !== null) kernel.close(session.detachedDownstream.fd);
+  letGo(kernel, session.detachedUpstream);
+  letGo(kernel, session.detachedDownstream);
   if (session.standIn !== null) kernel.close(session.standIn.fd);
   session.detachedUpstream = null;
   session.detachedDownstream = null;
   session.standIn = null;
+}
+
+function letGo(kernel: LegKernel, leg: DetachedLeg | null): void {
+  // its number must not become another's while the surgeon works on it
+  if (leg?.inSurgery) leg.isLetGo = true;
+  else if (leg !== null) kernel.close(leg.fd);
 }
 
 /** "10.0.0.2", "10.0.0.2:0", "[fd00::1]:7401", "fd00::1" */

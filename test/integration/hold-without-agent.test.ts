@@ -6,7 +6,7 @@ import { after, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { pino } from "pino";
 import { Commands } from "#proxy/cutover/commands.ts";
-import { REAL_KERNEL } from "#test/support/in-process-proxy.ts";
+import { REAL_KERNEL, REAL_SURGEON } from "#test/support/in-process-proxy.ts";
 import { LIMITS, PLAIN } from "#test/support/proxy-lab.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";
 
@@ -37,6 +37,7 @@ describe("a hold without an agent", { timeout: 30_000 }, () => {
   async function serving(letGo = LET_GO) {
     const commands = new Commands({
       kernel: REAL_KERNEL,
+      surgeon: REAL_SURGEON,
       log: pino({ level: "silent" }),
       onExit: () => {},
       letGo,

@@ -82,8 +82,7 @@ describe("a client that vanishes", { skip: lacking(), timeout: 600_000 }, () => 
       const still = [...stage.proxy.sessions.values()][0]?.detachedDownstream?.fd as number;
       assert.equal(sock.getsockoptInt(still, sock.SOL_SOCKET, sock.SO_KEEPALIVE), 0);
       assert.equal(sock.getsockoptInt(still, sock.IPPROTO_TCP, sock.TCP_USER_TIMEOUT), 0);
-      stage.proxy.role = "owner";
-      rollback(stage.proxy);
+      await rollback(stage.proxy);
       assert.deepEqual(timeoutsOf(stage.proxy), EXPECTED);
       sockets.send(fd, Buffer.from("again"));
       await until("the echo", () => sockets.unreadBytes(fd) === 10);
@@ -106,10 +105,9 @@ describe("a client that vanishes", { skip: lacking(), timeout: 600_000 }, () => 
       const upstream = await captureUpstream(stage.proxy);
       const downstream = await captureDownstream(stage.proxy);
       retire(stage.proxy, null);
-      adoptUpstream(next, upstream.sessions);
-      adoptDownstream(next, downstream.sessions);
-      next.role = "owner";
-      release(next);
+      await adoptUpstream(next, upstream.sessions);
+      await adoptDownstream(next, downstream.sessions);
+      await release(next);
       assert.deepEqual(timeoutsOf(next), EXPECTED);
       sockets.send(fd, Buffer.from("again"));
       await until("the echo", () => sockets.unreadBytes(fd) === 10);

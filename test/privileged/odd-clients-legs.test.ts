@@ -16,9 +16,8 @@ import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { sockets } from "#proxy/kernel/stream-sockets.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
-import { adoptLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg } from "#proxy/tcp/capture.ts";
-import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
+import { type LegWork, localLegWork } from "#proxy/tcp/local-surgeon.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { type InProcessOptions, makeProxy, startInProcess } from "#test/support/in-process-proxy.ts";
 import { headerOf } from "#test/support/proxy-headers.ts";
@@ -59,10 +58,10 @@ async function move(
   retire(from, null);
   const { change = (sessions) => sessions, beforeRelease } = options;
   const lost =
-    adoptUpstream(to, change(upstreams.sessions)).lost + adoptDownstream(to, downstreams.sessions).lost;
+    (await adoptUpstream(to, change(upstreams.sessions))).lost +
+    (await adoptDownstream(to, downstreams.sessions)).lost;
   await beforeRelease?.();
-  to.role = "owner";
-  release(to);
+  await release(to);
   return { to, lost };
 }
 
@@ -168,7 +167,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
         sessions.map(({ upstream }) => upstream?.receive.bytes.length),
         [0],
       );
-      rollback(stage.proxy);
+      await rollback(stage.proxy);
     } finally {
       sockets.close(fd);
       stage.stop();
@@ -257,8 +256,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       await captureUpstream(stage.proxy);
       await captureDownstream(stage.proxy);
       sockets.send(fd, header.subarray(20));
-      stage.proxy.role = "owner";
-      rollback(stage.proxy);
+      await rollback(stage.proxy);
       sockets.send(fd, Buffer.from("hello"));
       await until("the echo", () => sockets.unreadBytes(fd) === 5);
       assert.equal([...stage.proxy.sessions.values()][0]?.client, "198.51.100.7:4000");
@@ -282,10 +280,10 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       number,
     ];
     const oddPort = sock.getsockname(odd).port;
-    const spoilt: Partial<LegKernel> = {
+    const spoilt: Partial<LegWork> = {
       adoptLeg: (snapshot: LegSnapshot, options) => {
         if (snapshot.remote.port === oddPort) throw Object.assign(new Error("odd"), { code: "EINVAL" });
-        return adoptLeg(snapshot, options);
+        return localLegWork().adoptLeg(snapshot, options);
       },
     };
     let to: WorkloadProxy | null = null;
@@ -294,7 +292,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
         await until("sent", () => sockets.send(fd, Buffer.from("hello")) === 5);
         await until("the echo", () => sockets.unreadBytes(fd) === 5);
       }
-      const moved = await move(stage.proxy, { kernel: spoilt });
+      const moved = await move(stage.proxy, { legWork: spoilt });
       to = moved.to;
       assert.equal(moved.lost, 1);
       assert.equal(to.counters.legFailures, 1);
@@ -333,10 +331,10 @@ describe("a client's connection that is not like the others", { skip: lacking(),
         number,
       ];
       let oddLocal = 0;
-      const spoilt: Partial<LegKernel> = {
+      const spoilt: Partial<LegWork> = {
         adoptLeg: (snapshot: LegSnapshot, adoption) => {
           if (snapshot.local.port === oddLocal) throw Object.assign(new Error("odd"), { code: "EINVAL" });
-          return adoptLeg(snapshot, adoption);
+          return localLegWork().adoptLeg(snapshot, adoption);
         },
       };
       let to: WorkloadProxy | null = null;
@@ -351,7 +349,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
         const end = application.get("odd");
         oddLocal = end?.socket.remotePort ?? 0;
         const moved = await move(stage.proxy, {
-          kernel: options.adopts ? {} : spoilt,
+          legWork: options.adopts ? {} : spoilt,
           change: (sessions) =>
             sessions.map((session) =>
               options.adopts && session.upstream?.local.port === oddLocal
@@ -410,18 +408,18 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       sock.bind(taken, local);
       sock.listen(taken, 1);
       let isSpoilt = true;
-      const spoilt: Partial<LegKernel> = {
+      const spoilt: Partial<LegWork> = {
         adoptLeg: (snapshot: LegSnapshot, adoption) => {
           if (isSpoilt && snapshot.local.port === local.port)
             throw Object.assign(new Error("odd"), { code: "EINVAL" });
-          return adoptLeg(snapshot, adoption);
+          return localLegWork().adoptLeg(snapshot, adoption);
         },
       };
       const port = stage.proxy.config.ports[0] ?? {};
-      ({ proxy: to } = makeProxy({ downstream: "takeover", port, kernel: spoilt }));
+      ({ proxy: to } = makeProxy({ downstream: "takeover", port, legWork: spoilt }));
       const standby = to;
       const before = sockets.lowestFreeDescriptor();
-      assert.throws(() => adoptUpstream(standby, sessions), {
+      await assert.rejects(() => adoptUpstream(standby, sessions), {
         code: "PROXY_ADOPT",
         message: new RegExp(
           `${local.address}:${local.port}, the proxy's end .* cannot be had here .*EADDRINUSE.*: end what listens there`,
@@ -429,7 +427,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       });
       assert.equal(sockets.lowestFreeDescriptor(), before, "no descriptor is left");
       isSpoilt = false; // beside somebody else's listener it can be
-      assert.deepEqual(adoptUpstream(standby, sessions).legs, 2, "and can be tried again");
+      assert.deepEqual((await adoptUpstream(standby, sessions)).legs, 2, "and can be tried again");
     } finally {
       for (const fd of [...fds, ...(taken < 0 ? [] : [taken])]) sockets.close(fd);
       to?.stop();
@@ -450,16 +448,15 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       const downstreams = await captureDownstream(stage.proxy);
       retire(stage.proxy, null);
       ({ proxy: to } = makeProxy({ downstream: "takeover", port: stage.proxy.config.ports[0] ?? {} }));
-      adoptUpstream(to, upstreams.sessions);
+      await adoptUpstream(to, upstreams.sessions);
       // The agent asks, dies before it has noted the answer, and its successor asks again.
       for (let agent = 0; agent < 2; agent++) {
         assert.deepEqual(
-          { ...adoptDownstream(to, downstreams.sessions), adoptUs: 0 },
+          { ...(await adoptDownstream(to, downstreams.sessions)), adoptUs: 0 },
           { sessions: 1, legs: 1, adoptUs: 0, lost: 0 },
         );
       }
-      to.role = "owner";
-      release(to);
+      await release(to);
       sockets.send(fd, Buffer.from("again"));
       await until("the echo", () => sockets.unreadBytes(fd) === 10);
       assert.equal(to.sessions.size, 1);
@@ -474,7 +471,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
     let isSpoilt = true;
     const stage = await startInProcess({
       downstream: "takeover",
-      kernel: {
+      legWork: {
         captureLeg: (fd) => {
           if (isSpoilt) throw Object.assign(new Error("odd"), { code: "EINVAL" });
           return captureLeg(fd);
@@ -495,8 +492,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       );
       isSpoilt = false;
       await captureDownstream(stage.proxy);
-      stage.proxy.role = "owner";
-      assert.deepEqual(rollback(stage.proxy), { sessions: 1, lost: 0 });
+      assert.deepEqual(await rollback(stage.proxy), { sessions: 1, lost: 0 });
       sockets.send(fd, Buffer.from("again"));
       await until("the echo", () => sockets.unreadBytes(fd) === 10);
     } finally {
@@ -513,7 +509,7 @@ describe("a client's connection that is not like the others", { skip: lacking(),
       const captureSpoilt = (): never => {
         throw error;
       };
-      const stage = await startInProcess({ downstream: "takeover", kernel: { captureLeg: captureSpoilt } });
+      const stage = await startInProcess({ downstream: "takeover", legWork: { captureLeg: captureSpoilt } });
       const fd = sockets.dial({ address: "127.0.0.1", port: stage.listen });
       try {
         await until("sent", () => sockets.send(fd, Buffer.from("hello")) === 5);

@@ -3,15 +3,13 @@ import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { pino } from "pino";
 import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
-import { OWN_NETWORK } from "#proxy/kernel/network.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/kernel/socket.ts";
 import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/stream-sockets.ts";
-import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
-import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { provoke } from "#proxy/tcp/inject.ts";
-import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
+import { type LegWork, LocalSurgeon, localLegWork } from "#proxy/tcp/local-surgeon.ts";
+import { shieldListener, unshieldListener } from "#proxy/tcp/shield.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { LIMITS, PLAIN } from "./proxy-lab.ts";
@@ -21,16 +19,9 @@ export const REAL_KERNEL: LegKernel = {
   setPeerTimeouts,
   boundQueues,
   acknowledge: (fd) => setsockoptInt(fd, IPPROTO_TCP, TCP_QUICKACK, 1),
-  captureLeg,
-  uncaptureLeg,
   bindShielded: (endpoint) => bound(endpoint, shieldListener),
   bindFree: (endpoint) => bound(endpoint),
   bindUpstream: (endpoint) => bound(endpoint),
-  adoptLeg,
-  releaseLeg,
-  provoke: (leg) => provoke(leg, OWN_NETWORK),
-  shieldLeg,
-  unshieldLeg,
   shieldListener,
   unshieldListener,
   listenerOf,
@@ -39,8 +30,14 @@ export const REAL_KERNEL: LegKernel = {
   countSynRecv,
 };
 
+export const REAL_SURGEON: LegSurgeon = new LocalSurgeon(localLegWork());
+
 export interface InProcessOptions {
   kernel?: Partial<LegKernel>;
+  /** on one leg, of a surgeon that works on the real kernel otherwise */
+  legWork?: Partial<LegWork>;
+  /** … of which this one is made */
+  surgeon?: (local: LegSurgeon) => LegSurgeon;
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
   downstream?: "takeover" | "forward";
@@ -85,7 +82,7 @@ export function makeProxy(options: InProcessOptions): {
   proxy: WorkloadProxy;
   lines: Record<string, unknown>[];
 } {
-  const { kernel, port, limits, downstream = "forward" } = options;
+  const { kernel, port, limits, downstream = "forward", surgeon = (local) => local } = options;
   const { listenAddress = "127.0.0.1", listenDevice = null } = options;
   const lines: Record<string, unknown>[] = [];
   const proxy = new WorkloadProxy({
@@ -104,6 +101,7 @@ export function makeProxy(options: InProcessOptions): {
     },
     keys: [Buffer.alloc(32, 1)],
     kernel: { ...REAL_KERNEL, ...kernel },
+    surgeon: surgeon(new LocalSurgeon({ ...localLegWork(), ...options.legWork })),
     log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),
   });
   return { proxy, lines };

@@ -270,6 +270,24 @@ describe("imports", () => {
     );
   });
 
+  it("choose who operates on legs in the composition root only, and in the test's own", () => {
+    const roots = new Set(["proxy/main.ts", "test/support/in-process-proxy.ts"]);
+    none(
+      breaches(
+        product,
+        (target, path) => target.startsWith("proxy/tcp/") && !path.startsWith("proxy/tcp/"),
+      ).filter((breach) => !roots.has(breach.split(":")[0] as string)),
+      "users know contract/leg-surgeon.ts only",
+    );
+    none(
+      lines(
+        sources.filter(({ path }) => !roots.has(path)),
+        /\bnew LocalSurgeon\(/,
+      ),
+      "the surgeon is made where the parts are joined",
+    );
+  });
+
   for (const [house, rooms] of Object.entries(ROOMS))
     it(`of ${house} lead from a room to those below it only, types included`, () => {
       const known = new Set(Object.keys(rooms));
