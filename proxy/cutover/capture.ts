@@ -67,6 +67,7 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
     let leg: LegSnapshot;
     if (outcome.ok) leg = outcome.value;
     else if (isPassing(outcome.error)) throw outcome.error;
+    else if (session.state === "closed") continue;
     else {
       leg = uncapturedLeg(proxy, still.fd);
       failures.push(outcome.error);
