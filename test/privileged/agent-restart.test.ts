@@ -15,6 +15,7 @@ import {
 } from "#test/lab/lab.ts";
 import { isClean } from "#test/lab/sweep.ts";
 import { type Load, startLoad } from "#test/load/load.ts";
+import { until } from "#test/support/moved-program.ts";
 
 const VIP = "10.99.0.50";
 const SESSIONS = 16;
@@ -175,13 +176,13 @@ test("a workload that its home node lost is started where the store says it belo
   };
   for (const pid of [journal.proxy.process.pid, journal.container.init.pid]) process.kill(pid, "SIGKILL");
   await used.startAgent("b", config("b", "takeover"));
-  const status = (await used.cli("b", ["status", "--json"])).json as {
-    workloads: { state: string; role: string }[];
-  };
-  assert.deepEqual(
-    status.workloads.map(({ state, role }) => ({ state, role })),
-    [{ state: "running", role: "owner" }],
-  );
+  // what was killed may still be ending when the agent looks
+  await until("it runs there", async () => {
+    const status = (await used.cli("b", ["status", "--json"])).json as {
+      workloads: { state: string; role: string }[];
+    };
+    return status.workloads.every(({ state, role }) => state === "running" && role === "owner");
+  });
 });
 
 test("stop ends the application, its sessions and everything made for it", async () => {

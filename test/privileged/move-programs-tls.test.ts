@@ -143,6 +143,14 @@ for (const downstream of ["takeover", "forward"] as Downstream[]) {
   });
 }
 
+async function isHeld(program: MovedProgram): Promise<boolean> {
+  const { workloads } = await program.ask<{ workloads: { moving: { step: string } | null }[] }>(
+    "GET",
+    "/v1/status",
+  );
+  return workloads[0]?.moving?.step === "held";
+}
+
 test("a download over nginx's TLS and a session of s_client stay whole", { skip }, async () => {
   const command = ["nginx", "-c", "/srv/tls/nginx.conf"];
   await withProgram({ downstream: "takeover", workload: workload(command) }, async (program) => {
@@ -181,7 +189,12 @@ test("a download over nginx's TLS and a session of s_client stay whole", { skip 
     await until("the download runs", async () =>
       (await program.sessions()).some(({ bytesOut }) => bytesOut > 100_000),
     );
-    const move = await program.move("b");
+    // else it is over, on a busy machine, before the move holds anybody
+    curl.child.kill("SIGSTOP");
+    const moving = program.move("b");
+    await Promise.race([moving, until("clients are held", () => isHeld(program))]);
+    curl.child.kill("SIGCONT");
+    const move = await moving;
     assert.ok(move.sessions >= 2, `${move.sessions} sessions`);
     ask();
     await until("s_client is answered on b", () => answers() === 2);
