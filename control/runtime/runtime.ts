@@ -93,6 +93,8 @@ export interface SandboxPlan {
 }
 
 export interface Runtime {
+  /** who starts an application again that has ended */
+  readonly supervisor: "agent";
   /** what makes the containers, e.g. "runc" and "1.1.5+ds1" */
   readonly program: string;
   readonly version: string;

@@ -62,10 +62,13 @@ const DEBT_MS_MAX = 1_000;
 const CLAIM_AGAIN_MS = 500;
 const CHECK_DIAL_MS_MAX = 2_000;
 
+/** By who it is that starts an application again. */
+const SUPERVISORS = { agent: Supervisor } satisfies Record<Runtime["supervisor"], unknown>;
+
 export class Workload {
   readonly context: AgentContext;
   readonly outbox = new StoreOutbox(this);
-  readonly supervisor = new Supervisor(this);
+  readonly supervisor: Supervisor;
   readonly keeper = new ProxyKeeper(this);
   readonly anchors = new Anchors(this);
   readonly #moveRecovery = new MoveRecovery(this);
@@ -97,6 +100,7 @@ export class Workload {
   constructor(config: WorkloadConfig, context: AgentContext) {
     this.#config = config;
     this.context = context;
+    this.supervisor = new SUPERVISORS[context.runtime.supervisor](this);
     try {
       this.#journal = readJournal(this.#journalPath);
     } catch (error) {

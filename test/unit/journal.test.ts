@@ -181,7 +181,11 @@ test("a damaged journal costs its workload alone, which says so, and is left as 
     writeFileSync(path, '{"role":"own');
     const store = { ownership: async () => null };
     const config = { name: "w", downstream: "forward" } as WorkloadConfig;
-    const workload = new Workload(config, { stateDir, store } as unknown as AgentContext);
+    const workload = new Workload(config, {
+      stateDir,
+      store,
+      runtime: { supervisor: "agent" },
+    } as unknown as AgentContext);
     assert.equal((await workload.status()).state, "damaged");
     assert.equal((await workload.held()).has, "moving", "it may be here, so no peer is to start it");
     await assert.rejects(workload.recover(), { code: "JOURNAL_INVALID" });

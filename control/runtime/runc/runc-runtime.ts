@@ -28,6 +28,7 @@ const ID_SUFFIX = "-01234567";
 const RUNTIMES = ["runc", "crun"];
 
 export class RuncRuntime implements Runtime {
+  readonly supervisor = "agent";
   readonly program: string;
   /** e.g. "1.1.5+ds1" */
   readonly version: string;
