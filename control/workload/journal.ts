@@ -7,6 +7,7 @@
  * Agents of several versions read it, an older one too after a downgrade. Keys that one does not know it keeps, those that are
  * missing have a default; a change that is more than another key raises {@link VERSION}.
  */
+import assert from "node:assert/strict";
 import {
   close,
   closeSync,
@@ -143,6 +144,10 @@ function isOfNothing({ role, ...rest }: { role: string } & Record<string, unknow
 /** What is written next: of epochs that a node has owned or seen none is forgotten. */
 export function nextJournal(before: Readonly<Journal>, patch: Partial<Journal>): Journal {
   const after = { ...before, ...patch };
+  assert(
+    patch.epoch === undefined || after.role !== "owner" || after.epoch >= before.owned,
+    "an owner's epoch never falls below one that it has owned",
+  );
   return {
     ...after,
     owned: Math.max(before.owned, after.owned, after.role === "owner" ? after.epoch : 0),

@@ -7,7 +7,10 @@
  *   source ──onData──▶ [queue] ──write──▶ sink
  *                         ▲ filled only while the sink is blocked or absent; the source is paused then, so a TCP
  *                           source leaves at most one chunk here and a link source at most its credit window
+ *
+ * What cannot be is asserted where it would first be seen: an assertion that fails ends its session (`LiveSession.guard`), and no other.
  */
+import assert from "node:assert/strict";
 import type { Leg } from "./leg.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
@@ -84,6 +87,7 @@ export class Pump {
   }
 
   setSink(sink: Leg): void {
+    assert(sink === this.#sink || this.#inFlightBytes === 0, "a sink that has a chunk is removed first");
     this.#sink = sink;
     this.#flush();
   }
@@ -91,6 +95,7 @@ export class Pump {
   /** `tail`: what the sink had not passed on of its outstanding chunk; it goes first when there is a sink again. */
   removeSink(tail: Buffer): void {
     const gone = this.#inFlightBytes - tail.length;
+    assert(gone >= 0, "a sink gives back no more than it was given");
     this.#inFlightBytes = 0;
     this.#sink = null;
     if (tail.length > 0) this.#unshift(tail);
@@ -139,6 +144,7 @@ export class Pump {
     const bytes = this.pending();
     this.clear();
     this.bytes -= bytes.length;
+    assert(this.bytes >= 0, "what is taken back was received");
     return bytes;
   }
 
@@ -177,6 +183,7 @@ export class Pump {
   }
 
   #write(chunk: Buffer): void {
+    assert(this.#inFlightBytes === 0, "a sink has one chunk at a time");
     if ((this.#sink as Leg).write(chunk)) this.#credit(chunk.length);
     else this.#inFlightBytes = chunk.length;
   }
@@ -187,6 +194,7 @@ export class Pump {
       this.#queue[this.#head++] = NO_BYTES;
       this.#queuedBytes -= chunk.length;
       if (this.#head === this.#queue.length) {
+        assert(this.#queuedBytes === 0, "what waits is what was counted");
         this.#queue = NOTHING;
         this.#head = 0;
       }

@@ -116,6 +116,35 @@ describe("a session whose own code fails", { timeout: 30_000 }, () => {
   });
 });
 
+describe("a session that is not as it can be", { timeout: 30_000 }, () => {
+  it("is reset by the assertion that sees it, counted and logged, and the others lose no byte", async () => {
+    const { proxy, lines, listen, stop } = await startInProcess();
+    const [sick, well] = [await RawEnd.dial(listen), await RawEnd.dial(listen)];
+    try {
+      for (const end of [sick, well]) end.socket.write("hello");
+      await Promise.all([sick.has(5), well.has(5)]);
+      const session = [...proxy.sessions.values()].find(({ client }) =>
+        client.endsWith(`:${sick.socket.localPort}`),
+      );
+      assert.ok(session !== undefined);
+      // bytes that nobody has sent
+      session.guard(() => session.inbound.removeSink(Buffer.from("from nowhere")));
+      well.socket.write("again");
+      await Promise.all([sick.until("a reset", () => sick.over !== null), well.has(10)]);
+      assert.equal(sick.over, "ECONNRESET");
+      assert.equal(well.received.toString(), "helloagain");
+      assert.equal(proxy.counters.sessionsBroken, 1);
+      assert.deepEqual(
+        lines.map(({ msg, err }) => [msg, (err as { code?: string }).code]),
+        [["a session has broken", "ERR_ASSERTION"]],
+      );
+    } finally {
+      for (const end of [sick, well]) end.destroy();
+      stop();
+    }
+  });
+});
+
 describe("a node that lacks what a dial needs", { timeout: 30_000 }, () => {
   it("has new clients told to come later, and does not take the application for gone", async () => {
     let isShort = true;

@@ -164,6 +164,12 @@ test("epochs that were owned or seen are never forgotten, whatever else is", () 
   assert.deepEqual([journal.owned, journal.seen], [3, 8]);
 });
 
+test("an owner at an epoch below one that this node has owned is a bug, and not recorded", () => {
+  const journal = nextJournal(nextJournal(EMPTY_JOURNAL, { role: "owner", epoch: 5 }), { role: "none" });
+  assert.throws(() => nextJournal(journal, { role: "owner", epoch: 4 }), { code: "ERR_ASSERTION" });
+  assert.equal(nextJournal(journal, { role: "owner", epoch: 5 }).owned, 5);
+});
+
 test("a journal of before epochs were remembered is read", () => {
   inFolder((path) => {
     const { owned: _, seen: __, ...before } = { ...EMPTY_JOURNAL, role: "owner" as const, epoch: 5 };

@@ -124,6 +124,23 @@ describe("the pump", () => {
     );
   });
 
+  it("does not go on with a sink that is not as it left it", () => {
+    const blockedAt = (): { pump: Pump; sink: FakeEnd } => {
+      const [pump, sink] = [new Pump(), new FakeEnd()];
+      pump.setSource(new FakeEnd());
+      pump.setSink(sink);
+      sink.blocking = true;
+      pump.receive(Buffer.from("chunk"));
+      return { pump, sink };
+    };
+    const asserted = { code: "ERR_ASSERTION" };
+    assert.throws(() => blockedAt().pump.setSink(new FakeEnd()), asserted, "another one gets what follows");
+    assert.throws(() => blockedAt().pump.removeSink(Buffer.from("chunk and more")), asserted, "bytes appear");
+    const { pump, sink } = blockedAt();
+    pump.removeSink(sink.split(2));
+    assert.equal(pump.pending().toString(), "unk");
+  });
+
   it("gives no credit for bytes that came from elsewhere", () => {
     const pump = new Pump();
     const source = new FakeEnd();
