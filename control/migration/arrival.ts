@@ -711,7 +711,6 @@ export class Arrival {
   }
 }
 
-/** Resolves when the stream takes more, or never will. */
 /** So that what terminals have written is not translated twice. */
 function fitTerminals(imagesDir: string): void {
   const [data, info] = ["tty-data.img", "tty-info.img"].map((name) => join(imagesDir, name)) as [
@@ -723,6 +722,7 @@ function fitTerminals(imagesDir: string): void {
   if (fitted !== null) writeFileSync(data, fitted);
 }
 
+/** Resolves when the stream takes more, or never will. */
 function drained(stream: NodeJS.WritableStream): Promise<void> {
   return new Promise((resolve) => {
     const done = (): void => {

@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, describe, it } from "node:test";
@@ -9,6 +11,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { createLab, type Lab, type LabProcess, nodeBinary, projectRoot } from "../lab/lab.ts";
 import { findLeftovers, isClean, sweepDeadLabs } from "../lab/sweep.ts";
 import { startLoad } from "../load/load.ts";
+import { until } from "../support/moved-program.ts";
 
 async function startApp(lab: Lab, at: string, app: "chat" | "echo"): Promise<LabProcess> {
   const started = lab.spawn(at, [nodeBinary, join(projectRoot, `test/apps/${app}/server.js`)], {
@@ -197,6 +200,37 @@ describe("a laboratory whose owner", () => {
     const [, signal] = await once(owner, "exit");
     assert.equal(signal, "SIGINT");
     assert.ok(isClean(findLeftovers(id)), JSON.stringify(findLeftovers(id)));
+  });
+
+  it("is a test that is interrupted with its run is gone with it", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "holdfast-interrupted-"));
+    const [file, made] = [join(folder, "some.test.ts"), join(folder, "made")];
+    writeFileSync(
+      file,
+      `import { renameSync, writeFileSync } from "node:fs";
+       import { test } from "node:test";
+       import { createLab } from ${JSON.stringify(join(projectRoot, "test/lab/lab.ts"))};
+       test("has a laboratory", async () => {
+         const lab = await createLab();
+         lab.spawn("a", ["sleep", "60"]);
+         writeFileSync(${JSON.stringify(`${made}.new`)}, lab.id);
+         renameSync(${JSON.stringify(`${made}.new`)}, ${JSON.stringify(made)});
+         await new Promise((resolve) => setTimeout(resolve, 60_000));
+       });`,
+    );
+    const { NODE_TEST_CONTEXT: _, ...env } = process.env;
+    const runner = spawn(nodeBinary, ["scripts/test.ts", file], { cwd: projectRoot, env, stdio: "ignore" });
+    try {
+      await until("it has one", () => existsSync(made));
+      const id = readFileSync(made, "utf8");
+      assert.ok(!isClean(findLeftovers(id)));
+      runner.kill("SIGINT");
+      assert.deepEqual(await once(runner, "exit"), [1, null]);
+      assert.ok(isClean(findLeftovers(id)), JSON.stringify(findLeftovers(id)));
+    } finally {
+      runner.kill("SIGKILL");
+      rmSync(folder, { recursive: true });
+    }
   });
 
   it("throws is closed first", async () => {
