@@ -70,6 +70,8 @@ export interface Sandbox {
    * @throws HoldfastError `CONTAINER_EXEC`
    */
   launch(process: OciSpec["process"], criu: FoundCriu, logFile: string): Promise<void>;
+  /** Bytes of its output that nobody has taken yet. */
+  untakenOutput(): number;
   /** Another reader of its output, where the last has ended. */
   readOutput(options: OutputOptions): Promise<ProcessIdentity>;
   /** Ends every process of the instance and removes all traces of it. Safe to repeat. */

@@ -83,6 +83,8 @@ const SETTLED_MS = 10_000;
 const LOOP_ENDS = 2;
 /** the first start: one that takes longer to listen is served as it is */
 const LISTEN_MS_MAX = 10_000;
+/** what it said last is waited for */
+const SAID_MS_MAX = 1_000;
 const NOTHING: ResumeResult = { sessions: 0, replayed: 0, refused: 0, reset: 0 };
 
 /** Whose application it is. */
@@ -211,7 +213,7 @@ export class Supervisor {
     const up = await this.#untilUp(application, performance.now() + LISTEN_MS_MAX, this.#closing.signal);
     if (up === "ended") {
       const end = endOf((await application?.end()) ?? null);
-      throw fail("APPLICATION_ENDED", `${name} ${end} at once: ${await lastLogLine(this.#workload.logFile)}`);
+      throw fail("APPLICATION_ENDED", `${name} ${end} at once: ${await this.#lastSaid()}`);
     }
     if (up === "late")
       this.#log("warn", { ms: LISTEN_MS_MAX }, "the application does not listen yet; going on");
@@ -340,7 +342,7 @@ export class Supervisor {
     const { restart } = workload.config;
     const isWanted = isToStartAgain(restart, end);
     if (performance.now() - this.#launchedAtMs >= SETTLED_MS) this.#attempts = this.#ends = 0;
-    const said = await lastLogLine(workload.logFile);
+    const said = await this.#lastSaid();
     this.#failed(`${endOf(end)}: ${said}`);
     this.#log(
       "error",
@@ -376,6 +378,18 @@ export class Supervisor {
 
   // ---- parts of both ----
 
+  /** When what it has said has been written: on a busy node its output's reader may be late. */
+  async #lastSaid(): Promise<string> {
+    const { sandbox, logFile } = this.#workload;
+    const late = performance.now() + SAID_MS_MAX;
+    // twice: taken out of the pipe, and written
+    for (let empty = 0; sandbox !== null && empty < 2 && performance.now() < late; ) {
+      empty = sandbox.untakenOutput() === 0 ? empty + 1 : 0;
+      await poll();
+    }
+    return lastLogLine(logFile);
+  }
+
   async #pause(drainMs: number): Promise<void> {
     const { proxy, journal } = this.#workload;
     const params = { epoch: journal.epoch, drainMs };
@@ -406,7 +420,7 @@ export class Supervisor {
     note: (text: string) => void = () => {},
   ): Promise<boolean> {
     const workload = this.#workload;
-    const { config, logFile, name } = workload;
+    const { config, name } = workload;
     let problem: string | null = null;
     for (;;) {
       await this.#backOff(deadlineMs, signal);
@@ -415,7 +429,7 @@ export class Supervisor {
         const lateMs = deadlineMs ?? performance.now() + config.limits.unavailableMsMax;
         const up = await this.#untilUp(application, lateMs, signal);
         if (up === "up") return true;
-        const said = await lastLogLine(logFile);
+        const said = await this.#lastSaid();
         if (up === "late") {
           const ports = config.ports.map(({ upstream }) => formatEndpoint(upstream)).join(", ");
           // the deadline may have cut short what would have ended like the attempts before

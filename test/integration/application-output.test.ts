@@ -17,8 +17,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { isSameProcess, type ProcessIdentity } from "#control/runtime/processes.ts";
+import { identify, isSameProcess, type ProcessIdentity, treeOf } from "#control/runtime/processes.ts";
 import { restartOutputReader, startOutputReader } from "#control/runtime/runc/output-reader.ts";
+import { RuncSandbox } from "#control/runtime/runc/runc-sandbox.ts";
 import { tail } from "#control/workload/output.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 
@@ -103,6 +104,21 @@ describe("the reader of an application's output", { timeout: 30_000 }, () => {
     });
     await until("what is written now", () => text(file).endsWith("kept\n"));
     await end();
+  });
+
+  it("may be late: what it has not taken yet is known", async () => {
+    const file = join(folder, "late.log");
+    const { holder, reader, write, end } = await stage(file);
+    const init = (await identify(holder.pid as number)) as ProcessIdentity;
+    const sandbox = new RuncSandbox({ program: "", root: "" }, { id: "late", runDir: "", init, tmpfs: [] });
+    for (const pid of await treeOf(reader.pid)) process.kill(pid, "SIGSTOP");
+    await write("last words\n");
+    assert.equal(sandbox.untakenOutput(), 11);
+    for (const pid of await treeOf(reader.pid)) process.kill(pid, "SIGCONT");
+    await until("it is taken", () => sandbox.untakenOutput() === 0);
+    await until("it is written", () => text(file) === "last words\n");
+    await end();
+    assert.equal(sandbox.untakenOutput(), 0);
   });
 
   it("may be killed: the writer goes on, and another reader takes what waits", async () => {

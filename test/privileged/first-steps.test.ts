@@ -97,7 +97,7 @@ function cases(dir: string): Record<string, Case> {
     }),
     "ends-at-once": (index) => ({
       workload: {
-        container: inside(["/bin/sh", "-c", "echo no database here; sleep 0.3; exit 7"]),
+        container: inside(["/bin/sh", "-c", "echo no database here; sleep 1; exit 7"]),
         ports: [port(index)],
       },
       state: "failed",

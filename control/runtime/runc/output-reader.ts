@@ -62,11 +62,15 @@ export async function startOutputReader(pipe: number, options: OutputOptions): P
 
 /** Another one, for a container whose last has ended. What it had not read is still in the pipe. */
 export async function restartOutputReader(initPid: number, options: OutputOptions): Promise<ProcessIdentity> {
-  // Either end of a pipe can be opened by the name of the other (proc(5)).
-  const pipe = openSync(`/proc/${initPid}/fd/1`, constants.O_RDONLY | constants.O_NONBLOCK);
+  const pipe = openOutputEnd(initPid);
   try {
     return await startOutputReader(pipe, options);
   } finally {
     closeSync(pipe);
   }
+}
+
+/** The reading end of a container's output; the caller closes it. Either end of a pipe can be opened by the name of the other (proc(5)). */
+export function openOutputEnd(initPid: number): number {
+  return openSync(`/proc/${initPid}/fd/1`, constants.O_RDONLY | constants.O_NONBLOCK);
 }

@@ -11,8 +11,10 @@ import { readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
+import * as sock from "#proxy/kernel/socket.ts";
 import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
 import { runCommand } from "../command.ts";
@@ -23,7 +25,7 @@ import { showQueues } from "../posix-queues.ts";
 import { childrenOf, identify, isSameProcess, type ProcessIdentity, processState } from "../processes.ts";
 import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { disconnectNetwork } from "./network.ts";
-import { restartOutputReader } from "./output-reader.ts";
+import { openOutputEnd, restartOutputReader } from "./output-reader.ts";
 import { cgroupsPathOf } from "./planned-spec.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "./spec.ts";
 
@@ -136,6 +138,18 @@ export class RuncSandbox implements Sandbox {
     } finally {
       closeSync(output);
       if (nothing !== null) closeSync(nothing);
+    }
+  }
+
+  untakenOutput(): number {
+    let pipe = -1;
+    try {
+      pipe = openOutputEnd(this.init.pid);
+      return descriptor.ioctlInt(pipe, sock.SIOCINQ);
+    } catch {
+      return 0; // it has ended, and its pipe with it
+    } finally {
+      if (pipe !== -1) closeSync(pipe);
     }
   }
 
