@@ -83,8 +83,8 @@ const SETTLED_MS = 10_000;
 const LOOP_ENDS = 2;
 /** the first start: one that takes longer to listen is served as it is */
 const LISTEN_MS_MAX = 10_000;
-/** what it said last is waited for */
-const SAID_MS_MAX = 1_000;
+/** what it said last is waited for, and clients wait too */
+const SAID_MS_MAX = 200;
 const NOTHING: ResumeResult = { sessions: 0, replayed: 0, refused: 0, reset: 0 };
 
 /** Whose application it is. */
