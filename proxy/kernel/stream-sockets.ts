@@ -129,11 +129,10 @@ function familyOf({ address }: Endpoint): 4 | 6 {
  * So a bound grows only while bytes pass fast (`Flow`). A client's leg may have more unread from the start: its round trip is longer,
  * and what waits there is also the most that a client can have on its way to us.
  *
- * unsent: TCP_NOTSENT_LOWAT. unread: SO_RCVBUF as the kernel keeps it, doubled for its own bookkeeping, which large
- * segments hardly use. There is room for two segments of a loopback connection, 64 kB each, and has to be: a window that is opened again
- * is told when it has doubled (tcp_cleanup_rbuf() in net/ipv4/tcp.c), and a sender waits for a whole segment's. With less a leg crawled
- * after a move;
- * smaller segments (TCP_MAXSEG), which would do with less, cost a fifth of the throughput of a connection, and so do shorter maxima.
+ * unsent: TCP_NOTSENT_LOWAT. unread: SO_RCVBUF as the kernel keeps it, doubled for its own bookkeeping, which large segments hardly use.
+ * There is room for two segments of a loopback connection, 64 kB each, and has to be: a window that is opened again is told when it has
+ * doubled (tcp_cleanup_rbuf() in net/ipv4/tcp.c), and a sender waits for a whole segment's. With less a leg crawled after a move.
+ * Smaller segments (TCP_MAXSEG), which would do with less, cost a fifth of a connection's throughput, and so do shorter maxima.
  */
 const QUEUES = {
   application: {

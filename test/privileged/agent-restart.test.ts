@@ -5,6 +5,7 @@ import { request } from "node:http";
 import { join } from "node:path";
 import { afterEach, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 import {
   type AgentConfig,
   createLab,
@@ -181,7 +182,10 @@ test("a workload that its home node lost is started where the store says it belo
     const status = (await used.cli("b", ["status", "--json"])).json as {
       workloads: { state: string; role: string }[];
     };
-    return status.workloads.every(({ state, role }) => state === "running" && role === "owner");
+    return isDeepStrictEqual(
+      status.workloads.map(({ state, role }) => ({ state, role })),
+      [{ state: "running", role: "owner" }],
+    );
   });
 });
 
