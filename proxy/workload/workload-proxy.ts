@@ -188,7 +188,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
         });
         this.listeners.push(listener);
         this.kernel.setPeerTimeouts(listener.fd, port);
-        this.kernel.boundQueues(listener.fd, "client", 0);
+        this.kernel.boundQueues(listener.fd, "client");
       } catch (error) {
         this.closeListeners();
         throw error;
