@@ -10,7 +10,13 @@ import { randomUUID } from "node:crypto";
 import { closeSync } from "node:fs";
 import { mkdir, readFile, readlink, rm } from "node:fs/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { AdoptResult, CapturedPiece, CaptureResult, HoldResult } from "#proxy/contract/commands.ts";
+import type {
+  AdoptResult,
+  CapturedPiece,
+  CaptureResult,
+  HoldResult,
+  ShortenResult,
+} from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -315,6 +321,12 @@ export class Departure {
     const { context, limits, proxy } = this.#workload;
     const worker = required(this.#worker);
     const root = required(await innerPid(this.#root));
+    // a proxy of the version before does not know it
+    await proxy
+      .command<"shorten", ShortenResult>("shorten", { epoch: this.#workload.journal.epoch })
+      .catch((error) => {
+        context.log.info({ err: error }, "queues could not be shortened; there is more to carry");
+      });
     this.#throwIfStopped();
     this.#workload.recordMoving({ step: "held", criu: await identify(worker.pid) });
     const startedMs = performance.now();

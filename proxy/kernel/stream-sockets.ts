@@ -97,6 +97,7 @@ export const sockets = {
   unreadBytes: (fd: number) => descriptor.ioctlInt(fd, sock.SIOCINQ),
   growUnread,
   growUnsent,
+  shortenUnread,
   isClosed: (fd: number) => readState(fd) === "CLOSE",
 };
 
@@ -184,6 +185,12 @@ function growUnread(fd: number, side: LegSide): number {
   if (more <= bytes) return bytes;
   setUnread(fd, more);
   return more;
+}
+
+function shortenUnread(fd: number, side: LegSide): number {
+  const { unreadBytes } = QUEUES[side];
+  setUnread(fd, unreadBytes);
+  return unreadBytes;
 }
 
 function growUnsent(fd: number, side: LegSide): number {
