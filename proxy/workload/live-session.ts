@@ -2,6 +2,7 @@
  * One session of this proxy: two legs, two pumps, and what of it lies captured or adopted. Mechanics only; what to do
  * when, is decided by the workload's proxy.
  */
+import assert from "node:assert/strict";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { ProtocolFilter } from "#proxy/replay/protocol-filter.ts";
@@ -145,6 +146,24 @@ export class LiveSession implements Carrier, PumpOwner {
 
   step(step: SessionStep): void {
     this.#state = nextState(this.#state, step);
+    this.#assertState();
+  }
+
+  /** What the state says of the legs. A session of which it is not so is ended, and no other (`guard`). */
+  #assertState(): void {
+    const { upstream, inbound, outbound } = this;
+    if (this.#state === "waiting")
+      assert(
+        upstream === null && this.dialling === null,
+        "a session that waits has no way to its application",
+      );
+    else if (this.#state === "captured")
+      assert(
+        !(upstream instanceof TcpLeg && upstream.isOpen),
+        "nobody writes to an application that is dumped",
+      );
+    else if (this.#state === "lingering")
+      assert(inbound.finSent && outbound.finSent, "a session that lingers has said everything");
   }
 
   // ---- legs
