@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { ProtocolFilter } from "#proxy/replay/protocol-filter.ts";
-import type { Carrier } from "#proxy/replay/session-replay.ts";
+import type { Carrier } from "#proxy/replay/replay-host.ts";
 import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
 import type { Leg, LegListener } from "#proxy/stream/leg.ts";
 import { nullLeg } from "#proxy/stream/null-leg.ts";
