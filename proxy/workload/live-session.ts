@@ -24,19 +24,21 @@ export interface DetachedLeg {
   isLetGo?: boolean;
 }
 
-/** Reads a client that waits, to see whether it is a health check. What it has read it gives back. */
-export interface Peek {
+/** Gets what the client sends in place of the pump, and passes on what the application is to have of it. */
+export interface InboundTap {
   fromClient(chunk: Buffer): void;
   clientFin(): void;
+}
+
+/** Reads a client that waits, to see whether it is a health check. What it has read it gives back. */
+export interface Peek extends InboundTap {
   giveBack(): void;
 }
 
 /** Reads what a load balancer says of a client, before the client's own bytes. */
-export interface HeaderReader {
+export interface HeaderReader extends InboundTap {
   /** what there is of it: a copy */
   readonly bytes: Buffer;
-  fromClient(chunk: Buffer): void;
-  clientFin(): void;
   stop(): void;
 }
 
@@ -94,11 +96,6 @@ export class LiveSession implements Carrier, PumpOwner {
   upstream: TcpLeg | LinkLeg | null = null;
   /** dialled and not connected yet */
   dialling: TcpLeg | null = null;
-  /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
-  filter: ProtocolFilter | null = null;
-  peek: Peek | null = null;
-  /** until it is complete the session is not begun */
-  header: HeaderReader | null = null;
   /** the client's address, where a header has named it */
   named = "";
   detachedUpstream: DetachedLeg | null = null;
@@ -126,6 +123,11 @@ export class LiveSession implements Carrier, PumpOwner {
   readonly #clientSide = new ClientSide(this);
   readonly #applicationSide = new ApplicationSide(this);
   #state: SessionState;
+  #header: HeaderReader | null = null;
+  #peek: Peek | null = null;
+  #filter: ProtocolFilter | null = null;
+  /** the first of these that there is */
+  #inboundTap: InboundTap | null = null;
 
   constructor(options: SessionOptions) {
     this.id = options.id;
@@ -166,20 +168,46 @@ export class LiveSession implements Carrier, PumpOwner {
       assert(inbound.finSent && outbound.finSent, "a session that lingers has said everything");
   }
 
+  // ---- who reads the client's bytes, one after the other
+
+  /** until it is complete the session is not begun */
+  get header(): HeaderReader | null {
+    return this.#header;
+  }
+  set header(header: HeaderReader | null) {
+    this.#header = header;
+    this.#setInboundTap();
+  }
+  get peek(): Peek | null {
+    return this.#peek;
+  }
+  set peek(peek: Peek | null) {
+    this.#peek = peek;
+    this.#setInboundTap();
+  }
+  /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
+  get filter(): ProtocolFilter | null {
+    return this.#filter;
+  }
+  set filter(filter: ProtocolFilter | null) {
+    this.#filter = filter;
+    this.#setInboundTap();
+  }
+
+  #setInboundTap(): void {
+    this.#inboundTap = this.#header ?? this.#peek ?? this.#filter;
+  }
+
   // ---- legs
 
   fromClient(chunk: Buffer): void {
-    if (this.header !== null) this.header.fromClient(chunk);
-    else if (this.peek !== null) this.peek.fromClient(chunk);
-    else if (this.filter !== null) this.filter.fromClient(chunk);
-    else this.inbound.receive(chunk);
+    if (this.#inboundTap === null) this.inbound.receive(chunk);
+    else this.#inboundTap.fromClient(chunk);
   }
 
   clientFin(): void {
-    if (this.header !== null) this.header.clientFin();
-    else if (this.peek !== null) this.peek.clientFin();
-    else if (this.filter !== null) this.filter.clientFin();
-    else this.inbound.receiveFin();
+    if (this.#inboundTap === null) this.inbound.receiveFin();
+    else this.#inboundTap.clientFin();
   }
 
   fromApplication(chunk: Buffer): void {
