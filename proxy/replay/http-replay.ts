@@ -14,7 +14,7 @@ import {
   type ProtocolReplay,
   type ReplaySession,
   type SavedHttpReplay,
-  type SavedWebSocketReplay,
+  type SavedProtocol,
   SILENT_LIVES_MAX,
 } from "./protocol-replay.ts";
 import { newSetUp } from "./set-up.ts";
@@ -52,7 +52,7 @@ export class HttpReplay implements ProtocolReplay {
     this.#isAnsweredEarly = saved?.isAnsweredEarly ?? false;
   }
 
-  save(): SavedHttpReplay & SavedWebSocketReplay {
+  save(): SavedProtocol {
     return {
       swallows: this.#swallows,
       isAnsweredEarly: this.#isAnsweredEarly,

@@ -18,7 +18,6 @@ export const SILENT_LIVES_MAX = 10;
 /** How the application's end of a session went; "cut": we let go of it. */
 export type Loss = "fin" | "reset" | "cut";
 
-/** What of a replay is one protocol's; the other one saves it as at the beginning. */
 export interface SavedHttpReplay {
   swallows: boolean;
   isAnsweredEarly: boolean;
@@ -28,8 +27,10 @@ export interface SavedWebSocketReplay {
   handshake: Handshake | null;
   setUp: SavedSetUp;
 }
+/** A protocol saves what is the other one's as at the beginning. */
+export interface SavedProtocol extends SavedHttpReplay, SavedWebSocketReplay {}
 
-export interface SavedReplay extends SavedHttpReplay, SavedWebSocketReplay {
+export interface SavedReplay extends SavedProtocol {
   sentUpTo: number;
   losses: number;
   logBase: number;
@@ -38,7 +39,7 @@ export interface SavedReplay extends SavedHttpReplay, SavedWebSocketReplay {
 
 /** What one protocol makes of it that its application is gone, or back. The observer's hooks only take note; `afterFeed` acts. */
 export interface ProtocolReplay {
-  save(): SavedHttpReplay & SavedWebSocketReplay;
+  save(): SavedProtocol;
 
   /** The client waits for the application, whether or not a message of its own is under way. */
   readonly isPending: boolean;

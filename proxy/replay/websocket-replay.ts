@@ -22,7 +22,7 @@ import {
   type Loss,
   type ProtocolReplay,
   type ReplaySession,
-  type SavedHttpReplay,
+  type SavedProtocol,
   type SavedWebSocketReplay,
   SILENT_LIVES_MAX,
 } from "./protocol-replay.ts";
@@ -71,7 +71,7 @@ export class WebSocketReplay implements ProtocolReplay {
     return replay;
   }
 
-  save(): SavedHttpReplay & SavedWebSocketReplay {
+  save(): SavedProtocol {
     return {
       swallows: false,
       isAnsweredEarly: false,

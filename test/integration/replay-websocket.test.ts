@@ -163,7 +163,7 @@ describe("WebSocket over an application that ends", { timeout: 300_000 }, () => 
     await server.has(request.length);
     assert.equal(String(server.received), request, "what follows waits for the answer");
     server.socket.write(`HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none${agree()}`);
-    assert.equal(await client.ending(), "reset");
+    assert.equal(await client.ending(), "ECONNRESET");
     assert.equal(String(server.received), request);
   });
 
