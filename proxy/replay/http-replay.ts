@@ -199,6 +199,8 @@ export class HttpReplay implements ProtocolReplay {
   refuseHeld(): boolean {
     const { observer, host, carrier } = this.#session;
     if (observer.protocol !== "http") return false;
+    // An application that is back may have begun to answer what it is still being sent.
+    if (!observer.outboundAtBoundary || observer.oldest?.answerStarted === true) return false;
     host.counters.requestsRefused++;
     carrier.endAfter(refusal({ status: 503, retryAfterS: RETRY_AFTER_S, close: true, headOnly: false }));
     return true;

@@ -12,8 +12,8 @@ export interface Carrier {
   /** Lets go of the application's end without a word to the client; what waited for it is dropped. */
   detach(): void;
   /**
-   * The last bytes for the client, then the FIN; what it still sends is read and thrown away, for a while. Nobody watches the
-   * session any more: calls `SessionReplay.stop`.
+   * The last bytes for the client, then the FIN; what it still sends is read and thrown away, for a while. The application's end is
+   * let go of. Nobody watches the session any more: calls `SessionReplay.stop`.
    */
   endAfter(bytes: Buffer): void;
   reset(reason: string): void;

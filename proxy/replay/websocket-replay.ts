@@ -217,7 +217,10 @@ export class WebSocketReplay implements ProtocolReplay {
   }
 
   refuseHeld(): boolean {
-    if (this.#handshake === null) return false;
+    const { observer, carrier } = this.#session;
+    // An application that is back may be in the middle of a frame, although it does not read.
+    const isBetweenFrames = carrier.isWaiting || observer.webSocket?.outMidFrame === false;
+    if (this.#handshake === null || !isBetweenFrames) return false;
     this.#refuse(CLOSE_LATER);
     return true;
   }

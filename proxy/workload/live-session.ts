@@ -273,17 +273,20 @@ export class LiveSession implements Carrier, PumpOwner {
 
   /** Open → waiting. What waited for the application's end is dropped: the replay has it. */
   detach(): void {
+    this.#dropUpstream()?.reset();
+    this.inbound.finSent = false;
+    this.step("renew");
+  }
+
+  /** Nobody listens to the leg any more, and what waited for it is gone. */
+  #dropUpstream(): TcpLeg | LinkLeg | null {
     const leg = this.upstream;
     this.upstream = null;
     this.inbound.removeSink(NO_BYTES);
     this.inbound.clear();
-    this.inbound.finSent = false;
     this.outbound.setSource(null);
-    if (leg !== null) {
-      leg.listener = null;
-      leg.reset();
-    }
-    this.step("renew");
+    if (leg !== null) leg.listener = null;
+    return leg;
   }
 
   endAfter(bytes: Buffer): void {
@@ -293,7 +296,8 @@ export class LiveSession implements Carrier, PumpOwner {
     this.dialling = null;
     if (this.#state === "waiting") this.step("dial");
     if (this.#state === "dialling") this.step("dialled");
-    this.inbound.clear();
+    // An application that is being sent something again may not have read it, and would answer it behind our last bytes.
+    this.#dropUpstream()?.reset();
     this.inbound.spooling = false;
     this.timer ??= setTimeout(() => this.guard(() => this.reset("told to go")), this.#events.lingerMsMax);
     if (bytes.length > 0) this.outbound.receive(bytes);
