@@ -30,6 +30,7 @@ export type RoleCommand =
   | "captureUpstream"
   | "captureDownstream"
   | "takeCaptured"
+  | "settleLinks"
   | "adoptUpstream"
   | "adoptDownstream"
   | "release"
@@ -49,6 +50,7 @@ const FROM: Record<RoleCommand, readonly Role[]> = {
   captureUpstream: ["held"],
   captureDownstream: ["captured"],
   takeCaptured: ["captured", "departed"],
+  settleLinks: ["captured"],
   adoptUpstream: ["standby", "adopted"],
   adoptDownstream: ["adopted"],
   release: ["adopted"],
@@ -88,6 +90,7 @@ export function nextRole(command: RoleCommand, role: Role, anchor: boolean): Rol
     case "configure":
     case "prepareLinks":
     case "takeCaptured":
+    case "settleLinks":
     case "adoptDownstream":
     case "switchOwner":
       return role;
