@@ -118,6 +118,7 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
       if (step === "released") await lab.kill(owner);
     });
     await allProgress();
+    assert.equal(gateway.view()[0]?.owner?.epoch, lab.epoch);
     connect();
     await allSettled();
   });
