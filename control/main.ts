@@ -11,6 +11,7 @@ const status = await runProgram(process.argv.slice(2), {
   env: process.env,
   // The agent needs the kernel and half of the code base; the other commands start without it.
   runAgent: async (config, options) => (await import("./agent/main.ts")).runAgent(config, options),
+  runGateway: async (config, options) => (await import("./gateway/main.ts")).runGateway(config, options),
   onInterrupt: (first, leave) => {
     let asked = false;
     const onSignal = () => {

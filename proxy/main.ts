@@ -12,64 +12,12 @@ import { createAdmin } from "#proxy/admin/http.ts";
 import { createMetrics } from "#proxy/admin/metrics.ts";
 import { Channel } from "#proxy/contract/channel.ts";
 import { Commands } from "#proxy/cutover/commands.ts";
-import * as descriptor from "#proxy/kernel/descriptors.ts";
-import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
-import { OWN_NETWORK, UpstreamNetwork } from "#proxy/kernel/network.ts";
-import * as sock from "#proxy/kernel/socket.ts";
-import {
-  bound,
-  boundQueues,
-  boundUnread,
-  boundUnsent,
-  setPeerTimeouts,
-  sockets,
-} from "#proxy/kernel/stream-sockets.ts";
+import { UpstreamNetwork } from "#proxy/kernel/network.ts";
 import { LocalSurgeon, localLegWork } from "#proxy/tcp/local-surgeon.ts";
-import { shieldListener, unshieldListener } from "#proxy/tcp/shield.ts";
-import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
-
-/** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
-const IP_FREEBIND = 15;
+import { legKernelOf, reserveDescriptors } from "./process-kernel.ts";
 
 const upstream = new UpstreamNetwork();
-const networks = { upstream, downstream: OWN_NETWORK };
-
-const legKernel: LegKernel = {
-  ...sockets,
-  dial: (to) => sockets.dial(to, upstream),
-  bindUpstream: (on) => bound(on, undefined, upstream),
-  acknowledge: (fd) => sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_QUICKACK, 1),
-  setPeerTimeouts,
-  boundQueues,
-  boundUnread,
-  boundUnsent,
-  bindShielded: (endpoint) =>
-    bound(endpoint, (fd) => {
-      sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1);
-      shieldListener(fd);
-    }),
-  bindFree: (endpoint) => bound(endpoint, (fd) => sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1)),
-  shieldListener,
-  unshieldListener,
-  listenerOf: (endpoint) => listenerOf(endpoint, upstream),
-  isListening: (endpoint) => listenBacklog(endpoint, upstream) !== null,
-  listenBacklog: (endpoint, side) => listenBacklog(endpoint, networks[side]) ?? 0,
-  countSynRecv,
-};
-
-/** Room for 4,000 sessions' legs, doubled while they are captured. */
-const DESCRIPTORS_RESERVED = 16_000;
-
-/**
- * The kernel doubles a process's descriptor table when it is full, and waits for an RCU grace period each time (5 to 10
- * ms for a process with threads). It never shrinks it: so grow it now, not in the middle of a cutover.
- */
-function reserveDescriptors(): void {
-  // where RLIMIT_NOFILE is lower, as far as it goes
-  for (let count = DESCRIPTORS_RESERVED; count > 256; count >>= 1) {
-    if (descriptor.growDescriptorTable(count)) return;
-  }
-}
+const legKernel = legKernelOf(upstream);
 
 async function listenUnix(server: Server, path: string): Promise<void> {
   rmSync(path, { force: true });
@@ -129,7 +77,7 @@ async function main(): Promise<void> {
     });
   });
   const admin = createAdmin({
-    metrics: createMetrics(() => commands.proxy),
+    metrics: createMetrics(() => (commands.proxy === null ? [] : [commands.proxy])),
     health: () => commands.proxy && { role: commands.proxy.role, epoch: commands.proxy.epoch },
   });
 

@@ -1,7 +1,8 @@
 /**
  * `npm run demo`: the main job, to watch. In a laboratory of two nodes a stateful WebSocket application is moved from
  * node to node and back under load, once with its address moving along (takeover) and once with the address staying
- * (forward), and every client checks every answer. Nothing in it is mocked.
+ * (forward), and every client checks every answer; or behind a gateway, from node to node to node, with the first one switched off on the
+ * way. Nothing in it is mocked.
  *
  * Exit status: 0 no message was lost or repeated and no connection reset in any move; 1 one was, or a move did not
  * happen; 2 wrong arguments; 130 interrupted.
@@ -11,7 +12,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { type BareRun, runBareCriu } from "../bench/bare-criu.ts";
 import { table as alignedTable } from "../bench/figures.ts";
-import { type AgentConfig, createLab, type LabAgent, nodeBinary, projectRoot } from "../test/lab/lab.ts";
+import {
+  type AgentConfig,
+  createLab,
+  type Lab,
+  type LabAgent,
+  nodeBinary,
+  projectRoot,
+} from "../test/lab/lab.ts";
 import type { Blackout } from "../test/load/gaps.ts";
 import { type Load, startLoad } from "../test/load/load.ts";
 import { demoReplay, isPerfectRestart, type RestartRow, restartTable } from "./demo-replay.ts";
@@ -27,14 +35,14 @@ tier, restarts an application behind its HTTP and WebSocket clients.
   --sessions N    clients, each sending 40 messages a second    (100)
   --moves N       moves in each mode: a→b, b→a, …; restarts     (2)
   --app-mb N      MiB of memory the application keeps           (0)
-  --mode MODE     takeover, forward or both; not with replay      (both)
+  --mode MODE     takeover, forward, both or gateway; not with replay   (both)
   --json          one JSON object on stdout and nothing else there (with: npm run -s demo -- --json)
   --help          this
 
 Exit status: 0 nothing lost, repeated or reset; 1 something was, or a move failed; 2 wrong arguments.
 `;
 
-type Mode = "takeover" | "forward";
+type Mode = "takeover" | "forward" | "gateway";
 
 /** One entry of `moves` in the JSON; field for field what the command promises. */
 interface Move {
@@ -106,8 +114,8 @@ function parseOptions(argv: string[]): DemoOptions & { json: boolean; help: bool
     return value;
   };
   const mode = String(values.mode);
-  if (mode !== "both" && mode !== "takeover" && mode !== "forward") {
-    throw new UsageError(`--mode: expected takeover, forward or both, got ${mode}`);
+  if (mode !== "both" && mode !== "takeover" && mode !== "forward" && mode !== "gateway") {
+    throw new UsageError(`--mode: expected takeover, forward, both or gateway, got ${mode}`);
   }
   const tier = String(values.tier);
   if (tier !== "transplant" && tier !== "replay") {
@@ -138,8 +146,34 @@ function workload(mode: Mode, appMb: number, start: boolean): AgentConfig {
     // Bare CRIU ends it for a moment, which is not for the agent to mend.
     restart: "never",
     ...(mode === "takeover" ? { vip: { address: `${vip}/24`, device: "eth0" } } : {}),
+    ...(mode === "gateway" ? { downstream: "gateway" } : {}),
   };
 }
+
+const nodesOf: Record<Mode, string[]> = {
+  takeover: ["a", "b"],
+  forward: ["a", "b"],
+  gateway: ["a", "b", "c"],
+};
+
+/** There and back; behind a gateway, where the first node is switched off, on to a third and back. */
+function routeOf(mode: Mode, index: number): { from: string; to: string } {
+  const there = index % 2 === 0;
+  if (mode !== "gateway") return there ? { from: "a", to: "b" } : { from: "b", to: "a" };
+  if (index === 0) return { from: "a", to: "b" };
+  return there ? { from: "c", to: "b" } : { from: "b", to: "c" };
+}
+
+function addressOf(mode: Mode, lab: Lab): string {
+  if (mode === "takeover") return vip;
+  return lab.place(mode === "gateway" ? "g" : "a").address;
+}
+
+const explained: Record<Mode, string> = {
+  takeover: `the address ${vip} moves with the application`,
+  forward: "the address stays on node a, which forwards",
+  gateway: "clients connect to a gateway; node a is switched off when the application has left it",
+};
 
 /** Posts the migration to the node that owns the workload and follows it to its result. */
 async function migrate(
@@ -164,15 +198,16 @@ async function demoMode(
   bare: Bare[],
 ): Promise<void> {
   const startedMs = performance.now();
-  const lab = await createLab({ nodes: ["a", "b"], prefix: "hfdemo" });
+  const nodes = nodesOf[mode];
+  const lab = await createLab({ nodes, gateways: mode === "gateway" ? ["g"] : [], prefix: "hfdemo" });
   try {
-    const address = mode === "takeover" ? vip : lab.place("a").address;
-    screen.line(
-      `${screen.paint("bold", mode)}: ${mode === "takeover" ? `the address ${vip} moves with the application` : `the address ${address} stays on node a, which forwards`}`,
-    );
-    screen.live("  starting Redis, two nodes and their agents");
+    const address = addressOf(mode, lab);
+    screen.line(`${screen.paint("bold", mode)}: ${explained[mode]}`);
+    screen.live(`  starting Redis, ${nodes.length} nodes and their agents`);
+    if (mode === "gateway")
+      await lab.startGateway("g", { listen: [{ address: `${address}:${port}`, workload: "chat" }] });
     const agents = new Map<string, LabAgent>();
-    for (const node of ["a", "b"]) {
+    for (const node of nodes) {
       agents.set(
         node,
         await lab.startAgent(node, { workloads: [workload(mode, options.appMb, node === "a")] }),
@@ -186,15 +221,16 @@ async function demoMode(
       intervalMs,
     });
     screen.line(
-      `  Redis, nodes a and b, the application and ${options.sessions} clients are up ${screen.paint("dim", `(${((performance.now() - startedMs) / 1000).toFixed(1)} s)`)}`,
+      `  Redis, nodes ${nodes.slice(0, -1).join(", ")} and ${nodes.at(-1)}, the application and ${options.sessions} clients are up ${screen.paint("dim", `(${((performance.now() - startedMs) / 1000).toFixed(1)} s)`)}`,
     );
     for (let index = 0; index < options.moves; index++) {
-      const [from, to] = index % 2 === 0 ? (["a", "b"] as const) : (["b", "a"] as const);
+      const { from, to } = routeOf(mode, index);
       const agent = agents.get(from);
       if (agent === undefined) throw new Error("unreachable");
-      moves.push(await demoMove({ mode, from, to, agent, load, screen }));
+      const afterwards = mode === "gateway" && index === 0 ? () => lab.killNode(from, true) : () => {};
+      moves.push(await demoMove({ mode, from, to, agent, load, screen, afterwards }));
     }
-    const last = options.moves % 2 === 0 ? "a" : "b";
+    const last = routeOf(mode, options.moves - 1).to;
     bare.push(await demoBare(lab.stateDir(last), load, screen));
     await load.stop();
   } catch (error) {
@@ -217,8 +253,10 @@ async function demoMove(input: {
   agent: LabAgent;
   load: Load;
   screen: Screen;
+  /** as soon as it is done; what clients see of that counts for the move */
+  afterwards(): void;
 }): Promise<Move> {
-  const { mode, from, to, agent, load, screen } = input;
+  const { mode, from, to, agent, load, screen, afterwards } = input;
   let doing = "messages flow";
   const startMessages = load.messages;
   const show = () => {
@@ -241,6 +279,7 @@ async function demoMove(input: {
       `    ${screen.paint("green", "✔")} ${event.phase.padEnd(22)} ${milliseconds(event.ms ?? 0).padStart(9)} ms`,
     );
   });
+  if (result.outcome === "moved") afterwards();
   doing = "messages flow";
   await sleep(afterMoveMs);
   const report = await load.report();

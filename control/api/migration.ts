@@ -1,5 +1,6 @@
 /** What a move is called, reports and results in: shared by both sides, the admin interface and the command line. */
 import { z } from "zod";
+import type { Downstream } from "#proxy/contract/commands.ts";
 import { departureFacts } from "./check.ts";
 import type { CheckReport } from "./finding.ts";
 import { instanceSchema } from "./watches.ts";
@@ -63,7 +64,7 @@ export interface MoveResult {
   workload: string;
   from: string;
   to: string;
-  downstream: "takeover" | "forward";
+  downstream: Downstream;
   sessions: number;
   messages: null;
   lost: null;

@@ -5,6 +5,7 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
 import { type AgentConfig, loadConfig } from "../config/config.ts";
+import { type GatewayFile, loadGatewayConfig } from "../config/gateway.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
@@ -22,6 +23,7 @@ import { plain, type Terminal } from "./terminal.ts";
 export interface Surroundings extends Terminal {
   /** until it is told to end by a signal */
   runAgent(config: AgentConfig, options: { logLevel: string }): Promise<void>;
+  runGateway(config: GatewayFile, options: { logLevel: string }): Promise<void>;
   env: Record<string, string | undefined>;
   onInterrupt: OnInterrupt;
 }
@@ -47,6 +49,18 @@ const AGENT_HELP = `
 Which agent: --agent, else the environment variable HOLDFAST_AGENT, else the only socket among
 /var/lib/holdfast/*/agent.sock and /run/holdfast/*.sock. Its token file, with http://: --token-file,
 else the environment variable HOLDFAST_TOKEN_FILE.`;
+
+const GATEWAY_HELP = `
+The file:
+  gateway: g1                          # its name
+  store: redis://10.99.0.1:6379        # that of the nodes
+  key: file:/etc/holdfast/key          # that of the nodes
+  listen:
+    - { address: "10.99.0.9:8080", workload: chat, port: 8080 }
+  admin: 10.99.0.9:9400                # /healthz, /readyz, /metrics
+
+It moves with no workload: a move, and the end of the node that a workload came from, is a pause for its clients. SIGTERM: it
+accepts nobody any more, waits for its sessions to end (limits.drainMsMax), resets the others, and ends.`;
 
 /** @param args without node and script. Never throws; resolves with the exit status when the command is over. */
 export async function runProgram(args: string[], around: Surroundings): Promise<number> {
@@ -120,6 +134,17 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     .action(async (options: { config: string; logLevel: string }) => {
       const config = loadConfig(options.config);
       await around.runAgent(config, { logLevel: options.logLevel });
+    });
+
+  program
+    .command("gateway")
+    .description("hold the clients' sockets of workloads with downstream: gateway, in the foreground")
+    .requiredOption("--config <file>", "YAML file")
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addHelpText("after", `${GATEWAY_HELP}\n${EXIT_HELP}`)
+    .action(async (options: { config: string; logLevel: string }) => {
+      const config = loadGatewayConfig(options.config);
+      await around.runGateway(config, { logLevel: options.logLevel });
     });
 
   const keys = program

@@ -2,24 +2,19 @@
  * The agent's configuration file: YAML in, a checked and complete object out (its shape: `schema.ts`). Unknown keys are refused, so that a
  * misspelt limit is not silently the default. Every mistake is one line, `FILE: PATH: expected …, got …`.
  */
-import { readFileSync, statSync } from "node:fs";
 import { networkInterfaces } from "node:os";
-import { dirname, join, resolve } from "node:path";
-import { parseDocument } from "yaml";
-import type * as z from "zod";
-import type { PortConfig } from "#proxy/contract/commands.ts";
-import { fail } from "#proxy/contract/error-codes.ts";
-import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { KEY_BYTES, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import { join } from "node:path";
+import type { Downstream, PortConfig } from "#proxy/contract/commands.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { CapabilityChange } from "./capabilities.ts";
 import type { NetworkPlan } from "./container-network.ts";
 import { checkNetworks, planOf } from "./container-network.ts";
 import { formatEndpoint, isLoopback } from "./endpoint.ts";
-import { readKeyFile } from "./key-file.ts";
 import type { AgentLimits, WorkloadLimits } from "./limits.ts";
 import { checkPort, completePort } from "./port.ts";
 import { type File, type FileWorkload, fileSchema } from "./schema.ts";
+import { beside, invalid, keyFileOf, parseFile, type Refuse, readFile, readKeys } from "./yaml-file.ts";
 
 export interface MountConfig {
   source: string;
@@ -49,9 +44,9 @@ export interface WorkloadConfig {
   bundle: string | null;
   ports: PortConfig[];
   vip: { address: string; prefix: number; device: string } | null;
-  /** takeover with a VIP, else forward */
-  downstream: "takeover" | "forward";
-  /** where clients connect: the VIP, else the node's address */
+  /** takeover with a VIP, else forward unless it says gateway */
+  downstream: Downstream;
+  /** where clients connect: the VIP, else the node's address; gateway: nobody does */
   listenAddress: string;
   outbound: "close" | "keep";
   /** what becomes of an application that ends by itself; on-failure: with a status other than 0, or by a signal */
@@ -90,88 +85,21 @@ export interface AgentConfig {
   metrics: Endpoint | null;
 }
 
-const FILE_BYTES_MAX = 1_048_576;
 const MIB = 1_048_576;
 
 /** @throws HoldfastError `CONFIG_INVALID`: one line, file and key path first */
 export function loadConfig(fileName: string): AgentConfig {
-  let contents: string;
-  try {
-    const { size } = statSync(fileName);
-    if (size > FILE_BYTES_MAX) throw new Error(`it has ${size} bytes, at most ${FILE_BYTES_MAX} are read`);
-    contents = readFileSync(fileName, "utf8");
-  } catch (cause) {
-    throw invalid(fileName, "", `cannot be read: ${messageOf(cause)}`, cause);
-  }
-  return parseConfig(contents, fileName);
+  return parseConfig(readFile(fileName), fileName);
 }
 
 /** @param fileName for messages, and for a relative path of the key file. @throws HoldfastError `CONFIG_INVALID` */
 export function parseConfig(contents: string, fileName: string): AgentConfig {
-  const raw = parseYaml(contents, fileName);
-  const parsed = fileSchema.safeParse(raw);
-  if (!parsed.success) {
-    const { at, message } = describeIssue(parsed.error.issues[0] as z.core.$ZodIssue, raw);
-    throw invalid(fileName, at, message);
-  }
-  const fail = (at: string, message: string): never => {
+  const config = parseFile(fileSchema, contents, fileName);
+  const fail: Refuse = (at, message) => {
     throw invalid(fileName, at, message);
   };
-  crossCheck(parsed.data, fail);
-  return complete(parsed.data, fileName, readKeys(parsed.data.key, fileName, fail));
-}
-
-function parseYaml(contents: string, fileName: string): unknown {
-  try {
-    const document = parseDocument(contents, { logLevel: "silent" });
-    const [error] = document.errors;
-    // The parser's message goes on for several lines with a drawing of the place.
-    if (error) throw new Error((error.message.split("\n")[0] ?? "").replace(/:$/, ""));
-    return document.toJS({ maxAliasCount: 100 }) as unknown;
-  } catch (cause) {
-    throw invalid(fileName, "", `not YAML: ${messageOf(cause)}`, cause);
-  }
-}
-
-function describeIssue(issue: z.core.$ZodIssue, raw: unknown): { at: string; message: string } {
-  if (issue.code === "unrecognized_keys") {
-    return { at: formatPath([...issue.path, issue.keys[0] ?? ""]), message: "unknown key" };
-  }
-  const at = formatPath(issue.path);
-  if (issue.code === "invalid_key") {
-    const inner = issue.issues[0]?.message ?? "";
-    return { at, message: inner.startsWith("expected") ? inner : "expected a name without spaces or =" };
-  }
-  const value = valueAt(raw, issue.path);
-  // A store's address may hold a password.
-  if (at === "store" && value !== undefined) return { at, message: issue.message };
-  return { at, message: `${issue.message}, got ${show(value)}` };
-}
-
-function valueAt(raw: unknown, steps: PropertyKey[]): unknown {
-  let value = raw;
-  for (const step of steps) {
-    if (typeof value !== "object" || value === null || !Object.hasOwn(value, step)) return undefined;
-    value = (value as Record<PropertyKey, unknown>)[step];
-  }
-  return value;
-}
-
-function show(value: unknown): string {
-  if (value === undefined || value === null) return "nothing";
-  if (Array.isArray(value)) return value.length === 0 ? "an empty list" : "a list";
-  if (typeof value === "object") return "a mapping";
-  const shown = typeof value === "string" ? JSON.stringify(value) : String(value);
-  return shown.length > 80 ? `${shown.slice(0, 80)}…` : shown;
-}
-
-function formatPath(steps: PropertyKey[]): string {
-  return steps.reduce<string>((so, step) => {
-    if (typeof step === "number") return `${so}[${step}]`;
-    const key = String(step);
-    const plain = /^[\w-]{1,60}$/.test(key) ? key : JSON.stringify(key.slice(0, 60));
-    return so === "" ? plain : `${so}.${plain}`;
-  }, "");
+  crossCheck(config, fail);
+  return complete(config, fileName, readKeys(config.key, fileName, fail));
 }
 
 function crossCheck(config: File, fail: (at: string, message: string) => never): void {
@@ -235,12 +163,27 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
         "expected close (connections can only be kept with an address that moves: vip), got keep",
       );
     }
+    if ((downstreamOf(one) === "takeover") !== (one.vip !== undefined))
+      fail(
+        `${at}.downstream`,
+        one.vip === undefined
+          ? "expected a vip with takeover (the address has to move), got none"
+          : `expected takeover with a vip, or no vip, got "${one.downstream}"`,
+      );
     const listenAddress = vipAddress ?? config.listen.address;
     const here = localAddresses(config.listen.address, vipAddress);
     for (const [number, port] of one.ports.entries()) {
       const { listen, upstream } = port;
       checkPort(port, `${at}.ports[${number}]`, fail);
-      take(`${at}.ports[${number}].listen`, { address: listenAddress, port: listen });
+      if (downstreamOf(one) === "gateway") {
+        if (port.proxyProtocol !== undefined)
+          fail(
+            `${at}.ports[${number}].proxyProtocol`,
+            "expected it in the gateway's file, where clients come, and not with downstream: gateway",
+          );
+        if (one.ports.findIndex((other) => other.listen === listen) !== number)
+          fail(`${at}.ports[${number}].listen`, `expected a port of its own, got ${listen} again`);
+      } else take(`${at}.ports[${number}].listen`, { address: listenAddress, port: listen });
       if (one.container !== undefined && one.container.network !== "host") {
         if (!isLoopback(upstream.address))
           fail(
@@ -291,24 +234,6 @@ function localAddresses(...more: (string | undefined)[]): Set<string> {
   return new Set(known);
 }
 
-function keyFileOf(key: string, fileName: string): string {
-  return beside(fileName, key.slice("file:".length));
-}
-
-/** A path that is not absolute belongs to the folder of the configuration. */
-function beside(fileName: string, path: string): string {
-  return resolve(dirname(fileName), path);
-}
-
-function readKeys(key: string, fileName: string, fail: (at: string, message: string) => never): SharedKeys {
-  try {
-    return readKeyFile(keyFileOf(key, fileName));
-  } catch (error) {
-    const isSystems = (error as NodeJS.ErrnoException).code !== undefined;
-    return fail("key", `${isSystems ? `expected a file with ${KEY_BYTES} bytes: ` : ""}${messageOf(error)}`);
-  }
-}
-
 function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig {
   return {
     file: fileName,
@@ -337,6 +262,10 @@ function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig
   };
 }
 
+function downstreamOf({ downstream, vip }: FileWorkload): Downstream {
+  return downstream ?? (vip === undefined ? "forward" : "takeover");
+}
+
 function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfig {
   return {
     name: one.name,
@@ -348,7 +277,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
     bundle: one.bundle ?? null,
     ports: one.ports.map(completePort),
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
-    downstream: one.vip === undefined ? "forward" : "takeover",
+    downstream: downstreamOf(one),
     listenAddress: one.vip?.address.address ?? nodeAddress,
     outbound: one.outbound,
     restart: one.restart,
@@ -356,8 +285,4 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
     stopMsMax: one.stopMsMax,
     limits: one.limits,
   };
-}
-
-function invalid(fileName: string, at: string, message: string, cause?: unknown): HoldfastError {
-  return fail("CONFIG_INVALID", [fileName, at, message].filter((part) => part !== "").join(": "), { cause });
 }

@@ -4,6 +4,7 @@
  */
 import { isIP } from "node:net";
 import * as z from "zod";
+import { DOWNSTREAMS } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { type Limit, MS_MAX, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -25,7 +26,7 @@ const WEEK_MS = 604_800_000;
 
 const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
 const ENDPOINT_EXPECTED = "expected IP:PORT ([IP]:PORT for IPv6)";
-const name = z.string(NAME_EXPECTED).regex(/^[a-z0-9-]{1,40}$/, NAME_EXPECTED);
+export const name = z.string(NAME_EXPECTED).regex(/^[a-z0-9-]{1,40}$/, NAME_EXPECTED);
 
 function text(expected: string): z.ZodString {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: a NUL would cut the string short in the kernel.
@@ -37,16 +38,16 @@ function path(what: string): z.ZodType<string> {
   return text(expected).refine((value) => value.startsWith("/"), expected);
 }
 
-function count(what: string, min: number, max: number): z.ZodNumber {
+export function count(what: string, min: number, max: number): z.ZodNumber {
   const expected = `expected ${what} ${min}-${max}`;
   return z.number(expected).int(expected).min(min, expected).max(max, expected);
 }
 
-function list<T>(schema: z.ZodType<T>, expected: string, min: number, max: number) {
+export function list<T>(schema: z.ZodType<T>, expected: string, min: number, max: number) {
   return z.array(schema, expected).min(min, expected).max(max, expected);
 }
 
-function oneOf<const T extends readonly [string, ...string[]]>(...values: T) {
+export function oneOf<const T extends readonly [string, ...string[]]>(...values: T) {
   const [last, ...others] = values.toReversed();
   const expected = `expected ${others.length === 0 ? "" : `${others.reverse().join(", ")} or `}${last}`;
   return z.enum(values, expected);
@@ -54,7 +55,7 @@ function oneOf<const T extends readonly [string, ...string[]]>(...values: T) {
 
 const truth = z.boolean("expected true or false");
 
-const endpoint = z.string(ENDPOINT_EXPECTED).transform((value, context): Endpoint => {
+export const endpoint = z.string(ENDPOINT_EXPECTED).transform((value, context): Endpoint => {
   const parsed = parseEndpoint(value);
   if (parsed !== null) return parsed;
   context.addIssue({ code: "custom", message: ENDPOINT_EXPECTED });
@@ -73,7 +74,7 @@ const vipAddress = z.string(VIP_EXPECTED).transform((value, context) => {
   return z.NEVER;
 });
 
-const storeUrl = z.string("expected the address of a store").superRefine((value, context) => {
+export const storeUrl = z.string("expected the address of a store").superRefine((value, context) => {
   try {
     parseStoreUrl(value);
   } catch (error) {
@@ -81,7 +82,7 @@ const storeUrl = z.string("expected the address of a store").superRefine((value,
   }
 });
 
-const milliseconds = count("milliseconds", 1, MS_MAX);
+export const milliseconds = count("milliseconds", 1, MS_MAX);
 
 const UNITS: Record<Limit["unit"], string> = {
   ms: "milliseconds",
@@ -223,6 +224,17 @@ const setUp = z.union(
   SET_UP_EXPECTED,
 );
 
+/** Where clients come: a workload's port, or a gateway's. */
+export const clientKeys = {
+  proxyProtocol: proxyProtocol.optional(),
+  sessionsMax: count("a number of sessions", 1, 100_000).default(SESSIONS_MAX),
+  // half of sessionsMax, so that no client keeps all the others out
+  sessionsPerClientMax: count("a number of sessions", 1, 100_000).optional(),
+  keepAliveMs: count("milliseconds", 0, MS_MAX).default(KEEP_ALIVE_MS),
+  userTimeoutMs: count("milliseconds", 0, MS_MAX).default(USER_TIMEOUT_MS),
+  idleMsMax: count("milliseconds", 0, WEEK_MS).default(0),
+};
+
 const port = z.strictObject(
   {
     listen: count("a port number", 1, 65_535),
@@ -235,13 +247,7 @@ const port = z.strictObject(
     delivery: oneOf("atMostOnce", "atLeastOnce").optional(),
     setUp: setUp.optional(),
     session: session.optional(),
-    proxyProtocol: proxyProtocol.optional(),
-    sessionsMax: count("a number of sessions", 1, 100_000).default(SESSIONS_MAX),
-    // half of sessionsMax, so that no client keeps all the others out
-    sessionsPerClientMax: count("a number of sessions", 1, 100_000).optional(),
-    keepAliveMs: count("milliseconds", 0, MS_MAX).default(KEEP_ALIVE_MS),
-    userTimeoutMs: count("milliseconds", 0, MS_MAX).default(USER_TIMEOUT_MS),
-    idleMsMax: count("milliseconds", 0, WEEK_MS).default(0),
+    ...clientKeys,
     probes: list(probe, "expected a list of at most 16 paths", 0, 16).default([]),
   },
   'expected a port, as { listen: 8080, upstream: "127.0.0.1:9000" }',
@@ -264,6 +270,7 @@ const workload = z.strictObject(
     bundle: path("an OCI bundle").optional(),
     ports: list(port, "expected a list of 1-64 ports", 1, 64),
     vip: vip.optional(),
+    downstream: oneOf(...DOWNSTREAMS).optional(),
     outbound: oneOf("close", "keep").default("close"),
     restart: oneOf("always", "on-failure", "never").default("on-failure"),
     stopSignal: oneOf(
@@ -284,6 +291,9 @@ const workload = z.strictObject(
 
 const pemFile = z.string("expected the path of a PEM file").min(1, "expected the path of a PEM file");
 
+export const links = oneOf("encrypted", "plain").default("encrypted");
+export const key = z.string("expected file:PATH").regex(/^file:./, "expected file:PATH");
+
 export const fileSchema = z.strictObject(
   {
     node: name,
@@ -303,8 +313,8 @@ export const fileSchema = z.strictObject(
       )
       .optional(),
     revoked: z.string("expected the path of a file").min(1, "expected the path of a file").optional(),
-    links: oneOf("encrypted", "plain").default("encrypted"),
-    key: z.string("expected file:PATH").regex(/^file:./, "expected file:PATH"),
+    links,
+    key,
     workloads: list(workload, "expected a list of at most 100 workloads", 0, 100),
     limits: agentLimits.default(DEFAULT_AGENT_LIMITS),
     admin: endpoint.optional(),

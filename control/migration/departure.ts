@@ -257,9 +257,9 @@ export class Departure {
     await this.#untilStopped(this.#sendFilesFirst(LAYER));
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link ?? NO_LINK;
-    if (workload.downstream === "forward") workload.recordMoving({ link: this.#link });
+    if (workload.downstream !== "takeover") workload.recordMoving({ link: this.#link });
     for (const mount of container.travels) await this.#untilStopped(this.#sendFilesFirst(mount));
-    if (workload.downstream === "forward")
+    if (workload.downstream !== "takeover")
       await workload.anchors.prepare(this.#epoch, this.#options.to, this.#link);
     await this.#findWatchedFiles();
     await this.#startWorker();
@@ -586,6 +586,7 @@ export class Departure {
     const workload = this.#workload;
     const { context, journal, name } = workload;
     this.#throwIfStopped();
+    await workload.anchors.settle(journal.epoch);
     let captured: CapturedBody | null = null;
     if (workload.vip !== null) {
       const capture = await workload.proxy.command<"captureDownstream", CaptureResult>("captureDownstream", {

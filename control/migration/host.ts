@@ -4,7 +4,7 @@
  */
 import type { Logger } from "pino";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { ProxyCommands } from "#proxy/contract/commands.ts";
+import type { Downstream, ProxyCommands } from "#proxy/contract/commands.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Ownership, Store } from "#proxy/store/store.ts";
@@ -80,6 +80,8 @@ export interface MigrationProxies {
     /** Nodes whose proxies have clients of this workload once it has left. */
     afterLeaving(to: string): string[];
     prepare(epoch: number, to: string, target: Endpoint): Promise<void>;
+    /** Before the commit. @throws HoldfastError `PROXY_QUIESCE` */
+    settle(epoch: number): Promise<void>;
   };
   /** What the source left in the store for the clients' legs. @throws HoldfastError when it cannot be read */
   heldBytes(epoch: number): Promise<Buffer>;
@@ -88,7 +90,7 @@ export interface MigrationProxies {
 export interface MigrationHost extends MigrationRecord, MigrationOwnership, MigrationProxies {
   readonly name: string;
   readonly config: WorkloadConfig;
-  readonly downstream: "takeover" | "forward";
+  readonly downstream: Downstream;
   readonly limits: {
     readonly imagesBytesMax: number;
     readonly precopyBytesMax: number;

@@ -7,11 +7,12 @@
  * tell. The range is what such sums were off by on machines that do other work too.
  */
 
+import type { Downstream } from "#proxy/contract/commands.ts";
 import type { PredictedPart, Prediction, Range } from "../api/migration.ts";
 
 /** What a rehearsal knows. */
 export interface Measured {
-  downstream: "takeover" | "forward";
+  downstream: Downstream;
   /** connections of sessions at the proxy */
   legs: number;
   processes: number;

@@ -4,14 +4,14 @@
  */
 import type { Logger } from "pino";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { ProxyCommands } from "#proxy/contract/commands.ts";
+import type { Downstream, ProxyCommands } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 
 /** Whose anchors they are. */
 export interface AnchorsHost {
   readonly name: string;
-  readonly downstream: "takeover" | "forward";
+  readonly downstream: Downstream;
   readonly context: {
     readonly node: string;
     readonly log: Logger;
@@ -46,17 +46,23 @@ export class Anchors {
   /** Nodes whose proxies have clients of this workload once it has left. */
   afterLeaving(to: string): string[] {
     const { downstream, journal, context } = this.#host;
-    if (downstream === "takeover") return [];
+    if (downstream !== "forward") return [];
     return [...new Set([...journal.anchors, context.node])].filter((node) => node !== to);
   }
 
-  /** Links to `target` are dialled, before anybody is held. */
+  /** Links to `target` are dialled, before anybody is held; gateways are told on theirs. */
   async prepare(epoch: number, to: string, target: Endpoint): Promise<void> {
     const { name, proxy } = this.#host;
     await Promise.all([
       proxy.command("prepareLinks", { epoch, target }),
       this.#tell(to, "anchor.prepare", { workload: name, epoch, target }),
     ]);
+  }
+
+  /** Before the commit: nothing that gateways were sent is still on its way. @throws HoldfastError `PROXY_QUIESCE` */
+  async settle(epoch: number): Promise<void> {
+    const { downstream, proxy } = this.#host;
+    if (downstream === "gateway") await proxy.command("settleLinks", { epoch });
   }
 
   /** The move is done. */

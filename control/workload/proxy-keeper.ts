@@ -2,13 +2,13 @@
  * The proxy of a workload on this node: started, found again by the next agent, given its keys and its way to the application, and
  * replaced when it ends outside of a move.
  */
-import { hkdfSync, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Logger } from "pino";
 import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
-import { joinKeys, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import { joinKeys, linkKeysOf, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import type { WorkloadConfig } from "../config/config.ts";
@@ -177,10 +177,8 @@ export class ProxyKeeper {
     }
   }
 
-  #linkKeys([first, ...others]: SharedKeys): Buffer {
-    const derive = (key: Buffer): Buffer =>
-      Buffer.from(hkdfSync("sha256", key, "", `holdfast link ${this.#host.name}`, 32));
-    return joinKeys([derive(first), ...others.map(derive)]);
+  #linkKeys(keys: SharedKeys): Buffer {
+    return joinKeys(linkKeysOf(keys, this.#host.name));
   }
 
   /** The application is in a network namespace of its own. Of the container there is, whatever the configuration says by now. */
@@ -218,6 +216,14 @@ export class ProxyKeeper {
       this.#ownLink = { proxy, link: status?.result.link ?? null };
     }
     return this.#ownLink.link;
+  }
+
+  /** Where it takes links, and the epoch at which it does. null: it takes none, or does not say */
+  async linkStatus(): Promise<{ link: Endpoint; epoch: number } | null> {
+    const proxy = this.#client;
+    if (proxy === null || !proxy.isOpen) return null;
+    const { result } = await proxy.command<"status", { link?: Endpoint | null; epoch: number }>("status", {});
+    return result.link == null ? null : { link: result.link, epoch: result.epoch };
   }
 
   /** A page at a time, so that the proxy never spends long on it. */

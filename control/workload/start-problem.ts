@@ -73,7 +73,7 @@ async function ofPorts(error: unknown, { config, own }: NotStarted): Promise<Sta
       what: messageOf(error),
       cure: "stop that process, or let the application listen on another port (upstream:)",
     };
-  for (const { listen } of config.ports) {
+  for (const { listen } of config.downstream === "gateway" ? [] : config.ports) {
     const here = { address: config.listenAddress, port: listen };
     const taken = await holderOf(here, own);
     if (taken !== null)

@@ -1,4 +1,5 @@
 /** What `status` says of a workload: looked at, changed by nothing. */
+import type { Downstream } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { listenBacklog } from "#proxy/kernel/diag.ts";
 import type { Store } from "#proxy/store/store.ts";
@@ -26,7 +27,7 @@ export interface WorkloadStatus {
     | "waiting"
     | "damaged";
   owner: string | null;
-  downstream: "takeover" | "forward";
+  downstream: Downstream;
   sessions: number;
   moving: { to: string; step: string } | null;
   container: string | null;
@@ -38,7 +39,7 @@ export interface WorkloadStatus {
 export interface StatusHost {
   readonly name: string;
   readonly config: WorkloadConfig;
-  readonly downstream: "takeover" | "forward";
+  readonly downstream: Downstream;
   readonly logFile: string;
   readonly context: { readonly node: string; readonly store: Store };
   readonly journal: Readonly<Journal>;

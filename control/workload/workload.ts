@@ -5,7 +5,7 @@
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { SessionInfo } from "#proxy/contract/commands.ts";
+import type { Downstream, SessionInfo } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -29,6 +29,7 @@ import { Anchors } from "./anchors.ts";
 import { type Decision, decideClaim, decideForced, type Permission, type Problem } from "./claim.ts";
 import type { AgentContext } from "./context.ts";
 import { EMPTY_JOURNAL, type Journal, nextJournal, readJournal, writeJournal } from "./journal.ts";
+import { LinkRecords } from "./link-record.ts";
 import { MoveRecovery } from "./move-recovery.ts";
 import { Output } from "./output.ts";
 import { isSameEndpoint } from "./owners.ts";
@@ -71,6 +72,7 @@ export class Workload {
   readonly supervisor: Supervisor;
   readonly keeper = new ProxyKeeper(this);
   readonly anchors = new Anchors(this);
+  readonly #linkRecords = new LinkRecords(this);
   readonly #moveRecovery = new MoveRecovery(this);
   readonly registry = new Registry(this);
   readonly output = new Output(this);
@@ -122,7 +124,7 @@ export class Workload {
   get name(): string {
     return this.config.name;
   }
-  get downstream(): "takeover" | "forward" {
+  get downstream(): Downstream {
     return this.config.downstream;
   }
   get limits(): {
@@ -428,6 +430,7 @@ export class Workload {
       await this.#tearDown();
       throw error;
     }
+    await this.#linkRecords.tell();
     context.log.info({ workload: name, epoch, container: container.id }, "started");
   }
 
@@ -528,6 +531,7 @@ export class Workload {
       // a reservation that a fail-over has brought back would refuse every move
       if (found.migration !== null)
         await store.cancel({ workload: this.name, migration: found.migration.id });
+      await this.#linkRecords.tell();
     } catch (error) {
       this.#warn("look whether it is still owned", error);
     }
@@ -872,19 +876,20 @@ export class Workload {
     this.#arrival = null;
     this.#problem = null;
     this.#startFailed = false;
+    void this.#linkRecords.tell();
   }
 
   /** The target goes on; whatever was kept for a rollback goes. */
   async retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
     const { sandbox } = this;
     const { proxy: proxyRecord } = this.#journal;
-    const proxy = this.downstream === "takeover" ? this.keeper.leave() : this.keeper.client; // it ends
+    const proxy = this.downstream === "forward" ? this.keeper.client : this.keeper.leave(); // which ends
     if (proxy?.isOpen)
       await proxy
         .command("retire", { epoch, owner: this.downstream === "forward" ? owner : null })
         .catch((error: unknown) => this.#warn("retire", error));
     else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
-    if (this.downstream === "takeover") {
+    if (this.downstream !== "forward") {
       this.vip?.remove();
       proxy?.disconnect();
     }

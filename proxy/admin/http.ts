@@ -1,4 +1,4 @@
-/** `/healthz` and `/metrics`, for probes and Prometheus. Reads only; whoever reaches the socket may read. */
+/** `/healthz`, `/readyz` and `/metrics`, for probes and Prometheus. Reads only; whoever reaches the socket may read. */
 import { createServer, type Server } from "node:http";
 import type { Registry } from "@prometheus-io/client";
 
@@ -6,6 +6,8 @@ export interface AdminOptions {
   metrics: Registry;
   /** 200 with this as JSON; null: 503, not configured yet */
   health(): object | null;
+  /** `/readyz`: 200 with this as JSON, or 503 with the reason; default: there is no such path */
+  ready?(): { ready: true; [field: string]: unknown } | { ready: false; reason: string };
 }
 
 export function createAdmin(options: AdminOptions): Server {
@@ -23,6 +25,11 @@ export function createAdmin(options: AdminOptions): Server {
         response
           .writeHead(health === null ? 503 : 200, { "content-type": "application/json" })
           .end(JSON.stringify(health ?? { role: "unconfigured" }));
+      } else if (request.url === "/readyz" && options.ready !== undefined) {
+        const found = options.ready();
+        response
+          .writeHead(found.ready ? 200 : 503, { "content-type": "application/json" })
+          .end(JSON.stringify(found));
       } else {
         response.writeHead(404).end();
       }

@@ -1,4 +1,4 @@
-/** The proxy's Prometheus metrics, read from the counters at each scrape. No label names a connection or a client. */
+/** Prometheus metrics of a process's proxies, summed from their counters at each scrape. No label names a connection or a client. */
 import { Counter, Gauge, Registry } from "@prometheus-io/client";
 import type { Counters } from "#proxy/workload/counters.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
@@ -62,33 +62,36 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   legFailures: ["leg_failures_total", "TCP legs that could not be captured, released or taken back."],
 };
 
-export function createMetrics(proxy: () => WorkloadProxy | null): Registry {
+export function createMetrics(proxies: () => WorkloadProxy[], prefix = "holdfast_proxy"): Registry {
   const registry = new Registry();
   const registers = [registry];
+  const sum = (of: (proxy: WorkloadProxy) => number): number =>
+    proxies().reduce((all, proxy) => all + of(proxy), 0);
   for (const [key, [name, help]] of Object.entries(COUNTERS)) {
     new Counter({
-      name: `holdfast_proxy_${name}`,
+      name: `${prefix}_${name}`,
       help,
       registers,
       collect() {
         this.reset();
-        this.inc(proxy()?.counters[key as keyof Counters] ?? 0);
+        this.inc(sum(({ counters }) => counters[key as keyof Counters]));
       },
     });
   }
   new Counter({
-    name: "holdfast_proxy_opaque_total",
+    name: `${prefix}_opaque_total`,
     help: "Sessions whose bytes could not be named any more, by reason (a closed list).",
     labelNames: ["reason"],
     registers,
     collect() {
       this.reset();
-      for (const [reason, count] of proxy()?.opaqueReasons ?? []) this.inc({ reason }, count);
+      for (const { opaqueReasons } of proxies())
+        for (const [reason, count] of opaqueReasons) this.inc({ reason }, count);
     },
   });
   const gauge = (name: string, help: string, read: () => number): void => {
     new Gauge({
-      name: `holdfast_proxy_${name}`,
+      name: `${prefix}_${name}`,
       help,
       registers,
       collect() {
@@ -96,13 +99,13 @@ export function createMetrics(proxy: () => WorkloadProxy | null): Registry {
       },
     });
   };
-  gauge("sessions", "Sessions here now.", () => proxy()?.sessions.size ?? 0);
-  gauge("epoch", "Highest epoch seen.", () => proxy()?.epoch ?? 0);
+  gauge("sessions", "Sessions here now.", () => sum(({ sessions }) => sessions.size));
+  gauge("epoch", "Highest epoch seen.", () => Math.max(0, ...proxies().map(({ epoch }) => epoch)));
   gauge("owner", "1 while the application runs behind this proxy.", () =>
-    proxy()?.role === "owner" ? 1 : 0,
+    sum(({ role }) => (role === "owner" ? 1 : 0)),
   );
-  gauge("held_bytes", "Bytes of clients held in memory.", () => proxy()?.budget.memoryBytes ?? 0);
-  gauge("spilled_bytes", "Bytes of clients held on disk.", () => proxy()?.budget.spilledBytes ?? 0);
+  gauge("held_bytes", "Bytes of clients held in memory.", () => sum(({ budget }) => budget.memoryBytes));
+  gauge("spilled_bytes", "Bytes of clients held on disk.", () => sum(({ budget }) => budget.spilledBytes));
   gauge("resident_memory_bytes", "Resident memory of the process.", () => process.memoryUsage.rss());
   return registry;
 }

@@ -17,6 +17,13 @@
 import type { ProxyLimits } from "./limits.ts";
 import type { Endpoint } from "./snapshot.ts";
 
+/**
+ * Where clients' sockets are. takeover: they move along with the address; forward: they stay on the node that accepted them, which
+ * links them to the owner; gateway: at gateways, which are no node's.
+ */
+export const DOWNSTREAMS = ["takeover", "forward", "gateway"] as const;
+export type Downstream = (typeof DOWNSTREAMS)[number];
+
 /** How a session gets its name, so that a client that connects again can be led to its workload. */
 export interface SessionNaming {
   from: "cookie" | "header" | "query" | "subprotocol";
@@ -116,8 +123,8 @@ export interface Configure {
   node: string;
   /** own: the application has a network namespace of its own, see {@link TakeNetwork} */
   network: "host" | "own";
-  downstream: "takeover" | "forward";
-  /** where clients connect: VIP or node address */
+  downstream: Downstream;
+  /** where clients connect: VIP or node address; gateway: nobody does */
   listenAddress: string;
   /** takeover: the device of the VIP on this node, where clients with link-local addresses are; null: not known */
   listenDevice: string | null;
@@ -146,7 +153,10 @@ export interface Standby {
   epoch: number;
 }
 
-/** Forward, at an anchor: dial the links the sessions will use after the switch. → `{ links: number }` */
+/**
+ * Forward, at an anchor: dial the links the sessions will use after the switch. Gateway, at the source: have gateways do so. →
+ * `{ links: number }`
+ */
 export interface PrepareLinks {
   epoch: number;
   target: Endpoint;
@@ -200,6 +210,14 @@ export interface CapturedPiece {
   left: number;
 }
 
+/**
+ * Gateway, before the commit: resolves when gateways have all that was sent to them, so that nothing of it ends with this node. Fails with
+ * `PROXY_QUIESCE` where one does not say so in time.
+ */
+export interface SettleLinks {
+  epoch: number;
+}
+
 /** Takeover: shield, then capture. → {@link CaptureResult}, body: encoded SessionSnapshot[], downstream legs and pending bytes filled in. */
 export interface CaptureDownstream {
   epoch: number;
@@ -239,10 +257,10 @@ export interface Rollback {
 export interface Discard {
   epoch: number;
 }
-/** Source, after the target released. takeover: close all silently and exit. forward: go on as an anchor of `owner`. */
+/** Source, after the target released. takeover, gateway: close all and exit. forward: go on as an anchor of `owner`. */
 export interface Retire {
   epoch: number;
-  /** where the links of forward mode go; null in takeover, which leaves nothing */
+  /** where the links of forward mode go; null otherwise: nothing is left */
   owner: { node: string; link: Endpoint } | null;
 }
 /**
@@ -330,6 +348,7 @@ export interface ProxyCommands {
   captureUpstream: CaptureUpstream;
   captureDownstream: CaptureDownstream;
   takeCaptured: TakeCaptured;
+  settleLinks: SettleLinks;
   adoptUpstream: AdoptUpstream;
   adoptDownstream: AdoptDownstream;
   release: Release;

@@ -2,7 +2,7 @@
  * Keys that nodes share, as a ring: the first proves and seals, all are accepted. So a key is changed without anybody being
  * refused: the new one is added behind the old one on every node, then put first on every node, then the old one goes.
  */
-import { createHmac } from "node:crypto";
+import { createHmac, hkdfSync } from "node:crypto";
 
 export const KEY_BYTES = 32;
 export const KEYS_MAX = 8;
@@ -28,4 +28,11 @@ export function splitKeys(bytes: Buffer): SharedKeys | null {
     Buffer.from(bytes.subarray(index * KEY_BYTES, (index + 1) * KEY_BYTES)),
   );
   return first === undefined ? null : [first, ...others];
+}
+
+/** What proxies of one workload, and gateways, prove themselves to each other with on links. */
+export function linkKeysOf([first, ...others]: SharedKeys, workload: string): SharedKeys {
+  const derive = (key: Buffer): Buffer =>
+    Buffer.from(hkdfSync("sha256", key, "", `holdfast link ${workload}`, KEY_BYTES));
+  return [derive(first), ...others.map(derive)];
 }

@@ -16,6 +16,7 @@ import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { isOfNode } from "./adopt.ts";
+import { askCounts } from "./gateways.ts";
 import { checkTotal, queuedBytes } from "./pieces.ts";
 import { operate, sameCount } from "./surgery.ts";
 
@@ -80,6 +81,7 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
   }
   if (failures.length > 1 && meter.legs === 0) throw failures[0];
   proxy.counters.legsCaptured += meter.legs;
+  if (proxy.config.downstream === "gateway") askCounts(proxy);
   await flushLinks(proxy);
   return meter.captured();
 }

@@ -6,7 +6,12 @@ import { isIP } from "node:net";
 import type { Logger } from "pino";
 import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
-import type { CapturedPiece, CaptureResult, Configure } from "#proxy/contract/commands.ts";
+import {
+  type CapturedPiece,
+  type CaptureResult,
+  type Configure,
+  DOWNSTREAMS,
+} from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import { PROXY_LIMITS, type ProxyLimits } from "#proxy/contract/limits.ts";
@@ -18,6 +23,7 @@ import { HoldWatch, LET_GO, type LetGoLimits } from "#proxy/workload/let-go.ts";
 import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { adoptDownstream, adoptUpstream } from "./adopt.ts";
 import { type Captured, captureDownstream, captureUpstream } from "./capture.ts";
+import { announceMove, leaveGateways, settleLinks } from "./gateways.ts";
 import { hold } from "./hold.ts";
 import { Pieces } from "./pieces.ts";
 import { discard, release } from "./release.ts";
@@ -76,7 +82,7 @@ const configureSchema = z.object({
   workload: z.string().min(1),
   node: z.string().min(1).max(255),
   network: z.enum(["host", "own"]).default("host"),
-  downstream: z.enum(["takeover", "forward"]),
+  downstream: z.enum(DOWNSTREAMS),
   listenAddress: z.string().min(1),
   listenDevice: z.string().min(1).max(15).nullable().default(null),
   ports: z.array(portSchema).min(1).max(1024),
@@ -181,7 +187,8 @@ export class Commands {
         return { result: () => ({ link: proxy.linkEndpoint }) };
       }),
       prepareLinks: this.#command("prepareLinks", withTarget, async (proxy, params) => {
-        const result = await prepareLinks(proxy, params);
+        const prepare = proxy.config.downstream === "gateway" ? announceMove : prepareLinks;
+        const result = await prepare(proxy, params);
         return { result: () => result };
       }),
       shorten: this.#command("shorten", epochOnly, async (proxy) => {
@@ -203,6 +210,11 @@ export class Commands {
         return this.#firstPiece(await captureDownstream(proxy));
       }),
       takeCaptured: this.#command("takeCaptured", epochOnly, async () => this.#nextPiece()),
+      settleLinks: this.#command("settleLinks", epochOnly, async (proxy) => {
+        requireMode(proxy, "gateway");
+        await settleLinks(proxy);
+        return { result: () => ({}) };
+      }),
       adoptUpstream: this.#command("adoptUpstream", epochOnly, async (proxy, _params, body) => {
         const result = await adoptUpstream(proxy, decodeSessions(body, SNAPSHOT_LIMITS));
         return { result: () => result };
@@ -231,6 +243,7 @@ export class Commands {
         proxy.role = proxy.config.downstream === "forward" ? "anchor" : "gone";
         proxy.epoch = params.epoch;
         const result = retire(proxy, params.owner);
+        if (proxy.config.downstream === "gateway") await leaveGateways(proxy);
         this.#leaveNetwork(proxy);
         return {
           result: () => result,

@@ -7,6 +7,7 @@ import { once } from "node:events";
 import type { Retire, SwitchOwner } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { Outcome } from "#proxy/contract/leg-surgeon.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LegSide } from "#proxy/stream/socket-kernel.ts";
@@ -31,6 +32,7 @@ export async function rollback(
   epoch = proxy.epoch,
 ): Promise<{ sessions: number; lost: number }> {
   proxy.counters.rollbacks++;
+  proxy.movingTo = null;
   const counts = { sessions: 0, lost: 0 };
   for (const session of proxy.sessions.values()) {
     session.nextLink?.close(RST_CODE.moved);
@@ -125,13 +127,16 @@ function wake(proxy: WorkloadProxy, still: DetachedLeg | null, side: LegSide): T
   return TcpLeg.attach(proxy.kernel, still.fd, side);
 }
 
-/** Takeover: nothing is left. Forward: the clients' sockets stay, and their sessions go on over links. */
+/** Takeover, gateway: nothing is left. Forward: the clients' sockets stay, and their sessions go on over links. */
 export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions: number } {
-  if (proxy.config.downstream === "takeover") {
+  if (proxy.config.downstream !== "forward") {
     for (const session of [...proxy.sessions.values()]) {
       closeDetached(proxy.kernel, session);
+      if (session.downstream instanceof LinkLeg) proxy.leavingLinks.push(session.downstream);
       session.silence();
     }
+    if (proxy.config.downstream === "gateway") proxy.leavingLinks.push(...proxy.parked.values());
+    proxy.parked.clear();
     proxy.closeDoors();
     return { sessions: 0 };
   }
@@ -212,16 +217,20 @@ export function switchOwner(proxy: WorkloadProxy, owner: SwitchOwner["owner"]): 
   for (const session of [...proxy.sessions.values()]) {
     if (session.anchor !== proxy.config.node) continue;
     if (session.state === "waiting") {
+      if (leadsTo(session.nextLink, owner.link)) continue;
       session.nextLink?.release();
       session.nextLink = null;
       proxy.start(session);
     } else if (session.state === "open" && session.upstream instanceof LinkLeg) {
-      const there = session.upstream.dialledTo;
-      const switched = there?.address === owner.link.address && there.port === owner.link.port;
+      const switched = leadsTo(session.upstream, owner.link);
       if (!switched && session.nextLink === null && session.switchAt === null) proxy.relink(session, false);
     } else if (session.state === "open" && session.upstream === null && session.nextLink === null) {
       proxy.relink(session, false);
     }
   }
   return { sessions: proxy.sessions.size };
+}
+
+function leadsTo(link: LinkLeg | null, { address, port }: Endpoint): boolean {
+  return link?.dialledTo?.address === address && link.dialledTo.port === port;
 }

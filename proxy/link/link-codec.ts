@@ -11,9 +11,14 @@
  *                           DATA, FIN, CREDIT(u32: bytes the receiver has passed on; bounds what a link can pile up)
  *                           HOLD → HELD (no DATA follows), RESUME (the move was rolled back)
  *                           RST(code u8)
+ *   with a gateway, which     MOVE(epoch u64, port u16, address: who is about to own the session) → PREPARED(u8, 1: a link to it is parked)
+ *   dials                     COUNT → COUNTED(u64: bytes application → client that the dialler has)
  *
  * Pure: bytes in, frames out. DATA is handed on as it arrives, in parts, without being gathered or copied.
  */
+import { isIP } from "node:net";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+
 export const FRAME = {
   nonce: 1,
   hello: 2,
@@ -27,6 +32,10 @@ export const FRAME = {
   resume: 10,
   credit: 11,
   secure: 12,
+  move: 13,
+  prepared: 14,
+  count: 15,
+  counted: 16,
 } as const;
 export type FrameName = keyof typeof FRAME;
 export type FrameType = (typeof FRAME)[FrameName];
@@ -50,7 +59,12 @@ const EXACT_BYTES: Partial<Record<FrameType, number>> = {
   [FRAME.resume]: 0,
   [FRAME.credit]: 4,
   [FRAME.secure]: 0,
+  [FRAME.prepared]: 1,
+  [FRAME.count]: 0,
+  [FRAME.counted]: 8,
 };
+/** epoch and port */
+const MOVE_FIXED_BYTES = 10;
 
 export interface Active {
   epoch: number;
@@ -58,6 +72,12 @@ export interface Active {
   bytesIn: number;
   /** application → client: the first byte that comes on this link has this number */
   bytesOut: number;
+}
+
+/** Who is about to own the session. */
+export interface Destination {
+  epoch: number;
+  link: Endpoint;
 }
 
 export function frameHeader(type: FrameType, length: number): Buffer {
@@ -91,6 +111,27 @@ export function encodeCredit(bytes: number): Buffer {
   const payload = Buffer.alloc(4);
   payload.writeUInt32BE(bytes, 0);
   return frame(FRAME.credit, payload);
+}
+
+export function encodeMove({ epoch, link }: Destination): Buffer {
+  const fixed = Buffer.alloc(MOVE_FIXED_BYTES);
+  fixed.writeBigUInt64BE(BigInt(epoch), 0);
+  fixed.writeUInt16BE(link.port, 8);
+  return frame(FRAME.move, Buffer.concat([fixed, Buffer.from(link.address, "latin1")]));
+}
+
+/** null: no address of a port */
+export function decodeMove(payload: Buffer): Destination | null {
+  const epoch = Number(payload.readBigUInt64BE(0));
+  const port = payload.readUInt16BE(8);
+  const address = payload.toString("latin1", MOVE_FIXED_BYTES);
+  return isIP(address) === 0 || port === 0 ? null : { epoch, link: { address, port } };
+}
+
+export function encodeCounted(bytes: number): Buffer {
+  const payload = Buffer.alloc(8);
+  payload.writeBigUInt64BE(BigInt(bytes), 0);
+  return frame(FRAME.counted, payload);
 }
 
 export interface FrameSink {
@@ -176,6 +217,8 @@ function checkHeader(type: FrameType, length: number): string | null {
     return length > 0 && length <= DATA_BYTES_MAX ? null : `a DATA frame of ${length} bytes`;
   }
   if (type === FRAME.hello) return length <= CONTROL_BYTES_MAX ? null : `a HELLO of ${length} bytes`;
+  if (type === FRAME.move)
+    return length > MOVE_FIXED_BYTES && length <= CONTROL_BYTES_MAX ? null : `a MOVE of ${length} bytes`;
   const exact = EXACT_BYTES[type];
   if (exact === undefined) return `a frame of unknown type ${type}`;
   return exact === length ? null : `a frame of type ${type} with ${length} bytes instead of ${exact}`;

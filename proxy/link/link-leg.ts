@@ -16,9 +16,13 @@ import { decodeHello, encodeHello, type Greeting, isWelcome, NONCE_BYTES, welcom
 import {
   type Active,
   CONTROL_BYTES_MAX,
+  type Destination,
   decodeActive,
+  decodeMove,
   encodeActive,
+  encodeCounted,
   encodeCredit,
+  encodeMove,
   FRAME,
   FrameDecoder,
   type FrameType,
@@ -46,6 +50,10 @@ export interface LinkListener {
   onResume(link: LinkLeg): void;
   /** Acceptor: the anchor has answered our HOLD. */
   onHeld(link: LinkLeg): void;
+  /** Dialler: the session is about to go there. Answer by `sendPrepared`. */
+  onMove?(link: LinkLeg, to: Destination): void;
+  /** Dialler: how much of the session has arrived? Answer by `sendCounted`. */
+  onCount?(link: LinkLeg): void;
   /** The link is over, once. `code` is from RST_CODE; orderly when both FINs had passed. */
   onOver(link: LinkLeg, code: number): void;
   /** One of the above, or of the end's listener, has thrown. The link is closed after this; nothing follows. */
@@ -90,6 +98,10 @@ export class LinkLeg implements Leg {
   active = false;
   /** acceptor: HELD has come since the last HOLD */
   heldByAnchor = false;
+  /** acceptor: the answer to the last MOVE; null: none yet */
+  prepared: boolean | null = null;
+  /** acceptor: the answer to the last COUNT, in bytes of the session; -1: none yet */
+  countedBytes = -1;
 
   /** of the link: the connection itself, or TLS around it */
   #socket: net.Socket | TLSSocket;
@@ -304,6 +316,24 @@ export class LinkLeg implements Leg {
     this.#send(frame(FRAME.resume));
   }
 
+  sendMove(to: Destination): void {
+    this.prepared = null;
+    this.#send(encodeMove(to));
+  }
+  sendCount(): void {
+    this.countedBytes = -1;
+    this.#send(frame(FRAME.count));
+  }
+
+  // ---- dialler's side
+
+  sendPrepared(isPrepared: boolean): void {
+    this.#send(frame(FRAME.prepared, Buffer.of(isPrepared ? 1 : 0)));
+  }
+  sendCounted(bytes: number): void {
+    this.#send(encodeCounted(bytes));
+  }
+
   // ---- End
 
   write(chunk: Buffer): boolean {
@@ -345,6 +375,11 @@ export class LinkLeg implements Leg {
   /** Resolves when what was framed has been given to the kernel, or the link is over. */
   async flushed(): Promise<void> {
     const socket = this.#socket;
+    if (socket.writableEnded && !socket.writableFinished && !socket.destroyed) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      socket.once("finish", resolve).once("close", resolve);
+      await promise;
+    }
     if (socket.writableLength === 0 || !socket.writable) return;
     await new Promise<void>((resolve) => {
       socket.once("close", resolve);
@@ -437,6 +472,21 @@ export class LinkLeg implements Leg {
         return;
       case FRAME.resume:
         this.#resume();
+        return;
+      case FRAME.move: {
+        const to = decodeMove(payload);
+        if (to === null) this.#fail(RST_CODE.broken);
+        else this.#events.onMove?.(this, to);
+        return;
+      }
+      case FRAME.prepared:
+        this.prepared = payload[0] === 1;
+        return;
+      case FRAME.count:
+        this.#events.onCount?.(this);
+        return;
+      case FRAME.counted:
+        this.countedBytes = Number(payload.readBigUInt64BE(0));
         return;
       case FRAME.rst:
         this.#over(payload[0] as number);

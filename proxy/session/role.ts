@@ -31,6 +31,7 @@ export type RoleCommand =
   | "captureUpstream"
   | "captureDownstream"
   | "takeCaptured"
+  | "settleLinks"
   | "adoptUpstream"
   | "adoptDownstream"
   | "release"
@@ -51,6 +52,7 @@ const FROM: Record<RoleCommand, readonly Role[]> = {
   captureUpstream: ["held"],
   captureDownstream: ["captured"],
   takeCaptured: ["captured", "departed"],
+  settleLinks: ["captured"],
   adoptUpstream: ["standby", "adopted"],
   adoptDownstream: ["adopted"],
   release: ["adopted"],
@@ -91,6 +93,7 @@ export function nextRole(command: RoleCommand, role: Role, anchor: boolean): Rol
     case "prepareLinks":
     case "shorten":
     case "takeCaptured":
+    case "settleLinks":
     case "adoptDownstream":
     case "switchOwner":
       return role;

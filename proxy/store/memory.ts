@@ -7,8 +7,10 @@ import {
   assertRequest,
   CANCELLED_MAX,
   type Commit,
+  type LinkRecord,
   type Owned,
   type Ownership,
+  type PutLink,
   type PutNames,
   type PutSessions,
   type Reserve,
@@ -17,6 +19,7 @@ import {
   type Status,
   type Step,
   type Store,
+  type StoreWatch,
 } from "./store.ts";
 
 interface Workload extends Ownership {
@@ -48,6 +51,8 @@ export class MemoryStore implements Store {
   readonly #bytes = new Map<string, Expiring>();
   /** names of sessions by when they expire, by workload; the one seen longest ago comes first */
   readonly #names = new Map<string, Map<string, number>>();
+  readonly #links = new Map<string, LinkRecord>();
+  readonly #watchers = new Set<(workload: string | null) => void>();
   readonly #nowMs: () => number;
   #mark: string | null = null;
 
@@ -107,6 +112,7 @@ export class MemoryStore implements Store {
     this.#bytes.delete(heldKey(request.workload, request.epoch));
     this.#bytes.delete(sessionsKey(request.workload));
     this.#names.delete(request.workload);
+    if (this.#links.delete(request.workload)) this.#tell(request.workload);
     return after;
   }
 
@@ -156,7 +162,34 @@ export class MemoryStore implements Store {
     return expiresAtMs > this.#nowMs() ? copy(this.#workloads.get(workload)) : null;
   }
 
+  async putLink(request: PutLink): Promise<void> {
+    const { workload, record } = request;
+    this.#step({ step: "link", ...request });
+    const isNews = JSON.stringify(this.#links.get(workload)) !== JSON.stringify(record);
+    this.#links.set(workload, structuredClone(record));
+    if (isNews) this.#tell(workload);
+  }
+
+  async link(workload: string): Promise<LinkRecord | null> {
+    assertRequest({ workload });
+    return structuredClone(this.#links.get(workload) ?? null);
+  }
+
+  watchLinks(onChange: (workload: string | null) => void): StoreWatch {
+    this.#watchers.add(onChange);
+    setImmediate(() => {
+      if (this.#watchers.has(onChange)) onChange(null);
+    });
+    return { close: () => this.#watchers.delete(onChange) };
+  }
+
+  #tell(workload: string): void {
+    for (const onChange of this.#watchers) setImmediate(onChange, workload);
+  }
+
   async close(): Promise<void> {
+    this.#links.clear();
+    this.#watchers.clear();
     this.#names.clear();
     this.#workloads.clear();
     this.#bytes.clear();
@@ -302,6 +335,7 @@ function transition(
     case "lookup":
       return same("ok");
     case "sessions":
+    case "link":
     case "names":
       return same(mine && w.state !== "stopped" ? "ok" : "fenced");
   }

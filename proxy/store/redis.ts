@@ -6,6 +6,7 @@
  *   hf:{WORKLOAD}:staged:<migration>  the same before the commit, where they are large
  *   hf:{WORKLOAD}:registry      hash: a session's id, what it is as JSON; with expiry
  *   hf:{WORKLOAD}:names         sorted set: names of sessions by when they expire
+ *   hf:{WORKLOAD}:link          where its owner takes links, as JSON; changes are published on hf:links
  *   hf:mark                     says which store this is; not in a Cluster
  *
  * What can go wrong is told apart, because the next step of a migration depends on it:
@@ -22,15 +23,18 @@ import { Cluster, Redis } from "ioredis";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { OWNERSHIP_KEYS, OWNERSHIP_SCRIPT } from "./scripts.ts";
+import { LINKS_CHANNEL, OWNERSHIP_KEYS, OWNERSHIP_SCRIPT } from "./scripts.ts";
 import {
   assertRequest,
   type Commit,
   corrupt,
+  type LinkRecord,
+  linkRecordSchema,
   MARK,
   type Owned,
   type Ownership,
   ownershipSchema,
+  type PutLink,
   type PutNames,
   type PutSessions,
   type Reserve,
@@ -39,6 +43,7 @@ import {
   type Status,
   type Step,
   type Store,
+  type StoreWatch,
   sessionsSchema,
 } from "./store.ts";
 
@@ -84,6 +89,7 @@ const WAITED_FOR: ReadonlySet<Step> = new Set([
   "takeBack",
   "stop",
 ]);
+const WATCH_PING_MS = 5_000;
 const RECONNECT_MS_MIN = 50;
 const RECONNECT_MS_MAX = 1_000;
 
@@ -97,6 +103,7 @@ const replySchema = z
 export class RedisStore implements Store {
   readonly #client: Client;
   readonly #callMs: number;
+  readonly #target: RedisTarget;
   readonly #where: string;
   readonly #isCluster: boolean;
   #reason = "no connection yet";
@@ -107,6 +114,7 @@ export class RedisStore implements Store {
 
   constructor(target: RedisTarget, options: RedisStoreOptions = {}) {
     this.#callMs = options.callMs ?? CALL_MS;
+    this.#target = target;
     this.#isCluster = target.kind.type === "cluster";
     this.#where = target.servers.map(({ host, port }) => `${host}:${port}`).join(",");
     this.#client = connect(target, this.#callMs) as Client;
@@ -225,6 +233,51 @@ export class RedisStore implements Store {
     await this.#step("names", request, { where: "here", bytes });
   }
 
+  async putLink(request: PutLink): Promise<void> {
+    const bytes = Buffer.from(JSON.stringify(request.record));
+    await this.#step("link", request, { where: "here", bytes });
+  }
+
+  async link(workload: string): Promise<LinkRecord | null> {
+    assertRequest({ workload });
+    const key = linkKey(workload);
+    const text = await this.#run("link", { changes: false, key }, () => this.#client.get(key));
+    if (text === null) return null;
+    let value: unknown;
+    try {
+      value = JSON.parse(text);
+    } catch {
+      throw corrupt(key, "not JSON");
+    }
+    const checked = linkRecordSchema.safeParse(value);
+    if (!checked.success) throw corrupt(key, `field ${checked.error.issues[0]?.path.join(".")}`);
+    return checked.data;
+  }
+
+  /** On a connection of its own: one that has subscribed takes no other commands. */
+  watchLinks(onChange: (workload: string | null) => void): StoreWatch {
+    const client = connect(this.#target, this.#callMs);
+    client.on("error", () => {}); // the other connection tells
+    client.on("message", (_channel: string, workload: string) => onChange(workload));
+    const subscribe = (): void => {
+      client.subscribe(LINKS_CHANNEL).then(
+        () => onChange(null),
+        () => client.disconnect(true),
+      );
+    };
+    client.on("ready", subscribe);
+    // a server that is gone without a word sends no messages either: it is noticed by a command that it does not answer
+    const timer = setInterval(() => {
+      if (client.status === "ready" && client instanceof Redis) client.ping().catch(() => {});
+    }, WATCH_PING_MS).unref();
+    return {
+      close: () => {
+        clearInterval(timer);
+        client.disconnect();
+      },
+    };
+  }
+
   async lookup({ workload, name }: { workload: string; name: string }): Promise<Ownership | null> {
     const bytes = Buffer.from(name);
     const { status, found } = await this.#tryStep("lookup", { workload }, { where: "here", bytes });
@@ -257,6 +310,7 @@ export class RedisStore implements Store {
       sessionsKey(workload),
       stagedKey(workload, migration),
       namesKey(workload),
+      linkKey(workload),
     ];
     const bytes = payload.where === "here" ? payload.bytes : "";
     const move = [step, node, `${epoch}`, migration, target];
@@ -446,6 +500,10 @@ function heldKey(workload: string, epoch: number | ""): string {
 
 function stagedKey(workload: string, migration: string): string {
   return `hf:{${workload}}:staged:${migration}`;
+}
+
+function linkKey(workload: string): string {
+  return `hf:{${workload}}:link`;
 }
 
 function namesKey(workload: string): string {

@@ -2,6 +2,7 @@
  * The one Lua script behind every change of ownership: a single EVALSHA compares owner, epoch and migration, and writes.
  *
  * KEYS[1] hf:{W}:owner (hash)   KEYS[2] hf:{W}:held: (a prefix)   KEYS[3] hf:{W}:registry (hash: a session's id, what it is)   KEYS[4] hf:{W}:staged:<migration>
+ * KEYS[6] hf:{W}:link (JSON); who changes it says so on the channel hf:links, where clients may publish on it
  * KEYS[5] hf:{W}:names (sorted set, by when each expires: milliseconds of Redis's own clock)
  * ARGV    step, node, epoch, migration, target, ttlMs, where the payload is ("here", "staged"), payload, namesMax, epochMin
  * answer  status, owner, epoch, state, previous, migration id, its target, its epoch (strings, "" for none)
@@ -13,7 +14,8 @@
  */
 import { CANCELLED_MAX } from "./store.ts";
 
-export const OWNERSHIP_KEYS = 5;
+export const OWNERSHIP_KEYS = 6;
+export const LINKS_CHANNEL = "hf:links";
 
 export const OWNERSHIP_SCRIPT = `
 local step, node, epochArg, id, target, ttlMs, where, payload, namesMax, epochMin = unpack(ARGV)
@@ -67,6 +69,8 @@ local function nowMs()
   local t = redis.call('TIME')
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 end
+-- An account that may not publish must not lose what it has written: gateways look now and then, too.
+local function tellLink() redis.pcall('PUBLISH', '${LINKS_CHANNEL}', string.match(KEYS[1], '{(.*)}')) end
 local mine = exists and owner == node and decimal(epoch) == epochArg
 
 if step == 'read' then
@@ -147,6 +151,7 @@ if step == 'stop' then
   if not mine then return answer('fenced') end
   if mid ~= '' then return answer('busy') end
   redis.call('DEL', KEYS[3], KEYS[5], KEYS[2] .. decimal(epoch))
+  if redis.call('DEL', KEYS[6]) == 1 then tellLink() end
   state = 'stopped'
   return save()
 end
@@ -157,6 +162,13 @@ if step == 'sessions' then
   for i = 1, #told.sessions, 2 do redis.call('HSET', KEYS[3], told.sessions[i], told.sessions[i + 1]) end
   for _, gone in ipairs(told.gone) do redis.call('HDEL', KEYS[3], gone) end
   redis.call('PEXPIRE', KEYS[3], ttlMs)
+  return answer('ok')
+end
+if step == 'link' then
+  if not mine or state == 'stopped' then return answer('fenced') end
+  local before = redis.call('GET', KEYS[6])
+  redis.call('SET', KEYS[6], payload)
+  if before ~= payload then tellLink() end
   return answer('ok')
 end
 if step == 'names' then

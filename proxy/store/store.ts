@@ -24,6 +24,7 @@ import assert from "node:assert/strict";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 
 export interface Ownership {
   /** node name */
@@ -40,6 +41,21 @@ export interface Ownership {
 export interface SessionRecord {
   id: string;
   [field: string]: unknown;
+}
+
+/** Where the proxy that owns a workload takes links, for gateways. */
+export interface LinkRecord {
+  node: string;
+  /** the proxy's own, which links are greeted with; at most that of the ownership record */
+  epoch: number;
+  link: Endpoint;
+  /** `listen` of the workload's ports, in their order: a link names one by its index */
+  ports: number[];
+}
+
+/** Until it is closed. */
+export interface StoreWatch {
+  close(): void;
 }
 
 export interface Store {
@@ -103,6 +119,15 @@ export interface Store {
   putNames(request: PutNames): Promise<void>;
   /** Who owns the workload, if it has had a session of that name. null: it has not, or too long ago. */
   lookup(request: { workload: string; name: string }): Promise<Ownership | null>;
+  /** Tells gateways where the owner takes links. @throws `STORE_FENCED` */
+  putLink(request: PutLink): Promise<void>;
+  /** The last that was told, by whoever owned the workload then. null: nobody has, or the workload was stopped */
+  link(workload: string): Promise<LinkRecord | null>;
+  /**
+   * Calls back when the link record of a workload has changed; with null when any may have: at the beginning, and after the store was
+   * away. What is told in a fail-over may be missed, so whoever depends on it looks now and then, too.
+   */
+  watchLinks(onChange: (workload: string | null) => void): StoreWatch;
   close(): Promise<void>;
 }
 
@@ -134,6 +159,10 @@ export interface PutSessions extends Owned {
   ttlMs: number;
 }
 
+export interface PutLink extends Owned {
+  record: LinkRecord;
+}
+
 export interface PutNames extends Owned {
   /** at most {@link NAMES_BATCH_MAX}; see {@link isName} */
   names: readonly string[];
@@ -156,6 +185,7 @@ export type Step =
   | "stop"
   | "sessions"
   | "names"
+  | "link"
   | "lookup";
 
 export const NODE_NAME = /^[a-z0-9-]{1,40}$/;
@@ -183,6 +213,13 @@ export const ownershipSchema: z.ZodType<Ownership> = z.strictObject({
   state: z.enum(["released", "committed", "stopped"]),
   previous: name.nullable(),
   migration: z.strictObject({ id: z.string().regex(MIGRATION_ID), target: name, epoch }).nullable(),
+});
+
+export const linkRecordSchema: z.ZodType<LinkRecord> = z.strictObject({
+  node: name,
+  epoch,
+  link: z.strictObject({ address: z.union([z.ipv4(), z.ipv6()]), port: z.number().int().min(1).max(65_535) }),
+  ports: z.array(z.number().int().min(1).max(65_535)).min(1).max(1_024),
 });
 
 export const sessionsSchema: z.ZodType<SessionRecord[]> = z

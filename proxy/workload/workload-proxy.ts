@@ -12,7 +12,7 @@ import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
-import { type Active, RST_CODE } from "#proxy/link/link-codec.ts";
+import { type Active, type Destination, RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
@@ -57,8 +57,22 @@ interface UnavailableFigures {
   reset: number;
 }
 
+/** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
+export interface OwnerFinder {
+  /** Which of the owner's ports one of ours is for. null: it has no such port */
+  portThere(port: number): number | null;
+  /** There is no owner, or a link to it was refused or lost: look where it is, then lead the sessions there. */
+  seek(): void;
+  /** The proxy there has said ACTIVE at that epoch. */
+  found(to: Destination): void;
+  /** A move to there is under way: runs `dial`, which makes a link to it, when it is this one's turn. @returns what that does */
+  prepare(to: Destination, dial: () => Promise<boolean>): Promise<boolean>;
+}
+
 export interface WorkloadProxyOptions {
   config: Configure;
+  /** default: this is a node's proxy */
+  finder?: OwnerFinder;
   /** of its links; the first is what it dials with */
   keys: SharedKeys;
   kernel: LegKernel;
@@ -92,9 +106,14 @@ export class WorkloadProxy implements ProtocolFilterHost {
   owner: { node: string; link: Endpoint } | null = null;
   /** source: the target has said ACTIVE, so there is no way back */
   releasedElsewhere = false;
+  /** gateway, source: where sessions of new links are to be prepared, too */
+  movingTo: Destination | null = null;
+  /** gateway, source: to be closed when everything is over here */
+  readonly leavingLinks: LinkLeg[] = [];
 
   #keys: SharedKeys;
   #cookieKeys: SharedKeys;
+  readonly #finder: OwnerFinder | null;
   readonly #idle = new IdleSessions(this);
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
@@ -105,6 +124,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
 
   constructor(options: WorkloadProxyOptions) {
     this.config = options.config;
+    this.#finder = options.finder ?? null;
     this.#keys = options.keys;
     this.#cookieKeys = cookieKeysOf(options.keys, options.config.workload);
     this.kernel = options.kernel;
@@ -173,6 +193,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   openListeners(options = { shielded: false }): void {
     if (this.listeners.length > 0) return;
     this.#idle.start();
+    if (this.config.downstream === "gateway") return;
     for (const [index, port] of this.config.ports.entries()) {
       try {
         const listener = ClientListener.open({
@@ -180,7 +201,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
           address: this.config.listenAddress,
           port: port.listen,
           bind: this.#bind(port.listen, options.shielded),
-          onAccept: (fd) => this.#onAccept(index, fd),
+          onAccept: (fd) => this.accept(index, fd),
           onError: (error) => {
             this.counters.acceptErrors++;
             this.log.warn({ err: error }, "accepting a client failed");
@@ -207,7 +228,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
     for (const listener of this.listeners.splice(0)) listener.close();
   }
 
-  #onAccept(port: number, fd: number): void {
+  /** A client's connection, ours from now on. @param port which of the configuration's it came to */
+  accept(port: number, fd: number): void {
     const leg = TcpLeg.attach(this.kernel, fd, "client");
     try {
       this.#begin(port, leg, fd);
@@ -367,7 +389,12 @@ export class WorkloadProxy implements ProtocolFilterHost {
       this.giveUp(session);
     else if (this.owner !== null && session.nextLink === null) {
       this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
-    }
+    } else if (this.owner === null && this.#finder !== null) this.#awaitOwner(session, this.#finder);
+  }
+
+  #awaitOwner(session: LiveSession, finder: OwnerFinder): void {
+    this.#boundWaiting(session);
+    finder.seek();
   }
 
   /** The application has not come back in time. */
@@ -587,9 +614,15 @@ export class WorkloadProxy implements ProtocolFilterHost {
   dialLink(session: LiveSession, options: { to: Endpoint; epoch: number; fresh: boolean }): Promise<boolean> {
     const { promise, resolve } = Promise.withResolvers<boolean>();
     session.nextLink?.close(RST_CODE.moved);
+    session.nextLink = null;
+    const port = this.#finder === null ? session.port : this.#finder.portThere(session.port);
+    if (port === null) {
+      session.reset("the owner has no such port");
+      return Promise.resolve(false);
+    }
     const greeting: Greeting = {
       session: session.id,
-      port: session.port,
+      port,
       epoch: options.epoch,
       anchor: this.config.node,
       client: session.client,
@@ -608,6 +641,10 @@ export class WorkloadProxy implements ProtocolFilterHost {
         session.inbound.unhold();
       },
       onHeld: () => {},
+      onMove: (link, to) => void this.#onMove(session, link, to),
+      onCount: (link) => {
+        if (session.upstream === link) link.sendCounted(session.outbound.bytes);
+      },
       onOver: (link, code) => {
         resolve(false);
         this.#onAnchorLinkOver(session, link, code);
@@ -628,11 +665,22 @@ export class WorkloadProxy implements ProtocolFilterHost {
     return promise;
   }
 
+  /** Gateway: its next owner may be there soon; the link is to be ready then. */
+  async #onMove(session: LiveSession, link: LinkLeg, to: Destination): Promise<void> {
+    if (this.#finder === null) return;
+    const isPrepared = await this.#finder.prepare(to, async () => {
+      if (session.upstream !== link || !link.isOpen || session.state !== "open") return false;
+      return this.dialLink(session, { to: to.link, epoch: to.epoch, fresh: false });
+    });
+    link.sendPrepared(isPrepared);
+  }
+
   #onActive(session: LiveSession, link: LinkLeg, active: Active): void {
     if (session.state === "closed" || session.nextLink !== link || active.epoch < this.epoch) {
       link.close(RST_CODE.moved);
       return;
     }
+    if (link.dialledTo !== null) this.#finder?.found({ epoch: active.epoch, link: link.dialledTo });
     session.nextLink = null;
     if (session.state === "waiting") {
       // It had waited for an owner since an earlier one moved away.
@@ -721,6 +769,10 @@ export class WorkloadProxy implements ProtocolFilterHost {
     if (session.nextLink === link) {
       session.nextLink = null;
       // A new session whose owner moved away waits for `switchOwner`; a prepared link can be dialled again then.
+      if (this.#finder !== null) {
+        this.#onFinderLinkOver(session, code, this.#finder);
+        return;
+      }
       if (session.state !== "waiting") return;
       if (code === RST_CODE.moved) this.#boundWaiting(session);
       else {
@@ -741,9 +793,22 @@ export class WorkloadProxy implements ProtocolFilterHost {
       session.outbound.setSource(null);
       session.upstream = null;
       if (session.switchAt !== null) session.reset("link broken");
-      else this.#boundWaiting(session);
+      else {
+        this.#boundWaiting(session);
+        this.#finder?.seek();
+      }
     } else {
       session.reset("link broken");
+    }
+  }
+
+  /** Gateway: nothing of the session is lost with a link that has not become its own. */
+  #onFinderLinkOver(session: LiveSession, code: number, finder: OwnerFinder): void {
+    if (code !== RST_CODE.moved) this.counters.linkFailures++;
+    if (session.state === "waiting") this.#awaitOwner(session, finder);
+    else if (session.state === "open" && session.upstream === null) {
+      if (code === RST_CODE.unknownSession) session.reset("not known to the owner");
+      else this.#awaitOwner(session, finder);
     }
   }
 
@@ -758,7 +823,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   // ---- links, at the owner
 
   async openLinks(): Promise<void> {
-    if (this.config.downstream !== "forward" || this.#linkServer !== null) return;
+    if (this.config.downstream === "takeover" || this.#linkServer !== null) return;
     const [host, port] = splitAddress(this.config.linkAddress);
     const server = net.createServer((socket) => this.#onLinkSocket(socket));
     const { promise, resolve, reject } = Promise.withResolvers<void>();
@@ -844,6 +909,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
         state: "waiting",
       });
       link.sendActive({ epoch: this.epoch, bytesIn: 0, bytesOut: 0 });
+      if (this.movingTo !== null) link.sendMove(this.movingTo);
       session.setDownstream(link);
       this.start(session);
     } else {
@@ -942,6 +1008,11 @@ export class WorkloadProxy implements ProtocolFilterHost {
       session.reset("stopped");
     }
     this.closeDoors();
+  }
+
+  /** Sessions that pass nothing are ended from now on. A proxy that listens itself does so by {@link openListeners}. */
+  watchIdleSessions(): void {
+    this.#idle.start();
   }
 
   closeDoors(): void {

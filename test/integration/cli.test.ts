@@ -107,6 +107,7 @@ async function run(
     err: { write: (text) => (err += text) },
     env: { HOLDFAST_AGENT: options.agent ?? socket },
     runAgent: async () => assert.fail("an agent"),
+    runGateway: async () => assert.fail("a gateway"),
     onInterrupt: (first) => {
       if (options.interruptAfterMs !== undefined) setTimeout(first, options.interruptAfterMs);
       return () => {};
@@ -640,6 +641,7 @@ describe("usage", () => {
       ["status", "--loud"],
       ["status", "extra"],
       ["agent"],
+      ["gateway"],
       ["agent", "--config", "x", "--log-level", "shout"],
       ["status", "--agent", "nonsense"],
     ]) {
@@ -655,6 +657,7 @@ describe("usage", () => {
     for (const command of [
       [],
       ["agent"],
+      ["gateway"],
       ["status"],
       ["sessions"],
       ["check"],

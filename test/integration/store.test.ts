@@ -96,6 +96,46 @@ function behaves(name: string, get: () => Store): void {
       }
     });
 
+    test("where the owner takes links: told by the owner alone, and those who watch hear of what is new", async () => {
+      const store = get();
+      const workload = fresh();
+      const heard: (string | null)[] = [];
+      const watch = store.watchLinks((of) => {
+        if (of === null || of === workload) heard.push(of);
+      });
+      try {
+        await until("whoever begins to watch looks at all", () => heard.includes(null));
+        heard.length = 0;
+        const record = { node: "a", epoch: 1, link: { address: "10.0.0.1", port: 40_000 }, ports: [80, 443] };
+        const put = (node: string, epoch: number, changed: object = {}) =>
+          store.putLink({ workload, node, epoch, record: { ...record, node, epoch, ...changed } });
+        await assert.rejects(put("a", 1), { code: "STORE_ABSENT" });
+        assert.equal(await store.link(workload), null);
+        await store.claim({ workload, node: "a" });
+        await assert.rejects(put("b", 1), { code: "STORE_FENCED" });
+        await put("a", 1);
+        assert.deepEqual(await store.link(workload), record);
+        await until("a first record is told", () => heard.length === 1);
+        await put("a", 1);
+        const six = { link: { address: "fd00::1", port: 40_001 } };
+        await put("a", 1, six);
+        assert.deepEqual(await store.link(workload), { ...record, ...six });
+        await until("another is told", () => heard.length === 2);
+        await store.reserve({ workload, node: "a", epoch: 1, migration: "m1", target: "b" });
+        await store.commit({ workload, node: "a", epoch: 1, migration: "m1", held: HELD, ttlMs: TTL_MS });
+        await assert.rejects(put("a", 1), { code: "STORE_FENCED" });
+        await put("b", 2);
+        await store.markReleased({ workload, node: "b", epoch: 2 });
+        await store.stop({ workload, node: "b", epoch: 2 });
+        assert.equal(await store.link(workload), null, "nobody has it");
+        await until("its end is told", () => heard.length === 4);
+        await assert.rejects(put("b", 2), { code: "STORE_FENCED" });
+        assert.deepEqual(heard, [workload, workload, workload, workload], "what is not new is not told");
+      } finally {
+        watch.close();
+      }
+    });
+
     test("whoever is not the owner at the right epoch is fenced", async () => {
       const store = get();
       const workload = fresh();

@@ -4,6 +4,7 @@
  *
  *   10.99.0.1    fd99::1    the switch: a bridge, and Redis on it
  *   10.99.0.2…   fd99::2…   the nodes, in the order given
+ *   10.99.0.90…  fd99::90…  hosts of gateways
  *   10.99.0.100  fd99::100  "client", where load runs
  *
  * Every laboratory has namespaces of its own, so several run beside each other with the same addresses. `close()`
@@ -19,6 +20,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { stringify } from "yaml";
 import {
   findLeftovers,
+  killAllIn,
   type Leftovers,
   labDir,
   labMarker,
@@ -38,6 +40,7 @@ const subnet4 = "10.99.0";
 const subnet6 = "fd99:";
 const switchHost = 1;
 const nodeHostFirst = 2;
+const gatewayHostFirst = 90;
 const clientHost = 100;
 const stopAgentMsMax = 5_000;
 const stopWorkloadMsMax = 5_000;
@@ -47,6 +50,8 @@ const outputCharsMax = 1_000_000;
 export interface LabOptions {
   /** names of the nodes, default a and b */
   nodes?: string[];
+  /** names of hosts for gateways, default none */
+  gateways?: string[];
   /** first letters of everything this laboratory makes on the machine */
   prefix?: string;
   /** default true */
@@ -118,7 +123,7 @@ export async function createLab(options: LabOptions = {}): Promise<Lab> {
   sweepDeadLabs(prefix);
   guardProcess();
   created += 1;
-  const lab = new Lab(`${prefix}${process.pid}-${created}`, options.nodes ?? ["a", "b"]);
+  const lab = new Lab(`${prefix}${process.pid}-${created}`, options.nodes ?? ["a", "b"], options.gateways);
   live.add(lab);
   try {
     lab.build();
@@ -137,13 +142,14 @@ export class Lab {
   readonly switch: Place;
   readonly client: Place;
   readonly nodes: ReadonlyMap<string, Place>;
+  readonly gateways: ReadonlyMap<string, Place>;
   readonly agents = new Map<string, LabAgent>();
   readonly redis: LabRedis;
   readonly #processes = new Set<LabProcess>();
   #closed: Promise<void> | undefined;
   #logs = 0;
 
-  constructor(id: string, nodes: string[]) {
+  constructor(id: string, nodes: string[], gateways: string[] = []) {
     this.id = id;
     this.dir = labDir(id);
     const place = (name: string, host: number): Place => ({
@@ -155,6 +161,7 @@ export class Lab {
     this.switch = place("switch", switchHost);
     this.client = place("client", clientHost);
     this.nodes = new Map(nodes.map((name, index) => [name, place(name, nodeHostFirst + index)]));
+    this.gateways = new Map(gateways.map((name, index) => [name, place(name, gatewayHostFirst + index)]));
     this.redis = new Redis(this);
   }
 
@@ -163,7 +170,7 @@ export class Lab {
     mkdirSync(this.dir, { mode: 0o700 });
     writeFileSync(join(this.dir, "owner"), startTimeOf(process.pid) ?? "");
     writeFileSync(join(this.dir, "key"), crypto.getRandomValues(new Uint8Array(32)), { mode: 0o600 });
-    const hosts = [...this.nodes.values(), this.client];
+    const hosts = [...this.nodes.values(), ...this.gateways.values(), this.client];
     for (const { netns } of [this.switch, ...hosts]) {
       ip("netns", "add", netns);
       // Addresses are ours alone: duplicate address detection would only make IPv6 wait a second.
@@ -190,7 +197,9 @@ export class Lab {
   }
 
   place(name: string): Place {
-    const found = [this.switch, this.client, ...this.nodes.values()].find((place) => place.name === name);
+    const found = [this.switch, this.client, ...this.nodes.values(), ...this.gateways.values()].find(
+      (place) => place.name === name,
+    );
     if (found === undefined) throw new Error(`the laboratory has no place called ${name}`);
     return found;
   }
@@ -316,6 +325,25 @@ export class Lab {
   async startAgents(nodes: string[], start: (node: string) => Promise<unknown>): Promise<void> {
     await Promise.all(nodes.map(start));
     await this.agents.get(nodes[0] ?? "")?.waitFor(/"msg":"started"/, workloadStartMsMax);
+  }
+
+  /** Starts a gateway and resolves when it accepts clients. Keys of `config` go over the laboratory's own (gateway, store, key). */
+  async startGateway(name: string, config: AgentConfig): Promise<LabProcess> {
+    const full = { gateway: name, store: this.redis.url, key: `file:${join(this.dir, "key")}`, ...config };
+    const configFile = join(this.dir, `${name}.yaml`);
+    writeFileSync(configFile, stringify(full), { mode: 0o600 });
+    const started = this.spawn(name, [holdfast, "gateway", "--config", configFile], {
+      name: "gateway",
+      cwd: projectRoot,
+    });
+    await started.waitFor(/"msg":"gateway ready"/);
+    return started;
+  }
+
+  /** Ends everything that runs at a node, at once. @param isSilent its cable is pulled before: not a word of its end gets out */
+  killNode(node: string, isSilent: boolean): void {
+    if (isSilent) this.setLink(node, "down");
+    killAllIn(this.place(node).netns, this.stateDir(node));
   }
 
   /** Runs `holdfast ARGS --agent SOCKET` at a node. */

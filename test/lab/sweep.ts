@@ -132,6 +132,33 @@ function ownerLives(id: string, pid: number): boolean {
   return startTime !== null && (recorded === null || recorded === startTime);
 }
 
+/** Ends what runs in a network namespace, or has a folder of `dir` as its root, until nothing does. */
+export function killAllIn(namespace: string, dir: string): void {
+  const inode = inodeOf(join(netnsDir, namespace));
+  const until = Date.now() + killWaitMs;
+  for (;;) {
+    const living = listDir("/proc")
+      .map(Number)
+      .filter((pid) => Number.isInteger(pid) && pid !== process.pid)
+      .filter((pid) => inodeOf(`/proc/${pid}/ns/net`) === inode || hasOtherRoot(pid, dir))
+      .filter((pid) => stateOf(pid) !== "Z");
+    if (living.length === 0 || Date.now() > until) return;
+    for (const pid of living) {
+      try {
+        process.kill(pid, "SIGKILL");
+      } catch {
+        // it has ended by itself
+      }
+      for (const cgroup of cgroupsOf(pid)) thaw(cgroup);
+    }
+    pause(5);
+  }
+}
+
+function hasOtherRoot(pid: number, dir: string): boolean {
+  return readLink(`/proc/${pid}/ns/mnt`) !== readLink("/proc/self/ns/mnt") && rootIsIn(pid, dir);
+}
+
 function findProcesses(id: string, namespaces: string[]): { pid: number; command: string }[] {
   const nets = new Set(
     namespaces.map((name) => inodeOf(join(netnsDir, name))).filter((inode) => inode !== null),

@@ -2,7 +2,7 @@
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { pino } from "pino";
-import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { Downstream, PortConfig } from "#proxy/contract/commands.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
@@ -41,6 +41,8 @@ export const REAL_KERNEL: LegKernel = {
 
 export const REAL_SURGEON: LegSurgeon = new LocalSurgeon(localLegWork());
 
+export const LINK_KEY = Buffer.alloc(32, 1);
+
 export interface InProcessOptions {
   kernel?: Partial<LegKernel>;
   /** on one leg, of a surgeon that works on the real kernel otherwise */
@@ -49,7 +51,7 @@ export interface InProcessOptions {
   surgeon?: (local: LegSurgeon) => LegSurgeon;
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
-  downstream?: "takeover" | "forward";
+  downstream?: Downstream;
   listenAddress?: string;
   listenDevice?: string;
   /** takes each connection to the application; default: an echo */
@@ -108,7 +110,7 @@ export function makeProxy(options: InProcessOptions): {
       spillDir: "/nonexistent",
       limits: { ...LIMITS, ...limits },
     },
-    keys: [Buffer.alloc(32, 1)],
+    keys: [LINK_KEY],
     kernel: { ...REAL_KERNEL, ...kernel },
     surgeon: surgeon(new LocalSurgeon({ ...localLegWork(), ...options.legWork })),
     log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),

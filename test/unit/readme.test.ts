@@ -47,6 +47,7 @@ async function helpOf(args: string[]): Promise<string> {
     err: { write },
     env: {},
     runAgent: async () => assert.fail("an agent"),
+    runGateway: async () => assert.fail("a gateway"),
     onInterrupt: () => () => {},
   });
   assert.equal(status, EXIT.ok, `holdfast ${args.join(" ")} --help: ${out}`);

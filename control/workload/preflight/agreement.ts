@@ -139,7 +139,7 @@ function judge(key: string, source: Agreement, target: Agreement): Omit<Disagree
   if (key === "downstream")
     return {
       severity: "error",
-      what: "one node's configuration has a vip (takeover), the other's has none (forward)",
+      what: "what becomes of clients' connections differs: a vip (takeover) or none (forward), or downstream:",
       cure: same,
     };
   if (key === "ports" && source[PORTS_SORTED] === target[PORTS_SORTED])

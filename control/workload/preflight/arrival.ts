@@ -115,8 +115,8 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
             `port ${port} is taken`,
             "stop what listens there, or give the workload another upstream port",
           );
-      // as an anchor its own proxy listens there already
-      if (journal.role === "anchor") return;
+      // as an anchor its own proxy listens there already; behind gateways none does
+      if (journal.role === "anchor" || config.downstream === "gateway") return;
       for (const { listen } of config.ports)
         if (
           listening.some(

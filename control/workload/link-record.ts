@@ -1,0 +1,51 @@
+/**
+ * Tells gateways, by the store, where this node's proxy takes links while it owns the workload. Told when that changes, and again now and
+ * then: a store may have been emptied, or thrown back by a fail-over.
+ */
+import type { Logger } from "pino";
+import type { Downstream, PortConfig } from "#proxy/contract/commands.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { LinkRecord, Store } from "#proxy/store/store.ts";
+
+const AGAIN_MS = 10_000;
+
+/** Whose links they are. */
+export interface LinkRecordHost {
+  readonly name: string;
+  readonly config: { readonly ports: readonly PortConfig[] };
+  readonly downstream: Downstream;
+  readonly context: { readonly node: string; readonly store: Store; readonly log: Logger };
+  readonly journal: { readonly role: string; readonly epoch: number };
+  readonly keeper: { linkStatus(): Promise<{ link: Endpoint; epoch: number } | null> };
+}
+
+export class LinkRecords {
+  readonly #host: LinkRecordHost;
+  #told = "";
+  #toldAtMs = Number.NEGATIVE_INFINITY;
+
+  constructor(host: LinkRecordHost) {
+    this.#host = host;
+  }
+
+  /** Called whenever it may have changed, and about every second. What fails is tried again then. */
+  async tell(): Promise<void> {
+    const { name, downstream, config, context, journal, keeper } = this.#host;
+    if (downstream !== "gateway" || journal.role !== "owner") return;
+    const { epoch } = journal;
+    try {
+      const status = await keeper.linkStatus();
+      if (status === null) return;
+      const ports = config.ports.map(({ listen }) => listen);
+      const record: LinkRecord = { node: context.node, epoch: status.epoch, link: status.link, ports };
+      const text = `${epoch} ${JSON.stringify(record)}`;
+      if (text === this.#told && performance.now() - this.#toldAtMs < AGAIN_MS) return;
+      await context.store.putLink({ workload: name, node: context.node, epoch, record });
+      this.#told = text;
+      this.#toldAtMs = performance.now();
+    } catch (error) {
+      context.log.debug({ workload: name, reason: messageOf(error) }, "gateways were not told; again soon");
+    }
+  }
+}
