@@ -7,14 +7,14 @@
  */
 
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
-import { readFile, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { type Channel, checked } from "#proxy/contract/channel.ts";
 import type { AdoptResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import {
   adoptCall,
   filesEvent,
@@ -35,6 +35,7 @@ import { semaphoresOf } from "../audit/semaphores-of.ts";
 import { rehearse } from "../audit/take.ts";
 import { notWhatItWas, sessionsAt, type Verified, verifyRestored } from "../audit/verify.ts";
 import { fitToMachine } from "../criu/address-space.ts";
+import { withCriuReason } from "../criu/failure.ts";
 import { stopSignalOf } from "../criu/image-file.ts";
 import { ImageReceiver } from "../criu/images.ts";
 import type { ProcessDigest } from "../criu/memory-digest.ts";
@@ -50,7 +51,6 @@ import { makeQueues, QueueStands, showQueues } from "../runtime/posix-queues.ts"
 import { childrenOf, identify, innerPid, treeOf } from "../runtime/processes.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import { addressesThatMove } from "./addresses.ts";
-import { criuLogReason } from "./departure.ts";
 import type { MigrationHost } from "./host.ts";
 import {
   fitOwnSockets,
@@ -511,12 +511,7 @@ export class Arrival {
       }
       if (this.#ownSockets !== null) await putBackOwnSockets(await treeOf(root), this.#ownSockets);
     } catch (error) {
-      const log = await readFile(required(this.#container).hostPath("images", "restore.log"), "utf8").catch(
-        () => "",
-      );
-      const reason = criuLogReason(log);
-      if (reason === null || !(error instanceof HoldfastError) || error.source !== "criu") throw error;
-      throw fail("CRIU_RESTORE", `CRIU cannot restore the application: ${reason}`, { cause: error });
+      throw await withCriuReason(error, "CRIU_RESTORE", container.hostPath("images", "restore.log"));
     }
   }
 

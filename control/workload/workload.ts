@@ -16,7 +16,7 @@ import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from 
 import type { Held } from "../api/owners.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import { Arrival } from "../migration/arrival.ts";
-import { Departure } from "../migration/departure.ts";
+import { Departure } from "../migration/departure/departure.ts";
 import { comeAlive, undoMove } from "../migration/go-on.ts";
 import type { Moving } from "../migration/moving.ts";
 import { OUTCOME_MS_MAX } from "../migration/settle.ts";
