@@ -19,7 +19,6 @@ import {
   adoptCall,
   filesEvent,
   filesGoneCall,
-  type ImagesEvent,
   imagesEvent,
   type OutcomeReply,
   type PrepareCall,
@@ -30,35 +29,28 @@ import {
   type StandbyReply,
 } from "../api/migration.ts";
 import type { InstanceState } from "../api/watches.ts";
-import { type Fingerprint, fingerprintSchema } from "../audit/fingerprint.ts";
+import type { Fingerprint } from "../audit/fingerprint.ts";
 import { semaphoresOf } from "../audit/semaphores-of.ts";
 import { rehearse } from "../audit/take.ts";
-import { notWhatItWas, sessionsAt, type Verified, verifyRestored } from "../audit/verify.ts";
 import { fitToMachine } from "../criu/address-space.ts";
 import { withCriuReason } from "../criu/failure.ts";
-import { stopSignalOf } from "../criu/image-file.ts";
-import { ImageReceiver } from "../criu/images.ts";
 import type { ProcessDigest } from "../criu/memory-digest.ts";
 import type { InheritFd } from "../criu/protocol.ts";
 import { SpareSemaphores } from "../criu/semaphores.ts";
 import { fitTerminalData } from "../criu/terminal-data.ts";
 import { CriuWorker, FIRST_INHERITED_FD, type WorkerOptions } from "../criu/worker.ts";
-import { removePaths, unpackInto } from "../runtime/files.ts";
+import { removePaths } from "../runtime/files.ts";
 import type { Freezer } from "../runtime/freezer.ts";
 import { openFolderIn, openOutput } from "../runtime/inside.ts";
-import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { makeQueues, QueueStands, showQueues } from "../runtime/posix-queues.ts";
 import { childrenOf, identify, innerPid, treeOf } from "../runtime/processes.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
-import { addressesThatMove } from "./addresses.ts";
+import { auditRestored, parseFingerprint } from "./arrival/audit-restored.ts";
+import { FilesIntake } from "./arrival/files-intake.ts";
+import { ImageIntake } from "./arrival/image-intake.ts";
 import type { MigrationHost } from "./host.ts";
-import {
-  fitOwnSockets,
-  type OwnSockets,
-  ownSubjects,
-  putBackOwnSockets,
-  readOwnSockets,
-} from "./own-sockets.ts";
+import { fitOwnSockets, type OwnSockets, putBackOwnSockets, readOwnSockets } from "./own-sockets.ts";
+import { probeCriu } from "./probe-criu.ts";
 import { decideAtTarget, OUTCOME_MS_MAX, release } from "./settle.ts";
 import { aheadOf, besides, isInTheWay, neededNumbers, numbersMax, setLastNumber } from "./tree-numbers.ts";
 import { refuseMissingUnixPeers } from "./unix-peers.ts";
@@ -68,15 +60,8 @@ import { countsOf, overflowOf, put as putWatches } from "./watches.ts";
 const GRANT_MS_MAX = 5_000;
 /** eventfds that the application may have made since the move was prepared */
 const SPARE_SEMAPHORES = 8;
-/** each is one line of the log's entry; the move's own line has the first few */
-const DIFFERENCES_LOGGED_MAX = 100;
 
 type State = "preparing" | "standby" | "restored" | "releasing" | "released" | "gave-up";
-
-interface Unpacking {
-  stream: NodeJS.WritableStream;
-  done: Promise<void>;
-}
 
 export class Arrival {
   readonly prepare: PrepareCall;
@@ -87,9 +72,8 @@ export class Arrival {
   #container: Sandbox | null = null;
   #layerReady = Promise.withResolvers<string>();
   #layerDone = Promise.withResolvers<void>();
-  #unpacking = new Map<string, Unpacking>();
-  #images: ImageReceiver | null = null;
-  #imageError: unknown = null;
+  readonly #files = new FilesIntake();
+  readonly #images: ImageIntake;
   #worker: CriuWorker | null = null;
   #output = -1;
   #semaphores = new SpareSemaphores(0);
@@ -118,6 +102,12 @@ export class Arrival {
     this.#workload = workload;
     this.#channel = channel;
     this.prepare = prepare;
+    this.#images = new ImageIntake((image, error) =>
+      workload.context.log.warn(
+        { workload: workload.name, image, reason: messageOf(error) },
+        "arrival: image not taken",
+      ),
+    );
     for (const { promise } of [this.#layerReady, this.#layerDone, this.#restored, this.#upstreamAdopted])
       promise.catch(() => {});
     void channel.closed
@@ -157,9 +147,12 @@ export class Arrival {
       );
     };
     const nothing = z.strictObject({});
-    on("files", filesEvent, async ({ root }, body) => void (await this.#files(root, body)));
+    on("files", filesEvent, async ({ root }, body) => void (await this.#takeFiles(root, body)));
     on("standby", nothing, async () => ({ result: await this.#standby() }));
-    on("images", imagesEvent, (event, body) => this.#takeImages(event, body));
+    on("images", imagesEvent, (event, body) => {
+      this.#images.take(event, body);
+      return undefined;
+    });
     on("filesGone", filesGoneCall, async ({ root, gone }) => {
       const fd = this.#openTree(root);
       await removePaths(fd, gone).finally(() => closeSync(fd));
@@ -167,7 +160,7 @@ export class Arrival {
     on("adopt", adoptCall, async ({ last }, body) => ({ result: await this.#adoptUpstream(body, last) }));
     on("fingerprint", nothing, async (_, body) => {
       this.#expect("standby");
-      this.#before = parsed(body);
+      this.#before = parseFingerprint(body);
       return {};
     });
     on("restore", restoreCall, async (params, body) => ({ result: await this.#restore(params, body) }));
@@ -211,26 +204,13 @@ export class Arrival {
     await this.#layerReady.promise;
   }
 
-  async #files(root: string, body: Buffer): Promise<void> {
-    let unpacking = this.#unpacking.get(root);
-    if (unpacking === undefined) {
-      const isNew = root === "layer" && this.#state === "preparing";
-      const fd = isNew ? openSync(await this.#layerReady.promise, "r") : this.#openTree(root);
-      const initPid = isNew ? null : required(this.#container).init.pid;
-      const started = await unpackInto({ fd, initPid }).finally(() => closeSync(fd));
-      started.stream.on("error", () => {}); // tar's exit status tells
-      started.done.catch(() => {});
-      unpacking = started;
-      this.#unpacking.set(root, unpacking);
-    }
-    if (body.length > 0) {
-      if (!unpacking.stream.write(body)) await drained(unpacking.stream);
-      return;
-    }
-    this.#unpacking.delete(root);
-    unpacking.stream.end();
-    await unpacking.done;
-    if (root === "layer" && this.#state === "preparing") this.#layerDone.resolve();
+  async #takeFiles(root: string, body: Buffer): Promise<void> {
+    const isUnpacked = await this.#files.take(root, body, async () => {
+      if (root === "layer" && this.#state === "preparing")
+        return { fd: openSync(await this.#layerReady.promise, "r"), initPid: null };
+      return { fd: this.#openTree(root), initPid: required(this.#container).init.pid };
+    });
+    if (isUnpacked && root === "layer" && this.#state === "preparing") this.#layerDone.resolve();
   }
 
   async #standby(): Promise<StandbyReply> {
@@ -246,7 +226,7 @@ export class Arrival {
     const link = await workload.keeper.standby(this.prepare.epoch);
     const images = container.hostPath("images");
     mkdirSync(images, { mode: 0o700 });
-    this.#images = new ImageReceiver(images, workload.limits.imagesBytesMax);
+    this.#images.open(images, workload.limits.imagesBytesMax);
     await this.#startCriu(container);
     this.#state = "standby";
     return { link };
@@ -257,13 +237,7 @@ export class Arrival {
     await setLastNumber(container.init.pid, aheadOf(this.prepare.highestTid, max));
     // the standby's own output: what the restored application writes goes on into this node's log
     this.#output = openOutput(container);
-    const options = await this.#workerOptions(container);
-    const probe = await CriuWorker.start({ ...options, inherit: [], outlivesAgent: false });
-    try {
-      await probe.request("FEATURE_CHECK");
-    } finally {
-      await probe.close();
-    }
+    await probeCriu(await this.#workerOptions(container));
     this.#semaphores = new SpareSemaphores(this.prepare.semaphores + SPARE_SEMAPHORES);
     this.#worker = await CriuWorker.start(await this.#workerOptions(container));
     rehearse();
@@ -290,26 +264,6 @@ export class Arrival {
     this.#worker = await CriuWorker.start(await this.#workerOptions(container));
   }
 
-  /** Nobody waits for the outcome of an event, and one that fails would end the channel: `restore` says why. */
-  #takeImages({ pieces }: ImagesEvent, body: Buffer): undefined {
-    if (this.#imageError !== null) return;
-    let at = 0;
-    for (const { name, offset, bytes, from } of pieces) {
-      try {
-        if (from !== undefined) required(this.#images).copy(name, offset, bytes, from);
-        else required(this.#images).write(name, offset, body.subarray(at, at + bytes));
-      } catch (error) {
-        this.#imageError = error;
-        this.#workload.context.log.warn(
-          { workload: this.#workload.name, image: name, reason: messageOf(error) },
-          "arrival: image not taken",
-        );
-        return;
-      }
-      if (from === undefined) at += bytes;
-    }
-  }
-
   async #adoptUpstream(legs: Buffer, isLast: boolean): Promise<AdoptResult> {
     this.#expect("standby");
     this.#workload.context.faults.at("target:adopt");
@@ -333,12 +287,8 @@ export class Arrival {
     const { manifest, outputPipes, stopped, openQueues } = restore;
     this.#root = restore.root;
     const { context } = this.#workload;
-    const images = required(this.#images);
     context.faults.at("target:restore");
-    if (this.#imageError !== null) throw this.#imageError;
-    images.verify(manifest);
-    images.close();
-    images.linkLayers();
+    this.#images.complete(manifest);
     const container = required(this.#container);
     fitToMachine(container.hostPath("images"));
     fitTerminals(container.hostPath("images"));
@@ -364,48 +314,16 @@ export class Arrival {
     this.#throwIfEnding();
     await this.#putWatches(restore.watches);
     context.faults.at("target:audit");
-    const reply = await this.#audit(before);
+    const reply = await auditRestored(
+      this.#workload,
+      { container, root: required(await container.applicationRoot()), ownSockets: this.#ownSockets },
+      before,
+    );
     this.#throwIfEnding();
     this.#state = "restored";
     this.#workload.recordMoving({ step: "restored" });
     context.faults.at("target:restored");
     return reply;
-  }
-
-  /** Of the restored tree, complete and not running: what is not as it was is repaired, or nothing goes on here. */
-  async #audit(before: Fingerprint): Promise<RestoreReply> {
-    const { context, config, name } = this.#workload;
-    const container = required(this.#container);
-    const pids = await treeOf(required(await container.applicationRoot()));
-    const initPid = container.init.pid;
-    const verify = (): Verified =>
-      verifyRestored(
-        before,
-        {
-          initPid,
-          pids,
-          addresses: addressesThatMove(config),
-          volumes: (config.container?.mounts ?? []).map(({ target }) => target),
-        },
-        {
-          ownSockets: new Set([
-            ...(this.#ownSockets === null ? [] : ownSubjects(this.#ownSockets)),
-            ...sessionsAt(this.#portsCut, before),
-          ]),
-          stopSignalOf: (pid) => stopSignalOf(readFileSync(container.hostPath(`images/core-${pid}.img`))),
-        },
-      );
-    const { ms, facts, repaired, differences, losses } = inNetworkOf([initPid], verify);
-    const told = { workload: name, ms: Math.round(ms), facts, repaired: tally(repaired), notKept: losses };
-    if (differences.length > 0) {
-      context.log.warn(
-        { ...told, differences: differences.slice(0, DIFFERENCES_LOGGED_MAX) },
-        "audit failed",
-      );
-      throw notWhatItWas(before, differences);
-    }
-    context.log.info(told, "audit passed");
-    return { auditMs: ms, notKept: losses };
   }
 
   async #verify(call: VerifyCall, body: Buffer): Promise<void> {
@@ -444,12 +362,6 @@ export class Arrival {
     this.#workload.recordMoving({ step: "adopted" });
     this.#workload.context.faults.at("target:adopted");
     return result;
-  }
-
-  /** Where the source ends what clients have to the application, to be replayed here. */
-  get #portsCut(): number[] {
-    const { ports } = this.#workload.config;
-    return ports.filter(({ moveBy }) => moveBy === "replay").map(({ upstream }) => upstream.port);
   }
 
   /** True when one of them needs the VIP here, where it comes later. */
@@ -656,12 +568,11 @@ export class Arrival {
   async #letGo(): Promise<void> {
     await this.#worker?.close();
     this.#worker = null;
-    this.#images?.close();
+    this.#images.close();
     if (this.#output !== -1) closeSync(this.#output);
     this.#output = -1;
     this.#semaphores.close();
-    for (const { stream } of this.#unpacking.values()) stream.end();
-    this.#unpacking.clear();
+    this.#files.close();
     if (this.#container !== null) await removeImages(this.#container);
   }
 
@@ -715,42 +626,6 @@ function fitTerminals(imagesDir: string): void {
   if (!existsSync(data)) return;
   const fitted = fitTerminalData(readFileSync(data), readFileSync(info));
   if (fitted !== null) writeFileSync(data, fitted);
-}
-
-/** Resolves when the stream takes more, or never will. */
-function drained(stream: NodeJS.WritableStream): Promise<void> {
-  return new Promise((resolve) => {
-    const done = (): void => {
-      stream.off("drain", done).off("close", done);
-      resolve();
-    };
-    stream.on("drain", done).on("close", done);
-  });
-}
-
-/** How often each thing was set again: of a thousand connections as well one entry. */
-function tally(repaired: string[]): Record<string, number> {
-  const counts: Record<string, number> = {};
-  for (const text of repaired) {
-    const name = text.slice(text.indexOf(": ") + 2);
-    counts[name] = (counts[name] ?? 0) + 1;
-  }
-  return counts;
-}
-
-function parsed(fingerprint: Buffer): Fingerprint {
-  let value: unknown;
-  try {
-    value = JSON.parse(fingerprint.toString("utf8"));
-  } catch (cause) {
-    throw fail("FINGERPRINT_INVALID", "the source's fingerprint is not JSON", { cause });
-  }
-  const checked = fingerprintSchema.safeParse(value);
-  if (checked.success) return checked.data;
-  throw fail(
-    "FINGERPRINT_INVALID",
-    "the source's fingerprint is not one: both agents must be of one version",
-  );
 }
 
 async function removeImages(container: Sandbox): Promise<void> {
