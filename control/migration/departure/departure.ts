@@ -113,7 +113,11 @@ async function finish(move: Move, outcome: Outcome): Promise<MoveResult> {
   stop.endDeadline();
   result.outcome = outcome.outcome;
   result.holdMs = round(progress.pause.ms);
-  await opened.close(outcome.outcome);
+  const closeChannel = (): void => {
+    if ("channel" in reached.step) reached.step.channel.close();
+  };
+  if (outcome.outcome !== "moved") closeChannel(); // a sender that waits for the target ends
+  await opened.close();
   const stats = await readFile(`${imagesDirOf(host)}/stats-dump`).then(decodeStats, () => null);
   result.criuMs.dump = round(((stats?.dump?.freezingUs ?? 0) + (stats?.dump?.frozenUs ?? 0)) / 1000);
   if (outcome.outcome === "moved") {
@@ -122,6 +126,6 @@ async function finish(move: Move, outcome: Outcome): Promise<MoveResult> {
   } else {
     await rm(imagesDirOf(host), { recursive: true, force: true });
   }
-  if ("channel" in reached.step) reached.step.channel.close();
+  closeChannel();
   return progress.ended();
 }

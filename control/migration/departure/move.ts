@@ -1,5 +1,5 @@
 /** What the phases of one move share. What one of them hands to the next is what it returns. */
-import type { MoveResult, Report } from "../../api/migration.ts";
+import type { Report } from "../../api/migration.ts";
 import type { MigrationHost } from "../host.ts";
 import type { Rehearsal } from "../rehearsal.ts";
 import type { Progress } from "./progress.ts";
@@ -30,16 +30,16 @@ export interface Move {
 
 /** What the phases have opened: closed when the move has ended, whichever way and however far it came. */
 export class Opened {
-  #closers: ((outcome: MoveResult["outcome"]) => Promise<void> | void)[] = [];
+  #closers: (() => Promise<void> | void)[] = [];
 
   /** @param close safe to repeat */
-  add(close: (outcome: MoveResult["outcome"]) => Promise<void> | void): void {
+  add(close: () => Promise<void> | void): void {
     this.#closers.push(close);
   }
 
   /** The last opened first. */
-  async close(outcome: MoveResult["outcome"]): Promise<void> {
-    for (const close of this.#closers.toReversed()) await close(outcome);
+  async close(): Promise<void> {
+    for (const close of this.#closers.toReversed()) await close();
   }
 }
 

@@ -151,10 +151,7 @@ function imageSender({ host, rehearsal, opened }: Move, channel: Channel): Image
       ),
     ),
   );
-  opened.add(async (outcome) => {
-    if (outcome !== "moved") channel.close(); // a sender that waits for the target ends
-    await sender.close();
-  });
+  opened.add(() => sender.close());
   return sender;
 }
 
