@@ -1,5 +1,5 @@
 /**
- * A move, seen from the node that gives the workload away. It leads; the target (`../arrival.ts`) follows.
+ * A move, seen from the node that gives the workload away. It leads; the target (`../arrival/arrival.ts`) follows.
  *
  * Up to the commit every failure ends in `rollback`: repair goes off on the application's sockets and on our legs, the
  * stopped tree goes on, the target forgets what it got. From the commit on the store tells who owns the workload: this
