@@ -9,11 +9,10 @@ import { UpstreamNetwork } from "#proxy/kernel/network.ts";
 import { legKernelOf, reserveDescriptors } from "#proxy/process-kernel.ts";
 
 export interface GatewayProcess {
-  /** where clients come */
-  at: Endpoint;
+  /** where clients come, and for which of the workload's ports, by its `listen` */
+  listeners: { at: Endpoint; port: number }[];
   workload: string;
-  /** of the workload's proxy: `listen` of its port, and where it takes links at which epoch */
-  port: number;
+  /** of the workload's proxy: where it takes links, at which epoch */
   epoch: number;
   link: Endpoint;
   links: "encrypted" | "plain";
@@ -21,7 +20,9 @@ export interface GatewayProcess {
   key: string;
 }
 
-const { at, workload, port, epoch, link, links, key } = JSON.parse(process.argv[2] ?? "{}") as GatewayProcess;
+const { listeners, workload, epoch, link, links, key } = JSON.parse(
+  process.argv[2] ?? "{}",
+) as GatewayProcess;
 
 reserveDescriptors();
 const gateway = new Gateway({
@@ -31,23 +32,21 @@ const gateway = new Gateway({
     heldSessionsMax: 100_000,
     ownerMsMax: 30_000,
     drainMsMax: 0,
-    listeners: [
-      {
-        at,
-        routes: [{ sni: null, host: null, path: null, session: null, workloads: [workload], port }],
-        sendProxyProtocol: false,
-        proxyProtocol: null,
-        sessionsMax: 1_000_000,
-        sessionsPerClientMax: 1_000_000,
-        keepAliveMs: 15_000,
-        userTimeoutMs: 120_000,
-        idleMsMax: 0,
-      },
-    ],
+    listeners: listeners.map(({ at, port }) => ({
+      at,
+      routes: [{ sni: null, host: null, path: null, session: null, workloads: [workload], port }],
+      sendProxyProtocol: false,
+      proxyProtocol: null,
+      sessionsMax: 1_000_000,
+      sessionsPerClientMax: 1_000_000,
+      keepAliveMs: 15_000,
+      userTimeoutMs: 120_000,
+      idleMsMax: 0,
+    })),
   },
   keysOf: () => [Buffer.from(key, "hex")],
   store: {
-    link: async () => ({ node: "bench", epoch, link, ports: [port] }),
+    link: async () => ({ node: "bench", epoch, link, ports: listeners.map(({ port }) => port) }),
     lookup: async () => null,
     watchLinks: (onChange) => {
       setImmediate(onChange, null);
