@@ -79,7 +79,7 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
     await store.close();
     throw error;
   }
-  log.info({ gateway: config.name, ports: gateway.ports }, "gateway ready");
+  log.info({ ports: gateway.ports }, "gateway ready");
   return {
     useKeys: (keys) => gateway.useKeys((workload) => linkKeysOf(keys, workload)),
     end: async () => {
