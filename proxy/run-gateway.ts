@@ -3,13 +3,14 @@
  * it is (`control/gateway/main.ts`) has read the file and keeps the keys.
  */
 import { once } from "node:events";
+import { Counter, Gauge, type Registry } from "@prometheus-io/client";
 import type { Logger } from "pino";
 import { createAdmin } from "#proxy/admin/http.ts";
 import { createMetrics } from "#proxy/admin/metrics.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { GatewayConfig } from "#proxy/contract/gateway.ts";
-import { linkKeysOf, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { Gateway } from "#proxy/gateway/gateway.ts";
 import { UpstreamNetwork } from "#proxy/kernel/network.ts";
@@ -18,8 +19,8 @@ import { legKernelOf, reserveDescriptors } from "./process-kernel.ts";
 
 export interface RunGatewayOptions {
   config: GatewayConfig;
-  /** that nodes share */
-  keys: SharedKeys;
+  /** of each workload that clients are led to */
+  linkKeys: ReadonlyMap<string, SharedKeys>;
   store: string;
   /** of `/healthz`, `/readyz` and `/metrics`; null: nowhere */
   admin: Endpoint | null;
@@ -27,7 +28,7 @@ export interface RunGatewayOptions {
 }
 
 export interface RunningGateway {
-  useKeys(keys: SharedKeys): void;
+  useKeys(linkKeys: ReadonlyMap<string, SharedKeys>): void;
   /** Accepts nobody, waits for sessions to end, resets the rest; resolves when nothing is left. */
   end(): Promise<void>;
 }
@@ -52,13 +53,15 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
   });
   const gateway = new Gateway({
     config,
-    keysOf: (workload) => linkKeysOf(options.keys, workload),
+    keysOf: keysIn(options.linkKeys),
     store,
     kernel: legKernelOf(new UpstreamNetwork()),
     log,
   });
+  const metrics = createMetrics(() => gateway.proxies, "holdfast_gateway");
+  addGatewayMetrics(metrics, gateway, () => isStoreUp);
   const admin = createAdmin({
-    metrics: createMetrics(() => gateway.proxies, "holdfast_gateway"),
+    metrics,
     health: () => ({ gateway: config.name, store: isStoreUp ? "up" : "down", workloads: gateway.view() }),
     ready: () =>
       gateway.isReady
@@ -76,9 +79,9 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
     await store.close();
     throw error;
   }
-  log.info({ gateway: config.name, ports: gateway.ports }, "gateway ready");
+  log.info({ ports: gateway.ports }, "gateway ready");
   return {
-    useKeys: (keys) => gateway.useKeys((workload) => linkKeysOf(keys, workload)),
+    useKeys: (linkKeys) => gateway.useKeys(keysIn(linkKeys)),
     end: async () => {
       const { reset } = await gateway.drain();
       log.info({ reset }, "gateway ends");
@@ -87,6 +90,40 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
       await store.close();
     },
   };
+}
+
+function keysIn(linkKeys: ReadonlyMap<string, SharedKeys>): (workload: string) => SharedKeys {
+  return (workload) => linkKeys.get(workload) as SharedKeys;
+}
+
+function addGatewayMetrics(registry: Registry, gateway: Gateway, isStoreUp: () => boolean): void {
+  const registers = [registry];
+  const gauge = (name: string, help: string, read: () => number): void => {
+    new Gauge({
+      name: `holdfast_gateway_${name}`,
+      help,
+      registers,
+      collect() {
+        this.set(read());
+      },
+    });
+  };
+  gauge("store_up", "1 while the store answers.", () => (isStoreUp() ? 1 : 0));
+  gauge("workloads", "Workloads that clients are led to.", () => gateway.view().length);
+  gauge(
+    "workloads_without_owner",
+    "Of these, how many have no owner that is known: their clients wait.",
+    () => gateway.view().filter(({ owner }) => owner === null).length,
+  );
+  new Counter({
+    name: "holdfast_gateway_unrouted_total",
+    help: "Connections reset because no route was for them.",
+    registers,
+    collect() {
+      this.reset();
+      this.inc(gateway.unrouted);
+    },
+  });
 }
 
 async function listen(server: ReturnType<typeof createAdmin>, { address, port }: Endpoint): Promise<void> {

@@ -103,6 +103,7 @@ export class LinkLeg implements Leg {
   /** acceptor: the answer to the last COUNT, in bytes of the session; -1: none yet */
   countedBytes = -1;
 
+  readonly #connection: net.Socket;
   /** of the link: the connection itself, or TLS around it */
   #socket: net.Socket | TLSSocket;
   readonly #events: LinkListener;
@@ -136,6 +137,7 @@ export class LinkLeg implements Leg {
     events: LinkListener,
     onGreeting: (type: FrameType, payload: Buffer) => void,
   ) {
+    this.#connection = socket;
     this.#socket = socket;
     this.#events = events;
     this.#onGreeting = onGreeting;
@@ -279,6 +281,12 @@ export class LinkLeg implements Leg {
   }
   get isReady(): boolean {
     return this.#state === "ready";
+  }
+
+  /** Of its connection, to set what Node has no option for; not to be kept. -1: there is none, or Node does not say */
+  get fd(): number {
+    const { _handle: handle } = this.#connection as { _handle?: { fd?: number } | null };
+    return handle?.fd ?? -1;
   }
 
   #ready(): void {

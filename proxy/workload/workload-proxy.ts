@@ -669,7 +669,10 @@ export class WorkloadProxy implements ProtocolFilterHost {
       encrypted: this.config.links === "encrypted",
       to: options.to,
       greeting,
-      onReady: () => resolve(true),
+      onReady: (link) => {
+        this.#watchOver(link, session.port);
+        resolve(true);
+      },
       listener,
     });
     return promise;
@@ -888,8 +891,12 @@ export class WorkloadProxy implements ProtocolFilterHost {
   }
 
   #onLink(link: LinkLeg, greeting: Greeting): void {
-    if (greeting.port >= this.config.ports.length) link.close(RST_CODE.unknownSession);
-    else if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "anchor") {
+    if (greeting.port >= this.config.ports.length) {
+      link.close(RST_CODE.unknownSession);
+      return;
+    }
+    this.#watchOver(link, greeting.port);
+    if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "anchor") {
       // The dialler knows of a newer owner than this proxy does, or this proxy owns nothing.
       link.close(RST_CODE.moved);
     } else if (this.role === "owner") this.takeLink(link);
@@ -897,6 +904,16 @@ export class WorkloadProxy implements ProtocolFilterHost {
       this.parked.get(greeting.session)?.close(RST_CODE.moved);
       this.parked.set(greeting.session, link);
     }
+  }
+
+  /**
+   * Behind gateways a link is to an owner what a client's connection is where clients come to it: one whose other end has vanished must not
+   * keep the workload from moving, nor a client at a gateway waiting.
+   */
+  #watchOver(link: LinkLeg, port: number): void {
+    const { fd } = link;
+    if (this.config.downstream === "gateway" && fd >= 0)
+      this.kernel.setPeerTimeouts(fd, this.config.ports[port] as PortConfig);
   }
 
   /** Owner: joins the link to its session, or begins a new one. */

@@ -115,6 +115,8 @@ describe("holdfast gateway", () => {
     const metrics = (await get(running, "/metrics")).text;
     assert.match(metrics, /^holdfast_gateway_sessions 1$/m);
     assert.match(metrics, /^holdfast_gateway_sessions_accepted_total 1$/m);
+    assert.match(metrics, /^holdfast_gateway_store_up 1$/m);
+    assert.match(metrics, /^holdfast_gateway_workloads_without_owner 0$/m);
     socket.destroy();
     running.child.kill("SIGTERM");
     assert.deepEqual(await once(running.child, "exit"), [0, null]);
@@ -146,6 +148,14 @@ describe("holdfast gateway", () => {
       running.stderr,
       new RegExp(`^holdfast: cannot listen for clients on 127.0.0.1:${port} .*$`, "m"),
     );
+  });
+
+  it("goes on with its keys where their file is damaged, and says so once", async () => {
+    const running = await start();
+    writeFileSync(join(folder, "key"), "short");
+    await until("it has seen that", () => running.stderr.includes("cannot be used, the keys before it are"));
+    await echoes(client(running));
+    writeFileSync(join(folder, "key"), KEYS[0]);
   });
 
   it("takes a changed key file for new clients", async () => {

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { connect as dial } from "node:net";
 import { after, afterEach, before, describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Gateway } from "#proxy/gateway/gateway.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
@@ -47,8 +48,8 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     store.put("echo", { node: owner, epoch: lab.epoch, link, ports: [CLIENT_PORT] });
   }
 
-  function connect(): CountedClient {
-    const [port = 0] = gateway.ports;
+  function connect(to = gateway): CountedClient {
+    const [port = 0] = to.ports;
     const socket = dial({ host: "127.0.0.1", port, noDelay: true, allowHalfOpen: true });
     const client = new CountedClient(socket, { seed: seed++ });
     clients.push(client);
@@ -132,6 +133,46 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     await tell();
     await allSettled();
     assert.equal(clients.length, 1 + STEPS.length);
+  });
+
+  it("moves the clients of several gateways, also when one of them ends in the middle", async () => {
+    for (const at of ["prepared", "held", "settled"]) {
+      const other = startGatewayHere({
+        store,
+        key: KEY,
+        listeners: [{ workload: "echo", port: CLIENT_PORT }],
+      }).gateway;
+      await serve(2);
+      const ofOther = [connect(other), connect(other)];
+      await allProgress();
+      await move((step) => {
+        if (step === at) other.stop();
+      });
+      await tell();
+      for (const client of ofOther) assert.equal(await client.untilOver(), "ECONNRESET");
+      clients = clients.filter((client) => !ofOther.includes(client));
+      await allSettled();
+      await lab.proxy(owner).untilSessions(clients.length);
+    }
+  });
+
+  it("moves a client that sends without reading, queues and all", async () => {
+    await serve(1);
+    const [client] = clients as [CountedClient];
+    await client.settled();
+    client.socket.pause();
+    client.send(24 << 20);
+    for (let bytes = -1, now = 0; now !== bytes; await delay(150)) {
+      bytes = now;
+      now = (await lab.proxy(owner).sessions())[0]?.bytesIn ?? 0;
+    }
+    await move();
+    await tell();
+    await move(async (step) => {
+      if (step === "released") await lab.kill(owner);
+    });
+    client.socket.resume();
+    await client.settled();
   });
 
   it("finds the owner by itself where it could not be told of the move", async () => {
