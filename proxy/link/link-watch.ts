@@ -1,0 +1,106 @@
+/**
+ * The links of one proxy that can go on over another connection: looks at each now and then, finds those that are dead without an error,
+ * and bounds how many are dialled again at a time. Without one a link ends with its connection.
+ *
+ * What a link hears is told by itself (`isQuiet`); a turn of the timer is never made up for, so that a process which was kept from running does not
+ * take its own silence for the others'.
+ */
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
+
+/** Between two looks at each link. */
+export const LOOK_MS = 250;
+/** One link that has nothing to do is asked each so many looks: when it is silent, all are asked. */
+const LOOKS_A_ROUND = 4;
+/** greetings of TLS cost about 1 ms of CPU at each end: none is to run out of its time for the others */
+const ATTEMPTS_MAX = 64;
+
+export interface WatchedLink {
+  /** of the session it carries */
+  readonly id: string;
+  /** Some time has passed. */
+  look(nowMs: number): void;
+  /** Is to say something, if only that it is there. */
+  ask(): void;
+}
+
+export class LinkWatch<Link extends WatchedLink = WatchedLink> {
+  /** what is dialled again, and accepted, with */
+  keys: SharedKeys;
+  /** without a connection; 0: a link ends with its connection */
+  readonly resumeMsMax: number;
+  readonly #links = new Set<Link>();
+  readonly #accepted = new Map<string, Link>();
+  #timer: NodeJS.Timeout | null = null;
+  #attempts = 0;
+  #looks = 0;
+  #isSilent = false;
+  #round: Iterator<Link> | null = null;
+
+  constructor(keys: SharedKeys, resumeMsMax: number) {
+    this.keys = keys;
+    this.resumeMsMax = resumeMsMax;
+  }
+
+  get isOn(): boolean {
+    return this.resumeMsMax > 0;
+  }
+  get size(): number {
+    return this.#links.size;
+  }
+
+  /** @param isAccepted another connection is to find it by its session */
+  add(link: Link, isAccepted: boolean): void {
+    this.#links.add(link);
+    if (isAccepted) this.#accepted.set(link.id, link);
+    this.#timer ??= setInterval(() => this.#look(), LOOK_MS).unref();
+  }
+
+  remove(link: Link): void {
+    this.#links.delete(link);
+    if (this.#accepted.get(link.id) === link) this.#accepted.delete(link.id);
+    if (this.#links.size > 0 || this.#timer === null) return;
+    clearInterval(this.#timer);
+    this.#timer = null;
+    this.#round = null;
+  }
+
+  /** The link that was accepted for a session last. */
+  find(session: string): Link | undefined {
+    return this.#accepted.get(session);
+  }
+
+  /** One more may be dialled. @returns to be called when that has ended; null: too many are */
+  takeTurn(): (() => void) | null {
+    if (this.#attempts >= ATTEMPTS_MAX) return null;
+    this.#attempts++;
+    let isOver = false;
+    return () => {
+      if (!isOver) this.#attempts--;
+      isOver = true;
+    };
+  }
+
+  /** A link that was asked has not said anything: perhaps none can. */
+  foundSilent(): void {
+    this.#isSilent = true;
+  }
+
+  #look(): void {
+    const nowMs = performance.now();
+    for (const link of this.#links) link.look(nowMs);
+    if (this.#isSilent) {
+      this.#isSilent = false;
+      for (const link of this.#links) link.ask();
+    } else if (++this.#looks % LOOKS_A_ROUND === 0) this.#nextOfRound()?.ask();
+  }
+
+  #nextOfRound(): Link | undefined {
+    for (let tries = 0; tries < 2; tries++) {
+      this.#round ??= this.#links.values();
+      const next = this.#round.next();
+      if (next.done !== true) return next.value;
+      this.#round = null;
+    }
+    return undefined;
+  }
+}
