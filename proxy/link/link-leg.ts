@@ -212,6 +212,8 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   #lostAtMs = 0;
   /** its session has ended: it stays until the other end has the FIN */
   #isReleased = false;
+  /** its session was ended, with this code, while there was no connection: said on the next; null: no */
+  #lastWord: number | null = null;
   #wasReady = false;
 
   private constructor(connect: (sink: ConnectionSink) => LinkConnection, events: LinkListener) {
@@ -303,7 +305,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
 
   /** Of a link that lost its connection too: it may go on. */
   get isOpen(): boolean {
-    return this.#state !== "over";
+    return this.#state !== "over" && this.#lastWord === null;
   }
   get isReady(): boolean {
     return this.#state === "ready";
@@ -477,13 +479,23 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   /** Ends the session (`reset`) or tells the dialler to look for the owner elsewhere (`moved`). Nobody is called back. */
   close(code: number): void {
     if (this.#state === "over") return;
+    if (this.#again !== null && this.active && !this.#carries && !this.#isAcceptor) {
+      // The owner waits for this link, and its application for the session.
+      this.#lastWord = code;
+      this.listener = null;
+      return;
+    }
     if (this.#state === "ready") this.#send(rst(code));
+    this.#end();
+  }
+
+  abandon(): void {
     this.#end();
   }
 
   /** Nothing more to say: what was framed is still delivered. Nobody is called back. */
   release(): void {
-    if (this.#state === "over" || this.#isReleased) return;
+    if (this.#state === "over" || this.#isReleased || this.#lastWord !== null) return;
     if (this.#again !== null && this.#state === "ready" && this.#finSent && !this.#finAcked) {
       this.#isReleased = true;
       this.listener = null;
@@ -694,7 +706,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     if (this.#carries) this.#lookAtConnection(nowMs, again);
     if (this.#lostAtMs === 0) return;
     if (nowMs - this.#lostAtMs >= again.watch.resumeMsMax) {
-      this.#events.onLate?.(this);
+      if (this.isOpen && !this.#isReleased) this.#events.onLate?.(this);
       this.#fail(RST_CODE.broken);
       return;
     }
@@ -866,6 +878,11 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#lostAtMs = 0;
     this.#carries = true;
     this.#creditedToUs = creditedBytes;
+    if (this.#lastWord !== null) {
+      this.#send(rst(this.#lastWord));
+      this.#end();
+      return;
+    }
     this.#acknowledged({ bytes, fin });
     if (!this.isOpen) return;
     for (const chunk of this.#kept?.chunks() ?? []) {
@@ -921,8 +938,9 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
 
   #over(code: number): void {
     if (this.#state === "over") return;
+    const isToldOf = this.isOpen;
     this.#end();
-    this.#events.onOver(this, code);
+    if (isToldOf) this.#events.onOver(this, code);
   }
 }
 

@@ -8,7 +8,7 @@
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 /** Between two looks at each link. */
-export const LOOK_MS = 250;
+const LOOK_MS = 250;
 /** One link that has nothing to do is asked each so many looks: when it is silent, all are asked. */
 const LOOKS_A_ROUND = 4;
 /** greetings of TLS cost about 1 ms of CPU at each end: none is to run out of its time for the others */
@@ -21,6 +21,8 @@ export interface WatchedLink {
   look(nowMs: number): void;
   /** Is to say something, if only that it is there. */
   ask(): void;
+  /** Its proxy ends. */
+  abandon(): void;
 }
 
 export class LinkWatch<Link extends WatchedLink = WatchedLink> {
@@ -28,6 +30,7 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   keys: SharedKeys;
   /** without a connection; 0: a link ends with its connection */
   readonly resumeMsMax: number;
+  readonly #lookMs: number;
   readonly #links = new Set<Link>();
   readonly #accepted = new Map<string, Link>();
   #timer: NodeJS.Timeout | null = null;
@@ -36,9 +39,10 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   #isSilent = false;
   #round: Iterator<Link> | null = null;
 
-  constructor(keys: SharedKeys, resumeMsMax: number) {
+  constructor(keys: SharedKeys, resumeMsMax: number, lookMs = LOOK_MS) {
     this.keys = keys;
     this.resumeMsMax = resumeMsMax;
+    this.#lookMs = lookMs;
   }
 
   get isOn(): boolean {
@@ -52,7 +56,7 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   add(link: Link, isAccepted: boolean): void {
     this.#links.add(link);
     if (isAccepted) this.#accepted.set(link.id, link);
-    this.#timer ??= setInterval(() => this.#look(), LOOK_MS).unref();
+    this.#timer ??= setInterval(() => this.#look(), this.#lookMs).unref();
   }
 
   remove(link: Link): void {
@@ -62,6 +66,10 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
     clearInterval(this.#timer);
     this.#timer = null;
     this.#round = null;
+  }
+
+  stop(): void {
+    for (const link of [...this.#links]) link.abandon();
   }
 
   /** The link that was accepted for a session last. */

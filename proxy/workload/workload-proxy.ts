@@ -1051,6 +1051,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       closeDetached(this.kernel, session);
       session.reset("stopped");
     }
+    this.#links.stop();
     this.closeDoors();
   }
 
