@@ -84,8 +84,9 @@ export class LinkConnection {
     this.#goOnIn((plain) => dialTls(plain, key, () => this.#guard(onSecure)));
   }
 
-  get isConnecting(): boolean {
-    return this.#socket.connecting;
+  /** It rises whenever the other end gets on with the greeting, TLS included. */
+  get progress(): number {
+    return this.#socket.bytesRead + (this.#socket.connecting ? 0 : 1);
   }
   get isOpen(): boolean {
     return !this.#isOver;

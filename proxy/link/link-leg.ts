@@ -64,9 +64,8 @@ const LOOKS_UNTIL_DOUBT = 2;
 const LOOKS_UNTIL_ASKED = 8;
 /** … after it has asked: the connection is taken for dead */
 const LOOKS_UNTIL_LOST = 3;
-/** of an attempt: until it is connected, until it is greeted */
-const LOOKS_TO_CONNECT = 3;
-const LOOKS_TO_GREET = 12;
+/** of an attempt, in which its greeting gets on */
+const LOOKS_TO_GREET = 4;
 const NO_BYTES: Buffer = Buffer.alloc(0);
 
 export interface LinkListener {
@@ -131,7 +130,7 @@ interface Again {
   /** the highest number of a REJOIN that was tried, or accepted */
   attempt: number;
   /** dialler: that is under way */
-  trying: { connection: LinkConnection; looks: number; giveTurn(): void } | null;
+  trying: { connection: LinkConnection; looks: number; progress: number; giveTurn(): void } | null;
 }
 
 /** Of a link that is over: nothing that still comes is anybody's. */
@@ -713,9 +712,10 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     if (this.#isAcceptor) return;
     const { trying } = again;
     if (trying !== null) {
-      trying.looks++;
-      const isLate = trying.looks >= (trying.connection.isConnecting ? LOOKS_TO_CONNECT : LOOKS_TO_GREET);
-      if (isLate) this.#stopTrying();
+      const { progress } = trying.connection;
+      trying.looks = progress > trying.progress ? 0 : trying.looks + 1;
+      trying.progress = progress;
+      if (trying.looks >= LOOKS_TO_GREET) this.#stopTrying();
     }
     this.#tryAgain();
   }
@@ -775,7 +775,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
         if (why === "refused") this.#guard(() => this.#fail(RST_CODE.broken));
       },
     });
-    again.trying = { connection, looks: 0, giveTurn };
+    again.trying = { connection, looks: 0, progress: 0, giveTurn };
   }
 
   #stopTrying(): void {

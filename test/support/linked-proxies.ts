@@ -119,60 +119,94 @@ export function patternAt(from: number, length: number): Buffer {
   return words.subarray(from & 3, (from & 3) + length);
 }
 
+export interface TalkerOptions {
+  /** default: until it is told to finish */
+  totalBytes?: number;
+  chunkBytes?: number;
+  /** between two chunks; default: as fast as they are taken */
+  everyMs?: number;
+}
+
 /** Sends a pattern to an echo, and checks what comes back. */
 export class Talker {
   sentBytes = 0;
   receivedBytes = 0;
   readonly #socket: Socket;
-  readonly #total: number;
+  #total: number;
   readonly #chunk: number;
+  readonly #everyMs: number;
+  #timer: NodeJS.Timeout | null = null;
   readonly #over = Promise.withResolvers<void>();
 
-  constructor(
-    port: number,
-    { totalBytes, chunkBytes = 16_384 }: { totalBytes: number; chunkBytes?: number },
-  ) {
+  constructor(port: number, options: TalkerOptions = {}) {
+    const { totalBytes = Number.POSITIVE_INFINITY, chunkBytes = 16_384, everyMs = 0 } = options;
     this.#total = totalBytes;
     this.#chunk = chunkBytes;
+    this.#everyMs = everyMs;
     this.#over.promise.catch(() => {});
     this.#socket = connect({ port, host: "127.0.0.1", allowHalfOpen: true, noDelay: true });
     this.#socket.on("connect", () => this.#send());
     this.#socket.on("drain", () => this.#send());
     this.#socket.on("error", (error) => this.#over.reject(error));
-    this.#socket.on("data", (bytes: Buffer) => {
-      const wrong = bytes.equals(patternAt(this.receivedBytes, bytes.length)) ? "" : this.#firstWrong(bytes);
-      this.receivedBytes += bytes.length;
-      if (wrong !== "") this.#socket.destroy(new Error(wrong));
-    });
+    this.#socket.on("data", (bytes: Buffer) => this.#check(bytes));
     this.#socket.on("end", () => {
-      if (this.receivedBytes === totalBytes) this.#over.resolve();
-      else this.#over.reject(new Error(`it ended after ${this.receivedBytes} of ${totalBytes} bytes`));
+      if (this.receivedBytes === this.#total) this.#over.resolve();
+      else this.#over.reject(new Error(`it ended after ${this.receivedBytes} of ${this.#total} bytes`));
     });
   }
 
-  #firstWrong(bytes: Buffer): string {
+  #check(bytes: Buffer): void {
     const right = patternAt(this.receivedBytes, bytes.length);
-    const at = bytes.findIndex((byte, index) => byte !== right[index]);
-    return `another byte than the one at ${this.receivedBytes + at}`;
+    const at = bytes.equals(right) ? -1 : bytes.findIndex((byte, index) => byte !== right[index]);
+    if (at >= 0) this.#socket.destroy(new Error(`another byte than the one at ${this.receivedBytes + at}`));
+    this.receivedBytes += bytes.length;
   }
 
   #send(): void {
+    if (this.#socket.writableEnded || this.#timer !== null) return;
     while (this.sentBytes < this.#total) {
       const length = Math.min(this.#chunk, this.#total - this.sentBytes);
       const chunk = patternAt(this.sentBytes, length);
       this.sentBytes += length;
-      if (!this.#socket.write(chunk)) return;
+      const isTaken = this.#socket.write(chunk);
+      if (this.#everyMs > 0) {
+        this.#timer = setTimeout(() => {
+          this.#timer = null;
+          this.#send();
+        }, this.#everyMs);
+        return;
+      }
+      if (!isTaken) return;
     }
     this.#socket.end();
+  }
+
+  /** Sends no more than it has. */
+  finish(): void {
+    this.#total = Math.min(this.#total, this.sentBytes);
+    if (this.#timer === null) this.#send();
+  }
+
+  /** So many bytes more have come back. */
+  async receives(bytes: number, msMax = 30_000): Promise<void> {
+    const until = this.receivedBytes + bytes;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const look = (): void => {
+      if (this.receivedBytes >= until) resolve();
+    };
+    this.#socket.on("data", look);
+    await Promise.race([within(`${bytes} bytes come back`, promise, msMax), this.#over.promise]);
+    this.#socket.off("data", look);
   }
 
   /** All of it has come back, and the end. */
   async done(msMax = 30_000): Promise<void> {
     await within(`${this.receivedBytes} of ${this.#total} bytes came back`, this.#over.promise, msMax);
-    this.#socket.destroy();
+    this.destroy();
   }
 
   destroy(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
     this.#socket.destroy();
   }
 }
