@@ -1,11 +1,12 @@
 /** The gateway's configuration file: its shape, its defaults, and what its keys must agree on. */
 import * as z from "zod";
-import type { GatewayConfig, GatewayListener } from "#proxy/contract/gateway.ts";
+import type { GatewayConfig, GatewayListener, GatewayRoute } from "#proxy/contract/gateway.ts";
 import { MS_MAX } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
-import { clientKeys, count, endpoint, key, links, list, name, storeUrl } from "./schema.ts";
+import { checkSession, namingOf } from "./port.ts";
+import { clientKeys, count, endpoint, key, links, list, name, session, storeUrl, truth } from "./schema.ts";
 import { invalid, keyFileOf, parseFile, type Refuse, readFile, readKeys } from "./yaml-file.ts";
 
 /** What `holdfast gateway` is started with. */
@@ -23,11 +24,40 @@ const DRAIN_MS = 30_000;
 const DRAIN_MS_MAX = 86_400_000;
 const HELD_SESSIONS = 1_024;
 
+const workloadPort = count("the port of the workload (its listen:)", 1, 65_535);
+
+const HOST_EXPECTED = "expected a name of a host in small letters, as chat.example or *.chat.example";
+const hosts = list(
+  z.string(HOST_EXPECTED).regex(/^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$|^[0-9a-f:.]+$/, HOST_EXPECTED),
+  "expected a list of 1-100 names of hosts",
+  1,
+  100,
+);
+const PATH_EXPECTED = "expected the beginning of a path, as /ws";
+
+const route = z.strictObject(
+  {
+    sni: hosts.optional(),
+    host: hosts.optional(),
+    path: z
+      .string(PATH_EXPECTED)
+      .regex(/^\/[!-~]{0,1023}$/, PATH_EXPECTED)
+      .optional(),
+    session: session.optional(),
+    workload: name.optional(),
+    workloads: list(name, "expected a list of 1-1000 workloads", 1, 1_000).optional(),
+    port: workloadPort.optional(),
+  },
+  "expected a route, as { host: [chat.example], workload: chat, port: 8080 }",
+);
+
 const listener = z.strictObject(
   {
     address: endpoint,
-    workload: name,
-    port: count("the port of the workload (its listen:)", 1, 65_535).optional(),
+    workload: name.optional(),
+    port: workloadPort.optional(),
+    routes: list(route, "expected a list of 1-1000 routes", 1, 1_000).optional(),
+    sendProxyProtocol: truth.default(false),
     ...clientKeys,
   },
   'expected where clients come, as { address: "10.99.0.9:8080", workload: chat }',
@@ -94,12 +124,67 @@ function crossCheck({ store, listen, admin }: File, refuse: Refuse): void {
     if (other !== undefined) refuse(at, `expected an address of its own, got ${shown}, which ${other} has`);
     taken.set(shown, at);
   };
-  for (const [index, { address }] of listen.entries()) take(`listen[${index}].address`, address);
+  for (const [index, one] of listen.entries()) {
+    take(`listen[${index}].address`, one.address);
+    if ((one.workload === undefined) === (one.routes === undefined))
+      refuse(
+        `listen[${index}]`,
+        `expected exactly one of workload and routes, got ${one.routes === undefined ? "neither" : "both"}`,
+      );
+    if (one.port !== undefined && one.routes !== undefined)
+      refuse(`listen[${index}].port`, `expected it in each of routes, got ${one.port}`);
+    for (const [number, route] of (one.routes ?? []).entries())
+      checkRoute(route, `listen[${index}].routes[${number}]`, number + 1 === one.routes?.length, refuse);
+  }
   if (admin !== undefined) take("admin", admin);
 }
 
+type FileRoute = NonNullable<File["listen"][number]["routes"]>[number];
+
+function checkRoute(route: FileRoute, at: string, isLast: boolean, refuse: Refuse): void {
+  const { sni, host, path, session, workload, workloads } = route;
+  if ((workload === undefined) === (workloads === undefined))
+    refuse(
+      at,
+      `expected exactly one of workload and workloads, got ${workload === undefined ? "neither" : "both"}`,
+    );
+  const ofHttp = host !== undefined || path !== undefined || session !== undefined;
+  if (sni !== undefined && ofHttp)
+    refuse(
+      `${at}.sni`,
+      "expected it without host, path and session: TLS passes through, and what is in it is not read",
+    );
+  if (session !== undefined) checkSession(session, `${at}.session`, refuse);
+  if ((workloads?.length ?? 1) > 1 && session === undefined)
+    refuse(
+      `${at}.workloads`,
+      "expected session with several: by a session's name it is known which of them has it",
+    );
+  if (sni === undefined && !ofHttp && !isLast)
+    refuse(at, "expected a route that names nothing at the end of the list: those after it are never taken");
+}
+
 function listenerOf(file: File["listen"][number]): GatewayListener {
-  const { address: at, workload, port = at.port, proxyProtocol = null, ...bounds } = file;
+  const { address: at, workload, port = at.port, routes, proxyProtocol = null, ...bounds } = file;
   const { sessionsPerClientMax = Math.ceil(bounds.sessionsMax / 2) } = bounds;
-  return { ...bounds, at, workload, port, proxyProtocol, sessionsPerClientMax };
+  const all = routes ?? [{ workload: workload as string, port }];
+  return {
+    ...bounds,
+    at,
+    proxyProtocol,
+    sessionsPerClientMax,
+    routes: all.map((route) => routeOf(route, at.port)),
+  };
+}
+
+function routeOf(file: FileRoute, listen: number): GatewayRoute {
+  const { sni = null, host = null, path = null, session, workload, workloads, port = listen } = file;
+  return {
+    sni,
+    host,
+    path,
+    session: session === undefined ? null : namingOf(session),
+    workloads: workloads ?? [workload as string],
+    port,
+  };
 }

@@ -1,6 +1,6 @@
 /** What the keys of one port must agree on, and the port as the proxy is told it. */
 import type { PortConfig, SessionNaming } from "#proxy/contract/commands.ts";
-import type { FilePort } from "./schema.ts";
+import type { FilePort, FileSession } from "./schema.ts";
 
 const SOURCES = ["cookie", "header", "query", "subprotocol"] as const;
 /** protocols without requests that could be sent again, looked at for a name or answered for the application */
@@ -33,18 +33,27 @@ export function checkPort(port: FilePort, at: string, fail: (at: string, message
     fail(`${at}.probes`, `expected protocol auto, http or websocket with it, got "${protocol}"`);
   }
   if (session === undefined) return;
+  checkSession(session, `${at}.session`, fail);
+  if (isOpaque) {
+    fail(`${at}.session`, `expected protocol auto, http or websocket with it, got "${protocol}"`);
+  }
+}
+
+/** @param at the key's path */
+export function checkSession(
+  session: FileSession,
+  at: string,
+  fail: (at: string, message: string) => never,
+): void {
   const given = SOURCES.filter((source) => session[source] !== undefined);
   if (given.length !== 1) {
     fail(
-      `${at}.session`,
+      at,
       `expected exactly one of cookie, header, query and subprotocol, got ${given.join(", ") || "none"}`,
     );
   }
   if (session.issue && session.cookie === undefined) {
-    fail(`${at}.session.issue`, `expected it with a cookie only (nothing else can be issued), got true`);
-  }
-  if (isOpaque) {
-    fail(`${at}.session`, `expected protocol auto, http or websocket with it, got "${protocol}"`);
+    fail(`${at}.issue`, `expected it with a cookie only (nothing else can be issued), got true`);
   }
 }
 
@@ -55,7 +64,7 @@ export function completePort(file: FilePort): PortConfig {
   return { ...port, delivery, setUp, sessionsPerClientMax, naming, proxyProtocol };
 }
 
-function namingOf(session: NonNullable<FilePort["session"]>): SessionNaming | null {
+export function namingOf(session: FileSession): SessionNaming | null {
   const from = SOURCES.find((source) => session[source] !== undefined);
   return from === undefined ? null : { from, name: session[from] ?? "", issue: session.issue };
 }

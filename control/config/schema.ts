@@ -53,7 +53,7 @@ export function oneOf<const T extends readonly [string, ...string[]]>(...values:
   return z.enum(values, expected);
 }
 
-const truth = z.boolean("expected true or false");
+export const truth = z.boolean("expected true or false");
 
 export const endpoint = z.string(ENDPOINT_EXPECTED).transform((value, context): Endpoint => {
   const parsed = parseEndpoint(value);
@@ -179,7 +179,7 @@ function token(what: string) {
 }
 
 const QUERY_EXPECTED = "expected the name of a query parameter, 1-100 letters, digits and -._~";
-const session = z.strictObject(
+export const session = z.strictObject(
   {
     cookie: token("the name of a cookie").optional(),
     header: token("the name of a header").optional(),
@@ -252,6 +252,7 @@ const port = z.strictObject(
   },
   'expected a port, as { listen: 8080, upstream: "127.0.0.1:9000" }',
 );
+export type FileSession = z.infer<typeof session>;
 export type FilePort = z.infer<typeof port>;
 
 const vip = z.strictObject(

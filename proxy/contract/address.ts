@@ -22,3 +22,19 @@ export function endpointIn(text: string): Endpoint | null {
   const [, address, port] = /^\[?([^\]%]*?)(?:%[^\]]*)?\]?:(\d+)$/.exec(text) ?? [];
   return address === undefined ? null : { address, port: Number(port) };
 }
+
+/** The 4 or 16 bytes of a numeric address. null: it is none */
+export function addressBytes(address: string): Buffer | null {
+  if (isIPv4(address)) return Buffer.from(address.split(".").map(Number));
+  if (!isAddress(6, address)) return null;
+  // in its canonical form the last 32 bits may be written as IPv4
+  const text = new SocketAddress({ address, family: "ipv6" }).address;
+  const [, head = "", four = ""] = /^(.*:)(\d+\.\d+\.\d+\.\d+)$/.exec(text) ?? [];
+  const tail = Buffer.from(four.split(".").map(Number)).toString("hex");
+  const [before = [], after = []] = (four === "" ? text : `${head}${tail.slice(0, 4)}:${tail.slice(4)}`)
+    .split("::")
+    .map((part) => (part === "" ? [] : part.split(":")));
+  const gap = Array.from({ length: 8 - before.length - after.length }, () => "0");
+  const groups = [...before, ...gap, ...after].map((group) => group.padStart(4, "0"));
+  return Buffer.from(groups.join(""), "hex");
+}

@@ -4,18 +4,29 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
+import { endpointIn } from "#proxy/contract/address.ts";
 import type { PortConfig } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
-import type { GatewayConfig, GatewayListener } from "#proxy/contract/gateway.ts";
+import {
+  type GatewayConfig,
+  type GatewayListener,
+  type GatewayRoute,
+  isAnyRoute,
+} from "#proxy/contract/gateway.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import { defaultsOf, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
+import type { HttpHead } from "#proxy/protocol/http-head.ts";
+import { writeProxyHeader } from "#proxy/protocol/proxy-header.ts";
 import type { Store, StoreWatch } from "#proxy/store/store.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { OwnerFollower } from "./owner-follower.ts";
+import { SessionPlaces } from "./session-places.ts";
 import { Turns } from "./turns.ts";
+import { UndecidedConnections } from "./undecided.ts";
 
 /** in case the store's word of a change was lost */
 const LOOK_MS = 10_000;
@@ -25,14 +36,18 @@ const LOOKS_MAX = 16;
 const PREPARING_MAX = 128;
 const PREPARING_MS_MAX = 6_000;
 const DRAIN_POLL_MS = 20;
+/** a line in the log for all that are reset meanwhile */
+const UNROUTED_LOG_MS = 60_000;
 
 export interface GatewayOptions {
   config: GatewayConfig;
   /** link keys of a workload */
   keysOf(workload: string): SharedKeys;
-  store: Pick<Store, "link" | "watchLinks">;
+  store: Pick<Store, "link" | "watchLinks" | "lookup">;
   kernel: LegKernel;
   log: Logger;
+  /** of connections whose route is not known yet; default: see {@link UndecidedConnections} */
+  undecided?: { max?: number; msMax?: number };
 }
 
 interface Served {
@@ -40,22 +55,45 @@ interface Served {
   follower: OwnerFollower;
 }
 
+/** A workload's proxy has one for each route that leads to it. */
+interface Way {
+  listener: GatewayListener;
+  route: GatewayRoute;
+}
+
 export class Gateway {
   readonly #options: GatewayOptions;
   readonly #workloads = new Map<string, Served>();
+  readonly #ways = new Map<string, Way[]>();
   readonly #listeners: ClientListener[] = [];
+  readonly #undecided: UndecidedConnections;
+  readonly #places: SessionPlaces;
   #watch: StoreWatch | null = null;
   #timer: NodeJS.Timeout | null = null;
   #looking = false;
   #lookAgain = false;
   #draining = false;
+  #unroutedToldAtMs = Number.NEGATIVE_INFINITY;
+  /** connections that no route is for */
+  unrouted = 0;
 
   constructor(options: GatewayOptions) {
     this.#options = options;
-    const ofWorkload = Map.groupBy(options.config.listeners, ({ workload }) => workload);
+    this.#undecided = new UndecidedConnections(options.undecided);
+    for (const listener of options.config.listeners)
+      for (const route of listener.routes)
+        for (const workload of route.workloads) {
+          const ways = this.#ways.get(workload) ?? [];
+          this.#ways.set(workload, [...ways, { listener, route }]);
+        }
     const turns = new Turns(PREPARING_MAX, PREPARING_MS_MAX);
-    for (const [workload, listeners] of ofWorkload)
-      this.#workloads.set(workload, makeServed(options, workload, listeners, turns));
+    for (const [workload, ways] of this.#ways)
+      this.#workloads.set(workload, makeServed(options, workload, ways, turns));
+    this.#places = new SessionPlaces({
+      store: options.store,
+      log: options.log,
+      cookieKeysOf: (workload) => this.#servedAs(workload).proxy.cookieKeys,
+    });
   }
 
   get proxies(): WorkloadProxy[] {
@@ -96,13 +134,8 @@ export class Gateway {
 
   /** @throws HoldfastError `PROXY_LISTEN`: nothing is left open */
   open(): void {
-    const indices = new Map<string, number>();
     try {
-      for (const listener of this.#options.config.listeners) {
-        const index = indices.get(listener.workload) ?? 0;
-        indices.set(listener.workload, index + 1);
-        this.#listeners.push(this.#listen(listener, index));
-      }
+      for (const listener of this.#options.config.listeners) this.#listeners.push(this.#listen(listener));
     } catch (error) {
       this.#closeListeners();
       throw error;
@@ -139,6 +172,7 @@ export class Gateway {
   stop(): void {
     this.#draining = true;
     this.#closeListeners();
+    this.#undecided.stop();
     if (this.#timer !== null) clearInterval(this.#timer);
     this.#watch?.close();
     for (const { proxy, follower } of this.#served) {
@@ -147,23 +181,81 @@ export class Gateway {
     }
   }
 
-  #listen({ at, workload, ...listener }: GatewayListener, index: number): ClientListener {
+  #servedAs(workload: string): Served {
+    return this.#workloads.get(workload) as Served;
+  }
+
+  #listen(listener: GatewayListener): ClientListener {
     const { kernel, log } = this.#options;
-    const { proxy } = this.#workloads.get(workload) as Served;
+    const { at, routes } = listener;
+    const [first] = routes;
+    const only = first !== undefined && isAnyRoute(first) ? first : null;
     const opened = ClientListener.open({
       kernel,
       address: at.address,
       port: at.port,
       bind: null,
-      onAccept: (fd) => proxy.accept(index, fd),
+      onAccept: (fd) => {
+        if (only !== null)
+          this.#servedAs(only.workloads[0] as string).proxy.accept(this.#portOf(listener, only), fd);
+        else this.#decide(listener, fd);
+      },
       onError: (error) => {
-        proxy.counters.acceptErrors++;
         log.warn({ err: error }, "accepting a client failed");
       },
     });
     kernel.setPeerTimeouts(opened.fd, listener);
     kernel.boundQueues(opened.fd, "client", 0);
     return opened;
+  }
+
+  /** Of the proxy of the route's workload, or of one of them. */
+  #portOf(listener: GatewayListener, route: GatewayRoute, workload = route.workloads[0] as string): number {
+    const ways = this.#ways.get(workload) as Way[];
+    return ways.findIndex((way) => way.listener === listener && way.route === route);
+  }
+
+  #decide(listener: GatewayListener, fd: number): void {
+    const { kernel, log } = this.#options;
+    this.#undecided.add(TcpLeg.attach(kernel, fd, "client"), {
+      routes: listener.routes,
+      proxyProtocol: listener.proxyProtocol,
+      onChosen: ({ route, head, leg, read }) => {
+        const lead = (workload: string): void => {
+          if (this.#draining || !leg.isOpen) {
+            leg.reset();
+            return;
+          }
+          const { proxy } = this.#servedAs(workload);
+          proxy.acceptRead(this.#portOf(listener, route, workload), leg, read);
+        };
+        const workload = this.#workloadOf(route, head);
+        if (typeof workload === "string") return lead(workload);
+        workload.then(lead).catch((error: unknown) => {
+          leg.reset();
+          log.warn({ err: error }, "a client could not be led to its workload");
+        });
+      },
+      onNone: (peer, why) => this.#unroutable(listener, peer, why),
+      onBroken: (error) => log.error({ err: error }, "a client's first bytes could not be looked at"),
+    });
+  }
+
+  #workloadOf({ session, workloads }: GatewayRoute, head: HttpHead | null): string | Promise<string> {
+    const [only] = workloads;
+    if (session === null || head === null || workloads.length === 1) return only as string;
+    return this.#places.of(session, workloads, head);
+  }
+
+  #unroutable({ at }: GatewayListener, peer: string, why: string): void {
+    this.unrouted++;
+    const nowMs = performance.now();
+    if (this.#draining || nowMs - this.#unroutedToldAtMs < UNROUTED_LOG_MS) return;
+    this.#unroutedToldAtMs = nowMs;
+    this.#options.log.warn(
+      { port: at.port, peer, why, unrouted: this.unrouted },
+      "a client is reset: no route is for it; add one, or one that names nothing at the end of routes:",
+    );
   }
 
   #closeListeners(): void {
@@ -189,17 +281,16 @@ export class Gateway {
   }
 }
 
-function makeServed(
-  options: GatewayOptions,
-  workload: string,
-  listeners: GatewayListener[],
-  turns: Turns,
-): Served {
+function makeServed(options: GatewayOptions, workload: string, ways: Way[], turns: Turns): Served {
   const { config, keysOf, store, kernel, log } = options;
   const follower = new OwnerFollower({
     workload,
-    ports: listeners.map(({ port }) => port),
+    ports: ways.map(({ route }) => route.port),
     store,
+    preface: (port, client) => {
+      const { listener } = ways[port] as Way;
+      return listener.sendProxyProtocol ? writeProxyHeader(endpointIn(client), listener.at) : null;
+    },
     turns,
     log,
   });
@@ -212,7 +303,7 @@ function makeServed(
       downstream: "gateway",
       listenAddress: "",
       listenDevice: null,
-      ports: listeners.map(portOf),
+      ports: ways.map(({ listener }) => portOf(listener)),
       linkAddress: "",
       links: config.links,
       spillDir: "",
@@ -233,7 +324,7 @@ function makeServed(
   return { proxy, follower };
 }
 
-function portOf({ at, workload: _, port: __, ...bounds }: GatewayListener): PortConfig {
+function portOf({ at, routes: _, sendProxyProtocol: __, ...bounds }: GatewayListener): PortConfig {
   return {
     ...bounds,
     listen: at.port,

@@ -27,6 +27,8 @@ export interface OwnerFollowerOptions {
   /** of each of our ports: `listen` of the workload's that it is for */
   ports: readonly number[];
   store: { link(workload: string): Promise<LinkRecord | null> };
+  /** see {@link OwnerFinder.preface} */
+  preface(port: number, client: string): Buffer | null;
   /** dials that prepare moves, of all workloads */
   turns: Turns;
   log: Logger;
@@ -104,6 +106,10 @@ export class OwnerFollower implements OwnerFinder {
       "the workload has no such port: a client is reset; correct the gateway's file, or the workload's ports",
     );
     return null;
+  }
+
+  preface(port: number, client: string): Buffer | null {
+    return this.#options.preface(port, client);
   }
 
   seek(): void {

@@ -6,7 +6,8 @@
  * (PP2_TYPE_CRC32C) is compared where there is one. What else the header tells (TLS, ALPN, the destination) is not used.
  */
 import { Buffer } from "node:buffer";
-import { endpointText, isAddress } from "../contract/address.ts";
+import { addressBytes, endpointText, isAddress } from "../contract/address.ts";
+import type { Endpoint } from "../contract/snapshot.ts";
 
 /** the longest line of version 1, with its CRLF */
 const LINE_BYTES_MAX = 107;
@@ -19,6 +20,7 @@ const FIXED_BYTES = 16;
 const LF = 0x0a;
 const COMMAND = { local: 0, proxy: 1 } as const;
 const FAMILY = { unspecified: 0, inet: 1, inet6: 2, unix: 3 } as const;
+const STREAM = 1;
 const TRANSPORT_MAX = 2;
 /** of both ends, by family */
 const ADDRESS_BYTES = [0, 12, 36, 216] as const;
@@ -138,6 +140,30 @@ function lookAtVectors(header: Buffer, at: number): string | null {
     at += length;
   }
   return null;
+}
+
+// ---- written
+
+/** Version 2. Addresses of two families are written as those of IPv6; what is no address at all gives a header that names nobody. */
+export function writeProxyHeader(client: Endpoint | null, destination: Endpoint): Buffer {
+  const ends = client === null ? [] : [client, destination];
+  const found = ends.map(({ address }) => addressBytes(address)).filter((bytes) => bytes !== null);
+  if (client === null || found.length < ends.length) return binary(FAMILY.unspecified << 4, []);
+  const isFour = found.every(({ length }) => length === 4);
+  const addresses = isFour ? found : found.map(sixBytes);
+  const ports = ends.map(({ port }) => Buffer.of(port >> 8, port & 0xff));
+  return binary(((isFour ? FAMILY.inet : FAMILY.inet6) << 4) | STREAM, [...addresses, ...ports]);
+}
+
+function binary(protocol: number, parts: Buffer[]): Buffer {
+  const body = Buffer.concat(parts);
+  const head = Buffer.of((2 << 4) | COMMAND.proxy, protocol, body.length >> 8, body.length & 0xff);
+  return Buffer.concat([SIGNATURE, head, body]);
+}
+
+/** An IPv4 address as it is written within one of IPv6 (RFC 4291 2.5.5.2). */
+function sixBytes(address: Buffer): Buffer {
+  return address.length === 16 ? address : Buffer.concat([Buffer.alloc(10), Buffer.of(0xff, 0xff), address]);
 }
 
 // ---- CRC-32C (Castagnoli), RFC 4960 appendix B: reflected, so zlib's, with another polynomial

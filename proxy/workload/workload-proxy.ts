@@ -62,6 +62,8 @@ interface UnavailableFigures {
 export interface OwnerFinder {
   /** Which of the owner's ports one of ours is for. null: it has no such port */
   portThere(port: number): number | null;
+  /** What the application gets of a client before the client's own bytes. null: nothing */
+  preface(port: number, client: string): Buffer | null;
   /** There is no owner, or a link to it was refused or lost: look where it is, then lead the sessions there. */
   seek(): void;
   /** The proxy there has said ACTIVE at that epoch. */
@@ -235,16 +237,20 @@ export class WorkloadProxy implements ProtocolFilterHost {
 
   /** A client's connection, ours from now on. @param port which of the configuration's it came to */
   accept(port: number, fd: number): void {
-    const leg = TcpLeg.attach(this.kernel, fd, "client");
+    this.acceptRead(port, TcpLeg.attach(this.kernel, fd, "client"), { bytes: NO_BYTES, ended: false });
+  }
+
+  /** As {@link accept}, of a client whose first bytes, and perhaps FIN, somebody has read. */
+  acceptRead(port: number, leg: TcpLeg, read: { bytes: Buffer; ended: boolean }): void {
     try {
-      this.#begin(port, leg, fd);
+      this.#begin(port, leg, leg.fd, read);
     } catch (error) {
       leg.reset();
       throw error;
     }
   }
 
-  #begin(port: number, leg: TcpLeg, fd: number): void {
+  #begin(port: number, leg: TcpLeg, fd: number, read: { bytes: Buffer; ended: boolean }): void {
     const { peer } = leg;
     const front = this.#fronts[port] ?? null;
     if (front !== null && !front.trusts(peer)) {
@@ -281,12 +287,16 @@ export class WorkloadProxy implements ProtocolFilterHost {
     session.guard(() => {
       session.setDownstream(leg);
       if (session.header === null) this.#admit(session, tooMany);
+      if (read.bytes.length > 0 && session.state !== "closed") session.fromClient(read.bytes);
+      if (read.ended && session.state !== "closed") session.clientFin();
     });
   }
 
   /** Its client is known, and so is that it may come. */
   #admit(session: LiveSession, tooMany: "refuse" | null): void {
     this.counters.sessionsAccepted++;
+    const preface = this.#finder?.preface(session.port, session.client) ?? null;
+    if (preface !== null) session.inbound.receive(preface);
     if (tooMany !== null) {
       this.counters.sessionsRefused++;
       // HTTP is told to come later; what turns out to be something else is reset.

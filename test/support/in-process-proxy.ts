@@ -2,7 +2,7 @@
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { type Logger, pino } from "pino";
-import type { PortConfig } from "#proxy/contract/commands.ts";
+import type { Downstream, PortConfig } from "#proxy/contract/commands.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
@@ -32,6 +32,8 @@ export const REAL_KERNEL: LegKernel = {
 
 export const REAL_SURGEON: LegSurgeon = new LocalSurgeon(localLegWork());
 
+export const LINK_KEY = Buffer.alloc(32, 1);
+
 export interface InProcessOptions {
   kernel?: Partial<LegKernel>;
   /** on one leg, of a surgeon that works on the real kernel otherwise */
@@ -40,7 +42,7 @@ export interface InProcessOptions {
   surgeon?: (local: LegSurgeon) => LegSurgeon;
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
-  downstream?: "takeover" | "forward" | "gateway";
+  downstream?: Downstream;
   /** default: a */
   node?: string;
   links?: "encrypted" | "plain";
@@ -102,7 +104,7 @@ export function makeProxy(options: InProcessOptions): {
       spillDir: "/nonexistent",
       limits: { ...LIMITS, ...limits },
     },
-    keys: [Buffer.alloc(32, 1)],
+    keys: [LINK_KEY],
     kernel: { ...REAL_KERNEL, ...kernel },
     surgeon: surgeon(new LocalSurgeon({ ...localLegWork(), ...options.legWork })),
     log: logInto(lines),

@@ -2,10 +2,9 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
-import { Gateway } from "#proxy/gateway/gateway.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
-import { type InProcessOptions, logInto, makeProxy, REAL_KERNEL } from "./in-process-proxy.ts";
-import { PLAIN } from "./proxy-lab.ts";
+import { startGatewayHere, ToldStore } from "./gateway-stage.ts";
+import { type InProcessOptions, LINK_KEY, makeProxy } from "./in-process-proxy.ts";
 import { within } from "./raw-ends.ts";
 import { Wire } from "./wire.ts";
 
@@ -29,8 +28,6 @@ export interface LinkedOptions {
   serve?: (socket: Socket) => void;
 }
 
-const PORT = 7_000;
-
 export async function startLinked(options: LinkedOptions = {}): Promise<Linked> {
   const { as = "gateway", links = "encrypted", limits = {}, serve } = options;
   const application = createServer({ allowHalfOpen: true }, (socket) => {
@@ -47,7 +44,7 @@ export async function startLinked(options: LinkedOptions = {}): Promise<Linked> 
   there.proxy.role = "owner";
   there.proxy.epoch = 1;
   wire.to = there.proxy.linkEndpoint as Wire["to"];
-  const here = as === "gateway" ? startGateway(wire, options) : startAnchor(wire, options);
+  const here = as === "gateway" ? startGateway(wire) : startAnchor(wire, options);
   return {
     anchor: here.proxy,
     owner: there.proxy,
@@ -81,26 +78,10 @@ function startAnchor(wire: Wire, { links = "encrypted", limits = {} }: LinkedOpt
   return { proxy, lines, listen: proxy.listeners[0]?.port as number, stop: () => proxy.stop() };
 }
 
-function startGateway(wire: Wire, { links = "encrypted" }: LinkedOptions): Here {
-  const lines: Record<string, unknown>[] = [];
-  const gateway = new Gateway({
-    config: {
-      name: "g",
-      links,
-      heldSessionsMax: 1_000,
-      ownerMsMax: 10_000,
-      drainMsMax: 0,
-      listeners: [{ ...PLAIN, at: { address: "127.0.0.1", port: 0 }, workload: "w", port: PORT }],
-    },
-    keysOf: () => [Buffer.alloc(32, 1)],
-    store: {
-      link: async () => ({ node: "o", epoch: 1, link: wire.at, ports: [PORT] }),
-      watchLinks: () => ({ close: () => {} }),
-    },
-    kernel: REAL_KERNEL,
-    log: logInto(lines),
-  });
-  gateway.open();
+function startGateway(wire: Wire): Here {
+  const store = new ToldStore();
+  store.put("w", { node: "o", epoch: 1, link: wire.at, ports: [1] });
+  const { gateway, lines } = startGatewayHere({ store, key: LINK_KEY, listeners: [{}] });
   const [proxy] = gateway.proxies;
   return {
     proxy: proxy as WorkloadProxy,

@@ -21,6 +21,7 @@ import type {
   CapturedPiece,
   CaptureResult,
   Configure,
+  Downstream,
   PortConfig,
   ProxyCommands,
   SessionInfo,
@@ -40,7 +41,8 @@ export const CLIENT_PORT = 8080;
 export const VIP = "10.66.0.50";
 const APP: Endpoint = { address: "10.77.0.2", port: 9000 };
 const ADDRESS: Record<NodeName, string> = { a: "10.66.0.2", b: "10.66.0.3", c: "10.66.0.4" };
-const KEY = Buffer.alloc(32, 7);
+/** of links */
+export const KEY = Buffer.alloc(32, 7);
 
 export const LIMITS: ProxyLimits = {
   holdMsMax: 1000,
@@ -77,7 +79,7 @@ export const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
 
 export interface LabOptions {
   nodes: NodeName[];
-  downstream: "takeover" | "forward";
+  downstream: Downstream;
   echo?: "counted" | "plain";
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
@@ -296,6 +298,12 @@ export class ProxyLab {
     return (await this.proxy(from).call("captureUpstream", { epoch: this.epoch })).body;
   }
 
+  /** Ends a node's proxy without a word of its own: what its kernel says of that is all. */
+  async kill(name: NodeName): Promise<void> {
+    await this.proxy(name).kill();
+    this.proxies.delete(name);
+  }
+
   async linkOf(name: NodeName): Promise<Endpoint> {
     const { result } = await this.proxy(name).call<{ link: Endpoint }>("status", {});
     return result.link;
@@ -310,12 +318,14 @@ export class ProxyLab {
     change: (captured: Buffer) => Buffer = (captured) => captured,
   ): Promise<void> {
     const takeover = this.options.downstream === "takeover";
+    const gateway = this.options.downstream === "gateway";
     const source = this.proxy(from);
     const target = this.proxies.get(to) ?? (await this.startProxy(to));
     const next = this.epoch + 1;
     await target.call("standby", { epoch: next });
     const link = takeover ? { address: "127.0.0.1", port: 1 } : await this.linkOf(to);
-    const anchors = [...this.proxies].filter(([name]) => name !== to);
+    const anchors = gateway ? [] : [...this.proxies].filter(([name]) => name !== to);
+    if (gateway) await source.call("prepareLinks", { epoch: next, target: link });
     if (!takeover) {
       for (const [name, anchor] of anchors) {
         const { result } = await anchor.call<{ role: string }>("status", {});
@@ -342,6 +352,10 @@ export class ProxyLab {
     await during("capturedUpstream");
     await carry({ ...up, body: change(up.body) }, "adoptUpstream");
     await during("adoptedUpstream");
+    if (gateway && this.proxies.has(from)) {
+      await source.call("settleLinks", { epoch: this.epoch });
+      await during("settled");
+    }
     if (takeover) {
       const down = await source.call<CaptureResult>("captureDownstream", { epoch: this.epoch });
       this.moveVip(from, to);
@@ -357,8 +371,9 @@ export class ProxyLab {
     await target.call("release", { epoch: next });
     await during("released");
     const owner = { node: to, link };
-    await source.call("retire", { epoch: next, owner });
-    if (takeover) {
+    // a step may have ended it
+    if (this.proxies.has(from)) await source.call("retire", { epoch: next, owner: gateway ? null : owner });
+    if (gateway || takeover) {
       await source.exited;
       this.proxies.delete(from);
     } else {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import { crc32c, HEADER_BYTES_MAX, readProxyHeader } from "#proxy/protocol/proxy-header.ts";
+import { crc32c, HEADER_BYTES_MAX, readProxyHeader, writeProxyHeader } from "#proxy/protocol/proxy-header.ts";
 import { binaryHeader, SIGNATURE, tlv } from "#test/support/proxy-headers.ts";
 
 const V4 = Buffer.from([192, 0, 2, 1, 198, 51, 100, 9, 0x12, 0x34, 0x01, 0xbb]);
@@ -165,5 +165,28 @@ describe("a PROXY protocol header", () => {
     assert.equal(crc32c(Buffer.alloc(32, 0xff)), 0x62a8ab43);
     assert.equal(crc32c(Buffer.from(Array.from({ length: 32 }, (_, index) => index))), 0x46dd794e);
     assert.equal(crc32c(Buffer.from("123456789")), 0xe3069283);
+  });
+});
+
+describe("a PROXY protocol header that is written", () => {
+  it("is read as what it was written for", () => {
+    for (const [client, destination, text] of [
+      [{ address: "192.0.2.7", port: 4711 }, { address: "10.0.0.1", port: 80 }, "192.0.2.7:4711"],
+      [{ address: "2001:db8::7", port: 1 }, { address: "fd00::", port: 65_535 }, "[2001:db8::7]:1"],
+      [{ address: "::1", port: 2 }, { address: "10.0.0.1", port: 80 }, "[::1]:2"],
+      [{ address: "192.0.2.7", port: 3 }, { address: "::", port: 80 }, "192.0.2.7:3"],
+      [{ address: "::ffff:192.0.2.7", port: 3 }, { address: "::", port: 80 }, "192.0.2.7:3"],
+      [null, { address: "10.0.0.1", port: 80 }, null],
+      [{ address: "nowhere", port: 3 }, { address: "::", port: 80 }, null],
+    ] as const) {
+      const header = writeProxyHeader(client, destination);
+      const read = readProxyHeader(Buffer.concat([header, Buffer.from("more")]));
+      assert.deepEqual(read, { is: "complete", bytes: header.length, client: text });
+    }
+  });
+
+  it("has the bytes that the specification says", () => {
+    const header = writeProxyHeader({ address: "192.0.2.7", port: 4711 }, { address: "10.0.0.1", port: 80 });
+    assert.equal(header.toString("hex"), "0d0a0d0a000d0a515549540a2111000cc00002070a00000112670050");
   });
 });

@@ -81,7 +81,7 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
     replay: ["contract", "protocol", "stream"],
     workload: ["contract", "protocol", "session", "stream", "listen", "link", "replay"],
     cutover: ["contract", "session", "stream", "link", "replay", "workload"],
-    gateway: ["contract", "stream", "listen", "link", "store", "workload", "cutover"],
+    gateway: ["contract", "protocol", "stream", "listen", "link", "store", "workload", "cutover"],
     admin: ["workload"],
   },
   "control/": {

@@ -1,0 +1,248 @@
+/** A gateway in front of proxies that own a workload, or say that they do not: how it finds owners, and whom it lets in. */
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { connect, type Socket } from "node:net";
+import { afterEach, describe, it } from "node:test";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
+import { RST_CODE } from "#proxy/link/link-codec.ts";
+import type { LinkRecord } from "#proxy/store/store.ts";
+import {
+  type GatewayHere,
+  type HereOptions,
+  startGatewayHere,
+  ToldStore,
+} from "#test/support/gateway-stage.ts";
+import { type InProcess, LINK_KEY, startInProcess } from "#test/support/in-process-proxy.ts";
+import { until } from "#test/support/moved-program.ts";
+
+const PORT = 8080;
+
+describe("a gateway", () => {
+  const ends: (() => void)[] = [];
+  let store = new ToldStore();
+  afterEach(() => {
+    for (const end of ends.splice(0).reverse()) end();
+    store = new ToldStore();
+  });
+
+  function gatewayHere(options: Partial<HereOptions> = {}): GatewayHere {
+    const listeners = [{ workload: "w", port: PORT }];
+    const here = startGatewayHere({ store, key: LINK_KEY, listeners, ...options });
+    ends.push(() => here.gateway.stop());
+    return here;
+  }
+
+  /** A proxy that owns the workload; its application answers each byte with `name`. */
+  async function owner(name: string, epoch: number): Promise<InProcess & { record: LinkRecord }> {
+    const running = await startInProcess({
+      downstream: "gateway",
+      serve: (socket) => {
+        socket.on("data", (bytes) => socket.write(name.repeat(bytes.length)));
+        socket.on("end", () => socket.end());
+      },
+    });
+    ends.push(() => running.stop());
+    running.proxy.epoch = epoch;
+    await running.proxy.openLinks();
+    const link = running.proxy.linkEndpoint;
+    assert.ok(link !== null);
+    return { ...running, record: { node: name, epoch, link, ports: [PORT] } };
+  }
+
+  function client({ gateway }: GatewayHere, listener = 0): Socket {
+    const socket = connect({ host: "127.0.0.1", port: gateway.ports[listener] ?? 0, allowHalfOpen: true });
+    socket.on("error", () => {});
+    ends.push(() => socket.destroy());
+    return socket;
+  }
+
+  async function answer(socket: Socket, bytes = "x"): Promise<string> {
+    socket.write(bytes);
+    const [chunk] = await once(socket, "data");
+    return String(chunk);
+  }
+
+  /** undefined: with a FIN */
+  function errorOf(socket: Socket): Promise<string | undefined> {
+    let code: string | undefined;
+    socket.on("error", (error: NodeJS.ErrnoException) => {
+      code = error.code;
+    });
+    return new Promise((resolve) => socket.once("close", () => resolve(code)));
+  }
+
+  const waiting = ({ gateway }: GatewayHere): number => gateway.proxies[0]?.sessions.size ?? 0;
+
+  it("lets a client wait for an owner, and serves it when the store tells of one", async () => {
+    const here = gatewayHere();
+    await until("it is ready", () => here.gateway.isReady);
+    const socket = client(here);
+    socket.write("x");
+    await until("it waits", () => waiting(here) === 1);
+    const looks = store.looks;
+    store.put("w", (await owner("a", 1)).record);
+    assert.equal(String((await once(socket, "data"))[0]), "a");
+    assert.ok(store.looks > looks);
+    assert.equal(await answer(client(here)), "a");
+  });
+
+  it("leads new clients to the owner with the highest epoch, and believes no lower one", async () => {
+    const [first, second] = [await owner("a", 4), await owner("b", 6)];
+    store.put("w", first.record);
+    const here = gatewayHere();
+    const old = client(here);
+    assert.equal(await answer(old), "a");
+    store.put("w", second.record);
+    await until("it knows", () => here.gateway.view()[0]?.owner?.epoch === 6);
+    assert.equal(await answer(client(here)), "b");
+    store.put("w", first.record);
+    await until("it has looked", () => store.looks >= 3);
+    assert.equal(await answer(client(here)), "b");
+    assert.equal(await answer(old), "a", "whose session it is goes on");
+  });
+
+  it("follows a proxy that is another one at the same epoch", async () => {
+    const [first, second] = [await owner("a", 4), await owner("b", 4)];
+    store.put("w", first.record);
+    const here = gatewayHere();
+    assert.equal(await answer(client(here)), "a");
+    first.stop();
+    store.put("w", second.record);
+    assert.equal(await answer(client(here)), "b");
+  });
+
+  it("goes by the owner it knows while the store is away", async () => {
+    const { record } = await owner("a", 1);
+    store.put("w", record);
+    const here = gatewayHere();
+    assert.equal(await answer(client(here)), "a");
+    store.isAway = true;
+    assert.equal(await answer(client(here)), "a");
+    assert.equal(here.gateway.isReady, true);
+  });
+
+  it("looks for itself where a message was lost and the owner says that it is none", async () => {
+    const [first, second] = [await owner("a", 4), await owner("b", 6)];
+    store.put("w", first.record);
+    const here = gatewayHere();
+    assert.equal(await answer(client(here)), "a");
+    store.isMute = true;
+    store.put("w", second.record);
+    first.proxy.role = "idle";
+    assert.equal(await answer(client(here)), "b");
+  });
+
+  it("asks again where the owner does not answer, until it does", async () => {
+    const { record, proxy } = await owner("a", 4);
+    store.put("w", record);
+    const here = gatewayHere();
+    proxy.role = "held"; // links wait there
+    const parked = client(here);
+    await until("its link waits", () => proxy.parked.size === 1);
+    proxy.closeParked(RST_CODE.moved);
+    await until("it is dialled again", () => proxy.parked.size === 1);
+    proxy.closeParked(RST_CODE.broken);
+    await until("and again", () => proxy.parked.size === 1);
+    proxy.role = "owner";
+    for (const link of proxy.parked.values()) proxy.takeLink(link);
+    proxy.parked.clear();
+    assert.equal(await answer(parked), "a");
+  });
+
+  it("resets a client that waits for an owner too long, and refuses one too many", async () => {
+    const here = gatewayHere({ limits: { heldSessionsMax: 2, ownerMsMax: 300 } });
+    const two = [client(here), client(here)];
+    await until("both wait", () => waiting(here) === 2);
+    assert.equal(await errorOf(client(here)), "ECONNRESET");
+    for (const code of await Promise.all(two.map(errorOf))) assert.equal(code, "ECONNRESET");
+    assert.equal(waiting(here), 0);
+  });
+
+  it("resets a client of a port that the workload does not have, and says so", async () => {
+    const { record } = await owner("a", 1);
+    store.put("w", { ...record, ports: [PORT, 9090] });
+    const here = gatewayHere({
+      listeners: [
+        { workload: "w", port: 7070 },
+        { workload: "w", port: PORT },
+      ],
+    });
+    assert.equal(await errorOf(client(here)), "ECONNRESET");
+    assert.match(String(here.lines[0]?.msg), /no such port/);
+    assert.equal(await answer(client(here, 1)), "a", "and others are served");
+  });
+
+  it("is one of several for a workload", async () => {
+    const { record, proxy } = await owner("a", 1);
+    store.put("w", record);
+    const both = [gatewayHere(), gatewayHere()];
+    for (const here of both) assert.equal(await answer(client(here)), "a");
+    assert.equal(proxy.sessions.size, 2);
+    both[0]?.gateway.stop();
+    await until("the other's session goes on", () => proxy.sessions.size === 1);
+    assert.equal(await answer(client(both[1] as GatewayHere)), "a");
+  });
+
+  it("tells the owner whose session it is, as a load balancer's header says", async () => {
+    const { record, proxy } = await owner("a", 1);
+    store.put("w", record);
+    const from = [{ address: "127.0.0.0", prefix: 8 }];
+    const proxyProtocol = { from, headerMsMax: 5_000 };
+    const here = gatewayHere({ listeners: [{ workload: "w", port: PORT, proxyProtocol }] });
+    assert.equal(await answer(client(here), "PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\nxx"), "aa");
+    const [session] = proxy.sessions.values();
+    assert.deepEqual([session?.client, session?.anchor], ["192.0.2.7:4711", "gateway:g"]);
+  });
+
+  it("uses other keys from when it is told them", async () => {
+    const { record, proxy } = await owner("a", 1);
+    store.put("w", record);
+    const here = gatewayHere();
+    const old = client(here);
+    assert.equal(await answer(old), "a");
+    const other: SharedKeys = [Buffer.alloc(32, 9)];
+    proxy.keys = other;
+    const refused = client(here);
+    refused.write("x");
+    await until("it is refused", () => proxy.counters.linksRefused > 0);
+    here.gateway.useKeys(() => other);
+    assert.equal(String((await once(refused, "data"))[0]), "a", "and tries again");
+    assert.equal(await answer(old), "a");
+  });
+
+  it("drains: accepts nobody, and ends when its clients have gone, or have had their time", async () => {
+    const { record } = await owner("a", 1);
+    store.put("w", record);
+    const here = gatewayHere();
+    const [leaves, stays] = [client(here), client(here)];
+    for (const socket of [leaves, stays]) assert.equal(await answer(socket), "a");
+    const [port = 0] = here.gateway.ports;
+    const patient = here.gateway.drain();
+    assert.equal(here.gateway.isReady, false);
+    assert.equal(await errorOf(connect({ host: "127.0.0.1", port })), "ECONNREFUSED");
+    assert.equal(await answer(stays), "a");
+    leaves.end();
+    stays.end();
+    assert.deepEqual(await patient, { reset: 0 });
+
+    const hasty = gatewayHere({ limits: { drainMsMax: 50 } });
+    const socket = client(hasty);
+    assert.equal(await answer(socket), "a");
+    const over = errorOf(socket);
+    assert.deepEqual(await hasty.gateway.drain(), { reset: 1 });
+    assert.equal(await over, "ECONNRESET");
+  });
+
+  it("that cannot listen says on what, and leaves nothing open", async () => {
+    const taken = gatewayHere().gateway.ports[0] ?? 0;
+    const listeners = [0, taken].map((port) => ({
+      workload: "w",
+      port: PORT,
+      at: { address: "127.0.0.1", port },
+    }));
+    assert.throws(() => gatewayHere({ listeners }), {
+      code: "PROXY_LISTEN",
+      message: new RegExp(`:${taken} `),
+    });
+  });
+});

@@ -1,0 +1,222 @@
+/** Handovers behind a gateway, without CRIU: each step that can fail, fails. */
+import assert from "node:assert/strict";
+import { connect as dial } from "node:net";
+import { after, afterEach, before, describe, it } from "node:test";
+import type { Gateway } from "#proxy/gateway/gateway.ts";
+import { RST_CODE } from "#proxy/link/link-codec.ts";
+import { CountedClient } from "#test/support/counted-client.ts";
+import { startGatewayHere, ToldStore } from "#test/support/gateway-stage.ts";
+import { CLIENT_PORT, KEY, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
+
+const CLIENTS = 6;
+const STEPS = ["prepared", "held", "capturedUpstream", "adoptedUpstream", "settled", "released", "retired"];
+
+describe("a handover behind a gateway", { timeout: 600_000 }, () => {
+  const store = new ToldStore();
+  let lab: ProxyLab;
+  let gateway: Gateway;
+  let owner: NodeName = "a";
+  let clients: CountedClient[] = [];
+  let seed = 0;
+
+  before(async () => {
+    lab = await ProxyLab.start({ nodes: ["a", "b"], downstream: "gateway" });
+    await lab.serve("a");
+    ({ gateway } = startGatewayHere({
+      store,
+      key: KEY,
+      listeners: [{ workload: "echo", port: CLIENT_PORT }],
+    }));
+    await tell();
+  });
+  afterEach(async () => {
+    for (const client of clients) client.socket.destroy();
+    clients = [];
+    store.isAway = false;
+    await tell();
+    await lab.proxy(owner).untilSessions(0);
+  });
+  after(async () => {
+    gateway.stop();
+    await lab.stop();
+  });
+
+  /** As the owner's agent does. */
+  async function tell(): Promise<void> {
+    const link = await lab.linkOf(owner);
+    store.put("echo", { node: owner, epoch: lab.epoch, link, ports: [CLIENT_PORT] });
+  }
+
+  function connect(): CountedClient {
+    const [port = 0] = gateway.ports;
+    const socket = dial({ host: "127.0.0.1", port, noDelay: true, allowHalfOpen: true });
+    const client = new CountedClient(socket, { seed: seed++ });
+    clients.push(client);
+    return client;
+  }
+
+  function counters(): Record<string, number> {
+    const [proxy] = gateway.proxies;
+    return { ...proxy?.counters };
+  }
+
+  const next = (): NodeName => (owner === "a" ? "b" : "a");
+
+  async function move(during?: (step: string) => Promise<void> | void): Promise<void> {
+    const to = next();
+    await lab.move(owner, to, during);
+    owner = to;
+  }
+
+  async function serve(count = CLIENTS): Promise<void> {
+    for (let i = 0; i < count; i++) connect();
+    await allProgress();
+  }
+
+  const allProgress = (): Promise<unknown> => Promise.all(clients.map((client) => client.progress()));
+
+  async function allSettled(): Promise<void> {
+    await allProgress();
+    await Promise.all(clients.map((client) => client.settled()));
+  }
+
+  it("keeps every byte there and back under load, and leaves nothing at the source", async () => {
+    const before = counters();
+    await serve();
+    await move();
+    assert.equal(lab.proxies.size, 1, "the source's proxy has ended");
+    await tell();
+    await allProgress();
+    connect();
+    await move();
+    await tell();
+    await allSettled();
+    const { sessionsReset, linkMismatches, linkFailures } = counters();
+    assert.deepEqual([sessionsReset, linkMismatches, linkFailures], [before.sessionsReset, 0, 0]);
+  });
+
+  it("goes on where the source is killed right after the release", async () => {
+    await serve();
+    await move(async (step) => {
+      if (step === "released") await lab.kill(owner);
+    });
+    await allSettled();
+  });
+
+  it("goes on where the source is killed before the release, when all is settled", async () => {
+    await serve();
+    await move(async (step) => {
+      if (step === "settled") await lab.kill(owner);
+    });
+    await allSettled();
+  });
+
+  it("goes on without the store: links say who owns it, to new clients too", async () => {
+    await serve();
+    store.isAway = true;
+    await move(async (step) => {
+      if (step === "released") await lab.kill(owner);
+    });
+    await allProgress();
+    assert.equal(gateway.view()[0]?.owner?.epoch, lab.epoch);
+    connect();
+    await allSettled();
+  });
+
+  it("serves a client that connects in any step", async () => {
+    await serve(1);
+    await move((step) => {
+      assert.ok(STEPS.includes(step));
+      connect().send(1000);
+    });
+    await tell();
+    await allSettled();
+    assert.equal(clients.length, 1 + STEPS.length);
+  });
+
+  it("finds the owner by itself where it could not be told of the move", async () => {
+    await serve();
+    const [proxy] = gateway.proxies;
+    await move(async (step) => {
+      // as if each link to the target had broken
+      if (step === "settled")
+        for (const session of proxy?.sessions.values() ?? []) {
+          session.nextLink?.close(RST_CODE.broken);
+          session.nextLink = null;
+        }
+    });
+    await tell();
+    await allSettled();
+  });
+
+  it("goes on at the source after a rollback from any step", async () => {
+    await serve();
+    for (const step of ["held", "capturedUpstream", "adoptedUpstream", "settled"]) {
+      const to = next();
+      const from = owner;
+      await assert.rejects(
+        lab.move(from, to, (at) => {
+          if (at === step) throw new Error("as a test wants it");
+        }),
+        /as a test wants it/,
+      );
+      lab.plug(from);
+      lab.epoch += 2; // what was given out is passed over
+      await lab.proxy(from).call("rollback", { epoch: lab.epoch });
+      await lab.proxy(to).call("discard", { epoch: lab.epoch });
+      await lab.kill(to);
+      lab.continueApp();
+      await tell();
+      await allProgress();
+    }
+    await allSettled();
+  });
+
+  it("does not settle while a gateway has not said that it has everything", async () => {
+    await serve();
+    const [proxy] = gateway.proxies;
+    const sessions = [...(proxy?.sessions.values() ?? [])];
+    const from = owner;
+    const to = next();
+    await assert.rejects(
+      lab.move(from, to, (step) => {
+        if (step !== "prepared") return;
+        for (const { upstream } of sessions)
+          if (upstream !== null && "sendCounted" in upstream) upstream.sendCounted = () => {};
+      }),
+      { code: "PROXY_QUIESCE", retryable: true, message: /6 sessions/ },
+    );
+    lab.plug(from);
+    lab.epoch += 2;
+    await lab.proxy(from).call("rollback", { epoch: lab.epoch });
+    await lab.kill(to);
+    lab.continueApp();
+    await tell();
+    await allSettled();
+  });
+
+  it("resets its clients in time where the source dies with their legs, and serves new ones", async () => {
+    await serve();
+    const from = owner;
+    const to = next();
+    await assert.rejects(
+      lab.move(from, to, async (step) => {
+        if (step !== "capturedUpstream") return;
+        await lab.kill(from);
+        throw new Error("as a test wants it");
+      }),
+      /as a test wants it/,
+    );
+    await lab.kill(to);
+    for (const client of clients) assert.match(await client.untilOver(), /ECONNRESET/);
+    lab.continueApp();
+    owner = from;
+    lab.epoch += 2;
+    await lab.startProxy(from);
+    await lab.serve(from);
+    await tell();
+    clients = [];
+    await serve();
+    await allSettled();
+  });
+});

@@ -1,0 +1,165 @@
+/** The gateway's file: what it means, and every mistake as one line. */
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, describe, test } from "node:test";
+import { parse, stringify } from "yaml";
+import { loadGatewayConfig, parseGatewayConfig } from "#control/config/gateway.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "holdfast-gateway-config-"));
+const key = Buffer.alloc(32, 5);
+writeFileSync(join(folder, "key"), key, { mode: 0o600 });
+const file = join(folder, "g1.yaml");
+after(() => rmSync(folder, { recursive: true, force: true }));
+
+const good = `
+gateway: g1
+store: redis://10.99.0.1:6379
+key: file:key
+listen:
+  - { address: "10.99.0.9:8080", workload: chat }
+  - address: "10.99.0.9:443"
+    sendProxyProtocol: true
+    sessionsMax: 10
+    routes:
+      - { sni: [chat.example, "*.chat.example"], workload: chat, port: 8443 }
+      - { host: [api.example], path: /v1, workload: api, port: 80 }
+      - { session: { cookie: sid, issue: true }, workloads: [c0, c1] }
+      - { workload: rest }
+admin: 10.99.0.9:9400
+limits: { drainMsMax: 1000 }
+`;
+
+// biome-ignore lint/suspicious/noExplicitAny: tests break the file in every possible place.
+type Raw = any;
+
+const BOUNDS = { keepAliveMs: 15_000, userTimeoutMs: 120_000, idleMsMax: 0, proxyProtocol: null };
+const ANY = { sni: null, host: null, path: null, session: null };
+
+describe("the gateway's configuration", () => {
+  test("the documented file, with its defaults", () => {
+    writeFileSync(file, good);
+    const { listeners, ...rest } = loadGatewayConfig(file);
+    assert.deepEqual(rest, {
+      name: "g1",
+      store: "redis://10.99.0.1:6379",
+      keys: [key],
+      keyFile: join(folder, "key"),
+      links: "encrypted",
+      admin: { address: "10.99.0.9", port: 9400 },
+      heldSessionsMax: 1_024,
+      ownerMsMax: 30_000,
+      drainMsMax: 1_000,
+    });
+    assert.deepEqual(listeners, [
+      {
+        at: { address: "10.99.0.9", port: 8080 },
+        ...BOUNDS,
+        sendProxyProtocol: false,
+        sessionsMax: 50_000,
+        sessionsPerClientMax: 25_000,
+        routes: [{ ...ANY, workloads: ["chat"], port: 8080 }],
+      },
+      {
+        at: { address: "10.99.0.9", port: 443 },
+        ...BOUNDS,
+        sendProxyProtocol: true,
+        sessionsMax: 10,
+        sessionsPerClientMax: 5,
+        routes: [
+          { ...ANY, sni: ["chat.example", "*.chat.example"], workloads: ["chat"], port: 8443 },
+          { ...ANY, host: ["api.example"], path: "/v1", workloads: ["api"], port: 80 },
+          {
+            ...ANY,
+            session: { from: "cookie", name: "sid", issue: true },
+            workloads: ["c0", "c1"],
+            port: 443,
+          },
+          { ...ANY, workloads: ["rest"], port: 443 },
+        ],
+      },
+    ]);
+  });
+
+  const route = (raw: Raw, index: number): Raw => raw.listen[1].routes[index];
+  for (const [change, expected] of [
+    [(raw: Raw) => delete raw.gateway, /: gateway: expected a name .*, got nothing$/],
+    [
+      (raw: Raw) => (raw.store = "memory:"),
+      /: store: expected the Redis that the nodes .* use, got memory:$/,
+    ],
+    [(raw: Raw) => (raw.key = "file:absent"), /: key: expected a file with 32 bytes: ENOENT/],
+    [(raw: Raw) => (raw.nodes = []), /: nodes: unknown key$/],
+    [
+      (raw: Raw) => (raw.listen = []),
+      /: listen: expected a list of 1-10000 addresses .*, got an empty list$/,
+    ],
+    [
+      (raw: Raw) => (raw.listen[0].address = "here:80"),
+      /: listen\[0\]\.address: expected IP:PORT .*, got "here:80"$/,
+    ],
+    [
+      (raw: Raw) => (raw.listen[0].port = 0),
+      /: listen\[0\]\.port: expected the port of the workload .* 1-65535, got 0$/,
+    ],
+    [
+      (raw: Raw) => delete raw.listen[0].workload,
+      /: listen\[0\]: expected exactly one of workload and routes, got neither$/,
+    ],
+    [
+      (raw: Raw) => (raw.listen[1].workload = "chat"),
+      /: listen\[1\]: expected exactly one of workload and routes, got both$/,
+    ],
+    [(raw: Raw) => (raw.listen[1].port = 80), /: listen\[1\]\.port: expected it in each of routes, got 80$/],
+    [
+      (raw: Raw) => (raw.listen[1].address = "10.99.0.9:8080"),
+      /: listen\[1\]\.address: expected an address of its own, got 10\.99\.0\.9:8080, which listen\[0\]\.address has$/,
+    ],
+    [(raw: Raw) => (raw.admin = "10.99.0.9:443"), /: admin: expected an address of its own, /],
+    [
+      (raw: Raw) => (route(raw, 0).host = ["a"]),
+      /: listen\[1\]\.routes\[0\]\.sni: expected it without host, path and session/,
+    ],
+    [
+      (raw: Raw) => (route(raw, 0).sni = ["UPPER"]),
+      /: listen\[1\]\.routes\[0\]\.sni\[0\]: expected a name of a host in small letters.*, got "UPPER"$/,
+    ],
+    [
+      (raw: Raw) => (route(raw, 1).path = "v1"),
+      /: listen\[1\]\.routes\[1\]\.path: expected the beginning of a path, as \/ws, got "v1"$/,
+    ],
+    [
+      (raw: Raw) => delete route(raw, 1).workload,
+      /: listen\[1\]\.routes\[1\]: expected exactly one of workload and workloads, got neither$/,
+    ],
+    [
+      (raw: Raw) => delete route(raw, 2).session,
+      /: listen\[1\]\.routes\[2\]\.workloads: expected session with several/,
+    ],
+    [
+      (raw: Raw) => (route(raw, 2).session = { header: "a", cookie: "b" }),
+      /: listen\[1\]\.routes\[2\]\.session: expected exactly one of /,
+    ],
+    [
+      (raw: Raw) => (route(raw, 2).session = { header: "a", issue: true }),
+      /: listen\[1\]\.routes\[2\]\.session\.issue: expected it with a cookie only/,
+    ],
+    [
+      (raw: Raw) => raw.listen[1].routes.unshift({ workload: "first" }),
+      /: listen\[1\]\.routes\[0\]: expected a route that names nothing at the end/,
+    ],
+    [
+      (raw: Raw) => (raw.limits.ownerMsMax = 0),
+      /: limits\.ownerMsMax: expected milliseconds 1-3600000, got 0$/,
+    ],
+  ] as [(raw: Raw) => unknown, RegExp][])
+    test(`refuses: ${expected.source}`, () => {
+      const raw: Raw = parse(good);
+      change(raw);
+      assert.throws(() => parseGatewayConfig(stringify(raw), file), {
+        code: "CONFIG_INVALID",
+        message: expected,
+      });
+    });
+});
