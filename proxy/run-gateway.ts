@@ -3,6 +3,7 @@
  * it is (`control/gateway/main.ts`) has read the file and keeps the keys.
  */
 import { once } from "node:events";
+import { Counter, Gauge, type Registry } from "@prometheus-io/client";
 import type { Logger } from "pino";
 import { createAdmin } from "#proxy/admin/http.ts";
 import { createMetrics } from "#proxy/admin/metrics.ts";
@@ -57,8 +58,10 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
     kernel: legKernelOf(new UpstreamNetwork()),
     log,
   });
+  const metrics = createMetrics(() => gateway.proxies, "holdfast_gateway");
+  addGatewayMetrics(metrics, gateway, () => isStoreUp);
   const admin = createAdmin({
-    metrics: createMetrics(() => gateway.proxies, "holdfast_gateway"),
+    metrics,
     health: () => ({ gateway: config.name, store: isStoreUp ? "up" : "down", workloads: gateway.view() }),
     ready: () =>
       gateway.isReady
@@ -87,6 +90,36 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
       await store.close();
     },
   };
+}
+
+function addGatewayMetrics(registry: Registry, gateway: Gateway, isStoreUp: () => boolean): void {
+  const registers = [registry];
+  const gauge = (name: string, help: string, read: () => number): void => {
+    new Gauge({
+      name: `holdfast_gateway_${name}`,
+      help,
+      registers,
+      collect() {
+        this.set(read());
+      },
+    });
+  };
+  gauge("store_up", "1 while the store answers.", () => (isStoreUp() ? 1 : 0));
+  gauge("workloads", "Workloads that clients are led to.", () => gateway.view().length);
+  gauge(
+    "workloads_without_owner",
+    "Of these, how many have no owner that is known: their clients wait.",
+    () => gateway.view().filter(({ owner }) => owner === null).length,
+  );
+  new Counter({
+    name: "holdfast_gateway_unrouted_total",
+    help: "Connections reset because no route was for them.",
+    registers,
+    collect() {
+      this.reset();
+      this.inc(gateway.unrouted);
+    },
+  });
 }
 
 async function listen(server: ReturnType<typeof createAdmin>, { address, port }: Endpoint): Promise<void> {

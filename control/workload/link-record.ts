@@ -29,6 +29,11 @@ export class LinkRecords {
     this.#host = host;
   }
 
+  /** The store has lost something: what it was told of links, too, perhaps. */
+  again(): void {
+    this.#toldAtMs = Number.NEGATIVE_INFINITY;
+  }
+
   /** Called whenever it may have changed, and about every second. What fails is tried again then. */
   async tell(): Promise<void> {
     const { name, downstream, config, context, journal, keeper } = this.#host;

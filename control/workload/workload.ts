@@ -523,8 +523,10 @@ export class Workload {
     const found = await store.ownership(this.name).catch(() => undefined);
     if (found === undefined || !isSettled() || this.#journal.epoch !== epoch) return;
     try {
-      if (found === null || found.epoch < epoch || (found.owner === node && found.state === "committed"))
-        return await this.assertOwnership();
+      if (found === null || found.epoch < epoch || (found.owner === node && found.state === "committed")) {
+        await this.assertOwnership();
+        return await this.#linkRecords.tell();
+      }
       this.see(found.epoch);
       if (found.owner !== node || found.state === "stopped") return await this.stepDown(found);
       if (found.epoch > epoch) this.record({ epoch: found.epoch });
@@ -548,6 +550,7 @@ export class Workload {
       const found = await context.store.raise({ workload: name, node: context.node, epoch: journal.epoch });
       if (found.epoch > this.#journal.epoch) this.record({ epoch: found.epoch });
       context.log.warn({ workload: name, ...found }, "the store had lost the record of the owner");
+      this.#linkRecords.again();
     } catch (error) {
       if (!(error instanceof HoldfastError && error.code === "STORE_FENCED")) throw error;
       const found = await context.store.ownership(name);

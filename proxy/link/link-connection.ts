@@ -40,6 +40,8 @@ interface FirstBytes {
 
 export class LinkConnection {
   sink: ConnectionSink;
+  readonly #plain: net.Socket;
+  /** the same, or TLS around it */
   #socket: net.Socket | TLSSocket;
   #decoder: FrameDecoder;
   #timer: NodeJS.Timeout | null;
@@ -50,6 +52,7 @@ export class LinkConnection {
   #isOver = false;
 
   private constructor(socket: net.Socket, sink: ConnectionSink) {
+    this.#plain = socket;
     this.#socket = socket;
     this.sink = sink;
     this.#decoder = this.#newDecoder();
@@ -87,6 +90,11 @@ export class LinkConnection {
   /** It rises whenever the other end gets on with the greeting, TLS included. */
   get progress(): number {
     return this.#socket.bytesRead + (this.#socket.connecting ? 0 : 1);
+  }
+  /** -1: there is none, or Node does not say */
+  get fd(): number {
+    const { _handle: handle } = this.#plain as { _handle?: { fd?: number } | null };
+    return handle?.fd ?? -1;
   }
   get isOpen(): boolean {
     return !this.#isOver;
@@ -219,7 +227,7 @@ export class LinkConnection {
 
   /** Whatever else has come in the clear counts for nothing: frames are read of `stream` alone from now on. */
   #goOnIn(start: (socket: net.Socket) => TLSSocket): void {
-    const plain = this.#socket;
+    const plain = this.#plain;
     plain.off("data", this.#onBytes);
     this.#decoder.stop();
     this.#decoder = this.#newDecoder();

@@ -328,6 +328,11 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     return this.dialledTo === null;
   }
 
+  /** Of its connection, to set what Node has no option for; not to be kept. -1: there is none, or Node does not say */
+  get fd(): number {
+    return this.#connection.fd;
+  }
+
   #ready(watch: LinkWatch<LinkLeg> | null, key: Buffer, hello: Buffer): void {
     this.#connection.greeted();
     this.#state = "ready";
@@ -736,6 +741,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
 
   ask(): void {
     if (!this.#carries || this.#askedAt >= 0 || this.#state !== "ready") return;
+    if (this.#quiet < LOOKS_UNTIL_DOUBT) return;
     this.#askedAt = this.#quiet;
     this.#send(frame(FRAME.ask));
   }

@@ -9,8 +9,9 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 /** Between two looks at each link. */
 const LOOK_MS = 250;
-/** One link that has nothing to do is asked each so many looks: when it is silent, all are asked. */
-const LOOKS_A_ROUND = 4;
+/** Of the links that were dialled each is asked once in so many looks, whatever it does, and one each second: when it is silent, all are asked. */
+const LOOKS_A_ROUND = 40;
+const LOOKS_BETWEEN = 4;
 /** greetings of TLS cost about 1 ms of CPU at each end: none is to run out of its time for the others */
 const ATTEMPTS_MAX = 64;
 
@@ -32,6 +33,7 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   readonly resumeMsMax: number;
   readonly #lookMs: number;
   readonly #links = new Set<Link>();
+  readonly #dialled = new Set<Link>();
   readonly #accepted = new Map<string, Link>();
   #timer: NodeJS.Timeout | null = null;
   #attempts = 0;
@@ -56,11 +58,13 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   add(link: Link, isAccepted: boolean): void {
     this.#links.add(link);
     if (isAccepted) this.#accepted.set(link.id, link);
+    else this.#dialled.add(link);
     this.#timer ??= setInterval(() => this.#look(), this.#lookMs).unref();
   }
 
   remove(link: Link): void {
     this.#links.delete(link);
+    this.#dialled.delete(link);
     if (this.#accepted.get(link.id) === link) this.#accepted.delete(link.id);
     if (this.#links.size > 0 || this.#timer === null) return;
     clearInterval(this.#timer);
@@ -99,12 +103,18 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
     if (this.#isSilent) {
       this.#isSilent = false;
       for (const link of this.#links) link.ask();
-    } else if (++this.#looks % LOOKS_A_ROUND === 0) this.#nextOfRound()?.ask();
+      return;
+    }
+    this.#looks++;
+    const { size } = this.#dialled;
+    const isPaced = size < LOOKS_A_ROUND / LOOKS_BETWEEN;
+    if (isPaced && this.#looks % LOOKS_BETWEEN !== 0) return;
+    for (let left = Math.ceil(size / LOOKS_A_ROUND); left > 0; left--) this.#nextOfRound()?.ask();
   }
 
   #nextOfRound(): Link | undefined {
     for (let tries = 0; tries < 2; tries++) {
-      this.#round ??= this.#links.values();
+      this.#round ??= this.#dialled.values();
       const next = this.#round.next();
       if (next.done !== true) return next.value;
       this.#round = null;

@@ -665,7 +665,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
         // its owner may have gone for good, and the next one be known
         if (session.upstream === link && session.inbound.held) this.#finder?.seek();
       },
-      onContinued: () => this.counters.linksContinued++,
+      onContinued: (link) => this.#onContinued(link),
       onLate: (link) => this.#onLate(link),
       onOver: (link, code) => {
         resolve(false);
@@ -681,11 +681,20 @@ export class WorkloadProxy implements ProtocolFilterHost {
       encrypted: this.config.links === "encrypted",
       to: options.to,
       greeting,
-      onReady: () => resolve(true),
+      onReady: (link) => {
+        this.#watchOver(link, session.port);
+        resolve(true);
+      },
       listener,
       watch: this.#links,
     });
     return promise;
+  }
+
+  #onContinued(link: LinkLeg): void {
+    this.counters.linksContinued++;
+    const session = this.sessions.get(link.id);
+    if (session !== undefined) this.#watchOver(link, session.port);
   }
 
   #onLate({ id, greeting }: LinkLeg): void {
@@ -902,7 +911,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
         onResume: () => {},
         onHeld: () => {},
         onInterrupted: () => this.counters.linksInterrupted++,
-        onContinued: () => this.counters.linksContinued++,
+        onContinued: (link) => this.#onContinued(link),
         onLate: (link) => this.#onLate(link),
         onOver: (link, code) => this.#onOwnerLinkOver(link, code),
         onBroken: (link, error) => {
@@ -915,8 +924,12 @@ export class WorkloadProxy implements ProtocolFilterHost {
   }
 
   #onLink(link: LinkLeg, greeting: Greeting): void {
-    if (greeting.port >= this.config.ports.length) link.close(RST_CODE.unknownSession);
-    else if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "anchor") {
+    if (greeting.port >= this.config.ports.length) {
+      link.close(RST_CODE.unknownSession);
+      return;
+    }
+    this.#watchOver(link, greeting.port);
+    if (greeting.epoch > this.epoch || this.role === "idle" || this.role === "anchor") {
       // The dialler knows of a newer owner than this proxy does, or this proxy owns nothing.
       link.close(RST_CODE.moved);
     } else if (this.role === "owner") this.takeLink(link);
@@ -924,6 +937,16 @@ export class WorkloadProxy implements ProtocolFilterHost {
       this.parked.get(greeting.session)?.close(RST_CODE.moved);
       this.parked.set(greeting.session, link);
     }
+  }
+
+  /**
+   * Behind gateways a link is to an owner what a client's connection is where clients come to it: one whose other end has vanished must not
+   * keep the workload from moving, nor a client at a gateway waiting.
+   */
+  #watchOver(link: LinkLeg, port: number): void {
+    const { fd } = link;
+    if (this.config.downstream === "gateway" && fd >= 0)
+      this.kernel.setPeerTimeouts(fd, this.config.ports[port] as PortConfig);
   }
 
   /** Owner: joins the link to its session, or begins a new one. */

@@ -115,6 +115,8 @@ describe("holdfast gateway", () => {
     const metrics = (await get(running, "/metrics")).text;
     assert.match(metrics, /^holdfast_gateway_sessions 1$/m);
     assert.match(metrics, /^holdfast_gateway_sessions_accepted_total 1$/m);
+    assert.match(metrics, /^holdfast_gateway_store_up 1$/m);
+    assert.match(metrics, /^holdfast_gateway_workloads_without_owner 0$/m);
     socket.destroy();
     running.child.kill("SIGTERM");
     assert.deepEqual(await once(running.child, "exit"), [0, null]);

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { afterEach, describe, it } from "node:test";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
+import { getsockoptInt, IPPROTO_TCP, TCP_USER_TIMEOUT } from "#proxy/kernel/socket.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
 import {
@@ -192,6 +193,21 @@ describe("a gateway", () => {
     assert.equal(await answer(client(here), "PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\nxx"), "aa");
     const [session] = proxy.sessions.values();
     assert.deepEqual([session?.client, session?.anchor], ["192.0.2.7:4711", "gateway:g"]);
+  });
+
+  it("does not wait for ever for an owner, nor an owner for it, that has vanished", async () => {
+    const bounds = { keepAliveMs: 7_000, userTimeoutMs: 21_000 };
+    const { record, proxy } = await owner("a", 1);
+    store.put("w", record);
+    const here = gatewayHere({ listeners: [{ workload: "w", port: PORT, ...bounds }] });
+    const socket = client(here);
+    assert.equal(await answer(socket), "a");
+    const ofOwner = [...proxy.sessions.values()][0]?.downstream;
+    const ofGateway = [...(here.gateway.proxies[0]?.sessions.values() ?? [])][0]?.upstream;
+    const timeoutOf = (leg: { fd: number } | null | undefined): number =>
+      getsockoptInt(leg?.fd ?? -1, IPPROTO_TCP, TCP_USER_TIMEOUT);
+    assert.equal(timeoutOf(ofGateway), 21_000);
+    assert.equal(timeoutOf(ofOwner), 120_000, "as its own port says");
   });
 
   it("uses other keys from when it is told them", async () => {

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { connect as dial } from "node:net";
 import { after, afterEach, before, describe, it } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Gateway } from "#proxy/gateway/gateway.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
@@ -132,6 +133,25 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     await tell();
     await allSettled();
     assert.equal(clients.length, 1 + STEPS.length);
+  });
+
+  it("moves a client that sends without reading, queues and all", async () => {
+    await serve(1);
+    const [client] = clients as [CountedClient];
+    await client.settled();
+    client.socket.pause();
+    client.send(24 << 20);
+    for (let bytes = -1, now = 0; now !== bytes; await delay(150)) {
+      bytes = now;
+      now = (await lab.proxy(owner).sessions())[0]?.bytesIn ?? 0;
+    }
+    await move();
+    await tell();
+    await move(async (step) => {
+      if (step === "released") await lab.kill(owner);
+    });
+    client.socket.resume();
+    await client.settled();
   });
 
   it("finds the owner by itself where it could not be told of the move", async () => {

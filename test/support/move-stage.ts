@@ -15,7 +15,7 @@ import { type Load, type LoadKind, startLoad } from "../load/load.ts";
 import type { LoadOptions } from "../load/protocol.ts";
 
 export type NodeName = "a" | "b";
-export type Downstream = "takeover" | "forward";
+export type Downstream = "takeover" | "forward" | "gateway";
 
 export const WORKLOAD = "chat";
 export const VIP = "10.99.0.50";
@@ -74,8 +74,10 @@ export class MoveStage implements AsyncDisposable {
 
   static async open(options: StageOptions): Promise<MoveStage> {
     const nodes = options.withC === true ? ["a", "b", "c"] : ["a", "b"];
-    const stage = new MoveStage(await createLab({ nodes }), options);
+    const gateways = options.downstream === "gateway" ? ["g"] : [];
+    const stage = new MoveStage(await createLab({ nodes, gateways }), options);
     try {
+      if (options.downstream === "gateway") await stage.#startGateway();
       await stage.lab.startAgents(nodes, (node) => stage.startAgent(node as NodeName));
       const kind = options.load ?? "ws";
       if (kind !== "none")
@@ -100,8 +102,13 @@ export class MoveStage implements AsyncDisposable {
   }
   /** where clients connect; with forward always at node a */
   get target(): { address: string; port: number } {
-    const address = this.options.downstream === "takeover" ? VIP : this.lab.place("a").address;
-    return { address, port: PORT };
+    const place = { takeover: null, forward: "a", gateway: "g" }[this.options.downstream];
+    return { address: place === null ? VIP : this.lab.place(place).address, port: PORT };
+  }
+
+  async #startGateway(): Promise<void> {
+    const { address } = this.lab.place("g");
+    await this.lab.startGateway("g", { listen: [{ address: `${address}:${PORT}`, workload: WORKLOAD }] });
   }
 
   agent(node: NodeName): LabAgent {
@@ -417,6 +424,7 @@ export class MoveStage implements AsyncDisposable {
         : {}),
       ports: [{ listen: PORT, upstream: `127.0.0.1:${APP_PORT}` }],
       ...(this.options.downstream === "takeover" ? { vip: { address: `${VIP}/24`, device: "eth0" } } : {}),
+      ...(this.options.downstream === "gateway" ? { downstream: "gateway" } : {}),
       ...this.options.workload,
       ...this.options.workloadOf?.[node],
     };
