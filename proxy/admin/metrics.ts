@@ -29,6 +29,9 @@ const COUNTERS: Record<keyof Counters, [name: string, help: string]> = {
   linksAccepted: ["links_accepted_total", "Links of other nodes' proxies, authenticated."],
   linksRefused: ["links_refused_total", "Links that did not authenticate, or too many at a time."],
   linkFailures: ["link_failures_total", "Links that broke, or were refused."],
+  linksInterrupted: ["links_interrupted_total", "Connections of links that broke with the session going on."],
+  linksContinued: ["links_continued_total", "Links that went on over another connection."],
+  linksLate: ["links_late_total", "Links given up: no other connection within linkResumeMsMax."],
   linkMismatches: [
     "link_mismatches_total",
     "Sessions reset because bytes were lost between anchor and owner.",

@@ -22,6 +22,8 @@ export const PROXY_LIMITS = {
   heldSessionsMax: { unit: "sessions", default: 1_024, min: 0, max: 1_000_000 },
   /** how long a leg that both sides closed may take to deliver its last bytes */
   lingerMsMax: { unit: "ms", default: 30_000, min: 1, max: MS_MAX },
+  /** how long a session may be without the connection between its anchor and its owner; 0: it ends with it */
+  linkResumeMsMax: { unit: "ms", default: 15_000, min: 0, max: MS_MAX },
   /** replay: how long the application may be unavailable before its clients are refused */
   unavailableMsMax: { unit: "ms", default: 30_000, min: 1, max: MS_MAX },
   /** replay: bytes of unanswered requests or messages that a session keeps to send them again */

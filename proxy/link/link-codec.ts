@@ -11,6 +11,10 @@
  *                           DATA, FIN, CREDIT(u32: bytes the receiver has passed on; bounds what a link can pile up)
  *                           HOLD → HELD (no DATA follows), RESUME (the move was rolled back)
  *                           RST(code u8)
+ *   where both ends can go on over another connection (`link-rejoin.ts`)
+ *                           dialler ──REJOIN──▶ acceptor ──WELCOME──▶ dialler, in place of HELLO; then, first of all, in both directions
+ *                           RESUMED(flags u8, bytes received u64, of these credited u64)
+ *                           ASK → ACK(flags u8, bytes received u64), which also answers a FIN
  *   with a gateway, which     MOVE(epoch u64, port u16, address: who is about to own the session) → PREPARED(u8, 1: a link to it is parked)
  *   dials                     COUNT → COUNTED(u64: bytes application → client that the dialler has)
  *
@@ -36,6 +40,10 @@ export const FRAME = {
   prepared: 14,
   count: 15,
   counted: 16,
+  rejoin: 17,
+  resumed: 18,
+  ask: 19,
+  ack: 20,
 } as const;
 export type FrameName = keyof typeof FRAME;
 export type FrameType = (typeof FRAME)[FrameName];
@@ -62,6 +70,9 @@ const EXACT_BYTES: Partial<Record<FrameType, number>> = {
   [FRAME.prepared]: 1,
   [FRAME.count]: 0,
   [FRAME.counted]: 8,
+  [FRAME.resumed]: 17,
+  [FRAME.ask]: 0,
+  [FRAME.ack]: 9,
 };
 /** epoch and port */
 const MOVE_FIXED_BYTES = 10;
@@ -132,6 +143,51 @@ export function encodeCounted(bytes: number): Buffer {
   const payload = Buffer.alloc(8);
   payload.writeBigUInt64BE(BigInt(bytes), 0);
   return frame(FRAME.counted, payload);
+}
+
+/** What an end of a link has of what the other framed. */
+export interface Received {
+  /** bytes of DATA, from the link's beginning */
+  bytes: number;
+  fin: boolean;
+}
+
+/** What an end of a link says first on another connection. */
+export interface Resumed extends Received {
+  /** of `bytes`, those that it has given credit for */
+  creditedBytes: number;
+  /** dialler: it has answered a HOLD and heard no RESUME */
+  holds: boolean;
+}
+
+const FIN_FLAG = 1;
+const HOLDS_FLAG = 2;
+
+export function encodeResumed({ bytes, creditedBytes, fin, holds }: Resumed): Buffer {
+  const payload = Buffer.alloc(17);
+  payload[0] = (fin ? FIN_FLAG : 0) | (holds ? HOLDS_FLAG : 0);
+  payload.writeBigUInt64BE(BigInt(bytes), 1);
+  payload.writeBigUInt64BE(BigInt(creditedBytes), 9);
+  return frame(FRAME.resumed, payload);
+}
+
+export function decodeResumed(payload: Buffer): Resumed {
+  return {
+    ...decodeAck(payload),
+    holds: ((payload[0] as number) & HOLDS_FLAG) !== 0,
+    creditedBytes: Number(payload.readBigUInt64BE(9)),
+  };
+}
+
+export function encodeAck({ bytes, fin }: Received): Buffer {
+  const payload = Buffer.alloc(9);
+  payload[0] = fin ? FIN_FLAG : 0;
+  payload.writeBigUInt64BE(BigInt(bytes), 1);
+  return frame(FRAME.ack, payload);
+}
+
+export function decodeAck(payload: Buffer): Received {
+  return { fin: ((payload[0] as number) & FIN_FLAG) !== 0, bytes: Number(payload.readBigUInt64BE(1)) };
 }
 
 export interface FrameSink {
@@ -216,7 +272,8 @@ function checkHeader(type: FrameType, length: number): string | null {
   if (type === FRAME.data) {
     return length > 0 && length <= DATA_BYTES_MAX ? null : `a DATA frame of ${length} bytes`;
   }
-  if (type === FRAME.hello) return length <= CONTROL_BYTES_MAX ? null : `a HELLO of ${length} bytes`;
+  if (type === FRAME.hello || type === FRAME.rejoin)
+    return length <= CONTROL_BYTES_MAX ? null : `a HELLO of ${length} bytes`;
   if (type === FRAME.move)
     return length > MOVE_FIXED_BYTES && length <= CONTROL_BYTES_MAX ? null : `a MOVE of ${length} bytes`;
   const exact = EXACT_BYTES[type];

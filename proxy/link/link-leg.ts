@@ -5,41 +5,67 @@
  * Flow control is by credit, not by pausing the socket: the sender may have LINK_WINDOW_BYTES on the way and not yet
  * passed on. So the socket is always read, control frames are never stuck behind data, and what a move finds in flight
  * is bounded. DATA for which there is no credit stays with the sender, who can take it back (`takeUnsent`).
+ *
+ * Where both ends can, and from ACTIVE on, a link outlives its connection (ARCHITECTURE, "Resumable links"): it is open, and
+ * takes nothing, until the dialler has another one. What was on its way is framed again.
  */
+import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
-import net from "node:net";
-import type { TLSSocket } from "node:tls";
+import type net from "node:net";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Leg, LegListener } from "#proxy/stream/leg.ts";
-import { decodeHello, encodeHello, type Greeting, isWelcome, NONCE_BYTES, welcome } from "./link-auth.ts";
+import { Kept } from "./kept.ts";
+import {
+  decodeHello,
+  decodeRejoin,
+  encodeHello,
+  type Greeting,
+  isWelcome,
+  NONCE_BYTES,
+  provesSecret,
+  secretOf,
+  welcome,
+} from "./link-auth.ts";
 import {
   type Active,
-  CONTROL_BYTES_MAX,
+  DATA_BYTES_MAX,
   type Destination,
+  decodeAck,
   decodeActive,
   decodeMove,
+  decodeResumed,
+  encodeAck,
   encodeActive,
   encodeCounted,
   encodeCredit,
   encodeMove,
+  encodeResumed,
   FRAME,
-  FrameDecoder,
   type FrameType,
   frame,
   frameHeader,
+  type Received,
+  type Resumed,
   RST_CODE,
 } from "./link-codec.ts";
-import { acceptTls, dialTls, newNonce, SECURE_FRAME, speaksTls } from "./link-tls.ts";
+import { type ConnectionSink, type Gone, LinkConnection } from "./link-connection.ts";
+import { rejoin } from "./link-rejoin.ts";
+import { isResumable, newNonce, speaksTls } from "./link-tls.ts";
+import type { LinkWatch, WatchedLink } from "./link-watch.ts";
 
 export const LINK_WINDOW_BYTES = 256 * 1024;
 const CREDIT_BYTES_MIN = LINK_WINDOW_BYTES / 4;
-const AUTHENTICATE_MS_MAX = 5_000;
-/** what an honest greeting stays below */
-const GREETING_BYTES_MAX = 4 * CONTROL_BYTES_MAX;
-/** after our last frame: how long the peer may take to close too */
-const CLOSE_MS_MAX = 5_000;
-const TLS_QUEUED_BYTES_MAX = 64 * 1024;
+/** received and not acknowledged: told with what is sent anyway, so that two who talk in turn keep little */
+const ACK_BYTES_MIN = 2_048;
+/** in looks of the watch, since anything was heard: a dialler whose bytes nothing has followed asks … */
+const LOOKS_UNTIL_DOUBT = 2;
+/** … and either end that keeps bytes, to be rid of them */
+const LOOKS_UNTIL_ASKED = 8;
+/** … after it has asked: the connection is taken for dead */
+const LOOKS_UNTIL_LOST = 3;
+/** of an attempt, in which its greeting gets on */
+const LOOKS_TO_GREET = 4;
 const NO_BYTES: Buffer = Buffer.alloc(0);
 
 export interface LinkListener {
@@ -54,15 +80,16 @@ export interface LinkListener {
   onMove?(link: LinkLeg, to: Destination): void;
   /** Dialler: how much of the session has arrived? Answer by `sendCounted`. */
   onCount?(link: LinkLeg): void;
+  /** Its connection has broken; it is open, and goes on over another one or is over later. */
+  onInterrupted?(link: LinkLeg): void;
+  /** It has gone on over another connection. */
+  onContinued?(link: LinkLeg): void;
+  /** It is about to be over, because there was no other connection in time. */
+  onLate?(link: LinkLeg): void;
   /** The link is over, once. `code` is from RST_CODE; orderly when both FINs had passed. */
   onOver(link: LinkLeg, code: number): void;
   /** One of the above, or of the end's listener, has thrown. The link is closed after this; nothing follows. */
   onBroken(link: LinkLeg, error: unknown): void;
-}
-
-interface FirstBytes {
-  bytes: Buffer;
-  startTls(socket: net.Socket, rest: Buffer): TLSSocket;
 }
 
 type LinkState = "greeting" | "ready" | "over";
@@ -74,7 +101,11 @@ export interface AcceptOptions {
   encrypted?: boolean;
   /** never authenticated: closed already */
   onRefused(reason: string): void;
+  /** It was another connection for a link that is there. */
+  onRejoined?(link: LinkLeg): void;
   listener: LinkListener;
+  /** default: the link ends with its connection */
+  watch?: LinkWatch<LinkLeg>;
 }
 
 export interface DialOptions {
@@ -85,9 +116,33 @@ export interface DialOptions {
   encrypted?: boolean;
   onReady(link: LinkLeg): void;
   listener: LinkListener;
+  /** default: the link ends with its connection */
+  watch?: LinkWatch<LinkLeg>;
 }
 
-export class LinkLeg implements Leg {
+/** What it takes to go on over another connection. */
+interface Again {
+  watch: LinkWatch<LinkLeg>;
+  /** of the greeting that was welcomed last */
+  secret: Buffer;
+  /** acceptor: the one before, until the dialler has shown that it was told of the welcome */
+  previousSecret: Buffer | null;
+  /** the highest number of a REJOIN that was tried, or accepted */
+  attempt: number;
+  /** dialler: that is under way */
+  trying: { connection: LinkConnection; looks: number; progress: number; giveTurn(): void } | null;
+}
+
+/** Of a link that is over: nothing that still comes is anybody's. */
+const NOBODY: ConnectionSink = {
+  onData: () => {},
+  onFrame: () => {},
+  onWritten: () => {},
+  onGone: () => {},
+  onThrown: () => {},
+};
+
+export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   listener: LegListener | null = null;
   readonly reusesBuffer = false;
   readonly keepsChunk = true;
@@ -96,203 +151,196 @@ export class LinkLeg implements Leg {
   dialledTo: Endpoint | null = null;
   /** the owner has sent ACTIVE on it */
   active = false;
-  /** acceptor: HELD has come since the last HOLD */
-  heldByAnchor = false;
   /** acceptor: the answer to the last MOVE; null: none yet */
   prepared: boolean | null = null;
   /** acceptor: the answer to the last COUNT, in bytes of the session; -1: none yet */
   countedBytes = -1;
 
-  readonly #connection: net.Socket;
-  /** of the link: the connection itself, or TLS around it */
-  #socket: net.Socket | TLSSocket;
+  #connection: LinkConnection;
   readonly #events: LinkListener;
-  #decoder: FrameDecoder;
-  readonly #timer: NodeJS.Timeout;
-  #onGreeting: (type: FrameType, payload: Buffer) => void;
+  #onGreeting: ((type: FrameType, payload: Buffer) => void) | null = null;
   #state: LinkState = "greeting";
-  #credit = LINK_WINDOW_BYTES;
-  #uncredited = 0;
-  /** credit the peer has from us: data beyond it is a protocol error */
-  #granted = LINK_WINDOW_BYTES;
-  /** DATA taken and not framed for want of credit, or because sending is held */
+  #isEncrypted = true;
+  /** null: the link ends with its connection */
+  #again: Again | null = null;
+  /** DATA may be framed: the other end is known to have all that precedes it, or to be about to get it */
+  #carries = false;
+
+  // sending, in bytes of the link
+  #sentBytes = 0;
+  #ackedBytes = 0;
+  /** credit from the other end, from the beginning */
+  #creditedToUs = 0;
+  #kept: Kept | null = null;
+  /** DATA taken and not framed for want of credit or a connection, or because sending is held */
   #unsent: Buffer = NO_BYTES;
   #waiting = false;
   #sendingHeld = false;
   #finHeld = false;
+  #finSent = false;
+  #finAcked = false;
+
+  // receiving
+  #receivedBytes = 0;
+  /** … of which the other end knows */
+  #toldBytes = 0;
+  #creditedByUs = 0;
+  #uncredited = 0;
   #delivering = false;
-  /** TLS never writes at once, though the kernel has room: waiting for each chunk would cost a turn of the event loop each */
-  #queuedBytesMax = 0;
-  #greetingBytes = 0;
-  /** acceptor: not null until it is known whether TLS begins */
-  #first: FirstBytes | null = null;
   /** arrived before `startDelivering`; at most the credit window */
   #backlog: Buffer[] = [];
   #finInBacklog = false;
-  #finSent = false;
   #finReceived = false;
+  /** anything, since ACTIVE */
+  #hasHeard = false;
 
-  private constructor(
-    socket: net.Socket,
-    events: LinkListener,
-    onGreeting: (type: FrameType, payload: Buffer) => void,
-  ) {
-    this.#connection = socket;
-    this.#socket = socket;
+  // acceptor: what is said again over another connection
+  #holding = false;
+  /** HOLDs that are not answered */
+  #holdsAwaited = 0;
+  #wasHeld = false;
+  #move: Destination | null = null;
+  #isCounting = false;
+
+  /** looks since anything was heard */
+  #quiet = 0;
+  #heardSinceSent = true;
+  /** {@link #quiet} when it asked; -1: it has not */
+  #askedAt = -1;
+  /** there is no connection, or it does not answer, since then (performance.now()); 0: there is one */
+  #lostAtMs = 0;
+  /** its session has ended: it stays until the other end has the FIN */
+  #isReleased = false;
+  /** its session was ended, with this code, while there was no connection: said on the next; null: no */
+  #lastWord: number | null = null;
+  #wasReady = false;
+
+  private constructor(connect: (sink: ConnectionSink) => LinkConnection, events: LinkListener) {
     this.#events = events;
-    this.#onGreeting = onGreeting;
-    this.#decoder = this.#newDecoder();
-    this.#timer = setTimeout(this.#onGone, AUTHENTICATE_MS_MAX);
-    socket.setNoDelay(true);
-    socket.setKeepAlive(true, 10_000);
-    this.#listenTo(socket);
-  }
-
-  #newDecoder(): FrameDecoder {
-    return new FrameDecoder({
-      onData: (part) => this.#receive(part),
-      onControl: (type, payload) => this.#control(type, payload),
-    });
-  }
-
-  #listenTo(socket: net.Socket | TLSSocket): void {
-    socket.on("data", this.#onBytes);
-    socket.on("error", this.#onGone);
-    socket.on("end", this.#onGone);
-    socket.on("close", this.#onGone);
-  }
-
-  readonly #onGone = (): void => this.#guard(() => this.#fail(RST_CODE.broken));
-
-  readonly #onBytes = (chunk: Buffer): void => {
-    if (this.#state === "over") return;
-    this.#guard(() => {
-      const isGreeting = this.#state === "greeting";
-      if (isGreeting) this.#greetingBytes += chunk.length;
-      const frames = this.#first === null ? chunk : this.#beyondFirst(this.#first, chunk);
-      if (frames === null) return;
-      if (!this.#decoder.feed(frames)) this.#fail(RST_CODE.broken);
-      // looked at afterwards: the end of a greeting may bring the first bytes of the session along
-      else if (this.#state === "greeting" && this.#greetingBytes > GREETING_BYTES_MAX)
-        this.#fail(RST_CODE.broken);
-    });
-  };
-
-  /** Acceptor: the first bytes say whether TLS begins. @returns what belongs to frames; null: nothing yet, or not in the clear */
-  #beyondFirst({ bytes, startTls }: FirstBytes, chunk: Buffer): Buffer | null {
-    const all = Buffer.concat([bytes, chunk]);
-    if (all.length < SECURE_FRAME.length) {
-      this.#first = { bytes: all, startTls };
-      return null;
-    }
-    this.#first = null;
-    if (!all.subarray(0, SECURE_FRAME.length).equals(SECURE_FRAME)) return all;
-    this.#goOnIn((socket) => startTls(socket, all.subarray(SECURE_FRAME.length)));
-    return null;
-  }
-
-  /** Whatever else has come in the clear counts for nothing: frames are read of `stream` alone from now on. */
-  #goOnIn(start: (socket: net.Socket) => TLSSocket): void {
-    const plain = this.#socket;
-    plain.off("data", this.#onBytes);
-    this.#decoder.stop();
-    this.#decoder = this.#newDecoder();
-    this.#socket = start(plain);
-    this.#queuedBytesMax = TLS_QUEUED_BYTES_MAX;
-    this.#listenTo(this.#socket);
-  }
-
-  /** What a listener throws ends its session, and this link with it. */
-  #guard(work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      this.#events.onBroken(this, error);
-      this.close(RST_CODE.reset);
-    }
+    this.#connection = connect(this);
   }
 
   static accept(socket: net.Socket, options: AcceptOptions): LinkLeg {
     const { encrypted = true } = options;
-    const nonce = newNonce(encrypted);
+    const watch = options.watch?.isOn ? options.watch : null;
+    const nonce = newNonce(encrypted, watch !== null);
     let why = "the greeting was cut off or took too long";
     let refused = false;
+    const refuse = (reason: string): void => {
+      if (!refused) options.onRefused(reason);
+      refused = true;
+    };
     const link: LinkLeg = new LinkLeg(
-      socket,
+      (sink) =>
+        LinkConnection.accept(
+          socket,
+          sink,
+          encrypted
+            ? {
+                keys: options.keys,
+                onUnknownKey: (id) => {
+                  why = `its link key ${id.slice(0, 8)} is none of this workload's`;
+                },
+              }
+            : null,
+        ),
       {
         ...options.listener,
         onOver(end, code) {
           if (end.#wasReady) options.listener.onOver(end, code);
-          else if (!refused) options.onRefused(why);
-          refused = true;
+          else refuse(why);
         },
       },
-      (type, payload) => {
-        const hello = type === FRAME.hello ? decodeHello(options.keys, nonce, payload) : null;
-        if (hello === null) {
-          refused = true;
-          options.onRefused("the greeting was not signed with a link key of this workload");
-          link.#fail(RST_CODE.broken);
-          return;
-        }
-        link.greeting = hello.greeting;
-        link.#socket.write(frame(FRAME.welcome, welcome(hello.key, payload)));
-        link.#ready();
-        options.onReady(link);
-      },
     );
-    const startTls = (plain: net.Socket, rest: Buffer): TLSSocket =>
-      acceptTls(plain, options.keys, rest, (id) => {
-        why = `its link key ${id.slice(0, 8)} is none of this workload's`;
-      });
-    if (encrypted) link.#first = { bytes: NO_BYTES, startTls };
-    socket.write(frame(FRAME.nonce, nonce));
+    link.#isEncrypted = encrypted;
+    link.#onGreeting = (type, payload) => {
+      if (type === FRAME.rejoin && watch !== null) {
+        link.#rejoined(nonce, payload, watch, options, refuse);
+        return;
+      }
+      const hello = type === FRAME.hello ? decodeHello(options.keys, nonce, payload) : null;
+      if (hello === null) {
+        refuse("the greeting was not signed with a link key of this workload");
+        link.#fail(RST_CODE.broken);
+        return;
+      }
+      link.greeting = hello.greeting;
+      link.#connection.write(frame(FRAME.welcome, welcome(hello.key, payload)));
+      link.#ready(hello.resumable ? watch : null, hello.key, payload);
+      options.onReady(link);
+    };
+    link.#connection.write(frame(FRAME.nonce, nonce));
     return link;
   }
 
   static dial(options: DialOptions): LinkLeg {
-    const socket = net.connect({ host: options.to.address, port: options.to.port });
+    const { encrypted = true } = options;
     const [key] = options.keys;
     let hello: Buffer | null = null;
-    const link: LinkLeg = new LinkLeg(socket, options.listener, (type, payload) => {
+    let watch: LinkWatch<LinkLeg> | null = null;
+    const link: LinkLeg = new LinkLeg((sink) => LinkConnection.dial(options.to, sink), options.listener);
+    link.#onGreeting = (type, payload) => {
       if (hello === null && type === FRAME.nonce) {
-        const signed = encodeHello(key, payload, randomBytes(NONCE_BYTES), options.greeting);
+        if (options.watch?.isOn && isResumable(payload)) watch = options.watch;
+        const own = randomBytes(NONCE_BYTES);
+        const signed = encodeHello(key, payload, own, options.greeting, watch !== null);
         hello = signed;
-        const greet = (stream: net.Socket | TLSSocket): void => void stream.write(frame(FRAME.hello, signed));
-        if (options.encrypted === false || !speaksTls(payload)) return greet(socket);
-        socket.write(SECURE_FRAME);
-        link.#goOnIn((plain) => dialTls(plain, key, greet));
+        const connection = link.#connection;
+        const greet = (): void => connection.write(frame(FRAME.hello, signed));
+        if (encrypted && speaksTls(payload)) connection.secure(key, greet);
+        else greet();
       } else if (hello !== null && type === FRAME.welcome && isWelcome(key, hello, payload)) {
-        link.#ready();
+        link.#ready(watch, key, hello);
         options.onReady(link);
       } else {
         link.#fail(RST_CODE.broken);
       }
-    });
+    };
+    link.#isEncrypted = encrypted;
     link.greeting = options.greeting;
     link.dialledTo = options.to;
     return link;
   }
 
-  #wasReady = false;
-
+  /** Of a link that lost its connection too: it may go on. */
   get isOpen(): boolean {
-    return this.#state !== "over";
+    return this.#state !== "over" && this.#lastWord === null;
   }
   get isReady(): boolean {
     return this.#state === "ready";
   }
+  /** It has a connection that carries its bytes. */
+  get isConnected(): boolean {
+    return this.#state === "ready" && this.#carries;
+  }
+  /** acceptor: HELD has come since the last HOLD */
+  get heldByAnchor(): boolean {
+    return this.#wasHeld && this.#holdsAwaited === 0;
+  }
+  /** acceptor: there is no sign that the dialler has had ACTIVE */
+  get isUnproven(): boolean {
+    return this.#again !== null && this.active && !this.#hasHeard;
+  }
+  get id(): string {
+    return this.greeting?.session ?? "";
+  }
+  get #isAcceptor(): boolean {
+    return this.dialledTo === null;
+  }
 
   /** Of its connection, to set what Node has no option for; not to be kept. -1: there is none, or Node does not say */
   get fd(): number {
-    const { _handle: handle } = this.#connection as { _handle?: { fd?: number } | null };
-    return handle?.fd ?? -1;
+    return this.#connection.fd;
   }
 
-  #ready(): void {
-    clearTimeout(this.#timer);
+  #ready(watch: LinkWatch<LinkLeg> | null, key: Buffer, hello: Buffer): void {
+    this.#connection.greeted();
     this.#state = "ready";
     this.#wasReady = true;
+    this.#carries = true;
+    this.#onGreeting = null;
+    if (watch !== null)
+      this.#again = { watch, secret: secretOf(key, hello), previousSecret: null, attempt: 0, trying: null };
   }
 
   /** From now on bytes go to the listener; what arrived before is handed over first. */
@@ -313,23 +361,33 @@ export class LinkLeg implements Leg {
 
   sendActive(active: Active): void {
     this.active = true;
+    this.#hasHeard = false;
+    this.#again?.watch.add(this, true);
     this.#send(encodeActive(active));
   }
   sendHold(): void {
-    this.heldByAnchor = false;
+    this.#holding = true;
+    this.#holdsAwaited++;
+    this.#wasHeld = false;
+    this.#isCounting = false;
     this.#send(frame(FRAME.hold));
   }
   sendResume(): void {
-    this.heldByAnchor = false;
+    this.#holding = false;
+    this.#wasHeld = false;
+    this.#isCounting = false;
+    this.#move = null;
     this.#send(frame(FRAME.resume));
   }
 
   sendMove(to: Destination): void {
     this.prepared = null;
+    this.#move = to;
     this.#send(encodeMove(to));
   }
   sendCount(): void {
     this.countedBytes = -1;
+    this.#isCounting = true;
     this.#send(frame(FRAME.count));
   }
 
@@ -342,7 +400,7 @@ export class LinkLeg implements Leg {
     this.#send(encodeCounted(bytes));
   }
 
-  // ---- End
+  // ---- Leg
 
   write(chunk: Buffer): boolean {
     if (this.#state !== "ready") return true;
@@ -350,27 +408,41 @@ export class LinkLeg implements Leg {
     return this.#sendUnsent();
   }
 
+  get #credit(): number {
+    return LINK_WINDOW_BYTES + this.#creditedToUs - this.#sentBytes;
+  }
+
   /** True when nothing is left to wait for. */
   #sendUnsent(): boolean {
-    if (!this.#sendingHeld && this.#credit > 0 && this.#unsent.length > 0) {
+    if (this.#carries && !this.#sendingHeld && this.#credit > 0 && this.#unsent.length > 0) {
       const part = this.#unsent.subarray(0, this.#credit);
-      this.#credit -= part.length;
       this.#unsent = this.#unsent.subarray(part.length);
-      this.#socket.cork();
-      this.#socket.write(frameHeader(FRAME.data, part.length));
-      this.#socket.write(part, this.#onWritten);
-      this.#socket.uncork();
+      this.#sentBytes += part.length;
+      if (this.#again !== null) this.#keep(part);
+      this.#connection.writeData(part);
     }
-    this.#waiting = this.#unsent.length > 0 || this.#socket.writableLength > this.#queuedBytesMax;
+    this.#waiting = this.#isStuck;
     return !this.#waiting;
   }
 
-  readonly #onWritten = (): void => {
-    if (!this.#waiting || this.#state !== "ready") return;
-    if (this.#unsent.length > 0 || this.#socket.writableLength > this.#queuedBytesMax) return;
+  #keep(part: Buffer): void {
+    this.#kept ??= new Kept();
+    this.#kept.push(part);
+    this.#heardSinceSent = false;
+    assert(this.#kept.bytes === this.#sentBytes - this.#ackedBytes, "what is sent is acknowledged or kept");
+    assert(this.#kept.bytes <= LINK_WINDOW_BYTES, "no more is kept than may be on its way");
+    if (this.#receivedBytes - this.#toldBytes >= ACK_BYTES_MIN) this.#sendAck();
+  }
+
+  get #isStuck(): boolean {
+    return this.#unsent.length > 0 || !this.#carries || this.#connection.isFull;
+  }
+
+  onWritten(): void {
+    if (!this.#waiting || this.#state !== "ready" || this.#isStuck) return;
     this.#waiting = false;
-    this.#guard(() => this.listener?.onDrain());
-  };
+    this.listener?.onDrain();
+  }
 
   /** Bytes of the outstanding chunk that never left; the end forgets them. What is in the socket stays on its way. */
   takeUnsent(): Buffer {
@@ -380,22 +452,17 @@ export class LinkLeg implements Leg {
     return bytes;
   }
 
-  /** Resolves when what was framed has been given to the kernel, or the link is over. */
-  async flushed(): Promise<void> {
-    const socket = this.#socket;
-    if (socket.writableEnded && !socket.writableFinished && !socket.destroyed) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      socket.once("finish", resolve).once("close", resolve);
-      await promise;
-    }
-    if (socket.writableLength === 0 || !socket.writable) return;
-    await new Promise<void>((resolve) => {
-      socket.once("close", resolve);
-      socket.write(NO_BYTES, () => {
-        socket.off("close", resolve);
-        resolve();
-      });
-    });
+  /** What was sent and is not known to have arrived: of a link that is given up, for another one. */
+  takeUnacknowledged(): Buffer {
+    const bytes = Buffer.concat(this.#kept?.chunks() ?? []);
+    this.#kept = null;
+    this.#ackedBytes = this.#sentBytes;
+    return bytes;
+  }
+
+  /** Resolves when what was framed has been given to the kernel, or there is no connection. */
+  flushed(): Promise<void> {
+    return this.#connection.flushed();
   }
 
   finish(): void {
@@ -405,6 +472,7 @@ export class LinkLeg implements Leg {
       return;
     }
     this.#finSent = true;
+    this.#heardSinceSent = false;
     this.#send(frame(FRAME.fin));
   }
 
@@ -415,13 +483,27 @@ export class LinkLeg implements Leg {
   /** Ends the session (`reset`) or tells the dialler to look for the owner elsewhere (`moved`). Nobody is called back. */
   close(code: number): void {
     if (this.#state === "over") return;
-    if (this.#state === "ready") this.#send(Buffer.concat([frameHeader(FRAME.rst, 1), Buffer.of(code)]));
+    if (this.#again !== null && this.active && !this.#carries && !this.#isAcceptor) {
+      // The owner waits for this link, and its application for the session.
+      this.#lastWord = code;
+      this.listener = null;
+      return;
+    }
+    if (this.#state === "ready") this.#send(rst(code));
+    this.#end();
+  }
+
+  abandon(): void {
     this.#end();
   }
 
   /** Nothing more to say: what was framed is still delivered. Nobody is called back. */
   release(): void {
-    if (this.#state !== "over") this.#end();
+    if (this.#state === "over" || this.#isReleased || this.#lastWord !== null) return;
+    if (this.#again !== null && this.#state === "ready" && this.#finSent && !this.#finAcked) {
+      this.#isReleased = true;
+      this.listener = null;
+    } else this.#end();
   }
 
   pauseReading(): void {}
@@ -429,45 +511,69 @@ export class LinkLeg implements Leg {
 
   consumed(bytes: number): void {
     this.#uncredited += bytes;
-    if (this.#uncredited < CREDIT_BYTES_MIN || this.#state !== "ready") return;
-    this.#granted += this.#uncredited;
+    if (this.#uncredited < CREDIT_BYTES_MIN || this.#state !== "ready" || !this.#carries) return;
     this.#send(encodeCredit(this.#uncredited));
-    this.#uncredited = 0;
+    this.#credited();
   }
 
-  // ---- frames
+  #credited(): void {
+    this.#creditedByUs += this.#uncredited;
+    this.#uncredited = 0;
+    this.#toldBytes = Math.max(this.#toldBytes, this.#creditedByUs);
+    if (this.#again !== null)
+      assert(this.#creditedByUs <= this.#receivedBytes, "no more is passed on than has come");
+  }
 
-  #receive(part: Buffer): void {
+  // ---- frames (ConnectionSink)
+
+  onData(part: Buffer): void {
     if (this.#state === "over") return;
-    this.#granted -= part.length;
-    if (this.#state === "greeting" || this.#granted < 0 || this.#finReceived) this.#fail(RST_CODE.broken);
+    this.#heard();
+    this.#receivedBytes += part.length;
+    const tooMuch = this.#receivedBytes > LINK_WINDOW_BYTES + this.#creditedByUs;
+    if (this.#state === "greeting" || !this.#carries || tooMuch || this.#finReceived)
+      this.#fail(RST_CODE.broken);
     else if (this.#delivering) this.listener?.onData(part);
     else this.#backlog.push(part);
   }
 
-  #control(type: FrameType, payload: Buffer): void {
+  onFrame(type: FrameType, payload: Buffer): void {
+    if (this.#state === "over") return;
     if (this.#state === "greeting") {
-      this.#onGreeting(type, payload);
+      if (this.#onGreeting === null) this.#fail(RST_CODE.broken);
+      else this.#onGreeting(type, payload);
       return;
     }
-    if (this.#state === "over") return;
+    this.#heard();
+    if (!this.#carries) {
+      if (type === FRAME.resumed) this.#resumed(decodeResumed(payload));
+      else if (type === FRAME.rst) this.#over(payload[0] as number);
+      else this.#fail(RST_CODE.broken);
+      return;
+    }
     switch (type) {
       case FRAME.active:
-        if (this.active) {
+        if (this.active || this.#isAcceptor) {
           this.#fail(RST_CODE.broken);
           return;
         }
         this.active = true;
+        if (this.#again !== null) {
+          this.#again.watch.add(this, false);
+          this.#sendAck();
+        }
         this.#events.onActive(this, decodeActive(payload));
         return;
       case FRAME.fin:
         this.#finReceived = true;
+        if (this.#again !== null) this.#sendAck();
         if (this.#delivering) this.listener?.onFin();
         else this.#finInBacklog = true;
         return;
       case FRAME.credit:
-        this.#credit += payload.readUInt32BE(0);
-        if (this.#unsent.length > 0 && this.#sendUnsent()) this.listener?.onDrain();
+        this.#creditedToUs += payload.readUInt32BE(0);
+        if (this.#again !== null) this.#acknowledged({ bytes: this.#creditedToUs, fin: false });
+        if (this.isOpen && this.#unsent.length > 0 && this.#sendUnsent()) this.listener?.onDrain();
         return;
       case FRAME.hold:
         this.#sendingHeld = true;
@@ -475,11 +581,12 @@ export class LinkLeg implements Leg {
         this.#events.onHold(this);
         return;
       case FRAME.held:
-        this.heldByAnchor = true;
+        this.#holdsAwaited = Math.max(0, this.#holdsAwaited - 1);
+        this.#wasHeld = this.#holding;
         this.#events.onHeld(this);
         return;
       case FRAME.resume:
-        this.#resume();
+        this.#unhold();
         return;
       case FRAME.move: {
         const to = decodeMove(payload);
@@ -496,6 +603,13 @@ export class LinkLeg implements Leg {
       case FRAME.counted:
         this.countedBytes = Number(payload.readBigUInt64BE(0));
         return;
+      case FRAME.ask:
+        this.#sendAck();
+        return;
+      case FRAME.ack:
+        if (this.#again === null) this.#fail(RST_CODE.broken);
+        else this.#acknowledged(decodeAck(payload));
+        return;
       case FRAME.rst:
         this.#over(payload[0] as number);
         return;
@@ -504,7 +618,27 @@ export class LinkLeg implements Leg {
     }
   }
 
-  #resume(): void {
+  onGone(why: Gone): void {
+    if (this.#state === "over") return;
+    if (why === "fault" || this.#again === null || !this.active) this.#fail(RST_CODE.broken);
+    else this.#interrupted();
+  }
+
+  /** What a listener throws ends its session, and this link with it. */
+  onThrown(error: unknown): void {
+    this.#events.onBroken(this, error);
+    this.close(RST_CODE.reset);
+  }
+
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.onThrown(error);
+    }
+  }
+
+  #unhold(): void {
     this.#sendingHeld = false;
     this.#events.onResume(this);
     if (this.#unsent.length > 0) {
@@ -516,35 +650,306 @@ export class LinkLeg implements Leg {
   }
 
   #send(bytes: Buffer): void {
-    // what waits for room may wait for these too
-    if (this.#state === "ready" && this.#socket.writable) this.#socket.write(bytes, this.#onWritten);
+    // over another connection it is said again (`#resumed`)
+    if (this.#state === "ready" && this.#carries) this.#connection.write(bytes);
   }
 
-  #end(): void {
-    clearTimeout(this.#timer);
-    this.#state = "over";
-    this.#decoder.stop();
-    this.#backlog = [];
-    this.#socket.end();
-    const timer = setTimeout(() => this.#socket.destroy(), CLOSE_MS_MAX);
-    timer.unref();
-    this.#socket.once("close", () => clearTimeout(timer));
+  #sendAck(): void {
+    this.#toldBytes = this.#receivedBytes;
+    this.#send(encodeAck({ bytes: this.#receivedBytes, fin: this.#finReceived }));
   }
 
-  #fail(code: number): void {
-    if (this.#state === "over") return;
-    if (this.#finSent && this.#finReceived) {
+  /** The other end has so much of what was sent. */
+  #acknowledged({ bytes, fin }: Received): void {
+    if (bytes > this.#sentBytes || (fin && !this.#finSent)) {
+      this.close(RST_CODE.mismatch);
+      this.#events.onOver(this, RST_CODE.mismatch);
+      return;
+    }
+    if (bytes > this.#ackedBytes) {
+      this.#kept?.drop(bytes - this.#ackedBytes);
+      this.#ackedBytes = bytes;
+    }
+    if (fin) this.#finAcked = true;
+    if (this.#isReleased && this.#finAcked) this.#end();
+  }
+
+  // ---- another connection
+
+  #heard(): void {
+    this.#hasHeard = true;
+    this.#heardSinceSent = true;
+    this.#quiet = 0;
+    this.#askedAt = -1;
+    if (this.#carries) this.#lostAtMs = 0;
+  }
+
+  #interrupted(): void {
+    this.#carries = false;
+    this.#askedAt = -1;
+    this.#connection.sink = NOBODY;
+    this.#connection.destroy();
+    if (this.#finAcked && this.#finReceived) {
       // Everything was said in both directions: this is how a link ends well.
       this.#end();
       return;
     }
-    this.#socket.destroy();
+    if (this.#lostAtMs === 0) this.#lostAtMs = performance.now();
+    this.#events.onInterrupted?.(this);
+    // not in the middle of what has broken it
+    if (!this.#isAcceptor) setImmediate(() => this.#guard(() => this.#tryAgain()));
+  }
+
+  look(nowMs: number): void {
+    this.#guard(() => this.#look(nowMs));
+  }
+
+  #look(nowMs: number): void {
+    const again = this.#again;
+    if (again === null || this.#state !== "ready") return;
+    if (this.#carries) this.#lookAtConnection(nowMs, again);
+    if (this.#lostAtMs === 0) return;
+    if (nowMs - this.#lostAtMs >= again.watch.resumeMsMax) {
+      if (this.isOpen && !this.#isReleased) this.#events.onLate?.(this);
+      this.#fail(RST_CODE.broken);
+      return;
+    }
+    if (this.#isAcceptor) return;
+    const { trying } = again;
+    if (trying !== null) {
+      const { progress } = trying.connection;
+      trying.looks = progress > trying.progress ? 0 : trying.looks + 1;
+      trying.progress = progress;
+      if (trying.looks >= LOOKS_TO_GREET) this.#stopTrying();
+    }
+    this.#tryAgain();
+  }
+
+  #lookAtConnection(nowMs: number, { watch }: Again): void {
+    this.#quiet++;
+    if (this.#askedAt >= 0) {
+      if (this.#quiet - this.#askedAt < LOOKS_UNTIL_LOST || this.#lostAtMs > 0) return;
+      this.#lostAtMs = nowMs;
+      watch.foundSilent();
+      return;
+    }
+    const isOutstanding = this.#sentBytes > this.#ackedBytes || (this.#finSent && !this.#finAcked);
+    if (!isOutstanding) return;
+    const isDoubtful = !this.#isAcceptor && !this.#heardSinceSent && this.#quiet >= LOOKS_UNTIL_DOUBT;
+    if (isDoubtful || this.#quiet >= LOOKS_UNTIL_ASKED) this.ask();
+  }
+
+  ask(): void {
+    if (!this.#carries || this.#askedAt >= 0 || this.#state !== "ready") return;
+    if (this.#quiet < LOOKS_UNTIL_DOUBT) return;
+    this.#askedAt = this.#quiet;
+    this.#send(frame(FRAME.ask));
+  }
+
+  /** Dialler: one attempt at a time. */
+  #tryAgain(): void {
+    const again = this.#again;
+    if (again === null || again.trying !== null || this.#lostAtMs === 0 || this.#state !== "ready") return;
+    const giveTurn = again.watch.takeTurn();
+    if (giveTurn === null) return;
+    again.attempt++;
+    const [key] = again.watch.keys;
+    const isThis = (): boolean => again.trying?.giveTurn === giveTurn;
+    const connection = rejoin({
+      to: this.dialledTo as Endpoint,
+      key,
+      secret: again.secret,
+      session: this.id,
+      attempt: again.attempt,
+      encrypted: this.#isEncrypted,
+      onWelcome: (next, secret) => {
+        if (!isThis()) return next.destroy();
+        again.trying = null;
+        giveTurn();
+        again.secret = secret;
+        this.#takeOver(next);
+      },
+      onRefused: (code) => {
+        if (!isThis()) return;
+        this.#stopTrying();
+        this.#guard(() => this.#over(code));
+      },
+      onFailed: (why) => {
+        if (!isThis()) return;
+        this.#stopTrying();
+        // Nobody listens there any more: the proxy that had the session has ended.
+        if (why === "refused") this.#guard(() => this.#fail(RST_CODE.broken));
+      },
+    });
+    again.trying = { connection, looks: 0, progress: 0, giveTurn };
+  }
+
+  #stopTrying(): void {
+    const trying = this.#again?.trying ?? null;
+    if (trying === null || this.#again === null) return;
+    this.#again.trying = null;
+    trying.connection.destroy();
+    trying.giveTurn();
+  }
+
+  /** Acceptor: a greeting by which a link that is there goes on. It was this one's to read; nothing else of this one is needed. */
+  #rejoined(
+    nonce: Buffer,
+    payload: Buffer,
+    watch: LinkWatch<LinkLeg>,
+    { keys, onRejoined }: AcceptOptions,
+    refuse: (reason: string) => void,
+  ): void {
+    const said = decodeRejoin(keys, nonce, payload);
+    if (said === null) {
+      refuse("the greeting was not signed with a link key of this workload");
+      this.#fail(RST_CODE.broken);
+      return;
+    }
+    const link = watch.find(said.rejoin.session);
+    const why =
+      link === undefined
+        ? "its session is not here"
+        : link.#refusesRejoin(said.rejoin.attempt, nonce, payload);
+    if (link === undefined || why !== null) {
+      refuse(`it would go on with a link, but ${why}`);
+      this.#connection.write(rst(RST_CODE.unknownSession));
+      this.#end();
+      return;
+    }
+    const connection = this.#connection;
+    this.#state = "over";
+    connection.greeted();
+    connection.write(frame(FRAME.welcome, welcome(said.key, payload)));
+    link.#welcomed(said.rejoin.attempt, nonce, payload, said.key);
+    link.#takeOver(connection);
+    onRejoined?.(link);
+  }
+
+  /** Nothing is changed by it. */
+  #refusesRejoin(attempt: number, nonce: Buffer, payload: Buffer): string | null {
+    const again = this.#again;
+    if (again === null || this.#state !== "ready" || !this.active) return "that link cannot";
+    if (attempt <= again.attempt) return "another attempt has come before it";
+    if (provesSecret(again.secret, nonce, payload)) return null;
+    if (again.previousSecret !== null && provesSecret(again.previousSecret, nonce, payload)) return null;
+    return "its secret is not the link's";
+  }
+
+  #welcomed(attempt: number, nonce: Buffer, payload: Buffer, key: Buffer): void {
+    const again = this.#again as Again;
+    again.attempt = attempt;
+    // who proves the newest has heard of it; otherwise the one before is all that it is known to have
+    if (provesSecret(again.secret, nonce, payload)) again.previousSecret = again.secret;
+    again.secret = secretOf(key, payload);
+  }
+
+  /** What was on the old connection and has not been read counts for nothing: it is framed again. */
+  #takeOver(connection: LinkConnection): void {
+    this.#connection.sink = NOBODY;
+    this.#connection.destroy();
+    assert(!this.#connection.isOpen, "one connection delivers at a time");
+    this.#connection = connection;
+    this.#carries = false;
+    this.#askedAt = -1;
+    this.#quiet = 0;
+    if (this.#lostAtMs === 0) this.#lostAtMs = performance.now();
+    connection.sink = this;
+    this.#credited();
+    this.#toldBytes = this.#receivedBytes;
+    connection.write(
+      encodeResumed({
+        bytes: this.#receivedBytes,
+        creditedBytes: this.#creditedByUs,
+        fin: this.#finReceived,
+        holds: this.#sendingHeld,
+      }),
+    );
+  }
+
+  #resumed({ bytes, creditedBytes, fin, holds }: Resumed): void {
+    const again = this.#again as Again;
+    const fits =
+      bytes >= this.#ackedBytes &&
+      bytes <= this.#sentBytes &&
+      creditedBytes >= this.#creditedToUs &&
+      creditedBytes <= bytes &&
+      (this.#finSent || !fin);
+    if (!fits) {
+      this.#connection.write(rst(RST_CODE.mismatch));
+      this.#over(RST_CODE.mismatch);
+      return;
+    }
+    again.previousSecret = null;
+    this.#lostAtMs = 0;
+    this.#carries = true;
+    this.#creditedToUs = creditedBytes;
+    if (this.#lastWord !== null) {
+      this.#send(rst(this.#lastWord));
+      this.#end();
+      return;
+    }
+    this.#acknowledged({ bytes, fin });
+    if (!this.isOpen) return;
+    for (const chunk of this.#kept?.chunks() ?? []) {
+      for (let at = 0; at < chunk.length; at += DATA_BYTES_MAX)
+        this.#connection.writeData(chunk.subarray(at, at + DATA_BYTES_MAX));
+    }
+    if (this.#finSent && !fin) this.#send(frame(FRAME.fin));
+    this.#heardSinceSent = !(this.#sentBytes > this.#ackedBytes);
+    // of what was passed on since RESUMED was said
+    if (this.#uncredited >= CREDIT_BYTES_MIN) this.consumed(0);
+    if (this.#isAcceptor) this.#sayAgain(holds);
+    this.#events.onContinued?.(this);
+    if (!this.#waiting) return;
+    if (this.#sendUnsent()) this.listener?.onDrain();
+  }
+
+  /** Acceptor: what the dialler may not have heard, or its answer. */
+  #sayAgain(isAnchorHolding: boolean): void {
+    if (this.#holding && !(this.heldByAnchor && isAnchorHolding)) {
+      this.#holdsAwaited = 1;
+      this.#send(frame(FRAME.hold));
+    } else if (!this.#holding) {
+      this.#holdsAwaited = 0;
+      if (isAnchorHolding) this.#send(frame(FRAME.resume));
+    }
+    if (this.#move !== null && this.prepared === null) this.#send(encodeMove(this.#move));
+    if (this.#isCounting && this.countedBytes < 0) this.#send(frame(FRAME.count));
+  }
+
+  // ---- endings
+
+  #end(): void {
+    this.#state = "over";
+    this.#backlog = [];
+    this.#kept = null;
+    this.#onGreeting = null;
+    this.#stopTrying();
+    this.#again?.watch.remove(this);
+    this.#connection.sink = NOBODY;
+    this.#connection.end();
+  }
+
+  #fail(code: number): void {
+    if (this.#state === "over") return;
+    if (this.#finSent && this.#finReceived && (this.#again === null || this.#finAcked)) {
+      // Everything was said in both directions: this is how a link ends well.
+      this.#end();
+      return;
+    }
+    this.#connection.destroy();
     this.#over(code);
   }
 
   #over(code: number): void {
     if (this.#state === "over") return;
+    const isToldOf = this.isOpen;
     this.#end();
-    this.#events.onOver(this, code);
+    if (isToldOf) this.#events.onOver(this, code);
   }
+}
+
+function rst(code: number): Buffer {
+  return Buffer.concat([frameHeader(FRAME.rst, 1), Buffer.of(code)]);
 }

@@ -14,6 +14,9 @@ import { NONCE_BYTES } from "./link-auth.ts";
 import { FRAME, frame } from "./link-codec.ts";
 
 const MARK = Buffer.from("TLS3", "latin1");
+const RESUMABLE_MARK = Buffer.from("RSM1", "latin1");
+/** what is left of a nonce beside both marks */
+const RANDOM_BYTES = NONCE_BYTES - MARK.length - RESUMABLE_MARK.length;
 const PSK_BYTES = 32;
 
 /** The dialler's first bytes, where both speak TLS; what follows belongs to TLS. */
@@ -31,15 +34,26 @@ function tlsOptions(): { secureContext: SecureContext } {
   return { secureContext: context };
 }
 
-/** Never the same twice. @param encrypted whether its sender speaks TLS */
-export function newNonce(encrypted: boolean): Buffer {
-  if (!encrypted) return randomBytes(NONCE_BYTES);
-  return Buffer.concat([randomBytes(NONCE_BYTES - MARK.length), MARK]);
+/**
+ * Never the same twice.
+ * @param encrypted whether its sender speaks TLS
+ * @param resumable … and can go on over another connection
+ */
+export function newNonce(encrypted: boolean, resumable: boolean): Buffer {
+  return Buffer.concat([
+    randomBytes(RANDOM_BYTES),
+    resumable ? RESUMABLE_MARK : randomBytes(RESUMABLE_MARK.length),
+    encrypted ? MARK : randomBytes(MARK.length),
+  ]);
 }
 
-/** One of a version that knows nothing of this has the mark by chance once in 2³² links: that link fails, the next does not. */
+/** One of a version that knows nothing of this has a mark by chance once in 2³² links: that link fails, the next does not. */
 export function speaksTls(nonce: Buffer): boolean {
   return nonce.subarray(NONCE_BYTES - MARK.length).equals(MARK);
+}
+
+export function isResumable(nonce: Buffer): boolean {
+  return nonce.subarray(RANDOM_BYTES, RANDOM_BYTES + RESUMABLE_MARK.length).equals(RESUMABLE_MARK);
 }
 
 /** @param onSecure the acceptor has proven that it has the key */

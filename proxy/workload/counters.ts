@@ -16,6 +16,9 @@ export interface Counters extends ReplayCounters {
   linksAccepted: number;
   linksRefused: number;
   linkFailures: number;
+  linksInterrupted: number;
+  linksContinued: number;
+  linksLate: number;
   linkMismatches: number;
   lingerTimeouts: number;
   acceptErrors: number;
@@ -46,6 +49,9 @@ export function newCounters(): Counters {
     linksAccepted: 0,
     linksRefused: 0,
     linkFailures: 0,
+    linksInterrupted: 0,
+    linksContinued: 0,
+    linksLate: 0,
     linkMismatches: 0,
     lingerTimeouts: 0,
     acceptErrors: 0,

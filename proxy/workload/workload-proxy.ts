@@ -14,6 +14,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
 import { type Active, type Destination, RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
+import { LinkWatch } from "#proxy/link/link-watch.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
 import { HeldBudget } from "#proxy/replay/held-bytes.ts";
@@ -117,6 +118,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
   #cookieKeys: SharedKeys;
   readonly #finder: OwnerFinder | null;
   readonly #idle = new IdleSessions(this);
+  /** that can go on over another connection */
+  readonly #links: LinkWatch<LinkLeg>;
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
   #sessionsMade = 0;
@@ -133,6 +136,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     this.surgeon = options.surgeon;
     this.log = options.log;
     const { limits, spillDir, ports } = options.config;
+    this.#links = new LinkWatch(options.keys, limits.linkResumeMsMax);
     this.#linger = new Linger(limits.lingerMsMax, () => this.counters.lingerTimeouts++);
     this.admission = new Admission({ ports, process: options.kernel, log: options.log });
     this.budget = new HeldBudget({
@@ -150,6 +154,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
   /** Links that are there go on; from now on others are dialled and accepted with these. */
   set keys(keys: SharedKeys) {
     this.#keys = keys;
+    this.#links.keys = keys;
     this.#cookieKeys = cookieKeysOf(keys, this.config.workload);
   }
   get keys(): SharedKeys {
@@ -655,6 +660,13 @@ export class WorkloadProxy implements ProtocolFilterHost {
       onCount: (link) => {
         if (session.upstream === link) link.sendCounted(session.outbound.bytes);
       },
+      onInterrupted: (link) => {
+        this.counters.linksInterrupted++;
+        // its owner may have gone for good, and the next one be known
+        if (session.upstream === link && session.inbound.held) this.#finder?.seek();
+      },
+      onContinued: (link) => this.#onContinued(link),
+      onLate: (link) => this.#onLate(link),
       onOver: (link, code) => {
         resolve(false);
         this.#onAnchorLinkOver(session, link, code);
@@ -674,8 +686,24 @@ export class WorkloadProxy implements ProtocolFilterHost {
         resolve(true);
       },
       listener,
+      watch: this.#links,
     });
     return promise;
+  }
+
+  #onContinued(link: LinkLeg): void {
+    this.counters.linksContinued++;
+    const session = this.sessions.get(link.id);
+    if (session !== undefined) this.#watchOver(link, session.port);
+  }
+
+  #onLate({ id, greeting }: LinkLeg): void {
+    this.counters.linksLate++;
+    const { linkResumeMsMax } = this.config.limits;
+    this.log.warn(
+      { session: id, client: greeting?.client, linkResumeMsMax },
+      "a link has not come back: its session ends; look at the network between the two proxies",
+    );
   }
 
   /** Gateway: its next owner may be there soon; the link is to be ready then. */
@@ -875,11 +903,16 @@ export class WorkloadProxy implements ProtocolFilterHost {
         this.counters.linksRefused++;
         this.log.warn({ reason }, "link refused");
       },
+      onRejoined: () => this.#linksGreeting--,
+      watch: this.#links,
       listener: {
         onActive: (link) => link.reset(),
         onHold: (link) => link.reset(),
         onResume: () => {},
         onHeld: () => {},
+        onInterrupted: () => this.counters.linksInterrupted++,
+        onContinued: (link) => this.#onContinued(link),
+        onLate: (link) => this.#onLate(link),
         onOver: (link, code) => this.#onOwnerLinkOver(link, code),
         onBroken: (link, error) => {
           const session = this.sessions.get(link.greeting?.session ?? "");
@@ -927,6 +960,9 @@ export class WorkloadProxy implements ProtocolFilterHost {
       (known.state === "open" || known.state === "waiting" || known.state === "dialling");
     if (joinable && known.downstream === null) {
       this.joinLink(known, link);
+    } else if (joinable && this.#isUnheard(known, greeting)) {
+      this.#takeFromUnheard(known);
+      this.joinLink(known, link);
     } else if (known === undefined && greeting.fresh) {
       this.counters.sessionsAccepted++;
       const session = this.createSession({
@@ -944,6 +980,20 @@ export class WorkloadProxy implements ProtocolFilterHost {
     } else {
       link.close(RST_CODE.unknownSession);
     }
+  }
+
+  /** The anchor has not had the ACTIVE of the link that is there, which has broken: so it dials as if there had been none. */
+  #isUnheard({ downstream }: LiveSession, { anchor }: Greeting): boolean {
+    return downstream instanceof LinkLeg && downstream.isUnproven && downstream.greeting?.anchor === anchor;
+  }
+
+  #takeFromUnheard({ downstream, outbound }: LiveSession): void {
+    const old = downstream as LinkLeg;
+    const sent = old.takeUnacknowledged();
+    outbound.removeSink(old.takeUnsent());
+    outbound.prepend(sent);
+    old.listener = null;
+    old.close(RST_CODE.moved);
   }
 
   joinLink(session: LiveSession, link: LinkLeg): void {
@@ -1036,6 +1086,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       closeDetached(this.kernel, session);
       session.reset("stopped");
     }
+    this.#links.stop();
     this.closeDoors();
   }
 

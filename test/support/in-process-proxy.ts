@@ -1,7 +1,7 @@
 /** A workload's proxy within the test's own process, on a kernel that the test may spoil: what a process of its own would hide. */
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";
-import { pino } from "pino";
+import { type Logger, pino } from "pino";
 import type { Downstream, PortConfig } from "#proxy/contract/commands.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
@@ -52,6 +52,9 @@ export interface InProcessOptions {
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
   downstream?: Downstream;
+  /** default: a */
+  node?: string;
+  links?: "encrypted" | "plain";
   listenAddress?: string;
   listenDevice?: string;
   /** takes each connection to the application; default: an echo */
@@ -94,26 +97,31 @@ export function makeProxy(options: InProcessOptions): {
   lines: Record<string, unknown>[];
 } {
   const { kernel, port, limits, downstream = "forward", surgeon = (local) => local } = options;
-  const { listenAddress = "127.0.0.1", listenDevice = null } = options;
+  const { listenAddress = "127.0.0.1", listenDevice = null, node = "a", links = "encrypted" } = options;
   const lines: Record<string, unknown>[] = [];
   const proxy = new WorkloadProxy({
     config: {
       workload: "w",
-      node: "a",
+      node,
       network: "host",
       downstream,
       listenAddress,
       listenDevice,
       ports: [{ ...PLAIN, listen: 0, upstream: { address: "127.0.0.1", port: 1 }, ...port }],
       linkAddress: "127.0.0.1:0",
-      links: "encrypted",
+      links,
       spillDir: "/nonexistent",
       limits: { ...LIMITS, ...limits },
     },
     keys: [LINK_KEY],
     kernel: { ...REAL_KERNEL, ...kernel },
     surgeon: surgeon(new LocalSurgeon({ ...localLegWork(), ...options.legWork })),
-    log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),
+    log: logInto(lines),
   });
   return { proxy, lines };
+}
+
+/** Warnings, and what is worse. */
+export function logInto(lines: Record<string, unknown>[]): Logger {
+  return pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) });
 }

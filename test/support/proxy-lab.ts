@@ -51,6 +51,7 @@ export const LIMITS: ProxyLimits = {
   drainMsMax: 200,
   heldSessionsMax: 100,
   lingerMsMax: 5000,
+  linkResumeMsMax: 5000,
   unavailableMsMax: 5000,
   replayBytesMax: 262_144,
   stallMsMax: 1000,
