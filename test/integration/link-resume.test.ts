@@ -117,7 +117,8 @@ describe("a wire that lets nothing pass for a while", { timeout: 120_000, concur
     const { connections } = linked.wire;
     linked.wire.tap = (bytes, _, connection) => (connection === connections ? Buffer.alloc(0) : bytes);
     await talker.receives(1_000, 5_000);
-    assert.equal(linked.anchor.counters.linksContinued, 1);
+    // a process that is kept from running for long finds others silent, too
+    assert.ok(linked.anchor.counters.linksContinued >= 1);
     await allDone([talker]);
     assertNobodyNoticed(linked);
   });
