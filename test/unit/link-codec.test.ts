@@ -6,8 +6,11 @@ import fc from "fast-check";
 import { decodeHello, encodeHello, type Greeting, isWelcome, welcome } from "#proxy/link/link-auth.ts";
 import {
   decodeActive,
+  decodeMove,
   encodeActive,
+  encodeCounted,
   encodeCredit,
+  encodeMove,
   FRAME,
   FrameDecoder,
   type FrameType,
@@ -37,9 +40,30 @@ const anyFrame = fc.oneof(
   fc
     .tuple(fc.nat(), fc.nat(), fc.nat())
     .map(([epoch, bytesIn, bytesOut]) => encodeActive({ epoch, bytesIn, bytesOut })),
+  fc.constantFrom(frame(FRAME.count), frame(FRAME.prepared, Buffer.of(1))),
+  fc.nat().map((bytes) => encodeCounted(bytes)),
+  fc
+    .tuple(fc.nat(), fc.integer({ min: 1, max: 65_535 }), fc.oneof(fc.ipV4(), fc.ipV6()))
+    .map(([epoch, port, address]) => encodeMove({ epoch, link: { address, port } })),
 );
 
 describe("the link codec", () => {
+  it("reads in a MOVE what was written, and nothing where it is no address of a port", () => {
+    for (const link of [
+      { address: "10.0.0.1", port: 1 },
+      { address: "fd00::1", port: 65_535 },
+    ])
+      assert.deepEqual(decodeMove(encodeMove({ epoch: 7, link }).subarray(4)), { epoch: 7, link });
+    for (const link of [
+      { address: "10.0.0.1", port: 0 },
+      { address: "example", port: 1 },
+      { address: "10.0.0.1\0", port: 1 },
+    ])
+      assert.equal(decodeMove(encodeMove({ epoch: 7, link }).subarray(4)), null);
+    const { decoder } = collect();
+    assert.equal(decoder.feed(frame(FRAME.move, Buffer.alloc(10))), false, "without an address");
+  });
+
   it("gives the same frames however the stream is cut", () => {
     fc.assert(
       fc.property(
