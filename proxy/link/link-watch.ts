@@ -14,6 +14,8 @@ const LOOKS_A_ROUND = 40;
 const LOOKS_BETWEEN = 4;
 /** greetings of TLS cost about 1 ms of CPU at each end: none is to run out of its time for the others */
 const ATTEMPTS_MAX = 64;
+/** for each link, beside `resumeMsMax`: all may have to be dialled again */
+const LINK_MS = 2;
 
 export interface WatchedLink {
   /** of the session it carries */
@@ -22,6 +24,8 @@ export interface WatchedLink {
   look(nowMs: number): void;
   /** Is to say something, if only that it is there. */
   ask(): void;
+  /** It may have a turn now, if it still wants one. */
+  tryAgain(): void;
   /** Its proxy ends. */
   abandon(): void;
 }
@@ -29,26 +33,32 @@ export interface WatchedLink {
 export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   /** what is dialled again, and accepted, with */
   keys: SharedKeys;
-  /** without a connection; 0: a link ends with its connection */
-  readonly resumeMsMax: number;
+  readonly #resumeMsMax: number;
   readonly #lookMs: number;
   readonly #links = new Set<Link>();
   readonly #dialled = new Set<Link>();
   readonly #accepted = new Map<string, Link>();
   #timer: NodeJS.Timeout | null = null;
+  /** that had no turn, in this order */
+  readonly #waiting = new Set<Link>();
   #attempts = 0;
   #looks = 0;
   #isSilent = false;
   #round: Iterator<Link> | null = null;
 
+  /** @param resumeMsMax how long a link may be without a connection; 0: it ends with its connection */
   constructor(keys: SharedKeys, resumeMsMax: number, lookMs = LOOK_MS) {
     this.keys = keys;
-    this.resumeMsMax = resumeMsMax;
+    this.#resumeMsMax = resumeMsMax;
     this.#lookMs = lookMs;
   }
 
   get isOn(): boolean {
-    return this.resumeMsMax > 0;
+    return this.#resumeMsMax > 0;
+  }
+  /** How long a link may be without a connection. */
+  get lostMsMax(): number {
+    return this.#resumeMsMax + LINK_MS * this.#links.size;
   }
   get size(): number {
     return this.#links.size;
@@ -65,6 +75,7 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   remove(link: Link): void {
     this.#links.delete(link);
     this.#dialled.delete(link);
+    this.#waiting.delete(link);
     if (this.#accepted.get(link.id) === link) this.#accepted.delete(link.id);
     if (this.#links.size > 0 || this.#timer === null) return;
     clearInterval(this.#timer);
@@ -81,14 +92,23 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
     return this.#accepted.get(session);
   }
 
-  /** One more may be dialled. @returns to be called when that has ended; null: too many are */
-  takeTurn(): (() => void) | null {
-    if (this.#attempts >= ATTEMPTS_MAX) return null;
+  /** One more may be dialled. @returns to be called when that has ended; null: too many are, it will be told */
+  takeTurn(link: Link): (() => void) | null {
+    if (this.#attempts >= ATTEMPTS_MAX) {
+      this.#waiting.add(link);
+      return null;
+    }
     this.#attempts++;
+    this.#waiting.delete(link);
     let isOver = false;
     return () => {
-      if (!isOver) this.#attempts--;
+      if (isOver) return;
       isOver = true;
+      this.#attempts--;
+      const [next] = this.#waiting;
+      if (next === undefined) return;
+      this.#waiting.delete(next);
+      setImmediate(() => next.tryAgain());
     };
   }
 
