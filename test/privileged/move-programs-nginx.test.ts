@@ -18,7 +18,9 @@ import {
 const port = 8080;
 const skip = lacking("nginx", "curl", "openssl");
 const fileBytes = 64 * 1024 * 1024;
-const slowBytesPerSecond = 8 * 1024 * 1024;
+/** Each transfer takes so many times as long as a move does here and now, so that two moves find it under way. */
+const movesLong = 4;
+const transferMsMin = 8_000;
 
 let site = "";
 let checksum = "";
@@ -101,6 +103,10 @@ async function keepAsking(program: MovedProgram, signal: AbortSignal): Promise<n
 for (const downstream of ["takeover", "forward"] as Downstream[]) {
   test(`downloads, uploads and keep-alive connections go on (${downstream})`, { skip }, async () => {
     await withProgram({ downstream, workload: workload() }, async (program) => {
+      const aheadMs = performance.now();
+      await program.move("b");
+      const transferMs = Math.max(transferMsMin, movesLong * (performance.now() - aheadMs));
+      const slowBytesPerSecond = Math.floor((fileBytes * 1000) / transferMs);
       const url = `http://${program.address}:${port}`;
       const stopping = new AbortController();
       const asking = keepAsking(program, stopping.signal);
@@ -129,13 +135,13 @@ for (const downstream of ["takeover", "forward"] as Downstream[]) {
       const fast = program.spawn([
         "sh",
         "-c",
-        `curl -sSf -w '%{num_connects} ' ${[1, 2, 3].map((n) => `--limit-rate 12M -o ${target(`fast${n}`)} ${url}/large`).join(" ")}`,
+        `curl -sSf -w '%{num_connects} ' ${[1, 2, 3].map((n) => `--limit-rate ${Math.floor(slowBytesPerSecond * 1.5)} -o ${target(`fast${n}`)} ${url}/large`).join(" ")}`,
       ]);
       await until("the slow download has begun", async () =>
         (await program.sessions()).some(({ bytesOut }) => bytesOut > 1e6),
       );
-      const first = await program.move("b");
-      const second = await program.move("a");
+      const first = await program.move("a");
+      const second = await program.move("b");
       assert.ok(first.sessions >= 11, `${first.sessions} sessions: a transfer was over before the hold`);
       assert.ok(second.sessions >= 9, `${second.sessions} sessions: every transfer was over before the hold`);
       for (const client of [slow, upload, fast]) {
