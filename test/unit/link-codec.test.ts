@@ -5,12 +5,16 @@ import { describe, it } from "node:test";
 import fc from "fast-check";
 import { decodeHello, encodeHello, type Greeting, isWelcome, welcome } from "#proxy/link/link-auth.ts";
 import {
+  decodeAck,
   decodeActive,
   decodeMove,
+  decodeResumed,
+  encodeAck,
   encodeActive,
   encodeCounted,
   encodeCredit,
   encodeMove,
+  encodeResumed,
   FRAME,
   FrameDecoder,
   type FrameType,
@@ -106,6 +110,17 @@ describe("the link codec", () => {
   it("brings back what ACTIVE says", () => {
     const active = { epoch: 7, bytesIn: 2 ** 40, bytesOut: 3 };
     assert.deepEqual(decodeActive(encodeActive(active).subarray(4)), active);
+  });
+
+  it("brings back what RESUMED and ACK say", () => {
+    for (const [fin, holds] of [
+      [true, false],
+      [false, true],
+    ] as const) {
+      const resumed = { bytes: 2 ** 40 + 1, creditedBytes: 2 ** 40, fin, holds };
+      assert.deepEqual(decodeResumed(encodeResumed(resumed).subarray(4)), resumed);
+      assert.deepEqual(decodeAck(encodeAck({ bytes: 2 ** 33, fin }).subarray(4)), { bytes: 2 ** 33, fin });
+    }
   });
 });
 
