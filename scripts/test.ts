@@ -12,7 +12,7 @@ import { PassThrough } from "node:stream";
 import { run } from "node:test";
 import { spec } from "node:test/reporters";
 import { parseArgs } from "node:util";
-import { sweepDeadLabs } from "#test/lab/sweep.ts";
+import { labPrefixes, sweepDeadLabs } from "#test/lab/sweep.ts";
 
 interface TestEvent {
   type: string;
@@ -136,7 +136,8 @@ async function main(): Promise<void> {
   };
   // its owner was killed; a laboratory that has one is its owner's
   if (stopping.signal.aborted)
-    for (const id of sweepDeadLabs("hf")) say(`${id}: what the interrupted laboratory left is removed`);
+    for (const id of Object.values(labPrefixes).flatMap(sweepDeadLabs))
+      say(`${id}: what the interrupted laboratory left is removed`);
   const slowest = [...tookMs].sort(([, one], [, other]) => other - one).slice(0, SLOWEST_COUNT);
   if (tookMs.size > 1) for (const [file, ms] of slowest) say(`${(ms / 1000).toFixed(1)} s ${nameOf(file)}`);
   for (const file of unheard) say(`${nameOf(file)}: its report is not complete`);

@@ -23,6 +23,7 @@ import {
   type Leftovers,
   labDir,
   labMarker,
+  labPrefixes,
   startTimeOf,
   sweep,
   sweepDeadLabs,
@@ -115,18 +116,23 @@ export interface LabRedis {
   resume(): void;
 }
 
-const live = new Set<Lab>();
+/** What is on the machine for as long as this process lives, and no longer. */
+export interface Closable {
+  close(): Promise<void>;
+  closeNow(): void;
+}
+
+const live = new Set<Closable>();
 let created = 0;
 
 /** Builds the laboratory and starts Redis: about a quarter of a second. */
 export async function createLab(options: LabOptions = {}): Promise<Lab> {
   if (process.getuid?.() !== 0) throw new Error("a laboratory needs root (network namespaces)");
-  const prefix = options.prefix ?? "hf";
+  const prefix = options.prefix ?? labPrefixes.whole;
   sweepDeadLabs(prefix);
-  guardProcess();
   created += 1;
   const lab = new Lab(`${prefix}${process.pid}-${created}`, options.nodes ?? ["a", "b"], options.gateways);
-  live.add(lab);
+  guard(lab);
   try {
     lab.build();
     if (options.redis ?? true) await lab.redis.start();
@@ -594,6 +600,13 @@ function jsonOf(stdout: string): unknown {
 let guarded = false;
 
 /** However this process ends, its laboratories end first. */
+/** It is closed when this process ends, by a signal too. @returns to be called when it was closed otherwise */
+export function guard(closable: Closable): () => void {
+  live.add(closable);
+  guardProcess();
+  return () => live.delete(closable);
+}
+
 function guardProcess(): void {
   if (guarded) return;
   guarded = true;

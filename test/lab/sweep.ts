@@ -20,6 +20,8 @@ import {
 import { join } from "node:path";
 
 export const labMarker = "HOLDFAST_LAB";
+/** of ids: a whole laboratory's, one of proxies alone (`test/support/proxy-lab.ts`) */
+export const labPrefixes = { whole: "hf", proxies: "hfpx" } as const;
 const labsDir = "/tmp";
 const netnsDir = "/run/netns";
 /** where runc and crun keep their containers when not told otherwise */

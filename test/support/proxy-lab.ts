@@ -8,11 +8,10 @@
  *   (the test's own thread)       ├── b 10.66.0.3 ─┼─ 10.77.0.1 ══cable══ 10.77.0.2 application
  *                                 └── c 10.66.0.4 ─┘
  */
-import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, mkdtempSync, openSync, readdirSync, rmSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readdirSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
-import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Channel } from "#proxy/contract/channel.ts";
@@ -32,6 +31,8 @@ import { close } from "#proxy/kernel/descriptors.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
 import { CLONE_NEWNET, setns } from "#proxy/kernel/namespaces.ts";
 import { bind, IPPROTO_TCP, listen, SOCK_CLOEXEC, SOCK_STREAM, socket } from "#proxy/kernel/socket.ts";
+import { guard } from "#test/lab/lab.ts";
+import { labDir, labPrefixes, startTimeOf, sweep, sweepDeadLabs } from "#test/lab/sweep.ts";
 
 // named in an import, node:http costs 45 ms more of every start: its lazy exports are evaluated, fetch and HTTP/2 among them
 const { request } = process.getBuiltinModule("node:http");
@@ -87,12 +88,15 @@ export interface LabOptions {
   limits?: Partial<ProxyLimits>;
 }
 
+let made = 0;
+
 export class ProxyLab {
   readonly proxies = new Map<NodeName, ProxyProcess>();
   readonly options: LabOptions;
-  readonly directory = mkdtempSync(join(tmpdir(), "holdfast-proxy-"));
-  readonly #id = `hfpx${process.pid}`;
+  readonly #id = `${labPrefixes.proxies}${process.pid}-${++made}`;
+  readonly directory = labDir(this.#id);
   readonly #home = openSync("/proc/self/ns/net", "r");
+  #unguard = (): void => {};
   #app: ChildProcess | null = null;
   #plugged: NodeName | null = null;
   epoch = 1;
@@ -118,6 +122,10 @@ export class ProxyLab {
 
   async #build(): Promise<void> {
     const { nodes } = this.options;
+    sweepDeadLabs(labPrefixes.proxies);
+    mkdirSync(this.directory, { mode: 0o700 });
+    writeFileSync(join(this.directory, "owner"), startTimeOf(process.pid) ?? "");
+    this.#unguard = guard({ close: () => this.stop(), closeNow: () => void sweep(this.#id) });
     const all = ["clients", "app", ...nodes];
     ipAll(
       [],
@@ -413,12 +421,8 @@ export class ProxyLab {
     this.#app?.kill("SIGKILL");
     setns(this.#home, CLONE_NEWNET);
     closeSync(this.#home);
-    // those that were never made do not keep it from the others
-    spawnSync("ip", ["-force", "-batch", "-"], {
-      input: ["clients", "app", "a", "b", "c"].map((name) => `netns del ${this.#ns(name)}\n`).join(""),
-      stdio: ["pipe", "ignore", "ignore"],
-    });
-    rmSync(this.directory, { recursive: true, force: true });
+    sweep(this.#id);
+    this.#unguard();
   }
 }
 
