@@ -143,39 +143,25 @@ describe("links between a gateway and nodes", { timeout: 120_000 }, () => {
     assert.equal(counters().sessionsReset, before.sessionsReset);
   });
 
-  it("that are cut off at the hold: the move fails, and when they are back everything goes on, and moves", async () => {
-    const before = counters();
-    await serve();
-    const [from, to] = [owner, next()];
-    await assert.rejects(
-      lab.move(from, to, (step) => {
-        if (step === "prepared") cutOff(from);
-      }),
-      { code: "PROXY_QUIESCE" },
-    );
-    await rollback(from, to);
-    heal();
-    await allProgress();
-    await move();
-    await allSettled();
-    assert.equal(counters().sessionsReset, before.sessionsReset);
-  });
-
-  it("that are cut off before the gateway has confirmed: the move fails, and everything goes on", async () => {
-    const before = counters();
-    await serve();
-    const [from, to] = [owner, next()];
-    await assert.rejects(
-      lab.move(from, to, (step) => {
-        if (step === "held") cutOff(from);
-      }),
-      { code: "PROXY_QUIESCE" },
-    );
-    await rollback(from, to);
-    heal();
-    await allProgress();
-    await move();
-    await allSettled();
-    assert.equal(counters().sessionsReset, before.sessionsReset);
-  });
+  for (const [when, after] of [
+    ["at the hold", "prepared"],
+    ["before the gateway has confirmed", "held"],
+  ] as const)
+    it(`that are cut off ${when}: the move fails, and when they are back everything goes on, and moves`, async () => {
+      const before = counters();
+      await serve();
+      const [from, to] = [owner, next()];
+      await assert.rejects(
+        lab.move(from, to, (step) => {
+          if (step === after) cutOff(from);
+        }),
+        { code: "PROXY_QUIESCE" },
+      );
+      await rollback(from, to);
+      heal();
+      await allProgress();
+      await move();
+      await allSettled();
+      assert.equal(counters().sessionsReset, before.sessionsReset);
+    });
 });
