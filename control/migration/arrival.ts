@@ -91,7 +91,8 @@ export class Arrival {
   #images: ImageReceiver | null = null;
   #imageError: unknown = null;
   #worker: CriuWorker | null = null;
-  #output = -1;
+  /** standard output and error */
+  #outputs: number[] = [];
   #semaphores = new SpareSemaphores(0);
   #before: Fingerprint | null = null;
   /** without a freezer, where memory is to be verified: before SIGSTOP changes it, see the source's `post-dump` */
@@ -256,7 +257,7 @@ export class Arrival {
     const max = await numbersMax(container.init.pid);
     await setLastNumber(container.init.pid, aheadOf(this.prepare.highestTid, max));
     // the standby's own output: what the restored application writes goes on into this node's log
-    this.#output = openOutput(container);
+    this.#outputs = [openOutput(container, 1), openOutput(container, 2)];
     const options = await this.#workerOptions(container);
     const probe = await CriuWorker.start({ ...options, inherit: [], outlivesAgent: false });
     try {
@@ -275,7 +276,7 @@ export class Arrival {
       imagesDir: container.hostPath("images"),
       initPid: container.init.pid,
       cgroupProcs: await container.cgroupProcs(),
-      inherit: [this.#output, ...this.#semaphores.fds],
+      inherit: [...this.#outputs, ...this.#semaphores.fds],
       outlivesAgent: true,
     };
   }
@@ -351,7 +352,7 @@ export class Arrival {
     const semaphores = this.#semaphores.install(
       required(this.#container).hostPath("images"),
       semaphoresOf(before),
-      FIRST_INHERITED_FD + 1,
+      FIRST_INHERITED_FD + this.#outputs.length,
     );
     const stands = new QueueStands(required(this.#container), openQueues);
     this.#runCriu(outputPipes, semaphores, async (root) => {
@@ -481,7 +482,10 @@ export class Arrival {
           logFile: "restore.log",
           logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
           ghostLimitBytes: limits.imagesBytesMax,
-          inheritFds: [...outputPipes.map((key) => ({ key, fd: FIRST_INHERITED_FD })), ...semaphores],
+          inheritFds: [
+            ...outputPipes.map((key, at) => ({ key, fd: FIRST_INHERITED_FD + at })),
+            ...semaphores,
+          ],
           leave: freezer === null ? "stopped" : "running",
         },
         async (hook) => {
@@ -662,8 +666,8 @@ export class Arrival {
     await this.#worker?.close();
     this.#worker = null;
     this.#images?.close();
-    if (this.#output !== -1) closeSync(this.#output);
-    this.#output = -1;
+    for (const output of this.#outputs) closeSync(output);
+    this.#outputs = [];
     this.#semaphores.close();
     for (const { stream } of this.#unpacking.values()) stream.end();
     this.#unpacking.clear();

@@ -800,7 +800,7 @@ export class Departure {
   /** Seen from the container, whose root is as far as any link or ".." leads. */
   #openTree(name: string): number {
     const { container } = this.#workload;
-    return openFolderIn(container, name === LAYER ? container.layerInside : name);
+    return name === LAYER ? container.openLayer() : openFolderIn(container, name);
   }
 
   async #sendTar(name: string, paths: Iterable<string>, live: boolean): Promise<void> {

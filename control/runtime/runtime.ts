@@ -49,14 +49,17 @@ export interface Sandbox {
   readonly travels: readonly string[];
   /** folders inside that Holdfast put there, and no application can write to */
   readonly ours: readonly string[];
-  /** the writable layer, as the container sees it */
-  readonly layerInside: string;
 
   /**
    * In the instance's own folder, on the host. Where this agent's mount namespace does not have it and it cannot be mounted again,
    * because the container has ended, there is nothing at the path.
    */
   hostPath(...parts: string[]): string;
+  /**
+   * A descriptor (O_PATH) of its writable layer, from which no link and no ".." leads further than the container sees; the caller
+   * closes it.
+   */
+  openLayer(): number;
   /** Its configuration, as it was made. */
   spec(): Promise<OciSpec>;
   isAlive(): Promise<boolean>;

@@ -1,0 +1,181 @@
+/** One container of a pod, alive or not: kubelet's, but for the application in it and a tmpfs of ours beside it. */
+import { closeSync, readFileSync } from "node:fs";
+import { readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { fail } from "#proxy/contract/error-codes.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
+import * as sock from "#proxy/kernel/socket.ts";
+import type { FoundCriu } from "../../criu/tool.ts";
+import { cgroupProcsOf } from "../cgroups.ts";
+import { runCommand } from "../command.ts";
+import { Freezer } from "../freezer.ts";
+import { openOutput, pathOf } from "../inside.ts";
+import type { OciSpec } from "../oci.ts";
+import { showQueues } from "../posix-queues.ts";
+import {
+  identify,
+  isSameProcess,
+  type ProcessIdentity,
+  parentOf,
+  processState,
+  rootBelow,
+  treeOf,
+} from "../processes.ts";
+import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
+import { startInside } from "../start-inside.ts";
+
+/** Where the pod has our init, and setsid(1) with its own C library, as the container may have none. */
+export const INSIDE = "/.holdfast";
+const END_MS_MAX = 5_000;
+const POLL_MS = 2;
+
+export class CriSandbox implements Sandbox {
+  readonly ours = [INSIDE];
+  readonly ref: SandboxRef;
+  readonly #runc: { program: string; root: string };
+
+  constructor(runc: { program: string; root: string }, ref: SandboxRef) {
+    this.#runc = runc;
+    this.ref = ref;
+  }
+
+  get id(): string {
+    return this.ref.id;
+  }
+  /** as the container runtime knows it */
+  get #containerId(): string {
+    return this.id.slice(0, this.id.lastIndexOf("-"));
+  }
+  get init(): ProcessIdentity {
+    return this.ref.init;
+  }
+  get travels(): readonly string[] {
+    return this.ref.tmpfs;
+  }
+
+  /** Its layer is the container runtime's. */
+  hostPath(...parts: string[]): string {
+    return parts[0] === "layer"
+      ? join(layerOf(this.init.pid), ...parts.slice(1))
+      : join(this.ref.runDir, ...parts);
+  }
+
+  openLayer(): number {
+    return mounts.openTree(layerOf(this.init.pid));
+  }
+
+  async spec(): Promise<OciSpec> {
+    const { root } = this.#runc;
+    const state = JSON.parse(await readFile(join(root, this.#containerId, "state.json"), "utf8")) as {
+      config: { labels: string[] };
+    };
+    const bundle = state.config.labels.find((label) => label.startsWith("bundle="))?.slice("bundle=".length);
+    return JSON.parse(await readFile(join(bundle ?? "", "config.json"), "utf8")) as OciSpec;
+  }
+
+  async isAlive(): Promise<boolean> {
+    // one that its parent has not waited for yet has no namespaces any more
+    return (await isSameProcess(this.init)) && (await processState(this.init.pid)) !== "Z";
+  }
+
+  applicationRoot(): Promise<number | null> {
+    return rootBelow(this.init);
+  }
+
+  cgroupProcs(): Promise<string[]> {
+    return cgroupProcsOf(this);
+  }
+
+  /** `setsid --fork` leaves it to the container's init as a child. */
+  async launch(process: OciSpec["process"], _criu: FoundCriu, logFile: string): Promise<void> {
+    const args = [
+      ...[`${INSIDE}/loader`, "--library-path", INSIDE, `${INSIDE}/setsid`, "--fork", "--"],
+      ...process.args,
+    ];
+    await showQueues(this, this.init.pid); // those of an application that was restored here are gone with it
+    const processFile = this.hostPath("process.json");
+    await writeFile(processFile, JSON.stringify({ ...process, args }));
+    const options = { ...this.#runc, id: this.#containerId, processFile, folder: this.ref.runDir, logFile };
+    await startInside(this, options);
+  }
+
+  untakenOutput(): number {
+    let pipe = -1;
+    try {
+      pipe = openOutput(this, 1);
+      return descriptor.ioctlInt(pipe, sock.SIOCINQ);
+    } catch {
+      return 0; // it has ended, and its pipe with it
+    } finally {
+      if (pipe !== -1) closeSync(pipe);
+    }
+  }
+
+  /** The container runtime's shim takes it, and is the parent of the init: no other can be started. */
+  async readOutput(_options: OutputOptions): Promise<ProcessIdentity> {
+    const shim = await identify((await parentOf(this.init.pid)) ?? 0);
+    if (shim !== null) return shim;
+    throw fail("OUTPUT_READER", "the container runtime's shim has ended: delete the pod");
+  }
+
+  /** Ends the application. The pod, and its init, are kubelet's to end. */
+  async destroy(): Promise<void> {
+    const late = performance.now() + END_MS_MAX;
+    while (await this.isAlive()) {
+      const left: number[] = [];
+      for (const pid of await treeOf(this.init.pid))
+        if (pid !== this.init.pid && (await identify(pid)) !== null) left.push(pid);
+      if (left.length === 0) break;
+      for (const pid of left) kill(pid);
+      // one that is frozen takes no signal before it thaws
+      (await Freezer.of(this))?.thaw();
+      if (performance.now() > late)
+        throw fail(
+          "APPLICATION_STUCK",
+          `process ${left[0]} cannot be ended: it waits for a device or a file system`,
+        );
+      await delay(POLL_MS);
+    }
+    await removeRunDir(this.ref.runDir);
+  }
+}
+
+/** Path of the writable layer in its overlay, as the container runtime mounted it. @throws HoldfastError `CONTAINER_ENDED` */
+function layerOf(initPid: number): string {
+  let text = "";
+  try {
+    text = readFileSync(`/proc/${initPid}/mountinfo`, "utf8");
+  } catch {
+    // it has ended
+  }
+  const root = text.split("\n").find((line) => line.split(" ")[4] === "/") ?? "";
+  const upper = /[ ,]upperdir=([^,]+)/.exec(root)?.[1];
+  if (upper !== undefined) return upper;
+  throw fail("CONTAINER_ENDED", `the root of process ${initPid}'s container is no overlay, or has ended`);
+}
+
+/** Runs `use` with a path of the container's root file system, without what is mounted in it, that leads nowhere else. */
+export async function openRootMount(initPid: number, use: (path: string) => Promise<void>): Promise<void> {
+  const root = namespaces.inMountNamespaceOf(initPid, () => mounts.openTree("/"));
+  try {
+    await use(pathOf(root));
+  } finally {
+    closeSync(root);
+  }
+}
+
+export async function removeRunDir(runDir: string): Promise<void> {
+  await runCommand("umount", ["--lazy", runDir], { source: "container" }).catch(() => {}); // not mounted: nothing to do
+  await rm(runDir, { recursive: true, force: true });
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    // it has ended
+  }
+}
