@@ -42,7 +42,7 @@ const ALONE: Record<string, string> = {
   "privileged/restart-supervision.test.ts": "an end noticed within 100 ms",
 };
 /** the slow ones first: what is short fills up the end, when there is nothing left for the other place */
-const KINDS = ["privileged", "integration", "unit"];
+const KINDS = ["kube", "privileged", "integration", "unit"];
 /** of files, named at the end of a run */
 const SLOWEST_COUNT = 12;
 /** One file: what hangs is named, and ended, long before the whole run is given up. The slowest takes three minutes. */
@@ -137,7 +137,8 @@ async function main(): Promise<void> {
   };
   // its owner was killed; a laboratory that has one is its owner's
   if (stopping.signal.aborted)
-    for (const id of sweepDeadLabs("hf")) say(`${id}: what the interrupted laboratory left is removed`);
+    for (const id of ["hf", "hfk"].flatMap(sweepDeadLabs))
+      say(`${id}: what the interrupted laboratory left is removed`);
   const slowest = [...tookMs].sort(([, one], [, other]) => other - one).slice(0, SLOWEST_COUNT);
   if (tookMs.size > 1) for (const [file, ms] of slowest) say(`${(ms / 1000).toFixed(1)} s ${nameOf(file)}`);
   for (const file of unheard) say(`${nameOf(file)}: its report is not complete`);

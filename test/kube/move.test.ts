@@ -1,0 +1,142 @@
+/** Applications move between pods of a real cluster, and their clients notice nothing. */
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import type { LabProcess } from "../lab/lab.ts";
+import { type Load, startLoad } from "../load/load.ts";
+import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
+import { APPS, INSIDE } from "./images.ts";
+
+const NODES = ["a", "b"];
+const APP_PORT = 9000;
+const STARTED_MS_MAX = 60_000;
+/** answers that clients have had before and after a move, each */
+const ANSWERS = 5;
+
+/** What moves: its pods are `NAME-a` and `NAME-b`, and clients come to node a. */
+const WORKLOADS = [
+  { name: "chat", listen: 8080, kind: "ws" as const, sessions: 20 },
+  { name: "echo", listen: 8081, kind: "tcp" as const, sessions: 10 },
+];
+
+/** A pod that waits for its application, as the webhook is to make it. */
+function pod(name: string, node: string): KubeObject {
+  const volume = { name: "holdfast", mountPath: "/.holdfast" };
+  return {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name: `${name}-${node}` },
+    spec: {
+      nodeName: node,
+      terminationGracePeriodSeconds: 0,
+      securityContext: { seccompProfile: { type: "RuntimeDefault" } },
+      initContainers: [
+        { name: "holdfast", image: INSIDE.name, imagePullPolicy: "Never", volumeMounts: [volume] },
+      ],
+      containers: [
+        {
+          name: "app",
+          image: APPS.name,
+          imagePullPolicy: "Never",
+          command: ["/.holdfast/init", "-P"],
+          env: [
+            { name: "HOST", value: "0.0.0.0" },
+            { name: "PORT", value: String(APP_PORT) },
+          ],
+          readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
+          volumeMounts: [{ ...volume, readOnly: true }],
+        },
+      ],
+      volumes: [{ name: "holdfast", emptyDir: {} }],
+    },
+  };
+}
+
+function workloadsOf(node: string): unknown[] {
+  return WORKLOADS.map(({ name, listen }) => ({
+    name,
+    start: node === "a",
+    pod: { name: `${name}-${node}`, container: "app", command: ["/usr/bin/node", `/app/${name}.js`] },
+    ports: [{ listen, upstream: `127.0.0.1:${APP_PORT}` }],
+  }));
+}
+
+describe("an application in a pod", () => {
+  let cluster: Cluster;
+  const agents = new Map<string, LabProcess>();
+  const loads: Load[] = [];
+
+  before(async () => {
+    cluster = await createCluster({ nodes: NODES, images: [APPS, INSIDE], prefix: "hfkm" });
+    const pods = WORKLOADS.flatMap(({ name }) => NODES.map((node) => pod(name, node)));
+    await cluster.apply(...pods);
+    for (const { metadata } of pods)
+      await cluster.until(`pod ${metadata.name} runs`, async () => {
+        const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
+        return found?.status?.phase === "Running";
+      });
+    await Promise.all(
+      NODES.map(async (node) => agents.set(node, await cluster.startAgent(node, workloadsOf(node)))),
+    );
+    for (const { name } of WORKLOADS)
+      await agents.get("a")?.waitFor(new RegExp(`"workload":"${name}".*"msg":"started"`), STARTED_MS_MAX);
+    const { address } = cluster.lab.place("a");
+    for (const { kind, listen, sessions } of WORKLOADS)
+      loads.push(
+        await startLoad(cluster.lab, kind, { target: { address, port: listen }, sessions, intervalMs: 20 }),
+      );
+  });
+  after(() => cluster?.close());
+
+  /** Every client has had some more answers. */
+  async function answered(): Promise<void> {
+    for (const [at, load] of loads.entries()) {
+      const wanted = load.messages + ANSWERS * (WORKLOADS[at]?.sessions ?? 0);
+      await cluster.until("clients are answered", async () => load.messages >= wanted);
+    }
+  }
+
+  async function isReady(name: string): Promise<boolean> {
+    const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
+    return found !== null && condition(found, "Ready") === "True";
+  }
+
+  for (const [from, to] of [
+    ["a", "b"],
+    ["b", "a"],
+  ] as const) {
+    it(`goes from ${from} to ${to} with its clients' connections, and kubelet finds it ready there`, async () => {
+      for (const load of loads) await load.mark();
+      await answered();
+      for (const { name } of WORKLOADS) {
+        const { status, stderr, json } = await cluster.lab.cli(from, ["migrate", name, "--to", to, "--json"]);
+        assert.equal(status, 0, stderr);
+        assert.equal((json as { outcome: string }).outcome, "moved");
+      }
+      await answered();
+      for (const [at, { name, sessions }] of WORKLOADS.entries()) {
+        const report = await loads[at]?.report();
+        assert.ok(report !== undefined);
+        const { lost, repeated, corrupt, resets, alive, problems } = report;
+        assert.deepEqual(
+          { name, lost, repeated, corrupt, resets, alive, problems },
+          { name, lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: sessions, problems: [] },
+        );
+        await cluster.until(`${name} is ready on ${to} alone`, async () => {
+          return (await isReady(`${name}-${to}`)) && !(await isReady(`${name}-${from}`));
+        });
+      }
+    });
+  }
+
+  it("is in no container that kubelet had to start again", async () => {
+    const { items } = await cluster.api("GET", "/api/v1/namespaces/default/pods");
+    const restarts = (items as KubeObject[]).map(({ metadata, status }) => [
+      metadata.name,
+      status.containerStatuses[0].restartCount,
+    ]);
+    assert.deepEqual(
+      Object.fromEntries(restarts),
+      Object.fromEntries(WORKLOADS.flatMap(({ name }) => NODES.map((node) => [`${name}-${node}`, 0]))),
+    );
+  });
+});
