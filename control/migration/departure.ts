@@ -318,7 +318,7 @@ export class Departure {
 
   /** The hold begins when CRIU says that it is about to freeze. */
   async #dump(): Promise<void> {
-    const { context, limits, proxy } = this.#workload;
+    const { config, container, context, limits, proxy } = this.#workload;
     const worker = required(this.#worker);
     const root = required(await innerPid(this.#root));
     // a proxy of the version before does not know it
@@ -368,6 +368,8 @@ export class Departure {
           await this.#phase("hold", async () => {
             context.faults.at("source:hold");
             this.#held = true;
+            // clients do not wait yet
+            await container.closeDoor(config.ports.map(({ upstream }) => upstream.port));
             this.#holdAtMs = performance.now();
             this.#startDeadline();
             const epoch = this.#workload.journal.epoch;

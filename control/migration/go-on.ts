@@ -53,6 +53,7 @@ export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
       "let kept connections hear": () => hearOutbound(host),
       "let the proxy go on": () => keeper.goOn("rollback", epoch),
       "announce the address": () => vip?.announce(),
+      "let others connect": () => container.openDoor(),
       "put watches on files back": () => putBackWatches(host),
       "let the application go on": () => continueTree(host),
       "remove images": () => rm(images, { recursive: true, force: true }),

@@ -73,6 +73,12 @@ export interface Sandbox {
    * @throws HoldfastError `CONTAINER_EXEC`
    */
   launch(process: OciSpec["process"], criu: FoundCriu, logFile: string): Promise<void>;
+  /**
+   * From now on nobody begins a connection to these ports of the application from outside of the container's network, where others than
+   * the proxy can (kubelet's probes). Until {@link openDoor}; both may be repeated. @throws HoldfastError `COMMAND_FAILED`
+   */
+  closeDoor(ports: readonly number[]): Promise<void>;
+  openDoor(): Promise<void>;
   /** Bytes of its output that nobody has taken yet. */
   untakenOutput(): number;
   /** Another reader of its output, where the last has ended. */

@@ -14,9 +14,8 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import { request } from "node:http";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { stringify } from "yaml";
 import { mountedHierarchies } from "#control/runtime/cgroups.ts";
-import { type CliResult, createLab, type Lab, type LabProcess, projectRoot } from "../lab/lab.ts";
+import { type CliResult, createLab, type Lab, type LabProcess } from "../lab/lab.ts";
 import { API_PORT, writeCredentials } from "./credentials.ts";
 import { PAUSE } from "./images.ts";
 import { type KubeTools, kubeTools } from "./kube-tools.ts";
@@ -161,32 +160,6 @@ export class Cluster {
     });
   }
 
-  /** Words before a command that make it a process of the node: in its namespaces, with its files, in its control groups. */
-  inside(node: string): string[] {
-    const enter = [
-      "nsenter",
-      "-t",
-      String(this.#insidePid(node)),
-      "-m",
-      "-u",
-      "-i",
-      "-n",
-      "-p",
-      "-C",
-      "--wd=/",
-    ];
-    return ["sh", "-c", JOIN_GROUPS, "sh", ...nodeGroups(this.lab.id, node), "--", ...enter, "--"];
-  }
-
-  /** PID of the node's first process, on this machine. */
-  #insidePid(node: string): number {
-    const outer = this.#nodes.get(node);
-    if (outer === undefined) throw new Error(`the cluster has no node ${node}`);
-    const [first] = readFileSync(`/proc/${outer.pid}/task/${outer.pid}/children`, "utf8").trim().split(" ");
-    if (first === undefined || first === "") throw new Error(`node ${node} has ended:\n${outer.stderr}`);
-    return Number(first);
-  }
-
   /** A pod that is Ready. @throws Error that shows the pod's status, after `msMax` */
   async readyPod(name: string, options: { namespace?: string; msMax?: number } = {}): Promise<KubeObject> {
     const path = `/api/v1/namespaces/${options.namespace ?? "default"}/pods/${name}`;
@@ -211,22 +184,6 @@ export class Cluster {
         throw new Error(`not after ${msMax} ms: ${what} (logs are in ${this.lab.dir})`);
       await sleep(POLL_MS);
     }
-  }
-
-  /**
-   * An agent as a process of the node, with the node's container runtime. Resolves when it answers.
-   * @param workloads as in the agent's file
-   */
-  async startAgent(node: string, workloads: unknown[]): Promise<LabProcess> {
-    const { lab } = this;
-    const config = lab.agentConfig(node, { cri: "/run/containerd/containerd.sock", workloads });
-    const file = join(lab.dir, `${node}.yaml`);
-    writeFileSync(file, stringify(config), { mode: 0o600 });
-    mkdirSync(lab.stateDir(node), { recursive: true, mode: 0o700 });
-    const argv = [...this.inside(node), join(projectRoot, "bin/holdfast"), "agent", "--config", file];
-    const agent = lab.spawn(node, argv, { name: "agent", cwd: projectRoot });
-    await agent.waitFor(/"msg":"agent ready"/, READY_MS_MAX);
-    return agent;
   }
 
   async close(): Promise<void> {

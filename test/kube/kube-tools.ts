@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
 /** As scripts/setup.sh has it. */
-const CACHE_DIR = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
+export const CACHE_DIR = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
 
 export interface KubeTools {
   version: string;

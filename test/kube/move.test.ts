@@ -1,14 +1,13 @@
 /** Applications move between pods of a real cluster, and their clients notice nothing. */
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
-import type { LabProcess } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
+import { holdfast, startAgents } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
-import { APPS, INSIDE } from "./images.ts";
+import { AGENT, APPS, INSIDE } from "./images.ts";
 
 const NODES = ["a", "b"];
 const APP_PORT = 9000;
-const STARTED_MS_MAX = 60_000;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
 
@@ -62,11 +61,11 @@ function workloadsOf(node: string): unknown[] {
 
 describe("an application in a pod", () => {
   let cluster: Cluster;
-  const agents = new Map<string, LabProcess>();
+  let agents: Map<string, KubeObject>;
   const loads: Load[] = [];
 
   before(async () => {
-    cluster = await createCluster({ nodes: NODES, images: [APPS, INSIDE], prefix: "hfkm" });
+    cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE], prefix: "hfkm" });
     const pods = WORKLOADS.flatMap(({ name }) => NODES.map((node) => pod(name, node)));
     await cluster.apply(...pods);
     for (const { metadata } of pods)
@@ -74,11 +73,12 @@ describe("an application in a pod", () => {
         const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
         return found?.status?.phase === "Running";
       });
-    await Promise.all(
-      NODES.map(async (node) => agents.set(node, await cluster.startAgent(node, workloadsOf(node)))),
-    );
-    for (const { name } of WORKLOADS)
-      await agents.get("a")?.waitFor(new RegExp(`"workload":"${name}".*"msg":"started"`), STARTED_MS_MAX);
+    agents = await startAgents(cluster, workloadsOf);
+    await cluster.until("clients are served", async () => {
+      const { json } = await holdfast(cluster, agents.get("a"), ["status", "--json"]);
+      const shown = (json as { workloads: { state: string }[] } | undefined)?.workloads ?? [];
+      return shown.length === WORKLOADS.length && shown.every(({ state }) => state === "running");
+    });
     const { address } = cluster.lab.place("a");
     for (const { kind, listen, sessions } of WORKLOADS)
       loads.push(
@@ -108,7 +108,13 @@ describe("an application in a pod", () => {
       for (const load of loads) await load.mark();
       await answered();
       for (const { name } of WORKLOADS) {
-        const { status, stderr, json } = await cluster.lab.cli(from, ["migrate", name, "--to", to, "--json"]);
+        const { status, stderr, json } = await holdfast(cluster, agents.get(from), [
+          "migrate",
+          name,
+          "--to",
+          to,
+          "--json",
+        ]);
         assert.equal(status, 0, stderr);
         assert.equal((json as { outcome: string }).outcome, "moved");
       }

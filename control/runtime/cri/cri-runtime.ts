@@ -61,7 +61,7 @@ export class CriRuntime implements Runtime {
     return {
       lower: `/proc/${found.pid}/root`,
       process: processOf(found.spec, pod),
-      spec: () => found.spec,
+      spec: () => seenFromHere(found),
       standby: (options, populate) => this.#standby(options, found, populate),
     };
   }
@@ -139,6 +139,14 @@ function requirePod({ name, pod }: WorkloadConfig): PodConfig {
 /** The application as the pod's container would have run it, had it not been given an init that waits. */
 function processOf(spec: OciSpec, pod: PodConfig): OciSpec["process"] {
   return { ...spec.process, terminal: false, args: pod.command, cwd: pod.cwd ?? spec.process.cwd };
+}
+
+/** Its mounts come from the node's folders, which the agent may not have; it has what the container sees. */
+function seenFromHere({ pid, spec }: RunningContainer): OciSpec {
+  const mounts = (spec.mounts ?? []).map((mount) =>
+    mount.type === "bind" ? { ...mount, source: `/proc/${pid}/root${mount.destination}` } : mount,
+  );
+  return { ...spec, mounts };
 }
 
 /** What only this pod has: its emptyDirs, and its shared memory. */

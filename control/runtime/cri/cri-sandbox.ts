@@ -26,6 +26,7 @@ import {
 } from "../processes.ts";
 import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
+import { closeDoor, openDoor } from "./door.ts";
 
 /** Where the pod has our init, and setsid(1) with its own C library, as the container may have none. */
 export const INSIDE = "/.holdfast";
@@ -58,13 +59,14 @@ export class CriSandbox implements Sandbox {
 
   /** Its layer is the container runtime's. */
   hostPath(...parts: string[]): string {
-    return parts[0] === "layer"
-      ? join(layerOf(this.init.pid), ...parts.slice(1))
-      : join(this.ref.runDir, ...parts);
+    if (parts[0] !== "layer") return join(this.ref.runDir, ...parts);
+    const { shim, path } = layerOf(this.init.pid);
+    return join(`/proc/${shim}/root`, path, ...parts.slice(1));
   }
 
   openLayer(): number {
-    return mounts.openTree(layerOf(this.init.pid));
+    const { shim, path } = layerOf(this.init.pid);
+    return namespaces.inMountNamespaceOf(shim, () => mounts.openTree(path));
   }
 
   async spec(): Promise<OciSpec> {
@@ -100,6 +102,14 @@ export class CriSandbox implements Sandbox {
     await writeFile(processFile, JSON.stringify({ ...process, args }));
     const options = { ...this.#runc, id: this.#containerId, processFile, folder: this.ref.runDir, logFile };
     await startInside(this, options);
+  }
+
+  closeDoor(ports: readonly number[]): Promise<void> {
+    return closeDoor(this.init.pid, ports);
+  }
+
+  openDoor(): Promise<void> {
+    return openDoor(this.init.pid);
   }
 
   untakenOutput(): number {
@@ -139,21 +149,27 @@ export class CriSandbox implements Sandbox {
         );
       await delay(POLL_MS);
     }
+    if (await this.isAlive()) await this.openDoor(); // for the next one
     await removeRunDir(this.ref.runDir);
   }
 }
 
-/** Path of the writable layer in its overlay, as the container runtime mounted it. @throws HoldfastError `CONTAINER_ENDED` */
-function layerOf(initPid: number): string {
-  let text = "";
+/**
+ * Path of the writable layer in its overlay, in the mount namespace of the container runtime's shim, which the agent need not be in.
+ * @throws HoldfastError `CONTAINER_ENDED`
+ */
+function layerOf(initPid: number): { shim: number; path: string } {
+  let [mounted, status] = ["", ""];
   try {
-    text = readFileSync(`/proc/${initPid}/mountinfo`, "utf8");
+    mounted = readFileSync(`/proc/${initPid}/mountinfo`, "utf8");
+    status = readFileSync(`/proc/${initPid}/status`, "utf8");
   } catch {
     // it has ended
   }
-  const root = text.split("\n").find((line) => line.split(" ")[4] === "/") ?? "";
-  const upper = /[ ,]upperdir=([^,]+)/.exec(root)?.[1];
-  if (upper !== undefined) return upper;
+  const root = mounted.split("\n").find((line) => line.split(" ")[4] === "/") ?? "";
+  const path = /[ ,]upperdir=([^,]+)/.exec(root)?.[1];
+  const shim = /^PPid:\s*(\d+)$/m.exec(status)?.[1];
+  if (path !== undefined && shim !== undefined) return { shim: Number(shim), path };
   throw fail("CONTAINER_ENDED", `the root of process ${initPid}'s container is no overlay, or has ended`);
 }
 
