@@ -242,6 +242,8 @@ export class Arrival {
     const container = await required(this.#created);
     this.#container = container;
     workload.record({ container: container.ref });
+    // until it comes alive: what connects to the frozen application would make it another than it was
+    await container.closeDoor(workload.config.ports.map(({ upstream }) => upstream.port));
     await refuseMissingUnixPeers(container, this.prepare.facts.unixPeers);
     context.faults.at("target:standby");
     const link = await workload.keeper.standby(this.prepare.epoch);
@@ -703,7 +705,7 @@ export class Arrival {
     const container = required(this.#container);
     if (root !== "layer" && !container.travels.includes(root))
       throw fail("FILES_PATH", `no tmpfs ${root} here`);
-    return openFolderIn(container, root === "layer" ? "/" : root);
+    return root === "layer" ? container.openRootForFiles() : openFolderIn(container, root);
   }
 
   #throwIfEnding(): void {

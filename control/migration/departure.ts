@@ -44,7 +44,7 @@ import { beginCallsAgain } from "../criu/interrupted-calls.ts";
 import type { TracedProcess } from "../criu/precopy.ts";
 import { decodeStats } from "../criu/protocol.ts";
 import { CriuWorker } from "../criu/worker.ts";
-import { difference, packPaths, type Scan, scan } from "../runtime/files.ts";
+import { besideMounts, difference, packPaths, type Scan, scan } from "../runtime/files.ts";
 import { openFolderIn } from "../runtime/inside.ts";
 import { filesMappedForWriting, takeForChanged } from "../runtime/mapped-files.ts";
 import { openQueues, readQueues } from "../runtime/posix-queues.ts";
@@ -254,10 +254,11 @@ export class Departure {
       semaphores: semaphoresOf(fingerprint).length,
     };
     await this.#call("prepare", prepare);
-    await this.#untilStopped(this.#sendFilesFirst(LAYER));
+    if (!container.layerInUse) await this.#untilStopped(this.#sendFilesFirst(LAYER));
     const standby = await this.#call<StandbyReply>("standby", {});
     this.#link = standby.result.link ?? NO_LINK;
     if (workload.downstream === "forward") workload.recordMoving({ link: this.#link });
+    if (container.layerInUse) await this.#untilStopped(this.#sendFilesFirst(LAYER));
     for (const mount of container.travels) await this.#untilStopped(this.#sendFilesFirst(mount));
     if (workload.downstream === "forward")
       await workload.anchors.prepare(this.#epoch, this.#options.to, this.#link);
@@ -779,7 +780,12 @@ export class Departure {
     const mapped = filesMappedForWriting((await this.#tree()).map(({ pid }) => pid));
     takeForChanged(before, name === LAYER ? "/" : name, mapped);
     this.#scans.set(name, before);
-    await this.#sendTar(name, before.keys(), true);
+    if (name === LAYER && this.#workload.container.layerInUse) {
+      // whiteouts and opaque folders are the overlay's own to make
+      const { gone, changed } = difference(new Map(), before);
+      if (gone.length > 0) await this.#call("filesGone", { root: name, gone });
+      await this.#sendTar(name, changed, true);
+    } else await this.#sendTar(name, before.keys(), true);
   }
 
   async #sendFilesSecond(): Promise<void> {
@@ -792,8 +798,10 @@ export class Departure {
 
   async #scan(name: string): Promise<Scan> {
     const root = this.#openTree(name);
+    const { container } = this.#workload;
     try {
-      return await scan(root);
+      const found = await scan(root);
+      return name === LAYER && container.layerInUse ? besideMounts(found, container.init.pid) : found;
     } finally {
       closeSync(root);
     }

@@ -34,6 +34,7 @@ export async function comeAlive(host: GoingOn, epoch: number): Promise<void> {
   host.vip?.add();
   host.vip?.announce();
   await Promise.all([continueTree(host), host.keeper.goOn("release", epoch)]);
+  await host.container.openDoor().catch((error: unknown) => warn(host, "let others connect", error));
 }
 
 /** Undoes whatever a move has done to the application and its sessions at the source. */

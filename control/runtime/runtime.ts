@@ -47,6 +47,8 @@ export interface Sandbox {
   readonly init: ProcessIdentity;
   /** folders inside whose files travel beside the writable layer */
   readonly travels: readonly string[];
+  /** its layer is part of a mounted overlay from the start: what comes for it goes through that */
+  readonly layerInUse: boolean;
   /** folders inside that Holdfast put there, and no application can write to */
   readonly ours: readonly string[];
 
@@ -60,6 +62,8 @@ export interface Sandbox {
    * closes it.
    */
   openLayer(): number;
+  /** … of its root, where files for its layer are written; the caller closes it. */
+  openRootForFiles(): number;
   /** Its configuration, as it was made. */
   spec(): Promise<OciSpec>;
   isAlive(): Promise<boolean>;

@@ -11,6 +11,7 @@ const CONFIG = "/etc/holdfast";
 const STATE_DIR = "/var/lib/holdfast";
 const RUNTIME = "/run/containerd";
 const CGROUPS = "/sys/fs/cgroup";
+const LOG_LINES = 20;
 const STARTED_MS_MAX = 120_000;
 
 /** Pods of the agents, by node; resolves when each answers. @param workloads of a node, as in the agent's file */
@@ -59,6 +60,14 @@ export function holdfast(cluster: Cluster, agent: KubeObject | undefined, args: 
   if (agent === undefined) throw new Error("no agent on that node");
   const program = ["/holdfast/bin/holdfast", ...args, "--agent", `${STATE_DIR}/agent.sock`];
   return cluster.run(["kubectl", "-n", NAMESPACE, "exec", agent.metadata.name, "--", ...program]);
+}
+
+/** The last lines that agents have logged, for a test that fails. */
+export async function logsOf(cluster: Cluster, agents: Iterable<KubeObject>): Promise<string> {
+  const logs: string[] = [];
+  for (const { metadata } of agents)
+    logs.push(await cluster.kubectl(["-n", NAMESPACE, "logs", metadata.name, `--tail=${LOG_LINES}`]));
+  return logs.join("\n");
 }
 
 const PRIVILEGED = { "pod-security.kubernetes.io/enforce": "privileged" };

@@ -5,17 +5,20 @@
  * The pod brings what is needed in it at {@link INSIDE}, an emptyDir of its own.
  */
 import { randomBytes } from "node:crypto";
+import { closeSync } from "node:fs";
 import { mkdir, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { PodConfig, WorkloadConfig } from "../../config/config.ts";
 import { runCommand } from "../command.ts";
+import { removePaths } from "../files.ts";
+import { openFolderIn, pathOf } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { identify, parentOf } from "../processes.ts";
 import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
 import { CriClient, type RunningContainer } from "./cri-client.ts";
-import { CriSandbox, INSIDE, openRootMount, removeRunDir } from "./cri-sandbox.ts";
+import { CriSandbox, INSIDE, removeRunDir } from "./cri-sandbox.ts";
 
 /** Where a container runtime has runc or crun keep its containers. */
 const ROOTS: Record<string, string> = { containerd: "/run/containerd/runc/k8s.io", "cri-o": "/run/runc" };
@@ -121,7 +124,8 @@ export class CriRuntime implements Runtime {
         ["-t", "tmpfs", "-o", `size=${options.runBytesMax},mode=0700`, "holdfast", runDir],
         { source: "container" },
       );
-      await openRootMount(pid, (root) => populate(root));
+      await populate(runDir); // nothing comes for it: the layer is in use
+      for (const folder of sandbox.travels) await emptyFolder(sandbox, folder);
       return sandbox;
     } catch (error) {
       await removeRunDir(runDir).catch(() => {}); // what is left the next agent removes; why it came to this counts
@@ -139,6 +143,16 @@ function requirePod({ name, pod }: WorkloadConfig): PodConfig {
 /** The application as the pod's container would have run it, had it not been given an init that waits. */
 function processOf(spec: OciSpec, pod: PodConfig): OciSpec["process"] {
   return { ...spec.process, terminal: false, args: pod.command, cwd: pod.cwd ?? spec.process.cwd };
+}
+
+/** What an init container, or an earlier application, left there: the source's files come in its place. */
+async function emptyFolder(container: Sandbox, path: string): Promise<void> {
+  const folder = openFolderIn(container, path);
+  try {
+    await removePaths(folder, await readdir(pathOf(folder)));
+  } finally {
+    closeSync(folder);
+  }
 }
 
 /** Its mounts come from the node's folders, which the agent may not have; it has what the container sees. */

@@ -12,7 +12,7 @@ import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
 import { runCommand } from "../command.ts";
 import { Freezer } from "../freezer.ts";
-import { openOutput, pathOf } from "../inside.ts";
+import { openOutput } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
 import {
@@ -22,7 +22,6 @@ import {
   parentOf,
   processState,
   rootBelow,
-  treeOf,
 } from "../processes.ts";
 import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
@@ -34,6 +33,7 @@ const END_MS_MAX = 5_000;
 const POLL_MS = 2;
 
 export class CriSandbox implements Sandbox {
+  readonly layerInUse = true;
   readonly ours = [INSIDE];
   readonly ref: SandboxRef;
   readonly #runc: { program: string; root: string };
@@ -67,6 +67,11 @@ export class CriSandbox implements Sandbox {
   openLayer(): number {
     const { shim, path } = layerOf(this.init.pid);
     return namespaces.inMountNamespaceOf(shim, () => mounts.openTree(path));
+  }
+
+  /** Without what is mounted in it: there the runtime has made empty files and folders, which are in the layer too. */
+  openRootForFiles(): number {
+    return namespaces.inMountNamespaceOf(this.init.pid, () => mounts.openTree("/"));
   }
 
   async spec(): Promise<OciSpec> {
@@ -131,25 +136,24 @@ export class CriSandbox implements Sandbox {
     throw fail("OUTPUT_READER", "the container runtime's shim has ended: delete the pod");
   }
 
-  /** Ends the application. The pod, and its init, are kubelet's to end. */
+  /**
+   * Ends the container: kubelet makes it anew, as an empty standby with a layer that nobody has written to, unless the pod goes. The
+   * pod is not ours to end.
+   */
   async destroy(): Promise<void> {
     const late = performance.now() + END_MS_MAX;
+    if (await this.isAlive()) await this.openDoor(); // the network stays for the next one
     while (await this.isAlive()) {
-      const left: number[] = [];
-      for (const pid of await treeOf(this.init.pid))
-        if (pid !== this.init.pid && (await identify(pid)) !== null) left.push(pid);
-      if (left.length === 0) break;
-      for (const pid of left) kill(pid);
+      kill(this.init.pid);
       // one that is frozen takes no signal before it thaws
-      (await Freezer.of(this))?.thaw();
+      (await Freezer.of(this).catch(() => null))?.thaw();
       if (performance.now() > late)
         throw fail(
           "APPLICATION_STUCK",
-          `process ${left[0]} cannot be ended: it waits for a device or a file system`,
+          `process ${this.init.pid}, PID 1 of the pod's container, cannot be ended: a process in it waits for a device or a file system`,
         );
       await delay(POLL_MS);
     }
-    if (await this.isAlive()) await this.openDoor(); // for the next one
     await removeRunDir(this.ref.runDir);
   }
 }
@@ -171,16 +175,6 @@ function layerOf(initPid: number): { shim: number; path: string } {
   const shim = /^PPid:\s*(\d+)$/m.exec(status)?.[1];
   if (path !== undefined && shim !== undefined) return { shim: Number(shim), path };
   throw fail("CONTAINER_ENDED", `the root of process ${initPid}'s container is no overlay, or has ended`);
-}
-
-/** Runs `use` with a path of the container's root file system, without what is mounted in it, that leads nowhere else. */
-export async function openRootMount(initPid: number, use: (path: string) => Promise<void>): Promise<void> {
-  const root = namespaces.inMountNamespaceOf(initPid, () => mounts.openTree("/"));
-  try {
-    await use(pathOf(root));
-  } finally {
-    closeSync(root);
-  }
 }
 
 export async function removeRunDir(runDir: string): Promise<void> {

@@ -35,6 +35,7 @@ export interface RuncProgram {
 }
 
 export class RuncSandbox implements Sandbox {
+  readonly layerInUse = false;
   readonly ours = [INSIDE_RUN, INSIDE_CRIU];
   readonly ref: SandboxRef;
   readonly #runc: RuncProgram;
@@ -62,6 +63,10 @@ export class RuncSandbox implements Sandbox {
 
   openLayer(): number {
     return openFolderIn(this, `${INSIDE_RUN}/layer`);
+  }
+
+  openRootForFiles(): number {
+    return openFolderIn(this, "/");
   }
 
   async spec(): Promise<OciSpec> {
