@@ -79,13 +79,14 @@ export function nameOf({ namespace, name, annotations }: InjectedPod): string {
 /** @throws HoldfastError `CONFIG_INVALID`: which annotation, and what it is expected to be */
 export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfig {
   const { uid, namespace, name, annotations } = pod;
-  const { container, ports, command, standby, continuity, limits, mode } = annotations;
+  const { container, ports, command, standby, continuity, limits, mode, listen } = annotations;
   const file = {
     name: nameOf(pod),
     start: standby !== "true",
     pod: {
       ...{ namespace, name, uid },
       container: required(pod, "container", container),
+      ...(listen === undefined ? {} : { listen: listenOf(pod, listen) }),
       // without one the pod names none, and its image has it
       ...(command === undefined ? {} : { command: json(pod, "command", command) }),
     },
@@ -116,6 +117,12 @@ function portsOf(pod: InjectedPod, text: string, continuity: string | undefined)
 function modeOf(pod: InjectedPod, text: string): string {
   if (text === "forward" || text === "gateway") return text;
   throw refuse(pod, "mode", `expected forward or gateway, got ${JSON.stringify(text)}`);
+}
+
+/** Where clients come: to the node's address, or the pod's. */
+function listenOf(pod: InjectedPod, text: string): string {
+  if (text === "node" || text === "pod") return text;
+  throw refuse(pod, "listen", `expected node or pod, got ${JSON.stringify(text)}`);
 }
 
 function continuityOf(pod: InjectedPod, text: string | undefined): string | undefined {
