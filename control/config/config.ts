@@ -13,8 +13,17 @@ import { checkNetworks, planOf } from "./container-network.ts";
 import { formatEndpoint, isLoopback } from "./endpoint.ts";
 import type { AgentLimits, WorkloadLimits } from "./limits.ts";
 import { checkPort, completePort } from "./port.ts";
-import { type File, type FileWorkload, fileSchema } from "./schema.ts";
-import { beside, invalid, keyFileOf, parseFile, type Refuse, readFile, readKeys } from "./yaml-file.ts";
+import { type File, type FileWorkload, fileSchema, workloadSchema } from "./schema.ts";
+import {
+  beside,
+  invalid,
+  keyFileOf,
+  parseFile,
+  parseObject,
+  type Refuse,
+  readFile,
+  readKeys,
+} from "./yaml-file.ts";
 
 export interface MountConfig {
   source: string;
@@ -40,10 +49,15 @@ export interface PodConfig {
   namespace: string;
   name: string;
   container: string;
-  /** how the application is started; its environment and user are the container's */
-  command: string[];
+  /**
+   * how the application is started; its environment and user are the container's. null: by what PID 1 has as arguments after `--`,
+   * behind the image's entrypoint
+   */
+  command: string[] | null;
   /** null: the container's */
   cwd: string | null;
+  /** null: whichever pod has that name */
+  uid: string | null;
 }
 
 export interface WorkloadConfig {
@@ -87,6 +101,8 @@ export interface AgentConfig {
   socket: string;
   /** Unix socket of the container runtime that the workloads' pods are in; null: containers are this agent's own */
   cri: string | null;
+  /** workloads of this node's injected pods are found in the cluster, beside those of the file */
+  pods: boolean;
   /** at the start; the file is read again when it changes */
   keys: SharedKeys;
   /** where they were read from */
@@ -105,6 +121,10 @@ export interface AgentConfig {
 }
 
 const MIB = 1_048_576;
+/** sun_path has 108 bytes, with the NUL that ends it */
+const SOCKET_BYTES_MAX = 107;
+/** the longest that a workload has, in its folder */
+const LONGEST_SOCKET = "proxy.sock.net";
 
 /** @throws HoldfastError `CONFIG_INVALID`: one line, file and key path first */
 export function loadConfig(fileName: string): AgentConfig {
@@ -119,6 +139,23 @@ export function parseConfig(contents: string, fileName: string): AgentConfig {
   };
   crossCheck(config, fail);
   return complete(config, fileName, readKeys(config.key, fileName, fail));
+}
+
+/**
+ * A workload that is not one of the file's, but a pod's on this node. @param where for messages
+ * @throws HoldfastError `CONFIG_INVALID`
+ */
+export function parseWorkload(raw: unknown, nodeAddress: string, where: string): WorkloadConfig {
+  const one = parseObject(workloadSchema, raw, where);
+  const fail: Refuse = (at, message) => {
+    throw invalid(where, at, message);
+  };
+  for (const [number, port] of one.ports.entries()) {
+    checkPort(port, `ports[${number}]`, fail);
+    if (one.ports.findIndex(({ listen }) => listen === port.listen) !== number)
+      fail(`ports[${number}].listen`, `expected a port of its own, got ${port.listen} again`);
+  }
+  return completeWorkload(one, nodeAddress);
 }
 
 function crossCheck(config: File, fail: (at: string, message: string) => never): void {
@@ -139,6 +176,11 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       `expected the address other nodes reach this one at, got "${formatEndpoint(config.listen)}"`,
     );
   }
+  if (config.pods && config.cri === undefined)
+    fail(
+      "pods",
+      "expected the container runtime that the pods are in (cri: /run/containerd/containerd.sock) with it, got none",
+    );
   if (config.admin !== undefined && !isLoopback(config.admin.address)) {
     fail("admin", `expected a loopback address, got "${formatEndpoint(config.admin)}"`);
   }
@@ -159,6 +201,8 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
     const at = `workloads[${index}]`;
     if (names.has(one.name)) fail(`${at}.name`, `expected a name used once, got "${one.name}" again`);
     names.add(one.name);
+    const tooLong = socketPathProblem(config.stateDir, one.name);
+    if (tooLong !== null) fail(`${at}.name`, tooLong);
     const kinds = (["container", "bundle", "pod"] as const).filter((kind) => one[kind] !== undefined);
     if (kinds.length !== 1)
       fail(at, `expected exactly one of container, bundle and pod, got ${kinds.join(" and ") || "none"}`);
@@ -233,7 +277,8 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
     }
   }
   checkNetworks(config, fail);
-  checkSums(config, fail);
+  const exceeded = exceededBy(config.workloads, config.limits);
+  if (exceeded !== null) fail(exceeded.at, exceeded.message);
 }
 
 /** Its container has a network of its own. */
@@ -241,19 +286,35 @@ function isApart({ container, pod }: FileWorkload): boolean {
   return pod !== undefined || (container !== undefined && container.network !== "host");
 }
 
-/** Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes. */
-function checkSums({ workloads, limits }: File, fail: (at: string, message: string) => never): void {
+/** Whether a workload of that name can have its sockets below the folder. null: it can */
+export function socketPathProblem(stateDir: string, workload: string): string | null {
+  const bytes = Buffer.byteLength(join(stateDir, "workloads", workload, LONGEST_SOCKET));
+  if (bytes <= SOCKET_BYTES_MAX) return null;
+  return `expected a name that is ${bytes - SOCKET_BYTES_MAX} shorter, or a shorter stateDir (the path of a socket has at most ${SOCKET_BYTES_MAX} bytes), got "${workload}"`;
+}
+
+type Holding = Pick<WorkloadConfig, "limits"> & { ports: Pick<PortConfig, "continuity">[] };
+
+/**
+ * Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes.
+ * @returns which limit of the agent they exceed together; null: none
+ */
+export function exceededBy(
+  workloads: readonly Holding[],
+  limits: AgentLimits,
+): { at: string; message: string } | null {
   const holding = workloads.filter(({ ports }) => ports.some(({ continuity }) => continuity === "replay"));
-  const check = (key: keyof AgentLimits, limit: "heldWorkloadBytesMax" | "spillBytesMax") => {
+  const sums = { heldMbMax: "heldWorkloadBytesMax", spillMbMax: "spillBytesMax" } as const;
+  for (const [key, limit] of Object.entries(sums) as [
+    keyof typeof sums,
+    (typeof sums)[keyof typeof sums],
+  ][]) {
     const sumMb = Math.ceil(holding.reduce((sum, one) => sum + one.limits[limit], 0) / MIB);
-    if (sumMb <= limits[key]) return;
-    fail(
-      `limits.${key}`,
-      `expected at least ${sumMb}, the sum of limits.${limit} of the ${holding.length} workloads with replay (raise this one or lower those), got ${limits[key]}`,
-    );
-  };
-  check("heldMbMax", "heldWorkloadBytesMax");
-  check("spillMbMax", "spillBytesMax");
+    if (sumMb <= limits[key]) continue;
+    const message = `expected at least ${sumMb}, the sum of limits.${limit} of the ${holding.length} workloads with replay (raise this one or lower those), got ${limits[key]}`;
+    return { at: `limits.${key}`, message };
+  }
+  return null;
 }
 
 function localAddresses(...more: (string | undefined)[]): Set<string> {
@@ -284,6 +345,7 @@ function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig
             authorities: beside(fileName, config.identity.authorities),
           },
     cri: config.cri ?? null,
+    pods: config.pods,
     revoked: config.revoked === undefined ? null : beside(fileName, config.revoked),
     links: config.links,
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
@@ -297,6 +359,10 @@ function downstreamOf({ downstream, vip }: FileWorkload): Downstream {
   return downstream ?? (vip === undefined ? "forward" : "takeover");
 }
 
+function completePod(pod: NonNullable<FileWorkload["pod"]>): PodConfig {
+  return { ...pod, command: pod.command ?? null, cwd: pod.cwd ?? null, uid: pod.uid ?? null };
+}
+
 function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfig {
   return {
     name: one.name,
@@ -306,7 +372,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
         ? null
         : { ...one.container, network: planOf(one.name, one.container.network) },
     bundle: one.bundle ?? null,
-    pod: one.pod === undefined ? null : { ...one.pod, cwd: one.pod.cwd ?? null },
+    pod: one.pod === undefined ? null : completePod(one.pod),
     ports: one.ports.map(completePort),
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
     downstream: downstreamOf(one),

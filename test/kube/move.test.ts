@@ -1,8 +1,9 @@
 /** Applications move between pods of a real cluster, and their clients notice nothing. */
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
+import { nodeBinary } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
-import { holdfast, logsOf, startAgents } from "./agents.ts";
+import { agentsOf, holdfast, inAgent, injectFault, logsOf, replaceAgent, startAgents } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
@@ -11,19 +12,37 @@ const APP_PORT = 9000;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
 
-/** What moves: its pods are `NAME-a` and `NAME-b`, and clients come to node a. */
+/** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`; clients come to node a. */
 const WORKLOADS = [
-  { name: "chat", listen: 8080, kind: "ws" as const, sessions: 20 },
-  { name: "echo", listen: 8081, kind: "tcp" as const, sessions: 10 },
+  {
+    name: "chat",
+    listen: 8080,
+    kind: "ws" as const,
+    sessions: 20,
+    command: ["/usr/bin/node", "/app/chat.js"],
+  },
+  // by the entrypoint of its image
+  { name: "echo", listen: 8081, kind: "tcp" as const, sessions: 10, args: ["/app/echo.js"] },
 ];
+type Moved = (typeof WORKLOADS)[number];
+
+/** As agents call it: it came with the pod on a. */
+const workloadOf = (name: string): string => `default.${name}-a`;
 
 /** A pod that waits for its application, as the webhook is to make it. */
-function pod(name: string, node: string): KubeObject {
+function pod({ name, listen, command, args }: Moved, node: string): KubeObject {
   const volume = { name: "holdfast", mountPath: "/.holdfast" };
+  const annotations = {
+    "holdfast.dev/injected": "1",
+    "holdfast.dev/container": "app",
+    "holdfast.dev/ports": `${listen}:${APP_PORT}`,
+    ...(command === undefined ? {} : { "holdfast.dev/command": JSON.stringify(command) }),
+    ...(node === "a" ? {} : { "holdfast.dev/standby": "true", "holdfast.dev/workload": workloadOf(name) }),
+  };
   return {
     apiVersion: "v1",
     kind: "Pod",
-    metadata: { name: `${name}-${node}` },
+    metadata: { name: `${name}-${node}`, annotations },
     spec: {
       nodeName: node,
       terminationGracePeriodSeconds: 0,
@@ -36,7 +55,8 @@ function pod(name: string, node: string): KubeObject {
           name: "app",
           image: APPS.name,
           imagePullPolicy: "Never",
-          command: ["/.holdfast/init", "-P"],
+          command: ["/.holdfast/init", "-P", "--", ...(command ?? [])],
+          ...(args === undefined ? {} : { args }),
           env: [
             { name: "HOST", value: "0.0.0.0" },
             { name: "PORT", value: String(APP_PORT) },
@@ -53,13 +73,10 @@ function pod(name: string, node: string): KubeObject {
   };
 }
 
-function workloadsOf(node: string): unknown[] {
-  return WORKLOADS.map(({ name, listen }) => ({
-    name,
-    start: node === "a",
-    pod: { name: `${name}-${node}`, container: "app", command: ["/usr/bin/node", `/app/${name}.js`] },
-    ports: [{ listen, upstream: `127.0.0.1:${APP_PORT}` }],
-  }));
+interface Shown {
+  name: string;
+  epoch: number;
+  state: string;
 }
 
 describe("an application in a pod", () => {
@@ -69,19 +86,15 @@ describe("an application in a pod", () => {
 
   before(async () => {
     cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE] });
-    const pods = WORKLOADS.flatMap(({ name }) => NODES.map((node) => pod(name, node)));
+    const pods = WORKLOADS.flatMap((moved) => NODES.map((node) => pod(moved, node)));
     await cluster.apply(...pods);
     for (const { metadata } of pods)
       await cluster.until(`pod ${metadata.name} runs`, async () => {
         const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
         return found?.status?.phase === "Running";
       });
-    agents = await startAgents(cluster, workloadsOf);
-    await cluster.until("clients are served", async () => {
-      const { json } = await holdfast(cluster, agents.get("a"), ["status", "--json"]);
-      const shown = (json as { workloads: { state: string }[] } | undefined)?.workloads ?? [];
-      return shown.length === WORKLOADS.length && shown.every(({ state }) => state === "running");
-    });
+    agents = await startAgents(cluster);
+    for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
     const { address } = cluster.lab.place("a");
     for (const { kind, listen, sessions } of WORKLOADS)
       loads.push(
@@ -96,6 +109,35 @@ describe("an application in a pod", () => {
       const wanted = load.messages + ANSWERS * (WORKLOADS[at]?.sessions ?? 0);
       await cluster.until("clients are answered", async () => load.messages >= wanted);
     }
+  }
+
+  async function nobodyIsLost(): Promise<void> {
+    await answered();
+    for (const [at, { name, sessions }] of WORKLOADS.entries()) {
+      const report = await loads[at]?.report();
+      assert.ok(report !== undefined);
+      const { lost, repeated, corrupt, resets, alive, problems } = report;
+      assert.deepEqual(
+        { name, lost, repeated, corrupt, resets, alive, problems },
+        { name, lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: sessions, problems: [] },
+      );
+    }
+  }
+
+  /** What an agent shows of its workloads, by name. */
+  async function shownOn(node: string): Promise<Map<string, Shown>> {
+    const { json } = await holdfast(cluster, agents.get(node), ["status", "--json"]);
+    const { workloads = [] } = (json ?? {}) as { workloads?: Shown[] };
+    return new Map(workloads.map((shown) => [shown.name, shown]));
+  }
+
+  function isServed(workload: string, node: string): Promise<void> {
+    const holds = async (): Promise<boolean> => (await shownOn(node)).get(workload)?.state === "running";
+    return cluster.until(`clients of ${workload} are served on ${node}`, holds).catch(failedWithLogs);
+  }
+
+  async function failedWithLogs(what: unknown): Promise<never> {
+    assert.fail(`${String(what)}\n${await logsOf(cluster, agents.values())}`);
   }
 
   async function isReady(name: string): Promise<boolean> {
@@ -139,23 +181,16 @@ describe("an application in a pod", () => {
       for (const { name } of WORKLOADS) {
         const { status, stderr, json } = await holdfast(cluster, agents.get(from), [
           "migrate",
-          name,
+          workloadOf(name),
           "--to",
           to,
           "--json",
         ]);
-        if (status !== 0) assert.fail(`${stderr}\n${await logsOf(cluster, agents.values())}`);
+        if (status !== 0) await failedWithLogs(stderr);
         assert.equal((json as { outcome: string }).outcome, "moved");
       }
-      await answered();
-      for (const [at, { name, sessions }] of WORKLOADS.entries()) {
-        const report = await loads[at]?.report();
-        assert.ok(report !== undefined);
-        const { lost, repeated, corrupt, resets, alive, problems } = report;
-        assert.deepEqual(
-          { name, lost, repeated, corrupt, resets, alive, problems },
-          { name, lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: sessions, problems: [] },
-        );
+      await nobodyIsLost();
+      for (const { name } of WORKLOADS) {
         await cluster.until(`${name} is ready on ${to} alone`, async () => {
           return (await isReady(`${name}-${to}`)) && !(await isReady(`${name}-${from}`));
         });
@@ -169,5 +204,60 @@ describe("an application in a pod", () => {
         [fs.existsSync("/app/echo.js"), fs.readdirSync("/app/node_modules/ws"), fs.readdirSync("/data")].join()`;
       assert.equal(await inPod(`chat-${to}`, files), "false,mine,mine");
     });
+  }
+
+  for (const [side, node, fault] of [
+    ["source", "a", "crash@source:dump"],
+    ["target", "b", "crash@target:restored"],
+  ] as const)
+    it(`stays with its clients, and is reached at its pod, when the agent of the ${side} dies in the middle of a move`, async () => {
+      for (const load of loads) await load.mark();
+      const agent = agents.get(node) as KubeObject;
+      await injectFault(cluster, agent, fault);
+      const args = ["migrate", workloadOf("echo"), "--to", "b", "--json"];
+      assert.notEqual((await holdfast(cluster, agents.get("a"), args)).status, 0);
+      await cluster.until("the agent is started again", async () => {
+        agents = await agentsOf(cluster);
+        const restarts = (of?: KubeObject): number => of?.status.containerStatuses[0].restartCount ?? 0;
+        return restarts(agents.get(node)) > restarts(agent);
+      });
+      await isServed(workloadOf("echo"), "a");
+      await nobodyIsLost();
+      await cluster.until("the application answers", async () => (await knockAt("echo-a")) === "open");
+      await cluster.until("nobody is kept out", async () => (await knockAt("echo-b")) === "ECONNREFUSED");
+    });
+
+  it("does not notice that agents are replaced", async () => {
+    for (const load of loads) await load.mark();
+    for (const node of NODES) await replaceAgent(cluster, agents.get(node));
+    agents = await agentsOf(cluster);
+    for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
+    await nobodyIsLost();
+    // where images are kept is memory, for this agent too
+    assert.match(
+      await inAgent(cluster, agents.get("a"), ["cat", "/proc/self/mountinfo"]),
+      / - tmpfs holdfast /,
+    );
+  });
+
+  it("stops when its pod is deleted, and starts in one that comes in its place", async () => {
+    await loads[1]?.stop();
+    const workload = workloadOf("echo");
+    const before = (await shownOn("a")).get(workload);
+    await cluster.kubectl(["delete", "pod", "echo-a"]);
+    await cluster.until("the agent knows it no more", async () => !(await shownOn("a")).has(workload));
+    await cluster.apply(pod(WORKLOADS[1] as Moved, "a"));
+    await isServed(workload, "a");
+    const epoch = (await shownOn("a")).get(workload)?.epoch ?? 0;
+    assert.ok(epoch > (before?.epoch ?? 0), `${epoch} after ${before?.epoch}`);
+  });
+
+  /** What comes of a connection to its application's port, from a node. */
+  async function knockAt(name: string): Promise<string> {
+    const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
+    const program = `const socket = require("net").connect(${APP_PORT}, "${found?.status?.podIP}");
+      const end = (what) => { console.log(what); socket.destroy(); };
+      socket.on("connect", () => end("open")).on("error", ({ code }) => end(code)).setTimeout(500, () => end("silent"));`;
+    return (await cluster.lab.run("a", [nodeBinary, "-e", program])).stdout.trim();
   }
 });
