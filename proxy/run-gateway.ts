@@ -10,7 +10,7 @@ import { createMetrics } from "#proxy/admin/metrics.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { GatewayConfig } from "#proxy/contract/gateway.ts";
-import { linkKeysOf, type SharedKeys } from "#proxy/contract/shared-keys.ts";
+import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { Gateway } from "#proxy/gateway/gateway.ts";
 import { UpstreamNetwork } from "#proxy/kernel/network.ts";
@@ -19,8 +19,8 @@ import { legKernelOf, reserveDescriptors } from "./process-kernel.ts";
 
 export interface RunGatewayOptions {
   config: GatewayConfig;
-  /** that nodes share */
-  keys: SharedKeys;
+  /** of each workload that clients are led to */
+  linkKeys: ReadonlyMap<string, SharedKeys>;
   store: string;
   /** of `/healthz`, `/readyz` and `/metrics`; null: nowhere */
   admin: Endpoint | null;
@@ -28,7 +28,7 @@ export interface RunGatewayOptions {
 }
 
 export interface RunningGateway {
-  useKeys(keys: SharedKeys): void;
+  useKeys(linkKeys: ReadonlyMap<string, SharedKeys>): void;
   /** Accepts nobody, waits for sessions to end, resets the rest; resolves when nothing is left. */
   end(): Promise<void>;
 }
@@ -53,7 +53,7 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
   });
   const gateway = new Gateway({
     config,
-    keysOf: (workload) => linkKeysOf(options.keys, workload),
+    keysOf: keysIn(options.linkKeys),
     store,
     kernel: legKernelOf(new UpstreamNetwork()),
     log,
@@ -79,9 +79,9 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
     await store.close();
     throw error;
   }
-  log.info({ gateway: config.name, ports: gateway.ports }, "gateway ready");
+  log.info({ ports: gateway.ports }, "gateway ready");
   return {
-    useKeys: (keys) => gateway.useKeys((workload) => linkKeysOf(keys, workload)),
+    useKeys: (linkKeys) => gateway.useKeys(keysIn(linkKeys)),
     end: async () => {
       const { reset } = await gateway.drain();
       log.info({ reset }, "gateway ends");
@@ -90,6 +90,10 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
       await store.close();
     },
   };
+}
+
+function keysIn(linkKeys: ReadonlyMap<string, SharedKeys>): (workload: string) => SharedKeys {
+  return (workload) => linkKeys.get(workload) as SharedKeys;
 }
 
 function addGatewayMetrics(registry: Registry, gateway: Gateway, isStoreUp: () => boolean): void {

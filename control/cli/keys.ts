@@ -9,6 +9,8 @@ import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { EXIT } from "../api/exit-status.ts";
+import { readKeyFile } from "../config/key-file.ts";
+import { linkKeyLines } from "../config/link-key-file.ts";
 import type { Terminal } from "./terminal.ts";
 
 const NODE = /^[a-z0-9-]{1,40}$/;
@@ -37,6 +39,21 @@ export function makeAuthority({ folder, days }: KeysOptions, terminal: Terminal)
   terminal.out.write(
     `${made.join("\n")}\nKeep authority.key away from every node: who has it can be any of them. authority.pem goes to all.\n`,
   );
+  return EXIT.ok;
+}
+
+/** Prints what a gateway's file of link keys has to say of these workloads. @throws HoldfastError `KEYS` */
+export function showLinkKeys(workloads: string[], keyFile: string, terminal: Terminal): number {
+  for (const workload of workloads)
+    if (!NODE.test(workload))
+      throw failed(
+        `expected a workload's name of 1-40 lower-case letters, digits and "-", got "${workload}"`,
+      );
+  try {
+    terminal.out.write(linkKeyLines(readKeyFile(keyFile), workloads));
+  } catch (error) {
+    throw failed(`${keyFile}: ${messageOf(error)}`);
+  }
   return EXIT.ok;
 }
 

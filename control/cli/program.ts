@@ -10,7 +10,7 @@ import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
 import { findAgent, readToken } from "./find-agent.ts";
-import { issueCertificate, type KeysOptions, makeAuthority } from "./keys.ts";
+import { issueCertificate, type KeysOptions, makeAuthority, showLinkKeys } from "./keys.ts";
 import { showLogs } from "./logs.ts";
 import { showLookup } from "./lookup.ts";
 import { migrate } from "./migrate.ts";
@@ -54,7 +54,7 @@ const GATEWAY_HELP = `
 The file:
   gateway: g1                          # its name
   store: redis://10.99.0.1:6379        # that of the nodes
-  key: file:/etc/holdfast/key          # that of the nodes
+  key: file:/etc/holdfast/key          # that of the nodes; or linkKeys: file:PATH, see keys links
   listen:
     - { address: "10.99.0.9:8080", workload: chat, port: 8080 }
   admin: 10.99.0.9:9400                # /healthz, /readyz, /metrics
@@ -149,7 +149,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
 
   const keys = program
     .command("keys")
-    .description("make an authority of your own, and certificates of nodes");
+    .description("make an authority of your own, and certificates of nodes; keys for gateways");
   const maker = (usage: string, description: string, days: number) =>
     keys
       .command(usage)
@@ -167,6 +167,15 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     "make NODE.pem and NODE.key, signed by the authority in the folder",
     NODE_DAYS,
   ).action((node: string, options: KeysOptions) => done(issueCertificate(node, options, around)));
+
+  keys
+    .command("links <workload...>")
+    .description("print the keys of these workloads' links, for a gateway that is not to have the nodes' key")
+    .requiredOption("--key <file>", "the nodes' key file")
+    .addHelpText("after", EXIT_HELP)
+    .action((workloads: string[], options: { key: string }) => {
+      done(showLinkKeys(workloads, options.key, around));
+    });
 
   client("status", "the node, its store and peers, its workloads").action((options: ClientOptions) =>
     withAgent(options, (agent) => showStatus(agent, options.json === true, around)),

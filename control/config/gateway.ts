@@ -1,20 +1,23 @@
 /** The gateway's configuration file: its shape, its defaults, and what its keys must agree on. */
 import * as z from "zod";
+import { messageOf } from "#proxy/contract/errors.ts";
 import type { GatewayConfig, GatewayListener, GatewayRoute } from "#proxy/contract/gateway.ts";
 import { MS_MAX } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
+import { type LinkKeySource, readLinkKeys } from "./link-key-file.ts";
 import { checkSession, namingOf } from "./port.ts";
 import { clientKeys, count, endpoint, key, links, list, name, session, storeUrl, truth } from "./schema.ts";
-import { invalid, keyFileOf, parseFile, type Refuse, readFile, readKeys } from "./yaml-file.ts";
+import { invalid, keyFileOf, parseFile, type Refuse, readFile } from "./yaml-file.ts";
 
 /** What `holdfast gateway` is started with. */
 export interface GatewayFile extends GatewayConfig {
   store: string;
-  /** at the start; the file is read again when it changes */
-  keys: SharedKeys;
-  keyFile: string;
+  /** the file is read again when it changes */
+  keySource: LinkKeySource;
+  /** at the start, of each workload that clients are led to */
+  linkKeys: ReadonlyMap<string, SharedKeys>;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
 }
@@ -76,7 +79,8 @@ const gatewaySchema = z.strictObject(
   {
     gateway: name,
     store: storeUrl,
-    key,
+    key: key.optional(),
+    linkKeys: key.optional(),
     links,
     listen: list(listener, "expected a list of 1-10000 addresses where clients come", 1, 10_000),
     admin: endpoint.optional(),
@@ -86,7 +90,7 @@ const gatewaySchema = z.strictObject(
       drainMsMax: DRAIN_MS,
     }),
   },
-  "expected a mapping with gateway, store, key and listen",
+  "expected a mapping with gateway, store, key or linkKeys, and listen",
 );
 type File = z.infer<typeof gatewaySchema>;
 
@@ -102,16 +106,42 @@ export function parseGatewayConfig(contents: string, fileName: string): GatewayF
     throw invalid(fileName, at, message);
   };
   crossCheck(file, refuse);
+  const listeners = file.listen.map(listenerOf);
+  const keySource = sourceOf(file, fileName, refuse);
   return {
     name: file.gateway,
     store: file.store,
-    keys: readKeys(file.key, fileName, refuse),
-    keyFile: keyFileOf(file.key, fileName),
+    keySource,
+    linkKeys: keysOf(keySource, workloadsOf(listeners), refuse),
     links: file.links,
-    listeners: file.listen.map(listenerOf),
+    listeners,
     admin: file.admin ?? null,
     ...file.limits,
   };
+}
+
+/** that clients are led to */
+export function workloadsOf(listeners: readonly GatewayListener[]): string[] {
+  return [...new Set(listeners.flatMap(({ routes }) => routes.flatMap(({ workloads }) => workloads)))];
+}
+
+function sourceOf({ key, linkKeys }: File, fileName: string, refuse: Refuse): LinkKeySource {
+  if (key !== undefined && linkKeys === undefined) return { kind: "key", path: keyFileOf(key, fileName) };
+  if (linkKeys !== undefined && key === undefined)
+    return { kind: "linkKeys", path: keyFileOf(linkKeys, fileName) };
+  return refuse(
+    "key",
+    `expected the nodes' (key: file:PATH), or those of links alone (linkKeys: file:PATH), got ${key === undefined ? "neither" : "both"}`,
+  );
+}
+
+function keysOf(source: LinkKeySource, workloads: string[], refuse: Refuse): ReadonlyMap<string, SharedKeys> {
+  try {
+    return readLinkKeys(source, workloads);
+  } catch (error) {
+    const isSystems = (error as NodeJS.ErrnoException).code !== undefined;
+    return refuse(source.kind, `${isSystems ? "expected a file that can be read: " : ""}${messageOf(error)}`);
+  }
 }
 
 function crossCheck({ store, listen, admin }: File, refuse: Refuse): void {

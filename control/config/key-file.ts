@@ -9,15 +9,19 @@ const FILE_BYTES_MAX = 4_096;
 
 /** @throws Error one line: what is expected, what was found, and the cure */
 export function readKeyFile(path: string): SharedKeys {
+  checkSecretFile(path, FILE_BYTES_MAX, `a file with ${KEY_BYTES} bytes`);
+  return parseKeys(readFileSync(path), path);
+}
+
+/** @throws Error when others may read it, or it cannot be one */
+export function checkSecretFile(path: string, bytesMax: number, expected: string): void {
   const found = statSync(path);
-  if (!found.isFile()) throw new Error(`expected a file with ${KEY_BYTES} bytes: it is not a file`);
+  if (!found.isFile()) throw new Error(`expected ${expected}: it is not a file`);
   if ((found.mode & 0o007) !== 0)
     throw new Error(
       `expected a file only its owner can read, got mode ${(found.mode & 0o777).toString(8)} (chmod 600 ${path})`,
     );
-  if (found.size > FILE_BYTES_MAX)
-    throw new Error(`expected a file with ${KEY_BYTES} bytes: it has ${found.size} bytes`);
-  return parseKeys(readFileSync(path), path);
+  if (found.size > bytesMax) throw new Error(`expected ${expected}: it has ${found.size} bytes`);
 }
 
 function parseKeys(bytes: Buffer, path: string): SharedKeys {

@@ -73,6 +73,7 @@ export class Gateway {
   #looking = false;
   #lookAgain = false;
   #draining = false;
+  #stopped = false;
   #unroutedToldAtMs = Number.NEGATIVE_INFINITY;
   /** connections that no route is for */
   unrouted = 0;
@@ -117,19 +118,14 @@ export class Gateway {
 
   /** of each workload: who owns it, as far as is known */
   view(): { workload: string; sessions: number; owner: { node: string; epoch: number } | null }[] {
-    return [...this.#workloads].map(
-      ([
-        workload,
-        {
-          proxy,
-          follower: { owner },
-        },
-      ]) => ({
+    return [...this.#workloads].map(([workload, { proxy, follower }]) => {
+      const { owner } = follower;
+      return {
         workload,
         sessions: proxy.sessions.size,
         owner: owner === null ? null : { node: owner.node, epoch: owner.epoch },
-      }),
-    );
+      };
+    });
   }
 
   /** @throws HoldfastError `PROXY_LISTEN`: nothing is left open */
@@ -159,7 +155,8 @@ export class Gateway {
     const { config, log } = this.#options;
     this.#draining = true;
     this.#closeListeners();
-    const sessions = (): number => this.proxies.reduce((sum, proxy) => sum + proxy.sessions.size, 0);
+    const sessions = (): number =>
+      this.proxies.reduce((sum, proxy) => sum + proxy.sessions.size, this.#undecided.size);
     log.info({ sessions: sessions(), drainMsMax: config.drainMsMax }, "draining");
     const deadlineMs = performance.now() + config.drainMsMax;
     while (sessions() > 0 && performance.now() < deadlineMs) await delay(DRAIN_POLL_MS);
@@ -171,6 +168,7 @@ export class Gateway {
   /** Every session is reset. */
   stop(): void {
     this.#draining = true;
+    this.#stopped = true;
     this.#closeListeners();
     this.#undecided.stop();
     if (this.#timer !== null) clearInterval(this.#timer);
@@ -222,7 +220,7 @@ export class Gateway {
       proxyProtocol: listener.proxyProtocol,
       onChosen: ({ route, head, leg, read }) => {
         const lead = (workload: string): void => {
-          if (this.#draining || !leg.isOpen) {
+          if (this.#stopped || !leg.isOpen) {
             leg.reset();
             return;
           }
@@ -250,7 +248,7 @@ export class Gateway {
   #unroutable({ at }: GatewayListener, peer: string, why: string): void {
     this.unrouted++;
     const nowMs = performance.now();
-    if (this.#draining || nowMs - this.#unroutedToldAtMs < UNROUTED_LOG_MS) return;
+    if (this.#stopped || nowMs - this.#unroutedToldAtMs < UNROUTED_LOG_MS) return;
     this.#unroutedToldAtMs = nowMs;
     this.#options.log.warn(
       { port: at.port, peer, why, unrouted: this.unrouted },
@@ -268,7 +266,7 @@ export class Gateway {
     if (this.#looking) return;
     this.#looking = true;
     void (async () => {
-      while (this.#lookAgain && !this.#draining) {
+      while (this.#lookAgain && !this.#stopped) {
         this.#lookAgain = false;
         const waiting = this.#workloads.values();
         const inTurn = async (): Promise<void> => {

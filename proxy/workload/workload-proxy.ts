@@ -997,8 +997,10 @@ export class WorkloadProxy implements ProtocolFilterHost {
    */
   #watchOver(link: LinkLeg, port: number): void {
     const { fd } = link;
-    if (this.config.downstream === "gateway" && fd >= 0)
-      this.kernel.setPeerTimeouts(fd, this.config.ports[port] as PortConfig);
+    const bounds = this.config.ports[port] as PortConfig;
+    // a port that never asks its clients for a sign of life leaves links with what they have
+    if (this.config.downstream === "gateway" && fd >= 0 && bounds.keepAliveMs > 0)
+      this.kernel.setPeerTimeouts(fd, bounds);
   }
 
   /** Owner: joins the link to its session, or begins a new one. */

@@ -150,6 +150,14 @@ describe("holdfast gateway", () => {
     );
   });
 
+  it("goes on with its keys where their file is damaged, and says so once", async () => {
+    const running = await start();
+    writeFileSync(join(folder, "key"), "short");
+    await until("it has seen that", () => running.stderr.includes("cannot be used, the keys before it are"));
+    await echoes(client(running));
+    writeFileSync(join(folder, "key"), KEYS[0]);
+  });
+
   it("takes a changed key file for new clients", async () => {
     const running = await start();
     const old = client(running);

@@ -116,6 +116,23 @@ describe("a gateway with routes", () => {
     await echoed(socket, "hello");
   });
 
+  it("serves a client that had come before the end was asked for, and says then where it wants to go", async () => {
+    await workload("w");
+    const here = gatewayHere([routeTo("w", PORT, { path: "/" })]);
+    const socket = client(here);
+    const request = get("w.example");
+    socket.write(request.slice(0, 5));
+    await once(socket, "connect");
+    // its first bytes are there when one that came later is served
+    await echoed(client(here), request);
+    const drained = here.gateway.drain();
+    const answer = once(socket, "data");
+    socket.write(request.slice(5));
+    assert.equal(String((await answer)[0]), request);
+    for (const end of ends.splice(2)) end();
+    assert.deepEqual(await drained, { reset: 0 });
+  });
+
   it("lets those that say nothing keep nobody out", async () => {
     await workload("w");
     const here = gatewayHere([routeTo("w", PORT, { path: "/" })], { undecided: { max: 2 } });

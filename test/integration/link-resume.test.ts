@@ -2,16 +2,21 @@
 import assert from "node:assert/strict";
 import { describe, it, type TestContext } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { LINK_WINDOW_BYTES, LinkLeg } from "#proxy/link/link-leg.ts";
+import type { LiveSession } from "#proxy/workload/live-session.ts";
 import {
   assertNobodyNoticed,
   type Linked,
   type LinkedOptions,
+  patternAt,
   startLinked,
   Talker,
   type TalkerOptions,
 } from "#test/support/linked-proxies.ts";
+import { RawEnd, within } from "#test/support/raw-ends.ts";
 
 const MB = 1024 * 1024;
+const NONCE_AND_WELCOME_BYTES = 20 + 36;
 
 /** @param it ends with it */
 async function start(it: TestContext, options?: LinkedOptions): Promise<Linked> {
@@ -46,6 +51,13 @@ describe("a link that is cut in mid-stream", { timeout: 60_000 }, () => {
       assertNobodyNoticed(linked);
     });
 });
+
+async function until(what: string, done: () => boolean): Promise<void> {
+  const look = async (): Promise<void> => {
+    while (!done()) await delay(1);
+  };
+  await within(what, look(), 5_000);
+}
 
 /** Both ways, in small pieces and in large ones. */
 function talkAll(it: TestContext, linked: Linked): Talker[] {
@@ -93,6 +105,29 @@ describe("a wire that lets nothing pass for a while", { timeout: 120_000, concur
       assertNobodyNoticed(linked);
     });
 
+  it("of one connection among many: that one is found dead by what it was given", async (it) => {
+    const linked = await start(it, { limits: { trunkSessionsMax: 0 } });
+    const idle = await Promise.all(Array.from({ length: 30 }, () => RawEnd.dial(linked.listen)));
+    it.after(() => {
+      for (const client of idle) client.destroy();
+    });
+    await until("they have links", () => linked.anchor.sessions.size === 30);
+    const [talker] = talk(it, linked, 1, { chunkBytes: 500, everyMs: 20 }) as [Talker];
+    const carried = new Map<number, number>();
+    linked.wire.tap = (bytes, _, connection) => {
+      carried.set(connection, (carried.get(connection) ?? 0) + bytes.length);
+      return bytes;
+    };
+    // more than any greeting has
+    await talker.receives(10_000);
+    const [busiest] = [...carried].sort(([, a], [, b]) => b - a)[0] as [number, number];
+    linked.wire.tap = (bytes, _, connection) => (connection === busiest ? Buffer.alloc(0) : bytes);
+    await talker.receives(2_000, 5_000);
+    assert.equal(linked.anchor.counters.linksContinued, 1);
+    await allDone([talker]);
+    assertNobodyNoticed(linked);
+  });
+
   it("for longer than linkResumeMsMax: the clients are reset, which is counted and said", async (it) => {
     const linked = await start(it, { as: "anchor", limits: { linkResumeMsMax: 500 } });
     const [talker] = talk(it, linked, 1, { chunkBytes: 500, everyMs: 20 }) as [Talker];
@@ -102,5 +137,82 @@ describe("a wire that lets nothing pass for a while", { timeout: 120_000, concur
     assert.equal(linked.anchor.counters.linksLate, 1);
     assert.match(JSON.stringify(linked.lines), /a link has not come back/);
     linked.wire.heal();
+  });
+});
+
+function isInterrupted({ upstream }: LiveSession): boolean {
+  return upstream instanceof LinkLeg && !upstream.isConnected;
+}
+
+describe("a session whose link has no connection", { timeout: 60_000, concurrency: true }, () => {
+  it("takes no more of its client than the client's queue and one window", async (it) => {
+    const linked = await start(it);
+    const [talker] = talk(it, linked, 1, {}) as [Talker];
+    await talker.receives(MB);
+    linked.wire.stall();
+    linked.wire.cut();
+    await until("it has none", () => [...linked.anchor.sessions.values()].every(isInterrupted));
+    await delay(500);
+    for (const proxy of [linked.anchor, linked.owner])
+      for (const { inbound, outbound } of proxy.sessions.values())
+        assert.ok(Math.max(inbound.pendingBytes, outbound.pendingBytes) <= 2 * LINK_WINDOW_BYTES);
+    linked.wire.heal();
+    await allDone([talker]);
+    assertNobodyNoticed(linked);
+  });
+
+  it("is ended by its owner after linkResumeMsMax, and the client is reset when its link would go on", async (it) => {
+    const linked = await start(it, { limits: { linkResumeMsMax: 300 } });
+    const [talker] = talk(it, linked, 1, { everyMs: 20 }) as [Talker];
+    await talker.receives(1_000);
+    linked.wire.stall();
+    linked.wire.cut();
+    await until("its end there", () => linked.owner.sessions.size === 0);
+    assert.equal(linked.owner.counters.linksLate, 1);
+    linked.wire.heal();
+    await assert.rejects(talker.done(), /ECONNRESET/);
+  });
+
+  it("whose client resets meanwhile is ended at the owner as soon as there is a connection", async (it) => {
+    const linked = await start(it, { limits: { linkResumeMsMax: 15_000 } });
+    // it says nothing meanwhile: who does is not read, and a reset is found behind what was said
+    const client = await RawEnd.dial(linked.listen);
+    client.socket.write("x");
+    await client.has(1);
+    linked.wire.stall();
+    linked.wire.cut();
+    await until("it has none", () => [...linked.anchor.sessions.values()].every(isInterrupted));
+    client.socket.resetAndDestroy();
+    await until("its end here", () => linked.anchor.sessions.size === 0);
+    linked.wire.heal();
+    await until("its end there", () => linked.owner.sessions.size === 0);
+    assert.equal(linked.owner.counters.linksLate, 0);
+  });
+
+  it("whose link broke with the owner's first word begins once, and loses nothing of what the application said first", async (it) => {
+    let begun = 0;
+    const banner = patternAt(0, 100);
+    const linked = await start(it, {
+      links: "plain",
+      limits: { trunkSessionsMax: 0 },
+      serve: (socket) => {
+        begun++;
+        socket.write(banner);
+      },
+    });
+    let passed = 0;
+    linked.wire.tap = (bytes, direction, connection) => {
+      if (direction === "up" || connection > 1) return bytes;
+      const room = Math.max(0, NONCE_AND_WELCOME_BYTES - passed);
+      passed += bytes.length;
+      // until the application has spoken, too
+      if (passed > NONCE_AND_WELCOME_BYTES + banner.length) setImmediate(() => linked.wire.cut());
+      return bytes.subarray(0, room);
+    };
+    const client = await RawEnd.dial(linked.listen);
+    it.after(() => client.destroy());
+    await client.has(banner.length);
+    assert.ok(client.received.equals(banner));
+    assert.deepEqual([begun, linked.wire.connections], [1, 2]);
   });
 });

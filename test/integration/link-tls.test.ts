@@ -7,6 +7,7 @@ import { after, afterEach, before, describe, it } from "node:test";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { FRAME, frame } from "#proxy/link/link-codec.ts";
 import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
+import { LinkWatch } from "#proxy/link/link-watch.ts";
 
 const [key, other] = [randomBytes(32), randomBytes(32)];
 const BYTES = 3 * 1024 * 1024;
@@ -24,6 +25,7 @@ type Tamper = (bytes: Buffer, from: Direction) => Buffer;
 interface Side {
   keys?: SharedKeys;
   encrypted?: boolean;
+  watch?: LinkWatch<LinkLeg>;
 }
 
 const sockets = new Set<Socket>();
@@ -188,6 +190,24 @@ describe("what passes between two proxies", { timeout: 60_000 }, () => {
       const { up, down } = await carries(both);
       assert.ok(wasSeen(up) && wasSeen(down), "else the test above proves nothing");
     }
+  });
+
+  it("ends with its connection where one of the two cannot go on: the version before, or linkResumeMsMax: 0", async () => {
+    const can = { watch: new LinkWatch<LinkLeg>([key], 5_000) };
+    const off = { watch: new LinkWatch<LinkLeg>([key], 0) };
+    for (const [dialler, acceptor] of [
+      [can, {}],
+      [{}, can],
+      [can, off],
+      [off, can],
+    ] as const) {
+      const both = await linked(dialler, acceptor);
+      await carries(both);
+      const second = await linked(dialler, acceptor);
+      for (const socket of sockets) socket.destroy();
+      while (second.dialled.isOpen || second.accepted.isOpen) await new Promise((done) => setImmediate(done));
+    }
+    assert.equal(can.watch.size, 0);
   });
 
   it("cannot be put into the clear by who alters what the acceptor says first", async () => {

@@ -693,6 +693,44 @@ describe("redis in trouble", () => {
     await server.kill();
   });
 
+  test("a Redis that comes back: whoever watches links looks at all again, and hears of changes", async () => {
+    const server = await startRedis();
+    const store = openStore(server.url);
+    const heard: (string | null)[] = [];
+    const watch = store.watchLinks((workload) => heard.push(workload));
+    await until("it watches", () => heard.includes(null));
+    heard.length = 0;
+    await server.kill();
+    const next = await startRedis({ port: server.port });
+    await until("it watches again", () => heard.includes(null));
+    const workload = fresh();
+    await until("the store is back", () =>
+      store.claim({ workload, node: "a" }).then(
+        () => true,
+        () => false,
+      ),
+    );
+    const record = { node: "a", epoch: 1, link: { address: "10.0.0.1", port: 1 }, ports: [80] };
+    await store.putLink({ workload, node: "a", epoch: 1, record });
+    await until("a change is told", () => heard.includes(workload));
+    watch.close();
+    await store.close();
+    await next.kill();
+  });
+
+  test("an account that may not publish tells of links all the same: others look now and then", async () => {
+    const server = await startRedis();
+    server.cli("acl", "setuser", "quiet", "on", ">secret", "~*", "+@all", "resetchannels");
+    const store = openStore(server.url.replace("//", "//quiet:secret@"));
+    const workload = fresh();
+    await store.claim({ workload, node: "a" });
+    const record = { node: "a", epoch: 1, link: { address: "10.0.0.1", port: 1 }, ports: [80] };
+    await store.putLink({ workload, node: "a", epoch: 1, record });
+    assert.deepEqual(await store.link(workload), record);
+    await store.close();
+    await server.kill();
+  });
+
   test("a Redis killed in mid-call: UNKNOWN at once, then UNREACHABLE, then back by itself", async () => {
     const server = await startRedis();
     const lines: string[] = [];

@@ -48,8 +48,8 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     store.put("echo", { node: owner, epoch: lab.epoch, link, ports: [CLIENT_PORT] });
   }
 
-  function connect(): CountedClient {
-    const [port = 0] = gateway.ports;
+  function connect(to = gateway): CountedClient {
+    const [port = 0] = to.ports;
     const socket = dial({ host: "127.0.0.1", port, noDelay: true, allowHalfOpen: true });
     const client = new CountedClient(socket, { seed: seed++ });
     clients.push(client);
@@ -133,6 +133,27 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     await tell();
     await allSettled();
     assert.equal(clients.length, 1 + STEPS.length);
+  });
+
+  it("moves the clients of several gateways, also when one of them ends in the middle", async () => {
+    for (const at of ["prepared", "held", "settled"]) {
+      const other = startGatewayHere({
+        store,
+        key: KEY,
+        listeners: [{ workload: "echo", port: CLIENT_PORT }],
+      }).gateway;
+      await serve(2);
+      const ofOther = [connect(other), connect(other)];
+      await allProgress();
+      await move((step) => {
+        if (step === at) other.stop();
+      });
+      await tell();
+      for (const client of ofOther) assert.equal(await client.untilOver(), "ECONNRESET");
+      clients = clients.filter((client) => !ofOther.includes(client));
+      await allSettled();
+      await lab.proxy(owner).untilSessions(clients.length);
+    }
   });
 
   it("moves a client that sends without reading, queues and all", async () => {

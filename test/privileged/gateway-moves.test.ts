@@ -106,6 +106,13 @@ describe("moves behind a gateway, of two applications under load", () => {
     );
   }
 
+  it("a rehearsal holds nobody, and leaves everything as it was", async () => {
+    for (const load of loads) await load.mark();
+    const { status, stderr } = await lab.cli("a", ["check", "chat", "--to", "b", "--dry-run"]);
+    assert.equal(status, 0, stderr);
+    await assertNobodyNoticed();
+  });
+
   it("nothing is lost where the source's machine ends after the release, with connections torn", async () => {
     for (const load of loads) await load.mark();
     await move("chat", "a", "b");

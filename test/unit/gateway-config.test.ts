@@ -1,11 +1,13 @@
 /** The gateway's file: what it means, and every mistake as one line. */
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import { parse, stringify } from "yaml";
 import { loadGatewayConfig, parseGatewayConfig } from "#control/config/gateway.ts";
+import { linkKeyLines } from "#control/config/link-key-file.ts";
+import { linkKeysOf, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "holdfast-gateway-config-"));
 const key = Buffer.alloc(32, 5);
@@ -44,8 +46,8 @@ describe("the gateway's configuration", () => {
     assert.deepEqual(rest, {
       name: "g1",
       store: "redis://10.99.0.1:6379",
-      keys: [key],
-      keyFile: join(folder, "key"),
+      keySource: { kind: "key", path: join(folder, "key") },
+      linkKeys: new Map(["chat", "api", "c0", "c1", "rest"].map((name) => [name, linkKeysOf([key], name)])),
       links: "encrypted",
       admin: { address: "10.99.0.9", port: 9400 },
       heldSessionsMax: 1_024,
@@ -82,6 +84,32 @@ describe("the gateway's configuration", () => {
     ]);
   });
 
+  test("keys of links alone, as `holdfast keys links` prints them", () => {
+    const workloads = ["chat", "api", "c0", "c1", "rest"];
+    const ring: SharedKeys = [key, Buffer.alloc(32, 6)];
+    const path = join(folder, "links");
+    writeFileSync(path, `# of the nodes\n${linkKeyLines(ring, workloads)}other ${"0".repeat(64)}\n`, {
+      mode: 0o600,
+    });
+    const raw: Raw = parse(good);
+    delete raw.key;
+    raw.linkKeys = "file:links";
+    const { linkKeys, keySource } = parseGatewayConfig(stringify(raw), file);
+    assert.deepEqual(keySource, { kind: "linkKeys", path });
+    assert.deepEqual(linkKeys, new Map(workloads.map((name) => [name, linkKeysOf(ring, name)])));
+    const refuses = (text: string, message: RegExp): void => {
+      writeFileSync(path, text);
+      assert.throws(() => parseGatewayConfig(stringify(raw), file), { code: "CONFIG_INVALID", message });
+    };
+    refuses(
+      linkKeyLines(ring, workloads.slice(1)),
+      /: linkKeys: expected a key of workload chat, .*holdfast keys links chat/,
+    );
+    refuses("chat 00", /: linkKeys: expected lines `WORKLOAD HEX` with 64 hex digits, line 1 of /);
+    chmodSync(path, 0o644);
+    refuses("", /: linkKeys: expected a file only its owner can read, got mode 644 /);
+  });
+
   const route = (raw: Raw, index: number): Raw => raw.listen[1].routes[index];
   for (const [change, expected] of [
     [(raw: Raw) => delete raw.gateway, /: gateway: expected a name .*, got nothing$/],
@@ -89,7 +117,9 @@ describe("the gateway's configuration", () => {
       (raw: Raw) => (raw.store = "memory:"),
       /: store: expected the Redis that the nodes .* use, got memory:$/,
     ],
-    [(raw: Raw) => (raw.key = "file:absent"), /: key: expected a file with 32 bytes: ENOENT/],
+    [(raw: Raw) => (raw.key = "file:absent"), /: key: expected a file that can be read: ENOENT/],
+    [(raw: Raw) => delete raw.key, /: key: expected the nodes' .*, got neither$/],
+    [(raw: Raw) => (raw.linkKeys = "file:links"), /: key: expected the nodes' .*, got both$/],
     [(raw: Raw) => (raw.nodes = []), /: nodes: unknown key$/],
     [
       (raw: Raw) => (raw.listen = []),
