@@ -18,7 +18,7 @@ const started = new WeakMap<Stage, Map<ApplicationKind, Promise<Contenders>>>();
 /** The contenders of this run that stand before it. Peers that are not there have been named when it resolves. */
 export async function contendersBefore(
   kind: ApplicationKind,
-  run: Pick<Run, "stage" | "peers" | "contenders" | "introduce" | "say">,
+  run: Pick<Run, "stage" | "peers" | "warmSeconds" | "contenders" | "introduce" | "say">,
 ): Promise<Contenders> {
   if (kind === "http") return run.contenders();
   const ofStage = started.get(run.stage) ?? new Map<ApplicationKind, Promise<Contenders>>();
@@ -40,13 +40,14 @@ export function tellProblems(contenders: Contenders, { problem }: Pick<Run, "pro
 
 async function startContenders(
   kind: Exclude<ApplicationKind, "http">,
-  { stage, peers: wanted }: Pick<Run, "stage" | "peers">,
+  { stage, peers: wanted, warmSeconds }: Pick<Run, "stage" | "peers" | "warmSeconds">,
 ): Promise<Contenders> {
   const application = await (kind === "bulk" ? startBulk(stage) : startEcho(stage, kind));
   return Contenders.start(
     stage,
     peers.filter(({ name }) => wanted.includes(name)),
     application,
+    warmSeconds,
   );
 }
 

@@ -84,8 +84,14 @@ export class Contenders {
   /**
    * A peer that is not installed, or does not start, is in `missing`.
    * @param application nginx with a short answer where it is left out
+   * @param warmSeconds how long each carries a load before anything is measured
    */
-  static async start(stage: Stage, peers: readonly Peer[], application?: Application): Promise<Contenders> {
+  static async start(
+    stage: Stage,
+    peers: readonly Peer[],
+    application?: Application,
+    warmSeconds = WARM_SECONDS,
+  ): Promise<Contenders> {
     const backend = application ?? (await Backend.start(stage));
     const generator = await Program.start<Load, LoadReport>(
       stage,
@@ -101,7 +107,7 @@ export class Contenders {
           port: running.port,
           connections: WARM_CONNECTIONS,
           perSecond: null,
-          seconds: WARM_SECONDS,
+          seconds: warmSeconds,
         });
         contenders.peers.push(running);
       } catch (error) {

@@ -10,23 +10,27 @@
  */
 import { readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
+import type { ProxyProcess } from "#test/support/proxy-lab.ts";
 import { thousands } from "./figures.ts";
 import { Backend } from "./load/backend.ts";
 import type { IdleApplicationState } from "./load/idle-application.ts";
 import type { IdleClientsAsk } from "./load/idle-clients.ts";
 import type { Load, LoadReport } from "./load/load.ts";
 import { Program } from "./load/program.ts";
+import { startGateway } from "./peers/gateway.ts";
 import { type HoldfastPort, startHoldfast } from "./peers/holdfast.ts";
 import type { BenchPiece, Plan } from "./piece.ts";
 import type { Figure } from "./results.ts";
 import type { Stage } from "./stage.ts";
 
-export type IdleKind = "tcp" | "websocket" | "replay";
+/** gateway: its process, before a proxy that observes nothing */
+export type IdleKind = "tcp" | "websocket" | "replay" | "gateway";
 
 const PORT: Record<IdleKind, Pick<HoldfastPort, "protocol" | "continuity">> = {
   tcp: { protocol: "tcp", continuity: "transplant" },
   websocket: { protocol: "websocket", continuity: "transplant" },
   replay: { protocol: "websocket", continuity: "replay" },
+  gateway: { protocol: "tcp", continuity: "transplant" },
 };
 const STEPS = [10, 100, 1_000, 10_000];
 const START_SECONDS = 3;
@@ -83,16 +87,16 @@ export async function measureIdle(
   const clients = await program<IdleClientsAsk, { open: number; lost: number }>("idle-clients");
   const generator = await program<Load, LoadReport>("generator");
   const { port: applicationPort } = await application.ask("state");
-  const { proxy, ports } = await startHoldfast(stage, {
+  const asked = {
     name: `idle-${kind}-${round}`,
     ports: [
       { to: applicationPort, ...PORT[kind] },
-      { to: backend.port, protocol: "http", continuity: "transplant" },
+      { to: backend.port, protocol: "http" as const, continuity: "transplant" as const },
     ],
     nodeOptions: COLLECT,
-  });
+  };
+  const { proxy, ports, pid, end } = await startMeasured(stage, kind, asked);
   const [idlePort, activePort] = ports as [number, number];
-  const pid = proxy.process.pid as number;
   const active = (seconds: number): Promise<LoadReport> =>
     generator.ask({
       protocol: "http",
@@ -140,8 +144,27 @@ export async function measureIdle(
     }
     return samples;
   } finally {
-    await Promise.all([proxy.kill(), clients.kill(), application.kill(), generator.kill()]);
+    await Promise.all([end(), clients.kill(), application.kill(), generator.kill()]);
   }
+}
+
+/** @returns the process whose memory is meant, and the workload's proxy, which knows of its sessions */
+async function startMeasured(
+  stage: Stage,
+  kind: IdleKind,
+  options: { name: string; ports: HoldfastPort[]; nodeOptions: string },
+): Promise<{ proxy: ProxyProcess; ports: number[]; pid: number; end(): Promise<unknown> }> {
+  if (kind === "gateway") {
+    const { proxy, gateway, ports } = await startGateway(stage, options);
+    return {
+      proxy,
+      ports,
+      pid: gateway.pid as number,
+      end: () => Promise.all([stage.end(gateway), proxy.kill()]),
+    };
+  }
+  const { proxy, ports } = await startHoldfast(stage, options);
+  return { proxy, ports, pid: proxy.process.pid as number, end: () => proxy.kill() };
 }
 
 /** As figures, beyond what the proxy had without sessions: `collected` after garbage collection. */
@@ -187,7 +210,7 @@ export const idlePiece: BenchPiece = {
 };
 
 function kindsOf({ quick }: Plan): IdleKind[] {
-  return quick ? ["websocket"] : ["tcp", "websocket", "replay"];
+  return quick ? ["websocket"] : ["tcp", "websocket", "replay", "gateway"];
 }
 
 /** Resolves when they all say so. */

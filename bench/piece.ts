@@ -26,6 +26,8 @@ export interface Plan {
   quick: boolean;
   /** of each measurement */
   seconds: number;
+  /** of the load that each contender carries before it is measured; half a second where it is left out */
+  warmSeconds?: number;
 }
 
 export interface Run extends Plan {

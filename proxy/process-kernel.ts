@@ -3,7 +3,14 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
 import { OWN_NETWORK, type UpstreamNetwork } from "#proxy/kernel/network.ts";
 import * as sock from "#proxy/kernel/socket.ts";
-import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/stream-sockets.ts";
+import {
+  bound,
+  boundQueues,
+  boundUnread,
+  boundUnsent,
+  setPeerTimeouts,
+  sockets,
+} from "#proxy/kernel/stream-sockets.ts";
 import { shieldListener, unshieldListener } from "#proxy/tcp/shield.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 
@@ -20,6 +27,8 @@ export function legKernelOf(upstream: UpstreamNetwork): LegKernel {
     acknowledge: (fd) => sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_QUICKACK, 1),
     setPeerTimeouts,
     boundQueues,
+    boundUnread,
+    boundUnsent,
     bindShielded: (endpoint) =>
       bound(endpoint, (fd) => {
         sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1);

@@ -38,7 +38,7 @@ const ALONE: Record<string, string> = {
   "integration/proxy-stream.test.ts": "holds that do not wait for a delayed acknowledgement (40 ms)",
   "integration/store.test.ts": "calls that are over in time",
   "privileged/lab.test.ts": "how long a pause the load sees",
-  "privileged/restart-supervision.test.ts": "an end noticed within 100 ms",
+  "privileged/many-links.test.ts": "300 links that answer in 301 ms",
 };
 /** the slow ones first: what is short fills up the end, when there is nothing left for the other place */
 const KINDS = ["privileged", "integration", "unit"];

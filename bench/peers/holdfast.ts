@@ -7,6 +7,7 @@ import { once } from "node:events";
 import { connect } from "node:net";
 import { join } from "node:path";
 import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
 import { converse, greet } from "../load/conversation.ts";
 import type { Protocol } from "../load/load.ts";
@@ -16,19 +17,24 @@ import type { Peer } from "./peer.ts";
 /** replay: HTTP or WebSocket, as the application behind it speaks */
 export type HoldfastKind = "tcp" | "http" | "websocket" | "replay";
 
-const KEY_BYTES = 32;
+/** of its links */
+export const KEY: Buffer = Buffer.alloc(32, 1);
 
 export interface HoldfastPort {
   /** of the application, at 127.0.0.1 */
   to: number;
   protocol: PortConfig["protocol"];
   continuity: PortConfig["continuity"];
+  /** default: the kernel's choice */
+  listen?: number;
 }
 
 export interface Holdfast {
   proxy: ProxyProcess;
   /** where clients connect, in the order of what was asked */
   ports: number[];
+  /** where gateways link to; null: it listens for clients itself */
+  link: Endpoint | null;
 }
 
 export function holdfast(kind: HoldfastKind): Peer {
@@ -60,7 +66,13 @@ export function holdfast(kind: HoldfastKind): Peer {
 /** @param options.nodeOptions for NODE_OPTIONS of its process */
 export async function startHoldfast(
   stage: Stage,
-  options: { name: string; ports: HoldfastPort[]; nodeOptions?: string },
+  options: {
+    name: string;
+    ports: HoldfastPort[];
+    nodeOptions?: string;
+    downstream?: "gateway";
+    links?: "plain";
+  },
 ): Promise<Holdfast> {
   const proxy = await ProxyProcess.start({
     exec: [...stage.launcher(stage.cpus.server), "env", `NODE_OPTIONS=${options.nodeOptions ?? ""}`],
@@ -70,10 +82,10 @@ export async function startHoldfast(
   const configure: Partial<Configure> = {
     workload: options.name,
     node: "bench",
-    downstream: "forward",
+    downstream: options.downstream ?? "forward",
     listenAddress: "127.0.0.1",
-    ports: options.ports.map(({ to, protocol, continuity }) => ({
-      listen: 0,
+    ports: options.ports.map(({ to, protocol, continuity, listen = 0 }) => ({
+      listen,
       upstream: { address: "127.0.0.1", port: to },
       protocol,
       continuity,
@@ -91,11 +103,12 @@ export async function startHoldfast(
       probes: [],
     })),
     linkAddress: "127.0.0.1:0",
+    links: options.links ?? "encrypted",
     limits: LIMITS,
   };
-  await proxy.call("configure", configure, Buffer.alloc(KEY_BYTES, 1));
-  const { result } = await proxy.call<{ ports: number[] }>("serve", { epoch: 1 });
-  return { proxy, ports: result.ports };
+  await proxy.call("configure", configure, KEY);
+  const { result } = await proxy.call<{ ports: number[]; link: Endpoint | null }>("serve", { epoch: 1 });
+  return { proxy, ...result };
 }
 
 /** What one session over this port says it is, where that is not what was asked for; null: it is. */

@@ -1,6 +1,7 @@
 /** All peers, in the order they are shown. */
 import { direct } from "./direct.ts";
 import { envoyHttp, envoyTcp } from "./envoy.ts";
+import { envoyBeforeHoldfast, gateways, haproxyBeforeHoldfast } from "./gateway.ts";
 import { haproxyHttp, haproxyTcp } from "./haproxy.ts";
 import { holdfast } from "./holdfast.ts";
 import { httpProxy } from "./http-proxy.ts";
@@ -15,6 +16,9 @@ export const peers: readonly Peer[] = [
   holdfast("http"),
   holdfast("websocket"),
   holdfast("replay"),
+  ...gateways,
+  envoyBeforeHoldfast,
+  haproxyBeforeHoldfast,
   envoyTcp,
   envoyHttp,
   haproxyTcp,

@@ -73,6 +73,18 @@ const GOALS: Goal[] = [
   throughput("observed HTTP, requests/s beside our unobserved TCP", "http", "holdfast-http", "holdfast-tcp", {
     atLeast: 0.9,
   }),
+  ...["http", "tcp-echo", "bulk-down", "bulk-up"].flatMap((piece) =>
+    ["holdfast-gateway", "holdfast-gateway-plain"].map((ours) =>
+      throughput(
+        `${piece}, ${ours} beside Envoy before the proxy`,
+        piece,
+        ours,
+        "envoy-holdfast",
+        { atLeast: 0.8 },
+        1,
+      ),
+    ),
+  ),
   ...["bulk-down", "bulk-up"].map((piece) =>
     throughput(
       `${piece}, MB/s beside HAProxy tcp`,

@@ -18,7 +18,7 @@
 import { once } from "node:events";
 import { chmodSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import { join } from "node:path";
 import { z } from "zod";
 import type { Channel } from "#proxy/contract/channel.ts";
@@ -37,6 +37,9 @@ import type { KeyRing } from "./key-ring.ts";
 import { lookUp } from "./lookup.ts";
 import type { AgentMetrics } from "./metrics.ts";
 import type { Trust } from "./trust.ts";
+
+// named in an import, node:http costs 45 ms more of every start: its lazy exports are evaluated, fetch and HTTP/2 among them
+const { createServer } = process.getBuiltinModule("node:http");
 
 /** for `status`: a peer that takes longer is not connected */
 const PEER_MS_MAX = 1_000;

@@ -1,5 +1,5 @@
 /** HTTP to the agent's admin API. Whatever goes wrong is a HoldfastError whose code decides the exit status. */
-import { Client, type Dispatcher } from "undici";
+import type { Client, Dispatcher } from "undici";
 import type * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
@@ -12,7 +12,8 @@ const ANSWER_BYTES_MAX = 64 * 1024 * 1024;
 const LINE_BYTES_MAX = 1024 * 1024;
 
 export class AdminClient {
-  readonly #client: Client;
+  readonly #address: AgentAddress;
+  #client: Promise<Client> | undefined;
   readonly #where: string;
   readonly #token: string | null;
 
@@ -20,11 +21,7 @@ export class AdminClient {
   constructor(address: AgentAddress, token: string | null = null) {
     this.#token = token;
     this.#where = address.type === "socket" ? address.path : address.url;
-    const options = { connect: { timeout: CONNECT_MS_MAX }, pipelining: 1 };
-    this.#client =
-      address.type === "socket"
-        ? new Client("http://agent", { ...options, socketPath: address.path })
-        : new Client(address.url, options);
+    this.#address = address;
   }
 
   /** @throws HoldfastError `AGENT_UNREACHABLE`, `AGENT_PROTOCOL`, or what the agent said */
@@ -67,7 +64,16 @@ export class AdminClient {
   }
 
   async close(): Promise<void> {
-    await this.#client.destroy();
+    await (await this.#client)?.destroy();
+  }
+
+  /** undici is a hundred files: an agent, which is started by the same command line, does without it. */
+  async #connect(): Promise<Client> {
+    const { Client } = await import("undici");
+    const options = { connect: { timeout: CONNECT_MS_MAX }, pipelining: 1 };
+    return this.#address.type === "socket"
+      ? new Client("http://agent", { ...options, socketPath: this.#address.path })
+      : new Client(this.#address.url, options);
   }
 
   async #request(
@@ -77,9 +83,11 @@ export class AdminClient {
     waitMs: number,
     silentMsMax = waitMs,
   ): Promise<Dispatcher.ResponseData> {
+    this.#client ??= this.#connect();
+    const client = await this.#client;
     let response: Dispatcher.ResponseData;
     try {
-      response = await this.#client.request({
+      response = await client.request({
         method,
         path,
         headersTimeout: waitMs,

@@ -4,8 +4,8 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
-import { type AgentConfig, loadConfig } from "../config/config.ts";
-import { type GatewayFile, loadGatewayConfig } from "../config/gateway.ts";
+import type { AgentConfig } from "../config/config.ts";
+import type { GatewayFile } from "../config/gateway.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
@@ -132,6 +132,8 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .addHelpText("after", EXIT_HELP)
     .action(async (options: { config: string; logLevel: string }) => {
+      // the other commands do without what reads a configuration
+      const { loadConfig } = await import("../config/config.ts");
       const config = loadConfig(options.config);
       await around.runAgent(config, { logLevel: options.logLevel });
     });
@@ -143,6 +145,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .addHelpText("after", `${GATEWAY_HELP}\n${EXIT_HELP}`)
     .action(async (options: { config: string; logLevel: string }) => {
+      const { loadGatewayConfig } = await import("../config/gateway.ts");
       const config = loadGatewayConfig(options.config);
       await around.runGateway(config, { logLevel: options.logLevel });
     });

@@ -11,7 +11,7 @@ import { type DiagSocket, destroySocket, listSockets } from "#proxy/kernel/diag.
 import * as procs from "#proxy/kernel/processes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { inetSockets } from "../criu/socket-images.ts";
-import { inNetworkOf } from "../runtime/network-namespace.ts";
+import { networkOf } from "../runtime/network-namespace.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
 
 const IP_MINTTL = 21;
@@ -67,7 +67,7 @@ export function withSocketAt<T>({ pid, fd }: SocketPlace, use: (fd: number) => T
  */
 export function beginRepair(pids: number[]): Promise<number> {
   const connected = new Set(
-    inNetworkOf(pids, () => listSockets())
+    listSockets({}, networkOf(pids))
       .filter(({ state }) => state !== "LISTEN" && state !== "CLOSE")
       .map(({ inode }) => inode),
   );
@@ -90,7 +90,7 @@ export async function endRepair(pids: number[], imagesDir: string): Promise<numb
   const before = reuseByInode(imagesDir);
   const listening = new Map<number, boolean>();
   const mine = await socketInodes(pids);
-  for (const { inode, local } of inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }))) {
+  for (const { inode, local } of listSockets({ states: ["LISTEN"] }, networkOf(pids))) {
     const at = mine.get(inode);
     if (at !== undefined) listening.set(local.port, withSocketAt(at, isReusing) ?? false);
   }
@@ -160,7 +160,7 @@ export interface ApplicationSockets {
  */
 export async function classifySockets(pids: number[], upstreams: Endpoint[]): Promise<ApplicationSockets> {
   const inodes = await socketInodes(pids);
-  const all = inNetworkOf(pids, () => listSockets());
+  const all = listSockets({}, networkOf(pids));
   const mine = all.filter((socket) => inodes.has(socket.inode));
   const isSession = (socket: DiagSocket): boolean =>
     upstreams.some((upstream) => upstream.port === socket.local.port);
@@ -188,7 +188,7 @@ export async function shieldOutbound(pids: number[], sockets: DiagSocket[]): Pro
 export async function unshieldOutbound(pids: number[], address: string): Promise<void> {
   await withSockets(
     pids,
-    inNetworkOf(pids, () => listSockets()).filter(
+    listSockets({}, networkOf(pids)).filter(
       (socket) => socket.local.address === address && socket.state !== "LISTEN",
     ),
     (fd, socket) => setTtlMin(fd, socket, 0),

@@ -6,7 +6,7 @@ import { stat } from "node:fs/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { openIn, using } from "../runtime/inside.ts";
-import { inNetworkOf } from "../runtime/network-namespace.ts";
+import { networkOf } from "../runtime/network-namespace.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import { listUnixSockets, listUnixSocketsAround } from "../runtime/unix-sockets.ts";
 import { socketInodes } from "./sockets.ts";
@@ -28,7 +28,7 @@ export async function unixPeersOutside(pids: number[]): Promise<string[]> {
 /** At the target, before anybody is held. @throws HoldfastError `UNIX_PEER_MISSING` */
 export async function refuseMissingUnixPeers(container: Sandbox, names: string[]): Promise<void> {
   // an abstract name is one of the container's network
-  const there = inNetworkOf([container.init.pid], listUnixSockets);
+  const there = listUnixSockets(networkOf([container.init.pid]));
   const here = new Set([...there.values()].map(({ name }) => name));
   for (const name of names) {
     const isThere = name.startsWith("@")

@@ -13,6 +13,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import { internetChecksum } from "#proxy/kernel/checksum.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
+import { ipHeader } from "#proxy/kernel/ip-header.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { isLoopback, isUnspecified, ownAddressFor } from "./addresses.ts";
@@ -24,10 +25,7 @@ const SO_MEMINFO = 55;
 const MEMINFO_BYTES = 36;
 const DATAGRAM_BYTES_MAX = 65_536;
 const DATAGRAMS_MAX = 10_000;
-const IPV4_HEADER_BYTES = 20;
-const IPV6_HEADER_BYTES = 40;
 const UDP_HEADER_BYTES = 8;
-const HOP_LIMIT = 64;
 
 export const unreadDatagram = z.strictObject({
   from: z.strictObject({
@@ -99,7 +97,7 @@ function inject(from: Endpoint, local: Endpoint, payload: Buffer): void {
   lengthAndProtocol.writeUInt16BE(length, 2);
   const sum = internetChecksum(source, target, lengthAndProtocol, udp, payload);
   udp.writeUInt16BE(sum === 0 ? 0xffff : sum, 6); // RFC 768: 0 means none
-  const ip = source.length === 4 ? ipv4Header(source, target, length) : ipv6Header(source, target, length);
+  const ip = ipHeader({ source, target, protocol: sock.IPPROTO_UDP, bytes: length });
   const domain = source.length === 4 ? ipText.AF_INET : ipText.AF_INET6;
   const raw = sock.socket(domain, sock.SOCK_RAW | sock.SOCK_CLOEXEC, sock.IPPROTO_RAW);
   try {
@@ -120,27 +118,4 @@ function addressHere(bound: string, from: string): string {
 function isGroup(address: string): boolean {
   const [first = 0] = ipText.addressBytes(address);
   return isIPv6(address) ? first === 0xff : first >= 224;
-}
-
-function ipv4Header(source: Buffer, target: Buffer, length: number): Buffer {
-  const header = Buffer.alloc(IPV4_HEADER_BYTES);
-  header.writeUInt8(0x45, 0);
-  header.writeUInt16BE(IPV4_HEADER_BYTES + length, 2);
-  header.writeUInt8(HOP_LIMIT, 8);
-  header.writeUInt8(sock.IPPROTO_UDP, 9);
-  source.copy(header, 12);
-  target.copy(header, 16);
-  header.writeUInt16BE(internetChecksum(header), 10);
-  return header;
-}
-
-function ipv6Header(source: Buffer, target: Buffer, length: number): Buffer {
-  const header = Buffer.alloc(IPV6_HEADER_BYTES);
-  header.writeUInt8(0x60, 0);
-  header.writeUInt16BE(length, 4);
-  header.writeUInt8(sock.IPPROTO_UDP, 6);
-  header.writeUInt8(HOP_LIMIT, 7);
-  source.copy(header, 8);
-  target.copy(header, 24);
-  return header;
 }

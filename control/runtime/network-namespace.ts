@@ -9,6 +9,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
+import { type Network, OWN_NETWORK } from "#proxy/kernel/network.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 
 /** how long a proxy waits for a handed socket */
@@ -31,6 +32,15 @@ export function inNetworkOf<T>(pids: number[], use: () => T): T {
     }
   }
   return use();
+}
+
+/** That namespace as a maker of sockets, for calls that take the network they look at. */
+export function networkOf(pids: number[]): Network {
+  return {
+    tryTcpSocket: (family) => inNetworkOf(pids, () => OWN_NETWORK.tryTcpSocket(family)),
+    withDiag: (use) => inNetworkOf(pids, () => OWN_NETWORK.withDiag(use)),
+    withRaw: (family, use) => inNetworkOf(pids, () => OWN_NETWORK.withRaw(family, use)),
+  };
 }
 
 /**

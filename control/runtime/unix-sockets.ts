@@ -1,11 +1,11 @@
 /**
- * Unix sockets of the caller's network namespace, by sock_diag(7): who is connected to whom, and what waits.
+ * Unix sockets of a network namespace, by sock_diag(7): who is connected to whom, and what waits.
  * Sources: include/uapi/linux/{netlink,sock_diag,unix_diag}.h, net/unix/diag.c.
  */
-import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as netlink from "#proxy/kernel/netlink.ts";
+import { type Network, OWN_NETWORK } from "#proxy/kernel/network.ts";
 import * as sock from "#proxy/kernel/socket.ts";
-import { inNetworkOf } from "./network-namespace.ts";
+import { networkOf } from "./network-namespace.ts";
 
 export interface UnixSocket {
   inode: number;
@@ -37,19 +37,16 @@ const UNIX_DIAG_ICONS = 3;
 const UNIX_DIAG_RQLEN = 4;
 const UNIX_DIAG_SHUTDOWN = 6;
 
-/** By inode. About 2 µs a socket. */
-export function listUnixSockets(): Map<number, UnixSocket> {
-  const fd = sock.socket(sock.AF_NETLINK, sock.SOCK_RAW | sock.SOCK_CLOEXEC, sock.NETLINK_SOCK_DIAG);
-  try {
+/** Of the network, by inode. About 2 µs a socket. */
+export function listUnixSockets(network: Network = OWN_NETWORK): Map<number, UnixSocket> {
+  return network.withDiag((fd) => {
     const request = netlink.dumpRequest(netlink.SOCK_DIAG_BY_FAMILY, REQUEST_BYTES);
     request.writeUInt8(sock.AF_UNIX, netlink.NLMSG_HEADER_BYTES);
     request.writeUInt32LE(0xffffffff, netlink.NLMSG_HEADER_BYTES + 4);
     request.writeUInt32LE(UDIAG_SHOW, netlink.NLMSG_HEADER_BYTES + 12);
     const messages = netlink.dump(netlink.conversation(fd), request, MESSAGE_BYTES);
     return new Map(messages.map(readMessage).map((socket) => [socket.inode, socket]));
-  } finally {
-    descriptor.close(fd);
-  }
+  });
 }
 
 /**
@@ -57,7 +54,7 @@ export function listUnixSockets(): Map<number, UnixSocket> {
  * to a socket of the other.
  */
 export function listUnixSocketsAround(pids: number[]): Map<number, UnixSocket> {
-  return new Map([...listUnixSockets(), ...inNetworkOf(pids, listUnixSockets)]);
+  return new Map([...listUnixSockets(), ...listUnixSockets(networkOf(pids))]);
 }
 
 /** struct unix_diag_msg, then attributes */

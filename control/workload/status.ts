@@ -5,7 +5,7 @@ import { listenBacklog } from "#proxy/kernel/diag.ts";
 import type { Store } from "#proxy/store/store.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
-import { inNetworkOf } from "../runtime/network-namespace.ts";
+import { networkOf } from "../runtime/network-namespace.ts";
 import { isSameProcess } from "../runtime/processes.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import type { Problem } from "./claim.ts";
@@ -120,7 +120,7 @@ export function downProblem({ name, logFile }: Pick<StatusHost, "name" | "logFil
 /** @param initPid of the container whose network it is in */
 function isDeaf(upstream: Endpoint, initPid: number): boolean {
   try {
-    return inNetworkOf([initPid], () => listenBacklog(upstream) === null);
+    return listenBacklog(upstream, networkOf([initPid])) === null;
   } catch {
     return false; // nobody can look
   }

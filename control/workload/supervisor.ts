@@ -18,7 +18,7 @@ import type { WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
-import { hasOwnNetwork, inNetworkOf } from "../runtime/network-namespace.ts";
+import { hasOwnNetwork, networkOf } from "../runtime/network-namespace.ts";
 import { identify } from "../runtime/processes.ts";
 import type { Runtime, Sandbox } from "../runtime/runtime.ts";
 import {
@@ -519,7 +519,8 @@ export class Supervisor {
     for (;;) {
       if (application === null || application.hasEnded) return "ended";
       const { pid } = this.#workload.container.init;
-      if (inNetworkOf([pid], () => ports.every(({ upstream }) => listenBacklog(upstream) !== null))) {
+      const network = networkOf([pid]);
+      if (ports.every(({ upstream }) => listenBacklog(upstream, network) !== null)) {
         await this.#boundUnsent();
         return "up";
       }

@@ -7,7 +7,7 @@
 import { listSockets } from "#proxy/kernel/diag.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { socketInodes, withSocketAt } from "../migration/sockets.ts";
-import { inNetworkOf } from "../runtime/network-namespace.ts";
+import { networkOf } from "../runtime/network-namespace.ts";
 import { treeOf } from "../runtime/processes.ts";
 
 const UNSENT_BYTES = 16 * 1024;
@@ -22,7 +22,7 @@ export class UnsentBound {
    * @param ports where the proxy connects to
    */
   async look(init: number, ports: number[]): Promise<void> {
-    const listeners = inNetworkOf([init], () => listSockets({ states: ["LISTEN"] })).filter(({ local }) =>
+    const listeners = listSockets({ states: ["LISTEN"] }, networkOf([init])).filter(({ local }) =>
       ports.includes(local.port),
     );
     const unknown = listeners.filter(({ inode }) => !this.#known.has(inode));

@@ -15,8 +15,8 @@ import { type Check, type CheckReport, merged, refuse, runChecks } from "../api/
 import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../api/migration.ts";
 import type { Held } from "../api/owners.ts";
 import type { WorkloadConfig } from "../config/config.ts";
-import { Arrival } from "../migration/arrival.ts";
-import { Departure } from "../migration/departure.ts";
+import { Arrival } from "../migration/arrival/arrival.ts";
+import { Departure } from "../migration/departure/departure.ts";
 import { comeAlive, undoMove } from "../migration/go-on.ts";
 import type { Moving } from "../migration/moving.ts";
 import { OUTCOME_MS_MAX } from "../migration/settle.ts";

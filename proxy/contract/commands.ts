@@ -162,6 +162,17 @@ export interface PrepareLinks {
   target: Endpoint;
 }
 
+/** → {@link ShortenResult}. Before `hold`, while everything passes. Resolves when there is less to carry, or after 50 ms. */
+export interface Shorten {
+  epoch: number;
+}
+export interface ShortenResult {
+  /** legs whose queues had grown */
+  shortened: number;
+  /** … and hold what their clients have not read */
+  long: number;
+}
+
 /** → {@link HoldResult}. Resolves when quiet, or when `holdMsMax` is over. */
 export interface Hold {
   epoch: number;
@@ -332,6 +343,7 @@ export interface ProxyCommands {
   serve: Serve;
   standby: Standby;
   prepareLinks: PrepareLinks;
+  shorten: Shorten;
   hold: Hold;
   captureUpstream: CaptureUpstream;
   captureDownstream: CaptureDownstream;

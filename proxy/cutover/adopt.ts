@@ -64,6 +64,9 @@ export async function adoptUpstream(
   return { ...result(snapshots.length, legs, start), lost: standIns.length };
 }
 
+/** who is at the other end of a leg */
+const SIDES = { upstream: "application", downstream: "client" } as const;
+
 interface Building {
   session: LiveSession;
   leg: LegSnapshot;
@@ -94,6 +97,7 @@ async function build(
     if (!outcome.ok) failed.push({ session, leg, why: outcome.error });
     else if (session.state === "closed") proxy.kernel.close(outcome.value);
     else {
+      proxy.kernel.boundUnread(outcome.value, SIDES[options.side], promisedBytes(leg));
       session[where] = { fd: outcome.value, snapshot: leg };
       legs++;
     }
@@ -101,6 +105,11 @@ async function build(
   const ofNode = failed.find(({ why }) => isOfNode(why));
   if (ofNode !== undefined) throw ofNode.why;
   return { legs, failed };
+}
+
+/** What its peer may send because it was told so, and what lies before that. Of a closed window nothing is expected. */
+function promisedBytes({ receive, window }: LegSnapshot): number {
+  return window.rcv_wnd === 0 ? 0 : receive.bytes.length + window.rcv_wnd;
 }
 
 async function standInFor(

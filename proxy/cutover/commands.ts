@@ -29,6 +29,7 @@ import { Pieces } from "./pieces.ts";
 import { discard, release } from "./release.ts";
 import { pause, resume } from "./restart.ts";
 import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
+import { shorten } from "./shorten.ts";
 import { warmUp } from "./warm-up.ts";
 
 const IDLE_MS_MAX = 604_800_000;
@@ -188,6 +189,10 @@ export class Commands {
       prepareLinks: this.#command("prepareLinks", withTarget, async (proxy, params) => {
         const prepare = proxy.config.downstream === "gateway" ? announceMove : prepareLinks;
         const result = await prepare(proxy, params);
+        return { result: () => result };
+      }),
+      shorten: this.#command("shorten", epochOnly, async (proxy) => {
+        const result = await shorten(proxy);
         return { result: () => result };
       }),
       hold: this.#command("hold", epochOnly, async (proxy) => {

@@ -85,14 +85,9 @@ function releaseSession(
     if (failed !== undefined) throw failed.error;
     const upstream = attach(proxy, session.detachedUpstream, rests[0], "application");
     session.detachedUpstream = null;
-    if (upstream?.leg.isOpen)
-      proxy.kernel.boundQueues(upstream.leg.fd, "application", promisedBytes(adopted.upstream));
     const downstream = attach(proxy, session.detachedDownstream, rests[1], "client");
     session.detachedDownstream = null;
-    if (downstream?.leg.isOpen) {
-      proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
-      proxy.kernel.boundQueues(downstream.leg.fd, "client", promisedBytes(adopted.downstream));
-    }
+    if (downstream?.leg.isOpen) proxy.kernel.setPeerTimeouts(downstream.leg.fd, proxy.portOf(session));
     counts.legs += (upstream === null ? 0 : 1) + (downstream === null ? 0 : 1);
     if (moved) wakeMoved(proxy, session, adopted, upstream, downstream);
     else if (upstream !== null) takeBack(proxy, session, adopted, upstream);
@@ -123,11 +118,6 @@ function resetAtAnchor(proxy: WorkloadProxy, session: LiveSession, adopted: Sess
     bytesOut: adopted.bytesOut - adopted.pendingOut.length,
   });
   link.reset();
-}
-
-/** What its peer may send because it was told so, and what lies before that. Of a closed window nothing is expected. */
-function promisedBytes(leg: LegSnapshot | null): number {
-  return leg === null || leg.window.rcv_wnd === 0 ? 0 : leg.receive.bytes.length + leg.window.rcv_wnd;
 }
 
 interface Released {
@@ -203,6 +193,7 @@ function attach(
   side: LegSide,
 ): Released | null {
   if (still === null || rest === undefined) return null;
+  proxy.kernel.boundUnsent(still.fd, side);
   return { leg: TcpLeg.attach(proxy.kernel, still.fd, side), rest };
 }
 

@@ -203,7 +203,7 @@ export class Gateway {
       },
     });
     kernel.setPeerTimeouts(opened.fd, listener);
-    kernel.boundQueues(opened.fd, "client", 0);
+    kernel.boundQueues(opened.fd, "client");
     return opened;
   }
 

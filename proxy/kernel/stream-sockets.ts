@@ -35,7 +35,7 @@ export const sockets = {
     const errno = sock.tryConnect(fd, to);
     if (errno === 0) {
       // after the SYN: its window scale is for what the buffer may become
-      boundQueues(fd, "application", 0);
+      boundQueues(fd, "application");
       return fd;
     }
     descriptor.close(fd);
@@ -97,6 +97,7 @@ export const sockets = {
   unreadBytes: (fd: number) => descriptor.ioctlInt(fd, sock.SIOCINQ),
   growUnread,
   growUnsent,
+  shortenUnread,
   isClosed: (fd: number) => readState(fd) === "CLOSE",
 };
 
@@ -149,18 +150,27 @@ const QUEUES = {
   },
 } satisfies Record<LegSide, unknown>;
 
-/**
- * Of a leg just dialled, a listener for all that it accepts, or a leg built anew.
- * @param promised what its peer was told that it may send, with what is unread before it; 0: no more than a fresh socket says
- */
-export function boundQueues(fd: number, side: LegSide, promised: number): void {
-  const { unsentBytes, unreadBytes } = QUEUES[side];
-  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT, unsentBytes);
-  // not more than was promised, or each move would add to it
-  boundUnread(fd, Math.max(unreadBytes, promised));
+/** Of a leg just dialled, or a listener for all that it accepts. */
+export function boundQueues(fd: number, side: LegSide): void {
+  boundUnsent(fd, side);
+  boundUnread(fd, side, 0);
 }
 
-function boundUnread(fd: number, bytes: number): void {
+/** Of a leg built anew, when it has taken what was unsent. */
+export function boundUnsent(fd: number, side: LegSide): void {
+  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NOTSENT_LOWAT, QUEUES[side].unsentBytes);
+}
+
+/**
+ * Of a leg built anew, before it speaks: as soon as it does, its peer fills whatever room there is.
+ * @param promised what its peer was told that it may send, with what is unread before it; 0: no more than a fresh socket says
+ */
+export function boundUnread(fd: number, side: LegSide, promised: number): void {
+  // not more than was promised, or each move would add to it
+  setUnread(fd, Math.max(QUEUES[side].unreadBytes, promised));
+}
+
+function setUnread(fd: number, bytes: number): void {
   const half = Math.ceil(bytes / 2);
   // without CAP_NET_ADMIN net.core.rmem_max bounds it: less is no harm
   if (!sock.trySetsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, half, "EPERM"))
@@ -173,8 +183,14 @@ function growUnread(fd: number, side: LegSide): number {
   const bytes = sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF);
   const more = Math.min(bytes * 2, QUEUES[side].unreadBytesMax);
   if (more <= bytes) return bytes;
-  boundUnread(fd, more);
+  setUnread(fd, more);
   return more;
+}
+
+function shortenUnread(fd: number, side: LegSide): number {
+  const { unreadBytes } = QUEUES[side];
+  setUnread(fd, unreadBytes);
+  return unreadBytes;
 }
 
 function growUnsent(fd: number, side: LegSide): number {

@@ -13,8 +13,9 @@ import type { OpaqueReason } from "../protocol/opaque-reason.ts";
 import { type HeadEdit, ResponseHeadEditor } from "../protocol/response-head-editor.ts";
 import { issueCookie, nameOf } from "../protocol/session-name.ts";
 import { PlainRequest } from "../protocol/stored-answer.ts";
+import type { Carrier, ReplayHost } from "./replay-host.ts";
 import { decodeFilter, encodeFilter } from "./saved-filter.ts";
-import { type Carrier, type ReplayHost, SessionReplay } from "./session-replay.ts";
+import { SessionReplay } from "./session-replay.ts";
 
 const EXTENSIONS = "Sec-WebSocket-Extensions";
 const NO_TAKEOVER = "client_no_context_takeover";

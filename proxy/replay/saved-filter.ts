@@ -9,7 +9,7 @@ import * as z from "zod";
 import { ByteReader, ByteWriter } from "../contract/byte-codec.ts";
 import { fail } from "../contract/error-codes.ts";
 import { HoldfastError } from "../contract/errors.ts";
-import type { SavedReplay } from "./session-replay.ts";
+import type { SavedReplay } from "./protocol-replay.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
 /** what is saved is usually shorter */

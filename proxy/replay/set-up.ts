@@ -35,6 +35,15 @@ export interface SavedSetUp {
   messages: { end: number; bytes: Buffer }[];
 }
 
+/** At the beginning of a WebSocket. `handshake`: null where it is not known */
+export function newSetUp(handshake: Handshake | null): SavedSetUp {
+  const isKnown =
+    handshake !== null &&
+    (SUB_PROTOCOLS.test(handshake.agreed.protocol ?? "") ||
+      ENGINE_IO.test(handshake.request.toString("latin1", 0, 8192)));
+  return { isKnown, seen: 0, isLost: false, messages: [] };
+}
+
 export class SetUp {
   readonly #policy: SetUpPolicy;
   #isKnown: boolean;
@@ -42,21 +51,16 @@ export class SetUp {
   #isLost: boolean;
   #messages: { end: number; bytes: Buffer }[];
 
-  constructor(policy: SetUpPolicy, saved: SavedSetUp | null) {
+  constructor(policy: SetUpPolicy, { isKnown, seen, isLost, messages }: SavedSetUp) {
     this.#policy = policy;
-    this.#isKnown = saved?.isKnown ?? false;
-    this.#seen = saved?.seen ?? 0;
-    this.#isLost = saved?.isLost ?? false;
-    this.#messages = saved?.messages ?? [];
+    this.#isKnown = isKnown;
+    this.#seen = seen;
+    this.#isLost = isLost;
+    this.#messages = messages;
   }
 
   save(): SavedSetUp {
     return { isKnown: this.#isKnown, seen: this.#seen, isLost: this.#isLost, messages: this.#messages };
-  }
-
-  agreed({ request, agreed }: Handshake): void {
-    this.#isKnown =
-      SUB_PROTOCOLS.test(agreed.protocol ?? "") || ENGINE_IO.test(request.toString("latin1", 0, 8192));
   }
 
   /** Wants the client's next message. */

@@ -26,6 +26,7 @@ export type RoleCommand =
   | "serve"
   | "standby"
   | "prepareLinks"
+  | "shorten"
   | "hold"
   | "captureUpstream"
   | "captureDownstream"
@@ -46,6 +47,7 @@ const FROM: Record<RoleCommand, readonly Role[]> = {
   serve: ["idle"],
   standby: ["idle", "anchor", "standby"],
   prepareLinks: ["owner", "held", "captured", "anchor"],
+  shorten: ["owner"],
   hold: ["owner"],
   captureUpstream: ["held"],
   captureDownstream: ["captured"],
@@ -89,6 +91,7 @@ export function nextRole(command: RoleCommand, role: Role, anchor: boolean): Rol
       return anchor ? "anchor" : "gone";
     case "configure":
     case "prepareLinks":
+    case "shorten":
     case "takeCaptured":
     case "settleLinks":
     case "adoptDownstream":

@@ -2,6 +2,7 @@
  * The store of an agent that is alone (`store: memory:`): nothing survives it, nobody else sees it. It says in
  * TypeScript what `scripts.ts` says in Lua; one test runs both against each other.
  */
+import assert from "node:assert/strict";
 import {
   assertRequest,
   CANCELLED_MAX,
@@ -205,6 +206,7 @@ export class MemoryStore implements Store {
     const isOver = request.step === "takeBack" ? before?.state === "committed" : request.step === "raise";
     if (isOver && before !== undefined && before !== after)
       this.#bytes.delete(heldKey(request.workload, before.epoch));
+    assertNext(before, after);
     this.#workloads.set(request.workload, after);
     return shown;
   }
@@ -337,6 +339,21 @@ function transition(
     case "names":
       return same(mine && w.state !== "stopped" ? "ok" : "fenced");
   }
+}
+
+/** What no step may come to; a Redis says so of its records in the script (`corrupt`). */
+function assertNext(before: Workload | undefined, after: Workload): void {
+  const { epoch, top, state, migration, owner } = after;
+  assert(epoch >= (before?.epoch ?? 1) && top >= (before?.top ?? 1), "epochs never fall");
+  assert(epoch <= top, "an epoch was given out before somebody has it");
+  assert(migration === null || migration.epoch <= top, "… and before somebody is promised it");
+  if (state === "stopped") assert(migration === null, "what is stopped does not move");
+  else if (state === "committed")
+    assert(
+      migration?.epoch === epoch && migration.target === owner,
+      "what is committed belongs to its target",
+    );
+  else assert(migration === null || migration.epoch > epoch, "what is promised is above what there is");
 }
 
 function copy(w: Workload | undefined): Ownership | null {

@@ -1,7 +1,8 @@
 /**
  * Whether one direction of a leg is worth longer queues: bytes pass fast. What is bounded by time is what waits: a bound grows
  * only while four of it pass in 50 ms, so that no more waits than passes in 25 ms. Whoever reads nothing, or slowly, from the beginning is left
- * with what a leg starts with, and a move has little to carry for it. What has grown stays so until the leg is built anew, by a move.
+ * with what a leg starts with, and a move has little to carry for it. What has grown stays so until the leg is built anew, by a move,
+ * or is shortened for one (`TcpLeg.shorten`).
  */
 
 /** What a peer that never reads may take at once (its own queues and ours): nothing is concluded from that, and no `Flow` is needed. */
@@ -14,6 +15,10 @@ export class Flow {
   #leftBytes = FIRST_BYTES;
   #everyBytes = FIRST_BYTES;
   #sinceMs = Math.trunc(performance.now());
+
+  get hasGrown(): boolean {
+    return this.#everyBytes > FIRST_BYTES;
+  }
 
   /** True when the queue should grow: ask the kernel, and tell {@link grown}. */
   passed(bytes: number): boolean {

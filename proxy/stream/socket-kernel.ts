@@ -72,6 +72,8 @@ export interface SocketKernel {
   isClosed(fd: number): boolean;
   /** Lets more wait in the kernel that was not read yet, up to a bound of its side. @returns how much, in bytes */
   growUnread(fd: number, side: LegSide): number;
-  /** … that was not sent yet */
+  /** No more than a leg begins with waits from now on; what waits already is to be read. @returns how much that is, in bytes */
+  shortenUnread(fd: number, side: LegSide): number;
+  /** As `growUnread`, that was not sent yet */
   growUnsent(fd: number, side: LegSide): number;
 }

@@ -20,6 +20,8 @@ const READ_BYTES = 256 * 1024;
 const SLOW_READ_BYTES = 64 * 1024;
 /** … of a leg that has hardly been used yet */
 const FIRST_READ_BYTES = 16 * 1024;
+/** what passes on a leg that was shortened before it is looked at again: more than there is until a hold */
+const LONG_BYTES = 128 * 1024 * 1024;
 /** reads of a leg in one turn before others have theirs */
 const READS_MAX = 4;
 const NO_BYTES: Buffer = Buffer.alloc(0);
@@ -253,6 +255,13 @@ export class TcpLeg implements Leg, Watcher {
       this.#out -= bytes;
       if (this.#out <= 0) this.#out = new Flow();
     } else if (this.#out.passed(bytes)) this.#out.grown(this.#kernel.growUnsent(this.#fd, side));
+  }
+
+  /** Its peer may send less ahead from now on, until much has passed. @returns how much, in bytes; null: it had not grown */
+  shorten(): number | null {
+    if (this.#fd < 0 || this.#side === null || !(this.#in instanceof Flow) || !this.#in.hasGrown) return null;
+    this.#in = LONG_BYTES;
+    return this.#kernel.shortenUnread(this.#fd, this.#side);
   }
 
   finish(): void {

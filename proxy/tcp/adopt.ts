@@ -132,6 +132,9 @@ function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
   sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_QUEUE, sock.TCP_NO_QUEUE);
   if (snapshot.noDelay) sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_NODELAY, 1);
   if (snapshot.keepAlive) sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_KEEPALIVE, 1);
+  // Both sizes back to autotuning: it only ever grows them, so the leg keeps room for what it had; before 5.15 they stay.
+  // Not at the release, which would take away the bounds that the leg has been given meanwhile.
+  sock.trySetsockoptInt(fd, sock.SOL_SOCKET, sock.SO_BUF_LOCK, 0, "ENOPROTOOPT");
 }
 
 /**
@@ -231,8 +234,6 @@ function setTransparent(fd: number, family: 4 | 6, on: 0 | 1): void {
 
 function restoreBuffers(fd: number, snapshot: LegSnapshot): void {
   if (snapshot.send.bytes.length > 0 || finSent(snapshot.state)) limitRto(fd, RTO_MS_MAX);
-  // both sizes back to autotuning: it only ever grows them, so the leg keeps room for what it had; before 5.15 they stay
-  sock.trySetsockoptInt(fd, sock.SOL_SOCKET, sock.SO_BUF_LOCK, 0, "ENOPROTOOPT");
   if (snapshot.mss >= MAXSEG_MIN) sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_MAXSEG, 0);
 }
 

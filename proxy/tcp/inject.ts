@@ -9,6 +9,7 @@
 
 import * as ipText from "#proxy/kernel/address-text.ts";
 import { internetChecksum } from "#proxy/kernel/checksum.ts";
+import { ipHeader } from "#proxy/kernel/ip-header.ts";
 import type { Network } from "#proxy/kernel/network.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import type { Endpoint, LegSnapshot } from "../contract/snapshot.ts";
@@ -16,10 +17,7 @@ import type { Endpoint, LegSnapshot } from "../contract/snapshot.ts";
 export const FLAG_FIN = 0x01;
 export const FLAG_ACK = 0x10;
 
-const IPV4_HEADER_BYTES = 20;
-const IPV6_HEADER_BYTES = 40;
 const TCP_HEADER_BYTES = 20;
-const HOP_LIMIT = 64;
 /** further back than any window reaches: at most 2^30 bytes (RFC 7323 2.3) */
 const OUT_OF_WINDOW = 2 ** 31 - 1;
 
@@ -37,7 +35,7 @@ export function injectSegment(segment: BareSegment, network: Network): void {
   const source = ipText.addressBytes(segment.from.address);
   const target = ipText.addressBytes(segment.to.address);
   const tcp = tcpHeader(segment, source, target);
-  const ip = source.length === 4 ? ipv4Header(source, target) : ipv6Header(source, target);
+  const ip = ipHeader({ source, target, protocol: sock.IPPROTO_TCP, bytes: tcp.length });
   network.withRaw(source.length === 4 ? 4 : 6, (fd) =>
     sock.sendto(fd, Buffer.concat([ip, tcp]), 0, { address: segment.to.address, port: 0 }),
   );
@@ -55,29 +53,6 @@ function tcpHeader(segment: BareSegment, source: Buffer, target: Buffer): Buffer
   // pseudo header: addresses, protocol, length; zero padding differs between the families and adds nothing to the sum
   const lengthAndProtocol = Buffer.from([0, sock.IPPROTO_TCP, 0, TCP_HEADER_BYTES]);
   header.writeUInt16BE(internetChecksum(source, target, lengthAndProtocol, header), 16);
-  return header;
-}
-
-function ipv4Header(source: Buffer, target: Buffer): Buffer {
-  const header = Buffer.alloc(IPV4_HEADER_BYTES);
-  header.writeUInt8(0x45, 0);
-  header.writeUInt16BE(IPV4_HEADER_BYTES + TCP_HEADER_BYTES, 2);
-  header.writeUInt8(HOP_LIMIT, 8);
-  header.writeUInt8(sock.IPPROTO_TCP, 9);
-  source.copy(header, 12);
-  target.copy(header, 16);
-  header.writeUInt16BE(internetChecksum(header), 10);
-  return header;
-}
-
-function ipv6Header(source: Buffer, target: Buffer): Buffer {
-  const header = Buffer.alloc(IPV6_HEADER_BYTES);
-  header.writeUInt8(0x60, 0);
-  header.writeUInt16BE(TCP_HEADER_BYTES, 4);
-  header.writeUInt8(sock.IPPROTO_TCP, 6);
-  header.writeUInt8(HOP_LIMIT, 7);
-  source.copy(header, 8);
-  target.copy(header, 24);
   return header;
 }
 

@@ -1,5 +1,5 @@
 /** What a workload's proxy counts from its start on; `proxy/admin/metrics.ts` has the names that people see. */
-import type { ReplayCounters } from "#proxy/replay/session-replay.ts";
+import type { ReplayCounters } from "#proxy/replay/replay-host.ts";
 
 export interface Counters extends ReplayCounters {
   sessionsAccepted: number;

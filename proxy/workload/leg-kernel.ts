@@ -15,8 +15,12 @@ export interface LegKernel extends SocketKernel {
   localOf(fd: number): Endpoint;
   /** SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT (tcp(7)). */
   setPeerTimeouts(fd: number, timeouts: PeerTimeouts): void;
-  /** Bounds what waits in the kernel on a leg built anew, or on all that a listener accepts. A dialled leg has it. */
-  boundQueues(fd: number, side: LegSide, promised: number): void;
+  /** Bounds what waits in the kernel on all that a listener accepts. A dialled leg has it. */
+  boundQueues(fd: number, side: LegSide): void;
+  /** … unread, on a leg built anew, before it speaks */
+  boundUnread(fd: number, side: LegSide, promised: number): void;
+  /** … unsent, when it has taken what was */
+  boundUnsent(fd: number, side: LegSide): void;
   /** An acknowledgement that is only delayed goes out now. */
   acknowledge(fd: number): void;
   shieldListener(fd: number): void;

@@ -2,10 +2,11 @@
  * One session of this proxy: two legs, two pumps, and what of it lies captured or adopted. Mechanics only; what to do
  * when, is decided by the workload's proxy.
  */
+import assert from "node:assert/strict";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { ProtocolFilter } from "#proxy/replay/protocol-filter.ts";
-import type { Carrier } from "#proxy/replay/session-replay.ts";
+import type { Carrier } from "#proxy/replay/replay-host.ts";
 import { canStep, nextState, type SessionState, type SessionStep } from "#proxy/session/session-state.ts";
 import type { Leg, LegListener } from "#proxy/stream/leg.ts";
 import { nullLeg } from "#proxy/stream/null-leg.ts";
@@ -23,19 +24,21 @@ export interface DetachedLeg {
   isLetGo?: boolean;
 }
 
-/** Reads a client that waits, to see whether it is a health check. What it has read it gives back. */
-export interface Peek {
+/** Gets what the client sends in place of the pump, and passes on what the application is to have of it. */
+export interface InboundTap {
   fromClient(chunk: Buffer): void;
   clientFin(): void;
+}
+
+/** Reads a client that waits, to see whether it is a health check. What it has read it gives back. */
+export interface Peek extends InboundTap {
   giveBack(): void;
 }
 
 /** Reads what a load balancer says of a client, before the client's own bytes. */
-export interface HeaderReader {
+export interface HeaderReader extends InboundTap {
   /** what there is of it: a copy */
   readonly bytes: Buffer;
-  fromClient(chunk: Buffer): void;
-  clientFin(): void;
   stop(): void;
 }
 
@@ -93,11 +96,6 @@ export class LiveSession implements Carrier, PumpOwner {
   upstream: TcpLeg | LinkLeg | null = null;
   /** dialled and not connected yet */
   dialling: TcpLeg | null = null;
-  /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
-  filter: ProtocolFilter | null = null;
-  peek: Peek | null = null;
-  /** until it is complete the session is not begun */
-  header: HeaderReader | null = null;
   /** the client's address, where a header has named it */
   named = "";
   detachedUpstream: DetachedLeg | null = null;
@@ -125,6 +123,11 @@ export class LiveSession implements Carrier, PumpOwner {
   readonly #clientSide = new ClientSide(this);
   readonly #applicationSide = new ApplicationSide(this);
   #state: SessionState;
+  #header: HeaderReader | null = null;
+  #peek: Peek | null = null;
+  #filter: ProtocolFilter | null = null;
+  /** the first of these that there is */
+  #inboundTap: InboundTap | null = null;
 
   constructor(options: SessionOptions) {
     this.id = options.id;
@@ -145,22 +148,66 @@ export class LiveSession implements Carrier, PumpOwner {
 
   step(step: SessionStep): void {
     this.#state = nextState(this.#state, step);
+    this.#assertState();
+  }
+
+  /** What the state says of the legs. A session of which it is not so is ended, and no other (`guard`). */
+  #assertState(): void {
+    const { upstream, inbound, outbound } = this;
+    if (this.#state === "waiting")
+      assert(
+        upstream === null && this.dialling === null,
+        "a session that waits has no way to its application",
+      );
+    else if (this.#state === "captured")
+      assert(
+        !(upstream instanceof TcpLeg && upstream.isOpen),
+        "nobody writes to an application that is dumped",
+      );
+    else if (this.#state === "lingering")
+      assert(inbound.finSent && outbound.finSent, "a session that lingers has said everything");
+  }
+
+  // ---- who reads the client's bytes, one after the other
+
+  /** until it is complete the session is not begun */
+  get header(): HeaderReader | null {
+    return this.#header;
+  }
+  set header(header: HeaderReader | null) {
+    this.#header = header;
+    this.#setInboundTap();
+  }
+  get peek(): Peek | null {
+    return this.#peek;
+  }
+  set peek(peek: Peek | null) {
+    this.#peek = peek;
+    this.#setInboundTap();
+  }
+  /** on the node that has, or is to have, the upstream leg; null where nothing is observed */
+  get filter(): ProtocolFilter | null {
+    return this.#filter;
+  }
+  set filter(filter: ProtocolFilter | null) {
+    this.#filter = filter;
+    this.#setInboundTap();
+  }
+
+  #setInboundTap(): void {
+    this.#inboundTap = this.#header ?? this.#peek ?? this.#filter;
   }
 
   // ---- legs
 
   fromClient(chunk: Buffer): void {
-    if (this.header !== null) this.header.fromClient(chunk);
-    else if (this.peek !== null) this.peek.fromClient(chunk);
-    else if (this.filter !== null) this.filter.fromClient(chunk);
-    else this.inbound.receive(chunk);
+    if (this.#inboundTap === null) this.inbound.receive(chunk);
+    else this.#inboundTap.fromClient(chunk);
   }
 
   clientFin(): void {
-    if (this.header !== null) this.header.clientFin();
-    else if (this.peek !== null) this.peek.clientFin();
-    else if (this.filter !== null) this.filter.clientFin();
-    else this.inbound.receiveFin();
+    if (this.#inboundTap === null) this.inbound.receiveFin();
+    else this.#inboundTap.clientFin();
   }
 
   fromApplication(chunk: Buffer): void {
@@ -226,17 +273,20 @@ export class LiveSession implements Carrier, PumpOwner {
 
   /** Open → waiting. What waited for the application's end is dropped: the replay has it. */
   detach(): void {
+    this.#dropUpstream()?.reset();
+    this.inbound.finSent = false;
+    this.step("renew");
+  }
+
+  /** Nobody listens to the leg any more, and what waited for it is gone. */
+  #dropUpstream(): TcpLeg | LinkLeg | null {
     const leg = this.upstream;
     this.upstream = null;
     this.inbound.removeSink(NO_BYTES);
     this.inbound.clear();
-    this.inbound.finSent = false;
     this.outbound.setSource(null);
-    if (leg !== null) {
-      leg.listener = null;
-      leg.reset();
-    }
-    this.step("renew");
+    if (leg !== null) leg.listener = null;
+    return leg;
   }
 
   endAfter(bytes: Buffer): void {
@@ -246,7 +296,8 @@ export class LiveSession implements Carrier, PumpOwner {
     this.dialling = null;
     if (this.#state === "waiting") this.step("dial");
     if (this.#state === "dialling") this.step("dialled");
-    this.inbound.clear();
+    // An application that is being sent something again may not have read it, and would answer it behind our last bytes.
+    this.#dropUpstream()?.reset();
     this.inbound.spooling = false;
     this.timer ??= setTimeout(() => this.guard(() => this.reset("told to go")), this.#events.lingerMsMax);
     if (bytes.length > 0) this.outbound.receive(bytes);

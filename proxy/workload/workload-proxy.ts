@@ -22,7 +22,7 @@ import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
 import { HeldBudget } from "#proxy/replay/held-bytes.ts";
 import { ProtocolFilter, type ProtocolFilterHost } from "#proxy/replay/protocol-filter.ts";
-import type { Carrier } from "#proxy/replay/session-replay.ts";
+import type { Carrier } from "#proxy/replay/replay-host.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
@@ -231,7 +231,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
         });
         this.listeners.push(listener);
         this.kernel.setPeerTimeouts(listener.fd, port);
-        this.kernel.boundQueues(listener.fd, "client", 0);
+        this.kernel.boundQueues(listener.fd, "client");
       } catch (error) {
         this.closeListeners();
         throw error;
@@ -461,7 +461,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
       onConnect: () => {
         session.dialShortage = null;
-        if (replay?.needsHandshake !== true) this.#attach(session, leg);
+        if (replay === null) this.#attach(session, leg);
         else {
           replay.shakeHands(leg, (why) => {
             if (why === null) this.#attach(session, leg);

@@ -60,6 +60,17 @@ const filesOf = (name: string, where = folder, authorities = folder) => ({
 const trustOf = (node: string, files = filesOf(node)): Trust =>
   new Trust({ node, ring, identity: files, revoked: null });
 
+/** `owner` listens. */
+function listen(): ReturnType<typeof listenSecure> {
+  return listenSecure({
+    host: "127.0.0.1",
+    port: 0,
+    trust: owner,
+    onPeer: (stream, node) => served.push({ stream: stream.on("error", () => {}).resume(), node }),
+    onRefused: (line) => refused.push(line),
+  });
+}
+
 function dial(trust: Trust, peer = "b"): Promise<TLSSocket> {
   return dialSecure({ host: "127.0.0.1", port: listener.port, trust, peer, timeoutMs: 5_000 });
 }
@@ -94,13 +105,7 @@ after(() => rmSync(folder, { recursive: true }));
 beforeEach(async () => {
   writeFileSync(revoked, "# none\n");
   owner = new Trust({ node: "b", ring, identity: filesOf("b"), revoked });
-  listener = await listenSecure({
-    host: "127.0.0.1",
-    port: 0,
-    trust: owner,
-    onPeer: (stream, node) => served.push({ stream: stream.on("error", () => {}).resume(), node }),
-    onRefused: (line) => refused.push(line),
-  });
+  listener = await listen();
 });
 afterEach(async () => {
   await listener.close();
@@ -227,13 +232,7 @@ describe("a node with a certificate", { timeout: 60_000 }, () => {
       copyFileSync(join(folder, name), join(mine, name));
     await listener.close();
     owner = trustOf("b", filesOf("b", mine, mine));
-    listener = await listenSecure({
-      host: "127.0.0.1",
-      port: 0,
-      trust: owner,
-      onPeer: (stream, node) => served.push({ stream: stream.on("error", () => {}).resume(), node }),
-      onRefused: (line) => refused.push(line),
-    });
+    listener = await listen();
     const whole = readFileSync(join(folder, "b.pem"), "utf8");
     writeFileSync(join(mine, "b.pem"), whole + whole.replace(/(.{200})[^-]*/s, "$1\n"));
     new X509Certificate(readFileSync(join(mine, "b.pem"))); // of its first nothing is wrong
@@ -272,13 +271,7 @@ describe("a node with a certificate", { timeout: 60_000 }, () => {
     execFileSync("sh", ["-c", `cat ${folder}/authority.pem ${elsewhere}/authority.pem > ${authorities}`]);
     await listener.close();
     owner = new Trust({ node: "b", ring, identity: { ...filesOf("b"), authorities }, revoked: null });
-    listener = await listenSecure({
-      host: "127.0.0.1",
-      port: 0,
-      trust: owner,
-      onPeer: (stream, node) => served.push({ stream: stream.on("error", () => {}).resume(), node }),
-      onRefused: (line) => refused.push(line),
-    });
+    listener = await listen();
     const stream = await isServed(trustOf("a", filesOf("a", elsewhere)), "a");
     copyFileSync(join(folder, "authority.pem"), authorities);
     assert.ok(owner.readAgain());

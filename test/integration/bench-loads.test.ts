@@ -25,6 +25,8 @@ import { limitedByLoad, throughputPieces } from "#bench/throughput.ts";
 import { disagreements, NOISE, type ToolRates } from "#bench/tools.ts";
 
 const SECONDS = 0.3;
+/** compiled or not: nothing is said of how large a figure is */
+const WARM_SECONDS = 0.05;
 const HOLDFAST = ["holdfast-tcp", "holdfast-http", "holdfast-websocket", "holdfast-replay"];
 const WANTED = ["direct", ...HOLDFAST, "envoy-tcp", "envoy-http", "nginx-http", "httpxy", "http-proxy"];
 
@@ -40,6 +42,8 @@ describe("a load on the data path", { timeout: 300_000 }, () => {
     const envoys = await Contenders.start(
       apart,
       peers.filter(({ name }) => /^envoy/.test(name)),
+      undefined,
+      WARM_SECONDS,
     );
     await apart.close();
     for (const { where, what } of envoys.missing) {
@@ -52,12 +56,19 @@ describe("a load on the data path", { timeout: 300_000 }, () => {
 
   async function measure(piece: BenchPiece | undefined): Promise<Figure[]> {
     assert.ok(piece !== undefined);
-    const plan = { peers: WANTED.filter((name) => !missing.has(name)), quick: true, seconds: SECONDS };
+    const plan = {
+      peers: WANTED.filter((name) => !missing.has(name)),
+      quick: true,
+      seconds: SECONDS,
+      warmSeconds: WARM_SECONDS,
+    };
     assert.ok(piece.estimateSeconds(plan) > 0);
     const start = (): Promise<Contenders> =>
       Contenders.start(
         stage,
         peers.filter(({ name }) => plan.peers.includes(name)),
+        undefined,
+        plan.warmSeconds,
       );
     return piece.measure({
       ...plan,

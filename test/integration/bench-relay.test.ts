@@ -36,6 +36,7 @@ const quiet = (): void => {};
 
 describe("contenders beside each other", { timeout: 300_000 }, () => {
   const SECONDS = 0.5;
+  const WARM_SECONDS = 0.05;
   const stage = new Stage();
   const absent: Peer = {
     name: "absent",
@@ -57,7 +58,7 @@ describe("contenders beside each other", { timeout: 300_000 }, () => {
 
   before(async () => {
     const all = [direct, holdfast("tcp"), holdfast("http"), holdfast("replay"), nodePipe, httpProxy, httpxy];
-    contenders = await Contenders.start(stage, [...all, nginxHttp, absent, broken]);
+    contenders = await Contenders.start(stage, [...all, nginxHttp, absent, broken], undefined, WARM_SECONDS);
   });
   after(() => stage.close());
 

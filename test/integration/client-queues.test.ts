@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { connect, type Socket } from "node:net";
 import { describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { shorten } from "#proxy/cutover/shorten.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { sockets } from "#proxy/kernel/stream-sockets.ts";
@@ -97,6 +98,47 @@ describe("a client that does not read", { timeout: 300_000 }, () => {
       assert.ok(now.unsentBytes <= 2 * MIB && now.unreadBytes <= 4 * MIB, JSON.stringify(now));
     } finally {
       sockets.close(fd);
+      stop();
+    }
+  });
+});
+
+describe("a client that reads fast", { timeout: 300_000 }, () => {
+  it("has short queues again when a hold is about to come, and misses nothing", async () => {
+    const pushed = Buffer.alloc(MIB, "x");
+    let left = 512;
+    const serve = (socket: Socket): void => {
+      const push = (): void => {
+        while (left-- > 0) if (!socket.write(pushed)) return;
+        socket.end();
+      };
+      socket.on("drain", push);
+      push();
+    };
+    const { proxy, listen, stop } = await startInProcess({ serve });
+    const client = connect(listen, "127.0.0.1");
+    let received = 0;
+    const ended = Promise.withResolvers<void>();
+    client.on("data", ({ length }) => {
+      received += length;
+    });
+    client.on("end", ended.resolve);
+    try {
+      while (proxy.sessions.size === 0 || [...proxy.sessions.values()][0]?.state !== "open") await delay(1);
+      const legs = legsOf(proxy);
+      const atFirst = boundsOf(legs).unreadBytes;
+      while (boundsOf(legs).unreadBytes < 4 * atFirst) await delay(1);
+      assert.equal((await shorten(proxy)).shortened, 1);
+      while (legs.application.unreadBytes() > atFirst) await delay(1);
+      // as much as a second of it does not make them longer: the hold comes before that
+      const passed = received;
+      while (received < passed + 64 * MIB) await delay(1);
+      assert.equal(boundsOf(legs).unreadBytes, atFirst);
+      assert.ok(legs.application.unreadBytes() <= atFirst, `${legs.application.unreadBytes()} bytes wait`);
+      await ended.promise;
+      assert.equal(received, 512 * MIB);
+    } finally {
+      client.destroy();
       stop();
     }
   });

@@ -23,7 +23,7 @@ const PARTS_MAX = 8;
 const AWAY_MS_MAX = 30;
 /** lives one idempotent request may be given to; an answer to one before it begins the count anew */
 const COPIES_MAX = 4 * REQUESTS_MAX;
-/** one, and REPLAYS_MAX of proxy/replay/session-replay.ts, and the one it is refused on */
+/** ATTEMPTS_MAX of proxy/replay/protocol-replay.ts, and room for connections on which nothing is sent again */
 const LIVES_MAX = 5;
 const CLIENT_MS_MAX = 15_000;
 /** kept when every client has come to its end */

@@ -4,7 +4,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { after, afterEach, before, describe, it } from "node:test";
 import { answersOf, get, ok, post, ReplayStage } from "#test/support/mortal-application.ts";
-import type { RawEnd } from "#test/support/raw-ends.ts";
+import { RawEnd, within } from "#test/support/raw-ends.ts";
 
 const MIB = 1024 * 1024;
 const UPLOAD_BYTES = 20 * MIB;
@@ -263,5 +263,102 @@ describe("bytes held for an application that is away", { timeout: 300_000 }, () 
     } finally {
       await full.stop();
     }
+  });
+});
+
+describe("an application that is back and does not read", { timeout: 120_000 }, () => {
+  const UPGRADE =
+    "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n";
+  const AGREED =
+    "HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: y\r\n\r\n";
+  /** more than the sockets to an application take that does not read */
+  const HELD_BYTES = 3 * MIB;
+  let stage: ReplayStage;
+  before(async () => {
+    stage = await ReplayStage.start([{ protocol: "http" }, { protocol: "websocket", setUp: "none" }], {
+      stallMsMax: 10,
+      heldSessionBytesMax: HELD_BYTES + MIB,
+      spillBytesMax: 0,
+      unavailableMsMax: 30_000,
+      lingerMsMax: 30_000,
+    });
+  });
+  afterEach(() => stage.clear());
+  after(() => stage.stop());
+
+  /** The client, over the end of its application, has sent `bytes`, and the next instance is there. */
+  async function sent(client: RawEnd, bytes: Buffer): Promise<void> {
+    stage.application.end();
+    await stage.untilAway(1);
+    client.socket.write(bytes);
+    await stage.until(
+      "all is held",
+      () => stage.status(),
+      ({ heldBytes }) => heldBytes === bytes.length,
+    );
+    await stage.application.begin();
+  }
+
+  /** Takes the first bytes, says something, and reads no more. */
+  function saysAndStops(words: string | Buffer): Promise<RawEnd> {
+    const { promise, resolve } = Promise.withResolvers<RawEnd>();
+    stage.application.serve = (socket) => {
+      const server = new RawEnd(socket);
+      socket.once("data", () => {
+        socket.pause();
+        socket.write(words);
+        resolve(server);
+      });
+    };
+    return within("the next instance has a request", promise);
+  }
+
+  it("has a client refused that sends more than may be held, and sees it go", async () => {
+    const broken = await stage.count("sessionsBroken");
+    const { client } = await stage.pair(head(40 * MIB));
+    const next = saysAndStops("");
+    await sent(client, Buffer.alloc(HELD_BYTES));
+    const server = await next;
+    client.socket.write(Buffer.alloc(8 * MIB));
+    const [answer] = await answersOf(client, 1);
+    assert.equal(answer?.status, 503);
+    assert.equal(await client.ending(), "end");
+    assert.equal((await stage.count("sessionsBroken")) - broken, 0);
+    server.socket.resume();
+    assert.equal(await server.ending(), "ECONNRESET");
+    client.socket.resetAndDestroy();
+    await stage.proxy.untilSessions(0);
+  });
+
+  it("has a client reset that it has begun to answer: a refusal would be taken for more of the answer", async () => {
+    const { client } = await stage.pair(head(40 * MIB));
+    const begun = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegun";
+    const next = saysAndStops(begun);
+    await sent(client, Buffer.alloc(HELD_BYTES));
+    await next;
+    await client.has(begun.length);
+    client.socket.write(Buffer.alloc(8 * MIB));
+    assert.equal(await client.ending(), "ECONNRESET");
+    assert.equal(String(client.received), begun);
+  });
+
+  it("has a WebSocket reset that it is in the middle of a frame of", async () => {
+    const { client, server } = await stage.pair(get("/", UPGRADE), stage.ports[1]);
+    server.socket.write(AGREED);
+    await client.has(AGREED.length);
+    const begun = Buffer.from([0x81, 5, 0x68, 0x65]);
+    const next = saysAndStops(Buffer.concat([Buffer.from(AGREED), begun]));
+    const frame = Buffer.alloc(HELD_BYTES);
+    frame.set([0x82, 0xff]);
+    frame.writeBigUInt64BE(BigInt(30 * MIB), 2);
+    await sent(client, frame);
+    await next;
+    await client.has(AGREED.length + begun.length);
+    client.socket.write(Buffer.alloc(8 * MIB));
+    assert.equal(await client.ending(), "ECONNRESET");
+    assert.ok(
+      client.received.equals(Buffer.concat([Buffer.from(AGREED), begun])),
+      "no Close within the frame",
+    );
   });
 });

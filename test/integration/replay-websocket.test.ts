@@ -155,6 +155,18 @@ describe("WebSocket over an application that ends", { timeout: 300_000 }, () => 
     );
   });
 
+  it("resets a client whose next life agrees to a handshake before it was sent one", async () => {
+    const request = "GET /first HTTP/1.1\r\nHost: app\r\n\r\n";
+    const { client } = await stage.pair(request + HANDSHAKE);
+    await stage.application.restart();
+    const server = await stage.application.accept();
+    await server.has(request.length);
+    assert.equal(String(server.received), request, "what follows waits for the answer");
+    server.socket.write(`HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none${agree()}`);
+    assert.equal(await client.ending(), "ECONNRESET");
+    assert.equal(String(server.received), request);
+  });
+
   it("does not dial for ever for an application that hangs up on everybody", async () => {
     const { client } = await open();
     let connections = 0;

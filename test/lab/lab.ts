@@ -10,10 +10,9 @@
  * Every laboratory has namespaces of its own, so several run beside each other with the same addresses. `close()`
  * leaves nothing behind; neither do a signal, an exception, nor (at the next laboratory's creation) a SIGKILL.
  */
-import { type ChildProcess, execFileSync, type SpawnOptions, spawn, spawnSync } from "node:child_process";
+import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createWriteStream, mkdirSync, writeFileSync } from "node:fs";
-import { request } from "node:http";
 import { connect } from "node:net";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -28,6 +27,9 @@ import {
   sweep,
   sweepDeadLabs,
 } from "./sweep.ts";
+
+// named in an import, node:http costs 45 ms more of every start: its lazy exports are evaluated, fetch and HTTP/2 among them
+const { request } = process.getBuiltinModule("node:http");
 
 export const projectRoot = resolve(import.meta.dirname, "../..");
 /** Node 26, whatever node the machine has; the path is the same inside a container that sees the host's files. */
@@ -171,29 +173,31 @@ export class Lab {
     writeFileSync(join(this.dir, "owner"), startTimeOf(process.pid) ?? "");
     writeFileSync(join(this.dir, "key"), crypto.getRandomValues(new Uint8Array(32)), { mode: 0o600 });
     const hosts = [...this.nodes.values(), ...this.gateways.values(), this.client];
-    for (const { netns } of [this.switch, ...hosts]) {
-      ip("netns", "add", netns);
-      // Addresses are ours alone: duplicate address detection would only make IPv6 wait a second.
-      this.#inNetns(
-        netns,
-        "sysctl",
-        "-qw",
-        "net.ipv6.conf.default.accept_dad=0",
-        "net.ipv6.conf.all.accept_dad=0",
-      );
-      ip("-n", netns, "link", "set", "lo", "up");
-    }
     const hub = this.switch.netns;
-    ip("-n", hub, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0");
-    ip("-n", hub, "link", "set", "br0", "up");
-    this.#addresses(this.switch, "br0");
-    for (const host of hosts) {
-      const port = `to-${host.name}`;
-      ip("-n", hub, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", host.netns);
-      ip("-n", hub, "link", "set", port, "master", "br0", "up");
-      ip("-n", host.netns, "link", "set", "eth0", "up");
-      this.#addresses(host, "eth0");
-    }
+    const namespaces = [hub, ...hosts.map(({ netns }) => netns)];
+    ipAll(
+      null,
+      namespaces.map((netns) => `netns add ${netns}`),
+    );
+    // Addresses are ours alone: duplicate address detection would only make IPv6 wait a second.
+    run("sh", [
+      "-c",
+      "for netns; do nsenter --net=/run/netns/$netns sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0 || exit; done",
+      "sh",
+      ...namespaces,
+    ]);
+    ipAll(hub, [
+      "link set lo up",
+      "link add br0 type bridge mcast_snooping 0",
+      "link set br0 up",
+      ...addressesOf(this.switch, "br0"),
+      ...hosts.flatMap(({ name, netns }) => [
+        `link add to-${name} type veth peer name eth0 netns ${netns}`,
+        `link set to-${name} master br0 up`,
+      ]),
+    ]);
+    for (const host of hosts)
+      ipAll(host.netns, ["link set lo up", "link set eth0 up", ...addressesOf(host, "eth0")]);
   }
 
   place(name: string): Place {
@@ -407,15 +411,6 @@ export class Lab {
       await askToStop(agent.socketPath, name);
     }
   }
-
-  #addresses({ netns, address, address6 }: Place, device: string): void {
-    ip("-n", netns, "address", "add", `${address}/24`, "dev", device);
-    ip("-n", netns, "address", "add", `${address6}/64`, "dev", device, "nodad");
-  }
-
-  #inNetns(netns: string, command: string, ...args: string[]): void {
-    execFileSync("nsenter", [`--net=/run/netns/${netns}`, "--", command, ...args], { stdio: "pipe" });
-  }
 }
 
 class Started implements LabProcess {
@@ -532,9 +527,23 @@ class Redis implements LabRedis {
   }
 }
 
+function addressesOf({ address, address6 }: Place, device: string): string[] {
+  return [`address add ${address}/24 dev ${device}`, `address add ${address6}/64 dev ${device} nodad`];
+}
+
 function ip(...args: string[]): void {
-  const { status, stderr, error } = spawnSync("ip", args, { encoding: "utf8" });
-  if (status !== 0) throw new Error(`ip ${args.join(" ")}: ${error?.message ?? stderr.trim()}`);
+  run("ip", args);
+}
+
+/** Commands of ip(8), in order and by one process, in a network namespace or the machine's own. */
+function ipAll(netns: string | null, commands: string[]): void {
+  run("ip", [...(netns === null ? [] : ["-n", netns]), "-batch", "-"], `${commands.join("\n")}\n`);
+}
+
+function run(program: string, args: string[], input = ""): void {
+  const { status, stderr, error } = spawnSync(program, args, { encoding: "utf8", input });
+  if (status !== 0)
+    throw new Error(`${[program, ...args].join(" ")}: ${error?.message ?? stderr.trim()}\n${input}`);
 }
 
 function answers(socketPath: string): Promise<boolean> {

@@ -82,7 +82,11 @@ export function sweep(id: string): Leftovers {
     if (existsSync(join(root, container))) rmSync(join(root, container), { recursive: true, force: true });
   }
   for (const mount of mountsBelow(dir)) spawnSync("umount", ["--lazy", mount], { stdio: "ignore" });
-  for (const name of left.namespaces) spawnSync("ip", ["netns", "del", name], { stdio: "ignore" });
+  if (left.namespaces.length > 0)
+    spawnSync("ip", ["-force", "-batch", "-"], {
+      input: left.namespaces.map((name) => `netns del ${name}\n`).join(""),
+      stdio: ["pipe", "ignore", "ignore"],
+    });
   for (const table of left.nftTables)
     spawnSync("nft", ["delete", "table", ...table.split(" ")], { stdio: "ignore" });
   for (const cgroup of [...cgroups].sort((a, b) => b.length - a.length)) {

@@ -2,6 +2,7 @@
  * What every kind of load has in common: the interval, its report, and the commands. A kind brings its clients.
  * Nothing reconnects: a reset is a reset.
  */
+import { type EventEmitter, once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { blackoutOf, type GapMeter } from "./gaps.ts";
 import {
@@ -48,6 +49,48 @@ export function newTally(): Tally {
 
 export function noteProblem(tally: Tally, problem: string): void {
   if (tally.problems.length < problemsMax) tally.problems.push(problem);
+}
+
+/** Whether a client's connection is there. One that ends before the client closes it is a reset, counted once. */
+export class Connection {
+  readonly #name: string;
+  readonly #tally: Tally;
+  #isThere = true;
+  #closing = false;
+
+  constructor(name: string, tally: Tally) {
+    this.#name = name;
+    this.#tally = tally;
+  }
+
+  get isThere(): boolean {
+    return this.#isThere;
+  }
+
+  /** The client closes it. */
+  closes(): void {
+    this.#closing = true;
+  }
+
+  gone(reason: string): void {
+    if (!this.#isThere) return;
+    this.#isThere = false;
+    if (this.#closing) return;
+    this.#tally.resets += 1;
+    noteProblem(this.#tally, `${this.#name}: ${reason}`);
+  }
+}
+
+/** When the socket has had the event that tells it is open. @throws Error that names the client */
+export async function opened(
+  socket: EventEmitter,
+  { index, event }: { index: number; event: string },
+): Promise<void> {
+  try {
+    await once(socket, event);
+  } catch (cause) {
+    throw new Error(`client ${index}: ${(cause as Error).message}`, { cause });
+  }
 }
 
 /** Runs a load process to its end: options are the JSON object in the first argument. */

@@ -4,7 +4,8 @@
  */
 import { Client } from "undici";
 import { WebSocket } from "ws";
-import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts";
+import { endpointText } from "#proxy/contract/address.ts";
+import { Connection, type LoadClient, noteProblem, opened, runLoad, type Tally } from "./clients.ts";
 import { closeWebSocket } from "./close-websocket.ts";
 import { GapMeter } from "./gaps.ts";
 import type { LoadOptions } from "./protocol.ts";
@@ -17,7 +18,7 @@ class HttpClient implements LoadClient {
   readonly #tally: Tally;
   readonly #name: string;
   readonly #postEvery: number;
-  alive = true;
+  readonly #connection: Connection;
   unanswered = 0;
   #count = 0;
   #connects = 0;
@@ -26,10 +27,15 @@ class HttpClient implements LoadClient {
     this.#name = name;
     this.#postEvery = options.postEvery;
     this.#tally = tally;
+    this.#connection = new Connection(name, tally);
     this.#client = new Client(origin, { headersTimeout: ANSWER_MS_MAX, bodyTimeout: ANSWER_MS_MAX });
     this.#client.on("connect", () => {
-      if (++this.#connects > 1) this.#gone("connected again");
+      if (++this.#connects > 1) this.#connection.gone("connected again");
     });
+  }
+
+  get alive(): boolean {
+    return this.#connection.isThere;
   }
 
   tick(): void {
@@ -55,7 +61,7 @@ class HttpClient implements LoadClient {
       noteProblem(this.#tally, `${method} ${path}: ${statusCode} ${answer.trim()}`);
     } catch (error) {
       this.unanswered = 0;
-      this.#gone(error instanceof Error ? error.message : String(error));
+      this.#connection.gone(error instanceof Error ? error.message : String(error));
     }
   }
 
@@ -65,21 +71,13 @@ class HttpClient implements LoadClient {
   async close(): Promise<void> {
     await this.#client.close();
   }
-
-  #gone(reason: string): void {
-    if (!this.alive) return;
-    this.alive = false;
-    this.#tally.resets += 1;
-    noteProblem(this.#tally, `${this.#name}: ${reason}`);
-  }
 }
 
 class TalkClient implements LoadClient {
   readonly gaps = new GapMeter(performance.now());
   readonly #socket: WebSocket;
   readonly #window: number;
-  alive = true;
-  #closing = false;
+  readonly #connection: Connection;
   #sent = 0;
   #answered = 0;
 
@@ -96,15 +94,14 @@ class TalkClient implements LoadClient {
       if (skipped !== 0) noteProblem(tally, `${name}: ${number} after ${this.#answered}`);
       this.#answered = Math.max(this.#answered, number);
     });
-    const gone = (reason: string) => {
-      if (!this.alive) return;
-      this.alive = false;
-      if (this.#closing) return;
-      tally.resets += 1;
-      noteProblem(tally, `${name}: ${reason}`);
-    };
-    socket.on("error", (error) => gone(error.message));
-    socket.on("close", (code) => gone(`closed with ${code}`));
+    const connection = new Connection(name, tally);
+    this.#connection = connection;
+    socket.on("error", (error) => connection.gone(error.message));
+    socket.on("close", (code) => connection.gone(`closed with ${code}`));
+  }
+
+  get alive(): boolean {
+    return this.#connection.isThere;
   }
 
   get unanswered(): number {
@@ -123,21 +120,20 @@ class TalkClient implements LoadClient {
   }
 
   close(): Promise<void> {
-    this.#closing = true;
+    this.#connection.closes();
     return closeWebSocket(this.#socket);
   }
 }
 
 async function connect(index: number, options: LoadOptions, tally: Tally): Promise<LoadClient> {
-  const { address, port } = options.target;
-  const host = address.includes(":") ? `[${address}]` : address;
+  const at = endpointText(options.target.address, options.target.port);
   if (index % 2 === 0) {
-    const client = new HttpClient(`http-${index}`, `http://${host}:${port}`, options, tally);
+    const client = new HttpClient(`http-${index}`, `http://${at}`, options, tally);
     await client.ask();
     return client;
   }
-  const socket = new WebSocket(`ws://${host}:${port}/`, { handshakeTimeout: 10_000 });
-  await new Promise<void>((resolve, reject) => socket.once("open", resolve).once("error", reject));
+  const socket = new WebSocket(`ws://${at}/`, { handshakeTimeout: 10_000 });
+  await opened(socket, { index, event: "open" });
   return new TalkClient(`ws-${index}`, socket, options, tally);
 }
 

@@ -4,7 +4,7 @@
  * Started by load.ts inside the clients' network namespace; see protocol.ts.
  */
 import { connect as connectSocket, type Socket } from "node:net";
-import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts";
+import { Connection, type LoadClient, noteProblem, opened, runLoad, type Tally } from "./clients.ts";
 import { GapMeter } from "./gaps.ts";
 import type { LoadOptions } from "./protocol.ts";
 
@@ -14,8 +14,7 @@ class EchoClient implements LoadClient {
   readonly #socket: Socket;
   readonly #options: LoadOptions;
   readonly #tally: Tally;
-  alive = true;
-  #closing = false;
+  readonly #connection: Connection;
   #corrupt = false;
   #sentBytes = 0;
   #answeredBytes = 0;
@@ -25,10 +24,16 @@ class EchoClient implements LoadClient {
     this.#socket = socket;
     this.#options = options;
     this.#tally = tally;
+    const connection = new Connection(`client ${index}`, tally);
+    this.#connection = connection;
     socket.on("data", (bytes: Buffer) => this.#answer(bytes));
-    socket.on("error", (error) => this.#gone(error.message));
-    socket.on("end", () => this.#gone("ended by the server"));
-    socket.on("close", () => this.#gone("closed"));
+    socket.on("error", (error) => connection.gone(error.message));
+    socket.on("end", () => connection.gone("ended by the server"));
+    socket.on("close", () => connection.gone("closed"));
+  }
+
+  get alive(): boolean {
+    return this.#connection.isThere;
   }
 
   get unanswered(): number {
@@ -53,7 +58,7 @@ class EchoClient implements LoadClient {
   }
 
   close(): Promise<void> {
-    this.#closing = true;
+    this.#connection.closes();
     return new Promise((done) => {
       if (this.#socket.destroyed) return done();
       this.#socket.once("close", () => done());
@@ -89,27 +94,12 @@ class EchoClient implements LoadClient {
       );
     }
   }
-
-  #gone(reason: string): void {
-    if (!this.alive) return;
-    this.alive = false;
-    if (this.#closing) return;
-    this.#tally.resets += 1;
-    noteProblem(this.#tally, `client ${this.#index}: ${reason}`);
-  }
 }
 
-function connect(index: number, options: LoadOptions, tally: Tally): Promise<LoadClient> {
-  return new Promise((resolve, reject) => {
-    const socket = connectSocket({ host: options.target.address, port: options.target.port, noDelay: true });
-    const refused = (error: Error) =>
-      reject(new Error(`client ${index}: ${error.message}`, { cause: error }));
-    socket.once("error", refused);
-    socket.once("connect", () => {
-      socket.off("error", refused);
-      resolve(new EchoClient(index, socket, options, tally));
-    });
-  });
+async function connect(index: number, options: LoadOptions, tally: Tally): Promise<LoadClient> {
+  const socket = connectSocket({ host: options.target.address, port: options.target.port, noDelay: true });
+  await opened(socket, { index, event: "connect" });
+  return new EchoClient(index, socket, options, tally);
 }
 
 await runLoad(connect);

@@ -3,7 +3,8 @@
  * Started by load.ts inside the clients' network namespace; see protocol.ts.
  */
 import { WebSocket } from "ws";
-import { type LoadClient, noteProblem, runLoad, type Tally } from "./clients.ts";
+import { endpointText } from "#proxy/contract/address.ts";
+import { Connection, type LoadClient, noteProblem, opened, runLoad, type Tally } from "./clients.ts";
 import { closeWebSocket } from "./close-websocket.ts";
 import { GapMeter } from "./gaps.ts";
 import type { LoadOptions } from "./protocol.ts";
@@ -14,8 +15,7 @@ class ChatClient implements LoadClient {
   readonly #socket: WebSocket;
   readonly #tally: Tally;
   readonly #window: number;
-  alive = true;
-  #closing = false;
+  readonly #connection: Connection;
   #sent = 0;
   #answered = 0;
   /** by how much the application's count is ahead of ours; anything but 0 is its loss or repetition */
@@ -30,8 +30,14 @@ class ChatClient implements LoadClient {
     this.#tally = tally;
     this.#window = options.window;
     socket.on("message", (data) => this.#answer(JSON.parse(String(data))));
-    socket.on("error", (error) => this.#gone(error.message));
-    socket.on("close", (code) => this.#gone(`closed with ${code}`));
+    const connection = new Connection(id, tally);
+    this.#connection = connection;
+    socket.on("error", (error) => connection.gone(error.message));
+    socket.on("close", (code) => connection.gone(`closed with ${code}`));
+  }
+
+  get alive(): boolean {
+    return this.#connection.isThere;
   }
 
   get unanswered(): number {
@@ -56,7 +62,7 @@ class ChatClient implements LoadClient {
   }
 
   close(): Promise<void> {
-    this.#closing = true;
+    this.#connection.closes();
     return closeWebSocket(this.#socket);
   }
 
@@ -86,33 +92,15 @@ class ChatClient implements LoadClient {
       noteProblem(this.#tally, `${this.#id}: sum ${answer.sum} at message ${answer.n}, expected ${sum}`);
     }
   }
-
-  #gone(reason: string): void {
-    if (!this.alive) return;
-    this.alive = false;
-    if (this.#closing) return;
-    this.#tally.resets += 1;
-    noteProblem(this.#tally, `${this.#id}: ${reason}`);
-  }
 }
 
-function connect(index: number, options: LoadOptions, tally: Tally): Promise<LoadClient> {
-  const { address, port } = options.target;
-  const host = address.includes(":") ? `[${address}]` : address;
-  const id = `${process.pid}-${index}`;
-  return new Promise((resolve, reject) => {
-    const socket = new WebSocket(`ws://${host}:${port}/`, {
-      perMessageDeflate: false,
-      handshakeTimeout: 10_000,
-    });
-    const refused = (error: Error) =>
-      reject(new Error(`client ${index}: ${error.message}`, { cause: error }));
-    socket.once("error", refused);
-    socket.once("open", () => {
-      socket.off("error", refused);
-      resolve(new ChatClient(id, socket, options, tally));
-    });
+async function connect(index: number, options: LoadOptions, tally: Tally): Promise<LoadClient> {
+  const socket = new WebSocket(`ws://${endpointText(options.target.address, options.target.port)}/`, {
+    perMessageDeflate: false,
+    handshakeTimeout: 10_000,
   });
+  await opened(socket, { index, event: "open" });
+  return new ChatClient(`${process.pid}-${index}`, socket, options, tally);
 }
 
 await runLoad(connect);

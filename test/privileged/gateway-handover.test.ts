@@ -190,6 +190,19 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     await allSettled();
   });
 
+  it("does not keep a workload where it is by not reaching its next node", async () => {
+    await serve();
+    const [proxy] = gateway.proxies;
+    assert.ok(proxy !== undefined);
+    const { dialLink } = proxy;
+    proxy.dialLink = async () => false;
+    await move((step) => {
+      if (step === "released") proxy.dialLink = dialLink;
+    });
+    await tell();
+    await allSettled();
+  });
+
   it("goes on at the source after a rollback from any step", async () => {
     await serve();
     for (const step of ["held", "capturedUpstream", "adoptedUpstream", "settled"]) {

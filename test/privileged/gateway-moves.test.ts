@@ -113,6 +113,17 @@ describe("moves behind a gateway, of two applications under load", () => {
     await assertNobodyNoticed();
   });
 
+  it("a gateway that does not answer fails the move, and costs no session", async () => {
+    for (const load of loads) await load.mark();
+    gateway.child.kill("SIGSTOP");
+    const { status, stdout, stderr } = await lab.cli("a", ["migrate", "chat", "--to", "b"]);
+    gateway.child.kill("SIGCONT");
+    assert.equal(status, 1, stderr);
+    assert.match(stdout, /anchor links have not answered within \d+ ms/);
+    await owned("chat", "a");
+    await assertNobodyNoticed();
+  });
+
   it("nothing is lost where the source's machine ends after the release, with connections torn", async () => {
     for (const load of loads) await load.mark();
     await move("chat", "a", "b");

@@ -35,13 +35,20 @@ async function until(what: string, done: () => boolean): Promise<void> {
   }
 }
 
+/** As if the address were elsewhere: a late acknowledgement that met no socket would be answered with RST. */
+function dropAll(): () => void {
+  const nft = (input: string): unknown => execFileSync("nft", ["-f", "-"], { input });
+  nft("table inet gap { chain input { type filter hook input priority 0; meta l4proto tcp drop; }; }");
+  return () => nft("delete table inet gap");
+}
+
 /** Everything a takeover does with a proxy's sessions, into another proxy of this process. */
 async function move(
   from: WorkloadProxy,
   options: InProcessOptions & {
     /** over what was captured of the application's connections */
     change?: (sessions: SessionSnapshot[]) => SessionSnapshot[];
-    beforeRelease?: () => Promise<void>;
+    beforeRelease?: (to: WorkloadProxy) => Promise<void>;
   },
 ): Promise<{ to: WorkloadProxy; lost: number }> {
   const { listen, upstream } = from.config.ports[0] as (typeof from.config.ports)[0];
@@ -55,12 +62,14 @@ async function move(
   await hold(from);
   const upstreams = await captureUpstream(from);
   const downstreams = await captureDownstream(from);
-  retire(from, null);
   const { change = (sessions) => sessions, beforeRelease } = options;
+  const accept = dropAll();
+  retire(from, null);
   const lost =
     (await adoptUpstream(to, change(upstreams.sessions))).lost +
     (await adoptDownstream(to, downstreams.sessions)).lost;
-  await beforeRelease?.();
+  accept();
+  await beforeRelease?.(to);
   await release(to);
   return { to, lost };
 }
@@ -116,13 +125,19 @@ describe("a client's connection that is not like the others", { skip: lacking(),
         return outbound.bytes + leg.unreadBytes() === first.length;
       });
       const rooms: number[] = [];
+      const roomOf = (leg: number): number => sock.getsockoptInt(leg, sock.SOL_SOCKET, sock.SO_RCVBUF);
       for (let moves = 0; moves < 5; moves++) {
-        const moved = await move(owner, options);
+        // before the leg speaks: whatever room there is then, its application fills
+        const beforeRelease = async (to: WorkloadProxy): Promise<void> => {
+          for (const { detachedUpstream } of to.sessions.values())
+            rooms.push(detachedUpstream === null ? 0 : roomOf(detachedUpstream.fd));
+        };
+        const moved = await move(owner, { ...options, beforeRelease });
         owner = moved.to;
         assert.equal(moved.lost, 0);
-        rooms.push(sock.getsockoptInt(upstream().fd, sock.SOL_SOCKET, sock.SO_RCVBUF));
+        rooms.push(roomOf(upstream().fd));
       }
-      assert.deepEqual(rooms, Array(5).fill(160 * 1024));
+      assert.deepEqual(rooms, Array(10).fill(160 * 1024));
       assert.equal(sockets.send(fd, Buffer.from("more")), 4);
       const into = Buffer.alloc(1_048_576);
       let received = 0;

@@ -7,7 +7,14 @@ import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/kernel/socket.ts";
-import { bound, boundQueues, setPeerTimeouts, sockets } from "#proxy/kernel/stream-sockets.ts";
+import {
+  bound,
+  boundQueues,
+  boundUnread,
+  boundUnsent,
+  setPeerTimeouts,
+  sockets,
+} from "#proxy/kernel/stream-sockets.ts";
 import { type LegWork, LocalSurgeon, localLegWork } from "#proxy/tcp/local-surgeon.ts";
 import { shieldListener, unshieldListener } from "#proxy/tcp/shield.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
@@ -18,6 +25,8 @@ export const REAL_KERNEL: LegKernel = {
   ...sockets,
   setPeerTimeouts,
   boundQueues,
+  boundUnread,
+  boundUnsent,
   acknowledge: (fd) => setsockoptInt(fd, IPPROTO_TCP, TCP_QUICKACK, 1),
   bindShielded: (endpoint) => bound(endpoint, shieldListener),
   bindFree: (endpoint) => bound(endpoint),

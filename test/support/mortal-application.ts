@@ -192,7 +192,7 @@ export class ReplayStage {
     );
   }
 
-  /** Between two tests: the application lives, no client is left, nothing is held. */
+  /** Between two tests: the application lives, which the proxy knows, no client is left, nothing is held. */
   async clear(): Promise<void> {
     this.application.serve = null;
     for (const end of this.#clients.splice(0)) end.socket.resetAndDestroy();
@@ -207,6 +207,8 @@ export class ReplayStage {
     );
     // Whoever was dialled for in vain is gone too.
     await this.application.restart();
+    // The proxy looks for an application that was away every few milliseconds only, and the next test may be quicker.
+    await this.resume(epoch);
     const { heldBytes, spilledBytes } = await this.status();
     assert.deepEqual({ heldBytes, spilledBytes }, { heldBytes: 0, spilledBytes: 0 });
   }

@@ -6,13 +6,15 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readdirSync, writeFileSync } from "node:fs";
-import { request } from "node:http";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type AgentConfig, createLab, type Lab, type LabAgent, nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, type LoadKind, startLoad } from "../load/load.ts";
 import type { LoadOptions } from "../load/protocol.ts";
+
+// named in an import, node:http costs 45 ms more of every start: its lazy exports are evaluated, fetch and HTTP/2 among them
+const { request } = process.getBuiltinModule("node:http");
 
 export type NodeName = "a" | "b";
 export type Downstream = "takeover" | "forward" | "gateway";

@@ -8,10 +8,9 @@
  *   (the test's own thread)       ├── b 10.66.0.3 ─┼─ 10.77.0.1 ══cable══ 10.77.0.2 application
  *                                 └── c 10.66.0.4 ─┘
  */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, mkdtempSync, openSync, readdirSync, rmSync } from "node:fs";
-import { request } from "node:http";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -33,6 +32,9 @@ import { close } from "#proxy/kernel/descriptors.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
 import { CLONE_NEWNET, setns } from "#proxy/kernel/namespaces.ts";
 import { bind, IPPROTO_TCP, listen, SOCK_CLOEXEC, SOCK_STREAM, socket } from "#proxy/kernel/socket.ts";
+
+// named in an import, node:http costs 45 ms more of every start: its lazy exports are evaluated, fetch and HTTP/2 among them
+const { request } = process.getBuiltinModule("node:http");
 
 const root = resolve(import.meta.dirname, "../..");
 const node = join(root, "node_modules/node/bin/node");
@@ -117,25 +119,37 @@ export class ProxyLab {
 
   async #build(): Promise<void> {
     const { nodes } = this.options;
-    for (const name of ["clients", "app", ...nodes]) {
-      execFileSync("ip", ["netns", "add", this.#ns(name)]);
-      execFileSync("ip", ["-n", this.#ns(name), "link", "set", "lo", "up"]);
-    }
-    this.#ip("clients", "link add br0 type bridge");
-    this.#ip("clients", "addr add 10.66.0.1/24 dev br0");
-    this.#ip("clients", "link set br0 up");
-    for (const name of nodes) {
-      this.#ip("clients", `link add v${name} type veth peer name eth0 netns ${this.#ns(name)}`);
-      this.#ip("clients", `link set v${name} master br0 up`);
-      this.#ip(name, `addr add ${ADDRESS[name]}/24 dev eth0`);
-      this.#ip(name, "addr add 10.77.0.1/32 dev lo");
-      this.#ip(name, "link set eth0 up");
-      // Without the cable: a way to nowhere, so that a leg can be adopted before it is plugged in.
-      this.#ip(name, "route add 10.77.0.2/32 dev eth0 src 10.77.0.1 metric 1000");
-    }
-    this.#ip("app", `link add eth0 type veth peer name cable netns ${this.#ns("app")}`);
-    this.#ip("app", "addr add 10.77.0.2/24 dev eth0");
-    this.#ip("app", "link set eth0 up");
+    const all = ["clients", "app", ...nodes];
+    ipAll(
+      [],
+      all.map((name) => `netns add ${this.#ns(name)}`),
+    );
+    for (const name of all) this.#ip(name, "link set lo up");
+    this.#ip(
+      "clients",
+      "link add br0 type bridge",
+      "addr add 10.66.0.1/24 dev br0",
+      "link set br0 up",
+      ...nodes.flatMap((name) => [
+        `link add v${name} type veth peer name eth0 netns ${this.#ns(name)}`,
+        `link set v${name} master br0 up`,
+      ]),
+    );
+    for (const name of nodes)
+      this.#ip(
+        name,
+        `addr add ${ADDRESS[name]}/24 dev eth0`,
+        "addr add 10.77.0.1/32 dev lo",
+        "link set eth0 up",
+        // Without the cable: a way to nowhere, so that a leg can be adopted before it is plugged in.
+        "route add 10.77.0.2/32 dev eth0 src 10.77.0.1 metric 1000",
+      );
+    this.#ip(
+      "app",
+      `link add eth0 type veth peer name cable netns ${this.#ns("app")}`,
+      "addr add 10.77.0.2/24 dev eth0",
+      "link set eth0 up",
+    );
     const clients = openSync(`/var/run/netns/${this.#ns("clients")}`, "r");
     setns(clients, CLONE_NEWNET);
     closeSync(clients);
@@ -156,10 +170,9 @@ export class ProxyLab {
     for (const name of nodes) await this.startProxy(name);
   }
 
-  #ip(name: string, command: string): void {
-    execFileSync("ip", ["-n", this.#ns(name), ...command.split(" ")], {
-      stdio: ["ignore", "ignore", "pipe"],
-    });
+  /** Commands of ip(8), in order and by one process, in a node's network. */
+  #ip(name: string, ...commands: string[]): void {
+    ipAll(["-n", this.#ns(name)], commands);
   }
 
   async startProxy(name: NodeName): Promise<ProxyProcess> {
@@ -252,8 +265,7 @@ export class ProxyLab {
     this.#plugged = to;
     if (to === null) return;
     this.#ip("app", `link set cable netns ${this.#ns(to)}`);
-    this.#ip(to, "link set cable up");
-    this.#ip(to, "route add 10.77.0.2/32 dev cable src 10.77.0.1 metric 10");
+    this.#ip(to, "link set cable up", "route add 10.77.0.2/32 dev cable src 10.77.0.1 metric 10");
   }
 
   moveVip(from: NodeName | null, to: NodeName): void {
@@ -402,15 +414,20 @@ export class ProxyLab {
     this.#app?.kill("SIGKILL");
     setns(this.#home, CLONE_NEWNET);
     closeSync(this.#home);
-    for (const name of ["clients", "app", "a", "b", "c"]) {
-      try {
-        execFileSync("ip", ["netns", "del", this.#ns(name)], { stdio: "ignore" });
-      } catch {
-        // was never made
-      }
-    }
+    // those that were never made do not keep it from the others
+    spawnSync("ip", ["-force", "-batch", "-"], {
+      input: ["clients", "app", "a", "b", "c"].map((name) => `netns del ${this.#ns(name)}\n`).join(""),
+      stdio: ["pipe", "ignore", "ignore"],
+    });
     rmSync(this.directory, { recursive: true, force: true });
   }
+}
+
+function ipAll(options: string[], commands: string[]): void {
+  execFileSync("ip", [...options, "-batch", "-"], {
+    input: `${commands.join("\n")}\n`,
+    stdio: ["pipe", "ignore", "pipe"],
+  });
 }
 
 export class ProxyProcess {

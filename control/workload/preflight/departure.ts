@@ -8,7 +8,7 @@ import type { WorkloadConfig } from "../../config/config.ts";
 import { addressesThatMove } from "../../migration/addresses.ts";
 import { locksOnSharedMounts } from "../../migration/locks.ts";
 import { classifySockets, socketInodes } from "../../migration/sockets.ts";
-import { inNetworkOf } from "../../runtime/network-namespace.ts";
+import { networkOf } from "../../runtime/network-namespace.ts";
 import { imageBytes } from "../../runtime/processes.ts";
 import type { CheckedWorkload } from "./checked-workload.ts";
 import { otherUserOf } from "./departure-facts.ts";
@@ -100,7 +100,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
   {
     category: "ports",
     async run({ workload: { config, logFile }, pids }, add) {
-      const listening = inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }));
+      const listening = listSockets({ states: ["LISTEN"] }, networkOf(pids));
       const own = await socketInodes(pids);
       for (const { upstream } of config.ports) {
         const there = listening.filter(
@@ -217,7 +217,7 @@ function queuedBytes(
     sockets
       .filter(({ state }) => state !== "LISTEN")
       .reduce((bytes, { receiveQueue, sendQueue }) => bytes + receiveQueue + sendQueue, 0);
-  const all = inNetworkOf(pids, () => listSockets());
+  const all = listSockets({}, networkOf(pids));
   return {
     downstreamBytes: sum(
       listSockets().filter(
@@ -244,9 +244,8 @@ function queuedBytes(
 async function notAccepted({ ports, limits }: WorkloadConfig, pids: number[]): Promise<number> {
   const until = performance.now() + limits.holdMsMax;
   for (;;) {
-    const waiting = inNetworkOf(pids, () =>
-      ports.reduce((sum, { upstream }) => sum + (listenBacklog(upstream) ?? 0), 0),
-    );
+    const network = networkOf(pids);
+    const waiting = ports.reduce((sum, { upstream }) => sum + (listenBacklog(upstream, network) ?? 0), 0);
     if (waiting === 0 || performance.now() > until) return waiting;
     await delay(BACKLOG_POLL_MS);
   }

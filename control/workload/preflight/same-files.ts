@@ -4,8 +4,8 @@
  * into the running program. So the source tells which files its processes have open or mapped, and the target compares.
  */
 import { createHash } from "node:crypto";
-import { closeSync, createReadStream, openSync } from "node:fs";
-import { readFile, readlink, stat } from "node:fs/promises";
+import { closeSync, openSync } from "node:fs";
+import { open, readFile, readlink, stat } from "node:fs/promises";
 import { join } from "node:path";
 import * as files from "#proxy/kernel/files.ts";
 import { USED_FILES_MAX, type UsedFile } from "../../api/check.ts";
@@ -160,6 +160,19 @@ function isBelow(path: string, folder: string): boolean {
 
 const known = new Map<string, string>();
 const KNOWN_MAX = 10_000;
+const READ_BYTES_MAX = 256 * 1024;
+
+/** Of a file that is read through one piece of memory: a new one a read is page faults and collections, half as much again. */
+async function hashOf(path: string, readBytes: number): Promise<string> {
+  await using file = await open(path);
+  const hash = createHash("sha256");
+  const buffer = Buffer.allocUnsafe(Math.max(1, readBytes));
+  for (;;) {
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, null);
+    if (bytesRead === 0) return hash.digest("hex");
+    hash.update(buffer.subarray(0, bytesRead));
+  }
+}
 
 /** Remembered as long as the file is the same: hashing Node.js takes 0.1 s. null: it cannot be read */
 async function digestOf(path: string): Promise<string | null> {
@@ -168,10 +181,7 @@ async function digestOf(path: string): Promise<string | null> {
     const state = `${dev} ${ino} ${size} ${mtimeNs} ${ctimeNs}`;
     const before = known.get(state);
     if (before !== undefined) return before;
-    const hash = createHash("sha256");
-    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 }))
-      hash.update(chunk as Buffer);
-    const digest = hash.digest("hex");
+    const digest = await hashOf(path, Math.min(Number(size), READ_BYTES_MAX));
     if (known.size >= KNOWN_MAX) known.clear();
     known.set(state, digest);
     return digest;

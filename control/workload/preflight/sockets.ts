@@ -17,7 +17,7 @@ import * as sock from "#proxy/kernel/socket.ts";
 import type { Add, FindingId, Severity, Subject } from "../../api/finding.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
-import { inNetworkOf } from "../../runtime/network-namespace.ts";
+import { inNetworkOf, networkOf } from "../../runtime/network-namespace.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
 import { listUnixSocketsAround, type UnixSocket } from "../../runtime/unix-sockets.ts";
 
@@ -292,7 +292,7 @@ function connectedRaw(): Set<number> {
 /** Connections to other listeners of the application than the ports: nobody waits for those in the hold. */
 function tcpBacklogs(inodes: Map<number, SocketPlace>, { pids, upstreamPorts }: SocketsPlace): Told[] {
   const told: Told[] = [];
-  const listening = inNetworkOf(pids, () => listSockets({ states: ["LISTEN"] }));
+  const listening = listSockets({ states: ["LISTEN"] }, networkOf(pids));
   for (const { inode, local, receiveQueue } of listening) {
     const place = inodes.get(inode);
     if (place === undefined || receiveQueue === 0 || upstreamPorts.includes(local.port)) continue;

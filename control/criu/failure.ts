@@ -1,0 +1,32 @@
+/** Why CRIU gave up, in one line for people. Its answers over RPC do not say; its log does. */
+import { readFile } from "node:fs/promises";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+
+/**
+ * The error of a request with the reason from CRIU's log. One that CRIU is not the source of, or that its log says nothing of,
+ * comes back as it was.
+ * @param log path of the log that this request was told to write
+ */
+export async function withCriuReason(
+  error: unknown,
+  code: "CRIU_DUMP" | "CRIU_RESTORE",
+  log: string,
+): Promise<unknown> {
+  if (!(error instanceof HoldfastError) || error.source !== "criu") return error;
+  const reason = criuLogReason(await readFile(log, "utf8").catch(() => ""));
+  if (reason === null) return error;
+  const verb = code === "CRIU_DUMP" ? "dump" : "restore";
+  return fail(code, `CRIU cannot ${verb} the application: ${reason}`, { cause: error });
+}
+
+/** The first complaint in CRIU's log that says why, without file names and without the harmless one about limits. */
+function criuLogReason(log: string): string | null {
+  const line = log
+    .split("\n")
+    .find((candidate) => candidate.includes("Error (") && !candidate.includes("RLIMIT_NOFILE"));
+  const reason = line?.replace(/^.*?Error \([^)]*\):\s*/, "").trim() ?? null;
+  const [, pid, signal] = /^SEIZE (\d+): unsupported stop signal (\d+)$/.exec(reason ?? "") ?? [];
+  if (pid === undefined) return reason;
+  return `process ${pid} of the container was stopped by its terminal (signal ${signal}); stop it by Ctrl-Z in the foreground, or end it`;
+}

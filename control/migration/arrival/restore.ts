@@ -1,0 +1,192 @@
+/**
+ * The restore: images become the application, which stays silent and does not run. CRIU is kept waiting in the hooks that matter:
+ *
+ *   setup-namespaces        the root is there, in the container's control group       CRIU leaves that group
+ *   post-setup-namespaces   its namespaces are there, and nothing else of it          message queues are made
+ *   post-restore            everything is there, in repair mode                       the proxy has its legs too
+ *   pre-resume              CRIU is about to let go of the tree                       we freeze it
+ */
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { RestoreCall, RestoreReply } from "../../api/migration.ts";
+import type { InstanceState } from "../../api/watches.ts";
+import { semaphoresOf } from "../../audit/semaphores-of.ts";
+import { fitToMachine } from "../../criu/address-space.ts";
+import { withCriuReason } from "../../criu/failure.ts";
+import type { ProcessDigest } from "../../criu/memory-digest.ts";
+import type { InheritFd } from "../../criu/protocol.ts";
+import { fitTerminalData } from "../../criu/terminal-data.ts";
+import type { Freezer } from "../../runtime/freezer.ts";
+import { makeQueues, QueueStands, showQueues } from "../../runtime/posix-queues.ts";
+import { identify, treeOf } from "../../runtime/processes.ts";
+import type { MigrationHost } from "../host.ts";
+import { fitOwnSockets, type OwnSockets, putBackOwnSockets, readOwnSockets } from "../own-sockets.ts";
+import { restoredMemory } from "../verify-memory.ts";
+import { countsOf, overflowOf, put as putWatches } from "../watches.ts";
+import { auditRestored } from "./audit-restored.ts";
+import type { ImageIntake } from "./image-intake.ts";
+import type { Application, ArrivalState, Informed } from "./state.ts";
+
+/** What an arrival goes by when it restores. */
+export interface Restoring extends Informed {
+  readonly host: MigrationHost;
+  readonly state: ArrivalState;
+  readonly images: ImageIntake;
+  /** settles when the proxy has the legs to the application */
+  readonly adopted: Promise<void>;
+}
+
+/**
+ * @param queues of POSIX messages, from `readQueues`
+ * @throws HoldfastError `MIGRATION_ABORTED` as soon as it is given up; `CRIU_RESTORE`, `AUDIT_DIFFERENCE` and many others
+ */
+export async function restore(
+  restoring: Restoring,
+  call: RestoreCall,
+  queues: Buffer,
+): Promise<{ application: Application; reply: RestoreReply }> {
+  const { host, state, container, criu, before } = restoring;
+  host.context.faults.at("target:restore");
+  const imagesDir = container.hostPath("images");
+  restoring.images.complete(call.manifest);
+  fitToMachine(imagesDir);
+  fitTerminals(imagesDir);
+  await criu.stepAside();
+  host.recordMoving({ criu: await identify(criu.pid), stopped: call.stopped });
+  // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
+  await state.untilGivenUp(restoring.adopted);
+  const ownSockets = fitSockets(restoring);
+  const semaphores = criu.takeSemaphores(semaphoresOf(before));
+  const stands = new QueueStands(container, call.openQueues);
+  const inNamespaces = async (root: number): Promise<void> => {
+    makeQueues(root, queues);
+    await showQueues(container, root);
+    stands.put();
+  };
+  const application = await state.untilGivenUp(
+    runCriu(restoring, call, { ownSockets, semaphores, inNamespaces }),
+  );
+  stands.remove();
+  state.throwIfGivenUp();
+  await putWatchesBack(restoring, application, call.watches);
+  host.context.faults.at("target:audit");
+  const reply = await auditRestored(host, { container, root: application.root, ownSockets }, before);
+  state.throwIfGivenUp();
+  return { application, reply };
+}
+
+/** So that what terminals have written is not translated twice. */
+function fitTerminals(imagesDir: string): void {
+  const data = join(imagesDir, "tty-data.img");
+  if (!existsSync(data)) return;
+  const fitted = fitTerminalData(readFileSync(data), readFileSync(join(imagesDir, "tty-info.img")));
+  if (fitted !== null) writeFileSync(data, fitted);
+}
+
+/** @returns null: the application has none that are restored apart */
+function fitSockets({ host, container }: Restoring): OwnSockets | null {
+  const { config, vip } = host;
+  const imagesDir = container.hostPath("images");
+  const ownSockets = readOwnSockets(imagesDir);
+  const needVip =
+    ownSockets !== null &&
+    fitOwnSockets(imagesDir, ownSockets, { initPid: container.init.pid, vip: config.vip?.address });
+  if (needVip || config.outbound === "keep") vip?.park(); // they need the address here, where it comes later
+  return ownSockets;
+}
+
+interface RunOptions {
+  ownSockets: OwnSockets | null;
+  semaphores: InheritFd[];
+  /** called with the root of the tree when its namespaces are there, and nothing else of it */
+  inNamespaces(root: number): Promise<void>;
+}
+
+async function runCriu(
+  { host, state, container, criu, adopted }: Restoring,
+  { outputPipes, root: innerRoot }: RestoreCall,
+  { ownSockets, semaphores, inNamespaces }: RunOptions,
+): Promise<Application> {
+  const { context, limits } = host;
+  const imagesDir = container.hostPath("images");
+  const startedMs = performance.now();
+  const freezer = await host.freezer();
+  let spared: Promise<void> = Promise.resolve();
+  /** null: nothing changes it before it is asked for */
+  let memory: ProcessDigest[] | null = null;
+  try {
+    await criu.restore(
+      {
+        logFile: "restore.log",
+        logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
+        ghostLimitBytes: limits.imagesBytesMax,
+        leave: freezer === null ? "stopped" : "running",
+      },
+      { outputPipes, semaphores },
+      async (hook) => {
+        if (hook === "setup-namespaces" && freezer !== null) {
+          spared = criu.spare(freezer);
+          spared.catch(() => {}); // looked at before the freeze
+        }
+        if (hook === "post-setup-namespaces") await inNamespaces(await criu.madeRoot(innerRoot));
+        // repair mode ends only when both ends of each session are there
+        if (hook === "post-restore") await state.untilGivenUp(adopted);
+        if (hook !== "pre-resume") return;
+        const made = (): Promise<number> => criu.madeRoot(innerRoot);
+        if (freezer !== null) await freezeMade(host, { freezer, spared, made });
+        // SIGSTOP changes it: see `#letGo` of the source's `dump.ts`
+        else if (limits.verifyMemory) memory = await restoredMemory(await made(), imagesDir);
+      },
+    );
+    const criuMs = performance.now() - startedMs;
+    await criu.end(); // the tree is a child of the container's init only then
+    const root = await container.applicationRoot();
+    if (root === null) throw fail("RESTORED_GONE", "the restored application is not there");
+    if (ownSockets !== null) await putBackOwnSockets(await treeOf(root), ownSockets);
+    return { root, criuMs, readMemory: async () => memory ?? (await restoredMemory(root, imagesDir)) };
+  } catch (error) {
+    throw await withCriuReason(error, "CRIU_RESTORE", container.hostPath("images", "restore.log"));
+  }
+}
+
+/** CRIU is about to let go of the tree, and would do so even if we said no: what cannot be frozen must not run. */
+async function freezeMade(
+  { context }: MigrationHost,
+  { freezer, spared, made }: { freezer: Freezer; spared: Promise<void>; made: () => Promise<number> },
+): Promise<void> {
+  try {
+    context.faults.at("target:freeze");
+    await spared;
+    await freezer.freeze();
+  } catch (error) {
+    for (const pid of await treeOf(await made())) kill(pid);
+    throw error;
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    // it has ended
+  }
+}
+
+async function putWatchesBack(
+  { host, container }: Restoring,
+  { root }: Application,
+  watches: InstanceState[],
+): Promise<void> {
+  const { context, name } = host;
+  const atMs = performance.now();
+  for (const state of await putWatches(watches, container, await treeOf(root)))
+    context.log.warn({ workload: name, reason: messageOf(overflowOf(state)) }, "arrival: watches");
+  if (watches.length > 0)
+    context.log.info(
+      { workload: name, ...countsOf(watches), ms: Math.round(performance.now() - atMs) },
+      "arrival: watches set again",
+    );
+  context.faults.at("target:watches");
+}

@@ -1,0 +1,131 @@
+/**
+ * A move, seen from the node that gives the workload away. It leads; the target (`../arrival/arrival.ts`) follows.
+ *
+ * Up to the commit every failure ends in `rollback`: repair goes off on the application's sockets and on our legs, the
+ * stopped tree goes on, the target forgets what it got. From the commit on the store tells who owns the workload: this
+ * node may take it back only while the target has not marked it released, or when the target itself says that it gave up
+ * (`../settle.ts`). What it can no longer take back it retires.
+ */
+import { randomUUID } from "node:crypto";
+import { readFile, rm } from "node:fs/promises";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { MoveResult } from "../../api/migration.ts";
+import { decodeStats } from "../../criu/protocol.ts";
+import { treeOf } from "../../runtime/processes.ts";
+import type { MigrationHost } from "../host.ts";
+import { predict } from "../prediction.ts";
+import { Rehearsal } from "../rehearsal.ts";
+import { commit, release } from "./commit.ts";
+import { dump } from "./dump.ts";
+import { type DepartureOptions, imagesDirOf, type Move, Opened } from "./move.ts";
+import { type Prepared, prepare } from "./prepare.ts";
+import { Progress, round } from "./progress.ts";
+import { Reached, unknownMove } from "./reached.ts";
+import { restore, transfer } from "./restore.ts";
+import { rollback } from "./rollback.ts";
+import { Stop } from "./stop.ts";
+
+/** How it came out; moved: at which epoch the target goes on, and where its proxy takes links. */
+type Outcome =
+  | { readonly outcome: "rolled-back" | "rehearsed" }
+  | { readonly outcome: "moved"; readonly epoch: number; readonly link: Endpoint };
+
+export class Departure {
+  readonly #move: Move;
+
+  constructor(host: MigrationHost, options: DepartureOptions) {
+    const { name, context, downstream } = host;
+    const { to, signal, deadlineMs, report } = options;
+    this.#move = {
+      id: randomUUID(),
+      host,
+      options,
+      stop: new Stop(signal, deadlineMs),
+      progress: new Progress({ workload: name, from: context.node, to, downstream }, report),
+      rehearsal: new Rehearsal(),
+      reached: new Reached(),
+      opened: new Opened(),
+    };
+  }
+
+  /** Resolves in every case in which the workload has exactly one owner again; `outcome` says which. */
+  async run(): Promise<MoveResult> {
+    const move = this.#move;
+    const { progress } = move;
+    let outcome: Outcome;
+    try {
+      const prepared = await progress.phase("prepare", () => prepare(move));
+      if (move.options.rehearse) return await rehearsed(move, prepared);
+      const dumped = await dump(move, prepared);
+      const transferred = await progress.phase("transfer", () => transfer(move, prepared, dumped));
+      await progress.phase("restore", () => restore(move, prepared, dumped, transferred));
+      await progress.phase("commit", () => commit(move, prepared));
+      await progress.phase("release", () => release(move, prepared));
+      outcome = { outcome: "moved", epoch: prepared.epoch, link: prepared.link };
+    } catch (error) {
+      return await finish(move, await failed(move, error));
+    }
+    move.host.context.faults.at("source:retire");
+    return await finish(move, outcome);
+  }
+
+  /** The target asks this when the store cannot tell: from here on nothing is taken back without the target's word. */
+  grantRelease(migration: string): void {
+    const { id, reached, host } = this.#move;
+    if (migration !== id) throw unknownMove();
+    reached.granted();
+    host.recordMoving({ step: "granted" });
+  }
+}
+
+/** Everything up to the hold has been done. */
+async function rehearsed(move: Move, { channel, root }: Prepared): Promise<MoveResult> {
+  const { host, stop, progress, rehearsal } = move;
+  const legs = await host.keeper.countSessions();
+  const storeAtMs = performance.now();
+  await host.context.store.ping();
+  const storeMs = performance.now() - storeAtMs;
+  const { holdMsMax } = host.config.limits;
+  await rehearsal.asked(() => stop.call(channel, "idle", {}));
+  progress.result.sessions = legs;
+  const { downstream } = host;
+  progress.result.prediction = predict(
+    await rehearsal.measured(await treeOf(root), { downstream, legs, storeMs, holdMsMax }),
+  );
+  stop.throwIfStopped();
+  await progress.phase("undo", () => rollback(move));
+  return await finish(move, { outcome: "rehearsed" });
+}
+
+async function failed(move: Move, error: unknown): Promise<Outcome> {
+  const { id, host, options, progress } = move;
+  const reason = messageOf(options.signal.aborted ? options.signal.reason : error);
+  progress.result.reason = reason;
+  host.context.log.warn({ workload: host.name, migration: id, reason }, "move failed");
+  return progress.phase("rollback", () => rollback(move));
+}
+
+/** Closes what was opened; the workload goes on elsewhere, or has gone on here. */
+async function finish(move: Move, outcome: Outcome): Promise<MoveResult> {
+  const { host, options, stop, progress, reached, opened } = move;
+  const { result } = progress;
+  stop.endDeadline();
+  result.outcome = outcome.outcome;
+  result.holdMs = round(progress.pause.ms);
+  const closeChannel = (): void => {
+    if ("channel" in reached.step) reached.step.channel.close();
+  };
+  if (outcome.outcome !== "moved") closeChannel(); // a sender that waits for the target ends
+  await opened.close();
+  const stats = await readFile(`${imagesDirOf(host)}/stats-dump`).then(decodeStats, () => null);
+  result.criuMs.dump = round(((stats?.dump?.freezingUs ?? 0) + (stats?.dump?.frozenUs ?? 0)) / 1000);
+  if (outcome.outcome === "moved") {
+    const { epoch, link } = outcome;
+    await progress.phase("retire", () => host.retire(epoch, { node: options.to, link }));
+  } else {
+    await rm(imagesDirOf(host), { recursive: true, force: true });
+  }
+  closeChannel();
+  return progress.ended();
+}

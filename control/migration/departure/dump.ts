@@ -1,0 +1,206 @@
+/**
+ * The phases hold, capture and dump. They are one request to CRIU, which calls back on its way (`worker.ts`) and is kept
+ * waiting in each hook that matters here:
+ *
+ *   pre-dump         it is about to freeze the tree           clients are held
+ *   query-ext-files  the tree is frozen, no descriptor read   its legs, outbound connections and watches are taken
+ *   post-dump        it is about to let go of the tree        we freeze it; the fingerprint is sent
+ */
+import { readFile } from "node:fs/promises";
+import type { HoldResult, ShortenResult } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
+import type { RestoreCall } from "../../api/migration.ts";
+import type { Taken } from "../../audit/take.ts";
+import { withCriuReason } from "../../criu/failure.ts";
+import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
+import type { Freezer } from "../../runtime/freezer.ts";
+import { openQueues } from "../../runtime/posix-queues.ts";
+import { identify, innerPid, stoppedOf, treeOf } from "../../runtime/processes.ts";
+import type { MigrationHost } from "../host.ts";
+import { beginRepair } from "../sockets.ts";
+import { memoryOf } from "../verify-memory.ts";
+import { type Captured, capture } from "./capture.ts";
+import { imagesDirOf, type Move } from "./move.ts";
+import type { Prepared } from "./prepare.ts";
+import { round } from "./progress.ts";
+
+/** A digest of all memory, being taken. */
+export type MemoryDigest = ReturnType<typeof memoryOf>;
+
+interface LetGo {
+  /** settles when the target has it */
+  readonly fingerprintSent: Promise<unknown>;
+  /** null: none is wanted, or there is a freezer, and so time for it during the transfer */
+  readonly memory: MemoryDigest | null;
+}
+
+export interface Dumped extends Pick<Captured, "adopting">, LetGo {
+  readonly openQueues: RestoreCall["openQueues"];
+}
+
+/** The hold begins when CRIU says that it is about to freeze. */
+export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
+  const { host, options, stop, progress } = move;
+  const { root, worker, sender } = prepared;
+  const { context } = host;
+  const imagesDir = imagesDirOf(host);
+  const pid = await innerRoot(root);
+  await shortenQueues(host);
+  stop.throwIfStopped();
+  host.recordMoving({ step: "held", criu: await identify(worker.pid) });
+  const startedMs = performance.now();
+  const freezer = await host.freezer();
+  const queues = await openQueues(await treeOf(root));
+  progress.began("dump", startedMs);
+  sender.start();
+  const hooks = new DumpHooks(move, prepared, freezer);
+  try {
+    await worker.request(
+      "DUMP",
+      {
+        pid,
+        logFile: "dump.log",
+        timeoutSeconds: Math.ceil(options.deadlineMs / 1000),
+        logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
+        ghostLimitBytes: host.limits.imagesBytesMax,
+        leave: freezer === null ? "stopped" : "running",
+        external: queues.map(({ key }) => key),
+      },
+      (hook) => hooks.at(hook),
+    );
+  } catch (error) {
+    throw await withCriuReason(error, "CRIU_DUMP", `${imagesDir}/dump.log`);
+  }
+  beginCallsAgain(imagesDir, await readFile(`${imagesDir}/dump.log`, "utf8").catch(() => ""));
+  // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
+  if (freezer !== null) await beginRepair(await treeOf(root));
+  progress.done("dump", performance.now() - startedMs - hooks.waitedMs);
+  return { ...hooks.dumped, openQueues: queues.map(({ key, name }) => ({ key, name: name ?? "" })) };
+}
+
+/** Those that have grown, while nobody waits yet. A proxy of the version before does not know it. */
+async function shortenQueues({ proxy, journal, context }: MigrationHost): Promise<void> {
+  await proxy.command<"shorten", ShortenResult>("shorten", { epoch: journal.epoch }).catch((error) => {
+    context.log.info({ err: error }, "queues could not be shortened; there is more to carry");
+  });
+}
+
+/** Of the application's root, as CRIU numbers it. */
+export async function innerRoot(root: number): Promise<number> {
+  const pid = await innerPid(root);
+  if (pid === null) throw outOfOrder("the application has ended in the middle of its move");
+  return pid;
+}
+
+/** What has become of the hooks so far. */
+type Passed =
+  | { readonly hook: "none" | "pre-dump" }
+  | ({ readonly hook: "query-ext-files" } & Captured)
+  | ({ readonly hook: "post-dump" } & Pick<Captured, "adopting"> & LetGo);
+
+class DumpHooks {
+  readonly #move: Move;
+  readonly #prepared: Prepared;
+  readonly #freezer: Freezer | null;
+  #passed: Passed = { hook: "none" };
+  /** how long CRIU was kept waiting by what are phases of their own */
+  #waitedMs = 0;
+
+  constructor(move: Move, prepared: Prepared, freezer: Freezer | null) {
+    this.#move = move;
+    this.#prepared = prepared;
+    this.#freezer = freezer;
+  }
+
+  get waitedMs(): number {
+    return this.#waitedMs;
+  }
+
+  get dumped(): Pick<Captured, "adopting"> & LetGo {
+    const passed = this.#passed;
+    if (passed.hook !== "post-dump") throw outOfOrder("CRIU has dumped without a word on the way");
+    return passed;
+  }
+
+  async at(hook: string): Promise<void> {
+    if (hook === "pre-dump") this.#passed = await this.#hold();
+    if (hook === "query-ext-files") this.#passed = await this.#capture();
+    if (hook === "post-dump") this.#passed = await this.#letGo(this.#passed);
+  }
+
+  async #hold(): Promise<Passed> {
+    const { host, stop } = this.#move;
+    await this.#phase("hold", () => this.#holdClients());
+    if (this.#freezer === null)
+      host.recordMoving({ stopped: await stoppedOf(await treeOf(this.#prepared.root)) });
+    stop.throwIfStopped();
+    host.context.faults.at("source:dump");
+    return { hook: "pre-dump" };
+  }
+
+  async #holdClients(): Promise<void> {
+    const { host, reached, progress, stop } = this.#move;
+    const { worker, link } = this.#prepared;
+    host.context.faults.at("source:hold");
+    reached.held(worker, link);
+    progress.pause.begins();
+    stop.startDeadline();
+    const { epoch } = host.journal;
+    const { result } = await host.proxy.command<"hold", HoldResult>("hold", { epoch });
+    progress.result.sessions = result.sessions;
+    if (result.acceptBacklog > 0) {
+      throw fail(
+        "APPLICATION_BUSY",
+        `${result.acceptBacklog} connections wait for the application to accept them: raise limits.holdMsMax`,
+      );
+    }
+  }
+
+  async #capture(): Promise<Passed> {
+    const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));
+    return { hook: "query-ext-files", ...captured };
+  }
+
+  async #letGo(passed: Passed): Promise<Passed> {
+    if (passed.hook !== "query-ext-files") throw outOfOrder("CRIU has not said when the tree was frozen");
+    const { host } = this.#move;
+    const { adopting, taken } = passed;
+    let memory: MemoryDigest | null = null;
+    if (this.#freezer !== null) await this.#freezer.freeze();
+    else if (host.limits.verifyMemory) {
+      // SIGSTOP comes after SIGCHLD: a thread that hears of a child that stopped still has that put on its stack
+      memory = memoryOf(this.#prepared.root, imagesDirOf(host));
+      await memory;
+    }
+    return { hook: "post-dump", adopting, memory, fingerprintSent: this.#sendFingerprint(taken) };
+  }
+
+  /**
+   * When CRIU has read the sockets, and no earlier: what the proxy acknowledged last, before it shielded its legs, may have
+   * been on its way over a busy node's loopback device. What is only text by now is sorted beside the transfer.
+   */
+  #sendFingerprint(taken: Taken): Promise<unknown> {
+    const { stop, progress } = this.#move;
+    const { channel } = this.#prepared;
+    const startedMs = performance.now();
+    taken.refreshTcp(); // the proxy has passed on what there was, and perhaps ended sessions that will be made anew
+    progress.result.auditMs.source = round(taken.ms + performance.now() - startedMs);
+    const sent = new Promise((resolve) => setImmediate(resolve)).then(() =>
+      stop.call(channel, "fingerprint", {}, Buffer.from(JSON.stringify(taken.fingerprint))),
+    );
+    sent.catch(() => {}); // looked at by `restore`
+    return sent;
+  }
+
+  async #phase<T>(phase: "hold" | "capture", work: () => Promise<T>): Promise<T> {
+    const atMs = performance.now();
+    const result = await this.#move.progress.phase(phase, work);
+    this.#waitedMs += performance.now() - atMs;
+    return result;
+  }
+}
+
+function outOfOrder(what: string): HoldfastError {
+  return fail("MIGRATION_ORDER", what, { source: "migration" });
+}

@@ -1,0 +1,73 @@
+/** The container's files on their way to the target: all of them while nobody waits, then what changed since. */
+import { closeSync } from "node:fs";
+import type { Channel } from "#proxy/contract/channel.ts";
+import { difference, packPaths, type Scan, scan } from "../../runtime/files.ts";
+import { openFolderIn } from "../../runtime/inside.ts";
+import { filesMappedForWriting, takeForChanged } from "../../runtime/mapped-files.ts";
+import { tracedTree } from "../traced-tree.ts";
+import type { Move } from "./move.ts";
+
+/** the container's writable layer among the files that are sent; the others are tmpfs mounts, named by where they are */
+export const LAYER = "layer";
+
+export class FileSender {
+  readonly #move: Move;
+  readonly #channel: Channel;
+  readonly #root: number;
+  readonly #scans = new Map<string, Scan>();
+
+  /** @param root of the application's processes */
+  constructor(move: Move, channel: Channel, root: number) {
+    this.#move = move;
+    this.#channel = channel;
+    this.#root = root;
+  }
+
+  /** While the application runs. @param name {@link LAYER} or a tmpfs mount */
+  async sendAll(name: string): Promise<void> {
+    const before = await this.#move.rehearsal.timed("scanMs", () => this.#scan(name));
+    // after the scan, and before anything is read: see mapped-files.ts
+    const mapped = filesMappedForWriting((await tracedTree(this.#root)).map(({ pid }) => pid));
+    takeForChanged(before, name === LAYER ? "/" : name, mapped);
+    this.#scans.set(name, before);
+    await this.#sendTar(name, before.keys(), true);
+  }
+
+  /** While it stands still: of all that were sent. */
+  async sendChanged(): Promise<void> {
+    const { stop } = this.#move;
+    for (const [name, before] of this.#scans) {
+      const { gone, changed } = difference(before, await this.#scan(name));
+      if (gone.length > 0) await stop.call(this.#channel, "filesGone", { root: name, gone });
+      if (changed.length > 0) await this.#sendTar(name, changed, false);
+    }
+  }
+
+  async #scan(name: string): Promise<Scan> {
+    const root = this.#openTree(name);
+    try {
+      return await scan(root);
+    } finally {
+      closeSync(root);
+    }
+  }
+
+  /** Seen from the container, whose root is as far as any link or ".." leads. */
+  #openTree(name: string): number {
+    const { container } = this.#move.host;
+    return openFolderIn(container, name === LAYER ? container.layerInside : name);
+  }
+
+  async #sendTar(name: string, paths: Iterable<string>, live: boolean): Promise<void> {
+    const fd = this.#openTree(name);
+    const { stream, done } = await packPaths(
+      { fd, initPid: this.#move.host.container.init.pid },
+      paths,
+      live,
+    ).finally(() => closeSync(fd));
+    done.catch(() => {}); // looked at below; must not be unhandled meanwhile
+    for await (const piece of stream) await this.#channel.send("files", { root: name }, piece as Buffer);
+    await done;
+    await this.#channel.send("files", { root: name }, Buffer.alloc(0));
+  }
+}

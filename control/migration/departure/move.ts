@@ -1,0 +1,48 @@
+/** What the phases of one move share. What one of them hands to the next is what it returns. */
+import type { Report } from "../../api/migration.ts";
+import type { MigrationHost } from "../host.ts";
+import type { Rehearsal } from "../rehearsal.ts";
+import type { Progress } from "./progress.ts";
+import type { Reached } from "./reached.ts";
+import type { Stop } from "./stop.ts";
+
+export interface DepartureOptions {
+  to: string;
+  /** from the first held client to the commit */
+  deadlineMs: number;
+  report: Report;
+  /** somebody wants it stopped: rolls back unless it is too late */
+  signal: AbortSignal;
+  /** goes as far as it can without holding anybody, undoes it all, and says how long a move would make clients wait */
+  rehearse: boolean;
+}
+
+export interface Move {
+  readonly id: string;
+  readonly host: MigrationHost;
+  readonly options: DepartureOptions;
+  readonly stop: Stop;
+  readonly progress: Progress;
+  readonly rehearsal: Rehearsal;
+  readonly reached: Reached;
+  readonly opened: Opened;
+}
+
+/** What the phases have opened: closed when the move has ended, whichever way and however far it came. */
+export class Opened {
+  #closers: (() => Promise<void> | void)[] = [];
+
+  /** @param close safe to repeat */
+  add(close: () => Promise<void> | void): void {
+    this.#closers.push(close);
+  }
+
+  /** The last opened first. */
+  async close(): Promise<void> {
+    for (const close of this.#closers.toReversed()) await close();
+  }
+}
+
+export function imagesDirOf({ container }: MigrationHost): string {
+  return container.hostPath("images");
+}

@@ -1,0 +1,192 @@
+/** The first phase: nobody waits yet, and most of what there is to send goes over. */
+import { mkdir, rm } from "node:fs/promises";
+import type { Channel } from "#proxy/contract/channel.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { DepartureFacts } from "../../api/check.ts";
+import { refuse } from "../../api/finding.ts";
+import type { PrepareCall, StandbyReply } from "../../api/migration.ts";
+import { semaphoresOf } from "../../audit/semaphores-of.ts";
+import { takeFingerprint } from "../../audit/take.ts";
+import { ImageSender } from "../../criu/images.ts";
+import { CriuWorker } from "../../criu/worker.ts";
+import { highestInnerTid, treeOf } from "../../runtime/processes.ts";
+import { audited } from "../audited.ts";
+import { probeCriu } from "../probe-criu.ts";
+import { anonymousBytes, tracedTree } from "../traced-tree.ts";
+import { WatchedFiles } from "../watched-files.ts";
+import { lostWatches } from "../watches.ts";
+import { FileSender, LAYER } from "./file-sender.ts";
+import { imagesDirOf, type Move } from "./move.ts";
+import { NO_LINK } from "./reached.ts";
+
+export interface Prepared {
+  readonly channel: Channel;
+  /** of the application's processes, as this agent sees it */
+  readonly root: number;
+  /** the target's */
+  readonly epoch: number;
+  /** where the target's proxy takes links */
+  readonly link: Endpoint;
+  /** has sent all files once */
+  readonly files: FileSender;
+  /** has sent layers of memory, unless there is too much of it */
+  readonly sender: ImageSender;
+  readonly precopyBytes: number;
+  readonly watched: WatchedFiles;
+  /** waits for its request */
+  readonly worker: CriuWorker;
+}
+
+export async function prepare(move: Move): Promise<Prepared> {
+  const { host, options } = move;
+  const root = await host.container.applicationRoot();
+  if (root === null) throw fail("WORKLOAD_DOWN", `${host.name} is not running`);
+  const channel = await dial(move);
+  const facts = await check(move, channel);
+  const epoch = await reserve(move);
+  await askForContainer(move, { channel, root, epoch, facts });
+  const files = new FileSender(move, channel, root);
+  await move.stop.untilStopped(files.sendAll(LAYER));
+  const link = await askForStandby(move, channel);
+  for (const mount of host.container.travels) await move.stop.untilStopped(files.sendAll(mount));
+  if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link);
+  const watched = await findWatchedFiles(move, root);
+  const sender = imageSender(move, channel);
+  const worker = await startWorker(move);
+  const precopyBytes = await sendLayers(move, root, sender);
+  return { channel, root, epoch, link, files, sender, precopyBytes, watched, worker };
+}
+
+async function dial({ host, options, reached, progress }: Move): Promise<Channel> {
+  const channel = await host.context.dial(options.to);
+  reached.dialled(channel);
+  channel.on("released", () => progress.pause.ends());
+  return channel;
+}
+
+/** @throws HoldfastError where there is a finding that keeps it from moving */
+async function check({ host, options, stop, progress }: Move, channel: Channel): Promise<DepartureFacts> {
+  const { facts, ...report } = await stop.untilStopped(host.preflight(options.to, channel));
+  progress.result.check = report;
+  refuse(report.findings, host.context.node);
+  if (facts === null) throw fail("WORKLOAD_DOWN", `${host.name} is not running`);
+  return facts;
+}
+
+/** @returns the epoch that the target is to have */
+async function reserve({ id, host, options, reached }: Move): Promise<number> {
+  const { context, journal } = host;
+  const next = journal.epoch + 1;
+  // on record before the store is asked: a reservation that nobody knows of would refuse every later move
+  reached.reserving();
+  host.record({
+    moving: {
+      side: "source",
+      id,
+      peer: options.to,
+      epoch: next,
+      step: "prepared",
+      criu: null,
+      stopped: [],
+      watches: [],
+      link: null,
+      anchors: [],
+    },
+  });
+  const ownership = await host.outbox.reserve(id, options.to);
+  context.faults.at("source:reserved");
+  const epoch = ownership.migration?.epoch ?? next;
+  reached.reserved(epoch);
+  host.see(epoch);
+  host.recordMoving({ epoch });
+  context.faults.at("source:prepare");
+  return epoch;
+}
+
+async function askForContainer(
+  { id, host, options, stop }: Move,
+  { channel, root, epoch, facts }: Pick<Prepared, "channel" | "root" | "epoch"> & { facts: DepartureFacts },
+): Promise<void> {
+  // the first look takes several times as long as the next, and the next one clients wait for
+  const { fingerprint } = takeFingerprint(await audited(host.config, host.container, root));
+  const call: PrepareCall = {
+    workload: host.name,
+    migration: id,
+    from: host.context.node,
+    epoch,
+    anchors: host.anchors.afterLeaving(options.to),
+    highestTid: await highestInnerTid(await treeOf(root)),
+    facts,
+    ownerEpoch: host.journal.epoch,
+    semaphores: semaphoresOf(fingerprint).length,
+  };
+  await stop.call(channel, "prepare", call);
+}
+
+async function askForStandby({ host, stop }: Move, channel: Channel): Promise<Endpoint> {
+  const { result } = await stop.call<StandbyReply>(channel, "standby", {});
+  const link = result.link ?? NO_LINK;
+  if (host.downstream !== "takeover") host.recordMoving({ link });
+  return link;
+}
+
+/** Finds watched files ahead, as there may be many. One that cannot be found is a reason when everything is frozen. */
+async function findWatchedFiles({ host, opened }: Move, root: number): Promise<WatchedFiles> {
+  const { container, config, runtime } = host;
+  const { lower } = await runtime.plan(config);
+  const watched = new WatchedFiles(container, lower);
+  opened.add(() => watched.close());
+  await lostWatches(watched, await treeOf(root));
+  return watched;
+}
+
+function imageSender({ host, rehearsal, opened }: Move, channel: Channel): ImageSender {
+  const sender = new ImageSender(imagesDirOf(host), (pieces) =>
+    rehearsal.sent(pieces, () =>
+      channel.send(
+        "images",
+        { pieces: pieces.map((piece) => ({ ...piece, bytes: piece.bytes.length })) },
+        pieces.filter(({ from }) => from === undefined).map(({ bytes }) => bytes),
+      ),
+    ),
+  );
+  opened.add(() => sender.close());
+  return sender;
+}
+
+async function startWorker({ host, rehearsal, opened }: Move): Promise<CriuWorker> {
+  const imagesDir = imagesDirOf(host);
+  const freezer = await host.freezer();
+  await rm(imagesDir, { recursive: true, force: true });
+  await mkdir(imagesDir, { mode: 0o700 });
+  const options = {
+    criu: host.context.criu.sealed(),
+    imagesDir,
+    initPid: host.container.init.pid,
+    // not where it would freeze with the application
+    cgroupProcs: (await host.container.cgroupProcs()).filter((path) => path !== freezer?.procs),
+    inherit: [],
+    outlivesAgent: false,
+  };
+  await probeCriu(options, (ask) => rehearsal.timed("criuMs", ask)); // how long CRIU takes here
+  const worker = await CriuWorker.start(options);
+  opened.add(() => worker.close());
+  return worker;
+}
+
+/** Last before the hold, so that as little as possible changes in between. @returns how much it was */
+async function sendLayers(
+  { host, options, stop, rehearsal, progress }: Move,
+  root: number,
+  sender: ImageSender,
+): Promise<number> {
+  const tree = () => tracedTree(root);
+  const { precopyBytesMax } = host.limits;
+  if ((await anonymousBytes(await tree())) > precopyBytesMax) return 0;
+  const sentBytes = await stop.untilStopped(
+    rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, options.signal)),
+  );
+  progress.result.precopyBytes = sentBytes;
+  return sentBytes;
+}

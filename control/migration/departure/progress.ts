@@ -1,0 +1,112 @@
+/** What a move says of itself: its phases while it runs, and its result. */
+import type { AdoptResult, CaptureResult } from "#proxy/contract/commands.ts";
+import type { MoveResult, Phase, PhaseEvent, Report } from "../../api/migration.ts";
+
+type PhaseName = PhaseEvent["phase"];
+
+export class Progress {
+  /** filled in as the move goes on */
+  readonly result: MoveResult;
+  readonly pause = new Pause();
+  readonly #report: Report;
+  readonly #startedMs = performance.now();
+  readonly #legs = { captured: 0, captureUs: 0, adopted: 0, adoptUs: 0 };
+
+  constructor(of: Pick<MoveResult, "workload" | "from" | "to" | "downstream">, report: Report) {
+    this.#report = report;
+    this.result = {
+      ...of,
+      sessions: 0,
+      messages: null,
+      lost: null,
+      repeated: null,
+      resets: null,
+      blackoutMs: { p50: null, p99: null, max: null },
+      holdMs: 0,
+      phasesMs: {},
+      criuMs: { dump: 0, restore: 0 },
+      auditMs: { source: 0, target: 0 },
+      notKept: [],
+      legUs: { capture: 0, adopt: 0 },
+      precopyBytes: 0,
+      imageBytes: 0,
+      outcome: "rolled-back",
+      reason: null,
+    };
+  }
+
+  async phase<T>(phase: PhaseName, work: () => Promise<T>): Promise<T> {
+    const atMs = performance.now();
+    this.began(phase, atMs);
+    const result = await work();
+    this.done(phase, performance.now() - atMs);
+    return result;
+  }
+
+  /** @param atMs by `performance.now()` */
+  began(phase: PhaseName, atMs: number): void {
+    this.#tell(phase, "start", atMs - this.#startedMs);
+  }
+
+  done(phase: PhaseName, ms: number): void {
+    this.result.phasesMs[phase] = ms;
+    this.#tell(phase, "done", ms);
+  }
+
+  captured(result: CaptureResult): void {
+    this.#legs.captured += result.legs;
+    this.#legs.captureUs += result.captureUs;
+  }
+
+  /** @param which of a session's connections they are, for people */
+  adopted({ legs, adoptUs, lost = 0 }: AdoptResult, which: string): void {
+    this.#legs.adopted += legs;
+    this.#legs.adoptUs += adoptUs;
+    if (lost > 0)
+      this.result.notKept.push(
+        `sessions: ${lost}, whose ${which} could not be built at ${this.result.to}: its proxy.log says why`,
+      );
+  }
+
+  /** The result, complete: nothing happens any more. */
+  ended(): MoveResult {
+    const { captured, captureUs, adopted, adoptUs } = this.#legs;
+    this.result.legUs = {
+      capture: round(captureUs / Math.max(1, captured)),
+      adopt: round(adoptUs / Math.max(1, adopted)),
+    };
+    const { phasesMs } = this.result;
+    for (const [phase, ms] of Object.entries(phasesMs)) phasesMs[phase as Phase] = round(ms);
+    return this.result;
+  }
+
+  #tell(phase: PhaseName, state: PhaseEvent["state"], ms: number): void {
+    const { reason } = this.result;
+    const note = phase === "rollback" && reason !== null ? { note: reason } : {};
+    this.#report({ type: "phase", phase, state, ms: round(ms), ...note });
+  }
+}
+
+/** How long clients wait, as the agents measure it: from the hold to the release. */
+class Pause {
+  #beganMs = 0;
+  #endedMs = 0;
+
+  begins(): void {
+    this.#beganMs = performance.now();
+  }
+
+  /** The first time counts. */
+  ends(): void {
+    this.#endedMs ||= performance.now();
+  }
+
+  /** Of one that has not ended, so far. */
+  get ms(): number {
+    return this.#beganMs === 0 ? 0 : (this.#endedMs || performance.now()) - this.#beganMs;
+  }
+}
+
+export function round(ms: number): number {
+  return Math.round(ms * 100) / 100;
+}
