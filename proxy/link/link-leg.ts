@@ -814,11 +814,15 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#send(frame(FRAME.ask));
   }
 
+  turn(): void {
+    this.#guard(() => this.#tryAgain(true));
+  }
+
   /** Dialler: one attempt at a time. */
-  #tryAgain(): void {
+  #tryAgain(isNext = false): void {
     const again = this.#again;
     if (again === null || again.trying !== null || this.#lostAtMs === 0 || this.#state !== "ready") return;
-    const giveTurn = again.watch.takeTurn();
+    const giveTurn = again.watch.takeTurn(this, isNext);
     if (giveTurn === null) return;
     again.attempt++;
     const [key] = again.watch.keys;

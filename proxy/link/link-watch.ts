@@ -22,6 +22,8 @@ export interface WatchedLink {
   look(nowMs: number): void;
   /** Is to say something, if only that it is there. */
   ask(): void;
+  /** It may be dialled again now, having been told to wait (`takeTurn`). */
+  turn(): void;
   /** Its proxy ends. */
   abandon(): void;
 }
@@ -37,6 +39,9 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   readonly #accepted = new Map<string, Link>();
   #timer: NodeJS.Timeout | null = null;
   #attempts = 0;
+  /** for their turn, the first to come first */
+  readonly #waiting = new Set<Link>();
+  #isServing = false;
   #looks = 0;
   #isSilent = false;
   #round: Iterator<Link> | null = null;
@@ -65,6 +70,7 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   remove(link: Link): void {
     this.#links.delete(link);
     this.#dialled.delete(link);
+    this.#waiting.delete(link);
     if (this.#accepted.get(link.id) === link) this.#accepted.delete(link.id);
     if (this.#links.size > 0 || this.#timer === null) return;
     clearInterval(this.#timer);
@@ -81,15 +87,37 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
     return this.#accepted.get(session);
   }
 
-  /** One more may be dialled. @returns to be called when that has ended; null: too many are */
-  takeTurn(): (() => void) | null {
-    if (this.#attempts >= ATTEMPTS_MAX) return null;
+  /**
+   * One more may be dialled.
+   * @param isNext it was told that it is its turn
+   * @returns to be called when that has ended; null: too many are, and it is told later (`turn`)
+   */
+  takeTurn(link: Link, isNext = false): (() => void) | null {
+    if (this.#attempts >= ATTEMPTS_MAX || (this.#waiting.size > 0 && !isNext)) {
+      this.#waiting.add(link);
+      return null;
+    }
     this.#attempts++;
     let isOver = false;
     return () => {
-      if (!isOver) this.#attempts--;
+      if (isOver) return;
       isOver = true;
+      this.#attempts--;
+      this.#serveSoon();
     };
+  }
+
+  #serveSoon(): void {
+    if (this.#isServing || this.#waiting.size === 0) return;
+    this.#isServing = true;
+    setImmediate(() => {
+      this.#isServing = false;
+      for (const link of this.#waiting) {
+        if (this.#attempts >= ATTEMPTS_MAX) return;
+        this.#waiting.delete(link);
+        link.turn();
+      }
+    });
   }
 
   /** A link that was asked has not said anything: perhaps none can. */
