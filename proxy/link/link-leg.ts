@@ -474,7 +474,8 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   #sendUnsent(): boolean {
     if (this.#carries && !this.#sendingHeld && this.#credit > 0 && this.#unsent.length > 0) {
       const part = this.#unsent.subarray(0, this.#credit);
-      this.#unsent = this.#unsent.subarray(part.length);
+      // an empty part of it would keep all of it
+      this.#unsent = part.length < this.#unsent.length ? this.#unsent.subarray(part.length) : NO_BYTES;
       this.#sentBytes += part.length;
       if (this.#again !== null) this.#keep(part);
       this.#connection.writeData(part);

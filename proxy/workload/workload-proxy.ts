@@ -126,6 +126,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
   readonly #links: LinkWatch<LinkLeg>;
   /** of the links that it dials */
   readonly #trunks: Trunks;
+  /** of links that it dials: to be told whether they are ready */
+  readonly #dialling = new WeakMap<LinkLeg, (isReady: boolean) => void>();
   /** that were accepted */
   readonly #trunksAccepted = new Set<Trunk>();
   #linkServer: net.Server | null = null;
@@ -659,53 +661,68 @@ export class WorkloadProxy implements ProtocolFilterHost {
       acceptedAtMs: session.acceptedAtMs,
       fresh: options.fresh,
     };
-    const listener: LinkListener = {
-      onActive: (link, active) => this.#onActive(session, link, active),
-      onHold: (link) => {
-        if (session.upstream === link) session.inbound.hold();
-      },
-      onResume: (link) => {
-        if (session.upstream !== link) return;
-        session.nextLink?.close(RST_CODE.moved);
-        session.nextLink = null;
-        session.inbound.unhold();
-      },
-      onHeld: () => {},
-      onMove: (link, to) => void this.#onMove(session, link, to),
-      onCount: (link) => {
-        if (session.upstream === link) link.sendCounted(session.outbound.bytes);
-      },
-      onInterrupted: (link) => {
-        this.counters.linksInterrupted++;
-        // its owner may have gone for good, and the next one be known
-        if (session.upstream === link && session.inbound.held) this.#finder?.seek();
-      },
-      onContinued: (link) => this.#onContinued(link),
-      onLate: (link) => this.#onLate(link),
-      onOver: (link, code) => {
-        resolve(false);
-        this.#onAnchorLinkOver(session, link, code);
-      },
-      onBroken: (_link, error) => {
-        resolve(false);
-        session.onBroken(error);
-      },
-    };
-    session.nextLink = LinkLeg.dial({
+    const link = LinkLeg.dial({
       keys: this.#keys,
       encrypted: this.config.links === "encrypted",
       to: options.to,
       greeting,
-      onReady: (link) => {
-        this.#watchOver(link, session.port);
+      onReady: (ready) => {
+        this.#watchOver(ready, session.port);
         resolve(true);
       },
-      listener,
+      listener: this.#anchorListener,
       watch: this.#links,
       trunks: this.#trunks,
     });
+    this.#dialling.set(link, resolve);
+    session.nextLink = link;
     return promise;
   }
+
+  /** One for all, since a session costs little beside. A link of a session that is over says nothing more. */
+  readonly #anchorListener: LinkListener = {
+    onActive: (link, active) => {
+      const session = this.sessions.get(link.id);
+      if (session === undefined) link.close(RST_CODE.moved);
+      else this.#onActive(session, link, active);
+    },
+    onHold: (link) => {
+      const session = this.sessions.get(link.id);
+      if (session?.upstream === link) session.inbound.hold();
+    },
+    onResume: (link) => {
+      const session = this.sessions.get(link.id);
+      if (session?.upstream !== link) return;
+      session.nextLink?.close(RST_CODE.moved);
+      session.nextLink = null;
+      session.inbound.unhold();
+    },
+    onHeld: () => {},
+    onMove: (link, to) => void this.#onMove(this.sessions.get(link.id), link, to),
+    onCount: (link) => {
+      const session = this.sessions.get(link.id);
+      if (session?.upstream === link) link.sendCounted(session.outbound.bytes);
+    },
+    onInterrupted: (link) => {
+      this.counters.linksInterrupted++;
+      const session = this.sessions.get(link.id);
+      // its owner may have gone for good, and the next one be known
+      if (session?.upstream === link && session.inbound.held) this.#finder?.seek();
+    },
+    onContinued: (link) => this.#onContinued(link),
+    onLate: (link) => this.#onLate(link),
+    onOver: (link, code) => {
+      this.#dialling.get(link)?.(false);
+      const session = this.sessions.get(link.id);
+      if (session !== undefined) this.#onAnchorLinkOver(session, link, code);
+    },
+    onBroken: (link, error) => {
+      this.#dialling.get(link)?.(false);
+      const session = this.sessions.get(link.id);
+      if (session === undefined) this.log.error({ err: error }, "a link has broken");
+      else session.onBroken(error);
+    },
+  };
 
   #onContinued(link: LinkLeg): void {
     this.counters.linksContinued++;
@@ -723,8 +740,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
   }
 
   /** Gateway: its next owner may be there soon; the link is to be ready then. */
-  async #onMove(session: LiveSession, link: LinkLeg, to: Destination): Promise<void> {
-    if (this.#finder === null) return;
+  async #onMove(session: LiveSession | undefined, link: LinkLeg, to: Destination): Promise<void> {
+    if (this.#finder === null || session === undefined) return;
     const isPrepared = await this.#finder.prepare(to, async () => {
       if (session.upstream !== link || !link.isOpen || session.state !== "open") return false;
       return this.dialLink(session, { to: to.link, epoch: to.epoch, fresh: false });
