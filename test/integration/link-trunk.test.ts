@@ -43,7 +43,7 @@ describe("links of one anchor to one owner", { timeout: 60_000 }, () => {
     for (const links of ["encrypted", "plain"] as const)
       it(`share a connection: from ${as === "anchor" ? "an anchor" : "a gateway"}, ${links}`, async (it) => {
         const linked = await start(it, { as, links });
-        await Promise.all(talk(it, linked, 50, { totalBytes: MB / 4 }).map((talker) => talker.done()));
+        await Promise.all(talk(it, linked, 20, { totalBytes: MB / 8 }).map((talker) => talker.done()));
         assert.equal(linked.wire.connections, 1);
         assertNobodyNoticed(linked);
       });
