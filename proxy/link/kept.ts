@@ -6,14 +6,17 @@
  */
 import assert from "node:assert/strict";
 
-const SMALL_BYTES = 2_048;
+const SMALL_BYTES = 1_024;
 const BLOCK_BYTES = 8_192;
+/** of a link that says little at a time, and has had it acknowledged */
+const FIRST_BLOCK_BYTES = 1_024;
 
 export class Kept {
   #chunks: Buffer[] = [];
-  /** of the last chunk, where it is a block of ours: the block, and how much of it is used */
+  /** what follows them: small ones, copied together; of it these bytes count */
   #block: Buffer | null = null;
-  #used = 0;
+  #from = 0;
+  #to = 0;
   #bytes = 0;
 
   get bytes(): number {
@@ -24,46 +27,50 @@ export class Kept {
   push(chunk: Buffer): void {
     this.#bytes += chunk.length;
     if (chunk.length > SMALL_BYTES) {
+      this.#closeBlock();
       this.#chunks.push(chunk);
-      this.#block = null;
       return;
     }
-    if (this.#block === null || this.#used + chunk.length > BLOCK_BYTES) {
-      this.#block = Buffer.allocUnsafeSlow(BLOCK_BYTES);
-      this.#used = 0;
-      this.#chunks.push(this.#block.subarray(0, 0));
+    if (this.#block !== null && this.#to + chunk.length > this.#block.length) this.#closeBlock();
+    if (this.#block === null) {
+      const isFirst = this.#chunks.length === 0;
+      this.#block = Buffer.allocUnsafeSlow(isFirst ? FIRST_BLOCK_BYTES : BLOCK_BYTES);
     }
-    const last = this.#chunks[this.#chunks.length - 1] as Buffer;
-    const from = this.#used - last.length;
-    chunk.copy(this.#block, this.#used);
-    this.#used += chunk.length;
-    this.#chunks[this.#chunks.length - 1] = this.#block.subarray(from, this.#used);
+    this.#to += chunk.copy(this.#block, this.#to);
   }
 
   /** The first `bytes` are with the other end. */
   drop(bytes: number): void {
     assert(bytes >= 0 && bytes <= this.#bytes, "no more is acknowledged than is kept");
     this.#bytes -= bytes;
-    if (this.#bytes === 0) {
-      this.#chunks = [];
-      this.#block = null;
-      return;
-    }
     let left = bytes;
     let gone = 0;
-    while (left > 0) {
+    while (left > 0 && gone < this.#chunks.length) {
       const chunk = this.#chunks[gone] as Buffer;
       if (chunk.length > left) {
         this.#chunks[gone] = chunk.subarray(left);
-        break;
+        left = 0;
+      } else {
+        left -= chunk.length;
+        gone++;
       }
-      left -= chunk.length;
-      gone++;
     }
     if (gone > 0) this.#chunks.splice(0, gone);
+    this.#from += left;
+    if (this.#bytes === 0) this.#closeBlock();
   }
 
+  /** Not to be changed; until something is kept or dropped. */
   chunks(): readonly Buffer[] {
+    this.#closeBlock();
     return this.#chunks;
+  }
+
+  #closeBlock(): void {
+    if (this.#block !== null && this.#to > this.#from)
+      this.#chunks.push(this.#block.subarray(this.#from, this.#to));
+    this.#block = null;
+    this.#from = 0;
+    this.#to = 0;
   }
 }

@@ -488,8 +488,9 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#kept ??= new Kept();
     this.#kept.push(part);
     this.#heardSinceSent = false;
-    assert(this.#kept.bytes === this.#sentBytes - this.#ackedBytes, "what is sent is acknowledged or kept");
-    assert(this.#kept.bytes <= LINK_WINDOW_BYTES, "no more is kept than may be on its way");
+    const { bytes } = this.#kept;
+    if (bytes !== this.#sentBytes - this.#ackedBytes) assert.fail("what is sent is acknowledged or kept");
+    if (bytes > LINK_WINDOW_BYTES) assert.fail("no more is kept than may be on its way");
     if (this.#receivedBytes - this.#toldBytes >= ACK_BYTES_MIN) this.#sendAck();
   }
 
@@ -756,7 +757,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     if (this.#lostAtMs === 0) this.#lostAtMs = performance.now();
     this.#events.onInterrupted?.(this);
     // not in the middle of what has broken it
-    if (!this.#isAcceptor) setImmediate(() => this.#guard(() => this.#tryAgain()));
+    if (!this.#isAcceptor) setImmediate(() => this.tryAgain());
   }
 
   look(nowMs: number): void {
@@ -768,7 +769,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     if (again === null || this.#state !== "ready") return;
     if (this.#carries) this.#lookAtConnection(nowMs, again);
     if (this.#lostAtMs === 0) return;
-    if (nowMs - this.#lostAtMs >= again.watch.resumeMsMax) {
+    if (nowMs - this.#lostAtMs >= again.watch.lostMsMax) {
       if (this.isOpen && !this.#isReleased) this.#events.onLate?.(this);
       this.#fail(RST_CODE.broken);
       return;
@@ -815,15 +816,15 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#send(frame(FRAME.ask));
   }
 
-  turn(): void {
-    this.#guard(() => this.#tryAgain(true));
+  tryAgain(): void {
+    this.#guard(() => this.#tryAgain());
   }
 
   /** Dialler: one attempt at a time. */
-  #tryAgain(isNext = false): void {
+  #tryAgain(): void {
     const again = this.#again;
     if (again === null || again.trying !== null || this.#lostAtMs === 0 || this.#state !== "ready") return;
-    const giveTurn = again.watch.takeTurn(this, isNext);
+    const giveTurn = again.watch.takeTurn(this);
     if (giveTurn === null) return;
     again.attempt++;
     const [key] = again.watch.keys;

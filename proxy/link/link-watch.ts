@@ -14,6 +14,8 @@ const LOOKS_A_ROUND = 40;
 const LOOKS_BETWEEN = 4;
 /** greetings of TLS cost about 1 ms of CPU at each end: none is to run out of its time for the others */
 const ATTEMPTS_MAX = 64;
+/** for each link, beside `resumeMsMax`: all may have to be dialled again */
+const LINK_MS = 2;
 
 export interface WatchedLink {
   /** of the session it carries */
@@ -22,8 +24,8 @@ export interface WatchedLink {
   look(nowMs: number): void;
   /** Is to say something, if only that it is there. */
   ask(): void;
-  /** It may be dialled again now, having been told to wait (`takeTurn`). */
-  turn(): void;
+  /** It may have a turn now, if it still wants one. */
+  tryAgain(): void;
   /** Its proxy ends. */
   abandon(): void;
 }
@@ -31,29 +33,32 @@ export interface WatchedLink {
 export class LinkWatch<Link extends WatchedLink = WatchedLink> {
   /** what is dialled again, and accepted, with */
   keys: SharedKeys;
-  /** without a connection; 0: a link ends with its connection */
-  readonly resumeMsMax: number;
+  readonly #resumeMsMax: number;
   readonly #lookMs: number;
   readonly #links = new Set<Link>();
   readonly #dialled = new Set<Link>();
   readonly #accepted = new Map<string, Link>();
   #timer: NodeJS.Timeout | null = null;
-  #attempts = 0;
-  /** for their turn, the first to come first */
+  /** that had no turn, in this order */
   readonly #waiting = new Set<Link>();
-  #isServing = false;
+  #attempts = 0;
   #looks = 0;
   #isSilent = false;
   #round: Iterator<Link> | null = null;
 
+  /** @param resumeMsMax how long a link may be without a connection; 0: it ends with its connection */
   constructor(keys: SharedKeys, resumeMsMax: number, lookMs = LOOK_MS) {
     this.keys = keys;
-    this.resumeMsMax = resumeMsMax;
+    this.#resumeMsMax = resumeMsMax;
     this.#lookMs = lookMs;
   }
 
   get isOn(): boolean {
-    return this.resumeMsMax > 0;
+    return this.#resumeMsMax > 0;
+  }
+  /** How long a link may be without a connection. */
+  get lostMsMax(): number {
+    return this.#resumeMsMax + LINK_MS * this.#links.size;
   }
   get size(): number {
     return this.#links.size;
@@ -87,37 +92,24 @@ export class LinkWatch<Link extends WatchedLink = WatchedLink> {
     return this.#accepted.get(session);
   }
 
-  /**
-   * One more may be dialled.
-   * @param isNext it was told that it is its turn
-   * @returns to be called when that has ended; null: too many are, and it is told later (`turn`)
-   */
-  takeTurn(link: Link, isNext = false): (() => void) | null {
-    if (this.#attempts >= ATTEMPTS_MAX || (this.#waiting.size > 0 && !isNext)) {
+  /** One more may be dialled. @returns to be called when that has ended; null: too many are, it will be told */
+  takeTurn(link: Link): (() => void) | null {
+    if (this.#attempts >= ATTEMPTS_MAX) {
       this.#waiting.add(link);
       return null;
     }
     this.#attempts++;
+    this.#waiting.delete(link);
     let isOver = false;
     return () => {
       if (isOver) return;
       isOver = true;
       this.#attempts--;
-      this.#serveSoon();
+      const [next] = this.#waiting;
+      if (next === undefined) return;
+      this.#waiting.delete(next);
+      setImmediate(() => next.tryAgain());
     };
-  }
-
-  #serveSoon(): void {
-    if (this.#isServing || this.#waiting.size === 0) return;
-    this.#isServing = true;
-    setImmediate(() => {
-      this.#isServing = false;
-      for (const link of this.#waiting) {
-        if (this.#attempts >= ATTEMPTS_MAX) return;
-        this.#waiting.delete(link);
-        link.turn();
-      }
-    });
   }
 
   /** A link that was asked has not said anything: perhaps none can. */

@@ -13,9 +13,16 @@ import {
   welcome,
 } from "#proxy/link/link-auth.ts";
 import {
+  decodeAck,
   decodeActive,
+  decodeMove,
+  decodeResumed,
+  encodeAck,
   encodeActive,
+  encodeCounted,
   encodeCredit,
+  encodeMove,
+  encodeResumed,
   FRAME,
   FrameDecoder,
   type FrameType,
@@ -47,9 +54,30 @@ const anyFrame = fc.oneof(
   fc
     .tuple(fc.nat(), fc.nat(), fc.nat())
     .map(([epoch, bytesIn, bytesOut]) => encodeActive({ epoch, bytesIn, bytesOut })),
+  fc.constantFrom(frame(FRAME.count), frame(FRAME.prepared, Buffer.of(1))),
+  fc.nat().map((bytes) => encodeCounted(bytes)),
+  fc
+    .tuple(fc.nat(), fc.integer({ min: 1, max: 65_535 }), fc.oneof(fc.ipV4(), fc.ipV6()))
+    .map(([epoch, port, address]) => encodeMove({ epoch, link: { address, port } })),
 );
 
 describe("the link codec", () => {
+  it("reads in a MOVE what was written, and nothing where it is no address of a port", () => {
+    for (const link of [
+      { address: "10.0.0.1", port: 1 },
+      { address: "fd00::1", port: 65_535 },
+    ])
+      assert.deepEqual(decodeMove(encodeMove({ epoch: 7, link }).subarray(4)), { epoch: 7, link });
+    for (const link of [
+      { address: "10.0.0.1", port: 0 },
+      { address: "example", port: 1 },
+      { address: "10.0.0.1\0", port: 1 },
+    ])
+      assert.equal(decodeMove(encodeMove({ epoch: 7, link }).subarray(4)), null);
+    const { decoder } = collect();
+    assert.equal(decoder.feed(frame(FRAME.move, Buffer.alloc(10))), false, "without an address");
+  });
+
   it("gives the same frames however the stream is cut", () => {
     fc.assert(
       fc.property(
@@ -138,6 +166,17 @@ describe("the link codec", () => {
   it("brings back what ACTIVE says", () => {
     const active = { epoch: 7, bytesIn: 2 ** 40, bytesOut: 3 };
     assert.deepEqual(decodeActive(encodeActive(active).subarray(4)), active);
+  });
+
+  it("brings back what RESUMED and ACK say", () => {
+    for (const [fin, holds] of [
+      [true, false],
+      [false, true],
+    ] as const) {
+      const resumed = { bytes: 2 ** 40 + 1, creditedBytes: 2 ** 40, fin, holds };
+      assert.deepEqual(decodeResumed(encodeResumed(resumed).subarray(4)), resumed);
+      assert.deepEqual(decodeAck(encodeAck({ bytes: 2 ** 33, fin }).subarray(4)), { bytes: 2 ** 33, fin });
+    }
   });
 });
 

@@ -1,81 +1,57 @@
-/** Whose link is dialled again, and when. */
+/** Who is dialled again when: links that have lost their connections take turns. */
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { LinkWatch, type WatchedLink } from "#proxy/link/link-watch.ts";
 
-const AT_A_TIME = 64;
-const LINKS = 200;
-const key = Buffer.alloc(32, 7);
+const key = Buffer.alloc(32);
 
-class Waiting implements WatchedLink {
+class FakeLink implements WatchedLink {
   readonly id: string;
-  readonly #watch: LinkWatch<Waiting>;
-  readonly #order: string[];
-  giveTurn: (() => void) | null = null;
-
-  constructor(watch: LinkWatch<Waiting>, id: number, order: string[]) {
+  tries = 0;
+  isAbandoned = false;
+  constructor(id: number) {
     this.id = String(id);
-    this.#watch = watch;
-    this.#order = order;
-    watch.add(this, false);
-  }
-
-  try(isNext = false): void {
-    this.giveTurn = this.#watch.takeTurn(this, isNext);
-    if (this.giveTurn !== null) this.#order.push(this.id);
-  }
-  turn(): void {
-    this.try(true);
   }
   look(): void {}
   ask(): void {}
-  abandon(): void {}
-}
-
-function makeLinks(): { watch: LinkWatch<Waiting>; links: Waiting[]; order: string[] } {
-  const watch = new LinkWatch<Waiting>([key], 1_000);
-  const order: string[] = [];
-  const links = Array.from({ length: LINKS }, (_, id) => new Waiting(watch, id, order));
-  for (const link of links) link.try();
-  return { watch, links, order };
+  tryAgain(): void {
+    this.tries++;
+  }
+  abandon(): void {
+    this.isAbandoned = true;
+  }
 }
 
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
-describe("links that are to be dialled again", () => {
-  it("are so a few at a time, the next as soon as one has ended, in the order in which they came", async () => {
-    const { links, order } = makeLinks();
-    assert.equal(order.length, AT_A_TIME);
-    for (const link of links) {
-      assert.ok(link.giveTurn !== null, `${link.id} has had its turn`);
-      link.giveTurn();
-      await turn();
-      assert.ok(order.length <= AT_A_TIME + Number(link.id) + 1);
-    }
+describe("links that are dialled again", () => {
+  it("are 64 at a time; who waits is told in turn when one has ended, and not when it is no more", async () => {
+    const watch = new LinkWatch([key], 1_000);
+    const links = Array.from({ length: 67 }, (_, id) => new FakeLink(id));
+    for (const link of links) watch.add(link, false);
+    const turns = links.map((link) => watch.takeTurn(link));
+    assert.equal(turns.filter((given) => given !== null).length, 64);
+    watch.remove(links[64] as FakeLink);
+    turns[0]?.();
+    turns[0]?.();
+    await turn();
     assert.deepEqual(
-      order,
-      links.map(({ id }) => id),
+      links.map(({ tries }) => tries).slice(63),
+      [0, 0, 1, 0],
+      "one turn was given back, so one is told",
     );
+    assert.notEqual(watch.takeTurn(links[65] as FakeLink), null);
+    assert.equal(watch.takeTurn(links[66] as FakeLink), null);
+    watch.stop();
+    for (const link of links) watch.remove(link);
   });
 
-  it("wait behind the others when they have failed", async () => {
-    const { links, order } = makeLinks();
-    const [first] = links as [Waiting];
-    first.giveTurn?.();
-    first.try();
-    assert.equal(first.giveTurn, null, "another is first");
-    await turn();
-    assert.equal(order.at(-1), String(AT_A_TIME));
-  });
-
-  it("keep nobody waiting when they end", async () => {
-    const { watch, links, order } = makeLinks();
-    for (const link of links.slice(AT_A_TIME, LINKS - 1)) watch.remove(link);
-    links[0]?.giveTurn?.();
-    await turn();
-    assert.equal(order.at(-1), String(LINKS - 1));
-    links[0]?.giveTurn?.();
-    await turn();
-    assert.equal(order.length, AT_A_TIME + 1, "a turn is given back once");
+  it("have more time the more there are", () => {
+    const watch = new LinkWatch([key], 1_000);
+    for (let id = 0; id < 100; id++) watch.add(new FakeLink(id), true);
+    assert.equal(watch.lostMsMax, 1_200);
+    const found = watch.find("7") as FakeLink;
+    watch.stop();
+    assert.ok(found.isAbandoned);
   });
 });
