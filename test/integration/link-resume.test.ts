@@ -106,7 +106,7 @@ describe("a wire that lets nothing pass for a while", { timeout: 120_000, concur
     });
 
   it("of one connection among many: that one is found dead by what it was given", async (it) => {
-    const linked = await start(it);
+    const linked = await start(it, { limits: { trunkSessionsMax: 0 } });
     const idle = await Promise.all(Array.from({ length: 30 }, () => RawEnd.dial(linked.listen)));
     it.after(() => {
       for (const client of idle) client.destroy();
@@ -114,12 +114,18 @@ describe("a wire that lets nothing pass for a while", { timeout: 120_000, concur
     const hasLink = ({ upstream }: LiveSession): boolean => upstream instanceof LinkLeg;
     await until("they have links", () => [...linked.anchor.sessions.values()].filter(hasLink).length === 30);
     const [talker] = talk(it, linked, 1, { chunkBytes: 500, everyMs: 20 }) as [Talker];
-    await talker.receives(1_000);
-    const { connections } = linked.wire;
-    linked.wire.tap = (bytes, _, connection) => (connection === connections ? Buffer.alloc(0) : bytes);
+    const carried = new Map<number, number>();
+    linked.wire.tap = (bytes, _, connection) => {
+      carried.set(connection, (carried.get(connection) ?? 0) + bytes.length);
+      return bytes;
+    };
+    // more than any greeting has
+    await talker.receives(10_000);
+    const [busiest] = [...carried].sort(([, a], [, b]) => b - a)[0] as [number, number];
+    linked.wire.tap = (bytes, _, connection) => (connection === busiest ? Buffer.alloc(0) : bytes);
     // a process that is kept from running for long finds others silent, too
     await until("it goes on over another", () => linked.anchor.counters.linksContinued >= 1);
-    await talker.receives(1_000, 5_000);
+    await talker.receives(2_000, 5_000);
     await allDone([talker]);
     assertNobodyNoticed(linked);
   });
@@ -190,6 +196,7 @@ describe("a session whose link has no connection", { timeout: 60_000, concurrenc
     const banner = patternAt(0, 100);
     const linked = await start(it, {
       links: "plain",
+      limits: { trunkSessionsMax: 0 },
       serve: (socket) => {
         begun++;
         socket.write(banner);

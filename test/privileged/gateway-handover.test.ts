@@ -185,6 +185,8 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
           session.nextLink?.close(RST_CODE.broken);
           session.nextLink = null;
         }
+      // what links write in a turn goes out at its end: before the target hears of the next step
+      await new Promise((resolve) => setImmediate(resolve));
     });
     await tell();
     await allSettled();
