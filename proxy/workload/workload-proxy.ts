@@ -860,8 +860,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
       session.reset("upstream reset");
       return;
     }
-    this.counters.linkFailures++;
     // In the middle of a move the next owner may have everything: its offsets will tell.
+    if (!(session.inbound.held && code === RST_CODE.moved)) this.counters.linkFailures++;
     if (session.inbound.held) {
       session.inbound.removeSink(link.takeUnsent());
       session.outbound.setSource(null);
