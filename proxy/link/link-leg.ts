@@ -604,6 +604,10 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
       else this.#onGreeting(type, payload);
       return;
     }
+    if (type === FRAME.rst && this.isUnproven && endsLinkAlone(payload[0])) {
+      this.#interrupted();
+      return;
+    }
     this.#heard();
     if (!this.#carries) {
       if (type === FRAME.resumed) this.#resumed(decodeResumed(payload));
@@ -1030,6 +1034,14 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
 /** @param trunks null: a connection of its own */
 function connectionTo(to: Endpoint, trunks: Trunks | null, sink: ConnectionSink): LinkConnection {
   return trunks === null ? SocketConnection.dial(to, sink) : trunks.open(to, sink);
+}
+
+/**
+ * Of an RST: its link is over, whose session goes on. A dialler's on a link that it prepared may cross with the owner's ACTIVE. One that has
+ * had ACTIVE says ACK first, so from one that has said nothing since it means: it has not, and will dial as for a new link.
+ */
+function endsLinkAlone(code: number | undefined): boolean {
+  return code === RST_CODE.moved || code === RST_CODE.broken;
 }
 
 function rst(code: number): Buffer {

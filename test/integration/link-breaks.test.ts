@@ -138,7 +138,12 @@ const owners = new Map<number, (socket: Socket) => void>();
 /** What carries the link: a connection of its own, or a trunk. */
 type Over = "own" | "trunk";
 
-async function makeStage(cuts: Cut[] = [], over: Over = "own"): Promise<Stage> {
+/** @param onReady the dialler's link is welcomed; nothing of ACTIVE has been looked at */
+async function makeStage(
+  cuts: Cut[] = [],
+  over: Over = "own",
+  onReady: (link: LinkLeg) => void = () => {},
+): Promise<Stage> {
   const wire = await Wire.open();
   const server = createServer((socket) => owners.get((server.address() as AddressInfo).port)?.(socket));
   server.listen(0, "127.0.0.1");
@@ -176,7 +181,7 @@ async function makeStage(cuts: Cut[] = [], over: Over = "own"): Promise<Stage> {
     onRefused: () => {},
     listener: acceptor.listener(),
   };
-  const trunks = new Trunks({ keys: [key], encrypted: false, linksMax: 10, onBroken });
+  const trunks = new Trunks({ keys: [key], encrypted: false, linksMax: 10, onBroken, onFault: () => {} });
   if (over === "trunk")
     accept.onTrunk = (connection) =>
       new Trunk(() => connection, {
@@ -194,7 +199,7 @@ async function makeStage(cuts: Cut[] = [], over: Over = "own"): Promise<Stage> {
     to: wire.at,
     greeting,
     watch: dialling,
-    onReady: () => {},
+    onReady,
     listener: dialler.listener({ onActive: (link) => dialler.begin(link) }),
   });
   return {
@@ -314,6 +319,38 @@ for (const over of ["own", "trunk"] as const)
         const replaced = await each(all, over);
         assert.ok(replaced > all.length, "some were cut twice");
       });
+  });
+
+for (const over of ["own", "trunk"] as const)
+  describe(`a link on ${over === "own" ? "its own connection" : "a trunk"} that the dialler closes`, {
+    timeout: 60_000,
+  }, () => {
+    for (const code of [RST_CODE.moved, RST_CODE.broken])
+      it(`with RST ${code}, without having had the owner's ACTIVE, is to be dialled again`, async () => {
+        const stage = await makeStage([], over, (link) => link.close(code));
+        await until("it has come", () => stage.acceptor.interruptions === 1);
+        const link = stage.acceptor.link as LinkLeg;
+        assert.deepEqual([link.isOpen, link.isConnected, link.isUnproven], [true, false, true]);
+        assert.deepEqual([stage.acceptor.over, stage.dialler.over], [null, null]);
+        const kept = Buffer.concat([link.takeUnacknowledged(), link.takeUnsent()]);
+        assert.equal(kept.length, TOTAL, "what was written on it is for the next");
+        stage.close();
+      });
+
+    it("with its client's reset, as the owner says ACTIVE, is its session's end", async () => {
+      const stage = await makeStage([], over, (link) => link.reset());
+      await until("it has come", () => stage.acceptor.over === RST_CODE.reset);
+      stage.close();
+    });
+
+    it("when it has had ACTIVE is over", async () => {
+      const stage = await makeStage([], over);
+      await until("ACTIVE", () => stage.dialler.link !== null);
+      stage.dialler.link?.close(RST_CODE.moved);
+      await until("it has come", () => stage.acceptor.over === RST_CODE.moved);
+      assert.equal(stage.acceptor.interruptions, 0);
+      stage.close();
+    });
   });
 
 /** Somebody who greets by hand. */

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it, type TestContext } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LINK_WINDOW_BYTES, LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import {
@@ -217,4 +218,47 @@ describe("a session whose link has no connection", { timeout: 60_000, concurrenc
     assert.ok(client.received.equals(banner));
     assert.deepEqual([begun, linked.wire.connections], [1, 2]);
   });
+
+  for (const [how, trunkSessionsMax] of [
+    ["its own connection", 0],
+    ["a trunk", 65_536],
+  ] as const)
+    for (const code of [RST_CODE.moved, RST_CODE.broken])
+      it(`whose link on ${how} is closed with RST ${code} as the owner says ACTIVE goes on over the next, from the first byte`, async (it) => {
+        let begun = 0;
+        const banner = patternAt(0, 100);
+        const linked = await start(it, {
+          limits: { trunkSessionsMax },
+          serve: (socket) => {
+            begun++;
+            socket.write(banner);
+            socket.pipe(socket);
+          },
+        });
+        const { anchor, owner } = linked;
+        const { takeLink } = owner;
+        owner.takeLink = (link) => {
+          owner.takeLink = takeLink;
+          void (async () => {
+            const [session] = anchor.sessions.values();
+            await until("it is prepared", () => session?.nextLink?.isReady === true);
+            session?.nextLink?.close(code);
+            (session as LiveSession).nextLink = null;
+            // that is not heard of before the next turn
+            owner.takeLink(link);
+          })();
+        };
+        const client = await RawEnd.dial(linked.listen);
+        it.after(() => client.destroy());
+        await until("the owner has heard of it", () => owner.counters.linksInterrupted === 1);
+        await until("the application speaks", () => begun === 1);
+        assert.equal(owner.sessions.size, 1);
+        for (const session of anchor.sessions.values()) anchor.start(session);
+        await client.has(banner.length);
+        client.socket.write("x");
+        await client.has(banner.length + 1);
+        assert.ok(client.received.subarray(0, banner.length).equals(banner));
+        assert.equal(begun, 1);
+        assertNobodyNoticed(linked);
+      });
 });
