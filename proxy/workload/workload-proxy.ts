@@ -203,6 +203,11 @@ export class WorkloadProxy implements ProtocolFilterHost {
     return { address: address.address, port: address.port };
   }
 
+  /** connections that many links share, dialled and accepted */
+  get trunks(): number {
+    return this.#trunks.size + this.#trunksAccepted.size;
+  }
+
   portOf(session: LiveSession): PortConfig {
     return this.config.ports[session.port] as PortConfig;
   }
