@@ -42,6 +42,8 @@ export interface LinkConnection {
   /** -1: there is none, or Node does not say */
   readonly fd: number;
   readonly isOpen: boolean;
+  /** Other links may be on the same socket. */
+  readonly isShared: boolean;
   /** More waits to be written than may wait. */
   readonly isFull: boolean;
   /** Dialler: everything from here on is under TLS. @param onSecure the acceptor has proven that it has the key */
@@ -77,6 +79,7 @@ interface FirstBytes {
 
 export class SocketConnection implements LinkConnection {
   sink: ConnectionSink;
+  readonly isShared = false;
   readonly #plain: net.Socket;
   /** the same, or TLS around it */
   #socket: net.Socket | TLSSocket;

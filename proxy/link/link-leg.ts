@@ -383,6 +383,10 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   get fd(): number {
     return this.#connection.fd;
   }
+  /** That descriptor is other links', too. */
+  get isShared(): boolean {
+    return this.#connection.isShared;
+  }
 
   #ready(watch: LinkWatch<LinkLeg> | null, key: Buffer, hello: Buffer): void {
     this.#connection.greeted();

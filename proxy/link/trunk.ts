@@ -89,6 +89,9 @@ export class Channel implements LinkConnection {
   get isOpen(): boolean {
     return !this.#isOver && (this.#own?.isOpen ?? true);
   }
+  get isShared(): boolean {
+    return this.#own === null;
+  }
   get isFull(): boolean {
     return this.#own?.isFull ?? this.queuedBytes > QUEUED_BYTES_MAX;
   }

@@ -28,7 +28,7 @@ import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
 import { newCounters } from "./counters.ts";
 import { IdleSessions } from "./idle-sessions.ts";
-import type { LegKernel } from "./leg-kernel.ts";
+import type { LegKernel, PeerTimeouts } from "./leg-kernel.ts";
 import { Linger } from "./linger.ts";
 import { type DetachedLeg, LiveSession } from "./live-session.ts";
 import { Front, FrontHeader } from "./load-balancer.ts";
@@ -104,6 +104,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
   /** one a port */
   readonly availabilities: UpstreamAvailability[];
   readonly #fronts: (Front | null)[];
+  /** of trunks */
+  readonly #sharedTimeouts: PeerTimeouts;
   readonly probeAnswers = new ProbeAnswers();
   /** when the present cutover or restart began */
   heldAtMs = 0;
@@ -161,6 +163,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       spillBytesMax: limits.spillBytesMax,
       spillDir,
     });
+    this.#sharedTimeouts = strictestOf(ports);
     this.availabilities = ports.map((_, port) => new UpstreamAvailability(this, port));
     this.#fronts = ports.map(({ proxyProtocol, listen }) =>
       proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
@@ -1019,7 +1022,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
    */
   #watchOver(link: LinkLeg, port: number): void {
     const { fd } = link;
-    const bounds = this.config.ports[port] as PortConfig;
+    const bounds = link.isShared ? this.#sharedTimeouts : (this.config.ports[port] as PortConfig);
     // a port that never asks its clients for a sign of life leaves links with what they have
     if (this.config.downstream === "gateway" && fd >= 0 && bounds.keepAliveMs > 0)
       this.kernel.setPeerTimeouts(fd, bounds);
@@ -1196,6 +1199,23 @@ function letGo(kernel: LegKernel, leg: DetachedLeg | null): void {
   // its number must not become another's while the surgeon works on it
   if (leg?.inSurgery) leg.isLetGo = true;
   else if (leg !== null) kernel.close(leg.fd);
+}
+
+/**
+ * For a connection that links of all these ports may share: the shortest there are, whichever have links on it. It need not be known then which
+ * do, nor set again when another comes, and one that is given up early costs nothing: its links go on over the next.
+ */
+function strictestOf(ports: readonly PortConfig[]): PeerTimeouts {
+  const shortest = (times: number[]): number => {
+    const set = times.filter((ms) => ms > 0);
+    return set.length === 0 ? 0 : Math.min(...set);
+  };
+  // a port that never asks says nothing of links
+  const asking = ports.filter(({ keepAliveMs }) => keepAliveMs > 0);
+  return {
+    keepAliveMs: shortest(asking.map(({ keepAliveMs }) => keepAliveMs)),
+    userTimeoutMs: shortest(asking.map(({ userTimeoutMs }) => userTimeoutMs)),
+  };
 }
 
 /** "10.0.0.2", "10.0.0.2:0", "[fd00::1]:7401", "fd00::1" */
