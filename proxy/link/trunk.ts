@@ -18,6 +18,8 @@ import {
 export const CHANNELS_MAX = 65_536;
 /** Dialler: channels whose greeting is under way; others wait. Below what an acceptor lets greet at a time. */
 const OPENING_MAX = 256;
+/** Acceptor: no dialler has so many, so that one which never greets takes this from a proxy and no more. */
+const OPENED_MAX = 2 * OPENING_MAX;
 /** of a channel: from when it is wanted */
 const GREETING_MS_MAX = 5_000;
 /** what may wait in this process for the kernel to take it, beside what channels queue */
@@ -26,6 +28,11 @@ const ROOM_BYTES = 256 * 1024;
 const SHARE_BYTES = 16 * 1024;
 /** what a channel may queue before its link has to wait */
 const QUEUED_BYTES_MAX = SHARE_BYTES;
+/**
+ * What may wait in this process where no credit bounds it: what the other end has asked for. One that asks and does not read is not kept
+ * answers for; an honest one has, of CHANNELS_MAX links, about 200 bytes each to come.
+ */
+const WAITING_BYTES_MAX = 32 * 1024 * 1024;
 /** smaller ones are copied together */
 const SMALL_BYTES = 2_048;
 const BLOCK_BYTES = 16 * 1024;
@@ -45,6 +52,21 @@ export interface TrunkOptions {
   /** A bug of ours has come up in it; it is destroyed. */
   onBroken(error: unknown): void;
 }
+
+/** What a trunk needs of its connection. */
+export type TrunkConnection = Pick<
+  SocketConnection,
+  | "sink"
+  | "progress"
+  | "fd"
+  | "queuedBytes"
+  | "greeted"
+  | "carryChannels"
+  | "writeAll"
+  | "flushed"
+  | "end"
+  | "destroy"
+>;
 
 /** @param isData of a DATA frame, without its header */
 interface Queued {
@@ -127,12 +149,12 @@ export class Channel implements LinkConnection {
 
   end(): void {
     if (this.#own !== null) this.#own.end();
-    else if (this.#stop()) this.#trunk.closed(this, false);
+    else this.#close(false);
   }
 
   destroy(): void {
     if (this.#own !== null) this.#own.destroy();
-    else if (this.#stop()) this.#trunk.closed(this, true);
+    else this.#close(true);
   }
 
   // ---- for its trunk
@@ -163,7 +185,9 @@ export class Channel implements LinkConnection {
   }
 
   gone(why: Gone): void {
-    if (!this.#stop()) return;
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#stopTimer();
     try {
       this.#sink.onGone(why);
     } catch (error) {
@@ -178,12 +202,12 @@ export class Channel implements LinkConnection {
     connection.sink = this.#sink;
   }
 
-  /** @returns false: it was over */
-  #stop(): boolean {
-    if (this.#isOver) return false;
+  #close(now: boolean): void {
+    if (this.#isOver) return;
     this.#isOver = true;
+    this.#trunk.closed(this, now);
+    // not before: the next OPEN is behind its CLOSE
     this.#stopTimer();
-    return true;
   }
 
   #stopTimer(): void {
@@ -194,6 +218,7 @@ export class Channel implements LinkConnection {
   }
 
   #tooLate(): void {
+    this.#trunk.doubt();
     this.#fail("broken");
   }
 
@@ -209,7 +234,7 @@ export class Channel implements LinkConnection {
 }
 
 export class Trunk implements ConnectionSink {
-  readonly #connection: SocketConnection;
+  readonly #connection: TrunkConnection;
   readonly #options: TrunkOptions;
   /** by number */
   readonly #channels: (Channel | typeof CLOSING | undefined)[] = [];
@@ -236,6 +261,10 @@ export class Trunk implements ConnectionSink {
   #used = 0;
   #from = 0;
   #isFlushing = false;
+  /** the other end has us keep more than is right */
+  #isOverfull = false;
+  /** of what channels queue, what is not DATA */
+  #waitingBytes = 0;
   /** bytes framed since the beginning, and at which of them each write that is under way ends */
   #framedBytes = 0;
   readonly #writes: number[] = [];
@@ -243,7 +272,7 @@ export class Trunk implements ConnectionSink {
   #waiters: { atBytes: number; resolve(): void }[] = [];
 
   /** @param connect gives it the connection; greeted or not */
-  constructor(connect: (sink: ConnectionSink) => SocketConnection, options: TrunkOptions) {
+  constructor(connect: (sink: ConnectionSink) => TrunkConnection, options: TrunkOptions) {
     this.#options = options;
     this.#connection = connect(this);
   }
@@ -336,6 +365,8 @@ export class Trunk implements ConnectionSink {
     if (channel.queue !== null) {
       channel.queue.push({ bytes, isData: false });
       channel.queuedBytes += bytes.length;
+      this.#waitingBytes += bytes.length;
+      this.#boundWaiting();
     } else this.#frame(channel.number, bytes);
   }
 
@@ -357,6 +388,8 @@ export class Trunk implements ConnectionSink {
       await this.#written(this.#framedBytes + 1);
     }
     await this.#written(this.#framedBytes);
+    // its last link may have ended it, this one's frames included
+    if (this.#isOver) await this.#connection.flushed();
   }
 
   /** It is over at this end. @param now nothing that it queued is sent any more */
@@ -480,7 +513,8 @@ export class Trunk implements ConnectionSink {
   #opened(number: number): void {
     const { onOpen, channelsMax } = this.#options;
     const isFree = this.#channels[number] === undefined && number <= this.#channels.length;
-    if (onOpen === null || !isFree || number >= channelsMax) {
+    const isTooMany = number >= channelsMax || this.#opening >= OPENED_MAX;
+    if (onOpen === null || !isFree || isTooMany) {
       this.#fault();
       return;
     }
@@ -517,6 +551,7 @@ export class Trunk implements ConnectionSink {
   }
 
   #dropQueue(channel: Channel): void {
+    for (const { bytes, isData } of channel.queue ?? []) if (!isData) this.#waitingBytes -= bytes.length;
     channel.queue = null;
     channel.queuedBytes = 0;
     this.#turns.delete(channel);
@@ -533,6 +568,13 @@ export class Trunk implements ConnectionSink {
     block.writeUInt32BE(number, this.#used);
     bytes.copy(block, this.#used + CHANNEL_BYTES);
     this.#add(CHANNEL_BYTES + bytes.length);
+    this.#boundWaiting();
+  }
+
+  #boundWaiting(): void {
+    if (this.#waitingBytes - this.#room <= WAITING_BYTES_MAX) return;
+    this.#isOverfull = true;
+    this.#flushSoon();
   }
 
   #frameData(number: number, part: Buffer): void {
@@ -581,7 +623,10 @@ export class Trunk implements ConnectionSink {
   }
   readonly #flushInTurn = (): void => {
     this.#isFlushing = false;
-    if (!this.#isOver) this.#flush();
+    if (this.#isOver) return;
+    // not in the middle of what has filled it
+    if (this.#isOverfull) this.#fault();
+    else this.#flush();
   };
 
   #flush(): void {
@@ -615,7 +660,10 @@ export class Trunk implements ConnectionSink {
       share -= part.length;
       channel.queuedBytes -= part.length;
       if (isData) this.#frameData(number, part);
-      else this.#frame(number, part);
+      else {
+        this.#waitingBytes -= part.length;
+        this.#frame(number, part);
+      }
       if (part.length < bytes.length) next.bytes = bytes.subarray(part.length);
       else queue.shift();
     }

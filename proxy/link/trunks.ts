@@ -21,6 +21,8 @@ export interface TrunksOptions {
   encrypted: boolean;
   /** links of a trunk at a time; 0: each link has a connection of its own */
   linksMax: number;
+  /** What is at that address has broken the rules. */
+  onFault(to: Endpoint): void;
   onBroken(error: unknown): void;
 }
 
@@ -68,7 +70,7 @@ export class Trunks {
   }
 
   #dial(name: string, way: Way, to: Endpoint): Trunk {
-    const { linksMax, onBroken } = this.#options;
+    const { linksMax, onBroken, onFault } = this.#options;
     let timer: NodeJS.Timeout | null = null;
     const stopTimer = (): void => {
       if (timer !== null) clearTimeout(timer);
@@ -83,9 +85,10 @@ export class Trunks {
           if (trunk.links === 0) trunk.end();
         }, EMPTY_MS_MAX).unref();
       },
-      onGone: () => {
+      onGone: (why) => {
         stopTimer();
         this.#trunks.delete(trunk);
+        if (why === "fault") onFault(to);
         if (way.trunk !== trunk) return;
         way.trunk = null;
         if (way.ownUntilMs === 0) this.#ways.delete(name);

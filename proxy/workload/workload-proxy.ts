@@ -153,6 +153,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       keys: options.keys,
       encrypted: options.config.links === "encrypted",
       linksMax: limits.trunkSessionsMax,
+      onFault: (to) => this.#trunkFault(to),
       onBroken: (err) => this.log.error({ err }, "a trunk has broken"),
     });
     this.#linger = new Linger(limits.lingerMsMax, () => this.counters.lingerTimeouts++);
@@ -954,11 +955,22 @@ export class WorkloadProxy implements ProtocolFilterHost {
       channelsMax: CHANNELS_MAX,
       onOpen: (channel) => this.#onChannel(channel),
       onEmpty: () => {},
-      onGone: () => this.#trunksAccepted.delete(trunk),
+      onGone: (why) => {
+        this.#trunksAccepted.delete(trunk);
+        if (why === "fault") this.#trunkFault(null);
+      },
       onBroken: (err) => this.log.error({ err }, "a trunk has broken"),
     });
     this.#trunksAccepted.add(trunk);
     trunk.ready();
+  }
+
+  /** @param to null: it was accepted */
+  #trunkFault(to: Endpoint | null): void {
+    this.log.warn(
+      { to },
+      "a connection of many links is closed: its other end has sent what is none of ours, or asks and does not read; look at the versions of both",
+    );
   }
 
   #onChannel(channel: Channel): void {

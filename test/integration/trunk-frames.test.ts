@@ -11,6 +11,7 @@ import { within } from "#test/support/raw-ends.ts";
 const CHANNELS_MAX = 8;
 const LOTS = 4 * 1024 * 1024;
 const SMALL = 10;
+const GREETING_MS_MAX = 5_000;
 
 const closers: (() => void)[] = [];
 afterEach(() => {
@@ -212,6 +213,58 @@ describe("channels of a trunk", { timeout: 30_000 }, () => {
     acceptor.trunk.destroy();
     await until("their end", () => all.every(({ seen }) => seen.gone === "broken"));
     assert.ok(acceptor.seen.every(({ gone }) => gone === "broken"));
+  });
+});
+
+describe("a trunk that is in doubt", { timeout: 30_000 }, () => {
+  it("takes no more links, serves those that it has, and ends with the last of them", async () => {
+    const { dialler, acceptor } = await trunkPair();
+    const [first, second] = [open(dialler), open(dialler)];
+    await until("both", () => acceptor.channels.length === 2);
+    first.channel.doubt();
+    assert.ok(!dialler.trunk.hasRoom);
+    first.channel.end();
+    second.channel.writeData(Buffer.alloc(SMALL));
+    await until("the other's", () => acceptor.seen[1]?.bytes === SMALL);
+    acceptor.channels[1]?.writeData(Buffer.alloc(SMALL));
+    await until("its answer", () => second.seen.bytes === SMALL);
+    assert.deepEqual([dialler.gone, acceptor.gone, second.seen.gone], [null, null, null]);
+    second.channel.writeData(Buffer.alloc(LOTS));
+    second.channel.end();
+    await until("its end, here", () => dialler.gone !== null);
+    await until("and there", () => acceptor.gone !== null);
+    assert.equal(acceptor.seen[1]?.bytes, SMALL + LOTS, "with all that was written");
+  });
+
+  it("is one on which a channel was not greeted in time", async (it) => {
+    it.mock.timers.enable({ apis: ["setTimeout"] });
+    const { dialler, acceptor } = await trunkPair();
+    const slow = new Seen();
+    dialler.trunk.open(slow.sink);
+    const { seen } = open(dialler);
+    await until("both", () => acceptor.channels.length === 2);
+    it.mock.timers.tick(GREETING_MS_MAX);
+    assert.deepEqual([slow.gone, seen.gone, dialler.gone], ["broken", null, null]);
+    assert.ok(!dialler.trunk.hasRoom);
+  });
+
+  it("that has ended with its last is flushed when the kernel has all of it", async () => {
+    const { dialler, acceptor, sockets } = await trunkPair();
+    const { channel } = open(dialler);
+    await until("it", () => acceptor.channels.length === 1);
+    sockets[1].pause();
+    for (let sent = 0; sent < 8 * LOTS; sent += 65_536) channel.writeData(Buffer.alloc(65_536));
+    dialler.trunk.retire();
+    channel.end();
+    let isFlushed = false;
+    const flushed = channel.flushed().then(() => {
+      isFlushed = true;
+    });
+    for (let turn = 0; turn < 100; turn++) await new Promise((resolve) => setImmediate(resolve));
+    assert.ok(!isFlushed, "most of it waits in this process");
+    sockets[1].resume();
+    await within("flushed", flushed);
+    await until("all of it", () => acceptor.seen[0]?.bytes === 8 * LOTS);
   });
 });
 
