@@ -70,7 +70,8 @@ interface End {
   gone: Gone | null;
 }
 
-function trunkOn(socket: Socket, isAcceptor: boolean): End {
+/** @param onChannel in place of a sink that keeps what comes */
+function trunkOn(socket: Socket, isAcceptor: boolean, onChannel?: (channel: Channel) => void): End {
   const end: Omit<End, "trunk"> = { channels: [], seen: [], gone: null };
   const onOpen = (channel: Channel): void => {
     const seen = new Seen();
@@ -81,7 +82,7 @@ function trunkOn(socket: Socket, isAcceptor: boolean): End {
   };
   const options: TrunkOptions = {
     channelsMax: CHANNELS_MAX,
-    onOpen: isAcceptor ? onOpen : null,
+    onOpen: isAcceptor ? (onChannel ?? onOpen) : null,
     onEmpty: () => {},
     onGone: (why) => {
       end.gone = why;
@@ -246,6 +247,22 @@ describe("a trunk that is in doubt", { timeout: 30_000 }, () => {
     it.mock.timers.tick(GREETING_MS_MAX);
     assert.deepEqual([slow.gone, seen.gone, dialler.gone], ["broken", null, null]);
     assert.ok(!dialler.trunk.hasRoom);
+  });
+
+  it("is not what an acceptor makes of a dialler that does not greet: the channel ends, and the next is served", async (it) => {
+    it.mock.timers.enable({ apis: ["setTimeout"] });
+    const [near, far] = await socketPair();
+    const dialler = trunkOn(near, false);
+    const silent: Channel[] = [];
+    const acceptor = trunkOn(far, true, (channel) => silent.push(channel));
+    const { seen } = open(dialler);
+    await until("it", () => silent.length === 1);
+    it.mock.timers.tick(GREETING_MS_MAX);
+    await until("its end", () => seen.gone === "broken");
+    open(dialler);
+    await until("the next", () => silent.length === 2);
+    assert.ok(silent[1]?.isOpen);
+    assert.deepEqual([dialler.gone, acceptor.gone], [null, null]);
   });
 
   it("that has ended with its last is flushed when the kernel has all of it", async () => {
