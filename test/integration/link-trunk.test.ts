@@ -20,6 +20,10 @@ import { RawEnd, within } from "#test/support/raw-ends.ts";
 const MB = 1024 * 1024;
 /** more than are dialled again at a time, and than a trunk greets at a time */
 const MANY = 300;
+/** four sockets of each are in this process */
+const THOUSANDS = 3_000;
+/** fewer than may wait for an owner */
+const AT_A_TIME = 80;
 
 /** @param it ends with it */
 async function start(it: TestContext, options?: LinkedOptions): Promise<Linked> {
@@ -110,6 +114,24 @@ async function idleClients(it: TestContext, { listen }: Linked, count: number): 
   await Promise.all(clients.map((client) => client.has(1)));
   return clients;
 }
+
+describe("thousands of sessions over one trunk", { timeout: 120_000 }, () => {
+  it("go on after it is cut: all within linkResumeMsMax, and nobody is reset", async (it) => {
+    const linked = await start(it, { limits: { linkResumeMsMax: 15_000 } });
+    const { anchor, owner, wire } = linked;
+    const clients: RawEnd[] = [];
+    while (clients.length < THOUSANDS)
+      clients.push(...(await idleClients(it, linked, Math.min(AT_A_TIME, THOUSANDS - clients.length))));
+    assert.deepEqual([anchor.sessions.size, wire.connections], [THOUSANDS, 1]);
+    wire.cut();
+    await until("all have gone on", () => anchor.counters.linksContinued === THOUSANDS);
+    for (const client of clients) client.socket.write("y");
+    await Promise.all(clients.map((client) => client.has(2)));
+    assert.equal(wire.connections, 2);
+    assert.equal(owner.sessions.size, THOUSANDS);
+    assertNobodyNoticed(linked);
+  });
+});
 
 describe("a trunk ends", { timeout: 60_000 }, () => {
   it("with the proxy that has dialled it: the owner is told of each session", async (it) => {

@@ -22,6 +22,8 @@ export class Wire {
   to: { address: string; port: number } = { address: "127.0.0.1", port: 0 };
   /** one way */
   delayMs = 0;
+  /** downwards a piece is read each turn of the event loop, and no more: what there is otherwise waits at its sender */
+  paceDown = false;
   /** connections since the start */
   connections = 0;
   /** bytes since the start that were passed on, in each direction */
@@ -106,6 +108,10 @@ export class Wire {
   #pass(pair: Pair, direction: Direction, number: number): void {
     const [from, to] = direction === "up" ? [pair.near, pair.far] : [pair.far, pair.near];
     from.on("data", (bytes: Buffer) => {
+      if (direction === "down" && this.paceDown) {
+        from.pause();
+        setImmediate(() => from.resume());
+      }
       this.#later(() => {
         if (!this.#pairs.has(pair)) return;
         const passing = this.tap(bytes, direction, number);
