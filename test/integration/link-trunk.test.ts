@@ -139,6 +139,7 @@ describe("a trunk ends", { timeout: 60_000 }, () => {
     await idleClients(it, linked, 3);
     assert.deepEqual([linked.anchor.trunks, linked.owner.trunks], [1, 1]);
     linked.anchor.stop();
+    assert.equal(linked.anchor.trunks, 0, "it waits for no other link");
     await until("the sessions' end", () => linked.owner.sessions.size === 0);
     await until("the trunk's", () => linked.owner.trunks + linked.anchor.trunks === 0);
     await until("its connection's", () => linked.wire.open === 0);
@@ -149,6 +150,7 @@ describe("a trunk ends", { timeout: 60_000 }, () => {
     const linked = await start(it);
     const clients = await idleClients(it, linked, 3);
     linked.owner.stop();
+    assert.equal(linked.owner.trunks, 0);
     for (const client of clients) assert.equal(await client.ending(), "ECONNRESET");
     await until("the trunk's end", () => linked.owner.trunks + linked.anchor.trunks === 0);
     assert.deepEqual([linked.wire.connections, linked.anchor.counters.linksInterrupted], [1, 0]);
