@@ -12,8 +12,9 @@ import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LegSide } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import { closeDetached } from "#proxy/workload/detached-legs.ts";
 import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
-import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { operate } from "./surgery.ts";
 
 /** A link that is not there by then is dialled again at the switch. */

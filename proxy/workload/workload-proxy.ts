@@ -24,12 +24,13 @@ import type { Role } from "#proxy/session/role.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
 import { newCounters } from "./counters.ts";
+import { closeDetachedUpstream } from "./detached-legs.ts";
 import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
-import { Linger } from "./linger.ts";
-import { type DetachedLeg, LiveSession } from "./live-session.ts";
+import { LiveSession } from "./live-session.ts";
 import { Front, FrontHeader } from "./load-balancer.ts";
 import { ProbeAnswers, ProbePeek } from "./probes.ts";
+import { SessionTable } from "./session-table.ts";
 import { UpstreamAvailability } from "./upstream-availability.ts";
 import { placeOf, sessionPage } from "./view.ts";
 
@@ -88,7 +89,6 @@ export class WorkloadProxy implements ProtocolFilterHost {
   readonly kernel: LegKernel;
   readonly surgeon: LegSurgeon;
   readonly log: Logger;
-  readonly sessions = new Map<string, LiveSession>();
   readonly listeners: ClientListener[] = [];
   /** accepted links that wait for their session, or for this proxy to own the workload */
   readonly parked = new Map<string, LinkLeg>();
@@ -97,6 +97,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
   readonly opaqueReasons = new Map<string, number>();
   readonly budget: HeldBudget;
   readonly admission: Admission;
+  readonly table: SessionTable;
+  readonly sessions: ReadonlyMap<string, LiveSession>;
   /** one a port */
   readonly availabilities: UpstreamAvailability[];
   readonly #fronts: (Front | null)[];
@@ -122,8 +124,6 @@ export class WorkloadProxy implements ProtocolFilterHost {
   readonly #links: LinkWatch<LinkLeg>;
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
-  #sessionsMade = 0;
-  readonly #linger: Linger;
   #unavailableBefore: UnavailableFigures | null = null;
   #shortageToldAtMs = Number.NEGATIVE_INFINITY;
 
@@ -137,8 +137,9 @@ export class WorkloadProxy implements ProtocolFilterHost {
     this.log = options.log;
     const { limits, spillDir, ports } = options.config;
     this.#links = new LinkWatch(options.keys, limits.linkResumeMsMax);
-    this.#linger = new Linger(limits.lingerMsMax, () => this.counters.lingerTimeouts++);
     this.admission = new Admission({ ports, process: options.kernel, log: options.log });
+    this.table = new SessionTable(this);
+    this.sessions = this.table.byId;
     this.budget = new HeldBudget({
       sessionBytesMax: limits.heldSessionBytesMax,
       workloadBytesMax: limits.heldWorkloadBytesMax,
@@ -166,14 +167,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
   get limits(): ProxyLimits {
     return this.config.limits;
   }
-  get lingerMsMax(): number {
-    return this.config.limits.lingerMsMax;
-  }
   get isPaused(): boolean {
     return this.role !== "owner";
-  }
-  get isMoving(): boolean {
-    return this.role !== "owner" && this.role !== "paused";
   }
 
   get isAnchor(): boolean {
@@ -274,7 +269,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       leg.reset();
       return;
     }
-    const session = this.createSession({
+    const session = this.table.create({
       id: randomBytes(12).toString("hex"),
       port,
       anchor: this.config.node,
@@ -282,7 +277,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       acceptedAtMs: Date.now(),
       state: "waiting",
     });
-    if (front === null) this.countClient(session);
+    if (front === null) this.table.countClient(session);
     else this.awaitHeader(session, NO_BYTES);
     session.guard(() => {
       session.setDownstream(leg);
@@ -355,13 +350,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
       session.reset("refused");
       return;
     }
-    this.countClient(session);
+    this.table.countClient(session);
     this.#admit(session, tooMany);
-  }
-
-  /** Its client's socket is here, and counts for that address. */
-  countClient(session: LiveSession): void {
-    session.countedAs ??= this.admission.clientEnters(session.port, session.client);
   }
 
   /** The application is held, or being restarted, here and not for too long. */
@@ -385,15 +375,6 @@ export class WorkloadProxy implements ProtocolFilterHost {
       if (waits && session !== newcomer) count++;
     }
     return count;
-  }
-
-  createSession(
-    options: Omit<ConstructorParameters<typeof LiveSession>[0], "events" | "number">,
-  ): LiveSession {
-    const session = new LiveSession({ ...options, number: ++this.#sessionsMade, events: this });
-    this.sessions.set(session.id, session);
-    this.admission.enter(session.port);
-    return session;
   }
 
   /** Gives a waiting session its upstream, where that is possible now. */
@@ -585,45 +566,6 @@ export class WorkloadProxy implements ProtocolFilterHost {
     };
   }
 
-  // ---- endings (SessionEvents)
-
-  onOver(session: LiveSession, reason: string | null): void {
-    if (this.sessions.get(session.id) === session) {
-      this.sessions.delete(session.id);
-      this.admission.leave(session.port);
-    }
-    if (session.countedAs !== null) this.admission.clientLeaves(session.port, session.countedAs);
-    session.countedAs = null;
-    closeDetached(this.kernel, session);
-    this.#linger.remove(session);
-    this.counters.bytesIn += session.inbound.bytes;
-    this.counters.bytesOut += session.outbound.bytes;
-    if (reason === null) this.counters.sessionsEnded++;
-    else {
-      this.counters.sessionsReset++;
-      this.log.debug({ session: session.id, reason }, "session reset");
-    }
-  }
-
-  onBroken(session: LiveSession, error: unknown): void {
-    if (session.state === "closed") {
-      this.log.debug({ session: session.id, err: error }, "an ended session's code has thrown");
-      return;
-    }
-    this.counters.sessionsBroken++;
-    this.log.error({ session: session.id, client: session.client, err: error }, "a session has broken");
-    try {
-      session.breakOff();
-    } catch (again) {
-      this.log.error({ session: session.id, err: again }, "… and could not be reset: it is let go as it is");
-      this.onOver(session, "broken");
-    }
-  }
-
-  onLingering(session: LiveSession): void {
-    this.#linger.add(session);
-  }
-
   // ---- links, at the anchor
 
   dialLink(session: LiveSession, options: { to: Endpoint; epoch: number; fresh: boolean }): Promise<boolean> {
@@ -736,7 +678,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     if (session.state === "captured") {
       // The source hears it from the target before its own agent does: nothing can be taken back any more.
       this.releasedElsewhere = true;
-      this.#dropDetachedUpstream(session);
+      closeDetachedUpstream(this.kernel, session);
       session.dropWatch();
       if (session.lost !== null) {
         link.reset();
@@ -799,11 +741,6 @@ export class WorkloadProxy implements ProtocolFilterHost {
     if (session.outbound.bytes === offsets.bytesOut) complete();
     else session.switchAt = { bytesOut: offsets.bytesOut, complete };
     session.inbound.unhold();
-  }
-
-  #dropDetachedUpstream(session: LiveSession): void {
-    letGo(this.kernel, session.detachedUpstream);
-    session.detachedUpstream = null;
   }
 
   #onAnchorLinkOver(session: LiveSession, link: LinkLeg, code: number): void {
@@ -965,7 +902,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
       this.joinLink(known, link);
     } else if (known === undefined && greeting.fresh) {
       this.counters.sessionsAccepted++;
-      const session = this.createSession({
+      const session = this.table.create({
         id: greeting.session,
         port: greeting.port,
         anchor: greeting.anchor,
@@ -1082,10 +1019,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
 
   /** Everything reset, everything closed. */
   stop(): void {
-    for (const session of [...this.sessions.values()]) {
-      closeDetached(this.kernel, session);
-      session.reset("stopped");
-    }
+    this.table.resetAll();
     this.#links.stop();
     this.closeDoors();
   }
@@ -1101,25 +1035,9 @@ export class WorkloadProxy implements ProtocolFilterHost {
     this.closeParked(RST_CODE.reset);
     this.#linkServer?.close();
     this.#linkServer = null;
-    this.#linger.stop();
+    this.table.stopLooking();
     for (const availability of this.availabilities) availability.stop();
   }
-}
-
-/** Silently: a stand-in too, and a leg in repair mode sends nothing when it is closed. */
-export function closeDetached(kernel: LegKernel, session: LiveSession): void {
-  letGo(kernel, session.detachedUpstream);
-  letGo(kernel, session.detachedDownstream);
-  if (session.standIn !== null) kernel.close(session.standIn.fd);
-  session.detachedUpstream = null;
-  session.detachedDownstream = null;
-  session.standIn = null;
-}
-
-function letGo(kernel: LegKernel, leg: DetachedLeg | null): void {
-  // its number must not become another's while the surgeon works on it
-  if (leg?.inSurgery) leg.isLetGo = true;
-  else if (leg !== null) kernel.close(leg.fd);
 }
 
 /** "10.0.0.2", "10.0.0.2:0", "[fd00::1]:7401", "fd00::1" */
