@@ -39,7 +39,7 @@ export async function adoptUpstream(
       session.adopted = snapshot;
       // An anchor's own session goes on over its link until the release.
       if (snapshot.filter.length > 0 && session.state === "adopted")
-        proxy.attachFilter(session, snapshot.filter);
+        proxy.filters.attach(session, snapshot.filter);
       const { upstream } = snapshot;
       if (upstream === null) continue;
       if (!movable(upstream)) {
@@ -173,7 +173,7 @@ export async function adoptDownstream(
         continue;
       }
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
-      if (snapshot.filter.length > 0) proxy.attachFilter(session, snapshot.filter);
+      if (snapshot.filter.length > 0) proxy.filters.attach(session, snapshot.filter);
       session.client = clientOf(snapshot);
       session.named = snapshot.client;
       if (snapshot.headerAwaited) proxy.awaitHeader(session, snapshot.pendingIn);

@@ -281,7 +281,7 @@ function takeBackUndialled(proxy: WorkloadProxy, session: LiveSession, adopted: 
     return;
   }
   const unobserved = adopted.filter.length === 0 ? null : session.inbound.takeBack();
-  if (unobserved !== null) proxy.attachFilter(session, adopted.filter);
+  if (unobserved !== null) proxy.filters.attach(session, adopted.filter);
   session.inbound.prepend(adopted.pendingIn);
   session.inbound.finSent = false;
   session.step("renew");
@@ -311,7 +311,7 @@ function takeBack(
   // What was read here and has not reached the old owner, it has not observed.
   const unobserved = inbound.takeBack();
   inbound.holdFin();
-  if (adopted.filter.length > 0) proxy.attachFilter(session, adopted.filter);
+  if (adopted.filter.length > 0) proxy.filters.attach(session, adopted.filter);
   proxy.switchUpstream(session, upstream.leg, {
     bytesIn: adopted.bytesIn,
     bytesOut: adopted.bytesOut - adopted.pendingOut.length,

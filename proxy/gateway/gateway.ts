@@ -93,7 +93,7 @@ export class Gateway {
     this.#places = new SessionPlaces({
       store: options.store,
       log: options.log,
-      cookieKeysOf: (workload) => this.#servedAs(workload).proxy.cookieKeys,
+      cookieKeysOf: (workload) => this.#servedAs(workload).proxy.filters.cookieKeys,
     });
   }
 

@@ -26,8 +26,8 @@ export interface AvailabilityHost {
   readonly kernel: ApplicationLook;
   readonly sessions: ReadonlyMap<string, LiveSession>;
   readonly log: Logger;
-  /** What comes for it is kept from now on. */
-  beginUnavailable(): void;
+  /** what becomes of its sessions is counted from now on */
+  readonly unavailable: { begin(): void };
   giveUp(session: LiveSession): void;
   start(session: LiveSession): void;
 }
@@ -76,7 +76,7 @@ export class UpstreamAvailability {
   lost(): void {
     if (this.isAbsent) return;
     this.#absentSinceMs = performance.now();
-    this.#proxy.beginUnavailable();
+    this.#proxy.unavailable.begin();
     this.#look();
   }
 

@@ -2,13 +2,12 @@
  * The proxy of one workload on one node: its sessions, where clients and links arrive, who owns the workload, and what
  * happens to a session when nothing is being moved. The steps of a move are in the files beside this one.
  */
-import { hkdfSync, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import net from "node:net";
 import type { Logger } from "pino";
 import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
-import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
@@ -16,10 +15,6 @@ import { type Active, type Destination, RST_CODE } from "#proxy/link/link-codec.
 import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import { LinkWatch } from "#proxy/link/link-watch.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
-import type { PlainRequest } from "#proxy/protocol/stored-answer.ts";
-import { HeldBudget } from "#proxy/replay/held-bytes.ts";
-import { ProtocolFilter, type ProtocolFilterHost } from "#proxy/replay/protocol-filter.ts";
-import type { Carrier } from "#proxy/replay/replay-host.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
@@ -27,10 +22,12 @@ import { newCounters } from "./counters.ts";
 import { closeDetachedUpstream } from "./detached-legs.ts";
 import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
-import { LiveSession } from "./live-session.ts";
+import type { LiveSession } from "./live-session.ts";
 import { Front, FrontHeader } from "./load-balancer.ts";
 import { ProbeAnswers, ProbePeek } from "./probes.ts";
+import { SessionFilters } from "./session-filters.ts";
 import { SessionTable } from "./session-table.ts";
+import { UnavailableCount } from "./unavailable-count.ts";
 import { UpstreamAvailability } from "./upstream-availability.ts";
 import { placeOf, sessionPage } from "./view.ts";
 
@@ -51,13 +48,6 @@ const SHORTAGES: ReadonlySet<string> = new Set([
 ]);
 /** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
 const REFUSED_POLITELY_MAX = 1024;
-
-/** What a restart has done to the sessions, between {@link WorkloadProxy.beginUnavailable} and `endUnavailable`. */
-interface UnavailableFigures {
-  replayed: number;
-  refused: number;
-  reset: number;
-}
 
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {
@@ -84,7 +74,7 @@ export interface WorkloadProxyOptions {
   log: Logger;
 }
 
-export class WorkloadProxy implements ProtocolFilterHost {
+export class WorkloadProxy {
   readonly config: Configure;
   readonly kernel: LegKernel;
   readonly surgeon: LegSurgeon;
@@ -93,16 +83,15 @@ export class WorkloadProxy implements ProtocolFilterHost {
   /** accepted links that wait for their session, or for this proxy to own the workload */
   readonly parked = new Map<string, LinkLeg>();
   readonly counters = newCounters();
-  /** how often bytes could not be named any more, by reason */
-  readonly opaqueReasons = new Map<string, number>();
-  readonly budget: HeldBudget;
   readonly admission: Admission;
   readonly table: SessionTable;
   readonly sessions: ReadonlyMap<string, LiveSession>;
-  /** one a port */
+  /** of the application, one a port */
   readonly availabilities: UpstreamAvailability[];
+  readonly unavailable = new UnavailableCount(this.counters);
   readonly #fronts: (Front | null)[];
   readonly probeAnswers = new ProbeAnswers();
+  readonly filters: SessionFilters;
   /** when the present cutover or restart began */
   heldAtMs = 0;
   role: Role = "idle";
@@ -117,36 +106,28 @@ export class WorkloadProxy implements ProtocolFilterHost {
   readonly leavingLinks: LinkLeg[] = [];
 
   #keys: SharedKeys;
-  #cookieKeys: SharedKeys;
   readonly #finder: OwnerFinder | null;
   readonly #idle = new IdleSessions(this);
   /** that can go on over another connection */
   readonly #links: LinkWatch<LinkLeg>;
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
-  #unavailableBefore: UnavailableFigures | null = null;
   #shortageToldAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: WorkloadProxyOptions) {
     this.config = options.config;
     this.#finder = options.finder ?? null;
     this.#keys = options.keys;
-    this.#cookieKeys = cookieKeysOf(options.keys, options.config.workload);
     this.kernel = options.kernel;
     this.surgeon = options.surgeon;
     this.log = options.log;
-    const { limits, spillDir, ports } = options.config;
+    const { limits, ports } = options.config;
     this.#links = new LinkWatch(options.keys, limits.linkResumeMsMax);
     this.admission = new Admission({ ports, process: options.kernel, log: options.log });
     this.table = new SessionTable(this);
     this.sessions = this.table.byId;
-    this.budget = new HeldBudget({
-      sessionBytesMax: limits.heldSessionBytesMax,
-      workloadBytesMax: limits.heldWorkloadBytesMax,
-      spillBytesMax: limits.spillBytesMax,
-      spillDir,
-    });
     this.availabilities = ports.map((_, port) => new UpstreamAvailability(this, port));
+    this.filters = new SessionFilters(this, options.keys);
     this.#fronts = ports.map(({ proxyProtocol, listen }) =>
       proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
     );
@@ -156,21 +137,11 @@ export class WorkloadProxy implements ProtocolFilterHost {
   set keys(keys: SharedKeys) {
     this.#keys = keys;
     this.#links.keys = keys;
-    this.#cookieKeys = cookieKeysOf(keys, this.config.workload);
+    this.filters.keys = keys;
   }
   get keys(): SharedKeys {
     return this.#keys;
   }
-  get cookieKeys(): SharedKeys {
-    return this.#cookieKeys;
-  }
-  get limits(): ProxyLimits {
-    return this.config.limits;
-  }
-  get isPaused(): boolean {
-    return this.role !== "owner";
-  }
-
   get isAnchor(): boolean {
     return this.owner !== null;
   }
@@ -295,7 +266,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     if (tooMany !== null) {
       this.counters.sessionsRefused++;
       // HTTP is told to come later; what turns out to be something else is reset.
-      this.attachFilter(session, null);
+      this.filters.attach(session, null);
       session.filter?.replay?.giveUp();
       return;
     }
@@ -398,7 +369,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
     // It is told when it has said who it is.
     if (session.header !== null) return;
     session.peek?.giveBack();
-    this.attachFilter(session, null);
+    this.filters.attach(session, null);
     const replay = session.filter?.replay ?? null;
     if (replay === null) session.reset("the application is unavailable");
     else replay.giveUp();
@@ -406,7 +377,7 @@ export class WorkloadProxy implements ProtocolFilterHost {
 
   #startHere(session: LiveSession): void {
     session.peek?.giveBack();
-    this.attachFilter(session, null);
+    this.filters.attach(session, null);
     // What was given back may have led here already.
     if (session.state !== "waiting") return;
     const replay = session.filter?.replay ?? null;
@@ -507,63 +478,6 @@ export class WorkloadProxy implements ProtocolFilterHost {
     session.step("dialled");
     session.setUpstream(leg);
     if (session.upstream === leg) session.filter?.replay?.attached();
-  }
-
-  // ---- what passes (ProtocolFilterHost)
-
-  /** @param saved of the node the session comes from. @throws HoldfastError `SNAPSHOT_INVALID` */
-  attachFilter(session: LiveSession, saved: Buffer | null): void {
-    const port = this.portOf(session);
-    if (session.filter !== null || (port.protocol === "tcp" && port.continuity === "transplant")) return;
-    const unobserved = saved === null ? session.inbound.takeBack() : null;
-    session.filter = new ProtocolFilter({ carrier: session, host: this, port, saved });
-    if (unobserved !== null && unobserved.length > 0) session.fromClient(unobserved);
-  }
-
-  instanceFor(carrier: Carrier): number {
-    return carrier instanceof LiveSession ? (this.availabilities[carrier.port]?.instance ?? -1) : -1;
-  }
-
-  want(carrier: Carrier): void {
-    if (carrier instanceof LiveSession) this.start(carrier);
-  }
-
-  onSpillFailed(error: unknown): void {
-    this.log.warn({ err: error }, "held bytes and the disk: a client is refused or reset");
-  }
-
-  onOpaque(reason: string): void {
-    this.counters.sessionsOpaque++;
-    this.opaqueReasons.set(reason, (this.opaqueReasons.get(reason) ?? 0) + 1);
-  }
-
-  onProbeAnswer(port: PortConfig, check: PlainRequest, answer: Buffer): void {
-    this.probeAnswers.remember(port, check, answer);
-  }
-
-  /** From now on it is counted what becomes of sessions whose application is unavailable. */
-  beginUnavailable(): void {
-    this.#unavailableBefore ??= this.#unavailableFigures();
-  }
-
-  endUnavailable(): UnavailableFigures {
-    const now = this.#unavailableFigures();
-    const before = this.#unavailableBefore ?? now;
-    this.#unavailableBefore = null;
-    return {
-      replayed: now.replayed - before.replayed,
-      refused: now.refused - before.refused,
-      reset: now.reset - before.reset,
-    };
-  }
-
-  #unavailableFigures(): UnavailableFigures {
-    const { counters } = this;
-    return {
-      replayed: counters.requestsReplayed + counters.messagesReplayed,
-      refused: counters.requestsRefused + counters.webSocketsRefused,
-      reset: counters.sessionsReset,
-    };
   }
 
   // ---- links, at the anchor
@@ -1012,8 +926,8 @@ export class WorkloadProxy implements ProtocolFilterHost {
       rssBytes: process.memoryUsage.rss(),
       ports: this.listeners.map((listener) => listener.port),
       counters: this.counters,
-      heldBytes: this.budget.memoryBytes,
-      spilledBytes: this.budget.spilledBytes,
+      heldBytes: this.filters.budget.memoryBytes,
+      spilledBytes: this.filters.budget.spilledBytes,
     };
   }
 
@@ -1052,10 +966,4 @@ function splitAddress(text: string): [host: string, port: number] {
 function stopWaiting(session: LiveSession): void {
   if (session.timer !== null) clearTimeout(session.timer);
   session.timer = null;
-}
-
-function cookieKeysOf([first, ...others]: SharedKeys, workload: string): SharedKeys {
-  const derive = (key: Buffer): Buffer =>
-    Buffer.from(hkdfSync("sha256", key, "", `holdfast session cookie ${workload}`, 32));
-  return [derive(first), ...others.map(derive)];
 }
