@@ -18,6 +18,7 @@ import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { Role } from "#proxy/session/role.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
+import { ApplicationDialler } from "./application-dialler.ts";
 import { newCounters } from "./counters.ts";
 import { closeDetachedUpstream } from "./detached-legs.ts";
 import { IdleSessions } from "./idle-sessions.ts";
@@ -33,19 +34,6 @@ import { placeOf, sessionPage } from "./view.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
 const LINKS_GREETING_MAX = 4096;
-/** until a session that the node has nothing left for is dialled again */
-const SHORTAGE_MS = 500;
-const SHORTAGE_LOG_MS = 60_000;
-/** What a dial fails with although the application is there: descriptors, memory, local ports (socket(2), connect(2)). */
-const SHORTAGES: ReadonlySet<string> = new Set([
-  "EMFILE",
-  "ENFILE",
-  "ENOBUFS",
-  "ENOMEM",
-  "ENOSPC",
-  "EADDRNOTAVAIL",
-  "EAGAIN",
-]);
 /** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
 const REFUSED_POLITELY_MAX = 1024;
 
@@ -92,6 +80,7 @@ export class WorkloadProxy {
   readonly #fronts: (Front | null)[];
   readonly probeAnswers = new ProbeAnswers();
   readonly filters: SessionFilters;
+  readonly dialler: ApplicationDialler;
   /** when the present cutover or restart began */
   heldAtMs = 0;
   role: Role = "idle";
@@ -112,7 +101,6 @@ export class WorkloadProxy {
   readonly #links: LinkWatch<LinkLeg>;
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
-  #shortageToldAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: WorkloadProxyOptions) {
     this.config = options.config;
@@ -128,6 +116,7 @@ export class WorkloadProxy {
     this.sessions = this.table.byId;
     this.availabilities = ports.map((_, port) => new UpstreamAvailability(this, port));
     this.filters = new SessionFilters(this, options.keys);
+    this.dialler = new ApplicationDialler(this);
     this.#fronts = ports.map(({ proxyProtocol, listen }) =>
       proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
     );
@@ -351,9 +340,9 @@ export class WorkloadProxy {
   /** Gives a waiting session its upstream, where that is possible now. */
   start(session: LiveSession): void {
     if (session.state !== "waiting" || session.header !== null) return;
-    if (this.role === "owner") this.#startHere(session);
+    if (this.role === "owner") this.dialler.connect(session);
     else if (this.role === "paused" && this.availabilities[session.port]?.isGivenUp === true)
-      this.giveUp(session);
+      this.dialler.giveUp(session);
     else if (this.owner !== null && session.nextLink === null) {
       this.dialLink(session, { to: this.owner.link, epoch: this.epoch, fresh: true });
     } else if (this.owner === null && this.#finder !== null) this.#awaitOwner(session, this.#finder);
@@ -362,122 +351,6 @@ export class WorkloadProxy {
   #awaitOwner(session: LiveSession, finder: OwnerFinder): void {
     this.#boundWaiting(session);
     finder.seek();
-  }
-
-  /** The application has not come back in time. */
-  giveUp(session: LiveSession): void {
-    // It is told when it has said who it is.
-    if (session.header !== null) return;
-    session.peek?.giveBack();
-    this.filters.attach(session, null);
-    const replay = session.filter?.replay ?? null;
-    if (replay === null) session.reset("the application is unavailable");
-    else replay.giveUp();
-  }
-
-  #startHere(session: LiveSession): void {
-    session.peek?.giveBack();
-    this.filters.attach(session, null);
-    // What was given back may have led here already.
-    if (session.state !== "waiting") return;
-    const replay = session.filter?.replay ?? null;
-    if (replay === null) {
-      this.#dialApplication(session);
-      return;
-    }
-    const availability = this.availabilities[session.port] as UpstreamAvailability;
-    if (availability.isGivenUp) replay.giveUp();
-    else if ((session.dialShortage?.dialNotBeforeMs ?? 0) > performance.now()) return;
-    else if (availability.isAbsent) replay.waits();
-    else if (replay.comeBack()) this.#dialApplication(session);
-  }
-
-  #dialApplication(session: LiveSession): void {
-    session.step("dial");
-    const replay = session.filter?.replay ?? null;
-    const leg = TcpLeg.dial(this.kernel, this.portOf(session).upstream, {
-      onConnect: () => {
-        session.dialShortage = null;
-        if (replay === null) this.#attach(session, leg);
-        else {
-          replay.shakeHands(leg, (why) => {
-            if (why === null) this.#attach(session, leg);
-            else {
-              this.log.info({ session: session.id, reason: why }, "a WebSocket could not be dialled again");
-              leg.reset();
-              if (session.dialling !== leg) return;
-              session.dialling = null;
-              session.step("abort");
-            }
-          });
-        }
-      },
-      onError: (code) => {
-        session.guard(() => this.#dialFailed(session, code));
-      },
-      onBroken: (error) => session.onBroken(error),
-    });
-    session.dialling = leg;
-    // Of a descriptor that exists, the reserve may not be used up.
-    if (leg.fd >= 0 && !this.admission.hasRoom(leg.fd)) {
-      leg.close();
-      this.#dialFailed(session, "EMFILE");
-    }
-  }
-
-  #dialFailed(session: LiveSession, code: string): void {
-    const replay = session.filter?.replay ?? null;
-    this.counters.dialFailures++;
-    session.dialling = null;
-    if (replay === null) {
-      session.reset(`upstream dial ${code}`);
-      return;
-    }
-    session.step("abort");
-    if (SHORTAGES.has(code)) {
-      this.#dialLater(session, code);
-      return;
-    }
-    this.availabilities[session.port]?.lost();
-    replay.waits();
-  }
-
-  /** The node lacks what a connection needs, which says nothing of the application. */
-  #dialLater(session: LiveSession, code: string): void {
-    this.counters.dialShortages++;
-    const nowMs = performance.now();
-    if (nowMs - this.#shortageToldAtMs >= SHORTAGE_LOG_MS) {
-      this.#shortageToldAtMs = nowMs;
-      const { dialShortages } = this.counters;
-      this.log.error({ code, dialShortages }, "the node lacks what a connection to the application needs");
-    }
-    const shortage = {
-      sinceMs: session.dialShortage?.sinceMs ?? nowMs,
-      dialNotBeforeMs: nowMs + SHORTAGE_MS,
-    };
-    session.dialShortage = shortage;
-    setTimeout(() => {
-      shortage.dialNotBeforeMs = 0;
-      session.guard(() => this.start(session));
-    }, SHORTAGE_MS).unref();
-    // A client that has just come is better told at once; one whose state is worth it waits.
-    const isLate = nowMs - shortage.sinceMs >= this.config.limits.unavailableMsMax;
-    if (!session.wasConnected || isLate) this.giveUp(session);
-    else session.filter?.replay?.waits();
-  }
-
-  #attach(session: LiveSession, leg: TcpLeg): void {
-    session.dialling = null;
-    if (this.role === "paused") {
-      // It is the instance of the application that is about to end.
-      leg.reset();
-      session.step("abort");
-      return;
-    }
-    session.filter?.replay?.beforeAttach();
-    session.step("dialled");
-    session.setUpstream(leg);
-    if (session.upstream === leg) session.filter?.replay?.attached();
   }
 
   // ---- links, at the anchor
