@@ -176,7 +176,7 @@ export async function adoptDownstream(
       if (snapshot.filter.length > 0) proxy.filters.attach(session, snapshot.filter);
       session.client = clientOf(snapshot);
       session.named = snapshot.client;
-      if (snapshot.headerAwaited) proxy.awaitHeader(session, snapshot.pendingIn);
+      if (snapshot.headerAwaited) proxy.entrance.awaitHeader(session, snapshot.pendingIn);
       else proxy.table.countClient(session);
       if (movable(snapshot.downstream)) building.push({ session, leg: snapshot.downstream });
       else if (snapshot.downstream !== null) session.lost = "downstream reset";

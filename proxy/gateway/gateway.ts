@@ -195,7 +195,7 @@ export class Gateway {
       bind: null,
       onAccept: (fd) => {
         if (only !== null)
-          this.#servedAs(only.workloads[0] as string).proxy.accept(this.#portOf(listener, only), fd);
+          this.#servedAs(only.workloads[0] as string).proxy.entrance.accept(this.#portOf(listener, only), fd);
         else this.#decide(listener, fd);
       },
       onError: (error) => {
@@ -225,7 +225,7 @@ export class Gateway {
             return;
           }
           const { proxy } = this.#servedAs(workload);
-          proxy.acceptRead(this.#portOf(listener, route, workload), leg, read);
+          proxy.entrance.acceptRead(this.#portOf(listener, route, workload), leg, read);
         };
         const workload = this.#workloadOf(route, head);
         if (typeof workload === "string") return lead(workload);

@@ -2,7 +2,6 @@
  * The proxy of one workload on one node: its sessions, where clients and links arrive, who owns the workload, and what
  * happens to a session when nothing is being moved. The steps of a move are in the files beside this one.
  */
-import { randomBytes } from "node:crypto";
 import net from "node:net";
 import type { Logger } from "pino";
 import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
@@ -14,29 +13,26 @@ import type { Greeting } from "#proxy/link/link-auth.ts";
 import { type Active, type Destination, RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import { LinkWatch } from "#proxy/link/link-watch.ts";
-import { ClientListener } from "#proxy/listen/client-listener.ts";
+import type { ClientListener } from "#proxy/listen/client-listener.ts";
+import { PortListeners } from "#proxy/listen/port-listeners.ts";
 import type { Role } from "#proxy/session/role.ts";
-import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import type { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { Admission } from "./admission.ts";
 import { ApplicationDialler } from "./application-dialler.ts";
+import { ClientEntrance } from "./client-entrance.ts";
 import { newCounters } from "./counters.ts";
 import { closeDetachedUpstream } from "./detached-legs.ts";
 import { IdleSessions } from "./idle-sessions.ts";
 import type { LegKernel } from "./leg-kernel.ts";
 import type { LiveSession } from "./live-session.ts";
-import { Front, FrontHeader } from "./load-balancer.ts";
-import { ProbeAnswers, ProbePeek } from "./probes.ts";
+import { ProbeAnswers } from "./probes.ts";
 import { SessionFilters } from "./session-filters.ts";
 import { SessionTable } from "./session-table.ts";
 import { UnavailableCount } from "./unavailable-count.ts";
 import { UpstreamAvailability } from "./upstream-availability.ts";
 import { placeOf, sessionPage } from "./view.ts";
 
-const NO_BYTES: Buffer = Buffer.alloc(0);
 const LINKS_GREETING_MAX = 4096;
-/** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
-const REFUSED_POLITELY_MAX = 1024;
-
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {
   /** Which of the owner's ports one of ours is for. null: it has no such port */
@@ -67,7 +63,6 @@ export class WorkloadProxy {
   readonly kernel: LegKernel;
   readonly surgeon: LegSurgeon;
   readonly log: Logger;
-  readonly listeners: ClientListener[] = [];
   /** accepted links that wait for their session, or for this proxy to own the workload */
   readonly parked = new Map<string, LinkLeg>();
   readonly counters = newCounters();
@@ -77,9 +72,9 @@ export class WorkloadProxy {
   /** of the application, one a port */
   readonly availabilities: UpstreamAvailability[];
   readonly unavailable = new UnavailableCount(this.counters);
-  readonly #fronts: (Front | null)[];
   readonly probeAnswers = new ProbeAnswers();
   readonly filters: SessionFilters;
+  readonly entrance: ClientEntrance;
   readonly dialler: ApplicationDialler;
   /** when the present cutover or restart began */
   heldAtMs = 0;
@@ -96,7 +91,8 @@ export class WorkloadProxy {
 
   #keys: SharedKeys;
   readonly #finder: OwnerFinder | null;
-  readonly #idle = new IdleSessions(this);
+  readonly #idle: IdleSessions;
+  readonly #listeners: PortListeners;
   /** that can go on over another connection */
   readonly #links: LinkWatch<LinkLeg>;
   #linkServer: net.Server | null = null;
@@ -117,9 +113,9 @@ export class WorkloadProxy {
     this.availabilities = ports.map((_, port) => new UpstreamAvailability(this, port));
     this.filters = new SessionFilters(this, options.keys);
     this.dialler = new ApplicationDialler(this);
-    this.#fronts = ports.map(({ proxyProtocol, listen }) =>
-      proxyProtocol === null ? null : new Front(proxyProtocol, listen, options.log),
-    );
+    this.entrance = new ClientEntrance(this, (port, client) => this.#finder?.preface(port, client) ?? null);
+    this.#listeners = new PortListeners(this, (port, fd) => this.entrance.accept(port, fd));
+    this.#idle = new IdleSessions(this);
   }
 
   /** Links that are there go on; from now on others are dialled and accepted with these. */
@@ -141,201 +137,50 @@ export class WorkloadProxy {
     return { address: address.address, port: address.port };
   }
 
+  /** of clients; empty while nobody is let in */
+  get listeners(): readonly ClientListener[] {
+    return this.#listeners.all;
+  }
+
   portOf(session: LiveSession): PortConfig {
     return this.config.ports[session.port] as PortConfig;
   }
 
-  // ---- where clients arrive
+  // ---- its doors
 
-  /**
-   * Does nothing where this proxy, an anchor, listens already. Shielded: there, even before its address is, and silent
-   * until the release.
-   * @throws HoldfastError `PROXY_LISTEN`
-   */
+  /** Does nothing where clients are let in already. Shielded: see {@link PortListeners.open}. @throws HoldfastError `PROXY_LISTEN` */
   openListeners(options = { shielded: false }): void {
-    if (this.listeners.length > 0) return;
     this.#idle.start();
-    if (this.config.downstream === "gateway") return;
-    for (const [index, port] of this.config.ports.entries()) {
-      try {
-        const listener = ClientListener.open({
-          kernel: this.kernel,
-          address: this.config.listenAddress,
-          port: port.listen,
-          bind: this.#bind(port.listen, options.shielded),
-          onAccept: (fd) => this.accept(index, fd),
-          onError: (error) => {
-            this.counters.acceptErrors++;
-            this.log.warn({ err: error }, "accepting a client failed");
-          },
-        });
-        this.listeners.push(listener);
-        this.kernel.setPeerTimeouts(listener.fd, port);
-        this.kernel.boundQueues(listener.fd, "client");
-      } catch (error) {
-        this.closeListeners();
-        throw error;
-      }
-    }
-  }
-
-  /** Takeover: the address comes and goes without its listener. */
-  #bind(port: number, shielded: boolean): (() => number) | null {
-    const { downstream, listenAddress: address } = this.config;
-    if (shielded) return () => this.kernel.bindShielded({ address, port });
-    return downstream === "takeover" ? () => this.kernel.bindFree({ address, port }) : null;
+    if (this.config.downstream !== "gateway") this.#listeners.open(options);
   }
 
   closeListeners(): void {
-    for (const listener of this.listeners.splice(0)) listener.close();
+    this.#listeners.close();
   }
 
-  /** A client's connection, ours from now on. @param port which of the configuration's it came to */
-  accept(port: number, fd: number): void {
-    this.acceptRead(port, TcpLeg.attach(this.kernel, fd, "client"), { bytes: NO_BYTES, ended: false });
+  /** Sessions that pass nothing are ended from now on. A proxy that listens itself does so by {@link openListeners}. */
+  watchIdleSessions(): void {
+    this.#idle.start();
   }
 
-  /** As {@link accept}, of a client whose first bytes, and perhaps FIN, somebody has read. */
-  acceptRead(port: number, leg: TcpLeg, read: { bytes: Buffer; ended: boolean }): void {
-    try {
-      this.#begin(port, leg, leg.fd, read);
-    } catch (error) {
-      leg.reset();
-      throw error;
-    }
+  closeDoors(): void {
+    this.#idle.stop();
+    this.closeListeners();
+    this.closeParked(RST_CODE.reset);
+    this.#linkServer?.close();
+    this.#linkServer = null;
+    this.table.stopLooking();
+    for (const availability of this.availabilities) availability.stop();
   }
 
-  #begin(port: number, leg: TcpLeg, fd: number, read: { bytes: Buffer; ended: boolean }): void {
-    const { peer } = leg;
-    const front = this.#fronts[port] ?? null;
-    if (front !== null && !front.trusts(peer)) {
-      this.counters.peersRefused++;
-      front.refusePeer(peer);
-      leg.reset();
-      return;
-    }
-    const refusal =
-      front === null
-        ? this.admission.refuses(port, peer, fd)
-        : this.admission.refusesConnection(port, peer, fd);
-    if (refusal !== null) {
-      this.counters.sessionsRefused++;
-      leg.reset();
-      return;
-    }
-    const tooMany = front === null ? this.#tooManyWait(port) : null;
-    if (tooMany === "reset") {
-      this.counters.sessionsRefused++;
-      leg.reset();
-      return;
-    }
-    const session = this.table.create({
-      id: randomBytes(12).toString("hex"),
-      port,
-      anchor: this.config.node,
-      client: peer,
-      acceptedAtMs: Date.now(),
-      state: "waiting",
-    });
-    if (front === null) this.table.countClient(session);
-    else this.awaitHeader(session, NO_BYTES);
-    session.guard(() => {
-      session.setDownstream(leg);
-      if (session.header === null) this.#admit(session, tooMany);
-      if (read.bytes.length > 0 && session.state !== "closed") session.fromClient(read.bytes);
-      if (read.ended && session.state !== "closed") session.clientFin();
-    });
+  /** Everything reset, everything closed. */
+  stop(): void {
+    this.table.resetAll();
+    this.#links.stop();
+    this.closeDoors();
   }
 
-  /** Its client is known, and so is that it may come. */
-  #admit(session: LiveSession, tooMany: "refuse" | null): void {
-    this.counters.sessionsAccepted++;
-    const preface = this.#finder?.preface(session.port, session.client) ?? null;
-    if (preface !== null) session.inbound.receive(preface);
-    if (tooMany !== null) {
-      this.counters.sessionsRefused++;
-      // HTTP is told to come later; what turns out to be something else is reset.
-      this.filters.attach(session, null);
-      session.filter?.replay?.giveUp();
-      return;
-    }
-    if (this.#mustWait && this.#answersProbes(session.port)) {
-      session.peek = new ProbePeek(session, this.portOf(session), this.probeAnswers, () => {
-        this.counters.probesAnswered++;
-      });
-    }
-    this.start(session);
-  }
-
-  get #mustWait(): boolean {
-    return this.role !== "owner" && (this.owner === null || this.role === "adopted");
-  }
-
-  /** One more would have to wait, and too many do already. null: it may come */
-  #tooManyWait(port: number, newcomer: LiveSession | null = null): "reset" | "refuse" | null {
-    if (!this.#mustWait && !this.#isAbsent(port)) return null;
-    const tooMany = this.#waitingSessions(newcomer) - this.config.limits.heldSessionsMax;
-    if (tooMany < 0) return null;
-    const isPolite = (this.config.ports[port] as PortConfig).continuity === "replay" && !this.isAnchor;
-    return isPolite && tooMany < REFUSED_POLITELY_MAX ? "refuse" : "reset";
-  }
-
-  /**
-   * The session begins when its load balancer has said whose it is.
-   * @param begun what another node's proxy had read of that
-   */
-  awaitHeader(session: LiveSession, begun: Buffer): void {
-    const front = this.#fronts[session.port] as Front;
-    session.header = new FrontHeader({
-      session,
-      begun,
-      msMax: front.headerMsMax,
-      onRead: (client) => this.#headerRead(session, client),
-      onRefused: (why) => {
-        this.counters.headersRefused++;
-        front.refuseHeader(session.client, why);
-        session.reset(`its PROXY protocol header: ${why}`);
-      },
-    });
-  }
-
-  #headerRead(session: LiveSession, client: string | null): void {
-    if (client !== null) {
-      session.client = client;
-      session.named = client;
-    }
-    const tooMany = this.#tooManyWait(session.port, session);
-    if (tooMany === "reset" || this.admission.refusesClient(session.port, session.client) !== null) {
-      this.counters.sessionsRefused++;
-      session.reset("refused");
-      return;
-    }
-    this.table.countClient(session);
-    this.#admit(session, tooMany);
-  }
-
-  /** The application is held, or being restarted, here and not for too long. */
-  #answersProbes(port: number): boolean {
-    const isUnavailable = ["held", "captured", "departed", "paused"].includes(this.role);
-    const hasProbes = (this.config.ports[port] as PortConfig).probes.length > 0;
-    return hasProbes && isUnavailable && performance.now() - this.heldAtMs < this.config.limits.probeMsMax;
-  }
-
-  /** It ended by itself, and clients of this port may wait for it. */
-  #isAbsent(port: number): boolean {
-    const { continuity } = this.config.ports[port] as PortConfig;
-    return continuity === "replay" && this.role === "owner" && this.availabilities[port]?.isAbsent === true;
-  }
-
-  /** Accepted while there was nobody to connect them to. */
-  #waitingSessions(newcomer: LiveSession | null): number {
-    let count = 0;
-    for (const session of this.sessions.values()) {
-      const waits = session.state === "waiting" && !session.wasConnected && session.header === null;
-      if (waits && session !== newcomer) count++;
-    }
-    return count;
-  }
+  // ---- which way a session's upstream is
 
   /** Gives a waiting session its upstream, where that is possible now. */
   start(session: LiveSession): void {
@@ -802,28 +647,6 @@ export class WorkloadProxy {
       heldBytes: this.filters.budget.memoryBytes,
       spilledBytes: this.filters.budget.spilledBytes,
     };
-  }
-
-  /** Everything reset, everything closed. */
-  stop(): void {
-    this.table.resetAll();
-    this.#links.stop();
-    this.closeDoors();
-  }
-
-  /** Sessions that pass nothing are ended from now on. A proxy that listens itself does so by {@link openListeners}. */
-  watchIdleSessions(): void {
-    this.#idle.start();
-  }
-
-  closeDoors(): void {
-    this.#idle.stop();
-    this.closeListeners();
-    this.closeParked(RST_CODE.reset);
-    this.#linkServer?.close();
-    this.#linkServer = null;
-    this.table.stopLooking();
-    for (const availability of this.availabilities) availability.stop();
   }
 }
 
