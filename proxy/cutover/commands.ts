@@ -20,6 +20,7 @@ import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 import { HoldWatch, LET_GO, type LetGoLimits } from "#proxy/workload/let-go.ts";
+import { sessionPage, statusOf } from "#proxy/workload/view.ts";
 import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { adoptDownstream, adoptUpstream } from "./adopt.ts";
 import { type Captured, captureDownstream, captureUpstream } from "./capture.ts";
@@ -269,10 +270,13 @@ export class Commands {
         return { result: () => result };
       }),
       sessions: checked(pageSchema, ({ after, max }) => ({
-        result: this.#proxy?.sessionPage(after, max) ?? { sessions: [], next: null },
+        result: this.#proxy === null ? { sessions: [], next: null } : sessionPage(this.#proxy, after, max),
       })),
       status: () => ({
-        result: this.#proxy?.status() ?? { role: "idle", epoch: 0, sessions: 0, pid: process.pid },
+        result:
+          this.#proxy === null
+            ? { role: "idle", epoch: 0, sessions: 0, pid: process.pid }
+            : statusOf(this.#proxy),
       }),
       stop: () =>
         this.#inTurn(async () => {

@@ -1,10 +1,10 @@
 /**
- * The proxy of one workload on one node: its sessions, where clients and links arrive, who owns the workload, and what
- * happens to a session when nothing is being moved. The steps of a move are in the files beside this one.
+ * The proxy of one workload on one node: what belongs together of it, who owns the workload, and which way a session's upstream is. The
+ * steps of a move are in `proxy/cutover/`.
  */
 import net from "node:net";
 import type { Logger } from "pino";
-import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import type { Configure, PortConfig } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
@@ -30,9 +30,9 @@ import { SessionFilters } from "./session-filters.ts";
 import { SessionTable } from "./session-table.ts";
 import { UnavailableCount } from "./unavailable-count.ts";
 import { UpstreamAvailability } from "./upstream-availability.ts";
-import { placeOf, sessionPage } from "./view.ts";
 
 const LINKS_GREETING_MAX = 4096;
+
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {
   /** Which of the owner's ports one of ours is for. null: it has no such port */
@@ -620,33 +620,6 @@ export class WorkloadProxy {
   closeParked(code: number): void {
     for (const link of this.parked.values()) link.close(code);
     this.parked.clear();
-  }
-
-  // ---- what people see
-
-  /** Those that came after the session with this number, the oldest first; next: the number to go on with, null at the end. */
-  sessionPage(after: number, max: number): { sessions: SessionInfo[]; next: number | null } {
-    return sessionPage(this, after, max);
-  }
-
-  placeOf(session: LiveSession): SessionInfo["place"] {
-    return placeOf(this, session);
-  }
-
-  status(): Record<string, unknown> {
-    return {
-      role: this.role,
-      epoch: this.epoch,
-      sessions: this.sessions.size,
-      pid: process.pid,
-      link: this.linkEndpoint,
-      owner: this.owner,
-      rssBytes: process.memoryUsage.rss(),
-      ports: this.listeners.map((listener) => listener.port),
-      counters: this.counters,
-      heldBytes: this.filters.budget.memoryBytes,
-      spilledBytes: this.filters.budget.spilledBytes,
-    };
   }
 }
 
