@@ -103,6 +103,7 @@ export function createMetrics(proxies: () => WorkloadProxy[], prefix = "holdfast
     });
   };
   gauge("sessions", "Sessions here now.", () => sum(({ sessions }) => sessions.size));
+  gauge("trunks", "Connections that the links of sessions share.", () => sum(({ trunks }) => trunks));
   gauge("epoch", "Highest epoch seen.", () => Math.max(0, ...proxies().map(({ epoch }) => epoch)));
   gauge("owner", "1 while the application runs behind this proxy.", () =>
     sum(({ role }) => (role === "owner" ? 1 : 0)),

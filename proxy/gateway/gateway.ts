@@ -309,6 +309,8 @@ function makeServed(options: GatewayOptions, workload: string, ways: Way[], turn
         ...defaultsOf(PROXY_LIMITS),
         heldSessionsMax: config.heldSessionsMax,
         lingerMsMax: config.ownerMsMax,
+        linkResumeMsMax: config.linkResumeMsMax,
+        trunkSessionsMax: config.trunkSessionsMax,
       },
     },
     finder: follower,

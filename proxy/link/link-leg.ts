@@ -19,6 +19,7 @@ import { Kept } from "./kept.ts";
 import {
   decodeHello,
   decodeRejoin,
+  decodeTrunk,
   encodeHello,
   type Greeting,
   isWelcome,
@@ -49,10 +50,17 @@ import {
   type Resumed,
   RST_CODE,
 } from "./link-codec.ts";
-import { type ConnectionSink, type Gone, LinkConnection } from "./link-connection.ts";
+import {
+  type ConnectionSink,
+  type Gone,
+  type LinkConnection,
+  NOBODY,
+  SocketConnection,
+} from "./link-connection.ts";
 import { rejoin } from "./link-rejoin.ts";
 import { isResumable, newNonce, speaksTls } from "./link-tls.ts";
 import type { LinkWatch, WatchedLink } from "./link-watch.ts";
+import type { Trunks } from "./trunks.ts";
 
 export const LINK_WINDOW_BYTES = 256 * 1024;
 const CREDIT_BYTES_MIN = LINK_WINDOW_BYTES / 4;
@@ -103,6 +111,8 @@ export interface AcceptOptions {
   onRefused(reason: string): void;
   /** It was another connection for a link that is there. */
   onRejoined?(link: LinkLeg): void;
+  /** It is welcomed, and a trunk: it carries links. Default: takes no trunks, as without `watch`. */
+  onTrunk?(connection: SocketConnection): void;
   listener: LinkListener;
   /** default: the link ends with its connection */
   watch?: LinkWatch<LinkLeg>;
@@ -118,11 +128,15 @@ export interface DialOptions {
   listener: LinkListener;
   /** default: the link ends with its connection */
   watch?: LinkWatch<LinkLeg>;
+  /** what carries links that can go on; default: each has a connection of its own */
+  trunks?: Trunks;
 }
 
 /** What it takes to go on over another connection. */
 interface Again {
   watch: LinkWatch<LinkLeg>;
+  /** dialler */
+  trunks: Trunks | null;
   /** of the greeting that was welcomed last */
   secret: Buffer;
   /** acceptor: the one before, until the dialler has shown that it was told of the welcome */
@@ -132,15 +146,6 @@ interface Again {
   /** dialler: that is under way */
   trying: { connection: LinkConnection; looks: number; progress: number; giveTurn(): void } | null;
 }
-
-/** Of a link that is over: nothing that still comes is anybody's. */
-const NOBODY: ConnectionSink = {
-  onData: () => {},
-  onFrame: () => {},
-  onWritten: () => {},
-  onGone: () => {},
-  onThrown: () => {},
-};
 
 export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   listener: LegListener | null = null;
@@ -207,6 +212,8 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   #heardSinceSent = true;
   /** {@link #quiet} when it asked; -1: it has not */
   #askedAt = -1;
+  /** … of its connection, then */
+  #progressAsked = 0;
   /** there is no connection, or it does not answer, since then (performance.now()); 0: there is one */
   #lostAtMs = 0;
   /** its session has ended: it stays until the other end has the FIN */
@@ -220,43 +227,85 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#connection = connect(this);
   }
 
+  /** On a connection of its own, which may turn out to be a trunk. */
   static accept(socket: net.Socket, options: AcceptOptions): LinkLeg {
-    const { encrypted = true } = options;
+    const { encrypted = true, onTrunk } = options;
+    let unknownKey: string | null = null;
+    let connection: SocketConnection | null = null;
+    const connect = (sink: ConnectionSink): LinkConnection => {
+      const tls = {
+        keys: options.keys,
+        onUnknownKey: (id: string) => {
+          unknownKey = `its link key ${id.slice(0, 8)} is none of this workload's`;
+        },
+      };
+      connection = SocketConnection.accept(socket, sink, encrypted ? tls : null);
+      return connection;
+    };
+    const nonce = newNonce(encrypted, options.watch?.isOn === true && (onTrunk ? "trunk" : true));
+    return LinkLeg.#accepted(options, {
+      connect,
+      nonce,
+      why: () => unknownKey,
+      onTrunk: onTrunk && (() => onTrunk(connection as SocketConnection)),
+    });
+  }
+
+  /** On a channel that the other end has opened. */
+  static acceptOn(channel: LinkConnection, options: AcceptOptions): LinkLeg {
+    const connect = (sink: ConnectionSink): LinkConnection => {
+      channel.sink = sink;
+      return channel;
+    };
+    const nonce = newNonce(false, options.watch?.isOn === true);
+    return LinkLeg.#accepted(options, { connect, nonce });
+  }
+
+  /**
+   * @param why why it was ended, where something is known
+   * @param onTrunk default: it cannot be one
+   */
+  static #accepted(
+    options: AcceptOptions,
+    {
+      connect,
+      nonce,
+      why,
+      onTrunk,
+    }: {
+      connect(sink: ConnectionSink): LinkConnection;
+      nonce: Buffer;
+      why?: () => string | null;
+      onTrunk?: (() => void) | undefined;
+    },
+  ): LinkLeg {
     const watch = options.watch?.isOn ? options.watch : null;
-    const nonce = newNonce(encrypted, watch !== null);
-    let why = "the greeting was cut off or took too long";
     let refused = false;
     const refuse = (reason: string): void => {
       if (!refused) options.onRefused(reason);
       refused = true;
     };
-    const link: LinkLeg = new LinkLeg(
-      (sink) =>
-        LinkConnection.accept(
-          socket,
-          sink,
-          encrypted
-            ? {
-                keys: options.keys,
-                onUnknownKey: (id) => {
-                  why = `its link key ${id.slice(0, 8)} is none of this workload's`;
-                },
-              }
-            : null,
-        ),
-      {
-        ...options.listener,
-        onOver(end, code) {
-          if (end.#wasReady) options.listener.onOver(end, code);
-          else refuse(why);
-        },
+    const link: LinkLeg = new LinkLeg(connect, {
+      ...options.listener,
+      onOver(end, code) {
+        if (end.#wasReady) options.listener.onOver(end, code);
+        else refuse(why?.() ?? "the greeting was cut off or took too long");
       },
-    );
-    link.#isEncrypted = encrypted;
+    });
+    link.#isEncrypted = options.encrypted ?? true;
     link.#onGreeting = (type, payload) => {
       if (type === FRAME.rejoin && watch !== null) {
         link.#rejoined(nonce, payload, watch, options, refuse);
         return;
+      }
+      if (type === FRAME.trunk && onTrunk !== undefined) {
+        const key = decodeTrunk(options.keys, nonce, payload);
+        if (key !== null) {
+          link.#state = "over";
+          link.#connection.write(frame(FRAME.welcome, welcome(key, payload)));
+          onTrunk();
+          return;
+        }
       }
       const hello = type === FRAME.hello ? decodeHello(options.keys, nonce, payload) : null;
       if (hello === null) {
@@ -278,7 +327,8 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     const [key] = options.keys;
     let hello: Buffer | null = null;
     let watch: LinkWatch<LinkLeg> | null = null;
-    const link: LinkLeg = new LinkLeg((sink) => LinkConnection.dial(options.to, sink), options.listener);
+    const trunks = options.watch?.isOn ? (options.trunks ?? null) : null;
+    const link: LinkLeg = new LinkLeg((sink) => connectionTo(options.to, trunks, sink), options.listener);
     link.#onGreeting = (type, payload) => {
       if (hello === null && type === FRAME.nonce) {
         if (options.watch?.isOn && isResumable(payload)) watch = options.watch;
@@ -291,6 +341,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
         else greet();
       } else if (hello !== null && type === FRAME.welcome && isWelcome(key, hello, payload)) {
         link.#ready(watch, key, hello);
+        if (link.#again !== null) link.#again.trunks = trunks;
         options.onReady(link);
       } else {
         link.#fail(RST_CODE.broken);
@@ -332,6 +383,10 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   get fd(): number {
     return this.#connection.fd;
   }
+  /** That descriptor is other links', too. */
+  get isShared(): boolean {
+    return this.#connection.isShared;
+  }
 
   #ready(watch: LinkWatch<LinkLeg> | null, key: Buffer, hello: Buffer): void {
     this.#connection.greeted();
@@ -340,7 +395,14 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#carries = true;
     this.#onGreeting = null;
     if (watch !== null)
-      this.#again = { watch, secret: secretOf(key, hello), previousSecret: null, attempt: 0, trying: null };
+      this.#again = {
+        watch,
+        trunks: null,
+        secret: secretOf(key, hello),
+        previousSecret: null,
+        attempt: 0,
+        trying: null,
+      };
   }
 
   /** From now on bytes go to the listener; what arrived before is handed over first. */
@@ -416,7 +478,8 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
   #sendUnsent(): boolean {
     if (this.#carries && !this.#sendingHeld && this.#credit > 0 && this.#unsent.length > 0) {
       const part = this.#unsent.subarray(0, this.#credit);
-      this.#unsent = this.#unsent.subarray(part.length);
+      // an empty part of it would keep all of it
+      this.#unsent = part.length < this.#unsent.length ? this.#unsent.subarray(part.length) : NO_BYTES;
       this.#sentBytes += part.length;
       if (this.#again !== null) this.#keep(part);
       this.#connection.writeData(part);
@@ -543,6 +606,10 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     if (this.#state === "greeting") {
       if (this.#onGreeting === null) this.#fail(RST_CODE.broken);
       else this.#onGreeting(type, payload);
+      return;
+    }
+    if (type === FRAME.rst && this.isUnproven && endsLinkAlone(payload[0])) {
+      this.#interrupted();
       return;
     }
     this.#heard();
@@ -721,7 +788,10 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
       const { progress } = trying.connection;
       trying.looks = progress > trying.progress ? 0 : trying.looks + 1;
       trying.progress = progress;
-      if (trying.looks >= LOOKS_TO_GREET) this.#stopTrying();
+      if (trying.looks >= LOOKS_TO_GREET) {
+        trying.connection.doubt();
+        this.#stopTrying();
+      }
     }
     this.#tryAgain();
   }
@@ -730,6 +800,12 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#quiet++;
     if (this.#askedAt >= 0) {
       if (this.#quiet - this.#askedAt < LOOKS_UNTIL_LOST || this.#lostAtMs > 0) return;
+      if (this.#connection.progress !== this.#progressAsked) {
+        // the other end is there: its answer is behind what is others'
+        this.#askedAt = this.#quiet;
+        this.#progressAsked = this.#connection.progress;
+        return;
+      }
       this.#lostAtMs = nowMs;
       watch.foundSilent();
       return;
@@ -744,6 +820,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     if (!this.#carries || this.#askedAt >= 0 || this.#state !== "ready") return;
     if (this.#quiet < LOOKS_UNTIL_DOUBT) return;
     this.#askedAt = this.#quiet;
+    this.#progressAsked = this.#connection.progress;
     this.#send(frame(FRAME.ask));
   }
 
@@ -760,8 +837,11 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     again.attempt++;
     const [key] = again.watch.keys;
     const isThis = (): boolean => again.trying?.giveTurn === giveTurn;
+    // it has broken, or is silent: what carries it would carry nothing new either
+    this.#connection.doubt();
+    const to = this.dialledTo as Endpoint;
     const connection = rejoin({
-      to: this.dialledTo as Endpoint,
+      connect: (sink) => connectionTo(to, again.trunks, sink),
       key,
       secret: again.secret,
       session: this.id,
@@ -953,6 +1033,19 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink {
     this.#end();
     if (isToldOf) this.#events.onOver(this, code);
   }
+}
+
+/** @param trunks null: a connection of its own */
+function connectionTo(to: Endpoint, trunks: Trunks | null, sink: ConnectionSink): LinkConnection {
+  return trunks === null ? SocketConnection.dial(to, sink) : trunks.open(to, sink);
+}
+
+/**
+ * Of an RST: its link is over, whose session goes on. A dialler's on a link that it prepared may cross with the owner's ACTIVE. One that has
+ * had ACTIVE says ACK first, so from one that has said nothing since it means: it has not, and will dial as for a new link.
+ */
+function endsLinkAlone(code: number | undefined): boolean {
+  return code === RST_CODE.moved || code === RST_CODE.broken;
 }
 
 function rst(code: number): Buffer {

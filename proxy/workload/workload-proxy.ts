@@ -11,8 +11,11 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
 import { type Active, type Destination, RST_CODE } from "#proxy/link/link-codec.ts";
-import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
+import type { SocketConnection } from "#proxy/link/link-connection.ts";
+import { type AcceptOptions, LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import { LinkWatch } from "#proxy/link/link-watch.ts";
+import { CHANNELS_MAX, type Channel, Trunk } from "#proxy/link/trunk.ts";
+import { Trunks } from "#proxy/link/trunks.ts";
 import type { ClientListener } from "#proxy/listen/client-listener.ts";
 import { PortListeners } from "#proxy/listen/port-listeners.ts";
 import type { Role } from "#proxy/session/role.ts";
@@ -23,7 +26,7 @@ import { ClientEntrance } from "./client-entrance.ts";
 import { newCounters } from "./counters.ts";
 import { closeDetachedUpstream } from "./detached-legs.ts";
 import { IdleSessions } from "./idle-sessions.ts";
-import type { LegKernel } from "./leg-kernel.ts";
+import type { LegKernel, PeerTimeouts } from "./leg-kernel.ts";
 import type { LiveSession } from "./live-session.ts";
 import { ProbeAnswers } from "./probes.ts";
 import { SessionFilters } from "./session-filters.ts";
@@ -32,6 +35,7 @@ import { UnavailableCount } from "./unavailable-count.ts";
 import { UpstreamAvailability } from "./upstream-availability.ts";
 
 const LINKS_GREETING_MAX = 4096;
+const TRUNKS_MAX = 1024;
 
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {
@@ -72,6 +76,8 @@ export class WorkloadProxy {
   /** of the application, one a port */
   readonly availabilities: UpstreamAvailability[];
   readonly unavailable = new UnavailableCount(this.counters);
+  /** of trunks */
+  readonly #sharedTimeouts: PeerTimeouts;
   readonly probeAnswers = new ProbeAnswers();
   readonly filters: SessionFilters;
   readonly entrance: ClientEntrance;
@@ -95,6 +101,12 @@ export class WorkloadProxy {
   readonly #listeners: PortListeners;
   /** that can go on over another connection */
   readonly #links: LinkWatch<LinkLeg>;
+  /** of the links that it dials */
+  readonly #trunks: Trunks;
+  /** of links that it dials: to be told whether they are ready */
+  readonly #dialling = new WeakMap<LinkLeg, (isReady: boolean) => void>();
+  /** that were accepted */
+  readonly #trunksAccepted = new Set<Trunk>();
   #linkServer: net.Server | null = null;
   #linksGreeting = 0;
 
@@ -107,9 +119,17 @@ export class WorkloadProxy {
     this.log = options.log;
     const { limits, ports } = options.config;
     this.#links = new LinkWatch(options.keys, limits.linkResumeMsMax);
+    this.#trunks = new Trunks({
+      keys: options.keys,
+      encrypted: options.config.links === "encrypted",
+      linksMax: limits.trunkSessionsMax,
+      onFault: (to) => this.#trunkFault(to),
+      onBroken: (err) => this.log.error({ err }, "a trunk has broken"),
+    });
     this.admission = new Admission({ ports, process: options.kernel, log: options.log });
     this.table = new SessionTable(this);
     this.sessions = this.table.byId;
+    this.#sharedTimeouts = strictestOf(ports);
     this.availabilities = ports.map((_, port) => new UpstreamAvailability(this, port));
     this.filters = new SessionFilters(this, options.keys);
     this.dialler = new ApplicationDialler(this);
@@ -122,6 +142,7 @@ export class WorkloadProxy {
   set keys(keys: SharedKeys) {
     this.#keys = keys;
     this.#links.keys = keys;
+    this.#trunks.keys = keys;
     this.filters.keys = keys;
   }
   get keys(): SharedKeys {
@@ -140,6 +161,11 @@ export class WorkloadProxy {
   /** of clients; empty while nobody is let in */
   get listeners(): readonly ClientListener[] {
     return this.#listeners.all;
+  }
+
+  /** connections that many links share, dialled and accepted */
+  get trunks(): number {
+    return this.#trunks.size + this.#trunksAccepted.size;
   }
 
   portOf(session: LiveSession): PortConfig {
@@ -169,6 +195,8 @@ export class WorkloadProxy {
     this.closeParked(RST_CODE.reset);
     this.#linkServer?.close();
     this.#linkServer = null;
+    this.#trunks.stop();
+    for (const trunk of [...this.#trunksAccepted]) trunk.retire();
     this.table.stopLooking();
     for (const availability of this.availabilities) availability.stop();
   }
@@ -218,52 +246,68 @@ export class WorkloadProxy {
       acceptedAtMs: session.acceptedAtMs,
       fresh: options.fresh,
     };
-    const listener: LinkListener = {
-      onActive: (link, active) => this.#onActive(session, link, active),
-      onHold: (link) => {
-        if (session.upstream === link) session.inbound.hold();
-      },
-      onResume: (link) => {
-        if (session.upstream !== link) return;
-        session.nextLink?.close(RST_CODE.moved);
-        session.nextLink = null;
-        session.inbound.unhold();
-      },
-      onHeld: () => {},
-      onMove: (link, to) => void this.#onMove(session, link, to),
-      onCount: (link) => {
-        if (session.upstream === link) link.sendCounted(session.outbound.bytes);
-      },
-      onInterrupted: (link) => {
-        this.counters.linksInterrupted++;
-        // its owner may have gone for good, and the next one be known
-        if (session.upstream === link && session.inbound.held) this.#finder?.seek();
-      },
-      onContinued: (link) => this.#onContinued(link),
-      onLate: (link) => this.#onLate(link),
-      onOver: (link, code) => {
-        resolve(false);
-        this.#onAnchorLinkOver(session, link, code);
-      },
-      onBroken: (_link, error) => {
-        resolve(false);
-        session.onBroken(error);
-      },
-    };
-    session.nextLink = LinkLeg.dial({
+    const link = LinkLeg.dial({
       keys: this.#keys,
       encrypted: this.config.links === "encrypted",
       to: options.to,
       greeting,
-      onReady: (link) => {
-        this.#watchOver(link, session.port);
+      onReady: (ready) => {
+        this.#watchOver(ready, session.port);
         resolve(true);
       },
-      listener,
+      listener: this.#anchorListener,
       watch: this.#links,
+      trunks: this.#trunks,
     });
+    this.#dialling.set(link, resolve);
+    session.nextLink = link;
     return promise;
   }
+
+  /** One for all, since a session costs little beside. A link of a session that is over says nothing more. */
+  readonly #anchorListener: LinkListener = {
+    onActive: (link, active) => {
+      const session = this.sessions.get(link.id);
+      if (session === undefined) link.close(RST_CODE.moved);
+      else this.#onActive(session, link, active);
+    },
+    onHold: (link) => {
+      const session = this.sessions.get(link.id);
+      if (session?.upstream === link) session.inbound.hold();
+    },
+    onResume: (link) => {
+      const session = this.sessions.get(link.id);
+      if (session?.upstream !== link) return;
+      session.nextLink?.close(RST_CODE.moved);
+      session.nextLink = null;
+      session.inbound.unhold();
+    },
+    onHeld: () => {},
+    onMove: (link, to) => void this.#onMove(this.sessions.get(link.id), link, to),
+    onCount: (link) => {
+      const session = this.sessions.get(link.id);
+      if (session?.upstream === link) link.sendCounted(session.outbound.bytes);
+    },
+    onInterrupted: (link) => {
+      this.counters.linksInterrupted++;
+      const session = this.sessions.get(link.id);
+      // its owner may have gone for good, and the next one be known
+      if (session?.upstream === link && session.inbound.held) this.#finder?.seek();
+    },
+    onContinued: (link) => this.#onContinued(link),
+    onLate: (link) => this.#onLate(link),
+    onOver: (link, code) => {
+      this.#dialling.get(link)?.(false);
+      const session = this.sessions.get(link.id);
+      if (session !== undefined) this.#onAnchorLinkOver(session, link, code);
+    },
+    onBroken: (link, error) => {
+      this.#dialling.get(link)?.(false);
+      const session = this.sessions.get(link.id);
+      if (session === undefined) this.log.error({ err: error }, "a link has broken");
+      else session.onBroken(error);
+    },
+  };
 
   #onContinued(link: LinkLeg): void {
     this.counters.linksContinued++;
@@ -281,8 +325,8 @@ export class WorkloadProxy {
   }
 
   /** Gateway: its next owner may be there soon; the link is to be ready then. */
-  async #onMove(session: LiveSession, link: LinkLeg, to: Destination): Promise<void> {
-    if (this.#finder === null) return;
+  async #onMove(session: LiveSession | undefined, link: LinkLeg, to: Destination): Promise<void> {
+    if (this.#finder === null || session === undefined) return;
     const isPrepared = await this.#finder.prepare(to, async () => {
       if (session.upstream !== link || !link.isOpen || session.state !== "open") return false;
       return this.dialLink(session, { to: to.link, epoch: to.epoch, fresh: false });
@@ -396,8 +440,8 @@ export class WorkloadProxy {
       session.reset("upstream reset");
       return;
     }
-    this.counters.linkFailures++;
     // In the middle of a move the next owner may have everything: its offsets will tell.
+    if (!(session.inbound.held && code === RST_CODE.moved)) this.counters.linkFailures++;
     if (session.inbound.held) {
       session.inbound.removeSink(link.takeUnsent());
       session.outbound.setSource(null);
@@ -451,15 +495,62 @@ export class WorkloadProxy {
     this.#linkServer = server;
   }
 
-  #onLinkSocket(socket: net.Socket): void {
+  /** A link more may greet; otherwise it is counted as refused. */
+  #letsLinkGreet(): boolean {
     const isFull = !this.admission.hasRoom(this.kernel.lowestFreeDescriptor());
-    if (isFull || this.#linksGreeting >= LINKS_GREETING_MAX) {
-      this.counters.linksRefused++;
+    const isLetIn = !isFull && this.#linksGreeting < LINKS_GREETING_MAX;
+    if (isLetIn) this.#linksGreeting++;
+    else this.counters.linksRefused++;
+    return isLetIn;
+  }
+
+  #onLinkSocket(socket: net.Socket): void {
+    if (!this.#letsLinkGreet()) {
       socket.destroy();
       return;
     }
-    this.#linksGreeting++;
-    LinkLeg.accept(socket, {
+    const options = this.#acceptOptions();
+    const takesTrunks = this.config.limits.trunkSessionsMax > 0;
+    if (takesTrunks) options.onTrunk = (connection) => this.#onTrunk(connection);
+    LinkLeg.accept(socket, options);
+  }
+
+  #onTrunk(connection: SocketConnection): void {
+    this.#linksGreeting--;
+    if (this.#trunksAccepted.size >= TRUNKS_MAX) {
+      this.counters.linksRefused++;
+      connection.destroy();
+      return;
+    }
+    const trunk: Trunk = new Trunk(() => connection, {
+      channelsMax: CHANNELS_MAX,
+      onOpen: (channel) => this.#onChannel(channel),
+      onEmpty: () => {},
+      onGone: (why) => {
+        this.#trunksAccepted.delete(trunk);
+        if (why === "fault") this.#trunkFault(null);
+      },
+      onBroken: (err) => this.log.error({ err }, "a trunk has broken"),
+    });
+    this.#trunksAccepted.add(trunk);
+    trunk.ready();
+  }
+
+  /** @param to null: it was accepted */
+  #trunkFault(to: Endpoint | null): void {
+    this.log.warn(
+      { to },
+      "a connection of many links is closed: its other end has sent what is none of ours, or asks and does not read; look at the versions of both",
+    );
+  }
+
+  #onChannel(channel: Channel): void {
+    if (this.#letsLinkGreet()) LinkLeg.acceptOn(channel, this.#acceptOptions());
+    else channel.destroy();
+  }
+
+  #acceptOptions(): AcceptOptions {
+    return {
       keys: this.#keys,
       encrypted: this.config.links === "encrypted",
       onReady: (link) => {
@@ -489,7 +580,7 @@ export class WorkloadProxy {
           else this.log.error({ err: error }, "a link has broken");
         },
       },
-    });
+    };
   }
 
   #onLink(link: LinkLeg, greeting: Greeting): void {
@@ -514,7 +605,7 @@ export class WorkloadProxy {
    */
   #watchOver(link: LinkLeg, port: number): void {
     const { fd } = link;
-    const bounds = this.config.ports[port] as PortConfig;
+    const bounds = link.isShared ? this.#sharedTimeouts : (this.config.ports[port] as PortConfig);
     // a port that never asks its clients for a sign of life leaves links with what they have
     if (this.config.downstream === "gateway" && fd >= 0 && bounds.keepAliveMs > 0)
       this.kernel.setPeerTimeouts(fd, bounds);
@@ -621,6 +712,23 @@ export class WorkloadProxy {
     for (const link of this.parked.values()) link.close(code);
     this.parked.clear();
   }
+}
+
+/**
+ * For a connection that links of all these ports may share: the shortest there are, whichever have links on it. It need not be known then which
+ * do, nor set again when another comes, and one that is given up early costs nothing: its links go on over the next.
+ */
+function strictestOf(ports: readonly PortConfig[]): PeerTimeouts {
+  const shortest = (times: number[]): number => {
+    const set = times.filter((ms) => ms > 0);
+    return set.length === 0 ? 0 : Math.min(...set);
+  };
+  // a port that never asks says nothing of links
+  const asking = ports.filter(({ keepAliveMs }) => keepAliveMs > 0);
+  return {
+    keepAliveMs: shortest(asking.map(({ keepAliveMs }) => keepAliveMs)),
+    userTimeoutMs: shortest(asking.map(({ userTimeoutMs }) => userTimeoutMs)),
+  };
 }
 
 /** "10.0.0.2", "10.0.0.2:0", "[fd00::1]:7401", "fd00::1" */
