@@ -9,10 +9,9 @@ import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { LINK_MS } from "./hold.ts";
 
 const POLL_MS = 1;
-/** for each link, beside `holdMsMax`: its COUNTED takes a turn of both proxies */
-const LINK_MS = 1;
 /** A link that is not there by then is dialled at the switch. Nobody waits meanwhile. */
 const PREPARE_MS_MAX = 3_000;
 /** … and more for each session: TLS costs each end of a link about 1 ms of CPU */

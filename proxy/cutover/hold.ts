@@ -19,8 +19,8 @@ import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const POLL_MS = 1;
-/** for each link of an anchor, beside `holdMsMax`: its HELD takes a turn of both proxies */
-const LINK_MS = 1;
+/** for each link, beside `holdMsMax`: its answer (HELD, COUNTED) takes a turn of both proxies */
+export const LINK_MS = 1;
 
 /** @throws HoldfastError `PROXY_QUIESCE` (retryable): an anchor has not answered; bytes may be on its link. Roll back. */
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
