@@ -27,9 +27,9 @@ export async function announceMove(
   { target, epoch }: { target: Endpoint; epoch: number },
 ): Promise<{ links: number }> {
   const movingTo = { epoch, link: target };
-  proxy.movingTo = movingTo;
+  proxy.ownerLinks.movingTo = movingTo;
   setTimeout(() => {
-    if (proxy.movingTo === movingTo) proxy.movingTo = null;
+    if (proxy.ownerLinks.movingTo === movingTo) proxy.ownerLinks.movingTo = null;
   }, MOVING_MS_MAX).unref();
   const links = linksOf(proxy).map(({ link }) => link);
   for (const link of links) link.sendMove(movingTo);
@@ -66,7 +66,7 @@ export async function settleLinks(proxy: WorkloadProxy): Promise<void> {
 
 /** The target has released: gateways that have not switched look for it. */
 export async function leaveGateways(proxy: WorkloadProxy): Promise<void> {
-  const links = proxy.leavingLinks.splice(0);
+  const links = proxy.ownerLinks.leaving.splice(0);
   for (const link of links) link.close(RST_CODE.moved);
   await Promise.race([
     Promise.all(links.map((link) => link.flushed())),

@@ -27,7 +27,7 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
   proxy.counters.holds++;
   proxy.heldAtMs = performance.now();
-  proxy.releasedElsewhere = false;
+  proxy.anchorLinks.releasedElsewhere = false;
   for (const session of proxy.sessions.values()) {
     session.inbound.hold();
     if (session.downstream instanceof LinkLeg) session.downstream.sendHold();

@@ -13,6 +13,7 @@ import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LegSide } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { closeDetached } from "#proxy/workload/detached-legs.ts";
+import { beginLinkWait } from "#proxy/workload/link-wait.ts";
 import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { operate } from "./surgery.ts";
@@ -33,7 +34,7 @@ export async function rollback(
   epoch = proxy.epoch,
 ): Promise<{ sessions: number; lost: number }> {
   proxy.counters.rollbacks++;
-  proxy.movingTo = null;
+  proxy.ownerLinks.movingTo = null;
   const counts = { sessions: 0, lost: 0 };
   for (const session of proxy.sessions.values()) {
     session.nextLink?.close(RST_CODE.moved);
@@ -59,14 +60,13 @@ export async function rollback(
       session.reset("rollback failed");
     }
   }
-  for (const link of [...proxy.parked.values()]) proxy.takeLink(link);
-  proxy.parked.clear();
+  proxy.ownerLinks.takeParked();
   return counts;
 }
 
 /** @throws HoldfastError `PROXY_FENCED` when an anchor here has seen the target release */
 export function refuseLateRollback(proxy: WorkloadProxy): void {
-  if (!proxy.releasedElsewhere) return;
+  if (!proxy.anchorLinks.releasedElsewhere) return;
   throw fail(
     "PROXY_FENCED",
     "the target has released the sessions; retire this proxy instead of rolling back",
@@ -133,11 +133,12 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
   if (proxy.config.downstream !== "forward") {
     for (const session of [...proxy.sessions.values()]) {
       closeDetached(proxy.kernel, session);
-      if (session.downstream instanceof LinkLeg) proxy.leavingLinks.push(session.downstream);
+      if (session.downstream instanceof LinkLeg) proxy.ownerLinks.leaving.push(session.downstream);
       session.silence();
     }
-    if (proxy.config.downstream === "gateway") proxy.leavingLinks.push(...proxy.parked.values());
-    proxy.parked.clear();
+    if (proxy.config.downstream === "gateway")
+      proxy.ownerLinks.leaving.push(...proxy.ownerLinks.parked.values());
+    proxy.ownerLinks.parked.clear();
     proxy.closeDoors();
     return { sessions: 0 };
   }
@@ -147,7 +148,7 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
     if (session.anchor === proxy.config.node) becomeAnchor(proxy, session);
     else handOver(proxy, session);
   }
-  proxy.closeParked(RST_CODE.moved);
+  proxy.ownerLinks.closeParked(RST_CODE.moved);
   return { sessions: proxy.sessions.size };
 }
 
@@ -169,8 +170,8 @@ function becomeAnchor(proxy: WorkloadProxy, session: LiveSession): void {
       return;
     }
     // ACTIVE may still be on its way on the prepared link; without one, dial again.
-    if (session.nextLink === null) proxy.relink(session, false);
-    else proxy.awaitLink(session);
+    if (session.nextLink === null) proxy.anchorLinks.relink(session, false);
+    else beginLinkWait(proxy, session);
   } else if (session.state === "waiting") {
     session.inbound.unhold();
     proxy.start(session);
@@ -182,7 +183,7 @@ function handOver(proxy: WorkloadProxy, session: LiveSession): void {
   closeDetached(proxy.kernel, session);
   const link = session.downstream;
   session.forget();
-  if (link instanceof LinkLeg) proxy.releaseLater(link);
+  if (link instanceof LinkLeg) proxy.ownerLinks.releaseLater(link);
 }
 
 /** Forward, at an anchor: links for the sessions that are here, to the node that is about to own them. */
@@ -203,7 +204,8 @@ export async function prepareLinks(
       if (late.aborted) return;
       if (session.anchor !== proxy.config.node || session.downstream === null) continue;
       if (session.state !== "open" && session.state !== "captured") continue;
-      if (await proxy.dialLink(session, { to: options.target, epoch: options.epoch, fresh: false })) links++;
+      if (await proxy.anchorLinks.dial(session, { to: options.target, epoch: options.epoch, fresh: false }))
+        links++;
     }
   };
   const all = Promise.all(Array.from({ length: DIALS_MAX }, dialInTurn));
@@ -224,9 +226,10 @@ export function switchOwner(proxy: WorkloadProxy, owner: SwitchOwner["owner"]): 
       proxy.start(session);
     } else if (session.state === "open" && session.upstream instanceof LinkLeg) {
       const switched = leadsTo(session.upstream, owner.link);
-      if (!switched && session.nextLink === null && session.switchAt === null) proxy.relink(session, false);
+      if (!switched && session.nextLink === null && session.switchAt === null)
+        proxy.anchorLinks.relink(session, false);
     } else if (session.state === "open" && session.upstream === null && session.nextLink === null) {
-      proxy.relink(session, false);
+      proxy.anchorLinks.relink(session, false);
     }
   }
   return { sessions: proxy.sessions.size };

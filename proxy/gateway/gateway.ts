@@ -285,10 +285,6 @@ function makeServed(options: GatewayOptions, workload: string, ways: Way[], turn
     workload,
     ports: ways.map(({ route }) => route.port),
     store,
-    preface: (port, client) => {
-      const { listener } = ways[port] as Way;
-      return listener.sendProxyProtocol ? writeProxyHeader(endpointIn(client), listener.at) : null;
-    },
     turns,
     log,
   });
@@ -314,6 +310,10 @@ function makeServed(options: GatewayOptions, workload: string, ways: Way[], turn
       },
     },
     finder: follower,
+    preface: (port, client) => {
+      const { listener } = ways[port] as Way;
+      return listener.sendProxyProtocol ? writeProxyHeader(endpointIn(client), listener.at) : null;
+    },
     keys: keysOf(workload),
     kernel,
     surgeon: NO_SURGEON,

@@ -236,16 +236,17 @@ describe("a session whose link has no connection", { timeout: 60_000, concurrenc
           },
         });
         const { anchor, owner } = linked;
-        const { takeLink } = owner;
-        owner.takeLink = (link) => {
-          owner.takeLink = takeLink;
+        const { ownerLinks } = owner;
+        const { take } = ownerLinks;
+        ownerLinks.take = (link) => {
+          ownerLinks.take = take;
           void (async () => {
             const [session] = anchor.sessions.values();
             await until("it is prepared", () => session?.nextLink?.isReady === true);
             session?.nextLink?.close(code);
             (session as LiveSession).nextLink = null;
             // that is not heard of before the next turn
-            owner.takeLink(link);
+            ownerLinks.take(link);
           })();
         };
         const client = await RawEnd.dial(linked.listen);
