@@ -9,7 +9,8 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "./link-auth.ts";
 import type { SocketConnection } from "./link-connection.ts";
-import { type AcceptOptions, LinkLeg, type LinkListener } from "./link-leg.ts";
+import { type AcceptOptions, acceptLink, acceptLinkOn } from "./link-greeting.ts";
+import type { LinkLeg, LinkListener } from "./link-leg.ts";
 import type { LinkWatch } from "./link-watch.ts";
 import { CHANNELS_MAX, type Channel, Trunk } from "./trunk.ts";
 
@@ -112,7 +113,7 @@ export class LinkAcceptor {
     const options = this.#acceptOptions();
     const takesTrunks = this.#host.config.limits.trunkSessionsMax > 0;
     if (takesTrunks) options.onTrunk = (connection) => this.#onTrunk(connection);
-    LinkLeg.accept(socket, options);
+    acceptLink(socket, options);
   }
 
   #onTrunk(connection: SocketConnection): void {
@@ -137,7 +138,7 @@ export class LinkAcceptor {
   }
 
   #onChannel(channel: Channel): void {
-    if (this.#letsGreet()) LinkLeg.acceptOn(channel, this.#acceptOptions());
+    if (this.#letsGreet()) acceptLinkOn(channel, this.#acceptOptions());
     else channel.destroy();
   }
 

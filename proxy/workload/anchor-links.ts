@@ -8,6 +8,7 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
 import { type Active, type Destination, RST_CODE } from "#proxy/link/link-codec.ts";
+import { dialLink } from "#proxy/link/link-greeting.ts";
 import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import type { LinkWatch } from "#proxy/link/link-watch.ts";
 import type { Trunks } from "#proxy/link/trunks.ts";
@@ -94,7 +95,7 @@ export class AnchorLinks {
       acceptedAtMs: session.acceptedAtMs,
       fresh: options.fresh,
     };
-    const link = LinkLeg.dial({
+    const link = dialLink({
       keys,
       encrypted: config.links === "encrypted",
       to: options.to,

@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { describe, it, type TestContext } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
-import { LINK_WINDOW_BYTES, LinkLeg } from "#proxy/link/link-leg.ts";
+import { LINK_WINDOW_BYTES } from "#proxy/link/link-flow.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import {
   assertNobodyNoticed,
