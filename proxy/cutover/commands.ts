@@ -23,13 +23,15 @@ import { HoldWatch, LET_GO, type LetGoLimits } from "#proxy/workload/let-go.ts";
 import { sessionPage, statusOf } from "#proxy/workload/view.ts";
 import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { adoptDownstream, adoptUpstream } from "./adopt.ts";
+import { prepareLinks, switchOwner } from "./anchors.ts";
 import { type Captured, captureDownstream, captureUpstream } from "./capture.ts";
 import { announceMove, leaveGateways, settleLinks } from "./gateways.ts";
 import { hold } from "./hold.ts";
 import { Pieces } from "./pieces.ts";
 import { discard, release } from "./release.ts";
 import { pause, resume } from "./restart.ts";
-import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
+import { retire } from "./retire.ts";
+import { refuseLateRollback, rollback } from "./rollback.ts";
 import { shorten } from "./shorten.ts";
 import { warmUp } from "./warm-up.ts";
 

@@ -9,13 +9,10 @@ import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { prepareMsMax } from "./anchors.ts";
 import { LINK_MS } from "./hold.ts";
 
 const POLL_MS = 1;
-/** A link that is not there by then is dialled at the switch. Nobody waits meanwhile. */
-const PREPARE_MS_MAX = 3_000;
-/** … and more for each session: TLS costs each end of a link about 1 ms of CPU */
-const PREPARE_MS_SESSION = 2;
 /** a move has begun by then, or come to nothing */
 const MOVING_MS_MAX = 60_000;
 /** what of the last frames is still written when this proxy ends */
@@ -33,7 +30,7 @@ export async function announceMove(
   }, MOVING_MS_MAX).unref();
   const links = linksOf(proxy).map(({ link }) => link);
   for (const link of links) link.sendMove(movingTo);
-  const deadlineMs = performance.now() + PREPARE_MS_MAX + PREPARE_MS_SESSION * links.length;
+  const deadlineMs = performance.now() + prepareMsMax(links.length);
   let waiting = links;
   while (waiting.length > 0 && performance.now() < deadlineMs) {
     await delay(POLL_MS);

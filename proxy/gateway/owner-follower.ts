@@ -10,7 +10,7 @@
 import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { switchOwner } from "#proxy/cutover/rollback.ts";
+import { switchOwner } from "#proxy/cutover/anchors.ts";
 import type { Destination } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
 import type { OwnerFinder } from "#proxy/workload/anchor-links.ts";
