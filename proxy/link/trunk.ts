@@ -321,8 +321,9 @@ export class Trunk implements ConnectionSink {
     return wanted;
   }
 
+  /** Dialler: it gets no more links. An acceptor's other end would not know that. */
   doubt(): void {
-    this.retire();
+    if (this.#options.onOpen === null) this.retire();
   }
 
   /** It gets no more links, and ends with its last. */

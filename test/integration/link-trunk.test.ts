@@ -9,13 +9,14 @@ import { type Gone, NOBODY, SocketConnection } from "#proxy/link/link-connection
 import { LINK_KEY } from "#test/support/in-process-proxy.ts";
 import {
   assertNobodyNoticed,
+  idleClients,
   type Linked,
   type LinkedOptions,
   startLinked,
   Talker,
   type TalkerOptions,
 } from "#test/support/linked-proxies.ts";
-import { RawEnd, within } from "#test/support/raw-ends.ts";
+import { type RawEnd, within } from "#test/support/raw-ends.ts";
 
 const MB = 1024 * 1024;
 /** more than are dialled again at a time, and than a trunk greets at a time */
@@ -65,11 +66,11 @@ describe("a trunk with many links", { timeout: 60_000 }, () => {
   for (const links of ["encrypted", "plain"] as const)
     it(`that is cut in mid-stream is followed by one, for all of them: ${links}`, async (it) => {
       const linked = await start(it, { links });
-      const all = talk(it, linked, MANY, { chunkBytes: 100, everyMs: 50 });
+      const all = talk(it, linked, MANY, { chunkBytes: 100, everyMs: 100 });
       await Promise.all(all.map((talker) => talker.receives(100)));
       linked.wire.cut();
       await until("all have gone on", () => linked.anchor.counters.linksContinued === MANY);
-      await Promise.all(all.map((talker) => talker.receives(1_000)));
+      await Promise.all(all.map((talker) => talker.receives(300)));
       for (const talker of all) talker.finish();
       await Promise.all(all.map((talker) => talker.done()));
       assert.equal(linked.wire.connections, 2);
@@ -79,12 +80,7 @@ describe("a trunk with many links", { timeout: 60_000 }, () => {
 
   it("that dies without a word is found dead for all of them, idle ones too", async (it) => {
     const linked = await start(it);
-    const idle = await Promise.all(Array.from({ length: MANY }, () => RawEnd.dial(linked.listen)));
-    it.after(() => {
-      for (const client of idle) client.destroy();
-    });
-    for (const client of idle) client.socket.write("x");
-    await Promise.all(idle.map((client) => client.has(1)));
+    const idle = await idleClients(it, linked.listen, MANY);
     const [busy] = talk(it, linked, 1, { chunkBytes: 500, everyMs: 20 }) as [Talker];
     await busy.receives(1_000);
     linked.wire.stall();
@@ -100,23 +96,13 @@ describe("a trunk with many links", { timeout: 60_000 }, () => {
   });
 });
 
-/** Clients that have been answered once, and say nothing more. */
-async function idleClients(it: TestContext, { listen }: Linked, count: number): Promise<RawEnd[]> {
-  const clients = await Promise.all(Array.from({ length: count }, () => RawEnd.dial(listen)));
-  it.after(() => {
-    for (const client of clients) client.destroy();
-  });
-  for (const client of clients) client.socket.write("x");
-  await Promise.all(clients.map((client) => client.has(1)));
-  return clients;
-}
-
 describe("a trunk ends", { timeout: 60_000 }, () => {
   it("with the proxy that has dialled it: the owner is told of each session", async (it) => {
     const linked = await start(it);
-    await idleClients(it, linked, 3);
+    await idleClients(it, linked.listen, 3);
     assert.deepEqual([linked.anchor.trunks, linked.owner.trunks], [1, 1]);
     linked.anchor.stop();
+    assert.equal(linked.anchor.trunks, 0, "it waits for no other link");
     await until("the sessions' end", () => linked.owner.sessions.size === 0);
     await until("the trunk's", () => linked.owner.trunks + linked.anchor.trunks === 0);
     await until("its connection's", () => linked.wire.open === 0);
@@ -125,8 +111,9 @@ describe("a trunk ends", { timeout: 60_000 }, () => {
 
   it("with the owner's proxy: the clients are reset, and nobody dials again", async (it) => {
     const linked = await start(it);
-    const clients = await idleClients(it, linked, 3);
+    const clients = await idleClients(it, linked.listen, 3);
     linked.owner.stop();
+    assert.equal(linked.owner.trunks, 0);
     for (const client of clients) assert.equal(await client.ending(), "ECONNRESET");
     await until("the trunk's end", () => linked.owner.trunks + linked.anchor.trunks === 0);
     assert.deepEqual([linked.wire.connections, linked.anchor.counters.linksInterrupted], [1, 0]);
@@ -135,7 +122,7 @@ describe("a trunk ends", { timeout: 60_000 }, () => {
   it("a while after its last link, and a link that comes before goes over it", async (it) => {
     const linked = await start(it);
     for (let round = 0; round < 3; round++) {
-      const [client] = (await idleClients(it, linked, 1)) as [RawEnd];
+      const [client] = (await idleClients(it, linked.listen, 1)) as [RawEnd];
       client.socket.end();
       await until("its session's end", () => linked.owner.sessions.size === 0);
     }
@@ -147,7 +134,7 @@ describe("a trunk ends", { timeout: 60_000 }, () => {
 describe("a trunk that has trunkSessionsMax links", { timeout: 60_000 }, () => {
   it("takes no more: the next takes over, after a cut too, and each ends with its last", async (it) => {
     const linked = await start(it, { as: "anchor", limits: { trunkSessionsMax: 3 } });
-    const clients = await idleClients(it, linked, 10);
+    const clients = await idleClients(it, linked.listen, 10);
     assert.deepEqual([linked.wire.connections, linked.anchor.trunks, linked.owner.trunks], [4, 4, 4]);
     linked.wire.cut();
     await until("all have gone on", () => linked.anchor.counters.linksContinued === 10);
@@ -205,7 +192,7 @@ describe("somebody who has the key and keeps no rules", { timeout: 60_000 }, () 
       await until("it is no more", () => owner.trunks === 1);
     }
     await talker.receives(1_000);
-    await idleClients(it, linked, 3);
+    await idleClients(it, linked.listen, 3);
     talker.finish();
     await talker.done();
     assert.match(JSON.stringify(linked.lines), /a connection of many links is closed/);

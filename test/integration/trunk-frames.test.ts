@@ -70,7 +70,8 @@ interface End {
   gone: Gone | null;
 }
 
-function trunkOn(socket: Socket, isAcceptor: boolean): End {
+/** @param onChannel in place of a sink that keeps what comes */
+function trunkOn(socket: Socket, isAcceptor: boolean, onChannel?: (channel: Channel) => void): End {
   const end: Omit<End, "trunk"> = { channels: [], seen: [], gone: null };
   const onOpen = (channel: Channel): void => {
     const seen = new Seen();
@@ -81,7 +82,7 @@ function trunkOn(socket: Socket, isAcceptor: boolean): End {
   };
   const options: TrunkOptions = {
     channelsMax: CHANNELS_MAX,
-    onOpen: isAcceptor ? onOpen : null,
+    onOpen: isAcceptor ? (onChannel ?? onOpen) : null,
     onEmpty: () => {},
     onGone: (why) => {
       end.gone = why;
@@ -248,23 +249,45 @@ describe("a trunk that is in doubt", { timeout: 30_000 }, () => {
     assert.ok(!dialler.trunk.hasRoom);
   });
 
+  it("is not what an acceptor makes of a dialler that does not greet: the channel ends, and the next is served", async (it) => {
+    it.mock.timers.enable({ apis: ["setTimeout"] });
+    const [near, far] = await socketPair();
+    const dialler = trunkOn(near, false);
+    const silent: Channel[] = [];
+    const acceptor = trunkOn(far, true, (channel) => silent.push(channel));
+    const { seen } = open(dialler);
+    await until("it", () => silent.length === 1);
+    it.mock.timers.tick(GREETING_MS_MAX);
+    await until("its end", () => seen.gone === "broken");
+    open(dialler);
+    await until("the next", () => silent.length === 2);
+    assert.ok(silent[1]?.isOpen);
+    assert.deepEqual([dialler.gone, acceptor.gone], [null, null]);
+  });
+
   it("that has ended with its last is flushed when the kernel has all of it", async () => {
     const { dialler, acceptor, sockets } = await trunkPair();
     const { channel } = open(dialler);
     await until("it", () => acceptor.channels.length === 1);
     sockets[1].pause();
-    for (let sent = 0; sent < 8 * LOTS; sent += 65_536) channel.writeData(Buffer.alloc(65_536));
+    let sent = 0;
+    // until the kernel takes no more
+    for (; sockets[0].writableLength === 0; sent += 65_536) {
+      channel.writeData(Buffer.alloc(65_536));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
     dialler.trunk.retire();
     channel.end();
+    assert.ok(!dialler.trunk.isOpen, "nothing of it waits for its turn");
     let isFlushed = false;
     const flushed = channel.flushed().then(() => {
       isFlushed = true;
     });
     for (let turn = 0; turn < 100; turn++) await new Promise((resolve) => setImmediate(resolve));
-    assert.ok(!isFlushed, "most of it waits in this process");
+    assert.ok(!isFlushed, "some waits for the kernel");
     sockets[1].resume();
     await within("flushed", flushed);
-    await until("all of it", () => acceptor.seen[0]?.bytes === 8 * LOTS);
+    await until("all of it", () => acceptor.seen[0]?.bytes === sent);
   });
 });
 
