@@ -12,7 +12,8 @@ import type { SocketConnection } from "./link-connection.ts";
 import { type AcceptOptions, acceptLink, acceptLinkOn } from "./link-greeting.ts";
 import type { LinkLeg, LinkListener } from "./link-leg.ts";
 import type { LinkWatch } from "./link-watch.ts";
-import { CHANNELS_MAX, type Channel, Trunk } from "./trunk.ts";
+import { CHANNELS_MAX, Trunk } from "./trunk.ts";
+import type { Channel } from "./trunk-channel.ts";
 
 const BACKLOG = 4096;
 const GREETING_MAX = 4096;
