@@ -134,6 +134,11 @@ export function encodeCredit(bytes: number): Buffer {
   return frame(FRAME.credit, payload);
 }
 
+/** @param code of {@link RST_CODE} */
+export function encodeRst(code: number): Buffer {
+  return frame(FRAME.rst, Buffer.of(code));
+}
+
 export function encodeMove({ epoch, link }: Destination): Buffer {
   const fixed = Buffer.alloc(MOVE_FIXED_BYTES);
   fixed.writeBigUInt64BE(BigInt(epoch), 0);

@@ -146,3 +146,8 @@ function useOwn(to: Endpoint, connection: SocketConnection, nonce: Buffer, trunk
   trunk.leave();
   first.sink.onFrame(FRAME.nonce, nonce, 0);
 }
+
+/** A connection for a link, to be greeted. @param trunks null: one of its own */
+export function connectionTo(to: Endpoint, trunks: Trunks | null, sink: ConnectionSink): LinkConnection {
+  return trunks === null ? SocketConnection.dial(to, sink) : trunks.open(to, sink);
+}

@@ -150,14 +150,13 @@ describe("a gateway", () => {
     const here = gatewayHere();
     proxy.role = "held"; // links wait there
     const parked = client(here);
-    await until("its link waits", () => proxy.parked.size === 1);
-    proxy.closeParked(RST_CODE.moved);
-    await until("it is dialled again", () => proxy.parked.size === 1);
-    proxy.closeParked(RST_CODE.broken);
-    await until("and again", () => proxy.parked.size === 1);
+    await until("its link waits", () => proxy.ownerLinks.parked.size === 1);
+    proxy.ownerLinks.closeParked(RST_CODE.moved);
+    await until("it is dialled again", () => proxy.ownerLinks.parked.size === 1);
+    proxy.ownerLinks.closeParked(RST_CODE.broken);
+    await until("and again", () => proxy.ownerLinks.parked.size === 1);
     proxy.role = "owner";
-    for (const link of proxy.parked.values()) proxy.takeLink(link);
-    proxy.parked.clear();
+    proxy.ownerLinks.takeParked();
     assert.equal(await answer(parked), "a");
   });
 

@@ -9,7 +9,8 @@ import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { before, describe, it } from "node:test";
 import { encodeRejoin, secretOf } from "#proxy/link/link-auth.ts";
 import { FRAME, FrameDecoder, type FrameType, frame, RST_CODE } from "#proxy/link/link-codec.ts";
-import { type AcceptOptions, LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
+import { type AcceptOptions, acceptLink, acceptLinkOn, dialLink } from "#proxy/link/link-greeting.ts";
+import type { LinkLeg, LinkListener } from "#proxy/link/link-leg.ts";
 import { LinkWatch } from "#proxy/link/link-watch.ts";
 import { Trunk } from "#proxy/link/trunk.ts";
 import { Trunks } from "#proxy/link/trunks.ts";
@@ -186,13 +187,13 @@ async function makeStage(
     accept.onTrunk = (connection) =>
       new Trunk(() => connection, {
         channelsMax: 10,
-        onOpen: (channel) => LinkLeg.acceptOn(channel, accept),
+        onOpen: (channel) => acceptLinkOn(channel, accept),
         onEmpty: () => {},
         onGone: () => {},
         onBroken,
       }).ready();
-  owners.set(port, (socket) => LinkLeg.accept(socket, accept));
-  const dial = LinkLeg.dial({
+  owners.set(port, (socket) => acceptLink(socket, accept));
+  const dial = dialLink({
     keys: [key],
     encrypted: false,
     ...(over === "trunk" && { trunks }),

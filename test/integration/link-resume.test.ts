@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { describe, it, type TestContext } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
-import { LINK_WINDOW_BYTES, LinkLeg } from "#proxy/link/link-leg.ts";
+import { LINK_WINDOW_BYTES } from "#proxy/link/link-flow.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import {
   assertNobodyNoticed,
@@ -236,16 +237,17 @@ describe("a session whose link has no connection", { timeout: 60_000, concurrenc
           },
         });
         const { anchor, owner } = linked;
-        const { takeLink } = owner;
-        owner.takeLink = (link) => {
-          owner.takeLink = takeLink;
+        const { ownerLinks } = owner;
+        const { take } = ownerLinks;
+        ownerLinks.take = (link) => {
+          ownerLinks.take = take;
           void (async () => {
             const [session] = anchor.sessions.values();
             await until("it is prepared", () => session?.nextLink?.isReady === true);
             session?.nextLink?.close(code);
             (session as LiveSession).nextLink = null;
             // that is not heard of before the next turn
-            owner.takeLink(link);
+            ownerLinks.take(link);
           })();
         };
         const client = await RawEnd.dial(linked.listen);

@@ -6,7 +6,7 @@ import { describe, it } from "node:test";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { SO_SNDBUF, SOL_SOCKET, setsockoptInt } from "#proxy/kernel/socket.ts";
 import { FrameDecoder } from "#proxy/link/link-codec.ts";
-import { LINK_WINDOW_BYTES } from "#proxy/link/link-leg.ts";
+import { LINK_WINDOW_BYTES } from "#proxy/link/link-flow.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import { assertNobodyNoticed, startLinked } from "#test/support/linked-proxies.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";

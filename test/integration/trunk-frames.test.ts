@@ -5,7 +5,8 @@ import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { afterEach, describe, it } from "node:test";
 import { FRAME, frame } from "#proxy/link/link-codec.ts";
 import { type ConnectionSink, type Gone, NOBODY, SocketConnection } from "#proxy/link/link-connection.ts";
-import { type Channel, Trunk, type TrunkOptions } from "#proxy/link/trunk.ts";
+import { Trunk, type TrunkOptions } from "#proxy/link/trunk.ts";
+import type { Channel } from "#proxy/link/trunk-channel.ts";
 import { within } from "#test/support/raw-ends.ts";
 
 const CHANNELS_MAX = 8;

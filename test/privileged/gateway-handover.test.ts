@@ -194,10 +194,11 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     await serve();
     const [proxy] = gateway.proxies;
     assert.ok(proxy !== undefined);
-    const { dialLink } = proxy;
-    proxy.dialLink = async () => false;
+    const { anchorLinks } = proxy;
+    const { dial } = anchorLinks;
+    anchorLinks.dial = async () => false;
     await move((step) => {
-      if (step === "released") proxy.dialLink = dialLink;
+      if (step === "released") anchorLinks.dial = dial;
     });
     await tell();
     await allSettled();

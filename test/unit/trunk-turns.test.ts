@@ -4,7 +4,8 @@ import { describe, it } from "node:test";
 import fc from "fast-check";
 import { FRAME, FrameDecoder, type FrameType, frame } from "#proxy/link/link-codec.ts";
 import { type ConnectionSink, type Gone, NOBODY } from "#proxy/link/link-connection.ts";
-import { type Channel, Trunk, type TrunkConnection } from "#proxy/link/trunk.ts";
+import { Trunk, type TrunkConnection } from "#proxy/link/trunk.ts";
+import type { Channel } from "#proxy/link/trunk-channel.ts";
 
 const SHARE_BYTES = 16 * 1024;
 const ROOM_BYTES = 256 * 1024;
