@@ -74,10 +74,6 @@ export class Commands {
       limits: options.letGo ?? LET_GO,
       log: options.log,
       inTurn: (work) => void this.#inTurn(work),
-      letGo: async (proxy) => {
-        proxy.counters.holdsLetGo++;
-        await rollback(proxy);
-      },
     });
   }
 
@@ -133,7 +129,10 @@ export class Commands {
       hold: this.#command("hold", epochOnly, async (proxy) => {
         // From the first moment on: clients that connect while it waits are held too.
         proxy.role = "held";
-        this.#holdWatch.begin(proxy);
+        this.#holdWatch.begin(proxy, async () => {
+          proxy.counters.holdsLetGo++;
+          await rollback(proxy);
+        });
         const result = await hold(proxy);
         return { result: () => result };
       }),
