@@ -95,7 +95,8 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
     workload: ["api", "config", "criu", "runtime", "network", "audit", "migration"],
     agent: ["api", "config", "criu", "runtime", "network", "audit", "migration", "workload"],
     gateway: ["config", "agent"],
-    cli: ["api", "config"],
+    kubernetes: ["api", "config"],
+    cli: ["api", "config", "kubernetes"],
   },
 };
 /** … and what those import that decide without looking at anything but what they are given */
@@ -104,6 +105,12 @@ const PURE: Record<string, readonly RegExp[]> = {
   "proxy/protocol/": [/^proxy\/contract\//, /^node:(assert|buffer|crypto)$/],
   "proxy/replay/plan.ts": [/^proxy\/protocol\//],
   "control/api/": [/^proxy\/contract\//, /^zod$/],
+  "control/kubernetes/inject/": [
+    /^proxy\/contract\//,
+    /^control\/config\/limits\.ts$/,
+    /^node:util$/,
+    /^zod$/,
+  ],
 };
 const READS_CLOCK = /\b(Date\.now|new Date\(\)|performance\.now|setTimeout|setInterval|process\.hrtime)\b/;
 
