@@ -42,8 +42,8 @@ export function applied(value: unknown, patch: readonly Operation[]): unknown {
     const steps = stepsOf(operation.path);
     const last = steps.pop();
     if (last === undefined) {
-      assert.equal(operation.op, "replace");
-      root = operation.op === "remove" ? undefined : operation.value;
+      assert.ok(operation.op === "replace", "the whole is replaced, if anything");
+      root = operation.value;
       continue;
     }
     const parent = steps.reduce<unknown>((at, step) => {

@@ -12,7 +12,7 @@ import { type InjectOptions, inject, type Outcome, uninject } from "#control/kub
 import { patchOf } from "#control/kubernetes/inject/json-patch.ts";
 import { ANNOTATION_BYTES_MAX } from "#control/kubernetes/inject/obstacles.ts";
 import { type Container, type Pod, podSchema } from "#control/kubernetes/inject/pod.ts";
-import { applied, type Expected, podShapes } from "#test/support/pod-shapes.ts";
+import { applied, type Expected, type PodShape, podShapes } from "#test/support/pod-shapes.ts";
 
 const OPTIONS: InjectOptions = { image: "localhost/holdfast/inside:1", imagePullPolicy: "IfNotPresent" };
 const PATCH_BYTES_MAX = 2_600;
@@ -125,7 +125,7 @@ describe("injection", () => {
       volumes: fc.constantFrom([{ name: "v", emptyDir: {} }], [{ name: "v", hostPath: { path: "/x" } }]),
     })
     .map(({ moving, others, at, init, annotations, ports, all, volumes }): Pod => {
-      const containers = others.map(([name, one]) => ({ name, ...one }));
+      const containers = others.map(([name, one]) => ({ name: name as string, ...one }));
       containers.splice(at, 0, { name: "app", ...moving });
       const stateless = others.map(([name]) => name).join(",");
       const pod = {
@@ -260,7 +260,7 @@ describe("injection", () => {
 });
 
 describe("uninject", () => {
-  const [pod] = podShapes().filter(({ name }) => name === "probes") as [{ pod: Pod }];
+  const pod = podShapes().find(({ name }) => name === "probes") as PodShape;
 
   it("changes nothing that is not injected", () => {
     assert.deepEqual(uninject(pod.pod), { kind: "unchanged", reason: "it is not injected" });
@@ -273,7 +273,7 @@ describe("uninject", () => {
       if (noted === undefined) delete annotations["holdfast.dev/replaced"];
       else annotations["holdfast.dev/replaced"] = noted;
       const outcome = uninject(made);
-      assert.equal(outcome.kind, "refused", noted);
+      assert.equal(outcome.kind, "refused", String(noted));
     }
     const without = injected(pod.pod);
     without.spec.initContainers = [];

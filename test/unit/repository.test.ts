@@ -109,6 +109,7 @@ const PURE: Record<string, readonly RegExp[]> = {
     /^proxy\/contract\//,
     /^control\/config\/limits\.ts$/,
     /^node:util$/,
+    /^yaml$/,
     /^zod$/,
   ],
 };
