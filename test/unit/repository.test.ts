@@ -93,9 +93,9 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
     audit: ["api", "config", "criu", "runtime"],
     migration: ["api", "config", "criu", "runtime", "network", "audit"],
     workload: ["api", "config", "criu", "runtime", "network", "audit", "migration"],
-    agent: ["api", "config", "criu", "runtime", "network", "audit", "migration", "workload"],
-    gateway: ["config", "agent"],
     kubernetes: ["api", "config"],
+    agent: ["api", "config", "criu", "runtime", "network", "audit", "migration", "workload", "kubernetes"],
+    gateway: ["config", "agent"],
     cli: ["api", "config", "kubernetes"],
   },
 };
