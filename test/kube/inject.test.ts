@@ -7,7 +7,9 @@ import { inject, uninject } from "#control/kubernetes/inject/inject.ts";
 import type { Pod } from "#control/kubernetes/inject/pod.ts";
 import { podShapes } from "#test/support/pod-shapes.ts";
 import { projectRoot } from "../lab/lab.ts";
-import { type Cluster, createCluster, type KubeObject } from "./cluster.ts";
+import { type Load, startLoad } from "../load/load.ts";
+import { holdfast, logsOf } from "./agents.ts";
+import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
 const NAMESPACE = "holdfast";
@@ -16,6 +18,10 @@ const OPTIONS = { image: INSIDE.name, imagePullPolicy: "Never" } as const;
 const INSTALL_MS_MAX = 180_000;
 /** an API server may shorten what is long */
 const WARNING_CHARS = 200;
+/** clients of the application that moves, where they come to, and answers that each has before and after */
+const SESSIONS = 10;
+const LISTEN = 8080;
+const ANSWERS = 5;
 const INJECT = { "holdfast.dev/inject": "enabled" };
 const PRIVILEGED = { "pod-security.kubernetes.io/enforce": "privileged" };
 const RESTRICTED = { "pod-security.kubernetes.io/enforce": "restricted" };
@@ -38,7 +44,7 @@ describe("the chart in a cluster", () => {
   let cluster: Cluster;
 
   before(async () => {
-    cluster = await createCluster({ nodes: ["a"], images: [AGENT, APPS, INSIDE] });
+    cluster = await createCluster({ nodes: ["a", "b"], images: [AGENT, APPS, INSIDE] });
     await cluster.apply(
       ...Object.entries(NAMESPACES).map(([name, labels]) => ({
         apiVersion: "v1",
@@ -123,7 +129,7 @@ describe("the chart in a cluster", () => {
     const parts = (items as KubeObject[]).map(
       ({ metadata }) => (metadata.labels as Record<string, string>)["app.kubernetes.io/component"],
     );
-    assert.deepEqual(parts.toSorted(), ["agent", "webhook"]);
+    assert.deepEqual(parts.toSorted(), ["agent", "agent", "webhook"]);
     await cluster.until("pods are injected", async () => isInjected(await tryPod("shapes", podOf("bare"))));
   });
 
@@ -214,24 +220,19 @@ describe("the chart in a cluster", () => {
 
   it("has a Deployment's pod run with an init that waits, under Pod Security restricted", async () => {
     await cluster.apply(waiting);
-    let pod: KubeObject | undefined;
-    await cluster.until("its pod runs", async () => {
-      const { items } = await cluster.api("GET", "/api/v1/namespaces/restricted/pods");
-      [pod] = items as KubeObject[];
-      return pod?.status.containerStatuses?.[0].state.running !== undefined;
-    });
+    const pod = await onePod("waiting", "restricted");
     const program = `const fs = require("fs");
       fs.writeFileSync("/tmp/mine", "");
       [process.getuid(), ...fs.readFileSync("/proc/1/cmdline", "utf8").split("\\0").slice(0, -1)].join(" ")`;
-    const exec = ["-n", "restricted", "exec", pod?.metadata.name ?? "", "-c", "app", "--"];
+    const exec = ["-n", "restricted", "exec", pod.metadata.name, "-c", "app", "--"];
     const said = await cluster.kubectl([...exec, "/usr/bin/node", "-p", program]);
     assert.equal(said.trim(), "1000 /.holdfast/init -P -- /usr/bin/node /app/chat.js --at=restricted 9000");
-    const annotations = pod?.metadata.annotations as Record<string, string>;
+    const annotations = pod.metadata.annotations as Record<string, string>;
     assert.equal(
       annotations["holdfast.dev/command"],
       '["/usr/bin/node","/app/chat.js","--at=$(AT)","$(PORT)"]',
     );
-    assert.equal(pod?.status.containerStatuses[0].restartCount, 0);
+    assert.equal(pod.status.containerStatuses[0].restartCount, 0);
   });
 
   const labels = { app: "waiting" };
@@ -268,6 +269,106 @@ describe("the chart in a cluster", () => {
                 readOnlyRootFilesystem: true,
                 capabilities: { drop: ["ALL"] },
               },
+            },
+          ],
+        },
+      },
+    },
+  };
+
+  it("moves a Deployment's application to a standby, and its clients notice nothing", async () => {
+    await cluster.apply(chat);
+    const source = await onePod("chat");
+    const { name } = source.metadata;
+    const workload = `shapes.${name}`;
+    const annotations = { "holdfast.dev/standby": "true", "holdfast.dev/workload": workload };
+    const { spec: template, metadata } = chat.spec.template;
+    await cluster.apply({
+      apiVersion: "v1",
+      kind: "Pod",
+      metadata: {
+        ...{ name: "chat-standby", namespace: "shapes" },
+        annotations: { ...metadata.annotations, ...annotations },
+      },
+      spec: { ...template, nodeName: "b" },
+    });
+    const { items } = await cluster.api(
+      "GET",
+      `/api/v1/namespaces/${NAMESPACE}/pods?labelSelector=app.kubernetes.io%2Fcomponent%3Dagent`,
+    );
+    const agents = new Map((items as KubeObject[]).map((pod) => [pod.spec.nodeName as string, pod]));
+    const failed = async (what: unknown): Promise<never> =>
+      assert.fail(`${String(what)}\n${await logsOf(cluster, agents.values())}`);
+    const stateOn = async (node: string): Promise<string | undefined> => {
+      const { json } = await holdfast(cluster, agents.get(node), ["status", "--json"]);
+      const { workloads = [] } = (json ?? {}) as { workloads?: { name: string; state: string }[] };
+      return workloads.find((shown) => shown.name === workload)?.state;
+    };
+    await cluster.until("it runs", async () => (await stateOn("a")) === "running").catch(failed);
+    await cluster.until("the standby waits", async () => (await stateOn("b")) !== undefined).catch(failed);
+    const target = { address: cluster.lab.place("a").address, port: LISTEN };
+    const load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
+    await answered(load);
+    const moved = await holdfast(cluster, agents.get("a"), ["migrate", workload, "--to", "b", "--json"]);
+    if (moved.status !== 0) await failed(moved.stderr);
+    await answered(load);
+    const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
+    assert.deepEqual(
+      { lost, repeated, corrupt, resets, alive, problems },
+      { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
+    );
+    await cluster.until("kubelet finds the standby ready, and the source not", async () => {
+      const [there, here] = await Promise.all(["chat-standby", name].map(findPod));
+      return (
+        condition(there as KubeObject, "Ready") === "True" &&
+        condition(here as KubeObject, "Ready") !== "True"
+      );
+    });
+  });
+
+  function findPod(name: string): Promise<KubeObject | null> {
+    return cluster.find(`/api/v1/namespaces/shapes/pods/${name}`);
+  }
+
+  /** Every client has had some more answers. */
+  async function answered(load: Load): Promise<void> {
+    const wanted = load.messages + ANSWERS * SESSIONS;
+    await cluster.until("clients are answered", async () => load.messages >= wanted);
+  }
+
+  /** The pod of a Deployment, when its container runs. */
+  async function onePod(app: string, namespace = "shapes"): Promise<KubeObject> {
+    let pod: KubeObject | undefined;
+    await cluster.until(`the pod of ${app} runs`, async () => {
+      const path = `/api/v1/namespaces/${namespace}/pods?labelSelector=app%3D${app}`;
+      [pod] = (await cluster.api("GET", path)).items as KubeObject[];
+      return pod?.status.containerStatuses?.[0].state.running !== undefined;
+    });
+    return pod as KubeObject;
+  }
+
+  const chat: KubeObject = {
+    apiVersion: "apps/v1",
+    kind: "Deployment",
+    metadata: { name: "chat", namespace: "shapes" },
+    spec: {
+      selector: { matchLabels: { app: "chat" } },
+      template: {
+        metadata: { labels: { app: "chat" }, annotations: { "holdfast.dev/ports": `${LISTEN}:9000` } },
+        spec: {
+          nodeName: "a",
+          terminationGracePeriodSeconds: 0,
+          containers: [
+            {
+              name: "app",
+              image: APPS.name,
+              imagePullPolicy: "Never",
+              command: ["/usr/bin/node", "/app/chat.js"],
+              env: [
+                { name: "HOST", value: "0.0.0.0" },
+                { name: "PORT", value: "9000" },
+              ],
+              readinessProbe: { tcpSocket: { port: 9000 }, periodSeconds: 1 },
             },
           ],
         },
