@@ -15,7 +15,7 @@ import { ChangeWatch } from "../config/change-watch.ts";
 import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
-import { mountMissingCgroups } from "../runtime/cgroups.ts";
+import { makeTopGroups, mountMissingCgroups } from "../runtime/cgroups.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
 import { RuncRuntime } from "../runtime/runc/runc-runtime.ts";
 import type { Runtime } from "../runtime/runtime.ts";
@@ -65,6 +65,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     links: config.links,
     configFile: config.file,
     stateDir: config.stateDir,
+    // in a pod, what is in the agent's groups ends with its container
+    proxyGroups: config.pods ? makeTopGroups("holdfast") : [],
     ring,
     trust,
     secrets: [...secretFiles(config), config.stateDir, config.file].map(realPath),
@@ -99,6 +101,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   };
   const pods = new PodWorkloads({
     workloads,
+    stateDir: config.stateDir,
     folder,
     nodeAddress: config.listen.address,
     log,
