@@ -82,6 +82,7 @@ const CODES = {
   KERNEL_UNKNOWN: { source: "kernel" },
   KEYS: { source: "config" },
   KUBERNETES_ABSENT: { source: "config" },
+  KUBERNETES_CONFLICT: { source: "peer", retryable: true },
   KUBERNETES_EXPIRED: { source: "peer" },
   KUBERNETES_REFUSED: { source: "peer" },
   KUBERNETES_UNREACHABLE: { source: "peer", retryable: true },
