@@ -7,6 +7,7 @@ import { z } from "zod";
 import { Channel, checked } from "#proxy/contract/channel.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { openStore } from "#proxy/store/open.ts";
 import { checkCall } from "../api/check.ts";
 import { anchorPrepareCall, anchorSwitchCall, outcomeCall, prepareCall } from "../api/migration.ts";
@@ -26,6 +27,7 @@ import { Workload } from "../workload/workload.ts";
 import { AdminServer, type OwnContext } from "./admin.ts";
 import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
+import { PodPeers } from "./pod-peers.ts";
 import { PodWorkloads } from "./pod-workloads.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
 import { Trust } from "./trust.ts";
@@ -59,6 +61,16 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   const ring = new KeyRing(config.keys);
   const trust = new Trust({ node: config.node, ring, identity: config.identity, revoked: config.revoked });
+  const podPeers =
+    config.agents === null
+      ? null
+      : new PodPeers({
+          node: config.node,
+          port: config.listen.port,
+          file: join(config.stateDir, "peers.json"),
+          log,
+        });
+  const peers = podPeers?.peers ?? config.peers;
   const context: OwnContext = {
     node: config.node,
     host: config.listen.address,
@@ -73,7 +85,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     store,
     storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
     mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
-    peers: config.peers,
+    peers,
     owners: new Owners(() => context, workloads),
     runtime: await runtimeOf(config),
     criu: await findCriu(process.env.HOLDFAST_CACHE ?? CACHE_DIR),
@@ -81,7 +93,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     log,
     metrics,
     faults: new Faults(process.env.HOLDFAST_FAULT),
-    dial: (node, timeoutMs) => dial(config, trust, node, workloads, timeoutMs),
+    dial: (node, timeoutMs) => dial(peers, trust, node, workloads, timeoutMs),
   };
   const folder = join(config.stateDir, "workloads");
   mkdirSync(folder, { recursive: true, mode: 0o700 });
@@ -92,6 +104,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const recovering = new Set<Workload>();
   const recover = async (workload: Workload): Promise<void> => {
     recovering.add(workload);
+    await podPeers?.known; // who may have it is asked
     await workload
       .recover()
       .catch((error: unknown) =>
@@ -129,7 +142,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   }, FORWARDING_MS);
   forwarding.unref();
 
-  const peers = await listenSecure({
+  const listener = await listenSecure({
     host: config.listen.address,
     port: config.listen.port,
     trust,
@@ -138,8 +151,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   const secrets = watchSecrets(config, context, workloads);
   context.owners.keep();
+  const watch = await watchCluster(config, pods, podPeers, metrics, log);
   const recovered = Promise.all([...workloads.values()].map(recover));
-  const watch = config.pods ? await watchPods(config.node, pods, metrics, log) : null;
   // a move that was cut off may wait for the store or another node: people can look at it meanwhile
   await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
   const admin = new AdminServer(context, workloads, metrics);
@@ -159,38 +172,54 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     process.once("SIGINT", resolve);
   });
   log.info("agent ends; its workloads go on");
-  watch?.close();
+  watch.close();
   pods.close();
+  podPeers?.close();
   for (const workload of workloads.values()) workload.close();
   secrets.close();
   clearInterval(forwarding);
   context.owners.close();
   await admin.close();
-  await peers.close();
+  await listener.close();
   await store.close();
 }
 
-/** Those of this node, from now on. */
-async function watchPods(
-  node: string,
-  pods: PodWorkloads,
+/** The pods of this node, and of the agents of others, from now on. */
+async function watchCluster(
+  { node, pods: hasPods, agents }: AgentConfig,
+  pods: PodWorkloads<Workload>,
+  peers: PodPeers | null,
   metrics: AgentMetrics,
   log: Logger,
 ): Promise<{ close(): void }> {
+  if (!hasPods) return { close() {} };
   // a file's agent does without
   const [{ ClusterApi }, { Reflector }] = await Promise.all([
     import("../kubernetes/cluster-api.ts"),
     import("../kubernetes/reflector.ts"),
   ]);
-  const reflector = new Reflector({
-    api: ClusterApi.inCluster(process.env),
-    path: `/api/v1/pods?fieldSelector=${encodeURIComponent(`spec.nodeName=${node}`)}`,
-    onChange: (objects) => pods.update(objects),
-    onProblem: (error) => log.warn({ reason: messageOf(error) }, "the pods of this node are not seen"),
-  });
-  metrics.watches("pods", () => reflector.silentMs);
-  reflector.start();
-  return reflector;
+  const api = ClusterApi.inCluster(process.env);
+  const watch = (objects: string, path: string, onChange: (found: readonly unknown[]) => void) => {
+    const onProblem = (error: unknown): void =>
+      log.warn({ reason: messageOf(error) }, `${objects} are not seen`);
+    const reflector = new Reflector({ api, path, onChange, onProblem });
+    metrics.watches(objects, () => reflector.silentMs);
+    reflector.start();
+    return reflector;
+  };
+  const selector = encodeURIComponent(`spec.nodeName=${node}`);
+  const watches = [
+    watch("pods of this node", `/api/v1/pods?fieldSelector=${selector}`, (found) => pods.update(found)),
+  ];
+  if (agents !== null && peers !== null) {
+    const path = `/api/v1/namespaces/${api.namespace}/pods?labelSelector=${encodeURIComponent(agents)}`;
+    watches.push(watch("pods of agents", path, (found) => peers.update(found)));
+  }
+  return {
+    close() {
+      for (const one of watches) one.close();
+    },
+  };
 }
 
 async function runtimeOf({ cri, stateDir }: AgentConfig): Promise<Runtime> {
@@ -294,15 +323,15 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
 }
 
 async function dial(
-  config: AgentConfig,
+  peers: Record<string, Endpoint>,
   trust: Trust,
   node: string,
   workloads: Map<string, Workload>,
   timeoutMs?: number,
 ): Promise<Channel> {
-  const peer = config.peers[node];
+  const peer = peers[node];
   if (peer === undefined) {
-    const known = Object.keys(config.peers).join(", ") || "none";
+    const known = Object.keys(peers).join(", ") || "none";
     throw fail("NODE_UNKNOWN", `no peer ${node} in the configuration; there are: ${known}`);
   }
   const stream = await dialSecure({

@@ -11,6 +11,7 @@ export class AgentMetrics {
   #storeUp: Gauge;
   #restarts: Counter<"workload" | "reason">;
   #stepsDown: Counter<"workload">;
+  readonly #silentMs = new Map<string, () => number>();
 
   constructor(workloads: Map<string, Workload>) {
     const registers = [this.registry];
@@ -52,6 +53,16 @@ export class AgentMetrics {
       labelNames: ["workload"] as const,
       registers,
     });
+    const silentMs = this.#silentMs;
+    new Gauge({
+      name: "holdfast_agent_kubernetes_silent_seconds",
+      help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
+      labelNames: ["objects"] as const,
+      registers,
+      collect() {
+        for (const [objects, silent] of silentMs) this.set({ objects }, silent() / 1000);
+      },
+    });
     new Gauge({
       name: "holdfast_agent_workloads",
       help: "Workloads of this node by what it is to them.",
@@ -66,15 +77,7 @@ export class AgentMetrics {
 
   /** @param silentMs since the API server was last heard of these objects */
   watches(objects: string, silentMs: () => number): void {
-    new Gauge({
-      name: "holdfast_agent_kubernetes_silent_seconds",
-      help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
-      labelNames: ["objects"] as const,
-      registers: [this.registry],
-      collect() {
-        this.set({ objects }, silentMs() / 1000);
-      },
-    });
+    this.#silentMs.set(objects, silentMs);
   }
 
   storeUp(up: boolean): void {

@@ -22,12 +22,24 @@ import {
   nameOf,
   workloadOf,
 } from "../kubernetes/node/injected-pod.ts";
-import type { Workload } from "../workload/workload.ts";
 
 const FILE = "pod.json";
 const AGAIN_MS = 1_000;
 
-export interface PodWorkloadsOptions {
+/** A workload of this node, as far as its pod decides over it. */
+export interface PodWorkload {
+  readonly name: string;
+  readonly config: WorkloadConfig;
+  readonly journal: { readonly role: string; readonly moving: unknown; readonly owed: unknown };
+  /** what keeps it from being stopped now; null: nothing */
+  readonly busyWith: string | null;
+  readonly isStarting: boolean;
+  /** The application, and its clients' connections. @throws HoldfastError */
+  stop(): Promise<void>;
+  close(): void;
+}
+
+export interface PodWorkloadsOptions<Workload extends PodWorkload> {
   /** all of this agent's, the file's too */
   workloads: Map<string, Workload>;
   stateDir: string;
@@ -42,12 +54,14 @@ export interface PodWorkloadsOptions {
   isRecovering(workload: Workload): boolean;
   /** null: there is room for what it may hold @param all with it */
   exceeds(all: readonly WorkloadConfig[]): string | null;
+  /** for tests; default {@link AGAIN_MS} */
+  againMs?: number;
 }
 
 type Pods = Map<string, { pod: InjectedPod; isStarting: boolean }>;
 
-export class PodWorkloads {
-  readonly #options: PodWorkloadsOptions;
+export class PodWorkloads<Workload extends PodWorkload> {
+  readonly #options: PodWorkloadsOptions<Workload>;
   /** those of pods, by name */
   readonly #own = new Map<string, InjectedPod>();
   /** by name of their workloads; null: not known yet */
@@ -59,7 +73,7 @@ export class PodWorkloads {
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
 
-  constructor(options: PodWorkloadsOptions) {
+  constructor(options: PodWorkloadsOptions<Workload>) {
     this.#options = options;
   }
 
@@ -117,7 +131,7 @@ export class PodWorkloads {
     while (this.#isAgain && !this.#isClosed) {
       this.#isAgain = false;
       clearTimeout(this.#timer);
-      const { log } = this.#options;
+      const { log, againMs = AGAIN_MS } = this.#options;
       const names = new Set([...this.#own.keys(), ...(this.#pods?.keys() ?? [])]);
       let isDone = true;
       for (const name of names) {
@@ -128,7 +142,7 @@ export class PodWorkloads {
           log.warn({ workload: name, reason: messageOf(error) }, "its pod and it do not agree yet");
         }
       }
-      if (!isDone && !this.#isClosed) this.#timer = setTimeout(() => this.#go(), AGAIN_MS).unref();
+      if (!isDone && !this.#isClosed) this.#timer = setTimeout(() => this.#go(), againMs).unref();
     }
   }
 

@@ -49,6 +49,17 @@ export class ClusterApi {
     return new ClusterApi({ host, port: Number(port), account: ACCOUNT });
   }
 
+  /** That this pod is in. @throws HoldfastError `KUBERNETES_ABSENT` */
+  get namespace(): string {
+    try {
+      return readFileSync(join(this.#options.account, "namespace"), "utf8").trim();
+    } catch (cause) {
+      throw fail("KUBERNETES_ABSENT", `the pod's ServiceAccount cannot be read: ${messageOf(cause)}`, {
+        cause,
+      });
+    }
+  }
+
   /** @throws HoldfastError `KUBERNETES_UNREACHABLE`, `KUBERNETES_REFUSED`, `KUBERNETES_EXPIRED` */
   async get(path: string, signal: AbortSignal): Promise<unknown> {
     return this.#read(`GET ${path}`, await this.#ask(path, signal));
