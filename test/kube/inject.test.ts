@@ -190,6 +190,11 @@ describe("the chart in a cluster", () => {
     assert.equal(status, 403);
     assert.match(object.message, /denied the request: holdfast: not injected: spec\.hostNetwork: /);
     assert.equal((await tryPod("enforcing", podOf("left-out"))).status, 201);
+    // whoever may make pods in one namespace is nobody in another
+    const bare = podOf("bare");
+    const metadata = { name: "bare", annotations: { "holdfast.dev/workload": "shapes.chat" } };
+    const foreign = await tryPod("enforcing", { ...bare, metadata });
+    assert.match(foreign.object.message, /expected a name that begins with "enforcing\."/);
   });
 
   it("looks at the pods that it is to look at", async () => {
