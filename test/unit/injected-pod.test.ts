@@ -29,7 +29,8 @@ describe("a pod that was injected", () => {
       ...{ namespace: "default", name: "chat-a", uid: "1", container: "app" },
       ...{ command: ["node", "server.js"], cwd: null },
     });
-    assert.equal(config.listenAddress, ADDRESS);
+    // as Services lead to it
+    assert.equal(config.listenIn, "container");
     const standby = workloadOf(pod({ standby: "true", workload: "default.other" }), ADDRESS);
     assert.deepEqual([standby.name, standby.start], ["default.other", false]);
   });
