@@ -1,5 +1,5 @@
 /**
- * The API server, as a pod's ServiceAccount reaches it (kubernetes.io/docs/tasks/run-application/access-api-from-pod): reads, and watches.
+ * The API server, as a pod's ServiceAccount reaches it (kubernetes.io/docs/tasks/run-application/access-api-from-pod): reads, watches, and changes.
  * The only file that talks to it.
  */
 import { readFileSync } from "node:fs";
@@ -17,6 +17,12 @@ const ANSWER_BYTES_MAX = 64 * 1_048_576;
 /** an object has 1.5 MiB at most (etcd), and JSON escapes it */
 const LINE_BYTES_MAX = 8 * 1_048_576;
 const REASON_BYTES_MAX = 64 * 1_024;
+
+interface Change {
+  method: "PUT" | "PATCH";
+  type: string;
+  body: object;
+}
 
 export interface ClusterApiOptions {
   host: string;
@@ -56,7 +62,25 @@ export class ClusterApi {
 
   /** @throws HoldfastError `KUBERNETES_UNREACHABLE`, `KUBERNETES_REFUSED`, `KUBERNETES_EXPIRED` */
   async get(path: string, signal: AbortSignal): Promise<unknown> {
-    const response = await this.#ask(path, signal);
+    return this.#read(`GET ${path}`, await this.#ask(path, signal));
+  }
+
+  /**
+   * The object that is there, replaced, if it is the one that `body` has the resourceVersion of.
+   * @throws HoldfastError `KUBERNETES_CONFLICT`: somebody else has changed it; `KUBERNETES_UNREACHABLE`, `KUBERNETES_REFUSED`
+   */
+  async replace(path: string, body: object, signal: AbortSignal): Promise<unknown> {
+    const change = { method: "PUT", type: "application/json", body } as const;
+    return this.#read(`PUT ${path}`, await this.#ask(path, signal, change));
+  }
+
+  /** By a strategic merge patch: items of lists are found by name. @throws HoldfastError `KUBERNETES_UNREACHABLE`, `KUBERNETES_REFUSED` */
+  async patch(path: string, body: object, signal: AbortSignal): Promise<unknown> {
+    const type = "application/strategic-merge-patch+json";
+    return this.#read(`PATCH ${path}`, await this.#ask(path, signal, { method: "PATCH", type, body }));
+  }
+
+  async #read(request: string, response: IncomingMessage): Promise<unknown> {
     const pieces: Buffer[] = [];
     let bytes = 0;
     try {
@@ -67,7 +91,7 @@ export class ClusterApi {
       }
       return JSON.parse(Buffer.concat(pieces).toString("utf8"));
     } catch (error) {
-      throw this.#unreachable(path, error);
+      throw this.#unreachable(request, error);
     }
   }
 
@@ -89,23 +113,28 @@ export class ClusterApi {
         if (rest.length > LINE_BYTES_MAX) throw new Error(`a line of more than ${LINE_BYTES_MAX} bytes`);
       }
     } catch (error) {
-      throw this.#unreachable(path, error);
+      throw this.#unreachable(`GET ${path}`, error);
     } finally {
       response.destroy();
     }
   }
 
-  #ask(path: string, signal: AbortSignal): Promise<IncomingMessage> {
+  #ask(path: string, signal: AbortSignal, change?: Change): Promise<IncomingMessage> {
     const { host, port, account } = this.#options;
+    const method = change?.method ?? "GET";
     return new Promise((resolve, reject) => {
-      const failed = (error: unknown): void => reject(this.#unreachable(path, error));
+      const failed = (error: unknown): void => reject(this.#unreachable(`${method} ${path}`, error));
       let asked: ReturnType<typeof request>;
       try {
         const token = readFileSync(join(account, "token"), "utf8").trim();
         const ca = readFileSync(join(account, "ca.crt"));
-        const headers = { authorization: `Bearer ${token}`, accept: "application/json" };
+        const headers = {
+          authorization: `Bearer ${token}`,
+          accept: "application/json",
+          ...(change === undefined ? {} : { "content-type": change.type }),
+        };
         // a connection for each: a watch has one for minutes, and lists are rare
-        asked = request({ host, port, path, ca, headers, signal, agent: false });
+        asked = request({ host, port, path, method, ca, headers, signal, agent: false });
       } catch (error) {
         return failed(error);
       }
@@ -118,26 +147,30 @@ export class ClusterApi {
       asked.once("response", (response) => {
         clearTimeout(late);
         if (response.statusCode === 200) return resolve(response);
-        reasonIn(response).then((reason) => reject(this.#refused(path, response.statusCode, reason)), failed);
+        reasonIn(response).then(
+          (reason) => reject(this.#refused(`${method} ${path}`, response.statusCode, reason)),
+          failed,
+        );
       });
-      asked.end();
+      asked.end(change === undefined ? undefined : JSON.stringify(change.body));
     });
   }
 
-  #refused(path: string, status: number | undefined, reason: string): HoldfastError {
-    const what = `the API server answers ${status} to GET ${path}: ${reason}`;
+  #refused(request: string, status: number | undefined, reason: string): HoldfastError {
+    const what = `the API server answers ${status} to ${request}: ${reason}`;
     if (status === 410) return fail("KUBERNETES_EXPIRED", what);
+    if (status === 409) return fail("KUBERNETES_CONFLICT", what);
     if (status === 401 || status === 403)
-      return fail("KUBERNETES_REFUSED", `${what}: let the agent's ServiceAccount do this (RBAC)`);
+      return fail("KUBERNETES_REFUSED", `${what}: let the ServiceAccount of this pod do this (RBAC)`);
     return fail("KUBERNETES_UNREACHABLE", what);
   }
 
-  #unreachable(path: string, cause: unknown): HoldfastError {
+  #unreachable(request: string, cause: unknown): HoldfastError {
     if (cause instanceof HoldfastError) return cause;
     const { host, port } = this.#options;
     return fail(
       "KUBERNETES_UNREACHABLE",
-      `the API server at ${host}:${port} does not answer GET ${path}: ${messageOf(cause)}`,
+      `the API server at ${host}:${port} does not answer ${request}: ${messageOf(cause)}`,
       { cause },
     );
   }

@@ -81,7 +81,7 @@ describe("the API server", () => {
   });
 
   for (const [status, code, message] of [
-    [403, "KUBERNETES_REFUSED", /403 to GET \/api: pods is forbidden: let the agent's ServiceAccount/],
+    [403, "KUBERNETES_REFUSED", /403 to GET \/api: pods is forbidden: let the ServiceAccount of this pod/],
     [410, "KUBERNETES_EXPIRED", /410/],
     [500, "KUBERNETES_UNREACHABLE", /500/],
   ] as const)

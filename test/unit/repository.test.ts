@@ -96,7 +96,7 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
     kubernetes: ["api", "config"],
     agent: ["api", "config", "criu", "runtime", "network", "audit", "migration", "workload", "kubernetes"],
     gateway: ["config", "agent"],
-    cli: ["api", "config"],
+    cli: ["api", "config", "kubernetes"],
   },
 };
 /** … and what those import that decide without looking at anything but what they are given */
@@ -105,6 +105,13 @@ const PURE: Record<string, readonly RegExp[]> = {
   "proxy/protocol/": [/^proxy\/contract\//, /^node:(assert|buffer|crypto)$/],
   "proxy/replay/plan.ts": [/^proxy\/protocol\//],
   "control/api/": [/^proxy\/contract\//, /^zod$/],
+  "control/kubernetes/inject/": [
+    /^proxy\/contract\//,
+    /^control\/config\/limits\.ts$/,
+    /^node:util$/,
+    /^yaml$/,
+    /^zod$/,
+  ],
 };
 const READS_CLOCK = /\b(Date\.now|new Date\(\)|performance\.now|setTimeout|setInterval|process\.hrtime)\b/;
 
