@@ -87,15 +87,16 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
   "control/": {
     api: [],
     config: ["api"],
+    kubernetes: ["api", "config"],
     criu: ["api", "config"],
     runtime: ["api", "config", "criu"],
     network: ["api", "config", "criu", "runtime"],
     audit: ["api", "config", "criu", "runtime"],
     migration: ["api", "config", "criu", "runtime", "network", "audit"],
     workload: ["api", "config", "criu", "runtime", "network", "audit", "migration"],
-    agent: ["api", "config", "criu", "runtime", "network", "audit", "migration", "workload"],
+    agent: ["api", "config", "kubernetes", "criu", "runtime", "network", "audit", "migration", "workload"],
     gateway: ["config", "agent"],
-    cli: ["api", "config"],
+    cli: ["api", "config", "kubernetes"],
   },
 };
 /** … and what those import that decide without looking at anything but what they are given */
@@ -103,6 +104,10 @@ const PURE: Record<string, readonly RegExp[]> = {
   "proxy/session/": [/^proxy\/contract\//, /^node:assert(\/strict)?$/],
   "proxy/protocol/": [/^proxy\/contract\//, /^node:(assert|buffer|crypto)$/],
   "proxy/replay/plan.ts": [/^proxy\/protocol\//],
+  "control/kubernetes/controller/plan.ts": [
+    /^control\/api\//,
+    /^control\/kubernetes\/(client\/objects|controller\/(observed|standby-pod|obstacles))\.ts$/,
+  ],
   "control/api/": [/^proxy\/contract\//, /^zod$/],
 };
 const READS_CLOCK = /\b(Date\.now|new Date\(\)|performance\.now|setTimeout|setInterval|process\.hrtime)\b/;
