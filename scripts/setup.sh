@@ -6,10 +6,10 @@
 # packages as they are: CRIU comes from Debian sid by way of an apt of our own into a folder of our own.
 #
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
-# `npm run test:matrix` moves.
+# `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes for `test/kube`: ten minutes of compiling, once.
 #
-#   HOLDFAST_CACHE          where CRIU is kept, outside the checkout   (/var/cache/holdfast)
-#   HOLDFAST_DEBIAN_MIRROR  where CRIU is fetched                      (the mirror of this machine's apt)
+#   HOLDFAST_CACHE          where all that is kept, outside the checkout   (/var/cache/holdfast)
+#   HOLDFAST_DEBIAN_MIRROR  where Debian sid's packages are fetched        (the mirror of this machine's apt)
 set -eu
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -70,8 +70,12 @@ openssh-server sshd
 openssh-client ssh
 default-jdk-headless javac
 python3-venv /usr/share/doc/python3-venv/copyright'
+# … and of a test cluster: containerd is told to use runc, and where there is no Go its wheel is installed.
+kube_tools='runc runc
+python3-venv /usr/share/doc/python3-venv/copyright'
 for_bench=false
 for_matrix=false
+for_kube=false
 case ${1:-} in
   bench)
     for_bench=true
@@ -82,6 +86,11 @@ $bench_tools"
     for_matrix=true
     debian_tools="$debian_tools
 $matrix_tools"
+    ;;
+  kube)
+    for_kube=true
+    debian_tools="$debian_tools
+$kube_tools"
     ;;
 esac
 
@@ -102,6 +111,19 @@ matrix_ok() {
   for runtime in $matrix_runtimes; do [ -f "$matrix_dir/$runtime/complete" ] || return 1; done
 }
 
+# Kubernetes, by the version in test/kube/kubernetes/go.mod: its own parts from the Go module proxy, what it runs on from Debian sid.
+# Debian's runc of this machine is used: sid's needs a newer C library.
+kube_module=$root/test/kube/kubernetes
+kube_version=$(sed -n 's#^[[:space:]]*k8s.io/kubernetes v\([^ ]*\).*#\1#p' "$kube_module/go.mod")
+kube_dir=$cache/kubernetes-$kube_version
+kube_built='kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy'
+kube_fetched='containerd containerd-shim-runc-v2 ctr etcd kubectl'
+kube_plugins='ptp host-local loopback portmap'
+kube_ok() {
+  for program in $kube_built $kube_fetched; do [ -x "$kube_dir/bin/$program" ] || return 1; done
+  for plugin in $kube_plugins; do [ -x "$kube_dir/cni/$plugin" ] || return 1; done
+}
+
 missing_packages() {
   echo "$debian_tools" | while read -r package command; do
     has "$command" || echo "$package"
@@ -119,7 +141,7 @@ version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
 everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
-    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; }
+    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || kube_ok; }
 }
 
 everything_there && exit 0
@@ -244,25 +266,30 @@ debian_mirror() {
   apt-get update --print-uris 2>/dev/null | sed -n "s#^'\(.*\)/dists/${codename:-[a-z]*}/\(In\)\{0,1\}Release'.*#\1#p" | head -n 1
 }
 
-fetch_criu() {
+# fetch_from_sid PACKAGE...: unpacked below $work/root by an apt that has nothing of this machine's. `own_apt` says how.
+fetch_from_sid() {
   mirror=${HOLDFAST_DEBIAN_MIRROR:-$(debian_mirror)}
   keyring=/usr/share/keyrings/debian-archive-keyring.gpg
   [ -n "$mirror" ] || fail "this machine's apt names no Debian mirror; cure: set HOLDFAST_DEBIAN_MIRROR"
   [ -r "$keyring" ] || fail "no $keyring; cure: apt-get install debian-archive-keyring"
-  say "fetching CRIU from Debian sid into $criu_dir (apt's own system is left alone)"
-  apt=$work/apt
+  apt=$(realpath "$work")/apt
   mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$apt/parts" "$work/root"
   : >"$apt/status"
   echo "deb [signed-by=$keyring] $mirror sid main" >"$apt/sources.list"
-  own_apt() {
-    apt-get -q -o Dir::State="$apt/state" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" \
-      -o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts="$apt/parts" -o Dir::Etc::preferencesparts="$apt/parts" \
-      -o Dir::Etc::preferences=/dev/null -o APT::Default-Release= -o APT::Sandbox::User=root -o Acquire::Languages=none "$@" >>"$log" 2>&1 9>&-
-  }
   own_apt update || fail "Debian sid cannot be read from $mirror (see $log); cure: set HOLDFAST_DEBIAN_MIRROR to one that carries sid"
-  own_apt install -y --no-install-recommends --download-only criu ||
-    fail "Debian sid's criu cannot be downloaded from $mirror (see $log); cure: run this again, or install CRIU 4.2 or newer yourself"
+  own_apt "$@" || fail "Debian sid's packages cannot be downloaded from $mirror (see $log): $*; cure: run this again"
   for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+}
+own_apt() (
+  cd "$apt/cache/archives"
+  apt-get -q -o Dir::State="$apt/state" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" \
+    -o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts="$apt/parts" -o Dir::Etc::preferencesparts="$apt/parts" \
+    -o Dir::Etc::preferences=/dev/null -o APT::Default-Release= -o APT::Sandbox::User=root -o Acquire::Languages=none "$@" >>"$log" 2>&1 9>&-
+)
+
+fetch_criu() {
+  say "fetching CRIU from Debian sid into $criu_dir (apt's own system is left alone)"
+  fetch_from_sid install -y --no-install-recommends --download-only criu
   triplet=$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || basename "$(dirname "$(find "$work/root/usr/lib" -name libc.so.6 | head -n 1)")")
   keep_criu "$work/root/usr/sbin/criu" "Debian sid" "$(loader_in "$work/root/usr/lib" "$work/root/usr/lib64" "$work/root/lib64")" "$work/root/usr/lib/$triplet"
 }
@@ -376,4 +403,90 @@ ln -sfn ../../bin/holdfast node_modules/.bin/holdfast
 
 npm_links_ok || fail "node_modules is incomplete; cure: remove it and run this again"
 version_of_setup >"$stamp"
+
+# --- Kubernetes, for test/kube ----------------------------------------------------------------------------------------
+
+# Kubernetes wants Go 1.26: this machine's, or the one of the matrix.
+find_go() {
+  for go in go "$matrix_dir/go-$go_version/bin/go"; do
+    version=$(GOTOOLCHAIN=local "$go" env GOVERSION 2>/dev/null) || continue
+    dpkg --compare-versions "${version#go}" ge 1.26 && return 0
+  done
+  say "installing Go $go_version into $matrix_dir"
+  rm -rf "$matrix_dir/go-$go_version"
+  mkdir -p "$matrix_dir"
+  fetch_runtime "go-$go_version" "$matrix_dir/go-$go_version" ||
+    fail "Go $go_version could not be installed (see $log); cure: install Go 1.26 or newer"
+  : >"$matrix_dir/go-$go_version/complete"
+}
+
+# What is compiled stays in Go's cache, so a build that was interrupted goes on where it was.
+build_kube() {
+  find_go
+  export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -buildvcs=false" GOTOOLCHAIN=local GOWORK=off
+  commands=$(for program in $kube_built; do printf 'k8s.io/kubernetes/cmd/%s ' "$program"; done)
+  version=k8s.io/component-base/version
+  # shellcheck disable=SC2086
+  (
+    cd "$kube_module"
+    say "fetching the modules of Kubernetes $kube_version"
+    "$go" list -deps $commands >"$work/packages" 2>>"$log" || exit 1
+    say "compiling Kubernetes $kube_version: $(wc -l <"$work/packages") packages, about ten minutes on two CPUs, once"
+    { "$go" build -v -trimpath -ldflags "-s -w -X $version.gitVersion=v$kube_version -X $version.gitMajor=${kube_version%%.*} \
+      -X $version.gitMinor=$(echo "$kube_version" | cut -d. -f2) -X $version.gitTreeState=clean" -o "$work/bin/" $commands 2>&1 || echo "build failed"; } |
+      awk -v log_file="$log" '
+        { print >>log_file }
+        /^build failed$/ { failed = 1 }
+        NR % 250 == 0 { print "setup: compiled " NR " packages"; fflush() }
+        END { exit failed }'
+  ) 9>&- || fail "Kubernetes could not be built (see $log); cure: check the network and the Go proxy's setting, then run this again: it goes on where it was"
+}
+
+keep_kube() { # FOLDER FILE...: each appears whole or not at all
+  mkdir -p "$kube_dir/$1"
+  for file in "$@"; do
+    [ -f "$file" ] || continue
+    cp "$file" "$work/new"
+    mv "$work/new" "$kube_dir/$1/$(basename "$file")"
+  done
+}
+
+# A lock of its own: nobody else's set-up waits for a compiler.
+if "$for_kube" && ! kube_ok; then
+  exec 9>"$cache/kubernetes.lock"
+  if ! flock -n 9; then
+    say "another set-up is building Kubernetes; waiting for it"
+    flock 9
+  fi
+fi
+if "$for_kube" && ! kube_ok; then
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  mkdir -p "$work/bin" "$kube_dir"
+  fetched=true
+  for program in $kube_fetched; do [ -x "$kube_dir/bin/$program" ] || fetched=false; done
+  for plugin in $kube_plugins; do [ -x "$kube_dir/cni/$plugin" ] || fetched=false; done
+  if ! "$fetched"; then
+    say "fetching containerd, etcd, kubectl and CNI plugins from Debian sid into $kube_dir"
+    fetch_from_sid download containerd etcd-server kubectl containernetworking-plugins
+    # shellcheck disable=SC2086
+    (cd "$work/root/usr/bin" && keep_kube bin $kube_fetched)
+    # shellcheck disable=SC2086
+    (cd "$work/root/usr/lib/cni" && keep_kube cni $kube_plugins)
+    for program in $kube_fetched; do
+      ldd "$kube_dir/bin/$program" 2>&1 | grep -q 'not found' &&
+        fail "Debian sid's $program needs a newer C library than this machine has; cure: use a newer Debian"
+    done
+  fi
+  build=false
+  for program in $kube_built; do [ -x "$kube_dir/bin/$program" ] || build=true; done
+  if "$build"; then
+    build_kube
+    # shellcheck disable=SC2086
+    (cd "$work/bin" && keep_kube bin $kube_built)
+  fi
+  rm -rf "$work"
+  work=
+  kube_ok || fail "Kubernetes $kube_version is incomplete in $kube_dir; cure: remove that folder and run this again"
+fi
+
 say "ready"

@@ -35,13 +35,25 @@ export interface ContainerConfig {
   capabilities: CapabilityChange;
 }
 
+/** A container of a pod that kubelet has made on this node, waiting for an application. */
+export interface PodConfig {
+  namespace: string;
+  name: string;
+  container: string;
+  /** how the application is started; its environment and user are the container's */
+  command: string[];
+  /** null: the container's */
+  cwd: string | null;
+}
+
 export interface WorkloadConfig {
   name: string;
   /** this node owns it when nobody does */
   start: boolean;
-  /** exactly one of `container` and `bundle` is not null */
+  /** exactly one of `container`, `bundle` and `pod` is not null */
   container: ContainerConfig | null;
   bundle: string | null;
+  pod: PodConfig | null;
   ports: PortConfig[];
   vip: { address: string; prefix: number; device: string } | null;
   /** takeover with a VIP, else forward unless it says gateway */
@@ -57,6 +69,11 @@ export interface WorkloadConfig {
   limits: WorkloadLimits;
 }
 
+/** Its container has a network namespace of its own. */
+export function isToBeApart({ container, pod }: Pick<WorkloadConfig, "container" | "pod">): boolean {
+  return pod !== null || (container?.network ?? null) !== null;
+}
+
 /** For all workloads of the agent together. */
 export interface AgentConfig {
   /** path it was read from */
@@ -68,6 +85,8 @@ export interface AgentConfig {
   stateDir: string;
   /** Unix socket of the admin API */
   socket: string;
+  /** Unix socket of the container runtime that the workloads' pods are in; null: containers are this agent's own */
+  cri: string | null;
   /** at the start; the file is read again when it changes */
   keys: SharedKeys;
   /** where they were read from */
@@ -140,10 +159,17 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
     const at = `workloads[${index}]`;
     if (names.has(one.name)) fail(`${at}.name`, `expected a name used once, got "${one.name}" again`);
     names.add(one.name);
-    if ((one.container === undefined) === (one.bundle === undefined)) {
-      const got = one.bundle === undefined ? "neither" : "both";
-      fail(at, `expected exactly one of container and bundle, got ${got}`);
-    }
+    const kinds = (["container", "bundle", "pod"] as const).filter((kind) => one[kind] !== undefined);
+    if (kinds.length !== 1)
+      fail(at, `expected exactly one of container, bundle and pod, got ${kinds.join(" and ") || "none"}`);
+    const [kind] = kinds;
+    if ((kind === "pod") !== (config.cri !== undefined))
+      fail(
+        at,
+        config.cri === undefined
+          ? "expected the container runtime that the pod is in (cri: /run/containerd/containerd.sock) beside workloads"
+          : `expected pod (this agent's containers are those of cri), got ${kind}`,
+      );
     const vipAddress = one.vip?.address.address;
     if (vipAddress !== undefined) {
       if (vips.has(vipAddress)) {
@@ -184,7 +210,7 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
         if (one.ports.findIndex((other) => other.listen === listen) !== number)
           fail(`${at}.ports[${number}].listen`, `expected a port of its own, got ${listen} again`);
       } else take(`${at}.ports[${number}].listen`, { address: listenAddress, port: listen });
-      if (one.container !== undefined && one.container.network !== "host") {
+      if (isApart(one)) {
         if (!isLoopback(upstream.address))
           fail(
             `${at}.ports[${number}].upstream`,
@@ -198,8 +224,7 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       }
     }
     for (const [number, { upstream }] of one.ports.entries()) {
-      const isApart = one.container !== undefined && one.container.network !== "host";
-      if (!isApart && taken.has(formatEndpoint(upstream))) {
+      if (!isApart(one) && taken.has(formatEndpoint(upstream))) {
         fail(
           `${at}.ports[${number}].upstream`,
           `expected where the application listens, got ${formatEndpoint(upstream)}, where Holdfast listens itself`,
@@ -209,6 +234,11 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
   }
   checkNetworks(config, fail);
   checkSums(config, fail);
+}
+
+/** Its container has a network of its own. */
+function isApart({ container, pod }: FileWorkload): boolean {
+  return pod !== undefined || (container !== undefined && container.network !== "host");
 }
 
 /** Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes. */
@@ -253,6 +283,7 @@ function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig
             key: beside(fileName, config.identity.key),
             authorities: beside(fileName, config.identity.authorities),
           },
+    cri: config.cri ?? null,
     revoked: config.revoked === undefined ? null : beside(fileName, config.revoked),
     links: config.links,
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
@@ -275,6 +306,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
         ? null
         : { ...one.container, network: planOf(one.name, one.container.network) },
     bundle: one.bundle ?? null,
+    pod: one.pod === undefined ? null : { ...one.pod, cwd: one.pod.cwd ?? null },
     ports: one.ports.map(completePort),
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
     downstream: downstreamOf(one),

@@ -172,6 +172,17 @@ const container = z.strictObject(
   "expected a container, as { command: [node, server.js], rootfs: host }",
 );
 
+const pod = z.strictObject(
+  {
+    namespace: text("expected a namespace").default("default"),
+    name: text("expected the name of a pod on this node"),
+    container: text("expected the name of a container of that pod"),
+    command: list(text("expected a word of the command"), "expected a command as a list of words", 1, 1_000),
+    cwd: path("the working directory").optional(),
+  },
+  "expected a pod, as { name: chat-a, container: app, command: [node, server.js] }",
+);
+
 /** RFC 9110, section 5.6.2; names of fields and of cookies (RFC 6265, 4.1.1), and subprotocols (RFC 6455, 4.1) are such */
 function token(what: string) {
   const expected = `expected ${what} of 1-100 letters, digits and !#$%&'*+-.^_\`|~`;
@@ -269,6 +280,7 @@ const workload = z.strictObject(
     start: truth.default(false),
     container: container.optional(),
     bundle: path("an OCI bundle").optional(),
+    pod: pod.optional(),
     ports: list(port, "expected a list of 1-64 ports", 1, 64),
     vip: vip.optional(),
     downstream: oneOf(...DOWNSTREAMS).optional(),
@@ -315,6 +327,7 @@ export const fileSchema = z.strictObject(
       .optional(),
     revoked: z.string("expected the path of a file").min(1, "expected the path of a file").optional(),
     links,
+    cri: path("the Unix socket of a container runtime (CRI)").optional(),
     key,
     workloads: list(workload, "expected a list of at most 100 workloads", 0, 100),
     limits: agentLimits.default(DEFAULT_AGENT_LIMITS),

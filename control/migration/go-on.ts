@@ -34,6 +34,7 @@ export async function comeAlive(host: GoingOn, epoch: number): Promise<void> {
   host.vip?.add();
   host.vip?.announce();
   await Promise.all([continueTree(host), host.keeper.goOn("release", epoch)]);
+  await host.container.openDoor().catch((error: unknown) => warn(host, "let others connect", error));
 }
 
 /** Undoes whatever a move has done to the application and its sessions at the source. */
@@ -53,6 +54,7 @@ export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
       "let kept connections hear": () => hearOutbound(host),
       "let the proxy go on": () => keeper.goOn("rollback", epoch),
       "announce the address": () => vip?.announce(),
+      "let others connect": () => container.openDoor(),
       "put watches on files back": () => putBackWatches(host),
       "let the application go on": () => continueTree(host),
       "remove images": () => rm(images, { recursive: true, force: true }),

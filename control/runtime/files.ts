@@ -11,7 +11,7 @@
  */
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, constants } from "node:fs";
+import { closeSync, constants, readFileSync } from "node:fs";
 import { lstat, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
@@ -95,6 +95,24 @@ export function difference(before: Scan, after: Scan): Difference {
     if (state !== WHITEOUT) changed.push(path);
   }
   return { gone: gone.sort((a, b) => b.length - a.length), changed };
+}
+
+/**
+ * What of a layer is the container's own: without the empty files and folders that things are mounted on, and without the mark of
+ * an opaque folder that has such in it. Deleting one of those at the target would take the mount off.
+ */
+export function besideMounts(layer: Scan, initPid: number): Scan {
+  const mounted = readFileSync(`/proc/${initPid}/mountinfo`, "utf8")
+    .split("\n")
+    .map((line) => (line.split(" ")[4] ?? "").slice(1))
+    .filter((path) => path !== "");
+  const own: Scan = new Map();
+  for (const [path, state] of layer) {
+    if (mounted.some((mount) => path === mount || path.startsWith(`${mount}/`))) continue;
+    const hasMounts = mounted.some((mount) => mount.startsWith(`${path}/`));
+    own.set(path, hasMounts ? state.replace(/opaque$/, "") : state);
+  }
+  return own;
 }
 
 /** Of a state in a scan. */

@@ -64,16 +64,16 @@ export async function using<T>(
 }
 
 /**
- * The pipe that takes what a container's processes write, to be written to. It is what its init has as standard output, and
- * who can trace that could have put a fifo there, which would keep the agent waiting.
+ * The pipe that takes what a container's processes write, to be written to. It is what its init has as standard output (1) or error
+ * (2), and who can trace that could have put a fifo there, which would keep the agent waiting.
  * @throws HoldfastError `OUTPUT_REPLACED`
  */
-export function openOutput(container: Container): number {
-  const path = `/proc/${container.init.pid}/fd/1`;
+export function openOutput(container: Container, which: 1 | 2): number {
+  const path = `/proc/${container.init.pid}/fd/${which}`;
   if (!readlinkSync(path).startsWith("pipe:["))
     throw fail(
       "OUTPUT_REPLACED",
-      "the standard output of the container's init is not the pipe it was given: stop the workload and start it again",
+      "the standard output or error of the container's init is not the pipe it was given: stop the workload and start it again",
     );
   return openSync(path, constants.O_WRONLY);
 }

@@ -3,6 +3,7 @@
  * a name says `inner`, which is the number inside the container's PID namespace.
  */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { fail } from "#proxy/contract/error-codes.ts";
 
 export interface ProcessIdentity {
   pid: number;
@@ -38,6 +39,12 @@ export async function sessionOf(pid: number): Promise<number | null> {
   return session === undefined ? null : Number(session);
 }
 
+/** null: gone */
+export async function parentOf(pid: number): Promise<number | null> {
+  const parent = (await statFields(pid))?.[1];
+  return parent === undefined ? null : Number(parent);
+}
+
 /** Direct children, in order of creation. */
 export async function childrenOf(pid: number): Promise<number[]> {
   const children: number[] = [];
@@ -46,6 +53,20 @@ export async function childrenOf(pid: number): Promise<number[]> {
     for (const child of text.split(" ")) if (child.trim() !== "") children.push(Number(child));
   }
   return children;
+}
+
+/** Root of the one tree below a container's init. null: there is none @throws HoldfastError `TREES_MANY` */
+export async function rootBelow(init: ProcessIdentity): Promise<number | null> {
+  const children: number[] = [];
+  // what has ended there waits for the init to reap it
+  for (const pid of await childrenOf(init.pid)) if ((await identify(pid)) !== null) children.push(pid);
+  if (children.length > 1) {
+    throw fail(
+      "TREES_MANY",
+      `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree`,
+    );
+  }
+  return children[0] ?? null;
 }
 
 /** The process and everything below it, parents first. */

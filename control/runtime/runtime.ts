@@ -47,16 +47,23 @@ export interface Sandbox {
   readonly init: ProcessIdentity;
   /** folders inside whose files travel beside the writable layer */
   readonly travels: readonly string[];
+  /** its layer is part of a mounted overlay from the start: what comes for it goes through that */
+  readonly layerInUse: boolean;
   /** folders inside that Holdfast put there, and no application can write to */
   readonly ours: readonly string[];
-  /** the writable layer, as the container sees it */
-  readonly layerInside: string;
 
   /**
    * In the instance's own folder, on the host. Where this agent's mount namespace does not have it and it cannot be mounted again,
    * because the container has ended, there is nothing at the path.
    */
   hostPath(...parts: string[]): string;
+  /**
+   * A descriptor (O_PATH) of its writable layer, from which no link and no ".." leads further than the container sees; the caller
+   * closes it.
+   */
+  openLayer(): number;
+  /** … of its root, where files for its layer are written; the caller closes it. */
+  openRootForFiles(): number;
   /** Its configuration, as it was made. */
   spec(): Promise<OciSpec>;
   isAlive(): Promise<boolean>;
@@ -70,6 +77,12 @@ export interface Sandbox {
    * @throws HoldfastError `CONTAINER_EXEC`
    */
   launch(process: OciSpec["process"], criu: FoundCriu, logFile: string): Promise<void>;
+  /**
+   * From now on nobody begins a connection to these ports of the application from outside of the container's network, where others than
+   * the proxy can (kubelet's probes). Until {@link openDoor}; both may be repeated. @throws HoldfastError `COMMAND_FAILED`
+   */
+  closeDoor(ports: readonly number[]): Promise<void>;
+  openDoor(): Promise<void>;
   /** Bytes of its output that nobody has taken yet. */
   untakenOutput(): number;
   /** Another reader of its output, where the last has ended. */

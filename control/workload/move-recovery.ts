@@ -111,8 +111,12 @@ export class MoveRecovery {
 
   /** Restored and stopped, and the proxy that has its legs lives too. */
   async #isWhole(): Promise<boolean> {
-    const { keeper, sandbox } = this.#host;
-    if (sandbox === null || keeper.client === null || !(await sandbox.isAlive())) return false;
+    return this.#host.keeper.client !== null && (await this.#hasApplication());
+  }
+
+  async #hasApplication(): Promise<boolean> {
+    const { sandbox } = this.#host;
+    if (sandbox === null || !(await sandbox.isAlive())) return false;
     return (await sandbox.applicationRoot().catch(() => null)) !== null;
   }
 
@@ -157,7 +161,8 @@ export class MoveRecovery {
   async #finish({ epoch, anchors }: Moving): Promise<void> {
     const host = this.#host;
     const { sandbox } = host;
-    if (await this.#isWhole()) {
+    // without its proxy it has lost its sessions, and is frozen all the same
+    if (await this.#hasApplication()) {
       await host.comeAlive(epoch);
       if (sandbox !== null) await rm(sandbox.hostPath("images"), { recursive: true, force: true });
     }

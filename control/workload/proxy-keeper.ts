@@ -11,7 +11,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { joinKeys, linkKeysOf, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
-import type { WorkloadConfig } from "../config/config.ts";
+import { isToBeApart, type WorkloadConfig } from "../config/config.ts";
 import { proxyLimitsOf } from "../config/limits.ts";
 import { hasOwnNetwork, makeHandedSockets } from "../runtime/network-namespace.ts";
 import type { SharedKeyRing } from "./context.ts";
@@ -185,7 +185,7 @@ export class ProxyKeeper {
   get #isApart(): boolean {
     const { container } = this.#host.journal;
     const isApart = container === null ? null : hasOwnNetwork(container.init.pid);
-    return isApart ?? (this.#host.config.container?.network ?? null) !== null;
+    return isApart ?? isToBeApart(this.#host.config);
   }
 
   /** Gives the proxy what it connects to the application by, where that has a network of its own: after each new container. */

@@ -14,7 +14,7 @@ import type { DepartureFacts } from "../api/check.ts";
 import { type Check, type CheckReport, merged, refuse, runChecks } from "../api/finding.ts";
 import type { MoveResult, OutcomeCall, OutcomeReply, PrepareCall, Report } from "../api/migration.ts";
 import type { Held } from "../api/owners.ts";
-import type { WorkloadConfig } from "../config/config.ts";
+import { isToBeApart, type WorkloadConfig } from "../config/config.ts";
 import { Arrival } from "../migration/arrival/arrival.ts";
 import { Departure } from "../migration/departure/departure.ts";
 import { comeAlive, undoMove } from "../migration/go-on.ts";
@@ -850,7 +850,7 @@ export class Workload {
   /** Of an arrival that was given up, when its container has gone. */
   endLeftConnections(): void {
     // those of a network of its own ended with it; in the node's these ports may be others'
-    if ((this.config.container?.network ?? null) !== null) return;
+    if (isToBeApart(this.config)) return;
     endLeftConnections(this.config.ports.map((port) => port.upstream.port));
   }
 

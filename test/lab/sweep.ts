@@ -18,10 +18,11 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { mountedHierarchies } from "#control/runtime/cgroups.ts";
 
 export const labMarker = "HOLDFAST_LAB";
-/** of ids: a whole laboratory's, one of proxies alone (`test/support/proxy-lab.ts`) */
-export const labPrefixes = { whole: "hf", proxies: "hfpx" } as const;
+/** of ids: a whole laboratory's, one of proxies alone (`test/support/proxy-lab.ts`), a cluster's (`test/kube/cluster.ts`) */
+export const labPrefixes = { whole: "hf", proxies: "hfpx", clusters: "hfk" } as const;
 const labsDir = "/tmp";
 const netnsDir = "/run/netns";
 /** where runc and crun keep their containers when not told otherwise */
@@ -33,6 +34,8 @@ export interface Leftovers {
   namespaces: string[];
   nftTables: string[];
   mounts: string[];
+  /** control groups named after the laboratory, and those below them */
+  cgroups: string[];
   containers: { root: string; id: string }[];
   folders: string[];
 }
@@ -50,6 +53,7 @@ export function findLeftovers(id: string, spared: readonly number[] = [process.p
     namespaces,
     nftTables: hostTables().filter((table) => table.includes(id)),
     mounts: mountsBelow(dir),
+    cgroups: cgroupTreesOf(id),
     containers: findContainers(dir),
     folders: existsSync(dir) ? [dir] : [],
   };
@@ -98,6 +102,7 @@ export function sweep(id: string): Leftovers {
       // in use by somebody else, or gone with its container
     }
   }
+  removeCgroups(id);
   // A mount that is still there must not have its files removed through it.
   if (mountsBelow(dir).length === 0) rmSync(dir, { recursive: true, force: true });
   return findLeftovers(id);
@@ -245,6 +250,33 @@ function cgroupsOf(pid: number): string[] {
       const [, controllers = "", path = ""] = line.split(":");
       return join("/sys/fs/cgroup", controllers.replace(/^name=/, ""), path);
     });
+}
+
+/** In every hierarchy, deepest first: the order in which they can be removed. */
+function cgroupTreesOf(id: string): string[] {
+  const below = (group: string): string[] => [
+    ...listDir(group, true).flatMap((name) => below(join(group, name))),
+    group,
+  ];
+  return mountedHierarchies(readText("/proc/self/mountinfo") ?? "").flatMap((hierarchy) =>
+    existsSync(join(hierarchy, id)) ? below(join(hierarchy, id)) : [],
+  );
+}
+
+/** The kernel lets go of a group some time after its last process has ended. */
+function removeCgroups(id: string): void {
+  const until = Date.now() + killWaitMs;
+  for (let left = cgroupTreesOf(id); left.length > 0; left = cgroupTreesOf(id)) {
+    for (const group of left) {
+      try {
+        rmdirSync(group);
+      } catch {
+        // not yet
+      }
+    }
+    if (Date.now() > until) return;
+    if (cgroupTreesOf(id).length > 0) pause(20);
+  }
 }
 
 function stateOf(pid: number): string | undefined {

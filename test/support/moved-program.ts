@@ -89,7 +89,7 @@ export async function withProgram(
   if (failure !== null) throw failure;
   assert.deepEqual(
     lab.leftovers(),
-    { processes: [], namespaces: [], nftTables: [], mounts: [], containers: [], folders: [] },
+    { processes: [], namespaces: [], nftTables: [], mounts: [], cgroups: [], containers: [], folders: [] },
     "something was left behind",
   );
 }

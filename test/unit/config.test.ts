@@ -38,6 +38,8 @@ workloads:
     vip: { address: 10.99.0.50/24, device: eth0 }
 `;
 
+const POD = { name: "chat-a", container: "app", command: ["node", "server.js"] };
+
 /** what a port has that says nothing of them */
 const PORT_BOUNDS = {
   proxyProtocol: null,
@@ -81,6 +83,7 @@ describe("the agent's configuration", () => {
       peers: { b: { address: "10.99.0.3", port: 7400 } },
       stateDir: "/var/lib/holdfast/a",
       socket: "/var/lib/holdfast/a/agent.sock",
+      cri: null,
       keys: [key],
       keyFile: join(folder, "key"),
       workloads: [
@@ -97,6 +100,7 @@ describe("the agent's configuration", () => {
             capabilities: { add: [], drop: [] },
           },
           bundle: null,
+          pod: null,
           ports: [PORT],
           vip: { address: "10.99.0.50", prefix: 24, device: "eth0" },
           downstream: "takeover",
@@ -388,12 +392,31 @@ describe("the agent's configuration", () => {
     [
       "container and bundle",
       (r) => (r.workloads[0].bundle = "/b"),
-      /^workloads\[0\]: expected exactly one .*, got both$/,
+      /^workloads\[0\]: expected exactly one .*, got container and bundle$/,
     ],
     [
       "neither",
       (r) => delete r.workloads[0].container,
-      /^workloads\[0\]: expected exactly one .*, got neither$/,
+      /^workloads\[0\]: expected exactly one .*, got none$/,
+    ],
+    [
+      "a pod without its runtime",
+      (r) => (r.workloads[0] = { ...r.workloads[0], container: undefined, pod: POD }),
+      /^workloads\[0\]: expected the container runtime .*cri: .*beside workloads$/,
+    ],
+    [
+      "a container of ours beside a container runtime",
+      (r) => (r.cri = "/run/containerd/containerd.sock"),
+      /^workloads\[0\]: expected pod .*, got container$/,
+    ],
+    [
+      "a pod whose application listens elsewhere",
+      (r) => {
+        r.cri = "/run/containerd/containerd.sock";
+        r.workloads[0] = { ...r.workloads[0], container: undefined, pod: POD };
+        r.workloads[0].ports[0].upstream = "10.244.1.2:9000";
+      },
+      /^workloads\[0\].ports\[0\].upstream: expected a loopback address/,
     ],
     ["no command", (r) => (r.workloads[0].container.command = []), /container.command: expected a command/],
     [

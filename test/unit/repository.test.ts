@@ -443,6 +443,16 @@ describe("one file each", () => {
     );
   });
 
+  it("reach a container runtime through one file", () => {
+    none(
+      breaches(
+        product,
+        (target, path) => /^@grpc\//.test(target) && path !== "control/runtime/cri/cri-client.ts",
+      ),
+      "only control/runtime/cri/cri-client.ts imports gRPC",
+    );
+  });
+
   it("starts CRIU (in control/criu/)", () => {
     const elsewhere = product.filter(({ path }) => !path.startsWith("control/criu/"));
     none(
@@ -543,8 +553,10 @@ describe("tests", () => {
 
   it("live in the folder of their kind", () => {
     none(
-      tests.map(({ path }) => path).filter((path) => !/^test\/(unit|integration|privileged)\//.test(path)),
-      "tests live in test/unit, test/integration or test/privileged",
+      tests
+        .map(({ path }) => path)
+        .filter((path) => !/^test\/(unit|integration|privileged|kube)\//.test(path)),
+      "tests live in test/unit, test/integration, test/privileged or test/kube",
     );
   });
 });

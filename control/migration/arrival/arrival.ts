@@ -165,6 +165,8 @@ export class Arrival {
     const container = await this.#container.created;
     if (container === null) throw fail("MIGRATION_ORDER", "a step of the move came out of order");
     host.record({ container: container.ref });
+    // until it comes alive: what connects to the frozen application would make it another than it was
+    await container.closeDoor(host.config.ports.map(({ upstream }) => upstream.port));
     await refuseMissingUnixPeers(container, facts.unixPeers);
     context.faults.at("target:standby");
     const link = await host.keeper.standby(epoch);
@@ -356,5 +358,5 @@ export class Arrival {
 /** The caller closes it. @throws HoldfastError `FILES_PATH` */
 function openTree(container: Sandbox, root: string): number {
   if (root !== LAYER && !container.travels.includes(root)) throw fail("FILES_PATH", `no tmpfs ${root} here`);
-  return openFolderIn(container, root === LAYER ? "/" : root);
+  return root === LAYER ? container.openRootForFiles() : openFolderIn(container, root);
 }

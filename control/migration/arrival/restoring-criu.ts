@@ -15,9 +15,9 @@ import { givenUp } from "./given-up.ts";
 
 /** eventfds that the application may have made since the move was prepared */
 const SPARE_SEMAPHORES = 8;
-/** the standby's own output: what the restored application writes goes on into this node's log */
-const OUTPUT_FD = FIRST_INHERITED_FD;
-const FIRST_SEMAPHORE_FD = FIRST_INHERITED_FD + 1;
+/** the standby's own output, standard output and error: what the restored application writes goes on into this node's log */
+const OUTPUTS = [1, 2] as const;
+const FIRST_SEMAPHORE_FD = FIRST_INHERITED_FD + OUTPUTS.length;
 
 /** What the application had when the move was prepared. */
 export interface Foreseen {
@@ -105,7 +105,10 @@ export class RestoringCriu {
     onHook: (hook: string) => Promise<void>,
   ): Promise<CriuResponse> {
     this.#throwIfClosed();
-    const inheritFds = [...outputPipes.map((key) => ({ key, fd: OUTPUT_FD })), ...semaphores];
+    const inheritFds = [
+      ...outputPipes.map((key, at) => ({ key, fd: FIRST_INHERITED_FD + at })),
+      ...semaphores,
+    ];
     return await this.#worker.request("RESTORE", { ...options, inheritFds }, onHook);
   }
 
@@ -147,25 +150,25 @@ export class RestoringCriu {
 /** Descriptors that CRIU gets. */
 class Inherited {
   readonly semaphores: SpareSemaphores;
-  #output: number[];
+  readonly #outputs: number[] = [];
 
   constructor(container: Sandbox, semaphores: number) {
     this.semaphores = new SpareSemaphores(semaphores);
     try {
-      this.#output = [openOutput(container)];
+      for (const fd of OUTPUTS) this.#outputs.push(openOutput(container, fd));
     } catch (error) {
-      this.semaphores.close();
+      this.close();
       throw error;
     }
   }
 
   get fds(): number[] {
-    return [...this.#output, ...this.semaphores.fds];
+    return [...this.#outputs, ...this.semaphores.fds];
   }
 
   /** May be repeated. */
   close(): void {
-    for (const fd of this.#output.splice(0)) closeSync(fd);
+    for (const fd of this.#outputs.splice(0)) closeSync(fd);
     this.semaphores.close();
   }
 }

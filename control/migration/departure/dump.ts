@@ -144,6 +144,8 @@ class DumpHooks {
     const { worker, link } = this.#prepared;
     host.context.faults.at("source:hold");
     reached.held(worker, link);
+    // clients do not wait yet
+    await host.container.closeDoor(host.config.ports.map(({ upstream }) => upstream.port));
     progress.pause.begins();
     stop.startDeadline();
     const { epoch } = host.journal;

@@ -1,7 +1,7 @@
 /** The container's files on their way to the target: all of them while nobody waits, then what changed since. */
 import { closeSync } from "node:fs";
 import type { Channel } from "#proxy/contract/channel.ts";
-import { difference, packPaths, type Scan, scan } from "../../runtime/files.ts";
+import { besideMounts, difference, packPaths, type Scan, scan } from "../../runtime/files.ts";
 import { openFolderIn } from "../../runtime/inside.ts";
 import { filesMappedForWriting, takeForChanged } from "../../runtime/mapped-files.ts";
 import { tracedTree } from "../traced-tree.ts";
@@ -30,7 +30,12 @@ export class FileSender {
     const mapped = filesMappedForWriting((await tracedTree(this.#root)).map(({ pid }) => pid));
     takeForChanged(before, name === LAYER ? "/" : name, mapped);
     this.#scans.set(name, before);
-    await this.#sendTar(name, before.keys(), true);
+    if (name === LAYER && this.#move.host.container.layerInUse) {
+      // whiteouts and opaque folders are the overlay's own to make
+      const { gone, changed } = difference(new Map(), before);
+      if (gone.length > 0) await this.#move.stop.call(this.#channel, "filesGone", { root: name, gone });
+      await this.#sendTar(name, changed, true);
+    } else await this.#sendTar(name, before.keys(), true);
   }
 
   /** While it stands still: of all that were sent. */
@@ -44,9 +49,11 @@ export class FileSender {
   }
 
   async #scan(name: string): Promise<Scan> {
+    const { container } = this.#move.host;
     const root = this.#openTree(name);
     try {
-      return await scan(root);
+      const found = await scan(root);
+      return name === LAYER && container.layerInUse ? besideMounts(found, container.init.pid) : found;
     } finally {
       closeSync(root);
     }
@@ -55,7 +62,7 @@ export class FileSender {
   /** Seen from the container, whose root is as far as any link or ".." leads. */
   #openTree(name: string): number {
     const { container } = this.#move.host;
-    return openFolderIn(container, name === LAYER ? container.layerInside : name);
+    return name === LAYER ? container.openLayer() : openFolderIn(container, name);
   }
 
   async #sendTar(name: string, paths: Iterable<string>, live: boolean): Promise<void> {

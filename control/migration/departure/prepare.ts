@@ -47,8 +47,10 @@ export async function prepare(move: Move): Promise<Prepared> {
   const epoch = await reserve(move);
   await askForContainer(move, { channel, root, epoch, facts });
   const files = new FileSender(move, channel, root);
-  await move.stop.untilStopped(files.sendAll(LAYER));
+  const { layerInUse } = host.container;
+  if (!layerInUse) await move.stop.untilStopped(files.sendAll(LAYER));
   const link = await askForStandby(move, channel);
+  if (layerInUse) await move.stop.untilStopped(files.sendAll(LAYER));
   for (const mount of host.container.travels) await move.stop.untilStopped(files.sendAll(mount));
   if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link);
   const watched = await findWatchedFiles(move, root);

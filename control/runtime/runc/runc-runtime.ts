@@ -14,11 +14,12 @@ import type { WorkloadConfig } from "../../config/config.ts";
 import { runCommand } from "../command.ts";
 import { identify, type ProcessIdentity } from "../processes.ts";
 import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
+import { exitStatus, lastLine } from "../start-inside.ts";
 import { connectedInstances, connectNetwork } from "./network.ts";
 import { startOutputReader } from "./output-reader.ts";
 import { plannedSpec, specOf } from "./planned-spec.ts";
 import { type LoadedRootfs, loadRootfs } from "./rootfs.ts";
-import { exitStatus, lastLine, type RuncProgram, RuncSandbox, removeInstance } from "./runc-sandbox.ts";
+import { type RuncProgram, RuncSandbox, removeInstance } from "./runc-sandbox.ts";
 import { hidePasswords } from "./shadow.ts";
 import { processOf, travellingTmpfs } from "./spec.ts";
 

@@ -5,11 +5,9 @@
  * container. The container shows that tmpfs read-only. An agent that was started later, perhaps in another mount namespace, takes it from
  * there and mounts it at the same place again (`hostPath`).
  */
-import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, existsSync, mkdirSync } from "node:fs";
 import { readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
@@ -19,17 +17,16 @@ import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
 import { runCommand } from "../command.ts";
 import { endFrozen } from "../freezer.ts";
-import { openNull, openOutput } from "../inside.ts";
+import { openFolderIn } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
-import { childrenOf, identify, isSameProcess, type ProcessIdentity, processState } from "../processes.ts";
+import { isSameProcess, type ProcessIdentity, processState, rootBelow } from "../processes.ts";
 import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
+import { startInside } from "../start-inside.ts";
 import { disconnectNetwork } from "./network.ts";
 import { openOutputEnd, restartOutputReader } from "./output-reader.ts";
 import { cgroupsPathOf } from "./planned-spec.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "./spec.ts";
-
-const FORK_POLL_MS = 5;
 
 /** The program that makes containers, and its `--root`. */
 export interface RuncProgram {
@@ -38,8 +35,8 @@ export interface RuncProgram {
 }
 
 export class RuncSandbox implements Sandbox {
+  readonly layerInUse = false;
   readonly ours = [INSIDE_RUN, INSIDE_CRIU];
-  readonly layerInside = `${INSIDE_RUN}/layer`;
   readonly ref: SandboxRef;
   readonly #runc: RuncProgram;
 
@@ -64,6 +61,14 @@ export class RuncSandbox implements Sandbox {
     return join(runDir, ...parts);
   }
 
+  openLayer(): number {
+    return openFolderIn(this, `${INSIDE_RUN}/layer`);
+  }
+
+  openRootForFiles(): number {
+    return openFolderIn(this, "/");
+  }
+
   async spec(): Promise<OciSpec> {
     const text = await readFile(this.hostPath("bundle", "config.json"), "utf8");
     return JSON.parse(text) as OciSpec; // written by this agent or an earlier one
@@ -74,17 +79,8 @@ export class RuncSandbox implements Sandbox {
     return (await isSameProcess(this.init)) && (await processState(this.init.pid)) !== "Z";
   }
 
-  async applicationRoot(): Promise<number | null> {
-    const children: number[] = [];
-    // what has ended there waits for the init to reap it
-    for (const pid of await childrenOf(this.init.pid)) if ((await identify(pid)) !== null) children.push(pid);
-    if (children.length > 1) {
-      throw fail(
-        "TREES_MANY",
-        `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree`,
-      );
-    }
-    return children[0] ?? null;
+  applicationRoot(): Promise<number | null> {
+    return rootBelow(this.init);
   }
 
   cgroupProcs(): Promise<string[]> {
@@ -108,38 +104,14 @@ export class RuncSandbox implements Sandbox {
     await showQueues(this, this.init.pid); // those of an application that was restored here are gone with it
     const processFile = this.hostPath("bundle", "process.json");
     await writeFile(processFile, JSON.stringify({ ...process, args }));
-    const output = openOutput(this);
-    const nothing = openNull(this); // the container's own: CRIU must find its mount
-    const errors = this.hostPath("exec.log");
-    const pidFile = this.hostPath("exec.pid");
-    try {
-      const argv = [
-        "--root",
-        root,
-        "--log",
-        errors,
-        "exec",
-        "--detach",
-        "--pid-file",
-        pidFile,
-        "--process",
-        processFile,
-        this.id,
-      ];
-      const child = spawn(program, argv, { stdio: [nothing ?? "ignore", output, output], cwd: "/" });
-      const status = await exitStatus(child);
-      if (status !== 0) {
-        const reason = lastLine(await readFile(errors, "utf8").catch(() => "")) || `see ${logFile}`;
-        throw fail("CONTAINER_EXEC", `${program} cannot start the application: ${reason}`);
-      }
-      const setsid = await identify(Number(await readFile(pidFile, "utf8")));
-      while (setsid !== null && (await isSameProcess(setsid)))
-        await new Promise((resolve) => setTimeout(resolve, FORK_POLL_MS));
-    } finally {
-      closeSync(output);
-      if (nothing !== null) closeSync(nothing);
-    }
+    const ref = { program, root, id: this.id };
+    await startInside(this, { ...ref, processFile, folder: this.hostPath(), logFile });
   }
+
+  /** Into a network of its own nobody connects; in the node's, others are as near as the proxy. */
+  async closeDoor(): Promise<void> {}
+
+  async openDoor(): Promise<void> {}
 
   untakenOutput(): number {
     let pipe = -1;
@@ -196,15 +168,4 @@ function attach({ init, runDir }: SandboxRef): boolean {
   } finally {
     if (mount !== -1) closeSync(mount);
   }
-}
-
-export function exitStatus(child: ChildProcess): Promise<number | null> {
-  return new Promise((resolve, reject) => {
-    child.once("error", reject);
-    child.once("exit", resolve); // not "close": the application keeps the pipe open
-  });
-}
-
-export function lastLine(text: string): string {
-  return text.trim().split("\n").at(-1) ?? "";
 }

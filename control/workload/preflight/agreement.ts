@@ -79,7 +79,14 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
       naming,
       probes,
     })),
-    rootfs: container === null ? "bundle" : container.rootfs === "host" ? "host" : "folder",
+    rootfs:
+      config.pod !== null
+        ? "pod"
+        : container === null
+          ? "bundle"
+          : container.rootfs === "host"
+            ? "host"
+            : "folder",
     "restart.policy": [config.restart, config.stopSignal, config.stopMsMax],
   };
   // Only where it is used: a version without it has no such key.
@@ -98,6 +105,9 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
       shared,
       readonly,
     }));
+  } else if (config.pod !== null) {
+    values["pod.command"] = config.pod.command;
+    values["pod.cwd"] = config.pod.cwd;
   } else values["bundle.process"] = [spec.process.cwd, spec.process.env ?? []];
   const found: Record<string, unknown> = {
     "root.readonly": (spec.root as { readonly?: boolean }).readonly ?? false,
@@ -122,7 +132,7 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
 
 const PORTS_SORTED = "ports.sorted";
 /** The application is started with them, and only then: a move goes, and a later restart starts something else. */
-const AT_A_START = /^(container\.(command|cwd|env)|bundle\.process|spec\.(process|seccomp))/;
+const AT_A_START = /^((container|pod)\.(command|cwd|env)|bundle\.process|spec\.(process|seccomp))/;
 
 /** Keys that one side has and the other has not, or has otherwise. */
 export function disagreements(source: Agreement, target: Agreement): Disagreement[] {

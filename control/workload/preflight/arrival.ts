@@ -4,6 +4,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
 import type { CheckCall } from "../../api/check.ts";
 import type { Check } from "../../api/finding.ts";
+import { isToBeApart } from "../../config/config.ts";
 import { accountingHere } from "../../criu/address-space.ts";
 import { runCommand } from "../../runtime/command.ts";
 import type { SandboxPlan } from "../../runtime/runtime.ts";
@@ -106,7 +107,7 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
       const listening = listSockets({ states: ["LISTEN"] });
       const takes = (port: number): boolean => listening.some((socket) => socket.local.port === port);
       // in a network of its own they are all free
-      const upstreamPorts = (config.container?.network ?? null) === null ? facts.upstreamPorts : [];
+      const upstreamPorts = isToBeApart(config) ? [] : facts.upstreamPorts;
       for (const port of new Set(upstreamPorts))
         if (takes(port))
           add(

@@ -14,6 +14,9 @@ import { profileOf } from "./node-profile.ts";
 import { usedFiles } from "./same-files.ts";
 import { securityLabels } from "./security-labels.ts";
 
+/** linux/magic.h */
+const TMPFS_MAGIC = 0x0102_1994;
+
 export async function departureFactsOf(workload: CheckedWorkload, pids: number[]): Promise<DepartureFacts> {
   const { container, config, context } = workload;
   const spec = await container.spec();
@@ -50,10 +53,10 @@ export async function otherUserOf(pids: number[]): Promise<{ pid: number; uid: n
   return null;
 }
 
-/** Of a file system that is one instance's own. */
+/** Of a tmpfs that is one instance's own: memory. What is on a disk (a pod's emptyDir) takes none. */
 export async function usedBytes(path: string): Promise<number> {
   const found = await statfs(path).catch(() => null);
-  return found === null ? 0 : (found.blocks - found.bfree) * found.bsize;
+  return found === null || found.type !== TMPFS_MAGIC ? 0 : (found.blocks - found.bfree) * found.bsize;
 }
 
 function sum(numbers: number[]): number {

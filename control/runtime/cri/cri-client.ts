@@ -1,0 +1,113 @@
+/**
+ * The Container Runtime Interface of containerd or CRI-O, as far as a container is looked up in it
+ * (k8s.io/cri-api, pkg/apis/runtime/v1/api.proto; field numbers are from there). The only file that imports gRPC.
+ */
+import { Client, credentials } from "@grpc/grpc-js";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import { decodeFields, encodeFields, type Field } from "../../criu/protobuf.ts";
+import type { OciSpec } from "../oci.ts";
+
+const CALL_MS_MAX = 5_000;
+const RUNNING = 1;
+
+export interface PodContainer {
+  namespace: string;
+  pod: string;
+  container: string;
+}
+
+export interface RunningContainer {
+  id: string;
+  /** of its PID 1, as the runtime numbers it */
+  pid: number;
+  spec: OciSpec;
+}
+
+export class CriClient {
+  readonly #client: Client;
+  readonly #socket: string;
+
+  /** @param socket path of the runtime's Unix socket */
+  constructor(socket: string) {
+    this.#socket = socket;
+    this.#client = new Client(`unix://${socket}`, credentials.createInsecure());
+  }
+
+  /** Of the runtime, e.g. "containerd" and "2.1.9". @throws HoldfastError `CRI_UNREACHABLE` */
+  async version(): Promise<{ name: string; version: string }> {
+    const fields = decodeFields(await this.#call("Version", []));
+    const text = (number: number) => fields.find((field) => field.number === number)?.bytes.toString() ?? "";
+    return { name: text(2), version: text(3) };
+  }
+
+  /** null: no such container runs here. @throws HoldfastError `CRI_UNREACHABLE` */
+  async find({ namespace, pod, container }: PodContainer): Promise<RunningContainer | null> {
+    const labels = {
+      "io.kubernetes.pod.namespace": namespace,
+      "io.kubernetes.pod.name": pod,
+      "io.kubernetes.container.name": container,
+    };
+    const selector = Object.entries(labels).map(
+      ([key, value]): Field => [
+        4,
+        [
+          [1, key],
+          [2, value],
+        ],
+      ],
+    );
+    const filter: Field = [1, [[2, [[1, RUNNING]]], ...selector]];
+    const [found] = decodeFields(await this.#call("ListContainers", [filter]));
+    if (found === undefined) return null;
+    const id =
+      decodeFields(found.bytes)
+        .find(({ number }) => number === 1)
+        ?.bytes.toString() ?? "";
+    const status = decodeFields(
+      await this.#call("ContainerStatus", [
+        [1, id],
+        [2, true],
+      ]),
+    );
+    const info = status
+      .filter(({ number }) => number === 2)
+      .map(({ bytes }) => decodeFields(bytes))
+      .find((entry) => entry.some(({ number, bytes }) => number === 1 && bytes.toString() === "info"));
+    const text = info?.find(({ number }) => number === 2)?.bytes.toString("utf8");
+    // containerd's and CRI-O's words alike (crictl(1), `inspect`)
+    const { pid, runtimeSpec } = JSON.parse(text ?? "{}") as { pid?: number; runtimeSpec?: OciSpec };
+    return pid === undefined || pid === 0 || runtimeSpec === undefined
+      ? null
+      : { id, pid, spec: runtimeSpec };
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  #call(method: string, request: Field[]): Promise<Buffer> {
+    return new Promise((resolve, reject) => {
+      this.#client.makeUnaryRequest(
+        `/runtime.v1.RuntimeService/${method}`,
+        (fields: Field[]) => encodeFields(fields),
+        (bytes: Buffer) => bytes,
+        request,
+        { deadline: Date.now() + CALL_MS_MAX },
+        (error, response) => {
+          if (error === null && response !== undefined) resolve(response);
+          else
+            reject(
+              fail(
+                "CRI_UNREACHABLE",
+                `the container runtime at ${this.#socket} does not answer: ${messageOf(error)}`,
+                {
+                  cause: error,
+                },
+              ),
+            );
+        },
+      );
+    });
+  }
+}

@@ -1,0 +1,173 @@
+/**
+ * Containers of Kubernetes' pods. They are not made here: kubelet makes a pod's container with nothing in it but an init that waits
+ * (`catatonit -P`), and the application is launched in it, or CRIU restores it. So a pod is a standby until it has an application.
+ *
+ * The pod brings what is needed in it at {@link INSIDE}, an emptyDir of its own.
+ */
+import { randomBytes } from "node:crypto";
+import { closeSync } from "node:fs";
+import { mkdir, readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { PodConfig, WorkloadConfig } from "../../config/config.ts";
+import { runCommand } from "../command.ts";
+import { removePaths } from "../files.ts";
+import { openFolderIn, pathOf } from "../inside.ts";
+import type { OciSpec } from "../oci.ts";
+import { identify, parentOf } from "../processes.ts";
+import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
+import { CriClient, type RunningContainer } from "./cri-client.ts";
+import { CriSandbox, INSIDE, removeRunDir } from "./cri-sandbox.ts";
+
+/** Where a container runtime has runc or crun keep its containers. */
+const ROOTS: Record<string, string> = { containerd: "/run/containerd/runc/k8s.io", "cri-o": "/run/runc" };
+const PROGRAM = "runc";
+
+export class CriRuntime implements Runtime {
+  readonly supervisor = "agent";
+  /** e.g. "containerd" */
+  readonly program: string;
+  readonly version: string;
+  readonly #client: CriClient;
+  readonly #stateDir: string;
+  readonly #root: string;
+
+  private constructor(client: CriClient, program: string, version: string, stateDir: string) {
+    this.#client = client;
+    this.program = program;
+    this.version = version;
+    this.#stateDir = stateDir;
+    this.#root = ROOTS[program] ?? "";
+  }
+
+  /** @throws HoldfastError `CRI_UNREACHABLE`, `RUNTIME_MISSING` */
+  static async connect(socket: string, stateDir: string): Promise<CriRuntime> {
+    const client = new CriClient(socket);
+    try {
+      const { name, version } = await client.version();
+      if (ROOTS[name] === undefined)
+        throw fail(
+          "RUNTIME_MISSING",
+          `the container runtime at ${socket} is ${name}: use one of ${Object.keys(ROOTS).join(", ")}`,
+        );
+      return new CriRuntime(client, name, version, stateDir);
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+  }
+
+  async plan(config: WorkloadConfig): Promise<SandboxPlan> {
+    const pod = requirePod(config);
+    const found = await this.#find(pod);
+    return {
+      lower: `/proc/${found.pid}/root`,
+      process: processOf(found.spec, pod),
+      spec: () => seenFromHere(found),
+      standby: (options, populate) => this.#standby(options, found, populate),
+    };
+  }
+
+  find(ref: SandboxRef): Sandbox {
+    return new CriSandbox({ program: PROGRAM, root: this.#root }, ref);
+  }
+
+  /** The containers are kubelet's to remove; of an instance there is only its folder. */
+  async removeStrays(
+    known: ReadonlySet<string>,
+    unread: { workload: string; node: string }[],
+  ): Promise<{ id: string; problem: string | null }[]> {
+    if (unread.length > 0) return [];
+    const folder = join(this.#stateDir, "run");
+    const strays = (await readdir(folder).catch(() => [])).filter((id) => !known.has(id));
+    const remove = async (id: string) => ({
+      id,
+      problem: await removeRunDir(join(folder, id)).then(() => null, messageOf),
+    });
+    return Promise.all(strays.map(remove));
+  }
+
+  async #find(pod: PodConfig): Promise<RunningContainer> {
+    const { namespace, name, container } = pod;
+    const found = await this.#client.find({ namespace, pod: name, container });
+    if (found !== null) return found;
+    throw fail("POD_MISSING", `no container ${container} of pod ${namespace}/${name} runs on this node`, {
+      retryable: true,
+    });
+  }
+
+  async #standby(
+    options: StandbyOptions,
+    { id: containerId, pid, spec }: RunningContainer,
+    populate: (layer: string) => Promise<void> = async () => {},
+  ): Promise<Sandbox> {
+    // one container is several instances, one after the other: an application that comes back is not the one that left
+    const id = `${containerId}-${randomBytes(4).toString("hex")}`;
+    const runDir = join(this.#stateDir, "run", id);
+    const init = await identify(pid);
+    const shim = await identify((await parentOf(pid)) ?? 0);
+    if (init === null || shim === null)
+      throw fail("CONTAINER_ENDED", `the container of ${options.workload} has ended`, { retryable: true });
+    if (!(await readFile(`/proc/${pid}/cgroup`, "utf8")).includes(containerId))
+      throw fail(
+        "CONTAINER_CREATE",
+        `process ${pid} is not of the container of ${options.workload}: run the agent in the PID namespace of the container runtime (hostPID)`,
+      );
+    const sandbox = this.find({ id, runDir, init, tmpfs: travelling(spec), reader: shim });
+    if ((await sandbox.applicationRoot()) !== null)
+      throw fail("CONTAINER_CREATE", `the pod of ${options.workload} has processes in it already`);
+    await mkdir(runDir, { recursive: true, mode: 0o700 });
+    try {
+      await runCommand(
+        "mount",
+        ["-t", "tmpfs", "-o", `size=${options.runBytesMax},mode=0700`, "holdfast", runDir],
+        { source: "container" },
+      );
+      await populate(runDir); // nothing comes for it: the layer is in use
+      await sandbox.openDoor(); // an earlier container of this pod may have ended while it was closed
+      for (const folder of sandbox.travels) await emptyFolder(sandbox, folder);
+      return sandbox;
+    } catch (error) {
+      await removeRunDir(runDir).catch(() => {}); // what is left the next agent removes; why it came to this counts
+      throw error;
+    }
+  }
+}
+
+function requirePod({ name, pod }: WorkloadConfig): PodConfig {
+  if (pod === null)
+    throw fail("POD_MISSING", `workload ${name} names no pod, and this agent has a container runtime: cri`);
+  return pod;
+}
+
+/** The application as the pod's container would have run it, had it not been given an init that waits. */
+function processOf(spec: OciSpec, pod: PodConfig): OciSpec["process"] {
+  return { ...spec.process, terminal: false, args: pod.command, cwd: pod.cwd ?? spec.process.cwd };
+}
+
+/** What an init container, or an earlier application, left there: the source's files come in its place. */
+async function emptyFolder(container: Sandbox, path: string): Promise<void> {
+  const folder = openFolderIn(container, path);
+  try {
+    await removePaths(folder, await readdir(pathOf(folder)));
+  } finally {
+    closeSync(folder);
+  }
+}
+
+/** Its mounts come from the node's folders, which the agent may not have; it has what the container sees. */
+function seenFromHere({ pid, spec }: RunningContainer): OciSpec {
+  const mounts = (spec.mounts ?? []).map((mount) =>
+    mount.type === "bind" ? { ...mount, source: `/proc/${pid}/root${mount.destination}` } : mount,
+  );
+  return { ...spec, mounts };
+}
+
+/** What only this pod has: its emptyDirs, and its shared memory. */
+function travelling(spec: OciSpec): string[] {
+  return (spec.mounts ?? [])
+    .filter(({ destination, source }) => destination === "/dev/shm" || /~empty-dir\//.test(source ?? ""))
+    .map(({ destination }) => destination)
+    .filter((destination) => destination !== INSIDE);
+}

@@ -1,0 +1,122 @@
+/** Agents as a DaemonSet, the only privileged part of Holdfast in a cluster. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { stringify } from "yaml";
+import type { Cluster, KubeObject } from "./cluster.ts";
+import { AGENT } from "./images.ts";
+
+const NAMESPACE = "holdfast";
+const NAME = "holdfast-agent";
+const CONFIG = "/etc/holdfast";
+const STATE_DIR = "/var/lib/holdfast";
+const RUNTIME = "/run/containerd";
+const CGROUPS = "/sys/fs/cgroup";
+const LOG_LINES = 20;
+const STARTED_MS_MAX = 120_000;
+
+/** Pods of the agents, by node; resolves when each answers. @param workloads of a node, as in the agent's file */
+export async function startAgents(
+  cluster: Cluster,
+  workloads: (node: string) => unknown[],
+): Promise<Map<string, KubeObject>> {
+  const { lab } = cluster;
+  const nodes = [...lab.nodes.keys()];
+  const files = nodes.map((node) => {
+    const config = lab.agentConfig(node, {
+      cri: `${RUNTIME}/containerd.sock`,
+      key: `file:${CONFIG}/key/key`,
+      stateDir: STATE_DIR,
+      workloads: workloads(node),
+    });
+    return [`${node}.yaml`, stringify(config)];
+  });
+  const metadata = (name: string): KubeObject["metadata"] => ({ name, namespace: NAMESPACE });
+  await cluster.apply(
+    { apiVersion: "v1", kind: "Namespace", metadata: { name: NAMESPACE, labels: PRIVILEGED } },
+    { apiVersion: "v1", kind: "ConfigMap", metadata: metadata(NAME), data: Object.fromEntries(files) },
+    {
+      apiVersion: "v1",
+      kind: "Secret",
+      metadata: metadata(NAME),
+      data: { key: readFileSync(join(lab.dir, "key")).toString("base64") },
+    },
+    { apiVersion: "apps/v1", kind: "DaemonSet", metadata: metadata(NAME), spec: spec() },
+  );
+  let pods: KubeObject[] = [];
+  await cluster.until(
+    "every agent answers",
+    async () => {
+      const found = await cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/pods`);
+      pods = found.items as KubeObject[];
+      return pods.length === nodes.length && pods.every(({ status }) => status.containerStatuses?.[0].ready);
+    },
+    STARTED_MS_MAX,
+  );
+  return new Map(pods.map((pod) => [pod.spec.nodeName as string, pod]));
+}
+
+/** Runs `holdfast ARGS` beside a node's agent. */
+export function holdfast(cluster: Cluster, agent: KubeObject | undefined, args: string[]) {
+  if (agent === undefined) throw new Error("no agent on that node");
+  const program = ["/holdfast/bin/holdfast", ...args, "--agent", `${STATE_DIR}/agent.sock`];
+  return cluster.run(["kubectl", "-n", NAMESPACE, "exec", agent.metadata.name, "--", ...program]);
+}
+
+/** The last lines that agents have logged, for a test that fails. */
+export async function logsOf(cluster: Cluster, agents: Iterable<KubeObject>): Promise<string> {
+  const logs: string[] = [];
+  for (const { metadata } of agents)
+    logs.push(await cluster.kubectl(["-n", NAMESPACE, "logs", metadata.name, `--tail=${LOG_LINES}`]));
+  return logs.join("\n");
+}
+
+const PRIVILEGED = { "pod-security.kubernetes.io/enforce": "privileged" };
+
+function spec(): unknown {
+  const labels = { app: NAME };
+  const mount = (name: string, mountPath: string) => ({ name, mountPath });
+  const host = (name: string, path: string, type = "Directory") => ({ name, hostPath: { path, type } });
+  return {
+    selector: { matchLabels: labels },
+    template: {
+      metadata: { labels },
+      spec: {
+        // it looks at, freezes and restores processes of pods, and is reached by other agents at the node's address
+        hostPID: true,
+        hostNetwork: true,
+        terminationGracePeriodSeconds: 5,
+        containers: [
+          {
+            name: "agent",
+            image: AGENT.name,
+            imagePullPolicy: "Never",
+            command: ["/holdfast/bin/holdfast", "agent", "--config", `${CONFIG}/$(NODE).yaml`],
+            env: [{ name: "NODE", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } }],
+            securityContext: { privileged: true },
+            startupProbe: {
+              exec: { command: ["/bin/sh", "-c", `test -S ${STATE_DIR}/agent.sock`] },
+              periodSeconds: 1,
+              failureThreshold: 120,
+            },
+            volumeMounts: [
+              mount("config", CONFIG),
+              mount("key", `${CONFIG}/key`),
+              mount("state", STATE_DIR),
+              // its socket, and where it has runc keep its containers
+              mount("runtime", RUNTIME),
+              // of the node: restored processes join their container's groups
+              mount("cgroups", CGROUPS),
+            ],
+          },
+        ],
+        volumes: [
+          { name: "config", configMap: { name: NAME } },
+          { name: "key", secret: { secretName: NAME, defaultMode: 0o400 } },
+          host("state", STATE_DIR, "DirectoryOrCreate"),
+          host("runtime", RUNTIME),
+          host("cgroups", CGROUPS),
+        ],
+      },
+    },
+  };
+}
