@@ -28,9 +28,11 @@ export const ANNOTATION = {
   workload: `${GROUP}/workload`,
   /** "true": a pod that waits for the application of another */
   standby: `${GROUP}/standby`,
-  /** NAME/UID of the Migration that a pod is the source or the standby of */
-  migration: `${GROUP}/migration`,
+  /** of a standby: JSON, the labels and the owner that it gets when it has the application */
+  becomes: `${GROUP}/becomes`,
 } as const;
+/** label of a source and of a standby: the uid of the Migration that has to do with them */
+export const MIGRATION_LABEL = `${GROUP}/migration`;
 /** lower goes first where a ReplicaSet has a pod too many */
 export const DELETION_COST = "controller.kubernetes.io/pod-deletion-cost";
 
@@ -138,6 +140,7 @@ const place = z.object({
   podUid: uid.optional(),
   node: text(253).optional(),
 });
+const targetPlace = place.extend({ attempt: count.describe("that this pod was made for") });
 
 /** What the agents have to say. @property attempt that it is about; older than `status.attempt` it is history */
 export const moveStatus = z.object({
@@ -173,7 +176,7 @@ export const migrationStatus = z.object({
     .optional()
     .describe("the agent that moves is asked to give up, unless the application has moved already"),
   source: place.optional(),
-  target: place.optional(),
+  target: targetPlace.optional(),
   move: moveStatus.optional(),
   plan: z.array(text(1_000)).max(32).optional().describe("with dryRun: what would be done"),
   conditions: conditions.optional(),
@@ -240,7 +243,7 @@ export const continuityPolicy = z.object({ metadata: meta, spec: policySpec });
 export type ContinuityPolicy = z.infer<typeof continuityPolicy>;
 
 /** What holds in a namespace. */
-export type Policy = Required<PolicySpec>;
+export type Policy = { [Key in keyof PolicySpec]-?: NonNullable<PolicySpec[Key]> };
 
 const DEFAULT_POLICY: Policy = {
   evictionStrategy: "LiveMigrateIfPossible",
@@ -254,7 +257,7 @@ const DEFAULT_POLICY: Policy = {
 export function policyOf(policies: readonly ContinuityPolicy[]): Policy {
   const byName = [...policies].sort((one, other) => (one.metadata.name < other.metadata.name ? 1 : -1));
   const said = byName.flatMap(({ spec }) => Object.entries(spec).filter(([, value]) => value !== undefined));
-  return { ...DEFAULT_POLICY, ...(Object.fromEntries(said) as PolicySpec) };
+  return { ...DEFAULT_POLICY, ...(Object.fromEntries(said) as Partial<Policy>) };
 }
 
 export function isFinal(phase: MigrationPhase | undefined): boolean {

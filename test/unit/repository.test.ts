@@ -104,10 +104,16 @@ const PURE: Record<string, readonly RegExp[]> = {
   "proxy/session/": [/^proxy\/contract\//, /^node:assert(\/strict)?$/],
   "proxy/protocol/": [/^proxy\/contract\//, /^node:(assert|buffer|crypto)$/],
   "proxy/replay/plan.ts": [/^proxy\/protocol\//],
-  "control/kubernetes/controller/plan.ts": [
-    /^control\/api\//,
-    /^control\/kubernetes\/(client\/objects|controller\/(observed|standby-pod|obstacles))\.ts$/,
-  ],
+  ...Object.fromEntries(
+    ["plan", "observed", "obstacles", "standby-pod"].map((file) => [
+      `control/kubernetes/controller/${file}.ts`,
+      [
+        /^control\/api\//,
+        /^control\/kubernetes\/(client\/objects|controller\/(observed|obstacles|standby-pod))\.ts$/,
+        /^node:crypto$/,
+      ],
+    ]),
+  ),
   "control/api/": [/^proxy\/contract\//, /^zod$/],
 };
 const READS_CLOCK = /\b(Date\.now|new Date\(\)|performance\.now|setTimeout|setInterval|process\.hrtime)\b/;
