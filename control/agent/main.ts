@@ -2,7 +2,7 @@
 import { chmodSync, mkdirSync, realpathSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { pino } from "pino";
+import { type Logger, pino } from "pino";
 import { z } from "zod";
 import { Channel, checked } from "#proxy/contract/channel.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -11,7 +11,7 @@ import { openStore } from "#proxy/store/open.ts";
 import { checkCall } from "../api/check.ts";
 import { anchorPrepareCall, anchorSwitchCall, outcomeCall, prepareCall } from "../api/migration.ts";
 import { ownersCall } from "../api/owners.ts";
-import type { AgentConfig } from "../config/config.ts";
+import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
 import { Faults } from "../migration/faults.ts";
 import { mountMissingCgroups } from "../runtime/cgroups.ts";
@@ -26,6 +26,7 @@ import { AdminServer, type OwnContext } from "./admin.ts";
 import { ChangeWatch } from "./change-watch.ts";
 import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
+import { PodWorkloads } from "./pod-workloads.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
 import { Trust } from "./trust.ts";
 
@@ -80,10 +81,33 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     faults: new Faults(process.env.HOLDFAST_FAULT),
     dial: (node, timeoutMs) => dial(config, trust, node, workloads, timeoutMs),
   };
+  const folder = join(config.stateDir, "workloads");
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
   for (const workload of config.workloads) {
-    mkdirSync(join(config.stateDir, "workloads", workload.name), { recursive: true, mode: 0o700 });
+    mkdirSync(join(folder, workload.name), { recursive: true, mode: 0o700 });
     workloads.set(workload.name, new Workload(workload, context));
   }
+  const recovering = new Set<Workload>();
+  const recover = async (workload: Workload): Promise<void> => {
+    recovering.add(workload);
+    await workload
+      .recover()
+      .catch((error: unknown) =>
+        log.error({ workload: workload.name, reason: messageOf(error) }, "cannot be started"),
+      );
+    recovering.delete(workload);
+  };
+  const pods = new PodWorkloads({
+    workloads,
+    folder,
+    nodeAddress: config.listen.address,
+    log,
+    create: (workload) => new Workload(workload, context),
+    recover: (workload) => void recover(workload),
+    isRecovering: (workload) => recovering.has(workload),
+    exceeds: (all) => exceededBy(all, config.limits)?.message ?? null,
+  });
+  if (config.pods) pods.restore();
   const known = new Set(
     [...workloads.values()].flatMap((workload) =>
       workload.journal.container === null ? [] : [workload.journal.container.id],
@@ -111,15 +135,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   const secrets = watchSecrets(config, context, workloads);
   context.owners.keep();
-  const recovered = Promise.all(
-    [...workloads.values()].map((workload) =>
-      workload
-        .recover()
-        .catch((error: unknown) =>
-          log.error({ workload: workload.name, reason: messageOf(error) }, "cannot be started"),
-        ),
-    ),
-  );
+  const recovered = Promise.all([...workloads.values()].map(recover));
+  const watch = config.pods ? await watchPods(config.node, pods, metrics, log) : null;
   // a move that was cut off may wait for the store or another node: people can look at it meanwhile
   await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
   const admin = new AdminServer(context, workloads, metrics);
@@ -139,6 +156,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     process.once("SIGINT", resolve);
   });
   log.info("agent ends; its workloads go on");
+  await watch?.close();
+  pods.close();
   for (const workload of workloads.values()) workload.close();
   secrets.close();
   clearInterval(forwarding);
@@ -146,6 +165,37 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   await admin.close();
   await peers.close();
   await store.close();
+}
+
+/** Those of this node, from now on. */
+async function watchPods(
+  node: string,
+  pods: PodWorkloads,
+  metrics: AgentMetrics,
+  log: Logger,
+): Promise<{ close(): Promise<void> }> {
+  // a file's agent does without
+  const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }] = await Promise.all([
+    import("../kubernetes/client/access.ts"),
+    import("../kubernetes/client/api.ts"),
+    import("../kubernetes/client/reflector.ts"),
+    import("../kubernetes/client/paths.ts"),
+  ]);
+  const api = new KubernetesApi(findAccess(process.env), `holdfast-agent/${node}`);
+  const reflector = new Reflector({
+    api,
+    path: pathOf("pods"),
+    query: { fieldSelector: `spec.nodeName=${node}` },
+    onAll: (objects) => pods.update(objects),
+    onProblem: (error) => log.warn({ reason: messageOf(error) }, "the pods of this node are not seen"),
+  });
+  metrics.watches("pods", () => reflector.secondsSinceLastEvent());
+  return {
+    async close() {
+      await reflector.close();
+      api.close();
+    },
+  };
 }
 
 async function runtimeOf({ cri, stateDir }: AgentConfig): Promise<Runtime> {

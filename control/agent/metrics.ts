@@ -64,6 +64,19 @@ export class AgentMetrics {
     });
   }
 
+  /** @param silentSeconds since the API server was last heard of these objects */
+  watches(objects: string, silentSeconds: () => number): void {
+    new Gauge({
+      name: "holdfast_agent_kubernetes_silent_seconds",
+      help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
+      labelNames: ["objects"] as const,
+      registers: [this.registry],
+      collect() {
+        this.set({ objects }, silentSeconds());
+      },
+    });
+  }
+
   storeUp(up: boolean): void {
     this.#storeUp.set(up ? 1 : 0);
   }

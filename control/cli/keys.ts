@@ -8,6 +8,7 @@ import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync }
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { WORKLOAD_NAME } from "#proxy/store/store.ts";
 import { EXIT } from "../api/exit-status.ts";
 import { readKeyFile } from "../config/key-file.ts";
 import { linkKeyLines } from "../config/link-key-file.ts";
@@ -45,9 +46,9 @@ export function makeAuthority({ folder, days }: KeysOptions, terminal: Terminal)
 /** Prints what a gateway's file of link keys has to say of these workloads. @throws HoldfastError `KEYS` */
 export function showLinkKeys(workloads: string[], keyFile: string, terminal: Terminal): number {
   for (const workload of workloads)
-    if (!NODE.test(workload))
+    if (!WORKLOAD_NAME.test(workload))
       throw failed(
-        `expected a workload's name of 1-40 lower-case letters, digits and "-", got "${workload}"`,
+        `expected a workload's name of 1-40 lower-case letters, digits and "-", with dots between, got "${workload}"`,
       );
   try {
     terminal.out.write(linkKeyLines(readKeyFile(keyFile), workloads));

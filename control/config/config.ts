@@ -13,8 +13,17 @@ import { checkNetworks, planOf } from "./container-network.ts";
 import { formatEndpoint, isLoopback } from "./endpoint.ts";
 import type { AgentLimits, WorkloadLimits } from "./limits.ts";
 import { checkPort, completePort } from "./port.ts";
-import { type File, type FileWorkload, fileSchema } from "./schema.ts";
-import { beside, invalid, keyFileOf, parseFile, type Refuse, readFile, readKeys } from "./yaml-file.ts";
+import { type File, type FileWorkload, fileSchema, workloadSchema } from "./schema.ts";
+import {
+  beside,
+  invalid,
+  keyFileOf,
+  parseFile,
+  parseObject,
+  type Refuse,
+  readFile,
+  readKeys,
+} from "./yaml-file.ts";
 
 export interface MountConfig {
   source: string;
@@ -44,6 +53,8 @@ export interface PodConfig {
   command: string[];
   /** null: the container's */
   cwd: string | null;
+  /** null: whichever pod has that name */
+  uid: string | null;
 }
 
 export interface WorkloadConfig {
@@ -87,6 +98,8 @@ export interface AgentConfig {
   socket: string;
   /** Unix socket of the container runtime that the workloads' pods are in; null: containers are this agent's own */
   cri: string | null;
+  /** workloads of this node's injected pods are found in the cluster, beside those of the file */
+  pods: boolean;
   /** at the start; the file is read again when it changes */
   keys: SharedKeys;
   /** where they were read from */
@@ -121,6 +134,23 @@ export function parseConfig(contents: string, fileName: string): AgentConfig {
   return complete(config, fileName, readKeys(config.key, fileName, fail));
 }
 
+/**
+ * A workload that is not one of the file's, but a pod's on this node. @param where for messages
+ * @throws HoldfastError `CONFIG_INVALID`
+ */
+export function parseWorkload(raw: unknown, nodeAddress: string, where: string): WorkloadConfig {
+  const one = parseObject(workloadSchema, raw, where);
+  const fail: Refuse = (at, message) => {
+    throw invalid(where, at, message);
+  };
+  for (const [number, port] of one.ports.entries()) {
+    checkPort(port, `ports[${number}]`, fail);
+    if (one.ports.findIndex(({ listen }) => listen === port.listen) !== number)
+      fail(`ports[${number}].listen`, `expected a port of its own, got ${port.listen} again`);
+  }
+  return completeWorkload(one, nodeAddress);
+}
+
 function crossCheck(config: File, fail: (at: string, message: string) => never): void {
   const peers = Object.entries(config.peers);
   if (Object.hasOwn(config.peers, config.node))
@@ -139,6 +169,11 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       `expected the address other nodes reach this one at, got "${formatEndpoint(config.listen)}"`,
     );
   }
+  if (config.pods && config.cri === undefined)
+    fail(
+      "pods",
+      "expected the container runtime that the pods are in (cri: /run/containerd/containerd.sock) with it, got none",
+    );
   if (config.admin !== undefined && !isLoopback(config.admin.address)) {
     fail("admin", `expected a loopback address, got "${formatEndpoint(config.admin)}"`);
   }
@@ -233,7 +268,8 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
     }
   }
   checkNetworks(config, fail);
-  checkSums(config, fail);
+  const exceeded = exceededBy(config.workloads, config.limits);
+  if (exceeded !== null) fail(exceeded.at, exceeded.message);
 }
 
 /** Its container has a network of its own. */
@@ -241,19 +277,28 @@ function isApart({ container, pod }: FileWorkload): boolean {
   return pod !== undefined || (container !== undefined && container.network !== "host");
 }
 
-/** Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes. */
-function checkSums({ workloads, limits }: File, fail: (at: string, message: string) => never): void {
+type Holding = Pick<WorkloadConfig, "limits"> & { ports: Pick<PortConfig, "continuity">[] };
+
+/**
+ * Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes.
+ * @returns which limit of the agent they exceed together; null: none
+ */
+export function exceededBy(
+  workloads: readonly Holding[],
+  limits: AgentLimits,
+): { at: string; message: string } | null {
   const holding = workloads.filter(({ ports }) => ports.some(({ continuity }) => continuity === "replay"));
-  const check = (key: keyof AgentLimits, limit: "heldWorkloadBytesMax" | "spillBytesMax") => {
+  const sums = { heldMbMax: "heldWorkloadBytesMax", spillMbMax: "spillBytesMax" } as const;
+  for (const [key, limit] of Object.entries(sums) as [
+    keyof typeof sums,
+    (typeof sums)[keyof typeof sums],
+  ][]) {
     const sumMb = Math.ceil(holding.reduce((sum, one) => sum + one.limits[limit], 0) / MIB);
-    if (sumMb <= limits[key]) return;
-    fail(
-      `limits.${key}`,
-      `expected at least ${sumMb}, the sum of limits.${limit} of the ${holding.length} workloads with replay (raise this one or lower those), got ${limits[key]}`,
-    );
-  };
-  check("heldMbMax", "heldWorkloadBytesMax");
-  check("spillMbMax", "spillBytesMax");
+    if (sumMb <= limits[key]) continue;
+    const message = `expected at least ${sumMb}, the sum of limits.${limit} of the ${holding.length} workloads with replay (raise this one or lower those), got ${limits[key]}`;
+    return { at: `limits.${key}`, message };
+  }
+  return null;
 }
 
 function localAddresses(...more: (string | undefined)[]): Set<string> {
@@ -284,6 +329,7 @@ function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig
             authorities: beside(fileName, config.identity.authorities),
           },
     cri: config.cri ?? null,
+    pods: config.pods,
     revoked: config.revoked === undefined ? null : beside(fileName, config.revoked),
     links: config.links,
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),
@@ -306,7 +352,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
         ? null
         : { ...one.container, network: planOf(one.name, one.container.network) },
     bundle: one.bundle ?? null,
-    pod: one.pod === undefined ? null : { ...one.pod, cwd: one.pod.cwd ?? null },
+    pod: one.pod === undefined ? null : { ...one.pod, cwd: one.pod.cwd ?? null, uid: one.pod.uid ?? null },
     ports: one.ports.map(completePort),
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
     downstream: downstreamOf(one),

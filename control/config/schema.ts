@@ -9,6 +9,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { type Limit, MS_MAX, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { parseStoreUrl } from "#proxy/store/open.ts";
+import { WORKLOAD_NAME } from "#proxy/store/store.ts";
 import { CAPABILITY_NAMES } from "./capabilities.ts";
 import { parseEndpoint } from "./endpoint.ts";
 import { AGENT_LIMITS, DEFAULT_AGENT_LIMITS, DEFAULT_LIMITS, MOVE_LIMITS } from "./limits.ts";
@@ -23,6 +24,9 @@ const USER_TIMEOUT_MS = 120_000;
 /** a load balancer sends its header at once; one lost packet of it comes again within three seconds */
 const HEADER_MS = 5_000;
 const WEEK_MS = 604_800_000;
+
+const WORKLOAD_EXPECTED = "expected a name of 1-40 small letters, digits and dashes, with dots between";
+export const workloadName = z.string(WORKLOAD_EXPECTED).regex(WORKLOAD_NAME, WORKLOAD_EXPECTED);
 
 const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
 const ENDPOINT_EXPECTED = "expected IP:PORT ([IP]:PORT for IPv6)";
@@ -179,6 +183,7 @@ const pod = z.strictObject(
     container: text("expected the name of a container of that pod"),
     command: list(text("expected a word of the command"), "expected a command as a list of words", 1, 1_000),
     cwd: path("the working directory").optional(),
+    uid: text("expected the uid of a pod").optional(),
   },
   "expected a pod, as { name: chat-a, container: app, command: [node, server.js] }",
 );
@@ -274,9 +279,9 @@ const vip = z.strictObject(
   "expected a VIP, as { address: 10.99.0.50/24, device: eth0 }",
 );
 
-const workload = z.strictObject(
+export const workloadSchema = z.strictObject(
   {
-    name,
+    name: workloadName,
     start: truth.default(false),
     container: container.optional(),
     bundle: path("an OCI bundle").optional(),
@@ -329,7 +334,8 @@ export const fileSchema = z.strictObject(
     links,
     cri: path("the Unix socket of a container runtime (CRI)").optional(),
     key,
-    workloads: list(workload, "expected a list of at most 100 workloads", 0, 100),
+    pods: truth.default(false),
+    workloads: list(workloadSchema, "expected a list of at most 100 workloads", 0, 100),
     limits: agentLimits.default(DEFAULT_AGENT_LIMITS),
     admin: endpoint.optional(),
     metrics: endpoint.optional(),
@@ -338,4 +344,4 @@ export const fileSchema = z.strictObject(
 );
 /** What the file says, with defaults, before its parts have been compared. */
 export type File = z.infer<typeof fileSchema>;
-export type FileWorkload = File["workloads"][number];
+export type FileWorkload = z.infer<typeof workloadSchema>;

@@ -26,11 +26,15 @@ export function readFile(fileName: string): string {
 
 /** @param fileName for messages. @throws HoldfastError `CONFIG_INVALID` */
 export function parseFile<T>(schema: z.ZodType<T>, contents: string, fileName: string): T {
-  const raw = parseYaml(contents, fileName);
+  return parseObject(schema, parseYaml(contents, fileName), fileName);
+}
+
+/** @param where for messages. @throws HoldfastError `CONFIG_INVALID` */
+export function parseObject<T>(schema: z.ZodType<T>, raw: unknown, where: string): T {
   const parsed = schema.safeParse(raw);
   if (parsed.success) return parsed.data;
   const { at, message } = describeIssue(parsed.error.issues[0] as z.core.$ZodIssue, raw);
-  throw invalid(fileName, at, message);
+  throw invalid(where, at, message);
 }
 
 function parseYaml(contents: string, fileName: string): unknown {

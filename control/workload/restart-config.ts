@@ -11,6 +11,8 @@ export interface RestartConfig {
 /** @throws HoldfastError `CONFIG_INVALID` */
 export function readRestartConfig(configFile: string, present: WorkloadConfig): RestartConfig {
   const { name } = present;
+  // one of a pod that the agent has found: not in the file, and what its pod says of it does not change
+  if (present.pod !== null && present.pod.uid !== null) return { config: present, later: [] };
   const found = loadConfig(configFile).workloads.find((workload) => workload.name === name);
   if (found === undefined)
     throw fail(

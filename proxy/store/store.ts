@@ -189,6 +189,8 @@ export type Step =
   | "lookup";
 
 export const NODE_NAME = /^[a-z0-9-]{1,40}$/;
+/** a pod's is NAMESPACE.POD */
+export const WORKLOAD_NAME = /^(?=.{1,40}$)[a-z0-9-]+(\.[a-z0-9-]+)*$/;
 export const MIGRATION_ID = /^[A-Za-z0-9._:-]{1,64}$/;
 export const MARK = /^[A-Za-z0-9-]{1,64}$/;
 /** of the last migrations that were cancelled, the ids kept so that a late commit or reserve is known */
@@ -240,7 +242,7 @@ export function assertRequest(request: {
   sessions?: readonly SessionRecord[];
   gone?: readonly string[];
 }): void {
-  assert.match(request.workload, NODE_NAME);
+  assert.match(request.workload, WORKLOAD_NAME);
   if (request.node !== undefined) assert.match(request.node, NODE_NAME);
   if (request.target !== undefined) assert.match(request.target, NODE_NAME);
   if (request.node !== undefined)

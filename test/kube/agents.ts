@@ -9,16 +9,14 @@ const NAMESPACE = "holdfast";
 const NAME = "holdfast-agent";
 const CONFIG = "/etc/holdfast";
 const STATE_DIR = "/var/lib/holdfast";
+const FAULTS = `${STATE_DIR}/faults`;
 const RUNTIME = "/run/containerd";
 const CGROUPS = "/sys/fs/cgroup";
 const LOG_LINES = 20;
 const STARTED_MS_MAX = 120_000;
 
-/** Pods of the agents, by node; resolves when each answers. @param workloads of a node, as in the agent's file */
-export async function startAgents(
-  cluster: Cluster,
-  workloads: (node: string) => unknown[],
-): Promise<Map<string, KubeObject>> {
+/** Pods of the agents, by node; resolves when each answers. Their workloads are those of injected pods. */
+export async function startAgents(cluster: Cluster): Promise<Map<string, KubeObject>> {
   const { lab } = cluster;
   const nodes = [...lab.nodes.keys()];
   const files = nodes.map((node) => {
@@ -26,7 +24,8 @@ export async function startAgents(
       cri: `${RUNTIME}/containerd.sock`,
       key: `file:${CONFIG}/key/key`,
       stateDir: STATE_DIR,
-      workloads: workloads(node),
+      pods: true,
+      workloads: [],
     });
     return [`${node}.yaml`, stringify(config)];
   });
@@ -40,19 +39,34 @@ export async function startAgents(
       metadata: metadata(NAME),
       data: { key: readFileSync(join(lab.dir, "key")).toString("base64") },
     },
+    ...ACCESS,
     { apiVersion: "apps/v1", kind: "DaemonSet", metadata: metadata(NAME), spec: spec() },
   );
+  return agentsOf(cluster);
+}
+
+/** When each answers. */
+export async function agentsOf(cluster: Cluster): Promise<Map<string, KubeObject>> {
   let pods: KubeObject[] = [];
   await cluster.until(
     "every agent answers",
     async () => {
       const found = await cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/pods`);
       pods = found.items as KubeObject[];
-      return pods.length === nodes.length && pods.every(({ status }) => status.containerStatuses?.[0].ready);
+      return (
+        pods.length === cluster.lab.nodes.size &&
+        pods.every(({ status }) => status.containerStatuses?.[0].ready)
+      );
     },
     STARTED_MS_MAX,
   );
   return new Map(pods.map((pod) => [pod.spec.nodeName as string, pod]));
+}
+
+/** Its next move goes wrong there, see control/migration/faults.ts. */
+export async function injectFault(cluster: Cluster, agent: KubeObject, fault: string): Promise<void> {
+  const program = ["/bin/sh", "-c", `printf %s '${fault}' >${FAULTS}`];
+  await cluster.kubectl(["-n", NAMESPACE, "exec", agent.metadata.name, "--", ...program]);
 }
 
 /** Runs `holdfast ARGS` beside a node's agent. */
@@ -70,6 +84,24 @@ export async function logsOf(cluster: Cluster, agents: Iterable<KubeObject>): Pr
   return logs.join("\n");
 }
 
+/** What an agent may: see the pods of its node, of which it takes those that were injected. */
+const ACCESS: KubeObject[] = [
+  { apiVersion: "v1", kind: "ServiceAccount", metadata: { name: NAME, namespace: NAMESPACE } },
+  {
+    apiVersion: "rbac.authorization.k8s.io/v1",
+    kind: "ClusterRole",
+    metadata: { name: NAME },
+    rules: [{ apiGroups: [""], resources: ["pods"], verbs: ["list", "watch"] }],
+  },
+  {
+    apiVersion: "rbac.authorization.k8s.io/v1",
+    kind: "ClusterRoleBinding",
+    metadata: { name: NAME },
+    roleRef: { apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: NAME },
+    subjects: [{ kind: "ServiceAccount", name: NAME, namespace: NAMESPACE }],
+  },
+];
+
 const PRIVILEGED = { "pod-security.kubernetes.io/enforce": "privileged" };
 
 function spec(): unknown {
@@ -84,6 +116,7 @@ function spec(): unknown {
         // it looks at, freezes and restores processes of pods, and is reached by other agents at the node's address
         hostPID: true,
         hostNetwork: true,
+        serviceAccountName: NAME,
         terminationGracePeriodSeconds: 5,
         containers: [
           {
@@ -91,7 +124,10 @@ function spec(): unknown {
             image: AGENT.name,
             imagePullPolicy: "Never",
             command: ["/holdfast/bin/holdfast", "agent", "--config", `${CONFIG}/$(NODE).yaml`],
-            env: [{ name: "NODE", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } }],
+            env: [
+              { name: "NODE", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } },
+              { name: "HOLDFAST_FAULT", value: `file:${FAULTS}` },
+            ],
             securityContext: { privileged: true },
             startupProbe: {
               exec: { command: ["/bin/sh", "-c", `test -S ${STATE_DIR}/agent.sock`] },

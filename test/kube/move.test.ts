@@ -1,8 +1,9 @@
 /** Applications move between pods of a real cluster, and their clients notice nothing. */
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
+import { nodeBinary } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
-import { holdfast, logsOf, startAgents } from "./agents.ts";
+import { agentsOf, holdfast, injectFault, logsOf, startAgents } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
@@ -11,19 +12,30 @@ const APP_PORT = 9000;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
 
-/** What moves: its pods are `NAME-a` and `NAME-b`, and clients come to node a. */
+/** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`; clients come to node a. */
 const WORKLOADS = [
   { name: "chat", listen: 8080, kind: "ws" as const, sessions: 20 },
   { name: "echo", listen: 8081, kind: "tcp" as const, sessions: 10 },
 ];
+type Moved = Pick<(typeof WORKLOADS)[number], "name" | "listen">;
+
+/** As agents call it: it came with the pod on a. */
+const workloadOf = (name: string): string => `default.${name}-a`;
 
 /** A pod that waits for its application, as the webhook is to make it. */
-function pod(name: string, node: string): KubeObject {
+function pod({ name, listen }: Moved, node: string): KubeObject {
   const volume = { name: "holdfast", mountPath: "/.holdfast" };
+  const annotations = {
+    "holdfast.dev/injected": "1",
+    "holdfast.dev/container": "app",
+    "holdfast.dev/ports": `${listen}:${APP_PORT}`,
+    "holdfast.dev/command": JSON.stringify(["/usr/bin/node", `/app/${name}.js`]),
+    ...(node === "a" ? {} : { "holdfast.dev/standby": "true", "holdfast.dev/workload": workloadOf(name) }),
+  };
   return {
     apiVersion: "v1",
     kind: "Pod",
-    metadata: { name: `${name}-${node}` },
+    metadata: { name: `${name}-${node}`, annotations },
     spec: {
       nodeName: node,
       terminationGracePeriodSeconds: 0,
@@ -53,13 +65,10 @@ function pod(name: string, node: string): KubeObject {
   };
 }
 
-function workloadsOf(node: string): unknown[] {
-  return WORKLOADS.map(({ name, listen }) => ({
-    name,
-    start: node === "a",
-    pod: { name: `${name}-${node}`, container: "app", command: ["/usr/bin/node", `/app/${name}.js`] },
-    ports: [{ listen, upstream: `127.0.0.1:${APP_PORT}` }],
-  }));
+interface Shown {
+  name: string;
+  epoch: number;
+  state: string;
 }
 
 describe("an application in a pod", () => {
@@ -69,19 +78,15 @@ describe("an application in a pod", () => {
 
   before(async () => {
     cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE] });
-    const pods = WORKLOADS.flatMap(({ name }) => NODES.map((node) => pod(name, node)));
+    const pods = WORKLOADS.flatMap((moved) => NODES.map((node) => pod(moved, node)));
     await cluster.apply(...pods);
     for (const { metadata } of pods)
       await cluster.until(`pod ${metadata.name} runs`, async () => {
         const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
         return found?.status?.phase === "Running";
       });
-    agents = await startAgents(cluster, workloadsOf);
-    await cluster.until("clients are served", async () => {
-      const { json } = await holdfast(cluster, agents.get("a"), ["status", "--json"]);
-      const shown = (json as { workloads: { state: string }[] } | undefined)?.workloads ?? [];
-      return shown.length === WORKLOADS.length && shown.every(({ state }) => state === "running");
-    });
+    agents = await startAgents(cluster);
+    for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
     const { address } = cluster.lab.place("a");
     for (const { kind, listen, sessions } of WORKLOADS)
       loads.push(
@@ -96,6 +101,22 @@ describe("an application in a pod", () => {
       const wanted = load.messages + ANSWERS * (WORKLOADS[at]?.sessions ?? 0);
       await cluster.until("clients are answered", async () => load.messages >= wanted);
     }
+  }
+
+  /** What an agent shows of its workloads, by name. */
+  async function shownOn(node: string): Promise<Map<string, Shown>> {
+    const { json } = await holdfast(cluster, agents.get(node), ["status", "--json"]);
+    const { workloads = [] } = (json ?? {}) as { workloads?: Shown[] };
+    return new Map(workloads.map((shown) => [shown.name, shown]));
+  }
+
+  function isServed(workload: string, node: string): Promise<void> {
+    const holds = async (): Promise<boolean> => (await shownOn(node)).get(workload)?.state === "running";
+    return cluster.until(`clients of ${workload} are served on ${node}`, holds).catch(failedWithLogs);
+  }
+
+  async function failedWithLogs(what: unknown): Promise<never> {
+    assert.fail(`${String(what)}\n${await logsOf(cluster, agents.values())}`);
   }
 
   async function isReady(name: string): Promise<boolean> {
@@ -139,12 +160,12 @@ describe("an application in a pod", () => {
       for (const { name } of WORKLOADS) {
         const { status, stderr, json } = await holdfast(cluster, agents.get(from), [
           "migrate",
-          name,
+          workloadOf(name),
           "--to",
           to,
           "--json",
         ]);
-        if (status !== 0) assert.fail(`${stderr}\n${await logsOf(cluster, agents.values())}`);
+        if (status !== 0) await failedWithLogs(stderr);
         assert.equal((json as { outcome: string }).outcome, "moved");
       }
       await answered();
@@ -169,5 +190,44 @@ describe("an application in a pod", () => {
         [fs.existsSync("/app/echo.js"), fs.readdirSync("/app/node_modules/ws"), fs.readdirSync("/data")].join()`;
       assert.equal(await inPod(`chat-${to}`, files), "false,mine,mine");
     });
+  }
+
+  it("stops when its pod is deleted, and starts in one that comes in its place", async () => {
+    const workload = workloadOf("echo");
+    const before = (await shownOn("a")).get(workload);
+    await cluster.kubectl(["delete", "pod", "echo-a"]);
+    await cluster.until("the agent knows it no more", async () => !(await shownOn("a")).has(workload));
+    await cluster.apply(pod({ name: "echo", listen: 8081 }, "a"));
+    await isServed(workload, "a");
+    const epoch = (await shownOn("a")).get(workload)?.epoch ?? 0;
+    assert.ok(epoch > (before?.epoch ?? 0), `${epoch} after ${before?.epoch}`);
+  });
+
+  for (const [side, node, fault] of [
+    ["source", "a", "crash@source:dump"],
+    ["target", "b", "crash@target:restored"],
+  ] as const)
+    it(`is reached at its pod again after the agent of the ${side} has died in the middle of a move`, async () => {
+      const agent = agents.get(node) as KubeObject;
+      await injectFault(cluster, agent, fault);
+      const args = ["migrate", workloadOf("echo"), "--to", "b", "--json"];
+      assert.notEqual((await holdfast(cluster, agents.get("a"), args)).status, 0);
+      await cluster.until("the agent is started again", async () => {
+        agents = await agentsOf(cluster);
+        const restarts = (of?: KubeObject): number => of?.status.containerStatuses[0].restartCount ?? 0;
+        return restarts(agents.get(node)) > restarts(agent);
+      });
+      await isServed(workloadOf("echo"), "a");
+      await cluster.until("the application answers", async () => (await knockAt("echo-a")) === "open");
+      await cluster.until("nobody is kept out", async () => (await knockAt("echo-b")) === "ECONNREFUSED");
+    });
+
+  /** What comes of a connection to its application's port, from a node. */
+  async function knockAt(name: string): Promise<string> {
+    const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
+    const program = `const socket = require("net").connect(${APP_PORT}, "${found?.status?.podIP}");
+      const end = (what) => { console.log(what); socket.destroy(); };
+      socket.on("connect", () => end("open")).on("error", ({ code }) => end(code)).setTimeout(500, () => end("silent"));`;
+    return (await cluster.lab.run("a", [nodeBinary, "-e", program])).stdout.trim();
   }
 });

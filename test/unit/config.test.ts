@@ -84,6 +84,7 @@ describe("the agent's configuration", () => {
       stateDir: "/var/lib/holdfast/a",
       socket: "/var/lib/holdfast/a/agent.sock",
       cri: null,
+      pods: false,
       keys: [key],
       keyFile: join(folder, "key"),
       workloads: [
@@ -404,6 +405,12 @@ describe("the agent's configuration", () => {
       (r) => (r.workloads[0] = { ...r.workloads[0], container: undefined, pod: POD }),
       /^workloads\[0\]: expected the container runtime .*cri: .*beside workloads$/,
     ],
+    [
+      "pods without the runtime that has them",
+      (r) => (r.pods = true),
+      /^pods: expected the container runtime .*cri: .*got none$/,
+    ],
+    ["a name that ends with a dot", (r) => (r.workloads[0].name = "default.chat."), /^workloads\[0\].name: /],
     [
       "a container of ours beside a container runtime",
       (r) => (r.cri = "/run/containerd/containerd.sock"),

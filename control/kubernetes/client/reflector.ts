@@ -11,8 +11,9 @@ import type { KubernetesObject } from "./objects.ts";
 
 /** the server's bookmarks come once a minute (apiserver, pkg/storage/cacher: defaultBookmarkFrequency) */
 const SILENT_MS_MAX = 150_000;
-/** the server ends a watch after so long; the next begins where it ended */
-const WATCH_S = 300;
+/** the server ends a watch after so long, not all at once; the next begins where it ended */
+const WATCH_S_MIN = 240;
+const WATCH_S_SPREAD = 120;
 const BACKOFF_MS = 200;
 const BACKOFF_MS_MAX = 30_000;
 
@@ -23,6 +24,8 @@ export interface ReflectorOptions<T> {
   query?: Query;
   /** @param object null: it has gone. Is not to throw. */
   onChange?(object: T | null, before: T | null): void;
+  /** All there are, after each list and each change. Is not to throw. */
+  onAll?(objects: T[]): void;
   /** it goes on trying */
   onProblem?(error: unknown): void;
   silentMsMax?: number;
@@ -111,6 +114,7 @@ export class Reflector<T extends KubernetesObject> {
     for (const key of gone) this.#remove(key);
     this.#resourceVersion = resourceVersion;
     this.#synced.resolve();
+    this.#options.onAll?.([...this.#objects.values()]);
   }
 
   /** @param heard the watch works */
@@ -123,13 +127,15 @@ export class Reflector<T extends KubernetesObject> {
       silentMsMax,
     );
     try {
-      const from = { resourceVersion: this.#resourceVersion ?? "", timeoutSeconds: WATCH_S };
+      const timeoutSeconds = WATCH_S_MIN + Math.floor(Math.random() * WATCH_S_SPREAD);
+      const from = { resourceVersion: this.#resourceVersion ?? "", timeoutSeconds };
       for await (const { type, object } of api.watch<T>(path, { ...query, ...from }, signal)) {
         watchdog.refresh();
         this.#heard();
         heard();
         if (type === "DELETED") this.#remove(keyOf(object));
         else if (type !== "BOOKMARK") this.#put(object);
+        if (type !== "BOOKMARK") this.#options.onAll?.([...this.#objects.values()]);
         this.#resourceVersion = object.metadata.resourceVersion;
       }
     } finally {

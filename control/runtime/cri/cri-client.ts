@@ -15,6 +15,8 @@ export interface PodContainer {
   namespace: string;
   pod: string;
   container: string;
+  /** null: whichever pod has that name */
+  uid: string | null;
 }
 
 export interface RunningContainer {
@@ -42,11 +44,12 @@ export class CriClient {
   }
 
   /** null: no such container runs here. @throws HoldfastError `CRI_UNREACHABLE` */
-  async find({ namespace, pod, container }: PodContainer): Promise<RunningContainer | null> {
+  async find({ namespace, pod, container, uid }: PodContainer): Promise<RunningContainer | null> {
     const labels = {
       "io.kubernetes.pod.namespace": namespace,
       "io.kubernetes.pod.name": pod,
       "io.kubernetes.container.name": container,
+      ...(uid === null ? {} : { "io.kubernetes.pod.uid": uid }),
     };
     const selector = Object.entries(labels).map(
       ([key, value]): Field => [

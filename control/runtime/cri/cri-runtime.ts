@@ -89,8 +89,8 @@ export class CriRuntime implements Runtime {
   }
 
   async #find(pod: PodConfig): Promise<RunningContainer> {
-    const { namespace, name, container } = pod;
-    const found = await this.#client.find({ namespace, pod: name, container });
+    const { namespace, name, container, uid } = pod;
+    const found = await this.#client.find({ namespace, pod: name, container, uid });
     if (found !== null) return found;
     throw fail("POD_MISSING", `no container ${container} of pod ${namespace}/${name} runs on this node`, {
       retryable: true,

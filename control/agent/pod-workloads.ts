@@ -1,0 +1,218 @@
+/**
+ * Workloads of this node's injected pods, beside those of the agent's file: there is one for as long as its pod is there. Level-triggered: each
+ * round compares what there is with what there should be, and what cannot be done now is tried again.
+ *
+ *   a pod's container runs              its workload is made, as a start of the agent makes one of the file
+ *   the pod is deleted, or over         the application stops, unless it has moved or is about to; clients that this node's proxy
+ *                                       still forwards are waited for; then the workload and its folder go
+ *   another pod of the same name        one after the other
+ *
+ * What is known of a pod is kept in the workload's folder: an agent that starts settles moves and finds its processes whether or not the
+ * API server answers.
+ */
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Logger } from "pino";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { WorkloadConfig } from "../config/config.ts";
+import {
+  type InjectedPod,
+  injectedPod,
+  lookAt,
+  nameOf,
+  workloadOf,
+} from "../kubernetes/node/injected-pod.ts";
+import type { Workload } from "../workload/workload.ts";
+
+const FILE = "pod.json";
+const AGAIN_MS = 1_000;
+
+export interface PodWorkloadsOptions {
+  /** all of this agent's, the file's too */
+  workloads: Map<string, Workload>;
+  /** folder of their folders */
+  folder: string;
+  /** where clients connect */
+  nodeAddress: string;
+  log: Logger;
+  create(config: WorkloadConfig): Workload;
+  /** It is brought in line with its journal, and started where it is to be. */
+  recover(workload: Workload): void;
+  isRecovering(workload: Workload): boolean;
+  /** null: there is room for what it may hold @param all with it */
+  exceeds(all: readonly WorkloadConfig[]): string | null;
+}
+
+type Pods = Map<string, { pod: InjectedPod; isStarting: boolean }>;
+
+export class PodWorkloads {
+  readonly #options: PodWorkloadsOptions;
+  /** those of pods, by name */
+  readonly #own = new Map<string, InjectedPod>();
+  /** by name of their workloads; null: not known yet */
+  #pods: Pods | null = null;
+  /** what was refused, so that it is said once */
+  readonly #refused = new Map<string, string>();
+  #round: Promise<void> | null = null;
+  #isAgain = false;
+  #timer: NodeJS.Timeout | undefined;
+  #isClosed = false;
+
+  constructor(options: PodWorkloadsOptions) {
+    this.#options = options;
+  }
+
+  /** What an earlier agent knew. Called once, before anything recovers. */
+  restore(): void {
+    const { folder, log } = this.#options;
+    for (const name of readdirSync(folder)) {
+      try {
+        const text = readText(join(folder, name, FILE));
+        if (text === null) continue;
+        this.#make(injectedPod.parse(JSON.parse(text)));
+      } catch (error) {
+        log.error({ workload: name, reason: messageOf(error) }, "what was kept of its pod cannot be used");
+      }
+    }
+  }
+
+  /** @param objects all pods of this node (core/v1) */
+  update(objects: readonly unknown[]): void {
+    const { log } = this.#options;
+    const pods: Pods = new Map();
+    const there = new Set<string>();
+    for (const object of objects) {
+      try {
+        const found = lookAt(object);
+        if (found === null || found.state === "ending") continue;
+        there.add(found.pod.uid);
+        const name = nameOf(found.pod);
+        const other = pods.get(name)?.pod;
+        if (other === undefined) pods.set(name, { pod: found.pod, isStarting: found.state === "starting" });
+        else this.#refuse(found.pod, `workload ${name} is that of pod ${other.namespace}/${other.name}, too`);
+      } catch (error) {
+        log.error({ reason: messageOf(error) }, "a pod is not understood");
+      }
+    }
+    this.#pods = pods;
+    for (const uid of this.#refused.keys()) if (!there.has(uid)) this.#refused.delete(uid);
+    this.#go();
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    clearTimeout(this.#timer);
+  }
+
+  #go(): void {
+    if (this.#isClosed) return;
+    this.#isAgain = true;
+    this.#round ??= this.#rounds().finally(() => {
+      this.#round = null;
+    });
+  }
+
+  async #rounds(): Promise<void> {
+    while (this.#isAgain && !this.#isClosed) {
+      this.#isAgain = false;
+      clearTimeout(this.#timer);
+      const { log } = this.#options;
+      const names = new Set([...this.#own.keys(), ...(this.#pods?.keys() ?? [])]);
+      let isDone = true;
+      for (const name of names) {
+        try {
+          isDone = (await this.#settle(name)) && isDone;
+        } catch (error) {
+          isDone = false;
+          log.warn({ workload: name, reason: messageOf(error) }, "its pod and it do not agree yet");
+        }
+      }
+      if (!isDone && !this.#isClosed) this.#timer = setTimeout(() => this.#go(), AGAIN_MS).unref();
+    }
+  }
+
+  /** False: it has to be looked at again. */
+  async #settle(name: string): Promise<boolean> {
+    const pods = this.#pods;
+    if (pods === null) return true;
+    const has = this.#own.get(name);
+    const wanted = pods.get(name);
+    if (has !== undefined && has.uid === wanted?.pod.uid) return true;
+    if (has !== undefined && !(await this.#remove(name))) return false;
+    return wanted === undefined || wanted.isStarting || this.#add(wanted.pod);
+  }
+
+  /** False: it is refused, for now. */
+  #add(pod: InjectedPod): boolean {
+    const { folder, log, recover } = this.#options;
+    let workload: Workload;
+    try {
+      workload = this.#make(pod);
+    } catch (error) {
+      this.#refuse(pod, messageOf(error));
+      return false;
+    }
+    const { name } = workload;
+    const file = join(folder, name, FILE);
+    writeFileSync(`${file}.new`, JSON.stringify(pod), { mode: 0o600 });
+    renameSync(`${file}.new`, file);
+    log.info({ workload: name, namespace: pod.namespace, pod: pod.name }, "a pod has brought a workload");
+    recover(workload);
+    return true;
+  }
+
+  /** @throws HoldfastError `CONFIG_INVALID` */
+  #make(pod: InjectedPod): Workload {
+    const { workloads, folder, nodeAddress, create, exceeds } = this.#options;
+    const config = workloadOf(pod, nodeAddress);
+    const { name } = config;
+    if (workloads.has(name)) throw new Error(`the agent's file has a workload ${name}`);
+    for (const other of workloads.values())
+      for (const { listen } of other.config.ports)
+        if (other.config.listenAddress === nodeAddress && config.ports.some((port) => port.listen === listen))
+          throw new Error(`${other.name} listens at port ${listen} of this node already: choose another`);
+    const tooMuch = exceeds([...[...workloads.values()].map((other) => other.config), config]);
+    if (tooMuch !== null) throw new Error(tooMuch);
+    mkdirSync(join(folder, name), { recursive: true, mode: 0o700 });
+    const workload = create(config);
+    workloads.set(name, workload);
+    this.#own.set(name, pod);
+    return workload;
+  }
+
+  /** Its pod is no longer there. False: not yet. */
+  async #remove(name: string): Promise<boolean> {
+    const { workloads, folder, log, isRecovering } = this.#options;
+    const workload = workloads.get(name);
+    if (workload === undefined) return true;
+    if (isRecovering(workload) || workload.busyWith !== null || workload.isStarting) return false;
+    if (workload.journal.role === "owner") {
+      log.info({ workload: name }, "its pod has gone: the application stops");
+      await workload.stop();
+    }
+    const { role, moving, owed } = workload.journal;
+    // clients that came here before it left: they stay for as long as they like
+    if (role !== "none" || moving !== null || owed !== null) return false;
+    workload.close();
+    workloads.delete(name);
+    this.#own.delete(name);
+    rmSync(join(folder, name), { recursive: true, force: true });
+    log.info({ workload: name }, "its pod has gone, and it as well");
+    return true;
+  }
+
+  #refuse({ uid, namespace, name }: InjectedPod, reason: string): void {
+    if (this.#refused.get(uid) === reason) return;
+    this.#refused.set(uid, reason);
+    this.#options.log.error({ namespace, pod: name, reason }, "a pod has no workload");
+  }
+}
+
+function readText(path: string): string | null {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    if (["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "")) return null;
+    throw error;
+  }
+}
