@@ -12,6 +12,18 @@ const status = await runProgram(process.argv.slice(2), {
   // The agent needs the kernel and half of the code base; the other commands start without it.
   runAgent: async (config, options) => (await import("./agent/main.ts")).runAgent(config, options),
   runGateway: async (config, options) => (await import("./gateway/main.ts")).runGateway(config, options),
+  runWebhook: async (config, options) =>
+    (await import("./kubernetes/webhook/main.ts")).runWebhook(config, options),
+  readInput: async (bytesMax) => {
+    const chunks: Buffer[] = [];
+    let bytes = 0;
+    for await (const chunk of process.stdin) {
+      bytes += chunk.length;
+      if (bytes > bytesMax) throw new Error(`expected at most ${bytesMax} bytes`);
+      chunks.push(chunk);
+    }
+    return Buffer.concat(chunks).toString("utf8");
+  },
   onInterrupt: (first, leave) => {
     let asked = false;
     const onSignal = () => {

@@ -6,10 +6,12 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
 import type { AgentConfig } from "../config/config.ts";
 import type { GatewayFile } from "../config/gateway.ts";
+import type { WebhookFile } from "../config/webhook.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
 import { findAgent, readToken } from "./find-agent.ts";
+import type { Format } from "./inject.ts";
 import { issueCertificate, type KeysOptions, makeAuthority, showLinkKeys } from "./keys.ts";
 import { showLogs } from "./logs.ts";
 import { showLookup } from "./lookup.ts";
@@ -24,6 +26,9 @@ export interface Surroundings extends Terminal {
   /** until it is told to end by a signal */
   runAgent(config: AgentConfig, options: { logLevel: string }): Promise<void>;
   runGateway(config: GatewayFile, options: { logLevel: string }): Promise<void>;
+  runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void>;
+  /** everything that comes on standard input; throws when it is more than so many bytes */
+  readInput(bytesMax: number): Promise<string>;
   env: Record<string, string | undefined>;
   onInterrupt: OnInterrupt;
 }
@@ -32,6 +37,17 @@ interface ClientOptions {
   json?: boolean;
   agent?: string;
   tokenFile?: string;
+}
+
+interface ManifestOptions {
+  filename: string;
+  output: Format;
+  json?: boolean;
+}
+
+interface InjectCommandOptions extends ManifestOptions {
+  image: string;
+  imagePullPolicy?: "Always" | "IfNotPresent" | "Never";
 }
 
 interface CheckOptions extends ClientOptions {
@@ -61,6 +77,24 @@ The file:
 
 It moves with no workload: a move, and the end of the node that a workload came from, is a pause for its clients. SIGTERM: it
 accepts nobody any more, waits for its sessions to end (limits.drainMsMax), resets the others, and ends.`;
+
+const INJECT_HELP = `
+Pods, and the templates of Deployments, StatefulSets, ReplicaSets and ReplicationControllers, are changed, in Lists too; comments
+and everything else stay. Pods of Jobs and DaemonSets are never moved and pass unchanged. Where a pod cannot be injected nothing
+is printed; the label holdfast.dev/inject: disabled leaves one out. Annotations: control/kubernetes/README.md.
+
+  holdfast inject --image REGISTRY/holdfast/inside:1 -f chat.yaml | kubectl apply -f -`;
+
+const WEBHOOK_HELP = `
+The file:
+  listen: 0.0.0.0:8443                 # where the API server asks: /inject, and /enforce for namespaces that refuse others
+  certificate: tls.crt                 # PEM, of the name of the Service; both are read again when they change
+  key: tls.key
+  image: REGISTRY/holdfast/inside:1    # what is copied into pods
+  imagePullPolicy: IfNotPresent
+  admin: 0.0.0.0:9400                  # /healthz, /readyz, /metrics
+
+It needs no access to the API server, and no privilege. SIGTERM: it is not ready any more, answers those who still ask, and ends.`;
 
 /** @param args without node and script. Never throws; resolves with the exit status when the command is over. */
 export async function runProgram(args: string[], around: Surroundings): Promise<number> {
@@ -148,6 +182,55 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       const { loadGatewayConfig } = await import("../config/gateway.ts");
       const config = loadGatewayConfig(options.config);
       await around.runGateway(config, { logLevel: options.logLevel });
+    });
+
+  program
+    .command("webhook")
+    .description("inject pods for the API server of a Kubernetes cluster, in the foreground")
+    .requiredOption("--config <file>", "YAML file")
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addHelpText("after", `${WEBHOOK_HELP}\n${EXIT_HELP}`)
+    .action(async (options: { config: string; logLevel: string }) => {
+      const { loadWebhookConfig } = await import("../config/webhook.ts");
+      const config = loadWebhookConfig(options.config);
+      await around.runWebhook(config, { logLevel: options.logLevel });
+    });
+
+  const manifest = (usage: string, description: string) =>
+    program
+      .command(usage)
+      .description(description)
+      .requiredOption("-f, --filename <file>", "manifests, YAML or JSON; - for standard input")
+      .addOption(
+        new Option("-o, --output <format>", "what is printed").choices(["yaml", "json"]).default("yaml"),
+      )
+      .option("--json", "as -o json: one object, a List of several");
+  const sourceOf = ({ filename: file, output, json }: ManifestOptions, bytesMax: number) => ({
+    file,
+    format: json === true ? ("json" as const) : output,
+    readInput: () => around.readInput(bytesMax),
+  });
+  manifest("inject", "prepare the pods of manifests for being moved, as the webhook does")
+    .requiredOption("--image <image>", "what is copied into pods")
+    .addOption(
+      new Option("--image-pull-policy <policy>", "of that image").choices([
+        "Always",
+        "IfNotPresent",
+        "Never",
+      ]),
+    )
+    .addHelpText("after", `${INJECT_HELP}\n${EXIT_HELP}`)
+    .action(async (options: InjectCommandOptions) => {
+      const { injectManifest, MANIFEST_BYTES_MAX } = await import("./inject.ts");
+      const { image, imagePullPolicy = null } = options;
+      const source = sourceOf(options, MANIFEST_BYTES_MAX);
+      done(await injectManifest(source, { image, imagePullPolicy }, around));
+    });
+  manifest("uninject", "take out of manifests what inject has put in")
+    .addHelpText("after", EXIT_HELP)
+    .action(async (options: ManifestOptions) => {
+      const { uninjectManifest, MANIFEST_BYTES_MAX } = await import("./inject.ts");
+      done(await uninjectManifest(sourceOf(options, MANIFEST_BYTES_MAX), around));
     });
 
   const keys = program

@@ -4,7 +4,7 @@ import { pino } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { startGateway } from "#proxy/run-gateway.ts";
-import { ChangeWatch } from "../agent/change-watch.ts";
+import { ChangeWatch } from "../config/change-watch.ts";
 import { type GatewayFile, workloadsOf } from "../config/gateway.ts";
 import { readLinkKeys } from "../config/link-key-file.ts";
 

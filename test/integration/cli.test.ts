@@ -108,6 +108,8 @@ async function run(
     env: { HOLDFAST_AGENT: options.agent ?? socket },
     runAgent: async () => assert.fail("an agent"),
     runGateway: async () => assert.fail("a gateway"),
+    runWebhook: async () => assert.fail("a webhook"),
+    readInput: async () => assert.fail("standard input"),
     onInterrupt: (first) => {
       if (options.interruptAfterMs !== undefined) setTimeout(first, options.interruptAfterMs);
       return () => {};

@@ -5,8 +5,8 @@ import { chmodSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { ChangeWatch } from "#control/agent/change-watch.ts";
 import { KeyRing } from "#control/agent/key-ring.ts";
+import { ChangeWatch } from "#control/config/change-watch.ts";
 import { readKeyFile } from "#control/config/key-file.ts";
 import { joinKeys, keyId, splitKeys } from "#proxy/contract/shared-keys.ts";
 

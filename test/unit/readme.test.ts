@@ -48,6 +48,8 @@ async function helpOf(args: string[]): Promise<string> {
     env: {},
     runAgent: async () => assert.fail("an agent"),
     runGateway: async () => assert.fail("a gateway"),
+    runWebhook: async () => assert.fail("a webhook"),
+    readInput: async () => assert.fail("standard input"),
     onInterrupt: () => () => {},
   });
   assert.equal(status, EXIT.ok, `holdfast ${args.join(" ")} --help: ${out}`);

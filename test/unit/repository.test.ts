@@ -115,6 +115,13 @@ const PURE: Record<string, readonly RegExp[]> = {
     ]),
   ),
   "control/api/": [/^proxy\/contract\//, /^zod$/],
+  "control/kubernetes/inject/": [
+    /^proxy\/contract\//,
+    /^control\/config\/limits\.ts$/,
+    /^node:util$/,
+    /^yaml$/,
+    /^zod$/,
+  ],
 };
 const READS_CLOCK = /\b(Date\.now|new Date\(\)|performance\.now|setTimeout|setInterval|process\.hrtime)\b/;
 

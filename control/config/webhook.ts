@@ -1,0 +1,58 @@
+/** The webhook's configuration file: its shape and its defaults. */
+import * as z from "zod";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { formatEndpoint } from "./endpoint.ts";
+import { count, endpoint, oneOf } from "./schema.ts";
+import { beside, invalid, parseFile, readFile } from "./yaml-file.ts";
+
+/** What `holdfast webhook` is started with. */
+export interface WebhookFile {
+  listen: Endpoint;
+  /** PEM files, read again when they change */
+  certificate: string;
+  key: string;
+  /** what is copied into pods */
+  image: string;
+  imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
+  /** `/healthz`, `/readyz`, `/metrics` */
+  admin: Endpoint | null;
+  /** how long it goes on answering when it has been told to end: until nobody is led to it any more */
+  drainMs: number;
+}
+
+const DRAIN_MS = 5_000;
+const DRAIN_MS_MAX = 60_000;
+const pemFile = z.string("expected the path of a PEM file").min(1, "expected the path of a PEM file");
+const IMAGE_EXPECTED = "expected the name of an image, as registry.example/holdfast/inside:1";
+
+const webhookSchema = z.strictObject(
+  {
+    listen: endpoint,
+    certificate: pemFile,
+    key: pemFile,
+    image: z.string(IMAGE_EXPECTED).regex(/^[\w.:/@-]{1,500}$/, IMAGE_EXPECTED),
+    imagePullPolicy: oneOf("Always", "IfNotPresent", "Never").optional(),
+    admin: endpoint.optional(),
+    drainMs: count("milliseconds", 0, DRAIN_MS_MAX).default(DRAIN_MS),
+  },
+  "expected a mapping with listen, certificate, key and image",
+);
+
+/** @throws HoldfastError `CONFIG_INVALID`: one line, file and key path first */
+export function loadWebhookConfig(fileName: string): WebhookFile {
+  return parseWebhookConfig(readFile(fileName), fileName);
+}
+
+/** @param fileName for messages, and for relative paths in it. @throws HoldfastError `CONFIG_INVALID` */
+export function parseWebhookConfig(contents: string, fileName: string): WebhookFile {
+  const { certificate, key, admin, imagePullPolicy, ...rest } = parseFile(webhookSchema, contents, fileName);
+  if (admin !== undefined && formatEndpoint(admin) === formatEndpoint(rest.listen))
+    throw invalid(fileName, "admin", "expected an address of its own, got that of listen");
+  return {
+    ...rest,
+    certificate: beside(fileName, certificate),
+    key: beside(fileName, key),
+    imagePullPolicy: imagePullPolicy ?? null,
+    admin: admin ?? null,
+  };
+}

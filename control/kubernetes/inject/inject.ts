@@ -1,0 +1,262 @@
+/**
+ * A pod, injected: what the agent needs in it to start its application, and to dump and restore it. A pure function, which the webhook and
+ * `holdfast inject` share, and its inverse.
+ *
+ * The container that moves gets an init that waits in the place of its command; the agent starts the application below it
+ * (`control/runtime/cri`). An init container copies that init into an emptyDir. CRIU itself is not in the pod.
+ */
+import { INJECT_LABEL, INJECTED, INSIDE, MADE, NAME, SETTINGS, TMP_NAME, WAITING } from "./names.ts";
+import {
+  ANNOTATION_BYTES_MAX,
+  chooseContainer,
+  cleanPath,
+  containerObstacle,
+  halfInjected,
+  missingPorts,
+  podObstacle,
+  tooLarge,
+} from "./obstacles.ts";
+import { annotationPath, type Container, type Pod, type Problem } from "./pod.ts";
+import { declaredPorts, settingsOf, unknownAnnotations } from "./settings.ts";
+
+export interface InjectOptions {
+  /** what is copied into pods: its programs are at /holdfast, and it has cp(1) and a user that is not root */
+  image: string;
+  /** null: Kubernetes' default */
+  imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
+}
+
+export type Outcome =
+  | { kind: "injected"; pod: Pod; warnings: string[] }
+  | { kind: "unchanged"; reason: string }
+  | { kind: "refused"; problem: Problem };
+
+/** What {@link uninject} needs beside the pod. */
+interface Replaced {
+  /** settings that the pod had left out */
+  added: (keyof typeof SETTINGS)[];
+  livenessProbe?: unknown;
+  startupProbe?: unknown;
+  /** the container had none */
+  seccompProfile?: null;
+}
+
+/** kubelet would make the container anew for these while it waits for its application. */
+const PROBES = ["livenessProbe", "startupProbe"] as const;
+const COPY = ["/bin/cp", "-rf", "/holdfast/.", INSIDE];
+const VOLUME_BYTES = "32Mi";
+/** Equal, so that a pod with guaranteed resources stays one; never added to what the pod asks for, as it ends before the others begin. */
+const QUANTITIES = { cpu: "50m", memory: "32Mi" };
+
+/** The argument stays as it is. Injected already: unchanged. */
+export function inject(pod: Pod, options: InjectOptions): Outcome {
+  if (pod.metadata?.labels?.[INJECT_LABEL] === "disabled")
+    return { kind: "unchanged", reason: `it has the label ${INJECT_LABEL}: disabled` };
+  if (pod.metadata?.annotations?.[MADE.injected] !== undefined)
+    return isWhole(pod)
+      ? { kind: "unchanged", reason: "it is injected already" }
+      : { kind: "refused", problem: halfInjected() };
+  const settings = settingsOf(pod);
+  if ("at" in settings) return { kind: "refused", problem: settings };
+  const obstacle = podObstacle(pod);
+  if (obstacle !== null) return { kind: "refused", problem: obstacle };
+  const choice = chooseContainer(pod, settings);
+  if (choice.chosen === null) return { kind: "refused", problem: choice.problem };
+  const { chosen } = choice;
+  const at = `spec.containers[${pod.spec.containers.indexOf(chosen)}]`;
+  const inTheWay = containerObstacle(pod, chosen, at);
+  if (inTheWay !== null) return { kind: "refused", problem: inTheWay };
+  const ports = settings.ports === null ? declaredPorts(chosen, settings.protocol) : null;
+  if (settings.ports === null && ports === null) return { kind: "refused", problem: missingPorts(chosen) };
+
+  const copy = structuredClone(pod);
+  const container = copy.spec.containers.find(({ name }) => name === chosen.name) as Container;
+  const replaced: Replaced = { added: [] };
+  if (settings.container === null) replaced.added.push("container");
+  if (ports !== null) replaced.added.push("ports");
+  addInit(copy, container, options);
+  addTmp(copy, container);
+  addSeccomp(copy, container, replaced);
+  takeProbes(container, replaced);
+  wait(container);
+  copy.metadata ??= {};
+  copy.metadata.annotations = {
+    ...copy.metadata.annotations,
+    [MADE.injected]: INJECTED,
+    [SETTINGS.container]: chosen.name,
+    ...(ports === null ? {} : { [SETTINGS.ports]: ports }),
+    ...commandNotes(chosen),
+    [MADE.replaced]: JSON.stringify(replaced),
+  };
+  const bytes = bytesOf(copy.metadata.annotations);
+  if (bytes > ANNOTATION_BYTES_MAX) return { kind: "refused", problem: tooLarge(bytes) };
+  return { kind: "injected", pod: copy, warnings: warningsOf(pod, chosen, replaced) };
+}
+
+/** The pod as it was; lists and mappings that were empty are absent. */
+export function uninject(pod: Pod): Outcome {
+  const said = pod.metadata?.annotations ?? {};
+  if (said[MADE.injected] === undefined) return { kind: "unchanged", reason: "it is not injected" };
+  const name = said[SETTINGS.container];
+  const replaced = readReplaced(said[MADE.replaced]);
+  if (!isWhole(pod)) return { kind: "refused", problem: halfInjected() };
+  if (replaced === null)
+    return {
+      kind: "refused",
+      problem: {
+        at: annotationPath(MADE.replaced),
+        message: "expected what inject has noted there: restore the pod from where it was described",
+      },
+    };
+  const copy = structuredClone(pod);
+  const { spec } = copy;
+  spec.initContainers = (spec.initContainers ?? []).filter((one) => one.name !== NAME);
+  spec.volumes = (spec.volumes ?? []).filter((one) => one.name !== NAME && one.name !== TMP_NAME);
+  const container = spec.containers.find((one) => one.name === name) as Container;
+  container.volumeMounts = (container.volumeMounts ?? []).filter(
+    (mount) => mount.name !== NAME && mount.name !== TMP_NAME,
+  );
+  container.command = (container.command ?? []).slice(WAITING.length);
+  for (const probe of PROBES) if (replaced[probe] !== undefined) container[probe] = replaced[probe];
+  if (replaced.seccompProfile === null && container.securityContext != null) {
+    delete container.securityContext.seccompProfile;
+    dropEmpty(container, ["securityContext"]);
+  }
+  const metadata = copy.metadata as NonNullable<Pod["metadata"]>;
+  const mine = new Set<string>([...Object.values(MADE), ...replaced.added.map((key) => SETTINGS[key])]);
+  metadata.annotations = Object.fromEntries(Object.entries(said).filter(([key]) => !mine.has(key)));
+  dropEmpty(container, ["volumeMounts", "command"]);
+  dropEmpty(spec, ["initContainers", "volumes"]);
+  dropEmpty(metadata, ["annotations"]);
+  return { kind: "injected", pod: copy, warnings: [] };
+}
+
+/** Everything that the agent needs is there. */
+function isWhole({ metadata, spec }: Pod): boolean {
+  const name = metadata?.annotations?.[SETTINGS.container];
+  const container = spec.containers.find((one) => one.name === name);
+  return (
+    metadata?.annotations?.[MADE.injected] === INJECTED &&
+    container !== undefined &&
+    WAITING.every((word, index) => container.command?.[index] === word) &&
+    (container.volumeMounts ?? []).some((mount) => mount.name === NAME && mount.mountPath === INSIDE) &&
+    (spec.volumes ?? []).some((volume) => volume.name === NAME) &&
+    (spec.initContainers ?? []).some((one) => one.name === NAME)
+  );
+}
+
+/** How the application is started, as far as the pod says so: its image may have an entrypoint, which only its node knows. */
+function commandNotes({ command, args }: Container): Record<string, string> {
+  const words = command ?? [];
+  if (words.length > 0) return { [MADE.command]: JSON.stringify([...words, ...(args ?? [])]) };
+  return (args ?? []).length > 0 ? { [MADE.args]: JSON.stringify(args) } : {};
+}
+
+/**
+ * First of all, since it waits for nothing. The proxy, once it runs in pods, comes right after it: a native sidecar, whose startup probe
+ * keeps the containers after it waiting.
+ */
+function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }: InjectOptions): void {
+  const { runAsUser, runAsGroup, runAsNonRoot } = container.securityContext ?? {};
+  const asks = [...spec.containers, ...(spec.initContainers ?? [])].some(
+    ({ resources }) => resources != null,
+  );
+  const first: Container = {
+    name: NAME,
+    image,
+    ...(imagePullPolicy === null ? {} : { imagePullPolicy }),
+    command: COPY,
+    // a pod that asks for nothing is of another class as soon as one container does
+    ...(asks ? { resources: { requests: { ...QUANTITIES }, limits: { ...QUANTITIES } } } : {}),
+    // what Pod Security restricted asks for; the user is the container's, so that none is made up
+    securityContext: {
+      allowPrivilegeEscalation: false,
+      capabilities: { drop: ["ALL"] },
+      readOnlyRootFilesystem: true,
+      seccompProfile: { type: "RuntimeDefault" },
+      ...(runAsNonRoot == null ? {} : { runAsNonRoot }),
+      ...(runAsUser == null ? {} : { runAsUser }),
+      ...(runAsGroup == null ? {} : { runAsGroup }),
+    },
+    volumeMounts: [{ name: NAME, mountPath: INSIDE }],
+  };
+  spec.initContainers = [first, ...(spec.initContainers ?? [])];
+  spec.volumes = [...(spec.volumes ?? []), { name: NAME, emptyDir: { sizeLimit: VOLUME_BYTES } }];
+  container.volumeMounts = [
+    ...(container.volumeMounts ?? []),
+    { name: NAME, mountPath: INSIDE, readOnly: true },
+  ];
+}
+
+/** CRIU makes a folder there when it looks at what the kernel can do (criu/kerndat.c). */
+function addTmp({ spec }: Pod, container: Container): void {
+  if (container.securityContext?.readOnlyRootFilesystem !== true) return;
+  if ((container.volumeMounts ?? []).some(({ mountPath }) => cleanPath(mountPath) === "/tmp")) return;
+  spec.volumes = [...(spec.volumes ?? []), { name: TMP_NAME, emptyDir: {} }];
+  container.volumeMounts = [...(container.volumeMounts ?? []), { name: TMP_NAME, mountPath: "/tmp" }];
+}
+
+/** Kubernetes' own default lets io_uring through, which CRIU cannot dump. */
+function addSeccomp({ spec }: Pod, container: Container, replaced: Replaced): void {
+  const said = container.securityContext?.seccompProfile ?? spec.securityContext?.seccompProfile;
+  if (said != null) return;
+  container.securityContext = {
+    ...container.securityContext,
+    seccompProfile: { type: "RuntimeDefault" },
+  };
+  replaced.seccompProfile = null;
+}
+
+function takeProbes(container: Container, replaced: Replaced): void {
+  for (const probe of PROBES) {
+    if (container[probe] == null) continue;
+    replaced[probe] = container[probe];
+    delete container[probe];
+  }
+}
+
+/** Its arguments stay: kubelet puts variables into them, `$(NAME)`, and the agent finds them in the process's own. */
+function wait(container: Container): void {
+  container.command = [...WAITING, ...(container.command ?? [])];
+}
+
+function warningsOf(pod: Pod, container: Container, replaced: Replaced): string[] {
+  const { name, command, lifecycle } = container;
+  const taken = PROBES.filter((probe) => replaced[probe] !== undefined);
+  return [
+    ...unknownAnnotations(pod).map((one) => `annotation ${one} is not known and does nothing`),
+    ...(taken.length > 0
+      ? [`kubelet does not run ${taken.join(" and ")} of ${name}, which would end a container that waits`]
+      : []),
+    ...((command ?? []).length === 0
+      ? [`${name} names no command: its image's entrypoint is used, where the agent can read it`]
+      : []),
+    ...(lifecycle?.postStart != null ? [`postStart of ${name} runs in each standby as well`] : []),
+  ];
+}
+
+function readReplaced(text: string | undefined): Replaced | null {
+  try {
+    const value = JSON.parse(text ?? "") as Replaced;
+    return Array.isArray(value?.added) && value.added.every((key) => Object.hasOwn(SETTINGS, key))
+      ? value
+      : null;
+  } catch {
+    return null;
+  }
+}
+
+function bytesOf(annotations: Record<string, string>): number {
+  const lengths = Object.entries(annotations).map(
+    ([key, value]) => Buffer.byteLength(key) + Buffer.byteLength(value),
+  );
+  return lengths.reduce((all, one) => all + one, 0);
+}
+
+/** Deletes what is an empty list or mapping. */
+function dropEmpty(from: Record<string, unknown>, keys: readonly string[]): void {
+  for (const key of keys) {
+    const value = from[key];
+    if (typeof value === "object" && value !== null && Object.keys(value).length === 0) delete from[key];
+  }
+}

@@ -1,0 +1,80 @@
+/** The process of the webhook: its servers, its certificate that is renewed, its end. */
+import { once } from "node:events";
+import type { Server } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
+import { pino } from "pino";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { ChangeWatch } from "../../config/change-watch.ts";
+import { formatEndpoint } from "../../config/endpoint.ts";
+import type { WebhookFile } from "../../config/webhook.ts";
+import { createAdmin } from "./admin.ts";
+import { isSameCertificate, readCertificate } from "./certificate.ts";
+import { WebhookMetrics } from "./metrics.ts";
+import { createWebhookServer } from "./server.ts";
+
+/** Runs until SIGTERM or SIGINT; then it is not ready, answers for `drainMs` more, and ends. @throws HoldfastError `CONFIG_INVALID`, `LISTEN_FAILED` */
+export async function runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void> {
+  const log = pino(
+    { level: options.logLevel, base: { webhook: formatEndpoint(config.listen) } },
+    pino.destination(2),
+  );
+  let certificate = readCertificate(config);
+  let problem: string | null = null;
+  let ending = false;
+  const metrics = new WebhookMetrics(() => certificate.validToMs);
+  const { image, imagePullPolicy } = config;
+  const server = createWebhookServer({ inject: { image, imagePullPolicy }, certificate, metrics, log });
+  /** Files that do not fit together, as when only one is renewed yet, change nothing, and are told once. */
+  const readAgain = (): void => {
+    try {
+      const next = readCertificate(config);
+      problem = null;
+      if (isSameCertificate(certificate, next)) return;
+      certificate = next;
+      server.setSecureContext({ cert: next.cert, key: next.key, minVersion: "TLSv1.2" });
+      log.info({ validTo: new Date(next.validToMs).toISOString() }, "the certificate was read again");
+    } catch (error) {
+      const now = `the certificate before is used still: ${messageOf(error)}`;
+      if (now !== problem) log.error(now);
+      problem = now;
+    }
+  };
+  const ready = (): string | null => {
+    if (ending) return "it was told to end";
+    const { validFromMs, validToMs } = certificate;
+    if (Date.now() < validFromMs) return "the certificate is not valid yet";
+    return Date.now() > validToMs ? "the certificate has expired" : null;
+  };
+  const admin = createAdmin(metrics.registry, ready);
+  const watch = new ChangeWatch([config.certificate, config.key], readAgain);
+  try {
+    await listen(server, config.listen);
+    if (config.admin !== null) await listen(admin, config.admin);
+    readAgain(); // what has changed since the start
+    process.on("SIGHUP", readAgain);
+    log.info("asked from now on");
+    const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+    ending = true;
+    log.info({ signal }, "told to end");
+    await delay(config.drainMs);
+  } finally {
+    process.off("SIGHUP", readAgain);
+    watch.close();
+    for (const one of [server, admin]) one.close();
+    server.closeIdleConnections();
+    admin.closeAllConnections();
+  }
+}
+
+async function listen(server: Server, { address, port }: Endpoint): Promise<void> {
+  server.listen(port, address);
+  await once(server, "listening").catch((cause: unknown) => {
+    throw fail(
+      "LISTEN_FAILED",
+      `cannot listen at ${formatEndpoint({ address, port })}: ${messageOf(cause)}`,
+      { cause },
+    );
+  });
+}

@@ -1,0 +1,104 @@
+/**
+ * One question of the API server and its answer (AdmissionReview of admission.k8s.io/v1,
+ * https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/). Decides by what it is given alone.
+ */
+import * as z from "zod";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import { type InjectOptions, inject } from "../inject/inject.ts";
+import { patchOf } from "../inject/json-patch.ts";
+import { type Pod, podSchema } from "../inject/pod.ts";
+
+export const VERDICTS = ["injected", "unchanged", "refused", "denied"] as const;
+/** refused: admitted as it is, with a warning; denied: not admitted */
+export type Verdict = (typeof VERDICTS)[number];
+
+export interface Answer {
+  verdict: Verdict;
+  /** whose pod it is, for the log */
+  pod: string;
+  /** why it is not injected */
+  reason: string | null;
+  review: object;
+}
+
+const HTTP_FORBIDDEN = 403;
+const reviewSchema = z.looseObject({
+  apiVersion: z.literal("admission.k8s.io/v1"),
+  kind: z.literal("AdmissionReview"),
+  request: z.looseObject({
+    uid: z.string().min(1),
+    kind: z.looseObject({ group: z.string().default(""), version: z.string(), kind: z.string() }),
+    subResource: z.string().optional(),
+    operation: z.string(),
+    namespace: z.string().default(""),
+    name: z.string().default(""),
+    object: z.unknown(),
+  }),
+});
+
+/**
+ * @param enforce a pod that is to be injected and cannot be is not admitted
+ * @throws HoldfastError `REQUEST_INVALID`: it is no AdmissionReview
+ */
+export function answerReview(body: string, options: InjectOptions, enforce: boolean): Answer {
+  const { request } = parseReview(body);
+  const { uid, kind, operation, object } = request;
+  const answer = (verdict: Verdict, reason: string | null, more: object): Answer => ({
+    verdict,
+    pod: whoIs(request.namespace, request.name, object),
+    reason,
+    review: {
+      apiVersion: "admission.k8s.io/v1",
+      kind: "AdmissionReview",
+      response: { uid, allowed: verdict !== "denied", ...more },
+    },
+  });
+  const asked = `${operation} of ${kind.kind}${request.subResource ? `/${request.subResource}` : ""}`;
+  if (asked !== "CREATE of Pod" || kind.group !== "") {
+    const reason = `${asked} is none of its business: the rules of the webhook configuration are to be CREATE of pods`;
+    return answer("unchanged", reason, { warnings: [`holdfast: ${reason}`] });
+  }
+  const refuse = (problem: string): Answer => {
+    const message = `holdfast: not injected: ${problem}`;
+    return enforce
+      ? answer("denied", problem, { status: { code: HTTP_FORBIDDEN, reason: "Forbidden", message } })
+      : answer("refused", problem, { warnings: [message] });
+  };
+  const parsed = podSchema.safeParse(object);
+  if (!parsed.success) {
+    const { path, message } = parsed.error.issues[0] as z.core.$ZodIssue;
+    return refuse(`${path.join(".")}: ${message}`);
+  }
+  const outcome = inject(object as Pod, options);
+  if (outcome.kind === "unchanged") return answer("unchanged", outcome.reason, {});
+  if (outcome.kind === "refused") return refuse(`${outcome.problem.at}: ${outcome.problem.message}`);
+  return answer("injected", null, {
+    patchType: "JSONPatch",
+    patch: Buffer.from(JSON.stringify(patchOf(object, outcome.pod))).toString("base64"),
+    ...(outcome.warnings.length === 0 ? {} : { warnings: outcome.warnings.map((one) => `holdfast: ${one}`) }),
+  });
+}
+
+function parseReview(body: string): z.infer<typeof reviewSchema> {
+  let raw: unknown;
+  try {
+    raw = JSON.parse(body);
+  } catch (error) {
+    throw fail("REQUEST_INVALID", `expected an AdmissionReview as JSON: ${messageOf(error)}`);
+  }
+  const parsed = reviewSchema.safeParse(raw);
+  if (parsed.success) return parsed.data;
+  const { path, message } = parsed.error.issues[0] as z.core.$ZodIssue;
+  throw fail(
+    "REQUEST_INVALID",
+    `expected an AdmissionReview of admission.k8s.io/v1: ${path.length === 0 ? "" : `${path.join(".")}: `}${message}`,
+  );
+}
+
+/** Many pods are named by the API server only after they are admitted. */
+function whoIs(namespace: string, name: string, object: unknown): string {
+  const metadata = (object as { metadata?: { name?: unknown; generateName?: unknown } } | null)?.metadata;
+  const known = name || metadata?.name || `${metadata?.generateName ?? ""}*`;
+  return `${namespace}/${known}`;
+}

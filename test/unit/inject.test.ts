@@ -1,0 +1,282 @@
+/**
+ * What injection makes of pods: the shapes of `test/pods`, and the rules that hold for every pod.
+ *
+ *   UPDATE_PODS=1 npm test -- test/unit/inject.test.ts    writes what comes out into the files, to be read before it is committed
+ */
+import assert from "node:assert/strict";
+import { readFileSync, writeFileSync } from "node:fs";
+import { describe, it } from "node:test";
+import fc from "fast-check";
+import { stringify } from "yaml";
+import { type InjectOptions, inject, type Outcome, uninject } from "#control/kubernetes/inject/inject.ts";
+import { patchOf } from "#control/kubernetes/inject/json-patch.ts";
+import { ANNOTATION_BYTES_MAX } from "#control/kubernetes/inject/obstacles.ts";
+import { type Container, type Pod, podSchema } from "#control/kubernetes/inject/pod.ts";
+import { applied, type Expected, type PodShape, podShapes } from "#test/support/pod-shapes.ts";
+
+const OPTIONS: InjectOptions = { image: "localhost/holdfast/inside:1", imagePullPolicy: "IfNotPresent" };
+const PATCH_BYTES_MAX = 2_600;
+
+function injected(pod: Pod): Pod {
+  const outcome = inject(pod, OPTIONS);
+  assert.equal(outcome.kind, "injected", JSON.stringify(outcome));
+  return (outcome as Outcome & { kind: "injected" }).pod;
+}
+
+function problemOf(pod: Pod): string {
+  const outcome = inject(pod, OPTIONS);
+  assert.equal(outcome.kind, "refused", JSON.stringify(outcome));
+  const { problem } = outcome as Outcome & { kind: "refused" };
+  return `${problem.at}: ${problem.message}`;
+}
+
+function foundOf(pod: Pod): Expected {
+  const outcome = inject(pod, OPTIONS);
+  if (outcome.kind === "unchanged") return { unchanged: outcome.reason };
+  if (outcome.kind === "refused") return { refused: `${outcome.problem.at}: ${outcome.problem.message}` };
+  const { warnings } = outcome;
+  return { patch: patchOf(pod, outcome.pod), ...(warnings.length === 0 ? {} : { warnings }) };
+}
+
+/** As the API server has it: what is empty is not there. */
+function withoutEmpty<T>(value: T): T {
+  if (Array.isArray(value)) return value.map(withoutEmpty) as T;
+  if (typeof value !== "object" || value === null) return value;
+  const kept = Object.entries(value)
+    .map(([key, one]) => [key, withoutEmpty(one)] as const)
+    .filter(([key, one]) => !(["emptyDir", "value"].includes(key) ? false : isEmpty(one)));
+  return Object.fromEntries(kept) as T;
+}
+
+function isEmpty(value: unknown): boolean {
+  return value == null || (typeof value === "object" && Object.keys(value).length === 0);
+}
+
+/** https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, of what our pods can say */
+function isRestricted({ spec }: Pod): boolean {
+  const all = spec.securityContext as Container["securityContext"];
+  return [...spec.containers, ...(spec.initContainers ?? [])].every(({ securityContext: own }) => {
+    const capabilities = (own as { capabilities?: { drop?: string[]; add?: string[] } } | null)?.capabilities;
+    return (
+      own?.allowPrivilegeEscalation === false &&
+      (own.runAsNonRoot ?? all?.runAsNonRoot) === true &&
+      (own.runAsUser ?? all?.runAsUser) !== 0 &&
+      (own.seccompProfile ?? all?.seccompProfile)?.type === "RuntimeDefault" &&
+      capabilities?.drop?.includes("ALL") === true &&
+      (capabilities.add ?? []).every((name) => name === "NET_BIND_SERVICE")
+    );
+  });
+}
+
+describe("a pod's shape", () => {
+  for (const { name, file, pod, expected } of podShapes())
+    it(name, () => {
+      const found = foundOf(pod);
+      if (process.env.UPDATE_PODS === "1") {
+        const [described = ""] = readFileSync(file, "utf8").split(/^---$/m);
+        writeFileSync(file, `${described.trimEnd()}\n---\n${stringify(found, { lineWidth: 120 })}`);
+        return;
+      }
+      assert.deepEqual(found, expected);
+      assert.ok(JSON.stringify(found).length < PATCH_BYTES_MAX, "patches are small");
+    });
+});
+
+describe("injection", () => {
+  const shapes = podShapes()
+    .map(({ pod }) => pod)
+    .filter((pod) => inject(pod, OPTIONS).kind === "injected");
+
+  const maybe = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: undefined });
+  const words = fc.array(fc.string(), { minLength: 1, maxLength: 4 });
+  const profile = fc.constantFrom("RuntimeDefault", "Unconfined").map((type) => ({ type }));
+  const user = { runAsNonRoot: maybe(fc.boolean()), runAsUser: maybe(fc.nat({ max: 2 })) };
+  const securityContext = fc.record({
+    ...user,
+    allowPrivilegeEscalation: maybe(fc.boolean()),
+    capabilities: maybe(fc.constantFrom({ drop: ["ALL"] }, { add: ["NET_ADMIN"] })),
+    readOnlyRootFilesystem: maybe(fc.boolean()),
+    seccompProfile: maybe(profile),
+  });
+  const container = fc.record({
+    command: maybe(words),
+    args: maybe(words),
+    ports: fc.constantFrom([{ containerPort: 8080 }], [{ name: "x", containerPort: 80 }]),
+    env: maybe(fc.constant([{ name: "A", value: "1" }])),
+    livenessProbe: maybe(fc.constant({ tcpSocket: { port: 80 } })),
+    startupProbe: maybe(fc.constant({ exec: { command: ["x"] } })),
+    readinessProbe: maybe(fc.constant({ httpGet: { port: 80 } })),
+    resources: maybe(fc.constant({ requests: { cpu: "1" } })),
+    securityContext: maybe(securityContext),
+    volumeMounts: maybe(
+      fc.constantFrom([{ name: "v", mountPath: "/data" }], [{ name: "v", mountPath: "/tmp" }]),
+    ),
+  });
+  const beside = fc.constantFrom("istio-proxy", "one", "two");
+  const anyPod = fc
+    .record({
+      moving: container,
+      others: fc.uniqueArray(fc.tuple(beside, container), { selector: ([name]) => name, maxLength: 3 }),
+      at: fc.nat({ max: 3 }),
+      init: maybe(fc.array(container, { minLength: 1, maxLength: 2 })),
+      annotations: maybe(fc.dictionary(fc.constantFrom("a", "b.c/d~e"), fc.string(), { minKeys: 1 })),
+      ports: fc.boolean(),
+      all: maybe(fc.record({ ...user, seccompProfile: maybe(profile) })),
+      volumes: fc.constantFrom([{ name: "v", emptyDir: {} }], [{ name: "v", hostPath: { path: "/x" } }]),
+    })
+    .map(({ moving, others, at, init, annotations, ports, all, volumes }): Pod => {
+      const containers = others.map(([name, one]) => ({ name: name as string, ...one }));
+      containers.splice(at, 0, { name: "app", ...moving });
+      const stateless = others.map(([name]) => name).join(",");
+      const pod = {
+        metadata: {
+          name: "pod",
+          annotations: {
+            ...annotations,
+            ...(stateless === "" ? {} : { "holdfast.dev/stateless": stateless }),
+            ...(ports ? { "holdfast.dev/ports": "1/tcp" } : {}),
+          },
+        },
+        spec: {
+          containers,
+          initContainers: init?.map((one, index) => ({ name: `init-${index}`, ...one })),
+          securityContext: all,
+          volumes,
+        },
+      };
+      return podSchema.parse(withoutEmpty(JSON.parse(JSON.stringify(pod))));
+    });
+  /** for the shapes as well */
+  const holds = (rule: (pod: Pod) => void): void => {
+    for (const pod of shapes) rule(pod);
+    fc.assert(fc.property(anyPod, rule), { numRuns: 300 });
+  };
+
+  it("of an injected pod changes nothing", () => {
+    holds((pod) =>
+      assert.deepEqual(inject(injected(pod), OPTIONS), {
+        kind: "unchanged",
+        reason: "it is injected already",
+      }),
+    );
+  });
+
+  it("leaves what it is given as it is", () => {
+    holds((pod) => {
+      const before = structuredClone(pod);
+      uninject(injected(pod));
+      assert.deepEqual(pod, before);
+    });
+  });
+
+  it("is undone by uninject", () => {
+    holds((pod) => {
+      const made = injected(pod);
+      const undone = uninject(made);
+      assert.ok(undone.kind === "injected");
+      assert.deepEqual(withoutEmpty(undone.pod), withoutEmpty(pod));
+      assert.deepEqual(applied(made, patchOf(made, undone.pod)), undone.pod);
+    });
+  });
+
+  it("is what its patch makes of the pod", () => {
+    holds((pod) => assert.deepEqual(applied(pod, patchOf(pod, injected(pod))), injected(pod)));
+  });
+
+  it("keeps what Pod Security restricted lets in, let in", () => {
+    let restricted = 0;
+    holds((pod) => {
+      if (!isRestricted(pod)) return;
+      restricted++;
+      assert.ok(isRestricted(injected(pod)), JSON.stringify(injected(pod)));
+    });
+    assert.ok(restricted >= 3);
+  });
+
+  it("changes no other container, and gives none more than it had", () => {
+    holds((pod) => {
+      const others = ({ spec }: Pod) =>
+        [...spec.containers, ...(spec.initContainers ?? [])].filter(
+          ({ name }) => !["holdfast", "app", "chat", "db"].includes(name),
+        );
+      assert.deepEqual(others(injected(pod)), others(pod));
+    });
+  });
+
+  it("goes on where others have changed the pod after it", () => {
+    // a mesh's injector that is called later, and the ServiceAccount plug-in that is called again
+    for (const pod of shapes) {
+      const made = injected(pod);
+      made.spec.containers.unshift({ name: "istio-proxy", image: "localhost/istio" });
+      made.spec.initContainers?.unshift({ name: "istio-init", image: "localhost/istio" });
+      for (const one of made.spec.initContainers ?? [])
+        one.volumeMounts = [...(one.volumeMounts ?? []), { name: "token", mountPath: "/var/run/secrets" }];
+      assert.equal(inject(made, OPTIONS).kind, "unchanged");
+      const undone = uninject(made);
+      assert.ok(undone.kind === "injected");
+      assert.deepEqual(
+        undone.pod.spec.containers.map(({ name }) => name),
+        ["istio-proxy", ...pod.spec.containers.map(({ name }) => name)],
+      );
+    }
+  });
+
+  it("is refused where the annotations would grow larger than the API server takes", () => {
+    const [pod] = shapes as [Pod];
+    const large = structuredClone(pod);
+    (large.spec.containers[0] as Container).args = ["x".repeat(ANNOTATION_BYTES_MAX)];
+    assert.match(problemOf(large), /^metadata\.annotations: .* put it into a script$/);
+  });
+
+  it("refuses each mistake in an annotation with what is expected", () => {
+    const mistakes: [annotation: string, value: string, expected: RegExp][] = [
+      ["ports", "", /expected ports as/],
+      ["ports", "0", /expected port numbers 1-65535/],
+      ["ports", "70000", /expected port numbers 1-65535/],
+      ["ports", "80,80", /expected port 80 once/],
+      ["ports", "80/quic", /expected one of the protocols auto, tcp, http, websocket, h2, tls/],
+      ["ports", Array.from({ length: 65 }, (_, index) => index + 1).join(), /expected at most 64 ports/],
+      ["protocol", "quic", /expected auto, tcp, http, websocket, h2 or tls/],
+      ["continuity", "always", /expected transplant or replay/],
+      ["mode", "takeover", /expected forward or gateway/],
+      ["limits", "10", /expected limits as/],
+      ["limits", "{", /expected limits as .*JSON/],
+      ["limits", '{"deadlineMs":1}', /expected deadlineMs as a number of ms 100-3600000/],
+      ["limits", '{"verifyMemory":1}', /expected verifyMemory as true or false/],
+      ["stateless", "A", /expected names of containers/],
+      ["stateless", "app", /app is the container that moves|no container is left/],
+      ["stateless", "other", /expected containers of this pod \(app\), got other/],
+      ["workload", "Chat", /expected a name of 1-63/],
+      ["standby", "yes", /expected true or false/],
+    ];
+    const [pod] = shapes.filter(({ metadata }) => metadata?.name === "bare") as [Pod];
+    for (const [name, value, expected] of mistakes) {
+      const annotation = `holdfast.dev/${name}`;
+      const told = problemOf({ ...pod, metadata: { name: "x", annotations: { [annotation]: value } } });
+      assert.match(told, expected);
+      assert.ok(told.startsWith(`metadata.annotations[${annotation}]: `), told);
+    }
+  });
+});
+
+describe("uninject", () => {
+  const pod = podShapes().find(({ name }) => name === "probes") as PodShape;
+
+  it("changes nothing that is not injected", () => {
+    assert.deepEqual(uninject(pod.pod), { kind: "unchanged", reason: "it is not injected" });
+  });
+
+  it("refuses a pod of which it cannot know what it was", () => {
+    for (const noted of [undefined, "", "{}", "null", '{"added":[1]}']) {
+      const made = injected(pod.pod);
+      const annotations = made.metadata?.annotations as Record<string, string>;
+      if (noted === undefined) delete annotations["holdfast.dev/replaced"];
+      else annotations["holdfast.dev/replaced"] = noted;
+      const outcome = uninject(made);
+      assert.equal(outcome.kind, "refused", String(noted));
+    }
+    const without = injected(pod.pod);
+    without.spec.initContainers = [];
+    assert.equal(uninject(without).kind, "refused");
+  });
+});
