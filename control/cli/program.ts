@@ -3,10 +3,13 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
 import type { AgentConfig } from "../config/config.ts";
+import { parseEndpoint } from "../config/endpoint.ts";
 import type { GatewayFile } from "../config/gateway.ts";
 import type { WebhookFile } from "../config/webhook.ts";
+import type { ControllerConfig } from "../kubernetes/controller/main.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
@@ -27,10 +30,19 @@ export interface Surroundings extends Terminal {
   runAgent(config: AgentConfig, options: { logLevel: string }): Promise<void>;
   runGateway(config: GatewayFile, options: { logLevel: string }): Promise<void>;
   runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void>;
+  runController(config: ControllerConfig): Promise<void>;
   /** everything that comes on standard input; throws when it is more than so many bytes */
   readInput(bytesMax: number): Promise<string>;
   env: Record<string, string | undefined>;
   onInterrupt: OnInterrupt;
+}
+
+interface ControllerOptions {
+  kubeconfig?: string;
+  context?: string;
+  namespace?: string;
+  admin?: Endpoint;
+  logLevel: string;
 }
 
 interface ClientOptions {
@@ -195,6 +207,25 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       const config = loadWebhookConfig(options.config);
       await around.runWebhook(config, { logLevel: options.logLevel });
     });
+
+  program
+    .command("controller")
+    .description("move the pods that Migrations name, in a Kubernetes cluster, in the foreground")
+    .option("--kubeconfig <file>", "as kubectl has it; default: KUBECONFIG, else this pod's ServiceAccount")
+    .option("--context <name>", "of the kubeconfig")
+    .option("--namespace <name>", "of the Lease that one of several controllers holds; default: its own")
+    .option("--admin <address>", "IP:PORT of /healthz, /readyz and /metrics", parseAddress)
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addHelpText("after", EXIT_HELP)
+    .action((options: ControllerOptions) =>
+      around.runController({
+        kubeconfig: options.kubeconfig ?? null,
+        context: options.context ?? null,
+        namespace: options.namespace ?? null,
+        admin: options.admin ?? null,
+        logLevel: options.logLevel,
+      }),
+    );
 
   const manifest = (usage: string, description: string) =>
     program
@@ -375,6 +406,12 @@ clients it had are reset.`,
 
 function collect(value: string, before: string[]): string[] {
   return [...before, value];
+}
+
+function parseAddress(text: string): Endpoint {
+  const endpoint = parseEndpoint(text);
+  if (endpoint === null) throw new InvalidArgumentError("expected IP:PORT ([IP]:PORT for IPv6).");
+  return endpoint;
 }
 
 function parseMs(text: string): number {

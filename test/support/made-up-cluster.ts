@@ -585,6 +585,8 @@ export class MadeUpCluster {
 
   #agentGoesOn(move: RunningMove, read: Migration): void {
     if (move.outcome === null) {
+      // a move takes its time
+      if (!this.calm && this.random() < 0.6) return;
       const target = this.byUid(move.targetUid);
       const canMove = target !== null && target.metadata.deletionTimestamp === undefined;
       const hasSource = this.application === move.sourceUid;
