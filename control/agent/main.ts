@@ -14,6 +14,7 @@ import { ownersCall } from "../api/owners.ts";
 import { ChangeWatch } from "../config/change-watch.ts";
 import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
+import type { Pod } from "../kubernetes/client/objects.ts";
 import { Faults } from "../migration/faults.ts";
 import { mountMissingCgroups } from "../runtime/cgroups.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
@@ -26,6 +27,7 @@ import { Workload } from "../workload/workload.ts";
 import { AdminServer, type OwnContext } from "./admin.ts";
 import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
+import type { MigrationsOptions } from "./migrations.ts";
 import { PodWorkloads } from "./pod-workloads.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
 import { Trust } from "./trust.ts";
@@ -136,7 +138,12 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const secrets = watchSecrets(config, context, workloads);
   context.owners.keep();
   const recovered = Promise.all([...workloads.values()].map(recover));
-  const watch = config.pods ? await watchPods(config.node, pods, metrics, log) : null;
+  const watch = config.pods
+    ? await watchCluster(config.node, pods, metrics, log, {
+        store,
+        isRecovering: (workload) => recovering.has(workload as Workload),
+      })
+    : null;
   // a move that was cut off may wait for the store or another node: people can look at it meanwhile
   await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
   const admin = new AdminServer(context, workloads, metrics);
@@ -167,32 +174,54 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   await store.close();
 }
 
-/** Those of this node, from now on. */
-async function watchPods(
+/** Pods of this node, and Migrations, from now on. */
+async function watchCluster(
   node: string,
   pods: PodWorkloads,
   metrics: AgentMetrics,
   log: Logger,
+  of: Pick<MigrationsOptions, "store" | "isRecovering">,
 ): Promise<{ close(): Promise<void> }> {
   // a file's agent does without
-  const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }] = await Promise.all([
+  const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }, { Migrations }] = await Promise.all([
     import("../kubernetes/client/access.ts"),
     import("../kubernetes/client/api.ts"),
     import("../kubernetes/client/reflector.ts"),
     import("../kubernetes/client/paths.ts"),
+    import("./migrations.ts"),
   ]);
   const api = new KubernetesApi(findAccess(process.env), `holdfast-agent/${node}`);
-  const reflector = new Reflector({
+  const migrations = new Migrations({
+    ...of,
+    node,
     api,
-    path: pathOf("pods"),
-    query: { fieldSelector: `spec.nodeName=${node}` },
-    onAll: (objects) => pods.update(objects),
-    onProblem: (error) => log.warn({ reason: messageOf(error) }, "the pods of this node are not seen"),
+    log,
+    workloadOf: (podUid) => pods.workloadOf(podUid),
   });
-  metrics.watches("pods", () => reflector.secondsSinceLastEvent());
+  const reflectors = [
+    new Reflector<Pod>({
+      api,
+      path: pathOf("pods"),
+      query: { fieldSelector: `spec.nodeName=${node}` },
+      onAll: (objects) => {
+        pods.update(objects);
+        migrations.seePods(objects);
+      },
+      onProblem: (error) => log.warn({ reason: messageOf(error) }, "the pods of this node are not seen"),
+    }),
+    new Reflector({
+      api,
+      path: pathOf("migrations"),
+      onAll: (objects) => migrations.seeMigrations(objects),
+      onProblem: (error) => log.warn({ reason: messageOf(error) }, "Migrations are not seen"),
+    }),
+  ];
+  for (const [index, objects] of ["pods", "migrations"].entries())
+    metrics.watches(objects, () => reflectors[index]?.secondsSinceLastEvent() ?? 0);
   return {
     async close() {
-      await reflector.close();
+      migrations.close();
+      await Promise.all(reflectors.map((reflector) => reflector.close()));
       api.close();
     },
   };

@@ -5,6 +5,7 @@ import type { Workload } from "../workload/workload.ts";
 
 export class AgentMetrics {
   readonly registry = new Registry();
+  readonly #watched = new Map<string, () => number>();
   #moves: Counter<"outcome" | "downstream">;
   #hold: Histogram<"downstream">;
   #phase: Histogram<"phase">;
@@ -66,13 +67,16 @@ export class AgentMetrics {
 
   /** @param silentSeconds since the API server was last heard of these objects */
   watches(objects: string, silentSeconds: () => number): void {
+    const watched = this.#watched;
+    watched.set(objects, silentSeconds);
+    if (watched.size > 1) return;
     new Gauge({
       name: "holdfast_agent_kubernetes_silent_seconds",
       help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
       labelNames: ["objects"] as const,
       registers: [this.registry],
       collect() {
-        this.set({ objects }, silentSeconds());
+        for (const [name, silent] of watched) this.set({ objects: name }, silent());
       },
     });
   }

@@ -30,6 +30,8 @@ export const ANNOTATION = {
   standby: `${GROUP}/standby`,
   /** of a standby: JSON, the labels and the owner that it gets when it has the application */
   becomes: `${GROUP}/becomes`,
+  /** JSON: nodeSelector and affinity as they were before the pod was first moved, without what pinned it since */
+  scheduling: `${GROUP}/scheduling`,
 } as const;
 /** label of a source and of a standby: the uid of the Migration that has to do with them */
 export const MIGRATION_LABEL = `${GROUP}/migration`;

@@ -161,6 +161,11 @@ export class Cluster {
     });
   }
 
+  /** … that goes on until it is stopped, or the cluster is closed. */
+  spawn(name: string, argv: string[]): LabProcess {
+    return this.lab.spawn("switch", argv, { name, env: this.#environment({ KUBECONFIG: this.kubeconfig }) });
+  }
+
   /** A pod that is Ready. @throws Error that shows the pod's status, after `msMax` */
   async readyPod(name: string, options: { namespace?: string; msMax?: number } = {}): Promise<KubeObject> {
     const path = `/api/v1/namespaces/${options.namespace ?? "default"}/pods/${name}`;

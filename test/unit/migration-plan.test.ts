@@ -276,7 +276,11 @@ describe("a standby", () => {
     const { metadata, spec } = standbyPod(source, migration());
     assert.deepEqual(metadata.labels, { [MIGRATION_LABEL]: "m-uid" });
     assert.match(metadata.name, /^chat-5d-[a-z0-9]{5}$/);
-    const { "holdfast.dev/becomes": becomes, ...annotations } = metadata.annotations;
+    const {
+      "holdfast.dev/becomes": becomes,
+      "holdfast.dev/scheduling": _,
+      ...annotations
+    } = metadata.annotations;
     assert.deepEqual(annotations, {
       "holdfast.dev/injected": "1",
       mine: "kept",
@@ -310,6 +314,23 @@ describe("a standby", () => {
     const terms =
       spec.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution?.nodeSelectorTerms;
     assert.deepEqual(terms?.[0]?.matchFields, [{ key: "metadata.name", operator: "NotIn", values: ["a"] }]);
+  });
+
+  it("of a pod that was moved before is not pinned to where that went", () => {
+    const first = standbyPod(source, migration({ target: { node: "b", nodeSelector: undefined } }));
+    const moved: Pod = {
+      metadata: meta("moved", { annotations: first.metadata.annotations }),
+      spec: { ...first.spec, nodeName: "b" },
+    };
+    const back = standbyPod(moved, migration({ target: { node: "a" } }));
+    const again = standbyPod(source, migration({ target: { node: "a" } }));
+    assert.deepEqual(back.spec.affinity, again.spec.affinity);
+    const labelled = standbyPod(source, migration({ target: { nodeSelector: { zone: "2" } } }));
+    const there: Pod = {
+      metadata: meta("there", { annotations: labelled.metadata.annotations }),
+      spec: labelled.spec,
+    };
+    assert.deepEqual(standbyPod(there, migration()).spec.nodeSelector, { disk: "ssd" });
   });
 
   it("has the same name for the same attempt only, which does not grow with each move", () => {

@@ -82,12 +82,13 @@ export function becomesOf({ metadata }: Pod): Becomes | null {
 
 export function standbyPod(source: Pod, migration: Migration): PodManifest {
   const { namespace = "default", labels = {}, annotations = {} } = source.metadata;
-  const { nodeName, schedulingGates, ephemeralContainers, ...spec } = source.spec;
+  const { nodeName, schedulingGates, ephemeralContainers, nodeSelector, affinity, ...spec } = source.spec;
   const { [MIGRATION_LABEL]: _, ...becomesLabels } = labels;
   const owner = controllerOf(source);
   const becomes: Becomes = { labels: becomesLabels, owner };
   const kept = Object.entries(annotations).filter(([key]) => !NOT_COPIED.test(key));
   const gates = source.spec.readinessGates ?? [];
+  const scheduling = schedulingOf(source);
   return {
     apiVersion: "v1",
     kind: "Pod",
@@ -101,13 +102,14 @@ export function standbyPod(source: Pod, migration: Migration): PodManifest {
         [ANNOTATION.standby]: "true",
         [ANNOTATION.workload]: workloadOf(source),
         [ANNOTATION.becomes]: JSON.stringify(becomes),
+        [ANNOTATION.scheduling]: JSON.stringify(scheduling),
         [DELETION_COST]: COST_MOST,
       },
     },
     spec: {
       ...spec,
-      ...selectorOf(source.spec, migration.spec),
-      affinity: pinned(source.spec.affinity ?? {}, nodeName ?? "", migration.spec.target?.node),
+      ...selectorOf(scheduling, migration.spec),
+      affinity: pinned(scheduling.affinity ?? {}, nodeName ?? "", migration.spec.target?.node),
       readinessGates: gates.some(({ conditionType }) => conditionType === SERVING)
         ? gates
         : [...gates, { conditionType: SERVING }],
@@ -115,7 +117,25 @@ export function standbyPod(source: Pod, migration: Migration): PodManifest {
   };
 }
 
-function selectorOf({ nodeSelector }: PodSpec, { target }: MigrationSpec): Pick<PodSpec, "nodeSelector"> {
+type Scheduling = Pick<PodSpec, "nodeSelector" | "affinity">;
+
+/** As somebody has written it: a pod that was moved before is pinned to where it went. */
+function schedulingOf({ metadata, spec: { nodeSelector, affinity } }: Pod): Scheduling {
+  const kept = metadata.annotations?.[ANNOTATION.scheduling];
+  if (kept !== undefined) {
+    try {
+      return JSON.parse(kept) as Scheduling;
+    } catch {
+      // somebody has changed it: what there is, then
+    }
+  }
+  return {
+    ...(nodeSelector === undefined ? {} : { nodeSelector }),
+    ...(affinity === undefined ? {} : { affinity }),
+  };
+}
+
+function selectorOf({ nodeSelector }: Scheduling, { target }: MigrationSpec): Pick<PodSpec, "nodeSelector"> {
   const merged = { ...nodeSelector, ...target?.nodeSelector };
   return Object.keys(merged).length === 0 ? {} : { nodeSelector: merged };
 }

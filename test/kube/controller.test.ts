@@ -1,0 +1,255 @@
+/** Migrations in a real cluster: what the API server takes, and a Deployment's pod that moves while its clients notice nothing. */
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, describe, it } from "node:test";
+import { parse } from "yaml";
+import { customResourceDefinitions } from "#control/api/crd.ts";
+import { crdFileOf } from "../../scripts/crds.ts";
+import { type LabProcess, projectRoot } from "../lab/lab.ts";
+import { type Load, startLoad } from "../load/load.ts";
+import { logsOf, startAgents } from "./agents.ts";
+import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
+import { AGENT, APPS, INSIDE } from "./images.ts";
+
+const NAMESPACE = "default";
+const APP_PORT = 9000;
+const LISTEN = 8080;
+const SESSIONS = 20;
+/** answers that clients have had before and after a move, each */
+const ANSWERS = 5;
+const SERVING = "holdfast.dev/serving";
+
+function migration(name: string, spec: object): KubeObject {
+  return { apiVersion: "holdfast.dev/v1alpha1", kind: "Migration", metadata: { name }, spec };
+}
+
+/** Its pods are as the webhook makes them. */
+function deployment(): KubeObject {
+  const volume = { name: "holdfast", mountPath: "/.holdfast" };
+  const labels = { app: "chat" };
+  const annotations = {
+    "holdfast.dev/injected": "1",
+    "holdfast.dev/container": "app",
+    "holdfast.dev/ports": `${LISTEN}:${APP_PORT}`,
+    "holdfast.dev/command": JSON.stringify(["/usr/bin/node", "/app/chat.js"]),
+  };
+  return {
+    apiVersion: "apps/v1",
+    kind: "Deployment",
+    metadata: { name: "chat" },
+    spec: {
+      replicas: 1,
+      selector: { matchLabels: labels },
+      template: {
+        metadata: { labels, annotations },
+        spec: {
+          terminationGracePeriodSeconds: 0,
+          securityContext: { seccompProfile: { type: "RuntimeDefault" } },
+          readinessGates: [{ conditionType: SERVING }],
+          initContainers: [
+            { name: "holdfast", image: INSIDE.name, imagePullPolicy: "Never", volumeMounts: [volume] },
+          ],
+          containers: [
+            {
+              name: "app",
+              image: APPS.name,
+              imagePullPolicy: "Never",
+              command: ["/.holdfast/init", "-P"],
+              env: [
+                { name: "HOST", value: "0.0.0.0" },
+                { name: "PORT", value: String(APP_PORT) },
+              ],
+              readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
+              volumeMounts: [
+                { ...volume, readOnly: true },
+                { name: "data", mountPath: "/data" },
+              ],
+            },
+          ],
+          volumes: ["holdfast", "data"].map((name) => ({ name, emptyDir: {} })),
+        },
+      },
+    },
+  };
+}
+
+describe("Migrations in a cluster", () => {
+  let cluster: Cluster;
+  let agents: Map<string, KubeObject>;
+  let controller: LabProcess;
+  let load: Load;
+
+  before(async () => {
+    cluster = await createCluster({ images: [AGENT, APPS, INSIDE] });
+    await cluster.apply(
+      ...customResourceDefinitions().map(
+        (definition) => parse(readFileSync(crdFileOf(definition), "utf8")) as KubeObject,
+      ),
+    );
+    await cluster.kubectl(["cordon", "b"]);
+    await cluster.apply(deployment());
+    agents = await startAgents(cluster);
+    controller = startController();
+  });
+  after(() => cluster?.close());
+
+  function startController(): LabProcess {
+    const program = join(projectRoot, "bin/holdfast");
+    return cluster.spawn("controller", [program, "controller", "--namespace", NAMESPACE]);
+  }
+
+  async function failedWithLogs(what: unknown): Promise<never> {
+    const pods = await cluster.kubectl(["get", "pods,migrations", "-o", "wide"]).catch(String);
+    const logs = await logsOf(cluster, agents.values());
+    assert.fail(`${String(what)}\n${pods}\n${controller.stderr.slice(-4_000)}\n${logs}`);
+  }
+
+  const pods = async (): Promise<KubeObject[]> =>
+    (await cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/pods`)).items as KubeObject[];
+
+  async function theOnlyPod(node: string): Promise<KubeObject> {
+    let found: KubeObject[] = [];
+    await cluster
+      .until(`one pod is there, Ready on ${node}`, async () => {
+        found = await pods();
+        const [first] = found;
+        return found.length === 1 && first?.spec.nodeName === node && condition(first, "Ready") === "True";
+      })
+      .catch(failedWithLogs);
+    return found[0] as KubeObject;
+  }
+
+  async function ended(name: string): Promise<KubeObject> {
+    const path = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations/${name}`;
+    let found: KubeObject | null = null;
+    await cluster
+      .until(`Migration ${name} has ended`, async () => {
+        found = await cluster.find(path);
+        return found !== null && condition(found, "Finished") === "True" && !found.metadata.finalizers;
+      })
+      .catch(failedWithLogs);
+    return found as unknown as KubeObject;
+  }
+
+  async function answered(): Promise<void> {
+    const wanted = load.messages + ANSWERS * SESSIONS;
+    await cluster.until("clients are answered", async () => load.messages >= wanted).catch(failedWithLogs);
+  }
+
+  /** What is in column after column of each line that a watch has printed. */
+  function watch(...args: string[]): { lines(): string[][]; process: LabProcess } {
+    const started = cluster.spawn("watch", ["kubectl", "get", ...args, "--watch", "--no-headers"]);
+    return {
+      process: started,
+      lines: () =>
+        started.stdout
+          .split("\n")
+          .filter((line) => line !== "")
+          .map((line) => line.trim().split(/\s+/)),
+    };
+  }
+
+  it("are admitted, and what contradicts itself or is changed afterwards is not", async () => {
+    for (const { metadata } of customResourceDefinitions())
+      await cluster.kubectl(["wait", "--for=condition=Established", `crd/${metadata.name}`, "--timeout=60s"]);
+    const folder = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations`;
+    const refused = (spec: object, message: RegExp) =>
+      assert.rejects(cluster.api("POST", folder, migration("refused", spec)), message);
+    await refused({}, /spec\.pod: Required value/);
+    await refused({ pod: "A_B" }, /spec\.pod.*should match/s);
+    await refused({ pod: "x", deadlineSeconds: 1 }, /greater than or equal to 5/);
+    await refused(
+      { pod: "x", target: { node: "b", nodeSelector: { a: "b" } } },
+      /name a node or give a nodeSelector, not both/,
+    );
+    await cluster.apply(migration("kept", { pod: "nowhere", target: { nodeSelector: { disk: "ssd" } } }));
+    const change = (spec: object) =>
+      cluster.api("PATCH", `${folder}/kept`, { spec }, "application/merge-patch+json");
+    await assert.rejects(change({ pod: "other" }), /pod cannot be changed/);
+    await assert.rejects(change({ target: null }), /target cannot be changed/);
+    await assert.rejects(change({ dryRun: true }), /dryRun cannot be changed/);
+    await change({ abort: true });
+    await assert.rejects(change({ abort: false }), /abort cannot be taken back/);
+    const { status } = await ended("kept");
+    assert.ok(["PodNotFound", "Aborted"].includes(status.reason), status.reason);
+    await cluster.apply({
+      apiVersion: "holdfast.dev/v1alpha1",
+      kind: "ContinuityPolicy",
+      metadata: { name: "default" },
+      spec: { evictionStrategy: "LiveMigrate", movesPerNode: 1 },
+    });
+  });
+
+  it("say what they would do", async () => {
+    const { metadata } = await theOnlyPod("a");
+    await cluster.kubectl(["uncordon", "b"]);
+    await cluster.apply(migration("dry", { pod: metadata.name, target: { node: "b" }, dryRun: true }));
+    const { status } = await ended("dry");
+    assert.equal(status.reason, "DryRun");
+    assert.match(status.plan.join("\n"), /for node b/);
+    assert.equal((await pods()).length, 1);
+  });
+
+  for (const [from, to] of [
+    ["a", "b"],
+    ["b", "a"],
+  ] as const)
+    it(`move a Deployment's pod from ${from} to ${to}: no client loses anything, and no pod more is made`, async () => {
+      const source = await theOnlyPod(from);
+      if (from === "a") {
+        const { address } = cluster.lab.place("a");
+        const target = { address, port: LISTEN };
+        load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
+      }
+      const seen = watch("pods", "-o", "custom-columns=N:.metadata.name,U:.metadata.uid");
+      const replicas = watch("replicasets", "-o", "custom-columns=R:.status.replicas,S:.spec.replicas");
+      await cluster.until(
+        "both are watched",
+        async () => seen.lines().length > 0 && replicas.lines().length > 0,
+      );
+      await load.mark();
+      await answered();
+
+      await cluster.apply(migration(`to-${to}`, { pod: source.metadata.name, target: { node: to } }));
+      const { status } = await ended(`to-${to}`);
+      if (status.phase !== "Succeeded") await failedWithLogs(JSON.stringify(status));
+      await answered();
+
+      const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
+      assert.deepEqual(
+        { lost, repeated, corrupt, resets, alive, problems },
+        { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
+      );
+      const moved = await theOnlyPod(to);
+      const uids = new Set(seen.lines().map(([, uid]) => uid));
+      assert.deepEqual(uids, new Set([source.metadata.uid, moved.metadata.uid]));
+      assert.deepEqual(
+        replicas.lines().filter(([count]) => Number(count) < 1),
+        [],
+        "replicas never fall",
+      );
+      for (const { process } of [seen, replicas]) await process.stop("SIGTERM", 5_000);
+
+      assert.equal(status.target.pod, moved.metadata.name);
+      assert.equal(status.move.sessions, SESSIONS);
+      assert.ok(status.move.pauseMs > 0);
+      const { labels, annotations, ownerReferences } = moved.metadata as unknown as {
+        labels: object;
+        annotations: Record<string, string>;
+        ownerReferences: { kind: string }[];
+      };
+      assert.deepEqual(labels, source.metadata.labels);
+      assert.deepEqual(ownerReferences, source.metadata.ownerReferences);
+      for (const key of ["holdfast.dev/standby", "controller.kubernetes.io/pod-deletion-cost"])
+        assert.equal(annotations[key], undefined);
+      const events = await cluster.kubectl([
+        "get",
+        "events",
+        "-o",
+        "custom-columns=R:.reason,O:.involvedObject.name",
+      ]);
+      assert.match(events, new RegExp(`MigrationSucceeded\\s+to-${to}`));
+      assert.match(events, new RegExp(`MigrationMoving\\s+${source.metadata.name}`));
+    });
+});
