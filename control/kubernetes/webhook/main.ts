@@ -9,6 +9,9 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ChangeWatch } from "../../config/change-watch.ts";
 import { formatEndpoint } from "../../config/endpoint.ts";
 import type { WebhookFile } from "../../config/webhook.ts";
+import { findAccess, inCluster } from "../client/access.ts";
+import { KubernetesApi } from "../client/api.ts";
+import { answerEviction } from "../eviction/review.ts";
 import { createAdmin } from "./admin.ts";
 import { isSameCertificate, readCertificate } from "./certificate.ts";
 import { WebhookMetrics } from "./metrics.ts";
@@ -25,7 +28,16 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   let ending = false;
   const metrics = new WebhookMetrics(() => certificate.validToMs);
   const { image, imagePullPolicy } = config;
-  const server = createWebhookServer({ inject: { image, imagePullPolicy }, certificate, metrics, log });
+  const access = process.env.KUBECONFIG ? findAccess(process.env) : inCluster(process.env);
+  const api = access === null ? null : new KubernetesApi(access, "holdfast-webhook");
+  if (api === null) log.warn("not in a pod, and without KUBECONFIG: evictions are not looked at");
+  const server = createWebhookServer({
+    inject: { image, imagePullPolicy },
+    certificate,
+    metrics,
+    log,
+    evict: api === null ? null : (review) => answerEviction(api, review),
+  });
   /** Files that do not fit together, as when only one is renewed yet, change nothing, and are told once. */
   const readAgain = (): void => {
     try {
@@ -65,6 +77,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     for (const one of [server, admin]) one.close();
     server.closeIdleConnections();
     admin.closeAllConnections();
+    api?.close();
   }
 }
 
