@@ -95,6 +95,14 @@ export class Cluster {
     return join(this.#credentials, "admin.kubeconfig");
   }
 
+  /** What the API server shows at the switch's address, and who has signed it: for a webhook there. */
+  get serverCertificate(): { certificate: string; key: string; authority: string } {
+    const [certificate, key, authority] = ["apiserver.crt", "apiserver.key", "ca.crt"].map((file) =>
+      join(this.#credentials, file),
+    ) as [string, string, string];
+    return { certificate, key, authority };
+  }
+
   /** Part of {@link createCluster}. */
   async start(): Promise<void> {
     const nodes = [...this.lab.nodes.keys()];

@@ -1,9 +1,9 @@
 /** Migrations in a real cluster: what the API server takes, and a Deployment's pod that moves while its clients notice nothing. */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { parse } from "yaml";
+import { parse, stringify } from "yaml";
 import { customResourceDefinitions } from "#control/api/crd.ts";
 import { crdFileOf } from "../../scripts/crds.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
@@ -252,4 +252,74 @@ describe("Migrations in a cluster", () => {
       assert.match(events, new RegExp(`MigrationSucceeded\\s+to-${to}`));
       assert.match(events, new RegExp(`MigrationMoving\\s+${source.metadata.name}`));
     });
+
+  it("keep clients when their node is drained, and its controller is killed in the middle", async () => {
+    const source = await theOnlyPod("a");
+    await startWebhook();
+    await load.mark();
+    await answered();
+    const drain = cluster.spawn("drain", [
+      ...["kubectl", "drain", "a", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"],
+      "--pod-selector=app=chat",
+    ]);
+    const path = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations`;
+    const made = async (): Promise<KubeObject | undefined> =>
+      ((await cluster.api("GET", path)).items as KubeObject[]).find(
+        ({ spec }) => spec.podUid === source.metadata.uid,
+      );
+    await cluster
+      .until("it moves", async () => (await made())?.status?.phase === "Moving")
+      .catch(failedWithLogs);
+    await controller.stop("SIGKILL");
+    controller = startController();
+    await cluster.until("the drain is over", async () => drain.exited).catch(failedWithLogs);
+    if (drain.child.exitCode !== 0) await failedWithLogs(drain.stderr);
+    assert.match(drain.stderr, /will retry after 5s.*holdfast: its application is (going to be|being) moved/);
+    await answered();
+    const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
+    assert.deepEqual(
+      { lost, repeated, corrupt, resets, alive, problems },
+      { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
+    );
+    const { status } = await ended((await made())?.metadata.name ?? "");
+    assert.equal(status.phase, "Succeeded");
+    assert.equal((await theOnlyPod("b")).metadata.name, status.target.pod);
+  });
+
+  /** Beside the control plane, asked about evictions only. */
+  async function startWebhook(): Promise<void> {
+    const { address } = cluster.lab.switch;
+    const { certificate, key, authority } = cluster.serverCertificate;
+    const listen = `${address}:9443`;
+    const file = join(cluster.lab.dir, "webhook.yaml");
+    writeFileSync(file, stringify({ listen, certificate, key, image: INSIDE.name }));
+    const webhook = cluster.spawn("webhook", [
+      join(projectRoot, "bin/holdfast"),
+      "webhook",
+      "--config",
+      file,
+    ]);
+    await webhook.waitFor(/asked from now on/, 60_000);
+    await cluster.apply({
+      apiVersion: "admissionregistration.k8s.io/v1",
+      kind: "ValidatingWebhookConfiguration",
+      metadata: { name: "holdfast-evictions" },
+      webhooks: [
+        {
+          name: "evictions.holdfast.dev",
+          admissionReviewVersions: ["v1"],
+          sideEffects: "NoneOnDryRun",
+          failurePolicy: "Ignore",
+          timeoutSeconds: 5,
+          clientConfig: {
+            url: `https://${listen}/evict`,
+            caBundle: readFileSync(authority).toString("base64"),
+          },
+          rules: [
+            { apiGroups: [""], apiVersions: ["v1"], operations: ["CREATE"], resources: ["pods/eviction"] },
+          ],
+        },
+      ],
+    });
+  }
 });
