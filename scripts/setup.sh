@@ -6,7 +6,7 @@
 # packages as they are: CRIU comes from Debian sid by way of an apt of our own into a folder of our own.
 #
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
-# `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes for `test/kube`: ten minutes of compiling, once.
+# `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once.
 #
 #   HOLDFAST_CACHE          where all that is kept, outside the checkout   (/var/cache/holdfast)
 #   HOLDFAST_DEBIAN_MIRROR  where Debian sid's packages are fetched        (the mirror of this machine's apt)
@@ -119,8 +119,11 @@ kube_dir=$cache/kubernetes-$kube_version
 kube_built='kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy'
 kube_fetched='containerd containerd-shim-runc-v2 ctr etcd kubectl'
 kube_plugins='ptp host-local loopback portmap'
+# helm beside it, by the version in test/kube/helm/go.mod.
+helm_module=$root/test/kube/helm
+helm_version=$(sed -n 's#^[[:space:]]*helm.sh/helm/v4 v\([^ ]*\).*#\1#p' "$helm_module/go.mod")
 kube_ok() {
-  for program in $kube_built $kube_fetched; do [ -x "$kube_dir/bin/$program" ] || return 1; done
+  for program in $kube_built $kube_fetched helm "helm-$helm_version"; do [ -x "$kube_dir/bin/$program" ] || return 1; done
   for plugin in $kube_plugins; do [ -x "$kube_dir/cni/$plugin" ] || return 1; done
 }
 
@@ -420,26 +423,39 @@ find_go() {
   : >"$matrix_dir/go-$go_version/complete"
 }
 
-# What is compiled stays in Go's cache, so a build that was interrupted goes on where it was.
-build_kube() {
+# build_go WHAT MINUTES MODULE OUTPUT LDFLAGS COMMAND...: what is compiled stays in Go's cache, so a build that was interrupted goes on where
+# it was.
+build_go() {
+  what=$1 minutes=$2 module=$3 output=$4 flags=$5
+  shift 5
   find_go
   export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -buildvcs=false" GOTOOLCHAIN=local GOWORK=off
-  commands=$(for program in $kube_built; do printf 'k8s.io/kubernetes/cmd/%s ' "$program"; done)
-  version=k8s.io/component-base/version
-  # shellcheck disable=SC2086
   (
-    cd "$kube_module"
-    say "fetching the modules of Kubernetes $kube_version"
-    "$go" list -deps $commands >"$work/packages" 2>>"$log" || exit 1
-    say "compiling Kubernetes $kube_version: $(wc -l <"$work/packages") packages, about ten minutes on two CPUs, once"
-    { "$go" build -v -trimpath -ldflags "-s -w -X $version.gitVersion=v$kube_version -X $version.gitMajor=${kube_version%%.*} \
-      -X $version.gitMinor=$(echo "$kube_version" | cut -d. -f2) -X $version.gitTreeState=clean" -o "$work/bin/" $commands 2>&1 || echo "build failed"; } |
+    cd "$module"
+    say "fetching the modules of $what"
+    "$go" list -deps "$@" >"$work/packages" 2>>"$log" || exit 1
+    say "compiling $what: $(wc -l <"$work/packages") packages, about $minutes on two CPUs, once"
+    { "$go" build -v -trimpath -ldflags "-s -w $flags" -o "$output" "$@" 2>&1 || echo "build failed"; } |
       awk -v log_file="$log" '
         { print >>log_file }
         /^build failed$/ { failed = 1 }
         NR % 250 == 0 { print "setup: compiled " NR " packages"; fflush() }
         END { exit failed }'
-  ) 9>&- || fail "Kubernetes could not be built (see $log); cure: check the network and the Go proxy's setting, then run this again: it goes on where it was"
+  ) 9>&- || fail "$what could not be built (see $log); cure: check the network and the Go proxy's setting, then run this again: it goes on where it was"
+}
+
+build_kube() {
+  version=k8s.io/component-base/version
+  flags="-X $version.gitVersion=v$kube_version -X $version.gitMajor=${kube_version%%.*} \
+    -X $version.gitMinor=$(echo "$kube_version" | cut -d. -f2) -X $version.gitTreeState=clean"
+  # shellcheck disable=SC2046
+  build_go "Kubernetes $kube_version" "ten minutes" "$kube_module" "$work/bin/" "$flags" \
+    $(for program in $kube_built; do printf 'k8s.io/kubernetes/cmd/%s ' "$program"; done)
+}
+
+build_helm() {
+  build_go "helm $helm_version" "three minutes" "$helm_module" "$work/bin/helm-$helm_version" \
+    "-X helm.sh/helm/v4/internal/version.version=v$helm_version" helm.sh/helm/v4/cmd/helm
 }
 
 keep_kube() { # FOLDER FILE...: each appears whole or not at all
@@ -484,6 +500,11 @@ if "$for_kube" && ! kube_ok; then
     # shellcheck disable=SC2086
     (cd "$work/bin" && keep_kube bin $kube_built)
   fi
+  if ! [ -x "$kube_dir/bin/helm-$helm_version" ]; then
+    build_helm
+    (cd "$work/bin" && keep_kube bin "helm-$helm_version")
+  fi
+  ln -sfn "helm-$helm_version" "$kube_dir/bin/helm"
   rm -rf "$work"
   work=
   kube_ok || fail "Kubernetes $kube_version is incomplete in $kube_dir; cure: remove that folder and run this again"

@@ -16,7 +16,7 @@ import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
 import type { Pod } from "../kubernetes/client/objects.ts";
 import { Faults } from "../migration/faults.ts";
-import { mountMissingCgroups } from "../runtime/cgroups.ts";
+import { makeTopGroups, mountMissingCgroups } from "../runtime/cgroups.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
 import { RuncRuntime } from "../runtime/runc/runc-runtime.ts";
 import type { Runtime } from "../runtime/runtime.ts";
@@ -67,6 +67,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     links: config.links,
     configFile: config.file,
     stateDir: config.stateDir,
+    // in a pod, what is in the agent's groups ends with its container
+    proxyGroups: config.pods ? makeTopGroups("holdfast") : [],
     ring,
     trust,
     secrets: [...secretFiles(config), config.stateDir, config.file].map(realPath),
@@ -101,6 +103,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   };
   const pods = new PodWorkloads({
     workloads,
+    stateDir: config.stateDir,
     folder,
     nodeAddress: config.listen.address,
     log,

@@ -14,7 +14,7 @@ import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync
 import { join } from "node:path";
 import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
-import type { WorkloadConfig } from "../config/config.ts";
+import { socketPathProblem, type WorkloadConfig } from "../config/config.ts";
 import {
   type InjectedPod,
   injectedPod,
@@ -30,7 +30,8 @@ const AGAIN_MS = 1_000;
 export interface PodWorkloadsOptions {
   /** all of this agent's, the file's too */
   workloads: Map<string, Workload>;
-  /** folder of their folders */
+  stateDir: string;
+  /** in it, the folder of their folders */
   folder: string;
   /** where clients connect */
   nodeAddress: string;
@@ -169,13 +170,20 @@ export class PodWorkloads {
 
   /** @throws HoldfastError `CONFIG_INVALID` */
   #make(pod: InjectedPod): Workload {
-    const { workloads, folder, nodeAddress, create, exceeds } = this.#options;
+    const { workloads, stateDir, folder, nodeAddress, create, exceeds } = this.#options;
     const config = workloadOf(pod, nodeAddress);
     const { name } = config;
+    const tooLong = socketPathProblem(stateDir, name);
+    if (tooLong !== null) throw new Error(tooLong);
     if (workloads.has(name)) throw new Error(`the agent's file has a workload ${name}`);
     for (const other of workloads.values())
       for (const { listen } of other.config.ports)
-        if (other.config.listenAddress === nodeAddress && config.ports.some((port) => port.listen === listen))
+        if (
+          [config, other.config].every(
+            (one) => one.listenAddress === nodeAddress && one.downstream !== "gateway",
+          ) &&
+          config.ports.some((port) => port.listen === listen)
+        )
           throw new Error(`${other.name} listens at port ${listen} of this node already: choose another`);
     const tooMuch = exceeds([...[...workloads.values()].map((other) => other.config), config]);
     if (tooMuch !== null) throw new Error(tooMuch);

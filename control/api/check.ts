@@ -62,7 +62,7 @@ export const departureFacts = z.strictObject({
 export type DepartureFacts = z.infer<typeof departureFacts>;
 
 export const checkCall = z.strictObject({
-  workload: z.string().max(40),
+  workload: z.string().max(63),
   from: z.string().max(40),
   /** owner number at the source, as the store should know it too */
   epoch: count,

@@ -30,7 +30,7 @@ export const finding = z.strictObject({
   /** the node that has to be cured */
   node: z.string().max(40),
   /** null: about the node, whatever runs on it */
-  workload: z.string().max(40).nullable(),
+  workload: z.string().max(63).nullable(),
   severity,
   what: z.string().max(4_096),
   cure: z.string().max(4_096),
@@ -55,7 +55,7 @@ export interface Check<Place> {
 /** What has been looked at, whether or not it has findings. */
 export const checked = z.strictObject({
   node: z.string().max(40),
-  workload: z.string().max(40).nullable(),
+  workload: z.string().max(63).nullable(),
   category: z.string().max(40),
 });
 export type Checked = z.infer<typeof checked>;

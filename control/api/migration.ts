@@ -102,7 +102,7 @@ const node = z.string().max(40);
 const endpoint = z.strictObject({ address: z.ipv4().or(z.ipv6()), port });
 
 export const prepareCall = z.strictObject({
-  workload: z.string().max(40),
+  workload: z.string().max(63),
   migration: z.string().max(64),
   from: node,
   epoch,

@@ -6,7 +6,7 @@ const WORKLOADS_MAX = 10_000;
 const epoch = z.number().int().nonnegative();
 
 export const heldSchema = z.object({
-  workload: z.string().max(40),
+  workload: z.string().max(63),
   /** moving: a move to or from this node is under way, or was cut off and is not settled yet */
   has: z.enum(["owner", "moving", "no"]),
   /** owner: at which */

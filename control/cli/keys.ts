@@ -48,7 +48,7 @@ export function showLinkKeys(workloads: string[], keyFile: string, terminal: Ter
   for (const workload of workloads)
     if (!WORKLOAD_NAME.test(workload))
       throw failed(
-        `expected a workload's name of 1-40 lower-case letters, digits and "-", with dots between, got "${workload}"`,
+        `expected a workload's name of 1-63 lower-case letters, digits and "-", with dots between, got "${workload}"`,
       );
   try {
     terminal.out.write(linkKeyLines(readKeyFile(keyFile), workloads));

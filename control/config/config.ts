@@ -49,8 +49,11 @@ export interface PodConfig {
   namespace: string;
   name: string;
   container: string;
-  /** how the application is started; its environment and user are the container's */
-  command: string[];
+  /**
+   * how the application is started; its environment and user are the container's. null: by what PID 1 has as arguments after `--`,
+   * behind the image's entrypoint
+   */
+  command: string[] | null;
   /** null: the container's */
   cwd: string | null;
   /** null: whichever pod has that name */
@@ -118,6 +121,10 @@ export interface AgentConfig {
 }
 
 const MIB = 1_048_576;
+/** sun_path has 108 bytes, with the NUL that ends it */
+const SOCKET_BYTES_MAX = 107;
+/** the longest that a workload has, in its folder */
+const LONGEST_SOCKET = "proxy.sock.net";
 
 /** @throws HoldfastError `CONFIG_INVALID`: one line, file and key path first */
 export function loadConfig(fileName: string): AgentConfig {
@@ -194,6 +201,8 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
     const at = `workloads[${index}]`;
     if (names.has(one.name)) fail(`${at}.name`, `expected a name used once, got "${one.name}" again`);
     names.add(one.name);
+    const tooLong = socketPathProblem(config.stateDir, one.name);
+    if (tooLong !== null) fail(`${at}.name`, tooLong);
     const kinds = (["container", "bundle", "pod"] as const).filter((kind) => one[kind] !== undefined);
     if (kinds.length !== 1)
       fail(at, `expected exactly one of container, bundle and pod, got ${kinds.join(" and ") || "none"}`);
@@ -277,6 +286,13 @@ function isApart({ container, pod }: FileWorkload): boolean {
   return pod !== undefined || (container !== undefined && container.network !== "host");
 }
 
+/** Whether a workload of that name can have its sockets below the folder. null: it can */
+export function socketPathProblem(stateDir: string, workload: string): string | null {
+  const bytes = Buffer.byteLength(join(stateDir, "workloads", workload, LONGEST_SOCKET));
+  if (bytes <= SOCKET_BYTES_MAX) return null;
+  return `expected a name that is ${bytes - SOCKET_BYTES_MAX} shorter, or a shorter stateDir (the path of a socket has at most ${SOCKET_BYTES_MAX} bytes), got "${workload}"`;
+}
+
 type Holding = Pick<WorkloadConfig, "limits"> & { ports: Pick<PortConfig, "continuity">[] };
 
 /**
@@ -343,6 +359,10 @@ function downstreamOf({ downstream, vip }: FileWorkload): Downstream {
   return downstream ?? (vip === undefined ? "forward" : "takeover");
 }
 
+function completePod(pod: NonNullable<FileWorkload["pod"]>): PodConfig {
+  return { ...pod, command: pod.command ?? null, cwd: pod.cwd ?? null, uid: pod.uid ?? null };
+}
+
 function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfig {
   return {
     name: one.name,
@@ -352,7 +372,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
         ? null
         : { ...one.container, network: planOf(one.name, one.container.network) },
     bundle: one.bundle ?? null,
-    pod: one.pod === undefined ? null : { ...one.pod, cwd: one.pod.cwd ?? null, uid: one.pod.uid ?? null },
+    pod: one.pod === undefined ? null : completePod(one.pod),
     ports: one.ports.map(completePort),
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
     downstream: downstreamOf(one),

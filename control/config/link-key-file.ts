@@ -49,7 +49,7 @@ export function linkKeyLines(shared: SharedKeys, workloads: readonly string[]): 
 
 function parseLines(text: string, path: string): Map<string, Buffer[]> {
   const found = new Map<string, Buffer[]>();
-  const expected = new RegExp(`^([a-z0-9.-]{1,40})\\s+([0-9A-Fa-f]{${KEY_BYTES * 2}})$`);
+  const expected = new RegExp(`^([a-z0-9.-]{1,63})\\s+([0-9A-Fa-f]{${KEY_BYTES * 2}})$`);
   for (const [index, whole] of text.split("\n").entries()) {
     const line = whole.trim();
     if (line === "" || line.startsWith("#")) continue;

@@ -25,7 +25,7 @@ const USER_TIMEOUT_MS = 120_000;
 const HEADER_MS = 5_000;
 const WEEK_MS = 604_800_000;
 
-const WORKLOAD_EXPECTED = "expected a name of 1-40 small letters, digits and dashes, with dots between";
+const WORKLOAD_EXPECTED = "expected a name of 1-63 small letters, digits and dashes, with dots between";
 export const workloadName = z.string(WORKLOAD_EXPECTED).regex(WORKLOAD_NAME, WORKLOAD_EXPECTED);
 
 const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
@@ -181,7 +181,12 @@ const pod = z.strictObject(
     namespace: text("expected a namespace").default("default"),
     name: text("expected the name of a pod on this node"),
     container: text("expected the name of a container of that pod"),
-    command: list(text("expected a word of the command"), "expected a command as a list of words", 1, 1_000),
+    command: list(
+      text("expected a word of the command"),
+      "expected a command as a list of words",
+      1,
+      1_000,
+    ).optional(),
     cwd: path("the working directory").optional(),
     uid: text("expected the uid of a pod").optional(),
   },

@@ -1,5 +1,5 @@
 /** Control groups (cgroups(7)), v1, v2 or both: where a container is in them, and where they are mounted. */
-import { mkdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { runCommand } from "./command.ts";
@@ -27,6 +27,25 @@ export async function cgroupFoldersOf(
       folders.push({ controllers, folder: join(mountPoint, path) });
   }
   return folders;
+}
+
+/**
+ * Makes a group in every hierarchy, below its root as it is mounted here: for processes that outlive the container of this one, whose
+ * end is that of everything in its groups. Returns their `cgroup.procs`.
+ */
+export function makeTopGroups(name: string): string[] {
+  const mounts = readFileSync("/proc/self/mountinfo", "utf8");
+  return hierarchiesOf(readFileSync("/proc/self/cgroup", "utf8")).flatMap(({ controllers }) => {
+    const root = mountPointOf(mounts, controllers);
+    if (root === null) return [];
+    const group = join(root, name);
+    mkdirSync(group, { recursive: true });
+    // a new one has none, and takes no process (cgroup-v1/cpusets.rst)
+    for (const file of ["cpuset.cpus", "cpuset.mems"])
+      if (controllers !== "" && existsSync(join(group, file)))
+        writeFileSync(join(group, file), readFileSync(join(root, file)));
+    return [join(group, "cgroup.procs")];
+  });
 }
 
 /** `cgroup.procs` of every hierarchy a container is in, the roots left out. */

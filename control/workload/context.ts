@@ -37,6 +37,8 @@ export interface AgentContext {
   /** read again by a restart */
   configFile: string;
   stateDir: string;
+  /** `cgroup.procs` of the groups that proxies are in, as they outlive the agent. Empty: its own */
+  proxyGroups: readonly string[];
   ring: SharedKeyRing;
   /** by what streams of agents are opened */
   trust: Changing;

@@ -3,7 +3,7 @@
  * Started detached, spoken to over its Unix socket, found again by a later agent.
  */
 import { spawn } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { fileURLToPath } from "node:url";
@@ -44,11 +44,13 @@ export class ProxyClient {
   /**
    * Starts the process and connects to it. @throws HoldfastError `PROXY_START`
    * @param onSpawn told at once, so that an agent that dies now leaves no process nobody knows of
+   * @param groups `cgroup.procs` of the groups that it is to be in. Empty: the agent's
    */
   static async start(
     socketPath: string,
     logFile: string,
     onSpawn: (record: ProxyRecord) => void,
+    groups: readonly string[] = [],
   ): Promise<ProxyClient> {
     await rm(socketPath, { force: true });
     const log = openSync(logFile, "a", 0o600);
@@ -64,7 +66,10 @@ export class ProxyClient {
     child.once("exit", (code, signal) => (ended = `it ended (${signal ?? code})`));
     child.unref();
     const spawned = await identify(child.pid ?? -1);
-    if (spawned !== null) onSpawn({ process: spawned, socketPath });
+    if (spawned !== null) {
+      onSpawn({ process: spawned, socketPath });
+      for (const procs of groups) writeFileSync(procs, String(spawned.pid));
+    }
     const deadline = Date.now() + START_MS_MAX;
     for (;;) {
       const socket = await tryConnect(socketPath);

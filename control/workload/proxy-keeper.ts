@@ -27,6 +27,7 @@ export interface ProxyHost {
     readonly host: string;
     readonly links: "encrypted" | "plain";
     readonly ring: SharedKeyRing;
+    readonly proxyGroups: readonly string[];
     readonly log: Logger;
   };
   /** of its own on this node */
@@ -68,8 +69,11 @@ export class ProxyKeeper {
 
   async start(): Promise<ProxyClient> {
     const { name, config, context, folder } = this.#host;
-    const proxy = await ProxyClient.start(join(folder, "proxy.sock"), join(folder, "proxy.log"), (record) =>
-      this.#host.record({ proxy: record }),
+    const proxy = await ProxyClient.start(
+      join(folder, "proxy.sock"),
+      join(folder, "proxy.log"),
+      (record) => this.#host.record({ proxy: record }),
+      context.proxyGroups,
     );
     this.#use(proxy);
     this.#host.record({ proxy: proxy.record });

@@ -190,7 +190,7 @@ export type Step =
 
 export const NODE_NAME = /^[a-z0-9-]{1,40}$/;
 /** a pod's is NAMESPACE.POD */
-export const WORKLOAD_NAME = /^(?=.{1,40}$)[a-z0-9-]+(\.[a-z0-9-]+)*$/;
+export const WORKLOAD_NAME = /^(?=.{1,63}$)[a-z0-9-]+(\.[a-z0-9-]+)*$/;
 export const MIGRATION_ID = /^[A-Za-z0-9._:-]{1,64}$/;
 export const MARK = /^[A-Za-z0-9-]{1,64}$/;
 /** of the last migrations that were cancelled, the ids kept so that a late commit or reserve is known */

@@ -45,6 +45,12 @@ export async function startAgents(cluster: Cluster): Promise<Map<string, KubeObj
   return agentsOf(cluster);
 }
 
+/** One is ended in order and made anew, as with a rollout. */
+export async function replaceAgent(cluster: Cluster, agent: KubeObject | undefined): Promise<void> {
+  if (agent === undefined) throw new Error("no agent on that node");
+  await cluster.kubectl(["-n", NAMESPACE, "delete", "pod", agent.metadata.name]);
+}
+
 /** When each answers. */
 export async function agentsOf(cluster: Cluster): Promise<Map<string, KubeObject>> {
   let pods: KubeObject[] = [];
@@ -63,10 +69,15 @@ export async function agentsOf(cluster: Cluster): Promise<Map<string, KubeObject
   return new Map(pods.map((pod) => [pod.spec.nodeName as string, pod]));
 }
 
+/** Runs a program beside an agent; what it prints. */
+export function inAgent(cluster: Cluster, agent: KubeObject | undefined, program: string[]): Promise<string> {
+  if (agent === undefined) throw new Error("no agent on that node");
+  return cluster.kubectl(["-n", NAMESPACE, "exec", agent.metadata.name, "--", ...program]);
+}
+
 /** Its next move goes wrong there, see control/migration/faults.ts. */
 export async function injectFault(cluster: Cluster, agent: KubeObject, fault: string): Promise<void> {
-  const program = ["/bin/sh", "-c", `printf %s '${fault}' >${FAULTS}`];
-  await cluster.kubectl(["-n", NAMESPACE, "exec", agent.metadata.name, "--", ...program]);
+  await inAgent(cluster, agent, ["/bin/sh", "-c", `printf %s '${fault}' >${FAULTS}`]);
 }
 
 /** Runs `holdfast ARGS` beside a node's agent. */
@@ -142,7 +153,8 @@ function spec(): unknown {
             volumeMounts: [
               mount("config", CONFIG),
               mount("key", `${CONFIG}/key`),
-              mount("state", STATE_DIR),
+              // instances have a tmpfs there, which the next agent's container is to have too
+              { ...mount("state", STATE_DIR), mountPropagation: "Bidirectional" },
               // its socket, and where it has runc keep its containers
               mount("runtime", RUNTIME),
               // of the node: restored processes join their container's groups

@@ -16,7 +16,7 @@ export const PAUSE: Image = {
   entrypoint: ["/pause", "-P"],
 };
 
-/** What a pod gets at /.holdfast, copied there by an init container: `/bin/cp -a /holdfast/. /.holdfast`. */
+/** What a pod gets at /.holdfast, copied there by an init container, as any user: an owner, or times of a folder of root's, cannot be set. */
 export const INSIDE: Image = {
   name: "localhost/holdfast/inside:1",
   files: {
@@ -26,7 +26,8 @@ export const INSIDE: Image = {
     "/holdfast/libc.so.6": C_LIBRARY,
     "/bin/cp": "/bin/cp",
   },
-  entrypoint: ["/bin/cp", "-a", "/holdfast/.", "/.holdfast"],
+  entrypoint: ["/bin/cp", "-rf", "/holdfast/.", "/.holdfast"],
+  user: "65532",
 };
 
 /** Applications of ours: chat (WebSocket) and echo (TCP), at /app. */

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { nodeBinary } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
-import { agentsOf, holdfast, injectFault, logsOf, startAgents } from "./agents.ts";
+import { agentsOf, holdfast, inAgent, injectFault, logsOf, replaceAgent, startAgents } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
@@ -14,22 +14,29 @@ const ANSWERS = 5;
 
 /** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`; clients come to node a. */
 const WORKLOADS = [
-  { name: "chat", listen: 8080, kind: "ws" as const, sessions: 20 },
-  { name: "echo", listen: 8081, kind: "tcp" as const, sessions: 10 },
+  {
+    name: "chat",
+    listen: 8080,
+    kind: "ws" as const,
+    sessions: 20,
+    command: ["/usr/bin/node", "/app/chat.js"],
+  },
+  // by the entrypoint of its image
+  { name: "echo", listen: 8081, kind: "tcp" as const, sessions: 10, args: ["/app/echo.js"] },
 ];
-type Moved = Pick<(typeof WORKLOADS)[number], "name" | "listen">;
+type Moved = (typeof WORKLOADS)[number];
 
 /** As agents call it: it came with the pod on a. */
 const workloadOf = (name: string): string => `default.${name}-a`;
 
 /** A pod that waits for its application, as the webhook is to make it. */
-function pod({ name, listen }: Moved, node: string): KubeObject {
+function pod({ name, listen, command, args }: Moved, node: string): KubeObject {
   const volume = { name: "holdfast", mountPath: "/.holdfast" };
   const annotations = {
     "holdfast.dev/injected": "1",
     "holdfast.dev/container": "app",
     "holdfast.dev/ports": `${listen}:${APP_PORT}`,
-    "holdfast.dev/command": JSON.stringify(["/usr/bin/node", `/app/${name}.js`]),
+    ...(command === undefined ? {} : { "holdfast.dev/command": JSON.stringify(command) }),
     ...(node === "a" ? {} : { "holdfast.dev/standby": "true", "holdfast.dev/workload": workloadOf(name) }),
   };
   return {
@@ -48,7 +55,8 @@ function pod({ name, listen }: Moved, node: string): KubeObject {
           name: "app",
           image: APPS.name,
           imagePullPolicy: "Never",
-          command: ["/.holdfast/init", "-P"],
+          command: ["/.holdfast/init", "-P", "--", ...(command ?? [])],
+          ...(args === undefined ? {} : { args }),
           env: [
             { name: "HOST", value: "0.0.0.0" },
             { name: "PORT", value: String(APP_PORT) },
@@ -100,6 +108,19 @@ describe("an application in a pod", () => {
     for (const [at, load] of loads.entries()) {
       const wanted = load.messages + ANSWERS * (WORKLOADS[at]?.sessions ?? 0);
       await cluster.until("clients are answered", async () => load.messages >= wanted);
+    }
+  }
+
+  async function nobodyIsLost(): Promise<void> {
+    await answered();
+    for (const [at, { name, sessions }] of WORKLOADS.entries()) {
+      const report = await loads[at]?.report();
+      assert.ok(report !== undefined);
+      const { lost, repeated, corrupt, resets, alive, problems } = report;
+      assert.deepEqual(
+        { name, lost, repeated, corrupt, resets, alive, problems },
+        { name, lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: sessions, problems: [] },
+      );
     }
   }
 
@@ -168,15 +189,8 @@ describe("an application in a pod", () => {
         if (status !== 0) await failedWithLogs(stderr);
         assert.equal((json as { outcome: string }).outcome, "moved");
       }
-      await answered();
-      for (const [at, { name, sessions }] of WORKLOADS.entries()) {
-        const report = await loads[at]?.report();
-        assert.ok(report !== undefined);
-        const { lost, repeated, corrupt, resets, alive, problems } = report;
-        assert.deepEqual(
-          { name, lost, repeated, corrupt, resets, alive, problems },
-          { name, lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: sessions, problems: [] },
-        );
+      await nobodyIsLost();
+      for (const { name } of WORKLOADS) {
         await cluster.until(`${name} is ready on ${to} alone`, async () => {
           return (await isReady(`${name}-${to}`)) && !(await isReady(`${name}-${from}`));
         });
@@ -192,22 +206,12 @@ describe("an application in a pod", () => {
     });
   }
 
-  it("stops when its pod is deleted, and starts in one that comes in its place", async () => {
-    const workload = workloadOf("echo");
-    const before = (await shownOn("a")).get(workload);
-    await cluster.kubectl(["delete", "pod", "echo-a"]);
-    await cluster.until("the agent knows it no more", async () => !(await shownOn("a")).has(workload));
-    await cluster.apply(pod({ name: "echo", listen: 8081 }, "a"));
-    await isServed(workload, "a");
-    const epoch = (await shownOn("a")).get(workload)?.epoch ?? 0;
-    assert.ok(epoch > (before?.epoch ?? 0), `${epoch} after ${before?.epoch}`);
-  });
-
   for (const [side, node, fault] of [
     ["source", "a", "crash@source:dump"],
     ["target", "b", "crash@target:restored"],
   ] as const)
-    it(`is reached at its pod again after the agent of the ${side} has died in the middle of a move`, async () => {
+    it(`stays with its clients, and is reached at its pod, when the agent of the ${side} dies in the middle of a move`, async () => {
+      for (const load of loads) await load.mark();
       const agent = agents.get(node) as KubeObject;
       await injectFault(cluster, agent, fault);
       const args = ["migrate", workloadOf("echo"), "--to", "b", "--json"];
@@ -218,9 +222,35 @@ describe("an application in a pod", () => {
         return restarts(agents.get(node)) > restarts(agent);
       });
       await isServed(workloadOf("echo"), "a");
+      await nobodyIsLost();
       await cluster.until("the application answers", async () => (await knockAt("echo-a")) === "open");
       await cluster.until("nobody is kept out", async () => (await knockAt("echo-b")) === "ECONNREFUSED");
     });
+
+  it("does not notice that agents are replaced", async () => {
+    for (const load of loads) await load.mark();
+    for (const node of NODES) await replaceAgent(cluster, agents.get(node));
+    agents = await agentsOf(cluster);
+    for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
+    await nobodyIsLost();
+    // where images are kept is memory, for this agent too
+    assert.match(
+      await inAgent(cluster, agents.get("a"), ["cat", "/proc/self/mountinfo"]),
+      / - tmpfs holdfast /,
+    );
+  });
+
+  it("stops when its pod is deleted, and starts in one that comes in its place", async () => {
+    await loads[1]?.stop();
+    const workload = workloadOf("echo");
+    const before = (await shownOn("a")).get(workload);
+    await cluster.kubectl(["delete", "pod", "echo-a"]);
+    await cluster.until("the agent knows it no more", async () => !(await shownOn("a")).has(workload));
+    await cluster.apply(pod(WORKLOADS[1] as Moved, "a"));
+    await isServed(workload, "a");
+    const epoch = (await shownOn("a")).get(workload)?.epoch ?? 0;
+    assert.ok(epoch > (before?.epoch ?? 0), `${epoch} after ${before?.epoch}`);
+  });
 
   /** What comes of a connection to its application's port, from a node. */
   async function knockAt(name: string): Promise<string> {

@@ -34,6 +34,8 @@ export interface Image {
   links?: Record<string, string>;
   entrypoint: string[];
   env?: Record<string, string>;
+  /** number of the user that it runs as; default: root */
+  user?: string;
 }
 
 /** Path of the image's archive. */
@@ -93,6 +95,7 @@ async function writeLayout(folder: string, image: Image, layer: string): Promise
     ...platform,
     config: {
       Entrypoint: image.entrypoint,
+      ...(image.user === undefined ? {} : { User: image.user }),
       Env: Object.entries(env).map(([name, value]) => `${name}=${value}`),
       WorkingDir: "/",
     },

@@ -228,7 +228,8 @@ test("metrics and health are served, and nothing else, on the metrics address", 
 test("the admin socket answers nonsense with one clear line", async () => {
   const opened = await createLab({ nodes: ["a"] });
   lab = opened;
-  const agent = await opened.startAgent("a", config("a", "forward"));
+  await opened.startAgents(["a"], (node) => opened.startAgent(node, config(node, "forward")));
+  const agent = opened.agents.get("a") as LabAgent;
   const ask = (path: string, body: string): Promise<{ status: number; text: string }> =>
     new Promise((resolve, reject) => {
       const asked = request({ socketPath: agent.socketPath, path, method: "POST" }, (response) => {

@@ -228,6 +228,17 @@ describe("injection", () => {
     assert.match(problemOf(large), /^metadata\.annotations: .* put it into a script$/);
   });
 
+  it("has the protocol said once", () => {
+    const { pod } = podShapes().find(({ name }) => name === "bare") ?? assert.fail();
+    const of = (annotations: Record<string, string>) => ({ ...pod, metadata: { name: "x", annotations } });
+    const ports = injected(of({ "holdfast.dev/protocol": "http" })).metadata?.annotations;
+    assert.equal(ports?.["holdfast.dev/ports"], "8080/http");
+    assert.match(
+      problemOf(of({ "holdfast.dev/protocol": "http", "holdfast.dev/ports": "8080" })),
+      /^metadata\.annotations\[holdfast\.dev\/protocol\]: expected it without holdfast\.dev\/ports/,
+    );
+  });
+
   it("refuses each mistake in an annotation with what is expected", () => {
     const mistakes: [annotation: string, value: string, expected: RegExp][] = [
       ["ports", "", /expected ports as/],
@@ -237,7 +248,7 @@ describe("injection", () => {
       ["ports", "80/quic", /expected one of the protocols auto, tcp, http, websocket, h2, tls/],
       ["ports", Array.from({ length: 65 }, (_, index) => index + 1).join(), /expected at most 64 ports/],
       ["protocol", "quic", /expected auto, tcp, http, websocket, h2 or tls/],
-      ["continuity", "always", /expected transplant or replay/],
+      ["continuity", "always", /expected none or replay/],
       ["mode", "takeover", /expected forward or gateway/],
       ["limits", "10", /expected limits as/],
       ["limits", "{", /expected limits as .*JSON/],

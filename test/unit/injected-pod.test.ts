@@ -53,23 +53,24 @@ describe("a pod that was injected", () => {
       ],
     );
     assert.equal(workloadOf(pod({ continuity: "none" }), ADDRESS).ports[0]?.continuity, "transplant");
+    assert.equal(workloadOf(pod({ mode: "gateway" }), ADDRESS).downstream, "gateway");
+    assert.equal(workloadOf(pod({ command: undefined }), ADDRESS).pod?.command, null);
     assert.equal(workloadOf(pod({ limits: '{"deadlineMs":5000}' }), ADDRESS).limits.deadlineMs, 5000);
   });
 
   it("has a name that fits, and another for each pod", () => {
     const long = (name: string): InjectedPod => ({ ...pod(), namespace: "production", name });
-    const [one, other] = ["checkout-sessions-7d9c5b8f6d-x2x4z", "checkout-sessions-7d9c5b8f6d-x2x4y"].map(
-      (name) => nameOf(long(name)),
-    );
-    assert.match(one ?? "", /^production\.checkout-sessi[a-z0-9-]*-[0-9a-f]{10}$/);
-    assert.equal(one?.length, 40);
+    const NAME = "checkout-sessions-of-all-customers-in-europe-7d9c5b8f6d-x2x4z";
+    const [one, other] = [NAME, NAME.replace(/z$/, "y")].map((name) => nameOf(long(name)));
+    assert.match(one ?? "", /^production\.checkout-sessions-of-[a-z0-9-]*-[0-9a-f]{10}$/);
+    assert.equal(one?.length, 63);
     assert.notEqual(one, other);
-    workloadOf(long("checkout-sessions-7d9c5b8f6d-x2x4z"), ADDRESS);
+    assert.equal(workloadOf(long(NAME), ADDRESS).name, one);
   });
 
   for (const [what, annotations, message] of [
     ["no container", { container: undefined }, /annotation holdfast\.dev\/container: is missing/],
-    ["no command", { command: undefined }, /annotation holdfast\.dev\/command: is missing/],
+    ["a mode of nodes alone", { mode: "takeover" }, /holdfast\.dev\/mode: expected forward or gateway/],
     ["a command that is no JSON", { command: "node server.js" }, /holdfast\.dev\/command: expected JSON/],
     [
       "a command that is no list",

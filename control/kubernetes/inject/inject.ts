@@ -159,7 +159,7 @@ function commandNotes({ command, args }: Container): Record<string, string> {
 function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }: InjectOptions): void {
   const { runAsUser, runAsGroup, runAsNonRoot } = container.securityContext ?? {};
   const asks = [...spec.containers, ...(spec.initContainers ?? [])].some(
-    ({ resources }) => resources != null,
+    ({ resources }) => Object.keys({ ...resources?.requests, ...resources?.limits }).length > 0,
   );
   const first: Container = {
     name: NAME,

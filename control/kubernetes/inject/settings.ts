@@ -12,7 +12,7 @@ const PORT_MAX = 65_535;
 const PROTOCOLS = ["auto", "tcp", "http", "websocket", "h2", "tls"] as const;
 /** nothing of these can be sent again to another instance */
 const OPAQUE: readonly string[] = ["tcp", "tls", "h2"];
-const CONTINUITIES = ["transplant", "replay"] as const;
+const CONTINUITIES = ["none", "replay"] as const;
 /** an address that moves along is no pod's */
 const MODES = DOWNSTREAMS.filter((mode) => mode !== "takeover");
 const WORKLOAD_CHARS_MAX = 63;
@@ -99,12 +99,17 @@ export function settingsOf(pod: Pod): Settings | Problem {
     protocol: (values.protocol as Protocol | undefined) ?? "auto",
     stateless: (values.stateless as string[] | undefined) ?? [],
   };
+  if (values.protocol !== undefined && settings.ports !== null)
+    return {
+      at: annotationPath(SETTINGS.protocol),
+      message: `expected it without ${SETTINGS.ports}, where each port says its own, as 8080/http: take one of them out`,
+    };
   const protocols = [settings.protocol, ...(settings.ports ?? []).map(({ protocol }) => protocol)];
   const opaque = protocols.find((protocol) => OPAQUE.includes(protocol));
   if (values.continuity === "replay" && opaque !== undefined)
     return {
       at: annotationPath(SETTINGS.continuity),
-      message: `expected transplant (nothing of protocol ${opaque} can be sent again), got "replay"`,
+      message: `expected none (nothing of protocol ${opaque} can be sent again), got "replay"`,
     };
   return settings;
 }

@@ -9,7 +9,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { parseWorkload, type WorkloadConfig } from "../../config/config.ts";
 
 const PREFIX = "holdfast.dev/";
-const NAME_CHARS_MAX = 40;
+const NAME_CHARS_MAX = 63;
 const HASH_CHARS = 10;
 
 /** One that an agent has to do with, as far as it has to know it; kept across its restarts. */
@@ -79,16 +79,18 @@ export function nameOf({ namespace, name, annotations }: InjectedPod): string {
 /** @throws HoldfastError `CONFIG_INVALID`: which annotation, and what it is expected to be */
 export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfig {
   const { uid, namespace, name, annotations } = pod;
-  const { container, ports, command, standby, continuity, limits } = annotations;
+  const { container, ports, command, standby, continuity, limits, mode } = annotations;
   const file = {
     name: nameOf(pod),
     start: standby !== "true",
     pod: {
       ...{ namespace, name, uid },
       container: required(pod, "container", container),
-      command: json(pod, "command", required(pod, "command", command)),
+      // without one the pod names none, and its image has it
+      ...(command === undefined ? {} : { command: json(pod, "command", command) }),
     },
     ports: portsOf(pod, required(pod, "ports", ports), continuityOf(pod, continuity)),
+    ...(mode === undefined ? {} : { downstream: modeOf(pod, mode) }),
     ...(limits === undefined ? {} : { limits: json(pod, "limits", limits) }),
   };
   return parseWorkload(file, nodeAddress, `pod ${namespace}/${name}, annotations ${PREFIX}*`);
@@ -109,6 +111,11 @@ function portsOf(pod: InjectedPod, text: string, continuity: string | undefined)
       ...(continuity === undefined ? {} : { continuity }),
     };
   });
+}
+
+function modeOf(pod: InjectedPod, text: string): string {
+  if (text === "forward" || text === "gateway") return text;
+  throw refuse(pod, "mode", `expected forward or gateway, got ${JSON.stringify(text)}`);
 }
 
 function continuityOf(pod: InjectedPod, text: string | undefined): string | undefined {

@@ -10,6 +10,8 @@ import type { OciSpec } from "../oci.ts";
 
 const CALL_MS_MAX = 5_000;
 const RUNNING = 1;
+/** of a ContainerStatus */
+const IMAGE_REF = 9;
 
 export interface PodContainer {
   namespace: string;
@@ -24,6 +26,14 @@ export interface RunningContainer {
   /** of its PID 1, as the runtime numbers it */
   pid: number;
   spec: OciSpec;
+  /** as the runtime refers to it */
+  image: string;
+}
+
+/** What an image would start; see "Config" in github.com/opencontainers/image-spec, config.md. */
+export interface ImageCommand {
+  entrypoint: string[];
+  arguments: string[];
 }
 
 export class CriClient {
@@ -73,26 +83,41 @@ export class CriClient {
         [2, true],
       ]),
     );
-    const info = status
-      .filter(({ number }) => number === 2)
-      .map(({ bytes }) => decodeFields(bytes))
-      .find((entry) => entry.some(({ number, bytes }) => number === 1 && bytes.toString() === "info"));
-    const text = info?.find(({ number }) => number === 2)?.bytes.toString("utf8");
     // containerd's and CRI-O's words alike (crictl(1), `inspect`)
-    const { pid, runtimeSpec } = JSON.parse(text ?? "{}") as { pid?: number; runtimeSpec?: OciSpec };
+    const { pid, runtimeSpec } = infoIn(status) as { pid?: number; runtimeSpec?: OciSpec };
+    const facts = decodeFields(status.find(({ number }) => number === 1)?.bytes ?? Buffer.alloc(0));
+    const image = facts.find(({ number }) => number === IMAGE_REF)?.bytes.toString() ?? "";
     return pid === undefined || pid === 0 || runtimeSpec === undefined
       ? null
-      : { id, pid, spec: runtimeSpec };
+      : { id, pid, spec: runtimeSpec, image };
+  }
+
+  /** @param image {@link RunningContainer.image} @throws HoldfastError `CRI_UNREACHABLE` */
+  async commandOf(image: string): Promise<ImageCommand> {
+    const status = decodeFields(
+      await this.#call(
+        "ImageStatus",
+        [
+          [1, [[1, image]]],
+          [2, true],
+        ],
+        "ImageService",
+      ),
+    );
+    const { imageSpec } = infoIn(status) as {
+      imageSpec?: { config?: { Entrypoint?: string[] | null; Cmd?: string[] | null } };
+    };
+    return { entrypoint: imageSpec?.config?.Entrypoint ?? [], arguments: imageSpec?.config?.Cmd ?? [] };
   }
 
   close(): void {
     this.#client.close();
   }
 
-  #call(method: string, request: Field[]): Promise<Buffer> {
+  #call(method: string, request: Field[], service = "RuntimeService"): Promise<Buffer> {
     return new Promise((resolve, reject) => {
       this.#client.makeUnaryRequest(
-        `/runtime.v1.RuntimeService/${method}`,
+        `/runtime.v1.${service}/${method}`,
         (fields: Field[]) => encodeFields(fields),
         (bytes: Buffer) => bytes,
         request,
@@ -113,4 +138,13 @@ export class CriClient {
       );
     });
   }
+}
+
+/** What a runtime tells beyond the API, where it is asked to be verbose: a map of texts, of which "info" is JSON. */
+function infoIn(status: ReturnType<typeof decodeFields>): unknown {
+  const info = status
+    .filter(({ number }) => number === 2)
+    .map(({ bytes }) => decodeFields(bytes))
+    .find((entry) => entry.some(({ number, bytes }) => number === 1 && bytes.toString() === "info"));
+  return JSON.parse(info?.find(({ number }) => number === 2)?.bytes.toString("utf8") ?? "{}");
 }

@@ -63,7 +63,7 @@ export class CriRuntime implements Runtime {
     const found = await this.#find(pod);
     return {
       lower: `/proc/${found.pid}/root`,
-      process: processOf(found.spec, pod),
+      process: await this.#processOf(found, pod),
       spec: () => seenFromHere(found),
       standby: (options, populate) => this.#standby(options, found, populate),
     };
@@ -95,6 +95,23 @@ export class CriRuntime implements Runtime {
     throw fail("POD_MISSING", `no container ${container} of pod ${namespace}/${name} runs on this node`, {
       retryable: true,
     });
+  }
+
+  /** The application as the pod's container would have run it, had it not been given an init that waits. */
+  async #processOf({ spec, image }: RunningContainer, pod: PodConfig): Promise<OciSpec["process"]> {
+    const end = spec.process.args.indexOf("--");
+    const given = end < 0 ? [] : spec.process.args.slice(end + 1);
+    let args = pod.command;
+    if (args === null) {
+      const own = await this.#client.commandOf(image);
+      args = [...own.entrypoint, ...(given.length > 0 ? given : own.arguments)];
+      if (args.length === 0)
+        throw fail(
+          "CONTAINER_EXEC",
+          `pod ${pod.namespace}/${pod.name} names no command for ${pod.container}, and its image has no entrypoint`,
+        );
+    } else if (pod.uid !== null && given.length > 0) args = given; // kubelet has put variables in
+    return { ...spec.process, terminal: false, args, cwd: pod.cwd ?? spec.process.cwd };
   }
 
   async #standby(
@@ -139,11 +156,6 @@ function requirePod({ name, pod }: WorkloadConfig): PodConfig {
   if (pod === null)
     throw fail("POD_MISSING", `workload ${name} names no pod, and this agent has a container runtime: cri`);
   return pod;
-}
-
-/** The application as the pod's container would have run it, had it not been given an init that waits. */
-function processOf(spec: OciSpec, pod: PodConfig): OciSpec["process"] {
-  return { ...spec.process, terminal: false, args: pod.command, cwd: pod.cwd ?? spec.process.cwd };
 }
 
 /** What an init container, or an earlier application, left there: the source's files come in its place. */

@@ -1,0 +1,177 @@
+/**
+ * The chart, rendered by helm without a cluster: what comes out is in `test/kube/chart/`.
+ *
+ *   UPDATE_CHART=1 npm test -- test/kube/chart.test.ts    writes it, to be read before it is committed
+ */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { X509Certificate } from "node:crypto";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, describe, it } from "node:test";
+import { parse, parseAllDocuments, stringify } from "yaml";
+import { parseConfig } from "#control/config/config.ts";
+import { parseWebhookConfig } from "#control/config/webhook.ts";
+import { projectRoot } from "../lab/lab.ts";
+import { kubeTools } from "./kube-tools.ts";
+
+const CHART = join(projectRoot, "charts/holdfast");
+const GOLDEN = join(projectRoot, "test/kube/chart");
+const folder = mkdtempSync(join(tmpdir(), "holdfast-chart-"));
+after(() => rmSync(folder, { recursive: true }));
+
+// biome-ignore lint/suspicious/noExplicitAny: objects of any kind, looked at in every place.
+type Raw = any;
+
+/** helm's caches and settings are the test's own. */
+function helm(args: string[]): { status: number | null; stdout: string; stderr: string } {
+  const own = { HOME: folder, HELM_CACHE_HOME: folder, HELM_CONFIG_HOME: folder, HELM_DATA_HOME: folder };
+  return spawnSync(join(kubeTools().bin, "helm"), args, {
+    encoding: "utf8",
+    env: { ...process.env, ...own },
+  });
+}
+
+function render(values: object): string {
+  const file = join(folder, "values.yaml");
+  writeFileSync(file, stringify(values));
+  const argv = ["template", "holdfast", CHART, "--namespace", "holdfast", "--kube-version", "1.37.2"];
+  const { status, stdout, stderr } = helm([...argv, "-f", file]);
+  assert.equal(status, 0, stderr);
+  return stdout;
+}
+
+function objectsIn(text: string): Raw[] {
+  return parseAllDocuments(text)
+    .map((document) => document.toJS() as Raw)
+    .filter((object) => object !== null);
+}
+
+/** What is made anew each time. */
+function withoutSecrets(text: string): string {
+  return text
+    .replaceAll(/^( *(?:ca\.crt|tls\.crt|tls\.key|caBundle|key|password): )[A-Za-z0-9+/]{20,}=*$/gm, "$1MADE")
+    .replaceAll(/redis:\/\/:[^@]+@/g, "redis://:MADE@")
+    .replaceAll(/^( *checksum\/config: ).*$/gm, "$1MADE");
+}
+
+const NODES = { a: "10.99.0.2", b: "fd00::3" };
+const DEFAULT = { agent: { nodes: NODES } };
+const EVERYTHING_ELSE = {
+  registry: "registry.example/team",
+  imagePullPolicy: "Always",
+  imagePullSecrets: ["registry"],
+  images: { holdfast: { repository: "agent", tag: "2" }, inside: { repository: "inside", tag: "3" } },
+  logLevel: "debug",
+  webhook: {
+    replicas: 1,
+    failurePolicy: "Fail",
+    timeoutSeconds: 2,
+    excludedNamespaces: ["monitoring"],
+    certificate: { existingSecret: "webhook-tls" },
+    annotations: { "cert-manager.io/inject-ca-from": "holdfast/webhook" },
+    nodeSelector: { pool: "system" },
+    tolerations: [{ key: "system", operator: "Exists" }],
+    priorityClassName: "system-cluster-critical",
+  },
+  agent: {
+    nodes: NODES,
+    port: 7500,
+    cri: "/run/crio/crio.sock",
+    stateDir: "/srv/holdfast",
+    existingKeySecret: "agents-key",
+    config: { limits: { heldMbMax: 128 } },
+    nodeSelector: { pool: "games" },
+    tolerations: [],
+    priorityClassName: "",
+  },
+  store: { url: "redis://10.0.0.1:6379" },
+  networkPolicy: { enabled: false },
+};
+const WEBHOOK_ALONE = {
+  agent: { enabled: false },
+  webhook: { certificate: { existingSecret: "webhook-tls", caBundle: "PEM" } },
+};
+const CASES: Record<string, object> = {
+  default: DEFAULT,
+  "with-everything-else": EVERYTHING_ELSE,
+  "webhook-alone": WEBHOOK_ALONE,
+};
+
+describe("the chart", () => {
+  it("has nothing that helm lint knows better", () => {
+    const { status, stdout } = helm(["lint", CHART, "--strict", "--set", "agent.nodes.a=10.99.0.2"]);
+    assert.equal(status, 0, stdout);
+  });
+
+  for (const [name, values] of Object.entries(CASES))
+    it(`renders ${name}`, () => {
+      // as objects: how many empty lines there are differs between versions of helm
+      const written = objectsIn(render(values)).map((object) => stringify(object, { lineWidth: 120 }));
+      const text = withoutSecrets(written.join("---\n"));
+      const file = join(GOLDEN, `${name}.yaml`);
+      if (process.env.UPDATE_CHART === "1") {
+        mkdirSync(GOLDEN, { recursive: true });
+        writeFileSync(file, text);
+      }
+      assert.ok(existsSync(file), file);
+      assert.equal(text, readFileSync(file, "utf8"));
+    });
+
+  it("writes files that the agent and the webhook read", () => {
+    writeFileSync(join(folder, "key"), Buffer.alloc(32, 1), { mode: 0o600 });
+    for (const values of [DEFAULT, EVERYTHING_ELSE]) {
+      const objects = objectsIn(render(values));
+      const secret = objects.find(({ stringData }) => stringData?.["a.yaml"] !== undefined);
+      for (const [node, other] of [
+        ["a", "b"],
+        ["b", "a"],
+      ] as const) {
+        const raw = parse(secret.stringData[`${node}.yaml`]);
+        assert.equal(raw.key, "file:/etc/holdfast-key/key");
+        const config = parseConfig(stringify({ ...raw, key: "file:key" }), join(folder, `${node}.yaml`));
+        assert.equal(config.node, node);
+        assert.deepEqual(Object.keys(config.peers), [other]);
+      }
+      const webhook = objects.find(({ data }) => data?.["webhook.yaml"] !== undefined);
+      assert.equal(parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml").admin?.port, 9400);
+    }
+  });
+
+  it("makes a certificate of the Service that its authority has signed, and one key for all agents", () => {
+    const objects = objectsIn(render(DEFAULT));
+    const { data } = objects.find(({ type }) => type === "kubernetes.io/tls");
+    const [authority, certificate] = ["ca.crt", "tls.crt"].map(
+      (name) => new X509Certificate(Buffer.from(data[name], "base64")),
+    ) as [X509Certificate, X509Certificate];
+    assert.ok(certificate.verify(authority.publicKey));
+    assert.equal(certificate.checkHost("holdfast-webhook.holdfast.svc"), "holdfast-webhook.holdfast.svc");
+    const { webhooks } = objects.find(({ kind }) => kind === "MutatingWebhookConfiguration");
+    for (const { clientConfig } of webhooks) assert.equal(clientConfig.caBundle, data["ca.crt"]);
+    const key = objects.find(({ kind, metadata }) => kind === "Secret" && metadata.name === "holdfast-key");
+    assert.equal(Buffer.from(key.data.key, "base64").length, 32);
+  });
+
+  it("gives all who need it the same password of the store", () => {
+    const objects = objectsIn(render(DEFAULT));
+    const { password } = objects.find(({ stringData }) => stringData?.password !== undefined).stringData;
+    const files = objects.find(({ stringData }) => stringData?.["a.yaml"] !== undefined).stringData;
+    for (const file of Object.values(files) as string[])
+      assert.equal(parse(file).store, `redis://:${password}@holdfast-redis.holdfast.svc:6379`);
+  });
+
+  it("refuses values that it does not know, and nodes that no agent could be called", () => {
+    for (const [set, told] of [
+      ["webhook.replica=3", /replica/],
+      ["webhook.failurePolicy=ignore", /failurePolicy/],
+      ["agent.port=0", /port/],
+      ["store.url=memory:", /url/],
+      ["agent.nodes.ip-1\\.internal=10.0.0.1", /expected names of 1-40 small letters/],
+    ] as const) {
+      const { status, stderr } = helm(["template", "holdfast", CHART, "--set", set]);
+      assert.notEqual(status, 0, set);
+      assert.match(stderr, told);
+    }
+  });
+});
