@@ -157,6 +157,7 @@ const CODES = {
   UPSTREAM_TAKEN: { source: "container", retryable: true },
   USAGE_AGENT: { source: "config", exit: "usage" },
   USAGE_DRY_RUN: { source: "config", exit: "usage" },
+  USAGE_POD: { source: "config", exit: "usage" },
   USAGE_TOKEN: { source: "config", exit: "usage" },
   VIP_DEVICE: { source: "config" },
   VIP_REFUSED: { source: "kernel" },
