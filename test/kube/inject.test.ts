@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { inject, uninject } from "#control/kubernetes/inject/inject.ts";
 import type { Pod } from "#control/kubernetes/inject/pod.ts";
+import { issueCertificate } from "#control/kubernetes/webhook/issue.ts";
 import { podShapes } from "#test/support/pod-shapes.ts";
 import { projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
@@ -15,6 +16,9 @@ import { AGENT, APPS, INSIDE } from "./images.ts";
 const NAMESPACE = "holdfast";
 const CHART = join(projectRoot, "charts/holdfast");
 const OPTIONS = { image: INSIDE.name, imagePullPolicy: "Never" } as const;
+const CONFIGURATION = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast";
+const WEBHOOK = "app.kubernetes.io/component=webhook";
+const DAY_MS = 86_400_000;
 const INSTALL_MS_MAX = 180_000;
 /** an API server may shorten what is long */
 const WARNING_CHARS = 200;
@@ -337,11 +341,12 @@ describe("the chart in a cluster", () => {
   }
 
   /** The pod of a Deployment, when its container runs. */
-  async function onePod(app: string, namespace = "shapes"): Promise<KubeObject> {
+  async function onePod(app: string, namespace = "shapes", selector = `app=${app}`): Promise<KubeObject> {
     let pod: KubeObject | undefined;
     await cluster.until(`the pod of ${app} runs`, async () => {
-      const path = `/api/v1/namespaces/${namespace}/pods?labelSelector=app%3D${app}`;
-      [pod] = (await cluster.api("GET", path)).items as KubeObject[];
+      const path = `/api/v1/namespaces/${namespace}/pods?labelSelector=${encodeURIComponent(selector)}`;
+      const { items } = await cluster.api("GET", path);
+      pod = (items as KubeObject[]).find(({ metadata }) => metadata.deletionTimestamp === undefined);
       return pod?.status.containerStatuses?.[0].state.running !== undefined;
     });
     return pod as KubeObject;
@@ -376,7 +381,7 @@ describe("the chart in a cluster", () => {
     },
   };
 
-  it("keeps certificate and key when it is upgraded, and makes another certificate when it is told to", async () => {
+  it("keeps certificate and keys when it is upgraded", async () => {
     const secrets = async (): Promise<string[]> => {
       const all = ["holdfast-webhook", "holdfast-key"].map((name) =>
         cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/secrets/${name}`),
@@ -386,15 +391,48 @@ describe("the chart in a cluster", () => {
     const before = await secrets();
     await install();
     assert.deepEqual(await secrets(), before);
-    await install("--set", "webhook.certificate.renew=true");
-    const [certificate, key] = await secrets();
-    assert.notEqual(certificate, before[0]);
-    assert.equal(key, before[1]);
+  });
+
+  it("renews its certificate before it expires, while pods are injected all the time", async () => {
+    const path = `/api/v1/namespaces/${NAMESPACE}/secrets/holdfast-webhook`;
+    const { days, service } = { days: 30, service: `holdfast-webhook.${NAMESPACE}.svc` };
+    // made so long ago that a fifth of its time is left
+    const old = issueCertificate([service], days, Date.now() - days * 0.8 * DAY_MS);
+    const encode = (text: string): string => Buffer.from(text).toString("base64");
+    const data = { "ca.crt": encode(old.authority), "tls.crt": encode(old.cert), "tls.key": encode(old.key) };
+    await cluster.api("PATCH", path, { data }, "application/merge-patch+json");
+    await install(); // which has the API server trust what is in the Secret
+    const restart = ["-n", NAMESPACE, "rollout", "restart", "deployment/holdfast-webhook"];
+    await cluster.kubectl(restart); // … and a webhook that starts looks at it
+    await cluster.kubectl(["-n", NAMESPACE, "rollout", "status", "deployment/holdfast-webhook"]);
+    let asked = 0;
+    const shown = async (): Promise<boolean> => {
+      const answer = await tryPod("enforcing", podOf("bare"));
+      assert.equal(answer.status, 201, answer.object.message);
+      asked++;
+      const { data: now } = await cluster.api("GET", path);
+      return now["tls.crt"] !== data["tls.crt"] && now["next.crt"] === undefined;
+    };
+    await cluster.until("it is renewed", shown);
+    const { data: now } = await cluster.api("GET", path);
+    const { webhooks } = await cluster.api("GET", CONFIGURATION);
+    for (const { clientConfig } of webhooks) assert.equal(clientConfig.caBundle, now["ca.crt"]);
+    // kubelet brings a Secret within a minute or two, or when the pod changes
+    const { name } = (await onePod("holdfast", NAMESPACE, WEBHOOK)).metadata;
+    await cluster.kubectl(["-n", NAMESPACE, "annotate", "pod", name, "seen=yes"]);
+    await cluster.until("it shows the new one", async () => {
+      await shown();
+      return /the certificate was read again/.test(await cluster.kubectl(["-n", NAMESPACE, "logs", name]));
+    });
+    for (let more = 0; more < 20; more++) await shown();
+    assert.ok(asked > 20);
+    await install();
+    assert.deepEqual((await cluster.api("GET", path)).data, now);
   });
 
   it("has its own store admitted, too", async () => {
     const rendered = join(cluster.lab.dir, "rendered.yaml");
-    const set = "imagePullPolicy=Never,agent.nodes.a=10.99.0.2";
+    const set = "imagePullPolicy=Never";
     const template = `helm template holdfast ${CHART} --namespace ${NAMESPACE} --set ${set} >${rendered}`;
     const { status, stderr } = await cluster.run(["sh", "-c", template]);
     assert.equal(status, 0, stderr);
@@ -414,7 +452,7 @@ describe("the chart in a cluster", () => {
   it("leaves nothing when it is uninstalled", async () => {
     await helm(["uninstall", "holdfast", "--wait"]);
     const kinds =
-      "deployment,daemonset,service,secret,configmap,serviceaccount,networkpolicy,poddisruptionbudget";
+      "deployment,daemonset,service,secret,configmap,serviceaccount,networkpolicy,poddisruptionbudget,role,rolebinding";
     const here = await cluster.kubectl(["-n", NAMESPACE, "get", kinds, "-o", "name"]);
     assert.deepEqual(here.trim().split("\n").toSorted(), [
       "configmap/kube-root-ca.crt",
