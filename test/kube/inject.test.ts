@@ -7,7 +7,7 @@ import { inject, uninject } from "#control/kubernetes/inject/inject.ts";
 import type { Pod } from "#control/kubernetes/inject/pod.ts";
 import { issueCertificate } from "#control/kubernetes/webhook/issue.ts";
 import { podShapes } from "#test/support/pod-shapes.ts";
-import { projectRoot } from "../lab/lab.ts";
+import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { holdfast, logsOf } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
@@ -24,7 +24,7 @@ const INSTALL_MS_MAX = 180_000;
 const WARNING_CHARS = 200;
 /** clients of the application that moves, where they come to, and answers that each has before and after */
 const SESSIONS = 10;
-const LISTEN = 8080;
+const NODE_PORT = 30080;
 const ANSWERS = 5;
 const INJECT = { "holdfast.dev/inject": "enabled" };
 const PRIVILEGED = { "pod-security.kubernetes.io/enforce": "privileged" };
@@ -190,6 +190,11 @@ describe("the chart in a cluster", () => {
     assert.equal(status, 403);
     assert.match(object.message, /denied the request: holdfast: not injected: spec\.hostNetwork: /);
     assert.equal((await tryPod("enforcing", podOf("left-out"))).status, 201);
+    // whoever may make pods in one namespace is nobody in another
+    const bare = podOf("bare");
+    const metadata = { name: "bare", annotations: { "holdfast.dev/workload": "shapes.chat" } };
+    const foreign = await tryPod("enforcing", { ...bare, metadata });
+    assert.match(foreign.object.message, /expected a name that begins with "enforcing\."/);
   });
 
   it("looks at the pods that it is to look at", async () => {
@@ -281,18 +286,18 @@ describe("the chart in a cluster", () => {
   };
 
   it("moves a Deployment's application to a standby, and its clients notice nothing", async () => {
-    await cluster.apply(chat);
+    await cluster.apply(chat, service);
     const source = await onePod("chat");
     const { name } = source.metadata;
     const workload = `shapes.${name}`;
     const annotations = { "holdfast.dev/standby": "true", "holdfast.dev/workload": workload };
-    const { spec: template, metadata } = chat.spec.template;
+    const { spec: template } = chat.spec.template;
     await cluster.apply({
       apiVersion: "v1",
       kind: "Pod",
       metadata: {
         ...{ name: "chat-standby", namespace: "shapes" },
-        annotations: { ...metadata.annotations, ...annotations },
+        annotations,
       },
       spec: { ...template, nodeName: "b" },
     });
@@ -310,7 +315,16 @@ describe("the chart in a cluster", () => {
     };
     await cluster.until("it runs", async () => (await stateOn("a")) === "running").catch(failed);
     await cluster.until("the standby waits", async () => (await stateOn("b")) !== undefined).catch(failed);
-    const target = { address: cluster.lab.place("a").address, port: LISTEN };
+    const target = { address: cluster.lab.place("a").address, port: NODE_PORT };
+    const knock = `const socket = require("net").connect(${target.port}, "${target.address}");
+      socket.on("error", () => {}).on("connect", () => console.log("open")).setTimeout(500, () => socket.destroy());
+      socket.on("connect", () => socket.destroy());`;
+    await cluster
+      .until("clients come in", async () => {
+        const { stdout } = await cluster.lab.run("client", [nodeBinary, "-e", knock]);
+        return stdout.trim() === "open";
+      })
+      .catch(failed);
     const load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
     await answered(load);
     const moved = await holdfast(cluster, agents.get("a"), ["migrate", workload, "--to", "b", "--json"]);
@@ -321,12 +335,9 @@ describe("the chart in a cluster", () => {
       { lost, repeated, corrupt, resets, alive, problems },
       { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
     );
-    await cluster.until("kubelet finds the standby ready, and the source not", async () => {
-      const [there, here] = await Promise.all(["chat-standby", name].map(findPod));
-      return (
-        condition(there as KubeObject, "Ready") === "True" &&
-        condition(here as KubeObject, "Ready") !== "True"
-      );
+    await cluster.until("kubelet finds the standby ready", async () => {
+      const standby = await findPod("chat-standby");
+      return standby !== null && condition(standby, "Ready") === "True";
     });
   });
 
@@ -352,6 +363,17 @@ describe("the chart in a cluster", () => {
     return pod as KubeObject;
   }
 
+  const service: KubeObject = {
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name: "chat", namespace: "shapes" },
+    spec: {
+      type: "NodePort",
+      selector: { app: "chat" },
+      ports: [{ port: 80, targetPort: 9000, nodePort: NODE_PORT }],
+    },
+  };
+
   const chat: KubeObject = {
     apiVersion: "apps/v1",
     kind: "Deployment",
@@ -359,7 +381,7 @@ describe("the chart in a cluster", () => {
     spec: {
       selector: { matchLabels: { app: "chat" } },
       template: {
-        metadata: { labels: { app: "chat" }, annotations: { "holdfast.dev/ports": `${LISTEN}:9000` } },
+        metadata: { labels: { app: "chat" } },
         spec: {
           nodeName: "a",
           terminationGracePeriodSeconds: 0,
@@ -373,6 +395,7 @@ describe("the chart in a cluster", () => {
                 { name: "HOST", value: "0.0.0.0" },
                 { name: "PORT", value: "9000" },
               ],
+              ports: [{ containerPort: 9000 }],
               readinessProbe: { tcpSocket: { port: 9000 }, periodSeconds: 1 },
             },
           ],
