@@ -14,6 +14,8 @@ const status = await runProgram(process.argv.slice(2), {
   runGateway: async (config, options) => (await import("./gateway/main.ts")).runGateway(config, options),
   runWebhook: async (config, options) =>
     (await import("./kubernetes/webhook/main.ts")).runWebhook(config, options),
+  runController: async (config) =>
+    (await import("./kubernetes/controller/main.ts")).runController(config, process.env),
   readInput: async (bytesMax) => {
     const chunks: Buffer[] = [];
     let bytes = 0;

@@ -15,6 +15,8 @@ import { ownersCall } from "../api/owners.ts";
 import { ChangeWatch } from "../config/change-watch.ts";
 import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
+import type { KubernetesObject, Pod } from "../kubernetes/client/objects.ts";
+import type { Reflector, ReflectorOptions } from "../kubernetes/client/reflector.ts";
 import { Faults } from "../migration/faults.ts";
 import { makeTopGroups, mountMissingCgroups } from "../runtime/cgroups.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
@@ -27,6 +29,7 @@ import { Workload } from "../workload/workload.ts";
 import { AdminServer, type OwnContext } from "./admin.ts";
 import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
+import type { MigrationsOptions } from "./migrations.ts";
 import { PodPeers } from "./pod-peers.ts";
 import { PodWorkloads } from "./pod-workloads.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
@@ -151,7 +154,10 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   const secrets = watchSecrets(config, context, workloads);
   context.owners.keep();
-  const watch = await watchCluster(config, pods, podPeers, metrics, log);
+  const watch = await watchCluster(config, pods, podPeers, metrics, log, {
+    store,
+    isRecovering: (workload) => recovering.has(workload as Workload),
+  });
   const recovered = Promise.all([...workloads.values()].map(recover));
   // a move that was cut off may wait for the store or another node: people can look at it meanwhile
   await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
@@ -172,7 +178,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     process.once("SIGINT", resolve);
   });
   log.info("agent ends; its workloads go on");
-  watch.close();
+  await watch.close();
   pods.close();
   podPeers?.close();
   for (const workload of workloads.values()) workload.close();
@@ -184,40 +190,70 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   await store.close();
 }
 
-/** The pods of this node, and of the agents of others, from now on. */
+/** The pods of this node and of the agents of others, and Migrations, from now on. */
 async function watchCluster(
   { node, pods: hasPods, agents }: AgentConfig,
   pods: PodWorkloads<Workload>,
   peers: PodPeers | null,
   metrics: AgentMetrics,
   log: Logger,
-): Promise<{ close(): void }> {
-  if (!hasPods) return { close() {} };
+  of: Pick<MigrationsOptions, "store" | "isRecovering">,
+): Promise<{ close(): Promise<void> }> {
+  if (!hasPods) return { async close() {} };
   // a file's agent does without
-  const [{ ClusterApi }, { Reflector }] = await Promise.all([
-    import("../kubernetes/cluster-api.ts"),
-    import("../kubernetes/reflector.ts"),
+  const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }, { Migrations }] = await Promise.all([
+    import("../kubernetes/client/access.ts"),
+    import("../kubernetes/client/api.ts"),
+    import("../kubernetes/client/reflector.ts"),
+    import("../kubernetes/client/paths.ts"),
+    import("./migrations.ts"),
   ]);
-  const api = ClusterApi.inCluster(process.env);
-  const watch = (objects: string, path: string, onChange: (found: readonly unknown[]) => void) => {
+  const access = findAccess(process.env);
+  const api = new KubernetesApi(access, `holdfast-agent/${node}`);
+  const migrations = new Migrations({
+    ...of,
+    node,
+    api,
+    log,
+    workloadOf: (podUid) => pods.workloadOf(podUid),
+  });
+  const watch = <T extends KubernetesObject>(
+    objects: string,
+    from: Pick<ReflectorOptions<T>, "path" | "query" | "onAll">,
+  ): Reflector<T> => {
     const onProblem = (error: unknown): void =>
       log.warn({ reason: messageOf(error) }, `${objects} are not seen`);
-    const reflector = new Reflector({ api, path, onChange, onProblem });
-    metrics.watches(objects, () => reflector.silentMs);
-    reflector.start();
+    const reflector = new Reflector<T>({ api, onProblem, ...from });
+    metrics.watches(objects, () => reflector.secondsSinceLastEvent());
     return reflector;
   };
-  const selector = encodeURIComponent(`spec.nodeName=${node}`);
-  const watches = [
-    watch("pods of this node", `/api/v1/pods?fieldSelector=${selector}`, (found) => pods.update(found)),
+  const watches: { close(): Promise<void> }[] = [
+    watch<Pod>("pods of this node", {
+      path: pathOf("pods"),
+      query: { fieldSelector: `spec.nodeName=${node}` },
+      onAll: (found) => {
+        pods.update(found);
+        migrations.seePods(found);
+      },
+    }),
+    watch("Migrations", {
+      path: pathOf("migrations"),
+      onAll: (found) => migrations.seeMigrations(found),
+    }),
   ];
-  if (agents !== null && peers !== null) {
-    const path = `/api/v1/namespaces/${api.namespace}/pods?labelSelector=${encodeURIComponent(agents)}`;
-    watches.push(watch("pods of agents", path, (found) => peers.update(found)));
-  }
+  if (agents !== null && peers !== null)
+    watches.push(
+      watch("pods of agents", {
+        path: pathOf("pods", { namespace: access.namespace }),
+        query: { labelSelector: agents },
+        onAll: (found) => peers.update(found),
+      }),
+    );
   return {
-    close() {
-      for (const one of watches) one.close();
+    async close() {
+      migrations.close();
+      await Promise.all(watches.map((one) => one.close()));
+      api.close();
     },
   };
 }

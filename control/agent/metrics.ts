@@ -11,7 +11,7 @@ export class AgentMetrics {
   #storeUp: Gauge;
   #restarts: Counter<"workload" | "reason">;
   #stepsDown: Counter<"workload">;
-  readonly #silentMs = new Map<string, () => number>();
+  readonly #silentSeconds = new Map<string, () => number>();
 
   constructor(workloads: Map<string, Workload>) {
     const registers = [this.registry];
@@ -53,14 +53,14 @@ export class AgentMetrics {
       labelNames: ["workload"] as const,
       registers,
     });
-    const silentMs = this.#silentMs;
+    const silentSeconds = this.#silentSeconds;
     new Gauge({
       name: "holdfast_agent_kubernetes_silent_seconds",
       help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
       labelNames: ["objects"] as const,
       registers,
       collect() {
-        for (const [objects, silent] of silentMs) this.set({ objects }, silent() / 1000);
+        for (const [objects, silent] of silentSeconds) this.set({ objects }, silent());
       },
     });
     new Gauge({
@@ -75,9 +75,9 @@ export class AgentMetrics {
     });
   }
 
-  /** @param silentMs since the API server was last heard of these objects */
-  watches(objects: string, silentMs: () => number): void {
-    this.#silentMs.set(objects, silentMs);
+  /** @param silentSeconds since the API server was last heard of these objects */
+  watches(objects: string, silentSeconds: () => number): void {
+    this.#silentSeconds.set(objects, silentSeconds);
   }
 
   storeUp(up: boolean): void {

@@ -5,7 +5,7 @@
  *   a pod's container runs              its workload is made, as a start of the agent makes one of the file
  *   the pod is deleted, or over         the application stops, unless it has moved or is about to; clients that this node's proxy
  *                                       still forwards are waited for; then the workload and its folder go
- *   another pod of the same name        one after the other
+ *   another pod of the same name        one after the other; a standby has the workload at once, when the application has left
  *
  * What is known of a pod is kept in the workload's folder: an agent that starts settles moves and finds its processes whether or not the
  * API server answers.
@@ -36,6 +36,8 @@ export interface PodWorkload {
   readonly isStarting: boolean;
   /** The application, and its clients' connections. @throws HoldfastError */
   stop(): Promise<void>;
+  /** from now on it is that of another pod */
+  useConfig(config: WorkloadConfig): void;
   close(): void;
 }
 
@@ -75,6 +77,13 @@ export class PodWorkloads<Workload extends PodWorkload> {
 
   constructor(options: PodWorkloadsOptions<Workload>) {
     this.#options = options;
+  }
+
+  /** null: that pod has none, or not yet */
+  workloadOf(podUid: string): Workload | null {
+    for (const [name, { uid }] of this.#own)
+      if (uid === podUid) return this.#options.workloads.get(name) ?? null;
+    return null;
   }
 
   /** What an earlier agent knew. Called once, before anything recovers. */
@@ -153,13 +162,14 @@ export class PodWorkloads<Workload extends PodWorkload> {
     const has = this.#own.get(name);
     const wanted = pods.get(name);
     if (has !== undefined && has.uid === wanted?.pod.uid) return true;
+    if (has !== undefined && wanted?.isStarting === false && this.#rebind(name, wanted.pod)) return true;
     if (has !== undefined && !(await this.#remove(name))) return false;
     return wanted === undefined || wanted.isStarting || this.#add(wanted.pod);
   }
 
   /** False: it is refused, for now. */
   #add(pod: InjectedPod): boolean {
-    const { folder, log, recover } = this.#options;
+    const { log, recover } = this.#options;
     let workload: Workload;
     try {
       workload = this.#make(pod);
@@ -168,9 +178,7 @@ export class PodWorkloads<Workload extends PodWorkload> {
       return false;
     }
     const { name } = workload;
-    const file = join(folder, name, FILE);
-    writeFileSync(`${file}.new`, JSON.stringify(pod), { mode: 0o600 });
-    renameSync(`${file}.new`, file);
+    this.#keep(name, pod);
     log.info({ workload: name, namespace: pod.namespace, pod: pod.name }, "a pod has brought a workload");
     recover(workload);
     return true;
@@ -198,6 +206,34 @@ export class PodWorkloads<Workload extends PodWorkload> {
     workloads.set(name, workload);
     this.#own.set(name, pod);
     return workload;
+  }
+
+  /**
+   * The application has left, and another pod of it is here: a standby. Clients who came here before stay with the workload, whose
+   * proxy they are connected to. False: it is not so.
+   */
+  #rebind(name: string, pod: InjectedPod): boolean {
+    const { workloads, nodeAddress, log, isRecovering } = this.#options;
+    const workload = workloads.get(name);
+    if (workload === undefined || isRecovering(workload) || workload.busyWith !== null) return false;
+    const { role, moving, owed } = workload.journal;
+    if (role === "owner" || moving !== null || owed !== null) return false;
+    const config = workloadOf(pod, nodeAddress);
+    if (config.start) return false; // an application of its own
+    const rest = (one: WorkloadConfig): string => JSON.stringify({ ...one, pod: null, start: null });
+    if (rest(config) !== rest(workload.config)) return false;
+    this.#keep(name, pod);
+    workload.useConfig(config);
+    this.#own.set(name, pod);
+    log.info({ workload: name, namespace: pod.namespace, pod: pod.name }, "another pod has its workload");
+    return true;
+  }
+
+  /** For the agent after this one. */
+  #keep(name: string, pod: InjectedPod): void {
+    const file = join(this.#options.folder, name, FILE);
+    writeFileSync(`${file}.new`, JSON.stringify(pod), { mode: 0o600 });
+    renameSync(`${file}.new`, file);
   }
 
   /** Its pod is no longer there. False: not yet. */

@@ -3,10 +3,14 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
 import type { AgentConfig } from "../config/config.ts";
+import { parseEndpoint } from "../config/endpoint.ts";
 import type { GatewayFile } from "../config/gateway.ts";
 import type { WebhookFile } from "../config/webhook.ts";
+import type { KubernetesApi } from "../kubernetes/client/api.ts";
+import type { ControllerConfig } from "../kubernetes/controller/main.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
@@ -27,10 +31,34 @@ export interface Surroundings extends Terminal {
   runAgent(config: AgentConfig, options: { logLevel: string }): Promise<void>;
   runGateway(config: GatewayFile, options: { logLevel: string }): Promise<void>;
   runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void>;
+  runController(config: ControllerConfig): Promise<void>;
   /** everything that comes on standard input; throws when it is more than so many bytes */
   readInput(bytesMax: number): Promise<string>;
   env: Record<string, string | undefined>;
   onInterrupt: OnInterrupt;
+}
+
+interface ClusterOptions {
+  kubeconfig?: string;
+  context?: string;
+  namespace?: string;
+  json?: boolean;
+}
+
+interface MigrateOptions extends ClientOptions, ClusterOptions {
+  to: string;
+  deadline?: number;
+  dryRun?: boolean;
+  /** commander's --no-wait: true without it */
+  wait: boolean;
+}
+
+interface ControllerOptions {
+  kubeconfig?: string;
+  context?: string;
+  namespace?: string;
+  admin?: Endpoint;
+  logLevel: string;
 }
 
 interface ClientOptions {
@@ -198,6 +226,25 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       await around.runWebhook(config, { logLevel: options.logLevel });
     });
 
+  program
+    .command("controller")
+    .description("move the pods that Migrations name, in a Kubernetes cluster, in the foreground")
+    .option("--kubeconfig <file>", "as kubectl has it; default: KUBECONFIG, else this pod's ServiceAccount")
+    .option("--context <name>", "of the kubeconfig")
+    .option("--namespace <name>", "of the Lease that one of several controllers holds; default: its own")
+    .option("--admin <address>", "IP:PORT of /healthz, /readyz and /metrics", parseAddress)
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addHelpText("after", EXIT_HELP)
+    .action((options: ControllerOptions) =>
+      around.runController({
+        kubeconfig: options.kubeconfig ?? null,
+        context: options.context ?? null,
+        namespace: options.namespace ?? null,
+        admin: options.admin ?? null,
+        logLevel: options.logLevel,
+      }),
+    );
+
   const manifest = (usage: string, description: string) =>
     program
       .command(usage)
@@ -327,14 +374,88 @@ made ready, and nothing of it is left afterwards; Ctrl-C undoes it too.`,
       );
     });
 
-  client("migrate <workload>", "move a workload to another node")
+  const inCluster = (command: Command): Command =>
+    command
+      .option("--kubeconfig <file>", "as kubectl has it; default: KUBECONFIG, else ~/.kube/config")
+      .option("--context <name>", "of the kubeconfig");
+  const withCluster = async (
+    options: ClusterOptions,
+    use: (api: KubernetesApi, namespace: string) => Promise<number>,
+  ): Promise<void> => {
+    // commands of agents start without it
+    const [{ findAccess }, { KubernetesApi }] = await Promise.all([
+      import("../kubernetes/client/access.ts"),
+      import("../kubernetes/client/api.ts"),
+    ]);
+    const access = findAccess(around.env, {
+      ...(options.kubeconfig === undefined ? {} : { kubeconfig: options.kubeconfig }),
+      ...(options.context === undefined ? {} : { context: options.context }),
+    });
+    const api = new KubernetesApi(access, "holdfast");
+    try {
+      done(await use(api, options.namespace ?? access.namespace));
+    } finally {
+      api.close();
+    }
+  };
+
+  inCluster(client("migrate <workload>", "move a workload, or pod/NAME of a cluster, to another node"))
     .requiredOption("--to <node>", "name of the node")
     .option("--deadline <ms>", "roll back when it has not committed by then", parseMs)
-    .addHelpText("after", "\nCtrl-C cancels the move and waits for the outcome; a second Ctrl-C leaves.")
-    .action((workload: string, options: ClientOptions & { to: string; deadline?: number }) =>
-      withClients(options, (clients) => {
-        const request = { workload, to: options.to, deadlineMs: options.deadline ?? null };
-        return migrate(clients, request, options.json === true, around, around.onInterrupt);
+    .option("-n, --namespace <name>", "of the pod; default: the context's")
+    .option("--dry-run", "of a pod: only say what would be done")
+    .option("--no-wait", "of a pod: only make the Migration")
+    .addHelpText(
+      "after",
+      `
+pod/NAME: a Migration is made, which the cluster's controller carries out; no agent is asked.
+Ctrl-C cancels the move and waits for the outcome; a second Ctrl-C leaves.`,
+    )
+    .action((workload: string, options: MigrateOptions) => {
+      const { to, deadline = null, dryRun = false, wait, json = false } = options;
+      const pod = podNamed(workload);
+      if (pod !== null)
+        return withCluster(options, async (api, namespace) => {
+          const { migratePod } = await import("./kubernetes.ts");
+          const request = { namespace, pod, to, deadlineMs: deadline, dryRun, wait };
+          return migratePod(api, request, json, around, around.onInterrupt);
+        });
+      if (dryRun || !wait)
+        throw fail(
+          "USAGE_POD",
+          "--dry-run and --no-wait are for pods: migrate pod/NAME; of a workload: check --dry-run",
+        );
+      return withClients(options, (clients) =>
+        migrate(clients, { workload, to, deadlineMs: deadline }, json, around, around.onInterrupt),
+      );
+    });
+
+  inCluster(program.command("abort <migration>"))
+    .description("abort a Migration of a cluster, unless the application has moved already")
+    .option("-n, --namespace <name>", "of the Migration; default: the context's")
+    .option("--json", "print one JSON object")
+    .addHelpText("after", EXIT_HELP)
+    .action((name: string, options: ClusterOptions) =>
+      withCluster(options, async (api, namespace) => {
+        const { abortMigration } = await import("./kubernetes.ts");
+        return abortMigration(api, { namespace, name }, options.json === true, around);
+      }),
+    );
+
+  inCluster(program.command("drain <node>"))
+    .description("cordon a node of a cluster, and move each injected pod of it to another")
+    .option("--deadline <ms>", "of each move", parseMs)
+    .option("--json", "print one JSON object")
+    .addHelpText(
+      "after",
+      `
+What is not injected stays: kubectl drain evicts it. Where the chart answers evictions, kubectl drain alone does both.
+${EXIT_HELP}`,
+    )
+    .action((node: string, options: ClusterOptions & { deadline?: number }) =>
+      withCluster(options, async (api) => {
+        const { drainNode } = await import("./kubernetes.ts");
+        return drainNode(api, { node, deadlineMs: options.deadline ?? null }, options.json === true, around);
       }),
     );
 
@@ -377,6 +498,17 @@ clients it had are reset.`,
 
 function collect(value: string, before: string[]): string[] {
   return [...before, value];
+}
+
+/** `pod/chat-0` → `chat-0`; null: it is a workload of an agent */
+function podNamed(name: string): string | null {
+  return /^pods?\/(.+)$/.exec(name)?.[1] ?? null;
+}
+
+function parseAddress(text: string): Endpoint {
+  const endpoint = parseEndpoint(text);
+  if (endpoint === null) throw new InvalidArgumentError("expected IP:PORT ([IP]:PORT for IPv6).");
+  return endpoint;
 }
 
 function parseMs(text: string): number {

@@ -116,6 +116,7 @@ async function run(
     runAgent: async () => assert.fail("an agent"),
     runGateway: async () => assert.fail("a gateway"),
     runWebhook: async () => assert.fail("a webhook"),
+    runController: async () => assert.fail("a controller"),
     readInput: async () => assert.fail("standard input"),
     onInterrupt: (first) => {
       if (options.interruptAfterMs !== undefined) setTimeout(first, options.interruptAfterMs);

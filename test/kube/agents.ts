@@ -98,14 +98,19 @@ export async function logsOf(cluster: Cluster, agents: Iterable<KubeObject>): Pr
   return logs.join("\n");
 }
 
-/** What an agent may: see the pods of its node, of which it takes those that were injected. */
+/** What an agent may: see the pods of its node, of which it takes those that were injected, and carry out Migrations. */
 const ACCESS: KubeObject[] = [
   { apiVersion: "v1", kind: "ServiceAccount", metadata: { name: NAME, namespace: NAMESPACE } },
   {
     apiVersion: "rbac.authorization.k8s.io/v1",
     kind: "ClusterRole",
     metadata: { name: NAME },
-    rules: [{ apiGroups: [""], resources: ["pods"], verbs: ["list", "watch"] }],
+    rules: [
+      { apiGroups: [""], resources: ["pods"], verbs: ["list", "watch"] },
+      { apiGroups: [""], resources: ["pods/status"], verbs: ["patch"] },
+      { apiGroups: ["holdfast.dev"], resources: ["migrations"], verbs: ["get", "list", "watch"] },
+      { apiGroups: ["holdfast.dev"], resources: ["migrations/status"], verbs: ["patch"] },
+    ],
   },
   {
     apiVersion: "rbac.authorization.k8s.io/v1",

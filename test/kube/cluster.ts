@@ -95,6 +95,14 @@ export class Cluster {
     return join(this.#credentials, "admin.kubeconfig");
   }
 
+  /** What the API server shows at the switch's address, and who has signed it: for a webhook there. */
+  get serverCertificate(): { certificate: string; key: string; authority: string } {
+    const [certificate, key, authority] = ["apiserver.crt", "apiserver.key", "ca.crt"].map((file) =>
+      join(this.#credentials, file),
+    ) as [string, string, string];
+    return { certificate, key, authority };
+  }
+
   /** Part of {@link createCluster}. */
   async start(): Promise<void> {
     const nodes = [...this.lab.nodes.keys()];
@@ -159,6 +167,11 @@ export class Cluster {
       env: this.#environment({ KUBECONFIG: this.kubeconfig }),
       ...options,
     });
+  }
+
+  /** … that goes on until it is stopped, or the cluster is closed. */
+  spawn(name: string, argv: string[]): LabProcess {
+    return this.lab.spawn("switch", argv, { name, env: this.#environment({ KUBECONFIG: this.kubeconfig }) });
   }
 
   /** A pod that is Ready. @throws Error that shows the pod's status, after `msMax` */

@@ -26,6 +26,7 @@ async function holdfast(args: string[], input: string): Promise<Done> {
     runAgent: async () => assert.fail("an agent"),
     runGateway: async () => assert.fail("a gateway"),
     runWebhook: async () => assert.fail("a webhook"),
+    runController: async () => assert.fail("a controller"),
     readInput: async () => input,
     onInterrupt: () => () => {},
   });

@@ -12,7 +12,7 @@ import { until } from "#test/support/moved-program.ts";
 const ADDRESS = "10.99.0.2";
 
 class FakeWorkload implements PodWorkload {
-  readonly config: WorkloadConfig;
+  config: WorkloadConfig;
   journal: PodWorkload["journal"] = { role: "owner", moving: null, owed: null };
   busyWith: string | null = null;
   isStarting = false;
@@ -27,6 +27,9 @@ class FakeWorkload implements PodWorkload {
   async stop(): Promise<void> {
     this.did.push("stop");
     this.journal = { ...this.journal, role: "none" };
+  }
+  useConfig(config: WorkloadConfig): void {
+    this.config = config;
   }
   close(): void {
     this.did.push("close");
@@ -160,6 +163,27 @@ describe("the workloads of pods", () => {
     pods.update([pod("db-0", "2")]);
     await until("the second comes", () => made.some(({ config }) => config.pod?.uid === "2"));
     assert.deepEqual(first.did, ["stop", "close"]);
+  });
+
+  it("are a standby's at once when the application has left and its clients are still here", async () => {
+    const standby = pod("chat-x", "2") as { metadata: { annotations: object } };
+    const isStandby = { "holdfast.dev/workload": "default.chat", "holdfast.dev/standby": "true" };
+    Object.assign(standby.metadata.annotations, isStandby);
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    const [workload] = made as [FakeWorkload];
+    workload.journal = { role: "anchor", moving: null, owed: "told" };
+    await again(standby);
+    assert.equal(workload.config.pod?.uid, "1", "the store does not know yet");
+    workload.journal = { role: "anchor", moving: null, owed: null };
+    await until("it is the standby's", () => workload.config.pod?.uid === "2");
+    assert.deepEqual(workload.did, []);
+    assert.equal(pods.workloadOf("2"), workload);
+    assert.equal(pods.workloadOf("1"), null);
+    pods.close();
+    pods = begin();
+    pods.restore();
+    assert.equal(workloads.get("default.chat")?.config.pod?.uid, "2", "an agent that starts knows");
   });
 
   it("are refused while something is in their way, and said once", async () => {

@@ -49,6 +49,7 @@ async function helpOf(args: string[]): Promise<string> {
     runAgent: async () => assert.fail("an agent"),
     runGateway: async () => assert.fail("a gateway"),
     runWebhook: async () => assert.fail("a webhook"),
+    runController: async () => assert.fail("a controller"),
     readInput: async () => assert.fail("standard input"),
     onInterrupt: () => () => {},
   });

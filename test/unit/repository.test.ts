@@ -87,14 +87,14 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
   "control/": {
     api: [],
     config: ["api"],
+    kubernetes: ["api", "config"],
     criu: ["api", "config"],
     runtime: ["api", "config", "criu"],
     network: ["api", "config", "criu", "runtime"],
     audit: ["api", "config", "criu", "runtime"],
     migration: ["api", "config", "criu", "runtime", "network", "audit"],
     workload: ["api", "config", "criu", "runtime", "network", "audit", "migration"],
-    kubernetes: ["api", "config"],
-    agent: ["api", "config", "criu", "runtime", "network", "audit", "migration", "workload", "kubernetes"],
+    agent: ["api", "config", "kubernetes", "criu", "runtime", "network", "audit", "migration", "workload"],
     gateway: ["config", "agent"],
     cli: ["api", "config", "kubernetes"],
   },
@@ -104,6 +104,16 @@ const PURE: Record<string, readonly RegExp[]> = {
   "proxy/session/": [/^proxy\/contract\//, /^node:assert(\/strict)?$/],
   "proxy/protocol/": [/^proxy\/contract\//, /^node:(assert|buffer|crypto)$/],
   "proxy/replay/plan.ts": [/^proxy\/protocol\//],
+  ...Object.fromEntries(
+    ["plan", "observed", "obstacles", "standby-pod"].map((file) => [
+      `control/kubernetes/controller/${file}.ts`,
+      [
+        /^control\/api\//,
+        /^control\/kubernetes\/(client\/objects|controller\/(observed|obstacles|standby-pod))\.ts$/,
+        /^node:crypto$/,
+      ],
+    ]),
+  ),
   "control/api/": [/^proxy\/contract\//, /^zod$/],
   "control/kubernetes/inject/": [
     /^proxy\/contract\//,

@@ -1,4 +1,4 @@
-/** `/healthz`, `/readyz` and `/metrics` of the webhook, for probes and Prometheus. Reads only. */
+/** `/healthz`, `/readyz` and `/metrics` of the webhook and of the controller, for probes and Prometheus. Reads only. */
 import type { Server } from "node:http";
 import type { Registry } from "@prometheus-io/client";
 
@@ -7,7 +7,7 @@ const REQUEST_MS_MAX = 5_000;
 const CONNECTIONS_MAX = 64;
 
 /** @param ready null: it is; else why not */
-export function createAdmin(metrics: Registry, ready: () => string | null): Server {
+export function createAdmin(metrics: Registry, ready: () => string | null, role = "webhook"): Server {
   const server = createServer(async (request, response) => {
     const json = (status: number, value: object): void => {
       response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(value));
@@ -15,7 +15,7 @@ export function createAdmin(metrics: Registry, ready: () => string | null): Serv
     if (request.method !== "GET" && request.method !== "HEAD") {
       response.writeHead(405, { allow: "GET, HEAD" }).end();
     } else if (request.url === "/healthz") {
-      json(200, { role: "webhook" });
+      json(200, { role });
     } else if (request.url === "/readyz") {
       const reason = ready();
       if (reason === null) json(200, { ready: true });

@@ -9,17 +9,19 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ChangeWatch } from "../../config/change-watch.ts";
 import { formatEndpoint } from "../../config/endpoint.ts";
 import type { RenewalConfig, WebhookFile } from "../../config/webhook.ts";
-import { ClusterApi } from "../cluster-api.ts";
+import { findAccess, inCluster } from "../client/access.ts";
+import { KubernetesApi } from "../client/api.ts";
+import { answerEviction } from "../eviction/review.ts";
 import { createAdmin } from "./admin.ts";
 import { isSameCertificate, readCertificate } from "./certificate.ts";
 import { WebhookMetrics } from "./metrics.ts";
-import { renew } from "./renewal.ts";
+import { type RenewalApi, renew } from "./renewal.ts";
 import { createWebhookServer } from "./server.ts";
 
 /** how often it is looked whether the certificate is to be renewed */
 const RENEWAL_MS = 3_600_000;
 
-/** Runs until SIGTERM or SIGINT; then it is not ready, answers for `drainMs` more, and ends. @throws HoldfastError `CONFIG_INVALID`, `LISTEN_FAILED`, `KUBERNETES_ABSENT` */
+/** Runs until SIGTERM or SIGINT; then it is not ready, answers for `drainMs` more, and ends. @throws HoldfastError `CONFIG_INVALID`, `LISTEN_FAILED`, `KUBERNETES_CONFIG` */
 export async function runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void> {
   const log = pino(
     { level: options.logLevel, base: { webhook: formatEndpoint(config.listen) } },
@@ -30,7 +32,16 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   let ending = false;
   const metrics = new WebhookMetrics(() => certificate.validToMs);
   const { image, imagePullPolicy } = config;
-  const server = createWebhookServer({ inject: { image, imagePullPolicy }, certificate, metrics, log });
+  const access = process.env.KUBECONFIG ? findAccess(process.env) : inCluster(process.env);
+  const api = access === null ? null : new KubernetesApi(access, "holdfast-webhook");
+  if (api === null) log.warn("not in a pod, and without KUBECONFIG: evictions are not looked at");
+  const server = createWebhookServer({
+    inject: { image, imagePullPolicy },
+    certificate,
+    metrics,
+    log,
+    evict: api === null ? null : (review) => answerEviction(api, review),
+  });
   /** Files that do not fit together, as when only one is renewed yet, change nothing, and are told once. */
   const readAgain = (): void => {
     try {
@@ -55,9 +66,9 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   const admin = createAdmin(metrics.registry, ready);
   const closing = new AbortController();
   let renewalProblem: string | null = null;
-  const renewAgain = async (renewal: RenewalConfig, api: ClusterApi): Promise<void> => {
+  const renewAgain = async (renewal: RenewalConfig, of: RenewalApi): Promise<void> => {
     try {
-      const steps = await renew(api, renewal, closing.signal);
+      const steps = await renew(of, renewal, closing.signal);
       renewalProblem = null;
       if (steps.length > 0) log.info({ steps }, "the certificate is renewed");
     } catch (error) {
@@ -67,9 +78,18 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     }
   };
   const lookAfter = (what: RenewalConfig): NodeJS.Timeout => {
-    const api = ClusterApi.inCluster(process.env);
-    void renewAgain(what, api);
-    return setInterval(() => void renewAgain(what, api), RENEWAL_MS).unref();
+    if (api === null)
+      throw fail(
+        "KUBERNETES_CONFIG",
+        "renewal: this process runs in no pod, whose ServiceAccount it would have",
+      );
+    const of: RenewalApi = {
+      get: (path) => api.get(path),
+      replace: (path, body) => api.replace(path, body),
+      patch: (path, body) => api.patch(path, body, "strategic"),
+    };
+    void renewAgain(what, of);
+    return setInterval(() => void renewAgain(what, of), RENEWAL_MS).unref();
   };
   let renewal: NodeJS.Timeout | undefined;
   const watch = new ChangeWatch([config.certificate, config.key], readAgain);
@@ -92,6 +112,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     for (const one of [server, admin]) one.close();
     server.closeIdleConnections();
     admin.closeAllConnections();
+    api?.close();
   }
 }
 

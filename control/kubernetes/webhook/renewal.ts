@@ -11,7 +11,6 @@ import { X509Certificate } from "node:crypto";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import type { ClusterApi } from "../cluster-api.ts";
 import { issueCertificate } from "./issue.ts";
 
 export interface RenewalOptions {
@@ -22,6 +21,14 @@ export interface RenewalOptions {
   /** names of the Service that the API server uses, the first one first */
   names: string[];
   days: number;
+}
+
+/** What of the API server it needs. `replace` and `patch` are done to what was read, or fail with `KUBERNETES_CONFLICT`. */
+export interface RenewalApi {
+  get(path: string, signal: AbortSignal): Promise<unknown>;
+  replace(path: string, body: object, signal: AbortSignal): Promise<unknown>;
+  /** strategic: items of lists are found by name */
+  patch(path: string, body: object, signal: AbortSignal): Promise<unknown>;
 }
 
 export interface Kept {
@@ -69,10 +76,10 @@ export function nextStep({ bundle, cert, next, trusted }: Kept, nowMs: number): 
 
 /**
  * Everything that is to be done now; the steps that were done.
- * @throws HoldfastError `KUBERNETES_UNREACHABLE`, `KUBERNETES_REFUSED`, `CONFIG_INVALID`: the Secret is not what it is to be
+ * @throws HoldfastError `KUBERNETES_UNREACHABLE`, `KUBERNETES_FORBIDDEN`, `CONFIG_INVALID`: the Secret is not what it is to be
  */
 export async function renew(
-  api: Pick<ClusterApi, "get" | "replace" | "patch">,
+  api: RenewalApi,
   options: RenewalOptions,
   signal: AbortSignal,
   now: () => number = Date.now,

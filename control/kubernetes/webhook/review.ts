@@ -9,8 +9,8 @@ import { type InjectOptions, inject } from "../inject/inject.ts";
 import { patchOf } from "../inject/json-patch.ts";
 import { type Pod, podSchema } from "../inject/pod.ts";
 
-export const VERDICTS = ["injected", "unchanged", "refused", "denied"] as const;
-/** refused: admitted as it is, with a warning; denied: not admitted */
+export const VERDICTS = ["injected", "unchanged", "refused", "denied", "evicted", "kept"] as const;
+/** refused: admitted as it is, with a warning; denied: not admitted; evicted: goes; kept: its eviction is denied */
 export type Verdict = (typeof VERDICTS)[number];
 
 export interface Answer {

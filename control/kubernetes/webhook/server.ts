@@ -1,6 +1,6 @@
 /**
  * The HTTPS server that the API server asks. `POST /inject` admits what cannot be injected as it is, with a warning; `POST /enforce`
- * does not admit it. Which namespaces ask where, the webhook configuration says.
+ * does not admit it; `POST /evict` answers evictions of pods (`eviction/`). Which namespaces ask where, the webhook configuration says.
  *
  * An error of ours is answered with 500, so that the configuration's failurePolicy decides about the pod.
  */
@@ -9,10 +9,11 @@ import type { Server } from "node:https";
 import type { Logger } from "pino";
 import { factsOf } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { EvictionAnswer } from "../eviction/review.ts";
 import type { InjectOptions } from "../inject/inject.ts";
 import type { Certificate } from "./certificate.ts";
 import type { WebhookMetrics } from "./metrics.ts";
-import { answerReview } from "./review.ts";
+import { type Answer, answerReview } from "./review.ts";
 
 // named in an import, node:https costs some 45 ms more of every start: its lazy exports are evaluated
 const { createServer } = process.getBuiltinModule("node:https");
@@ -22,6 +23,8 @@ export interface ServerOptions {
   certificate: Certificate;
   metrics: WebhookMetrics;
   log: Logger;
+  /** null: this process cannot ask the API server about pods, so that evictions are not looked at */
+  evict?: ((review: unknown) => Promise<EvictionAnswer>) | null;
 }
 
 /** the API server takes objects of 3 MiB, and escapes them once more */
@@ -35,11 +38,20 @@ const PATHS: Record<string, { enforce: boolean }> = {
   "/enforce": { enforce: true },
 };
 
-export function createWebhookServer({ inject, certificate, metrics, log }: ServerOptions): Server {
+export function createWebhookServer({
+  inject,
+  certificate,
+  metrics,
+  log,
+  evict = null,
+}: ServerOptions): Server {
   const { cert, key } = certificate;
   const server = createServer({ cert, key, minVersion: "TLSv1.2" }, async (request, response) => {
-    const path = PATHS[request.url?.split("?")[0] ?? ""];
-    if (path === undefined) return refuse(response, 404, "expected /inject or /enforce");
+    const [asked = ""] = request.url?.split("?") ?? [];
+    const path = PATHS[asked];
+    const isEviction = asked === "/evict" && evict !== null;
+    if (path === undefined && !isEviction)
+      return refuse(response, 404, "expected /inject, /enforce or /evict");
     if (request.method !== "POST") {
       response.setHeader("allow", "POST");
       return refuse(response, 405, "expected POST");
@@ -54,7 +66,10 @@ export function createWebhookServer({ inject, certificate, metrics, log }: Serve
     if (body === "gone") return;
     const since = performance.now();
     try {
-      const { verdict, pod, reason, review } = answerReview(body.text, inject, path.enforce);
+      const { verdict, pod, reason, review } =
+        path === undefined
+          ? evictionAnswer(await (evict as NonNullable<typeof evict>)(parseJson(body.text)))
+          : answerReview(body.text, inject, path.enforce);
       const text = JSON.stringify(review);
       response.writeHead(200, { "content-type": "application/json" }).end(text);
       metrics.answered(verdict, performance.now() - since);
@@ -73,6 +88,21 @@ export function createWebhookServer({ inject, certificate, metrics, log }: Serve
   // somebody who does not trust the certificate, or speaks no TLS: the API server logs why on its side
   server.on("tlsClientError", (error) => log.debug({ error: messageOf(error) }, "no TLS"));
   return server;
+}
+
+function evictionAnswer({ pod, decision, review }: EvictionAnswer): Answer {
+  return decision.isAllowed
+    ? { verdict: "evicted", pod, reason: decision.reason, review }
+    : { verdict: "kept", pod, reason: decision.message, review };
+}
+
+/** undefined is no AdmissionReview, and said to be none */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 /** null: too long. "gone": nobody waits for an answer. */

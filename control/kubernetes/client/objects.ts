@@ -1,0 +1,176 @@
+/** What we read of Kubernetes' own objects; the rest is carried along as it came. Names are Kubernetes'. */
+
+export interface ObjectMeta {
+  name: string;
+  namespace?: string;
+  uid: string;
+  resourceVersion: string;
+  generation?: number;
+  creationTimestamp: string;
+  deletionTimestamp?: string;
+  labels?: Record<string, string>;
+  annotations?: Record<string, string>;
+  ownerReferences?: OwnerReference[];
+  finalizers?: string[];
+}
+
+export interface OwnerReference {
+  apiVersion: string;
+  kind: string;
+  name: string;
+  uid: string;
+  controller?: boolean;
+  blockOwnerDeletion?: boolean;
+}
+
+export interface KubernetesObject {
+  apiVersion?: string;
+  kind?: string;
+  metadata: ObjectMeta;
+}
+
+export interface PodCondition {
+  type: string;
+  status: "True" | "False" | "Unknown";
+  reason?: string;
+  message?: string;
+  lastTransitionTime?: string;
+}
+
+export interface ContainerStatus {
+  name: string;
+  ready?: boolean;
+  started?: boolean;
+  restartCount?: number;
+  containerID?: string;
+  state?: {
+    waiting?: { reason?: string; message?: string };
+    running?: { startedAt?: string };
+    terminated?: { exitCode: number; reason?: string; message?: string };
+  };
+}
+
+/** one of its keys says what it is: `emptyDir`, `configMap`, … */
+export interface Volume {
+  name: string;
+  persistentVolumeClaim?: { claimName: string; readOnly?: boolean };
+  [source: string]: unknown;
+}
+
+export interface Container {
+  name: string;
+  restartPolicy?: string;
+  [field: string]: unknown;
+}
+
+export interface NodeSelectorRequirement {
+  key: string;
+  operator: string;
+  values?: string[];
+}
+
+export interface NodeSelectorTerm {
+  matchExpressions?: NodeSelectorRequirement[];
+  matchFields?: NodeSelectorRequirement[];
+}
+
+export interface Affinity {
+  nodeAffinity?: {
+    requiredDuringSchedulingIgnoredDuringExecution?: { nodeSelectorTerms: NodeSelectorTerm[] };
+    [field: string]: unknown;
+  };
+  [field: string]: unknown;
+}
+
+export interface PodSpec {
+  nodeName?: string;
+  nodeSelector?: Record<string, string>;
+  affinity?: Affinity;
+  hostNetwork?: boolean;
+  containers: Container[];
+  initContainers?: Container[];
+  ephemeralContainers?: unknown[];
+  volumes?: Volume[];
+  readinessGates?: { conditionType: string }[];
+  schedulingGates?: unknown[];
+  [field: string]: unknown;
+}
+
+export interface Pod extends KubernetesObject {
+  spec: PodSpec;
+  status?: {
+    phase?: string;
+    reason?: string;
+    message?: string;
+    podIP?: string;
+    conditions?: PodCondition[];
+    containerStatuses?: ContainerStatus[];
+    initContainerStatuses?: ContainerStatus[];
+  };
+}
+
+export interface LabelSelector {
+  matchLabels?: Record<string, string>;
+  matchExpressions?: { key: string; operator: string; values?: string[] }[];
+}
+
+export interface ReplicaSet extends KubernetesObject {
+  spec: { replicas?: number; selector: LabelSelector };
+  status?: { replicas?: number; readyReplicas?: number; observedGeneration?: number };
+}
+
+export interface Deployment extends KubernetesObject {
+  spec: { replicas?: number; paused?: boolean; selector: LabelSelector };
+  status?: {
+    observedGeneration?: number;
+    replicas?: number;
+    updatedReplicas?: number;
+    readyReplicas?: number;
+  };
+}
+
+export interface Node extends KubernetesObject {
+  spec: { unschedulable?: boolean; taints?: { key: string; value?: string; effect: string }[] };
+  status?: { conditions?: PodCondition[] };
+}
+
+export interface PersistentVolumeClaim extends KubernetesObject {
+  spec: { accessModes?: string[]; volumeName?: string };
+}
+
+/** "True", "False", "Unknown", or null where nobody has written it */
+export function conditionOf(
+  object: { status?: { conditions?: PodCondition[] } } | null,
+  type: string,
+): PodCondition | null {
+  return object?.status?.conditions?.find((condition) => condition.type === type) ?? null;
+}
+
+export function isTrue(object: { status?: { conditions?: PodCondition[] } } | null, type: string): boolean {
+  return conditionOf(object, type)?.status === "True";
+}
+
+export function controllerOf({ metadata }: KubernetesObject): OwnerReference | null {
+  return metadata.ownerReferences?.find(({ controller }) => controller === true) ?? null;
+}
+
+/** It has ended, or is about to: a ReplicaSet no longer counts it. */
+export function isActive(pod: Pod): boolean {
+  const phase = pod.status?.phase;
+  return pod.metadata.deletionTimestamp === undefined && phase !== "Succeeded" && phase !== "Failed";
+}
+
+/** As `labels.Selector.Matches` (apimachinery, pkg/labels/selector.go). An empty selector selects everything. */
+export function isSelected(selector: LabelSelector, labels: Record<string, string> = {}): boolean {
+  const equal = Object.entries(selector.matchLabels ?? {}).every(([key, value]) => labels[key] === value);
+  return (
+    equal &&
+    (selector.matchExpressions ?? []).every(({ key, operator, values = [] }) => {
+      const has = Object.hasOwn(labels, key);
+      const isIn = has && values.includes(labels[key] as string);
+      if (operator === "In") return isIn;
+      if (operator === "NotIn") return !isIn;
+      return operator === "Exists" ? has : !has;
+    })
+  );
+}

@@ -1,0 +1,51 @@
+/** Paths of the API, and selectors as its query wants them. */
+import { GROUP, VERSION } from "../../api/resources.ts";
+import type { LabelSelector } from "./objects.ts";
+
+const core = "/api/v1";
+const ours = `/apis/${GROUP}/${VERSION}`;
+
+/** the prefix of each kind's group and version, and its plural */
+const KINDS = {
+  pods: [core, "pods"],
+  nodes: [core, "nodes"],
+  events: [core, "events"],
+  persistentvolumeclaims: [core, "persistentvolumeclaims"],
+  replicasets: ["/apis/apps/v1", "replicasets"],
+  deployments: ["/apis/apps/v1", "deployments"],
+  leases: ["/apis/coordination.k8s.io/v1", "leases"],
+  migrations: [ours, "migrations"],
+  continuitypolicies: [ours, "continuitypolicies"],
+} as const;
+export type Kind = keyof typeof KINDS;
+
+export interface Where {
+  /** null or missing: of all namespaces, or a kind that has none */
+  namespace?: string | null;
+  name?: string;
+  subresource?: "status" | "eviction";
+}
+
+/** `pathOf("pods", {namespace: "shop", name: "chat-0"})` → `/api/v1/namespaces/shop/pods/chat-0` */
+export function pathOf(kind: Kind, { namespace, name, subresource }: Where = {}): string {
+  const [prefix, plural] = KINDS[kind];
+  const parts = [
+    ...(namespace ? ["namespaces", namespace] : []),
+    plural,
+    ...(name === undefined ? [] : [name]),
+    ...(subresource === undefined ? [] : [subresource]),
+  ];
+  return `${prefix}/${parts.map(encodeURIComponent).join("/")}`;
+}
+
+/** As the query `labelSelector` wants it. */
+export function selectorText({ matchLabels = {}, matchExpressions = [] }: LabelSelector): string {
+  return [
+    ...Object.entries(matchLabels).map(([key, value]) => `${key}=${value}`),
+    ...matchExpressions.map(({ key, operator, values = [] }) => {
+      if (operator === "Exists") return key;
+      if (operator === "DoesNotExist") return `!${key}`;
+      return `${key} ${operator === "In" ? "in" : "notin"} (${values.join(",")})`;
+    }),
+  ].join(",");
+}

@@ -1,0 +1,168 @@
+/**
+ * What is in the API server of one kind, kept current: list, then watch from there, for ever. Level-triggered: who uses it is told
+ * that an object is another now, not what happened in between.
+ *
+ * A watch may end without a sign, when a connection is dropped on the way (kubernetes-client/javascript #364, #596, #958, #1496):
+ * the server sends a bookmark every minute, so that silence for longer ends a watch here. What a watch missed is in the next list.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import { isCode, type KubernetesApi, type Query } from "./api.ts";
+import type { KubernetesObject } from "./objects.ts";
+
+/** the server's bookmarks come once a minute (apiserver, pkg/storage/cacher: defaultBookmarkFrequency) */
+const SILENT_MS_MAX = 150_000;
+/** the server ends a watch after so long, not all at once; the next begins where it ended */
+const WATCH_S_MIN = 240;
+const WATCH_S_SPREAD = 120;
+const BACKOFF_MS = 200;
+const BACKOFF_MS_MAX = 30_000;
+
+export interface ReflectorOptions<T> {
+  api: KubernetesApi;
+  path: string;
+  /** e.g. `fieldSelector` */
+  query?: Query;
+  /** @param object null: it has gone. Is not to throw. */
+  onChange?(object: T | null, before: T | null): void;
+  /** All there are, after each list and each change. Is not to throw. */
+  onAll?(objects: T[]): void;
+  /** it goes on trying */
+  onProblem?(error: unknown): void;
+  silentMsMax?: number;
+  backoffMs?: number;
+}
+
+export class Reflector<T extends KubernetesObject> {
+  readonly #options: ReflectorOptions<T>;
+  readonly #objects = new Map<string, T>();
+  readonly #end = new AbortController();
+  readonly #synced = Promise.withResolvers<void>();
+  readonly #done: Promise<void>;
+  #resourceVersion: string | null = null;
+  #heardMs = performance.now();
+  #lists = 0;
+
+  constructor(options: ReflectorOptions<T>) {
+    this.#options = options;
+    this.#synced.promise.catch(() => {}); // nobody may wait for it
+    this.#done = this.#run();
+  }
+
+  /** by `NAMESPACE/NAME` */
+  get objects(): ReadonlyMap<string, T> {
+    return this.#objects;
+  }
+
+  /** Resolves with the first list. Rejects when it is closed before. */
+  get synced(): Promise<void> {
+    return this.#synced.promise;
+  }
+
+  /** how often everything was listed */
+  get lists(): number {
+    return this.#lists;
+  }
+
+  get(name: string, namespace = ""): T | null {
+    return this.#objects.get(`${namespace}/${name}`) ?? null;
+  }
+
+  /** since the server last said anything, be it that nothing has changed */
+  secondsSinceLastEvent(): number {
+    return (performance.now() - this.#heardMs) / 1_000;
+  }
+
+  async close(): Promise<void> {
+    this.#end.abort();
+    this.#synced.reject(new Error("closed"));
+    await this.#done;
+  }
+
+  async #run(): Promise<void> {
+    const { onProblem, backoffMs = BACKOFF_MS } = this.#options;
+    const { signal } = this.#end;
+    let failures = 0;
+    while (!signal.aborted) {
+      try {
+        if (this.#resourceVersion === null) await this.#list();
+        await this.#watch(() => {
+          failures = 0;
+        });
+        failures = 0;
+      } catch (error) {
+        if (signal.aborted) return;
+        // what comes after this version is not known any more
+        if (isCode(error, "KUBERNETES_EXPIRED")) this.#resourceVersion = null;
+        failures += 1;
+        if (failures > 1 || !isCode(error, "KUBERNETES_EXPIRED")) onProblem?.(error);
+        const most = Math.min(BACKOFF_MS_MAX, backoffMs * 2 ** Math.min(failures, 16));
+        await delay(most * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
+      }
+    }
+  }
+
+  async #list(): Promise<void> {
+    const { api, path, query = {} } = this.#options;
+    const { items, resourceVersion } = await api.list<T>(path, query, this.#end.signal);
+    this.#heard();
+    this.#lists += 1;
+    const gone = new Set(this.#objects.keys());
+    for (const item of items) {
+      gone.delete(keyOf(item));
+      this.#put(item);
+    }
+    for (const key of gone) this.#remove(key);
+    this.#resourceVersion = resourceVersion;
+    this.#synced.resolve();
+    this.#options.onAll?.([...this.#objects.values()]);
+  }
+
+  /** @param heard the watch works */
+  async #watch(heard: () => void): Promise<void> {
+    const { api, path, query = {}, silentMsMax = SILENT_MS_MAX } = this.#options;
+    const silence = new AbortController();
+    const signal = AbortSignal.any([this.#end.signal, silence.signal]);
+    const watchdog = setTimeout(
+      () => silence.abort(new Error(`watch of ${path} was silent for ${silentMsMax} ms`)),
+      silentMsMax,
+    );
+    try {
+      const timeoutSeconds = WATCH_S_MIN + Math.floor(Math.random() * WATCH_S_SPREAD);
+      const from = { resourceVersion: this.#resourceVersion ?? "", timeoutSeconds };
+      for await (const { type, object } of api.watch<T>(path, { ...query, ...from }, signal)) {
+        watchdog.refresh();
+        this.#heard();
+        heard();
+        if (type === "DELETED") this.#remove(keyOf(object));
+        else if (type !== "BOOKMARK") this.#put(object);
+        if (type !== "BOOKMARK") this.#options.onAll?.([...this.#objects.values()]);
+        this.#resourceVersion = object.metadata.resourceVersion;
+      }
+    } finally {
+      clearTimeout(watchdog);
+    }
+  }
+
+  #heard(): void {
+    this.#heardMs = performance.now();
+  }
+
+  #put(object: T): void {
+    const key = keyOf(object);
+    const before = this.#objects.get(key) ?? null;
+    this.#objects.set(key, object);
+    if (before?.metadata.resourceVersion !== object.metadata.resourceVersion)
+      this.#options.onChange?.(object, before);
+  }
+
+  #remove(key: string): void {
+    const before = this.#objects.get(key);
+    if (before === undefined) return;
+    this.#objects.delete(key);
+    this.#options.onChange?.(null, before);
+  }
+}
+
+function keyOf({ metadata }: KubernetesObject): string {
+  return `${metadata.namespace ?? ""}/${metadata.name}`;
+}

@@ -1,0 +1,74 @@
+/** Carries out one action of a plan: each only if what it was decided by is still so. */
+import { FINALIZER, type Migration } from "../../api/resources.ts";
+import { isCode } from "../client/api.ts";
+import { pathOf } from "../client/paths.ts";
+import type { Calls } from "./gather.ts";
+import type { Action } from "./plan.ts";
+
+/**
+ * @returns whether it was done; false: something has changed since it was read, so plan again
+ * @throws HoldfastError of the client: try again later
+ */
+export async function act(api: Calls, { metadata, status }: Migration, action: Action): Promise<boolean> {
+  const { namespace, name, uid, resourceVersion, finalizers } = metadata;
+  const podPath = (pod: string): string => pathOf("pods", { namespace, name: pod });
+  try {
+    switch (action.do) {
+      case "status":
+        await api.patch(pathOf("migrations", { namespace, name, subresource: "status" }), {
+          metadata: { resourceVersion },
+          status: mergePatch(status, action.status),
+        });
+        return true;
+      case "finalizer": {
+        const others = finalizers.filter((one) => one !== FINALIZER);
+        await api.patch(pathOf("migrations", { namespace, name }), {
+          metadata: { resourceVersion, finalizers: action.present ? [...others, FINALIZER] : others },
+        });
+        return true;
+      }
+      case "create-standby":
+        await api.create(pathOf("pods", { namespace }), action.pod);
+        return true;
+      case "delete-pod":
+        await api.delete(podPath(action.pod.name), {
+          preconditions: {
+            uid: action.pod.uid,
+            ...(action.isUnchanged ? { resourceVersion: action.pod.resourceVersion } : {}),
+          },
+        });
+        return true;
+      case "patch-pod":
+        await api.patch(podPath(action.pod.name), {
+          metadata: { ...action.metadata, resourceVersion: action.pod.resourceVersion },
+        });
+        return true;
+      case "delete-migration":
+        await api.delete(pathOf("migrations", { namespace, name }), { preconditions: { uid } });
+        return true;
+    }
+  } catch (error) {
+    if (isCode(error, "KUBERNETES_CONFLICT", "KUBERNETES_NOT_FOUND", "KUBERNETES_EXISTS")) return false;
+    throw error;
+  }
+}
+
+/** RFC 7386: what makes `after` of `before`. */
+export function mergePatch(before: object, after: object): object {
+  const [old, next] = [before as Record<string, unknown>, after as Record<string, unknown>];
+  const patch: Record<string, unknown> = {};
+  for (const key of new Set([...Object.keys(old), ...Object.keys(next)])) {
+    const [was, is] = [old[key], next[key]];
+    if (is === undefined) {
+      if (was !== undefined) patch[key] = null;
+    } else if (isObject(was) && isObject(is)) {
+      const inner = mergePatch(was, is);
+      if (Object.keys(inner).length > 0) patch[key] = inner;
+    } else if (JSON.stringify(was) !== JSON.stringify(is)) patch[key] = is;
+  }
+  return patch;
+}
+
+function isObject(value: unknown): value is object {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}

@@ -1,0 +1,119 @@
+/** The process of the controller: the lease, the loop, probes and metrics, its end. */
+import { once } from "node:events";
+import { hostname } from "node:os";
+import { pino } from "pino";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { formatEndpoint } from "../../config/endpoint.ts";
+import { findAccess } from "../client/access.ts";
+import { KubernetesApi } from "../client/api.ts";
+import { createAdmin } from "../webhook/admin.ts";
+import { whileLeader } from "./lease.ts";
+import { ControllerMetrics } from "./metrics.ts";
+import { reconcile } from "./reconcile.ts";
+
+export interface ControllerConfig {
+  kubeconfig: string | null;
+  context: string | null;
+  /** of the Lease; null: that of the pod or of the context */
+  namespace: string | null;
+  /** `/healthz`, `/readyz`, `/metrics` */
+  admin: Endpoint | null;
+  logLevel: string;
+}
+
+const LEASE = "holdfast-controller";
+
+/** Runs until SIGTERM or SIGINT. @throws HoldfastError `KUBERNETES_CONFIG`, `LISTEN_FAILED` */
+export async function runController(
+  config: ControllerConfig,
+  env: Record<string, string | undefined>,
+): Promise<void> {
+  const identity = `${env.HOSTNAME ?? hostname()}_${process.pid}_${Date.now().toString(36)}`;
+  const log = pino({ level: config.logLevel, base: { controller: identity } }, pino.destination(2));
+  const access = findAccess(env, {
+    ...(config.kubeconfig === null ? {} : { kubeconfig: config.kubeconfig }),
+    ...(config.context === null ? {} : { context: config.context }),
+  });
+  const api = new KubernetesApi(access, "holdfast-controller");
+  const metrics = new ControllerMetrics();
+  const end = new AbortController();
+  const admin = createAdmin(
+    metrics.registry,
+    () => (end.signal.aborted ? "it was told to end" : null),
+    "controller",
+  );
+  if (config.admin !== null) {
+    const { address, port } = config.admin;
+    admin.listen(port, address);
+    await once(admin, "listening").catch((cause: unknown) => {
+      throw fail(
+        "LISTEN_FAILED",
+        `cannot listen at ${formatEndpoint({ address, port })}: ${messageOf(cause)}`,
+        {
+          cause,
+        },
+      );
+    });
+  }
+  const onSignal = (signal: NodeJS.Signals): void => {
+    log.info({ signal }, "told to end");
+    end.abort();
+  };
+  process.once("SIGTERM", onSignal).once("SIGINT", onSignal);
+  log.info({ server: access.server }, "controller ready");
+  const problem = (what: string, error: unknown): void => log.warn({ reason: messageOf(error) }, what);
+  await whileLeader(
+    {
+      api,
+      namespace: config.namespace ?? access.namespace,
+      name: LEASE,
+      identity,
+      onProblem: (error) => problem("the lease cannot be had", error),
+    },
+    end.signal,
+    async (signal) => {
+      log.info("leads");
+      metrics.leads(true);
+      await reconcile(
+        {
+          api,
+          metrics,
+          onProblem: problem,
+          onAction: ({ metadata: { namespace, name }, status }, action) =>
+            log.info(
+              { migration: `${namespace}/${name}`, phase: status.phase ?? "Pending", ...shown(action) },
+              "done",
+            ),
+        },
+        signal,
+      );
+      metrics.leads(false);
+      log.info("leads no more");
+    },
+  );
+  process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+  admin.close();
+  admin.closeAllConnections();
+  api.close();
+}
+
+/** An action in a line. */
+function shown(action: object): object {
+  const {
+    do: what,
+    pod,
+    status,
+  } = action as {
+    do: string;
+    pod?: { name?: string; metadata?: { name: string } };
+    status?: { phase?: string; reason?: string };
+  };
+  const name = pod?.name ?? pod?.metadata?.name;
+  return {
+    action: what,
+    ...(name === undefined ? {} : { pod: name }),
+    ...(status === undefined ? {} : { to: status.phase, reason: status.reason }),
+  };
+}

@@ -1,0 +1,180 @@
+/** Pure: why a pod is not moved at all, or not yet. */
+import { ANNOTATION, isFinal, MIGRATION_LABEL, type Migration } from "../../api/resources.ts";
+import { isTrue, type Node, type Pod, type Volume } from "../client/objects.ts";
+import type { Observed, Reason } from "./observed.ts";
+import { isStandby } from "./standby-pod.ts";
+
+/** what kubelet mounts anew in the standby, what goes along (emptyDir), and what is the same from every node */
+const VOLUMES_THAT_FOLLOW = new Set([
+  "emptyDir",
+  "configMap",
+  "secret",
+  "projected",
+  "downwardAPI",
+  "csi",
+  "image",
+  "nfs",
+  "cephfs",
+  "glusterfs",
+  "azureFile",
+]);
+const SHARED_MODES = new Set(["ReadWriteMany", "ReadOnlyMany"]);
+
+/** Nothing but another pod, or another Migration, changes it. */
+export function refusalOf(observed: Observed): Reason | null {
+  const { source, migration } = observed;
+  if (source === null)
+    return { reason: "PodNotFound", message: `there is no pod ${migration.spec.pod} in this namespace` };
+  return (
+    podRefusal(source) ??
+    ownerRefusal(observed) ??
+    volumeRefusal(source, observed) ??
+    targetRefusal(source, observed)
+  );
+}
+
+function podRefusal(source: Pod): Reason | null {
+  const { metadata, spec, status } = source;
+  if (metadata.deletionTimestamp !== undefined)
+    return { reason: "SourceDeleted", message: `pod ${metadata.name} is being deleted` };
+  if (metadata.annotations?.["kubernetes.io/config.mirror"] !== undefined)
+    return { reason: "StaticPod", message: `pod ${metadata.name} is a file of its node, and stays there` };
+  if (metadata.annotations?.[ANNOTATION.injected] !== "1")
+    return {
+      reason: "NotInjected",
+      message: `pod ${metadata.name} has no Holdfast in it: label it, or its namespace, holdfast.dev/inject=enabled and create it again`,
+    };
+  if (isStandby(source))
+    return { reason: "IsStandby", message: `pod ${metadata.name} waits for an application and has none` };
+  if (spec.hostNetwork === true)
+    return { reason: "HostNetwork", message: `pod ${metadata.name} has the network of its node` };
+  if (status?.phase === "Succeeded" || status?.phase === "Failed")
+    return { reason: "PodEnded", message: `pod ${metadata.name} has ended (${status.phase})` };
+  return null;
+}
+
+function ownerRefusal({ owner }: Observed): Reason | null {
+  if (owner.kind === "none") return null;
+  const { kind, name } = owner.reference;
+  if (kind === "StatefulSet")
+    return {
+      reason: "StatefulSet",
+      message: `pods of StatefulSet ${name} have fixed names, and are not moved yet: two pods of one name cannot be`,
+    };
+  if (owner.kind === "other")
+    return {
+      reason: "OwnerUnknown",
+      message: `pods of a ${kind} (${name}) are not moved: it would make another`,
+    };
+  if (owner.replicaSet === null)
+    return { reason: "OwnerDeleted", message: `ReplicaSet ${name} has gone, and takes its pods along` };
+  const above = owner.replicaSet.metadata.ownerReferences?.find(({ controller }) => controller === true);
+  if (above !== undefined && above.kind !== "Deployment")
+    return {
+      reason: "OwnerUnknown",
+      message: `ReplicaSet ${name} is that of a ${above.kind} (${above.name}), whose roll-outs are not known here`,
+    };
+  return null;
+}
+
+function volumeRefusal(source: Pod, { claims }: Observed): Reason | null {
+  for (const volume of source.spec.volumes ?? []) {
+    const why = volumeProblem(volume, claims);
+    if (why !== null)
+      return { reason: "VolumeCannotFollow", message: `volume ${volume.name} cannot follow the pod: ${why}` };
+  }
+  return null;
+}
+
+function volumeProblem(volume: Volume, claims: Observed["claims"]): string | null {
+  const { name: _, persistentVolumeClaim, ...source } = volume;
+  if (persistentVolumeClaim === undefined) {
+    const [kind = "unknown"] = Object.keys(source);
+    if (kind === "hostPath") return "it is a folder of the node (hostPath)";
+    if (kind === "ephemeral") return "it is a claim of this pod alone (ephemeral)";
+    return VOLUMES_THAT_FOLLOW.has(kind) ? null : `it is of the kind ${kind}`;
+  }
+  const claim = claims.get(persistentVolumeClaim.claimName);
+  if (claim === undefined || claim === null) return `there is no claim ${persistentVolumeClaim.claimName}`;
+  const modes = claim.spec.accessModes ?? [];
+  if (modes.some((mode) => SHARED_MODES.has(mode))) return null;
+  return `claim ${claim.metadata.name} can be mounted by one node at a time (${modes.join(", ")}), and both pods need it`;
+}
+
+function targetRefusal(source: Pod, { migration, nodes }: Observed): Reason | null {
+  const name = migration.spec.target?.node;
+  if (name === undefined) return null;
+  if (name === source.spec.nodeName)
+    return { reason: "AlreadyThere", message: `pod ${source.metadata.name} is on node ${name}` };
+  const node = nodes.get(name);
+  if (node === undefined) return { reason: "TargetNotFound", message: `there is no node ${name}` };
+  if (node.spec.unschedulable === true)
+    return { reason: "TargetCordoned", message: `node ${name} is cordoned: kubectl uncordon ${name}` };
+  return null;
+}
+
+/** It may go on when something else has changed. */
+export function waitOf(observed: Observed): Reason | null {
+  const { source, owner, migration, nodes } = observed;
+  if (source === null) return null;
+  if (source.spec.nodeName === undefined || source.status?.phase !== "Running")
+    return { reason: "SourceNotRunning", message: `pod ${source.metadata.name} does not run yet` };
+  const target = migration.spec.target?.node;
+  if (target !== undefined && !isReady(nodes.get(target)))
+    return { reason: "TargetNotReady", message: `node ${target} is not Ready` };
+  return anotherMigration(observed, source) ?? tooMany(observed, source.spec.nodeName) ?? rollout(owner);
+}
+
+export function isReady(node: Node | undefined): boolean {
+  return isTrue(node ?? null, "Ready");
+}
+
+/** The label on the pod decides; and of those that have not begun, the older one goes first. */
+function anotherMigration({ migration, others }: Observed, source: Pod): Reason | null {
+  const claimed = source.metadata.labels?.[MIGRATION_LABEL];
+  const first = others.find(
+    (other) =>
+      !isFinal(other.status.phase) &&
+      other.spec.pod === migration.spec.pod &&
+      (other.metadata.uid === claimed || (claimed === undefined && isBefore(other, migration))),
+  );
+  if (first === undefined) return null;
+  return { reason: "AnotherMigration", message: `Migration ${first.metadata.name} is about the same pod` };
+}
+
+/** Of those that have begun; and of those that have not, the older ones go first. */
+function tooMany({ migration, others, policy }: Observed, sourceNode: string): Reason | null {
+  const touching = (node: string): Migration[] =>
+    others.filter(
+      ({ status: { phase, source, target } }) =>
+        (phase === "Preparing" || phase === "Moving" || phase === "Adopting") &&
+        (source?.node === node || target?.node === node),
+    );
+  for (const node of [sourceNode, migration.spec.target?.node])
+    if (node !== undefined && touching(node).length >= policy.movesPerNode)
+      return {
+        reason: "Queued",
+        message: `${policy.movesPerNode} moves from or to node ${node} are under way, as many as the policy allows`,
+      };
+  return null;
+}
+
+function isBefore(one: Migration, other: Migration): boolean {
+  const [a, b] = [one.metadata, other.metadata];
+  return a.creationTimestamp === b.creationTimestamp
+    ? a.name < b.name
+    : Date.parse(a.creationTimestamp) < Date.parse(b.creationTimestamp);
+}
+
+/** A ReplicaSet that is on its way out deletes what it is given, as it would have deleted the source. */
+export function rollout(owner: Observed["owner"]): Reason | null {
+  if (owner.kind !== "replica-set" || owner.deployment === null) return null;
+  const { metadata, spec, status = {} } = owner.deployment;
+  const wanted = spec.replicas ?? 1;
+  const isOver =
+    (status.observedGeneration ?? 0) >= (metadata.generation ?? 0) &&
+    status.updatedReplicas === wanted &&
+    status.replicas === wanted &&
+    (owner.replicaSet?.spec.replicas ?? 0) === wanted;
+  return isOver ? null : { reason: "Rollout", message: `Deployment ${metadata.name} is being rolled out` };
+}

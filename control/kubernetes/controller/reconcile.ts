@@ -1,0 +1,263 @@
+/**
+ * The controller's loop: looks at a Migration when it, or a pod that has to do with it, has changed, or when its plan asks for it;
+ * each at its own pace, one look at a time. What is watched only says when to look: a plan is made of what is read then.
+ */
+
+import { messageOf } from "#proxy/contract/errors.ts";
+import {
+  isFinal,
+  MIGRATION_LABEL,
+  type Migration,
+  migration as migrationSchema,
+  SERVING,
+} from "../../api/resources.ts";
+import { isCode, type KubernetesApi } from "../client/api.ts";
+import { isTrue, type KubernetesObject, type Pod } from "../client/objects.ts";
+import { pathOf } from "../client/paths.ts";
+import { Reflector } from "../client/reflector.ts";
+import { act } from "./act.ts";
+import { eventsOf, report } from "./events.ts";
+import { gather } from "./gather.ts";
+import type { ControllerMetrics } from "./metrics.ts";
+import { type Action, plan } from "./plan.ts";
+import { isStandby } from "./standby-pod.ts";
+
+const BACKOFF_MS = 250;
+const BACKOFF_MS_MAX = 30_000;
+/** of a standby whose Migration is not there: its create may have been in flight */
+const STRAY_MS = 30_000;
+/** actions in a row: a plan that never comes to rest is a bug of ours */
+const ACTIONS_MAX = 50;
+const MESSAGE_MAX = 2_000;
+/** looks at a time, of all Migrations: each is a dozen calls */
+const PARALLEL = 8;
+
+export interface ReconcilerOptions {
+  api: KubernetesApi;
+  metrics: ControllerMetrics;
+  onProblem(what: string, error: unknown): void;
+  onAction(migration: Migration, action: { do: string }): void;
+}
+
+interface Item {
+  namespace: string;
+  name: string;
+  isRunning: boolean;
+  /** something has changed since the look that is under way began */
+  isAgain: boolean;
+  failures: number;
+  timer: NodeJS.Timeout | undefined;
+}
+
+/** Works until the signal is aborted; resolves when nothing is under way any more. */
+export async function reconcile(options: ReconcilerOptions, signal: AbortSignal): Promise<void> {
+  const { api, metrics, onProblem } = options;
+  const queue = new Queue(options, signal);
+  const migrations = new Reflector<KubernetesObject>({
+    api,
+    path: pathOf("migrations"),
+    onChange: (now, before) => {
+      const { namespace = "", name } = ((now ?? before) as KubernetesObject).metadata;
+      if (now === null || !isAtRest(now)) queue.look(namespace, name);
+    },
+    onProblem: (error) => onProblem("Migrations are not seen", error),
+  });
+  const pods = new Reflector<Pod>({
+    api,
+    path: pathOf("pods"),
+    query: { labelSelector: MIGRATION_LABEL },
+    onChange: (now, before) => {
+      for (const pod of [now, before]) {
+        const uid = pod?.metadata.labels?.[MIGRATION_LABEL];
+        const found = [...migrations.objects.values()].find(({ metadata }) => metadata.uid === uid);
+        if (found !== undefined) queue.look(found.metadata.namespace ?? "", found.metadata.name);
+      }
+    },
+    onProblem: (error) => onProblem("pods of Migrations are not seen", error),
+  });
+  metrics.watched = [
+    { objects: "migrations", silentSeconds: () => migrations.secondsSinceLastEvent() },
+    { objects: "pods", silentSeconds: () => pods.secondsSinceLastEvent() },
+  ];
+  metrics.count = () => phasesOf(migrations.objects.values());
+  const sweep = setInterval(() => {
+    sweepStrays(api, pods.objects.values()).catch((error: unknown) => onProblem("strays stay", error));
+  }, STRAY_MS);
+  await new Promise<void>((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+  clearInterval(sweep);
+  metrics.watched = [];
+  await Promise.all([migrations.close(), pods.close(), queue.close()]);
+}
+
+/** Nothing is going to happen to it. Most are so when a controller starts. */
+function isAtRest(object: KubernetesObject): boolean {
+  const parsed = migrationSchema.safeParse(object);
+  if (!parsed.success) return true; // of a later version
+  const { metadata, spec, status } = parsed.data;
+  return (
+    isFinal(status.phase) &&
+    metadata.finalizers.length === 0 &&
+    metadata.deletionTimestamp === undefined &&
+    spec.ttlSecondsAfterFinished === undefined
+  );
+}
+
+function phasesOf(objects: Iterable<KubernetesObject>): ReadonlyMap<string, number> {
+  const counts = new Map<string, number>();
+  for (const object of objects) {
+    const phase = (object as { status?: { phase?: string } }).status?.phase ?? "Pending";
+    counts.set(phase, (counts.get(phase) ?? 0) + 1);
+  }
+  return counts;
+}
+
+/** Standbys that a late call made after their Migration was deleted. */
+export async function sweepStrays(
+  api: Pick<KubernetesApi, "list" | "delete">,
+  pods: Iterable<Pod>,
+  nowMs = Date.now(),
+): Promise<void> {
+  const old = [...pods].filter(
+    (pod) =>
+      isStandby(pod) &&
+      !isTrue(pod, SERVING) &&
+      pod.metadata.deletionTimestamp === undefined &&
+      nowMs - Date.parse(pod.metadata.creationTimestamp) > STRAY_MS,
+  );
+  for (const { metadata } of old) {
+    const { namespace = "", name, uid, resourceVersion, labels } = metadata;
+    const { items } = await api.list(pathOf("migrations", { namespace }));
+    if (items.some((one) => one.metadata.uid === labels?.[MIGRATION_LABEL])) continue;
+    await api
+      .delete(pathOf("pods", { namespace, name }), { preconditions: { uid, resourceVersion } })
+      .catch((error: unknown) => {
+        if (!isCode(error, "KUBERNETES_CONFLICT")) throw error;
+      });
+  }
+}
+
+class Queue {
+  readonly #options: ReconcilerOptions;
+  readonly #signal: AbortSignal;
+  readonly #items = new Map<string, Item>();
+  readonly #waiting: Item[] = [];
+  readonly #running = new Set<Promise<void>>();
+
+  constructor(options: ReconcilerOptions, signal: AbortSignal) {
+    this.#options = options;
+    this.#signal = signal;
+  }
+
+  /** Soon: something about it has changed. */
+  look(namespace: string, name: string): void {
+    if (this.#signal.aborted) return;
+    const key = `${namespace}/${name}`;
+    const item = this.#items.get(key) ?? {
+      namespace,
+      name,
+      isRunning: false,
+      isAgain: false,
+      failures: 0,
+      timer: undefined,
+    };
+    this.#items.set(key, item);
+    clearTimeout(item.timer);
+    if (item.isRunning) item.isAgain = true;
+    else if (!this.#waiting.includes(item)) {
+      this.#waiting.push(item);
+      this.#next();
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const { timer } of this.#items.values()) clearTimeout(timer);
+    this.#waiting.length = 0;
+    await Promise.all(this.#running);
+  }
+
+  #next(): void {
+    while (this.#running.size < PARALLEL && !this.#signal.aborted) {
+      const item = this.#waiting.shift();
+      if (item === undefined) return;
+      item.isRunning = true;
+      const running: Promise<void> = this.#run(item).finally(() => {
+        item.isRunning = false;
+        this.#running.delete(running);
+        if (item.isAgain) {
+          item.isAgain = false;
+          this.look(item.namespace, item.name);
+        }
+        this.#next();
+      });
+      this.#running.add(running);
+    }
+  }
+
+  /** Until there is nothing to do for now. Never throws. */
+  async #run(item: Item): Promise<void> {
+    const { metrics, onProblem } = this.#options;
+    try {
+      const wakeMs = await this.#work(item);
+      item.failures = 0;
+      if (wakeMs === "gone") this.#items.delete(`${item.namespace}/${item.name}`);
+      else if (wakeMs !== null) this.#later(item, wakeMs - Date.now());
+    } catch (error) {
+      metrics.failed();
+      item.failures += 1;
+      onProblem(`Migration ${item.namespace}/${item.name} is tried again`, error);
+      const most = Math.min(BACKOFF_MS_MAX, BACKOFF_MS * 2 ** Math.min(item.failures, 16));
+      this.#later(item, most * (0.5 + Math.random() / 2));
+    }
+  }
+
+  #later(item: Item, ms: number): void {
+    if (this.#signal.aborted) return;
+    clearTimeout(item.timer);
+    // a delay that setTimeout does not know is none
+    const delayMs = Math.min(Math.max(1, ms), 2 ** 31 - 1);
+    item.timer = setTimeout(() => this.look(item.namespace, item.name), delayMs);
+  }
+
+  /** A standby that the cluster does not take (a quota, Pod Security) is no secret of this process. */
+  async #act(migration: Migration, action: Action): Promise<boolean> {
+    const { api } = this.#options;
+    try {
+      return await act(api, migration, action);
+    } catch (error) {
+      const isRefused = isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID");
+      const message = messageOf(error).slice(0, MESSAGE_MAX);
+      if (action.do === "create-standby" && isRefused && message !== migration.status.message)
+        await act(api, migration, {
+          do: "status",
+          status: { ...migration.status, reason: "StandbyRefused", message },
+        });
+      throw error;
+    }
+  }
+
+  async #work({ namespace, name }: Item): Promise<number | null | "gone"> {
+    const { api, metrics, onProblem, onAction } = this.#options;
+    for (let actions = 0; actions < ACTIONS_MAX && !this.#signal.aborted; actions += 1) {
+      const observed = await gather(api, namespace, name);
+      if (observed === null) return "gone";
+      const { migration } = observed;
+      const nowMs = Date.now();
+      const { action, wakeMs } = plan(observed, nowMs);
+      if (action === null) return wakeMs;
+      const isDone = await this.#act(migration, action);
+      if (!isDone) continue;
+      onAction(migration, action);
+      if (action.do !== "status") continue;
+      metrics.changed(migration, action.status, nowMs);
+      await report(api, eventsOf(migration, action.status, nowMs), (error) =>
+        onProblem("an Event is not written", error),
+      );
+      // it only said why it waits
+      if (wakeMs !== null) return wakeMs;
+    }
+    return Date.now() + BACKOFF_MS_MAX;
+  }
+}

@@ -1,0 +1,275 @@
+/** What becomes of an eviction, and what the API server is answered. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import {
+  type Migration,
+  migration as migrationSchema,
+  type Policy,
+  policyOf,
+} from "#control/api/resources.ts";
+import type { Pod } from "#control/kubernetes/client/objects.ts";
+import { decideEviction, EVICTED, type EvictionDecision } from "#control/kubernetes/eviction/decision.ts";
+import { answerEviction } from "#control/kubernetes/eviction/review.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+
+const NOW = Date.parse("2026-01-01T01:00:00Z");
+const at = (agoS: number): string => new Date(NOW - agoS * 1_000).toISOString();
+
+function pod(metadata: object = {}, status: object = {}): Pod {
+  return {
+    metadata: {
+      name: "chat-1",
+      namespace: "shop",
+      uid: "12345678-abcd",
+      resourceVersion: "1",
+      creationTimestamp: at(3_600),
+      ...metadata,
+      annotations: { "holdfast.dev/injected": "1", ...(metadata as { annotations?: object }).annotations },
+    },
+    spec: { containers: [] },
+    status: {
+      phase: "Running",
+      conditions: [{ type: "holdfast.dev/serving", status: "True" }],
+      ...status,
+    },
+  };
+}
+
+function migration(status: object, spec: object = {}, metadata: object = {}): Migration {
+  return migrationSchema.parse({
+    metadata: {
+      name: "m",
+      namespace: "shop",
+      uid: "m-uid",
+      resourceVersion: "1",
+      creationTimestamp: at(60),
+      ...metadata,
+    },
+    spec: { pod: "chat-1", podUid: "12345678-abcd", ...spec },
+    status,
+  });
+}
+
+function decide(
+  one: Pod | null,
+  migrations: Migration[] = [],
+  policy: Partial<Policy> = {},
+): EvictionDecision {
+  return decideEviction({ pod: one, migrations, policy: { ...policyOf([]), ...policy } }, NOW);
+}
+
+const ended = (phase: string, agoS: number): object => ({
+  phase,
+  reason: "Why",
+  message: "because",
+  phaseTransitionTimestamps: [{ phase, timestamp: at(agoS) }],
+});
+
+describe("an eviction of a pod", () => {
+  const allowed: [string, EvictionDecision, RegExp][] = [
+    ["that is not there", decide(null), /no such pod/],
+    ["that was not injected", decide(pod({ annotations: { "holdfast.dev/injected": "0" } })), /not injected/],
+    ["that goes already", decide(pod({ deletionTimestamp: at(1) })), /does not run/],
+    ["that has ended", decide(pod({}, { phase: "Succeeded" })), /does not run/],
+    ["that has not begun", decide(pod({}, { phase: "Pending" })), /does not run/],
+    ["where the policy is None", decide(pod(), [], { evictionStrategy: "None" }), /None/],
+    ["whose application has moved", decide(pod(), [migration({ phase: "Succeeded" })]), /has moved/],
+    [
+      "that has no application",
+      decide(pod({}, { conditions: [{ type: "holdfast.dev/serving", status: "False" }] })),
+      /no application/,
+    ],
+    ["that cannot be moved", decide(pod(), [migration(ended("Failed", 5))]), /cannot be moved: Why: because/],
+    [
+      "that was denied for as long as the policy says",
+      decide(pod({ annotations: { [EVICTED]: `${at(601)} ${at(5)}` } }), [migration({ phase: "Moving" })]),
+      /denied for 600 s/,
+    ],
+    [
+      "that waits for the application of none",
+      decide(
+        pod({
+          annotations: { "holdfast.dev/standby": "true" },
+          labels: { "holdfast.dev/migration": "m-uid" },
+        }),
+        [migration({ phase: "Failed" })],
+      ),
+      /waits for nothing/,
+    ],
+  ];
+  for (const [what, decision, reason] of allowed)
+    it(`${what} is allowed`, () => {
+      assert.ok(decision.isAllowed, JSON.stringify(decision));
+      assert.match(decision.reason, reason);
+    });
+
+  const first = {
+    name: "evict-chat-1-12345678",
+    spec: { pod: "chat-1", podUid: "12345678-abcd", ttlSecondsAfterFinished: 86_400 },
+  };
+  const second = { ...first, name: "evict-chat-1-12345678-2" };
+  const denied: [string, EvictionDecision, RegExp, object | null][] = [
+    ["with an application is denied, and a move is made", decide(pod()), /going to be moved/, first],
+    [
+      "is denied while it moves, and says how far that is",
+      decide(pod(), [
+        migration({ phase: "Moving", target: { pod: "x", node: "b", attempt: 1 }, message: "on its way" }),
+      ]),
+      /Migration m: Moving to node b: on its way/,
+      null,
+    ],
+    [
+      "is denied while a Migration of somebody else moves it",
+      decide(pod(), [migration({}, { podUid: undefined })]),
+      /Migration m: Pending/,
+      null,
+    ],
+    [
+      "is not moved by a dry run",
+      decide(pod(), [migration({}, { dryRun: true })]),
+      /going to be moved/,
+      second,
+    ],
+    [
+      "of another uid has nothing to do with the Migration before",
+      decide(pod(), [migration({ phase: "Succeeded" }, { podUid: "other" })]),
+      /going to be moved/,
+      first,
+    ],
+    [
+      "is denied where somebody else is to move it, and nothing is made",
+      decide(pod(), [], { evictionStrategy: "External" }),
+      /somebody else/,
+      null,
+    ],
+    [
+      "that only may move is denied after a move that failed, and another is made a while later",
+      decide(pod(), [migration(ended("Failed", 31))], { evictionStrategy: "LiveMigrate" }),
+      /policy is LiveMigrate: Why: because/,
+      second,
+    ],
+    [
+      "… and not at once",
+      decide(pod(), [migration(ended("Failed", 5))], { evictionStrategy: "LiveMigrate" }),
+      /policy is LiveMigrate/,
+      null,
+    ],
+    [
+      "that was evicted long ago is denied anew",
+      decide(pod({ annotations: { [EVICTED]: `${at(90_000)} ${at(86_400)}` } })),
+      /going to be moved/,
+      first,
+    ],
+    [
+      "that waits for an application under way is denied",
+      decide(
+        pod({
+          annotations: { "holdfast.dev/standby": "true" },
+          labels: { "holdfast.dev/migration": "m-uid" },
+        }),
+        [migration({ phase: "Moving" }, { pod: "chat-0", podUid: "other" })],
+      ),
+      /waits for the application of pod chat-0/,
+      null,
+    ],
+  ];
+  for (const [what, decision, message, made] of denied)
+    it(what, () => {
+      assert.ok(!decision.isAllowed, JSON.stringify(decision));
+      assert.match(decision.message, message);
+      assert.deepEqual(decision.migration, made);
+    });
+
+  it("is denied since the first of questions that follow each other", () => {
+    const decision = decide(pod({ annotations: { [EVICTED]: `${at(100)} ${at(5)}` } }));
+    assert.ok(!decision.isAllowed);
+    assert.equal(decision.evicted, `${at(100)} ${at(0)}`);
+  });
+});
+
+describe("the API server", () => {
+  /** What was written, and how it is answered. */
+  async function ask(request: object, there: Pod | null = pod(), create?: () => never) {
+    const written: { path: string; body: object }[] = [];
+    const review = {
+      apiVersion: "admission.k8s.io/v1",
+      kind: "AdmissionReview",
+      request: {
+        uid: "review",
+        operation: "CREATE",
+        subResource: "eviction",
+        namespace: "shop",
+        name: "chat-1",
+        object: { kind: "Eviction", deleteOptions: {} },
+        ...request,
+      },
+    };
+    const write = async <T>(path: string, body: object): Promise<T> => {
+      written.push({ path, body });
+      return body as T;
+    };
+    const api = {
+      find: async <T>() => there as T | null,
+      list: async () => ({ items: [], resourceVersion: "1" }),
+      create: create === undefined ? write : async () => create(),
+      patch: write,
+    };
+    const { review: answer } = await answerEviction(api, review, NOW);
+    return { written, response: (answer as { response: { status?: object; allowed: boolean } }).response };
+  }
+
+  it("is answered so that kubectl drain says why, and asks again", async () => {
+    const { written, response } = await ask({});
+    assert.deepEqual(response, {
+      uid: "review",
+      allowed: false,
+      status: {
+        code: 429,
+        reason: "TooManyRequests",
+        message: "holdfast: its application is going to be moved",
+      },
+    });
+    const [patch, made] = written;
+    assert.ok(patch !== undefined && made !== undefined);
+    assert.equal(patch.path, "/api/v1/namespaces/shop/pods/chat-1");
+    assert.equal(made.path, "/apis/holdfast.dev/v1alpha1/namespaces/shop/migrations");
+    const { metadata } = made.body as { metadata: { name: string } };
+    assert.equal(metadata.name, "evict-chat-1-12345678");
+    migrationSchema.pick({ spec: true }).parse(made.body);
+  });
+
+  it("is answered the same for a dry run, and nothing is written", async () => {
+    const { written, response } = await ask({ dryRun: true });
+    assert.equal(response.allowed, false);
+    assert.deepEqual(written, []);
+  });
+
+  it("is answered the same when the Migration is there since a moment ago", async () => {
+    const { response } = await ask({}, pod(), () => {
+      throw fail("KUBERNETES_EXISTS", "there");
+    });
+    assert.equal(response.allowed, false);
+    await assert.rejects(
+      ask({}, pod(), () => {
+        throw fail("KUBERNETES_BUSY", "no answer");
+      }),
+      { code: "KUBERNETES_BUSY" },
+      "and left to the failurePolicy when it cannot be made",
+    );
+  });
+
+  it("may evict what is meant to be another pod, and whatever else it asks about", async () => {
+    const other = { object: { deleteOptions: { preconditions: { uid: "another" } } } };
+    for (const request of [other, { operation: "DELETE" }, { subResource: "status" }]) {
+      const { written, response } = await ask(request);
+      assert.deepEqual([response.allowed, written], [true, []]);
+    }
+  });
+
+  it("is told what is wrong with a question that is none", async () => {
+    await assert.rejects(answerEviction({} as never, { kind: "Pod" }), {
+      code: "REQUEST_INVALID",
+      message: /apiVersion/,
+    });
+  });
+});

@@ -1,0 +1,352 @@
+/** What the controller decides for one Migration, by example; `migration-properties.test.ts` has the rest. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import {
+  MIGRATION_LABEL,
+  type Migration,
+  migration as migrationSchema,
+  policyOf,
+} from "#control/api/resources.ts";
+import type {
+  Deployment,
+  Node,
+  OwnerReference,
+  Pod,
+  ReplicaSet,
+} from "#control/kubernetes/client/objects.ts";
+import { mergePatch } from "#control/kubernetes/controller/act.ts";
+import type { Observed } from "#control/kubernetes/controller/observed.ts";
+import { type Plan, plan } from "#control/kubernetes/controller/plan.ts";
+import { standbyName, standbyPod } from "#control/kubernetes/controller/standby-pod.ts";
+
+const START = "2026-01-01T00:00:00Z";
+const NOW = Date.parse(START) + 1_000;
+const meta = (name: string, more: object = {}) => ({
+  name,
+  namespace: "shop",
+  uid: `${name}-uid`,
+  resourceVersion: "7",
+  generation: 1,
+  creationTimestamp: START,
+  ...more,
+});
+const SET: OwnerReference = {
+  apiVersion: "apps/v1",
+  kind: "ReplicaSet",
+  name: "chat-5d",
+  uid: "set",
+  controller: true,
+};
+
+function migration(spec: object = {}, status: object = {}, metadata: object = {}): Migration {
+  return migrationSchema.parse({
+    metadata: meta("m", metadata),
+    spec: { pod: "chat-5d-x", target: { node: "b" }, ...spec },
+    status,
+  });
+}
+
+function pod(spec: object = {}, metadata: object = {}): Pod {
+  return {
+    metadata: meta("chat-5d-x", {
+      labels: { app: "chat", "pod-template-hash": "5d" },
+      annotations: { "holdfast.dev/injected": "1", "holdfast.dev/container": "app" },
+      ...metadata,
+    }),
+    spec: { nodeName: "a", containers: [{ name: "app", image: "chat" }], ...spec },
+    status: { phase: "Running" },
+  };
+}
+
+function node(name: string, spec: object = {}, ready = "True"): Node {
+  return {
+    metadata: meta(name),
+    spec,
+    status: { conditions: [{ type: "Ready", status: ready as "True" }] },
+  };
+}
+
+function deployment(status: object = {}): Observed["owner"] {
+  const selector = { matchLabels: { app: "chat" } };
+  const above = { apiVersion: "apps/v1", kind: "Deployment", name: "chat", uid: "d", controller: true };
+  return {
+    kind: "replica-set",
+    reference: SET,
+    replicaSet: {
+      metadata: meta("chat-5d", { ownerReferences: [above] }),
+      spec: { replicas: 2, selector },
+    } as ReplicaSet,
+    deployment: {
+      metadata: meta("chat"),
+      spec: { replicas: 2, selector },
+      status: { observedGeneration: 1, replicas: 2, updatedReplicas: 2, ...status },
+    } as Deployment,
+    pods: [],
+  };
+}
+
+function observed(more: Partial<Observed> = {}): Observed {
+  return {
+    migration: migration(),
+    policy: policyOf([]),
+    source: pod(),
+    standby: null,
+    strays: [],
+    owner: { kind: "none" },
+    nodes: new Map([
+      ["a", node("a")],
+      ["b", node("b")],
+    ]),
+    claims: new Map(),
+    others: [],
+    ...more,
+  };
+}
+
+function statusOf({ action }: Plan) {
+  assert.equal(action?.do, "status");
+  return action?.do === "status" ? action.status : {};
+}
+
+describe("a pod", () => {
+  const claim = (...accessModes: string[]) =>
+    new Map([["data", { metadata: meta("data"), spec: { accessModes } }]]);
+  const data = { volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }] };
+  const volume = (source: object) => ({ source: pod({ volumes: [{ name: "v", ...source }] }) });
+  const owned = (kind: string): Partial<Observed> => ({
+    owner: { kind: "other", reference: { ...SET, kind, name: "db" } },
+  });
+  const refused: [string, Partial<Observed>, string, RegExp][] = [
+    ["that is not there", { source: null }, "PodNotFound", /no pod chat-5d-x/],
+    [
+      "of another uid than was meant",
+      { migration: migration({ podUid: "old" }) },
+      "PodReplaced",
+      /another now/,
+    ],
+    ["that was not injected", { source: pod({}, { annotations: {} }) }, "NotInjected", /label it/],
+    [
+      "that is a standby itself",
+      { source: pod({}, { annotations: { "holdfast.dev/injected": "1", "holdfast.dev/standby": "true" } }) },
+      "IsStandby",
+      /waits for an application/,
+    ],
+    [
+      "that is being deleted",
+      { source: pod({}, { deletionTimestamp: START }) },
+      "SourceDeleted",
+      /being deleted/,
+    ],
+    ["with its node's network", { source: pod({ hostNetwork: true }) }, "HostNetwork", /network of its node/],
+    ["of a StatefulSet", owned("StatefulSet"), "StatefulSet", /fixed names/],
+    ["of a Job", owned("Job"), "OwnerUnknown", /it would make another/],
+    ["with a folder of the node", volume({ hostPath: { path: "/x" } }), "VolumeCannotFollow", /hostPath/],
+    ["with an ephemeral volume", volume({ ephemeral: {} }), "VolumeCannotFollow", /this pod alone/],
+    ["with a volume of a kind that is not known", volume({ iscsi: {} }), "VolumeCannotFollow", /iscsi/],
+    [
+      "with a claim for one node",
+      { source: pod(data), claims: claim("ReadWriteOnce") },
+      "VolumeCannotFollow",
+      /one node at a time \(ReadWriteOnce\)/,
+    ],
+    ["with a claim that is not there", { source: pod(data) }, "VolumeCannotFollow", /no claim data/],
+    [
+      "that is there already",
+      { migration: migration({ target: { node: "a" } }) },
+      "AlreadyThere",
+      /on node a/,
+    ],
+    [
+      "whose target is not there",
+      { migration: migration({ target: { node: "z" } }) },
+      "TargetNotFound",
+      /no node z/,
+    ],
+    [
+      "whose target is cordoned",
+      { nodes: new Map([["b", node("b", { unschedulable: true })]]) },
+      "TargetCordoned",
+      /kubectl uncordon b/,
+    ],
+  ];
+  for (const [what, more, reason, message] of refused)
+    it(`${what} is refused: ${reason}`, () => {
+      const status = statusOf(plan(observed(more), NOW));
+      assert.deepEqual([status.phase, status.reason], ["Failed", reason]);
+      assert.match(status.message ?? "", message);
+      assert.equal(status.conditions?.find(({ type }) => type === "Finished")?.status, "True");
+    });
+
+  for (const [what, more] of [
+    ["with a claim for all nodes", { source: pod(data), claims: claim("ReadWriteMany") }],
+    ["with emptyDirs, secrets and tokens", volume({ emptyDir: {} })],
+    ["of a Deployment at rest", { owner: deployment() }],
+  ] as const)
+    it(`${what} is moved`, () => {
+      assert.deepEqual(plan(observed(more), NOW).action, { do: "finalizer", present: true });
+    });
+
+  const other = (status: object): Migration =>
+    migration({}, status, { name: "other", uid: "other", creationTimestamp: "2025-01-01T00:00:00Z" });
+  const waits: [string, Partial<Observed>, string][] = [
+    ["until its target is Ready", { nodes: new Map([["b", node("b", {}, "Unknown")]]) }, "TargetNotReady"],
+    ["until its Deployment is rolled out", { owner: deployment({ updatedReplicas: 1 }) }, "Rollout"],
+    ["until the rollout is seen", { owner: deployment({ observedGeneration: 0 }) }, "Rollout"],
+    ["for an older Migration of it", { others: [other({})] }, "AnotherMigration"],
+    [
+      "for a Migration that has claimed it",
+      {
+        source: pod(
+          {},
+          { labels: { [MIGRATION_LABEL]: "other" }, annotations: { "holdfast.dev/injected": "1" } },
+        ),
+        others: [other({ phase: "Moving" })],
+      },
+      "AnotherMigration",
+    ],
+    [
+      "while as many go from its node as may",
+      {
+        others: ["x", "y"].map((name) =>
+          migration(
+            { pod: name },
+            { phase: "Moving", source: { pod: name, node: "a" } },
+            { name, uid: name },
+          ),
+        ),
+      },
+      "Queued",
+    ],
+  ];
+  for (const [what, more, reason] of waits)
+    it(`waits ${what}, says so once, and not for ever`, () => {
+      const status = statusOf(plan(observed(more), NOW));
+      assert.deepEqual([status.phase, status.reason], ["Pending", reason]);
+      const again = observed({ ...more, migration: migration({}, status) });
+      assert.equal(plan(again, NOW).action, null);
+      const late = statusOf(plan(again, NOW + 600_000));
+      assert.deepEqual([late.phase, late.reason], ["Failed", "Deadline"]);
+      assert.match(late.message ?? "", /within 600 s \(.+\)/);
+    });
+});
+
+describe("a dry run", () => {
+  it("says what would be done, and makes nothing", () => {
+    const status = statusOf(
+      plan(observed({ migration: migration({ dryRun: true }), owner: deployment() }), NOW),
+    );
+    assert.deepEqual([status.phase, status.reason], ["Succeeded", "DryRun"]);
+    assert.match(
+      status.plan?.join("\n") ?? "",
+      /create pod chat-5d-x-\w+, for node b\n.*\n.*ReplicaSet chat-5d in place/,
+    );
+  });
+});
+
+describe("a standby", () => {
+  const source = pod(
+    {
+      nodeSelector: { disk: "ssd" },
+      affinity: {
+        podAntiAffinity: { kept: true },
+        nodeAffinity: {
+          requiredDuringSchedulingIgnoredDuringExecution: {
+            nodeSelectorTerms: [
+              { matchExpressions: [{ key: "x", operator: "Exists" }] },
+              { matchFields: [{ key: "metadata.name", operator: "NotIn", values: ["c"] }] },
+            ],
+          },
+        },
+      },
+      ephemeralContainers: [{ name: "debug" }],
+      tolerations: [{ key: "t" }],
+    },
+    {
+      ownerReferences: [SET],
+      annotations: {
+        "holdfast.dev/injected": "1",
+        "cni.projectcalico.org/podIP": "1.2.3.4",
+        "controller.kubernetes.io/pod-deletion-cost": "5",
+        mine: "kept",
+      },
+    },
+  );
+
+  it("is the source on another node, and no selector sees it", () => {
+    const { metadata, spec } = standbyPod(source, migration());
+    assert.deepEqual(metadata.labels, { [MIGRATION_LABEL]: "m-uid" });
+    assert.match(metadata.name, /^chat-5d-[a-z0-9]{5}$/);
+    const {
+      "holdfast.dev/becomes": becomes,
+      "holdfast.dev/scheduling": _,
+      ...annotations
+    } = metadata.annotations;
+    assert.deepEqual(annotations, {
+      "holdfast.dev/injected": "1",
+      mine: "kept",
+      "holdfast.dev/standby": "true",
+      "holdfast.dev/workload": "shop.chat-5d-x",
+      "controller.kubernetes.io/pod-deletion-cost": "2147483647",
+    });
+    assert.deepEqual(JSON.parse(becomes ?? ""), { labels: source.metadata.labels, owner: SET });
+    assert.equal(spec.nodeName, undefined);
+    assert.equal(spec.ephemeralContainers, undefined);
+    assert.deepEqual(spec.tolerations, [{ key: "t" }]);
+    assert.deepEqual(spec.nodeSelector, { disk: "ssd" });
+    assert.deepEqual(spec.readinessGates, [{ conditionType: "holdfast.dev/serving" }]);
+    const pin = { key: "metadata.name", operator: "In", values: ["b"] };
+    assert.deepEqual(spec.affinity, {
+      podAntiAffinity: { kept: true },
+      nodeAffinity: {
+        requiredDuringSchedulingIgnoredDuringExecution: {
+          nodeSelectorTerms: [
+            { matchExpressions: [{ key: "x", operator: "Exists" }], matchFields: [pin] },
+            { matchFields: [{ key: "metadata.name", operator: "NotIn", values: ["c"] }, pin] },
+          ],
+        },
+      },
+    });
+  });
+
+  it("goes anywhere else where no node is named, by the labels that are asked for", () => {
+    const { spec } = standbyPod(source, migration({ target: { nodeSelector: { zone: "2" } } }));
+    assert.deepEqual(spec.nodeSelector, { disk: "ssd", zone: "2" });
+    const terms =
+      spec.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution?.nodeSelectorTerms;
+    assert.deepEqual(terms?.[0]?.matchFields, [{ key: "metadata.name", operator: "NotIn", values: ["a"] }]);
+  });
+
+  it("of a pod that was moved before is not pinned to where that went", () => {
+    const first = standbyPod(source, migration({ target: { node: "b", nodeSelector: undefined } }));
+    const moved: Pod = {
+      metadata: meta("moved", { annotations: first.metadata.annotations }),
+      spec: { ...first.spec, nodeName: "b" },
+    };
+    const back = standbyPod(moved, migration({ target: { node: "a" } }));
+    const again = standbyPod(source, migration({ target: { node: "a" } }));
+    assert.deepEqual(back.spec.affinity, again.spec.affinity);
+    const labelled = standbyPod(source, migration({ target: { nodeSelector: { zone: "2" } } }));
+    const there: Pod = {
+      metadata: meta("there", { annotations: labelled.metadata.annotations }),
+      spec: labelled.spec,
+    };
+    assert.deepEqual(standbyPod(there, migration()).spec.nodeSelector, { disk: "ssd" });
+  });
+
+  it("has the same name for the same attempt only, which does not grow with each move", () => {
+    const named = (name: string, serial: number) =>
+      standbyName(migration({ pod: name }, { serial }, { uid: `${name.slice(-20)}/${serial}` }), null);
+    assert.equal(named("chat", 1), named("chat", 1));
+    assert.notEqual(named("chat", 1), named("chat", 2));
+    assert.equal(named(named("chat", 1), 1).length, "chat".length + 6);
+    assert.ok(named("x".repeat(253), 1).length <= 253);
+  });
+});
+
+describe("a status", () => {
+  it("is written as what has changed in it", () => {
+    const before = { phase: "Moving", move: { attempt: 1, state: "Failed" }, same: [1], gone: 1 };
+    const after = { phase: "Preparing", move: { attempt: 2, state: "Failed" }, same: [1], gone: undefined };
+    assert.deepEqual(mergePatch(before, after), { phase: "Preparing", move: { attempt: 2 }, gone: null });
+  });
+});

@@ -1,0 +1,182 @@
+/**
+ * Whatever fails, and in whatever order things happen: the application is in one pod that the controller does not delete, its
+ * ReplicaSet keeps its replicas and makes no other, every Migration ends, and nothing is left of it.
+ */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import fc from "fast-check";
+import { FINALIZER, isFinal, MIGRATION_LABEL } from "#control/api/resources.ts";
+import { controllerOf, isActive } from "#control/kubernetes/client/objects.ts";
+import { pathOf } from "#control/kubernetes/client/paths.ts";
+import { isStandby } from "#control/kubernetes/controller/standby-pod.ts";
+import { MadeUpCluster, NAMESPACE } from "../support/made-up-cluster.ts";
+
+/** What people and nodes do meanwhile. @property ends the application may end with it, as it would have without a move */
+const DISTURBANCES: Record<string, { ends: boolean; does(cluster: MadeUpCluster): void }> = {
+  "the source is deleted": { ends: true, does: (cluster) => cluster.deletePod("people", "chat-0") },
+  "a standby is deleted": {
+    ends: true,
+    does: (cluster) => {
+      const standby = cluster.pods().find(isStandby);
+      if (standby !== undefined) cluster.deletePod("people", standby.metadata.name);
+    },
+  },
+  "it is aborted": {
+    ends: false,
+    does: (cluster) =>
+      cluster.change(pathOf("migrations", { namespace: NAMESPACE, name: "m" }), { spec: { abort: true } }),
+  },
+  "it is deleted": {
+    ends: false,
+    does: (cluster) =>
+      cluster.change(pathOf("migrations", { namespace: NAMESPACE, name: "m" }), {
+        metadata: { deletionTimestamp: new Date(cluster.nowMs).toISOString() },
+      }),
+  },
+  "its time is up": {
+    ends: false,
+    does: (cluster) => {
+      cluster.nowMs += 700_000;
+    },
+  },
+  "the target is cordoned": {
+    ends: false,
+    does: (cluster) => cluster.change(pathOf("nodes", { name: "b" }), { spec: { unschedulable: true } }),
+  },
+  "the target's node goes": {
+    ends: false,
+    does: (cluster) => cluster.remove(pathOf("nodes", { name: "b" })),
+  },
+  "the source's agent is silent": {
+    ends: false,
+    does: (cluster) => {
+      cluster.silentAgents.add("a");
+      cluster.nowMs += 31_000;
+    },
+  },
+  "another Migration is made": {
+    ends: false,
+    does: (cluster) => cluster.migrate("n", { pod: "chat-0", target: { node: "c" } }),
+  },
+  "a controller dies": { ends: false, does: (cluster) => cluster.killController() },
+  "a replica less is wanted": {
+    ends: true,
+    does: (cluster) => {
+      const path = (kind: "replicasets" | "deployments", name: string) =>
+        pathOf(kind, { namespace: NAMESPACE, name });
+      cluster.change(path("replicasets", "chat-1"), { spec: { replicas: 1 } });
+      cluster.change(path("deployments", "chat"), {
+        spec: { replicas: 1 },
+        status: { replicas: 1, updatedReplicas: 1 },
+      });
+    },
+  },
+};
+
+const STEPS = 250;
+const LATE_STEPS = 1_500;
+const CALM_STEPS_MAX = 4_000;
+
+const scenario = fc.record({
+  seed: fc.integer(),
+  replicas: fc.constantFrom(0, 1, 2, 3),
+  gated: fc.boolean(),
+  faults: fc.constantFrom(0, 0.02, 0.1),
+  controllers: fc.constantFrom(1, 2),
+  node: fc.constantFrom("b", undefined),
+  disturbances: fc.array(
+    fc.record({ at: fc.nat(STEPS), what: fc.constantFrom(...Object.keys(DISTURBANCES)) }),
+    { maxLength: 3 },
+  ),
+});
+type Scenario = typeof scenario extends fc.Arbitrary<infer T> ? T : never;
+
+/** @throws AssertionError at the first step after which something does not hold */
+async function run({ disturbances, node, ...options }: Scenario): Promise<string> {
+  const cluster = new MadeUpCluster(options);
+  const source = cluster.pod("chat-0");
+  assert.ok(source !== null);
+  cluster.migrate("m", { pod: "chat-0", ...(node === undefined ? {} : { target: { node } }) });
+  const said = disturbances.map(({ what }) => DISTURBANCES[what]);
+  const mayEnd = said.some((one) => one?.ends === true);
+
+  let looked = 0;
+  const holds = (): void => {
+    for (; looked < cluster.deeds.length; looked += 1) {
+      const deed = cluster.deeds[looked] as (typeof cluster.deeds)[0];
+      assert.ok(!(deed.who === "controller" && deed.hadApplication), `the controller deleted ${deed.pod}`);
+      if (mayEnd || deed.who !== "replica-set") continue;
+      assert.notEqual(deed.what, "create", `a pod more was made: ${deed.pod}`);
+      assert.equal(deed.uid, source.metadata.uid, `the ReplicaSet deleted ${deed.pod}`);
+      assert.ok(!deed.hadApplication, `the ReplicaSet deleted ${deed.pod}`);
+    }
+    if (mayEnd) return;
+    assert.notEqual(cluster.application, null, "the application has ended");
+    const owned = cluster.pods().filter((pod) => controllerOf(pod) !== null && isActive(pod));
+    assert.ok(owned.length >= options.replicas, `${owned.length} of ${options.replicas} replicas`);
+  };
+  for (let at = 0; at < STEPS; at += 1) {
+    for (const disturbance of disturbances)
+      if (disturbance.at === at) DISTURBANCES[disturbance.what]?.does(cluster);
+    await cluster.step();
+    holds();
+  }
+
+  cluster.calm = true;
+  cluster.silentAgents.clear();
+  const left = (): string[] => [
+    ...cluster
+      .migrations()
+      .filter(({ metadata, status }) => !isFinal(status.phase) || metadata.finalizers.includes(FINALIZER))
+      .map(
+        ({ metadata, status }) =>
+          `Migration ${metadata.name}: ${status.phase}: ${status.reason} ${status.message}`,
+      ),
+    ...cluster
+      .pods()
+      .filter((pod) => isStandby(pod) || pod.metadata.labels?.[MIGRATION_LABEL] !== undefined)
+      .map(({ metadata }) => `pod ${metadata.name}`),
+  ];
+  for (let at = 0; left().length > 0; at += 1) {
+    cluster.isLate = at > LATE_STEPS;
+    assert.ok(at < CALM_STEPS_MAX, `left: ${left().join("; ")}`);
+    await cluster.step();
+    holds();
+  }
+  const [first] = cluster.migrations().filter(({ metadata }) => metadata.name === "m");
+  if (!mayEnd) {
+    const holder = cluster.byUid(cluster.application);
+    assert.ok(holder !== null && isActive(holder), "the pod with the application is there");
+    if (first?.status.phase === "Succeeded")
+      assert.notEqual(cluster.application, source.metadata.uid, "it says that it has moved");
+    if (options.replicas > 0) assert.notEqual(controllerOf(holder), null, "its owner has it");
+  }
+  return first?.status.phase ?? "deleted";
+}
+
+describe("a Migration, whatever happens", () => {
+  it("keeps the application in one pod and its replicas, ends, and leaves nothing behind", async () => {
+    const ends = new Map<string, number>();
+    await fc.assert(
+      fc.asyncProperty(scenario, async (one) => {
+        const end = await run(one);
+        ends.set(end, (ends.get(end) ?? 0) + 1);
+      }),
+      { numRuns: 120, endOnFailure: false },
+    );
+    for (const end of ["Succeeded", "Failed", "Aborted"])
+      assert.ok((ends.get(end) ?? 0) > 0, `${end}: ${JSON.stringify([...ends])}`);
+  });
+
+  it("succeeds where nothing is in its way, whatever the API server does to calls", async () => {
+    await fc.assert(
+      fc.asyncProperty(scenario, async (one) => {
+        const kind = /controller dies/;
+        const disturbances = one.disturbances.filter(({ what }) => kind.test(what));
+        const end = await run({ ...one, disturbances });
+        assert.ok(["Succeeded", "Failed"].includes(end), end);
+      }),
+      { numRuns: 30 },
+    );
+  });
+});
