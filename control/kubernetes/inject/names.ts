@@ -12,6 +12,7 @@ export const SETTINGS = {
   protocol: "holdfast.dev/protocol",
   continuity: "holdfast.dev/continuity",
   mode: "holdfast.dev/mode",
+  listen: "holdfast.dev/listen",
   limits: "holdfast.dev/limits",
   stateless: "holdfast.dev/stateless",
   workload: "holdfast.dev/workload",

@@ -70,6 +70,7 @@ const SCHEMAS: Record<keyof typeof SETTINGS, z.ZodType> = {
   protocol: oneOf(PROTOCOLS),
   continuity: oneOf(CONTINUITIES),
   mode: oneOf(MODES),
+  listen: oneOf(["node", "pod"]),
   limits: z.string().transform(parseLimits),
   stateless: names,
   workload: z
