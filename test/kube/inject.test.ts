@@ -291,13 +291,13 @@ describe("the chart in a cluster", () => {
     const { name } = source.metadata;
     const workload = `shapes.${name}`;
     const annotations = { "holdfast.dev/standby": "true", "holdfast.dev/workload": workload };
-    const { spec: template } = chat.spec.template;
+    const { spec: template, metadata } = chat.spec.template;
     await cluster.apply({
       apiVersion: "v1",
       kind: "Pod",
       metadata: {
         ...{ name: "chat-standby", namespace: "shapes" },
-        annotations,
+        annotations: { ...metadata.annotations, ...annotations },
       },
       spec: { ...template, nodeName: "b" },
     });
@@ -381,7 +381,7 @@ describe("the chart in a cluster", () => {
     spec: {
       selector: { matchLabels: { app: "chat" } },
       template: {
-        metadata: { labels: { app: "chat" } },
+        metadata: { labels: { app: "chat" }, annotations: { "holdfast.dev/listen": "pod" } },
         spec: {
           nodeName: "a",
           terminationGracePeriodSeconds: 0,

@@ -264,6 +264,7 @@ describe("injection", () => {
       ["protocol", "quic", /expected auto, tcp, http, websocket, h2 or tls/],
       ["continuity", "always", /expected none or replay/],
       ["mode", "takeover", /expected forward or gateway/],
+      ["listen", "host", /expected node or pod/],
       ["limits", "10", /expected limits as/],
       ["limits", "{", /expected limits as .*JSON/],
       ["limits", '{"deadlineMs":1}', /expected deadlineMs as a number of ms 100-3600000/],

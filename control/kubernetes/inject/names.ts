@@ -9,10 +9,10 @@ export const POLICY_LABEL = "holdfast.dev/policy";
 export const SETTINGS = {
   container: "holdfast.dev/container",
   ports: "holdfast.dev/ports",
-  listen: "holdfast.dev/listen",
   protocol: "holdfast.dev/protocol",
   continuity: "holdfast.dev/continuity",
   mode: "holdfast.dev/mode",
+  listen: "holdfast.dev/listen",
   limits: "holdfast.dev/limits",
   stateless: "holdfast.dev/stateless",
   workload: "holdfast.dev/workload",

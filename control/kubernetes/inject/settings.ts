@@ -15,8 +15,6 @@ const OPAQUE: readonly string[] = ["tcp", "tls", "h2"];
 const CONTINUITIES = ["none", "replay"] as const;
 /** an address that moves along is no pod's */
 const MODES = DOWNSTREAMS.filter((mode) => mode !== "takeover");
-/** at which address: an address of the node outlives the pod, and Services lead to the pod's */
-const LISTENS = ["node", "pod"] as const;
 const WORKLOAD_CHARS_MAX = 63;
 
 export type Protocol = (typeof PROTOCOLS)[number];
@@ -69,10 +67,10 @@ const WORKLOAD_EXPECTED = `expected a name of 1-${WORKLOAD_CHARS_MAX} small lett
 const SCHEMAS: Record<keyof typeof SETTINGS, z.ZodType> = {
   container: z.string().min(1, "expected the name of a container"),
   ports: z.string().transform(parsePorts),
-  listen: oneOf(LISTENS),
   protocol: oneOf(PROTOCOLS),
   continuity: oneOf(CONTINUITIES),
   mode: oneOf(MODES),
+  listen: oneOf(["node", "pod"]),
   limits: z.string().transform(parseLimits),
   stateless: names,
   workload: z

@@ -81,7 +81,7 @@ export function nameOf({ namespace, name, annotations }: InjectedPod): string {
 /** @throws HoldfastError `CONFIG_INVALID`: which annotation, and what it is expected to be */
 export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfig {
   const { uid, namespace, name, annotations } = pod;
-  const { container, ports, command, standby, continuity, limits, mode, listen, workload } = annotations;
+  const { container, ports, command, standby, continuity, limits, mode, workload, listen } = annotations;
   if (workload !== undefined && !workload.startsWith(`${namespace}.`))
     throw refuse(
       pod,
