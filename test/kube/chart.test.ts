@@ -161,11 +161,23 @@ describe("the chart", () => {
       assert.equal(parse(file).store, `redis://:${password}@holdfast-redis.holdfast.svc:6379`);
   });
 
+  it("gives the store an address where the cluster has no DNS", () => {
+    const objects = objectsIn(render({ ...DEFAULT, redis: { clusterIP: "10.96.0.50" } }));
+    const files = objects.find(({ stringData }) => stringData?.["a.yaml"] !== undefined).stringData;
+    assert.match(parse(files["a.yaml"]).store, /@10\.96\.0\.50:6379$/);
+    const services = objects.filter(({ kind, spec }) => kind === "Service" && spec.clusterIP !== undefined);
+    assert.deepEqual(
+      services.map(({ metadata, spec }) => [metadata.name, spec.clusterIP]),
+      [["holdfast-redis", "10.96.0.50"]],
+    );
+  });
+
   it("refuses values that it does not know, and nodes that no agent could be called", () => {
     for (const [set, told] of [
       ["webhook.replica=3", /replica/],
       ["webhook.failurePolicy=ignore", /failurePolicy/],
       ["agent.port=0", /port/],
+      ["redis.clusterIP=none", /clusterIP/],
       ["store.url=memory:", /url/],
       ["agent.nodes.ip-1\\.internal=10.0.0.1", /expected names of 1-40 small letters/],
     ] as const) {
