@@ -47,6 +47,8 @@ interface Move {
   toPod: string;
   outcome: string;
   reason: string | null;
+  /** of the Migration; more than 1: the ones before were taken back */
+  attempts: number;
   /** how clients follow */
   downstream: string | null;
   sessions: number;
@@ -163,6 +165,9 @@ async function demo(
     step(
       `${sessions.chat} WebSocket clients of chat (${address}:8080) and ${sessions.echo} TCP clients of echo (${address}:8081) check every byte`,
     );
+    screen.line(
+      "    (forward mode: node a holds their sockets from first to last; the chart brings no gateway yet)",
+    );
     for (const [from, to] of [
       ["a", "b"],
       ["b", "a"],
@@ -192,15 +197,16 @@ interface Act {
 }
 
 async function drain(act: Act): Promise<void> {
-  const { stage, screen, shown, from, to } = act;
+  const { stage, screen, shown, from } = act;
   const by = `kubectl drain ${from}`;
-  const startedMs = performance.now();
   const printed: string[] = [];
-  const status = await perform(act, by, APPLICATIONS, () => stage.drain(from), printed);
-  shown.drains.push({ node: from, status, tookMs: Math.round(performance.now() - startedMs), printed });
+  const { status, tookMs } = await perform(act, by, APPLICATIONS, () => stage.drain(from), printed);
+  shown.drains.push({ node: from, status, tookMs, printed });
   if (status !== 0) throw new Error(`${by}: exit status ${status}`);
   await stage.kubectl("uncordon", from);
-  screen.line(`    node ${from} is uncordoned; both applications are on node ${to}`);
+  screen.line(
+    `    drained in ${((shown.drains.at(-1)?.tookMs ?? 0) / 1_000).toFixed(1)} s; node ${from} is uncordoned`,
+  );
 }
 
 async function migrate(act: Act): Promise<void> {
@@ -209,18 +215,18 @@ async function migrate(act: Act): Promise<void> {
     const [source] = sources.values();
     return act.stage.migrate(source?.metadata.name ?? "", act.to);
   };
-  const status = await perform(act, "holdfast migrate", chat, start, []);
+  const { status } = await perform(act, "holdfast migrate", chat, start, []);
   if (status !== 0) throw new Error(`holdfast migrate: exit status ${status}`);
 }
 
-/** Moves applications by one command, and says what their clients saw of it. @returns the command's exit status */
+/** Moves applications by one command, and says what their clients saw of it. @returns of the command */
 async function perform(
   { stage, loads, screen, shown, from, to }: Act,
   by: string,
   applications: Application[],
   start: (sources: Map<Application, KubeObject>) => LabProcess,
   printed: string[],
-): Promise<number | null> {
+): Promise<{ status: number | null; tookMs: number }> {
   screen.line(`  ${screen.paint("cyan", by)}: ${from} → ${to}`);
   const sources = new Map<Application, KubeObject>();
   for (const application of applications)
@@ -233,11 +239,13 @@ async function perform(
     screen.live(`    ${messages.toLocaleString("en")} answers, ${alive} clients connected`);
   };
   for (const load of loads.values()) load.onProgress(show);
+  const startedMs = performance.now();
   const status = await stage.ended(start(sources), (line) => {
     // kubectl says every five seconds why a pod is still there
     if (!printed.includes(line)) screen.line(`    ${screen.paint("dim", line)}`);
     printed.push(line);
   });
+  const tookMs = Math.round(performance.now() - startedMs);
   const moved = await stage.movesOf(sources);
   for (const { application, toNode } of moved) await stage.servingPod(application.name, toNode || undefined);
   await sleep(AFTER_MS);
@@ -254,7 +262,7 @@ async function perform(
     if (move.outcome !== "Succeeded")
       throw new Error(`${move.migration}: ${move.outcome}: ${one.status.message ?? "no reason given"}`);
   }
-  return status;
+  return { status, tookMs };
 }
 
 async function moveOf(by: string, moved: MovedPod, load: Load): Promise<Move> {
@@ -271,6 +279,7 @@ async function moveOf(by: string, moved: MovedPod, load: Load): Promise<Move> {
     toPod: moved.toPod,
     outcome: status.phase ?? "Pending",
     reason: status.reason ?? null,
+    attempts: status.attempt ?? 1,
     downstream: status.move?.downstream ?? null,
     sessions: report.sessions,
     messages: report.messages,
@@ -321,6 +330,7 @@ function table(moves: Move[]): string[] {
     figure("by", ({ by }) => by),
     figure("move", ({ from, to }) => `${from} → ${to}`),
     figure("downstream", ({ downstream }) => downstream ?? "-"),
+    figure("attempts", ({ attempts }) => attempts),
     figure("sessions", ({ sessions }) => sessions),
     figure("answers", ({ messages }) => messages),
     figure("lost", ({ lost }) => lost),

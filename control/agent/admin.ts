@@ -47,10 +47,10 @@ const LOG_LINES = 100;
 const BODY_BYTES_MAX = 64 * 1024;
 const DRAIN_MS = 1_000;
 const restartSchema = z.strictObject({ drainMs: z.number().int().min(0).max(3_600_000).optional() });
-const rehearseSchema = z.strictObject({ to: z.string().min(1).max(40) });
+const rehearseSchema = z.strictObject({ to: z.string().min(1).max(63) });
 const startSchema = z.strictObject({ force: z.boolean().optional() });
 const migrateSchema = z.strictObject({
-  to: z.string().min(1).max(40),
+  to: z.string().min(1).max(63),
   deadlineMs: z.number().int().min(1).max(3_600_000).optional(),
 });
 

@@ -8,7 +8,7 @@ import { readFileSync, statSync } from "node:fs";
 import { createSecureContext } from "node:tls";
 import { messageOf } from "#proxy/contract/errors.ts";
 
-const NAME = /^([a-z0-9-]{1,40})\.holdfast$/;
+const NAME = /^([a-z0-9.-]{1,63})\.holdfast$/;
 const FILE_BYTES_MAX = 1_048_576;
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g;
 

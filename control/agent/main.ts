@@ -7,6 +7,7 @@ import { z } from "zod";
 import { Channel, checked } from "#proxy/contract/channel.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { openStore } from "#proxy/store/open.ts";
 import { checkCall } from "../api/check.ts";
 import { anchorPrepareCall, anchorSwitchCall, outcomeCall, prepareCall } from "../api/migration.ts";
@@ -14,7 +15,8 @@ import { ownersCall } from "../api/owners.ts";
 import { ChangeWatch } from "../config/change-watch.ts";
 import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
-import type { Pod } from "../kubernetes/client/objects.ts";
+import type { KubernetesObject, Pod } from "../kubernetes/client/objects.ts";
+import type { Reflector, ReflectorOptions } from "../kubernetes/client/reflector.ts";
 import { Faults } from "../migration/faults.ts";
 import { makeTopGroups, mountMissingCgroups } from "../runtime/cgroups.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
@@ -28,6 +30,7 @@ import { AdminServer, type OwnContext } from "./admin.ts";
 import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
 import type { MigrationsOptions } from "./migrations.ts";
+import { PodPeers } from "./pod-peers.ts";
 import { PodWorkloads } from "./pod-workloads.ts";
 import { dialSecure, listenSecure } from "./secure.ts";
 import { Trust } from "./trust.ts";
@@ -61,6 +64,16 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   const ring = new KeyRing(config.keys);
   const trust = new Trust({ node: config.node, ring, identity: config.identity, revoked: config.revoked });
+  const podPeers =
+    config.agents === null
+      ? null
+      : new PodPeers({
+          node: config.node,
+          port: config.listen.port,
+          file: join(config.stateDir, "peers.json"),
+          log,
+        });
+  const peers = podPeers?.peers ?? config.peers;
   const context: OwnContext = {
     node: config.node,
     host: config.listen.address,
@@ -75,7 +88,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     store,
     storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
     mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
-    peers: config.peers,
+    peers,
     owners: new Owners(() => context, workloads),
     runtime: await runtimeOf(config),
     criu: await findCriu(process.env.HOLDFAST_CACHE ?? CACHE_DIR),
@@ -83,7 +96,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     log,
     metrics,
     faults: new Faults(process.env.HOLDFAST_FAULT),
-    dial: (node, timeoutMs) => dial(config, trust, node, workloads, timeoutMs),
+    dial: (node, timeoutMs) => dial(peers, trust, node, workloads, timeoutMs),
   };
   const folder = join(config.stateDir, "workloads");
   mkdirSync(folder, { recursive: true, mode: 0o700 });
@@ -94,6 +107,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const recovering = new Set<Workload>();
   const recover = async (workload: Workload): Promise<void> => {
     recovering.add(workload);
+    await podPeers?.known; // who may have it is asked
     await workload
       .recover()
       .catch((error: unknown) =>
@@ -131,7 +145,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   }, FORWARDING_MS);
   forwarding.unref();
 
-  const peers = await listenSecure({
+  const listener = await listenSecure({
     host: config.listen.address,
     port: config.listen.port,
     trust,
@@ -140,13 +154,11 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   });
   const secrets = watchSecrets(config, context, workloads);
   context.owners.keep();
+  const watch = await watchCluster(config, pods, podPeers, metrics, log, {
+    store,
+    isRecovering: (workload) => recovering.has(workload as Workload),
+  });
   const recovered = Promise.all([...workloads.values()].map(recover));
-  const watch = config.pods
-    ? await watchCluster(config.node, pods, metrics, log, {
-        store,
-        isRecovering: (workload) => recovering.has(workload as Workload),
-      })
-    : null;
   // a move that was cut off may wait for the store or another node: people can look at it meanwhile
   await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
   const admin = new AdminServer(context, workloads, metrics);
@@ -166,25 +178,28 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     process.once("SIGINT", resolve);
   });
   log.info("agent ends; its workloads go on");
-  await watch?.close();
+  await watch.close();
   pods.close();
+  podPeers?.close();
   for (const workload of workloads.values()) workload.close();
   secrets.close();
   clearInterval(forwarding);
   context.owners.close();
   await admin.close();
-  await peers.close();
+  await listener.close();
   await store.close();
 }
 
-/** Pods of this node, and Migrations, from now on. */
+/** The pods of this node and of the agents of others, and Migrations, from now on. */
 async function watchCluster(
-  node: string,
-  pods: PodWorkloads,
+  { node, pods: hasPods, agents }: AgentConfig,
+  pods: PodWorkloads<Workload>,
+  peers: PodPeers | null,
   metrics: AgentMetrics,
   log: Logger,
   of: Pick<MigrationsOptions, "store" | "isRecovering">,
 ): Promise<{ close(): Promise<void> }> {
+  if (!hasPods) return { async close() {} };
   // a file's agent does without
   const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }, { Migrations }] = await Promise.all([
     import("../kubernetes/client/access.ts"),
@@ -193,7 +208,8 @@ async function watchCluster(
     import("../kubernetes/client/paths.ts"),
     import("./migrations.ts"),
   ]);
-  const api = new KubernetesApi(findAccess(process.env), `holdfast-agent/${node}`);
+  const access = findAccess(process.env);
+  const api = new KubernetesApi(access, `holdfast-agent/${node}`);
   const migrations = new Migrations({
     ...of,
     node,
@@ -201,30 +217,42 @@ async function watchCluster(
     log,
     workloadOf: (podUid) => pods.workloadOf(podUid),
   });
-  const reflectors = [
-    new Reflector<Pod>({
-      api,
+  const watch = <T extends KubernetesObject>(
+    objects: string,
+    from: Pick<ReflectorOptions<T>, "path" | "query" | "onAll">,
+  ): Reflector<T> => {
+    const onProblem = (error: unknown): void =>
+      log.warn({ reason: messageOf(error) }, `${objects} are not seen`);
+    const reflector = new Reflector<T>({ api, onProblem, ...from });
+    metrics.watches(objects, () => reflector.secondsSinceLastEvent());
+    return reflector;
+  };
+  const watches: { close(): Promise<void> }[] = [
+    watch<Pod>("pods of this node", {
       path: pathOf("pods"),
       query: { fieldSelector: `spec.nodeName=${node}` },
-      onAll: (objects) => {
-        pods.update(objects);
-        migrations.seePods(objects);
+      onAll: (found) => {
+        pods.update(found);
+        migrations.seePods(found);
       },
-      onProblem: (error) => log.warn({ reason: messageOf(error) }, "the pods of this node are not seen"),
     }),
-    new Reflector({
-      api,
+    watch("Migrations", {
       path: pathOf("migrations"),
-      onAll: (objects) => migrations.seeMigrations(objects),
-      onProblem: (error) => log.warn({ reason: messageOf(error) }, "Migrations are not seen"),
+      onAll: (found) => migrations.seeMigrations(found),
     }),
   ];
-  for (const [index, objects] of ["pods", "migrations"].entries())
-    metrics.watches(objects, () => reflectors[index]?.secondsSinceLastEvent() ?? 0);
+  if (agents !== null && peers !== null)
+    watches.push(
+      watch("pods of agents", {
+        path: pathOf("pods", { namespace: access.namespace }),
+        query: { labelSelector: agents },
+        onAll: (found) => peers.update(found),
+      }),
+    );
   return {
     async close() {
       migrations.close();
-      await Promise.all(reflectors.map((reflector) => reflector.close()));
+      await Promise.all(watches.map((one) => one.close()));
       api.close();
     },
   };
@@ -331,15 +359,15 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
 }
 
 async function dial(
-  config: AgentConfig,
+  peers: Record<string, Endpoint>,
   trust: Trust,
   node: string,
   workloads: Map<string, Workload>,
   timeoutMs?: number,
 ): Promise<Channel> {
-  const peer = config.peers[node];
+  const peer = peers[node];
   if (peer === undefined) {
-    const known = Object.keys(config.peers).join(", ") || "none";
+    const known = Object.keys(peers).join(", ") || "none";
     throw fail("NODE_UNKNOWN", `no peer ${node} in the configuration; there are: ${known}`);
   }
   const stream = await dialSecure({

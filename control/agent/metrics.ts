@@ -5,13 +5,13 @@ import type { Workload } from "../workload/workload.ts";
 
 export class AgentMetrics {
   readonly registry = new Registry();
-  readonly #watched = new Map<string, () => number>();
   #moves: Counter<"outcome" | "downstream">;
   #hold: Histogram<"downstream">;
   #phase: Histogram<"phase">;
   #storeUp: Gauge;
   #restarts: Counter<"workload" | "reason">;
   #stepsDown: Counter<"workload">;
+  readonly #silentSeconds = new Map<string, () => number>();
 
   constructor(workloads: Map<string, Workload>) {
     const registers = [this.registry];
@@ -53,6 +53,16 @@ export class AgentMetrics {
       labelNames: ["workload"] as const,
       registers,
     });
+    const silentSeconds = this.#silentSeconds;
+    new Gauge({
+      name: "holdfast_agent_kubernetes_silent_seconds",
+      help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
+      labelNames: ["objects"] as const,
+      registers,
+      collect() {
+        for (const [objects, silent] of silentSeconds) this.set({ objects }, silent());
+      },
+    });
     new Gauge({
       name: "holdfast_agent_workloads",
       help: "Workloads of this node by what it is to them.",
@@ -67,18 +77,7 @@ export class AgentMetrics {
 
   /** @param silentSeconds since the API server was last heard of these objects */
   watches(objects: string, silentSeconds: () => number): void {
-    const watched = this.#watched;
-    watched.set(objects, silentSeconds);
-    if (watched.size > 1) return;
-    new Gauge({
-      name: "holdfast_agent_kubernetes_silent_seconds",
-      help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
-      labelNames: ["objects"] as const,
-      registers: [this.registry],
-      collect() {
-        for (const [name, silent] of watched) this.set({ objects: name }, silent());
-      },
-    });
+    this.#silentSeconds.set(objects, silentSeconds);
   }
 
   storeUp(up: boolean): void {

@@ -48,8 +48,8 @@ const AGAIN_MS = 500;
 const MESSAGE_MAX = 2_000;
 
 interface Running {
-  attempt: number;
   workload: MovableWorkload;
+  isCancelled: boolean;
 }
 
 export class Migrations {
@@ -75,6 +75,8 @@ export class Migrations {
   /** @param objects all of the cluster */
   seeMigrations(objects: KubernetesObject[]): void {
     this.#migrations = objects.flatMap((object) => {
+      // most have ended long ago, or are of other nodes
+      if (!isMovingFrom(object, this.#options.node)) return [];
       const parsed = migrationSchema.safeParse(object);
       return parsed.success ? [parsed.data] : [];
     });
@@ -92,8 +94,7 @@ export class Migrations {
     for (const pod of this.#pods)
       if (isActive(pod)) this.#alone(`pod ${pod.metadata.uid}`, () => this.#serve(pod));
     for (const migration of this.#migrations)
-      if (migration.status.source?.node === this.#options.node)
-        this.#alone(`migration ${migration.metadata.uid}`, () => this.#move(migration));
+      this.#alone(`migration ${migration.metadata.uid}`, () => this.#move(migration));
   }
 
   #alone(key: string, work: () => Promise<void>): void {
@@ -147,8 +148,9 @@ export class Migrations {
     const { attempt = 0, source, target, move, phase, cancel } = status;
     const running = this.#running.get(metadata.uid);
     if (running !== undefined) {
-      if (cancel !== undefined && running.workload.cancel())
-        log.info({ migration: metadata.name, cancel }, "the move is asked to give up");
+      if (cancel === undefined || running.isCancelled) return;
+      running.isCancelled = running.workload.cancel();
+      log.info({ migration: metadata.name, cancel }, "the move is asked to give up");
       return;
     }
     const known = move?.attempt === attempt ? move : undefined;
@@ -164,7 +166,7 @@ export class Migrations {
     if (cancel !== undefined) return;
     await this.#write(migration, { attempt, state: "Running" });
     log.info({ migration: metadata.name, workload: workload.name, to, attempt }, "moves for a Migration");
-    this.#running.set(metadata.uid, { attempt, workload });
+    this.#running.set(metadata.uid, { workload, isCancelled: false });
     void this.#carryOut(migration, workload, to, attempt).finally(() => this.#running.delete(metadata.uid));
   }
 
@@ -231,6 +233,12 @@ export class Migrations {
       status: { move },
     });
   }
+}
+
+function isMovingFrom(object: KubernetesObject, node: string): boolean {
+  const { phase, source } =
+    (object as { status?: { phase?: string; source?: { node?: string } } }).status ?? {};
+  return phase === "Moving" && source?.node === node;
 }
 
 function statusOf(result: MoveResult): Omit<MoveStatus, "attempt"> {

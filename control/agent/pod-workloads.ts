@@ -5,7 +5,7 @@
  *   a pod's container runs              its workload is made, as a start of the agent makes one of the file
  *   the pod is deleted, or over         the application stops, unless it has moved or is about to; clients that this node's proxy
  *                                       still forwards are waited for; then the workload and its folder go
- *   another pod of the same name        one after the other
+ *   another pod of the same name        one after the other; a standby has the workload at once, when the application has left
  *
  * What is known of a pod is kept in the workload's folder: an agent that starts settles moves and finds its processes whether or not the
  * API server answers.
@@ -22,12 +22,26 @@ import {
   nameOf,
   workloadOf,
 } from "../kubernetes/node/injected-pod.ts";
-import type { Workload } from "../workload/workload.ts";
 
 const FILE = "pod.json";
 const AGAIN_MS = 1_000;
 
-export interface PodWorkloadsOptions {
+/** A workload of this node, as far as its pod decides over it. */
+export interface PodWorkload {
+  readonly name: string;
+  readonly config: WorkloadConfig;
+  readonly journal: { readonly role: string; readonly moving: unknown; readonly owed: unknown };
+  /** what keeps it from being stopped now; null: nothing */
+  readonly busyWith: string | null;
+  readonly isStarting: boolean;
+  /** The application, and its clients' connections. @throws HoldfastError */
+  stop(): Promise<void>;
+  /** from now on it is that of another pod */
+  useConfig(config: WorkloadConfig): void;
+  close(): void;
+}
+
+export interface PodWorkloadsOptions<Workload extends PodWorkload> {
   /** all of this agent's, the file's too */
   workloads: Map<string, Workload>;
   stateDir: string;
@@ -42,12 +56,14 @@ export interface PodWorkloadsOptions {
   isRecovering(workload: Workload): boolean;
   /** null: there is room for what it may hold @param all with it */
   exceeds(all: readonly WorkloadConfig[]): string | null;
+  /** for tests; default {@link AGAIN_MS} */
+  againMs?: number;
 }
 
 type Pods = Map<string, { pod: InjectedPod; isStarting: boolean }>;
 
-export class PodWorkloads {
-  readonly #options: PodWorkloadsOptions;
+export class PodWorkloads<Workload extends PodWorkload> {
+  readonly #options: PodWorkloadsOptions<Workload>;
   /** those of pods, by name */
   readonly #own = new Map<string, InjectedPod>();
   /** by name of their workloads; null: not known yet */
@@ -59,7 +75,7 @@ export class PodWorkloads {
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
 
-  constructor(options: PodWorkloadsOptions) {
+  constructor(options: PodWorkloadsOptions<Workload>) {
     this.#options = options;
   }
 
@@ -124,7 +140,7 @@ export class PodWorkloads {
     while (this.#isAgain && !this.#isClosed) {
       this.#isAgain = false;
       clearTimeout(this.#timer);
-      const { log } = this.#options;
+      const { log, againMs = AGAIN_MS } = this.#options;
       const names = new Set([...this.#own.keys(), ...(this.#pods?.keys() ?? [])]);
       let isDone = true;
       for (const name of names) {
@@ -135,7 +151,7 @@ export class PodWorkloads {
           log.warn({ workload: name, reason: messageOf(error) }, "its pod and it do not agree yet");
         }
       }
-      if (!isDone && !this.#isClosed) this.#timer = setTimeout(() => this.#go(), AGAIN_MS).unref();
+      if (!isDone && !this.#isClosed) this.#timer = setTimeout(() => this.#go(), againMs).unref();
     }
   }
 
@@ -205,6 +221,7 @@ export class PodWorkloads {
     const { role, moving, owed } = workload.journal;
     if (role === "owner" || moving !== null || owed !== null) return false;
     const config = workloadOf(pod, nodeAddress);
+    if (config.start) return false; // an application of its own
     const rest = (one: WorkloadConfig): string => JSON.stringify({ ...one, pod: null, start: null });
     if (rest(config) !== rest(workload.config)) return false;
     this.#keep(name, pod);

@@ -7,7 +7,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { serialOf } from "./identity.ts";
 
 const FILE_BYTES_MAX = 1_048_576;
-const LINE = /^([a-z0-9-]{1,40}|[0-9A-Fa-f:]{1,80})$/;
+const LINE = /^([a-z0-9.-]{1,63}|[0-9A-Fa-f:]{1,80})$/;
 
 export class Revocations {
   #nodes = new Set<string>();

@@ -39,7 +39,7 @@ const DIAL_MS_MAX = 5_000;
 const CONNECTIONS_MAX = 256;
 const KEEP_ALIVE_MS = 5_000;
 /** node, key id */
-const PSK_IDENTITY = /^([a-z0-9-]{1,40})#([0-9a-f]{8})$/;
+const PSK_IDENTITY = /^([a-z0-9.-]{1,63})#([0-9a-f]{8})$/;
 const PSK_BYTES = 32;
 
 const versions = { minVersion: "TLSv1.3", maxVersion: "TLSv1.3", ciphers: AGENT_CIPHER } as const;

@@ -63,7 +63,7 @@ export type DepartureFacts = z.infer<typeof departureFacts>;
 
 export const checkCall = z.strictObject({
   workload: z.string().max(63),
-  from: z.string().max(40),
+  from: z.string().max(63),
   /** owner number at the source, as the store should know it too */
   epoch: count,
   facts: departureFacts,

@@ -28,7 +28,7 @@ export const finding = z.strictObject({
   /** the heading it is shown under, {@link Check.category} */
   category: z.string().max(40),
   /** the node that has to be cured */
-  node: z.string().max(40),
+  node: z.string().max(63),
   /** null: about the node, whatever runs on it */
   workload: z.string().max(63).nullable(),
   severity,
@@ -54,7 +54,7 @@ export interface Check<Place> {
 
 /** What has been looked at, whether or not it has findings. */
 export const checked = z.strictObject({
-  node: z.string().max(40),
+  node: z.string().max(63),
   workload: z.string().max(63).nullable(),
   category: z.string().max(40),
 });

@@ -98,7 +98,7 @@ export interface MoveResult {
 const epoch = z.number().int().positive();
 const port = z.number().int().min(1).max(65_535);
 const count = z.number().int().nonnegative();
-const node = z.string().max(40);
+const node = z.string().max(63);
 const endpoint = z.strictObject({ address: z.ipv4().or(z.ipv6()), port });
 
 export const prepareCall = z.strictObject({

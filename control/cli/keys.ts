@@ -8,13 +8,12 @@ import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync }
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { WORKLOAD_NAME } from "#proxy/store/store.ts";
+import { NODE_NAME, WORKLOAD_NAME } from "#proxy/store/store.ts";
 import { EXIT } from "../api/exit-status.ts";
 import { readKeyFile } from "../config/key-file.ts";
 import { linkKeyLines } from "../config/link-key-file.ts";
 import type { Terminal } from "./terminal.ts";
 
-const NODE = /^[a-z0-9-]{1,40}$/;
 const SERIAL_BYTES = 16;
 const EC_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"];
 const AUTHORITY = ["basicConstraints=critical,CA:TRUE,pathlen:0", "keyUsage=critical,keyCertSign,cRLSign"];
@@ -60,8 +59,10 @@ export function showLinkKeys(workloads: string[], keyFile: string, terminal: Ter
 
 /** Makes NODE.pem and NODE.key. @throws HoldfastError `KEYS` */
 export function issueCertificate(node: string, { folder, days }: KeysOptions, terminal: Terminal): number {
-  if (!NODE.test(node))
-    throw failed(`expected a node's name of 1-40 lower-case letters, digits and "-", got "${node}"`);
+  if (!NODE_NAME.test(node))
+    throw failed(
+      `expected a node's name of 1-63 lower-case letters, digits and "-", with dots between, got "${node}"`,
+    );
   const [authority, authorityKey] = [join(folder, "authority.pem"), join(folder, "authority.key")];
   let serial = "";
   const made = making(folder, (dir) => {

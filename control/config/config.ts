@@ -18,8 +18,8 @@ import {
   beside,
   invalid,
   keyFileOf,
-  parseFile,
   parseObject,
+  parseYaml,
   type Refuse,
   readFile,
   readKeys,
@@ -103,6 +103,8 @@ export interface AgentConfig {
   cri: string | null;
   /** workloads of this node's injected pods are found in the cluster, beside those of the file */
   pods: boolean;
+  /** labels of the agents' pods, in this one's namespace, as a selector: those of other nodes are the peers. null: the file names them */
+  agents: string | null;
   /** at the start; the file is read again when it changes */
   keys: SharedKeys;
   /** where they were read from */
@@ -121,6 +123,8 @@ export interface AgentConfig {
 }
 
 const MIB = 1_048_576;
+/** where a file names none */
+const AGENT_PORT = 7400;
 /** sun_path has 108 bytes, with the NUL that ends it */
 const SOCKET_BYTES_MAX = 107;
 /** the longest that a workload has, in its folder */
@@ -131,14 +135,34 @@ export function loadConfig(fileName: string): AgentConfig {
   return parseConfig(readFile(fileName), fileName);
 }
 
-/** @param fileName for messages, and for a relative path of the key file. @throws HoldfastError `CONFIG_INVALID` */
-export function parseConfig(contents: string, fileName: string): AgentConfig {
-  const config = parseFile(fileSchema, contents, fileName);
+/**
+ * @param fileName for messages, and for a relative path of the key file
+ * @param env where it says `pods`, what is each node's own may be in HOLDFAST_NODE and HOLDFAST_ADDRESS, so that all have one file
+ * @throws HoldfastError `CONFIG_INVALID`
+ */
+export function parseConfig(
+  contents: string,
+  fileName: string,
+  env: NodeJS.ProcessEnv = process.env,
+): AgentConfig {
+  const config = parseObject(fileSchema, withOwn(parseYaml(contents, fileName), env), fileName);
   const fail: Refuse = (at, message) => {
     throw invalid(fileName, at, message);
   };
   crossCheck(config, fail);
   return complete(config, fileName, readKeys(config.key, fileName, fail));
+}
+
+function withOwn(
+  file: unknown,
+  { HOLDFAST_NODE: node, HOLDFAST_ADDRESS: address }: NodeJS.ProcessEnv,
+): unknown {
+  if (typeof file !== "object" || file === null || !("pods" in file) || file.pods !== true) return file;
+  return {
+    ...(node === undefined ? {} : { node }),
+    ...(address === undefined ? {} : { listen: formatEndpoint({ address, port: AGENT_PORT }) }),
+    ...file,
+  };
 }
 
 /**
@@ -181,6 +205,13 @@ function crossCheck(config: File, fail: (at: string, message: string) => never):
       "pods",
       "expected the container runtime that the pods are in (cri: /run/containerd/containerd.sock) with it, got none",
     );
+  if (config.agents !== undefined) {
+    if (!config.pods) fail("agents", "expected pods: true with it (agents run in pods), got none");
+    if (peers.length > 0)
+      fail("agents", "expected it without peers, who are found by these labels, got both");
+    if (config.store === "memory:")
+      fail("store", "expected a Redis that all nodes reach, got memory: together with agents");
+  }
   if (config.admin !== undefined && !isLoopback(config.admin.address)) {
     fail("admin", `expected a loopback address, got "${formatEndpoint(config.admin)}"`);
   }
@@ -346,6 +377,7 @@ function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig
           },
     cri: config.cri ?? null,
     pods: config.pods,
+    agents: config.agents ?? null,
     revoked: config.revoked === undefined ? null : beside(fileName, config.revoked),
     links: config.links,
     workloads: config.workloads.map((one) => completeWorkload(one, config.listen.address)),

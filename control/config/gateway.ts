@@ -8,19 +8,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
 import { type LinkKeySource, readLinkKeys } from "./link-key-file.ts";
 import { checkSession, namingOf } from "./port.ts";
-import {
-  clientKeys,
-  count,
-  endpoint,
-  key,
-  links,
-  list,
-  name,
-  session,
-  storeUrl,
-  truth,
-  workloadName,
-} from "./schema.ts";
+import { clientKeys, count, endpoint, key, links, list, name, session, storeUrl, truth } from "./schema.ts";
 import { invalid, keyFileOf, parseFile, type Refuse, readFile } from "./yaml-file.ts";
 
 /** What `holdfast gateway` is started with. */
@@ -59,8 +47,8 @@ const route = z.strictObject(
       .regex(/^\/[!-~]{0,1023}$/, PATH_EXPECTED)
       .optional(),
     session: session.optional(),
-    workload: workloadName.optional(),
-    workloads: list(workloadName, "expected a list of 1-1000 workloads", 1, 1_000).optional(),
+    workload: name.optional(),
+    workloads: list(name, "expected a list of 1-1000 workloads", 1, 1_000).optional(),
     port: workloadPort.optional(),
   },
   "expected a route, as { host: [chat.example], workload: chat, port: 8080 }",
@@ -69,7 +57,7 @@ const route = z.strictObject(
 const listener = z.strictObject(
   {
     address: endpoint,
-    workload: workloadName.optional(),
+    workload: name.optional(),
     port: workloadPort.optional(),
     routes: list(route, "expected a list of 1-1000 routes", 1, 1_000).optional(),
     sendProxyProtocol: truth.default(false),

@@ -9,7 +9,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { type Limit, MS_MAX, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { parseStoreUrl } from "#proxy/store/open.ts";
-import { WORKLOAD_NAME } from "#proxy/store/store.ts";
+import { NODE_NAME } from "#proxy/store/store.ts";
 import { CAPABILITY_NAMES } from "./capabilities.ts";
 import { parseEndpoint } from "./endpoint.ts";
 import { AGENT_LIMITS, DEFAULT_AGENT_LIMITS, DEFAULT_LIMITS, MOVE_LIMITS } from "./limits.ts";
@@ -25,12 +25,9 @@ const USER_TIMEOUT_MS = 120_000;
 const HEADER_MS = 5_000;
 const WEEK_MS = 604_800_000;
 
-const WORKLOAD_EXPECTED = "expected a name of 1-63 small letters, digits and dashes, with dots between";
-export const workloadName = z.string(WORKLOAD_EXPECTED).regex(WORKLOAD_NAME, WORKLOAD_EXPECTED);
-
-const NAME_EXPECTED = "expected a name of 1-40 small letters, digits and dashes";
+const NAME_EXPECTED = "expected a name of 1-63 small letters, digits and dashes, with dots between";
 const ENDPOINT_EXPECTED = "expected IP:PORT ([IP]:PORT for IPv6)";
-export const name = z.string(NAME_EXPECTED).regex(/^[a-z0-9-]{1,40}$/, NAME_EXPECTED);
+export const name = z.string(NAME_EXPECTED).regex(NODE_NAME, NAME_EXPECTED);
 
 function text(expected: string): z.ZodString {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: a NUL would cut the string short in the kernel.
@@ -286,7 +283,7 @@ const vip = z.strictObject(
 
 export const workloadSchema = z.strictObject(
   {
-    name: workloadName,
+    name,
     start: truth.default(false),
     container: container.optional(),
     bundle: path("an OCI bundle").optional(),
@@ -340,6 +337,7 @@ export const fileSchema = z.strictObject(
     cri: path("the Unix socket of a container runtime (CRI)").optional(),
     key,
     pods: truth.default(false),
+    agents: text("expected labels of the agents' pods, as app=holdfast-agent").optional(),
     workloads: list(workloadSchema, "expected a list of at most 100 workloads", 0, 100),
     limits: agentLimits.default(DEFAULT_AGENT_LIMITS),
     admin: endpoint.optional(),

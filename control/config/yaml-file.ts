@@ -37,7 +37,8 @@ export function parseObject<T>(schema: z.ZodType<T>, raw: unknown, where: string
   throw invalid(where, at, message);
 }
 
-function parseYaml(contents: string, fileName: string): unknown {
+/** @throws HoldfastError `CONFIG_INVALID` */
+export function parseYaml(contents: string, fileName: string): unknown {
   try {
     const document = parseDocument(contents, { logLevel: "silent" });
     const [error] = document.errors;

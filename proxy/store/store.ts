@@ -188,9 +188,10 @@ export type Step =
   | "link"
   | "lookup";
 
-export const NODE_NAME = /^[a-z0-9-]{1,40}$/;
+/** as Kubernetes may call a node: `ip-10-0-1-2.eu-central-1.compute.internal` */
+export const NODE_NAME = /^(?=.{1,63}$)[a-z0-9-]+(\.[a-z0-9-]+)*$/;
 /** a pod's is NAMESPACE.POD */
-export const WORKLOAD_NAME = /^(?=.{1,63}$)[a-z0-9-]+(\.[a-z0-9-]+)*$/;
+export const WORKLOAD_NAME = NODE_NAME;
 export const MIGRATION_ID = /^[A-Za-z0-9._:-]{1,64}$/;
 export const MARK = /^[A-Za-z0-9-]{1,64}$/;
 /** of the last migrations that were cancelled, the ids kept so that a late commit or reserve is known */

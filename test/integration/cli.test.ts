@@ -682,7 +682,7 @@ describe("usage", () => {
     assert.equal(status, 2);
     assert.equal(
       err,
-      `holdfast: ${file}: node: expected a name of 1-40 small letters, digits and dashes, got "A"\n`,
+      `holdfast: ${file}: node: expected a name of 1-63 small letters, digits and dashes, with dots between, got "A"\n`,
     );
   });
 

@@ -18,21 +18,24 @@ const STARTED_MS_MAX = 120_000;
 /** Pods of the agents, by node; resolves when each answers. Their workloads are those of injected pods. */
 export async function startAgents(cluster: Cluster): Promise<Map<string, KubeObject>> {
   const { lab } = cluster;
-  const nodes = [...lab.nodes.keys()];
-  const files = nodes.map((node) => {
-    const config = lab.agentConfig(node, {
-      cri: `${RUNTIME}/containerd.sock`,
-      key: `file:${CONFIG}/key/key`,
-      stateDir: STATE_DIR,
-      pods: true,
-      workloads: [],
-    });
-    return [`${node}.yaml`, stringify(config)];
-  });
+  const config = {
+    store: lab.redis.url,
+    cri: `${RUNTIME}/containerd.sock`,
+    key: `file:${CONFIG}/key/key`,
+    stateDir: STATE_DIR,
+    pods: true,
+    agents: `app=${NAME}`,
+    workloads: [],
+  };
   const metadata = (name: string): KubeObject["metadata"] => ({ name, namespace: NAMESPACE });
   await cluster.apply(
     { apiVersion: "v1", kind: "Namespace", metadata: { name: NAMESPACE, labels: PRIVILEGED } },
-    { apiVersion: "v1", kind: "ConfigMap", metadata: metadata(NAME), data: Object.fromEntries(files) },
+    {
+      apiVersion: "v1",
+      kind: "ConfigMap",
+      metadata: metadata(NAME),
+      data: { "agent.yaml": stringify(config) },
+    },
     {
       apiVersion: "v1",
       kind: "Secret",
@@ -139,9 +142,10 @@ function spec(): unknown {
             name: "agent",
             image: AGENT.name,
             imagePullPolicy: "Never",
-            command: ["/holdfast/bin/holdfast", "agent", "--config", `${CONFIG}/$(NODE).yaml`],
+            command: ["/holdfast/bin/holdfast", "agent", "--config", `${CONFIG}/agent.yaml`],
             env: [
-              { name: "NODE", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } },
+              { name: "HOLDFAST_NODE", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } },
+              { name: "HOLDFAST_ADDRESS", valueFrom: { fieldRef: { fieldPath: "status.hostIP" } } },
               { name: "HOLDFAST_FAULT", value: `file:${FAULTS}` },
             ],
             securityContext: { privileged: true },

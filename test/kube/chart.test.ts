@@ -75,6 +75,17 @@ const EVERYTHING_ELSE = {
     tolerations: [{ key: "system", operator: "Exists" }],
     priorityClassName: "system-cluster-critical",
   },
+  controller: {
+    replicas: 1,
+    evictions: {
+      timeoutSeconds: 3,
+      certificate: { existingSecret: "evictions-tls" },
+      annotations: { "cert-manager.io/inject-ca-from": "holdfast/evictions" },
+    },
+    nodeSelector: { pool: "system" },
+    tolerations: [{ key: "system", operator: "Exists" }],
+    priorityClassName: "system-cluster-critical",
+  },
   agent: {
     nodes: NODES,
     port: 7500,
@@ -91,6 +102,7 @@ const EVERYTHING_ELSE = {
 };
 const WEBHOOK_ALONE = {
   agent: { enabled: false },
+  controller: { enabled: false },
   webhook: { certificate: { existingSecret: "webhook-tls", caBundle: "PEM" } },
 };
 const CASES: Record<string, object> = {
@@ -141,7 +153,11 @@ describe("the chart", () => {
 
   it("makes a certificate of the Service that its authority has signed, and one key for all agents", () => {
     const objects = objectsIn(render(DEFAULT));
-    const { data } = objects.find(({ type }) => type === "kubernetes.io/tls");
+    const certificateOf = (part: string) =>
+      objects.find(
+        ({ type, metadata }) => type === "kubernetes.io/tls" && metadata.name === `holdfast-${part}`,
+      );
+    const { data } = certificateOf("webhook");
     const [authority, certificate] = ["ca.crt", "tls.crt"].map(
       (name) => new X509Certificate(Buffer.from(data[name], "base64")),
     ) as [X509Certificate, X509Certificate];
@@ -149,6 +165,8 @@ describe("the chart", () => {
     assert.equal(certificate.checkHost("holdfast-webhook.holdfast.svc"), "holdfast-webhook.holdfast.svc");
     const { webhooks } = objects.find(({ kind }) => kind === "MutatingWebhookConfiguration");
     for (const { clientConfig } of webhooks) assert.equal(clientConfig.caBundle, data["ca.crt"]);
+    const evictions = objects.find(({ kind }) => kind === "ValidatingWebhookConfiguration");
+    assert.equal(evictions.webhooks[0].clientConfig.caBundle, certificateOf("controller").data["ca.crt"]);
     const key = objects.find(({ kind, metadata }) => kind === "Secret" && metadata.name === "holdfast-key");
     assert.equal(Buffer.from(key.data.key, "base64").length, 32);
   });

@@ -3,16 +3,18 @@ import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { parse, stringify } from "yaml";
+import { parse, parseAllDocuments, stringify } from "yaml";
 import { customResourceDefinitions } from "#control/api/crd.ts";
 import { crdFileOf } from "../../scripts/crds.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
-import { logsOf, startAgents } from "./agents.ts";
+import { agentsOf, logsOf, startAgents } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
 const NAMESPACE = "default";
+const HOLDFAST = "holdfast";
+const ACCOUNT = "holdfast-controller";
 const APP_PORT = 9000;
 const LISTEN = 8080;
 const SESSIONS = 20;
@@ -77,6 +79,7 @@ function deployment(): KubeObject {
 describe("Migrations in a cluster", () => {
   let cluster: Cluster;
   let agents: Map<string, KubeObject>;
+  let kubeconfig: string;
   let controller: LabProcess;
   let load: Load;
 
@@ -90,13 +93,36 @@ describe("Migrations in a cluster", () => {
     await cluster.kubectl(["cordon", "b"]);
     await cluster.apply(deployment());
     agents = await startAgents(cluster);
+    kubeconfig = await asController();
     controller = startController();
   });
   after(() => cluster?.close());
 
+  /** A kubeconfig of the ServiceAccount that the chart makes, which may what the chart lets it, and nothing else. */
+  async function asController(): Promise<string> {
+    const golden = readFileSync(join(import.meta.dirname, "chart/default.yaml"), "utf8");
+    const rights = /^(ServiceAccount|(Cluster)?Role(Binding)?)$/;
+    const objects = parseAllDocuments(golden)
+      .map((document) => document.toJS() as KubeObject | null)
+      .filter((object) => object !== null)
+      .filter(({ kind, metadata }) => metadata.name === ACCOUNT && rights.test(kind ?? ""));
+    assert.equal(objects.length, 5);
+    await cluster.apply(...objects);
+    const token = await cluster.kubectl(["-n", HOLDFAST, "create", "token", ACCOUNT, "--duration=1h"]);
+    const admin = parse(readFileSync(cluster.kubeconfig, "utf8")) as { users: { user: object }[] };
+    const own = {
+      ...admin,
+      users: admin.users.map((user) => ({ ...user, user: { token: token.trim() } })),
+    };
+    const file = join(cluster.lab.dir, "controller.kubeconfig");
+    writeFileSync(file, stringify(own), { mode: 0o600 });
+    return file;
+  }
+
   function startController(): LabProcess {
     const program = join(projectRoot, "bin/holdfast");
-    return cluster.spawn("controller", [program, "controller", "--namespace", NAMESPACE]);
+    const argv = [program, "controller", "--namespace", HOLDFAST, "--kubeconfig", kubeconfig];
+    return cluster.spawn("controller", argv);
   }
 
   async function failedWithLogs(what: unknown): Promise<never> {
@@ -284,6 +310,30 @@ describe("Migrations in a cluster", () => {
     const { status } = await ended((await made())?.metadata.name ?? "");
     assert.equal(status.phase, "Succeeded");
     assert.equal((await theOnlyPod("b")).metadata.name, status.target.pod);
+  });
+
+  it("succeed when the agent of the source is killed in the middle, at another attempt if need be", async () => {
+    await cluster.kubectl(["uncordon", "a"]);
+    const source = await theOnlyPod("b");
+    const path = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations/again`;
+    await load.mark();
+    await answered();
+    await cluster.apply(migration("again", { pod: source.metadata.name, target: { node: "a" } }));
+    await cluster
+      .until("it moves", async () => (await cluster.find(path))?.status?.move?.state === "Running")
+      .catch(failedWithLogs);
+    const agent = agents.get("b")?.metadata.name ?? "";
+    await cluster.kubectl(["-n", HOLDFAST, "delete", "pod", agent, "--force", "--grace-period=0"]);
+    agents = await agentsOf(cluster);
+    const { status } = await ended("again");
+    if (status.phase !== "Succeeded") await failedWithLogs(JSON.stringify(status));
+    await answered();
+    const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
+    assert.deepEqual(
+      { lost, repeated, corrupt, resets, alive, problems },
+      { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
+    );
+    assert.equal((await theOnlyPod("a")).metadata.name, status.target.pod);
   });
 
   /** Beside the control plane, asked about evictions only. */

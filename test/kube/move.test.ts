@@ -212,15 +212,23 @@ describe("an application in a pod", () => {
   ] as const)
     it(`stays with its clients, and is reached at its pod, when the agent of the ${side} dies in the middle of a move`, async () => {
       for (const load of loads) await load.mark();
+      await cluster.until("echo-b waits", async () => {
+        const { state } = (await shownOn("b")).get(workloadOf("echo")) ?? {};
+        return state === "elsewhere" && (await restartsOf("echo-b")) !== null;
+      });
       const agent = agents.get(node) as KubeObject;
       await injectFault(cluster, agent, fault);
       const args = ["migrate", workloadOf("echo"), "--to", "b", "--json"];
-      assert.notEqual((await holdfast(cluster, agents.get("a"), args)).status, 0);
-      await cluster.until("the agent is started again", async () => {
+      const { status, stdout, stderr } = await holdfast(cluster, agents.get("a"), args);
+      assert.notEqual(status, 0);
+      const isStarted = async (): Promise<boolean> => {
         agents = await agentsOf(cluster);
         const restarts = (of?: KubeObject): number => of?.status.containerStatuses[0].restartCount ?? 0;
         return restarts(agents.get(node)) > restarts(agent);
-      });
+      };
+      await cluster
+        .until("the agent is started again", isStarted)
+        .catch((error: unknown) => failedWithLogs(`${error}\n${stdout}${stderr}`));
       await isServed(workloadOf("echo"), "a");
       await nobodyIsLost();
       await cluster.until("the application answers", async () => (await knockAt("echo-a")) === "open");

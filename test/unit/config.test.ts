@@ -85,6 +85,7 @@ describe("the agent's configuration", () => {
       socket: "/var/lib/holdfast/a/agent.sock",
       cri: null,
       pods: false,
+      agents: null,
       keys: [key],
       keyFile: join(folder, "key"),
       workloads: [
@@ -145,6 +146,24 @@ describe("the agent's configuration", () => {
     assert.equal(chat?.listenAddress, "fd00::2");
     assert.deepEqual(chat?.limits, { ...LIMITS, deadlineMs: 5000 });
     assert.deepEqual(config.admin, { address: "::1", port: 7401 });
+  });
+
+  test("agents in pods have one file, and what is a node's own in the environment", () => {
+    const contents = changed((raw) => {
+      delete raw.node;
+      delete raw.listen;
+      delete raw.peers;
+      Object.assign(raw, { cri: "/run/cri.sock", pods: true, agents: "app=holdfast-agent", workloads: [] });
+    });
+    const env = { HOLDFAST_NODE: "ip-10-0-1-2.eu-central-1.compute.internal", HOLDFAST_ADDRESS: "fd00::2" };
+    const { node, listen, peers, agents } = parseConfig(contents, file, env);
+    assert.deepEqual([node, peers, agents], [env.HOLDFAST_NODE, {}, "app=holdfast-agent"]);
+    assert.deepEqual(listen, { address: "fd00::2", port: 7400 });
+    assert.throws(() => parseConfig(contents, file, {}), /: node: expected a name .*, got nothing$/);
+    // the file's own word counts, and nobody else's file is filled in
+    assert.equal(parseConfig(`node: b\n${contents}`, file, env).node, "b");
+    const without = changed((raw) => delete raw.node);
+    assert.throws(() => parseConfig(without, file, env), /: node: expected a name .*, got nothing$/);
   });
 
   test("everything a port may be told", () => {
@@ -287,7 +306,7 @@ describe("the agent's configuration", () => {
     [
       "no node",
       (r) => delete r.node,
-      "node: expected a name of 1-40 small letters, digits and dashes, got nothing",
+      "node: expected a name of 1-63 small letters, digits and dashes, with dots between, got nothing",
     ],
     ["node name", (r) => (r.node = "A!"), /^node: expected a name .*, got "A!"$/],
     ["unknown key", (r) => (r.storage = 1), "storage: unknown key"],
@@ -337,7 +356,7 @@ describe("the agent's configuration", () => {
     ],
     ["listen everywhere", (r) => (r.listen = "0.0.0.0:7400"), /^listen: expected the address other nodes/],
     ["itself as peer", (r) => (r.peers.a = "10.99.0.9:1"), "peers.a: expected other nodes, got this one"],
-    ["peer name", (r) => (r.peers = { "B!": "10.99.0.9:1" }), /^peers\."B!": expected a name of 1-40/],
+    ["peer name", (r) => (r.peers = { "B!": "10.99.0.9:1" }), /^peers\."B!": expected a name of 1-63/],
     ["peer at our address", (r) => (r.peers.b = "10.99.0.2:7400"), /^peers.b: .*which listen has$/],
     [
       "relative state",
@@ -409,6 +428,29 @@ describe("the agent's configuration", () => {
       "pods without the runtime that has them",
       (r) => (r.pods = true),
       /^pods: expected the container runtime .*cri: .*got none$/,
+    ],
+    [
+      "agents that are no pods",
+      (r) => (r.agents = "app=holdfast-agent"),
+      /^agents: expected pods: true with it .*got none$/,
+    ],
+    [
+      "agents and peers",
+      (r) => {
+        r.cri = "/run/containerd/containerd.sock";
+        r.pods = true;
+        r.workloads = [];
+        r.agents = "app=holdfast-agent";
+      },
+      /^agents: expected it without peers, .*got both$/,
+    ],
+    [
+      "a name that makes a socket's path too long",
+      (r) => {
+        r.stateDir = `/${"x".repeat(60)}`;
+        r.workloads[0].name = "x".repeat(40);
+      },
+      /^workloads\[0\].name: expected a name that is \d+ shorter, or a shorter stateDir/,
     ],
     ["a name that ends with a dot", (r) => (r.workloads[0].name = "default.chat."), /^workloads\[0\].name: /],
     [

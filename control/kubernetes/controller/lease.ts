@@ -18,10 +18,10 @@ interface Lease extends KubernetesObject {
 }
 
 const DURATION_S = 15;
-const RENEW_MS = 5_000;
-/** not renewed for so long it stops, before another may begin */
-const GIVE_UP_MS = 10_000;
-const TRY_MS = 2_000;
+/** parts of that: when it is renewed; not renewed for so long it stops, before another may begin; another tries so often */
+const RENEW = 1 / 3;
+const GIVE_UP = 2 / 3;
+const TRY = 2 / 15;
 
 export interface LeaderOptions {
   api: Pick<KubernetesApi, "find" | "create" | "patch">;
@@ -30,9 +30,8 @@ export interface LeaderOptions {
   /** of this process, and of no other */
   identity: string;
   onProblem(error: unknown): void;
-  /** default {@link TRY_MS} */
-  tryMs?: number;
-  renewMs?: number;
+  /** default {@link DURATION_S} */
+  durationS?: number;
 }
 
 /**
@@ -44,23 +43,25 @@ export async function whileLeader(
   signal: AbortSignal,
   work: (signal: AbortSignal) => Promise<void>,
 ): Promise<void> {
-  const { tryMs = TRY_MS, renewMs = RENEW_MS } = options;
+  const durationMs = (options.durationS ?? DURATION_S) * 1_000;
   const term = new LeaseTerm(options);
   const wait = (ms: number) => delay(ms, undefined, { signal }).catch(() => {});
   while (!signal.aborted) {
     if (!(await term.take())) {
-      await wait(tryMs);
+      await wait(durationMs * TRY);
       continue;
     }
     const lost = new AbortController();
+    // a renewal that is not answered takes longer than the lease lasts
+    const giveUp = setTimeout(() => lost.abort(), durationMs * GIVE_UP);
     const working = work(AbortSignal.any([signal, lost.signal]));
-    let renewedMs = performance.now();
     while (!signal.aborted && !lost.signal.aborted) {
-      await Promise.race([wait(renewMs), working]);
-      if (signal.aborted) break;
-      if (await term.take()) renewedMs = performance.now();
-      else if (term.isAnothers || performance.now() - renewedMs > GIVE_UP_MS) lost.abort();
+      await Promise.race([wait(durationMs * RENEW), working]);
+      if (signal.aborted || lost.signal.aborted) break;
+      if (await term.take()) giveUp.refresh();
+      else if (term.isAnothers) break;
     }
+    clearTimeout(giveUp);
     lost.abort();
     await working;
   }
@@ -87,14 +88,14 @@ class LeaseTerm {
 
   /** Takes or renews it. False: it is another's, or the API server does not answer. */
   async take(): Promise<boolean> {
-    const { api, identity, name, namespace, onProblem } = this.#options;
+    const { api, identity, name, namespace, onProblem, durationS = DURATION_S } = this.#options;
     const time = new Date().toISOString().replace("Z", "000Z");
     try {
       const lease = await api.find<Lease>(this.#path);
       if (lease === null) {
         const spec = {
           holderIdentity: identity,
-          leaseDurationSeconds: DURATION_S,
+          leaseDurationSeconds: durationS,
           acquireTime: time,
           renewTime: time,
         };
@@ -115,7 +116,7 @@ class LeaseTerm {
         metadata: { resourceVersion: lease.metadata.resourceVersion },
         spec: {
           holderIdentity: identity,
-          leaseDurationSeconds: DURATION_S,
+          leaseDurationSeconds: durationS,
           renewTime: time,
           ...(isMine ? {} : { acquireTime: time, leaseTransitions: leaseTransitions + 1 }),
         },

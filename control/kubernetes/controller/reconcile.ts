@@ -2,7 +2,15 @@
  * The controller's loop: looks at a Migration when it, or a pod that has to do with it, has changed, or when its plan asks for it;
  * each at its own pace, one look at a time. What is watched only says when to look: a plan is made of what is read then.
  */
-import { MIGRATION_LABEL, type Migration, SERVING } from "../../api/resources.ts";
+
+import { messageOf } from "#proxy/contract/errors.ts";
+import {
+  isFinal,
+  MIGRATION_LABEL,
+  type Migration,
+  migration as migrationSchema,
+  SERVING,
+} from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
 import { isTrue, type KubernetesObject, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
@@ -11,7 +19,7 @@ import { act } from "./act.ts";
 import { eventsOf, report } from "./events.ts";
 import { gather } from "./gather.ts";
 import type { ControllerMetrics } from "./metrics.ts";
-import { plan } from "./plan.ts";
+import { type Action, plan } from "./plan.ts";
 import { isStandby } from "./standby-pod.ts";
 
 const BACKOFF_MS = 250;
@@ -20,6 +28,7 @@ const BACKOFF_MS_MAX = 30_000;
 const STRAY_MS = 30_000;
 /** actions in a row: a plan that never comes to rest is a bug of ours */
 const ACTIONS_MAX = 50;
+const MESSAGE_MAX = 2_000;
 /** looks at a time, of all Migrations: each is a dozen calls */
 const PARALLEL = 8;
 
@@ -49,7 +58,7 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
     path: pathOf("migrations"),
     onChange: (now, before) => {
       const { namespace = "", name } = ((now ?? before) as KubernetesObject).metadata;
-      queue.look(namespace, name);
+      if (now === null || !isAtRest(now)) queue.look(namespace, name);
     },
     onProblem: (error) => onProblem("Migrations are not seen", error),
   });
@@ -81,6 +90,19 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
   clearInterval(sweep);
   metrics.watched = [];
   await Promise.all([migrations.close(), pods.close(), queue.close()]);
+}
+
+/** Nothing is going to happen to it. Most are so when a controller starts. */
+function isAtRest(object: KubernetesObject): boolean {
+  const parsed = migrationSchema.safeParse(object);
+  if (!parsed.success) return true; // of a later version
+  const { metadata, spec, status } = parsed.data;
+  return (
+    isFinal(status.phase) &&
+    metadata.finalizers.length === 0 &&
+    metadata.deletionTimestamp === undefined &&
+    spec.ttlSecondsAfterFinished === undefined
+  );
 }
 
 function phasesOf(objects: Iterable<KubernetesObject>): ReadonlyMap<string, number> {
@@ -199,6 +221,23 @@ class Queue {
     item.timer = setTimeout(() => this.look(item.namespace, item.name), delayMs);
   }
 
+  /** A standby that the cluster does not take (a quota, Pod Security) is no secret of this process. */
+  async #act(migration: Migration, action: Action): Promise<boolean> {
+    const { api } = this.#options;
+    try {
+      return await act(api, migration, action);
+    } catch (error) {
+      const isRefused = isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID");
+      const message = messageOf(error).slice(0, MESSAGE_MAX);
+      if (action.do === "create-standby" && isRefused && message !== migration.status.message)
+        await act(api, migration, {
+          do: "status",
+          status: { ...migration.status, reason: "StandbyRefused", message },
+        });
+      throw error;
+    }
+  }
+
   async #work({ namespace, name }: Item): Promise<number | null | "gone"> {
     const { api, metrics, onProblem, onAction } = this.#options;
     for (let actions = 0; actions < ACTIONS_MAX && !this.#signal.aborted; actions += 1) {
@@ -208,7 +247,7 @@ class Queue {
       const nowMs = Date.now();
       const { action, wakeMs } = plan(observed, nowMs);
       if (action === null) return wakeMs;
-      const isDone = await act(api, migration, action);
+      const isDone = await this.#act(migration, action);
       if (!isDone) continue;
       onAction(migration, action);
       if (action.do !== "status") continue;

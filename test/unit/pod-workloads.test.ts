@@ -1,0 +1,226 @@
+/** There is a workload for as long as its pod is there, and no other is in its way. */
+import assert from "node:assert/strict";
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, it } from "node:test";
+import { pino } from "pino";
+import { type PodWorkload, PodWorkloads } from "#control/agent/pod-workloads.ts";
+import type { WorkloadConfig } from "#control/config/config.ts";
+import { until } from "#test/support/moved-program.ts";
+
+const ADDRESS = "10.99.0.2";
+
+class FakeWorkload implements PodWorkload {
+  config: WorkloadConfig;
+  journal: PodWorkload["journal"] = { role: "owner", moving: null, owed: null };
+  busyWith: string | null = null;
+  isStarting = false;
+  did: string[] = [];
+
+  constructor(config: WorkloadConfig) {
+    this.config = config;
+  }
+  get name(): string {
+    return this.config.name;
+  }
+  async stop(): Promise<void> {
+    this.did.push("stop");
+    this.journal = { ...this.journal, role: "none" };
+  }
+  useConfig(config: WorkloadConfig): void {
+    this.config = config;
+  }
+  close(): void {
+    this.did.push("close");
+  }
+}
+
+describe("the workloads of pods", () => {
+  let folder = "";
+  let workloads: Map<string, FakeWorkload>;
+  let made: FakeWorkload[];
+  let recovered: string[];
+  let recovering: Set<FakeWorkload>;
+  let said: string[];
+  let tooMuch: string | null;
+  let pods: PodWorkloads<FakeWorkload>;
+
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), "holdfast-pods-"));
+    [made, recovered, said, tooMuch] = [[], [], [], null];
+    recovering = new Set();
+    pods = begin();
+  });
+  afterEach(() => {
+    pods.close();
+    rmSync(folder, { recursive: true });
+  });
+
+  /** As an agent does that starts. */
+  function begin(): PodWorkloads<FakeWorkload> {
+    workloads = new Map();
+    return new PodWorkloads({
+      workloads,
+      stateDir: "/var/lib/holdfast",
+      folder,
+      nodeAddress: ADDRESS,
+      log: pino({ base: null }, { write: (line: string) => void said.push(line) }),
+      create(config) {
+        const workload = new FakeWorkload(config);
+        made.push(workload);
+        return workload;
+      },
+      recover: ({ name }) => void recovered.push(name),
+      isRecovering: (workload) => recovering.has(workload),
+      exceeds: () => tooMuch,
+      againMs: 1,
+    });
+  }
+
+  function pod(
+    name: string,
+    uid: string,
+    more: { ports?: string; state?: object; metadata?: object } = {},
+  ): object {
+    const annotations = {
+      "holdfast.dev/injected": "1",
+      "holdfast.dev/container": "app",
+      "holdfast.dev/ports": more.ports ?? "8080",
+    };
+    const metadata = { uid, namespace: "default", name, annotations, ...more.metadata };
+    const containerStatuses = [{ name: "app", state: more.state ?? { running: {} } }];
+    return { metadata, status: { phase: "Running", containerStatuses } };
+  }
+  const names = (): string[] => [...workloads.keys()];
+  const has = (...wanted: string[]): Promise<void> =>
+    until(`there is ${wanted.join(", ") || "nothing"}`, () => names().join() === wanted.join());
+  /** Resolves when everything has been looked at once more, with these pods and one that is new. */
+  async function again(...others: object[]): Promise<void> {
+    const name = `new-${made.length}`;
+    pods.update([...others, pod(name, name, { ports: "1" })]);
+    await until("a round", () => workloads.has(`default.${name}`));
+  }
+
+  it("come when a pod's container runs, and go with the pod", async () => {
+    pods.update([
+      pod("chat", "1", { state: { waiting: {} } }),
+      { metadata: { uid: "2", namespace: "x", name: "y" } },
+    ]);
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    assert.deepEqual(recovered, ["default.chat"]);
+    pods.update([]);
+    await has();
+    assert.deepEqual(made[0]?.did, ["stop", "close"]);
+    assert.deepEqual(readdirSync(folder), []);
+  });
+
+  it("go as soon as the pod is about to, and are not stopped where they are not", async () => {
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    (made[0] as FakeWorkload).journal = { role: "none", moving: null, owed: null };
+    pods.update([pod("chat", "1", { metadata: { deletionTimestamp: "2026-11-27T12:00:00Z" } })]);
+    await has();
+    assert.deepEqual(made[0]?.did, ["close"]);
+  });
+
+  it("stay while they are moved, while clients are forwarded, and until the store knows", async () => {
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    const [workload] = made as [FakeWorkload];
+    recovering.add(workload);
+    await again();
+    assert.deepEqual(workload.did, []);
+    workload.busyWith = "moved away";
+    recovering.clear();
+    await again();
+    assert.deepEqual(workload.did, []);
+    workload.journal = { role: "anchor", moving: null, owed: null };
+    workload.busyWith = null;
+    await again();
+    assert.deepEqual(workload.did, []);
+    workload.journal = { role: "none", moving: null, owed: "told" };
+    await again();
+    assert.deepEqual(workload.did, []);
+    workload.journal = { role: "none", moving: null, owed: null };
+    await until("it goes", () => !workloads.has("default.chat"));
+    assert.deepEqual(workload.did, ["close"]);
+  });
+
+  it("are another's when another pod of the name comes, once the first has gone", async () => {
+    pods.update([pod("db-0", "1")]);
+    await has("default.db-0");
+    const [first] = made as [FakeWorkload];
+    first.busyWith = "moved away";
+    await again(pod("db-0", "2"));
+    assert.equal(workloads.get("default.db-0"), first);
+    first.busyWith = null;
+    pods.update([pod("db-0", "2")]);
+    await until("the second comes", () => made.some(({ config }) => config.pod?.uid === "2"));
+    assert.deepEqual(first.did, ["stop", "close"]);
+  });
+
+  it("are a standby's at once when the application has left and its clients are still here", async () => {
+    const standby = pod("chat-x", "2") as { metadata: { annotations: object } };
+    const isStandby = { "holdfast.dev/workload": "default.chat", "holdfast.dev/standby": "true" };
+    Object.assign(standby.metadata.annotations, isStandby);
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    const [workload] = made as [FakeWorkload];
+    workload.journal = { role: "anchor", moving: null, owed: "told" };
+    await again(standby);
+    assert.equal(workload.config.pod?.uid, "1", "the store does not know yet");
+    workload.journal = { role: "anchor", moving: null, owed: null };
+    await until("it is the standby's", () => workload.config.pod?.uid === "2");
+    assert.deepEqual(workload.did, []);
+    assert.equal(pods.workloadOf("2"), workload);
+    assert.equal(pods.workloadOf("1"), null);
+    pods.close();
+    pods = begin();
+    pods.restore();
+    assert.equal(workloads.get("default.chat")?.config.pod?.uid, "2", "an agent that starts knows");
+  });
+
+  it("are refused while something is in their way, and said once", async () => {
+    const other = pod("other", "2");
+    pods.update([pod("chat", "1"), other]);
+    await until("it is refused", () => said.some((line) => line.includes("listens at port 8080")));
+    await until("some rounds", () => recovered.length === 1);
+    assert.deepEqual(names(), ["default.chat"]);
+    pods.update([other]);
+    await has("default.other");
+    tooMuch = "limits.heldMbMax: too much";
+    pods.update([other, pod("more", "3", { ports: "1" })]);
+    await until("it is refused", () => said.some((line) => line.includes("too much")));
+    tooMuch = null;
+    await has("default.other", "default.more");
+    assert.equal(said.filter((line) => line.includes("listens at port")).length, 1);
+    assert.equal(said.filter((line) => line.includes("too much")).length, 1);
+  });
+
+  it("are one where two pods of the node name the same", async () => {
+    const annotations = { "holdfast.dev/workload": "default.chat" };
+    const standby = pod("chat-standby", "2") as { metadata: { annotations: object } };
+    Object.assign(standby.metadata.annotations, annotations);
+    pods.update([pod("chat", "1"), standby]);
+    await has("default.chat");
+    assert.equal(made[0]?.config.pod?.name, "chat");
+    assert.ok(said.some((line) => line.includes("is that of pod default/chat, too")));
+  });
+
+  it("are those an earlier agent knew, until the API server says otherwise", async () => {
+    pods.update([pod("chat", "1"), pod("gone", "2", { ports: "1" })]);
+    await has("default.chat", "default.gone");
+    pods.close();
+    writeFileSync(join(folder, "default.gone", "pod.json"), "{");
+    pods = begin();
+    pods.restore();
+    assert.deepEqual(names(), ["default.chat"]);
+    assert.deepEqual(made.at(-1)?.config.pod?.uid, "1");
+    assert.ok(said.some((line) => line.includes("cannot be used")));
+    pods.update([]);
+    await has();
+    assert.ok(!existsSync(join(folder, "default.chat")));
+  });
+});
