@@ -29,11 +29,15 @@ export function legKernelOf(upstream: UpstreamNetwork): LegKernel {
     boundQueues,
     boundUnread,
     boundUnsent,
-    bindShielded: (endpoint) =>
-      bound(endpoint, (fd) => {
-        sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1);
-        shieldListener(fd);
-      }),
+    bindShielded: (endpoint, side) =>
+      bound(
+        endpoint,
+        (fd) => {
+          sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1);
+          shieldListener(fd);
+        },
+        networks[side],
+      ),
     bindFree: (endpoint) => bound(endpoint, (fd) => sock.setsockoptInt(fd, sock.IPPROTO_IP, IP_FREEBIND, 1)),
     shieldListener,
     unshieldListener,

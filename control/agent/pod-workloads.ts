@@ -192,15 +192,6 @@ export class PodWorkloads<Workload extends PodWorkload> {
     const tooLong = socketPathProblem(stateDir, name);
     if (tooLong !== null) throw new Error(tooLong);
     if (workloads.has(name)) throw new Error(`the agent's file has a workload ${name}`);
-    for (const other of workloads.values())
-      for (const { listen } of other.config.ports)
-        if (
-          [config, other.config].every(
-            (one) => one.listenAddress === nodeAddress && one.downstream !== "gateway",
-          ) &&
-          config.ports.some((port) => port.listen === listen)
-        )
-          throw new Error(`${other.name} listens at port ${listen} of this node already: choose another`);
     const tooMuch = exceeds([...[...workloads.values()].map((other) => other.config), config]);
     if (tooMuch !== null) throw new Error(tooMuch);
     mkdirSync(join(folder, name), { recursive: true, mode: 0o700 });

@@ -121,8 +121,10 @@ The file:
   image: REGISTRY/holdfast/inside:1    # what is copied into pods
   imagePullPolicy: IfNotPresent
   admin: 0.0.0.0:9400                  # /healthz, /readyz, /metrics
+  renewal: { namespace: holdfast, secret: holdfast-webhook, configuration: holdfast, names: [holdfast-webhook.holdfast.svc], days: 365 }
 
-It needs no access to the API server, and no privilege. SIGTERM: it is not ready any more, answers those who still ask, and ends.`;
+With renewal it makes another certificate before its own expires, in a Secret that kubelet brings here, and has the API server
+trust it first; that is all it asks the API server for. It needs no privilege. SIGTERM: it is not ready any more, answers those who still ask, and ends.`;
 
 /** @param args without node and script. Never throws; resolves with the exit status when the command is over. */
 export async function runProgram(args: string[], around: Surroundings): Promise<number> {

@@ -74,6 +74,8 @@ export interface WorkloadConfig {
   downstream: Downstream;
   /** where clients connect: the VIP, else the node's address; gateway: nobody does */
   listenAddress: string;
+  /** container: they come to the container's own network, at whatever address that has */
+  listenIn: "node" | "container";
   outbound: "close" | "keep";
   /** what becomes of an application that ends by itself; on-failure: with a status other than 0, or by a signal */
   restart: "always" | "on-failure" | "never";
@@ -409,6 +411,8 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
     downstream: downstreamOf(one),
     listenAddress: one.vip?.address.address ?? nodeAddress,
+    // a pod that was found is what Services lead to, and clients come to its ports
+    listenIn: one.pod?.uid === undefined ? "node" : "container",
     outbound: one.outbound,
     restart: one.restart,
     stopSignal: one.stopSignal,

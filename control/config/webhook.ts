@@ -2,7 +2,7 @@
 import * as z from "zod";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
-import { count, endpoint, oneOf } from "./schema.ts";
+import { count, endpoint, list, oneOf } from "./schema.ts";
 import { beside, invalid, parseFile, readFile } from "./yaml-file.ts";
 
 /** What `holdfast webhook` is started with. */
@@ -16,14 +16,43 @@ export interface WebhookFile {
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
+  /** who renews the certificate; null: somebody else */
+  renewal: RenewalConfig | null;
   /** how long it goes on answering when it has been told to end: until nobody is led to it any more */
   drainMs: number;
+}
+
+/** The webhook itself, in a cluster: the objects that it keeps the certificate in. */
+export interface RenewalConfig {
+  namespace: string;
+  /** with tls.crt, tls.key and ca.crt; kubelet brings its files here */
+  secret: string;
+  /** MutatingWebhookConfiguration that is to trust ca.crt */
+  configuration: string;
+  /** names of the Service that the API server uses, the first one first */
+  names: string[];
+  /** a new certificate is valid for so long, and replaced when a third of that is left */
+  days: number;
 }
 
 const DRAIN_MS = 5_000;
 const DRAIN_MS_MAX = 60_000;
 const pemFile = z.string("expected the path of a PEM file").min(1, "expected the path of a PEM file");
 const IMAGE_EXPECTED = "expected the name of an image, as registry.example/holdfast/inside:1";
+
+const NAME_EXPECTED = "expected the name of an object in Kubernetes";
+const object = z.string(NAME_EXPECTED).regex(/^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/, NAME_EXPECTED);
+const DAYS_MAX = 3_650;
+const renewal = z.strictObject(
+  {
+    namespace: object,
+    secret: object,
+    configuration: object,
+    names: list(object, "expected a list of 1-10 names of the Service", 1, 10),
+    days: count("days", 1, DAYS_MAX),
+  },
+  "expected what is renewed: { namespace, secret, configuration, names, days }",
+);
 
 const webhookSchema = z.strictObject(
   {
@@ -33,6 +62,7 @@ const webhookSchema = z.strictObject(
     image: z.string(IMAGE_EXPECTED).regex(/^[\w.:/@-]{1,500}$/, IMAGE_EXPECTED),
     imagePullPolicy: oneOf("Always", "IfNotPresent", "Never").optional(),
     admin: endpoint.optional(),
+    renewal: renewal.optional(),
     drainMs: count("milliseconds", 0, DRAIN_MS_MAX).default(DRAIN_MS),
   },
   "expected a mapping with listen, certificate, key and image",
@@ -45,7 +75,14 @@ export function loadWebhookConfig(fileName: string): WebhookFile {
 
 /** @param fileName for messages, and for relative paths in it. @throws HoldfastError `CONFIG_INVALID` */
 export function parseWebhookConfig(contents: string, fileName: string): WebhookFile {
-  const { certificate, key, admin, imagePullPolicy, ...rest } = parseFile(webhookSchema, contents, fileName);
+  const {
+    certificate,
+    key,
+    admin,
+    imagePullPolicy,
+    renewal = null,
+    ...rest
+  } = parseFile(webhookSchema, contents, fileName);
   if (admin !== undefined && formatEndpoint(admin) === formatEndpoint(rest.listen))
     throw invalid(fileName, "admin", "expected an address of its own, got that of listen");
   return {
@@ -54,5 +91,6 @@ export function parseWebhookConfig(contents: string, fileName: string): WebhookF
     key: beside(fileName, key),
     imagePullPolicy: imagePullPolicy ?? null,
     admin: admin ?? null,
+    renewal,
   };
 }

@@ -6,13 +6,20 @@ import { randomBytes } from "node:crypto";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Logger } from "pino";
-import type { Configure, ListSessions, SessionInfo, SessionPage } from "#proxy/contract/commands.ts";
+import {
+  CONTAINER_PORT_FIRST,
+  type Configure,
+  type ListSessions,
+  type SessionInfo,
+  type SessionPage,
+} from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { joinKeys, linkKeysOf, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { isToBeApart, type WorkloadConfig } from "../config/config.ts";
 import { proxyLimitsOf } from "../config/limits.ts";
+import { leadClients } from "../runtime/led-clients.ts";
 import { hasOwnNetwork, makeHandedSockets } from "../runtime/network-namespace.ts";
 import type { SharedKeyRing } from "./context.ts";
 import type { Journal } from "./journal.ts";
@@ -85,6 +92,7 @@ export class ProxyKeeper {
       network: this.#isApart ? "own" : "host",
       downstream: config.downstream,
       listenAddress: config.listenAddress,
+      listenIn: config.listenIn,
       listenDevice: config.vip?.device ?? null,
       ports: config.ports,
       linkAddress: context.host,
@@ -117,8 +125,22 @@ export class ProxyKeeper {
   /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. */
   async replace(epoch: number): Promise<void> {
     await this.leave()?.stop();
-    const proxy = await this.start();
-    await proxy.command("serve", { epoch });
+    await this.start();
+    await this.serve(epoch);
+  }
+
+  /** Clients are served from now on. */
+  async serve(epoch: number): Promise<void> {
+    await this.#client?.command("serve", { epoch });
+    await this.#leadClients();
+  }
+
+  /** To where the proxy listens: it does by now. */
+  async #leadClients(): Promise<void> {
+    const { config, journal } = this.#host;
+    if (config.listenIn !== "container" || journal.container === null) return;
+    const ports = config.ports.map(({ listen }, index) => [listen, CONTAINER_PORT_FIRST + index] as const);
+    await leadClients(journal.container.init.pid, new Map(ports));
   }
 
   // ---- in a move ----
@@ -129,6 +151,7 @@ export class ProxyKeeper {
     if (proxy?.isOpen) await this.handNetwork();
     else proxy = await this.start();
     const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
+    await this.#leadClients();
     return result.link;
   }
 

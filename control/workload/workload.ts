@@ -423,8 +423,8 @@ export class Workload {
     this.record({ container: container.ref, role: "owner", epoch, stopped: false, anchors: [] });
     try {
       await this.supervisor.first();
-      const proxy = await this.keeper.start();
-      await proxy.command("serve", { epoch });
+      await this.keeper.start();
+      await this.keeper.serve(epoch);
       await this.vip?.take(holder);
     } catch (error) {
       await this.#tearDown();

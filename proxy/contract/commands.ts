@@ -118,6 +118,9 @@ export interface TakeNetwork {
   token: string;
 }
 
+/** Where the proxy listens with `listenIn: container`: the ports that clients come to may be the application's own. */
+export const CONTAINER_PORT_FIRST = 15_900;
+
 export interface Configure {
   workload: string;
   node: string;
@@ -126,6 +129,11 @@ export interface Configure {
   downstream: Downstream;
   /** where clients connect: VIP or node address; gateway: nobody does */
   listenAddress: string;
+  /**
+   * container: clients come to the application's network (`network: own`), where they are led to {@link CONTAINER_PORT_FIRST} and
+   * the ports after it, one for each of `ports`. Absent: node
+   */
+  listenIn?: "node" | "container" | undefined;
   /** takeover: the device of the VIP on this node, where clients with link-local addresses are; null: not known */
   listenDevice: string | null;
   ports: PortConfig[];

@@ -84,6 +84,7 @@ const configureSchema = z.object({
   network: z.enum(["host", "own"]).default("host"),
   downstream: z.enum(DOWNSTREAMS),
   listenAddress: z.string().min(1),
+  listenIn: z.enum(["node", "container"]).optional(),
   listenDevice: z.string().min(1).max(15).nullable().default(null),
   ports: z.array(portSchema).min(1).max(1024),
   linkAddress: z.string().min(1),

@@ -27,9 +27,9 @@ export interface LegKernel extends SocketKernel {
   unshieldListener(fd: number): void;
   /**
    * A socket bound to an address that need not be on this node yet, with handshakes refused silently.
-   * @throws HoldfastError with the errno name as code
+   * @param side upstream: where the application is @throws HoldfastError with the errno name as code
    */
-  bindShielded(endpoint: Endpoint): number;
+  bindShielded(endpoint: Endpoint, side: Side): number;
   /** As {@link bindShielded}, and not shielded. */
   bindFree(endpoint: Endpoint): number;
   /** A socket bound to an address where the application is. @throws HoldfastError with the errno name as code */

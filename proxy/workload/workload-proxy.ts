@@ -5,7 +5,12 @@
 import { hkdfSync, randomBytes } from "node:crypto";
 import net from "node:net";
 import type { Logger } from "pino";
-import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import {
+  CONTAINER_PORT_FIRST,
+  type Configure,
+  type PortConfig,
+  type SessionInfo,
+} from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
@@ -82,6 +87,8 @@ export interface WorkloadProxyOptions {
   surgeon: LegSurgeon;
   log: Logger;
 }
+
+const ANY_ADDRESS = "0.0.0.0";
 
 export class WorkloadProxy implements ProtocolFilterHost {
   readonly config: Configure;
@@ -203,11 +210,11 @@ export class WorkloadProxy implements ProtocolFilterHost {
     if (this.config.downstream === "gateway") return;
     for (const [index, port] of this.config.ports.entries()) {
       try {
+        const at = this.#listensAt(index);
         const listener = ClientListener.open({
           kernel: this.kernel,
-          address: this.config.listenAddress,
-          port: port.listen,
-          bind: this.#bind(port.listen, options.shielded),
+          ...at,
+          bind: this.#bind(at, options.shielded),
           onAccept: (fd) => this.accept(index, fd),
           onError: (error) => {
             this.counters.acceptErrors++;
@@ -224,11 +231,20 @@ export class WorkloadProxy implements ProtocolFilterHost {
     }
   }
 
+  #listensAt(index: number): Endpoint {
+    const { listenIn, listenAddress, ports } = this.config;
+    return listenIn === "container"
+      ? { address: ANY_ADDRESS, port: CONTAINER_PORT_FIRST + index }
+      : { address: listenAddress, port: (ports[index] as PortConfig).listen };
+  }
+
   /** Takeover: the address comes and goes without its listener. */
-  #bind(port: number, shielded: boolean): (() => number) | null {
-    const { downstream, listenAddress: address } = this.config;
-    if (shielded) return () => this.kernel.bindShielded({ address, port });
-    return downstream === "takeover" ? () => this.kernel.bindFree({ address, port }) : null;
+  #bind(at: Endpoint, shielded: boolean): (() => number) | null {
+    const { downstream, listenIn } = this.config;
+    const isInside = listenIn === "container";
+    if (shielded) return () => this.kernel.bindShielded(at, isInside ? "upstream" : "downstream");
+    if (isInside) return () => this.kernel.bindUpstream(at);
+    return downstream === "takeover" ? () => this.kernel.bindFree(at) : null;
   }
 
   closeListeners(): void {

@@ -56,8 +56,7 @@ function withoutSecrets(text: string): string {
     .replaceAll(/^( *checksum\/config: ).*$/gm, "$1MADE");
 }
 
-const NODES = { a: "10.99.0.2", b: "fd00::3" };
-const DEFAULT = { agent: { nodes: NODES } };
+const DEFAULT = {};
 const EVERYTHING_ELSE = {
   registry: "registry.example/team",
   imagePullPolicy: "Always",
@@ -87,8 +86,6 @@ const EVERYTHING_ELSE = {
     priorityClassName: "system-cluster-critical",
   },
   agent: {
-    nodes: NODES,
-    port: 7500,
     cri: "/run/crio/crio.sock",
     stateDir: "/srv/holdfast",
     existingKeySecret: "agents-key",
@@ -111,9 +108,14 @@ const CASES: Record<string, object> = {
   "webhook-alone": WEBHOOK_ALONE,
 };
 
+function agentFile(objects: Raw[]): string {
+  const secret = objects.find(({ stringData }) => stringData?.["agent.yaml"] !== undefined);
+  return secret.stringData["agent.yaml"];
+}
+
 describe("the chart", () => {
   it("has nothing that helm lint knows better", () => {
-    const { status, stdout } = helm(["lint", CHART, "--strict", "--set", "agent.nodes.a=10.99.0.2"]);
+    const { status, stdout } = helm(["lint", CHART, "--strict"]);
     assert.equal(status, 0, stdout);
   });
 
@@ -135,18 +137,23 @@ describe("the chart", () => {
     writeFileSync(join(folder, "key"), Buffer.alloc(32, 1), { mode: 0o600 });
     for (const values of [DEFAULT, EVERYTHING_ELSE]) {
       const objects = objectsIn(render(values));
-      const secret = objects.find(({ stringData }) => stringData?.["a.yaml"] !== undefined);
-      for (const [node, other] of [
-        ["a", "b"],
-        ["b", "a"],
-      ] as const) {
-        const raw = parse(secret.stringData[`${node}.yaml`]);
-        assert.equal(raw.key, "file:/etc/holdfast-key/key");
-        const config = parseConfig(stringify({ ...raw, key: "file:key" }), join(folder, `${node}.yaml`));
-        assert.equal(config.node, node);
-        assert.deepEqual(Object.keys(config.peers), [other]);
-      }
-      const webhook = objects.find(({ data }) => data?.["webhook.yaml"] !== undefined);
+      const text = agentFile(objects);
+      const raw = parse(text);
+      assert.equal(raw.key, "file:/etc/holdfast-key/key");
+      const env = { HOLDFAST_NODE: "a", HOLDFAST_ADDRESS: "10.99.0.2" };
+      const config = parseConfig(stringify({ ...raw, key: "file:key" }), join(folder, "agent.yaml"), env);
+      assert.deepEqual([config.node, config.listen.address], ["a", "10.99.0.2"]);
+      const { spec } = objects.find(({ kind }) => kind === "DaemonSet");
+      const labels = Object.entries(spec.selector.matchLabels).map(([key, value]) => `${key}=${value}`);
+      assert.deepEqual(raw.agents.split(",").toSorted(), labels.toSorted());
+      const webhook = objects.find(
+        ({ data, metadata }) => data?.["webhook.yaml"] !== undefined && metadata.name === "holdfast-webhook",
+      );
+      const evictions = objects.find(
+        ({ data, metadata }) =>
+          data?.["webhook.yaml"] !== undefined && metadata.name === "holdfast-controller",
+      );
+      assert.equal(parseWebhookConfig(evictions.data["webhook.yaml"], "evictions.yaml").renewal, null);
       assert.equal(parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml").admin?.port, 9400);
     }
   });
@@ -174,15 +181,13 @@ describe("the chart", () => {
   it("gives all who need it the same password of the store", () => {
     const objects = objectsIn(render(DEFAULT));
     const { password } = objects.find(({ stringData }) => stringData?.password !== undefined).stringData;
-    const files = objects.find(({ stringData }) => stringData?.["a.yaml"] !== undefined).stringData;
-    for (const file of Object.values(files) as string[])
-      assert.equal(parse(file).store, `redis://:${password}@holdfast-redis.holdfast.svc:6379`);
+    const text = agentFile(objects);
+    assert.equal(parse(text).store, `redis://:${password}@holdfast-redis.holdfast.svc:6379`);
   });
 
   it("gives the store an address where the cluster has no DNS", () => {
-    const objects = objectsIn(render({ ...DEFAULT, redis: { clusterIP: "10.96.0.50" } }));
-    const files = objects.find(({ stringData }) => stringData?.["a.yaml"] !== undefined).stringData;
-    assert.match(parse(files["a.yaml"]).store, /@10\.96\.0\.50:6379$/);
+    const objects = objectsIn(render({ redis: { clusterIP: "10.96.0.50" } }));
+    assert.match(parse(agentFile(objects)).store, /@10\.96\.0\.50:6379$/);
     const services = objects.filter(({ kind, spec }) => kind === "Service" && spec.clusterIP !== undefined);
     assert.deepEqual(
       services.map(({ metadata, spec }) => [metadata.name, spec.clusterIP]),
@@ -190,14 +195,13 @@ describe("the chart", () => {
     );
   });
 
-  it("refuses values that it does not know, and nodes that no agent could be called", () => {
+  it("refuses values that it does not know", () => {
     for (const [set, told] of [
       ["webhook.replica=3", /replica/],
       ["webhook.failurePolicy=ignore", /failurePolicy/],
-      ["agent.port=0", /port/],
       ["redis.clusterIP=none", /clusterIP/],
       ["store.url=memory:", /url/],
-      ["agent.nodes.ip-1\\.internal=10.0.0.1", /expected names of 1-40 small letters/],
+      ["agent.cri=containerd.sock", /cri/],
     ] as const) {
       const { status, stderr } = helm(["template", "holdfast", CHART, "--set", set]);
       assert.notEqual(status, 0, set);

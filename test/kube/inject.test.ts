@@ -5,8 +5,9 @@ import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { inject, uninject } from "#control/kubernetes/inject/inject.ts";
 import type { Pod } from "#control/kubernetes/inject/pod.ts";
+import { issueCertificate } from "#control/kubernetes/webhook/issue.ts";
 import { podShapes } from "#test/support/pod-shapes.ts";
-import { projectRoot } from "../lab/lab.ts";
+import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { holdfast, logsOf } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
@@ -15,12 +16,15 @@ import { AGENT, APPS, INSIDE } from "./images.ts";
 const NAMESPACE = "holdfast";
 const CHART = join(projectRoot, "charts/holdfast");
 const OPTIONS = { image: INSIDE.name, imagePullPolicy: "Never" } as const;
+const CONFIGURATION = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast";
+const WEBHOOK = "app.kubernetes.io/component=webhook";
+const DAY_MS = 86_400_000;
 const INSTALL_MS_MAX = 180_000;
 /** an API server may shorten what is long */
 const WARNING_CHARS = 200;
 /** clients of the application that moves, where they come to, and answers that each has before and after */
 const SESSIONS = 10;
-const LISTEN = 8080;
+const NODE_PORT = 30080;
 const ANSWERS = 5;
 const INJECT = { "holdfast.dev/inject": "enabled" };
 const PRIVILEGED = { "pod-security.kubernetes.io/enforce": "privileged" };
@@ -191,6 +195,11 @@ describe("the chart in a cluster", () => {
     assert.equal(status, 403);
     assert.match(object.message, /denied the request: holdfast: not injected: spec\.hostNetwork: /);
     assert.equal((await tryPod("enforcing", podOf("left-out"))).status, 201);
+    // whoever may make pods in one namespace is nobody in another
+    const bare = podOf("bare");
+    const metadata = { name: "bare", annotations: { "holdfast.dev/workload": "shapes.chat" } };
+    const foreign = await tryPod("enforcing", { ...bare, metadata });
+    assert.match(foreign.object.message, /expected a name that begins with "enforcing\."/);
   });
 
   it("looks at the pods that it is to look at", async () => {
@@ -282,18 +291,18 @@ describe("the chart in a cluster", () => {
   };
 
   it("moves a Deployment's application to a standby, and its clients notice nothing", async () => {
-    await cluster.apply(chat);
+    await cluster.apply(chat, service);
     const source = await onePod("chat");
     const { name } = source.metadata;
     const workload = `shapes.${name}`;
     const annotations = { "holdfast.dev/standby": "true", "holdfast.dev/workload": workload };
-    const { spec: template, metadata } = chat.spec.template;
+    const { spec: template } = chat.spec.template;
     await cluster.apply({
       apiVersion: "v1",
       kind: "Pod",
       metadata: {
         ...{ name: "chat-standby", namespace: "shapes" },
-        annotations: { ...metadata.annotations, ...annotations },
+        annotations,
       },
       spec: { ...template, nodeName: "b" },
     });
@@ -311,7 +320,16 @@ describe("the chart in a cluster", () => {
     };
     await cluster.until("it runs", async () => (await stateOn("a")) === "running").catch(failed);
     await cluster.until("the standby waits", async () => (await stateOn("b")) !== undefined).catch(failed);
-    const target = { address: cluster.lab.place("a").address, port: LISTEN };
+    const target = { address: cluster.lab.place("a").address, port: NODE_PORT };
+    const knock = `const socket = require("net").connect(${target.port}, "${target.address}");
+      socket.on("error", () => {}).on("connect", () => console.log("open")).setTimeout(500, () => socket.destroy());
+      socket.on("connect", () => socket.destroy());`;
+    await cluster
+      .until("clients come in", async () => {
+        const { stdout } = await cluster.lab.run("client", [nodeBinary, "-e", knock]);
+        return stdout.trim() === "open";
+      })
+      .catch(failed);
     const load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
     await answered(load);
     const moved = await holdfast(cluster, agents.get("a"), ["migrate", workload, "--to", "b", "--json"]);
@@ -322,12 +340,9 @@ describe("the chart in a cluster", () => {
       { lost, repeated, corrupt, resets, alive, problems },
       { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
     );
-    await cluster.until("kubelet finds the standby ready, and the source not", async () => {
-      const [there, here] = await Promise.all(["chat-standby", name].map(findPod));
-      return (
-        condition(there as KubeObject, "Ready") === "True" &&
-        condition(here as KubeObject, "Ready") !== "True"
-      );
+    await cluster.until("kubelet finds the standby ready", async () => {
+      const standby = await findPod("chat-standby");
+      return standby !== null && condition(standby, "Ready") === "True";
     });
   });
 
@@ -342,15 +357,27 @@ describe("the chart in a cluster", () => {
   }
 
   /** The pod of a Deployment, when its container runs. */
-  async function onePod(app: string, namespace = "shapes"): Promise<KubeObject> {
+  async function onePod(app: string, namespace = "shapes", selector = `app=${app}`): Promise<KubeObject> {
     let pod: KubeObject | undefined;
     await cluster.until(`the pod of ${app} runs`, async () => {
-      const path = `/api/v1/namespaces/${namespace}/pods?labelSelector=app%3D${app}`;
-      [pod] = (await cluster.api("GET", path)).items as KubeObject[];
+      const path = `/api/v1/namespaces/${namespace}/pods?labelSelector=${encodeURIComponent(selector)}`;
+      const { items } = await cluster.api("GET", path);
+      pod = (items as KubeObject[]).find(({ metadata }) => metadata.deletionTimestamp === undefined);
       return pod?.status.containerStatuses?.[0].state.running !== undefined;
     });
     return pod as KubeObject;
   }
+
+  const service: KubeObject = {
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name: "chat", namespace: "shapes" },
+    spec: {
+      type: "NodePort",
+      selector: { app: "chat" },
+      ports: [{ port: 80, targetPort: 9000, nodePort: NODE_PORT }],
+    },
+  };
 
   const chat: KubeObject = {
     apiVersion: "apps/v1",
@@ -359,7 +386,7 @@ describe("the chart in a cluster", () => {
     spec: {
       selector: { matchLabels: { app: "chat" } },
       template: {
-        metadata: { labels: { app: "chat" }, annotations: { "holdfast.dev/ports": `${LISTEN}:9000` } },
+        metadata: { labels: { app: "chat" } },
         spec: {
           nodeName: "a",
           terminationGracePeriodSeconds: 0,
@@ -373,6 +400,7 @@ describe("the chart in a cluster", () => {
                 { name: "HOST", value: "0.0.0.0" },
                 { name: "PORT", value: "9000" },
               ],
+              ports: [{ containerPort: 9000 }],
               readinessProbe: { tcpSocket: { port: 9000 }, periodSeconds: 1 },
             },
           ],
@@ -381,7 +409,7 @@ describe("the chart in a cluster", () => {
     },
   };
 
-  it("keeps certificate and key when it is upgraded, and makes another certificate when it is told to", async () => {
+  it("keeps certificate and keys when it is upgraded", async () => {
     const secrets = async (): Promise<string[]> => {
       const all = ["holdfast-webhook", "holdfast-key"].map((name) =>
         cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/secrets/${name}`),
@@ -391,15 +419,48 @@ describe("the chart in a cluster", () => {
     const before = await secrets();
     await install();
     assert.deepEqual(await secrets(), before);
-    await install("--set", "webhook.certificate.renew=true");
-    const [certificate, key] = await secrets();
-    assert.notEqual(certificate, before[0]);
-    assert.equal(key, before[1]);
+  });
+
+  it("renews its certificate before it expires, while pods are injected all the time", async () => {
+    const path = `/api/v1/namespaces/${NAMESPACE}/secrets/holdfast-webhook`;
+    const { days, service } = { days: 30, service: `holdfast-webhook.${NAMESPACE}.svc` };
+    // made so long ago that a fifth of its time is left
+    const old = issueCertificate([service], days, Date.now() - days * 0.8 * DAY_MS);
+    const encode = (text: string): string => Buffer.from(text).toString("base64");
+    const data = { "ca.crt": encode(old.authority), "tls.crt": encode(old.cert), "tls.key": encode(old.key) };
+    await cluster.api("PATCH", path, { data }, "application/merge-patch+json");
+    await install(); // which has the API server trust what is in the Secret
+    const restart = ["-n", NAMESPACE, "rollout", "restart", "deployment/holdfast-webhook"];
+    await cluster.kubectl(restart); // … and a webhook that starts looks at it
+    await cluster.kubectl(["-n", NAMESPACE, "rollout", "status", "deployment/holdfast-webhook"]);
+    let asked = 0;
+    const shown = async (): Promise<boolean> => {
+      const answer = await tryPod("enforcing", podOf("bare"));
+      assert.equal(answer.status, 201, answer.object.message);
+      asked++;
+      const { data: now } = await cluster.api("GET", path);
+      return now["tls.crt"] !== data["tls.crt"] && now["next.crt"] === undefined;
+    };
+    await cluster.until("it is renewed", shown);
+    const { data: now } = await cluster.api("GET", path);
+    const { webhooks } = await cluster.api("GET", CONFIGURATION);
+    for (const { clientConfig } of webhooks) assert.equal(clientConfig.caBundle, now["ca.crt"]);
+    // kubelet brings a Secret within a minute or two, or when the pod changes
+    const { name } = (await onePod("holdfast", NAMESPACE, WEBHOOK)).metadata;
+    await cluster.kubectl(["-n", NAMESPACE, "annotate", "pod", name, "seen=yes"]);
+    await cluster.until("it shows the new one", async () => {
+      await shown();
+      return /the certificate was read again/.test(await cluster.kubectl(["-n", NAMESPACE, "logs", name]));
+    });
+    for (let more = 0; more < 20; more++) await shown();
+    assert.ok(asked > 20);
+    await install();
+    assert.deepEqual((await cluster.api("GET", path)).data, now);
   });
 
   it("has its own store admitted, too", async () => {
     const rendered = join(cluster.lab.dir, "rendered.yaml");
-    const set = "imagePullPolicy=Never,agent.nodes.a=10.99.0.2";
+    const set = "imagePullPolicy=Never";
     const template = `helm template holdfast ${CHART} --namespace ${NAMESPACE} --set ${set} >${rendered}`;
     const { status, stderr } = await cluster.run(["sh", "-c", template]);
     assert.equal(status, 0, stderr);

@@ -12,17 +12,25 @@ const APP_PORT = 9000;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
 
-/** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`; clients come to node a. */
+/** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`; clients come by a Service, at a node's port. */
 const WORKLOADS = [
   {
     name: "chat",
     listen: 8080,
+    nodePort: 30080,
     kind: "ws" as const,
     sessions: 20,
     command: ["/usr/bin/node", "/app/chat.js"],
   },
-  // by the entrypoint of its image
-  { name: "echo", listen: 8081, kind: "tcp" as const, sessions: 10, args: ["/app/echo.js"] },
+  {
+    // by the entrypoint of its image, at the port where clients come: kubelet's probes come by the proxy
+    name: "echo",
+    listen: APP_PORT,
+    nodePort: 30081,
+    kind: "tcp" as const,
+    sessions: 10,
+    args: ["/app/echo.js"],
+  },
 ];
 type Moved = (typeof WORKLOADS)[number];
 
@@ -42,7 +50,7 @@ function pod({ name, listen, command, args }: Moved, node: string): KubeObject {
   return {
     apiVersion: "v1",
     kind: "Pod",
-    metadata: { name: `${name}-${node}`, annotations },
+    metadata: { name: `${name}-${node}`, labels: { app: name }, annotations },
     spec: {
       nodeName: node,
       terminationGracePeriodSeconds: 0,
@@ -73,6 +81,16 @@ function pod({ name, listen, command, args }: Moved, node: string): KubeObject {
   };
 }
 
+/** Leads to whichever of its pods is ready. */
+function service({ name, listen, nodePort }: Moved): KubeObject {
+  return {
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name },
+    spec: { type: "NodePort", selector: { app: name }, ports: [{ port: 80, targetPort: listen, nodePort }] },
+  };
+}
+
 interface Shown {
   name: string;
   epoch: number;
@@ -87,7 +105,7 @@ describe("an application in a pod", () => {
   before(async () => {
     cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE] });
     const pods = WORKLOADS.flatMap((moved) => NODES.map((node) => pod(moved, node)));
-    await cluster.apply(...pods);
+    await cluster.apply(...pods, ...WORKLOADS.map(service));
     for (const { metadata } of pods)
       await cluster.until(`pod ${metadata.name} runs`, async () => {
         const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
@@ -96,10 +114,11 @@ describe("an application in a pod", () => {
     agents = await startAgents(cluster);
     for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
     const { address } = cluster.lab.place("a");
-    for (const { kind, listen, sessions } of WORKLOADS)
-      loads.push(
-        await startLoad(cluster.lab, kind, { target: { address, port: listen }, sessions, intervalMs: 20 }),
-      );
+    for (const { kind, nodePort: port, sessions } of WORKLOADS) {
+      const isOpen = async (): Promise<boolean> => (await knock("client", address, port)) === "open";
+      await cluster.until(`clients come by port ${port} of the node`, isOpen).catch(failedWithLogs);
+      loads.push(await startLoad(cluster.lab, kind, { target: { address, port }, sessions, intervalMs: 20 }));
+    }
   });
   after(() => cluster?.close());
 
@@ -191,15 +210,15 @@ describe("an application in a pod", () => {
       }
       await nobodyIsLost();
       for (const { name } of WORKLOADS) {
-        await cluster.until(`${name} is ready on ${to} alone`, async () => {
-          return (await isReady(`${name}-${to}`)) && !(await isReady(`${name}-${from}`));
-        });
+        await cluster.until(`${name} is ready on ${to}`, () => isReady(`${name}-${to}`));
         // where it came from is a standby again; where it is now, kubelet has done nothing since
         await cluster.until(`${name}-${from} is made anew`, async () => {
           return (await restartsOf(`${name}-${from}`)) === 1;
         });
         assert.equal(await restartsOf(`${name}-${to}`), from === "a" ? 0 : 1);
       }
+      // where they come by the proxy, kubelet's probes are forwarded like everybody else
+      await cluster.until(`chat is not ready on ${from}`, async () => !(await isReady(`chat-${from}`)));
       const files = `const fs = require("fs");
         [fs.existsSync("/app/echo.js"), fs.readdirSync("/app/node_modules/ws"), fs.readdirSync("/data")].join()`;
       assert.equal(await inPod(`chat-${to}`, files), "false,mine,mine");
@@ -212,13 +231,13 @@ describe("an application in a pod", () => {
   ] as const)
     it(`stays with its clients, and is reached at its pod, when the agent of the ${side} dies in the middle of a move`, async () => {
       for (const load of loads) await load.mark();
-      await cluster.until("echo-b waits", async () => {
-        const { state } = (await shownOn("b")).get(workloadOf("echo")) ?? {};
-        return state === "elsewhere" && (await restartsOf("echo-b")) !== null;
+      await cluster.until("chat-b waits", async () => {
+        const { state } = (await shownOn("b")).get(workloadOf("chat")) ?? {};
+        return state === "elsewhere" && (await restartsOf("chat-b")) !== null;
       });
       const agent = agents.get(node) as KubeObject;
       await injectFault(cluster, agent, fault);
-      const args = ["migrate", workloadOf("echo"), "--to", "b", "--json"];
+      const args = ["migrate", workloadOf("chat"), "--to", "b", "--json"];
       const { status, stdout, stderr } = await holdfast(cluster, agents.get("a"), args);
       assert.notEqual(status, 0);
       const isStarted = async (): Promise<boolean> => {
@@ -229,10 +248,10 @@ describe("an application in a pod", () => {
       await cluster
         .until("the agent is started again", isStarted)
         .catch((error: unknown) => failedWithLogs(`${error}\n${stdout}${stderr}`));
-      await isServed(workloadOf("echo"), "a");
+      await isServed(workloadOf("chat"), "a");
       await nobodyIsLost();
-      await cluster.until("the application answers", async () => (await knockAt("echo-a")) === "open");
-      await cluster.until("nobody is kept out", async () => (await knockAt("echo-b")) === "ECONNREFUSED");
+      await cluster.until("the application answers", async () => (await knockAt("chat-a")) === "open");
+      await cluster.until("nobody is kept out", async () => (await knockAt("chat-b")) === "ECONNREFUSED");
     });
 
   it("does not notice that agents are replaced", async () => {
@@ -263,9 +282,13 @@ describe("an application in a pod", () => {
   /** What comes of a connection to its application's port, from a node. */
   async function knockAt(name: string): Promise<string> {
     const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
-    const program = `const socket = require("net").connect(${APP_PORT}, "${found?.status?.podIP}");
+    return knock("a", String(found?.status?.podIP), APP_PORT);
+  }
+
+  async function knock(from: string, address: string, port: number): Promise<string> {
+    const program = `const socket = require("net").connect(${port}, "${address}");
       const end = (what) => { console.log(what); socket.destroy(); };
       socket.on("connect", () => end("open")).on("error", ({ code }) => end(code)).setTimeout(500, () => end("silent"));`;
-    return (await cluster.lab.run("a", [nodeBinary, "-e", program])).stdout.trim();
+    return (await cluster.lab.run(from, [nodeBinary, "-e", program])).stdout.trim();
   }
 });

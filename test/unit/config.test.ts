@@ -107,6 +107,7 @@ describe("the agent's configuration", () => {
           vip: { address: "10.99.0.50", prefix: 24, device: "eth0" },
           downstream: "takeover",
           listenAddress: "10.99.0.50",
+          listenIn: "node",
           outbound: "close",
           restart: "on-failure",
           stopSignal: "SIGTERM",

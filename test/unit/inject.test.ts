@@ -228,6 +228,20 @@ describe("injection", () => {
     assert.match(problemOf(large), /^metadata\.annotations: .* put it into a script$/);
   });
 
+  it("has a pod stand for one of its own namespace only", () => {
+    const { pod } = podShapes().find(({ name }) => name === "bare") ?? assert.fail();
+    const of = (workload: string) => ({
+      ...pod,
+      metadata: { name: "x", namespace: "games", annotations: { "holdfast.dev/workload": workload } },
+    });
+    injected(of("games.chat"));
+    for (const other of ["shop.chat", "games", "gamesx.chat"])
+      assert.match(
+        problemOf(of(other)),
+        /\[holdfast\.dev\/workload\]: expected a name that begins with "games\."/,
+      );
+  });
+
   it("has the protocol said once", () => {
     const { pod } = podShapes().find(({ name }) => name === "bare") ?? assert.fail();
     const of = (annotations: Record<string, string>) => ({ ...pod, metadata: { name: "x", annotations } });

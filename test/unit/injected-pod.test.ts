@@ -29,7 +29,8 @@ describe("a pod that was injected", () => {
       ...{ namespace: "default", name: "chat-a", uid: "1", container: "app" },
       ...{ command: ["node", "server.js"], cwd: null },
     });
-    assert.equal(config.listenAddress, ADDRESS);
+    // as Services lead to it
+    assert.equal(config.listenIn, "container");
     const standby = workloadOf(pod({ standby: "true", workload: "default.other" }), ADDRESS);
     assert.deepEqual([standby.name, standby.start], ["default.other", false]);
   });
@@ -65,6 +66,7 @@ describe("a pod that was injected", () => {
     assert.match(one ?? "", /^production\.checkout-sessions-of-[a-z0-9-]*-[0-9a-f]{10}$/);
     assert.equal(one?.length, 63);
     assert.notEqual(one, other);
+    assert.equal(nameOf({ ...pod({ workload: "other.chat" }), name: "mine" }), "default.mine");
     assert.equal(workloadOf(long(NAME), ADDRESS).name, one);
   });
 
@@ -84,7 +86,12 @@ describe("a pod that was injected", () => {
     ["the same port twice", { ports: "80:1,80:2" }, /ports\[1\]\.listen: expected a port of its own/],
     ["another continuity", { continuity: "always" }, /holdfast\.dev\/continuity: expected none or replay/],
     ["a limit nobody knows", { limits: '{"deadlnMs":1}' }, /limits\.deadlnMs: unknown key/],
-    ["a name with a slash", { workload: "../../etc" }, /name: expected a name/],
+    ["a name with a slash", { workload: "default./../../etc" }, /name: expected a name/],
+    [
+      "a name of another namespace",
+      { workload: "other.chat" },
+      /workload: expected a name that begins with "default\."/,
+    ],
   ] as const)
     it(`is refused with ${what}, by its name and the annotation's`, () => {
       assert.throws(

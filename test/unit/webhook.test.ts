@@ -106,6 +106,13 @@ describe("the webhook's configuration", () => {
     image: "registry.example/holdfast/inside:1",
     imagePullPolicy: "Always",
     admin: "0.0.0.0:9400",
+    renewal: {
+      namespace: "holdfast",
+      secret: "holdfast-webhook",
+      configuration: "holdfast",
+      names: ["holdfast-webhook.holdfast.svc"],
+      days: 90,
+    },
     drainMs: 100,
   };
 
@@ -119,7 +126,10 @@ describe("the webhook's configuration", () => {
     });
     const { listen, certificate, key, image } = good;
     const least = parseWebhookConfig(stringify({ listen, certificate, key, image }), file);
-    assert.deepEqual([least.admin, least.imagePullPolicy, least.drainMs], [null, null, 5_000]);
+    assert.deepEqual(
+      [least.admin, least.imagePullPolicy, least.renewal, least.drainMs],
+      [null, null, null, 5_000],
+    );
   });
 
   it("has every mistake as one line", () => {
@@ -134,6 +144,11 @@ describe("the webhook's configuration", () => {
       [{ imagePullPolicy: "never" }, 'imagePullPolicy: expected Always, IfNotPresent or Never, got "never"'],
       [{ admin: "0.0.0.0:8443" }, "admin: expected an address of its own, got that of listen"],
       [{ drainMs: -1 }, "drainMs: expected milliseconds 0-60000, got -1"],
+      [
+        { renewal: { ...good.renewal, names: [] } },
+        "renewal.names: expected a list of 1-10 names of the Service, got an empty list",
+      ],
+      [{ renewal: { ...good.renewal, days: 0 } }, "renewal.days: expected days 1-3650, got 0"],
       [{ images: 1 }, "images: unknown key"],
     ] as const)
       assert.throws(() => parseWebhookConfig(stringify({ ...good, ...change }), "w.yaml"), {

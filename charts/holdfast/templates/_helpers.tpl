@@ -34,30 +34,3 @@ runAsUser: 65532
 runAsGroup: 65532
 seccompProfile: { type: RuntimeDefault }
 {{- end -}}
-
-{{/* {NAME: ADDRESS} of the nodes, as JSON. */}}
-{{- define "holdfast.nodes" -}}
-{{- $nodes := .Values.agent.nodes -}}
-{{- if not $nodes -}}
-{{- $nodes = dict -}}
-{{- range (lookup "v1" "Node" "" "").items -}}
-{{- $name := .metadata.name -}}
-{{- range .status.addresses -}}
-{{- if and (eq .type "InternalIP") (not (hasKey $nodes $name)) -}}
-{{- $_ := set $nodes $name .address -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- range $name, $_ := $nodes -}}
-{{- if not (regexMatch "^[a-z0-9-]{1,40}$" $name) -}}
-{{- fail (printf "agent.nodes: expected names of 1-40 small letters, digits and dashes, got %q" $name) -}}
-{{- end -}}
-{{- end -}}
-{{- toJson $nodes -}}
-{{- end -}}
-
-{{/* [IP]:PORT for IPv6 */}}
-{{- define "holdfast.endpoint" -}}
-{{- if contains ":" .address }}[{{ .address }}]:{{ .port }}{{ else }}{{ .address }}:{{ .port }}{{ end -}}
-{{- end -}}

@@ -93,6 +93,13 @@ export function settingsOf(pod: Pod): Settings | Problem {
       };
     values[key] = parsed.data;
   }
+  const namespace = pod.metadata?.namespace ?? null;
+  const workload = values.workload as string | undefined;
+  if (namespace !== null && workload !== undefined && !workload.startsWith(`${namespace}.`))
+    return {
+      at: annotationPath(SETTINGS.workload),
+      message: `expected a name that begins with "${namespace}.", as a pod stands for those of its namespace, got ${JSON.stringify(workload)}`,
+    };
   const settings: Settings = {
     container: (values.container as string | undefined) ?? null,
     ports: (values.ports as InjectedPort[] | undefined) ?? null,

@@ -70,7 +70,9 @@ export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } |
 
 /** Of its workload: what the annotation says, else NAMESPACE.POD; one that is too long ends with a digest of itself. */
 export function nameOf({ namespace, name, annotations }: InjectedPod): string {
-  const full = annotations.workload ?? `${namespace}.${name}`;
+  const { workload } = annotations;
+  // whoever may make pods in one namespace is nobody in another
+  const full = workload?.startsWith(`${namespace}.`) === true ? workload : `${namespace}.${name}`;
   if (full.length <= NAME_CHARS_MAX) return full;
   const hash = createHash("sha256").update(full).digest("hex").slice(0, HASH_CHARS);
   return `${full.slice(0, NAME_CHARS_MAX - HASH_CHARS - 1)}-${hash}`;
@@ -79,7 +81,13 @@ export function nameOf({ namespace, name, annotations }: InjectedPod): string {
 /** @throws HoldfastError `CONFIG_INVALID`: which annotation, and what it is expected to be */
 export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfig {
   const { uid, namespace, name, annotations } = pod;
-  const { container, ports, command, standby, continuity, limits, mode } = annotations;
+  const { container, ports, command, standby, continuity, limits, mode, workload } = annotations;
+  if (workload !== undefined && !workload.startsWith(`${namespace}.`))
+    throw refuse(
+      pod,
+      "workload",
+      `expected a name that begins with "${namespace}.", as a pod stands for those of its namespace, got ${JSON.stringify(workload)}`,
+    );
   const file = {
     name: nameOf(pod),
     start: standby !== "true",

@@ -8,16 +8,20 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ChangeWatch } from "../../config/change-watch.ts";
 import { formatEndpoint } from "../../config/endpoint.ts";
-import type { WebhookFile } from "../../config/webhook.ts";
+import type { RenewalConfig, WebhookFile } from "../../config/webhook.ts";
 import { findAccess, inCluster } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
 import { answerEviction } from "../eviction/review.ts";
 import { createAdmin } from "./admin.ts";
 import { isSameCertificate, readCertificate } from "./certificate.ts";
 import { WebhookMetrics } from "./metrics.ts";
+import { type RenewalApi, renew } from "./renewal.ts";
 import { createWebhookServer } from "./server.ts";
 
-/** Runs until SIGTERM or SIGINT; then it is not ready, answers for `drainMs` more, and ends. @throws HoldfastError `CONFIG_INVALID`, `LISTEN_FAILED` */
+/** how often it is looked whether the certificate is to be renewed */
+const RENEWAL_MS = 3_600_000;
+
+/** Runs until SIGTERM or SIGINT; then it is not ready, answers for `drainMs` more, and ends. @throws HoldfastError `CONFIG_INVALID`, `LISTEN_FAILED`, `KUBERNETES_CONFIG` */
 export async function runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void> {
   const log = pino(
     { level: options.logLevel, base: { webhook: formatEndpoint(config.listen) } },
@@ -60,12 +64,41 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     return Date.now() > validToMs ? "the certificate has expired" : null;
   };
   const admin = createAdmin(metrics.registry, ready);
+  const closing = new AbortController();
+  let renewalProblem: string | null = null;
+  const renewAgain = async (renewal: RenewalConfig, of: RenewalApi): Promise<void> => {
+    try {
+      const steps = await renew(of, renewal, closing.signal);
+      renewalProblem = null;
+      if (steps.length > 0) log.info({ steps }, "the certificate is renewed");
+    } catch (error) {
+      const now = `the certificate cannot be renewed: ${messageOf(error)}`;
+      if (now !== renewalProblem && !ending) log.error(now);
+      renewalProblem = now;
+    }
+  };
+  const lookAfter = (what: RenewalConfig): NodeJS.Timeout => {
+    if (api === null)
+      throw fail(
+        "KUBERNETES_CONFIG",
+        "renewal: this process runs in no pod, whose ServiceAccount it would have",
+      );
+    const of: RenewalApi = {
+      get: (path) => api.get(path),
+      replace: (path, body) => api.replace(path, body),
+      patch: (path, body) => api.patch(path, body, "strategic"),
+    };
+    void renewAgain(what, of);
+    return setInterval(() => void renewAgain(what, of), RENEWAL_MS).unref();
+  };
+  let renewal: NodeJS.Timeout | undefined;
   const watch = new ChangeWatch([config.certificate, config.key], readAgain);
   try {
     await listen(server, config.listen);
     if (config.admin !== null) await listen(admin, config.admin);
     readAgain(); // what has changed since the start
     process.on("SIGHUP", readAgain);
+    if (config.renewal !== null) renewal = lookAfter(config.renewal);
     log.info("asked from now on");
     const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
     ending = true;
@@ -73,6 +106,8 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     await delay(config.drainMs);
   } finally {
     process.off("SIGHUP", readAgain);
+    clearInterval(renewal);
+    closing.abort();
     watch.close();
     for (const one of [server, admin]) one.close();
     server.closeIdleConnections();

@@ -116,8 +116,9 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
             `port ${port} is taken`,
             "stop what listens there, or give the workload another upstream port",
           );
-      // as an anchor its own proxy listens there already; behind gateways none does
-      if (journal.role === "anchor" || config.downstream === "gateway") return;
+      // as an anchor its own proxy listens there already; behind gateways none does, nor where clients come to the container
+      if (journal.role === "anchor" || config.downstream === "gateway" || config.listenIn === "container")
+        return;
       for (const { listen } of config.ports)
         if (
           listening.some(
