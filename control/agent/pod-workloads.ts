@@ -192,6 +192,13 @@ export class PodWorkloads<Workload extends PodWorkload> {
     const tooLong = socketPathProblem(stateDir, name);
     if (tooLong !== null) throw new Error(tooLong);
     if (workloads.has(name)) throw new Error(`the agent's file has a workload ${name}`);
+    for (const other of workloads.values())
+      for (const { listen } of other.config.ports)
+        if (
+          [config, other.config].every((one) => listensAt(one, nodeAddress)) &&
+          config.ports.some((port) => port.listen === listen)
+        )
+          throw new Error(`${other.name} listens at port ${listen} of this node already: choose another`);
     const tooMuch = exceeds([...[...workloads.values()].map((other) => other.config), config]);
     if (tooMuch !== null) throw new Error(tooMuch);
     mkdirSync(join(folder, name), { recursive: true, mode: 0o700 });
@@ -255,6 +262,10 @@ export class PodWorkloads<Workload extends PodWorkload> {
     this.#refused.set(uid, reason);
     this.#options.log.error({ namespace, pod: name, reason }, "a pod has no workload");
   }
+}
+
+function listensAt({ downstream, listenIn, listenAddress }: WorkloadConfig, address: string): boolean {
+  return downstream !== "gateway" && listenIn === "node" && listenAddress === address;
 }
 
 function readText(path: string): string | null {

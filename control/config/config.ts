@@ -74,7 +74,7 @@ export interface WorkloadConfig {
   downstream: Downstream;
   /** where clients connect: the VIP, else the node's address; gateway: nobody does */
   listenAddress: string;
-  /** container: they come to the container's own network, at whatever address that has */
+  /** container: clients come to the container's own network, at whatever address that has; forward only */
   listenIn: "node" | "container";
   outbound: "close" | "keep";
   /** what becomes of an application that ends by itself; on-failure: with a status other than 0, or by a signal */
@@ -394,7 +394,8 @@ function downstreamOf({ downstream, vip }: FileWorkload): Downstream {
 }
 
 function completePod(pod: NonNullable<FileWorkload["pod"]>): PodConfig {
-  return { ...pod, command: pod.command ?? null, cwd: pod.cwd ?? null, uid: pod.uid ?? null };
+  const { namespace, name, container, command = null, cwd = null, uid = null } = pod;
+  return { namespace, name, container, command, cwd, uid };
 }
 
 function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfig {
@@ -411,8 +412,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
     downstream: downstreamOf(one),
     listenAddress: one.vip?.address.address ?? nodeAddress,
-    // a pod that was found is what Services lead to, and clients come to its ports
-    listenIn: one.pod?.uid === undefined ? "node" : "container",
+    listenIn: one.pod?.listen === "pod" && downstreamOf(one) === "forward" ? "container" : "node",
     outbound: one.outbound,
     restart: one.restart,
     stopSignal: one.stopSignal,

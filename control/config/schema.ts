@@ -186,6 +186,7 @@ const pod = z.strictObject(
     ).optional(),
     cwd: path("the working directory").optional(),
     uid: text("expected the uid of a pod").optional(),
+    listen: oneOf("node", "pod").default("node"),
   },
   "expected a pod, as { name: chat-a, container: app, command: [node, server.js] }",
 );

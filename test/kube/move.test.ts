@@ -12,38 +12,49 @@ const APP_PORT = 9000;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
 
-/** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`; clients come by a Service, at a node's port. */
-const WORKLOADS = [
-  {
-    name: "chat",
-    listen: 8080,
-    nodePort: 30080,
-    kind: "ws" as const,
-    sessions: 20,
-    command: ["/usr/bin/node", "/app/chat.js"],
-  },
-  {
-    // by the entrypoint of its image, at the port where clients come: kubelet's probes come by the proxy
-    name: "echo",
-    listen: APP_PORT,
-    nodePort: 30081,
-    kind: "tcp" as const,
-    sessions: 10,
-    args: ["/app/echo.js"],
-  },
-];
-type Moved = (typeof WORKLOADS)[number];
+interface Moved {
+  name: string;
+  /** where its clients come: to the pod, by a Service at this port of the nodes; null: to the node */
+  nodePort: number | null;
+  listen: number;
+  kind: "ws" | "tcp";
+  sessions: number;
+  /** absent: the entrypoint of its image */
+  command?: string[];
+  args?: string[];
+}
+
+/** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`. */
+const CHAT: Moved = {
+  name: "chat",
+  nodePort: 30080,
+  // the application's own: kubelet's probes come by the proxy, too
+  listen: APP_PORT,
+  kind: "ws",
+  sessions: 20,
+  command: ["/usr/bin/node", "/app/chat.js"],
+};
+const ECHO: Moved = {
+  name: "echo",
+  nodePort: null,
+  listen: 8081,
+  kind: "tcp",
+  sessions: 10,
+  args: ["/app/echo.js"],
+};
+const WORKLOADS = [CHAT, ECHO];
 
 /** As agents call it: it came with the pod on a. */
 const workloadOf = (name: string): string => `default.${name}-a`;
 
 /** A pod that waits for its application, as the webhook is to make it. */
-function pod({ name, listen, command, args }: Moved, node: string): KubeObject {
+function pod({ name, nodePort, listen, command, args }: Moved, node: string): KubeObject {
   const volume = { name: "holdfast", mountPath: "/.holdfast" };
   const annotations = {
     "holdfast.dev/injected": "1",
     "holdfast.dev/container": "app",
     "holdfast.dev/ports": `${listen}:${APP_PORT}`,
+    ...(nodePort === null ? {} : { "holdfast.dev/listen": "pod" }),
     ...(command === undefined ? {} : { "holdfast.dev/command": JSON.stringify(command) }),
     ...(node === "a" ? {} : { "holdfast.dev/standby": "true", "holdfast.dev/workload": workloadOf(name) }),
   };
@@ -81,15 +92,17 @@ function pod({ name, listen, command, args }: Moved, node: string): KubeObject {
   };
 }
 
-/** Leads to whichever of its pods is ready. */
-function service({ name, listen, nodePort }: Moved): KubeObject {
-  return {
-    apiVersion: "v1",
-    kind: "Service",
-    metadata: { name },
-    spec: { type: "NodePort", selector: { app: name }, ports: [{ port: 80, targetPort: listen, nodePort }] },
-  };
-}
+/** Leads to whichever of chat's pods is ready. */
+const SERVICE: KubeObject = {
+  apiVersion: "v1",
+  kind: "Service",
+  metadata: { name: CHAT.name },
+  spec: {
+    type: "NodePort",
+    selector: { app: CHAT.name },
+    ports: [{ port: 80, targetPort: CHAT.listen, nodePort: CHAT.nodePort }],
+  },
+};
 
 interface Shown {
   name: string;
@@ -105,7 +118,7 @@ describe("an application in a pod", () => {
   before(async () => {
     cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE] });
     const pods = WORKLOADS.flatMap((moved) => NODES.map((node) => pod(moved, node)));
-    await cluster.apply(...pods, ...WORKLOADS.map(service));
+    await cluster.apply(...pods, SERVICE);
     for (const { metadata } of pods)
       await cluster.until(`pod ${metadata.name} runs`, async () => {
         const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
@@ -114,7 +127,8 @@ describe("an application in a pod", () => {
     agents = await startAgents(cluster);
     for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
     const { address } = cluster.lab.place("a");
-    for (const { kind, nodePort: port, sessions } of WORKLOADS) {
+    for (const { kind, listen, nodePort, sessions } of WORKLOADS) {
+      const port = nodePort ?? listen;
       const isOpen = async (): Promise<boolean> => (await knock("client", address, port)) === "open";
       await cluster.until(`clients come by port ${port} of the node`, isOpen).catch(failedWithLogs);
       loads.push(await startLoad(cluster.lab, kind, { target: { address, port }, sessions, intervalMs: 20 }));
@@ -218,7 +232,7 @@ describe("an application in a pod", () => {
         assert.equal(await restartsOf(`${name}-${to}`), from === "a" ? 0 : 1);
       }
       // where they come by the proxy, kubelet's probes are forwarded like everybody else
-      await cluster.until(`chat is not ready on ${from}`, async () => !(await isReady(`chat-${from}`)));
+      await cluster.until(`echo is not ready on ${from}`, async () => !(await isReady(`echo-${from}`)));
       const files = `const fs = require("fs");
         [fs.existsSync("/app/echo.js"), fs.readdirSync("/app/node_modules/ws"), fs.readdirSync("/data")].join()`;
       assert.equal(await inPod(`chat-${to}`, files), "false,mine,mine");
@@ -231,13 +245,13 @@ describe("an application in a pod", () => {
   ] as const)
     it(`stays with its clients, and is reached at its pod, when the agent of the ${side} dies in the middle of a move`, async () => {
       for (const load of loads) await load.mark();
-      await cluster.until("chat-b waits", async () => {
-        const { state } = (await shownOn("b")).get(workloadOf("chat")) ?? {};
-        return state === "elsewhere" && (await restartsOf("chat-b")) !== null;
+      await cluster.until("echo-b waits", async () => {
+        const { state } = (await shownOn("b")).get(workloadOf("echo")) ?? {};
+        return state === "elsewhere" && (await restartsOf("echo-b")) !== null;
       });
       const agent = agents.get(node) as KubeObject;
       await injectFault(cluster, agent, fault);
-      const args = ["migrate", workloadOf("chat"), "--to", "b", "--json"];
+      const args = ["migrate", workloadOf("echo"), "--to", "b", "--json"];
       const { status, stdout, stderr } = await holdfast(cluster, agents.get("a"), args);
       assert.notEqual(status, 0);
       const isStarted = async (): Promise<boolean> => {
@@ -248,10 +262,10 @@ describe("an application in a pod", () => {
       await cluster
         .until("the agent is started again", isStarted)
         .catch((error: unknown) => failedWithLogs(`${error}\n${stdout}${stderr}`));
-      await isServed(workloadOf("chat"), "a");
+      await isServed(workloadOf("echo"), "a");
       await nobodyIsLost();
-      await cluster.until("the application answers", async () => (await knockAt("chat-a")) === "open");
-      await cluster.until("nobody is kept out", async () => (await knockAt("chat-b")) === "ECONNREFUSED");
+      await cluster.until("the application answers", async () => (await knockAt("echo-a")) === "open");
+      await cluster.until("nobody is kept out", async () => (await knockAt("echo-b")) === "ECONNREFUSED");
     });
 
   it("does not notice that agents are replaced", async () => {
@@ -273,7 +287,7 @@ describe("an application in a pod", () => {
     const before = (await shownOn("a")).get(workload);
     await cluster.kubectl(["delete", "pod", "echo-a"]);
     await cluster.until("the agent knows it no more", async () => !(await shownOn("a")).has(workload));
-    await cluster.apply(pod(WORKLOADS[1] as Moved, "a"));
+    await cluster.apply(pod(ECHO, "a"));
     await isServed(workload, "a");
     const epoch = (await shownOn("a")).get(workload)?.epoch ?? 0;
     assert.ok(epoch > (before?.epoch ?? 0), `${epoch} after ${before?.epoch}`);

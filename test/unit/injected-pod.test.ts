@@ -29,8 +29,9 @@ describe("a pod that was injected", () => {
       ...{ namespace: "default", name: "chat-a", uid: "1", container: "app" },
       ...{ command: ["node", "server.js"], cwd: null },
     });
-    // as Services lead to it
-    assert.equal(config.listenIn, "container");
+    assert.deepEqual([config.listenIn, config.listenAddress], ["node", ADDRESS]);
+    assert.equal(workloadOf(pod({ listen: "pod" }), ADDRESS).listenIn, "container");
+    assert.equal(workloadOf(pod({ listen: "pod", mode: "gateway" }), ADDRESS).listenIn, "node");
     const standby = workloadOf(pod({ standby: "true", workload: "default.other" }), ADDRESS);
     assert.deepEqual([standby.name, standby.start], ["default.other", false]);
   });
@@ -72,6 +73,7 @@ describe("a pod that was injected", () => {
 
   for (const [what, annotations, message] of [
     ["no container", { container: undefined }, /annotation holdfast\.dev\/container: is missing/],
+    ["another place for clients", { listen: "moon" }, /holdfast\.dev\/listen: expected node or pod/],
     ["a mode of nodes alone", { mode: "takeover" }, /holdfast\.dev\/mode: expected forward or gateway/],
     ["a command that is no JSON", { command: "node server.js" }, /holdfast\.dev\/command: expected JSON/],
     [

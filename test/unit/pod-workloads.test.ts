@@ -194,6 +194,11 @@ describe("the workloads of pods", () => {
     await until("some rounds", () => asked > before + 2);
     tooMuch = null;
     await has("default.chat");
+    const other = pod("other", "2");
+    pods.update([pod("chat", "1"), other]);
+    await until("it is refused", () => said.some((line) => line.includes("listens at port 8080")));
+    pods.update([other]);
+    await has("default.other");
     assert.equal(said.filter((line) => line.includes("too much")).length, 1);
   });
 

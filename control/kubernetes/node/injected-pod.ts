@@ -81,7 +81,7 @@ export function nameOf({ namespace, name, annotations }: InjectedPod): string {
 /** @throws HoldfastError `CONFIG_INVALID`: which annotation, and what it is expected to be */
 export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfig {
   const { uid, namespace, name, annotations } = pod;
-  const { container, ports, command, standby, continuity, limits, mode, workload } = annotations;
+  const { container, ports, command, standby, continuity, limits, mode, workload, listen } = annotations;
   if (workload !== undefined && !workload.startsWith(`${namespace}.`))
     throw refuse(
       pod,
@@ -94,6 +94,7 @@ export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfi
     pod: {
       ...{ namespace, name, uid },
       container: required(pod, "container", container),
+      ...(listen === undefined ? {} : { listen: listenOf(pod, listen) }),
       // without one the pod names none, and its image has it
       ...(command === undefined ? {} : { command: json(pod, "command", command) }),
     },
@@ -124,6 +125,12 @@ function portsOf(pod: InjectedPod, text: string, continuity: string | undefined)
 function modeOf(pod: InjectedPod, text: string): string {
   if (text === "forward" || text === "gateway") return text;
   throw refuse(pod, "mode", `expected forward or gateway, got ${JSON.stringify(text)}`);
+}
+
+/** Where clients come: to the node's address, or the pod's. */
+function listenOf(pod: InjectedPod, text: string): string {
+  if (text === "node" || text === "pod") return text;
+  throw refuse(pod, "listen", `expected node or pod, got ${JSON.stringify(text)}`);
 }
 
 function continuityOf(pod: InjectedPod, text: string | undefined): string | undefined {
