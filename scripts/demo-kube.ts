@@ -40,11 +40,13 @@ interface Move {
   /** what has moved it */
   by: string;
   workload: string;
-  migration: string;
+  /** null: none was made */
+  migration: string | null;
   from: string;
   to: string;
   fromPod: string;
   toPod: string;
+  /** Succeeded, Failed, Aborted; NotMoved: there was no Migration */
   outcome: string;
   reason: string | null;
   /** of the Migration; more than 1: the ones before were taken back */
@@ -198,35 +200,52 @@ interface Act {
 
 async function drain(act: Act): Promise<void> {
   const { stage, screen, shown, from } = act;
-  const by = `kubectl drain ${from}`;
   const printed: string[] = [];
-  const { status, tookMs } = await perform(act, by, APPLICATIONS, () => stage.drain(from), printed);
-  shown.drains.push({ node: from, status, tookMs, printed });
-  if (status !== 0) throw new Error(`${by}: exit status ${status}`);
+  await perform(act, `kubectl drain ${from}`, {
+    applications: APPLICATIONS,
+    start: () => stage.drain(from),
+    onLine: (line) => {
+      // kubectl says every five seconds why a pod is still there
+      if (!printed.includes(line)) screen.line(`    ${screen.paint("dim", line)}`);
+      printed.push(line);
+    },
+    onEnd: (status, tookMs) => {
+      shown.drains.push({ node: from, status, tookMs, printed });
+      screen.line(`    over in ${(tookMs / 1_000).toFixed(1)} s`);
+    },
+  });
   await stage.kubectl("uncordon", from);
-  screen.line(
-    `    drained in ${((shown.drains.at(-1)?.tookMs ?? 0) / 1_000).toFixed(1)} s; node ${from} is uncordoned`,
-  );
+  screen.line(`    node ${from} is uncordoned`);
 }
 
 async function migrate(act: Act): Promise<void> {
-  const chat = APPLICATIONS.slice(0, 1);
-  const start = (sources: Map<Application, KubeObject>): LabProcess => {
-    const [source] = sources.values();
-    return act.stage.migrate(source?.metadata.name ?? "", act.to);
-  };
-  const { status } = await perform(act, "holdfast migrate", chat, start, []);
-  if (status !== 0) throw new Error(`holdfast migrate: exit status ${status}`);
+  const { stage, screen, to } = act;
+  await perform(act, "holdfast migrate", {
+    applications: APPLICATIONS.slice(0, 1),
+    start: (sources) => {
+      const [source] = sources.values();
+      return stage.migrate(source?.metadata.name ?? "", to);
+    },
+    onLine: (line) => screen.line(`    ${screen.paint("dim", line)}`),
+    onEnd: () => {},
+  });
 }
 
-/** Moves applications by one command, and says what their clients saw of it. @returns of the command */
+interface Command {
+  /** that it moves */
+  applications: Application[];
+  start(sources: Map<Application, KubeObject>): LabProcess;
+  /** each line that it prints */
+  onLine(line: string): void;
+  onEnd(status: number | null, tookMs: number): void;
+}
+
+/** Moves applications by one command, and says what their clients saw of it. @throws Error when it, or a move, has failed */
 async function perform(
   { stage, loads, screen, shown, from, to }: Act,
   by: string,
-  applications: Application[],
-  start: (sources: Map<Application, KubeObject>) => LabProcess,
-  printed: string[],
-): Promise<{ status: number | null; tookMs: number }> {
+  { applications, start, onLine, onEnd }: Command,
+): Promise<void> {
   screen.line(`  ${screen.paint("cyan", by)}: ${from} → ${to}`);
   const sources = new Map<Application, KubeObject>();
   for (const application of applications)
@@ -240,12 +259,8 @@ async function perform(
   };
   for (const load of loads.values()) load.onProgress(show);
   const startedMs = performance.now();
-  const status = await stage.ended(start(sources), (line) => {
-    // kubectl says every five seconds why a pod is still there
-    if (!printed.includes(line)) screen.line(`    ${screen.paint("dim", line)}`);
-    printed.push(line);
-  });
-  const tookMs = Math.round(performance.now() - startedMs);
+  const status = await stage.ended(start(sources), onLine);
+  onEnd(status, Math.round(performance.now() - startedMs));
   const moved = await stage.movesOf(sources);
   for (const { application, toNode } of moved) await stage.servingPod(application.name, toNode || undefined);
   await sleep(AFTER_MS);
@@ -259,10 +274,10 @@ async function perform(
       `    ${move.workload}: ${move.fromPod} → ${move.toPod}, ${move.messages.toLocaleString("en")} answers checked: ${verdict(screen, move)}; ` +
         `longest pause a client saw: p50 ${move.blackoutMs.p50} ms, max ${move.blackoutMs.max} ms`,
     );
-    if (move.outcome !== "Succeeded")
-      throw new Error(`${move.migration}: ${move.outcome}: ${one.status.message ?? "no reason given"}`);
   }
-  return { status, tookMs };
+  for (const { outcome, workload, reason } of shown.moves.filter((move) => move.by === by))
+    if (outcome !== "Succeeded") throw new Error(`${by}: ${workload}: ${reason}`);
+  if (status !== 0) throw new Error(`${by}: exit status ${status}`);
 }
 
 async function moveOf(by: string, moved: MovedPod, load: Load): Promise<Move> {
@@ -277,8 +292,8 @@ async function moveOf(by: string, moved: MovedPod, load: Load): Promise<Move> {
     to: moved.toNode,
     fromPod: moved.fromPod,
     toPod: moved.toPod,
-    outcome: status.phase ?? "Pending",
-    reason: status.reason ?? null,
+    outcome: status.phase ?? "NotMoved",
+    reason: status.message ?? (moved.migration === null ? "it was ended and started anew" : null),
     attempts: status.attempt ?? 1,
     downstream: status.move?.downstream ?? null,
     sessions: report.sessions,

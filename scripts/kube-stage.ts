@@ -25,7 +25,8 @@ export type Application = (typeof APPLICATIONS)[number];
 /** A pod that had an application before a drain or a command, and what came of it. */
 export interface MovedPod {
   application: Application;
-  migration: string;
+  /** null: none was made */
+  migration: string | null;
   fromPod: string;
   fromNode: string;
   toPod: string;
@@ -126,19 +127,17 @@ export class Stage {
   async movesOf(sources: Map<Application, KubeObject>): Promise<MovedPod[]> {
     const moved: MovedPod[] = [];
     for (const [application, source] of sources) {
-      let found: KubeObject | undefined;
-      await this.#until(`${application.name} has moved`, async () => {
-        const { items } = await this.cluster.api(
-          "GET",
-          `/apis/${API_VERSION}/namespaces/${GAMES}/migrations`,
-        );
-        found = (items as KubeObject[]).findLast(({ spec }) => spec.podUid === source.metadata.uid);
-        return isFinal(found?.status?.phase);
-      });
-      const { metadata, status } = found as KubeObject;
+      // a command that is over has made it, or will not
+      let found = await this.#migrationOf(source);
+      if (found !== undefined)
+        await this.#until(`${application.name} has moved`, async () => {
+          found = await this.#migrationOf(source);
+          return found === undefined || isFinal(found.status?.phase);
+        });
+      const { metadata, status = {} } = found ?? ({} as Partial<KubeObject>);
       moved.push({
         application,
-        migration: metadata.name,
+        migration: metadata?.name ?? null,
         fromPod: source.metadata.name,
         fromNode: source.spec.nodeName,
         toPod: status.target?.pod ?? "",
@@ -147,6 +146,11 @@ export class Stage {
       });
     }
     return moved;
+  }
+
+  async #migrationOf({ metadata: { uid } }: KubeObject): Promise<KubeObject | undefined> {
+    const { items } = await this.cluster.api("GET", `/apis/${API_VERSION}/namespaces/${GAMES}/migrations`);
+    return (items as KubeObject[]).findLast(({ spec }) => spec.podUid === uid);
   }
 
   /** For somebody who looks for the reason of a failure. */
