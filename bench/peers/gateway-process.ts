@@ -3,6 +3,7 @@
  * ({@link GatewayProcess}, as JSON). It listens until it is killed.
  */
 import pino from "pino";
+import { PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { Gateway } from "#proxy/gateway/gateway.ts";
 import { UpstreamNetwork } from "#proxy/kernel/network.ts";
@@ -32,6 +33,8 @@ const gateway = new Gateway({
     heldSessionsMax: 100_000,
     ownerMsMax: 30_000,
     drainMsMax: 0,
+    linkResumeMsMax: PROXY_LIMITS.linkResumeMsMax.default,
+    trunkSessionsMax: PROXY_LIMITS.trunkSessionsMax.default,
     listeners: listeners.map(({ at, port }) => ({
       at,
       routes: [{ sni: null, host: null, path: null, session: null, workloads: [workload], port }],

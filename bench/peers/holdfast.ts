@@ -7,8 +7,9 @@ import { once } from "node:events";
 import { connect } from "node:net";
 import { join } from "node:path";
 import type { Configure, PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import { defaultsOf, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
+import { ProxyProcess } from "#test/support/proxy-lab.ts";
 import { converse, greet } from "../load/conversation.ts";
 import type { Protocol } from "../load/load.ts";
 import type { Stage } from "../stage.ts";
@@ -104,7 +105,7 @@ export async function startHoldfast(
     })),
     linkAddress: "127.0.0.1:0",
     links: options.links ?? "encrypted",
-    limits: LIMITS,
+    limits: defaultsOf(PROXY_LIMITS),
   };
   await proxy.call("configure", configure, KEY);
   const { result } = await proxy.call<{ ports: number[]; link: Endpoint | null }>("serve", { epoch: 1 });

@@ -2,6 +2,7 @@
  * What an agent does of the Migrations of its cluster (`control/api/resources.ts` says who writes what):
  *
  *   its pods      condition holdfast.dev/serving: True where the workload is owned and runs
+ *   as an anchor  (forward) serves, too, for as long as the controller waits for its clients, and counts them
  *   as a source   moves the workload when the phase is Moving, after "Running" was written at the version that was read; says
  *                 what came of it until it is written
  *
@@ -25,6 +26,7 @@ export interface MovableWorkload {
   readonly runsHere: boolean;
   /** null: it is neither moved nor restarted */
   readonly busyWith: string | null;
+  readonly keeper: { countSessions(): Promise<number> };
   migrate(request: MigrateRequest): Promise<MoveResult>;
   cancel(): boolean;
 }
@@ -45,6 +47,8 @@ export interface MigrationsOptions {
 /** workloads change without an event of the API server */
 const LOOK_MS = 250;
 const AGAIN_MS = 500;
+/** `status.reason` while the controller waits for clients of a source (`controller/plan.ts`) */
+const CLIENTS_OF_SOURCE = "ClientsOfSource";
 const MESSAGE_MAX = 2_000;
 
 interface Running {
@@ -76,7 +80,7 @@ export class Migrations {
   seeMigrations(objects: KubernetesObject[]): void {
     this.#migrations = objects.flatMap((object) => {
       // most have ended long ago, or are of other nodes
-      if (!isMovingFrom(object, this.#options.node)) return [];
+      if (!concerns(object, this.#options.node)) return [];
       const parsed = migrationSchema.safeParse(object);
       return parsed.success ? [parsed.data] : [];
     });
@@ -116,7 +120,9 @@ export class Migrations {
     const { uid, namespace, name } = seen.metadata;
     const workload = workloadOf(uid);
     if (workload === null || isRecovering(workload)) return;
-    const status = workload.journal.role === "owner" && workload.runsHere ? "True" : "False";
+    const { role } = workload.journal;
+    const serves = (role === "owner" && workload.runsHere) || (role === "anchor" && this.#isWaitedFor(uid));
+    const status = serves ? "True" : "False";
     if (conditionOf(seen, SERVING)?.status === status) return;
     const path = pathOf("pods", { namespace: namespace ?? "default", name });
     const written = await api.patch<Pod>(
@@ -140,12 +146,21 @@ export class Migrations {
     this.#pods = this.#pods.map((pod) => (pod.metadata.uid === uid ? written : pod));
   }
 
+  /** New clients may come to it as before: its proxy leads them on. */
+  #isWaitedFor(podUid: string): boolean {
+    return this.#migrations.some(
+      ({ status: { phase, reason, source } }) =>
+        source?.podUid === podUid && (phase === "Moving" || reason === CLIENTS_OF_SOURCE),
+    );
+  }
+
   // ---- moves ----
 
   async #move(migration: Migration): Promise<void> {
     const { workloadOf, isRecovering, log } = this.#options;
     const { metadata, status } = migration;
     const { attempt = 0, source, target, move, phase, cancel } = status;
+    if (phase === "Adopting") return this.#countClients(migration);
     const running = this.#running.get(metadata.uid);
     if (running !== undefined) {
       if (cancel === undefined || running.isCancelled) return;
@@ -168,6 +183,14 @@ export class Migrations {
     log.info({ migration: metadata.name, workload: workload.name, to, attempt }, "moves for a Migration");
     this.#running.set(metadata.uid, { workload, isCancelled: false });
     void this.#carryOut(migration, workload, to, attempt).finally(() => this.#running.delete(metadata.uid));
+  }
+
+  async #countClients(migration: Migration): Promise<void> {
+    const { move, source, reason } = migration.status;
+    const workload = this.#options.workloadOf(source?.podUid ?? "");
+    if (reason !== CLIENTS_OF_SOURCE || move === undefined || workload === null) return;
+    const anchored = await workload.keeper.countSessions();
+    if (anchored !== (move.anchored ?? move.sessions)) await this.#write(migration, { ...move, anchored });
   }
 
   /** Of a move that an earlier agent began. null: it is not known */
@@ -235,10 +258,10 @@ export class Migrations {
   }
 }
 
-function isMovingFrom(object: KubernetesObject, node: string): boolean {
+function concerns(object: KubernetesObject, node: string): boolean {
   const { phase, source } =
     (object as { status?: { phase?: string; source?: { node?: string } } }).status ?? {};
-  return phase === "Moving" && source?.node === node;
+  return (phase === "Moving" || phase === "Adopting") && source?.node === node;
 }
 
 function statusOf(result: MoveResult): Omit<MoveStatus, "attempt"> {

@@ -157,6 +157,7 @@ export const moveStatus = z.object({
   pauseMs: z.number().min(0).optional().describe("from the first client that waits to the release"),
   predictedPauseMs: z.number().min(0).optional(),
   bytes: count.optional().describe("of memory and files, sent from node to node"),
+  anchored: count.optional().describe("clients that are still connected by the source (forward)"),
 });
 export type MoveStatus = z.infer<typeof moveStatus>;
 
@@ -233,6 +234,15 @@ export const policySpec = z.object({
     .max(100)
     .optional()
     .describe("that go from or to one node at a time, of this namespace. Default: 2"),
+  anchorSeconds: z
+    .int()
+    .min(0)
+    .max(DAY_S)
+    .optional()
+    .describe(
+      "where clients are connected to the pod itself (forward): how long it stays for them when its application has moved. " +
+        "Those that are connected then are reset. Default: 60",
+    ),
 });
 export type PolicySpec = z.infer<typeof policySpec>;
 
@@ -253,6 +263,7 @@ const DEFAULT_POLICY: Policy = {
   deadlineSeconds: 600,
   attemptsMax: 3,
   movesPerNode: 2,
+  anchorSeconds: 60,
 };
 
 /** @param policies of the namespace: the first by name says what it says, the next the rest */

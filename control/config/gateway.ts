@@ -2,7 +2,7 @@
 import * as z from "zod";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { GatewayConfig, GatewayListener, GatewayRoute } from "#proxy/contract/gateway.ts";
-import { MS_MAX } from "#proxy/contract/limits.ts";
+import { type Limit, MS_MAX, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
@@ -66,11 +66,15 @@ const listener = z.strictObject(
   'expected where clients come, as { address: "10.99.0.9:8080", workload: chat }',
 );
 
+const ofProxy = (what: string, { min, max, default: usual }: Limit) => count(what, min, max).default(usual);
+
 const limits = z.strictObject(
   {
     heldSessionsMax: count("a number of sessions", 0, 1_000_000).default(HELD_SESSIONS),
     ownerMsMax: count("milliseconds", 1, MS_MAX).default(OWNER_MS),
     drainMsMax: count("milliseconds", 0, DRAIN_MS_MAX).default(DRAIN_MS),
+    linkResumeMsMax: ofProxy("milliseconds", PROXY_LIMITS.linkResumeMsMax),
+    trunkSessionsMax: ofProxy("a number of sessions", PROXY_LIMITS.trunkSessionsMax),
   },
   "expected limits, as { drainMsMax: 30000 }",
 );
@@ -88,6 +92,8 @@ const gatewaySchema = z.strictObject(
       heldSessionsMax: HELD_SESSIONS,
       ownerMsMax: OWNER_MS,
       drainMsMax: DRAIN_MS,
+      linkResumeMsMax: PROXY_LIMITS.linkResumeMsMax.default,
+      trunkSessionsMax: PROXY_LIMITS.trunkSessionsMax.default,
     }),
   },
   "expected a mapping with gateway, store, key or linkKeys, and listen",

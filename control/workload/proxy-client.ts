@@ -14,7 +14,8 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { sendDescriptors } from "#proxy/kernel/descriptor-passing.ts";
 import { identify, isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
 
-const START_MS_MAX = 15_000;
+/** A node with both its CPUs busy takes 16 s and more for it; one that fails ends, and is not waited for. */
+const START_MS_MAX = 60_000;
 const RETRY_MS = 10;
 const COMMAND_MS_MAX = 30_000;
 

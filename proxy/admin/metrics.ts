@@ -88,8 +88,8 @@ export function createMetrics(proxies: () => WorkloadProxy[], prefix = "holdfast
     registers,
     collect() {
       this.reset();
-      for (const { opaqueReasons } of proxies())
-        for (const [reason, count] of opaqueReasons) this.inc({ reason }, count);
+      for (const { filters } of proxies())
+        for (const [reason, count] of filters.opaqueReasons) this.inc({ reason }, count);
     },
   });
   const gauge = (name: string, help: string, read: () => number): void => {
@@ -103,12 +103,17 @@ export function createMetrics(proxies: () => WorkloadProxy[], prefix = "holdfast
     });
   };
   gauge("sessions", "Sessions here now.", () => sum(({ sessions }) => sessions.size));
+  gauge("trunks", "Connections that the links of sessions share.", () => sum(({ trunks }) => trunks));
   gauge("epoch", "Highest epoch seen.", () => Math.max(0, ...proxies().map(({ epoch }) => epoch)));
   gauge("owner", "1 while the application runs behind this proxy.", () =>
     sum(({ role }) => (role === "owner" ? 1 : 0)),
   );
-  gauge("held_bytes", "Bytes of clients held in memory.", () => sum(({ budget }) => budget.memoryBytes));
-  gauge("spilled_bytes", "Bytes of clients held on disk.", () => sum(({ budget }) => budget.spilledBytes));
+  gauge("held_bytes", "Bytes of clients held in memory.", () =>
+    sum(({ filters }) => filters.budget.memoryBytes),
+  );
+  gauge("spilled_bytes", "Bytes of clients held on disk.", () =>
+    sum(({ filters }) => filters.budget.spilledBytes),
+  );
   gauge("resident_memory_bytes", "Resident memory of the process.", () => process.memoryUsage.rss());
   return registry;
 }

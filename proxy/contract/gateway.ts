@@ -44,6 +44,10 @@ export interface GatewayConfig {
   ownerMsMax: number;
   /** when the gateway is told to end: how long it waits for its sessions to end */
   drainMsMax: number;
+  /** how long a session may be without the connection to its owner; 0: it ends with it */
+  linkResumeMsMax: number;
+  /** sessions of a workload that share a connection to its owner; 0: each has its own */
+  trunkSessionsMax: number;
 }
 
 /** Nothing that a client could say makes a difference. */

@@ -24,6 +24,8 @@ export const PROXY_LIMITS = {
   lingerMsMax: { unit: "ms", default: 30_000, min: 1, max: MS_MAX },
   /** how long a session may be without the connection between its anchor and its owner; 0: it ends with it */
   linkResumeMsMax: { unit: "ms", default: 15_000, min: 0, max: MS_MAX },
+  /** links of an anchor to an owner that share a connection; 0: each has its own */
+  trunkSessionsMax: { unit: "sessions", default: 65_536, min: 0, max: 65_536 },
   /** replay: how long the application may be unavailable before its clients are refused */
   unavailableMsMax: { unit: "ms", default: 30_000, min: 1, max: MS_MAX },
   /** replay: bytes of unanswered requests or messages that a session keeps to send them again */

@@ -10,8 +10,9 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { AdoptionOptions } from "#proxy/contract/leg-surgeon.ts";
 import type { LegSnapshot, SessionSnapshot } from "#proxy/contract/snapshot.ts";
+import { closeDetached } from "#proxy/workload/detached-legs.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
-import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { sameCount } from "./surgery.ts";
 
 /**
@@ -38,7 +39,7 @@ export async function adoptUpstream(
       session.adopted = snapshot;
       // An anchor's own session goes on over its link until the release.
       if (snapshot.filter.length > 0 && session.state === "adopted")
-        proxy.attachFilter(session, snapshot.filter);
+        proxy.filters.attach(session, snapshot.filter);
       const { upstream } = snapshot;
       if (upstream === null) continue;
       if (!movable(upstream)) {
@@ -172,11 +173,11 @@ export async function adoptDownstream(
         continue;
       }
       session.adopted = { ...snapshot, upstream: session.adopted?.upstream ?? null };
-      if (snapshot.filter.length > 0) proxy.attachFilter(session, snapshot.filter);
+      if (snapshot.filter.length > 0) proxy.filters.attach(session, snapshot.filter);
       session.client = clientOf(snapshot);
       session.named = snapshot.client;
-      if (snapshot.headerAwaited) proxy.awaitHeader(session, snapshot.pendingIn);
-      else proxy.countClient(session);
+      if (snapshot.headerAwaited) proxy.entrance.awaitHeader(session, snapshot.pendingIn);
+      else proxy.table.countClient(session);
       if (movable(snapshot.downstream)) building.push({ session, leg: snapshot.downstream });
       else if (snapshot.downstream !== null) session.lost = "downstream reset";
     }
@@ -215,7 +216,7 @@ export function forgetAdopted(proxy: WorkloadProxy, session: LiveSession): void 
 }
 
 function createAdopted(proxy: WorkloadProxy, snapshot: SessionSnapshot): LiveSession {
-  return proxy.createSession({
+  return proxy.table.create({
     id: snapshot.id,
     port: snapshot.port,
     // With takeover the client is connected to whoever owns the workload.

@@ -2,108 +2,42 @@
  * The agent's commands (see `contract/commands.ts`): which is possible when, at which epoch, one at a time. Connections
  * of agents come and go; what they left behind stays.
  */
-import { isIP } from "node:net";
 import type { Logger } from "pino";
-import { z } from "zod";
 import { checked, type Handler, type Reply } from "#proxy/contract/channel.ts";
-import {
-  type CapturedPiece,
-  type CaptureResult,
-  type Configure,
-  DOWNSTREAMS,
-} from "#proxy/contract/commands.ts";
+import type { CapturedPiece, CaptureResult, Configure } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
-import { PROXY_LIMITS, type ProxyLimits } from "#proxy/contract/limits.ts";
 import { KEY_BYTES, KEYS_MAX, type SharedKeys, splitKeys } from "#proxy/contract/shared-keys.ts";
 import { decodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { allowedRoles, isAllowed, nextRole, type RoleCommand } from "#proxy/session/role.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 import { HoldWatch, LET_GO, type LetGoLimits } from "#proxy/workload/let-go.ts";
+import { sessionPage, statusOf } from "#proxy/workload/view.ts";
 import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { adoptDownstream, adoptUpstream } from "./adopt.ts";
+import { prepareLinks, switchOwner } from "./anchors.ts";
 import { type Captured, captureDownstream, captureUpstream } from "./capture.ts";
+import {
+  configureSchema,
+  epochOnly,
+  pageSchema,
+  withDrain,
+  withOwner,
+  withOwnerOrNone,
+  withTarget,
+  withToken,
+} from "./command-schemas.ts";
 import { announceMove, leaveGateways, settleLinks } from "./gateways.ts";
 import { hold } from "./hold.ts";
 import { Pieces } from "./pieces.ts";
 import { discard, release } from "./release.ts";
 import { pause, resume } from "./restart.ts";
-import { prepareLinks, refuseLateRollback, retire, rollback, switchOwner } from "./rollback.ts";
+import { retire } from "./retire.ts";
+import { refuseLateRollback, rollback } from "./rollback.ts";
 import { shorten } from "./shorten.ts";
 import { warmUp } from "./warm-up.ts";
 
-const IDLE_MS_MAX = 604_800_000;
 const SNAPSHOT_LIMITS = { sessionsMax: 100_000, bytesMax: 1 << 30 };
-
-const endpoint = z.object({ address: z.string().min(1), port: z.int().min(1).max(65535) });
-const milliseconds = z.number().min(0).max(3_600_000);
-const naming = z.object({
-  from: z.enum(["cookie", "header", "query", "subprotocol"]),
-  name: z.string().min(1).max(100),
-  issue: z.boolean(),
-});
-const proxyProtocol = z.object({
-  from: z
-    .array(
-      z.object({
-        address: z.string().refine((address) => isIP(address) !== 0),
-        prefix: z.int().min(0).max(128),
-      }),
-    )
-    .max(64),
-  headerMsMax: milliseconds,
-});
-const portSchema = z.object({
-  // 0: for tests, chosen by the kernel
-  listen: z.int().min(0).max(65535),
-  upstream: endpoint,
-  protocol: z.enum(["auto", "tcp", "http", "websocket", "h2", "tls"]).default("auto"),
-  continuity: z.enum(["transplant", "replay"]).default("transplant"),
-  moveBy: z.enum(["transplant", "replay"]).default("transplant"),
-  replayUnsafe: z.boolean().default(false),
-  delivery: z.enum(["atMostOnce", "atLeastOnce"]).default("atMostOnce"),
-  setUp: z.union([z.enum(["auto", "close", "none"]), z.int().min(1).max(16)]).default("auto"),
-  sessionsMax: z.int().min(1).default(50_000),
-  sessionsPerClientMax: z.int().min(1).default(50_000),
-  keepAliveMs: milliseconds.default(15_000),
-  userTimeoutMs: milliseconds.default(120_000),
-  idleMsMax: z.number().min(0).max(IDLE_MS_MAX).default(0),
-  naming: naming.nullable().default(null),
-  proxyProtocol: proxyProtocol.nullable().default(null),
-  probes: z.array(z.string().startsWith("/").max(1024)).max(16).default([]),
-});
-/** Their range is the agent's business, who read them from a file. */
-const limits = z.object(
-  Object.fromEntries(
-    Object.entries(PROXY_LIMITS).map(([name, limit]) => [name, z.number().min(0).default(limit.default)]),
-  ) as Record<keyof ProxyLimits, z.ZodDefault<z.ZodNumber>>,
-);
-const configureSchema = z.object({
-  workload: z.string().min(1),
-  node: z.string().min(1).max(255),
-  network: z.enum(["host", "own"]).default("host"),
-  downstream: z.enum(DOWNSTREAMS),
-  listenAddress: z.string().min(1),
-  listenIn: z.enum(["node", "container"]).optional(),
-  listenDevice: z.string().min(1).max(15).nullable().default(null),
-  ports: z.array(portSchema).min(1).max(1024),
-  linkAddress: z.string().min(1),
-  links: z.enum(["encrypted", "plain"]).default("encrypted"),
-  spillDir: z.string().default("/var/tmp"),
-  limits,
-});
-const pageSchema = z.object({
-  after: z.int().min(0).default(0),
-  // an agent of the version before asks for all
-  max: z.int().min(1).default(Number.MAX_SAFE_INTEGER),
-});
-const withDrain = z.object({ epoch: z.int().min(0), drainMs: milliseconds });
-const withToken = z.object({ token: z.string().min(1).max(64) });
-const epochOnly = z.object({ epoch: z.int().min(0) });
-const withTarget = epochOnly.extend({ target: endpoint });
-const owner = z.object({ node: z.string(), link: endpoint });
-const withOwner = epochOnly.extend({ owner });
-const withOwnerOrNone = epochOnly.extend({ owner: owner.nullable() });
 
 /** Where the application is; see `proxy/kernel/network.ts`. */
 export interface NetworkOfApplication {
@@ -140,10 +74,6 @@ export class Commands {
       limits: options.letGo ?? LET_GO,
       log: options.log,
       inTurn: (work) => void this.#inTurn(work),
-      letGo: async (proxy) => {
-        proxy.counters.holdsLetGo++;
-        await rollback(proxy);
-      },
     });
   }
 
@@ -199,7 +129,10 @@ export class Commands {
       hold: this.#command("hold", epochOnly, async (proxy) => {
         // From the first moment on: clients that connect while it waits are held too.
         proxy.role = "held";
-        this.#holdWatch.begin(proxy);
+        this.#holdWatch.begin(proxy, async () => {
+          proxy.counters.holdsLetGo++;
+          await rollback(proxy);
+        });
         const result = await hold(proxy);
         return { result: () => result };
       }),
@@ -270,10 +203,13 @@ export class Commands {
         return { result: () => result };
       }),
       sessions: checked(pageSchema, ({ after, max }) => ({
-        result: this.#proxy?.sessionPage(after, max) ?? { sessions: [], next: null },
+        result: this.#proxy === null ? { sessions: [], next: null } : sessionPage(this.#proxy, after, max),
       })),
       status: () => ({
-        result: this.#proxy?.status() ?? { role: "idle", epoch: 0, sessions: 0, pid: process.pid },
+        result:
+          this.#proxy === null
+            ? { role: "idle", epoch: 0, sessions: 0, pid: process.pid }
+            : statusOf(this.#proxy),
       }),
       stop: () =>
         this.#inTurn(async () => {

@@ -9,14 +9,10 @@ import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { prepareMsMax } from "./anchors.ts";
+import { LINK_MS } from "./hold.ts";
 
 const POLL_MS = 1;
-/** for each link, beside `holdMsMax`: its COUNTED takes a turn of both proxies */
-const LINK_MS = 1;
-/** A link that is not there by then is dialled at the switch. Nobody waits meanwhile. */
-const PREPARE_MS_MAX = 3_000;
-/** … and more for each session: TLS costs each end of a link about 1 ms of CPU */
-const PREPARE_MS_SESSION = 2;
 /** a move has begun by then, or come to nothing */
 const MOVING_MS_MAX = 60_000;
 /** what of the last frames is still written when this proxy ends */
@@ -28,13 +24,13 @@ export async function announceMove(
   { target, epoch }: { target: Endpoint; epoch: number },
 ): Promise<{ links: number }> {
   const movingTo = { epoch, link: target };
-  proxy.movingTo = movingTo;
+  proxy.ownerLinks.movingTo = movingTo;
   setTimeout(() => {
-    if (proxy.movingTo === movingTo) proxy.movingTo = null;
+    if (proxy.ownerLinks.movingTo === movingTo) proxy.ownerLinks.movingTo = null;
   }, MOVING_MS_MAX).unref();
   const links = linksOf(proxy).map(({ link }) => link);
   for (const link of links) link.sendMove(movingTo);
-  const deadlineMs = performance.now() + PREPARE_MS_MAX + PREPARE_MS_SESSION * links.length;
+  const deadlineMs = performance.now() + prepareMsMax(links.length);
   let waiting = links;
   while (waiting.length > 0 && performance.now() < deadlineMs) {
     await delay(POLL_MS);
@@ -67,7 +63,7 @@ export async function settleLinks(proxy: WorkloadProxy): Promise<void> {
 
 /** The target has released: gateways that have not switched look for it. */
 export async function leaveGateways(proxy: WorkloadProxy): Promise<void> {
-  const links = proxy.leavingLinks.splice(0);
+  const links = proxy.ownerLinks.leaving.splice(0);
   for (const link of links) link.close(RST_CODE.moved);
   await Promise.race([
     Promise.all(links.map((link) => link.flushed())),

@@ -19,15 +19,15 @@ import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const POLL_MS = 1;
-/** for each link of an anchor, beside `holdMsMax`: its HELD takes a turn of both proxies */
-const LINK_MS = 1;
+/** for each link, beside `holdMsMax`: its answer (HELD, COUNTED) takes a turn of both proxies */
+export const LINK_MS = 1;
 
 /** @throws HoldfastError `PROXY_QUIESCE` (retryable): an anchor has not answered; bytes may be on its link. Roll back. */
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
   proxy.counters.holds++;
   proxy.heldAtMs = performance.now();
-  proxy.releasedElsewhere = false;
+  proxy.anchorLinks.releasedElsewhere = false;
   for (const session of proxy.sessions.values()) {
     session.inbound.hold();
     if (session.downstream instanceof LinkLeg) session.downstream.sendHold();

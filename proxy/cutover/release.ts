@@ -10,8 +10,11 @@ import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LegSide } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import { closeDetached } from "#proxy/workload/detached-legs.ts";
+import { beginLinkWait } from "#proxy/workload/link-wait.ts";
 import type { DetachedLeg, LiveSession } from "#proxy/workload/live-session.ts";
-import { closeDetached, type WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { switchUpstream } from "#proxy/workload/upstream-switch.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { forgetAdopted } from "./adopt.ts";
 import { operate, sameCount } from "./surgery.ts";
 
@@ -44,8 +47,7 @@ export async function release(proxy: WorkloadProxy, epoch = proxy.epoch): Promis
     }
   }
   // Links of sessions that were not in the snapshots: new ones, or ones whose session has ended meanwhile.
-  for (const link of [...proxy.parked.values()]) proxy.takeLink(link);
-  proxy.parked.clear();
+  proxy.ownerLinks.takeParked();
   for (const listener of proxy.listeners) proxy.kernel.unshieldListener(listener.fd);
   return { ...counts, releaseUs: Math.round(Number(process.hrtime.bigint() - start) / 1000) };
 }
@@ -109,9 +111,9 @@ function releaseSession(
 
 /** Forward: the anchor has prepared a link, and waits to hear which byte comes next. */
 function resetAtAnchor(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
-  const link = proxy.parked.get(session.id);
+  const link = proxy.ownerLinks.parked.get(session.id);
   if (link?.isReady !== true) return;
-  proxy.parked.delete(session.id);
+  proxy.ownerLinks.parked.delete(session.id);
   link.sendActive({
     epoch: proxy.epoch,
     bytesIn: adopted.bytesIn,
@@ -256,11 +258,11 @@ function wakeMoved(
 }
 
 function joinParked(proxy: WorkloadProxy, session: LiveSession): void {
-  const link = proxy.parked.get(session.id);
-  proxy.parked.delete(session.id);
-  if (link?.isReady) proxy.joinLink(session, link);
+  const link = proxy.ownerLinks.parked.get(session.id);
+  proxy.ownerLinks.parked.delete(session.id);
+  if (link?.isReady) proxy.ownerLinks.join(session, link);
   else if (session.anchor === proxy.config.node) session.reset("client gone");
-  else proxy.awaitLink(session);
+  else beginLinkWait(proxy, session);
 }
 
 /** As {@link takeBack}, of a session the old owner had not dialled yet. */
@@ -280,7 +282,7 @@ function takeBackUndialled(proxy: WorkloadProxy, session: LiveSession, adopted: 
     return;
   }
   const unobserved = adopted.filter.length === 0 ? null : session.inbound.takeBack();
-  if (unobserved !== null) proxy.attachFilter(session, adopted.filter);
+  if (unobserved !== null) proxy.filters.attach(session, adopted.filter);
   session.inbound.prepend(adopted.pendingIn);
   session.inbound.finSent = false;
   session.step("renew");
@@ -310,8 +312,8 @@ function takeBack(
   // What was read here and has not reached the old owner, it has not observed.
   const unobserved = inbound.takeBack();
   inbound.holdFin();
-  if (adopted.filter.length > 0) proxy.attachFilter(session, adopted.filter);
-  proxy.switchUpstream(session, upstream.leg, {
+  if (adopted.filter.length > 0) proxy.filters.attach(session, adopted.filter);
+  switchUpstream(proxy, session, upstream.leg, {
     bytesIn: adopted.bytesIn,
     bytesOut: adopted.bytesOut - adopted.pendingOut.length,
     prependIn: Buffer.concat([upstream.rest, adopted.pendingIn]),
@@ -331,7 +333,7 @@ export function discard(proxy: WorkloadProxy): { sessions: number } {
     count++;
     forgetAdopted(proxy, session);
   }
-  proxy.closeParked(RST_CODE.moved);
+  proxy.ownerLinks.closeParked(RST_CODE.moved);
   if (!proxy.isAnchor) proxy.closeListeners();
   return { sessions: count };
 }

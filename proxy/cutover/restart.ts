@@ -17,8 +17,8 @@ const MESSAGES_MS_MAX = 100;
 /** Call with the role already `paused`. */
 export async function pause(proxy: WorkloadProxy, drainMs: number): Promise<PauseResult> {
   proxy.heldAtMs = performance.now();
-  proxy.endUnavailable();
-  proxy.beginUnavailable();
+  proxy.unavailable.end();
+  proxy.unavailable.begin();
   const startMs = performance.now();
   for (const replay of replays(proxy)) replay.quiesce();
   for (;;) {
@@ -55,7 +55,7 @@ export async function resume(proxy: WorkloadProxy): Promise<ResumeResult> {
   }
   // Whoever waits in vain is refused before this is answered, however late it has become.
   for (const availability of proxy.availabilities) availability.look();
-  return { sessions: replays(proxy).length, ...proxy.endUnavailable() };
+  return { sessions: replays(proxy).length, ...proxy.unavailable.end() };
 }
 
 function replays(proxy: WorkloadProxy): SessionReplay[] {

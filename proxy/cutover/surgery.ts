@@ -1,6 +1,6 @@
 /**
  * Legs in the surgeon's hands: other events run meanwhile, and a session may end. Its detached legs are watched by nobody,
- * so no byte of theirs passes; their descriptors stay open until the surgeon has answered (see `letGo`).
+ * so no byte of theirs passes; their descriptors stay open until the surgeon has answered (see `detached-legs`).
  */
 import assert from "node:assert/strict";
 import type { Outcome } from "#proxy/contract/leg-surgeon.ts";

@@ -93,7 +93,7 @@ export class Gateway {
     this.#places = new SessionPlaces({
       store: options.store,
       log: options.log,
-      cookieKeysOf: (workload) => this.#servedAs(workload).proxy.cookieKeys,
+      cookieKeysOf: (workload) => this.#servedAs(workload).proxy.filters.cookieKeys,
     });
   }
 
@@ -195,7 +195,7 @@ export class Gateway {
       bind: null,
       onAccept: (fd) => {
         if (only !== null)
-          this.#servedAs(only.workloads[0] as string).proxy.accept(this.#portOf(listener, only), fd);
+          this.#servedAs(only.workloads[0] as string).proxy.entrance.accept(this.#portOf(listener, only), fd);
         else this.#decide(listener, fd);
       },
       onError: (error) => {
@@ -225,7 +225,7 @@ export class Gateway {
             return;
           }
           const { proxy } = this.#servedAs(workload);
-          proxy.acceptRead(this.#portOf(listener, route, workload), leg, read);
+          proxy.entrance.acceptRead(this.#portOf(listener, route, workload), leg, read);
         };
         const workload = this.#workloadOf(route, head);
         if (typeof workload === "string") return lead(workload);
@@ -285,10 +285,6 @@ function makeServed(options: GatewayOptions, workload: string, ways: Way[], turn
     workload,
     ports: ways.map(({ route }) => route.port),
     store,
-    preface: (port, client) => {
-      const { listener } = ways[port] as Way;
-      return listener.sendProxyProtocol ? writeProxyHeader(endpointIn(client), listener.at) : null;
-    },
     turns,
     log,
   });
@@ -309,9 +305,15 @@ function makeServed(options: GatewayOptions, workload: string, ways: Way[], turn
         ...defaultsOf(PROXY_LIMITS),
         heldSessionsMax: config.heldSessionsMax,
         lingerMsMax: config.ownerMsMax,
+        linkResumeMsMax: config.linkResumeMsMax,
+        trunkSessionsMax: config.trunkSessionsMax,
       },
     },
     finder: follower,
+    preface: (port, client) => {
+      const { listener } = ways[port] as Way;
+      return listener.sendProxyProtocol ? writeProxyHeader(endpointIn(client), listener.at) : null;
+    },
     keys: keysOf(workload),
     kernel,
     surgeon: NO_SURGEON,

@@ -10,10 +10,11 @@
 import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { switchOwner } from "#proxy/cutover/rollback.ts";
+import { switchOwner } from "#proxy/cutover/anchors.ts";
 import type { Destination } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
-import type { OwnerFinder, WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import type { OwnerFinder } from "#proxy/workload/anchor-links.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import type { Turns } from "./turns.ts";
 
 /** Sessions that have lost their owner try again after this, and then after twice as long each time. */
@@ -27,8 +28,6 @@ export interface OwnerFollowerOptions {
   /** of each of our ports: `listen` of the workload's that it is for */
   ports: readonly number[];
   store: { link(workload: string): Promise<LinkRecord | null> };
-  /** see {@link OwnerFinder.preface} */
-  preface(port: number, client: string): Buffer | null;
   /** dials that prepare moves, of all workloads */
   turns: Turns;
   log: Logger;
@@ -108,10 +107,6 @@ export class OwnerFollower implements OwnerFinder {
     return null;
   }
 
-  preface(port: number, client: string): Buffer | null {
-    return this.#options.preface(port, client);
-  }
-
   seek(): void {
     if (this.#closed || this.#again !== null) return;
     const waitMs = this.#attempts === 0 ? 0 : Math.min(AGAIN_MS_MAX, AGAIN_MS * 2 ** (this.#attempts - 1));
@@ -186,7 +181,7 @@ export class OwnerFollower implements OwnerFinder {
       if (session.nextLink !== null) continue;
       if (session.state === "waiting") session.guard(() => proxy.start(session));
       else if (session.state === "open" && session.upstream === null)
-        session.guard(() => proxy.relink(session, false));
+        session.guard(() => proxy.anchorLinks.relink(session, false));
     }
     proxy.owner = known;
   }

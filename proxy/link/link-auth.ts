@@ -8,6 +8,8 @@
  *   dialler  → REJOIN  in place of HELLO, by a dialler whose link was welcomed before: session, attempt, 16 random bytes,
  *                      HMAC(secret, NONCE ‖ these), HMAC(key, "rejoin" ‖ NONCE ‖ these)
  *
+ *   dialler  → TRUNK   version, 16 random bytes, HMAC(key, "trunk" ‖ NONCE ‖ these), in place of HELLO: links will share this connection
+ *
  * A link's secret is HMAC(key, "secret" ‖ the HELLO or REJOIN that was welcomed last), so each greeting makes the next one, and nobody has it
  * who has not the key and has seen into TLS.
  *
@@ -17,6 +19,7 @@ import { createHmac, timingSafeEqual } from "node:crypto";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 
 export const LINK_VERSION = 1;
+const TRUNK_VERSION = 1;
 export const NONCE_BYTES = 16;
 const MAC_BYTES = 32;
 const TEXT_BYTES_MAX = 255;
@@ -146,12 +149,30 @@ export function isWelcome(key: Buffer, hello: Buffer, answer: Buffer): boolean {
   return timingSafeEqual(welcome(key, hello), answer);
 }
 
+/** To have links share a connection. */
+export function encodeTrunk(key: Buffer, nonce: Buffer, own: Buffer): Buffer {
+  const signed = Buffer.concat([Buffer.of(TRUNK_VERSION), own]);
+  return Buffer.concat([signed, mac(key, "trunk", nonce, signed)]);
+}
+
+/** The key that signed it; null: none of these, or it is not of this version. */
+export function decodeTrunk(keys: SharedKeys, nonce: Buffer, trunk: Buffer): Buffer | null {
+  const end = trunk.length - MAC_BYTES;
+  if (end !== 1 + NONCE_BYTES || trunk[0] !== TRUNK_VERSION) return null;
+  const signed = trunk.subarray(0, end);
+  return keys.find((one) => timingSafeEqual(trunk.subarray(end), mac(one, "trunk", nonce, signed))) ?? null;
+}
+
 function encodeText(text: string): Buffer {
   const bytes = Buffer.from(text).subarray(0, TEXT_BYTES_MAX);
   return Buffer.concat([Buffer.of(bytes.length), bytes]);
 }
 
-function mac(key: Buffer, role: "dialler" | "acceptor" | "rejoin" | "secret", ...parts: Buffer[]): Buffer {
+function mac(
+  key: Buffer,
+  role: "dialler" | "acceptor" | "rejoin" | "secret" | "trunk",
+  ...parts: Buffer[]
+): Buffer {
   const hmac = createHmac("sha256", key).update(role);
   for (const part of parts) hmac.update(part);
   return hmac.digest();

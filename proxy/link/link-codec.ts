@@ -17,6 +17,9 @@
  *                           ASK → ACK(flags u8, bytes received u64), which also answers a FIN
  *   with a gateway, which     MOVE(epoch u64, port u16, address: who is about to own the session) → PREPARED(u8, 1: a link to it is parked)
  *   dials                     COUNT → COUNTED(u64: bytes application → client that the dialler has)
+ *   where links share a connection (`trunk.ts`): a channel u32 stands in front of each frame, once
+ *                           dialler ──TRUNK──▶ acceptor ──WELCOME──▶ dialler, in place of HELLO; then
+ *                           OPEN → NONCE … as above, CLOSE → CLOSE
  *
  * Pure: bytes in, frames out. DATA is handed on as it arrives, in parts, without being gathered or copied.
  */
@@ -44,6 +47,9 @@ export const FRAME = {
   resumed: 18,
   ask: 19,
   ack: 20,
+  trunk: 21,
+  open: 22,
+  close: 23,
 } as const;
 export type FrameName = keyof typeof FRAME;
 export type FrameType = (typeof FRAME)[FrameName];
@@ -52,6 +58,7 @@ export type FrameType = (typeof FRAME)[FrameName];
 export const RST_CODE = { reset: 0, moved: 1, unknownSession: 2, mismatch: 3, broken: 4 } as const;
 
 export const HEADER_BYTES = 4;
+export const CHANNEL_BYTES = 4;
 export const DATA_BYTES_MAX = 256 * 1024;
 export const CONTROL_BYTES_MAX = 1024;
 const NO_BYTES: Buffer = Buffer.alloc(0);
@@ -73,6 +80,9 @@ const EXACT_BYTES: Partial<Record<FrameType, number>> = {
   [FRAME.resumed]: 17,
   [FRAME.ask]: 0,
   [FRAME.ack]: 9,
+  [FRAME.trunk]: 49,
+  [FRAME.open]: 0,
+  [FRAME.close]: 0,
 };
 /** epoch and port */
 const MOVE_FIXED_BYTES = 10;
@@ -122,6 +132,11 @@ export function encodeCredit(bytes: number): Buffer {
   const payload = Buffer.alloc(4);
   payload.writeUInt32BE(bytes, 0);
   return frame(FRAME.credit, payload);
+}
+
+/** @param code of {@link RST_CODE} */
+export function encodeRst(code: number): Buffer {
+  return frame(FRAME.rst, Buffer.of(code));
 }
 
 export function encodeMove({ epoch, link }: Destination): Buffer {
@@ -191,9 +206,9 @@ export function decodeAck(payload: Buffer): Received {
 }
 
 export interface FrameSink {
-  /** a part of a DATA frame; never empty */
-  onData(part: Buffer): void;
-  onControl(type: FrameType, payload: Buffer): void;
+  /** a part of a DATA frame; never empty. @param channel 0 where frames have none */
+  onData(part: Buffer, channel: number): void;
+  onControl(type: FrameType, payload: Buffer, channel: number): void;
 }
 
 /** Cuts a byte stream into frames. After an error it stays dead: the link is to be closed. */
@@ -202,11 +217,17 @@ export class FrameDecoder {
   /** bytes of a header or a control payload that is not complete */
   #partial: Buffer = NO_BYTES;
   #dataLeft = 0;
+  /** of the DATA frame */
+  #channel = 0;
   #error: string | null = null;
   #stopped = false;
+  /** bytes in front of each header */
+  readonly #prefix: number;
 
-  constructor(sink: FrameSink) {
+  /** @param hasChannels a channel stands in front of each frame */
+  constructor(sink: FrameSink, hasChannels = false) {
     this.#sink = sink;
+    this.#prefix = hasChannels ? CHANNEL_BYTES : 0;
   }
 
   get error(): string | null {
@@ -228,7 +249,7 @@ export class FrameDecoder {
         if (length === 0) return true;
         this.#dataLeft -= length;
         at += length;
-        this.#sink.onData(bytes.subarray(at - length, at));
+        this.#sink.onData(bytes.subarray(at - length, at), this.#channel);
         continue;
       }
       if (this.#partial.length > 0) {
@@ -236,29 +257,32 @@ export class FrameDecoder {
         at = 0;
         this.#partial = NO_BYTES;
       }
-      if (bytes.length - at < HEADER_BYTES) {
+      const header = at + this.#prefix;
+      const start = header + HEADER_BYTES;
+      if (bytes.length < start) {
         this.#keep(bytes, at);
         return true;
       }
-      const type = bytes[at] as FrameType;
-      const length = bytes.readUIntBE(at + 1, 3);
+      const channel = this.#prefix === 0 ? 0 : bytes.readUInt32BE(at);
+      const type = bytes[header] as FrameType;
+      const length = bytes.readUIntBE(header + 1, 3);
       const wrong = checkHeader(type, length);
       if (wrong !== null) {
         this.#error = wrong;
         return false;
       }
       if (type === FRAME.data) {
-        at += HEADER_BYTES;
+        at = start;
         this.#dataLeft = length;
+        this.#channel = channel;
         continue;
       }
-      if (bytes.length - at < HEADER_BYTES + length) {
+      if (bytes.length < start + length) {
         this.#keep(bytes, at);
         return true;
       }
-      const start = at + HEADER_BYTES;
       at = start + length;
-      this.#sink.onControl(type, bytes.subarray(start, at));
+      this.#sink.onControl(type, bytes.subarray(start, at), channel);
     }
     return this.#error === null;
   }

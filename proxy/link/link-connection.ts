@@ -1,6 +1,7 @@
 /**
- * The connection that carries a link at a time: a socket, TLS around it, and frames, the greeting's included. What the frames mean is its
- * sink's business, which may change in between (a link that goes on takes over a connection that was greeted for it).
+ * The connection that carries a link at a time, and frames on it, the greeting's included: a socket of its own and TLS around it, or a
+ * channel of a trunk (`trunk.ts`). What the frames mean is its sink's business, which may change in between (a link that goes on takes
+ * over a connection that was greeted for it).
  */
 import net from "node:net";
 import type { TLSSocket } from "node:tls";
@@ -23,8 +24,9 @@ const NO_BYTES: Buffer = Buffer.alloc(0);
 export type Gone = "refused" | "fault" | "broken";
 
 export interface ConnectionSink {
-  onData(part: Buffer): void;
-  onFrame(type: FrameType, payload: Buffer): void;
+  /** @param channel 0 where frames have none */
+  onData(part: Buffer, channel: number): void;
+  onFrame(type: FrameType, payload: Buffer, channel: number): void;
   /** Room again, perhaps. */
   onWritten(): void;
   /** It is destroyed; nothing follows. */
@@ -33,13 +35,51 @@ export interface ConnectionSink {
   onThrown(error: unknown): void;
 }
 
+export interface LinkConnection {
+  sink: ConnectionSink;
+  /** It rises whenever the other end gets on with the greeting, TLS included, and later whenever anything has come from it. */
+  readonly progress: number;
+  /** -1: there is none, or Node does not say */
+  readonly fd: number;
+  readonly isOpen: boolean;
+  /** Other links may be on the same socket. */
+  readonly isShared: boolean;
+  /** More waits to be written than may wait. */
+  readonly isFull: boolean;
+  /** Dialler: everything from here on is under TLS. @param onSecure the acceptor has proven that it has the key */
+  secure(key: Buffer, onSecure: () => void): void;
+  /** The greeting is over; it may take as long as it likes now. */
+  greeted(): void;
+  /** @param frame one, whole */
+  write(frame: Buffer): void;
+  writeData(part: Buffer): void;
+  /** Resolves when what was written has been given to the kernel, or the connection is no more. */
+  flushed(): Promise<void>;
+  /** It seems to be dead: no other link is to be led over what carries it. */
+  doubt(): void;
+  /** What was written is still delivered. Its sink is not called any more. */
+  end(): void;
+  /** Its sink is not called any more. */
+  destroy(): void;
+}
+
+/** Of what is over: nothing that still comes is anybody's. */
+export const NOBODY: ConnectionSink = {
+  onData: () => {},
+  onFrame: () => {},
+  onWritten: () => {},
+  onGone: () => {},
+  onThrown: () => {},
+};
+
 interface FirstBytes {
   bytes: Buffer;
   startTls(socket: net.Socket, rest: Buffer): TLSSocket;
 }
 
-export class LinkConnection {
+export class SocketConnection implements LinkConnection {
   sink: ConnectionSink;
+  readonly isShared = false;
   readonly #plain: net.Socket;
   /** the same, or TLS around it */
   #socket: net.Socket | TLSSocket;
@@ -67,8 +107,8 @@ export class LinkConnection {
     socket: net.Socket,
     sink: ConnectionSink,
     tls: { keys: SharedKeys; onUnknownKey(id: string): void } | null,
-  ): LinkConnection {
-    const connection = new LinkConnection(socket, sink);
+  ): SocketConnection {
+    const connection = new SocketConnection(socket, sink);
     if (tls !== null)
       connection.#first = {
         bytes: NO_BYTES,
@@ -77,21 +117,18 @@ export class LinkConnection {
     return connection;
   }
 
-  static dial(to: Endpoint, sink: ConnectionSink): LinkConnection {
-    return new LinkConnection(net.connect({ host: to.address, port: to.port }), sink);
+  static dial(to: Endpoint, sink: ConnectionSink): SocketConnection {
+    return new SocketConnection(net.connect({ host: to.address, port: to.port }), sink);
   }
 
-  /** Dialler: everything from here on is under TLS. @param onSecure the acceptor has proven that it has the key */
   secure(key: Buffer, onSecure: () => void): void {
     this.#socket.write(SECURE_FRAME);
     this.#goOnIn((plain) => dialTls(plain, key, () => this.#guard(onSecure)));
   }
 
-  /** It rises whenever the other end gets on with the greeting, TLS included. */
   get progress(): number {
     return this.#socket.bytesRead + (this.#socket.connecting ? 0 : 1);
   }
-  /** -1: there is none, or Node does not say */
   get fd(): number {
     const { _handle: handle } = this.#plain as { _handle?: { fd?: number } | null };
     return handle?.fd ?? -1;
@@ -99,12 +136,19 @@ export class LinkConnection {
   get isOpen(): boolean {
     return !this.#isOver;
   }
-  /** More waits to be written than may wait. */
   get isFull(): boolean {
     return this.#socket.writableLength > this.#queuedBytesMax;
   }
+  get queuedBytes(): number {
+    return this.#socket.writableLength;
+  }
 
-  /** The greeting is over; it may take as long as it likes now. */
+  /** From here on a channel stands in front of each frame, in both directions. */
+  carryChannels(): void {
+    this.#decoder.stop();
+    this.#decoder = this.#newDecoder(true);
+  }
+
   greeted(): void {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
@@ -115,6 +159,17 @@ export class LinkConnection {
     if (!this.#isOver && this.#socket.writable) this.#socket.write(bytes, this.#onWritten);
   }
 
+  /** In one piece. Its sink hears of it once (`onWritten`). */
+  writeAll(parts: readonly Buffer[]): void {
+    if (this.#isOver || !this.#socket.writable) return;
+    this.#socket.cork();
+    for (const [index, part] of parts.entries()) {
+      if (index === parts.length - 1) this.#socket.write(part, this.#onWritten);
+      else this.#socket.write(part);
+    }
+    this.#socket.uncork();
+  }
+
   writeData(part: Buffer): void {
     if (this.#isOver) return;
     this.#socket.cork();
@@ -123,7 +178,6 @@ export class LinkConnection {
     this.#socket.uncork();
   }
 
-  /** Resolves when what was written has been given to the kernel, or the connection is no more. */
   async flushed(): Promise<void> {
     const socket = this.#socket;
     if (socket.writableEnded && !socket.writableFinished && !socket.destroyed) {
@@ -141,7 +195,8 @@ export class LinkConnection {
     });
   }
 
-  /** What was written is still delivered. Its sink is not called any more. */
+  doubt(): void {}
+
   end(): void {
     if (this.#isOver) return;
     this.#stop();
@@ -151,7 +206,6 @@ export class LinkConnection {
     this.#socket.once("close", () => clearTimeout(timer));
   }
 
-  /** Its sink is not called any more. */
   destroy(): void {
     if (!this.#isOver) this.#stop();
     this.#socket.destroy();
@@ -163,11 +217,14 @@ export class LinkConnection {
     this.#decoder.stop();
   }
 
-  #newDecoder(): FrameDecoder {
-    return new FrameDecoder({
-      onData: (part) => this.sink.onData(part),
-      onControl: (type, payload) => this.sink.onFrame(type, payload),
-    });
+  #newDecoder(hasChannels = false): FrameDecoder {
+    return new FrameDecoder(
+      {
+        onData: (part, channel) => this.sink.onData(part, channel),
+        onControl: (type, payload, channel) => this.sink.onFrame(type, payload, channel),
+      },
+      hasChannels,
+    );
   }
 
   #listenTo(socket: net.Socket | TLSSocket): void {

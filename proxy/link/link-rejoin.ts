@@ -1,13 +1,12 @@
 /** A dialler's attempt to have its link go on over another connection, up to the WELCOME; what follows is the link's. */
 import { randomBytes } from "node:crypto";
-import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { encodeRejoin, isWelcome, NONCE_BYTES, secretOf } from "./link-auth.ts";
 import { FRAME, type FrameType, frame } from "./link-codec.ts";
-import { type ConnectionSink, type Gone, LinkConnection } from "./link-connection.ts";
+import type { ConnectionSink, Gone, LinkConnection } from "./link-connection.ts";
 import { isResumable, speaksTls } from "./link-tls.ts";
 
 export interface RejoinOptions {
-  to: Endpoint;
+  connect(sink: ConnectionSink): LinkConnection;
   key: Buffer;
   secret: Buffer;
   session: string;
@@ -22,7 +21,7 @@ export interface RejoinOptions {
 }
 
 export function rejoin(options: RejoinOptions): LinkConnection {
-  const { to, key, secret, session, attempt, encrypted } = options;
+  const { key, secret, session, attempt, encrypted } = options;
   let said: Buffer | null = null;
   const fail = (why: Gone): void => {
     connection.destroy();
@@ -58,6 +57,6 @@ export function rejoin(options: RejoinOptions): LinkConnection {
     onGone: options.onFailed,
     onThrown: () => fail("fault"),
   };
-  const connection = LinkConnection.dial(to, sink);
+  const connection = options.connect(sink);
   return connection;
 }

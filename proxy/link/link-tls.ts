@@ -15,6 +15,8 @@ import { FRAME, frame } from "./link-codec.ts";
 
 const MARK = Buffer.from("TLS3", "latin1");
 const RESUMABLE_MARK = Buffer.from("RSM1", "latin1");
+/** resumable, and … */
+const TRUNK_MARK = Buffer.from("RSM2", "latin1");
 /** what is left of a nonce beside both marks */
 const RANDOM_BYTES = NONCE_BYTES - MARK.length - RESUMABLE_MARK.length;
 const PSK_BYTES = 32;
@@ -37,12 +39,12 @@ function tlsOptions(): { secureContext: SecureContext } {
 /**
  * Never the same twice.
  * @param encrypted whether its sender speaks TLS
- * @param resumable … and can go on over another connection
+ * @param resumable … and can go on over another connection; "trunk": and takes trunks
  */
-export function newNonce(encrypted: boolean, resumable: boolean): Buffer {
+export function newNonce(encrypted: boolean, resumable: boolean | "trunk"): Buffer {
   return Buffer.concat([
     randomBytes(RANDOM_BYTES),
-    resumable ? RESUMABLE_MARK : randomBytes(RESUMABLE_MARK.length),
+    resumable === "trunk" ? TRUNK_MARK : resumable ? RESUMABLE_MARK : randomBytes(RESUMABLE_MARK.length),
     encrypted ? MARK : randomBytes(MARK.length),
   ]);
 }
@@ -53,7 +55,12 @@ export function speaksTls(nonce: Buffer): boolean {
 }
 
 export function isResumable(nonce: Buffer): boolean {
-  return nonce.subarray(RANDOM_BYTES, RANDOM_BYTES + RESUMABLE_MARK.length).equals(RESUMABLE_MARK);
+  const mark = nonce.subarray(RANDOM_BYTES, RANDOM_BYTES + RESUMABLE_MARK.length);
+  return mark.equals(RESUMABLE_MARK) || mark.equals(TRUNK_MARK);
+}
+
+export function takesTrunks(nonce: Buffer): boolean {
+  return nonce.subarray(RANDOM_BYTES, RANDOM_BYTES + TRUNK_MARK.length).equals(TRUNK_MARK);
 }
 
 /** @param onSecure the acceptor has proven that it has the key */

@@ -6,7 +6,7 @@
  * let go. An application that CRIU has frozen meanwhile gets its bytes when it goes on.
  */
 import type { Logger } from "pino";
-import type { WorkloadProxy } from "./workload-proxy.ts";
+import type { Role } from "#proxy/session/role.ts";
 
 export interface LetGoLimits {
   /** in the hold, without any agent: the next one may be on its way */
@@ -23,7 +23,6 @@ export interface LetGoOptions {
   log: Logger;
   /** runs `work` when no command does */
   inTurn(work: () => Promise<void>): void;
-  letGo(proxy: WorkloadProxy): Promise<void>;
 }
 
 export class HoldWatch {
@@ -43,14 +42,14 @@ export class HoldWatch {
     };
   }
 
-  /** From the hold's begin until it is no hold any more. */
-  begin(proxy: WorkloadProxy): void {
-    const { limits, log, inTurn, letGo } = this.#options;
+  /** From the hold's begin until it is no hold any more. @param letGo ends it */
+  begin(held: { readonly role: Role }, letGo: () => Promise<void>): void {
+    const { limits, log, inTurn } = this.#options;
     const heldAtMs = performance.now();
     let goneAtMs: number | null = null;
     this.end();
     const look = async (): Promise<void> => {
-      if (proxy.role !== "held") {
+      if (held.role !== "held") {
         this.end();
         return;
       }
@@ -64,7 +63,7 @@ export class HoldWatch {
         { heldMs, agents: this.#agents },
         isGone ? "the agent has died in the hold: letting go" : "held for too long: letting go",
       );
-      await letGo(proxy);
+      await letGo();
     };
     const lookMs = Math.min(limits.agentGoneMs, limits.heldMs) / LOOKS_A_LIMIT;
     this.#timer = setInterval(() => inTurn(look), lookMs);

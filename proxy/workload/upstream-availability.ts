@@ -26,9 +26,9 @@ export interface AvailabilityHost {
   readonly kernel: ApplicationLook;
   readonly sessions: ReadonlyMap<string, LiveSession>;
   readonly log: Logger;
-  /** What comes for it is kept from now on. */
-  beginUnavailable(): void;
-  giveUp(session: LiveSession): void;
+  /** what becomes of its sessions is counted from now on */
+  readonly unavailable: { begin(): void };
+  readonly dialler: { giveUp(session: LiveSession): void };
   start(session: LiveSession): void;
 }
 
@@ -76,7 +76,7 @@ export class UpstreamAvailability {
   lost(): void {
     if (this.isAbsent) return;
     this.#absentSinceMs = performance.now();
-    this.#proxy.beginUnavailable();
+    this.#proxy.unavailable.begin();
     this.#look();
   }
 
@@ -120,7 +120,7 @@ export class UpstreamAvailability {
         { port: this.#port, awayMs: Math.round(awayMs) },
         "the application is unavailable for too long",
       );
-      for (const session of this.#sessions()) session.guard(() => this.#proxy.giveUp(session));
+      for (const session of this.#sessions()) session.guard(() => this.#proxy.dialler.giveUp(session));
     }
     this.#timer = setTimeout(() => this.#look(), awayMs < LOOK_OFTEN_MS_MAX ? LOOK_MS : LOOK_LATER_MS);
     if (this.#proxy.sessions.size === 0) this.#timer.unref();

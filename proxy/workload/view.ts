@@ -1,6 +1,39 @@
-/** Sessions as people see them (`holdfast sessions`), a page at a time. */
+/** A proxy and its sessions as people see them: `holdfast status`, and `holdfast sessions`, a page at a time. */
 import type { PortConfig, SessionInfo } from "#proxy/contract/commands.ts";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { Role } from "#proxy/session/role.ts";
+import type { Counters } from "./counters.ts";
 import type { LiveSession } from "./live-session.ts";
+
+/** What is seen of a proxy. */
+export interface StatusHost {
+  readonly role: Role;
+  readonly epoch: number;
+  readonly sessions: { readonly size: number };
+  /** where links arrive */
+  readonly linkEndpoint: Endpoint | null;
+  readonly owner: { node: string; link: Endpoint } | null;
+  readonly listeners: readonly { readonly port: number }[];
+  readonly counters: Counters;
+  readonly filters: { readonly budget: { readonly memoryBytes: number; readonly spilledBytes: number } };
+}
+
+export function statusOf(host: StatusHost): Record<string, unknown> {
+  const { budget } = host.filters;
+  return {
+    role: host.role,
+    epoch: host.epoch,
+    sessions: host.sessions.size,
+    pid: process.pid,
+    link: host.linkEndpoint,
+    owner: host.owner,
+    rssBytes: process.memoryUsage.rss(),
+    ports: host.listeners.map((listener) => listener.port),
+    counters: host.counters,
+    heldBytes: budget.memoryBytes,
+    spilledBytes: budget.spilledBytes,
+  };
+}
 
 /** Whose sessions they are. */
 export interface ViewHost {
@@ -11,6 +44,7 @@ export interface ViewHost {
   portOf(session: LiveSession): PortConfig;
 }
 
+/** Those that came after the session with this number, the oldest first; next: the number to go on with, null at the end. */
 export function sessionPage(
   host: ViewHost,
   after: number,
@@ -47,7 +81,7 @@ function infoOf(host: ViewHost, session: LiveSession): SessionInfo {
   };
 }
 
-export function placeOf({ config, owner }: ViewHost, session: LiveSession): SessionInfo["place"] {
+function placeOf({ config, owner }: ViewHost, session: LiveSession): SessionInfo["place"] {
   if (session.anchor !== config.node) return "owner";
   return owner !== null && session.adopted === null ? "anchor" : "here";
 }

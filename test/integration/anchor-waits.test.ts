@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
-import { LinkLeg } from "#proxy/link/link-leg.ts";
+import { acceptLink } from "#proxy/link/link-greeting.ts";
 import { LIMITS, ProxyProcess } from "#test/support/proxy-lab.ts";
 
 const key = Buffer.alloc(32, 1);
@@ -50,7 +50,7 @@ test("it is not reset later for the time that it waited", async () => {
   const nothing = (): void => {};
   const hasLeft = createServer((socket) => {
     socket.once("close", () => told.resolve()); // the anchor has heard it
-    LinkLeg.accept(socket, {
+    acceptLink(socket, {
       keys: [key],
       onReady: (link) => link.close(RST_CODE.moved),
       onRefused: (reason) => told.reject(new Error(reason)),

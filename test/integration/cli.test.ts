@@ -30,13 +30,14 @@ const json =
     response.end(JSON.stringify(value));
   };
 
-/** NDJSON; numbers are pauses in milliseconds */
+/** NDJSON; numbers are pauses in milliseconds, promises are waited for */
 const lines =
-  (...values: (object | string | number)[]): Answer =>
+  (...values: (object | string | number | Promise<void>)[]): Answer =>
   async (response) => {
     response.writeHead(200, { "content-type": "application/x-ndjson" });
     for (const value of values) {
       if (typeof value === "number") await sleep(value);
+      else if (value instanceof Promise) await value;
       else response.write(typeof value === "string" ? value : `${JSON.stringify(value)}\n`);
     }
     response.end();
@@ -98,12 +99,18 @@ interface Outcome {
 
 async function run(
   args: string[],
-  options: { tty?: boolean; agent?: string; interruptAfterMs?: number } = {},
+  options: { tty?: boolean; agent?: string; interruptAfterMs?: number; onOutput?(out: string): void } = {},
 ): Promise<Outcome> {
   let out = "";
   let err = "";
   const status = await runProgram(args, {
-    out: { write: (text) => (out += text), isTTY: options.tty },
+    out: {
+      write: (text) => {
+        out += text;
+        options.onOutput?.(out);
+      },
+      isTTY: options.tty,
+    },
     err: { write: (text) => (err += text) },
     env: { HOLDFAST_AGENT: options.agent ?? socket },
     runAgent: async () => assert.fail("an agent"),
@@ -150,12 +157,20 @@ describe("holdfast migrate", () => {
   });
 
   test("on a terminal the phase under way is drawn live", async () => {
+    const drawn = Promise.withResolvers<void>();
     answers.set(
       MIGRATE,
-      lines(phase("prepare", "start"), 150, phase("prepare", "done", { ms: 150 }), { type: "result", move }),
+      lines(phase("prepare", "start"), drawn.promise, phase("prepare", "done", { ms: 150 }), {
+        type: "result",
+        move,
+      }),
     );
-    const { out } = await run(["migrate", "chat", "--to", "b"], { tty: true });
-    assert.match(out, /⠙ prepare/);
+    const { out } = await run(["migrate", "chat", "--to", "b"], {
+      tty: true,
+      onOutput: (shown) => {
+        if (shown.includes("⠙ prepare")) drawn.resolve();
+      },
+    });
     assert.match(out, /✔ prepare +150 ms\n/);
   });
 

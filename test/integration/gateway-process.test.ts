@@ -115,6 +115,7 @@ describe("holdfast gateway", () => {
     const metrics = (await get(running, "/metrics")).text;
     assert.match(metrics, /^holdfast_gateway_sessions 1$/m);
     assert.match(metrics, /^holdfast_gateway_sessions_accepted_total 1$/m);
+    assert.match(metrics, /^holdfast_gateway_trunks 1$/m);
     assert.match(metrics, /^holdfast_gateway_store_up 1$/m);
     assert.match(metrics, /^holdfast_gateway_workloads_without_owner 0$/m);
     socket.destroy();
@@ -135,6 +136,20 @@ describe("holdfast gateway", () => {
     assert.equal(running.child.exitCode, null);
     socket.end();
     assert.deepEqual(await once(running.child, "exit"), [0, null]);
+  });
+
+  it("tells the owner of each client that it resets when it ends", async () => {
+    const running = await start({ drainMsMax: 0 });
+    const socket = client(running);
+    await echoes(socket);
+    const { sessions, trunks, counters } = owner.proxy;
+    const [before, others] = [sessions.size, trunks];
+    const { linksInterrupted } = counters;
+    running.child.kill("SIGTERM");
+    assert.deepEqual(await once(running.child, "exit"), [0, null]);
+    await until("its session's end there", () => sessions.size === before - 1);
+    await until("its trunk's", () => owner.proxy.trunks === others - 1);
+    assert.equal(counters.linksInterrupted, linksInterrupted, "nobody had to wait for it");
   });
 
   it("says in one line that a port is taken, and exits with 1", async () => {

@@ -167,7 +167,7 @@ describe("a gateway with routes", () => {
     const [w, v] = [await workload("w"), await workload("v")];
     const session = { from: "cookie", name: "sid", issue: true } as const;
     const here = gatewayHere([routeTo("w", PORT, { session, workloads: ["w", "v"] })]);
-    const ofV = here.gateway.proxies[1]?.cookieKeys[0];
+    const ofV = here.gateway.proxies[1]?.filters.cookieKeys[0];
     assert.ok(ofV !== undefined);
     const [, cookie] = /: (sid=[^;]+);/.exec(issueCookie(session, ofV).line) ?? [];
     for (let i = 0; i < 3; i++) await echoed(client(here), get("x", `Cookie: ${cookie}`));

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { afterEach, describe, it } from "node:test";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
-import { getsockoptInt, IPPROTO_TCP, TCP_USER_TIMEOUT } from "#proxy/kernel/socket.ts";
+import { getsockoptInt, IPPROTO_TCP, TCP_KEEPIDLE, TCP_USER_TIMEOUT } from "#proxy/kernel/socket.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
 import {
@@ -13,7 +13,12 @@ import {
   startGatewayHere,
   ToldStore,
 } from "#test/support/gateway-stage.ts";
-import { type InProcess, LINK_KEY, startInProcess } from "#test/support/in-process-proxy.ts";
+import {
+  type InProcess,
+  type InProcessOptions,
+  LINK_KEY,
+  startInProcess,
+} from "#test/support/in-process-proxy.ts";
 import { until } from "#test/support/moved-program.ts";
 
 const PORT = 8080;
@@ -34,8 +39,13 @@ describe("a gateway", () => {
   }
 
   /** A proxy that owns the workload; its application answers each byte with `name`. */
-  async function owner(name: string, epoch: number): Promise<InProcess & { record: LinkRecord }> {
+  async function owner(
+    name: string,
+    epoch: number,
+    options: InProcessOptions = {},
+  ): Promise<InProcess & { record: LinkRecord }> {
     const running = await startInProcess({
+      ...options,
       downstream: "gateway",
       serve: (socket) => {
         socket.on("data", (bytes) => socket.write(name.repeat(bytes.length)));
@@ -47,7 +57,8 @@ describe("a gateway", () => {
     await running.proxy.openLinks();
     const link = running.proxy.linkEndpoint;
     assert.ok(link !== null);
-    return { ...running, record: { node: name, epoch, link, ports: [PORT] } };
+    const ports = running.proxy.config.ports.map((_, index) => PORT + index);
+    return { ...running, record: { node: name, epoch, link, ports } };
   }
 
   function client({ gateway }: GatewayHere, listener = 0): Socket {
@@ -139,14 +150,13 @@ describe("a gateway", () => {
     const here = gatewayHere();
     proxy.role = "held"; // links wait there
     const parked = client(here);
-    await until("its link waits", () => proxy.parked.size === 1);
-    proxy.closeParked(RST_CODE.moved);
-    await until("it is dialled again", () => proxy.parked.size === 1);
-    proxy.closeParked(RST_CODE.broken);
-    await until("and again", () => proxy.parked.size === 1);
+    await until("its link waits", () => proxy.ownerLinks.parked.size === 1);
+    proxy.ownerLinks.closeParked(RST_CODE.moved);
+    await until("it is dialled again", () => proxy.ownerLinks.parked.size === 1);
+    proxy.ownerLinks.closeParked(RST_CODE.broken);
+    await until("and again", () => proxy.ownerLinks.parked.size === 1);
     proxy.role = "owner";
-    for (const link of proxy.parked.values()) proxy.takeLink(link);
-    proxy.parked.clear();
+    proxy.ownerLinks.takeParked();
     assert.equal(await answer(parked), "a");
   });
 
@@ -210,6 +220,40 @@ describe("a gateway", () => {
     assert.equal(timeoutOf(ofOwner), 120_000, "as its own port says");
   });
 
+  for (const trunkSessionsMax of [65_536, 0])
+    it(`keeps to the shortest of its ports' times where their links share a connection: ${trunkSessionsMax > 0 ? "they do" : "they do not"}`, async () => {
+      const times = [
+        { keepAliveMs: 9_000, userTimeoutMs: 11_000 },
+        { keepAliveMs: 4_000, userTimeoutMs: 0 },
+        { keepAliveMs: 0, userTimeoutMs: 1_000 },
+      ] as const;
+      const [port, ...morePorts] = times;
+      const { record, proxy } = await owner("a", 1, { port, morePorts, limits: { trunkSessionsMax } });
+      store.put("w", record);
+      const listeners = times.map((own, index) => ({ workload: "w", port: PORT + index, ...own }));
+      const here = gatewayHere({ listeners });
+      const seconds = (ms: number): number => Math.ceil(ms / 1_000);
+      const timesOf = (leg: { fd: number } | null | undefined): { idle: number; userTimeoutMs: number } => ({
+        idle: getsockoptInt(leg?.fd ?? -1, IPPROTO_TCP, TCP_KEEPIDLE),
+        userTimeoutMs: getsockoptInt(leg?.fd ?? -1, IPPROTO_TCP, TCP_USER_TIMEOUT),
+      });
+      // what Node's keep-alive has, where nobody says otherwise
+      const untouched = { idle: 5, userTimeoutMs: 0 };
+      for (const [index, own] of [...times.entries(), ...[...times.entries()].reverse()]) {
+        const socket = client(here, index);
+        assert.equal(await answer(socket), "a");
+        const ofOwner = [...proxy.sessions.values()].at(-1)?.downstream;
+        const ofGateway = [...(here.gateway.proxies[0]?.sessions.values() ?? [])].at(-1)?.upstream;
+        const itsOwn =
+          own.keepAliveMs === 0
+            ? untouched
+            : { idle: seconds(own.keepAliveMs), userTimeoutMs: own.userTimeoutMs };
+        const expected = trunkSessionsMax > 0 ? { idle: 4, userTimeoutMs: 11_000 } : itsOwn;
+        assert.deepEqual(timesOf(ofOwner), expected);
+        assert.deepEqual(timesOf(ofGateway), expected);
+      }
+    });
+
   it("uses other keys from when it is told them", async () => {
     const { record, proxy } = await owner("a", 1);
     store.put("w", record);
@@ -227,7 +271,7 @@ describe("a gateway", () => {
   });
 
   it("drains: accepts nobody, and ends when its clients have gone, or have had their time", async () => {
-    const { record } = await owner("a", 1);
+    const { record, proxy } = await owner("a", 1);
     store.put("w", record);
     const here = gatewayHere();
     const [leaves, stays] = [client(here), client(here)];
@@ -240,6 +284,7 @@ describe("a gateway", () => {
     leaves.end();
     stays.end();
     assert.deepEqual(await patient, { reset: 0 });
+    await until("their trunk has ended too", () => proxy.trunks === 0);
 
     const hasty = gatewayHere({ limits: { drainMsMax: 50 } });
     const socket = client(hasty);
@@ -247,6 +292,7 @@ describe("a gateway", () => {
     const over = errorOf(socket);
     assert.deepEqual(await hasty.gateway.drain(), { reset: 1 });
     assert.equal(await over, "ECONNRESET");
+    await until("its trunk has ended too", () => proxy.trunks === 0 && proxy.sessions.size === 0);
   });
 
   it("that cannot listen says on what, and leaves nothing open", async () => {

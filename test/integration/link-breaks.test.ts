@@ -9,8 +9,11 @@ import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { before, describe, it } from "node:test";
 import { encodeRejoin, secretOf } from "#proxy/link/link-auth.ts";
 import { FRAME, FrameDecoder, type FrameType, frame, RST_CODE } from "#proxy/link/link-codec.ts";
-import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
+import { type AcceptOptions, acceptLink, acceptLinkOn, dialLink } from "#proxy/link/link-greeting.ts";
+import type { LinkLeg, LinkListener } from "#proxy/link/link-leg.ts";
 import { LinkWatch } from "#proxy/link/link-watch.ts";
+import { Trunk } from "#proxy/link/trunk.ts";
+import { Trunks } from "#proxy/link/trunks.ts";
 import { within } from "#test/support/raw-ends.ts";
 import { type Direction, Wire } from "#test/support/wire.ts";
 
@@ -133,7 +136,15 @@ interface Stage {
 
 const owners = new Map<number, (socket: Socket) => void>();
 
-async function makeStage(cuts: Cut[] = [], links: "plain" | "encrypted" = "plain"): Promise<Stage> {
+/** What carries the link: a connection of its own, or a trunk. */
+type Over = "own" | "trunk";
+
+/** @param onReady the dialler's link is welcomed; nothing of ACTIVE has been looked at */
+async function makeStage(
+  cuts: Cut[] = [],
+  over: Over = "own",
+  onReady: (link: LinkLeg) => void = () => {},
+): Promise<Stage> {
   const wire = await Wire.open();
   const server = createServer((socket) => owners.get((server.address() as AddressInfo).port)?.(socket));
   server.listen(0, "127.0.0.1");
@@ -157,27 +168,39 @@ async function makeStage(cuts: Cut[] = [], links: "plain" | "encrypted" = "plain
   const acceptor = new End(100);
   const watches = [0, 1].map(() => new LinkWatch<LinkLeg>([key], RESUME_MS, LOOK_MS));
   const [dialling, accepting] = watches as [LinkWatch<LinkLeg>, LinkWatch<LinkLeg>];
-  const encrypted = links === "encrypted";
-  owners.set(port, (socket) => {
-    LinkLeg.accept(socket, {
-      keys: [key],
-      encrypted,
-      watch: accepting,
-      onReady: (link) => {
-        link.sendActive({ epoch: 2, bytesIn: 0, bytesOut: 0 });
-        acceptor.begin(link);
-      },
-      onRefused: () => {},
-      listener: acceptor.listener(),
-    });
-  });
-  const dial = LinkLeg.dial({
+  const onBroken = (error: unknown): void => {
+    throw error;
+  };
+  const accept: AcceptOptions = {
     keys: [key],
-    encrypted,
+    encrypted: false,
+    watch: accepting,
+    onReady: (link) => {
+      link.sendActive({ epoch: 2, bytesIn: 0, bytesOut: 0 });
+      acceptor.begin(link);
+    },
+    onRefused: () => {},
+    listener: acceptor.listener(),
+  };
+  const trunks = new Trunks({ keys: [key], encrypted: false, linksMax: 10, onBroken, onFault: () => {} });
+  if (over === "trunk")
+    accept.onTrunk = (connection) =>
+      new Trunk(() => connection, {
+        channelsMax: 10,
+        onOpen: (channel) => acceptLinkOn(channel, accept),
+        onEmpty: () => {},
+        onGone: () => {},
+        onBroken,
+      }).ready();
+  owners.set(port, (socket) => acceptLink(socket, accept));
+  const dial = dialLink({
+    keys: [key],
+    encrypted: false,
+    ...(over === "trunk" && { trunks }),
     to: wire.at,
     greeting,
     watch: dialling,
-    onReady: () => {},
+    onReady,
     listener: dialler.listener({ onActive: (link) => dialler.begin(link) }),
   });
   return {
@@ -189,6 +212,7 @@ async function makeStage(cuts: Cut[] = [], links: "plain" | "encrypted" = "plain
       owners.delete(port);
       for (const watch of watches) watch.stop();
       dial.reset();
+      trunks.stop();
       wire.close();
       server.close();
     },
@@ -228,8 +252,8 @@ async function converse({ dialler, acceptor }: Stage): Promise<void> {
 }
 
 /** @returns how often a connection was replaced */
-async function withCuts(cuts: Cut[]): Promise<number> {
-  const stage = await makeStage(cuts);
+async function withCuts(cuts: Cut[], over: Over): Promise<number> {
+  const stage = await makeStage(cuts, over);
   try {
     await converse(stage);
     return stage.wire.connections - 1;
@@ -240,12 +264,12 @@ async function withCuts(cuts: Cut[]): Promise<number> {
   }
 }
 
-async function each(all: Cut[][]): Promise<number> {
+async function each(all: Cut[][], over: Over): Promise<number> {
   let replaced = 0;
   const waiting = all.values();
   const inTurn = async (): Promise<void> => {
     for (const cuts of waiting) {
-      const count = await withCuts(cuts);
+      const count = await withCuts(cuts, over);
       replaced += count;
     }
   };
@@ -254,13 +278,15 @@ async function each(all: Cut[][]): Promise<number> {
 }
 
 /** How many bytes pass where nothing is cut, from ACTIVE on. */
-async function lengths(): Promise<Record<Direction, { from: number; to: number }>> {
-  const stage = await makeStage();
+async function lengths(over: Over): Promise<Record<Direction, { from: number; to: number }>> {
+  const stage = await makeStage([], over);
   await converse(stage);
   const { passed } = stage.wire;
   stage.close();
-  const hello = 4 + 20 + 25 + 2 + 18 + 16 + 32;
-  const welcomed = 20 + 36 + 28;
+  // a trunk is greeted first, and a channel's number is in front of each of the link's frames
+  const [up, down] = over === "trunk" ? [4 + 49 + 8 + 4, 20 + 36 + 3 * 4] : [0, 0];
+  const hello = up + 4 + 20 + 25 + 2 + 18 + 16 + 32;
+  const welcomed = down + 20 + 36 + 28;
   return { up: { from: hello, to: passed.up }, down: { from: welcomed, to: passed.down } };
 }
 
@@ -268,29 +294,65 @@ function range(from: number, to: number, step = 1): number[] {
   return Array.from({ length: Math.ceil((to - from) / step) }, (_, index) => from + index * step);
 }
 
-describe("a link whose connection is torn", { timeout: 60_000 }, () => {
-  let span: Awaited<ReturnType<typeof lengths>>;
-  before(async () => {
-    span = await lengths();
+for (const over of ["own", "trunk"] as const)
+  describe(`a link whose ${over === "own" ? "connection" : "trunk"} is torn`, { timeout: 60_000 }, () => {
+    let span: Awaited<ReturnType<typeof lengths>>;
+    before(async () => {
+      span = await lengths(over);
+    });
+
+    for (const direction of ["up", "down"] as const)
+      it(`after each byte that goes ${direction}, goes on where it was`, async () => {
+        const { from, to } = span[direction];
+        const all = range(from, to).map((at) => [{ connection: 1, direction, at }]);
+        const replaced = await each(all, over);
+        assert.ok(replaced >= all.length * 0.9, `${replaced} of ${all.length} were cut and went on`);
+      });
+
+    for (const direction of ["up", "down"] as const)
+      it(`and once more, after each byte of its going on that goes ${direction}`, async () => {
+        const { from, to } = span.up;
+        const first = { connection: 1, direction: "up" as const, at: from + Math.round((to - from) / 2) };
+        const all = range(0, over === "own" ? 240 : 320, over === "own" ? 1 : 2).map((at) => [
+          first,
+          { connection: 2, direction, at },
+        ]);
+        const replaced = await each(all, over);
+        assert.ok(replaced > all.length, "some were cut twice");
+      });
   });
 
-  for (const direction of ["up", "down"] as const)
-    it(`after each byte that goes ${direction}, goes on where it was`, async () => {
-      const { from, to } = span[direction];
-      const all = range(from, to).map((at) => [{ connection: 1, direction, at }]);
-      const replaced = await each(all);
-      assert.ok(replaced >= all.length * 0.9, `${replaced} of ${all.length} were cut and went on`);
+for (const over of ["own", "trunk"] as const)
+  describe(`a link on ${over === "own" ? "its own connection" : "a trunk"} that the dialler closes`, {
+    timeout: 60_000,
+  }, () => {
+    for (const code of [RST_CODE.moved, RST_CODE.broken])
+      it(`with RST ${code}, without having had the owner's ACTIVE, is to be dialled again`, async () => {
+        const stage = await makeStage([], over, (link) => link.close(code));
+        await until("it has come", () => stage.acceptor.interruptions === 1);
+        const link = stage.acceptor.link as LinkLeg;
+        assert.deepEqual([link.isOpen, link.isConnected, link.isUnproven], [true, false, true]);
+        assert.deepEqual([stage.acceptor.over, stage.dialler.over], [null, null]);
+        const kept = Buffer.concat([link.takeUnacknowledged(), link.takeUnsent()]);
+        assert.equal(kept.length, TOTAL, "what was written on it is for the next");
+        stage.close();
+      });
+
+    it("with its client's reset, as the owner says ACTIVE, is its session's end", async () => {
+      const stage = await makeStage([], over, (link) => link.reset());
+      await until("it has come", () => stage.acceptor.over === RST_CODE.reset);
+      stage.close();
     });
 
-  for (const direction of ["up", "down"] as const)
-    it(`and once more, after each byte of its going on that goes ${direction}`, async () => {
-      const { from, to } = span.up;
-      const first = { connection: 1, direction: "up" as const, at: from + Math.round((to - from) / 2) };
-      const all = range(0, 240).map((at) => [first, { connection: 2, direction, at }]);
-      const replaced = await each(all);
-      assert.ok(replaced > all.length, "some were cut twice");
+    it("when it has had ACTIVE is over", async () => {
+      const stage = await makeStage([], over);
+      await until("ACTIVE", () => stage.dialler.link !== null);
+      stage.dialler.link?.close(RST_CODE.moved);
+      await until("it has come", () => stage.acceptor.over === RST_CODE.moved);
+      assert.equal(stage.acceptor.interruptions, 0);
+      stage.close();
     });
-});
+  });
 
 /** Somebody who greets by hand. */
 class Greeter {

@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { after, test } from "node:test";
-import { LINK_WINDOW_BYTES, LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
+import { LINK_WINDOW_BYTES } from "#proxy/link/link-flow.ts";
+import { acceptLink, dialLink } from "#proxy/link/link-greeting.ts";
+import type { LinkListener } from "#proxy/link/link-leg.ts";
 
 const key = Buffer.alloc(32, 7);
 const greeting = {
@@ -48,7 +50,7 @@ test("an owner that says at once all that it has is heard: the welcome and a win
   const bytes = Buffer.alloc(LINK_WINDOW_BYTES, "x");
   const accepted = serverEnd();
   const received = Promise.withResolvers<number>();
-  const dialled = LinkLeg.dial({
+  const dialled = dialLink({
     keys: [key],
     to: { address: "127.0.0.1", port },
     greeting,
@@ -70,7 +72,7 @@ test("an owner that says at once all that it has is heard: the welcome and a win
       },
     }),
   });
-  const owner = LinkLeg.accept(await accepted, {
+  const owner = acceptLink(await accepted, {
     keys: [key],
     onReady(link) {
       link.sendActive({ epoch: 2, bytesIn: 0, bytesOut: 0 });
@@ -89,7 +91,7 @@ test("somebody who greets without end is not listened to", async () => {
   const accepted = serverEnd();
   const stranger = connect(port, "127.0.0.1");
   const refused = Promise.withResolvers<string>();
-  LinkLeg.accept(await accepted, {
+  acceptLink(await accepted, {
     keys: [key],
     onReady: () => refused.reject(new Error("it was let in")),
     onRefused: refused.resolve,

@@ -2,7 +2,9 @@
 import assert from "node:assert/strict";
 import { describe, it, type TestContext } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { LINK_WINDOW_BYTES, LinkLeg } from "#proxy/link/link-leg.ts";
+import { RST_CODE } from "#proxy/link/link-codec.ts";
+import { LINK_WINDOW_BYTES } from "#proxy/link/link-flow.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import {
   assertNobodyNoticed,
@@ -106,7 +108,7 @@ describe("a wire that lets nothing pass for a while", { timeout: 120_000, concur
     });
 
   it("of one connection among many: that one is found dead by what it was given", async (it) => {
-    const linked = await start(it);
+    const linked = await start(it, { limits: { trunkSessionsMax: 0 } });
     const idle = await Promise.all(Array.from({ length: 30 }, () => RawEnd.dial(linked.listen)));
     it.after(() => {
       for (const client of idle) client.destroy();
@@ -114,12 +116,18 @@ describe("a wire that lets nothing pass for a while", { timeout: 120_000, concur
     const hasLink = ({ upstream }: LiveSession): boolean => upstream instanceof LinkLeg;
     await until("they have links", () => [...linked.anchor.sessions.values()].filter(hasLink).length === 30);
     const [talker] = talk(it, linked, 1, { chunkBytes: 500, everyMs: 20 }) as [Talker];
-    await talker.receives(1_000);
-    const { connections } = linked.wire;
-    linked.wire.tap = (bytes, _, connection) => (connection === connections ? Buffer.alloc(0) : bytes);
+    const carried = new Map<number, number>();
+    linked.wire.tap = (bytes, _, connection) => {
+      carried.set(connection, (carried.get(connection) ?? 0) + bytes.length);
+      return bytes;
+    };
+    // more than any greeting has
+    await talker.receives(10_000);
+    const [busiest] = [...carried].sort(([, a], [, b]) => b - a)[0] as [number, number];
+    linked.wire.tap = (bytes, _, connection) => (connection === busiest ? Buffer.alloc(0) : bytes);
     // a process that is kept from running for long finds others silent, too
     await until("it goes on over another", () => linked.anchor.counters.linksContinued >= 1);
-    await talker.receives(1_000, 5_000);
+    await talker.receives(2_000, 5_000);
     await allDone([talker]);
     assertNobodyNoticed(linked);
   });
@@ -190,6 +198,7 @@ describe("a session whose link has no connection", { timeout: 60_000, concurrenc
     const banner = patternAt(0, 100);
     const linked = await start(it, {
       links: "plain",
+      limits: { trunkSessionsMax: 0 },
       serve: (socket) => {
         begun++;
         socket.write(banner);
@@ -210,4 +219,48 @@ describe("a session whose link has no connection", { timeout: 60_000, concurrenc
     assert.ok(client.received.equals(banner));
     assert.deepEqual([begun, linked.wire.connections], [1, 2]);
   });
+
+  for (const [how, trunkSessionsMax] of [
+    ["its own connection", 0],
+    ["a trunk", 65_536],
+  ] as const)
+    for (const code of [RST_CODE.moved, RST_CODE.broken])
+      it(`whose link on ${how} is closed with RST ${code} as the owner says ACTIVE goes on over the next, from the first byte`, async (it) => {
+        let begun = 0;
+        const banner = patternAt(0, 100);
+        const linked = await start(it, {
+          limits: { trunkSessionsMax },
+          serve: (socket) => {
+            begun++;
+            socket.write(banner);
+            socket.pipe(socket);
+          },
+        });
+        const { anchor, owner } = linked;
+        const { ownerLinks } = owner;
+        const { take } = ownerLinks;
+        ownerLinks.take = (link) => {
+          ownerLinks.take = take;
+          void (async () => {
+            const [session] = anchor.sessions.values();
+            await until("it is prepared", () => session?.nextLink?.isReady === true);
+            session?.nextLink?.close(code);
+            (session as LiveSession).nextLink = null;
+            // that is not heard of before the next turn
+            ownerLinks.take(link);
+          })();
+        };
+        const client = await RawEnd.dial(linked.listen);
+        it.after(() => client.destroy());
+        await until("the owner has heard of it", () => owner.counters.linksInterrupted === 1);
+        await until("the application speaks", () => begun === 1);
+        assert.equal(owner.sessions.size, 1);
+        for (const session of anchor.sessions.values()) anchor.start(session);
+        await client.has(banner.length);
+        client.socket.write("x");
+        await client.has(banner.length + 1);
+        assert.ok(client.received.subarray(0, banner.length).equals(banner));
+        assert.equal(begun, 1);
+        assertNobodyNoticed(linked);
+      });
 });

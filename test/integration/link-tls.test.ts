@@ -6,7 +6,8 @@ import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { after, afterEach, before, describe, it } from "node:test";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { FRAME, frame } from "#proxy/link/link-codec.ts";
-import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
+import { acceptLink, dialLink } from "#proxy/link/link-greeting.ts";
+import type { LinkLeg, LinkListener } from "#proxy/link/link-leg.ts";
 import { LinkWatch } from "#proxy/link/link-watch.ts";
 
 const [key, other] = [randomBytes(32), randomBytes(32)];
@@ -128,7 +129,7 @@ interface Linked {
 async function link(dialler: Side = {}, acceptor: Side = {}): Promise<Linked | string> {
   const outcome = Promise.withResolvers<Linked | string>();
   const arrived = once(owner, "connection");
-  const dialled = LinkLeg.dial({
+  const dialled = dialLink({
     keys: [key],
     ...dialler,
     to: { address: "127.0.0.1", port: (between.address() as AddressInfo).port },
@@ -139,7 +140,7 @@ async function link(dialler: Side = {}, acceptor: Side = {}): Promise<Linked | s
     }),
   });
   const [socket] = (await arrived) as [Socket];
-  const accepted = LinkLeg.accept(socket, {
+  const accepted = acceptLink(socket, {
     keys: [key],
     ...acceptor,
     onReady: (end) => end.sendActive({ epoch: 2, bytesIn: 0, bytesOut: 0 }),

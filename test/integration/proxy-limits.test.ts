@@ -7,6 +7,7 @@ import { after, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { sockets } from "#proxy/kernel/stream-sockets.ts";
+import { sessionPage } from "#proxy/workload/view.ts";
 import { startInProcess } from "#test/support/in-process-proxy.ts";
 import { answersOf, get, ok, ReplayStage } from "#test/support/mortal-application.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";
@@ -188,22 +189,22 @@ describe("a list of sessions, asked for a page at a time", { timeout: 30_000 }, 
     try {
       await come(5);
       const ids = [...proxy.sessions.keys()];
-      const first = proxy.sessionPage(0, 2);
+      const first = sessionPage(proxy, 0, 2);
       assert.deepEqual([first.sessions.map(({ id }) => id), first.next !== null], [ids.slice(0, 2), true]);
       proxy.sessions.get(ids[1] as string)?.reset("gone");
       proxy.sessions.get(ids[2] as string)?.reset("gone");
       await come(1);
-      const second = proxy.sessionPage(first.next ?? 0, 2);
+      const second = sessionPage(proxy, first.next ?? 0, 2);
       assert.deepEqual(
         second.sessions.map(({ id }) => id),
         ids.slice(3, 5),
       );
-      const third = proxy.sessionPage(second.next ?? 0, 2);
+      const third = sessionPage(proxy, second.next ?? 0, 2);
       assert.deepEqual(
         [third.sessions.map(({ id }) => id), third.next],
         [[...proxy.sessions.keys()].slice(3), null],
       );
-      assert.equal(proxy.sessionPage(0, 1_000).sessions.length, 4);
+      assert.equal(sessionPage(proxy, 0, 1_000).sessions.length, 4);
     } finally {
       hangUp(ends);
       stop();

@@ -149,6 +149,8 @@ function spec(): unknown {
               { name: "HOLDFAST_FAULT", value: `file:${FAULTS}` },
             ],
             securityContext: { privileged: true },
+            // a pod that asks for nothing has next to nothing on a busy node (cpu.shares 2)
+            resources: { requests: { cpu: "100m", memory: "128Mi" } },
             startupProbe: {
               exec: { command: ["/bin/sh", "-c", `test -S ${STATE_DIR}/agent.sock`] },
               periodSeconds: 1,

@@ -39,6 +39,8 @@ export interface ClusterOptions {
   /** default a and b */
   nodes?: string[];
   prefix?: string;
+  /** names of hosts for gateways, default none */
+  gateways?: string[];
   /** besides the pause image, on every node */
   images?: Image[];
   /** default true */
@@ -62,6 +64,7 @@ export async function createCluster(options: ClusterOptions = {}): Promise<Clust
     nodes: options.nodes ?? ["a", "b"],
     prefix: options.prefix ?? labPrefixes.clusters,
     ...(options.redis === undefined ? {} : { redis: options.redis }),
+    ...(options.gateways === undefined ? {} : { gateways: options.gateways }),
   });
   const cluster = new Cluster(lab, tools, images);
   try {

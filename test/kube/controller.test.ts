@@ -18,6 +18,9 @@ const ACCOUNT = "holdfast-controller";
 const APP_PORT = 9000;
 const LISTEN = 8080;
 const SESSIONS = 20;
+/** holds the clients' connections: a pod that has moved is deleted */
+const GATEWAY = "g";
+const WORKLOAD = `${NAMESPACE}.chat`;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
 const SERVING = "holdfast.dev/serving";
@@ -34,6 +37,8 @@ function deployment(): KubeObject {
     "holdfast.dev/injected": "1",
     "holdfast.dev/container": "app",
     "holdfast.dev/ports": `${LISTEN}:${APP_PORT}`,
+    "holdfast.dev/workload": WORKLOAD,
+    "holdfast.dev/mode": "gateway",
     "holdfast.dev/command": JSON.stringify(["/usr/bin/node", "/app/chat.js"]),
   };
   return {
@@ -84,7 +89,7 @@ describe("Migrations in a cluster", () => {
   let load: Load;
 
   before(async () => {
-    cluster = await createCluster({ images: [AGENT, APPS, INSIDE] });
+    cluster = await createCluster({ images: [AGENT, APPS, INSIDE], gateways: [GATEWAY] });
     await cluster.apply(
       ...customResourceDefinitions().map(
         (definition) => parse(readFileSync(crdFileOf(definition), "utf8")) as KubeObject,
@@ -224,8 +229,10 @@ describe("Migrations in a cluster", () => {
     it(`move a Deployment's pod from ${from} to ${to}: no client loses anything, and no pod more is made`, async () => {
       const source = await theOnlyPod(from);
       if (from === "a") {
-        const { address } = cluster.lab.place("a");
+        const { address } = cluster.lab.place(GATEWAY);
         const target = { address, port: LISTEN };
+        const listen = [{ address: `${address}:${LISTEN}`, workload: WORKLOAD, port: LISTEN }];
+        await cluster.lab.startGateway(GATEWAY, { listen });
         load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
       }
       const seen = watch("pods", "-o", "custom-columns=N:.metadata.name,U:.metadata.uid");

@@ -251,7 +251,8 @@ describe("an application in a pod", () => {
       });
       const agent = agents.get(node) as KubeObject;
       await injectFault(cluster, agent, fault);
-      const args = ["migrate", workloadOf("echo"), "--to", "b", "--json"];
+      // a machine that is slow must not end the move before the fault does
+      const args = ["migrate", workloadOf("echo"), "--to", "b", "--deadline", "60000", "--json"];
       const { status, stdout, stderr } = await holdfast(cluster, agents.get("a"), args);
       assert.notEqual(status, 0);
       const isStarted = async (): Promise<boolean> => {

@@ -178,8 +178,8 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
   it("finds the owner by itself where it could not be told of the move", async () => {
     await serve();
     const [proxy] = gateway.proxies;
-    await move(async (step) => {
-      // as if each link to the target had broken
+    await move((step) => {
+      // as if each link to the target had broken; before ACTIVE is on its way, or as it is
       if (step === "settled")
         for (const session of proxy?.sessions.values() ?? []) {
           session.nextLink?.close(RST_CODE.broken);
@@ -194,10 +194,11 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     await serve();
     const [proxy] = gateway.proxies;
     assert.ok(proxy !== undefined);
-    const { dialLink } = proxy;
-    proxy.dialLink = async () => false;
+    const { anchorLinks } = proxy;
+    const { dial } = anchorLinks;
+    anchorLinks.dial = async () => false;
     await move((step) => {
-      if (step === "released") proxy.dialLink = dialLink;
+      if (step === "released") anchorLinks.dial = dial;
     });
     await tell();
     await allSettled();

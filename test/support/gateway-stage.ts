@@ -2,6 +2,7 @@
 import { pino } from "pino";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { GatewayConfig, GatewayListener, GatewayRoute } from "#proxy/contract/gateway.ts";
+import { PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import { Gateway } from "#proxy/gateway/gateway.ts";
 import type { LinkRecord, Ownership, Store, StoreWatch } from "#proxy/store/store.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
@@ -64,7 +65,12 @@ export interface HereOptions {
   key: Buffer;
   /** one route that names nothing, or `routes` */
   listeners: (Partial<GatewayListener> & { workload?: string; port?: number })[];
-  limits?: Partial<Pick<GatewayConfig, "heldSessionsMax" | "ownerMsMax" | "drainMsMax">>;
+  limits?: Partial<
+    Pick<
+      GatewayConfig,
+      "heldSessionsMax" | "ownerMsMax" | "drainMsMax" | "linkResumeMsMax" | "trunkSessionsMax"
+    >
+  >;
   kernel?: Partial<LegKernel>;
   undecided?: { max?: number; msMax?: number };
 }
@@ -90,6 +96,8 @@ export function startGatewayHere(options: HereOptions): GatewayHere {
       heldSessionsMax: 100,
       ownerMsMax: 5_000,
       drainMsMax: 5_000,
+      linkResumeMsMax: PROXY_LIMITS.linkResumeMsMax.default,
+      trunkSessionsMax: PROXY_LIMITS.trunkSessionsMax.default,
       ...limits,
     },
     keysOf: () => [key],

@@ -50,6 +50,8 @@ export interface InProcessOptions {
   /** … of which this one is made */
   surgeon?: (local: LegSurgeon) => LegSurgeon;
   port?: Partial<PortConfig>;
+  /** beside that one: as it is but for these */
+  morePorts?: Partial<PortConfig>[];
   limits?: Partial<ProxyLimits>;
   downstream?: Downstream;
   /** default: a */
@@ -97,6 +99,7 @@ export function makeProxy(options: InProcessOptions): {
   lines: Record<string, unknown>[];
 } {
   const { kernel, port, limits, downstream = "forward", surgeon = (local) => local } = options;
+  const first = { ...PLAIN, listen: 0, upstream: { address: "127.0.0.1", port: 1 }, ...port };
   const { listenAddress = "127.0.0.1", listenDevice = null, node = "a", links = "encrypted" } = options;
   const lines: Record<string, unknown>[] = [];
   const proxy = new WorkloadProxy({
@@ -107,7 +110,7 @@ export function makeProxy(options: InProcessOptions): {
       downstream,
       listenAddress,
       listenDevice,
-      ports: [{ ...PLAIN, listen: 0, upstream: { address: "127.0.0.1", port: 1 }, ...port }],
+      ports: [first, ...(options.morePorts ?? []).map((more) => ({ ...first, ...more }))],
       linkAddress: "127.0.0.1:0",
       links,
       spillDir: "/nonexistent",

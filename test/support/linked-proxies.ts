@@ -2,10 +2,11 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
+import type { TestContext } from "node:test";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { startGatewayHere, ToldStore } from "./gateway-stage.ts";
 import { type InProcessOptions, LINK_KEY, makeProxy } from "./in-process-proxy.ts";
-import { within } from "./raw-ends.ts";
+import { RawEnd, within } from "./raw-ends.ts";
 import { Wire } from "./wire.ts";
 
 export interface Linked {
@@ -190,6 +191,17 @@ export class Talker {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#socket.destroy();
   }
+}
+
+/** Clients that have been answered once, and say nothing more. @param it they end with it */
+export async function idleClients(it: TestContext, port: number, count: number): Promise<RawEnd[]> {
+  const clients = await Promise.all(Array.from({ length: count }, () => RawEnd.dial(port)));
+  it.after(() => {
+    for (const client of clients) client.destroy();
+  });
+  for (const client of clients) client.socket.write("x");
+  await Promise.all(clients.map((client) => client.has(1)));
+  return clients;
 }
 
 export function assertNobodyNoticed({ anchor, owner, lines }: Linked): void {

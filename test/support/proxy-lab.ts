@@ -53,6 +53,7 @@ export const LIMITS: ProxyLimits = {
   heldSessionsMax: 100,
   lingerMsMax: 5000,
   linkResumeMsMax: 5000,
+  trunkSessionsMax: 65_536,
   unavailableMsMax: 5000,
   replayBytesMax: 262_144,
   stallMsMax: 1000,

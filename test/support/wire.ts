@@ -5,6 +5,8 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 
+import { SO_RCVBUF, SOL_SOCKET, setsockoptInt } from "#proxy/kernel/socket.ts";
+
 export type Direction = "up" | "down";
 
 interface Pair {
@@ -17,11 +19,24 @@ interface Parcel {
   deliver(): void;
 }
 
+/** SO_RCVBUF, SO_SNDBUF where it is paced */
+export const PACED_QUEUE_BYTES = 128 * 1024;
+
+function boundUnread(socket: Socket): void {
+  const { _handle: handle } = socket as { _handle?: { fd?: number } | null };
+  setsockoptInt(handle?.fd ?? -1, SOL_SOCKET, SO_RCVBUF, PACED_QUEUE_BYTES);
+}
+
 export class Wire {
   /** where connections are led; changed for the ones that come later */
   to: { address: string; port: number } = { address: "127.0.0.1", port: 0 };
   /** one way */
   delayMs = 0;
+  /**
+   * Downwards a piece is read each turn of the event loop, and the kernel takes little: what there is otherwise waits at its sender. Set
+   * before what connects.
+   */
+  paceDown = false;
   /** connections since the start */
   connections = 0;
   /** bytes since the start that were passed on, in each direction */
@@ -96,6 +111,7 @@ export class Wire {
       const far = connect({ host: this.to.address, port: this.to.port, allowHalfOpen: true, noDelay: true });
       const pair = { near, far };
       this.#pairs.add(pair);
+      if (this.paceDown) far.once("connect", () => boundUnread(far));
       far.on("error", () => this.#later(() => this.#tear(pair)));
       near.on("error", () => this.#later(() => this.#tear(pair)));
       this.#pass(pair, "up", number);
@@ -106,6 +122,10 @@ export class Wire {
   #pass(pair: Pair, direction: Direction, number: number): void {
     const [from, to] = direction === "up" ? [pair.near, pair.far] : [pair.far, pair.near];
     from.on("data", (bytes: Buffer) => {
+      if (direction === "down" && this.paceDown) {
+        from.pause();
+        setImmediate(() => from.resume());
+      }
       this.#later(() => {
         if (!this.#pairs.has(pair)) return;
         const passing = this.tap(bytes, direction, number);

@@ -33,6 +33,7 @@ class Stage {
   owner: string | null = "b";
   moves: string[] = [];
   cancelled = 0;
+  clients = 0;
   /** of the move that is asked for; resolves or rejects it */
   move = Promise.withResolvers<MoveResult>();
   /** what the API server does with the next writes */
@@ -62,6 +63,7 @@ class Stage {
       get busyWith() {
         return stage.busyWith;
       },
+      keeper: { countSessions: async () => stage.clients },
       migrate({ to }) {
         stage.moves.push(to);
         return stage.move.promise;
@@ -264,6 +266,23 @@ describe("an agent with a Migration of its node", () => {
       assert.deepEqual(said, { attempt: 1, ...expected });
       assert.deepEqual(stage.moves, []);
     });
+
+  it("serves on as an anchor while the controller waits for its clients, and counts them", async () => {
+    const move = { attempt: 1, state: "Moved", downstream: "forward", sessions: 20 } as const;
+    begin({ phase: "Adopting", reason: "ClientsOfSource", move });
+    Object.assign(stage, { role: "anchor", clients: 7 });
+    stage.see();
+    stage.agent.seePods([pod("source")]);
+    await until("they are counted", () => (stage.said as { anchored?: number }).anchored === 7);
+    const said = (): string | undefined => {
+      const conditions = stage.patches.findLast(({ path }) => path.includes("/pods/"))?.body.status
+        .conditions;
+      return (conditions as { status: string }[] | undefined)?.[0]?.status;
+    };
+    await until("it serves", () => said() === "True");
+    stage.change({ reason: "SourceReady" });
+    await until("it serves no more", () => said() === "False");
+  });
 
   for (const [what, status] of [
     ["of another node", { source: { pod: "chat-0", podUid: "source", node: "z" } }],

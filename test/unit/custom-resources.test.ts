@@ -112,6 +112,7 @@ describe("the policy of a namespace", () => {
       deadlineSeconds: 600,
       attemptsMax: 9,
       movesPerNode: 1,
+      anchorSeconds: 60,
     });
   });
 });

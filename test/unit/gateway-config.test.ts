@@ -30,7 +30,7 @@ listen:
       - { session: { cookie: sid, issue: true }, workloads: [c0, c1] }
       - { workload: rest }
 admin: 10.99.0.9:9400
-limits: { drainMsMax: 1000 }
+limits: { drainMsMax: 1000, linkResumeMsMax: 20000, trunkSessionsMax: 1000 }
 `;
 
 // biome-ignore lint/suspicious/noExplicitAny: tests break the file in every possible place.
@@ -53,6 +53,8 @@ describe("the gateway's configuration", () => {
       heldSessionsMax: 1_024,
       ownerMsMax: 30_000,
       drainMsMax: 1_000,
+      linkResumeMsMax: 20_000,
+      trunkSessionsMax: 1_000,
     });
     assert.deepEqual(listeners, [
       {
@@ -110,6 +112,36 @@ describe("the gateway's configuration", () => {
     refuses("", /: linkKeys: expected a file only its owner can read, got mode 644 /);
   });
 
+  test("what a file says nothing of is as in a workload's limits", () => {
+    const limitsOf = (change: (raw: Raw) => void): Record<string, number> => {
+      const raw: Raw = parse(good);
+      change(raw);
+      const { heldSessionsMax, ownerMsMax, linkResumeMsMax, trunkSessionsMax } = parseGatewayConfig(
+        stringify(raw),
+        file,
+      );
+      return { heldSessionsMax, ownerMsMax, linkResumeMsMax, trunkSessionsMax };
+    };
+    const usual = {
+      heldSessionsMax: 1_024,
+      ownerMsMax: 30_000,
+      linkResumeMsMax: 15_000,
+      trunkSessionsMax: 65_536,
+    };
+    assert.deepEqual(
+      limitsOf((raw) => delete raw.limits),
+      usual,
+    );
+    assert.deepEqual(
+      limitsOf((raw) => (raw.limits = { drainMsMax: 0 })),
+      usual,
+    );
+    assert.deepEqual(
+      limitsOf((raw) => (raw.limits = { linkResumeMsMax: 0, trunkSessionsMax: 0 })),
+      { ...usual, linkResumeMsMax: 0, trunkSessionsMax: 0 },
+    );
+  });
+
   const route = (raw: Raw, index: number): Raw => raw.listen[1].routes[index];
   for (const [change, expected] of [
     [(raw: Raw) => delete raw.gateway, /: gateway: expected a name .*, got nothing$/],
@@ -145,6 +177,14 @@ describe("the gateway's configuration", () => {
     [
       (raw: Raw) => (raw.listen[1].address = "10.99.0.9:8080"),
       /: listen\[1\]\.address: expected an address of its own, got 10\.99\.0\.9:8080, which listen\[0\]\.address has$/,
+    ],
+    [
+      (raw: Raw) => (raw.limits.trunkSessionsMax = 65_537),
+      /: limits\.trunkSessionsMax: expected a number of sessions .*0-65536, got 65537$/,
+    ],
+    [
+      (raw: Raw) => (raw.limits.linkResumeMsMax = -1),
+      /: limits\.linkResumeMsMax: expected milliseconds .*0-3600000, got -1$/,
     ],
     [(raw: Raw) => (raw.admin = "10.99.0.9:443"), /: admin: expected an address of its own, /],
     [

@@ -3,7 +3,15 @@ import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import { decodeHello, encodeHello, type Greeting, isWelcome, welcome } from "#proxy/link/link-auth.ts";
+import {
+  decodeHello,
+  decodeTrunk,
+  encodeHello,
+  encodeTrunk,
+  type Greeting,
+  isWelcome,
+  welcome,
+} from "#proxy/link/link-auth.ts";
 import {
   decodeAck,
   decodeActive,
@@ -19,7 +27,9 @@ import {
   FrameDecoder,
   type FrameType,
   frame,
+  frameHeader,
 } from "#proxy/link/link-codec.ts";
+import { isResumable, newNonce, takesTrunks } from "#proxy/link/link-tls.ts";
 
 type Seen = { type: FrameType; bytes: string };
 
@@ -87,6 +97,52 @@ describe("the link codec", () => {
           assert.deepEqual(parts.seen, whole.seen);
         },
       ),
+    );
+  });
+
+  it("gives each frame with its channel, where frames have one, however the stream is cut", () => {
+    const channels = fc.array(fc.tuple(fc.nat(0xffff_ffff), anyFrame), { maxLength: 20 });
+    fc.assert(
+      fc.property(channels, fc.integer({ min: 1, max: 50 }), (frames, cut) => {
+        const stream = Buffer.concat(
+          frames.map(([channel, bytes]) => {
+            const prefix = Buffer.alloc(4);
+            prefix.writeUInt32BE(channel);
+            return Buffer.concat([prefix, bytes]);
+          }),
+        );
+        const seen: Buffer[][] = [];
+        let dataLeft = 0;
+        const decoder = new FrameDecoder(
+          {
+            onData: (part, channel) => {
+              const last = seen.at(-1) as Buffer[];
+              if (dataLeft > 0) last.push(Buffer.from(part));
+              else {
+                const length = frames[seen.length]?.[1].length ?? 0;
+                dataLeft = length - 4;
+                seen.push([
+                  Buffer.from(String(channel)),
+                  frameHeader(FRAME.data, dataLeft),
+                  Buffer.from(part),
+                ]);
+              }
+              dataLeft -= part.length;
+            },
+            onControl: (type, payload, channel) =>
+              seen.push([Buffer.from(String(channel)), frame(type, payload)]),
+          },
+          true,
+        );
+        for (let at = 0; at < stream.length; at += cut)
+          assert.ok(decoder.feed(stream.subarray(at, at + cut)));
+        assert.deepEqual(
+          seen.map((parts) => Buffer.concat(parts).toString("hex")),
+          frames.map(([channel, bytes]) =>
+            Buffer.concat([Buffer.from(String(channel)), bytes]).toString("hex"),
+          ),
+        );
+      }),
     );
   });
 
@@ -159,6 +215,36 @@ describe("the greeting of a link", () => {
   it("is refused when cut short", () => {
     for (let length = 0; length < hello.length; length++) {
       assert.equal(decodeHello([key], nonce, hello.subarray(0, length)), null);
+    }
+  });
+});
+
+describe("the greeting of a trunk", () => {
+  const key = randomBytes(32);
+  const nonce = randomBytes(16);
+  const trunk = encodeTrunk(key, nonce, randomBytes(16));
+
+  it("is understood by whoever has the key, first or not", () => {
+    assert.equal(decodeTrunk([randomBytes(32), key], nonce, trunk), key);
+    assert.ok(isWelcome(key, trunk, welcome(key, trunk)));
+  });
+
+  it("is refused with another key, another nonce, any byte changed, or cut short", () => {
+    assert.equal(decodeTrunk([randomBytes(32)], nonce, trunk), null);
+    assert.equal(decodeTrunk([key], randomBytes(16), trunk), null);
+    for (let at = 0; at < trunk.length; at++) {
+      const bad = Buffer.from(trunk);
+      bad[at] = (bad[at] as number) ^ 1;
+      assert.equal(decodeTrunk([key], nonce, bad), null);
+      assert.equal(decodeTrunk([key], nonce, trunk.subarray(0, at)), null);
+    }
+  });
+
+  it("is asked for by a NONCE that says so, which no other does", () => {
+    for (const encrypted of [false, true]) {
+      assert.ok(takesTrunks(newNonce(encrypted, "trunk")) && isResumable(newNonce(encrypted, "trunk")));
+      assert.ok(!takesTrunks(newNonce(encrypted, true)) && isResumable(newNonce(encrypted, true)));
+      assert.ok(!takesTrunks(newNonce(encrypted, false)));
     }
   });
 });

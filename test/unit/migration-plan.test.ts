@@ -230,6 +230,47 @@ describe("a pod", () => {
     });
 });
 
+describe("a pod whose clients are connected to it", () => {
+  const standby = (): Pod => {
+    const made = standbyPod(pod(), migration());
+    const status = { phase: "Running", conditions: [{ type: "Ready", status: "True" }] } as NonNullable<
+      Pod["status"]
+    >;
+    return {
+      metadata: { ...meta("standby"), ...made.metadata },
+      spec: { ...made.spec, nodeName: "b" },
+      status,
+    };
+  };
+  const adopting = (move: object): Observed =>
+    observed({
+      standby: standby(),
+      migration: migration(
+        {},
+        {
+          phase: "Adopting",
+          attempt: 1,
+          phaseTransitionTimestamps: [{ phase: "Adopting", timestamp: START }],
+          source: { pod: "chat-5d-x", podUid: "chat-5d-x-uid", node: "a" },
+          target: { pod: "standby", podUid: "standby-uid", node: "b", attempt: 1 },
+          move: { attempt: 1, state: "Moved", sessions: 2, ...move },
+        },
+      ),
+    });
+
+  it("stays for them, and no longer than the policy says", () => {
+    const status = statusOf(plan(adopting({ downstream: "forward" }), NOW));
+    assert.deepEqual([status.phase, status.reason], ["Adopting", "ClientsOfSource"]);
+    assert.match(status.message ?? "", /^2 clients .* until 2026-01-01T00:01:00/);
+    for (const [move, nowMs] of [
+      [{ downstream: "forward" }, NOW + 60_000],
+      [{ downstream: "forward", anchored: 0 }, NOW],
+      [{ downstream: "gateway" }, NOW],
+    ] as const)
+      assert.equal(plan(adopting(move), nowMs).action?.do, "patch-pod", JSON.stringify(move));
+  });
+});
+
 describe("a dry run", () => {
   it("says what would be done, and makes nothing", () => {
     const status = statusOf(

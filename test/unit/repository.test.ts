@@ -330,6 +330,13 @@ describe("imports", () => {
       );
     });
 
+  it("of a part of a workload's proxy never lead to the whole: each declares what it needs of the others", () => {
+    none(
+      breaches(under("proxy/workload/"), (target) => target === "proxy/workload/workload-proxy.ts"),
+      "proxy/workload/workload-proxy.ts is made of parts that do not know it",
+    );
+  });
+
   it("lead to an implementation of the runtime from itself and from where it is chosen only", () => {
     const isOne = (target: string): boolean => /^control\/runtime\/[\w-]+\//.test(target);
     none(

@@ -400,6 +400,8 @@ function moved({ migration: { spec, status } }: Observed): Reason {
 /** @param source null: it has gone, or goes */
 function adopt(observed: Observed, nowMs: number, standby: Pod, source: Pod | null): Plan {
   const { owner } = observed;
+  const clients = source === null ? null : clientsOfSource(observed, nowMs);
+  if (clients !== null) return waiting(observed, nowMs, clients);
   const becomes = becomesOf(standby) ?? { labels: {}, owner: null };
   if (becomes.owner !== null) {
     if (source !== null && source.metadata.annotations?.[DELETION_COST] !== COST_LEAST)
@@ -411,7 +413,7 @@ function adopt(observed: Observed, nowMs: number, standby: Pod, source: Pod | nu
     const sourceIsReady = source !== null && isTrue(source, "Ready");
     const isReady = isTrue(standby, "Ready");
     const wait = isReady ? othersWait(owner, source, sourceIsReady) : notReady(standby);
-    const isOver = nowMs >= phaseSinceMs(observed.migration) + ADOPT_WAIT_MS;
+    const isOver = nowMs >= anchorEndMs(observed) + ADOPT_WAIT_MS;
     // the one that is not Ready goes first; of two that are not, the cheaper
     const isSafe = isReady || (source !== null && !sourceIsReady);
     if (wait !== null && !(isOver && isSafe)) return waiting(observed, nowMs, wait);
@@ -425,6 +427,23 @@ function adopt(observed: Observed, nowMs: number, standby: Pod, source: Pod | nu
       ...(becomes.owner === null ? {} : { ownerReferences: [becomes.owner] }),
     },
   });
+}
+
+/** In forward mode they are connected to the source, whose proxy leads them on: it stays for them, in its time. */
+function clientsOfSource(observed: Observed, nowMs: number): Reason | null {
+  const { spec, status } = observed.migration;
+  const count = status.move?.anchored ?? status.move?.sessions ?? 0;
+  const endMs = anchorEndMs(observed);
+  if (status.move?.downstream !== "forward" || count === 0 || nowMs >= endMs) return null;
+  return {
+    reason: "ClientsOfSource",
+    message: `${count} clients are connected by pod ${spec.pod}, which stays for them until ${timeText(endMs)} (anchorSeconds of the policy)`,
+  };
+}
+
+function anchorEndMs({ migration, policy }: Observed): number {
+  const isForward = migration.status.move?.downstream === "forward";
+  return phaseSinceMs(migration) + (isForward ? policy.anchorSeconds * 1_000 : 0);
 }
 
 function notReady({ metadata }: Pod): Reason {
