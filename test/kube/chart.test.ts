@@ -185,10 +185,21 @@ describe("the chart", () => {
     assert.equal(parse(text).store, `redis://:${password}@holdfast-redis.holdfast.svc:6379`);
   });
 
+  it("gives the store an address where the cluster has no DNS", () => {
+    const objects = objectsIn(render({ redis: { clusterIP: "10.96.0.50" } }));
+    assert.match(parse(agentFile(objects)).store, /@10\.96\.0\.50:6379$/);
+    const services = objects.filter(({ kind, spec }) => kind === "Service" && spec.clusterIP !== undefined);
+    assert.deepEqual(
+      services.map(({ metadata, spec }) => [metadata.name, spec.clusterIP]),
+      [["holdfast-redis", "10.96.0.50"]],
+    );
+  });
+
   it("refuses values that it does not know", () => {
     for (const [set, told] of [
       ["webhook.replica=3", /replica/],
       ["webhook.failurePolicy=ignore", /failurePolicy/],
+      ["redis.clusterIP=none", /clusterIP/],
       ["store.url=memory:", /url/],
       ["agent.cri=containerd.sock", /cri/],
     ] as const) {

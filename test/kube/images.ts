@@ -43,6 +43,13 @@ export const APPS: Image = {
   entrypoint: ["/usr/bin/node"],
 };
 
+/** The chart's store, for trials. */
+export const REDIS: Image = {
+  name: "localhost/holdfast/redis:1",
+  files: { "/usr/bin/redis-server": "/usr/bin/redis-server" },
+  entrypoint: ["/usr/bin/redis-server"],
+};
+
 /** What an agent starts: where Debian has it. ldd(1) is a script of bash. */
 const AGENT_PROGRAMS = [
   ...["/bin/sh", "/bin/bash", "/bin/cat", "/bin/dd", "/bin/mount", "/bin/umount", "/bin/mv", "/bin/readlink"],

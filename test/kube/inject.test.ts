@@ -86,7 +86,12 @@ describe("the chart in a cluster", () => {
   }
 
   async function install(...more: string[]): Promise<void> {
-    const values = { imagePullPolicy: "Never", "store.url": cluster.lab.redis.url, "webhook.replicas": 1 };
+    const values = {
+      imagePullPolicy: "Never",
+      "store.url": cluster.lab.redis.url,
+      "webhook.replicas": 1,
+      "controller.replicas": 1,
+    };
     const set = Object.entries(values).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
     await helm(["upgrade", "--install", "holdfast", CHART, ...set, ...more]);
   }
@@ -133,7 +138,7 @@ describe("the chart in a cluster", () => {
     const parts = (items as KubeObject[]).map(
       ({ metadata }) => (metadata.labels as Record<string, string>)["app.kubernetes.io/component"],
     );
-    assert.deepEqual(parts.toSorted(), ["agent", "agent", "webhook"]);
+    assert.deepEqual(parts.toSorted(), ["agent", "agent", "controller", "webhook"]);
     await cluster.until("pods are injected", async () => isInjected(await tryPod("shapes", podOf("bare"))));
   });
 
@@ -482,7 +487,10 @@ describe("the chart in a cluster", () => {
       "serviceaccount/default",
     ]);
     const everywhere = await cluster.kubectl([
-      ...["get", "clusterrole,clusterrolebinding,mutatingwebhookconfiguration"],
+      ...[
+        "get",
+        "clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration",
+      ],
       ...["-l", "app.kubernetes.io/name=holdfast", "-o", "name"],
     ]);
     assert.equal(everywhere.trim(), "");

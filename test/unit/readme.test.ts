@@ -73,7 +73,7 @@ describe("the commands in README.md", () => {
       assert.match(help, new RegExp(`^Usage: holdfast ${name} ?${below}\\b`), code);
       for (const [option] of rest.matchAll(/--[a-z-]+/g))
         assert.ok(help.includes(option), `${code}: ${option}`);
-      const takesWorkload = /^ (WORKLOAD|chat)\b/.test(rest);
+      const takesWorkload = /^ (WORKLOAD|chat|pod\/NAME)\b/.test(rest);
       const usage = help.split("\n")[0] ?? "";
       if (!usage.includes("[workload]")) assert.equal(usage.includes("<workload>"), takesWorkload, code);
     }
@@ -96,6 +96,7 @@ describe("the commands in README.md", () => {
     assert.ok(calls.length >= 4);
     const source: Record<string, string> = {
       demo: "scripts/demo.ts",
+      "demo:kube": "scripts/demo-kube.ts",
       bench: "bench/bench.ts",
       "bench:cutover": "bench/cutover.ts",
       "bench:profile": "bench/profile.ts",

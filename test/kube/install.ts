@@ -1,0 +1,53 @@
+/** The chart in a cluster of this machine, with everything that it brings: controller, webhook, agents, and the store for trials. */
+import { join } from "node:path";
+import { projectRoot } from "../lab/lab.ts";
+import type { Cluster } from "./cluster.ts";
+import { REDIS } from "./images.ts";
+
+const CHART = join(projectRoot, "charts/holdfast");
+const INSTALL_MS_MAX = 240_000;
+/** helm gives up first, and says why */
+const SLACK_MS = 30_000;
+
+/** What is not as in a cluster with a registry and a DNS. */
+const VALUES: Record<string, string> = {
+  registry: "localhost",
+  imagePullPolicy: "Never",
+  "redis.image": REDIS.name,
+  "redis.clusterIP": "10.96.0.50",
+};
+
+/** It waits until all is ready. */
+function helmInstall(namespace: string): string[] {
+  const set = Object.entries(VALUES).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
+  const wait = ["--wait", "--timeout", `${INSTALL_MS_MAX / 1_000}s`];
+  return ["helm", "install", "holdfast", CHART, "--namespace", namespace, ...set, ...wait];
+}
+
+/** @returns the command that did it. @throws Error with what helm says, and how the pods are */
+export async function installChart(cluster: Cluster, namespace: string): Promise<{ command: string }> {
+  // helm's caches and settings are the cluster's own
+  const home = join(cluster.lab.dir, "helm");
+  const own = ["HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(
+    (name) => `${name}=${home}`,
+  );
+  const install = helmInstall(namespace);
+  const argv = ["env", ...own, ...install];
+  const { status, stderr } = await cluster.run(argv, { timeoutMs: INSTALL_MS_MAX + SLACK_MS });
+  if (status === 0) return { command: install.join(" ").replace(`${projectRoot}/`, "") };
+  throw new Error(`helm install: ${stderr}\n${await stateOf(cluster, namespace)}`);
+}
+
+/** Of what the chart has installed, for somebody who looks for the reason of a failure. */
+export async function stateOf(cluster: Cluster, namespace: string): Promise<string> {
+  const kubectl = async (...args: string[]): Promise<string> => {
+    const { stdout, stderr } = await cluster.run(["kubectl", ...args]);
+    return stdout || stderr;
+  };
+  const ours = ["-n", namespace, "logs", "--tail=20", "--prefix", "-l"];
+  return [
+    await kubectl("get", "pods,migrations", "-A", "-o", "wide"),
+    (await kubectl("-n", namespace, "get", "events", "--sort-by=.lastTimestamp")).slice(-3_000),
+    await kubectl(...ours, "app.kubernetes.io/name=holdfast"),
+  ].join("\n");
+}
