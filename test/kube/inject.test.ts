@@ -127,13 +127,13 @@ describe("the chart in a cluster", () => {
     return podShapes().find(({ name }) => name === shape)?.pod ?? assert.fail(shape);
   }
 
-  it("is installed, and its webhook and agent are ready", async () => {
+  it("is installed, and its webhook, controllers and agents are ready", async () => {
     await install("--wait", "--timeout", `${INSTALL_MS_MAX / 1_000}s`);
     const { items } = await cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/pods`);
     const parts = (items as KubeObject[]).map(
       ({ metadata }) => (metadata.labels as Record<string, string>)["app.kubernetes.io/component"],
     );
-    assert.deepEqual(parts.toSorted(), ["agent", "agent", "webhook"]);
+    assert.deepEqual(parts.toSorted(), ["agent", "agent", "controller", "controller", "webhook"]);
     await cluster.until("pods are injected", async () => isInjected(await tryPod("shapes", podOf("bare"))));
   });
 
