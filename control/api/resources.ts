@@ -26,6 +26,8 @@ export const ANNOTATION = {
   container: `${GROUP}/container`,
   /** what agents call the application, wherever it is */
   workload: `${GROUP}/workload`,
+  /** "pod": clients come to the pod's own address; else to that of the node it is first on */
+  listen: `${GROUP}/listen`,
   /** "true": a pod that waits for the application of another */
   standby: `${GROUP}/standby`,
   /** of a standby: JSON, the labels and the owner that it gets when it has the application */
@@ -240,7 +242,7 @@ export const policySpec = z.object({
     .max(DAY_S)
     .optional()
     .describe(
-      "where clients are connected to the pod itself (forward): how long it stays for them when its application has moved. " +
+      "where clients are connected to the pod itself (forward, with listen: pod): how long it stays for them when its application has moved. " +
         "Those that are connected then are reset. Default: 60",
     ),
 });

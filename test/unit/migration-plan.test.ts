@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import {
+  ANNOTATION,
   MIGRATION_LABEL,
   type Migration,
   migration as migrationSchema,
@@ -231,20 +232,24 @@ describe("a pod", () => {
 });
 
 describe("a pod whose clients are connected to it", () => {
-  const standby = (): Pod => {
+  const standby = (listen: string): Pod => {
     const made = standbyPod(pod(), migration());
     const status = { phase: "Running", conditions: [{ type: "Ready", status: "True" }] } as NonNullable<
       Pod["status"]
     >;
     return {
-      metadata: { ...meta("standby"), ...made.metadata },
+      metadata: {
+        ...meta("standby"),
+        ...made.metadata,
+        annotations: { ...made.metadata.annotations, [ANNOTATION.listen]: listen },
+      },
       spec: { ...made.spec, nodeName: "b" },
       status,
     };
   };
-  const adopting = (move: object): Observed =>
+  const adopting = (move: object, listen = "pod"): Observed =>
     observed({
-      standby: standby(),
+      standby: standby(listen),
       migration: migration(
         {},
         {
@@ -268,6 +273,8 @@ describe("a pod whose clients are connected to it", () => {
       [{ downstream: "gateway" }, NOW],
     ] as const)
       assert.equal(plan(adopting(move), nowMs).action?.do, "patch-pod", JSON.stringify(move));
+    // they are connected to the node
+    assert.equal(plan(adopting({ downstream: "forward" }, "node"), NOW).action?.do, "patch-pod");
   });
 });
 

@@ -429,21 +429,27 @@ function adopt(observed: Observed, nowMs: number, standby: Pod, source: Pod | nu
   });
 }
 
-/** In forward mode they are connected to the source, whose proxy leads them on: it stays for them, in its time. */
+/** In forward mode, and where they came to the pod's own address, they are connected to the source: it stays for them, in its time. */
 function clientsOfSource(observed: Observed, nowMs: number): Reason | null {
   const { spec, status } = observed.migration;
   const count = status.move?.anchored ?? status.move?.sessions ?? 0;
   const endMs = anchorEndMs(observed);
-  if (status.move?.downstream !== "forward" || count === 0 || nowMs >= endMs) return null;
+  if (!areAtSource(observed) || count === 0 || nowMs >= endMs) return null;
   return {
     reason: "ClientsOfSource",
     message: `${count} clients are connected by pod ${spec.pod}, which stays for them until ${timeText(endMs)} (anchorSeconds of the policy)`,
   };
 }
 
-function anchorEndMs({ migration, policy }: Observed): number {
-  const isForward = migration.status.move?.downstream === "forward";
-  return phaseSinceMs(migration) + (isForward ? policy.anchorSeconds * 1_000 : 0);
+function anchorEndMs(observed: Observed): number {
+  const { migration, policy } = observed;
+  return phaseSinceMs(migration) + (areAtSource(observed) ? policy.anchorSeconds * 1_000 : 0);
+}
+
+/** Clients of a node's address are led on by its agent's proxy, which stays when the pod goes. */
+function areAtSource({ migration, source, standby }: Observed): boolean {
+  const isAtPod = [source, standby].some((pod) => pod?.metadata.annotations?.[ANNOTATION.listen] === "pod");
+  return isAtPod && migration.status.move?.downstream === "forward";
 }
 
 function notReady({ metadata }: Pod): Reason {
