@@ -57,7 +57,7 @@ export class Stage {
     await this.kubectl("label", "namespace", GAMES, "holdfast.dev/inject=enabled");
     const others = [...this.cluster.lab.nodes.keys()].filter((other) => other !== node);
     for (const other of others) await this.cluster.kubectl(["cordon", other]);
-    await this.cluster.apply(POLICY, ...APPLICATIONS.map(deploymentOf));
+    await this.cluster.apply(...APPLICATIONS.map(deploymentOf));
     for (const { name } of APPLICATIONS) await this.servingPod(name, node);
     for (const other of others) await this.cluster.kubectl(["uncordon", other]);
     const { address } = this.cluster.lab.place(node);
@@ -162,14 +162,6 @@ export class Stage {
     return this.cluster.until(what, holds, MOVED_MS_MAX);
   }
 }
-
-/** Clients come to the node's address: no pod has to stay for them. */
-const POLICY: KubeObject = {
-  apiVersion: API_VERSION,
-  kind: "ContinuityPolicy",
-  metadata: { name: "default", namespace: GAMES },
-  spec: { anchorSeconds: 0 },
-};
 
 function deploymentOf({ name, listen, program, protocol }: Application): KubeObject {
   const labels = { app: name };
