@@ -138,7 +138,8 @@ describe("malformed frames to a real WebSocket server, directly and through the 
       // a client's end may be seen before the server's own event of it
       settled: () => until("all are closed", () => open === 0),
       seen() {
-        const all = lines.map((each) => each.join("; ")).sort();
+        // of thousands of pings before the client's FIN, ws handles as many as it gets to: 1 of 6 runs differed
+        const all = lines.map((each) => each.join("; ").replace(/(ping \d+)(; \1)+/g, "$1, and more")).sort();
         lines = [];
         return all;
       },
