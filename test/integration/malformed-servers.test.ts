@@ -114,7 +114,8 @@ describe("malformed frames to a real WebSocket server, directly and through the 
     let lines: string[][] = [];
     let open = 0;
     const http = createServer((_, response) => response.writeHead(426).end());
-    const sockets = new WebSocketServer({ server: http, maxPayload: 1024 * 1024 });
+    // with its bound on pongs (60) ws destroys a connection in the middle of what it reads at once: how much that is, is the kernel's matter
+    const sockets = new WebSocketServer({ server: http, maxPayload: 1024 * 1024, maxPendingAutoPongs: 0 });
     http.on("connection", (socket) => socket.on("error", () => {}));
     sockets.on("connection", (socket) => {
       const seen: string[] = [];
@@ -138,8 +139,7 @@ describe("malformed frames to a real WebSocket server, directly and through the 
       // a client's end may be seen before the server's own event of it
       settled: () => until("all are closed", () => open === 0),
       seen() {
-        // of thousands of pings before the client's FIN, ws handles as many as it gets to: 1 of 6 runs differed
-        const all = lines.map((each) => each.join("; ").replace(/(ping \d+)(; \1)+/g, "$1, and more")).sort();
+        const all = lines.map((each) => each.join("; ")).sort();
         lines = [];
         return all;
       },
