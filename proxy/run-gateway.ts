@@ -5,8 +5,8 @@
 import { once } from "node:events";
 import { Counter, Gauge, type Registry } from "@prometheus-io/client";
 import type { Logger } from "pino";
-import { createAdmin } from "#proxy/admin/http.ts";
 import { createMetrics } from "#proxy/admin/metrics.ts";
+import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { GatewayConfig } from "#proxy/contract/gateway.ts";

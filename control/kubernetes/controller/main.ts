@@ -1,14 +1,12 @@
 /** The process of the controller: the lease, the loop, probes and metrics, its end. */
-import { once } from "node:events";
 import { hostname } from "node:os";
 import { pino } from "pino";
-import { fail } from "#proxy/contract/error-codes.ts";
+import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
-import { formatEndpoint } from "../../config/endpoint.ts";
 import { findAccess } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
-import { createAdmin } from "../webhook/admin.ts";
+import { listenAt, readiness } from "../serving.ts";
 import { whileLeader } from "./lease.ts";
 import { ControllerMetrics } from "./metrics.ts";
 import { reconcile } from "./reconcile.ts";
@@ -39,24 +37,12 @@ export async function runController(
   const api = new KubernetesApi(access, "holdfast-controller");
   const metrics = new ControllerMetrics();
   const end = new AbortController();
-  const admin = createAdmin(
-    metrics.registry,
-    () => (end.signal.aborted ? "it was told to end" : null),
-    "controller",
-  );
-  if (config.admin !== null) {
-    const { address, port } = config.admin;
-    admin.listen(port, address);
-    await once(admin, "listening").catch((cause: unknown) => {
-      throw fail(
-        "LISTEN_FAILED",
-        `cannot listen at ${formatEndpoint({ address, port })}: ${messageOf(cause)}`,
-        {
-          cause,
-        },
-      );
-    });
-  }
+  const admin = createAdmin({
+    metrics: metrics.registry,
+    health: () => ({ role: "controller" }),
+    ready: () => readiness(end.signal.aborted ? "it was told to end" : null),
+  });
+  if (config.admin !== null) await listenAt(admin, config.admin);
   const onSignal = (signal: NodeJS.Signals): void => {
     log.info({ signal }, "told to end");
     end.abort();

@@ -1,18 +1,17 @@
 /** The process of the webhook: its servers, its certificate that is renewed, its end. */
 import { once } from "node:events";
-import type { Server } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { pino } from "pino";
+import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
-import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { ChangeWatch } from "../../config/change-watch.ts";
 import { formatEndpoint } from "../../config/endpoint.ts";
 import type { RenewalConfig, WebhookFile } from "../../config/webhook.ts";
 import { findAccess, inCluster } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
 import { answerEviction } from "../eviction/review.ts";
-import { createAdmin } from "./admin.ts";
+import { listenAt, readiness } from "../serving.ts";
 import { isSameCertificate, readCertificate } from "./certificate.ts";
 import { WebhookMetrics } from "./metrics.ts";
 import { type RenewalApi, renew } from "./renewal.ts";
@@ -57,13 +56,17 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
       problem = now;
     }
   };
-  const ready = (): string | null => {
+  const notReady = (): string | null => {
     if (ending) return "it was told to end";
     const { validFromMs, validToMs } = certificate;
     if (Date.now() < validFromMs) return "the certificate is not valid yet";
     return Date.now() > validToMs ? "the certificate has expired" : null;
   };
-  const admin = createAdmin(metrics.registry, ready);
+  const admin = createAdmin({
+    metrics: metrics.registry,
+    health: () => ({ role: "webhook" }),
+    ready: () => readiness(notReady()),
+  });
   const closing = new AbortController();
   let renewalProblem: string | null = null;
   const renewAgain = async (renewal: RenewalConfig, of: RenewalApi): Promise<void> => {
@@ -94,8 +97,8 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   let renewal: NodeJS.Timeout | undefined;
   const watch = new ChangeWatch([config.certificate, config.key], readAgain);
   try {
-    await listen(server, config.listen);
-    if (config.admin !== null) await listen(admin, config.admin);
+    await listenAt(server, config.listen);
+    if (config.admin !== null) await listenAt(admin, config.admin);
     readAgain(); // what has changed since the start
     process.on("SIGHUP", readAgain);
     if (config.renewal !== null) renewal = lookAfter(config.renewal);
@@ -114,15 +117,4 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     admin.closeAllConnections();
     api?.close();
   }
-}
-
-async function listen(server: Server, { address, port }: Endpoint): Promise<void> {
-  server.listen(port, address);
-  await once(server, "listening").catch((cause: unknown) => {
-    throw fail(
-      "LISTEN_FAILED",
-      `cannot listen at ${formatEndpoint({ address, port })}: ${messageOf(cause)}`,
-      { cause },
-    );
-  });
 }
