@@ -245,7 +245,7 @@ export class AdminServer {
     const { to, deadlineMs } = await readBody(request, migrateSchema);
     const line = lineWriter(response);
     // the one who asked may go away; the move goes on
-    const move = await workload.migrate({
+    const move = await workload.moves.migrate({
       to,
       report: line,
       ...(deadlineMs === undefined ? {} : { deadlineMs }),
@@ -258,7 +258,7 @@ export class AdminServer {
   async #rehearse(workload: Workload, request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { to } = await readBody(request, rehearseSchema);
     const line = lineWriter(response);
-    const move = await workload.rehearse({ to, report: line });
+    const move = await workload.moves.rehearse({ to, report: line });
     const { check = { checked: [], findings: [] }, prediction } = move;
     const rehearsed = move.outcome === "rehearsed";
     const failed = rehearsed || blocking(check.findings).length > 0 ? check : await this.#failed(move, check);

@@ -333,12 +333,12 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
     "prepare",
     checked(prepareCall, async (prepare) => {
       isItself(prepare.from);
-      await workload(prepare.workload).arrive(channel, prepare);
+      await workload(prepare.workload).moves.arrive(channel, prepare);
     }),
   );
   channel.on(
     "outcome",
-    checked(outcomeCall, async (call) => ({ result: await workload(call.workload).outcome(call) })),
+    checked(outcomeCall, async (call) => ({ result: await workload(call.workload).moves.outcome(call) })),
   );
   channel.on(
     "owners",
@@ -383,7 +383,7 @@ async function dial(
     checked(z.strictObject({ migration: z.string() }), ({ migration }) => {
       const departing = [...workloads.values()].find((workload) => workload.journal.moving?.id === migration);
       if (departing === undefined) throw fail("MIGRATION_UNKNOWN", "no such migration", { source: "peer" });
-      departing.grantRelease(migration);
+      departing.moves.grantRelease(migration);
     }),
   );
   return channel;

@@ -17,7 +17,7 @@ import { type Migration, type MoveStatus, migration as migrationSchema, SERVING 
 import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
 import { conditionOf, isActive, type KubernetesObject, type Pod } from "../kubernetes/client/objects.ts";
 import { pathOf } from "../kubernetes/client/paths.ts";
-import type { MigrateRequest } from "../workload/workload.ts";
+import type { MigrateRequest } from "../workload/moves.ts";
 
 /** of a Workload, what is needed here */
 export interface MovableWorkload {
@@ -27,7 +27,7 @@ export interface MovableWorkload {
   /** null: it is neither moved nor restarted */
   readonly busyWith: string | null;
   readonly keeper: { countSessions(): Promise<number> };
-  migrate(request: MigrateRequest): Promise<MoveResult>;
+  readonly moves: { migrate(request: MigrateRequest): Promise<MoveResult> };
   cancel(): boolean;
 }
 
@@ -220,7 +220,7 @@ export class Migrations {
   ): Promise<void> {
     let came: Omit<MoveStatus, "attempt">;
     try {
-      came = statusOf(await workload.migrate({ to, report: () => {} }));
+      came = statusOf(await workload.moves.migrate({ to, report: () => {} }));
     } catch (error) {
       came = failure(error);
     }

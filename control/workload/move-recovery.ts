@@ -3,6 +3,7 @@
  * what the container and the proxy have come to meanwhile. Ends with exactly one owner.
  */
 import { rm } from "node:fs/promises";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { MigrationHost } from "../migration/host.ts";
@@ -10,12 +11,14 @@ import type { Moving } from "../migration/moving.ts";
 import { decideAtTarget, decideReleasing, goBack, hasLetGo, release } from "../migration/settle.ts";
 import { isSameProcess } from "../runtime/processes.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
+import type { Obstacle } from "./obstacle.ts";
 
 /** The workload whose move it was. */
 export interface RecoveryHost extends MigrationHost {
   /** null: there is none on record */
   readonly sandbox: Sandbox | null;
   readonly keeper: MigrationHost["keeper"] & { readonly client: object | null };
+  readonly obstacle: Obstacle;
 }
 
 const CRIU_POLL_MS = 5;
@@ -28,6 +31,8 @@ export class MoveRecovery {
   #gaveWord = false;
   /** … or has given its word: the epoch at which this node may go on, whatever the store says later */
   #granted: number | null = null;
+  /** waits for the store or the other node; forced: a person has said that the other node is gone for good */
+  #settling: "no" | "yes" | "forced" = "no";
 
   constructor(host: RecoveryHost) {
     this.#host = host;
@@ -43,6 +48,48 @@ export class MoveRecovery {
   }
   get isGranted(): boolean {
     return this.#granted !== null;
+  }
+
+  get isSettling(): boolean {
+    return this.#settling !== "no";
+  }
+  /** Asked again and again while a move to a node that may have the workload is being settled. */
+  get isForced(): boolean {
+    return this.#settling === "forced";
+  }
+  settling(isSettling: boolean): void {
+    const { name, journal, obstacle } = this.#host;
+    this.#settling = isSettling ? "yes" : "no";
+    obstacle.found(
+      isSettling
+        ? {
+            what: `whether node ${journal.moving?.peer} has it is not known: its clients wait until that node or the store answers`,
+            cure: `start the agent there, or the store; if the node is gone for good: \`holdfast start ${name} --force\``,
+          }
+        : null,
+    );
+  }
+
+  /**
+   * A person says that the other node is gone for good: the application goes on here as if that node had said that it gave up.
+   * @throws HoldfastError `OWNER_UNKNOWN`
+   */
+  async force(): Promise<void> {
+    const { name, context, journal } = this.#host;
+    const { moving, seen } = journal;
+    const peer = moving?.peer;
+    if (moving?.side === "target" && moving.step !== "releasing")
+      throw fail(
+        "OWNER_UNKNOWN",
+        `${name}: only the store knows whether this node may have it: start the store`,
+      );
+    const answers = await context.owners.ask(name);
+    if (answers.some((answer) => answer.peer === peer && "held" in answer))
+      throw fail("OWNER_UNKNOWN", `${name}: node ${peer} answers: it is asked what became of the move`, {
+        source: "peer",
+      });
+    if (moving?.side === "target") this.grant(Math.max(seen, moving.epoch) + 2);
+    else if (this.#settling === "yes") this.#settling = "forced";
   }
 
   async run(moving: Moving): Promise<void> {

@@ -19,10 +19,12 @@ const REFUSED_MS = 30_000;
 
 /** A workload of this node's configuration. */
 export interface OwnedWorkload {
-  held(): Promise<Held>;
-  /** What a peer says of it. */
-  hear(peer: string, held: Held): void;
-  checkOwnership(): Promise<void>;
+  readonly owner: {
+    held(): Promise<Held>;
+    /** What a peer says of it. */
+    hear(peer: string, held: Held): void;
+    check(): Promise<void>;
+  };
 }
 
 /** What it asks others by. */
@@ -106,7 +108,7 @@ export class Owners {
         });
       }),
     );
-    await Promise.all([...this.#workloads.values()].map((workload) => workload.checkOwnership()));
+    await Promise.all([...this.#workloads.values()].map((workload) => workload.owner.check()));
     if (answers.includes(null) || (await mark.isKnown())) return;
     const had = [...answers.flatMap((held) => held ?? []), ...(await this.#own())].filter(
       ({ workload, has }) => has !== "no" && this.#workloads.has(workload),
@@ -143,11 +145,11 @@ export class Owners {
   }
 
   #own(): Promise<Held[]> {
-    return Promise.all([...this.#workloads.values()].map((workload) => workload.held()));
+    return Promise.all([...this.#workloads.values()].map((workload) => workload.owner.held()));
   }
 
   #hear(peer: string, told: Held[]): void {
-    for (const held of told) this.#workloads.get(held.workload)?.hear(peer, held);
+    for (const held of told) this.#workloads.get(held.workload)?.owner.hear(peer, held);
   }
 }
 

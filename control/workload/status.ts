@@ -10,6 +10,7 @@ import { isSameProcess } from "../runtime/processes.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import type { Problem } from "./claim.ts";
 import type { Journal } from "./journal.ts";
+import type { Obstacle } from "./obstacle.ts";
 
 export interface WorkloadStatus {
   name: string;
@@ -53,10 +54,7 @@ export interface StatusHost {
   /** to be started here as soon as it is known that it may */
   readonly isWaiting: boolean;
   readonly isStarting: boolean;
-  /** here, and nothing of it runs */
-  readonly startFailed: boolean;
-  /** what was found when it was last started, moved or looked at */
-  readonly problem: Problem | null;
+  readonly obstacle: Obstacle;
 }
 
 export async function statusOf(host: StatusHost): Promise<WorkloadStatus> {
@@ -75,7 +73,7 @@ export async function statusOf(host: StatusHost): Promise<WorkloadStatus> {
   if (!host.runsHere && !stopped) {
     if (isOurs) state = "down";
     if (host.isWaiting) state = "waiting";
-    else if (host.startFailed) state = "failed";
+    else if (host.obstacle.startFailed) state = "failed";
   }
   if (moving !== null) state = "moving";
   if (host.isDamaged) state = "damaged";
@@ -92,7 +90,7 @@ export async function statusOf(host: StatusHost): Promise<WorkloadStatus> {
         ? null
         : { to: moving.side === "source" ? moving.peer : context.node, step: moving.step },
     container: container?.id ?? null,
-    problem: host.problem ?? supervisor.problem ?? problemOf(host, state),
+    problem: host.obstacle.problem ?? supervisor.problem ?? problemOf(host, state),
   };
 }
 

@@ -64,9 +64,11 @@ class Stage {
         return stage.busyWith;
       },
       keeper: { countSessions: async () => stage.clients },
-      migrate({ to }) {
-        stage.moves.push(to);
-        return stage.move.promise;
+      moves: {
+        migrate({ to }) {
+          stage.moves.push(to);
+          return stage.move.promise;
+        },
       },
       cancel() {
         stage.cancelled += 1;

@@ -193,7 +193,7 @@ test("a damaged journal costs its workload alone, which says so, and is left as 
       runtime: { supervisor: "agent" },
     } as unknown as AgentContext);
     assert.equal((await workload.status()).state, "damaged");
-    assert.equal((await workload.held()).has, "moving", "it may be here, so no peer is to start it");
+    assert.equal((await workload.owner.held()).has, "moving", "it may be here, so no peer is to start it");
     await assert.rejects(workload.recover(), { code: "JOURNAL_INVALID" });
     await assert.rejects(workload.stop(), { code: "JOURNAL_INVALID" });
     assert.throws(() => workload.record({ role: "none" }), { code: "JOURNAL_INVALID" });

@@ -330,12 +330,13 @@ describe("imports", () => {
       );
     });
 
-  it("of a part of a workload's proxy never lead to the whole: each declares what it needs of the others", () => {
-    none(
-      breaches(under("proxy/workload/"), (target) => target === "proxy/workload/workload-proxy.ts"),
-      "proxy/workload/workload-proxy.ts is made of parts that do not know it",
-    );
-  });
+  for (const whole of ["proxy/workload/workload-proxy.ts", "control/workload/workload.ts"])
+    it(`of a part of ${whole} never lead to the whole: each declares what it needs of the others`, () => {
+      none(
+        breaches(under(`${dirname(whole)}/`), (target) => target === whole),
+        `${whole} is made of parts that do not know it`,
+      );
+    });
 
   it("lead to an implementation of the runtime from itself and from where it is chosen only", () => {
     const isOne = (target: string): boolean => /^control\/runtime\/[\w-]+\//.test(target);
@@ -437,7 +438,7 @@ describe("one file each", () => {
   it("has the codes of errors, each of which something has, and makes errors of them", () => {
     // … but for what the kernel says, what another process said, and the code of a failed start's own error
     const others =
-      /^(proxy\/kernel\/|proxy\/contract\/(error-codes|channel)\.ts|control\/(cli\/admin-client|migration\/ended-connection|workload\/workload)\.ts)/;
+      /^(proxy\/kernel\/|proxy\/contract\/(error-codes|channel)\.ts|control\/(cli\/admin-client|migration\/ended-connection|workload\/starter)\.ts)/;
     none(
       lines(
         product.filter(({ path }) => !others.test(path)),
