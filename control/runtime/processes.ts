@@ -23,6 +23,7 @@ export async function identify(pid: number): Promise<ProcessIdentity | null> {
   return fields === null || fields[0] === "Z" ? null : { pid, startTicks: fields[19] ?? "" };
 }
 
+/** It lives. One that its parent has not waited for yet does not: it has no namespaces any more. */
 export async function isSameProcess(identity: ProcessIdentity): Promise<boolean> {
   const now = await identify(identity.pid);
   return now !== null && now.startTicks === identity.startTicks;

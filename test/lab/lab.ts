@@ -10,7 +10,7 @@
  * Every laboratory has namespaces of its own, so several run beside each other with the same addresses. `close()`
  * leaves nothing behind; neither do a signal, an exception, nor (at the next laboratory's creation) a SIGKILL.
  */
-import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from "node:child_process";
+import { type ChildProcess, execFileSync, type SpawnOptions, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createWriteStream, mkdirSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
@@ -365,6 +365,21 @@ export class Lab {
   /** Pulls a node's cable, or plugs it in again. */
   setLink(node: string, state: "up" | "down"): void {
     ip("-n", this.switch.netns, "link", "set", `to-${this.place(node).name}`, state);
+  }
+
+  /** Nothing from one place gets to another any more, and nobody is told; until `heal`. */
+  cutOff(from: string, to: string): void {
+    const { address } = this.place(to);
+    const device = `to-${this.place(from).name}`;
+    this.#nft(`add table netdev cut_${from}`);
+    this.#nft(`add chain netdev cut_${from} from { type filter hook ingress device ${device} priority 0; }`);
+    this.#nft(`add rule netdev cut_${from} from ip daddr ${address} drop`);
+  }
+  heal(from: string): void {
+    this.#nft(`delete table netdev cut_${from}`);
+  }
+  #nft(command: string): void {
+    execFileSync("nsenter", [`--net=/run/netns/${this.switch.netns}`, "--", "nft", command]);
   }
 
   /** What of this laboratory is on the machine; after `close()` every list is empty. */

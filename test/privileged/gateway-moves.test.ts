@@ -15,6 +15,8 @@ import { type Load, startLoad } from "../load/load.ts";
 import { until } from "../support/moved-program.ts";
 
 const NODES = ["a", "b", "c"];
+/** agents start in that time on a busy machine */
+const LIMITS = { linkResumeMsMax: 60_000 };
 const CHAT = { name: "chat", app: "chat", listen: 8080, upstream: 9000 };
 const ECHO = { name: "echo", app: "echo", listen: 8081, upstream: 9001 };
 
@@ -31,6 +33,7 @@ function workload({ name, app, listen, upstream }: typeof CHAT, start: boolean):
     },
     ports: [{ listen, upstream: `127.0.0.1:${upstream}` }],
     restart: "never",
+    limits: LIMITS,
   };
 }
 
@@ -54,6 +57,7 @@ describe("moves behind a gateway, of two applications under load", () => {
     gateway = await lab.startGateway("g", {
       listen: [CHAT, ECHO].map(({ name, listen }) => ({ address: `${address}:${listen}`, workload: name })),
       admin: `${address}:9400`,
+      limits: LIMITS,
     });
     await lab.startAgents(NODES, startAgent);
     const target = (port: number) => ({ address, port });
@@ -121,6 +125,36 @@ describe("moves behind a gateway, of two applications under load", () => {
     assert.equal(status, 1, stderr);
     assert.match(stdout, /anchor links have not answered within \d+ ms/);
     await owned("chat", "a");
+    await assertNobodyNoticed();
+  });
+
+  it("agents that end, and are started again, while no link has a connection cost no session", async () => {
+    for (const load of loads) await load.mark();
+    const interrupted = async (): Promise<number> => {
+      const url = `http://${lab.place("g").address}:9400/metrics`;
+      const show = `process.stdout.write(await (await fetch("${url}")).text())`;
+      const { stdout } = await lab.run("g", [nodeBinary, "--input-type=module", "--eval", show]);
+      const found = /^holdfast_gateway_links_interrupted_total (\d+)$/m.exec(stdout);
+      assert.ok(found !== null, stdout);
+      return Number(found[1]);
+    };
+    const already = await interrupted();
+    lab.cutOff("g", "a");
+    try {
+      await lab.run("g", ["ss", "-K", "--tcp", "dst", lab.place("a").address]);
+      await until("links are interrupted", async () => (await interrupted()) > already, 30_000);
+      await Promise.all(
+        ["a", "b"].map(async (node) => {
+          await lab.agents.get(node)?.stop("SIGKILL");
+          await startAgent(node);
+        }),
+      );
+    } finally {
+      lab.heal("g");
+    }
+    await assertNobodyNoticed();
+    await move("chat", "a", "b");
+    await move("chat", "b", "a");
     await assertNobodyNoticed();
   });
 

@@ -6,19 +6,19 @@
  */
 import { randomBytes } from "node:crypto";
 import { closeSync } from "node:fs";
-import { mkdir, readdir, readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { PodConfig, WorkloadConfig } from "../../config/config.ts";
-import { runCommand } from "../command.ts";
 import { removePaths } from "../files.ts";
 import { openFolderIn, pathOf } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { identify, parentOf } from "../processes.ts";
+import { mountRunFolder, removeRunFolder } from "../run-folder.ts";
 import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
 import { CriClient, type RunningContainer } from "./cri-client.ts";
-import { CriSandbox, INSIDE, removeRunDir } from "./cri-sandbox.ts";
+import { CriSandbox, INSIDE } from "./cri-sandbox.ts";
 
 /** Where a container runtime has runc or crun keep its containers. */
 const ROOTS: Record<string, string> = { containerd: "/run/containerd/runc/k8s.io", "cri-o": "/run/runc" };
@@ -83,7 +83,7 @@ export class CriRuntime implements Runtime {
     const strays = (await readdir(folder).catch(() => [])).filter((id) => !known.has(id));
     const remove = async (id: string) => ({
       id,
-      problem: await removeRunDir(join(folder, id)).then(() => null, messageOf),
+      problem: await removeRunFolder(join(folder, id)).then(() => null, messageOf),
     });
     return Promise.all(strays.map(remove));
   }
@@ -134,19 +134,14 @@ export class CriRuntime implements Runtime {
     const sandbox = this.find({ id, runDir, init, tmpfs: travelling(spec), reader: shim });
     if ((await sandbox.applicationRoot()) !== null)
       throw fail("CONTAINER_CREATE", `the pod of ${options.workload} has processes in it already`);
-    await mkdir(runDir, { recursive: true, mode: 0o700 });
     try {
-      await runCommand(
-        "mount",
-        ["-t", "tmpfs", "-o", `size=${options.runBytesMax},mode=0700`, "holdfast", runDir],
-        { source: "container" },
-      );
+      await mountRunFolder(runDir, options.runBytesMax);
       await populate(runDir); // nothing comes for it: the layer is in use
       await sandbox.openDoor(); // an earlier container of this pod may have ended while it was closed
       for (const folder of sandbox.travels) await emptyFolder(sandbox, folder);
       return sandbox;
     } catch (error) {
-      await removeRunDir(runDir).catch(() => {}); // what is left the next agent removes; why it came to this counts
+      await removeRunFolder(runDir).catch(() => {}); // what is left the next agent removes; why it came to this counts
       throw error;
     }
   }

@@ -1,6 +1,6 @@
 /** One container of a pod, alive or not: kubelet's, but for the application in it and a tmpfs of ours beside it. */
 import { closeSync, readFileSync } from "node:fs";
-import { readFile, rm, writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -10,19 +10,12 @@ import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
-import { runCommand } from "../command.ts";
 import { Freezer } from "../freezer.ts";
 import { openOutput } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
-import {
-  identify,
-  isSameProcess,
-  type ProcessIdentity,
-  parentOf,
-  processState,
-  rootBelow,
-} from "../processes.ts";
+import { identify, isSameProcess, type ProcessIdentity, parentOf, rootBelow } from "../processes.ts";
+import { removeRunFolder } from "../run-folder.ts";
 import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
 import { closeDoor, openDoor } from "./door.ts";
@@ -83,9 +76,8 @@ export class CriSandbox implements Sandbox {
     return JSON.parse(await readFile(join(bundle ?? "", "config.json"), "utf8")) as OciSpec;
   }
 
-  async isAlive(): Promise<boolean> {
-    // one that its parent has not waited for yet has no namespaces any more
-    return (await isSameProcess(this.init)) && (await processState(this.init.pid)) !== "Z";
+  isAlive(): Promise<boolean> {
+    return isSameProcess(this.init);
   }
 
   applicationRoot(): Promise<number | null> {
@@ -154,7 +146,7 @@ export class CriSandbox implements Sandbox {
         );
       await delay(POLL_MS);
     }
-    await removeRunDir(this.ref.runDir);
+    await removeRunFolder(this.ref.runDir);
   }
 }
 
@@ -175,11 +167,6 @@ function layerOf(initPid: number): { shim: number; path: string } {
   const shim = /^PPid:\s*(\d+)$/m.exec(status)?.[1];
   if (path !== undefined && shim !== undefined) return { shim: Number(shim), path };
   throw fail("CONTAINER_ENDED", `the root of process ${initPid}'s container is no overlay, or has ended`);
-}
-
-export async function removeRunDir(runDir: string): Promise<void> {
-  await runCommand("umount", ["--lazy", runDir], { source: "container" }).catch(() => {}); // not mounted: nothing to do
-  await rm(runDir, { recursive: true, force: true });
 }
 
 function kill(pid: number): void {

@@ -13,6 +13,7 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import type { WorkloadConfig } from "../../config/config.ts";
 import { runCommand } from "../command.ts";
 import { identify, type ProcessIdentity } from "../processes.ts";
+import { mountRunFolder } from "../run-folder.ts";
 import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
 import { exitStatus, lastLine } from "../start-inside.ts";
 import { connectedInstances, connectNetwork } from "./network.ts";
@@ -82,13 +83,8 @@ export class RuncRuntime implements Runtime {
   ): Promise<Sandbox> {
     const id = `${options.workload}-${options.node}-${randomBytes(4).toString("hex")}`;
     const runDir = join(this.#stateDir, "run", id);
-    await mkdir(runDir, { recursive: true, mode: 0o700 });
     try {
-      await runCommand(
-        "mount",
-        ["-t", "tmpfs", "-o", `size=${options.runBytesMax},mode=0700`, "holdfast", runDir],
-        { source: "container" },
-      );
+      await mountRunFolder(runDir, options.runBytesMax);
       for (const folder of ["layer", "work", "rootfs", "bundle"]) await mkdir(join(runDir, folder));
       // CRIU tries kernel features out in the container's /tmp: there must be one, and a layer that has it already does
       // not change by that

@@ -6,7 +6,7 @@
  * there and mounts it at the same place again (`hostPath`).
  */
 import { closeSync, existsSync, mkdirSync } from "node:fs";
-import { readFile, rm, writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
@@ -20,7 +20,8 @@ import { endFrozen } from "../freezer.ts";
 import { openFolderIn } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
-import { isSameProcess, type ProcessIdentity, processState, rootBelow } from "../processes.ts";
+import { isSameProcess, type ProcessIdentity, rootBelow } from "../processes.ts";
+import { removeRunFolder } from "../run-folder.ts";
 import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
 import { disconnectNetwork } from "./network.ts";
@@ -74,9 +75,8 @@ export class RuncSandbox implements Sandbox {
     return JSON.parse(text) as OciSpec; // written by this agent or an earlier one
   }
 
-  async isAlive(): Promise<boolean> {
-    // one that its parent has not waited for yet has no namespaces any more
-    return (await isSameProcess(this.init)) && (await processState(this.init.pid)) !== "Z";
+  isAlive(): Promise<boolean> {
+    return isSameProcess(this.init);
   }
 
   applicationRoot(): Promise<number | null> {
@@ -148,8 +148,7 @@ export async function removeInstance(
   });
   await disconnectNetwork(id, runDir);
   attached.delete(id);
-  await runCommand("umount", ["--lazy", runDir], { source: "container" }).catch(() => {}); // not mounted: nothing to do
-  await rm(runDir, { recursive: true, force: true });
+  await removeRunFolder(runDir);
 }
 
 /** Instances whose tmpfs was seen at its place. */
