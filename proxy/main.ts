@@ -1,5 +1,7 @@
 /**
- * The proxy of one workload on one node: `node proxy/main.ts --socket PATH [--http PATH|ADDRESS:PORT] [--log-level L]`.
+ * The proxy of one workload on one node: `node proxy/main.ts --socket PATH [--http PATH|ADDRESS:PORT] [--log-level L] [--helped]`.
+ * `--helped`: it has no capabilities, and agents take for it the steps that need some; nor has it been started by an agent, so it stays
+ * when it has been stopped or retired, for what is to be configured next.
  *
  * Composition root: the kernel, the commands, the sockets of agent and admin. The process ends by `stop`, by `retire`
  * (takeover), by SIGTERM (as `stop`), or by a bug; an agent that goes away ends nothing.
@@ -13,11 +15,12 @@ import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { Channel } from "#proxy/contract/channel.ts";
 import { Commands } from "#proxy/cutover/commands.ts";
 import { UpstreamNetwork } from "#proxy/kernel/network.ts";
+import { AskedAgents } from "#proxy/tcp/asked-agents.ts";
+import { HelpedSurgeon } from "#proxy/tcp/helped-surgeon.ts";
 import { LocalSurgeon, localLegWork } from "#proxy/tcp/local-surgeon.ts";
-import { legKernelOf, reserveDescriptors } from "./process-kernel.ts";
+import { legKernelOf, reserveDescriptors, unprivilegedLegKernelOf } from "./process-kernel.ts";
 
 const upstream = new UpstreamNetwork();
-const legKernel = legKernelOf(upstream);
 
 async function listenUnix(server: Server, path: string): Promise<void> {
   rmSync(path, { force: true });
@@ -35,12 +38,13 @@ async function main(): Promise<void> {
     options: {
       socket: { type: "string" },
       http: { type: "string" },
+      helped: { type: "boolean", default: false },
       "log-level": { type: "string", default: "info" },
     },
   });
   if (values.socket === undefined) {
     process.stderr.write(
-      "usage: node proxy/main.ts --socket PATH [--http PATH|ADDRESS:PORT] [--log-level LEVEL]\n",
+      "usage: node proxy/main.ts --socket PATH [--http PATH|ADDRESS:PORT] [--log-level LEVEL] [--helped]\n",
     );
     process.exit(2);
   }
@@ -59,18 +63,20 @@ async function main(): Promise<void> {
     if (!httpPath.includes(":")) rmSync(httpPath, { force: true });
     process.exit(0);
   };
+  const agents = new AskedAgents();
   const commands = new Commands({
-    kernel: legKernel,
-    surgeon: new LocalSurgeon(localLegWork(upstream)),
+    kernel: values.helped ? unprivilegedLegKernelOf(upstream) : legKernelOf(upstream),
+    surgeon: values.helped ? new HelpedSurgeon(agents.ask) : new LocalSurgeon(localLegWork(upstream)),
     log,
     network: upstream,
     // The reply to the command that ends us goes out first.
-    onExit: (reason) => setImmediate(() => setImmediate(() => exit(reason))),
+    onExit: values.helped ? null : (reason) => setImmediate(() => setImmediate(() => exit(reason))),
   });
   const handlers = commands.handlers();
   const control = createServer((socket) => {
     const channel = new Channel(socket, { name: "agent", handlers });
     const gone = commands.agentCame();
+    agents.came(channel);
     void channel.closed.then((reason) => {
       gone();
       if (reason !== null) log.warn({ reason: reason.message }, "the agent's connection broke");

@@ -2,6 +2,7 @@
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
 import { OWN_NETWORK, type UpstreamNetwork } from "#proxy/kernel/network.ts";
+import { shieldListener, unshieldListener } from "#proxy/kernel/shield.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import {
   bound,
@@ -11,11 +12,20 @@ import {
   setPeerTimeouts,
   sockets,
 } from "#proxy/kernel/stream-sockets.ts";
-import { shieldListener, unshieldListener } from "#proxy/tcp/shield.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 
 /** include/uapi/linux/in.h; of IPv6 sockets too (they share the flag) */
 const IP_FREEBIND = 15;
+
+/** Of a process without capabilities, to which nobody is led before it is released: clients who come all the same wait. */
+export function unprivilegedLegKernelOf(upstream: UpstreamNetwork): LegKernel {
+  return {
+    ...legKernelOf(upstream),
+    bindShielded: (endpoint) => bound(endpoint, undefined, upstream),
+    shieldListener: () => {},
+    unshieldListener: () => {},
+  };
+}
 
 /** @param upstream where the application is */
 export function legKernelOf(upstream: UpstreamNetwork): LegKernel {

@@ -2,7 +2,7 @@
  * Network namespaces of containers (network_namespaces(7)): what is looked at, made or changed in one goes through here.
  * A namespace is found by a process in it.
  */
-import { closeSync, openSync, readlinkSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readlinkSync } from "node:fs";
 import { HANDED_SOCKETS, type HandedSocket } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
@@ -36,11 +36,52 @@ export function inNetworkOf<T>(pids: number[], use: () => T): T {
 
 /** That namespace as a maker of sockets, for calls that take the network they look at. */
 export function networkOf(pids: number[]): Network {
+  return networkBy((use) => inNetworkOf(pids, use));
+}
+
+function networkBy(inside: <T>(use: () => T) => T): Network {
   return {
-    tryTcpSocket: (family) => inNetworkOf(pids, () => OWN_NETWORK.tryTcpSocket(family)),
-    withDiag: (use) => inNetworkOf(pids, () => OWN_NETWORK.withDiag(use)),
-    withRaw: (family, use) => inNetworkOf(pids, () => OWN_NETWORK.withRaw(family, use)),
+    tryTcpSocket: (family) => inside(() => OWN_NETWORK.tryTcpSocket(family)),
+    withDiag: (use) => inside(() => OWN_NETWORK.withDiag(use)),
+    withRaw: (family, use) => inside(() => OWN_NETWORK.withRaw(family, use)),
   };
+}
+
+/** One that is kept open, whatever becomes of the processes in it. */
+export class KeptNetwork {
+  readonly sockets: Network = networkBy((use) => this.run(use));
+  readonly #namespace: number;
+  readonly #inode: number;
+
+  private constructor(namespace: number) {
+    this.#namespace = namespace;
+    this.#inode = fstatSync(namespace).ino;
+  }
+
+  /** null: the process has ended. That it is still there now says that it was its network. */
+  static of(pid: number): KeptNetwork | null {
+    const namespace = openNamespace(pid);
+    return namespace === null ? null : new KeptNetwork(namespace);
+  }
+
+  /** Runs `use`, which must not wait, in it. */
+  run<T>(use: () => T): T {
+    return namespaces.inNetworkNamespace(this.#namespace, use);
+  }
+
+  /** Whether a socket of ours belongs to it. */
+  has(socket: number): boolean {
+    const namespace = sock.namespaceOf(socket);
+    try {
+      return fstatSync(namespace).ino === this.#inode;
+    } finally {
+      closeSync(namespace);
+    }
+  }
+
+  close(): void {
+    closeSync(this.#namespace);
+  }
 }
 
 /**

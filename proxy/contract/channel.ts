@@ -436,13 +436,13 @@ export class Channel {
   }
 }
 
-function asHoldfastError(error: unknown): HoldfastError {
+export function asHoldfastError(error: unknown): HoldfastError {
   if (error instanceof HoldfastError) return error;
   return fail("INTERNAL", messageOf(error), { cause: error });
 }
 
 /** The peer's error as our own class; fields it got wrong are replaced, never trusted. */
-function errorFromWire(value: unknown, name: string): HoldfastError {
+export function errorFromWire(value: unknown, name: string): HoldfastError {
   const fields: Record<string, unknown> = isRecord(value) ? value : {};
   const { code, source, retryable, message } = fields;
   return new HoldfastError(typeof message === "string" ? message : `${name} failed and did not say why`, {

@@ -23,6 +23,7 @@ const CODES = {
   ADMIN_ORIGIN: { source: "peer", exit: "usage", http: 403 },
   ADMIN_TOKEN: { source: "config", exit: "usage" },
   ADMIN_UNAUTHORIZED: { source: "peer", exit: "usage", http: 401 },
+  AGENT_ABSENT: { source: "kernel", retryable: true },
   AGENT_AMBIGUOUS: { source: "config", exit: "unreachable" },
   AGENT_CLOSING: { source: "migration" },
   AGENT_NOT_FOUND: { source: "config", retryable: true, exit: "unreachable" },

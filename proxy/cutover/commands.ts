@@ -52,8 +52,8 @@ export interface CommandsOptions {
   log: Logger;
   /** default: the application is in our own network namespace */
   network?: NetworkOfApplication;
-  /** after the reply to `stop`, or to `retire` where nothing is left */
-  onExit(reason: string): void;
+  /** after the reply to `stop`, or to `retire` where nothing is left. null: it stays, and can be configured anew */
+  onExit: ((reason: string) => void) | null;
   /** default: {@link LET_GO} */
   letGo?: LetGoLimits;
 }
@@ -182,7 +182,7 @@ export class Commands {
         return {
           result: () => result,
           after: () => {
-            if (proxy.role === "gone") this.#options.onExit("retired");
+            if (proxy.role === "gone") this.#end("retired");
           },
         };
       }),
@@ -214,7 +214,7 @@ export class Commands {
       stop: () =>
         this.#inTurn(async () => {
           this.#proxy?.stop();
-          this.#options.onExit("stopped");
+          this.#end("stopped");
           return { result: {} };
         }),
     };
@@ -237,6 +237,19 @@ export class Commands {
       this.#proxy = new WorkloadProxy({ config: params, keys, kernel, surgeon, log });
     } else this.#proxy.keys = keys;
     return { result: {} };
+  }
+
+  #end(reason: string): void {
+    const { onExit, network } = this.#options;
+    if (onExit !== null) {
+      onExit(reason);
+      return;
+    }
+    this.#proxy?.stop();
+    this.#proxy = null;
+    this.#configuration = "";
+    this.#captured = new Pieces([]);
+    network?.set("host");
   }
 
   #firstPiece({ result, sessions }: Captured): { result(): CaptureResult; body: Buffer } {

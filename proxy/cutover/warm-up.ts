@@ -12,9 +12,9 @@ import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.t
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 
-const ROUNDS = 150;
-/** about 1 ms: sessions have their turn */
-const TURN_ROUNDS = 10;
+const ROUNDS = 6;
+/** at once: 2 ms or so, then sessions have their turn; and a surgeon that has to ask somebody asks once for all */
+const LEGS = 25;
 /** for a handshake with ourselves */
 const TURNS_MAX = 1_000;
 /** a snapshot has about 60 fields: too few rounds for V8 to optimize what writes and reads them */
@@ -24,38 +24,53 @@ const SESSIONS_ENCODED = 4_000;
 export async function warmUp({ kernel, surgeon }: { kernel: LegKernel; surgeon: LegSurgeon }): Promise<void> {
   const here = { address: "127.0.0.1", port: 0 };
   let listener = -1;
-  let peer = -1;
-  let fd = -1;
+  const peers: number[] = [];
+  let legs: number[] = [];
   try {
-    listener = kernel.listen({ fd: kernel.bindUpstream(here) }, 1);
-    fd = kernel.dial({ ...here, port: kernel.localPort(listener) });
-    if (fd < 0) throw new Error(kernel.errnoName(-fd));
-    // On the loopback interface the handshake is over when connect(2) returns, unless the kernel puts it off.
-    for (let turn = 0; peer < 0 && turn < TURNS_MAX; turn++) {
-      peer = kernel.accept(listener);
-      if (peer < 0) await nextTurn();
+    listener = kernel.listen({ fd: kernel.bindUpstream(here) }, LEGS);
+    for (let leg = 0; leg < LEGS; leg++) {
+      const fd = kernel.dial({ ...here, port: kernel.localPort(listener) });
+      if (fd < 0) throw new Error(kernel.errnoName(-fd));
+      legs.push(fd);
+      peers.push(await accepted(kernel, listener));
     }
-    if (peer < 0) throw new Error(kernel.errnoName(-peer));
     for (let round = 0; round < ROUNDS; round++) {
-      const upstream = only(await surgeon.capture([fd]));
-      kernel.close(fd);
-      fd = -1;
-      if (round === 0) warmUpCodec(upstream);
-      fd = only(await surgeon.adopt([upstream], { side: "upstream", shielded: round % 2 === 0 }));
-      only(await surgeon.release([{ fd, snapshot: upstream, side: "upstream", probe: false }]));
-      fd = TcpLeg.attach(kernel, fd).detach().fd;
-      if (round % TURN_ROUNDS === 0) await nextTurn();
+      const snapshots = all(await surgeon.capture(legs));
+      for (const fd of legs.splice(0)) kernel.close(fd);
+      if (round === 0) warmUpCodec(snapshots[0] as LegSnapshot);
+      const adopted = await surgeon.adopt(snapshots, { side: "upstream", shielded: round % 2 === 0 });
+      for (const outcome of adopted) if (outcome.ok) legs.push(outcome.value);
+      all(adopted);
+      const speaking = legs.map((fd, at) => {
+        const snapshot = snapshots[at] as LegSnapshot;
+        return { fd, snapshot, side: "upstream", probe: false } as const;
+      });
+      all(await surgeon.release(speaking));
+      legs = legs.map((fd) => TcpLeg.attach(kernel, fd).detach().fd);
+      await nextTurn();
     }
   } catch (cause) {
     throw fail("PROXY_NOT_ABLE", `this node cannot adopt connections: ${messageOf(cause)}`, { cause });
   } finally {
-    for (const each of [listener, peer, fd]) if (each >= 0) kernel.close(each);
+    for (const each of [listener, ...peers, ...legs]) if (each >= 0) kernel.close(each);
   }
 }
 
-function only<T>([outcome]: Outcome<T>[]): T {
-  if (outcome?.ok) return outcome.value;
-  throw outcome?.error ?? new Error("no outcome");
+/** On the loopback interface the handshake is over when connect(2) returns, unless the kernel puts it off. */
+async function accepted(kernel: LegKernel, listener: number): Promise<number> {
+  for (let turn = 0; ; turn++) {
+    const peer = kernel.accept(listener);
+    if (peer >= 0) return peer;
+    if (turn === TURNS_MAX) throw new Error(kernel.errnoName(-peer));
+    await nextTurn();
+  }
+}
+
+function all<T>(outcomes: Outcome<T>[]): T[] {
+  return outcomes.map((outcome) => {
+    if (outcome.ok) return outcome.value;
+    throw outcome.error;
+  });
 }
 
 function warmUpCodec(upstream: LegSnapshot): void {

@@ -113,6 +113,7 @@ export const SIOCINQ = 0x541b;
 export const SIOCOUTQ = 0x5411;
 /** Of those, never sent: `write_seq - snd_nxt`. */
 export const SIOCOUTQNSD = 0x894b;
+const SIOCGSKNS = 0x894c;
 export const MSG_PEEK = 0x2;
 export const MSG_DONTWAIT = 0x40;
 export const MSG_NOSIGNAL = 0x4000;
@@ -183,6 +184,11 @@ export function listen(fd: number, backlog: number): void {
 /** `flags`: SOCK_NONBLOCK, SOCK_CLOEXEC */
 export function accept(fd: number, flags: number): number {
   return check(libc().accept4(fd, null, null, flags), "accept4");
+}
+
+/** A descriptor of the network namespace that a socket belongs to; the caller closes it. Needs CAP_NET_ADMIN. */
+export function namespaceOf(fd: number): number {
+  return check(libc().ioctlValue(fd, SIOCGSKNS, 0), "ioctl(SIOCGSKNS)");
 }
 
 export function getsockname(fd: number): Endpoint {

@@ -21,15 +21,14 @@ import { type Network, OWN_NETWORK, tcpSocketOf } from "#proxy/kernel/network.ts
 import * as sock from "#proxy/kernel/socket.ts";
 import { readState } from "#proxy/kernel/tcp-state.ts";
 import { fail } from "../contract/error-codes.ts";
+import type { AdoptedLeg, Side } from "../contract/leg-surgeon.ts";
 import type { LegSnapshot, LegState } from "../contract/snapshot.ts";
 import { encodeWindow, finReceived, finSent } from "./capture.ts";
-import { FLAG_ACK, FLAG_FIN, injectSegment } from "./inject.ts";
-import { guardLegFromReset, shieldLeg, unshieldLeg } from "./shield.ts";
+import { FLAG_ACK, FLAG_FIN } from "./inject.ts";
+import { atOnce, type LegSteps, WAIT } from "./leg-steps.ts";
 
 /** One write under repair: the kernel allocates each as one buffer of at most 17 pages. */
 const CHUNK_BYTES = 64 * 1024;
-/** Kernel buffers are counted with their bookkeeping; SO_*BUFFORCE doubles the value given. */
-const BUFFER_SLACK_BYTES = 256 * 1024;
 /** TCP_MAXSEG takes no more; a loopback leg's larger MSS is reached by TCP_REPAIR_OPTIONS. */
 const MAXSEG_MAX = 32767;
 const MAXSEG_MIN = 88;
@@ -40,7 +39,6 @@ const RTO_MS_MAX = 120_000;
  * wrong way where an IPv6 address has only just been added: the kernel installs its local route from a work queue.
  */
 const INJECT_TRIES_MAX = 100;
-const INJECT_WAIT_MS = 1;
 
 const TCPOPT_MSS = 2;
 const TCPOPT_WINDOW = 3;
@@ -80,6 +78,10 @@ export interface ReleaseOptions {
  * EPERM; LEG_QUEUE_REFUSED (out of memory). Nothing is left behind.
  */
 export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
+  return atOnce(adoptSteps(snapshot, options), options.network ?? OWN_NETWORK);
+}
+
+export function* adoptSteps(snapshot: LegSnapshot, options: AdoptOptions): LegSteps<number> {
   if (snapshot.state === "CLOSE") {
     throw fail(
       "LEG_NOT_ADOPTABLE",
@@ -88,7 +90,7 @@ export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
   }
   const fd = tcpSocketOf(options.network ?? OWN_NETWORK, snapshot.family);
   try {
-    build(fd, snapshot, options);
+    yield* build(fd, snapshot, options);
     return fd;
   } catch (error) {
     descriptor.close(fd);
@@ -96,21 +98,25 @@ export function adoptLeg(snapshot: LegSnapshot, options: AdoptOptions): number {
   }
 }
 
-function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
+function* build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): LegSteps<void> {
   const { receive, send } = snapshot;
   const sent = send.bytes.subarray(0, send.bytes.length - send.unsentBytes);
   const receiveEnd = receive.seq - (finReceived(snapshot.state) ? 1 : 0);
   const sendEnd = send.seq - (finSent(snapshot.state) ? 1 : 0);
 
-  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_ON);
-  if (options.shielded) shieldLeg(fd);
-  else if (sent.length > 0 || finSent(snapshot.state)) guardLegFromReset(fd);
-  growBuffers(fd, snapshot);
+  // as much as the peer was promised, or the adopted leg would drop what the captured one would have taken
+  const receiveBytes = receive.bytes.length + snapshot.window.rcv_wnd;
+  // its peer may not exist yet: a retransmission would be answered with RST
+  const drop = options.shielded ? "all" : sent.length > 0 || finSent(snapshot.state) ? "reset" : "none";
+  yield [
+    { do: "repair", fd, sendBytes: send.bytes.length, receiveBytes },
+    ...(drop === "none" ? [] : [{ do: "filter", fd, drop } as const]),
+    ...(options.addressAbsent === true ? [{ do: "foresee", fd, family: snapshot.family } as const] : []),
+  ];
   if (sent.length > 0 || finSent(snapshot.state)) limitRto(fd, FIRST_RTO_MS_MAX);
 
   setQueueSeq(fd, sock.TCP_RECV_QUEUE, receiveEnd - receive.bytes.length);
   setQueueSeq(fd, sock.TCP_SEND_QUEUE, sendEnd - send.bytes.length);
-  if (options.addressAbsent === true) setTransparent(fd, snapshot.family, 1);
   sock.bind(fd, snapshot.local, scopeOf(snapshot.local.address, options.device));
   // at connect, or the effective MSS stays at 536 until the route changes: TCP_REPAIR_OPTIONS sets the clamp only
   if (snapshot.mss >= MAXSEG_MIN) {
@@ -146,24 +152,25 @@ function build(fd: number, snapshot: LegSnapshot, options: AdoptOptions): void {
  * Errors (source "kernel"): LEG_FIN_NOT_RESTORED when the injected FIN does not arrive (a firewall on loopback).
  */
 export function releaseLeg(fd: number, snapshot: LegSnapshot, options: ReleaseOptions = {}): Buffer {
-  unshieldLeg(fd);
-  sock.setsockoptInt(
-    fd,
-    sock.IPPROTO_TCP,
-    sock.TCP_REPAIR,
-    options.probe === true ? sock.TCP_REPAIR_OFF : sock.TCP_REPAIR_OFF_NO_WP,
-  );
+  const { probe = false, network = OWN_NETWORK } = options;
+  return atOnce(releaseSteps({ fd, snapshot, side: "upstream", probe }), network);
+}
+
+export function* releaseSteps({ fd, snapshot, side, probe }: AdoptedLeg): LegSteps<Buffer> {
+  yield [
+    { do: "filter", fd, drop: "none" },
+    { do: "speak", fd, probe },
+  ];
   sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, 1);
-  setTransparent(fd, snapshot.family, 0);
+  endTransparent(fd, snapshot.family);
   const { send } = snapshot;
   const rest =
     send.unsentBytes === 0 ? send.bytes.subarray(0, 0) : write(fd, send.bytes.subarray(-send.unsentBytes));
-  const network = options.network ?? OWN_NETWORK;
-  if (finReceived(snapshot.state)) injectPeerFin(fd, snapshot, network);
+  if (finReceived(snapshot.state)) yield* injectPeerFin(fd, snapshot, side);
   if (finSent(snapshot.state) && rest.length === 0 && !finSentBeforeRelease(snapshot)) {
     sock.shutdown(fd, sock.SHUT_WR);
   }
-  if (snapshot.state === "FIN_WAIT2") injectPeerAck(fd, snapshot, network);
+  if (snapshot.state === "FIN_WAIT2") yield* injectPeerAck(fd, snapshot, side);
   restoreBuffers(fd, snapshot);
   return rest;
 }
@@ -211,25 +218,10 @@ function write(fd: number, bytes: Buffer): Buffer {
   return bytes.subarray(at);
 }
 
-function growBuffers(fd: number, snapshot: LegSnapshot): void {
-  const sendBytes = snapshot.send.bytes.length;
-  // as much as the peer was promised, or the adopted leg would drop what the captured one would have taken
-  const receiveBytes = snapshot.receive.bytes.length + snapshot.window.rcv_wnd;
-  if (sendBytes > 0) {
-    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_SNDBUFFORCE, sendBytes + BUFFER_SLACK_BYTES);
-  }
-  if (receiveBytes > 0) growReceiveBuffer(fd, receiveBytes);
-}
-
-function growReceiveBuffer(fd: number, receiveBytes: number): void {
-  const current = sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUF);
-  if (receiveBytes * 2 <= current) return;
-  sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_RCVBUFFORCE, receiveBytes + BUFFER_SLACK_BYTES);
-}
-
-function setTransparent(fd: number, family: 4 | 6, on: 0 | 1): void {
-  if (family === 4) sock.setsockoptInt(fd, sock.IPPROTO_IP, sock.IP_TRANSPARENT, on);
-  else sock.setsockoptInt(fd, sock.IPPROTO_IPV6, sock.IPV6_TRANSPARENT, on);
+/** Without a privilege: only its beginning takes one. */
+function endTransparent(fd: number, family: 4 | 6): void {
+  if (family === 4) sock.setsockoptInt(fd, sock.IPPROTO_IP, sock.IP_TRANSPARENT, 0);
+  else sock.setsockoptInt(fd, sock.IPPROTO_IPV6, sock.IPV6_TRANSPARENT, 0);
 }
 
 function restoreBuffers(fd: number, snapshot: LegSnapshot): void {
@@ -271,39 +263,38 @@ function repairWindow(snapshot: LegSnapshot, receiveEnd: number): Buffer {
 
 // ---- the peer's half of a half-closed leg
 
-function injectPeerFin(fd: number, snapshot: LegSnapshot, network: Network): void {
+function* injectPeerFin(fd: number, snapshot: LegSnapshot, side: Side): LegSteps<void> {
   const finSeq = (snapshot.receive.seq - 1) >>> 0;
   // acknowledges nothing new: our own FIN and unacknowledged bytes stay so
   const ack = (snapshot.send.seq - (finSent(snapshot.state) ? 1 : 0) - snapshot.send.bytes.length) >>> 0;
-  inject(fd, snapshot, { seq: finSeq, ack, flags: FLAG_FIN | FLAG_ACK }, finReceived, network);
+  yield* inject(fd, snapshot, { seq: finSeq, ack, flags: FLAG_FIN | FLAG_ACK }, finReceived, side);
 }
 
 /** FIN_WAIT2: the peer has acknowledged our FIN and would do so again only after a retransmission. */
-function injectPeerAck(fd: number, snapshot: LegSnapshot, network: Network): void {
+function* injectPeerAck(fd: number, snapshot: LegSnapshot, side: Side): LegSteps<void> {
   const segment = { seq: snapshot.receive.seq, ack: snapshot.send.seq, flags: FLAG_ACK };
-  inject(fd, snapshot, segment, (state) => state !== "FIN_WAIT1", network);
+  yield* inject(fd, snapshot, segment, (state) => state !== "FIN_WAIT1", side);
 }
 
 /** Does nothing where the peer itself has been faster, or has reset the leg. */
-function inject(
+function* inject(
   fd: number,
   snapshot: LegSnapshot,
   segment: { seq: number; ack: number; flags: number },
   arrived: (state: LegState) => boolean,
-  network: Network,
-): void {
+  side: Side,
+): LegSteps<void> {
   const window = Math.floor(snapshot.window.snd_wnd / 2 ** (snapshot.windowScale?.snd ?? 0));
   for (let attempt = 0; attempt < INJECT_TRIES_MAX; attempt++) {
     const state = readState(fd);
     if (state === "CLOSE" || arrived(state)) return;
-    if (attempt > 0) Atomics.wait(sleeper, 0, 0, INJECT_WAIT_MS);
+    if (attempt > 0) yield WAIT;
     // again each time: a copy is an old segment to TCP, and a lost one did not come this way
-    injectSegment({ from: snapshot.remote, to: snapshot.local, ...segment, window }, network);
+    const { remote: from, local: to } = snapshot;
+    yield [{ do: "inject", side, segment: { from, to, ...segment, window } }];
   }
   throw fail(
     "LEG_FIN_NOT_RESTORED",
     `a segment injected for ${snapshot.local.address}:${snapshot.local.port} did not arrive; let the loopback device through the firewall`,
   );
 }
-
-const sleeper = new Int32Array(new SharedArrayBuffer(4));

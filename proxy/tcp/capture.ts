@@ -1,7 +1,7 @@
 /**
  * Capture: read one leg out of the kernel with TCP_REPAIR.
  *
- * Preconditions: CAP_NET_ADMIN (checked on the caller, not on the owner of the socket); nobody else reads or writes the
+ * Preconditions: CAP_NET_ADMIN of whoever takes the steps (checked on the caller, not on the owner of the socket); nobody else reads or writes the
  * descriptor; the leg is shielded first (shield.ts): its peer's kernel goes on even where the peer is frozen.
  *
  * What repair mode does and does not do: the descriptor can be closed without FIN or RST. It does *not* stop receiving,
@@ -27,6 +27,7 @@
 
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
+import { OWN_NETWORK } from "#proxy/kernel/network.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { readState, tcpInfo } from "#proxy/kernel/tcp-state.ts";
@@ -38,6 +39,7 @@ import {
   type LegState,
   type RepairWindow,
 } from "../contract/snapshot.ts";
+import { atOnce, type LegSteps } from "./leg-steps.ts";
 
 /** Tries before a leg that keeps changing under our hands is refused. */
 const CAPTURE_TRIES_MAX = 5;
@@ -73,7 +75,11 @@ let scratch: Buffer | undefined;
  * error the leg is out of repair mode again.
  */
 export function captureLeg(fd: number): LegSnapshot {
-  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_ON);
+  return atOnce(captureSteps(fd), OWN_NETWORK);
+}
+
+export function* captureSteps(fd: number): LegSteps<LegSnapshot> {
+  yield [{ do: "repair", fd, sendBytes: 0, receiveBytes: 0 }];
   let repairWindow = NO_WINDOW;
   try {
     repairWindow = closeSendWindow(fd);
@@ -86,7 +92,7 @@ export function captureLeg(fd: number): LegSnapshot {
     }
     throw fail("LEG_NOT_QUIET", "the leg's queues keep changing; shield the leg or freeze its peer first");
   } catch (error) {
-    uncaptureLeg(fd, { window: repairWindow });
+    yield* uncaptureSteps(fd, { window: repairWindow });
     throw error;
   }
 }
@@ -101,9 +107,16 @@ export function uncaptureLeg(
   snapshot: Pick<LegSnapshot, "window">,
   options: { probe?: boolean } = {},
 ): void {
+  atOnce(uncaptureSteps(fd, snapshot, options), OWN_NETWORK);
+}
+
+export function* uncaptureSteps(
+  fd: number,
+  snapshot: Pick<LegSnapshot, "window">,
+  options: { probe?: boolean } = {},
+): LegSteps<void> {
   if (snapshot.window.snd_wnd > 0) setWindow(fd, snapshot.window);
-  const off = options.probe === true ? sock.TCP_REPAIR_OFF : sock.TCP_REPAIR_OFF_NO_WP;
-  sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, off);
+  yield [{ do: "speak", fd, probe: options.probe === true }];
   sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, 1);
 }
 

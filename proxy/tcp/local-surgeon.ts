@@ -8,10 +8,10 @@ import type {
 } from "#proxy/contract/leg-surgeon.ts";
 import type { LegSnapshot } from "#proxy/contract/snapshot.ts";
 import { type Network, OWN_NETWORK } from "#proxy/kernel/network.ts";
+import { shieldLeg, unshieldLeg } from "#proxy/kernel/shield.ts";
 import { adoptLeg, releaseLeg } from "./adopt.ts";
 import { captureLeg, uncaptureLeg } from "./capture.ts";
 import { provoke } from "./inject.ts";
-import { shieldLeg, unshieldLeg } from "./shield.ts";
 
 /** What is done to one leg; each throws what it fails with. */
 export interface LegWork {

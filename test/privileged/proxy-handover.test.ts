@@ -10,16 +10,22 @@ import { CLIENT_PORT, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts
 import { RawEnd } from "#test/support/raw-ends.ts";
 
 const GROWTH_MOVES = 20;
+const GROWTH_MOVES_HELPED = 6;
 
-for (const downstream of ["forward", "takeover"] as const) {
-  describe(`a handover by ${downstream}`, { timeout: 600_000 }, () => {
+for (const { downstream, helped } of [
+  { downstream: "forward", helped: false },
+  { downstream: "forward", helped: true },
+  { downstream: "takeover", helped: false },
+] as const) {
+  const between = helped ? "proxies without capabilities, which an agent helps" : "proxies";
+  describe(`a handover by ${downstream}, between ${between}`, { timeout: 600_000 }, () => {
     let lab: ProxyLab;
     let owner: NodeName = "a";
     let clients: CountedClient[] = [];
     let seed = 0;
 
     before(async () => {
-      lab = await ProxyLab.start({ nodes: ["a", "b"], downstream });
+      lab = await ProxyLab.start({ nodes: ["a", "b"], downstream, helped });
       await lab.serve("a");
     });
     afterEach(async () => {
@@ -146,29 +152,37 @@ for (const downstream of ["forward", "takeover"] as const) {
       }
     });
 
-    it("loses a session whose connection to the application could not be captured, at both ends, and no other", async () => {
-      const bystander = connect("a");
-      await bystander.progress();
-      // There and back: in forward mode its client is at an anchor, and at the anchor that becomes the owner again.
-      for (let round = 0; round < 2; round++) {
-        const lost = connect("a");
-        await lost.progress();
-        await lab.untilConnections(2);
-        await move(undefined, (captured) => {
-          const sessions = decodeSessions(captured, { sessionsMax: 10, bytesMax: 1 << 28 });
-          const last = sessions.reduce((one, other) => (one.acceptedAtMs > other.acceptedAtMs ? one : other));
-          assert.ok(last.upstream !== null && sessions.length === 2);
-          last.upstream = { ...last.upstream, state: "CLOSE" };
-          return encodeSessions(sessions);
-        });
-        assert.equal(await lost.untilOver(), "ECONNRESET");
-        assert.equal((await counters()).linkFailures, 0, "told, not given up on");
+    // what makes the application's end speak is injected by an agent only where that end is in the proxy's own network, as in a pod
+    const provokes = { skip: helped && "the application is in another network than the proxy here" };
+    it(
+      "loses a session whose connection to the application could not be captured, at both ends, and no other",
+      provokes,
+      async () => {
+        const bystander = connect("a");
         await bystander.progress();
-        await bystander.settled();
-        await lab.untilConnections(1);
-        await lab.proxy(owner).untilSessions(1);
-      }
-    });
+        // There and back: in forward mode its client is at an anchor, and at the anchor that becomes the owner again.
+        for (let round = 0; round < 2; round++) {
+          const lost = connect("a");
+          await lost.progress();
+          await lab.untilConnections(2);
+          await move(undefined, (captured) => {
+            const sessions = decodeSessions(captured, { sessionsMax: 10, bytesMax: 1 << 28 });
+            const last = sessions.reduce((one, other) =>
+              one.acceptedAtMs > other.acceptedAtMs ? one : other,
+            );
+            assert.ok(last.upstream !== null && sessions.length === 2);
+            last.upstream = { ...last.upstream, state: "CLOSE" };
+            return encodeSessions(sessions);
+          });
+          assert.equal(await lost.untilOver(), "ECONNRESET");
+          assert.equal((await counters()).linkFailures, 0, "told, not given up on");
+          await bystander.progress();
+          await bystander.settled();
+          await lab.untilConnections(1);
+          await lab.proxy(owner).untilSessions(1);
+        }
+      },
+    );
 
     it("moves a client that sends without reading, queues and all", async () => {
       const client = connect();
@@ -223,14 +237,15 @@ for (const downstream of ["forward", "takeover"] as const) {
     });
 
     // Of memory it says nothing: what V8 keeps between collections is more than these moves could leak.
-    it(`leaves no descriptor and no session behind over ${GROWTH_MOVES} moves`, async () => {
+    const moves = helped ? GROWTH_MOVES_HELPED : GROWTH_MOVES;
+    it(`leaves no descriptor and no session behind over ${moves} moves`, async () => {
       for (let i = 0; i < 20; i++) connect();
       await Promise.all(clients.map((client) => client.progress()));
       await move();
       await move();
       await Promise.all(clients.map((client) => client.progress()));
       const before = await lab.inUse();
-      for (let i = 0; i < GROWTH_MOVES; i++) {
+      for (let i = 0; i < moves; i++) {
         await move();
         await Promise.all(clients.map((client) => client.progress(1000)));
       }

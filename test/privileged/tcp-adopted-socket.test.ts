@@ -8,12 +8,12 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { OWN_NETWORK } from "#proxy/kernel/network.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as procs from "#proxy/kernel/processes.ts";
+import { shieldLeg, unshieldLeg } from "#proxy/kernel/shield.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { readState } from "#proxy/kernel/tcp-state.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg } from "#proxy/tcp/capture.ts";
 import { provoke } from "#proxy/tcp/inject.ts";
-import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
 import { acceptOne, dial, Flow, lacking, listenAt, Namespace, untilState } from "./tcp-stage.ts";
 
 const LARGE_BYTES = 8 * 1024 * 1024;

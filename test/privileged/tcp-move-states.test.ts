@@ -6,11 +6,11 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { LegSnapshot, LegState, SessionSnapshot } from "#proxy/contract/snapshot.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
+import { shieldLeg, unshieldLeg } from "#proxy/kernel/shield.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { readState } from "#proxy/kernel/tcp-state.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, finUnacked, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { shieldLeg, unshieldLeg } from "#proxy/tcp/shield.ts";
 import {
   acceptOne,
   dial,

@@ -6,10 +6,10 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { countSynRecv, destroySocket, listenBacklog, listSockets } from "#proxy/kernel/diag.ts";
+import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/kernel/shield.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { adoptLeg, releaseLeg } from "#proxy/tcp/adopt.ts";
 import { captureLeg, uncaptureLeg } from "#proxy/tcp/capture.ts";
-import { shieldLeg, shieldListener, unshieldLeg, unshieldListener } from "#proxy/tcp/shield.ts";
 import { acceptOne, dial, Flow, lacking, listenAt, Namespace, until, vethPair } from "./tcp-stage.ts";
 
 const SERVER = "10.78.0.2";

@@ -6,6 +6,7 @@ import type { Downstream, PortConfig } from "#proxy/contract/commands.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
+import { shieldListener, unshieldListener } from "#proxy/kernel/shield.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/kernel/socket.ts";
 import {
   bound,
@@ -16,7 +17,6 @@ import {
   sockets,
 } from "#proxy/kernel/stream-sockets.ts";
 import { type LegWork, LocalSurgeon, localLegWork } from "#proxy/tcp/local-surgeon.ts";
-import { shieldListener, unshieldListener } from "#proxy/tcp/shield.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { LIMITS, PLAIN } from "./proxy-lab.ts";

@@ -10,10 +10,12 @@
  */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, mkdirSync, openSync, readdirSync, writeFileSync } from "node:fs";
+import { chownSync, closeSync, mkdirSync, openSync, readdirSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { identify, type ProcessIdentity } from "#control/runtime/processes.ts";
+import { LegPrivileges } from "#control/workload/leg-privileges.ts";
 import { Channel } from "#proxy/contract/channel.ts";
 import type {
   CapturedPiece,
@@ -25,6 +27,7 @@ import type {
   SessionInfo,
 } from "#proxy/contract/commands.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
+import { LEGS_CALL } from "#proxy/contract/privileged-steps.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { AF_INET } from "#proxy/kernel/address-text.ts";
 import { close } from "#proxy/kernel/descriptors.ts";
@@ -37,6 +40,12 @@ import { labDir, labPrefixes, startTimeOf, sweep, sweepDeadLabs } from "#test/la
 // named in an import, node:http costs 45 ms more of every start: its lazy exports are evaluated, fetch and HTTP/2 among them
 const { request } = process.getBuiltinModule("node:http");
 
+/** a user who is nobody else, and has no capability */
+const NOBODY = 65_534;
+const UNPRIVILEGED = [
+  ...["setpriv", `--reuid=${NOBODY}`, `--regid=${NOBODY}`, "--clear-groups", "--no-new-privs"],
+  ...["--bounding-set", "-all", "--inh-caps", "-all", "--"],
+];
 const root = resolve(import.meta.dirname, "../..");
 const node = join(root, "node_modules/node/bin/node");
 export type NodeName = "a" | "b" | "c";
@@ -87,6 +96,8 @@ export interface LabOptions {
   echo?: "counted" | "plain";
   port?: Partial<PortConfig>;
   limits?: Partial<ProxyLimits>;
+  /** proxies without a capability, which the test helps as an agent would */
+  helped?: boolean;
 }
 
 let made = 0;
@@ -125,6 +136,7 @@ export class ProxyLab {
     const { nodes } = this.options;
     sweepDeadLabs(labPrefixes.proxies);
     mkdirSync(this.directory, { mode: 0o700 });
+    if (this.options.helped === true) chownSync(this.directory, NOBODY, NOBODY);
     writeFileSync(join(this.directory, "owner"), startTimeOf(process.pid) ?? "");
     this.#unguard = guard({ close: () => this.stop(), closeNow: () => void sweep(this.#id) });
     const all = ["clients", "app", ...nodes];
@@ -187,6 +199,7 @@ export class ProxyLab {
     const proxy = await ProxyProcess.start({
       exec: ["ip", "netns", "exec", this.#ns(name)],
       socket: join(this.directory, `${name}.sock`),
+      helped: this.options.helped === true,
     });
     this.proxies.set(name, proxy);
     const config: Configure = {
@@ -434,21 +447,37 @@ function ipAll(options: string[], commands: string[]): void {
   });
 }
 
+/** What an agent does for a proxy. */
+export interface Helper {
+  calls: number;
+  /** what becomes of the agent with the call of that number, counted from 1 */
+  meets: ((call: number) => "dies before" | "dies after" | null) | null;
+}
+
 export class ProxyProcess {
   readonly process: ChildProcess;
   readonly socket: string;
   readonly exited: Promise<unknown>;
+  /** null: it needs no help */
+  readonly helper: Helper | null;
   #channel: Channel;
 
-  private constructor(process: ChildProcess, socket: string, channel: Channel) {
+  private constructor(process: ChildProcess, socket: string, channel: Channel, helper: Helper | null) {
     this.process = process;
     this.socket = socket;
     this.exited = once(process, "exit");
     this.#channel = channel;
+    this.helper = helper;
   }
 
-  static async start(options: { exec?: string[]; socket: string }): Promise<ProxyProcess> {
-    const argv = [...(options.exec ?? []), node, join(root, "proxy/main.ts"), "--socket", options.socket];
+  static async start(options: { exec?: string[]; socket: string; helped?: boolean }): Promise<ProxyProcess> {
+    const helper: Helper | null = options.helped === true ? { calls: 0, meets: null } : null;
+    const argv = [
+      ...(options.exec ?? []),
+      ...(helper === null ? [] : UNPRIVILEGED),
+      ...[node, join(root, "proxy/main.ts"), "--socket", options.socket],
+      ...(helper === null ? [] : ["--helped"]),
+    ];
     const child = spawn(
       argv[0] as string,
       [...argv.slice(1), "--log-level", process.env.PROXY_LOG ?? "error"],
@@ -456,16 +485,31 @@ export class ProxyProcess {
         stdio: ["ignore", "inherit", "inherit"],
       },
     );
-    const channel = await ProxyProcess.#connect(options.socket, child);
-    return new ProxyProcess(child, options.socket, channel);
+    const channel = await ProxyProcess.#connect(options.socket, child, helper);
+    return new ProxyProcess(child, options.socket, channel, helper);
   }
 
-  static async #connect(path: string, child: ChildProcess): Promise<Channel> {
+  static async #connect(path: string, child: ChildProcess, helper: Helper | null): Promise<Channel> {
     for (;;) {
       const socket = connect(path);
       try {
         await once(socket, "connect");
-        return new Channel(socket, { name: "proxy" });
+        if (helper === null) return new Channel(socket, { name: "proxy" });
+        const privileges = await LegPrivileges.of((await identify(child.pid ?? -1)) as ProcessIdentity);
+        const channel: Channel = new Channel(socket, {
+          name: "proxy",
+          handlers: {
+            [LEGS_CALL]: async (params, body) => {
+              const call = ++helper.calls;
+              if (helper.meets?.(call) === "dies before") channel.close();
+              const done = channel.isOpen ? await privileges.handler(params, body) : undefined;
+              if (helper.meets?.(call) === "dies after") channel.close();
+              return done;
+            },
+          },
+        });
+        void channel.closed.then(() => privileges.close());
+        return channel;
       } catch {
         if (child.exitCode !== null) throw new Error(`the proxy ended with ${child.exitCode}`);
         await delay(5);
@@ -476,7 +520,7 @@ export class ProxyProcess {
   /** As an agent that was started again. */
   async reconnect(): Promise<void> {
     this.#channel.close();
-    this.#channel = await ProxyProcess.#connect(this.socket, this.process);
+    this.#channel = await ProxyProcess.#connect(this.socket, this.process, this.helper);
   }
 
   call<T = Record<string, unknown>>(

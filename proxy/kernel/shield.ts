@@ -8,7 +8,7 @@
  * A shielded leg still *sends*: retransmissions, window probes and keep-alives run on timers (see capture.ts).
  * Sources: net/core/filter.c, man page socket(7) SO_ATTACH_FILTER, Documentation/networking/filter.rst.
  */
-import { addressOf } from "#proxy/kernel/libc.ts";
+import { addressOf } from "./libc.ts";
 import {
   loadSocketFilter,
   SO_ATTACH_BPF,
@@ -18,7 +18,7 @@ import {
   setsockoptBuffer,
   setsockoptInt,
   trySetsockoptInt,
-} from "#proxy/kernel/socket.ts";
+} from "./socket.ts";
 
 const BPF_LD_B_ABS = 0x30;
 const BPF_ALU_AND_K = 0x54;
