@@ -3,7 +3,9 @@
  * round compares what there is with what there should be, and what cannot be done now is tried again.
  *
  *   a pod's container runs              its workload is made, as a start of the agent makes one of the file
- *   the pod is deleted, or over         the application stops, unless it has moved or is about to; clients that this node's proxy
+ *   the pod is being deleted            kubelet ends its containers, in its order: an application that ends is not started again
+ *   its container has ended, or it is
+ *   gone, or over                       the application stops, unless it has moved or is about to; clients that this node's proxy
  *                                       still forwards are waited for; then the workload and its folder go
  *   another pod of the same name        one after the other; a standby has the workload at once, when the application has left
  *
@@ -38,6 +40,10 @@ export interface PodWorkload {
   stop(): Promise<void>;
   /** from now on it is that of another pod */
   useConfig(config: WorkloadConfig): void;
+  /** What ends from now on stays so, and its container ends with it. */
+  leaveDown(): void;
+  /** … which is still there */
+  hasContainer(): Promise<boolean>;
   close(): void;
 }
 
@@ -68,6 +74,8 @@ export class PodWorkloads<Workload extends PodWorkload> {
   readonly #own = new Map<string, InjectedPod>();
   /** by name of their workloads; null: not known yet */
   #pods: Pods | null = null;
+  /** uids of those that are being deleted */
+  #ending: ReadonlySet<string> = new Set();
   /** what was refused, so that it is said once */
   readonly #refused = new Map<string, string>();
   #round: Promise<void> | null = null;
@@ -105,10 +113,12 @@ export class PodWorkloads<Workload extends PodWorkload> {
     const { log } = this.#options;
     const pods: Pods = new Map();
     const there = new Set<string>();
+    const ending = new Set<string>();
     for (const object of objects) {
       try {
         const found = lookAt(object);
-        if (found === null || found.state === "ending") continue;
+        if (found?.state === "ending") ending.add(found.pod.uid);
+        if (found === null || found.state === "ending" || found.state === "over") continue;
         there.add(found.pod.uid);
         const name = nameOf(found.pod);
         const other = pods.get(name)?.pod;
@@ -119,6 +129,7 @@ export class PodWorkloads<Workload extends PodWorkload> {
       }
     }
     this.#pods = pods;
+    this.#ending = ending;
     for (const uid of this.#refused.keys()) if (!there.has(uid)) this.#refused.delete(uid);
     this.#go();
   }
@@ -243,6 +254,10 @@ export class PodWorkloads<Workload extends PodWorkload> {
     if (workload === undefined) return true;
     if (isRecovering(workload) || workload.busyWith !== null || workload.isStarting) return false;
     if (workload.journal.role === "owner") {
+      if (this.#ending.has(this.#own.get(name)?.uid ?? "") && (await workload.hasContainer())) {
+        workload.leaveDown();
+        return false;
+      }
       log.info({ workload: name }, "its pod has gone: the application stops");
       await workload.stop();
     }

@@ -85,6 +85,16 @@ export interface Sandbox {
   openDoor(): Promise<void>;
   /** Bytes of its output that nobody has taken yet. */
   untakenOutput(): number;
+  /**
+   * Signals that the container was sent from outside, for the application, each once. @property isToEnd it was asked to end: when the
+   * application has ended it is not to be started again there, see {@link Sandbox.end}
+   */
+  takeSignals(): Promise<{ signals: number[]; isToEnd: boolean }>;
+  /**
+   * The application has ended, and its container is to end as if the application had been its init: with status 0 after 0, else by
+   * SIGKILL, as an init cannot be made to end otherwise. Nothing else is removed. Safe to repeat.
+   */
+  end(status: number | null): Promise<void>;
   /** Another reader of its output, where the last has ended. */
   readOutput(options: OutputOptions): Promise<ProcessIdentity>;
   /** Ends every process of the instance and removes all traces of it. Safe to repeat. */

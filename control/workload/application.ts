@@ -85,6 +85,15 @@ export class Application {
     return null;
   }
 
+  /** To its root alone, as the kernel does where that is PID 1 of its container. */
+  signal(number: number): void {
+    try {
+      procs.pidfdSendSignal(this.#pidfd, number);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+    }
+  }
+
   /** Asks its process group to end. Resolves when its root has, or after `msMax`. */
   async askToEnd(signal: NodeJS.Signals, msMax: number): Promise<void> {
     if (this.hasEnded) return;

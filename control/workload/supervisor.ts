@@ -109,6 +109,8 @@ export interface SupervisedWorkload {
   readonly proxy: ProxyClient;
   /** Owned, and neither about to leave nor to be ended. */
   readonly isAtRest: boolean;
+  /** Its container is not to outlive it. */
+  readonly isLeavingDown: boolean;
   createContainer(populate: (layer: string) => Promise<void>): Promise<Sandbox>;
   /** Gives the proxy what it connects to the application by: after each new container. */
   readonly keeper: { handNetwork(): Promise<void> };
@@ -328,12 +330,34 @@ export class Supervisor {
     const { container } = this.#workload.journal;
     const application = await this.#attach();
     if (this.isBusy || !this.#workload.isAtRest || container?.id !== this.#watched) return;
+    const isToEnd = await this.#passSignals(application);
     if (application !== null && !application.hasEnded) {
       if (performance.now() - this.#boundAtMs >= BOUND_MS) await this.#boundUnsent();
       return;
     }
+    if (this.#workload.isLeavingDown || isToEnd) return await this.#endContainer(application);
     if (this.#leftDown === this.#watched) return;
     this.#begin((signal) => this.#revive(application, signal));
+  }
+
+  /** What its container was sent is the application's. Whether that was to end it. */
+  async #passSignals(application: Application | null): Promise<boolean> {
+    const { sandbox } = this.#workload;
+    if (sandbox === null) return false;
+    const { signals, isToEnd } = await sandbox.takeSignals();
+    if (signals.length > 0)
+      this.#log("info", { signals }, "the application is given what its container was sent");
+    for (const signal of signals) application?.signal(signal);
+    return isToEnd;
+  }
+
+  /** As without us, where the application is the container. */
+  async #endContainer(ended: Application | null): Promise<void> {
+    const { sandbox } = this.#workload;
+    if (sandbox === null || !(await sandbox.isAlive())) return;
+    const end = ended === null ? null : await ended.end();
+    this.#log("info", { end: describeEnd(end) }, "the application has ended, and its container ends");
+    await sandbox.end(end !== null && "status" in end ? end.status : null);
   }
 
   async #revive(ended: Application | null, signal: AbortSignal): Promise<void> {

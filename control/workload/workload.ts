@@ -63,6 +63,8 @@ export class Workload {
   vip: Vip | null = null;
   #closed = false;
   #ending = false;
+  /** see {@link leaveDown} */
+  #isLeavingDown = false;
   #recovery: Promise<void> = Promise.resolve();
   #isRecovered = false;
 
@@ -79,6 +81,7 @@ export class Workload {
     return this.#config;
   }
   useConfig(config: WorkloadConfig): void {
+    if (config.pod?.uid !== this.#config.pod?.uid) this.#isLeavingDown = false;
     this.#config = config;
   }
   get name(): string {
@@ -167,6 +170,22 @@ export class Workload {
   }
   get runsHere(): boolean {
     return this.journal.container !== null || this.keeper.client !== null;
+  }
+
+  /** Its pod is being deleted: what ends now is not started again, and its container ends with it. */
+  leaveDown(): void {
+    if (this.#isLeavingDown) return;
+    this.#isLeavingDown = true;
+    this.supervisor
+      .interrupt()
+      .catch((error: unknown) => this.#warn("end attempts to start it again", error));
+  }
+  get isLeavingDown(): boolean {
+    return this.#isLeavingDown;
+  }
+  /** … which has not ended yet */
+  async hasContainer(): Promise<boolean> {
+    return (await this.sandbox?.isAlive()) ?? false;
   }
 
   /** What stops the container unseen. null: this machine has nothing of the kind */

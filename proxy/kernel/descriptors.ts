@@ -1,6 +1,6 @@
 /** What can be done with any descriptor: fcntl(2), ioctl(2), pipes, locks, event and timer descriptors. */
 import { O_CLOEXEC } from "./files.ts";
-import { check, errno, errnoName, failure, int, intView, libc, pair } from "./libc.ts";
+import { addressOf, check, errno, errnoName, failure, int, intView, libc, pair } from "./libc.ts";
 import { KCMP_FILE, SYS_KCMP } from "./processes.ts";
 
 export const LOCK_SH = 1;
@@ -15,6 +15,9 @@ export const F_SETFL = 4;
 const RLIMIT_NOFILE = 7;
 const F_DUPFD_CLOEXEC = 1030;
 export const F_GETOWN = 9;
+const SYS_SIGNALFD4 = process.arch === "arm64" ? 74 : 289;
+/** of the kernel's sigset_t */
+const SIGNAL_SET_BYTES = 8;
 /** _IOW('T', 0, __u64), include/uapi/linux/timerfd.h */
 const TFD_IOC_SET_TICKS = 0x40085400;
 
@@ -35,6 +38,16 @@ export function fileFlags(fd: number): number {
 /** For all descriptors of the open file, those of other processes too. */
 export function setFileFlags(fd: number, flags: number): void {
   check(libc().fcntl(fd, F_SETFL, flags), "fcntl(F_SETFL)");
+}
+
+/**
+ * signalfd(2) of one that exists: what is taken by it from now on, through all its descriptors, those of other processes too.
+ * @param set bit N - 1 is signal N
+ */
+export function setSignalSet(fd: number, set: bigint): void {
+  const bytes = Buffer.alloc(SIGNAL_SET_BYTES);
+  bytes.writeBigUInt64LE(set);
+  check(libc().syscall(SYS_SIGNALFD4, fd, addressOf(bytes), bytes.length, 0), "signalfd4");
 }
 
 /** Makes the descriptor table large enough for `count` descriptors at once; false above RLIMIT_NOFILE. */

@@ -92,6 +92,21 @@ function pod({ name, nodePort, listen, command, args }: Moved, node: string): Ku
   };
 }
 
+/** Says what it is sent, and takes its time to end; stays to be looked at when its container has ended. */
+const ENDING: KubeObject = (() => {
+  const program = `
+    for (const signal of ["SIGHUP", "SIGTERM"]) process.on(signal, () => console.log(signal));
+    process.on("SIGTERM", () => setTimeout(() => { console.log("ends"); process.exit(0); }, 700));
+    require("net").createServer().listen(${APP_PORT}, "0.0.0.0");`;
+  const command = ["/usr/bin/node", "-e", program];
+  const made = pod({ name: "ending", nodePort: null, listen: 8082, kind: "tcp", sessions: 0, command }, "a");
+  const preStop = ["/usr/bin/node", "-e", 'require("fs").writeFileSync("/proc/1/fd/1", "preStop\\n")'];
+  made.metadata = { ...made.metadata, name: "ending", finalizers: ["holdfast.test/looked-at"] };
+  made.spec.terminationGracePeriodSeconds = 30;
+  made.spec.containers[0].lifecycle = { preStop: { exec: { command: preStop } } };
+  return made;
+})();
+
 /** Leads to whichever of chat's pods is ready. */
 const SERVICE: KubeObject = {
   apiVersion: "v1",
@@ -292,6 +307,33 @@ describe("an application in a pod", () => {
     await isServed(workload, "a");
     const epoch = (await shownOn("a")).get(workload)?.epoch ?? 0;
     assert.ok(epoch > (before?.epoch ?? 0), `${epoch} after ${before?.epoch}`);
+  });
+
+  it("is asked to end after preStop when its pod is deleted, has its time, and ends its container as it ended", async () => {
+    const path = `/api/v1/namespaces/default/pods/${ENDING.metadata.name}`;
+    await cluster.apply(ENDING);
+    await cluster.readyPod(ENDING.metadata.name);
+    // kubelet removes a container of a deleted pod soon, and its log with it
+    const log = cluster.spawn("logs", ["kubectl", "logs", "-f", ENDING.metadata.name, "-c", "app"]);
+    const hangUp = ["/usr/bin/node", "-e", "process.kill(1, 'SIGHUP')"];
+    await cluster.kubectl(["exec", ENDING.metadata.name, "-c", "app", "--", ...hangUp]);
+    await cluster.until("it is given what its container was sent", async () => log.stdout.includes("SIGHUP"));
+    await cluster.kubectl(["delete", "pod", ENDING.metadata.name, "--wait=false"]);
+    let end: { exitCode: number; reason: string } | undefined;
+    await cluster.until("its container has ended", async () => {
+      end = (await cluster.find(path))?.status.containerStatuses[0].state.terminated;
+      return end !== undefined;
+    });
+    await cluster.until("all of its log is there", async () => log.exited || log.stdout.includes("ends"));
+    assert.deepEqual(log.stdout.trim().split("\n"), ["SIGHUP", "preStop", "SIGTERM", "ends"]);
+    assert.equal(end?.exitCode, 0);
+    assert.equal((await cluster.find(path))?.status.containerStatuses[0].restartCount, 0);
+    const unfinished = { metadata: { finalizers: null } };
+    await cluster.api("PATCH", path, unfinished, "application/merge-patch+json");
+    await cluster.until(
+      "the agent knows it no more",
+      async () => !(await shownOn("a")).has("default.ending"),
+    );
   });
 
   /** What comes of a connection to its application's port, from a node. */

@@ -25,6 +25,7 @@ describe("a pod that was injected", () => {
     const config = workloadOf(pod(), ADDRESS);
     assert.equal(config.name, "default.chat-a");
     assert.equal(config.start, true);
+    assert.equal(config.restart, "always");
     assert.deepEqual(config.pod, {
       ...{ namespace: "default", name: "chat-a", uid: "1", container: "app" },
       ...{ command: ["node", "server.js"], cwd: null },
@@ -118,6 +119,6 @@ describe("a pod that was injected", () => {
     assert.deepEqual(here?.pod.annotations, { injected: "1", container: "app" });
     const metadata = { deletionTimestamp: "2026-11-27T12:00:00Z" };
     assert.equal(lookAt(object(injected, { status: running, metadata }))?.state, "ending");
-    assert.equal(lookAt(object(injected, { status: { ...running, phase: "Failed" } }))?.state, "ending");
+    assert.equal(lookAt(object(injected, { status: { ...running, phase: "Failed" } }))?.state, "over");
   });
 });

@@ -16,6 +16,7 @@ class FakeWorkload implements PodWorkload {
   journal: PodWorkload["journal"] = { role: "owner", moving: null, owed: null };
   busyWith: string | null = null;
   isStarting = false;
+  isAlive = false;
   did: string[] = [];
 
   constructor(config: WorkloadConfig) {
@@ -30,6 +31,12 @@ class FakeWorkload implements PodWorkload {
   }
   useConfig(config: WorkloadConfig): void {
     this.config = config;
+  }
+  leaveDown(): void {
+    if (this.did.at(-1) !== "leave down") this.did.push("leave down");
+  }
+  async hasContainer(): Promise<boolean> {
+    return this.isAlive;
   }
   close(): void {
     this.did.push("close");
@@ -127,6 +134,30 @@ describe("the workloads of pods", () => {
     pods.update([pod("chat", "1", { metadata: { deletionTimestamp: "2026-11-27T12:00:00Z" } })]);
     await has();
     assert.deepEqual(made[0]?.did, ["close"]);
+  });
+
+  it("are left to kubelet while their pod is being deleted, and stop when their container has ended", async () => {
+    const metadata = { deletionTimestamp: "2026-11-27T12:00:00Z" };
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    const [workload] = made as [FakeWorkload];
+    workload.isAlive = true;
+    pods.update([pod("chat", "1", { metadata })]);
+    await until("it is told", () => workload.did.length > 0);
+    await again(pod("chat", "1", { metadata }));
+    assert.deepEqual(workload.did, ["leave down"]);
+    workload.isAlive = false;
+    await until("it goes", () => !workloads.has("default.chat"));
+    assert.deepEqual(workload.did, ["leave down", "stop", "close"]);
+  });
+
+  it("stop at once where their pod is gone, whatever still runs of it", async () => {
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    (made[0] as FakeWorkload).isAlive = true;
+    pods.update([]);
+    await has();
+    assert.deepEqual(made[0]?.did, ["stop", "close"]);
   });
 
   it("stay while they are moved, while clients are forwarded, and until the store knows", async () => {

@@ -48,9 +48,10 @@ const podSchema = z.looseObject({
 /**
  *   starting   its container does not run yet
  *   here       …
- *   ending     it was deleted, or all of its containers have ended for good
+ *   ending     it was deleted: kubelet ends its containers, each with its stop signal and in its time
+ *   over       all of its containers have ended for good
  */
-export type PodState = "starting" | "here" | "ending";
+export type PodState = "starting" | "here" | "ending" | "over";
 
 /** null: it was not injected @param object a Pod (core/v1) */
 export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } | null {
@@ -63,7 +64,8 @@ export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } |
   const { uid, namespace, name, deletionTimestamp } = metadata;
   const pod = { uid, namespace, name, annotations };
   const isOver = status?.phase === "Succeeded" || status?.phase === "Failed";
-  if (deletionTimestamp !== undefined || isOver) return { pod, state: "ending" };
+  if (isOver) return { pod, state: "over" };
+  if (deletionTimestamp !== undefined) return { pod, state: "ending" };
   const container = status?.containerStatuses?.find((one) => one.name === annotations.container);
   return { pod, state: container?.state?.running === undefined ? "starting" : "here" };
 }
@@ -91,6 +93,8 @@ export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfi
   const file = {
     name: nameOf(pod),
     start: standby !== "true",
+    // as kubelet: pods with another restartPolicy are not injected
+    restart: "always",
     pod: {
       ...{ namespace, name, uid },
       container: required(pod, "container", container),

@@ -69,7 +69,7 @@ export class CriRuntime implements Runtime {
     };
   }
 
-  find(ref: SandboxRef): Sandbox {
+  find(ref: SandboxRef): CriSandbox {
     return new CriSandbox({ program: PROGRAM, root: this.#root }, ref);
   }
 
@@ -134,6 +134,7 @@ export class CriRuntime implements Runtime {
     const sandbox = this.find({ id, runDir, init, tmpfs: travelling(spec), reader: shim });
     if ((await sandbox.applicationRoot()) !== null)
       throw fail("CONTAINER_CREATE", `the pod of ${options.workload} has processes in it already`);
+    sandbox.holdSignals(); // there is no application yet that could miss one
     try {
       await mountRunFolder(runDir, options.runBytesMax);
       await populate(runDir); // nothing comes for it: the layer is in use

@@ -19,9 +19,12 @@ import { removeRunFolder } from "../run-folder.ts";
 import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
 import { closeDoor, openDoor } from "./door.ts";
+import { dropSignals, endInit, heldSignals, holdSignals, isEnding } from "./init-signals.ts";
 
 /** Where the pod has our init, and setsid(1) with its own C library, as the container may have none. */
 export const INSIDE = "/.holdfast";
+/** signals that end the init and the application has been given: an agent that starts gives them no second time */
+const GIVEN = "given-signals";
 const END_MS_MAX = 5_000;
 const POLL_MS = 2;
 
@@ -107,6 +110,35 @@ export class CriSandbox implements Sandbox {
 
   openDoor(): Promise<void> {
     return openDoor(this.init.pid);
+  }
+
+  /** What kubelet sends to end the container stays with its init from now on. */
+  holdSignals(): void {
+    holdSignals(this.init.pid);
+  }
+
+  async takeSignals(): Promise<{ signals: number[]; isToEnd: boolean }> {
+    const { pid } = this.init;
+    const held = heldSignals(pid);
+    if (held.length === 0 || !(await this.isAlive())) return { signals: [], isToEnd: false };
+    await dropSignals(pid, held);
+    const ending = held.filter(isEnding);
+    const given = await this.#given();
+    const signals = held.filter((signal) => !isEnding(signal) || !given.includes(signal));
+    if (ending.some((signal) => !given.includes(signal)))
+      await writeFile(this.hostPath(GIVEN), JSON.stringify(ending));
+    return { signals, isToEnd: ending.length > 0 };
+  }
+
+  async #given(): Promise<number[]> {
+    const text = await readFile(this.hostPath(GIVEN), "utf8").catch(() => "[]");
+    return JSON.parse(text) as number[];
+  }
+
+  async end(status: number | null): Promise<void> {
+    if (!(await this.isAlive())) return;
+    if (status === 0) endInit(this.init.pid);
+    else kill(this.init.pid);
   }
 
   untakenOutput(): number {

@@ -113,6 +113,13 @@ export class RuncSandbox implements Sandbox {
 
   async openDoor(): Promise<void> {}
 
+  /** Nobody but this agent ends it. */
+  async takeSignals(): Promise<{ signals: number[]; isToEnd: boolean }> {
+    return { signals: [], isToEnd: false };
+  }
+
+  async end(): Promise<void> {}
+
   untakenOutput(): number {
     let pipe = -1;
     try {
