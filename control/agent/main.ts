@@ -197,17 +197,19 @@ async function watchCluster(
   peers: PodPeers | null,
   metrics: AgentMetrics,
   log: Logger,
-  of: Pick<MigrationsOptions, "store" | "isRecovering">,
+  of: Pick<MigrationsOptions, "store"> & { isRecovering(workload: object): boolean },
 ): Promise<{ close(): Promise<void> }> {
   if (!hasPods) return { async close() {} };
   // a file's agent does without
-  const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }, { Migrations }] = await Promise.all([
-    import("../kubernetes/client/access.ts"),
-    import("../kubernetes/client/api.ts"),
-    import("../kubernetes/client/reflector.ts"),
-    import("../kubernetes/client/paths.ts"),
-    import("./migrations.ts"),
-  ]);
+  const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }, { Migrations }, { MovablePods }] =
+    await Promise.all([
+      import("../kubernetes/client/access.ts"),
+      import("../kubernetes/client/api.ts"),
+      import("../kubernetes/client/reflector.ts"),
+      import("../kubernetes/client/paths.ts"),
+      import("./migrations.ts"),
+      import("./movable-pods.ts"),
+    ]);
   const access = findAccess(process.env);
   const api = new KubernetesApi(access, `holdfast-agent/${node}`);
   const migrations = new Migrations({
@@ -217,6 +219,13 @@ async function watchCluster(
     log,
     workloadOf: (podUid) => pods.workloadOf(podUid),
   });
+  const movable = new MovablePods({
+    api,
+    log,
+    workloadOf: (podUid) => pods.workloadOf(podUid),
+    isRecovering: of.isRecovering,
+  });
+  metrics.assesses(() => movable.assessed());
   const watch = <T extends KubernetesObject>(
     objects: string,
     from: Pick<ReflectorOptions<T>, "path" | "query" | "onAll">,
@@ -234,6 +243,7 @@ async function watchCluster(
       onAll: (found) => {
         pods.update(found);
         migrations.seePods(found);
+        movable.seePods(found);
       },
     }),
     watch("Migrations", {
@@ -252,6 +262,7 @@ async function watchCluster(
   return {
     async close() {
       migrations.close();
+      movable.close();
       await Promise.all(watches.map((one) => one.close()));
       api.close();
     },

@@ -3,6 +3,12 @@ import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
 import type { MoveResult } from "../api/migration.ts";
 import type { Workload } from "../workload/workload.ts";
 
+export interface AssessedPod {
+  namespace: string;
+  pod: string;
+  isMovable: boolean;
+}
+
 export class AgentMetrics {
   readonly registry = new Registry();
   #moves: Counter<"outcome" | "downstream">;
@@ -12,6 +18,7 @@ export class AgentMetrics {
   #restarts: Counter<"workload" | "reason">;
   #stepsDown: Counter<"workload">;
   readonly #silentSeconds = new Map<string, () => number>();
+  #assessed: () => Iterable<AssessedPod> = () => [];
 
   constructor(workloads: Map<string, Workload>) {
     const registers = [this.registry];
@@ -63,6 +70,18 @@ export class AgentMetrics {
         for (const [objects, silent] of silentSeconds) this.set({ objects }, silent());
       },
     });
+    const assessed = (): Iterable<AssessedPod> => this.#assessed();
+    new Gauge({
+      name: "holdfast_agent_pod_movable",
+      help: "Whether the application of an injected pod of this node could move now (1), by its condition holdfast.dev/movable.",
+      labelNames: ["namespace", "pod"] as const,
+      registers,
+      collect() {
+        this.reset();
+        for (const { namespace, pod, isMovable } of assessed())
+          this.set({ namespace, pod }, isMovable ? 1 : 0);
+      },
+    });
     new Gauge({
       name: "holdfast_agent_workloads",
       help: "Workloads of this node by what it is to them.",
@@ -78,6 +97,11 @@ export class AgentMetrics {
   /** @param silentSeconds since the API server was last heard of these objects */
   watches(objects: string, silentSeconds: () => number): void {
     this.#silentSeconds.set(objects, silentSeconds);
+  }
+
+  /** @param assessed pods that have been looked at */
+  assesses(assessed: () => Iterable<AssessedPod>): void {
+    this.#assessed = assessed;
   }
 
   storeUp(up: boolean): void {

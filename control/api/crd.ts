@@ -54,6 +54,8 @@ const RESOURCES: Resource[] = [
     columns: [
       { name: "Eviction", type: "string", jsonPath: ".spec.evictionStrategy" },
       { name: "Moves per node", type: "integer", jsonPath: ".spec.movesPerNode" },
+      { name: "Moves per hour", type: "integer", jsonPath: ".spec.movesPerHour", priority: 1 },
+      { name: "Cooldown s", type: "integer", jsonPath: ".spec.cooldownSeconds", priority: 1 },
       { name: "Age", type: "date", jsonPath: ".metadata.creationTimestamp" },
     ],
   },

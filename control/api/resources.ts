@@ -20,6 +20,8 @@ export const API_VERSION = `${GROUP}/${VERSION}`;
 export const FINALIZER = `${GROUP}/standby`;
 /** condition of a pod, and its readiness gate: the application is owned and runs here; written by the agent of its node */
 export const SERVING = `${GROUP}/serving`;
+/** condition of an injected pod, and no readiness gate: could its application move now; written by the agent of its node */
+export const MOVABLE = `${GROUP}/movable`;
 /** written by the injector or by hand; see the README of `control/kubernetes` */
 export const ANNOTATION = {
   injected: `${GROUP}/injected`,
@@ -34,9 +36,15 @@ export const ANNOTATION = {
   becomes: `${GROUP}/becomes`,
   /** JSON: nodeSelector and affinity as they were before the pod was first moved, without what pinned it since */
   scheduling: `${GROUP}/scheduling`,
+  /** when the application last came to this pod by a Migration */
+  moved: `${GROUP}/moved`,
+  /** JSON: what annotations had before the pod was kept from being disrupted, see `controller/disruption.ts` */
+  undisturbed: `${GROUP}/undisturbed`,
 } as const;
 /** label of a source and of a standby: the uid of the Migration that has to do with them */
 export const MIGRATION_LABEL = `${GROUP}/migration`;
+/** label of a Migration that nobody made by hand, see `kubernetes/triggers/caused.ts` */
+export const CAUSE_LABEL = `${GROUP}/cause`;
 /** lower goes first where a ReplicaSet has a pod too many */
 export const DELETION_COST = "controller.kubernetes.io/pod-deletion-cost";
 
@@ -198,6 +206,7 @@ const meta = z.object({
   deletionTimestamp: time.optional(),
   finalizers: z.array(z.string()).default([]),
   labels: z.record(z.string(), z.string()).optional(),
+  annotations: z.record(z.string(), z.string()).optional(),
 });
 
 export const migration = z.object({
@@ -212,6 +221,32 @@ export type Migration = z.infer<typeof migration>;
 /** As KubeVirt names them. */
 export const EVICTION_STRATEGIES = ["LiveMigrate", "LiveMigrateIfPossible", "External", "None"] as const;
 export type EvictionStrategy = (typeof EVICTION_STRATEGIES)[number];
+
+const trigger = z
+  .object({
+    taint: z
+      .object({
+        key: text(316).min(1),
+        value: text(63).optional().describe("without it any"),
+        effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]).optional().describe("without it any"),
+      })
+      .optional(),
+    condition: z
+      .object({
+        type: text(316).min(1),
+        status: z.enum(["True", "False", "Unknown"]).optional().describe('Default: "True"'),
+      })
+      .optional(),
+  })
+  .meta({
+    "x-kubernetes-validations": [
+      {
+        rule: "has(self.taint) != has(self.condition)",
+        message: "name a taint or a condition of nodes: one of them",
+      },
+    ],
+  });
+export type Trigger = z.infer<typeof trigger>;
 
 export const policySpec = z.object({
   evictionStrategy: z
@@ -236,6 +271,38 @@ export const policySpec = z.object({
     .max(100)
     .optional()
     .describe("that go from or to one node at a time, of this namespace. Default: 2"),
+  movesPerCluster: z
+    .int()
+    .min(1)
+    .max(1_000)
+    .optional()
+    .describe("while so many are under way in the cluster, none begins in this namespace. Default: 5"),
+  movesPerHour: z
+    .int()
+    .min(1)
+    .max(10_000)
+    .optional()
+    .describe(
+      "of this namespace, for evictions and triggers; by hand one moves all the same. Default: no limit",
+    ),
+  cooldownSeconds: z
+    .int()
+    .min(0)
+    .max(DAY_S)
+    .optional()
+    .describe(
+      "a pod that has moved is not moved again for so long by an eviction or a trigger; by hand it is. Default: 0",
+    ),
+  triggers: z
+    .array(trigger)
+    .max(32)
+    .meta({ "x-kubernetes-list-type": "atomic" })
+    .optional()
+    .describe(
+      "what of a node has the pods on it moved, before anybody evicts them, where evictionStrategy is LiveMigrate or LiveMigrateIfPossible. " +
+        "[]: nothing. Default: the taints karpenter.sh/disrupted, aws-node-termination-handler/spot-itn, " +
+        "cloud.google.com/impending-node-termination and node.kubernetes.io/out-of-service, and the condition MaintenancePlanned",
+    ),
   anchorSeconds: z
     .int()
     .min(0)
@@ -265,6 +332,16 @@ const DEFAULT_POLICY: Policy = {
   deadlineSeconds: 600,
   attemptsMax: 3,
   movesPerNode: 2,
+  movesPerCluster: 5,
+  movesPerHour: Number.POSITIVE_INFINITY,
+  cooldownSeconds: 0,
+  triggers: [
+    { taint: { key: "karpenter.sh/disrupted" } },
+    { taint: { key: "aws-node-termination-handler/spot-itn" } },
+    { taint: { key: "cloud.google.com/impending-node-termination" } },
+    { taint: { key: "node.kubernetes.io/out-of-service" } },
+    { condition: { type: "MaintenancePlanned" } },
+  ],
   anchorSeconds: 60,
 };
 
@@ -273,6 +350,11 @@ export function policyOf(policies: readonly ContinuityPolicy[]): Policy {
   const byName = [...policies].sort((one, other) => (one.metadata.name < other.metadata.name ? 1 : -1));
   const said = byName.flatMap(({ spec }) => Object.entries(spec).filter(([, value]) => value !== undefined));
   return { ...DEFAULT_POLICY, ...(Object.fromEntries(said) as Partial<Policy>) };
+}
+
+/** Its application, or its standby, is on the way. */
+export function isUnderWay({ status: { phase } }: Migration): boolean {
+  return phase === "Preparing" || phase === "Moving" || phase === "Adopting";
 }
 
 export function isFinal(phase: MigrationPhase | undefined): boolean {

@@ -24,6 +24,7 @@ import type { AgentContext } from "./context.ts";
 import { EMPTY_JOURNAL, type Journal } from "./journal.ts";
 import { JournalKeeper } from "./journal-keeper.ts";
 import { LinkRecords } from "./link-record.ts";
+import { type Movability, movabilityOf } from "./movability.ts";
 import { MoveRecovery } from "./move-recovery.ts";
 import { Moves } from "./moves.ts";
 import { Obstacle } from "./obstacle.ts";
@@ -386,6 +387,11 @@ export class Workload {
   /** What `check` shows for it: of this node, and of each that it could go to. Empty where it does not run. */
   check(to: string | null): Promise<CheckReport> {
     return checkWorkload(this, to);
+  }
+
+  /** Could it leave, and how long would clients wait? Of this node alone, and by looking only. */
+  movability(): Promise<Movability> {
+    return movabilityOf(this);
   }
 
   status(): Promise<WorkloadStatus> {

@@ -1,172 +1,28 @@
 /** Migrations in a real cluster: what the API server takes, and a Deployment's pod that moves while its clients notice nothing. */
 import assert from "node:assert/strict";
-import { readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { parse, parseAllDocuments, stringify } from "yaml";
 import { customResourceDefinitions } from "#control/api/crd.ts";
-import { crdFileOf } from "../../scripts/crds.ts";
-import { type LabProcess, projectRoot } from "../lab/lab.ts";
-import { type Load, startLoad } from "../load/load.ts";
-import { agentsOf, logsOf, startAgents } from "./agents.ts";
-import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
-import { AGENT, APPS, INSIDE } from "./images.ts";
-
-const NAMESPACE = "default";
-const HOLDFAST = "holdfast";
-const ACCOUNT = "holdfast-controller";
-const APP_PORT = 9000;
-const LISTEN = 8080;
-const SESSIONS = 20;
-/** holds the clients' connections: a pod that has moved is deleted */
-const GATEWAY = "g";
-const WORKLOAD = `${NAMESPACE}.chat`;
-/** answers that clients have had before and after a move, each */
-const ANSWERS = 5;
-const SERVING = "holdfast.dev/serving";
-
-function migration(name: string, spec: object): KubeObject {
-  return { apiVersion: "holdfast.dev/v1alpha1", kind: "Migration", metadata: { name }, spec };
-}
-
-/** Its pods are as the webhook makes them. */
-function deployment(): KubeObject {
-  const volume = { name: "holdfast", mountPath: "/.holdfast" };
-  const labels = { app: "chat" };
-  const annotations = {
-    "holdfast.dev/injected": "1",
-    "holdfast.dev/container": "app",
-    "holdfast.dev/ports": `${LISTEN}:${APP_PORT}`,
-    "holdfast.dev/workload": WORKLOAD,
-    "holdfast.dev/mode": "gateway",
-    "holdfast.dev/command": JSON.stringify(["/usr/bin/node", "/app/chat.js"]),
-  };
-  return {
-    apiVersion: "apps/v1",
-    kind: "Deployment",
-    metadata: { name: "chat" },
-    spec: {
-      replicas: 1,
-      selector: { matchLabels: labels },
-      template: {
-        metadata: { labels, annotations },
-        spec: {
-          terminationGracePeriodSeconds: 0,
-          securityContext: { seccompProfile: { type: "RuntimeDefault" } },
-          readinessGates: [{ conditionType: SERVING }],
-          initContainers: [
-            { name: "holdfast", image: INSIDE.name, imagePullPolicy: "Never", volumeMounts: [volume] },
-          ],
-          containers: [
-            {
-              name: "app",
-              image: APPS.name,
-              imagePullPolicy: "Never",
-              command: ["/.holdfast/init", "-P"],
-              env: [
-                { name: "HOST", value: "0.0.0.0" },
-                { name: "PORT", value: String(APP_PORT) },
-              ],
-              readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
-              volumeMounts: [
-                { ...volume, readOnly: true },
-                { name: "data", mountPath: "/data" },
-              ],
-            },
-          ],
-          volumes: ["holdfast", "data"].map((name) => ({ name, emptyDir: {} })),
-        },
-      },
-    },
-  };
-}
+import type { LabProcess } from "../lab/lab.ts";
+import type { Load } from "../load/load.ts";
+import { agentsOf } from "./agents.ts";
+import type { Cluster, KubeObject } from "./cluster.ts";
+import { HOLDFAST, migration, NAMESPACE, SESSIONS, Stage } from "./stage.ts";
 
 describe("Migrations in a cluster", () => {
   let cluster: Cluster;
-  let agents: Map<string, KubeObject>;
-  let kubeconfig: string;
-  let controller: LabProcess;
+  let stage: Stage;
   let load: Load;
 
   before(async () => {
-    cluster = await createCluster({ images: [AGENT, APPS, INSIDE], gateways: [GATEWAY] });
-    await cluster.apply(
-      ...customResourceDefinitions().map(
-        (definition) => parse(readFileSync(crdFileOf(definition), "utf8")) as KubeObject,
-      ),
-    );
-    await cluster.kubectl(["cordon", "b"]);
-    await cluster.apply(deployment());
-    agents = await startAgents(cluster);
-    kubeconfig = await asController();
-    controller = startController();
+    stage = await Stage.build();
+    ({ cluster } = stage);
   });
-  after(() => cluster?.close());
+  after(() => stage?.close());
 
-  /** A kubeconfig of the ServiceAccount that the chart makes, which may what the chart lets it, and nothing else. */
-  async function asController(): Promise<string> {
-    const golden = readFileSync(join(import.meta.dirname, "chart/default.yaml"), "utf8");
-    const rights = /^(ServiceAccount|(Cluster)?Role(Binding)?)$/;
-    const objects = parseAllDocuments(golden)
-      .map((document) => document.toJS() as KubeObject | null)
-      .filter((object) => object !== null)
-      .filter(({ kind, metadata }) => metadata.name === ACCOUNT && rights.test(kind ?? ""));
-    assert.equal(objects.length, 5);
-    await cluster.apply(...objects);
-    const token = await cluster.kubectl(["-n", HOLDFAST, "create", "token", ACCOUNT, "--duration=1h"]);
-    const admin = parse(readFileSync(cluster.kubeconfig, "utf8")) as { users: { user: object }[] };
-    const own = {
-      ...admin,
-      users: admin.users.map((user) => ({ ...user, user: { token: token.trim() } })),
-    };
-    const file = join(cluster.lab.dir, "controller.kubeconfig");
-    writeFileSync(file, stringify(own), { mode: 0o600 });
-    return file;
-  }
-
-  function startController(): LabProcess {
-    const program = join(projectRoot, "bin/holdfast");
-    const argv = [program, "controller", "--namespace", HOLDFAST, "--kubeconfig", kubeconfig];
-    return cluster.spawn("controller", argv);
-  }
-
-  async function failedWithLogs(what: unknown): Promise<never> {
-    const pods = await cluster.kubectl(["get", "pods,migrations", "-o", "wide"]).catch(String);
-    const logs = await logsOf(cluster, agents.values());
-    assert.fail(`${String(what)}\n${pods}\n${controller.stderr.slice(-4_000)}\n${logs}`);
-  }
-
-  const pods = async (): Promise<KubeObject[]> =>
-    (await cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/pods`)).items as KubeObject[];
-
-  async function theOnlyPod(node: string): Promise<KubeObject> {
-    let found: KubeObject[] = [];
-    await cluster
-      .until(`one pod is there, Ready on ${node}`, async () => {
-        found = await pods();
-        const [first] = found;
-        return found.length === 1 && first?.spec.nodeName === node && condition(first, "Ready") === "True";
-      })
-      .catch(failedWithLogs);
-    return found[0] as KubeObject;
-  }
-
-  async function ended(name: string): Promise<KubeObject> {
-    const path = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations/${name}`;
-    let found: KubeObject | null = null;
-    await cluster
-      .until(`Migration ${name} has ended`, async () => {
-        found = await cluster.find(path);
-        return found !== null && condition(found, "Finished") === "True" && !found.metadata.finalizers;
-      })
-      .catch(failedWithLogs);
-    return found as unknown as KubeObject;
-  }
-
-  async function answered(): Promise<void> {
-    const wanted = load.messages + ANSWERS * SESSIONS;
-    await cluster.until("clients are answered", async () => load.messages >= wanted).catch(failedWithLogs);
-  }
+  const failedWithLogs = (what: unknown): Promise<never> => stage.failedWithLogs(what);
+  const theOnlyPod = (node: string): Promise<KubeObject> => stage.theOnlyPod(node);
+  const ended = (name: string): Promise<KubeObject> => stage.ended(name);
+  const answered = (): Promise<void> => stage.answered();
 
   /** What is in column after column of each line that a watch has printed. */
   function watch(...args: string[]): { lines(): string[][]; process: LabProcess } {
@@ -219,7 +75,7 @@ describe("Migrations in a cluster", () => {
     const { status } = await ended("dry");
     assert.equal(status.reason, "DryRun");
     assert.match(status.plan.join("\n"), /for node b/);
-    assert.equal((await pods()).length, 1);
+    assert.equal((await stage.pods()).length, 1);
   });
 
   for (const [from, to] of [
@@ -229,11 +85,7 @@ describe("Migrations in a cluster", () => {
     it(`move a Deployment's pod from ${from} to ${to}: no client loses anything, and no pod more is made`, async () => {
       const source = await theOnlyPod(from);
       if (from === "a") {
-        const { address } = cluster.lab.place(GATEWAY);
-        const target = { address, port: LISTEN };
-        const listen = [{ address: `${address}:${LISTEN}`, workload: WORKLOAD, port: LISTEN }];
-        await cluster.lab.startGateway(GATEWAY, { listen });
-        load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
+        load = await stage.startClients();
       }
       const seen = watch("pods", "-o", "custom-columns=N:.metadata.name,U:.metadata.uid");
       const replicas = watch("replicasets", "-o", "custom-columns=R:.status.replicas,S:.spec.replicas");
@@ -249,11 +101,7 @@ describe("Migrations in a cluster", () => {
       if (status.phase !== "Succeeded") await failedWithLogs(JSON.stringify(status));
       await answered();
 
-      const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
-      assert.deepEqual(
-        { lost, repeated, corrupt, resets, alive, problems },
-        { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
-      );
+      await stage.nobodyIsLost();
       const moved = await theOnlyPod(to);
       const uids = new Set(seen.lines().map(([, uid]) => uid));
       assert.deepEqual(uids, new Set([source.metadata.uid, moved.metadata.uid]));
@@ -288,7 +136,7 @@ describe("Migrations in a cluster", () => {
 
   it("keep clients when their node is drained, and its controller is killed in the middle", async () => {
     const source = await theOnlyPod("a");
-    await startWebhook();
+    await stage.startWebhooks();
     await load.mark();
     await answered();
     const drain = cluster.spawn("drain", [
@@ -303,80 +151,104 @@ describe("Migrations in a cluster", () => {
     await cluster
       .until("it moves", async () => (await made())?.status?.phase === "Moving")
       .catch(failedWithLogs);
-    await controller.stop("SIGKILL");
-    controller = startController();
+    await stage.controller.stop("SIGKILL");
+    stage.startController();
     await cluster.until("the drain is over", async () => drain.exited).catch(failedWithLogs);
     if (drain.child.exitCode !== 0) await failedWithLogs(drain.stderr);
     assert.match(drain.stderr, /will retry after 5s.*holdfast: its application is (going to be|being) moved/);
     await answered();
-    const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
-    assert.deepEqual(
-      { lost, repeated, corrupt, resets, alive, problems },
-      { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
-    );
+    await stage.nobodyIsLost();
     const { status } = await ended((await made())?.metadata.name ?? "");
     assert.equal(status.phase, "Succeeded");
     assert.equal((await theOnlyPod("b")).metadata.name, status.target.pod);
   });
 
-  it("succeed when the agent of the source is killed in the middle, at another attempt if need be", async () => {
+  it("are given up when the drain's node is uncordoned before they begin", async () => {
+    const source = await theOnlyPod("b");
+    const folder = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}`;
+    // nothing begins where the application has just come from
+    const patch = (spec: object) =>
+      cluster.api("PATCH", `${folder}/continuitypolicies/default`, { spec }, "application/merge-patch+json");
+    await patch({ cooldownSeconds: 3_600 });
+    const drain = cluster.spawn("drain", [
+      ...["kubectl", "drain", "b", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"],
+      "--pod-selector=app=chat",
+    ]);
+    const made = async (): Promise<KubeObject | undefined> =>
+      ((await cluster.api("GET", `${folder}/migrations`)).items as KubeObject[]).find(
+        ({ spec }) => spec.podUid === source.metadata.uid,
+      );
+    await cluster
+      .until("it waits", async () => (await made())?.status?.reason === "Cooldown")
+      .catch(failedWithLogs);
+    const { name, labels } = ((await made()) as KubeObject).metadata as { name: string; labels: object };
+    assert.deepEqual(labels, { "holdfast.dev/cause": "drain" });
+    await drain.stop();
+    await cluster.kubectl(["uncordon", "b"]);
+    const { status } = await ended(name);
+    assert.deepEqual([status.phase, status.reason], ["Aborted", "Uncordoned"]);
+    await patch({ cooldownSeconds: null });
+    assert.equal((await theOnlyPod("b")).metadata.uid, source.metadata.uid);
+  });
+
+  it("begin by themselves where a node says that it is going away, and nobody disturbs them", async () => {
     await cluster.kubectl(["uncordon", "a"]);
     const source = await theOnlyPod("b");
+    await load.mark();
+    await answered();
+    const seen = watch(
+      "pods",
+      "-o",
+      "custom-columns=N:.metadata.name,A:.metadata.annotations.karpenter\\.sh/do-not-disrupt",
+    );
+    await cluster.kubectl(["taint", "node", "b", "karpenter.sh/disrupted:NoSchedule"]);
+    const path = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations`;
+    let made: KubeObject | undefined;
+    await cluster
+      .until("a Migration is made", async () => {
+        made = ((await cluster.api("GET", path)).items as KubeObject[]).find(
+          ({ metadata }) => (metadata.labels as Record<string, string>)?.["holdfast.dev/cause"] === "node",
+        );
+        return made !== undefined;
+      })
+      .catch(failedWithLogs);
+    const { name, annotations } = (made as unknown as KubeObject).metadata as unknown as {
+      name: string;
+      annotations: Record<string, string>;
+    };
+    assert.equal(annotations["holdfast.dev/trigger"], "taint karpenter.sh/disrupted");
+    assert.ok(Number(annotations["holdfast.dev/memory-bytes"]) > 10e6);
+    const { status } = await ended(name);
+    if (status.phase !== "Succeeded") await failedWithLogs(JSON.stringify(status));
+    await answered();
+    await stage.nobodyIsLost();
+    const moved = await theOnlyPod("a");
+    const kept = new Set(seen.lines().flatMap(([pod, said]) => (said === "true" ? [pod] : [])));
+    assert.deepEqual(kept, new Set([source.metadata.name, moved.metadata.name]));
+    assert.equal(
+      (moved.metadata.annotations as Record<string, string>)["karpenter.sh/do-not-disrupt"],
+      undefined,
+    );
+    await seen.process.stop("SIGTERM", 5_000);
+    await cluster.kubectl(["taint", "node", "b", "karpenter.sh/disrupted-"]);
+  });
+
+  it("succeed when the agent of the source is killed in the middle, at another attempt if need be", async () => {
+    const source = await theOnlyPod("a");
     const path = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations/again`;
     await load.mark();
     await answered();
-    await cluster.apply(migration("again", { pod: source.metadata.name, target: { node: "a" } }));
+    await cluster.apply(migration("again", { pod: source.metadata.name, target: { node: "b" } }));
     await cluster
       .until("it moves", async () => (await cluster.find(path))?.status?.move?.state === "Running")
       .catch(failedWithLogs);
-    const agent = agents.get("b")?.metadata.name ?? "";
+    const agent = stage.agents.get("a")?.metadata.name ?? "";
     await cluster.kubectl(["-n", HOLDFAST, "delete", "pod", agent, "--force", "--grace-period=0"]);
-    agents = await agentsOf(cluster);
+    stage.agents = await agentsOf(cluster);
     const { status } = await ended("again");
     if (status.phase !== "Succeeded") await failedWithLogs(JSON.stringify(status));
     await answered();
-    const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
-    assert.deepEqual(
-      { lost, repeated, corrupt, resets, alive, problems },
-      { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] },
-    );
-    assert.equal((await theOnlyPod("a")).metadata.name, status.target.pod);
+    await stage.nobodyIsLost();
+    assert.equal((await theOnlyPod("b")).metadata.name, status.target.pod);
   });
-
-  /** Beside the control plane, asked about evictions only. */
-  async function startWebhook(): Promise<void> {
-    const { address } = cluster.lab.switch;
-    const { certificate, key, authority } = cluster.serverCertificate;
-    const listen = `${address}:9443`;
-    const file = join(cluster.lab.dir, "webhook.yaml");
-    writeFileSync(file, stringify({ listen, certificate, key, image: INSIDE.name }));
-    const webhook = cluster.spawn("webhook", [
-      join(projectRoot, "bin/holdfast"),
-      "webhook",
-      "--config",
-      file,
-    ]);
-    await webhook.waitFor(/asked from now on/, 60_000);
-    await cluster.apply({
-      apiVersion: "admissionregistration.k8s.io/v1",
-      kind: "ValidatingWebhookConfiguration",
-      metadata: { name: "holdfast-evictions" },
-      webhooks: [
-        {
-          name: "evictions.holdfast.dev",
-          admissionReviewVersions: ["v1"],
-          sideEffects: "NoneOnDryRun",
-          failurePolicy: "Ignore",
-          timeoutSeconds: 5,
-          clientConfig: {
-            url: `https://${listen}/evict`,
-            caBundle: readFileSync(authority).toString("base64"),
-          },
-          rules: [
-            { apiGroups: [""], apiVersions: ["v1"], operations: ["CREATE"], resources: ["pods/eviction"] },
-          ],
-        },
-      ],
-    });
-  }
 });

@@ -95,9 +95,9 @@ function pod({ name, nodePort, listen, command, args }: Moved, node: string): Ku
 /** Says what it is sent, and takes its time to end; stays to be looked at when its container has ended. */
 const ENDING: KubeObject = (() => {
   const program = `
+    const server = require("net").createServer().listen(${APP_PORT}, "0.0.0.0");
     for (const signal of ["SIGHUP", "SIGTERM"]) process.on(signal, () => console.log(signal));
-    process.on("SIGTERM", () => setTimeout(() => { console.log("ends"); process.exit(0); }, 700));
-    require("net").createServer().listen(${APP_PORT}, "0.0.0.0");`;
+    process.on("SIGTERM", () => setTimeout(() => { console.log("ends"); server.close(); }, 700));`;
   const command = ["/usr/bin/node", "-e", program];
   const made = pod({ name: "ending", nodePort: null, listen: 8082, kind: "tcp", sessions: 0, command }, "a");
   const preStop = ["/usr/bin/node", "-e", 'require("fs").writeFileSync("/proc/1/fd/1", "preStop\\n")'];
@@ -205,6 +205,33 @@ describe("an application in a pod", () => {
     const [app] = found?.status?.containerStatuses ?? [];
     return app?.state?.running === undefined ? null : app.restartCount;
   }
+
+  it("is said to be movable, and its standby to have no application", async () => {
+    interface Said {
+      type: string;
+      status: string;
+      reason: string;
+      message: string;
+    }
+    const said = async (name: string): Promise<Said | undefined> => {
+      const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
+      const conditions: Said[] = found?.status.conditions ?? [];
+      return conditions.find(({ type }) => type === "holdfast.dev/movable");
+    };
+    for (const { name } of WORKLOADS) {
+      await cluster
+        .until(`it is said of ${name}`, async () => (await said(`${name}-a`))?.status === "True")
+        .catch(failedWithLogs);
+      assert.match(
+        (await said(`${name}-a`))?.message ?? "",
+        /^clients would wait about \d+ ms .* \d+ MB of memory$/,
+      );
+      await cluster.until(
+        "… of its standby",
+        async () => (await said(`${name}-b`))?.reason === "NoApplication",
+      );
+    }
+  });
 
   it("has written and deleted files", async () => {
     const program = `const fs = require("fs");

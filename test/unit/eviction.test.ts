@@ -7,7 +7,7 @@ import {
   type Policy,
   policyOf,
 } from "#control/api/resources.ts";
-import type { Pod } from "#control/kubernetes/client/objects.ts";
+import type { Node, Pod } from "#control/kubernetes/client/objects.ts";
 import { decideEviction, EVICTED, type EvictionDecision } from "#control/kubernetes/eviction/decision.ts";
 import { answerEviction } from "#control/kubernetes/eviction/review.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -54,8 +54,9 @@ function decide(
   one: Pod | null,
   migrations: Migration[] = [],
   policy: Partial<Policy> = {},
+  node: Node | null = null,
 ): EvictionDecision {
-  return decideEviction({ pod: one, migrations, policy: { ...policyOf([]), ...policy } }, NOW);
+  return decideEviction({ pod: one, migrations, policy: { ...policyOf([]), ...policy }, node }, NOW);
 }
 
 const ended = (phase: string, agoS: number): object => ({
@@ -104,8 +105,10 @@ describe("an eviction of a pod", () => {
     });
 
   const first = {
+    namespace: "shop",
     name: "evict-chat-1-12345678",
     spec: { pod: "chat-1", podUid: "12345678-abcd", ttlSecondsAfterFinished: 86_400 },
+    cause: { kind: "eviction", node: "", trigger: "", memoryBytes: null },
   };
   const second = { ...first, name: "evict-chat-1-12345678-2" };
   const denied: [string, EvictionDecision, RegExp, object | null][] = [
@@ -161,6 +164,18 @@ describe("an eviction of a pod", () => {
       first,
     ],
     [
+      "of a cordoned node is moved for as long as that is cordoned",
+      decide(pod(), [], {}, { spec: { unschedulable: true } } as Node),
+      /going to be moved/,
+      { ...first, cause: { ...first.cause, kind: "drain" } },
+    ],
+    [
+      "whose move was given up since its node was uncordoned is moved when it is evicted again",
+      decide(pod(), [migration({ phase: "Aborted", reason: "Uncordoned" })]),
+      /going to be moved/,
+      second,
+    ],
+    [
       "that waits for an application under way is denied",
       decide(
         pod({
@@ -189,6 +204,7 @@ describe("an eviction of a pod", () => {
 
 describe("the API server", () => {
   /** What was written, and how it is answered. */
+  const CORDONED = { spec: { unschedulable: true } };
   async function ask(request: object, there: Pod | null = pod(), create?: () => never) {
     const written: { path: string; body: object }[] = [];
     const review = {
@@ -209,7 +225,7 @@ describe("the API server", () => {
       return body as T;
     };
     const api = {
-      find: async <T>() => there as T | null,
+      find: async <T>(path: string) => (path.includes("/nodes/") ? CORDONED : there) as T | null,
       list: async () => ({ items: [], resourceVersion: "1" }),
       create: create === undefined ? write : async () => create(),
       patch: write,
@@ -233,9 +249,21 @@ describe("the API server", () => {
     assert.ok(patch !== undefined && made !== undefined);
     assert.equal(patch.path, "/api/v1/namespaces/shop/pods/chat-1");
     assert.equal(made.path, "/apis/holdfast.dev/v1alpha1/namespaces/shop/migrations");
-    const { metadata } = made.body as { metadata: { name: string } };
+    const { metadata } = made.body as { metadata: { name: string; labels: object } };
     assert.equal(metadata.name, "evict-chat-1-12345678");
+    assert.deepEqual(metadata.labels, { "holdfast.dev/cause": "eviction" });
     migrationSchema.pick({ spec: true }).parse(made.body);
+  });
+
+  it("is told of the node that is drained", async () => {
+    const there = pod();
+    there.spec.nodeName = "a";
+    const { written } = await ask({}, there);
+    const [, made] = written as { body: { metadata: { labels: object; annotations: object } } }[];
+    assert.ok(made !== undefined);
+    const { metadata } = made.body;
+    assert.deepEqual(metadata.labels, { "holdfast.dev/cause": "drain" });
+    assert.deepEqual(metadata.annotations, { "holdfast.dev/node": "a" });
   });
 
   it("is answered the same for a dry run, and nothing is written", async () => {

@@ -100,6 +100,7 @@ function observed(more: Partial<Observed> = {}): Observed {
     ]),
     claims: new Map(),
     others: [],
+    elsewhere: 0,
     ...more,
   };
 }
@@ -229,6 +230,97 @@ describe("a pod", () => {
       assert.deepEqual([late.phase, late.reason], ["Failed", "Deadline"]);
       assert.match(late.message ?? "", /within 600 s \(.+\)/);
     });
+});
+
+describe("a Migration that nobody made by hand", () => {
+  const caused = (kind: string, annotations: object = {}, more: object = {}) => ({
+    labels: { "holdfast.dev/cause": kind },
+    annotations: { "holdfast.dev/node": "a", ...annotations },
+    ...more,
+  });
+  const cordoned = new Map([
+    ["a", node("a", { unschedulable: true })],
+    ["b", node("b")],
+  ]);
+  const tainted = new Map([
+    ["a", node("a", { taints: [{ key: "karpenter.sh/disrupted", effect: "NoSchedule" }] })],
+    ["b", node("b")],
+  ]);
+  const open = new Map([
+    ["a", node("a")],
+    ["b", node("b")],
+  ]);
+
+  for (const [kind, asked, reason] of [
+    ["drain", cordoned, "Uncordoned"],
+    ["node", tainted, "TriggerOver"],
+  ] as const)
+    it(`is given up when what asked for it (${kind}) is over, unless the application moves already`, () => {
+      const at = (phase: string | undefined, nodes: Map<string, Node>) => {
+        const status = phase === undefined ? {} : { phase, attempt: 1, source: { pod: "x", node: "a" } };
+        const made = migration({}, status, caused(kind));
+        return plan(observed({ migration: made, nodes, source: phase === undefined ? pod() : null }), NOW);
+      };
+      assert.equal(statusOf(at(undefined, open)).reason, reason);
+      assert.equal(statusOf(at("Preparing", open)).phase, "Aborted");
+      assert.notEqual(
+        at("Moving", open).action?.do === "status" && statusOf(at("Moving", open)).reason,
+        reason,
+      );
+      const goesOn = at(undefined, asked).action;
+      assert.ok(goesOn?.do !== "status" || goesOn.status.phase !== "Aborted");
+    });
+
+  it("waits while its pod has moved a moment ago, or the hour's moves are used up; one by hand does not", () => {
+    const moved = { annotations: { "holdfast.dev/injected": "1", "holdfast.dev/moved": START } };
+    const begun = migration(
+      { pod: "x" },
+      { phase: "Succeeded", phaseTransitionTimestamps: [{ phase: "Preparing", timestamp: START }] },
+    );
+    for (const [more, policy, reason] of [
+      [{ source: pod({}, moved) }, { cooldownSeconds: 60 }, "Cooldown"],
+      [{ others: [begun] }, { movesPerHour: 1 }, "Budget"],
+    ] as const) {
+      const facts = { ...more, policy: { ...policyOf([]), ...policy }, nodes: cordoned };
+      const one = observed({ ...facts, migration: migration({}, {}, caused("drain")) } as Partial<Observed>);
+      assert.equal(statusOf(plan(one, NOW)).reason, reason);
+      assert.equal(plan(observed(facts as Partial<Observed>), NOW).action?.do, "finalizer");
+      const later = plan(one, NOW + 60_000).action;
+      assert.ok(later?.do === "finalizer" || (later?.do === "status" && later.status.reason === "Budget"));
+    }
+  });
+
+  it("lets smaller ones of its node go first, as far as those wait for nothing but their turn", () => {
+    const sized = (bytes: number, name: string, status: object = {}, spec: object = {}) =>
+      migration({ pod: name, ...spec }, status, {
+        ...caused("drain", { "holdfast.dev/memory-bytes": String(bytes) }),
+        name,
+        uid: name,
+      });
+    const reasonOf = (others: Migration[], movesPerNode = 1): string | undefined => {
+      const own = sized(500, "own", {}, { pod: "chat-5d-x" });
+      const policy = { ...policyOf([]), movesPerNode };
+      const { action } = plan(observed({ migration: own, others, policy, nodes: cordoned }), NOW);
+      return action?.do === "status" ? action.status.reason : action?.do;
+    };
+    assert.equal(reasonOf([sized(100, "small")]), "Queued");
+    assert.equal(reasonOf([sized(900, "large")]), "finalizer");
+    assert.equal(reasonOf([sized(100, "small", { phase: "Pending", reason: "Rollout" })]), "finalizer");
+    assert.equal(reasonOf([sized(100, "small", { phase: "Succeeded" })]), "finalizer");
+    assert.equal(reasonOf([sized(100, "small")], 2), "finalizer");
+    assert.equal(reasonOf([sized(100, "small"), sized(200, "other")], 2), "Queued");
+    const elsewhere = {
+      ...sized(100, "small"),
+      metadata: { ...sized(100, "small").metadata, annotations: {} },
+    };
+    assert.equal(reasonOf([elsewhere]), "finalizer");
+  });
+
+  it("waits while the cluster has enough to do", () => {
+    const busy = observed({ elsewhere: 5 });
+    assert.match(statusOf(plan(busy, NOW)).message ?? "", /5 moves are under way in the cluster/);
+    assert.equal(plan(observed({ elsewhere: 4 }), NOW).action?.do, "finalizer");
+  });
 });
 
 describe("a pod whose clients are connected to it", () => {

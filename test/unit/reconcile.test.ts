@@ -138,6 +138,7 @@ describe("the controller", () => {
       api: api.api,
       metrics,
       onProblem: (what: string) => void problems.push(what),
+      onTriggered: () => {},
       onAction: () => {},
     };
     done = reconcile(options, end.signal);

@@ -105,11 +105,16 @@ const PURE: Record<string, readonly RegExp[]> = {
   "proxy/protocol/": [/^proxy\/contract\//, /^node:(assert|buffer|crypto)$/],
   "proxy/replay/plan.ts": [/^proxy\/protocol\//],
   ...Object.fromEntries(
-    ["plan", "observed", "obstacles", "standby-pod"].map((file) => [
-      `control/kubernetes/controller/${file}.ts`,
+    [
+      ...["plan", "observed", "obstacles", "standby-pod", "disruption"].map((file) => `controller/${file}`),
+      ...["triggers/caused", "triggers/node-triggers", "node/movable-condition"],
+    ].map((file) => [
+      `control/kubernetes/${file}.ts`,
       [
         /^control\/api\//,
-        /^control\/kubernetes\/(client\/objects|controller\/(observed|obstacles|standby-pod))\.ts$/,
+        /^control\/kubernetes\/client\/objects\.ts$/,
+        /^control\/kubernetes\/controller\/(observed|obstacles|standby-pod|disruption)\.ts$/,
+        /^control\/kubernetes\/(triggers\/(caused|node-triggers)|node\/movable-condition)\.ts$/,
         /^node:crypto$/,
       ],
     ]),

@@ -1,6 +1,7 @@
 /** Reads what the plan for one Migration is made of: from the API server, not from what a watch has told, so that it is never old. */
 import {
   continuityPolicy,
+  isUnderWay,
   MIGRATION_LABEL,
   type Migration,
   migration as migrationSchema,
@@ -35,7 +36,9 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
   });
   const source = await api.find<Pod>(pathOf("pods", { namespace, name: spec.pod }));
   // after the source: whoever has labelled it was there before
-  const others = await migrationsOf(api, namespace);
+  const isBefore = status.phase === undefined || status.phase === "Pending";
+  const all = await migrationsOf(api, isBefore ? null : namespace);
+  const others = all.filter((one) => one.metadata.namespace === namespace);
   const policies = await api.list<KubernetesObject>(pathOf("continuitypolicies", { namespace }));
 
   const candidates = labelled.items.filter(({ metadata: { uid } }) => uid !== source?.metadata.uid);
@@ -58,10 +61,12 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
     nodes,
     claims: await claimsOf(api, namespace, source),
     others: others.filter((other) => other.metadata.uid !== metadata.uid),
+    elsewhere: all.filter((one) => one.metadata.namespace !== namespace && isUnderWay(one)).length,
   };
 }
 
-async function migrationsOf(api: Calls, namespace: string): Promise<Migration[]> {
+/** @param namespace null: of all */
+async function migrationsOf(api: Calls, namespace: string | null): Promise<Migration[]> {
   const { items } = await api.list<KubernetesObject>(pathOf("migrations", { namespace }));
   return items.flatMap((item) => {
     const parsed = migrationSchema.safeParse(item);

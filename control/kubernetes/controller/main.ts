@@ -67,6 +67,8 @@ export async function runController(
           api,
           metrics,
           onProblem: problem,
+          onTriggered: ({ namespace, name, trigger }) =>
+            log.info({ migration: `${namespace}/${name}`, trigger }, "a node asks for it"),
           onAction: ({ metadata: { namespace, name }, status }, action) =>
             log.info(
               { migration: `${namespace}/${name}`, phase: status.phase ?? "Pending", ...shown(action) },

@@ -40,6 +40,8 @@ export interface Observed {
   claims: ReadonlyMap<string, PersistentVolumeClaim | null>;
   /** of the namespace, without this one; read after the source, whose label says who claims it */
   others: Migration[];
+  /** how many are under way in other namespaces; read as long as this one has not begun */
+  elsewhere: number;
 }
 
 /** For a status and for people. */

@@ -1,6 +1,7 @@
 /** Pure: why a pod is not moved at all, or not yet. */
-import { ANNOTATION, isFinal, MIGRATION_LABEL, type Migration } from "../../api/resources.ts";
+import { ANNOTATION, isFinal, isUnderWay, MIGRATION_LABEL, type Migration } from "../../api/resources.ts";
 import { isTrue, type Node, type Pod, type Volume } from "../client/objects.ts";
+import { bySize, type Cause, causeOf } from "../triggers/caused.ts";
 import type { Observed, Reason } from "./observed.ts";
 import { isStandby } from "./standby-pod.ts";
 
@@ -18,6 +19,9 @@ const VOLUMES_THAT_FOLLOW = new Set([
   "glusterfs",
   "azureFile",
 ]);
+/** it waits for its turn, and for nothing else */
+const QUEUED = "Queued";
+const HOUR_MS = 3_600_000;
 const SHARED_MODES = new Set(["ReadWriteMany", "ReadOnlyMany"]);
 
 /** Nothing but another pod, or another Migration, changes it. */
@@ -77,13 +81,19 @@ function ownerRefusal({ owner }: Observed): Reason | null {
   return null;
 }
 
-function volumeRefusal(source: Pod, { claims }: Observed): Reason | null {
+function volumeRefusal(source: Pod, { claims }: Pick<Observed, "claims">): Reason | null {
   for (const volume of source.spec.volumes ?? []) {
     const why = volumeProblem(volume, claims);
     if (why !== null)
       return { reason: "VolumeCannotFollow", message: `volume ${volume.name} cannot follow the pod: ${why}` };
   }
   return null;
+}
+
+/** What of a pod's own volumes keeps it on its node; claims are objects of their own, and not looked at. */
+export function fixedVolume(pod: Pod): Reason | null {
+  const volumes = (pod.spec.volumes ?? []).filter((volume) => volume.persistentVolumeClaim === undefined);
+  return volumeRefusal({ ...pod, spec: { ...pod.spec, volumes } }, { claims: new Map() });
 }
 
 function volumeProblem(volume: Volume, claims: Observed["claims"]): string | null {
@@ -114,7 +124,7 @@ function targetRefusal(source: Pod, { migration, nodes }: Observed): Reason | nu
 }
 
 /** It may go on when something else has changed. */
-export function waitOf(observed: Observed): Reason | null {
+export function waitOf(observed: Observed, nowMs: number): Reason | null {
   const { source, owner, migration, nodes } = observed;
   if (source === null) return null;
   if (source.spec.nodeName === undefined || source.status?.phase !== "Running")
@@ -122,7 +132,12 @@ export function waitOf(observed: Observed): Reason | null {
   const target = migration.spec.target?.node;
   if (target !== undefined && !isReady(nodes.get(target)))
     return { reason: "TargetNotReady", message: `node ${target} is not Ready` };
-  return anotherMigration(observed, source) ?? tooMany(observed, source.spec.nodeName) ?? rollout(owner);
+  return (
+    anotherMigration(observed, source) ??
+    tooOften(observed, source, nowMs) ??
+    tooMany(observed, source.spec.nodeName) ??
+    rollout(owner)
+  );
 }
 
 export function isReady(node: Node | undefined): boolean {
@@ -142,21 +157,71 @@ function anotherMigration({ migration, others }: Observed, source: Pod): Reason 
   return { reason: "AnotherMigration", message: `Migration ${first.metadata.name} is about the same pod` };
 }
 
-/** Of those that have begun; and of those that have not, the older ones go first. */
-function tooMany({ migration, others, policy }: Observed, sourceNode: string): Reason | null {
-  const touching = (node: string): Migration[] =>
-    others.filter(
-      ({ status: { phase, source, target } }) =>
-        (phase === "Preparing" || phase === "Moving" || phase === "Adopting") &&
-        (source?.node === node || target?.node === node),
+/** What nobody has asked for by hand waits until it is due. */
+function tooOften({ migration, others, policy }: Observed, source: Pod, nowMs: number): Reason | null {
+  if (causeOf(migration) === null) return null;
+  const movedMs = Date.parse(source.metadata.annotations?.[ANNOTATION.moved] ?? "");
+  const { cooldownSeconds, movesPerHour } = policy;
+  if (nowMs < movedMs + cooldownSeconds * 1_000)
+    return {
+      reason: "Cooldown",
+      message: `its application has moved already at ${new Date(movedMs).toISOString()}: not again within ${cooldownSeconds} s (cooldownSeconds of the policy)`,
+    };
+  const begun = others.filter((other) => nowMs - (begunMs(other) ?? Number.NEGATIVE_INFINITY) < HOUR_MS);
+  if (begun.length < movesPerHour) return null;
+  return {
+    reason: "Budget",
+    message: `${begun.length} moves of this namespace began within the last hour, as many as the policy allows`,
+  };
+}
+
+function begunMs({ status: { phaseTransitionTimestamps = [] } }: Migration): number | null {
+  const found = phaseTransitionTimestamps.find(({ phase }) => phase === "Preparing");
+  return found === undefined ? null : Date.parse(found.timestamp);
+}
+
+/** Of those that have begun; and of those of a node that wait for nothing but their turn, the small ones go first. */
+function tooMany(observed: Observed, sourceNode: string): Reason | null {
+  const { migration, others, policy, elsewhere } = observed;
+  const queued = (message: string): Reason => ({ reason: QUEUED, message });
+  const underWay = others.filter(isUnderWay);
+  if (underWay.length + elsewhere >= policy.movesPerCluster)
+    return queued(
+      `${underWay.length + elsewhere} moves are under way in the cluster, as many as the policy allows`,
     );
+  const touching = (node: string): number =>
+    underWay.filter(({ status: { source, target } }) => source?.node === node || target?.node === node)
+      .length;
   for (const node of [sourceNode, migration.spec.target?.node])
-    if (node !== undefined && touching(node).length >= policy.movesPerNode)
-      return {
-        reason: "Queued",
-        message: `${policy.movesPerNode} moves from or to node ${node} are under way, as many as the policy allows`,
-      };
-  return null;
+    if (node !== undefined && touching(node) >= policy.movesPerNode)
+      return queued(
+        `${policy.movesPerNode} moves from or to node ${node} are under way, as many as the policy allows`,
+      );
+  const before = smallerOnes(observed, sourceNode).length;
+  if (before < policy.movesPerNode - touching(sourceNode)) return null;
+  return queued(`${before} smaller applications leave node ${sourceNode} first`);
+}
+
+function smallerOnes({ migration, others }: Observed, node: string): Migration[] {
+  const own = causeOf(migration);
+  if (own === null) return [];
+  const isFirst = (other: Migration, cause: Cause): boolean => {
+    const difference = bySize(cause, own);
+    return difference < 0 || (difference === 0 && isBefore(other, migration));
+  };
+  return others.filter((other) => {
+    const { phase = "Pending", reason = QUEUED } = other.status;
+    const cause = causeOf(other);
+    return (
+      // what waits for something else keeps nobody waiting
+      phase === "Pending" &&
+      reason === QUEUED &&
+      other.spec.dryRun !== true &&
+      cause !== null &&
+      cause.node === node &&
+      isFirst(other, cause)
+    );
+  });
 }
 
 function isBefore(one: Migration, other: Migration): boolean {

@@ -25,6 +25,9 @@ import {
   SERVING,
 } from "../../api/resources.ts";
 import { conditionOf, controllerOf, isActive, isTrue, type Pod } from "../client/objects.ts";
+import { causeOf, TRIGGER_OVER, UNCORDONED } from "../triggers/caused.ts";
+import { triggerOf } from "../triggers/node-triggers.ts";
+import { disturbAgain, disturbNot } from "./disruption.ts";
 import { isClaimedBy, type Observed, type Reason, sourceOf, standbyOf } from "./observed.ts";
 import { refusalOf, rollout, waitOf } from "./obstacles.ts";
 import { becomesOf, isStandby, type PodManifest, standbyName, standbyPod } from "./standby-pod.ts";
@@ -111,7 +114,7 @@ function pending(observed: Observed, nowMs: number): Plan {
   const refusal = refusalOf(observed);
   if (refusal !== null || source === null)
     return end(observed, nowMs, "Failed", refusal ?? { reason: "PodNotFound", message: "" });
-  const wait = waitOf(observed);
+  const wait = waitOf(observed, nowMs);
   if (migration.spec.dryRun === true) return dryRun(observed, nowMs, source, wait);
   if (wait !== null) return waiting(observed, nowMs, wait);
   if (!migration.metadata.finalizers.includes(FINALIZER)) return now({ do: "finalizer", present: true });
@@ -119,7 +122,10 @@ function pending(observed: Observed, nowMs: number): Plan {
     return now({
       do: "patch-pod",
       pod: refOf(source),
-      metadata: { labels: { [MIGRATION_LABEL]: migration.metadata.uid } },
+      metadata: {
+        labels: { [MIGRATION_LABEL]: migration.metadata.uid },
+        annotations: disturbNot(source.metadata.annotations ?? {}),
+      },
     });
   return to(observed, nowMs, "Preparing", {
     reason: "Preparing",
@@ -423,7 +429,11 @@ function adopt(observed: Observed, nowMs: number, standby: Pod, source: Pod | nu
     pod: refOf(standby),
     metadata: {
       labels: becomes.labels,
-      annotations: { [ANNOTATION.standby]: null, [ANNOTATION.becomes]: null },
+      annotations: {
+        [ANNOTATION.standby]: null,
+        [ANNOTATION.becomes]: null,
+        [ANNOTATION.moved]: timeText(nowMs),
+      },
       ...(becomes.owner === null ? {} : { ownerReferences: [becomes.owner] }),
     },
   });
@@ -502,7 +512,10 @@ function clearUp(observed: Observed, nowMs: number): Plan {
     return now({
       do: "patch-pod",
       pod: refOf(labelled),
-      metadata: { labels: { [MIGRATION_LABEL]: null } },
+      metadata: {
+        labels: { [MIGRATION_LABEL]: null },
+        annotations: disturbAgain(labelled.metadata.annotations ?? {}),
+      },
     });
   if (metadata.finalizers.includes(FINALIZER)) return now({ do: "finalizer", present: false });
   if (spec.ttlSecondsAfterFinished === undefined || metadata.deletionTimestamp !== undefined)
@@ -526,6 +539,8 @@ function stopOf(observed: Observed, nowMs: number): Stop | null {
     return { phase: "Aborted", cancel: "Aborted", reason: "Deleted", message: "this Migration was deleted" };
   if (spec.abort === true)
     return { phase: "Aborted", cancel: "Aborted", reason: "Aborted", message: "spec.abort was set" };
+  const over = causeOver(observed);
+  if (over !== null) return { phase: "Aborted", cancel: "Aborted", ...over };
   if (nowMs < deadlineMs(observed)) return null;
   const last = status.phase === "Pending" || status.phase === "Preparing" ? ` (${status.message ?? ""})` : "";
   return {
@@ -534,6 +549,25 @@ function stopOf(observed: Observed, nowMs: number): Stop | null {
     reason: "Deadline",
     message: `it has not moved within ${deadlineSeconds(observed)} s${status.reason === "Deadline" ? "" : last}`,
   };
+}
+
+/** What asked for it has been taken back, and it has not begun to move. */
+function causeOver(observed: Observed): Reason | null {
+  const { migration, policy, nodes, source } = observed;
+  const { phase = "Pending" } = migration.status;
+  const cause = causeOf(migration);
+  if (cause === null || (phase !== "Pending" && phase !== "Preparing")) return null;
+  const node = nodes.get(migration.status.source?.node ?? source?.spec.nodeName ?? "");
+  if (node === undefined) return null;
+  const { name } = node.metadata;
+  if (cause.kind === "drain" && node.spec.unschedulable !== true)
+    return { reason: UNCORDONED, message: `node ${name} was uncordoned before the application had moved` };
+  if (cause.kind === "node" && triggerOf(node, policy.triggers) === null)
+    return {
+      reason: TRIGGER_OVER,
+      message: `node ${name} has nothing any more that asks for it (${cause.trigger})`,
+    };
+  return null;
 }
 
 function reasonOf({ reason, message }: Reason): Reason {

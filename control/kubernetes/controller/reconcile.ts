@@ -8,6 +8,7 @@ import {
   isFinal,
   MIGRATION_LABEL,
   type Migration,
+  type MigrationPhase,
   migration as migrationSchema,
   SERVING,
 } from "../../api/resources.ts";
@@ -15,6 +16,8 @@ import { isCode, type KubernetesApi } from "../client/api.ts";
 import { isTrue, type KubernetesObject, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { Reflector } from "../client/reflector.ts";
+import { causeOf } from "../triggers/caused.ts";
+import { NodeWatch } from "../triggers/node-watch.ts";
 import { act } from "./act.ts";
 import { eventsOf, report } from "./events.ts";
 import { gather } from "./gather.ts";
@@ -37,6 +40,7 @@ export interface ReconcilerOptions {
   metrics: ControllerMetrics;
   onProblem(what: string, error: unknown): void;
   onAction(migration: Migration, action: { do: string }): void;
+  onTriggered(made: { namespace: string; name: string; trigger: string }): void;
 }
 
 interface Item {
@@ -46,6 +50,8 @@ interface Item {
   /** something has changed since the look that is under way began */
   isAgain: boolean;
   failures: number;
+  /** as far as it is known: it has not begun, and is looked at while no other is that has not */
+  isPending: boolean;
   timer: NodeJS.Timeout | undefined;
 }
 
@@ -59,6 +65,7 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
     onChange: (now, before) => {
       const { namespace = "", name } = ((now ?? before) as KubernetesObject).metadata;
       if (now === null || !isAtRest(now)) queue.look(namespace, name);
+      if (now !== null && hasEnded(now)) nodes.look(); // there may be room for the next one
     },
     onProblem: (error) => onProblem("Migrations are not seen", error),
   });
@@ -75,9 +82,22 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
     },
     onProblem: (error) => onProblem("pods of Migrations are not seen", error),
   });
+  const nodes = new NodeWatch({
+    api,
+    migrations,
+    onMade: options.onTriggered,
+    onNode: (node) => {
+      for (const object of migrations.objects.values())
+        if (isOpenOn(object, node.metadata.name))
+          queue.look(object.metadata.namespace ?? "", object.metadata.name);
+    },
+    onProblem,
+  });
   metrics.watched = [
     { objects: "migrations", silentSeconds: () => migrations.secondsSinceLastEvent() },
     { objects: "pods", silentSeconds: () => pods.secondsSinceLastEvent() },
+    { objects: "nodes", silentSeconds: () => nodes.nodes.secondsSinceLastEvent() },
+    { objects: "continuitypolicies", silentSeconds: () => nodes.policies.secondsSinceLastEvent() },
   ];
   metrics.count = () => phasesOf(migrations.objects.values());
   const sweep = setInterval(() => {
@@ -89,7 +109,7 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
   });
   clearInterval(sweep);
   metrics.watched = [];
-  await Promise.all([migrations.close(), pods.close(), queue.close()]);
+  await Promise.all([nodes.close(), migrations.close(), pods.close(), queue.close()]);
 }
 
 /** Nothing is going to happen to it. Most are so when a controller starts. */
@@ -103,6 +123,19 @@ function isAtRest(object: KubernetesObject): boolean {
     metadata.deletionTimestamp === undefined &&
     spec.ttlSecondsAfterFinished === undefined
   );
+}
+
+function hasEnded(object: KubernetesObject): boolean {
+  const { phase } = (object as { status?: { phase?: MigrationPhase } }).status ?? {};
+  return isFinal(phase);
+}
+
+/** It has to do with the node, and is not over. */
+function isOpenOn(object: KubernetesObject, node: string): boolean {
+  const read = migrationSchema.safeParse(object);
+  if (!read.success || isFinal(read.data.status.phase)) return false;
+  const { source, target } = read.data.status;
+  return [source?.node, target?.node, causeOf(read.data)?.node].includes(node);
 }
 
 function phasesOf(objects: Iterable<KubernetesObject>): ReadonlyMap<string, number> {
@@ -145,6 +178,8 @@ class Queue {
   readonly #items = new Map<string, Item>();
   readonly #waiting: Item[] = [];
   readonly #running = new Set<Promise<void>>();
+  /** the look at one that has not begun which is under way: two at a time would not see that the other begins */
+  #beginning: Promise<unknown> = Promise.resolve();
 
   constructor(options: ReconcilerOptions, signal: AbortSignal) {
     this.#options = options;
@@ -161,6 +196,7 @@ class Queue {
       isRunning: false,
       isAgain: false,
       failures: 0,
+      isPending: true,
       timer: undefined,
     };
     this.#items.set(key, item);
@@ -238,26 +274,39 @@ class Queue {
     }
   }
 
-  async #work({ namespace, name }: Item): Promise<number | null | "gone"> {
-    const { api, metrics, onProblem, onAction } = this.#options;
+  async #work(item: Item): Promise<number | null | "gone"> {
     for (let actions = 0; actions < ACTIONS_MAX && !this.#signal.aborted; actions += 1) {
-      const observed = await gather(api, namespace, name);
-      if (observed === null) return "gone";
-      const { migration } = observed;
-      const nowMs = Date.now();
-      const { action, wakeMs } = plan(observed, nowMs);
-      if (action === null) return wakeMs;
-      const isDone = await this.#act(migration, action);
-      if (!isDone) continue;
-      onAction(migration, action);
-      if (action.do !== "status") continue;
-      metrics.changed(migration, action.status, nowMs);
-      await report(api, eventsOf(migration, action.status, nowMs), (error) =>
-        onProblem("an Event is not written", error),
-      );
-      // it only said why it waits
-      if (wakeMs !== null) return wakeMs;
+      const next = item.isPending ? await this.#inTurn(() => this.#step(item)) : await this.#step(item);
+      if (next !== "again") return next;
     }
     return Date.now() + BACKOFF_MS_MAX;
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#beginning.then(work);
+    this.#beginning = turn.catch(() => {});
+    return turn;
+  }
+
+  /** One action at most. */
+  async #step(item: Item): Promise<number | null | "gone" | "again"> {
+    const { api, metrics, onProblem, onAction } = this.#options;
+    const observed = await gather(api, item.namespace, item.name);
+    if (observed === null) return "gone";
+    const { migration } = observed;
+    const nowMs = Date.now();
+    const { action, wakeMs } = plan(observed, nowMs);
+    item.isPending = (migration.status.phase ?? "Pending") === "Pending";
+    if (action === null) return wakeMs;
+    const isDone = await this.#act(migration, action);
+    if (!isDone) return "again";
+    onAction(migration, action);
+    if (action.do !== "status") return "again";
+    metrics.changed(migration, action.status, nowMs);
+    await report(api, eventsOf(migration, action.status, nowMs), (error) =>
+      onProblem("an Event is not written", error),
+    );
+    // it only said why it waits
+    return wakeMs ?? "again";
   }
 }

@@ -8,11 +8,19 @@ import {
   isFinal,
   MIGRATION_LABEL,
   type Migration,
-  type MigrationSpec,
   type Policy,
   SERVING,
 } from "../../api/resources.ts";
-import { conditionOf, isActive, type Pod } from "../client/objects.ts";
+import { conditionOf, isActive, type Node, type Pod } from "../client/objects.ts";
+import {
+  createdMs,
+  endedMs,
+  evictionCause,
+  isAbout,
+  isWithdrawn,
+  type NewMigration,
+  newMigration,
+} from "../triggers/caused.ts";
 
 export interface EvictionFacts {
   /** null: it is not there */
@@ -20,11 +28,8 @@ export interface EvictionFacts {
   /** of its namespace */
   migrations: Migration[];
   policy: Policy;
-}
-
-export interface NewMigration {
-  name: string;
-  spec: MigrationSpec;
+  /** that it is on; null: not known */
+  node: Node | null;
 }
 
 export type EvictionDecision =
@@ -43,10 +48,11 @@ export const EVICTED = "holdfast.dev/evicted";
 const FORGOTTEN_MS = 120_000;
 /** where only a move will do, after one that failed */
 const AGAIN_MS = 30_000;
-const DAY_S = 86_400;
-const NAME_MAX = 200;
 
-export function decideEviction({ pod, migrations, policy }: EvictionFacts, nowMs: number): EvictionDecision {
+export function decideEviction(
+  { pod, migrations, policy, node }: EvictionFacts,
+  nowMs: number,
+): EvictionDecision {
   if (pod === null) return allowed("there is no such pod");
   const { metadata, status } = pod;
   if (metadata.annotations?.[ANNOTATION.injected] !== "1") return allowed("it was not injected");
@@ -79,43 +85,24 @@ export function decideEviction({ pod, migrations, policy }: EvictionFacts, nowMs
   const serving = conditionOf(pod, SERVING);
   if (serving !== null && serving.status !== "True") return allowed("it has no application");
   if (strategy === "External") return deny("somebody else is to move its application (policy: External)");
-  if (last === undefined || (last.spec.podUid !== metadata.uid && createdMs(last) < sinceMs))
-    return deny("its application is going to be moved", made(pod, own.length));
+  const made = (): NewMigration => newMigration(pod, own.length, evictionCause(pod, node));
+  const isOld = last !== undefined && last.spec.podUid !== metadata.uid && createdMs(last) < sinceMs;
+  if (last === undefined || isOld || isWithdrawn(last))
+    return deny("its application is going to be moved", made());
   if (strategy === "LiveMigrateIfPossible")
     return allowed(`its application cannot be moved: ${last.status.reason}: ${last.status.message}`);
   const message = `its application cannot be moved, and the policy is LiveMigrate: ${last.status.reason}: ${last.status.message}`;
-  return deny(message, nowMs - endedMs(last) >= AGAIN_MS ? made(pod, own.length) : null);
+  return deny(message, nowMs - endedMs(last) >= AGAIN_MS ? made() : null);
 }
 
 function allowed(reason: string): EvictionDecision {
   return { isAllowed: true, reason };
 }
 
-/** The same name for the same pod, so that it is made once however often is asked. */
-function made({ metadata: { name, uid } }: Pod, before: number): NewMigration {
-  return {
-    name: `evict-${name.slice(0, NAME_MAX)}-${uid.slice(0, 8)}${before === 0 ? "" : `-${before + 1}`}`,
-    spec: { pod: name, podUid: uid, ttlSecondsAfterFinished: DAY_S },
-  };
-}
-
-function isAbout({ spec, status }: Migration, { metadata: { name, uid } }: Pod): boolean {
-  const meant = status.source?.podUid ?? spec.podUid;
-  return spec.pod === name && (meant === undefined || meant === uid);
-}
-
 function sinceOf({ metadata }: Pod, nowMs: number): number {
   const [since = "", last = ""] = (metadata.annotations?.[EVICTED] ?? "").split(" ");
   const isSame = nowMs - Date.parse(last) < FORGOTTEN_MS;
   return isSame && !Number.isNaN(Date.parse(since)) ? Date.parse(since) : nowMs;
-}
-
-function createdMs({ metadata }: Migration): number {
-  return Date.parse(metadata.creationTimestamp);
-}
-
-function endedMs({ status, metadata }: Migration): number {
-  return Date.parse(status.phaseTransitionTimestamps?.at(-1)?.timestamp ?? metadata.creationTimestamp);
 }
 
 function shown({ metadata: { name }, status: { phase = "Pending", target, message } }: Migration): string {

@@ -1,20 +1,14 @@
 /** Answers the API server's question about an eviction: CREATE of pods/eviction, whose object is the Eviction and not the pod. */
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
-import {
-  API_VERSION,
-  continuityPolicy,
-  migration as migrationSchema,
-  policyOf,
-} from "../../api/resources.ts";
+import { continuityPolicy, migration as migrationSchema, policyOf } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
-import type { KubernetesObject, Pod } from "../client/objects.ts";
+import type { KubernetesObject, Node, Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
+import { manifestOf } from "../triggers/caused.ts";
 import { decideEviction, EVICTED, type EvictionDecision } from "./decision.ts";
 
 const TOO_MANY_REQUESTS = 429;
-/** label of Migrations: why they were made */
-const CAUSE = "holdfast.dev/cause";
 
 const reviewSchema = z.looseObject({
   apiVersion: z.literal("admission.k8s.io/v1"),
@@ -87,6 +81,7 @@ export async function answerEviction(
   const evicted = meant === undefined || found?.metadata.uid === meant ? found : null;
   const migrations = await api.list<KubernetesObject>(pathOf("migrations", { namespace }));
   const policies = await api.list<KubernetesObject>(pathOf("continuitypolicies", { namespace }));
+  const nodeName = evicted?.spec.nodeName;
   const decision = decideEviction(
     {
       pod: evicted,
@@ -95,6 +90,7 @@ export async function answerEviction(
         return read.success ? [read.data] : [];
       }),
       policy: policyOf(policies.items.map((one) => continuityPolicy.parse(one))),
+      node: nodeName === undefined ? null : await api.find<Node>(pathOf("nodes", { name: nodeName })),
     },
     nowMs,
   );
@@ -113,12 +109,7 @@ async function carryOut(
     .catch((error: unknown) => ignoring(error, "KUBERNETES_NOT_FOUND", "KUBERNETES_CONFLICT"));
   if (migration === null) return;
   await api
-    .create(pathOf("migrations", { namespace }), {
-      apiVersion: API_VERSION,
-      kind: "Migration",
-      metadata: { name: migration.name, namespace, labels: { [CAUSE]: "eviction" } },
-      spec: migration.spec,
-    })
+    .create(pathOf("migrations", { namespace }), manifestOf(migration))
     // asked twice at once
     .catch((error: unknown) => ignoring(error, "KUBERNETES_EXISTS"));
 }

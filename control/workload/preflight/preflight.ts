@@ -32,13 +32,21 @@ export interface Departing {
 
 /** Of a workload that runs here. */
 export async function checkDeparture(workload: CheckedWorkload): Promise<Departing> {
+  const { report, pids } = await checkApplication(workload);
+  return { report, facts: pids === null ? null : await departureFactsOf(workload, pids) };
+}
+
+/** … itself, without what a target has to know. @property pids parents first; null: nothing that could move is running */
+export async function checkApplication(
+  workload: CheckedWorkload,
+): Promise<{ report: CheckReport; pids: number[] | null }> {
   const scope = { node: workload.context.node, workload: workload.name };
   const running: { pids: number[] | null } = { pids: null };
   const report = await runChecks([runs(running)], workload, scope);
   const { pids } = running;
-  if (pids === null) return { report, facts: null };
+  if (pids === null) return { report, pids };
   const found = await runChecks([...departureChecks, ...fileChecks], { workload, pids }, scope);
-  return { report: merged(report, found), facts: await departureFactsOf(workload, pids) };
+  return { report: merged(report, found), pids };
 }
 
 /** Of a workload that runs here and is to go to the node at the other end of `channel`: everything there is to find. */
