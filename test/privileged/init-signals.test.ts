@@ -55,10 +55,15 @@ describe("the init of a container", () => {
     });
   });
 
-  it("ends well when its application has", async () => {
-    endInit(pid);
-    assert.deepEqual(await ended, [0, null]);
-    assert.deepEqual(heldSignals(pid), []);
-    assert.equal(holdSignals(pid), false);
-  });
+  for (const [when, sent] of [
+    ["", []],
+    [", also when it was asked to before", ["SIGTERM"]],
+  ] as const)
+    it(`ends well when its application has${when}`, async () => {
+      for (const signal of sent) process.kill(pid, signal);
+      endInit(pid);
+      assert.deepEqual(await ended, [0, null]);
+      assert.deepEqual(heldSignals(pid), []);
+      assert.equal(holdSignals(pid), false);
+    });
 });

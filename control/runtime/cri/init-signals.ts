@@ -53,7 +53,7 @@ export function isEnding(signal: number): boolean {
 export async function dropSignals(initPid: number, signals: readonly number[]): Promise<void> {
   const dropped = signals.filter((signal) => !isEnding(signal));
   if (dropped.length === 0 || !setTaken(initPid, setOf([...KEPT, ...dropped]))) return;
-  send(initPid, SIGCHLD); // a reader of a signalfd looks again when any signal comes
+  wake(initPid);
   const late = performance.now() + DROP_MS_MAX;
   while (heldSignals(initPid).some((signal) => dropped.includes(signal)) && performance.now() < late)
     await delay(POLL_MS);
@@ -64,6 +64,7 @@ export async function dropSignals(initPid: number, signals: readonly number[]): 
 export function endInit(initPid: number): void {
   if (!setTaken(initPid, ALL)) return;
   send(initPid, SIGTERM);
+  wake(initPid); // one that is pending already is no news
 }
 
 function setTaken(initPid: number, set: bigint): boolean {
@@ -84,6 +85,11 @@ function setTaken(initPid: number, set: bigint): boolean {
   } finally {
     for (const fd of [pidfd, own]) if (fd >= 0) closeSync(fd);
   }
+}
+
+/** A reader of a signalfd looks again when a signal comes. */
+function wake(initPid: number): void {
+  send(initPid, SIGCHLD);
 }
 
 function send(pid: number, signal: number): void {
