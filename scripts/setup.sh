@@ -7,6 +7,7 @@
 #
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
 # `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once.
+# `scripts/setup.sh images` brings what images are made of (charts/images/Dockerfile) and nothing for tests.
 #
 #   HOLDFAST_CACHE          where all that is kept, outside the checkout   (/var/cache/holdfast)
 #   HOLDFAST_DEBIAN_MIRROR  where Debian sid's packages are fetched        (the mirror of this machine's apt)
@@ -73,9 +74,17 @@ python3-venv /usr/share/doc/python3-venv/copyright'
 # … and of a test cluster: containerd is told to use runc, and where there is no Go its wheel is installed.
 kube_tools='runc runc
 python3-venv /usr/share/doc/python3-venv/copyright'
+# … and all that an agent starts, and Node 26 needs, and a smallest Debian has not.
+image_tools='libatomic1 /usr/share/doc/libatomic1/copyright
+catatonit catatonit
+iproute2 ip
+mount mount
+nftables nft
+runc runc'
 for_bench=false
 for_matrix=false
 for_kube=false
+for_images=false
 case ${1:-} in
   bench)
     for_bench=true
@@ -91,6 +100,10 @@ $matrix_tools"
     for_kube=true
     debian_tools="$debian_tools
 $kube_tools"
+    ;;
+  images)
+    for_images=true
+    debian_tools=$image_tools
     ;;
 esac
 
@@ -114,14 +127,18 @@ matrix_ok() {
 # Kubernetes, by the version in test/kube/kubernetes/go.mod: its own parts from the Go module proxy, what it runs on from Debian sid.
 # Debian's runc of this machine is used: sid's needs a newer C library.
 kube_module=$root/test/kube/kubernetes
-kube_version=$(sed -n 's#^[[:space:]]*k8s.io/kubernetes v\([^ ]*\).*#\1#p' "$kube_module/go.mod")
+version_in() { sed -n "s#^[[:space:]]*$2 v\([^ ]*\).*#\1#p" "$1/go.mod" 2>/dev/null || true; }
+kube_version=$(version_in "$kube_module" k8s.io/kubernetes)
 kube_dir=$cache/kubernetes-$kube_version
 kube_built='kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy'
 kube_fetched='containerd containerd-shim-runc-v2 ctr etcd kubectl'
 kube_plugins='ptp host-local loopback portmap'
 # helm beside it, by the version in test/kube/helm/go.mod.
 helm_module=$root/test/kube/helm
-helm_version=$(sed -n 's#^[[:space:]]*helm.sh/helm/v4 v\([^ ]*\).*#\1#p' "$helm_module/go.mod")
+helm_version=$(version_in "$helm_module" helm.sh/helm/v4)
+# What test/kube/dockerfile.test.ts builds images with, from this machine's Debian: unpacked, since installing buildah upgrades others.
+build_tools=$cache/build-tools
+build_tools_ok() { [ -f "$build_tools/complete" ]; }
 kube_ok() {
   for program in $kube_built $kube_fetched helm "helm-$helm_version"; do [ -x "$kube_dir/bin/$program" ] || return 1; done
   for plugin in $kube_plugins; do [ -x "$kube_dir/cni/$plugin" ] || return 1; done
@@ -135,8 +152,8 @@ missing_packages() {
 }
 
 npm_links_ok() {
-  [ -x node_modules/node/bin/node ] && [ -e node_modules/koffi/package.json ] &&
-    [ -x node_modules/.bin/biome ] && [ -x node_modules/.bin/tsc ] && [ -L node_modules/.bin/holdfast ]
+  [ -x node_modules/node/bin/node ] && [ -e node_modules/koffi/package.json ] && [ -L node_modules/.bin/holdfast ] &&
+    { "$for_images" || { [ -x node_modules/.bin/biome ] && [ -x node_modules/.bin/tsc ]; }; }
 }
 
 version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
@@ -144,7 +161,7 @@ version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
 everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
-    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || kube_ok; }
+    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; }
 }
 
 everything_there && exit 0
@@ -308,7 +325,9 @@ if [ ! -f "$criu_dir/manifest.json" ] || [ ! -x "$criu_dir/criu" ]; then
   rm -rf "$work"
   work=
   loader=$(sed -n 's/.*"loader":"\([^"]*\)".*/\1/p' "$criu_dir/manifest.json")
-  if verdict=$("$criu_dir/$loader" --library-path "$criu_dir/lib" "$criu_dir/criu" check 2>&1); then
+  if "$for_images"; then
+    : # which runs elsewhere
+  elif verdict=$("$criu_dir/$loader" --library-path "$criu_dir/lib" "$criu_dir/criu" check 2>&1); then
     say "CRIU $(sed -n 's/.*"version":"\([^"]*\)".*/\1/p' "$criu_dir/manifest.json"): $verdict"
   else
     say "warning: this kernel does not let CRIU work, no workload can be moved here: $(echo "$verdict" | tail -n 1)"
@@ -383,15 +402,19 @@ npm_current() {
     const { readFileSync, existsSync } = require("node:fs");
     const packages = (file) => JSON.parse(readFileSync(file, "utf8")).packages;
     const have = packages("node_modules/.package-lock.json");
-    const bad = Object.entries(packages("package-lock.json")).some(([path, want]) => path !== "" &&
+    const withoutDev = process.argv[1] === "true";
+    const bad = Object.entries(packages("package-lock.json")).some(([path, want]) => path !== "" && !(withoutDev && want.dev) &&
       (have[path] === undefined ? !want.optional : have[path].version !== want.version || !existsSync(`${path}/package.json`)));
     process.exit(bad ? 1 : 0);
-  ' 2>/dev/null
+  ' "$for_images" 2>/dev/null
 }
 
 if ! npm_current; then
   say "installing npm packages"
-  npm ci --no-audit --no-fund --no-progress --loglevel=warn >>"$log" 2>&1 9>&- ||
+  omit=
+  "$for_images" && omit=--omit=dev
+  # shellcheck disable=SC2086
+  npm ci $omit --no-audit --no-fund --no-progress --loglevel=warn >>"$log" 2>&1 9>&- ||
     fail "npm ci did not work (see $log); cure: check the network and the npm registry setting, then run this again"
 fi
 if ! [ -x node_modules/node/bin/node ] || ! node_modules/node/bin/node -e 0 2>/dev/null; then
@@ -508,6 +531,27 @@ if "$for_kube" && ! kube_ok; then
   rm -rf "$work"
   work=
   kube_ok || fail "Kubernetes $kube_version is incomplete in $kube_dir; cure: remove that folder and run this again"
+fi
+
+# Without them one test fails, and names them: not worth failing for.
+if "$for_kube" && ! build_tools_ok; then
+  say "fetching buildah and mmdebstrap from Debian into $build_tools"
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  mkdir "$work/root" "$work/packages"
+  if (
+    cd "$work/packages"
+    apt-get update -q -o DPkg::Lock::Timeout=300 || true
+    apt-get download -o APT::Sandbox::User=root buildah libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1 mmdebstrap
+  ) >>"$log" 2>&1 9>&-; then
+    for package in "$work"/packages/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+    : >"$work/root/complete"
+    rm -rf "$build_tools"
+    mv "$work/root" "$build_tools"
+  else
+    say "warning: no buildah, the Dockerfile's test fails (see $log); cure: make 'apt-get download buildah mmdebstrap' work, then run this again"
+  fi
+  rm -rf "$work"
+  work=
 fi
 
 say "ready"
