@@ -215,7 +215,7 @@ describe("the API server's client", () => {
         if (url.searchParams.get("watch") === null)
           return json(response, { metadata: { resourceVersion: "1" }, items: [] });
         response.writeHead(200).flushHeaders();
-        if (watched().length === 2) response.write(event("ADDED", pod("late", 2)));
+        if (watched().length >= 2) response.write(event("ADDED", pod("late", 2)));
       };
       reflect(30);
       await until("the second watch has told", () => seen.includes("+late@2"));

@@ -76,6 +76,16 @@ export class KubernetesApi {
     return this.#call<T>({ method: "GET", path, query });
   }
 
+  /** What is no object: a container's log. */
+  async text(path: string, query: Query = {}): Promise<string> {
+    const call: Call = { method: "GET", path, query, timeoutMs: ANSWER_MS_MAX };
+    const response = await this.#open(call);
+    const text = await this.#text(response, call);
+    const status = response.statusCode ?? 0;
+    if (status < 300) return text;
+    throw refusal(status, (parseJson(text) ?? { message: text.slice(0, 500) }) as Status, `GET ${path}`);
+  }
+
   /** null: there is none */
   async find<T>(path: string): Promise<T | null> {
     try {
@@ -86,11 +96,12 @@ export class KubernetesApi {
     }
   }
 
-  /** Page by page, as of one moment. @throws HoldfastError `KUBERNETES_EXPIRED`: the moment has passed, list again */
+  /** Page by page, as of one moment. @param keep what of each is wanted @throws HoldfastError `KUBERNETES_EXPIRED`: the moment has passed, list again */
   async list<T extends KubernetesObject>(
     path: string,
     query: Query = {},
     signal?: AbortSignal,
+    keep: (item: T) => T = (item) => item,
   ): Promise<List<T>> {
     const items: T[] = [];
     let next: string | undefined;
@@ -101,7 +112,7 @@ export class KubernetesApi {
         query: { ...query, limit: PAGE, continue: next },
         ...(signal === undefined ? {} : { signal }),
       });
-      for (const item of page.items ?? []) items.push(item);
+      for (const item of page.items ?? []) items.push(keep(item));
       next = page.metadata?.continue || undefined;
       const resourceVersion = page.metadata?.resourceVersion;
       if (resourceVersion === undefined) throw this.#protocol(`GET ${path} is no list`);

@@ -8,12 +8,21 @@ const ours = `/apis/${GROUP}/${VERSION}`;
 /** the prefix of each kind's group and version, and its plural */
 const KINDS = {
   pods: [core, "pods"],
+  namespaces: [core, "namespaces"],
   nodes: [core, "nodes"],
   events: [core, "events"],
   persistentvolumeclaims: [core, "persistentvolumeclaims"],
   replicasets: ["/apis/apps/v1", "replicasets"],
   deployments: ["/apis/apps/v1", "deployments"],
   leases: ["/apis/coordination.k8s.io/v1", "leases"],
+  daemonsets: ["/apis/apps/v1", "daemonsets"],
+  customresourcedefinitions: ["/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"],
+  mutatingwebhookconfigurations: ["/apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"],
+  validatingwebhookconfigurations: [
+    "/apis/admissionregistration.k8s.io/v1",
+    "validatingwebhookconfigurations",
+  ],
+  selfsubjectaccessreviews: ["/apis/authorization.k8s.io/v1", "selfsubjectaccessreviews"],
   migrations: [ours, "migrations"],
   continuitypolicies: [ours, "continuitypolicies"],
 } as const;
@@ -23,7 +32,7 @@ export interface Where {
   /** null or missing: of all namespaces, or a kind that has none */
   namespace?: string | null;
   name?: string;
-  subresource?: "status" | "eviction";
+  subresource?: "status" | "eviction" | "log";
 }
 
 /** `pathOf("pods", {namespace: "shop", name: "chat-0"})` → `/api/v1/namespaces/shop/pods/chat-0` */

@@ -17,7 +17,7 @@ const WATCH_S_SPREAD = 120;
 const BACKOFF_MS = 200;
 const BACKOFF_MS_MAX = 30_000;
 
-export interface ReflectorOptions<T> {
+export interface ReflectorOptions<T, Read = T> {
   api: KubernetesApi;
   path: string;
   /** e.g. `fieldSelector` */
@@ -28,12 +28,14 @@ export interface ReflectorOptions<T> {
   onAll?(objects: T[]): void;
   /** it goes on trying */
   onProblem?(error: unknown): void;
+  /** What is kept of an object, where not all of it is: its metadata's name, namespace and resourceVersion at least. Is not to throw. */
+  keep?(read: Read, before: T | null): T;
   silentMsMax?: number;
   backoffMs?: number;
 }
 
-export class Reflector<T extends KubernetesObject> {
-  readonly #options: ReflectorOptions<T>;
+export class Reflector<T extends KubernetesObject, Read extends KubernetesObject = T> {
+  readonly #options: ReflectorOptions<T, Read>;
   readonly #objects = new Map<string, T>();
   readonly #end = new AbortController();
   readonly #synced = Promise.withResolvers<void>();
@@ -41,8 +43,9 @@ export class Reflector<T extends KubernetesObject> {
   #resourceVersion: string | null = null;
   #heardMs = performance.now();
   #lists = 0;
+  #isSynced = false;
 
-  constructor(options: ReflectorOptions<T>) {
+  constructor(options: ReflectorOptions<T, Read>) {
     this.#options = options;
     this.#synced.promise.catch(() => {}); // nobody may wait for it
     this.#done = this.#run();
@@ -56,6 +59,11 @@ export class Reflector<T extends KubernetesObject> {
   /** Resolves with the first list. Rejects when it is closed before. */
   get synced(): Promise<void> {
     return this.#synced.promise;
+  }
+
+  /** whether everything was listed once */
+  get isSynced(): boolean {
+    return this.#isSynced;
   }
 
   /** how often everything was listed */
@@ -103,14 +111,17 @@ export class Reflector<T extends KubernetesObject> {
 
   async #list(): Promise<void> {
     const { api, path, query = {} } = this.#options;
-    const { items, resourceVersion } = await api.list<T>(path, query, this.#end.signal);
+    // of a page what is to be kept of it, before the next is read
+    const kept = (read: KubernetesObject): KubernetesObject => this.#kept(read as Read);
+    const { items, resourceVersion } = await api.list(path, query, this.#end.signal, kept);
     this.#heard();
     this.#lists += 1;
     const gone = new Set(this.#objects.keys());
-    for (const item of items) {
+    for (const item of items as T[]) {
       gone.delete(keyOf(item));
       this.#put(item);
     }
+    this.#isSynced = true;
     for (const key of gone) this.#remove(key);
     this.#resourceVersion = resourceVersion;
     this.#synced.resolve();
@@ -129,12 +140,12 @@ export class Reflector<T extends KubernetesObject> {
     try {
       const timeoutSeconds = WATCH_S_MIN + Math.floor(Math.random() * WATCH_S_SPREAD);
       const from = { resourceVersion: this.#resourceVersion ?? "", timeoutSeconds };
-      for await (const { type, object } of api.watch<T>(path, { ...query, ...from }, signal)) {
+      for await (const { type, object } of api.watch<Read>(path, { ...query, ...from }, signal)) {
         watchdog.refresh();
         this.#heard();
         heard();
         if (type === "DELETED") this.#remove(keyOf(object));
-        else if (type !== "BOOKMARK") this.#put(object);
+        else if (type !== "BOOKMARK") this.#put(this.#kept(object));
         if (type !== "BOOKMARK") this.#options.onAll?.([...this.#objects.values()]);
         this.#resourceVersion = object.metadata.resourceVersion;
       }
@@ -145,6 +156,13 @@ export class Reflector<T extends KubernetesObject> {
 
   #heard(): void {
     this.#heardMs = performance.now();
+  }
+
+  #kept(read: Read): T {
+    const { keep } = this.#options;
+    return keep === undefined
+      ? (read as KubernetesObject as T)
+      : keep(read, this.#objects.get(keyOf(read)) ?? null);
   }
 
   #put(object: T): void {

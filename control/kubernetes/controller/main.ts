@@ -9,6 +9,7 @@ import { KubernetesApi } from "../client/api.ts";
 import { listenAt, readiness } from "../serving.ts";
 import { whileLeader } from "./lease.ts";
 import { ControllerMetrics } from "./metrics.ts";
+import { reportMissedPods } from "./missed-pods.ts";
 import { reconcile } from "./reconcile.ts";
 
 export interface ControllerConfig {
@@ -62,21 +63,23 @@ export async function runController(
     async (signal) => {
       log.info("leads");
       metrics.leads(true);
-      await reconcile(
-        {
-          api,
-          metrics,
-          onProblem: problem,
-          onTriggered: ({ namespace, name, trigger }) =>
-            log.info({ migration: `${namespace}/${name}`, trigger }, "a node asks for it"),
-          onAction: ({ metadata: { namespace, name }, status }, action) =>
-            log.info(
-              { migration: `${namespace}/${name}`, phase: status.phase ?? "Pending", ...shown(action) },
-              "done",
-            ),
-        },
-        signal,
-      );
+      const shared = { api, metrics, onProblem: problem };
+      await Promise.all([
+        reconcile(
+          {
+            ...shared,
+            onTriggered: ({ namespace, name, trigger }) =>
+              log.info({ migration: `${namespace}/${name}`, trigger }, "a node asks for it"),
+            onAction: ({ metadata: { namespace, name }, status }, action) =>
+              log.info(
+                { migration: `${namespace}/${name}`, phase: status.phase ?? "Pending", ...shown(action) },
+                "done",
+              ),
+          },
+          signal,
+        ),
+        reportMissedPods({ ...shared, namespace: config.namespace ?? access.namespace }, signal),
+      ]);
       metrics.leads(false);
       log.info("leads no more");
     },

@@ -1,12 +1,7 @@
 /** The controller's Prometheus metrics. */
 import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
-import { isFinal, type Migration, type MigrationStatus } from "../../api/resources.ts";
-
-export interface Watched {
-  /** e.g. "migrations" */
-  objects: string;
-  silentSeconds(): number;
-}
+import { isFinal, type Migration, type MigrationPhase, type MigrationStatus } from "../../api/resources.ts";
+import type { KubernetesObject } from "../client/objects.ts";
 
 export class ControllerMetrics {
   readonly registry = new Registry();
@@ -15,10 +10,12 @@ export class ControllerMetrics {
   readonly #pause: Histogram;
   readonly #failures: Counter;
   readonly #leads: Gauge;
-  /** those of the time it leads */
-  watched: Watched[] = [];
-  /** by phase */
-  count: () => ReadonlyMap<string, number> = () => new Map();
+  /** since the API server was last heard, by what is watched while it leads */
+  readonly #silentSeconds = new Map<string, () => number>();
+  /** all that there are */
+  migrations: () => Iterable<KubernetesObject> = () => [];
+  /** how many pods there are of each */
+  injections: () => ReadonlyMap<string, number> = () => new Map();
 
   constructor() {
     const registers = [this.registry];
@@ -60,7 +57,38 @@ export class ControllerMetrics {
       registers,
       collect() {
         this.reset();
-        for (const [phase, count] of self.count()) this.set({ phase }, count);
+        for (const object of self.migrations()) this.inc({ phase: phaseOf(object).phase });
+      },
+    });
+    new Gauge({
+      name: "holdfast_controller_oldest_seconds",
+      help: "For how long the Migration that has been in its phase the longest is in it; of those that have not ended.",
+      labelNames: ["phase"] as const,
+      registers,
+      collect() {
+        this.reset();
+        const oldest = new Map<string, number>();
+        for (const { phase, sinceMs } of [...self.migrations()].map(phaseOf))
+          if (!isFinal(phase)) oldest.set(phase, Math.min(oldest.get(phase) ?? Infinity, sinceMs));
+        for (const [phase, ms] of oldest) this.set({ phase }, Math.max(0, Date.now() - ms) / 1_000);
+      },
+    });
+    new Gauge({
+      name: "holdfast_controller_pods",
+      help: "Pods by what became of their injection: missed could be injected and are not; left are those that nobody asks for.",
+      labelNames: ["injection"] as const,
+      registers,
+      collect() {
+        this.reset();
+        for (const [injection, count] of self.injections()) this.set({ injection }, count);
+      },
+    });
+    new Gauge({
+      name: "holdfast_controller_resident_memory_bytes",
+      help: "Resident memory of the process.",
+      registers,
+      collect() {
+        this.set(process.memoryUsage.rss());
       },
     });
     new Gauge({
@@ -70,9 +98,15 @@ export class ControllerMetrics {
       registers,
       collect() {
         this.reset();
-        for (const { objects, silentSeconds } of self.watched) this.set({ objects }, silentSeconds());
+        for (const [objects, seconds] of self.#silentSeconds) this.set({ objects }, seconds());
       },
     });
+  }
+
+  /** @returns what ends it */
+  watches(objects: string, silentSeconds: () => number): () => void {
+    this.#silentSeconds.set(objects, silentSeconds);
+    return () => void this.#silentSeconds.delete(objects);
   }
 
   leads(does: boolean): void {
@@ -93,4 +127,12 @@ export class ControllerMetrics {
     if (next.phase === "Succeeded" && next.move?.pauseMs !== undefined)
       this.#pause.observe(next.move.pauseMs / 1_000);
   }
+}
+
+/** As far as it can be read: another version may have made it. */
+function phaseOf(object: KubernetesObject): { phase: MigrationPhase; sinceMs: number } {
+  const { phase = "Pending", phaseTransitionTimestamps = [] } =
+    (object as { status?: MigrationStatus }).status ?? {};
+  const since = phaseTransitionTimestamps.at(-1)?.timestamp ?? object.metadata.creationTimestamp;
+  return { phase, sinceMs: Date.parse(since) };
 }

@@ -93,13 +93,13 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
     },
     onProblem,
   });
-  metrics.watched = [
-    { objects: "migrations", silentSeconds: () => migrations.secondsSinceLastEvent() },
-    { objects: "pods", silentSeconds: () => pods.secondsSinceLastEvent() },
-    { objects: "nodes", silentSeconds: () => nodes.nodes.secondsSinceLastEvent() },
-    { objects: "continuitypolicies", silentSeconds: () => nodes.policies.secondsSinceLastEvent() },
+  const stops = [
+    metrics.watches("migrations", () => migrations.secondsSinceLastEvent()),
+    metrics.watches("pods", () => pods.secondsSinceLastEvent()),
+    metrics.watches("nodes", () => nodes.nodes.secondsSinceLastEvent()),
+    metrics.watches("continuitypolicies", () => nodes.policies.secondsSinceLastEvent()),
   ];
-  metrics.count = () => phasesOf(migrations.objects.values());
+  metrics.migrations = () => migrations.objects.values();
   const sweep = setInterval(() => {
     sweepStrays(api, pods.objects.values()).catch((error: unknown) => onProblem("strays stay", error));
   }, STRAY_MS);
@@ -108,7 +108,8 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
     signal.addEventListener("abort", () => resolve(), { once: true });
   });
   clearInterval(sweep);
-  metrics.watched = [];
+  for (const stop of stops) stop();
+  metrics.migrations = () => [];
   await Promise.all([nodes.close(), migrations.close(), pods.close(), queue.close()]);
 }
 
@@ -136,15 +137,6 @@ function isOpenOn(object: KubernetesObject, node: string): boolean {
   if (!read.success || isFinal(read.data.status.phase)) return false;
   const { source, target } = read.data.status;
   return [source?.node, target?.node, causeOf(read.data)?.node].includes(node);
-}
-
-function phasesOf(objects: Iterable<KubernetesObject>): ReadonlyMap<string, number> {
-  const counts = new Map<string, number>();
-  for (const object of objects) {
-    const phase = (object as { status?: { phase?: string } }).status?.phase ?? "Pending";
-    counts.set(phase, (counts.get(phase) ?? 0) + 1);
-  }
-  return counts;
 }
 
 /** Standbys that a late call made after their Migration was deleted. */
