@@ -34,7 +34,7 @@ export async function showCheck(
     ...(to === null ? {} : { to }),
   });
   const path = `/v1/check${query.size === 0 ? "" : `?${query}`}`;
-  return show(await agent.ask("GET", path, checkSchema), request.allow, json, terminal);
+  return show(await agent.ask("GET", path, checkSchema), request.allow, asJson(json), terminal);
 }
 
 /** `check WORKLOAD --to NODE --dry-run` */
@@ -49,16 +49,26 @@ export async function rehearse(
   const result = await followTask(clients, task, json, terminal, onInterrupt);
   if (result?.check === undefined)
     throw fail("AGENT_PROTOCOL", "the agent ended the rehearsal without telling what came of it");
-  return show(result.check, allow, json, terminal);
+  return show(result.check, allow, asJson(json), terminal);
 }
 
-function show(answer: CheckAnswer, allow: string[], json: boolean, terminal: Terminal): number {
+/** @param serialise null: a table @returns the exit status */
+export function show(
+  answer: CheckAnswer,
+  allow: string[],
+  serialise: ((value: unknown) => string) | null,
+  terminal: Terminal,
+): number {
   const findings = answer.findings.map(
     (finding): Finding => (isAllowed(finding.id, allow) ? { ...finding, allowed: true } : finding),
   );
   const shown = { ...answer, findings };
-  terminal.out.write(json ? `${JSON.stringify(shown)}\n` : `${render(shown)}${predicted(answer.prediction)}`);
+  terminal.out.write(serialise?.(shown) ?? `${render(shown)}${predicted(answer.prediction)}`);
   return findings.some((finding) => markOf(finding) === "error") ? EXIT.failed : EXIT.ok;
+}
+
+function asJson(json: boolean): ((value: unknown) => string) | null {
+  return json ? (value) => `${JSON.stringify(value)}\n` : null;
 }
 
 function predicted(prediction: CheckAnswer["prediction"]): string {
@@ -111,5 +121,6 @@ function render({ checked, findings }: { checked: CheckAnswer["checked"]; findin
 
 function scopeOf({ node, workload }: { node?: string | undefined; workload: string | null }): string {
   const on = node === undefined ? "" : ` on node ${node}`;
-  return workload === null ? `node${node === undefined ? "" : ` ${node}`}` : `workload ${workload}${on}`;
+  if (workload !== null) return `workload ${workload}${on}`;
+  return node === undefined ? "cluster" : `node ${node}`;
 }

@@ -14,12 +14,14 @@ import type { ControllerConfig } from "../kubernetes/controller/main.ts";
 import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
+import { completionOf, SHELLS } from "./completion.ts";
 import { findAgent, readToken } from "./find-agent.ts";
 import type { Format } from "./inject.ts";
 import { issueCertificate, type KeysOptions, makeAuthority, showLinkKeys } from "./keys.ts";
 import { showLogs } from "./logs.ts";
 import { showLookup } from "./lookup.ts";
 import { migrate } from "./migrate.ts";
+import { FORMATS, type OutputFormat } from "./output-format.ts";
 import { restart } from "./restart.ts";
 import { showSessions } from "./sessions.ts";
 import { showStatus } from "./status.ts";
@@ -43,6 +45,9 @@ interface ClusterOptions {
   context?: string;
   namespace?: string;
   json?: boolean;
+  output?: OutputFormat;
+  cluster?: boolean;
+  pre?: boolean;
 }
 
 interface MigrateOptions extends ClientOptions, ClusterOptions {
@@ -86,6 +91,8 @@ interface CheckOptions extends ClientOptions {
 
 /** as many as `logs` shows */
 const LINES = 100;
+/** where the chart is, unless somebody says otherwise */
+const SYSTEM_NAMESPACE = "holdfast";
 const AUTHORITY_DAYS = 3_650;
 const NODE_DAYS = 825;
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
@@ -312,68 +319,6 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       done(showLinkKeys(workloads, options.key, around));
     });
 
-  client("status", "the node, its store and peers, its workloads").action((options: ClientOptions) =>
-    withAgent(options, (agent) => showStatus(agent, options.json === true, around)),
-  );
-
-  client("sessions <workload>", "the sessions of a workload this node has a part in").action(
-    (workload: string, options: ClientOptions) =>
-      withAgent(options, (agent) => showSessions(agent, workload, options.json === true, around)),
-  );
-
-  program
-    .command("logs <workload>")
-    .description("what a workload's application has written on this node")
-    .option("-n, --lines <count>", "of the end of it", parseLines, LINES)
-    .option("-f, --follow", "go on with what comes, until Ctrl-C")
-    .option("--agent <socket|address>", "socket of the agent, or http://HOST:PORT")
-    .addHelpText("after", `${AGENT_HELP}\n${EXIT_HELP}`)
-    .action((workload: string, options: ClientOptions & { lines: number; follow?: boolean }) =>
-      withAgent(options, (agent) =>
-        showLogs(agent, { workload, lines: options.lines, follow: options.follow === true }, around),
-      ),
-    );
-
-  client("lookup <name>", "which workload has the session of that name, and where it is served now")
-    .option("--workload <name>", "where several have one")
-    .action((name: string, options: ClientOptions & { workload?: string }) =>
-      withAgent(options, (agent) =>
-        showLookup(agent, name, options.workload ?? null, options.json === true, around),
-      ),
-    );
-
-  client("check [workload]", "what would keep this node's workloads from moving, with the cure")
-    .option("--to <node>", "ask this node; without it, every peer that has the workload in its configuration")
-    .option(
-      "--dry-run",
-      "do everything of a move that holds no client, undo it, and say how long clients would wait",
-    )
-    .option(
-      "--allow <id>",
-      "a finding that is not to block, e.g. descriptor.io-uring; may be repeated",
-      collect,
-      [],
-    )
-    .addHelpText(
-      "after",
-      `
-Only looks, here and at the nodes asked: no client waits, no process stops, nothing is made. migrate does the same first,
-and does not begin when something blocks. With --dry-run files and memory are copied to the other node, where everything is
-made ready, and nothing of it is left afterwards; Ctrl-C undoes it too.`,
-    )
-    .action((workload: string | undefined, options: CheckOptions) => {
-      const { to, allow, json = false } = options;
-      if (options.dryRun !== true)
-        return withAgent(options, (agent) =>
-          showCheck(agent, { workload: workload ?? null, to: to ?? null, allow }, json, around),
-        );
-      if (workload === undefined || to === undefined)
-        throw fail("USAGE_DRY_RUN", "--dry-run needs a workload and --to");
-      return withClients(options, (clients) =>
-        rehearse(clients, { workload, to, allow }, json, around, around.onInterrupt),
-      );
-    });
-
   const inCluster = (command: Command): Command =>
     command
       .option("--kubeconfig <file>", "as kubectl has it; default: KUBECONFIG, else ~/.kube/config")
@@ -398,6 +343,161 @@ made ready, and nothing of it is left afterwards; Ctrl-C undoes it too.`,
       api.close();
     }
   };
+  /** The same command beside the agent of the pod's node. */
+  const besideAgent = (pod: string, options: ClusterOptions, command: (workload: string) => string[]) =>
+    withCluster(options, async (api, namespace) => {
+      const [{ askAgentOf }, { runKubectl }] = await Promise.all([
+        import("./pod-agent.ts"),
+        import("./kubectl.ts"),
+      ]);
+      const kubectl = (args: string[]) => runKubectl(args, around, around.env);
+      return askAgentOf(api, kubectl, { namespace, pod, access: accessOf(options), command });
+    });
+  const ofPods = (command: Command): Command =>
+    inCluster(command).option("-n, --namespace <name>", "of the pod; default: the context's");
+  const ofCluster = (command: Command, what: string): Command =>
+    inCluster(command)
+      .option("--cluster", `${what} (as kubectl-holdfast does)`)
+      .addOption(new Option("-o, --output <format>", "of that").choices(FORMATS).default("table"));
+  const isOfCluster = ({ cluster, pre }: ClusterOptions): boolean =>
+    cluster === true || pre === true || around.env.HOLDFAST_CLUSTER === "1";
+  const formatOf = ({ output, json }: ClusterOptions): OutputFormat =>
+    json === true ? "json" : (output ?? "table");
+
+  ofCluster(
+    client("status", "the node, its store and peers, its workloads"),
+    "of a Kubernetes cluster: Holdfast's parts, the pods that move, and their Migrations",
+  )
+    .option("-n, --namespace <name>", "of a cluster: pods of this one; default: of all")
+    .action((options: ClientOptions & ClusterOptions) => {
+      if (!isOfCluster(options))
+        return withAgent(options, (agent) => showStatus(agent, options.json === true, around));
+      return withCluster(options, async (api) => {
+        const { showClusterStatus } = await import("./cluster-status.ts");
+        return showClusterStatus(api, options.namespace ?? null, formatOf(options), around);
+      });
+    });
+
+  ofPods(
+    client("sessions <workload>", "the sessions of a workload, or of pod/NAME, this node has a part in"),
+  ).action((workload: string, options: ClientOptions & ClusterOptions) => {
+    const pod = podNamed(workload);
+    if (pod !== null)
+      return besideAgent(pod, options, (name) => ["sessions", name, ...(options.json ? ["--json"] : [])]);
+    return withAgent(options, (agent) => showSessions(agent, workload, options.json === true, around));
+  });
+
+  inCluster(program.command("logs <workload>"))
+    .description("what the application of a workload, or of pod/NAME, has written on this node")
+    .option("--namespace <name>", "of the pod; default: the context's")
+    .option("-n, --lines <count>", "of the end of it", parseLines, LINES)
+    .option("-f, --follow", "go on with what comes, until Ctrl-C")
+    .option("--agent <socket|address>", "socket of the agent, or http://HOST:PORT")
+    .addHelpText("after", `${AGENT_HELP}\n${EXIT_HELP}`)
+    .action(
+      (workload: string, options: ClientOptions & ClusterOptions & { lines: number; follow?: boolean }) => {
+        const { lines, follow = false } = options;
+        const pod = podNamed(workload);
+        if (pod !== null)
+          return besideAgent(pod, options, (name) => [
+            ...["logs", name, "--lines", String(lines)],
+            ...(follow ? ["--follow"] : []),
+          ]);
+        return withAgent(options, (agent) => showLogs(agent, { workload, lines, follow }, around));
+      },
+    );
+
+  ofPods(program.command("diagnostics"))
+    .description("write what a cluster's Holdfast says of itself into an archive, without secrets")
+    .option("-f, --filename <file>", "where to", "holdfast-diagnostics.tar.gz")
+    .addHelpText("after", EXIT_HELP)
+    .action((options: ClusterOptions & { filename: string }) =>
+      withCluster(options, async (api) => {
+        const [{ writeDiagnostics }, { agentStatus }] = await Promise.all([
+          import("./diagnostics.ts"),
+          import("./pod-agent.ts"),
+        ]);
+        const { runKubectl } = await import("./kubectl.ts");
+        const askAgent = agentStatus(
+          (args, terminal) => runKubectl(args, terminal, around.env),
+          accessOf(options),
+        );
+        return writeDiagnostics(api, { file: options.filename, askAgent }, around);
+      }),
+    );
+
+  program
+    .command("completion <shell>")
+    .description(`print what completes commands in a shell: ${SHELLS.join(", ")}`)
+    .addHelpText("after", "\n  source <(holdfast completion bash)")
+    .action((shell: string) => {
+      const known = SHELLS.find((one) => one === shell);
+      if (known === undefined)
+        throw fail("USAGE_SHELL", `completion: expected ${SHELLS.join(", ")}, got ${shell}`);
+      around.out.write(completionOf(program, known));
+    });
+
+  client("lookup <name>", "which workload has the session of that name, and where it is served now")
+    .option("--workload <name>", "where several have one")
+    .action((name: string, options: ClientOptions & { workload?: string }) =>
+      withAgent(options, (agent) =>
+        showLookup(agent, name, options.workload ?? null, options.json === true, around),
+      ),
+    );
+
+  ofCluster(
+    client(
+      "check [workload]",
+      "what would keep this node's workloads, or pod/NAME, from moving, with the cure",
+    ),
+    "a Kubernetes cluster, and node by node: whether Holdfast works in it",
+  )
+    .option("--pre", "a cluster, before anything is installed: whether it would work")
+    .option("-n, --namespace <name>", `of the pod; of a cluster: Holdfast's own (${SYSTEM_NAMESPACE})`)
+    .option("--to <node>", "ask this node; without it, every peer that has the workload in its configuration")
+    .option(
+      "--dry-run",
+      "do everything of a move that holds no client, undo it, and say how long clients would wait",
+    )
+    .option(
+      "--allow <id>",
+      "a finding that is not to block, e.g. descriptor.io-uring; may be repeated",
+      collect,
+      [],
+    )
+    .addHelpText(
+      "after",
+      `
+Only looks, here and at the nodes asked: no client waits, no process stops, nothing is made. migrate does the same first,
+and does not begin when something blocks. With --dry-run files and memory are copied to the other node, where everything is
+made ready, and nothing of it is left afterwards; Ctrl-C undoes it too.`,
+    )
+    .action((workload: string | undefined, options: CheckOptions & ClusterOptions) => {
+      const { to, allow, json = false } = options;
+      const pod = podNamed(workload ?? "");
+      if (pod !== null)
+        return besideAgent(pod, options, (name) => [
+          ...["check", name, ...(to === undefined ? [] : ["--to", to])],
+          ...(options.dryRun === true ? ["--dry-run"] : []),
+          ...allow.flatMap((id) => ["--allow", id]),
+          ...(json ? ["--json"] : []),
+        ]);
+      if (isOfCluster(options))
+        return withCluster(options, async (api) => {
+          const { checkCluster } = await import("./cluster-check.ts");
+          const { pre = false, namespace = SYSTEM_NAMESPACE } = options;
+          return checkCluster(api, { isBefore: pre, namespace, allow }, formatOf(options), around);
+        });
+      if (options.dryRun !== true)
+        return withAgent(options, (agent) =>
+          showCheck(agent, { workload: workload ?? null, to: to ?? null, allow }, json, around),
+        );
+      if (workload === undefined || to === undefined)
+        throw fail("USAGE_DRY_RUN", "--dry-run needs a workload and --to");
+      return withClients(options, (clients) =>
+        rehearse(clients, { workload, to, allow }, json, around, around.onInterrupt),
+      );
+    });
 
   inCluster(client("migrate <workload>", "move a workload, or pod/NAME of a cluster, to another node"))
     .requiredOption("--to <node>", "name of the node")
@@ -494,6 +594,14 @@ clients it had are reset.`,
       withAgent(options, (agent) => stopWorkload(agent, workload, options.json === true, around)),
   );
   return program;
+}
+
+/** For kubectl, as it was given. */
+function accessOf({ kubeconfig, context }: ClusterOptions): string[] {
+  return [
+    ...(kubeconfig === undefined ? [] : ["--kubeconfig", kubeconfig]),
+    ...(context === undefined ? [] : ["--context", context]),
+  ];
 }
 
 function collect(value: string, before: string[]): string[] {

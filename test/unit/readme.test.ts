@@ -80,7 +80,7 @@ describe("the commands in README.md", () => {
   });
 
   it("are all there are", async () => {
-    const listed = [...(await helpOf([])).matchAll(/^ {2}([a-z]+)(?: \[options\]| {2,})/gm)].map(
+    const listed = [...(await helpOf([])).matchAll(/^ {2}([a-z]+)(?: \[options\]| <| {2,})/gm)].map(
       (match) => match[1] ?? "",
     );
     assert.ok(listed.length > 0);

@@ -1,0 +1,160 @@
+/** What `holdfast check` says of a cluster: each thing that is wrong is found, with its cure, and nothing else. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { findingsOf, type Installation } from "#control/cli/cluster-check.ts";
+import type { ClusterView, Part, SeenPod } from "#control/cli/cluster-view.ts";
+import type { Node } from "#control/kubernetes/client/objects.ts";
+
+const INFO = {
+  architecture: "amd64",
+  kernelVersion: "6.18.5",
+  operatingSystem: "linux",
+  containerRuntimeVersion: "containerd://2.1.0",
+  kubeletVersion: "v1.37.2",
+};
+
+function node(name: string, info: Partial<typeof INFO> = {}, ready = "True"): Node {
+  return {
+    metadata: { name, uid: name, resourceVersion: "1", creationTimestamp: "" },
+    spec: {},
+    status: {
+      conditions: [{ type: "Ready", status: ready }],
+      nodeInfo: { ...INFO, ...info },
+    } as Node["status"],
+  } as Node;
+}
+
+function part(component: string, on: string, isReady = true): Part {
+  return { component, namespace: "holdfast", pod: `${component}-${on}`, node: on, isReady };
+}
+
+function pod(more: Partial<SeenPod>): SeenPod {
+  return {
+    ...{
+      namespace: "games",
+      pod: "chat",
+      node: "a",
+      workload: "games.chat",
+      injection: "injected",
+      message: "",
+    },
+    ...{ isStandby: false, isServing: true, movable: { isMovable: true, message: "" }, migration: null },
+    ...more,
+  };
+}
+
+const WHOLE: ClusterView = {
+  version: "v1.37.2",
+  namespace: "holdfast",
+  nodes: [node("a"), node("b")],
+  parts: ["webhook", "controller", "agent"].flatMap((one) => [part(one, "a"), part(one, "b")]),
+  pods: [pod({})],
+  migrations: [],
+};
+const INSTALLED: Installation = {
+  namespace: {
+    metadata: {
+      ...{ name: "holdfast", uid: "", resourceVersion: "", creationTimestamp: "" },
+      labels: { "pod-security.kubernetes.io/enforce": "privileged" },
+    },
+  },
+  crds: new Map([
+    ["migrations", true],
+    ["continuitypolicies", true],
+  ]),
+  mutating: 1,
+  validating: 1,
+  forbidden: [],
+};
+
+/** "NODE ID", or "ID" of the cluster, errors with "!" before them */
+function found(
+  view: Partial<ClusterView>,
+  installation: Partial<Installation> = {},
+  isBefore = false,
+): string[] {
+  const request = { isBefore, namespace: "holdfast", allow: [] };
+  const { findings, checked } = findingsOf({ ...WHOLE, ...view }, { ...INSTALLED, ...installation }, request);
+  for (const { what, cure } of findings) assert.ok(what.length > 0 && cure.length > 0);
+  for (const { category, node: of } of findings)
+    assert.ok(
+      checked.some((one) => one.category === category && one.node === of),
+      `${category} of ${of}`,
+    );
+  return findings.map(
+    (one) => `${one.severity === "error" ? "!" : ""}${one.node === undefined ? "" : `${one.node} `}${one.id}`,
+  );
+}
+
+describe("a check of a cluster", () => {
+  it("finds nothing where all is there", () => {
+    assert.deepEqual(found({}), []);
+    assert.deepEqual(found({ parts: [], namespace: null, pods: [] }, {}, true), []);
+  });
+
+  it("finds parts that are missing or not ready", () => {
+    const parts = WHOLE.parts.filter(({ component }) => component !== "webhook");
+    assert.deepEqual(found({ parts }), ["!cluster.webhook"]);
+    assert.deepEqual(found({ parts: [...parts, part("webhook", "a"), part("webhook", "b", false)] }), [
+      "cluster.webhook.replicas",
+    ]);
+    assert.deepEqual(found({}, { crds: new Map([["migrations", false]]), mutating: 0, validating: 0 }), [
+      "!cluster.crd.migrations",
+      "!cluster.crd.continuitypolicies",
+      "!cluster.admission",
+      "cluster.evictions",
+    ]);
+  });
+
+  it("finds nodes without an agent, or that cannot have one", () => {
+    const parts = WHOLE.parts.filter(({ component, node: on }) => component !== "agent" || on === "a");
+    assert.deepEqual(found({ parts }), ["!b node.no-agent"]);
+    assert.deepEqual(found({ parts: [...parts, part("agent", "b", false)] }), ["!b node.agent"]);
+    const odd = [
+      node("a"),
+      node("b", { kernelVersion: "5.10.0", kubeletVersion: "v1.29.0" }, "False"),
+      node("c", { architecture: "s390x" }),
+      node("d", { containerRuntimeVersion: "docker://27" }),
+      node("w", { operatingSystem: "windows" }),
+    ];
+    assert.deepEqual(found({ nodes: odd }, {}, true), [
+      "b node.not-ready",
+      "b node.kernel",
+      "b node.kubelet",
+      "!c node.architecture",
+      "!d node.runtime",
+      "w node.os",
+    ]);
+    assert.deepEqual(found({ nodes: [node("a"), node("b", { architecture: "arm64" })] }), ["!cluster.nodes"]);
+  });
+
+  it("finds what keeps the chart from being installed", () => {
+    const namespace = structuredClone(INSTALLED.namespace);
+    if (namespace !== null)
+      namespace.metadata.labels = { "pod-security.kubernetes.io/enforce": "restricted" };
+    assert.deepEqual(
+      found(
+        { version: "v1.29.3" },
+        { namespace, forbidden: ["clusterroles.rbac.authorization.k8s.io"] },
+        true,
+      ),
+      ["!cluster.version", "!cluster.pod-security", "!cluster.access"],
+    );
+    assert.deepEqual(found({}, { namespace: null }, true), ["cluster.namespace"]);
+  });
+
+  it("finds pods that do not move, not all of thousands", () => {
+    const missed = Array.from({ length: 30 }, (_, index) =>
+      pod({ pod: `chat-${index}`, injection: "missed" }),
+    );
+    const ids = found({
+      pods: [
+        ...missed,
+        pod({ injection: "refused", message: "spec.hostNetwork: it has the node's network" }),
+        pod({ movable: { isMovable: false, message: "io_uring" } }),
+        pod({ movable: null }),
+      ],
+    });
+    assert.deepEqual(ids, [...Array(20).fill("pod.missed"), "pod.refused", "pod.not-movable", "pod.more"]);
+  });
+});
