@@ -36,6 +36,7 @@ export interface PodWorkload {
   /** what keeps it from being stopped now; null: nothing */
   readonly busyWith: string | null;
   readonly isStarting: boolean;
+  readonly keeper: { countSessions(): Promise<number> };
   /** The application, and its clients' connections. @throws HoldfastError */
   stop(): Promise<void>;
   /** from now on it is that of another pod */
@@ -122,8 +123,12 @@ export class PodWorkloads<Workload extends PodWorkload> {
         there.add(found.pod.uid);
         const name = nameOf(found.pod);
         const other = pods.get(name)?.pod;
-        if (other === undefined) pods.set(name, { pod: found.pod, isStarting: found.state === "starting" });
-        else this.#refuse(found.pod, `workload ${name} is that of pod ${other.namespace}/${other.name}, too`);
+        // whatever their order is: one that has the workload keeps it
+        const isLater = other !== undefined && this.#own.get(name)?.uid !== found.pod.uid;
+        const [kept, refused] = isLater ? [other, found.pod] : [found.pod, other];
+        if (!isLater) pods.set(name, { pod: found.pod, isStarting: found.state === "starting" });
+        if (refused !== undefined)
+          this.#refuse(refused, `workload ${name} is that of pod ${kept.namespace}/${kept.name}, too`);
       } catch (error) {
         log.error({ reason: messageOf(error) }, "a pod is not understood");
       }
@@ -233,9 +238,12 @@ export class PodWorkloads<Workload extends PodWorkload> {
     if (config.start) return false; // an application of its own
     const rest = (one: WorkloadConfig): string => JSON.stringify({ ...one, pod: null, start: null });
     if (rest(config) !== rest(workload.config)) return false;
-    this.#keep(name, pod);
+    const { between: _, ...annotations } = pod.annotations;
+    // clients may have been told of this node before
+    const own = isPassedBy(this.#own.get(name)) ? pod : { ...pod, annotations };
+    this.#keep(name, own);
     workload.useConfig(config);
-    this.#own.set(name, pod);
+    this.#own.set(name, own);
     log.info({ workload: name, namespace: pod.namespace, pod: pod.name }, "another pod has its workload");
     return true;
   }
@@ -261,6 +269,9 @@ export class PodWorkloads<Workload extends PodWorkload> {
       log.info({ workload: name }, "its pod has gone: the application stops");
       await workload.stop();
     }
+    // no client was told of this node, where the application only waited
+    const isLeft = isPassedBy(this.#own.get(name)) && workload.journal.role === "anchor";
+    if (isLeft && (await workload.keeper.countSessions()) === 0) await workload.stop();
     const { role, moving, owed } = workload.journal;
     // clients that came here before it left: they stay for as long as they like
     if (role !== "none" || moving !== null || owed !== null) return false;
@@ -277,6 +288,11 @@ export class PodWorkloads<Workload extends PodWorkload> {
     this.#refused.set(uid, reason);
     this.#options.log.error({ namespace, pod: name, reason }, "a pod has no workload");
   }
+}
+
+/** An application was there only until its own pod was made anew. */
+function isPassedBy(pod: InjectedPod | undefined): boolean {
+  return pod?.annotations.between === "true";
 }
 
 function listensAt({ downstream, listenIn, listenAddress }: WorkloadConfig, address: string): boolean {

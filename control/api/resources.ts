@@ -28,12 +28,16 @@ export const ANNOTATION = {
   container: `${GROUP}/container`,
   /** what agents call the application, wherever it is */
   workload: `${GROUP}/workload`,
+  /** "gateway": clients come to gateways; else to nodes or pods */
+  mode: `${GROUP}/mode`,
   /** "pod": clients come to the pod's own address; else to that of the node it is first on */
   listen: `${GROUP}/listen`,
   /** "true": a pod that waits for the application of another */
   standby: `${GROUP}/standby`,
   /** of a standby: JSON, the labels and the owner that it gets when it has the application */
   becomes: `${GROUP}/becomes`,
+  /** "true": of a pod that keeps a StatefulSet's application until its own pod is made anew, and no longer */
+  between: `${GROUP}/between`,
   /** JSON: nodeSelector and affinity as they were before the pod was first moved, without what pinned it since */
   scheduling: `${GROUP}/scheduling`,
   /** when the application last came to this pod by a Migration */
@@ -171,6 +175,11 @@ export const moveStatus = z.object({
 });
 export type MoveStatus = z.infer<typeof moveStatus>;
 
+const origin = place.extend({
+  attempt: count.describe("the first into the pod that is made anew"),
+  move: moveStatus.optional().describe("of the way to source"),
+});
+
 export const migrationStatus = z.object({
   observedGeneration: count.optional(),
   phase: z.enum(PHASES).optional(),
@@ -190,6 +199,11 @@ export const migrationStatus = z.object({
     .describe("the agent that moves is asked to give up, unless the application has moved already"),
   source: place.optional(),
   target: targetPlace.optional(),
+  origin: origin
+    .optional()
+    .describe(
+      "of a StatefulSet's pod: where it was. Its application waits in source until the StatefulSet has made the pod anew",
+    ),
   move: moveStatus.optional(),
   plan: z.array(text(1_000)).max(32).optional().describe("with dryRun: what would be done"),
   conditions: conditions.optional(),

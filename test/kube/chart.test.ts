@@ -170,10 +170,17 @@ describe("the chart", () => {
     ) as [X509Certificate, X509Certificate];
     assert.ok(certificate.verify(authority.publicKey));
     assert.equal(certificate.checkHost("holdfast-webhook.holdfast.svc"), "holdfast-webhook.holdfast.svc");
-    const { webhooks } = objects.find(({ kind }) => kind === "MutatingWebhookConfiguration");
+    const { webhooks } = objects.find(
+      ({ kind, metadata }) => kind === "MutatingWebhookConfiguration" && metadata.name === "holdfast",
+    );
     for (const { clientConfig } of webhooks) assert.equal(clientConfig.caBundle, data["ca.crt"]);
     const evictions = objects.find(({ kind }) => kind === "ValidatingWebhookConfiguration");
-    assert.equal(evictions.webhooks[0].clientConfig.caBundle, certificateOf("controller").data["ca.crt"]);
+    const ordinals = objects.find(
+      ({ kind, metadata }) =>
+        kind === "MutatingWebhookConfiguration" && metadata.name === "holdfast-controller",
+    );
+    for (const { webhooks: beside } of [evictions, ordinals])
+      assert.equal(beside[0].clientConfig.caBundle, certificateOf("controller").data["ca.crt"]);
     const key = objects.find(({ kind, metadata }) => kind === "Secret" && metadata.name === "holdfast-key");
     assert.equal(Buffer.from(key.data.key, "base64").length, 32);
   });

@@ -1,15 +1,16 @@
 /**
  * A cluster in memory, for the controller's own code: an API server with versions and preconditions, and whoever else acts in one
- * (kubelet, scheduler, ReplicaSet controller, agents, people), each one step at a time and in any order. Calls of the controller
- * are steps too: they fail, are done without an answer, or are done long after whoever made them has died.
+ * (kubelet, scheduler, controllers of ReplicaSets and StatefulSets, agents, people), each one step at a time and in any order. Calls of
+ * the controller are steps too: they fail, are done without an answer, or are done long after whoever made them has died.
  *
- * The ReplicaSet controller ranks as the real one (pkg/controller, ActivePodsWithRanks); what the agents do is what
- * `control/api/resources.ts` asks of them.
+ * The ReplicaSet controller ranks as the real one (pkg/controller, ActivePodsWithRanks), that of StatefulSets goes by its order
+ * (pkg/controller/statefulset); what the agents do is what `control/api/resources.ts` asks of them.
  */
 import {
   ANNOTATION,
   API_VERSION,
   DELETION_COST,
+  isFinal,
   type Migration,
   migration as migrationSchema,
   SERVING,
@@ -29,12 +30,14 @@ import {
   type Pod,
   type PodCondition,
   type ReplicaSet,
+  type StatefulSet,
 } from "#control/kubernetes/client/objects.ts";
 import { pathOf } from "#control/kubernetes/client/paths.ts";
 import { act } from "#control/kubernetes/controller/act.ts";
 import { type Calls, gather } from "#control/kubernetes/controller/gather.ts";
 import { plan } from "#control/kubernetes/controller/plan.ts";
-import { isStandby } from "#control/kubernetes/controller/standby-pod.ts";
+import { isStandby, ordinalPod } from "#control/kubernetes/controller/standby-pod.ts";
+import { REVISION, revisionAnew } from "#control/kubernetes/controller/stateful-set.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 
 export const NAMESPACE = "shop";
@@ -87,6 +90,10 @@ export interface ClusterOptions {
   seed: number;
   /** 0: the pod is nobody's */
   replicas: number;
+  /** what makes them; default: a Deployment's ReplicaSet */
+  owner?: "deployment" | "stateful-set";
+  /** of a StatefulSet; default OrderedReady */
+  podManagementPolicy?: "OrderedReady" | "Parallel";
   /** the pods have the readiness gate */
   gated: boolean;
   /** chance of a call to fail, each way */
@@ -125,7 +132,8 @@ export class MadeUpCluster {
         spec: {},
         status: { conditions: [{ type: "Ready", status: "True" }] },
       } as Node);
-    const owner = options.replicas > 0 ? this.#deployment(options.replicas) : null;
+    const makes = options.owner === "stateful-set" ? this.#makeStatefulSet : this.#deployment;
+    const owner = options.replicas > 0 ? makes.call(this, options.replicas) : null;
     const pods = Array.from({ length: Math.max(1, options.replicas) }, (_, index) =>
       this.#pod(`chat-${index}`, "a", owner),
     );
@@ -258,11 +266,37 @@ export class MadeUpCluster {
     };
   }
 
-  #pod(name: string, node: string | undefined, owner: OwnerReference | null): Pod {
-    const pod: Pod = {
+  #makeStatefulSet(replicas: number): OwnerReference {
+    const { podManagementPolicy = "OrderedReady" } = this.#options;
+    const set: StatefulSet = {
+      metadata: this.#meta("chat"),
+      spec: {
+        replicas,
+        podManagementPolicy,
+        selector: { matchLabels: { app: "chat" } },
+        template: { metadata: { labels: { app: "chat" } }, spec: { containers: [IMAGE] } },
+      },
+      status: { observedGeneration: 1, currentRevision: "1", updateRevision: "1" },
+    };
+    this.put(STATEFUL_SET, set);
+    return referenceTo(set);
+  }
+
+  /** As webhooks have it when it is made. */
+  #admitted(pod: Pod): Pod {
+    if (controllerOf(pod)?.kind !== "StatefulSet") return pod;
+    const found = this.migrations().find(
+      ({ status }) => status.origin?.pod === pod.metadata.name && !isFinal(status.phase),
+    );
+    const isSeen = this.calm || this.random() >= this.#options.faults;
+    return found === undefined || !isSeen ? pod : ordinalPod(pod, found);
+  }
+
+  #pod(name: string, node: string | undefined, owner: OwnerReference | null, revision = "1"): Pod {
+    const pod: Pod = this.#admitted({
       metadata: {
         ...this.#meta(name),
-        labels: { app: "chat", "pod-template-hash": "1" },
+        labels: { app: "chat", "pod-template-hash": "1", [REVISION]: revision },
         annotations: { [ANNOTATION.injected]: "1" },
         ...(owner === null ? {} : { ownerReferences: [owner] }),
       },
@@ -272,7 +306,7 @@ export class MadeUpCluster {
         ...(this.#options.gated ? { readinessGates: [{ conditionType: SERVING }] } : {}),
       },
       ...(node === undefined ? {} : { status: running([{ type: SERVING, status: "True" }, READY]) }),
-    };
+    });
     this.put(pathOf("pods", { namespace: NAMESPACE, name }), pod);
     return pod;
   }
@@ -351,11 +385,15 @@ export class MadeUpCluster {
           );
           return { items, resourceVersion: String(this.#version) };
         }),
-      create: <T>(folder: string, body: object) =>
-        this.#call(who, true, () => this.#create(folder, body) as T),
+      create: <T>(folder: string, body: object, { dryRun }: Query = {}) =>
+        this.#call(who, true, () => (dryRun === "All" ? WOULD_BE : this.#create(folder, body)) as T),
       patch: <T>(path: string, body: object) => this.#call(who, true, () => this.#patch(path, body) as T),
-      delete: (path: string, options: { preconditions?: Preconditions } = {}) =>
-        this.#call(who, true, () => this.#delete(path, options.preconditions ?? {})),
+      delete: (path: string, options: { preconditions?: Preconditions; gracePeriodSeconds?: number } = {}) =>
+        this.#call(who, true, () => {
+          const isThere = this.#delete(path, options.preconditions ?? {});
+          if (options.gracePeriodSeconds === 0) this.#drop(path);
+          return isThere;
+        }),
     } as Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "delete">;
   }
 
@@ -404,6 +442,12 @@ export class MadeUpCluster {
     return true;
   }
 
+  #drop(path: string): void {
+    const pod = this.#get<Pod>(path);
+    if (this.application === pod?.metadata.uid) this.application = null;
+    this.remove(path);
+  }
+
   // ---- one step of somebody ----
 
   /** @returns who had it */
@@ -412,6 +456,7 @@ export class MadeUpCluster {
       ["kubelet", () => this.#kubelet()],
       ["scheduler", () => this.#scheduler()],
       ["replica-set", () => this.#replicaSet()],
+      ["stateful-set", () => this.#statefulSet()],
       ["agent", () => this.#agentMoves()],
       ["agent", () => this.#agentServes()],
       ["clock", () => this.#clock()],
@@ -439,17 +484,20 @@ export class MadeUpCluster {
   }
 
   #clock(): void {
-    this.nowMs += Math.floor(this.random() * (this.isLate ? 60_000 : 1_500));
+    // seldom: others act meanwhile as they do in a second
+    const isJump = this.isLate && this.random() < 0.05;
+    this.nowMs += Math.floor(this.random() * (isJump ? 600_000 : 1_500));
   }
 
   #scheduler(): void {
     const pod = this.#one(this.pods().filter(({ spec }) => spec.nodeName === undefined));
     if (pod === undefined) return;
-    const [pin] = pod.spec.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution
+    const pins = pod.spec.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution
       ?.nodeSelectorTerms[0]?.matchFields ?? [{ key: "", operator: "In", values: ["a"] }];
     const nodes = this.#under<Node>("/api/v1/nodes").filter(
       ({ metadata: { name }, spec }) =>
-        spec.unschedulable !== true && pin?.values?.includes(name) === (pin?.operator === "In"),
+        spec.unschedulable !== true &&
+        pins.every(({ operator, values }) => values?.includes(name) === (operator === "In")),
     );
     const node = this.#one(nodes);
     if (node !== undefined)
@@ -465,8 +513,7 @@ export class MadeUpCluster {
     const { uid, deletionTimestamp } = pod.metadata;
     if (deletionTimestamp !== undefined) {
       // graceful: it takes its time
-      if (this.application === uid) this.application = null;
-      this.remove(this.#path(pod));
+      this.#drop(this.#path(pod));
       return;
     }
     const serving = conditionOf(pod, SERVING);
@@ -480,8 +527,10 @@ export class MadeUpCluster {
     this.change(this.#path(pod), { status: running(conditions) });
   }
 
-  #isOrdinary({ metadata: { uid } }: Pod): boolean {
-    return !this.#touched.has(uid);
+  #isOrdinary({ metadata: { uid, name } }: Pod): boolean {
+    // the store says that the application of this name is another's
+    const isElsewhere = name === SOURCE && this.application !== null && this.application !== uid;
+    return !this.#touched.has(uid) && !isElsewhere;
   }
 
   /** pods that had the application, or waited for it: without it nothing runs in them */
@@ -529,6 +578,34 @@ export class MadeUpCluster {
     active.sort((one, other) => compare(rank(one), rank(other)));
     for (const pod of active.slice(0, Math.max(0, active.length - replicas)))
       this.deletePod("replica-set", pod.metadata.name);
+  }
+
+  /** One thing at a time, in the order of its pods (`stateful_set_control.go`). */
+  #statefulSet(): void {
+    const set = this.#get<StatefulSet>(STATEFUL_SET);
+    if (set === null) return;
+    const { replicas = 1, podManagementPolicy } = set.spec;
+    for (let ordinal = 0; ordinal < replicas; ordinal += 1) {
+      const name = `chat-${ordinal}`;
+      const pod = this.pod(name);
+      if (pod === null) {
+        const made = this.#pod(name, undefined, referenceTo(set), revisionAnew(set, name) ?? "");
+        const { uid } = made.metadata;
+        this.deeds.push({ who: "stateful-set", what: "create", pod: name, uid, hadApplication: false });
+        return;
+      }
+      if (podManagementPolicy === "OrderedReady" && !(isActive(pod) && isTrue(pod, "Ready"))) return;
+    }
+    const owned = this.pods().filter((pod) => controllerOf(pod)?.uid === set.metadata.uid);
+    const last = owned
+      .filter(isActive)
+      .sort((one, other) => (one.metadata.name < other.metadata.name ? 1 : -1));
+    const [much] = last.filter(({ metadata }) => Number(metadata.name.slice(5)) >= replicas);
+    const [old] = last.filter(
+      ({ metadata }) => metadata.labels?.[REVISION] !== revisionAnew(set, metadata.name),
+    );
+    const pod = much ?? old;
+    if (pod !== undefined) this.deletePod("stateful-set", pod.metadata.name);
   }
 
   #agentServes(): void {
@@ -616,6 +693,16 @@ export class MadeUpCluster {
     this.put(path, { ...now, status: { ...now.status, move } });
     return true;
   }
+}
+
+const STATEFUL_SET = pathOf("statefulsets", { namespace: NAMESPACE, name: "chat" });
+/** of the pod that moves */
+const SOURCE = "chat-0";
+/** of a dry run */
+const WOULD_BE = { metadata: { annotations: { [ANNOTATION.injected]: "1" } } };
+
+function referenceTo({ metadata: { name, uid } }: StatefulSet): OwnerReference {
+  return { apiVersion: "apps/v1", kind: "StatefulSet", name, uid, controller: true };
 }
 
 const READY: PodCondition = { type: "Ready", status: "True" };

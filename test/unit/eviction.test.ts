@@ -55,8 +55,9 @@ function decide(
   migrations: Migration[] = [],
   policy: Partial<Policy> = {},
   node: Node | null = null,
+  isByUid = false,
 ): EvictionDecision {
-  return decideEviction({ pod: one, migrations, policy: { ...policyOf([]), ...policy }, node }, NOW);
+  return decideEviction({ pod: one, isByUid, migrations, policy: { ...policyOf([]), ...policy }, node }, NOW);
 }
 
 const ended = (phase: string, agoS: number): object => ({
@@ -194,6 +195,53 @@ describe("an eviction of a pod", () => {
       assert.match(decision.message, message);
       assert.deepEqual(decision.migration, made);
     });
+
+  describe("of a StatefulSet's pod, which has the same name where it has moved to", () => {
+    const origin = { pod: "chat-1", podUid: "old", node: "a", attempt: 2 };
+    const target = { pod: "chat-1", podUid: "12345678-abcd", node: "b", attempt: 2 };
+    const came = (phase: string, agoS: number): Migration =>
+      migration({ ...ended(phase, agoS), origin, target, source: { pod: "x" } }, { podUid: "old" });
+
+    const CORDONED = { spec: { unschedulable: true } } as Node;
+
+    it("finds no pod: another was meant", () => {
+      for (const one of [came("Adopting", 1), came("Succeeded", 50)]) {
+        const decision = decide(pod(), [one]);
+        assert.ok(!decision.isAllowed && decision.isGone, JSON.stringify(decision));
+        assert.match(decision.message, /moved from node a to node b/);
+        assert.equal(decision.migration, null);
+      }
+    });
+
+    it("moves it on where it is meant: its node is drained, too, or its uid was said, or it is long ago", () => {
+      for (const decision of [
+        decide(pod(), [came("Succeeded", 50)], {}, CORDONED),
+        decide(pod(), [came("Succeeded", 50)], {}, null, true),
+        decide(pod(), [came("Succeeded", 70)]),
+      ]) {
+        assert.ok(!decision.isAllowed && !decision.isGone, JSON.stringify(decision));
+        assert.equal(decision.migration?.name, first.name);
+      }
+    });
+
+    it("is denied until all is done where it is meant", () => {
+      const decision = decide(pod(), [came("Adopting", 1)], {}, CORDONED);
+      assert.ok(
+        !decision.isAllowed && !decision.isGone && decision.migration === null,
+        JSON.stringify(decision),
+      );
+    });
+
+    it("is denied while its application waits in another pod", () => {
+      const status = {
+        phase: "Preparing",
+        origin: { ...origin, podUid: "12345678-abcd" },
+        source: { pod: "x" },
+      };
+      const decision = decide(pod(), [migration(status)]);
+      assert.ok(!decision.isAllowed && !decision.isGone, JSON.stringify(decision));
+    });
+  });
 
   it("is denied since the first of questions that follow each other", () => {
     const decision = decide(pod({ annotations: { [EVICTED]: `${at(100)} ${at(5)}` } }));

@@ -16,8 +16,9 @@ import type {
   ReplicaSet,
 } from "#control/kubernetes/client/objects.ts";
 import { mergePatch } from "#control/kubernetes/controller/act.ts";
+import type { Plan } from "#control/kubernetes/controller/next.ts";
 import type { Observed } from "#control/kubernetes/controller/observed.ts";
-import { type Plan, plan } from "#control/kubernetes/controller/plan.ts";
+import { plan } from "#control/kubernetes/controller/plan.ts";
 import { standbyName, standbyPod } from "#control/kubernetes/controller/standby-pod.ts";
 
 const START = "2026-01-01T00:00:00Z";
@@ -93,6 +94,7 @@ function observed(more: Partial<Observed> = {}): Observed {
     source: pod(),
     standby: null,
     strays: [],
+    ordinal: null,
     owner: { kind: "none" },
     nodes: new Map([
       ["a", node("a")],
@@ -140,7 +142,6 @@ describe("a pod", () => {
       /being deleted/,
     ],
     ["with its node's network", { source: pod({ hostNetwork: true }) }, "HostNetwork", /network of its node/],
-    ["of a StatefulSet", owned("StatefulSet"), "StatefulSet", /fixed names/],
     ["of a Job", owned("Job"), "OwnerUnknown", /it would make another/],
     ["with a folder of the node", volume({ hostPath: { path: "/x" } }), "VolumeCannotFollow", /hostPath/],
     ["with an ephemeral volume", volume({ ephemeral: {} }), "VolumeCannotFollow", /this pod alone/],

@@ -1,6 +1,7 @@
 /**
  * Whatever fails, and in whatever order things happen: the application is in one pod that the controller does not delete, its
- * ReplicaSet keeps its replicas and makes no other, every Migration ends, and nothing is left of it.
+ * ReplicaSet keeps its replicas and makes no other, a StatefulSet's pod has its name afterwards and the others are not touched, every
+ * Migration ends, and nothing is left of it.
  */
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
@@ -59,6 +60,28 @@ const DISTURBANCES: Record<string, { ends: boolean; does(cluster: MadeUpCluster)
     does: (cluster) => cluster.migrate("n", { pod: "chat-0", target: { node: "c" } }),
   },
   "a controller dies": { ends: false, does: (cluster) => cluster.killController() },
+  "the pod that the application has left is deleted": {
+    ends: false,
+    does: (cluster) => {
+      const pod = cluster.pod("chat-0");
+      if (pod !== null && pod.metadata.uid !== cluster.application && !isStandby(pod))
+        cluster.deletePod("people", "chat-0");
+    },
+  },
+  "the StatefulSet has another template": {
+    ends: true,
+    does: (cluster) =>
+      cluster.change(pathOf("statefulsets", { namespace: NAMESPACE, name: "chat" }), {
+        status: { updateRevision: "2" },
+      }),
+  },
+  "the StatefulSet is to have no pod": {
+    ends: true,
+    does: (cluster) =>
+      cluster.change(pathOf("statefulsets", { namespace: NAMESPACE, name: "chat" }), {
+        spec: { replicas: 0 },
+      }),
+  },
   "a replica less is wanted": {
     ends: true,
     does: (cluster) => {
@@ -77,11 +100,13 @@ const DISTURBANCES: Record<string, { ends: boolean; does(cluster: MadeUpCluster)
 const OFTEN = ["it is aborted", "its time is up", "it is deleted"];
 const STEPS = 250;
 const LATE_STEPS = 1_500;
-const CALM_STEPS_MAX = 4_000;
+const CALM_STEPS_MAX = 8_000;
 
 const scenario = fc.record({
   seed: fc.integer(),
   replicas: fc.constantFrom(0, 1, 2, 3),
+  owner: fc.constantFrom("deployment" as const, "stateful-set" as const),
+  podManagementPolicy: fc.constantFrom("OrderedReady" as const, "Parallel" as const),
   gated: fc.boolean(),
   faults: fc.constantFrom(0, 0.02, 0.1),
   controllers: fc.constantFrom(1, 2),
@@ -101,12 +126,21 @@ async function run({ disturbances, node, ...options }: Scenario): Promise<string
   cluster.migrate("m", { pod: "chat-0", ...(node === undefined ? {} : { target: { node } }) });
   const said = disturbances.map(({ what }) => DISTURBANCES[what]);
   const mayEnd = said.some((one) => one?.ends === true);
+  const isOfSet = options.owner === "stateful-set" && options.replicas > 0;
 
   let looked = 0;
   const holds = (): void => {
     for (; looked < cluster.deeds.length; looked += 1) {
       const deed = cluster.deeds[looked] as (typeof cluster.deeds)[0];
-      assert.ok(!(deed.who === "controller" && deed.hadApplication), `the controller deleted ${deed.pod}`);
+      // what its StatefulSet wants no more ends with the pod that it is in meanwhile
+      if (!(isOfSet && mayEnd))
+        assert.ok(!(deed.who === "controller" && deed.hadApplication), `the controller deleted ${deed.pod}`);
+      if (!mayEnd && deed.who === "stateful-set")
+        assert.deepEqual(
+          [deed.what, deed.pod],
+          ["create", "chat-0"],
+          "no other pod of the StatefulSet is touched",
+        );
       if (mayEnd || deed.who !== "replica-set") continue;
       assert.notEqual(deed.what, "create", `a pod more was made: ${deed.pod}`);
       assert.equal(deed.uid, source.metadata.uid, `the ReplicaSet deleted ${deed.pod}`);
@@ -115,7 +149,8 @@ async function run({ disturbances, node, ...options }: Scenario): Promise<string
     if (mayEnd) return;
     assert.notEqual(cluster.application, null, "the application has ended");
     const owned = cluster.pods().filter((pod) => controllerOf(pod) !== null && isActive(pod));
-    assert.ok(owned.length >= options.replicas, `${owned.length} of ${options.replicas} replicas`);
+    const least = options.replicas - (isOfSet ? 1 : 0);
+    assert.ok(owned.length >= least, `${owned.length} of ${options.replicas} replicas`);
   };
   for (let at = 0; at < STEPS; at += 1) {
     for (const disturbance of disturbances)
@@ -152,6 +187,7 @@ async function run({ disturbances, node, ...options }: Scenario): Promise<string
     if (first?.status.phase === "Succeeded")
       assert.notEqual(cluster.application, source.metadata.uid, "it says that it has moved");
     if (options.replicas > 0) assert.notEqual(controllerOf(holder), null, "its owner has it");
+    if (isOfSet) assert.equal(holder.metadata.name, "chat-0", "it has its name");
   }
   return first?.status.phase ?? "deleted";
 }
@@ -162,11 +198,13 @@ describe("a Migration, whatever happens", () => {
     await fc.assert(
       fc.asyncProperty(scenario, async (one) => {
         const end = await run(one);
-        ends.set(end, (ends.get(end) ?? 0) + 1);
+        const kind = one.replicas > 0 ? one.owner : "nobody";
+        for (const key of [end, `${end} of ${kind}`]) ends.set(key, (ends.get(key) ?? 0) + 1);
       }),
       { numRuns: 200, endOnFailure: false },
     );
-    for (const end of ["Succeeded", "Failed", "Aborted"])
+    const some = ["deployment", "stateful-set", "nobody"].map((kind) => `Succeeded of ${kind}`);
+    for (const end of ["Succeeded", "Failed", "Aborted", ...some])
       assert.ok((ends.get(end) ?? 0) > 0, `${end}: ${JSON.stringify([...ends])}`);
   });
 

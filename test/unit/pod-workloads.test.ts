@@ -18,6 +18,8 @@ class FakeWorkload implements PodWorkload {
   isStarting = false;
   isAlive = false;
   did: string[] = [];
+  sessions = 0;
+  readonly keeper = { countSessions: async (): Promise<number> => this.sessions };
 
   constructor(config: WorkloadConfig) {
     this.config = config;
@@ -217,6 +219,35 @@ describe("the workloads of pods", () => {
     assert.equal(workloads.get("default.chat")?.config.pod?.uid, "2", "an agent that starts knows");
   });
 
+  it("whose application only passed go with their clients, and stay where it has been before", async () => {
+    const passing = (uid: string): object => {
+      const one = pod(`chat-${uid}`, uid) as { metadata: { annotations: object } };
+      const keys = { workload: "default.chat", standby: "true", between: "true" };
+      for (const [key, value] of Object.entries(keys))
+        Object.assign(one.metadata.annotations, { [`holdfast.dev/${key}`]: value });
+      return one;
+    };
+    pods.update([passing("1")]);
+    await has("default.chat");
+    const [workload] = made as [FakeWorkload];
+    workload.journal = { role: "anchor", moving: null, owed: null };
+    workload.sessions = 1;
+    await again();
+    assert.deepEqual(workload.did, []);
+    workload.sessions = 0;
+    await until("it goes", () => !workloads.has("default.chat"));
+    assert.deepEqual(workload.did, ["stop", "close"]);
+
+    pods.update([pod("chat", "2")]);
+    await has("default.chat");
+    const home = made.at(-1) as FakeWorkload;
+    home.journal = { role: "anchor", moving: null, owed: null };
+    await again(passing("3"));
+    await until("it is the other pod's", () => home.config.pod?.uid === "3");
+    await again();
+    assert.deepEqual(home.did, [], "clients may come there");
+  });
+
   it("are refused while something is in their way, and said once", async () => {
     tooMuch = "limits.heldMbMax: too much";
     pods.update([pod("chat", "1")]);
@@ -241,6 +272,9 @@ describe("the workloads of pods", () => {
     await has("default.chat");
     assert.equal(made[0]?.config.pod?.name, "chat");
     assert.ok(said.some((line) => line.includes("is that of pod default/chat, too")));
+    const [workload] = made as [FakeWorkload];
+    await again(standby, pod("chat", "1"));
+    assert.deepEqual([workload.did, workload.config.pod?.uid], [[], "1"], "in whatever order they come");
   });
 
   it("are those an earlier agent knew, until the API server says otherwise", async () => {

@@ -100,20 +100,24 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
   },
 };
 /** … and what those import that decide without looking at anything but what they are given */
+const CONTROLLER_PURE = [
+  ...["plan", "adopting", "returning", "next", "observed"],
+  ...["obstacles", "places", "standby-pod", "stateful-set", "disruption"],
+];
 const PURE: Record<string, readonly RegExp[]> = {
   "proxy/session/": [/^proxy\/contract\//, /^node:assert(\/strict)?$/],
   "proxy/protocol/": [/^proxy\/contract\//, /^node:(assert|buffer|crypto)$/],
   "proxy/replay/plan.ts": [/^proxy\/protocol\//],
   ...Object.fromEntries(
     [
-      ...["plan", "observed", "obstacles", "standby-pod", "disruption"].map((file) => `controller/${file}`),
+      ...CONTROLLER_PURE.map((file) => `controller/${file}`),
       ...["triggers/caused", "triggers/node-triggers", "node/movable-condition"],
     ].map((file) => [
       `control/kubernetes/${file}.ts`,
       [
         /^control\/api\//,
         /^control\/kubernetes\/client\/objects\.ts$/,
-        /^control\/kubernetes\/controller\/(observed|obstacles|standby-pod|disruption)\.ts$/,
+        new RegExp(`^control/kubernetes/controller/(${CONTROLLER_PURE.join("|")})\\.ts$`),
         /^control\/kubernetes\/(triggers\/(caused|node-triggers)|node\/movable-condition)\.ts$/,
         /^node:crypto$/,
       ],

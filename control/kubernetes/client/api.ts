@@ -120,8 +120,8 @@ export class KubernetesApi {
     }
   }
 
-  create<T>(path: string, body: object): Promise<T> {
-    return this.#call<T>({ method: "POST", path, body });
+  create<T>(path: string, body: object, query: Query = {}): Promise<T> {
+    return this.#call<T>({ method: "POST", path, body, query });
   }
 
   replace<T>(path: string, body: object): Promise<T> {

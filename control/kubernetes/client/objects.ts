@@ -79,6 +79,10 @@ export interface Affinity {
     requiredDuringSchedulingIgnoredDuringExecution?: { nodeSelectorTerms: NodeSelectorTerm[] };
     [field: string]: unknown;
   };
+  podAntiAffinity?: {
+    requiredDuringSchedulingIgnoredDuringExecution?: unknown[];
+    [field: string]: unknown;
+  };
   [field: string]: unknown;
 }
 
@@ -93,6 +97,7 @@ export interface PodSpec {
   volumes?: Volume[];
   readinessGates?: { conditionType: string }[];
   schedulingGates?: unknown[];
+  tolerations?: Toleration[];
   [field: string]: unknown;
 }
 
@@ -129,9 +134,48 @@ export interface Deployment extends KubernetesObject {
   };
 }
 
+export interface StatefulSet extends KubernetesObject {
+  spec: {
+    replicas?: number;
+    ordinals?: { start?: number };
+    selector: LabelSelector;
+    podManagementPolicy?: "OrderedReady" | "Parallel";
+    updateStrategy?: { type?: "RollingUpdate" | "OnDelete"; rollingUpdate?: { partition?: number } };
+    template: {
+      metadata?: { labels?: Record<string, string>; annotations?: Record<string, string> };
+      spec: PodSpec;
+    };
+    volumeClaimTemplates?: { metadata: { name: string } }[];
+  };
+  status?: {
+    observedGeneration?: number;
+    replicas?: number;
+    updatedReplicas?: number;
+    currentRevision?: string;
+    updateRevision?: string;
+  };
+}
+
+export interface Taint {
+  key: string;
+  value?: string;
+  effect: string;
+}
+
+export interface Toleration {
+  key?: string;
+  operator?: string;
+  value?: string;
+  effect?: string;
+}
+
 export interface Node extends KubernetesObject {
-  spec: { unschedulable?: boolean; taints?: { key: string; value?: string; effect: string }[] };
+  spec: { unschedulable?: boolean; taints?: Taint[] };
   status?: { conditions?: PodCondition[] };
+}
+
+export interface PersistentVolume extends KubernetesObject {
+  spec: { nodeAffinity?: { required?: { nodeSelectorTerms: NodeSelectorTerm[] } } };
 }
 
 export interface PersistentVolumeClaim extends KubernetesObject {

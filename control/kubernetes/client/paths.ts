@@ -12,6 +12,8 @@ const KINDS = {
   nodes: [core, "nodes"],
   events: [core, "events"],
   persistentvolumeclaims: [core, "persistentvolumeclaims"],
+  persistentvolumes: [core, "persistentvolumes"],
+  statefulsets: ["/apis/apps/v1", "statefulsets"],
   replicasets: ["/apis/apps/v1", "replicasets"],
   deployments: ["/apis/apps/v1", "deployments"],
   leases: ["/apis/coordination.k8s.io/v1", "leases"],

@@ -3,7 +3,7 @@ import { FINALIZER, type Migration } from "../../api/resources.ts";
 import { isCode } from "../client/api.ts";
 import { pathOf } from "../client/paths.ts";
 import type { Calls } from "./gather.ts";
-import type { Action } from "./plan.ts";
+import type { Action } from "./next.ts";
 
 /**
  * @returns whether it was done; false: something has changed since it was read, so plan again
@@ -36,6 +36,7 @@ export async function act(api: Calls, { metadata, status }: Migration, action: A
             uid: action.pod.uid,
             ...(action.isUnchanged ? { resourceVersion: action.pod.resourceVersion } : {}),
           },
+          ...(action.isForced === true ? { gracePeriodSeconds: 0 } : {}),
         });
         return true;
       case "patch-pod":

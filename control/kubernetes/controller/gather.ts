@@ -1,26 +1,31 @@
 /** Reads what the plan for one Migration is made of: from the API server, not from what a watch has told, so that it is never old. */
 import {
+  ANNOTATION,
   continuityPolicy,
+  isFinal,
   isUnderWay,
   MIGRATION_LABEL,
   type Migration,
   migration as migrationSchema,
   policyOf,
 } from "../../api/resources.ts";
-import type { KubernetesApi } from "../client/api.ts";
+import { isCode, type KubernetesApi } from "../client/api.ts";
 import {
   controllerOf,
   type Deployment,
   type KubernetesObject,
+  type LabelSelector,
   type Node,
   type OwnerReference,
+  type PersistentVolume,
   type PersistentVolumeClaim,
   type Pod,
   type ReplicaSet,
+  type StatefulSet,
 } from "../client/objects.ts";
 import { pathOf, selectorText } from "../client/paths.ts";
-import type { Observed, Owner } from "./observed.ts";
-import { becomesOf, isStandby, standbyName } from "./standby-pod.ts";
+import type { Claim, Observed, Owner } from "./observed.ts";
+import { becomesOf, isStandby, isStatefulSet, standbyName } from "./standby-pod.ts";
 
 /** What of the client it needs: tests have others. */
 export type Calls = Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "delete">;
@@ -34,7 +39,7 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
   const labelled = await api.list<Pod>(pathOf("pods", { namespace }), {
     labelSelector: `${MIGRATION_LABEL}=${metadata.uid}`,
   });
-  const source = await api.find<Pod>(pathOf("pods", { namespace, name: spec.pod }));
+  const source = await api.find<Pod>(pathOf("pods", { namespace, name: status.source?.pod ?? spec.pod }));
   // after the source: whoever has labelled it was there before
   const isBefore = status.phase === undefined || status.phase === "Pending";
   const all = await migrationsOf(api, isBefore ? null : namespace);
@@ -43,21 +48,32 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
 
   const candidates = labelled.items.filter(({ metadata: { uid } }) => uid !== source?.metadata.uid);
   const reference = ownerReferenceOf(source, candidates);
-  const standby =
-    chosen(migration, candidates) ?? (await namesake(api, namespace, migration, reference?.name ?? null));
+  const standby = chosen(migration, candidates) ?? (await namesake(api, namespace, migration, reference));
+  const { origin } = status;
+  const ordinal =
+    origin === undefined ? null : await api.find<Pod>(pathOf("pods", { namespace, name: origin.pod }));
+  // about to be deleted, or the source of a move that has not begun
+  const isToBeAnew =
+    (status.phase ?? "Pending") === "Pending" ||
+    (!isFinal(status.phase) && ordinal !== null && ordinal.metadata.uid === origin?.podUid);
+  const owner = await ownerOf(api, namespace, reference, isToBeAnew);
   const nodes = new Map<string, Node>();
   const named = [source?.spec.nodeName, spec.target?.node, standby?.spec.nodeName, status.source?.node];
-  for (const node of new Set(named.filter((one) => one !== undefined))) {
-    const read = await api.find<Node>(pathOf("nodes", { name: node }));
-    if (read !== null) nodes.set(node, read);
-  }
+  if (owner.kind === "stateful-set")
+    for (const node of (await api.list<Node>(pathOf("nodes"))).items) nodes.set(node.metadata.name, node);
+  else
+    for (const node of new Set(named.filter((one) => one !== undefined))) {
+      const read = await api.find<Node>(pathOf("nodes", { name: node }));
+      if (read !== null) nodes.set(node, read);
+    }
   return {
     migration,
     policy: policyOf(policies.items.map((policy) => continuityPolicy.parse(policy))),
     source,
     standby,
     strays: candidates.filter((pod) => pod !== standby),
-    owner: await ownerOf(api, namespace, reference),
+    ordinal,
+    owner,
     nodes,
     claims: await claimsOf(api, namespace, source),
     others: others.filter((other) => other.metadata.uid !== metadata.uid),
@@ -85,24 +101,38 @@ async function namesake(
   api: Calls,
   namespace: string,
   migration: Migration,
-  ownerName: string | null,
+  owner: OwnerReference | null,
 ): Promise<Pod | null> {
-  const { phase, target } = migration.status;
-  if (phase !== "Preparing" || target !== undefined) return null;
-  return await api.find<Pod>(pathOf("pods", { namespace, name: standbyName(migration, ownerName) }));
+  const { phase, target, origin } = migration.status;
+  if (phase !== "Preparing" || target !== undefined || origin !== undefined) return null;
+  return await api.find<Pod>(pathOf("pods", { namespace, name: standbyName(migration, owner) }));
 }
 
-/** The source's; where it has gone, the one that the standby is to have. */
+/** The source's, or that of the pod whose application the source keeps; where it has gone, the one that the standby is to have. */
 function ownerReferenceOf(source: Pod | null, candidates: Pod[]): OwnerReference | null {
-  if (source !== null) return controllerOf(source);
+  if (source !== null) return controllerOf(source) ?? becomesOf(source)?.owner ?? null;
   return (
     candidates.map((pod) => becomesOf(pod)?.owner ?? controllerOf(pod)).find((owner) => owner !== null) ??
     null
   );
 }
 
-async function ownerOf(api: Calls, namespace: string, reference: OwnerReference | null): Promise<Owner> {
+async function ownerOf(
+  api: Calls,
+  namespace: string,
+  reference: OwnerReference | null,
+  isToBeAnew: boolean,
+): Promise<Owner> {
   if (reference === null) return { kind: "none" };
+  if (isStatefulSet(reference)) {
+    const found = await api.find<StatefulSet>(pathOf("statefulsets", { namespace, name: reference.name }));
+    const statefulSet = found?.metadata.uid === reference.uid ? found : null;
+    const pods =
+      statefulSet === null ? [] : await podsOf(api, namespace, reference, statefulSet.spec.selector);
+    const isInjected =
+      statefulSet !== null && isToBeAnew ? await wouldBeInjected(api, namespace, statefulSet) : null;
+    return { kind: "stateful-set", reference, statefulSet, pods, isInjected };
+  }
   if (reference.kind !== "ReplicaSet" || !reference.apiVersion.startsWith("apps/"))
     return { kind: "other", reference };
   const read = await api.find<ReplicaSet>(pathOf("replicasets", { namespace, name: reference.name }));
@@ -112,30 +142,65 @@ async function ownerOf(api: Calls, namespace: string, reference: OwnerReference 
     above?.kind === "Deployment"
       ? await api.find<Deployment>(pathOf("deployments", { namespace, name: above.name }))
       : null;
-  const pods =
-    replicaSet === null
-      ? []
-      : (
-          await api.list<Pod>(pathOf("pods", { namespace }), {
-            labelSelector: selectorText(replicaSet.spec.selector),
-          })
-        ).items.filter((pod) => controllerOf(pod)?.uid === reference.uid);
+  const pods = replicaSet === null ? [] : await podsOf(api, namespace, reference, replicaSet.spec.selector);
   return { kind: "replica-set", reference, replicaSet, deployment, pods };
+}
+
+async function podsOf(
+  api: Calls,
+  namespace: string,
+  { uid }: OwnerReference,
+  selector: LabelSelector,
+): Promise<Pod[]> {
+  const { items } = await api.list<Pod>(pathOf("pods", { namespace }), {
+    labelSelector: selectorText(selector),
+  });
+  return items.filter((pod) => controllerOf(pod)?.uid === uid);
+}
+
+/**
+ * A pod of its template is admitted, and not kept. null: it is refused (a quota has no room for one more), which says nothing of the
+ * webhook that injects
+ */
+async function wouldBeInjected(
+  api: Calls,
+  namespace: string,
+  { metadata, spec: { template, volumeClaimTemplates = [] } }: StatefulSet,
+): Promise<boolean | null> {
+  const claims = volumeClaimTemplates.map(({ metadata: { name } }) => ({ name, emptyDir: {} }));
+  const pod = {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { ...template.metadata, generateName: `${metadata.name}-` },
+    spec: { ...template.spec, volumes: [...(template.spec.volumes ?? []), ...claims] },
+  };
+  try {
+    const made = await api.create<Pod>(pathOf("pods", { namespace }), pod, { dryRun: "All" });
+    return made.metadata.annotations?.[ANNOTATION.injected] !== undefined;
+  } catch (error) {
+    if (isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID")) return null;
+    throw error;
+  }
 }
 
 async function claimsOf(
   api: Calls,
   namespace: string,
   source: Pod | null,
-): Promise<ReadonlyMap<string, PersistentVolumeClaim | null>> {
-  const claims = new Map<string, PersistentVolumeClaim | null>();
+): Promise<ReadonlyMap<string, Claim | null>> {
+  const claims = new Map<string, Claim | null>();
   for (const { persistentVolumeClaim } of source?.spec.volumes ?? []) {
     const name = persistentVolumeClaim?.claimName;
     if (name === undefined) continue;
-    claims.set(
-      name,
-      await api.find<PersistentVolumeClaim>(pathOf("persistentvolumeclaims", { namespace, name })),
+    const claim = await api.find<PersistentVolumeClaim>(
+      pathOf("persistentvolumeclaims", { namespace, name }),
     );
+    const { volumeName } = claim?.spec ?? {};
+    const volume =
+      volumeName === undefined
+        ? null
+        : await api.find<PersistentVolume>(pathOf("persistentvolumes", { name: volumeName }));
+    claims.set(name, claim === null ? null : { ...claim, volume });
   }
   return claims;
 }

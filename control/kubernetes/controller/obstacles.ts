@@ -1,9 +1,11 @@
 /** Pure: why a pod is not moved at all, or not yet. */
 import { ANNOTATION, isFinal, isUnderWay, MIGRATION_LABEL, type Migration } from "../../api/resources.ts";
-import { isTrue, type Node, type Pod, type Volume } from "../client/objects.ts";
+import { isSelected, type Node, type Pod, type StatefulSet, type Volume } from "../client/objects.ts";
 import { bySize, type Cause, causeOf } from "../triggers/caused.ts";
-import type { Observed, Reason } from "./observed.ts";
-import { isStandby } from "./standby-pod.ts";
+import type { Observed, Owner, Reason } from "./observed.ts";
+import { canTake, isReachable, isReady } from "./places.ts";
+import { isStandby, listensAtNode, schedulingOf } from "./standby-pod.ts";
+import { REVISION, revisionAnew, waitedFor } from "./stateful-set.ts";
 
 /** what kubelet mounts anew in the standby, what goes along (emptyDir), and what is the same from every node */
 const VOLUMES_THAT_FOLLOW = new Set([
@@ -26,14 +28,15 @@ const SHARED_MODES = new Set(["ReadWriteMany", "ReadOnlyMany"]);
 
 /** Nothing but another pod, or another Migration, changes it. */
 export function refusalOf(observed: Observed): Reason | null {
-  const { source, migration } = observed;
+  const { source, migration, claims, nodes } = observed;
   if (source === null)
     return { reason: "PodNotFound", message: `there is no pod ${migration.spec.pod} in this namespace` };
   return (
     podRefusal(source) ??
     ownerRefusal(observed) ??
-    volumeRefusal(source, observed) ??
-    targetRefusal(source, observed)
+    volumeRefusal(source, claims, nodes.get(migration.spec.target?.node ?? "") ?? null) ??
+    targetRefusal(source, observed) ??
+    placesRefusal(source, observed)
   );
 }
 
@@ -57,19 +60,15 @@ function podRefusal(source: Pod): Reason | null {
   return null;
 }
 
-function ownerRefusal({ owner }: Observed): Reason | null {
+function ownerRefusal({ owner, source }: Observed): Reason | null {
   if (owner.kind === "none") return null;
   const { kind, name } = owner.reference;
-  if (kind === "StatefulSet")
-    return {
-      reason: "StatefulSet",
-      message: `pods of StatefulSet ${name} have fixed names, and are not moved yet: two pods of one name cannot be`,
-    };
   if (owner.kind === "other")
     return {
       reason: "OwnerUnknown",
       message: `pods of a ${kind} (${name}) are not moved: it would make another`,
     };
+  if (owner.kind === "stateful-set") return statefulSetRefusal(owner, source);
   if (owner.replicaSet === null)
     return { reason: "OwnerDeleted", message: `ReplicaSet ${name} has gone, and takes its pods along` };
   const above = owner.replicaSet.metadata.ownerReferences?.find(({ controller }) => controller === true);
@@ -81,9 +80,32 @@ function ownerRefusal({ owner }: Observed): Reason | null {
   return null;
 }
 
-function volumeRefusal(source: Pod, { claims }: Pick<Observed, "claims">): Reason | null {
+type OfSet = Owner & { kind: "stateful-set" };
+
+function statefulSetRefusal({ reference: { name }, statefulSet }: OfSet, source: Pod | null): Reason | null {
+  if (statefulSet === null)
+    return { reason: "OwnerDeleted", message: `StatefulSet ${name} has gone, and takes its pods along` };
+  if (
+    source === null ||
+    statefulSet.spec.updateStrategy?.type !== "OnDelete" ||
+    isAsAnew(statefulSet, source)
+  )
+    return null;
+  return {
+    reason: "Outdated",
+    message: `StatefulSet ${name} has another template since, and makes pod ${source.metadata.name} anew of it whenever it is deleted (updateStrategy OnDelete)`,
+  };
+}
+
+/** Made anew, it is of the same template. */
+function isAsAnew(set: StatefulSet, pod: Pod): boolean {
+  return revisionAnew(set, pod.metadata.name) === pod.metadata.labels?.[REVISION];
+}
+
+/** @param target null: not known */
+function volumeRefusal(source: Pod, claims: Observed["claims"], target: Node | null): Reason | null {
   for (const volume of source.spec.volumes ?? []) {
-    const why = volumeProblem(volume, claims);
+    const why = volumeProblem(volume, claims, target);
     if (why !== null)
       return { reason: "VolumeCannotFollow", message: `volume ${volume.name} cannot follow the pod: ${why}` };
   }
@@ -93,10 +115,10 @@ function volumeRefusal(source: Pod, { claims }: Pick<Observed, "claims">): Reaso
 /** What of a pod's own volumes keeps it on its node; claims are objects of their own, and not looked at. */
 export function fixedVolume(pod: Pod): Reason | null {
   const volumes = (pod.spec.volumes ?? []).filter((volume) => volume.persistentVolumeClaim === undefined);
-  return volumeRefusal({ ...pod, spec: { ...pod.spec, volumes } }, { claims: new Map() });
+  return volumeRefusal({ ...pod, spec: { ...pod.spec, volumes } }, new Map(), null);
 }
 
-function volumeProblem(volume: Volume, claims: Observed["claims"]): string | null {
+function volumeProblem(volume: Volume, claims: Observed["claims"], target: Node | null): string | null {
   const { name: _, persistentVolumeClaim, ...source } = volume;
   if (persistentVolumeClaim === undefined) {
     const [kind = "unknown"] = Object.keys(source);
@@ -107,6 +129,8 @@ function volumeProblem(volume: Volume, claims: Observed["claims"]): string | nul
   const claim = claims.get(persistentVolumeClaim.claimName);
   if (claim === undefined || claim === null) return `there is no claim ${persistentVolumeClaim.claimName}`;
   const modes = claim.spec.accessModes ?? [];
+  if (target !== null && !isReachable(claim, target))
+    return `claim ${claim.metadata.name} is bound to a volume that node ${target.metadata.name} does not reach (nodeAffinity)`;
   if (modes.some((mode) => SHARED_MODES.has(mode))) return null;
   return `claim ${claim.metadata.name} can be mounted by one node at a time (${modes.join(", ")}), and both pods need it`;
 }
@@ -123,6 +147,32 @@ function targetRefusal(source: Pod, { migration, nodes }: Observed): Reason | nu
   return null;
 }
 
+/** Two pods of one name cannot be: the application has to be somewhere while its own pod is made anew. */
+function placesRefusal(source: Pod, { owner, migration, nodes, claims }: Observed): Reason | null {
+  if (owner.kind !== "stateful-set") return null;
+  const { node: target, nodeSelector: matchLabels = {} } = migration.spec.target ?? {};
+  const asWritten = { ...source.spec, nodeSelector: schedulingOf(source).nodeSelector ?? {} };
+  const taken = new Set([source, ...(listensAtNode(source.metadata) ? owner.pods : [])].map(nodeOf));
+  const able = [...nodes.values()].filter(
+    (node) => !taken.has(node.metadata.name) && canTake(node, asWritten, claims.values()),
+  );
+  // a target that is not Ready may be so soon
+  const targets =
+    target === undefined
+      ? able.filter(({ metadata }) => isSelected({ matchLabels }, metadata.labels))
+      : [nodes.get(target)];
+  if (targets.some((one) => able.some((other) => other !== one))) return null;
+  const where = target === undefined ? "the one that it goes to" : `node ${target}`;
+  return {
+    reason: "NoThirdNode",
+    message: `pod ${source.metadata.name} keeps its name, so its application waits on another node until the pod is made anew: there is none that can take it beside node ${source.spec.nodeName ?? "?"} and ${where} (Ready, and without another pod that listens at its ports)`,
+  };
+}
+
+function nodeOf({ spec }: Pod): string | undefined {
+  return spec.nodeName;
+}
+
 /** It may go on when something else has changed. */
 export function waitOf(observed: Observed, nowMs: number): Reason | null {
   const { source, owner, migration, nodes } = observed;
@@ -136,12 +186,8 @@ export function waitOf(observed: Observed, nowMs: number): Reason | null {
     anotherMigration(observed, source) ??
     tooOften(observed, source, nowMs) ??
     tooMany(observed, source.spec.nodeName) ??
-    rollout(owner)
+    ownerWait(owner, source)
   );
-}
-
-export function isReady(node: Node | undefined): boolean {
-  return isTrue(node ?? null, "Ready");
 }
 
 /** The label on the pod decides; and of those that have not begun, the older one goes first. */
@@ -231,8 +277,42 @@ function isBefore(one: Migration, other: Migration): boolean {
     : Date.parse(a.creationTimestamp) < Date.parse(b.creationTimestamp);
 }
 
+function ownerWait(owner: Owner, source: Pod): Reason | null {
+  if (owner.kind !== "stateful-set") return rollout(owner);
+  return templateWait(owner, source) ?? anewWait(owner, source);
+}
+
+/** A StatefulSet would make this pod anew of another template. */
+export function templateWait({ reference: { name }, statefulSet }: OfSet, pod: Pod): Reason | null {
+  if (statefulSet === null) return null;
+  const { metadata, status = {} } = statefulSet;
+  const isSeen = (status.observedGeneration ?? 0) >= (metadata.generation ?? 0);
+  if (isSeen && isAsAnew(statefulSet, pod)) return null;
+  return { reason: "Rollout", message: `StatefulSet ${name} is being rolled out` };
+}
+
+/** It would not make it at all for now, or without what Holdfast needs in it. */
+export function anewWait(
+  { reference: { name }, statefulSet, pods, isInjected }: OfSet,
+  pod: Pod,
+): Reason | null {
+  if (statefulSet === null) return null;
+  const [lower] = waitedFor(statefulSet, pods, pod.metadata.name);
+  if (lower !== undefined)
+    return {
+      reason: "ReplicaNotReady",
+      message: `pod ${lower} is not Ready, and StatefulSet ${name} makes no pod after it before it is (OrderedReady)`,
+    };
+  if (isInjected === false)
+    return {
+      reason: "WebhookSilent",
+      message: `a pod that StatefulSet ${name} makes now would not be injected: does the webhook run?`,
+    };
+  return null;
+}
+
 /** A ReplicaSet that is on its way out deletes what it is given, as it would have deleted the source. */
-export function rollout(owner: Observed["owner"]): Reason | null {
+export function rollout(owner: Owner): Reason | null {
   if (owner.kind !== "replica-set" || owner.deployment === null) return null;
   const { metadata, spec, status = {} } = owner.deployment;
   const wanted = spec.replicas ?? 1;

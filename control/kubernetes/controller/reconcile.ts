@@ -22,7 +22,8 @@ import { act } from "./act.ts";
 import { eventsOf, report } from "./events.ts";
 import { gather } from "./gather.ts";
 import type { ControllerMetrics } from "./metrics.ts";
-import { type Action, plan } from "./plan.ts";
+import type { Action } from "./next.ts";
+import { plan } from "./plan.ts";
 import { isStandby } from "./standby-pod.ts";
 
 const BACKOFF_MS = 250;

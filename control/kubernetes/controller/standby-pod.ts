@@ -1,13 +1,6 @@
 /** The pod that waits for an application: the source's, pinned elsewhere, and invisible to whatever selects pods by labels. */
 import { createHash } from "node:crypto";
-import {
-  ANNOTATION,
-  DELETION_COST,
-  MIGRATION_LABEL,
-  type Migration,
-  type MigrationSpec,
-  SERVING,
-} from "../../api/resources.ts";
+import { ANNOTATION, DELETION_COST, MIGRATION_LABEL, type Migration, SERVING } from "../../api/resources.ts";
 import {
   type Affinity,
   controllerOf,
@@ -36,6 +29,15 @@ export interface Becomes {
   owner: OwnerReference | null;
 }
 
+/** of pods made anew */
+const TRIES_ON_TARGET = 2;
+/** of one pod of a StatefulSet alone, or of one template */
+const OWN_LABELS = new Set([
+  "statefulset.kubernetes.io/pod-name",
+  "apps.kubernetes.io/pod-index",
+  "controller-revision-hash",
+  MIGRATION_LABEL,
+]);
 /** among equally ready pods the last that a ReplicaSet deletes */
 const COST_MOST = "2147483647";
 /** Kubernetes' own for generated names (apimachinery, pkg/util/rand): no vowels, so no words */
@@ -47,18 +49,24 @@ const NOT_COPIED =
   /^(kubectl\.kubernetes\.io\/last-applied-configuration|controller\.kubernetes\.io\/pod-deletion-cost|kubernetes\.io\/config\..*|([\w-]+\.)*(cni\.projectcalico\.org|cni\.cncf\.io|ovn\.org)\/.*)$/;
 
 /** The same for the same Migration and serial: a controller that died after it made the pod finds it by this name. */
-export function standbyName({ metadata, spec, status }: Migration, ownerName: string | null): string {
+export function standbyName({ metadata, spec, status }: Migration, owner: OwnerReference | null): string {
   const digest = createHash("sha256")
     .update(`${metadata.uid}/${status.serial ?? 1}`)
     .digest();
   const suffix = [...digest.subarray(0, SUFFIX)].map((byte) => ALPHABET[byte % ALPHABET.length]).join("");
-  const stem = (ownerName ?? stemOf(spec.pod)).slice(0, NAME_MAX - SUFFIX - 1);
+  // one that goes on to a pod of the source's name has that in its own
+  const kept = owner === null || isStatefulSet(owner) ? stemOf(spec.pod) : owner.name;
+  const stem = kept.slice(0, NAME_MAX - SUFFIX - 1);
   return `${stem.replace(/[-.]+$/, "")}-${suffix}`;
 }
 
 /** So that the name of a pod that moves often does not grow. */
 function stemOf(pod: string): string {
   return pod.replace(new RegExp(`-[${ALPHABET}]{${SUFFIX}}$`), "") || pod;
+}
+
+export function isStatefulSet({ apiVersion, kind }: OwnerReference): boolean {
+  return kind === "StatefulSet" && apiVersion.startsWith("apps/");
 }
 
 export function workloadOf({ metadata }: Pod): string {
@@ -87,13 +95,12 @@ export function standbyPod(source: Pod, migration: Migration): PodManifest {
   const owner = controllerOf(source);
   const becomes: Becomes = { labels: becomesLabels, owner };
   const kept = Object.entries(annotations).filter(([key]) => !NOT_COPIED.test(key));
-  const gates = source.spec.readinessGates ?? [];
   const scheduling = schedulingOf(source);
   return {
     apiVersion: "v1",
     kind: "Pod",
     metadata: {
-      name: standbyName(migration, owner?.name ?? null),
+      name: standbyName(migration, owner),
       namespace,
       // no label of the source: neither its ReplicaSet nor a Service or a budget may count it
       labels: { [MIGRATION_LABEL]: migration.metadata.uid },
@@ -104,23 +111,112 @@ export function standbyPod(source: Pod, migration: Migration): PodManifest {
         [ANNOTATION.becomes]: JSON.stringify(becomes),
         [ANNOTATION.scheduling]: JSON.stringify(scheduling),
         [DELETION_COST]: COST_MOST,
+        ...(owner !== null && isStatefulSet(owner) ? { [ANNOTATION.between]: "true" } : {}),
       },
     },
     spec: {
       ...spec,
-      ...selectorOf(scheduling, migration.spec),
-      affinity: pinned(scheduling.affinity ?? {}, nodeName ?? "", migration.spec.target?.node),
-      readinessGates: gates.some(({ conditionType }) => conditionType === SERVING)
-        ? gates
-        : [...gates, { conditionType: SERVING }],
+      ...placed(scheduling, pinOf(migration, source, owner)),
+      readinessGates: gated(spec),
     },
   };
+}
+
+/** What is asked for of the node, beside what the pod asks for itself. */
+interface Pin {
+  /** all of them */
+  names: NodeSelectorRequirement[];
+  labels: Record<string, string>;
+  /** not where a pod with these labels is; null: wherever others are */
+  apartFrom: Record<string, string> | null;
+}
+
+/**
+ * On the target, or anywhere but where the source is. One that only keeps the application until its own pod is made anew leaves the
+ * target to that.
+ */
+function pinOf(
+  { spec: { target = {} } }: Migration,
+  { metadata, spec: { nodeName = "" } }: Pod,
+  owner: OwnerReference | null,
+): Pin {
+  const { node, nodeSelector = {} } = target;
+  if (owner !== null && isStatefulSet(owner))
+    return { names: notOn(nodeName, node), labels: {}, apartFrom: siblingsOf(metadata) };
+  const names = node === undefined ? notOn(nodeName) : on(node);
+  return { names, labels: nodeSelector, apartFrom: null };
+}
+
+function on(node: string): NodeSelectorRequirement[] {
+  return [{ key: "metadata.name", operator: "In", values: [node] }];
+}
+
+/** One each: the API server takes no more than one value of a field. */
+function notOn(...nodes: (string | undefined)[]): NodeSelectorRequirement[] {
+  return nodes
+    .filter((node) => node !== undefined)
+    .map((node) => ({ key: "metadata.name", operator: "NotIn", values: [node] }));
+}
+
+/** As much of a pod that is about to be made as is changed in it. */
+export interface PodDraft {
+  metadata: Partial<
+    Pick<Pod["metadata"], "name" | "namespace" | "labels" | "annotations" | "ownerReferences">
+  >;
+  spec: PodSpec;
+}
+
+/**
+ * A pod that a StatefulSet makes anew, as the standby of the application that is in another pod meanwhile. Where it could not be had on
+ * the target, it may be on any other node: an application that waits is not there for good.
+ */
+export function ordinalPod<Draft extends PodDraft>(draft: Draft, migration: Migration): Draft {
+  const { metadata, spec } = draft;
+  const { origin, source, attempt = 1 } = migration.status;
+  const { node, nodeSelector = {} } = migration.spec.target ?? {};
+  const isInVain = attempt - (origin?.attempt ?? attempt) >= TRIES_ON_TARGET;
+  const apartFrom = siblingsOf(metadata);
+  let pin: Pin = { names: notOn(source?.node, origin?.node), labels: nodeSelector, apartFrom };
+  if (node !== undefined) pin = { names: on(node), labels: {}, apartFrom };
+  if (isInVain) pin = { names: notOn(source?.node), labels: {}, apartFrom };
+  const scheduling = asWritten(spec);
+  return {
+    ...draft,
+    metadata: {
+      ...metadata,
+      labels: { ...metadata.labels, [MIGRATION_LABEL]: migration.metadata.uid },
+      annotations: {
+        ...metadata.annotations,
+        [ANNOTATION.standby]: "true",
+        [ANNOTATION.scheduling]: JSON.stringify(scheduling),
+      },
+    },
+    spec: { ...spec, ...placed(scheduling, pin), readinessGates: gated(spec) },
+  };
+}
+
+/** Two of one template cannot be on one node: its ports are theirs. */
+export function listensAtNode({ annotations = {} }: PodDraft["metadata"]): boolean {
+  return annotations[ANNOTATION.mode] !== "gateway" && annotations[ANNOTATION.listen] !== "pod";
+}
+
+/** Labels of the pods that listen at the same ports of a node. null: they do not */
+function siblingsOf({ labels = {}, annotations = {} }: PodDraft["metadata"]): Record<string, string> | null {
+  if (!listensAtNode({ annotations })) return null;
+  const shared = Object.entries(labels).filter(([key]) => !OWN_LABELS.has(key));
+  return shared.length === 0 ? null : Object.fromEntries(shared);
+}
+
+function gated({ readinessGates = [] }: PodSpec): { conditionType: string }[] {
+  return readinessGates.some(({ conditionType }) => conditionType === SERVING)
+    ? readinessGates
+    : [...readinessGates, { conditionType: SERVING }];
 }
 
 type Scheduling = Pick<PodSpec, "nodeSelector" | "affinity">;
 
 /** As somebody has written it: a pod that was moved before is pinned to where it went. */
-function schedulingOf({ metadata, spec: { nodeSelector, affinity } }: Pod): Scheduling {
+export function schedulingOf({ metadata, spec }: Pod): Scheduling {
   const kept = metadata.annotations?.[ANNOTATION.scheduling];
   if (kept !== undefined) {
     try {
@@ -129,35 +225,49 @@ function schedulingOf({ metadata, spec: { nodeSelector, affinity } }: Pod): Sche
       // somebody has changed it: what there is, then
     }
   }
+  return asWritten(spec);
+}
+
+function asWritten({ nodeSelector, affinity }: PodSpec): Scheduling {
   return {
     ...(nodeSelector === undefined ? {} : { nodeSelector }),
     ...(affinity === undefined ? {} : { affinity }),
   };
 }
 
-function selectorOf({ nodeSelector }: Scheduling, { target }: MigrationSpec): Pick<PodSpec, "nodeSelector"> {
-  const merged = { ...nodeSelector, ...target?.nodeSelector };
-  return Object.keys(merged).length === 0 ? {} : { nodeSelector: merged };
-}
-
-/** On the target, or anywhere but where the source is. By affinity, so that the scheduler still looks at everything else. */
-function pinned(affinity: Affinity, sourceNode: string, targetNode: string | undefined): Affinity {
-  const pin: NodeSelectorRequirement =
-    targetNode === undefined
-      ? { key: "metadata.name", operator: "NotIn", values: [sourceNode] }
-      : { key: "metadata.name", operator: "In", values: [targetNode] };
+/** By affinity, so that the scheduler still looks at everything else. */
+function placed({ nodeSelector, affinity = {} }: Scheduling, { names, labels, apartFrom }: Pin): Scheduling {
+  const merged = { ...nodeSelector, ...labels };
   const { nodeAffinity = {} } = affinity;
   const terms = nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution?.nodeSelectorTerms ?? [];
   // one of the terms has to hold, so each gets it
   const next = (terms.length === 0 ? [{}] : terms).map((term) => ({
     ...term,
-    matchFields: [...(term.matchFields ?? []), pin],
+    matchFields: [...(term.matchFields ?? []), ...names],
   }));
   return {
-    ...affinity,
-    nodeAffinity: {
-      ...nodeAffinity,
-      requiredDuringSchedulingIgnoredDuringExecution: { nodeSelectorTerms: next },
+    ...(Object.keys(merged).length === 0 ? {} : { nodeSelector: merged }),
+    affinity: {
+      ...affinity,
+      nodeAffinity: {
+        ...nodeAffinity,
+        requiredDuringSchedulingIgnoredDuringExecution: { nodeSelectorTerms: next },
+      },
+      ...(apartFrom === null ? {} : { podAntiAffinity: apart(affinity.podAntiAffinity ?? {}, apartFrom) }),
     },
+  };
+}
+
+function apart(
+  podAntiAffinity: NonNullable<Affinity["podAntiAffinity"]>,
+  matchLabels: Record<string, string>,
+): NonNullable<Affinity["podAntiAffinity"]> {
+  const required = podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution ?? [];
+  return {
+    ...podAntiAffinity,
+    requiredDuringSchedulingIgnoredDuringExecution: [
+      ...required,
+      { labelSelector: { matchLabels }, topologyKey: "kubernetes.io/hostname" },
+    ],
   };
 }

@@ -2,6 +2,9 @@
  * Pure: what becomes of an eviction (policy/v1) of a pod. One that has an application with clients is denied while it moves:
  * kubectl drain says why, and asks again every five seconds. It is denied with 429 and without `retryAfterSeconds`: with it
  * client-go asks again by itself, silently; any other status ends the drain.
+ *
+ * Whoever asks again means the pod that was there at first, and says its name only. A StatefulSet's pod has the same name where it has
+ * moved to: that one is not found (404), for which drains go on to the next.
  */
 import {
   ANNOTATION,
@@ -25,6 +28,8 @@ import {
 export interface EvictionFacts {
   /** null: it is not there */
   pod: Pod | null;
+  /** this very pod is meant, by its uid */
+  isByUid: boolean;
   /** of its namespace */
   migrations: Migration[];
   policy: Policy;
@@ -36,6 +41,8 @@ export type EvictionDecision =
   | { isAllowed: true; reason: string }
   | {
       isAllowed: false;
+      /** another pod was meant, which is no longer there */
+      isGone: boolean;
       message: string;
       /** to be made; null: there is one, or none is wanted */
       migration: NewMigration | null;
@@ -48,11 +55,11 @@ export const EVICTED = "holdfast.dev/evicted";
 const FORGOTTEN_MS = 120_000;
 /** where only a move will do, after one that failed */
 const AGAIN_MS = 30_000;
+/** whoever has asked for the pod of that name on another node asks no more after so long; kubectl does every 5 s */
+const MOVED_MS = 60_000;
 
-export function decideEviction(
-  { pod, migrations, policy, node }: EvictionFacts,
-  nowMs: number,
-): EvictionDecision {
+export function decideEviction(facts: EvictionFacts, nowMs: number): EvictionDecision {
+  const { pod, migrations, policy, node } = facts;
   if (pod === null) return allowed("there is no such pod");
   const { metadata, status } = pod;
   if (metadata.annotations?.[ANNOTATION.injected] !== "1") return allowed("it was not injected");
@@ -62,13 +69,26 @@ export function decideEviction(
 
   const sinceMs = sinceOf(pod, nowMs);
   if (nowMs - sinceMs >= seconds * 1_000) return allowed(`it was denied for ${seconds} s`);
-  const deny = (message: string, migration: NewMigration | null = null): EvictionDecision => ({
+  const deny = (
+    message: string,
+    migration: NewMigration | null = null,
+  ): EvictionDecision & { isAllowed: false } => ({
     isAllowed: false,
+    isGone: false,
     message,
     migration,
     evicted: `${new Date(sinceMs).toISOString()} ${new Date(nowMs).toISOString()}`,
   });
 
+  const cameBy = migrations.find((one) => hasBrought(one, pod, nowMs));
+  if (cameBy !== undefined) {
+    const { origin, target } = cameBy.status;
+    const message = `pod ${metadata.name} has moved from node ${origin?.node ?? "?"} to node ${target?.node ?? "?"}`;
+    // of the node that it has come to it is to go, too
+    const isMeant = facts.isByUid || node?.spec.unschedulable === true;
+    if (!isMeant) return { ...deny(message), isGone: true };
+    if (!isFinal(cameBy.status.phase)) return deny(message);
+  }
   const own = migrations
     .filter((one) => isAbout(one, pod))
     .sort((one, other) => createdMs(one) - createdMs(other));
@@ -97,6 +117,13 @@ export function decideEviction(
 
 function allowed(reason: string): EvictionDecision {
   return { isAllowed: true, reason };
+}
+
+/** The pod has its name, and its application, of one that was on another node a moment ago. */
+function hasBrought(migration: Migration, { metadata: { uid } }: Pod, nowMs: number): boolean {
+  const { phase, origin, target } = migration.status;
+  if (origin === undefined || target?.podUid !== uid) return false;
+  return phase === "Adopting" || (phase === "Succeeded" && nowMs - endedMs(migration) < MOVED_MS);
 }
 
 function sinceOf({ metadata }: Pod, nowMs: number): number {

@@ -8,7 +8,8 @@ import { pathOf } from "../client/paths.ts";
 import { manifestOf } from "../triggers/caused.ts";
 import { decideEviction, EVICTED, type EvictionDecision } from "./decision.ts";
 
-const TOO_MANY_REQUESTS = 429;
+const TOO_MANY_REQUESTS = { code: 429, reason: "TooManyRequests" };
+const NOT_FOUND = { code: 404, reason: "NotFound" };
 
 const reviewSchema = z.looseObject({
   apiVersion: z.literal("admission.k8s.io/v1"),
@@ -66,8 +67,7 @@ export async function answerEviction(
             uid,
             allowed: false,
             status: {
-              code: TOO_MANY_REQUESTS,
-              reason: "TooManyRequests",
+              ...(decision.isGone ? NOT_FOUND : TOO_MANY_REQUESTS),
               message: `holdfast: ${decision.message}`,
             },
           },
@@ -85,6 +85,7 @@ export async function answerEviction(
   const decision = decideEviction(
     {
       pod: evicted,
+      isByUid: meant !== undefined,
       migrations: migrations.items.flatMap((one) => {
         const read = migrationSchema.safeParse(one);
         return read.success ? [read.data] : [];
@@ -94,7 +95,8 @@ export async function answerEviction(
     },
     nowMs,
   );
-  if (!decision.isAllowed && !dryRun && evicted !== null) await carryOut(api, evicted, decision);
+  if (!decision.isAllowed && !decision.isGone && !dryRun && evicted !== null)
+    await carryOut(api, evicted, decision);
   return answer(decision);
 }
 

@@ -106,7 +106,7 @@ export function bySize(one: { memoryBytes: number | null }, other: { memoryBytes
 }
 
 export function isAbout({ spec, status }: Migration, { metadata: { name, uid } }: Pod): boolean {
-  const meant = status.source?.podUid ?? spec.podUid;
+  const meant = (status.origin ?? status.source)?.podUid ?? spec.podUid;
   return spec.pod === name && (meant === undefined || meant === uid);
 }
 

@@ -14,6 +14,7 @@ import { answerEviction } from "../eviction/review.ts";
 import { listenAt, readiness } from "../serving.ts";
 import { isSameCertificate, readCertificate } from "./certificate.ts";
 import { WebhookMetrics } from "./metrics.ts";
+import { answerOrdinal } from "./ordinal.ts";
 import { type RenewalApi, renew } from "./renewal.ts";
 import { createWebhookServer } from "./server.ts";
 
@@ -40,6 +41,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     metrics,
     log,
     evict: api === null ? null : (review) => answerEviction(api, review),
+    ordinal: api === null ? null : (review) => answerOrdinal(api, review),
   });
   /** Files that do not fit together, as when only one is renewed yet, change nothing, and are told once. */
   const readAgain = (): void => {

@@ -80,7 +80,8 @@ export function answerReview(body: string, options: InjectOptions, enforce: bool
   });
 }
 
-function parseReview(body: string): z.infer<typeof reviewSchema> {
+/** @throws HoldfastError `REQUEST_INVALID`: it is no AdmissionReview */
+export function parseReview(body: string): z.infer<typeof reviewSchema> {
   let raw: unknown;
   try {
     raw = JSON.parse(body);

@@ -1,6 +1,7 @@
 /**
  * The HTTPS server that the API server asks. `POST /inject` admits what cannot be injected as it is, with a warning; `POST /enforce`
- * does not admit it; `POST /evict` answers evictions of pods (`eviction/`). Which namespaces ask where, the webhook configuration says.
+ * does not admit it; `POST /evict` answers evictions of pods (`eviction/`), `POST /ordinal` sees what StatefulSets make (`ordinal.ts`). Which
+ * namespaces ask where, the webhook configuration says.
  *
  * An error of ours is answered with 500, so that the configuration's failurePolicy decides about the pod.
  */
@@ -25,6 +26,8 @@ export interface ServerOptions {
   log: Logger;
   /** null: this process cannot ask the API server about pods, so that evictions are not looked at */
   evict?: ((review: unknown) => Promise<EvictionAnswer>) | null;
+  /** null: … about Migrations. @param review the AdmissionReview, as text */
+  ordinal?: ((review: string) => Promise<Answer>) | null;
 }
 
 /** the API server takes objects of 3 MiB, and escapes them once more */
@@ -33,25 +36,25 @@ const REQUEST_MS_MAX = 10_000;
 /** longer than Go's client keeps a connection (90 s), so that none is closed just when it is used again */
 const IDLE_MS_MAX = 120_000;
 const CONNECTIONS_MAX = 512;
-const PATHS: Record<string, { enforce: boolean }> = {
-  "/inject": { enforce: false },
-  "/enforce": { enforce: true },
-};
-
 export function createWebhookServer({
   inject,
   certificate,
   metrics,
   log,
   evict = null,
+  ordinal = null,
 }: ServerOptions): Server {
+  const answers: Record<string, (body: string) => Promise<Answer> | Answer> = {
+    "/inject": (body) => answerReview(body, inject, false),
+    "/enforce": (body) => answerReview(body, inject, true),
+    ...(evict === null ? {} : { "/evict": async (body) => evictionAnswer(await evict(parseJson(body))) }),
+    ...(ordinal === null ? {} : { "/ordinal": ordinal }),
+  };
   const { cert, key } = certificate;
   const server = createServer({ cert, key, minVersion: "TLSv1.2" }, async (request, response) => {
     const [asked = ""] = request.url?.split("?") ?? [];
-    const path = PATHS[asked];
-    const isEviction = asked === "/evict" && evict !== null;
-    if (path === undefined && !isEviction)
-      return refuse(response, 404, "expected /inject, /enforce or /evict");
+    const answer = Object.hasOwn(answers, asked) ? answers[asked] : undefined;
+    if (answer === undefined) return refuse(response, 404, `expected ${Object.keys(answers).join(", ")}`);
     if (request.method !== "POST") {
       response.setHeader("allow", "POST");
       return refuse(response, 405, "expected POST");
@@ -66,10 +69,7 @@ export function createWebhookServer({
     if (body === "gone") return;
     const since = performance.now();
     try {
-      const { verdict, pod, reason, review } =
-        path === undefined
-          ? evictionAnswer(await (evict as NonNullable<typeof evict>)(parseJson(body.text)))
-          : answerReview(body.text, inject, path.enforce);
+      const { verdict, pod, reason, review } = await answer(body.text);
       const text = JSON.stringify(review);
       response.writeHead(200, { "content-type": "application/json" }).end(text);
       metrics.answered(verdict, performance.now() - since);

@@ -1,0 +1,120 @@
+/**
+ * Pods of StatefulSets keep their names, so their applications move twice, each time as any other does: into another pod (the
+ * shadow), and from there into the pod that the StatefulSet makes anew on the target when its old one has been deleted. Pure.
+ *
+ * Here is what lies between. Nothing of it can lose the application, which runs in the shadow and is served there: so there is no way
+ * back and no deadline, but as many attempts as it takes. It ends with the shadow only where it would have without a move: when the
+ * StatefulSet wants no such pod any more, or only one of another template.
+ *
+ * The webhook at `/ordinal` makes the new pod the standby (`webhook/ordinal.ts`). One that it did not see is of no use here: nothing
+ * runs in it, as the store says who owns the application, and it is deleted.
+ */
+import type { Pod } from "../client/objects.ts";
+import { end, LOOK_AGAIN_MS, now, type Plan, refOf, to, waiting } from "./next.ts";
+import { isClaimedBy, isReturning, type Observed, type Reason, sourceOf } from "./observed.ts";
+import { anewWait, templateWait } from "./obstacles.ts";
+import { becomesOf, isStandby } from "./standby-pod.ts";
+import { isWanted, REVISION } from "./stateful-set.ts";
+
+/** beyond its grace period; when seen a pod had gone 1.0 s after its last container */
+const OVERDUE_MS = 10_000;
+/** a pod made anew that cannot be used by then is made once more, anywhere */
+const ANEW_MS_MAX = 60_000;
+const LOOK_SOON_MS = 500;
+
+/** The application is in the shadow: from now on that is the source. */
+export function beginReturn(observed: Observed, nowMs: number, shadow: Pod): Plan {
+  const { status, spec } = observed.migration;
+  const { attempt = 1, serial = 1, source, move } = status;
+  const { name: pod, uid: podUid } = shadow.metadata;
+  const { nodeName: node } = shadow.spec;
+  return to(observed, nowMs, "Preparing", {
+    reason: "MadeAnew",
+    message: `the application runs in pod ${pod} on node ${node ?? "?"} while pod ${spec.pod} is made anew`,
+    origin: {
+      ...(source ?? { pod: spec.pod }),
+      // so that nothing that is said of the way here is taken for the next
+      attempt: attempt + 1,
+      ...(move === undefined ? {} : { move }),
+    },
+    source: { pod, podUid, ...(node === undefined ? {} : { node }) },
+    target: undefined,
+    move: undefined,
+    retryAt: undefined,
+    attempt: attempt + 1,
+    serial: serial + 1,
+  });
+}
+
+/** While no agent moves it. null: its pod is wanted */
+export function endWithSet(observed: Observed, nowMs: number): Plan | null {
+  if (!isReturning(observed.migration)) return null;
+  const shadow = sourceOf(observed);
+  const why = shadow === null ? null : unwanted(observed, shadow);
+  if (why === null || shadow === null) return null;
+  if (shadow.metadata.deletionTimestamp === undefined)
+    return now({ do: "delete-pod", pod: refOf(shadow), isUnchanged: false });
+  return end(observed, nowMs, "Failed", why);
+}
+
+function unwanted({ owner, ordinal, migration }: Observed, shadow: Pod): Reason | null {
+  const { origin } = migration.status;
+  if (owner.kind !== "stateful-set" || origin === undefined) return null;
+  const { statefulSet: set, reference } = owner;
+  if (set === null || set.metadata.deletionTimestamp !== undefined)
+    return { reason: "OwnerDeleted", message: `StatefulSet ${reference.name} has been deleted` };
+  if (!isWanted(set, origin.pod))
+    return {
+      reason: "ScaledDown",
+      message: `StatefulSet ${reference.name} does not have pod ${origin.pod} any more`,
+    };
+  const revision = becomesOf(shadow)?.labels[REVISION];
+  const isAnew = ordinal !== null && ordinal.metadata.uid !== origin.podUid;
+  if (isAnew && revision !== undefined && ordinal.metadata.labels?.[REVISION] !== revision)
+    return {
+      reason: "RolledOut",
+      message: `pod ${origin.pod} has been made anew of another template: it starts without the application, as in every roll-out`,
+    };
+  return null;
+}
+
+/** Until the pod that is to take the application is there. */
+export function madeAnew(observed: Observed, nowMs: number): Plan {
+  const { ordinal, owner, migration } = observed;
+  const { origin } = migration.status;
+  if (origin === undefined || owner.kind !== "stateful-set")
+    return { action: null, wakeMs: nowMs + LOOK_AGAIN_MS };
+  if (ordinal === null)
+    return waiting(observed, nowMs, {
+      reason: "PodMissing",
+      message: `StatefulSet ${owner.reference.name} has not made pod ${origin.pod} anew yet`,
+    });
+  const { uid, deletionTimestamp } = ordinal.metadata;
+  if (deletionTimestamp !== undefined) return ending(observed, nowMs, ordinal, deletionTimestamp);
+  // made since the standbys were looked for
+  if (isClaimedBy(ordinal, migration) && isStandby(ordinal))
+    return { action: null, wakeMs: nowMs + LOOK_SOON_MS };
+  if (uid !== origin.podUid) return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: true });
+  // a roll-out waits for this pod, which has no application and is not Ready, and so for us: it gets what it would get in the end
+  const isInTurn = owner.statefulSet?.spec.updateStrategy?.type !== "OnDelete";
+  const wait = (isInTurn ? null : templateWait(owner, ordinal)) ?? anewWait(owner, ordinal);
+  if (wait !== null) return waiting(observed, nowMs, wait);
+  return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: false });
+}
+
+/**
+ * Where its kubelet is silent, its name is freed without it: the pod that the application has left has none in it, and what
+ * kubelet starts there again waits for one in vain, as the store says who owns it.
+ */
+function ending(observed: Observed, nowMs: number, ordinal: Pod, deletionTimestamp: string): Plan {
+  const overdueMs = Date.parse(deletionTimestamp) + OVERDUE_MS;
+  const isLeft = ordinal.metadata.uid === observed.migration.status.origin?.podUid;
+  if (isLeft && nowMs >= overdueMs)
+    return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: false, isForced: true });
+  return { action: null, wakeMs: isLeft ? overdueMs : nowMs + LOOK_AGAIN_MS };
+}
+
+/** It has been there for long, and cannot be used. */
+export function isInVain({ migration }: Observed, standby: Pod, nowMs: number): boolean {
+  return isReturning(migration) && nowMs >= Date.parse(standby.metadata.creationTimestamp) + ANEW_MS_MAX;
+}

@@ -1,0 +1,400 @@
+/** How the controller moves a StatefulSet's pod, by example; `migration-properties.test.ts` has the rest. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { type Migration, migration as migrationSchema, policyOf } from "#control/api/resources.ts";
+import type { Node, OwnerReference, Pod, StatefulSet } from "#control/kubernetes/client/objects.ts";
+import type { Plan } from "#control/kubernetes/controller/next.ts";
+import type { Observed, Owner } from "#control/kubernetes/controller/observed.ts";
+import { plan } from "#control/kubernetes/controller/plan.ts";
+import { ordinalPod, standbyPod } from "#control/kubernetes/controller/standby-pod.ts";
+import { revisionAnew, waitedFor } from "#control/kubernetes/controller/stateful-set.ts";
+import { answerOrdinal } from "#control/kubernetes/webhook/ordinal.ts";
+import { applied } from "../support/pod-shapes.ts";
+import { reviewOf } from "../support/reviews.ts";
+
+const START = "2026-01-01T00:00:00Z";
+const NOW = Date.parse(START) + 1_000;
+const DAY_MS = 86_400_000;
+const meta = (name: string, more: object = {}) => ({
+  name,
+  namespace: "shop",
+  uid: `${name}-uid`,
+  resourceVersion: "7",
+  generation: 1,
+  creationTimestamp: START,
+  ...more,
+});
+const SET: OwnerReference = {
+  apiVersion: "apps/v1",
+  kind: "StatefulSet",
+  name: "db",
+  uid: "set",
+  controller: true,
+};
+
+function migration(spec: object = {}, status: object = {}): Migration {
+  const metadata = meta("m", { finalizers: ["holdfast.dev/standby"] });
+  return migrationSchema.parse({ metadata, spec: { pod: "db-1", target: { node: "b" }, ...spec }, status });
+}
+
+function pod(name = "db-1", metadata: object = {}, spec: object = {}, ready = "True"): Pod {
+  return {
+    metadata: meta(name, {
+      labels: { app: "db", "controller-revision-hash": "1", "holdfast.dev/migration": "m-uid" },
+      annotations: { "holdfast.dev/injected": "1" },
+      ownerReferences: [SET],
+      ...metadata,
+    }),
+    spec: { nodeName: "a", containers: [{ name: "app" }], ...spec },
+    status: { phase: "Running", conditions: [{ type: "Ready", status: ready as "True" }] },
+  };
+}
+
+function set(spec: object = {}, status: object = {}, metadata: object = {}): StatefulSet {
+  const template = { spec: { containers: [{ name: "app" }] } };
+  return {
+    metadata: meta("db", metadata),
+    spec: { replicas: 3, selector: { matchLabels: { app: "db" } }, template, ...spec },
+    status: { observedGeneration: 1, currentRevision: "1", updateRevision: "1", ...status },
+  };
+}
+
+function owned(statefulSet: StatefulSet | null = set(), more: object = {}): Owner {
+  const pods = ["db-0", "db-1", "db-2"].map((name, at) => pod(name, {}, { nodeName: "dae"[at] }));
+  return { kind: "stateful-set", reference: SET, statefulSet, pods, isInjected: true, ...more };
+}
+
+function node(name: string, spec: object = {}, labels: Record<string, string> = {}): Node {
+  return {
+    metadata: meta(name, { labels }),
+    spec,
+    status: { conditions: [{ type: "Ready", status: "True" }] },
+  };
+}
+
+const nodes = (...all: Node[]) => new Map(all.map((one) => [one.metadata.name, one]));
+const ABC = nodes(node("a"), node("b"), node("c"));
+
+function observed(more: Partial<Observed> = {}): Observed {
+  return {
+    migration: migration(),
+    policy: policyOf([]),
+    source: pod(),
+    standby: null,
+    strays: [],
+    ordinal: null,
+    owner: owned(),
+    nodes: ABC,
+    claims: new Map(),
+    others: [],
+    elsewhere: 0,
+    ...more,
+  };
+}
+
+const RETURNING = {
+  phase: "Preparing",
+  origin: { pod: "db-1", podUid: "db-1-uid", node: "a", attempt: 2 },
+  source: { pod: "db-1-xxxxx", podUid: "db-1-xxxxx-uid", node: "c" },
+  attempt: 2,
+  serial: 2,
+};
+
+/** The application is in another pod, on node c. */
+function returning(more: Partial<Observed> = {}, status: object = {}): Observed {
+  const made = standbyPod(pod(), migration());
+  const shadow = pod("db-1-xxxxx", { ...made.metadata, ...meta("db-1-xxxxx"), ownerReferences: [] });
+  return observed({
+    migration: migration({}, { ...RETURNING, ...status }),
+    source: { ...shadow, spec: { ...made.spec, nodeName: "c" } },
+    ordinal: pod(),
+    ...more,
+  });
+}
+
+const anew = (metadata: object = {}, labels: object = {}): Pod =>
+  pod("db-1", {
+    uid: "new",
+    annotations: { "holdfast.dev/injected": "1", "holdfast.dev/standby": "true" },
+    labels: { app: "db", "controller-revision-hash": "1", "holdfast.dev/migration": "m-uid", ...labels },
+    ...metadata,
+  });
+
+function statusOf({ action }: Plan) {
+  assert.equal(action?.do, "status", JSON.stringify(action));
+  return action?.do === "status" ? action.status : {};
+}
+
+describe("a StatefulSet's pod", () => {
+  const data = { volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }] };
+  const claim = (mode: string, values?: string[]) => {
+    const required = {
+      nodeSelectorTerms: [{ matchExpressions: [{ key: "rack", operator: "In", values: values ?? [] }] }],
+    };
+    const volume = { metadata: meta("pv"), spec: values === undefined ? {} : { nodeAffinity: { required } } };
+    return new Map([["data", { metadata: meta("data"), spec: { accessModes: [mode] }, volume }]]);
+  };
+  const racks = nodes(
+    node("a", {}, { rack: "1" }),
+    node("b", {}, { rack: "2" }),
+    node("c", {}, { rack: "1" }),
+  );
+  const refused: [string, Partial<Observed>, string, RegExp][] = [
+    ["whose StatefulSet has gone", { owner: owned(null) }, "OwnerDeleted", /takes its pods along/],
+    [
+      "with a claim that one node at a time mounts",
+      { source: pod("db-1", {}, data), claims: claim("ReadWriteOnce") },
+      "VolumeCannotFollow",
+      /one node at a time/,
+    ],
+    [
+      "with a volume that its target does not reach",
+      { source: pod("db-1", {}, data), claims: claim("ReadWriteMany", ["1"]), nodes: racks },
+      "VolumeCannotFollow",
+      /node b does not reach/,
+    ],
+    [
+      "with a volume that no third node reaches",
+      {
+        migration: migration({ target: { node: "c" } }),
+        source: pod("db-1", {}, data),
+        claims: claim("ReadWriteMany", ["1"]),
+        nodes: racks,
+      },
+      "NoThirdNode",
+      /waits on another node/,
+    ],
+    [
+      "in a cluster of two nodes",
+      { nodes: nodes(node("a"), node("b")) },
+      "NoThirdNode",
+      /beside node a and node b/,
+    ],
+    [
+      "where another of it listens on the third node",
+      { owner: owned(set(), { pods: [pod("db-0", {}, { nodeName: "c" }), pod()] }) },
+      "NoThirdNode",
+      /without another pod that listens/,
+    ],
+    [
+      "where a third node is cordoned",
+      { nodes: nodes(node("a"), node("b"), node("c", { unschedulable: true })) },
+      "NoThirdNode",
+      /node b/,
+    ],
+    [
+      "where a third node is tainted against it",
+      { nodes: nodes(node("a"), node("b"), node("c", { taints: [{ key: "gpu", effect: "NoSchedule" }] })) },
+      "NoThirdNode",
+      /node b/,
+    ],
+    [
+      "that is made anew of another template whenever it is deleted",
+      { owner: owned(set({ updateStrategy: { type: "OnDelete" } }, { updateRevision: "2" })) },
+      "Outdated",
+      /OnDelete/,
+    ],
+  ];
+  for (const [what, more, reason, message] of refused)
+    it(`${what} is refused: ${reason}`, () => {
+      const status = statusOf(plan(observed(more), NOW));
+      assert.deepEqual([status.phase, status.reason], ["Failed", reason]);
+      assert.match(status.message ?? "", message);
+    });
+
+  const waits: [string, Partial<Observed>, string][] = [
+    ["while it is rolled out", { owner: owned(set({}, { updateRevision: "2" })) }, "Rollout"],
+    ["until a new template is seen", { owner: owned(set({}, { observedGeneration: 0 })) }, "Rollout"],
+    [
+      "until the pods before it are Ready",
+      { owner: owned(set(), { pods: [pod("db-0", {}, {}, "False"), pod("db-2")] }) },
+      "ReplicaNotReady",
+    ],
+    ["while what is made is not injected", { owner: owned(set(), { isInjected: false }) }, "WebhookSilent"],
+  ];
+  for (const [what, more, reason] of waits)
+    it(`waits ${what}`, () => {
+      const { reason: told, phase } = statusOf(plan(observed(more), NOW));
+      assert.deepEqual([phase, told], ["Pending", reason]);
+    });
+
+  it("says the way that it goes", () => {
+    const { plan: lines = [] } = statusOf(plan(observed({ migration: migration({ dryRun: true }) }), NOW));
+    assert.match(
+      lines.join("\n"),
+      /create pod db-1-\w{5}, for a node between\n.*\ndelete pod db-1, .*node b\n/,
+    );
+  });
+
+  it("goes into another pod first, which is neither on its node nor on the target", () => {
+    const { metadata, spec } = standbyPod(pod(), migration());
+    assert.match(metadata.name, /^db-1-\w{5}$/);
+    assert.deepEqual(metadata.labels, { "holdfast.dev/migration": "m-uid" });
+    const [term] =
+      spec.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution?.nodeSelectorTerms ?? [];
+    assert.deepEqual(
+      term?.matchFields,
+      ["a", "b"].map((name) => ({ key: "metadata.name", operator: "NotIn", values: [name] })),
+    );
+  });
+
+  it("goes where no other of its StatefulSet listens, which its gateways do for it", () => {
+    const apartOf = (more: object) => {
+      const annotations = { "holdfast.dev/injected": "1", ...more };
+      const one = pod("db-1", { annotations }, { affinity: { podAntiAffinity: { mine: "kept" } } });
+      return [standbyPod(one, migration()), ordinalPod(one, migration({}, RETURNING))].map(
+        ({ spec }) => spec.affinity?.podAntiAffinity,
+      );
+    };
+    const required = { labelSelector: { matchLabels: { app: "db" } }, topologyKey: "kubernetes.io/hostname" };
+    for (const apart of apartOf({}))
+      assert.deepEqual(apart, {
+        mine: "kept",
+        requiredDuringSchedulingIgnoredDuringExecution: [required],
+      });
+    for (const listens of [{ "holdfast.dev/mode": "gateway" }, { "holdfast.dev/listen": "pod" }])
+      for (const apart of apartOf(listens)) assert.deepEqual(apart, { mine: "kept" });
+  });
+
+  it("whose application is in another pod goes on from there, whatever its deadline says", () => {
+    const source = { pod: "db-1", podUid: "db-1-uid", node: "a" };
+    const move = { attempt: 1, state: "Moved", pauseMs: 20 };
+    const target = { pod: "db-1-xxxxx", podUid: "db-1-xxxxx-uid", node: "c", attempt: 1 };
+    const { source: shadow } = returning();
+    const status = { phase: "Adopting", attempt: 1, serial: 1, source, target, move };
+    const { origin, ...next } = statusOf(
+      plan(observed({ migration: migration({ abort: true }, status), standby: shadow }), NOW + DAY_MS),
+    );
+    assert.deepEqual(origin, { ...source, attempt: 2, move });
+    assert.deepEqual(
+      [next.phase, next.attempt, next.target, next.move],
+      ["Preparing", 2, undefined, undefined],
+    );
+    assert.deepEqual(next.source, { pod: "db-1-xxxxx", podUid: "db-1-xxxxx-uid", node: "c" });
+  });
+
+  const deleted = { do: "delete-pod", isUnchanged: false };
+  const ref = (name: string, uid = `${name}-uid`) => ({ name, uid, resourceVersion: "7" });
+  const steps: [string, Observed, object | null][] = [
+    ["is deleted", returning(), { ...deleted, pod: ref("db-1") }],
+    [
+      "is not deleted while it would not be made anew",
+      returning({ owner: owned(set(), { pods: [pod("db-2")] }) }),
+      null,
+    ],
+    [
+      "is deleted in a roll-out, which waits for it",
+      returning({ owner: owned(set({}, { updateRevision: "2" })) }),
+      { ...deleted, pod: ref("db-1") },
+    ],
+    ["that ends is waited for", returning({ ordinal: pod("db-1", { deletionTimestamp: START }) }), null],
+    [
+      "whose kubelet is silent frees its name all the same",
+      returning({ ordinal: pod("db-1", { deletionTimestamp: "2025-12-31T23:59:00Z" }) }),
+      { ...deleted, isForced: true, pod: ref("db-1") },
+    ],
+    [
+      "that was made anew elsewhere than it should is made once more",
+      returning({ ordinal: anew({ annotations: {}, labels: { "controller-revision-hash": "1" } }) }),
+      { do: "delete-pod", isUnchanged: true, pod: ref("db-1", "new") },
+    ],
+    ["that is a standby since a moment ago is not touched", returning({ ordinal: anew() }), null],
+    [
+      "that is wanted no more takes the application along",
+      returning({ owner: owned(set({ replicas: 1 })), ordinal: null }),
+      { ...deleted, pod: ref("db-1-xxxxx") },
+    ],
+    [
+      "whose StatefulSet is deleted takes the application along",
+      returning({ owner: owned(set({}, {}, { deletionTimestamp: START })), ordinal: null }),
+      { ...deleted, pod: ref("db-1-xxxxx") },
+    ],
+    [
+      "that was made anew of another template takes the application along",
+      returning({ ordinal: anew({}, { "controller-revision-hash": "2" }) }),
+      { ...deleted, pod: ref("db-1-xxxxx") },
+    ],
+  ];
+  for (const [what, seen, action] of steps)
+    it(what, () => {
+      const next = plan(seen, NOW).action;
+      assert.deepEqual(next?.do === "status" ? null : next, action);
+    });
+
+  it("that was made anew while the one before it is still on record is the next", () => {
+    const target = { pod: "db-1", podUid: "before", attempt: 2 };
+    const next = plan(returning({ strays: [anew()], ordinal: anew() }, { target, attempt: 3 }), NOW);
+    assert.deepEqual([statusOf(next).target, statusOf(next).serial], [undefined, 3]);
+  });
+
+  it("that cannot be had on the target is made once more, and then anywhere but beside the application", () => {
+    const standby = anew();
+    delete standby.spec.nodeName;
+    const target = { pod: "db-1", podUid: "new", attempt: 2 };
+    const seen = returning({ standby, ordinal: standby }, { target });
+    const early = plan(seen, NOW);
+    assert.deepEqual([statusOf(early).reason, statusOf(early).attempt], ["StandbyPending", 2]);
+    const late = statusOf(plan(seen, NOW + 60_000));
+    assert.deepEqual([late.phase, late.attempt, late.target], ["Preparing", 3, target]);
+    const pinOf = (status: object) =>
+      ordinalPod(pod(), migration({}, { ...RETURNING, ...status })).spec.affinity?.nodeAffinity
+        ?.requiredDuringSchedulingIgnoredDuringExecution?.nodeSelectorTerms[0]?.matchFields;
+    const pin = (operator: string, name: string) => ({ key: "metadata.name", operator, values: [name] });
+    assert.deepEqual(pinOf({}), [pin("In", "b")]);
+    assert.deepEqual(pinOf({ attempt: 3 }), [pin("In", "b")]);
+    assert.deepEqual(pinOf({ attempt: 4 }), [pin("NotIn", "c")]);
+  });
+});
+
+describe("a StatefulSet", () => {
+  it("makes a pod of the template that its partition says", () => {
+    const rolling = (partition: number) =>
+      set(
+        { updateStrategy: { type: "RollingUpdate", rollingUpdate: { partition } } },
+        { updateRevision: "2" },
+      );
+    assert.deepEqual([revisionAnew(rolling(2), "db-1"), revisionAnew(rolling(1), "db-1")], ["1", "2"]);
+    assert.equal(
+      revisionAnew(set({ updateStrategy: { type: "OnDelete" } }, { updateRevision: "2" }), "db-1"),
+      "2",
+    );
+  });
+
+  it("waits for lower pods, unless it makes all at once", () => {
+    const pods = [pod("db-0"), pod("db-1", {}, {}, "False")];
+    assert.deepEqual(waitedFor(set(), pods, "db-3"), ["db-1", "db-2"]);
+    assert.deepEqual(waitedFor(set({ podManagementPolicy: "Parallel" }), pods, "db-3"), []);
+    assert.deepEqual(waitedFor(set({ ordinals: { start: 3 } }), pods, "db-3"), []);
+  });
+});
+
+describe("the webhook that sees what StatefulSets make", () => {
+  async function ask(made: Pod, ...items: Migration[]) {
+    const list = async <T>() => ({ items: items as T[], resourceVersion: "1" });
+    const { review } = await answerOrdinal({ list }, JSON.stringify(reviewOf(made, { namespace: "shop" })));
+    // biome-ignore lint/suspicious/noExplicitAny: an answer is looked at in every place.
+    const { response } = review as any;
+    assert.equal(response.allowed, true);
+    if (response.patch === undefined) return null;
+    return applied(made, JSON.parse(Buffer.from(response.patch, "base64").toString("utf8"))) as Pod;
+  }
+  const made = pod("db-1", { labels: { app: "db" } });
+  delete made.spec.nodeName;
+
+  it("makes a pod whose application waits the standby of that, on the target", async () => {
+    const standby = await ask(made, migration({}, { phase: "Pending" }), migration({}, RETURNING));
+    assert.deepEqual(standby?.metadata.labels, { app: "db", "holdfast.dev/migration": "m-uid" });
+    assert.equal(standby?.metadata.annotations?.["holdfast.dev/standby"], "true");
+    assert.deepEqual(standby?.spec.readinessGates, [{ conditionType: "holdfast.dev/serving" }]);
+    assert.deepEqual(standby, ordinalPod(made, migration({}, RETURNING)));
+  });
+
+  it("changes no other pod", async () => {
+    const way = migration({}, RETURNING);
+    assert.equal(await ask(made), null);
+    assert.equal(await ask(made, migration({}, { ...RETURNING, phase: "Succeeded" })), null);
+    assert.equal(await ask(pod("db-2"), way), null);
+    assert.equal(await ask(pod("db-1", { ownerReferences: [] }), way), null);
+    assert.equal(await ask(pod("db-1", { ownerReferences: [{ ...SET, kind: "ReplicaSet" }] }), way), null);
+  });
+});
