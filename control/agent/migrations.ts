@@ -12,6 +12,7 @@
 import type { Logger } from "pino";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Store } from "#proxy/store/store.ts";
+import { areToPass } from "../api/finding.ts";
 import type { MoveResult } from "../api/migration.ts";
 import { type Migration, type MoveStatus, migration as migrationSchema, SERVING } from "../api/resources.ts";
 import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
@@ -275,12 +276,13 @@ function statusOf(result: MoveResult): Omit<MoveStatus, "attempt"> {
       bytes: precopyBytes + imageBytes,
     };
   const blocking = (check?.findings ?? []).filter(({ severity }) => severity === "error");
+  const isToPass = areToPass(blocking);
   const lines = blocking.map(({ node, what, cure }) => `node ${node}: ${what}: ${cure}`);
   return {
     state: "Failed",
-    reason: blocking.length > 0 ? "NotMovable" : "RolledBack",
+    reason: blocking.length === 0 ? "RolledBack" : isToPass ? "NotYet" : "NotMovable",
     message: (lines.join("; ") || reason || "it was rolled back").slice(0, MESSAGE_MAX),
-    retryable: blocking.length === 0,
+    retryable: isToPass,
   };
 }
 

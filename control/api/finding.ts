@@ -128,6 +128,30 @@ export function blocking(findings: Finding[]): Finding[] {
   return findings.filter((finding) => finding.severity === "error");
 }
 
+/** What passes by itself, or when what is down comes back: nothing of the application, or of a node, has to be cured first. */
+const PASSING: ReadonlySet<string> = new Set([
+  "application.container-ended",
+  "application.ended",
+  "application.not-listening",
+  "check.failed",
+  "node.store-silent",
+  "socket.backlog",
+  "socket.unix-backlog",
+  "start.waits",
+  "target.busy",
+  "target.epoch-passed",
+  // its store has come back empty, and is told
+  "target.other-store",
+  "target.unreachable",
+  // its agent sees the standby a moment later
+  "target.workload-unknown",
+]);
+
+/** A move that met these alone may succeed when it is tried again. */
+export function areToPass(findings: readonly Pick<Finding, "id">[]): boolean {
+  return findings.every(({ id }) => PASSING.has(id));
+}
+
 /** Everything that stands in the way, as one error. @param here the node whose name need not be said */
 export function refuse(findings: Finding[], here: string): void {
   const inTheWay = blocking(findings);

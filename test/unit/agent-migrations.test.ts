@@ -192,6 +192,24 @@ describe("an agent with a Migration of its node", () => {
       { reason: "RolledBack", message: "the peer went", retryable: true },
     ],
     [
+      "not possible while the store is away",
+      () =>
+        stage.move.resolve({
+          ...RESULT,
+          outcome: "rolled-back",
+          check: {
+            checked: [],
+            findings: [
+              {
+                id: "node.store-silent",
+                ...{ severity: "error", node: "a", what: "no answer", cure: "start it" },
+              } as never,
+            ],
+          },
+        }),
+      { reason: "NotYet", message: "node a: no answer: start it", retryable: true },
+    ],
+    [
       "not possible",
       () =>
         stage.move.resolve({
