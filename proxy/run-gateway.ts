@@ -9,7 +9,7 @@ import { createMetrics } from "#proxy/admin/metrics.ts";
 import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
-import type { GatewayConfig } from "#proxy/contract/gateway.ts";
+import type { GatewayConfig, GatewayListener } from "#proxy/contract/gateway.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { Gateway } from "#proxy/gateway/gateway.ts";
@@ -19,8 +19,10 @@ import { legKernelOf, reserveDescriptors } from "./process-kernel.ts";
 
 export interface RunGatewayOptions {
   config: GatewayConfig;
-  /** of each workload that clients are led to */
-  linkKeys: ReadonlyMap<string, SharedKeys>;
+  /** of links, of each workload that clients are led to */
+  keysOf(workload: string): SharedKeys;
+  /** it knows whom to lead clients to; otherwise it is not ready until it has been told (`use`) */
+  isTold: boolean;
   store: string;
   /** of `/healthz`, `/readyz` and `/metrics`; null: nowhere */
   admin: Endpoint | null;
@@ -28,7 +30,11 @@ export interface RunGatewayOptions {
 }
 
 export interface RunningGateway {
-  useKeys(linkKeys: ReadonlyMap<string, SharedKeys>): void;
+  useKeys(keysOf: (workload: string) => SharedKeys): void;
+  /** From now on clients come there, and are led so. */
+  use(listeners: readonly GatewayListener[]): void;
+  /** that clients are led to, or were and are there still */
+  readonly workloads: string[];
   /** Accepts nobody, waits for sessions to end, resets the rest; resolves when nothing is left. */
   end(): Promise<void>;
 }
@@ -53,23 +59,22 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
   });
   const gateway = new Gateway({
     config,
-    keysOf: keysIn(options.linkKeys),
+    keysOf: (workload) => options.keysOf(workload),
     store,
     kernel: legKernelOf(new UpstreamNetwork()),
     log,
   });
+  let { isTold } = options;
+  const whyNot = (): string => {
+    if (gateway.isDraining) return "draining";
+    return isTold ? "the store has not been asked for owners yet" : "no Services have been told yet";
+  };
   const metrics = createMetrics(() => gateway.proxies, "holdfast_gateway");
   addGatewayMetrics(metrics, gateway, () => isStoreUp);
   const admin = createAdmin({
     metrics,
     health: () => ({ gateway: config.name, store: isStoreUp ? "up" : "down", workloads: gateway.view() }),
-    ready: () =>
-      gateway.isReady
-        ? { ready: true }
-        : {
-            ready: false,
-            reason: gateway.isDraining ? "draining" : "the store has not been asked for owners yet",
-          },
+    ready: () => (isTold && gateway.isReady ? { ready: true } : { ready: false, reason: whyNot() }),
   });
   try {
     gateway.open();
@@ -81,7 +86,14 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
   }
   log.info({ ports: gateway.ports }, "gateway ready");
   return {
-    useKeys: (linkKeys) => gateway.useKeys(keysIn(linkKeys)),
+    useKeys: (keysOf) => gateway.useKeys(keysOf),
+    use: (listeners) => {
+      isTold = true;
+      gateway.use(listeners);
+    },
+    get workloads() {
+      return gateway.view().map(({ workload }) => workload);
+    },
     end: async () => {
       const { reset } = await gateway.drain();
       log.info({ reset }, "gateway ends");
@@ -90,10 +102,6 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
       await store.close();
     },
   };
-}
-
-function keysIn(linkKeys: ReadonlyMap<string, SharedKeys>): (workload: string) => SharedKeys {
-  return (workload) => linkKeys.get(workload) as SharedKeys;
 }
 
 function addGatewayMetrics(registry: Registry, gateway: Gateway, isStoreUp: () => boolean): void {

@@ -57,6 +57,7 @@ const migrateSchema = z.strictObject({
 /** What the agent itself has of what {@link AgentContext} shows. */
 export interface OwnContext extends AgentContext {
   ring: KeyRing;
+  gatewayRing: KeyRing;
   trust: Trust;
   owners: Owners;
 }

@@ -63,6 +63,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     },
   });
   const ring = new KeyRing(config.keys);
+  const gatewayRing = config.gatewayKeys === null ? ring : new KeyRing(config.gatewayKeys.keys);
   const trust = new Trust({ node: config.node, ring, identity: config.identity, revoked: config.revoked });
   const podPeers =
     config.agents === null
@@ -83,6 +84,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     // in a pod, what is in the agent's groups ends with its container
     proxyGroups: config.pods ? makeTopGroups("holdfast") : [],
     ring,
+    gatewayRing,
     trust,
     secrets: [...secretFiles(config), config.stateDir, config.file].map(realPath),
     store,
@@ -276,21 +278,27 @@ async function runtimeOf({ cri, stateDir }: AgentConfig): Promise<Runtime> {
   return CriRuntime.connect(cri, stateDir);
 }
 
-function secretFiles({ keyFile, identity, revoked }: AgentConfig): string[] {
+function secretFiles({ keyFile, gatewayKeys, identity, revoked }: AgentConfig): string[] {
   const { certificate, key, authorities } = identity ?? {};
-  return [keyFile, certificate, key, authorities, revoked ?? undefined].filter((file) => file !== undefined);
+  return [keyFile, gatewayKeys?.file, certificate, key, authorities, revoked ?? undefined].filter(
+    (file) => file !== undefined,
+  );
 }
 
 /** Files that are replaced while the agent runs are read again, and on SIGHUP. */
 function watchSecrets(
   config: AgentConfig,
-  { ring, trust, log }: OwnContext,
+  { ring, gatewayRing, trust, log }: OwnContext,
   workloads: ReadonlyMap<string, Workload>,
 ): { close(): void } {
   const readAgain = (): void => {
-    const news = ring.readAgain(config.keyFile);
-    if (news === "damaged") log.error(ring.problem);
-    else if (news !== null) log.info({ keys: ring.ids }, "the key file was read again");
+    const read = (one: KeyRing, file: string): void => {
+      const news = one.readAgain(file);
+      if (news === "damaged") log.error(one.problem);
+      else if (news !== null) log.info({ file, keys: one.ids }, "the key file was read again");
+    };
+    read(ring, config.keyFile);
+    if (config.gatewayKeys !== null) read(gatewayRing, config.gatewayKeys.file);
     if (trust.readAgain()) {
       for (const problem of trust.problems) log.error(problem);
       log.info({ revoked: trust.revoked.nodes }, "certificates and who is revoked were read again");

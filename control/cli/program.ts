@@ -62,6 +62,7 @@ interface ControllerOptions {
   kubeconfig?: string;
   context?: string;
   namespace?: string;
+  gateways?: string;
   admin?: Endpoint;
   logLevel: string;
 }
@@ -122,16 +123,17 @@ is printed; the label holdfast.dev/inject: disabled leaves one out. Annotations:
 
 const WEBHOOK_HELP = `
 The file:
-  listen: 0.0.0.0:8443                 # where the API server asks: /inject, and /enforce for namespaces that refuse others
+  listen: 0.0.0.0:8443                 # where the API server asks: /inject, and /enforce for namespaces that refuse others; /service
   certificate: tls.crt                 # PEM, of the name of the Service; both are read again when they change
   key: tls.key
   image: REGISTRY/holdfast/inside:1    # what is copied into pods
   imagePullPolicy: IfNotPresent
   admin: 0.0.0.0:9400                  # /healthz, /readyz, /metrics
+  gateways: true                       # pods of Services with the label holdfast.dev/gateway: enabled are in gateway mode
   renewal: { namespace: holdfast, secret: holdfast-webhook, configuration: holdfast, names: [holdfast-webhook.holdfast.svc], days: 365 }
 
 With renewal it makes another certificate before its own expires, in a Secret that kubelet brings here, and has the API server
-trust it first; that is all it asks the API server for. It needs no privilege. SIGTERM: it is not ready any more, answers those who still ask, and ends.`;
+trust it first; it asks the API server for that alone, and with gateways for such Services. It needs no privilege. SIGTERM: it is not ready any more, answers those who still ask, and ends.`;
 
 /** @param args without node and script. Never throws; resolves with the exit status when the command is over. */
 export async function runProgram(args: string[], around: Surroundings): Promise<number> {
@@ -239,6 +241,10 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     .option("--kubeconfig <file>", "as kubectl has it; default: KUBECONFIG, else this pod's ServiceAccount")
     .option("--context <name>", "of the kubeconfig")
     .option("--namespace <name>", "of the Lease that one of several controllers holds; default: its own")
+    .option(
+      "--gateways <configmap>",
+      "ConfigMap that gateways follow, in that namespace; default: no gateways",
+    )
     .option("--admin <address>", "IP:PORT of /healthz, /readyz and /metrics", parseAddress)
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .addHelpText("after", EXIT_HELP)
@@ -247,6 +253,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
         kubeconfig: options.kubeconfig ?? null,
         context: options.context ?? null,
         namespace: options.namespace ?? null,
+        gateways: options.gateways ?? null,
         admin: options.admin ?? null,
         logLevel: options.logLevel,
       }),

@@ -111,6 +111,8 @@ export interface AgentConfig {
   keys: SharedKeys;
   /** where they were read from */
   keyFile: string;
+  /** gateways have these in place of the nodes', and links with them go by these alone. null: they go by the nodes' */
+  gatewayKeys: { keys: SharedKeys; file: string } | null;
   /** by certificate; null: by the shared keys */
   identity: { certificate: string; key: string; authorities: string } | null;
   /** file of nodes and certificates that are not trusted any more */
@@ -152,7 +154,17 @@ export function parseConfig(
     throw invalid(fileName, at, message);
   };
   crossCheck(config, fail);
-  return complete(config, fileName, readKeys(config.key, fileName, fail));
+  const { gatewayKey } = config;
+  return {
+    ...complete(config, fileName, readKeys(config.key, fileName, fail)),
+    gatewayKeys:
+      gatewayKey === undefined
+        ? null
+        : {
+            keys: readKeys(gatewayKey, fileName, fail, "gatewayKey"),
+            file: keyFileOf(gatewayKey, fileName),
+          },
+  };
 }
 
 function withOwn(
@@ -358,7 +370,7 @@ function localAddresses(...more: (string | undefined)[]): Set<string> {
   return new Set(known);
 }
 
-function complete(config: File, fileName: string, keys: SharedKeys): AgentConfig {
+function complete(config: File, fileName: string, keys: SharedKeys): Omit<AgentConfig, "gatewayKeys"> {
   return {
     file: fileName,
     node: config.node,

@@ -5,11 +5,12 @@ import type { GatewayConfig, GatewayListener, GatewayRoute } from "#proxy/contra
 import { type Limit, MS_MAX, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { ServiceEntry } from "../api/gateway-table.ts";
 import { formatEndpoint } from "./endpoint.ts";
 import { type LinkKeySource, readLinkKeys } from "./link-key-file.ts";
 import { checkSession, namingOf } from "./port.ts";
 import { clientKeys, count, endpoint, key, links, list, name, session, storeUrl, truth } from "./schema.ts";
-import { invalid, keyFileOf, parseFile, type Refuse, readFile } from "./yaml-file.ts";
+import { invalid, keyFileOf, parseObject, parseYaml, type Refuse, readFile } from "./yaml-file.ts";
 
 /** What `holdfast gateway` is started with. */
 export interface GatewayFile extends GatewayConfig {
@@ -20,12 +21,22 @@ export interface GatewayFile extends GatewayConfig {
   linkKeys: ReadonlyMap<string, SharedKeys>;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
+  /** in a cluster, in place of listeners: what the controller tells of Services. null: the file has them */
+  services: ServicesSource | null;
+}
+
+export interface ServicesSource {
+  /** name of the ConfigMap, in this pod's namespace */
+  configMap: string;
+  /** of this pod, where it listens */
+  address: string;
 }
 
 const OWNER_MS = 30_000;
 const DRAIN_MS = 30_000;
 const DRAIN_MS_MAX = 86_400_000;
 const HELD_SESSIONS = 1_024;
+const NAME_CHARS_MAX = 63;
 
 const workloadPort = count("the port of the workload (its listen:)", 1, 65_535);
 
@@ -79,6 +90,12 @@ const limits = z.strictObject(
   "expected limits, as { drainMsMax: 30000 }",
 );
 
+const SERVICES_EXPECTED =
+  "expected what the controller keeps, as { configMap: holdfast-gateway, address: 10.244.1.7 }";
+const objectName = z
+  .string("expected the name of a ConfigMap")
+  .regex(/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/, "expected the name of a ConfigMap");
+
 const gatewaySchema = z.strictObject(
   {
     gateway: name,
@@ -86,7 +103,13 @@ const gatewaySchema = z.strictObject(
     key: key.optional(),
     linkKeys: key.optional(),
     links,
-    listen: list(listener, "expected a list of 1-10000 addresses where clients come", 1, 10_000),
+    listen: list(listener, "expected a list of 1-10000 addresses where clients come", 1, 10_000).optional(),
+    services: z
+      .strictObject(
+        { configMap: objectName, address: z.ipv4("expected an address").or(z.ipv6()) },
+        SERVICES_EXPECTED,
+      )
+      .optional(),
     admin: endpoint.optional(),
     limits: limits.default({
       heldSessionsMax: HELD_SESSIONS,
@@ -105,14 +128,22 @@ export function loadGatewayConfig(fileName: string): GatewayFile {
   return parseGatewayConfig(readFile(fileName), fileName);
 }
 
-/** @param fileName for messages, and for a relative path of the key file. @throws HoldfastError `CONFIG_INVALID` */
-export function parseGatewayConfig(contents: string, fileName: string): GatewayFile {
-  const file = parseFile(gatewaySchema, contents, fileName);
+/**
+ * @param fileName for messages, and for a relative path of the key file
+ * @param env where it says `services`, what is each pod's own may be in HOLDFAST_GATEWAY and HOLDFAST_ADDRESS, so that all have one file
+ * @throws HoldfastError `CONFIG_INVALID`
+ */
+export function parseGatewayConfig(
+  contents: string,
+  fileName: string,
+  env: NodeJS.ProcessEnv = process.env,
+): GatewayFile {
+  const file = parseObject(gatewaySchema, withOwn(parseYaml(contents, fileName), env), fileName);
   const refuse: Refuse = (at, message) => {
     throw invalid(fileName, at, message);
   };
   crossCheck(file, refuse);
-  const listeners = file.listen.map(listenerOf);
+  const listeners = (file.listen ?? []).map(listenerOf);
   const keySource = sourceOf(file, fileName, refuse);
   return {
     name: file.gateway,
@@ -122,8 +153,41 @@ export function parseGatewayConfig(contents: string, fileName: string): GatewayF
     links: file.links,
     listeners,
     admin: file.admin ?? null,
+    services: file.services ?? null,
     ...file.limits,
   };
+}
+
+function withOwn(
+  file: unknown,
+  { HOLDFAST_GATEWAY: gateway, HOLDFAST_ADDRESS: address }: NodeJS.ProcessEnv,
+): unknown {
+  if (typeof file !== "object" || file === null || !("services" in file)) return file;
+  const { services } = file;
+  if (typeof services !== "object" || services === null) return file;
+  return {
+    // of a name that is too long what tells it from others is the end
+    ...(gateway === undefined ? {} : { gateway: gateway.slice(-NAME_CHARS_MAX).replace(/^[^a-z0-9]+/, "") }),
+    ...file,
+    services: { ...(address === undefined ? {} : { address }), ...services },
+  };
+}
+
+/** Of a Service, one for each of its ports. @param where for messages. @throws HoldfastError `CONFIG_INVALID` */
+export function listenersOf(entry: ServiceEntry, address: string, where: string): GatewayListener[] {
+  const { ports, workloads, session, sendProxyProtocol = false } = entry;
+  // nobody could be led anywhere
+  if (workloads.length === 0) return [];
+  return ports.map(({ listen, port }) => {
+    const to = { workloads, port, ...(session === undefined ? {} : { session }) };
+    const at = formatEndpoint({ address, port: listen });
+    const file = parseObject(listener, { address: at, routes: [to], sendProxyProtocol }, where);
+    for (const route of file.routes ?? [])
+      checkRoute(route, "", true, (path, message) => {
+        throw invalid(where, path, message);
+      });
+    return listenerOf(file);
+  });
 }
 
 /** that clients are led to */
@@ -150,7 +214,14 @@ function keysOf(source: LinkKeySource, workloads: string[], refuse: Refuse): Rea
   }
 }
 
-function crossCheck({ store, listen, admin }: File, refuse: Refuse): void {
+function crossCheck({ store, listen = [], services, linkKeys, admin }: File, refuse: Refuse): void {
+  if ((services === undefined) === (listen.length === 0))
+    refuse(
+      "listen",
+      `expected exactly one of listen and services, got ${services === undefined ? "neither" : "both"}`,
+    );
+  if (services !== undefined && linkKeys !== undefined)
+    refuse("linkKeys", "expected key with services: which workloads there are is not known beforehand");
   if (store === "memory:")
     refuse("store", "expected the Redis that the nodes of the workloads use, got memory:");
   const taken = new Map<string, string>();
@@ -175,7 +246,8 @@ function crossCheck({ store, listen, admin }: File, refuse: Refuse): void {
   if (admin !== undefined) take("admin", admin);
 }
 
-type FileRoute = NonNullable<File["listen"][number]["routes"]>[number];
+type FileListener = z.infer<typeof listener>;
+type FileRoute = NonNullable<FileListener["routes"]>[number];
 
 function checkRoute(route: FileRoute, at: string, isLast: boolean, refuse: Refuse): void {
   const { sni, host, path, session, workload, workloads } = route;
@@ -191,16 +263,11 @@ function checkRoute(route: FileRoute, at: string, isLast: boolean, refuse: Refus
       "expected it without host, path and session: TLS passes through, and what is in it is not read",
     );
   if (session !== undefined) checkSession(session, `${at}.session`, refuse);
-  if ((workloads?.length ?? 1) > 1 && session === undefined)
-    refuse(
-      `${at}.workloads`,
-      "expected session with several: by a session's name it is known which of them has it",
-    );
   if (sni === undefined && !ofHttp && !isLast)
     refuse(at, "expected a route that names nothing at the end of the list: those after it are never taken");
 }
 
-function listenerOf(file: File["listen"][number]): GatewayListener {
+function listenerOf(file: FileListener): GatewayListener {
   const { address: at, workload, port = at.port, routes, proxyProtocol = null, ...bounds } = file;
   const { sessionsPerClientMax = Math.ceil(bounds.sessionsMax / 2) } = bounds;
   const all = routes ?? [{ workload: workload as string, port }];

@@ -337,6 +337,7 @@ export const fileSchema = z.strictObject(
     links,
     cri: path("the Unix socket of a container runtime (CRI)").optional(),
     key,
+    gatewayKey: key.optional(),
     pods: truth.default(false),
     agents: text("expected labels of the agents' pods, as app=holdfast-agent").optional(),
     workloads: list(workloadSchema, "expected a list of at most 100 workloads", 0, 100),

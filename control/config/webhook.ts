@@ -2,7 +2,7 @@
 import * as z from "zod";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
-import { count, endpoint, list, oneOf } from "./schema.ts";
+import { count, endpoint, list, oneOf, truth } from "./schema.ts";
 import { beside, invalid, parseFile, readFile } from "./yaml-file.ts";
 
 /** What `holdfast webhook` is started with. */
@@ -18,6 +18,8 @@ export interface WebhookFile {
   admin: Endpoint | null;
   /** who renews the certificate; null: somebody else */
   renewal: RenewalConfig | null;
+  /** Services say which pods are in gateway mode: they are looked at in the cluster */
+  gateways: boolean;
   /** how long it goes on answering when it has been told to end: until nobody is led to it any more */
   drainMs: number;
 }
@@ -63,6 +65,7 @@ const webhookSchema = z.strictObject(
     imagePullPolicy: oneOf("Always", "IfNotPresent", "Never").optional(),
     admin: endpoint.optional(),
     renewal: renewal.optional(),
+    gateways: truth.default(false),
     drainMs: count("milliseconds", 0, DRAIN_MS_MAX).default(DRAIN_MS),
   },
   "expected a mapping with listen, certificate, key and image",

@@ -100,12 +100,12 @@ export function beside(fileName: string, path: string): string {
   return resolve(dirname(fileName), path);
 }
 
-export function readKeys(key: string, fileName: string, fail: Refuse): SharedKeys {
+export function readKeys(key: string, fileName: string, fail: Refuse, at = "key"): SharedKeys {
   try {
     return readKeyFile(keyFileOf(key, fileName));
   } catch (error) {
     const isSystems = (error as NodeJS.ErrnoException).code !== undefined;
-    return fail("key", `${isSystems ? `expected a file with ${KEY_BYTES} bytes: ` : ""}${messageOf(error)}`);
+    return fail(at, `${isSystems ? `expected a file with ${KEY_BYTES} bytes: ` : ""}${messageOf(error)}`);
   }
 }
 

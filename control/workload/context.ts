@@ -40,6 +40,8 @@ export interface AgentContext {
   /** `cgroup.procs` of the groups that proxies are in, as they outlive the agent. Empty: its own */
   proxyGroups: readonly string[];
   ring: SharedKeyRing;
+  /** of links with gateways: those that all nodes share where gateways have them */
+  gatewayRing: SharedKeyRing;
   /** by what streams of agents are opened */
   trust: Changing;
   store: Store;

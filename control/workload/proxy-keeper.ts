@@ -34,6 +34,7 @@ export interface ProxyHost {
     readonly host: string;
     readonly links: "encrypted" | "plain";
     readonly ring: SharedKeyRing;
+    readonly gatewayRing: SharedKeyRing;
     readonly proxyGroups: readonly string[];
     readonly log: Logger;
   };
@@ -100,7 +101,7 @@ export class ProxyKeeper {
       spillDir,
       limits: proxyLimitsOf(config.limits),
     };
-    const { keys } = context.ring;
+    const keys = this.#keys;
     await proxy.command("configure", configure, this.#linkKeys(keys));
     this.#keysTold = { proxy, keys };
     await this.handNetwork();
@@ -188,7 +189,7 @@ export class ProxyKeeper {
   /** Tells a proxy that has been running the keys there are now, if it does not know them. Called again until it does. */
   async tellKeys(): Promise<void> {
     const proxy = this.#client;
-    const { keys } = this.#host.context.ring;
+    const keys = this.#keys;
     const told = this.#keysTold;
     if (proxy === null || !proxy.isOpen || (told?.proxy === proxy && told.keys === keys)) return;
     this.#keysTold = { proxy, keys };
@@ -202,6 +203,12 @@ export class ProxyKeeper {
       this.#keysUntold = this.#client;
       this.#warn("tell the proxy the keys", error);
     }
+  }
+
+  /** What those of its links are derived from. */
+  get #keys(): SharedKeys {
+    const { config, context } = this.#host;
+    return (config.downstream === "gateway" ? context.gatewayRing : context.ring).keys;
   }
 
   #linkKeys(keys: SharedKeys): Buffer {

@@ -14,7 +14,7 @@ export interface GatewayRoute {
   path: string | null;
   /** where a session's name is: its client is led to that workload of several which has it */
   session: SessionNaming | null;
-  /** at least one; several only with `session` */
+  /** at least one; of several a client whose session is not known gets the one with the fewest */
   workloads: readonly string[];
   /** `listen` of the workload's port they are led to */
   port: number;

@@ -1,29 +1,24 @@
 /**
- * A gateway: holds clients' sockets for workloads that run, and move, elsewhere. Each workload is a `WorkloadProxy` that is an anchor and
- * never anything else, with an `OwnerFollower` in place of an agent; here are the listeners, the store's watch and the end.
+ * A gateway: holds clients' sockets for workloads that run, and move, elsewhere. Here are the listeners, whom each leads where, the store's
+ * watch and the end. What clients are led by may change: sessions that there are go on as they began.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
-import { endpointIn } from "#proxy/contract/address.ts";
-import type { PortConfig } from "#proxy/contract/commands.ts";
-import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import {
   type GatewayConfig,
   type GatewayListener,
   type GatewayRoute,
   isAnyRoute,
 } from "#proxy/contract/gateway.ts";
-import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
-import { defaultsOf, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { HttpHead } from "#proxy/protocol/http-head.ts";
-import { writeProxyHeader } from "#proxy/protocol/proxy-header.ts";
 import type { Store, StoreWatch } from "#proxy/store/store.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
-import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
-import { OwnerFollower } from "./owner-follower.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { ServedWorkload, type Way, wayOf } from "./served-workload.ts";
 import { SessionPlaces } from "./session-places.ts";
 import { Turns } from "./turns.ts";
 import { UndecidedConnections } from "./undecided.ts";
@@ -50,111 +45,122 @@ export interface GatewayOptions {
   undecided?: { max?: number; msMax?: number };
 }
 
-interface Served {
-  proxy: WorkloadProxy;
-  follower: OwnerFollower;
-}
-
-/** A workload's proxy has one for each route that leads to it. */
-interface Way {
+/** Where clients come. */
+interface Door {
+  name: string;
   listener: GatewayListener;
-  route: GatewayRoute;
+  opened: ClientListener;
 }
 
 export class Gateway {
   readonly #options: GatewayOptions;
-  readonly #workloads = new Map<string, Served>();
-  readonly #ways = new Map<string, Way[]>();
-  readonly #listeners: ClientListener[] = [];
+  readonly #turns = new Turns(PREPARING_MAX, PREPARING_MS_MAX);
+  readonly #workloads = new Map<string, ServedWorkload>();
+  /** nobody is led to them any more, and they have sessions */
+  readonly #leaving = new Set<ServedWorkload>();
+  /** of the workloads that there were at the beginning, those that there are */
+  #first: Set<ServedWorkload>;
+  readonly #doors = new Map<string, Door>();
   readonly #undecided: UndecidedConnections;
   readonly #places: SessionPlaces;
+  #listeners: readonly GatewayListener[];
+  #keysOf: (workload: string) => SharedKeys;
   #watch: StoreWatch | null = null;
   #timer: NodeJS.Timeout | null = null;
   #looking = false;
   #lookAgain = false;
+  #isOpen = false;
   #draining = false;
   #stopped = false;
+  #turn = 0;
   #unroutedToldAtMs = Number.NEGATIVE_INFINITY;
   /** connections that no route is for */
   unrouted = 0;
 
   constructor(options: GatewayOptions) {
     this.#options = options;
+    this.#keysOf = options.keysOf;
     this.#undecided = new UndecidedConnections(options.undecided);
-    for (const listener of options.config.listeners)
-      for (const route of listener.routes)
-        for (const workload of route.workloads) {
-          const ways = this.#ways.get(workload) ?? [];
-          this.#ways.set(workload, [...ways, { listener, route }]);
-        }
-    const turns = new Turns(PREPARING_MAX, PREPARING_MS_MAX);
-    for (const [workload, ways] of this.#ways)
-      this.#workloads.set(workload, makeServed(options, workload, ways, turns));
+    this.#listeners = options.config.listeners;
     this.#places = new SessionPlaces({
       store: options.store,
       log: options.log,
-      cookieKeysOf: (workload) => this.#servedAs(workload).proxy.filters.cookieKeys,
+      cookieKeysOf: (workload) => (this.#workloads.get(workload) as ServedWorkload).proxy.filters.cookieKeys,
     });
+    this.#first = new Set(this.#serve());
   }
 
   get proxies(): WorkloadProxy[] {
-    return [...this.#workloads.values()].map(({ proxy }) => proxy);
+    return this.#served.map(({ proxy }) => proxy);
   }
   get isDraining(): boolean {
     return this.#draining;
   }
-  /** Clients are accepted, and the store has been asked where each workload is. */
+  /** Clients are accepted, and the store has been asked where each workload is that there was at the beginning. */
   get isReady(): boolean {
-    const isListening = this.#listeners.length === this.#options.config.listeners.length;
-    return !this.#draining && isListening && this.#served.every(({ follower }) => follower.isLooked);
+    const isListening = this.#isOpen && this.#doors.size === this.#listeners.length;
+    const isLooked = [...this.#first].every(({ follower }) => follower.isLooked);
+    return !this.#draining && isListening && isLooked;
   }
   /** where clients come: port numbers in the order of the configuration */
   get ports(): number[] {
-    return this.#listeners.map(({ port }) => port);
+    return [...this.#doors.values()].map(({ opened }) => opened.port);
   }
-  get #served(): Served[] {
-    return [...this.#workloads.values()];
+  get #served(): ServedWorkload[] {
+    return [...this.#workloads.values(), ...this.#leaving];
   }
 
   /** of each workload: who owns it, as far as is known */
   view(): { workload: string; sessions: number; owner: { node: string; epoch: number } | null }[] {
-    return [...this.#workloads].map(([workload, { proxy, follower }]) => {
-      const { owner } = follower;
-      return {
-        workload,
-        sessions: proxy.sessions.size,
-        owner: owner === null ? null : { node: owner.node, epoch: owner.epoch },
-      };
-    });
+    return this.#served.map(({ workload, proxy, follower: { owner } }) => ({
+      workload,
+      sessions: proxy.sessions.size,
+      owner: owner === null ? null : { node: owner.node, epoch: owner.epoch },
+    }));
   }
 
   /** @throws HoldfastError `PROXY_LISTEN`: nothing is left open */
   open(): void {
-    try {
-      for (const listener of this.#options.config.listeners) this.#listeners.push(this.#listen(listener));
-    } catch (error) {
-      this.#closeListeners();
-      throw error;
+    this.#isOpen = true;
+    const [problem] = this.#openDoors();
+    if (problem !== undefined) {
+      this.#closeDoors();
+      throw problem;
     }
-    for (const { proxy } of this.#served) proxy.watchIdleSessions();
     this.#watch = this.#options.store.watchLinks((workload) => {
       if (workload === null) this.#lookAtAll();
-      else void this.#workloads.get(workload)?.follower.changed();
+      else
+        for (const served of this.#served) if (served.workload === workload) void served.follower.changed();
     });
-    this.#timer = setInterval(() => this.#lookAtAll(), LOOK_MS).unref();
+    this.#timer = setInterval(() => {
+      this.#settle();
+      this.#lookAtAll();
+    }, LOOK_MS).unref();
     this.#lookAtAll();
+  }
+
+  /** From now on clients come there, and are led so. What cannot be listened at is tried again. */
+  use(listeners: readonly GatewayListener[]): void {
+    if (this.#draining) return;
+    const isFirst = this.#listeners.length === 0 && this.#first.size === 0;
+    this.#listeners = listeners;
+    const fresh = this.#serve();
+    if (isFirst) this.#first = new Set(fresh);
+    this.#settle();
+    for (const { follower } of fresh) void follower.changed();
   }
 
   /** Links that are there go on. */
   useKeys(keysOf: (workload: string) => SharedKeys): void {
-    for (const [workload, { proxy }] of this.#workloads) proxy.keys = keysOf(workload);
+    this.#keysOf = keysOf;
+    for (const { workload, proxy } of this.#served) proxy.keys = keysOf(workload);
   }
 
   /** Accepts nobody any more and waits for the sessions to end; those that do not are reset. */
   async drain(): Promise<{ reset: number }> {
     const { config, log } = this.#options;
     this.#draining = true;
-    this.#closeListeners();
+    this.#closeDoors();
     const sessions = (): number =>
       this.proxies.reduce((sum, proxy) => sum + proxy.sessions.size, this.#undecided.size);
     log.info({ sessions: sessions(), drainMsMax: config.drainMsMax }, "draining");
@@ -169,80 +175,155 @@ export class Gateway {
   stop(): void {
     this.#draining = true;
     this.#stopped = true;
-    this.#closeListeners();
+    this.#closeDoors();
     this.#undecided.stop();
     if (this.#timer !== null) clearInterval(this.#timer);
     this.#watch?.close();
-    for (const { proxy, follower } of this.#served) {
-      follower.close();
-      proxy.stop();
+    for (const served of this.#served) served.stop();
+  }
+
+  /** A proxy for each workload that clients are led to. @returns those that are new */
+  #serve(): ServedWorkload[] {
+    const { config, store, kernel, log } = this.#options;
+    const ways = waysOf(this.#listeners);
+    for (const [workload, served] of this.#workloads) {
+      if (served.isServedBy(ways.get(workload) ?? [])) continue;
+      this.#workloads.delete(workload);
+      this.#leaving.add(served);
+      this.#first.delete(served);
+    }
+    const fresh: ServedWorkload[] = [];
+    for (const [workload, its] of ways) {
+      if (this.#workloads.has(workload)) continue;
+      const keys = this.#keysOf(workload);
+      const served = new ServedWorkload(workload, its, {
+        config,
+        keys,
+        store,
+        kernel,
+        turns: this.#turns,
+        log,
+      });
+      served.proxy.watchIdleSessions();
+      this.#workloads.set(workload, served);
+      fresh.push(served);
+    }
+    return fresh;
+  }
+
+  /** Brings doors in line with listeners, and lets go of what has no session any more. */
+  #settle(): void {
+    if (this.#draining) return;
+    for (const problem of this.#openDoors())
+      this.#options.log.error({ reason: messageOf(problem) }, "clients cannot come there; tried again soon");
+    for (const served of this.#leaving) {
+      if (served.proxy.sessions.size > 0) continue;
+      this.#leaving.delete(served);
+      served.stop();
     }
   }
 
-  #servedAs(workload: string): Served {
-    return this.#workloads.get(workload) as Served;
+  #openDoors(): unknown[] {
+    const { kernel } = this.#options;
+    const wanted = new Map(this.#listeners.map((listener, index) => [doorOf(listener, index), listener]));
+    for (const [name, { opened }] of this.#doors) {
+      if (wanted.has(name)) continue;
+      opened.close();
+      this.#doors.delete(name);
+    }
+    const problems: unknown[] = [];
+    for (const [name, listener] of wanted) {
+      const door = this.#doors.get(name);
+      try {
+        if (door === undefined) this.#doors.set(name, this.#listen(name, listener));
+        else {
+          door.listener = listener;
+          kernel.setPeerTimeouts(door.opened.fd, listener);
+        }
+      } catch (error) {
+        problems.push(error);
+      }
+    }
+    return problems;
   }
 
-  #listen(listener: GatewayListener): ClientListener {
+  #listen(name: string, listener: GatewayListener): Door {
     const { kernel, log } = this.#options;
-    const { at, routes } = listener;
-    const [first] = routes;
-    const only = first !== undefined && isAnyRoute(first) ? first : null;
+    const { at } = listener;
     const opened = ClientListener.open({
       kernel,
       address: at.address,
       port: at.port,
       bind: null,
-      onAccept: (fd) => {
-        if (only !== null)
-          this.#servedAs(only.workloads[0] as string).proxy.entrance.accept(this.#portOf(listener, only), fd);
-        else this.#decide(listener, fd);
-      },
+      onAccept: (fd) => this.#arrived(door, fd),
       onError: (error) => {
         log.warn({ err: error }, "accepting a client failed");
       },
     });
+    const door: Door = { name, listener, opened };
     kernel.setPeerTimeouts(opened.fd, listener);
     kernel.boundQueues(opened.fd, "client");
-    return opened;
+    return door;
   }
 
-  /** Of the proxy of the route's workload, or of one of them. */
-  #portOf(listener: GatewayListener, route: GatewayRoute, workload = route.workloads[0] as string): number {
-    const ways = this.#ways.get(workload) as Way[];
-    return ways.findIndex((way) => way.listener === listener && way.route === route);
-  }
-
-  #decide(listener: GatewayListener, fd: number): void {
+  #arrived({ name, listener }: Door, fd: number): void {
     const { kernel, log } = this.#options;
-    this.#undecided.add(TcpLeg.attach(kernel, fd, "client"), {
+    const leg = TcpLeg.attach(kernel, fd, "client");
+    const [first] = listener.routes;
+    if (first !== undefined && isAnyRoute(first)) {
+      this.#lead({ door: name, listener, route: first, leg }, this.#fewest(first.workloads), NOTHING_READ);
+      return;
+    }
+    this.#undecided.add(leg, {
       routes: listener.routes,
       proxyProtocol: listener.proxyProtocol,
       onChosen: ({ route, head, leg, read }) => {
-        const lead = (workload: string): void => {
-          if (this.#stopped || !leg.isOpen) {
-            leg.reset();
-            return;
-          }
-          const { proxy } = this.#servedAs(workload);
-          proxy.entrance.acceptRead(this.#portOf(listener, route, workload), leg, read);
-        };
+        const client = { door: name, listener, route, leg };
         const workload = this.#workloadOf(route, head);
-        if (typeof workload === "string") return lead(workload);
-        workload.then(lead).catch((error: unknown) => {
-          leg.reset();
-          log.warn({ err: error }, "a client could not be led to its workload");
-        });
+        if (typeof workload === "string") return this.#lead(client, workload, read);
+        workload
+          .then((found) => this.#lead(client, found, read))
+          .catch((error: unknown) => {
+            leg.reset();
+            log.warn({ err: error }, "a client could not be led to its workload");
+          });
       },
       onNone: (peer, why) => this.#unroutable(listener, peer, why),
       onBroken: (error) => log.error({ err: error }, "a client's first bytes could not be looked at"),
     });
   }
 
-  #workloadOf({ session, workloads }: GatewayRoute, head: HttpHead | null): string | Promise<string> {
-    const [only] = workloads;
-    if (session === null || head === null || workloads.length === 1) return only as string;
+  #lead({ door, listener, route, leg }: Arrived, workload: string, read: typeof NOTHING_READ): void {
+    const { peer } = leg;
+    const served = this.#workloads.get(workload);
+    const port = served?.portOf(door, route.port) ?? null;
+    if (served !== undefined && port !== null && !this.#stopped && leg.isOpen) {
+      served.proxy.entrance.acceptRead(port, leg, read);
+      return;
+    }
+    leg.reset();
+    // it came while that was still so
+    if (port === null) this.#unroutable(listener, peer, `nobody is led to workload ${workload} any more`);
+  }
+
+  #workloadOf(route: GatewayRoute, head: HttpHead | null): string | Promise<string> {
+    const { session } = route;
+    const workloads = route.workloads.filter((workload) => this.#workloads.has(workload));
+    if (session === null || head === null || workloads.length <= 1) return this.#fewest(workloads);
     return this.#places.of(session, workloads, head);
+  }
+
+  /** That of them with the fewest sessions here; of several in turn. */
+  #fewest(workloads: readonly string[]): string {
+    const first = this.#turn++;
+    let chosen = workloads[first % workloads.length] ?? "";
+    let fewest = Number.POSITIVE_INFINITY;
+    for (let index = 0; index < workloads.length; index++) {
+      const workload = workloads[(first + index) % workloads.length] as string;
+      const sessions = this.#workloads.get(workload)?.proxy.sessions.size ?? Number.POSITIVE_INFINITY;
+      if (sessions < fewest) [chosen, fewest] = [workload, sessions];
+    }
+    return chosen;
   }
 
   #unroutable({ at }: GatewayListener, peer: string, why: string): void {
@@ -256,8 +337,9 @@ export class Gateway {
     );
   }
 
-  #closeListeners(): void {
-    for (const listener of this.#listeners.splice(0)) listener.close();
+  #closeDoors(): void {
+    for (const { opened } of this.#doors.values()) opened.close();
+    this.#doors.clear();
   }
 
   /** A few at a time; what changes meanwhile is told by the watch. */
@@ -268,7 +350,7 @@ export class Gateway {
     void (async () => {
       while (this.#lookAgain && !this.#stopped) {
         this.#lookAgain = false;
-        const waiting = this.#workloads.values();
+        const waiting = this.#served.values();
         const inTurn = async (): Promise<void> => {
           for (const { follower } of waiting) await follower.changed();
         };
@@ -279,75 +361,35 @@ export class Gateway {
   }
 }
 
-function makeServed(options: GatewayOptions, workload: string, ways: Way[], turns: Turns): Served {
-  const { config, keysOf, store, kernel, log } = options;
-  const follower = new OwnerFollower({
-    workload,
-    ports: ways.map(({ route }) => route.port),
-    store,
-    turns,
-    log,
-  });
-  const proxy = new WorkloadProxy({
-    config: {
-      workload,
-      // what no node can be called: nodes compare it with their own name
-      node: `gateway:${config.name}`,
-      network: "host",
-      downstream: "gateway",
-      listenAddress: "",
-      listenDevice: null,
-      ports: ways.map(({ listener }) => portOf(listener)),
-      linkAddress: "",
-      links: config.links,
-      spillDir: "",
-      limits: {
-        ...defaultsOf(PROXY_LIMITS),
-        heldSessionsMax: config.heldSessionsMax,
-        lingerMsMax: config.ownerMsMax,
-        linkResumeMsMax: config.linkResumeMsMax,
-        trunkSessionsMax: config.trunkSessionsMax,
-      },
-    },
-    finder: follower,
-    preface: (port, client) => {
-      const { listener } = ways[port] as Way;
-      return listener.sendProxyProtocol ? writeProxyHeader(endpointIn(client), listener.at) : null;
-    },
-    keys: keysOf(workload),
-    kernel,
-    surgeon: NO_SURGEON,
-    log,
-  });
-  proxy.role = "anchor";
-  follower.follow(proxy);
-  return { proxy, follower };
+/** A client that has come, and whom its route leads somewhere. */
+interface Arrived {
+  door: string;
+  listener: GatewayListener;
+  route: GatewayRoute;
+  leg: TcpLeg;
 }
 
-function portOf({ at, routes: _, sendProxyProtocol: __, ...bounds }: GatewayListener): PortConfig {
-  return {
-    ...bounds,
-    listen: at.port,
-    upstream: at, // of no use: the application is elsewhere
-    protocol: "tcp",
-    continuity: "transplant",
-    moveBy: "transplant",
-    replayUnsafe: false,
-    delivery: "atMostOnce",
-    setUp: "auto",
-    naming: null,
-    probes: [],
-  };
+const NOTHING_READ = { bytes: Buffer.alloc(0) as Buffer, ended: false };
+
+/** By what a door is known when listeners are others. */
+function doorOf({ at }: GatewayListener, index: number): string {
+  // any port that is free is another each time
+  return `${at.address} ${at.port === 0 ? `#${index}` : at.port}`;
 }
 
-async function noLegs(): Promise<never> {
-  throw fail("PROXY_STATE", "a gateway's legs do not move");
+/** Of each workload, each once: routes of one listener may lead to the same port. There may be thousands. */
+function waysOf(listeners: readonly GatewayListener[]): Map<string, Way[]> {
+  const found = new Map<string, Way[]>();
+  for (const [index, listener] of listeners.entries()) {
+    const door = doorOf(listener, index);
+    for (const { workloads, port } of listener.routes) {
+      const way = wayOf(door, listener, port);
+      for (const workload of workloads) {
+        const ways = found.get(workload);
+        if (ways === undefined) found.set(workload, [way]);
+        else if (!ways.some(({ shape }) => shape === way.shape)) ways.push(way);
+      }
+    }
+  }
+  return found;
 }
-const NO_SURGEON: LegSurgeon = {
-  shield: noLegs,
-  capture: noLegs,
-  uncapture: noLegs,
-  adopt: noLegs,
-  release: noLegs,
-  provoke: noLegs,
-};

@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { connect, createServer, type Socket } from "node:net";
+import { createServer as createHttpServer, type ServerResponse } from "node:http";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { after, before, describe, it } from "node:test";
@@ -54,7 +55,7 @@ describe("holdfast gateway", () => {
     stderr: string;
   }
 
-  async function start(limits: object = {}, listen?: number): Promise<Started> {
+  async function start(limits: object = {}, listen?: number, kubeconfig?: string): Promise<Started> {
     const admin = await freePort();
     const at = listen ?? (await freePort());
     const file = join(folder, `g${started.length}.yaml`);
@@ -62,13 +63,16 @@ describe("holdfast gateway", () => {
       gateway: "g1",
       store: redis.url,
       key: "file:key",
-      listen: [{ address: `127.0.0.1:${at}`, workload: "chat", port: PORT }],
+      ...(kubeconfig === undefined
+        ? { listen: [{ address: `127.0.0.1:${at}`, workload: "chat", port: PORT }] }
+        : { services: { configMap: "gateways" } }),
       admin: `127.0.0.1:${admin}`,
       limits,
     };
     writeFileSync(file, stringify(config));
     const child = spawn(join(root, "bin/holdfast"), ["gateway", "--config", file], {
       stdio: ["ignore", "ignore", "pipe"],
+      env: { ...process.env, HOLDFAST_ADDRESS: "127.0.0.1", KUBECONFIG: kubeconfig },
     });
     started.push(child);
     const running: Started = { child, listen: at, admin, stderr: "" };
@@ -122,6 +126,85 @@ describe("holdfast gateway", () => {
     running.child.kill("SIGTERM");
     assert.deepEqual(await once(running.child, "exit"), [0, null]);
   });
+
+  it("in a cluster is ready when the controller has told it, and leads clients as it tells", async () => {
+    const table = await startTable();
+    const listen = await freePort();
+    const running = await start({}, listen, table.kubeconfig);
+    const { status, text } = await get(running, "/readyz");
+    assert.deepEqual(
+      [status, text],
+      [503, JSON.stringify({ ready: false, reason: "no Services have been told yet" })],
+    );
+    const tell = (workloads: string[]): void =>
+      table.tell({ "games.chat": JSON.stringify({ ports: [{ name: "", listen, port: PORT }], workloads }) });
+    tell(["chat"]);
+    await until("it is ready", async () => (await get(running, "/readyz")).status === 200);
+    const socket = client(running);
+    await echoes(socket);
+    tell([]);
+    await until("nobody is led any more", async () => !(await accepts(running)));
+    await echoes(socket);
+    table.close();
+    await echoes(socket);
+    assert.equal((await get(running, "/readyz")).status, 200);
+    socket.destroy();
+    running.child.kill("SIGTERM");
+    assert.deepEqual(await once(running.child, "exit"), [0, null]);
+  });
+
+  function accepts({ listen }: Started): Promise<boolean> {
+    const socket = connect({ host: "127.0.0.1", port: listen });
+    return new Promise((resolve) => {
+      socket.once("connect", () => resolve(true)).once("error", () => resolve(false));
+    }).finally(() => socket.destroy()) as Promise<boolean>;
+  }
+
+  /** An API server that has one ConfigMap, when it is told it first. */
+  async function startTable(): Promise<{
+    kubeconfig: string;
+    tell(data: Record<string, string>): void;
+    close(): void;
+  }> {
+    let version = 0;
+    let data: Record<string, string> | null = null;
+    const watches = new Set<ServerResponse>();
+    const object = () => ({ metadata: { name: "gateways", uid: "u", resourceVersion: `${version}` }, data });
+    const server = createHttpServer((request, response) => {
+      const { searchParams } = new URL(request.url ?? "", "http://api");
+      assert.equal(searchParams.get("fieldSelector"), "metadata.name=gateways");
+      if (data === null) response.writeHead(503).end("{}");
+      else if (searchParams.get("watch") === null)
+        response.end(JSON.stringify({ metadata: { resourceVersion: `${version}` }, items: [object()] }));
+      else {
+        response.flushHeaders();
+        watches.add(response);
+      }
+    }).listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const { port } = server.address() as AddressInfo;
+    const kubeconfig = join(folder, "kubeconfig");
+    const named = { name: "one", cluster: { server: `http://127.0.0.1:${port}` } };
+    const context = { name: "one", context: { cluster: "one", user: "one", namespace: "holdfast" } };
+    const user = { name: "one", user: { token: "t" } };
+    writeFileSync(
+      kubeconfig,
+      stringify({ "current-context": "one", clusters: [named], contexts: [context], users: [user] }),
+    );
+    return {
+      kubeconfig,
+      tell(next) {
+        version++;
+        data = next;
+        for (const watch of watches)
+          watch.write(`${JSON.stringify({ type: "MODIFIED", object: object() })}\n`);
+      },
+      close() {
+        server.closeAllConnections();
+        server.close();
+      },
+    };
+  }
 
   it("drains on SIGTERM: not ready, accepts nobody, ends with its last client; the next one finds the owner again", async () => {
     const running = await start();

@@ -184,8 +184,8 @@ describe("holdfast webhook", () => {
       [Buffer.from([0xff, 0xfe, 0]), {}, 400, /as JSON/],
       ['{"kind":"AdmissionReview"}', {}, 400, /expected an AdmissionReview/],
       ["[".repeat(100_000), {}, 400, /as JSON/],
-      [review, { path: "/" }, 404, /expected \/inject, \/enforce$/m],
-      [review, { path: "/__proto__" }, 404, /expected \/inject, \/enforce$/m],
+      [review, { path: "/" }, 404, /expected \/inject, \/enforce, \/service$/m],
+      [review, { path: "/__proto__" }, 404, /expected \/inject, \/enforce, \/service$/m],
       [review, { method: "GET" }, 405, /expected POST/],
       [review, { type: "text/yaml" }, 415, /expected application\/json/],
     ] as const) {

@@ -88,6 +88,7 @@ describe("the agent's configuration", () => {
       agents: null,
       keys: [key],
       keyFile: join(folder, "key"),
+      gatewayKeys: null,
       workloads: [
         {
           name: "chat",
@@ -122,6 +123,27 @@ describe("the agent's configuration", () => {
       admin: null,
       metrics: null,
     });
+  });
+
+  test("a key of links with gateways alone", () => {
+    const links = Buffer.alloc(32, 9);
+    writeFileSync(join(folder, "links"), links, { mode: 0o600 });
+    const config = parseConfig(
+      changed((raw) => (raw.gatewayKey = "file:links")),
+      file,
+    );
+    assert.deepEqual(config.gatewayKeys, { keys: [links], file: join(folder, "links") });
+    assert.notDeepEqual(config.keys, [links]);
+    assert.throws(
+      () =>
+        parseConfig(
+          changed((raw) => (raw.gatewayKey = "file:absent")),
+          file,
+        ),
+      {
+        message: /: gatewayKey: expected a file with 32 bytes: ENOENT/,
+      },
+    );
   });
 
   test("forward, a bundle, limits, IPv6, and a key in hex next to the file", () => {

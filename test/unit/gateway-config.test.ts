@@ -47,6 +47,7 @@ describe("the gateway's configuration", () => {
       name: "g1",
       store: "redis://10.99.0.1:6379",
       keySource: { kind: "key", path: join(folder, "key") },
+      services: null,
       linkKeys: new Map(["chat", "api", "c0", "c1", "rest"].map((name) => [name, linkKeysOf([key], name)])),
       links: "encrypted",
       admin: { address: "10.99.0.9", port: 9400 },
@@ -112,6 +113,31 @@ describe("the gateway's configuration", () => {
     refuses("", /: linkKeys: expected a file only its owner can read, got mode 644 /);
   });
 
+  test("in a cluster: Services in place of addresses, and what is each pod's own in its environment", () => {
+    const raw: Raw = parse(good);
+    delete raw.listen;
+    delete raw.gateway;
+    raw.services = { configMap: "holdfast-gateway" };
+    const env = { HOLDFAST_GATEWAY: "holdfast-gateway-6d5f-x2x4z", HOLDFAST_ADDRESS: "10.244.3.2" };
+    const { name, services, listeners } = parseGatewayConfig(stringify(raw), file, env);
+    assert.equal(name, env.HOLDFAST_GATEWAY);
+    assert.deepEqual(services, { configMap: "holdfast-gateway", address: "10.244.3.2" });
+    assert.deepEqual(listeners, []);
+    delete raw.key;
+    raw.linkKeys = "file:links";
+    assert.throws(() => parseGatewayConfig(stringify(raw), file, env), {
+      message: /: linkKeys: expected key with services/,
+    });
+  });
+
+  test("several workloads of one address, of which a client gets the one with the fewest", () => {
+    const raw: Raw = parse(good);
+    raw.listen[0] = { address: "10.99.0.9:8080", routes: [{ workloads: ["chat", "api"] }] };
+    assert.deepEqual(parseGatewayConfig(stringify(raw), file).listeners[0]?.routes, [
+      { ...ANY, workloads: ["chat", "api"], port: 8080 },
+    ]);
+  });
+
   test("what a file says nothing of is as in a workload's limits", () => {
     const limitsOf = (change: (raw: Raw) => void): Record<string, number> => {
       const raw: Raw = parse(good);
@@ -152,6 +178,15 @@ describe("the gateway's configuration", () => {
     [(raw: Raw) => (raw.key = "file:absent"), /: key: expected a file that can be read: ENOENT/],
     [(raw: Raw) => delete raw.key, /: key: expected the nodes' .*, got neither$/],
     [(raw: Raw) => (raw.linkKeys = "file:links"), /: key: expected the nodes' .*, got both$/],
+    [(raw: Raw) => delete raw.listen, /: listen: expected exactly one of listen and services, got neither$/],
+    [
+      (raw: Raw) => (raw.services = { configMap: "table", address: "10.244.3.2" }),
+      /: listen: expected exactly one of listen and services, got both$/,
+    ],
+    [
+      (raw: Raw) => (raw.services = { configMap: "Table", address: "10.244.3.2" }),
+      /: services\.configMap: expected the name of a ConfigMap, got "Table"$/,
+    ],
     [(raw: Raw) => (raw.nodes = []), /: nodes: unknown key$/],
     [
       (raw: Raw) => (raw.listen = []),
@@ -205,7 +240,7 @@ describe("the gateway's configuration", () => {
     ],
     [
       (raw: Raw) => delete route(raw, 2).session,
-      /: listen\[1\]\.routes\[2\]\.workloads: expected session with several/,
+      /: listen\[1\]\.routes\[2\]: expected a route that names nothing at the end/,
     ],
     [
       (raw: Raw) => (route(raw, 2).session = { header: "a", cookie: "b" }),

@@ -23,6 +23,21 @@ function injected(pod: Pod): Pod {
   return (outcome as Outcome & { kind: "injected" }).pod;
 }
 
+it("a mode that a Service has said is taken out again", () => {
+  const pod = podShapes().find(({ name }) => name === "bare")?.pod as Pod;
+  const outcome = inject(pod, { ...OPTIONS, isOfGateways: () => true });
+  assert.equal(outcome.kind, "injected");
+  const made = (outcome as Outcome & { kind: "injected" }).pod;
+  assert.equal(made.metadata?.annotations?.["holdfast.dev/mode"], "gateway");
+  const back = uninject(made);
+  assert.deepEqual((back as Outcome & { kind: "injected" }).pod, uninjectedOf(pod));
+});
+
+/** Of one that was injected without. */
+function uninjectedOf(pod: Pod): Pod {
+  return (uninject(injected(pod)) as Outcome & { kind: "injected" }).pod;
+}
+
 function problemOf(pod: Pod): string {
   const outcome = inject(pod, OPTIONS);
   assert.equal(outcome.kind, "refused", JSON.stringify(outcome));

@@ -95,7 +95,7 @@ const ROOMS: Record<string, Record<string, readonly string[]>> = {
     migration: ["api", "config", "criu", "runtime", "network", "audit"],
     workload: ["api", "config", "criu", "runtime", "network", "audit", "migration"],
     agent: ["api", "config", "kubernetes", "criu", "runtime", "network", "audit", "migration", "workload"],
-    gateway: ["config", "agent"],
+    gateway: ["api", "config", "kubernetes", "agent"],
     cli: ["api", "config", "kubernetes"],
   },
 };

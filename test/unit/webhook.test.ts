@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { stringify } from "yaml";
 import { loadWebhookConfig, parseWebhookConfig } from "#control/config/webhook.ts";
-import { answerReview } from "#control/kubernetes/webhook/review.ts";
+import { answerReview, answerService } from "#control/kubernetes/webhook/review.ts";
 import { applied, podShapes } from "#test/support/pod-shapes.ts";
 import { reviewOf } from "#test/support/reviews.ts";
 
@@ -42,6 +42,54 @@ describe("an AdmissionReview's answer", () => {
         }
       }
     });
+
+  it("puts a pod in gateway mode that a Service of gateways is for, unless it says otherwise", () => {
+    const bare = podShapes().find(({ name }) => name === "bare")?.pod as Raw;
+    const asked: unknown[] = [];
+    const modeOf = (annotations: object, isOf: boolean): unknown => {
+      const pod = { ...bare, metadata: { ...bare.metadata, labels: { app: "chat" }, annotations } };
+      const isOfGateways = (namespace: string, labels: object): boolean => {
+        asked.push([namespace, labels]);
+        return isOf;
+      };
+      const review = reviewOf(pod, { namespace: "games" });
+      const { response } = answerReview(JSON.stringify(review), { ...OPTIONS, isOfGateways }, false)
+        .review as Raw;
+      const patch = JSON.parse(Buffer.from(response.patch, "base64").toString("utf8")) as Raw;
+      return (applied(pod, patch) as Raw).metadata.annotations["holdfast.dev/mode"];
+    };
+    assert.equal(modeOf({}, true), "gateway");
+    assert.equal(modeOf({}, false), undefined);
+    assert.deepEqual(asked, [
+      ["games", { app: "chat" }],
+      ["games", { app: "chat" }],
+    ]);
+    assert.equal(modeOf({ "holdfast.dev/mode": "forward" }, true), "forward");
+    assert.equal(modeOf({ "holdfast.dev/listen": "pod" }, true), undefined);
+    assert.equal(asked.length, 2);
+  });
+
+  it("of a Service takes its selector, and gives it back", () => {
+    const labels = { "holdfast.dev/gateway": "enabled" };
+    const service = { metadata: { name: "chat", labels }, spec: { selector: { app: "chat" } } };
+    const of = (object: object, oldObject: object | null): [string, unknown] => {
+      const kind = { group: "", version: "v1", kind: "Service" };
+      const { verdict, review } = answerService(JSON.stringify(reviewOf(object, { kind, oldObject })));
+      const { response } = review as Raw;
+      assert.equal(response.allowed, true);
+      if (response.patch === undefined) return [verdict, null];
+      const patch = JSON.parse(Buffer.from(response.patch, "base64").toString("utf8")) as Raw;
+      return [verdict, applied(object, patch)];
+    };
+    const annotations = { "holdfast.dev/selector": "app=chat" };
+    const adopted = { metadata: { name: "chat", labels, annotations }, spec: {} };
+    assert.deepEqual(of(service, null), ["adopted", adopted]);
+    assert.deepEqual(of(adopted, service), ["unchanged", null]);
+    const without = { ...adopted, metadata: { name: "chat", annotations } };
+    assert.equal(of(without, adopted)[0], "returned");
+    assert.deepEqual(((of(without, adopted)[1] as Raw).spec as Raw).selector, { app: "chat" });
+    assert.deepEqual(of({ metadata: { name: "chat" }, spec: {} }, null), ["unchanged", null]);
+  });
 
   it("says whose pod it was, named or not yet", () => {
     const bare = podShapes().find(({ name }) => name === "bare")?.pod as Raw;
@@ -113,6 +161,7 @@ describe("the webhook's configuration", () => {
       names: ["holdfast-webhook.holdfast.svc"],
       days: 90,
     },
+    gateways: true,
     drainMs: 100,
   };
 
@@ -127,8 +176,8 @@ describe("the webhook's configuration", () => {
     const { listen, certificate, key, image } = good;
     const least = parseWebhookConfig(stringify({ listen, certificate, key, image }), file);
     assert.deepEqual(
-      [least.admin, least.imagePullPolicy, least.renewal, least.drainMs],
-      [null, null, null, 5_000],
+      [least.admin, least.imagePullPolicy, least.renewal, least.gateways, least.drainMs],
+      [null, null, null, false, 5_000],
     );
   });
 

@@ -182,6 +182,25 @@ export interface PersistentVolumeClaim extends KubernetesObject {
   spec: { accessModes?: string[]; volumeName?: string };
 }
 
+export interface Service extends KubernetesObject {
+  spec: {
+    selector?: Record<string, string>;
+    ports?: { name?: string; port: number; protocol?: string; targetPort?: number | string }[];
+    type?: string;
+    clusterIP?: string;
+  };
+}
+
+export interface EndpointSlice extends KubernetesObject {
+  addressType: string;
+  endpoints?: unknown[];
+  ports?: unknown[];
+}
+
+export interface ConfigMap extends KubernetesObject {
+  data?: Record<string, string>;
+}
+
 /** "True", "False", "Unknown", or null where nobody has written it */
 export function conditionOf(
   object: { status?: { conditions?: PodCondition[] } } | null,

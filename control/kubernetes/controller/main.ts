@@ -6,6 +6,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { findAccess } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
+import { keepServices } from "../services/keep.ts";
 import { listenAt, readiness } from "../serving.ts";
 import { whileLeader } from "./lease.ts";
 import { ControllerMetrics } from "./metrics.ts";
@@ -17,6 +18,8 @@ export interface ControllerConfig {
   context: string | null;
   /** of the Lease; null: that of the pod or of the context */
   namespace: string | null;
+  /** name of the ConfigMap that gateways follow, in that namespace; null: there are no gateways */
+  gateways: string | null;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
   logLevel: string;
@@ -51,10 +54,11 @@ export async function runController(
   process.once("SIGTERM", onSignal).once("SIGINT", onSignal);
   log.info({ server: access.server }, "controller ready");
   const problem = (what: string, error: unknown): void => log.warn({ reason: messageOf(error) }, what);
+  const namespace = config.namespace ?? access.namespace;
   await whileLeader(
     {
       api,
-      namespace: config.namespace ?? access.namespace,
+      namespace,
       name: LEASE,
       identity,
       onProblem: (error) => problem("the lease cannot be had", error),
@@ -64,6 +68,7 @@ export async function runController(
       log.info("leads");
       metrics.leads(true);
       const shared = { api, metrics, onProblem: problem };
+      const { gateways: table } = config;
       await Promise.all([
         reconcile(
           {
@@ -78,7 +83,8 @@ export async function runController(
           },
           signal,
         ),
-        reportMissedPods({ ...shared, namespace: config.namespace ?? access.namespace }, signal),
+        reportMissedPods({ ...shared, namespace }, signal),
+        table === null ? null : keepServices({ ...shared, namespace, table }, signal),
       ]);
       metrics.leads(false);
       log.info("leads no more");

@@ -24,6 +24,8 @@ export interface InjectOptions {
   image: string;
   /** null: Kubernetes' default */
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
+  /** A Service whose clients come to gateways is for pods with these labels. Default: none is */
+  isOfGateways?(labels: Record<string, string>): boolean;
 }
 
 export type Outcome =
@@ -72,6 +74,8 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   const copy = structuredClone(pod);
   const container = copy.spec.containers.find(({ name }) => name === chosen.name) as Container;
   const replaced: Replaced = { added: [] };
+  const byService = isOfGateways(pod, options);
+  if (byService) replaced.added.push("mode");
   if (settings.container === null) replaced.added.push("container");
   if (ports !== null) replaced.added.push("ports");
   addInit(copy, container, options);
@@ -85,6 +89,7 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
     [MADE.injected]: INJECTED,
     [SETTINGS.container]: chosen.name,
     ...(ports === null ? {} : { [SETTINGS.ports]: ports }),
+    ...(byService ? { [SETTINGS.mode]: "gateway" } : {}),
     ...commandNotes(chosen),
     [MADE.replaced]: JSON.stringify(replaced),
   };
@@ -143,6 +148,14 @@ function isWhole({ metadata, spec }: Pod): boolean {
     (spec.volumes ?? []).some((volume) => volume.name === NAME) &&
     (spec.initContainers ?? []).some((one) => one.name === NAME)
   );
+}
+
+/** The pod does not say who holds its clients' sockets, and a Service does. */
+function isOfGateways({ metadata }: Pod, options: InjectOptions): boolean {
+  const { annotations, labels } = metadata ?? {};
+  if (annotations?.[SETTINGS.mode] !== undefined || annotations?.[SETTINGS.listen] !== undefined)
+    return false;
+  return options.isOfGateways?.(labels ?? {}) === true;
 }
 
 /** How the application is started, as far as the pod says so: its image may have an entrypoint, which only its node knows. */

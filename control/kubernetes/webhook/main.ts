@@ -11,6 +11,7 @@ import type { RenewalConfig, WebhookFile } from "../../config/webhook.ts";
 import { findAccess, inCluster } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
 import { answerEviction } from "../eviction/review.ts";
+import { GatewayServices } from "../services/selected.ts";
 import { listenAt, readiness } from "../serving.ts";
 import { isSameCertificate, readCertificate } from "./certificate.ts";
 import { WebhookMetrics } from "./metrics.ts";
@@ -35,8 +36,26 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   const access = process.env.KUBECONFIG ? findAccess(process.env) : inCluster(process.env);
   const api = access === null ? null : new KubernetesApi(access, "holdfast-webhook");
   if (api === null) log.warn("not in a pod, and without KUBECONFIG: evictions are not looked at");
+  if (config.gateways && api === null)
+    throw fail(
+      "KUBERNETES_CONFIG",
+      "gateways: this process runs in no pod, whose ServiceAccount it would have",
+    );
+  const gateways =
+    config.gateways && api !== null
+      ? new GatewayServices(api, (error) =>
+          log.warn(
+            { reason: messageOf(error) },
+            "Services of gateways are not seen; what is known of them holds",
+          ),
+        )
+      : null;
   const server = createWebhookServer({
-    inject: { image, imagePullPolicy },
+    inject: {
+      image,
+      imagePullPolicy,
+      isOfGateways: (namespace, labels) => gateways?.select(namespace, labels) === true,
+    },
     certificate,
     metrics,
     log,
@@ -60,6 +79,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   };
   const notReady = (): string | null => {
     if (ending) return "it was told to end";
+    if (gateways?.isKnown === false) return "Services of gateways have not been seen yet";
     const { validFromMs, validToMs } = certificate;
     if (Date.now() < validFromMs) return "the certificate is not valid yet";
     return Date.now() > validToMs ? "the certificate has expired" : null;
@@ -117,6 +137,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     for (const one of [server, admin]) one.close();
     server.closeIdleConnections();
     admin.closeAllConnections();
+    await gateways?.close();
     api?.close();
   }
 }

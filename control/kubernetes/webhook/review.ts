@@ -8,14 +8,24 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { type InjectOptions, inject } from "../inject/inject.ts";
 import { patchOf } from "../inject/json-patch.ts";
 import { type Pod, podSchema } from "../inject/pod.ts";
+import { type AdmittedService, adopt } from "../services/adopt.ts";
 
-export const VERDICTS = ["injected", "unchanged", "refused", "denied", "evicted", "kept"] as const;
-/** refused: admitted as it is, with a warning; denied: not admitted; evicted: goes; kept: its eviction is denied */
+export const VERDICTS = [
+  "injected",
+  "unchanged",
+  "refused",
+  "denied",
+  "evicted",
+  "kept",
+  "adopted",
+  "returned",
+] as const;
+/** adopted: a Service of gateways; returned: it is one no more; refused: admitted as it is, with a warning; denied: not admitted; evicted: goes; kept: its eviction is denied */
 export type Verdict = (typeof VERDICTS)[number];
 
 export interface Answer {
   verdict: Verdict;
-  /** whose pod it is, for the log */
+  /** which it is, for the log */
   pod: string;
   /** why it is not injected */
   reason: string | null;
@@ -34,14 +44,20 @@ const reviewSchema = z.looseObject({
     namespace: z.string().default(""),
     name: z.string().default(""),
     object: z.unknown(),
+    oldObject: z.unknown().optional(),
   }),
 });
+
+export interface ReviewOptions extends Pick<InjectOptions, "image" | "imagePullPolicy"> {
+  /** A Service of that namespace whose clients come to gateways is for pods with these labels. Default: none is */
+  isOfGateways?(namespace: string, labels: Record<string, string>): boolean;
+}
 
 /**
  * @param enforce a pod that is to be injected and cannot be is not admitted
  * @throws HoldfastError `REQUEST_INVALID`: it is no AdmissionReview
  */
-export function answerReview(body: string, options: InjectOptions, enforce: boolean): Answer {
+export function answerReview(body: string, options: ReviewOptions, enforce: boolean): Answer {
   const { request } = parseReview(body);
   const { uid, kind, operation, object } = request;
   const answer = (verdict: Verdict, reason: string | null, more: object): Answer => ({
@@ -70,13 +86,44 @@ export function answerReview(body: string, options: InjectOptions, enforce: bool
     const { path, message } = parsed.error.issues[0] as z.core.$ZodIssue;
     return refuse(`${path.join(".")}: ${message}`);
   }
-  const outcome = inject(object as Pod, options);
+  const { image, imagePullPolicy } = options;
+  const outcome = inject(object as Pod, {
+    image,
+    imagePullPolicy,
+    isOfGateways: (labels) => options.isOfGateways?.(request.namespace, labels) === true,
+  });
   if (outcome.kind === "unchanged") return answer("unchanged", outcome.reason, {});
   if (outcome.kind === "refused") return refuse(`${outcome.problem.at}: ${outcome.problem.message}`);
   return answer("injected", null, {
     patchType: "JSONPatch",
     patch: Buffer.from(JSON.stringify(patchOf(object, outcome.pod))).toString("base64"),
     ...(outcome.warnings.length === 0 ? {} : { warnings: outcome.warnings.map((one) => `holdfast: ${one}`) }),
+  });
+}
+
+/**
+ * About a Service that says, or has said, that its clients come to gateways.
+ * @throws HoldfastError `REQUEST_INVALID`: it is no AdmissionReview
+ */
+export function answerService(body: string): Answer {
+  const { uid, kind, namespace, name, object, oldObject } = parseReview(body).request;
+  const answer = (verdict: Verdict, more: object): Answer => ({
+    verdict,
+    pod: whoIs(namespace, name, object),
+    reason: null,
+    review: {
+      apiVersion: "admission.k8s.io/v1",
+      kind: "AdmissionReview",
+      response: { uid, allowed: true, ...more },
+    },
+  });
+  if (kind.kind !== "Service" || kind.group !== "") return answer("unchanged", {});
+  const adopted = adopt(object as AdmittedService, (oldObject ?? null) as AdmittedService | null);
+  if (adopted === null) return answer("unchanged", {});
+  const isOf = adopted.spec?.selector === undefined;
+  return answer(isOf ? "adopted" : "returned", {
+    patchType: "JSONPatch",
+    patch: Buffer.from(JSON.stringify(patchOf(object, adopted))).toString("base64"),
   });
 }
 

@@ -1,7 +1,7 @@
 /**
  * The HTTPS server that the API server asks. `POST /inject` admits what cannot be injected as it is, with a warning; `POST /enforce`
- * does not admit it; `POST /evict` answers evictions of pods (`eviction/`), `POST /ordinal` sees what StatefulSets make (`ordinal.ts`). Which
- * namespaces ask where, the webhook configuration says.
+ * does not admit it; `POST /evict` answers evictions of pods (`eviction/`), `POST /ordinal` sees what StatefulSets make (`ordinal.ts`),
+ * `POST /service` Services whose clients come to gateways (`services/`). Which namespaces ask where, the webhook configuration says.
  *
  * An error of ours is answered with 500, so that the configuration's failurePolicy decides about the pod.
  */
@@ -11,16 +11,15 @@ import type { Logger } from "pino";
 import { factsOf } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { EvictionAnswer } from "../eviction/review.ts";
-import type { InjectOptions } from "../inject/inject.ts";
 import type { Certificate } from "./certificate.ts";
 import type { WebhookMetrics } from "./metrics.ts";
-import { type Answer, answerReview } from "./review.ts";
+import { type Answer, answerReview, answerService, type ReviewOptions } from "./review.ts";
 
 // named in an import, node:https costs some 45 ms more of every start: its lazy exports are evaluated
 const { createServer } = process.getBuiltinModule("node:https");
 
 export interface ServerOptions {
-  inject: InjectOptions;
+  inject: ReviewOptions;
   certificate: Certificate;
   metrics: WebhookMetrics;
   log: Logger;
@@ -47,6 +46,7 @@ export function createWebhookServer({
   const answers: Record<string, (body: string) => Promise<Answer> | Answer> = {
     "/inject": (body) => answerReview(body, inject, false),
     "/enforce": (body) => answerReview(body, inject, true),
+    "/service": (body) => answerService(body),
     ...(evict === null ? {} : { "/evict": async (body) => evictionAnswer(await evict(parseJson(body))) }),
     ...(ordinal === null ? {} : { "/ordinal": ordinal }),
   };

@@ -1,0 +1,282 @@
+/**
+ * Keeps gateways, and Services whose clients come to them, in line with the pods there are. Level-triggered: each round compares all there is
+ * with the plan, and what cannot be done now is tried again. A controller alone does it, the one that leads; two at a time do no harm: the
+ * table is written at the version that was read.
+ *
+ *   the table first   a gateway listens before clients come
+ *   then the slices   …
+ *   then what Kubernetes had made for the Service's selector
+ */
+import { createHash } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
+import { GATEWAY_ENABLED, GATEWAY_LABEL, TABLE_LABEL } from "../../api/gateway-table.ts";
+import { isCode, type KubernetesApi } from "../client/api.ts";
+import type {
+  ConfigMap,
+  EndpointSlice,
+  KubernetesObject,
+  ObjectMeta,
+  Pod,
+  Service,
+} from "../client/objects.ts";
+import { pathOf } from "../client/paths.ts";
+import { Reflector } from "../client/reflector.ts";
+import {
+  keyOf,
+  MANAGED_BY,
+  MANAGED_BY_KUBERNETES,
+  MANAGED_BY_LABEL,
+  planServices,
+  SERVICE_NAME_LABEL,
+  type ServiceFinding,
+  type ServicesPlan,
+  type SliceManifest,
+} from "./plan.ts";
+
+/** what comes together is done together */
+const QUIET_MS = 100;
+const AGAIN_MS = 2_000;
+const MESSAGE_MAX = 1_024;
+
+export interface ServicesOptions {
+  api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete">;
+  /** of gateways and their table */
+  namespace: string;
+  /** name of the ConfigMap; the gateways' pods have it in label {@link TABLE_LABEL} */
+  table: string;
+  onProblem(what: string, error: unknown): void;
+}
+
+/** Works until the signal is aborted. */
+export async function keepServices(options: ServicesOptions, signal: AbortSignal): Promise<void> {
+  const { namespace, table, onProblem } = options;
+  const api = options.api as KubernetesApi;
+  const told = new Map<string, string>();
+  let timer: NodeJS.Timeout | undefined;
+  let running: Promise<void> | null = null;
+  let isAgain = false;
+  const soon = (ms = QUIET_MS): void => {
+    if (signal.aborted) return;
+    if (running !== null) {
+      isAgain = true;
+      return;
+    }
+    timer ??= setTimeout(() => {
+      timer = undefined;
+      running = round().finally(() => {
+        running = null;
+        if (!isAgain) return;
+        isAgain = false;
+        soon();
+      });
+    }, ms);
+  };
+  const onChange = (): void => soon();
+  const watched = <T extends KubernetesObject>(what: string, path: string, more: object = {}): Reflector<T> =>
+    new Reflector<T>({
+      api,
+      path,
+      onChange,
+      onProblem: (error) => onProblem(`${what} are not seen`, error),
+      ...more,
+    });
+  const services = watched<Service>("Services of gateways", pathOf("services"), {
+    query: { labelSelector: `${GATEWAY_LABEL}=${GATEWAY_ENABLED}` },
+  });
+  const pods = watched<Pod>("pods", pathOf("pods"), { keep: partOf });
+  const slices = watched<EndpointSlice>("EndpointSlices", pathOf("endpointslices"), { keep: ownOrNamed });
+  const tables = watched<ConfigMap>("the gateways' table", pathOf("configmaps", { namespace }), {
+    query: { fieldSelector: `metadata.name=${table}` },
+  });
+  const all = [services, pods, slices, tables];
+
+  async function round(): Promise<void> {
+    if (signal.aborted) return;
+    try {
+      await Promise.all(all.map((one) => one.synced));
+      const there = tables.get(table, namespace);
+      if (there === null) throw new Error(`there is no ConfigMap ${table} in namespace ${namespace}`);
+      const gateways = [...pods.objects.values()].filter(
+        ({ metadata }) => metadata.namespace === namespace && metadata.labels?.[TABLE_LABEL] === table,
+      );
+      const plan = planServices({
+        services: [...services.objects.values()].filter(
+          ({ metadata }) => metadata.deletionTimestamp === undefined,
+        ),
+        pods: [...pods.objects.values()],
+        gateways,
+        table: there.data ?? {},
+      });
+      await writeTable(api, there, plan.table);
+      await writeSlices(api, plan, [...slices.objects.values()]);
+      await tellOf(plan.findings);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!isCode(error, "KUBERNETES_CONFLICT"))
+        onProblem("Services of gateways are not as they are to be", error);
+      setTimeout(soon, AGAIN_MS).unref();
+    }
+  }
+
+  /** Each as long as it is so, once. */
+  async function tellOf(findings: readonly ServiceFinding[]): Promise<void> {
+    const now = new Map(findings.map((one) => [`${one.service.metadata.uid}/${one.reason}`, one]));
+    for (const key of told.keys()) if (!now.has(key)) told.delete(key);
+    for (const [key, finding] of now) {
+      if (told.get(key) === finding.message) continue;
+      told.set(key, finding.message);
+      await api
+        .create(pathOf("events", { namespace: finding.service.metadata.namespace ?? "" }), eventOf(finding))
+        .catch((error: unknown) => onProblem("an Event is not written", error));
+    }
+  }
+
+  await new Promise<void>((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+  clearTimeout(timer);
+  await running;
+  await Promise.all(all.map((one) => one.close()));
+}
+
+/** What every object that is kept has to have. */
+function identityOf({
+  name,
+  namespace,
+  uid,
+  resourceVersion,
+  creationTimestamp,
+  deletionTimestamp,
+  labels,
+}: ObjectMeta): ObjectMeta {
+  return {
+    name,
+    uid,
+    resourceVersion,
+    creationTimestamp,
+    ...(namespace === undefined ? {} : { namespace }),
+    ...(deletionTimestamp === undefined ? {} : { deletionTimestamp }),
+    ...(labels === undefined ? {} : { labels }),
+  };
+}
+
+/** As much of a pod as the plan looks at: there may be thousands. */
+function partOf({ metadata, spec, status }: Pod): Pod {
+  const ours = Object.entries(metadata.annotations ?? {}).filter(([key]) => key.startsWith("holdfast.dev/"));
+  return {
+    metadata: { ...identityOf(metadata), annotations: Object.fromEntries(ours) },
+    spec: {
+      ...(spec.nodeName === undefined ? {} : { nodeName: spec.nodeName }),
+      containers: spec.containers.map(({ name: container, ports }) => ({ name: container, ports })),
+    },
+    status: {
+      ...(status?.phase === undefined ? {} : { phase: status.phase }),
+      ...(status?.podIP === undefined ? {} : { podIP: status.podIP }),
+      conditions: (status?.conditions ?? []).filter(({ type }) => type === "Ready"),
+    },
+  };
+}
+
+function ownOrNamed(slice: EndpointSlice): EndpointSlice {
+  if (isOwn(slice)) return slice;
+  return { metadata: identityOf(slice.metadata), addressType: slice.addressType };
+}
+
+async function writeTable(
+  api: KubernetesApi,
+  there: ConfigMap,
+  wanted: Record<string, string>,
+): Promise<void> {
+  const data: Record<string, string | null> = {};
+  for (const [key, text] of Object.entries(wanted)) if (there.data?.[key] !== text) data[key] = text;
+  for (const key of Object.keys(there.data ?? {})) if (!Object.hasOwn(wanted, key)) data[key] = null;
+  if (Object.keys(data).length === 0) return;
+  const { name, namespace = "", resourceVersion } = there.metadata;
+  await api.patch(pathOf("configmaps", { namespace, name }), { metadata: { resourceVersion }, data });
+}
+
+async function writeSlices(
+  api: KubernetesApi,
+  { slices }: ServicesPlan,
+  there: EndpointSlice[],
+): Promise<void> {
+  const own = new Map(
+    there.filter(isOwn).map((slice) => [`${slice.metadata.namespace}/${slice.metadata.name}`, slice]),
+  );
+  for (const wanted of slices) {
+    const { namespace, name } = wanted.metadata;
+    const key = `${namespace}/${name}`;
+    const found = own.get(key);
+    own.delete(key);
+    if (found === undefined) await api.create(pathOf("endpointslices", { namespace }), wanted);
+    else if (!isAsWanted(found, wanted)) {
+      const { resourceVersion } = found.metadata;
+      const path = pathOf("endpointslices", { namespace, name });
+      if (found.addressType === wanted.addressType)
+        await api.replace(path, { ...wanted, metadata: { ...wanted.metadata, resourceVersion } });
+      else await api.delete(path); // it cannot be changed; made anew in the next round
+    }
+  }
+  // of Services that have gone, or say so no more
+  for (const { metadata } of own.values()) await remove(api, metadata);
+  const ours = new Set(
+    slices.map(({ metadata }) => keyOf({ metadata: { ...metadata, name: serviceOf(metadata) } })),
+  );
+  for (const { metadata } of there) {
+    const by = metadata.labels?.[MANAGED_BY_LABEL] ?? "";
+    if (!MANAGED_BY_KUBERNETES.includes(by)) continue;
+    const name = serviceOf(metadata);
+    const { namespace = "" } = metadata;
+    if (!ours.has(keyOf({ metadata: { namespace, name } }))) continue;
+    // another controller would make slices of it
+    await api.delete(pathOf("endpoints", { namespace, name }));
+    await remove(api, metadata);
+  }
+}
+
+function serviceOf({ labels = {} }: { labels?: Record<string, string> }): string {
+  return labels[SERVICE_NAME_LABEL] ?? "";
+}
+
+function isOwn({ metadata }: EndpointSlice): boolean {
+  return metadata.labels?.[MANAGED_BY_LABEL] === MANAGED_BY;
+}
+
+/** The API server adds nothing that is not in it but defaults of what we leave out. */
+function isAsWanted(found: EndpointSlice, wanted: SliceManifest): boolean {
+  const { metadata, addressType, endpoints = [], ports = [] } = found;
+  return (
+    addressType === wanted.addressType &&
+    isDeepStrictEqual(endpoints, wanted.endpoints) &&
+    isDeepStrictEqual(ports, wanted.ports) &&
+    metadata.labels?.[SERVICE_NAME_LABEL] === wanted.metadata.labels[SERVICE_NAME_LABEL] &&
+    (metadata.ownerReferences?.[0]?.uid ?? "") === (wanted.metadata.ownerReferences[0] as { uid: string }).uid
+  );
+}
+
+async function remove(
+  api: KubernetesApi,
+  { namespace = "", name, uid }: KubernetesObject["metadata"],
+): Promise<void> {
+  await api.delete(pathOf("endpointslices", { namespace, name }), { preconditions: { uid } });
+}
+
+function eventOf({ service: { metadata }, reason, message }: ServiceFinding): object {
+  const time = new Date().toISOString();
+  const digest = createHash("sha256").update(`${metadata.uid}/${reason}/${time}`).digest("hex").slice(0, 16);
+  const { name, namespace, uid } = metadata;
+  return {
+    apiVersion: "v1",
+    kind: "Event",
+    metadata: { name: `${name.slice(0, 200)}.${digest}`, namespace },
+    involvedObject: { apiVersion: "v1", kind: "Service", name, namespace, uid },
+    type: "Warning",
+    reason,
+    message: message.slice(0, MESSAGE_MAX),
+    source: { component: "holdfast-controller" },
+    firstTimestamp: time,
+    lastTimestamp: time,
+    count: 1,
+  };
+}

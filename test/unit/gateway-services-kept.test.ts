@@ -1,0 +1,249 @@
+/** The controller keeps Services of gateways: what it writes, in which order, and what it does where the API server refuses. */
+import assert from "node:assert/strict";
+import { afterEach, describe, it } from "node:test";
+import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
+import type { KubernetesObject } from "#control/kubernetes/client/objects.ts";
+import { keepServices } from "#control/kubernetes/services/keep.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { until } from "../support/moved-program.ts";
+
+const TABLE = "/api/v1/namespaces/holdfast/configmaps/gateways";
+const POD = "/api/v1/namespaces/games/pods/chat-a";
+const SERVICE = "/api/v1/namespaces/games/services/chat";
+const SLICES = "/apis/discovery.k8s.io/v1/namespaces/games/endpointslices";
+const NAMED = { "kubernetes.io/service-name": "chat" };
+
+// biome-ignore lint/suspicious/noExplicitAny: objects of any kind, looked at in every place.
+type Raw = any;
+
+/** An API server in memory, as far as this loop asks one. */
+class Api {
+  /** "METHOD path" of what changes something */
+  readonly calls: string[] = [];
+  readonly objects = new Map<string, KubernetesObject & Raw>();
+  /** thrown by the next call that begins so */
+  problem: [string, Error] | null = null;
+  #version = 1;
+  readonly #watches = new Set<{ under: RegExp; tell(event: WatchEvent<object>): void }>();
+
+  put(path: string, object: Raw): void {
+    const [, namespace, name] = /\/namespaces\/([^/]+)\/[^/]+\/([^/]+)$/.exec(path) ?? [];
+    const metadata = {
+      name,
+      namespace,
+      uid: `uid-${name}`,
+      ...object.metadata,
+      resourceVersion: `${this.#version++}`,
+    };
+    const before = this.objects.has(path);
+    const whole = { ...object, metadata };
+    this.objects.set(path, whole);
+    this.#tell(path, { type: before ? "MODIFIED" : "ADDED", object: whole });
+  }
+
+  remove(path: string): boolean {
+    const object = this.objects.get(path);
+    this.objects.delete(path);
+    if (object !== undefined) this.#tell(path, { type: "DELETED", object });
+    return object !== undefined;
+  }
+
+  #tell(path: string, event: WatchEvent<object>): void {
+    for (const { under, tell } of this.#watches) if (under.test(path)) tell(event);
+  }
+
+  get api(): KubernetesApi {
+    const done = async <T>(call: string, deed: () => T): Promise<T> => {
+      this.calls.push(call);
+      const { problem } = this;
+      if (problem !== null && call.startsWith(problem[0])) {
+        this.problem = null;
+        throw problem[1];
+      }
+      return deed();
+    };
+    /** of all namespaces, or of one */
+    const under = (path: string): RegExp =>
+      new RegExp(
+        `^${path.replace(/\/([^/]+)$/, path.includes("/namespaces/") ? "/$1" : "/namespaces/[^/]+/$1")}/`,
+      );
+    const api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
+      list: async <T extends KubernetesObject>(path: string) => ({
+        items: [...this.objects].filter(([at]) => under(path).test(at)).map(([, object]) => object as T),
+        resourceVersion: "1",
+      }),
+      watch: async function* (this: Api, path: string, _: object, signal: AbortSignal) {
+        const events: WatchEvent<Raw>[] = [];
+        let wake = (): void => {};
+        const watch = {
+          under: under(path),
+          tell: (event: WatchEvent<object>) => {
+            events.push(event);
+            wake();
+          },
+        };
+        this.#watches.add(watch);
+        signal.addEventListener("abort", () => wake());
+        while (!signal.aborted) {
+          const event = events.shift();
+          if (event !== undefined) yield event;
+          else
+            await new Promise<void>((resolve) => {
+              wake = resolve;
+            });
+        }
+      }.bind(this) as KubernetesApi["watch"],
+      create: <T>(path: string, body: object) =>
+        done(`POST ${path}`, () => {
+          this.put(`${path}/${(body as KubernetesObject).metadata.name}`, body);
+          return body as T;
+        }),
+      replace: <T>(path: string, body: object) =>
+        done(`PUT ${path}`, () => {
+          this.put(path, body);
+          return body as T;
+        }),
+      patch: <T>(path: string, { metadata, data }: Raw) =>
+        done(`PATCH ${path}`, () => {
+          const there = this.objects.get(path);
+          if (there.metadata.resourceVersion !== metadata.resourceVersion)
+            throw fail("KUBERNETES_CONFLICT", path);
+          const all = Object.entries({ ...there.data, ...data }).filter(([, text]) => text !== null);
+          this.put(path, { ...there, data: Object.fromEntries(all) });
+          return {} as T;
+        }),
+      delete: (path: string) => done(`DELETE ${path}`, () => this.remove(path)),
+    };
+    return api as KubernetesApi;
+  }
+}
+
+describe("Services of gateways, kept by the controller", () => {
+  const end: AbortController[] = [];
+  const running: Promise<void>[] = [];
+  const problems: string[] = [];
+  afterEach(async () => {
+    for (const one of end.splice(0)) one.abort();
+    await Promise.all(running.splice(0));
+    problems.length = 0;
+  });
+
+  function start(change: (api: Api) => void = () => {}): Api {
+    const api = new Api();
+    const conditions = [{ type: "Ready", status: "True" }];
+    api.put(TABLE, {});
+    api.put(SERVICE, {
+      metadata: {
+        labels: { "holdfast.dev/gateway": "enabled" },
+        annotations: { "holdfast.dev/selector": "app=chat" },
+      },
+      spec: { clusterIP: "10.96.0.9", ports: [{ port: 80, targetPort: 9000 }] },
+    });
+    const annotations = {
+      "holdfast.dev/injected": "1",
+      "holdfast.dev/container": "app",
+      "holdfast.dev/ports": "9000",
+      "holdfast.dev/mode": "gateway",
+    };
+    api.put(POD, {
+      metadata: { labels: { app: "chat" }, annotations },
+      spec: { containers: [{ name: "app" }] },
+      status: { phase: "Running", conditions },
+    });
+    api.put("/api/v1/namespaces/holdfast/pods/g1", {
+      metadata: { labels: { "holdfast.dev/gateway-table": "gateways" } },
+      spec: { containers: [{ name: "gateway" }] },
+      status: { phase: "Running", podIP: "10.244.3.2", conditions },
+    });
+    change(api);
+    const abort = new AbortController();
+    end.push(abort);
+    const options = {
+      namespace: "holdfast",
+      table: "gateways",
+      onProblem: (what: string, error: unknown) => problems.push(`${what}: ${String(error)}`),
+    };
+    running.push(keepServices({ api: api.api, ...options }, abort.signal));
+    return api;
+  }
+
+  const slice = (api: Api): Raw => api.objects.get(`${SLICES}/chat-holdfast`);
+  const table = (api: Api): Raw => api.objects.get(TABLE).data ?? {};
+
+  it("tells gateways first, and then leads clients to them", async () => {
+    const api = start();
+    await until("clients are led", () => slice(api) !== undefined);
+    assert.deepEqual(api.calls, [`PATCH ${TABLE}`, `POST ${SLICES}`]);
+    assert.deepEqual(JSON.parse(table(api)["games.chat"]).workloads, ["games.chat-a"]);
+    assert.deepEqual(slice(api).endpoints[0].addresses, ["10.244.3.2"]);
+  });
+
+  it("writes nothing where nothing is to be other than it is", async () => {
+    const api = start();
+    await until("clients are led", () => slice(api) !== undefined);
+    const pod = api.objects.get(POD);
+    api.put(POD, { ...pod, status: { ...pod.status, message: "something else" } });
+    api.put("/api/v1/namespaces/games/pods/other", { spec: { containers: [] } });
+    api.remove(POD);
+    await until("nobody is led", () => slice(api).endpoints.length === 0);
+    assert.deepEqual(api.calls.slice(2), [`PATCH ${TABLE}`, `PUT ${SLICES}/chat-holdfast`]);
+  });
+
+  it("takes out what Kubernetes had made for the selector, and what it would be made of again", async () => {
+    const own = { ...NAMED, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io" };
+    const others = { ...NAMED, "endpointslice.kubernetes.io/managed-by": "somebody.example" };
+    const api = start((one) => {
+      one.put(`${SLICES}/chat-x2x4z`, { metadata: { labels: own } });
+      one.put(`${SLICES}/chat-by-hand`, { metadata: { labels: others } });
+      one.put(`${SLICES}/other`, { metadata: { labels: { ...own, "kubernetes.io/service-name": "other" } } });
+      one.put("/api/v1/namespaces/games/endpoints/chat", {});
+    });
+    await until("it has gone", () => !api.objects.has(`${SLICES}/chat-x2x4z`));
+    assert.deepEqual(api.calls.slice(2), [
+      "DELETE /api/v1/namespaces/games/endpoints/chat",
+      `DELETE ${SLICES}/chat-x2x4z`,
+    ]);
+    assert.deepEqual([...api.objects.keys()].filter((path) => path.startsWith(SLICES)).length, 3);
+  });
+
+  it("leads nobody when the Service goes, and says so to gateways", async () => {
+    const api = start();
+    await until("clients are led", () => slice(api) !== undefined);
+    api.remove(SERVICE);
+    await until("nobody is led", () => slice(api) === undefined);
+    assert.deepEqual(table(api), {});
+  });
+
+  it("plans anew where the table has changed since it was read, and tries again what was refused", async () => {
+    const conflict = start((api) => {
+      api.problem = [`PATCH ${TABLE}`, fail("KUBERNETES_CONFLICT", "it has changed")];
+    });
+    await until("clients are led", () => slice(conflict) !== undefined, 10_000);
+    assert.deepEqual(problems, []);
+    const refused = start((api) => {
+      api.problem = [`POST ${SLICES}`, fail("KUBERNETES_FORBIDDEN", "not yet")];
+    });
+    await until("clients are led", () => slice(refused) !== undefined, 10_000);
+    assert.match(problems.join("\n"), /^Services of gateways are not as they are to be: .*not yet/);
+  });
+
+  it("says once why a pod gets no client", async () => {
+    const api = start((one) =>
+      one.put("/api/v1/namespaces/games/pods/plain", {
+        metadata: { labels: { app: "chat" } },
+        spec: { containers: [] },
+      }),
+    );
+    const events = () => [...api.objects.values()].filter(({ kind }) => kind === "Event");
+    await until("it is said", () => events().length === 1);
+    const [event] = events();
+    assert.deepEqual(
+      [event?.reason, event?.type, event?.involvedObject.name],
+      ["NotInjected", "Warning", "chat"],
+    );
+    assert.match(event?.message, /to plain: not injected/);
+    api.remove(POD);
+    await until("another round has been", () => slice(api).endpoints.length === 0);
+    assert.equal(events().length, 1);
+  });
+});
