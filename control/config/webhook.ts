@@ -29,13 +29,19 @@ export interface RenewalConfig {
   namespace: string;
   /** with tls.crt, tls.key and ca.crt; kubelet brings its files here */
   secret: string;
-  /** MutatingWebhookConfiguration that is to trust ca.crt */
+  /** of these, the one that is to trust ca.crt */
+  kind: (typeof CONFIGURATION_KINDS)[number];
   configuration: string;
   /** names of the Service that the API server uses, the first one first */
   names: string[];
   /** a new certificate is valid for so long, and replaced when a third of that is left */
   days: number;
 }
+
+export const CONFIGURATION_KINDS = [
+  "MutatingWebhookConfiguration",
+  "ValidatingWebhookConfiguration",
+] as const;
 
 const DRAIN_MS = 5_000;
 const DRAIN_MS_MAX = 60_000;
@@ -49,11 +55,12 @@ const renewal = z.strictObject(
   {
     namespace: object,
     secret: object,
+    kind: oneOf(...CONFIGURATION_KINDS).default("MutatingWebhookConfiguration"),
     configuration: object,
     names: list(object, "expected a list of 1-10 names of the Service", 1, 10),
     days: count("days", 1, DAYS_MAX),
   },
-  "expected what is renewed: { namespace, secret, configuration, names, days }",
+  "expected what is renewed: { namespace, secret, kind, configuration, names, days }",
 );
 
 const webhookSchema = z.strictObject(

@@ -153,7 +153,10 @@ describe("the chart", () => {
         ({ data, metadata }) =>
           data?.["webhook.yaml"] !== undefined && metadata.name === "holdfast-controller",
       );
-      assert.equal(parseWebhookConfig(evictions.data["webhook.yaml"], "evictions.yaml").renewal, null);
+      const { renewal } = parseWebhookConfig(evictions.data["webhook.yaml"], "evictions.yaml");
+      const isRenewed = values === DEFAULT;
+      assert.equal(renewal?.kind, isRenewed ? "ValidatingWebhookConfiguration" : undefined);
+      assert.equal(renewal?.configuration, isRenewed ? "holdfast-controller" : undefined);
       assert.equal(parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml").admin?.port, 9400);
     }
   });

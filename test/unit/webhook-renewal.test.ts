@@ -67,6 +67,7 @@ describe("its renewal", () => {
   const options = {
     namespace: "holdfast",
     secret: "tls",
+    kind: "MutatingWebhookConfiguration" as const,
     configuration: "holdfast",
     names: NAMES,
     days: DAYS,
@@ -217,6 +218,20 @@ describe("its renewal", () => {
       one: cluster.secret.data["ca.crt"],
       other: cluster.secret.data["ca.crt"],
     });
+  });
+
+  it("is of the kind of configuration that it is told", async () => {
+    const cluster = new Cluster();
+    const asked: string[] = [];
+    const get = (path: string) => {
+      asked.push(path);
+      return cluster.get(path);
+    };
+    const api = { get, replace: cluster.replace.bind(cluster), patch: cluster.patch.bind(cluster) };
+    await renew(api, { ...options, kind: "ValidatingWebhookConfiguration" }, signal, () => start);
+    assert.ok(
+      asked.includes("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/holdfast"),
+    );
   });
 
   it("says what is wrong with a Secret that is none of its making", async () => {

@@ -157,6 +157,7 @@ describe("the webhook's configuration", () => {
     renewal: {
       namespace: "holdfast",
       secret: "holdfast-webhook",
+      kind: "ValidatingWebhookConfiguration",
       configuration: "holdfast",
       names: ["holdfast-webhook.holdfast.svc"],
       days: 90,
@@ -196,6 +197,10 @@ describe("the webhook's configuration", () => {
       [
         { renewal: { ...good.renewal, names: [] } },
         "renewal.names: expected a list of 1-10 names of the Service, got an empty list",
+      ],
+      [
+        { renewal: { ...good.renewal, kind: "Webhook" } },
+        'renewal.kind: expected MutatingWebhookConfiguration or ValidatingWebhookConfiguration, got "Webhook"',
       ],
       [{ renewal: { ...good.renewal, days: 0 } }, "renewal.days: expected days 1-3650, got 0"],
       [{ images: 1 }, "images: unknown key"],

@@ -24,6 +24,50 @@ app.kubernetes.io/component: {{ .part }}
 {{- with .root.Values.registry }}{{ . }}/{{ end }}{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}
 {{- end -}}
 
+{{/*
+A certificate of a part's Service and the authority that has signed it, base64: that of its Secret where there is one, since its process
+renews it. The authority's own key is not kept: it signs this certificate alone. Takes the root, the part's name and how many days.
+*/}}
+{{- define "holdfast.certificate" -}}
+{{- $name := include "holdfast.name" . -}}
+{{- $namespace := .root.Release.Namespace -}}
+{{- with lookup "v1" "Secret" $namespace $name -}}
+{{- pick .data "ca.crt" "tls.crt" "tls.key" | toYaml -}}
+{{- else -}}
+{{- $service := printf "%s.%s.svc" $name $namespace -}}
+{{- $ca := genCA $name (int .days) -}}
+{{- $made := genSignedCert $service nil (list $service (printf "%s.cluster.local" $service)) (int .days) $ca -}}
+{{- dict "ca.crt" (b64enc $ca.Cert) "tls.crt" (b64enc $made.Cert) "tls.key" (b64enc $made.Key) | toYaml -}}
+{{- end -}}
+{{- end -}}
+
+{{/* … and the Secret of it; takes the root, the part's name and the certificate. */}}
+{{- define "holdfast.certificateSecret" -}}
+apiVersion: v1
+kind: Secret
+type: kubernetes.io/tls
+metadata:
+  name: {{ include "holdfast.name" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "holdfast.labels" .root | nindent 4 }}
+data:
+  {{- toYaml .certificate | nindent 2 }}
+{{- end -}}
+
+{{/* What a webhook's file says of its renewal; takes the root, the part's name, how many days, kind and name of the configuration. */}}
+{{- define "holdfast.renewal" -}}
+{{- $name := include "holdfast.name" . -}}
+{{- $service := printf "%s.%s.svc" $name .root.Release.Namespace -}}
+renewal:
+  namespace: {{ .root.Release.Namespace }}
+  secret: {{ $name }}
+  kind: {{ .kind }}
+  configuration: {{ .configuration }}
+  names: [{{ $service }}, {{ $service }}.cluster.local]
+  days: {{ .days }}
+{{- end -}}
+
 {{/* Of containers that need nothing: Pod Security restricted. */}}
 {{- define "holdfast.restricted" -}}
 allowPrivilegeEscalation: false

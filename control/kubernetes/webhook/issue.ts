@@ -52,7 +52,9 @@ const GENERALIZED_YEAR = 2050;
 export function issueCertificate(names: readonly string[], days: number, nowMs: number): Issued {
   const [authority, server] = [keyPair(), keyPair()];
   // each has another name, so that a verifier that trusts two takes the right one
-  const issuer = nameOf(`holdfast webhook ${randomBytes(NAME_BYTES).toString("hex")}`);
+  const issuer = nameOf(
+    `${names[0]?.split(".")[0] ?? "holdfast"} ${randomBytes(NAME_BYTES).toString("hex")}`,
+  );
   const validity = tlv(SEQUENCE, timeOf(nowMs - EARLIER_MS), timeOf(nowMs + days * DAY_MS));
   const certificate = (subject: Buffer, key: KeyObject, extensions: Buffer[]): string => {
     const serial = randomBytes(SERIAL_BYTES);

@@ -1,5 +1,5 @@
 /**
- * Renews the certificate of the webhook in its Secret before it expires, so that at each moment the API server trusts what is shown to it.
+ * Renews the certificate of a webhook in its Secret before it expires, so that at each moment the API server trusts what is shown to it.
  * Whoever of several webhooks comes by does what is next, and each step can be the last before an end:
  *
  *   prepare  the next certificate and its key go into the Secret beside those in use, and its authority into the bundle, before the
@@ -11,17 +11,8 @@ import { X509Certificate } from "node:crypto";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import type { RenewalConfig } from "../../config/webhook.ts";
 import { issueCertificate } from "./issue.ts";
-
-export interface RenewalOptions {
-  namespace: string;
-  secret: string;
-  /** MutatingWebhookConfiguration */
-  configuration: string;
-  /** names of the Service that the API server uses, the first one first */
-  names: string[];
-  days: number;
-}
 
 /** What of the API server it needs. `replace` and `patch` are done to what was read, or fail with `KUBERNETES_CONFLICT`. */
 export interface RenewalApi {
@@ -80,14 +71,14 @@ export function nextStep({ bundle, cert, next, trusted }: Kept, nowMs: number): 
  */
 export async function renew(
   api: RenewalApi,
-  options: RenewalOptions,
+  options: RenewalConfig,
   signal: AbortSignal,
   now: () => number = Date.now,
 ): Promise<Step[]> {
-  const { namespace, secret: name, configuration } = options;
+  const { namespace, secret: name, kind, configuration } = options;
   const paths = {
     secret: `/api/v1/namespaces/${namespace}/secrets/${name}`,
-    configuration: `/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/${configuration}`,
+    configuration: `/apis/admissionregistration.k8s.io/v1/${kind.toLowerCase()}s/${configuration}`,
   };
   const done: Step[] = [];
   for (let tries = 0; tries < STEPS_MAX; tries++) {
@@ -134,7 +125,7 @@ function stepOf({ data }: Secret, { webhooks }: Configuration, name: string, now
   }
 }
 
-function prepared(secret: Secret, { names, days }: RenewalOptions, nowMs: number): object {
+function prepared(secret: Secret, { names, days }: RenewalConfig, nowMs: number): object {
   const { authority, cert, key } = issueCertificate(names, days, nowMs);
   const [before = ""] = certificatesIn(decoded(secret.data["ca.crt"]));
   const data = { "ca.crt": authority + before, [NEXT.cert]: cert, [NEXT.key]: key };
