@@ -6,7 +6,15 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { X509Certificate } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
@@ -61,7 +69,11 @@ const EVERYTHING_ELSE = {
   registry: "registry.example/team",
   imagePullPolicy: "Always",
   imagePullSecrets: ["registry"],
-  images: { holdfast: { repository: "agent", tag: "2" }, inside: { repository: "inside", tag: "3" } },
+  images: {
+    control: { repository: "control", tag: "1" },
+    agent: { repository: "agent", tag: "2" },
+    inside: { repository: "inside", tag: "3" },
+  },
   logLevel: "debug",
   webhook: {
     replicas: 1,
@@ -96,6 +108,14 @@ const EVERYTHING_ELSE = {
   },
   store: { url: "redis://10.0.0.1:6379" },
   networkPolicy: { enabled: false },
+  priorityClass: { create: false },
+  monitoring: {
+    enabled: true,
+    agentPort: 9999,
+    serviceMonitor: { enabled: true, labels: { release: "prometheus" } },
+    prometheusRule: { enabled: true, labels: { release: "prometheus" } },
+    dashboard: { enabled: true },
+  },
 };
 const WEBHOOK_ALONE = {
   agent: { enabled: false },
@@ -132,6 +152,27 @@ describe("the chart", () => {
       assert.ok(existsSync(file), file);
       assert.equal(text, readFileSync(file, "utf8"));
     });
+
+  it("gives a reason for each rule of each role", () => {
+    const folder = join(CHART, "templates");
+    const files = readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((file) =>
+      file.endsWith(".yaml"),
+    );
+    let rules = 0;
+    for (const file of files) {
+      const lines = readFileSync(join(folder, file), "utf8").split("\n");
+      for (const [index, line] of lines.entries()) {
+        if (!/^ +- (\{ )?apiGroups: /.test(line) || !/verbs:/.test(lines.slice(index, index + 4).join("\n")))
+          continue;
+        // of a webhook's rules operations are asked for
+        if (/operations:/.test(line)) continue;
+        rules++;
+        const before = lines.slice(0, index).findLast((one) => !/^ *(\{\{.*\}\})?$/.test(one)) ?? "";
+        assert.match(before, /^ *#|^ +- \{ apiGroups: .*verbs/, `${file}:${index + 1}`);
+      }
+    }
+    assert.ok(rules > 15, String(rules));
+  });
 
   it("writes files that the agent and the webhook read", () => {
     writeFileSync(join(folder, "key"), Buffer.alloc(32, 1), { mode: 0o600 });
