@@ -29,7 +29,7 @@ builds Kubernetes (a quarter of an hour).
   --help          this
 
 Clients come to node a's address at ports 8080 and 8081 from first to last: in forward mode the proxies of that node hold their sockets,
-so they need it also when the applications have left it. The chart brings no gateway yet.
+so they need it also when the applications have left it. Gateways of the chart are not in it yet.
 StatefulSets are not in it: the controller refuses to move their pods for now, which have fixed names.
 
 Exit status: 0 nothing lost, repeated or reset; 1 something was, or a move failed; 2 wrong arguments.
@@ -168,7 +168,7 @@ async function demo(
       `${sessions.chat} WebSocket clients of chat (${address}:8080) and ${sessions.echo} TCP clients of echo (${address}:8081) check every byte`,
     );
     screen.line(
-      "    (forward mode: node a holds their sockets from first to last; the chart brings no gateway yet)",
+      "    (forward mode: node a holds their sockets from first to last; gateways of the chart are not in it yet)",
     );
     for (const [from, to] of [
       ["a", "b"],

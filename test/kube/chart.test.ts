@@ -20,6 +20,7 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { parse, parseAllDocuments, stringify } from "yaml";
 import { parseConfig } from "#control/config/config.ts";
+import { parseGatewayConfig } from "#control/config/gateway.ts";
 import { parseWebhookConfig } from "#control/config/webhook.ts";
 import { projectRoot } from "../lab/lab.ts";
 import { kubeTools } from "./kube-tools.ts";
@@ -65,6 +66,7 @@ function withoutSecrets(text: string): string {
 }
 
 const DEFAULT = {};
+const WITH_GATEWAYS = { gateway: { enabled: true } };
 const EVERYTHING_ELSE = {
   registry: "registry.example/team",
   imagePullPolicy: "Always",
@@ -106,6 +108,16 @@ const EVERYTHING_ELSE = {
     tolerations: [],
     priorityClassName: "",
   },
+  gateway: {
+    enabled: true,
+    replicas: 1,
+    drainSeconds: 3600,
+    existingKeySecret: "links-key",
+    config: { limits: { ownerMsMax: 10_000 } },
+    nodeSelector: { pool: "edge" },
+    tolerations: [{ key: "edge", operator: "Exists" }],
+    priorityClassName: "system-cluster-critical",
+  },
   store: { url: "redis://10.0.0.1:6379" },
   networkPolicy: { enabled: false },
   priorityClass: { create: false },
@@ -124,6 +136,7 @@ const WEBHOOK_ALONE = {
 };
 const CASES: Record<string, object> = {
   default: DEFAULT,
+  "with-gateways": WITH_GATEWAYS,
   "with-everything-else": EVERYTHING_ELSE,
   "webhook-alone": WEBHOOK_ALONE,
 };
@@ -176,13 +189,14 @@ describe("the chart", () => {
 
   it("writes files that the agent and the webhook read", () => {
     writeFileSync(join(folder, "key"), Buffer.alloc(32, 1), { mode: 0o600 });
-    for (const values of [DEFAULT, EVERYTHING_ELSE]) {
+    for (const values of [WITH_GATEWAYS, EVERYTHING_ELSE]) {
       const objects = objectsIn(render(values));
       const text = agentFile(objects);
       const raw = parse(text);
       assert.equal(raw.key, "file:/etc/holdfast-key/key");
       const env = { HOLDFAST_NODE: "a", HOLDFAST_ADDRESS: "10.99.0.2" };
-      const config = parseConfig(stringify({ ...raw, key: "file:key" }), join(folder, "agent.yaml"), env);
+      const keys = { key: "file:key", gatewayKey: "file:key" };
+      const config = parseConfig(stringify({ ...raw, ...keys }), join(folder, "agent.yaml"), env);
       assert.deepEqual([config.node, config.listen.address], ["a", "10.99.0.2"]);
       const { spec } = objects.find(({ kind }) => kind === "DaemonSet");
       const labels = Object.entries(spec.selector.matchLabels).map(([key, value]) => `${key}=${value}`);
@@ -195,10 +209,21 @@ describe("the chart", () => {
           data?.["webhook.yaml"] !== undefined && metadata.name === "holdfast-controller",
       );
       const { renewal } = parseWebhookConfig(evictions.data["webhook.yaml"], "evictions.yaml");
-      const isRenewed = values === DEFAULT;
+      const isRenewed = values === WITH_GATEWAYS;
       assert.equal(renewal?.kind, isRenewed ? "ValidatingWebhookConfiguration" : undefined);
       assert.equal(renewal?.configuration, isRenewed ? "holdfast-controller" : undefined);
-      assert.equal(parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml").admin?.port, 9400);
+      const { admin, gateways } = parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml");
+      assert.deepEqual([admin?.port, gateways], [9400, true]);
+      const secret = objects.find(({ stringData }) => stringData?.["gateway.yaml"] !== undefined);
+      const led = parse(secret.stringData["gateway.yaml"]);
+      assert.equal(led.key, raw.gatewayKey);
+      const { services, store } = parseGatewayConfig(
+        stringify({ ...led, key: "file:key" }),
+        join(folder, "gateway.yaml"),
+        { HOLDFAST_GATEWAY: "g1", HOLDFAST_ADDRESS: "10.244.3.2" },
+      );
+      assert.deepEqual(services, { configMap: "holdfast-gateway", address: "10.244.3.2" });
+      assert.equal(store, raw.store);
     }
   });
 
