@@ -128,6 +128,17 @@ fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())`,
   },
 };
 
+/** What its kernel makes for no process of a container can be handed to one. */
+const giver = `
+import socket
+given = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); given.bind(("127.0.0.1", 7070)); given.listen()
+door = socket.socket(socket.AF_UNIX); door.bind("\\0given"); door.listen(); print("ready", flush=True)
+taker = door.accept()[0]; socket.send_fds(taker, [b"x"], [given.fileno()]); taker.recv(1)
+`;
+const taken = `
+door = socket.socket(socket.AF_UNIX); door.connect("\\0given")
+scope['opened'] = socket.recv_fds(door, 1, 1)[1]; door.close()`;
+
 /** what moves, and loses something or may not move after all: with the findings' ids */
 const warned: Record<string, { code: string; ids: string[] }> = {
   "a job in front, and one that is stopped": {
@@ -190,6 +201,15 @@ describe("processes that cannot move", { skip, timeout: 600_000 }, () => {
         // what it had forked is a zombie until the container's init has waited for it
         await until(`nothing is found of ${what}, which has ended`, async () => (await found()).length === 0);
       }
+      assert.equal(await run("socket.socket(2, 1, 262)"), "ERROR OSError(93, 'Protocol not supported')");
+      const giving = program.lab.spawn("a", ["/usr/bin/python3", "-c", giver]);
+      await giving.waitFor(/ready/);
+      await run(`pid = start(${JSON.stringify(taken)})`);
+      assert.match(await run("pid"), /^\d+$/);
+      const [mptcp] = await program.findings();
+      assert.equal(mptcp?.id, "socket.mptcp");
+      assert.match(mptcp?.what ?? "", /is MPTCP/);
+      await run("end(pid)");
       for (const [what, { code, ids }] of Object.entries(warned)) {
         await run(`pid = start(${JSON.stringify(code)})`);
         assert.match(await run("pid"), /^\d+$/, `${what}: cannot be made: ${await run("pid")}`);

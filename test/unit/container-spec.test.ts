@@ -97,10 +97,13 @@ it("a bundle keeps its own capabilities and hidden paths, and hides the agent's 
     ociVersion: "1.0.2",
     process: { args: ["theirs"], cwd: "/", capabilities: { bounding: ["CAP_SYS_TIME"] } },
     root: { path: "rootfs" },
-    linux: { maskedPaths: ["/proc/theirs"], seccomp: { defaultAction: "SCMP_ACT_ALLOW" } },
+    linux: {
+      maskedPaths: ["/proc/theirs"],
+      seccomp: { defaultAction: "SCMP_ACT_ERRNO", syscalls: [{ names: ["read"], action: "SCMP_ACT_ALLOW" }] },
+    },
   };
   const spec = adaptSpec({ ...options, isHostView: false }, bundle);
   assert.deepEqual(spec.process.capabilities, { bounding: ["CAP_SYS_TIME"] });
   assert.deepEqual(spec.linux?.maskedPaths, ["/proc/theirs", "/etc/holdfast/key"]);
-  assert.deepEqual(spec.linux?.seccomp, { defaultAction: "SCMP_ACT_ALLOW" });
+  assert.deepEqual(spec.linux?.seccomp, bundle.linux?.seccomp);
 });

@@ -6,6 +6,7 @@ import { Client, credentials } from "@grpc/grpc-js";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { decodeFields, encodeFields, type Field } from "../../criu/protobuf.ts";
+import { parseExactJson } from "../exact-json.ts";
 import type { OciSpec } from "../oci.ts";
 
 const CALL_MS_MAX = 5_000;
@@ -146,5 +147,5 @@ function infoIn(status: ReturnType<typeof decodeFields>): unknown {
     .filter(({ number }) => number === 2)
     .map(({ bytes }) => decodeFields(bytes))
     .find((entry) => entry.some(({ number, bytes }) => number === 1 && bytes.toString() === "info"));
-  return JSON.parse(info?.find(({ number }) => number === 2)?.bytes.toString("utf8") ?? "{}");
+  return parseExactJson(info?.find(({ number }) => number === 2)?.bytes.toString("utf8") ?? "{}");
 }

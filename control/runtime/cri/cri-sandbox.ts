@@ -10,6 +10,7 @@ import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
+import { parseExactJson } from "../exact-json.ts";
 import { Freezer } from "../freezer.ts";
 import { openOutput } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
@@ -20,6 +21,7 @@ import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
 import { closeDoor, openDoor } from "./door.ts";
 import { dropSignals, endInit, heldSignals, holdSignals, isEnding } from "./init-signals.ts";
+import { writeLaunchState } from "./launch-filter.ts";
 
 /** Where the pod has our init, and setsid(1) with its own C library, as the container may have none. */
 export const INSIDE = "/.holdfast";
@@ -72,11 +74,11 @@ export class CriSandbox implements Sandbox {
 
   async spec(): Promise<OciSpec> {
     const { root } = this.#runc;
-    const state = JSON.parse(await readFile(join(root, this.#containerId, "state.json"), "utf8")) as {
+    const state = parseExactJson(await readFile(join(root, this.#containerId, "state.json"), "utf8")) as {
       config: { labels: string[] };
     };
     const bundle = state.config.labels.find((label) => label.startsWith("bundle="))?.slice("bundle=".length);
-    return JSON.parse(await readFile(join(bundle ?? "", "config.json"), "utf8")) as OciSpec;
+    return parseExactJson(await readFile(join(bundle ?? "", "config.json"), "utf8")) as OciSpec;
   }
 
   isAlive(): Promise<boolean> {
@@ -100,8 +102,17 @@ export class CriSandbox implements Sandbox {
     await showQueues(this, this.init.pid); // those of an application that was restored here are gone with it
     const processFile = this.hostPath("process.json");
     await writeFile(processFile, JSON.stringify({ ...process, args }));
-    const options = { ...this.#runc, id: this.#containerId, processFile, folder: this.ref.runDir, logFile };
-    await startInside(this, options);
+    const { program, root } = this.#runc;
+    const launchRoot = await writeLaunchState(root, this.#containerId, this.hostPath("runc"));
+    const id = this.#containerId;
+    await startInside(this, {
+      program,
+      root: launchRoot,
+      id,
+      processFile,
+      folder: this.ref.runDir,
+      logFile,
+    });
   }
 
   closeDoor(ports: readonly number[]): Promise<void> {

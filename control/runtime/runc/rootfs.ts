@@ -5,6 +5,7 @@ import { z } from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { WorkloadConfig } from "../../config/config.ts";
+import { parseExactJson } from "../exact-json.ts";
 import type { OciSpec } from "../oci.ts";
 import type { ContainerPlan } from "./spec.ts";
 
@@ -44,7 +45,7 @@ export async function loadRootfs(config: WorkloadConfig): Promise<LoadedRootfs> 
     fail("BUNDLE_INVALID", `${file} is not an OCI configuration: ${why}`, { cause });
   let parsed: unknown;
   try {
-    parsed = JSON.parse(await readFile(file, "utf8"));
+    parsed = parseExactJson(await readFile(file, "utf8"));
   } catch (cause) {
     throw invalid("it cannot be read as JSON", cause);
   }

@@ -16,6 +16,7 @@ import * as sock from "#proxy/kernel/socket.ts";
 import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
 import { runCommand } from "../command.ts";
+import { parseExactJson } from "../exact-json.ts";
 import { endFrozen } from "../freezer.ts";
 import { openFolderIn } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
@@ -72,7 +73,7 @@ export class RuncSandbox implements Sandbox {
 
   async spec(): Promise<OciSpec> {
     const text = await readFile(this.hostPath("bundle", "config.json"), "utf8");
-    return JSON.parse(text) as OciSpec; // written by this agent or an earlier one
+    return parseExactJson(text) as OciSpec; // written by this agent or an earlier one
   }
 
   isAlive(): Promise<boolean> {

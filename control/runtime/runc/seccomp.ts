@@ -7,27 +7,13 @@
  * capability; keyrings, which no namespace separates; and interfaces whose faults reach the kernel. The calls of a
  * capability are free again for a container that has it.
  */
-
-interface Rule {
-  names: string[];
-  action: "SCMP_ACT_ERRNO";
-  errnoRet: number;
-  args?: { index: number; value: number; valueTwo?: number; op: string }[];
-}
+import { INT_MASK, type SeccompProfile, type SeccompRule, withoutNotCarried } from "../not-carried.ts";
 
 /** asm-generic/errno.h */
 const EPERM = 1;
-const EINVAL = 22;
 const ENOSYS = 38;
 const EPROTONOSUPPORT = 93;
-/** linux/prctl.h: no memory that is writable and executable, from now on */
-const PR_SET_MDWE = 65;
-const AF_INET = 2;
-const AF_INET6 = 10;
 const AF_VSOCK = 40;
-const IPPROTO_MPTCP = 262;
-/** of a register of 64 bits that holds an int */
-const INT_MASK = 0xffffffff;
 /** linux/sched.h: CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET, _NEWTIME (of unshare only) */
 const NAMESPACES = [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000];
 const NEWTIME = 0x80;
@@ -80,26 +66,30 @@ const ALWAYS = [
 ];
 
 /** @param capabilities of the container, as `CAP_SYS_ADMIN` */
-export function seccompProfile(capabilities: string[]): object {
+/** Of a container that is to have no filter. */
+export const ALLOW_ALL: SeccompProfile = {
+  defaultAction: "SCMP_ACT_ALLOW",
+  architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+};
+
+export function seccompProfile(capabilities: string[]): SeccompProfile {
   const refused = Object.entries(CALLS_OF).flatMap(([capability, names]) =>
     capabilities.includes(capability) ? [] : names,
   );
-  return {
-    defaultAction: "SCMP_ACT_ALLOW",
-    architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+  return withoutNotCarried({
+    ...ALLOW_ALL,
     syscalls: [
-      ...NOT_CARRIED,
       refuse([...ALWAYS, ...refused], EPERM),
       ...(capabilities.includes("CAP_SYS_ADMIN") ? [] : WITHOUT_SYS_ADMIN),
     ],
-  };
+  });
 }
 
 function refuse(
   names: string[],
   errnoRet: number,
   where: { index: number; bits: number; are: number }[] = [],
-): Rule {
+): SeccompRule {
   const args = where.map(({ index, bits, are }) => ({
     index,
     value: bits,
@@ -109,7 +99,7 @@ function refuse(
   return { names, action: "SCMP_ACT_ERRNO", errnoRet, ...(args.length === 0 ? {} : { args }) };
 }
 
-const WITHOUT_SYS_ADMIN: Rule[] = [
+const WITHOUT_SYS_ADMIN: SeccompRule[] = [
   // its flags are in memory, where no filter sees them: the C library goes on with clone(2)
   refuse(["clone3"], ENOSYS),
   // as a process without the capability hears it from the kernel
@@ -118,22 +108,4 @@ const WITHOUT_SYS_ADMIN: Rule[] = [
   // the hypervisor's side, which no network namespace separates; with the same error as the others of socket(2): libseccomp
   // wants that where it is one call of several (socketcall)
   refuse(["socket"], EPROTONOSUPPORT, [{ index: 0, bits: INT_MASK, are: AF_VSOCK }]),
-];
-
-/**
- * What CRIU cannot dump and programs do without: io_uring (they use epoll), MPTCP (they use TCP: Go since 1.24 listens with it
- * unless it is told that the kernel has none).
- */
-const NOT_CARRIED: Rule[] = [
-  refuse(["io_uring_setup", "io_uring_enter", "io_uring_register"], ENOSYS),
-  // what CRIU 4.2 does not carry, and nobody can see from outside: a process would be confined before a move and free after
-  // it. A program that finds neither goes on as on an older kernel
-  refuse(["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"], ENOSYS),
-  refuse(["prctl"], EINVAL, [{ index: 0, bits: INT_MASK, are: PR_SET_MDWE }]),
-  ...[AF_INET, AF_INET6].map((family) =>
-    refuse(["socket"], EPROTONOSUPPORT, [
-      { index: 0, bits: INT_MASK, are: family },
-      { index: 2, bits: INT_MASK, are: IPPROTO_MPTCP },
-    ]),
-  ),
 ];

@@ -7,8 +7,9 @@
  */
 import { type CapabilityChange, capabilitiesOf } from "../../config/capabilities.ts";
 import type { NetworkPlan } from "../../config/container-network.ts";
+import { type SeccompProfile, withoutNotCarried } from "../not-carried.ts";
 import type { OciMount, OciSpec } from "../oci.ts";
-import { seccompProfile } from "./seccomp.ts";
+import { ALLOW_ALL, seccompProfile } from "./seccomp.ts";
 
 /** What to run and what to show it, wherever that was written down. */
 export interface ContainerPlan {
@@ -163,7 +164,12 @@ export function adaptSpec(options: SpecOptions, bundle: OciSpec): OciSpec {
     process: { ...processOf(options.container, bundle), args: PAUSE },
     root: { path: options.rootfs, readonly: false },
     mounts: hasRun ? mounts : [...mounts, RUN_MOUNT],
-    linux: { ...linux, namespaces, cgroupsPath: options.cgroupsPath },
+    linux: {
+      ...linux,
+      namespaces,
+      cgroupsPath: options.cgroupsPath,
+      seccomp: withoutNotCarried((linux.seccomp as SeccompProfile | undefined) ?? ALLOW_ALL),
+    },
   });
 }
 

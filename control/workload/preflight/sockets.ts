@@ -145,7 +145,7 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
         id: "socket.mptcp",
         severity: "error",
         what: `socket ${inode} is MPTCP, which CRIU cannot dump`,
-        cure: "let the application use plain TCP (a Go program: GODEBUG=multipathtcp=0 in its environment), or run it under our own seccomp profile",
+        cure: "let the application use plain TCP (a Go program: GODEBUG=multipathtcp=0 in its environment)",
       },
     ];
   const isKnownType = [sock.SOCK_STREAM, sock.SOCK_DGRAM, sock.SOCK_RAW].includes(type);

@@ -1,0 +1,115 @@
+/**
+ * Calls that a container's processes do without, since CRIU cannot dump what they make, or drops it without a word: io_uring (they
+ * use epoll), MPTCP (they use TCP: Go since 1.24 listens with it unless it is told that the kernel has none), and what confines a process and
+ * nobody can see from outside, Landlock and PR_SET_MDWE: it would be confined before a move and free after it. A program that finds
+ * none of them goes on as on an older kernel. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
+ */
+import { isDeepStrictEqual } from "node:util";
+
+/** In an OCI configuration: `linux.seccomp` (runtime-spec, config-linux.md). */
+export interface SeccompProfile {
+  defaultAction: string;
+  syscalls?: SeccompRule[];
+  [key: string]: unknown;
+}
+export interface SeccompRule {
+  names: string[];
+  action: string;
+  errnoRet?: number;
+  args?: SeccompCondition[];
+}
+export interface SeccompCondition {
+  index: number;
+  value: number;
+  valueTwo?: number;
+  op: string;
+}
+
+interface Refusal {
+  /** system calls */
+  names: readonly string[];
+  /** asm-generic/errno.h */
+  errno: number;
+  /** only where this argument, an int, is that; null: always */
+  where: { index: number; is: number } | null;
+}
+
+const EINVAL = 22;
+const ENOSYS = 38;
+const EPROTONOSUPPORT = 93;
+/** linux/prctl.h: no memory that is writable and executable, from now on */
+const PR_SET_MDWE = 65;
+const IPPROTO_MPTCP = 262;
+/** of a register of 64 bits that holds an int */
+export const INT_MASK = 0xffffffff;
+
+const NOT_CARRIED: readonly Refusal[] = [
+  { names: ["io_uring_setup", "io_uring_enter", "io_uring_register"], errno: ENOSYS, where: null },
+  {
+    names: ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"],
+    errno: ENOSYS,
+    where: null,
+  },
+  { names: ["prctl"], errno: EINVAL, where: { index: 0, is: PR_SET_MDWE } },
+  // no other family has a protocol of this number
+  { names: ["socket"], errno: EPROTONOSUPPORT, where: { index: 2, is: IPPROTO_MPTCP } },
+];
+
+/** The profile with these refused, and otherwise as it is: it lets nothing through that it did not. */
+export function withoutNotCarried(profile: SeccompProfile): SeccompProfile {
+  const rules = NOT_CARRIED.reduce(
+    (before, refusal) => refused(before, refusal, profile.defaultAction),
+    profile.syscalls ?? [],
+  );
+  return { ...profile, syscalls: rules };
+}
+
+function refused(
+  rules: SeccompRule[],
+  { names, errno, where }: Refusal,
+  defaultAction: string,
+): SeccompRule[] {
+  const others = rules.flatMap((rule) => {
+    const left = rule.names.filter((name) => !names.includes(name));
+    return left.length === 0 ? [] : [left.length === rule.names.length ? rule : { ...rule, names: left }];
+  });
+  const added = names.flatMap((name): SeccompRule[] => {
+    const own = rules.filter((rule) => rule.names.includes(name)).map((rule) => ({ ...rule, names: [name] }));
+    // what is not let through anyway stays as the profile has it
+    const isRefused = own.some(({ action, args }) => !lets(action) && (args ?? []).length === 0);
+    const isLet = own.some(({ action }) => lets(action)) || (lets(defaultAction) && !isRefused);
+    if (!isLet) return own;
+    const refuse: SeccompRule = { names: [name], action: "SCMP_ACT_ERRNO", errnoRet: errno };
+    if (where === null) return [refuse];
+    const { index, is } = where;
+    refuse.args = [{ index, value: INT_MASK, valueTwo: is, op: "SCMP_CMP_MASKED_EQ" }];
+    const kept = own
+      .filter((rule) => !isDeepStrictEqual(rule, refuse))
+      .flatMap((rule) => (lets(rule.action) ? without(rule, where) : [rule]));
+    return [...kept, refuse];
+  });
+  return [...others, ...added];
+}
+
+function lets(action: string): boolean {
+  return ["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"].includes(action);
+}
+
+/** What a rule lets through, but for one value of an argument. */
+function without(rule: SeccompRule, { index, is }: NonNullable<Refusal["where"]>): SeccompRule[] {
+  return alternatives(rule).flatMap((one) => {
+    const args = one.args ?? [];
+    const condition = args.find((each) => each.index === index);
+    if (condition === undefined)
+      return [{ ...one, args: [...args, { index, value: is, op: "SCMP_CMP_NE" }] }];
+    // libseccomp takes one condition an argument: where it names a value, that is the refused one or another
+    return condition.op === "SCMP_CMP_EQ" && condition.value === is ? [] : [one];
+  });
+}
+
+/** runc takes several conditions on one argument for alternatives, each alone (libcontainer/seccomp, `matchCall`). */
+function alternatives(rule: SeccompRule): SeccompRule[] {
+  const args = rule.args ?? [];
+  const isPlain = new Set(args.map(({ index }) => index)).size === args.length;
+  return isPlain ? [rule] : args.map((condition) => ({ ...rule, args: [condition] }));
+}

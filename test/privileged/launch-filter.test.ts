@@ -1,0 +1,67 @@
+/** A program that is started in a container of somebody else's, as in a pod: what a move does not carry is not to be had there. */
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, describe, it } from "node:test";
+import { writeLaunchState } from "#control/runtime/cri/launch-filter.ts";
+import { lacking } from "#test/support/moved-program.ts";
+
+const skip = lacking("runc", "python3");
+const ID = `holdfast-launch-${process.pid}`;
+const ASK = `
+import ctypes, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def error(result): return ctypes.get_errno() if result < 0 else 0
+def made(*what):
+    try: return socket.socket(*what).close() or 0
+    except OSError as e: return e.errno
+print(error(libc.syscall(444, 0, 0, 1)), error(libc.prctl(65, 1, 0, 0, 0)), made(2, 1, 262), made(10, 1, 262), made(2, 1, 0), error(libc.prctl(15, b"name", 0, 0, 0)), error(libc.syscall(425, 1, 0)))
+`;
+
+describe("a program started in a container that runs", { skip }, () => {
+  const folder = mkdtempSync(join(tmpdir(), "hf-launch-"));
+  const root = join(folder, "runc");
+  const runc = (...args: string[]): string =>
+    execFileSync("runc", ["--root", root, ...args], {
+      encoding: "utf8",
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+
+  before(() => {
+    mkdirSync(join(folder, "rootfs"));
+    execFileSync("runc", ["spec", "--bundle", folder]);
+    const file = join(folder, "config.json");
+    const spec = JSON.parse(readFileSync(file, "utf8"));
+    spec.process = { ...spec.process, args: ["/usr/bin/sleep", "300"], terminal: false };
+    spec.mounts.push(
+      ...["/usr", "/lib", "/lib64", "/bin"].map((path) => ({
+        ...{ destination: path, source: path, type: "bind", options: ["rbind", "ro"] },
+      })),
+    );
+    spec.linux.seccomp = {
+      defaultAction: "SCMP_ACT_ALLOW",
+      architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+      syscalls: [{ names: ["io_uring_setup"], action: "SCMP_ACT_ERRNO", errnoRet: 1 }],
+    };
+    spec.process.rlimits = [{ type: "RLIMIT_CORE", hard: "UNLIMITED", soft: "UNLIMITED" }];
+    writeFileSync(file, JSON.stringify(spec).replaceAll('"UNLIMITED"', "18446744073709551615"));
+    execFileSync("runc", ["--root", root, "run", "--detach", "--bundle", folder, ID], { stdio: "ignore" });
+  });
+  after(() => {
+    runc("delete", "--force", ID);
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  it("finds neither Landlock nor MPTCP nor PR_SET_MDWE there, and everything else as the container has it", async () => {
+    const program = ["/usr/bin/python3", "-c", ASK];
+    const [landlock, mdwe, mptcp] = runc("exec", ID, ...program).split(" ");
+    assert.deepEqual([mdwe, mptcp], ["0", "0"], "this kernel has them");
+    assert.notEqual(landlock, "38");
+    const shown = await writeLaunchState(root, ID, join(folder, "shown"));
+    const said = execFileSync("runc", ["--root", shown, "exec", ID, ...program], { encoding: "utf8" });
+    assert.equal(said.trim(), "38 22 93 93 0 0 1");
+    assert.equal(runc("exec", ID, ...program).split(" ")[2], "0", "the container's own filter is as it was");
+  });
+});

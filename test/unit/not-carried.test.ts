@@ -1,0 +1,152 @@
+/** Seccomp profiles that others made, with what a move does not carry refused: nothing else changes, and nothing is let through that was not. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import fc from "fast-check";
+import { type KeptFilter, launchFilter } from "#control/runtime/cri/launch-filter.ts";
+import { parseExactJson } from "#control/runtime/exact-json.ts";
+import {
+  INT_MASK,
+  type SeccompCondition,
+  type SeccompProfile,
+  withoutNotCarried,
+} from "#control/runtime/not-carried.ts";
+
+const ALLOW = "SCMP_ACT_ALLOW";
+const ERRNO = "SCMP_ACT_ERRNO";
+const NAMES = ["read", "prctl", "socket", "landlock_restrict_self", "io_uring_setup"];
+
+/** What libseccomp has the kernel answer: the most permissive rule that matches, as each names one action. */
+function answer(profile: SeccompProfile, name: string, args: number[]): string {
+  const holds = ({ index, value, valueTwo = 0, op }: SeccompCondition): boolean => {
+    const arg = args[index] ?? 0;
+    if (op === "SCMP_CMP_EQ") return arg === value;
+    if (op === "SCMP_CMP_NE") return arg !== value;
+    assert.equal(op, "SCMP_CMP_MASKED_EQ");
+    return (arg & value) >>> 0 === valueTwo;
+  };
+  const matching = (profile.syscalls ?? []).filter((rule) => {
+    const conditions = rule.args ?? [];
+    const isPlain = new Set(conditions.map(({ index }) => index)).size === conditions.length;
+    return rule.names.includes(name) && (isPlain ? conditions.every(holds) : conditions.some(holds));
+  });
+  const said = matching.map(({ action, errnoRet }) => `${action} ${action === ERRNO ? errnoRet : ""}`.trim());
+  return said.includes(ALLOW) ? ALLOW : (said[0] ?? profile.defaultAction);
+}
+
+const condition = fc.record({
+  index: fc.constantFrom(0, 1, 2),
+  value: fc.constantFrom(1, 2, 40, 65, 262),
+  op: fc.constantFrom("SCMP_CMP_EQ", "SCMP_CMP_NE"),
+});
+const profile: fc.Arbitrary<SeccompProfile> = fc.record({
+  defaultAction: fc.constantFrom(ALLOW, ERRNO),
+  syscalls: fc.array(
+    fc.record({
+      names: fc.uniqueArray(fc.constantFrom(...NAMES), { minLength: 1 }),
+      action: fc.constant(ALLOW),
+      args: fc.array(condition, { maxLength: 3 }),
+    }),
+    { maxLength: 4 },
+  ),
+});
+const call = fc.tuple(
+  fc.constantFrom(...NAMES),
+  fc.array(fc.constantFrom(1, 2, 40, 65, 262), { minLength: 3, maxLength: 3 }),
+);
+
+const isNotCarried = (name: string, args: number[]): boolean =>
+  /^(landlock|io_uring)/.test(name) ||
+  (name === "prctl" && args[0] === 65) ||
+  (name === "socket" && args[2] === 262);
+
+describe("a profile without what a move does not carry", () => {
+  it("lets nothing through that it did not, and takes nothing else away", () => {
+    fc.assert(
+      fc.property(profile, call, (before, [name, args]) => {
+        const now = answer(withoutNotCarried(before), name, args);
+        if (!isNotCarried(name, args)) assert.equal(now, answer(before, name, args));
+        else if (answer(before, name, args) !== ALLOW) assert.notEqual(now, ALLOW);
+      }),
+      { numRuns: 2_000 },
+    );
+  });
+
+  it("refuses it as an older kernel does, whether the profile lists what is let through or what is not", () => {
+    for (const before of [
+      { defaultAction: ALLOW },
+      { defaultAction: ERRNO, syscalls: [{ names: NAMES, action: ALLOW }] },
+      // containerd's: no sockets of the hypervisor
+      {
+        defaultAction: ERRNO,
+        syscalls: [
+          { names: NAMES.filter((name) => name !== "socket"), action: ALLOW },
+          { names: ["socket"], action: ALLOW, args: [{ index: 0, value: 40, op: "SCMP_CMP_NE" }] },
+        ],
+      },
+    ]) {
+      const after = withoutNotCarried(before);
+      assert.equal(answer(after, "landlock_restrict_self", []), `${ERRNO} 38`);
+      assert.equal(answer(after, "io_uring_setup", []), `${ERRNO} 38`);
+      assert.equal(answer(after, "prctl", [65]), `${ERRNO} 22`);
+      assert.equal(answer(after, "prctl", [15]), ALLOW);
+      assert.equal(answer(after, "socket", [2, 1, 262]), `${ERRNO} 93`);
+      assert.equal(answer(after, "socket", [2, 1, 6]), ALLOW);
+      assert.equal(answer(after, "socket", [40, 1, 0]), answer(before, "socket", [40, 1, 0]));
+    }
+  });
+
+  it("leaves refused what was refused, with the error that it had", () => {
+    const before = {
+      defaultAction: ALLOW,
+      syscalls: [{ names: ["io_uring_setup", "read"], action: ERRNO, errnoRet: 1 }],
+    };
+    assert.equal(answer(withoutNotCarried(before), "io_uring_setup", []), `${ERRNO} 1`);
+    assert.equal(answer(withoutNotCarried(before), "read", []), `${ERRNO} 1`);
+    assert.deepEqual(withoutNotCarried(withoutNotCarried(before)), withoutNotCarried(before));
+  });
+});
+
+describe("the filter that runc keeps of a container", () => {
+  it("gets the same refusals, in its own numbers", () => {
+    const kept: KeptFilter = {
+      default_action: 2,
+      default_errno_ret: 1,
+      architectures: ["amd64"],
+      syscalls: [
+        { name: "prctl", action: 4, errnoRet: null, args: [] },
+        { name: "personality", action: 4, args: [{ index: 0, value: INT_MASK, value_two: 3, op: 7 }] },
+        { name: "landlock_create_ruleset", action: 4, args: null },
+      ],
+    };
+    assert.deepEqual(launchFilter(kept), {
+      ...kept,
+      syscalls: [
+        { name: "personality", action: 4, errnoRet: null, args: kept.syscalls?.[1]?.args },
+        { name: "landlock_create_ruleset", action: 2, errnoRet: 38, args: [] },
+        { name: "prctl", action: 4, errnoRet: null, args: [{ index: 0, value: 65, value_two: 0, op: 2 }] },
+        {
+          name: "prctl",
+          action: 2,
+          errnoRet: 22,
+          args: [{ index: 0, value: INT_MASK, value_two: 65, op: 7 }],
+        },
+      ],
+    });
+  });
+
+  it("is made where there was none", () => {
+    const { default_action, syscalls } = launchFilter(null);
+    assert.equal(default_action, 4);
+    assert.ok(syscalls?.some(({ name, action }) => name === "landlock_restrict_self" && action === 2));
+  });
+});
+
+describe("JSON of container runtimes", () => {
+  it("keeps integers of 64 bits as they are written", () => {
+    const text =
+      '{"soft":18446744073709551615,"hard":-9223372036854775808,"small":9007199254740991,"more":[0.5,1e3]}';
+    const value = parseExactJson(text) as { small: number };
+    assert.equal(value.small, Number.MAX_SAFE_INTEGER);
+    assert.equal(JSON.stringify(value), text.replace("1e3", "1000"));
+  });
+});
