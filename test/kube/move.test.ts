@@ -1,11 +1,14 @@
 /** Applications move between pods of a real cluster, and their clients notice nothing. */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { nodeBinary } from "../lab/lab.ts";
+import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { agentsOf, holdfast, inAgent, injectFault, logsOf, replaceAgent, startAgents } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
+import type { Image } from "./oci-archive.ts";
 
 const NODES = ["a", "b"];
 const APP_PORT = 9000;
@@ -43,12 +46,25 @@ const ECHO: Moved = {
   args: ["/app/echo.js"],
 };
 const WORKLOADS = [CHAT, ECHO];
+/** Go listens with MPTCP, which CRIU cannot dump, where it finds it. */
+const COUNTER: Moved = { ...ECHO, name: "counter", listen: 8082, args: [`0.0.0.0:${APP_PORT}`] };
+const COUNTER_IMAGE: Image = {
+  name: "localhost/holdfast/go-http:1",
+  contents: () => {
+    const server = join(projectRoot, ".cache/go-http");
+    execFileSync("go", ["build", "-o", server, join(projectRoot, "test/apps/go-http/main.go")], {
+      env: { ...process.env, CGO_ENABLED: "0", GOTOOLCHAIN: "local" },
+    });
+    return { files: { "/server": server } };
+  },
+  entrypoint: ["/server"],
+};
 
 /** As agents call it: it came with the pod on a. */
 const workloadOf = (name: string): string => `default.${name}-a`;
 
 /** A pod that waits for its application, as the webhook is to make it. */
-function pod({ name, nodePort, listen, command, args }: Moved, node: string): KubeObject {
+function pod({ name, nodePort, listen, command, args }: Moved, node: string, image = APPS.name): KubeObject {
   const volume = { name: "holdfast", mountPath: "/.holdfast" };
   const annotations = {
     "holdfast.dev/injected": "1",
@@ -72,7 +88,7 @@ function pod({ name, nodePort, listen, command, args }: Moved, node: string): Ku
       containers: [
         {
           name: "app",
-          image: APPS.name,
+          image,
           imagePullPolicy: "Never",
           command: ["/.holdfast/init", "-P", "--", ...(command ?? [])],
           ...(args === undefined ? {} : { args }),
@@ -131,7 +147,7 @@ describe("an application in a pod", () => {
   const loads: Load[] = [];
 
   before(async () => {
-    cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE] });
+    cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE, COUNTER_IMAGE] });
     const pods = WORKLOADS.flatMap((moved) => NODES.map((node) => pod(moved, node)));
     await cluster.apply(...pods, SERVICE);
     for (const { metadata } of pods)
@@ -361,6 +377,24 @@ describe("an application in a pod", () => {
       "the agent knows it no more",
       async () => !(await shownOn("a")).has("default.ending"),
     );
+  });
+
+  it("moves where it is a Go program that listens as the language does by default", async () => {
+    const pods = NODES.map((node) => pod(COUNTER, node, COUNTER_IMAGE.name));
+    await cluster.apply(...pods);
+    const workload = workloadOf(COUNTER.name);
+    await isServed(workload, "a");
+    const { address } = cluster.lab.place("a");
+    const count = async (): Promise<string> => {
+      const program = `process.stdout.write(await (await fetch("http://${address}:${COUNTER.listen}/count")).text())`;
+      const argv = [nodeBinary, "--input-type=module", "-e", program];
+      return (await cluster.lab.run("client", argv)).stdout;
+    };
+    assert.equal(await count(), "1 1");
+    await cluster.until("its standby waits", async () => (await restartsOf(`${COUNTER.name}-b`)) !== null);
+    const { status, stderr } = await holdfast(cluster, agents.get("a"), ["migrate", workload, "--to", "b"]);
+    if (status !== 0) await failedWithLogs(stderr);
+    assert.equal(await count(), "1 2");
   });
 
   /** What comes of a connection to its application's port, from a node. */
