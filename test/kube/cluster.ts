@@ -10,7 +10,7 @@
  * Several run beside each other. `close()` leaves nothing behind, and neither does what ends a laboratory otherwise.
  */
 import { execFileSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -81,7 +81,9 @@ export class Cluster {
   readonly #tools: KubeTools;
   readonly #images: string[];
   readonly #nodes = new Map<string, LabProcess>();
-  readonly #control: LabProcess[] = [];
+  /** by a test: their end is no surprise */
+  readonly #killed = new Set<LabProcess>();
+  readonly #control = new Map<string, { argv: string[]; process: LabProcess }>();
 
   constructor(lab: Lab, tools: KubeTools, images: string[]) {
     this.lab = lab;
@@ -203,6 +205,54 @@ export class Cluster {
     }
   }
 
+  // ---- what goes wrong ----
+
+  /** A part of the control plane, e.g. "kube-apiserver", until it is started again. */
+  async killControl(program: string): Promise<void> {
+    const { process } = this.#part(program);
+    this.#killed.add(process);
+    await process.stop("SIGKILL");
+  }
+
+  /** … as it was. */
+  startControl(program: string): void {
+    const part = this.#part(program);
+    part.process = this.lab.spawn("switch", part.argv, { name: program });
+  }
+
+  #part(program: string): { argv: string[]; process: LabProcess } {
+    const part = this.#control.get(program);
+    if (part === undefined) throw new Error(`no ${program} runs`);
+    return part;
+  }
+
+  /**
+   * kubelet and the container runtime of a node end by SIGKILL, and are started again when the returned function is called; the containers go
+   * on, as they do on a real node.
+   */
+  killDaemons(node: string): () => void {
+    const folder = join(this.lab.dir, `node-${node}`);
+    const down = join(folder, "daemons.down");
+    writeFileSync(down, "");
+    writeFileSync(join(folder, "daemons.kept"), "");
+    const inside = `cd "${folder}" && kill -KILL $(cat kubelet.pid) $(cat containerd.pid)`;
+    const pid = String(this.#firstProcess(node));
+    execFileSync("nsenter", ["--target", pid, "--pid", "--mount", "--", "sh", "-c", inside], {
+      stdio: "pipe",
+    });
+    return () => rmSync(down);
+  }
+
+  /** PID 1 of the node's own PID namespace, as this one numbers it. */
+  #firstProcess(node: string): number {
+    for (let pid = this.#nodes.get(node)?.pid ?? 0; ; ) {
+      const [child] = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ");
+      if (!child) throw new Error(`node ${node} does not run`);
+      pid = Number(child);
+      if (readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "catatonit") return pid;
+    }
+  }
+
   async close(): Promise<void> {
     // a node's processes end with its first one: the kernel takes its time over many
     await Promise.all([...this.#nodes.values()].map((node) => node.stop("SIGKILL", NODE_END_MS)));
@@ -289,9 +339,8 @@ export class Cluster {
   }
 
   #spawn(program: string, args: string[]): void {
-    this.#control.push(
-      this.lab.spawn("switch", [join(this.#tools.bin, program), ...args], { name: program }),
-    );
+    const argv = [join(this.#tools.bin, program), ...args];
+    this.#control.set(program, { argv, process: this.lab.spawn("switch", argv, { name: program }) });
   }
 
   #startNode(name: string): void {
@@ -339,8 +388,10 @@ export class Cluster {
   /** What has ended is why nothing comes. */
   #throwIfEnded(): void {
     if (this.lab.closing) throw new Error("the cluster is closed");
-    for (const one of [...this.#control, ...this.#nodes.values()])
-      if (one.exited) throw new Error(`a part of the cluster has ended:\n${one.stderr.slice(-2_000)}`);
+    const control = [...this.#control.values()].map(({ process }) => process);
+    for (const one of [...control, ...this.#nodes.values()])
+      if (one.exited && !this.#killed.has(one))
+        throw new Error(`a part of the cluster has ended:\n${one.stderr.slice(-2_000)}`);
   }
 
   #ask(

@@ -42,7 +42,21 @@ for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/p
   mount --bind "$shown" "$file"
 done
 
-containerd --config containerd.toml >containerd.log 2>&1 &
+# As a service manager: what has ended is started again, when `daemons.down` is gone; before `daemons.kept` is there what ends, ends for good.
+keep() {
+  name=$1
+  shift
+  while :; do
+    "$@" >>"$name.log" 2>&1 &
+    echo $! >"$name.pid"
+    wait $! || true
+    [ -e daemons.kept ] || exit 1
+    sleep 0.2
+    while [ -e daemons.down ]; do sleep 0.1; done
+  done
+}
+
+keep containerd containerd --config containerd.toml &
 socket=/run/containerd/containerd.sock
 until ctr -a "$socket" version >/dev/null 2>&1; do
   kill -0 $! || exit 1
@@ -51,7 +65,7 @@ done
 echo "containerd is ready"
 if [ -e kubelet.kubeconfig ]; then
   kube-proxy --config kube-proxy.yaml --hostname-override "$NODE" --v=1 >kube-proxy.log 2>&1 &
-  kubelet --config kubelet.yaml --kubeconfig kubelet.kubeconfig --hostname-override "$NODE" --node-ip "$ADDRESS" --root-dir /var/lib/kubelet --v=2 >kubelet.log 2>&1 &
+  keep kubelet kubelet --config kubelet.yaml --kubeconfig kubelet.kubeconfig --hostname-override "$NODE" --node-ip "$ADDRESS" --root-dir /var/lib/kubelet --v=2 &
 fi
 echo "$IMAGES" | while read -r image; do
   ctr -a "$socket" -n k8s.io images import --local "$image" >>import.log 2>&1 || { cat import.log >&2; exit 1; }

@@ -1,0 +1,192 @@
+/**
+ * What a move depends on is killed in each of its phases, in a real cluster with clients: none of them loses anything, the application is in one
+ * pod afterwards, and the Migration ends.
+ *
+ *   HOLDFAST_CHAOS=1 npm test -- test/kube/faults.test.ts    everything in every phase; without it some of each
+ */
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { agentsOf } from "./agents.ts";
+import type { KubeObject } from "./cluster.ts";
+import { HOLDFAST, migration, NAMESPACE, Stage, WEBHOOK_PORT } from "./stage.ts";
+
+type Phase = "Preparing" | "Moving" | "Adopting";
+const PHASES: Phase[] = ["Preparing", "Moving", "Adopting"];
+/** what is gone stays so for a while: long enough that others notice */
+const DOWN_MS = 1_500;
+const MIGRATIONS = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations`;
+
+interface Victim {
+  kill(stage: Stage, place: { source: string; target: string }): Promise<() => Promise<void>>;
+  /** those of `npm test` */
+  phases: Phase[];
+}
+
+const VICTIMS: Record<string, Victim> = {
+  "the controller": {
+    async kill(stage) {
+      await stage.controller.stop("SIGKILL");
+      return async () => stage.startController();
+    },
+    // in phase Moving: controller.test.ts
+    phases: ["Preparing"],
+  },
+  "the source's agent": { kill: (stage, { source }) => killAgent(stage, source), phases: [] },
+  "the target's agent": { kill: (stage, { target }) => killAgent(stage, target), phases: ["Moving"] },
+  "the API server": {
+    async kill({ cluster }) {
+      await cluster.killControl("kube-apiserver");
+      return async () => {
+        cluster.startControl("kube-apiserver");
+        await cluster.until("it answers", () => cluster.api("GET", "/readyz").then(() => true, isReadyText));
+      };
+    },
+    phases: ["Moving"],
+  },
+  "the store": {
+    async kill({ cluster: { lab } }) {
+      await lab.redis.stop();
+      return () => lab.redis.start();
+    },
+    phases: [],
+  },
+  "kubelet and the container runtime of the target": {
+    async kill({ cluster }, { target }) {
+      const restart = cluster.killDaemons(target);
+      return async () => {
+        restart();
+        await isReady(cluster, target);
+      };
+    },
+    // before the commit, and after it
+    phases: ["Preparing", "Adopting"],
+  },
+  "kubelet and the container runtime of the source": {
+    async kill({ cluster }, { source }) {
+      const restart = cluster.killDaemons(source);
+      return async () => {
+        restart();
+        await isReady(cluster, source);
+      };
+    },
+    phases: [],
+  },
+};
+
+/** Its kubelet has said so since it was started again: what it said before would be believed for 40 s. */
+async function isReady(cluster: Stage["cluster"], node: string): Promise<void> {
+  const since = Math.floor(Date.now() / 1_000) * 1_000;
+  await cluster.until(`kubelet of ${node} is back`, async () => {
+    const lease = await cluster.find(
+      `/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/${node}`,
+    );
+    return Date.parse(lease?.spec.renewTime) >= since;
+  });
+}
+
+/** It is no JSON, but an answer. */
+function isReadyText(error: unknown): boolean {
+  return error instanceof SyntaxError;
+}
+
+async function killAgent(stage: Stage, node: string): Promise<() => Promise<void>> {
+  const { cluster } = stage;
+  const { name } = (stage.agents.get(node) as KubeObject).metadata;
+  await cluster.kubectl(["-n", HOLDFAST, "delete", "pod", name, "--force", "--grace-period=0"]);
+  return async () => {
+    stage.agents = await agentsOf(cluster);
+  };
+}
+
+describe("a move with clients", () => {
+  let stage: Stage;
+  let count = 0;
+
+  before(async () => {
+    stage = await Stage.build();
+    await stage.cluster.kubectl(["uncordon", "b"]);
+    await stage.theOnlyPod("a");
+    await stage.startClients();
+    await stage.answered();
+  });
+  after(() => stage?.close());
+
+  const failed = (what: unknown): Promise<never> => stage.failedWithLogs(what);
+  const other = (node: string): string => (node === "a" ? "b" : "a");
+
+  /** null: the API server does not say */
+  async function statusOf(name: string): Promise<KubeObject["status"] | null> {
+    return (await stage.cluster.find(`${MIGRATIONS}/${name}`).catch(() => null))?.status ?? null;
+  }
+
+  function isIn(status: KubeObject["status"] | null, phase: Phase): boolean {
+    if (phase === "Moving") return status?.phase === "Moving" && status.move?.state === "Running";
+    return status?.phase === phase;
+  }
+
+  async function begin(): Promise<{ name: string; source: string; target: string }> {
+    const pod = await stage.theOnlyPod();
+    const source = String(pod.spec.nodeName);
+    await stage.load.mark();
+    await stage.answered();
+    const name = `fault-${++count}`;
+    const spec = { pod: pod.metadata.name, target: { node: other(source) }, attemptsMax: 5 };
+    await stage.cluster.apply(migration(name, spec));
+    return { name, source, target: other(source) };
+  }
+
+  /** The clients have noticed nothing, and the application is where the Migration says. */
+  async function isWhole(
+    name: string,
+    { source, target }: { source: string; target: string },
+  ): Promise<void> {
+    const { status } = await stage.ended(name);
+    await stage.answered().catch(failed);
+    await stage.nobodyIsLost().catch(failed);
+    const pod = await stage.theOnlyPod(status.phase === "Succeeded" ? target : source);
+    if (status.phase === "Succeeded") assert.equal(pod.metadata.name, status.target.pod);
+  }
+
+  for (const [what, { kill, phases }] of Object.entries(VICTIMS))
+    for (const phase of process.env.HOLDFAST_CHAOS === "1" ? PHASES : phases)
+      it(`loses nobody when ${what} is killed in phase ${phase}`, async () => {
+        const { name, ...place } = await begin();
+        let status: KubeObject["status"] | null = null;
+        await stage.cluster
+          .until(`it is in phase ${phase}`, async () => {
+            status = await statusOf(name);
+            return isIn(status, phase) || ["Succeeded", "Failed"].includes(status?.phase);
+          })
+          .catch(failed);
+        const revive = await kill(stage, place);
+        await sleep(DOWN_MS);
+        await revive();
+        await isWhole(name, place);
+        const end = await statusOf(name);
+        // a phase of some milliseconds may be over before it is seen: then this was a move without a fault
+        if (end?.phase !== "Succeeded") await failed(JSON.stringify(end));
+      });
+
+  it("loses nobody when a drain meets a webhook that is killed", async () => {
+    const { cluster } = stage;
+    const [first] = await stage.startWebhooks(2);
+    const pod = await stage.theOnlyPod();
+    const source = String(pod.spec.nodeName);
+    await stage.load.mark();
+    await stage.answered();
+    const drain = cluster.spawn("drain", [
+      ...["kubectl", "drain", source, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"],
+      "--pod-selector=app=chat",
+    ]);
+    await drain.waitFor(/will retry after 5s/, 60_000);
+    await first?.stop("SIGKILL");
+    await cluster.until("the drain is over", async () => drain.exited).catch(failed);
+    if (drain.child.exitCode !== 0) await failed(drain.stderr);
+    await stage.theOnlyPod(other(source));
+    await stage.answered();
+    await stage.nobodyIsLost();
+    await cluster.kubectl(["uncordon", source]);
+    await stage.startWebhook(WEBHOOK_PORT);
+  });
+});
