@@ -84,7 +84,11 @@ async function main(): Promise<void> {
   });
   const admin = createAdmin({
     metrics: createMetrics(() => (commands.proxy === null ? [] : [commands.proxy])),
-    health: () => commands.proxy && { role: commands.proxy.role, epoch: commands.proxy.epoch },
+    health: () => {
+      const { proxy } = commands;
+      if (proxy !== null) return { role: proxy.role, epoch: proxy.epoch };
+      return values.helped ? { role: "unconfigured" } : null; // one that waits for an agent is well
+    },
   });
 
   reserveDescriptors();
@@ -92,11 +96,11 @@ async function main(): Promise<void> {
   const before = process.umask(0o177);
   upstream.open(inbox);
   process.umask(before);
+  await listenUnix(control, path);
   const address = /^(.*):(\d+)$/.exec(httpPath);
   if (address === null) await listenUnix(admin, httpPath);
   else admin.listen({ host: (address[1] as string).replaceAll(/[[\]]/g, ""), port: Number(address[2]) });
   admin.on("error", (err) => log.error({ err }, "admin endpoint failed"));
-  await listenUnix(control, path);
   process.on("SIGTERM", () => {
     commands.proxy?.stop();
     exit("SIGTERM");

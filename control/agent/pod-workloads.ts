@@ -16,7 +16,7 @@ import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync
 import { join } from "node:path";
 import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
-import { socketPathProblem, type WorkloadConfig } from "../config/config.ts";
+import { hasSidecar, socketPathProblem, type WorkloadConfig } from "../config/config.ts";
 import {
   type InjectedPod,
   injectedPod,
@@ -236,6 +236,7 @@ export class PodWorkloads<Workload extends PodWorkload> {
     if (role === "owner" || moving !== null || owed !== null) return false;
     const config = workloadOf(pod, nodeAddress);
     if (config.start) return false; // an application of its own
+    if (hasSidecar(config)) return false; // its clients are connected to the pod before, and go with it
     const rest = (one: WorkloadConfig): string => JSON.stringify({ ...one, pod: null, start: null });
     if (rest(config) !== rest(workload.config)) return false;
     const { between: _, ...annotations } = pod.annotations;

@@ -82,6 +82,8 @@ interface ManifestOptions {
 interface InjectCommandOptions extends ManifestOptions {
   image: string;
   imagePullPolicy?: "Always" | "IfNotPresent" | "Never";
+  proxyImage?: string;
+  proxy: "node" | "sidecar";
 }
 
 interface CheckOptions extends ClientOptions {
@@ -128,6 +130,7 @@ The file:
   key: tls.key
   image: REGISTRY/holdfast/inside:1    # what is copied into pods
   imagePullPolicy: IfNotPresent
+  proxy: { image: REGISTRY/holdfast/control:1, default: node }   # what runs the proxy in pods, and whether it does where a pod says nothing
   admin: 0.0.0.0:9400                  # /healthz, /readyz, /metrics
   gateways: true                       # pods of Services with the label holdfast.dev/gateway: enabled are in gateway mode
   renewal: { namespace: holdfast, secret: holdfast-webhook, configuration: holdfast, names: [holdfast-webhook.holdfast.svc], days: 365 }
@@ -282,12 +285,19 @@ function build(around: Surroundings, done: (status: number) => void): Command {
         "Never",
       ]),
     )
+    .option("--proxy-image <image>", "what runs the proxy in pods, where it is to be there")
+    .addOption(
+      new Option("--proxy <where>", "of pods that do not say it")
+        .choices(["node", "sidecar"])
+        .default("node"),
+    )
     .addHelpText("after", `${INJECT_HELP}\n${EXIT_HELP}`)
     .action(async (options: InjectCommandOptions) => {
       const { injectManifest, MANIFEST_BYTES_MAX } = await import("./inject.ts");
-      const { image, imagePullPolicy = null } = options;
+      const { image, imagePullPolicy = null, proxyImage, proxy } = options;
+      const proxies = { image: proxyImage ?? null, default: proxy };
       const source = sourceOf(options, MANIFEST_BYTES_MAX);
-      done(await injectManifest(source, { image, imagePullPolicy }, around));
+      done(await injectManifest(source, { image, imagePullPolicy, proxy: proxies }, around));
     });
   manifest("uninject", "take out of manifests what inject has put in")
     .addHelpText("after", EXIT_HELP)

@@ -58,6 +58,8 @@ export interface PodConfig {
   cwd: string | null;
   /** null: whichever pod has that name */
   uid: string | null;
+  /** node: a process that the agent starts. sidecar: a container of the pod, without capabilities */
+  proxy: "node" | "sidecar";
 }
 
 export interface WorkloadConfig {
@@ -88,6 +90,11 @@ export interface WorkloadConfig {
 /** Its container has a network namespace of its own. */
 export function isToBeApart({ container, pod }: Pick<WorkloadConfig, "container" | "pod">): boolean {
   return pod !== null || (container?.network ?? null) !== null;
+}
+
+/** Its proxy is a container of its pod: in the application's network, and kubelet's to start and end. */
+export function hasSidecar({ pod }: Pick<WorkloadConfig, "pod">): boolean {
+  return pod?.proxy === "sidecar";
 }
 
 /** For all workloads of the agent together. */
@@ -401,13 +408,17 @@ function complete(config: File, fileName: string, keys: SharedKeys): Omit<AgentC
   };
 }
 
+function isListeningInPod({ pod }: FileWorkload): boolean {
+  return (pod?.listen ?? (pod?.proxy === "sidecar" ? "pod" : "node")) === "pod";
+}
+
 function downstreamOf({ downstream, vip }: FileWorkload): Downstream {
   return downstream ?? (vip === undefined ? "forward" : "takeover");
 }
 
 function completePod(pod: NonNullable<FileWorkload["pod"]>): PodConfig {
-  const { namespace, name, container, command = null, cwd = null, uid = null } = pod;
-  return { namespace, name, container, command, cwd, uid };
+  const { namespace, name, container, command = null, cwd = null, uid = null, proxy } = pod;
+  return { namespace, name, container, command, cwd, uid, proxy };
 }
 
 function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfig {
@@ -424,7 +435,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
     vip: one.vip === undefined ? null : { ...one.vip.address, device: one.vip.device },
     downstream: downstreamOf(one),
     listenAddress: one.vip?.address.address ?? nodeAddress,
-    listenIn: one.pod?.listen === "pod" && downstreamOf(one) === "forward" ? "container" : "node",
+    listenIn: isListeningInPod(one) && downstreamOf(one) === "forward" ? "container" : "node",
     outbound: one.outbound,
     restart: one.restart,
     stopSignal: one.stopSignal,

@@ -173,23 +173,30 @@ const container = z.strictObject(
   "expected a container, as { command: [node, server.js], rootfs: host }",
 );
 
-const pod = z.strictObject(
-  {
-    namespace: text("expected a namespace").default("default"),
-    name: text("expected the name of a pod on this node"),
-    container: text("expected the name of a container of that pod"),
-    command: list(
-      text("expected a word of the command"),
-      "expected a command as a list of words",
-      1,
-      1_000,
-    ).optional(),
-    cwd: path("the working directory").optional(),
-    uid: text("expected the uid of a pod").optional(),
-    listen: oneOf("node", "pod").default("node"),
-  },
-  "expected a pod, as { name: chat-a, container: app, command: [node, server.js] }",
-);
+const pod = z
+  .strictObject(
+    {
+      namespace: text("expected a namespace").default("default"),
+      name: text("expected the name of a pod on this node"),
+      container: text("expected the name of a container of that pod"),
+      command: list(
+        text("expected a word of the command"),
+        "expected a command as a list of words",
+        1,
+        1_000,
+      ).optional(),
+      cwd: path("the working directory").optional(),
+      uid: text("expected the uid of a pod").optional(),
+      /** default: node; where the proxy is in the pod: pod */
+      listen: oneOf("node", "pod").optional(),
+      proxy: oneOf("node", "sidecar").default("node"),
+    },
+    "expected a pod, as { name: chat-a, container: app, command: [node, server.js] }",
+  )
+  .refine(({ listen, proxy }) => proxy === "node" || listen !== "node", {
+    path: ["listen"],
+    message: "expected pod, as a proxy in the pod cannot listen at the node",
+  });
 
 /** RFC 9110, section 5.6.2; names of fields and of cookies (RFC 6265, 4.1.1), and subprotocols (RFC 6455, 4.1) are such */
 function token(what: string) {

@@ -14,6 +14,8 @@ export interface WebhookFile {
   /** what is copied into pods */
   image: string;
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
+  /** what runs the proxy in pods, and where it is in those that say nothing of it; null: never in a pod */
+  proxy: { image: string; default: "node" | "sidecar" } | null;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
   /** who renews the certificate; null: somebody else */
@@ -48,6 +50,7 @@ const DRAIN_MS_MAX = 60_000;
 const pemFile = z.string("expected the path of a PEM file").min(1, "expected the path of a PEM file");
 const IMAGE_EXPECTED = "expected the name of an image, as registry.example/holdfast/inside:1";
 
+const image = z.string(IMAGE_EXPECTED).regex(/^[\w.:/@-]{1,500}$/, IMAGE_EXPECTED);
 const NAME_EXPECTED = "expected the name of an object in Kubernetes";
 const object = z.string(NAME_EXPECTED).regex(/^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/, NAME_EXPECTED);
 const DAYS_MAX = 3_650;
@@ -68,8 +71,14 @@ const webhookSchema = z.strictObject(
     listen: endpoint,
     certificate: pemFile,
     key: pemFile,
-    image: z.string(IMAGE_EXPECTED).regex(/^[\w.:/@-]{1,500}$/, IMAGE_EXPECTED),
+    image,
     imagePullPolicy: oneOf("Always", "IfNotPresent", "Never").optional(),
+    proxy: z
+      .strictObject(
+        { image, default: oneOf("node", "sidecar").default("node") },
+        "expected the proxy, as { image: registry.example/holdfast/control:1, default: node }",
+      )
+      .optional(),
     admin: endpoint.optional(),
     renewal: renewal.optional(),
     gateways: truth.default(false),
@@ -90,6 +99,7 @@ export function parseWebhookConfig(contents: string, fileName: string): WebhookF
     key,
     admin,
     imagePullPolicy,
+    proxy = null,
     renewal = null,
     ...rest
   } = parseFile(webhookSchema, contents, fileName);
@@ -100,6 +110,7 @@ export function parseWebhookConfig(contents: string, fileName: string): WebhookF
     certificate: beside(fileName, certificate),
     key: beside(fileName, key),
     imagePullPolicy: imagePullPolicy ?? null,
+    proxy,
     admin: admin ?? null,
     renewal,
   };

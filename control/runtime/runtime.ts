@@ -117,6 +117,16 @@ export interface SandboxPlan {
   standby(options: StandbyOptions, populate?: (layer: string) => Promise<void>): Promise<Sandbox>;
 }
 
+/** A proxy that is a container beside the application's, in the same network. */
+export interface Sidecar {
+  /** PID 1 of its container, which is the proxy */
+  process: ProcessIdentity;
+  /** host path of its Unix socket */
+  socketPath: string;
+  /** of the network that it shares with the application: where proxies of other nodes reach it */
+  address: string;
+}
+
 export interface Runtime {
   /** who starts an application again that has ended */
   readonly supervisor: "agent";
@@ -125,6 +135,8 @@ export interface Runtime {
   readonly version: string;
   /** @throws HoldfastError `BUNDLE_INVALID`, `ROOTFS_MISSING` */
   plan(config: WorkloadConfig): Promise<SandboxPlan>;
+  /** null: it does not run yet, or not now; or there are no such containers here */
+  sidecar(config: WorkloadConfig): Promise<Sidecar | null>;
   /** One on record, alive or not. */
   find(ref: SandboxRef): Sandbox;
   /**

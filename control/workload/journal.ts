@@ -51,7 +51,10 @@ const journalSchema = z.looseObject({
   container: containerSchema.nullable().default(null),
   /** root of the application's tree; null: not looked for yet, or none */
   application: processSchema.nullable().default(null),
-  proxy: z.looseObject({ process: processSchema, socketPath: z.string() }).nullable().default(null),
+  proxy: z
+    .looseObject({ process: processSchema, socketPath: z.string(), isSidecar: z.boolean().default(false) })
+    .nullable()
+    .default(null),
   /** forward: nodes whose proxies hold clients of this workload */
   anchors: z.array(z.string()).default([]),
   moving: movingSchema.nullable().default(null),

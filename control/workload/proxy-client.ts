@@ -1,6 +1,6 @@
 /**
  * The proxy of one workload on this node: a process of its own, so that the clients' sockets outlive an agent that dies.
- * Started detached, spoken to over its Unix socket, found again by a later agent.
+ * Started detached, or a container of the application's pod; spoken to over its Unix socket, found again by a later agent.
  */
 import { spawn } from "node:child_process";
 import { closeSync, openSync, writeFileSync } from "node:fs";
@@ -11,8 +11,11 @@ import { Channel } from "#proxy/contract/channel.ts";
 import type { HandedMessage, ProxyCommands } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import { LEGS_CALL } from "#proxy/contract/privileged-steps.ts";
 import { sendDescriptors } from "#proxy/kernel/descriptor-passing.ts";
 import { identify, isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
+import type { Sidecar } from "../runtime/runtime.ts";
+import { LegPrivileges } from "./leg-privileges.ts";
 
 /** A node with both its CPUs busy takes 16 s and more for it; one that fails ends, and is not waited for. */
 const START_MS_MAX = 60_000;
@@ -31,6 +34,8 @@ const PRIVILEGES = [
 export interface ProxyRecord {
   process: ProcessIdentity;
   socketPath: string;
+  /** kubelet's, and without capabilities: this agent takes the steps for it that need some */
+  isSidecar: boolean;
 }
 
 export class ProxyClient {
@@ -68,7 +73,7 @@ export class ProxyClient {
     child.unref();
     const spawned = await identify(child.pid ?? -1);
     if (spawned !== null) {
-      onSpawn({ process: spawned, socketPath });
+      onSpawn({ process: spawned, socketPath, isSidecar: false });
       for (const procs of groups) writeFileSync(procs, String(spawned.pid));
     }
     const deadline = Date.now() + START_MS_MAX;
@@ -76,7 +81,10 @@ export class ProxyClient {
       const socket = await tryConnect(socketPath);
       const process = socket === null ? null : await identify(child.pid ?? -1);
       if (socket !== null && process !== null)
-        return new ProxyClient({ process, socketPath }, new Channel(socket, { name: "proxy" }));
+        return new ProxyClient(
+          { process, socketPath, isSidecar: false },
+          new Channel(socket, { name: "proxy" }),
+        );
       if (ended !== null || Date.now() > deadline) {
         throw fail("PROXY_START", `the proxy did not start: ${ended ?? "no answer"}; see ${logFile}`);
       }
@@ -84,11 +92,30 @@ export class ProxyClient {
     }
   }
 
-  /** Connects to a proxy that an earlier agent started. null: it has ended. */
+  /** Connects to a container of the application's pod. null: it does not listen yet, or has ended */
+  static of({ process, socketPath }: Sidecar): Promise<ProxyClient | null> {
+    return ProxyClient.find({ process, socketPath, isSidecar: true });
+  }
+
+  /** Connects to a proxy that an earlier agent started or found. null: it has ended. */
   static async find(record: ProxyRecord): Promise<ProxyClient | null> {
     if (!(await isSameProcess(record.process))) return null;
     const socket = await tryConnect(record.socketPath);
-    return socket === null ? null : new ProxyClient(record, new Channel(socket, { name: "proxy" }));
+    if (socket === null) return null;
+    if (!record.isSidecar) return new ProxyClient(record, new Channel(socket, { name: "proxy" }));
+    let privileges: LegPrivileges;
+    try {
+      privileges = await LegPrivileges.of(record.process);
+    } catch {
+      socket.destroy();
+      return null; // it has ended
+    }
+    const channel = new Channel(socket, {
+      name: "proxy",
+      handlers: { [LEGS_CALL]: privileges.handler },
+    });
+    void channel.closed.then(() => privileges.close());
+    return new ProxyClient(record, channel);
   }
 
   get isOpen(): boolean {
@@ -123,12 +150,18 @@ export class ProxyClient {
     this.#channel.close();
   }
 
-  /** Ends the process, with an RST to every client it still has. */
+  /** Ends the process, with an RST to every client it still has; a sidecar stays, with nothing. */
   async stop(): Promise<void> {
     if (this.#channel.isOpen) await this.command("stop", {}).catch(() => {});
     this.#channel.close();
-    await endProcess(this.record.process);
+    if (!this.record.isSidecar) await endProcess(this.record.process);
   }
+}
+
+/** Of a proxy that nobody is connected to: as {@link ProxyClient.stop}, but it is not waited for. */
+export async function endProxy(record: ProxyRecord, graceMs?: number): Promise<void> {
+  if (record.isSidecar) await (await ProxyClient.find(record))?.stop();
+  else await endProcess(record.process, graceMs);
 }
 
 /** Waits for a process to end, and makes it. */

@@ -1,10 +1,11 @@
 /**
- * The proxy of a workload on this node: started, found again by the next agent, given its keys and its way to the application, and
- * replaced when it ends outside of a move.
+ * The proxy of a workload on this node: started, or found in the application's pod, found again by the next agent, given its keys and its
+ * way to the application, and replaced when it ends outside of a move.
  */
 import { randomBytes } from "node:crypto";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import {
   CONTAINER_PORT_FIRST,
@@ -12,18 +13,22 @@ import {
   type ListSessions,
   type SessionInfo,
   type SessionPage,
+  SIDECAR_FOLDER,
+  SIDECAR_NAME,
 } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { joinKeys, linkKeysOf, type SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
-import { isToBeApart, type WorkloadConfig } from "../config/config.ts";
+import { hasSidecar, isToBeApart, type WorkloadConfig } from "../config/config.ts";
 import { proxyLimitsOf } from "../config/limits.ts";
 import { leadClients } from "../runtime/led-clients.ts";
 import { hasOwnNetwork, makeHandedSockets } from "../runtime/network-namespace.ts";
+import type { Runtime } from "../runtime/runtime.ts";
 import type { SharedKeyRing } from "./context.ts";
 import type { Journal } from "./journal.ts";
-import { endProcess, ProxyClient } from "./proxy-client.ts";
+import { endProxy, ProxyClient } from "./proxy-client.ts";
 
 /** Whose proxy it is. */
 export interface ProxyHost {
@@ -36,6 +41,7 @@ export interface ProxyHost {
     readonly ring: SharedKeyRing;
     readonly gatewayRing: SharedKeyRing;
     readonly proxyGroups: readonly string[];
+    readonly runtime: Pick<Runtime, "sidecar">;
     readonly log: Logger;
   };
   /** of its own on this node */
@@ -47,6 +53,18 @@ export interface ProxyHost {
 }
 
 const SESSIONS_PAGE = 1_000;
+/** kubelet waits for it before it starts the application's container, so it is there, but for one that has just ended */
+const SIDECAR_MS_MAX = 30_000;
+const SIDECAR_RETRY_MS = 100;
+/** where kubelet waits longer each time before it starts one again that ends */
+const REPLACE_AGAIN_MS = 1_000;
+
+interface FoundProxy {
+  proxy: ProxyClient;
+  /** where other proxies' links arrive */
+  linkAddress: string;
+  spillDir: string;
+}
 
 export class ProxyKeeper {
   readonly #host: ProxyHost;
@@ -72,21 +90,17 @@ export class ProxyKeeper {
     if (proxy === null) return;
     const found = await ProxyClient.find(proxy);
     if (found !== null) this.#use(found);
-    else await endProcess(proxy.process, 0); // it never came so far as to listen
+    else await endProxy(proxy, 0); // it never came so far as to listen
   }
 
+  /** @throws HoldfastError `PROXY_START` */
   async start(): Promise<ProxyClient> {
-    const { name, config, context, folder } = this.#host;
-    const proxy = await ProxyClient.start(
-      join(folder, "proxy.sock"),
-      join(folder, "proxy.log"),
-      (record) => this.#host.record({ proxy: record }),
-      context.proxyGroups,
-    );
+    const { name, config, context } = this.#host;
+    const { proxy, linkAddress, spillDir } = hasSidecar(config)
+      ? await this.#findSidecar()
+      : await this.#startProcess();
     this.#use(proxy);
     this.#host.record({ proxy: proxy.record });
-    const spillDir = join(folder, "spill");
-    mkdirSync(spillDir, { recursive: true, mode: 0o700 });
     const configure: Configure = {
       workload: name,
       node: context.node,
@@ -96,7 +110,7 @@ export class ProxyKeeper {
       listenIn: config.listenIn,
       listenDevice: config.vip?.device ?? null,
       ports: config.ports,
-      linkAddress: context.host,
+      linkAddress,
       links: context.links,
       spillDir,
       limits: proxyLimitsOf(config.limits),
@@ -106,6 +120,41 @@ export class ProxyKeeper {
     this.#keysTold = { proxy, keys };
     await this.handNetwork();
     return proxy;
+  }
+
+  async #startProcess(): Promise<FoundProxy> {
+    const { context, folder } = this.#host;
+    const proxy = await ProxyClient.start(
+      join(folder, "proxy.sock"),
+      join(folder, "proxy.log"),
+      (record) => this.#host.record({ proxy: record }),
+      context.proxyGroups,
+    );
+    const spillDir = join(folder, "spill");
+    mkdirSync(spillDir, { recursive: true, mode: 0o700 });
+    return { proxy, linkAddress: context.host, spillDir };
+  }
+
+  /** kubelet has started it before the application's container; one that has ended it starts again. */
+  async #findSidecar(): Promise<FoundProxy> {
+    const { name, config, context } = this.#host;
+    const deadline = performance.now() + SIDECAR_MS_MAX;
+    for (;;) {
+      const sidecar = await context.runtime.sidecar(config);
+      const proxy = sidecar === null ? null : await ProxyClient.of(sidecar);
+      if (sidecar !== null && proxy !== null) {
+        // what an agent that died has left there
+        await proxy.command("stop", {});
+        return { proxy, linkAddress: sidecar.address, spillDir: SIDECAR_FOLDER };
+      }
+      if (performance.now() > deadline)
+        throw fail(
+          "PROXY_START",
+          `container ${SIDECAR_NAME} of the pod of ${name} does not answer: look at its log`,
+          { retryable: true },
+        );
+      await delay(SIDECAR_RETRY_MS);
+    }
   }
 
   /** It is no longer looked after: its end is no accident. */
@@ -120,7 +169,7 @@ export class ProxyKeeper {
     const { proxy: record } = this.#host.journal;
     const proxy = this.leave();
     if (proxy !== null) await proxy.stop();
-    else if (record !== null) await endProcess(record.process, 0);
+    else if (record !== null) await endProxy(record, 0);
   }
 
   /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. */
@@ -152,7 +201,8 @@ export class ProxyKeeper {
     if (proxy?.isOpen) await this.handNetwork();
     else proxy = await this.start();
     const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
-    await this.#leadClients();
+    // a sidecar cannot turn clients away before the release
+    if (!proxy.record.isSidecar) await this.#leadClients();
     return result.link;
   }
 
@@ -176,6 +226,7 @@ export class ProxyKeeper {
         const { result } = await proxy.command<"status", { role: string }>("status", {});
         if (from.includes(result.role)) throw error; // else it had done so before
       });
+      if (proxy.record.isSidecar) await this.#leadClients();
     } catch (error) {
       // its sessions are lost; the application is not, and its next clients need not be
       const { name, context } = this.#host;
@@ -217,7 +268,8 @@ export class ProxyKeeper {
 
   /** The application is in a network namespace of its own. Of the container there is, whatever the configuration says by now. */
   get #isApart(): boolean {
-    const { container } = this.#host.journal;
+    const { container, proxy } = this.#host.journal;
+    if (proxy?.isSidecar ?? hasSidecar(this.#host.config)) return false; // it is in there, too
     const isApart = container === null ? null : hasOwnNetwork(container.init.pid);
     return isApart ?? isToBeApart(this.#host.config);
   }
@@ -291,10 +343,23 @@ export class ProxyKeeper {
     if (again !== null) return this.#use(again);
     const { name, context, journal } = this.#host;
     context.log.error({ workload: name, pid: proxy.record.process.pid }, "the proxy has ended");
-    if (journal.role === "owner") await this.replace(journal.epoch);
+    if (journal.role === "owner") await this.#replaceEnded(proxy);
     else {
       this.#client = null;
       this.#host.record({ role: "none", proxy: null });
+    }
+  }
+
+  async #replaceEnded(proxy: ProxyClient): Promise<void> {
+    for (;;) {
+      try {
+        return await this.replace(this.#host.journal.epoch);
+      } catch (error) {
+        if (!proxy.record.isSidecar || this.#host.isProxyExpectedToEnd) throw error;
+        if (this.#host.journal.role !== "owner" || this.#client !== null) throw error;
+        this.#warn("find the sidecar", error);
+        await delay(REPLACE_AGAIN_MS);
+      }
     }
   }
 

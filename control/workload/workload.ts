@@ -31,7 +31,7 @@ import { Obstacle } from "./obstacle.ts";
 import { Output } from "./output.ts";
 import { OwnerWatch } from "./owner-watch.ts";
 import { checkMove } from "./preflight/preflight.ts";
-import { endProcess, type ProxyClient } from "./proxy-client.ts";
+import { endProxy, type ProxyClient } from "./proxy-client.ts";
 import { ProxyKeeper } from "./proxy-keeper.ts";
 import { readRestartConfig } from "./restart-config.ts";
 import { Registry } from "./session-registry.ts";
@@ -474,7 +474,7 @@ export class Workload {
       await proxy
         .command("retire", { epoch, owner: this.downstream === "forward" ? owner : null })
         .catch((error: unknown) => this.#warn("retire", error));
-    else if (proxyRecord !== null) await endProcess(proxyRecord.process, 0);
+    else if (proxyRecord !== null) await endProxy(proxyRecord, 0);
     if (this.downstream !== "forward") {
       this.vip?.remove();
       proxy?.disconnect();
@@ -492,7 +492,7 @@ export class Workload {
     });
     await told;
     if (!stays && proxyRecord !== null)
-      await endProcess(proxyRecord.process).catch((error: unknown) => this.#warn("end the proxy", error));
+      await endProxy(proxyRecord).catch((error: unknown) => this.#warn("end the proxy", error));
     await sandbox?.destroy().catch((error: unknown) => this.#warn("remove the container", error));
   }
 

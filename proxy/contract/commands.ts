@@ -118,6 +118,13 @@ export interface TakeNetwork {
   token: string;
 }
 
+/** Where a proxy that is a container of the application's pod has its sockets, and spills to. */
+export const SIDECAR_FOLDER = "/run/holdfast";
+export const SIDECAR_SOCKET = `${SIDECAR_FOLDER}/proxy.sock`;
+/** … its name there, and the port of its `/healthz`, `/readyz` and `/metrics` */
+export const SIDECAR_NAME = "holdfast-proxy";
+export const SIDECAR_HTTP_PORT = 15_899;
+
 /** Where the proxy listens with `listenIn: container`: the ports that clients come to may be the application's own. */
 export const CONTAINER_PORT_FIRST = 15_900;
 
@@ -130,7 +137,7 @@ export interface Configure {
   /** where clients connect: VIP or node address; gateway: nobody does */
   listenAddress: string;
   /**
-   * container: clients come to the application's network (`network: own`), where they are led to {@link CONTAINER_PORT_FIRST} and
+   * container: clients come to the application's network, where they are led to {@link CONTAINER_PORT_FIRST} and
    * the ports after it, one for each of `ports`. Absent: node
    */
   listenIn?: "node" | "container" | undefined;

@@ -79,6 +79,7 @@ const EVERYTHING_ELSE = {
   logLevel: "debug",
   webhook: {
     replicas: 1,
+    proxy: "sidecar",
     failurePolicy: "Fail",
     timeoutSeconds: 2,
     excludedNamespaces: ["monitoring"],

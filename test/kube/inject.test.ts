@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { request } from "node:http";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { inject, uninject } from "#control/kubernetes/inject/inject.ts";
+import { type InjectOptions, inject, uninject } from "#control/kubernetes/inject/inject.ts";
 import type { Pod } from "#control/kubernetes/inject/pod.ts";
 import { issueCertificate } from "#control/kubernetes/webhook/issue.ts";
 import { podShapes } from "#test/support/pod-shapes.ts";
@@ -11,11 +11,15 @@ import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { holdfast, logsOf } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
-import { AGENT, APPS, INSIDE } from "./images.ts";
+import { AGENT, APPS, CONTROL, INSIDE } from "./images.ts";
 
 const NAMESPACE = "holdfast";
 const CHART = join(projectRoot, "charts/holdfast");
-const OPTIONS = { image: INSIDE.name, imagePullPolicy: "Never" } as const;
+const OPTIONS: InjectOptions = {
+  image: INSIDE.name,
+  imagePullPolicy: "Never",
+  proxy: { image: CONTROL.name, default: "node" },
+};
 const CONFIGURATION = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast";
 const WEBHOOK = "app.kubernetes.io/component=webhook";
 const DAY_MS = 86_400_000;
@@ -179,7 +183,7 @@ describe("the chart in a cluster", () => {
   }
 
   it("lets into a namespace with Pod Security restricted what it let in before, and nothing else", async () => {
-    for (const shape of ["restricted", "restricted-by-container", "restricted-by-image"]) {
+    for (const shape of ["restricted", "restricted-by-container", "restricted-by-image", "sidecar"]) {
       const answer = await tryPod("restricted", podOf(shape));
       assert.equal(answer.status, 201, JSON.stringify(answer.object));
       assert.ok(isInjected(answer));

@@ -3,11 +3,12 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { type InjectOptions, inject } from "#control/kubernetes/inject/inject.ts";
 import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { agentsOf, holdfast, inAgent, injectFault, logsOf, replaceAgent, startAgents } from "./agents.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
-import { AGENT, APPS, INSIDE } from "./images.ts";
+import { AGENT, APPS, CONTROL, INSIDE } from "./images.ts";
 import type { Image } from "./oci-archive.ts";
 
 const NODES = ["a", "b"];
@@ -25,6 +26,8 @@ interface Moved {
   /** absent: the entrypoint of its image */
   command?: string[];
   args?: string[];
+  /** its proxy is a container of its pod */
+  sidecar?: boolean;
 }
 
 /** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`. */
@@ -45,7 +48,6 @@ const ECHO: Moved = {
   sessions: 10,
   args: ["/app/echo.js"],
 };
-const WORKLOADS = [CHAT, ECHO];
 /** Go listens with MPTCP, which CRIU cannot dump, where it finds it. */
 const COUNTER: Moved = { ...ECHO, name: "counter", listen: 8082, args: [`0.0.0.0:${APP_PORT}`] };
 const COUNTER_IMAGE: Image = {
@@ -59,12 +61,54 @@ const COUNTER_IMAGE: Image = {
   },
   entrypoint: ["/server"],
 };
+const SIDE: Moved = { ...CHAT, name: "side", nodePort: 30081, sidecar: true };
+const WORKLOADS = [CHAT, ECHO, SIDE];
 
 /** As agents call it: it came with the pod on a. */
 const workloadOf = (name: string): string => `default.${name}-a`;
 
+const INJECT: InjectOptions = {
+  image: INSIDE.name,
+  imagePullPolicy: "Never",
+  proxy: { image: CONTROL.name, default: "sidecar" },
+};
+
+/** The same, as it is injected; its proxy is in it. */
+function sidecarPod({ name, listen, command }: Moved, node: string): KubeObject {
+  const standby = { "holdfast.dev/standby": "true", "holdfast.dev/workload": workloadOf(name) };
+  const outcome = inject(
+    {
+      apiVersion: "v1",
+      kind: "Pod",
+      metadata: {
+        ...{ name: `${name}-${node}`, namespace: "default", labels: { app: name } },
+        annotations: { "holdfast.dev/ports": `${listen}:${APP_PORT}`, ...(node === "a" ? {} : standby) },
+      },
+      spec: {
+        nodeName: node,
+        terminationGracePeriodSeconds: 0,
+        containers: [
+          {
+            ...{ name: "app", image: APPS.name, imagePullPolicy: "Never", command },
+            env: [
+              { name: "HOST", value: "0.0.0.0" },
+              { name: "PORT", value: String(APP_PORT) },
+            ],
+            readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
+          },
+        ],
+      },
+    },
+    INJECT,
+  );
+  assert.ok(outcome.kind === "injected");
+  return outcome.pod as KubeObject;
+}
+
 /** A pod that waits for its application, as the webhook is to make it. */
-function pod({ name, nodePort, listen, command, args }: Moved, node: string, image = APPS.name): KubeObject {
+function pod(moved: Moved, node: string, image = APPS.name): KubeObject {
+  if (moved.sidecar === true) return sidecarPod(moved, node);
+  const { name, nodePort, listen, command, args } = moved;
   const volume = { name: "holdfast", mountPath: "/.holdfast" };
   const annotations = {
     "holdfast.dev/injected": "1",
@@ -123,17 +167,19 @@ const ENDING: KubeObject = (() => {
   return made;
 })();
 
-/** Leads to whichever of chat's pods is ready. */
-const SERVICE: KubeObject = {
-  apiVersion: "v1",
-  kind: "Service",
-  metadata: { name: CHAT.name },
-  spec: {
-    type: "NodePort",
-    selector: { app: CHAT.name },
-    ports: [{ port: 80, targetPort: CHAT.listen, nodePort: CHAT.nodePort }],
-  },
-};
+/** Leads to whichever of its pods is ready. */
+function serviceOf({ name, listen, nodePort }: Moved): KubeObject {
+  return {
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name },
+    spec: {
+      type: "NodePort",
+      selector: { app: name },
+      ports: [{ port: 80, targetPort: listen, nodePort }],
+    },
+  };
+}
 
 interface Shown {
   name: string;
@@ -149,7 +195,7 @@ describe("an application in a pod", () => {
   before(async () => {
     cluster = await createCluster({ nodes: NODES, images: [AGENT, APPS, INSIDE, COUNTER_IMAGE] });
     const pods = WORKLOADS.flatMap((moved) => NODES.map((node) => pod(moved, node)));
-    await cluster.apply(...pods, SERVICE);
+    await cluster.apply(...pods, serviceOf(CHAT), serviceOf(SIDE));
     for (const { metadata } of pods)
       await cluster.until(`pod ${metadata.name} runs`, async () => {
         const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
@@ -395,6 +441,39 @@ describe("an application in a pod", () => {
     const { status, stderr } = await holdfast(cluster, agents.get("a"), ["migrate", workload, "--to", "b"]);
     if (status !== 0) await failedWithLogs(stderr);
     assert.equal(await count(), "1 2");
+  });
+
+  it("has its proxy back where that ends in its pod", async () => {
+    await loads[WORKLOADS.indexOf(SIDE)]?.stop();
+    const runs = async (): Promise<number | null> => {
+      const found = await cluster.find("/api/v1/namespaces/default/pods/side-a");
+      const all: { name: string; state: object; restartCount: number }[] =
+        found?.status?.initContainerStatuses ?? [];
+      const proxy = all.find(({ name }) => name === "holdfast-proxy");
+      return proxy !== undefined && "running" in proxy.state ? proxy.restartCount : null;
+    };
+    const before = (await runs()) ?? 0;
+    const journal = `/var/lib/holdfast/workloads/${workloadOf(SIDE.name)}/journal.json`;
+    const program = `const { proxy } = JSON.parse(require("fs").readFileSync("${journal}"));
+      process.kill(proxy.process.pid, "SIGKILL");`;
+    await inAgent(cluster, agents.get("a"), ["/holdfast/node_modules/node/bin/node", "-e", program]);
+    await cluster.until("kubelet starts it again", async () => (await runs()) === before + 1);
+    const target = { address: cluster.lab.place("a").address, port: SIDE.nodePort as number };
+    const isOpen = async (): Promise<boolean> =>
+      (await knock("client", target.address, target.port)) === "open";
+    await cluster.until("clients come in", isOpen).catch(failedWithLogs);
+    // who comes by the other pod is forwarded, as soon as that is told where to
+    let load: Load | null = null;
+    const begun = async (): Promise<boolean> => {
+      const started = startLoad(cluster.lab, SIDE.kind, { target, sessions: 1, intervalMs: 20 });
+      load = await started.catch(() => null);
+      return load !== null;
+    };
+    await cluster.until("they are served", begun).catch(failedWithLogs);
+    const { messages } = load as unknown as Load;
+    const isAnswered = async (): Promise<boolean> => (load?.messages ?? 0) >= messages + ANSWERS;
+    await cluster.until("they are answered", isAnswered).catch(failedWithLogs);
+    await (load as unknown as Load).stop();
   });
 
   /** What comes of a connection to its application's port, from a node. */

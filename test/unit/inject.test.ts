@@ -14,7 +14,11 @@ import { ANNOTATION_BYTES_MAX } from "#control/kubernetes/inject/obstacles.ts";
 import { type Container, type Pod, podSchema } from "#control/kubernetes/inject/pod.ts";
 import { applied, type Expected, type PodShape, podShapes } from "#test/support/pod-shapes.ts";
 
-const OPTIONS: InjectOptions = { image: "localhost/holdfast/inside:1", imagePullPolicy: "IfNotPresent" };
+const OPTIONS: InjectOptions = {
+  image: "localhost/holdfast/inside:1",
+  imagePullPolicy: "IfNotPresent",
+  proxy: { image: "localhost/holdfast/control:1", default: "node" },
+};
 const PATCH_BYTES_MAX = 2_600;
 
 function injected(pod: Pod): Pod {
@@ -212,7 +216,7 @@ describe("injection", () => {
     holds((pod) => {
       const others = ({ spec }: Pod) =>
         [...spec.containers, ...(spec.initContainers ?? [])].filter(
-          ({ name }) => !["holdfast", "app", "chat", "db"].includes(name),
+          ({ name }) => !["holdfast", "holdfast-proxy", "app", "chat", "db"].includes(name),
         );
       assert.deepEqual(others(injected(pod)), others(pod));
     });

@@ -28,11 +28,14 @@ describe("a pod that was injected", () => {
     assert.equal(config.restart, "always");
     assert.deepEqual(config.pod, {
       ...{ namespace: "default", name: "chat-a", uid: "1", container: "app" },
-      ...{ command: ["node", "server.js"], cwd: null },
+      ...{ command: ["node", "server.js"], cwd: null, proxy: "node" },
     });
     assert.deepEqual([config.listenIn, config.listenAddress], ["node", ADDRESS]);
     assert.equal(workloadOf(pod({ listen: "pod" }), ADDRESS).listenIn, "container");
     assert.equal(workloadOf(pod({ listen: "pod", mode: "gateway" }), ADDRESS).listenIn, "node");
+    const sidecar = workloadOf(pod({ proxy: "sidecar" }), ADDRESS);
+    assert.deepEqual([sidecar.pod?.proxy, sidecar.listenIn], ["sidecar", "container"]);
+    assert.equal(workloadOf(pod({ proxy: "sidecar", mode: "gateway" }), ADDRESS).listenIn, "node");
     const standby = workloadOf(pod({ standby: "true", workload: "default.other" }), ADDRESS);
     assert.deepEqual([standby.name, standby.start], ["default.other", false]);
   });
@@ -74,6 +77,12 @@ describe("a pod that was injected", () => {
 
   for (const [what, annotations, message] of [
     ["no container", { container: undefined }, /annotation holdfast\.dev\/container: is missing/],
+    ["another place for the proxy", { proxy: "moon" }, /holdfast\.dev\/proxy: expected node or sidecar/],
+    [
+      "a proxy in the pod that is to listen at the node",
+      { proxy: "sidecar", listen: "node" },
+      /pod\.listen: expected pod, as a proxy in the pod cannot listen at the node/,
+    ],
     ["another place for clients", { listen: "moon" }, /holdfast\.dev\/listen: expected node or pod/],
     ["a mode of nodes alone", { mode: "takeover" }, /holdfast\.dev\/mode: expected forward or gateway/],
     ["a command that is no JSON", { command: "node server.js" }, /holdfast\.dev\/command: expected JSON/],

@@ -24,7 +24,7 @@ const FULL: Journal = {
   seen: 7,
   container: { id: "w-a-01234567", runDir: "/run/w", init: PROCESS, tmpfs: ["/tmp"], reader: PROCESS },
   application: PROCESS,
-  proxy: { process: PROCESS, socketPath: "/run/p.sock" },
+  proxy: { process: PROCESS, socketPath: "/run/p.sock", isSidecar: false },
   anchors: ["b"],
   moving: {
     side: "source",

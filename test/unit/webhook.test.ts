@@ -10,7 +10,11 @@ import { answerReview, answerService } from "#control/kubernetes/webhook/review.
 import { applied, podShapes } from "#test/support/pod-shapes.ts";
 import { reviewOf } from "#test/support/reviews.ts";
 
-const OPTIONS = { image: "localhost/holdfast/inside:1", imagePullPolicy: "IfNotPresent" } as const;
+const OPTIONS = {
+  image: "localhost/holdfast/inside:1",
+  imagePullPolicy: "IfNotPresent",
+  proxy: { image: "localhost/holdfast/control:1", default: "node" },
+} as const;
 
 // biome-ignore lint/suspicious/noExplicitAny: an answer is looked at in every place.
 type Raw = any;
@@ -153,6 +157,7 @@ describe("the webhook's configuration", () => {
     key: "/etc/tls/tls.key",
     image: "registry.example/holdfast/inside:1",
     imagePullPolicy: "Always",
+    proxy: { image: "registry.example/holdfast/control:1", default: "sidecar" },
     admin: "0.0.0.0:9400",
     renewal: {
       namespace: "holdfast",
@@ -177,8 +182,8 @@ describe("the webhook's configuration", () => {
     const { listen, certificate, key, image } = good;
     const least = parseWebhookConfig(stringify({ listen, certificate, key, image }), file);
     assert.deepEqual(
-      [least.admin, least.imagePullPolicy, least.renewal, least.gateways, least.drainMs],
-      [null, null, null, false, 5_000],
+      [least.admin, least.imagePullPolicy, least.renewal, least.gateways, least.drainMs, least.proxy],
+      [null, null, null, false, 5_000, null],
     );
   });
 
@@ -203,6 +208,10 @@ describe("the webhook's configuration", () => {
         'renewal.kind: expected MutatingWebhookConfiguration or ValidatingWebhookConfiguration, got "Webhook"',
       ],
       [{ renewal: { ...good.renewal, days: 0 } }, "renewal.days: expected days 1-3650, got 0"],
+      [
+        { proxy: { image: "registry.example/holdfast/control:1", default: "pod" } },
+        'proxy.default: expected node or sidecar, got "pod"',
+      ],
       [{ images: 1 }, "images: unknown key"],
     ] as const)
       assert.throws(() => parseWebhookConfig(stringify({ ...good, ...change }), "w.yaml"), {

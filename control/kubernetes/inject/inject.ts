@@ -3,8 +3,10 @@
  * `holdfast inject` share, and its inverse.
  *
  * The container that moves gets an init that waits in the place of its command; the agent starts the application below it
- * (`control/runtime/cri`). An init container copies that init into an emptyDir. CRIU itself is not in the pod.
+ * (`control/runtime/cri`). An init container copies that init into an emptyDir. CRIU itself is not in the pod. The proxy is, as a native
+ * sidecar without a privilege, where it is not to be a process of the node's agent.
  */
+import { SIDECAR_FOLDER, SIDECAR_HTTP_PORT, SIDECAR_NAME, SIDECAR_SOCKET } from "#proxy/contract/commands.ts";
 import { INJECT_LABEL, INJECTED, INSIDE, MADE, NAME, SETTINGS, TMP_NAME, WAITING } from "./names.ts";
 import {
   ANNOTATION_BYTES_MAX,
@@ -14,6 +16,7 @@ import {
   halfInjected,
   missingPorts,
   podObstacle,
+  sidecarObstacle,
   tooLarge,
 } from "./obstacles.ts";
 import { annotationPath, type Container, type Pod, type Problem } from "./pod.ts";
@@ -26,6 +29,17 @@ export interface InjectOptions {
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
   /** A Service whose clients come to gateways is for pods with these labels. Default: none is */
   isOfGateways?(labels: Record<string, string>): boolean;
+  /**
+   * what runs the proxy in pods (Node and Holdfast at /holdfast, and a user that is not root), and where it is in pods that say nothing
+   * of it. Absent: never in a pod
+   */
+  proxy?: ProxyOptions | null | undefined;
+}
+
+export interface ProxyOptions {
+  /** null: none is known */
+  image: string | null;
+  default: "node" | "sidecar";
 }
 
 export type Outcome =
@@ -49,6 +63,15 @@ const COPY = ["/bin/cp", "-rf", "/holdfast/.", INSIDE];
 const VOLUME_BYTES = "32Mi";
 /** Equal, so that a pod with guaranteed resources stays one; never added to what the pod asks for, as it ends before the others begin. */
 const QUANTITIES = { cpu: "50m", memory: "32Mi" };
+/** Containers and volumes of ours. */
+const ADDED: ReadonlySet<string> = new Set([NAME, TMP_NAME, SIDECAR_NAME]);
+/** Process 1 of its container, by which the agent knows it. */
+const PROXY = ["/holdfast/node_modules/node/bin/node", "/holdfast/proxy/main.ts"];
+const SIDECAR_START_SECONDS = 120;
+/** Where containers ask for something. It holds queues for slow clients; a limit of CPU would make all clients wait in a move. */
+const SIDECAR_REQUESTS = { cpu: "50m", memory: "96Mi" };
+/** … and where all that they get is guaranteed, which it would else not be any more. */
+const SIDECAR_LIMITS = { cpu: "1", memory: "512Mi" };
 
 /** The argument stays as it is. Injected already: unchanged. */
 export function inject(pod: Pod, options: InjectOptions): Outcome {
@@ -70,6 +93,9 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   if (inTheWay !== null) return { kind: "refused", problem: inTheWay };
   const ports = settings.ports === null ? declaredPorts(chosen, settings.protocol) : null;
   if (settings.ports === null && ports === null) return { kind: "refused", problem: missingPorts(chosen) };
+  const hasSidecar = (settings.proxy ?? options.proxy?.default) === "sidecar";
+  const unfit = hasSidecar ? sidecarObstacle(settings, options.proxy?.image ?? null) : null;
+  if (unfit !== null) return { kind: "refused", problem: unfit };
 
   const copy = structuredClone(pod);
   const container = copy.spec.containers.find(({ name }) => name === chosen.name) as Container;
@@ -78,7 +104,12 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   if (byService) replaced.added.push("mode");
   if (settings.container === null) replaced.added.push("container");
   if (ports !== null) replaced.added.push("ports");
+  const isForward = settings.mode === "forward" && !byService;
+  const isListening = hasSidecar && isForward && settings.listen === null;
+  if (isListening) replaced.added.push("listen");
+  if (hasSidecar && settings.proxy === null) replaced.added.push("proxy");
   addInit(copy, container, options);
+  if (hasSidecar) addSidecar(copy, container, options);
   addTmp(copy, container);
   addSeccomp(copy, container, replaced);
   takeProbes(container, replaced);
@@ -90,6 +121,8 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
     [SETTINGS.container]: chosen.name,
     ...(ports === null ? {} : { [SETTINGS.ports]: ports }),
     ...(byService ? { [SETTINGS.mode]: "gateway" } : {}),
+    ...(hasSidecar ? { [SETTINGS.proxy]: "sidecar" } : {}),
+    ...(isListening ? { [SETTINGS.listen]: "pod" } : {}),
     ...commandNotes(chosen),
     [MADE.replaced]: JSON.stringify(replaced),
   };
@@ -115,12 +148,10 @@ export function uninject(pod: Pod): Outcome {
     };
   const copy = structuredClone(pod);
   const { spec } = copy;
-  spec.initContainers = (spec.initContainers ?? []).filter((one) => one.name !== NAME);
-  spec.volumes = (spec.volumes ?? []).filter((one) => one.name !== NAME && one.name !== TMP_NAME);
+  spec.initContainers = (spec.initContainers ?? []).filter((one) => !ADDED.has(one.name));
+  spec.volumes = (spec.volumes ?? []).filter((one) => !ADDED.has(one.name));
   const container = spec.containers.find((one) => one.name === name) as Container;
-  container.volumeMounts = (container.volumeMounts ?? []).filter(
-    (mount) => mount.name !== NAME && mount.name !== TMP_NAME,
-  );
+  container.volumeMounts = (container.volumeMounts ?? []).filter((mount) => !ADDED.has(mount.name));
   container.command = (container.command ?? []).slice(WAITING.length);
   for (const probe of PROBES) if (replaced[probe] !== undefined) container[probe] = replaced[probe];
   if (replaced.seccompProfile === null && container.securityContext != null) {
@@ -146,7 +177,9 @@ function isWhole({ metadata, spec }: Pod): boolean {
     WAITING.every((word, index) => container.command?.[index] === word) &&
     (container.volumeMounts ?? []).some((mount) => mount.name === NAME && mount.mountPath === INSIDE) &&
     (spec.volumes ?? []).some((volume) => volume.name === NAME) &&
-    (spec.initContainers ?? []).some((one) => one.name === NAME)
+    (spec.initContainers ?? []).some((one) => one.name === NAME) &&
+    (metadata.annotations[SETTINGS.proxy] !== "sidecar" ||
+      (spec.initContainers ?? []).some((one) => one.name === SIDECAR_NAME))
   );
 }
 
@@ -165,32 +198,16 @@ function commandNotes({ command, args }: Container): Record<string, string> {
   return (args ?? []).length > 0 ? { [MADE.args]: JSON.stringify(args) } : {};
 }
 
-/**
- * First of all, since it waits for nothing. The proxy, once it runs in pods, comes right after it: a native sidecar, whose startup probe
- * keeps the containers after it waiting.
- */
+/** First of all, since it waits for nothing. */
 function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }: InjectOptions): void {
-  const { runAsUser, runAsGroup, runAsNonRoot } = container.securityContext ?? {};
-  const asks = [...spec.containers, ...(spec.initContainers ?? [])].some(
-    ({ resources }) => Object.keys({ ...resources?.requests, ...resources?.limits }).length > 0,
-  );
   const first: Container = {
     name: NAME,
     image,
     ...(imagePullPolicy === null ? {} : { imagePullPolicy }),
     command: COPY,
     // a pod that asks for nothing is of another class as soon as one container does
-    ...(asks ? { resources: { requests: { ...QUANTITIES }, limits: { ...QUANTITIES } } } : {}),
-    // what Pod Security restricted asks for; the user is the container's, so that none is made up
-    securityContext: {
-      allowPrivilegeEscalation: false,
-      capabilities: { drop: ["ALL"] },
-      readOnlyRootFilesystem: true,
-      seccompProfile: { type: "RuntimeDefault" },
-      ...(runAsNonRoot == null ? {} : { runAsNonRoot }),
-      ...(runAsUser == null ? {} : { runAsUser }),
-      ...(runAsGroup == null ? {} : { runAsGroup }),
-    },
+    ...(asksFor(spec) ? { resources: { requests: { ...QUANTITIES }, limits: { ...QUANTITIES } } } : {}),
+    securityContext: restricted(container),
     volumeMounts: [{ name: NAME, mountPath: INSIDE }],
   };
   spec.initContainers = [first, ...(spec.initContainers ?? [])];
@@ -199,6 +216,61 @@ function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }
     ...(container.volumeMounts ?? []),
     { name: NAME, mountPath: INSIDE, readOnly: true },
   ];
+}
+
+/**
+ * Right after the init container, so that its startup probe keeps all others waiting. That says only that it is there: an agent, which
+ * reaches it through its socket, tells it what to do, and leads clients to it before the application is started.
+ */
+function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, proxy }: InjectOptions): void {
+  const isGuaranteed = [...spec.containers, ...(spec.initContainers ?? [])].every(({ resources }) =>
+    ["cpu", "memory"].every((name) => {
+      const [limit, request] = [resources?.limits?.[name], resources?.requests?.[name]];
+      return limit != null && (request == null || `${request}` === `${limit}`);
+    }),
+  );
+  const [init, ...others] = spec.initContainers ?? [];
+  const sidecar: Container = {
+    name: SIDECAR_NAME,
+    image: proxy?.image ?? "",
+    ...(imagePullPolicy === null ? {} : { imagePullPolicy }),
+    restartPolicy: "Always",
+    command: [...PROXY, "--socket", SIDECAR_SOCKET, "--http", `0.0.0.0:${SIDECAR_HTTP_PORT}`, "--helped"],
+    ...(isGuaranteed
+      ? { resources: { requests: { ...SIDECAR_LIMITS }, limits: { ...SIDECAR_LIMITS } } }
+      : asksFor(spec)
+        ? { resources: { requests: { ...SIDECAR_REQUESTS } } }
+        : {}),
+    securityContext: restricted(container),
+    startupProbe: {
+      httpGet: { path: "/healthz", port: SIDECAR_HTTP_PORT },
+      periodSeconds: 1,
+      failureThreshold: SIDECAR_START_SECONDS,
+    },
+    volumeMounts: [{ name: SIDECAR_NAME, mountPath: SIDECAR_FOLDER }],
+  };
+  spec.initContainers = [init as Container, sidecar, ...others];
+  spec.volumes = [...(spec.volumes ?? []), { name: SIDECAR_NAME, emptyDir: {} }];
+}
+
+/** What Pod Security restricted asks for; the user is the container's, so that none is made up. */
+function restricted({ securityContext }: Container): NonNullable<Container["securityContext"]> {
+  const { runAsUser, runAsGroup, runAsNonRoot } = securityContext ?? {};
+  return {
+    allowPrivilegeEscalation: false,
+    capabilities: { drop: ["ALL"] },
+    readOnlyRootFilesystem: true,
+    seccompProfile: { type: "RuntimeDefault" },
+    ...(runAsNonRoot == null ? {} : { runAsNonRoot }),
+    ...(runAsUser == null ? {} : { runAsUser }),
+    ...(runAsGroup == null ? {} : { runAsGroup }),
+  };
+}
+
+function asksFor(spec: Pod["spec"]): boolean {
+  return [...spec.containers, ...(spec.initContainers ?? [])].some(
+    ({ resources }) => Object.keys({ ...resources?.requests, ...resources?.limits }).length > 0,
+  );
 }
 
 /** CRIU makes a folder there when it looks at what the kernel can do (criu/kerndat.c). */

@@ -13,6 +13,7 @@ export const SETTINGS = {
   continuity: "holdfast.dev/continuity",
   mode: "holdfast.dev/mode",
   listen: "holdfast.dev/listen",
+  proxy: "holdfast.dev/proxy",
   limits: "holdfast.dev/limits",
   stateless: "holdfast.dev/stateless",
   workload: "holdfast.dev/workload",

@@ -1,4 +1,5 @@
 /** Why a pod cannot be injected. Each obstacle is one sentence: where, what is expected, what to do. */
+import { SIDECAR_NAME } from "#proxy/contract/commands.ts";
 import { INJECTED, INSIDE, MADE, NAME, SETTINGS, TMP_NAME } from "./names.ts";
 import { annotationPath, type Container, type Pod, type Problem } from "./pod.ts";
 import type { Settings } from "./settings.ts";
@@ -154,6 +155,21 @@ export function containerObstacle(pod: Pod, container: Container, at: string): P
   return mountObstacle(pod, container, at);
 }
 
+/** @param image of the proxy; null: the injector has none */
+export function sidecarObstacle({ listen }: Settings, image: string | null): Problem | null {
+  if (image === null)
+    return problem(
+      annotationPath(SETTINGS.proxy),
+      "expected node, as no image of the proxy is known here: give the injector one (proxy.image of the webhook, --proxy-image), or leave the annotation out",
+    );
+  if (listen === "node")
+    return problem(
+      annotationPath(SETTINGS.listen),
+      `expected pod, as a proxy in the pod cannot listen at the node: or say ${SETTINGS.proxy}: node`,
+    );
+  return null;
+}
+
 export function missingPorts({ name }: Container): Problem {
   return problem(
     annotationPath(SETTINGS.ports),
@@ -190,13 +206,13 @@ function mountObstacle({ spec }: Pod, container: Container, at: string): Problem
 function nameObstacle(spec: Pod["spec"]): Problem | null {
   for (const list of ["containers", "initContainers"] as const)
     for (const [index, { name }] of (spec[list] ?? []).entries())
-      if (name === NAME)
+      if (name === NAME || name === SIDECAR_NAME)
         return problem(
           `spec.${list}[${index}].name`,
           `expected another name than ${name}, which Holdfast's container has: rename it`,
         );
   for (const [index, { name }] of (spec.volumes ?? []).entries())
-    if (name === NAME || name === TMP_NAME)
+    if (name === NAME || name === TMP_NAME || name === SIDECAR_NAME)
       return problem(
         `spec.volumes[${index}].name`,
         `expected another name than ${name}, which a volume of Holdfast's has: rename it`,

@@ -35,6 +35,11 @@ export interface Settings {
   protocol: Protocol;
   /** containers that stay behind: the standby's pod has its own */
   stateless: string[];
+  mode: "forward" | "gateway";
+  /** null: wherever the proxy is */
+  listen: "node" | "pod" | null;
+  /** where the proxy is; null: as the injector has it for all */
+  proxy: "node" | "sidecar" | null;
 }
 
 const oneOf = (values: readonly string[]) => {
@@ -71,6 +76,7 @@ const SCHEMAS: Record<keyof typeof SETTINGS, z.ZodType> = {
   continuity: oneOf(CONTINUITIES),
   mode: oneOf(MODES),
   listen: oneOf(["node", "pod"]),
+  proxy: oneOf(["node", "sidecar"]),
   limits: z.string().transform(parseLimits),
   stateless: names,
   workload: z
@@ -106,6 +112,9 @@ export function settingsOf(pod: Pod): Settings | Problem {
     ports: (values.ports as InjectedPort[] | undefined) ?? null,
     protocol: (values.protocol as Protocol | undefined) ?? "auto",
     stateless: (values.stateless as string[] | undefined) ?? [],
+    mode: (values.mode as Settings["mode"] | undefined) ?? "forward",
+    listen: (values.listen as Settings["listen"] | undefined) ?? null,
+    proxy: (values.proxy as Settings["proxy"] | undefined) ?? null,
   };
   if (values.protocol !== undefined && settings.ports !== null)
     return {

@@ -83,7 +83,8 @@ export function nameOf({ namespace, name, annotations }: InjectedPod): string {
 /** @throws HoldfastError `CONFIG_INVALID`: which annotation, and what it is expected to be */
 export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfig {
   const { uid, namespace, name, annotations } = pod;
-  const { container, ports, command, standby, continuity, limits, mode, workload, listen } = annotations;
+  const { container, ports, command, standby, continuity, limits, mode, workload, listen, proxy } =
+    annotations;
   if (workload !== undefined && !workload.startsWith(`${namespace}.`))
     throw refuse(
       pod,
@@ -99,6 +100,7 @@ export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfi
       ...{ namespace, name, uid },
       container: required(pod, "container", container),
       ...(listen === undefined ? {} : { listen: listenOf(pod, listen) }),
+      ...(proxy === undefined ? {} : { proxy: proxyOf(pod, proxy) }),
       // without one the pod names none, and its image has it
       ...(command === undefined ? {} : { command: json(pod, "command", command) }),
     },
@@ -135,6 +137,11 @@ function modeOf(pod: InjectedPod, text: string): string {
 function listenOf(pod: InjectedPod, text: string): string {
   if (text === "node" || text === "pod") return text;
   throw refuse(pod, "listen", `expected node or pod, got ${JSON.stringify(text)}`);
+}
+
+function proxyOf(pod: InjectedPod, text: string): string {
+  if (text === "node" || text === "sidecar") return text;
+  throw refuse(pod, "proxy", `expected node or sidecar, got ${JSON.stringify(text)}`);
 }
 
 function continuityOf(pod: InjectedPod, text: string | undefined): string | undefined {

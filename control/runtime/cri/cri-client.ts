@@ -13,6 +13,10 @@ const CALL_MS_MAX = 5_000;
 const RUNNING = 1;
 /** of a ContainerStatus */
 const IMAGE_REF = 9;
+/** of a Container */
+const POD_SANDBOX_ID = 2;
+/** of a PodSandboxStatus */
+const SANDBOX_NETWORK = 5;
 
 export interface PodContainer {
   namespace: string;
@@ -29,6 +33,8 @@ export interface RunningContainer {
   spec: OciSpec;
   /** as the runtime refers to it */
   image: string;
+  /** id of its pod's sandbox */
+  sandbox: string;
 }
 
 /** What an image would start; see "Config" in github.com/opencontainers/image-spec, config.md. */
@@ -50,8 +56,7 @@ export class CriClient {
   /** Of the runtime, e.g. "containerd" and "2.1.9". @throws HoldfastError `CRI_UNREACHABLE` */
   async version(): Promise<{ name: string; version: string }> {
     const fields = decodeFields(await this.#call("Version", []));
-    const text = (number: number) => fields.find((field) => field.number === number)?.bytes.toString() ?? "";
-    return { name: text(2), version: text(3) };
+    return { name: textOf(fields, 2), version: textOf(fields, 3) };
   }
 
   /** null: no such container runs here. @throws HoldfastError `CRI_UNREACHABLE` */
@@ -74,10 +79,8 @@ export class CriClient {
     const filter: Field = [1, [[2, [[1, RUNNING]]], ...selector]];
     const [found] = decodeFields(await this.#call("ListContainers", [filter]));
     if (found === undefined) return null;
-    const id =
-      decodeFields(found.bytes)
-        .find(({ number }) => number === 1)
-        ?.bytes.toString() ?? "";
+    const listed = decodeFields(found.bytes);
+    const id = textOf(listed, 1);
     const status = decodeFields(
       await this.#call("ContainerStatus", [
         [1, id],
@@ -86,11 +89,18 @@ export class CriClient {
     );
     // containerd's and CRI-O's words alike (crictl(1), `inspect`)
     const { pid, runtimeSpec } = infoIn(status) as { pid?: number; runtimeSpec?: OciSpec };
-    const facts = decodeFields(status.find(({ number }) => number === 1)?.bytes ?? Buffer.alloc(0));
-    const image = facts.find(({ number }) => number === IMAGE_REF)?.bytes.toString() ?? "";
+    const facts = decodeFields(bytesOf(status, 1));
+    const image = textOf(facts, IMAGE_REF);
     return pid === undefined || pid === 0 || runtimeSpec === undefined
       ? null
-      : { id, pid, spec: runtimeSpec, image };
+      : { id, pid, spec: runtimeSpec, image, sandbox: textOf(listed, POD_SANDBOX_ID) };
+  }
+
+  /** Of a pod's network, the first where it has several; null: it has none. @throws HoldfastError `CRI_UNREACHABLE` */
+  async addressOf(sandbox: string): Promise<string | null> {
+    const reply = decodeFields(await this.#call("PodSandboxStatus", [[1, sandbox]]));
+    const status = decodeFields(bytesOf(reply, 1));
+    return textOf(decodeFields(bytesOf(status, SANDBOX_NETWORK)), 1) || null;
   }
 
   /** @param image {@link RunningContainer.image} @throws HoldfastError `CRI_UNREACHABLE` */
@@ -139,6 +149,16 @@ export class CriClient {
       );
     });
   }
+}
+
+type Decoded = ReturnType<typeof decodeFields>;
+
+function bytesOf(fields: Decoded, number: number): Buffer {
+  return fields.find((field) => field.number === number)?.bytes ?? Buffer.alloc(0);
+}
+
+function textOf(fields: Decoded, number: number): string {
+  return bytesOf(fields, number).toString();
 }
 
 /** What a runtime tells beyond the API, where it is asked to be verbose: a map of texts, of which "info" is JSON. */

@@ -8,6 +8,7 @@ import { randomBytes } from "node:crypto";
 import { closeSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { SIDECAR_NAME, SIDECAR_SOCKET } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { PodConfig, WorkloadConfig } from "../../config/config.ts";
@@ -16,7 +17,7 @@ import { openFolderIn, pathOf } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { identify, parentOf } from "../processes.ts";
 import { mountRunFolder, removeRunFolder } from "../run-folder.ts";
-import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
+import type { Runtime, Sandbox, SandboxPlan, SandboxRef, Sidecar, StandbyOptions } from "../runtime.ts";
 import { CriClient, type RunningContainer } from "./cri-client.ts";
 import { CriSandbox, INSIDE } from "./cri-sandbox.ts";
 
@@ -67,6 +68,17 @@ export class CriRuntime implements Runtime {
       spec: () => seenFromHere(found),
       standby: (options, populate) => this.#standby(options, found, populate),
     };
+  }
+
+  async sidecar(config: WorkloadConfig): Promise<Sidecar | null> {
+    const { namespace, name, uid } = requirePod(config);
+    const found = await this.#client.find({ namespace, pod: name, container: SIDECAR_NAME, uid });
+    const process = found === null ? null : await identify(found.pid);
+    if (found === null || process === null) return null;
+    const address = await this.#client.addressOf(found.sandbox);
+    return address === null
+      ? null
+      : { process, socketPath: `/proc/${process.pid}/root${SIDECAR_SOCKET}`, address };
   }
 
   find(ref: SandboxRef): CriSandbox {

@@ -69,6 +69,10 @@ export class RuncRuntime implements Runtime {
     };
   }
 
+  async sidecar(): Promise<null> {
+    return null;
+  }
+
   find(ref: SandboxRef): Sandbox {
     return new RuncSandbox(this.#runc, ref);
   }
