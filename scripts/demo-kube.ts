@@ -30,7 +30,7 @@ builds Kubernetes (a quarter of an hour).
 
 Clients come to node a's address at ports 8080 and 8081 from first to last: in forward mode the proxies of that node hold their sockets,
 so they need it also when the applications have left it. Gateways of the chart are not in it yet.
-StatefulSets are not in it: the controller refuses to move their pods for now, which have fixed names.
+StatefulSets are not in it: their pods keep their names, and need a third node to move.
 
 Exit status: 0 nothing lost, repeated or reset; 1 something was, or a move failed; 2 wrong arguments.
 `;
@@ -402,7 +402,7 @@ async function main(): Promise<number> {
       ? "Every client kept its connection; nothing lost, nothing repeated."
       : `${moves.filter(isPerfect).length} of ${MOVES} moves went without anybody noticing.`;
     screen.line(screen.paint(perfect ? "green" : "red", summary));
-    screen.line("Pods of StatefulSets are not moved yet: the controller refuses them, and says so.");
+    screen.line("Pods of StatefulSets move, too, where there is a third node: test/kube/stateful-set.test.ts.");
   }
   return perfect ? 0 : 1;
 }
