@@ -402,7 +402,9 @@ async function main(): Promise<number> {
       ? "Every client kept its connection; nothing lost, nothing repeated."
       : `${moves.filter(isPerfect).length} of ${MOVES} moves went without anybody noticing.`;
     screen.line(screen.paint(perfect ? "green" : "red", summary));
-    screen.line("Pods of StatefulSets move, too, where there is a third node: test/kube/stateful-set.test.ts.");
+    screen.line(
+      "Pods of StatefulSets move, too, where there is a third node: test/kube/stateful-set.test.ts.",
+    );
   }
   return perfect ? 0 : 1;
 }
