@@ -253,6 +253,27 @@ export class Cluster {
     }
   }
 
+  /** The API server answers nobody, until it is resumed. */
+  pauseApi(): void {
+    this.#signalApi("SIGSTOP");
+  }
+  resumeApi(): void {
+    this.#signalApi("SIGCONT");
+  }
+
+  #signalApi(signal: NodeJS.Signals): void {
+    this.#part("kube-apiserver").process.child.kill(signal);
+  }
+
+  /** A node loses its power: everything on it ends at once, and not a word of it gets out. It stays so. */
+  async switchOff(name: string): Promise<void> {
+    const node = this.#nodes.get(name);
+    if (node === undefined) throw new Error(`no node ${name} is on`);
+    this.#nodes.delete(name);
+    this.lab.setLink(name, "down");
+    await node.stop("SIGKILL", NODE_END_MS);
+  }
+
   async close(): Promise<void> {
     // a node's processes end with its first one: the kernel takes its time over many
     await Promise.all([...this.#nodes.values()].map((node) => node.stop("SIGKILL", NODE_END_MS)));

@@ -17,21 +17,43 @@ const VALUES: Record<string, string> = {
   "redis.clusterIP": "10.96.0.50",
 };
 
+/** The label, and taint, of the node that all parts but agents are on: nodes that are drained, or switched off, are others. */
+const EDGE = "edge";
+const PARTS = ["webhook", "controller", "gateway", "redis"];
+
+/** A node for all parts of the chart but the agents. @returns values of the chart that put them there */
+export async function makeEdge(cluster: Cluster, node: string): Promise<Record<string, string>> {
+  await cluster.kubectl(["label", "node", node, `pool=${EDGE}`]);
+  await cluster.kubectl(["taint", "node", node, `${EDGE}=:NoSchedule`]);
+  const values = PARTS.flatMap((part) => [
+    [`${part}.nodeSelector.pool`, EDGE],
+    [`${part}.tolerations[0].operator`, "Exists"],
+  ]);
+  return Object.fromEntries(values);
+}
+
 /** It waits until all is ready. */
-function helmInstall(namespace: string): string[] {
-  const set = Object.entries(VALUES).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
+function helmInstall(namespace: string, values: Record<string, string>): string[] {
+  const set = Object.entries({ ...VALUES, ...values }).flatMap(([key, value]) => [
+    "--set",
+    `${key}=${value}`,
+  ]);
   const wait = ["--wait", "--timeout", `${INSTALL_MS_MAX / 1_000}s`];
   return ["helm", "install", "holdfast", CHART, "--namespace", namespace, ...set, ...wait];
 }
 
-/** @returns the command that did it. @throws Error with what helm says, and how the pods are */
-export async function installChart(cluster: Cluster, namespace: string): Promise<{ command: string }> {
+/** @param values others than those, or more. @returns the command that did it. @throws Error with what helm says, and how the pods are */
+export async function installChart(
+  cluster: Cluster,
+  namespace: string,
+  values: Record<string, string> = {},
+): Promise<{ command: string }> {
   // helm's caches and settings are the cluster's own
   const home = join(cluster.lab.dir, "helm");
   const own = ["HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(
     (name) => `${name}=${home}`,
   );
-  const install = helmInstall(namespace);
+  const install = helmInstall(namespace, values);
   const argv = ["env", ...own, ...install];
   const { status, stderr } = await cluster.run(argv, { timeoutMs: INSTALL_MS_MAX + SLACK_MS });
   if (status === 0) return { command: install.join(" ").replace(`${projectRoot}/`, "") };

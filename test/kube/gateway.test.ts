@@ -1,0 +1,373 @@
+/**
+ * The chart's gateways in a real cluster: clients come to a Service of an application's own, and its pods move, and nodes end, without them.
+ * Node c is where gateways, webhook and controller are; applications are on a and b.
+ */
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import { type Load, startLoad } from "../load/load.ts";
+
+import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
+import { AGENT, APPS, INSIDE } from "./images.ts";
+import { installChart, makeEdge, stateOf } from "./install.ts";
+
+const HOLDFAST = "holdfast";
+const GAMES = "games";
+const EDGE = "c";
+const APP_PORT = 9000;
+const NODE_PORT = 30080;
+const SESSIONS = 20;
+/** answers that clients have had before and after, each */
+const ANSWERS = 5;
+const SERVICES = `/api/v1/namespaces/${GAMES}/services`;
+const SLICES = `/apis/discovery.k8s.io/v1/namespaces/${GAMES}/endpointslices`;
+const MIGRATIONS = `/apis/holdfast.dev/v1alpha1/namespaces/${GAMES}/migrations`;
+
+describe("gateways of the chart", () => {
+  let cluster: Cluster;
+  let load: Load;
+
+  before(async () => {
+    cluster = await createCluster({ nodes: ["a", "b", EDGE], images: [AGENT, APPS, INSIDE] });
+    const onEdge = await makeEdge(cluster, EDGE);
+    await cluster.apply(
+      namespace(HOLDFAST, { "pod-security.kubernetes.io/enforce": "privileged" }),
+      namespace(GAMES, { "holdfast.dev/inject": "enabled" }),
+      namespace("restricted", { "pod-security.kubernetes.io/enforce": "restricted" }),
+    );
+    await installChart(cluster, HOLDFAST, {
+      "store.url": cluster.lab.redis.url,
+      "webhook.replicas": "1",
+      "controller.replicas": "1",
+      "gateway.enabled": "true",
+      "gateway.drainSeconds": "2",
+      ...onEdge,
+    });
+  });
+  after(() => cluster?.close());
+
+  async function failed(what: unknown): Promise<never> {
+    return assert.fail(`${String(what)}\n${await stateOf(cluster, HOLDFAST).catch(String)}`);
+  }
+  const until = (what: string, holds: () => Promise<unknown>): Promise<void> =>
+    cluster.until(what, holds).catch(failed);
+
+  async function list(path: string): Promise<KubeObject[]> {
+    return (await cluster.api("GET", path)).items as KubeObject[];
+  }
+  const gateways = (): Promise<KubeObject[]> =>
+    list(`/api/v1/namespaces/${HOLDFAST}/pods?labelSelector=app.kubernetes.io/component=gateway`);
+
+  async function theOnlyPod(node: string): Promise<KubeObject> {
+    let found: KubeObject[] = [];
+    await until(`one pod of chat is Ready on ${node}`, async () => {
+      found = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=chat`);
+      const [first] = found;
+      return found.length === 1 && first?.spec.nodeName === node && condition(first, "Ready") === "True";
+    });
+    return found[0] as KubeObject;
+  }
+
+  /** Where the Service's clients come, as kube-proxy has it. */
+  async function endpoints(service: string): Promise<string[]> {
+    const slices = await list(`${SLICES}?labelSelector=kubernetes.io/service-name=${service}`);
+    return slices
+      .flatMap((slice) => (slice.endpoints ?? []) as { addresses: string[] }[])
+      .flatMap(({ addresses }) => addresses)
+      .toSorted();
+  }
+
+  async function answered(): Promise<void> {
+    const wanted = load.messages + ANSWERS * SESSIONS;
+    await until("clients are answered", async () => load.messages >= wanted);
+  }
+
+  async function nobodyNoticed(resets = 0): Promise<void> {
+    await answered();
+    const { alive, lost, repeated, corrupt, resets: seen, problems } = await load.report();
+    const found = { alive, lost, repeated, corrupt, resets: seen };
+    const expected = { alive: SESSIONS - resets, lost: 0, repeated: 0, corrupt: 0, resets };
+    if (JSON.stringify(found) !== JSON.stringify(expected)) await failed(problems.join("; "));
+    assert.deepEqual(found, expected);
+    await load.mark();
+  }
+
+  async function migrate(name: string, pod: KubeObject, node: string): Promise<KubeObject> {
+    await cluster.apply(migration(name, pod, node));
+    return await ended(name);
+  }
+
+  async function ended(name: string): Promise<KubeObject> {
+    let found: KubeObject | null = null;
+    await until(`Migration ${name} has ended`, async () => {
+      found = await cluster.find(`${MIGRATIONS}/${name}`);
+      return found !== null && condition(found, "Finished") === "True";
+    });
+    const ofIt = found as unknown as KubeObject;
+    if (ofIt.status.phase !== "Succeeded") await failed(JSON.stringify(ofIt.status));
+    return ofIt;
+  }
+
+  it("take over a Service that says so, and its pods are in gateway mode", async () => {
+    await cluster.apply(service("chat", { labels: { "holdfast.dev/gateway": "enabled" } }));
+    const { metadata, spec } = await cluster.api("GET", `${SERVICES}/chat`);
+    assert.equal(spec.selector, undefined);
+    assert.equal((metadata.annotations as Record<string, string>)["holdfast.dev/selector"], "app=chat");
+    await cluster.kubectl(["cordon", "b"]);
+    await cluster.apply(deployment("chat"));
+    const pod = await theOnlyPod("a");
+    assert.equal((pod.metadata.annotations as Record<string, string>)["holdfast.dev/mode"], "gateway");
+    const addresses = (await gateways()).map(({ status }) => status.podIP as string).toSorted();
+    assert.equal(addresses.length, 2);
+    await until("the Service leads to both gateways", async () => {
+      const found = await endpoints("chat");
+      return JSON.stringify(found) === JSON.stringify(addresses);
+    });
+    const { address } = cluster.lab.place(EDGE);
+    load = await startLoad(cluster.lab, "ws", {
+      target: { address, port: NODE_PORT },
+      sessions: SESSIONS,
+      intervalMs: 20,
+    });
+    await load.mark();
+    await nobodyNoticed();
+  });
+
+  it("keep the clients of a pod that moves", async () => {
+    await cluster.kubectl(["uncordon", "b"]);
+    const { status } = await migrate("to-b", await theOnlyPod("a"), "b");
+    assert.deepEqual([status.move.downstream, status.move.sessions], ["gateway", SESSIONS]);
+    await theOnlyPod("b");
+    await nobodyNoticed();
+  });
+
+  it("may see what they are told and nothing else of the cluster, and are restricted pods", async () => {
+    const can = async (...what: string[]): Promise<string> => {
+      const as = `--as=system:serviceaccount:${HOLDFAST}:holdfast-gateway`;
+      return (await cluster.run(["kubectl", "auth", "can-i", ...what, "-n", HOLDFAST, as])).stdout.trim();
+    };
+    assert.equal(await can("watch", "configmaps/holdfast-gateway"), "yes");
+    for (const what of ["secrets", "configmaps", "pods", "services"])
+      assert.equal(await can("list", what), "no", what);
+    assert.equal(await can("patch", "configmaps/holdfast-gateway"), "no");
+    const [{ metadata, spec } = assert.fail()] = await gateways();
+    const { serviceAccountName: _, serviceAccount: __, nodeName: ___, ...rest } = spec;
+    const pod = { apiVersion: "v1", kind: "Pod", metadata: { name: metadata.name }, spec: rest };
+    await cluster.api("POST", "/api/v1/namespaces/restricted/pods?dryRun=All", pod);
+  });
+
+  it("serve clients as well when one more is there, and it may start in the middle of a move", async () => {
+    const scaled = cluster.kubectl(["-n", HOLDFAST, "scale", "deployment/holdfast-gateway", "--replicas=3"]);
+    await migrate("to-a", await theOnlyPod("b"), "a");
+    await scaled;
+    await until("the Service leads to all three", async () => (await endpoints("chat")).length === 3);
+    await nobodyNoticed();
+    const [third] = (await gateways()).toSorted((one, other) =>
+      String(other.metadata.creationTimestamp).localeCompare(String(one.metadata.creationTimestamp)),
+    );
+    await clientOf(third as KubeObject);
+  });
+
+  /** One that comes to that gateway, and is answered. */
+  async function clientOf({ metadata, status }: KubeObject): Promise<void> {
+    const { data } = await cluster.api("GET", `/api/v1/namespaces/${HOLDFAST}/configmaps/holdfast-gateway`);
+    const [{ listen }] = (JSON.parse(data["games.chat"]) as { ports: [{ listen: number }] }).ports;
+    const { status: exit, stdout } = await cluster.run(
+      ["curl", "-sS", "--max-time", "10", `http://${status.podIP}:${listen}/`],
+      { timeoutMs: 15_000 },
+    );
+    if (exit !== 0) await failed(`${metadata.name} does not lead a client: ${stdout}`);
+  }
+
+  it("go on without API server and store, for new clients too", async () => {
+    const [one] = await gateways();
+    cluster.pauseApi();
+    cluster.lab.redis.pause();
+    await answered();
+    const { address } = cluster.lab.place(EDGE);
+    const more = await startLoad(cluster.lab, "ws", {
+      target: { address, port: NODE_PORT },
+      sessions: 2,
+      intervalMs: 20,
+    });
+    while (more.messages < ANSWERS) await new Promise((resolve) => more.onProgress(resolve));
+    await more.stop();
+    cluster.lab.redis.resume();
+    cluster.resumeApi();
+    await nobodyNoticed();
+    await clientOf(one as KubeObject);
+  });
+
+  it("lead nobody to a pod that is not injected, and share clients among the others", async () => {
+    const plain = { "holdfast.dev/inject": "disabled" };
+    await cluster.apply(podOf("plain", plain), podOf("second"));
+    await cluster.kubectl([
+      "-n",
+      GAMES,
+      "wait",
+      "pod/plain",
+      "pod/second",
+      "--for=condition=Ready",
+      "--timeout=60s",
+    ]);
+    await until("it is known", async () => (await workloads()).length === 2);
+    assert.ok((await workloads()).includes(`${GAMES}.second`));
+    const events = await cluster.kubectl([
+      "-n",
+      GAMES,
+      "get",
+      "events",
+      "-o",
+      "custom-columns=R:.reason,M:.message",
+    ]);
+    assert.match(events, /NotInjected\s+no client is led to plain:/);
+    await cluster.kubectl(["-n", GAMES, "delete", "pod", "plain", "second", "--grace-period=0", "--force"]);
+    await until("the other is alone again", async () => (await workloads()).length === 1);
+    await nobodyNoticed();
+  });
+
+  async function workloads(): Promise<string[]> {
+    const { data } = await cluster.api("GET", `/api/v1/namespaces/${HOLDFAST}/configmaps/holdfast-gateway`);
+    return (JSON.parse(data?.["games.chat"] ?? "{}") as { workloads?: string[] }).workloads ?? [];
+  }
+
+  it("let sessions go on when their Service goes, and serve it when it comes again", async () => {
+    await cluster.kubectl(["-n", GAMES, "delete", "service", "chat"]);
+    await until("nobody is led any more", async () => (await workloads()).length === 0);
+    await until("its slice has gone", async () => (await list(SLICES)).length === 0);
+    await answered();
+    await cluster.apply(service("chat", { labels: { "holdfast.dev/gateway": "enabled" } }));
+    await until("clients are led again", async () => (await endpoints("chat")).length === 3);
+    const [one] = await gateways();
+    await clientOf(one as KubeObject);
+    await nobodyNoticed();
+  });
+
+  it("give a Service back its selector when it says so no more, and its pods to Kubernetes", async () => {
+    await cluster.kubectl(["-n", GAMES, "label", "service", "chat", "holdfast.dev/gateway-"]);
+    const pod = await theOnlyPod("a");
+    await until("it leads to the pod", async () => (await endpoints("chat")).join() === pod.status.podIP);
+    assert.deepEqual((await cluster.api("GET", `${SERVICES}/chat`)).spec.selector, { app: "chat" });
+    await cluster.kubectl(["-n", GAMES, "label", "service", "chat", "holdfast.dev/gateway=enabled"]);
+    await until("it leads to gateways alone", async () => {
+      const found = await endpoints("chat");
+      return found.length === 3 && !found.includes(pod.status.podIP as string);
+    });
+    await nobodyNoticed();
+  });
+
+  it("keep the clients when the source's node ends right after the release, with all that is on it", async () => {
+    const source = await theOnlyPod("a");
+    const [workload] = await workloads();
+    const record = [
+      "redis-cli",
+      "-s",
+      cluster.lab.redis.socketPath,
+      "HMGET",
+      `hf:{${workload}}:owner`,
+      "owner",
+      "state",
+    ];
+    await cluster.apply(migration("off", source, "b"));
+    await until("it has been released at the target", async () => {
+      const { stdout } = await cluster.run(record);
+      return stdout.split("\n").slice(0, 2).join() === "b,released";
+    });
+    await cluster.switchOff("a");
+    await nobodyNoticed();
+  });
+
+  it("reset their own clients alone when one is replaced, after it has waited for them", async () => {
+    const all = await gateways();
+    const counts = await Promise.all(all.map(sessionsAt));
+    const sessions = Math.max(...counts);
+    const one = all[counts.indexOf(sessions)];
+    assert.ok(sessions > 0 && sessions < SESSIONS, `${sessions} of ${SESSIONS}`);
+    await cluster.kubectl(["-n", HOLDFAST, "delete", "pod", (one as KubeObject).metadata.name]);
+    await until("there is another", async () => {
+      const pods = await gateways();
+      return (
+        pods.length === 3 &&
+        pods.every((pod) => pod.metadata.name !== one?.metadata.name && condition(pod, "Ready") === "True")
+      );
+    });
+    await nobodyNoticed(sessions);
+  });
+
+  async function sessionsAt({ status }: KubeObject): Promise<number> {
+    const { stdout } = await cluster.run([
+      "curl",
+      "-sS",
+      "--max-time",
+      "10",
+      `http://${status.podIP}:9400/healthz`,
+    ]);
+    const { workloads: all } = JSON.parse(stdout) as { workloads: { sessions: number }[] };
+    return all.reduce((sum, { sessions }) => sum + sessions, 0);
+  }
+});
+
+function migration(name: string, pod: KubeObject, node: string): KubeObject {
+  return {
+    apiVersion: "holdfast.dev/v1alpha1",
+    kind: "Migration",
+    metadata: { name, namespace: GAMES },
+    spec: { pod: pod.metadata.name, target: { node } },
+  };
+}
+
+function namespace(name: string, labels: Record<string, string>): KubeObject {
+  return { apiVersion: "v1", kind: "Namespace", metadata: { name, labels } };
+}
+
+function service(name: string, { labels = {} }: { labels?: Record<string, string> }): KubeObject {
+  return {
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name, namespace: GAMES, labels },
+    spec: {
+      type: "NodePort",
+      selector: { app: name },
+      ports: [{ port: 80, targetPort: APP_PORT, nodePort: NODE_PORT }],
+    },
+  };
+}
+
+function deployment(name: string): KubeObject {
+  const { metadata, spec } = podOf(name);
+  return {
+    apiVersion: "apps/v1",
+    kind: "Deployment",
+    metadata: { name, namespace: GAMES },
+    spec: {
+      replicas: 1,
+      selector: { matchLabels: metadata.labels },
+      template: { metadata: { labels: metadata.labels }, spec },
+    },
+  };
+}
+
+/** That Service chat selects. */
+function podOf(name: string, more: Record<string, string> = {}): KubeObject {
+  return {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name, namespace: GAMES, labels: { app: "chat", ...more } },
+    spec: {
+      terminationGracePeriodSeconds: 0,
+      containers: [
+        {
+          name: "app",
+          image: APPS.name,
+          imagePullPolicy: "Never",
+          command: ["/usr/bin/node", "/app/chat.js"],
+          env: [
+            { name: "HOST", value: "0.0.0.0" },
+            { name: "PORT", value: String(APP_PORT) },
+          ],
+          ports: [{ containerPort: APP_PORT }],
+          readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
+        },
+      ],
+    },
+  };
+}
