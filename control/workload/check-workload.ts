@@ -2,7 +2,7 @@
 import type { Channel } from "#proxy/contract/channel.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { DepartureFacts } from "../api/check.ts";
-import { type Check, type CheckReport, merged, runChecks } from "../api/finding.ts";
+import { type Check, type CheckReport, type Finding, merged, runChecks } from "../api/finding.ts";
 import { DEBT_MS_MAX } from "./moves.ts";
 import type { CheckedWorkload } from "./preflight/checked-workload.ts";
 import { askTarget, checkDeparture, NOT_CONFIGURED, unreachable } from "./preflight/preflight.ts";
@@ -57,9 +57,22 @@ async function checkAt(
   }
   try {
     const report = await askTarget(host, peer, channel, facts);
-    const notMeant = report.findings.some(({ id }) => id === NOT_CONFIGURED);
-    return notMeant && !wanted ? { checked: [], findings: [] } : report;
+    const notMeant = report.findings.find(({ id }) => id === NOT_CONFIGURED);
+    if (notMeant === undefined) return report;
+    // in a cluster any node may be the target: there is no standby before a move
+    if (host.config.pod !== null && wanted) Object.assign(notMeant, withoutStandby(peer, host.name));
+    else if (!wanted) return { checked: [], findings: [] };
+    return report;
   } finally {
     channel.close();
   }
+}
+
+function withoutStandby(node: string, workload: string): Pick<Finding, "id" | "severity" | "what" | "cure"> {
+  return {
+    id: "target.no-standby",
+    severity: "warning",
+    what: `${workload} has no standby on node ${node}, so only the node was looked at`,
+    cure: "a Migration makes one; with dryRun: true it says whether the pod could go there",
+  };
 }

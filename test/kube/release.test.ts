@@ -351,6 +351,9 @@ describe("a release of the chart", () => {
     await answered(load);
     // what is new moves what is old
     const { name } = (await serving("chat")).metadata;
+    const checked = await holdfast(["check", `pod/${name}`, "-n", "games", "--to", "b"], true);
+    assert.match(checked.stdout, /\[target\.no-standby\]/);
+    assert.equal(checked.status, 0, checked.stdout + checked.stderr);
     const moved = await holdfast(["migrate", `pod/${name}`, "-n", "games", "--to", "b"], true);
     assert.equal(moved.status, 0, moved.stdout + moved.stderr);
     await answered(load);
