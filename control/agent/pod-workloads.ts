@@ -179,7 +179,7 @@ export class PodWorkloads<Workload extends PodWorkload> {
     const wanted = pods.get(name);
     if (has !== undefined && has.uid === wanted?.pod.uid) return true;
     if (has !== undefined && wanted?.isStarting === false && this.#rebind(name, wanted.pod)) return true;
-    if (has !== undefined && !(await this.#remove(name))) return false;
+    if (has !== undefined && !(await this.#remove(name, wanted?.pod))) return false;
     return wanted === undefined || wanted.isStarting || this.#add(wanted.pod);
   }
 
@@ -256,9 +256,9 @@ export class PodWorkloads<Workload extends PodWorkload> {
     renameSync(`${file}.new`, file);
   }
 
-  /** Its pod is no longer there. False: not yet. */
-  async #remove(name: string): Promise<boolean> {
-    const { workloads, folder, log, isRecovering } = this.#options;
+  /** Its pod is no longer there. @param next that is to have its name. False: not yet */
+  async #remove(name: string, next: InjectedPod | undefined): Promise<boolean> {
+    const { workloads, folder, log, isRecovering, nodeAddress } = this.#options;
     const workload = workloads.get(name);
     if (workload === undefined) return true;
     if (isRecovering(workload) || workload.busyWith !== null || workload.isStarting) return false;
@@ -270,8 +270,10 @@ export class PodWorkloads<Workload extends PodWorkload> {
       log.info({ workload: name }, "its pod has gone: the application stops");
       await workload.stop();
     }
-    // no client was told of this node, where the application only waited
-    const isLeft = isPassedBy(this.#own.get(name)) && workload.journal.role === "anchor";
+    // no client was told of this node, where the application only waited; or clients come to an application of the next pod's own
+    const isOver =
+      isPassedBy(this.#own.get(name)) || (next !== undefined && workloadOf(next, nodeAddress).start);
+    const isLeft = isOver && workload.journal.role === "anchor";
     if (isLeft && (await workload.keeper.countSessions()) === 0) await workload.stop();
     const { role, moving, owed } = workload.journal;
     // clients that came here before it left: they stay for as long as they like

@@ -32,6 +32,8 @@ interface Refusal {
   errno: number;
   /** only where this argument, an int, is that; null: always */
   where: { index: number; is: number } | null;
+  /** Whoever names it in a profile means it, and is not deceived: `check` finds what it makes. */
+  unlessNamed?: boolean;
 }
 
 const EINVAL = 22;
@@ -44,7 +46,12 @@ const IPPROTO_MPTCP = 262;
 export const INT_MASK = 0xffffffff;
 
 const NOT_CARRIED: readonly Refusal[] = [
-  { names: ["io_uring_setup", "io_uring_enter", "io_uring_register"], errno: ENOSYS, where: null },
+  {
+    names: ["io_uring_setup", "io_uring_enter", "io_uring_register"],
+    errno: ENOSYS,
+    where: null,
+    unlessNamed: true,
+  },
   {
     names: ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"],
     errno: ENOSYS,
@@ -66,9 +73,10 @@ export function withoutNotCarried(profile: SeccompProfile): SeccompProfile {
 
 function refused(
   rules: SeccompRule[],
-  { names, errno, where }: Refusal,
+  { names, errno, where, unlessNamed = false }: Refusal,
   defaultAction: string,
 ): SeccompRule[] {
+  if (unlessNamed && rules.some((rule) => rule.names.some((name) => names.includes(name)))) return rules;
   const others = rules.flatMap((rule) => {
     const left = rule.names.filter((name) => !names.includes(name));
     return left.length === 0 ? [] : [left.length === rule.names.length ? rule : { ...rule, names: left }];

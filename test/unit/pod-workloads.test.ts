@@ -248,6 +248,19 @@ describe("the workloads of pods", () => {
     assert.deepEqual(home.did, [], "clients may come there");
   });
 
+  it("are the next pod's, which has an application of its own, once no client is left of what has moved away", async () => {
+    pods.update([pod("db-0", "1")]);
+    await has("default.db-0");
+    const [first] = made as [FakeWorkload];
+    first.journal = { role: "anchor", moving: null, owed: null };
+    first.sessions = 1;
+    await again(pod("db-0", "2"));
+    assert.deepEqual(first.did, []);
+    first.sessions = 0;
+    await until("the second comes", () => made.some(({ config }) => config.pod?.uid === "2"));
+    assert.deepEqual(first.did, ["stop", "close"]);
+  });
+
   it("are refused while something is in their way, and said once", async () => {
     tooMuch = "limits.heldMbMax: too much";
     pods.update([pod("chat", "1")]);
