@@ -83,7 +83,8 @@ export const PLAIN: Omit<PortConfig, "listen" | "upstream"> = {
   sessionsMax: 50_000,
   sessionsPerClientMax: 50_000,
   keepAliveMs: 15_000,
-  userTimeoutMs: 120_000,
+  // a client may read nothing for a whole test, on a slow machine
+  userTimeoutMs: 600_000,
   idleMsMax: 0,
   naming: null,
   proxyProtocol: null,
