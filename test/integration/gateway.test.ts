@@ -20,6 +20,7 @@ import {
   startInProcess,
 } from "#test/support/in-process-proxy.ts";
 import { until } from "#test/support/moved-program.ts";
+import { PLAIN } from "#test/support/proxy-lab.ts";
 
 const PORT = 8080;
 
@@ -217,7 +218,7 @@ describe("a gateway", () => {
     const timeoutOf = (leg: { fd: number } | null | undefined): number =>
       getsockoptInt(leg?.fd ?? -1, IPPROTO_TCP, TCP_USER_TIMEOUT);
     assert.equal(timeoutOf(ofGateway), 21_000);
-    assert.equal(timeoutOf(ofOwner), 120_000, "as its own port says");
+    assert.equal(timeoutOf(ofOwner), PLAIN.userTimeoutMs, "as its own port says");
   });
 
   for (const trunkSessionsMax of [65_536, 0])
