@@ -9,7 +9,7 @@ import { inject } from "#control/kubernetes/inject/inject.ts";
 import { until } from "../support/moved-program.ts";
 import { podShapes } from "../support/pod-shapes.ts";
 
-const OPTIONS = { image: "none", imagePullPolicy: null };
+const OPTIONS = { image: "none", imagePullPolicy: null, proxy: { image: "none", default: "node" } } as const;
 const INJECT = "holdfast.dev/inject";
 let version = 0;
 

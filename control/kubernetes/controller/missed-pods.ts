@@ -21,8 +21,8 @@ export type Injection = (typeof INJECTIONS)[number];
 
 /** What the webhook never looks at, whatever labels say; beside this chart's own namespace. */
 const SYSTEM = ["kube-system", "kube-node-lease"];
-/** the injector wants a name of an image, and here nothing is made of it */
-const OPTIONS = { image: "none", imagePullPolicy: null };
+/** the injector wants names of images, and here nothing is made of it */
+const OPTIONS = { image: "none", imagePullPolicy: null, proxy: { image: "none", default: "node" } } as const;
 const CURE =
   "it was made before its namespace was labelled, or while the webhook could not be reached; delete it, and what made it makes it anew, injected";
 
