@@ -1,8 +1,8 @@
 /** A cluster with the chart and two applications that keep their clients' state in memory: what `npm run demo:kube` shows. */
 import { join } from "node:path";
 import { API_VERSION, isFinal, type MigrationStatus, SERVING } from "#control/api/resources.ts";
+import { APP_PORT, appContainer } from "../test/kube/applications.ts";
 import { type Cluster, condition, type KubeObject } from "../test/kube/cluster.ts";
-import { APPS } from "../test/kube/images.ts";
 import { installChart, stateOf } from "../test/kube/install.ts";
 import { type LabProcess, projectRoot } from "../test/lab/lab.ts";
 import type { LoadKind } from "../test/load/load.ts";
@@ -10,7 +10,6 @@ import { untilAppAnswers } from "./follow.ts";
 
 export const SYSTEM = "holdfast";
 export const GAMES = "games";
-const APP_PORT = 9000;
 const DRAIN_S_MAX = 420;
 /** a machine that does much else beside */
 const MOVED_MS_MAX = 300_000;
@@ -176,19 +175,7 @@ function deploymentOf({ name, listen, program, protocol }: Application): KubeObj
       template: {
         metadata: { labels, annotations },
         spec: {
-          containers: [
-            {
-              name: "app",
-              image: APPS.name,
-              imagePullPolicy: "Never",
-              command: ["/usr/bin/node", program],
-              env: [
-                { name: "HOST", value: "0.0.0.0" },
-                { name: "PORT", value: String(APP_PORT) },
-              ],
-              readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
-            },
-          ],
+          containers: [appContainer(["/usr/bin/node", program])],
         },
       },
     },

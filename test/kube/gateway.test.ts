@@ -6,6 +6,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { type Load, startLoad } from "../load/load.ts";
 
+import { APP_PORT, appContainer } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 import { installChart, makeEdge, stateOf } from "./install.ts";
@@ -13,7 +14,6 @@ import { installChart, makeEdge, stateOf } from "./install.ts";
 const HOLDFAST = "holdfast";
 const GAMES = "games";
 const EDGE = "c";
-const APP_PORT = 9000;
 const NODE_PORT = 30080;
 const SESSIONS = 20;
 /** answers that clients have had before and after, each */
@@ -364,18 +364,7 @@ function podOf(name: string, more: Record<string, string> = {}): KubeObject {
     spec: {
       terminationGracePeriodSeconds: 0,
       containers: [
-        {
-          name: "app",
-          image: APPS.name,
-          imagePullPolicy: "Never",
-          command: ["/usr/bin/node", "/app/chat.js"],
-          env: [
-            { name: "HOST", value: "0.0.0.0" },
-            { name: "PORT", value: String(APP_PORT) },
-          ],
-          ports: [{ containerPort: APP_PORT }],
-          readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
-        },
+        { ...appContainer(["/usr/bin/node", "/app/chat.js"]), ports: [{ containerPort: APP_PORT }] },
       ],
     },
   };

@@ -10,6 +10,7 @@ import { podShapes } from "#test/support/pod-shapes.ts";
 import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { holdfast, logsOf } from "./agents.ts";
+import { appContainer } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, CONTROL, INSIDE } from "./images.ts";
 
@@ -395,18 +396,7 @@ describe("the chart in a cluster", () => {
           nodeName: "a",
           terminationGracePeriodSeconds: 0,
           containers: [
-            {
-              name: "app",
-              image: APPS.name,
-              imagePullPolicy: "Never",
-              command: ["/usr/bin/node", "/app/chat.js"],
-              env: [
-                { name: "HOST", value: "0.0.0.0" },
-                { name: "PORT", value: "9000" },
-              ],
-              ports: [{ containerPort: 9000 }],
-              readinessProbe: { tcpSocket: { port: 9000 }, periodSeconds: 1 },
-            },
+            { ...appContainer(["/usr/bin/node", "/app/chat.js"]), ports: [{ containerPort: 9000 }] },
           ],
         },
       },

@@ -7,12 +7,12 @@ import { type InjectOptions, inject } from "#control/kubernetes/inject/inject.ts
 import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { agentsOf, holdfast, inAgent, injectFault, logsOf, replaceAgent, startAgents } from "./agents.ts";
+import { APP_PORT, appContainer, waitingSpec } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, CONTROL, INSIDE } from "./images.ts";
 import type { Image } from "./oci-archive.ts";
 
 const NODES = ["a", "b"];
-const APP_PORT = 9000;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
 
@@ -87,16 +87,7 @@ function sidecarPod({ name, listen, command }: Moved, node: string): KubeObject 
       spec: {
         nodeName: node,
         terminationGracePeriodSeconds: 0,
-        containers: [
-          {
-            ...{ name: "app", image: APPS.name, imagePullPolicy: "Never", command },
-            env: [
-              { name: "HOST", value: "0.0.0.0" },
-              { name: "PORT", value: String(APP_PORT) },
-            ],
-            readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
-          },
-        ],
+        containers: [appContainer(command)],
       },
     },
     INJECT,
@@ -109,7 +100,6 @@ function sidecarPod({ name, listen, command }: Moved, node: string): KubeObject 
 function pod(moved: Moved, node: string, image = APPS.name): KubeObject {
   if (moved.sidecar === true) return sidecarPod(moved, node);
   const { name, nodePort, listen, command, args } = moved;
-  const volume = { name: "holdfast", mountPath: "/.holdfast" };
   const annotations = {
     "holdfast.dev/injected": "1",
     "holdfast.dev/container": "app",
@@ -123,31 +113,8 @@ function pod(moved: Moved, node: string, image = APPS.name): KubeObject {
     kind: "Pod",
     metadata: { name: `${name}-${node}`, labels: { app: name }, annotations },
     spec: {
+      ...waitingSpec({ ...appContainer(command, image), ...(args === undefined ? {} : { args }) }),
       nodeName: node,
-      terminationGracePeriodSeconds: 0,
-      securityContext: { seccompProfile: { type: "RuntimeDefault" } },
-      initContainers: [
-        { name: "holdfast", image: INSIDE.name, imagePullPolicy: "Never", volumeMounts: [volume] },
-      ],
-      containers: [
-        {
-          name: "app",
-          image,
-          imagePullPolicy: "Never",
-          command: ["/.holdfast/init", "-P", "--", ...(command ?? [])],
-          ...(args === undefined ? {} : { args }),
-          env: [
-            { name: "HOST", value: "0.0.0.0" },
-            { name: "PORT", value: String(APP_PORT) },
-          ],
-          readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
-          volumeMounts: [
-            { ...volume, readOnly: true },
-            { name: "data", mountPath: "/data" },
-          ],
-        },
-      ],
-      volumes: ["holdfast", "data"].map((name) => ({ name, emptyDir: {} })),
     },
   };
 }

@@ -10,6 +10,7 @@ import { parseAllDocuments, stringify } from "yaml";
 import type { CliResult } from "../lab/lab.ts";
 import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
+import { APP_PORT, appContainer } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE, REDIS } from "./images.ts";
 import { stateOf } from "./install.ts";
@@ -17,7 +18,6 @@ import { stateOf } from "./install.ts";
 const NAMESPACE = "holdfast";
 const CHART = join(projectRoot, "charts/holdfast");
 const INSTALL_MS_MAX = 240_000;
-const APP_PORT = 9000;
 const LISTEN = 8080;
 const SESSIONS = 10;
 const ANSWERS = 5;
@@ -413,18 +413,11 @@ describe("a release of the chart", () => {
     return { apiVersion: "v1", kind: "Namespace", metadata: { name, labels } };
   }
 
+  const app = appContainer(["/usr/bin/node", "/app/chat.js"]);
   const container = {
-    name: "app",
-    image: APPS.name,
-    imagePullPolicy: "Never",
-    command: ["/usr/bin/node", "/app/chat.js"],
-    env: [
-      { name: "HOST", value: "0.0.0.0" },
-      { name: "PORT", value: String(APP_PORT) },
-      { name: "PASSWORD", value: SECRET },
-    ],
+    ...app,
+    env: [...app.env, { name: "PASSWORD", value: SECRET }],
     ports: [{ containerPort: APP_PORT }],
-    readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
   };
   const early: KubeObject = {
     apiVersion: "v1",

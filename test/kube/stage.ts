@@ -11,13 +11,14 @@ import { crdFileOf } from "../../scripts/crds.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { logsOf, startAgents } from "./agents.ts";
+import { APP_PORT, appContainer, waitingSpec } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
 export const NAMESPACE = "default";
 export const HOLDFAST = "holdfast";
 const ACCOUNT = "holdfast-controller";
-const APP_PORT = 9000;
+const COMMAND = ["/usr/bin/node", "/app/chat.js"];
 const LISTEN = 8080;
 export const SESSIONS = 20;
 /** holds the clients' connections: a pod that has moved is deleted */
@@ -34,7 +35,6 @@ export function migration(name: string, spec: object): KubeObject {
 
 /** Its pods are as the webhook makes them. */
 function deployment(): KubeObject {
-  const volume = { name: "holdfast", mountPath: "/.holdfast" };
   const labels = { app: "chat" };
   const annotations = {
     "holdfast.dev/injected": "1",
@@ -42,7 +42,7 @@ function deployment(): KubeObject {
     "holdfast.dev/ports": `${LISTEN}:${APP_PORT}`,
     "holdfast.dev/workload": WORKLOAD,
     "holdfast.dev/mode": "gateway",
-    "holdfast.dev/command": JSON.stringify(["/usr/bin/node", "/app/chat.js"]),
+    "holdfast.dev/command": JSON.stringify(COMMAND),
   };
   return {
     apiVersion: "apps/v1",
@@ -53,32 +53,7 @@ function deployment(): KubeObject {
       selector: { matchLabels: labels },
       template: {
         metadata: { labels, annotations },
-        spec: {
-          terminationGracePeriodSeconds: 0,
-          securityContext: { seccompProfile: { type: "RuntimeDefault" } },
-          readinessGates: [{ conditionType: SERVING }],
-          initContainers: [
-            { name: "holdfast", image: INSIDE.name, imagePullPolicy: "Never", volumeMounts: [volume] },
-          ],
-          containers: [
-            {
-              name: "app",
-              image: APPS.name,
-              imagePullPolicy: "Never",
-              command: ["/.holdfast/init", "-P"],
-              env: [
-                { name: "HOST", value: "0.0.0.0" },
-                { name: "PORT", value: String(APP_PORT) },
-              ],
-              readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
-              volumeMounts: [
-                { ...volume, readOnly: true },
-                { name: "data", mountPath: "/data" },
-              ],
-            },
-          ],
-          volumes: ["holdfast", "data"].map((name) => ({ name, emptyDir: {} })),
-        },
+        spec: { ...waitingSpec(appContainer(COMMAND)), readinessGates: [{ conditionType: SERVING }] },
       },
     },
   };

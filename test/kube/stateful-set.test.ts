@@ -14,6 +14,7 @@ import { crdFileOf } from "../../scripts/crds.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { logsOf, startAgents } from "./agents.ts";
+import { APP_PORT, appContainer } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
@@ -21,7 +22,6 @@ const NAMESPACE = "games";
 const HOLDFAST = "holdfast";
 const NAME = "chat-0";
 const OTHER = "chat-1";
-const APP_PORT = 9000;
 const LISTEN = 8080;
 const SESSIONS = 20;
 /** answers that each client has had before and after a move */
@@ -47,15 +47,7 @@ function statefulSet(): KubeObject {
         spec: {
           containers: [
             {
-              name: "app",
-              image: APPS.name,
-              imagePullPolicy: "Never",
-              command: ["/usr/bin/node", "/app/chat.js"],
-              env: [
-                { name: "HOST", value: "0.0.0.0" },
-                { name: "PORT", value: String(APP_PORT) },
-              ],
-              readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
+              ...appContainer(["/usr/bin/node", "/app/chat.js"]),
               volumeMounts: [{ name: "data", mountPath: "/data" }],
             },
           ],

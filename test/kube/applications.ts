@@ -1,0 +1,52 @@
+/** The applications of image {@link APPS} in pods: as a user writes them, and as the webhook makes them. */
+import { APPS, INSIDE } from "./images.ts";
+
+/** Where each listens. */
+export const APP_PORT = 9000;
+
+type AppContainer = {
+  name: string;
+  image: string;
+  imagePullPolicy: string;
+  command?: string[];
+  env: { name: string; value: string }[];
+  readinessProbe: object;
+};
+
+/** @param command absent: the entrypoint of the image */
+export function appContainer(command?: string[], image = APPS.name): AppContainer {
+  return {
+    name: "app",
+    image,
+    imagePullPolicy: "Never",
+    ...(command === undefined ? {} : { command }),
+    env: [
+      { name: "HOST", value: "0.0.0.0" },
+      { name: "PORT", value: String(APP_PORT) },
+    ],
+    readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
+  };
+}
+
+/** Of a container that waits for its application, as the webhook makes it; with an emptyDir at /data. */
+export function waitingSpec(container: AppContainer & { args?: string[] }): object {
+  const volume = { name: "holdfast", mountPath: "/.holdfast" };
+  return {
+    terminationGracePeriodSeconds: 0,
+    securityContext: { seccompProfile: { type: "RuntimeDefault" } },
+    initContainers: [
+      { name: "holdfast", image: INSIDE.name, imagePullPolicy: "Never", volumeMounts: [volume] },
+    ],
+    containers: [
+      {
+        ...container,
+        command: ["/.holdfast/init", "-P", "--", ...(container.command ?? [])],
+        volumeMounts: [
+          { ...volume, readOnly: true },
+          { name: "data", mountPath: "/data" },
+        ],
+      },
+    ],
+    volumes: ["holdfast", "data"].map((name) => ({ name, emptyDir: {} })),
+  };
+}
