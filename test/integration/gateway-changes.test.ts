@@ -5,13 +5,15 @@ import { connect, type Socket } from "node:net";
 import { afterEach, describe, it } from "node:test";
 import type { GatewayListener } from "#proxy/contract/gateway.ts";
 import {
+  answering,
   type GatewayHere,
   LISTENER,
   routeTo,
   startGatewayHere,
+  startOwner,
   ToldStore,
 } from "#test/support/gateway-stage.ts";
-import { type InProcess, LINK_KEY, startInProcess } from "#test/support/in-process-proxy.ts";
+import { type InProcess, LINK_KEY } from "#test/support/in-process-proxy.ts";
 import { until } from "#test/support/moved-program.ts";
 
 const PORT = 8080;
@@ -26,18 +28,9 @@ describe("a gateway that is told to lead clients otherwise", () => {
 
   /** A workload whose application answers each byte with its name. */
   async function workload(name: string): Promise<InProcess> {
-    const running = await startInProcess({
-      downstream: "gateway",
-      serve: (socket) => {
-        socket.on("data", (bytes) => socket.write(name.repeat(bytes.length)));
-        socket.on("end", () => socket.end());
-      },
-    });
+    const running = await startOwner({ node: "a", epoch: 1, port: PORT }, { serve: answering(name) });
     ends.push(() => running.stop());
-    await running.proxy.openLinks();
-    const link = running.proxy.linkEndpoint;
-    assert.ok(link !== null);
-    store.put(name, { node: "a", epoch: 1, link, ports: [PORT] });
+    store.put(name, running.record);
     return running;
   }
 

@@ -11,9 +11,10 @@ import {
   type HereOptions,
   routeTo,
   startGatewayHere,
+  startOwner,
   ToldStore,
 } from "#test/support/gateway-stage.ts";
-import { type InProcess, LINK_KEY, startInProcess } from "#test/support/in-process-proxy.ts";
+import { type InProcess, LINK_KEY } from "#test/support/in-process-proxy.ts";
 import { until } from "#test/support/moved-program.ts";
 
 const PORT = 8080;
@@ -28,12 +29,9 @@ describe("a gateway with routes", () => {
 
   /** A workload whose application sends back what it gets. */
   async function workload(name: string): Promise<InProcess> {
-    const running = await startInProcess({ downstream: "gateway" });
+    const running = await startOwner({ node: "a", epoch: 1, port: PORT });
     ends.push(() => running.stop());
-    await running.proxy.openLinks();
-    const link = running.proxy.linkEndpoint;
-    assert.ok(link !== null);
-    store.put(name, { node: "a", epoch: 1, link, ports: [PORT] });
+    store.put(name, running.record);
     return running;
   }
 

@@ -8,17 +8,14 @@ import { getsockoptInt, IPPROTO_TCP, TCP_KEEPIDLE, TCP_USER_TIMEOUT } from "#pro
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
 import {
+  answering,
   type GatewayHere,
   type HereOptions,
   startGatewayHere,
+  startOwner,
   ToldStore,
 } from "#test/support/gateway-stage.ts";
-import {
-  type InProcess,
-  type InProcessOptions,
-  LINK_KEY,
-  startInProcess,
-} from "#test/support/in-process-proxy.ts";
+import { type InProcess, type InProcessOptions, LINK_KEY } from "#test/support/in-process-proxy.ts";
 import { until } from "#test/support/moved-program.ts";
 import { PLAIN } from "#test/support/proxy-lab.ts";
 
@@ -45,21 +42,12 @@ describe("a gateway", () => {
     epoch: number,
     options: InProcessOptions = {},
   ): Promise<InProcess & { record: LinkRecord }> {
-    const running = await startInProcess({
-      ...options,
-      downstream: "gateway",
-      serve: (socket) => {
-        socket.on("data", (bytes) => socket.write(name.repeat(bytes.length)));
-        socket.on("end", () => socket.end());
-      },
-    });
+    const running = await startOwner(
+      { node: name, epoch, port: PORT },
+      { ...options, serve: answering(name) },
+    );
     ends.push(() => running.stop());
-    running.proxy.epoch = epoch;
-    await running.proxy.openLinks();
-    const link = running.proxy.linkEndpoint;
-    assert.ok(link !== null);
-    const ports = running.proxy.config.ports.map((_, index) => PORT + index);
-    return { ...running, record: { node: name, epoch, link, ports } };
+    return running;
   }
 
   function client({ gateway }: GatewayHere, listener = 0): Socket {

@@ -1,4 +1,5 @@
-/** A gateway within the test's own process, and a store of which the test says what it answers. */
+/** A gateway and owners within the test's own process, and a store of which the test says what it answers. */
+import assert from "node:assert/strict";
 import { pino } from "pino";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { GatewayConfig, GatewayListener, GatewayRoute } from "#proxy/contract/gateway.ts";
@@ -6,7 +7,7 @@ import { PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import { Gateway } from "#proxy/gateway/gateway.ts";
 import type { LinkRecord, Ownership, Store, StoreWatch } from "#proxy/store/store.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
-import { REAL_KERNEL } from "./in-process-proxy.ts";
+import { type InProcess, type InProcessOptions, REAL_KERNEL, startInProcess } from "./in-process-proxy.ts";
 
 /** What of a store a gateway asks. */
 export class ToldStore implements Pick<Store, "link" | "watchLinks" | "lookup"> {
@@ -108,4 +109,26 @@ export function startGatewayHere(options: HereOptions): GatewayHere {
   });
   gateway.open();
   return { gateway, lines };
+}
+
+/** Answers each byte with the name. */
+export function answering(name: string): NonNullable<InProcessOptions["serve"]> {
+  return (socket) => {
+    socket.on("data", (bytes) => socket.write(name.repeat(bytes.length)));
+    socket.on("end", () => socket.end());
+  };
+}
+
+/** A proxy that owns a workload and takes links, and what its agent tells the store: ports of the workload from `port` on. */
+export async function startOwner(
+  { node, epoch, port }: { node: string; epoch: number; port: number },
+  options: InProcessOptions = {},
+): Promise<InProcess & { record: LinkRecord }> {
+  const running = await startInProcess({ ...options, downstream: "gateway" });
+  running.proxy.epoch = epoch;
+  await running.proxy.openLinks();
+  const link = running.proxy.linkEndpoint;
+  assert.ok(link !== null);
+  const ports = running.proxy.config.ports.map((_, index) => port + index);
+  return { ...running, record: { node, epoch, link, ports } };
 }

@@ -20,18 +20,8 @@ import type { Plan } from "#control/kubernetes/controller/next.ts";
 import type { Observed } from "#control/kubernetes/controller/observed.ts";
 import { plan } from "#control/kubernetes/controller/plan.ts";
 import { standbyName, standbyPod } from "#control/kubernetes/controller/standby-pod.ts";
+import { metaOf, NOW, START } from "#test/support/kube-objects.ts";
 
-const START = "2026-01-01T00:00:00Z";
-const NOW = Date.parse(START) + 1_000;
-const meta = (name: string, more: object = {}) => ({
-  name,
-  namespace: "shop",
-  uid: `${name}-uid`,
-  resourceVersion: "7",
-  generation: 1,
-  creationTimestamp: START,
-  ...more,
-});
 const SET: OwnerReference = {
   apiVersion: "apps/v1",
   kind: "ReplicaSet",
@@ -42,7 +32,7 @@ const SET: OwnerReference = {
 
 function migration(spec: object = {}, status: object = {}, metadata: object = {}): Migration {
   return migrationSchema.parse({
-    metadata: meta("m", metadata),
+    metadata: metaOf("m", metadata),
     spec: { pod: "chat-5d-x", target: { node: "b" }, ...spec },
     status,
   });
@@ -50,7 +40,7 @@ function migration(spec: object = {}, status: object = {}, metadata: object = {}
 
 function pod(spec: object = {}, metadata: object = {}): Pod {
   return {
-    metadata: meta("chat-5d-x", {
+    metadata: metaOf("chat-5d-x", {
       labels: { app: "chat", "pod-template-hash": "5d" },
       annotations: { "holdfast.dev/injected": "1", "holdfast.dev/container": "app" },
       ...metadata,
@@ -62,7 +52,7 @@ function pod(spec: object = {}, metadata: object = {}): Pod {
 
 function node(name: string, spec: object = {}, ready = "True"): Node {
   return {
-    metadata: meta(name),
+    metadata: metaOf(name),
     spec,
     status: { conditions: [{ type: "Ready", status: ready as "True" }] },
   };
@@ -75,11 +65,11 @@ function deployment(status: object = {}): Observed["owner"] {
     kind: "replica-set",
     reference: SET,
     replicaSet: {
-      metadata: meta("chat-5d", { ownerReferences: [above] }),
+      metadata: metaOf("chat-5d", { ownerReferences: [above] }),
       spec: { replicas: 2, selector },
     } as ReplicaSet,
     deployment: {
-      metadata: meta("chat"),
+      metadata: metaOf("chat"),
       spec: { replicas: 2, selector },
       status: { observedGeneration: 1, replicas: 2, updatedReplicas: 2, ...status },
     } as Deployment,
@@ -114,7 +104,7 @@ function statusOf({ action }: Plan) {
 
 describe("a pod", () => {
   const claim = (...accessModes: string[]) =>
-    new Map([["data", { metadata: meta("data"), spec: { accessModes } }]]);
+    new Map([["data", { metadata: metaOf("data"), spec: { accessModes } }]]);
   const data = { volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }] };
   const volume = (source: object) => ({ source: pod({ volumes: [{ name: "v", ...source }] }) });
   const owned = (kind: string): Partial<Observed> => ({
@@ -332,7 +322,7 @@ describe("a pod whose clients are connected to it", () => {
     >;
     return {
       metadata: {
-        ...meta("standby"),
+        ...metaOf("standby"),
         ...made.metadata,
         annotations: { ...made.metadata.annotations, [ANNOTATION.listen]: listen },
       },
@@ -460,7 +450,7 @@ describe("a standby", () => {
   it("of a pod that was moved before is not pinned to where that went", () => {
     const first = standbyPod(source, migration({ target: { node: "b", nodeSelector: undefined } }));
     const moved: Pod = {
-      metadata: meta("moved", { annotations: first.metadata.annotations }),
+      metadata: metaOf("moved", { annotations: first.metadata.annotations }),
       spec: { ...first.spec, nodeName: "b" },
     };
     const back = standbyPod(moved, migration({ target: { node: "a" } }));
@@ -468,7 +458,7 @@ describe("a standby", () => {
     assert.deepEqual(back.spec.affinity, again.spec.affinity);
     const labelled = standbyPod(source, migration({ target: { nodeSelector: { zone: "2" } } }));
     const there: Pod = {
-      metadata: meta("there", { annotations: labelled.metadata.annotations }),
+      metadata: metaOf("there", { annotations: labelled.metadata.annotations }),
       spec: labelled.spec,
     };
     assert.deepEqual(standbyPod(there, migration()).spec.nodeSelector, { disk: "ssd" });

@@ -9,21 +9,11 @@ import { plan } from "#control/kubernetes/controller/plan.ts";
 import { ordinalPod, standbyPod } from "#control/kubernetes/controller/standby-pod.ts";
 import { revisionAnew, waitedFor } from "#control/kubernetes/controller/stateful-set.ts";
 import { answerOrdinal } from "#control/kubernetes/webhook/ordinal.ts";
+import { metaOf, NOW, START } from "#test/support/kube-objects.ts";
 import { applied } from "../support/pod-shapes.ts";
 import { reviewOf } from "../support/reviews.ts";
 
-const START = "2026-01-01T00:00:00Z";
-const NOW = Date.parse(START) + 1_000;
 const DAY_MS = 86_400_000;
-const meta = (name: string, more: object = {}) => ({
-  name,
-  namespace: "shop",
-  uid: `${name}-uid`,
-  resourceVersion: "7",
-  generation: 1,
-  creationTimestamp: START,
-  ...more,
-});
 const SET: OwnerReference = {
   apiVersion: "apps/v1",
   kind: "StatefulSet",
@@ -33,13 +23,13 @@ const SET: OwnerReference = {
 };
 
 function migration(spec: object = {}, status: object = {}): Migration {
-  const metadata = meta("m", { finalizers: ["holdfast.dev/standby"] });
+  const metadata = metaOf("m", { finalizers: ["holdfast.dev/standby"] });
   return migrationSchema.parse({ metadata, spec: { pod: "db-1", target: { node: "b" }, ...spec }, status });
 }
 
 function pod(name = "db-1", metadata: object = {}, spec: object = {}, ready = "True"): Pod {
   return {
-    metadata: meta(name, {
+    metadata: metaOf(name, {
       labels: { app: "db", "controller-revision-hash": "1", "holdfast.dev/migration": "m-uid" },
       annotations: { "holdfast.dev/injected": "1" },
       ownerReferences: [SET],
@@ -53,7 +43,7 @@ function pod(name = "db-1", metadata: object = {}, spec: object = {}, ready = "T
 function set(spec: object = {}, status: object = {}, metadata: object = {}): StatefulSet {
   const template = { spec: { containers: [{ name: "app" }] } };
   return {
-    metadata: meta("db", metadata),
+    metadata: metaOf("db", metadata),
     spec: { replicas: 3, selector: { matchLabels: { app: "db" } }, template, ...spec },
     status: { observedGeneration: 1, currentRevision: "1", updateRevision: "1", ...status },
   };
@@ -66,7 +56,7 @@ function owned(statefulSet: StatefulSet | null = set(), more: object = {}): Owne
 
 function node(name: string, spec: object = {}, labels: Record<string, string> = {}): Node {
   return {
-    metadata: meta(name, { labels }),
+    metadata: metaOf(name, { labels }),
     spec,
     status: { conditions: [{ type: "Ready", status: "True" }] },
   };
@@ -103,7 +93,7 @@ const RETURNING = {
 /** The application is in another pod, on node c. */
 function returning(more: Partial<Observed> = {}, status: object = {}): Observed {
   const made = standbyPod(pod(), migration());
-  const shadow = pod("db-1-xxxxx", { ...made.metadata, ...meta("db-1-xxxxx"), ownerReferences: [] });
+  const shadow = pod("db-1-xxxxx", { ...made.metadata, ...metaOf("db-1-xxxxx"), ownerReferences: [] });
   return observed({
     migration: migration({}, { ...RETURNING, ...status }),
     source: { ...shadow, spec: { ...made.spec, nodeName: "c" } },
@@ -131,8 +121,11 @@ describe("a StatefulSet's pod", () => {
     const required = {
       nodeSelectorTerms: [{ matchExpressions: [{ key: "rack", operator: "In", values: values ?? [] }] }],
     };
-    const volume = { metadata: meta("pv"), spec: values === undefined ? {} : { nodeAffinity: { required } } };
-    return new Map([["data", { metadata: meta("data"), spec: { accessModes: [mode] }, volume }]]);
+    const volume = {
+      metadata: metaOf("pv"),
+      spec: values === undefined ? {} : { nodeAffinity: { required } },
+    };
+    return new Map([["data", { metadata: metaOf("data"), spec: { accessModes: [mode] }, volume }]]);
   };
   const racks = nodes(
     node("a", {}, { rack: "1" }),
