@@ -14,6 +14,20 @@ export interface ObjectMeta {
   finalizers?: string[];
 }
 
+/** What is kept of an object of which there may be thousands. */
+export function identityOf(metadata: ObjectMeta): ObjectMeta {
+  const { name, namespace, uid, resourceVersion, creationTimestamp, deletionTimestamp, labels } = metadata;
+  return {
+    name,
+    uid,
+    resourceVersion,
+    creationTimestamp,
+    ...(namespace === undefined ? {} : { namespace }),
+    ...(deletionTimestamp === undefined ? {} : { deletionTimestamp }),
+    ...(labels === undefined ? {} : { labels }),
+  };
+}
+
 export interface OwnerReference {
   apiVersion: string;
   kind: string;

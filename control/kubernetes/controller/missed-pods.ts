@@ -4,15 +4,15 @@
  *
  * Every pod of the cluster is watched, and a hundred bytes of each are kept.
  */
-import { createHash } from "node:crypto";
+import { aborted } from "../client/aborted.ts";
 import type { KubernetesApi } from "../client/api.ts";
-import type { KubernetesObject, Pod } from "../client/objects.ts";
+import { eventOf, report } from "../client/events.ts";
+import { identityOf, type KubernetesObject, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { Reflector } from "../client/reflector.ts";
 import { inject } from "../inject/inject.ts";
 import { INJECT_LABEL, MADE } from "../inject/names.ts";
 import { podSchema } from "../inject/pod.ts";
-import { report } from "./events.ts";
 import type { ControllerMetrics } from "./metrics.ts";
 
 /** injected; missed: it could be, and is not; refused: it cannot be, as said to who made it; left: nobody asks for it */
@@ -85,22 +85,14 @@ export async function reportMissedPods(options: MissedPodsOptions, signal: Abort
     telling = telling.then(() =>
       signal.aborted
         ? undefined
-        : report(api, [eventOf(pod)], (error) => onProblem("an Event is not written", error)),
+        : report(api, [warningOf(pod)], (error) => onProblem("an Event is not written", error)),
     );
   };
   const namespaces = new Reflector<KubernetesObject>({
     api,
     path: pathOf("namespaces"),
     query: { labelSelector: INJECT_LABEL },
-    keep: ({ metadata: { name, uid, resourceVersion, creationTimestamp, labels } }) => ({
-      metadata: {
-        name,
-        uid,
-        resourceVersion,
-        creationTimestamp,
-        ...(labels === undefined ? {} : { labels }),
-      },
-    }),
+    keep: ({ metadata }) => ({ metadata: identityOf(metadata) }),
     onChange: (now, before) => {
       const label = now?.metadata.labels?.[INJECT_LABEL];
       if (now === null || label === before?.metadata.labels?.[INJECT_LABEL]) return;
@@ -142,48 +134,26 @@ export async function reportMissedPods(options: MissedPodsOptions, signal: Abort
 
 /** What is decided of a pod stays, as long as it is that pod with that label. */
 function seen(pod: Pod, before: Seen | null): Seen {
-  const { name, namespace, uid, resourceVersion, creationTimestamp, labels } = pod.metadata;
+  const { labels, ...metadata } = identityOf(pod.metadata);
   const label = labels?.[INJECT_LABEL];
   const isSame =
-    before?.metadata.uid === uid &&
+    before?.metadata.uid === metadata.uid &&
     before.metadata.labels?.[INJECT_LABEL] === label &&
     !/^(Succeeded|Failed)$/.test(pod.status?.phase ?? "");
   return {
-    metadata: {
-      name,
-      ...(namespace === undefined ? {} : { namespace }),
-      uid,
-      resourceVersion,
-      creationTimestamp,
-      ...(label === undefined ? {} : { labels: { [INJECT_LABEL]: label } }),
-    },
+    metadata: { ...metadata, ...(label === undefined ? {} : { labels: { [INJECT_LABEL]: label } }) },
     verdict: isSame ? before.verdict : verdictOf(pod),
   };
 }
 
-/** Of a name that follows from what it says: told twice it is one. */
-function eventOf({ metadata, verdict: { injection, message } }: Seen): object {
+function warningOf({ metadata, verdict: { injection, message } }: Seen): object {
   const { name, namespace = "", uid } = metadata;
-  const time = new Date().toISOString();
-  const hash = createHash("sha256").update(`${uid}/${injection}/${message}`).digest("hex").slice(0, 16);
-  return {
-    apiVersion: "v1",
-    kind: "Event",
-    metadata: { name: `${name.slice(0, 200)}.${hash}`, namespace },
-    involvedObject: { apiVersion: "v1", kind: "Pod", name, namespace, uid },
+  return eventOf({
+    object: { apiVersion: "v1", kind: "Pod", name, namespace, uid },
     type: "Warning",
     reason: injection === "missed" ? "HoldfastInjectionMissed" : "HoldfastInjectionRefused",
-    message: `not injected, so it does not move: ${message}`.slice(0, 1_024),
-    source: { component: "holdfast-controller" },
-    firstTimestamp: time,
-    lastTimestamp: time,
-    count: 1,
-  };
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve();
-    signal.addEventListener("abort", () => resolve(), { once: true });
+    message: `not injected, so it does not move: ${message}`,
+    key: `${uid}/${injection}/${message}`,
+    nowMs: Date.now(),
   });
 }

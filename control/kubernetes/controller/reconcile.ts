@@ -12,14 +12,16 @@ import {
   migration as migrationSchema,
   SERVING,
 } from "../../api/resources.ts";
+import { aborted } from "../client/aborted.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
+import { report } from "../client/events.ts";
 import { isTrue, type KubernetesObject, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { Reflector } from "../client/reflector.ts";
 import { causeOf } from "../triggers/caused.ts";
 import { NodeWatch } from "../triggers/node-watch.ts";
 import { act } from "./act.ts";
-import { eventsOf, report } from "./events.ts";
+import { eventsOf } from "./events.ts";
 import { gather } from "./gather.ts";
 import type { ControllerMetrics } from "./metrics.ts";
 import type { Action } from "./next.ts";
@@ -104,10 +106,7 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
   const sweep = setInterval(() => {
     sweepStrays(api, pods.objects.values()).catch((error: unknown) => onProblem("strays stay", error));
   }, STRAY_MS);
-  await new Promise<void>((resolve) => {
-    if (signal.aborted) resolve();
-    signal.addEventListener("abort", () => resolve(), { once: true });
-  });
+  await aborted(signal);
   clearInterval(sweep);
   for (const stop of stops) stop();
   metrics.migrations = () => [];

@@ -7,17 +7,18 @@
  *   then the slices   …
  *   then what Kubernetes had made for the Service's selector
  */
-import { createHash } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
 import { GATEWAY_ENABLED, GATEWAY_LABEL, TABLE_LABEL } from "../../api/gateway-table.ts";
+import { aborted } from "../client/aborted.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
-import type {
-  ConfigMap,
-  EndpointSlice,
-  KubernetesObject,
-  ObjectMeta,
-  Pod,
-  Service,
+import { eventOf, report } from "../client/events.ts";
+import {
+  type ConfigMap,
+  type EndpointSlice,
+  identityOf,
+  type KubernetesObject,
+  type Pod,
+  type Service,
 } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { Reflector } from "../client/reflector.ts";
@@ -36,7 +37,6 @@ import {
 /** what comes together is done together */
 const QUIET_MS = 100;
 const AGAIN_MS = 2_000;
-const MESSAGE_MAX = 1_024;
 
 export interface ServicesOptions {
   api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete">;
@@ -125,40 +125,14 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
     for (const [key, finding] of now) {
       if (told.get(key) === finding.message) continue;
       told.set(key, finding.message);
-      await api
-        .create(pathOf("events", { namespace: finding.service.metadata.namespace ?? "" }), eventOf(finding))
-        .catch((error: unknown) => onProblem("an Event is not written", error));
+      await report(api, [warningOf(finding)], (error) => onProblem("an Event is not written", error));
     }
   }
 
-  await new Promise<void>((resolve) => {
-    if (signal.aborted) resolve();
-    signal.addEventListener("abort", () => resolve(), { once: true });
-  });
+  await aborted(signal);
   clearTimeout(timer);
   await running;
   await Promise.all(all.map((one) => one.close()));
-}
-
-/** What every object that is kept has to have. */
-function identityOf({
-  name,
-  namespace,
-  uid,
-  resourceVersion,
-  creationTimestamp,
-  deletionTimestamp,
-  labels,
-}: ObjectMeta): ObjectMeta {
-  return {
-    name,
-    uid,
-    resourceVersion,
-    creationTimestamp,
-    ...(namespace === undefined ? {} : { namespace }),
-    ...(deletionTimestamp === undefined ? {} : { deletionTimestamp }),
-    ...(labels === undefined ? {} : { labels }),
-  };
 }
 
 /** As much of a pod as the plan looks at: there may be thousands. */
@@ -262,21 +236,15 @@ async function remove(
   await api.delete(pathOf("endpointslices", { namespace, name }), { preconditions: { uid } });
 }
 
-function eventOf({ service: { metadata }, reason, message }: ServiceFinding): object {
-  const time = new Date().toISOString();
-  const digest = createHash("sha256").update(`${metadata.uid}/${reason}/${time}`).digest("hex").slice(0, 16);
-  const { name, namespace, uid } = metadata;
-  return {
-    apiVersion: "v1",
-    kind: "Event",
-    metadata: { name: `${name.slice(0, 200)}.${digest}`, namespace },
-    involvedObject: { apiVersion: "v1", kind: "Service", name, namespace, uid },
+function warningOf({ service: { metadata }, reason, message }: ServiceFinding): object {
+  const { name, namespace = "", uid } = metadata;
+  const nowMs = Date.now();
+  return eventOf({
+    object: { apiVersion: "v1", kind: "Service", name, namespace, uid },
     type: "Warning",
     reason,
-    message: message.slice(0, MESSAGE_MAX),
-    source: { component: "holdfast-controller" },
-    firstTimestamp: time,
-    lastTimestamp: time,
-    count: 1,
-  };
+    message,
+    key: `${uid}/${reason}/${new Date(nowMs).toISOString()}`,
+    nowMs,
+  });
 }
