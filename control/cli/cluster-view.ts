@@ -19,6 +19,7 @@ import {
 import { type Kind, pathOf } from "../kubernetes/client/paths.ts";
 import { isAskedFor, verdictOf } from "../kubernetes/controller/missed-pods.ts";
 import { INJECT_LABEL } from "../kubernetes/inject/names.ts";
+import { nameOf } from "../kubernetes/node/injected-pod.ts";
 
 const NAME_LABEL = "app.kubernetes.io/name";
 const COMPONENT = "app.kubernetes.io/component";
@@ -144,6 +145,7 @@ function seenPod(
 }
 
 /** The name that agents know it by. */
-export function workloadOf({ metadata: { name, namespace, annotations } }: Pod): string {
-  return annotations?.[ANNOTATION.workload] ?? `${namespace}.${name}`;
+export function workloadOf({ metadata: { name, namespace = "", annotations } }: Pod): string {
+  const workload = annotations?.[ANNOTATION.workload];
+  return nameOf({ namespace, name, annotations: workload === undefined ? {} : { workload } });
 }

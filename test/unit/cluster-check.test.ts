@@ -2,8 +2,9 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { findingsOf, type Installation } from "#control/cli/cluster-check.ts";
-import type { ClusterView, Part, SeenPod } from "#control/cli/cluster-view.ts";
+import { type ClusterView, type Part, type SeenPod, workloadOf } from "#control/cli/cluster-view.ts";
 import type { Node } from "#control/kubernetes/client/objects.ts";
+import { nameOf } from "#control/kubernetes/node/injected-pod.ts";
 
 const INFO = {
   architecture: "amd64",
@@ -157,4 +158,26 @@ describe("a check of a cluster", () => {
     });
     assert.deepEqual(ids, [...Array(20).fill("pod.missed"), "pod.refused", "pod.not-movable", "pod.more"]);
   });
+});
+
+it("an agent is asked of a pod by the name that it knows the pod by", () => {
+  const named = (name: string, workload?: string): string => {
+    const annotations = workload === undefined ? {} : { "holdfast.dev/workload": workload };
+    const metadata = {
+      name,
+      namespace: "games",
+      uid: "1",
+      resourceVersion: "1",
+      creationTimestamp: "",
+      annotations,
+    };
+    return workloadOf({ metadata, spec: { containers: [] } });
+  };
+  assert.equal(named("chat"), "games.chat");
+  assert.equal(named("chat-x2x4z", "games.chat"), "games.chat");
+  const long = "checkout-sessions-of-all-customers-in-europe-7d9c5b8f6d-x2x4z";
+  assert.equal(named(long), nameOf({ namespace: "games", name: long, annotations: {} }));
+  // people write annotations, and this one becomes an argument of a command
+  for (const hostile of ["--agent=/tmp/theirs", "other.chat"])
+    assert.equal(named("chat", hostile), "games.chat");
 });

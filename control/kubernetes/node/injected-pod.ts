@@ -71,7 +71,11 @@ export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } |
 }
 
 /** Of its workload: what the annotation says, else NAMESPACE.POD; one that is too long ends with a digest of itself. */
-export function nameOf({ namespace, name, annotations }: InjectedPod): string {
+export function nameOf({
+  namespace,
+  name,
+  annotations,
+}: Pick<InjectedPod, "namespace" | "name" | "annotations">): string {
   const { workload } = annotations;
   // whoever may make pods in one namespace is nobody in another
   const full = workload?.startsWith(`${namespace}.`) === true ? workload : `${namespace}.${name}`;
