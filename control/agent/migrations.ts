@@ -14,7 +14,13 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Store } from "#proxy/store/store.ts";
 import { areToPass } from "../api/finding.ts";
 import type { MoveResult } from "../api/migration.ts";
-import { type Migration, type MoveStatus, migration as migrationSchema, SERVING } from "../api/resources.ts";
+import {
+  type Migration,
+  type MoveStatus,
+  migration as migrationSchema,
+  migrationsIn,
+  SERVING,
+} from "../api/resources.ts";
 import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
 import { conditionOf, isActive, type KubernetesObject, type Pod } from "../kubernetes/client/objects.ts";
 import { pathOf } from "../kubernetes/client/paths.ts";
@@ -79,12 +85,8 @@ export class Migrations {
 
   /** @param objects all of the cluster */
   seeMigrations(objects: KubernetesObject[]): void {
-    this.#migrations = objects.flatMap((object) => {
-      // most have ended long ago, or are of other nodes
-      if (!concerns(object, this.#options.node)) return [];
-      const parsed = migrationSchema.safeParse(object);
-      return parsed.success ? [parsed.data] : [];
-    });
+    // most have ended long ago, or are of other nodes
+    this.#migrations = migrationsIn(objects.filter((object) => concerns(object, this.#options.node)));
     this.#look();
   }
 

@@ -366,6 +366,11 @@ export function policyOf(policies: readonly ContinuityPolicy[]): Policy {
   return { ...DEFAULT_POLICY, ...(Object.fromEntries(said) as Partial<Policy>) };
 }
 
+/** Those that are understood: what is of a later version is nobody's here. */
+export function migrationsIn(objects: Iterable<unknown>): Migration[] {
+  return [...objects].flatMap((object) => migration.safeParse(object).data ?? []);
+}
+
 /** Its application, or its standby, is on the way. */
 export function isUnderWay({ status: { phase } }: Migration): boolean {
   return phase === "Preparing" || phase === "Moving" || phase === "Adopting";

@@ -4,7 +4,7 @@ import {
   MIGRATION_LABEL,
   type Migration,
   MOVABLE,
-  migration as migrationSchema,
+  migrationsIn,
   SERVING,
 } from "../api/resources.ts";
 import { isCode, type KubernetesApi, type Query } from "../kubernetes/client/api.ts";
@@ -76,10 +76,7 @@ export async function viewCluster(api: KubernetesApi, namespace: string | null):
   const labels = new Map(
     namespaces.items.map(({ metadata }) => [metadata.name, metadata.labels?.[INJECT_LABEL]]),
   );
-  const parsed = migrations.flatMap((object) => {
-    const { data, success } = migrationSchema.safeParse(object);
-    return success ? [data] : [];
-  });
+  const parsed = migrationsIn(migrations);
   const isShown = (one: KubernetesObject): boolean =>
     namespace === null || one.metadata.namespace === namespace;
   return {

@@ -7,6 +7,7 @@ import {
   MIGRATION_LABEL,
   type Migration,
   migration as migrationSchema,
+  migrationsIn,
   policyOf,
 } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
@@ -84,10 +85,7 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
 /** @param namespace null: of all */
 async function migrationsOf(api: Calls, namespace: string | null): Promise<Migration[]> {
   const { items } = await api.list<KubernetesObject>(pathOf("migrations", { namespace }));
-  return items.flatMap((item) => {
-    const parsed = migrationSchema.safeParse(item);
-    return parsed.success ? [parsed.data] : [];
-  });
+  return migrationsIn(items);
 }
 
 function chosen({ status }: Migration, candidates: Pod[]): Pod | null {

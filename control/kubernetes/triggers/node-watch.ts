@@ -2,13 +2,7 @@
  * Makes Migrations for pods whose node says that it is going away (`node-triggers.ts`). Level-triggered: whenever nodes, policies or Migrations have
  * changed, and every few seconds while a node says so, what is there is looked at again.
  */
-import {
-  continuityPolicy,
-  type Migration,
-  migration as migrationSchema,
-  type Policy,
-  policyOf,
-} from "../../api/resources.ts";
+import { continuityPolicy, migrationsIn, type Policy, policyOf } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Node, Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
@@ -100,7 +94,7 @@ export class NodeWatch {
       {
         node,
         pods: items,
-        migrations: [...migrations.objects.values()].flatMap(parsed),
+        migrations: migrationsIn(migrations.objects.values()),
         policyOf: (namespace) => policies.get(namespace) ?? policyOf([]),
       },
       Date.now(),
@@ -130,11 +124,6 @@ export class NodeWatch {
       ]),
     );
   }
-}
-
-function parsed(object: KubernetesObject): Migration[] {
-  const read = migrationSchema.safeParse(object);
-  return read.success ? [read.data] : [];
 }
 
 /** All of it that decides anything. */

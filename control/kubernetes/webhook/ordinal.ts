@@ -5,13 +5,12 @@
  * Apart from what injects, which decides by the pod alone: this looks Migrations up.
  */
 import * as z from "zod";
-import { isFinal, migration as migrationSchema } from "../../api/resources.ts";
+import { isFinal, migrationsIn } from "../../api/resources.ts";
 import type { KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { isStandby, isStatefulSet, ordinalPod } from "../controller/standby-pod.ts";
-import { patchOf } from "../inject/json-patch.ts";
-import { type Answer, parseReview } from "./review.ts";
+import { type Answer, answerOf, parseReview, patchTo } from "./review.ts";
 
 /** As much of a pod as this needs; the rest is Kubernetes' and passes through. */
 const podSchema = z.looseObject({
@@ -38,30 +37,19 @@ const podSchema = z.looseObject({
  * @throws HoldfastError `REQUEST_INVALID`: it is none; or of the client, so that the webhook's failurePolicy decides
  */
 export async function answerOrdinal(api: Pick<KubernetesApi, "list">, body: string): Promise<Answer> {
-  const { uid, namespace, name, object } = parseReview(body).request;
-  const answer = (reason: string | null, more: object): Answer => ({
-    verdict: reason === null ? "injected" : "unchanged",
-    pod: `${namespace}/${name}`,
-    reason,
-    review: {
-      apiVersion: "admission.k8s.io/v1",
-      kind: "AdmissionReview",
-      response: { uid, allowed: true, ...more },
-    },
-  });
+  const { request } = parseReview(body);
+  const { namespace, object } = request;
+  const asItIs = (reason: string): Answer => answerOf(request, "unchanged", reason, {});
   const parsed = podSchema.safeParse(object);
-  if (!parsed.success) return answer("it is no pod with metadata and a spec", {});
+  if (!parsed.success) return asItIs("it is no pod with metadata and a spec");
   const pod = object as Pod;
   const owner = pod.metadata.ownerReferences?.find(({ controller }) => controller === true);
-  if (owner === undefined || !isStatefulSet(owner)) return answer("it is no StatefulSet's", {});
-  if (isStandby(pod)) return answer("it is a standby already", {});
+  if (owner === undefined || !isStatefulSet(owner)) return asItIs("it is no StatefulSet's");
+  if (isStandby(pod)) return asItIs("it is a standby already");
   const { items } = await api.list<KubernetesObject>(pathOf("migrations", { namespace }));
-  const found = items
-    .flatMap((item) => migrationSchema.safeParse(item).data ?? [])
-    .find(({ status }) => status.origin?.pod === pod.metadata.name && !isFinal(status.phase));
-  if (found === undefined) return answer("no application waits for it", {});
-  return answer(null, {
-    patchType: "JSONPatch",
-    patch: Buffer.from(JSON.stringify(patchOf(object, ordinalPod(pod, found)))).toString("base64"),
-  });
+  const found = migrationsIn(items).find(
+    ({ status }) => status.origin?.pod === pod.metadata.name && !isFinal(status.phase),
+  );
+  if (found === undefined) return asItIs("no application waits for it");
+  return answerOf(request, "injected", null, patchTo(object, ordinalPod(pod, found)));
 }

@@ -59,17 +59,9 @@ export interface ReviewOptions extends Pick<InjectOptions, "image" | "imagePullP
  */
 export function answerReview(body: string, options: ReviewOptions, enforce: boolean): Answer {
   const { request } = parseReview(body);
-  const { uid, kind, operation, object } = request;
-  const answer = (verdict: Verdict, reason: string | null, more: object): Answer => ({
-    verdict,
-    pod: whoIs(request.namespace, request.name, object),
-    reason,
-    review: {
-      apiVersion: "admission.k8s.io/v1",
-      kind: "AdmissionReview",
-      response: { uid, allowed: verdict !== "denied", ...more },
-    },
-  });
+  const { kind, operation, object } = request;
+  const answer = (verdict: Verdict, reason: string | null, more: object): Answer =>
+    answerOf(request, verdict, reason, more);
   const asked = `${operation} of ${kind.kind}${request.subResource ? `/${request.subResource}` : ""}`;
   if (asked !== "CREATE of Pod" || kind.group !== "") {
     const reason = `${asked} is none of its business: the rules of the webhook configuration are to be CREATE of pods`;
@@ -96,8 +88,7 @@ export function answerReview(body: string, options: ReviewOptions, enforce: bool
   if (outcome.kind === "unchanged") return answer("unchanged", outcome.reason, {});
   if (outcome.kind === "refused") return refuse(`${outcome.problem.at}: ${outcome.problem.message}`);
   return answer("injected", null, {
-    patchType: "JSONPatch",
-    patch: Buffer.from(JSON.stringify(patchOf(object, outcome.pod))).toString("base64"),
+    ...patchTo(object, outcome.pod),
     ...(outcome.warnings.length === 0 ? {} : { warnings: outcome.warnings.map((one) => `holdfast: ${one}`) }),
   });
 }
@@ -107,25 +98,42 @@ export function answerReview(body: string, options: ReviewOptions, enforce: bool
  * @throws HoldfastError `REQUEST_INVALID`: it is no AdmissionReview
  */
 export function answerService(body: string): Answer {
-  const { uid, kind, namespace, name, object, oldObject } = parseReview(body).request;
-  const answer = (verdict: Verdict, more: object): Answer => ({
+  const { request } = parseReview(body);
+  const { kind, object, oldObject } = request;
+  if (kind.kind !== "Service" || kind.group !== "") return answerOf(request, "unchanged", null, {});
+  const adopted = adopt(object as AdmittedService, (oldObject ?? null) as AdmittedService | null);
+  if (adopted === null) return answerOf(request, "unchanged", null, {});
+  const isOf = adopted.spec?.selector === undefined;
+  return answerOf(request, isOf ? "adopted" : "returned", null, patchTo(object, adopted));
+}
+
+type ReviewRequest = z.infer<typeof reviewSchema>["request"];
+
+/** @param more of the response, beside whether it is allowed */
+export function answerOf(
+  { uid, namespace, name, object }: Pick<ReviewRequest, "uid" | "namespace" | "name" | "object">,
+  verdict: Verdict,
+  reason: string | null,
+  more: object,
+): Answer {
+  return {
     verdict,
     pod: whoIs(namespace, name, object),
-    reason: null,
+    reason,
     review: {
       apiVersion: "admission.k8s.io/v1",
       kind: "AdmissionReview",
-      response: { uid, allowed: true, ...more },
+      response: { uid, allowed: verdict !== "denied", ...more },
     },
-  });
-  if (kind.kind !== "Service" || kind.group !== "") return answer("unchanged", {});
-  const adopted = adopt(object as AdmittedService, (oldObject ?? null) as AdmittedService | null);
-  if (adopted === null) return answer("unchanged", {});
-  const isOf = adopted.spec?.selector === undefined;
-  return answer(isOf ? "adopted" : "returned", {
+  };
+}
+
+/** What makes one of the other, as a response has it. */
+export function patchTo(from: unknown, made: object): object {
+  return {
     patchType: "JSONPatch",
-    patch: Buffer.from(JSON.stringify(patchOf(object, adopted))).toString("base64"),
-  });
+    patch: Buffer.from(JSON.stringify(patchOf(from, made))).toString("base64"),
+  };
 }
 
 /** @throws HoldfastError `REQUEST_INVALID`: it is no AdmissionReview */
