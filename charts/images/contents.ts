@@ -61,7 +61,7 @@ function read(image: ImageName): Contents {
 
 /** Everything that is Holdfast's, and Node: controller, webhook and gateway need nothing else, not even a shell. */
 function product(): Contents {
-  const paths = ["bin", "control", "proxy", "package.json", ...packages()];
+  const paths = ["bin", "control", "envoy", "proxy", "package.json", ...packages()];
   const files = paths.map((path) => [`/holdfast/${path}`, join(ROOT, path)]);
   return {
     files: {

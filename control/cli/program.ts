@@ -15,6 +15,7 @@ import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
 import { completionOf, SHELLS } from "./completion.ts";
+import { addEnvoyCommands } from "./envoy-commands.ts";
 import { findAgent, readToken } from "./find-agent.ts";
 import type { Format } from "./inject.ts";
 import { issueCertificate, type KeysOptions, makeAuthority, showLinkKeys } from "./keys.ts";
@@ -335,6 +336,8 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     .action((workloads: string[], options: { key: string }) => {
       done(showLinkKeys(workloads, options.key, around));
     });
+
+  addEnvoyCommands(program, around, done);
 
   const inCluster = (command: Command): Command =>
     command

@@ -68,7 +68,7 @@ describe("the commands in README.md", () => {
   it("are there, and each of their options is in its help", async () => {
     assert.ok(used.length >= 6);
     for (const { code, name, rest } of used) {
-      const below = name === "keys" ? (/^ ([a-z]+)/.exec(rest)?.[1] ?? "") : "";
+      const below = ["keys", "envoy"].includes(name) ? (/^ ([a-z]+)/.exec(rest)?.[1] ?? "") : "";
       const help = await helpOf(below === "" ? [name] : [name, below]);
       assert.match(help, new RegExp(`^Usage: holdfast ${name} ?${below}\\b`), code);
       for (const [option] of rest.matchAll(/--[a-z-]+/g))

@@ -124,6 +124,8 @@ const PURE: Record<string, readonly RegExp[]> = {
     ]),
   ),
   "control/api/": [/^proxy\/contract\//, /^zod$/],
+  "envoy/policy.ts": [/^proxy\/contract\//, /^zod$/],
+  "envoy/generate/": [/^proxy\/contract\//, /^envoy\/policy\.ts$/, /^node:util$/, /^yaml$/],
   "control/kubernetes/inject/": [
     /^proxy\/contract\//,
     /^control\/config\/limits\.ts$/,

@@ -1,0 +1,82 @@
+/** What can be typed after `holdfast envoy`, and which function does it. */
+import { type Command, Option } from "commander";
+import { MODES, type Mode } from "#envoy/policy.ts";
+import { EXIT_HELP } from "../api/exit-status.ts";
+import type { ProxySource } from "./envoy.ts";
+import type { Terminal } from "./terminal.ts";
+
+const POLICY_HELP = `
+A policy:
+  name: chat                           # of what is made: chat-holdfast…
+  namespace: games
+  selector: { app: chat }              # of the pods
+  ports:
+    - { port: 8080, protocol: websocket }                # tcp, http, websocket or h2; proxy: where Holdfast listens (15900 and on)
+    - { port: 9000, protocol: tcp, identity: proxy-v2 }  # a header says whose each connection is
+  idleSeconds: 86400                   # how long a connection may be silent
+  drainSeconds: 86400                  # how long one goes on that a changed listener had
+  stickiness: { cookie: hf, workloads: [{ name: chat-0, labels: { statefulset.kubernetes.io/pod-name: chat-0 } }] }
+
+More of it, and what was run: envoy/README.md.`;
+
+interface RenderOptions {
+  policy: string;
+  mode: Mode;
+  istioVersion?: string;
+  output: "yaml" | "json";
+}
+
+interface VerifyOptions extends ProxySource {
+  policy?: string;
+  mode: Mode;
+  filename: string[];
+  json?: boolean;
+}
+
+export function addEnvoyCommands(program: Command, terminal: Terminal, done: (status: number) => void): void {
+  const envoy = program.command("envoy").description("Istio and Envoy in front of workloads that move");
+  const mode = () =>
+    new Option("--mode <mode>", "what the policy is made into").choices(MODES).default("sidecar");
+  const ofProxy = (command: Command): Command =>
+    command
+      .option("--config-dump <file>", "what the proxy answers to GET /config_dump")
+      .option("--admin <url>", "its admin interface, as http://127.0.0.1:15000; says more than a file");
+  const collect = (value: string, before: string[]): string[] => [...before, value];
+
+  envoy
+    .command("render")
+    .description("print the resources that a policy takes, each explained")
+    .requiredOption("--policy <file>", "YAML or JSON")
+    .addOption(mode())
+    .option("--istio-version <version>", "of istiod; default: the one that was run")
+    .addOption(
+      new Option("-o, --output <format>", "what is printed").choices(["yaml", "json"]).default("yaml"),
+    )
+    .addHelpText("after", `${POLICY_HELP}\n${EXIT_HELP}`)
+    .action(async ({ policy, mode, istioVersion, output }: RenderOptions) => {
+      const { readPolicy, renderPolicies } = await import("./envoy.ts");
+      const request = { policies: [readPolicy(policy)], mode, istioVersion, format: output };
+      done(renderPolicies(request, terminal));
+    });
+
+  ofProxy(
+    envoy
+      .command("verify")
+      .description("say of each patch whether a proxy has it, and if not why")
+      .option("--policy <file>", "what it comes to is looked for")
+      .addOption(mode())
+      .option("-f, --filename <file>", "EnvoyFilters and Sidecars of anybody; may be repeated", collect, []),
+  )
+    .option("--json", "print one JSON object")
+    .addHelpText(
+      "after",
+      `
+1 where something that is for this proxy is not in it, or nothing of it is for this proxy.
+${EXIT_HELP}`,
+    )
+    .action(async ({ policy, filename, json = false, ...options }: VerifyOptions) => {
+      const { readPolicy, verifyProxy } = await import("./envoy.ts");
+      const wanted = policy === undefined ? null : readPolicy(policy);
+      done(await verifyProxy({ ...options, policy: wanted, files: filename }, json, terminal));
+    });
+}

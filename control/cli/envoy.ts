@@ -1,0 +1,133 @@
+/** `holdfast envoy …`: what a policy comes to in a mesh, and whether a proxy has it. */
+import { readFileSync, statSync } from "node:fs";
+import { parseAllDocuments } from "yaml";
+import { askEnvoy, type DumpedProxy, readDumpFile } from "#envoy/config-dump.ts";
+import { render } from "#envoy/generate/render.ts";
+import type { Rendered } from "#envoy/generate/resource.ts";
+import { jsonOf, markText, yamlOf } from "#envoy/generate/text.ts";
+import { type Mode, type Policy, policySchema } from "#envoy/policy.ts";
+import { verifyPlain } from "#envoy/verify/plain.ts";
+import type { Result } from "#envoy/verify/result.ts";
+import { objectsOf, verify } from "#envoy/verify/verify.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import { EXIT } from "../api/exit-status.ts";
+import { parseFile, readFile } from "../config/yaml-file.ts";
+import { plain, type Terminal, table } from "./terminal.ts";
+
+const RESOURCES_BYTES_MAX = 16_777_216;
+
+export interface RenderRequest {
+  policies: readonly Policy[];
+  mode: Mode;
+  istioVersion: string | undefined;
+  format: "yaml" | "json";
+}
+
+/** Where a proxy's configuration is read: exactly one. */
+export interface ProxySource {
+  configDump?: string | undefined;
+  admin?: string | undefined;
+}
+
+/** @throws HoldfastError `CONFIG_INVALID` */
+export function readPolicy(file: string): Policy {
+  return parseFile(policySchema, readFile(file), file);
+}
+
+/** Prints everything or nothing. @throws HoldfastError `CONFIG_INVALID`: it cannot be had in that mode */
+export function renderPolicies(
+  { policies, mode, istioVersion, format }: RenderRequest,
+  terminal: Terminal,
+): number {
+  const all = policies.map((policy) => ({ policy, rendered: render(policy, mode, istioVersion) }));
+  if (format === "yaml")
+    terminal.out.write(all.map(({ policy, rendered }) => yamlOf(rendered, policy.namespace)).join("---\n"));
+  else {
+    terminal.out.write(jsonOf(joined(all.map(({ rendered }) => rendered))));
+    // a List has no place for them
+    for (const { policy, rendered } of all)
+      for (const mark of rendered.marks) terminal.err.write(`${markText(mark, policy.namespace)}\n`);
+  }
+  return EXIT.ok;
+}
+
+function joined(all: readonly Rendered[]): Rendered {
+  return { documents: all.flatMap(({ documents }) => documents), marks: all.flatMap(({ marks }) => marks) };
+}
+
+export interface VerifyRequest extends ProxySource {
+  policy: Policy | null;
+  mode: Mode;
+  /** files of Kubernetes objects, YAML or JSON */
+  files: readonly string[];
+}
+
+export async function verifyProxy(
+  request: VerifyRequest,
+  json: boolean,
+  terminal: Terminal,
+): Promise<number> {
+  const { policy, mode, files } = request;
+  if (policy === null && files.length === 0)
+    throw fail("USAGE_ENVOY", "expected what is to be looked for: --policy FILE, or -f FILE of resources");
+  const proxy = await proxyOf(request);
+  const rendered = policy === null ? { documents: [], marks: [] } : render(policy, mode);
+  const objects = objectsOf([
+    ...rendered.documents.map(({ object }) => JSON.parse(JSON.stringify(object)) as unknown),
+    ...files.flatMap(readObjects),
+  ]);
+  const results =
+    policy !== null && mode === "plain"
+      ? objects.flatMap((one) => verifyPlain(proxy, one))
+      : verify(proxy, objects, rendered.marks);
+  const ours = results.filter(({ state }) => state === "applied" || state === "missing");
+  const isGood = ours.length > 0 && ours.every(({ state }) => state === "applied");
+  if (json) terminal.out.write(`${JSON.stringify({ proxy: shownOf(proxy), results })}\n`);
+  else {
+    terminal.out.write(resultsText(results));
+    if (ours.length === 0)
+      terminal.err.write(`nothing of it is for this proxy (${plain(proxy.id || "without an id")})\n`);
+  }
+  return isGood ? EXIT.ok : EXIT.failed;
+}
+
+/** @throws HoldfastError `ENVOY_UNREACHABLE`, `CONFIG_INVALID`, `USAGE_ENVOY` */
+async function proxyOf({ configDump, admin }: ProxySource): Promise<DumpedProxy> {
+  if ((configDump === undefined) === (admin === undefined))
+    throw fail("USAGE_ENVOY", "expected exactly one of --config-dump FILE and --admin URL");
+  return configDump === undefined ? askEnvoy(admin as string) : readDumpFile(configDump);
+}
+
+/** @throws HoldfastError `MANIFEST_INVALID` */
+function readObjects(file: string): unknown[] {
+  try {
+    const { size } = statSync(file);
+    if (size > RESOURCES_BYTES_MAX)
+      throw new Error(`it has ${size} bytes, at most ${RESOURCES_BYTES_MAX} are read`);
+    return parseAllDocuments(readFileSync(file, "utf8"), { logLevel: "silent" }).map((document) => {
+      const [error] = document.errors;
+      if (error !== undefined) throw new Error((error.message.split("\n")[0] ?? "").replace(/:$/, ""));
+      return document.toJS({ maxAliasCount: 100 }) as unknown;
+    });
+  } catch (cause) {
+    throw fail("MANIFEST_INVALID", `${file}: cannot be read: ${messageOf(cause)}`, { cause });
+  }
+}
+
+function shownOf({ id, kind, namespace, labels, drainSeconds, rejected }: DumpedProxy): object {
+  return { id, kind, namespace, labels, drainSeconds, rejected };
+}
+
+function resultsText(results: readonly Result[]): string {
+  const rows = results.map(({ resource, part, what, state, reason }) =>
+    [resource, part, what, reason === null ? state : `${state} (${reason})`].map(plain),
+  );
+  const told = results.flatMap(({ resource, part, why, cure, warnings, state }) => [
+    ...(why === null || state === "elsewhere"
+      ? []
+      : [`${resource} ${part}: ${why}${cure === null ? "" : `: ${cure}`}`]),
+    ...warnings.map((warning) => `${resource} ${part}: warning: ${warning}`),
+  ]);
+  return `${table(["RESOURCE", "PART", "WHAT", "STATE"], rows)}${told.map((line) => `\n${plain(line)}\n`).join("")}`;
+}

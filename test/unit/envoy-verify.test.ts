@@ -1,0 +1,330 @@
+/**
+ * Whether a proxy has what resources say, and if not why: each kind of patch that istiod or Envoy drops, as it was seen with istiod 1.31
+ * and Envoy 1.40. `test/envoy` has the same of a running mesh.
+ */
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import fc from "fast-check";
+import { readPolicy } from "#control/cli/envoy.ts";
+import { type JsonObject, readDump } from "#envoy/config-dump.ts";
+import { render } from "#envoy/generate/render.ts";
+import { PROXY_V2_SOCKET } from "#envoy/generate/resource.ts";
+import { policySchema } from "#envoy/policy.ts";
+import { differences } from "#envoy/verify/contains.ts";
+import type { Result } from "#envoy/verify/result.ts";
+import { verify } from "#envoy/verify/verify.ts";
+import {
+  dumpOf,
+  httpChain,
+  inboundCluster,
+  type MadeUpDump,
+  outboundCluster,
+  outboundListener,
+  pinnedCluster,
+  tcpChain,
+  virtualInbound,
+} from "#test/support/envoy-dump.ts";
+
+const HOST = "chat.demo.svc.cluster.local";
+const BUFFER = { name: "envoy.filters.http.buffer", typed_config: { max_request_bytes: 1_000_001 } };
+const TCP_PROXY = "envoy.filters.network.tcp_proxy";
+const SELF = { selector: { app: "chat" }, priority: 10 };
+
+function filter(
+  configPatch: object,
+  { selector, priority }: { selector?: object; priority?: number } = SELF,
+): JsonObject {
+  return {
+    kind: "EnvoyFilter",
+    metadata: { name: "one", namespace: "demo" },
+    spec: {
+      ...(priority === undefined ? {} : { priority }),
+      ...(selector === undefined ? {} : { workloadSelector: { labels: selector } }),
+      configPatches: [configPatch],
+    },
+  } as JsonObject;
+}
+
+function clusterPatch(value: object, context = "SIDECAR_INBOUND", portNumber = 9000): object {
+  return {
+    applyTo: "CLUSTER",
+    match: { context, cluster: { portNumber } },
+    patch: { operation: "MERGE", value },
+  };
+}
+
+function httpPatch(operation: string, named: object, chain: object = {}, value: object = BUFFER): object {
+  return {
+    applyTo: "HTTP_FILTER",
+    match: {
+      context: "SIDECAR_OUTBOUND",
+      listener: {
+        portNumber: 8080,
+        filterChain: {
+          filter: { name: "envoy.filters.network.http_connection_manager", ...named },
+          ...chain,
+        },
+      },
+    },
+    patch: { operation, value },
+  };
+}
+
+function one(dump: MadeUpDump, object: JsonObject): Result {
+  const results = verify(readDump(dumpOf(dump), "dump"), [object]);
+  assert.equal(results.length, 1, JSON.stringify(results));
+  return results[0] as Result;
+}
+
+const STATIC = {
+  type: "STATIC",
+  load_assignment: {
+    cluster_name: "inbound|9000||",
+    endpoints: [
+      {
+        lb_endpoints: [
+          { endpoint: { address: { socket_address: { address: "127.0.0.1", port_value: 15_901 } } } },
+        ],
+      },
+    ],
+  },
+};
+
+describe("verify", () => {
+  it("finds all of a policy in a proxy that has it", () => {
+    const policy = policySchema.parse({
+      name: "chat",
+      namespace: "demo",
+      selector: { app: "chat" },
+      ports: [
+        { port: 8080, protocol: "http" },
+        { port: 9000, protocol: "tcp", identity: "proxy-v2" },
+      ],
+      idleSeconds: 86_400,
+    });
+    const { documents, marks } = render(policy, "sidecar");
+    const dump = dumpOf({
+      node: { metadata: { IDLE_TIMEOUT: "86400s" } },
+      clusters: [
+        pinnedCluster(8080, 15_900),
+        pinnedCluster(9000, 15_901, { transport_socket: PROXY_V2_SOCKET }),
+      ],
+    });
+    const objects = documents.map(({ object }) => object as JsonObject);
+    const results = verify(readDump(dump, "dump"), objects, marks);
+    assert.deepEqual(
+      results.map(({ part, state }) => [part, state]),
+      [
+        ["ingress[0]", "applied"],
+        ["ingress[1]", "applied"],
+        ["configPatches[0]", "applied"],
+        ["proxy.istio.io/config", "applied"],
+      ],
+    );
+  });
+
+  const wrong: [what: string, reason: string, dump: MadeUpDump, object: JsonObject][] = [
+    [
+      "a STATIC cluster without lb_policy, which Envoy refused",
+      "lb-policy",
+      { clusters: [inboundCluster(9000)] },
+      filter(clusterPatch(STATIC)),
+    ],
+    [
+      "one with ROUND_ROBIN, which is never merged",
+      "lb-policy",
+      { clusters: [inboundCluster(9000)] },
+      filter(clusterPatch({ ...STATIC, lb_policy: "ROUND_ROBIN" })),
+    ],
+    [
+      "an enum of 0 that is to take the place of another",
+      "enum-zero",
+      { clusters: [pinnedCluster(9000, 15_901, { lb_policy: "LEAST_REQUEST" })] },
+      filter(clusterPatch({ lb_policy: "ROUND_ROBIN" })),
+    ],
+    [
+      "what stands beside a transport_socket",
+      "beside-transport-socket",
+      { clusters: [pinnedCluster(9000, 15_901, { transport_socket: PROXY_V2_SOCKET })] },
+      filter(clusterPatch({ connect_timeout: "7s", transport_socket: PROXY_V2_SOCKET })),
+    ],
+    [
+      "a transport_socket at a cluster with automatic mTLS",
+      "auto-mtls",
+      { clusters: [outboundCluster(9000, HOST)] },
+      filter(clusterPatch({ transport_socket: PROXY_V2_SOCKET }, "SIDECAR_OUTBOUND")),
+    ],
+    [
+      "a port that is not there",
+      "no-target",
+      { clusters: [inboundCluster(8080)] },
+      filter(clusterPatch({ connect_timeout: "7s" })),
+    ],
+    [
+      "a place beside a filter that is not there",
+      "relative",
+      { listeners: [outboundListener(8080, httpChain([]))] },
+      filter(httpPatch("INSERT_BEFORE", { subFilter: { name: "istio.metadata_exchange" } })),
+    ],
+    [
+      "a filter by its old name",
+      "old-name",
+      { listeners: [outboundListener(8080, httpChain([]))] },
+      filter(httpPatch("INSERT_FIRST", { name: "envoy.http_connection_manager" })),
+    ],
+    [
+      "a chain by a name that a Sidecar's chains do not have",
+      "chain-name",
+      { listeners: [virtualInbound({ 9000: tcpChain({}, { name: "10.77.0.3_9000" }) })] },
+      filter({
+        applyTo: "NETWORK_FILTER",
+        match: {
+          context: "SIDECAR_INBOUND",
+          listener: { filterChain: { name: "0.0.0.0_9000", filter: { name: TCP_PROXY } } },
+        },
+        patch: { operation: "MERGE", value: { name: TCP_PROXY, typed_config: { idle_timeout: "0s" } } },
+      }),
+    ],
+    [
+      "a listener that Envoy refused",
+      "rejected",
+      {
+        listeners: [outboundListener(8080, httpChain([]))],
+        errors: { "0.0.0.0_8080": "Didn't find a registered implementation for 'no.such.filter'" },
+      },
+      filter(httpPatch("INSERT_FIRST", {}, {}, { name: "no.such.filter" })),
+    ],
+    [
+      "HTTP where the port has TCP",
+      "no-listener",
+      { listeners: [outboundListener(8080, tcpChain({}))] },
+      filter(httpPatch("INSERT_FIRST", {})),
+    ],
+    [
+      "what istiod has not pushed",
+      "not-pushed",
+      { listeners: [outboundListener(8080, httpChain([]))] },
+      filter(httpPatch("INSERT_FIRST", {})),
+    ],
+    [
+      "a Sidecar of which the proxy knows nothing",
+      "not-pushed",
+      { clusters: [inboundCluster(9000)] },
+      sidecar("127.0.0.1:15901"),
+    ],
+    [
+      "a Sidecar beside an older one",
+      "other-value",
+      { clusters: [pinnedCluster(9000, 1)] },
+      sidecar("127.0.0.1:15901"),
+    ],
+    [
+      "an EnvoyFilter that selects, at a waypoint",
+      "waypoint-selector",
+      { node: { id: "waypoint~10.77.0.3~way.demo~demo.svc.cluster.local" } },
+      filter(clusterPatch(STATIC)),
+    ],
+  ];
+  for (const [what, reason, dump, object] of wrong)
+    it(`finds ${what} missing, and says why`, () => {
+      const result = one(dump, object);
+      assert.equal(result.state, "missing");
+      assert.equal(result.reason, reason, result.why ?? "");
+      assert.ok((result.cure ?? "").length > 20 && (result.why ?? "") !== "");
+    });
+
+  const right: [what: string, dump: MadeUpDump, object: JsonObject][] = [
+    [
+      "a STATIC cluster with LEAST_REQUEST",
+      { clusters: [pinnedCluster(9000, 15_901, { lb_policy: "LEAST_REQUEST" })] },
+      filter(clusterPatch({ ...STATIC, lb_policy: "LEAST_REQUEST" })),
+    ],
+    [
+      "a filter at the beginning",
+      { listeners: [outboundListener(8080, httpChain([BUFFER]))] },
+      filter(httpPatch("INSERT_FIRST", {})),
+    ],
+    [
+      "an idle_timeout of every tcp_proxy",
+      { listeners: [virtualInbound({ 9000: tcpChain({ idle_timeout: "0s" }) })] },
+      filter({
+        applyTo: "NETWORK_FILTER",
+        match: { context: "SIDECAR_INBOUND", listener: { filterChain: { filter: { name: TCP_PROXY } } } },
+        patch: { operation: "MERGE", value: { name: TCP_PROXY, typed_config: { idle_timeout: "0s" } } },
+      }),
+    ],
+  ];
+  for (const [what, dump, object] of right)
+    it(`finds ${what}`, () => {
+      const { state, why } = one(dump, object);
+      assert.equal(state, "applied", why ?? "");
+    });
+
+  it("leaves out what is for other proxies", () => {
+    const other = { ...SELF, selector: { app: "web" } };
+    assert.match(
+      one({}, filter(clusterPatch(STATIC), other)).why ?? "",
+      /selects app=web, this pod has chat/,
+    );
+    const elsewhere = filter(clusterPatch(STATIC));
+    (elsewhere.metadata as JsonObject).namespace = "shop";
+    assert.equal(one({}, elsewhere).state, "elsewhere");
+    assert.equal(one({}, filter(clusterPatch(STATIC, "GATEWAY"))).state, "elsewhere");
+  });
+
+  it("says of kinds that it does not look at that it does not", () => {
+    const route = {
+      applyTo: "HTTP_ROUTE",
+      match: { context: "SIDECAR_INBOUND" },
+      patch: { operation: "MERGE" },
+    };
+    assert.equal(one({}, filter(route)).state, "unknown");
+  });
+
+  it("warns of what holds by luck: no selector, no priority, a place beside another", () => {
+    const named = { subFilter: { name: BUFFER.name } };
+    const dump = { listeners: [outboundListener(8080, httpChain([BUFFER, { name: "lua" }]))] };
+    const { warnings } = one(dump, filter(httpPatch("INSERT_AFTER", named, {}, { name: "lua" }), {}));
+    assert.deepEqual(
+      warnings.map((text) => text.split(":")[0]),
+      ["no priority", "no workloadSelector", "its place is beside envoy.filters.http.buffer"],
+    );
+  });
+
+  it("refuses what is no config_dump", () => {
+    assert.throws(() => readDump({ configs: 1 }, "x.json"), /x\.json: expected what Envoy answers/);
+  });
+
+  it("never finds whole what lacks a field of a patch", () => {
+    const { documents } = render(readPolicy(join(import.meta.dirname, "../policies/chat.yaml")), "plain");
+    const bootstrap = JSON.parse(JSON.stringify(documents[0]?.object)) as JsonObject;
+    const leaves = pathsOf(bootstrap);
+    fc.assert(
+      fc.property(fc.constantFrom(...leaves), (path) => {
+        const copy = structuredClone(bootstrap);
+        const parent = path.slice(0, -1).reduce((at, key) => (at as never)[key], copy as unknown) as never;
+        (parent as Record<string, unknown>)[path.at(-1) as string] = "another";
+        assert.notDeepEqual(differences(bootstrap, copy), []);
+        assert.deepEqual(differences(bootstrap, bootstrap), []);
+      }),
+      { numRuns: 50 },
+    );
+  });
+});
+
+function sidecar(defaultEndpoint: string): JsonObject {
+  return {
+    kind: "Sidecar",
+    metadata: { name: "one", namespace: "demo" },
+    spec: {
+      workloadSelector: { labels: { app: "chat" } },
+      ingress: [{ port: { number: 9000, protocol: "TCP", name: "tcp" }, defaultEndpoint }],
+    },
+  };
+}
+
+function pathsOf(value: unknown, path: string[] = []): string[][] {
+  if (typeof value !== "object" || value === null) return [path];
+  return Object.entries(value).flatMap(([key, inner]) => pathsOf(inner, [...path, key]));
+}
