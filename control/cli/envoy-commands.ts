@@ -33,6 +33,11 @@ interface VerifyOptions extends ProxySource {
   json?: boolean;
 }
 
+interface AuditOptions extends ProxySource {
+  filename: string[];
+  json?: boolean;
+}
+
 export function addEnvoyCommands(program: Command, terminal: Terminal, done: (status: number) => void): void {
   const envoy = program.command("envoy").description("Istio and Envoy in front of workloads that move");
   const mode = () =>
@@ -78,5 +83,18 @@ ${EXIT_HELP}`,
       const { readPolicy, verifyProxy } = await import("./envoy.ts");
       const wanted = policy === undefined ? null : readPolicy(policy);
       done(await verifyProxy({ ...options, policy: wanted, files: filename }, json, terminal));
+    });
+
+  ofProxy(
+    envoy
+      .command("audit")
+      .description("say which pushes would cut which sessions of a proxy, and what to do about each")
+      .option("-f, --filename <file>", "resources of the mesh; may be repeated", collect, []),
+  )
+    .option("--json", "print one JSON object")
+    .addHelpText("after", EXIT_HELP)
+    .action(async ({ filename, json = false, ...source }: AuditOptions) => {
+      const { auditProxy } = await import("./envoy.ts");
+      done(await auditProxy({ ...source, files: filename, fromCluster: null }, json, terminal));
     });
 }

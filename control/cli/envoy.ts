@@ -1,6 +1,7 @@
 /** `holdfast envoy …`: what a policy comes to in a mesh, and whether a proxy has it. */
 import { readFileSync, statSync } from "node:fs";
 import { parseAllDocuments } from "yaml";
+import { type Audit, audit } from "#envoy/audit/audit.ts";
 import { askEnvoy, type DumpedProxy, readDumpFile } from "#envoy/config-dump.ts";
 import { render } from "#envoy/generate/render.ts";
 import type { Rendered } from "#envoy/generate/resource.ts";
@@ -90,6 +91,53 @@ export async function verifyProxy(
       terminal.err.write(`nothing of it is for this proxy (${plain(proxy.id || "without an id")})\n`);
   }
   return isGood ? EXIT.ok : EXIT.failed;
+}
+
+export interface AuditRequest extends ProxySource {
+  files: readonly string[];
+  /** of a cluster's resources; null: only the files */
+  fromCluster: (() => Promise<readonly unknown[]>) | null;
+}
+
+/** It looks; what would cut sessions is no failure. */
+export async function auditProxy(request: AuditRequest, json: boolean, terminal: Terminal): Promise<number> {
+  const { files, fromCluster } = request;
+  const proxy = await proxyOf(request);
+  const objects = objectsOf([...files.flatMap(readObjects), ...((await fromCluster?.()) ?? [])]);
+  const result = audit(proxy, objects);
+  terminal.out.write(json ? `${JSON.stringify(result)}\n` : auditText(result));
+  return EXIT.ok;
+}
+
+function auditText({ facts, pushes, findings }: Audit): string {
+  const { id, ports, isPinned, drainSeconds } = facts;
+  const shown = ports.map(
+    ({ port, http, endpoint }) => `${port}${http ? "/http" : ""}${endpoint === null ? "" : ` → ${endpoint}`}`,
+  );
+  const head = [
+    `proxy     ${id || "-"}`,
+    `ports     ${shown.join(", ") || "-"}`,
+    `pinned    ${isPinned ? "yes, by a Sidecar" : "no"}`,
+    `drain     ${drainSeconds === null ? "not known (Istio's: 45 s)" : `${drainSeconds} s`}`,
+  ];
+  const rows = pushes.map(({ what, side, sessions: { tcp, websocket, http } }) => [
+    what,
+    side,
+    tcp,
+    websocket,
+    http,
+  ]);
+  const cures = pushes.filter(({ cuts, cure }) => cuts && cure !== null);
+  return [
+    `${head.map(plain).join("\n")}\n\n`,
+    rows.length === 0
+      ? "no istiod pushes to this Envoy\n"
+      : table(["PUSH", "AT", "TCP", "WEBSOCKET", "HTTP"], rows),
+    ...(cures.length === 0 ? [] : ["\n"]),
+    ...cures.map(({ what, why, cure }) => `${what}: ${why}.\n  ${cure}\n`),
+    ...(findings.length === 0 ? [] : ["\n"]),
+    ...findings.map(({ severity, what, cure }) => `${severity}: ${plain(what)}\n  ${plain(cure)}\n`),
+  ].join("");
 }
 
 /** @throws HoldfastError `ENVOY_UNREACHABLE`, `CONFIG_INVALID`, `USAGE_ENVOY` */
