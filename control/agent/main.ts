@@ -15,8 +15,7 @@ import { ownersCall } from "../api/owners.ts";
 import { ChangeWatch } from "../config/change-watch.ts";
 import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
-import type { KubernetesObject, Pod } from "../kubernetes/client/objects.ts";
-import type { Reflector, ReflectorOptions } from "../kubernetes/client/reflector.ts";
+import type { Pod } from "../kubernetes/client/objects.ts";
 import { Faults } from "../migration/faults.ts";
 import { makeTopGroups, mountMissingCgroups } from "../runtime/cgroups.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
@@ -203,11 +202,11 @@ async function watchCluster(
 ): Promise<{ close(): Promise<void> }> {
   if (!hasPods) return { async close() {} };
   // a file's agent does without
-  const [{ findAccess }, { KubernetesApi }, { Reflector }, { pathOf }, { Migrations }, { MovablePods }] =
+  const [{ findAccess }, { KubernetesApi }, { Watches }, { pathOf }, { Migrations }, { MovablePods }] =
     await Promise.all([
       import("../kubernetes/client/access.ts"),
       import("../kubernetes/client/api.ts"),
-      import("../kubernetes/client/reflector.ts"),
+      import("../kubernetes/client/watches.ts"),
       import("../kubernetes/client/paths.ts"),
       import("./migrations.ts"),
       import("./movable-pods.ts"),
@@ -228,44 +227,35 @@ async function watchCluster(
     isRecovering: of.isRecovering,
   });
   metrics.assesses(() => movable.assessed());
-  const watch = <T extends KubernetesObject>(
-    objects: string,
-    from: Pick<ReflectorOptions<T>, "path" | "query" | "onAll">,
-  ): Reflector<T> => {
-    const onProblem = (error: unknown): void =>
-      log.warn({ reason: messageOf(error) }, `${objects} are not seen`);
-    const reflector = new Reflector<T>({ api, onProblem, ...from });
-    metrics.watches(objects, () => reflector.secondsSinceLastEvent());
-    return reflector;
-  };
-  const watches: { close(): Promise<void> }[] = [
-    watch<Pod>("pods of this node", {
-      path: pathOf("pods"),
-      query: { fieldSelector: `spec.nodeName=${node}` },
-      onAll: (found) => {
-        pods.update(found);
-        migrations.seePods(found);
-        movable.seePods(found);
-      },
-    }),
-    watch("Migrations", {
-      path: pathOf("migrations"),
-      onAll: (found) => migrations.seeMigrations(found),
-    }),
-  ];
+  const watches = new Watches({
+    api,
+    silent: metrics.silent,
+    onProblem: (what, error) => log.warn({ reason: messageOf(error) }, what),
+  });
+  watches.open<Pod>("pods of this node", {
+    path: pathOf("pods"),
+    query: { fieldSelector: `spec.nodeName=${node}` },
+    onAll: (found) => {
+      pods.update(found);
+      migrations.seePods(found);
+      movable.seePods(found);
+    },
+  });
+  watches.open("Migrations", {
+    path: pathOf("migrations"),
+    onAll: (found) => migrations.seeMigrations(found),
+  });
   if (agents !== null && peers !== null)
-    watches.push(
-      watch("pods of agents", {
-        path: pathOf("pods", { namespace: access.namespace }),
-        query: { labelSelector: agents },
-        onAll: (found) => peers.update(found),
-      }),
-    );
+    watches.open("pods of agents", {
+      path: pathOf("pods", { namespace: access.namespace }),
+      query: { labelSelector: agents },
+      onAll: (found) => peers.update(found),
+    });
   return {
     async close() {
       migrations.close();
       movable.close();
-      await Promise.all(watches.map((one) => one.close()));
+      await watches.close();
       api.close();
     },
   };

@@ -1,6 +1,7 @@
 /** The agent's Prometheus metrics. The proxies have their own, on their own sockets. */
 import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
 import type { MoveResult } from "../api/migration.ts";
+import { SilentSeconds } from "../kubernetes/client/silent-seconds.ts";
 import type { Workload } from "../workload/workload.ts";
 
 export interface AssessedPod {
@@ -17,7 +18,7 @@ export class AgentMetrics {
   #storeUp: Gauge;
   #restarts: Counter<"workload" | "reason">;
   #stepsDown: Counter<"workload">;
-  readonly #silentSeconds = new Map<string, () => number>();
+  readonly silent = new SilentSeconds("holdfast_agent", this.registry);
   #assessed: () => Iterable<AssessedPod> = () => [];
 
   constructor(workloads: Map<string, Workload>) {
@@ -60,16 +61,6 @@ export class AgentMetrics {
       labelNames: ["workload"] as const,
       registers,
     });
-    const silentSeconds = this.#silentSeconds;
-    new Gauge({
-      name: "holdfast_agent_kubernetes_silent_seconds",
-      help: "Since the API server was last heard of what this agent watches; it is heard every minute.",
-      labelNames: ["objects"] as const,
-      registers,
-      collect() {
-        for (const [objects, silent] of silentSeconds) this.set({ objects }, silent());
-      },
-    });
     const assessed = (): Iterable<AssessedPod> => this.#assessed();
     new Gauge({
       name: "holdfast_agent_pod_movable",
@@ -92,11 +83,6 @@ export class AgentMetrics {
         for (const workload of workloads.values()) this.inc({ role: workload.journal.role });
       },
     });
-  }
-
-  /** @param silentSeconds since the API server was last heard of these objects */
-  watches(objects: string, silentSeconds: () => number): void {
-    this.#silentSeconds.set(objects, silentSeconds);
   }
 
   /** @param assessed pods that have been looked at */

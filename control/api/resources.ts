@@ -371,6 +371,11 @@ export function migrationsIn(objects: Iterable<unknown>): Migration[] {
   return [...objects].flatMap((object) => migration.safeParse(object).data ?? []);
 }
 
+/** … and policies: one that is not understood says nothing, as if it were not there. */
+export function policiesIn(objects: Iterable<unknown>): ContinuityPolicy[] {
+  return [...objects].flatMap((object) => continuityPolicy.safeParse(object).data ?? []);
+}
+
 /** Its application, or its standby, is on the way. */
 export function isUnderWay({ status: { phase } }: Migration): boolean {
   return phase === "Preparing" || phase === "Moving" || phase === "Adopting";

@@ -17,7 +17,7 @@ import {
   type Pod,
 } from "../kubernetes/client/objects.ts";
 import { type Kind, pathOf } from "../kubernetes/client/paths.ts";
-import { isAskedFor, verdictOf } from "../kubernetes/controller/missed-pods.ts";
+import { isAskedFor, verdictOf } from "../kubernetes/controller/injection.ts";
 import { INJECT_LABEL } from "../kubernetes/inject/names.ts";
 import { nameOf } from "../kubernetes/node/injected-pod.ts";
 

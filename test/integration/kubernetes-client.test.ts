@@ -94,7 +94,7 @@ describe("the API server's client", () => {
     assert.equal(resourceVersion, "7");
     assert.deepEqual(
       asked.map(({ url }) => url),
-      ["/api/v1/pods?labelSelector=a=b&limit=500", "/api/v1/pods?labelSelector=a=b&limit=500&continue=more"],
+      ["/api/v1/pods?labelSelector=a=b&limit=100", "/api/v1/pods?labelSelector=a=b&limit=100&continue=more"],
     );
   });
 

@@ -5,7 +5,13 @@ import { dirname, join } from "node:path";
 import { describe, it } from "node:test";
 import { parse } from "yaml";
 import { customResourceDefinitions } from "#control/api/crd.ts";
-import { type ContinuityPolicy, continuityPolicy, migration, policyOf } from "#control/api/resources.ts";
+import {
+  type ContinuityPolicy,
+  continuityPolicy,
+  migration,
+  policiesIn,
+  policyOf,
+} from "#control/api/resources.ts";
 import { crdFileOf, crdText } from "../../scripts/crds.ts";
 
 type Schema = Record<string, unknown>;
@@ -113,5 +119,15 @@ describe("the policy of a namespace", () => {
       movesPerNode: 1,
     });
     assert.equal(policyOf([]).evictionDeadlineSeconds, 600);
+  });
+
+  it("leaves out what is of a later version", () => {
+    const { metadata } = policy("a", {});
+    const later = { metadata, spec: { evictionStrategy: "Teleport", movesPerNode: 1 } };
+    const understood = policiesIn([later, policy("b", { attemptsMax: 9 }), { metadata: {} }]);
+    assert.deepEqual(
+      understood.map(({ metadata: { name } }) => name),
+      ["b"],
+    );
   });
 });

@@ -253,7 +253,12 @@ describe("an eviction of a pod", () => {
 describe("the API server", () => {
   /** What was written, and how it is answered. */
   const CORDONED = { spec: { unschedulable: true } };
-  async function ask(request: object, there: Pod | null = pod(), create?: () => never) {
+  async function ask(
+    request: object,
+    there: Pod | null = pod(),
+    create?: () => never,
+    policies: object[] = [],
+  ) {
     const written: { path: string; body: object }[] = [];
     const review = {
       apiVersion: "admission.k8s.io/v1",
@@ -274,7 +279,10 @@ describe("the API server", () => {
     };
     const api = {
       find: async <T>(path: string) => (path.includes("/nodes/") ? CORDONED : there) as T | null,
-      list: async () => ({ items: [], resourceVersion: "1" }),
+      list: async <T>(path: string) => ({
+        items: (path.endsWith("/continuitypolicies") ? policies : []) as T[],
+        resourceVersion: "1",
+      }),
       create: create === undefined ? write : async () => create(),
       patch: write,
     };
@@ -312,6 +320,12 @@ describe("the API server", () => {
     const { metadata } = made.body;
     assert.deepEqual(metadata.labels, { "holdfast.dev/cause": "drain" });
     assert.deepEqual(metadata.annotations, { "holdfast.dev/node": "a" });
+  });
+
+  it("is answered the same where a policy is of a later version", async () => {
+    const later = { metadata: pod().metadata, spec: { evictionStrategy: "Teleport" } };
+    const { response } = await ask({}, pod(), undefined, [later]);
+    assert.equal(response.allowed, false);
   });
 
   it("is answered the same for a dry run, and nothing is written", async () => {

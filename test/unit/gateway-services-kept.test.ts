@@ -1,8 +1,11 @@
 /** The controller keeps Services of gateways: what it writes, in which order, and what it does where the API server refuses. */
 import assert from "node:assert/strict";
-import { afterEach, describe, it } from "node:test";
+import { afterEach, beforeEach, describe, it } from "node:test";
 import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
 import type { KubernetesObject } from "#control/kubernetes/client/objects.ts";
+import { Watches } from "#control/kubernetes/client/watches.ts";
+import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
+import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
 import { keepServices } from "#control/kubernetes/services/keep.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { until } from "../support/moved-program.ts";
@@ -68,10 +71,15 @@ class Api {
         `^${path.replace(/\/([^/]+)$/, path.includes("/namespaces/") ? "/$1" : "/namespaces/[^/]+/$1")}/`,
       );
     const api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
-      list: async <T extends KubernetesObject>(path: string) => ({
-        items: [...this.objects].filter(([at]) => under(path).test(at)).map(([, object]) => object as T),
-        resourceVersion: "1",
-      }),
+      list: async <T extends KubernetesObject>(
+        path: string,
+        _query?: object,
+        _signal?: AbortSignal,
+        keep: (item: T) => T = (item) => item,
+      ) => {
+        const found = [...this.objects].filter(([at]) => under(path).test(at));
+        return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
+      },
       watch: async function* (this: Api, path: string, _: object, signal: AbortSignal) {
         const events: WatchEvent<Raw>[] = [];
         let wake = (): void => {};
@@ -122,6 +130,10 @@ describe("Services of gateways, kept by the controller", () => {
   const end: AbortController[] = [];
   const running: Promise<void>[] = [];
   const problems: string[] = [];
+  let metrics = new ControllerMetrics();
+  beforeEach(() => {
+    metrics = new ControllerMetrics();
+  });
   afterEach(async () => {
     for (const one of end.splice(0)) one.abort();
     await Promise.all(running.splice(0));
@@ -158,12 +170,14 @@ describe("Services of gateways, kept by the controller", () => {
     change(api);
     const abort = new AbortController();
     end.push(abort);
-    const options = {
-      namespace: "holdfast",
-      table: "gateways",
+    const shared = {
+      api: api.api,
+      silent: metrics.silent,
       onProblem: (what: string, error: unknown) => problems.push(`${what}: ${String(error)}`),
     };
-    running.push(keepServices({ api: api.api, ...options }, abort.signal));
+    const watches = new Watches(shared);
+    const options = { ...shared, pods: watchAllPods(watches), namespace: "holdfast", table: "gateways" };
+    running.push(keepServices(options, abort.signal).then(() => watches.close()));
     return api;
   }
 
@@ -225,6 +239,41 @@ describe("Services of gateways, kept by the controller", () => {
     });
     await until("clients are led", () => slice(refused) !== undefined, 10_000);
     assert.match(problems.join("\n"), /^Services of gateways are not as they are to be: .*not yet/);
+  });
+
+  it("has each of its watches among the metrics, for as long as it works", async () => {
+    const api = start();
+    await until("clients are led", () => slice(api) !== undefined);
+    const watched = async (): Promise<string[]> =>
+      [...(await metrics.registry.metrics()).matchAll(/^\w+_silent_seconds\{objects="([^"]+)"/gm)].map(
+        ([, objects = ""]) => objects,
+      );
+    assert.deepEqual((await watched()).sort(), [
+      ...["all pods", "endpointslices", "services of gateways", "tables of gateways"],
+    ]);
+    end.pop()?.abort();
+    await running.pop();
+    assert.deepEqual(await watched(), []);
+  });
+
+  it("ends also while it does not know yet what there is", async () => {
+    const asked = Promise.withResolvers<void>();
+    const pods = {
+      objects: new Map(),
+      get synced(): Promise<void> {
+        asked.resolve();
+        return new Promise(() => {});
+      },
+      follow: () => () => {},
+    };
+    const abort = new AbortController();
+    const api = new Api();
+    api.put(TABLE, {});
+    const shared = { api: api.api, silent: metrics.silent, onProblem: () => {} };
+    const keeping = keepServices({ ...shared, pods, namespace: "holdfast", table: "gateways" }, abort.signal);
+    await asked.promise;
+    abort.abort();
+    await keeping;
   });
 
   it("says once why a pod gets no client", async () => {

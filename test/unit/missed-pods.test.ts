@@ -3,8 +3,11 @@ import assert from "node:assert/strict";
 import { afterEach, describe, it } from "node:test";
 import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
 import type { KubernetesObject, Pod } from "#control/kubernetes/client/objects.ts";
+import { Watches } from "#control/kubernetes/client/watches.ts";
+import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
+import { isAskedFor, verdictOf } from "#control/kubernetes/controller/injection.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
-import { isAskedFor, reportMissedPods, verdictOf } from "#control/kubernetes/controller/missed-pods.ts";
+import { reportMissedPods } from "#control/kubernetes/controller/missed-pods.ts";
 import { inject } from "#control/kubernetes/inject/inject.ts";
 import { until } from "../support/moved-program.ts";
 import { podShapes } from "../support/pod-shapes.ts";
@@ -133,7 +136,11 @@ describe("the controller", () => {
   const begin = (api: Api, metrics: ControllerMetrics): void => {
     end = new AbortController();
     const onProblem = (what: string, error: unknown): void => assert.fail(`${what}: ${String(error)}`);
-    done = reportMissedPods({ api: api.api, metrics, namespace: "holdfast", onProblem }, end.signal);
+    const shared = { api: api.api, onProblem };
+    const watches = new Watches({ ...shared, silent: metrics.silent });
+    const pods = watchAllPods(watches);
+    const reporting = reportMissedPods({ ...shared, metrics, pods, namespace: "holdfast" }, end.signal);
+    done = reporting.then(() => watches.close());
   };
   const counts = async (metrics: ControllerMetrics): Promise<string[]> =>
     (await metrics.registry.metrics())

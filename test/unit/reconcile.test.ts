@@ -34,6 +34,7 @@ class Api {
   readonly calls: string[] = [];
   readonly events: { reason: string; involvedObject: { kind: string } }[] = [];
   migration: { metadata: Record<string, unknown>; spec: object; status: MigrationStatus };
+  policies: object[] = [];
   /** thrown by the next calls that begin so, one after the other */
   problems: [string, Error][] = [];
   #version = 1;
@@ -77,7 +78,11 @@ class Api {
         }),
       list: <T extends KubernetesObject>(path: string) =>
         done(`list ${path}`, () => ({
-          items: (path.endsWith("/migrations") ? [self.migration] : []) as unknown as T[],
+          items: (path.endsWith("/migrations")
+            ? [self.migration]
+            : path.endsWith("/continuitypolicies")
+              ? self.policies
+              : []) as T[],
           resourceVersion: "1",
         })),
       create: <T>(path: string, body: object) =>
@@ -180,6 +185,15 @@ describe("the controller", () => {
     });
     await until("it is seen", () => api.status.phase === "Failed");
     assert.equal(api.status.reason, "No");
+  });
+
+  it("goes by the default where a policy is of a later version", async () => {
+    const api = new Api();
+    const { metadata } = pod("default");
+    api.policies = [{ metadata, spec: { evictionStrategy: "Teleport" } }];
+    begin(api);
+    await until("it is prepared", () => api.status.phase === "Preparing");
+    assert.deepEqual(problems, []);
   });
 
   it("says why the cluster does not take a standby", async () => {

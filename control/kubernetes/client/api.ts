@@ -12,8 +12,8 @@ const ANSWER_MS_MAX = 30_000;
 const ANSWER_BYTES_MAX = 256 * 1024 * 1024;
 /** etcd takes no object above 1.5 MiB; a watch event has one, and its managedFields */
 const LINE_BYTES_MAX = 16 * 1024 * 1024;
-/** a page of a list, as client-go has it */
-const PAGE = 500;
+/** a page of a list. client-go has 500: of pods that is 5 MB at once, several times over while it is read */
+const PAGE = 100;
 
 export type Query = Record<string, string | number | boolean | undefined>;
 

@@ -17,13 +17,25 @@ const WATCH_S_SPREAD = 120;
 const BACKOFF_MS = 200;
 const BACKOFF_MS_MAX = 30_000;
 
+/** @param object null: it has gone. Is not to throw. */
+type OnChange<T> = (object: T | null, before: T | null) => void;
+
+/** What is watched, for whom it is watched by another. */
+export interface Watched<T> {
+  /** by `NAMESPACE/NAME` */
+  readonly objects: ReadonlyMap<string, T>;
+  /** Resolves with the first list. Rejects when it is closed before. */
+  readonly synced: Promise<void>;
+  /** @param onChange is told of those that are there, at once, and of each change. @returns what ends it */
+  follow(onChange: OnChange<T>): () => void;
+}
+
 export interface ReflectorOptions<T, Read = T> {
   api: KubernetesApi;
   path: string;
   /** e.g. `fieldSelector` */
   query?: Query;
-  /** @param object null: it has gone. Is not to throw. */
-  onChange?(object: T | null, before: T | null): void;
+  onChange?: OnChange<T>;
   /** All there are, after each list and each change. Is not to throw. */
   onAll?(objects: T[]): void;
   /** it goes on trying */
@@ -34,8 +46,9 @@ export interface ReflectorOptions<T, Read = T> {
   backoffMs?: number;
 }
 
-export class Reflector<T extends KubernetesObject, Read extends KubernetesObject = T> {
+export class Reflector<T extends KubernetesObject, Read extends KubernetesObject = T> implements Watched<T> {
   readonly #options: ReflectorOptions<T, Read>;
+  readonly #followers = new Set<OnChange<T>>();
   readonly #objects = new Map<string, T>();
   readonly #end = new AbortController();
   readonly #synced = Promise.withResolvers<void>();
@@ -47,16 +60,15 @@ export class Reflector<T extends KubernetesObject, Read extends KubernetesObject
 
   constructor(options: ReflectorOptions<T, Read>) {
     this.#options = options;
+    if (options.onChange !== undefined) this.#followers.add(options.onChange);
     this.#synced.promise.catch(() => {}); // nobody may wait for it
     this.#done = this.#run();
   }
 
-  /** by `NAMESPACE/NAME` */
   get objects(): ReadonlyMap<string, T> {
     return this.#objects;
   }
 
-  /** Resolves with the first list. Rejects when it is closed before. */
   get synced(): Promise<void> {
     return this.#synced.promise;
   }
@@ -73,6 +85,12 @@ export class Reflector<T extends KubernetesObject, Read extends KubernetesObject
 
   get(name: string, namespace = ""): T | null {
     return this.#objects.get(`${namespace}/${name}`) ?? null;
+  }
+
+  follow(onChange: OnChange<T>): () => void {
+    for (const object of this.#objects.values()) onChange(object, null);
+    this.#followers.add(onChange);
+    return () => void this.#followers.delete(onChange);
   }
 
   /** since the server last said anything, be it that nothing has changed */
@@ -169,15 +187,18 @@ export class Reflector<T extends KubernetesObject, Read extends KubernetesObject
     const key = keyOf(object);
     const before = this.#objects.get(key) ?? null;
     this.#objects.set(key, object);
-    if (before?.metadata.resourceVersion !== object.metadata.resourceVersion)
-      this.#options.onChange?.(object, before);
+    if (before?.metadata.resourceVersion !== object.metadata.resourceVersion) this.#tell(object, before);
   }
 
   #remove(key: string): void {
     const before = this.#objects.get(key);
     if (before === undefined) return;
     this.#objects.delete(key);
-    this.#options.onChange?.(null, before);
+    this.#tell(null, before);
+  }
+
+  #tell(object: T | null, before: T | null): void {
+    for (const onChange of this.#followers) onChange(object, before);
   }
 }
 

@@ -1,13 +1,13 @@
 /** Reads what the plan for one Migration is made of: from the API server, not from what a watch has told, so that it is never old. */
 import {
   ANNOTATION,
-  continuityPolicy,
   isFinal,
   isUnderWay,
   MIGRATION_LABEL,
   type Migration,
   migration as migrationSchema,
   migrationsIn,
+  policiesIn,
   policyOf,
 } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
@@ -69,7 +69,7 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
     }
   return {
     migration,
-    policy: policyOf(policies.items.map((policy) => continuityPolicy.parse(policy))),
+    policy: policyOf(policiesIn(policies.items)),
     source,
     standby,
     strays: candidates.filter((pod) => pod !== standby),

@@ -1,13 +1,17 @@
 /** The process of the controller: the lease, the loop, probes and metrics, its end. */
 import { hostname } from "node:os";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { pino } from "pino";
 import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { findAccess } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
+import { Watches } from "../client/watches.ts";
 import { keepServices } from "../services/keep.ts";
 import { listenAt, readiness } from "../serving.ts";
+import { watchAllPods } from "./all-pods.ts";
 import { whileLeader } from "./lease.ts";
 import { ControllerMetrics } from "./metrics.ts";
 import { reportMissedPods } from "./missed-pods.ts";
@@ -32,6 +36,7 @@ export async function runController(
   config: ControllerConfig,
   env: Record<string, string | undefined>,
 ): Promise<void> {
+  keepHeapSmall();
   const identity = `${env.HOSTNAME ?? hostname()}_${process.pid}_${Date.now().toString(36)}`;
   const log = pino({ level: config.logLevel, base: { controller: identity } }, pino.destination(2));
   const access = findAccess(env, {
@@ -69,6 +74,8 @@ export async function runController(
       metrics.leads(true);
       const shared = { api, metrics, onProblem: problem };
       const { gateways: table } = config;
+      const watches = new Watches({ api, silent: metrics.silent, onProblem: problem });
+      const pods = watchAllPods(watches);
       await Promise.all([
         reconcile(
           {
@@ -83,9 +90,12 @@ export async function runController(
           },
           signal,
         ),
-        reportMissedPods({ ...shared, namespace }, signal),
-        table === null ? null : keepServices({ ...shared, namespace, table }, signal),
+        reportMissedPods({ ...shared, pods, namespace }, signal),
+        table === null
+          ? null
+          : keepServices({ api, silent: metrics.silent, onProblem: problem, pods, namespace, table }, signal),
       ]);
+      await watches.close();
       metrics.leads(false);
       log.info("leads no more");
     },
@@ -94,6 +104,15 @@ export async function runController(
   admin.close();
   admin.closeAllConnections();
   api.close();
+}
+
+/**
+ * Else V8 lets garbage of what is watched come to 100 MB before it looks: with 5,000 pods 245 MB were resident, and 140 are with this. How far
+ * the heap may grow before that is decided anew by a collection.
+ */
+function keepHeapSmall(): void {
+  for (const flag of ["--optimize-for-size", "--expose-gc"]) setFlagsFromString(flag);
+  (runInNewContext("gc") as () => void)();
 }
 
 /** An action in a line. */

@@ -2,6 +2,7 @@
 import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
 import { isFinal, type Migration, type MigrationPhase, type MigrationStatus } from "../../api/resources.ts";
 import type { KubernetesObject } from "../client/objects.ts";
+import { SilentSeconds } from "../client/silent-seconds.ts";
 
 export class ControllerMetrics {
   readonly registry = new Registry();
@@ -10,8 +11,7 @@ export class ControllerMetrics {
   readonly #pause: Histogram;
   readonly #failures: Counter;
   readonly #leads: Gauge;
-  /** since the API server was last heard, by what is watched while it leads */
-  readonly #silentSeconds = new Map<string, () => number>();
+  readonly silent = new SilentSeconds("holdfast_controller", this.registry);
   /** all that there are */
   migrations: () => Iterable<KubernetesObject> = () => [];
   /** how many pods there are of each */
@@ -91,22 +91,6 @@ export class ControllerMetrics {
         this.set(process.memoryUsage.rss());
       },
     });
-    new Gauge({
-      name: "holdfast_controller_kubernetes_silent_seconds",
-      help: "Since the API server was last heard of what is watched; it is heard every minute.",
-      labelNames: ["objects"] as const,
-      registers,
-      collect() {
-        this.reset();
-        for (const [objects, seconds] of self.#silentSeconds) this.set({ objects }, seconds());
-      },
-    });
-  }
-
-  /** @returns what ends it */
-  watches(objects: string, silentSeconds: () => number): () => void {
-    this.#silentSeconds.set(objects, silentSeconds);
-    return () => void this.#silentSeconds.delete(objects);
   }
 
   leads(does: boolean): void {

@@ -17,7 +17,7 @@ import { isCode, type KubernetesApi } from "../client/api.ts";
 import { report } from "../client/events.ts";
 import { isTrue, type KubernetesObject, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
-import { Reflector } from "../client/reflector.ts";
+import { Watches } from "../client/watches.ts";
 import { causeOf } from "../triggers/caused.ts";
 import { NodeWatch } from "../triggers/node-watch.ts";
 import { act } from "./act.ts";
@@ -62,18 +62,17 @@ interface Item {
 export async function reconcile(options: ReconcilerOptions, signal: AbortSignal): Promise<void> {
   const { api, metrics, onProblem } = options;
   const queue = new Queue(options, signal);
-  const migrations = new Reflector<KubernetesObject>({
-    api,
+  const watches = new Watches({ api, silent: metrics.silent, onProblem });
+  const migrations = watches.open<KubernetesObject>("migrations", {
     path: pathOf("migrations"),
     onChange: (now, before) => {
       const { namespace = "", name } = ((now ?? before) as KubernetesObject).metadata;
       if (now === null || !isAtRest(now)) queue.look(namespace, name);
       if (now !== null && hasEnded(now)) nodes.look(); // there may be room for the next one
     },
-    onProblem: (error) => onProblem("Migrations are not seen", error),
   });
-  const pods = new Reflector<Pod>({
-    api,
+  // whole, and without waiting behind the changes of all others
+  const pods = watches.open<Pod>("pods of Migrations", {
     path: pathOf("pods"),
     query: { labelSelector: MIGRATION_LABEL },
     onChange: (now, before) => {
@@ -83,10 +82,10 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
         if (found !== undefined) queue.look(found.metadata.namespace ?? "", found.metadata.name);
       }
     },
-    onProblem: (error) => onProblem("pods of Migrations are not seen", error),
   });
   const nodes = new NodeWatch({
     api,
+    watches,
     migrations,
     onMade: options.onTriggered,
     onNode: (node) => {
@@ -96,21 +95,14 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
     },
     onProblem,
   });
-  const stops = [
-    metrics.watches("migrations", () => migrations.secondsSinceLastEvent()),
-    metrics.watches("pods", () => pods.secondsSinceLastEvent()),
-    metrics.watches("nodes", () => nodes.nodes.secondsSinceLastEvent()),
-    metrics.watches("continuitypolicies", () => nodes.policies.secondsSinceLastEvent()),
-  ];
   metrics.migrations = () => migrations.objects.values();
   const sweep = setInterval(() => {
     sweepStrays(api, pods.objects.values()).catch((error: unknown) => onProblem("strays stay", error));
   }, STRAY_MS);
   await aborted(signal);
   clearInterval(sweep);
-  for (const stop of stops) stop();
   metrics.migrations = () => [];
-  await Promise.all([nodes.close(), migrations.close(), pods.close(), queue.close()]);
+  await Promise.all([nodes.close(), watches.close(), queue.close()]);
 }
 
 /** Nothing is going to happen to it. Most are so when a controller starts. */

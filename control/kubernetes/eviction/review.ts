@@ -1,7 +1,7 @@
 /** Answers the API server's question about an eviction: CREATE of pods/eviction, whose object is the Eviction and not the pod. */
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { continuityPolicy, migrationsIn, policyOf } from "../../api/resources.ts";
+import { migrationsIn, policiesIn, policyOf } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Node, Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
@@ -87,7 +87,7 @@ export async function answerEviction(
       pod: evicted,
       isByUid: meant !== undefined,
       migrations: migrationsIn(migrations.items),
-      policy: policyOf(policies.items.map((one) => continuityPolicy.parse(one))),
+      policy: policyOf(policiesIn(policies.items)),
       node: nodeName === undefined ? null : await api.find<Node>(pathOf("nodes", { name: nodeName })),
     },
     nowMs,

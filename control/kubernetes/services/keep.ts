@@ -21,7 +21,8 @@ import {
   type Service,
 } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
-import { Reflector } from "../client/reflector.ts";
+import type { Watched } from "../client/reflector.ts";
+import { Watches, type WatchesOptions } from "../client/watches.ts";
 import {
   keyOf,
   MANAGED_BY,
@@ -38,19 +39,19 @@ import {
 const QUIET_MS = 100;
 const AGAIN_MS = 2_000;
 
-export interface ServicesOptions {
-  api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete">;
+export interface ServicesOptions extends WatchesOptions {
+  /** all of the cluster */
+  pods: Watched<Pod>;
   /** of gateways and their table */
   namespace: string;
   /** name of the ConfigMap; the gateways' pods have it in label {@link TABLE_LABEL} */
   table: string;
-  onProblem(what: string, error: unknown): void;
 }
 
 /** Works until the signal is aborted. */
 export async function keepServices(options: ServicesOptions, signal: AbortSignal): Promise<void> {
-  const { namespace, table, onProblem } = options;
-  const api = options.api as KubernetesApi;
+  const { api, pods, namespace, table, onProblem } = options;
+  const watches = new Watches(options);
   const told = new Map<string, string>();
   let timer: NodeJS.Timeout | undefined;
   let running: Promise<void> | null = null;
@@ -72,28 +73,29 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
     }, ms);
   };
   const onChange = (): void => soon();
-  const watched = <T extends KubernetesObject>(what: string, path: string, more: object = {}): Reflector<T> =>
-    new Reflector<T>({
-      api,
-      path,
-      onChange,
-      onProblem: (error) => onProblem(`${what} are not seen`, error),
-      ...more,
-    });
-  const services = watched<Service>("Services of gateways", pathOf("services"), {
+  const services = watches.open<Service>("services of gateways", {
+    path: pathOf("services"),
     query: { labelSelector: `${GATEWAY_LABEL}=${GATEWAY_ENABLED}` },
+    onChange,
   });
-  const pods = watched<Pod>("pods", pathOf("pods"), { keep: partOf });
-  const slices = watched<EndpointSlice>("EndpointSlices", pathOf("endpointslices"), { keep: ownOrNamed });
-  const tables = watched<ConfigMap>("the gateways' table", pathOf("configmaps", { namespace }), {
+  const slices = watches.open<EndpointSlice>("endpointslices", {
+    path: pathOf("endpointslices"),
+    keep: ownOrNamed,
+    onChange,
+  });
+  const tables = watches.open<ConfigMap>("tables of gateways", {
+    path: pathOf("configmaps", { namespace }),
     query: { fieldSelector: `metadata.name=${table}` },
+    onChange,
   });
-  const all = [services, pods, slices, tables];
+  const unfollow = pods.follow(onChange);
+  const ended = aborted(signal);
 
   async function round(): Promise<void> {
-    if (signal.aborted) return;
     try {
-      await Promise.all(all.map((one) => one.synced));
+      const known = Promise.all([services, pods, slices, tables].map(({ synced }) => synced));
+      await Promise.race([known, ended]);
+      if (signal.aborted) return;
       const there = tables.get(table, namespace);
       if (there === null) throw new Error(`there is no ConfigMap ${table} in namespace ${namespace}`);
       const gateways = [...pods.objects.values()].filter(
@@ -129,27 +131,10 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
     }
   }
 
-  await aborted(signal);
+  await ended;
   clearTimeout(timer);
-  await running;
-  await Promise.all(all.map((one) => one.close()));
-}
-
-/** As much of a pod as the plan looks at: there may be thousands. */
-function partOf({ metadata, spec, status }: Pod): Pod {
-  const ours = Object.entries(metadata.annotations ?? {}).filter(([key]) => key.startsWith("holdfast.dev/"));
-  return {
-    metadata: { ...identityOf(metadata), annotations: Object.fromEntries(ours) },
-    spec: {
-      ...(spec.nodeName === undefined ? {} : { nodeName: spec.nodeName }),
-      containers: spec.containers.map(({ name: container, ports }) => ({ name: container, ports })),
-    },
-    status: {
-      ...(status?.phase === undefined ? {} : { phase: status.phase }),
-      ...(status?.podIP === undefined ? {} : { podIP: status.podIP }),
-      conditions: (status?.conditions ?? []).filter(({ type }) => type === "Ready"),
-    },
-  };
+  unfollow();
+  await Promise.all([running, watches.close()]);
 }
 
 function ownOrNamed(slice: EndpointSlice): EndpointSlice {

@@ -1,26 +1,24 @@
 /** Which pods gateways' Services are for, as the API server has them now: what says `holdfast.dev/mode` of a pod that says nothing of it. */
 import { GATEWAY_ENABLED, GATEWAY_LABEL, SELECTOR_ANNOTATION } from "../../api/gateway-table.ts";
-import type { KubernetesApi } from "../client/api.ts";
 import { isSelected, type Service } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
-import { Reflector } from "../client/reflector.ts";
+import { Watches, type WatchesOptions } from "../client/watches.ts";
 import { parseSelector } from "./adopt.ts";
 
 export class GatewayServices {
-  readonly #reflector: Reflector<Service>;
+  readonly #watches: Watches;
   #byNamespace = new Map<string, Record<string, string>[]>();
   #isKnown = false;
 
-  constructor(api: KubernetesApi, onProblem: (error: unknown) => void) {
-    this.#reflector = new Reflector<Service>({
-      api,
+  constructor(options: WatchesOptions) {
+    this.#watches = new Watches(options);
+    this.#watches.open<Service>("services of gateways", {
       path: pathOf("services"),
       query: { labelSelector: `${GATEWAY_LABEL}=${GATEWAY_ENABLED}` },
       onAll: (services) => {
         this.#byNamespace = selectorsOf(services);
         this.#isKnown = true;
       },
-      onProblem,
     });
   }
 
@@ -36,7 +34,7 @@ export class GatewayServices {
   }
 
   close(): Promise<void> {
-    return this.#reflector.close();
+    return this.#watches.close();
   }
 }
 

@@ -2,11 +2,12 @@
  * Makes Migrations for pods whose node says that it is going away (`node-triggers.ts`). Level-triggered: whenever nodes, policies or Migrations have
  * changed, and every few seconds while a node says so, what is there is looked at again.
  */
-import { continuityPolicy, migrationsIn, type Policy, policyOf } from "../../api/resources.ts";
+import { migrationsIn, type Policy, policiesIn, policyOf } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Node, Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
-import { Reflector } from "../client/reflector.ts";
+import type { Reflector } from "../client/reflector.ts";
+import type { Watches } from "../client/watches.ts";
 import { manifestOf } from "./caused.ts";
 import { nodeMigrations, triggerOf } from "./node-triggers.ts";
 
@@ -14,6 +15,8 @@ const LOOK_AGAIN_MS = 5_000;
 
 export interface NodeWatchOptions {
   api: KubernetesApi;
+  /** they are closed with it, and this before */
+  watches: Watches;
   /** those of the controller */
   migrations: Reflector<KubernetesObject>;
   /** what has been made */
@@ -25,8 +28,8 @@ export interface NodeWatchOptions {
 
 export class NodeWatch {
   readonly #options: NodeWatchOptions;
-  readonly nodes: Reflector<Node>;
-  readonly policies: Reflector<KubernetesObject>;
+  readonly #nodes: Reflector<Node>;
+  readonly #policies: Reflector<KubernetesObject>;
   readonly #timer: NodeJS.Timeout;
   #round: Promise<void> | null = null;
   #isAgain = false;
@@ -34,9 +37,8 @@ export class NodeWatch {
 
   constructor(options: NodeWatchOptions) {
     this.#options = options;
-    const { api, onNode, onProblem } = options;
-    this.nodes = new Reflector<Node>({
-      api,
+    const { watches, onNode } = options;
+    this.#nodes = watches.open<Node>("nodes", {
       path: pathOf("nodes"),
       onChange: (now, before) => {
         // kubelets write every few seconds that they are there
@@ -44,13 +46,10 @@ export class NodeWatch {
         onNode(now);
         this.look();
       },
-      onProblem: (error) => onProblem("nodes are not seen", error),
     });
-    this.policies = new Reflector<KubernetesObject>({
-      api,
+    this.#policies = watches.open("continuitypolicies", {
       path: pathOf("continuitypolicies"),
       onChange: () => this.look(),
-      onProblem: (error) => onProblem("ContinuityPolicies are not seen", error),
     });
     this.#timer = setInterval(() => this.look(), LOOK_AGAIN_MS);
   }
@@ -67,7 +66,7 @@ export class NodeWatch {
   async close(): Promise<void> {
     this.#isClosed = true;
     clearInterval(this.#timer);
-    await Promise.all([this.nodes.close(), this.policies.close(), this.#round]);
+    await this.#round;
   }
 
   async #rounds(): Promise<void> {
@@ -75,10 +74,10 @@ export class NodeWatch {
     while (this.#isAgain && !this.#isClosed) {
       this.#isAgain = false;
       // what is not known yet could say otherwise
-      const known = [this.nodes, this.policies, migrations].map(({ synced }) => synced);
+      const known = [this.#nodes, this.#policies, migrations].map(({ synced }) => synced);
       if ((await Promise.allSettled(known)).some(({ status }) => status === "rejected")) return;
-      const policies = this.#policies();
-      for (const node of this.nodes.objects.values())
+      const policies = this.#policiesByNamespace();
+      for (const node of this.#nodes.objects.values())
         if ([...policies.values(), policyOf([])].some(({ triggers }) => triggerOf(node, triggers) !== null))
           await this.#empty(node, policies).catch((error: unknown) =>
             onProblem(`pods of node ${node.metadata.name} are not moved yet`, error),
@@ -111,16 +110,12 @@ export class NodeWatch {
   }
 
   /** By namespace. */
-  #policies(): ReadonlyMap<string, Policy> {
-    const said = [...this.policies.objects.values()].flatMap((object) => {
-      const read = continuityPolicy.safeParse(object);
-      return read.success ? [read.data] : [];
-    });
-    const namespaces = new Set(said.map(({ metadata }) => metadata.namespace));
+  #policiesByNamespace(): ReadonlyMap<string, Policy> {
+    const said = policiesIn(this.#policies.objects.values());
     return new Map(
-      [...namespaces].map((namespace) => [
+      [...Map.groupBy(said, ({ metadata }) => metadata.namespace)].map(([namespace, policies]) => [
         namespace,
-        policyOf(said.filter(({ metadata }) => metadata.namespace === namespace)),
+        policyOf(policies),
       ]),
     );
   }

@@ -43,12 +43,11 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     );
   const gateways =
     config.gateways && api !== null
-      ? new GatewayServices(api, (error) =>
-          log.warn(
-            { reason: messageOf(error) },
-            "Services of gateways are not seen; what is known of them holds",
-          ),
-        )
+      ? new GatewayServices({
+          api,
+          silent: metrics.silent,
+          onProblem: (what, error) => log.warn({ reason: messageOf(error) }, `${what}; what is known holds`),
+        })
       : null;
   const server = createWebhookServer({
     inject: {

@@ -1,5 +1,6 @@
 /** What the webhook counts, for Prometheus. No label names a pod or a namespace. */
 import { Counter, Gauge, Histogram, Registry } from "@prometheus-io/client";
+import { SilentSeconds } from "../client/silent-seconds.ts";
 import { VERDICTS, type Verdict } from "./review.ts";
 
 const PREFIX = "holdfast_webhook";
@@ -9,6 +10,7 @@ const OUTCOMES = [...VERDICTS, "malformed", "failed"] as const;
 
 export class WebhookMetrics {
   readonly registry = new Registry();
+  readonly silent = new SilentSeconds(PREFIX, this.registry);
   readonly #reviews: Counter<"outcome">;
   readonly #seconds: Histogram;
 
