@@ -16,6 +16,8 @@ const status = await runProgram(process.argv.slice(2), {
     (await import("./kubernetes/webhook/main.ts")).runWebhook(config, options),
   runController: async (config) =>
     (await import("./kubernetes/controller/main.ts")).runController(config, process.env),
+  runEndpoints: async (config, options) =>
+    (await import("#envoy/endpoints/main.ts")).runEndpoints(config, options),
   readInput: async (bytesMax) => {
     const chunks: Buffer[] = [];
     let bytes = 0;

@@ -1,8 +1,10 @@
 /** What can be typed after `holdfast envoy`, and which function does it. */
 import { type Command, Option } from "commander";
+import type { EndpointsFile } from "#envoy/endpoints/config.ts";
 import { MODES, type Mode } from "#envoy/policy.ts";
 import { EXIT_HELP } from "../api/exit-status.ts";
 import type { ProxySource } from "./envoy.ts";
+import { LOG_LEVELS } from "./log-levels.ts";
 import type { Terminal } from "./terminal.ts";
 
 const POLICY_HELP = `
@@ -38,7 +40,27 @@ interface AuditOptions extends ProxySource {
   json?: boolean;
 }
 
-export function addEnvoyCommands(program: Command, terminal: Terminal, done: (status: number) => void): void {
+export interface EndpointsRunner {
+  /** until it is told to end by a signal */
+  runEndpoints(config: EndpointsFile, options: { logLevel: string }): Promise<void>;
+}
+
+const ENDPOINTS_HELP = `
+The file:
+  store: redis://10.99.0.1:6379        # that of the nodes
+  folder: /var/lib/holdfast/envoy      # CLUSTER.json each, for path_config_source with watched_directory
+  ads: 127.0.0.1:18000                 # and, or in its place: ADS over gRPC, without TLS
+  admin: 127.0.0.1:9402                # /healthz, /readyz, /metrics
+  clusters:
+    - { cluster: chat-8080, workloads: [chat], port: 8080 }   # names as of render --mode plain
+
+Of workloads in forward mode. What Envoys were told stays when it ends, and while the store is away.`;
+
+export function addEnvoyCommands(
+  program: Command,
+  terminal: Terminal & EndpointsRunner,
+  done: (status: number) => void,
+): void {
   const envoy = program.command("envoy").description("Istio and Envoy in front of workloads that move");
   const mode = () =>
     new Option("--mode <mode>", "what the policy is made into").choices(MODES).default("sidecar");
@@ -96,5 +118,16 @@ ${EXIT_HELP}`,
     .action(async ({ filename, json = false, ...source }: AuditOptions) => {
       const { auditProxy } = await import("./envoy.ts");
       done(await auditProxy({ ...source, files: filename, fromCluster: null }, json, terminal));
+    });
+
+  envoy
+    .command("endpoints")
+    .description("tell Envoys where workloads are, at once when they have moved, in the foreground")
+    .requiredOption("--config <file>", "YAML file")
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addHelpText("after", `${ENDPOINTS_HELP}\n${EXIT_HELP}`)
+    .action(async (options: { config: string; logLevel: string }) => {
+      const { loadEndpointsConfig } = await import("#envoy/endpoints/config.ts");
+      await terminal.runEndpoints(loadEndpointsConfig(options.config), { logLevel: options.logLevel });
     });
 }

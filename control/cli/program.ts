@@ -15,10 +15,11 @@ import { AdminClient } from "./admin-client.ts";
 import type { Clients, OnInterrupt } from "./cancellable.ts";
 import { rehearse, showCheck } from "./check.ts";
 import { completionOf, SHELLS } from "./completion.ts";
-import { addEnvoyCommands } from "./envoy-commands.ts";
+import { addEnvoyCommands, type EndpointsRunner } from "./envoy-commands.ts";
 import { findAgent, readToken } from "./find-agent.ts";
 import type { Format } from "./inject.ts";
 import { issueCertificate, type KeysOptions, makeAuthority, showLinkKeys } from "./keys.ts";
+import { LOG_LEVELS } from "./log-levels.ts";
 import { showLogs } from "./logs.ts";
 import { showLookup } from "./lookup.ts";
 import { migrate } from "./migrate.ts";
@@ -29,7 +30,7 @@ import { showStatus } from "./status.ts";
 import { startWorkload, stopWorkload } from "./stop.ts";
 import { plain, type Terminal } from "./terminal.ts";
 
-export interface Surroundings extends Terminal {
+export interface Surroundings extends Terminal, EndpointsRunner {
   /** until it is told to end by a signal */
   runAgent(config: AgentConfig, options: { logLevel: string }): Promise<void>;
   runGateway(config: GatewayFile, options: { logLevel: string }): Promise<void>;
@@ -99,7 +100,6 @@ const LINES = 100;
 const SYSTEM_NAMESPACE = "holdfast";
 const AUTHORITY_DAYS = 3_650;
 const NODE_DAYS = 825;
-const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
 const AGENT_HELP = `
 Which agent: --agent, else the environment variable HOLDFAST_AGENT, else the only socket among
 /var/lib/holdfast/*/agent.sock and /run/holdfast/*.sock. Its token file, with http://: --token-file,

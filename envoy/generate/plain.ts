@@ -9,7 +9,7 @@ import { cookiePattern, literal, type Sticky, statefulSession } from "./stickine
 
 export const TCP_PROXY = "envoy.filters.network.tcp_proxy";
 export const SUBSET_KEY = "workload";
-const SUBSET_NAMESPACE = "envoy.lb";
+export const SUBSET_NAMESPACE = "envoy.lb";
 /** none that an answer of Envoy's own has, which is of no endpoint ("-") */
 const ANY_WORKLOAD = "[a-z0-9][^;]*";
 const HTTP2 = {

@@ -2,7 +2,16 @@
 import { asObject, type Json } from "../config-dump.ts";
 
 /** names of enum values that are 0, of the enums that mesh patches touch */
-const ZEROS: ReadonlySet<string> = new Set(["ROUND_ROBIN", "AUTO", "V1", "DEFAULT", "UNKNOWN", "HTTP1"]);
+const ZEROS: ReadonlySet<string> = new Set([
+  "ROUND_ROBIN",
+  "AUTO",
+  "V1",
+  "DEFAULT",
+  "UNKNOWN",
+  "HTTP1",
+  "STRING",
+  "APPEND_IF_EXISTS_OR_ADD",
+]);
 
 export interface Difference {
   /** as `load_assignment.endpoints` */

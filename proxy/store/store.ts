@@ -43,7 +43,7 @@ export interface SessionRecord {
   [field: string]: unknown;
 }
 
-/** Where the proxy that owns a workload takes links, for gateways. */
+/** Where the proxy that owns a workload takes links, for gateways, and clients, for load balancers. */
 export interface LinkRecord {
   node: string;
   /** the proxy's own, which links are greeted with; at most that of the ownership record */
@@ -51,6 +51,8 @@ export interface LinkRecord {
   link: Endpoint;
   /** `listen` of the workload's ports, in their order: a link names one by its index */
   ports: number[];
+  /** where clients of each port come to the owner itself, in their order; missing: they come elsewhere */
+  clients?: Endpoint[] | undefined;
 }
 
 /** Until it is closed. */
@@ -218,11 +220,15 @@ export const ownershipSchema: z.ZodType<Ownership> = z.strictObject({
   migration: z.strictObject({ id: z.string().regex(MIGRATION_ID), target: name, epoch }).nullable(),
 });
 
+const port = z.number().int().min(1).max(65_535);
+const endpoint = z.strictObject({ address: z.union([z.ipv4(), z.ipv6()]), port });
+
 export const linkRecordSchema: z.ZodType<LinkRecord> = z.strictObject({
   node: name,
   epoch,
-  link: z.strictObject({ address: z.union([z.ipv4(), z.ipv6()]), port: z.number().int().min(1).max(65_535) }),
-  ports: z.array(z.number().int().min(1).max(65_535)).min(1).max(1_024),
+  link: endpoint,
+  ports: z.array(port).min(1).max(1_024),
+  clients: z.array(endpoint).max(1_024).optional(),
 });
 
 export const sessionsSchema: z.ZodType<SessionRecord[]> = z

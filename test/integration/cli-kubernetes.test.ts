@@ -126,6 +126,7 @@ describe("holdfast in a cluster", () => {
       runGateway: async () => assert.fail("a gateway"),
       runWebhook: async () => assert.fail("a webhook"),
       runController: async () => assert.fail("a controller"),
+      runEndpoints: async () => assert.fail("endpoints"),
       readInput: async () => assert.fail("standard input"),
       onInterrupt: (first) => {
         if (interrupts) first();

@@ -117,6 +117,7 @@ async function run(
     runGateway: async () => assert.fail("a gateway"),
     runWebhook: async () => assert.fail("a webhook"),
     runController: async () => assert.fail("a controller"),
+    runEndpoints: async () => assert.fail("endpoints"),
     readInput: async () => assert.fail("standard input"),
     onInterrupt: (first) => {
       if (options.interruptAfterMs !== undefined) setTimeout(first, options.interruptAfterMs);

@@ -27,6 +27,7 @@ async function holdfast(args: string[], input: string): Promise<Done> {
     runGateway: async () => assert.fail("a gateway"),
     runWebhook: async () => assert.fail("a webhook"),
     runController: async () => assert.fail("a controller"),
+    runEndpoints: async () => assert.fail("endpoints"),
     readInput: async () => input,
     onInterrupt: () => () => {},
   });

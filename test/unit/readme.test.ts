@@ -50,6 +50,7 @@ async function helpOf(args: string[]): Promise<string> {
     runGateway: async () => assert.fail("a gateway"),
     runWebhook: async () => assert.fail("a webhook"),
     runController: async () => assert.fail("a controller"),
+    runEndpoints: async () => assert.fail("endpoints"),
     readInput: async () => assert.fail("standard input"),
     onInterrupt: () => () => {},
   });

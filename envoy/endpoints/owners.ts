@@ -1,0 +1,138 @@
+/**
+ * Follows where clients of workloads come, by the store: told of changes, and looking now and then, as a gateway does. A lower epoch than
+ * it knows is never believed. What is known stays known while the store is away, was emptied, or the workload is stopped: whoever
+ * connects there then is refused, as without an endpoint.
+ */
+import type { Logger } from "pino";
+import { messageOf } from "#proxy/contract/errors.ts";
+import type { LinkRecord, Store, StoreWatch } from "#proxy/store/store.ts";
+import type { Assignment, Place } from "./assignment.ts";
+import type { ServedCluster } from "./config.ts";
+
+/** in case the store's word of a change was lost */
+const LOOK_MS = 10_000;
+/** looks at the store at a time */
+const LOOKS_MAX = 16;
+
+export interface OwnerPlacesOptions {
+  store: Pick<Store, "link" | "watchLinks">;
+  clusters: readonly ServedCluster[];
+  /** Of a cluster, whenever it is another than before, and the first time that one of its workloads is known. Is not to throw. */
+  onChange(assignment: Assignment): void;
+  log: Logger;
+}
+
+export class OwnerPlaces {
+  readonly #options: OwnerPlacesOptions;
+  readonly #known = new Map<string, LinkRecord>();
+  readonly #told = new Map<string, string>();
+  readonly #looking = new Set<string>();
+  readonly #again = new Set<string>();
+  readonly #warned = new Set<string>();
+  #queue: string[] = [];
+  #watch: StoreWatch | null = null;
+  #timer: NodeJS.Timeout | null = null;
+  #closed = false;
+
+  constructor(options: OwnerPlacesOptions) {
+    this.#options = options;
+  }
+
+  open(): void {
+    this.#watch = this.#options.store.watchLinks((workload) => {
+      if (workload === null) this.#lookAtAll();
+      else if (this.#workloads.has(workload)) this.#look(workload);
+    });
+    this.#timer = setInterval(() => this.#lookAtAll(), LOOK_MS).unref();
+    this.#lookAtAll();
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#watch?.close();
+    if (this.#timer !== null) clearInterval(this.#timer);
+  }
+
+  /** of which nobody has told where its clients come */
+  get unknown(): string[] {
+    return [...this.#workloads].filter((workload) => !this.#known.has(workload));
+  }
+
+  get #workloads(): Set<string> {
+    return new Set(this.#options.clusters.flatMap(({ workloads }) => workloads));
+  }
+
+  #lookAtAll(): void {
+    for (const workload of this.#workloads) this.#look(workload);
+  }
+
+  /** Once more, when it is being looked at: what was read may be old. */
+  #look(workload: string): void {
+    if (this.#closed) return;
+    if (this.#looking.has(workload)) this.#again.add(workload);
+    else if (!this.#queue.includes(workload)) this.#queue.push(workload);
+    this.#next();
+  }
+
+  #next(): void {
+    while (this.#looking.size < LOOKS_MAX) {
+      const workload = this.#queue.shift();
+      if (workload === undefined) return;
+      this.#looking.add(workload);
+      void this.#ask(workload).finally(() => {
+        this.#looking.delete(workload);
+        if (this.#again.delete(workload)) this.#look(workload);
+        this.#next();
+      });
+    }
+  }
+
+  async #ask(workload: string): Promise<void> {
+    const { store, log } = this.#options;
+    try {
+      const record = await store.link(workload);
+      if (record !== null && !this.#closed) this.#hear(workload, record);
+    } catch (error) {
+      log.debug({ workload, reason: messageOf(error) }, "the store does not say where clients come");
+    }
+  }
+
+  #hear(workload: string, record: LinkRecord): void {
+    const { log, clusters, onChange } = this.#options;
+    if (record.clients === undefined) {
+      this.#warn(
+        workload,
+        "nobody comes to its nodes: in gateway mode its clients come to gateways, in takeover mode to its vip, and of pods that listen at their own address (without a sidecar) Kubernetes knows it",
+      );
+      return;
+    }
+    const before = this.#known.get(workload);
+    if (before !== undefined && record.epoch < before.epoch) return;
+    this.#known.set(workload, record);
+    for (const { cluster, workloads, port } of clusters.filter((one) => one.workloads.includes(workload))) {
+      if (!record.ports.includes(port))
+        this.#warn(
+          `${workload} ${port}`,
+          `it has no port ${port}, it has ${record.ports.join(", ")}`,
+          workload,
+        );
+      const places = workloads.flatMap((one) => placesOf(one, this.#known.get(one), port));
+      const text = JSON.stringify(places);
+      if (this.#told.get(cluster) === text) continue;
+      this.#told.set(cluster, text);
+      log.info({ cluster, node: record.node, epoch: record.epoch, places: places.length }, "endpoints");
+      onChange({ cluster, places });
+    }
+  }
+
+  #warn(key: string, reason: string, workload = key): void {
+    if (this.#warned.has(key)) return;
+    this.#warned.add(key);
+    this.#options.log.warn({ workload, reason }, "it is no endpoint of any cluster");
+  }
+}
+
+function placesOf(workload: string, record: LinkRecord | undefined, port: number): Place[] {
+  const at = record?.clients?.[record.ports.indexOf(port)];
+  return at === undefined ? [] : [{ workload, ...at }];
+}
