@@ -65,6 +65,7 @@ interface ControllerOptions {
   context?: string;
   namespace?: string;
   gateways?: string;
+  evictionRequests?: boolean;
   admin?: Endpoint;
   logLevel: string;
 }
@@ -134,6 +135,7 @@ The file:
   proxy: { image: REGISTRY/holdfast/control:1, default: node }   # what runs the proxy in pods, and whether it does where a pod says nothing
   admin: 0.0.0.0:9400                  # /healthz, /readyz, /metrics
   gateways: true                       # pods of Services with the label holdfast.dev/gateway: enabled are in gateway mode
+  evictionRequests: false              # true: pods name the controller as a responder to EvictionRequests
   renewal: { namespace: holdfast, secret: holdfast-webhook, configuration: holdfast, names: [holdfast-webhook.holdfast.svc], days: 365 }
 
 With renewal it makes another certificate before its own expires, in a Secret that kubelet brings here, and has the API server
@@ -249,6 +251,10 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       "--gateways <configmap>",
       "ConfigMap that gateways follow, in that namespace; default: no gateways",
     )
+    .option(
+      "--eviction-requests",
+      "answer EvictionRequests (lifecycle.k8s.io), where the cluster serves them",
+    )
     .option("--admin <address>", "IP:PORT of /healthz, /readyz and /metrics", parseAddress)
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .addHelpText("after", EXIT_HELP)
@@ -258,6 +264,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
         context: options.context ?? null,
         namespace: options.namespace ?? null,
         gateways: options.gateways ?? null,
+        evictionRequests: options.evictionRequests ?? false,
         admin: options.admin ?? null,
         logLevel: options.logLevel,
       }),

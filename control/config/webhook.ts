@@ -22,6 +22,8 @@ export interface WebhookFile {
   renewal: RenewalConfig | null;
   /** Services say which pods are in gateway mode: they are looked at in the cluster */
   gateways: boolean;
+  /** pods name the controller as one that moves them when an EvictionRequest asks for their eviction */
+  evictionRequests: boolean;
   /** how long it goes on answering when it has been told to end: until nobody is led to it any more */
   drainMs: number;
 }
@@ -82,6 +84,7 @@ const webhookSchema = z.strictObject(
     admin: endpoint.optional(),
     renewal: renewal.optional(),
     gateways: truth.default(false),
+    evictionRequests: truth.default(false),
     drainMs: count("milliseconds", 0, DRAIN_MS_MAX).default(DRAIN_MS),
   },
   "expected a mapping with listen, certificate, key and image",

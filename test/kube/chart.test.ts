@@ -91,6 +91,7 @@ const EVERYTHING_ELSE = {
   },
   controller: {
     replicas: 1,
+    evictionRequests: true,
     evictions: {
       timeoutSeconds: 3,
       certificate: { existingSecret: "evictions-tls" },

@@ -34,6 +34,10 @@ const JOIN_GROUPS = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit; shift; done
 /** a machine that does much else beside */
 const READY_MS_MAX = 120_000;
 const NODE_END_MS = 10_000;
+const EVICTION_REQUESTS = [
+  "--feature-gates=EvictionRequestAPI=true",
+  "--runtime-config=lifecycle.k8s.io/v1alpha1=true",
+];
 
 export interface ClusterOptions {
   /** default a and b */
@@ -45,6 +49,8 @@ export interface ClusterOptions {
   images?: Image[];
   /** default true */
   redis?: boolean;
+  /** EvictionRequests are served (lifecycle.k8s.io, alpha in Kubernetes 1.37); default false */
+  evictionRequests?: boolean;
 }
 
 /** An object of the Kubernetes API, as far as tests look at one. */
@@ -66,7 +72,7 @@ export async function createCluster(options: ClusterOptions = {}): Promise<Clust
     ...(options.redis === undefined ? {} : { redis: options.redis }),
     ...(options.gateways === undefined ? {} : { gateways: options.gateways }),
   });
-  const cluster = new Cluster(lab, tools, images);
+  const cluster = new Cluster(lab, tools, images, options.evictionRequests === true ? EVICTION_REQUESTS : []);
   try {
     await cluster.start();
     return cluster;
@@ -80,13 +86,16 @@ export class Cluster {
   readonly lab: Lab;
   readonly #tools: KubeTools;
   readonly #images: string[];
+  /** more arguments of kube-apiserver */
+  readonly #apiServer: string[];
   readonly #nodes = new Map<string, LabProcess>();
   /** by a test: their end is no surprise */
   readonly #killed = new Set<LabProcess>();
   readonly #control = new Map<string, { argv: string[]; process: LabProcess }>();
 
-  constructor(lab: Lab, tools: KubeTools, images: string[]) {
+  constructor(lab: Lab, tools: KubeTools, images: string[], apiServer: string[]) {
     this.lab = lab;
+    this.#apiServer = apiServer;
     this.#tools = tools;
     this.#images = images;
   }
@@ -334,6 +343,7 @@ export class Cluster {
       "--allow-privileged=true",
       // no kube-proxy runs at the switch: webhooks are reached at their pods
       "--enable-aggregator-routing=true",
+      ...this.#apiServer,
     ]);
     this.#spawn("kubectl", [
       `--kubeconfig=${this.kubeconfig}`,

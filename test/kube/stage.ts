@@ -7,6 +7,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse, parseAllDocuments, stringify } from "yaml";
 import { customResourceDefinitions } from "#control/api/crd.ts";
+import { RESPONDER, RESPONDER_PRIORITY } from "#control/kubernetes/inject/names.ts";
 import { crdFileOf } from "../../scripts/crds.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
@@ -34,7 +35,8 @@ export function migration(name: string, spec: object): KubeObject {
 }
 
 /** Its pods are as the webhook makes them. */
-function deployment(): KubeObject {
+function deployment(evictionRequests: boolean): KubeObject {
+  const evictionResponders = [{ name: RESPONDER, priority: RESPONDER_PRIORITY }];
   const labels = { app: "chat" };
   const annotations = {
     "holdfast.dev/injected": "1",
@@ -53,7 +55,11 @@ function deployment(): KubeObject {
       selector: { matchLabels: labels },
       template: {
         metadata: { labels, annotations },
-        spec: { ...waitingSpec(appContainer(COMMAND)), readinessGates: [{ conditionType: SERVING }] },
+        spec: {
+          ...waitingSpec(appContainer(COMMAND)),
+          readinessGates: [{ conditionType: SERVING }],
+          ...(evictionRequests ? { evictionResponders } : {}),
+        },
       },
     },
   };
@@ -63,17 +69,20 @@ export class Stage {
   readonly cluster: Cluster;
   agents = new Map<string, KubeObject>();
   controller!: LabProcess;
+  readonly #evictionRequests: boolean;
   #kubeconfig = "";
   #load: Load | null = null;
 
-  private constructor(cluster: Cluster) {
+  private constructor(cluster: Cluster, evictionRequests: boolean) {
     this.cluster = cluster;
+    this.#evictionRequests = evictionRequests;
   }
 
-  /** Its pod is on a; b is cordoned. */
-  static async build(): Promise<Stage> {
-    const cluster = await createCluster({ images: [AGENT, APPS, INSIDE], gateways: [GATEWAY] });
-    const stage = new Stage(cluster);
+  /** Its pod is on a; b is cordoned. @param evictionRequests are served, and answered by the controller */
+  static async build({ evictionRequests = false } = {}): Promise<Stage> {
+    const images = [AGENT, APPS, INSIDE];
+    const cluster = await createCluster({ images, gateways: [GATEWAY], evictionRequests });
+    const stage = new Stage(cluster, evictionRequests);
     try {
       await cluster.apply(
         ...customResourceDefinitions().map(
@@ -81,7 +90,7 @@ export class Stage {
         ),
       );
       await cluster.kubectl(["cordon", "b"]);
-      await cluster.apply(deployment());
+      await cluster.apply(deployment(evictionRequests));
       stage.agents = await startAgents(cluster);
       stage.#kubeconfig = await stage.#asController();
       stage.startController();
@@ -99,7 +108,8 @@ export class Stage {
   /** A kubeconfig of the ServiceAccount that the chart makes, which may what the chart lets it, and nothing else. */
   async #asController(): Promise<string> {
     const { cluster } = this;
-    const golden = readFileSync(join(import.meta.dirname, "chart/default.yaml"), "utf8");
+    const values = this.#evictionRequests ? "with-everything-else" : "default";
+    const golden = readFileSync(join(import.meta.dirname, `chart/${values}.yaml`), "utf8");
     const rights = /^(ServiceAccount|(Cluster)?Role(Binding)?)$/;
     const objects = parseAllDocuments(golden)
       .map((document) => document.toJS() as KubeObject | null)
@@ -121,6 +131,7 @@ export class Stage {
   startController(): void {
     const program = join(projectRoot, "bin/holdfast");
     const argv = [program, "controller", "--namespace", HOLDFAST, "--kubeconfig", this.#kubeconfig];
+    if (this.#evictionRequests) argv.push("--eviction-requests");
     this.controller = this.cluster.spawn("controller", argv);
   }
 

@@ -8,7 +8,12 @@ import {
   policyOf,
 } from "#control/api/resources.ts";
 import type { Node, Pod } from "#control/kubernetes/client/objects.ts";
-import { decideEviction, EVICTED, type EvictionDecision } from "#control/kubernetes/eviction/decision.ts";
+import {
+  decideEviction,
+  EVICTED,
+  type EvictionDecision,
+  type EvictionFacts,
+} from "#control/kubernetes/eviction/decision.ts";
 import { answerEviction } from "#control/kubernetes/eviction/review.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 
@@ -56,8 +61,10 @@ function decide(
   policy: Partial<Policy> = {},
   node: Node | null = null,
   isByUid = false,
+  request: EvictionFacts["request"] = null,
 ): EvictionDecision {
-  return decideEviction({ pod: one, isByUid, migrations, policy: { ...policyOf([]), ...policy }, node }, NOW);
+  const whole = { ...policyOf([]), ...policy };
+  return decideEviction({ pod: one, isByUid, migrations, policy: whole, node, request }, NOW);
 }
 
 const ended = (phase: string, agoS: number): object => ({
@@ -85,6 +92,14 @@ describe("an eviction of a pod", () => {
     [
       "that was denied for as long as the policy says",
       decide(pod({ annotations: { [EVICTED]: `${at(601)} ${at(5)}` } }), [migration({ phase: "Moving" })]),
+      /denied for 600 s/,
+    ],
+    [
+      "that is asked for by an EvictionRequest for as long as the policy says",
+      decide(pod(), [migration({ phase: "Moving" })], {}, null, true, {
+        eviction: "e",
+        sinceMs: NOW - 601_000,
+      }),
       /denied for 600 s/,
     ],
     [
@@ -139,6 +154,21 @@ describe("an eviction of a pod", () => {
       decide(pod(), [migration({ phase: "Succeeded" }, { podUid: "other" })]),
       /going to be moved/,
       first,
+    ],
+    [
+      "of an EvictionRequest is denied like any other, and the move says what for",
+      decide(pod(), [], {}, null, true, { eviction: "e-1", sinceMs: NOW - 5_000 }),
+      /going to be moved/,
+      { ...first, cause: { ...first.cause, kind: "request", trigger: "e-1" } },
+    ],
+    [
+      "of an EvictionRequest is denied after one before was withdrawn, and another move is made",
+      decide(pod(), [migration({ ...ended("Aborted", 5), reason: "Withdrawn" })], {}, null, true, {
+        eviction: "e-2",
+        sinceMs: NOW,
+      }),
+      /going to be moved/,
+      { ...second, cause: { ...first.cause, kind: "request", trigger: "e-2" } },
     ],
     [
       "is denied where somebody else is to move it, and nothing is made",

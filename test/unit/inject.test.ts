@@ -37,6 +37,32 @@ it("a mode that a Service has said is taken out again", () => {
   assert.deepEqual((back as Outcome & { kind: "injected" }).pod, uninjectedOf(pod));
 });
 
+it("the controller is a responder to EvictionRequests where it is to be, beside the pod's own, and is taken out again", () => {
+  const bare = podShapes().find(({ name }) => name === "bare")?.pod as Pod;
+  const own = [{ name: "example.com/backup", priority: 30_000 }];
+  const responders = (pod: Pod): unknown => {
+    const outcome = inject(pod, { ...OPTIONS, evictionRequests: true });
+    assert.equal(outcome.kind, "injected");
+    const made = (outcome as Outcome & { kind: "injected" }).pod;
+    const back = uninject(made) as Outcome & { kind: "injected" };
+    assert.deepEqual(back.pod, uninjectedOf(pod));
+    return made.spec.evictionResponders;
+  };
+  const ours = { name: "holdfast.dev/controller", priority: 20_000 };
+  const withResponders = (evictionResponders: object[]): Pod =>
+    ({ ...bare, spec: { ...bare.spec, evictionResponders } }) as Pod;
+  assert.deepEqual(responders(bare), [ours]);
+  assert.deepEqual(responders(withResponders(own)), [...own, ours]);
+  // whoever has named it has its reasons
+  const chosen = [{ ...ours, priority: 40_000 }];
+  assert.deepEqual(responders(withResponders(chosen)), chosen);
+  const full = Array.from({ length: 10 }, (_, at) => ({ name: `example.com/${at}`, priority: 1_000 + at }));
+  assert.deepEqual(responders(withResponders(full)), full);
+  const grouped = { ...bare, spec: { ...bare.spec, schedulingGroup: {} } } as Pod;
+  assert.equal(responders(grouped), undefined);
+  assert.equal(injected(bare).spec.evictionResponders, undefined);
+});
+
 /** Of one that was injected without. */
 function uninjectedOf(pod: Pod): Pod {
   return (uninject(injected(pod)) as Outcome & { kind: "injected" }).pod;

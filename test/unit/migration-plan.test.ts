@@ -93,6 +93,7 @@ function observed(more: Partial<Observed> = {}): Observed {
     claims: new Map(),
     others: [],
     elsewhere: 0,
+    isWithdrawn: false,
     ...more,
   };
 }
@@ -261,6 +262,38 @@ describe("a Migration that nobody made by hand", () => {
       const goesOn = at(undefined, asked).action;
       assert.ok(goesOn?.do !== "status" || goesOn.status.phase !== "Aborted");
     });
+
+  it("is given up when its EvictionRequests are withdrawn, as long as the application has not moved", () => {
+    const cause = caused("request", { "holdfast.dev/trigger": "e-1" });
+    const at = (phase: string | undefined, isWithdrawn: boolean, move?: object) => {
+      const source = { pod: "x", node: "a" };
+      const status = phase === undefined ? {} : { phase, attempt: 1, source, ...(move ? { move } : {}) };
+      const facts = { isWithdrawn, source: phase === undefined ? pod() : null };
+      return plan(observed({ migration: migration({}, status, cause), ...facts }), NOW);
+    };
+    for (const phase of [undefined, "Preparing"]) {
+      const { phase: now, reason, message } = statusOf(at(phase, true));
+      assert.deepEqual([now, reason], ["Aborted", "Withdrawn"]);
+      assert.match(message ?? "", /Eviction e-1/);
+    }
+    const running = { attempt: 1, state: "Running" };
+    const standby = pod({}, { uid: "s", labels: { "holdfast.dev/migration": "m-uid" } });
+    const moving = migration(
+      {},
+      {
+        phase: "Moving",
+        attempt: 1,
+        source: { pod: "x", podUid: "u" },
+        target: { pod: "s", podUid: "s", attempt: 1 },
+        move: running,
+      },
+      cause,
+    );
+    const cancelled = statusOf(plan(observed({ migration: moving, standby, isWithdrawn: true }), NOW));
+    assert.deepEqual([cancelled.phase, cancelled.cancel], ["Moving", "Aborted"]);
+    assert.equal(statusOf(at("Moving", true, { attempt: 1, state: "Moved" })).phase, "Adopting");
+    assert.notEqual(at(undefined, false).action?.do, "status");
+  });
 
   it("waits while its pod has moved a moment ago, or the hour's moves are used up; one by hand does not", () => {
     const moved = { annotations: { "holdfast.dev/injected": "1", "holdfast.dev/moved": START } };

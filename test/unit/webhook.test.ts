@@ -168,6 +168,7 @@ describe("the webhook's configuration", () => {
       days: 90,
     },
     gateways: true,
+    evictionRequests: true,
     drainMs: 100,
   };
 

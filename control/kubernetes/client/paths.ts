@@ -29,6 +29,8 @@ const KINDS = {
     "validatingwebhookconfigurations",
   ],
   selfsubjectaccessreviews: ["/apis/authorization.k8s.io/v1", "selfsubjectaccessreviews"],
+  /** of EvictionRequests; nothing to do with the subresource of pods */
+  evictions: ["/apis/lifecycle.k8s.io/v1alpha1", "evictions"],
   migrations: [ours, "migrations"],
   continuitypolicies: [ours, "continuitypolicies"],
 } as const;

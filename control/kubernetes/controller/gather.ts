@@ -25,6 +25,8 @@ import {
   type StatefulSet,
 } from "../client/objects.ts";
 import { pathOf, selectorText } from "../client/paths.ts";
+import { type Eviction, isOver } from "../eviction/requests.ts";
+import { causeOf } from "../triggers/caused.ts";
 import type { Claim, Observed, Owner } from "./observed.ts";
 import { becomesOf, isStandby, isStatefulSet, standbyName } from "./standby-pod.ts";
 
@@ -79,7 +81,21 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
     claims: await claimsOf(api, namespace, source),
     others: others.filter((other) => other.metadata.uid !== metadata.uid),
     elsewhere: all.filter((one) => one.metadata.namespace !== namespace && isUnderWay(one)).length,
+    isWithdrawn: await withdrawn(api, namespace, migration),
   };
+}
+
+async function withdrawn(api: Calls, namespace: string, migration: Migration): Promise<boolean> {
+  const cause = causeOf(migration);
+  if (cause?.kind !== "request" || isFinal(migration.status.phase)) return false;
+  try {
+    const path = pathOf("evictions", { namespace, name: cause.trigger });
+    return isOver(await api.find<Eviction>(path));
+  } catch (error) {
+    // not looked at any more, since somebody has changed the setting: then it is not known
+    if (isCode(error, "KUBERNETES_FORBIDDEN")) return false;
+    throw error;
+  }
 }
 
 /** @param namespace null: of all */

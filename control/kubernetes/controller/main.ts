@@ -24,6 +24,8 @@ export interface ControllerConfig {
   namespace: string | null;
   /** name of the ConfigMap that gateways follow, in that namespace; null: there are no gateways */
   gateways: string | null;
+  /** EvictionRequests are answered, where the cluster serves them */
+  evictionRequests: boolean;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
   logLevel: string;
@@ -82,6 +84,12 @@ export async function runController(
             ...shared,
             onTriggered: ({ namespace, name, trigger }) =>
               log.info({ migration: `${namespace}/${name}`, trigger }, "a node asks for it"),
+            requests: config.evictionRequests
+              ? {
+                  onDone: ({ namespace, name, pod, message }) =>
+                    log.info({ eviction: `${namespace}/${name}`, pod, message }, "an Eviction is answered"),
+                }
+              : null,
             onAction: ({ metadata: { namespace, name }, status }, action) =>
               log.info(
                 { migration: `${namespace}/${name}`, phase: status.phase ?? "Pending", ...shown(action) },

@@ -7,7 +7,7 @@ import {
   type MigrationStatus,
 } from "../../api/resources.ts";
 import { isActive, type Pod } from "../client/objects.ts";
-import { causeOf, TRIGGER_OVER, UNCORDONED } from "../triggers/caused.ts";
+import { causeOf, TRIGGER_OVER, UNCORDONED, WITHDRAWN } from "../triggers/caused.ts";
 import { triggerOf } from "../triggers/node-triggers.ts";
 import { isReturning, type Observed, type Reason, sourceOf } from "./observed.ts";
 import { type PodManifest, standbyName } from "./standby-pod.ts";
@@ -77,11 +77,16 @@ export function stopOf(observed: Observed, nowMs: number): Stop | null {
   };
 }
 
-/** What asked for it has been taken back, and it has not begun to move. */
+/** What asked for it has been taken back, and it has not begun to move; a request may be withdrawn as long as it has not moved. */
 function causeOver(observed: Observed): Reason | null {
   const { migration, policy, nodes, source } = observed;
   const { phase = "Pending" } = migration.status;
   const cause = causeOf(migration);
+  if (cause?.kind === "request" && observed.isWithdrawn)
+    return {
+      reason: WITHDRAWN,
+      message: `nobody asks for it any more (Eviction ${cause.trigger})`,
+    };
   if (cause === null || (phase !== "Pending" && phase !== "Preparing")) return null;
   const node = nodes.get(migration.status.source?.node ?? source?.spec.nodeName ?? "");
   if (node === undefined) return null;

@@ -18,6 +18,7 @@ import { report } from "../client/events.ts";
 import { isTrue, type KubernetesObject, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { Watches } from "../client/watches.ts";
+import { RequestWatch, type RequestWatchOptions } from "../eviction/request-watch.ts";
 import { causeOf } from "../triggers/caused.ts";
 import { NodeWatch } from "../triggers/node-watch.ts";
 import { act } from "./act.ts";
@@ -44,6 +45,8 @@ export interface ReconcilerOptions {
   onProblem(what: string, error: unknown): void;
   onAction(migration: Migration, action: { do: string }): void;
   onTriggered(made: { namespace: string; name: string; trigger: string }): void;
+  /** absent: EvictionRequests are not answered */
+  requests?: Pick<RequestWatchOptions, "onDone"> | null;
 }
 
 interface Item {
@@ -69,6 +72,7 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
       const { namespace = "", name } = ((now ?? before) as KubernetesObject).metadata;
       if (now === null || !isAtRest(now)) queue.look(namespace, name);
       if (now !== null && hasEnded(now)) nodes.look(); // there may be room for the next one
+      requests?.look(namespace, podOf((now ?? before) as KubernetesObject));
     },
   });
   // whole, and without waiting behind the changes of all others
@@ -95,6 +99,19 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
     },
     onProblem,
   });
+  const requests =
+    options.requests == null
+      ? null
+      : new RequestWatch({
+          api,
+          watches,
+          ...options.requests,
+          onEviction: (namespace, eviction) => {
+            for (const object of migrations.objects.values())
+              if (isAskedBy(object, namespace, eviction)) queue.look(namespace, object.metadata.name);
+          },
+          onProblem,
+        });
   metrics.migrations = () => migrations.objects.values();
   const sweep = setInterval(() => {
     sweepStrays(api, pods.objects.values()).catch((error: unknown) => onProblem("strays stay", error));
@@ -102,7 +119,7 @@ export async function reconcile(options: ReconcilerOptions, signal: AbortSignal)
   await aborted(signal);
   clearInterval(sweep);
   metrics.migrations = () => [];
-  await Promise.all([nodes.close(), watches.close(), queue.close()]);
+  await Promise.all([requests?.close(), nodes.close(), watches.close(), queue.close()]);
 }
 
 /** Nothing is going to happen to it. Most are so when a controller starts. */
@@ -129,6 +146,19 @@ function isOpenOn(object: KubernetesObject, node: string): boolean {
   if (!read.success || isFinal(read.data.status.phase)) return false;
   const { source, target } = read.data.status;
   return [source?.node, target?.node, causeOf(read.data)?.node].includes(node);
+}
+
+/** An EvictionRequest is why it is there, and it is not over. */
+function isAskedBy(object: KubernetesObject, namespace: string, eviction: string): boolean {
+  const read = migrationSchema.safeParse(object);
+  if (!read.success || read.data.metadata.namespace !== namespace) return false;
+  const cause = causeOf(read.data);
+  return cause?.kind === "request" && cause.trigger === eviction && !isFinal(read.data.status.phase);
+}
+
+/** That a Migration is about. */
+function podOf(object: KubernetesObject): string {
+  return (object as { spec?: { pod?: string } }).spec?.pod ?? "";
 }
 
 /** Standbys that a late call made after their Migration was deleted. */

@@ -1,5 +1,6 @@
 /**
- * Pure: what becomes of an eviction (policy/v1) of a pod. One that has an application with clients is denied while it moves:
+ * Pure: what becomes of an eviction of a pod, whichever way it is asked for: `pods/eviction` (policy/v1), or an EvictionRequest
+ * (`requests.ts`), where "denied" means that we are at work, and "allowed" that the next responder is to act. One that has an application with clients is denied while it moves:
  * kubectl drain says why, and asks again every five seconds. It is denied with 429 and without `retryAfterSeconds`: with it
  * client-go asks again by itself, silently; any other status ends the drain.
  *
@@ -35,6 +36,8 @@ export interface EvictionFacts {
   policy: Policy;
   /** that it is on; null: not known */
   node: Node | null;
+  /** that asks for it; null: a call of pods/eviction, of which each is the first */
+  request: { eviction: string; sinceMs: number } | null;
 }
 
 export type EvictionDecision =
@@ -43,6 +46,8 @@ export type EvictionDecision =
       isAllowed: false;
       /** another pod was meant, which is no longer there */
       isGone: boolean;
+      /** somebody else is to move it */
+      isOthers: boolean;
       message: string;
       /** to be made; null: there is one, or none is wanted */
       migration: NewMigration | null;
@@ -67,7 +72,7 @@ export function decideEviction(facts: EvictionFacts, nowMs: number): EvictionDec
   const { evictionStrategy: strategy, evictionDeadlineSeconds: seconds } = policy;
   if (strategy === "None") return allowed("the policy says None");
 
-  const sinceMs = sinceOf(pod, nowMs);
+  const sinceMs = Math.min(sinceOf(pod, nowMs), facts.request?.sinceMs ?? nowMs);
   if (nowMs - sinceMs >= seconds * 1_000) return allowed(`it was denied for ${seconds} s`);
   const deny = (
     message: string,
@@ -75,6 +80,7 @@ export function decideEviction(facts: EvictionFacts, nowMs: number): EvictionDec
   ): EvictionDecision & { isAllowed: false } => ({
     isAllowed: false,
     isGone: false,
+    isOthers: false,
     message,
     migration,
     evicted: `${new Date(sinceMs).toISOString()} ${new Date(nowMs).toISOString()}`,
@@ -104,8 +110,10 @@ export function decideEviction(facts: EvictionFacts, nowMs: number): EvictionDec
   if (last?.status.phase === "Succeeded") return allowed("its application has moved");
   const serving = conditionOf(pod, SERVING);
   if (serving !== null && serving.status !== "True") return allowed("it has no application");
-  if (strategy === "External") return deny("somebody else is to move its application (policy: External)");
-  const made = (): NewMigration => newMigration(pod, own.length, evictionCause(pod, node));
+  if (strategy === "External")
+    return { ...deny("somebody else is to move its application (policy: External)"), isOthers: true };
+  const cause = evictionCause(pod, node, facts.request?.eviction ?? null);
+  const made = (): NewMigration => newMigration(pod, own.length, cause);
   const isOld = last !== undefined && last.spec.podUid !== metadata.uid && createdMs(last) < sinceMs;
   if (last === undefined || isOld || isWithdrawn(last))
     return deny("its application is going to be moved", made());

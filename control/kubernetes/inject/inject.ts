@@ -7,7 +7,19 @@
  * sidecar without a privilege, where it is not to be a process of the node's agent.
  */
 import { SIDECAR_FOLDER, SIDECAR_HTTP_PORT, SIDECAR_NAME, SIDECAR_SOCKET } from "#proxy/contract/commands.ts";
-import { INJECT_LABEL, INJECTED, INSIDE, MADE, NAME, SETTINGS, TMP_NAME, WAITING } from "./names.ts";
+import {
+  INJECT_LABEL,
+  INJECTED,
+  INSIDE,
+  MADE,
+  NAME,
+  RESPONDER,
+  RESPONDER_PRIORITY,
+  RESPONDERS_MAX,
+  SETTINGS,
+  TMP_NAME,
+  WAITING,
+} from "./names.ts";
 import {
   ANNOTATION_BYTES_MAX,
   chooseContainer,
@@ -34,6 +46,10 @@ export interface InjectOptions {
    * of it. Absent: never in a pod
    */
   proxy?: ProxyOptions | null | undefined;
+  /**
+   * the controller is one of the pod's responders to EvictionRequests. A cluster that does not serve them drops the field. Default: no
+   */
+  evictionRequests?: boolean | undefined;
 }
 
 export interface ProxyOptions {
@@ -55,6 +71,8 @@ interface Replaced {
   startupProbe?: unknown;
   /** the container had none */
   seccompProfile?: null;
+  /** we are one of its responders now */
+  responder?: true;
 }
 
 /** kubelet would make the container anew for these while it waits for its application. */
@@ -113,6 +131,7 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   addTmp(copy, container);
   addSeccomp(copy, container, replaced);
   takeProbes(container, replaced);
+  if (options.evictionRequests === true) addResponder(copy, replaced);
   wait(container);
   copy.metadata ??= {};
   copy.metadata.annotations = {
@@ -154,6 +173,8 @@ export function uninject(pod: Pod): Outcome {
   container.volumeMounts = (container.volumeMounts ?? []).filter((mount) => !ADDED.has(mount.name));
   container.command = (container.command ?? []).slice(WAITING.length);
   for (const probe of PROBES) if (replaced[probe] !== undefined) container[probe] = replaced[probe];
+  if (replaced.responder === true)
+    spec.evictionResponders = (spec.evictionResponders ?? []).filter((one) => one.name !== RESPONDER);
   if (replaced.seccompProfile === null && container.securityContext != null) {
     delete container.securityContext.seccompProfile;
     dropEmpty(container, ["securityContext"]);
@@ -162,7 +183,7 @@ export function uninject(pod: Pod): Outcome {
   const mine = new Set<string>([...Object.values(MADE), ...replaced.added.map((key) => SETTINGS[key])]);
   metadata.annotations = Object.fromEntries(Object.entries(said).filter(([key]) => !mine.has(key)));
   dropEmpty(container, ["volumeMounts", "command"]);
-  dropEmpty(spec, ["initContainers", "volumes"]);
+  dropEmpty(spec, ["initContainers", "volumes", "evictionResponders"]);
   dropEmpty(metadata, ["annotations"]);
   return { kind: "injected", pod: copy, warnings: [] };
 }
@@ -298,6 +319,16 @@ function takeProbes(container: Container, replaced: Replaced): void {
     replaced[probe] = container[probe];
     delete container[probe];
   }
+}
+
+/** Nothing else may be added later. One that is full stays: its own responders delete it. */
+function addResponder({ spec }: Pod, replaced: Replaced): void {
+  const before = spec.evictionResponders ?? [];
+  if (before.length >= RESPONDERS_MAX || before.some(({ name }) => name === RESPONDER)) return;
+  // a pod of a group may have none (KEP-4563)
+  if (spec.schedulingGroup != null) return;
+  spec.evictionResponders = [...before, { name: RESPONDER, priority: RESPONDER_PRIORITY }];
+  replaced.responder = true;
 }
 
 /** Its arguments stay: kubelet puts variables into them, `$(NAME)`, and the agent finds them in the process's own. */

@@ -41,3 +41,10 @@ export const WAITING: readonly string[] = [`${INSIDE}/init`, "-P", "--"];
 export const NAME = "holdfast";
 /** of the volume at /tmp */
 export const TMP_NAME = "holdfast-tmp";
+
+/** our name among a pod's responders, and a label of Evictions that we may have to do with */
+export const RESPONDER = "holdfast.dev/controller";
+/** before whatever made the pod, which has 10,000, and could only delete it */
+export const RESPONDER_PRIORITY = 20_000;
+/** of a pod; a limit of Kubernetes */
+export const RESPONDERS_MAX = 10;

@@ -87,6 +87,8 @@ export const podSchema = z.looseObject(
         hostUsers: truth,
         shareProcessNamespace: truth,
         resources: z.unknown().optional(),
+        evictionResponders: objects({ name: text }, "responder"),
+        schedulingGroup: z.unknown().optional(),
       },
       "expected the spec of a pod",
     ),

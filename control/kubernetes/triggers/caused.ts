@@ -5,18 +5,19 @@
  *   eviction   a pod was evicted
  *   drain      … on a node that was cordoned: over when it is uncordoned
  *   node       a taint or condition of its node asks for it: over when that has gone
+ *   request    an EvictionRequest asks for it (lifecycle.k8s.io): over when all such are withdrawn
  */
 import { API_VERSION, CAUSE_LABEL, GROUP, type Migration, type MigrationSpec } from "../../api/resources.ts";
 import type { Node, Pod } from "../client/objects.ts";
 import { memoryOf } from "../node/movable-condition.ts";
 
-export type CauseKind = "eviction" | "drain" | "node";
+export type CauseKind = "eviction" | "drain" | "node" | "request";
 
 export interface Cause {
   kind: CauseKind;
   /** "": not known */
   node: string;
-  /** of a node, e.g. "taint karpenter.sh/disrupted"; "" for the others */
+  /** of a node, e.g. "taint karpenter.sh/disrupted"; of a request, its Eviction's name; "" for the others */
   trigger: string;
   /** of the application, as its agent has said it, or as the pod asks for; null: not known, so it goes last */
   memoryBytes: number | null;
@@ -29,8 +30,13 @@ export interface NewMigration {
   cause: Cause;
 }
 
-const KINDS: readonly CauseKind[] = ["eviction", "drain", "node"];
-const PREFIX: Record<CauseKind, string> = { eviction: "evict", drain: "evict", node: "node" };
+const KINDS: readonly CauseKind[] = ["eviction", "drain", "node", "request"];
+const PREFIX: Record<CauseKind, string> = {
+  eviction: "evict",
+  drain: "evict",
+  node: "node",
+  request: "evict",
+};
 const DETAIL = {
   node: `${GROUP}/node`,
   trigger: `${GROUP}/trigger`,
@@ -42,8 +48,9 @@ const NAME_MAX = 200;
 const AGAIN_MS = 30_000;
 const AGAIN_MS_MAX = 3_600_000;
 
-/** Of a pod that is evicted. @param node its own; null: not known */
-export function evictionCause(pod: Pod, node: Node | null): Cause {
+/** Of a pod that is evicted. @param node its own; null: not known @param request name of the Eviction that asks for it; null: none */
+export function evictionCause(pod: Pod, node: Node | null, request: string | null): Cause {
+  if (request !== null) return causeFor(pod, "request", request);
   return causeFor(pod, node?.spec.unschedulable === true ? "drain" : "eviction", "");
 }
 
@@ -126,10 +133,12 @@ export function againMs(last: Migration, failures: number): number {
 
 /** It was given up since what asked for it was over, and not because it could not be: asked for again, it is made again. */
 export function isWithdrawn({ status: { phase, reason } }: Migration): boolean {
-  return phase === "Aborted" && (reason === UNCORDONED || reason === TRIGGER_OVER);
+  return phase === "Aborted" && WITHDRAWN_REASONS.has(reason ?? "");
 }
 export const UNCORDONED = "Uncordoned";
 export const TRIGGER_OVER = "TriggerOver";
+export const WITHDRAWN = "Withdrawn";
+const WITHDRAWN_REASONS: ReadonlySet<string> = new Set([UNCORDONED, TRIGGER_OVER, WITHDRAWN]);
 
 /** What its containers ask for, together. */
 function requestedBytes({ spec }: Pod): number | null {

@@ -32,7 +32,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   let problem: string | null = null;
   let ending = false;
   const metrics = new WebhookMetrics(() => certificate.validToMs);
-  const { image, imagePullPolicy, proxy } = config;
+  const { image, imagePullPolicy, proxy, evictionRequests } = config;
   const access = process.env.KUBECONFIG ? findAccess(process.env) : inCluster(process.env);
   const api = access === null ? null : new KubernetesApi(access, "holdfast-webhook");
   if (api === null) log.warn("not in a pod, and without KUBECONFIG: evictions are not looked at");
@@ -54,6 +54,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
       image,
       imagePullPolicy,
       proxy,
+      evictionRequests,
       isOfGateways: (namespace, labels) => gateways?.select(namespace, labels) === true,
     },
     certificate,

@@ -48,7 +48,8 @@ const reviewSchema = z.looseObject({
   }),
 });
 
-export interface ReviewOptions extends Pick<InjectOptions, "image" | "imagePullPolicy" | "proxy"> {
+export interface ReviewOptions
+  extends Pick<InjectOptions, "image" | "imagePullPolicy" | "proxy" | "evictionRequests"> {
   /** A Service of that namespace whose clients come to gateways is for pods with these labels. Default: none is */
   isOfGateways?(namespace: string, labels: Record<string, string>): boolean;
 }
@@ -78,11 +79,12 @@ export function answerReview(body: string, options: ReviewOptions, enforce: bool
     const { path, message } = parsed.error.issues[0] as z.core.$ZodIssue;
     return refuse(`${path.join(".")}: ${message}`);
   }
-  const { image, imagePullPolicy, proxy } = options;
+  const { image, imagePullPolicy, proxy, evictionRequests } = options;
   const outcome = inject(object as Pod, {
     image,
     imagePullPolicy,
     proxy,
+    evictionRequests,
     isOfGateways: (labels) => options.isOfGateways?.(request.namespace, labels) === true,
   });
   if (outcome.kind === "unchanged") return answer("unchanged", outcome.reason, {});
