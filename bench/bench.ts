@@ -8,29 +8,20 @@
  *
  * Exit status: 0 all measured, 1 with problems (they are in the report), 2 wrong arguments, 130 and 143 cut off.
  */
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { dirname, join, resolve } from "node:path";
+import { readFileSync } from "node:fs";
+import { dirname, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { CalmWatch } from "./calm.ts";
-import { conduct } from "./conduct.ts";
-import { Contenders } from "./contenders.ts";
-import { table, wholeNumber } from "./figures.ts";
-import { describeMachine } from "./machine.ts";
+import { wholeNumber } from "./figures.ts";
 import { direct } from "./peers/direct.ts";
 import { peers } from "./peers/peers.ts";
 import type { BenchPiece } from "./piece.ts";
 import { pieces } from "./pieces.ts";
-import { judge } from "./report/goals.ts";
-import { renderMarkdown } from "./report/markdown.ts";
-import { renderPage } from "./report/page.ts";
 import { rewriteReadme } from "./report/readme.ts";
-import { type BenchResults, parseResults } from "./results.ts";
-import { Stage } from "./stage.ts";
+import { parseResults } from "./results.ts";
+import { newRunFolder, RUNS, run, summaryOf, writeReport } from "./run.ts";
 
-const CACHE = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
-/** of two minutes: what fits by its estimate, and when a run that takes longer than that is cut off */
-const QUICK_SECONDS_MAX = 95;
-const QUICK_CUT_OFF_SECONDS = 108;
+/** of two minutes */
+const QUICK = { estimatedSeconds: 95, seconds: 108 };
 
 const usage = `Usage: npm run bench [-- OPTION...]
 
@@ -41,7 +32,7 @@ ${list(pieces.map(({ name }) => name))}
 ${list(peers.map(({ name }) => name))}
   --rounds N      rounds of everything                       (5; --quick: 1)
   --seconds N     length of each measurement                 (3; --quick: 1)
-  --out FOLDER    where the report goes                      (${CACHE}/bench/runs/DATE)
+  --out FOLDER    where the report goes                      (${RUNS}/DATE)
   --render FILE   runs nothing: makes report.md and report.html anew, beside this results.json
   --readme FILE   runs nothing: puts figures and picture of this results.json into README.md
   --help          this
@@ -93,133 +84,17 @@ function parse(argv: string[]): Options {
     quick,
     rounds: wholeNumber(values.rounds ?? (quick ? "1" : "5"), "rounds", 1, 100),
     seconds: wholeNumber(values.seconds ?? (quick ? "1" : "3"), "seconds", 1, 600),
-    out: resolve(
-      values.out ??
-        join(
-          CACHE,
-          "bench/runs",
-          new Date()
-            .toISOString()
-            .replace(/\.\d+Z$/, "")
-            .replaceAll(":", "-"),
-        ),
-    ),
+    out: resolve(values.out ?? newRunFolder()),
   };
 }
 
-async function run(options: Extract<Options, { do: "run" }>, argv: string[]): Promise<number> {
-  const results: BenchResults = {
-    version: 1,
-    command: ["npm run bench", ...(argv.length > 0 ? ["--", ...argv] : [])].join(" "),
-    startedAt: new Date().toISOString(),
-    endedAt: null,
-    machine: describeMachine(),
-    peers: [],
-    pieces: [],
-    problems: [],
-  };
-  mkdirSync(options.out, { recursive: true });
-  const stage = new Stage();
-  let interrupted = 0;
-  // Not `once`: whoever else ends on a signal raises it again, and the report is still to be written.
-  for (const [signal, status] of [
-    ["SIGINT", 130],
-    ["SIGTERM", 143],
-  ] as const) {
-    process.on(signal, () => {
-      if (interrupted === 0) say(`${signal}: ending what runs`);
-      interrupted ||= status;
-      void stage.close();
-    });
-  }
-  const tooSlow = setTimeout(() => {
-    if (!options.quick) return;
-    results.problems.push({
-      where: "--quick",
-      what: `cut off after ${QUICK_CUT_OFF_SECONDS} s: this machine is slow, or busy`,
-    });
-    interrupted ||= 1;
-    void stage.close();
-  }, QUICK_CUT_OFF_SECONDS * 1000).unref();
-  const calm = new CalmWatch();
-  let contenders: Promise<Contenders> | null = null;
-  const introduce = (started: Contenders): void => {
-    const shown = [
-      ...started.peers.map(({ name, version }) => ({ name, version, missing: null })),
-      ...started.missing.map(({ where, what }) => ({ name: where, version: "-", missing: what })),
-    ];
-    results.peers.push(...shown.filter(({ name }) => !results.peers.some((peer) => peer.name === name)));
-    for (const { name, note } of started.peers)
-      if (note !== null) results.problems.push({ where: name, what: note });
-  };
-  const startContenders = async (): Promise<Contenders> => {
-    say(`starting ${options.peers.join(", ")}`);
-    const started = await Contenders.start(
-      stage,
-      peers.filter(({ name }) => options.peers.includes(name)),
-    );
-    introduce(started);
-    return started;
-  };
-  const keep = async (): Promise<void> => {
-    if (contenders !== null) results.problems.push(...(await contenders).problems.splice(0));
-    writeResults(options.out, results);
-  };
-  try {
-    await calm.look();
-    if (stage.cpus.server === stage.cpus.load)
-      results.machine.notes.push("There is one CPU only: contenders, load and application share it.");
-    await conduct(
-      { ...options, secondsMax: options.quick ? QUICK_SECONDS_MAX : null },
-      {
-        stage,
-        contenders: () => (contenders ??= startContenders()),
-        introduce,
-        say,
-        problem: (where, what) => results.problems.push({ where, what }),
-        note: (what) => results.machine.notes.push(what),
-        between: async () => {
-          await keep();
-          await calm.look();
-        },
-        nowSeconds: () => performance.now() / 1000,
-      },
-      results.pieces,
-    );
-    results.endedAt = new Date().toISOString();
-  } catch (error) {
-    // What the end of its processes breaks is not worth a word.
-    if (interrupted === 0) results.problems.push({ where: "the run", what: (error as Error).message });
-  } finally {
-    clearTimeout(tooSlow);
-    await stage.close();
-  }
-  results.machine.calm = calm.calm;
-  results.machine.notes.push(calm.describe());
-  if (contenders !== null) await keep().catch(() => {});
-  writeResults(options.out, results);
-  writeReport(options.out, results);
-  say(`${results.problems.length} problems; the report is in ${options.out}`);
-  const goals = judge(results).filter(({ met }) => met !== null);
-  const rows = goals.map(({ name, goal, here, verdict }) => [name, goal, here, verdict]);
-  process.stdout.write(`${[...table(rows), join(options.out, "report.html")].join("\n")}\n`);
-  return interrupted !== 0 ? interrupted : results.problems.length > 0 ? 1 : 0;
-}
-
-/** Whole, or as it was before: also when we are killed. */
-function writeResults(folder: string, results: BenchResults): void {
-  const file = join(folder, "results.json");
-  writeFileSync(`${file}.new`, `${JSON.stringify(results, null, 1)}\n`);
-  renameSync(`${file}.new`, file);
-}
-
-function writeReport(folder: string, results: BenchResults): void {
-  writeFileSync(join(folder, "report.md"), renderMarkdown(results));
-  writeFileSync(join(folder, "report.html"), renderPage(results));
-}
-
-function say(line: string): void {
-  process.stderr.write(`${line}\n`);
+async function measure(options: Extract<Options, { do: "run" }>, argv: string[]): Promise<number> {
+  const { status, results } = await run(
+    { ...options, command: "npm run bench", cutOff: options.quick ? QUICK : null },
+    argv,
+  );
+  process.stdout.write(`${summaryOf(results, options.out).join("\n")}\n`);
+  return status;
 }
 
 /** Names as the usage shows them. */
@@ -253,7 +128,7 @@ async function main(): Promise<number> {
       rewriteReadme(resolve(import.meta.dirname, ".."), parseResults(readFileSync(options.file, "utf8")));
       return 0;
     case "run":
-      return await run(options, argv);
+      return await measure(options, argv);
   }
 }
 

@@ -6,7 +6,8 @@
 # packages as they are: CRIU comes from Debian sid by way of an apt of our own into a folder of our own.
 #
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
-# `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once.
+# `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once,
+# `scripts/setup.sh kwok` the kwok that only `npm run bench:kube` fills a cluster with: three more.
 # `scripts/setup.sh images` brings what images are made of (charts/images/Dockerfile) and nothing for tests.
 #
 #   HOLDFAST_CACHE          where all that is kept, outside the checkout   (/var/cache/holdfast)
@@ -84,6 +85,7 @@ runc runc'
 for_bench=false
 for_matrix=false
 for_kube=false
+for_kwok=false
 for_images=false
 case ${1:-} in
   bench)
@@ -98,6 +100,11 @@ $matrix_tools"
     ;;
   kube)
     for_kube=true
+    debian_tools="$debian_tools
+$kube_tools"
+    ;;
+  kwok)
+    for_kwok=true
     debian_tools="$debian_tools
 $kube_tools"
     ;;
@@ -136,6 +143,12 @@ kube_plugins='ptp host-local loopback portmap'
 # helm beside it, by the version in test/kube/helm/go.mod.
 helm_module=$root/test/kube/helm
 helm_version=$(version_in "$helm_module" helm.sh/helm/v4)
+# kwok, by the version in test/kube/kwok/go.mod, with the stages of its module that say what its nodes and pods go through.
+kwok_module=$root/test/kube/kwok
+kwok_version=$(version_in "$kwok_module" sigs.k8s.io/kwok)
+kwok_dir=$cache/kwok-$kwok_version
+kwok_stages='node/fast node/heartbeat-with-lease pod/fast'
+kwok_ok() { [ -x "$kwok_dir/kwok" ] && [ -s "$kwok_dir/stages.yaml" ]; }
 # What test/kube/dockerfile.test.ts builds images with, from this machine's Debian: unpacked, since installing buildah upgrades others.
 build_tools=$cache/build-tools
 build_tools_ok() { [ -f "$build_tools/complete" ]; }
@@ -161,7 +174,8 @@ version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
 everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
-    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; }
+    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; } &&
+    { ! "$for_kwok" || kwok_ok; }
 }
 
 everything_there && exit 0
@@ -490,8 +504,21 @@ keep_kube() { # FOLDER FILE...: each appears whole or not at all
   done
 }
 
+build_kwok() {
+  build_go "kwok $kwok_version" "three minutes" "$kwok_module" "$work/kwok/" "" \
+    sigs.k8s.io/kwok/cmd/kwok
+  sources=$(cd "$kwok_module" && "$go" list -m -f '{{.Dir}}' sigs.k8s.io/kwok)
+  for stages in $kwok_stages; do
+    for file in "$sources/kustomize/stage/$stages"/*.yaml; do
+      case $file in */kustomization.yaml) continue ;; esac
+      printf -- '---\n'
+      cat "$file"
+    done
+  done >"$work/kwok/stages.yaml"
+}
+
 # A lock of its own: nobody else's set-up waits for a compiler.
-if "$for_kube" && ! kube_ok; then
+if { "$for_kube" && ! kube_ok; } || { "$for_kwok" && ! kwok_ok; }; then
   exec 9>"$cache/kubernetes.lock"
   if ! flock -n 9; then
     say "another set-up is building Kubernetes; waiting for it"
@@ -531,6 +558,17 @@ if "$for_kube" && ! kube_ok; then
   rm -rf "$work"
   work=
   kube_ok || fail "Kubernetes $kube_version is incomplete in $kube_dir; cure: remove that folder and run this again"
+fi
+
+if "$for_kwok" && ! kwok_ok; then
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  mkdir "$work/kwok"
+  build_kwok
+  rm -rf "$kwok_dir"
+  mv "$work/kwok" "$kwok_dir"
+  rm -rf "$work"
+  work=
+  kwok_ok || fail "kwok $kwok_version is incomplete in $kwok_dir; cure: remove that folder and run this again"
 fi
 
 # Without them one test fails, and names them: not worth failing for.

@@ -100,7 +100,7 @@ export function cutoverProblems(samples: readonly CutoverSample[]): { where: str
     }));
 }
 
-function curve({ p50, p99, max }: Blackout): Percentile[] {
+export function curve({ p50, p99, max }: Blackout): Percentile[] {
   return [
     { p: 50, valueUs: p50 * 1000 },
     { p: 99, valueUs: p99 * 1000 },

@@ -21,10 +21,16 @@ export const modes = ["bare", "takeover", "forward"] as const;
 export type Mode = (typeof modes)[number];
 export type Downstream = Exclude<Mode, "bare">;
 
-export interface CutoverSample {
+export interface CutoverSample extends SeenByClients {
   mode: Mode;
   sessions: number;
   memoryMb: number;
+  bare: BareRun | null;
+  move: MoveResult | null;
+}
+
+/** What clients see of a cutover. */
+export interface SeenByClients {
   /** of the steady clients: the longest gap between two answers */
   blackoutMs: Blackout;
   /** of the crowd: the longest gap less the interval of its messages, so the least it can have been; null: there is none */
@@ -34,8 +40,8 @@ export interface CutoverSample {
   resets: number;
   /** the first few things that went wrong for clients */
   problems: string[];
-  bare: BareRun | null;
-  move: MoveResult | null;
+  /** when the steady clients began to wait, Unix time */
+  waitingSinceMs: number;
 }
 
 export interface RowSample {
@@ -76,6 +82,53 @@ const workloads = [
 /** How often each client of the crowd sends. */
 export function crowdIntervalMs(sessions: number): number {
   return Math.max(CROWD_INTERVAL_MS_MIN, Math.ceil(sessions / CROWD_MESSAGES_PER_MS));
+}
+
+export interface LoadSize {
+  sessions: number;
+  intervalMs: number;
+  window?: number;
+}
+
+/** Clients of both kinds before, during and after `act`. @param start clients of one kind @throws Error what `act` has thrown */
+export async function underLoad<T>(
+  start: (size: LoadSize) => Promise<Load>,
+  sessions: number,
+  act: () => Promise<T>,
+): Promise<{ result: T; seen: SeenByClients }> {
+  const intervalMs = crowdIntervalMs(sessions);
+  const steadySessions = Math.min(sessions, STEADY_CLIENTS);
+  const crowdSessions = sessions - steadySessions;
+  const loads: Load[] = [];
+  try {
+    if (crowdSessions > 0) loads.push(await start({ sessions: crowdSessions, intervalMs }));
+    loads.push(
+      await start({ sessions: steadySessions, intervalMs: STEADY_INTERVAL_MS, window: STEADY_WINDOW }),
+    );
+    await delay(WARM_MS);
+    await Promise.all(loads.map((load) => load.mark()));
+    await delay(AROUND_MS);
+    const result = await act();
+    await delay(AROUND_MS + intervalMs);
+    const reports = await Promise.all(loads.map((load) => load.report()));
+    const sum = (pick: (report: LoadReport) => number): number =>
+      reports.reduce((total, report) => total + pick(report), 0);
+    const [steady] = reports.slice(-1) as [LoadReport];
+    return {
+      result,
+      seen: {
+        blackoutMs: steady.blackoutMs,
+        crowdPauseMs: reports.length === 1 ? null : lessInterval(reports[0] as LoadReport, intervalMs),
+        lost: sum((report) => report.lost + report.corrupt),
+        repeated: sum((report) => report.repeated),
+        resets: sum((report) => report.resets),
+        problems: reports.flatMap((report) => report.problems),
+        waitingSinceMs: steady.waitingSinceMs,
+      },
+    };
+  } finally {
+    await Promise.all(loads.map((load) => load.stop()));
+  }
 }
 
 export class CutoverLab {
@@ -131,45 +184,15 @@ export class CutoverLab {
 
   /** One move, or one dump and restore in place, under load. @throws Error when it does not succeed */
   async sample(mode: Mode, sessions: number): Promise<CutoverSample> {
-    const intervalMs = crowdIntervalMs(sessions);
-    const steadySessions = Math.min(sessions, STEADY_CLIENTS);
-    const crowdSessions = sessions - steadySessions;
-    const loads: Load[] = [];
-    try {
-      if (crowdSessions > 0) loads.push(await this.#load(mode, { sessions: crowdSessions, intervalMs }));
-      loads.push(
-        await this.#load(mode, {
-          sessions: steadySessions,
-          intervalMs: STEADY_INTERVAL_MS,
-          window: STEADY_WINDOW,
-        }),
-      );
-      await delay(WARM_MS);
-      await Promise.all(loads.map((load) => load.mark()));
-      await delay(AROUND_MS);
-      const bare = mode === "bare" ? await runBareCriu(this.#lab.stateDir("a"), "bare") : null;
-      const move = mode === "bare" ? null : await this.#move(mode);
-      await delay(AROUND_MS + intervalMs);
-      const reports = await Promise.all(loads.map((load) => load.report()));
-      const sum = (pick: (report: LoadReport) => number): number =>
-        reports.reduce((total, report) => total + pick(report), 0);
-      const [steady] = reports.slice(-1) as [LoadReport];
-      return {
-        mode,
-        sessions,
-        memoryMb: this.memoryMb,
-        blackoutMs: steady.blackoutMs,
-        crowdPauseMs: reports.length === 1 ? null : lessInterval(reports[0] as LoadReport, intervalMs),
-        lost: sum((report) => report.lost + report.corrupt),
-        repeated: sum((report) => report.repeated),
-        resets: sum((report) => report.resets),
-        problems: reports.flatMap((report) => report.problems),
-        bare,
-        move,
-      };
-    } finally {
-      await Promise.all(loads.map((load) => load.stop()));
-    }
+    const { result, seen } = await underLoad(
+      (options) => this.#load(mode, options),
+      sessions,
+      async () =>
+        mode === "bare"
+          ? { bare: await runBareCriu(this.#lab.stateDir("a"), "bare"), move: null }
+          : { bare: null, move: await this.#move(mode) },
+    );
+    return { mode, sessions, memoryMb: this.memoryMb, ...seen, ...result };
   }
 
   /** Many moves of one workload with the same clients. @throws Error when a client loses anything */
@@ -201,7 +224,7 @@ export class CutoverLab {
     }
   }
 
-  #load(mode: Mode, options: { sessions: number; intervalMs: number; window?: number }): Promise<Load> {
+  #load(mode: Mode, options: LoadSize): Promise<Load> {
     const a = this.#lab.place("a").address;
     const target = {
       bare: { address: a, port: 9001 },

@@ -1,23 +1,13 @@
 /**
- * The goals of the data path and of the replay tier, judged by what was measured: each is a ratio (or a number) with its
+ * The goals of the data path and of the replay tier, or of Kubernetes, judged by what was measured: each is a ratio (or a number) with its
  * spread over the rounds. Ratios are made round by round, of figures that were measured next to each other.
  */
 import { measuredRounds, roundByRound, type Spread, spreadOf } from "../figures.ts";
-import type { BenchResults, Figure, Piece } from "../results.ts";
+import type { BenchResults, Figure } from "../results.ts";
+import { type Goal, milliseconds, times } from "./goal.ts";
+import { KUBE, KUBE_GOALS } from "./kube-goals.ts";
 import { quantile } from "./percentiles.ts";
 import { isOurs, parametersText } from "./series.ts";
-
-interface Goal {
-  /** what is compared with what */
-  name: string;
-  /** of the pieces that have it, as their names begin */
-  piece: string;
-  bound: { atLeast: number } | { atMost: number };
-  /** digits of the value, and its unit */
-  show(value: number): string;
-  /** the values of all rounds, for each set of parameters it is judged at */
-  values(piece: Piece): { at: string; values: number[] }[];
-}
 
 export interface Verdict {
   name: string;
@@ -35,9 +25,7 @@ export interface Verdict {
 /** what a clock of microseconds can tell: nobody adds less than nothing */
 const ADDED_US_MIN = 1;
 
-const times = (value: number): string => `${value.toFixed(2)}×`;
 const kilobytes = (bytes: number): string => `${(bytes / 1024).toFixed(1)} kB`;
-const milliseconds = (ms: number): string => `${ms.toFixed(1)} ms`;
 
 const GOALS: Goal[] = [
   ...(["tcp-echo", "ws-echo"] as const).flatMap((piece): Goal[] => {
@@ -153,7 +141,8 @@ const GOALS: Goal[] = [
 
 /** All of them, also what this run has not measured: its verdict says so. */
 export function judge({ pieces }: Pick<BenchResults, "pieces">): Verdict[] {
-  return GOALS.flatMap((goal): Verdict[] => {
+  const isOfKubernetes = pieces.some(({ name }) => name.startsWith(KUBE));
+  return (isOfKubernetes ? KUBE_GOALS : GOALS).flatMap((goal): Verdict[] => {
     const found = pieces
       .filter(({ name }) => name === goal.piece || name.startsWith(`${goal.piece}-`))
       .flatMap((piece) => goal.values(piece))
@@ -177,7 +166,9 @@ function verdictOf({ name, bound, show }: Goal, at: string, values: number[]): V
   const met = reached(spread.median);
   const divided = reached(spread.min) !== reached(spread.max);
   const missedBy = Math.abs(spread.median / limit - 1) * 100;
-  const verdict = met ? "met" : `MISSED by ${missedBy < 1 ? "less than 1" : Math.round(missedBy)} %`;
+  // there is no share of nothing
+  const by = limit === 0 ? "" : ` by ${missedBy < 1 ? "less than 1" : Math.round(missedBy)} %`;
+  const verdict = met ? "met" : `MISSED${by}`;
   const here = `${show(spread.median)}${values.length > 1 ? ` (${show(spread.min)}–${show(spread.max)})` : ""}`;
   return { ...common, here, met, verdict: divided ? `${verdict}; not in every round` : verdict };
 }

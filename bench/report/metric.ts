@@ -59,12 +59,18 @@ const METRICS: Record<string, Metric> = {
   "restart-lostConnections": { label: "connections lost", better: "less", show: rate },
   "restart-gapMs": { label: "longest gap, ms", better: "less", show: significant },
   "restart-repeated": { label: "requests carried out twice", better: "less", show: rate },
+  createdToHoldMs: { label: "Migration created to clients held, ms", better: "less", show: rate },
+  reachedMs: { label: "Migration created to its phase, ms", better: "less", show: rate },
+  tookMs: { label: "from the command to its end, ms", better: "less", show: rate },
   blackoutMs: { label: "blackout seen by clients, ms", better: "less", show: significant },
   phaseMs: { label: "phase, ms", better: "less", show: significant },
 };
 
 /** Worth a table only. */
-const PLAIN = new Set(["peerCpuShare", "loadCpuShare", "unanswered", "generatorLateP99Us"]);
+const PLAIN = new Set([
+  ...["peerCpuShare", "loadCpuShare", "unanswered", "generatorLateP99Us"],
+  ...["createdToHoldMs", "reachedMs", "tookMs"],
+]);
 
 /** Whether it is worth a picture: else its numbers are in a table only. */
 export function isPictured(name: string): boolean {

@@ -295,7 +295,7 @@ function leave(): void {
 async function stop(): Promise<TrafficReport> {
   endTicks();
   const nowMs = performance.now();
-  const gapsMs = clients.map(({ gaps }) => gaps.longestMs(nowMs));
+  const gapsMs = clients.map(({ gaps }) => gaps.longest(nowMs).ms);
   const over = (client: Client, msMax: number): boolean => client.isIdle || performance.now() - nowMs > msMax;
   const isOver = (client: Client): boolean =>
     over(client, client instanceof TalkClient ? MESSAGES_MS_MAX : ANSWER_MS_MAX * 2);

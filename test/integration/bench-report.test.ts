@@ -291,6 +291,56 @@ describe("what is made of figures", () => {
     assert.deepEqual(of(alone), [null, "-", "not measured"]);
   });
 
+  it("judges a run in Kubernetes by goals of its own", () => {
+    const of = (metric: string, rounds: number[], parameters: Figure["parameters"] = {}): Figure => ({
+      ...{ peer: "holdfast", parameters, metric, rounds },
+    });
+    const latency = of("latencyUs", [900], { asked: "webhook", perSecond: 50 });
+    const curve = [
+      { p: 99, valueUs: 4_200 },
+      { p: 100, valueUs: 90_000 },
+    ];
+    const pieces = [
+      { name: "kube-webhook", title: "", figures: [{ ...latency, percentiles: [curve] }] },
+      {
+        name: "kube-move",
+        title: "",
+        figures: [
+          of("createdToHoldMs", [2_000, 2_400], { runtime: "pods", way: "there" }),
+          of("holdMs", [150, 100], { runtime: "pods", way: "there" }),
+          of("holdMs", [100, 100], { runtime: "own", way: "there" }),
+          of("holdMs", [260, 200], { runtime: "pods", way: "back" }),
+          of("holdMs", [200, 200], { runtime: "own", way: "back" }),
+        ],
+      },
+      {
+        name: "kube-drain",
+        title: "",
+        figures: [of("lost", [0, 0, 0, 1]), of("repeated", [0, 0, 0, 0]), of("resets", [])],
+      },
+      {
+        name: "kube-controller",
+        title: "",
+        figures: [
+          of("memoryBytes", [2 ** 27], { pods: 5_000, when: "with them" }),
+          of("memoryBytes", [200 * 2 ** 20], { pods: 5_000, when: "at most" }),
+        ],
+      },
+    ];
+    assert.deepEqual(
+      judge({ pieces }).map(({ goal, here, verdict }) => [goal, here, verdict]),
+      [
+        ["≤ 10.0 ms", "4.2 ms", "met"],
+        ["≤ 150 MB", "200 MB", "MISSED by 33 %"],
+        ["≤ 3.00 s", "2.20 s (2.00 s–2.40 s)", "met"],
+        ["≤ 1.20×", "1.15× (1.00×–1.50×)", "met; not in every round"],
+        ["≤ 0", "1", "MISSED"],
+        ["≤ 0", "0", "met"],
+        ["≤ 0", "-", "not measured"],
+      ],
+    );
+  });
+
   it("reads curves by the value that so many are not above", () => {
     const curve = [
       { p: 50, valueUs: 10 },

@@ -4,7 +4,7 @@
  */
 import { type EventEmitter, once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
-import { blackoutOf, type GapMeter } from "./gaps.ts";
+import { blackoutOf, type GapMeter, waitingSince } from "./gaps.ts";
 import {
   type LoadCommand,
   type LoadOptions,
@@ -148,7 +148,7 @@ export async function runLoad(connect: ConnectClient): Promise<void> {
 
   const report = async () => {
     const nowMs = performance.now();
-    const blackoutMs = blackoutOf(clients.map((client) => client.gaps.longestMs(nowMs)));
+    const gaps = clients.map((client) => client.gaps.longest(nowMs));
     sending = false;
     const until = nowMs + options.drainMsMax;
     while (clients.some((client) => client.alive && client.unanswered > 0) && performance.now() < until)
@@ -161,7 +161,8 @@ export async function runLoad(connect: ConnectClient): Promise<void> {
       alive: aliveCount(),
       ...tally,
       lost: tally.lost + unanswered,
-      blackoutMs,
+      blackoutMs: blackoutOf(gaps.map(({ ms }) => ms)),
+      waitingSinceMs: performance.timeOrigin + waitingSince(gaps),
       durationMs: Math.round(nowMs - markedAtMs),
     };
     for (const client of clients) client.gaps.forget(performance.now());

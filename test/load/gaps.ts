@@ -9,23 +9,30 @@ export interface Blackout {
   max: number;
 }
 
+/** Between two answers. */
+export interface Gap {
+  ms: number;
+  /** when the answer before it came */
+  beganMs: number;
+}
+
 /** One client's answers. The gap at the anchors counts too: a client that never hears again shows the whole interval. */
 export class GapMeter {
   #lastMs: number;
-  #longestMs = 0;
+  #longest: Gap = { ms: 0, beganMs: 0 };
 
   constructor(nowMs: number) {
     this.#lastMs = nowMs;
   }
 
   answer(nowMs: number): void {
-    this.#longestMs = Math.max(this.#longestMs, nowMs - this.#lastMs);
+    this.#longest = this.longest(nowMs);
     this.#lastMs = nowMs;
   }
 
   /** A new interval begins; the answer before it stays the start of the first gap. */
   mark(): void {
-    this.#longestMs = 0;
+    this.#longest = { ms: 0, beganMs: this.#lastMs };
   }
 
   /** Sending was paused on purpose: what passed since the last answer is nobody's gap. */
@@ -33,9 +40,19 @@ export class GapMeter {
     this.#lastMs = nowMs;
   }
 
-  longestMs(nowMs: number): number {
-    return Math.max(this.#longestMs, nowMs - this.#lastMs);
+  longest(nowMs: number): Gap {
+    const ms = nowMs - this.#lastMs;
+    return ms > this.#longest.ms ? { ms, beganMs: this.#lastMs } : this.#longest;
   }
+}
+
+/**
+ * When clients began to wait: each one's last answer before its longest gap, of all the middle one. So it is early by half the time that
+ * passes between two answers. 0 without clients.
+ */
+export function waitingSince(longest: readonly Gap[]): number {
+  const sorted = longest.map(({ beganMs }) => beganMs).sort((a, b) => a - b);
+  return sorted[sorted.length >> 1] ?? 0;
 }
 
 /** Nearest-rank percentiles over clients, to a tenth of a millisecond; zeros without clients. */

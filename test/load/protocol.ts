@@ -58,6 +58,8 @@ export interface LoadReport {
   corrupt: number;
   resets: number;
   blackoutMs: Blackout;
+  /** when the longest gaps began (`waitingSince`), Unix time */
+  waitingSinceMs: number;
   durationMs: number;
   /** the first few things that went wrong */
   problems: string[];

@@ -104,6 +104,7 @@ describe("the cutover beside bare CRIU", { skip, timeout: 600_000 }, () => {
       repeated: 0,
       resets: 1,
       problems: ["closed with 1006"],
+      waitingSinceMs: 0,
       bare: null,
       move: null,
     };

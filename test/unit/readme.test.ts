@@ -100,6 +100,7 @@ describe("the commands in README.md", () => {
       "demo:kube": "scripts/demo-kube.ts",
       bench: "bench/bench.ts",
       "bench:cutover": "bench/cutover.ts",
+      "bench:kube": "bench/kube.ts",
       "bench:profile": "bench/profile.ts",
       // The same command, on a selection.
       "bench:relay": "bench/bench.ts",
