@@ -15,6 +15,8 @@ type Phase = "Preparing" | "Moving" | "Adopting";
 const PHASES: Phase[] = ["Preparing", "Moving", "Adopting"];
 /** what is gone stays so for a while: long enough that others notice */
 const DOWN_MS = 1_500;
+const MERGE = "application/merge-patch+json";
+const PODS = `/api/v1/namespaces/${NAMESPACE}/pods`;
 const MIGRATIONS = `/apis/holdfast.dev/v1alpha1/namespaces/${NAMESPACE}/migrations`;
 
 interface Victim {
@@ -43,6 +45,13 @@ const VICTIMS: Record<string, Victim> = {
       };
     },
     phases: ["Moving"],
+  },
+  "the API server, which falls silent,": {
+    async kill({ cluster }) {
+      cluster.pauseApi();
+      return async () => cluster.resumeApi();
+    },
+    phases: [],
   },
   "the store": {
     async kill({ cluster: { lab } }) {
@@ -167,6 +176,31 @@ describe("a move with clients", () => {
         // a phase of some milliseconds may be over before it is seen: then this was a move without a fault
         if (end?.phase !== "Succeeded") await failed(JSON.stringify(end));
       });
+
+  it("loses nobody while others write to its pods, and to the Migration, all the time", async () => {
+    const { cluster } = stage;
+    const { name, ...place } = await begin();
+    let writes = 0;
+    let isOver = false;
+    const writing = (async () => {
+      while (!isOver) {
+        const pods = (await stage.pods()).map(({ metadata }) => `${PODS}/${metadata.name}`);
+        for (const path of [`${MIGRATIONS}/${name}`, ...pods]) {
+          const body = { metadata: { annotations: { "example.com/writes": String(writes) } } };
+          await cluster.api("PATCH", path, body, MERGE).then(
+            () => (writes += 1),
+            () => {}, // it has gone
+          );
+        }
+      }
+    })();
+    await isWhole(name, place).finally(() => {
+      isOver = true;
+    });
+    await writing;
+    assert.equal((await statusOf(name))?.phase, "Succeeded");
+    assert.ok(writes > 20, String(writes));
+  });
 
   it("loses nobody when a drain meets a webhook that is killed", async () => {
     const { cluster } = stage;
