@@ -360,6 +360,18 @@ describe("a StatefulSet", () => {
     assert.deepEqual(waitedFor(set({ podManagementPolicy: "Parallel" }), pods, "db-3"), []);
     assert.deepEqual(waitedFor(set({ ordinals: { start: 3 } }), pods, "db-3"), []);
   });
+
+  it("leaves nothing of the way when its new pod is deleted with the application that has just come", () => {
+    const target = { pod: "db-1", podUid: "new", node: "b", attempt: 2 };
+    const came = { phase: "Adopting", target, move: { attempt: 2, state: "Moved" } };
+    const again = pod("db-1", { ...anew().metadata, uid: "newer" });
+    const lost = returning({ standby: null, strays: [again], ordinal: again }, came);
+    const { action } = plan(lost, NOW);
+    assert.ok(action?.do === "delete-pod" && action.pod.name === "db-1-xxxxx");
+    const gone = plan({ ...lost, source: null }, NOW).action;
+    assert.ok(gone?.do === "status");
+    assert.deepEqual([gone.status.phase, gone.status.reason], ["Failed", "ApplicationLost"]);
+  });
 });
 
 describe("the webhook that sees what StatefulSets make", () => {

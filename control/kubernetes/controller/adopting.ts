@@ -22,8 +22,8 @@ export function adopting(observed: Observed, nowMs: number): Plan {
   const standby = standbyOf(observed);
   const sourceStays = source !== null && source.metadata.deletionTimestamp === undefined;
   if (standby === null || (standby.metadata.deletionTimestamp !== undefined && isStandby(standby))) {
-    // the application went with it; its ReplicaSet makes another pod when the empty one has gone
-    if (sourceStays && controllerOf(source) !== null)
+    // the application went with it; its ReplicaSet makes another pod when the empty one has gone, and one between two moves is ours
+    if (sourceStays && (controllerOf(source) !== null || isReturning(migration)))
       return now({ do: "delete-pod", pod: refOf(source), isUnchanged: false });
     return end(observed, nowMs, "Failed", {
       reason: "ApplicationLost",
