@@ -69,7 +69,10 @@ export class CriSandbox implements Sandbox {
 
   /** Without what is mounted in it: there the runtime has made empty files and folders, which are in the layer too. */
   openRootForFiles(): number {
-    return namespaces.inMountNamespaceOf(this.init.pid, () => mounts.openTree("/"));
+    const root = namespaces.inMountNamespaceOf(this.init.pid, () => mounts.openTree("/"));
+    // for the pod it may be (`readOnlyRootFilesystem`), and what differs of its layer comes all the same
+    mounts.setReadOnly(root, false);
+    return root;
   }
 
   async spec(): Promise<OciSpec> {
