@@ -83,8 +83,13 @@ export class LegPrivileges {
 
   /** Of the call `LEGS_CALL`. */
   readonly handler: Handler = checked(schema, ({ steps }) => {
-    const result: StepsDone = { outcomes: steps.map((step) => this.#outcomeOf(step)) };
-    return { result };
+    const duplicate: Duplicate = { of: -1, own: -1 };
+    try {
+      const result: StepsDone = { outcomes: steps.map((step) => this.#outcomeOf(step, duplicate)) };
+      return { result };
+    } finally {
+      if (duplicate.own >= 0) descriptor.close(duplicate.own);
+    }
   });
 
   close(): void {
@@ -92,16 +97,16 @@ export class LegPrivileges {
     this.#network.close();
   }
 
-  #outcomeOf(step: PrivilegedStep): StepsDone["outcomes"][number] {
+  #outcomeOf(step: PrivilegedStep, duplicate: Duplicate): StepsDone["outcomes"][number] {
     try {
-      this.#take(step);
+      this.#take(step, duplicate);
       return null;
     } catch (error) {
       return asHoldfastError(error).toJSON();
     }
   }
 
-  #take(step: PrivilegedStep): void {
+  #take(step: PrivilegedStep, duplicate: Duplicate): void {
     const networks = { upstream: this.#network.sockets, downstream: this.#network.sockets };
     if (step.do === "inject") {
       // else the packet would leave, with a sender that is made up
@@ -110,16 +115,31 @@ export class LegPrivileges {
       takeStep(step, networks);
       return;
     }
-    const own = pidfdGetfd(this.#pidfd, step.fd);
+    if (duplicate.of !== step.fd) this.#duplicate(step.fd, duplicate);
+    takeStep({ ...step, fd: duplicate.own }, networks);
+  }
+
+  #duplicate(fd: number, duplicate: Duplicate): void {
+    if (duplicate.own >= 0) descriptor.close(duplicate.own);
+    Object.assign(duplicate, { of: -1, own: -1 });
+    const own = pidfdGetfd(this.#pidfd, fd);
     try {
       if (sock.getsockoptInt(own, sock.SOL_SOCKET, sock.SO_PROTOCOL) !== sock.IPPROTO_TCP)
         throw refused("a descriptor is no TCP socket");
       if (!this.#network.has(own)) throw refused("a socket is of another network");
-      takeStep({ ...step, fd: own }, networks);
-    } finally {
+    } catch (error) {
       descriptor.close(own);
+      throw error;
     }
+    Object.assign(duplicate, { of: fd, own });
   }
+}
+
+/** The last one that was looked at: what one socket needs in a call comes together. */
+interface Duplicate {
+  /** the proxy's number; -1: none yet */
+  of: number;
+  own: number;
 }
 
 function refused(what: string): HoldfastError {

@@ -110,13 +110,17 @@ export function uncaptureLeg(
   atOnce(uncaptureSteps(fd, snapshot, options), OWN_NETWORK);
 }
 
+/** @param options.shielded it is, and the shield is taken away when the windows are as they were: what arrives then counts from those */
 export function* uncaptureSteps(
   fd: number,
   snapshot: Pick<LegSnapshot, "window">,
-  options: { probe?: boolean } = {},
+  options: { probe?: boolean; shielded?: boolean } = {},
 ): LegSteps<void> {
   if (snapshot.window.snd_wnd > 0) setWindow(fd, snapshot.window);
-  yield [{ do: "speak", fd, probe: options.probe === true }];
+  yield [
+    ...(options.shielded === true ? [{ do: "filter", fd, drop: "none" } as const] : []),
+    { do: "speak", fd, probe: options.probe === true },
+  ];
   sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, 1);
 }
 

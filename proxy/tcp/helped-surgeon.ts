@@ -65,6 +65,6 @@ function* shieldSteps(fd: number): LegSteps<void> {
 }
 
 function* giveBackSteps({ fd, snapshot }: Parameters<LegSurgeon["uncapture"]>[0][number]): LegSteps<void> {
-  yield [{ do: "filter", fd, drop: "none" }];
-  if (snapshot !== null) yield* uncaptureSteps(fd, snapshot, { probe: true });
+  if (snapshot === null) yield [{ do: "filter", fd, drop: "none" }];
+  else yield* uncaptureSteps(fd, snapshot, { probe: true, shielded: true });
 }
