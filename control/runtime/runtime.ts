@@ -121,8 +121,6 @@ export interface SandboxPlan {
 export interface Sidecar {
   /** PID 1 of its container, which is the proxy */
   process: ProcessIdentity;
-  /** host path of its Unix socket */
-  socketPath: string;
   /** of the network that it shares with the application: where proxies of other nodes reach it */
   address: string;
 }

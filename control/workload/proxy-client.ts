@@ -8,11 +8,12 @@ import { rm } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { fileURLToPath } from "node:url";
 import { Channel } from "#proxy/contract/channel.ts";
-import type { HandedMessage, ProxyCommands } from "#proxy/contract/commands.ts";
+import { type HandedMessage, type ProxyCommands, SIDECAR_SOCKET } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { LEGS_CALL } from "#proxy/contract/privileged-steps.ts";
 import { sendDescriptors } from "#proxy/kernel/descriptor-passing.ts";
+import { openIn, using } from "../runtime/inside.ts";
 import { identify, isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
 import type { Sidecar } from "../runtime/runtime.ts";
 import { LegPrivileges } from "./leg-privileges.ts";
@@ -33,6 +34,7 @@ const PRIVILEGES = [
 
 export interface ProxyRecord {
   process: ProcessIdentity;
+  /** of a sidecar: as its container has it, where clients' bytes are parsed, so that a link there leads to nothing of the node's */
   socketPath: string;
   /** kubelet's, and without capabilities: this agent takes the steps for it that need some */
   isSidecar: boolean;
@@ -93,14 +95,16 @@ export class ProxyClient {
   }
 
   /** Connects to a container of the application's pod. null: it does not listen yet, or has ended */
-  static of({ process, socketPath }: Sidecar): Promise<ProxyClient | null> {
-    return ProxyClient.find({ process, socketPath, isSidecar: true });
+  static of({ process }: Sidecar): Promise<ProxyClient | null> {
+    return ProxyClient.find({ process, socketPath: SIDECAR_SOCKET, isSidecar: true });
   }
 
   /** Connects to a proxy that an earlier agent started or found. null: it has ended. */
   static async find(record: ProxyRecord): Promise<ProxyClient | null> {
     if (!(await isSameProcess(record.process))) return null;
-    const socket = await tryConnect(record.socketPath);
+    const socket = record.isSidecar
+      ? await using(() => openIn({ init: record.process }, SIDECAR_SOCKET), tryConnect)
+      : await tryConnect(record.socketPath);
     if (socket === null) return null;
     if (!record.isSidecar) return new ProxyClient(record, new Channel(socket, { name: "proxy" }));
     let privileges: LegPrivileges;

@@ -8,7 +8,7 @@ import { randomBytes } from "node:crypto";
 import { closeSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { SIDECAR_NAME, SIDECAR_SOCKET } from "#proxy/contract/commands.ts";
+import { SIDECAR_NAME } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { PodConfig, WorkloadConfig } from "../../config/config.ts";
@@ -76,9 +76,7 @@ export class CriRuntime implements Runtime {
     const process = found === null ? null : await identify(found.pid);
     if (found === null || process === null) return null;
     const address = await this.#client.addressOf(found.sandbox);
-    return address === null
-      ? null
-      : { process, socketPath: `/proc/${process.pid}/root${SIDECAR_SOCKET}`, address };
+    return address === null ? null : { process, address };
   }
 
   find(ref: SandboxRef): CriSandbox {
