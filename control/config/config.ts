@@ -345,17 +345,24 @@ export function socketPathProblem(stateDir: string, workload: string): string | 
   return `expected a name that is ${bytes - SOCKET_BYTES_MAX} shorter, or a shorter stateDir (the path of a socket has at most ${SOCKET_BYTES_MAX} bytes), got "${workload}"`;
 }
 
-type Holding = Pick<WorkloadConfig, "limits"> & { ports: Pick<PortConfig, "continuity">[] };
+interface Holding {
+  limits: WorkloadConfig["limits"];
+  ports: Pick<PortConfig, "continuity">[];
+  pod?: Pick<PodConfig, "proxy"> | null | undefined;
+}
 
 /**
- * Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes.
+ * Each proxy keeps to its own limit, so their sum bounds the node. Only ports with replay hold bytes; what one in a pod holds is the pod's, which
+ * kubelet counts.
  * @returns which limit of the agent they exceed together; null: none
  */
 export function exceededBy(
   workloads: readonly Holding[],
   limits: AgentLimits,
 ): { at: string; message: string } | null {
-  const holding = workloads.filter(({ ports }) => ports.some(({ continuity }) => continuity === "replay"));
+  const holding = workloads.filter(
+    (one) => one.ports.some(({ continuity }) => continuity === "replay") && one.pod?.proxy !== "sidecar",
+  );
   const sums = { heldMbMax: "heldWorkloadBytesMax", spillMbMax: "spillBytesMax" } as const;
   for (const [key, limit] of Object.entries(sums) as [
     keyof typeof sums,

@@ -38,7 +38,11 @@ export interface WatchedWorkload {
   readonly runsHere: boolean;
 
   readonly vip: Vip | null;
-  readonly keeper: { linkEndpoint(): Promise<Endpoint | null>; tellKeys(): Promise<void> };
+  readonly keeper: {
+    linkEndpoint(): Promise<Endpoint | null>;
+    tellKeys(): Promise<void>;
+    lookAgain(): void;
+  };
   readonly anchors: {
     readonly ownerLink: Endpoint | null;
     onSwitch(epoch: number, owner: LinkOwner): Promise<void>;
@@ -104,6 +108,7 @@ export class OwnerWatch {
     await host.keeper.tellKeys();
     const isSettled = (): boolean => host.isAtRest && host.journal.owed === null && host.runsHere;
     if (!host.isRecovered || !isSettled()) return;
+    host.keeper.lookAgain();
     const { store, node } = host.context;
     const { epoch } = host.journal;
     const found = await store.ownership(host.name).catch(() => undefined);

@@ -7,6 +7,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
+import { endpointText } from "#proxy/contract/address.ts";
 import {
   CONTAINER_PORT_FIRST,
   type Configure,
@@ -14,6 +15,7 @@ import {
   type SessionInfo,
   type SessionPage,
   SIDECAR_FOLDER,
+  SIDECAR_LINK_PORT,
   SIDECAR_NAME,
 } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -26,6 +28,7 @@ import { proxyLimitsOf } from "../config/limits.ts";
 import { leadClients } from "../runtime/led-clients.ts";
 import { hasOwnNetwork, makeHandedSockets } from "../runtime/network-namespace.ts";
 import type { Runtime } from "../runtime/runtime.ts";
+import type { Problem } from "./claim.ts";
 import type { SharedKeyRing } from "./context.ts";
 import type { Journal } from "./journal.ts";
 import { endProxy, ProxyClient } from "./proxy-client.ts";
@@ -50,14 +53,17 @@ export interface ProxyHost {
   record(patch: Partial<Journal>): void;
   /** A proxy that ends now ends on purpose, or is looked after by somebody else: by a move, or by whoever stops the workload. */
   readonly isProxyExpectedToEnd: boolean;
+  /** Owned, and nobody is at it. */
+  readonly isAtRest: boolean;
+  /** of the application, and it has not ended */
+  hasContainer(): Promise<boolean>;
 }
 
 const SESSIONS_PAGE = 1_000;
-/** kubelet waits for it before it starts the application's container, so it is there, but for one that has just ended */
+/** kubelet waits for it before it starts the application's container, so it is there, but for one that has ended */
 const SIDECAR_MS_MAX = 30_000;
 const SIDECAR_RETRY_MS = 100;
-/** where kubelet waits longer each time before it starts one again that ends */
-const REPLACE_AGAIN_MS = 1_000;
+const REPLACE_AGAIN_MS = 500;
 
 interface FoundProxy {
   proxy: ProxyClient;
@@ -74,6 +80,8 @@ export class ProxyKeeper {
   #keysUntold: ProxyClient | null = null;
   /** forward, owner: where this proxy takes links */
   #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
+  #problem: Problem | null = null;
+  #isReplacing = false;
 
   constructor(host: ProxyHost) {
     this.#host = host;
@@ -82,6 +90,11 @@ export class ProxyKeeper {
   /** null: there is none */
   get client(): ProxyClient | null {
     return this.#client;
+  }
+
+  /** What keeps clients waiting for one. */
+  get problem(): Problem | null {
+    return this.#problem;
   }
 
   /** The one that the last agent has started. */
@@ -93,12 +106,11 @@ export class ProxyKeeper {
     else await endProxy(proxy, 0); // it never came so far as to listen
   }
 
-  /** @throws HoldfastError `PROXY_START` */
-  async start(): Promise<ProxyClient> {
+  /** @param found else it is started, or found in the pod @throws HoldfastError `PROXY_START` */
+  async start(found?: FoundProxy): Promise<ProxyClient> {
     const { name, config, context } = this.#host;
-    const { proxy, linkAddress, spillDir } = hasSidecar(config)
-      ? await this.#findSidecar()
-      : await this.#startProcess();
+    const { proxy, linkAddress, spillDir } =
+      found ?? (hasSidecar(config) ? await this.#findSidecar() : await this.#startProcess());
     this.#use(proxy);
     this.#host.record({ proxy: proxy.record });
     const configure: Configure = {
@@ -137,24 +149,34 @@ export class ProxyKeeper {
 
   /** kubelet has started it before the application's container; one that has ended it starts again. */
   async #findSidecar(): Promise<FoundProxy> {
-    const { name, config, context } = this.#host;
     const deadline = performance.now() + SIDECAR_MS_MAX;
     for (;;) {
-      const sidecar = await context.runtime.sidecar(config);
-      const proxy = sidecar === null ? null : await ProxyClient.of(sidecar);
-      if (sidecar !== null && proxy !== null) {
-        // what an agent that died has left there
-        await proxy.command("stop", {});
-        return { proxy, linkAddress: sidecar.address, spillDir: SIDECAR_FOLDER };
-      }
+      const found = await this.#tryToFindSidecar(() => true);
+      if (found !== null) return found;
       if (performance.now() > deadline)
         throw fail(
           "PROXY_START",
-          `container ${SIDECAR_NAME} of the pod of ${name} does not answer: look at its log`,
+          `container ${SIDECAR_NAME} of the pod of ${this.#host.name} does not answer: look at its log`,
           { retryable: true },
         );
       await delay(SIDECAR_RETRY_MS);
     }
+  }
+
+  /** @param isWanted is it still, when it is there */
+  async #tryToFindSidecar(isWanted: () => boolean): Promise<FoundProxy | null> {
+    const { config, context } = this.#host;
+    const sidecar = await context.runtime.sidecar(config);
+    const proxy = sidecar === null ? null : await ProxyClient.of(sidecar);
+    if (sidecar === null || proxy === null) return null;
+    if (!isWanted()) {
+      proxy.disconnect();
+      return null;
+    }
+    // what an agent that died has left there
+    await proxy.command("stop", {});
+    const linkAddress = endpointText(sidecar.address, SIDECAR_LINK_PORT);
+    return { proxy, linkAddress, spillDir: SIDECAR_FOLDER };
   }
 
   /** It is no longer looked after: its end is no accident. */
@@ -177,6 +199,51 @@ export class ProxyKeeper {
     await this.leave()?.stop();
     await this.start();
     await this.serve(epoch);
+  }
+
+  /**
+   * As {@link replace}, of one that has ended. A sidecar is kubelet's to start again, later each time: that is waited for beside, as long as
+   * there is an application that it would be for.
+   */
+  async replaceLost(): Promise<void> {
+    if (hasSidecar(this.#host.config)) void this.#replaceSidecar();
+    else await this.replace(this.#host.journal.epoch);
+  }
+
+  /** One that was not found when it was looked for is looked for again. Called about every second, of an owner at rest. */
+  lookAgain(): void {
+    if (hasSidecar(this.#host.config)) void this.#replaceSidecar();
+  }
+
+  async #replaceSidecar(): Promise<void> {
+    if (this.#isReplacing) return;
+    this.#isReplacing = true;
+    try {
+      while (await this.#isMissed()) {
+        this.#problem = {
+          id: "proxy.ended",
+          what: `container ${SIDECAR_NAME} of its pod has ended: nobody is served until kubelet has started it again`,
+          cure: `see why: \`kubectl describe pod\`, \`kubectl logs -c ${SIDECAR_NAME} --previous\``,
+        };
+        const found = await this.#tryToFindSidecar(() => this.#host.isAtRest);
+        if (found !== null) {
+          await this.start(found);
+          return await this.serve(this.#host.journal.epoch);
+        }
+        await delay(REPLACE_AGAIN_MS, undefined, { ref: false });
+      }
+    } catch (error) {
+      this.#warn("use the sidecar", error);
+    } finally {
+      this.#isReplacing = false;
+      this.#problem = null;
+    }
+  }
+
+  /** The owner has none, nobody else looks after it, and there is an application that it would be for. */
+  async #isMissed(): Promise<boolean> {
+    if (!this.#host.isAtRest || this.#client?.isOpen) return false;
+    return await this.#host.hasContainer();
   }
 
   /** Clients are served from now on. */
@@ -342,24 +409,14 @@ export class ProxyKeeper {
     const again = await ProxyClient.find(proxy.record);
     if (again !== null) return this.#use(again);
     const { name, context, journal } = this.#host;
-    context.log.error({ workload: name, pid: proxy.record.process.pid }, "the proxy has ended");
-    if (journal.role === "owner") await this.#replaceEnded(proxy);
+    // kubelet ends a sidecar when the application's container has ended, with its pod
+    const isAccident = !proxy.record.isSidecar || (await this.#host.hasContainer());
+    const level = isAccident ? "error" : "info";
+    context.log[level]({ workload: name, pid: proxy.record.process.pid }, "the proxy has ended");
+    if (journal.role === "owner") await this.replaceLost();
     else {
       this.#client = null;
       this.#host.record({ role: "none", proxy: null });
-    }
-  }
-
-  async #replaceEnded(proxy: ProxyClient): Promise<void> {
-    for (;;) {
-      try {
-        return await this.replace(this.#host.journal.epoch);
-      } catch (error) {
-        if (!proxy.record.isSidecar || this.#host.isProxyExpectedToEnd) throw error;
-        if (this.#host.journal.role !== "owner" || this.#client !== null) throw error;
-        this.#warn("find the sidecar", error);
-        await delay(REPLACE_AGAIN_MS);
-      }
     }
   }
 

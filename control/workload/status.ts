@@ -46,7 +46,11 @@ export interface StatusHost {
   readonly journal: Readonly<Journal>;
   /** null: there is none on record */
   readonly sandbox: Sandbox | null;
-  readonly keeper: { readonly client: object | null; countSessions(): Promise<number> };
+  readonly keeper: {
+    readonly client: object | null;
+    readonly problem: Problem | null;
+    countSessions(): Promise<number>;
+  };
   readonly supervisor: { readonly isBusy: boolean; readonly problem: Problem | null };
   readonly isDamaged: boolean;
   /** it is known that it has a container or a proxy here */
@@ -90,7 +94,7 @@ export async function statusOf(host: StatusHost): Promise<WorkloadStatus> {
         ? null
         : { to: moving.side === "source" ? moving.peer : context.node, step: moving.step },
     container: container?.id ?? null,
-    problem: host.obstacle.problem ?? supervisor.problem ?? problemOf(host, state),
+    problem: host.obstacle.problem ?? keeper.problem ?? supervisor.problem ?? problemOf(host, state),
   };
 }
 

@@ -295,7 +295,7 @@ export class Workload {
       { workload: this.name, container: alive, proxy: this.keeper.client !== null },
       "found running",
     );
-    if (this.keeper.client === null) await this.keeper.replace(epoch);
+    if (this.keeper.client === null) await this.keeper.replaceLost();
     await this.vip?.take();
     // an application that is not there is started again by the watch, behind the proxy it had
     this.supervisor.recover();

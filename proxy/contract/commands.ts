@@ -124,6 +124,8 @@ export const SIDECAR_SOCKET = `${SIDECAR_FOLDER}/proxy.sock`;
 /** … its name there, and the port of its `/healthz`, `/readyz` and `/metrics` */
 export const SIDECAR_NAME = "holdfast-proxy";
 export const SIDECAR_HTTP_PORT = 15_899;
+/** … and where gateways' and other proxies' links arrive: one that rules of the cluster's network, or of a mesh, can name */
+export const SIDECAR_LINK_PORT = 15_898;
 
 /** Where the proxy listens with `listenIn: container`: the ports that clients come to may be the application's own. */
 export const CONTAINER_PORT_FIRST = 15_900;

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import fc from "fast-check";
 import { parse, stringify } from "yaml";
-import { loadConfig, parseConfig } from "#control/config/config.ts";
+import { exceededBy, loadConfig, parseConfig } from "#control/config/config.ts";
 import { formatEndpoint, parseEndpoint } from "#control/config/endpoint.ts";
 import { DEFAULT_AGENT_LIMITS as AGENT_LIMITS, DEFAULT_LIMITS as LIMITS } from "#control/config/limits.ts";
 import type { PortConfig } from "#proxy/contract/commands.ts";
@@ -314,6 +314,19 @@ describe("the agent's configuration", () => {
     refusedWith(
       nine("replay"),
       "limits.heldMbMax: expected at least 576, the sum of limits.heldWorkloadBytesMax of the 9 workloads with replay (raise this one or lower those), got 512",
+    );
+    const sidecar = { namespace: "default", name: "a", container: "app", proxy: "sidecar" } as const;
+    assert.equal(
+      exceededBy(
+        parseConfig(nine("transplant"), file).workloads.map((one) => ({
+          ...one,
+          ports: one.ports.map((port) => ({ ...port, continuity: "replay" as const })),
+          pod: sidecar,
+        })),
+        { heldMbMax: 0, spillMbMax: 0 },
+      ),
+      null,
+      "what a pod holds is the pod's",
     );
     refusedWith(
       nine("replay", { limits: { heldWorkloadBytesMax: 1 } }),
