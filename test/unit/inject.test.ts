@@ -63,6 +63,22 @@ it("the controller is a responder to EvictionRequests where it is to be, beside 
   assert.equal(injected(bare).spec.evictionResponders, undefined);
 });
 
+it("the proxy is at the node where clients come to its address, whatever the others have", () => {
+  const { pod } = podShapes().find(({ name }) => name === "bare") as PodShape;
+  const options = {
+    ...OPTIONS,
+    proxy: { image: "localhost/holdfast/control:1", default: "sidecar" },
+  } as const;
+  const places = [{}, { "holdfast.dev/listen": "node" }, { "holdfast.dev/proxy": "node" }].map(
+    (annotations) => {
+      const outcome = inject({ ...pod, metadata: { name: "bare", annotations } }, options);
+      assert.ok(outcome.kind === "injected");
+      return (outcome.pod.spec.initContainers ?? []).map(({ name }) => name);
+    },
+  );
+  assert.deepEqual(places, [["holdfast", "holdfast-proxy"], ["holdfast"], ["holdfast"]]);
+});
+
 /** Of one that was injected without. */
 function uninjectedOf(pod: Pod): Pod {
   return (uninject(injected(pod)) as Outcome & { kind: "injected" }).pod;

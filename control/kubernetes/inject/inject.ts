@@ -88,7 +88,7 @@ const PROXY = ["/holdfast/node_modules/node/bin/node", "/holdfast/proxy/main.ts"
 const SIDECAR_START_SECONDS = 120;
 /** Where containers ask for something. It holds queues for slow clients; a limit of CPU would make all clients wait in a move. */
 const SIDECAR_REQUESTS = { cpu: "50m", memory: "96Mi" };
-/** … and where all that they get is guaranteed, which it would else not be any more. */
+/** … and where each of them has such a limit; all of it where what they get is guaranteed. */
 const SIDECAR_LIMITS = { cpu: "1", memory: "512Mi" };
 
 /** The argument stays as it is. Injected already: unchanged. */
@@ -111,7 +111,9 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   if (inTheWay !== null) return { kind: "refused", problem: inTheWay };
   const ports = settings.ports === null ? declaredPorts(chosen, settings.protocol) : null;
   if (settings.ports === null && ports === null) return { kind: "refused", problem: missingPorts(chosen) };
-  const hasSidecar = (settings.proxy ?? options.proxy?.default) === "sidecar";
+  // who is to come to the node's address says with that where the proxy is
+  const place = settings.proxy ?? (settings.listen === "node" ? "node" : options.proxy?.default);
+  const hasSidecar = place === "sidecar";
   const unfit = hasSidecar ? sidecarObstacle(settings, options.proxy?.image ?? null) : null;
   if (unfit !== null) return { kind: "refused", problem: unfit };
 
@@ -244,12 +246,6 @@ function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }
  * reaches it through its socket, tells it what to do, and leads clients to it before the application is started.
  */
 function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, proxy }: InjectOptions): void {
-  const isGuaranteed = [...spec.containers, ...(spec.initContainers ?? [])].every(({ resources }) =>
-    ["cpu", "memory"].every((name) => {
-      const [limit, request] = [resources?.limits?.[name], resources?.requests?.[name]];
-      return limit != null && (request == null || `${request}` === `${limit}`);
-    }),
-  );
   const [init, ...others] = spec.initContainers ?? [];
   const sidecar: Container = {
     name: SIDECAR_NAME,
@@ -257,11 +253,7 @@ function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, prox
     ...(imagePullPolicy === null ? {} : { imagePullPolicy }),
     restartPolicy: "Always",
     command: [...PROXY, "--socket", SIDECAR_SOCKET, "--http", `0.0.0.0:${SIDECAR_HTTP_PORT}`, "--helped"],
-    ...(isGuaranteed
-      ? { resources: { requests: { ...SIDECAR_LIMITS }, limits: { ...SIDECAR_LIMITS } } }
-      : asksFor(spec)
-        ? { resources: { requests: { ...SIDECAR_REQUESTS } } }
-        : {}),
+    ...sidecarResources(spec),
     securityContext: restricted(container),
     startupProbe: {
       httpGet: { path: "/healthz", port: SIDECAR_HTTP_PORT },
@@ -272,6 +264,26 @@ function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, prox
   };
   spec.initContainers = [init as Container, sidecar, ...others];
   spec.volumes = [...(spec.volumes ?? []), { name: SIDECAR_NAME, emptyDir: {} }];
+}
+
+/**
+ * As the pod's own containers have it, so that its class of service stays, and a ResourceQuota that wants a limit of each container lets it
+ * in where it let it in before.
+ */
+function sidecarResources(spec: Pod["spec"]): Pick<Container, "resources"> {
+  if (!asksFor(spec)) return {};
+  const all = [...spec.containers, ...(spec.initContainers ?? [])].map(({ resources }) => resources);
+  const names = Object.keys(SIDECAR_LIMITS) as (keyof typeof SIDECAR_LIMITS)[];
+  const limited = names.filter((name) => all.every((one) => one?.limits?.[name] != null));
+  // the resources that decide the class
+  const isGuaranteed = names.every(
+    (name) =>
+      limited.includes(name) &&
+      all.every((one) => `${one?.requests?.[name] ?? one?.limits?.[name]}` === `${one?.limits?.[name]}`),
+  );
+  const requests = { ...(isGuaranteed ? SIDECAR_LIMITS : SIDECAR_REQUESTS) };
+  const limits = Object.fromEntries(limited.map((name) => [name, SIDECAR_LIMITS[name]]));
+  return { resources: { requests, ...(limited.length === 0 ? {} : { limits }) } };
 }
 
 /** What Pod Security restricted asks for; the user is the container's, so that none is made up. */

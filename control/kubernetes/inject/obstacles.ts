@@ -160,7 +160,7 @@ export function sidecarObstacle({ listen }: Settings, image: string | null): Pro
   if (image === null)
     return problem(
       annotationPath(SETTINGS.proxy),
-      "expected node, as no image of the proxy is known here: give the injector one (proxy.image of the webhook, --proxy-image), or leave the annotation out",
+      "expected node, as no image of the proxy is known here: give the injector one (proxy.image of the webhook, --proxy-image), or say node",
     );
   if (listen === "node")
     return problem(
