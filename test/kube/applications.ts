@@ -1,5 +1,13 @@
 /** The applications of image {@link APPS} in pods: as a user writes them, and as the webhook makes them. */
-import { APPS, INSIDE } from "./images.ts";
+import type { InjectOptions } from "#control/kubernetes/inject/inject.ts";
+import { APPS, CONTROL, INSIDE } from "./images.ts";
+
+/** As the chart has it, for pods that are made without its webhook. */
+export const INJECT: InjectOptions = {
+  image: INSIDE.name,
+  imagePullPolicy: "Never",
+  proxy: { image: CONTROL.name, default: "sidecar" },
+};
 
 /** Where each listens. */
 export const APP_PORT = 9000;

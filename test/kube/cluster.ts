@@ -295,13 +295,13 @@ export class Cluster {
 
   // ---- parts ----
 
-  /** Who finds which pods where. The client finds none: it is outside. */
+  /** Who finds which pods where: gateways do, as if they were pods. The client finds none: it is outside. */
   #route(): void {
     const nodes = [...this.lab.nodes.values()];
-    for (const place of [this.lab.switch, ...nodes]) {
+    for (const place of [this.lab.switch, ...this.lab.gateways.values(), ...nodes]) {
       for (const [index, node] of nodes.entries())
         if (node !== place) ip("-n", place.netns, "route", "add", podCidr(index), "via", node.address);
-      if (place === this.lab.switch) continue;
+      if (!nodes.includes(place)) continue;
       // to nowhere: without a route the kernel refuses a Service's address before kube-proxy's rules are asked
       ip("-n", place.netns, "route", "add", "default", "via", this.lab.switch.address);
       execFileSync("nsenter", [

@@ -3,17 +3,18 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { type InjectOptions, inject } from "#control/kubernetes/inject/inject.ts";
+import { inject } from "#control/kubernetes/inject/inject.ts";
 import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
-import { agentsOf, holdfast, inAgent, injectFault, logsOf, replaceAgent, startAgents } from "./agents.ts";
-import { APP_PORT, appContainer, waitingSpec } from "./applications.ts";
-import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
-import { AGENT, APPS, CONTROL, INSIDE } from "./images.ts";
+import { inAgent, injectFault, replaceAgent, startAgents } from "./agents.ts";
+import { APP_PORT, appContainer, INJECT, waitingSpec } from "./applications.ts";
+import { type Cluster, createCluster, type KubeObject } from "./cluster.ts";
+import { AGENT, APPS, INSIDE } from "./images.ts";
 import type { Image } from "./oci-archive.ts";
+import { PodStage } from "./pod-stage.ts";
 
 const NODES = ["a", "b"];
-/** answers that clients have had before and after a move, each */
+/** answers of a client that has just come */
 const ANSWERS = 5;
 
 interface Moved {
@@ -66,12 +67,6 @@ const WORKLOADS = [CHAT, ECHO, SIDE];
 
 /** As agents call it: it came with the pod on a. */
 const workloadOf = (name: string): string => `default.${name}-a`;
-
-const INJECT: InjectOptions = {
-  image: INSIDE.name,
-  imagePullPolicy: "Never",
-  proxy: { image: CONTROL.name, default: "sidecar" },
-};
 
 /** The same, as it is injected; its proxy is in it. */
 function sidecarPod({ name, listen, command }: Moved, node: string): KubeObject {
@@ -148,15 +143,9 @@ function serviceOf({ name, listen, nodePort }: Moved): KubeObject {
   };
 }
 
-interface Shown {
-  name: string;
-  epoch: number;
-  state: string;
-}
-
 describe("an application in a pod", () => {
   let cluster: Cluster;
-  let agents: Map<string, KubeObject>;
+  let stage: PodStage;
   const loads: Load[] = [];
 
   before(async () => {
@@ -168,71 +157,26 @@ describe("an application in a pod", () => {
         const found = await cluster.find(`/api/v1/namespaces/default/pods/${metadata.name}`);
         return found?.status?.phase === "Running";
       });
-    agents = await startAgents(cluster);
-    for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
+    stage = new PodStage(cluster, await startAgents(cluster));
+    for (const { name } of WORKLOADS) await stage.isServed(workloadOf(name), "a");
     const { address } = cluster.lab.place("a");
     for (const { kind, listen, nodePort, sessions } of WORKLOADS) {
       const port = nodePort ?? listen;
-      const isOpen = async (): Promise<boolean> => (await knock("client", address, port)) === "open";
-      await cluster.until(`clients come by port ${port} of the node`, isOpen).catch(failedWithLogs);
+      const isOpen = async (): Promise<boolean> => (await stage.knock("client", address, port)) === "open";
+      await stage.until(`clients come by port ${port} of the node`, isOpen);
       loads.push(await startLoad(cluster.lab, kind, { target: { address, port }, sessions, intervalMs: 20 }));
     }
   });
   after(() => cluster?.close());
 
-  /** Every client has had some more answers. */
   async function answered(): Promise<void> {
-    for (const [at, load] of loads.entries()) {
-      const wanted = load.messages + ANSWERS * (WORKLOADS[at]?.sessions ?? 0);
-      await cluster.until("clients are answered", async () => load.messages >= wanted);
-    }
+    for (const [at, load] of loads.entries()) await stage.answered(load, WORKLOADS[at]?.sessions ?? 0);
   }
 
   async function nobodyIsLost(): Promise<void> {
     await answered();
-    for (const [at, { name, sessions }] of WORKLOADS.entries()) {
-      const report = await loads[at]?.report();
-      assert.ok(report !== undefined);
-      const { lost, repeated, corrupt, resets, alive, problems } = report;
-      assert.deepEqual(
-        { name, lost, repeated, corrupt, resets, alive, problems },
-        { name, lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: sessions, problems: [] },
-      );
-    }
-  }
-
-  /** What an agent shows of its workloads, by name. */
-  async function shownOn(node: string): Promise<Map<string, Shown>> {
-    const { json } = await holdfast(cluster, agents.get(node), ["status", "--json"]);
-    const { workloads = [] } = (json ?? {}) as { workloads?: Shown[] };
-    return new Map(workloads.map((shown) => [shown.name, shown]));
-  }
-
-  function isServed(workload: string, node: string): Promise<void> {
-    const holds = async (): Promise<boolean> => (await shownOn(node)).get(workload)?.state === "running";
-    return cluster.until(`clients of ${workload} are served on ${node}`, holds).catch(failedWithLogs);
-  }
-
-  async function failedWithLogs(what: unknown): Promise<never> {
-    assert.fail(`${String(what)}\n${await logsOf(cluster, agents.values())}`);
-  }
-
-  async function isReady(name: string): Promise<boolean> {
-    const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
-    return found !== null && condition(found, "Ready") === "True";
-  }
-
-  /** Runs a program of Node.js in a pod's container; what it prints. */
-  async function inPod(name: string, program: string): Promise<string> {
-    const said = await cluster.kubectl(["exec", name, "-c", "app", "--", "/usr/bin/node", "-p", program]);
-    return said.trim();
-  }
-
-  /** How often kubelet has made its container anew; null: it does not run */
-  async function restartsOf(name: string): Promise<number | null> {
-    const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
-    const [app] = found?.status?.containerStatuses ?? [];
-    return app?.state?.running === undefined ? null : app.restartCount;
+    for (const [at, { name, sessions }] of WORKLOADS.entries())
+      await stage.nobodyIsLost(loads[at] as Load, sessions, name);
   }
 
   it("is said to be movable, and its standby to have no application", async () => {
@@ -248,14 +192,12 @@ describe("an application in a pod", () => {
       return conditions.find(({ type }) => type === "holdfast.dev/movable");
     };
     for (const { name } of WORKLOADS) {
-      await cluster
-        .until(`it is said of ${name}`, async () => (await said(`${name}-a`))?.status === "True")
-        .catch(failedWithLogs);
+      await stage.until(`it is said of ${name}`, async () => (await said(`${name}-a`))?.status === "True");
       assert.match(
         (await said(`${name}-a`))?.message ?? "",
         /^clients would wait about \d+ ms .* \d+ MB of memory$/,
       );
-      await cluster.until(
+      await stage.until(
         "… of its standby",
         async () => (await said(`${name}-b`))?.reason === "NoApplication",
       );
@@ -269,8 +211,8 @@ describe("an application in a pod", () => {
       fs.mkdirSync("/app/node_modules/ws");
       fs.writeFileSync("/app/node_modules/ws/mine", "written");
       fs.writeFileSync("/data/mine", "kept");`;
-    await inPod("chat-a", program);
-    await inPod("chat-b", `require("fs").writeFileSync("/data/template", "of an init container")`);
+    await stage.inPod("chat-a", program);
+    await stage.inPod("chat-b", `require("fs").writeFileSync("/data/template", "of an init container")`);
   });
 
   for (const [from, to] of [
@@ -279,34 +221,31 @@ describe("an application in a pod", () => {
   ] as const) {
     it(`goes from ${from} to ${to} with its clients' connections, and kubelet finds it ready there`, async () => {
       for (const { name } of WORKLOADS)
-        await cluster.until(`${name}-${to} waits`, async () => (await restartsOf(`${name}-${to}`)) !== null);
+        await stage.until(
+          `${name}-${to} waits`,
+          async () => (await stage.restartsOf(`${name}-${to}`)) !== null,
+        );
       for (const load of loads) await load.mark();
       await answered();
       for (const { name } of WORKLOADS) {
-        const { status, stderr, json } = await holdfast(cluster, agents.get(from), [
-          "migrate",
-          workloadOf(name),
-          "--to",
-          to,
-          "--json",
-        ]);
-        if (status !== 0) await failedWithLogs(stderr);
+        const { status, stderr, json } = await stage.migrate(workloadOf(name), from, to);
+        if (status !== 0) await stage.failed(stderr);
         assert.equal((json as { outcome: string }).outcome, "moved");
       }
       await nobodyIsLost();
       for (const { name } of WORKLOADS) {
-        await cluster.until(`${name} is ready on ${to}`, () => isReady(`${name}-${to}`));
+        await stage.until(`${name} is ready on ${to}`, () => stage.isReady(`${name}-${to}`));
         // where it came from is a standby again; where it is now, kubelet has done nothing since
-        await cluster.until(`${name}-${from} is made anew`, async () => {
-          return (await restartsOf(`${name}-${from}`)) === 1;
+        await stage.until(`${name}-${from} is made anew`, async () => {
+          return (await stage.restartsOf(`${name}-${from}`)) === 1;
         });
-        assert.equal(await restartsOf(`${name}-${to}`), from === "a" ? 0 : 1);
+        assert.equal(await stage.restartsOf(`${name}-${to}`), from === "a" ? 0 : 1);
       }
       // where they come by the proxy, kubelet's probes are forwarded like everybody else
-      await cluster.until(`echo is not ready on ${from}`, async () => !(await isReady(`echo-${from}`)));
+      await stage.until(`echo is not ready on ${from}`, async () => !(await stage.isReady(`echo-${from}`)));
       const files = `const fs = require("fs");
         [fs.existsSync("/app/echo.js"), fs.readdirSync("/app/node_modules/ws"), fs.readdirSync("/data")].join()`;
-      assert.equal(await inPod(`chat-${to}`, files), "false,mine,mine");
+      assert.equal(await stage.inPod(`chat-${to}`, files), "false,mine,mine");
     });
   }
 
@@ -316,39 +255,39 @@ describe("an application in a pod", () => {
   ] as const)
     it(`stays with its clients, and is reached at its pod, when the agent of the ${side} dies in the middle of a move`, async () => {
       for (const load of loads) await load.mark();
-      await cluster.until("echo-b waits", async () => {
-        const { state } = (await shownOn("b")).get(workloadOf("echo")) ?? {};
-        return state === "elsewhere" && (await restartsOf("echo-b")) !== null;
+      await stage.until("echo-b waits", async () => {
+        const { state } = (await stage.shownOn("b")).get(workloadOf("echo")) ?? {};
+        return state === "elsewhere" && (await stage.restartsOf("echo-b")) !== null;
       });
-      const agent = agents.get(node) as KubeObject;
+      const agent = stage.agents.get(node) as KubeObject;
       await injectFault(cluster, agent, fault);
       // a machine that is slow must not end the move before the fault does
-      const args = ["migrate", workloadOf("echo"), "--to", "b", "--deadline", "60000", "--json"];
-      const { status, stdout, stderr } = await holdfast(cluster, agents.get("a"), args);
+      const slow = ["--deadline", "60000"];
+      const { status, stdout, stderr } = await stage.migrate(workloadOf("echo"), "a", "b", ...slow);
       assert.notEqual(status, 0);
       const isStarted = async (): Promise<boolean> => {
-        agents = await agentsOf(cluster);
+        await stage.agentsAgain();
         const restarts = (of?: KubeObject): number => of?.status.containerStatuses[0].restartCount ?? 0;
-        return restarts(agents.get(node)) > restarts(agent);
+        return restarts(stage.agents.get(node)) > restarts(agent);
       };
-      await cluster
+      await stage
         .until("the agent is started again", isStarted)
-        .catch((error: unknown) => failedWithLogs(`${error}\n${stdout}${stderr}`));
-      await isServed(workloadOf("echo"), "a");
+        .catch((error: unknown) => stage.failed(`${error}\n${stdout}${stderr}`));
+      await stage.isServed(workloadOf("echo"), "a");
       await nobodyIsLost();
-      await cluster.until("the application answers", async () => (await knockAt("echo-a")) === "open");
-      await cluster.until("nobody is kept out", async () => (await knockAt("echo-b")) === "ECONNREFUSED");
+      await stage.until("the application answers", async () => (await knockAt("echo-a")) === "open");
+      await stage.until("nobody is kept out", async () => (await knockAt("echo-b")) === "ECONNREFUSED");
     });
 
   it("does not notice that agents are replaced", async () => {
     for (const load of loads) await load.mark();
-    for (const node of NODES) await replaceAgent(cluster, agents.get(node));
-    agents = await agentsOf(cluster);
-    for (const { name } of WORKLOADS) await isServed(workloadOf(name), "a");
+    for (const node of NODES) await replaceAgent(cluster, stage.agents.get(node));
+    await stage.agentsAgain();
+    for (const { name } of WORKLOADS) await stage.isServed(workloadOf(name), "a");
     await nobodyIsLost();
     // where images are kept is memory, for this agent too
     assert.match(
-      await inAgent(cluster, agents.get("a"), ["cat", "/proc/self/mountinfo"]),
+      await inAgent(cluster, stage.agents.get("a"), ["cat", "/proc/self/mountinfo"]),
       / - tmpfs holdfast /,
     );
   });
@@ -356,12 +295,12 @@ describe("an application in a pod", () => {
   it("stops when its pod is deleted, and starts in one that comes in its place", async () => {
     await loads[1]?.stop();
     const workload = workloadOf("echo");
-    const before = (await shownOn("a")).get(workload);
+    const before = (await stage.shownOn("a")).get(workload);
     await cluster.kubectl(["delete", "pod", "echo-a"]);
-    await cluster.until("the agent knows it no more", async () => !(await shownOn("a")).has(workload));
+    await stage.until("the agent knows it no more", async () => !(await stage.shownOn("a")).has(workload));
     await cluster.apply(pod(ECHO, "a"));
-    await isServed(workload, "a");
-    const epoch = (await shownOn("a")).get(workload)?.epoch ?? 0;
+    await stage.isServed(workload, "a");
+    const epoch = (await stage.shownOn("a")).get(workload)?.epoch ?? 0;
     assert.ok(epoch > (before?.epoch ?? 0), `${epoch} after ${before?.epoch}`);
   });
 
@@ -373,22 +312,22 @@ describe("an application in a pod", () => {
     const log = cluster.spawn("logs", ["kubectl", "logs", "-f", ENDING.metadata.name, "-c", "app"]);
     const hangUp = ["/usr/bin/node", "-e", "process.kill(1, 'SIGHUP')"];
     await cluster.kubectl(["exec", ENDING.metadata.name, "-c", "app", "--", ...hangUp]);
-    await cluster.until("it is given what its container was sent", async () => log.stdout.includes("SIGHUP"));
+    await stage.until("it is given what its container was sent", async () => log.stdout.includes("SIGHUP"));
     await cluster.kubectl(["delete", "pod", ENDING.metadata.name, "--wait=false"]);
     let end: { exitCode: number; reason: string } | undefined;
-    await cluster.until("its container has ended", async () => {
+    await stage.until("its container has ended", async () => {
       end = (await cluster.find(path))?.status.containerStatuses[0].state.terminated;
       return end !== undefined;
     });
-    await cluster.until("all of its log is there", async () => log.exited || log.stdout.includes("ends"));
+    await stage.until("all of its log is there", async () => log.exited || log.stdout.includes("ends"));
     assert.deepEqual(log.stdout.trim().split("\n"), ["SIGHUP", "preStop", "SIGTERM", "ends"]);
     assert.equal(end?.exitCode, 0);
     assert.equal((await cluster.find(path))?.status.containerStatuses[0].restartCount, 0);
     const unfinished = { metadata: { finalizers: null } };
     await cluster.api("PATCH", path, unfinished, "application/merge-patch+json");
-    await cluster.until(
+    await stage.until(
       "the agent knows it no more",
-      async () => !(await shownOn("a")).has("default.ending"),
+      async () => !(await stage.shownOn("a")).has("default.ending"),
     );
   });
 
@@ -396,7 +335,7 @@ describe("an application in a pod", () => {
     const pods = NODES.map((node) => pod(COUNTER, node, COUNTER_IMAGE.name));
     await cluster.apply(...pods);
     const workload = workloadOf(COUNTER.name);
-    await isServed(workload, "a");
+    await stage.isServed(workload, "a");
     const { address } = cluster.lab.place("a");
     const count = async (): Promise<string> => {
       const program = `process.stdout.write(await (await fetch("http://${address}:${COUNTER.listen}/count")).text())`;
@@ -404,31 +343,28 @@ describe("an application in a pod", () => {
       return (await cluster.lab.run("client", argv)).stdout;
     };
     assert.equal(await count(), "1 1");
-    await cluster.until("its standby waits", async () => (await restartsOf(`${COUNTER.name}-b`)) !== null);
-    const { status, stderr } = await holdfast(cluster, agents.get("a"), ["migrate", workload, "--to", "b"]);
-    if (status !== 0) await failedWithLogs(stderr);
+    await stage.until(
+      "its standby waits",
+      async () => (await stage.restartsOf(`${COUNTER.name}-b`)) !== null,
+    );
+    const { status, stderr } = await stage.migrate(workload, "a", "b");
+    if (status !== 0) await stage.failed(stderr);
     assert.equal(await count(), "1 2");
   });
 
   it("has its proxy back where that ends in its pod", async () => {
     await loads[WORKLOADS.indexOf(SIDE)]?.stop();
-    const runs = async (): Promise<number | null> => {
-      const found = await cluster.find("/api/v1/namespaces/default/pods/side-a");
-      const all: { name: string; state: object; restartCount: number }[] =
-        found?.status?.initContainerStatuses ?? [];
-      const proxy = all.find(({ name }) => name === "holdfast-proxy");
-      return proxy !== undefined && "running" in proxy.state ? proxy.restartCount : null;
-    };
+    const runs = (): Promise<number | null> => stage.restartsOf("side-a", "holdfast-proxy");
     const before = (await runs()) ?? 0;
     const journal = `/var/lib/holdfast/workloads/${workloadOf(SIDE.name)}/journal.json`;
     const program = `const { proxy } = JSON.parse(require("fs").readFileSync("${journal}"));
       process.kill(proxy.process.pid, "SIGKILL");`;
-    await inAgent(cluster, agents.get("a"), ["/holdfast/node_modules/node/bin/node", "-e", program]);
-    await cluster.until("kubelet starts it again", async () => (await runs()) === before + 1);
+    await inAgent(cluster, stage.agents.get("a"), ["/holdfast/node_modules/node/bin/node", "-e", program]);
+    await stage.until("kubelet starts it again", async () => (await runs()) === before + 1);
     const target = { address: cluster.lab.place("a").address, port: SIDE.nodePort as number };
     const isOpen = async (): Promise<boolean> =>
-      (await knock("client", target.address, target.port)) === "open";
-    await cluster.until("clients come in", isOpen).catch(failedWithLogs);
+      (await stage.knock("client", target.address, target.port)) === "open";
+    await stage.until("clients come in", isOpen);
     // who comes by the other pod is forwarded, as soon as that is told where to
     let load: Load | null = null;
     const begun = async (): Promise<boolean> => {
@@ -436,23 +372,16 @@ describe("an application in a pod", () => {
       load = await started.catch(() => null);
       return load !== null;
     };
-    await cluster.until("they are served", begun).catch(failedWithLogs);
+    await stage.until("they are served", begun);
     const { messages } = load as unknown as Load;
     const isAnswered = async (): Promise<boolean> => (load?.messages ?? 0) >= messages + ANSWERS;
-    await cluster.until("they are answered", isAnswered).catch(failedWithLogs);
+    await stage.until("they are answered", isAnswered);
     await (load as unknown as Load).stop();
   });
 
   /** What comes of a connection to its application's port, from a node. */
   async function knockAt(name: string): Promise<string> {
     const found = await cluster.find(`/api/v1/namespaces/default/pods/${name}`);
-    return knock("a", String(found?.status?.podIP), APP_PORT);
-  }
-
-  async function knock(from: string, address: string, port: number): Promise<string> {
-    const program = `const socket = require("net").connect(${port}, "${address}");
-      const end = (what) => { console.log(what); socket.destroy(); };
-      socket.on("connect", () => end("open")).on("error", ({ code }) => end(code)).setTimeout(500, () => end("silent"));`;
-    return (await cluster.lab.run(from, [nodeBinary, "-e", program])).stdout.trim();
+    return stage.knock("a", String(found?.status?.podIP), APP_PORT);
   }
 });

@@ -7,12 +7,12 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse, parseAllDocuments, stringify } from "yaml";
 import { customResourceDefinitions } from "#control/api/crd.ts";
-import { RESPONDER, RESPONDER_PRIORITY } from "#control/kubernetes/inject/names.ts";
+import { inject } from "#control/kubernetes/inject/inject.ts";
 import { crdFileOf } from "../../scripts/crds.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { logsOf, startAgents } from "./agents.ts";
-import { APP_PORT, appContainer, waitingSpec } from "./applications.ts";
+import { APP_PORT, appContainer, INJECT } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
@@ -36,32 +36,33 @@ export function migration(name: string, spec: object): KubeObject {
 
 /** Its pods are as the webhook makes them. */
 function deployment(evictionRequests: boolean): KubeObject {
-  const evictionResponders = [{ name: RESPONDER, priority: RESPONDER_PRIORITY }];
   const labels = { app: "chat" };
-  const annotations = {
-    "holdfast.dev/injected": "1",
-    "holdfast.dev/container": "app",
-    "holdfast.dev/ports": `${LISTEN}:${APP_PORT}`,
-    "holdfast.dev/workload": WORKLOAD,
-    "holdfast.dev/mode": "gateway",
-    "holdfast.dev/command": JSON.stringify(COMMAND),
-  };
+  const container = { ...appContainer(COMMAND), volumeMounts: [{ name: "data", mountPath: "/data" }] };
+  const outcome = inject(
+    {
+      metadata: {
+        labels,
+        annotations: {
+          "holdfast.dev/ports": `${LISTEN}:${APP_PORT}`,
+          "holdfast.dev/workload": WORKLOAD,
+          "holdfast.dev/mode": "gateway",
+        },
+      },
+      spec: {
+        terminationGracePeriodSeconds: 0,
+        containers: [container],
+        volumes: [{ name: "data", emptyDir: {} }],
+        readinessGates: [{ conditionType: SERVING }],
+      },
+    },
+    { ...INJECT, evictionRequests },
+  );
+  assert.ok(outcome.kind === "injected");
   return {
     apiVersion: "apps/v1",
     kind: "Deployment",
     metadata: { name: "chat" },
-    spec: {
-      replicas: 1,
-      selector: { matchLabels: labels },
-      template: {
-        metadata: { labels, annotations },
-        spec: {
-          ...waitingSpec(appContainer(COMMAND)),
-          readinessGates: [{ conditionType: SERVING }],
-          ...(evictionRequests ? { evictionResponders } : {}),
-        },
-      },
-    },
+    spec: { replicas: 1, selector: { matchLabels: labels }, template: outcome.pod },
   };
 }
 

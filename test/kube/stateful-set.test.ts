@@ -1,5 +1,5 @@
 /**
- * A StatefulSet's pod moves in a real cluster, with clients of its node's address: it keeps its name, and the other pod of the
+ * A StatefulSet's pod moves in a real cluster, with clients behind a gateway: it keeps its name, and the other pod of the
  * StatefulSet, on a node of its own, is not touched. Node c is where the application waits meanwhile. Controller and webhooks run beside the
  * control plane.
  */
@@ -14,7 +14,7 @@ import { crdFileOf } from "../../scripts/crds.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { logsOf, startAgents } from "./agents.ts";
-import { APP_PORT, appContainer } from "./applications.ts";
+import { APP_PORT, appContainer, INJECT } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 
@@ -23,6 +23,7 @@ const HOLDFAST = "holdfast";
 const NAME = "chat-0";
 const OTHER = "chat-1";
 const LISTEN = 8080;
+const GATEWAY = "g";
 const SESSIONS = 20;
 /** answers that each client has had before and after a move */
 const ANSWERS = 5;
@@ -33,7 +34,10 @@ const FINE = { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, pro
 
 function statefulSet(): KubeObject {
   const labels = { app: "chat" };
-  const annotations = { "holdfast.dev/ports": `${LISTEN}:${APP_PORT}/websocket` };
+  const annotations = {
+    "holdfast.dev/ports": `${LISTEN}:${APP_PORT}/websocket`,
+    "holdfast.dev/mode": "gateway",
+  };
   return {
     apiVersion: "apps/v1",
     kind: "StatefulSet",
@@ -70,6 +74,7 @@ describe("a StatefulSet's pod", () => {
     cluster = await createCluster({
       nodes: ["a", "b", "c", "d"],
       images: [AGENT, APPS, INSIDE],
+      gateways: [GATEWAY],
     });
     await cluster.apply(
       ...customResourceDefinitions().map(
@@ -90,9 +95,12 @@ describe("a StatefulSet's pod", () => {
     await cluster.kubectl(["uncordon", "d"]);
     await scale(2);
     other = await isServing(OTHER, "d");
-    // all listen at the same port of their node, so no other of them can be on d
+    await cluster.kubectl(["cordon", "d"]);
     for (const node of ["a", "b", "c"]) await cluster.kubectl(["uncordon", node]);
-    const target = { address: cluster.lab.place("a").address, port: LISTEN };
+    const { address } = cluster.lab.place(GATEWAY);
+    const target = { address, port: LISTEN };
+    const listen = [{ address: `${address}:${LISTEN}`, workload: `${NAMESPACE}.${NAME}`, port: LISTEN }];
+    await cluster.lab.startGateway(GATEWAY, { listen });
     load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
     watch = cluster.spawn("watch", [
       ...["kubectl", "-n", NAMESPACE, "get", "pods", "--watch", "--no-headers", "-o"],
@@ -107,8 +115,8 @@ describe("a StatefulSet's pod", () => {
     const { certificate, key, authority } = cluster.serverCertificate;
     const listen = `${cluster.lab.switch.address}:9443`;
     const file = join(cluster.lab.dir, "webhook.yaml");
-    const image = { image: INSIDE.name, imagePullPolicy: "Never" };
-    writeFileSync(file, stringify({ listen, certificate, key, ...image }));
+    const { image, imagePullPolicy, proxy } = INJECT;
+    writeFileSync(file, stringify({ listen, certificate, key, image, imagePullPolicy, proxy }));
     const webhook = cluster.spawn("webhook", [
       ...[join(projectRoot, "bin/holdfast"), "webhook", "--config", file],
     ]);
