@@ -1,8 +1,10 @@
 /** What can be typed after `holdfast envoy`, and which function does it. */
 import { type Command, Option } from "commander";
 import type { EndpointsFile } from "#envoy/endpoints/config.ts";
-import { MODES, type Mode } from "#envoy/policy.ts";
+import { MODES, type Mode, type Policy } from "#envoy/policy.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { EXIT_HELP } from "../api/exit-status.ts";
+import type { KubernetesApi } from "../kubernetes/client/api.ts";
 import type { ProxySource } from "./envoy.ts";
 import { LOG_LEVELS } from "./log-levels.ts";
 import type { Terminal } from "./terminal.ts";
@@ -22,7 +24,12 @@ A policy:
 More of it, and what was run: envoy/README.md.`;
 
 interface RenderOptions {
-  policy: string;
+  policy?: string;
+  fromCluster?: boolean;
+  service: string[];
+  namespace?: string;
+  kubeconfig?: string;
+  context?: string;
   mode: Mode;
   istioVersion?: string;
   output: "yaml" | "json";
@@ -38,6 +45,15 @@ interface VerifyOptions extends ProxySource {
 interface AuditOptions extends ProxySource {
   filename: string[];
   json?: boolean;
+}
+
+/** How commands about a cluster reach it. */
+export interface ClusterAccess {
+  inCluster(command: Command): Command;
+  withCluster(
+    options: { kubeconfig?: string; context?: string; namespace?: string },
+    use: (api: KubernetesApi, namespace: string) => Promise<number>,
+  ): Promise<void>;
 }
 
 export interface EndpointsRunner {
@@ -60,30 +76,43 @@ export function addEnvoyCommands(
   program: Command,
   terminal: Terminal & EndpointsRunner,
   done: (status: number) => void,
+  cluster: ClusterAccess,
 ): void {
   const envoy = program.command("envoy").description("Istio and Envoy in front of workloads that move");
+  const collect = (value: string, before: string[]): string[] => [...before, value];
   const mode = () =>
     new Option("--mode <mode>", "what the policy is made into").choices(MODES).default("sidecar");
   const ofProxy = (command: Command): Command =>
     command
       .option("--config-dump <file>", "what the proxy answers to GET /config_dump")
       .option("--admin <url>", "its admin interface, as http://127.0.0.1:15000; says more than a file");
-  const collect = (value: string, before: string[]): string[] => [...before, value];
-
-  envoy
-    .command("render")
-    .description("print the resources that a policy takes, each explained")
-    .requiredOption("--policy <file>", "YAML or JSON")
+  cluster
+    .inCluster(
+      envoy
+        .command("render")
+        .description("print the resources that a policy takes, each explained")
+        .option("--policy <file>", "YAML or JSON")
+        .option("--from-cluster", "of the Services whose pods Holdfast and Istio have injected")
+        .option("--service <name>", "of a cluster: of this one; may be repeated", collect, [])
+        .option("-n, --namespace <name>", "of a cluster; default: the context's"),
+    )
     .addOption(mode())
     .option("--istio-version <version>", "of istiod; default: the one that was run")
     .addOption(
       new Option("-o, --output <format>", "what is printed").choices(["yaml", "json"]).default("yaml"),
     )
     .addHelpText("after", `${POLICY_HELP}\n${EXIT_HELP}`)
-    .action(async ({ policy, mode, istioVersion, output }: RenderOptions) => {
-      const { readPolicy, renderPolicies } = await import("./envoy.ts");
-      const request = { policies: [readPolicy(policy)], mode, istioVersion, format: output };
-      done(renderPolicies(request, terminal));
+    .action(async ({ policy, fromCluster = false, service, ...options }: RenderOptions) => {
+      if ((policy !== undefined) === fromCluster)
+        throw fail("USAGE_ENVOY", "expected exactly one of --policy FILE and --from-cluster");
+      const { policiesInCluster, readPolicy, renderPolicies } = await import("./envoy.ts");
+      const { mode, istioVersion, output: format } = options;
+      const print = (policies: Policy[]) =>
+        renderPolicies({ policies, mode, istioVersion, format }, terminal);
+      if (policy !== undefined) return done(print([readPolicy(policy)]));
+      return cluster.withCluster(options, async (api, namespace) =>
+        print(await policiesInCluster(api, { namespace, services: service }, terminal)),
+      );
     });
 
   ofProxy(

@@ -3,6 +3,7 @@ import { readFileSync, statSync } from "node:fs";
 import { parseAllDocuments } from "yaml";
 import { type Audit, audit } from "#envoy/audit/audit.ts";
 import { askEnvoy, type DumpedProxy, readDumpFile } from "#envoy/config-dump.ts";
+import { policiesOf } from "#envoy/from-cluster.ts";
 import { render } from "#envoy/generate/render.ts";
 import type { Rendered } from "#envoy/generate/resource.ts";
 import { jsonOf, markText, yamlOf } from "#envoy/generate/text.ts";
@@ -14,6 +15,9 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { EXIT } from "../api/exit-status.ts";
 import { parseFile, readFile } from "../config/yaml-file.ts";
+import type { KubernetesApi } from "../kubernetes/client/api.ts";
+import type { Pod, Service } from "../kubernetes/client/objects.ts";
+import { pathOf } from "../kubernetes/client/paths.ts";
 import { plain, type Terminal, table } from "./terminal.ts";
 
 const RESOURCES_BYTES_MAX = 16_777_216;
@@ -29,6 +33,31 @@ export interface RenderRequest {
 export interface ProxySource {
   configDump?: string | undefined;
   admin?: string | undefined;
+}
+
+/** Of the Services of a namespace, or of those that are named; why others are left out goes to standard error. */
+export async function policiesInCluster(
+  api: KubernetesApi,
+  { namespace, services }: { namespace: string; services: readonly string[] },
+  { err }: Terminal,
+): Promise<Policy[]> {
+  const [all, pods] = await Promise.all([
+    api.list<Service>(pathOf("services", { namespace })),
+    api.list<Pod>(pathOf("pods", { namespace })),
+  ]);
+  const isNamed = ({ metadata: { name } }: Service) => services.length === 0 || services.includes(name);
+  const missing = services.find((name) => !all.items.some(({ metadata }) => metadata.name === name));
+  if (missing !== undefined)
+    throw fail("KUBERNETES_NOT_FOUND", `there is no Service ${missing} in namespace ${namespace}`);
+  const { policies, leftOut } = policiesOf(all.items.filter(isNamed), pods.items);
+  for (const { service, reason, message } of leftOut)
+    err.write(`${plain(`Service ${service.metadata.name}: ${reason}: ${message}`)}\n`);
+  if (policies.length === 0)
+    throw fail(
+      "KUBERNETES_NOT_FOUND",
+      `no Service of namespace ${namespace} has pods that both Holdfast and Istio have injected`,
+    );
+  return policies.map(({ policy }) => policy);
 }
 
 /** @throws HoldfastError `CONFIG_INVALID` */

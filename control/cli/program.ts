@@ -344,8 +344,6 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       done(showLinkKeys(workloads, options.key, around));
     });
 
-  addEnvoyCommands(program, around, done);
-
   const inCluster = (command: Command): Command =>
     command
       .option("--kubeconfig <file>", "as kubectl has it; default: KUBECONFIG, else ~/.kube/config")
@@ -370,6 +368,8 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       api.close();
     }
   };
+  addEnvoyCommands(program, around, done, { inCluster, withCluster });
+
   /** The same command beside the agent of the pod's node. */
   const besideAgent = (pod: string, options: ClusterOptions, command: (workload: string) => string[]) =>
     withCluster(options, async (api, namespace) => {

@@ -199,7 +199,13 @@ export interface PersistentVolumeClaim extends KubernetesObject {
 export interface Service extends KubernetesObject {
   spec: {
     selector?: Record<string, string>;
-    ports?: { name?: string; port: number; protocol?: string; targetPort?: number | string }[];
+    ports?: {
+      name?: string;
+      port: number;
+      protocol?: string;
+      appProtocol?: string;
+      targetPort?: number | string;
+    }[];
     type?: string;
     clusterIP?: string;
   };

@@ -1,0 +1,4 @@
+/** What Services say to Holdfast of a mesh. */
+
+/** On a Service: what its policy has beside what the cluster says (`envoy/policy.ts`), as JSON: `{"idleSeconds":86400}`. */
+export const MESH_ANNOTATION = "holdfast.dev/mesh";
