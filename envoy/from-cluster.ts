@@ -3,7 +3,7 @@
  * selector, its ports and the pods' own annotations say all but what somebody wants: that is in the Service's annotation
  * `holdfast.dev/mesh`, as JSON of the rest of a policy.
  */
-import { MESH_ANNOTATION } from "#control/api/mesh.ts";
+import { ISTIO_STATUS, MESH_ANNOTATION } from "#control/api/mesh.ts";
 import {
   type Container,
   isActive,
@@ -12,11 +12,10 @@ import {
   type Service,
 } from "#control/kubernetes/client/objects.ts";
 import { type InjectedPort, settingsOf } from "#control/kubernetes/inject/settings.ts";
+import { saidOf } from "#control/kubernetes/services/plan.ts";
 import { CONTAINER_PORT_FIRST } from "#proxy/contract/commands.ts";
 import { type Policy, type PolicyPort, policySchema } from "./policy.ts";
 
-/** of Istio's injector, on pods that have a sidecar */
-const ISTIO_STATUS = "sidecar.istio.io/status";
 const INJECTED = "holdfast.dev/injected";
 
 export interface LeftOut {
@@ -117,7 +116,7 @@ function isLedInPod({ metadata: { annotations = {} } }: Pod): boolean {
 }
 
 function injectedPorts(pod: Pod): InjectedPort[] | null {
-  const settings = settingsOf({ metadata: pod.metadata } as Parameters<typeof settingsOf>[0]);
+  const settings = settingsOf(saidOf(pod));
   return "ports" in settings ? settings.ports : null;
 }
 

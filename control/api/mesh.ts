@@ -2,3 +2,5 @@
 
 /** On a Service: what its policy has beside what the cluster says (`envoy/policy.ts`), as JSON: `{"idleSeconds":86400}`. */
 export const MESH_ANNOTATION = "holdfast.dev/mesh";
+/** of Istio's injector, on pods that have its sidecar */
+export const ISTIO_STATUS = "sidecar.istio.io/status";

@@ -66,6 +66,7 @@ interface ControllerOptions {
   namespace?: string;
   gateways?: string;
   evictionRequests?: boolean;
+  mesh?: boolean;
   admin?: Endpoint;
   logLevel: string;
 }
@@ -255,6 +256,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       "--eviction-requests",
       "answer EvictionRequests (lifecycle.k8s.io), where the cluster serves them",
     )
+    .option("--mesh", "keep what Services with the annotation holdfast.dev/mesh ask of Istio")
     .option("--admin <address>", "IP:PORT of /healthz, /readyz and /metrics", parseAddress)
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .addHelpText("after", EXIT_HELP)
@@ -265,6 +267,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
         namespace: options.namespace ?? null,
         gateways: options.gateways ?? null,
         evictionRequests: options.evictionRequests ?? false,
+        mesh: options.mesh === true,
         admin: options.admin ?? null,
         logLevel: options.logLevel,
       }),

@@ -120,6 +120,7 @@ const EVERYTHING_ELSE = {
     tolerations: [{ key: "edge", operator: "Exists" }],
     priorityClassName: "system-cluster-critical",
   },
+  mesh: { enabled: true },
   store: { url: "redis://10.0.0.1:6379" },
   networkPolicy: { enabled: false },
   priorityClass: { create: false },

@@ -1,13 +1,12 @@
 /** The controller keeps Services of gateways: what it writes, in which order, and what it does where the API server refuses. */
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, it } from "node:test";
-import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
-import type { KubernetesObject } from "#control/kubernetes/client/objects.ts";
 import { Watches } from "#control/kubernetes/client/watches.ts";
 import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
 import { keepServices } from "#control/kubernetes/services/keep.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { ApiInMemory, type Raw } from "../support/api-in-memory.ts";
 import { until } from "../support/moved-program.ts";
 
 const TABLE = "/api/v1/namespaces/holdfast/configmaps/gateways";
@@ -15,116 +14,6 @@ const POD = "/api/v1/namespaces/games/pods/chat-a";
 const SERVICE = "/api/v1/namespaces/games/services/chat";
 const SLICES = "/apis/discovery.k8s.io/v1/namespaces/games/endpointslices";
 const NAMED = { "kubernetes.io/service-name": "chat" };
-
-// biome-ignore lint/suspicious/noExplicitAny: objects of any kind, looked at in every place.
-type Raw = any;
-
-/** An API server in memory, as far as this loop asks one. */
-class Api {
-  /** "METHOD path" of what changes something */
-  readonly calls: string[] = [];
-  readonly objects = new Map<string, KubernetesObject & Raw>();
-  /** thrown by the next call that begins so */
-  problem: [string, Error] | null = null;
-  #version = 1;
-  readonly #watches = new Set<{ under: RegExp; tell(event: WatchEvent<object>): void }>();
-
-  put(path: string, object: Raw): void {
-    const [, namespace, name] = /\/namespaces\/([^/]+)\/[^/]+\/([^/]+)$/.exec(path) ?? [];
-    const metadata = {
-      name,
-      namespace,
-      uid: `uid-${name}`,
-      ...object.metadata,
-      resourceVersion: `${this.#version++}`,
-    };
-    const before = this.objects.has(path);
-    const whole = { ...object, metadata };
-    this.objects.set(path, whole);
-    this.#tell(path, { type: before ? "MODIFIED" : "ADDED", object: whole });
-  }
-
-  remove(path: string): boolean {
-    const object = this.objects.get(path);
-    this.objects.delete(path);
-    if (object !== undefined) this.#tell(path, { type: "DELETED", object });
-    return object !== undefined;
-  }
-
-  #tell(path: string, event: WatchEvent<object>): void {
-    for (const { under, tell } of this.#watches) if (under.test(path)) tell(event);
-  }
-
-  get api(): KubernetesApi {
-    const done = async <T>(call: string, deed: () => T): Promise<T> => {
-      this.calls.push(call);
-      const { problem } = this;
-      if (problem !== null && call.startsWith(problem[0])) {
-        this.problem = null;
-        throw problem[1];
-      }
-      return deed();
-    };
-    /** of all namespaces, or of one */
-    const under = (path: string): RegExp =>
-      new RegExp(
-        `^${path.replace(/\/([^/]+)$/, path.includes("/namespaces/") ? "/$1" : "/namespaces/[^/]+/$1")}/`,
-      );
-    const api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
-      list: async <T extends KubernetesObject>(
-        path: string,
-        _query?: object,
-        _signal?: AbortSignal,
-        keep: (item: T) => T = (item) => item,
-      ) => {
-        const found = [...this.objects].filter(([at]) => under(path).test(at));
-        return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
-      },
-      watch: async function* (this: Api, path: string, _: object, signal: AbortSignal) {
-        const events: WatchEvent<Raw>[] = [];
-        let wake = (): void => {};
-        const watch = {
-          under: under(path),
-          tell: (event: WatchEvent<object>) => {
-            events.push(event);
-            wake();
-          },
-        };
-        this.#watches.add(watch);
-        signal.addEventListener("abort", () => wake());
-        while (!signal.aborted) {
-          const event = events.shift();
-          if (event !== undefined) yield event;
-          else
-            await new Promise<void>((resolve) => {
-              wake = resolve;
-            });
-        }
-      }.bind(this) as KubernetesApi["watch"],
-      create: <T>(path: string, body: object) =>
-        done(`POST ${path}`, () => {
-          this.put(`${path}/${(body as KubernetesObject).metadata.name}`, body);
-          return body as T;
-        }),
-      replace: <T>(path: string, body: object) =>
-        done(`PUT ${path}`, () => {
-          this.put(path, body);
-          return body as T;
-        }),
-      patch: <T>(path: string, { metadata, data }: Raw) =>
-        done(`PATCH ${path}`, () => {
-          const there = this.objects.get(path);
-          if (there.metadata.resourceVersion !== metadata.resourceVersion)
-            throw fail("KUBERNETES_CONFLICT", path);
-          const all = Object.entries({ ...there.data, ...data }).filter(([, text]) => text !== null);
-          this.put(path, { ...there, data: Object.fromEntries(all) });
-          return {} as T;
-        }),
-      delete: (path: string) => done(`DELETE ${path}`, () => this.remove(path)),
-    };
-    return api as KubernetesApi;
-  }
-}
 
 describe("Services of gateways, kept by the controller", () => {
   const end: AbortController[] = [];
@@ -140,8 +29,8 @@ describe("Services of gateways, kept by the controller", () => {
     problems.length = 0;
   });
 
-  function start(change: (api: Api) => void = () => {}): Api {
-    const api = new Api();
+  function start(change: (api: ApiInMemory) => void = () => {}): ApiInMemory {
+    const api = new ApiInMemory();
     const conditions = [{ type: "Ready", status: "True" }];
     api.put(TABLE, {});
     api.put(SERVICE, {
@@ -181,8 +70,8 @@ describe("Services of gateways, kept by the controller", () => {
     return api;
   }
 
-  const slice = (api: Api): Raw => api.objects.get(`${SLICES}/chat-holdfast`);
-  const table = (api: Api): Raw => api.objects.get(TABLE).data ?? {};
+  const slice = (api: ApiInMemory): Raw => api.objects.get(`${SLICES}/chat-holdfast`);
+  const table = (api: ApiInMemory): Raw => api.objects.get(TABLE).data ?? {};
 
   it("tells gateways first, and then leads clients to them", async () => {
     const api = start();
@@ -267,7 +156,7 @@ describe("Services of gateways, kept by the controller", () => {
       follow: () => () => {},
     };
     const abort = new AbortController();
-    const api = new Api();
+    const api = new ApiInMemory();
     api.put(TABLE, {});
     const shared = { api: api.api, silent: metrics.silent, onProblem: () => {} };
     const keeping = keepServices({ ...shared, pods, namespace: "holdfast", table: "gateways" }, abort.signal);

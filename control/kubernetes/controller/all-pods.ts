@@ -2,6 +2,8 @@
  * All pods of the cluster, watched once for every part of the controller that looks at them. There may be thousands: a kilobyte of each is
  * kept, and what is decided by the whole of a pod is decided when it is read.
  */
+
+import { ISTIO_STATUS } from "../../api/mesh.ts";
 import { identityOf, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import type { Reflector } from "../client/reflector.ts";
@@ -16,7 +18,7 @@ export interface SeenPod extends Pod {
 }
 
 /** and not what injection notes of the application, which may be long */
-const KEPT = new Set<string>([...Object.values(SETTINGS), MADE.injected]);
+const KEPT = new Set<string>([...Object.values(SETTINGS), MADE.injected, ISTIO_STATUS]);
 
 export function watchAllPods(watches: Watches): Reflector<SeenPod, Pod> {
   return watches.open<SeenPod, Pod>("all pods", { path: pathOf("pods"), keep: seen });

@@ -9,6 +9,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { findAccess } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
 import { Watches } from "../client/watches.ts";
+import { keepMesh } from "../mesh/keep.ts";
 import { keepServices } from "../services/keep.ts";
 import { listenAt, readiness } from "../serving.ts";
 import { watchAllPods } from "./all-pods.ts";
@@ -26,6 +27,8 @@ export interface ControllerConfig {
   gateways: string | null;
   /** EvictionRequests are answered, where the cluster serves them */
   evictionRequests: boolean;
+  /** what Services ask of Istio is kept */
+  mesh: boolean;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
   logLevel: string;
@@ -102,6 +105,7 @@ export async function runController(
         table === null
           ? null
           : keepServices({ api, silent: metrics.silent, onProblem: problem, pods, namespace, table }, signal),
+        config.mesh ? keepMesh({ api, silent: metrics.silent, onProblem: problem, pods }, signal) : null,
       ]);
       await watches.close();
       metrics.leads(false);

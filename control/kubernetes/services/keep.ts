@@ -11,7 +11,6 @@ import { isDeepStrictEqual } from "node:util";
 import { GATEWAY_ENABLED, GATEWAY_LABEL, TABLE_LABEL } from "../../api/gateway-table.ts";
 import { aborted } from "../client/aborted.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
-import { eventOf, report } from "../client/events.ts";
 import {
   type ConfigMap,
   type EndpointSlice,
@@ -22,7 +21,9 @@ import {
 } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import type { Watched } from "../client/reflector.ts";
+import { Rounds } from "../client/rounds.ts";
 import { Watches, type WatchesOptions } from "../client/watches.ts";
+import { ServiceFindings } from "./findings.ts";
 import {
   keyOf,
   MANAGED_BY,
@@ -30,13 +31,10 @@ import {
   MANAGED_BY_LABEL,
   planServices,
   SERVICE_NAME_LABEL,
-  type ServiceFinding,
   type ServicesPlan,
   type SliceManifest,
 } from "./plan.ts";
 
-/** what comes together is done together */
-const QUIET_MS = 100;
 const AGAIN_MS = 2_000;
 
 export interface ServicesOptions extends WatchesOptions {
@@ -52,27 +50,9 @@ export interface ServicesOptions extends WatchesOptions {
 export async function keepServices(options: ServicesOptions, signal: AbortSignal): Promise<void> {
   const { api, pods, namespace, table, onProblem } = options;
   const watches = new Watches(options);
-  const told = new Map<string, string>();
-  let timer: NodeJS.Timeout | undefined;
-  let running: Promise<void> | null = null;
-  let isAgain = false;
-  const soon = (ms = QUIET_MS): void => {
-    if (signal.aborted) return;
-    if (running !== null) {
-      isAgain = true;
-      return;
-    }
-    timer ??= setTimeout(() => {
-      timer = undefined;
-      running = round().finally(() => {
-        running = null;
-        if (!isAgain) return;
-        isAgain = false;
-        soon();
-      });
-    }, ms);
-  };
-  const onChange = (): void => soon();
+  const events = new ServiceFindings(api, onProblem);
+  const rounds = new Rounds(round, signal);
+  const onChange = (): void => rounds.soon();
   const services = watches.open<Service>("services of gateways", {
     path: pathOf("services"),
     query: { labelSelector: `${GATEWAY_LABEL}=${GATEWAY_ENABLED}` },
@@ -111,30 +91,18 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
       });
       await writeTable(api, there, plan.table);
       await writeSlices(api, plan, [...slices.objects.values()]);
-      await tellOf(plan.findings);
+      await events.tell(plan.findings);
     } catch (error) {
       if (signal.aborted) return;
       if (!isCode(error, "KUBERNETES_CONFLICT"))
         onProblem("Services of gateways are not as they are to be", error);
-      setTimeout(soon, AGAIN_MS).unref();
-    }
-  }
-
-  /** Each as long as it is so, once. */
-  async function tellOf(findings: readonly ServiceFinding[]): Promise<void> {
-    const now = new Map(findings.map((one) => [`${one.service.metadata.uid}/${one.reason}`, one]));
-    for (const key of told.keys()) if (!now.has(key)) told.delete(key);
-    for (const [key, finding] of now) {
-      if (told.get(key) === finding.message) continue;
-      told.set(key, finding.message);
-      await report(api, [warningOf(finding)], (error) => onProblem("an Event is not written", error));
+      rounds.later(AGAIN_MS);
     }
   }
 
   await ended;
-  clearTimeout(timer);
   unfollow();
-  await Promise.all([running, watches.close()]);
+  await Promise.all([rounds.end(), watches.close()]);
 }
 
 function ownOrNamed(slice: EndpointSlice): EndpointSlice {
@@ -219,17 +187,4 @@ async function remove(
   { namespace = "", name, uid }: KubernetesObject["metadata"],
 ): Promise<void> {
   await api.delete(pathOf("endpointslices", { namespace, name }), { preconditions: { uid } });
-}
-
-function warningOf({ service: { metadata }, reason, message }: ServiceFinding): object {
-  const { name, namespace = "", uid } = metadata;
-  const nowMs = Date.now();
-  return eventOf({
-    object: { apiVersion: "v1", kind: "Service", name, namespace, uid },
-    type: "Warning",
-    reason,
-    message,
-    key: `${uid}/${reason}/${new Date(nowMs).toISOString()}`,
-    nowMs,
-  });
 }

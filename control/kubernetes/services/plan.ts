@@ -22,6 +22,7 @@ import {
 import { settingsOf } from "../inject/settings.ts";
 import { lookAt, nameOf } from "../node/injected-pod.ts";
 import { parseSelector } from "./adopt.ts";
+import type { ServiceFinding } from "./findings.ts";
 
 /** port numbers of gateways that are given to Services */
 export const PORT_FIRST = 20_000;
@@ -50,17 +51,10 @@ export interface ObservedServices {
   table: Readonly<Record<string, string>>;
 }
 
-/** Why clients of a Service, or of one of its pods, are not led as somebody expects. */
-export interface ServiceFinding {
-  service: Service;
-  /** CamelCase */
-  reason: string;
-  message: string;
-}
-
 export interface ServicesPlan {
   table: Record<string, string>;
   slices: SliceManifest[];
+  /** why clients of a Service, or of one of its pods, are not led as somebody expects */
   findings: ServiceFinding[];
 }
 
@@ -251,7 +245,7 @@ function seenOf(pod: Pod): SeenPod | null {
 }
 
 /** What `settingsOf` looks at. */
-function saidOf({ metadata: { namespace, annotations } }: Pod): Parameters<typeof settingsOf>[0] {
+export function saidOf({ metadata: { namespace, annotations } }: Pod): Parameters<typeof settingsOf>[0] {
   return { metadata: { namespace, annotations }, spec: { containers: [] } };
 }
 

@@ -1,0 +1,192 @@
+/**
+ * Keeps what Services with the annotation `holdfast.dev/mesh` ask of Istio: the resources of their policy (`envoy/`). Level-triggered. The first
+ * time that a Sidecar is applied, or when it goes, sessions end a drain time later: so a Service has to ask, and what was made for one
+ * that asks stays as it is while its pods are away or do not fit.
+ */
+import { isDeepStrictEqual } from "node:util";
+import { policiesOf } from "#envoy/from-cluster.ts";
+import { render } from "#envoy/generate/render.ts";
+import { POLICY_LABEL, type Resource } from "#envoy/generate/resource.ts";
+import { markText } from "#envoy/generate/text.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
+import { MESH_ANNOTATION } from "../../api/mesh.ts";
+import { aborted } from "../client/aborted.ts";
+import { isCode } from "../client/api.ts";
+import { identityOf, type KubernetesObject, type Pod, type Service } from "../client/objects.ts";
+import { type Kind, pathOf } from "../client/paths.ts";
+import type { Watched } from "../client/reflector.ts";
+import { Rounds } from "../client/rounds.ts";
+import { Watches, type WatchesOptions } from "../client/watches.ts";
+import { type ServiceFinding, ServiceFindings } from "../services/findings.ts";
+
+const AGAIN_MS = 2_000;
+const MANAGED_BY_LABEL = "app.kubernetes.io/managed-by";
+const MANAGED_BY = "holdfast-controller";
+
+/** what a policy comes to with sidecars */
+const KINDS: Record<string, Kind> = {
+  Sidecar: "sidecars",
+  EnvoyFilter: "envoyfilters",
+  DestinationRule: "destinationrules",
+  VirtualService: "virtualservices",
+};
+
+export interface MeshOptions extends WatchesOptions {
+  /** all of the cluster */
+  pods: Watched<Pod>;
+}
+
+type MeshObject = KubernetesObject & { spec?: object };
+
+interface Wanted {
+  service: Service;
+  kind: Kind;
+  object: Resource;
+}
+
+/** Works until the signal is aborted. */
+export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promise<void> {
+  const { api, pods, onProblem } = options;
+  const watches = new Watches(options);
+  const rounds = new Rounds(round, signal);
+  const events = new ServiceFindings(api, onProblem);
+  const onChange = (): void => rounds.soon();
+  const services = watches.open<Service>("services of a mesh", {
+    path: pathOf("services"),
+    keep: partOf,
+    onChange,
+  });
+  const made = Object.values(KINDS).map((kind) => ({
+    kind,
+    objects: watches.open<MeshObject>(`${kind} of policies`, {
+      path: pathOf(kind),
+      query: { labelSelector: `${POLICY_LABEL},${MANAGED_BY_LABEL}=${MANAGED_BY}` },
+      onChange,
+    }),
+  }));
+  const unfollow = pods.follow(onChange);
+  const ended = aborted(signal);
+
+  async function round(): Promise<void> {
+    try {
+      const known = [services, pods, ...made.map(({ objects }) => objects)].map(({ synced }) => synced);
+      await Promise.race([Promise.all(known), ended]);
+      if (signal.aborted) return;
+      const asking = [...services.objects.values()].filter(
+        ({ metadata }) =>
+          metadata.deletionTimestamp === undefined && metadata.annotations?.[MESH_ANNOTATION] !== undefined,
+      );
+      const findings: ServiceFinding[] = [];
+      const { wanted, whole } = plan(asking, [...pods.objects.values()], findings);
+      const own = new Map(
+        made.flatMap(({ kind, objects }) =>
+          [...objects.objects.values()].map((object) => [pathOfObject(kind, object), object] as const),
+        ),
+      );
+      for (const { service, kind, object } of wanted) {
+        const path = pathOfObject(kind, object);
+        await put(path, kind, object, own.get(path) ?? null, service, findings);
+        own.delete(path);
+      }
+      const isAsked = new Set(asking.map(({ metadata }) => metadata.uid));
+      for (const [path, { metadata }] of own) {
+        const owner = metadata.ownerReferences?.[0]?.uid ?? "";
+        // of a Service that asks, and has none now, it stays
+        if (isAsked.has(owner) && !whole.has(owner)) continue;
+        await api.delete(path, { preconditions: { uid: metadata.uid } });
+      }
+      await events.tell(findings);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!isCode(error, "KUBERNETES_CONFLICT")) onProblem("the mesh is not as it is asked to be", error);
+      rounds.later(AGAIN_MS);
+    }
+  }
+
+  async function put(
+    path: string,
+    kind: Kind,
+    object: Resource,
+    found: MeshObject | null,
+    service: Service,
+    findings: ServiceFinding[],
+  ): Promise<void> {
+    const { namespace } = object.metadata;
+    if (found !== null) {
+      const isSame =
+        isDeepStrictEqual(found.spec, object.spec) &&
+        isDeepStrictEqual(found.metadata.annotations ?? {}, object.metadata.annotations ?? {});
+      const { resourceVersion } = found.metadata;
+      if (!isSame) await api.replace(path, { ...object, metadata: { ...object.metadata, resourceVersion } });
+      return;
+    }
+    try {
+      await api.create(pathOf(kind, { namespace }), object);
+    } catch (error) {
+      if (!isCode(error, "KUBERNETES_EXISTS")) throw error;
+      findings.push({
+        ...{ service, reason: "MadeByAnother" },
+        message: `${object.kind} ${object.metadata.name} is somebody else's: delete it, and it is kept for this Service`,
+      });
+    }
+  }
+
+  await ended;
+  unfollow();
+  await Promise.all([rounds.end(), watches.close()]);
+}
+
+/** @returns what is to be, and the uids of the Services whose resources these are all */
+function plan(
+  asking: readonly Service[],
+  pods: readonly Pod[],
+  findings: ServiceFinding[],
+): { wanted: Wanted[]; whole: Set<string> } {
+  const { policies, leftOut } = policiesOf(asking, pods);
+  const warn = (service: Service, reason: string, message: string): void =>
+    void findings.push({ service, reason, message });
+  for (const { service, reason, message } of leftOut) warn(service, reason, message);
+  const wanted: Wanted[] = [];
+  const whole = new Set<string>();
+  for (const { service, policy } of policies) {
+    try {
+      const { documents, marks } = render(policy, "sidecar");
+      const { uid } = service.metadata;
+      whole.add(uid);
+      for (const mark of marks)
+        findings.push({
+          ...{ service, type: "Normal", reason: mark.on === "pods" ? "AnnotatePods" : "LabelService" },
+          message: markText(mark, policy.namespace),
+        });
+      for (const { object } of documents) {
+        const owned = ownedBy(object as Resource, service);
+        wanted.push({ service, kind: KINDS[owned.kind] as Kind, object: owned });
+      }
+    } catch (error) {
+      warn(service, "PolicyInvalid", messageOf(error));
+    }
+  }
+  return { wanted, whole };
+}
+
+function ownedBy(object: Resource, { metadata: { name, uid } }: Service): Resource {
+  const labels = { ...object.metadata.labels, [MANAGED_BY_LABEL]: MANAGED_BY };
+  const ownerReferences = [{ apiVersion: "v1", kind: "Service", name, uid }];
+  return { ...object, metadata: { ...object.metadata, labels, ownerReferences } as Resource["metadata"] };
+}
+
+function pathOfObject(kind: Kind, { metadata }: { metadata: { name: string; namespace?: string } }): string {
+  return pathOf(kind, { namespace: metadata.namespace ?? "default", name: metadata.name });
+}
+
+/** As much of a Service as a policy is made of. */
+function partOf({ metadata, spec: { selector, ports } }: Service): Service {
+  const asked = metadata.annotations?.[MESH_ANNOTATION];
+  return {
+    metadata: {
+      ...identityOf(metadata),
+      ...(asked === undefined ? {} : { annotations: { [MESH_ANNOTATION]: asked } }),
+    },
+    spec: { ...(selector === undefined ? {} : { selector }), ...(ports === undefined ? {} : { ports }) },
+  };
+}

@@ -1,0 +1,114 @@
+/** An API server in memory, for a loop of the controller's: lists, watches, versions, and one call that fails. */
+import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
+import type { KubernetesObject } from "#control/kubernetes/client/objects.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+
+// biome-ignore lint/suspicious/noExplicitAny: objects of any kind, looked at in every place.
+export type Raw = any;
+
+/** An API server in memory, as far as this loop asks one. */
+export class ApiInMemory {
+  /** "METHOD path" of what changes something */
+  readonly calls: string[] = [];
+  readonly objects = new Map<string, KubernetesObject & Raw>();
+  /** thrown by the next call that begins so */
+  problem: [string, Error] | null = null;
+  #version = 1;
+  readonly #watches = new Set<{ under: RegExp; tell(event: WatchEvent<object>): void }>();
+
+  put(path: string, object: Raw): void {
+    const [, namespace, name] = /\/namespaces\/([^/]+)\/[^/]+\/([^/]+)$/.exec(path) ?? [];
+    const metadata = {
+      name,
+      namespace,
+      uid: `uid-${name}`,
+      ...object.metadata,
+      resourceVersion: `${this.#version++}`,
+    };
+    const before = this.objects.has(path);
+    const whole = { ...object, metadata };
+    this.objects.set(path, whole);
+    this.#tell(path, { type: before ? "MODIFIED" : "ADDED", object: whole });
+  }
+
+  remove(path: string): boolean {
+    const object = this.objects.get(path);
+    this.objects.delete(path);
+    if (object !== undefined) this.#tell(path, { type: "DELETED", object });
+    return object !== undefined;
+  }
+
+  #tell(path: string, event: WatchEvent<object>): void {
+    for (const { under, tell } of this.#watches) if (under.test(path)) tell(event);
+  }
+
+  get api(): KubernetesApi {
+    const done = async <T>(call: string, deed: () => T): Promise<T> => {
+      this.calls.push(call);
+      const { problem } = this;
+      if (problem !== null && call.startsWith(problem[0])) {
+        this.problem = null;
+        throw problem[1];
+      }
+      return deed();
+    };
+    /** of all namespaces, or of one */
+    const under = (path: string): RegExp =>
+      new RegExp(
+        `^${path.replace(/\/([^/]+)$/, path.includes("/namespaces/") ? "/$1" : "/namespaces/[^/]+/$1")}/`,
+      );
+    const api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
+      list: async <T extends KubernetesObject>(
+        path: string,
+        _query?: object,
+        _signal?: AbortSignal,
+        keep: (item: T) => T = (item) => item,
+      ) => {
+        const found = [...this.objects].filter(([at]) => under(path).test(at));
+        return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
+      },
+      watch: async function* (this: ApiInMemory, path: string, _: object, signal: AbortSignal) {
+        const events: WatchEvent<Raw>[] = [];
+        let wake = (): void => {};
+        const watch = {
+          under: under(path),
+          tell: (event: WatchEvent<object>) => {
+            events.push(event);
+            wake();
+          },
+        };
+        this.#watches.add(watch);
+        signal.addEventListener("abort", () => wake());
+        while (!signal.aborted) {
+          const event = events.shift();
+          if (event !== undefined) yield event;
+          else
+            await new Promise<void>((resolve) => {
+              wake = resolve;
+            });
+        }
+      }.bind(this) as KubernetesApi["watch"],
+      create: <T>(path: string, body: object) =>
+        done(`POST ${path}`, () => {
+          this.put(`${path}/${(body as KubernetesObject).metadata.name}`, body);
+          return body as T;
+        }),
+      replace: <T>(path: string, body: object) =>
+        done(`PUT ${path}`, () => {
+          this.put(path, body);
+          return body as T;
+        }),
+      patch: <T>(path: string, { metadata, data }: Raw) =>
+        done(`PATCH ${path}`, () => {
+          const there = this.objects.get(path);
+          if (there.metadata.resourceVersion !== metadata.resourceVersion)
+            throw fail("KUBERNETES_CONFLICT", path);
+          const all = Object.entries({ ...there.data, ...data }).filter(([, text]) => text !== null);
+          this.put(path, { ...there, data: Object.fromEntries(all) });
+          return {} as T;
+        }),
+      delete: (path: string) => done(`DELETE ${path}`, () => this.remove(path)),
+    };
+    return api as KubernetesApi;
+  }
+}

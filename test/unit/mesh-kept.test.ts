@@ -1,0 +1,132 @@
+/** The controller keeps what Services ask of Istio: what it makes, what it leaves alone, and when it takes it away. */
+import assert from "node:assert/strict";
+import { afterEach, describe, it } from "node:test";
+import { Watches } from "#control/kubernetes/client/watches.ts";
+import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
+import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
+import { keepMesh } from "#control/kubernetes/mesh/keep.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { ApiInMemory, type Raw } from "../support/api-in-memory.ts";
+import { until } from "../support/moved-program.ts";
+
+const POD = "/api/v1/namespaces/games/pods/chat-a";
+const SERVICE = "/api/v1/namespaces/games/services/chat";
+const EVENTS = "POST /api/v1/namespaces/games/events";
+const SIDECARS = "/apis/networking.istio.io/v1/namespaces/games/sidecars";
+const SIDECAR = `${SIDECARS}/chat-holdfast`;
+const IDENTITY = "/apis/networking.istio.io/v1alpha3/namespaces/games/envoyfilters/chat-holdfast-identity";
+
+describe("what Services ask of a mesh, kept by the controller", () => {
+  const end: AbortController[] = [];
+  const running: Promise<void>[] = [];
+  const problems: string[] = [];
+  afterEach(async () => {
+    for (const one of end.splice(0)) one.abort();
+    await Promise.all(running.splice(0));
+    problems.length = 0;
+  });
+
+  function start(mesh: string | null = "{}", problem: ApiInMemory["problem"] = null): ApiInMemory {
+    const api = new ApiInMemory();
+    api.problem = problem;
+    putService(api, mesh);
+    api.put(POD, {
+      metadata: {
+        labels: { app: "chat" },
+        annotations: {
+          "holdfast.dev/injected": "1",
+          "holdfast.dev/ports": "9000/tcp",
+          "holdfast.dev/proxy": "sidecar",
+          "sidecar.istio.io/status": "{}",
+        },
+      },
+      spec: { containers: [{ name: "app" }] },
+      status: { phase: "Running" },
+    });
+    keep(api);
+    return api;
+  }
+
+  function keep({ api }: ApiInMemory): void {
+    const { silent } = new ControllerMetrics();
+    const stop = new AbortController();
+    end.push(stop);
+    const options = { api, silent, onProblem: (what: string) => void problems.push(what) };
+    const watches = new Watches(options);
+    const pods = watchAllPods(watches);
+    running.push(keepMesh({ ...options, pods }, stop.signal).then(() => watches.close()));
+  }
+
+  function putService(api: ApiInMemory, mesh: string | null): void {
+    const annotations = mesh === null ? {} : { "holdfast.dev/mesh": mesh };
+    api.put(SERVICE, {
+      metadata: { annotations },
+      spec: { selector: { app: "chat" }, ports: [{ port: 9000 }] },
+    });
+  }
+
+  const has = (api: ApiInMemory, path: string, is = true) =>
+    until(`${path} ${is}`, () => api.objects.has(path) === is);
+  const events = (api: ApiInMemory): string[] =>
+    [...api.objects.values()]
+      .filter(({ reason }: Raw) => reason !== undefined)
+      .map(({ reason }: Raw) => reason);
+
+  it("is the Sidecar of the Service's policy, owned by the Service, and nothing of Services that do not ask", async () => {
+    const api = start();
+    await has(api, SIDECAR);
+    const { metadata, spec } = api.objects.get(SIDECAR) as Raw;
+    assert.deepEqual(metadata.ownerReferences, [
+      { apiVersion: "v1", kind: "Service", name: "chat", uid: "uid-chat" },
+    ]);
+    assert.equal(spec.ingress[0].defaultEndpoint, "127.0.0.1:15900");
+    putService(api, null);
+    await has(api, SIDECAR, false);
+    putService(api, "{}");
+    await has(api, SIDECAR);
+    assert.deepEqual(api.calls, [`POST ${SIDECARS}`, `DELETE ${SIDECAR}`, `POST ${SIDECARS}`]);
+  });
+
+  it("is written once, changed when the Service asks for something else, and put back when somebody changes it", async () => {
+    const api = start();
+    await has(api, SIDECAR);
+    api.put(SIDECAR, { ...(api.objects.get(SIDECAR) as Raw), spec: { ingress: [] } });
+    await until("put back", () => (api.objects.get(SIDECAR) as Raw).spec.ingress.length === 1);
+    assert.deepEqual(api.calls, [`POST ${SIDECARS}`, `PUT ${SIDECAR}`]);
+    putService(api, '{"idleSeconds":86400}');
+    await until("how pods are to be annotated is said", () => events(api).includes("AnnotatePods"));
+  });
+
+  it("stays while the pods are away, and goes when the Service does not ask any more", async () => {
+    const api = start();
+    await has(api, SIDECAR);
+    api.remove(POD);
+    await until("that nobody is there is said", () => events(api).includes("NotInjected"));
+    assert.ok(api.objects.has(SIDECAR));
+    putService(api, null);
+    await has(api, SIDECAR, false);
+  });
+
+  it("leaves alone what somebody else has made by that name, and says so", async () => {
+    const api = start("{}", [`POST ${SIDECARS}`, fail("KUBERNETES_EXISTS", "it is there")]);
+    await until("said", () => events(api).includes("MadeByAnother"));
+    assert.deepEqual(
+      api.calls.filter((call) => !call.startsWith(EVENTS)),
+      [`POST ${SIDECARS}`],
+    );
+    assert.deepEqual(problems, []);
+  });
+
+  it("is tried again when the API server refuses, and says what is wrong with what is asked", async () => {
+    const api = start('{"stickiness":{"cookie":"hf"}}', [
+      `POST ${SIDECARS}`,
+      fail("KUBERNETES_BUSY", "not now"),
+    ]);
+    await until("said", () => events(api).includes("PolicyInvalid"));
+    assert.equal(api.objects.has(SIDECAR), false);
+    putService(api, "{}");
+    await has(api, SIDECAR);
+    assert.deepEqual(problems, ["the mesh is not as it is asked to be"]);
+    assert.equal(api.objects.has(IDENTITY), false);
+  });
+});
