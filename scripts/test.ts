@@ -41,7 +41,7 @@ const ALONE: Record<string, string> = {
   "privileged/many-links.test.ts": "300 links that answer in 301 ms",
 };
 /** the slow ones first: what is short fills up the end, when there is nothing left for the other place */
-const KINDS = ["kube", "privileged", "integration", "unit"];
+const KINDS = ["kube", "envoy", "privileged", "integration", "unit"];
 /** of files, named at the end of a run */
 const SLOWEST_COUNT = 12;
 /** One file: what hangs is named, and ended, long before the whole run is given up. The slowest takes three minutes. */

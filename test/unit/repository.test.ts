@@ -589,8 +589,8 @@ describe("tests", () => {
     none(
       tests
         .map(({ path }) => path)
-        .filter((path) => !/^test\/(unit|integration|privileged|kube)\//.test(path)),
-      "tests live in test/unit, test/integration, test/privileged or test/kube",
+        .filter((path) => !/^test\/(unit|integration|privileged|kube|envoy)\//.test(path)),
+      "tests live in test/unit, test/integration, test/privileged, test/kube or test/envoy",
     );
   });
 });

@@ -35,6 +35,8 @@ const server = createServer((_request, response) => {
   );
 });
 
+// Clients stay: an idle connection is the proxy's to keep.
+server.keepAliveTimeout = 60_000;
 const sockets = new WebSocketServer({ server, perMessageDeflate: false });
 sockets.on("connection", (socket) => {
   socket.on("message", (data) => {

@@ -2,6 +2,7 @@
  * A gRPC service without a .proto: one method of bidirectional streams, whose messages are bytes.
  *
  *   PORT   without TLS                                                    (9000)
+ *   HOST   on which address                                               (127.0.0.1)
  *   PORTS  over TLS, needs key.pem and cert.pem in $TLS; none without
  *
  * /holdfast.Chain/Extend: each message is answered with the SHA-256 over all messages of the call so far, so one that is
@@ -12,7 +13,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 
-const { PORT = 9000, PORTS, TLS = "." } = process.env;
+const { PORT = 9000, HOST = "127.0.0.1", PORTS, TLS = "." } = process.env;
 const bytes = (message) => message;
 
 const chain = {
@@ -40,7 +41,7 @@ function extend(call) {
 const server = new Server();
 server.addService(chain, { Extend: extend });
 const listen = (port, credentials) =>
-  server.bindAsync(`127.0.0.1:${port}`, credentials, (error) => {
+  server.bindAsync(`${HOST}:${port}`, credentials, (error) => {
     if (error !== null) throw error;
   });
 listen(PORT, ServerCredentials.createInsecure());

@@ -1,0 +1,182 @@
+/**
+ * Envoy as the sidecar of a place, as Istio has it: the place's TCP connections are led to it by the kernel (nftables in place of
+ * istio-init's iptables), and it runs as the user whose own connections are left alone. What it does with them is told by hand.
+ */
+import { execFileSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { request } from "node:http";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Server as SecretServer } from "@grpc/grpc-js";
+import type { Lab, LabProcess, Place } from "../lab/lab.ts";
+import type { WorkloadCertificate } from "./certificates.ts";
+import { connectFrom } from "./in-network.ts";
+import { ENVOY } from "./mesh-tools.ts";
+import { serveSecrets } from "./secret-server.ts";
+import { HTTP2, SECRETS_CLUSTER, type SidecarRoutes, staticResources } from "./static-routes.ts";
+
+const ADMIN = { address: "127.0.0.1", port: 15000 };
+/** Istio's, which its redirects know */
+const USER = 1337;
+const [OUTBOUND_PORT, INBOUND_PORT] = [15_001, 15_006];
+const HOLDFAST_PORTS = 50;
+const POLL_MS = 25;
+const READY_MS_MAX = 60_000;
+
+export interface SidecarOptions {
+  routes: SidecarRoutes;
+  /** of its certificate; default "default" */
+  account?: string;
+  /** What comes to these ports of the place is led to its Envoy; default: none. Others are an agent's, which a pod's network has not. */
+  inboundOnly?: number[];
+  /**
+   * What its Envoy connects to at the loopback address, from this port on, comes to the place's own address: there an agent's proxy listens
+   * where a pod's listens at every address.
+   */
+  holdfastFrom?: number;
+  /** What goes out of the place is led to its Envoy, but for these addresses; default: none of it. */
+  outboundBut?: string[];
+}
+
+export interface SidecarHost {
+  lab: Lab;
+  certificate: WorkloadCertificate;
+}
+
+/** What an Envoy says of itself. */
+export type Stats = Record<string, number>;
+
+export class Sidecar {
+  readonly place: Place;
+  readonly process: LabProcess;
+  readonly #secrets: SecretServer;
+
+  private constructor(place: Place, process: LabProcess, secrets: SecretServer) {
+    this.place = place;
+    this.process = process;
+    this.#secrets = secrets;
+  }
+
+  /** Resolves when it has been started, not when it is ready. */
+  static async start(name: string, options: SidecarOptions, host: SidecarHost): Promise<Sidecar> {
+    const { lab, certificate } = host;
+    const place = lab.place(name);
+    const socket = join(lab.dir, `secrets-${name}.sock`);
+    const secrets = await serveSecrets(socket, certificate);
+    redirect(place, options);
+    const file = join(lab.dir, `envoy-${name}.json`);
+    writeFileSync(file, JSON.stringify(bootstrap(name, options, socket)), { mode: 0o644 });
+    const process = lab.spawn(
+      name,
+      [
+        ...["setpriv", `--reuid=${USER}`, `--regid=${USER}`, "--clear-groups", "--"],
+        ...[ENVOY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warn"],
+      ],
+      { name: "envoy" },
+    );
+    return new Sidecar(place, process, secrets);
+  }
+
+  /** Resolves when it takes connections. @throws Error with its last words */
+  async ready(): Promise<void> {
+    const late = performance.now() + READY_MS_MAX;
+    while (!(await this.admin("/ready").catch(() => "")).startsWith("LIVE")) {
+      if (this.process.exited || performance.now() > late)
+        throw new Error(`no Envoy at ${this.place.name}:\n${this.process.stderr.slice(-2_000)}`);
+      await sleep(POLL_MS);
+    }
+  }
+
+  /** The answer of its admin interface. @throws Error where it does not answer with 200 */
+  admin(path: string, method = "GET"): Promise<string> {
+    return new Promise((resolve, reject) => {
+      const asked = request(
+        { host: ADMIN.address, path, method, createConnection: () => connectFrom(this.place, ADMIN) },
+        (response) => {
+          let text = "";
+          response.setEncoding("utf8").on("data", (chunk: string) => {
+            text += chunk;
+          });
+          response.on("error", reject);
+          response.on("end", () =>
+            response.statusCode === 200
+              ? resolve(text)
+              : reject(new Error(`${path}: ${response.statusCode} ${text}`)),
+          );
+        },
+      );
+      asked.on("error", reject);
+      asked.end();
+    });
+  }
+
+  /** Counters and gauges whose name matches, and their sum as `total`. */
+  async stats(pattern: string): Promise<Stats> {
+    const text = await this.admin(`/stats?format=json&filter=${encodeURIComponent(pattern)}`);
+    const { stats } = JSON.parse(text) as { stats: { name?: string; value?: number }[] };
+    const found: Stats = {};
+    let total = 0;
+    // histograms have no value
+    for (const { name, value } of stats)
+      if (name !== undefined && typeof value === "number") {
+        found[name] = value;
+        total += value;
+      }
+    return { ...found, total };
+  }
+
+  /** Its process is the laboratory's to end. */
+  close(): void {
+    this.#secrets.forceShutdown();
+  }
+}
+
+function redirect(place: Place, { inboundOnly, outboundBut, holdfastFrom }: SidecarOptions): void {
+  const inbound = inboundOnly && [
+    "chain prerouting { type nat hook prerouting priority -100;",
+    `tcp dport { ${inboundOnly.join(", ")} } redirect to :${INBOUND_PORT}`,
+    "}",
+  ];
+  const outbound = [
+    "chain output { type nat hook output priority -100;",
+    ...(holdfastFrom === undefined
+      ? []
+      : [
+          `meta skuid ${USER} ip daddr 127.0.0.1 tcp dport ${holdfastFrom}-${holdfastFrom + HOLDFAST_PORTS} dnat to ${place.address}`,
+        ]),
+    `meta skuid ${USER} return`,
+    ...(outboundBut === undefined
+      ? []
+      : [
+          `ip daddr { ${["127.0.0.0/8", ...outboundBut].join(", ")} } return`,
+          `meta l4proto tcp redirect to :${OUTBOUND_PORT}`,
+        ]),
+    "}",
+  ];
+  const rules = ["table ip mesh {", ...(inbound ?? []), ...outbound, "}"].join("\n");
+  execFileSync("nsenter", [`--net=/run/netns/${place.netns}`, "--", "nft", "-f", "-"], {
+    input: rules,
+    stdio: ["pipe", "pipe", "pipe"],
+  });
+}
+
+function bootstrap(name: string, { routes }: SidecarOptions, secrets: string): object {
+  const { listeners, clusters } = staticResources(routes, [OUTBOUND_PORT, INBOUND_PORT]);
+  return {
+    node: { id: name, cluster: "test" },
+    admin: { address: { socket_address: { address: ADMIN.address, port_value: ADMIN.port } } },
+    static_resources: { listeners, clusters: [...clusters, grpcCluster(SECRETS_CLUSTER, secrets)] },
+  };
+}
+
+/** @param path of a Unix socket */
+function grpcCluster(name: string, path: string): object {
+  const endpoint = { address: { pipe: { path } } };
+  return {
+    name,
+    type: "STATIC",
+    connect_timeout: "1s",
+    ...HTTP2,
+    load_assignment: { cluster_name: name, endpoints: [{ lb_endpoints: [{ endpoint }] }] },
+  };
+}
