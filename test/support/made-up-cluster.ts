@@ -289,7 +289,7 @@ export class MadeUpCluster {
       ({ status }) => status.origin?.pod === pod.metadata.name && !isFinal(status.phase),
     );
     const isSeen = this.calm || this.random() >= this.#options.faults;
-    return found === undefined || !isSeen ? pod : ordinalPod(pod, found);
+    return found === undefined || !isSeen ? pod : ordinalPod(pod, found, null);
   }
 
   #pod(name: string, node: string | undefined, owner: OwnerReference | null, revision = "1"): Pod {

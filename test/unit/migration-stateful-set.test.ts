@@ -236,7 +236,7 @@ describe("a StatefulSet's pod", () => {
     const apartOf = (more: object) => {
       const annotations = { "holdfast.dev/injected": "1", ...more };
       const one = pod("db-1", { annotations }, { affinity: { podAntiAffinity: { mine: "kept" } } });
-      return [standbyPod(one, migration()), ordinalPod(one, migration({}, RETURNING))].map(
+      return [standbyPod(one, migration()), ordinalPod(one, migration({}, RETURNING), null)].map(
         ({ spec }) => spec.affinity?.podAntiAffinity,
       );
     };
@@ -331,7 +331,7 @@ describe("a StatefulSet's pod", () => {
     const late = statusOf(plan(seen, NOW + 60_000));
     assert.deepEqual([late.phase, late.attempt, late.target], ["Preparing", 3, target]);
     const pinOf = (status: object) =>
-      ordinalPod(pod(), migration({}, { ...RETURNING, ...status })).spec.affinity?.nodeAffinity
+      ordinalPod(pod(), migration({}, { ...RETURNING, ...status }), null).spec.affinity?.nodeAffinity
         ?.requiredDuringSchedulingIgnoredDuringExecution?.nodeSelectorTerms[0]?.matchFields;
     const pin = (operator: string, name: string) => ({ key: "metadata.name", operator, values: [name] });
     assert.deepEqual(pinOf({}), [pin("In", "b")]);
@@ -375,9 +375,17 @@ describe("a StatefulSet", () => {
 });
 
 describe("the webhook that sees what StatefulSets make", () => {
+  let waiting: Pod | null = null;
   async function ask(made: Pod, ...items: Migration[]) {
     const list = async <T>() => ({ items: items as T[], resourceVersion: "1" });
-    const { review } = await answerOrdinal({ list }, JSON.stringify(reviewOf(made, { namespace: "shop" })));
+    const find = async <T>(path: string) => {
+      assert.equal(path, "/api/v1/namespaces/shop/pods/db-1-xxxxx");
+      return waiting as T | null;
+    };
+    const { review } = await answerOrdinal(
+      { list, find },
+      JSON.stringify(reviewOf(made, { namespace: "shop" })),
+    );
     // biome-ignore lint/suspicious/noExplicitAny: an answer is looked at in every place.
     const { response } = review as any;
     assert.equal(response.allowed, true);
@@ -392,7 +400,22 @@ describe("the webhook that sees what StatefulSets make", () => {
     assert.deepEqual(standby?.metadata.labels, { app: "db", "holdfast.dev/migration": "m-uid" });
     assert.equal(standby?.metadata.annotations?.["holdfast.dev/standby"], "true");
     assert.deepEqual(standby?.spec.readinessGates, [{ conditionType: "holdfast.dev/serving" }]);
-    assert.deepEqual(standby, ordinalPod(made, migration({}, RETURNING)));
+    assert.deepEqual(standby, ordinalPod(made, migration({}, RETURNING), null));
+  });
+
+  it("leaves it as it is who holds clients' sockets, whatever pods are made like today", async () => {
+    const today = pod("db-1", { annotations: { "holdfast.dev/mode": "gateway" } });
+    for (const [annotations, mode] of [
+      [{}, "forward"],
+      [{ "holdfast.dev/mode": "forward" }, "forward"],
+      [{ "holdfast.dev/mode": "gateway" }, "gateway"],
+    ] as const) {
+      waiting = pod("db-1-xxxxx", { annotations });
+      const standby = await ask(today, migration({}, RETURNING));
+      assert.equal(standby?.metadata.annotations?.["holdfast.dev/mode"], mode);
+      assert.equal(standby?.spec.affinity?.podAntiAffinity === undefined, mode === "gateway");
+    }
+    waiting = null;
   });
 
   it("changes no other pod", async () => {

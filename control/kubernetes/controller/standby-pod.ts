@@ -169,9 +169,15 @@ export interface PodDraft {
 /**
  * A pod that a StatefulSet makes anew, as the standby of the application that is in another pod meanwhile. Where it could not be had on
  * the target, it may be on any other node: an application that waits is not there for good.
+ * @param waiting the pod that has the application; null: it has gone
  */
-export function ordinalPod<Draft extends PodDraft>(draft: Draft, migration: Migration): Draft {
-  const { metadata, spec } = draft;
+export function ordinalPod<Draft extends PodDraft>(
+  draft: Draft,
+  migration: Migration,
+  waiting: Pod | null,
+): Draft {
+  const { spec } = draft;
+  const metadata = followed(draft.metadata, waiting);
   const { origin, source, attempt = 1 } = migration.status;
   const { node, nodeSelector = {} } = migration.spec.target ?? {};
   const isInVain = attempt - (origin?.attempt ?? attempt) >= TRIES_ON_TARGET;
@@ -193,6 +199,13 @@ export function ordinalPod<Draft extends PodDraft>(draft: Draft, migration: Migr
     },
     spec: { ...spec, ...placed(scheduling, pin), readinessGates: gated(spec) },
   };
+}
+
+/** Who holds clients' sockets stays as it is, whatever is decided of pods that are made today: they are held already. */
+function followed(metadata: PodDraft["metadata"], waiting: Pod | null): PodDraft["metadata"] {
+  if (waiting === null) return metadata;
+  const mode = waiting.metadata.annotations?.[ANNOTATION.mode] ?? "forward";
+  return { ...metadata, annotations: { ...metadata.annotations, [ANNOTATION.mode]: mode } };
 }
 
 /** Two of one template cannot be on one node: its ports are theirs. */

@@ -36,7 +36,10 @@ const podSchema = z.looseObject({
  * @param body the AdmissionReview
  * @throws HoldfastError `REQUEST_INVALID`: it is none; or of the client, so that the webhook's failurePolicy decides
  */
-export async function answerOrdinal(api: Pick<KubernetesApi, "list">, body: string): Promise<Answer> {
+export async function answerOrdinal(
+  api: Pick<KubernetesApi, "list" | "find">,
+  body: string,
+): Promise<Answer> {
   const { request } = parseReview(body);
   const { namespace, object } = request;
   const asItIs = (reason: string): Answer => answerOf(request, "unchanged", reason, {});
@@ -51,5 +54,7 @@ export async function answerOrdinal(api: Pick<KubernetesApi, "list">, body: stri
     ({ status }) => status.origin?.pod === pod.metadata.name && !isFinal(status.phase),
   );
   if (found === undefined) return asItIs("no application waits for it");
-  return answerOf(request, "injected", null, patchTo(object, ordinalPod(pod, found)));
+  const name = found.status.source?.pod;
+  const waiting = name === undefined ? null : await api.find<Pod>(pathOf("pods", { namespace, name }));
+  return answerOf(request, "injected", null, patchTo(object, ordinalPod(pod, found, waiting)));
 }
