@@ -3,10 +3,20 @@
  * working there; the cluster, then node by node. It only looks.
  */
 import type { CheckAnswer } from "../api/admin.ts";
+import { GATEWAY_ENABLED, GATEWAY_LABEL, TABLE_LABEL } from "../api/gateway-table.ts";
 import { GROUP, VERSION } from "../api/resources.ts";
 import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
-import { isTrue, type KubernetesObject, type Node } from "../kubernetes/client/objects.ts";
+import {
+  type ConfigMap,
+  isTrue,
+  type KubernetesObject,
+  type Node,
+  type Pod,
+  type Service,
+} from "../kubernetes/client/objects.ts";
 import { type Kind, pathOf } from "../kubernetes/client/paths.ts";
+import type { ServiceFinding } from "../kubernetes/services/findings.ts";
+import { planServices } from "../kubernetes/services/plan.ts";
 import { show } from "./check.ts";
 import { type ClusterView, viewCluster } from "./cluster-view.ts";
 import { serialiser } from "./output.ts";
@@ -44,6 +54,7 @@ const MINOR_MIN = 30;
 const KERNEL_MAJOR_MIN = 6;
 const ARCHITECTURES = ["amd64", "arm64"];
 const PODS_SHOWN_MAX = 20;
+const SERVICES_SHOWN_MAX = 20;
 
 /** Beside what is seen of nodes and pods; null: it is not there, or may not be read. */
 export interface Installation {
@@ -54,6 +65,8 @@ export interface Installation {
   validating: number;
   /** what the one who asks may not make, as "RESOURCE.GROUP" */
   forbidden: string[];
+  /** why clients of Services of gateways are not led as somebody expects */
+  services: ServiceFinding[];
 }
 
 export async function checkCluster(
@@ -106,7 +119,24 @@ async function lookUp(
     mutating: await ours("mutatingwebhookconfigurations"),
     validating: await ours("validatingwebhookconfigurations"),
     forbidden,
+    services: isBefore ? [] : await lookAtServices(api),
   };
+}
+
+/** What the controller makes of them, too. */
+async function lookAtServices(api: KubernetesApi): Promise<ServiceFinding[]> {
+  const query = { labelSelector: `${GATEWAY_LABEL}=${GATEWAY_ENABLED}` };
+  const services = (await readable(api.list<Service>(pathOf("services"), query)))?.items ?? [];
+  if (services.length === 0) return [];
+  const pods = (await api.list<Pod>(pathOf("pods"))).items;
+  const gateways = pods.filter(({ metadata }) => metadata.labels?.[TABLE_LABEL] !== undefined);
+  const { namespace = "", labels } = gateways[0]?.metadata ?? {};
+  const name = labels?.[TABLE_LABEL];
+  const table =
+    name === undefined
+      ? null
+      : await readable(api.find<ConfigMap>(pathOf("configmaps", { namespace, name })));
+  return planServices({ services, pods, gateways, table: table?.data ?? {} }).findings;
 }
 
 interface Crd extends KubernetesObject {
@@ -162,6 +192,7 @@ export function findingsOf(
   } else lookAtParts(found, view, installation);
   lookAtNodes(found, view, isBefore);
   if (!isBefore) lookAtPods(found, view);
+  if (!isBefore) tellOfServices(found, installation);
   return found.answer;
 }
 
@@ -307,6 +338,21 @@ function lookAtPods(found: Findings, { pods }: ClusterView): void {
     0,
   );
   if (more > 0) found.warn("pod.more", `${more} pods more`, "holdfast status --cluster -o wide has all");
+}
+
+function tellOfServices(found: Findings, { services }: Installation): void {
+  found.look("services");
+  for (const { service, reason, message } of services.slice(0, SERVICES_SHOWN_MAX)) {
+    const { namespace = "", name } = service.metadata;
+    found.warn(
+      `service.${reason.replaceAll(/(?<!^)[A-Z]/g, (letter) => `-${letter}`).toLowerCase()}`,
+      `service ${namespace}/${name}: ${message}`,
+      `see "Services whose clients come to gateways" of control/kubernetes`,
+    );
+  }
+  const more = services.length - SERVICES_SHOWN_MAX;
+  if (more > 0)
+    found.warn("service.more", `${more} findings about Services more`, "kubectl describe shows their Events");
 }
 
 function infoOf(

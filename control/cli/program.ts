@@ -87,6 +87,7 @@ interface InjectCommandOptions extends ManifestOptions {
   image: string;
   imagePullPolicy?: "Always" | "IfNotPresent" | "Never";
   proxyImage?: string;
+  gateways?: boolean;
   proxy: "node" | "sidecar";
 }
 
@@ -302,13 +303,19 @@ function build(around: Surroundings, done: (status: number) => void): Command {
         .choices(["node", "sidecar"])
         .default("node"),
     )
+    .option(
+      "--gateways",
+      "the cluster has gateways: pods that do not say it (holdfast.dev/mode) are in their mode",
+    )
     .addHelpText("after", `${INJECT_HELP}\n${EXIT_HELP}`)
     .action(async (options: InjectCommandOptions) => {
       const { injectManifest, MANIFEST_BYTES_MAX } = await import("./inject.ts");
       const { image, imagePullPolicy = null, proxyImage, proxy } = options;
       const proxies = { image: proxyImage ?? null, default: proxy };
+      // which Services there are is not asked here
+      const gateways = options.gateways === true ? { isSelected: () => true } : null;
       const source = sourceOf(options, MANIFEST_BYTES_MAX);
-      done(await injectManifest(source, { image, imagePullPolicy, proxy: proxies }, around));
+      done(await injectManifest(source, { image, imagePullPolicy, proxy: proxies, gateways }, around));
     });
   manifest("uninject", "take out of manifests what inject has put in")
     .addHelpText("after", EXIT_HELP)
@@ -586,6 +593,24 @@ ${EXIT_HELP}`,
       withCluster(options, async (api) => {
         const { drainNode } = await import("./kubernetes.ts");
         return drainNode(api, { node, deadlineMs: options.deadline ?? null }, options.json === true, around);
+      }),
+    );
+
+  inCluster(program.command("detach"))
+    .description("lead clients of Services of gateways to their pods again, before gateways are taken away")
+    .option("-n, --namespace <name>", "Services of this one; default: of all")
+    .option("--json", "print one JSON object")
+    .addHelpText(
+      "after",
+      `
+Each Service gets its selector back, and loses its label holdfast.dev/gateway. Clients that are connected stay at their gateway.
+helm uninstall does this by itself.
+${EXIT_HELP}`,
+    )
+    .action((options: ClusterOptions) =>
+      withCluster(options, async (api) => {
+        const { detach } = await import("./detach.ts");
+        return detach(api, options.namespace ?? null, options.json === true, around);
       }),
     );
 

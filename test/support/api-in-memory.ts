@@ -60,11 +60,15 @@ export class ApiInMemory {
     const api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
       list: async <T extends KubernetesObject>(
         path: string,
-        _query?: object,
+        { labelSelector = "" }: Raw = {},
         _signal?: AbortSignal,
         keep: (item: T) => T = (item) => item,
       ) => {
-        const found = [...this.objects].filter(([at]) => under(path).test(at));
+        const [key = "", value] = String(labelSelector).split("=");
+        const isAsked = ({ metadata }: Raw): boolean =>
+          !/^[\w./-]+(=[\w.-]*)?$/.test(labelSelector) ||
+          (value === undefined ? key in (metadata.labels ?? {}) : metadata.labels?.[key] === value);
+        const found = [...this.objects].filter(([at, object]) => under(path).test(at) && isAsked(object));
         return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
       },
       watch: async function* (this: ApiInMemory, path: string, _: object, signal: AbortSignal) {
@@ -98,17 +102,26 @@ export class ApiInMemory {
           this.put(path, body);
           return body as T;
         }),
-      patch: <T>(path: string, { metadata, data }: Raw) =>
+      patch: <T>(path: string, body: Raw) =>
         done(`PATCH ${path}`, () => {
           const there = this.objects.get(path);
-          if (there.metadata.resourceVersion !== metadata.resourceVersion)
+          if (there.metadata.resourceVersion !== body.metadata.resourceVersion)
             throw fail("KUBERNETES_CONFLICT", path);
-          const all = Object.entries({ ...there.data, ...data }).filter(([, text]) => text !== null);
-          this.put(path, { ...there, data: Object.fromEntries(all) });
+          this.put(path, merged(there, body));
           return {} as T;
         }),
       delete: (path: string) => done(`DELETE ${path}`, () => this.remove(path)),
     };
     return api as KubernetesApi;
   }
+}
+
+/** RFC 7396 */
+function merged(there: Raw, body: Raw): Raw {
+  if (typeof body !== "object" || body === null) return body;
+  const all = { ...there };
+  for (const [key, value] of Object.entries(body))
+    if (value === null) delete all[key];
+    else all[key] = merged(all[key], value);
+  return all;
 }

@@ -66,6 +66,7 @@ const INSTALLED: Installation = {
   mutating: 1,
   validating: 1,
   forbidden: [],
+  services: [],
 };
 
 /** "NODE ID", or "ID" of the cluster, errors with "!" before them */
@@ -105,6 +106,24 @@ describe("a check of a cluster", () => {
       "!cluster.admission",
       "cluster.evictions",
     ]);
+  });
+
+  it("finds Services whose clients do not come to gateways", () => {
+    const service = {
+      metadata: {
+        ...{ name: "chat", namespace: "games", uid: "" },
+        resourceVersion: "",
+        creationTimestamp: "",
+      },
+      spec: {},
+    };
+    const finding = (reason: string) => ({ service, reason, message: "clients come to the pods themselves" });
+    assert.deepEqual(found({}, { services: [finding("NotGateway"), finding("TooManyServices")] }), [
+      "service.not-gateway",
+      "service.too-many-services",
+    ]);
+    const many = found({}, { services: Array.from({ length: 30 }, () => finding("NotInjected")) });
+    assert.deepEqual([many.length, many.at(-1)], [21, "service.more"]);
   });
 
   it("finds nodes without an agent, or that cannot have one", () => {

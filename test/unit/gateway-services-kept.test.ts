@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, it } from "node:test";
 import { Watches } from "#control/kubernetes/client/watches.ts";
 import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
+import { detachServices } from "#control/kubernetes/services/detach.ts";
 import { keepServices } from "#control/kubernetes/services/keep.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { ApiInMemory, type Raw } from "../support/api-in-memory.ts";
@@ -14,6 +15,8 @@ const POD = "/api/v1/namespaces/games/pods/chat-a";
 const SERVICE = "/api/v1/namespaces/games/services/chat";
 const SLICES = "/apis/discovery.k8s.io/v1/namespaces/games/endpointslices";
 const NAMED = { "kubernetes.io/service-name": "chat" };
+
+const KUBERNETES = { "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io" };
 
 describe("Services of gateways, kept by the controller", () => {
   const end: AbortController[] = [];
@@ -93,7 +96,7 @@ describe("Services of gateways, kept by the controller", () => {
   });
 
   it("takes out what Kubernetes had made for the selector, and what it would be made of again", async () => {
-    const own = { ...NAMED, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io" };
+    const own = { ...NAMED, ...KUBERNETES };
     const others = { ...NAMED, "endpointslice.kubernetes.io/managed-by": "somebody.example" };
     const api = start((one) => {
       one.put(`${SLICES}/chat-x2x4z`, { metadata: { labels: own } });
@@ -163,6 +166,78 @@ describe("Services of gateways, kept by the controller", () => {
     await asked.promise;
     abort.abort();
     await keeping;
+  });
+
+  it("leads clients to pods themselves that are not its own, and to gateways as soon as there are others", async () => {
+    const api = start((one) => {
+      const { metadata, ...pod } = one.objects.get(POD);
+      const annotations = { ...metadata.annotations, "holdfast.dev/mode": "forward" };
+      one.put(POD, {
+        ...pod,
+        metadata: { ...metadata, annotations },
+        status: { ...pod.status, podIP: "10.244.1.2" },
+      });
+    });
+    const direct = `${SLICES}/chat-holdfast-pods-0`;
+    await until("clients are led", () => api.objects.has(direct));
+    assert.deepEqual(api.objects.get(direct).endpoints[0].addresses, ["10.244.1.2"]);
+    assert.deepEqual(slice(api).endpoints, []);
+    const { metadata, ...pod } = api.objects.get(POD);
+    const annotations = { ...metadata.annotations, "holdfast.dev/mode": "gateway" };
+    api.put(`${POD}-2`, { ...pod, metadata: { labels: metadata.labels, annotations } });
+    await until("nobody is led to the other", () => !api.objects.has(direct));
+    assert.deepEqual(slice(api).endpoints[0].addresses, ["10.244.3.2"]);
+    // nobody was led nowhere meanwhile
+    assert.deepEqual(api.calls.filter((call) => !call.endsWith("/events")).slice(-3), [
+      `PATCH ${TABLE}`,
+      `PUT ${SLICES}/chat-holdfast`,
+      `DELETE ${direct}`,
+    ]);
+  });
+
+  it("are detached with and without a controller: pods first, then ours away", async () => {
+    for (const isKept of [true, false]) {
+      const api = start((one) => {
+        // the webhook that keeps Services has not seen this one
+        const labels = { "holdfast.dev/gateway": "enabled" };
+        one.put(`${SERVICE}-2`, { metadata: { labels }, spec: { selector: { app: "x" }, ports: [] } });
+        one.put(`${SERVICE}-3`, { metadata: { labels }, spec: { ports: [] } });
+      });
+      await until("clients are led", () => slice(api) !== undefined);
+      if (!isKept) {
+        for (const one of end.splice(0)) one.abort();
+        await Promise.all(running.splice(0));
+      }
+      api.calls.length = 0;
+      api.problem = [`PATCH ${SERVICE}`, fail("KUBERNETES_CONFLICT", "it has changed")];
+      const done: string[] = [];
+      const left: string[] = [];
+      const detaching = detachServices(api.api, {
+        namespace: null,
+        onDetached: (service) => done.push(service),
+        onLeft: (service) => left.push(service),
+      });
+      await until("it has its selector", () => api.objects.get(SERVICE).spec.selector !== undefined);
+      assert.ok(!isKept ? slice(api) !== undefined : true);
+      api.put(`${SLICES}/chat-x2x4z`, { metadata: { labels: { ...NAMED, ...KUBERNETES } } });
+      await detaching;
+      assert.deepEqual([done.toSorted(), left], [["games/chat", "games/chat-2"], ["games/chat-3"]]);
+      assert.deepEqual(
+        ["", "-2"].map((one) => {
+          const { metadata, spec } = api.objects.get(`${SERVICE}${one}`);
+          return [metadata.labels, metadata.annotations ?? {}, spec.selector];
+        }),
+        [
+          [{}, {}, { app: "chat" }],
+          [{}, {}, { app: "x" }],
+        ],
+      );
+      assert.deepEqual(
+        [...api.objects.keys()].filter((path) => path.startsWith(SLICES)),
+        [`${SLICES}/chat-x2x4z`],
+      );
+      for (const one of end.splice(0)) one.abort();
+    }
   });
 
   it("says once why a pod gets no client", async () => {

@@ -5,7 +5,9 @@ import type { ServiceEntry } from "#control/api/gateway-table.ts";
 import { ServiceTable } from "#control/gateway/services.ts";
 import type { Pod, Service } from "#control/kubernetes/client/objects.ts";
 import { adopt, parseSelector } from "#control/kubernetes/services/adopt.ts";
-import { PORT_FIRST, PORT_LAST, planServices } from "#control/kubernetes/services/plan.ts";
+import { planServices, TABLE_BYTES_MAX } from "#control/kubernetes/services/plan.ts";
+import { PORT_FIRST, PORT_LAST } from "#control/kubernetes/services/port-numbers.ts";
+import type { SliceManifest } from "#control/kubernetes/services/slices.ts";
 
 const META = { resourceVersion: "1", creationTimestamp: "2026-01-01T00:00:00Z" };
 
@@ -50,7 +52,11 @@ function pod(
       ...(deleted ? { deletionTimestamp: META.creationTimestamp } : {}),
     },
     spec: { containers: [{ name: "app", ports: [{ name: "ws", containerPort: 9000 }] }] },
-    status: { phase: "Running", conditions: [{ type: "Ready", status: ready ? "True" : "False" }] },
+    status: {
+      phase: "Running",
+      podIP: `10.244.1.${name.length}`,
+      conditions: [{ type: "Ready", status: ready ? "True" : "False" }],
+    },
   };
 }
 
@@ -157,6 +163,87 @@ describe("Services whose clients come to gateways", () => {
     assert.deepEqual(slices[0]?.endpoints, []);
   });
 
+  /** Where clients of each port come: "NAME ADDRESS:PORT/PROTOCOL". */
+  function endpointsOf({ slices }: { slices: SliceManifest[] }): string[] {
+    return slices.flatMap(({ endpoints = [], ports = [] }) =>
+      (endpoints as { addresses: string[] }[]).flatMap(({ addresses: [address] }) =>
+        (ports as { name: string; port: number; protocol: string }[]).map(
+          ({ name, port, protocol }) => `${name} ${address}:${port}/${protocol}`,
+        ),
+      ),
+    );
+  }
+  const forward = { "holdfast.dev/mode": "forward" };
+  const AT_GATEWAYS = GATEWAYS.map(({ status }) => ` ${status?.podIP}:${PORT_FIRST}/TCP`);
+
+  it("lead to the pods themselves while there is none that gateways could lead to, and to gateways as soon as there is", () => {
+    const old = [pod("old", { annotations: forward }), pod("plain", { annotations: null })];
+    const unready = pod("old-2", { annotations: forward, ready: false });
+    const labelled = planOf([service("chat")], [...old, unready]);
+    const itself = [" 10.244.1.3:9000/TCP", " 10.244.1.5:9000/TCP"];
+    assert.deepEqual(endpointsOf(labelled), itself);
+    assert.deepEqual(
+      labelled.slices.map(({ metadata }) => metadata.name),
+      ["chat-holdfast", "chat-holdfast-pods-0"],
+    );
+    assert.deepEqual(labelled.leads, { gateways: 0, pods: 1, nowhere: 0 });
+    assert.deepEqual(
+      labelled.reasons.map(([reason, message]) => [reason, message.split(":")[0]]),
+      [
+        ["NotInjected", "clients come to plain without a gateway, as without the label"],
+        ["NotGateway", "clients come to old, old-2 without a gateway, as without the label"],
+      ],
+    );
+    // a roll-out
+    const starting = planOf([service("chat")], [...old, pod("new", { ready: false })], labelled.table);
+    assert.deepEqual(endpointsOf(starting), itself);
+    const ready = planOf([service("chat")], [...old, pod("new")], starting.table);
+    assert.deepEqual(endpointsOf(ready), AT_GATEWAYS);
+    assert.deepEqual(ready.leads, { gateways: 1, pods: 0, nowhere: 0 });
+  });
+
+  it("lead to the pods themselves at ports that gateways do not have", () => {
+    const ports = [
+      { name: "tcp", port: 80, targetPort: 9000 },
+      { name: "udp", port: 53, targetPort: 5353, protocol: "UDP" },
+    ];
+    const plan = planOf([service("chat", { spec: { ports } })], [pod("a")]);
+    assert.deepEqual(endpointsOf(plan), [
+      ...AT_GATEWAYS.map((one) => `tcp${one}`),
+      "udp 10.244.1.1:5353/UDP",
+    ]);
+  });
+
+  it("have slices of pods as Kubernetes would, of so many, and of each number that a name stands for", () => {
+    const many = Array.from({ length: 150 }, (_, index) => pod(`p${index}`, { annotations: null }));
+    const other = pod("z", { annotations: null });
+    other.spec = { containers: [{ name: "app", ports: [{ name: "ws", containerPort: 9001 }] }] };
+    const nameless = pod("y", { annotations: null });
+    nameless.spec = { containers: [{ name: "app" }] };
+    const spec = { ports: [{ port: 80, targetPort: "ws" }] };
+    const { slices } = planOf([service("chat", { spec })], [...many, nameless, other]);
+    assert.deepEqual(
+      slices.slice(1).map(({ metadata, ports, endpoints = [] }) => [metadata.name, ports, endpoints.length]),
+      [9000, 9000, 9001].map((port, index) => [
+        `chat-holdfast-pods-${index}`,
+        [{ name: "", port, protocol: "TCP" }],
+        [100, 50, 1][index],
+      ]),
+    );
+  });
+
+  it("refuse connections while no gateway is Ready, and say so", () => {
+    const { slices, reasons } = planOf([service("chat")], [pod("a")], {}, []);
+    assert.deepEqual(
+      slices.map(({ endpoints }) => endpoints),
+      [[]],
+    );
+    assert.deepEqual(
+      reasons.map(([reason]) => reason),
+      ["NoGateway"],
+    );
+  });
+
   it("lead nobody to a pod that is not injected, or not in gateway mode, and say so", () => {
     const pods = [
       pod("in"),
@@ -224,7 +311,7 @@ describe("Services whose clients come to gateways", () => {
     only(
       service("s", { spec: { ports: [...ports, { name: "dns", port: 53, protocol: "UDP" }] } }),
       "NotTcp",
-      /port dns: expected TCP, got UDP/,
+      /^clients of port dns come to the pods themselves: it is UDP/,
     );
     only(service("s", { spec: { ports: [{ port: 81 }] } }), "NoSuchPort", /targetPort 81: .* of a:/);
     only(
@@ -236,13 +323,36 @@ describe("Services whose clients come to gateways", () => {
     only(service("s"), "NoSuchPort", /targetPort 9000: expected it as port 8080 .* of b:/, [pod("a"), later]);
   });
 
-  it("leave out what does not fit into one object, and say so", () => {
-    const services = Array.from({ length: 12 }, (_, index) => service(`s${index}`));
+  it("have their clients come to the pods themselves where the table has no room, but for those that are in it", () => {
     const pods = Array.from({ length: 2_000 }, (_, index) => pod(`${"p".repeat(40)}-${index}`));
-    const { table, reasons } = planOf(services, pods);
-    assert.ok(Object.keys(table).length < 12);
-    assert.ok(reasons.some(([reason]) => reason === "TooManyServices"));
-    assert.ok(Buffer.byteLength(JSON.stringify(Object.values(table))) < 1_048_576 * 1.2);
+    const known = Array.from({ length: 7 }, (_, index) => service(`known-${index}`));
+    const before = planOf(known, pods);
+    assert.equal(Object.keys(before.table).length, 7);
+    // earlier in the order of names
+    const fresh = Array.from({ length: 5 }, (_, index) => service(`a-${index}`));
+    const after = planOf([...fresh, ...known], pods, before.table);
+    assert.deepEqual(
+      known.filter(({ metadata }) => after.table[`games.${metadata.name}`] === undefined),
+      [],
+    );
+    const outside = fresh.filter(({ metadata }) => after.table[`games.${metadata.name}`] === undefined);
+    assert.ok(outside.length > 0);
+    assert.deepEqual(
+      after.reasons.map(([reason]) => reason),
+      outside.map(() => "TooManyServices"),
+    );
+    assert.equal(after.leads.pods, outside.length);
+    for (const { metadata } of outside) {
+      const slices = after.slices.filter((one) => one.metadata.name.startsWith(`${metadata.name}-`));
+      assert.equal(endpointsOf({ slices }).length, pods.length);
+    }
+    const bytes = Object.values(after.table).reduce((sum, text) => sum + Buffer.byteLength(text), 0);
+    assert.ok(bytes <= after.tableBytes && after.tableBytes <= TABLE_BYTES_MAX);
+    // … and those have room to grow
+    const more = Array.from({ length: 100 }, (_, index) => pod(`${"q".repeat(40)}-${index}`));
+    const grown = planOf([...fresh, ...known], [...pods, ...more], after.table);
+    assert.deepEqual(Object.keys(grown.table).toSorted(), Object.keys(after.table).toSorted());
+    assert.ok(grown.tableBytes > after.tableBytes && grown.tableBytes <= TABLE_BYTES_MAX);
   });
 });
 

@@ -11,6 +11,7 @@ import { KubernetesApi } from "../client/api.ts";
 import { Watches } from "../client/watches.ts";
 import { keepMesh } from "../mesh/keep.ts";
 import { keepServices } from "../services/keep.ts";
+import type { ServicesPlan } from "../services/plan.ts";
 import { listenAt, readiness } from "../serving.ts";
 import { watchAllPods } from "./all-pods.ts";
 import { whileLeader } from "./lease.ts";
@@ -81,6 +82,9 @@ export async function runController(
       const { gateways: table } = config;
       const watches = new Watches({ api, silent: metrics.silent, onProblem: problem });
       const pods = watchAllPods(watches);
+      const onPlan = ({ tableBytes, leads }: ServicesPlan): void => {
+        metrics.services = { tableBytes, leads };
+      };
       await Promise.all([
         reconcile(
           {
@@ -104,9 +108,13 @@ export async function runController(
         reportMissedPods({ ...shared, pods, namespace }, signal),
         table === null
           ? null
-          : keepServices({ api, silent: metrics.silent, onProblem: problem, pods, namespace, table }, signal),
+          : keepServices(
+              { api, silent: metrics.silent, onProblem: problem, onPlan, pods, namespace, table },
+              signal,
+            ),
         config.mesh ? keepMesh({ api, silent: metrics.silent, onProblem: problem, pods }, signal) : null,
       ]);
+      metrics.services = null;
       await watches.close();
       metrics.leads(false);
       log.info("leads no more");

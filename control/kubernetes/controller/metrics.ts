@@ -14,6 +14,8 @@ export class ControllerMetrics {
   readonly silent = new SilentSeconds("holdfast_controller", this.registry);
   /** all that there are */
   migrations: () => Iterable<KubernetesObject> = () => [];
+  /** bytes of the table that gateways follow, and how many of their Services are led where; null: this one does not keep them */
+  services: { tableBytes: number; leads: Readonly<Record<string, number>> } | null = null;
   /** how many pods there are of each */
   injections: () => ReadonlyMap<string, number> = () => new Map();
 
@@ -81,6 +83,24 @@ export class ControllerMetrics {
       collect() {
         this.reset();
         for (const [injection, count] of self.injections()) this.set({ injection }, count);
+      },
+    });
+    new Gauge({
+      name: "holdfast_controller_services",
+      help: "Services of gateways by where their clients are led: to gateways, to pods themselves, or nowhere.",
+      labelNames: ["leads"] as const,
+      registers,
+      collect() {
+        this.reset();
+        for (const [leads, count] of Object.entries(self.services?.leads ?? {})) this.set({ leads }, count);
+      },
+    });
+    new Gauge({
+      name: "holdfast_controller_gateway_table_bytes",
+      help: "What gateways are told of Services and their pods; at most 1,000,000.",
+      registers,
+      collect() {
+        this.set(self.services?.tableBytes ?? 0);
       },
     });
     new Gauge({

@@ -1,7 +1,10 @@
-/** What is said of Services in Events: each finding once, for as long as it is so and says the same. */
+/** What is said of Services in Events: each finding once, and every half hour again for as long as it is so. */
 import type { KubernetesApi } from "../client/api.ts";
 import { eventOf, report } from "../client/events.ts";
 import type { Service } from "../client/objects.ts";
+
+/** Events are kept for an hour (kube-apiserver, --event-ttl): what is so still is told again before */
+export const TELL_AGAIN_MS = 1_800_000;
 
 export interface ServiceFinding {
   service: Service;
@@ -15,7 +18,7 @@ export interface ServiceFinding {
 export class ServiceFindings {
   readonly #api: Pick<KubernetesApi, "create">;
   readonly #onProblem: (what: string, error: unknown) => void;
-  readonly #told = new Map<string, string>();
+  readonly #told = new Map<string, { message: string; atMs: number }>();
 
   constructor(api: Pick<KubernetesApi, "create">, onProblem: (what: string, error: unknown) => void) {
     this.#api = api;
@@ -27,8 +30,9 @@ export class ServiceFindings {
     const now = new Map(findings.map((one) => [`${one.service.metadata.uid}/${one.reason}`, one]));
     for (const key of this.#told.keys()) if (!now.has(key)) this.#told.delete(key);
     for (const [key, finding] of now) {
-      if (this.#told.get(key) === finding.message) continue;
-      this.#told.set(key, finding.message);
+      const { message, atMs = 0 } = this.#told.get(key) ?? {};
+      if (message === finding.message && performance.now() - atMs < TELL_AGAIN_MS) continue;
+      this.#told.set(key, { message: finding.message, atMs: performance.now() });
       await report(this.#api, [eventFor(finding)], (error) =>
         this.#onProblem("an Event is not written", error),
       );

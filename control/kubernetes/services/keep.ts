@@ -23,17 +23,15 @@ import { pathOf } from "../client/paths.ts";
 import type { Watched } from "../client/reflector.ts";
 import { Rounds } from "../client/rounds.ts";
 import { Watches, type WatchesOptions } from "../client/watches.ts";
-import { ServiceFindings } from "./findings.ts";
+import { ServiceFindings, TELL_AGAIN_MS } from "./findings.ts";
+import { keyOf, planServices, type ServicesPlan } from "./plan.ts";
 import {
-  keyOf,
   MANAGED_BY,
   MANAGED_BY_KUBERNETES,
   MANAGED_BY_LABEL,
-  planServices,
   SERVICE_NAME_LABEL,
-  type ServicesPlan,
   type SliceManifest,
-} from "./plan.ts";
+} from "./slices.ts";
 
 const AGAIN_MS = 2_000;
 
@@ -44,11 +42,13 @@ export interface ServicesOptions extends WatchesOptions {
   namespace: string;
   /** name of the ConfigMap; the gateways' pods have it in label {@link TABLE_LABEL} */
   table: string;
+  /** each round's, before it is carried out */
+  onPlan?(plan: ServicesPlan): void;
 }
 
 /** Works until the signal is aborted. */
 export async function keepServices(options: ServicesOptions, signal: AbortSignal): Promise<void> {
-  const { api, pods, namespace, table, onProblem } = options;
+  const { api, pods, namespace, table, onPlan, onProblem } = options;
   const watches = new Watches(options);
   const events = new ServiceFindings(api, onProblem);
   const rounds = new Rounds(round, signal);
@@ -89,6 +89,7 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
         gateways,
         table: there.data ?? {},
       });
+      onPlan?.(plan);
       await writeTable(api, there, plan.table);
       await writeSlices(api, plan, [...slices.objects.values()]);
       await events.tell(plan.findings);
@@ -100,7 +101,9 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
     }
   }
 
+  const again = setInterval(onChange, TELL_AGAIN_MS).unref();
   await ended;
+  clearInterval(again);
   unfollow();
   await Promise.all([rounds.end(), watches.close()]);
 }

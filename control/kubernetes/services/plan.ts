@@ -1,7 +1,7 @@
 /**
- * What is to be of Services whose clients come to gateways: their entries in the gateways' table, and their EndpointSlices. Pure. Such a
- * Service has no selector of its own, so Kubernetes gives it no endpoints; it gets those of the gateways, each of its ports at a
- * number of its own, by which a gateway knows whose client comes.
+ * What is to be of Services whose clients come to gateways: their entries in the gateways' table, and their EndpointSlices. Pure. Each port of
+ * such a Service has a number of its own at the gateways, by which these know whose client comes. Clients that gateways cannot have are
+ * led to the pods themselves, as without Holdfast: a label on a Service turns nobody away.
  */
 import * as z from "zod";
 import {
@@ -11,34 +11,20 @@ import {
   type ServiceEntry,
   serviceEntry,
 } from "../../api/gateway-table.ts";
-import {
-  type EndpointSlice,
-  isActive,
-  isSelected,
-  isTrue,
-  type Pod,
-  type Service,
-} from "../client/objects.ts";
+import { isActive, isSelected, isTrue, type Pod, type Service } from "../client/objects.ts";
 import { settingsOf } from "../inject/settings.ts";
 import { lookAt, nameOf } from "../node/injected-pod.ts";
 import { parseSelector } from "./adopt.ts";
 import type { ServiceFinding } from "./findings.ts";
+import { PORT_FIRST, PORT_LAST, PortNumbers } from "./port-numbers.ts";
+import { gatewaySlice, isServing, numberOf, podSlices, type SliceManifest } from "./slices.ts";
 
-/** port numbers of gateways that are given to Services */
-export const PORT_FIRST = 20_000;
-export const PORT_LAST = 29_999;
-/** etcd takes no larger object, and a ConfigMap none above 1 MiB */
-const TABLE_BYTES_MAX = 1_000_000;
+/** a ConfigMap takes none above 1 MiB, and etcd no larger object */
+export const TABLE_BYTES_MAX = 1_000_000;
+/** … of which Services that are new leave so much to those that are there: they get more pods */
+const GROWTH_BYTES = 100_000;
+const SESSION_CHARS_MAX = 1_000;
 const NAMES_MAX = 5;
-
-export const SERVICE_NAME_LABEL = "kubernetes.io/service-name";
-export const MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by";
-export const MANAGED_BY = "gateway.holdfast.dev";
-/** Kubernetes' own, which leave behind what they made when a Service's selector is taken away (kube-controller-manager) */
-export const MANAGED_BY_KUBERNETES = [
-  "endpointslice-controller.k8s.io",
-  "endpointslicemirroring-controller.k8s.io",
-];
 
 export interface ObservedServices {
   /** those with the label */
@@ -51,28 +37,29 @@ export interface ObservedServices {
   table: Readonly<Record<string, string>>;
 }
 
+/** Where a Service's clients are led. */
+export const LEADS = ["gateways", "pods", "nowhere"] as const;
+export type Lead = (typeof LEADS)[number];
+
 export interface ServicesPlan {
   table: Record<string, string>;
+  tableBytes: number;
   slices: SliceManifest[];
   /** why clients of a Service, or of one of its pods, are not led as somebody expects */
   findings: ServiceFinding[];
+  /** how many Services there are of each */
+  leads: Record<Lead, number>;
 }
-
-export type SliceManifest = Omit<EndpointSlice, "metadata"> & {
-  metadata: {
-    name: string;
-    namespace: string;
-    labels: Record<string, string>;
-    ownerReferences: object[];
-  };
-};
 
 type Tell = (reason: string, message: string) => void;
 
 export function planServices({ services, pods, gateways, table }: ObservedServices): ServicesPlan {
-  const plan: ServicesPlan = { table: {}, slices: [], findings: [] };
+  const plan: ServicesPlan = {
+    ...{ table: {}, tableBytes: 0, slices: [], findings: [] },
+    leads: { gateways: 0, pods: 0, nowhere: 0 },
+  };
   const byNamespace = Map.groupBy(pods, ({ metadata }) => metadata.namespace ?? "");
-  const endpoints = gateways.filter(isServing).map(endpointOf);
+  const serving = gateways.filter(isServing);
   const numbers = new PortNumbers();
   const kept = new Map<string, ServiceEntry>();
   const inOrder = [...services].sort((one, other) => keyOf(one).localeCompare(keyOf(other)));
@@ -82,29 +69,49 @@ export function planServices({ services, pods, gateways, table }: ObservedServic
     if (before === null) continue;
     kept.set(keyOf(service), { ...before, ports: before.ports.filter(({ listen }) => numbers.keep(listen)) });
   }
-  let bytes = 0;
-  for (const service of inOrder) {
+  // … and so does the room in the table
+  const [known = [], fresh = []] = [true, false].map((isKnown) =>
+    inOrder.filter((service) => kept.has(keyOf(service)) === isKnown),
+  );
+  for (const service of [...known, ...fresh]) {
+    const key = keyOf(service);
     const tell: Tell = (reason, message) => plan.findings.push({ service, reason, message });
-    const before = kept.get(keyOf(service)) ?? null;
-    const entry = entryOf(
-      service,
-      byNamespace.get(service.metadata.namespace ?? "") ?? [],
-      before,
-      numbers,
-      tell,
-    );
-    if (entry === null) continue;
-    const text = JSON.stringify(entry);
-    bytes += keyOf(service).length + text.length;
-    if (bytes > TABLE_BYTES_MAX) {
-      tell(
-        "TooManyServices",
-        `all Services of gateways together come to more than ${TABLE_BYTES_MAX} bytes: this one is left out`,
-      );
+    const labels = selectorOf(service, tell);
+    if (labels === null) {
+      plan.leads.nowhere++;
       continue;
     }
-    plan.table[keyOf(service)] = text;
-    plan.slices.push(sliceOf(service, entry, endpoints));
+    const selected = (byNamespace.get(service.metadata.namespace ?? "") ?? []).filter(
+      (pod) => isActive(pod) && isSelected({ matchLabels: labels }, pod.metadata.labels),
+    );
+    const { served, others } = sortOut(selected);
+    const ready = served.filter(({ pod }) => isTrue(pod, "Ready"));
+    const isDirect = ready.length === 0 && others.some(({ pod }) => isServing(pod));
+    tellOfOthers(others, isDirect, tell);
+    // one that is not Ready, as in the middle of a move, is better than none: clients wait for it
+    const chosen = ready.length > 0 ? ready : served;
+    const entry = entryOf(service, chosen, kept.get(key) ?? null, numbers, tell);
+    const text = JSON.stringify(entry);
+    const bytes = key.length + Buffer.byteLength(text);
+    const isFull = plan.tableBytes + bytes > TABLE_BYTES_MAX - (kept.has(key) ? 0 : GROWTH_BYTES);
+    const isLed = entry.ports.length > 0 && !isFull;
+    if (isFull)
+      tell(
+        "TooManyServices",
+        `clients come to the pods themselves, and a move resets them: all Services of gateways with their pods are ${TABLE_BYTES_MAX} bytes at most, and this one had no room; take the label from others`,
+      );
+    if (isLed) {
+      plan.table[key] = text;
+      plan.tableBytes += bytes;
+      const hasClients = !isDirect && chosen.length > 0;
+      if (hasClients && serving.length === 0)
+        tell("NoGateway", "no gateway is Ready: clients are refused, but for those that are connected");
+      plan.slices.push(gatewaySlice(service, entry, hasClients ? serving : []));
+    }
+    const names = new Set(isLed && !isDirect ? entry.ports.map(({ name }) => name) : []);
+    const left = (service.spec.ports ?? []).filter(({ name = "" }) => !names.has(name));
+    plan.slices.push(...podSlices(service, left, selected.filter(isServing)));
+    plan.leads[isLed && !isDirect ? "gateways" : "pods"]++;
   }
   return plan;
 }
@@ -114,29 +121,18 @@ export function keyOf({ metadata }: { metadata: { namespace?: string; name: stri
   return `${metadata.namespace ?? "default"}.${metadata.name}`;
 }
 
-/** null: its pods are not known, or none of its ports is of use */
+/** @param chosen pods that gateways lead clients to */
 function entryOf(
   service: Service,
-  pods: readonly Pod[],
+  chosen: readonly ServedPod[],
   before: ServiceEntry | null,
   numbers: PortNumbers,
   tell: Tell,
-): ServiceEntry | null {
-  const labels = selectorOf(service, tell);
-  if (labels === null) return null;
+): ServiceEntry {
   const { annotations = {} } = service.metadata;
   const session = sessionOf(annotations[SESSION_ANNOTATION], tell);
-  const served = servedPods(
-    pods.filter(({ metadata }) => isSelected({ matchLabels: labels }, metadata.labels)),
-    tell,
-  );
-  // one that is not Ready, as in the middle of a move, is better than none: clients wait for it
-  const ready = served.filter(({ pod }) => isTrue(pod, "Ready"));
-  const chosen = ready.length > 0 ? ready : served;
-  const ports = portsOf(service, chosen, before, numbers, tell);
-  if (ports.length === 0) return null;
   return {
-    ports,
+    ports: portsOf(service, chosen, before, numbers, tell),
     workloads: [...new Set(chosen.map(({ workload }) => workload))].sort(),
     ...(session === undefined ? {} : { session }),
     ...(annotations[PROXY_PROTOCOL_ANNOTATION] === "true" ? { sendProxyProtocol: true } : {}),
@@ -176,6 +172,7 @@ function selectorOf({ metadata, spec }: Service, tell: Tell): Record<string, str
 function sessionOf(text: string | undefined, tell: Tell): unknown {
   if (text === undefined) return undefined;
   try {
+    if (text.length > SESSION_CHARS_MAX) throw new Error("it is too long");
     // what it means is the gateway's to read
     return z.record(z.string(), z.string()).parse(JSON.parse(text));
   } catch {
@@ -194,30 +191,42 @@ interface ServedPod {
   ports: { listen: number; upstream: number }[];
 }
 
-/** Those that gateways lead clients to. */
-function servedPods(pods: readonly Pod[], tell: Tell): ServedPod[] {
+/** Of a Service's pods those that gateways can lead clients to, and others. */
+function sortOut(pods: readonly Pod[]): {
+  served: ServedPod[];
+  others: { pod: Pod; isInjected: boolean }[];
+} {
   const served: ServedPod[] = [];
-  const foreign: string[] = [];
-  const forwarding: string[] = [];
+  const others: { pod: Pod; isInjected: boolean }[] = [];
   for (const pod of pods) {
-    const { name } = pod.metadata;
-    if (!isActive(pod)) continue;
     const seen = seenOf(pod);
-    if (seen === null) foreign.push(name);
-    else if (!seen.isOfGateways) forwarding.push(name);
-    else served.push({ pod, ...seen });
+    if (seen?.isOfGateways) served.push({ pod, ...seen });
+    else others.push({ pod, isInjected: seen !== null });
   }
-  if (foreign.length > 0)
-    tell(
+  return { served, others };
+}
+
+/** @param isDirect there is no better one: clients are led to them, by themselves */
+function tellOfOthers(others: ReturnType<typeof sortOut>["others"], isDirect: boolean, tell: Tell): void {
+  const what = (names: string[]): string =>
+    isDirect
+      ? `clients come to ${shown(names)} without a gateway, as without the label:`
+      : `no client is led to ${shown(names)}:`;
+  for (const [reason, isInjected, cure] of [
+    [
       "NotInjected",
-      `no client is led to ${shown(foreign)}: not injected (label holdfast.dev/inject: enabled on the namespace, or on the pod, before it is made)`,
-    );
-  if (forwarding.length > 0)
-    tell(
+      false,
+      "not injected (label holdfast.dev/inject: enabled on the namespace, or on the pod, before it is made)",
+    ],
+    [
       "NotGateway",
-      `no client is led to ${shown(forwarding)}: made with holdfast.dev/mode: forward, or before this Service was; make them anew`,
-    );
-  return served;
+      true,
+      "made with holdfast.dev/mode: forward or holdfast.dev/listen, or while there were no gateways; make them anew (kubectl rollout restart)",
+    ],
+  ] as const) {
+    const names = others.filter((one) => one.isInjected === isInjected).map(({ pod }) => pod.metadata.name);
+    if (names.length > 0) tell(reason, `${what(names)} ${cure}`);
+  }
 }
 
 interface SeenPod extends Omit<ServedPod, "pod"> {
@@ -260,7 +269,10 @@ function portsOf(
   for (const { name = "", port, protocol = "TCP", targetPort = port } of service.spec.ports ?? []) {
     const asked = before?.ports.find((one) => one.name === name);
     if (protocol !== "TCP") {
-      tell("NotTcp", `port ${name || port}: expected TCP, got ${protocol}: gateways do not have it`);
+      tell(
+        "NotTcp",
+        `clients of port ${name || port} come to the pods themselves: it is ${protocol}, and gateways have TCP`,
+      );
       continue;
     }
     const found = served.map(({ pod, ports: its }) => ({ pod, port: portIn(pod, its, targetPort) }));
@@ -275,7 +287,10 @@ function portsOf(
       );
     const listen = asked?.listen ?? numbers.next();
     if (listen === null) {
-      tell("NoPortLeft", `ports ${PORT_FIRST}-${PORT_LAST} of gateways are all given out`);
+      tell(
+        "NoPortLeft",
+        `clients of port ${name || port} come to the pods themselves, and a move resets them: ports ${PORT_FIRST}-${PORT_LAST} of gateways are all given out`,
+      );
       continue;
     }
     // as long as there is no pod nobody is led anywhere
@@ -286,12 +301,7 @@ function portsOf(
 
 /** What clients call the port that a Service means. null: there is none */
 function portIn(pod: Pod, ports: ServedPod["ports"], targetPort: number | string): number | null {
-  const number =
-    typeof targetPort === "number"
-      ? targetPort
-      : pod.spec.containers
-          .flatMap(({ ports: declared = [] }) => declared as { name?: string; containerPort: number }[])
-          .find(({ name }) => name === targetPort)?.containerPort;
+  const number = numberOf(pod, targetPort);
   const found =
     ports.find(({ listen }) => listen === number) ?? ports.find(({ upstream }) => upstream === number);
   return found?.listen ?? null;
@@ -309,63 +319,4 @@ function entryIn(text: string | undefined): ServiceEntry | null {
   } catch {
     return null; // of another version, or somebody's hand: it is made anew
   }
-}
-
-/** Each is one Service port's at a time. A number that has become free is given out again as late as can be. */
-class PortNumbers {
-  readonly #taken = new Set<number>();
-  #last = PORT_FIRST - 1;
-
-  /** False: another has it. */
-  keep(number: number): boolean {
-    if (number < PORT_FIRST || number > PORT_LAST || this.#taken.has(number)) return false;
-    this.#taken.add(number);
-    this.#last = Math.max(this.#last, number);
-    return true;
-  }
-
-  /** null: none is left */
-  next(): number | null {
-    const count = PORT_LAST - PORT_FIRST + 1;
-    if (this.#taken.size >= count) return null;
-    do this.#last = this.#last >= PORT_LAST ? PORT_FIRST : this.#last + 1;
-    while (this.#taken.has(this.#last));
-    this.#taken.add(this.#last);
-    return this.#last;
-  }
-}
-
-function isServing(pod: Pod): boolean {
-  return isActive(pod) && isTrue(pod, "Ready") && pod.status?.podIP !== undefined;
-}
-
-function endpointOf({ metadata, spec, status }: Pod): { addresses: string[]; [field: string]: unknown } {
-  return {
-    addresses: [status?.podIP as string],
-    conditions: { ready: true, serving: true, terminating: false },
-    ...(spec.nodeName === undefined ? {} : { nodeName: spec.nodeName }),
-    targetRef: { kind: "Pod", namespace: metadata.namespace, name: metadata.name, uid: metadata.uid },
-  };
-}
-
-function sliceOf(
-  { metadata: { name, namespace = "default", uid } }: Service,
-  { ports, workloads }: ServiceEntry,
-  endpoints: ReturnType<typeof endpointOf>[],
-): SliceManifest {
-  const isSix = endpoints.some(({ addresses }) => addresses[0]?.includes(":"));
-  return {
-    apiVersion: "discovery.k8s.io/v1",
-    kind: "EndpointSlice",
-    metadata: {
-      name: `${name}-holdfast`,
-      namespace,
-      labels: { [SERVICE_NAME_LABEL]: name, [MANAGED_BY_LABEL]: MANAGED_BY },
-      ownerReferences: [{ apiVersion: "v1", kind: "Service", name, uid, controller: true }],
-    },
-    addressType: isSix ? "IPv6" : "IPv4",
-    // without pods a connection is refused at once, as with any Service
-    endpoints: workloads.length === 0 ? [] : endpoints,
-    ports: ports.map(({ name: port, listen }) => ({ name: port, port: listen, protocol: "TCP" })),
-  };
 }

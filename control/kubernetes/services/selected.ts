@@ -1,4 +1,4 @@
-/** Which pods gateways' Services are for, as the API server has them now: what says `holdfast.dev/mode` of a pod that says nothing of it. */
+/** Which pods gateways' Services are for, as the API server has them now: what says `holdfast.dev/mode` of a pod with the proxy in it that says nothing of it. */
 import { GATEWAY_ENABLED, GATEWAY_LABEL, SELECTOR_ANNOTATION } from "../../api/gateway-table.ts";
 import { isSelected, type Service } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";

@@ -1,0 +1,28 @@
+/** Port numbers of gateways that are given to Services: by its number a gateway knows whose client comes. */
+
+export const PORT_FIRST = 20_000;
+export const PORT_LAST = 29_999;
+
+/** Each is one Service port's at a time. A number that has become free is given out again as late as can be. */
+export class PortNumbers {
+  readonly #taken = new Set<number>();
+  #last = PORT_FIRST - 1;
+
+  /** False: another has it. */
+  keep(number: number): boolean {
+    if (number < PORT_FIRST || number > PORT_LAST || this.#taken.has(number)) return false;
+    this.#taken.add(number);
+    this.#last = Math.max(this.#last, number);
+    return true;
+  }
+
+  /** null: none is left */
+  next(): number | null {
+    const count = PORT_LAST - PORT_FIRST + 1;
+    if (this.#taken.size >= count) return null;
+    do this.#last = this.#last >= PORT_LAST ? PORT_FIRST : this.#last + 1;
+    while (this.#taken.has(this.#last));
+    this.#taken.add(this.#last);
+    return this.#last;
+  }
+}
