@@ -20,7 +20,7 @@ export interface WebhookFile {
   admin: Endpoint | null;
   /** who renews the certificate; null: somebody else */
   renewal: RenewalConfig | null;
-  /** Services say which pods are in gateway mode: they are looked at in the cluster */
+  /** the cluster has gateways: pods that say nothing of it are in their mode. Services are looked at in the cluster */
   gateways: boolean;
   /** pods name the controller as one that moves them when an EvictionRequest asks for their eviction */
   evictionRequests: boolean;

@@ -66,7 +66,7 @@ function withoutSecrets(text: string): string {
 }
 
 const DEFAULT = {};
-const WITH_GATEWAYS = { gateway: { enabled: true } };
+const WITHOUT_GATEWAYS = { gateway: { enabled: false } };
 const EVERYTHING_ELSE = {
   registry: "registry.example/team",
   imagePullPolicy: "Always",
@@ -111,7 +111,6 @@ const EVERYTHING_ELSE = {
     priorityClassName: "",
   },
   gateway: {
-    enabled: true,
     replicas: 1,
     drainSeconds: 3600,
     existingKeySecret: "links-key",
@@ -139,7 +138,7 @@ const WEBHOOK_ALONE = {
 };
 const CASES: Record<string, object> = {
   default: DEFAULT,
-  "with-gateways": WITH_GATEWAYS,
+  "without-gateways": WITHOUT_GATEWAYS,
   "with-everything-else": EVERYTHING_ELSE,
   "webhook-alone": WEBHOOK_ALONE,
 };
@@ -192,7 +191,7 @@ describe("the chart", () => {
 
   it("writes files that the agent and the webhook read", () => {
     writeFileSync(join(folder, "key"), Buffer.alloc(32, 1), { mode: 0o600 });
-    for (const values of [WITH_GATEWAYS, EVERYTHING_ELSE]) {
+    for (const values of [DEFAULT, EVERYTHING_ELSE]) {
       const objects = objectsIn(render(values));
       const text = agentFile(objects);
       const raw = parse(text);
@@ -212,7 +211,7 @@ describe("the chart", () => {
           data?.["webhook.yaml"] !== undefined && metadata.name === "holdfast-controller",
       );
       const { renewal } = parseWebhookConfig(evictions.data["webhook.yaml"], "evictions.yaml");
-      const isRenewed = values === WITH_GATEWAYS;
+      const isRenewed = values === DEFAULT;
       assert.equal(renewal?.kind, isRenewed ? "ValidatingWebhookConfiguration" : undefined);
       assert.equal(renewal?.configuration, isRenewed ? "holdfast-controller" : undefined);
       const { admin, gateways } = parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml");

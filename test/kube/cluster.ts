@@ -202,6 +202,15 @@ export class Cluster {
     return pod as unknown as KubeObject;
   }
 
+  /** Resolves when somebody takes a client's connection there. */
+  async untilOpen(address: string, port: number): Promise<void> {
+    const knock = ["timeout", "1", "bash", "-c", `exec 3<>/dev/tcp/${address}/${port}`];
+    await this.until(
+      `clients come in at ${address}:${port}`,
+      async () => (await this.lab.run("client", knock)).status === 0,
+    );
+  }
+
   /** Waits for what only asking again tells. */
   async until(what: string, holds: () => Promise<unknown>, msMax = READY_MS_MAX): Promise<void> {
     const late = performance.now() + msMax;

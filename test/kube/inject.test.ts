@@ -7,7 +7,7 @@ import { type InjectOptions, inject, uninject } from "#control/kubernetes/inject
 import type { Pod } from "#control/kubernetes/inject/pod.ts";
 import { issueCertificate } from "#control/kubernetes/webhook/issue.ts";
 import { podShapes } from "#test/support/pod-shapes.ts";
-import { nodeBinary, projectRoot } from "../lab/lab.ts";
+import { projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { holdfast, logsOf } from "./agents.ts";
 import { appContainer } from "./applications.ts";
@@ -96,6 +96,7 @@ describe("the chart in a cluster", () => {
       "store.url": cluster.lab.redis.url,
       "webhook.replicas": 1,
       "controller.replicas": 1,
+      "gateway.replicas": 1,
     };
     const set = Object.entries(values).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
     await helm(["upgrade", "--install", "holdfast", CHART, ...set, ...more]);
@@ -143,7 +144,7 @@ describe("the chart in a cluster", () => {
     const parts = (items as KubeObject[]).map(
       ({ metadata }) => (metadata.labels as Record<string, string>)["app.kubernetes.io/component"],
     );
-    assert.deepEqual(parts.toSorted(), ["agent", "agent", "controller", "webhook"]);
+    assert.deepEqual(parts.toSorted(), ["agent", "agent", "controller", "gateway", "webhook"]);
     await cluster.until("pods are injected", async () => isInjected(await tryPod("shapes", podOf("bare"))));
   });
 
@@ -326,15 +327,7 @@ describe("the chart in a cluster", () => {
     await cluster.until("it runs", async () => (await stateOn("a")) === "running").catch(failed);
     await cluster.until("the standby waits", async () => (await stateOn("b")) !== undefined).catch(failed);
     const target = { address: cluster.lab.place("a").address, port: NODE_PORT };
-    const knock = `const socket = require("net").connect(${target.port}, "${target.address}");
-      socket.on("error", () => {}).on("connect", () => console.log("open")).setTimeout(500, () => socket.destroy());
-      socket.on("connect", () => socket.destroy());`;
-    await cluster
-      .until("clients come in", async () => {
-        const { stdout } = await cluster.lab.run("client", [nodeBinary, "-e", knock]);
-        return stdout.trim() === "open";
-      })
-      .catch(failed);
+    await cluster.untilOpen(target.address, target.port).catch(failed);
     const load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
     await answered(load);
     const moved = await holdfast(cluster, agents.get("a"), ["migrate", workload, "--to", "b", "--json"]);
@@ -403,16 +396,24 @@ describe("the chart in a cluster", () => {
     },
   };
 
-  it("keeps certificate and keys when it is upgraded", async () => {
+  it("keeps certificate and keys when it is upgraded, and leads clients to pods before gateways go", async () => {
     const secrets = async (): Promise<string[]> => {
       const all = ["holdfast-webhook", "holdfast-key"].map((name) =>
         cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/secrets/${name}`),
       );
       return (await Promise.all(all)).map(({ data }) => JSON.stringify(data));
     };
+    const chatService = async (): Promise<KubeObject> =>
+      await cluster.api("GET", "/api/v1/namespaces/shapes/services/chat");
+    await cluster.kubectl(["-n", "shapes", "label", "service", "chat", "holdfast.dev/gateway=enabled"]);
+    assert.equal((await chatService()).spec.selector, undefined);
     const before = await secrets();
-    await install();
+    await install("--set", "gateway.enabled=false");
     assert.deepEqual(await secrets(), before);
+    const { metadata, spec } = await chatService();
+    assert.deepEqual([metadata.labels, spec.selector], [undefined, { app: "chat" }]);
+    const jobs = await cluster.kubectl(["-n", NAMESPACE, "get", "jobs,pods", "-o", "name"]);
+    assert.doesNotMatch(jobs, /detach/);
   });
 
   it("renews its certificate before it expires, while pods are injected all the time", async () => {

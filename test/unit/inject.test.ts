@@ -27,9 +27,9 @@ function injected(pod: Pod): Pod {
   return (outcome as Outcome & { kind: "injected" }).pod;
 }
 
-it("a mode that a Service has said is taken out again", () => {
+it("a mode that the cluster's gateways have said is taken out again", () => {
   const pod = podShapes().find(({ name }) => name === "bare")?.pod as Pod;
-  const outcome = inject(pod, { ...OPTIONS, isOfGateways: () => true });
+  const outcome = inject(pod, { ...OPTIONS, gateways: { isSelected: () => false } });
   assert.equal(outcome.kind, "injected");
   const made = (outcome as Outcome & { kind: "injected" }).pod;
   assert.equal(made.metadata?.annotations?.["holdfast.dev/mode"], "gateway");

@@ -218,6 +218,12 @@ items:
     assert.match(err, /none\.yaml: cannot be read: ENOENT/);
   });
 
+  it("puts pods in gateway mode where the cluster has gateways", async () => {
+    const { out } = await inject(MANIFEST, "--gateways");
+    assert.match(out, /holdfast\.dev\/mode: "?gateway/);
+    assert.doesNotMatch((await inject(MANIFEST)).out, /holdfast\.dev\/mode/);
+  });
+
   it("gives the image a policy, and asks for the image", async () => {
     const { out } = await inject(MANIFEST, "--image-pull-policy", "Always");
     assert.match(out, /imagePullPolicy: Always/);

@@ -47,30 +47,34 @@ describe("an AdmissionReview's answer", () => {
       }
     });
 
-  it("puts a pod in gateway mode that a Service of gateways is for, unless it says otherwise", () => {
+  it("puts a pod in gateway mode where there are gateways, unless it says otherwise; with the proxy in it for their Services alone", () => {
     const bare = podShapes().find(({ name }) => name === "bare")?.pod as Raw;
     const asked: unknown[] = [];
-    const modeOf = (annotations: object, isOf: boolean): unknown => {
+    const modeOf = (annotations: object, isSelected: boolean | null): unknown => {
       const pod = { ...bare, metadata: { ...bare.metadata, labels: { app: "chat" }, annotations } };
-      const isOfGateways = (namespace: string, labels: object): boolean => {
+      const select = (namespace: string, labels: object): boolean => {
         asked.push([namespace, labels]);
-        return isOf;
+        return isSelected === true;
       };
+      const gateways = isSelected === null ? null : { select };
       const review = reviewOf(pod, { namespace: "games" });
-      const { response } = answerReview(JSON.stringify(review), { ...OPTIONS, isOfGateways }, false)
+      const { response } = answerReview(JSON.stringify(review), { ...OPTIONS, gateways }, false)
         .review as Raw;
       const patch = JSON.parse(Buffer.from(response.patch, "base64").toString("utf8")) as Raw;
       return (applied(pod, patch) as Raw).metadata.annotations["holdfast.dev/mode"];
     };
-    assert.equal(modeOf({}, true), "gateway");
-    assert.equal(modeOf({}, false), undefined);
+    assert.equal(modeOf({}, null), undefined);
+    assert.equal(modeOf({}, false), "gateway");
+    assert.equal(modeOf({ "holdfast.dev/mode": "forward" }, false), "forward");
+    assert.equal(modeOf({ "holdfast.dev/listen": "pod" }, true), undefined);
+    assert.deepEqual(asked, []);
+    const inside = { "holdfast.dev/proxy": "sidecar" };
+    assert.equal(modeOf(inside, true), "gateway");
+    assert.equal(modeOf(inside, false), undefined);
     assert.deepEqual(asked, [
       ["games", { app: "chat" }],
       ["games", { app: "chat" }],
     ]);
-    assert.equal(modeOf({ "holdfast.dev/mode": "forward" }, true), "forward");
-    assert.equal(modeOf({ "holdfast.dev/listen": "pod" }, true), undefined);
-    assert.equal(asked.length, 2);
   });
 
   it("of a Service takes its selector, and gives it back", () => {

@@ -39,8 +39,8 @@ export interface InjectOptions {
   image: string;
   /** null: Kubernetes' default */
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
-  /** A Service whose clients come to gateways is for pods with these labels. Default: none is */
-  isOfGateways?(labels: Record<string, string>): boolean;
+  /** of the cluster, which hold the sockets of clients. Absent: there are none */
+  gateways?: { isSelected(labels: Record<string, string>): boolean } | null | undefined;
   /**
    * what runs the proxy in pods (Node and Holdfast at /holdfast, and a user that is not root), and where it is in pods that say nothing
    * of it. Absent: never in a pod
@@ -120,11 +120,11 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   const copy = structuredClone(pod);
   const container = copy.spec.containers.find(({ name }) => name === chosen.name) as Container;
   const replaced: Replaced = { added: [] };
-  const byService = isOfGateways(pod, options);
-  if (byService) replaced.added.push("mode");
+  const isOfGateways = goesToGateways(pod, options, hasSidecar);
+  if (isOfGateways) replaced.added.push("mode");
   if (settings.container === null) replaced.added.push("container");
   if (ports !== null) replaced.added.push("ports");
-  const isForward = settings.mode === "forward" && !byService;
+  const isForward = settings.mode === "forward" && !isOfGateways;
   const isListening = hasSidecar && isForward && settings.listen === null;
   if (isListening) replaced.added.push("listen");
   if (hasSidecar && settings.proxy === null) replaced.added.push("proxy");
@@ -141,7 +141,7 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
     [MADE.injected]: INJECTED,
     [SETTINGS.container]: chosen.name,
     ...(ports === null ? {} : { [SETTINGS.ports]: ports }),
-    ...(byService ? { [SETTINGS.mode]: "gateway" } : {}),
+    ...(isOfGateways ? { [SETTINGS.mode]: "gateway" } : {}),
     ...(hasSidecar ? { [SETTINGS.proxy]: "sidecar" } : {}),
     ...(isListening ? { [SETTINGS.listen]: "pod" } : {}),
     ...commandNotes(chosen),
@@ -206,12 +206,16 @@ function isWhole({ metadata, spec }: Pod): boolean {
   );
 }
 
-/** The pod does not say who holds its clients' sockets, and a Service does. */
-function isOfGateways({ metadata }: Pod, options: InjectOptions): boolean {
+/**
+ * The pod does not say who holds its clients' sockets, and the cluster has gateways. Where the proxy is in the pod it has the clients of
+ * every Service at the pod's own address: then only a Service of gateways leads them away from it.
+ */
+function goesToGateways({ metadata }: Pod, { gateways }: InjectOptions, hasSidecar: boolean): boolean {
   const { annotations, labels } = metadata ?? {};
+  if (gateways == null) return false;
   if (annotations?.[SETTINGS.mode] !== undefined || annotations?.[SETTINGS.listen] !== undefined)
     return false;
-  return options.isOfGateways?.(labels ?? {}) === true;
+  return !hasSidecar || gateways.isSelected(labels ?? {});
 }
 
 /** How the application is started, as far as the pod says so: its image may have an entrypoint, which only its node knows. */

@@ -50,13 +50,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
         })
       : null;
   const server = createWebhookServer({
-    inject: {
-      image,
-      imagePullPolicy,
-      proxy,
-      evictionRequests,
-      isOfGateways: (namespace, labels) => gateways?.select(namespace, labels) === true,
-    },
+    inject: { image, imagePullPolicy, proxy, evictionRequests, gateways },
     certificate,
     metrics,
     log,

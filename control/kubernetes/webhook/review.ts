@@ -50,8 +50,8 @@ const reviewSchema = z.looseObject({
 
 export interface ReviewOptions
   extends Pick<InjectOptions, "image" | "imagePullPolicy" | "proxy" | "evictionRequests"> {
-  /** A Service of that namespace whose clients come to gateways is for pods with these labels. Default: none is */
-  isOfGateways?(namespace: string, labels: Record<string, string>): boolean;
+  /** of the cluster; `select`: one of that namespace's Services whose clients come to them is for pods with these labels. Absent: there are none */
+  gateways?: { select(namespace: string, labels: Record<string, string>): boolean } | null;
 }
 
 /**
@@ -79,13 +79,13 @@ export function answerReview(body: string, options: ReviewOptions, enforce: bool
     const { path, message } = parsed.error.issues[0] as z.core.$ZodIssue;
     return refuse(`${path.join(".")}: ${message}`);
   }
-  const { image, imagePullPolicy, proxy, evictionRequests } = options;
+  const { image, imagePullPolicy, proxy, evictionRequests, gateways = null } = options;
   const outcome = inject(object as Pod, {
     image,
     imagePullPolicy,
     proxy,
     evictionRequests,
-    isOfGateways: (labels) => options.isOfGateways?.(request.namespace, labels) === true,
+    gateways: gateways && { isSelected: (labels) => gateways.select(request.namespace, labels) },
   });
   if (outcome.kind === "unchanged") return answer("unchanged", outcome.reason, {});
   if (outcome.kind === "refused") return refuse(`${outcome.problem.at}: ${outcome.problem.message}`);
