@@ -1,6 +1,6 @@
 /**
- * `npm run demo:kube`: in a real Kubernetes cluster of two nodes the chart is installed, nodes are drained by kubectl, and the clients of two
- * applications that keep their state in memory check every byte meanwhile. Nothing in it is mocked.
+ * `npm run demo:kube`: in a real Kubernetes cluster of three nodes the chart is installed, nodes are drained by kubectl, one is then switched
+ * off, and the clients of two applications that keep their state in memory check every byte meanwhile. Nothing in it is mocked.
  *
  * Exit status: 0 no message was lost or repeated and no connection reset in any move; 1 one was, or a move did not
  * happen; 2 wrong arguments; 130 interrupted.
@@ -14,23 +14,24 @@ import { AGENT, APPS, INSIDE, REDIS } from "../test/kube/images.ts";
 import type { LabProcess } from "../test/lab/lab.ts";
 import type { Blackout } from "../test/load/gaps.ts";
 import { type Load, startLoad } from "../test/load/load.ts";
-import { APPLICATIONS, type Application, GAMES, type MovedPod, Stage } from "./kube-stage.ts";
+import type { LoadReport } from "../test/load/protocol.ts";
+import { APPLICATIONS, type Application, EDGE, GAMES, type MovedPod, Stage } from "./kube-stage.ts";
 import { Screen } from "./screen.ts";
 
 const usage = `Usage: npm run demo:kube [-- OPTION...]
 
-A Kubernetes cluster of two nodes on this machine. The chart is installed, two Deployments run on node a with clients outside of
-the cluster; kubectl drain empties node a, then, after its uncordon, node b, and holdfast migrate moves one pod more. The first run
-builds Kubernetes (a quarter of an hour).
+A Kubernetes cluster of three nodes on this machine. The chart is installed; a Deployment (chat) and a StatefulSet (echo) run on node a, with
+clients outside of the cluster, who come to their Services. kubectl drain empties node a; after its uncordon holdfast migrate moves
+chat back, and kubectl drain of node b moves echo. Node b, which is empty then, is switched off. The first run builds Kubernetes (a quarter
+of an hour).
 
   --websockets N  clients of chat, each sending 40 messages a second   (50)
   --tcp N         clients of echo, each sending 20 kB a second         (10)
   --json          one JSON object on stdout and nothing else there (with: npm run -s demo:kube -- --json)
   --help          this
 
-Clients come to node a's address at ports 8080 and 8081 from first to last: in forward mode the proxies of that node hold their sockets,
-so they need it also when the applications have left it. Gateways of the chart are not in it yet.
-StatefulSets are not in it: their pods keep their names, and need a third node to move.
+Gateways, of the chart, hold the clients' sockets. They are on node c, with the other parts of Holdfast but the agents. The StatefulSet's
+pod keeps its name: echo waits on node c while the pod is made anew, so it moves twice each time, and its clients wait twice.
 
 Exit status: 0 nothing lost, repeated or reset; 1 something was, or a move failed; 2 wrong arguments.
 `;
@@ -44,6 +45,8 @@ interface Move {
   migration: string | null;
   from: string;
   to: string;
+  /** where the application was in between, as its pod keeps its name; null: it moved once */
+  via: string | null;
   fromPod: string;
   toPod: string;
   /** Succeeded, Failed, Aborted; NotMoved: there was no Migration */
@@ -60,7 +63,7 @@ interface Move {
   resets: number;
   /** the longest pause that each client saw, in the whole of the drain or command */
   blackoutMs: Blackout;
-  /** of the application, by the agents */
+  /** of the application, by the agents; both ways together */
   pauseMs: number | null;
   bytes: number | null;
   /** of the Migration */
@@ -76,9 +79,15 @@ interface Drain {
   printed: string[];
 }
 
+/** One entry of `off`: what clients of an application saw of a node that was switched off when it was empty. */
+interface Off extends Pick<Move, "workload" | "messages" | "lost" | "repeated" | "resets" | "blackoutMs"> {
+  node: string;
+}
+
 interface Shown {
   moves: Move[];
   drains: Drain[];
+  off: Off[];
 }
 
 interface DemoOptions {
@@ -89,11 +98,12 @@ interface DemoOptions {
 
 const NODES = ["a", "b"] as const;
 const PREFIX = "hfkdemo";
-/** drains of both nodes with both applications, and one pod by a command */
-const MOVES = 5;
+/** a drain with both applications, one back by a command, and a drain with the other */
+const MOVES = APPLICATIONS.length * 2;
 const INTERVAL_MS = 25;
 const BEFORE_MS = 1_000;
 const AFTER_MS = 2_000;
+const OFF_MS = 5_000;
 /** how long answers may take until they count as lost */
 const DRAIN_MS_MAX = 30_000;
 
@@ -137,45 +147,46 @@ async function demo(
   const since = elapsed();
   const step = (text: string): void =>
     screen.line(`  ${screen.paint("green", "✔")} ${text} ${screen.paint("dim", `(${since()} s)`)}`);
-  screen.live("  starting etcd, the control plane and two nodes");
+  screen.live("  starting etcd, the control plane and three nodes");
   const images = [AGENT, APPS, INSIDE, REDIS];
-  const cluster = await createCluster({ nodes: [...NODES], images, prefix: PREFIX, redis: false });
+  const cluster = await createCluster({ nodes: [...NODES, EDGE], images, prefix: PREFIX, redis: false });
   const stage = new Stage(cluster);
   onStage(stage);
   try {
-    step("a cluster of two nodes is up");
+    step("a cluster of three nodes is up");
     screen.live("  helm install");
     await stage.install();
-    step("helm install: controller, webhook, agents and a Redis are ready");
+    step("helm install: controller, webhook, gateways, agents and a Redis are ready");
     screen.live("  starting chat and echo");
     await stage.deploy("a");
     step(
-      `two Deployments in namespace ${GAMES}, which has the label holdfast.dev/inject=enabled, run on node a`,
+      `Deployment chat and StatefulSet echo run on node a, in namespace ${GAMES} with the label holdfast.dev/inject=enabled`,
     );
+    step("their Services have the label holdfast.dev/gateway=enabled: clients come to gateways, on node c");
     const loads = new Map<Application, Load>();
-    const { address } = cluster.lab.place("a");
+    const { address } = cluster.lab.place(EDGE);
     for (const application of APPLICATIONS)
       loads.set(
         application,
         await startLoad(cluster.lab, application.kind, {
-          target: { address, port: application.listen },
+          target: { address, port: application.nodePort },
           sessions: sessions[application.name] ?? 1,
           intervalMs: INTERVAL_MS,
           drainMsMax: DRAIN_MS_MAX,
         }),
       );
+    const [chat, echo] = APPLICATIONS.map(({ nodePort }) => `${address}:${nodePort}`);
     step(
-      `${sessions.chat} WebSocket clients of chat (${address}:8080) and ${sessions.echo} TCP clients of echo (${address}:8081) check every byte`,
+      `${sessions.chat} WebSocket clients of chat (${chat}) and ${sessions.echo} TCP clients of echo (${echo}) check every byte`,
     );
-    screen.line(
-      "    (forward mode: node a holds their sockets from first to last; gateways of the chart are not in it yet)",
-    );
-    for (const [from, to] of [
-      ["a", "b"],
-      ["b", "a"],
-    ] as const)
-      await drain({ stage, loads, screen, shown, from, to });
-    await migrate({ stage, loads, screen, shown, from: "a", to: "b" });
+    const act = { stage, loads, screen, shown };
+    const [a, b] = NODES;
+    await drain({ ...act, from: a, to: b });
+    await stage.kubectl("uncordon", a);
+    screen.line(`    node ${a} is uncordoned`);
+    await migrate({ ...act, from: b, to: a });
+    await drain({ ...act, from: b, to: a });
+    await switchOff(act, b);
     screen.line(`  ${screen.paint("cyan", "kubectl get migrations")}`);
     for (const line of await stage.migrations()) screen.line(`    ${screen.paint("dim", line)}`);
     for (const load of loads.values()) await load.stop();
@@ -202,7 +213,7 @@ async function drain(act: Act): Promise<void> {
   const { stage, screen, shown, from } = act;
   const printed: string[] = [];
   await perform(act, `kubectl drain ${from}`, {
-    applications: APPLICATIONS,
+    applications: await stage.applicationsOn(from),
     start: () => stage.drain(from),
     onLine: (line) => {
       // kubectl says every five seconds why a pod is still there
@@ -214,8 +225,22 @@ async function drain(act: Act): Promise<void> {
       screen.line(`    over in ${(tookMs / 1_000).toFixed(1)} s`);
     },
   });
-  await stage.kubectl("uncordon", from);
-  screen.line(`    node ${from} is uncordoned`);
+}
+
+/** Everything on the node ends at once, and its cable is pulled; clients are looked at for a while. */
+async function switchOff(
+  { stage, loads, screen, shown }: Omit<Act, "from" | "to">,
+  node: string,
+): Promise<void> {
+  screen.line(`  ${screen.paint("cyan", `node ${node} is switched off`)}`);
+  for (const load of loads.values()) await load.mark();
+  await stage.cluster.switchOff(node);
+  await sleep(OFF_MS);
+  for (const [{ name }, load] of loads) {
+    const seen = seenIn(await load.report(), name);
+    shown.off.push({ node, workload: name, ...seen });
+    screen.line(`    ${name}: ${sight(screen, seen)}`);
+  }
 }
 
 async function migrate(act: Act): Promise<void> {
@@ -270,10 +295,8 @@ async function perform(
     if (load === undefined) throw new Error("unreachable");
     const move = await moveOf(by, one, load);
     shown.moves.push(move);
-    screen.line(
-      `    ${move.workload}: ${move.fromPod} → ${move.toPod}, ${move.messages.toLocaleString("en")} answers checked: ${verdict(screen, move)}; ` +
-        `longest pause a client saw: p50 ${move.blackoutMs.p50} ms, max ${move.blackoutMs.max} ms`,
-    );
+    const ways = move.via === null ? "" : ` by way of node ${move.via}`;
+    screen.line(`    ${move.workload}: ${move.fromPod} → ${move.toPod}${ways}, ${sight(screen, move)}`);
   }
   for (const { outcome, workload, reason } of shown.moves.filter((move) => move.by === by))
     if (outcome !== "Succeeded") throw new Error(`${by}: ${workload}: ${reason}`);
@@ -283,32 +306,46 @@ async function perform(
 async function moveOf(by: string, moved: MovedPod, load: Load): Promise<Move> {
   const { application, status } = moved;
   const report = await load.report();
-  for (const problem of report.problems) process.stderr.write(`    ${application.name}: ${problem}\n`);
   return {
     by,
     workload: application.name,
     migration: moved.migration,
     from: moved.fromNode,
     to: moved.toNode,
+    via: status.origin === undefined ? null : (status.source?.node ?? null),
     fromPod: moved.fromPod,
     toPod: moved.toPod,
     outcome: status.phase ?? "NotMoved",
     reason: status.message ?? (moved.migration === null ? "it was ended and started anew" : null),
-    attempts: status.attempt ?? 1,
+    // the second way begins with one of its own
+    attempts: (status.attempt ?? 1) - (status.origin === undefined ? 0 : 1),
     downstream: status.move?.downstream ?? null,
     sessions: report.sessions,
-    messages: report.messages,
-    lost: report.lost + report.corrupt,
-    repeated: report.repeated,
-    resets: report.resets,
-    blackoutMs: report.blackoutMs,
-    pauseMs: status.move?.pauseMs ?? null,
-    bytes: status.move?.bytes ?? null,
+    ...seenIn(report, application.name),
+    pauseMs: sumOf(status, "pauseMs"),
+    bytes: sumOf(status, "bytes"),
     phasesMs: phasesOf(status),
   };
 }
 
-/** How long it was in each phase but the last; in each attempt, together. */
+/** What clients have seen since the last mark; what is not as it should be goes to stderr, with its reason. */
+type Seen = Pick<Move, "messages" | "lost" | "repeated" | "resets" | "blackoutMs">;
+
+function seenIn(
+  { messages, lost, corrupt, repeated, resets, blackoutMs, problems }: LoadReport,
+  name: string,
+): Seen {
+  for (const problem of problems) process.stderr.write(`    ${name}: ${problem}\n`);
+  return { messages, lost: lost + corrupt, repeated, resets, blackoutMs };
+}
+
+/** Of both ways, where a pod keeps its name. null: the agents said nothing of it */
+function sumOf({ origin, move }: MigrationStatus, figure: "pauseMs" | "bytes"): number | null {
+  const figures = [origin?.move?.[figure], move?.[figure]].filter((one) => one !== undefined);
+  return figures.length === 0 ? null : figures.reduce((sum, one) => sum + one, 0);
+}
+
+/** How long it was in each phase but the last; in each attempt, and each way, together. */
 function phasesOf({ phaseTransitionTimestamps: at = [] }: MigrationStatus): Record<string, number> {
   const phases: Record<string, number> = {};
   for (const [index, { phase, timestamp }] of at.entries()) {
@@ -324,13 +361,18 @@ function elapsed(): () => string {
   return () => ((performance.now() - startedMs) / 1_000).toFixed(1);
 }
 
-function isPerfect({ lost, repeated, resets, outcome }: Move): boolean {
+/** @param seen without an outcome it was no move */
+function isPerfect({ lost, repeated, resets, outcome = "Succeeded" }: Seen & { outcome?: string }): boolean {
   return lost === 0 && repeated === 0 && resets === 0 && outcome === "Succeeded";
 }
 
-function verdict(screen: Screen, move: Move): string {
-  const text = `${move.lost} lost, ${move.repeated} repeated, ${move.resets} resets`;
-  return screen.paint(isPerfect(move) ? "green" : "red", text);
+function sight(screen: Screen, seen: Seen & { outcome?: string }): string {
+  const { messages, lost, repeated, resets, blackoutMs } = seen;
+  const text = `${lost} lost, ${repeated} repeated, ${resets} resets`;
+  return (
+    `${messages.toLocaleString("en")} answers checked: ${screen.paint(isPerfect(seen) ? "green" : "red", text)}; ` +
+    `longest pause a client saw: p50 ${blackoutMs.p50} ms, max ${blackoutMs.max} ms`
+  );
 }
 
 /** A column for each move, a row for each figure. */
@@ -343,7 +385,7 @@ function table(moves: Move[]): string[] {
   return alignedTable([
     figure("application", ({ workload }) => workload),
     figure("by", ({ by }) => by),
-    figure("move", ({ from, to }) => `${from} → ${to}`),
+    figure("move", ({ from, via, to }) => [from, via, to].filter((node) => node !== null).join(" → ")),
     figure("downstream", ({ downstream }) => downstream ?? "-"),
     figure("attempts", ({ attempts }) => attempts),
     figure("sessions", ({ sessions }) => sessions),
@@ -354,7 +396,7 @@ function table(moves: Move[]): string[] {
     figure("pause p50 ms", ({ blackoutMs }) => blackoutMs.p50.toFixed(1)),
     figure("pause p99 ms", ({ blackoutMs }) => blackoutMs.p99.toFixed(1)),
     figure("pause max ms", ({ blackoutMs }) => blackoutMs.max.toFixed(1)),
-    figure("by the agents, ms", ({ pauseMs }) => pauseMs?.toFixed(1) ?? "-"),
+    figure("… by the agents, ms", ({ pauseMs }) => pauseMs?.toFixed(1) ?? "-"),
     figure("phases, ms", () => ""),
     ...phases.map((name) => figure(`  ${name}`, ({ phasesMs }) => phasesMs[name] ?? "-")),
   ]);
@@ -376,9 +418,9 @@ async function main(): Promise<number> {
       process.stderr.write("demo:kube: stopping\n");
     });
   screen.line(
-    `${screen.paint("bold", "Holdfast on Kubernetes")}: kubectl drain, there and back, under the eyes of ${options.sessions.chat} WebSocket and ${options.sessions.echo} TCP clients\n`,
+    `${screen.paint("bold", "Holdfast on Kubernetes")}: kubectl drain, there and back, and a node that is switched off, under the eyes of ${options.sessions.chat} WebSocket and ${options.sessions.echo} TCP clients\n`,
   );
-  const shown: Shown = { moves: [], drains: [] };
+  const shown: Shown = { moves: [], drains: [], off: [] };
   let stage: Stage | null = null;
   try {
     await demo(options, screen, shown, (made) => {
@@ -390,8 +432,9 @@ async function main(): Promise<number> {
     process.stderr.write(`demo:kube: ${error instanceof Error ? error.message : String(error)}\n`);
   }
   if (interrupted) return 130;
-  const { moves } = shown;
-  const perfect = moves.length === MOVES && moves.every(isPerfect);
+  const { moves, off } = shown;
+  const perfect =
+    moves.length === MOVES && off.length === APPLICATIONS.length && [...moves, ...off].every(isPerfect);
   if (options.json) {
     const commands = (stage as Stage | null)?.commands ?? [];
     process.stdout.write(`${JSON.stringify({ ...shown, commands })}\n`);
@@ -402,9 +445,6 @@ async function main(): Promise<number> {
       ? "Every client kept its connection; nothing lost, nothing repeated."
       : `${moves.filter(isPerfect).length} of ${MOVES} moves went without anybody noticing.`;
     screen.line(screen.paint(perfect ? "green" : "red", summary));
-    screen.line(
-      "Pods of StatefulSets move, too, where there is a third node: test/kube/stateful-set.test.ts.",
-    );
   }
   return perfect ? 0 : 1;
 }

@@ -3,10 +3,9 @@ import { join } from "node:path";
 import { API_VERSION, isFinal, type MigrationStatus, SERVING } from "#control/api/resources.ts";
 import { APP_PORT, appContainer } from "../test/kube/applications.ts";
 import { type Cluster, condition, type KubeObject } from "../test/kube/cluster.ts";
-import { installChart, stateOf } from "../test/kube/install.ts";
+import { EDGE as EDGE_TAINT, installChart, makeEdge, stateOf } from "../test/kube/install.ts";
 import { type LabProcess, projectRoot } from "../test/lab/lab.ts";
 import type { LoadKind } from "../test/load/load.ts";
-import { untilAppAnswers } from "./follow.ts";
 
 export const SYSTEM = "holdfast";
 export const GAMES = "games";
@@ -14,12 +13,30 @@ const DRAIN_S_MAX = 420;
 /** a machine that does much else beside */
 const MOVED_MS_MAX = 300_000;
 
-/** Deployments of one replica. Clients come to `listen` of the node that the first pod is on. */
-export const APPLICATIONS = [
-  { name: "chat", kind: "ws" as LoadKind, listen: 8080, program: "/app/chat.js", protocol: "websocket" },
-  { name: "echo", kind: "tcp" as LoadKind, listen: 8081, program: "/app/echo.js", protocol: "tcp" },
+/** The node of gateways, where clients come, and of all parts of the chart but the agents. It stays. */
+export const EDGE = "c";
+
+export interface Application {
+  name: string;
+  owner: "Deployment" | "StatefulSet";
+  kind: LoadKind;
+  program: string;
+  protocol: string;
+  /** of its Service, at every node */
+  nodePort: number;
+}
+
+/** Of one replica, each with a Service. */
+export const APPLICATIONS: Application[] = [
+  {
+    ...{ name: "chat", owner: "Deployment", kind: "ws" },
+    ...{ program: "/app/chat.js", protocol: "websocket", nodePort: 30_080 },
+  },
+  {
+    ...{ name: "echo", owner: "StatefulSet", kind: "tcp" },
+    ...{ program: "/app/echo.js", protocol: "tcp", nodePort: 30_081 },
+  },
 ];
-export type Application = (typeof APPLICATIONS)[number];
 
 /** A pod that had an application before a drain or a command, and what came of it. */
 export interface MovedPod {
@@ -46,21 +63,24 @@ export class Stage {
   async install(): Promise<void> {
     await this.kubectl("create", "namespace", SYSTEM);
     await this.kubectl("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=privileged");
-    const { command } = await installChart(this.cluster, SYSTEM);
+    const { command } = await installChart(this.cluster, SYSTEM, await makeEdge(this.cluster, EDGE));
     this.commands.push(command);
   }
 
-  /** Both applications on `node`, with clients' ports open. */
+  /** Both applications on `node`, and Services that lead clients to gateways. */
   async deploy(node: string): Promise<void> {
     await this.kubectl("create", "namespace", GAMES);
     await this.kubectl("label", "namespace", GAMES, "holdfast.dev/inject=enabled");
     const others = [...this.cluster.lab.nodes.keys()].filter((other) => other !== node);
     for (const other of others) await this.cluster.kubectl(["cordon", other]);
-    await this.cluster.apply(...APPLICATIONS.map(deploymentOf));
+    await this.cluster.apply(...APPLICATIONS.flatMap((one) => [ownerOf(one), serviceOf(one)]));
+    const label = "holdfast.dev/gateway=enabled";
+    for (const { name } of APPLICATIONS)
+      await this.kubectl("label", "service", name, "--namespace", GAMES, label);
     for (const { name } of APPLICATIONS) await this.servingPod(name, node);
     for (const other of others) await this.cluster.kubectl(["uncordon", other]);
-    const { address } = this.cluster.lab.place(node);
-    await untilAppAnswers(this.cluster.lab, `http://${address}:8080/`);
+    const { address } = this.cluster.lab.place(EDGE);
+    for (const { nodePort } of APPLICATIONS) await this.cluster.untilOpen(address, nodePort);
   }
 
   /** Resolves when the application has one pod, which is Ready and has it. @param node where it is to be */
@@ -78,6 +98,14 @@ export class Stage {
       },
     );
     return pods[0] as KubeObject;
+  }
+
+  /** Those whose pods are there. */
+  async applicationsOn(node: string): Promise<Application[]> {
+    const { items } = await this.cluster.api("GET", `/api/v1/namespaces/${GAMES}/pods`);
+    const there = (items as KubeObject[]).filter(({ spec }) => spec.nodeName === node);
+    const names = there.map(({ metadata }) => (metadata.labels as { app?: string } | undefined)?.app);
+    return APPLICATIONS.filter(({ name }) => names.includes(name));
   }
 
   /** Begins to drain a node of all its pods but the agents. */
@@ -162,22 +190,52 @@ export class Stage {
   }
 }
 
-function deploymentOf({ name, listen, program, protocol }: Application): KubeObject {
+function serviceOf({ name, nodePort }: Application): KubeObject {
+  return {
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name, namespace: GAMES },
+    spec: {
+      type: "NodePort",
+      selector: { app: name },
+      ports: [{ port: 80, targetPort: APP_PORT, nodePort }],
+    },
+  };
+}
+
+function ownerOf({ name, owner, program, protocol }: Application): KubeObject {
   const labels = { app: name };
-  const annotations = { "holdfast.dev/ports": `${listen}:${APP_PORT}/${protocol}` };
+  const annotations = { "holdfast.dev/ports": `${APP_PORT}/${protocol}` };
   return {
     apiVersion: "apps/v1",
-    kind: "Deployment",
+    kind: owner,
     metadata: { name, namespace: GAMES },
     spec: {
       replicas: 1,
       selector: { matchLabels: labels },
+      ...(owner === "StatefulSet" ? { serviceName: name } : {}),
       template: {
         metadata: { labels, annotations },
         spec: {
           containers: [appContainer(["/usr/bin/node", program])],
+          ...(owner === "StatefulSet" ? WAITS_AT_THE_EDGE : {}),
         },
       },
     },
   };
 }
+
+/** A third node, where its application is while its pod is made anew. */
+const WAITS_AT_THE_EDGE = {
+  tolerations: [{ key: EDGE_TAINT, operator: "Exists" }],
+  affinity: {
+    nodeAffinity: {
+      preferredDuringSchedulingIgnoredDuringExecution: [
+        {
+          weight: 100,
+          preference: { matchFields: [{ key: "metadata.name", operator: "In", values: [EDGE] }] },
+        },
+      ],
+    },
+  },
+};

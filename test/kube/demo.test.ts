@@ -14,6 +14,7 @@ const DEMO = join(projectRoot, "scripts/demo-kube.ts");
 interface Shown {
   moves: Record<string, unknown>[];
   drains: { node: string; status: number | null; printed: string[] }[];
+  off: Record<string, unknown>[];
   commands: string[];
 }
 
@@ -70,20 +71,19 @@ function patternOf(command: string): RegExp {
 }
 
 describe("npm run demo:kube", () => {
-  it("drains nodes there and back, and moves a pod by a command: no client loses anything", async () => {
+  it("drains nodes there and back, moves a pod by a command, and switches a node off: no client loses anything", async () => {
     const args = ["--json", "--websockets", String(SESSIONS.chat), "--tcp", String(SESSIONS.echo)];
     const run = start(args);
     const [status] = await once(run.child, "close");
     assert.equal(status, 0, `${run.stderr().slice(-8_000)}\n${run.stdout()}`);
-    const { moves, drains, commands } = JSON.parse(run.stdout()) as Shown;
+    const { moves, drains, off, commands } = JSON.parse(run.stdout()) as Shown;
     assert.deepEqual(
-      moves.map(({ workload, from, to, by }) => [workload, from, to, by]),
+      moves.map(({ workload, from, via, to, by }) => [workload, from, via, to, by]),
       [
-        ["chat", "a", "b", "kubectl drain a"],
-        ["echo", "a", "b", "kubectl drain a"],
-        ["chat", "b", "a", "kubectl drain b"],
-        ["echo", "b", "a", "kubectl drain b"],
-        ["chat", "a", "b", "holdfast migrate"],
+        ["chat", "a", null, "b", "kubectl drain a"],
+        ["echo", "a", "c", "b", "kubectl drain a"],
+        ["chat", "b", null, "a", "holdfast migrate"],
+        ["echo", "b", "c", "a", "kubectl drain b"],
       ],
     );
     for (const move of moves) {
@@ -91,11 +91,12 @@ describe("npm run demo:kube", () => {
       assert.deepEqual(
         { lost, repeated, resets, outcome, downstream, sessions },
         {
-          ...{ lost: 0, repeated: 0, resets: 0, outcome: "Succeeded", downstream: "forward" },
+          ...{ lost: 0, repeated: 0, resets: 0, outcome: "Succeeded", downstream: "gateway" },
           sessions: SESSIONS[workload as string],
         },
       );
-      assert.notEqual(move.fromPod, move.toPod);
+      if (workload === "echo") assert.deepEqual([move.fromPod, move.toPod], ["echo-0", "echo-0"]);
+      else assert.notEqual(move.fromPod, move.toPod);
       assert.ok((move.messages as number) > 0);
       assert.ok((move.pauseMs as number) > 0);
       for (const phase of ["Preparing", "Moving", "Adopting"])
@@ -110,6 +111,12 @@ describe("npm run demo:kube", () => {
       assert.match(printed.join("\n"), new RegExp(`node/${node} drained`));
     }
     assert.equal(drains.length, 2);
+    for (const [index, { messages, blackoutMs: _, ...seen }] of off.entries()) {
+      const workload = ["chat", "echo"][index];
+      assert.deepEqual(seen, { node: "b", workload, lost: 0, repeated: 0, resets: 0 });
+      assert.ok((messages as number) > 0);
+    }
+    assert.equal(off.length, 2);
     assert.ok(isClean(findLeftovers(run.id)), JSON.stringify(findLeftovers(run.id)));
     const [own, ...others] = commandsOfReadme().reverse();
     assert.equal(own, "npm run demo:kube");
