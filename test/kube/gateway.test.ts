@@ -3,20 +3,18 @@
  * Node c is where gateways, webhook and controller are; applications are on a and b.
  */
 import assert from "node:assert/strict";
-import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
+
 import { APP_PORT, appContainer } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
-import { installChart, makeEdge, stateOf, uninstallChart } from "./install.ts";
+import { installChart, makeEdge, stateOf } from "./install.ts";
 
 const HOLDFAST = "holdfast";
 const GAMES = "games";
 const EDGE = "c";
 const NODE_PORT = 30080;
-const LATE_PORT = 30081;
 const SESSIONS = 20;
 /** answers that clients have had before and after, each */
 const ANSWERS = 5;
@@ -243,59 +241,6 @@ describe("gateways of the chart", () => {
     await nobodyNoticed();
   });
 
-  it("let clients come to pods that are not theirs, as without them, until those are made anew", async () => {
-    const name = "late";
-    const { metadata, spec } = deployment(name);
-    const forward = structuredClone(spec);
-    forward.template.metadata.annotations = { "holdfast.dev/mode": "forward" };
-    await cluster.apply(service(name, { nodePort: LATE_PORT }), { ...deployment(name), spec: forward });
-    const { address } = cluster.lab.place(EDGE);
-    await cluster.untilOpen(address, LATE_PORT);
-    const target = { address, port: LATE_PORT };
-    const before = await startLoad(cluster.lab, "ws", { target, sessions: 2, intervalMs: 20 });
-    await cluster.kubectl(["-n", GAMES, "label", "service", name, "holdfast.dev/gateway=enabled"]);
-    const [old] = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=${name}`);
-    const direct = `${name}-holdfast-pods-0`;
-    await until("its pod is led to by the controller, and by nobody else", async () => {
-      const slices = await list(`${SLICES}?labelSelector=kubernetes.io/service-name=${name}`);
-      return (
-        slices
-          .map((slice) => slice.metadata.name)
-          .toSorted()
-          .join() === `${name}-holdfast,${direct}`
-      );
-    });
-    assert.deepEqual(await endpoints(name), [old?.status.podIP]);
-    const since = await startLoad(cluster.lab, "ws", { target, sessions: 2, intervalMs: 20 });
-    for (const one of [before, since]) {
-      const wanted = one.messages + 2 * ANSWERS;
-      await until("clients are answered", async () => one.messages >= wanted);
-      const { lost, resets, alive } = await one.report();
-      assert.deepEqual({ lost, resets, alive }, { lost: 0, resets: 0, alive: 2 });
-      await one.stop();
-    }
-    await until("an Event says so", async () => {
-      const columns = "custom-columns=R:.reason,M:.message";
-      const events = await cluster.kubectl(["-n", GAMES, "get", "events", "-o", columns]);
-      return /NotGateway\s+clients come to late-\S+ without a gateway, as without the label:/.test(events);
-    });
-    const { status: found, stdout } = await cluster.run([
-      join(projectRoot, "bin/holdfast"),
-      "check",
-      "--cluster",
-    ]);
-    assert.equal(found, 0, stdout);
-    assert.match(stdout, /! service games\/late: clients come to .* {2}\[service\.not-gateway\]/);
-    await cluster.apply({ apiVersion: "apps/v1", kind: "Deployment", metadata, spec });
-    const addresses = (await gateways()).map(({ status }) => status.podIP as string).toSorted();
-    await until("the Service leads to gateways alone", async () => {
-      return JSON.stringify(await endpoints(name)) === JSON.stringify(addresses);
-    });
-    await cluster.untilOpen(address, LATE_PORT);
-    await cluster.kubectl(["-n", GAMES, "delete", "deployment,service", name, "--wait=false"]);
-    await nobodyNoticed();
-  });
-
   it("give a Service back its selector when it says so no more, and its pods to Kubernetes", async () => {
     await cluster.kubectl(["-n", GAMES, "label", "service", "chat", "holdfast.dev/gateway-"]);
     const pod = await theOnlyPod("a");
@@ -356,27 +301,6 @@ describe("gateways of the chart", () => {
     await nobodyNoticed({ alive: left, lost });
   });
 
-  it("lead clients to pods again when the chart is uninstalled", async () => {
-    await load.stop();
-    const pod = await theOnlyPod("b");
-    await uninstallChart(cluster, HOLDFAST);
-    const { metadata, spec } = await cluster.api("GET", `${SERVICES}/chat`);
-    const { labels = {}, annotations = {} } = metadata as Record<string, Record<string, string>>;
-    assert.deepEqual([labels, annotations["holdfast.dev/selector"]], [{}, undefined]);
-    assert.deepEqual(spec.selector, { app: "chat" });
-    assert.deepEqual(await endpoints("chat"), [pod.status.podIP]);
-    const { address } = cluster.lab.place(EDGE);
-    const target = { address, port: NODE_PORT };
-    const after = await startLoad(cluster.lab, "ws", { target, sessions: 2, intervalMs: 20 });
-    await until("clients are answered", async () => after.messages >= 2 * ANSWERS);
-    await after.stop();
-    const left = await cluster.kubectl([
-      ...["get", "jobs,serviceaccounts,configmaps,clusterroles,clusterrolebindings", "-A"],
-      ...["-l", "app.kubernetes.io/name=holdfast", "-o", "name"],
-    ]);
-    assert.equal(left.trim(), "");
-  });
-
   async function sessionsAt({ status }: KubeObject): Promise<number> {
     const { stdout } = await cluster.run([
       "curl",
@@ -403,10 +327,7 @@ function namespace(name: string, labels: Record<string, string>): KubeObject {
   return { apiVersion: "v1", kind: "Namespace", metadata: { name, labels } };
 }
 
-function service(
-  name: string,
-  { labels = {}, nodePort = NODE_PORT }: { labels?: Record<string, string>; nodePort?: number },
-): KubeObject {
+function service(name: string, { labels = {} }: { labels?: Record<string, string> }): KubeObject {
   return {
     apiVersion: "v1",
     kind: "Service",
@@ -414,7 +335,7 @@ function service(
     spec: {
       type: "NodePort",
       selector: { app: name },
-      ports: [{ port: 80, targetPort: APP_PORT, nodePort }],
+      ports: [{ port: 80, targetPort: APP_PORT, nodePort: NODE_PORT }],
     },
   };
 }

@@ -53,11 +53,6 @@ export async function installChart(
   return { command: install.join(" ").replace(`${projectRoot}/`, "") };
 }
 
-/** What {@link installChart} has installed goes again. */
-export async function uninstallChart(cluster: Cluster, namespace: string): Promise<void> {
-  await runHelm(cluster, namespace, ["helm", "uninstall", "holdfast", "--namespace", namespace]);
-}
-
 async function runHelm(cluster: Cluster, namespace: string, command: string[]): Promise<void> {
   // helm's caches and settings are the cluster's own
   const home = join(cluster.lab.dir, "helm");

@@ -175,7 +175,9 @@ function isOwn({ metadata }: EndpointSlice): boolean {
 
 /** The API server adds nothing that is not in it but defaults of what we leave out. */
 function isAsWanted(found: EndpointSlice, wanted: SliceManifest): boolean {
-  const { metadata, addressType, endpoints = [], ports = [] } = found;
+  const { metadata, addressType } = found;
+  // null: the API server's way to say none
+  const [endpoints, ports] = [found.endpoints ?? [], found.ports ?? []];
   return (
     addressType === wanted.addressType &&
     isDeepStrictEqual(endpoints, wanted.endpoints) &&
