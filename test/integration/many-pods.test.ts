@@ -224,6 +224,7 @@ describe("thousands of pods", () => {
       assert.equal(await counted(), PODS - round);
     }
     const more = keptBytes() - before;
-    assert.ok(more < PODS * 100, `${more} bytes more`);
+    // a round's removed pods alone would be four times that; what V8 keeps of its own scatters by half a megabyte
+    assert.ok(more < PODS * 300, `${more} bytes more`);
   });
 });
