@@ -163,8 +163,11 @@ export class MadeUpCluster {
     });
   }
 
+  /** A name that is taken is refused, as by the API server: an object is never replaced by another one. */
   migrate(name: string, spec: Migration["spec"]): void {
-    this.put(pathOf("migrations", { namespace: NAMESPACE, name }), {
+    const path = pathOf("migrations", { namespace: NAMESPACE, name });
+    if (this.#get(path) !== null) return;
+    this.put(path, {
       apiVersion: API_VERSION,
       kind: "Migration",
       metadata: this.#meta(name),
