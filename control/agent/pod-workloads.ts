@@ -35,6 +35,7 @@ export interface PodWorkload {
   readonly journal: { readonly role: string; readonly moving: unknown; readonly owed: unknown };
   /** what keeps it from being stopped now; null: nothing */
   readonly busyWith: string | null;
+  readonly isMoving: boolean;
   readonly isStarting: boolean;
   readonly keeper: { countSessions(): Promise<number> };
   /** The application, and its clients' connections. @throws HoldfastError */
@@ -261,7 +262,12 @@ export class PodWorkloads<Workload extends PodWorkload> {
     const { workloads, folder, log, isRecovering, nodeAddress } = this.#options;
     const workload = workloads.get(name);
     if (workload === undefined) return true;
-    if (isRecovering(workload) || workload.busyWith !== null || workload.isStarting) return false;
+    if (isRecovering(workload) || workload.isStarting) return false;
+    if (workload.busyWith !== null) {
+      // what has ended is not started again and again in a pod that has gone: it would keep the next one waiting
+      if (!workload.isMoving) workload.leaveDown();
+      return false;
+    }
     if (workload.journal.role === "owner") {
       if (this.#ending.has(this.#own.get(name)?.uid ?? "") && (await workload.hasContainer())) {
         workload.leaveDown();

@@ -24,6 +24,9 @@ class FakeWorkload implements PodWorkload {
   constructor(config: WorkloadConfig) {
     this.config = config;
   }
+  get isMoving(): boolean {
+    return this.busyWith?.startsWith("moved") === true;
+  }
   get name(): string {
     return this.config.name;
   }
@@ -160,6 +163,22 @@ describe("the workloads of pods", () => {
     pods.update([]);
     await has();
     assert.deepEqual(made[0]?.did, ["stop", "close"]);
+  });
+
+  it("are not started again where their pod is gone, and give way to the next of its name", async () => {
+    pods.update([pod("chat", "1")]);
+    await has("default.chat");
+    const [workload] = made as [FakeWorkload];
+    workload.busyWith = "moved away";
+    await again(pod("chat", "2"));
+    assert.deepEqual(workload.did, []);
+    workload.busyWith = "started again";
+    await until("it is told", () => workload.did.length > 0);
+    await again(pod("chat", "2"));
+    assert.deepEqual(workload.did, ["leave down"]);
+    workload.busyWith = null;
+    await until("the next has it", () => workloads.get("default.chat")?.config.pod?.uid === "2");
+    assert.deepEqual(workload.did, ["leave down", "stop", "close"]);
   });
 
   it("stay while they are moved, while clients are forwarded, and until the store knows", async () => {
