@@ -307,7 +307,8 @@ describe("an application in a pod", () => {
   it("is asked to end after preStop when its pod is deleted, has its time, and ends its container as it ended", async () => {
     const path = `/api/v1/namespaces/default/pods/${ENDING.metadata.name}`;
     await cluster.apply(ENDING);
-    await cluster.readyPod(ENDING.metadata.name);
+    // its container is Ready sooner, and what that is sent before its agent looks at it is lost
+    await stage.isServed("default.ending", "a");
     // kubelet removes a container of a deleted pod soon, and its log with it
     const log = cluster.spawn("logs", ["kubectl", "logs", "-f", ENDING.metadata.name, "-c", "app"]);
     const hangUp = ["/usr/bin/node", "-e", "process.kill(1, 'SIGHUP')"];
