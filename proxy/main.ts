@@ -4,7 +4,7 @@
  * when it has been stopped or retired, for what is to be configured next.
  *
  * Composition root: the kernel, the commands, the sockets of agent and admin. The process ends by `stop`, by `retire`
- * (takeover), by SIGTERM (as `stop`), or by a bug; an agent that goes away ends nothing.
+ * (takeover), by SIGTERM (as `stop`, but for what has been captured), or by a bug; an agent that goes away ends nothing.
  */
 import { chmodSync, rmSync } from "node:fs";
 import { createServer, type Server } from "node:net";
@@ -102,7 +102,7 @@ async function main(): Promise<void> {
   else admin.listen({ host: (address[1] as string).replaceAll(/[[\]]/g, ""), port: Number(address[2]) });
   admin.on("error", (err) => log.error({ err }, "admin endpoint failed"));
   process.on("SIGTERM", () => {
-    commands.proxy?.stop();
+    commands.proxy?.end();
     exit("SIGTERM");
   });
   process.on("SIGHUP", () => {});

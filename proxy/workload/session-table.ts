@@ -49,9 +49,10 @@ export class SessionTable implements SessionEvents {
     session.countedAs ??= this.#host.admission.clientEnters(session.port, session.client);
   }
 
-  /** Every session is reset; legs that lie captured or adopted are closed silently. */
-  resetAll(): void {
+  /** Every session is reset; legs that lie captured or adopted are closed silently. @param stays those that nothing is done about */
+  resetAll(stays: (session: LiveSession) => boolean): void {
     for (const session of [...this.#byId.values()]) {
+      if (stays(session)) continue;
       closeDetached(this.#host.kernel, session);
       session.reset("stopped");
     }

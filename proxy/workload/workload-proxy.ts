@@ -13,7 +13,7 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { LinkAcceptor } from "#proxy/link/link-acceptor.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
-import type { LinkLeg } from "#proxy/link/link-leg.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { LinkWatch } from "#proxy/link/link-watch.ts";
 import { Trunks } from "#proxy/link/trunks.ts";
 import type { ClientListener } from "#proxy/listen/client-listener.ts";
@@ -213,7 +213,21 @@ export class WorkloadProxy {
 
   /** Everything reset, everything closed. */
   stop(): void {
-    this.table.resetAll();
+    this.#stop(() => false);
+  }
+
+  /**
+   * As {@link stop}, by somebody who knows of no move (kubelet of a pod that is deleted in the middle of one). A session that was captured may go on
+   * elsewhere: a proxy that holds its client is told nothing, as if this process had been killed, and finds the next owner.
+   */
+  end(): void {
+    const { role } = this;
+    const isGivenAway = role === "captured" || role === "departed";
+    this.#stop(({ downstream }) => isGivenAway && downstream instanceof LinkLeg);
+  }
+
+  #stop(stays: (session: LiveSession) => boolean): void {
+    this.table.resetAll(stays);
     this.#watch.stop();
     this.closeDoors();
   }

@@ -334,8 +334,8 @@ export class ProxyLab {
   }
 
   /** Ends a node's proxy without a word of its own: what its kernel says of that is all. */
-  async kill(name: NodeName): Promise<void> {
-    await this.proxy(name).kill();
+  async kill(name: NodeName, signal?: NodeJS.Signals): Promise<void> {
+    await this.proxy(name).kill(signal);
     this.proxies.delete(name);
   }
 
@@ -576,10 +576,10 @@ export class ProxyProcess {
     return promise;
   }
 
-  async kill(): Promise<void> {
+  async kill(signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
     this.#channel.close();
     if (this.process.exitCode !== null || this.process.signalCode !== null) return;
-    this.process.kill("SIGKILL");
+    this.process.kill(signal);
     await this.exited;
   }
 }
