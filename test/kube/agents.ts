@@ -83,6 +83,17 @@ export async function injectFault(cluster: Cluster, agent: KubeObject, fault: st
   await inAgent(cluster, agent, ["/bin/sh", "-c", `printf %s '${fault}' >${FAULTS}`]);
 }
 
+/** At that point of a move an agent does nothing for three seconds. Its image has no sleep(1). */
+export function pauseAt(point: string): string {
+  return `exec@${point}=/holdfast/node_modules/node/bin/node -e "setTimeout(Object, 3000)"`;
+}
+
+/** Resolves when the one fault that was asked for has begun. */
+export function faultBegan(cluster: Cluster, agent: KubeObject): Promise<void> {
+  const look = ["/bin/sh", "-c", `[ -s ${FAULTS} ] && echo waits || :`];
+  return cluster.until("the fault begins", async () => (await inAgent(cluster, agent, look)) === "");
+}
+
 /** Runs `holdfast ARGS` beside a node's agent. */
 export function holdfast(cluster: Cluster, agent: KubeObject | undefined, args: string[]) {
   if (agent === undefined) throw new Error("no agent on that node");

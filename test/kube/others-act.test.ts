@@ -1,16 +1,19 @@
 /**
  * Others act on a Deployment's pod in a real cluster, before it moves and in the middle of it: somebody asks for its eviction by an
- * EvictionRequest and takes that back, or drains the node that it goes to. Clients lose nothing.
+ * EvictionRequest and takes that back, its node's successor is drained, it is deleted by force, its Deployment is rolled out. Clients lose nothing, except
+ * where the application would have ended without a move; then it ends once, and nothing is left of the move.
  */
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { isFinal } from "#control/api/resources.ts";
+import { faultBegan, injectFault, pauseAt } from "./agents.ts";
 import { type Cluster, condition, type KubeObject } from "./cluster.ts";
 import { EvictionController } from "./eviction-controller.ts";
 import { migration, NAMESPACE, Stage } from "./stage.ts";
 
 const FOLDER = "/apis/holdfast.dev/v1alpha1/namespaces";
 const RESPONDER = "holdfast.dev/controller";
+const ROLLED = "rolled";
 
 describe("a Deployment's pod that others act on", () => {
   let cluster: Cluster;
@@ -176,5 +179,97 @@ describe("a Deployment's pod that others act on", () => {
     await stage.theOnlyPod(nodeOf(pod));
     await nobodyIsLost();
     await cluster.kubectl(["uncordon", target]);
+  });
+
+  /** Deleted by force when the agent of its node has come to `point`. */
+  async function forced(name: string, point: string): Promise<KubeObject> {
+    const pod = await stage.theOnlyPod();
+    const agent = stage.agents.get(nodeOf(pod)) as KubeObject;
+    await injectFault(cluster, agent, pauseAt(point));
+    await cluster.apply(migration(name, { pod: pod.metadata.name, target: { node: other(nodeOf(pod)) } }));
+    await faultBegan(cluster, agent).catch(failed);
+    await cluster.kubectl(["delete", "pod", pod.metadata.name, "--force", "--grace-period=0"]);
+    const { status } = await stage.ended(name);
+    const left = await stage.theOnlyPod();
+    assert.notEqual(left.metadata.uid, pod.metadata.uid);
+    assert.equal(condition(left, "holdfast.dev/serving"), "True");
+    return { ...status, left: left.metadata.name };
+  }
+
+  it("keeps its clients when it is deleted by force right after its application has left", async () => {
+    await marked();
+    const { phase, target, left } = await forced("forced-late", "source:committed");
+    assert.deepEqual([phase, left], ["Succeeded", target.pod]);
+    await nobodyIsLost();
+  });
+
+  it("is not kept from going when it cannot be moved: the next responder deletes it", async () => {
+    await stage.load.stop();
+    const pod = await stage.theOnlyPod();
+    await cluster.kubectl(["cordon", "a", "b"]);
+    await policy({ evictionDeadlineSeconds: 10 });
+    await requests.request("in-vain", pod);
+    await until("the controller says that it is done", async () => {
+      return (await saidOf(pod)).said.completionTime !== undefined;
+    });
+    const { said } = await saidOf(pod);
+    assert.match(said.message, /denied for 10 s/);
+    await until("its target is evicted", async () => {
+      return condition((await requests.of(pod)) as KubeObject, "TargetEvicted") === "True";
+    });
+    await cluster.kubectl(["uncordon", "a", "b"]);
+    assert.notEqual((await stage.theOnlyPod()).metadata.uid, pod.metadata.uid);
+  });
+
+  it("gives way to the roll-out of its Deployment in the middle: that ends, and nothing is left of the move", async () => {
+    const chat = await cluster.api("GET", `/apis/apps/v1/namespaces/${NAMESPACE}/deployments/chat`);
+    const { template } = chat.spec;
+    const {
+      "holdfast.dev/workload": _,
+      "holdfast.dev/mode": __,
+      ...annotations
+    } = template.metadata.annotations;
+    const rolled: KubeObject = {
+      apiVersion: "apps/v1",
+      kind: "Deployment",
+      metadata: { name: "rolled", namespace: ROLLED },
+      spec: {
+        selector: { matchLabels: { app: "rolled" } },
+        template: {
+          ...template,
+          metadata: {
+            labels: { app: "rolled" },
+            annotations: { ...annotations, "holdfast.dev/listen": "pod" },
+          },
+        },
+      },
+    };
+    await cluster.apply({ apiVersion: "v1", kind: "Namespace", metadata: { name: ROLLED } }, rolled);
+    const ready = ["-n", ROLLED, "rollout", "status", "deployment/rolled", "--timeout=120s"];
+    await cluster.kubectl(ready, { timeoutMs: 130_000 });
+    const pods = async (): Promise<KubeObject[]> =>
+      (await cluster.api("GET", `/api/v1/namespaces/${ROLLED}/pods`)).items as KubeObject[];
+    const [pod] = await pods();
+    const target = other(nodeOf(pod as KubeObject));
+    const move = migration("rolled", { pod: pod?.metadata.name, target: { node: target } });
+    await cluster.apply({ ...move, metadata: { ...move.metadata, namespace: ROLLED } });
+    await moving("rolled", ROLLED);
+    await cluster.kubectl(["-n", ROLLED, "set", "env", "deployment/rolled", "--containers=app", "VERSION=2"]);
+    await cluster.kubectl(ready, { timeoutMs: 130_000 });
+    let end: KubeObject | null = null;
+    await until("the Migration has ended", async () => {
+      end = await cluster.find(`${FOLDER}/${ROLLED}/migrations/rolled`);
+      return end !== null && condition(end, "Finished") === "True" && !end.metadata.finalizers;
+    });
+    await until("one pod is left, of the new template, with the application", async () => {
+      const left = await pods();
+      const [only] = left;
+      return (
+        left.length === 1 &&
+        only !== undefined &&
+        only.spec.containers[0].env.some(({ name }: { name: string }) => name === "VERSION") &&
+        ["Ready", "holdfast.dev/serving"].every((type) => condition(only, type) === "True")
+      );
+    });
   });
 });
