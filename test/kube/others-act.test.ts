@@ -221,6 +221,11 @@ describe("a Deployment's pod that others act on", () => {
     assert.notEqual((await stage.theOnlyPod()).metadata.uid, pod.metadata.uid);
   });
 
+  it("ends when it is deleted by force before its application has left, and starts anew in one pod", async () => {
+    const { phase } = await forced("forced-early", "source:prepare");
+    assert.equal(phase, "Failed");
+  });
+
   it("gives way to the roll-out of its Deployment in the middle: that ends, and nothing is left of the move", async () => {
     const chat = await cluster.api("GET", `/apis/apps/v1/namespaces/${NAMESPACE}/deployments/chat`);
     const { template } = chat.spec;
