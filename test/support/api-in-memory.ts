@@ -10,6 +10,8 @@ export type Raw = any;
 export class ApiInMemory {
   /** "METHOD path" of what changes something */
   readonly calls: string[] = [];
+  /** paths that were asked for one by one */
+  readonly finds: string[] = [];
   readonly objects = new Map<string, KubernetesObject & Raw>();
   /** thrown by the next call that begins so */
   problem: [string, Error] | null = null;
@@ -57,7 +59,11 @@ export class ApiInMemory {
       new RegExp(
         `^${path.replace(/\/([^/]+)$/, path.includes("/namespaces/") ? "/$1" : "/namespaces/[^/]+/$1")}/`,
       );
-    const api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
+    const api: Pick<KubernetesApi, "find" | "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
+      find: async <T>(path: string) => {
+        this.finds.push(path);
+        return (this.objects.get(path) ?? null) as T | null;
+      },
       list: async <T extends KubernetesObject>(
         path: string,
         { labelSelector = "" }: Raw = {},
