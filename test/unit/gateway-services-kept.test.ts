@@ -274,6 +274,7 @@ describe("Services of gateways, kept by the controller", () => {
       api.put("/api/v1/namespaces/games/pods/other", { spec: { containers: [] } });
       if (isKept) await until("it has looked", () => api.finds.includes(SERVICE));
       assert.notEqual(slice(api), undefined);
+      api.problem = [`DELETE ${SLICES}/chat-holdfast`, fail("KUBERNETES_CONFLICT", "it is another")];
       api.put(`${SLICES}/chat-x2x4z`, { metadata: { labels: { ...NAMED, ...KUBERNETES } } });
       await detaching;
       assert.deepEqual([done.toSorted(), left], [["games/chat", "games/chat-2"], ["games/chat-3"]]);
