@@ -2,6 +2,7 @@
 import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
 import type { KubernetesObject } from "#control/kubernetes/client/objects.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { madeUpWatch, type Tell } from "./made-up-watch.ts";
 
 // biome-ignore lint/suspicious/noExplicitAny: objects of any kind, looked at in every place.
 export type Raw = any;
@@ -16,7 +17,7 @@ export class ApiInMemory {
   /** thrown by the next call that begins so */
   problem: [string, Error] | null = null;
   #version = 1;
-  readonly #watches = new Set<{ under: RegExp; tell(event: WatchEvent<object>): void }>();
+  readonly #watches = new Set<{ under: RegExp; tell: Tell }>();
 
   put(path: string, object: Raw): void {
     const [, namespace, name] = /\/namespaces\/([^/]+)\/[^/]+\/([^/]+)$/.exec(path) ?? [];
@@ -77,27 +78,8 @@ export class ApiInMemory {
         const found = [...this.objects].filter(([at, object]) => under(path).test(at) && isAsked(object));
         return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
       },
-      watch: async function* (this: ApiInMemory, path: string, _: object, signal: AbortSignal) {
-        const events: WatchEvent<Raw>[] = [];
-        let wake = (): void => {};
-        const watch = {
-          under: under(path),
-          tell: (event: WatchEvent<object>) => {
-            events.push(event);
-            wake();
-          },
-        };
-        this.#watches.add(watch);
-        signal.addEventListener("abort", () => wake());
-        while (!signal.aborted) {
-          const event = events.shift();
-          if (event !== undefined) yield event;
-          else
-            await new Promise<void>((resolve) => {
-              wake = resolve;
-            });
-        }
-      }.bind(this) as KubernetesApi["watch"],
+      watch: <T>(path: string, _: object, signal: AbortSignal) =>
+        madeUpWatch<T>(signal, (tell) => this.#watches.add({ under: under(path), tell })),
       create: <T>(path: string, body: object) =>
         done(`POST ${path}`, () => {
           this.put(`${path}/${(body as KubernetesObject).metadata.name}`, body);
