@@ -2,6 +2,7 @@
 import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
 import type { KubernetesObject } from "#control/kubernetes/client/objects.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { madeUpWatch, type Tell } from "./made-up-watch.ts";
 
 // biome-ignore lint/suspicious/noExplicitAny: objects of any kind, looked at in every place.
 export type Raw = any;
@@ -10,11 +11,13 @@ export type Raw = any;
 export class ApiInMemory {
   /** "METHOD path" of what changes something */
   readonly calls: string[] = [];
+  /** paths that were asked for one by one */
+  readonly finds: string[] = [];
   readonly objects = new Map<string, KubernetesObject & Raw>();
   /** thrown by the next call that begins so */
   problem: [string, Error] | null = null;
   #version = 1;
-  readonly #watches = new Set<{ under: RegExp; tell(event: WatchEvent<object>): void }>();
+  readonly #watches = new Set<{ under: RegExp; tell: Tell }>();
 
   put(path: string, object: Raw): void {
     const [, namespace, name] = /\/namespaces\/([^/]+)\/[^/]+\/([^/]+)$/.exec(path) ?? [];
@@ -57,7 +60,11 @@ export class ApiInMemory {
       new RegExp(
         `^${path.replace(/\/([^/]+)$/, path.includes("/namespaces/") ? "/$1" : "/namespaces/[^/]+/$1")}/`,
       );
-    const api: Pick<KubernetesApi, "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
+    const api: Pick<KubernetesApi, "find" | "list" | "watch" | "create" | "replace" | "patch" | "delete"> = {
+      find: async <T>(path: string) => {
+        this.finds.push(path);
+        return (this.objects.get(path) ?? null) as T | null;
+      },
       list: async <T extends KubernetesObject>(
         path: string,
         { labelSelector = "" }: Raw = {},
@@ -71,27 +78,8 @@ export class ApiInMemory {
         const found = [...this.objects].filter(([at, object]) => under(path).test(at) && isAsked(object));
         return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
       },
-      watch: async function* (this: ApiInMemory, path: string, _: object, signal: AbortSignal) {
-        const events: WatchEvent<Raw>[] = [];
-        let wake = (): void => {};
-        const watch = {
-          under: under(path),
-          tell: (event: WatchEvent<object>) => {
-            events.push(event);
-            wake();
-          },
-        };
-        this.#watches.add(watch);
-        signal.addEventListener("abort", () => wake());
-        while (!signal.aborted) {
-          const event = events.shift();
-          if (event !== undefined) yield event;
-          else
-            await new Promise<void>((resolve) => {
-              wake = resolve;
-            });
-        }
-      }.bind(this) as KubernetesApi["watch"],
+      watch: <T>(path: string, _: object, signal: AbortSignal) =>
+        madeUpWatch<T>(signal, (tell) => this.#watches.add({ under: under(path), tell })),
       create: <T>(path: string, body: object) =>
         done(`POST ${path}`, () => {
           this.put(`${path}/${(body as KubernetesObject).metadata.name}`, body);

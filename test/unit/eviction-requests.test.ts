@@ -1,7 +1,7 @@
 /** EvictionRequests: when the controller is asked, what it says, and that it is never silent about what it does. */
 import assert from "node:assert/strict";
 import { afterEach, describe, it } from "node:test";
-import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
+import type { KubernetesApi } from "#control/kubernetes/client/api.ts";
 import type { KubernetesObject, Pod } from "#control/kubernetes/client/objects.ts";
 import { Watches } from "#control/kubernetes/client/watches.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
@@ -10,6 +10,7 @@ import { RequestWatch } from "#control/kubernetes/eviction/request-watch.ts";
 import { askedOf, type Eviction, isOver, sayOf } from "#control/kubernetes/eviction/requests.ts";
 import { RESPONDER } from "#control/kubernetes/inject/names.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { madeUpWatch, type Tell } from "../support/made-up-watch.ts";
 import { until } from "../support/moved-program.ts";
 
 const NOW = Date.parse("2026-01-01T01:00:00.400Z");
@@ -102,7 +103,7 @@ class Api {
   migration: KubernetesObject | null = null;
   problem: Error | null = null;
   #eviction: Eviction;
-  readonly #tell: ((event: WatchEvent<object>) => void)[] = [];
+  readonly #tell: Tell[] = [];
 
   constructor(one: Eviction, pod: Pod | null) {
     this.#eviction = one;
@@ -110,58 +111,45 @@ class Api {
   }
 
   get api(): KubernetesApi {
-    const self = this;
     const done = async <T>(call: string, deed: () => unknown): Promise<T> => {
-      self.calls.push(call);
+      this.calls.push(call);
       return deed() as T;
     };
     const api: Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "watch"> = {
       find: (path: string) =>
         done(`find ${path}`, () => {
-          if (path === "/apis/lifecycle.k8s.io/v1alpha1") return self.isServed ? {} : null;
-          return path.includes("/pods/") ? self.pod : null;
+          if (path === "/apis/lifecycle.k8s.io/v1alpha1") return this.isServed ? {} : null;
+          return path.includes("/pods/") ? this.pod : null;
         }),
       list: (path: string) =>
         done(`list ${path}`, () => {
-          const items = path.endsWith("/evictions") ? [self.#eviction] : [];
-          const made = path.endsWith("/migrations") && self.migration !== null ? [self.migration] : [];
+          const items = path.endsWith("/evictions") ? [this.#eviction] : [];
+          const made = path.endsWith("/migrations") && this.migration !== null ? [this.migration] : [];
           return { items: [...items, ...made], resourceVersion: "1" };
         }),
       create: (path: string, body: object) =>
         done(`create ${path}`, () => {
           const { metadata } = body as KubernetesObject;
           const own = { uid: "m", resourceVersion: "1", creationTimestamp: new Date().toISOString() };
-          self.migration = { ...body, metadata: { ...metadata, ...own } };
+          this.migration = { ...body, metadata: { ...metadata, ...own } };
         }),
       patch: (path: string, body: object) =>
         done(`patch ${path}`, () => {
           if (!path.includes("/evictions/")) return;
-          const { problem } = self;
-          self.problem = null;
+          const { problem } = this;
+          this.problem = null;
           if (problem !== null) throw problem;
           const [said = {}] = (body as { status: { responders: object[] } }).status.responders;
-          self.said.push(said);
-          const { status } = self.#eviction;
+          this.said.push(said);
+          const { status } = this.#eviction;
           const responders = status?.responders?.map((one) =>
             one.name === RESPONDER ? { ...one, ...said } : one,
           );
-          self.change({ ...self.#eviction, status: { ...status, ...(responders ? { responders } : {}) } });
+          this.change({ ...this.#eviction, status: { ...status, ...(responders ? { responders } : {}) } });
         }),
-      async *watch<T>(path: string, _query: object, signal: AbortSignal) {
-        const queue: WatchEvent<T>[] = [];
-        let wake = (): void => {};
+      watch: <T>(path: string, _query: object, signal: AbortSignal) => {
         assert.match(path, /evictions$/);
-        self.#tell.push((event) => {
-          queue.push(event as WatchEvent<T>);
-          wake();
-        });
-        while (!signal.aborted) {
-          yield* queue.splice(0);
-          await new Promise<void>((resolve) => {
-            wake = resolve;
-            signal.addEventListener("abort", () => resolve(), { once: true });
-          });
-        }
+        return madeUpWatch<T>(signal, (tell) => this.#tell.push(tell));
       },
     };
     return api as KubernetesApi;

@@ -14,6 +14,8 @@ const TABLE = "/api/v1/namespaces/holdfast/configmaps/gateways";
 const POD = "/api/v1/namespaces/games/pods/chat-a";
 const SERVICE = "/api/v1/namespaces/games/services/chat";
 const SLICES = "/apis/discovery.k8s.io/v1/namespaces/games/endpointslices";
+const SHOP_SLICES = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices";
+const SHOP_SLICE = `${SHOP_SLICES}/web-holdfast`;
 const NAMED = { "kubernetes.io/service-name": "chat" };
 
 const KUBERNETES = { "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io" };
@@ -117,7 +119,49 @@ describe("Services of gateways, kept by the controller", () => {
     await until("clients are led", () => slice(api) !== undefined);
     api.remove(SERVICE);
     await until("nobody is led", () => slice(api) === undefined);
-    assert.deepEqual(table(api), {});
+    await until("gateways know", () => Object.keys(table(api)).length === 0);
+  });
+
+  it("leads clients to gateways until Kubernetes leads them, when the Service says so no more", async () => {
+    const api = start();
+    await until("clients are led", () => slice(api) !== undefined);
+    const before = table(api);
+    // with its selector back, as the webhook has it
+    const { metadata, spec } = api.objects.get(SERVICE);
+    api.remove(SERVICE);
+    api.objects.set(SERVICE, {
+      metadata: { ...metadata, labels: {} },
+      spec: { ...spec, selector: { app: "chat" } },
+    });
+    // one more comes meanwhile, and gets another number
+    api.put("/api/v1/namespaces/shop/services/web", {
+      metadata: { ...metadata, name: "web", namespace: "shop" },
+      spec,
+    });
+    await until("the other is led", () => api.objects.has(SHOP_SLICE));
+    assert.notEqual(slice(api), undefined);
+    assert.equal(table(api)["games.chat"], before["games.chat"]);
+    api.put(`${SLICES}/chat-x2x4z`, { metadata: { labels: { ...NAMED, ...KUBERNETES } } });
+    await until("gateways know", () => table(api)["games.chat"] === undefined);
+    assert.deepEqual(api.calls.slice(-2), [`DELETE ${SLICES}/chat-holdfast`, `PATCH ${TABLE}`]);
+    assert.ok(api.objects.has(`${SLICES}/chat-x2x4z`));
+  });
+
+  it("leads clients of others where those of a Service cannot be written", async () => {
+    const api = start((one) => {
+      const { metadata, spec } = one.objects.get(SERVICE);
+      one.put("/api/v1/namespaces/shop/services/web", {
+        metadata: { ...metadata, name: "web", namespace: "shop" },
+        spec,
+      });
+      one.problem = [`POST ${SLICES}`, fail("KUBERNETES_FORBIDDEN", "its namespace is being terminated")];
+    });
+    await until("the one is led", () => slice(api) !== undefined, 10_000);
+    assert.deepEqual(
+      api.calls.filter((call) => call.startsWith("POST /apis/discovery")),
+      [`POST ${SLICES}`, `POST ${SHOP_SLICES}`, `POST ${SLICES}`],
+    );
+    assert.match(problems.join("\n"), /^Services of gateways are not as they are to be: .*terminated/);
   });
 
   it("plans anew where the table has changed since it was read, and tries again what was refused", async () => {
@@ -193,6 +237,14 @@ describe("Services of gateways, kept by the controller", () => {
       `PUT ${SLICES}/chat-holdfast`,
       `DELETE ${direct}`,
     ]);
+    // … nor when there is none of its own any more
+    api.remove(`${POD}-2`);
+    await until("clients are led to the other", () => slice(api).endpoints.length === 0);
+    assert.deepEqual(api.calls.filter((call) => !call.endsWith("/events")).slice(-3), [
+      `PATCH ${TABLE}`,
+      `POST ${SLICES}`,
+      `PUT ${SLICES}/chat-holdfast`,
+    ]);
   });
 
   it("are detached with and without a controller: pods first, then ours away", async () => {
@@ -218,7 +270,11 @@ describe("Services of gateways, kept by the controller", () => {
         onLeft: (service) => left.push(service),
       });
       await until("it has its selector", () => api.objects.get(SERVICE).spec.selector !== undefined);
-      assert.ok(!isKept ? slice(api) !== undefined : true);
+      // the controller looks at what has changed, too
+      api.put("/api/v1/namespaces/games/pods/other", { spec: { containers: [] } });
+      if (isKept) await until("it has looked", () => api.finds.includes(SERVICE));
+      assert.notEqual(slice(api), undefined);
+      api.problem = [`DELETE ${SLICES}/chat-holdfast`, fail("KUBERNETES_CONFLICT", "it is another")];
       api.put(`${SLICES}/chat-x2x4z`, { metadata: { labels: { ...NAMED, ...KUBERNETES } } });
       await detaching;
       assert.deepEqual([done.toSorted(), left], [["games/chat", "games/chat-2"], ["games/chat-3"]]);

@@ -1,7 +1,7 @@
 /** Pods that are to be injected and are not: which they are, who is told, and that they are told once. */
 import assert from "node:assert/strict";
 import { afterEach, describe, it } from "node:test";
-import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
+import type { KubernetesApi } from "#control/kubernetes/client/api.ts";
 import type { KubernetesObject, Pod } from "#control/kubernetes/client/objects.ts";
 import { Watches } from "#control/kubernetes/client/watches.ts";
 import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
@@ -9,6 +9,7 @@ import { isAskedFor, verdictOf } from "#control/kubernetes/controller/injection.
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
 import { reportMissedPods } from "#control/kubernetes/controller/missed-pods.ts";
 import { inject } from "#control/kubernetes/inject/inject.ts";
+import { madeUpWatch, type Tell } from "../support/made-up-watch.ts";
 import { until } from "../support/moved-program.ts";
 import { podShapes } from "../support/pod-shapes.ts";
 
@@ -73,7 +74,7 @@ class Api {
     namespaces: new Map(),
     pods: new Map(),
   };
-  readonly #tell = new Map<string, (event: WatchEvent<KubernetesObject>) => void>();
+  readonly #tell = new Map<string, Tell>();
 
   put(kind: "namespaces" | "pods", object: KubernetesObject): void {
     this.#objects[kind].set(object.metadata.uid, object);
@@ -87,34 +88,20 @@ class Api {
   }
 
   get api(): KubernetesApi {
-    const self = this;
     const kindOf = (path: string): "namespaces" | "pods" => (path.endsWith("pods") ? "pods" : "namespaces");
     return {
       list: async (path: string, _query: object, _signal: unknown, keep: (one: object) => object) => ({
-        items: [...self.#objects[kindOf(path)].values()].map((one) => keep(one)),
+        items: [...this.#objects[kindOf(path)].values()].map((one) => keep(one)),
         resourceVersion: "1",
       }),
       create: async (_path: string, body: { metadata: { name: string } }) => {
-        self.created += 1;
-        if (self.events.has(body.metadata.name))
+        this.created += 1;
+        if (this.events.has(body.metadata.name))
           throw Object.assign(new Error(), { code: "KUBERNETES_EXISTS" });
-        self.events.set(body.metadata.name, body as never);
+        this.events.set(body.metadata.name, body as never);
       },
-      async *watch(path: string, _query: object, signal: AbortSignal) {
-        const queue: WatchEvent<KubernetesObject>[] = [];
-        let wake = (): void => {};
-        self.#tell.set(kindOf(path), (event) => {
-          queue.push(event);
-          wake();
-        });
-        while (!signal.aborted) {
-          yield* queue.splice(0);
-          await new Promise<void>((resolve) => {
-            wake = resolve;
-            signal.addEventListener("abort", () => resolve(), { once: true });
-          });
-        }
-      },
+      watch: (path: string, _query: object, signal: AbortSignal) =>
+        madeUpWatch<KubernetesObject>(signal, (tell) => this.#tell.set(kindOf(path), tell)),
     } as unknown as KubernetesApi;
   }
 

@@ -2,11 +2,12 @@
 import assert from "node:assert/strict";
 import { afterEach, describe, it } from "node:test";
 import { type MigrationStatus, migration as migrationSchema } from "#control/api/resources.ts";
-import type { KubernetesApi, WatchEvent } from "#control/kubernetes/client/api.ts";
+import type { KubernetesApi } from "#control/kubernetes/client/api.ts";
 import type { KubernetesObject, Pod } from "#control/kubernetes/client/objects.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
 import { reconcile, sweepStrays } from "#control/kubernetes/controller/reconcile.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { madeUpWatch, type Tell } from "../support/made-up-watch.ts";
 import { until } from "../support/moved-program.ts";
 
 const START = new Date().toISOString();
@@ -38,7 +39,7 @@ class Api {
   /** thrown by the next calls that begin so, one after the other */
   problems: [string, Error][] = [];
   #version = 1;
-  readonly #watches: ((event: WatchEvent<object>) => void)[] = [];
+  readonly #watches: Tell[] = [];
 
   constructor(status: MigrationStatus = {}, metadata: object = {}) {
     const own = {
@@ -56,11 +57,10 @@ class Api {
   }
 
   get api(): KubernetesApi {
-    const self = this;
     const done = async <T>(call: string, deed: () => T): Promise<T> => {
-      self.calls.push(call);
-      const at = self.problems.findIndex(([begins]) => call.startsWith(begins));
-      if (at >= 0) throw self.problems.splice(at, 1)[0]?.[1];
+      this.calls.push(call);
+      const at = this.problems.findIndex(([begins]) => call.startsWith(begins));
+      if (at >= 0) throw this.problems.splice(at, 1)[0]?.[1];
       return deed();
     };
     const node = (name: string) => ({
@@ -71,7 +71,7 @@ class Api {
     const api: Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "watch"> = {
       find: <T>(path: string) =>
         done(`find ${path}`, () => {
-          if (path === `${MIGRATIONS}/m`) return self.migration as T;
+          if (path === `${MIGRATIONS}/m`) return this.migration as T;
           if (path.endsWith("/pods/chat-0"))
             return pod("chat-0", { labels: { "holdfast.dev/migration": "m-uid" } }) as T;
           return path.includes("/nodes/") ? (node(path.slice(-1)) as T) : null;
@@ -79,39 +79,27 @@ class Api {
       list: <T extends KubernetesObject>(path: string) =>
         done(`list ${path}`, () => ({
           items: (path.endsWith("/migrations")
-            ? [self.migration]
+            ? [this.migration]
             : path.endsWith("/continuitypolicies")
-              ? self.policies
+              ? this.policies
               : []) as T[],
           resourceVersion: "1",
         })),
       create: <T>(path: string, body: object) =>
         done(`create ${path}`, () => {
-          if (path.endsWith("/events")) self.events.push(body as Api["events"][0]);
+          if (path.endsWith("/events")) this.events.push(body as Api["events"][0]);
           return body as T;
         }),
       patch: <T>(path: string, body: object) =>
         done(`patch ${path}`, () => {
           const { status, metadata } = body as { status?: MigrationStatus; metadata: object };
-          if (path.startsWith(MIGRATIONS)) self.change({ ...self.migration.status, ...status }, metadata);
-          return self.migration as T;
+          if (path.startsWith(MIGRATIONS)) this.change({ ...this.migration.status, ...status }, metadata);
+          return this.migration as T;
         }),
-      async *watch<T>(path: string, _query: object, signal: AbortSignal) {
-        const queue: WatchEvent<T>[] = [];
-        let wake = (): void => {};
-        if (path.endsWith("/migrations"))
-          self.#watches.push((event) => {
-            queue.push(event as WatchEvent<T>);
-            wake();
-          });
-        while (!signal.aborted) {
-          yield* queue.splice(0);
-          await new Promise<void>((resolve) => {
-            wake = resolve;
-            signal.addEventListener("abort", () => resolve(), { once: true });
-          });
-        }
-      },
+      watch: <T>(path: string, _query: object, signal: AbortSignal) =>
+        madeUpWatch<T>(signal, (tell) => {
+          if (path.endsWith("/migrations")) this.#watches.push(tell);
+        }),
     };
     return api as KubernetesApi;
   }

@@ -102,7 +102,12 @@ async function removeSlices(
   for (const slice of ours) {
     if (!theirs.has(serviceOf(slice))) continue;
     const { name, namespace: its = "default", uid } = slice.metadata;
-    await api.delete(pathOf("endpointslices", { namespace: its, name }), { preconditions: { uid } });
+    await api
+      .delete(pathOf("endpointslices", { namespace: its, name }), { preconditions: { uid } })
+      // a controller has made it anew: the next look finds that one
+      .catch((error: unknown) => {
+        if (!isCode(error, "KUBERNETES_CONFLICT")) throw error;
+      });
   }
   return ours.length === 0;
 }

@@ -4,8 +4,10 @@
  * table is written at the version that was read.
  *
  *   the table first   a gateway listens before clients come
- *   then the slices   …
+ *   then the slices   …; of a Service first those that lead somewhere
  *   then what Kubernetes had made for the Service's selector
+ *
+ * A Service that is none of gateways any more goes the other way: when Kubernetes leads its clients, our slices go, and then its entry.
  */
 import { isDeepStrictEqual } from "node:util";
 import { GATEWAY_ENABLED, GATEWAY_LABEL, TABLE_LABEL } from "../../api/gateway-table.ts";
@@ -34,6 +36,9 @@ import {
 } from "./slices.ts";
 
 const AGAIN_MS = 2_000;
+
+/** those of gateways' and of Kubernetes, by the key of their Service */
+type SlicesOfServices = ReadonlyMap<string, EndpointSlice[]>;
 
 export interface ServicesOptions extends WatchesOptions {
   /** all of the cluster */
@@ -81,18 +86,25 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
       const gateways = [...pods.objects.values()].filter(
         ({ metadata }) => metadata.namespace === namespace && metadata.labels?.[TABLE_LABEL] === table,
       );
+      const labelled = [...services.objects.values()].filter(
+        ({ metadata }) => metadata.deletionTimestamp === undefined,
+      );
+      const made = Map.groupBy(slices.objects.values(), serviceOf);
+      const leaving = leavingOf(labelled, made);
       const plan = planServices({
-        services: [...services.objects.values()].filter(
-          ({ metadata }) => metadata.deletionTimestamp === undefined,
-        ),
+        services: labelled,
         pods: [...pods.objects.values()],
         gateways,
         table: there.data ?? {},
+        leaving,
       });
       onPlan?.(plan);
       await writeTable(api, there, plan.table);
-      await writeSlices(api, plan, [...slices.objects.values()]);
+      const staying = await stayingOf(api, leaving, made);
+      const refused = await writeSlices(api, plan, made, staying);
       await events.tell(plan.findings);
+      if (refused !== null) throw refused;
+      if (staying.size > 0) rounds.later(AGAIN_MS);
     } catch (error) {
       if (signal.aborted) return;
       if (!isCode(error, "KUBERNETES_CONFLICT"))
@@ -126,19 +138,70 @@ async function writeTable(
   await api.patch(pathOf("configmaps", { namespace, name }), { metadata: { resourceVersion }, data });
 }
 
+/** Services that are none of gateways any more, where slices lead clients to gateways yet: their keys. */
+function leavingOf(services: readonly Service[], made: SlicesOfServices): Set<string> {
+  const ours = new Set(services.filter(({ spec }) => !hasSelector(spec)).map(keyOf));
+  return new Set(
+    [...made].filter(([key, slices]) => !ours.has(key) && slices.some(isOwn)).map(([key]) => key),
+  );
+}
+
+/** … and of these the ones that Kubernetes is to make slices of, and has not yet. */
+async function stayingOf(
+  api: KubernetesApi,
+  leaving: ReadonlySet<string>,
+  made: SlicesOfServices,
+): Promise<Set<string>> {
+  const staying = new Set<string>();
+  for (const key of leaving) {
+    const slices = made.get(key) ?? [];
+    const { namespace, labels } = (slices[0] as EndpointSlice).metadata;
+    if (slices.some(isOfKubernetes)) continue;
+    const name = labels?.[SERVICE_NAME_LABEL] ?? "";
+    const service = await api.find<Service>(pathOf("services", { namespace: namespace ?? "", name }));
+    if (service !== null && hasSelector(service.spec) && service.spec.type !== "ExternalName")
+      staying.add(key);
+  }
+  return staying;
+}
+
+function hasSelector({ selector = {} }: Service["spec"]): boolean {
+  return Object.keys(selector).length > 0;
+}
+
+/** @param staying whose slices stay as they are @returns why those of a Service are not as they are to be: others are. null: all are */
 async function writeSlices(
   api: KubernetesApi,
   { slices }: ServicesPlan,
-  there: EndpointSlice[],
+  made: SlicesOfServices,
+  staying: ReadonlySet<string>,
+): Promise<unknown> {
+  const wanted = Map.groupBy(slices, serviceOf);
+  let refused: unknown = null;
+  for (const key of new Set([...wanted.keys(), ...made.keys()])) {
+    if (staying.has(key)) continue;
+    try {
+      await writeSlicesOf(api, wanted.get(key) ?? [], made.get(key) ?? []);
+    } catch (error) {
+      if (isCode(error, "KUBERNETES_UNREACHABLE")) throw error;
+      refused ??= error; // its namespace ends, has no room, or a slice of that name: others' are not
+    }
+  }
+  return refused;
+}
+
+/** Of one Service. */
+async function writeSlicesOf(
+  api: KubernetesApi,
+  slices: readonly SliceManifest[],
+  made: readonly EndpointSlice[],
 ): Promise<void> {
-  const own = new Map(
-    there.filter(isOwn).map((slice) => [`${slice.metadata.namespace}/${slice.metadata.name}`, slice]),
-  );
-  for (const wanted of slices) {
+  const own = new Map(made.filter(isOwn).map((slice) => [slice.metadata.name, slice]));
+  const isEmpty = ({ endpoints = [] }: SliceManifest): boolean => endpoints.length === 0;
+  for (const wanted of [...slices.filter((one) => !isEmpty(one)), ...slices.filter(isEmpty)]) {
     const { namespace, name } = wanted.metadata;
-    const key = `${namespace}/${name}`;
-    const found = own.get(key);
-    own.delete(key);
+    const found = own.get(name);
+    own.delete(name);
     if (found === undefined) await api.create(pathOf("endpointslices", { namespace }), wanted);
     else if (!isAsWanted(found, wanted)) {
       const { resourceVersion } = found.metadata;
@@ -148,29 +211,27 @@ async function writeSlices(
       else await api.delete(path); // it cannot be changed; made anew in the next round
     }
   }
-  // of Services that have gone, or say so no more
   for (const { metadata } of own.values()) await remove(api, metadata);
-  const ours = new Set(
-    slices.map(({ metadata }) => keyOf({ metadata: { ...metadata, name: serviceOf(metadata) } })),
-  );
-  for (const { metadata } of there) {
-    const by = metadata.labels?.[MANAGED_BY_LABEL] ?? "";
-    if (!MANAGED_BY_KUBERNETES.includes(by)) continue;
-    const name = serviceOf(metadata);
+  if (slices.length === 0) return;
+  for (const { metadata } of made.filter(isOfKubernetes)) {
     const { namespace = "" } = metadata;
-    if (!ours.has(keyOf({ metadata: { namespace, name } }))) continue;
     // another controller would make slices of it
-    await api.delete(pathOf("endpoints", { namespace, name }));
+    await api.delete(pathOf("endpoints", { namespace, name: metadata.labels?.[SERVICE_NAME_LABEL] ?? "" }));
     await remove(api, metadata);
   }
 }
 
-function serviceOf({ labels = {} }: { labels?: Record<string, string> }): string {
-  return labels[SERVICE_NAME_LABEL] ?? "";
+/** Its key. */
+function serviceOf({ metadata: { namespace, labels } }: EndpointSlice | SliceManifest): string {
+  return keyOf({ metadata: { namespace, name: labels?.[SERVICE_NAME_LABEL] ?? "" } });
 }
 
 function isOwn({ metadata }: EndpointSlice): boolean {
   return metadata.labels?.[MANAGED_BY_LABEL] === MANAGED_BY;
+}
+
+function isOfKubernetes({ metadata }: EndpointSlice): boolean {
+  return MANAGED_BY_KUBERNETES.includes(metadata.labels?.[MANAGED_BY_LABEL] ?? "");
 }
 
 /** The API server adds nothing that is not in it but defaults of what we leave out. */
@@ -182,7 +243,6 @@ function isAsWanted(found: EndpointSlice, wanted: SliceManifest): boolean {
     addressType === wanted.addressType &&
     isDeepStrictEqual(endpoints, wanted.endpoints) &&
     isDeepStrictEqual(ports, wanted.ports) &&
-    metadata.labels?.[SERVICE_NAME_LABEL] === wanted.metadata.labels[SERVICE_NAME_LABEL] &&
     (metadata.ownerReferences?.[0]?.uid ?? "") === (wanted.metadata.ownerReferences[0] as { uid: string }).uid
   );
 }

@@ -35,6 +35,8 @@ export interface ObservedServices {
   gateways: readonly Pod[];
   /** what gateways were told last: keys NAMESPACE.NAME */
   table: Readonly<Record<string, string>>;
+  /** keys of those that are none any more, to whose numbers clients are led yet */
+  leaving?: ReadonlySet<string>;
 }
 
 /** Where a Service's clients are led. */
@@ -53,7 +55,13 @@ export interface ServicesPlan {
 
 type Tell = (reason: string, message: string) => void;
 
-export function planServices({ services, pods, gateways, table }: ObservedServices): ServicesPlan {
+export function planServices({
+  services,
+  pods,
+  gateways,
+  table,
+  leaving = new Set(),
+}: ObservedServices): ServicesPlan {
   const plan: ServicesPlan = {
     ...{ table: {}, tableBytes: 0, slices: [], findings: [] },
     leads: { gateways: 0, pods: 0, nowhere: 0 },
@@ -68,6 +76,12 @@ export function planServices({ services, pods, gateways, table }: ObservedServic
     const before = entryIn(table[keyOf(service)]);
     if (before === null) continue;
     kept.set(keyOf(service), { ...before, ports: before.ports.filter(({ listen }) => numbers.keep(listen)) });
+  }
+  for (const key of leaving) {
+    const [text = "", before] = [table[key], entryIn(table[key])];
+    if (before === null) continue;
+    for (const { listen } of before.ports) numbers.keep(listen);
+    put(plan, key, text);
   }
   // … and so does the room in the table
   const [known = [], fresh = []] = [true, false].map((isKnown) =>
@@ -92,8 +106,8 @@ export function planServices({ services, pods, gateways, table }: ObservedServic
     const chosen = ready.length > 0 ? ready : served;
     const entry = entryOf(service, chosen, kept.get(key) ?? null, numbers, tell);
     const text = JSON.stringify(entry);
-    const bytes = key.length + Buffer.byteLength(text);
-    const isFull = plan.tableBytes + bytes > TABLE_BYTES_MAX - (kept.has(key) ? 0 : GROWTH_BYTES);
+    const isFull =
+      plan.tableBytes + bytesOf(key, text) > TABLE_BYTES_MAX - (kept.has(key) ? 0 : GROWTH_BYTES);
     const isLed = entry.ports.length > 0 && !isFull;
     if (isFull)
       tell(
@@ -101,8 +115,7 @@ export function planServices({ services, pods, gateways, table }: ObservedServic
         `clients come to the pods themselves, and a move resets them: all Services of gateways with their pods are ${TABLE_BYTES_MAX} bytes at most, and this one had no room; take the label from others`,
       );
     if (isLed) {
-      plan.table[key] = text;
-      plan.tableBytes += bytes;
+      put(plan, key, text);
       const hasClients = !isDirect && chosen.length > 0;
       if (hasClients && serving.length === 0)
         tell("NoGateway", "no gateway is Ready: clients are refused, but for those that are connected");
@@ -116,8 +129,17 @@ export function planServices({ services, pods, gateways, table }: ObservedServic
   return plan;
 }
 
+function put(plan: ServicesPlan, key: string, text: string): void {
+  plan.table[key] = text;
+  plan.tableBytes += bytesOf(key, text);
+}
+
+function bytesOf(key: string, text: string): number {
+  return key.length + Buffer.byteLength(text);
+}
+
 /** In the table: neither part can have a dot that is not a namespace's end, as namespaces have none. */
-export function keyOf({ metadata }: { metadata: { namespace?: string; name: string } }): string {
+export function keyOf({ metadata }: { metadata: { namespace?: string | undefined; name: string } }): string {
   return `${metadata.namespace ?? "default"}.${metadata.name}`;
 }
 
