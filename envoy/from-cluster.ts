@@ -131,7 +131,8 @@ function portOf(
   pod: Pod,
 ): Omit<PolicyPort, "identity"> {
   const of = (service.spec.ports ?? []).find(
-    ({ port, targetPort = port }) => numberOf(pod, targetPort) === listen,
+    ({ port, targetPort = port, protocol = "TCP" }) =>
+      protocol === "TCP" && numberOf(pod, targetPort) === listen,
   );
   return {
     port: listen,

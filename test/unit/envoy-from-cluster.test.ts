@@ -13,6 +13,7 @@ function service(annotations: Record<string, string> = {}, more: object = {}): S
     spec: {
       selector: { app: "chat" },
       ports: [
+        { name: "http3", port: 443, targetPort: "web", protocol: "UDP" },
         { name: "ws-web", port: 80, targetPort: "web" },
         { name: "grpc", port: 90, targetPort: 9090 },
         { name: "tcp-raw", port: 9000 },
