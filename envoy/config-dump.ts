@@ -64,6 +64,11 @@ export function readDumpFile(file: string): DumpedProxy {
 
 /** @param base of the admin interface, as http://127.0.0.1:15000. @throws HoldfastError `ENVOY_UNREACHABLE`, `CONFIG_INVALID` */
 export async function askEnvoy(base: string): Promise<DumpedProxy> {
+  if (!/^https?:\/\//.test(base) || !URL.canParse(base))
+    throw fail(
+      "CONFIG_INVALID",
+      `expected the URL of Envoy's admin interface, as http://127.0.0.1:15000, got ${base}`,
+    );
   const ask = (path: string) => get(new URL(path, base.endsWith("/") ? base : `${base}/`));
   const proxy = readDump(parsed(await ask("config_dump?include_eds"), base), base);
   const info = parsed(await ask("server_info"), base) as { command_line_options?: { drain_time?: string } };

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { readPolicy } from "#control/cli/envoy.ts";
-import { type JsonObject, readDump } from "#envoy/config-dump.ts";
+import { askEnvoy, type JsonObject, readDump } from "#envoy/config-dump.ts";
 import { render } from "#envoy/generate/render.ts";
 import { PROXY_V2_SOCKET } from "#envoy/generate/resource.ts";
 import { policySchema } from "#envoy/policy.ts";
@@ -291,6 +291,11 @@ describe("verify", () => {
       ["no priority", "no workloadSelector", "its place is beside envoy.filters.http.buffer"],
     );
   });
+
+  for (const base of ["127.0.0.1:15000", "localhost:15000", "http://", "file:///dump.json"])
+    it(`asks no Envoy at ${base}`, async () => {
+      await assert.rejects(askEnvoy(base), /expected the URL of Envoy's admin interface, as http:/);
+    });
 
   it("refuses what is no config_dump", () => {
     assert.throws(() => readDump({ configs: 1 }, "x.json"), /x\.json: expected what Envoy answers/);
