@@ -10,6 +10,9 @@ import { messageOf } from "#proxy/contract/errors.ts";
 const DUMP_BYTES_MAX = 268_435_456;
 const ANSWER_MS_MAX = 30_000;
 
+/** where istiod looks for what is for every namespace, unless its mesh says otherwise */
+export const ROOT_NAMESPACE = "istio-system";
+
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 export type JsonObject = { [key: string]: Json };
 
