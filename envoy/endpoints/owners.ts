@@ -24,24 +24,30 @@ export interface OwnerPlacesOptions {
 
 export class OwnerPlaces {
   readonly #options: OwnerPlacesOptions;
+  /** by workload: the clusters that have it */
+  readonly #clusters = new Map<string, ServedCluster[]>();
   readonly #known = new Map<string, LinkRecord>();
   readonly #told = new Map<string, string>();
   readonly #looking = new Set<string>();
   readonly #again = new Set<string>();
   readonly #warned = new Set<string>();
-  #queue: string[] = [];
+  /** in turn */
+  readonly #queue = new Set<string>();
   #watch: StoreWatch | null = null;
   #timer: NodeJS.Timeout | null = null;
   #closed = false;
 
   constructor(options: OwnerPlacesOptions) {
     this.#options = options;
+    for (const cluster of options.clusters)
+      for (const workload of cluster.workloads)
+        this.#clusters.set(workload, [...(this.#clusters.get(workload) ?? []), cluster]);
   }
 
   open(): void {
     this.#watch = this.#options.store.watchLinks((workload) => {
       if (workload === null) this.#lookAtAll();
-      else if (this.#workloads.has(workload)) this.#look(workload);
+      else if (this.#clusters.has(workload)) this.#look(workload);
     });
     this.#timer = setInterval(() => this.#lookAtAll(), LOOK_MS).unref();
     this.#lookAtAll();
@@ -55,29 +61,25 @@ export class OwnerPlaces {
 
   /** of which nobody has told where its clients come */
   get unknown(): string[] {
-    return [...this.#workloads].filter((workload) => !this.#known.has(workload));
-  }
-
-  get #workloads(): Set<string> {
-    return new Set(this.#options.clusters.flatMap(({ workloads }) => workloads));
+    return [...this.#clusters.keys()].filter((workload) => !this.#known.has(workload));
   }
 
   #lookAtAll(): void {
-    for (const workload of this.#workloads) this.#look(workload);
+    for (const workload of this.#clusters.keys()) this.#look(workload);
   }
 
   /** Once more, when it is being looked at: what was read may be old. */
   #look(workload: string): void {
     if (this.#closed) return;
     if (this.#looking.has(workload)) this.#again.add(workload);
-    else if (!this.#queue.includes(workload)) this.#queue.push(workload);
+    else this.#queue.add(workload);
     this.#next();
   }
 
   #next(): void {
-    while (this.#looking.size < LOOKS_MAX) {
-      const workload = this.#queue.shift();
-      if (workload === undefined) return;
+    for (const workload of this.#queue) {
+      if (this.#looking.size >= LOOKS_MAX) return;
+      this.#queue.delete(workload);
       this.#looking.add(workload);
       void this.#ask(workload).finally(() => {
         this.#looking.delete(workload);
@@ -98,7 +100,7 @@ export class OwnerPlaces {
   }
 
   #hear(workload: string, record: LinkRecord): void {
-    const { log, clusters, onChange } = this.#options;
+    const { log, onChange } = this.#options;
     if (record.clients === undefined) {
       this.#warn(
         workload,
@@ -109,7 +111,7 @@ export class OwnerPlaces {
     const before = this.#known.get(workload);
     if (before !== undefined && record.epoch < before.epoch) return;
     this.#known.set(workload, record);
-    for (const { cluster, workloads, port } of clusters.filter((one) => one.workloads.includes(workload))) {
+    for (const { cluster, workloads, port } of this.#clusters.get(workload) ?? []) {
       if (!record.ports.includes(port))
         this.#warn(
           `${workload} ${port}`,

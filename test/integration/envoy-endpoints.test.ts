@@ -252,6 +252,10 @@ describe("the file of endpoints", () => {
       /clusters\[1\]\.cluster: expected a name of its own/,
     ],
     [{ clusters: [{ ...good.clusters[0], cluster: "../x" }] }, /clusters\[0\]\.cluster: expected the name/],
+    [
+      { clusters: [{ ...good.clusters[0], workloads: ["chat", "chat"] }] },
+      /clusters\[0\]\.workloads: expected each name once/,
+    ],
     [{ ads: "here" }, /ads: expected IP:PORT/],
   ];
   for (const [change, message] of refused)
