@@ -3,6 +3,7 @@
  * it knows is never believed. What is known stays known while the store is away, was emptied, or the workload is stopped: whoever
  * connects there then is refused, as without an endpoint.
  */
+import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { LinkRecord, Store, StoreWatch } from "#proxy/store/store.ts";
@@ -17,7 +18,7 @@ const LOOKS_MAX = 16;
 export interface OwnerPlacesOptions {
   store: Pick<Store, "link" | "watchLinks">;
   clusters: readonly ServedCluster[];
-  /** Of a cluster, whenever it is another than before, and the first time that one of its workloads is known. Is not to throw. */
+  /** Of a cluster, whenever it is another than before, and the first time that one of its workloads is known and all were asked for. Is not to throw. */
   onChange(assignment: Assignment): void;
   log: Logger;
 }
@@ -27,6 +28,8 @@ export class OwnerPlaces {
   /** by workload: the clusters that have it */
   readonly #clusters = new Map<string, ServedCluster[]>();
   readonly #known = new Map<string, LinkRecord>();
+  /** of which the store has said something, be it that it knows nothing */
+  readonly #asked = new Set<string>();
   readonly #told = new Map<string, string>();
   readonly #looking = new Set<string>();
   readonly #again = new Set<string>();
@@ -93,36 +96,51 @@ export class OwnerPlaces {
     const { store, log } = this.#options;
     try {
       const record = await store.link(workload);
-      if (record !== null && !this.#closed) this.#hear(workload, record);
+      if (this.#closed) return;
+      const isFirst = !this.#asked.has(workload);
+      this.#asked.add(workload);
+      const isNews = record !== null && this.#hear(workload, record);
+      if (isFirst || isNews) this.#tell(workload);
     } catch (error) {
       log.debug({ workload, reason: messageOf(error) }, "the store does not say where clients come");
     }
   }
 
-  #hear(workload: string, record: LinkRecord): void {
-    const { log, onChange } = this.#options;
+  /** @returns whether it is another than before */
+  #hear(workload: string, record: LinkRecord): boolean {
     if (record.clients === undefined) {
       this.#warn(
         workload,
         "nobody comes to its nodes: in gateway mode its clients come to gateways, in takeover mode to its vip, and of pods that listen at their own address (without a sidecar) Kubernetes knows it",
       );
-      return;
+      return false;
     }
     const before = this.#known.get(workload);
-    if (before !== undefined && record.epoch < before.epoch) return;
+    if (before !== undefined && (record.epoch < before.epoch || isDeepStrictEqual(record, before)))
+      return false;
     this.#known.set(workload, record);
-    for (const { cluster, workloads, port } of this.#clusters.get(workload) ?? []) {
+    for (const { port } of this.#clusters.get(workload) ?? [])
       if (!record.ports.includes(port))
         this.#warn(
           `${workload} ${port}`,
           `it has no port ${port}, it has ${record.ports.join(", ")}`,
           workload,
         );
+    return true;
+  }
+
+  /** Not before each workload of the cluster was asked for: when this process begins anew, an Envoy would lose those that are answered last. */
+  #tell(workload: string): void {
+    const { log, onChange } = this.#options;
+    for (const { cluster, workloads, port } of this.#clusters.get(workload) ?? []) {
+      const isAsked = workloads.every((one) => this.#asked.has(one));
+      if (!isAsked || !workloads.some((one) => this.#known.has(one))) continue;
       const places = workloads.flatMap((one) => placesOf(one, this.#known.get(one), port));
       const text = JSON.stringify(places);
       if (this.#told.get(cluster) === text) continue;
       this.#told.set(cluster, text);
-      log.info({ cluster, node: record.node, epoch: record.epoch, places: places.length }, "endpoints");
+      const { node, epoch } = this.#known.get(workload) ?? {};
+      log.info({ cluster, workload, node, epoch, places: places.length }, "endpoints");
       onChange({ cluster, places });
     }
   }
