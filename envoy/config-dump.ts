@@ -10,6 +10,9 @@ import { messageOf } from "#proxy/contract/errors.ts";
 const DUMP_BYTES_MAX = 268_435_456;
 const ANSWER_MS_MAX = 30_000;
 
+/** where istiod looks for what is for every namespace, unless its mesh says otherwise */
+export const ROOT_NAMESPACE = "istio-system";
+
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 export type JsonObject = { [key: string]: Json };
 
@@ -64,6 +67,11 @@ export function readDumpFile(file: string): DumpedProxy {
 
 /** @param base of the admin interface, as http://127.0.0.1:15000. @throws HoldfastError `ENVOY_UNREACHABLE`, `CONFIG_INVALID` */
 export async function askEnvoy(base: string): Promise<DumpedProxy> {
+  if (!/^https?:\/\//.test(base) || !URL.canParse(base))
+    throw fail(
+      "CONFIG_INVALID",
+      `expected the URL of Envoy's admin interface, as http://127.0.0.1:15000, got ${base}`,
+    );
   const ask = (path: string) => get(new URL(path, base.endsWith("/") ? base : `${base}/`));
   const proxy = readDump(parsed(await ask("config_dump?include_eds"), base), base);
   const info = parsed(await ask("server_info"), base) as { command_line_options?: { drain_time?: string } };

@@ -4,19 +4,13 @@
  * `holdfast.dev/mesh`, as JSON of the rest of a policy.
  */
 import { ISTIO_STATUS, MESH_ANNOTATION } from "#control/api/mesh.ts";
-import {
-  type Container,
-  isActive,
-  isSelected,
-  type Pod,
-  type Service,
-} from "#control/kubernetes/client/objects.ts";
+import { isActive, isSelected, type Pod, type Service } from "#control/kubernetes/client/objects.ts";
+import { INJECTED, MADE, SETTINGS } from "#control/kubernetes/inject/names.ts";
 import { type InjectedPort, settingsOf } from "#control/kubernetes/inject/settings.ts";
 import { saidOf } from "#control/kubernetes/services/plan.ts";
+import { numberOf } from "#control/kubernetes/services/slices.ts";
 import { CONTAINER_PORT_FIRST } from "#proxy/contract/commands.ts";
 import { type Policy, type PolicyPort, policySchema } from "./policy.ts";
-
-const INJECTED = "holdfast.dev/injected";
 
 export interface LeftOut {
   service: Service;
@@ -33,23 +27,20 @@ export interface FoundPolicies {
 
 export function policiesOf(services: readonly Service[], pods: readonly Pod[]): FoundPolicies {
   const found: FoundPolicies = { policies: [], leftOut: [] };
+  const byNamespace = Map.groupBy(pods, ({ metadata }) => metadata.namespace);
   for (const service of services) {
     const selector = service.spec.selector ?? {};
     if (Object.keys(selector).length === 0) continue;
-    const of = pods.filter(
-      (pod) =>
-        pod.metadata.namespace === service.metadata.namespace &&
-        isActive(pod) &&
-        isSelected({ matchLabels: selector }, pod.metadata.labels),
+    const of = (byNamespace.get(service.metadata.namespace) ?? []).filter(
+      (pod) => isActive(pod) && isSelected({ matchLabels: selector }, pod.metadata.labels),
     );
-    const ours = of.filter(({ metadata: { annotations = {} } }) => annotations[INJECTED] === "1");
-    const meshed = ours.filter(
-      ({ metadata: { annotations = {} } }) => annotations[ISTIO_STATUS] !== undefined,
-    );
+    const ours = of.filter(isOurs);
+    const meshed = of.filter(({ metadata }) => metadata.annotations?.[ISTIO_STATUS] !== undefined);
+    const both = meshed.filter(isOurs);
     const isAsked = service.metadata.annotations?.[MESH_ANNOTATION] !== undefined;
     const leave = (reason: string, message: string): void =>
       void found.leftOut.push({ service, reason, message });
-    if (meshed.length === 0) {
+    if (both.length === 0) {
       if (isAsked)
         leave(
           ours.length === 0 ? "NotInjected" : "NoSidecar",
@@ -59,10 +50,23 @@ export function policiesOf(services: readonly Service[], pods: readonly Pod[]): 
         );
       continue;
     }
-    const policy = policyOf(service, selector, meshed, leave);
+    // its sidecar would lead clients to where nobody listens
+    const other = meshed.find((pod) => !isOurs(pod));
+    if (other !== undefined) {
+      leave(
+        "NotInjected",
+        `pod ${other.metadata.name} has Istio's sidecar and is not injected by Holdfast: label it holdfast.dev/inject: enabled, and make it anew`,
+      );
+      continue;
+    }
+    const policy = policyOf(service, selector, both, leave);
     if (policy !== null) found.policies.push({ service, policy });
   }
   return found;
+}
+
+function isOurs({ metadata }: Pod): boolean {
+  return metadata.annotations?.[MADE.injected] === INJECTED;
 }
 
 type Leave = (reason: string, message: string) => void;
@@ -111,8 +115,8 @@ function policyOf(
 
 /** Where Envoy finds Holdfast's proxy on the loopback device: in forward mode, and not at the node's address. */
 function isLedInPod({ metadata: { annotations = {} } }: Pod): boolean {
-  const says = (key: string) => annotations[`holdfast.dev/${key}`];
-  return says("mode") !== "gateway" && (says("proxy") === "sidecar" || says("listen") === "pod");
+  const { [SETTINGS.mode]: mode, [SETTINGS.proxy]: proxy, [SETTINGS.listen]: listen } = annotations;
+  return mode !== "gateway" && (proxy === "sidecar" || listen === "pod");
 }
 
 function injectedPorts(pod: Pod): InjectedPort[] | null {
@@ -127,7 +131,8 @@ function portOf(
   pod: Pod,
 ): Omit<PolicyPort, "identity"> {
   const of = (service.spec.ports ?? []).find(
-    ({ port, targetPort = port }) => numberOf(targetPort, pod) === listen,
+    ({ port, targetPort = port, protocol = "TCP" }) =>
+      protocol === "TCP" && numberOf(pod, targetPort) === listen,
   );
   return {
     port: listen,
@@ -135,13 +140,6 @@ function portOf(
     protocol: protocolOf(protocol, of),
     ...(of === undefined ? {} : { servicePort: of.port }),
   };
-}
-
-function numberOf(targetPort: number | string, pod: Pod): number | undefined {
-  if (typeof targetPort === "number") return targetPort;
-  const ports = (container: Container) =>
-    (container.ports ?? []) as { name?: string; containerPort: number }[];
-  return pod.spec.containers.flatMap(ports).find(({ name }) => name === targetPort)?.containerPort;
 }
 
 /** As Istio tells it, where the pod leaves it to the first bytes: by appProtocol, or by what the port's name begins with. */

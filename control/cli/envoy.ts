@@ -124,16 +124,12 @@ export async function verifyProxy(
 
 export interface AuditRequest extends ProxySource {
   files: readonly string[];
-  /** of a cluster's resources; null: only the files */
-  fromCluster: (() => Promise<readonly unknown[]>) | null;
 }
 
 /** It looks; what would cut sessions is no failure. */
 export async function auditProxy(request: AuditRequest, json: boolean, terminal: Terminal): Promise<number> {
-  const { files, fromCluster } = request;
   const proxy = await proxyOf(request);
-  const objects = objectsOf([...files.flatMap(readObjects), ...((await fromCluster?.()) ?? [])]);
-  const result = audit(proxy, objects);
+  const result = audit(proxy, objectsOf(request.files.flatMap(readObjects)));
   terminal.out.write(json ? `${JSON.stringify(result)}\n` : auditText(result));
   return EXIT.ok;
 }

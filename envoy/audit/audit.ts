@@ -2,7 +2,15 @@
  * Which pushes would cut which sessions at one proxy, and what cuts some already without any: time-outs. Pure. The proxy says how it is now;
  * resources, where they are given, say which of the pushes somebody is likely to make.
  */
-import { chainsOf, type DumpedProxy, type JsonObject, listAt, objectAt, secondsOf } from "../config-dump.ts";
+import {
+  chainsOf,
+  type DumpedProxy,
+  type JsonObject,
+  listAt,
+  objectAt,
+  ROOT_NAMESPACE,
+  secondsOf,
+} from "../config-dump.ts";
 import { HCM } from "../generate/envoy-filter.ts";
 import { TCP_PROXY } from "../generate/plain.ts";
 import { PUSHES, type Push, type Sessions } from "./pushes.ts";
@@ -287,12 +295,12 @@ function curesOf(id: string): string {
 }
 
 function isFor(proxy: DumpedProxy, object: JsonObject): boolean {
-  const { namespace } = objectAt(object, "metadata");
+  const { namespace = "default" } = objectAt(object, "metadata");
   const spec = objectAt(object, "spec");
   const labels = {
     ...objectAt(spec, "workloadSelector", "labels"),
     ...objectAt(spec, "selector", "matchLabels"),
   };
-  const isHere = namespace === proxy.namespace || namespace === "istio-system";
+  const isHere = namespace === proxy.namespace || namespace === ROOT_NAMESPACE;
   return isHere && Object.entries(labels).every(([key, value]) => proxy.labels[key] === value);
 }

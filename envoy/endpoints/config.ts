@@ -8,6 +8,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 export interface ServedCluster {
   /** as Envoy asks for it: `service_name` of its EDS */
   cluster: string;
+  /** each once */
   workloads: string[];
   /** `listen` of the workloads' port */
   port: number;
@@ -62,8 +63,11 @@ export function parseEndpointsConfig(contents: string, fileName: string): Endpoi
     throw invalid(fileName, "store", "expected the Redis that the nodes of the workloads use, got memory:");
   if (folder === undefined && ads === undefined)
     throw invalid(fileName, "", "expected where Envoy finds endpoints: folder, ads or both, got neither");
-  for (const [index, one] of clusters.entries())
+  for (const [index, one] of clusters.entries()) {
     if (clusters.findIndex((other) => other.cluster === one.cluster) < index)
       throw invalid(fileName, `clusters[${index}].cluster`, "expected a name of its own");
+    if (new Set(one.workloads).size < one.workloads.length)
+      throw invalid(fileName, `clusters[${index}].workloads`, "expected each name once");
+  }
   return { store, folder: folder ?? null, ads: ads ?? null, admin: admin ?? null, clusters };
 }

@@ -8,14 +8,7 @@ import {
   objectAt,
 } from "../config-dump.ts";
 import { type Difference, differences } from "./contains.ts";
-import type { Reason } from "./result.ts";
-
-export interface Found {
-  what: string;
-  /** null: it is there */
-  reason: Reason | null;
-  why: string | null;
-}
+import type { Found, Reason } from "./result.ts";
 
 const ORIGINAL_DST = "ORIGINAL_DST";
 

@@ -9,9 +9,9 @@ import {
   objectAt,
 } from "../config-dump.ts";
 import { HCM } from "../generate/envoy-filter.ts";
-import { type Found, refusedOr } from "./clusters.ts";
+import { refusedOr } from "./clusters.ts";
 import { differences } from "./contains.ts";
-import { nameOfToday } from "./result.ts";
+import { type Found, nameOfToday } from "./result.ts";
 
 const DIRECTIONS: Record<string, Direction> = { SIDECAR_INBOUND: "inbound", SIDECAR_OUTBOUND: "outbound" };
 
@@ -63,7 +63,7 @@ function filterOf(match: JsonObject): JsonObject {
 }
 
 function ofHttp(proxy: DumpedProxy, wanted: Wanted): Found {
-  const { what, match, operation, chains } = wanted;
+  const { what, match, chains } = wanted;
   const managers = chains.flatMap(({ filters }) => filters.filter(({ name }) => name === HCM));
   if (managers.length === 0)
     return {
@@ -73,7 +73,7 @@ function ofHttp(proxy: DumpedProxy, wanted: Wanted): Found {
     };
   const lists = managers.map((manager) => listAt(manager, "typed_config", "http_filters"));
   const beside = objectAt(filterOf(match), "subFilter").name;
-  return placed(proxy, { ...wanted, lists, beside, isFirstOk: operation === "INSERT_FIRST" });
+  return placed(proxy, { ...wanted, lists, beside });
 }
 
 function ofNetwork(proxy: DumpedProxy, wanted: Wanted): Found {
@@ -84,20 +84,13 @@ function ofNetwork(proxy: DumpedProxy, wanted: Wanted): Found {
     .filter(
       (filters) => operation !== "MERGE" || filters.some(({ name }) => name === (beside ?? value.name)),
     );
-  return placed(proxy, { ...wanted, lists, beside, isFirstOk: operation === "INSERT_FIRST" });
+  return placed(proxy, { ...wanted, lists, beside });
 }
 
 /** In every list that it is for. */
 function placed(
   proxy: DumpedProxy,
-  {
-    what,
-    operation,
-    value,
-    chains,
-    lists,
-    beside,
-  }: Wanted & { lists: JsonObject[][]; beside: unknown; isFirstOk: boolean },
+  { what, operation, value, chains, lists, beside }: Wanted & { lists: JsonObject[][]; beside: unknown },
 ): Found {
   const error = chains.map(({ listener }) => listener.error).find((one) => one !== null) ?? null;
   const isRelative = ["INSERT_BEFORE", "INSERT_AFTER", "MERGE", "REPLACE", "REMOVE"].includes(operation);

@@ -1,7 +1,7 @@
 /** Whether an Envoy of one's own runs with the bootstrap that a policy comes to. Pure. */
 import { type DumpedProxy, type JsonObject, listAt, objectAt } from "../config-dump.ts";
 import { differences } from "./contains.ts";
-import { CURES, type Result } from "./result.ts";
+import { type Reason, type Result, resultOf } from "./result.ts";
 
 /** @param bootstrap as it was rendered */
 export function verifyPlain(proxy: DumpedProxy, bootstrap: JsonObject): Result[] {
@@ -10,16 +10,8 @@ export function verifyPlain(proxy: DumpedProxy, bootstrap: JsonObject): Result[]
   const look = (part: "listeners" | "clusters", one: JsonObject, index: number): Result => {
     const name = String(one.name);
     const there = proxy[part].find((other) => other.name === name);
-    const of = (reason: Result["reason"], why: string | null): Result => ({
-      resource,
-      part: `${part}[${index}]`,
-      what: name,
-      state: reason === null ? "applied" : "missing",
-      reason,
-      why,
-      cure: reason === null ? null : CURES[reason],
-      warnings: [],
-    });
+    const of = (reason: Reason | null, why: string | null): Result =>
+      resultOf(resource, `${part}[${index}]`, { what: name, reason, why });
     if (there?.config == null) return of("restart-envoy", "it is not there");
     const found = differences(one, there.config);
     if (found.length > 0)

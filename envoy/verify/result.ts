@@ -26,6 +26,23 @@ export interface Result {
 
 export type Reason = keyof typeof CURES;
 
+export interface Found {
+  what: string;
+  /** null: it is there */
+  reason: Reason | null;
+  why: string | null;
+}
+
+export function resultOf(
+  resource: string,
+  part: string,
+  { what, reason, why }: Found,
+  warnings: string[] = [],
+): Result {
+  const state: State = reason === null ? "applied" : "missing";
+  return { resource, part, what, state, reason, why, cure: reason === null ? null : CURES[reason], warnings };
+}
+
 export const CURES = {
   "auto-mtls":
     "leave the outbound cluster to istiod: its sockets are chosen by transport_socket_matches; say what is wanted at the server's side (SIDECAR_INBOUND), or DISABLE mTLS for that host in a DestinationRule",

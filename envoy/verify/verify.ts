@@ -2,32 +2,35 @@
  * Whether resources of Istio have come to what they say in one proxy, part by part; and if not, why. Pure. What istioctl's analyze and
  * validate say nothing of was seen with istiod 1.31 and Envoy 1.40: see README.md.
  */
-import { asObject, type DumpedProxy, type JsonObject, listAt, objectAt, secondsOf } from "../config-dump.ts";
+import {
+  asObject,
+  type DumpedProxy,
+  type JsonObject,
+  listAt,
+  objectAt,
+  ROOT_NAMESPACE,
+  secondsOf,
+} from "../config-dump.ts";
 import { type Mark, PERSISTENT_SESSION_LABEL, PROXY_CONFIG_ANNOTATION } from "../generate/resource.ts";
 import { STATEFUL_SESSION_FILTER } from "../generate/stickiness.ts";
-import { type Found, lookAtCluster, lookAtIngress } from "./clusters.ts";
+import { lookAtCluster, lookAtIngress } from "./clusters.ts";
 import { lookAtFilters } from "./filters.ts";
-import { CURES, type Reason, type Result, type State } from "./result.ts";
+import { type Reason, type Result, resultOf } from "./result.ts";
 
-/** where istiod looks for what is for every namespace, unless its mesh says otherwise */
-const ROOT_NAMESPACE = "istio-system";
 const LOOKED_AT = new Set(["CLUSTER", "HTTP_FILTER", "NETWORK_FILTER"]);
 
-export interface VerifyOptions {
-  rootNamespace?: string;
-}
-
-/** @param objects of Kubernetes: Sidecars and EnvoyFilters; others are left out */
+/** @param objects of Kubernetes: Sidecars and EnvoyFilters are looked at */
 export function verify(
   proxy: DumpedProxy,
   objects: readonly JsonObject[],
   marks: readonly Mark[] = [],
-  { rootNamespace = ROOT_NAMESPACE }: VerifyOptions = {},
 ): Result[] {
   return [
     ...objects.flatMap((object) => {
-      if (object.kind === "EnvoyFilter") return envoyFilter(proxy, object, rootNamespace);
-      return object.kind === "Sidecar" ? sidecar(proxy, object) : [];
+      if (object.kind === "EnvoyFilter") return envoyFilter(proxy, object);
+      if (object.kind === "Sidecar") return sidecar(proxy, object);
+      if (typeof object.kind !== "string") return [];
+      return [notLookedAt(nameOf(object), "spec", object.kind, `a ${object.kind} is not looked at`)];
     }),
     ...marks.flatMap((mark) => lookAtMark(proxy, mark)),
   ];
@@ -38,23 +41,17 @@ function nameOf(object: JsonObject): string {
   return `${object.kind} ${namespace ?? "default"}/${name}`;
 }
 
-function resultOf(
-  resource: string,
-  part: string,
-  { what, reason, why }: Found,
-  warnings: string[] = [],
-): Result {
-  const state: State = reason === null ? "applied" : "missing";
-  return { resource, part, what, state, reason, why, cure: reason === null ? null : CURES[reason], warnings };
-}
-
 function elsewhere(resource: string, part: string, what: string, why: string): Result {
   return { resource, part, what, state: "elsewhere", reason: null, why, cure: null, warnings: [] };
 }
 
+function notLookedAt(resource: string, part: string, what: string, why: string): Result {
+  return { ...elsewhere(resource, part, what, why), state: "unknown" };
+}
+
 /** null: it is for this proxy */
 function whyElsewhere(proxy: DumpedProxy, object: JsonObject, rootNamespace: string | null): string | null {
-  const { namespace } = objectAt(object, "metadata");
+  const { namespace = "default" } = objectAt(object, "metadata");
   if (proxy.kind === "plain") return "this Envoy is none of istiod's";
   if (namespace !== proxy.namespace && namespace !== rootNamespace)
     return `it is of namespace ${namespace}, this proxy of ${proxy.namespace}`;
@@ -65,13 +62,13 @@ function whyElsewhere(proxy: DumpedProxy, object: JsonObject, rootNamespace: str
     : `it selects ${other[0]}=${other[1]}, this pod has ${proxy.labels[other[0]] ?? "none"}`;
 }
 
-function envoyFilter(proxy: DumpedProxy, object: JsonObject, rootNamespace: string): Result[] {
+function envoyFilter(proxy: DumpedProxy, object: JsonObject): Result[] {
   const resource = nameOf(object);
   const spec = objectAt(object, "spec");
   const selects = spec.workloadSelector !== undefined;
   const targets = listAt(spec, "targetRefs");
   const general = warningsOf(spec, selects || targets.length > 0);
-  const other = whyElsewhere(proxy, object, rootNamespace);
+  const other = whyElsewhere(proxy, object, ROOT_NAMESPACE);
   return listAt(spec, "configPatches").flatMap((patch, index) => {
     const part = `configPatches[${index}]`;
     const applyTo = String(patch.applyTo ?? "");
@@ -84,11 +81,7 @@ function envoyFilter(proxy: DumpedProxy, object: JsonObject, rootNamespace: stri
     const warnings = [...general, ...relativeWarnings(patch)];
     if (!LOOKED_AT.has(applyTo))
       return [
-        {
-          ...elsewhere(resource, part, applyTo, `patches of ${applyTo} are not looked at`),
-          state: "unknown" as const,
-          warnings,
-        },
+        { ...notLookedAt(resource, part, applyTo, `patches of ${applyTo} are not looked at`), warnings },
       ];
     const found =
       applyTo === "CLUSTER" ? lookAtCluster(proxy, context, patch) : lookAtFilters(proxy, context, patch);
@@ -164,15 +157,12 @@ function nodeMetadata(proxy: DumpedProxy, { name, selector = {}, annotations = {
   const { drainDuration } = config;
   const drain = (wanted: string): Result =>
     proxy.drainSeconds === null
-      ? {
-          ...elsewhere(
-            resource,
-            part,
-            `drainDuration ${wanted}`,
-            "a config_dump does not say it: ask with --admin",
-          ),
-          state: "unknown",
-        }
+      ? notLookedAt(
+          resource,
+          part,
+          `drainDuration ${wanted}`,
+          "a config_dump does not say it: ask with --admin",
+        )
       : told("drainDuration", wanted, `${proxy.drainSeconds}s`);
   return [
     ...(idle === undefined ? [] : [told("IDLE_TIMEOUT", idle, proxy.metadata.IDLE_TIMEOUT)]),

@@ -130,6 +130,30 @@ describe("endpoints", () => {
     await hasFile("chat-9000", [["chat-0", "10.99.0.3", 9000]]);
   });
 
+  it("are told of no cluster before the store was asked for each of its workloads", async () => {
+    await start();
+    await own("chat-0", "a", "10.99.0.2");
+    await own("chat-1", "b", "10.99.0.3");
+    const both: Places = [
+      ["chat-0", "10.99.0.2", 8080],
+      ["chat-1", "10.99.0.3", 8080],
+    ];
+    await hasFile("chat-8080", both);
+    await running?.close();
+    await own("chat-0", "c", "10.99.0.4");
+    const { promise: isLate, resolve } = Promise.withResolvers<void>();
+    const ask = store.link.bind(store);
+    store.link = async (workload) => {
+      if (workload === "chat-1") await isLate;
+      return ask(workload);
+    };
+    await start();
+    await hasFile("chat-9000", [["chat-0", "10.99.0.4", 9000]]);
+    assert.deepEqual(fileOf("chat-8080"), both);
+    resolve();
+    await hasFile("chat-8080", [["chat-0", "10.99.0.4", 8080], both[1] as Places[number]]);
+  });
+
   it("are none of a workload whose clients come to gateways", async () => {
     await own("chat-0", "a", "10.99.0.2", { clients: undefined });
     await start();
@@ -234,6 +258,11 @@ describe("endpoints", () => {
     await own("chat-0", "b", "10.99.0.3");
     await until("pushed", () => one.answers.length === 2);
     assert.equal(one.answers.length, 2);
+    const refusals = lines.map((text) => JSON.parse(text)).filter(({ msg }) => /has refused/.test(msg));
+    assert.deepEqual(
+      refusals.map(({ reason }) => reason),
+      ["not so"],
+    );
   });
 });
 
@@ -252,6 +281,10 @@ describe("the file of endpoints", () => {
       /clusters\[1\]\.cluster: expected a name of its own/,
     ],
     [{ clusters: [{ ...good.clusters[0], cluster: "../x" }] }, /clusters\[0\]\.cluster: expected the name/],
+    [
+      { clusters: [{ ...good.clusters[0], workloads: ["chat", "chat"] }] },
+      /clusters\[0\]\.workloads: expected each name once/,
+    ],
     [{ ads: "here" }, /ads: expected IP:PORT/],
   ];
   for (const [change, message] of refused)

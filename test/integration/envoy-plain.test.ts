@@ -5,7 +5,7 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer as createHttpServer, type Server } from "node:http";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -19,17 +19,12 @@ import { yamlOf } from "#envoy/generate/text.ts";
 import { policySchema } from "#envoy/policy.ts";
 import { readProxyHeader } from "#proxy/protocol/proxy-header.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
+import { ENVOY, requireEnvoy } from "#test/envoy/mesh-tools.ts";
 import { until } from "#test/support/moved-program.ts";
 import { freePort } from "#test/support/redis.ts";
 
-const ENVOY = join(
-  process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast",
-  "bench/envoy-1.40.0/bin/envoy-binary",
-);
-const skip = !existsSync(ENVOY) && `no ${ENVOY}: scripts/setup.sh bench installs it`;
-
 for (const way of ["files", "ads"] as const)
-  describe(`a plain Envoy with endpoints by ${way}`, { skip }, () => {
+  describe(`a plain Envoy with endpoints by ${way}`, () => {
     const folder = mkdtempSync(join(tmpdir(), "holdfast-envoy-"));
     const store = new MemoryStore();
     const servers: { close(): unknown }[] = [];
@@ -42,6 +37,7 @@ for (const way of ["files", "ads"] as const)
     let stderr = "";
 
     before(async () => {
+      requireEnvoy();
       [http, tcp] = [await freePort(), await freePort()];
       const adminPort = await freePort();
       const adsPort = await freePort();

@@ -1,4 +1,4 @@
-/** What each kind of push would cut at a proxy that is made up, and what its configuration cuts already. `test/envoy` pushes them. */
+/** What each kind of push would cut at a proxy that is made up, and what its configuration cuts already. Nothing is pushed here. */
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { type Audit, audit } from "#envoy/audit/audit.ts";

@@ -13,6 +13,7 @@ function service(annotations: Record<string, string> = {}, more: object = {}): S
     spec: {
       selector: { app: "chat" },
       ports: [
+        { name: "http3", port: 443, targetPort: "web", protocol: "UDP" },
         { name: "ws-web", port: 80, targetPort: "web" },
         { name: "grpc", port: 90, targetPort: 9090 },
         { name: "tcp-raw", port: 9000 },
@@ -58,6 +59,10 @@ describe("a Service's policy", () => {
     );
   });
 
+  it("is had beside pods that Istio has not injected, to which no Sidecar is applied", () => {
+    assert.equal(policiesOf([service()], [pod("chat-a"), pod("chat-b", {})]).policies.length, 1);
+  });
+
   it("may not say otherwise what the cluster says", () => {
     const asked = { "holdfast.dev/mesh": '{"name":"x","selector":{"app":"other"}}' };
     const [one] = policiesOf([service(asked)], [pod("chat-a")]).policies;
@@ -83,6 +88,12 @@ describe("a Service's policy", () => {
       service(),
       [pod("a"), pod("b", { ...LED, "holdfast.dev/ports": "80" })],
       "PortsDiffer",
+    ],
+    [
+      "a pod that Istio has injected and Holdfast has not, beside one of both",
+      service(MESH),
+      [pod("a"), pod("b", { "sidecar.istio.io/status": "{}" })],
+      "NotInjected",
     ],
     [
       "a mistake in what it asks for",

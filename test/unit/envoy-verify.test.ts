@@ -1,13 +1,13 @@
 /**
  * Whether a proxy has what resources say, and if not why: each kind of patch that istiod or Envoy drops, as it was seen with istiod 1.31
- * and Envoy 1.40. `test/envoy` has the same of a running mesh.
+ * and Envoy 1.40 in a laboratory (envoy/README.md, "What was run"). The proxies here are made up.
  */
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { readPolicy } from "#control/cli/envoy.ts";
-import { type JsonObject, readDump } from "#envoy/config-dump.ts";
+import { askEnvoy, type JsonObject, readDump } from "#envoy/config-dump.ts";
 import { render } from "#envoy/generate/render.ts";
 import { PROXY_V2_SOCKET } from "#envoy/generate/resource.ts";
 import { policySchema } from "#envoy/policy.ts";
@@ -270,6 +270,8 @@ describe("verify", () => {
     const elsewhere = filter(clusterPatch(STATIC));
     (elsewhere.metadata as JsonObject).namespace = "shop";
     assert.equal(one({}, elsewhere).state, "elsewhere");
+    delete (elsewhere.metadata as JsonObject).namespace;
+    assert.match(one({}, elsewhere).why ?? "", /it is of namespace default, this proxy of demo/);
     assert.equal(one({}, filter(clusterPatch(STATIC, "GATEWAY"))).state, "elsewhere");
   });
 
@@ -280,6 +282,9 @@ describe("verify", () => {
       patch: { operation: "MERGE" },
     };
     assert.equal(one({}, filter(route)).state, "unknown");
+    // of stickiness by workload: its routes
+    const service = { kind: "VirtualService", metadata: { name: "one" }, spec: {} };
+    assert.equal(one({}, service).state, "unknown");
   });
 
   it("warns of what holds by luck: no selector, no priority, a place beside another", () => {
@@ -291,6 +296,11 @@ describe("verify", () => {
       ["no priority", "no workloadSelector", "its place is beside envoy.filters.http.buffer"],
     );
   });
+
+  for (const base of ["127.0.0.1:15000", "localhost:15000", "http://", "file:///dump.json"])
+    it(`asks no Envoy at ${base}`, async () => {
+      await assert.rejects(askEnvoy(base), /expected the URL of Envoy's admin interface, as http:/);
+    });
 
   it("refuses what is no config_dump", () => {
     assert.throws(() => readDump({ configs: 1 }, "x.json"), /x\.json: expected what Envoy answers/);

@@ -5,6 +5,7 @@ import { Watches } from "#control/kubernetes/client/watches.ts";
 import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
 import { keepMesh } from "#control/kubernetes/mesh/keep.ts";
+import { TELL_AGAIN_MS } from "#control/kubernetes/services/findings.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { ApiInMemory, type Raw } from "../support/api-in-memory.ts";
 import { until } from "../support/moved-program.ts";
@@ -26,11 +27,23 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     problems.length = 0;
   });
 
-  function start(mesh: string | null = "{}", problem: ApiInMemory["problem"] = null): ApiInMemory {
+  /** @param also what else is there */
+  function start(
+    mesh: string | null = "{}",
+    problem: ApiInMemory["problem"] = null,
+    also: (api: ApiInMemory) => void = () => {},
+  ): ApiInMemory {
     const api = new ApiInMemory();
     api.problem = problem;
     putService(api, mesh);
-    api.put(POD, {
+    putPod(api);
+    also(api);
+    keep(api);
+    return api;
+  }
+
+  function putPod(api: ApiInMemory, path = POD): void {
+    api.put(path, {
       metadata: {
         labels: { app: "chat" },
         annotations: {
@@ -43,8 +56,6 @@ describe("what Services ask of a mesh, kept by the controller", () => {
       spec: { containers: [{ name: "app" }] },
       status: { phase: "Running" },
     });
-    keep(api);
-    return api;
   }
 
   function keep({ api }: ApiInMemory): void {
@@ -57,9 +68,9 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     running.push(keepMesh({ ...options, pods }, stop.signal).then(() => watches.close()));
   }
 
-  function putService(api: ApiInMemory, mesh: string | null): void {
+  function putService(api: ApiInMemory, mesh: string | null, path = SERVICE): void {
     const annotations = mesh === null ? {} : { "holdfast.dev/mesh": mesh };
-    api.put(SERVICE, {
+    api.put(path, {
       metadata: { annotations },
       spec: { selector: { app: "chat" }, ports: [{ port: 9000 }] },
     });
@@ -115,6 +126,57 @@ describe("what Services ask of a mesh, kept by the controller", () => {
       [`POST ${SIDECARS}`],
     );
     assert.deepEqual(problems, []);
+  });
+
+  it("is not taken for somebody else's when the watch has not told of it yet", async () => {
+    const api = start('{"idleSeconds":86400}', [
+      `POST ${SIDECARS}`,
+      fail("KUBERNETES_EXISTS", "it is there"),
+    ]);
+    // after the list, and no watch says so
+    api.objects.set(SIDECAR, {
+      metadata: { labels: { "app.kubernetes.io/managed-by": "holdfast-controller" } },
+    });
+    await until("said", () => events(api).includes("AnnotatePods"));
+    assert.deepEqual(events(api), ["AnnotatePods"]);
+    assert.ok(api.calls.includes(`POST ${SIDECARS}`));
+  });
+
+  it("is the Service's of that name that there is now", async () => {
+    const api = start();
+    await has(api, SIDECAR);
+    api.put(SERVICE, {
+      ...(api.objects.get(SERVICE) as Raw),
+      metadata: { annotations: { "holdfast.dev/mesh": "{}" }, uid: "uid-anew" },
+    });
+    const owner = () => (api.objects.get(SIDECAR) as Raw).metadata.ownerReferences[0].uid;
+    await until("owned by the other", () => owner() === "uid-anew");
+    assert.deepEqual(api.calls, [`POST ${SIDECARS}`, `PUT ${SIDECAR}`]);
+  });
+
+  it("is made for others while the API server refuses that of one, whose Service is told", async () => {
+    const other = (path: string): string => path.replaceAll("games", "other");
+    const refusal = fail("KUBERNETES_FORBIDDEN", "exceeded quota");
+    const api = start("{}", [`POST ${SIDECARS}`, refusal], (there) => {
+      putPod(there, other(POD));
+      putService(there, "{}", other(SERVICE));
+    });
+    await until("said", () => events(api).includes("Refused"));
+    assert.deepEqual(api.calls.slice(0, 2), [`POST ${SIDECARS}`, `POST ${other(SIDECARS)}`]);
+    assert.deepEqual(problems, ["the mesh is not as it is asked to be"]);
+    await has(api, SIDECAR);
+  });
+
+  it("is told of again after half an hour, when nothing has changed", async (t) => {
+    t.mock.timers.enable({ apis: ["setInterval"] });
+    // nothing is made, of which a watch would tell
+    const api = start('{"stickiness":{"cookie":"hf"}}');
+    const told = () => events(api).filter((reason) => reason === "PolicyInvalid").length;
+    await until("told", () => told() === 1);
+    const now = performance.now.bind(performance);
+    t.mock.method(performance, "now", () => now() + TELL_AGAIN_MS);
+    t.mock.timers.tick(TELL_AGAIN_MS);
+    await until("told again", () => told() === 2);
   });
 
   it("is tried again when the API server refuses, and says what is wrong with what is asked", async () => {

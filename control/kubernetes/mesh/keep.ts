@@ -12,16 +12,25 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import { MESH_ANNOTATION } from "../../api/mesh.ts";
 import { aborted } from "../client/aborted.ts";
 import { isCode } from "../client/api.ts";
-import { identityOf, type KubernetesObject, type Pod, type Service } from "../client/objects.ts";
+import {
+  identityOf,
+  type KubernetesObject,
+  type ObjectMeta,
+  type Pod,
+  type Service,
+} from "../client/objects.ts";
 import { type Kind, pathOf } from "../client/paths.ts";
 import type { Watched } from "../client/reflector.ts";
 import { Rounds } from "../client/rounds.ts";
 import { Watches, type WatchesOptions } from "../client/watches.ts";
-import { type ServiceFinding, ServiceFindings } from "../services/findings.ts";
+import { type ServiceFinding, ServiceFindings, TELL_AGAIN_MS } from "../services/findings.ts";
 
 const AGAIN_MS = 2_000;
 const MANAGED_BY_LABEL = "app.kubernetes.io/managed-by";
 const MANAGED_BY = "holdfast-controller";
+
+/** of one object, for what it is or where: a quota, a namespace that ends, a policy of the cluster */
+const REFUSALS = ["KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID", "KUBERNETES_NOT_FOUND"];
 
 /** what a policy comes to with sidecars */
 const KINDS: Record<string, Kind> = {
@@ -65,6 +74,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
     }),
   }));
   const unfollow = pods.follow(onChange);
+  const again = setInterval(onChange, TELL_AGAIN_MS).unref();
   const ended = aborted(signal);
 
   async function round(): Promise<void> {
@@ -85,12 +95,13 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
       );
       for (const { service, kind, object } of wanted) {
         const path = pathOfObject(kind, object);
-        await put(path, kind, object, own.get(path) ?? null, service, findings);
+        const finding = await put(path, kind, object, own.get(path) ?? null);
+        if (finding !== null) findings.push({ service, ...finding });
         own.delete(path);
       }
       const isAsked = new Set(asking.map(({ metadata }) => metadata.uid));
       for (const [path, { metadata }] of own) {
-        const owner = metadata.ownerReferences?.[0]?.uid ?? "";
+        const owner = ownerOf(metadata);
         // of a Service that asks, and has none now, it stays
         if (isAsked.has(owner) && !whole.has(owner)) continue;
         await api.delete(path, { preconditions: { uid: metadata.uid } });
@@ -103,35 +114,47 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
     }
   }
 
+  /** What is wrong with this one keeps no other waiting: it is the Service's to hear, and tried again. */
   async function put(
     path: string,
     kind: Kind,
     object: Resource,
     found: MeshObject | null,
-    service: Service,
-    findings: ServiceFinding[],
-  ): Promise<void> {
-    const { namespace } = object.metadata;
-    if (found !== null) {
-      const isSame =
-        isDeepStrictEqual(found.spec, object.spec) &&
-        isDeepStrictEqual(found.metadata.annotations ?? {}, object.metadata.annotations ?? {});
-      const { resourceVersion } = found.metadata;
-      if (!isSame) await api.replace(path, { ...object, metadata: { ...object.metadata, resourceVersion } });
-      return;
-    }
+  ): Promise<Omit<ServiceFinding, "service"> | null> {
+    const { kind: what, metadata } = object;
     try {
-      await api.create(pathOf(kind, { namespace }), object);
+      if (found === null) await api.create(pathOf(kind, { namespace: metadata.namespace }), object);
+      else if (!isAsWanted(found, object)) {
+        const { resourceVersion } = found.metadata;
+        await api.replace(path, { ...object, metadata: { ...metadata, resourceVersion } });
+      }
+      return null;
     } catch (error) {
-      if (!isCode(error, "KUBERNETES_EXISTS")) throw error;
-      findings.push({
-        ...{ service, reason: "MadeByAnother" },
-        message: `${object.kind} ${object.metadata.name} is somebody else's: delete it, and it is kept for this Service`,
-      });
+      if (isCode(error, "KUBERNETES_EXISTS")) {
+        if (await isOurs(kind, metadata)) return null;
+        return {
+          reason: "MadeByAnother",
+          message: `${what} ${metadata.name} is somebody else's: delete it, and it is kept for this Service`,
+        };
+      }
+      if (!isCode(error, ...REFUSALS)) throw error;
+      onProblem("the mesh is not as it is asked to be", error);
+      rounds.later(AGAIN_MS);
+      return { reason: "Refused", message: messageOf(error) };
     }
   }
 
+  /** There is one of that name which the watch has not told of yet. */
+  async function isOurs(kind: Kind, { namespace, name }: Resource["metadata"]): Promise<boolean> {
+    const { items } = await api.list(pathOf(kind, { namespace }), {
+      fieldSelector: `metadata.name=${name}`,
+      labelSelector: `${MANAGED_BY_LABEL}=${MANAGED_BY}`,
+    });
+    return items.length > 0;
+  }
+
   await ended;
+  clearInterval(again);
   unfollow();
   await Promise.all([rounds.end(), watches.close()]);
 }
@@ -167,6 +190,19 @@ function plan(
     }
   }
   return { wanted, whole };
+}
+
+/** The Service may be another of that name, for whose sake it is to stay. */
+function isAsWanted({ spec, metadata }: MeshObject, wanted: Resource): boolean {
+  return (
+    isDeepStrictEqual(spec, wanted.spec) &&
+    isDeepStrictEqual(metadata.annotations ?? {}, wanted.metadata.annotations ?? {}) &&
+    ownerOf(metadata) === ownerOf(wanted.metadata)
+  );
+}
+
+function ownerOf({ ownerReferences }: Pick<ObjectMeta, "ownerReferences">): string {
+  return ownerReferences?.[0]?.uid ?? "";
 }
 
 function ownedBy(object: Resource, { metadata: { name, uid } }: Service): Resource {
