@@ -89,14 +89,14 @@ async function drain(
   run.say(`drain of ${from}: ${says}`);
   if (lost + repeated + resets > 0)
     run.problem(`drain of ${from}`, `${says}: ${all.flatMap(({ problems }) => problems).join("; ")}`);
-  const moved = moves.flatMap(({ createdMs, migration }): Figure[] => {
+  const moved = moves.flatMap(({ createdMs, migration, holdMs }): Figure[] => {
     const application = pods.get(migration.spec.pod);
     const report = application === undefined ? undefined : reports.get(application);
     if (application === undefined || report === undefined) return [];
     const of = { application: application.name };
     return [
       figure("createdToHoldMs", report.waitingSinceMs - createdMs, of),
-      figure("holdMs", migration.status.move?.pauseMs ?? Number.NaN, of),
+      figure("holdMs", holdMs, of),
       figure("blackoutMs", report.blackoutMs.p50, of),
     ];
   });
