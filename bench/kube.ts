@@ -89,7 +89,7 @@ async function main(): Promise<number> {
     webhook: webhookPiece(shared),
     move: movePiece(shared),
     drain: drainPiece(shared),
-    controller: controllerPiece(shared, options),
+    controller: controllerPiece(shared, options.pods),
   };
   const pieces = NAMES.filter((name) => only.includes(name)).map((name) => all[name]);
   const { status, results } = await run(

@@ -565,6 +565,18 @@ describe("a run", () => {
     assert.deepEqual(kept[1]?.figures[0]?.rounds, [1, 2]);
   });
 
+  it("takes a piece that is to be the last in the last round only", async () => {
+    const last: BenchPiece = { ...takes("last", 20), isLast: true };
+    const { order, said, kept } = await run([last, takes("one", 10)], { rounds: 2 });
+    assert.deepEqual(order, ["one1", "one1,last1", "one2,last1"]);
+    assert.deepEqual(said, [
+      "[one, round 1/2, 40 s left] one",
+      "[last, round 2/2, 30 s left] last",
+      "[one, round 2/2, 10 s left] one",
+    ]);
+    assert.deepEqual(kept[1]?.figures[0]?.rounds, [2]);
+  });
+
   it("goes on when a piece fails, and says so", async () => {
     const fails = takes("bad", 1, () => Promise.reject(new Error("out of order")));
     const { kept, problems } = await run([fails, takes("good", 1)], { rounds: 2 });
