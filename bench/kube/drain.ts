@@ -1,7 +1,7 @@
 /** `kubectl drain` of a node with three applications and their clients, there and back. */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Load } from "#test/load/load.ts";
-import type { LoadReport } from "#test/load/protocol.ts";
+import { goneIn, type LoadReport } from "#test/load/protocol.ts";
 import type { BenchPiece, Run } from "../piece.ts";
 import { KUBE } from "../report/kube-goals.ts";
 import type { Figure } from "../results.ts";
@@ -83,7 +83,7 @@ async function drain(
   const [lost, repeated, resets] = [
     sum((report) => report.lost + report.corrupt),
     sum((report) => report.repeated),
-    sum((report) => report.resets),
+    sum(goneIn),
   ];
   const says = `${(tookMs / 1_000).toFixed(1)} s, ${lost} lost, ${repeated} repeated, ${resets} reset`;
   run.say(`drain of ${from}: ${says}`);
