@@ -37,13 +37,14 @@ export async function conduct(options: Conducted, conductor: Conductor, kept: Pi
   const took = new Map<BenchPiece, number>();
   const estimate = (piece: BenchPiece): number => took.get(piece) ?? piece.estimateSeconds(plan);
   const leftAfter = (round: number, place: number): number =>
-    pieces.reduce(
-      (sum, piece, index) => sum + estimate(piece) * (rounds - round + (index >= place ? 1 : 0)),
-      0,
-    );
+    pieces.reduce((sum, piece, index) => {
+      const turns = rounds - round + (index >= place ? 1 : 0);
+      return sum + estimate(piece) * (piece.isLast ? Math.min(turns, 1) : turns);
+    }, 0);
   const leftOut = new Set<string>();
   for (let round = 1; round <= rounds; round++) {
     for (const [place, piece] of pieces.entries()) {
+      if (piece.isLast && round < rounds) continue;
       const spentSeconds = conductor.nowSeconds() - startedSeconds;
       if (secondsMax !== null && spentSeconds + estimate(piece) > secondsMax) {
         leftOut.add(piece.name);
@@ -64,7 +65,7 @@ export async function conduct(options: Conducted, conductor: Conductor, kept: Pi
       const beganSeconds = conductor.nowSeconds();
       try {
         const figures = await piece.measure(run);
-        keep(kept, piece, round, figures);
+        keep(kept, piece, piece.isLast ? 1 : round, figures);
       } catch (error) {
         if (conductor.stage.closed) throw error;
         conductor.problem(`${piece.name}, round ${round}`, `not measured: ${(error as Error).message}`);

@@ -15,6 +15,7 @@ import { movePiece } from "./kube/move.ts";
 import { webhookPiece } from "./kube/webhook.ts";
 import type { BenchPiece } from "./piece.ts";
 import { judge } from "./report/goals.ts";
+import { KUBE_COMMAND } from "./report/kube-goals.ts";
 import { newRunFolder, RUNS, run, summaryOf } from "./run.ts";
 
 const NAMES = ["webhook", "move", "drain", "controller"] as const;
@@ -88,11 +89,11 @@ async function main(): Promise<number> {
     webhook: webhookPiece(shared),
     move: movePiece(shared),
     drain: drainPiece(shared),
-    controller: controllerPiece(shared, options),
+    controller: controllerPiece(shared, options.pods),
   };
   const pieces = NAMES.filter((name) => only.includes(name)).map((name) => all[name]);
   const { status, results } = await run(
-    { ...options, command: "npm run bench:kube", pieces, peers: [], cutOff: null, staysBusy: true },
+    { ...options, command: KUBE_COMMAND, pieces, peers: [], cutOff: null, staysBusy: true },
     argv,
   );
   if (json) process.stdout.write(`${JSON.stringify({ ...results, goals: judge(results) })}\n`);

@@ -10,6 +10,8 @@ export interface BenchPiece {
   /** for --only, and the anchor in the report: "http", "tcp-echo", "bulk-down", "cutover-sessions", … */
   readonly name: string;
   readonly title: string;
+  /** it has one round, in the last of the others: nothing is measured beside what it leaves */
+  readonly isLast?: true;
   /** seconds of one round, roughly: for the time left that is shown, and for what fits into --quick */
   estimateSeconds(plan: Plan): number;
   /**

@@ -139,15 +139,9 @@ async function main(): Promise<number> {
   }
   const stage = new Stage();
   let interrupted = 0;
-  for (const [signal, status] of [
-    ["SIGINT", 130],
-    ["SIGTERM", 143],
-  ] as const) {
-    process.once(signal, () => {
-      interrupted = status;
-      void stage.close();
-    });
-  }
+  stage.closeOnSignals((status) => {
+    interrupted ||= status;
+  });
   try {
     const { report, busy, profile } = await record(stage, options);
     const { name, connections, seconds, out } = options;

@@ -64,17 +64,10 @@ export async function run(
   mkdirSync(options.out, { recursive: true });
   const stage = new Stage();
   let interrupted = 0;
-  // Not `once`: whoever else ends on a signal raises it again, and the report is still to be written.
-  for (const [signal, status] of [
-    ["SIGINT", 130],
-    ["SIGTERM", 143],
-  ] as const) {
-    process.on(signal, () => {
-      if (interrupted === 0) say(`${signal}: ending what runs`);
-      interrupted ||= status;
-      void stage.close();
-    });
-  }
+  stage.closeOnSignals((status, signal) => {
+    if (interrupted === 0) say(`${signal}: ending what runs`);
+    interrupted ||= status;
+  });
   const cut = (): void => {
     results.problems.push({
       where: "--quick",

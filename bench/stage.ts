@@ -18,6 +18,8 @@ const LISTEN_MS_MAX = 15_000;
 const LISTEN_CHECK_MS = 10;
 /** of a child's stderr, kept to say why it ended */
 const STDERR_CHARS = 4_000;
+/** → exit status of a command that one of them cuts off */
+const SIGNALS = { SIGINT: 130, SIGTERM: 143 };
 
 export class Stage {
   readonly directory = mkdtempSync(join(tmpdir(), "holdfast-bench-"));
@@ -122,6 +124,16 @@ export class Stage {
     const exited = once(child, "exit");
     child.kill("SIGKILL");
     await exited;
+  }
+
+  /** @param onSignal told of each, with the exit status that it makes, before the stage is closed */
+  closeOnSignals(onSignal: (status: number, signal: string) => void): void {
+    // Not `once`: whoever else ends on a signal raises it again, and what is to be told is still to be written.
+    for (const [signal, status] of Object.entries(SIGNALS))
+      process.on(signal, () => {
+        onSignal(status, signal);
+        void this.close();
+      });
   }
 
   close(): Promise<void> {

@@ -14,7 +14,7 @@ import { AGENT, APPS, INSIDE, REDIS } from "../test/kube/images.ts";
 import type { LabProcess } from "../test/lab/lab.ts";
 import type { Blackout } from "../test/load/gaps.ts";
 import { type Load, startLoad } from "../test/load/load.ts";
-import type { LoadReport } from "../test/load/protocol.ts";
+import { goneIn, type LoadReport } from "../test/load/protocol.ts";
 import { APPLICATIONS, type Application, EDGE, GAMES, type MovedPod, Stage } from "./kube-stage.ts";
 import { Screen } from "./screen.ts";
 
@@ -298,6 +298,12 @@ async function perform(
     const ways = move.via === null ? "" : ` by way of node ${move.via}`;
     screen.line(`    ${move.workload}: ${move.fromPod} → ${move.toPod}${ways}, ${sight(screen, move)}`);
   }
+  for (const [application, load] of loads) {
+    if (moved.some((one) => one.application === application)) continue;
+    const seen = seenIn(await load.report(), application.name);
+    if (!isPerfect(seen))
+      throw new Error(`${by}: ${application.name}, which does not move: ${sight(screen, seen)}`);
+  }
   for (const { outcome, workload, reason } of shown.moves.filter((move) => move.by === by))
     if (outcome !== "Succeeded") throw new Error(`${by}: ${workload}: ${reason}`);
   if (status !== 0) throw new Error(`${by}: exit status ${status}`);
@@ -331,12 +337,10 @@ async function moveOf(by: string, moved: MovedPod, load: Load): Promise<Move> {
 /** What clients have seen since the last mark; what is not as it should be goes to stderr, with its reason. */
 type Seen = Pick<Move, "messages" | "lost" | "repeated" | "resets" | "blackoutMs">;
 
-function seenIn(
-  { messages, lost, corrupt, repeated, resets, blackoutMs, problems }: LoadReport,
-  name: string,
-): Seen {
+function seenIn(report: LoadReport, name: string): Seen {
+  const { messages, lost, corrupt, repeated, blackoutMs, problems } = report;
   for (const problem of problems) process.stderr.write(`    ${name}: ${problem}\n`);
-  return { messages, lost: lost + corrupt, repeated, resets, blackoutMs };
+  return { messages, lost: lost + corrupt, repeated, resets: goneIn(report), blackoutMs };
 }
 
 /** Of both ways, where a pod keeps its name. null: the agents said nothing of it */

@@ -1,7 +1,7 @@
 /** A cluster with the chart and two applications that keep their clients' state in memory: what `npm run demo:kube` shows. */
 import { join } from "node:path";
 import { API_VERSION, isFinal, type MigrationStatus, SERVING } from "#control/api/resources.ts";
-import { APP_PORT, appContainer } from "../test/kube/applications.ts";
+import { APP_PORT, appContainer, nodePortService } from "../test/kube/applications.ts";
 import { type Cluster, condition, type KubeObject } from "../test/kube/cluster.ts";
 import { EDGE as EDGE_TAINT, installChart, makeEdge, stateOf } from "../test/kube/install.ts";
 import { type LabProcess, projectRoot } from "../test/lab/lab.ts";
@@ -73,7 +73,12 @@ export class Stage {
     await this.kubectl("label", "namespace", GAMES, "holdfast.dev/inject=enabled");
     const others = [...this.cluster.lab.nodes.keys()].filter((other) => other !== node);
     for (const other of others) await this.cluster.kubectl(["cordon", other]);
-    await this.cluster.apply(...APPLICATIONS.flatMap((one) => [ownerOf(one), serviceOf(one)]));
+    await this.cluster.apply(
+      ...APPLICATIONS.flatMap((one) => [
+        ownerOf(one),
+        nodePortService({ name: one.name, namespace: GAMES }, one.nodePort),
+      ]),
+    );
     const label = "holdfast.dev/gateway=enabled";
     for (const { name } of APPLICATIONS)
       await this.kubectl("label", "service", name, "--namespace", GAMES, label);
@@ -188,19 +193,6 @@ export class Stage {
   #until(what: string, holds: () => Promise<unknown>): Promise<void> {
     return this.cluster.until(what, holds, MOVED_MS_MAX);
   }
-}
-
-function serviceOf({ name, nodePort }: Application): KubeObject {
-  return {
-    apiVersion: "v1",
-    kind: "Service",
-    metadata: { name, namespace: GAMES },
-    spec: {
-      type: "NodePort",
-      selector: { app: name },
-      ports: [{ port: 80, targetPort: APP_PORT, nodePort }],
-    },
-  };
 }
 
 function ownerOf({ name, owner, program, protocol }: Application): KubeObject {

@@ -13,7 +13,7 @@ import type { MoveResult } from "#control/api/migration.ts";
 import { createLab, type Lab, nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import type { Blackout } from "#test/load/gaps.ts";
 import { type Load, startLoad } from "#test/load/load.ts";
-import type { LoadReport } from "#test/load/protocol.ts";
+import { goneIn, type LoadReport } from "#test/load/protocol.ts";
 import { type BareRun, runBareCriu } from "../bare-criu.ts";
 import { median } from "../figures.ts";
 
@@ -121,7 +121,7 @@ export async function underLoad<T>(
         crowdPauseMs: reports.length === 1 ? null : lessInterval(reports[0] as LoadReport, intervalMs),
         lost: sum((report) => report.lost + report.corrupt),
         repeated: sum((report) => report.repeated),
-        resets: sum((report) => report.resets),
+        resets: sum(goneIn),
         problems: reports.flatMap((report) => report.problems),
         waitingSinceMs: steady.waitingSinceMs,
       },

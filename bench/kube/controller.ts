@@ -17,16 +17,14 @@ const LOOK_MS = 1_000;
 const SETTLED_MS = 10_000;
 const SEEN_MS_MAX = 180_000;
 
-/** @param rounds it is measured in the last: everything else would be measured beside a crowd */
-export function controllerPiece(
-  shared: SharedLab,
-  { pods, rounds }: { pods: number; rounds: number },
-): BenchPiece {
+/** It leaves the pods there. */
+export function controllerPiece(shared: SharedLab, pods: number): BenchPiece {
   return {
     name: `${KUBE}controller`,
     title: `The controller with ${pods.toLocaleString("en")} pods of kwok to watch`,
-    estimateSeconds: () => (OPEN_SECONDS + 60 + pods / 15) / rounds,
-    measure: async (run) => (run.round < rounds ? [] : await measure(run, await shared.open(run), pods)),
+    isLast: true,
+    estimateSeconds: () => OPEN_SECONDS + 60 + pods / 15,
+    measure: async (run) => await measure(run, await shared.open(run), pods),
   };
 }
 
@@ -70,6 +68,22 @@ async function measure(run: Run, lab: KubeLab, pods: number): Promise<Figure[]> 
   return figures;
 }
 
+interface Seen {
+  /** resident */
+  bytes: number;
+  /** injected pods that it knows */
+  counted: number;
+}
+
+/** What a controller's metrics say. null: it does not lead. @throws Error they do not say how much memory it has */
+export function seenIn(metrics: string): Seen | null {
+  const read = (pattern: RegExp): number => Number(pattern.exec(metrics)?.[1] ?? 0);
+  if (read(/^holdfast_controller_leader (\d+)/m) !== 1) return null;
+  const bytes = read(/^holdfast_controller_resident_memory_bytes (\S+)/m);
+  if (bytes === 0) throw new Error("the controller's metrics do not say how much memory it has");
+  return { bytes, counted: read(/^holdfast_controller_pods\{injection="injected"\} (\d+)/m) };
+}
+
 /** The controller that leads, by its metrics. */
 class Watched {
   readonly #lab: KubeLab;
@@ -80,7 +94,7 @@ class Watched {
   }
 
   /** @throws Error none leads */
-  async look(): Promise<{ bytes: number; counted: number }> {
+  async look(): Promise<Seen> {
     const { cluster } = this.#lab;
     const selector = encodeURIComponent("app.kubernetes.io/component=controller");
     const path = `/api/v1/namespaces/${SYSTEM}/pods?labelSelector=${selector}`;
@@ -92,11 +106,10 @@ class Watched {
         "20",
         `http://${status.podIP}:9401/metrics`,
       ]);
-      const read = (pattern: RegExp): number => Number(pattern.exec(stdout)?.[1] ?? 0);
-      if (read(/^holdfast_controller_leader (\d+)/m) !== 1) continue;
-      const bytes = read(/^holdfast_controller_resident_memory_bytes (\S+)/m);
-      this.bytesMax = Math.max(this.bytesMax, bytes);
-      return { bytes, counted: read(/^holdfast_controller_pods\{injection="injected"\} (\d+)/m) };
+      const seen = seenIn(stdout);
+      if (seen === null) continue;
+      this.bytesMax = Math.max(this.bytesMax, seen.bytes);
+      return seen;
     }
     throw new Error("no controller leads");
   }

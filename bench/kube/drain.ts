@@ -1,7 +1,7 @@
 /** `kubectl drain` of a node with three applications and their clients, there and back. */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Load } from "#test/load/load.ts";
-import type { LoadReport } from "#test/load/protocol.ts";
+import { goneIn, type LoadReport } from "#test/load/protocol.ts";
 import type { BenchPiece, Run } from "../piece.ts";
 import { KUBE } from "../report/kube-goals.ts";
 import type { Figure } from "../results.ts";
@@ -83,20 +83,20 @@ async function drain(
   const [lost, repeated, resets] = [
     sum((report) => report.lost + report.corrupt),
     sum((report) => report.repeated),
-    sum((report) => report.resets),
+    sum(goneIn),
   ];
   const says = `${(tookMs / 1_000).toFixed(1)} s, ${lost} lost, ${repeated} repeated, ${resets} reset`;
   run.say(`drain of ${from}: ${says}`);
   if (lost + repeated + resets > 0)
     run.problem(`drain of ${from}`, `${says}: ${all.flatMap(({ problems }) => problems).join("; ")}`);
-  const moved = moves.flatMap(({ createdMs, migration }): Figure[] => {
+  const moved = moves.flatMap(({ createdMs, migration, holdMs }): Figure[] => {
     const application = pods.get(migration.spec.pod);
     const report = application === undefined ? undefined : reports.get(application);
     if (application === undefined || report === undefined) return [];
     const of = { application: application.name };
     return [
       figure("createdToHoldMs", report.waitingSinceMs - createdMs, of),
-      figure("holdMs", migration.status.move?.pauseMs ?? Number.NaN, of),
+      figure("holdMs", holdMs, of),
       figure("blackoutMs", report.blackoutMs.p50, of),
     ];
   });

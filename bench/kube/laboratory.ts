@@ -7,6 +7,7 @@ import { APP_PORT, appContainer } from "#test/kube/applications.ts";
 import { type Cluster, createCluster, type KubeObject } from "#test/kube/cluster.ts";
 import { AGENT, APPS, INSIDE, REDIS } from "#test/kube/images.ts";
 import { installChart, makeEdge } from "#test/kube/install.ts";
+import type { LabProcess } from "#test/lab/lab.ts";
 import { type Load, type LoadKind, startLoad } from "#test/load/load.ts";
 import { GAMES, Stage, SYSTEM } from "../../scripts/kube-stage.ts";
 import type { Run } from "../piece.ts";
@@ -42,6 +43,15 @@ export const APPLICATIONS: readonly Application[] = [
   { name: "echo", kind: "tcp", program: "/app/echo.js", protocol: "tcp", listen: 8081, sessions: 25 },
   { ...CHAT, name: "chat-2", listen: 8082, sessions: 25 },
 ];
+
+/** A pod that has moved. */
+export interface Moved {
+  /** when its Migration was asked for, or first seen (Unix time) */
+  createdMs: number;
+  migration: Migration;
+  /** how long its clients waited, by the agents */
+  holdMs: number;
+}
 
 /** For the pieces of one run. */
 export class SharedLab {
@@ -79,6 +89,7 @@ export class KubeLab {
   readonly cluster: Cluster;
   readonly stage: Stage;
   readonly #firstSeenMs = new Map<string, number>();
+  #watch: LabProcess | null = null;
   #made = 0;
 
   constructor(cluster: Cluster) {
@@ -121,12 +132,8 @@ export class KubeLab {
     });
   }
 
-  /** @returns when it was asked for (Unix time), and what came of it. @throws Error it did not move */
-  async migrate(
-    { name }: Application,
-    from: Node,
-    to: Node,
-  ): Promise<{ createdMs: number; migration: Migration }> {
+  /** @throws Error it did not move */
+  async migrate({ name }: Application, from: Node, to: Node): Promise<Moved> {
     const { metadata } = await this.stage.servingPod(name, from);
     this.#made += 1;
     const own = `bench-${this.#made}`;
@@ -135,37 +142,36 @@ export class KubeLab {
       ...{ apiVersion: "holdfast.dev/v1alpha1", kind: "Migration", metadata: { name: own } },
       spec: { pod: metadata.name, target: { node: to } },
     });
-    const migration = await this.#ended(own);
+    const moved = await this.#moved(own, createdMs);
     await this.stage.servingPod(name, to);
-    return { createdMs, migration };
+    return moved;
   }
 
   /** Of all that have been seen since a moment, once each has ended. @throws Error one did not move */
-  async migrationsSince(sinceMs: number): Promise<{ createdMs: number; migration: Migration }[]> {
+  async migrationsSince(sinceMs: number): Promise<Moved[]> {
+    if (this.#watch?.exited !== false)
+      throw new Error(`Migrations are not watched any more: ${this.#watch?.stderr}`);
     const seen = [...this.#firstSeenMs].filter(([, atMs]) => atMs > sinceMs);
-    const ended: { createdMs: number; migration: Migration }[] = [];
-    for (const [name, createdMs] of seen) ended.push({ createdMs, migration: await this.#ended(name) });
-    return ended;
+    const moved: Moved[] = [];
+    for (const [name, createdMs] of seen) moved.push(await this.#moved(name, createdMs));
+    return moved;
   }
 
-  async #ended(name: string): Promise<Migration> {
+  async #moved(name: string, createdMs: number): Promise<Moved> {
     let found: Migration | undefined;
     const isOver = async (): Promise<boolean> => {
       [found] = migrationsIn([await this.cluster.api("GET", `${MIGRATIONS}/${name}`)]);
       return isFinal(found?.status.phase);
     };
     await this.cluster.until(`Migration ${name} has ended`, isOver, MOVED_MS_MAX);
-    const { spec, status } = found as unknown as Migration;
-    if (status.phase !== "Succeeded")
-      throw new Error(`pod ${spec.pod} has not moved: ${status.reason}: ${status.message}`);
-    return found as unknown as Migration;
+    return movedBy(found as unknown as Migration, createdMs);
   }
 
   /** When each is first seen: its creationTimestamp has whole seconds. */
   #watchMigrations(): void {
     const argv = ["kubectl", "get", "migrations", "--namespace", GAMES, "--watch", "--output"];
-    const { child } = this.cluster.spawn("watch", [...argv, 'jsonpath={.metadata.name}{"\\n"}']);
-    child.stdout?.on("data", (text: Buffer) => {
+    this.#watch = this.cluster.spawn("watch", [...argv, 'jsonpath={.metadata.name}{"\\n"}']);
+    this.#watch.child.stdout?.on("data", (text: Buffer) => {
       for (const name of String(text).split("\n").filter(Boolean))
         if (!this.#firstSeenMs.has(name))
           this.#firstSeenMs.set(name, performance.timeOrigin + performance.now());
@@ -180,6 +186,17 @@ export class KubeLab {
     const lines = stdout.matchAll(/^holdfast_agent_phase_seconds_sum\{phase="(\w+)"\} (\S+)/gm);
     return new Map([...lines].map(([, phase = "", seconds]) => [phase, Number(seconds) * 1_000]));
   }
+}
+
+/** @throws Error it has not moved, or does not say how long clients waited: an agent that was started again does not know */
+export function movedBy(migration: Migration, createdMs: number): Moved {
+  const { spec, status } = migration;
+  if (status.phase !== "Succeeded")
+    throw new Error(`pod ${spec.pod} has not moved: ${status.reason}: ${status.message}`);
+  const holdMs = status.move?.pauseMs;
+  if (holdMs === undefined)
+    throw new Error(`pod ${spec.pod} has moved, and its agent does not say how long clients waited`);
+  return { createdMs, migration, holdMs };
 }
 
 function deploymentOf({ name, listen, program, protocol }: Application): KubeObject {

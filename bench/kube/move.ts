@@ -93,7 +93,7 @@ async function inPods(lab: KubeLab, sessions: number, from: Node, to: Node): Pro
         Date.parse(timestamp) - result.createdMs,
       ]),
     ),
-    holdMs: result.migration.status.move?.pauseMs ?? Number.NaN,
+    holdMs: result.holdMs,
     phasesMs,
     seen,
   };

@@ -12,6 +12,7 @@ import { GAMES, SYSTEM } from "../../scripts/kube-stage.ts";
 import { median } from "../figures.ts";
 import type { BenchPiece, Run } from "../piece.ts";
 import { KUBE } from "../report/kube-goals.ts";
+import { p99s } from "../report/percentiles.ts";
 import type { Figure, Percentile } from "../results.ts";
 import type { Answers, AskOptions } from "./asker.ts";
 import { type KubeLab, OPEN_SECONDS, type SharedLab } from "./laboratory.ts";
@@ -53,18 +54,25 @@ async function ask(run: Run, lab: KubeLab, asked: string, question: Question): P
   const timeoutMs = run.seconds * 1_000 + 120_000;
   const { status, stderr, json } = await cluster.run(argv, { timeoutMs });
   if (status !== 0 || json === undefined) throw new Error(`${asked} was not asked: ${stderr}`);
-  const { ms, lateMs, failures } = json as Answers;
-  for (const failure of failures) run.problem(`${asked}, ${PER_SECOND} admissions/s`, failure);
+  return figuresOf(run, asked, json as Answers);
+}
+
+/** None where one question was not answered as it should be: how soon somebody fails is no latency. */
+export function figuresOf(
+  { say, problem }: Pick<Run, "say" | "problem">,
+  asked: string,
+  { ms, lateMs, failures }: Answers,
+): Figure[] {
+  for (const failure of failures) problem(`${asked}, ${PER_SECOND} admissions/s`, failure);
+  if (failures.length > 0) return [];
   const curve = curveOf(ms);
-  const p99Ms = (curve.find(({ p }) => p === 99)?.valueUs ?? 0) / 1_000;
-  run.say(`${asked}: p50 ${median(ms).toFixed(1)} ms, p99 ${p99Ms.toFixed(1)} ms`);
   const figure = (metric: string, value: number): Figure => ({
     ...{ peer: "holdfast", parameters: { asked, perSecond: PER_SECOND }, metric, rounds: [value] },
   });
-  return [
-    { ...figure("latencyUs", median(ms) * 1_000), percentiles: [curve] },
-    figure("generatorLateP99Us", curveOf(lateMs).find(({ p }) => p === 99)?.valueUs ?? 0),
-  ];
+  const latency: Figure = { ...figure("latencyUs", median(ms) * 1_000), percentiles: [curve] };
+  const [p99Us, lateP99Us] = p99s({ percentiles: [curve, curveOf(lateMs)] }) as [number, number];
+  say(`${asked}: p50 ${median(ms).toFixed(1)} ms, p99 ${(p99Us / 1_000).toFixed(1)} ms`);
+  return [latency, figure("generatorLateP99Us", lateP99Us)];
 }
 
 async function toWebhook({ cluster }: KubeLab): Promise<Question> {

@@ -5,8 +5,8 @@
 import { measuredRounds, roundByRound, type Spread, spreadOf } from "../figures.ts";
 import type { BenchResults, Figure } from "../results.ts";
 import { type Goal, milliseconds, times } from "./goal.ts";
-import { KUBE, KUBE_GOALS } from "./kube-goals.ts";
-import { quantile } from "./percentiles.ts";
+import { KUBE_COMMAND, KUBE_GOALS } from "./kube-goals.ts";
+import { p99s } from "./percentiles.ts";
 import { isOurs, parametersText } from "./series.ts";
 
 export interface Verdict {
@@ -140,9 +140,8 @@ const GOALS: Goal[] = [
 ];
 
 /** All of them, also what this run has not measured: its verdict says so. */
-export function judge({ pieces }: Pick<BenchResults, "pieces">): Verdict[] {
-  const isOfKubernetes = pieces.some(({ name }) => name.startsWith(KUBE));
-  return (isOfKubernetes ? KUBE_GOALS : GOALS).flatMap((goal): Verdict[] => {
+export function judge({ command, pieces }: Pick<BenchResults, "command" | "pieces">): Verdict[] {
+  return (command.startsWith(KUBE_COMMAND) ? KUBE_GOALS : GOALS).flatMap((goal): Verdict[] => {
     const found = pieces
       .filter(({ name }) => name === goal.piece || name.startsWith(`${goal.piece}-`))
       .flatMap((piece) => goal.values(piece))
@@ -247,10 +246,6 @@ function perSession(name: string, piece: string, peer: string, bound: Goal["boun
         }));
     },
   };
-}
-
-function p99s(figure: Figure | undefined): (number | null)[] {
-  return (figure?.percentiles ?? []).map((curve) => (curve === null ? null : quantile(curve, 99)));
 }
 
 /** The same figure of another peer. */

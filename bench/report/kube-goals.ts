@@ -1,9 +1,10 @@
-/** The goals of `npm run bench:kube`, whose pieces are named {@link KUBE}…. Pure. */
+/** The goals of {@link KUBE_COMMAND}, whose pieces are named {@link KUBE}…. Pure. */
 import { measuredRounds, roundByRound } from "../figures.ts";
 import type { Figure, Piece } from "../results.ts";
 import { type Goal, milliseconds, times } from "./goal.ts";
-import { quantile } from "./percentiles.ts";
+import { p99s } from "./percentiles.ts";
 
+export const KUBE_COMMAND = "npm run bench:kube";
 export const KUBE = "kube-";
 
 const megabytes = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(0)} MB`;
@@ -17,9 +18,9 @@ export const KUBE_GOALS: Goal[] = [
     bound: { atMost: 10 },
     show: milliseconds,
     values: (piece) =>
-      figuresOf(piece, "latencyUs", { asked: "webhook" }).map(({ parameters, percentiles = [] }) => ({
-        at: `${parameters.perSecond} admissions/s`,
-        values: percentiles.flatMap((curve) => (curve === null ? [] : [(quantile(curve, 99) ?? 0) / 1_000])),
+      figuresOf(piece, "latencyUs", { asked: "webhook" }).map((figure) => ({
+        at: `${figure.parameters.perSecond} admissions/s`,
+        values: measuredRounds(p99s(figure)).map((us) => us / 1_000),
       })),
   },
   {

@@ -1,6 +1,6 @@
 /** HDR curves as `BenchResults` has them: values at percentiles, and the curve of several rounds. Pure. */
 import { median } from "../figures.ts";
-import type { Percentile } from "../results.ts";
+import type { Figure, Percentile } from "../results.ts";
 
 /** Where curves are read; each as far as it reaches. */
 const READ_AT = [
@@ -13,6 +13,11 @@ export function quantile(curve: Percentile[], p: number): number | null {
   let best: Percentile | null = null;
   for (const point of curve) if (point.p >= p - 1e-9 && (best === null || point.p < best.p)) best = point;
   return best?.valueUs ?? null;
+}
+
+/** Of each round, in µs; null: it has none. */
+export function p99s(figure: Pick<Figure, "percentiles"> | undefined): (number | null)[] {
+  return (figure?.percentiles ?? []).map((curve) => (curve === null ? null : quantile(curve, 99)));
 }
 
 /** Of the rounds at each percentile the median: as far as all of them reach beside their greatest value. */

@@ -251,7 +251,6 @@ export class AdminServer {
       report: line,
       ...(deadlineMs === undefined ? {} : { deadlineMs }),
     });
-    this.#metrics.moved(move);
     line({ type: "result", move });
     response.end();
   }

@@ -4,6 +4,7 @@ import type { Channel } from "#proxy/contract/channel.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Store } from "#proxy/store/store.ts";
+import type { MoveResult } from "../api/migration.ts";
 import type { PeerAnswer } from "../api/owners.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
@@ -25,6 +26,8 @@ export interface SharedKeyRing extends Changing {
 }
 
 export interface WorkloadMetrics {
+  /** away from this node, however it came out */
+  moved(move: MoveResult): void;
   restarted(workload: string, reason: "command" | "status" | "signal" | "unknown"): void;
   steppedDown(workload: string): void;
 }

@@ -78,8 +78,10 @@ export class Moves {
 
   // ---- from here ----
 
-  migrate(request: MigrateRequest): Promise<MoveResult> {
-    return this.#depart(request, false);
+  async migrate(request: MigrateRequest): Promise<MoveResult> {
+    const move = await this.#depart(request, false);
+    this.#host.context.metrics.moved(move);
+    return move;
   }
   /** A move up to the point where the first client would be held, undone again on both nodes. */
   rehearse(request: MigrateRequest): Promise<MoveResult> {

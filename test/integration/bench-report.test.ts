@@ -34,6 +34,9 @@ interface SeenPicture {
   widths: number[];
 }
 
+/** What goals are judged by. */
+type Judged = Pick<BenchResults, "command" | "pieces">;
+
 /** Runs in the page: what is drawn, by the browser's own measure. */
 const LOOK = `[...document.querySelectorAll("svg.picture:not(.swatch)")].map((svg) => {
   const box = svg.getBoundingClientRect();
@@ -241,7 +244,10 @@ describe("what is made of figures", () => {
       hold("holdfast-forward", [120, 160]),
       hold("holdfast-takeover", [110, 120]),
     ];
-    const found = judge({ pieces: [{ name: "cutover-sessions", title: "", figures }] })
+    const found = judge({
+      command: "npm run bench",
+      pieces: [{ name: "cutover-sessions", title: "", figures }],
+    })
       .filter(({ name }) => name.startsWith("hold to release"))
       .map(({ here, verdict }) => [here, verdict]);
     assert.deepEqual(found, [
@@ -265,12 +271,14 @@ describe("what is made of figures", () => {
   });
 
   it("judges goals by ratios within a round", () => {
-    const http = (ours: (number | null)[], theirs: (number | null)[]): Pick<BenchResults, "pieces"> => ({
+    const command = "npm run bench -- --rounds 3";
+    const http = (ours: (number | null)[], theirs: (number | null)[]): Judged => ({
+      command,
       pieces: [
         { name: "http", title: "", figures: [figure("holdfast-http", ours), figure("http-proxy", theirs)] },
       ],
     });
-    const of = (results: Pick<BenchResults, "pieces">): [boolean | null, string, string] => {
+    const of = (results: Judged): [boolean | null, string, string] => {
       const found = judge(results).find(({ name }) => name.includes("http-proxy"));
       assert.ok(found !== undefined);
       return [found.met, found.here, found.verdict];
@@ -286,12 +294,14 @@ describe("what is made of figures", () => {
     assert.deepEqual(of(http([40, null, 40], [10, 5, 8])), [true, "4.50× (4.00×–5.00×)", "met"]);
     assert.deepEqual(of(http([], [])), [null, "-", "not measured"]);
     const alone = {
+      command,
       pieces: [{ name: "http", title: "", figures: [figure("holdfast-http", [1], { connections: 1 })] }],
     };
     assert.deepEqual(of(alone), [null, "-", "not measured"]);
   });
 
   it("judges a run in Kubernetes by goals of its own", () => {
+    const command = "npm run bench:kube -- --quick";
     const of = (metric: string, rounds: number[], parameters: Figure["parameters"] = {}): Figure => ({
       ...{ peer: "holdfast", parameters, metric, rounds },
     });
@@ -328,7 +338,7 @@ describe("what is made of figures", () => {
       },
     ];
     assert.deepEqual(
-      judge({ pieces }).map(({ goal, here, verdict }) => [goal, here, verdict]),
+      judge({ command, pieces }).map(({ goal, here, verdict }) => [goal, here, verdict]),
       [
         ["≤ 10.0 ms", "4.2 ms", "met"],
         ["≤ 150 MB", "200 MB", "MISSED by 33 %"],
@@ -338,6 +348,11 @@ describe("what is made of figures", () => {
         ["≤ 0", "0", "met"],
         ["≤ 0", "-", "not measured"],
       ],
+    );
+    const nothing = judge({ command, pieces: [] });
+    assert.deepEqual(
+      nothing.map(({ goal, verdict }) => [goal, verdict]),
+      ["10.0 ms", "150 MB", "3.00 s", "1.20×", "0", "0", "0"].map((limit) => [`≤ ${limit}`, "not measured"]),
     );
   });
 
@@ -548,6 +563,18 @@ describe("a run", () => {
       "[two, round 2/2, 20 s left] two",
     ]);
     assert.deepEqual(kept[1]?.figures[0]?.rounds, [1, 2]);
+  });
+
+  it("takes a piece that is to be the last in the last round only", async () => {
+    const last: BenchPiece = { ...takes("last", 20), isLast: true };
+    const { order, said, kept } = await run([last, takes("one", 10)], { rounds: 2 });
+    assert.deepEqual(order, ["one1", "one1,last1", "one2,last1"]);
+    assert.deepEqual(said, [
+      "[one, round 1/2, 40 s left] one",
+      "[last, round 2/2, 30 s left] last",
+      "[one, round 2/2, 10 s left] one",
+    ]);
+    assert.deepEqual(kept[1]?.figures[0]?.rounds, [2]);
   });
 
   it("goes on when a piece fails, and says so", async () => {

@@ -1,5 +1,6 @@
 /** The applications of image {@link APPS} in pods: as a user writes them, and as the webhook makes them. */
 import type { InjectOptions } from "#control/kubernetes/inject/inject.ts";
+import type { KubeObject } from "./cluster.ts";
 import { APPS, CONTROL, INSIDE } from "./images.ts";
 
 /** As the chart has it, for pods that are made without its webhook. */
@@ -33,6 +34,24 @@ export function appContainer(command?: string[], image = APPS.name): AppContaine
       { name: "PORT", value: String(APP_PORT) },
     ],
     readinessProbe: { tcpSocket: { port: APP_PORT }, periodSeconds: 1 },
+  };
+}
+
+/** Leads to pods with the label `app`, from a port of every node too. @param metadata its name is that label */
+export function nodePortService(
+  metadata: KubeObject["metadata"],
+  nodePort: number,
+  targetPort = APP_PORT,
+): KubeObject {
+  return {
+    apiVersion: "v1",
+    kind: "Service",
+    metadata,
+    spec: {
+      type: "NodePort",
+      selector: { app: metadata.name },
+      ports: [{ port: 80, targetPort, nodePort }],
+    },
   };
 }
 

@@ -8,6 +8,7 @@ import { createInterface } from "node:readline";
 import { after, before, describe, it } from "node:test";
 import { type CliResult, nodeBinary, projectRoot } from "../lab/lab.ts";
 import { findLeftovers, isClean, sweepDeadLabs } from "../lab/sweep.ts";
+import { nodePortService } from "./applications.ts";
 import { type Cluster, createCluster, type KubeObject } from "./cluster.ts";
 import { APPS } from "./images.ts";
 
@@ -47,17 +48,6 @@ function server(node: string): KubeObject {
   };
 }
 
-const SERVICE: KubeObject = {
-  apiVersion: "v1",
-  kind: "Service",
-  metadata: { name: "server" },
-  spec: {
-    type: "NodePort",
-    selector: { app: "server" },
-    ports: [{ port: 80, targetPort: 8080, nodePort: NODE_PORT }],
-  },
-};
-
 /** Asks a few times, and prints the different answers in order. */
 function asking(url: string): string {
   return `(async () => {
@@ -80,7 +70,7 @@ describe("a cluster", () => {
   after(() => cluster?.close());
 
   it("runs a pod on each node, and a Service leads to both from inside and outside", async () => {
-    await cluster.apply(SERVICE, ...NODES.map(server));
+    await cluster.apply(nodePortService({ name: "server" }, NODE_PORT, 8080), ...NODES.map(server));
     await Promise.all(NODES.map((node) => cluster.readyPod(`server-${node}`)));
     const { spec } = await cluster.api("GET", "/api/v1/namespaces/default/services/server");
     for (const node of NODES) {

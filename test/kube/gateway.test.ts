@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { type Load, startLoad } from "../load/load.ts";
 
-import { APP_PORT, appContainer } from "./applications.ts";
+import { APP_PORT, appContainer, nodePortService } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 import { installChart, makeEdge, stateOf } from "./install.ts";
@@ -21,6 +21,11 @@ const ANSWERS = 5;
 const SERVICES = `/api/v1/namespaces/${GAMES}/services`;
 const SLICES = `/apis/discovery.k8s.io/v1/namespaces/${GAMES}/endpointslices`;
 const MIGRATIONS = `/apis/holdfast.dev/v1alpha1/namespaces/${GAMES}/migrations`;
+
+const SERVICE = nodePortService(
+  { name: "chat", namespace: GAMES, labels: { "holdfast.dev/gateway": "enabled" } },
+  NODE_PORT,
+);
 
 describe("gateways of the chart", () => {
   let cluster: Cluster;
@@ -107,7 +112,7 @@ describe("gateways of the chart", () => {
   }
 
   it("take over a Service that says so, and its pods are in gateway mode", async () => {
-    await cluster.apply(service("chat", { labels: { "holdfast.dev/gateway": "enabled" } }));
+    await cluster.apply(SERVICE);
     const { metadata, spec } = await cluster.api("GET", `${SERVICES}/chat`);
     assert.equal(spec.selector, undefined);
     assert.equal((metadata.annotations as Record<string, string>)["holdfast.dev/selector"], "app=chat");
@@ -234,7 +239,7 @@ describe("gateways of the chart", () => {
     await until("nobody is led any more", async () => (await workloads()).length === 0);
     await until("its slice has gone", async () => (await list(SLICES)).length === 0);
     await answered();
-    await cluster.apply(service("chat", { labels: { "holdfast.dev/gateway": "enabled" } }));
+    await cluster.apply(SERVICE);
     await until("clients are led again", async () => (await endpoints("chat")).length === 3);
     const [one] = await gateways();
     await clientOf(one as KubeObject);
@@ -325,19 +330,6 @@ function migration(name: string, pod: KubeObject, node: string): KubeObject {
 
 function namespace(name: string, labels: Record<string, string>): KubeObject {
   return { apiVersion: "v1", kind: "Namespace", metadata: { name, labels } };
-}
-
-function service(name: string, { labels = {} }: { labels?: Record<string, string> }): KubeObject {
-  return {
-    apiVersion: "v1",
-    kind: "Service",
-    metadata: { name, namespace: GAMES, labels },
-    spec: {
-      type: "NodePort",
-      selector: { app: name },
-      ports: [{ port: 80, targetPort: APP_PORT, nodePort: NODE_PORT }],
-    },
-  };
 }
 
 function deployment(name: string): KubeObject {

@@ -10,7 +10,7 @@ import { podShapes } from "#test/support/pod-shapes.ts";
 import { projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { holdfast, logsOf } from "./agents.ts";
-import { appContainer } from "./applications.ts";
+import { appContainer, nodePortService } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, CONTROL, INSIDE } from "./images.ts";
 
@@ -366,16 +366,7 @@ describe("the chart in a cluster", () => {
     return pod as KubeObject;
   }
 
-  const service: KubeObject = {
-    apiVersion: "v1",
-    kind: "Service",
-    metadata: { name: "chat", namespace: "shapes" },
-    spec: {
-      type: "NodePort",
-      selector: { app: "chat" },
-      ports: [{ port: 80, targetPort: 9000, nodePort: NODE_PORT }],
-    },
-  };
+  const service = nodePortService({ name: "chat", namespace: "shapes" }, NODE_PORT);
 
   const chat: KubeObject = {
     apiVersion: "apps/v1",

@@ -7,7 +7,7 @@ import { inject } from "#control/kubernetes/inject/inject.ts";
 import { nodeBinary, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { inAgent, injectFault, replaceAgent, startAgents } from "./agents.ts";
-import { APP_PORT, appContainer, INJECT, waitingSpec } from "./applications.ts";
+import { APP_PORT, appContainer, INJECT, nodePortService, waitingSpec } from "./applications.ts";
 import { type Cluster, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 import type { Image } from "./oci-archive.ts";
@@ -131,16 +131,7 @@ const ENDING: KubeObject = (() => {
 
 /** Leads to whichever of its pods is ready. */
 function serviceOf({ name, listen, nodePort }: Moved): KubeObject {
-  return {
-    apiVersion: "v1",
-    kind: "Service",
-    metadata: { name },
-    spec: {
-      type: "NodePort",
-      selector: { app: name },
-      ports: [{ port: 80, targetPort: listen, nodePort }],
-    },
-  };
+  return nodePortService({ name }, nodePort as number, listen);
 }
 
 describe("an application in a pod", () => {

@@ -8,7 +8,7 @@ import { inject } from "#control/kubernetes/inject/inject.ts";
 import { nodeBinary } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { inAgent, injectFault, startAgents } from "./agents.ts";
-import { APP_PORT, appContainer, INJECT } from "./applications.ts";
+import { APP_PORT, appContainer, INJECT, nodePortService } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
 import { PodStage } from "./pod-stage.ts";
@@ -83,17 +83,6 @@ function chat(node: (typeof NODES)[number]): KubeObject {
   });
 }
 
-const SERVICE: KubeObject = {
-  apiVersion: "v1",
-  kind: "Service",
-  metadata: { name: "chat" },
-  spec: {
-    type: "NodePort",
-    selector: { app: "chat" },
-    ports: [{ port: 80, targetPort: APP_PORT, nodePort: NODE_PORT }],
-  },
-};
-
 /** What Pod Security restricted lets in. */
 const UNPRIVILEGED: KubeObject = injected({
   apiVersion: "v1",
@@ -127,7 +116,7 @@ describe("a proxy in the pod", () => {
   before(async () => {
     cluster = await createCluster({ nodes: [...NODES], images: [AGENT, APPS, INSIDE] });
     const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
-    await cluster.apply(...NODES.map(chat), SERVICE, {
+    await cluster.apply(...NODES.map(chat), nodePortService({ name: "chat" }, NODE_PORT), {
       apiVersion: "v1",
       kind: "Namespace",
       metadata: { name: RESTRICTED, labels },

@@ -65,6 +65,11 @@ export interface LoadReport {
   problems: string[];
 }
 
+/** Connections that clients have no more. `resets` has those that went since the last mark, and a client does not come again. */
+export function goneIn({ sessions, alive, resets }: LoadReport): number {
+  return Math.max(resets, sessions - alive);
+}
+
 export type LoadEvent =
   | { type: "ready"; sessions: number }
   | { type: "failed"; reason: string }

@@ -68,7 +68,8 @@ describe("a proxy in a pod", { skip: lacking(), timeout: 120_000 }, () => {
   }
 
   function ends(): void {
-    process.kill(sidecar?.pid ?? -1, "SIGKILL");
+    assert.ok(sidecar !== null, "it has ended already");
+    process.kill(sidecar.pid, "SIGKILL");
     sidecar = null;
   }
 

@@ -9,10 +9,9 @@ const started: ChildProcess[] = [];
 /** @param program of sh(1), ends with what is to stay. Resolves when that begins */
 export async function startContained(program: string, last: string): Promise<ProcessIdentity> {
   const inside = `ip link set lo up && mount -t tmpfs run /run && mkdir ${SIDECAR_FOLDER} && ${program} && echo ready && exec ${last}`;
-  const child = spawn("unshare", ["--mount", "--net", "--", "sh", "-c", inside], {
-    stdio: ["ignore", "pipe", "inherit"],
-    detached: true,
-  });
+  // it does not stay when this process is killed
+  const argv = ["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--", "sh", "-c", inside];
+  const child = spawn("setpriv", argv, { stdio: ["ignore", "pipe", "inherit"], detached: true });
   started.push(child);
   const { stdout } = child;
   if (stdout === null) throw new Error("it has no output");
