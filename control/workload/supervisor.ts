@@ -312,7 +312,8 @@ export class Supervisor {
       if (this.#closing.signal.aborted) throw error;
       // clients have waited long enough: now they are refused, and it may come up for those who come later
       await this.#resume();
-      if (this.#leftDown === null) this.#begin((signal) => this.#finish("starting", signal));
+      if (this.#leftDown === null && !workload.isLeavingDown)
+        this.#begin((signal) => this.#finish("starting", signal));
       throw error;
     }
     const resumed = await phase("resume", async () => {

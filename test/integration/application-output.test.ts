@@ -112,10 +112,15 @@ describe("the reader of an application's output", { timeout: 30_000 }, () => {
     const { holder, reader, write, end } = await stage(file);
     const init = (await identify(holder.pid as number)) as ProcessIdentity;
     const sandbox = new RuncSandbox({ program: "", root: "" }, { id: "late", runDir: "", init, tmpfs: [] });
-    for (const pid of await treeOf(reader.pid)) process.kill(pid, "SIGSTOP");
+    const readers = await treeOf(reader.pid);
+    for (const pid of readers) process.kill(pid, "SIGSTOP");
+    // a signal is acted upon when its process is given a CPU, and until then that one may read
+    await until("they stand still", () =>
+      readers.every((pid) => /^State:\tT/m.test(text(`/proc/${pid}/status`))),
+    );
     await write("last words\n");
     assert.equal(sandbox.untakenOutput(), 11);
-    for (const pid of await treeOf(reader.pid)) process.kill(pid, "SIGCONT");
+    for (const pid of readers) process.kill(pid, "SIGCONT");
     await until("it is taken", () => sandbox.untakenOutput() === 0);
     await until("it is written", () => text(file) === "last words\n");
     await end();

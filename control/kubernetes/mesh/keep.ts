@@ -46,11 +46,12 @@ export interface MeshOptions extends WatchesOptions {
 }
 
 type MeshObject = KubernetesObject & { spec?: object };
+type OwnedResource = Resource & { metadata: Required<Pick<ObjectMeta, "ownerReferences">> };
 
 interface Wanted {
   service: Service;
   kind: Kind;
-  object: Resource;
+  object: OwnedResource;
 }
 
 /** Works until the signal is aborted. */
@@ -118,7 +119,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
   async function put(
     path: string,
     kind: Kind,
-    object: Resource,
+    object: OwnedResource,
     found: MeshObject | null,
   ): Promise<Omit<ServiceFinding, "service"> | null> {
     const { kind: what, metadata } = object;
@@ -145,7 +146,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
   }
 
   /** There is one of that name which the watch has not told of yet. */
-  async function isOurs(kind: Kind, { namespace, name }: Resource["metadata"]): Promise<boolean> {
+  async function isOurs(kind: Kind, { namespace, name }: OwnedResource["metadata"]): Promise<boolean> {
     const { items } = await api.list(pathOf(kind, { namespace }), {
       fieldSelector: `metadata.name=${name}`,
       labelSelector: `${MANAGED_BY_LABEL}=${MANAGED_BY}`,
@@ -193,7 +194,7 @@ function plan(
 }
 
 /** The Service may be another of that name, for whose sake it is to stay. */
-function isAsWanted({ spec, metadata }: MeshObject, wanted: Resource): boolean {
+function isAsWanted({ spec, metadata }: MeshObject, wanted: OwnedResource): boolean {
   return (
     isDeepStrictEqual(spec, wanted.spec) &&
     isDeepStrictEqual(metadata.annotations ?? {}, wanted.metadata.annotations ?? {}) &&
@@ -205,10 +206,10 @@ function ownerOf({ ownerReferences }: Pick<ObjectMeta, "ownerReferences">): stri
   return ownerReferences?.[0]?.uid ?? "";
 }
 
-function ownedBy(object: Resource, { metadata: { name, uid } }: Service): Resource {
+function ownedBy(object: Resource, { metadata: { name, uid } }: Service): OwnedResource {
   const labels = { ...object.metadata.labels, [MANAGED_BY_LABEL]: MANAGED_BY };
   const ownerReferences = [{ apiVersion: "v1", kind: "Service", name, uid }];
-  return { ...object, metadata: { ...object.metadata, labels, ownerReferences } as Resource["metadata"] };
+  return { ...object, metadata: { ...object.metadata, labels, ownerReferences } };
 }
 
 function pathOfObject(kind: Kind, { metadata }: { metadata: { name: string; namespace?: string } }): string {
