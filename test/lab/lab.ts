@@ -48,6 +48,8 @@ const clientHost = 100;
 const stopAgentMsMax = 5_000;
 const stopWorkloadMsMax = 5_000;
 const workloadStartMsMax = 30_000;
+/** a program of Node.js starts in a second, on a machine with nothing else to do */
+const saysMsMax = 60_000;
 const outputCharsMax = 1_000_000;
 
 export interface LabOptions {
@@ -485,7 +487,7 @@ class Started implements LabProcess {
     clearTimeout(killer);
   }
 
-  async waitFor(pattern: RegExp, timeoutMs = 10_000): Promise<void> {
+  async waitFor(pattern: RegExp, timeoutMs = saysMsMax): Promise<void> {
     const seen = () => pattern.test(this.#stdout) || pattern.test(this.#stderr);
     const until = Date.now() + timeoutMs;
     while (!seen()) {
