@@ -140,6 +140,7 @@ const PASSING: ReadonlySet<string> = new Set([
   "start.waits",
   "target.busy",
   "target.epoch-passed",
+  "target.no-container",
   // its store has come back empty, and is told
   "target.other-store",
   "target.unreachable",

@@ -37,6 +37,8 @@ const DRAIN_MS = 30_000;
 const DRAIN_MS_MAX = 86_400_000;
 const HELD_SESSIONS = 1_024;
 const NAME_CHARS_MAX = 63;
+/** a cluster's table has no room for more */
+const WORKLOADS_MAX = 20_000;
 
 const workloadPort = count("the port of the workload (its listen:)", 1, 65_535);
 
@@ -59,7 +61,7 @@ const route = z.strictObject(
       .optional(),
     session: session.optional(),
     workload: name.optional(),
-    workloads: list(name, "expected a list of 1-1000 workloads", 1, 1_000).optional(),
+    workloads: list(name, "expected a list of 1-20000 workloads", 1, WORKLOADS_MAX).optional(),
     port: workloadPort.optional(),
   },
   "expected a route, as { host: [chat.example], workload: chat, port: 8080 }",
@@ -188,6 +190,11 @@ export function listenersOf(entry: ServiceEntry, address: string, where: string)
       });
     return listenerOf(file);
   });
+}
+
+/** Where a client's session has its name, as `session` of a route. @throws HoldfastError `CONFIG_INVALID`: what it is expected to be */
+export function checkEntrySession(session: unknown, where: string): void {
+  listenersOf({ ports: [{ name: "", listen: 1, port: 1 }], workloads: ["any"], session }, "127.0.0.1", where);
 }
 
 /** that clients are led to */

@@ -3,18 +3,25 @@
  * Node c is where gateways, webhook and controller are; applications are on a and b.
  */
 import assert from "node:assert/strict";
+import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
-
 import { APP_PORT, appContainer, nodePortService } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
-import { installChart, makeEdge, stateOf } from "./install.ts";
+import { installChart, makeEdge, stateOf, uninstallChart } from "./install.ts";
 
 const HOLDFAST = "holdfast";
 const GAMES = "games";
 const EDGE = "c";
 const NODE_PORT = 30080;
+const LATE_PORT = 30081;
+const EXTRA_PORT = 30082;
+/** its Services, and pods that never have a node, fill the gateways' table */
+const CROWD = "crowd";
+/** of both: entries of 8 kB, of which 900 kB are for Services that are new */
+const CROWD_COUNT = 120;
 const SESSIONS = 20;
 /** answers that clients have had before and after, each */
 const ANSWERS = 5;
@@ -36,7 +43,7 @@ describe("gateways of the chart", () => {
     const onEdge = await makeEdge(cluster, EDGE);
     await cluster.apply(
       namespace(HOLDFAST, { "pod-security.kubernetes.io/enforce": "privileged" }),
-      namespace(GAMES, { "holdfast.dev/inject": "enabled" }),
+      ...[GAMES, CROWD].map((name) => namespace(name, { "holdfast.dev/inject": "enabled" })),
       namespace("restricted", { "pod-security.kubernetes.io/enforce": "restricted" }),
     );
     await installChart(cluster, HOLDFAST, {
@@ -80,6 +87,35 @@ describe("gateways of the chart", () => {
       .toSorted();
   }
 
+  /** They come to that port of the node that stays. */
+  function startClients(port: number, sessions = 2): Promise<Load> {
+    const { address } = cluster.lab.place(EDGE);
+    return startLoad(cluster.lab, "ws", { target: { address, port }, sessions, intervalMs: 20 });
+  }
+
+  /** Has lost nothing, and is answered; then it ends. */
+  async function isWhole(one: Load): Promise<void> {
+    const wanted = one.messages + 2 * ANSWERS;
+    await until("clients are answered", async () => one.messages >= wanted);
+    const { lost, resets, alive } = await one.report();
+    assert.deepEqual({ lost, resets, alive }, { lost: 0, resets: 0, alive: 2 });
+    await one.stop();
+  }
+
+  async function isSaid(event: RegExp): Promise<void> {
+    await until("an Event says so", async () => {
+      const columns = "custom-columns=R:.reason,M:.message";
+      return event.test(await cluster.kubectl(["-n", GAMES, "get", "events", "-o", columns]));
+    });
+  }
+
+  async function leadsToGateways(service: string): Promise<void> {
+    await until("the Service leads to gateways alone", async () => {
+      const addresses = (await gateways()).map(({ status }) => status.podIP as string).toSorted();
+      return JSON.stringify(await endpoints(service)) === JSON.stringify(addresses);
+    });
+  }
+
   async function answered(): Promise<void> {
     const wanted = load.messages + ANSWERS * SESSIONS;
     await until("clients are answered", async () => load.messages >= wanted);
@@ -120,18 +156,9 @@ describe("gateways of the chart", () => {
     await cluster.apply(deployment("chat"));
     const pod = await theOnlyPod("a");
     assert.equal((pod.metadata.annotations as Record<string, string>)["holdfast.dev/mode"], "gateway");
-    const addresses = (await gateways()).map(({ status }) => status.podIP as string).toSorted();
-    assert.equal(addresses.length, 2);
-    await until("the Service leads to both gateways", async () => {
-      const found = await endpoints("chat");
-      return JSON.stringify(found) === JSON.stringify(addresses);
-    });
-    const { address } = cluster.lab.place(EDGE);
-    load = await startLoad(cluster.lab, "ws", {
-      target: { address, port: NODE_PORT },
-      sessions: SESSIONS,
-      intervalMs: 20,
-    });
+    assert.equal((await gateways()).length, 2);
+    await leadsToGateways("chat");
+    load = await startClients(NODE_PORT, SESSIONS);
     await load.mark();
     await nobodyNoticed();
   });
@@ -187,12 +214,7 @@ describe("gateways of the chart", () => {
     cluster.pauseApi();
     cluster.lab.redis.pause();
     await answered();
-    const { address } = cluster.lab.place(EDGE);
-    const more = await startLoad(cluster.lab, "ws", {
-      target: { address, port: NODE_PORT },
-      sessions: 2,
-      intervalMs: 20,
-    });
+    const more = await startClients(NODE_PORT);
     while (more.messages < ANSWERS) await new Promise((resolve) => more.onProgress(resolve));
     await more.stop();
     cluster.lab.redis.resume();
@@ -245,6 +267,94 @@ describe("gateways of the chart", () => {
     await clientOf(one as KubeObject);
     await nobodyNoticed();
   });
+
+  it("let clients come to pods that are not theirs, as without them, until those are made anew", async () => {
+    const name = "late";
+    const { metadata, spec } = deployment(name);
+    const forward = structuredClone(spec);
+    forward.template.metadata.annotations = { "holdfast.dev/mode": "forward" };
+    const service = nodePortService({ name, namespace: GAMES }, LATE_PORT);
+    await cluster.apply(service, { ...deployment(name), spec: forward });
+    await cluster.untilOpen(cluster.lab.place(EDGE).address, LATE_PORT);
+    const before = await startClients(LATE_PORT);
+    await cluster.kubectl(["-n", GAMES, "label", "service", name, "holdfast.dev/gateway=enabled"]);
+    const [old] = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=${name}`);
+    const own = [`${name}-holdfast`, `${name}-holdfast-pods-0`];
+    await until("its pod is led to by the controller, and by nobody else", async () => {
+      const slices = await list(`${SLICES}?labelSelector=kubernetes.io/service-name=${name}`);
+      const names = slices.map((slice) => slice.metadata.name).toSorted();
+      return JSON.stringify(names) === JSON.stringify(own);
+    });
+    assert.deepEqual(await endpoints(name), [old?.status.podIP]);
+    const since = await startClients(LATE_PORT);
+    for (const one of [before, since]) await isWhole(one);
+    await isSaid(/NotGateway\s+clients come to late-\S+ without a gateway, as without the label:/);
+    const check = [join(projectRoot, "bin/holdfast"), "check", "--cluster"];
+    const { status: found, stdout } = await cluster.run(check);
+    assert.equal(found, 0, stdout);
+    assert.match(stdout, /! service games\/late: clients come to .* {2}\[service\.not-gateway\]/);
+    await cluster.apply({ apiVersion: "apps/v1", kind: "Deployment", metadata, spec });
+    await leadsToGateways(name);
+    await nobodyNoticed();
+  });
+
+  it("let clients of a Service that has no room in the table come to its pods, until there is room", async () => {
+    const names = Array.from({ length: CROWD_COUNT }, (_, index) => `crowd-${index}`);
+    const { metadata, spec } = deployment(CROWD.padEnd(49, "-x"));
+    spec.replicas = CROWD_COUNT;
+    spec.template.spec.nodeSelector = { pool: "nowhere" };
+    await cluster.apply({
+      apiVersion: "apps/v1",
+      kind: "Deployment",
+      metadata: { ...metadata, namespace: CROWD },
+      spec,
+    });
+    const pods = `/api/v1/namespaces/${CROWD}/pods`;
+    await until("the pods are there", async () => (await list(pods)).length === CROWD_COUNT);
+    await cluster.apply(
+      ...names.map((name) => ({
+        ...SERVICE,
+        metadata: { ...SERVICE.metadata, name, namespace: CROWD },
+        spec: { selector: spec.selector.matchLabels, ports: [{ port: APP_PORT }] },
+      })),
+    );
+    // those that are in it have room for more
+    await until("no Service more has room", async () => (await tableBytes()) > 880_000);
+    const { name } = metadata;
+    const more = String(CROWD_COUNT + 10);
+    await cluster.kubectl(["-n", CROWD, "scale", "deployment", name, `--replicas=${more}`]);
+    await until("no Service at all has room", async () => (await tableBytes()) > 900_000);
+    const extra = nodePortService({ ...SERVICE.metadata, name: "extra" }, EXTRA_PORT);
+    await cluster.apply({ ...extra, spec: { ...extra.spec, selector: { app: "late" } } });
+    const [pod] = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=late`);
+    await until("it leads to the pod", async () => (await endpoints("extra")).join() === pod?.status.podIP);
+    await cluster.untilOpen(cluster.lab.place(EDGE).address, EXTRA_PORT);
+    const direct = await startClients(EXTRA_PORT);
+    await isSaid(/TooManyServices\s+clients come to the pods themselves/);
+    await leadsToGateways("late");
+    await cluster.kubectl(["-n", CROWD, "delete", "service,deployment", "--all", "--wait=false"]);
+    await leadsToGateways("extra");
+    const led = await startClients(EXTRA_PORT);
+    for (const one of [direct, led]) await isWhole(one);
+    await cluster.kubectl([
+      "-n",
+      GAMES,
+      "delete",
+      "service/late",
+      "service/extra",
+      "deployment/late",
+      "--wait=false",
+    ]);
+    await nobodyNoticed();
+  });
+
+  async function tableBytes(): Promise<number> {
+    const { data = {} } = await cluster.api(
+      "GET",
+      `/api/v1/namespaces/${HOLDFAST}/configmaps/holdfast-gateway`,
+    );
+    return Object.values(data as Record<string, string>).reduce((sum, text) => sum + text.length, 0);
+  }
 
   it("give a Service back its selector when it says so no more, and its pods to Kubernetes", async () => {
     await cluster.kubectl(["-n", GAMES, "label", "service", "chat", "holdfast.dev/gateway-"]);
@@ -306,6 +416,28 @@ describe("gateways of the chart", () => {
     await nobodyNoticed({ alive: left, lost });
   });
 
+  it("lead clients to pods again before the chart is uninstalled", async () => {
+    await load.stop();
+    // a pod of the node that is off counts as Ready for a while
+    const off = ["pod", "--field-selector=spec.nodeName=a", "--force", "--grace-period=0"];
+    await cluster.kubectl(["-n", GAMES, "delete", ...off]);
+    await ended("off");
+    const pod = await theOnlyPod("b");
+    await uninstallChart(cluster, HOLDFAST);
+    const { metadata, spec } = await cluster.api("GET", `${SERVICES}/chat`);
+    const { labels = {}, annotations = {} } = metadata as Record<string, Record<string, string>>;
+    assert.deepEqual([labels, annotations["holdfast.dev/selector"]], [{}, undefined]);
+    assert.deepEqual(spec.selector, { app: "chat" });
+    assert.deepEqual(await endpoints("chat"), [pod.status.podIP]);
+    const after = await startClients(NODE_PORT);
+    await isWhole(after);
+    const left = await cluster.kubectl([
+      ...["get", "jobs,serviceaccounts,configmaps,clusterroles,clusterrolebindings", "-A"],
+      ...["-l", "app.kubernetes.io/name=holdfast", "-o", "name"],
+    ]);
+    assert.equal(left.trim(), "");
+  });
+
   async function sessionsAt({ status }: KubeObject): Promise<number> {
     const { stdout } = await cluster.run([
       "curl",
@@ -333,7 +465,7 @@ function namespace(name: string, labels: Record<string, string>): KubeObject {
 }
 
 function deployment(name: string): KubeObject {
-  const { metadata, spec } = podOf(name);
+  const { metadata, spec } = podOf(name, { app: name });
   return {
     apiVersion: "apps/v1",
     kind: "Deployment",
@@ -346,7 +478,7 @@ function deployment(name: string): KubeObject {
   };
 }
 
-/** That Service chat selects. */
+/** That Service chat selects, if nothing else is said. */
 function podOf(name: string, more: Record<string, string> = {}): KubeObject {
   return {
     apiVersion: "v1",

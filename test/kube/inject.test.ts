@@ -387,16 +387,22 @@ describe("the chart in a cluster", () => {
     },
   };
 
-  it("keeps certificate and keys when it is upgraded", async () => {
+  it("keeps certificate and keys when it is upgraded, and leads clients to pods before gateways go", async () => {
     const secrets = async (): Promise<string[]> => {
       const all = ["holdfast-webhook", "holdfast-key"].map((name) =>
         cluster.api("GET", `/api/v1/namespaces/${NAMESPACE}/secrets/${name}`),
       );
       return (await Promise.all(all)).map(({ data }) => JSON.stringify(data));
     };
+    const ofChat = (): Promise<KubeObject> => cluster.api("GET", "/api/v1/namespaces/shapes/services/chat");
+    await cluster.kubectl(["-n", "shapes", "label", "service", "chat", "holdfast.dev/gateway=enabled"]);
+    assert.equal((await ofChat()).spec.selector, undefined);
     const before = await secrets();
-    await install();
+    await install("--set", "gateway.enabled=false");
     assert.deepEqual(await secrets(), before);
+    const { metadata, spec } = await ofChat();
+    assert.deepEqual([metadata.labels, spec.selector], [undefined, { app: "chat" }]);
+    assert.equal(await cluster.kubectl(["-n", NAMESPACE, "get", "jobs", "-o", "name"]), "");
   });
 
   it("renews its certificate before it expires, while pods are injected all the time", async () => {

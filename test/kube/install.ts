@@ -48,16 +48,26 @@ export async function installChart(
   namespace: string,
   values: Record<string, string> = {},
 ): Promise<{ command: string }> {
+  const install = helmInstall(namespace, values);
+  await runHelm(cluster, namespace, install);
+  return { command: install.join(" ").replace(`${projectRoot}/`, "") };
+}
+
+/** What {@link installChart} has installed goes again. */
+export async function uninstallChart(cluster: Cluster, namespace: string): Promise<void> {
+  await runHelm(cluster, namespace, ["helm", "uninstall", "holdfast", "--namespace", namespace, "--wait"]);
+}
+
+async function runHelm(cluster: Cluster, namespace: string, command: string[]): Promise<void> {
   // helm's caches and settings are the cluster's own
   const home = join(cluster.lab.dir, "helm");
   const own = ["HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(
     (name) => `${name}=${home}`,
   );
-  const install = helmInstall(namespace, values);
-  const argv = ["env", ...own, ...install];
+  const argv = ["env", ...own, ...command];
   const { status, stderr } = await cluster.run(argv, { timeoutMs: INSTALL_MS_MAX + SLACK_MS });
-  if (status === 0) return { command: install.join(" ").replace(`${projectRoot}/`, "") };
-  throw new Error(`helm install: ${stderr}\n${await stateOf(cluster, namespace)}`);
+  if (status === 0) return;
+  throw new Error(`${command.slice(0, 2).join(" ")}: ${stderr}\n${await stateOf(cluster, namespace)}`);
 }
 
 /** Of what the chart has installed, for somebody who looks for the reason of a failure. */

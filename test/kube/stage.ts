@@ -34,6 +34,13 @@ export function migration(name: string, spec: object): KubeObject {
   return { apiVersion: "holdfast.dev/v1alpha1", kind: "Migration", metadata: { name }, spec };
 }
 
+/** Of Migrations and policies, as the chart has them. */
+export function definitions(): KubeObject[] {
+  return customResourceDefinitions().map(
+    (definition) => parse(readFileSync(crdFileOf(definition), "utf8")) as KubeObject,
+  );
+}
+
 /** Its pods are as the webhook makes them. */
 function deployment(evictionRequests: boolean): KubeObject {
   const labels = { app: "chat" };
@@ -85,11 +92,7 @@ export class Stage {
     const cluster = await createCluster({ images, gateways: [GATEWAY], evictionRequests });
     const stage = new Stage(cluster, evictionRequests);
     try {
-      await cluster.apply(
-        ...customResourceDefinitions().map(
-          (definition) => parse(readFileSync(crdFileOf(definition), "utf8")) as KubeObject,
-        ),
-      );
+      await cluster.apply(...definitions());
       await cluster.kubectl(["cordon", "b"]);
       await cluster.apply(deployment(evictionRequests));
       stage.agents = await startAgents(cluster);

@@ -1,222 +1,56 @@
 /**
  * A StatefulSet's pod moves in a real cluster, with clients behind a gateway: it keeps its name, and the other pod of the
- * StatefulSet, on a node of its own, is not touched. Node c is where the application waits meanwhile. Controller and webhooks run beside the
- * control plane.
+ * StatefulSet, on a node of its own, is not touched. Node c is where the application waits meanwhile.
  */
 import assert from "node:assert/strict";
-import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { parse, stringify } from "yaml";
-import { customResourceDefinitions } from "#control/api/crd.ts";
-import { API_VERSION, isFinal } from "#control/api/resources.ts";
-import { crdFileOf } from "../../scripts/crds.ts";
-import { type LabProcess, projectRoot } from "../lab/lab.ts";
-import { type Load, startLoad } from "../load/load.ts";
-import { logsOf, startAgents } from "./agents.ts";
-import { APP_PORT, appContainer, INJECT } from "./applications.ts";
-import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
-import { AGENT, APPS, INSIDE } from "./images.ts";
+import type { LabProcess } from "../lab/lab.ts";
+import type { Load } from "../load/load.ts";
+import type { Cluster, KubeObject } from "./cluster.ts";
+import { MIGRATIONS, MOVED_MS_MAX, NAMESPACE, PODS, SESSIONS, SetStage, statefulSet } from "./set-stage.ts";
 
-const NAMESPACE = "games";
-const HOLDFAST = "holdfast";
 const NAME = "chat-0";
 const OTHER = "chat-1";
-const LISTEN = 8080;
-const GATEWAY = "g";
-const SESSIONS = 20;
-/** answers that each client has had before and after a move */
-const ANSWERS = 5;
-const MOVED_MS_MAX = 180_000;
-const PODS = `/api/v1/namespaces/${NAMESPACE}/pods`;
-const MIGRATIONS = `/apis/${API_VERSION}/namespaces/${NAMESPACE}/migrations`;
-const FINE = { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: SESSIONS, problems: [] };
-
-function statefulSet(): KubeObject {
-  const labels = { app: "chat" };
-  const annotations = {
-    "holdfast.dev/ports": `${LISTEN}:${APP_PORT}/websocket`,
-    "holdfast.dev/mode": "gateway",
-  };
-  return {
-    apiVersion: "apps/v1",
-    kind: "StatefulSet",
-    metadata: { name: "chat", namespace: NAMESPACE },
-    spec: {
-      replicas: 1,
-      serviceName: "chat",
-      selector: { matchLabels: labels },
-      template: {
-        metadata: { labels, annotations },
-        spec: {
-          containers: [
-            {
-              ...appContainer(["/usr/bin/node", "/app/chat.js"]),
-              volumeMounts: [{ name: "data", mountPath: "/data" }],
-            },
-          ],
-          volumes: [{ name: "data", emptyDir: {} }],
-        },
-      },
-    },
-  };
-}
+const RING = ["ring-0", "ring-1", "ring-2"];
 
 describe("a StatefulSet's pod", () => {
+  let stage: SetStage;
   let cluster: Cluster;
   let load: Load;
   let other: KubeObject;
   let watch: LabProcess;
-  let controller: LabProcess;
-  let agents: Map<string, KubeObject>;
 
   before(async () => {
-    cluster = await createCluster({
-      nodes: ["a", "b", "c", "d"],
-      images: [AGENT, APPS, INSIDE],
-      gateways: [GATEWAY],
-    });
-    await cluster.apply(
-      ...customResourceDefinitions().map(
-        (definition) => parse(readFileSync(crdFileOf(definition), "utf8")) as KubeObject,
-      ),
-    );
-    await cluster.kubectl(["create", "namespace", NAMESPACE]);
-    await cluster.kubectl(["label", "namespace", NAMESPACE, "holdfast.dev/inject=enabled"]);
-    agents = await startAgents(cluster);
-    await startWebhook();
-    const program = join(projectRoot, "bin/holdfast");
-    const argv = ["controller", "--namespace", HOLDFAST, "--kubeconfig", cluster.kubeconfig];
-    controller = cluster.spawn("controller", [program, ...argv]);
+    stage = await SetStage.build([NAME, ...RING]);
+    ({ cluster } = stage);
     for (const node of ["b", "c", "d"]) await cluster.kubectl(["cordon", node]);
-    await cluster.apply(statefulSet());
+    await cluster.apply(statefulSet("chat"));
     await isServing(NAME, "a");
     await cluster.kubectl(["cordon", "a"]);
     await cluster.kubectl(["uncordon", "d"]);
     await scale(2);
     other = await isServing(OTHER, "d");
     await cluster.kubectl(["cordon", "d"]);
-    for (const node of ["a", "b", "c"]) await cluster.kubectl(["uncordon", node]);
-    const { address } = cluster.lab.place(GATEWAY);
-    const target = { address, port: LISTEN };
-    const listen = [{ address: `${address}:${LISTEN}`, workload: `${NAMESPACE}.${NAME}`, port: LISTEN }];
-    await cluster.lab.startGateway(GATEWAY, { listen });
-    load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
+    await cluster.kubectl(["uncordon", "a", "b", "c"]);
+    load = await stage.startClients(NAME);
     watch = cluster.spawn("watch", [
       ...["kubectl", "-n", NAMESPACE, "get", "pods", "--watch", "--no-headers", "-o"],
       'custom-columns=N:.metadata.name,U:.metadata.uid,D:.metadata.deletionTimestamp,R:.status.conditions[?(@.type=="Ready")].status',
     ]);
     await cluster.until("pods are watched", async () => watch.stdout.includes(OTHER));
   });
-  after(() => cluster?.close());
+  after(() => stage?.close());
 
-  /** Injects, sees what StatefulSets make, and is asked about evictions: as the chart has it, but for where it is. */
-  async function startWebhook(): Promise<void> {
-    const { certificate, key, authority } = cluster.serverCertificate;
-    const listen = `${cluster.lab.switch.address}:9443`;
-    const file = join(cluster.lab.dir, "webhook.yaml");
-    const { image, imagePullPolicy, proxy } = INJECT;
-    writeFileSync(file, stringify({ listen, certificate, key, image, imagePullPolicy, proxy }));
-    const webhook = cluster.spawn("webhook", [
-      ...[join(projectRoot, "bin/holdfast"), "webhook", "--config", file],
-    ]);
-    await webhook.waitFor(/asked from now on/, 60_000);
-    const caBundle = readFileSync(authority).toString("base64");
-    const configuration = (kind: string, path: string, resource: string, more: object): KubeObject => ({
-      apiVersion: "admissionregistration.k8s.io/v1",
-      kind,
-      metadata: { name: `holdfast-${path}` },
-      webhooks: [
-        {
-          name: `${path}.holdfast.dev`,
-          admissionReviewVersions: ["v1"],
-          sideEffects: "None",
-          failurePolicy: "Ignore",
-          timeoutSeconds: 5,
-          clientConfig: { url: `https://${listen}/${path}`, caBundle },
-          rules: [{ apiGroups: [""], apiVersions: ["v1"], operations: ["CREATE"], resources: [resource] }],
-          ...more,
-        },
-      ],
-    });
-    const ofSet =
-      'has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(one, one.kind == "StatefulSet")';
-    await cluster.apply(
-      configuration("MutatingWebhookConfiguration", "inject", "pods", {
-        namespaceSelector: { matchLabels: { "holdfast.dev/inject": "enabled" } },
-        reinvocationPolicy: "IfNeeded",
-      }),
-      configuration("MutatingWebhookConfiguration", "ordinal", "pods", {
-        matchConditions: [{ name: "of-a-stateful-set", expression: ofSet }],
-      }),
-      configuration("ValidatingWebhookConfiguration", "evict", "pods/eviction", {
-        sideEffects: "NoneOnDryRun",
-      }),
-    );
-  }
-
-  async function failed(what: unknown): Promise<never> {
-    const objects = await cluster
-      .kubectl(["-n", NAMESPACE, "get", "pods,migrations", "-o", "wide"])
-      .catch(String);
-    const logs = await logsOf(cluster, agents.values()).catch(String);
-    assert.fail(`${String(what)}\n${objects}\n${controller.stderr.slice(-4_000)}\n${logs}`);
-  }
-
-  async function scale(replicas: number): Promise<void> {
-    await cluster.kubectl(["-n", NAMESPACE, "scale", "statefulset", "chat", `--replicas=${replicas}`]);
-  }
-
-  const podOf = (name: string): Promise<KubeObject | null> => cluster.find(`${PODS}/${name}`);
-
-  /** The pod of that name is Ready there, and has its application. */
-  async function isServing(name: string, node?: string): Promise<KubeObject> {
-    let pod: KubeObject | null = null;
-    const holds = async (): Promise<boolean> => {
-      pod = await podOf(name);
-      return (
-        pod !== null &&
-        (node === undefined || pod.spec.nodeName === node) &&
-        ["Ready", "holdfast.dev/serving"].every((type) => condition(pod as KubeObject, type) === "True")
-      );
-    };
-    await cluster.until(`pod ${name} serves on ${node ?? "a node"}`, holds, MOVED_MS_MAX).catch(failed);
-    return pod as unknown as KubeObject;
-  }
-
-  async function migrate(name: string, spec: object): Promise<void> {
-    const metadata = { name, namespace: NAMESPACE };
-    await cluster.apply({ apiVersion: API_VERSION, kind: "Migration", metadata, spec });
-  }
-
-  async function until(
-    name: string,
-    what: string,
-    holds: (status: KubeObject) => unknown,
-  ): Promise<KubeObject> {
-    let status: KubeObject = {} as KubeObject;
-    const look = async (): Promise<unknown> => {
-      const found = await cluster.find(`${MIGRATIONS}/${name}`);
-      status = found?.status ?? {};
-      return holds(status);
-    };
-    await cluster.until(`Migration ${name} ${what}`, look, MOVED_MS_MAX).catch(failed);
-    return status;
-  }
-
-  const ended = (name: string) => until(name, "has ended", ({ phase }) => isFinal(phase));
-
-  async function answered(): Promise<void> {
-    const wanted = load.messages + ANSWERS * SESSIONS;
-    await cluster.until("clients are answered", async () => load.messages >= wanted).catch(failed);
-  }
-
-  /** Since the last mark. */
-  async function areFine(): Promise<void> {
-    await answered();
-    const { lost, repeated, corrupt, resets, alive, problems } = await load.report();
-    assert.deepEqual({ lost, repeated, corrupt, resets, alive, problems }, FINE);
-  }
+  const failed = (what: unknown): Promise<never> => stage.failed(what);
+  const scale = (replicas: number): Promise<void> => stage.scale("chat", replicas);
+  const podOf = (name: string): Promise<KubeObject | null> => stage.podOf(name);
+  const isServing = (name: string, node?: string): Promise<KubeObject> => stage.isServing(name, node);
+  const migrate = (name: string, spec: object): Promise<void> => stage.migrate(name, spec);
+  const until: SetStage["until"] = (...args) => stage.until(...args);
+  const ended = (name: string): Promise<KubeObject> => stage.ended(name);
+  const answered = (): Promise<void> => stage.answered(load);
+  const areFine = (): Promise<void> => stage.areFine(load);
 
   /** Nothing is left of a move but the pod, which is the StatefulSet's as it was. */
   async function isAsBefore(source: KubeObject, moved: KubeObject): Promise<void> {
@@ -306,6 +140,89 @@ describe("a StatefulSet's pod", () => {
     assert.notEqual(moved.spec.nodeName, node);
     await isAsBefore(source, moved);
     await cluster.kubectl(["uncordon", node]);
+  });
+
+  it("is not touched where its volume cannot follow, whatever else could", async () => {
+    const volume = (name: string, mode: string, nodes: string[] | null): KubeObject[] => {
+      const storage = { storageClassName: "", accessModes: [mode] };
+      const term = { matchExpressions: [{ key: "kubernetes.io/hostname", operator: "In", values: nodes }] };
+      return [
+        {
+          apiVersion: "v1",
+          kind: "PersistentVolume",
+          metadata: { name },
+          spec: {
+            ...storage,
+            capacity: { storage: "1Gi" },
+            hostPath: { path: join(cluster.lab.dir, `volume-${name}`), type: "DirectoryOrCreate" },
+            claimRef: { namespace: NAMESPACE, name },
+            ...(nodes === null ? {} : { nodeAffinity: { required: { nodeSelectorTerms: [term] } } }),
+          },
+        },
+        {
+          apiVersion: "v1",
+          kind: "PersistentVolumeClaim",
+          metadata: { name, namespace: NAMESPACE },
+          spec: { ...storage, volumeName: name, resources: { requests: { storage: "1Gi" } } },
+        },
+      ];
+    };
+    const sets: [string, string, string[] | null][] = [
+      ["near", "ReadWriteMany", ["a", "c"]],
+      ["alone", "ReadWriteOnce", null],
+      ["shared", "ReadWriteMany", null],
+    ];
+    const objects = sets.flatMap(([name, mode, nodes]) => {
+      const claim = { persistentVolumeClaim: { claimName: name } };
+      return [...volume(name, mode, nodes), statefulSet(name, { volume: claim })];
+    });
+    await cluster.kubectl(["cordon", "b", "c", "d"]);
+    await cluster.apply(...objects);
+    const pods = await Promise.all(sets.map(([name]) => isServing(`${name}-0`, "a")));
+    await cluster.kubectl(["uncordon", "b", "c", "d"]);
+    await migrate("near", { pod: "near-0", target: { node: "b" } });
+    await migrate("near-anywhere", { pod: "near-0" });
+    await migrate("alone", { pod: "alone-0", target: { node: "b" } });
+    for (const [name, reason, message] of [
+      ["near", "VolumeCannotFollow", /volume that node b does not reach \(nodeAffinity\)/],
+      ["near-anywhere", "NoThirdNode", /none that can take it/],
+      ["alone", "VolumeCannotFollow", /one node at a time \(ReadWriteOnce\)/],
+    ] as const) {
+      const status = await ended(name);
+      assert.deepEqual([status.phase, status.reason], ["Failed", reason], name);
+      assert.match(status.message, message);
+    }
+    for (const pod of pods) {
+      const now = await podOf(pod.metadata.name);
+      assert.equal(now?.metadata.uid, pod.metadata.uid);
+      assert.equal(now?.metadata.deletionTimestamp, undefined);
+    }
+    await migrate("shared", { pod: "shared-0", target: { node: "b" } });
+    const status = await ended("shared");
+    if (status.phase !== "Succeeded") await failed(JSON.stringify(status));
+    await isServing("shared-0", "b");
+    await cluster.kubectl(["-n", NAMESPACE, "delete", "statefulset", ...sets.map(([name]) => name)]);
+  });
+
+  it("leaves a drained node with all its siblings, one after the other, where they are made in order", async () => {
+    await cluster.kubectl(["cordon", "a", "c", "d"]);
+    await cluster.apply(statefulSet("ring", { replicas: RING.length }));
+    for (const name of RING) await isServing(name, "b");
+    const loads = await Promise.all(RING.map((name) => stage.startClients(name)));
+    await cluster.kubectl(["uncordon", "a", "c", "d"]);
+    for (const one of loads) await stage.answered(one);
+    for (const one of loads) await one.mark();
+    const drain = cluster.spawn("drain", [
+      ...["kubectl", "drain", "b", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"],
+      "--pod-selector=app=ring",
+    ]);
+    await cluster.until("the drain is over", async () => drain.exited, 2 * MOVED_MS_MAX).catch(failed);
+    if (drain.child.exitCode !== 0) await failed(drain.stderr);
+    for (const one of loads) await stage.areFine(one);
+    for (const name of RING) assert.notEqual((await isServing(name)).spec.nodeName, "b", name);
+    await Promise.all(loads.map((one) => one.stop()));
+    await cluster.kubectl(["-n", NAMESPACE, "delete", "statefulset", "ring"]);
+    await cluster.kubectl(["uncordon", "b"]);
   });
 
   it("ends with its application when the StatefulSet wants it no more in the middle, and starts anew when it does", async () => {

@@ -405,6 +405,40 @@ describe("a selector in an annotation", () => {
   });
 });
 
+describe("gateways", () => {
+  const refusedOf = (table: Record<string, string>): string[] => {
+    const refused: string[] = [];
+    new ServiceTable("10.244.3.2", (key, reason) => refused.push(`${key}: ${reason}`)).read(table);
+    return refused;
+  };
+
+  it("are told of no session that they would not understand: their Service is led without it", () => {
+    for (const said of [
+      '{"cookie":"two words"}',
+      '{"coookie":"sid"}',
+      '{"cookie":"sid","header":"x-sid"}',
+      '{"query":""}',
+      "{}",
+      "null",
+    ]) {
+      const annotations = { "holdfast.dev/selector": "app=chat", "holdfast.dev/session": said };
+      const { table, reasons } = planOf([service("s", { annotations })], [pod("a")]);
+      assert.deepEqual(refusedOf(table), [], said);
+      assert.deepEqual(
+        reasons.map(([reason]) => reason),
+        ["SessionInvalid"],
+        said,
+      );
+      assert.deepEqual(JSON.parse(table["games.s"] ?? "{}").workloads, ["games.a"]);
+    }
+  });
+
+  it("lead clients to all pods of a Service that has thousands", () => {
+    const pods = Array.from({ length: 5_000 }, (_, index) => pod(`p-${index}`));
+    assert.deepEqual(refusedOf(planOf([service("s")], pods).table), []);
+  });
+});
+
 describe("a gateway's listeners", () => {
   const entry = (listen: number, more: object = {}) =>
     JSON.stringify({ ports: [{ name: "", listen, port: 8080 }], workloads: ["games.a"], ...more });

@@ -347,9 +347,9 @@ describe("a Migration that nobody made by hand", () => {
   });
 });
 
-describe("a pod whose clients are connected to it", () => {
-  const standby = (listen: string): Pod => {
-    const made = standbyPod(pod(), migration());
+describe("a pod whose application has moved", () => {
+  const standby = (source: Pod, listen: string): Pod => {
+    const made = standbyPod(source, migration());
     const status = { phase: "Running", conditions: [{ type: "Ready", status: "True" }] } as NonNullable<
       Pod["status"]
     >;
@@ -363,9 +363,9 @@ describe("a pod whose clients are connected to it", () => {
       status,
     };
   };
-  const adopting = (move: object, listen = "pod"): Observed =>
+  const adopting = (move: object, listen = "pod", source = pod()): Observed =>
     observed({
-      standby: standby(listen),
+      standby: standby(source, listen),
       migration: migration(
         {},
         {
@@ -379,7 +379,7 @@ describe("a pod whose clients are connected to it", () => {
       ),
     });
 
-  it("stays for them, and no longer than the policy says", () => {
+  it("stays for clients that are connected to it, and no longer than the policy says", () => {
     const status = statusOf(plan(adopting({ downstream: "forward" }), NOW));
     assert.deepEqual([status.phase, status.reason], ["Adopting", "ClientsOfSource"]);
     assert.match(status.message ?? "", /^2 clients .* until 2026-01-01T00:01:00/);
@@ -391,6 +391,19 @@ describe("a pod whose clients are connected to it", () => {
       assert.equal(plan(adopting(move), nowMs).action?.do, "patch-pod", JSON.stringify(move));
     // they are connected to the node
     assert.equal(plan(adopting({ downstream: "forward" }, "node"), NOW).action?.do, "patch-pod");
+  });
+
+  it("has its place taken when the roll-out of its Deployment is over, or leaves its ReplicaSet none", () => {
+    const source = pod({}, { ownerReferences: [SET] });
+    const rolledOut = (replicas: number, status: object = {}) => {
+      const owner = deployment(status);
+      if (owner.kind === "replica-set" && owner.replicaSet !== null)
+        owner.replicaSet.spec.replicas = replicas;
+      return plan({ ...adopting({ downstream: "gateway" }, "node", source), source: null, owner }, NOW);
+    };
+    assert.equal(statusOf(rolledOut(1, { updatedReplicas: 1 })).reason, "Rollout");
+    for (const one of [rolledOut(2), rolledOut(0), rolledOut(0, { updatedReplicas: 1, replicas: 1 })])
+      assert.equal(one.action?.do, "patch-pod", JSON.stringify(one));
   });
 });
 

@@ -7,6 +7,7 @@ import { describe, it } from "node:test";
 import type { NodeProfile } from "#control/api/check.ts";
 import {
   type Add,
+  areToPass,
   type Check,
   type Finding,
   finding as findingSchema,
@@ -22,6 +23,7 @@ import {
   canonicalJson,
   disagreements,
 } from "#control/workload/preflight/agreement.ts";
+import { type ArrivalPlace, arrivalChecks } from "#control/workload/preflight/arrival.ts";
 import { addClockFinding, clockOf } from "#control/workload/preflight/clocks.ts";
 import {
   cgroupsOf,
@@ -30,6 +32,7 @@ import {
   profileDifferences,
 } from "#control/workload/preflight/node-profile.ts";
 import { mappedPath, placeOf } from "#control/workload/preflight/same-files.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 
 const SCOPE = { node: "a", workload: "chat" };
 const SECRET = Buffer.alloc(32, 7);
@@ -91,6 +94,39 @@ describe("findings", () => {
       SCOPE,
     );
     assert.deepEqual(merged(report, structuredClone(report)), report);
+  });
+});
+
+describe("a target's container", () => {
+  /** What is found where it cannot be planned. */
+  async function withoutPlan(error: unknown): Promise<Finding[]> {
+    const workload = { name: "chat", runtime: { plan: () => Promise.reject(error) } };
+    const place = { workload, call: { facts: {} } } as unknown as ArrivalPlace;
+    const checks = arrivalChecks.filter(({ category }) => category === "configuration");
+    return (await runChecks(checks, place, SCOPE)).findings;
+  }
+
+  it("that is not there yet, or of a runtime that is away, passes", async () => {
+    for (const error of [
+      fail("CRI_UNREACHABLE", "the container runtime at /run/c.sock does not answer"),
+      fail("POD_MISSING", "no container app of pod default/chat runs on this node", { retryable: true }),
+    ]) {
+      const findings = await withoutPlan(error);
+      assert.deepEqual(
+        findings.map(({ id, severity, what }) => [id, severity, what]),
+        [["target.no-container", "error", error.message]],
+      );
+      assert.ok(areToPass(findings));
+    }
+  });
+
+  it("with a root file system that is not there does not", async () => {
+    const findings = await withoutPlan(fail("CONFIG_INVALID", "/images/chat: no such folder"));
+    assert.deepEqual(
+      findings.map(({ id }) => id),
+      ["target.rootfs"],
+    );
+    assert.ok(!areToPass(findings));
   });
 });
 

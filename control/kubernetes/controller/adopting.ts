@@ -82,7 +82,7 @@ function adopt(observed: Observed, nowMs: number, standby: Pod, source: Pod | nu
   const clients = clientsWait(observed, nowMs, source);
   if (clients !== null) return clients;
   const becomes = becomesOf(standby) ?? { labels: {}, owner: null };
-  if (becomes.owner !== null) {
+  if (becomes.owner !== null && wantsPods(owner)) {
     if (source !== null && source.metadata.annotations?.[DELETION_COST] !== COST_LEAST)
       return now({
         do: "patch-pod",
@@ -138,6 +138,11 @@ function anchorEndMs(observed: Observed): number {
 function areAtSource({ migration, source, standby }: Observed): boolean {
   const isAtPod = [source, standby].some((pod) => pod?.metadata.annotations?.[ANNOTATION.listen] === "pod");
   return isAtPod && migration.status.move?.downstream === "forward";
+}
+
+/** A ReplicaSet that a roll-out, or a scale-down, has left none deletes the standby as it would have deleted the source: nobody waits for that. */
+function wantsPods(owner: Observed["owner"]): boolean {
+  return owner.kind !== "replica-set" || owner.replicaSet?.spec.replicas !== 0;
 }
 
 function notReady({ metadata }: Pod): Reason {

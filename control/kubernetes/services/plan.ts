@@ -3,7 +3,6 @@
  * such a Service has a number of its own at the gateways, by which these know whose client comes. Clients that gateways cannot have are
  * led to the pods themselves, as without Holdfast: a label on a Service turns nobody away.
  */
-import * as z from "zod";
 import {
   PROXY_PROTOCOL_ANNOTATION,
   SELECTOR_ANNOTATION,
@@ -11,6 +10,7 @@ import {
   type ServiceEntry,
   serviceEntry,
 } from "../../api/gateway-table.ts";
+import { checkEntrySession } from "../../config/gateway.ts";
 import { isActive, isSelected, isTrue, type Pod, type Service } from "../client/objects.ts";
 import { settingsOf } from "../inject/settings.ts";
 import { lookAt, nameOf } from "../node/injected-pod.ts";
@@ -195,8 +195,10 @@ function sessionOf(text: string | undefined, tell: Tell): unknown {
   if (text === undefined) return undefined;
   try {
     if (text.length > SESSION_CHARS_MAX) throw new Error("it is too long");
-    // what it means is the gateway's to read
-    return z.record(z.string(), z.string()).parse(JSON.parse(text));
+    const session: unknown = JSON.parse(text);
+    // by the gateways' own reader: one that they refuse would lead nobody anywhere
+    checkEntrySession(session, SESSION_ANNOTATION);
+    return session;
   } catch {
     tell(
       "SessionInvalid",

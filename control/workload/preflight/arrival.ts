@@ -1,6 +1,6 @@
 /** What is asked of a node that is to take a workload, before anything is made there. */
 import { readFile, stat, statfs } from "node:fs/promises";
-import { messageOf } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
 import type { CheckCall } from "../../api/check.ts";
 import type { Check } from "../../api/finding.ts";
@@ -67,6 +67,13 @@ export const arrivalChecks: Check<ArrivalPlace>[] = [
       try {
         planned = await runtime.plan(config);
       } catch (error) {
+        if (error instanceof HoldfastError && error.retryable)
+          return add(
+            "target.no-container",
+            "error",
+            messageOf(error),
+            "start the container runtime there, or wait until the container runs",
+          );
         return add(
           "target.rootfs",
           "error",
