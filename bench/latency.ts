@@ -99,7 +99,8 @@ export async function measureLatency(
   return samples;
 }
 
-function latencyFigures({
+/** Whole curves, and how late the generator was. */
+export function latencyFigures({
   peer,
   connections,
   perSecond,

@@ -2,6 +2,7 @@
 import { cutoverPieces } from "./cutover/cutover-pieces.ts";
 import { idlePiece } from "./idle.ts";
 import { latencyPieces } from "./latency.ts";
+import { meshPiece } from "./mesh.ts";
 import { pausePiece } from "./pause.ts";
 import type { BenchPiece } from "./piece.ts";
 import { restartPiece } from "./restart-behind-peers.ts";
@@ -20,6 +21,7 @@ const all: BenchPiece[] = [
   toolsPiece,
   pausePiece,
   restartPiece,
+  meshPiece,
   ...cutoverPieces,
 ];
 

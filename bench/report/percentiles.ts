@@ -17,7 +17,15 @@ export function quantile(curve: Percentile[], p: number): number | null {
 
 /** Of each round, in µs; null: it has none. */
 export function p99s(figure: Pick<Figure, "percentiles"> | undefined): (number | null)[] {
-  return (figure?.percentiles ?? []).map((curve) => (curve === null ? null : quantile(curve, 99)));
+  return percentilesOf(figure, 99);
+}
+
+/** One of each round. */
+export function percentilesOf(
+  figure: Pick<Figure, "percentiles"> | undefined,
+  percentile: number,
+): (number | null)[] {
+  return (figure?.percentiles ?? []).map((curve) => (curve === null ? null : quantile(curve, percentile)));
 }
 
 /** Of the rounds at each percentile the median: as far as all of them reach beside their greatest value. */

@@ -24,6 +24,8 @@ const ROUTE_SECONDS = 15;
 const DAY_SECONDS = 86_400;
 const HTTP_INSPECTOR = "envoy.filters.listener.http_inspector";
 const INBOUND_FIRST = 15_000;
+/** istiod's, where nobody has a session: what was meant for its own port, and what is not allowed out */
+const NOWHERE = "BlackHoleCluster";
 
 export interface Facts {
   id: string;
@@ -160,7 +162,7 @@ function idleFindings(proxy: DumpedProxy, warn: Warn): void {
     if (listener.name.startsWith("virtual") && listener.name !== "virtualInbound") continue;
     for (const filter of filters) {
       const config = objectAt(filter, "typed_config");
-      if (filter.name !== TCP_PROXY) continue;
+      if (filter.name !== TCP_PROXY || config.cluster === NOWHERE) continue;
       const seconds = secondsOf(config.idle_timeout) ?? IDLE_SECONDS;
       if (seconds === 0 || seconds >= DAY_SECONDS) continue;
       const names = times.get(listener.name) ?? new Set();

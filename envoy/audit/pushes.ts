@@ -1,6 +1,6 @@
 /**
- * What each kind of push does to the sessions that pass a proxy: seen with istiod 1.31 and Envoy 1.40, one TCP, one WebSocket and one HTTP
- * keep-alive session at a time. Pure.
+ * What each kind of push does to the sessions that pass a proxy: seen with istiod 1.31 and Envoy 1.40 (test/envoy/pushes.test.ts: TCP and WebSocket
+ * sessions of all kinds but last-endpoint-removed; what becomes of HTTP keep-alive was seen by hand). Pure.
  *
  * Envoy updates filter chains in place: connections of chains that are the same stay. Whatever else of a listener changes (a listener filter,
  * as http_inspector with its list of ports that it leaves alone) drains all of it. Drained is what is left a drain time later.
@@ -48,6 +48,15 @@ export const PUSHES: readonly Push[] = [
     pinned: null,
     why: "EDS alone; a session stays with the endpoint that it has",
     cure: null,
+  },
+  {
+    id: "workload-entry-removed",
+    what: "the application's own WorkloadEntry is removed (a VM's; a pod is known by its labels)",
+    side: "server",
+    sessions: LISTENER,
+    pinned: STAY,
+    why: "by it istiod knows of which Services a sidecar's ports are: without it their filter chains go, at once or with a later push",
+    cure: PIN,
   },
   {
     id: "last-endpoint-removed",

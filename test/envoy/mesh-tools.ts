@@ -1,5 +1,5 @@
-/** The Envoy that `scripts/setup.sh mesh` (and `bench`) keeps outside the checkout. */
-import { existsSync } from "node:fs";
+/** The Envoy and the istiod that `scripts/setup.sh mesh` keeps outside the checkout; `bench` brings the Envoy too. */
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { CACHE_DIR } from "../kube/kube-tools.ts";
 
@@ -10,5 +10,17 @@ export const ENVOY = join(CACHE_DIR, `bench/envoy-${ENVOY_VERSION}/bin/envoy-bin
 
 /** @throws Error with the cure, when set-up has not brought it */
 export function requireEnvoy(): void {
-  if (!existsSync(ENVOY)) throw new Error(`no ${ENVOY}: run scripts/setup.sh mesh`);
+  required(ENVOY);
+}
+
+/** Its path. @throws Error with the cure, when set-up has not built it */
+export function requireIstiod(): string {
+  const module = readFileSync(join(import.meta.dirname, "istio/go.mod"), "utf8");
+  const version = /\bistio\.io\/istio v(\S+)/.exec(module)?.[1] ?? "";
+  return required(join(CACHE_DIR, `istio-${version}/pilot-discovery`));
+}
+
+function required(program: string): string {
+  if (!existsSync(program)) throw new Error(`no ${program}: run scripts/setup.sh mesh`);
+  return program;
 }

@@ -1,7 +1,8 @@
 /**
  * A service mesh on this machine: a laboratory (`test/lab`) with the real Envoy as sidecar of some of its places, mutual TLS between
- * them, and connections that the kernel leads to them. No istiod: each sidecar's routes are told by hand.
+ * them, and connections that the kernel leads to them. Each sidecar's routes are told by hand, or by the real istiod.
  *
+ *   10.99.0.1      the switch: istiod
  *   10.99.0.2…     the nodes; a sidecar's place stands for a pod
  *   10.99.0.100    "client"
  *   10.96.0.0/16   addresses of services
@@ -11,19 +12,31 @@
 import { execFileSync } from "node:child_process";
 import { chmodSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { createLab, type Lab, type LabOptions } from "../lab/lab.ts";
 import { MeshAuthority } from "./certificates.ts";
+import { NAMESPACE } from "./istio-objects.ts";
+import { Istiod, type ResourceFiles } from "./istiod.ts";
 import { requireEnvoy } from "./mesh-tools.ts";
 import { Sidecar, type SidecarOptions } from "./sidecar.ts";
 
-const NAMESPACE = "demo";
+const POLL_MS = 50;
+/** No configuration came for so long: that was all of it. istiod waits 250 ms for more files, and 100 for more changes. */
+const QUIET_MS = 800;
+const PUSH_MS_MAX = 30_000;
 
 export interface MeshOptions extends Pick<LabOptions, "nodes" | "gateways"> {
   /** by the name of their place */
   sidecars: Record<string, SidecarOptions>;
+  /** what there is of resources from the start; absent: no istiod runs */
+  resources?: ResourceFiles;
+  /** of istiod, over the laboratory's own */
+  istiodEnv?: Record<string, string>;
+  /** default 1: what a push ends has soon ended */
+  drainSeconds?: number;
 }
 
-/** Resolves when every sidecar is ready. @throws Error when set-up has not brought Envoy */
+/** Resolves when every sidecar is ready. @throws Error when set-up has not brought Envoy, or built istiod */
 export async function createMesh(options: MeshOptions): Promise<Mesh> {
   requireEnvoy();
   const { nodes, gateways } = options;
@@ -40,23 +53,27 @@ export async function createMesh(options: MeshOptions): Promise<Mesh> {
 export class Mesh {
   readonly lab: Lab;
   readonly #sidecars = new Map<string, Sidecar>();
+  #istiod: Istiod | null = null;
 
   constructor(lab: Lab) {
     this.lab = lab;
   }
 
   /** Part of {@link createMesh}. */
-  async start({ sidecars }: MeshOptions): Promise<void> {
+  async start({ sidecars, resources, istiodEnv, drainSeconds = 1 }: MeshOptions): Promise<void> {
     const { lab } = this;
     // an Envoy runs as another user, and has to come to its socket and its bootstrap
     chmodSync(lab.dir, 0o711);
+    if (resources !== undefined) this.#istiod = await Istiod.start(lab, resources, istiodEnv);
     const authority = new MeshAuthority(join(lab.dir, "certificates"));
     for (const [name, options] of Object.entries(sidecars)) {
       const certificate = authority.certificateOf(NAMESPACE, options.account ?? "default");
       // to nowhere: without a route the kernel refuses a service's address before the redirects are asked
       const way = ["route", "add", "default", "via", lab.switch.address];
       execFileSync("ip", ["-n", lab.place(name).netns, ...way]);
-      this.#sidecars.set(name, await Sidecar.start(name, options, { lab, certificate }));
+      const istiod = this.#istiod?.endpoint ?? null;
+      const host = { lab, namespace: NAMESPACE, certificate, istiod, drainSeconds };
+      this.#sidecars.set(name, await Sidecar.start(name, options, host));
     }
     await Promise.all([...this.#sidecars.values()].map((sidecar) => sidecar.ready()));
   }
@@ -67,8 +84,52 @@ export class Mesh {
     return found;
   }
 
+  get istiod(): Istiod {
+    if (this.#istiod === null) throw new Error("no istiod runs in this mesh");
+    return this.#istiod;
+  }
+
+  /**
+   * Makes a change and resolves when what istiod pushes of it is over: every sidecar that it is for has it, and nothing drains any more.
+   * @throws Error when nothing was pushed
+   */
+  async push(change: () => Promise<void> | void): Promise<void> {
+    const before = await this.#updates();
+    await change();
+    const late = performance.now() + PUSH_MS_MAX;
+    let last = before;
+    let quietSinceMs = performance.now();
+    for (;;) {
+      await sleep(POLL_MS);
+      const now = await this.#updates();
+      if (now !== last) {
+        last = now;
+        quietSinceMs = performance.now();
+      } else if (now !== before && performance.now() - quietSinceMs > QUIET_MS && !(await this.#drains()))
+        return;
+      if (performance.now() > late) throw new Error(`no push came, or it never ended: ${this.istiod.said}`);
+    }
+  }
+
+  /** Of all kinds of configuration of all sidecars: whatever comes changes it. */
+  async #updates(): Promise<string> {
+    const counts = await this.#all((sidecar) => sidecar.stats("update_(success|rejected)$"));
+    return counts.map(({ total }) => total).join(" ");
+  }
+
+  async #drains(): Promise<boolean> {
+    const draining = "^listener_manager\\.total_(listeners|filter_chains)_draining$";
+    const counts = await this.#all((sidecar) => sidecar.stats(draining));
+    return counts.some(({ total }) => total !== 0);
+  }
+
+  #all<T>(ask: (sidecar: Sidecar) => Promise<T>): Promise<T[]> {
+    return Promise.all([...this.#sidecars.values()].map(ask));
+  }
+
   async close(): Promise<void> {
     for (const sidecar of this.#sidecars.values()) sidecar.close();
+    this.#istiod?.close();
     await this.lab.close();
   }
 

@@ -16,6 +16,7 @@ import { connectFrom } from "./in-network.ts";
 import { LongSession, type SessionKind } from "./long-sessions.ts";
 import { createMesh, type Mesh, type MeshOptions } from "./mesh.ts";
 import {
+  allRun,
   FROM_SIDECAR,
   LISTEN_FIRST,
   PORTS,
@@ -122,7 +123,7 @@ describe("behind the sidecars of a mesh", () => {
       listen: [{ address: `${GATEWAY.address}:${GATED.listen}`, workload: GATED.app }],
     });
     await lab.startAgents(["a", "b"], (node) => lab.startAgent(node, { workloads: workloads(node) }));
-    await until("every workload runs", allRun, RUN_MS_MAX);
+    await until("every workload runs", () => allRun(lab, A.name), RUN_MS_MAX);
     for (const { name, kind, address, port, sessions } of LOADS)
       loads.set(name, await startLoad(lab, kind, { target: { address, port }, sessions, intervalMs: 20 }));
     const dial = (kind: SessionKind) =>
@@ -135,12 +136,6 @@ describe("behind the sidecars of a mesh", () => {
     await mesh?.close();
     assert.ok(mesh === undefined || isClean(mesh.lab.leftovers()), "the mesh left something behind");
   });
-
-  async function allRun(): Promise<boolean> {
-    const { json } = await mesh.lab.cli("a", ["status", "--json"]);
-    const states = (json as { workloads: { state: string }[] } | undefined)?.workloads ?? [];
-    return states.length > 0 && states.every(({ state }) => state === "running");
-  }
 
   /** What both Envoys have lost so far of connections from clients and to services, and what they have tried again. */
   async function losses(): Promise<Record<string, Record<string, number>>> {

@@ -1,7 +1,7 @@
 /** test/apps/several as a workload of Holdfast behind a sidecar, and where its ports are. */
 import { join } from "node:path";
 import { CONTAINER_PORT_FIRST } from "#proxy/contract/commands.ts";
-import { type AgentConfig, nodeBinary, projectRoot } from "../lab/lab.ts";
+import { type AgentConfig, type Lab, nodeBinary, projectRoot } from "../lab/lab.ts";
 import type { SessionKind } from "./long-sessions.ts";
 import type { Route } from "./static-routes.ts";
 
@@ -64,4 +64,11 @@ export function severalWorkload(options: SeveralOptions): AgentConfig {
     })),
     ...workload,
   };
+}
+
+/** Whether every workload of a node runs there. */
+export async function allRun(lab: Lab, node: string): Promise<boolean> {
+  const { json } = await lab.cli(node, ["status", "--json"]);
+  const states = (json as { workloads: { state: string }[] } | undefined)?.workloads ?? [];
+  return states.length > 0 && states.every(({ state }) => state === "running");
 }

@@ -1,6 +1,7 @@
 /**
  * Envoy as the sidecar of a place, as Istio has it: the place's TCP connections are led to it by the kernel (nftables in place of
- * istio-init's iptables), and it runs as the user whose own connections are left alone. What it does with them is told by hand.
+ * istio-init's iptables), and it runs as the user whose own connections are left alone. What it does with them is told by hand, or by
+ * istiod.
  */
 import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
@@ -8,25 +9,33 @@ import { request } from "node:http";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Server as SecretServer } from "@grpc/grpc-js";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Lab, LabProcess, Place } from "../lab/lab.ts";
+import { ADMIN, INBOUND_PORT, istioBootstrap, OUTBOUND_PORT, staticBootstrap } from "./bootstrap.ts";
 import type { WorkloadCertificate } from "./certificates.ts";
 import { connectFrom } from "./in-network.ts";
 import { ENVOY } from "./mesh-tools.ts";
 import { serveSecrets } from "./secret-server.ts";
-import { HTTP2, SECRETS_CLUSTER, type SidecarRoutes, staticResources } from "./static-routes.ts";
+import type { SidecarRoutes } from "./static-routes.ts";
 
-const ADMIN = { address: "127.0.0.1", port: 15000 };
 /** Istio's, which its redirects know */
 const USER = 1337;
-const [OUTBOUND_PORT, INBOUND_PORT] = [15_001, 15_006];
 const HOLDFAST_PORTS = 50;
 const POLL_MS = 25;
 const READY_MS_MAX = 60_000;
 
-export interface SidecarOptions {
-  routes: SidecarRoutes;
+export type SidecarOptions = Redirects & {
   /** of its certificate; default "default" */
   account?: string;
+} & ({ routes: SidecarRoutes } | ToldByIstiod);
+
+export interface ToldByIstiod {
+  labels: Record<string, string>;
+  /** of its node, as ISTIO_META_… of a pod's sidecar */
+  metadata?: Record<string, unknown>;
+}
+
+interface Redirects {
   /** What comes to these ports of the place is led to its Envoy; default: none. Others are an agent's, which a pod's network has not. */
   inboundOnly?: number[];
   /**
@@ -40,7 +49,12 @@ export interface SidecarOptions {
 
 export interface SidecarHost {
   lab: Lab;
+  namespace: string;
   certificate: WorkloadCertificate;
+  /** where it tells sidecars; null: none runs */
+  istiod: Endpoint | null;
+  /** how long connections of a replaced listener may go on; Istio's `drainDuration` */
+  drainSeconds: number;
 }
 
 /** What an Envoy says of itself. */
@@ -59,18 +73,19 @@ export class Sidecar {
 
   /** Resolves when it has been started, not when it is ready. */
   static async start(name: string, options: SidecarOptions, host: SidecarHost): Promise<Sidecar> {
-    const { lab, certificate } = host;
+    const { lab, certificate, drainSeconds } = host;
     const place = lab.place(name);
     const socket = join(lab.dir, `secrets-${name}.sock`);
     const secrets = await serveSecrets(socket, certificate);
     redirect(place, options);
     const file = join(lab.dir, `envoy-${name}.json`);
-    writeFileSync(file, JSON.stringify(bootstrap(name, options, socket)), { mode: 0o644 });
+    writeFileSync(file, JSON.stringify(bootstrap(place, options, host, socket)), { mode: 0o644 });
     const process = lab.spawn(
       name,
       [
         ...["setpriv", `--reuid=${USER}`, `--regid=${USER}`, "--clear-groups", "--"],
         ...[ENVOY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warn"],
+        ...["--drain-time-s", String(drainSeconds), "--drain-strategy", "immediate"],
       ],
       { name: "envoy" },
     );
@@ -80,11 +95,18 @@ export class Sidecar {
   /** Resolves when it takes connections. @throws Error with its last words */
   async ready(): Promise<void> {
     const late = performance.now() + READY_MS_MAX;
-    while (!(await this.admin("/ready").catch(() => "")).startsWith("LIVE")) {
+    while (!(await this.#takesConnections().catch(() => false))) {
       if (this.process.exited || performance.now() > late)
         throw new Error(`no Envoy at ${this.place.name}:\n${this.process.stderr.slice(-2_000)}`);
       await sleep(POLL_MS);
     }
+  }
+
+  /** Envoy calls itself live before istiod has told it anything: then it has no listener. */
+  async #takesConnections(): Promise<boolean> {
+    if (!(await this.admin("/ready")).startsWith("LIVE")) return false;
+    const { total = 0 } = await this.stats("^listener_manager\\.total_listeners_active$");
+    return total > 0;
   }
 
   /** The answer of its admin interface. @throws Error where it does not answer with 200 */
@@ -125,6 +147,11 @@ export class Sidecar {
     return { ...found, total };
   }
 
+  /** What it does, with its endpoints: `envoy/config-dump.ts` reads it. */
+  async configDump(): Promise<unknown> {
+    return JSON.parse(await this.admin("/config_dump?include_eds"));
+  }
+
   /** Its process is the laboratory's to end. */
   close(): void {
     this.#secrets.forceShutdown();
@@ -160,23 +187,10 @@ function redirect(place: Place, { inboundOnly, outboundBut, holdfastFrom }: Side
   });
 }
 
-function bootstrap(name: string, { routes }: SidecarOptions, secrets: string): object {
-  const { listeners, clusters } = staticResources(routes, [OUTBOUND_PORT, INBOUND_PORT]);
-  return {
-    node: { id: name, cluster: "test" },
-    admin: { address: { socket_address: { address: ADMIN.address, port_value: ADMIN.port } } },
-    static_resources: { listeners, clusters: [...clusters, grpcCluster(SECRETS_CLUSTER, secrets)] },
-  };
-}
-
-/** @param path of a Unix socket */
-function grpcCluster(name: string, path: string): object {
-  const endpoint = { address: { pipe: { path } } };
-  return {
-    name,
-    type: "STATIC",
-    connect_timeout: "1s",
-    ...HTTP2,
-    load_assignment: { cluster_name: name, endpoints: [{ lb_endpoints: [{ endpoint }] }] },
-  };
+function bootstrap(place: Place, options: SidecarOptions, host: SidecarHost, secrets: string): object {
+  if ("routes" in options) return staticBootstrap(place, options.routes, secrets);
+  const { labels, metadata = {}, account = "default" } = options;
+  const { namespace, istiod } = host;
+  if (istiod === null) throw new Error(`no istiod tells the sidecar of ${place.name} what to do`);
+  return istioBootstrap(place, { namespace, labels, account, metadata }, istiod, secrets);
 }

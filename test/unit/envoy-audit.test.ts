@@ -94,6 +94,7 @@ describe("audit", () => {
       "other-service",
       "port-added",
       "sidecar-first",
+      "workload-entry-removed",
     ];
     for (const id of harmless) assert.equal(pushes.find((push) => push.id === id)?.cuts, false, id);
   });
@@ -105,6 +106,12 @@ describe("audit", () => {
     assert.match(JSON.stringify(loose.findings), /virtualInbound: TCP sessions that are silent for 3600 s/);
     // of what PINNED has only the time-out of streams is Envoy's own
     assert.deepEqual(kinds(of(PINNED)), ["stream-idle"]);
+  });
+
+  it("does not tell of silence where nobody has a session", () => {
+    const nowhere = tcpChain({ cluster: "BlackHoleCluster" }, { name: "virtualInbound-blackhole" });
+    const { findings } = of({ listeners: [virtualInbound({ 15006: nowhere }, INSPECTOR)] });
+    assert.ok(!findings.some(({ id }) => id === "tcp-idle"), JSON.stringify(findings));
   });
 
   it("tells of time-outs that end sessions whatever passes, and of listeners that Envoy refuses", () => {

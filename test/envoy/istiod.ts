@@ -1,0 +1,149 @@
+/**
+ * The real istiod at the switch of a laboratory, without a Kubernetes: it reads its resources from files, and is given an API that has nothing
+ * (`kube-stub.ts`). No authority, no webhooks, no leader, and no filter that Istio's own build of Envoy alone has.
+ */
+import { mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import type { Server } from "node:http";
+import { join } from "node:path";
+import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { Lab, LabProcess } from "../lab/lab.ts";
+import { listenAt } from "./in-network.ts";
+import { serveKubeStub } from "./kube-stub.ts";
+import { requireIstiod } from "./mesh-tools.ts";
+
+const XDS_PORT = 15_010;
+const STUB_PORT = 8_001;
+const STARTING_MS_MAX = 60_000;
+const SAID_CHARACTERS = 3_000;
+
+/** Files of resources by their names, each a list of objects. */
+export type ResourceFiles = Record<string, readonly object[]>;
+
+export class Istiod {
+  /** where it tells sidecars */
+  readonly endpoint: Endpoint;
+  readonly #lab: Lab;
+  readonly #env: Record<string, string>;
+  readonly #stub: Server;
+  #process: LabProcess | null = null;
+
+  private constructor(lab: Lab, env: Record<string, string>) {
+    const { address } = lab.switch;
+    this.endpoint = { address, port: XDS_PORT };
+    this.#lab = lab;
+    this.#env = env;
+    this.#stub = serveKubeStub(listenAt(lab.switch, { address, port: STUB_PORT }));
+  }
+
+  /** Resolves when it tells sidecars. @param env over the laboratory's own. @throws Error when set-up has not built it */
+  static async start(lab: Lab, files: ResourceFiles, env: Record<string, string> = {}): Promise<Istiod> {
+    requireIstiod();
+    const istiod = new Istiod(lab, env);
+    try {
+      mkdirSync(istiod.#folder);
+      istiod.configure({});
+      for (const [name, objects] of Object.entries(files)) istiod.put(name, objects);
+      await istiod.begin();
+      return istiod;
+    } catch (error) {
+      istiod.close();
+      throw error;
+    }
+  }
+
+  get #folder(): string {
+    return join(this.#lab.dir, "resources");
+  }
+
+  get #meshFile(): string {
+    return join(this.#lab.dir, "mesh.yaml");
+  }
+
+  /** A file of resources, in place of one of that name. */
+  put(name: string, objects: readonly object[]): void {
+    replace(join(this.#folder, `${name}.yaml`), objects);
+  }
+
+  remove(name: string): void {
+    rmSync(join(this.#folder, `${name}.yaml`));
+  }
+
+  /** @param config keys of MeshConfig over the laboratory's own */
+  configure(config: Record<string, unknown>): void {
+    const { address, port } = this.endpoint;
+    const own = {
+      ingressControllerMode: "OFF",
+      configSources: [{ address: `fs://${this.#folder}` }],
+      defaultConfig: { discoveryAddress: `${address}:${port}` },
+    };
+    replace(this.#meshFile, [{ ...own, ...config }]);
+  }
+
+  /** Starts it, for the first time or again. Resolves when it tells sidecars. */
+  async begin(): Promise<void> {
+    const { address, port } = this.endpoint;
+    const kubeconfig = join(this.#lab.dir, "stub.kubeconfig");
+    writeFileSync(kubeconfig, JSON.stringify(kubeconfigOf(`http://${address}:${STUB_PORT}`)));
+    this.#process = this.#lab.spawn(
+      "switch",
+      [
+        ...[requireIstiod(), "discovery", "--registries=Kubernetes", "--kubeconfig", kubeconfig],
+        ...["--meshConfig", this.#meshFile, "--grpcAddr", `${address}:${port}`, "--secureGRPCAddr="],
+        ...["--httpAddr", `${address}:8080`, "--httpsAddr=", "--monitoringAddr", `${address}:15014`],
+        ...["--ctrlz_port", "0", "--keepaliveMaxServerConnectionAge", "30m"],
+      ],
+      { name: "istiod", env: { ...ENVIRONMENT, ...this.#env } },
+    );
+    await this.#process.waitFor(/All caches have been synced up/, STARTING_MS_MAX);
+  }
+
+  async kill(): Promise<void> {
+    await this.#process?.stop("SIGKILL");
+  }
+
+  /** The last of its log. */
+  get said(): string {
+    return `${this.#process?.stdout}${this.#process?.stderr}`.slice(-SAID_CHARACTERS);
+  }
+
+  /** Its process is the laboratory's to end. */
+  close(): void {
+    this.#stub.close();
+    this.#stub.closeAllConnections();
+  }
+}
+
+const ENVIRONMENT = {
+  ENABLE_CA_SERVER: "false",
+  PILOT_CERT_PROVIDER: "none",
+  ENABLE_LEADER_ELECTION: "false",
+  INJECTION_WEBHOOK_CONFIG_NAME: "",
+  VALIDATION_WEBHOOK_CONFIG_NAME: "",
+  PILOT_ENABLE_METADATA_EXCHANGE: "false",
+  PILOT_ENABLE_ALPN_FILTER: "false",
+  XDS_AUTH: "false",
+  POD_NAME: "istiod",
+  POD_NAMESPACE: "istio-system",
+};
+
+/**
+ * As JSON, which is YAML of every version. istiod takes a file that is being written for an empty one, and does not look again until another
+ * changes.
+ */
+function replace(file: string, objects: readonly object[]): void {
+  const text =
+    objects.length === 0 ? "# none\n" : objects.map((one) => `${JSON.stringify(one)}\n`).join("---\n");
+  writeFileSync(`${file}.new`, text);
+  renameSync(`${file}.new`, file);
+}
+
+function kubeconfigOf(server: string): object {
+  return {
+    apiVersion: "v1",
+    kind: "Config",
+    clusters: [{ name: "stub", cluster: { server } }],
+    users: [{ name: "istiod", user: {} }],
+    contexts: [{ name: "stub", context: { cluster: "stub", user: "istiod" } }],
+    "current-context": "stub",
+  };
+}
