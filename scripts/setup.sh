@@ -487,7 +487,8 @@ build_go() {
   what=$1 minutes=$2 module=$3 output=$4 flags=$5
   shift 5
   find_go
-  export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -buildvcs=false" GOTOOLCHAIN=local GOWORK=off
+  # GOGC: an eighth of a compiler's CPU is garbage collection, by default
+  export GOGC="${GOGC:-400}" CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -buildvcs=false" GOTOOLCHAIN=local GOWORK=off
   (
     cd "$module"
     say "fetching the modules of $what"
