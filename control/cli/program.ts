@@ -599,18 +599,20 @@ ${EXIT_HELP}`,
   inCluster(program.command("detach"))
     .description("lead clients of Services of gateways to their pods again, before gateways are taken away")
     .option("-n, --namespace <name>", "Services of this one; default: of all")
+    .option("--migrations", "first end the Migrations under way: before the controller is taken away, too")
     .option("--json", "print one JSON object")
     .addHelpText(
       "after",
       `
 Each Service gets its selector back, and loses its label holdfast.dev/gateway. Clients that are connected stay at their gateway.
-helm uninstall does this by itself.
+A Migration that is ended leaves its application where it is, unless it has moved already. helm uninstall does all this by itself.
 ${EXIT_HELP}`,
     )
-    .action((options: ClusterOptions) =>
+    .action((options: ClusterOptions & { migrations?: boolean }) =>
       withCluster(options, async (api) => {
         const { detach } = await import("./detach.ts");
-        return detach(api, options.namespace ?? null, options.json === true, around);
+        const request = { namespace: options.namespace ?? null, migrations: options.migrations === true };
+        return detach(api, request, options.json === true, around);
       }),
     );
 

@@ -411,9 +411,16 @@ describe("gateways of the chart", () => {
     await nobodyNoticed({ alive: left, lost });
   });
 
-  it("lead clients to pods again before the chart is uninstalled", async () => {
+  it("lead clients to pods again before the chart is uninstalled, and no Migration is left in the middle", async () => {
     await load.stop();
+    const [late] = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=${LATE}`);
+    const there = `/apis/holdfast.dev/v1alpha1/namespaces/${GAMES}/migrations/cut-off`;
+    await cluster.apply(migration("cut-off", late as KubeObject, late?.spec.nodeName === "a" ? "b" : "a"));
+    await until("it has begun", async () => "finalizers" in (await cluster.api("GET", there)).metadata);
     await uninstallChart(cluster, HOLDFAST);
+    const ended = await cluster.api("GET", there);
+    assert.ok(!("finalizers" in ended.metadata), JSON.stringify(ended));
+    assert.match(ended.status.phase, /^(Failed|Succeeded)$/);
     const { metadata, spec } = await cluster.api("GET", `${SERVICES}/${LATE}`);
     const { labels = {}, annotations = {} } = metadata as Record<string, Record<string, string>>;
     assert.deepEqual([labels, annotations["holdfast.dev/selector"]], [{}, undefined]);

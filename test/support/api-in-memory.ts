@@ -13,6 +13,8 @@ export class ApiInMemory {
   readonly calls: string[] = [];
   /** paths that were asked for one by one */
   readonly finds: string[] = [];
+  /** how often something was listed */
+  lists = 0;
   readonly objects = new Map<string, KubernetesObject & Raw>();
   /** thrown by the next call that begins so */
   problem: [string, Error] | null = null;
@@ -71,6 +73,7 @@ export class ApiInMemory {
         _signal?: AbortSignal,
         keep: (item: T) => T = (item) => item,
       ) => {
+        this.lists++;
         const [key = "", value] = String(labelSelector).split("=");
         const isAsked = ({ metadata }: Raw): boolean =>
           !/^[\w./-]+(=[\w.-]*)?$/.test(labelSelector) ||
@@ -93,8 +96,8 @@ export class ApiInMemory {
       patch: <T>(path: string, body: Raw) =>
         done(`PATCH ${path}`, () => {
           const there = this.objects.get(path);
-          if (there.metadata.resourceVersion !== body.metadata.resourceVersion)
-            throw fail("KUBERNETES_CONFLICT", path);
+          const { resourceVersion = there.metadata.resourceVersion } = body.metadata ?? {};
+          if (there.metadata.resourceVersion !== resourceVersion) throw fail("KUBERNETES_CONFLICT", path);
           this.put(path, merged(there, body));
           return {} as T;
         }),
