@@ -3,6 +3,7 @@ import { cutoverPieces } from "./cutover/cutover-pieces.ts";
 import { idlePiece } from "./idle.ts";
 import { latencyPieces } from "./latency.ts";
 import { meshPiece } from "./mesh.ts";
+import { meshPausePiece } from "./mesh-pause.ts";
 import { pausePiece } from "./pause.ts";
 import type { BenchPiece } from "./piece.ts";
 import { restartPiece } from "./restart-behind-peers.ts";
@@ -22,6 +23,7 @@ const all: BenchPiece[] = [
   pausePiece,
   restartPiece,
   meshPiece,
+  meshPausePiece,
   ...cutoverPieces,
 ];
 

@@ -126,6 +126,11 @@ const GOALS: Goal[] = [
   },
   throughMesh(50, { atMost: 1.1 }),
   throughMesh(99, { atMost: 1.15 }),
+  beside(
+    ["a move's pause behind a mesh's Envoys", "mesh-pause", "holdfast-mesh", "holdfast"],
+    { atMost: 1.2 },
+    ({ metric }) => metric === "blackoutMs",
+  ),
   {
     name: "a restart's pause, added by replay",
     piece: "pause",
@@ -174,6 +179,27 @@ function verdictOf({ name, bound, show }: Goal, at: string, values: number[]): V
   return { ...common, here, met, verdict: divided ? `${verdict}; not in every round` : verdict };
 }
 
+/** A figure of ours beside another's, round by round. @param isMeant which of ours */
+function beside(
+  [name, piece, ours, other]: [name: string, piece: string, ours: string, other: string],
+  bound: Goal["bound"],
+  isMeant: (figure: Figure) => boolean,
+): Goal {
+  return {
+    name,
+    piece,
+    bound,
+    show: times,
+    values: ({ figures }) =>
+      figures
+        .filter((figure) => figure.peer === ours && isMeant(figure))
+        .map((one) => ({
+          at: parametersText(one.parameters),
+          values: roundByRound(one.rounds, counterpart(figures, one, other)?.rounds ?? [], (a, b) => a / b),
+        })),
+  };
+}
+
 /** @param connectionsMin one connection alone waits for its round trips, whoever carries them: that is latency's business */
 function throughput(
   name: string,
@@ -183,24 +209,13 @@ function throughput(
   bound: Goal["bound"],
   connectionsMin = 2,
 ): Goal {
-  return {
-    name,
-    piece,
+  return beside(
+    [name, piece, ours, other],
     bound,
-    show: times,
-    values: ({ figures }) =>
-      figures
-        .filter(
-          ({ peer, metric, parameters }) =>
-            peer === ours &&
-            /^(requests|messages|megabytes)PerSecond$/.test(metric) &&
-            Number(parameters.connections ?? connectionsMin) >= connectionsMin,
-        )
-        .map((one) => ({
-          at: parametersText(one.parameters),
-          values: roundByRound(one.rounds, counterpart(figures, one, other)?.rounds ?? [], (a, b) => a / b),
-        })),
-  };
+    ({ metric, parameters }) =>
+      /^(requests|messages|megabytes)PerSecond$/.test(metric) &&
+      Number(parameters.connections ?? connectionsMin) >= connectionsMin,
+  );
 }
 
 function addedLatency(name: string, piece: string, ours: string, other: string, bound: Goal["bound"]): Goal {
