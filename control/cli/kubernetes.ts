@@ -14,6 +14,7 @@ import type { KubernetesApi } from "../kubernetes/client/api.ts";
 import { isActive, type KubernetesObject, type Node, type Pod } from "../kubernetes/client/objects.ts";
 import { pathOf } from "../kubernetes/client/paths.ts";
 import { Reflector } from "../kubernetes/client/reflector.ts";
+import { askToEnd } from "../kubernetes/controller/end-migrations.ts";
 import type { OnInterrupt } from "./cancellable.ts";
 import { milliseconds, PhaseRenderer, plain, type Terminal, table } from "./terminal.ts";
 
@@ -60,7 +61,9 @@ export async function migratePod(
   const stopListening = onInterrupt(
     () => {
       tell("aborting; waiting for the outcome (Ctrl-C again to leave, the controller goes on)");
-      abort(api, namespace, name).catch((error: unknown) => tell(`not aborted: ${plain(messageOf(error))}`));
+      askToEnd(api, namespace, name).catch((error: unknown) =>
+        tell(`not aborted: ${plain(messageOf(error))}`),
+      );
     },
     () => phases?.stop(),
   );
@@ -83,7 +86,7 @@ export async function abortMigration(
   terminal: Terminal,
 ): Promise<number> {
   const { namespace, name } = request;
-  await abort(api, namespace, name);
+  await askToEnd(api, namespace, name);
   const ended = await follow(api, namespace, name, null);
   terminal.out.write(json ? `${JSON.stringify(ended)}\n` : summary(ended));
   return ended.status.phase === "Aborted" ? EXIT.ok : EXIT.failed;
@@ -148,10 +151,6 @@ async function make(api: KubernetesApi, { metadata }: Pod, spec: MigrationSpec):
     spec,
   });
   return migrationSchema.parse(made);
-}
-
-async function abort(api: KubernetesApi, namespace: string, name: string): Promise<void> {
-  await api.patch(pathOf("migrations", { namespace, name }), { spec: { abort: true } });
 }
 
 /** Its end. @throws HoldfastError `KUBERNETES_NOT_FOUND`: it was deleted before */

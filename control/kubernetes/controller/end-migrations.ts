@@ -45,6 +45,15 @@ async function unfinished(api: Pick<KubernetesApi, "list">, namespace: string | 
   return migrationsIn(found.items).filter(({ metadata }) => metadata.finalizers.includes(FINALIZER));
 }
 
+/** Its application stays where it is, unless it has moved already. @throws HoldfastError `KUBERNETES_NOT_FOUND` and others */
+export async function askToEnd(
+  api: Pick<KubernetesApi, "patch">,
+  namespace: string,
+  name: string,
+): Promise<void> {
+  await api.patch(pathOf("migrations", { namespace, name }), { spec: { abort: true } });
+}
+
 /** Whether it was asked now. */
 async function abort(
   api: Pick<KubernetesApi, "patch">,
@@ -53,7 +62,7 @@ async function abort(
   if (isFinal(status.phase) || spec.abort === true) return false;
   const { namespace, name } = metadata;
   try {
-    await api.patch(pathOf("migrations", { namespace, name }), { spec: { abort: true } });
+    await askToEnd(api, namespace, name);
     return true;
   } catch (error) {
     if (isCode(error, "KUBERNETES_NOT_FOUND")) return false;
