@@ -179,11 +179,12 @@ function verdictOf({ name, bound, show }: Goal, at: string, values: number[]): V
   return { ...common, here, met, verdict: divided ? `${verdict}; not in every round` : verdict };
 }
 
-/** A figure of ours beside another's, round by round. @param isMeant which of ours */
+/** A figure of ours beside another's, round by round. @param isMeant which of ours @param roundsOf what of them is compared */
 function beside(
   [name, piece, ours, other]: [name: string, piece: string, ours: string, other: string],
   bound: Goal["bound"],
   isMeant: (figure: Figure) => boolean,
+  roundsOf: (figure: Figure | undefined) => (number | null)[] = (figure) => figure?.rounds ?? [],
 ): Goal {
   return {
     name,
@@ -195,7 +196,7 @@ function beside(
         .filter((figure) => figure.peer === ours && isMeant(figure))
         .map((one) => ({
           at: parametersText(one.parameters),
-          values: roundByRound(one.rounds, counterpart(figures, one, other)?.rounds ?? [], (a, b) => a / b),
+          values: roundByRound(roundsOf(one), roundsOf(counterpart(figures, one, other)), (a, b) => a / b),
         })),
   };
 }
@@ -247,20 +248,13 @@ function addedLatency(name: string, piece: string, ours: string, other: string, 
 
 /** HTTP through a mesh's Envoys and Holdfast beside the same without it. */
 function throughMesh(percentile: number, bound: Goal["bound"]): Goal {
-  return {
-    name: `HTTP through a mesh, p${percentile} with Holdfast beside the mesh alone`,
-    piece: "mesh",
+  const name = `HTTP through a mesh, p${percentile} with Holdfast beside the mesh alone`;
+  return beside(
+    [name, "mesh", "holdfast-mesh", "mesh"],
     bound,
-    show: times,
-    values: ({ figures }) =>
-      figures
-        .filter(({ peer, metric }) => peer === "holdfast-mesh" && metric === "latencyUs")
-        .map((one) => {
-          const alone = percentilesOf(counterpart(figures, one, "mesh"), percentile);
-          const values = roundByRound(percentilesOf(one, percentile), alone, (a, b) => a / b);
-          return { at: parametersText(one.parameters), values };
-        }),
-  };
+    ({ metric }) => metric === "latencyUs",
+    (figure) => percentilesOf(figure, percentile),
+  );
 }
 
 function perSession(name: string, piece: string, peer: string, bound: Goal["bound"]): Goal {
