@@ -68,8 +68,8 @@ export class HttpReplay implements ProtocolReplay {
   get isAtRest(): boolean {
     return this.#session.isIdle;
   }
-  get isQuiet(): boolean {
-    return this.#session.observer.inFlightCount === 0;
+  get unanswered(): number {
+    return this.#session.observer.inFlightCount;
   }
 
   // ---- what passes

@@ -45,8 +45,8 @@ export interface ProtocolReplay {
   readonly isPending: boolean;
   /** Between messages, as far as a planned restart cares: nothing new need reach the application. */
   readonly isAtRest: boolean;
-  /** The application has answered what it was given. */
-  readonly isQuiet: boolean;
+  /** requests or messages that the application was given and has not answered, as far as can be told */
+  readonly unanswered: number;
 
   /** Logs a chunk of the client and shows it to the observer. What of it goes on to the application; null: the session is over. */
   take(chunk: Buffer): Buffer | null;

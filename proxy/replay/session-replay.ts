@@ -400,12 +400,15 @@ export class SessionReplay implements ReplaySession {
   unquiesce(): void {
     if (!this.carrier.isWaiting && !this.#isReturning) this.carrier.inbound.unhold();
   }
-  /** A WebSocket's application need not answer: whoever waits for this waits for a while only. */
-  get isQuiet(): boolean {
-    if (this.#isReturning) return false;
-    if (this.carrier.isWaiting) return true;
-    if (this.carrier.inbound.pendingBytes > 0) return false;
-    return this.isOpaque || this.#protocol.isQuiet;
+  /**
+   * What the application was given and has not answered, and what is on its way to it; 0: it is quiet. A WebSocket's application
+   * need not answer: whoever waits for this waits for a while only.
+   */
+  get unanswered(): number {
+    if (this.#isReturning) return 1;
+    if (this.carrier.isWaiting) return 0;
+    const onItsWay = this.carrier.inbound.pendingBytes > 0 ? 1 : 0;
+    return onItsWay + (this.isOpaque ? 0 : this.#protocol.unanswered);
   }
 
   /** What is held goes where bytes wait that were read: into the pump, to travel with the session. Nothing is on disk. */

@@ -43,8 +43,11 @@ export class WebSocketReplay implements ProtocolReplay {
   #handshake: Handshake | null;
   /** ends of the client's messages that the log still has */
   #messageEnds: number[];
-  /** the application has said something since the client's last message */
-  #isAnswered = true;
+  /**
+   * messages of the client less those of the application, never below 0. An application that says something of its own accord
+   * makes it too small, one that need not answer too large
+   */
+  #unanswered = 0;
   /** This instance has answered a handshake that was to be sent to it next. */
   #isUnasked = false;
   /** application unavailable: where the client's frames are */
@@ -87,8 +90,8 @@ export class WebSocketReplay implements ProtocolReplay {
   get isAtRest(): boolean {
     return true;
   }
-  get isQuiet(): boolean {
-    return this.#isAnswered;
+  get unanswered(): number {
+    return this.#unanswered;
   }
 
   // ---- what passes
@@ -115,7 +118,7 @@ export class WebSocketReplay implements ProtocolReplay {
 
   onMessage(direction: "in" | "out", start: number, end: number): void {
     const { observer, log, port } = this.#session;
-    this.#isAnswered = direction === "out";
+    this.#unanswered = direction === "in" ? this.#unanswered + 1 : Math.max(0, this.#unanswered - 1);
     if (direction === "in") {
       if (this.#setUp.isListening)
         this.#setUp.message(log.covers(start, end) ? log.slice(start, end) : null, end);
@@ -161,6 +164,7 @@ export class WebSocketReplay implements ProtocolReplay {
     const ping = state.unansweredPing;
     this.#session.detach(how);
     if (port.delivery === "atMostOnce") this.#dropSent();
+    this.#unanswered = this.#messageEnds.length;
     if (this.#session.losses >= (this.#messageEnds.length > 0 ? ATTEMPTS_MAX : SILENT_LIVES_MAX)) {
       this.#refuse(CLOSE_RESTART);
       return true;

@@ -12,6 +12,9 @@ import { type RawEnd, within } from "#test/support/raw-ends.ts";
 const REPLAY_BYTES_MAX = 64 * 1024;
 const PING_MS = 50;
 const AT_LEAST = 1;
+const DRAIN_MS = 10_000;
+/** a pause looks this often, a millisecond or more apart */
+const ANSWER_MS_MIN = 90;
 const KEY = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT = createHash("sha1").update(`${KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
 const HANDSHAKE = `GET /chat?room=1 HTTP/1.1\r\nHost: app\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ${KEY}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: a, b\r\nX-Token: secret\r\n\r\n`;
@@ -389,6 +392,23 @@ describe("WebSocket over an application that ends", { timeout: 300_000 }, () => 
       framesIn(client.received).some(({ payload }) => String(payload) === "back"),
     );
     assert.ok(!framesIn(client.received).some(({ first }) => first === CLOSE));
+  });
+
+  it("has its application's answers waited for by a pause, one for each message", async () => {
+    const { client, server } = await open();
+    const [first, second] = [frame(TEXT, "first"), frame(TEXT, "second")];
+    client.socket.write(Buffer.concat([first, second]));
+    await server.has(HANDSHAKE.length + first.length + second.length);
+    server.socket.write(said(TEXT, "answer"));
+    await client.has(agree().length + said(TEXT, "answer").length);
+    const startMs = performance.now();
+    await stage.pause(DRAIN_MS);
+    // Nobody answers the second one: it is given up, but not at once.
+    assert.ok(performance.now() - startMs >= ANSWER_MS_MIN);
+    await stage.application.restart();
+    const resumed = stage.resume();
+    await again();
+    await resumed;
   });
 
   for (const perMessageDeflate of [true, false]) {
