@@ -177,6 +177,7 @@ const O_WRONLY = 1;
 const F_UNLCK = 2;
 const PIPE = /^pipe:|^\/.*$/;
 const QUEUED = /^(pipe:|anon_inode:(inotify|\[fanotify\]))/;
+const TERMINAL = /^\/dev\/(pts\/|ptmx$|tty|console$)/;
 const MEMORY_FILE = /^\/(memfd:|dev\/shm\/|SYSV)/;
 
 /** What only a duplicate tells. */
@@ -204,5 +205,6 @@ function duplicateFacts(
   // of the writing end the reading end tells, if it is the application's at all
   if (QUEUED.test(link) && !(link.startsWith("pipe:") && isWriteOnly(looked)))
     add("bytes waiting", descriptor.tryIoctlInt(fd, descriptor.FIONREAD), 0);
+  if (TERMINAL.test(link)) add("exclusive", descriptor.tryIoctlInt(fd, descriptor.TIOCGEXCL), 0);
   if (MEMORY_FILE.test(link)) add("seals", descriptor.tryFcntl(fd, descriptor.F_GET_SEALS, 0), 0);
 }

@@ -53,7 +53,12 @@ export const UNREADABLE: Record<string, string> = {
   "rest of the time of POSIX timers and of itimers": "CRIU reads and sets it inside the process",
   "contents of seccomp filters": "CRIU reads and sets them; how many there are is compared",
   "landlock domains": "not carried by CRIU 4.2",
+  "memory protection keys that no memory has": "a container's seccomp filter gives out none",
   "NUMA policy (set_mempolicy, mbind)": "not carried by CRIU 4.2",
+  "mlockall(MCL_FUTURE), mlockall(MCL_ONFAULT) for memory to come": "not carried by CRIU 4.2",
+  "SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF":
+    "not carried by CRIU 4.2: the kernel chooses by itself",
+  "fcntl(F_SET_RW_HINT)": "not carried by CRIU 4.2; a hint to the disk",
 };
 
 export const emptyFacts = (): Facts => Object.create(null) as Facts;

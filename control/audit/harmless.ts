@@ -252,6 +252,18 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: DESCRIPTOR,
+    name: /^watch of \d+/,
+    isLoss: true,
+    reason:
+      "a watch with EPOLLONESHOT that has told what it had to is set by CRIU as a new one is, and epoll_ctl(2) adds EPOLLERR and EPOLLHUP to it: of a peer that hangs up the application may hear once before it asks again",
+    when: ({ before, after }) => {
+      const [was, now] = [watchOf(before), watchOf(after)];
+      const isUsedUp = was.events === (was.events & EPOLL_PRIVATE) && (was.events & EPOLLONESHOT) !== 0;
+      return isUsedUp && now.events === was.events + EPOLL_ALWAYS && now.data === was.data;
+    },
+  },
+  {
+    subject: DESCRIPTOR,
     name: /^peer is here$/,
     reason: "follows from the peer's address, which is compared",
   },
@@ -281,6 +293,17 @@ export const HARMLESS: readonly HarmlessRule[] = [
     when: ({ before, after }) => before === "of the kernel" && after === "of the kernel",
   },
 ];
+
+/** fs/eventpoll.c, EP_PRIVATE_BITS: what is left of a used-up watch. Added to each other one: EPOLLERR, EPOLLHUP */
+const EPOLLONESHOT = 2 ** 30;
+const EPOLL_PRIVATE = 0xf0000000 - 2 ** 32;
+const EPOLL_ALWAYS = 0x18;
+
+/** `events: 40000018 data: 7f9100000008`; as a signed number of 32 bits, as `&` makes them */
+function watchOf(fact: string | null): { events: number; data: string } {
+  const [, events = "", data = ""] = /^events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)/.exec(fact ?? "") ?? [];
+  return { events: Number.parseInt(events, 16) | 0, data };
+}
 
 /** null: it is not harmless */
 export function harmlessRule(

@@ -8,13 +8,16 @@ import { nameWhenDeleted } from "./deleted-names.ts";
 import type { Facts } from "./fingerprint.ts";
 
 /** One mapping as the kernel has it now; addresses below 2^53. */
-interface Mapping {
+export interface Mapping {
   start: number;
   end: number;
   permissions: string;
   offset: number;
   name: string;
-  flags: string;
+  /** two letters each, without {@link KERNEL_FLAGS} */
+  flags: readonly string[];
+  /** memory protection key (pkeys(7)); 0: none of its own */
+  key: number;
 }
 
 const HEADER = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$/gm;
@@ -25,6 +28,8 @@ const HEADER = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$/gm;
  * refused), nl (non-linear, gone).
  */
 const KERNEL_FLAGS = new Set(["ac", "nr", "sd", "mr", "mw", "me", "ms", "um", "uw", "ui", "nl"]);
+const FLAGS = "\nVmFlags:";
+const KEY = "ProtectionKey:";
 /** placed by the kernel, above what a process may map */
 const KERNEL_MAPPINGS = new Set(["[vsyscall]"]);
 /** names that stand for where the heap and the stack are: a run is the same with or without */
@@ -41,7 +46,8 @@ export function memoryFacts(smaps: string): Facts {
     if (run === null) return;
     const file =
       run.name === "" || run.name.startsWith("[") ? run.name : `${run.name} at ${run.offset.toString(16)}`;
-    const what = [run.permissions, run.flags, file].filter((part) => part !== "");
+    const key = run.key === 0 ? "" : `key ${run.key}`;
+    const what = [run.permissions, ...run.flags, key, file].filter((part) => part !== "");
     facts[`${run.start.toString(16)}-${run.end.toString(16)}`] = what.join(" ");
   };
   for (const mapping of mappingsOf(smaps)) {
@@ -56,13 +62,12 @@ export function memoryFacts(smaps: string): Facts {
   return facts;
 }
 
-function* mappingsOf(smaps: string): Generator<Mapping> {
+export function* mappingsOf(smaps: string): Generator<Mapping> {
   for (const header of smaps.matchAll(HEADER)) {
     const [, start = "", end = "", permissions = "", offset = "", name = ""] = header;
     if (KERNEL_MAPPINGS.has(name)) continue;
-    const at = smaps.indexOf("\nVmFlags:", header.index);
-    const line = at < 0 ? "" : smaps.slice(at + "\nVmFlags:".length, smaps.indexOf("\n", at + 1));
-    const flags = line
+    const at = smaps.indexOf(FLAGS, header.index);
+    const flags = (at < 0 ? "" : smaps.slice(at + FLAGS.length, smaps.indexOf("\n", at + 1)))
       .trim()
       .split(" ")
       .filter((flag) => flag !== "" && !KERNEL_FLAGS.has(flag));
@@ -72,9 +77,16 @@ function* mappingsOf(smaps: string): Generator<Mapping> {
       permissions,
       offset: Number.parseInt(offset, 16),
       name: nameOf(name),
-      flags: flags.join(" "),
+      flags,
+      key: keyBefore(smaps, at),
     };
   }
+}
+
+/** The line before the flags, where the processor has keys. */
+function keyBefore(smaps: string, flagsAt: number): number {
+  const line = smaps.slice(smaps.lastIndexOf("\n", flagsAt - 1) + 1, Math.max(0, flagsAt));
+  return line.startsWith(KEY) ? Number.parseInt(line.slice(KEY.length), 10) : 0;
 }
 
 function nameOf(name: string): string {
@@ -84,7 +96,7 @@ function nameOf(name: string): string {
 
 function isContinued(run: Mapping, next: Mapping): boolean {
   if (run.end !== next.start || run.permissions !== next.permissions) return false;
-  if (run.flags !== next.flags || run.name !== next.name) return false;
+  if (run.flags.join() !== next.flags.join() || run.key !== next.key || run.name !== next.name) return false;
   const isFile = run.name !== "" && !run.name.startsWith("[");
   return !isFile || run.offset + (run.end - run.start) === next.offset;
 }

@@ -199,6 +199,7 @@ function repairDescriptor(
   if (before === null) return false;
   if (name.startsWith("multicast ")) return joinGroup(fd, name, before);
   if (name === "pipe size") return descriptor.tryFcntl(fd, descriptor.F_SETPIPE_SZ, Number(before)) >= 0;
+  if (name === "exclusive") return descriptor.tryIoctlInt(fd, descriptor.TIOCEXCL) >= 0;
   if (name === "seals") return descriptor.tryFcntl(fd, descriptor.F_ADD_SEALS, Number(before)) >= 0;
   return false;
 }

@@ -117,6 +117,7 @@ export function socketFacts(
     const other = peerCredentials(fd, context);
     if (other !== null) facts["peer's credentials"] = other;
   }
+  if (type === sock.SOCK_STREAM && sock.hasUrgentData(fd)) facts["urgent data"] = "waits";
   connectionFacts(fd, protocol === sock.IPPROTO_TCP && type === sock.SOCK_STREAM, context, facts);
   if (protocol !== sock.IPPROTO_TCP && (domain === ipText.AF_INET || domain === ipText.AF_INET6))
     facts["bytes to read"] = String(Math.max(0, descriptor.tryIoctlInt(fd, descriptor.FIONREAD)));

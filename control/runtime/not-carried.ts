@@ -1,8 +1,8 @@
 /**
  * Calls that a container's processes do without, since CRIU cannot dump what they make, or drops it without a word: io_uring (they
  * use epoll), MPTCP (they use TCP: Go since 1.24 listens with it unless it is told that the kernel has none), and what confines a process and
- * nobody can see from outside, Landlock and PR_SET_MDWE: it would be confined before a move and free after it. A program that finds
- * none of them goes on as on an older kernel. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
+ * nobody can see from outside or set again, Landlock, PR_SET_MDWE, memory protection keys and sealed memory: it would be confined before a
+ * move and free after it. A program that finds none of them goes on as on an older kernel or processor. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
  */
 import { isDeepStrictEqual } from "node:util";
 
@@ -37,6 +37,7 @@ interface Refusal {
 }
 
 const EINVAL = 22;
+const ENOSPC = 28;
 const ENOSYS = 38;
 const EPROTONOSUPPORT = 93;
 /** linux/prctl.h: no memory that is writable and executable, from now on */
@@ -58,6 +59,9 @@ const NOT_CARRIED: readonly Refusal[] = [
     where: null,
   },
   { names: ["prctl"], errno: EINVAL, where: { index: 0, is: PR_SET_MDWE } },
+  // what it fails with where the processor has none (pkey_alloc(2))
+  { names: ["pkey_alloc"], errno: ENOSPC, where: null },
+  { names: ["mseal"], errno: ENOSYS, where: null },
   // no other family has a protocol of this number
   { names: ["socket"], errno: EPROTONOSUPPORT, where: { index: 2, is: IPPROTO_MPTCP } },
 ];

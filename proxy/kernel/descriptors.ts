@@ -115,6 +115,10 @@ export function ioctlBuffer(fd: number, request: number, structure: Buffer): voi
   check(libc().ioctl(fd, request, structure), `ioctl(${request.toString(16)})`);
 }
 
+/** ioctl_tty(2): nobody else may open it, and whether that is so (_IOR('T', 0x40, int)) */
+export const TIOCEXCL = 0x540c;
+export const TIOCGEXCL = 0x80045440;
+
 const SEEK_DATA = 3;
 
 /** Where the next data of a file begins, from `offset` on (lseek(2)); `offset` where the file system does not tell; null: no more. */
@@ -149,6 +153,7 @@ export const F_GET_SEALS = 1034;
 
 /** As {@link ioctlInt}, for descriptors that may not know the request: -errno. */
 export function tryIoctlInt(fd: number, request: number): number {
+  intView.setInt32(0, 0, true);
   return libc().ioctl(fd, request, int) < 0 ? -errno() : intView.getInt32(0, true);
 }
 

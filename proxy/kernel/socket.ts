@@ -114,6 +114,7 @@ export const SIOCOUTQ = 0x5411;
 /** Of those, never sent: `write_seq - snd_nxt`. */
 export const SIOCOUTQNSD = 0x894b;
 const SIOCGSKNS = 0x894c;
+const MSG_OOB = 0x1;
 export const MSG_PEEK = 0x2;
 export const MSG_DONTWAIT = 0x40;
 export const MSG_NOSIGNAL = 0x4000;
@@ -307,6 +308,13 @@ export function trySend(fd: number, bytes: Buffer): number {
 export function tryRecv(fd: number, into: Buffer): number {
   const received = libc().recv(fd, into, into.length, MSG_DONTWAIT);
   return received < 0 ? -errno() : received;
+}
+
+const urgentByte = Buffer.alloc(1);
+
+/** Whether urgent data of a stream waits that is not in line (tcp(7), unix(7)); it goes on waiting. */
+export function hasUrgentData(fd: number): boolean {
+  return libc().recv(fd, urgentByte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 /** A datagram of an Internet socket, and who sent it; null when none is there. */

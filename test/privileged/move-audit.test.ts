@@ -102,6 +102,34 @@ const kept: Kept[] = [
     ],
   },
   {
+    what: "a terminal that nobody else may open",
+    setup: ["import pty", "MASTER, SLAVE = pty.openpty()", "fcntl.ioctl(SLAVE, 0x540C)"],
+    same: ["fcntl.ioctl(SLAVE, 0x80045440, b'0000')", "fcntl.ioctl(MASTER, 0x80045440, b'0000')"],
+  },
+  {
+    what: "guard pages, and pages that were never touched",
+    setup: [
+      "libc.madvise.argtypes=[ctypes.c_void_p,ctypes.c_size_t,ctypes.c_int]",
+      "PAGES=mmap.mmap(-1, 6*4096); PAGES[0:8192]=b'p'*8192",
+      "AT=ctypes.addressof(ctypes.c_char.from_buffer(PAGES))",
+      // MADV_GUARD_INSTALL, Linux 6.13
+      "[libc.madvise(AT + page*4096, 4096, 102) for page in (1, 3)]",
+      "OUT=os.open('/dev/shm/pages', os.O_RDWR|os.O_CREAT)",
+    ],
+    same: ["[libc.write(OUT, ctypes.c_void_p(AT + page*4096), 1) for page in range(6)]"],
+  },
+  {
+    what: "watches that tell once, and have",
+    setup: [
+      "R1,W1=os.pipe(); ONCE_ONLY=select.epoll(); ONCE_ONLY.register(R1, select.EPOLLIN|select.EPOLLONESHOT); os.write(W1,b'x')",
+      "FIRST=ONCE_ONLY.poll(0)==[(R1, select.EPOLLIN)]",
+    ],
+    same: ["ONCE_ONLY.poll(0)", "FIRST"],
+    holds: [
+      "(ONCE_ONLY.modify(R1, select.EPOLLIN|select.EPOLLONESHOT), ONCE_ONLY.poll(0), ONCE_ONLY.poll(0))==(None, [(R1, select.EPOLLIN)], [])",
+    ],
+  },
+  {
     what: "options of listeners",
     setup: [
       `L=socket.socket(); L.bind(("127.0.0.1",9556))`,

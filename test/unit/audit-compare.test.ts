@@ -88,6 +88,25 @@ describe("the table of harmless differences", () => {
     ]);
   });
 
+  it("takes a used-up watch of an epoll instance for one that is set anew, and no other", () => {
+    const watch = (before: string, after: string): string[] => {
+      const text = (events: string): string => `events: ${events} data: 7f9100000008`;
+      return differing("descriptor 12/5", "watch of 8", text(before), text(after));
+    };
+    assert.deepEqual(watch("40000000", "40000018"), []);
+    assert.deepEqual(watch("c0000000", "c0000018"), []);
+    for (const [before, after] of [
+      ["40000000", "40000019"],
+      ["40000000", "18"],
+      ["40000019", "40000018"],
+      ["80000000", "80000018"],
+      ["0", "18"],
+    ] as const)
+      assert.deepEqual(watch(before, after), ["watch of 8"], `${before} ${after}`);
+    const other = ["events: 40000000 data: 1", "events: 40000018 data: 2"] as const;
+    assert.deepEqual(differing("descriptor 12/5", "watch of 8", ...other), ["watch of 8"]);
+  });
+
   it("compares a thread with itself, whatever its process has become", () => {
     const [blocked, none, state] = ["0000000000010000", "0000000000000000", "T (stopped)"];
     const before = fingerprint({
@@ -357,6 +376,9 @@ describe("facts of /proc", () => {
     assert.deepEqual(memoryFacts(whole), memoryFacts(parts));
     const locked = mapping("1000-3000", "rw-p 00000000 00:00 0 ", "rd wr mr mw me lo");
     assert.notDeepEqual(memoryFacts(whole), memoryFacts(locked));
+    const keyed = (key: number): string => whole.replace("VmFlags", `ProtectionKey:  ${key}\nVmFlags`);
+    assert.deepEqual(memoryFacts(keyed(0)), memoryFacts(whole));
+    assert.deepEqual(memoryFacts(keyed(3)), { "1000-3000": "rw-p rd wr key 3" });
     const file = mapping("1000-2000", "r--p 00001000 fe:01 9 /lib/x", "rd mr mw me");
     const rest = mapping("2000-3000", "r--p 00002000 fe:01 9 /lib/x", "rd mr mw me");
     assert.deepEqual(memoryFacts(file + rest), { "1000-3000": "r--p rd /lib/x at 1000" });

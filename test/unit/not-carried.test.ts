@@ -13,7 +13,7 @@ import {
 
 const ALLOW = "SCMP_ACT_ALLOW";
 const ERRNO = "SCMP_ACT_ERRNO";
-const LISTED = ["read", "prctl", "socket", "landlock_restrict_self"];
+const LISTED = ["read", "prctl", "socket", "landlock_restrict_self", "pkey_alloc", "mseal"];
 const NAMES = [...LISTED, "io_uring_setup"];
 
 /** What libseccomp has the kernel answer: the most permissive rule that matches, as each names one action. */
@@ -56,7 +56,7 @@ const call = fc.tuple(
 );
 
 const isNotCarried = (name: string, args: number[]): boolean =>
-  /^(landlock|io_uring)/.test(name) ||
+  /^(landlock|io_uring|pkey_alloc$|mseal$)/.test(name) ||
   (name === "prctl" && args[0] === 65) ||
   (name === "socket" && args[2] === 262);
 

@@ -40,6 +40,9 @@ const NOT_DUMPED: Record<string, { id: FindingId; cure: string }> = {
 
 /** /proc/PID/fdinfo, `mnt_id`: of a mount of the process's, or of one that nobody can name to it */
 const MOUNT_ID = /^mnt_id:\s*(\d+)$/m;
+const EVENTPOLL = "anon_inode:[eventpoll]";
+/** of an epoll instance: descriptor, inode in hexadecimal */
+const WATCH = /^tfd:\s*(\d+) .*\bino:([0-9a-f]+)/gm;
 /** linux/magic.h */
 const TMPFS_MAGIC = 0x01021994;
 const MQUEUE_MAGIC = 0x19800202;
@@ -49,10 +52,14 @@ const SECRETMEM = "/secretmem";
 export async function checkDescriptors(init: number, pids: number[], add: Add): Promise<void> {
   const inTree = new Set(pids);
   const mounts = mountsOf(init);
-  for (const pid of pids) {
+  const tables = new Map<number, Map<number, string>>();
+  for (const pid of pids)
+    tables.set(pid, new Map((await descriptorsOf(pid)).map(({ fd, target }) => [fd, target])));
+  for (const [pid, table] of tables) {
     const mapped = mappedFiles(pid);
-    for (const { fd, target } of await descriptorsOf(pid)) {
+    for (const [fd, target] of table) {
       if (mapped.has(target)) checkLock(pid, fd, target, add);
+      if (target === EVENTPOLL) checkWatches(pid, fd, [...tables.values()], add);
       if (target.startsWith("pidfd:")) checkPidfd(pid, fd, inTree, add);
       else if (target.startsWith("anon_inode:")) checkAnonymous(pid, fd, target, inTree, add);
       else if (target.startsWith("/")) checkMount(pid, fd, target, mounts, add);
@@ -90,6 +97,33 @@ function checkEventOwner(pid: number, fd: number, add: Add): void {
     "wait for it with poll(2) or epoll(7) in place of signals",
     { pid, fd },
   );
+}
+
+/**
+ * A watch outlives its descriptor while another one of the same open file is there (epoll(7), question 6). The kernel lists it by
+ * the number it had, under which CRIU looks for it.
+ * @param tables of all processes, as an instance may be another's too
+ */
+function checkWatches(pid: number, fd: number, tables: Map<number, string>[], add: Add): void {
+  for (const [, watched, inode] of info(pid, fd).matchAll(WATCH)) {
+    const number = Number(watched);
+    const isThere = tables.some((table) => {
+      const target = table.get(number);
+      const named = /^(?:socket|pipe):\[(\d+)\]$/.exec(target ?? "")?.[1];
+      return (
+        target !== undefined && (named === undefined || Number(named) === Number.parseInt(inode ?? "", 16))
+      );
+    });
+    if (isThere) continue;
+    add(
+      "descriptor.watch-of-closed",
+      "error",
+      `process ${pid} waits by descriptor ${fd}, an epoll instance, for descriptor ${number}, which it has closed while a copy of it is open`,
+      "let it take a descriptor from the instance before it closes it (EPOLL_CTL_DEL), or close all copies",
+      { pid, fd },
+    );
+    return;
+  }
 }
 
 /** Since Linux 6.9 pidfds have a file system of their own, and show as `pidfd:[INODE]`. Of processes that have ended they are dumped. */

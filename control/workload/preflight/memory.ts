@@ -1,34 +1,65 @@
-/** Mappings that CRIU 4.2 cannot dump (proc(5), /proc/PID/maps). */
+/** Mappings that CRIU 4.2 cannot dump, or restores without what protects them (proc(5), /proc/PID/smaps). */
 import { readFile } from "node:fs/promises";
 import type { Add } from "../../api/finding.ts";
-import { mappedPath } from "./same-files.ts";
+import { type Mapping, mappingsOf } from "../../audit/memory-map.ts";
 
 /** devices whose mappings are memory like any other */
 const PLAIN_DEVICES = /^\/dev\/(shm\/|zero\b|null\b)/;
 
+/** vdso, vvar: the kernel places them, and seals them by itself where it is made so */
+const KERNEL_OWN = /^\[v/;
+
+/** What CRIU does not set again; each is said once of a process. */
+const LOST: { id: `memory.${string}`; has: (mapping: Mapping) => boolean; what: string; cure: string }[] = [
+  {
+    id: "memory.protection-key",
+    has: ({ key }) => key !== 0,
+    what: "memory with a protection key of its own (pkeys(7))",
+    cure: "start it anew: a container's seccomp profile gives out none since this version",
+  },
+  {
+    id: "memory.sealed",
+    has: ({ flags, name }) => flags.includes("sl") && !KERNEL_OWN.test(name),
+    what: "sealed memory (mseal(2))",
+    cure: "let the application do without it",
+  },
+  {
+    id: "memory.locked-on-fault",
+    has: ({ flags }) => flags.includes("lf"),
+    what: "memory that is locked page by page as it is used (MLOCK_ONFAULT, MCL_ONFAULT)",
+    cure: "let it lock memory as a whole (mlock(2)), or not at all",
+  },
+  {
+    id: "memory.tagged",
+    has: ({ flags }) => flags.includes("mt"),
+    what: "memory with tags (PROT_MTE)",
+    cure: "let the application do without it",
+  },
+];
+
 export async function checkMemory(pids: number[], add: Add): Promise<void> {
   for (const pid of pids) {
-    const maps = await readFile(`/proc/${pid}/maps`, "utf8").catch(() => "");
-    for (const line of maps.split("\n")) {
-      const path = mappedPath(line);
-      if (path?.startsWith("/dev/") && !PLAIN_DEVICES.test(path))
+    const smaps = await readFile(`/proc/${pid}/smaps`, "utf8").catch(() => "");
+    const lost = new Set<(typeof LOST)[number]>();
+    for (const mapping of mappingsOf(smaps)) {
+      const { name } = mapping;
+      if (name.startsWith("/dev/") && !PLAIN_DEVICES.test(name))
         add(
           "memory.device-mapped",
           "error",
-          `process ${pid} has a device mapped: ${path}`,
+          `process ${pid} has a device mapped: ${name}`,
           "the application must not map devices",
-          { pid, path },
+          { pid, path: name },
         );
-      const inode = / (anon_inode:\S+)/.exec(line)?.[1];
-      if (inode !== undefined)
+      if (name.startsWith("anon_inode:"))
         add(
           "memory.kernel-mapped",
           "error",
-          `process ${pid} has memory of a kernel object mapped: ${inode}`,
+          `process ${pid} has memory of a kernel object mapped: ${name}`,
           "let the application unmap and close it, or do without",
           { pid },
         );
-      if (line.endsWith("[uprobes]"))
+      if (name === "[uprobes]")
         add(
           "memory.uprobes",
           "error",
@@ -36,6 +67,9 @@ export async function checkMemory(pids: number[], add: Add): Promise<void> {
           "end the tracing, and restart the application if the mapping stays",
           { pid },
         );
+      for (const kind of LOST) if (kind.has(mapping)) lost.add(kind);
     }
+    for (const { id, what, cure } of lost)
+      add(id, "error", `process ${pid} has ${what}, which would be lost`, cure, { pid });
   }
 }

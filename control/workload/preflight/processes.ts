@@ -80,6 +80,7 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
   if (root !== undefined) checkNamespaces(container, root, CONTAINER_NAMESPACES, `/proc/${root}`, add);
   const members: SessionMember[] = [];
   const living: number[] = [];
+  const usual = speculationOf(`/proc/${init}`);
   let seen = 0;
   for (const pid of pids) {
     const stat = statOf(`/proc/${pid}`);
@@ -99,6 +100,7 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
     }
     living.push(pid);
     checkTracer(pid, threads, add);
+    checkSpeculation(usual, pid, threads, add);
     checkStopSignal(pid, stat, add);
     checkTerminal(pid, stat, add);
     checkNamespaces(ours, pid, NAMESPACES, `/proc/${pid}`, add);
@@ -128,6 +130,27 @@ function checkTracer(pid: number, threads: number[], add: Add): void {
     );
     return;
   }
+}
+
+/** A thread that does without a processor's guesses (PR_SET_SPECULATION_CTRL, prctl(2)) would have them again. */
+function checkSpeculation(usual: string, pid: number, threads: number[], add: Add): void {
+  for (const tid of threads) {
+    const own = speculationOf(`/proc/${pid}/task/${tid}`);
+    if (own === usual || own === "") continue;
+    add(
+      "process.speculation",
+      "error",
+      `process ${pid} has switched off its processor's speculation (PR_SET_SPECULATION_CTRL), which would be lost`,
+      "let the application leave it to the machine, or switch it off for all (spec_store_bypass_disable=, Linux's command line)",
+      { pid },
+    );
+    return;
+  }
+}
+
+/** As proc(5) has it in `status`; "": it is gone. */
+function speculationOf(folder: string): string {
+  return (read(`${folder}/status`).match(/^Speculation.*$/gm) ?? []).join();
 }
 
 /**

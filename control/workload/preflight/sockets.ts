@@ -124,7 +124,7 @@ function lookAt(fd: number, inode: number, place: SocketsPlace): Told[] {
   if (domain === ipText.AF_INET || domain === ipText.AF_INET6) return lookAtInternet(fd, inode, place);
   if (domain === sock.AF_NETLINK) return lookAtNetlink(fd, inode);
   if (domain === AF_PACKET) return lookAtPacket(fd, inode);
-  if (domain === sock.AF_UNIX) return [];
+  if (domain === sock.AF_UNIX) return urgentData(fd, inode);
   const name = FAMILIES[domain] ?? `family ${domain}`;
   return [
     {
@@ -167,6 +167,7 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       cure: "let the application use a classic filter (SO_ATTACH_FILTER), or none",
     });
   const isTcp = type === sock.SOCK_STREAM && protocol === sock.IPPROTO_TCP;
+  if (isTcp) told.push(...urgentData(fd, inode));
   const isUdp = protocol === sock.IPPROTO_UDP || protocol === sock.IPPROTO_UDPLITE;
   const layer = isTcp ? optionText(fd, sock.IPPROTO_TCP, TCP_ULP) : "";
   if (layer !== "")
@@ -185,6 +186,20 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       isTransient: true,
     });
   return [...told, ...lookAtAddresses(fd, inode, isTcp, place)];
+}
+
+/** CRIU takes TCP's for ordinary bytes, and leaves that of Unix sockets out. */
+function urgentData(fd: number, inode: number): Told[] {
+  if (option(fd, sock.SO_TYPE) !== sock.SOCK_STREAM || !sock.hasUrgentData(fd)) return [];
+  return [
+    {
+      id: "socket.urgent-data",
+      severity: "error",
+      what: `socket ${inode} has urgent data (MSG_OOB) that nobody has read, which CRIU does not carry`,
+      cure: "let the application read it, or do without urgent data",
+      isTransient: true,
+    },
+  ];
 }
 
 function lookAtAddresses(fd: number, inode: number, isTcp: boolean, { pids, moving }: SocketsPlace): Told[] {
