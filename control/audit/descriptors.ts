@@ -26,7 +26,8 @@ export class DescriptorLook {
   /** where files are the container's own: what is shared with others may grow meanwhile */
   #ownMounts = new Set<string>();
 
-  constructor(tree: Tree, addresses: string[]) {
+  /** @param isRunning nothing is asked that would disturb it */
+  constructor(tree: Tree, { addresses, isRunning = false }: { addresses: string[]; isRunning?: boolean }) {
     this.#tree = tree;
     for (const { pid } of tree.processes) {
       const mounts = mountsOf(readText(`/proc/${pid}/mountinfo`));
@@ -36,7 +37,7 @@ export class DescriptorLook {
     this.#looked = tree.descriptors.map((descriptor) => ({ ...descriptor, info: this.#info(descriptor) }));
     this.#first = descriptionsOf(this.#looked, ({ link, info }) => `${link} ${info.flags} ${info.pos}`);
     this.#objects = objectsOf(this.#looked);
-    this.#sockets = socketContext(tree, addresses, this.#objects);
+    this.#sockets = socketContext(tree, addresses, this.#objects, !isRunning);
   }
 
   /** Of every descriptor, or of those whose subjects are named, as they are now. */

@@ -17,6 +17,7 @@ import {
   SO_TYPE,
 } from "./socket-options.ts";
 import type { Tree, TreeDescriptor } from "./tree.ts";
+import { messagesWaiting } from "./unix-messages.ts";
 
 export interface SocketContext {
   tree: Tree;
@@ -27,6 +28,8 @@ export interface SocketContext {
   groups: MulticastGroup[];
   /** addresses of this node */
   here: ReadonlySet<string>;
+  /** what only a tree that does not run can be asked may be asked */
+  isStopped: boolean;
 }
 
 /** struct tcp_info (include/uapi/linux/tcp.h), as far as it is looked at */
@@ -87,6 +90,7 @@ export function socketContext(
   tree: Tree,
   addresses: string[],
   objects: ReadonlyMap<string, string>,
+  isStopped: boolean,
 ): SocketContext {
   const hasSockets = tree.descriptors.some(({ link }) => link.startsWith("socket:"));
   return {
@@ -96,6 +100,7 @@ export function socketContext(
     unix: hasSockets ? listUnixSockets() : new Map(),
     groups: hasSockets ? joinedGroups() : [],
     here: new Set(hasSockets ? nodeAddresses() : []),
+    isStopped,
   };
 }
 
@@ -116,6 +121,8 @@ export function socketFacts(
     unixFacts(inode, context, facts);
     const other = peerCredentials(fd, context);
     if (other !== null) facts["peer's credentials"] = other;
+    const waiting = context.isStopped && type !== sock.SOCK_STREAM ? messagesWaiting(fd, type) : "";
+    if (waiting !== "") facts["messages waiting"] = waiting;
   }
   if (type === sock.SOCK_STREAM && sock.hasUrgentData(fd)) facts["urgent data"] = "waits";
   connectionFacts(fd, protocol === sock.IPPROTO_TCP && type === sock.SOCK_STREAM, context, facts);

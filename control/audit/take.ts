@@ -28,6 +28,8 @@ export interface TakeOptions {
   addresses: string[];
   /** mount points of the node's folders in the container: what is mounted further below them is the node's */
   volumes: string[];
+  /** it runs: nothing is asked that would disturb it */
+  isRunning?: boolean;
 }
 
 export interface Taken {
@@ -55,7 +57,7 @@ export function takeFingerprint(options: TakeOptions): Taken {
     processFacts(tree, process, subjects);
     if (!process.isZombie) maps.set(`memory ${process.inner}`, readText(`/proc/${process.pid}/smaps`));
   }
-  const descriptors = inNetworkOf([options.initPid], () => new DescriptorLook(tree, options.addresses));
+  const descriptors = inNetworkOf([options.initPid], () => new DescriptorLook(tree, options));
   descriptors.addFacts(subjects);
   const mounts = mountsOf(readFileSync(`/proc/${options.initPid}/mountinfo`, "utf8"));
   subjects.mounts = mountFacts(
@@ -97,7 +99,7 @@ function hasSubject({ inner, threads }: TreeProcess, names: ReadonlySet<string>)
 
 /** The first look of a process takes several times as long as the next: this is one that nobody waits for, of the agent itself. */
 export function rehearse(): void {
-  takeFingerprint({ initPid: process.pid, pids: [process.pid], addresses: [], volumes: [] });
+  takeFingerprint({ initPid: process.pid, pids: [process.pid], addresses: [], volumes: [], isRunning: true });
 }
 
 function tooMany(what: string, count: number, max: number): HoldfastError {

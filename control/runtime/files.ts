@@ -13,15 +13,15 @@ import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, constants, readFileSync } from "node:fs";
 import { lstat, readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as files from "#proxy/kernel/files.ts";
+import { nameBytes, nameText } from "./file-names.ts";
 import { pathOf, using } from "./inside.ts";
 import { startTar } from "./tar.ts";
 
-/** relative path → what tells one state of the file from another */
+/** relative path ({@link nameText}) → what tells one state of the file from another */
 export type Scan = Map<string, string>;
 
 export interface Difference {
@@ -32,6 +32,8 @@ export interface Difference {
 
 /** Another CRIU's knowledge of this node's kernel, in the container's /run: worthless elsewhere. */
 const CRIU_CACHE = "criu.kdat";
+const HERE = Buffer.from("./");
+const END = Buffer.from("\0");
 const TAR_ATTRIBUTES = ["--xattrs", "--xattrs-include=*", "--numeric-owner"];
 
 /** A folder of a container, or one that becomes part of it. */
@@ -48,20 +50,21 @@ const FOLDER = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW
 export async function scan(root: number): Promise<Scan> {
   const found: Scan = new Map();
   const visit = async (relative: string, folder: string): Promise<void> => {
-    const entries = await readdir(folder, { withFileTypes: true }).catch(() => []);
+    const entries = await readdir(folder, { encoding: "buffer" }).catch(() => []);
     for (const entry of entries) {
-      const path = relative === "" ? entry.name : `${relative}/${entry.name}`;
-      const stat = await lstat(join(folder, entry.name), { bigint: true }).catch(() => null);
+      const name = nameText(entry);
+      const path = relative === "" ? name : `${relative}/${name}`;
+      const stat = await lstat(below(folder, entry), { bigint: true }).catch(() => null);
       if (stat === null) continue;
       if (stat.isSocket() || path === CRIU_CACHE) continue;
       if (isWhiteout(stat)) found.set(path, WHITEOUT);
       else if (stat.isDirectory()) {
         await using(
-          () => files.openInside(root, path, { flags: FOLDER, noSymlinks: true }),
-          async (below) => {
-            const opaque = isOpaque(below) ? "opaque" : "";
+          () => files.openInside(root, nameBytes(path), { flags: FOLDER, noSymlinks: true }),
+          async (inner) => {
+            const opaque = isOpaque(inner) ? "opaque" : "";
             found.set(path, `directory ${stat.ino} ${stat.mode} ${stat.uid} ${stat.gid} ${opaque}`);
-            await visit(path, below);
+            await visit(path, inner);
           },
         );
       } else
@@ -136,6 +139,7 @@ export async function packPaths(
     : [];
   const args = [
     ...TAR_ATTRIBUTES,
+    "--sparse",
     ...tolerance,
     "--no-recursion",
     "--null",
@@ -148,7 +152,7 @@ export async function packPaths(
   const child = await startTar(tree.initPid, tree.fd, args);
   const [stdin, stream] = [child.stdin as Writable, child.stdout as Readable];
   stdin.on("error", () => {}); // tar's exit status tells
-  stdin.end([...paths].map((path) => `./${path}\0`).join(""));
+  stdin.end(Buffer.concat([...paths].flatMap((path) => [HERE, nameBytes(path), END])));
   return { stream, done: ended(child, live) };
 }
 
@@ -172,17 +176,21 @@ export async function removePaths(root: number, paths: string[]): Promise<void> 
     let folder: number;
     try {
       const parent = names.length === 0 ? "." : names.join("/");
-      folder = files.openInside(root, parent, { flags: files.O_PATH | FOLDER, noSymlinks: true });
+      folder = files.openInside(root, nameBytes(parent), { flags: files.O_PATH | FOLDER, noSymlinks: true });
     } catch (error) {
       if ((error as HoldfastError).code === "ENOENT") continue; // it is gone already
       throw outside(path);
     }
     try {
-      await rm(join(pathOf(folder), name), { recursive: true, force: true });
+      await rm(below(pathOf(folder), nameBytes(name)), { recursive: true, force: true });
     } finally {
       closeSync(folder);
     }
   }
+}
+
+function below(folder: string, name: Buffer): Buffer {
+  return Buffer.concat([Buffer.from(`${folder}/`), name]);
 }
 
 function outside(path: string): HoldfastError {

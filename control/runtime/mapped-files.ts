@@ -5,6 +5,7 @@
  * who compares time stamps must take a file that was mapped at the first look for changed.
  */
 import { readFileSync } from "node:fs";
+import { nameText } from "./file-names.ts";
 import type { Scan } from "./files.ts";
 
 /** Paths as the processes see them of files mapped for writing to. Processes that have gone have none. */
@@ -14,11 +15,13 @@ export function filesMappedForWriting(pids: Iterable<number>): Set<string> {
   return paths;
 }
 
-/** Pure: of `/proc/PID/maps`, see proc_pid_maps(5). */
+/** Pure: of `/proc/PID/maps`, see proc_pid_maps(5). @param maps a character a byte */
 export function pathsIn(maps: string): string[] {
   return maps.split("\n").flatMap((line) => {
     const path = /^[0-9a-f]+-[0-9a-f]+ .w.s [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ [1-9]\d* +(\/.*)$/.exec(line)?.[1];
-    return path === undefined ? [] : [path.replace(/ \(deleted\)$/, "").replaceAll("\\012", "\n")];
+    if (path === undefined) return [];
+    const plain = path.replace(/ \(deleted\)$/, "").replaceAll("\\012", "\n");
+    return [nameText(Buffer.from(plain, "latin1"))];
   });
 }
 
@@ -38,7 +41,7 @@ function pathBelow(target: string, path: string): string | null {
 
 function mapsOf(pid: number): string {
   try {
-    return readFileSync(`/proc/${pid}/maps`, "utf8");
+    return readFileSync(`/proc/${pid}/maps`, "latin1");
   } catch {
     return "";
   }

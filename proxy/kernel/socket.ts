@@ -317,6 +317,17 @@ export function hasUrgentData(fd: number): boolean {
   return libc().recv(fd, urgentByte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
+const nameBuffer = Buffer.alloc(128);
+
+/** The next message, which goes on waiting, and the struct sockaddr of who sent it; null: there is none, or that cannot be told. */
+export function tryPeekMessage(fd: number, into: Buffer): { length: number; from: Buffer } | null {
+  lengthView.setUint32(0, nameBuffer.length, true);
+  const flags = MSG_PEEK | MSG_DONTWAIT;
+  const received = libc().recvfrom(fd, into, into.length, flags, nameBuffer, length);
+  if (received < 0) return null;
+  return { length: received, from: nameBuffer.subarray(0, lengthView.getUint32(0, true)) };
+}
+
 /** A datagram of an Internet socket, and who sent it; null when none is there. */
 export function tryRecvFrom(
   fd: number,

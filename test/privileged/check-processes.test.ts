@@ -149,6 +149,17 @@ select.select([], [], [far], 5)`,
 near, far = scope['opened'] = socket.socketpair(); near.send(b"!", socket.MSG_OOB)`,
     ids: ["socket.urgent-data"],
   },
+  "a message from a Unix socket with a name": {
+    code: `
+near, far = scope['opened'] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+near.bind("/tmp/near"); far.bind("/tmp/far"); near.sendto(b"!", "/tmp/far")`,
+    ids: ["socket.unix-message"],
+  },
+  "a message of a Unix socket without bytes": {
+    code: `
+near, far = scope['opened'] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); near.send(b""); near.send(b"behind it")`,
+    ids: ["socket.unix-message"],
+  },
   "a thread without speculation": {
     code: "endlessly(lambda: libc.prctl(53, 0, 4, 0, 0))",
     ids: ["process.speculation"],

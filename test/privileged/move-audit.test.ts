@@ -130,6 +130,19 @@ const kept: Kept[] = [
     ],
   },
   {
+    what: "files whose names are no text, and files with holes",
+    setup: [
+      "ODD=b'/var/tmp/odd \\xff\\n'; os.makedirs(ODD+b'/\\xe9'); open(ODD+b'/\\xe9/\\x80','w').write('x')",
+      "HOLES=open('/var/tmp/holes','wb'); HOLES.truncate(1<<30); HOLES.seek(1<<29); HOLES.write(b'in the middle'); HOLES.flush()",
+    ],
+    same: [
+      "[(path, sorted(names), sorted(files)) for path, names, files in os.walk(ODD)]",
+      "open(ODD+b'/\\xe9/\\x80').read()",
+      "(os.path.getsize('/var/tmp/holes'), os.pread(os.open('/var/tmp/holes', os.O_RDONLY), 13, 1<<29))",
+    ],
+    holds: ["os.stat('/var/tmp/holes').st_blocks < 1000"],
+  },
+  {
     what: "options of listeners",
     setup: [
       `L=socket.socket(); L.bind(("127.0.0.1",9556))`,
@@ -210,6 +223,26 @@ describe("a move", { skip }, () => {
         await program.move("b");
       },
     );
+  });
+
+  it("rolls back where messages that wait would be lost behind one without bytes", async () => {
+    await withPythonShell({ downstream: "forward" }, async (program, run) => {
+      await run("near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); far.settimeout(5)");
+      for (const message of ["first", "", "behind it"]) await run(`near.send(b"${message}")`);
+      // of the first one, which is all that `check` looks at in a program that runs, nothing is lost
+      assert.deepEqual(await program.findings(), []);
+      const move = await program.tryMove("b");
+      assert.ok(!("error" in move));
+      assert.equal(move.outcome, "rolled-back");
+      assert.match(
+        move.reason ?? "",
+        /^the restored application is not what it was: .* messages waiting was 5, /,
+      );
+      assert.equal(await run("[far.recv(99) for _ in range(3)]"), "[b'first', b'', b'behind it']");
+      for (const message of ["one", "two"]) await run(`near.send(b"${message}")`);
+      await program.move("b");
+      assert.equal(await run("[far.recv(99) for _ in range(2)]"), "[b'one', b'two']");
+    });
   });
 
   it("tells what nobody can set again: the controlling terminal of a job", async () => {

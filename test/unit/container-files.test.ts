@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
+import { nameBytes, nameText } from "#control/runtime/file-names.ts";
 import { difference, removePaths, type Scan, scan } from "#control/runtime/files.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
@@ -97,6 +98,30 @@ test("a scan follows no link, and goes on when a folder is one by now", async ()
   await inFolder(async (root, outside, fd) => {
     symlinkSync(outside, join(root, "d"));
     assert.deepEqual([...(await scan(fd)).keys()], ["d"]);
+  });
+});
+
+test("names of files are any bytes, also as text, in JSON and where files are deleted", async () => {
+  const name = fc.uint8Array({ minLength: 1, maxLength: 12 }).map((bytes) => Buffer.from(bytes));
+  fc.assert(
+    fc.property(name, (bytes) => {
+      const text = nameText(bytes);
+      assert.ok(nameBytes(JSON.parse(JSON.stringify(text))).equals(bytes));
+      if (text.isWellFormed()) assert.equal(text, bytes.toString("utf8"));
+    }),
+  );
+  await inFolder(async (root, _, fd) => {
+    const names = ["plain", "\u00e9", "\udcff\n", "d\udce9"];
+    for (const one of names) writeFileSync(Buffer.concat([Buffer.from(`${root}/`), nameBytes(one)]), "");
+    const deep = Buffer.concat([Buffer.from(`${root}/`), nameBytes("folder \udc80")]);
+    mkdirSync(deep);
+    writeFileSync(Buffer.concat([deep, Buffer.from("/x")]), "");
+    assert.deepEqual(
+      [...(await scan(fd)).keys()].sort(),
+      [...names, "folder \udc80", "folder \udc80/x"].sort(),
+    );
+    await removePaths(fd, ["\udcff\n", "folder \udc80"]);
+    assert.deepEqual([...(await scan(fd)).keys()].sort(), ["d\udce9", "plain", "\u00e9"].sort());
   });
 });
 

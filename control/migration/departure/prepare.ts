@@ -111,7 +111,10 @@ async function askForContainer(
   { channel, root, epoch, facts }: Pick<Prepared, "channel" | "root" | "epoch"> & { facts: DepartureFacts },
 ): Promise<void> {
   // the first look takes several times as long as the next, and the next one clients wait for
-  const { fingerprint } = takeFingerprint(await audited(host.config, host.container, root));
+  const { fingerprint } = takeFingerprint({
+    ...(await audited(host.config, host.container, root)),
+    isRunning: true,
+  });
   const call: PrepareCall = {
     workload: host.name,
     migration: id,

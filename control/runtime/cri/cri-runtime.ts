@@ -12,6 +12,7 @@ import { SIDECAR_NAME } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { PodConfig, WorkloadConfig } from "../../config/config.ts";
+import { nameText } from "../file-names.ts";
 import { removePaths } from "../files.ts";
 import { openFolderIn, pathOf } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
@@ -168,7 +169,7 @@ function requirePod({ name, pod }: WorkloadConfig): PodConfig {
 async function emptyFolder(container: Sandbox, path: string): Promise<void> {
   const folder = openFolderIn(container, path);
   try {
-    await removePaths(folder, await readdir(pathOf(folder)));
+    await removePaths(folder, (await readdir(pathOf(folder), { encoding: "buffer" })).map(nameText));
   } finally {
     closeSync(folder);
   }

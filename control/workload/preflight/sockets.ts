@@ -15,6 +15,7 @@ import { listSockets } from "#proxy/kernel/diag.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import type { Add, FindingId, Severity, Subject } from "../../api/finding.ts";
+import { isNextLost } from "../../audit/unix-messages.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
 import { inNetworkOf, networkOf } from "../../runtime/network-namespace.ts";
@@ -124,7 +125,7 @@ function lookAt(fd: number, inode: number, place: SocketsPlace): Told[] {
   if (domain === ipText.AF_INET || domain === ipText.AF_INET6) return lookAtInternet(fd, inode, place);
   if (domain === sock.AF_NETLINK) return lookAtNetlink(fd, inode);
   if (domain === AF_PACKET) return lookAtPacket(fd, inode);
-  if (domain === sock.AF_UNIX) return urgentData(fd, inode);
+  if (domain === sock.AF_UNIX) return lookAtUnix(fd, inode);
   const name = FAMILIES[domain] ?? `family ${domain}`;
   return [
     {
@@ -186,6 +187,21 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       isTransient: true,
     });
   return [...told, ...lookAtAddresses(fd, inode, isTcp, place)];
+}
+
+function lookAtUnix(fd: number, inode: number): Told[] {
+  const type = option(fd, sock.SO_TYPE);
+  if (type === sock.SOCK_STREAM) return urgentData(fd, inode);
+  if (!isNextLost(fd, type)) return [];
+  return [
+    {
+      id: "socket.unix-message",
+      severity: "error",
+      what: `Unix socket ${inode} has a message that the application has not read, without bytes or from a socket with a name, which CRIU does not carry`,
+      cure: "let it read what it is sent",
+      isTransient: true,
+    },
+  ];
 }
 
 /** CRIU takes TCP's for ordinary bytes, and leaves that of Unix sockets out. */
