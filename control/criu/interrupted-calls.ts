@@ -1,14 +1,16 @@
 /**
  * System calls that CRIU 4.2 makes fail with EINTR: where the kernel would have gone on with the rest of a time-out
  * (ERESTART_RESTARTBLOCK), CRIU has nothing to go on with, and says so in its log. A program that waits in poll(2) for
- * ever, and takes EINTR for an error as tail(1) does, ends after a move.
+ * ever, and takes EINTR for an error as tail(1) does, ends after a move; a script in sleep(3) goes on too early.
  *
- * Of poll and of futex the call is begun again instead, in the thread's registers in its image: exact for poll without a
- * time-out and for futex, whose time-outs are points in time; a poll with a time-out waits for all of it again. Left as CRIU has them:
- * sleeps (nanosleep(2) tells what is left, and callers go on with that), and threads that had been interrupted once before
- * (restart_syscall(2)). x86-64 only: on arm64 the first argument is lost.
+ * Of poll, futex and sleeps the call is begun again instead, in the thread's registers in its image: exact for poll without a
+ * time-out, for futex, whose time-outs are points in time, and for a sleep that is told where what is left of it goes and has
+ * that in the place of the request, as sleep(3) has: the kernel wrote it there when it was stopped. Others wait for all of it again.
+ * Left as CRIU has them: threads that had been interrupted once before (restart_syscall(2)). x86-64 only: on arm64 the first
+ * argument is lost.
  *
- * Source: compel/arch/x86/src/lib/infect.c, images/core.proto and core-x86.proto of CRIU; arch/x86/entry/syscalls.
+ * Source: compel/arch/x86/src/lib/infect.c, images/core.proto and core-x86.proto of CRIU; arch/x86/entry/syscalls;
+ * kernel/time/hrtimer.c, nanosleep_copyout().
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -25,8 +27,8 @@ const EINTR = 2n ** 64n - 4n;
 const CODE_64 = 0x33n;
 /** bytes of the instruction `syscall` */
 const SYSCALL_BYTES = 2n;
-const POLL = 7n;
-const FUTEX = 202n;
+/** poll, nanosleep, futex, clock_nanosleep */
+const BEGUN_AGAIN = new Set([7n, 35n, 202n, 230n]);
 
 /** Threads, in the numbers of the container, that CRIU's log says it interrupts. */
 export function interruptedThreads(log: string): number[] {
@@ -42,8 +44,8 @@ export function begunAgain(image: Buffer): Buffer | null {
     changeField(info, REGISTERS, (registers) => {
       const values = new Map(decodeFields(registers).map(({ number, varint }) => [number, varint]));
       const call = values.get(ORIG_AX);
-      if (values.get(AX) !== EINTR || values.get(CS) !== CODE_64 || (call !== POLL && call !== FUTEX))
-        return registers;
+      if (values.get(AX) !== EINTR || values.get(CS) !== CODE_64) return registers;
+      if (call === undefined || !BEGUN_AGAIN.has(call)) return registers;
       isChanged = true;
       values.set(AX, call).set(IP, (values.get(IP) ?? 0n) - SYSCALL_BYTES);
       return encodeFields([...values]);
