@@ -17,6 +17,8 @@ const SIDECARS = "/apis/networking.istio.io/v1/namespaces/games/sidecars";
 const SIDECAR = `${SIDECARS}/chat-holdfast`;
 const IDENTITY = "/apis/networking.istio.io/v1alpha3/namespaces/games/envoyfilters/chat-holdfast-identity";
 
+const SETTLE_MS = 300;
+
 describe("what Services ask of a mesh, kept by the controller", () => {
   const end: AbortController[] = [];
   const running: Promise<void>[] = [];
@@ -42,13 +44,13 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     return api;
   }
 
-  function putPod(api: ApiInMemory, path = POD): void {
+  function putPod(api: ApiInMemory, path = POD, ports = "9000/tcp"): void {
     api.put(path, {
       metadata: {
         labels: { app: "chat" },
         annotations: {
           "holdfast.dev/injected": "1",
-          "holdfast.dev/ports": "9000/tcp",
+          "holdfast.dev/ports": ports,
           "holdfast.dev/proxy": "sidecar",
           "sidecar.istio.io/status": "{}",
         },
@@ -62,7 +64,12 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     const { silent } = new ControllerMetrics();
     const stop = new AbortController();
     end.push(stop);
-    const options = { api, silent, onProblem: (what: string) => void problems.push(what) };
+    const options = {
+      api,
+      silent,
+      onProblem: (what: string) => void problems.push(what),
+      settleMs: SETTLE_MS,
+    };
     const watches = new Watches(options);
     const pods = watchAllPods(watches);
     running.push(keepMesh({ ...options, pods }, stop.signal).then(() => watches.close()));
@@ -116,6 +123,41 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     assert.ok(api.objects.has(SIDECAR));
     putService(api, null);
     await has(api, SIDECAR, false);
+  });
+
+  it("changes and goes in an order in which no route leads to a subset that is not there", async () => {
+    const asking = (...names: string[]): string => {
+      const workloads = names.map((name) => ({ name, labels: { app: name } }));
+      return JSON.stringify({ stickiness: { cookie: "hf", workloads } });
+    };
+    const api = start(asking("chat-0"), null, (there) => putPod(there, POD, "9000/http"));
+    const [routes, subsets] = ["virtualservices", "destinationrules"].map((kind) =>
+      SIDECAR.replace("sidecars", kind),
+    ) as [string, string];
+    const isWritten = async (...calls: string[]): Promise<void> => {
+      const ofBoth = () => api.calls.filter((call) => !call.includes("sidecars"));
+      await until(calls.join(), () => ofBoth().length === calls.length);
+      assert.deepEqual(ofBoth(), calls);
+      api.calls.length = 0;
+    };
+    const [newRoutes, newSubsets] = [routes, subsets].map((path) => path.replace(/\/[^/]*$/, ""));
+    await isWritten(`POST ${newSubsets}`, `POST ${newRoutes}`);
+    putService(api, asking("chat-0", "chat-1"));
+    await isWritten(`PUT ${subsets}`, `PUT ${routes}`);
+    // what goes and what comes at once: the one stays until the routes lead to the other
+    putService(api, asking("chat-0", "chat-2"));
+    const began = performance.now();
+    await isWritten(`PUT ${subsets}`, `PUT ${routes}`, `PUT ${subsets}`);
+    assert.ok(performance.now() - began >= SETTLE_MS);
+    const { subsets: left } = (api.objects.get(subsets) as Raw).spec;
+    assert.deepEqual(
+      left.map(({ name }: { name: string }) => name),
+      ["chat-0", "chat-2"],
+    );
+    putService(api, asking("chat-0"));
+    await isWritten(`PUT ${routes}`, `PUT ${subsets}`);
+    putService(api, "{}");
+    await isWritten(`DELETE ${routes}`, `DELETE ${subsets}`);
   });
 
   it("leaves alone what somebody else has made by that name, and says so", async () => {

@@ -24,6 +24,7 @@ import type { Watched } from "../client/reflector.ts";
 import { Rounds } from "../client/rounds.ts";
 import { Watches, type WatchesOptions } from "../client/watches.ts";
 import { type ServiceFinding, ServiceFindings, TELL_AGAIN_MS } from "../services/findings.ts";
+import { Leaving, lostSubsets, SETTLE_MS, withSubsets } from "./leaving.ts";
 
 const AGAIN_MS = 2_000;
 const MANAGED_BY_LABEL = "app.kubernetes.io/managed-by";
@@ -43,6 +44,8 @@ const KINDS: Record<string, Kind> = {
 export interface MeshOptions extends WatchesOptions {
   /** all of the cluster */
   pods: Watched<Pod>;
+  /** how long subsets stay that no route leads to any more; default: {@link SETTLE_MS} */
+  settleMs?: number;
 }
 
 type MeshObject = KubernetesObject & { spec?: object };
@@ -56,7 +59,8 @@ interface Wanted {
 
 /** Works until the signal is aborted. */
 export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promise<void> {
-  const { api, pods, onProblem } = options;
+  const { api, pods, onProblem, settleMs = SETTLE_MS } = options;
+  const leaving = new Leaving(settleMs);
   const watches = new Watches(options);
   const rounds = new Rounds(round, signal);
   const events = new ServiceFindings(api, onProblem);
@@ -94,17 +98,34 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
           [...objects.objects.values()].map((object) => [pathOfObject(kind, object), object] as const),
         ),
       );
-      for (const { service, kind, object } of wanted) {
-        const path = pathOfObject(kind, object);
-        const finding = await put(path, kind, object, own.get(path) ?? null);
+      const found = new Map(own);
+      const routesAreRight = (rule: Named): boolean => {
+        const path = pathOfObject("virtualservices", rule);
+        const has = found.get(path);
+        const routes = wanted.find((one) => pathOfObject(one.kind, one.object) === path)?.object;
+        return routes === undefined ? has === undefined : has !== undefined && isAsWanted(has, routes);
+      };
+      for (const { service, kind, object: last } of wanted) {
+        const path = pathOfObject(kind, last);
+        const lost = kind === "destinationrules" ? lostSubsets(found.get(path), last) : [];
+        const isEarly = lost.length > 0 && !leaving.isTime(path, routesAreRight(last));
+        const object = isEarly ? withSubsets(last, lost) : last;
+        if (isEarly) rounds.later(settleMs);
+        const finding = await put(path, kind, object, found.get(path) ?? null);
         if (finding !== null) findings.push({ service, ...finding });
         own.delete(path);
       }
       const isAsked = new Set(asking.map(({ metadata }) => metadata.uid));
-      for (const [path, { metadata }] of own) {
+      for (const [path, object] of own) {
+        const { metadata } = object;
         const owner = ownerOf(metadata);
         // of a Service that asks, and has none now, it stays
         if (isAsked.has(owner) && !whole.has(owner)) continue;
+        const isRule = path === pathOfObject("destinationrules", object);
+        if (isRule && !leaving.isTime(path, routesAreRight(object))) {
+          rounds.later(settleMs);
+          continue;
+        }
         await api.delete(path, { preconditions: { uid: metadata.uid } });
       }
       await events.tell(findings);
@@ -212,7 +233,11 @@ function ownedBy(object: Resource, { metadata: { name, uid } }: Service): OwnedR
   return { ...object, metadata: { ...object.metadata, labels, ownerReferences } };
 }
 
-function pathOfObject(kind: Kind, { metadata }: { metadata: { name: string; namespace?: string } }): string {
+interface Named {
+  metadata: { name: string; namespace?: string };
+}
+
+function pathOfObject(kind: Kind, { metadata }: Named): string {
   return pathOf(kind, { namespace: metadata.namespace ?? "default", name: metadata.name });
 }
 
