@@ -163,11 +163,11 @@ kwok_version=$(version_in "$kwok_module" sigs.k8s.io/kwok)
 kwok_dir=$cache/kwok-$kwok_version
 kwok_stages='node/fast node/heartbeat-with-lease pod/fast'
 kwok_ok() { [ -x "$kwok_dir/kwok" ] && [ -s "$kwok_dir/stages.yaml" ]; }
-# istiod, by the version in test/envoy/istio/go.mod.
+# istiod, by the version in test/envoy/istio/go.mod, with the definitions of Istio's resources that its module has.
 istio_module=$root/test/envoy/istio
 istio_version=$(version_in "$istio_module" istio.io/istio)
 istio_dir=$cache/istio-$istio_version
-istio_ok() { [ -x "$istio_dir/pilot-discovery" ]; }
+istio_ok() { [ -x "$istio_dir/pilot-discovery" ] && [ -s "$istio_dir/crds.yaml" ]; }
 # What test/kube/dockerfile.test.ts builds images with, from this machine's Debian: unpacked, since installing buildah upgrades others.
 build_tools=$cache/build-tools
 build_tools_ok() { [ -f "$build_tools/complete" ]; }
@@ -544,6 +544,13 @@ build_istiod() {
     "-X istio.io/istio/pkg/version.buildVersion=$istio_version" istio.io/istio/pilot/cmd/pilot-discovery
 }
 
+keep_istio_definitions() {
+  find_go
+  sources=$(cd "$istio_module" && GOTOOLCHAIN=local GOWORK=off "$go" mod download -json istio.io/istio 2>>"$log" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+  cp "$sources/manifests/charts/base/files/crd-all.gen.yaml" "$work/crds.yaml" 2>>"$log" ||
+    fail "Istio's definitions could not be fetched (see $log); cure: check the network and the Go proxy's setting, then run this again"
+}
+
 own_lock() { # WHAT: nobody else's set-up waits for a compiler
   exec 9>"$cache/$1.lock"
   flock -n 9 || {
@@ -623,9 +630,13 @@ fi
 if "$for_mesh" && ! istio_ok; then own_lock istio; fi
 if "$for_mesh" && ! istio_ok; then
   work=$(mktemp -d "$cache/work.XXXXXX")
-  build_istiod
   mkdir -p "$istio_dir"
-  mv "$work/pilot-discovery" "$istio_dir/pilot-discovery"
+  if ! [ -x "$istio_dir/pilot-discovery" ]; then
+    build_istiod
+    mv "$work/pilot-discovery" "$istio_dir/pilot-discovery"
+  fi
+  keep_istio_definitions
+  mv "$work/crds.yaml" "$istio_dir/crds.yaml"
   rm -rf "$work"
   work=
 fi

@@ -1,6 +1,6 @@
 /**
  * What each kind of push does to the sessions that pass a proxy: seen with istiod 1.31 and Envoy 1.40 (test/envoy/pushes.test.ts: TCP and WebSocket
- * sessions of all kinds but last-endpoint-removed; what becomes of HTTP keep-alive was seen by hand). Pure.
+ * sessions; what becomes of HTTP keep-alive was seen by hand, but for last-endpoint-removed: test/envoy/kubernetes.test.ts). Pure.
  *
  * Envoy updates filter chains in place: connections of chains that are the same stay. Whatever else of a listener changes (a listener filter,
  * as http_inspector with its list of ports that it leaves alone) drains all of it. Drained is what is left a drain time later.

@@ -1,6 +1,6 @@
 /**
- * The real istiod at the switch of a laboratory, without a Kubernetes: it reads its resources from files, and is given an API that has nothing
- * (`kube-stub.ts`). No authority, no webhooks, no leader, and no filter that Istio's own build of Envoy alone has.
+ * The real istiod at the switch of a laboratory. It reads its resources from files, and is given an API that has nothing (`kube-stub.ts`);
+ * or from a real Kubernetes API. No authority, no webhooks, no leader, and no filter that Istio's own build of Envoy alone has.
  */
 import { mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import type { Server } from "node:http";
@@ -19,30 +19,39 @@ const SAID_CHARACTERS = 3_000;
 /** Files of resources by their names, each a list of objects. */
 export type ResourceFiles = Record<string, readonly object[]>;
 
+/** Where its resources are: files, or the API that a kubeconfig file leads to. */
+export type Source = { files: ResourceFiles } | { kubeconfig: string };
+
 export class Istiod {
   /** where it tells sidecars */
   readonly endpoint: Endpoint;
   readonly #lab: Lab;
   readonly #env: Record<string, string>;
-  readonly #stub: Server;
+  readonly #kubeconfig: string;
+  /** in the place of an API, for resources of files */
+  readonly #stub: Server | null;
   #process: LabProcess | null = null;
 
-  private constructor(lab: Lab, env: Record<string, string>) {
+  private constructor(lab: Lab, source: Source, env: Record<string, string>) {
     const { address } = lab.switch;
     this.endpoint = { address, port: XDS_PORT };
     this.#lab = lab;
     this.#env = env;
-    this.#stub = serveKubeStub(listenAt(lab.switch, { address, port: STUB_PORT }));
+    const ofFiles = "files" in source;
+    this.#kubeconfig = ofFiles ? join(lab.dir, "stub.kubeconfig") : source.kubeconfig;
+    this.#stub = ofFiles ? serveKubeStub(listenAt(lab.switch, { address, port: STUB_PORT })) : null;
+    if (!ofFiles) return;
+    writeFileSync(this.#kubeconfig, JSON.stringify(kubeconfigOf(`http://${address}:${STUB_PORT}`)));
+    mkdirSync(this.#folder);
+    for (const [name, objects] of Object.entries(source.files)) this.put(name, objects);
   }
 
   /** Resolves when it tells sidecars. @param env over the laboratory's own. @throws Error when set-up has not built it */
-  static async start(lab: Lab, files: ResourceFiles, env: Record<string, string> = {}): Promise<Istiod> {
+  static async start(lab: Lab, source: Source, env: Record<string, string> = {}): Promise<Istiod> {
     requireIstiod();
-    const istiod = new Istiod(lab, env);
+    const istiod = new Istiod(lab, source, env);
     try {
-      mkdirSync(istiod.#folder);
       istiod.configure({});
-      for (const [name, objects] of Object.entries(files)) istiod.put(name, objects);
       await istiod.begin();
       return istiod;
     } catch (error) {
@@ -73,7 +82,7 @@ export class Istiod {
     const { address, port } = this.endpoint;
     const own = {
       ingressControllerMode: "OFF",
-      configSources: [{ address: `fs://${this.#folder}` }],
+      ...(this.#stub === null ? {} : { configSources: [{ address: `fs://${this.#folder}` }] }),
       defaultConfig: { discoveryAddress: `${address}:${port}` },
     };
     replace(this.#meshFile, [{ ...own, ...config }]);
@@ -82,12 +91,10 @@ export class Istiod {
   /** Starts it, for the first time or again. Resolves when it tells sidecars. */
   async begin(): Promise<void> {
     const { address, port } = this.endpoint;
-    const kubeconfig = join(this.#lab.dir, "stub.kubeconfig");
-    writeFileSync(kubeconfig, JSON.stringify(kubeconfigOf(`http://${address}:${STUB_PORT}`)));
     this.#process = this.#lab.spawn(
       "switch",
       [
-        ...[requireIstiod(), "discovery", "--registries=Kubernetes", "--kubeconfig", kubeconfig],
+        ...[requireIstiod(), "discovery", "--registries=Kubernetes", "--kubeconfig", this.#kubeconfig],
         ...["--meshConfig", this.#meshFile, "--grpcAddr", `${address}:${port}`, "--secureGRPCAddr="],
         ...["--httpAddr", `${address}:8080`, "--httpsAddr=", "--monitoringAddr", `${address}:15014`],
         ...["--ctrlz_port", "0", "--keepaliveMaxServerConnectionAge", "30m"],
@@ -108,8 +115,8 @@ export class Istiod {
 
   /** Its process is the laboratory's to end. */
   close(): void {
-    this.#stub.close();
-    this.#stub.closeAllConnections();
+    this.#stub?.close();
+    this.#stub?.closeAllConnections();
   }
 }
 

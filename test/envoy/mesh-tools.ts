@@ -15,12 +15,21 @@ export function requireEnvoy(): void {
 
 /** Its path. @throws Error with the cure, when set-up has not built it */
 export function requireIstiod(): string {
-  const module = readFileSync(join(import.meta.dirname, "istio/go.mod"), "utf8");
-  const version = /\bistio\.io\/istio v(\S+)/.exec(module)?.[1] ?? "";
-  return required(join(CACHE_DIR, `istio-${version}/pilot-discovery`));
+  return requiredOfIstio("pilot-discovery");
 }
 
-function required(program: string): string {
-  if (!existsSync(program)) throw new Error(`no ${program}: run scripts/setup.sh mesh`);
-  return program;
+/** Path of the definitions of its resources (CustomResourceDefinitions). @throws Error with the cure, when set-up has not kept them */
+export function requireIstioDefinitions(): string {
+  return requiredOfIstio("crds.yaml");
+}
+
+function requiredOfIstio(file: string): string {
+  const module = readFileSync(join(import.meta.dirname, "istio/go.mod"), "utf8");
+  const version = /\bistio\.io\/istio v(\S+)/.exec(module)?.[1] ?? "";
+  return required(join(CACHE_DIR, `istio-${version}`, file));
+}
+
+function required(file: string): string {
+  if (!existsSync(file)) throw new Error(`no ${file}: run scripts/setup.sh mesh`);
+  return file;
 }

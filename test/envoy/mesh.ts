@@ -13,11 +13,14 @@ import { execFileSync } from "node:child_process";
 import { chmodSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { createLab, type Lab, type LabOptions } from "../lab/lab.ts";
+import { ControlPlane, type KubeObject } from "../kube/control-plane.ts";
+import { kubeTools } from "../kube/kube-tools.ts";
+import { createLab, type Lab, type LabOptions, projectRoot } from "../lab/lab.ts";
 import { MeshAuthority } from "./certificates.ts";
 import { NAMESPACE } from "./istio-objects.ts";
 import { Istiod, type ResourceFiles } from "./istiod.ts";
-import { requireEnvoy } from "./mesh-tools.ts";
+import { put } from "./kube-objects.ts";
+import { requireEnvoy, requireIstioDefinitions } from "./mesh-tools.ts";
 import { Sidecar, type SidecarOptions } from "./sidecar.ts";
 
 const POLL_MS = 50;
@@ -28,8 +31,10 @@ const PUSH_MS_MAX = 30_000;
 export interface MeshOptions extends Pick<LabOptions, "nodes" | "gateways"> {
   /** by the name of their place */
   sidecars: Record<string, SidecarOptions>;
-  /** what there is of resources from the start; absent: no istiod runs */
+  /** what there is of resources from the start, as files; with neither this nor `objects` no istiod runs */
   resources?: ResourceFiles;
+  /** … as objects of a Kubernetes API, which then is there, with Istio's definitions and the namespace */
+  objects?: readonly KubeObject[];
   /** of istiod, over the laboratory's own */
   istiodEnv?: Record<string, string>;
   /** default 1: what a push ends has soon ended */
@@ -54,17 +59,22 @@ export class Mesh {
   readonly lab: Lab;
   readonly #sidecars = new Map<string, Sidecar>();
   #istiod: Istiod | null = null;
+  #api: ControlPlane | null = null;
 
   constructor(lab: Lab) {
     this.lab = lab;
   }
 
   /** Part of {@link createMesh}. */
-  async start({ sidecars, resources, istiodEnv, drainSeconds = 1 }: MeshOptions): Promise<void> {
+  async start({ sidecars, resources, objects, istiodEnv, drainSeconds = 1 }: MeshOptions): Promise<void> {
     const { lab } = this;
     // an Envoy runs as another user, and has to come to its socket and its bootstrap
     chmodSync(lab.dir, 0o711);
-    if (resources !== undefined) this.#istiod = await Istiod.start(lab, resources, istiodEnv);
+    if (resources !== undefined) this.#istiod = await Istiod.start(lab, { files: resources }, istiodEnv);
+    if (objects !== undefined) {
+      this.#api = await startApi(lab, objects);
+      this.#istiod = await Istiod.start(lab, { kubeconfig: this.#api.kubeconfig }, istiodEnv);
+    }
     const authority = new MeshAuthority(join(lab.dir, "certificates"));
     for (const [name, options] of Object.entries(sidecars)) {
       const certificate = authority.certificateOf(NAMESPACE, options.account ?? "default");
@@ -89,8 +99,14 @@ export class Mesh {
     return this.#istiod;
   }
 
+  get api(): ControlPlane {
+    if (this.#api === null) throw new Error("no Kubernetes API is in this mesh");
+    return this.#api;
+  }
+
   /**
-   * Makes a change and resolves when what istiod pushes of it is over: every sidecar that it is for has it, and nothing drains any more.
+   * Makes a change and resolves when what istiod pushes of it is over: every sidecar that it is for has it, and nothing drains any more, but
+   * where that takes longer than is waited for.
    * @throws Error when nothing was pushed
    */
   async push(change: () => Promise<void> | void): Promise<void> {
@@ -119,8 +135,11 @@ export class Mesh {
 
   async #drains(): Promise<boolean> {
     const draining = "^listener_manager\\.total_(listeners|filter_chains)_draining$";
-    const counts = await this.#all((sidecar) => sidecar.stats(draining));
-    return counts.some(({ total }) => total !== 0);
+    const isWaitedFor = ({ drainSeconds }: Sidecar): boolean => drainSeconds * 1_000 < PUSH_MS_MAX;
+    const counts = await this.#all(async (sidecar) =>
+      isWaitedFor(sidecar) ? ((await sidecar.stats(draining)).total ?? 0) : 0,
+    );
+    return counts.some((count) => count !== 0);
   }
 
   #all<T>(ask: (sidecar: Sidecar) => Promise<T>): Promise<T[]> {
@@ -136,4 +155,20 @@ export class Mesh {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** An API server with Istio's definitions, and Holdfast's: nobody but those who write objects and those who watch them. */
+async function startApi(lab: Lab, objects: readonly KubeObject[]): Promise<ControlPlane> {
+  const api = new ControlPlane(lab, kubeTools());
+  await api.start();
+  const definitions = [requireIstioDefinitions(), join(projectRoot, "charts/holdfast/crds")];
+  await api.kubectl(["create", ...definitions.flatMap((file) => ["-f", file])]);
+  await api.kubectl(["wait", "--for=condition=Established", "crd", "--all"]);
+  const namespaces = [NAMESPACE, "istio-system"].map((name) => ({
+    ...{ apiVersion: "v1", kind: "Namespace" },
+    metadata: { name },
+  }));
+  await api.apply(...namespaces);
+  await put(api, ...objects);
+  return api;
 }

@@ -7,11 +7,17 @@
  *   client ── Envoy ══mutual TLS══ Envoy ── Holdfast ── application    "pinned"
  *   client ── gateway ── Envoy ──────────── Holdfast ── application    "gateway"
  */
-import { setTimeout as sleep } from "node:timers/promises";
-import { until } from "../support/moved-program.ts";
-import { connectFrom } from "./in-network.ts";
-import { hostOf } from "./istio-objects.ts";
-import { LongSession, type SessionKind, type SessionSeen } from "./long-sessions.ts";
+import {
+  GATEWAY,
+  linksInterrupted,
+  openGatedSessions,
+  openSessions,
+  startGateway,
+  startHeld,
+  startPlain,
+  whileAsking,
+} from "./held.ts";
+import type { LongSession, SessionKind, SessionSeen } from "./long-sessions.ts";
 import { createMesh, type Mesh } from "./mesh.ts";
 import {
   HELD,
@@ -23,20 +29,14 @@ import {
   SUBJECTS,
   type Subject,
 } from "./pushes.ts";
-import { APPLICATION, allRun, LISTEN_FIRST, portOf, SERVED, severalWorkload } from "./several-workload.ts";
+import { LISTEN_FIRST, SERVED } from "./several-workload.ts";
 
 export const WAYS = ["without", "pinned", "gateway"] as const;
 export type Way = (typeof WAYS)[number];
-export const SESSION_KINDS: readonly SessionKind[] = ["tcp", "websocket", "grpc", "http"];
-
-export const GATEWAY = { name: "g", address: "10.99.0.90" };
 const SWITCH = "10.99.0.1";
-const GATED = { name: "gated", upstreamFirst: 9_011, listenFirst: 15_920 };
 const SERVED_NUMBERS = SERVED.map(({ number }) => number);
 /** of a silent connection, as `render` has it of a policy's idleSeconds */
 const IDLE = "86400s";
-const ASK_MS = 100;
-const STARTING_MS_MAX = 60_000;
 
 /** By way and kind of session. */
 export type PushSeen = Record<Way, Record<SessionKind, SessionSeen>>;
@@ -84,30 +84,11 @@ export class PushStage {
 
   async #startApplications(): Promise<void> {
     const { lab } = this.mesh;
-    const [HTTP, TCP, GRPC] = SERVED_NUMBERS.map(String) as [string, string, string];
-    const env = { HOST: "0.0.0.0", HTTP, TCP, GRPC };
-    const servers = [PLAIN, SPARE].map(({ name }) =>
-      lab.spawn(name, APPLICATION.command, { cwd: APPLICATION.cwd, env }),
-    );
-    await Promise.all(servers.map((server) => server.waitFor(/echo: listening/, STARTING_MS_MAX)));
-    const ports = SERVED.map(({ number }, index) => ({
-      address: `${GATEWAY.address}:${number}`,
-      workload: GATED.name,
-      port: GATED.listenFirst + index,
-    }));
-    await lab.startGateway(GATEWAY.name, { listen: ports, admin: `${GATEWAY.address}:9400` });
-    const chat = severalWorkload({ name: SUBJECTS.pinned.app, start: true, upstreamFirst: 9_001 });
+    await Promise.all([PLAIN, SPARE].map(({ name }) => startPlain(lab, name)));
+    await startGateway(lab);
     // twice, so that a Sidecar may lead to other ports of it
-    const twice = (chat.ports as { listen: number; upstream: string }[]).flatMap((port) => [
-      port,
-      { ...port, listen: port.listen + SERVED.length },
-    ]);
-    const gated = severalWorkload({ ...GATED, start: true, workload: { downstream: "gateway" } });
-    const workloads = [{ ...chat, ports: twice }, gated];
-    await lab.startAgents([HELD.name], (node) =>
-      lab.startAgent(node, { peers: {}, workloads }, { timeoutMs: STARTING_MS_MAX }),
-    );
-    await until("every workload runs", () => allRun(lab, HELD.name), STARTING_MS_MAX);
+    const also = SERVED.map((_, index) => LISTEN_FIRST + SERVED.length + index);
+    await startHeld(lab, HELD.name, also);
   }
 
   /** What a push does to sessions that are open, and ask all the while. The push is undone. */
@@ -131,21 +112,16 @@ export class PushStage {
   }
 
   /** How often a link of the gateway has lost its connection so far. */
-  async linksInterrupted(): Promise<number> {
-    const url = `http://${GATEWAY.address}:9400/metrics`;
-    const { stdout } = await this.mesh.lab.run("switch", ["curl", "-sS", "--fail", url]);
-    return Number(/^holdfast_gateway_links_interrupted_total (\d+)$/m.exec(stdout)?.[1]);
+  linksInterrupted(): Promise<number> {
+    return linksInterrupted(this.mesh.lab);
   }
 
   /** A session of each kind. */
-  async open(way: Way): Promise<LongSession[]> {
+  open(way: Way): Promise<LongSession[]> {
     const { lab } = this.mesh;
-    const [from, address, app] =
-      way === "gateway"
-        ? [lab.switch, GATEWAY.address, "gateway"]
-        : [lab.client, SUBJECTS[way].address, SUBJECTS[way].app];
-    const dial = (kind: SessionKind) => connectFrom(from, { address, port: portOf(kind) });
-    return Promise.all(SESSION_KINDS.map((kind) => LongSession.open(kind, dial, hostOf(app))));
+    if (way === "gateway") return openGatedSessions(lab);
+    const { app, address } = SUBJECTS[way];
+    return openSessions(lab, app, address);
   }
 
   async #apply({ change, meshConfig, restarts }: Push): Promise<void> {
@@ -172,27 +148,4 @@ export class PushStage {
   #write({ app }: Subject, resources: Partial<Resources>): void {
     for (const [file, objects] of Object.entries(resources)) this.mesh.istiod.put(`${app}-${file}`, objects);
   }
-}
-
-/** Sessions ask while `work` goes on, and once more after it; who got no answer, or a wrong one, asks no more. */
-async function whileAsking(sessions: LongSession[], work: () => Promise<unknown>): Promise<void> {
-  let isOver = false;
-  const working = work().finally(() => {
-    isOver = true;
-  });
-  const asking = sessions.map(async (session) => {
-    const isWell = (): boolean => session.ended === null && session.failed.length === 0;
-    while (!isOver && isWell()) {
-      await session.ask();
-      await sleep(ASK_MS);
-    }
-    await working;
-    if (isWell()) await session.ask();
-  });
-  await Promise.all([working, ...asking]);
-}
-
-/** A session that is not the one it was. */
-export function isCut({ ended }: SessionSeen): boolean {
-  return ended !== null;
 }

@@ -139,6 +139,14 @@ export const PUSHES: readonly Push[] = [
     }),
   },
   {
+    id: "last-endpoint-removed",
+    what: "the last endpoint is labelled `istio.io/draining`: clients have none",
+    // an entry that goes does more, below
+    change: ({ app, pod }) => ({
+      endpoints: [endpoint(app, pod, { labels: { "istio.io/draining": "true" } })],
+    }),
+  },
+  {
     id: "workload-entry-removed",
     what: "the `WorkloadEntry` in use is removed, another stays; a service is added",
     // the service is for a push of everything: istiod may read a sidecar's own entry just before it goes, and not look again until then

@@ -33,9 +33,10 @@ export function portOf(kind: SessionKind): number {
   return { http: PORTS.http, websocket: PORTS.http, tcp: PORTS.tcp, grpc: PORTS.grpc }[kind].number;
 }
 
-/** What test/apps/several has to be told so that it listens from that port on. */
-export function applicationPorts(first: number): Record<string, string> {
-  return { HTTP: String(first), TCP: String(first + 1), GRPC: String(first + 2) };
+/** What test/apps/several has to be told so that it listens at these, in the order of {@link SERVED}. */
+export function applicationPorts(ports: readonly number[]): Record<string, string> {
+  const [HTTP, TCP, GRPC] = ports.map(String) as [string, string, string];
+  return { HTTP, TCP, GRPC };
 }
 
 export interface SeveralOptions {
@@ -56,7 +57,11 @@ export function severalWorkload(options: SeveralOptions): AgentConfig {
   return {
     name,
     start,
-    container: { ...APPLICATION, env: applicationPorts(upstreamFirst), rootfs: "host" },
+    container: {
+      ...APPLICATION,
+      env: applicationPorts(SERVED.map((_, index) => upstreamFirst + index)),
+      rootfs: "host",
+    },
     ports: SERVED.map((port, index) => ({
       listen: listenFirst + index,
       upstream: `127.0.0.1:${upstreamFirst + index}`,

@@ -27,6 +27,8 @@ const READY_MS_MAX = 60_000;
 export type SidecarOptions = Redirects & {
   /** of its certificate; default "default" */
   account?: string;
+  /** default: that of all */
+  drainSeconds?: number;
 } & ({ routes: SidecarRoutes } | ToldByIstiod);
 
 export interface ToldByIstiod {
@@ -63,17 +65,21 @@ export type Stats = Record<string, number>;
 export class Sidecar {
   readonly place: Place;
   readonly process: LabProcess;
+  /** how long it goes on with connections of a listener that was replaced */
+  readonly drainSeconds: number;
   readonly #secrets: SecretServer;
 
-  private constructor(place: Place, process: LabProcess, secrets: SecretServer) {
+  private constructor(place: Place, process: LabProcess, drainSeconds: number, secrets: SecretServer) {
     this.place = place;
     this.process = process;
+    this.drainSeconds = drainSeconds;
     this.#secrets = secrets;
   }
 
   /** Resolves when it has been started, not when it is ready. */
   static async start(name: string, options: SidecarOptions, host: SidecarHost): Promise<Sidecar> {
-    const { lab, certificate, drainSeconds } = host;
+    const { lab, certificate } = host;
+    const { drainSeconds = host.drainSeconds } = options;
     const place = lab.place(name);
     const socket = join(lab.dir, `secrets-${name}.sock`);
     const secrets = await serveSecrets(socket, certificate);
@@ -89,7 +95,7 @@ export class Sidecar {
       ],
       { name: "envoy" },
     );
-    return new Sidecar(place, process, secrets);
+    return new Sidecar(place, process, drainSeconds, secrets);
   }
 
   /** Resolves when it takes connections. @throws Error with its last words */
@@ -110,26 +116,8 @@ export class Sidecar {
   }
 
   /** The answer of its admin interface. @throws Error where it does not answer with 200 */
-  admin(path: string, method = "GET"): Promise<string> {
-    return new Promise((resolve, reject) => {
-      const asked = request(
-        { host: ADMIN.address, path, method, createConnection: () => connectFrom(this.place, ADMIN) },
-        (response) => {
-          let text = "";
-          response.setEncoding("utf8").on("data", (chunk: string) => {
-            text += chunk;
-          });
-          response.on("error", reject);
-          response.on("end", () =>
-            response.statusCode === 200
-              ? resolve(text)
-              : reject(new Error(`${path}: ${response.statusCode} ${text}`)),
-          );
-        },
-      );
-      asked.on("error", reject);
-      asked.end();
-    });
+  admin(path: string): Promise<string> {
+    return askAdmin(this.place, path);
   }
 
   /** Counters and gauges whose name matches, and their sum as `total`. */
@@ -152,16 +140,43 @@ export class Sidecar {
     return JSON.parse(await this.admin("/config_dump?include_eds"));
   }
 
+  /** Connections that come to this port from now on are led to it, or are not any more. */
+  lead(port: number, isLed: boolean): void {
+    nft(this.place, `${isLed ? "add" : "delete"} element ip mesh inbound { ${port} }`);
+  }
+
   /** Its process is the laboratory's to end. */
   close(): void {
     this.#secrets.forceShutdown();
   }
 }
 
+/** Of the Envoy that is at a place. @throws Error where it does not answer with 200 */
+export function askAdmin(place: Place, path: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const createConnection = () => connectFrom(place, ADMIN);
+    const asked = request({ host: ADMIN.address, path, createConnection }, (response) => {
+      let text = "";
+      response.setEncoding("utf8").on("data", (chunk: string) => {
+        text += chunk;
+      });
+      response.on("error", reject);
+      response.on("end", () =>
+        response.statusCode === 200
+          ? resolve(text)
+          : reject(new Error(`${path}: ${response.statusCode} ${text}`)),
+      );
+    });
+    asked.on("error", reject);
+    asked.end();
+  });
+}
+
 function redirect(place: Place, { inboundOnly, outboundBut, holdfastFrom }: SidecarOptions): void {
   const inbound = inboundOnly && [
+    `set inbound { type inet_service; elements = { ${inboundOnly.join(", ")} }; }`,
     "chain prerouting { type nat hook prerouting priority -100;",
-    `tcp dport { ${inboundOnly.join(", ")} } redirect to :${INBOUND_PORT}`,
+    `tcp dport @inbound redirect to :${INBOUND_PORT}`,
     "}",
   ];
   const outbound = [
@@ -181,7 +196,11 @@ function redirect(place: Place, { inboundOnly, outboundBut, holdfastFrom }: Side
     "}",
   ];
   const rules = ["table ip mesh {", ...(inbound ?? []), ...outbound, "}"].join("\n");
-  execFileSync("nsenter", [`--net=/run/netns/${place.netns}`, "--", "nft", "-f", "-"], {
+  nft(place, rules);
+}
+
+function nft({ netns }: Place, rules: string): void {
+  execFileSync("nsenter", [`--net=/run/netns/${netns}`, "--", "nft", "-f", "-"], {
     input: rules,
     stdio: ["pipe", "pipe", "pipe"],
   });

@@ -10,9 +10,9 @@ import type { Lab, Place } from "../lab/lab.ts";
 import { connectFrom, listenAt } from "./in-network.ts";
 import { endpoint, hostOf, NAMESPACE, service } from "./istio-objects.ts";
 
-const APP = "sticky";
-const ADDRESS = "10.96.0.20";
-const PORT = 8_100;
+export const APP = "sticky";
+export const ADDRESS = "10.96.0.20";
+export const PORT = 8_100;
 export const NAMES = ["one", "two"] as const;
 type Name = (typeof NAMES)[number];
 
