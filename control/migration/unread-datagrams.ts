@@ -19,7 +19,6 @@ import * as sock from "#proxy/kernel/socket.ts";
 import { isLoopback, isUnspecified, ownAddressFor } from "./addresses.ts";
 import { hasArrived } from "./over-loopback.ts";
 
-const SO_PEEK_OFF = 42;
 /** include/uapi/linux/sock_diag.h: nine words */
 const SO_MEMINFO = 55;
 const MEMINFO_BYTES = 36;
@@ -42,21 +41,17 @@ export type UnreadDatagram = z.infer<typeof unreadDatagram>;
  */
 export function unreadDatagramsOf(fd: number, bytesMax: number): UnreadDatagram[] {
   if ((polling.pollNow(fd, polling.POLLIN) & polling.POLLIN) === 0) return [];
-  const before = sock.getsockoptInt(fd, sock.SOL_SOCKET, SO_PEEK_OFF);
-  sock.setsockoptInt(fd, sock.SOL_SOCKET, SO_PEEK_OFF, 0);
   const found: UnreadDatagram[] = [];
   const into = Buffer.alloc(DATAGRAM_BYTES_MAX);
   let bytes = 0;
-  try {
+  sock.peekingOn(fd, () => {
     while (found.length < DATAGRAMS_MAX && bytes <= bytesMax) {
       const seen = sock.tryRecvFrom(fd, into, sock.MSG_PEEK | sock.MSG_DONTWAIT);
       if (seen === null) break;
       bytes += seen.length;
       found.push({ from: seen.from, bytes: into.toString("base64", 0, seen.length) });
     }
-  } finally {
-    sock.setsockoptInt(fd, sock.SOL_SOCKET, SO_PEEK_OFF, before);
-  }
+  });
   return found;
 }
 

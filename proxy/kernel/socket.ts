@@ -319,13 +319,33 @@ export function hasUrgentData(fd: number): boolean {
 
 const nameBuffer = Buffer.alloc(128);
 
-/** The next message, which goes on waiting, and the struct sockaddr of who sent it; null: there is none, or that cannot be told. */
+/** The next message, which goes on waiting, and the struct sockaddr of who sent it; null when none is there. */
 export function tryPeekMessage(fd: number, into: Buffer): { length: number; from: Buffer } | null {
   lengthView.setUint32(0, nameBuffer.length, true);
   const flags = MSG_PEEK | MSG_DONTWAIT;
   const received = libc().recvfrom(fd, into, into.length, flags, nameBuffer, length);
-  if (received < 0) return null;
-  return { length: received, from: nameBuffer.subarray(0, lengthView.getUint32(0, true)) };
+  if (received >= 0) return { length: received, from: nameBuffer.subarray(0, lengthView.getUint32(0, true)) };
+  const error = errno();
+  if (error === constants.errno.EAGAIN) return null;
+  throw failure("recvfrom", error);
+}
+
+const SO_PEEK_OFF = 42;
+
+/** Whether MSG_PEEK goes on where it was (SO_PEEK_OFF, socket(7)): then each look moves it. */
+export function peeksOn(fd: number): boolean {
+  return getsockoptInt(fd, SOL_SOCKET, SO_PEEK_OFF) >= 0;
+}
+
+/** Meanwhile each MSG_PEEK goes on behind what the one before has seen, from the oldest on: for all who have the socket. */
+export function peekingOn<T>(fd: number, look: () => T): T {
+  const before = getsockoptInt(fd, SOL_SOCKET, SO_PEEK_OFF);
+  setsockoptInt(fd, SOL_SOCKET, SO_PEEK_OFF, 0);
+  try {
+    return look();
+  } finally {
+    setsockoptInt(fd, SOL_SOCKET, SO_PEEK_OFF, before);
+  }
 }
 
 /** A datagram of an Internet socket, and who sent it; null when none is there. */

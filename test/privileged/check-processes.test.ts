@@ -40,6 +40,8 @@ def endlessly(first=lambda: None):
     threading.Thread(target=work, daemon=True).start(); started.wait()
 `;
 const pause = "while True: signal.pause()";
+/** one in two of the hasty finds something */
+const LOOKS = 15;
 
 const cases: Record<string, { code: string; ids: string[] }> = {
   "a user namespace": { code: "unshare(0x10000000)", ids: ["process.namespace"] },
@@ -170,6 +172,17 @@ const sealing = `memory = scope["opened"] = mmap.mmap(-1, 8192)
 if libc.syscall(462, ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory))), ctypes.c_long(8192), 0) != 0:
     raise OSError(ctypes.get_errno(), "mseal")`;
 
+/** A server that many come to: what it waits for has changed whenever one looks again. */
+const busy = `
+def churn():
+    epoll = select.epoll()
+    while True:
+        pipes = [os.pipe() for _ in range(20)]
+        for reading, _ in pipes: epoll.register(reading, select.EPOLLIN)
+        for pipe in pipes:
+            for end in pipe: os.close(end)
+threading.Thread(target=churn, daemon=True).start()`;
+
 /** What its kernel makes for no process of a container can be handed to one. */
 const giver = `
 import socket
@@ -214,6 +227,8 @@ other = open("/tmp/locked", "w+b"); fcntl.lockf(other, fcntl.LOCK_EX)
 scope['opened'] = (other, mmap.mmap(file.fileno(), 4096))`,
   "a child that nobody has waited for": `
 if os.fork() == 0: os._exit(0)`,
+  "a connection of messages whose other end was closed": `
+near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); near.close(); scope['opened'] = far`,
 };
 
 describe("processes that cannot move", { skip, timeout: 600_000 }, () => {
@@ -241,6 +256,18 @@ describe("processes that cannot move", { skip, timeout: 600_000 }, () => {
         assert.deepEqual(await found(), [], what);
         await run("end(pid)");
       }
+      await run(`pid = start(${JSON.stringify(busy)})`);
+      for (let look = 0; look < LOOKS; look++) assert.deepEqual(await found(), [], "a busy server");
+      await run("end(pid)");
+      // one has turned to another, of which the other is told by an error: the application, and not whoever looks
+      const turned = `
+near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+other.bind("/tmp/other"); near.send(b"x"); far.send(b"x"); near.connect("/tmp/other")`;
+      await run(`exec(${JSON.stringify(turned)}, scope)`);
+      assert.deepEqual(await found(), ["socket.unix-one-way"]);
+      assert.equal(await run("far.recv(1)"), "ERROR ConnectionResetError(104, 'Connection reset by peer')");
+      assert.equal(await run("far.recv(1)"), "b'x'");
+      await run("[one.close() for one in (near, far, other)]");
       for (const [what, { code, ids }] of Object.entries(cases)) {
         await run(`pid = start(${JSON.stringify(code)})`);
         assert.match(await run("pid"), /^\d+$/, `${what}: cannot be made: ${await run("pid")}`);

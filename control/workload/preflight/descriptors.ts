@@ -1,5 +1,5 @@
 /** Descriptors that CRIU 4.2 cannot dump, told by what /proc says of them (proc(5), /proc/PID/fd and fdinfo). */
-import { readFileSync, statfsSync } from "node:fs";
+import { readFileSync, readlinkSync, statfsSync } from "node:fs";
 import { F_GETOWN, tryFcntl } from "#proxy/kernel/descriptors.ts";
 import type { Add, FindingId } from "../../api/finding.ts";
 import { withSocketAt } from "../../migration/sockets.ts";
@@ -52,14 +52,13 @@ const SECRETMEM = "/secretmem";
 export async function checkDescriptors(init: number, pids: number[], add: Add): Promise<void> {
   const inTree = new Set(pids);
   const mounts = mountsOf(init);
-  const tables = new Map<number, Map<number, string>>();
-  for (const pid of pids)
-    tables.set(pid, new Map((await descriptorsOf(pid)).map(({ fd, target }) => [fd, target])));
-  for (const [pid, table] of tables) {
+  for (const pid of pids) {
     const mapped = mappedFiles(pid);
-    for (const [fd, target] of table) {
+    const open = await descriptorsOf(pid);
+    const table = new Map(open.map(({ fd, target }) => [fd, target]));
+    for (const { fd, target } of open) {
       if (mapped.has(target)) checkLock(pid, fd, target, add);
-      if (target === EVENTPOLL) checkWatches(pid, fd, [...tables.values()], add);
+      if (target === EVENTPOLL) checkWatches({ pid, fd }, table, pids, add);
       if (target.startsWith("pidfd:")) checkPidfd(pid, fd, inTree, add);
       else if (target.startsWith("anon_inode:")) checkAnonymous(pid, fd, target, inTree, add);
       else if (target.startsWith("/")) checkMount(pid, fd, target, mounts, add);
@@ -102,27 +101,58 @@ function checkEventOwner(pid: number, fd: number, add: Add): void {
 /**
  * A watch outlives its descriptor while another one of the same open file is there (epoll(7), question 6). The kernel lists it by
  * the number it had, under which CRIU looks for it.
- * @param tables of all processes, as an instance may be another's too
+ * @param table the process's own descriptors, a while ago: most watches are of one of these
+ * @param pids of all processes, as an instance may be another's too
  */
-function checkWatches(pid: number, fd: number, tables: Map<number, string>[], add: Add): void {
-  for (const [, watched, inode] of info(pid, fd).matchAll(WATCH)) {
-    const number = Number(watched);
-    const isThere = tables.some((table) => {
-      const target = table.get(number);
-      const named = /^(?:socket|pipe):\[(\d+)\]$/.exec(target ?? "")?.[1];
-      return (
-        target !== undefined && (named === undefined || Number(named) === Number.parseInt(inode ?? "", 16))
-      );
-    });
-    if (isThere) continue;
-    add(
-      "descriptor.watch-of-closed",
-      "error",
-      `process ${pid} waits by descriptor ${fd}, an epoll instance, for descriptor ${number}, which it has closed while a copy of it is open`,
-      "let it take a descriptor from the instance before it closes it (EPOLL_CTL_DEL), or close all copies",
-      { pid, fd },
-    );
-    return;
+function checkWatches(
+  { pid, fd }: { pid: number; fd: number },
+  table: ReadonlyMap<number, string>,
+  pids: readonly number[],
+  add: Add,
+): void {
+  const listed = (): Watch[] => watchesIn(info(pid, fd));
+  const isStray = (watch: Watch): boolean => !pids.some((one) => isOf(watch, linkOf(one, watch.fd)));
+  const unknown = listed().filter((watch) => !isOf(watch, table.get(watch.fd)));
+  const missed = unknown.filter(isStray);
+  if (missed.length === 0) return;
+  // meanwhile it may have been closed, and its watch with it: what is listed still, and closed still, stays
+  const stays = listed();
+  const stray = missed.find(
+    (watch) => isStray(watch) && stays.some((one) => one.fd === watch.fd && one.inode === watch.inode),
+  );
+  if (stray === undefined) return;
+  add(
+    "descriptor.watch-of-closed",
+    "error",
+    `process ${pid} waits by descriptor ${fd}, an epoll instance, for descriptor ${stray.fd}, which it has closed while a copy of it is open`,
+    "let it take a descriptor from the instance before it closes it (EPOLL_CTL_DEL), or close all copies",
+    { pid, fd },
+  );
+}
+
+interface Watch {
+  fd: number;
+  inode: number;
+}
+
+function watchesIn(info: string): Watch[] {
+  return Array.from(info.matchAll(WATCH), ([, fd, inode = ""]) => ({
+    fd: Number(fd),
+    inode: Number.parseInt(inode, 16),
+  }));
+}
+
+/** @param target what the descriptor of that number is of; undefined: there is none. Only of sockets and pipes it tells which one */
+function isOf({ inode }: Watch, target: string | undefined): boolean {
+  const own = /^(?:socket|pipe):\[(\d+)\]$/.exec(target ?? "")?.[1];
+  return target !== undefined && (own === undefined || Number(own) === inode);
+}
+
+function linkOf(pid: number, fd: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/fd/${fd}`);
+  } catch {
+    return undefined; // closed
   }
 }
 

@@ -80,7 +80,7 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
   if (root !== undefined) checkNamespaces(container, root, CONTAINER_NAMESPACES, `/proc/${root}`, add);
   const members: SessionMember[] = [];
   const living: number[] = [];
-  const usual = speculationOf(`/proc/${init}`);
+  const usual = speculationOf(read(`/proc/${init}/status`));
   let seen = 0;
   for (const pid of pids) {
     const stat = statOf(`/proc/${pid}`);
@@ -99,8 +99,9 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
       continue;
     }
     living.push(pid);
-    checkTracer(pid, threads, add);
-    checkSpeculation(usual, pid, threads, add);
+    const statuses = threads.map((tid) => read(`/proc/${pid}/task/${tid}/status`));
+    checkTracer(pid, statuses, add);
+    checkSpeculation(usual, pid, statuses, add);
     checkStopSignal(pid, stat, add);
     checkTerminal(pid, stat, add);
     checkNamespaces(ours, pid, NAMESPACES, `/proc/${pid}`, add);
@@ -116,9 +117,10 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
   checkShared(living, add);
 }
 
-function checkTracer(pid: number, threads: number[], add: Add): void {
-  for (const tid of threads) {
-    const tracer = /^TracerPid:\s*([1-9]\d*)/m.exec(read(`/proc/${pid}/task/${tid}/status`))?.[1];
+/** @param statuses of its threads, proc(5); "": it is gone */
+function checkTracer(pid: number, statuses: string[], add: Add): void {
+  for (const status of statuses) {
+    const tracer = /^TracerPid:\s*([1-9]\d*)/m.exec(status)?.[1];
     if (tracer === undefined) continue;
     const name = read(`/proc/${tracer}/comm`).trim();
     add(
@@ -133,24 +135,19 @@ function checkTracer(pid: number, threads: number[], add: Add): void {
 }
 
 /** A thread that does without a processor's guesses (PR_SET_SPECULATION_CTRL, prctl(2)) would have them again. */
-function checkSpeculation(usual: string, pid: number, threads: number[], add: Add): void {
-  for (const tid of threads) {
-    const own = speculationOf(`/proc/${pid}/task/${tid}`);
-    if (own === usual || own === "") continue;
-    add(
-      "process.speculation",
-      "error",
-      `process ${pid} has switched off its processor's speculation (PR_SET_SPECULATION_CTRL), which would be lost`,
-      "let the application leave it to the machine, or switch it off for all (spec_store_bypass_disable=, Linux's command line)",
-      { pid },
-    );
-    return;
-  }
+function checkSpeculation(usual: string, pid: number, statuses: string[], add: Add): void {
+  if (statuses.every((status) => status === "" || speculationOf(status) === usual)) return;
+  add(
+    "process.speculation",
+    "error",
+    `process ${pid} has switched off its processor's speculation (PR_SET_SPECULATION_CTRL), which would be lost`,
+    "let the application leave it to the machine, or switch it off for all (spec_store_bypass_disable=, Linux's command line)",
+    { pid },
+  );
 }
 
-/** As proc(5) has it in `status`; "": it is gone. */
-function speculationOf(folder: string): string {
-  return (read(`${folder}/status`).match(/^Speculation.*$/gm) ?? []).join();
+function speculationOf(status: string): string {
+  return (status.match(/^Speculation.*$/gm) ?? []).join();
 }
 
 /**

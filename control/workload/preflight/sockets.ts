@@ -204,9 +204,9 @@ function lookAtUnix(fd: number, inode: number): Told[] {
   ];
 }
 
-/** CRIU takes TCP's for ordinary bytes, and leaves that of Unix sockets out. */
+/** Of a stream. CRIU takes TCP's for ordinary bytes, and leaves that of Unix sockets out. */
 function urgentData(fd: number, inode: number): Told[] {
-  if (option(fd, sock.SO_TYPE) !== sock.SOCK_STREAM || !sock.hasUrgentData(fd)) return [];
+  if (!sock.hasUrgentData(fd)) return [];
   return [
     {
       id: "socket.urgent-data",
@@ -347,6 +347,15 @@ function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
     if (socket === undefined) continue;
     const peer = socket.peer === 0 ? undefined : all.get(socket.peer);
     if (peer !== undefined && !inodes.has(socket.peer)) told.push(...unixOutside(socket, peer, place));
+    if (peer !== undefined && inodes.has(socket.peer) && peer.peer !== inode && peer.name === null)
+      told.push({
+        id: "socket.unix-one-way",
+        severity: "error",
+        what: `Unix socket ${socket.name ?? inode} is connected to one without a name that is connected to another by now, which CRIU cannot dump`,
+        cure: "let the application close it, or give the other one a name",
+        place,
+        isTransient: true,
+      });
     if (socket.waiting.some((client) => !isCarriedInQueue(all.get(client), inodes)))
       told.push({
         id: "socket.unix-backlog",
