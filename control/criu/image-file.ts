@@ -14,6 +14,7 @@ export const MAGICS = {
   ids: 0x54432030,
   mm: 0x57492820,
   pstree: 0x50273030,
+  tcpStream: 0x51465506,
   ttyInfo: 0x59453036,
   ttyData: 0x59413026,
 } as const;
@@ -21,18 +22,37 @@ export type ImageKind = keyof typeof MAGICS;
 
 /** The messages of an image. @throws HoldfastError `CRIU_IMAGE` when it is not one of that kind */
 export function decodeImage(kind: ImageKind, image: Buffer): Buffer[] {
-  const invalid = (): HoldfastError => fail("CRIU_IMAGE", `not an image of CRIU (${kind})`);
-  if (image.length < 8 || image.readUInt32LE(0) !== COMMON_MAGIC || image.readUInt32LE(4) !== MAGICS[kind])
-    throw invalid();
   const messages: Buffer[] = [];
-  for (let at = 8; at < image.length; ) {
-    if (at + 4 > image.length) throw invalid();
-    const end = at + 4 + image.readUInt32LE(at);
-    if (end > image.length) throw invalid();
-    messages.push(image.subarray(at + 4, end));
-    at = end;
+  for (let at = firstAt(kind, image); at < image.length; ) {
+    const message = messageAt(kind, image, at);
+    messages.push(message);
+    at += 4 + message.length;
   }
   return messages;
+}
+
+/** Of an image that has one message, and bytes of another kind behind it. @throws as {@link decodeImage} */
+export function firstOfImage(kind: ImageKind, image: Buffer): { message: Buffer; rest: Buffer } {
+  const at = firstAt(kind, image);
+  const message = messageAt(kind, image, at);
+  return { message, rest: image.subarray(at + 4 + message.length) };
+}
+
+function firstAt(kind: ImageKind, image: Buffer): number {
+  if (image.length < 8 || image.readUInt32LE(0) !== COMMON_MAGIC || image.readUInt32LE(4) !== MAGICS[kind])
+    throw invalid(kind);
+  return 8;
+}
+
+function messageAt(kind: ImageKind, image: Buffer, at: number): Buffer {
+  if (at + 4 > image.length) throw invalid(kind);
+  const end = at + 4 + image.readUInt32LE(at);
+  if (end > image.length) throw invalid(kind);
+  return image.subarray(at + 4, end);
+}
+
+function invalid(kind: ImageKind): HoldfastError {
+  return fail("CRIU_IMAGE", `not an image of CRIU (${kind})`);
 }
 
 export function encodeImage(kind: ImageKind, messages: Buffer[]): Buffer {

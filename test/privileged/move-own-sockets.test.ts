@@ -372,6 +372,29 @@ describe("sockets of the application's own", { skip }, () => {
       await until("it has arrived", () => there.stdout.includes("a line"));
     }));
 
+  test("that talk to each other and have sent more than is read lose nothing, whichever of them is restored first", () =>
+    withPythonShell({ downstream: "forward" }, async (program, run) => {
+      const talk = `
+talks = []
+for isLate in (False, True):
+  listener = socket.create_server(("127.0.0.1", 0)); near = socket.socket()
+  if isLate: near = socket.socket(fileno=(os.dup2(near.fileno(), 100), near.close())[0])
+  near.connect(listener.getsockname()); far = listener.accept()[0]; near.setblocking(False); sent = 0
+  try:
+    while True: sent += near.send(bytes((sent + i) % 251 for i in range(65536)))
+  except BlockingIOError: talks.append((near, far, sent, listener))
+def rest(near, far, sent):
+  near.setblocking(True); near.shutdown(socket.SHUT_WR); far.settimeout(20)
+  got = b"".join(iter(lambda: far.recv(1 << 20), b""))
+  return (len(got) - sent, got == bytes(i % 251 for i in range(sent)))`;
+      assert.equal(await run(`exec(${JSON.stringify(talk)}, scope)`), "None");
+      const unsent = `[struct.unpack("i", fcntl.ioctl(near.fileno(), 0x894B, b"1234"))[0] > 0 for near, *_ in talks]`;
+      assert.equal(await run(unsent), "[True, True]", "SIOCOUTQNSD");
+      await program.move("b");
+      await program.move("a");
+      assert.equal(await run("[rest(*talk[:3]) for talk in talks]"), "[(0, True), (0, True)]");
+    }));
+
   test("that are busy for a moment are waited for", () =>
     withPythonShell({}, async (program, run) => {
       await run(

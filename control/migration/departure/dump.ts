@@ -13,6 +13,7 @@ import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { RestoreCall } from "../../api/migration.ts";
 import type { Taken } from "../../audit/take.ts";
 import { withCriuReason } from "../../criu/failure.ts";
+import { takeUnsentForSent } from "../../criu/inner-connections.ts";
 import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
 import type { Freezer } from "../../runtime/freezer.ts";
 import { openQueues } from "../../runtime/posix-queues.ts";
@@ -72,6 +73,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   } catch (error) {
     throw await withCriuReason(error, "CRIU_DUMP", `${imagesDir}/dump.log`);
   }
+  takeUnsentForSent(imagesDir);
   beginCallsAgain(imagesDir, await readFile(`${imagesDir}/dump.log`, "utf8").catch(() => ""));
   // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
   if (freezer !== null) await beginRepair(await treeOf(root));
