@@ -431,11 +431,12 @@ describe("the chart in a cluster", () => {
     const { data: now } = await cluster.api("GET", path);
     const { webhooks } = await cluster.api("GET", CONFIGURATION);
     for (const { clientConfig } of webhooks) assert.equal(clientConfig.caBundle, now["ca.crt"]);
-    // kubelet brings a Secret within a minute or two, or when the pod changes
     const { name } = (await onePod("holdfast", NAMESPACE, WEBHOOK)).metadata;
-    await cluster.kubectl(["-n", NAMESPACE, "annotate", "pod", name, "seen=yes"]);
     await cluster.until("it shows the new one", async () => {
       await shown();
+      // kubelet brings a Secret within a minute or two, or when the pod changes; each time, since it may not have been told of the Secret yet
+      const seen = `seen=${asked}`;
+      await cluster.kubectl(["-n", NAMESPACE, "annotate", "--overwrite", "pod", name, seen]);
       return /the certificate was read again/.test(await cluster.kubectl(["-n", NAMESPACE, "logs", name]));
     });
     for (let more = 0; more < 20; more++) await shown();

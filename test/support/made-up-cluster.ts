@@ -34,8 +34,8 @@ import {
 } from "#control/kubernetes/client/objects.ts";
 import { pathOf } from "#control/kubernetes/client/paths.ts";
 import { act } from "#control/kubernetes/controller/act.ts";
-import { type Calls, gather } from "#control/kubernetes/controller/gather.ts";
-import { plan } from "#control/kubernetes/controller/plan.ts";
+import type { Calls } from "#control/kubernetes/controller/gather.ts";
+import { look } from "#control/kubernetes/controller/look.ts";
 import { isStandby, ordinalPod } from "#control/kubernetes/controller/standby-pod.ts";
 import { REVISION, revisionAnew } from "#control/kubernetes/controller/stateful-set.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -99,6 +99,8 @@ export interface ClusterOptions {
   /** chance of a call to fail, each way */
   faults: number;
   controllers: number;
+  /** others write to every pod and Migration each time that so many calls were done; default: never */
+  othersWriteEvery?: number;
 }
 
 export class MadeUpCluster {
@@ -122,6 +124,7 @@ export class MadeUpCluster {
   readonly #controllers: Controller[] = [];
   #version = 1;
   #uids = 0;
+  #callsDone = 0;
 
   constructor(options: ClusterOptions) {
     this.#options = options;
@@ -336,15 +339,27 @@ export class MadeUpCluster {
       await this.#turn(who);
       for (const { metadata } of this.migrations()) {
         try {
-          const observed = await gather(api, NAMESPACE, metadata.name);
-          if (observed === null) continue;
-          const { action } = plan(observed, this.nowMs);
-          if (action !== null) await act(api, observed.migration, action);
+          await look(
+            api,
+            { namespace: NAMESPACE, name: metadata.name },
+            () => this.nowMs,
+            (migration, action) => act(api, migration, action),
+          );
         } catch (error) {
           if ((error as { code?: string }).code !== "KUBERNETES_UNREACHABLE") throw error;
         }
       }
     }
+  }
+
+  /** To what the controller writes to, and nothing that it goes by. */
+  #othersWrite(): void {
+    const { othersWriteEvery = 0 } = this.#options;
+    this.#callsDone += 1;
+    if (othersWriteEvery === 0 || this.#callsDone % othersWriteEvery !== 0) return;
+    for (const path of this.#objects.keys())
+      if (/\/(pods|migrations)\//.test(path))
+        this.change(path, { metadata: { annotations: { "example.com/writes": String(this.#callsDone) } } });
   }
 
   #turn(who: Controller): Promise<void> {
@@ -367,6 +382,7 @@ export class MadeUpCluster {
     } catch (error) {
       problem = error;
     }
+    this.#othersWrite();
     await this.#turn(who);
     if (!who.isAlive) return new Promise(() => {});
     if (this.random() < chance) throw lost();

@@ -10,7 +10,7 @@ import { FINALIZER, isFinal, MIGRATION_LABEL } from "#control/api/resources.ts";
 import { controllerOf, isActive } from "#control/kubernetes/client/objects.ts";
 import { pathOf } from "#control/kubernetes/client/paths.ts";
 import { isStandby } from "#control/kubernetes/controller/standby-pod.ts";
-import { MadeUpCluster, NAMESPACE } from "../support/made-up-cluster.ts";
+import { type ClusterOptions, MadeUpCluster, NAMESPACE } from "../support/made-up-cluster.ts";
 
 /** What people and nodes do meanwhile. @property ends the application may end with it, as it would have without a move */
 const DISTURBANCES: Record<string, { ends: boolean; does(cluster: MadeUpCluster): void }> = {
@@ -119,7 +119,11 @@ const scenario = fc.record({
 type Scenario = typeof scenario extends fc.Arbitrary<infer T> ? T : never;
 
 /** @throws AssertionError at the first step after which something does not hold */
-async function run({ disturbances, node, ...options }: Scenario): Promise<string> {
+async function run({
+  disturbances,
+  node,
+  ...options
+}: Scenario & Pick<ClusterOptions, "othersWriteEvery">): Promise<string> {
   const cluster = new MadeUpCluster(options);
   const source = cluster.pod("chat-0");
   assert.ok(source !== null);
@@ -206,6 +210,16 @@ describe("a Migration, whatever happens", () => {
     const some = ["deployment", "stateful-set", "nobody"].map((kind) => `Succeeded of ${kind}`);
     for (const end of ["Succeeded", "Failed", "Aborted", ...some])
       assert.ok((ends.get(end) ?? 0) > 0, `${end}: ${JSON.stringify([...ends])}`);
+  });
+
+  it("ends while others write to its objects more often than it reads them all", async () => {
+    await fc.assert(
+      fc.asyncProperty(scenario, fc.integer({ min: 5, max: 8 }), async (one, othersWriteEvery) => {
+        const end = await run({ ...one, controllers: 1, faults: 0, disturbances: [], othersWriteEvery });
+        assert.ok(["Succeeded", "Failed"].includes(end), end);
+      }),
+      { numRuns: 30 },
+    );
   });
 
   it("succeeds where nothing is in its way, whatever the API server does to calls", async () => {

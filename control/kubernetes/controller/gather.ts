@@ -1,4 +1,5 @@
 /** Reads what the plan for one Migration is made of: from the API server, not from what a watch has told, so that it is never old. */
+import { isDeepStrictEqual } from "node:util";
 import {
   ANNOTATION,
   isFinal,
@@ -27,6 +28,7 @@ import {
 import { pathOf, selectorText } from "../client/paths.ts";
 import { type Eviction, isOver } from "../eviction/requests.ts";
 import { causeOf } from "../triggers/caused.ts";
+import type { Action } from "./next.ts";
 import type { Claim, Observed, Owner } from "./observed.ts";
 import { becomesOf, isStandby, isStatefulSet, standbyName } from "./standby-pod.ts";
 
@@ -44,9 +46,7 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
   });
   const source = await api.find<Pod>(pathOf("pods", { namespace, name: status.source?.pod ?? spec.pod }));
   // after the source: whoever has labelled it was there before
-  const isBefore = status.phase === undefined || status.phase === "Pending";
-  const all = await migrationsOf(api, isBefore ? null : namespace);
-  const others = all.filter((one) => one.metadata.namespace === namespace);
+  const rivals = await rivalsOf(api, migration);
   const policies = await api.list<KubernetesObject>(pathOf("continuitypolicies", { namespace }));
 
   const candidates = labelled.items.filter(({ metadata: { uid } }) => uid !== source?.metadata.uid);
@@ -79,9 +79,64 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
     owner,
     nodes,
     claims: await claimsOf(api, namespace, source),
-    others: others.filter((other) => other.metadata.uid !== metadata.uid),
-    elsewhere: all.filter((one) => one.metadata.namespace !== namespace && isUnderWay(one)).length,
+    ...rivals,
     isWithdrawn: await withdrawn(api, namespace, migration),
+  };
+}
+
+/**
+ * As it was read, with the object of an action that came too late as it is now. The rest is as old as it would be had this been read last.
+ * @returns null: more has changed than that, so all is to be read
+ */
+export async function gatherAgain(api: Calls, observed: Observed, action: Action): Promise<Observed | null> {
+  const { migration } = observed;
+  const { namespace, name } = migration.metadata;
+  if (action.do === "status" || action.do === "finalizer") {
+    const found = await api.find<object>(pathOf("migrations", { namespace, name }));
+    const now = found === null ? null : migrationSchema.parse(found);
+    return now !== null && isDeepStrictEqual(chooses(now), chooses(migration))
+      ? { ...observed, migration: now }
+      : null;
+  }
+  if (action.do !== "patch-pod" && action.do !== "delete-pod") return null;
+  const { uid } = action.pod;
+  const now = await api.find<Pod>(pathOf("pods", { namespace, name: action.pod.name }));
+  const { source, standby, strays, ordinal, owner } = observed;
+  const owned = "pods" in owner ? owner.pods : [];
+  const before = [source, standby, ordinal, ...strays, ...owned].find((pod) => pod?.metadata.uid === uid);
+  if (now === null || !before || !isDeepStrictEqual(belongs(now), belongs(before))) return null;
+  const fresh = <P extends Pod | null>(pod: P): P | Pod => (pod?.metadata.uid === uid ? now : pod);
+  return {
+    ...observed,
+    source: fresh(source),
+    standby: fresh(standby),
+    strays: strays.map(fresh),
+    ordinal: fresh(ordinal),
+    owner: "pods" in owner ? { ...owner, pods: owned.map(fresh) } : owner,
+    // after the pod, as ever
+    ...(await rivalsOf(api, migration)),
+  };
+}
+
+/** What of a Migration says which other objects are read. */
+function chooses({ metadata: { uid }, spec, status }: Migration): object {
+  return { uid, spec, status };
+}
+
+/** What of a pod says what it is to a Migration. */
+function belongs({ metadata: { uid, labels, ownerReferences } }: Pod): object {
+  return { uid, labels, ownerReferences };
+}
+
+async function rivalsOf(
+  api: Calls,
+  { metadata: { namespace, uid }, status }: Migration,
+): Promise<Pick<Observed, "others" | "elsewhere">> {
+  const isBefore = status.phase === undefined || status.phase === "Pending";
+  const all = await migrationsOf(api, isBefore ? null : namespace);
+  return {
+    others: all.filter(({ metadata }) => metadata.namespace === namespace && metadata.uid !== uid),
+    elsewhere: all.filter((one) => one.metadata.namespace !== namespace && isUnderWay(one)).length,
   };
 }
 

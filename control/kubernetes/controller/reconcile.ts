@@ -23,10 +23,9 @@ import { causeOf } from "../triggers/caused.ts";
 import { NodeWatch } from "../triggers/node-watch.ts";
 import { act } from "./act.ts";
 import { eventsOf } from "./events.ts";
-import { gather } from "./gather.ts";
+import { look } from "./look.ts";
 import type { ControllerMetrics } from "./metrics.ts";
 import type { Action } from "./next.ts";
-import { plan } from "./plan.ts";
 import { isStandby } from "./standby-pod.ts";
 
 const BACKOFF_MS = 250;
@@ -305,14 +304,11 @@ class Queue {
   /** One action at most. */
   async #step(item: Item): Promise<number | null | "gone" | "again"> {
     const { api, metrics, onProblem, onAction } = this.#options;
-    const observed = await gather(api, item.namespace, item.name);
-    if (observed === null) return "gone";
-    const { migration } = observed;
-    const nowMs = Date.now();
-    const { action, wakeMs } = plan(observed, nowMs);
+    const looked = await look(api, item, Date.now, (migration, action) => this.#act(migration, action));
+    if (looked === null) return "gone";
+    const { migration, action, isDone, wakeMs, nowMs } = looked;
     item.isPending = (migration.status.phase ?? "Pending") === "Pending";
     if (action === null) return wakeMs;
-    const isDone = await this.#act(migration, action);
     if (!isDone) return "again";
     onAction(migration, action);
     if (action.do !== "status") return "again";
