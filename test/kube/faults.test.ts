@@ -9,7 +9,7 @@ import { after, before, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { agentsOf } from "./agents.ts";
 import type { KubeObject } from "./cluster.ts";
-import { HOLDFAST, migration, NAMESPACE, Stage, WEBHOOK_PORT } from "./stage.ts";
+import { HOLDFAST, migration, NAMESPACE, Stage } from "./stage.ts";
 
 type Phase = "Preparing" | "Moving" | "Adopting";
 const PHASES: Phase[] = ["Preparing", "Moving", "Adopting"];
@@ -202,25 +202,38 @@ describe("a move with clients", () => {
     assert.ok(writes > 20, String(writes));
   });
 
-  it("loses nobody when a drain meets a webhook that is killed", async () => {
-    const { cluster } = stage;
-    const [first] = await stage.startWebhooks(2);
-    const pod = await stage.theOnlyPod();
-    const source = String(pod.spec.nodeName);
-    await stage.load.mark();
-    await stage.answered();
-    const drain = cluster.spawn("drain", [
-      ...["kubectl", "drain", source, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"],
-      "--pod-selector=app=chat",
-    ]);
-    await drain.waitFor(/will retry after 5s/, 60_000);
-    await first?.stop("SIGKILL");
-    await cluster.until("the drain is over", async () => drain.exited).catch(failed);
-    if (drain.child.exitCode !== 0) await failed(drain.stderr);
-    await stage.theOnlyPod(other(source));
-    await stage.answered();
-    await stage.nobodyIsLost();
-    await cluster.kubectl(["uncordon", source]);
-    await stage.startWebhook(WEBHOOK_PORT);
-  });
+  for (const [what, left] of [
+    ["a webhook that is killed", 1],
+    // the API server goes on without them, and keeps to the budget of what moves
+    ["webhooks that are all killed when the move has begun", 0],
+  ] as const)
+    it(`loses nobody when a drain meets ${what}`, async () => {
+      const { cluster } = stage;
+      const webhooks = await stage.startWebhooks(left + 1);
+      const pod = await stage.theOnlyPod();
+      const source = String(pod.spec.nodeName);
+      await stage.load.mark();
+      await stage.answered();
+      const drain = cluster.spawn("drain", [
+        ...["kubectl", "drain", source, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"],
+        "--pod-selector=app=chat",
+      ]);
+      await drain.waitFor(/will retry after 5s/, 60_000);
+      if (left === 0) await cluster.until("its pod is guarded", isGuarded).catch(failed);
+      await webhooks[0]?.stop("SIGKILL");
+      await cluster.until("the drain is over", async () => drain.exited).catch(failed);
+      if (drain.child.exitCode !== 0) await failed(drain.stderr);
+      if (left === 0) assert.match(drain.stderr, /would violate the pod's disruption budget/);
+      await stage.theOnlyPod(other(source));
+      await stage.answered();
+      await stage.nobodyIsLost();
+      await cluster.until("nothing is guarded any more", async () => !(await isGuarded())).catch(failed);
+      await cluster.kubectl(["uncordon", source]);
+      for (const webhook of webhooks.slice(1)) await webhook.stop("SIGTERM");
+    });
+
+  async function isGuarded(): Promise<boolean> {
+    const path = `/apis/policy/v1/namespaces/${NAMESPACE}/poddisruptionbudgets`;
+    return (await stage.cluster.api("GET", path)).items.length > 0;
+  }
 });

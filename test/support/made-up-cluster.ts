@@ -146,6 +146,13 @@ export class MadeUpCluster {
 
   // ---- objects ----
 
+  /** uids of the Migrations whose pods have a budget that allows no eviction */
+  guarded(): string[] {
+    return this.#under(pathOf("poddisruptionbudgets", { namespace: NAMESPACE })).map(({ metadata }) =>
+      metadata.name.replace("holdfast-", ""),
+    );
+  }
+
   pods(): Pod[] {
     return this.#under<Pod>(pathOf("pods", { namespace: NAMESPACE }));
   }
@@ -421,13 +428,14 @@ export class MadeUpCluster {
     const path = `${folder}/${metadata.name}`;
     if (this.#objects.has(path)) throw fail("KUBERNETES_EXISTS", path);
     const made = { ...rest, metadata: { ...this.#meta(metadata.name), ...metadata } } as Stored;
-    this.deeds.push({
-      who: "controller",
-      what: "create",
-      pod: metadata.name,
-      uid: made.metadata.uid,
-      hadApplication: false,
-    });
+    if (folder.endsWith("/pods"))
+      this.deeds.push({
+        who: "controller",
+        what: "create",
+        pod: metadata.name,
+        uid: made.metadata.uid,
+        hadApplication: false,
+      });
     this.put(path, made);
     return made;
   }

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import {
+  MIGRATION_LABEL,
   type Migration,
   migration as migrationSchema,
   type Policy,
@@ -315,6 +316,10 @@ describe("the API server", () => {
       }),
       create: create === undefined ? write : async () => create(),
       patch: write,
+      delete: async (path: string) => {
+        written.push({ path, body: {} });
+        return true;
+      },
     };
     const { review: answer } = await answerEviction(api, review, NOW);
     return { written, response: (answer as { response: { status?: object; allowed: boolean } }).response };
@@ -376,6 +381,19 @@ describe("the API server", () => {
       { code: "KUBERNETES_BUSY" },
       "and left to the failurePolicy when it cannot be made",
     );
+  });
+
+  it("may evict what is guarded by a Migration only when the guard has gone", async () => {
+    const moving = pod({ labels: { [MIGRATION_LABEL]: "m-uid" } });
+    const none = { metadata: pod().metadata, spec: { evictionStrategy: "None" } };
+    const { written, response } = await ask({}, moving, undefined, [none]);
+    assert.equal(response.allowed, true);
+    const path = "/apis/policy/v1/namespaces/shop/poddisruptionbudgets/holdfast-m-uid";
+    assert.deepEqual(written, [{ path, body: {} }]);
+    const dry = await ask({ dryRun: true }, moving, undefined, [none]);
+    assert.deepEqual([dry.response.allowed, dry.written], [true, []]);
+    const denied = await ask({}, moving);
+    assert.ok(!denied.response.allowed && denied.written.every((one) => one.path !== path));
   });
 
   it("may evict what is meant to be another pod, and whatever else it asks about", async () => {

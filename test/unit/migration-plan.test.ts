@@ -93,6 +93,7 @@ function observed(more: Partial<Observed> = {}): Observed {
     claims: new Map(),
     others: [],
     elsewhere: 0,
+    isGuarded: true,
     isWithdrawn: false,
     ...more,
   };

@@ -150,6 +150,9 @@ async function run({
       assert.equal(deed.uid, source.metadata.uid, `the ReplicaSet deleted ${deed.pod}`);
       assert.ok(!deed.hadApplication, `the ReplicaSet deleted ${deed.pod}`);
     }
+    for (const { metadata, status } of cluster.migrations())
+      if (["Preparing", "Moving", "Adopting"].includes(status.phase ?? ""))
+        assert.ok(cluster.guarded().includes(metadata.uid), `${status.phase}, and its pods may be evicted`);
     if (mayEnd) return;
     assert.notEqual(cluster.application, null, "the application has ended");
     const owned = cluster.pods().filter((pod) => controllerOf(pod) !== null && isActive(pod));
@@ -177,6 +180,10 @@ async function run({
       .pods()
       .filter((pod) => isStandby(pod) || pod.metadata.labels?.[MIGRATION_LABEL] !== undefined)
       .map(({ metadata }) => `pod ${metadata.name}`),
+    ...cluster
+      .migrations()
+      .filter(({ metadata }) => cluster.guarded().includes(metadata.uid))
+      .map(({ metadata }) => `guard of ${metadata.name}`),
   ];
   for (let at = 0; left().length > 0; at += 1) {
     cluster.isLate = at > LATE_STEPS;

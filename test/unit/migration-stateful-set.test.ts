@@ -78,6 +78,7 @@ function observed(more: Partial<Observed> = {}): Observed {
     claims: new Map(),
     others: [],
     elsewhere: 0,
+    isGuarded: true,
     isWithdrawn: false,
     ...more,
   };

@@ -38,6 +38,7 @@ class Api {
   policies: object[] = [];
   /** thrown by the next calls that begin so, one after the other */
   problems: [string, Error][] = [];
+  #guard: object | null = null;
   #version = 1;
   readonly #watches: Tell[] = [];
 
@@ -68,12 +69,13 @@ class Api {
       spec: {},
       status: { conditions: [{ type: "Ready", status: "True" }] },
     });
-    const api: Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "watch"> = {
+    const api: Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "delete" | "watch"> = {
       find: <T>(path: string) =>
         done(`find ${path}`, () => {
           if (path === `${MIGRATIONS}/m`) return this.migration as T;
           if (path.endsWith("/pods/chat-0"))
             return pod("chat-0", { labels: { "holdfast.dev/migration": "m-uid" } }) as T;
+          if (path.includes("/poddisruptionbudgets/")) return this.#guard as T | null;
           return path.includes("/nodes/") ? (node(path.slice(-1)) as T) : null;
         }),
       list: <T extends KubernetesObject>(path: string) =>
@@ -87,6 +89,7 @@ class Api {
         })),
       create: <T>(path: string, body: object) =>
         done(`create ${path}`, () => {
+          if (path.endsWith("/poddisruptionbudgets")) this.#guard = body;
           if (path.endsWith("/events")) this.events.push(body as Api["events"][0]);
           return body as T;
         }),
@@ -95,6 +98,11 @@ class Api {
           const { status, metadata } = body as { status?: MigrationStatus; metadata: object };
           if (path.startsWith(MIGRATIONS)) this.change({ ...this.migration.status, ...status }, metadata);
           return this.migration as T;
+        }),
+      delete: (path: string) =>
+        done(`delete ${path}`, () => {
+          if (path.includes("/poddisruptionbudgets/")) this.#guard = null;
+          return true;
         }),
       watch: <T>(path: string, _query: object, signal: AbortSignal) =>
         madeUpWatch<T>(signal, (tell) => {
@@ -200,6 +208,17 @@ describe("the controller", () => {
     assert.equal(api.status.message, "exceeded quota");
     const creates = () => api.calls.filter((call) => call === "create /api/v1/namespaces/shop/pods").length;
     await until("it is tried again", () => creates() > 1);
+  });
+
+  it("says why the cluster does not take the budget that guards a move, and does not begin without it", async () => {
+    const api = new Api();
+    const path = "create /apis/policy/v1/namespaces/shop/poddisruptionbudgets";
+    const refused = (): [string, Error] => [path, fail("KUBERNETES_FORBIDDEN", "exceeded quota")];
+    api.problems.push(refused(), refused());
+    begin(api);
+    await until("it is said", () => api.status.reason === "GuardRefused");
+    assert.deepEqual([api.status.message, api.status.phase], ["exceeded quota", undefined]);
+    await until("it is tried again", () => api.status.phase === "Preparing");
   });
 
   it("leaves alone what has ended and left nothing", async () => {

@@ -24,6 +24,7 @@ const KINDS = {
   destinationrules: ["/apis/networking.istio.io/v1", "destinationrules"],
   virtualservices: ["/apis/networking.istio.io/v1", "virtualservices"],
   envoyfilters: ["/apis/networking.istio.io/v1alpha3", "envoyfilters"],
+  poddisruptionbudgets: ["/apis/policy/v1", "poddisruptionbudgets"],
   leases: ["/apis/coordination.k8s.io/v1", "leases"],
   daemonsets: ["/apis/apps/v1", "daemonsets"],
   customresourcedefinitions: ["/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"],

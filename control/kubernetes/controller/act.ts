@@ -2,6 +2,7 @@
 import { FINALIZER, type Migration } from "../../api/resources.ts";
 import { isCode } from "../client/api.ts";
 import { pathOf } from "../client/paths.ts";
+import { guardName, guardOf } from "../eviction/guard.ts";
 import type { Calls } from "./gather.ts";
 import type { Action } from "./next.ts";
 
@@ -9,7 +10,8 @@ import type { Action } from "./next.ts";
  * @returns whether it was done; false: something has changed since it was read, so plan again
  * @throws HoldfastError of the client: try again later
  */
-export async function act(api: Calls, { metadata, status }: Migration, action: Action): Promise<boolean> {
+export async function act(api: Calls, migration: Migration, action: Action): Promise<boolean> {
+  const { metadata, status } = migration;
   const { namespace, name, uid, resourceVersion, finalizers } = metadata;
   const podPath = (pod: string): string => pathOf("pods", { namespace, name: pod });
   try {
@@ -27,6 +29,12 @@ export async function act(api: Calls, { metadata, status }: Migration, action: A
         });
         return true;
       }
+      case "create-guard":
+        await api.create(pathOf("poddisruptionbudgets", { namespace }), guardOf(migration));
+        return true;
+      case "delete-guard":
+        await api.delete(pathOf("poddisruptionbudgets", { namespace, name: guardName(uid) }));
+        return true;
       case "create-standby":
         await api.create(pathOf("pods", { namespace }), action.pod);
         return true;

@@ -2,6 +2,7 @@
 import { isDeepStrictEqual } from "node:util";
 import {
   ANNOTATION,
+  FINALIZER,
   isFinal,
   isUnderWay,
   MIGRATION_LABEL,
@@ -26,6 +27,7 @@ import {
   type StatefulSet,
 } from "../client/objects.ts";
 import { pathOf, selectorText } from "../client/paths.ts";
+import { guardName } from "../eviction/guard.ts";
 import { type Eviction, isOver } from "../eviction/requests.ts";
 import { causeOf } from "../triggers/caused.ts";
 import type { Action } from "./next.ts";
@@ -80,6 +82,7 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
     nodes,
     claims: await claimsOf(api, namespace, source),
     ...rivals,
+    isGuarded: await guarded(api, migration),
     isWithdrawn: await withdrawn(api, namespace, migration),
   };
 }
@@ -138,6 +141,15 @@ async function rivalsOf(
     others: all.filter(({ metadata }) => metadata.namespace === namespace && metadata.uid !== uid),
     elsewhere: all.filter((one) => one.metadata.namespace !== namespace && isUnderWay(one)).length,
   };
+}
+
+/** Nothing is made before its finalizer is there, and nothing is left when that has gone. */
+async function guarded(
+  api: Calls,
+  { metadata: { namespace, uid, finalizers } }: Migration,
+): Promise<boolean> {
+  const path = pathOf("poddisruptionbudgets", { namespace, name: guardName(uid) });
+  return finalizers.includes(FINALIZER) && (await api.find<KubernetesObject>(path)) !== null;
 }
 
 async function withdrawn(api: Calls, namespace: string, migration: Migration): Promise<boolean> {

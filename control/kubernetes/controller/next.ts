@@ -22,6 +22,8 @@ export interface PodRef {
 export type Action =
   | { do: "status"; status: MigrationStatus }
   | { do: "finalizer"; present: boolean }
+  | { do: "create-guard" }
+  | { do: "delete-guard" }
   | { do: "create-standby"; pod: PodManifest }
   /**
    * @property isUnchanged only as it was read: what has changed since may be that it has the application

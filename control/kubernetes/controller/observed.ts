@@ -61,6 +61,8 @@ export interface Observed {
   others: Migration[];
   /** how many are under way in other namespaces; read as long as this one has not begun */
   elsewhere: number;
+  /** its pods have a budget that allows no eviction */
+  isGuarded: boolean;
   /** an EvictionRequest had asked for it, and nobody asks any more */
   isWithdrawn: boolean;
 }

@@ -2,7 +2,7 @@
  * Pure: what to do next for one Migration. One action at a time; each may be done twice, fail, or be done without an answer, and
  * the next plan is made of what is there then. So nothing is remembered but what is in the objects.
  *
- *   Pending     nothing is made. Claims the source by a label, so that two Migrations never have the same pod
+ *   Pending     nothing is made. Claims the source by a label, so that two Migrations never have the same pod, and guards its pods (`guard.ts`)
  *   Preparing   the standby is made, and waits until the agent of its node has found it. A retry begins here, without the old one
  *   Moving      the agents move the application; what comes of it is in `status.move`
  *   Adopting    the standby takes the source's place with its owner, in the order that was seen to keep every replica:
@@ -91,6 +91,7 @@ function pending(observed: Observed, nowMs: number): Plan {
         annotations: disturbNot(source.metadata.annotations ?? {}),
       },
     });
+  if (!observed.isGuarded) return now({ do: "create-guard" });
   return to(observed, nowMs, "Preparing", {
     reason: "Preparing",
     message: `the standby of pod ${source.metadata.name} is made`,
@@ -344,6 +345,7 @@ function clearUp(observed: Observed, nowMs: number): Plan {
   const { migration, source, strays } = observed;
   const { metadata, spec, status } = migration;
   const standby = standbyOf(observed);
+  if (observed.isGuarded) return now({ do: "delete-guard" });
   const left = [...strays, ...(standby === null ? [] : [standby])].filter(
     // one that has the application is not thrown away, whatever the status says
     (pod) => isStandby(pod) && !isTrue(pod, SERVING),

@@ -28,6 +28,11 @@ import type { ControllerMetrics } from "./metrics.ts";
 import type { Action } from "./next.ts";
 import { isStandby } from "./standby-pod.ts";
 
+/** what is made, and the reason that a Migration has when the cluster does not take it */
+const REFUSED: { [Kind in Action["do"]]?: string } = {
+  "create-guard": "GuardRefused",
+  "create-standby": "StandbyRefused",
+};
 const BACKOFF_MS = 250;
 const BACKOFF_MS_MAX = 30_000;
 /** of a standby whose Migration is not there: its create may have been in flight */
@@ -270,7 +275,7 @@ class Queue {
     item.timer = setTimeout(() => this.look(item.namespace, item.name), delayMs);
   }
 
-  /** A standby that the cluster does not take (a quota, Pod Security) is no secret of this process. */
+  /** What the cluster does not take (a quota, Pod Security) is no secret of this process. */
   async #act(migration: Migration, action: Action): Promise<boolean> {
     const { api } = this.#options;
     try {
@@ -278,11 +283,9 @@ class Queue {
     } catch (error) {
       const isRefused = isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID");
       const message = messageOf(error).slice(0, MESSAGE_MAX);
-      if (action.do === "create-standby" && isRefused && message !== migration.status.message)
-        await act(api, migration, {
-          do: "status",
-          status: { ...migration.status, reason: "StandbyRefused", message },
-        });
+      const reason = REFUSED[action.do];
+      if (reason !== undefined && isRefused && message !== migration.status.message)
+        await act(api, migration, { do: "status", status: { ...migration.status, reason, message } });
       throw error;
     }
   }

@@ -1,12 +1,13 @@
 /** What both ways to evict a pod have in common: what the decision is made of is read, and what it says is done. */
-import { migrationsIn, policiesIn, policyOf } from "../../api/resources.ts";
+import { MIGRATION_LABEL, migrationsIn, policiesIn, policyOf } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Node, Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { manifestOf } from "../triggers/caused.ts";
 import { decideEviction, EVICTED, type EvictionDecision, type EvictionFacts } from "./decision.ts";
+import { guardName } from "./guard.ts";
 
-export type EvictionCalls = Pick<KubernetesApi, "find" | "list" | "create" | "patch">;
+export type EvictionCalls = Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "delete">;
 
 export interface Asked {
   namespace: string;
@@ -56,6 +57,16 @@ export async function carryOut(
     .create(pathOf("migrations", { namespace }), manifestOf(migration))
     // asked twice at once
     .catch((error: unknown) => ignoring(error, "KUBERNETES_EXISTS"));
+}
+
+/** The API server is about to look at budgets. */
+export async function unguard(
+  api: Pick<KubernetesApi, "delete">,
+  { metadata: { namespace = "default", labels } }: Pod,
+): Promise<void> {
+  const uid = labels?.[MIGRATION_LABEL];
+  if (uid !== undefined)
+    await api.delete(pathOf("poddisruptionbudgets", { namespace, name: guardName(uid) }));
 }
 
 function ignoring(error: unknown, ...codes: string[]): void {

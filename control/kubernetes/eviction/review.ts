@@ -1,7 +1,7 @@
 /** Answers the API server's question about an eviction: CREATE of pods/eviction, whose object is the Eviction and not the pod. */
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { ask, carryOut, type EvictionCalls } from "./ask.ts";
+import { ask, carryOut, type EvictionCalls, unguard } from "./ask.ts";
 import type { EvictionDecision } from "./decision.ts";
 
 const TOO_MANY_REQUESTS = { code: 429, reason: "TooManyRequests" };
@@ -74,8 +74,10 @@ export async function answerEviction(
 
   const asked = { namespace, name, request: null, ...uidOf(object?.deleteOptions?.preconditions?.uid) };
   const { evicted, decision } = await ask(api, asked, nowMs);
-  if (!decision.isAllowed && !decision.isGone && !dryRun && evicted !== null)
-    await carryOut(api, evicted, decision);
+  if (evicted !== null && !dryRun) {
+    if (decision.isAllowed) await unguard(api, evicted);
+    else if (!decision.isGone) await carryOut(api, evicted, decision);
+  }
   return answer(decision);
 }
 
