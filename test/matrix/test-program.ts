@@ -8,7 +8,7 @@ import { moveProgram } from "./run.ts";
 const MOVES = 2;
 
 /** One test a mode. It skips, and says so, where set-up could not install the program. */
-export function testProgram(program: Program, modes: Downstream[] = ["takeover", "forward"]): void {
+export function testProgram(program: Program, modes: Downstream[]): void {
   const absent = missing(program.needs);
   const skip = absent.length > 0 ? `needs ${absent.join(", ")}` : lacking();
   for (const downstream of modes)

@@ -1,12 +1,12 @@
 /** A system call that waits goes on waiting after a move: it does not fail with EINTR. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Downstream, lacking, until } from "../support/moved-program.ts";
+import { lacking, until } from "../support/moved-program.ts";
 import { withPythonShell } from "../support/python-shell.ts";
+import { modes } from "../support/thorough.ts";
 
 const skip =
   process.arch === "x64" ? lacking("python3") : "the call's first argument is lost on this processor";
-const modes: Downstream[] = ["takeover", "forward"];
 
 /** Threads that call the kernel themselves: Python's own functions would call again. What each was answered is in `told`. */
 const waiters = `
@@ -32,7 +32,7 @@ brief = Timespec(15, 0)
 wait("a sleep that ends", lambda: libc.nanosleep(ctypes.byref(brief), ctypes.byref(brief)))
 `;
 
-for (const downstream of modes) {
+for (const downstream of modes("takeover")) {
   test(`threads in poll, in futex and asleep wait on, ${downstream}`, { skip }, async () => {
     await withPythonShell({ downstream }, async (program, run) => {
       assert.equal(await run(`exec(${JSON.stringify(waiters)}, scope)`), "None");

@@ -1,11 +1,11 @@
 /** What an application has in its IPC namespace is there after a move: System V objects, POSIX queues, limits. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Downstream, lacking } from "../support/moved-program.ts";
+import { lacking } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
+import { modes } from "../support/thorough.ts";
 
 const skip = lacking("python3");
-const modes: Downstream[] = ["takeover", "forward"];
 
 /** Runs the lines of a set-up, none of which may fail. */
 async function all(run: Run, lines: string[]): Promise<void> {
@@ -85,7 +85,7 @@ const posix = {
   ],
 };
 
-for (const downstream of modes) {
+for (const downstream of modes("forward")) {
   for (const [what, { setup, look, last }] of Object.entries({ "System V": systemV, POSIX: posix })) {
     test(`${what} objects move there and back, ${downstream}`, { skip }, async () => {
       const workload = { container: { capabilities: { add: ["SYS_ADMIN"] } } };

@@ -2,4 +2,4 @@
 import { postgresql } from "../matrix/programs/postgresql.ts";
 import { testProgram } from "../matrix/test-program.ts";
 
-testProgram(postgresql);
+testProgram(postgresql, ["takeover", "forward"]);

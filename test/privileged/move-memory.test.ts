@@ -2,8 +2,9 @@
 import assert from "node:assert/strict";
 import { statSync, writeFileSync } from "node:fs";
 import { test } from "node:test";
-import { type Downstream, lacking, until } from "../support/moved-program.ts";
+import { lacking, until } from "../support/moved-program.ts";
 import { faultsFile, type Run, withPythonShell } from "../support/python-shell.ts";
+import { modes } from "../support/thorough.ts";
 
 const skip = lacking("python3");
 
@@ -63,7 +64,7 @@ async function assertSound(run: Run): Promise<void> {
   });
 }
 
-for (const downstream of ["takeover", "forward"] satisfies Downstream[]) {
+for (const downstream of modes("forward")) {
   test(`children that share a mapping and all change their memory keep their own, ${downstream}`, {
     skip,
   }, async () => {

@@ -1,8 +1,9 @@
 /** Files that are written to through shared memory have no new time stamp: their contents move all the same. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Downstream, lacking } from "../support/moved-program.ts";
+import { lacking } from "../support/moved-program.ts";
 import { withPythonShell } from "../support/python-shell.ts";
+import { modes } from "../support/thorough.ts";
 
 /** A thread counts in the last page of each file; whoever sees the count go back notes it. */
 const counting = `
@@ -24,7 +25,7 @@ def count():
 threading.Thread(target=count, daemon=True).start()
 `;
 
-for (const downstream of ["takeover", "forward"] as Downstream[])
+for (const downstream of modes("takeover"))
   test(`what was written to mapped files is there after each move (${downstream})`, {
     skip: lacking(),
   }, async () => {

@@ -1,7 +1,8 @@
 /** What the application writes to its standard output and error goes on in the next node's log, without a gap or a repeat. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Downstream, lacking, until, withProgram } from "../support/moved-program.ts";
+import { lacking, until, withProgram } from "../support/moved-program.ts";
+import { modes } from "../support/thorough.ts";
 
 const python = "/usr/bin/python3";
 const skip = lacking("python3");
@@ -45,7 +46,7 @@ while True:
     client.close()
 `;
 
-for (const downstream of ["takeover", "forward"] as Downstream[]) {
+for (const downstream of modes("forward")) {
   test(`logs of both outputs are whole over two moves (${downstream})`, { skip }, async () => {
     const workload = {
       container: { command: [python, "-c", writer], rootfs: "host" },

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Redis } from "ioredis";
-import { type Downstream, ended, lacking, until, withProgram } from "../support/moved-program.ts";
+import { ended, lacking, until, withProgram } from "../support/moved-program.ts";
+import { modes } from "../support/thorough.ts";
 
 const port = 6379;
 const workload = {
@@ -20,7 +21,7 @@ async function calls(redis: Redis, command: string): Promise<number> {
   return Number(new RegExp(`cmdstat_${command}:calls=(\\d+)`).exec(stats)?.[1] ?? 0);
 }
 
-for (const downstream of ["takeover", "forward"] as Downstream[]) {
+for (const downstream of modes("takeover")) {
   test(`redis-benchmark notices no move, there and back (${downstream})`, { skip }, async () => {
     await withProgram({ downstream, workload }, async (program) => {
       const redis = new Redis(port, program.address, { retryStrategy: null });

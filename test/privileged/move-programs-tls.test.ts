@@ -9,14 +9,8 @@ import { after, before, test } from "node:test";
 import { connect, type TLSSocket } from "node:tls";
 import { nodeBinary } from "../lab/lab.ts";
 import { makeCertificate } from "../support/exchanges.ts";
-import {
-  type Downstream,
-  ended,
-  lacking,
-  type MovedProgram,
-  until,
-  withProgram,
-} from "../support/moved-program.ts";
+import { ended, lacking, type MovedProgram, until, withProgram } from "../support/moved-program.ts";
+import { modes } from "../support/thorough.ts";
 
 const port = 8443;
 const skip = lacking("openssl", "nginx", "curl");
@@ -112,7 +106,7 @@ async function echo(socket: TLSSocket, signal: AbortSignal): Promise<number> {
   return receivedBytes;
 }
 
-for (const downstream of ["takeover", "forward"] as Downstream[]) {
+for (const downstream of modes("forward")) {
   test(`TLS sessions of a Node server go on, record by record (${downstream})`, { skip }, async () => {
     await withProgram({ downstream, workload: workload([nodeBinary, "server.mjs"]) }, async (program) => {
       const sockets = await Promise.all([

@@ -1,11 +1,11 @@
 /** Nobody can tell that an application was stopped for a move: not a shell, not su, not a parent, not a handler of SIGCONT. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Downstream, lacking, until } from "../support/moved-program.ts";
+import { lacking, until } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
+import { modes } from "../support/thorough.ts";
 
 const skip = lacking("python3", "su", "bash");
-const modes: Downstream[] = ["takeover", "forward"];
 
 /** A shell in a pseudo terminal with a job in front, su, a parent that asks for everything, a handler of SIGCONT. */
 const watchers = [
@@ -61,7 +61,7 @@ async function start(run: Run): Promise<void> {
 
 const nothing = ["b''", "([], [])", "'S'"];
 
-for (const downstream of modes) {
+for (const downstream of modes("takeover")) {
   test(`shells, su and parents are told nothing, ${downstream}`, { skip }, async () => {
     await withPythonShell({ downstream }, async (program, run) => {
       await start(run);

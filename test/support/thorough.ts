@@ -1,5 +1,13 @@
 /**
- * `HOLDFAST_CHAOS=1`: everything, in each phase and at each point. Without it tests take of what is alike in its own way (a store that is killed
- * or stands still, three replicas or two) what shows the behaviour: `npm test` has a time to be over in.
+ * `HOLDFAST_CHAOS=1`: everything, in each phase, at each point and in both modes. Without it tests take of what is alike in its own way (a store
+ * that is killed or stands still, three replicas or two, what becomes of memory in takeover or in forward) what shows the behaviour:
+ * `npm test` has a time to be over in.
  */
+import type { Downstream } from "./moved-program.ts";
+
 export const isThorough = process.env.HOLDFAST_CHAOS === "1";
+
+/** Of what does not depend on who holds clients' sockets. */
+export function modes(first: Downstream): Downstream[] {
+  return !isThorough ? [first] : first === "takeover" ? ["takeover", "forward"] : ["forward", "takeover"];
+}
