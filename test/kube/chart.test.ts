@@ -94,6 +94,7 @@ const EVERYTHING_ELSE = {
     evictionRequests: true,
     evictions: {
       timeoutSeconds: 3,
+      failurePolicy: "Fail",
       certificate: { existingSecret: "evictions-tls" },
       annotations: { "cert-manager.io/inject-ca-from": "holdfast/evictions" },
     },
