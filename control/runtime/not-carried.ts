@@ -1,6 +1,7 @@
 /**
  * Calls that a container's processes do without, since CRIU cannot dump what they make, or drops it without a word: io_uring (they
- * use epoll), MPTCP (they use TCP: Go since 1.24 listens with it unless it is told that the kernel has none), and what confines a process and
+ * use epoll), Linux AIO (what is under way is dropped, and may be written to memory that was copied already; databases use threads), MPTCP
+ * (they use TCP: Go since 1.24 listens with it unless it is told that the kernel has none), and what confines a process and
  * nobody can see from outside or set again, Landlock, PR_SET_MDWE, memory protection keys and sealed memory: it would be confined before a
  * move and free after it. A program that finds none of them goes on as on an older kernel or processor. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
  */
@@ -59,6 +60,8 @@ const NOT_CARRIED: readonly Refusal[] = [
     where: null,
   },
   { names: ["prctl"], errno: EINVAL, where: { index: 0, is: PR_SET_MDWE } },
+  // a kernel without CONFIG_AIO; whoever has no context has nothing to submit to (io_submit(2))
+  { names: ["io_setup"], errno: ENOSYS, where: null },
   // what it fails with where the processor has none (pkey_alloc(2))
   { names: ["pkey_alloc"], errno: ENOSPC, where: null },
   { names: ["mseal"], errno: ENOSYS, where: null },

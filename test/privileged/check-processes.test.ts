@@ -1,6 +1,9 @@
 /** What CRIU would refuse, or leave behind without a word, is found by looking: nothing of it is stopped or traced. */
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { describe, it } from "node:test";
+import { checkMemory } from "#control/workload/preflight/memory.ts";
 import { lacking, until, workloadName } from "#test/support/moved-program.ts";
 import { withPythonShell } from "#test/support/python-shell.ts";
 
@@ -245,6 +248,7 @@ describe("processes that cannot move", { skip, timeout: 600_000 }, () => {
       assert.equal(await run("(libc.syscall(444, 0, 0, 1), ctypes.get_errno())"), "(-1, 38)");
       assert.equal(await run("(libc.prctl(65, 1, 0, 0, 0), ctypes.get_errno())"), "(-1, 22)");
       assert.equal(await run("(libc.syscall(330, 0, 0), ctypes.get_errno())"), "(-1, 28)");
+      assert.equal(await run("(libc.syscall(206, 8, 0), ctypes.get_errno())"), "(-1, 38)");
       // older libseccomp does not know it, so it is either not to be had or found
       await run(`pid = start(${JSON.stringify(sealing)})`);
       if ((await run("pid")).includes("38")) assert.deepEqual(await found(), []);
@@ -305,5 +309,19 @@ other.bind("/tmp/other"); near.send(b"x"); far.send(b"x"); near.connect("/tmp/ot
       await run("end(pid)");
       await program.move("b");
     });
+  });
+
+  it("are found where they have requests of Linux AIO from before their container's profile refused it", async () => {
+    const code = `import ctypes; libc = ctypes.CDLL(None); context = ctypes.c_ulong(0)
+print(libc.syscall(206, 8, ctypes.byref(context)), flush=True); input()`;
+    const owner = spawn("python3", ["-c", code], { stdio: ["pipe", "pipe", "inherit"] });
+    const ended = once(owner, "exit");
+    const [said] = await once(owner.stdout, "data");
+    assert.equal(String(said).trim(), "0");
+    const ids: string[] = [];
+    await checkMemory([owner.pid ?? 0], (id) => ids.push(id));
+    owner.stdin.end("\n");
+    await ended;
+    assert.deepEqual(ids, ["memory.asynchronous-io"]);
   });
 });

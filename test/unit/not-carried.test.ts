@@ -13,7 +13,7 @@ import {
 
 const ALLOW = "SCMP_ACT_ALLOW";
 const ERRNO = "SCMP_ACT_ERRNO";
-const LISTED = ["read", "prctl", "socket", "landlock_restrict_self", "pkey_alloc", "mseal"];
+const LISTED = ["read", "prctl", "socket", "landlock_restrict_self", "pkey_alloc", "mseal", "io_setup"];
 const NAMES = [...LISTED, "io_uring_setup"];
 
 /** What libseccomp has the kernel answer: the most permissive rule that matches, as each names one action. */
@@ -56,7 +56,7 @@ const call = fc.tuple(
 );
 
 const isNotCarried = (name: string, args: number[]): boolean =>
-  /^(landlock|io_uring|pkey_alloc$|mseal$)/.test(name) ||
+  /^(landlock|io_uring|pkey_alloc$|mseal$|io_setup$)/.test(name) ||
   (name === "prctl" && args[0] === 65) ||
   (name === "socket" && args[2] === 262);
 
@@ -91,6 +91,7 @@ describe("a profile without what a move does not carry", () => {
       assert.equal(answer(after, "landlock_restrict_self", []), `${ERRNO} 38`);
       if (before.defaultAction === ALLOW) assert.equal(answer(after, "io_uring_setup", []), `${ERRNO} 38`);
       else assert.equal(answer(after, "io_uring_setup", []), ERRNO);
+      assert.equal(answer(after, "io_setup", []), `${ERRNO} 38`);
       assert.equal(answer(after, "prctl", [65]), `${ERRNO} 22`);
       assert.equal(answer(after, "prctl", [15]), ALLOW);
       assert.equal(answer(after, "socket", [2, 1, 262]), `${ERRNO} 93`);

@@ -18,6 +18,13 @@ const LOST: { id: `memory.${string}`; has: (mapping: Mapping) => boolean; what: 
     cure: "start it anew: a container's seccomp profile gives out none since this version",
   },
   {
+    id: "memory.asynchronous-io",
+    // CRIU 4.2 makes the ring anew with what has ended; what is under way has no file in /proc
+    has: ({ name }) => name.startsWith("/[aio]"),
+    what: "requests of Linux AIO (io_setup(2)), which may be under way",
+    cure: "start it anew: a container's seccomp profile gives out none since this version",
+  },
+  {
     id: "memory.sealed",
     has: ({ flags, name }) => flags.includes("sl") && !KERNEL_OWN.test(name),
     what: "sealed memory (mseal(2))",
