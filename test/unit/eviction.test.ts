@@ -392,6 +392,13 @@ describe("the API server", () => {
     assert.deepEqual(written, [{ path, body: {} }]);
     const dry = await ask({ dryRun: true }, moving, undefined, [none]);
     assert.deepEqual([dry.response.allowed, dry.written], [true, []]);
+    // it does not run, so that no budget keeps it; another of the same Migration may have the application
+    const ending = pod({ labels: { [MIGRATION_LABEL]: "m-uid" }, deletionTimestamp: at(1) });
+    const waiting = pod({ labels: { [MIGRATION_LABEL]: "m-uid" } }, { phase: "Pending" });
+    for (const one of [ending, waiting]) {
+      const ended = await ask({}, one);
+      assert.deepEqual([ended.response.allowed, ended.written], [true, []]);
+    }
     const denied = await ask({}, moving);
     assert.ok(!denied.response.allowed && denied.written.every((one) => one.path !== path));
   });

@@ -94,14 +94,13 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
 export async function gatherAgain(api: Calls, observed: Observed, action: Action): Promise<Observed | null> {
   const { migration } = observed;
   const { namespace, name } = migration.metadata;
-  if (action.do === "status" || action.do === "finalizer") {
-    const found = await api.find<object>(pathOf("migrations", { namespace, name }));
-    const now = found === null ? null : migrationSchema.parse(found);
-    return now !== null && isDeepStrictEqual(chooses(now), chooses(migration))
-      ? { ...observed, migration: now }
-      : null;
-  }
-  if (action.do !== "patch-pod" && action.do !== "delete-pod") return null;
+  const isOfPod = action.do === "patch-pod" || action.do === "delete-pod";
+  if (!isOfPod && action.do !== "status" && action.do !== "finalizer") return null;
+  // also for a pod: another controller may have gone on with it
+  const found = await api.find<object>(pathOf("migrations", { namespace, name }));
+  const newer = found === null ? null : migrationSchema.parse(found);
+  if (newer === null || !isDeepStrictEqual(chooses(newer), chooses(migration))) return null;
+  if (!isOfPod) return { ...observed, migration: newer };
   const { uid } = action.pod;
   const now = await api.find<Pod>(pathOf("pods", { namespace, name: action.pod.name }));
   const { source, standby, strays, ordinal, owner } = observed;
@@ -111,6 +110,7 @@ export async function gatherAgain(api: Calls, observed: Observed, action: Action
   const fresh = <P extends Pod | null>(pod: P): P | Pod => (pod?.metadata.uid === uid ? now : pod);
   return {
     ...observed,
+    migration: newer,
     source: fresh(source),
     standby: fresh(standby),
     strays: strays.map(fresh),
@@ -121,9 +121,9 @@ export async function gatherAgain(api: Calls, observed: Observed, action: Action
   };
 }
 
-/** What of a Migration says which other objects are read. */
-function chooses({ metadata: { uid }, spec, status }: Migration): object {
-  return { uid, spec, status };
+/** What of a Migration says which other objects are read, and what becomes of it. */
+function chooses({ metadata: { uid, deletionTimestamp, finalizers }, spec, status }: Migration): object {
+  return { uid, deletionTimestamp, finalizers, spec, status };
 }
 
 /** What of a pod says what it is to a Migration. */
@@ -146,10 +146,12 @@ async function rivalsOf(
 /** Nothing is made before its finalizer is there, and nothing is left when that has gone. */
 async function guarded(
   api: Calls,
-  { metadata: { namespace, uid, finalizers } }: Migration,
+  { metadata: { namespace, uid, finalizers }, status: { phase = "Pending" } }: Migration,
 ): Promise<boolean> {
+  if (!finalizers.includes(FINALIZER) || !(phase === "Pending" || isFinal(phase))) return false;
   const path = pathOf("poddisruptionbudgets", { namespace, name: guardName(uid) });
-  return finalizers.includes(FINALIZER) && (await api.find<KubernetesObject>(path)) !== null;
+  const found = await api.find<KubernetesObject>(path);
+  return found !== null && found.metadata.deletionTimestamp === undefined;
 }
 
 async function withdrawn(api: Calls, namespace: string, migration: Migration): Promise<boolean> {

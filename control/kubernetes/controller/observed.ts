@@ -61,7 +61,7 @@ export interface Observed {
   others: Migration[];
   /** how many are under way in other namespaces; read as long as this one has not begun */
   elsewhere: number;
-  /** its pods have a budget that allows no eviction */
+  /** its pods have a budget that allows no eviction; false as long as it is under way, when nobody asks */
   isGuarded: boolean;
   /** an EvictionRequest had asked for it, and nobody asks any more */
   isWithdrawn: boolean;

@@ -1,7 +1,7 @@
 /** What both ways to evict a pod have in common: what the decision is made of is read, and what it says is done. */
 import { MIGRATION_LABEL, migrationsIn, policiesIn, policyOf } from "../../api/resources.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
-import type { KubernetesObject, Node, Pod } from "../client/objects.ts";
+import { isActive, type KubernetesObject, type Node, type Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { manifestOf } from "../triggers/caused.ts";
 import { decideEviction, EVICTED, type EvictionDecision, type EvictionFacts } from "./decision.ts";
@@ -59,14 +59,12 @@ export async function carryOut(
     .catch((error: unknown) => ignoring(error, "KUBERNETES_EXISTS"));
 }
 
-/** The API server is about to look at budgets. */
-export async function unguard(
-  api: Pick<KubernetesApi, "delete">,
-  { metadata: { namespace = "default", labels } }: Pod,
-): Promise<void> {
+/** The API server is about to look at budgets: not for a pod that does not run, and the budget has others to keep. */
+export async function unguard(api: Pick<KubernetesApi, "delete">, pod: Pod): Promise<void> {
+  const { namespace = "default", labels } = pod.metadata;
   const uid = labels?.[MIGRATION_LABEL];
-  if (uid !== undefined)
-    await api.delete(pathOf("poddisruptionbudgets", { namespace, name: guardName(uid) }));
+  if (uid === undefined || !isActive(pod) || pod.status?.phase === "Pending") return;
+  await api.delete(pathOf("poddisruptionbudgets", { namespace, name: guardName(uid) }));
 }
 
 function ignoring(error: unknown, ...codes: string[]): void {
