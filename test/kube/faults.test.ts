@@ -69,7 +69,7 @@ const VICTIMS: Record<string, Victim> = {
         await isReady(cluster, target);
       };
     },
-    // before the commit, and after it
+    // after the commit
     phases: ["Adopting"],
   },
   "kubelet and the container runtime of the source": {

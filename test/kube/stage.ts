@@ -27,7 +27,7 @@ const GATEWAY = "g";
 const WORKLOAD = `${NAMESPACE}.chat`;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
-export const WEBHOOK_PORT = 9443;
+const WEBHOOK_PORT = 9443;
 const SERVING = "holdfast.dev/serving";
 
 export function migration(name: string, spec: object): KubeObject {
@@ -217,7 +217,7 @@ export class Stage {
     const { address } = cluster.lab.switch;
     const { authority } = cluster.serverCertificate;
     const ports = Array.from({ length: count }, (_, index) => WEBHOOK_PORT + index);
-    const started = await Promise.all(ports.map((port) => this.startWebhook(port)));
+    const started = await Promise.all(ports.map((port) => this.#startWebhook(port)));
     await cluster.apply({
       apiVersion: "admissionregistration.k8s.io/v1",
       kind: "ValidatingWebhookConfiguration",
@@ -240,7 +240,7 @@ export class Stage {
     return started;
   }
 
-  async startWebhook(port = WEBHOOK_PORT): Promise<LabProcess> {
+  async #startWebhook(port: number): Promise<LabProcess> {
     const { cluster } = this;
     const { certificate, key } = cluster.serverCertificate;
     const listen = `${cluster.lab.switch.address}:${port}`;

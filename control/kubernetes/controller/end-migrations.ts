@@ -77,7 +77,7 @@ function tooLong(left: readonly Migration[], msMax: number): Error {
   return fail(
     "KUBERNETES_BUSY",
     `${left.length} Migrations have not ended after ${msMax / 1_000} s, ${nameOf(first)} among them: does the controller run? ` +
-      `Without it, look for a standby of its pod and delete that, then: ${command}`,
+      `Without it, look for a standby of its pod and delete that, then: ${command} && kubectl delete migration ${name} -n ${namespace}`,
   );
 }
 

@@ -117,7 +117,7 @@ export async function gatherAgain(api: Calls, observed: Observed, action: Action
     ordinal: fresh(ordinal),
     owner: "pods" in owner ? { ...owner, pods: owned.map(fresh) } : owner,
     // after the pod, as ever
-    ...(await rivalsOf(api, migration)),
+    ...(await rivalsOf(api, newer)),
   };
 }
 
