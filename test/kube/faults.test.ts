@@ -69,8 +69,8 @@ const VICTIMS: Record<string, Victim> = {
         await isReady(cluster, target);
       };
     },
-    // after the commit
-    phases: ["Adopting"],
+    // before the commit, and after it
+    phases: ["Preparing", "Adopting"],
   },
   "kubelet and the container runtime of the source": {
     async kill({ cluster }, { source }) {
@@ -204,7 +204,7 @@ describe("a move with clients", () => {
   });
 
   for (const [what, left] of [
-    ...(isThorough ? [["a webhook that is killed", 1] as const] : []),
+    ["a webhook that is killed", 1],
     // the API server goes on without them, and keeps to the budget of what moves
     ["webhooks that are all killed when the move has begun", 0],
   ] as const)

@@ -154,6 +154,17 @@ select.select([], [], [far], 5)`,
 near, far = scope['opened'] = socket.socketpair(); near.send(b"!", socket.MSG_OOB)`,
     ids: ["socket.urgent-data"],
   },
+  "a connection that sends without copying": {
+    code: `
+server = socket.create_server(("127.0.0.1", 7072)); near = socket.create_connection(("127.0.0.1", 7072)); far = server.accept()[0]
+near.setsockopt(1, 60, 1); near.send(b"a", 0x4000000); scope['opened'] = (server, near, far)`,
+    ids: ["socket.numbered-notifications"],
+  },
+  "datagrams whose times of sending are numbered": {
+    code: `
+near = scope['opened'] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); near.setsockopt(1, 37, 1 << 1 | 1 << 4 | 1 << 7)`,
+    ids: ["socket.numbered-notifications"],
+  },
   "a message from a Unix socket with a name": {
     code: `
 near, far = scope['opened'] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -230,6 +241,8 @@ other = open("/tmp/locked", "w+b"); fcntl.lockf(other, fcntl.LOCK_EX)
 scope['opened'] = (other, mmap.mmap(file.fileno(), 4096))`,
   "a child that nobody has waited for": `
 if os.fork() == 0: os._exit(0)`,
+  "datagrams whose times of arrival are told": `
+near = scope['opened'] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); near.setsockopt(1, 37, 1 << 3 | 1 << 4)`,
   "a connection of messages whose other end was closed": `
 near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); near.close(); scope['opened'] = far`,
 };

@@ -1,7 +1,6 @@
 /**
- * `HOLDFAST_CHAOS=1`: everything, in each phase, at each point and in both modes. Without it tests take of what is alike in its own way (a store
- * that is killed or stands still, three replicas or two, what becomes of memory in takeover or in forward) what shows the behaviour:
- * `npm test` has a time to be over in.
+ * `HOLDFAST_CHAOS=1`: everything, in each phase and in both modes. Without it tests take of what is alike in its own way (three replicas or
+ * two, what becomes of memory in takeover or in forward) what shows the behaviour: `npm test` has a time to be over in.
  */
 import type { Downstream } from "./moved-program.ts";
 

@@ -54,6 +54,11 @@ const CARRIED_PROTOCOLS: number[] = [
 const SO_PASSCRED = 16;
 const SO_PASSSEC = 34;
 const SO_PASSPIDFD = 76;
+/** asm-generic/socket.h */
+const SO_TIMESTAMPING = 37;
+const SO_ZEROCOPY = 60;
+/** linux/net_tstamp.h */
+const SOF_TIMESTAMPING_OPT_ID = 1 << 7;
 const TCP_ULP = 31;
 const UDP_CORK = 1;
 const SOL_NETLINK = 270;
@@ -167,6 +172,7 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       what: `socket ${inode} has an eBPF program as its filter, which cannot be read out of it`,
       cure: "let the application use a classic filter (SO_ATTACH_FILTER), or none",
     });
+  told.push(...numberedNotifications(fd, inode));
   const isTcp = type === sock.SOCK_STREAM && protocol === sock.IPPROTO_TCP;
   if (isTcp) told.push(...urgentData(fd, inode));
   const isUdp = protocol === sock.IPPROTO_UDP || protocol === sock.IPPROTO_UDPLITE;
@@ -187,6 +193,21 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       isTransient: true,
     });
   return [...told, ...lookAtAddresses(fd, inode, isTcp, place)];
+}
+
+/** What the error queue tells has a number, which the kernel counts and nobody can read or set: after a move it begins at 0, and what waits is lost. */
+function numberedNotifications(fd: number, inode: number): Told[] {
+  const isZeroCopy = option(fd, SO_ZEROCOPY) !== 0;
+  const isNumbered = (option(fd, SO_TIMESTAMPING) & SOF_TIMESTAMPING_OPT_ID) !== 0;
+  if (!isZeroCopy && !isNumbered) return [];
+  return [
+    {
+      id: "socket.numbered-notifications",
+      severity: "error",
+      what: `socket ${inode} is told what was sent by number (${isZeroCopy ? "SO_ZEROCOPY" : "SOF_TIMESTAMPING_OPT_ID"}), which CRIU does not carry`,
+      cure: "let the application send without it",
+    },
+  ];
 }
 
 function lookAtUnix(fd: number, inode: number): Told[] {
