@@ -12,6 +12,9 @@
  */
 import * as z from "zod";
 
+/** the container of a pod that its proxy is in */
+export { SIDECAR_NAME } from "#proxy/contract/commands.ts";
+
 export const GROUP = "holdfast.dev";
 export const VERSION = "v1alpha1";
 export const API_VERSION = `${GROUP}/${VERSION}`;
@@ -32,6 +35,8 @@ export const ANNOTATION = {
   mode: `${GROUP}/mode`,
   /** "pod": clients come to the pod's own address; else to that of the node it is first on */
   listen: `${GROUP}/listen`,
+  /** "sidecar": the proxy is a container of the pod; else a process of the node's agent */
+  proxy: `${GROUP}/proxy`,
   /** "true": a pod that waits for the application of another */
   standby: `${GROUP}/standby`,
   /** of a standby: JSON, the labels and the owner that it gets when it has the application */

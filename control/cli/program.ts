@@ -1,6 +1,7 @@
 /** The command line: what can be typed, and which file does it. Everything it touches is handed in. */
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import type { ProxyDefault } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -88,7 +89,7 @@ interface InjectCommandOptions extends ManifestOptions {
   imagePullPolicy?: "Always" | "IfNotPresent" | "Never";
   proxyImage?: string;
   gateways?: boolean;
-  proxy: "node" | "sidecar";
+  proxy: ProxyDefault;
 }
 
 interface CheckOptions extends ClientOptions {
@@ -125,7 +126,11 @@ Pods, and the templates of Deployments, StatefulSets, ReplicaSets and Replicatio
 and everything else stay. Pods of Jobs and DaemonSets are never moved and pass unchanged. Where a pod cannot be injected nothing
 is printed; the label holdfast.dev/inject: disabled leaves one out. Annotations: control/kubernetes/README.md.
 
-  holdfast inject --image REGISTRY/holdfast/inside:1 -f chat.yaml | kubectl apply -f -`;
+  holdfast inject --image REGISTRY/holdfast/inside:1 -f chat.yaml | kubectl apply -f -
+  holdfast inject --image REGISTRY/holdfast/inside:1 --proxy-image REGISTRY/holdfast/control:1 --gateways -f chat.yaml
+
+A pod in gateway mode has its proxy in it, without any privilege: --proxy-image says what runs it, or --proxy node leaves it to the
+agent of the node.`;
 
 const WEBHOOK_HELP = `
 The file:
@@ -134,7 +139,8 @@ The file:
   key: tls.key
   image: REGISTRY/holdfast/inside:1    # what is copied into pods
   imagePullPolicy: IfNotPresent
-  proxy: { image: REGISTRY/holdfast/control:1, default: node }   # what runs the proxy in pods, and whether it does where a pod says nothing
+  proxy: { image: REGISTRY/holdfast/control:1, default: auto }   # what runs the proxy in pods; where a pod says nothing: auto (those
+                                       # in gateway mode), sidecar (all), node (none)
   admin: 0.0.0.0:9400                  # /healthz, /readyz, /metrics
   gateways: true                       # pods of Services with the label holdfast.dev/gateway: enabled are in gateway mode
   evictionRequests: false              # true: pods name the controller as a responder to EvictionRequests
@@ -297,11 +303,11 @@ function build(around: Surroundings, done: (status: number) => void): Command {
         "Never",
       ]),
     )
-    .option("--proxy-image <image>", "what runs the proxy in pods, where it is to be there")
+    .option("--proxy-image <image>", "what runs the proxy in pods, where it is there")
     .addOption(
-      new Option("--proxy <where>", "of pods that do not say it")
-        .choices(["node", "sidecar"])
-        .default("node"),
+      new Option("--proxy <where>", "of pods that do not say it; auto: a sidecar in gateway mode, else node")
+        .choices(["auto", "node", "sidecar"] satisfies ProxyDefault[])
+        .default("auto"),
     )
     .option(
       "--gateways",

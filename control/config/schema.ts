@@ -4,7 +4,7 @@
  */
 import { isIP } from "node:net";
 import * as z from "zod";
-import { DOWNSTREAMS } from "#proxy/contract/commands.ts";
+import { DOWNSTREAMS, PROXY_PLACES } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { type Limit, MS_MAX, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -189,7 +189,7 @@ const pod = z
       uid: text("expected the uid of a pod").optional(),
       /** default: node; where the proxy is in the pod: pod */
       listen: oneOf("node", "pod").optional(),
-      proxy: oneOf("node", "sidecar").default("node"),
+      proxy: oneOf(...PROXY_PLACES).default("node"),
     },
     "expected a pod, as { name: chat-a, container: app, command: [node, server.js] }",
   )

@@ -1,5 +1,6 @@
 /** The webhook's configuration file: its shape and its defaults. */
 import * as z from "zod";
+import { PROXY_DEFAULTS, type ProxyDefault } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
 import { count, endpoint, list, oneOf, truth } from "./schema.ts";
@@ -15,7 +16,7 @@ export interface WebhookFile {
   image: string;
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
   /** what runs the proxy in pods, and where it is in those that say nothing of it; null: never in a pod */
-  proxy: { image: string; default: "node" | "sidecar" } | null;
+  proxy: { image: string; default: ProxyDefault } | null;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
   /** who renews the certificate; null: somebody else */
@@ -77,8 +78,8 @@ const webhookSchema = z.strictObject(
     imagePullPolicy: oneOf("Always", "IfNotPresent", "Never").optional(),
     proxy: z
       .strictObject(
-        { image, default: oneOf("node", "sidecar").default("node") },
-        "expected the proxy, as { image: registry.example/holdfast/control:1, default: node }",
+        { image, default: oneOf(...PROXY_DEFAULTS).default("auto") },
+        "expected the proxy, as { image: registry.example/holdfast/control:1, default: auto }",
       )
       .optional(),
     admin: endpoint.optional(),

@@ -118,6 +118,12 @@ export interface TakeNetwork {
   token: string;
 }
 
+/** Where a pod's proxy is: a process of the node's agent, or a container of the pod. */
+export const PROXY_PLACES = ["node", "sidecar"] as const;
+/** … of pods that do not say it; auto: by what else they say */
+export const PROXY_DEFAULTS = ["auto", ...PROXY_PLACES] as const;
+export type ProxyDefault = (typeof PROXY_DEFAULTS)[number];
+
 /** Where a proxy that is a container of the application's pod has its sockets, and spills to. */
 export const SIDECAR_FOLDER = "/run/holdfast";
 export const SIDECAR_SOCKET = `${SIDECAR_FOLDER}/proxy.sock`;

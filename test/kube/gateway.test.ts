@@ -150,7 +150,7 @@ describe("gateways of the chart", () => {
     return ofIt;
   }
 
-  it("take over a Service that says so, and its pods are in gateway mode", async () => {
+  it("take over a Service that says so, and its pods are in gateway mode, with their proxy in them", async () => {
     await cluster.apply(SERVICE);
     const { metadata, spec } = await cluster.api("GET", `${SERVICES}/chat`);
     assert.equal(spec.selector, undefined);
@@ -158,7 +158,11 @@ describe("gateways of the chart", () => {
     await cluster.kubectl(["cordon", "b"]);
     await cluster.apply(deployment("chat"));
     const pod = await theOnlyPod("a");
-    assert.equal((pod.metadata.annotations as Record<string, string>)["holdfast.dev/mode"], "gateway");
+    const { "holdfast.dev/mode": mode, "holdfast.dev/proxy": proxy } = pod.metadata.annotations as Record<
+      string,
+      string
+    >;
+    assert.deepEqual([mode, proxy], ["gateway", "sidecar"]);
     assert.equal((await gateways()).length, 2);
     await leadsToGateways("chat");
     load = await startClients(NODE_PORT, SESSIONS);

@@ -19,7 +19,7 @@ const CHART = join(projectRoot, "charts/holdfast");
 const OPTIONS: InjectOptions = {
   image: INSIDE.name,
   imagePullPolicy: "Never",
-  proxy: { image: CONTROL.name, default: "node" },
+  proxy: { image: CONTROL.name, default: "auto" },
 };
 const CONFIGURATION = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast";
 const WEBHOOK = "app.kubernetes.io/component=webhook";

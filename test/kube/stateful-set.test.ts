@@ -26,8 +26,11 @@ describe("a StatefulSet's pod", () => {
     stage = await SetStage.build([NAME, ...RING]);
     ({ cluster } = stage);
     for (const node of ["b", "c", "d"]) await cluster.kubectl(["cordon", node]);
+    // made while proxies were the agents', before an upgrade
+    await stage.startWebhook("node");
     await cluster.apply(statefulSet("chat"));
     await isServing(NAME, "a");
+    await stage.startWebhook("auto");
     await cluster.kubectl(["cordon", "a"]);
     await cluster.kubectl(["uncordon", "d"]);
     await scale(2);
@@ -52,6 +55,10 @@ describe("a StatefulSet's pod", () => {
   const ended = (name: string): Promise<KubeObject> => stage.ended(name);
   const answered = (): Promise<void> => stage.answered(load);
   const areFine = (): Promise<void> => stage.areFine(load);
+
+  function hasSidecar({ spec }: KubeObject): boolean {
+    return (spec.initContainers as { name: string }[]).some(({ name }) => name === "holdfast-proxy");
+  }
 
   /** Nothing is left of a move but the pod, which is the StatefulSet's as it was. */
   async function isAsBefore(source: KubeObject, moved: KubeObject): Promise<void> {
@@ -83,8 +90,9 @@ describe("a StatefulSet's pod", () => {
     ["a", "b"],
     ["b", "a"],
   ] as const)
-    it(`moves from ${from} to ${to} and keeps its name: no client loses anything`, async () => {
+    it(`moves from ${from} to ${to} and keeps its name: no client loses anything, and it has its proxy in it then`, async () => {
       const source = await isServing(NAME, from);
+      assert.equal(hasSidecar(source), from !== "a");
       await load.mark();
       await answered();
       await migrate(`to-${to}`, { pod: NAME, target: { node: to } });
@@ -97,6 +105,7 @@ describe("a StatefulSet's pod", () => {
         [from, "c", to, NAME],
       );
       assert.equal(status.move.sessions, SESSIONS);
+      assert.ok(hasSidecar(moved));
       await isAsBefore(source, moved);
     });
 

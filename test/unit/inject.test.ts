@@ -17,7 +17,7 @@ import { applied, type Expected, type PodShape, podShapes } from "#test/support/
 const OPTIONS: InjectOptions = {
   image: "localhost/holdfast/inside:1",
   imagePullPolicy: "IfNotPresent",
-  proxy: { image: "localhost/holdfast/control:1", default: "node" },
+  proxy: { image: "localhost/holdfast/control:1", default: "auto" },
 };
 const PATCH_BYTES_MAX = 2_600;
 
@@ -77,6 +77,69 @@ it("the proxy is at the node where clients come to its address, whatever the oth
     },
   );
   assert.deepEqual(places, [["holdfast", "holdfast-proxy"], ["holdfast"], ["holdfast"]]);
+});
+
+it("the proxy is in pods in gateway mode alone where nothing is said of it, whoever says the mode", () => {
+  const { pod } = podShapes().find(({ name }) => name === "bare") as PodShape;
+  const placeOf = (annotations: Record<string, string>, hasGateways: boolean, isSelected = true): string => {
+    const gateways = hasGateways ? { isSelected: () => isSelected } : null;
+    const outcome = inject({ ...pod, metadata: { name: "bare", annotations } }, { ...OPTIONS, gateways });
+    assert.ok(outcome.kind === "injected", JSON.stringify(outcome));
+    const { initContainers = [] } = outcome.pod.spec;
+    const said = outcome.pod.metadata?.annotations ?? {};
+    const has = (initContainers ?? []).some(({ name }) => name === "holdfast-proxy");
+    assert.equal(said["holdfast.dev/proxy"], has ? "sidecar" : annotations["holdfast.dev/proxy"]);
+    return `${has ? "sidecar" : "node"}, ${said["holdfast.dev/mode"] ?? "forward"}`;
+  };
+  const mode = (value: string) => ({ "holdfast.dev/mode": value });
+  const proxy = (value: string) => ({ "holdfast.dev/proxy": value });
+  assert.deepEqual(
+    [
+      placeOf({}, true),
+      // a Service may be labelled any time later
+      placeOf({}, true, false),
+      placeOf(mode("gateway"), false),
+      placeOf({}, false),
+      placeOf(mode("forward"), true),
+      placeOf({ "holdfast.dev/listen": "pod" }, true),
+      placeOf(proxy("node"), true),
+      placeOf(proxy("sidecar"), true, false),
+      placeOf({ ...mode("gateway"), "holdfast.dev/listen": "node" }, true),
+    ],
+    [
+      ...["sidecar, gateway", "sidecar, gateway", "sidecar, gateway"],
+      ...["node, forward", "node, forward", "node, forward"],
+      ...["node, gateway", "sidecar, forward", "node, gateway"],
+    ],
+  );
+});
+
+it("a mesh is told of the sidecar's ports beside those that the pod names, unless it names none, and as before afterwards", () => {
+  const { pod } = podShapes().find(({ name }) => name === "sidecar") as PodShape;
+  const istio = "traffic.sidecar.istio.io/excludeInboundPorts";
+  const saidOf = (own: Record<string, string>): string | undefined => {
+    const annotations = { "holdfast.dev/proxy": "sidecar", ...own };
+    const outcome = inject({ ...pod, metadata: { name: "sidecar", annotations } }, OPTIONS);
+    assert.ok(outcome.kind === "injected");
+    const back = uninject(outcome.pod);
+    assert.ok(back.kind === "injected");
+    assert.deepEqual(back.pod.metadata?.annotations, annotations);
+    return outcome.pod.metadata?.annotations?.[istio];
+  };
+  assert.equal(saidOf({}), "15898,15899");
+  assert.equal(saidOf({ [istio]: "25, 15899" }), "25,15899,15898");
+  assert.equal(saidOf({ [istio]: "" }), "");
+});
+
+it("a pod whose proxy is to be in it is refused where it is not known what runs it", () => {
+  const { pod } = podShapes().find(({ name }) => name === "gateway") as PodShape;
+  const outcome = inject(pod, { ...OPTIONS, proxy: { image: null, default: "auto" } });
+  assert.ok(outcome.kind === "refused");
+  assert.match(
+    outcome.problem.message,
+    /give the injector one \(proxy\.image of the webhook, --proxy-image\)/,
+  );
+  assert.equal(inject(pod, { ...OPTIONS, proxy: null }).kind, "injected");
 });
 
 /** Of one that was injected without. */

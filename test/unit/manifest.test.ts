@@ -218,10 +218,19 @@ items:
     assert.match(err, /none\.yaml: cannot be read: ENOENT/);
   });
 
-  it("puts pods in gateway mode where the cluster has gateways", async () => {
-    const { out } = await inject(MANIFEST, "--gateways");
+  it("puts pods in gateway mode where the cluster has gateways, with the proxy in them unless it is to be at the node", async () => {
+    const image = ["--proxy-image", "localhost/holdfast/control:1"];
+    const { out } = await inject(MANIFEST, "--gateways", ...image);
     assert.match(out, /holdfast\.dev\/mode: "?gateway/);
+    assert.match(out, /name: holdfast-proxy\n\s*image: localhost\/holdfast\/control:1/);
+    const atNode = (await inject(MANIFEST, "--gateways", "--proxy", "node")).out;
+    assert.match(atNode, /holdfast\.dev\/mode: "?gateway/);
+    for (const one of [atNode, (await inject(MANIFEST, ...image)).out])
+      assert.doesNotMatch(one, /holdfast-proxy/);
     assert.doesNotMatch((await inject(MANIFEST)).out, /holdfast\.dev\/mode/);
+    const without = await inject(MANIFEST, "--gateways");
+    assert.equal(without.out, "");
+    assert.match(without.err, /no image of the proxy is known here: .*--proxy-image/);
   });
 
   it("gives the image a policy, and asks for the image", async () => {

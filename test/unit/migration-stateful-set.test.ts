@@ -419,6 +419,37 @@ describe("the webhook that sees what StatefulSets make", () => {
     waiting = null;
   });
 
+  it("has the proxy where the clients are: not in a pod whose clients come to its node", async () => {
+    const containers = ["holdfast", "holdfast-proxy", "own"].map((name) => ({ name }));
+    const inside = { "holdfast.dev/mode": "gateway", "holdfast.dev/proxy": "sidecar" };
+    const today = pod("db-1", { annotations: inside }, { initContainers: containers });
+    for (const [annotations, expected] of [
+      [{}, { mode: "forward", proxy: "node", has: false }],
+      // by a chart that had no sidecars
+      [{ "holdfast.dev/mode": "gateway" }, { mode: "gateway", proxy: "sidecar", has: true }],
+      [
+        { "holdfast.dev/proxy": "sidecar", "holdfast.dev/listen": "pod" },
+        { mode: "forward", proxy: "sidecar", has: true },
+      ],
+      [inside, { mode: "gateway", proxy: "sidecar", has: true }],
+    ] as const) {
+      waiting = pod("db-1-xxxxx", { annotations });
+      const { metadata, spec } = (await ask(today, migration({}, RETURNING))) as Pod;
+      const said = metadata.annotations ?? {};
+      const names = (spec.initContainers ?? []).map(({ name }) => name);
+      assert.deepEqual(
+        {
+          mode: said["holdfast.dev/mode"],
+          proxy: said["holdfast.dev/proxy"],
+          has: names.includes("holdfast-proxy"),
+        },
+        expected,
+      );
+      assert.ok(names.includes("own"));
+    }
+    waiting = null;
+  });
+
   it("changes no other pod", async () => {
     const way = migration({}, RETURNING);
     assert.equal(await ask(made), null);

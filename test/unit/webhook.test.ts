@@ -13,7 +13,7 @@ import { reviewOf } from "#test/support/reviews.ts";
 const OPTIONS = {
   image: "localhost/holdfast/inside:1",
   imagePullPolicy: "IfNotPresent",
-  proxy: { image: "localhost/holdfast/control:1", default: "node" },
+  proxy: { image: "localhost/holdfast/control:1", default: "auto" },
 } as const;
 
 // biome-ignore lint/suspicious/noExplicitAny: an answer is looked at in every place.
@@ -215,7 +215,7 @@ describe("the webhook's configuration", () => {
       [{ renewal: { ...good.renewal, days: 0 } }, "renewal.days: expected days 1-3650, got 0"],
       [
         { proxy: { image: "registry.example/holdfast/control:1", default: "pod" } },
-        'proxy.default: expected node or sidecar, got "pod"',
+        'proxy.default: expected auto, node or sidecar, got "pod"',
       ],
       [{ images: 1 }, "images: unknown key"],
     ] as const)

@@ -1,6 +1,13 @@
 /** The pod that waits for an application: the source's, pinned elsewhere, and invisible to whatever selects pods by labels. */
 import { createHash } from "node:crypto";
-import { ANNOTATION, DELETION_COST, MIGRATION_LABEL, type Migration, SERVING } from "../../api/resources.ts";
+import {
+  ANNOTATION,
+  DELETION_COST,
+  MIGRATION_LABEL,
+  type Migration,
+  SERVING,
+  SIDECAR_NAME,
+} from "../../api/resources.ts";
 import {
   type Affinity,
   controllerOf,
@@ -176,8 +183,7 @@ export function ordinalPod<Draft extends PodDraft>(
   migration: Migration,
   waiting: Pod | null,
 ): Draft {
-  const { spec } = draft;
-  const metadata = followed(draft.metadata, waiting);
+  const { metadata, spec } = followed(draft, waiting);
   const { origin, source, attempt = 1 } = migration.status;
   const { node, nodeSelector = {} } = migration.spec.target ?? {};
   const isInVain = attempt - (origin?.attempt ?? attempt) >= TRIES_ON_TARGET;
@@ -201,11 +207,21 @@ export function ordinalPod<Draft extends PodDraft>(
   };
 }
 
-/** Who holds clients' sockets stays as it is, whatever is decided of pods that are made today: they are held already. */
-function followed(metadata: PodDraft["metadata"], waiting: Pod | null): PodDraft["metadata"] {
-  if (waiting === null) return metadata;
-  const mode = waiting.metadata.annotations?.[ANNOTATION.mode] ?? "forward";
-  return { ...metadata, annotations: { ...metadata.annotations, [ANNOTATION.mode]: mode } };
+/**
+ * Who holds clients' sockets stays as it is, whatever is decided of pods that are made today: they are held already. In forward mode that is the
+ * proxy where it was: a sidecar has clients at the pod's address, and not at the node's.
+ */
+function followed({ metadata, spec }: PodDraft, waiting: Pod | null): PodDraft {
+  if (waiting === null) return { metadata, spec };
+  const { [ANNOTATION.mode]: mode = "forward", [ANNOTATION.proxy]: proxy = "node" } =
+    waiting.metadata.annotations ?? {};
+  const annotations = { ...metadata.annotations, [ANNOTATION.mode]: mode };
+  if (mode === "gateway" || proxy !== "node") return { metadata: { ...metadata, annotations }, spec };
+  const initContainers = (spec.initContainers ?? []).filter(({ name }) => name !== SIDECAR_NAME);
+  return {
+    metadata: { ...metadata, annotations: { ...annotations, [ANNOTATION.proxy]: "node" } },
+    spec: { ...spec, ...(spec.initContainers === undefined ? {} : { initContainers }) },
+  };
 }
 
 /** Two of one template cannot be on one node: its ports are theirs. */

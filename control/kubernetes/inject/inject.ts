@@ -32,6 +32,7 @@ import {
   tooLarge,
 } from "./obstacles.ts";
 import { annotationPath, type Container, type Pod, type Problem } from "./pod.ts";
+import { exclusionsOf, type Gateways, MESH_EXCLUSIONS, type ProxyOptions, placeOf } from "./proxy-place.ts";
 import { declaredPorts, settingsOf, unknownAnnotations } from "./settings.ts";
 
 export interface InjectOptions {
@@ -40,7 +41,7 @@ export interface InjectOptions {
   /** null: Kubernetes' default */
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
   /** of the cluster, which hold the sockets of clients. Absent: there are none */
-  gateways?: { isSelected(labels: Record<string, string>): boolean } | null | undefined;
+  gateways?: Gateways | null | undefined;
   /**
    * what runs the proxy in pods (Node and Holdfast at /holdfast, and a user that is not root), and where it is in pods that say nothing
    * of it. Absent: never in a pod
@@ -50,12 +51,6 @@ export interface InjectOptions {
    * the controller is one of the pod's responders to EvictionRequests. A cluster that does not serve them drops the field. Default: no
    */
   evictionRequests?: boolean | undefined;
-}
-
-export interface ProxyOptions {
-  /** null: none is known */
-  image: string | null;
-  default: "node" | "sidecar";
 }
 
 export type Outcome =
@@ -73,6 +68,8 @@ interface Replaced {
   seccompProfile?: null;
   /** we are one of its responders now */
   responder?: true;
+  /** {@link MESH_EXCLUSIONS} are ours: those that the pod had */
+  annotations?: Record<string, string>;
 }
 
 /** kubelet would make the container anew for these while it waits for its application. */
@@ -111,16 +108,13 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   if (inTheWay !== null) return { kind: "refused", problem: inTheWay };
   const ports = settings.ports === null ? declaredPorts(chosen, settings.protocol) : null;
   if (settings.ports === null && ports === null) return { kind: "refused", problem: missingPorts(chosen) };
-  // who is to come to the node's address says with that where the proxy is
-  const place = settings.proxy ?? (settings.listen === "node" ? "node" : options.proxy?.default);
-  const hasSidecar = place === "sidecar";
+  const { hasSidecar, isOfGateways } = placeOf(pod, settings, options);
   const unfit = hasSidecar ? sidecarObstacle(settings, options.proxy?.image ?? null) : null;
   if (unfit !== null) return { kind: "refused", problem: unfit };
 
   const copy = structuredClone(pod);
   const container = copy.spec.containers.find(({ name }) => name === chosen.name) as Container;
   const replaced: Replaced = { added: [] };
-  const isOfGateways = goesToGateways(pod, options, hasSidecar);
   if (isOfGateways) replaced.added.push("mode");
   if (settings.container === null) replaced.added.push("container");
   if (ports !== null) replaced.added.push("ports");
@@ -130,6 +124,8 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   if (hasSidecar && settings.proxy === null) replaced.added.push("proxy");
   addInit(copy, container, options);
   if (hasSidecar) addSidecar(copy, container, options);
+  const exclusions = hasSidecar ? exclusionsOf(pod) : null;
+  if (exclusions !== null) replaced.annotations = exclusions.before;
   addTmp(copy, container);
   addSeccomp(copy, container, replaced);
   takeProbes(container, replaced);
@@ -144,6 +140,7 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
     ...(isOfGateways ? { [SETTINGS.mode]: "gateway" } : {}),
     ...(hasSidecar ? { [SETTINGS.proxy]: "sidecar" } : {}),
     ...(isListening ? { [SETTINGS.listen]: "pod" } : {}),
+    ...exclusions?.made,
     ...commandNotes(chosen),
     [MADE.replaced]: JSON.stringify(replaced),
   };
@@ -182,8 +179,13 @@ export function uninject(pod: Pod): Outcome {
     dropEmpty(container, ["securityContext"]);
   }
   const metadata = copy.metadata as NonNullable<Pod["metadata"]>;
-  const mine = new Set<string>([...Object.values(MADE), ...replaced.added.map((key) => SETTINGS[key])]);
-  metadata.annotations = Object.fromEntries(Object.entries(said).filter(([key]) => !mine.has(key)));
+  const mine = new Set<string>([
+    ...Object.values(MADE),
+    ...replaced.added.map((key) => SETTINGS[key]),
+    ...(replaced.annotations === undefined ? [] : MESH_EXCLUSIONS),
+  ]);
+  const own = Object.entries(said).filter(([key]) => !mine.has(key));
+  metadata.annotations = { ...Object.fromEntries(own), ...replaced.annotations };
   dropEmpty(container, ["volumeMounts", "command"]);
   dropEmpty(spec, ["initContainers", "volumes", "evictionResponders"]);
   dropEmpty(metadata, ["annotations"]);
@@ -204,18 +206,6 @@ function isWhole({ metadata, spec }: Pod): boolean {
     (metadata.annotations[SETTINGS.proxy] !== "sidecar" ||
       (spec.initContainers ?? []).some((one) => one.name === SIDECAR_NAME))
   );
-}
-
-/**
- * The pod does not say who holds its clients' sockets, and the cluster has gateways. Where the proxy is in the pod it has the clients of
- * every Service at the pod's own address: then only a Service of gateways leads them away from it.
- */
-function goesToGateways({ metadata }: Pod, { gateways }: InjectOptions, hasSidecar: boolean): boolean {
-  const { annotations, labels } = metadata ?? {};
-  if (gateways == null) return false;
-  if (annotations?.[SETTINGS.mode] !== undefined || annotations?.[SETTINGS.listen] !== undefined)
-    return false;
-  return !hasSidecar || gateways.isSelected(labels ?? {});
 }
 
 /** How the application is started, as far as the pod says so: its image may have an entrypoint, which only its node knows. */

@@ -42,6 +42,15 @@ export const NAME = "holdfast";
 /** of the volume at /tmp */
 export const TMP_NAME = "holdfast-tmp";
 
+/**
+ * Proxies of meshes, by the name of their container: the annotation that says which ports of a pod are not led to it, with commas between. It is
+ * read when the mesh's proxy is injected.
+ */
+export const MESH_PROXIES: ReadonlyMap<string, string> = new Map([
+  ["istio-proxy", "traffic.sidecar.istio.io/excludeInboundPorts"],
+  ["linkerd-proxy", "config.linkerd.io/skip-inbound-ports"],
+]);
+
 /** our name among a pod's responders, and a label of Evictions that we may have to do with */
 export const RESPONDER = "holdfast.dev/controller";
 /** before whatever made the pod, which has 10,000, and could only delete it */

@@ -1,13 +1,11 @@
 /** Why a pod cannot be injected. Each obstacle is one sentence: where, what is expected, what to do. */
 import { SIDECAR_NAME } from "#proxy/contract/commands.ts";
-import { INJECTED, INSIDE, MADE, NAME, SETTINGS, TMP_NAME } from "./names.ts";
+import { INJECTED, INSIDE, MADE, MESH_PROXIES, NAME, SETTINGS, TMP_NAME } from "./names.ts";
 import { annotationPath, type Container, type Pod, type Problem } from "./pod.ts";
 import type { Settings } from "./settings.ts";
 
 /** Annotations of one object, all together (k8s.io/apimachinery, validation.TotalAnnotationSizeLimitB). */
 export const ANNOTATION_BYTES_MAX = 262_144;
-/** Proxies of meshes. The standby's pod has its own, so they stay behind; old-style ones are ordinary containers. */
-const MESH_PROXIES = new Set(["istio-proxy", "linkerd-proxy"]);
 /** Owners whose pods are not to be moved, and why. */
 const OWNERS: Record<string, string> = {
   Job: "its pods end when their work is done",
@@ -85,6 +83,7 @@ export function chooseContainer(
       annotationPath(SETTINGS.stateless),
       `expected containers of this pod (${listOf(all)}), got ${unknown}`,
     );
+  // the standby's pod has a mesh's proxy of its own; old-style ones are ordinary containers
   const stays = ({ name }: Container): boolean => stateless.includes(name) || MESH_PROXIES.has(name);
   const candidates = containers.filter((one) => !stays(one));
   const named = containers.find(({ name }) => name === container) ?? null;

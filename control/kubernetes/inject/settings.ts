@@ -1,6 +1,6 @@
 /** What a pod's annotations ask for. The injector refuses what the agent could not use; the agent reads the same text later. */
 import * as z from "zod";
-import { DOWNSTREAMS } from "#proxy/contract/commands.ts";
+import { DOWNSTREAMS, PROXY_PLACES } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { type Limit, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import { MOVE_LIMITS } from "../../config/limits.ts";
@@ -39,7 +39,7 @@ export interface Settings {
   /** null: wherever the proxy is */
   listen: "node" | "pod" | null;
   /** where the proxy is; null: as the injector has it for all */
-  proxy: "node" | "sidecar" | null;
+  proxy: (typeof PROXY_PLACES)[number] | null;
 }
 
 const oneOf = (values: readonly string[]) => {
@@ -76,7 +76,7 @@ const SCHEMAS: Record<keyof typeof SETTINGS, z.ZodType> = {
   continuity: oneOf(CONTINUITIES),
   mode: oneOf(MODES),
   listen: oneOf(["node", "pod"]),
-  proxy: oneOf(["node", "sidecar"]),
+  proxy: oneOf(PROXY_PLACES),
   limits: z.string().transform(parseLimits),
   stateless: names,
   workload: z
