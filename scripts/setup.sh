@@ -7,7 +7,8 @@
 #
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
 # `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once,
-# `scripts/setup.sh kwok` the kwok that only `npm run bench:kube` fills a cluster with: three more.
+# `scripts/setup.sh kwok` the kwok that only `npm run bench:kube` fills a cluster with: three more; `scripts/setup.sh policies` what enforces
+# NetworkPolicies for `HOLDFAST_CHAOS=1 npm test -- test/kube/policies.test.ts`: two.
 # `scripts/setup.sh mesh` an Envoy and an istiod for `test/envoy`: six minutes of compiling, once; `scripts/setup.sh envoy` the Envoy alone.
 # `scripts/setup.sh images` brings what images are made of (charts/images/Dockerfile) and nothing for tests.
 #
@@ -92,6 +93,7 @@ needs_envoy=false
 for_matrix=false
 for_kube=false
 for_kwok=false
+for_policies=false
 for_images=false
 case ${1:-} in
   bench)
@@ -112,6 +114,11 @@ $kube_tools"
     ;;
   kwok)
     for_kwok=true
+    debian_tools="$debian_tools
+$kube_tools"
+    ;;
+  policies)
+    for_policies=true
     debian_tools="$debian_tools
 $kube_tools"
     ;;
@@ -163,6 +170,12 @@ kwok_version=$(version_in "$kwok_module" sigs.k8s.io/kwok)
 kwok_dir=$cache/kwok-$kwok_version
 kwok_stages='node/fast node/heartbeat-with-lease pod/fast'
 kwok_ok() { [ -x "$kwok_dir/kwok" ] && [ -s "$kwok_dir/stages.yaml" ]; }
+# kube-network-policies, by the version in test/kube/policies/go.mod, with the iptables that queues packets for it: its own rule wants a kernel
+# with nft_queue, and this one's only x_tables can queue.
+policies_module=$root/test/kube/policies
+policies_version=$(version_in "$policies_module" sigs.k8s.io/kube-network-policies)
+policies_dir=$cache/policies-$policies_version
+policies_ok() { [ -x "$policies_dir/kube-network-policies" ] && [ -x "$policies_dir/xtables-legacy-multi" ]; }
 # istiod, by the version in test/envoy/istio/go.mod, with the definitions of Istio's resources that its module has.
 istio_module=$root/test/envoy/istio
 istio_version=$(version_in "$istio_module" istio.io/istio)
@@ -194,7 +207,7 @@ everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
     { ! "$for_envoy" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; } &&
-    { ! "$for_kwok" || kwok_ok; } && { ! "$for_mesh" || istio_ok; }
+    { ! "$for_kwok" || kwok_ok; } && { ! "$for_policies" || policies_ok; } && { ! "$for_mesh" || istio_ok; }
 }
 
 everything_there && exit 0
@@ -539,6 +552,19 @@ build_kwok() {
   done >"$work/kwok/stages.yaml"
 }
 
+build_policies() {
+  build_go "kube-network-policies $policies_version" "two minutes" "$policies_module" "$work/kept/kube-network-policies" "" \
+    sigs.k8s.io/kube-network-policies/cmd
+  mkdir "$work/root" "$work/debs"
+  {
+    apt-get update -q -o DPkg::Lock::Timeout=300 || true
+    (cd "$work/debs" && apt-get download -o APT::Sandbox::User=root iptables libxtables12 libip4tc2 libip6tc2)
+  } >>"$log" 2>&1 9>&- || fail "iptables could not be fetched (see $log); cure: make 'apt-get download iptables' work, then run this again"
+  for package in "$work"/debs/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+  mv "$work"/root/usr/sbin/xtables-legacy-multi "$work/kept/"
+  mv "$work"/root/usr/lib/*-linux-gnu* "$work/kept/lib"
+}
+
 build_istiod() {
   build_go "istiod $istio_version" "six minutes" "$istio_module" "$work/pilot-discovery" \
     "-X istio.io/istio/pkg/version.buildVersion=$istio_version" istio.io/istio/pilot/cmd/pilot-discovery
@@ -604,6 +630,18 @@ if "$for_kwok" && ! kwok_ok; then
   rm -rf "$work"
   work=
   kwok_ok || fail "kwok $kwok_version is incomplete in $kwok_dir; cure: remove that folder and run this again"
+fi
+
+if "$for_policies" && ! policies_ok; then
+  own_lock policies
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  mkdir "$work/kept"
+  build_policies
+  rm -rf "$policies_dir"
+  mv "$work/kept" "$policies_dir"
+  rm -rf "$work"
+  work=
+  policies_ok || fail "kube-network-policies $policies_version is incomplete in $policies_dir; cure: remove that folder and run this again"
 fi
 
 # Without them one test fails, and names them: not worth failing for.

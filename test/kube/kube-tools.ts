@@ -29,6 +29,26 @@ export function findKwok(): Kwok {
   return found;
 }
 
+/** What decides by NetworkPolicies, from a queue of the kernel's, and what puts packets into it. */
+export interface Enforcer {
+  program: string;
+  /** the command of that name, with libraries of its own */
+  iptables: string[];
+}
+
+/** @throws Error with the cure, when set-up has not made it */
+export function findEnforcer(): Enforcer {
+  const version = versionIn("policies/go.mod", "sigs\\.k8s\\.io/kube-network-policies");
+  const dir = join(CACHE_DIR, `policies-${version}`);
+  const program = join(dir, "kube-network-policies");
+  const libraries = join(dir, "lib");
+  const tables = join(dir, "xtables-legacy-multi");
+  if (!existsSync(program) || !existsSync(tables))
+    throw new Error(`no kube-network-policies ${version} at ${dir}: run scripts/setup.sh policies`);
+  const env = [`LD_LIBRARY_PATH=${libraries}`, `XTABLES_LIBDIR=${join(libraries, "xtables")}`];
+  return { program, iptables: ["env", ...env, tables, "iptables"] };
+}
+
 function versionIn(file: string, module: string): string {
   const text = readFileSync(join(import.meta.dirname, file), "utf8");
   return new RegExp(`^\\s*${module} v(\\S+)`, "m").exec(text)?.[1] ?? "";
