@@ -154,6 +154,14 @@ select.select([], [], [far], 5)`,
 near, far = scope['opened'] = socket.socketpair(); near.send(b"!", socket.MSG_OOB)`,
     ids: ["socket.urgent-data"],
   },
+  "a connection whose bytes are read without copying": {
+    code: `
+server = socket.create_server(("127.0.0.1", 7073)); near = socket.create_connection(("127.0.0.1", 7073)); far = server.accept()[0]
+libc.mmap.restype = ctypes.c_void_p
+assert libc.mmap(None, ctypes.c_size_t(65536), 1, 1, far.fileno(), ctypes.c_long(0)) != ctypes.c_void_p(-1).value
+scope['opened'] = (server, near, far)`,
+    ids: ["memory.kernel-mapped"],
+  },
   "a connection that sends without copying": {
     code: `
 server = socket.create_server(("127.0.0.1", 7072)); near = socket.create_connection(("127.0.0.1", 7072)); far = server.accept()[0]

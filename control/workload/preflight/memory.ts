@@ -6,6 +6,9 @@ import { type Mapping, mappingsOf } from "../../audit/memory-map.ts";
 /** devices whose mappings are memory like any other */
 const PLAIN_DEVICES = /^\/dev\/(shm\/|zero\b|null\b)/;
 
+/** memory that is not a file's by its name: anon_inode:[perf_event], socket:[7] (TCP_ZEROCOPY_RECEIVE, rings of packet sockets); and what the kernel's own file systems show */
+const OF_KERNEL = /^([^/[]|\/(sys|proc)\/)/;
+
 /** vdso, vvar: the kernel places them, and seals them by itself where it is made so */
 const KERNEL_OWN = /^\[v/;
 
@@ -58,7 +61,7 @@ export async function checkMemory(pids: number[], add: Add): Promise<void> {
           "the application must not map devices",
           { pid, path: name },
         );
-      if (name.startsWith("anon_inode:"))
+      if (OF_KERNEL.test(name))
         add(
           "memory.kernel-mapped",
           "error",
