@@ -28,12 +28,16 @@ export interface GoingOn {
   readonly keeper: { goOn(command: "release" | "rollback", epoch: number): Promise<void> };
 }
 
-/** With its legs, at the target. */
-export async function comeAlive(host: GoingOn, epoch: number): Promise<void> {
+/**
+ * With its legs, at the target.
+ * @param onAlive called when clients wait no longer; who else may connect is let in after it, which takes tens of milliseconds (nft(8))
+ */
+export async function comeAlive(host: GoingOn, epoch: number, onAlive = (): void => {}): Promise<void> {
   // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
   host.vip?.add();
   host.vip?.announce();
   await Promise.all([continueTree(host), host.keeper.goOn("release", epoch)]);
+  onAlive();
   await host.container.openDoor().catch((error: unknown) => warn(host, "let others connect", error));
 }
 
@@ -54,9 +58,9 @@ export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
       "let kept connections hear": () => hearOutbound(host),
       "let the proxy go on": () => keeper.goOn("rollback", epoch),
       "announce the address": () => vip?.announce(),
-      "let others connect": () => container.openDoor(),
       "put watches on files back": () => putBackWatches(host),
       "let the application go on": () => continueTree(host),
+      "let others connect": () => container.openDoor(),
       "remove images": () => rm(images, { recursive: true, force: true }),
     },
     (what, error) => warn(host, what, error),

@@ -114,7 +114,7 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
 
   // how it ends
   /** The application goes on here, with its legs. Everything before this was silent. */
-  comeAlive(epoch: number): Promise<void>;
+  comeAlive(epoch: number, onAlive?: () => void): Promise<void>;
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   goOnHere(epoch: number): Promise<void>;
   becomeOwner(epoch: number, anchors: string[]): void;

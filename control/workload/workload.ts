@@ -438,8 +438,8 @@ export class Workload {
     endLeftConnections(this.config.ports.map((port) => port.upstream.port));
   }
 
-  comeAlive(epoch: number): Promise<void> {
-    return comeAlive(this, epoch);
+  comeAlive(epoch: number, onAlive?: () => void): Promise<void> {
+    return comeAlive(this, epoch, onAlive);
   }
   goOnHere(epoch: number): Promise<void> {
     return undoMove(this, epoch);

@@ -268,9 +268,10 @@ export class Arrival {
     // from here nobody can take the workload back
     host.recordMoving({ step: "released", epoch });
     host.context.faults.at("target:released");
-    await host.comeAlive(epoch);
-    this.#state.released(epoch);
-    if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
+    await host.comeAlive(epoch, () => {
+      this.#state.released(epoch);
+      if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
+    });
     await criu.close();
     this.#closeIntakes();
     await rm(container.hostPath("images"), { recursive: true, force: true });

@@ -47,17 +47,35 @@ export async function prepare(move: Move): Promise<Prepared> {
   const epoch = await reserve(move);
   await askForContainer(move, { channel, root, epoch, facts });
   const files = new FileSender(move, channel, root);
-  const { layerInUse } = host.container;
-  if (!layerInUse) await move.stop.untilStopped(files.sendAll(LAYER));
-  const link = await askForStandby(move, channel);
-  if (layerInUse) await move.stop.untilStopped(files.sendAll(LAYER));
-  for (const mount of host.container.travels) await move.stop.untilStopped(files.sendAll(mount));
+  const [link, here] = await together(standby(move, channel, files), readyHere(move, root));
   if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link);
-  const watched = await findWatchedFiles(move, root);
   const sender = imageSender(move, channel);
-  const worker = await startWorker(move);
   const precopyBytes = await sendLayers(move, root, sender);
-  return { channel, root, epoch, link, files, sender, precopyBytes, watched, worker };
+  return { channel, root, epoch, link, files, sender, precopyBytes, ...here };
+}
+
+/** Side by side. When one has failed neither is under way any more. */
+async function together<A, B>(one: Promise<A>, other: Promise<B>): Promise<[A, B]> {
+  await Promise.allSettled([one, other]);
+  return Promise.all([one, other]);
+}
+
+/** The target makes everything ready, and gets all files. */
+async function standby(move: Move, channel: Channel, files: FileSender): Promise<Endpoint> {
+  const { container } = move.host;
+  const send = (mount: string): Promise<void> => move.stop.untilStopped(files.sendAll(mount));
+  // a layer that is in use there is filled from within
+  if (!container.layerInUse) await send(LAYER);
+  const link = await askForStandby(move, channel);
+  if (container.layerInUse) await send(LAYER);
+  for (const mount of container.travels) await send(mount);
+  return link;
+}
+
+/** What is made ready on this node meanwhile. */
+async function readyHere(move: Move, root: number): Promise<Pick<Prepared, "watched" | "worker">> {
+  const watched = await findWatchedFiles(move, root);
+  return { watched, worker: await startWorker(move) };
 }
 
 async function dial({ host, options, reached, progress }: Move): Promise<Channel> {
