@@ -239,7 +239,8 @@ export function optionsOf(domain: number, type: number, protocol: number): Optio
 
 function everyOptionOf(domain: number, protocol: number): SocketOption[] {
   const options = [...OF_EVERY_SOCKET];
-  if (domain === ipText.AF_INET) options.push(...OF_IPV4);
+  // an IPv6 socket has both, for peers of either family
+  if (domain === ipText.AF_INET || domain === ipText.AF_INET6) options.push(...OF_IPV4);
   if (domain === ipText.AF_INET6) options.push(...OF_IPV6);
   if (domain === ipText.AF_INET || domain === ipText.AF_INET6) {
     if (protocol === sock.IPPROTO_TCP) options.push(...OF_TCP);

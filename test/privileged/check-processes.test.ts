@@ -184,6 +184,23 @@ near.bind("/tmp/near"); far.bind("/tmp/far"); near.sendto(b"!", "/tmp/far")`,
 near, far = scope['opened'] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); near.send(b""); near.send(b"behind it")`,
     ids: ["socket.unix-message"],
   },
+  "another execution domain": {
+    code: "assert libc.personality(0x0020000) == 0",
+    ids: ["process.personality"],
+  },
+  "a thread of another execution domain": {
+    code: "endlessly(lambda: libc.personality(0x0020000))",
+    ids: ["process.personality"],
+  },
+  "a program in memory only": {
+    code: `
+program = os.memfd_create("program"); os.write(program, open("/usr/bin/sleep", "rb").read())
+if os.fork() == 0: os.execve(program, ["sleep", "1000"], {})
+children = lambda: [open("/proc/%s/comm" % one).read() for one in open("/proc/self/task/%d/children" % os.getpid()).read().split()]
+while any(name.startswith("python") for name in children()): time.sleep(0.01)
+os.close(program)`,
+    ids: ["process.program-in-memory"],
+  },
   "a thread without speculation": {
     code: "endlessly(lambda: libc.prctl(53, 0, 4, 0, 0))",
     ids: ["process.speculation"],

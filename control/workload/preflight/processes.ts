@@ -101,6 +101,8 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
     living.push(pid);
     const statuses = threads.map((tid) => read(`/proc/${pid}/task/${tid}/status`));
     checkTracer(pid, statuses, add);
+    checkProgram(pid, add);
+    checkPersonality(pid, threads, add);
     checkSpeculation(usual, pid, statuses, add);
     checkStopSignal(pid, stat, add);
     checkTerminal(pid, stat, add);
@@ -135,6 +137,33 @@ function checkTracer(pid: number, statuses: string[], add: Add): void {
 }
 
 /** A thread that does without a processor's guesses (PR_SET_SPECULATION_CTRL, prctl(2)) would have them again. */
+function checkProgram(pid: number, add: Add): void {
+  if (link(`/proc/${pid}/exe`)?.startsWith("/memfd:") !== true) return;
+  add(
+    "process.program-in-memory",
+    "error",
+    `process ${pid} runs a program that is in memory only (memfd_create(2), fexecve(3)), which CRIU cannot restore`,
+    "run it from a file",
+    { pid },
+  );
+}
+
+/** CRIU 4.2 leaves it as its own is, which is this agent's. */
+function checkPersonality(pid: number, threads: number[], add: Add): void {
+  const usual = read("/proc/self/personality");
+  const personality = threads
+    .map((tid) => read(`/proc/${pid}/task/${tid}/personality`))
+    .find((one) => one !== "" && one !== usual);
+  if (personality === undefined) return;
+  add(
+    "process.personality",
+    "error",
+    `process ${pid} has the execution domain ${personality.trim()} (personality(2): setarch, --addr-no-randomize), which would be lost`,
+    "start it without",
+    { pid },
+  );
+}
+
 function checkSpeculation(usual: string, pid: number, statuses: string[], add: Add): void {
   if (statuses.every((status) => status === "" || speculationOf(status) === usual)) return;
   add(
