@@ -184,6 +184,10 @@ near.bind("/tmp/near"); far.bind("/tmp/far"); near.sendto(b"!", "/tmp/far")`,
 near, far = scope['opened'] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); near.send(b""); near.send(b"behind it")`,
     ids: ["socket.unix-message"],
   },
+  "memory whose pages are merged": {
+    code: "assert libc.prctl(67, 1, 0, 0, 0) == 0",
+    ids: ["process.memory-merge"],
+  },
   "another execution domain": {
     code: "assert libc.personality(0x0020000) == 0",
     ids: ["process.personality"],

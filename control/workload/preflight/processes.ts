@@ -103,6 +103,7 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
     checkTracer(pid, statuses, add);
     checkProgram(pid, add);
     checkPersonality(pid, threads, add);
+    checkMemoryMerge(pid, add);
     checkSpeculation(usual, pid, statuses, add);
     checkStopSignal(pid, stat, add);
     checkTerminal(pid, stat, add);
@@ -159,6 +160,19 @@ function checkPersonality(pid: number, threads: number[], add: Add): void {
     "process.personality",
     "error",
     `process ${pid} has the execution domain ${personality.trim()} (personality(2): setarch, --addr-no-randomize), which would be lost`,
+    "start it without",
+    { pid },
+  );
+}
+
+/** Older kernels do not tell. What CRIU makes has it as this agent has. */
+function checkMemoryMerge(pid: number, add: Add): void {
+  const isOn = (of: number | "self"): boolean => /^ksm_merge_any: yes$/m.test(read(`/proc/${of}/ksm_stat`));
+  if (!isOn(pid) || isOn("self")) return;
+  add(
+    "process.memory-merge",
+    "error",
+    `process ${pid} lets the kernel merge pages of its memory that are alike (PR_SET_MEMORY_MERGE), which would be lost`,
     "start it without",
     { pid },
   );
