@@ -20,11 +20,14 @@ export async function withCriuReason(
   return fail(code, `CRIU cannot ${verb} the application: ${reason}`, { cause: error });
 }
 
-/** The first complaint in CRIU's log that says why, without file names and without the harmless one about limits. */
+/** About limits, and about what is not in images of an earlier dump (`stand-in.ts`). */
+const HARMLESS = /RLIMIT_NOFILE|No parent image found, though parent directory is set/;
+
+/** The first complaint in CRIU's log that says why, without file names and without harmless ones. */
 function criuLogReason(log: string): string | null {
   const line = log
     .split("\n")
-    .find((candidate) => candidate.includes("Error (") && !candidate.includes("RLIMIT_NOFILE"));
+    .find((candidate) => candidate.includes("Error (") && !HARMLESS.test(candidate));
   const reason = line?.replace(/^.*?Error \([^)]*\):\s*/, "").trim() ?? null;
   const [, pid, signal] = /^SEIZE (\d+): unsupported stop signal (\d+)$/.exec(reason ?? "") ?? [];
   if (pid === undefined) return reason;

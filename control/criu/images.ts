@@ -18,7 +18,8 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
-import { type Place, Precopy, type TracedProcess } from "./precopy.ts";
+import { type Place, Precopy } from "./precopy.ts";
+import type { TracedProcess } from "./process-memory.ts";
 import { KERNEL_CACHE } from "./sealed.ts";
 
 /** file name → bytes */
@@ -97,6 +98,16 @@ export class ImageSender {
     return this.#sentBytes;
   }
 
+  /** Memory is at the target that pages can be compared with. */
+  get hasLayers(): boolean {
+    return this.#precopy !== null;
+  }
+
+  /** Of processes that are frozen: see {@link Precopy.lookAt}. */
+  lookAt(processes: TracedProcess[]): void {
+    this.#precopy?.lookAt(processes);
+  }
+
   /** The dump begins. */
   start(): void {
     if (this.#precopy !== null) {
@@ -115,11 +126,19 @@ export class ImageSender {
     await this.#following;
     if (this.#error !== null) throw this.#error;
     const reduced = await this.#precopy?.reduce(this.#dir, await list(), this.#put);
-    for (const name of readdirSync(this.#dir))
-      if (!name.endsWith(".log") && name !== KERNEL_CACHE && reduced?.has(name) !== true)
+    for (const entry of readdirSync(this.#dir, { withFileTypes: true })) {
+      const { name } = entry;
+      if (entry.isFile() && !name.endsWith(".log") && name !== KERNEL_CACHE && reduced?.has(name) !== true)
         await this.#sendGrowth(name);
+    }
     await this.#flush();
     return this.#manifest;
+  }
+
+  /** The dump has failed: nothing reads the tree, or what CRIU has written of it, any more. Safe at any time. */
+  async abandon(): Promise<void> {
+    this.#dumping = false;
+    await this.#precopy?.stop();
   }
 
   /** Safe at any time. */

@@ -25,7 +25,7 @@ import { crc32 } from "node:zlib";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { PAGE_BYTES } from "./page-map.ts";
 import { ownPages } from "./page-scan.ts";
-import type { TracedProcess } from "./precopy.ts";
+import { readPages, type TracedProcess } from "./process-memory.ts";
 
 /** One thread's `struct rseq`. */
 export interface RseqArea {
@@ -170,7 +170,8 @@ class ProcessReader {
     for (const range of ownPages(pagemap, area.start, area.end)) {
       const end = range.vaddr + range.pages * PAGE_BYTES;
       for (let at = range.vaddr; at < end; at += PIECE_BYTES) {
-        const bytesRead = readSync(memory, this.#piece, 0, Math.min(PIECE_BYTES, end - at), at);
+        const piece = this.#piece.subarray(0, Math.min(PIECE_BYTES, end - at));
+        const bytesRead = await readPages(memory, piece, at, range.isSwapped);
         await this.#add(at, this.#piece.subarray(0, bytesRead), kind === "anonymous");
       }
     }
@@ -207,7 +208,7 @@ class ProcessReader {
       used += ENTRY_BYTES;
     }
     if (used > 0) this.#entries.push(entries.subarray(0, used));
-    // reading memory never waits for a disk, and by way of a thread it takes longer; but others have a turn, too
+    // others have a turn, too
     this.#bytesThisTurn += bytes.length;
     if (this.#bytesThisTurn < PIECE_BYTES) return;
     this.#bytesThisTurn = 0;

@@ -22,6 +22,7 @@ const MAP_HUGETLB = 0x40000n;
 /** criu/include/image.h */
 const VMA_FILE_PRIVATE = 1n << 6n;
 const VMA_ANON_PRIVATE = 1n << 9n;
+const VMA_AREA_AIORING = 1n << 13n;
 const PART_BYTES_MAX = 1n << 42n;
 
 /**
@@ -48,16 +49,18 @@ export function fitReservations(image: Buffer, countedBytesMax: number | null): 
 }
 
 /**
- * Address ranges of huge pages (MAP_HUGETLB), in order. CRIU reads their contents from the dump's own images only, and takes
- * no notice of pages that are marked as being in a parent (`premap_priv_vmas` in criu/mem.c).
+ * Address ranges whose pages CRIU writes into every dump, whatever an earlier one has (`generate_vma_iovs` in criu/mem.c), in order.
+ * Huge pages (MAP_HUGETLB): it reads them from the dump's own images only, and takes no notice of those that are marked as being
+ * in a parent (`premap_priv_vmas`). Rings of io_setup(2), which the kernel writes: a container of ours has none (`not-carried.ts`).
  */
-export function hugeRanges(image: Buffer): { start: number; end: number }[] {
+export function alwaysDumped(image: Buffer): { start: number; end: number }[] {
   const ranges: { start: number; end: number }[] = [];
   for (const message of decodeImage("mm", image))
     for (const { number, bytes } of decodeFields(message)) {
       if (number !== VMAS) continue;
       const fields = new Map(decodeFields(bytes).map((field) => [field.number, field.varint]));
-      if (((fields.get(FLAGS) ?? 0n) & MAP_HUGETLB) === 0n) continue;
+      const isHuge = ((fields.get(FLAGS) ?? 0n) & MAP_HUGETLB) !== 0n;
+      if (!isHuge && ((fields.get(STATUS) ?? 0n) & VMA_AREA_AIORING) === 0n) continue;
       ranges.push({ start: Number(fields.get(START) ?? 0n), end: Number(fields.get(END) ?? 0n) });
     }
   return ranges.sort((one, other) => one.start - other.start);

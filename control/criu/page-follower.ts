@@ -10,12 +10,7 @@ import { closeSync, constants, openSync, readdirSync, readSync, statSync } from 
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { PAGE_BYTES } from "./page-map.ts";
-
-/** Consecutive pages and their bytes. */
-export interface Stretch {
-  vaddr: number;
-  bytes: Buffer;
-}
+import type { Stretch } from "./process-memory.ts";
 
 /** pages read at once */
 const READ_PAGES = 64;

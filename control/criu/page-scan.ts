@@ -17,6 +17,12 @@ export interface PageRange {
   pages: number;
 }
 
+/** What is one process's own. */
+export interface OwnPages extends PageRange {
+  /** whoever reads them may wait for a disk */
+  isSwapped: boolean;
+}
+
 /** _IOWR('f', 16, struct pm_scan_arg) of linux/fs.h */
 const PAGEMAP_SCAN = 0xc0606610;
 const ARG_BYTES = 96;
@@ -33,6 +39,7 @@ const NOT_OWN = PAGE_IS_FILE | PAGE_IS_PFNZERO;
 
 /** of an entry of /proc/PID/pagemap, in its highest byte */
 const PRESENT = 0x80;
+const SWAPPED = 0x40;
 const FILE_OR_SHARED = 0x20;
 const ENTRIES_AT_ONCE = 4_096;
 /** page by page, a mapping larger than this takes too long to look at: 16 million entries */
@@ -45,7 +52,7 @@ let way: "guards" | "scan" | "entries" = "guards";
  * Own pages of [start, end), ordered by address. Guard pages are left out.
  * @param pagemap descriptor of /proc/PID/pagemap. A process that ends in the middle ends the ranges.
  */
-export function* ownPages(pagemap: number, start: number, end: number): Generator<PageRange> {
+export function* ownPages(pagemap: number, start: number, end: number): Generator<OwnPages> {
   for (let at = start; at < end; ) {
     const scanned = way === "entries" ? null : scan(pagemap, at, end);
     if (scanned === null) return yield* byEntry(pagemap, at, end);
@@ -56,7 +63,7 @@ export function* ownPages(pagemap: number, start: number, end: number): Generato
 }
 
 /** null: this kernel cannot */
-function scan(pagemap: number, start: number, end: number): { ranges: PageRange[]; walkEnd: number } | null {
+function scan(pagemap: number, start: number, end: number): { ranges: OwnPages[]; walkEnd: number } | null {
   const regions = Buffer.alloc(REGIONS_MAX * REGION_BYTES);
   const arg = Buffer.alloc(ARG_BYTES);
   const returned = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | (way === "guards" ? PAGE_IS_GUARD : 0n);
@@ -85,37 +92,40 @@ function scan(pagemap: number, start: number, end: number): { ranges: PageRange[
     way = way === "guards" && code === "EINVAL" ? "scan" : "entries";
     return way === "scan" ? scan(pagemap, start, end) : null;
   }
-  const ranges: PageRange[] = [];
+  const ranges: OwnPages[] = [];
   for (let at = 0; at < count * REGION_BYTES; at += REGION_BYTES) {
-    if ((regions.readBigUInt64LE(at + 16) & PAGE_IS_GUARD) !== 0n) continue;
+    const categories = regions.readBigUInt64LE(at + 16);
+    if ((categories & PAGE_IS_GUARD) !== 0n) continue;
     const vaddr = Number(regions.readBigUInt64LE(at));
-    ranges.push({ vaddr, pages: (Number(regions.readBigUInt64LE(at + 8)) - vaddr) / PAGE_BYTES });
+    const pages = (Number(regions.readBigUInt64LE(at + 8)) - vaddr) / PAGE_BYTES;
+    ranges.push({ vaddr, pages, isSwapped: (categories & PAGE_IS_SWAPPED) !== 0n });
   }
   return { ranges, walkEnd: Number(arg.readBigUInt64LE(WALK_END_AT)) };
 }
 
 /** From entries of /proc/PID/pagemap. Of what is larger than {@link BY_ENTRY_BYTES_MAX} nothing. */
-export function* byEntry(pagemap: number, start: number, end: number): Generator<PageRange> {
+export function* byEntry(pagemap: number, start: number, end: number): Generator<OwnPages> {
   if (end - start > BY_ENTRY_BYTES_MAX) return;
   const entries = Buffer.alloc(ENTRIES_AT_ONCE * 8);
   for (let at = start; at < end; ) {
     const wanted = Math.min(ENTRIES_AT_ONCE, (end - at) / PAGE_BYTES) * 8;
     const read = readSync(pagemap, entries, 0, wanted, (at / PAGE_BYTES) * 8);
-    for (const [first, pages] of ownRuns(entries.subarray(0, read)))
-      yield { vaddr: at + first * PAGE_BYTES, pages };
+    for (const { first, pages, isSwapped } of ownRuns(entries.subarray(0, read)))
+      yield { vaddr: at + first * PAGE_BYTES, pages, isSwapped };
     if (read < wanted) return;
     at += (read / 8) * PAGE_BYTES;
   }
 }
 
-function ownRuns(entries: Buffer): [first: number, count: number][] {
-  const runs: [number, number][] = [];
+function ownRuns(entries: Buffer): { first: number; pages: number; isSwapped: boolean }[] {
+  const runs: { first: number; pages: number; isSwapped: boolean }[] = [];
   for (let page = 0; page * 8 < entries.length; page++) {
     const top = entries[page * 8 + 7] as number;
-    if ((top & PRESENT) === 0 || (top & FILE_OR_SHARED) !== 0) continue;
+    if ((top & (PRESENT | SWAPPED)) === 0 || (top & FILE_OR_SHARED) !== 0) continue;
+    const isSwapped = (top & SWAPPED) !== 0;
     const last = runs.at(-1);
-    if (last !== undefined && last[0] + last[1] === page) last[1]++;
-    else runs.push([page, 1]);
+    if (last?.isSwapped === isSwapped && last.first + last.pages === page) last.pages++;
+    else runs.push({ first: page, pages: 1, isSwapped });
   }
   return runs;
 }

@@ -3,8 +3,9 @@
  *
  * This kernel cannot track which pages change (soft-dirty is off), so we compare. In rounds, while the application runs,
  * its private memory is read (/proc/PID/mem, proc(5)); a copy of it is kept here and what is new in a round is sent as a layer of
- * images. When CRIU has dumped, its pages are compared with the copy, and only those that differ travel; the others
- * are marked "in parent" in the page map, and CRIU at the target finds them in the layers below (https://criu.org/Incremental_dumps).
+ * images. When CRIU has dumped, its pages are compared with the copy, in its images or where it left them (`stand-in.ts`), and only
+ * those that differ travel; the others are marked "in parent" in the page map, and CRIU at the target finds them in the layers
+ * below (https://criu.org/Incremental_dumps).
  *
  * A copy is what the last layer has under a process's number, no more: a page is taken from there only where its bytes are
  * the same, so it does no harm that memory changes while it is read, or that processes come, end and leave their
@@ -15,25 +16,20 @@
  */
 
 import { closeSync, constants, openSync, readdirSync, readFileSync, readSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { setImmediate as nextTurn } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { hugeRanges } from "./mm-image.ts";
-import { type KnownRun, PageFollower, type Stretch } from "./page-follower.ts";
+import { alwaysDumped } from "./mm-image.ts";
+import { type KnownRun, PageFollower } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
-import { ownPages } from "./page-scan.ts";
-
-export interface TracedProcess {
-  /** as this agent sees it */
-  pid: number;
-  /** as the images name it: in the container's PID namespace */
-  innerPid: number;
-  /** innerPid of the process that forked it; null: not of this tree */
-  innerParent: number | null;
-  /** false: it has ended, and the number may be another's. Not given: it cannot end */
-  isAlive?(): Promise<boolean>;
-}
+import type { PageRange } from "./page-scan.ts";
+import {
+  FrozenMemory,
+  LENT_BYTES,
+  PIECE_PAGES,
+  readMemory,
+  type Stretch,
+  type TracedProcess,
+} from "./process-memory.ts";
 
 /** Where the target has bytes already: from `offset` on in an image of a layer. */
 export interface Place {
@@ -56,18 +52,7 @@ interface Match extends Stretch {
   known: PlacedStretch | null;
 }
 
-interface Mapping {
-  start: number;
-  end: number;
-}
-
-/** largest piece of memory read and compared at once */
-const PIECE_PAGES = 256;
-/** how much is read before other work of this agent has a turn */
-const TURN_BYTES = PIECE_PAGES * PAGE_BYTES;
 const PAGE_MAP = /^pagemap-(\d+)\.img$/;
-/** of a process that has ended */
-const GONE = new Set(["ENOENT", "ESRCH"]);
 
 export class Precopy {
   #bytesMax: number;
@@ -77,6 +62,7 @@ export class Precopy {
   #parents = new Map<number, number | null>();
   #first: number | null = null;
   #follower: PageFollower | null = null;
+  #look: FrozenLook | null = null;
   #layers = 0;
 
   /** @param bytesMax how much may be kept here; what is beyond is left to the dump */
@@ -149,8 +135,14 @@ export class Precopy {
     this.#follower = new PageFollower(imagesDir, (innerPid) => this.#copies.get(innerPid));
   }
 
-  /** Safe at any time. */
+  /** Of processes that are frozen, and that CRIU is about to leave pages in (`stand-in.ts`): most are compared while it works. */
+  lookAt(processes: TracedProcess[]): void {
+    this.#look = new FrozenLook(processes, this.#copies);
+  }
+
+  /** Nothing reads processes or images any more. Safe at any time. */
   async stop(): Promise<void> {
+    await this.#look?.stop();
     await this.#follower?.stop();
   }
 
@@ -158,23 +150,28 @@ export class Precopy {
    * After the dump: sends what of its memory images has to travel. Resolves with the names of the images that are done; others
    * travel as they are.
    * @param imagesDir CRIU's finished images
-   * @param processes of the tree that was dumped, parents first
+   * @param processes of the tree that was dumped, parents first; still frozen where CRIU left pages in it (`stand-in.ts`)
    */
   async reduce(imagesDir: string, processes: TracedProcess[], send: SendPages): Promise<Set<string>> {
     await this.stop();
     this.#meet(processes);
     const done = new Set<string>();
+    const frozen = new Map(processes.map((process) => [process.innerPid, process]));
     for (const map of readdirSync(imagesDir)) {
       const innerPid = Number(PAGE_MAP.exec(map)?.[1] ?? 0);
       if (innerPid === 0) continue;
       const kin = this.#kinOf(innerPid, this.#copies);
       const copy = this.#copies.get(innerPid) ?? [];
-      if (copy.length === 0 && kin.length === 0) continue;
       const { pagesId, runs: dumped } = decodePageMap(readFileSync(join(imagesDir, map)));
+      const isLeft = dumped.some(({ where }) => where === "parent");
+      if (copy.length === 0 && kin.length === 0 && !isLeft) continue;
       const name = `pages-${pagesId}.img`;
       const known = this.#follower?.known(pagesId, innerPid) ?? [];
-      const huge = hugeRanges(readFileSync(join(imagesDir, `mm-${innerPid}.img`)));
-      const runs = await reduceImage({ imagesDir, name, dumped, known, copy, kin, huge }, send);
+      const whole = alwaysDumped(readFileSync(join(imagesDir, `mm-${innerPid}.img`)));
+      const memory = isLeft ? await FrozenMemory.open(innerPid, frozen.get(innerPid)) : null;
+      const same = this.#look?.same(innerPid) ?? [];
+      const image = { imagesDir, name, dumped, known, copy, kin, whole, memory, same };
+      const runs = await reduceImage(image, send).finally(() => memory?.close());
       await send(map, 0, encodePageMap({ pagesId, runs }), null);
       done.add(map).add(name);
     }
@@ -203,7 +200,11 @@ async function reduceImage(
     copy: Copy;
     kin: Copy;
     /** what has to be in the dump itself */
-    huge: { start: number; end: number }[];
+    whole: { start: number; end: number }[];
+    /** what CRIU left where it is; null: nothing */
+    memory: FrozenMemory | null;
+    /** what of that is as in the copy, in order */
+    same: readonly PageRange[];
   },
   send: SendPages,
 ): Promise<PageRun[]> {
@@ -212,27 +213,44 @@ async function reduceImage(
   const known = new KnownCursor(image.known);
   const runs: PageRun[] = [];
   let offset = 0;
+  const take = async (stretch: Stretch, { isWhole = false, isLent = false }): Promise<void> => {
+    for (const own of isWhole ? [{ ...stretch, known: null }] : match(stretch, before)) {
+      pushRun(runs, own, own.known === null ? "here" : "parent");
+      if (own.known !== null) continue;
+      for (const part of match(own, kin)) {
+        const bytes = isLent ? Buffer.from(part.bytes) : part.bytes;
+        await send(image.name, offset, bytes, part.known?.place ?? null);
+        offset += bytes.length;
+      }
+    }
+  };
   const pages = openSync(join(image.imagesDir, image.name), constants.O_RDONLY | constants.O_NOFOLLOW);
   try {
     let index = 0;
-    for (const { vaddr: start, pages: count } of image.dumped) {
+    for (const { vaddr: start, pages: count, where } of image.dumped) {
+      if (where === "parent") {
+        if (image.memory === null) throw fail("IMAGE_REFUSED", `${image.name} builds on nothing`);
+        const { isWhole, pages: alike } = wholeFrom(image.whole, start, count);
+        if (isWhole || alike < count)
+          throw fail("IMAGE_REFUSED", `${image.name} lacks pages that are looked for nowhere else`);
+        for (const { vaddr, pages, isSame } of splitBySame(image.same, start, count)) {
+          if (isSame) pushPages(runs, { vaddr, pages, where: "parent" });
+          else
+            for await (const stretch of image.memory.read(vaddr, pages))
+              await take(stretch, { isLent: true });
+        }
+        continue;
+      }
       for (let done = 0; done < count; ) {
         const vaddr = start + done * PAGE_BYTES;
-        const { isHuge, pages: alike } = hugeFrom(image.huge, vaddr, count - done);
-        const same = isHuge ? 0 : known.pagesAt(index, vaddr);
-        const unknown = isHuge ? alike : known.unknownAt(index);
+        const { isWhole, pages: alike } = wholeFrom(image.whole, vaddr, count - done);
+        const same = isWhole ? 0 : known.pagesAt(index, vaddr);
+        const unknown = isWhole ? alike : known.unknownAt(index);
         const taken = Math.min(alike, same > 0 ? same : Math.min(PIECE_PAGES, unknown));
         if (same > 0) pushPages(runs, { vaddr, pages: taken, where: "parent" });
         else {
           const stretch = { vaddr, bytes: readPages(pages, image.name, index, taken) };
-          for (const own of isHuge ? [{ ...stretch, known: null }] : match(stretch, before)) {
-            pushRun(runs, own, own.known === null ? "here" : "parent");
-            if (own.known !== null) continue;
-            for (const part of match(own, kin)) {
-              await send(image.name, offset, part.bytes, part.known?.place ?? null);
-              offset += part.bytes.length;
-            }
-          }
+          await take(stretch, { isWhole });
         }
         done += taken;
         index += taken;
@@ -246,15 +264,15 @@ async function reduceImage(
 }
 
 /** Whether the page is in one of the ranges, and how many of the next `pagesMax` are like it. */
-function hugeFrom(
+function wholeFrom(
   ranges: { start: number; end: number }[],
   vaddr: number,
   pagesMax: number,
-): { isHuge: boolean; pages: number } {
+): { isWhole: boolean; pages: number } {
   const next = ranges.find(({ end }) => vaddr < end);
-  const isHuge = next !== undefined && next.start <= vaddr;
-  const until = next === undefined ? Number.POSITIVE_INFINITY : isHuge ? next.end : next.start;
-  return { isHuge, pages: Math.min(pagesMax, (until - vaddr) / PAGE_BYTES) };
+  const isWhole = next !== undefined && next.start <= vaddr;
+  const until = next === undefined ? Number.POSITIVE_INFINITY : isWhole ? next.end : next.start;
+  return { isWhole, pages: Math.min(pagesMax, (until - vaddr) / PAGE_BYTES) };
 }
 
 function readPages(fd: number, name: string, index: number, pages: number): Buffer {
@@ -263,6 +281,85 @@ function readPages(fd: number, name: string, index: number, pages: number): Buff
     throw fail("IMAGE_REFUSED", `${name} is cut off`, { source: "criu" });
   }
   return bytes;
+}
+
+/**
+ * Compares frozen processes with what the target has. What it finds the same stays so: nobody but CRIU writes there, and CRIU puts
+ * back what it changes.
+ */
+class FrozenLook {
+  #same = new Map<number, PageRange[]>();
+  #stopped = false;
+  #done: Promise<void>;
+
+  /** Starts at once. */
+  constructor(processes: TracedProcess[], copies: ReadonlyMap<number, Copy>) {
+    // what could not be looked at is read later, and has its error then
+    this.#done = this.#look(processes, copies).catch(() => {});
+  }
+
+  /** Safe at any time. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await this.#done;
+  }
+
+  /** In order; what was not looked at yet is not among it. */
+  same(innerPid: number): readonly PageRange[] {
+    return this.#same.get(innerPid) ?? [];
+  }
+
+  async #look(processes: TracedProcess[], copies: ReadonlyMap<number, Copy>): Promise<void> {
+    const lent = Buffer.allocUnsafeSlow(LENT_BYTES);
+    for (const process of processes) {
+      const copy = new Cursor(copies.get(process.innerPid) ?? []);
+      const same: PageRange[] = [];
+      this.#same.set(process.innerPid, same);
+      for await (const stretch of readMemory(process, lent)) {
+        if (this.#stopped) return;
+        for (const { vaddr, bytes, known } of match(stretch, copy))
+          if (known !== null) pushRange(same, vaddr, bytes.length / PAGE_BYTES);
+      }
+    }
+  }
+}
+
+function pushRange(ranges: PageRange[], vaddr: number, pages: number): void {
+  const last = ranges.at(-1);
+  if (last !== undefined && last.vaddr + last.pages * PAGE_BYTES === vaddr) last.pages += pages;
+  else ranges.push({ vaddr, pages });
+}
+
+/** Cuts pages into what is in the ranges, and what is not; both in order. */
+function* splitBySame(
+  same: readonly PageRange[],
+  start: number,
+  pages: number,
+): Generator<PageRange & { isSame: boolean }> {
+  const end = start + pages * PAGE_BYTES;
+  let at = start;
+  for (let index = firstEndingAfter(same, start); index < same.length && at < end; index++) {
+    const range = same[index] as PageRange;
+    const from = Math.max(at, range.vaddr);
+    const to = Math.min(end, range.vaddr + range.pages * PAGE_BYTES);
+    if (from >= end) break;
+    if (from > at) yield { vaddr: at, pages: (from - at) / PAGE_BYTES, isSame: false };
+    yield { vaddr: from, pages: (to - from) / PAGE_BYTES, isSame: true };
+    at = to;
+  }
+  if (at < end) yield { vaddr: at, pages: (end - at) / PAGE_BYTES, isSame: false };
+}
+
+/** Index of the first range that ends above the address: by halves, as there may be many. */
+function firstEndingAfter(ranges: readonly PageRange[], vaddr: number): number {
+  let [low, high] = [0, ranges.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    const { vaddr: start, pages } = ranges[middle] as PageRange;
+    if (start + pages * PAGE_BYTES > vaddr) high = middle;
+    else low = middle + 1;
+  }
+  return low;
 }
 
 /** Goes through what a follower knows with ever higher pages of the image. */
@@ -384,61 +481,4 @@ function pushPages(runs: PageRun[], run: PageRun): void {
   if (last !== undefined && last.where === run.where && last.vaddr + last.pages * PAGE_BYTES === run.vaddr)
     last.pages += run.pages;
   else runs.push({ ...run });
-}
-
-/** A process's own pages of its private mappings, ordered by address. A process that ends in the middle ends the reading. */
-async function* readMemory(process: TracedProcess): AsyncGenerator<Stretch> {
-  const { pid } = process;
-  const files: number[] = [];
-  let bytesThisTurn = 0;
-  try {
-    const maps = await readFile(`/proc/${pid}/maps`, "utf8");
-    const memory = openSync(`/proc/${pid}/mem`, "r");
-    files.push(memory);
-    const pagemap = openSync(`/proc/${pid}/pagemap`, "r");
-    files.push(pagemap);
-    // what was opened stays that process's: its number does not
-    if ((await process.isAlive?.()) === false) return;
-    for (const mapping of privateMappings(maps)) {
-      for (const { vaddr: start, pages } of ownPages(pagemap, mapping.start, mapping.end)) {
-        for (let done = 0; done < pages; done += PIECE_PAGES) {
-          const vaddr = start + done * PAGE_BYTES;
-          const bytes = Buffer.allocUnsafeSlow(Math.min(PIECE_PAGES, pages - done) * PAGE_BYTES);
-          const read = readIfThere(memory, bytes, vaddr);
-          const whole = read - (read % PAGE_BYTES);
-          if (whole > 0) yield { vaddr, bytes: bytes.subarray(0, whole) };
-          // it never waits for a disk, and by way of a thread it takes longer; but others have a turn, too
-          bytesThisTurn += bytes.length;
-          if (bytesThisTurn < TURN_BYTES) continue;
-          bytesThisTurn = 0;
-          await nextTurn();
-        }
-      }
-    }
-  } catch (error) {
-    if (!GONE.has((error as NodeJS.ErrnoException).code ?? "")) throw error;
-  } finally {
-    for (const file of files) closeSync(file);
-  }
-}
-
-/** Bytes read; 0 where the mapping has gone meanwhile. */
-function readIfThere(memory: number, bytes: Buffer, vaddr: number): number {
-  try {
-    return readSync(memory, bytes, 0, bytes.length, vaddr);
-  } catch {
-    return 0;
-  }
-}
-
-/** Lines of /proc/PID/maps that CRIU would dump pages of. */
-export function privateMappings(maps: string): Mapping[] {
-  const mappings: Mapping[] = [];
-  for (const line of maps.split("\n")) {
-    const [, start = "", end = "", permissions = "", name = ""] =
-      /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+\s*(.*)$/.exec(line) ?? [];
-    const isMemory = permissions.endsWith("p") && !/^\[(vvar|vdso|vsyscall|uprobes)/.test(name);
-    if (isMemory) mappings.push({ start: Number.parseInt(start, 16), end: Number.parseInt(end, 16) });
-  }
-  return mappings;
 }

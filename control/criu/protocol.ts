@@ -38,6 +38,8 @@ export interface CriuOptions {
   timeoutSeconds?: number;
   /** bytes an unlinked open file may have to be carried in the images */
   ghostLimitBytes: number;
+  /** folder, relative to the images, of those of an earlier dump that this one builds on; dump only */
+  parentDir?: string;
   /**
    * how CRIU leaves the tree: `running` where somebody else freezes it in a hook (`post-dump`, `pre-resume`) before CRIU lets
    * go of it; `stopped`: by SIGSTOP, which parents are told of
@@ -60,6 +62,10 @@ export interface CriuResponse {
   notify: string | null;
   errno: number;
   message: string;
+  /** of a FEATURE_CHECK: the kernel tells which pages were written */
+  tracksMemory: boolean;
+  /** of a VERSION: "4.2", "3.17.1" */
+  version: string;
 }
 
 export const NOTIFY_TYPE = requestTypes.NOTIFY;
@@ -96,6 +102,7 @@ function optionFields(options: CriuOptions): Field[] {
   // parent, ends, because its root leads a session of its own (SIGHUP is for stopped orphans of the parent's session).
   fields.push(options.leave === "running" ? [3, true] : [69, true]); // leave_running, leave_stopped
   if (options.pid !== undefined) fields.push([2, options.pid]);
+  if (options.parentDir !== undefined) fields.push([14, options.parentDir], [15, true]); // parent_img, track_mem
   if (options.timeoutSeconds !== undefined) fields.push([45, options.timeoutSeconds]);
   for (const external of options.external ?? []) fields.push([37, external]);
   for (const inherit of options.inheritFds ?? [])
@@ -116,13 +123,17 @@ export function decodeResponse(bytes: Buffer): CriuResponse {
     notify: null,
     errno: 0,
     message: "",
+    tracksMemory: false,
+    version: "",
   };
   for (const field of decodeFields(bytes)) {
     if (field.number === 1) response.type = Number(field.varint);
     else if (field.number === 2) response.success = field.varint === 1n;
     else if (field.number === 5) response.notify = firstString(field.bytes, 1);
     else if (field.number === 7) response.errno = Number(BigInt.asIntN(32, field.varint));
+    else if (field.number === 8) response.tracksMemory = firstVarint(field.bytes, 1) === 1;
     else if (field.number === 9) response.message = field.bytes.toString("utf8");
+    else if (field.number === 10) response.version = decodeVersion(field.bytes);
   }
   if (response.type === -1) throw fail("CRIU_PROTOCOL", "CRIU answered without a type");
   return response;
@@ -171,6 +182,12 @@ export function decodeStats(image: Buffer): { dump: DumpStats | null; restore: R
 function firstVarint(bytes: Buffer, number: number): number | null {
   const field = decodeFields(bytes).find((candidate) => candidate.number === number);
   return field === undefined ? null : Number(field.varint);
+}
+
+function decodeVersion(bytes: Buffer): string {
+  const part = (number: number): number => firstVarint(bytes, number) ?? 0;
+  const [major, minor, sublevel] = [part(1), part(2), part(4)];
+  return `${major}.${minor}${sublevel === 0 ? "" : `.${sublevel}`}`;
 }
 
 function firstString(bytes: Buffer, number: number): string | null {

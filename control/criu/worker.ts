@@ -24,6 +24,7 @@ import {
   type RequestType,
 } from "./protocol.ts";
 import { KERNEL_CACHE, SealedCriu } from "./sealed.ts";
+import { withDirtyTracking } from "./stand-in.ts";
 
 export interface WorkerOptions {
   criu: SealedCriu;
@@ -35,6 +36,8 @@ export interface WorkerOptions {
   cgroupProcs: string[];
   /** descriptors of the agent to hand over; they become 4, 5, … in CRIU */
   inherit: number[];
+  /** CRIU is told that the kernel tells which pages were written: for a dump with `parentDir`, and only if {@link canLeavePages} */
+  leavesPages?: boolean;
   /**
    * Whether CRIU waits for ever in a hook that an agent that died does not answer; else it goes on as if that had failed.
    * A restore goes on even so where only `pre-resume` fails, and the tree would run.
@@ -71,7 +74,8 @@ export class CriuWorker {
 
   /** @throws HoldfastError `CRIU_START`, `CRIU_UNFIT` */
   static async start(options: WorkerOptions): Promise<CriuWorker> {
-    const known = await kernelCacheOf(options.criu);
+    const { asFound, tracking } = await kernelCacheOf(options.criu);
+    const known = options.leavesPages === true ? (tracking ?? asFound) : asFound;
     // a probe of its own would mount and make folders where the application could get in between
     writeFileSync(join(options.imagesDir, KERNEL_CACHE), known, { mode: 0o600 });
     return CriuWorker.#spawn(options);
@@ -120,25 +124,36 @@ export class CriuWorker {
   }
 
   /** Has CRIU try the kernel out, in a mount namespace of its own, and takes what it keeps of that. */
-  static async learnKernel(criu: SealedCriu): Promise<Buffer> {
+  static async learnKernel(criu: SealedCriu): Promise<KernelCache> {
     const imagesDir = mkdtempSync(join(tmpdir(), "holdfast-criu-"));
     // CRIU keeps its cache on a tmpfs only
     mounts.mount("tmpfs", "holdfast", imagesDir, mounts.MS_NOSUID | mounts.MS_NODEV);
     try {
-      const worker = await CriuWorker.#spawn({
-        criu,
-        imagesDir,
-        initPid: null,
-        cgroupProcs: [],
-        inherit: [],
-        outlivesAgent: false,
-      });
-      try {
-        await worker.request("FEATURE_CHECK");
-      } finally {
-        await worker.close();
-      }
-      return readFileSync(join(imagesDir, KERNEL_CACHE));
+      const ask = async (): Promise<{ version: string; tracksMemory: boolean }> => {
+        const worker = await CriuWorker.#spawn({
+          criu,
+          imagesDir,
+          initPid: null,
+          cgroupProcs: [],
+          inherit: [],
+          outlivesAgent: false,
+        });
+        try {
+          const { version } = await worker.#ask("VERSION");
+          const { tracksMemory } = await worker.request("FEATURE_CHECK");
+          return { version, tracksMemory };
+        } finally {
+          await worker.close();
+        }
+      };
+      const { version, tracksMemory } = await ask();
+      const asFound = readFileSync(join(imagesDir, KERNEL_CACHE));
+      const known = { asFound, tracksMemory, tracking: null };
+      const tracking = tracksMemory || !canClearReferences() ? null : withDirtyTracking(asFound, version);
+      if (tracking === null) return known;
+      writeFileSync(join(imagesDir, KERNEL_CACHE), tracking);
+      // only if CRIU itself reads there what is meant
+      return (await ask()).tracksMemory ? { ...known, tracking } : known;
     } finally {
       mounts.unmount(imagesDir);
       rmSync(imagesDir, { recursive: true, force: true });
@@ -191,6 +206,12 @@ export class CriuWorker {
     await this.#ended;
   }
 
+  /** Before the one request. */
+  async #ask(type: RequestType): Promise<CriuResponse> {
+    this.#send(encodeRequest({ type, keepOpen: true }));
+    return await this.#receive();
+  }
+
   #send(message: Buffer): void {
     sock.send(this.#socket, message, sock.MSG_NOSIGNAL);
   }
@@ -209,14 +230,37 @@ export class CriuWorker {
   }
 }
 
-const caches = new WeakMap<SealedCriu, Promise<Buffer>>();
+export interface KernelCache {
+  asFound: Buffer;
+  /** the kernel tells which pages were written */
+  tracksMemory: boolean;
+  /** as if the kernel told which pages were written (`stand-in.ts`); null: it does, or that cannot be done with this CRIU, or here */
+  tracking: Buffer | null;
+}
+
+const caches = new WeakMap<SealedCriu, Promise<KernelCache>>();
 
 /** What CRIU knows of this boot's kernel, learnt once a process. @throws HoldfastError `CRIU_FAILED`, `CRIU_DIED`, `CRIU_START` */
-export function kernelCacheOf(criu: SealedCriu): Promise<Buffer> {
+export function kernelCacheOf(criu: SealedCriu): Promise<KernelCache> {
   const known = caches.get(criu);
   if (known !== undefined) return known;
   const learning = CriuWorker.learnKernel(criu);
   caches.set(criu, learning);
   learning.catch(() => caches.delete(criu)); // the next one tries again
   return learning;
+}
+
+/** Whether CRIU can be had to leave pages where they are (`stand-in.ts`). @throws HoldfastError as {@link kernelCacheOf} */
+export async function canLeavePages(criu: SealedCriu): Promise<boolean> {
+  return (await kernelCacheOf(criu)).tracking !== null;
+}
+
+/** CRIU does so after a dump that builds on another, and ends where the kernel refuses (proc(5), clear_refs). */
+function canClearReferences(): boolean {
+  try {
+    writeFileSync("/proc/self/clear_refs", "4");
+    return true;
+  } catch {
+    return false;
+  }
 }

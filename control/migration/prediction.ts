@@ -20,8 +20,10 @@ export interface Measured {
   /** lines of /proc/PID/maps, open descriptors: of all processes */
   mappings: number;
   descriptors: number;
-  /** memory that CRIU would write */
+  /** private memory of its own */
   imageBytes: number;
+  /** CRIU copies none of it */
+  leavesPages: boolean;
   /** what had changed when the last round of copies read memory again; null: nothing is copied before the hold */
   lastRoundBytes: number | null;
   /** of reading memory and comparing it, and of the way to the target; null: too little for a figure */
@@ -48,6 +50,8 @@ export const RATES = {
   mappingMs: 0.02,
   descriptorMs: 0.05,
   writeBytesPerMs: 1_000_000,
+  /** at the page tables of memory that stays where it is */
+  lookBytesPerMs: 20_000_000,
   restoreMs: 35,
   restoreBytesPerMs: 800_000,
   commitMs: 8,
@@ -83,8 +87,9 @@ export function predict(measured: Measured): Prediction {
     part("capture", RATES.captureMs + legs * RATES.legMs, `${legs} connections to the application`),
     part(
       "dump",
-      (RATES.dumpMs + structure) * slower + imageBytes / RATES.writeBytesPerMs,
-      `${count}, ${mega(imageBytes)} MB of memory`,
+      (RATES.dumpMs + structure) * slower +
+        imageBytes / (measured.leavesPages ? RATES.lookBytesPerMs : RATES.writeBytesPerMs),
+      `${count}, ${mega(imageBytes)} MB of memory${measured.leavesPages ? ", not copied" : ""}`,
     ),
     part(
       "transfer",

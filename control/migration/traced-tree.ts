@@ -3,7 +3,7 @@
  * it is listed again wherever it is used, and who has ended meanwhile is left out.
  */
 import { readFile } from "node:fs/promises";
-import { privateMappings, type TracedProcess } from "../criu/precopy.ts";
+import { privateMappings, type TracedProcess } from "../criu/process-memory.ts";
 import { identify, isSameProcess, type ProcessIdentity, treeOf } from "../runtime/processes.ts";
 
 interface Numbers {

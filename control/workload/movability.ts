@@ -31,6 +31,7 @@ export async function movabilityOf(
     legs: await workload.keeper.countSessions(),
     storeMs: 0,
     holdMsMax: workload.config.limits.holdMsMax,
+    leavesPages: false, // who looks from outside does not ask CRIU: rather too long than too short
   });
   const { imageBytes } = measured;
   const isCopiedBefore = workload.limits.precopyBytesMax > 0;

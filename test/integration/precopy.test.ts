@@ -1,16 +1,29 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { appendFileSync, closeSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  readSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { encodeImage } from "#control/criu/image-file.ts";
-import { decodePageMap, encodePageMap, PAGE_BYTES } from "#control/criu/page-map.ts";
+import { ImageSender } from "#control/criu/images.ts";
+import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "#control/criu/page-map.ts";
 import { byEntry, ownPages } from "#control/criu/page-scan.ts";
-import { Precopy, type SendPages, type TracedProcess } from "#control/criu/precopy.ts";
+import { Precopy, type SendPages } from "#control/criu/precopy.ts";
+import { FrozenMemory, type TracedProcess } from "#control/criu/process-memory.ts";
 import { encodeFields, type Field } from "#control/criu/protobuf.ts";
 
 /** A process that holds a known page pattern, says where, and changes a page, maps or fills 600 pages, or forks at a line. */
@@ -51,6 +64,18 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [
 area = libc.mmap(None, 8 << 40, 3, 0x4022, -1, 0)
 ctypes.memset(area + (40 << 30), 1, 1)
 print(area, flush=True)
+signal.pause()
+`;
+
+/** 600 pages, most of which the kernel is asked to swap out. */
+const SWAPPED = `
+import ctypes, mmap, os, signal
+area = mmap.mmap(-1, 600 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area[:] = os.urandom(len(area))
+at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+MADV_PAGEOUT = 21
+ctypes.CDLL(None).madvise(ctypes.c_void_p(at), ctypes.c_size_t(500 * 4096), MADV_PAGEOUT)
+print(at, flush=True)
 signal.pause()
 `;
 
@@ -144,16 +169,20 @@ const traced = (pid: number, innerPid: number, innerParent: number | null = null
   innerParent,
 });
 
-/** What CRIU writes of a process's mappings: the areas of huge pages. */
-function writeMappings(dir: string, innerPid: number, ...huge: { start: number; end: number }[]): void {
-  const vmas = huge.map(
-    ({ start, end }): Field => [
+/** What CRIU writes of a process's mappings: by default, areas of huge pages. */
+function writeMappings(
+  dir: string,
+  innerPid: number,
+  ...areas: { start: number; end: number; flags?: number; status?: number }[]
+): void {
+  const vmas = areas.map(
+    ({ start, end, flags = 0x40022, status = 0x201 }): Field => [
       14,
       [
         [1, start],
         [2, end],
-        [6, 0x40022],
-        [7, 0x201],
+        [6, flags],
+        [7, status],
       ],
     ],
   );
@@ -357,6 +386,157 @@ test("huge pages are all in the dump, known or not: CRIU looks for them nowhere 
   }
 });
 
+for (const looked of [false, true])
+  test(`what CRIU leaves in a frozen process is read there, ${looked ? "most of it while CRIU works" : "also of one that nothing is known of"}`, async () => {
+    const known = await start();
+    const unknown = await start();
+    const dir = images();
+    try {
+      const layers = new Layers();
+      const precopy = new Precopy(BYTES_MAX);
+      const tree = [traced(known.pid, 7)];
+      await precopy.round(tree, layers.put);
+      await precopy.round(tree, layers.put);
+      await known.say("300");
+      for (const { pid } of [known, unknown]) process.kill(pid, "SIGSTOP");
+      precopy.follow(dir);
+      if (looked) precopy.lookAt([...tree, traced(unknown.pid, 8)]);
+      await sleep(looked ? 300 : 0); // whatever it has looked at by then: on most machines all
+      // some pages CRIU has written: between those that it has not
+      const memories = [known, unknown].map(({ pid, area }) => readMemory(pid, area, 600));
+      for (const [index, { area }] of [known, unknown].entries()) {
+        const innerPid = index + 7;
+        writeMappings(dir, innerPid);
+        writeFileSync(
+          join(dir, `pagemap-${innerPid}.img`),
+          encodePageMap({
+            pagesId: index + 1,
+            runs: [
+              { vaddr: area, pages: 10, where: "parent" },
+              { vaddr: area + 10 * PAGE_BYTES, pages: 10, where: "here" },
+              { vaddr: area + 20 * PAGE_BYTES, pages: 580, where: "parent" },
+            ],
+          }),
+        );
+        const written = memories[index]?.subarray(10 * PAGE_BYTES, 20 * PAGE_BYTES) as Buffer;
+        writeFileSync(join(dir, `pages-${index + 1}.img`), written);
+      }
+      const done = await precopy.reduce(dir, [...tree, traced(unknown.pid, 8)], layers.put);
+      assert.deepEqual([...done].sort(), ["pagemap-7.img", "pagemap-8.img", "pages-1.img", "pages-2.img"]);
+      assert.deepEqual(
+        [1, 2].map((id) => layers.files.get(`pages-${id}.img`)?.length),
+        [PAGE_BYTES, 600 * PAGE_BYTES],
+        "the one that changed, and all that nothing was known of",
+      );
+      for (const [index, { area }] of [known, unknown].entries())
+        layers.assertHas(index + 7, area, memories[index] as Buffer);
+    } finally {
+      known.end();
+      unknown.end();
+    }
+  });
+
+test("a page that CRIU left and that cannot be read is an error, and never a page of zeroes", async () => {
+  const program = await start();
+  const dir = images();
+  try {
+    const leave = async (vaddr: number, tree: TracedProcess[]): Promise<unknown> => {
+      writeMappings(dir, 7);
+      const runs: PageRun[] = [{ vaddr, pages: 1, where: "parent" }];
+      writeFileSync(join(dir, "pagemap-7.img"), encodePageMap({ pagesId: 1, runs }));
+      writeFileSync(join(dir, "pages-1.img"), "");
+      return await new Precopy(BYTES_MAX).reduce(dir, tree, async () => {});
+    };
+    const tree = [traced(program.pid, 7)];
+    await leave(program.area, tree);
+    const nothing = 0x10000; // below where anything is mapped
+    await assert.rejects(leave(nothing, tree), {
+      code: "IMAGE_REFUSED",
+      message: /no page can be read at 10000/,
+    });
+    const other = { ...traced(program.pid, 7), isAlive: async () => false };
+    for (const gone of [[], [traced(4_194_304, 7)], [other]])
+      await assert.rejects(leave(program.area, gone), {
+        code: "IMAGE_REFUSED",
+        message: /7 has ended since/,
+      });
+  } finally {
+    program.end();
+  }
+});
+
+test("a page that CRIU has to write, and left, is an error: of huge pages, and of rings of io_setup(2)", async () => {
+  const program = await start();
+  const dir = images();
+  const [MAP_ANONYMOUS, MAP_HUGETLB, RING] = [0x22, 0x40000, 1 << 13];
+  try {
+    const leave = async (at: number, pages: number, flags: number, status: number): Promise<unknown> => {
+      const { area } = program;
+      const ring = { start: area + 10 * PAGE_BYTES, end: area + 12 * PAGE_BYTES, flags, status };
+      writeMappings(dir, 7, ring);
+      const runs: PageRun[] = [{ vaddr: area + at * PAGE_BYTES, pages, where: "parent" }];
+      writeFileSync(join(dir, "pagemap-7.img"), encodePageMap({ pagesId: 1, runs }));
+      writeFileSync(join(dir, "pages-1.img"), "");
+      return await new Precopy(BYTES_MAX).reduce(dir, [traced(program.pid, 7)], async () => {});
+    };
+    for (const [flags, status] of [
+      [MAP_ANONYMOUS | MAP_HUGETLB, 0x201],
+      [MAP_ANONYMOUS, RING],
+    ] as const) {
+      for (const [at, pages] of [
+        [10, 1],
+        [11, 1],
+        [5, 6],
+        [11, 100],
+        [0, 600],
+      ] as const)
+        await assert.rejects(leave(at, pages, flags, status), {
+          code: "IMAGE_REFUSED",
+          message: /pages-1\.img lacks pages that are looked for nowhere else/,
+        });
+      await leave(0, 10, flags, status);
+      await leave(12, 100, flags, status);
+    }
+    await leave(0, 600, MAP_ANONYMOUS, 0x201);
+  } finally {
+    program.end();
+  }
+});
+
+test("what looks at frozen processes is stopped at once, and has nothing open, though nobody takes what is sent", async () => {
+  const program = await start();
+  const dir = images();
+  const opened = (): string[] =>
+    readdirSync("/proc/self/fd").flatMap((fd) => {
+      try {
+        const path = readlinkSync(`/proc/self/fd/${fd}`);
+        return path.startsWith(`/proc/${program.pid}/`) ? [path] : [];
+      } catch {
+        return [];
+      }
+    });
+  try {
+    await program.say(`map ${0x2000_0000_0000}`);
+    let isSilent = false;
+    const sender = new ImageSender(dir, () => (isSilent ? new Promise(() => {}) : Promise.resolve()));
+    const tree = [traced(program.pid, 7)];
+    await sender.sendLayers(async () => tree, BYTES_MAX, new AbortController().signal);
+    isSilent = true;
+    process.kill(program.pid, "SIGSTOP");
+    sender.start();
+    // many times the same process: it takes long
+    sender.lookAt(Array(1_000).fill(tree[0]));
+    while (opened().length === 0) await sleep(0);
+    const startedMs = performance.now();
+    await sender.abandon();
+    assert.ok(performance.now() - startedMs < 500);
+    assert.deepEqual(opened(), []);
+    await sender.abandon();
+  } finally {
+    program.end();
+  }
+});
+
 test("a process that has ended has no memory, and leaves its number to another", async () => {
   const gone = spawn("true");
   await once(gone, "exit");
@@ -423,13 +603,42 @@ test("own pages are the same, asked in one call or page by page", async () => {
   try {
     const end = program.area + 600 * PAGE_BYTES;
     const ranges = [...ownPages(pagemap, program.area, end)];
-    assert.deepEqual(ranges, [{ vaddr: program.area, pages: 600 }]);
+    assert.deepEqual(ranges, [{ vaddr: program.area, pages: 600, isSwapped: false }]);
     assert.deepEqual([...byEntry(pagemap, program.area, end)], ranges);
   } finally {
     closeSync(pagemap);
     program.end();
   }
 });
+
+test("pages that are swapped out are a process's own, and are read as others are", {
+  skip: swapKilobytes() > 32_768 ? false : "needs a machine with swap",
+}, async () => {
+  const program = await start(SWAPPED);
+  const pagemap = openSync(`/proc/${program.pid}/pagemap`, "r");
+  try {
+    const end = program.area + 600 * PAGE_BYTES;
+    const ranges = [...ownPages(pagemap, program.area, end)];
+    assert.ok(ranges.some(({ isSwapped }) => isSwapped));
+    assert.equal(
+      ranges.reduce((pages, range) => pages + range.pages, 0),
+      600,
+    );
+    assert.deepEqual([...byEntry(pagemap, program.area, end)], ranges);
+    const memory = await FrozenMemory.open(7, traced(program.pid, 7));
+    const read: Buffer[] = [];
+    for await (const { bytes } of memory.read(program.area, 600)) read.push(Buffer.from(bytes));
+    memory.close();
+    assert.ok(Buffer.concat(read).equals(readMemory(program.pid, program.area, 600)));
+  } finally {
+    closeSync(pagemap);
+    program.end();
+  }
+});
+
+function swapKilobytes(): number {
+  return Number(/^SwapFree:\s*(\d+) kB$/m.exec(readFileSync("/proc/meminfo", "latin1"))?.[1] ?? 0);
+}
 
 function readMemory(pid: number, vaddr: number, pages: number): Buffer {
   const memory = openSync(`/proc/${pid}/mem`, "r");

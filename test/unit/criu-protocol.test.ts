@@ -21,6 +21,12 @@ test("a hook's notification and a failure are understood", () => {
   );
 });
 
+test("CRIU's version is told in as many numbers as it has", () => {
+  // type VERSION (10), success, version { major_number: 4, minor_number: 2 [, sublevel: 1], name: "x" }
+  assert.equal(decodeResponse(Buffer.from("080a1001520708041002320178", "hex")).version, "4.2");
+  assert.equal(decodeResponse(Buffer.from("080a10015209080410022001320178", "hex")).version, "4.2.1");
+});
+
 test("an answer to a hook is the bytes that CRIU expects", () => {
   // type NOTIFY (6), notify_success true
   assert.equal(encodeRequest({ type: "NOTIFY", notifySuccess: true }).toString("hex"), "08061801");

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageMap } from "#control/criu/page-map.ts";
-import { privateMappings } from "#control/criu/precopy.ts";
+import { privateMappings } from "#control/criu/process-memory.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 const run = fc.record(

@@ -14,6 +14,7 @@ const measured: Measured = {
   descriptors: 120,
   imageBytes: 60e6,
   lastRoundBytes: 2e6,
+  leavesPages: false,
   readBytesPerMs: 1_000_000,
   sendBytesPerMs: 200_000,
   scanMs: 10,
@@ -54,6 +55,7 @@ describe("the predicted pause", () => {
 
   it("grows with what there is to do, in the phase that does it", () => {
     assert.ok(likely({ imageBytes: 600e6 }, "dump") > likely({}, "dump") + 400);
+    assert.ok(likely({ imageBytes: 600e6, leavesPages: true }, "dump") < likely({}, "dump") + 40);
     assert.ok(likely({ lastRoundBytes: 200e6 }, "transfer") > likely({}, "transfer") + 900);
     assert.ok(likely({ processes: 50 }, "restore") > likely({}, "restore") + 90);
     assert.ok(likely({ legs: 10_000 }, "capture") > likely({}, "capture") + 1_000);

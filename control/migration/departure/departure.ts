@@ -17,7 +17,7 @@ import type { MigrationHost } from "../host.ts";
 import { predict } from "../prediction.ts";
 import { Rehearsal } from "../rehearsal.ts";
 import { commit, release } from "./commit.ts";
-import { dump } from "./dump.ts";
+import { dump, leavesPages } from "./dump.ts";
 import { type DepartureOptions, imagesDirOf, type Move, Opened } from "./move.ts";
 import { type Prepared, prepare } from "./prepare.ts";
 import { Progress, round } from "./progress.ts";
@@ -80,7 +80,7 @@ export class Departure {
 }
 
 /** Everything up to the hold has been done. */
-async function rehearsed(move: Move, { channel, root }: Prepared): Promise<MoveResult> {
+async function rehearsed(move: Move, { channel, root, sender }: Prepared): Promise<MoveResult> {
   const { host, stop, progress, rehearsal } = move;
   const legs = await host.keeper.countSessions();
   const storeAtMs = performance.now();
@@ -91,7 +91,13 @@ async function rehearsed(move: Move, { channel, root }: Prepared): Promise<MoveR
   progress.result.sessions = legs;
   const { downstream } = host;
   progress.result.prediction = predict(
-    await rehearsal.measured(await treeOf(root), { downstream, legs, storeMs, holdMsMax }),
+    await rehearsal.measured(await treeOf(root), {
+      downstream,
+      legs,
+      storeMs,
+      holdMsMax,
+      leavesPages: await leavesPages(move, { sender }),
+    }),
   );
   stop.throwIfStopped();
   await progress.phase("undo", () => rollback(move));
@@ -99,11 +105,16 @@ async function rehearsed(move: Move, { channel, root }: Prepared): Promise<MoveR
 }
 
 async function failed(move: Move, error: unknown): Promise<Outcome> {
-  const { id, host, options, progress } = move;
+  const { id, host, options, progress, opened } = move;
   const reason = messageOf(options.signal.aborted ? options.signal.reason : error);
   progress.result.reason = reason;
   host.context.log.warn({ workload: host.name, migration: id, reason }, "move failed");
-  return progress.phase("rollback", () => rollback(move));
+  return progress.phase("rollback", async () => {
+    await opened.stopReading().catch((stopped: unknown) => {
+      host.context.log.warn({ workload: host.name, reason: messageOf(stopped) }, "reading was cut off");
+    });
+    return rollback(move);
+  });
 }
 
 /** Closes what was opened; the workload goes on elsewhere, or has gone on here. */

@@ -15,11 +15,14 @@ import type { Taken } from "../../audit/take.ts";
 import { withCriuReason } from "../../criu/failure.ts";
 import { takeUnsentForSent } from "../../criu/inner-connections.ts";
 import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
+import { makeStandIn, standInFor } from "../../criu/stand-in.ts";
+import { canLeavePages } from "../../criu/worker.ts";
 import type { Freezer } from "../../runtime/freezer.ts";
 import { openQueues } from "../../runtime/posix-queues.ts";
 import { identify, innerPid, stoppedOf, treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
 import { beginRepair } from "../sockets.ts";
+import { tracedTree } from "../traced-tree.ts";
 import { memoryOf } from "../verify-memory.ts";
 import { type Captured, capture } from "./capture.ts";
 import { imagesDirOf, type Move } from "./move.ts";
@@ -54,8 +57,9 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   const freezer = await host.freezer();
   const queues = await openQueues(await treeOf(root));
   progress.began("dump", startedMs);
+  const parentDir = (await leavesPages(move, prepared)) ? makeStandIn(imagesDir) : null;
   sender.start();
-  const hooks = new DumpHooks(move, prepared, freezer);
+  const hooks = new DumpHooks(move, prepared, { freezer, leavesPages: parentDir !== null });
   try {
     await worker.request(
       "DUMP",
@@ -67,6 +71,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
         ghostLimitBytes: host.limits.imagesBytesMax,
         leave: freezer === null ? "stopped" : "running",
         external: queues.map(({ key }) => key),
+        ...(parentDir === null ? {} : { parentDir }),
       },
       (hook) => hooks.at(hook),
     );
@@ -88,6 +93,16 @@ async function shortenQueues({ proxy, journal, context }: MigrationHost): Promis
   });
 }
 
+/**
+ * Whether CRIU need not copy any page: most are at the target, and those that changed are read from the tree, which only a freezer
+ * keeps as it was dumped.
+ */
+export async function leavesPages({ host }: Move, { sender }: Pick<Prepared, "sender">): Promise<boolean> {
+  return (
+    sender.hasLayers && (await host.freezer()) !== null && (await canLeavePages(host.context.criu.sealed()))
+  );
+}
+
 /** Of the application's root, as CRIU numbers it. */
 export async function innerRoot(root: number): Promise<number> {
   const pid = await innerPid(root);
@@ -105,14 +120,20 @@ class DumpHooks {
   readonly #move: Move;
   readonly #prepared: Prepared;
   readonly #freezer: Freezer | null;
+  readonly #leavesPages: boolean;
   #passed: Passed = { hook: "none" };
   /** how long CRIU was kept waiting by what are phases of their own */
   #waitedMs = 0;
 
-  constructor(move: Move, prepared: Prepared, freezer: Freezer | null) {
+  constructor(
+    move: Move,
+    prepared: Prepared,
+    { freezer, leavesPages }: { freezer: Freezer | null; leavesPages: boolean },
+  ) {
     this.#move = move;
     this.#prepared = prepared;
     this.#freezer = freezer;
+    this.#leavesPages = leavesPages;
   }
 
   get waitedMs(): number {
@@ -163,6 +184,14 @@ class DumpHooks {
 
   async #capture(): Promise<Passed> {
     const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));
+    if (this.#leavesPages) {
+      const tree = await tracedTree(this.#prepared.root);
+      standInFor(
+        imagesDirOf(this.#move.host),
+        tree.map(({ innerPid }) => innerPid),
+      );
+      this.#prepared.sender.lookAt(tree);
+    }
     return { hook: "query-ext-files", ...captured };
   }
 

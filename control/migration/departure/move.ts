@@ -31,10 +31,21 @@ export interface Move {
 /** What the phases have opened: closed when the move has ended, whichever way and however far it came. */
 export class Opened {
   #closers: (() => Promise<void> | void)[] = [];
+  #readers: (() => Promise<void>)[] = [];
 
   /** @param close safe to repeat */
   add(close: () => Promise<void> | void): void {
     this.#closers.push(close);
+  }
+
+  /** @param stop ends what reads the application: before it goes on. Safe to repeat */
+  addReader(stop: () => Promise<void>): void {
+    this.#readers.push(stop);
+  }
+
+  /** Of a move that goes back. */
+  async stopReading(): Promise<void> {
+    for (const stop of this.#readers) await stop();
   }
 
   /** The last opened first. */

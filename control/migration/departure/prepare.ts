@@ -174,6 +174,7 @@ function imageSender({ host, rehearsal, opened }: Move, channel: Channel): Image
       ),
     ),
   );
+  opened.addReader(() => sender.abandon());
   opened.add(() => sender.close());
   return sender;
 }
@@ -191,6 +192,7 @@ async function startWorker({ host, rehearsal, opened }: Move): Promise<CriuWorke
     cgroupProcs: (await host.container.cgroupProcs()).filter((path) => path !== freezer?.procs),
     inherit: [],
     outlivesAgent: false,
+    leavesPages: true,
   };
   await probeCriu(options, (ask) => rehearsal.timed("criuMs", ask)); // how long CRIU takes here
   const worker = await CriuWorker.start(options);

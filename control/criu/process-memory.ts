@@ -1,0 +1,177 @@
+/**
+ * Reads the private memory of other processes (/proc/PID/mem, proc(5)): of those that run what is there, of those that stand still
+ * all that was asked for.
+ */
+import { closeSync, openSync, read, readSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { promisify } from "node:util";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { PAGE_BYTES } from "./page-map.ts";
+import { ownPages } from "./page-scan.ts";
+
+export interface TracedProcess {
+  /** as this agent sees it */
+  pid: number;
+  /** as the images name it: in the container's PID namespace */
+  innerPid: number;
+  /** innerPid of the process that forked it; null: not of this tree */
+  innerParent: number | null;
+  /** false: it has ended, and the number may be another's. Not given: it cannot end */
+  isAlive?(): Promise<boolean>;
+}
+
+/** Consecutive pages and their bytes. */
+export interface Stretch {
+  vaddr: number;
+  bytes: Buffer;
+}
+
+interface Mapping {
+  start: number;
+  end: number;
+}
+
+/** largest piece of memory read and compared at once */
+export const PIECE_PAGES = 256;
+/** … where it is not kept: still in the processor's cache when it is compared */
+export const LENT_BYTES = 64 * PAGE_BYTES;
+/** how much is read before other work of this agent has a turn */
+const TURN_BYTES = PIECE_PAGES * PAGE_BYTES;
+/** of a process that has ended */
+const GONE = new Set(["ENOENT", "ESRCH"]);
+
+/**
+ * A process's own pages of its private mappings, ordered by address. A process that ends in the middle ends the reading.
+ * @param lent every stretch is read into this, and is there until the next is asked for; else each has memory of its own, which
+ *   takes as long to get as to fill
+ */
+export async function* readMemory(process: TracedProcess, lent?: Buffer): AsyncGenerator<Stretch> {
+  const piecePages = lent === undefined ? PIECE_PAGES : lent.length / PAGE_BYTES;
+  const { pid } = process;
+  const files: number[] = [];
+  let bytesThisTurn = 0;
+  try {
+    const maps = await readFile(`/proc/${pid}/maps`, "utf8");
+    const memory = openSync(`/proc/${pid}/mem`, "r");
+    files.push(memory);
+    const pagemap = openSync(`/proc/${pid}/pagemap`, "r");
+    files.push(pagemap);
+    // what was opened stays that process's: its number does not
+    if ((await process.isAlive?.()) === false) return;
+    for (const mapping of privateMappings(maps)) {
+      for (const { vaddr: start, pages, isSwapped } of ownPages(pagemap, mapping.start, mapping.end)) {
+        for (let done = 0; done < pages; done += piecePages) {
+          const vaddr = start + done * PAGE_BYTES;
+          const length = Math.min(piecePages, pages - done) * PAGE_BYTES;
+          const bytes = lent?.subarray(0, length) ?? Buffer.allocUnsafeSlow(length);
+          const there = await readIfThere(memory, bytes, vaddr, isSwapped);
+          const whole = there - (there % PAGE_BYTES);
+          if (whole > 0) yield { vaddr, bytes: bytes.subarray(0, whole) };
+          bytesThisTurn += bytes.length;
+          if (bytesThisTurn < TURN_BYTES) continue;
+          bytesThisTurn = 0;
+          await nextTurn();
+        }
+      }
+    }
+  } catch (error) {
+    if (!GONE.has((error as NodeJS.ErrnoException).code ?? "")) throw error;
+  } finally {
+    for (const file of files) closeSync(file);
+  }
+}
+
+const readByThread = promisify(read);
+
+/**
+ * Bytes read. What is in memory is read at once, as that takes longer by way of a thread; what is swapped out is waited for in
+ * one, and others have a turn meanwhile.
+ */
+export async function readPages(
+  memory: number,
+  bytes: Buffer,
+  vaddr: number,
+  isSwapped: boolean,
+): Promise<number> {
+  if (!isSwapped) return readSync(memory, bytes, 0, bytes.length, vaddr);
+  return (await readByThread(memory, bytes, 0, bytes.length, vaddr)).bytesRead;
+}
+
+/** 0 where the mapping has gone meanwhile. */
+function readIfThere(...read: Parameters<typeof readPages>): Promise<number> {
+  return readPages(...read).catch(() => 0);
+}
+
+/** Lines of /proc/PID/maps that CRIU would dump pages of. */
+export function privateMappings(maps: string): Mapping[] {
+  const mappings: Mapping[] = [];
+  for (const line of maps.split("\n")) {
+    const [, start = "", end = "", permissions = "", name = ""] =
+      /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+\s*(.*)$/.exec(line) ?? [];
+    const isMemory = permissions.endsWith("p") && !/^\[(vvar|vdso|vsyscall|uprobes)/.test(name);
+    if (isMemory) mappings.push({ start: Number.parseInt(start, 16), end: Number.parseInt(end, 16) });
+  }
+  return mappings;
+}
+
+/** Of a process that stands still, and that CRIU has dumped without what it left there. */
+export class FrozenMemory {
+  #innerPid: number;
+  #fd: number;
+  #isSwapped: boolean;
+  #lent = Buffer.allocUnsafeSlow(LENT_BYTES);
+  #bytesThisTurn = 0;
+
+  private constructor(innerPid: number, fd: number, isSwapped: boolean) {
+    this.#innerPid = innerPid;
+    this.#fd = fd;
+    this.#isSwapped = isSwapped;
+  }
+
+  /** @throws HoldfastError `IMAGE_REFUSED`: it has ended */
+  static async open(innerPid: number, process: TracedProcess | undefined): Promise<FrozenMemory> {
+    const gone = (cause?: unknown): Error =>
+      fail("IMAGE_REFUSED", `process ${innerPid} has ended since it was dumped`, { source: "kernel", cause });
+    if (process === undefined) throw gone();
+    let fd: number;
+    try {
+      fd = openSync(`/proc/${process.pid}/mem`, "r");
+    } catch (cause) {
+      throw gone(cause);
+    }
+    // which of its pages are swapped out is not asked of each: that would take longer than to read one that is not
+    const status = await readFile(`/proc/${process.pid}/status`, "utf8").catch(() => "");
+    const isSwapped = !/^VmSwap:\s*0 kB$/m.test(status);
+    // what was opened stays that process's: its number does not
+    if ((await process.isAlive?.()) !== false) return new FrozenMemory(innerPid, fd, isSwapped);
+    closeSync(fd);
+    throw gone();
+  }
+
+  /** All of them; a stretch is there until the next is asked for. @throws HoldfastError `IMAGE_REFUSED`: one cannot be read */
+  async *read(vaddr: number, pages: number): AsyncGenerator<Stretch> {
+    for (let at = vaddr; at < vaddr + pages * PAGE_BYTES; at += LENT_BYTES) {
+      const bytes = this.#lent.subarray(0, Math.min(LENT_BYTES, vaddr + pages * PAGE_BYTES - at));
+      for (let read = 0; read < bytes.length; ) {
+        const more = await readIfThere(this.#fd, bytes.subarray(read), at + read, this.#isSwapped);
+        if (more === 0)
+          throw fail(
+            "IMAGE_REFUSED",
+            `process ${this.#innerPid}: no page can be read at ${(at + read).toString(16)}`,
+            { source: "kernel" },
+          );
+        read += more;
+      }
+      yield { vaddr: at, bytes };
+      this.#bytesThisTurn += bytes.length;
+      if (this.#bytesThisTurn < TURN_BYTES) continue;
+      this.#bytesThisTurn = 0;
+      await nextTurn();
+    }
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+}
