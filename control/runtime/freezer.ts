@@ -46,7 +46,7 @@ export class Freezer {
   async freeze(): Promise<void> {
     this.#write(true);
     const late = performance.now() + FREEZE_MS_MAX;
-    while (!this.#isComplete()) {
+    while (!this.isComplete) {
       if (performance.now() > late) {
         this.thaw();
         throw fail("FREEZER", `the application's processes do not freeze (${this.#folder})`);
@@ -61,6 +61,11 @@ export class Freezer {
     return text !== "" && text !== (this.#isV1 ? "THAWED" : "0");
   }
 
+  /** A signal has a frozen thread look for it, and freeze again. */
+  get wakesForSignals(): boolean {
+    return !this.#isV1;
+  }
+
   /** Safe to repeat. */
   thaw(): void {
     if (this.isFrozen) this.#write(false);
@@ -71,7 +76,8 @@ export class Freezer {
     else writeFileSync(join(this.#folder, "cgroup.freeze"), frozen ? "1" : "0");
   }
 
-  #isComplete(): boolean {
+  /** Everything in it has come to rest. */
+  get isComplete(): boolean {
     if (this.#isV1) return readText(join(this.#folder, "freezer.state")).trim() === "FROZEN";
     return /^frozen 1$/m.test(readText(join(this.#folder, "cgroup.events")));
   }

@@ -1,10 +1,10 @@
-/** CRIU leaves memory in the frozen tree, and the agent reads it there: all of it arrives. */
+/** CRIU leaves memory in the frozen tree, and the agent reads it there: all of it arrives, and nothing of a tree that did not stand still. */
 import assert from "node:assert/strict";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { decodeStats } from "#control/criu/protocol.ts";
-import { lacking, type MovedProgram, until } from "../support/moved-program.ts";
+import { lacking, type MovedProgram, until, workloadName } from "../support/moved-program.ts";
 import { faultsFile, type Run, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3");
@@ -171,3 +171,43 @@ for (const downstream of ["takeover", "forward"] as const) {
     });
   });
 }
+
+/** Thaws one process for a moment, and freezes it again: nothing is to be seen of that afterwards. */
+const THAW = `${FIND}
+pid = pids[-1]
+groups = [line.split(":", 2) for line in open("/proc/%d/cgroup" % pid).read().splitlines()]
+v1 = [path for _, names, path in groups if "freezer" in names.split(",")]
+path = v1[0] if v1 else [path for _, names, path in groups if names == ""][0]
+root = "/sys/fs/cgroup/freezer" if v1 else "/sys/fs/cgroup"
+for group in ("", path):
+    with open(root + group + "/cgroup.procs", "w") as file: file.write(str(pid))
+    time.sleep(0.1)
+`;
+
+for (const point of ["transfer", "restore"] as const)
+  test(`a process that was thawed for a moment before the ${point}, and frozen again, is a rollback`, {
+    skip,
+  }, async (t) => {
+    const faults = faultsOf(t);
+    await withPythonShell({ faults: faults.of }, async (program, run) => {
+      await start(run);
+      const script = `${faults.a}.py`;
+      writeFileSync(script, THAW.replace("NETWORK", String(networkOf(program))));
+      writeFileSync(faults.a, `exec@source:${point}=/usr/bin/python3 ${script}`);
+      const move = await program.tryMove("b");
+      assert.ok(!("error" in move));
+      assert.deepEqual([move.outcome, program.at], ["rolled-back", "a"]);
+      assert.match(move.reason ?? "", /did not stand still while it was read: thread \d+\/\d+ has run/);
+      await assertSound(run);
+      const { workloads } = await program.ask<{ workloads: { name: string; state: string }[] }>(
+        "GET",
+        "/v1/status",
+      );
+      assert.deepEqual(
+        workloads.map(({ name, state }) => [name, state]),
+        [[workloadName, "running"]],
+      );
+      await program.move("b");
+      await assertSound(run);
+    });
+  });

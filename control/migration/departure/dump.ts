@@ -18,6 +18,7 @@ import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
 import { makeStandIn, standInFor } from "../../criu/stand-in.ts";
 import { canLeavePages } from "../../criu/worker.ts";
 import type { Freezer } from "../../runtime/freezer.ts";
+import { assertTraced, FrozenTree } from "../../runtime/frozen-tree.ts";
 import { openQueues } from "../../runtime/posix-queues.ts";
 import { identify, innerPid, stoppedOf, treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
@@ -41,6 +42,8 @@ interface LetGo {
 
 export interface Dumped extends Pick<Captured, "adopting">, LetGo {
   readonly openQueues: RestoreCall["openQueues"];
+  /** what is read of the tree was there when it was dumped, as long as it stands still; null: there is no freezer */
+  readonly frozen: FrozenTree | null;
 }
 
 /** The hold begins when CRIU says that it is about to freeze. */
@@ -82,8 +85,9 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   beginCallsAgain(imagesDir, await readFile(`${imagesDir}/dump.log`, "utf8").catch(() => ""));
   // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
   if (freezer !== null) await beginRepair(await treeOf(root));
+  const frozen = freezer === null ? null : await FrozenTree.at(freezer, await treeOf(root));
   progress.done("dump", performance.now() - startedMs - hooks.waitedMs);
-  return { ...hooks.dumped, openQueues: queues.map(({ key, name }) => ({ key, name: name ?? "" })) };
+  return { ...hooks.dumped, openQueues: queues.map(({ key, name }) => ({ key, name: name ?? "" })), frozen };
 }
 
 /** Those that have grown, while nobody waits yet. A proxy of the version before does not know it. */
@@ -200,8 +204,10 @@ class DumpHooks {
     const { host } = this.#move;
     const { adopting, taken } = passed;
     let memory: MemoryDigest | null = null;
-    if (this.#freezer !== null) await this.#freezer.freeze();
-    else if (host.limits.verifyMemory) {
+    if (this.#freezer !== null) {
+      assertTraced(await treeOf(this.#prepared.root));
+      await this.#freezer.freeze();
+    } else if (host.limits.verifyMemory) {
       // SIGSTOP comes after SIGCHLD: a thread that hears of a child that stopped still has that put on its stack
       memory = memoryOf(this.#prepared.root, imagesDirOf(host));
       await memory;

@@ -43,6 +43,7 @@ export async function restore(
   stop.throwIfStopped();
   host.context.faults.at("source:restore");
   const [manifest, outputPipes] = await stop.untilStopped(Promise.all([finishing, outputPipesOf(host)]));
+  dumped.frozen?.verify(); // files and memory have been read
   progress.result.imageBytes = sender.sentBytes - precopyBytes;
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
   const call: RestoreCall = {
@@ -61,9 +62,11 @@ export async function restore(
   ]);
   progress.result.auditMs.target = round(result.auditMs);
   progress.result.notKept.push(...result.notKept);
-  if (memory === null) return;
-  const digest = await stop.untilStopped(memory);
-  await stop.call(channel, "verify", digest.call, digest.body);
+  if (memory !== null) {
+    const digest = await stop.untilStopped(memory);
+    await stop.call(channel, "verify", digest.call, digest.body);
+  }
+  dumped.frozen?.verify(); // all is as it was, up to the commit
 }
 
 /** Pipes of the application's output whose reader is outside: the target's own take their place. */
