@@ -66,8 +66,7 @@ export function groupsOfIgmp6(text: string): MulticastGroup[] {
 export function membershipFacts(fd: number, domain: number, groups: MulticastGroup[], facts: Facts): void {
   for (const group of groups) {
     const isV4 = group.group.length === 8;
-    // an IPv6 socket can be in groups of both
-    if (domain === ipText.AF_INET && !isV4) continue;
+    if ((domain === ipText.AF_INET) !== isV4) continue;
     const filter = Buffer.alloc(FILTER_BYTES);
     writeGroup(filter, group);
     let size = 0;

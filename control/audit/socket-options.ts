@@ -29,6 +29,8 @@ export interface SocketOption {
   bytes: number;
   /** reading is all that can be done about it */
   readOnly: boolean;
+  /** what is not told of, beside zero: what it is where nobody has set it. Absent: everything is */
+  usual?: string;
 }
 
 type Row = [name: string, option: number, bytes?: number | "text", readOnly?: "read-only"];
@@ -120,6 +122,21 @@ const OF_IPV4 = options(sock.IPPROTO_IP, [
   ["IP_UNICAST_IF", 50],
   ["IP_LOCAL_PORT_RANGE", 51],
 ]);
+
+/** Kernel's defaults (`inet6_create` in net/ipv6/af_inet6.c). */
+const USUAL_IPV4: Readonly<Record<string, string>> = {
+  IP_TTL: "64",
+  IP_MTU_DISCOVER: "1",
+  IP_MULTICAST_TTL: "1",
+  IP_MULTICAST_LOOP: "1",
+  IP_MULTICAST_ALL: "1",
+};
+
+/**
+ * Of a socket of IPv6, which has them for peers of IPv4. Only what was set is told: the version before knows nothing of them,
+ * and takes what it is not told, or tells nothing of, for a difference.
+ */
+const OF_IPV4_IN_IPV6 = OF_IPV4.map((option) => ({ ...option, usual: USUAL_IPV4[option.name] ?? "0" }));
 
 const OF_IPV6 = options(sock.IPPROTO_IPV6, [
   ["IPV6_CHECKSUM", 7],
@@ -239,9 +256,8 @@ export function optionsOf(domain: number, type: number, protocol: number): Optio
 
 function everyOptionOf(domain: number, protocol: number): SocketOption[] {
   const options = [...OF_EVERY_SOCKET];
-  // an IPv6 socket has both, for peers of either family
-  if (domain === ipText.AF_INET || domain === ipText.AF_INET6) options.push(...OF_IPV4);
-  if (domain === ipText.AF_INET6) options.push(...OF_IPV6);
+  if (domain === ipText.AF_INET) options.push(...OF_IPV4);
+  if (domain === ipText.AF_INET6) options.push(...OF_IPV6, ...OF_IPV4_IN_IPV6);
   if (domain === ipText.AF_INET || domain === ipText.AF_INET6) {
     if (protocol === sock.IPPROTO_TCP) options.push(...OF_TCP);
     if (protocol === IPPROTO_UDP) options.push(...OF_UDP);
@@ -258,14 +274,14 @@ function everyOptionOf(domain: number, protocol: number): SocketOption[] {
 export function readOptions(fd: number, plan: OptionPlan, facts: Facts): void {
   const unknown = new Set<SocketOption>();
   for (const option of plan.options) {
-    const { name, bytes } = option;
+    const { name, bytes, usual } = option;
     const size = sock.tryGetsockopt(fd, option.level, option.option, bytes);
     if (size === -constants.errno.ENOPROTOOPT) unknown.add(option);
     if (size <= 0) continue;
     if (size <= 4) {
       // options of one byte (IP_MULTICAST_TTL) leave the rest of the word as it was
       const value = size === 4 ? sock.socketOptionWord(0) : sock.socketOption.readIntLE(0, size);
-      if (value !== 0) facts[name] = String(value);
+      if (value !== 0 && String(value) !== usual) facts[name] = String(value);
       continue;
     }
     let isZero = true;

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { existsSync, readFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import { checkMemory } from "#control/workload/preflight/memory.ts";
 import { lacking, until, workloadName } from "#test/support/moved-program.ts";
@@ -184,10 +185,6 @@ near.bind("/tmp/near"); far.bind("/tmp/far"); near.sendto(b"!", "/tmp/far")`,
 near, far = scope['opened'] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); near.send(b""); near.send(b"behind it")`,
     ids: ["socket.unix-message"],
   },
-  "memory whose pages are merged": {
-    code: "assert libc.prctl(67, 1, 0, 0, 0) == 0",
-    ids: ["process.memory-merge"],
-  },
   "another execution domain": {
     code: "assert libc.personality(0x0020000) == 0",
     ids: ["process.personality"],
@@ -237,8 +234,20 @@ const taken = `
 door = socket.socket(socket.AF_UNIX); door.connect("\\0given")
 scope['opened'] = socket.recv_fds(door, 1, 1)[1]; door.close()`;
 
+/** kernels since 6.14 or so */
+const merging = "/proc/self/ksm_stat";
+const tellsOfMerging = existsSync(merging) && readFileSync(merging, "utf8").includes("ksm_merge_any");
+
 /** what moves, and loses something or may not move after all: with the findings' ids */
 const warned: Record<string, { code: string; ids: string[] }> = {
+  ...(tellsOfMerging
+    ? {
+        "memory whose pages are merged": {
+          code: "assert libc.prctl(67, 1, 0, 0, 0) == 0",
+          ids: ["process.memory-merge"],
+        },
+      }
+    : {}),
   "a job in front, and one that is stopped": {
     code: `
 import pty

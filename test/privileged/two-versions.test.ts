@@ -5,8 +5,8 @@ import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { projectRoot } from "#test/lab/lab.ts";
-import { type Downstream, MoveStage } from "#test/support/move-stage.ts";
+import { nodeBinary, projectRoot } from "#test/lab/lab.ts";
+import { type Downstream, MoveStage, PORT } from "#test/support/move-stage.ts";
 import { OddClients } from "#test/support/odd-clients.ts";
 
 /** the first commit whose agents speak version 3: the oldest that this version is to work with */
@@ -44,7 +44,18 @@ describe("the version before, on one of two nodes", { skip, timeout: 300_000 }, 
 
   for (const downstream of ["takeover", "forward"] satisfies Downstream[])
     it(`is moved to and from, ${downstream}`, async () => {
-      await using stage = await MoveStage.open({ downstream, programOf: { b: program } });
+      // its sockets are of IPv6, and serve both families, as Node's and Go's do where they are not told an address
+      const container = {
+        command: [nodeBinary, "server.js"],
+        cwd: join(projectRoot, "test/apps/chat"),
+        env: { PORT: "9000", HOST: "::" },
+        rootfs: "host",
+      };
+      await using stage = await MoveStage.open({
+        downstream,
+        programOf: { b: program },
+        workload: { container, ports: [{ listen: PORT, upstream: "127.0.0.1:9000" }] },
+      });
       for (const to of ["b", "a"] as const) {
         const { end, reason } = await stage.migrate();
         assert.deepEqual({ end, reason }, { end: "moved", reason: "" }, stage.logs());

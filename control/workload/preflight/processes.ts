@@ -81,6 +81,7 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
   const members: SessionMember[] = [];
   const living: number[] = [];
   const usual = speculationOf(read(`/proc/${init}/status`));
+  const ownPersonality = read("/proc/self/personality");
   let seen = 0;
   for (const pid of pids) {
     const stat = statOf(`/proc/${pid}`);
@@ -102,7 +103,7 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
     const statuses = threads.map((tid) => read(`/proc/${pid}/task/${tid}/status`));
     checkTracer(pid, statuses, add);
     checkProgram(pid, add);
-    checkPersonality(pid, threads, add);
+    checkPersonality(ownPersonality, pid, threads, add);
     checkMemoryMerge(pid, add);
     checkSpeculation(usual, pid, statuses, add);
     checkStopSignal(pid, stat, add);
@@ -137,7 +138,7 @@ function checkTracer(pid: number, statuses: string[], add: Add): void {
   }
 }
 
-/** A thread that does without a processor's guesses (PR_SET_SPECULATION_CTRL, prctl(2)) would have them again. */
+/** CRIU opens programs by their names. */
 function checkProgram(pid: number, add: Add): void {
   if (link(`/proc/${pid}/exe`)?.startsWith("/memfd:") !== true) return;
   add(
@@ -150,8 +151,7 @@ function checkProgram(pid: number, add: Add): void {
 }
 
 /** CRIU 4.2 leaves it as its own is, which is this agent's. */
-function checkPersonality(pid: number, threads: number[], add: Add): void {
-  const usual = read("/proc/self/personality");
+function checkPersonality(usual: string, pid: number, threads: number[], add: Add): void {
   const personality = threads
     .map((tid) => read(`/proc/${pid}/task/${tid}/personality`))
     .find((one) => one !== "" && one !== usual);
@@ -171,13 +171,14 @@ function checkMemoryMerge(pid: number, add: Add): void {
   if (!isOn(pid) || isOn("self")) return;
   add(
     "process.memory-merge",
-    "error",
-    `process ${pid} lets the kernel merge pages of its memory that are alike (PR_SET_MEMORY_MERGE), which would be lost`,
-    "start it without",
+    "warning",
+    `process ${pid} lets the kernel merge pages of its memory that are alike (PR_SET_MEMORY_MERGE), which is not carried`,
+    "nothing, if it is to save memory: what is merged is not lost; else start it without",
     { pid },
   );
 }
 
+/** A thread that does without a processor's guesses (PR_SET_SPECULATION_CTRL, prctl(2)) would have them again. */
 function checkSpeculation(usual: string, pid: number, statuses: string[], add: Add): void {
   if (statuses.every((status) => status === "" || speculationOf(status) === usual)) return;
   add(
