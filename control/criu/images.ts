@@ -138,14 +138,14 @@ export class ImageSender {
   /** The dump has failed: nothing reads the tree, or what CRIU has written of it, any more. Safe at any time. */
   async abandon(): Promise<void> {
     this.#dumping = false;
-    await this.#precopy?.stop();
+    await this.#precopy?.giveUp();
   }
 
   /** Safe at any time. */
   async close(): Promise<void> {
     this.#dumping = false;
     await this.#following;
-    await this.#precopy?.stop();
+    await this.#precopy?.giveUp();
     for (const image of this.#images.values()) closeSync(image.fd);
     this.#images.clear();
     this.#precopy = null;

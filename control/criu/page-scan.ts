@@ -48,6 +48,11 @@ const BY_ENTRY_BYTES_MAX = 64 * 2 ** 30;
 /** What the kernel answered to the first scan. */
 let way: "guards" | "scan" | "entries" = "guards";
 
+/** Whether they are found without a look at each address (Linux 6.7); known when some have been looked for. */
+export function areFoundFast(): boolean {
+  return way !== "entries";
+}
+
 /**
  * Own pages of [start, end), ordered by address. Guard pages are left out.
  * @param pagemap descriptor of /proc/PID/pagemap. A process that ends in the middle ends the ranges.

@@ -21,7 +21,7 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { alwaysDumped } from "./mm-image.ts";
 import { type KnownRun, PageFollower } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
-import type { PageRange } from "./page-scan.ts";
+import { areFoundFast, type PageRange } from "./page-scan.ts";
 import {
   FrozenMemory,
   LENT_BYTES,
@@ -64,6 +64,7 @@ export class Precopy {
   #follower: PageFollower | null = null;
   #look: FrozenLook | null = null;
   #layers = 0;
+  #isGivenUp = false;
 
   /** @param bytesMax how much may be kept here; what is beyond is left to the dump */
   constructor(bytesMax: number) {
@@ -137,10 +138,17 @@ export class Precopy {
 
   /** Of processes that are frozen, and that CRIU is about to leave pages in (`stand-in.ts`): most are compared while it works. */
   lookAt(processes: TracedProcess[]): void {
+    if (!areFoundFast()) return; // page by page, a large reservation takes longer than what CRIU does meanwhile
     this.#look = new FrozenLook(processes, this.#copies);
   }
 
-  /** Nothing reads processes or images any more. Safe at any time. */
+  /** The move has failed: {@link reduce}, too, reads nothing more. Safe at any time. */
+  async giveUp(): Promise<void> {
+    this.#isGivenUp = true;
+    await this.stop();
+  }
+
+  /** Nothing is read ahead any more. Safe at any time. */
   async stop(): Promise<void> {
     await this.#look?.stop();
     await this.#follower?.stop();
@@ -170,7 +178,10 @@ export class Precopy {
       const whole = alwaysDumped(readFileSync(join(imagesDir, `mm-${innerPid}.img`)));
       const memory = isLeft ? await FrozenMemory.open(innerPid, frozen.get(innerPid)) : null;
       const same = this.#look?.same(innerPid) ?? [];
-      const image = { imagesDir, name, dumped, known, copy, kin, whole, memory, same };
+      const throwIfGivenUp = (): void => {
+        if (this.#isGivenUp) throw fail("IMAGE_REFUSED", "the move was given up");
+      };
+      const image = { imagesDir, name, dumped, known, copy, kin, whole, memory, same, throwIfGivenUp };
       const runs = await reduceImage(image, send).finally(() => memory?.close());
       await send(map, 0, encodePageMap({ pagesId, runs }), null);
       done.add(map).add(name);
@@ -205,6 +216,7 @@ async function reduceImage(
     memory: FrozenMemory | null;
     /** what of that is as in the copy, in order */
     same: readonly PageRange[];
+    throwIfGivenUp: () => void;
   },
   send: SendPages,
 ): Promise<PageRun[]> {
@@ -214,6 +226,7 @@ async function reduceImage(
   const runs: PageRun[] = [];
   let offset = 0;
   const take = async (stretch: Stretch, { isWhole = false, isLent = false }): Promise<void> => {
+    image.throwIfGivenUp();
     for (const own of isWhole ? [{ ...stretch, known: null }] : match(stretch, before)) {
       pushRun(runs, own, own.known === null ? "here" : "parent");
       if (own.known !== null) continue;

@@ -45,18 +45,42 @@ export class FrozenTree {
   /**
    * When nobody but the freezer holds it. Waits until each thread has come to rest.
    * @param pids all of the tree: who comes later was made by a thread that ran
+   * @param throwIfStopped who waits for it may want no more of it
    * @throws HoldfastError `IMAGE_REFUSED` when that takes too long
    */
-  static async at(freezer: Freezing, pids: number[]): Promise<FrozenTree> {
+  static async at(
+    freezer: Freezing,
+    pids: number[],
+    throwIfStopped: () => void = () => {},
+  ): Promise<FrozenTree> {
     const late = performance.now() + REST_MS_MAX;
+    const resting = new Set<string>();
+    let before: FrozenTree | null = null;
     for (;;) {
+      throwIfStopped();
       const threads = threadsOf(pids);
       // first: a thread at rest stays there
-      const isAtRest = freezer.isComplete && !threads.some(isUnderWay);
-      if (isAtRest) return new FrozenTree(freezer, threads);
-      if (performance.now() > late) throw moved("it does not come to rest in the freezer");
+      for (const thread of threads) if (!resting.has(thread) && !isUnderWay(thread)) resting.add(thread);
+      if (freezer.isComplete && threads.every((thread) => resting.has(thread))) {
+        const tree = new FrozenTree(freezer, threads);
+        // there a thread looks asleep that was preempted on its way to sleep, and is switched to once more
+        if (!freezer.wakesForSignals || tree.#isAs(before)) return tree;
+        before = tree;
+      }
+      if (performance.now() > late) {
+        if (before !== null) return before; // signals wake it all the time
+        throw moved("it does not come to rest in the freezer");
+      }
       await delay(POLL_MS);
     }
+  }
+
+  #isAs(other: FrozenTree | null): boolean {
+    return (
+      other !== null &&
+      other.#ran.size === this.#ran.size &&
+      [...other.#ran].every(([thread, times]) => this.#ran.get(thread) === times)
+    );
   }
 
   /** @throws HoldfastError `IMAGE_REFUSED`: a thread of it has run since, or has ended */
@@ -80,20 +104,32 @@ export class FrozenTree {
   }
 }
 
+/** Those that have not ended. */
+export function livingOf(pids: number[]): number[] {
+  return pids.filter((pid) => !hasEnded(read(`${pid}/${pid}`, "status")));
+}
+
 /**
  * While CRIU holds the tree, and before anybody else stops it.
- * @throws HoldfastError `IMAGE_REFUSED`: a thread is not stopped by the one tracer of all
+ * @param living those that lived when CRIU had just taken it
+ * @throws HoldfastError `IMAGE_REFUSED`: a thread is not stopped by the one tracer of all, or a process was killed since
  */
-export function assertTraced(pids: number[]): void {
+export function assertTraced(pids: number[], living: number[] = []): void {
   let tracer: string | undefined;
+  const killed = living.find((pid) => hasEnded(read(`${pid}/${pid}`, "status")));
+  if (killed !== undefined) throw moved(`process ${killed} has ended`);
   for (const thread of threadsOf(pids)) {
     const status = read(thread, "status");
-    const [state = "Z", of = "0"] = [field(status, "State"), field(status, "TracerPid")];
-    if (/^[ZX]/.test(state)) continue; // it has ended
+    if (hasEnded(status)) continue;
+    const [state = "", of = "0"] = [field(status, "State"), field(status, "TracerPid")];
     tracer ??= of;
     if (!state.startsWith("t") || of === "0" || of !== tracer)
       throw moved(`thread ${thread} is not stopped by CRIU (${state})`);
   }
+}
+
+function hasEnded(status: string): boolean {
+  return /^[ZX]/.test(field(status, "State") ?? "Z");
 }
 
 /** null: it has gone. One that has ended and is not waited for stays as it is */

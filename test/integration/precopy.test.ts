@@ -537,6 +537,31 @@ test("what looks at frozen processes is stopped at once, and has nothing open, t
   }
 });
 
+test("what was given up reads no more of a process, though nothing else ends it", async () => {
+  const program = await start();
+  const { pid, area } = program;
+  const dir = images();
+  try {
+    const precopy = new Precopy(BYTES_MAX);
+    const tree = [traced(pid, 7)];
+    await precopy.round(tree, async () => {});
+    process.kill(pid, "SIGSTOP");
+    writeMappings(dir, 7);
+    writeFileSync(join(dir, "pages-1.img"), "");
+    writeFileSync(
+      join(dir, "pagemap-7.img"),
+      encodePageMap({ pagesId: 1, runs: [{ vaddr: area, pages: 600, where: "parent" }] }),
+    );
+    await precopy.giveUp();
+    await assert.rejects(
+      precopy.reduce(dir, tree, async () => {}),
+      { code: "IMAGE_REFUSED" },
+    );
+  } finally {
+    program.end();
+  }
+});
+
 test("a process that has ended has no memory, and leaves its number to another", async () => {
   const gone = spawn("true");
   await once(gone, "exit");

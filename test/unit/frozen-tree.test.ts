@@ -7,6 +7,7 @@ import {
   assertTraced,
   type Freezing,
   FrozenTree,
+  livingOf,
   timesSwitched,
   wakesAtMost,
 } from "#control/runtime/frozen-tree.ts";
@@ -69,6 +70,30 @@ describe("a frozen tree", () => {
     assert.ok(performance.now() - startedMs > 50);
     tree.verify();
     await assert.rejects(FrozenTree.at({ ...frozen, isComplete: false }, [pid]), MOVED);
+  });
+
+  it("held by CRIU has lost nobody that lived when it was taken", async () => {
+    const { pid } = await stopped("sleep", "100");
+    const living = livingOf([pid, 2 ** 22 + 1]);
+    assert.deepEqual(living, [pid]);
+    const end = await tracer(pid);
+    assertTraced([pid], living);
+    process.kill(pid, "SIGKILL");
+    while (livingOf([pid]).length > 0) await sleep(5);
+    assert.throws(() => assertTraced([], living), { ...MOVED, message: /has ended/ });
+    await end();
+  });
+
+  it("is taken for at rest where signals wake when two looks agree, or at last when they do not", async () => {
+    const { pid } = await stopped("sleep", "100");
+    const wakeful = { ...frozen, wakesForSignals: true };
+    (await FrozenTree.at(wakeful, [pid])).verify();
+    await assert.rejects(
+      FrozenTree.at(wakeful, [pid], () => {
+        throw new Error("stopped");
+      }),
+      /stopped/,
+    );
   });
 
   it("has not stood still when it is frozen no more", async () => {

@@ -18,7 +18,7 @@ import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
 import { makeStandIn, standInFor } from "../../criu/stand-in.ts";
 import { canLeavePages } from "../../criu/worker.ts";
 import type { Freezer } from "../../runtime/freezer.ts";
-import { assertTraced, FrozenTree } from "../../runtime/frozen-tree.ts";
+import { assertTraced, FrozenTree, livingOf } from "../../runtime/frozen-tree.ts";
 import { openQueues } from "../../runtime/posix-queues.ts";
 import { identify, innerPid, stoppedOf, treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
@@ -85,7 +85,8 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   beginCallsAgain(imagesDir, await readFile(`${imagesDir}/dump.log`, "utf8").catch(() => ""));
   // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
   if (freezer !== null) await beginRepair(await treeOf(root));
-  const frozen = freezer === null ? null : await FrozenTree.at(freezer, await treeOf(root));
+  const frozen =
+    freezer === null ? null : await FrozenTree.at(freezer, await treeOf(root), () => stop.throwIfStopped());
   progress.done("dump", performance.now() - startedMs - hooks.waitedMs);
   return { ...hooks.dumped, openQueues: queues.map(({ key, name }) => ({ key, name: name ?? "" })), frozen };
 }
@@ -126,6 +127,8 @@ class DumpHooks {
   readonly #freezer: Freezer | null;
   readonly #leavesPages: boolean;
   #passed: Passed = { hook: "none" };
+  /** when CRIU had just stopped the tree */
+  #living: number[] = [];
   /** how long CRIU was kept waiting by what are phases of their own */
   #waitedMs = 0;
 
@@ -187,6 +190,7 @@ class DumpHooks {
   }
 
   async #capture(): Promise<Passed> {
+    this.#living = livingOf(await treeOf(this.#prepared.root));
     const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));
     if (this.#leavesPages) {
       const tree = await tracedTree(this.#prepared.root);
@@ -205,7 +209,7 @@ class DumpHooks {
     const { adopting, taken } = passed;
     let memory: MemoryDigest | null = null;
     if (this.#freezer !== null) {
-      assertTraced(await treeOf(this.#prepared.root));
+      assertTraced(await treeOf(this.#prepared.root), this.#living);
       await this.#freezer.freeze();
     } else if (host.limits.verifyMemory) {
       // SIGSTOP comes after SIGCHLD: a thread that hears of a child that stopped still has that put on its stack
