@@ -10,7 +10,7 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { connect, createServer } from "node:tls";
 import { type Issued, issueCertificate } from "#control/kubernetes/webhook/issue.ts";
-import { type Kept, nextStep, renew, type Step } from "#control/kubernetes/webhook/renewal.ts";
+import { type Kept, nextLookMs, nextStep, renew, type Step } from "#control/kubernetes/webhook/renewal.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 
 const NAMES = ["holdfast-webhook.holdfast.svc", "holdfast-webhook.holdfast.svc.cluster.local"];
@@ -162,6 +162,11 @@ describe("its renewal", () => {
     assert.equal(nextStep({ ...kept, next: cert, trusted: [authority, "another"] }, at(61)), "trust");
     assert.equal(nextStep({ ...kept, trusted: [""] }, at(0)), "trust");
     assert.throws(() => nextStep({ ...kept, cert: "" }, at(0)));
+  });
+
+  it("is tried again soon where it failed, and less and less often", () => {
+    assert.deepEqual([1, 2, 3, 4].map(nextLookMs), [10_000, 20_000, 40_000, 80_000]);
+    assert.deepEqual([0, 10, 2_000].map(nextLookMs), [3_600_000, 3_600_000, 3_600_000]);
   });
 
   it("is done in time, each time, with two authorities at most", async () => {

@@ -16,11 +16,8 @@ import { listenAt, readiness } from "../serving.ts";
 import { isSameCertificate, readCertificate } from "./certificate.ts";
 import { WebhookMetrics } from "./metrics.ts";
 import { answerOrdinal } from "./ordinal.ts";
-import { type RenewalApi, renew } from "./renewal.ts";
+import { nextLookMs, type RenewalApi, renew } from "./renewal.ts";
 import { createWebhookServer } from "./server.ts";
-
-/** how often it is looked whether the certificate is to be renewed */
-const RENEWAL_MS = 3_600_000;
 
 /** Runs until SIGTERM or SIGINT; then it is not ready, answers for `drainMs` more, and ends. @throws HoldfastError `CONFIG_INVALID`, `LISTEN_FAILED`, `KUBERNETES_CONFIG` */
 export async function runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void> {
@@ -86,39 +83,46 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   });
   const closing = new AbortController();
   let renewalProblem: string | null = null;
+  let renewalFailures = 0;
   const renewAgain = async (renewal: RenewalConfig, of: RenewalApi): Promise<void> => {
     try {
       const steps = await renew(of, renewal, closing.signal);
       renewalProblem = null;
+      renewalFailures = 0;
       if (steps.length > 0) log.info({ steps }, "the certificate is renewed");
     } catch (error) {
       const now = `the certificate cannot be renewed: ${messageOf(error)}`;
       if (now !== renewalProblem && !ending) log.error(now);
       renewalProblem = now;
+      renewalFailures++;
     }
   };
-  const lookAfter = (what: RenewalConfig): NodeJS.Timeout => {
-    if (api === null)
-      throw fail(
-        "KUBERNETES_CONFIG",
-        "renewal: this process runs in no pod, whose ServiceAccount it would have",
-      );
+  const lookAfter = async (what: RenewalConfig, by: KubernetesApi): Promise<void> => {
     const of: RenewalApi = {
-      get: (path) => api.get(path),
-      replace: (path, body) => api.replace(path, body),
-      patch: (path, body) => api.patch(path, body, "strategic"),
+      get: (path) => by.get(path),
+      replace: (path, body) => by.replace(path, body),
+      patch: (path, body) => by.patch(path, body, "strategic"),
     };
-    void renewAgain(what, of);
-    return setInterval(() => void renewAgain(what, of), RENEWAL_MS).unref();
+    while (!closing.signal.aborted) {
+      await renewAgain(what, of);
+      const wait = { signal: closing.signal, ref: false };
+      await delay(nextLookMs(renewalFailures), undefined, wait).catch(() => {});
+    }
   };
-  let renewal: NodeJS.Timeout | undefined;
   const watch = new ChangeWatch([config.certificate, config.key], readAgain);
   try {
     await listenAt(server, config.listen);
     if (config.admin !== null) await listenAt(admin, config.admin);
     readAgain(); // what has changed since the start
     process.on("SIGHUP", readAgain);
-    if (config.renewal !== null) renewal = lookAfter(config.renewal);
+    if (config.renewal !== null) {
+      if (api === null)
+        throw fail(
+          "KUBERNETES_CONFIG",
+          "renewal: this process runs in no pod, whose ServiceAccount it would have",
+        );
+      void lookAfter(config.renewal, api);
+    }
     log.info("asked from now on");
     const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
     ending = true;
@@ -126,7 +130,6 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
     await delay(config.drainMs);
   } finally {
     process.off("SIGHUP", readAgain);
-    clearInterval(renewal);
     closing.abort();
     watch.close();
     for (const one of [server, admin]) one.close();

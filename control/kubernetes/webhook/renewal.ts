@@ -35,6 +35,11 @@ export interface Kept {
 
 export type Step = "prepare" | "trust" | "use";
 
+/** how often it is looked whether a certificate is to be renewed */
+const LOOK_MS = 3_600_000;
+/** … after a look that failed, and twice as long after each that fails then */
+const RETRY_MS = 10_000;
+
 /** of its time left */
 const RENEWED_AT = 1 / 3;
 const STEPS_MAX = 8;
@@ -55,6 +60,11 @@ const configurationSchema = z.looseObject({
 });
 type Secret = z.infer<typeof secretSchema>;
 type Configuration = z.infer<typeof configurationSchema>;
+
+/** How long to wait for the next look, after so many in a row that failed. */
+export function nextLookMs(failures: number): number {
+  return failures === 0 ? LOOK_MS : Math.min(RETRY_MS * 2 ** (failures - 1), LOOK_MS);
+}
 
 /** What is to be done next; null: nothing. @param nowMs Unix time */
 export function nextStep({ bundle, cert, next, trusted }: Kept, nowMs: number): Step | null {
