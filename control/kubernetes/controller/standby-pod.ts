@@ -208,15 +208,16 @@ export function ordinalPod<Draft extends PodDraft>(
 }
 
 /**
- * Who holds clients' sockets stays as it is, whatever is decided of pods that are made today: they are held already. In forward mode that is the
- * proxy where it was: a sidecar has clients at the pod's address, and not at the node's.
+ * Who holds clients' sockets stays as it is, whatever is decided of pods that are made today: they are held already. So does where the proxy
+ * is: in forward mode a sidecar has clients at the pod's address, and not at the node's; in gateway mode gateways would need a way into
+ * the pod that a NetworkPolicy of before does not give.
  */
 function followed({ metadata, spec }: PodDraft, waiting: Pod | null): PodDraft {
   if (waiting === null) return { metadata, spec };
   const { [ANNOTATION.mode]: mode = "forward", [ANNOTATION.proxy]: proxy = "node" } =
     waiting.metadata.annotations ?? {};
   const annotations = { ...metadata.annotations, [ANNOTATION.mode]: mode };
-  if (mode === "gateway" || proxy !== "node") return { metadata: { ...metadata, annotations }, spec };
+  if (proxy !== "node") return { metadata: { ...metadata, annotations }, spec };
   const initContainers = (spec.initContainers ?? []).filter(({ name }) => name !== SIDECAR_NAME);
   return {
     metadata: { ...metadata, annotations: { ...annotations, [ANNOTATION.proxy]: "node" } },
