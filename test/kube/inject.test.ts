@@ -407,6 +407,10 @@ describe("the chart in a cluster", () => {
   });
 
   it("renews its certificate before it expires, while pods are injected all the time", async () => {
+    const status = ["-n", NAMESPACE, "rollout", "status", "deployment/holdfast-webhook"];
+    // a webhook of an upgrade before that starts only now would look at what is put there
+    await install(...WITHOUT_GATEWAYS);
+    await cluster.kubectl(status);
     const path = `/api/v1/namespaces/${NAMESPACE}/secrets/holdfast-webhook`;
     const { days, service } = { days: 30, service: `holdfast-webhook.${NAMESPACE}.svc` };
     // made so long ago that a fifth of its time is left
@@ -418,7 +422,7 @@ describe("the chart in a cluster", () => {
     await install(...WITHOUT_GATEWAYS);
     const restart = ["-n", NAMESPACE, "rollout", "restart", "deployment/holdfast-webhook"];
     await cluster.kubectl(restart); // … and a webhook that starts looks at it
-    await cluster.kubectl(["-n", NAMESPACE, "rollout", "status", "deployment/holdfast-webhook"]);
+    await cluster.kubectl(status);
     let asked = 0;
     const shown = async (): Promise<boolean> => {
       const answer = await tryPod("enforcing", podOf("bare"));
