@@ -6,6 +6,7 @@ import { type TestContext, test } from "node:test";
 import { decodeStats } from "#control/criu/protocol.ts";
 import { lacking, type MovedProgram, until, workloadName } from "../support/moved-program.ts";
 import { faultsFile, type Run, withPythonShell } from "../support/python-shell.ts";
+import { modes } from "../support/thorough.ts";
 
 const skip = lacking("python3");
 const PAGES = 1024;
@@ -135,7 +136,7 @@ function faultsOf(t: TestContext): { a: string; b: string; of: Record<string, st
   return { a, b, of: { a: `file:${a}`, b: `file:${b}` } };
 }
 
-for (const downstream of ["takeover", "forward"] as const) {
+for (const downstream of modes("forward")) {
   test(`what CRIU leaves in the frozen tree arrives, whatever kind of memory it is, ${downstream}`, {
     skip,
   }, async (t) => {
