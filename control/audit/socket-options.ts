@@ -29,7 +29,7 @@ export interface SocketOption {
   bytes: number;
   /** reading is all that can be done about it */
   readOnly: boolean;
-  /** what is not told of, beside zero: what it is where nobody has set it. Absent: everything is */
+  /** what is not told of: what it is where nobody has set it. Absent: zero */
   usual?: string;
 }
 
@@ -129,7 +129,6 @@ const USUAL_IPV4: Readonly<Record<string, string>> = {
   IP_MTU_DISCOVER: "1",
   IP_MULTICAST_TTL: "1",
   IP_MULTICAST_LOOP: "1",
-  IP_MULTICAST_ALL: "1",
 };
 
 /**
@@ -274,14 +273,14 @@ function everyOptionOf(domain: number, protocol: number): SocketOption[] {
 export function readOptions(fd: number, plan: OptionPlan, facts: Facts): void {
   const unknown = new Set<SocketOption>();
   for (const option of plan.options) {
-    const { name, bytes, usual } = option;
+    const { name, bytes, usual = "0" } = option;
     const size = sock.tryGetsockopt(fd, option.level, option.option, bytes);
     if (size === -constants.errno.ENOPROTOOPT) unknown.add(option);
     if (size <= 0) continue;
     if (size <= 4) {
       // options of one byte (IP_MULTICAST_TTL) leave the rest of the word as it was
       const value = size === 4 ? sock.socketOptionWord(0) : sock.socketOption.readIntLE(0, size);
-      if (value !== 0 && String(value) !== usual) facts[name] = String(value);
+      if (String(value) !== usual) facts[name] = String(value);
       continue;
     }
     let isZero = true;

@@ -143,9 +143,8 @@ export class ImageSender {
 
   /** Safe at any time. */
   async close(): Promise<void> {
-    this.#dumping = false;
+    await this.abandon();
     await this.#following;
-    await this.#precopy?.giveUp();
     for (const image of this.#images.values()) closeSync(image.fd);
     this.#images.clear();
     this.#precopy = null;

@@ -197,7 +197,18 @@ function writeImage(dir: string, pagesId: number, innerPid: number, area: number
   closeSync(openSync(map, "w"));
   writeFileSync(join(dir, `pages-${pagesId}.img`), memory);
   const pages = memory.length / PAGE_BYTES;
-  writeFileSync(map, encodePageMap({ pagesId, runs: [{ vaddr: area, pages, where: "here" }] }));
+  writePageMap(dir, innerPid, pagesId, [{ vaddr: area, pages, where: "here" }]);
+}
+
+/** What CRIU tells of a process's pages. */
+function writePageMap(dir: string, innerPid: number, pagesId: number, runs: PageRun[]): void {
+  writeFileSync(join(dir, `pagemap-${innerPid}.img`), encodePageMap({ pagesId, runs }));
+}
+
+/** … of process 7, where it left them as they are. */
+function writeLeft(dir: string, run: Omit<PageRun, "where">): void {
+  writePageMap(dir, 7, 1, [{ ...run, where: "parent" }]);
+  writeFileSync(join(dir, "pages-1.img"), "");
 }
 
 test("layers hold a live process's memory, and only what changed travels after", async () => {
@@ -228,10 +239,7 @@ test("layers hold a live process's memory, and only what changed travels after",
       appendFileSync(join(dir, "pages-1.img"), memory.subarray(page * PAGE_BYTES, (page + 50) * PAGE_BYTES));
       await sleep(1); // the follower has a look in between, or not: the outcome is the same
     }
-    writeFileSync(
-      join(dir, "pagemap-7.img"),
-      encodePageMap({ pagesId: 1, runs: [{ vaddr: area, pages: 600, where: "here" }] }),
-    );
+    writePageMap(dir, 7, 1, [{ vaddr: area, pages: 600, where: "here" }]);
     assert.deepEqual([...(await precopy.reduce(dir, tree, layers.put))].sort(), [
       "pagemap-7.img",
       "pages-1.img",
@@ -302,10 +310,7 @@ test("a dump in another order than the copy, and with pages of other processes, 
     writeFileSync(join(dir, "pages-1.img"), Buffer.concat([memory.subarray(400 * PAGE_BYTES), memory]));
     writeFileSync(join(dir, "pages-2.img"), altered);
     await sleep(20);
-    writeFileSync(
-      join(dir, "pagemap-7.img"),
-      encodePageMap({ pagesId: 2, runs: [{ vaddr: area, pages: 600, where: "here" }] }),
-    );
+    writePageMap(dir, 7, 2, [{ vaddr: area, pages: 600, where: "here" }]);
     await precopy.reduce(dir, tree, layers.put);
     assert.equal(layers.files.get("pages-2.img")?.length, 5 * PAGE_BYTES);
     const { runs } = decodePageMap(layers.files.get("pagemap-7.img") ?? Buffer.alloc(0));
@@ -407,17 +412,11 @@ for (const looked of [false, true])
       for (const [index, { area }] of [known, unknown].entries()) {
         const innerPid = index + 7;
         writeMappings(dir, innerPid);
-        writeFileSync(
-          join(dir, `pagemap-${innerPid}.img`),
-          encodePageMap({
-            pagesId: index + 1,
-            runs: [
-              { vaddr: area, pages: 10, where: "parent" },
-              { vaddr: area + 10 * PAGE_BYTES, pages: 10, where: "here" },
-              { vaddr: area + 20 * PAGE_BYTES, pages: 580, where: "parent" },
-            ],
-          }),
-        );
+        writePageMap(dir, innerPid, index + 1, [
+          { vaddr: area, pages: 10, where: "parent" },
+          { vaddr: area + 10 * PAGE_BYTES, pages: 10, where: "here" },
+          { vaddr: area + 20 * PAGE_BYTES, pages: 580, where: "parent" },
+        ]);
         const written = memories[index]?.subarray(10 * PAGE_BYTES, 20 * PAGE_BYTES) as Buffer;
         writeFileSync(join(dir, `pages-${index + 1}.img`), written);
       }
@@ -442,9 +441,7 @@ test("a page that CRIU left and that cannot be read is an error, and never a pag
   try {
     const leave = async (vaddr: number, tree: TracedProcess[]): Promise<unknown> => {
       writeMappings(dir, 7);
-      const runs: PageRun[] = [{ vaddr, pages: 1, where: "parent" }];
-      writeFileSync(join(dir, "pagemap-7.img"), encodePageMap({ pagesId: 1, runs }));
-      writeFileSync(join(dir, "pages-1.img"), "");
+      writeLeft(dir, { vaddr, pages: 1 });
       return await new Precopy(BYTES_MAX).reduce(dir, tree, async () => {});
     };
     const tree = [traced(program.pid, 7)];
@@ -474,9 +471,7 @@ test("a page that CRIU has to write, and left, is an error: of huge pages, and o
       const { area } = program;
       const ring = { start: area + 10 * PAGE_BYTES, end: area + 12 * PAGE_BYTES, flags, status };
       writeMappings(dir, 7, ring);
-      const runs: PageRun[] = [{ vaddr: area + at * PAGE_BYTES, pages, where: "parent" }];
-      writeFileSync(join(dir, "pagemap-7.img"), encodePageMap({ pagesId: 1, runs }));
-      writeFileSync(join(dir, "pages-1.img"), "");
+      writeLeft(dir, { vaddr: area + at * PAGE_BYTES, pages });
       return await new Precopy(BYTES_MAX).reduce(dir, [traced(program.pid, 7)], async () => {});
     };
     for (const [flags, status] of [
@@ -520,16 +515,18 @@ test("what looks at frozen processes is stopped at once, and has nothing open, t
     let isSilent = false;
     const sender = new ImageSender(dir, () => (isSilent ? new Promise(() => {}) : Promise.resolve()));
     const tree = [traced(program.pid, 7)];
+    const layersAtMs = performance.now();
     await sender.sendLayers(async () => tree, BYTES_MAX, new AbortController().signal);
+    const layersMs = performance.now() - layersAtMs;
     isSilent = true;
     process.kill(program.pid, "SIGSTOP");
     sender.start();
-    // many times the same process: it takes long
+    // many times the same process: it takes some hundred times as long
     sender.lookAt(Array(1_000).fill(tree[0]));
     while (opened().length === 0) await sleep(0);
     const startedMs = performance.now();
     await sender.abandon();
-    assert.ok(performance.now() - startedMs < 500);
+    assert.ok(performance.now() - startedMs < 10 * layersMs);
     assert.deepEqual(opened(), []);
     await sender.abandon();
   } finally {
@@ -547,11 +544,7 @@ test("what was given up reads no more of a process, though nothing else ends it"
     await precopy.round(tree, async () => {});
     process.kill(pid, "SIGSTOP");
     writeMappings(dir, 7);
-    writeFileSync(join(dir, "pages-1.img"), "");
-    writeFileSync(
-      join(dir, "pagemap-7.img"),
-      encodePageMap({ pagesId: 1, runs: [{ vaddr: area, pages: 600, where: "parent" }] }),
-    );
+    writeLeft(dir, { vaddr: area, pages: 600 });
     await precopy.giveUp();
     await assert.rejects(
       precopy.reduce(dir, tree, async () => {}),

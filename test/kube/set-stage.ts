@@ -7,13 +7,12 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { stringify } from "yaml";
 import { API_VERSION, isFinal } from "#control/api/resources.ts";
-import type { ProxyDefault } from "#proxy/contract/commands.ts";
 import { type LabProcess, projectRoot } from "../lab/lab.ts";
 import { type Load, startLoad } from "../load/load.ts";
 import { logsOf, startAgents } from "./agents.ts";
 import { APP_PORT, appContainer, INJECT } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
-import { AGENT, APPS, CONTROL, INSIDE } from "./images.ts";
+import { AGENT, APPS, INSIDE } from "./images.ts";
 import { definitions } from "./stage.ts";
 
 export const NAMESPACE = "games";
@@ -67,7 +66,6 @@ export class SetStage {
   readonly cluster: Cluster;
   agents = new Map<string, KubeObject>();
   controller!: LabProcess;
-  #webhook: LabProcess | null = null;
   readonly #served: string[];
 
   private constructor(cluster: Cluster, served: string[]) {
@@ -85,8 +83,7 @@ export class SetStage {
       await cluster.kubectl(["create", "namespace", NAMESPACE]);
       await cluster.kubectl(["label", "namespace", NAMESPACE, "holdfast.dev/inject=enabled"]);
       stage.agents = await startAgents(cluster);
-      await stage.startWebhook("auto");
-      await stage.#registerWebhook();
+      await stage.#startWebhook();
       stage.#startController();
       await stage.#startGateway();
       return stage;
@@ -107,32 +104,19 @@ export class SetStage {
     this.controller = cluster.spawn("controller", [program, ...argv]);
   }
 
-  get #webhookAddress(): string {
-    return `${this.cluster.lab.switch.address}:9443`;
-  }
-
-  /**
-   * Injects, sees what StatefulSets make, and is asked about evictions: as the chart has it, but for where it is. Comes in the place of the one
-   * before. @param place of the proxies of pods that are made from now on
-   */
-  async startWebhook(place: ProxyDefault): Promise<void> {
-    await this.#webhook?.stop("SIGKILL");
+  /** Injects, sees what StatefulSets make, and is asked about evictions: as the chart has it, but for where it is. */
+  async #startWebhook(): Promise<void> {
     const { cluster } = this;
-    const { certificate, key } = cluster.serverCertificate;
+    const { certificate, key, authority } = cluster.serverCertificate;
+    const listen = `${cluster.lab.switch.address}:9443`;
     const file = join(cluster.lab.dir, "webhook.yaml");
     const { image, imagePullPolicy } = INJECT;
-    const proxy = { image: CONTROL.name, default: place };
-    const listen = this.#webhookAddress;
+    const proxy = { ...INJECT.proxy, default: "auto" };
     writeFileSync(file, stringify({ listen, certificate, key, image, imagePullPolicy, proxy }));
-    this.#webhook = cluster.spawn(`webhook-${place}`, [
+    const webhook = cluster.spawn("webhook", [
       ...[join(projectRoot, "bin/holdfast"), "webhook", "--config", file],
     ]);
-    await this.#webhook.waitFor(/asked from now on/, 60_000);
-  }
-
-  async #registerWebhook(): Promise<void> {
-    const { cluster } = this;
-    const { authority } = cluster.serverCertificate;
+    await webhook.waitFor(/asked from now on/, 60_000);
     const caBundle = readFileSync(authority).toString("base64");
     const configuration = (kind: string, path: string, resource: string, more: object): KubeObject => ({
       apiVersion: "admissionregistration.k8s.io/v1",
@@ -145,7 +129,7 @@ export class SetStage {
           sideEffects: "None",
           failurePolicy: "Ignore",
           timeoutSeconds: 5,
-          clientConfig: { url: `https://${this.#webhookAddress}/${path}`, caBundle },
+          clientConfig: { url: `https://${listen}/${path}`, caBundle },
           rules: [{ apiGroups: [""], apiVersions: ["v1"], operations: ["CREATE"], resources: [resource] }],
           ...more,
         },

@@ -173,11 +173,13 @@ const kept: Kept[] = [
       "BOTH=[socket.create_server(('::',9558),family=socket.AF_INET6,dualstack_ipv6=True), socket.socket(socket.AF_INET6,socket.SOCK_DGRAM)]",
       "BOTH+=[socket.create_connection(('127.0.0.1',9558)), BOTH[0].accept()[0]]; BOTH[1].bind(('::',9559))",
       "[one.setsockopt(l,o,v) for one in (BOTH[0],BOTH[1],BOTH[3]) for l,o,v in ((0,1,16),(0,2,70),(0,8,1),(0,10,3),(0,11,1),(0,13,1),(41,67,32),(41,16,9))]",
+      "[BOTH[1].setsockopt(0,o,0) for o in (10,33,34,49)]",
       "BOTH[1].setsockopt(0,35,socket.inet_aton('239.1.1.7')+socket.inet_aton('127.0.0.1')); BOTH[1].settimeout(20)",
       "GROUP=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); GROUP.setsockopt(0,32,socket.inet_aton('127.0.0.1'))",
     ],
     same: [
       "[one.getsockopt(l,o) for one in (BOTH[0],BOTH[1],BOTH[3]) for l,o in ((0,1),(0,2),(0,8),(0,10),(0,11),(0,13),(41,67),(41,16))]",
+      "[BOTH[1].getsockopt(0,o) for o in (10,33,34,49)]",
     ],
     holds: ["(GROUP.sendto(b'to all',('239.1.1.7',9559)), BOTH[1].recv(9))[1]==b'to all'"],
   },

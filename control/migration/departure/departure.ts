@@ -96,7 +96,7 @@ async function rehearsed(move: Move, { channel, root, sender }: Prepared): Promi
       legs,
       storeMs,
       holdMsMax,
-      leavesPages: await leavesPages(move, { sender }),
+      leavesPages: await leavesPages(host, sender, await host.freezer()),
     }),
   );
   stop.throwIfStopped();

@@ -13,6 +13,7 @@ import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { RestoreCall } from "../../api/migration.ts";
 import type { Taken } from "../../audit/take.ts";
 import { withCriuReason } from "../../criu/failure.ts";
+import type { ImageSender } from "../../criu/images.ts";
 import { takeUnsentForSent } from "../../criu/inner-connections.ts";
 import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
 import { makeStandIn, standInFor } from "../../criu/stand-in.ts";
@@ -60,7 +61,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   const freezer = await host.freezer();
   const queues = await openQueues(await treeOf(root));
   progress.began("dump", startedMs);
-  const parentDir = (await leavesPages(move, prepared)) ? makeStandIn(imagesDir) : null;
+  const parentDir = (await leavesPages(host, prepared.sender, freezer)) ? makeStandIn(imagesDir) : null;
   sender.start();
   const hooks = new DumpHooks(move, prepared, { freezer, leavesPages: parentDir !== null });
   try {
@@ -83,10 +84,13 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   }
   takeUnsentForSent(imagesDir);
   beginCallsAgain(imagesDir, await readFile(`${imagesDir}/dump.log`, "utf8").catch(() => ""));
-  // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
-  if (freezer !== null) await beginRepair(await treeOf(root));
-  const frozen =
-    freezer === null ? null : await FrozenTree.at(freezer, await treeOf(root), () => stop.throwIfStopped());
+  let frozen: FrozenTree | null = null;
+  if (freezer !== null) {
+    const tree = await treeOf(root);
+    // CRIU has left repair mode on its way out; the sockets are as silent as before if this tree has to be ended
+    await beginRepair(tree);
+    frozen = await FrozenTree.at(freezer, tree, () => stop.throwIfStopped());
+  }
   progress.done("dump", performance.now() - startedMs - hooks.waitedMs);
   return { ...hooks.dumped, openQueues: queues.map(({ key, name }) => ({ key, name: name ?? "" })), frozen };
 }
@@ -102,10 +106,12 @@ async function shortenQueues({ proxy, journal, context }: MigrationHost): Promis
  * Whether CRIU need not copy any page: most are at the target, and those that changed are read from the tree, which only a freezer
  * keeps as it was dumped.
  */
-export async function leavesPages({ host }: Move, { sender }: Pick<Prepared, "sender">): Promise<boolean> {
-  return (
-    sender.hasLayers && (await host.freezer()) !== null && (await canLeavePages(host.context.criu.sealed()))
-  );
+export async function leavesPages(
+  { context }: MigrationHost,
+  sender: ImageSender,
+  freezer: Freezer | null,
+): Promise<boolean> {
+  return sender.hasLayers && freezer !== null && (await canLeavePages(context.criu.sealed()));
 }
 
 /** Of the application's root, as CRIU numbers it. */
