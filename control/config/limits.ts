@@ -9,7 +9,7 @@ export const MOVE_LIMITS = {
   deadlineMs: { unit: "ms", default: 10_000, min: 100, max: MS_MAX },
   /** size of the tmpfs for images and the writable layer */
   imagesMbMax: { unit: "MiB", default: 2_048, min: 1, max: MIB_MAX },
-  /** memory of the application that is copied before the hold; a larger one is copied during the dump; 0: never before */
+  /** memory of the application that is copied before the hold; what is beyond is sent while clients wait; 0: never before */
   precopyMbMax: { unit: "MiB", default: 1_024, min: 0, max: MIB_MAX },
   /** snapshots and held bytes of one move, in the store */
   storedLegsBytesMax: { unit: "bytes", default: 8_388_608, min: 65_536, max: 268_435_456 },

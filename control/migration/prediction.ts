@@ -8,6 +8,7 @@
  */
 
 import type { Downstream } from "#proxy/contract/commands.ts";
+import type { Finding } from "../api/finding.ts";
 import type { PredictedPart, Prediction, Range } from "../api/migration.ts";
 
 /** What a rehearsal knows. */
@@ -26,6 +27,8 @@ export interface Measured {
   leavesPages: boolean;
   /** what had changed when the last round of copies read memory again; null: nothing is copied before the hold */
   lastRoundBytes: number | null;
+  /** so much of it is copied before the hold, and no more */
+  copiedBytesMax: number;
   /** of reading memory and comparing it, and of the way to the target; null: too little for a figure */
   readBytesPerMs: number | null;
   sendBytesPerMs: number | null;
@@ -72,9 +75,8 @@ export function predict(measured: Measured): Prediction {
   const { legs, imageBytes, callMs, storeMs, downstream } = measured;
   const slower = Math.min(SLOWER_MAX, Math.max(1, measured.criuMs / CRIU_MS));
   const read = measured.readBytesPerMs ?? RATES.readBytesPerMs;
-  const send = measured.sendBytesPerMs ?? RATES.sendBytesPerMs;
-  // what changed since the last round is at least what changed within it
-  const changedBytes = measured.lastRoundBytes ?? imageBytes;
+  const send = sendBytesPerMs(measured);
+  const changedBytes = bytesToSend(measured);
   const structure =
     measured.processes * RATES.processMs +
     measured.threads * RATES.threadMs +
@@ -99,7 +101,7 @@ export function predict(measured: Measured): Prediction {
         2 * callMs,
       measured.lastRoundBytes === null
         ? `all ${mega(imageBytes)} MB of memory, as precopyMbMax says`
-        : `${mega(changedBytes)} MB that changed meanwhile, ${mega(imageBytes)} MB compared`,
+        : `${mega(changedBytes)} MB that changed meanwhile${imageBytes > measured.copiedBytesMax ? ", or is more than precopyMbMax" : ""}, ${mega(imageBytes)} MB compared`,
     ),
     part(
       "restore",
@@ -115,6 +117,31 @@ export function predict(measured: Measured): Prediction {
   ];
   const sum = (of: keyof Range): number => rounded(parts.reduce((total, { ms }) => total + ms[of], 0));
   return { pauseMs: { low: sum("low"), likely: sum("likely"), high: sum("high") }, parts };
+}
+
+/**
+ * Why a move would end with its deadline, and clients would have waited for nothing: its memory alone takes longer than that, at the best.
+ * null: it may well come before it
+ */
+export function tooMuchMemory(measured: Measured, deadlineMs: number): Pick<Finding, "what" | "cure"> | null {
+  const bytes = bytesToSend(measured);
+  const send = sendBytesPerMs(measured);
+  const ms = LOW * (bytes / send + measured.imageBytes / RATES.restoreBytesPerMs);
+  if (ms <= deadlineMs) return null;
+  return {
+    what: `${mega(measured.imageBytes)} MB of memory, of which ${mega(bytes)} MB would be sent while all clients wait (${(send / 1e3).toFixed(0)} MB/s), take at least ${rounded(ms)} ms, and the deadline is ${rounded(deadlineMs)} ms`,
+    cure: `raise limits.${bytes * 2 > measured.imageBytes ? "precopyMbMax and limits.imagesMbMax, or limits." : ""}deadlineMs (or --deadline)`,
+  };
+}
+
+/** What changed since the last round is at least what changed within it. */
+function bytesToSend({ lastRoundBytes, imageBytes, copiedBytesMax }: Measured): number {
+  if (lastRoundBytes === null) return imageBytes;
+  return lastRoundBytes + Math.max(0, imageBytes - copiedBytesMax);
+}
+
+function sendBytesPerMs(measured: Measured): number {
+  return measured.sendBytesPerMs ?? RATES.sendBytesPerMs;
 }
 
 function part(phase: PredictedPart["phase"], likely: number, from: string, highMin = 0): PredictedPart {

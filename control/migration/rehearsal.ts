@@ -57,7 +57,7 @@ export class Rehearsal {
   /** @param legs connections of sessions at this node's proxy */
   async measured(
     pids: number[],
-    of: Pick<Measured, "downstream" | "legs" | "storeMs" | "holdMsMax" | "leavesPages">,
+    of: Pick<Measured, "downstream" | "legs" | "storeMs" | "holdMsMax" | "leavesPages" | "copiedBytesMax">,
   ): Promise<Measured> {
     const bytes = await imageBytes(pids);
     const rounds = this.#layers.size;

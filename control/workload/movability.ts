@@ -31,13 +31,14 @@ export async function movabilityOf(
     legs: await workload.keeper.countSessions(),
     storeMs: 0,
     holdMsMax: workload.config.limits.holdMsMax,
+    copiedBytesMax: workload.limits.precopyBytesMax,
     leavesPages: false, // who looks from outside does not ask CRIU: rather too long than too short
   });
   const { imageBytes } = measured;
   const isCopiedBefore = workload.limits.precopyBytesMax > 0;
   const { pauseMs } = predict({
     ...measured,
-    lastRoundBytes: isCopiedBefore ? imageBytes * CHANGED : null,
+    lastRoundBytes: isCopiedBefore ? Math.min(imageBytes, workload.limits.precopyBytesMax) * CHANGED : null,
   });
   return { obstacles, estimate: { pauseMs, memoryBytes: imageBytes } };
 }

@@ -159,3 +159,42 @@ test("reservations of terabytes move, with what is used of them", { skip }, asyn
     assert.equal(await run("ctypes.memset(kept + (1 << 30), 7, 4096) > 0"), "True");
   });
 });
+
+/** More of it than is copied before the hold, and a child with as much of its own. */
+const large = `
+area = mmap.mmap(-1, 24 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area[:] = os.urandom(len(area))
+r, w = os.pipe()
+back, answer = os.pipe()
+if os.fork() == 0:
+    area[8 << 20:16 << 20] = os.urandom(8 << 20)
+    while os.read(r, 1): os.write(answer, hashlib.sha256(area).digest())
+    os._exit(0)
+def digests():
+    os.write(w, b"?")
+    return [hashlib.sha256(area).hexdigest(), os.read(back, 32).hex()]
+`;
+const COPIED_MIB = 16;
+
+test("of memory beyond the limit a part is copied before the hold, and all of it arrives", {
+  skip,
+}, async () => {
+  const workload = { limits: { precopyMbMax: COPIED_MIB } };
+  await withPythonShell({ downstream: "takeover", workload }, async (program, run) => {
+    assert.equal(await run(`exec(${JSON.stringify(large)}, scope)`), "None");
+    const before = await run("digests()");
+    for (const to of ["b", "a"]) {
+      const { precopyBytes, imageBytes } = await program.move(to);
+      const copied = precopyBytes / 2 ** 20;
+      assert.ok(
+        copied > COPIED_MIB / 2 && copied < COPIED_MIB + 8,
+        `${copied} MiB were copied before the hold`,
+      );
+      assert.ok(
+        imageBytes > (32 - COPIED_MIB) * 2 ** 20,
+        `${imageBytes} bytes were sent while clients waited`,
+      );
+      assert.equal(await run("digests()"), before);
+    }
+  });
+});

@@ -39,6 +39,8 @@ export interface Move {
   sessions: number;
   holdMs: number;
   phasesMs: Record<string, number>;
+  precopyBytes: number;
+  imageBytes: number;
   check?: CheckReport;
   notKept: string[];
 }

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import { type Measured, predict } from "#control/migration/prediction.ts";
+import { type Measured, predict, tooMuchMemory } from "#control/migration/prediction.ts";
 import { type SessionMember, sessionFault } from "#control/workload/preflight/session-tree.ts";
 
 const measured: Measured = {
@@ -14,6 +14,7 @@ const measured: Measured = {
   descriptors: 120,
   imageBytes: 60e6,
   lastRoundBytes: 2e6,
+  copiedBytesMax: 2 ** 30,
   leavesPages: false,
   readBytesPerMs: 1_000_000,
   sendBytesPerMs: 200_000,
@@ -65,6 +66,27 @@ describe("the predicted pause", () => {
   it("counts all memory where nothing is copied before the hold", () => {
     const all = likely({ lastRoundBytes: null, imageBytes: 400e6 }, "transfer");
     assert.ok(all > 1_900 && all < 2_100, `${all}`);
+  });
+
+  it("counts what is beyond the limit of copies as sent while clients wait", () => {
+    const partly =
+      likely({ imageBytes: 2 ** 30 + 300e6 }, "transfer") - likely({ imageBytes: 2 ** 30 }, "transfer");
+    assert.ok(partly > 1_500 && partly < 2_000, `${partly}`);
+  });
+
+  it("is not begun with where memory alone takes longer than the deadline", () => {
+    const beyond = tooMuchMemory({ ...measured, imageBytes: 2 ** 30 + 4e9 }, 10_000);
+    assert.match(
+      beyond?.what ?? "",
+      /^5074 MB of memory, of which 4002 MB .* take at least \d+(\.\d)? ms, and the deadline is 10000 ms$/,
+    );
+    assert.match(beyond?.cure ?? "", /^raise limits\.precopyMbMax/);
+    const dumped = tooMuchMemory({ ...measured, imageBytes: 4e9, lastRoundBytes: null }, 10_000);
+    assert.match(dumped?.what ?? "", /of which 4000 MB/);
+    const restored = tooMuchMemory({ ...measured, imageBytes: 20e9, copiedBytesMax: 2 ** 40 }, 10_000);
+    assert.equal(restored?.cure, "raise limits.deadlineMs (or --deadline)");
+    assert.equal(tooMuchMemory({ ...measured, imageBytes: 2 ** 30 + 500e6 }, 10_000), null);
+    assert.equal(tooMuchMemory(measured, 10_000), null);
   });
 
   it("says that the hold may take as long as its bound", () => {

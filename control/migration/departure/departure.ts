@@ -10,12 +10,14 @@ import { randomUUID } from "node:crypto";
 import { readFile, rm } from "node:fs/promises";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import { type Finding, refuse } from "../../api/finding.ts";
 import type { MoveResult } from "../../api/migration.ts";
 import { decodeStats } from "../../criu/protocol.ts";
 import { treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
-import { predict } from "../prediction.ts";
+import { type Measured, predict, tooMuchMemory } from "../prediction.ts";
 import { Rehearsal } from "../rehearsal.ts";
+import { anonymousBytes, tracedTree } from "../traced-tree.ts";
 import { commit, release } from "./commit.ts";
 import { dump, leavesPages } from "./dump.ts";
 import { type DepartureOptions, imagesDirOf, type Move, Opened } from "./move.ts";
@@ -57,6 +59,7 @@ export class Departure {
     try {
       const prepared = await progress.phase("prepare", () => prepare(move));
       if (move.options.rehearse) return await rehearsed(move, prepared);
+      await refuseTooMuchMemory(move, prepared);
       const dumped = await dump(move, prepared);
       const transferred = await progress.phase("transfer", () => transfer(move, prepared, dumped));
       await progress.phase("restore", () => restore(move, prepared, dumped, transferred));
@@ -80,28 +83,57 @@ export class Departure {
 }
 
 /** Everything up to the hold has been done. */
-async function rehearsed(move: Move, { channel, root, sender }: Prepared): Promise<MoveResult> {
+async function rehearsed(move: Move, prepared: Prepared): Promise<MoveResult> {
+  const { channel, sender } = prepared;
   const { host, stop, progress, rehearsal } = move;
   const legs = await host.keeper.countSessions();
   const storeAtMs = performance.now();
   await host.context.store.ping();
   const storeMs = performance.now() - storeAtMs;
-  const { holdMsMax } = host.config.limits;
   await rehearsal.asked(() => stop.call(channel, "idle", {}));
   progress.result.sessions = legs;
-  const { downstream } = host;
+  const canLeavePages = await leavesPages(host, sender, await host.freezer());
   progress.result.prediction = predict(
-    await rehearsal.measured(await treeOf(root), {
-      downstream,
-      legs,
-      storeMs,
-      holdMsMax,
-      leavesPages: await leavesPages(host, sender, await host.freezer()),
-    }),
+    await measured(move, prepared, { legs, storeMs, leavesPages: canLeavePages }),
   );
   stop.throwIfStopped();
+  await refuseTooMuchMemory(move, prepared);
   await progress.phase("undo", () => rollback(move));
   return await finish(move, { outcome: "rehearsed" });
+}
+
+async function measured(
+  { host, rehearsal }: Move,
+  { root }: Prepared,
+  of: Pick<Measured, "legs" | "storeMs" | "leavesPages">,
+): Promise<Measured> {
+  const { downstream, limits } = host;
+  const { holdMsMax } = host.config.limits;
+  const copiedBytesMax = limits.precopyBytesMax;
+  return await rehearsal.measured(await treeOf(root), { ...of, downstream, holdMsMax, copiedBytesMax });
+}
+
+/** @throws HoldfastError `PREFLIGHT`: clients would be held until the deadline, and for nothing */
+async function refuseTooMuchMemory(move: Move, prepared: Prepared): Promise<void> {
+  const { host, options, progress } = move;
+  const all = await measured(move, prepared, { legs: 0, storeMs: 0, leavesPages: true });
+  if (tooMuchMemory(all, options.deadlineMs) === null) return;
+  // pages that were forked may travel once
+  const imageBytes = Math.min(all.imageBytes, await anonymousBytes(await tracedTree(prepared.root)));
+  const obstacle = tooMuchMemory({ ...all, imageBytes }, options.deadlineMs);
+  if (obstacle === null) return;
+  const { node } = host.context;
+  const category = "memory";
+  const finding: Finding = {
+    id: "memory.past-deadline",
+    category,
+    node,
+    workload: host.name,
+    severity: "error",
+    ...obstacle,
+  };
+  progress.result.check?.findings.push(finding);
+  refuse([finding], node);
 }
 
 async function failed(move: Move, error: unknown): Promise<Outcome> {

@@ -13,7 +13,7 @@ import { CriuWorker } from "../../criu/worker.ts";
 import { highestInnerTid, treeOf } from "../../runtime/processes.ts";
 import { audited } from "../audited.ts";
 import { probeCriu } from "../probe-criu.ts";
-import { anonymousBytes, tracedTree } from "../traced-tree.ts";
+import { tracedTree } from "../traced-tree.ts";
 import { WatchedFiles } from "../watched-files.ts";
 import { lostWatches } from "../watches.ts";
 import { FileSender, LAYER } from "./file-sender.ts";
@@ -208,7 +208,7 @@ async function sendLayers(
 ): Promise<number> {
   const tree = () => tracedTree(root);
   const { precopyBytesMax } = host.limits;
-  if ((await anonymousBytes(await tree())) > precopyBytesMax) return 0;
+  if (precopyBytesMax === 0) return 0;
   const sentBytes = await stop.untilStopped(
     rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, options.signal)),
   );

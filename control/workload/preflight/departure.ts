@@ -166,7 +166,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
           "raise limits.imagesMbMax (twice that is what both together may take)",
         );
       // images, and what the agent keeps of the first copy to compare with
-      const memory = needed * (needed > limits.precopyBytesMax ? 1 : 2);
+      const memory = needed + Math.min(needed, limits.precopyBytesMax);
       if (memory > (await availableBytes()))
         add(
           "space.no-memory",
