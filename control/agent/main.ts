@@ -355,9 +355,9 @@ function serve(channel: Channel, peer: string, workloads: Map<string, Workload>,
   );
   channel.on(
     "anchor.prepare",
-    checked(anchorPrepareCall, ({ workload: name, epoch, target }) =>
-      workload(name).anchors.onPrepare(epoch, target),
-    ),
+    checked(anchorPrepareCall, async ({ workload: name, epoch, target }) => ({
+      result: await workload(name).anchors.onPrepare(epoch, target),
+    })),
   );
   channel.on(
     "anchor.switch",

@@ -216,6 +216,11 @@ export type OutcomeCall = z.infer<typeof outcomeCall>;
 // ---- what the owner's agent says to the agents of anchors ----
 
 export const anchorPrepareCall = z.strictObject({ workload: z.string(), epoch, target: endpoint });
+/** Of a version before: nothing. */
+export interface AnchorPrepareReply {
+  /** the anchor itself, where it holds sessions and reaches `target` with none */
+  unreachable: string[];
+}
 export const anchorSwitchCall = z.strictObject({
   workload: z.string(),
   epoch,

@@ -79,7 +79,7 @@ export interface MigrationProxies {
   readonly anchors: {
     /** Nodes whose proxies have clients of this workload once it has left. */
     afterLeaving(to: string): string[];
-    prepare(epoch: number, to: string, target: Endpoint): Promise<void>;
+    prepare(epoch: number, to: string, target: Endpoint, signal: AbortSignal): Promise<void>;
     /** Before the commit. @throws HoldfastError `PROXY_QUIESCE` */
     settle(epoch: number): Promise<void>;
   };

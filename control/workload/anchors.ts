@@ -2,11 +2,14 @@
  * Anchors of a workload in forward mode: nodes whose proxies hold clients' sockets while the application is elsewhere. The owner's agent
  * tells theirs of a move; one that cannot be reached dials again when its links break, and must not keep a workload where it is.
  */
+import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import type { Channel } from "#proxy/contract/channel.ts";
-import type { Downstream, ProxyCommands } from "#proxy/contract/commands.ts";
+import type { Downstream, PrepareLinksResult, ProxyCommands } from "#proxy/contract/commands.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
+import type { AnchorPrepareReply } from "../api/migration.ts";
 
 /** Whose anchors they are. */
 export interface AnchorsHost {
@@ -20,7 +23,10 @@ export interface AnchorsHost {
   readonly journal: { readonly anchors: readonly string[]; readonly epoch: number };
   record(patch: { epoch: number }): void;
   readonly proxy: {
-    command<Name extends keyof ProxyCommands>(name: Name, params: ProxyCommands[Name]): Promise<unknown>;
+    command<Name extends keyof ProxyCommands, Result = unknown>(
+      name: Name,
+      params: ProxyCommands[Name],
+    ): Promise<{ result: Result }>;
   };
 }
 
@@ -31,6 +37,9 @@ export interface LinkOwner {
 
 const DIAL_MS_MAX = 1_000;
 const CALL_MS_MAX = 5_000;
+/** how long a network may take until it lets links through to a pod that is new, as those that enforce policies do */
+const REACH_MS_MAX = 10_000;
+const AGAIN_MS = 500;
 
 export class Anchors {
   readonly #host: AnchorsHost;
@@ -50,13 +59,35 @@ export class Anchors {
     return [...new Set([...journal.anchors, context.node])].filter((node) => node !== to);
   }
 
-  /** Links to `target` are dialled, before anybody is held; gateways are told on theirs. */
-  async prepare(epoch: number, to: string, target: Endpoint): Promise<void> {
+  /**
+   * Links to `target` are dialled, before anybody is held; gateways are told on theirs. Asked again for a while where nobody gets there:
+   * a network may open the way to a new pod a little later.
+   * @param signal the move is to end: returns
+   * @throws HoldfastError `LINKS_UNREACHABLE`: clients would be cut off by the move
+   */
+  async prepare(epoch: number, to: string, target: Endpoint, signal: AbortSignal): Promise<void> {
+    const untilMs = performance.now() + REACH_MS_MAX;
+    for (;;) {
+      const unreachable = await this.#cutOff(epoch, to, target);
+      if (unreachable.length === 0 || signal.aborted) return;
+      if (performance.now() >= untilMs)
+        throw fail(
+          "LINKS_UNREACHABLE",
+          `${unreachable.join(", ")}: no connection to ${target.address}:${target.port}, where ${to} takes the links of sessions, whose clients would be cut off by the move: open that port (firewall, NetworkPolicy)`,
+        );
+      await delay(AGAIN_MS, undefined, { signal }).catch(() => {});
+    }
+  }
+
+  /** Those who hold clients' sockets, and do not get there. */
+  async #cutOff(epoch: number, to: string, target: Endpoint): Promise<string[]> {
     const { name, proxy } = this.#host;
-    await Promise.all([
-      proxy.command("prepareLinks", { epoch, target }),
-      this.#tell(to, "anchor.prepare", { workload: name, epoch, target }),
+    const [here, ...elsewhere] = await Promise.all([
+      proxy.command<"prepareLinks", PrepareLinksResult>("prepareLinks", { epoch, target }),
+      ...this.#tell<AnchorPrepareReply | null>(to, "anchor.prepare", { workload: name, epoch, target }),
     ]);
+    const told = elsewhere.flatMap((reply) => reply?.unreachable ?? []);
+    return [...(here.result.unreachable ?? []), ...told];
   }
 
   /** Before the commit: nothing that gateways were sent is still on its way. @throws HoldfastError `PROXY_QUIESCE` */
@@ -67,27 +98,27 @@ export class Anchors {
 
   /** The move is done. */
   async switchTo(epoch: number, owner: LinkOwner): Promise<void> {
-    await this.#tell(owner.node, "anchor.switch", { workload: this.#host.name, epoch, owner });
+    await Promise.all(this.#tell(owner.node, "anchor.switch", { workload: this.#host.name, epoch, owner }));
   }
 
-  async #tell(except: string, method: string, params: object): Promise<void> {
+  /** What each answers; undefined: it could not be asked. */
+  #tell<Result>(except: string, method: string, params: object): Promise<Result | undefined>[] {
     const told = this.#host.journal.anchors.filter((anchor) => anchor !== except);
-    await Promise.all(
-      told.map((anchor) =>
-        this.#call(anchor, method, params).catch((error: unknown) =>
-          this.#host.context.log.warn(
-            { workload: this.#host.name, anchor, reason: messageOf(error) },
-            `${method} failed; continuing`,
-          ),
-        ),
-      ),
+    return told.map((anchor) =>
+      this.#call<Result>(anchor, method, params).catch((error: unknown) => {
+        this.#host.context.log.warn(
+          { workload: this.#host.name, anchor, reason: messageOf(error) },
+          `${method} failed; continuing`,
+        );
+        return undefined;
+      }),
     );
   }
 
-  async #call(anchor: string, method: string, params: object): Promise<void> {
+  async #call<Result>(anchor: string, method: string, params: object): Promise<Result> {
     const channel = await this.#host.context.dial(anchor, DIAL_MS_MAX);
     try {
-      await channel.call(method, params, { timeoutMs: CALL_MS_MAX });
+      return (await channel.call<Result>(method, params, { timeoutMs: CALL_MS_MAX })).result;
     } finally {
       channel.close();
     }
@@ -100,8 +131,12 @@ export class Anchors {
     return this.#ownerLink;
   }
 
-  async onPrepare(epoch: number, target: Endpoint): Promise<void> {
-    await this.#host.proxy.command("prepareLinks", { epoch, target });
+  async onPrepare(epoch: number, target: Endpoint): Promise<AnchorPrepareReply> {
+    const { result } = await this.#host.proxy.command<"prepareLinks", PrepareLinksResult>("prepareLinks", {
+      epoch,
+      target,
+    });
+    return { unreachable: result.unreachable ?? [] };
   }
 
   async onSwitch(epoch: number, owner: LinkOwner): Promise<void> {

@@ -178,11 +178,17 @@ export interface Standby {
 
 /**
  * Forward, at an anchor: dial the links the sessions will use after the switch. Gateway, at the source: have gateways do so. →
- * `{ links: number }`
+ * {@link PrepareLinksResult}
  */
 export interface PrepareLinks {
   epoch: number;
   target: Endpoint;
+}
+export interface PrepareLinksResult {
+  /** that are ready */
+  links: number;
+  /** anchors (nodes, gateways) that hold sessions and reach `target` with none. Absent: a proxy of the version before */
+  unreachable?: string[];
 }
 
 /** → {@link ShortenResult}. Before `hold`, while everything passes. Resolves when there is less to carry, or after 50 ms. */

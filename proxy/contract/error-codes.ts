@@ -100,6 +100,7 @@ const CODES = {
   LEG_NOT_MOVABLE: { source: "kernel" },
   LEG_NOT_QUIET: { source: "kernel", retryable: true },
   LEG_QUEUE_REFUSED: { source: "kernel", retryable: true },
+  LINKS_UNREACHABLE: { source: "link", retryable: true },
   LISTEN_FAILED: { source: "config" },
   LOCK_SHARED: { source: "container", retryable: true },
   MANIFEST_INVALID: { source: "config", exit: "usage" },

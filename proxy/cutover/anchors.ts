@@ -1,7 +1,7 @@
 /** What a move elsewhere comes to at an anchor (forward) and at a gateway: links are prepared, and the owner is another one. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import type { SwitchOwner } from "#proxy/contract/commands.ts";
+import type { PrepareLinksResult, SwitchOwner } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
@@ -21,27 +21,30 @@ export function prepareMsMax(links: number): number {
 export async function prepareLinks(
   proxy: WorkloadProxy,
   options: { target: { address: string; port: number }; epoch: number },
-): Promise<{ links: number }> {
+): Promise<PrepareLinksResult> {
   const own = proxy.linkEndpoint;
   if (own !== null && own.address === options.target.address && own.port === options.target.port) {
-    return { links: 0 };
+    return { links: 0, unreachable: [] };
   }
+  const { node } = proxy.config;
   const sessions = [...proxy.sessions.values()];
   const late = AbortSignal.timeout(prepareMsMax(sessions.length));
   const waiting = sessions.values();
   let links = 0;
+  let dialled = 0;
   const dialInTurn = async (): Promise<void> => {
     for (const session of waiting) {
       if (late.aborted) return;
-      if (session.anchor !== proxy.config.node || session.downstream === null) continue;
+      if (session.anchor !== node || session.downstream === null) continue;
       if (session.state !== "open" && session.state !== "captured") continue;
+      dialled++;
       if (await proxy.anchorLinks.dial(session, { to: options.target, epoch: options.epoch, fresh: false }))
         links++;
     }
   };
   const all = Promise.all(Array.from({ length: DIALS_MAX }, dialInTurn));
   await Promise.race([all, once(late, "abort")]);
-  return { links };
+  return { links, unreachable: dialled > 0 && links === 0 ? [node] : [] };
 }
 
 /** Forward, at a third node's anchor. */

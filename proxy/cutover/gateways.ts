@@ -3,6 +3,7 @@
  * the sessions go, asks before the commit whether they have all that was sent, and then leaves nothing behind.
  */
 import { setTimeout as delay } from "node:timers/promises";
+import type { PrepareLinksResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
@@ -22,13 +23,14 @@ const LEAVE_MS_MAX = 250;
 export async function announceMove(
   proxy: WorkloadProxy,
   { target, epoch }: { target: Endpoint; epoch: number },
-): Promise<{ links: number }> {
+): Promise<PrepareLinksResult> {
   const movingTo = { epoch, link: target };
   proxy.ownerLinks.movingTo = movingTo;
   setTimeout(() => {
     if (proxy.ownerLinks.movingTo === movingTo) proxy.ownerLinks.movingTo = null;
   }, MOVING_MS_MAX).unref();
-  const links = linksOf(proxy).map(({ link }) => link);
+  const asked = linksOf(proxy);
+  const links = asked.map(({ link }) => link);
   for (const link of links) link.sendMove(movingTo);
   const deadlineMs = performance.now() + prepareMsMax(links.length);
   let waiting = links;
@@ -36,7 +38,22 @@ export async function announceMove(
     await delay(POLL_MS);
     waiting = waiting.filter((link) => link.isOpen && link.prepared === null);
   }
-  return { links: links.filter((link) => link.isOpen && link.prepared === true).length };
+  return { links: links.filter(isPrepared).length, unreachable: cutOff(asked) };
+}
+
+function isPrepared(link: LinkLeg): boolean {
+  return link.isOpen && link.prepared === "ready";
+}
+
+/** Gateways that say of some of their sessions that they cannot go there, and of none that it can. One that says nothing may have gone. */
+function cutOff(asked: { session: LiveSession; link: LinkLeg }[]): string[] {
+  const reach = new Map<string, boolean>();
+  for (const { session, link } of asked) {
+    if (isPrepared(link)) reach.set(session.anchor, true);
+    else if (link.isOpen && link.prepared === "unreachable" && !reach.has(session.anchor))
+      reach.set(session.anchor, false);
+  }
+  return [...reach].filter(([, canReach]) => !canReach).map(([gateway]) => gateway);
 }
 
 /** When nothing more is sent on them. The answers are looked at by {@link settleLinks}. */

@@ -126,7 +126,7 @@ export class OwnerFollower implements OwnerFinder {
     this.#know({ node: "", epoch, link });
   }
 
-  prepare(to: Destination, dial: () => Promise<boolean>): Promise<boolean> {
+  prepare<T>(to: Destination, dial: () => Promise<T>): Promise<T> {
     this.#announced = { ...to, atMs: performance.now() };
     return this.#options.turns.run(dial);
   }

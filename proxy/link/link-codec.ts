@@ -57,6 +57,15 @@ export type FrameType = (typeof FRAME)[FrameName];
 /** Why a link ends the session (payload of RST). */
 export const RST_CODE = { reset: 0, moved: 1, unknownSession: 2, mismatch: 3, broken: 4 } as const;
 
+/** What an anchor says of a link that it was asked to prepare (payload of PREPARED). Of a version before: no, whatever the reason. */
+export const PREPARED = { no: 0, ready: 1, unreachable: 2 } as const;
+export type Prepared = keyof typeof PREPARED;
+
+export function decodePrepared(payload: Buffer): Prepared {
+  const [said] = payload;
+  return said === PREPARED.ready ? "ready" : said === PREPARED.unreachable ? "unreachable" : "no";
+}
+
 export const HEADER_BYTES = 4;
 export const CHANNEL_BYTES = 4;
 export const DATA_BYTES_MAX = 256 * 1024;

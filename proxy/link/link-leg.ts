@@ -21,6 +21,7 @@ import {
   decodeAck,
   decodeActive,
   decodeMove,
+  decodePrepared,
   decodeResumed,
   encodeAck,
   encodeActive,
@@ -31,6 +32,8 @@ import {
   FRAME,
   type FrameType,
   frame,
+  PREPARED,
+  type Prepared,
   type Received,
   type Resumed,
   RST_CODE,
@@ -151,7 +154,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
     return this.#questions?.isHeld === true;
   }
   /** acceptor: the answer to the last MOVE; null: none yet */
-  get prepared(): boolean | null {
+  get prepared(): Prepared | null {
     return this.#questions?.prepared ?? null;
   }
   /** acceptor: the answer to the last COUNT, in bytes of the session; -1: none yet */
@@ -249,8 +252,8 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
 
   // ---- dialler's side
 
-  sendPrepared(isPrepared: boolean): void {
-    this.#send(frame(FRAME.prepared, Buffer.of(isPrepared ? 1 : 0)));
+  sendPrepared(prepared: Prepared): void {
+    this.#send(frame(FRAME.prepared, Buffer.of(PREPARED[prepared])));
   }
   sendCounted(bytes: number): void {
     this.#send(encodeCounted(bytes));
@@ -401,7 +404,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
         return;
       }
       case FRAME.prepared:
-        this.#asks.prepared = payload[0] === 1;
+        this.#asks.prepared = decodePrepared(payload);
         return;
       case FRAME.count:
         this.#events.onCount?.(this);

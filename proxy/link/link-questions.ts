@@ -2,11 +2,11 @@
  * What an owner asks of an anchor in a move, and what that has answered: HOLD and HELD, MOVE and PREPARED, COUNT and COUNTED. A link that
  * goes on over another connection asks again what is not answered.
  */
-import { type Destination, encodeMove, FRAME, frame } from "./link-codec.ts";
+import { type Destination, encodeMove, FRAME, frame, type Prepared } from "./link-codec.ts";
 
 export class LinkQuestions {
   /** the answer to the last MOVE; null: none yet */
-  prepared: boolean | null = null;
+  prepared: Prepared | null = null;
   /** the answer to the last COUNT, in bytes of the session; -1: none yet */
   countedBytes = -1;
   #holding = false;

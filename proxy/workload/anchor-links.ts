@@ -2,12 +2,13 @@
  * Links as an anchor has them: it dials the owner for each of its clients' sessions, holds when that says so, and goes over to the next
  * owner when the next one says ACTIVE. A gateway is an anchor that no agent tells who the owner is: it has an {@link OwnerFinder}.
  */
+import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import type { Configure } from "#proxy/contract/commands.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { Greeting } from "#proxy/link/link-auth.ts";
-import { type Active, type Destination, RST_CODE } from "#proxy/link/link-codec.ts";
+import { type Active, type Destination, type Prepared, RST_CODE } from "#proxy/link/link-codec.ts";
 import { dialLink } from "#proxy/link/link-greeting.ts";
 import { LinkLeg, type LinkListener } from "#proxy/link/link-leg.ts";
 import type { LinkWatch } from "#proxy/link/link-watch.ts";
@@ -19,6 +20,9 @@ import { beginLinkWait, endLinkWait } from "./link-wait.ts";
 import type { LiveSession } from "./live-session.ts";
 import { switchUpstream } from "./upstream-switch.ts";
 
+/** Who prepares a move waits somewhat longer for the answer. */
+const REACH_MS_MAX = 2_500;
+
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {
   /** Which of the owner's ports one of ours is for. null: it has no such port */
@@ -28,7 +32,7 @@ export interface OwnerFinder {
   /** The proxy there has said ACTIVE at that epoch. */
   found(to: Destination): void;
   /** A move to there is under way: runs `dial`, which makes a link to it, when it is this one's turn. @returns what that does */
-  prepare(to: Destination, dial: () => Promise<boolean>): Promise<boolean>;
+  prepare<T>(to: Destination, dial: () => Promise<T>): Promise<T>;
 }
 
 /** Whose sessions they carry. */
@@ -182,11 +186,14 @@ export class AnchorLinks {
   /** Gateway: its next owner may be there soon; the link is to be ready then. */
   async #onMove(session: LiveSession | undefined, link: LinkLeg, to: Destination): Promise<void> {
     if (this.#finder === null || session === undefined) return;
-    const isPrepared = await this.#finder.prepare(to, async () => {
-      if (session.upstream !== link || !link.isOpen || session.state !== "open") return false;
-      return this.dial(session, { to: to.link, epoch: to.epoch, fresh: false });
+    const prepared = await this.#finder.prepare(to, async (): Promise<Prepared> => {
+      if (session.upstream !== link || !link.isOpen || session.state !== "open") return "no";
+      const isReady = this.dial(session, { to: to.link, epoch: to.epoch, fresh: false });
+      // what is dropped on its way has no end that comes in time
+      const late = delay(REACH_MS_MAX, false, { ref: false });
+      return (await Promise.race([isReady, late])) ? "ready" : "unreachable";
     });
-    link.sendPrepared(isPrepared);
+    link.sendPrepared(prepared);
   }
 
   #onActive(session: LiveSession, link: LinkLeg, active: Active): void {

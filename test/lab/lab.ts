@@ -38,7 +38,7 @@ export const nodeBinary = join(projectRoot, "node_modules/node/bin/node");
 const holdfast = join(projectRoot, "bin/holdfast");
 
 export const redisPort = 6379;
-const agentPort = 7400;
+export const agentPort = 7400;
 const subnet4 = "10.99.0";
 const subnet6 = "fd99:";
 const switchHost = 1;
@@ -368,13 +368,17 @@ export class Lab {
     ip("-n", this.switch.netns, "link", "set", `to-${this.place(node).name}`, state);
   }
 
-  /** Nothing from one place gets to another any more, and nobody is told; until `heal`. */
-  cutOff(from: string, to: string): void {
+  /**
+   * Nothing from one place gets to another any more, and nobody is told; until `heal`.
+   * @param but what goes to this port does. 0: nothing
+   */
+  cutOff(from: string, to: string, but = 0): void {
     const { address } = this.place(to);
+    const what = but === 0 ? "" : `tcp dport != ${but} `;
     const device = `to-${this.place(from).name}`;
     this.#nft(`add table netdev cut_${from}`);
     this.#nft(`add chain netdev cut_${from} from { type filter hook ingress device ${device} priority 0; }`);
-    this.#nft(`add rule netdev cut_${from} from ip daddr ${address} drop`);
+    this.#nft(`add rule netdev cut_${from} from ip daddr ${address} ${what}drop`);
   }
   heal(from: string): void {
     this.#nft(`delete table netdev cut_${from}`);

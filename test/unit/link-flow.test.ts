@@ -133,7 +133,7 @@ describe("what an owner asks of an anchor", () => {
     questions.count();
     assert.deepEqual(types(questions.again(false)), [FRAME.hold, FRAME.move, FRAME.count]);
     questions.onHeld();
-    questions.prepared = true;
+    questions.prepared = "ready";
     questions.countedBytes = 5;
     assert.ok(questions.isHeld);
     assert.deepEqual(questions.again(true), []);

@@ -48,7 +48,8 @@ export async function prepare(move: Move): Promise<Prepared> {
   await askForContainer(move, { channel, root, epoch, facts });
   const files = new FileSender(move, channel, root);
   const [link, here] = await together(standby(move, channel, files), readyHere(move, root));
-  if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link);
+  if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link, options.signal);
+  move.stop.throwIfStopped();
   const sender = imageSender(move, channel);
   const precopyBytes = await sendLayers(move, root, sender);
   return { channel, root, epoch, link, files, sender, precopyBytes, ...here };
