@@ -14,6 +14,7 @@ export const MAGICS = {
   ids: 0x54432030,
   mm: 0x57492820,
   pstree: 0x50273030,
+  remapFilePath: 0x59133954,
   tcpStream: 0x51465506,
   ttyInfo: 0x59453036,
   ttyData: 0x59413026,
@@ -99,6 +100,17 @@ export function rseqOf(coreImage: Buffer): number | null {
 /** The signal that a process was stopped by before anybody froze it (wait(2), WSTOPSIG); null: it was not stopped. */
 export function stopSignalOf(coreImage: Buffer): number | null {
   return numberAt(coreImage, [3, 21]); // core_entry.tc = 3, task_core_entry.stop_signo = 21
+}
+
+/**
+ * Whether CRIU gave files that are open, and whose names were removed while they had others, a name for as long as it needs them. It takes
+ * those names away when it lets go of a tree that runs on.
+ */
+export function hasNamedFiles(remapFilePathImage: Buffer): boolean {
+  // remap_file_path_entry.remap_type = 3: LINKED = 0, GHOST = 1, PROCFS = 2
+  return decodeImage("remapFilePath", remapFilePathImage).some(
+    (message) => (decodeFields(message).find(({ number }) => number === 3)?.varint ?? 0n) === 0n,
+  );
 }
 
 /** @param path of field numbers, from `core_entry` on; null: not there, or 0 */

@@ -199,6 +199,32 @@ test("what is written while the move runs is not lost, and an unlinked open file
   });
 });
 
+test("a file that is open by a name it no longer has stays the file of its other names", {
+  skip,
+}, async () => {
+  await withProgram(options(), async (program) => {
+    const run = await talk(program);
+    const places = ["/var/lib/hf-names", "/tmp/hf-names", "/dev/shm/hf-names"];
+    for (const [index, dir] of places.entries()) {
+      await run(`write("${dir}/first", "kept") or os.makedirs("${dir}/below")`);
+      await run(`f${index} = open("${dir}/first", "r+")`);
+      for (const name of ["second", "below/third"]) await run(`os.link("${dir}/first", "${dir}/${name}")`);
+      await run(`os.unlink("${dir}/first")`);
+    }
+    const facts = (index: number, dir: string): string =>
+      `f${index}.seek(0) or [f${index}.read(), os.fstat(f${index}.fileno()).st_nlink, sorted(os.listdir("${dir}")), [os.path.samestat(os.fstat(f${index}.fileno()), os.stat("${dir}/"+n)) for n in ("second", "below/third")]]`;
+    for (const to of ["b", "a"]) {
+      await program.move(to);
+      for (const [index, dir] of places.entries())
+        assert.equal(
+          await run(facts(index, dir)),
+          "['kept', 2, ['below', 'second'], [True, True]]",
+          `${dir}, ${to}`,
+        );
+    }
+  });
+});
+
 test("a lock on a file of the layer is held after the move", { skip }, async () => {
   await withProgram(options(), async (program) => {
     const run = await talk(program);

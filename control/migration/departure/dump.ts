@@ -4,15 +4,18 @@
  *
  *   pre-dump         it is about to freeze the tree           clients are held
  *   query-ext-files  the tree is frozen, no descriptor read   its legs, outbound connections and watches are taken
- *   post-dump        it is about to let go of the tree        we freeze it; the fingerprint is sent
+ *   post-dump        it is about to let go of the tree        we freeze it; files that changed, and the fingerprint, are sent
  */
+import { existsSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import type { HoldResult, ShortenResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { RestoreCall } from "../../api/migration.ts";
 import type { Taken } from "../../audit/take.ts";
 import { withCriuReason } from "../../criu/failure.ts";
+import { hasNamedFiles } from "../../criu/image-file.ts";
 import type { ImageSender } from "../../criu/images.ts";
 import { takeUnsentForSent } from "../../criu/inner-connections.ts";
 import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
@@ -35,6 +38,8 @@ import { round } from "./progress.ts";
 export type MemoryDigest = ReturnType<typeof memoryOf>;
 
 interface LetGo {
+  /** settles when the target has what changed of the files */
+  readonly filesSent: Promise<void>;
   /** settles when the target has it */
   readonly fingerprintSent: Promise<unknown>;
   /** null: none is wanted, or there is a freezer, and so time for it during the transfer */
@@ -222,7 +227,19 @@ class DumpHooks {
       memory = memoryOf(this.#prepared.root, imagesDirOf(host));
       await memory;
     }
-    return { hook: "post-dump", adopting, memory, fingerprintSent: this.#sendFingerprint(taken) };
+    const files = await this.#sendFiles();
+    return { hook: "post-dump", adopting, memory, ...files, fingerprintSent: this.#sendFingerprint(taken) };
+  }
+
+  /** Beside CRIU's letting go, but for files that have a name only until then. */
+  async #sendFiles(): Promise<{ filesSent: Promise<void> }> {
+    const { files } = this.#prepared;
+    const filesSent = files.sendChanged();
+    filesSent.catch(() => {}); // looked at by `transfer`
+    const remaps = join(imagesDirOf(this.#move.host), "remap-fpath.img");
+    if (existsSync(remaps) && hasNamedFiles(readFileSync(remaps)))
+      await this.#move.stop.untilStopped(filesSent);
+    return { filesSent };
   }
 
   /**

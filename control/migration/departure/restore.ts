@@ -18,17 +18,16 @@ export interface Transferred {
   readonly memory: MemoryDigest | null;
 }
 
-/** What else changed: files, and the rest of the memory. */
+/** What else changed: the rest of the memory, beside the files. */
 export async function transfer(move: Move, prepared: Prepared, dumped: Dumped): Promise<Transferred> {
   const { host, stop } = move;
-  const { root, files, sender } = prepared;
+  const { root, sender } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:transfer");
   const memory = dumped.memory ?? (host.limits.verifyMemory ? memoryOf(root, imagesDirOf(host)) : null);
-  const sending = files.sendChanged();
   const finishing = sender.finish(() => tracedTree(root));
-  for (const side of [memory, sending, finishing]) side?.catch(() => {}); // looked at below and by `restore`
-  await stop.untilStopped(sending);
+  for (const side of [memory, finishing]) side?.catch(() => {}); // looked at by `restore`
+  await stop.untilStopped(dumped.filesSent);
   return { finishing, memory };
 }
 
