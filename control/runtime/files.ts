@@ -11,9 +11,10 @@
  */
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, constants, readFileSync } from "node:fs";
-import { lstat, readdir, rm } from "node:fs/promises";
+import { type BigIntStats, closeSync, constants, lstatSync, readdirSync, readFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import type { Readable, Writable } from "node:stream";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as files from "#proxy/kernel/files.ts";
@@ -32,6 +33,8 @@ export interface Difference {
 
 /** Another CRIU's knowledge of this node's kernel, in the container's /run: worthless elsewhere. */
 const CRIU_CACHE = "criu.kdat";
+/** files looked at before other work of this agent has a turn: less than a millisecond where nothing has to be read from a disk */
+const LOOKS_A_TURN = 64;
 const HERE = Buffer.from("./");
 const END = Buffer.from("\0");
 const TAR_ATTRIBUTES = ["--xattrs", "--xattrs-include=*", "--numeric-owner"];
@@ -46,15 +49,20 @@ export interface Tree {
 
 const FOLDER = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 
-/** Everything below `root` (a descriptor), which is left out itself. No link is followed, whoever changes what meanwhile. */
+/**
+ * Everything below `root` (a descriptor), which is left out itself. No link is followed, whoever changes what meanwhile.
+ *
+ * A few files are looked at at once: clients wait for it, and each look by way of a thread waits for a processor on a node that is busy.
+ */
 export async function scan(root: number): Promise<Scan> {
   const found: Scan = new Map();
+  let looks = 0;
   const visit = async (relative: string, folder: string): Promise<void> => {
-    const entries = await readdir(folder, { encoding: "buffer" }).catch(() => []);
-    for (const entry of entries) {
+    for (const entry of entriesOf(folder)) {
       const name = nameText(entry);
       const path = relative === "" ? name : `${relative}/${name}`;
-      const stat = await lstat(below(folder, entry), { bigint: true }).catch(() => null);
+      if (++looks % LOOKS_A_TURN === 0) await nextTurn();
+      const stat = statOf(below(folder, entry));
       if (stat === null) continue;
       if (stat.isSocket() || path === CRIU_CACHE) continue;
       if (isWhiteout(stat)) found.set(path, WHITEOUT);
@@ -76,6 +84,23 @@ export async function scan(root: number): Promise<Scan> {
   };
   await visit("", pathOf(root));
   return found;
+}
+
+/** [] where it has gone meanwhile */
+function entriesOf(folder: string): Buffer[] {
+  try {
+    return readdirSync(folder, { encoding: "buffer" });
+  } catch {
+    return [];
+  }
+}
+
+function statOf(path: Buffer): BigIntStats | null {
+  try {
+    return lstatSync(path, { bigint: true });
+  } catch {
+    return null;
+  }
 }
 
 const WHITEOUT = "whiteout";

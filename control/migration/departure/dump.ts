@@ -7,12 +7,12 @@
  *   post-dump        it is about to let go of the tree        we freeze it; files that changed, and the fingerprint, are sent
  */
 import { existsSync, readFileSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { HoldResult, ShortenResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { RestoreCall } from "../../api/migration.ts";
+import { readText } from "../../audit/read-text.ts";
 import type { Taken } from "../../audit/take.ts";
 import { withCriuReason } from "../../criu/failure.ts";
 import { hasNamedFiles } from "../../criu/image-file.ts";
@@ -88,7 +88,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
     throw await withCriuReason(error, "CRIU_DUMP", `${imagesDir}/dump.log`);
   }
   takeUnsentForSent(imagesDir);
-  beginCallsAgain(imagesDir, await readFile(`${imagesDir}/dump.log`, "utf8").catch(() => ""));
+  beginCallsAgain(imagesDir, readText(join(imagesDir, "dump.log")));
   let frozen: FrozenTree | null = null;
   if (freezer !== null) {
     const tree = await treeOf(root);

@@ -1,6 +1,6 @@
 /** The phases transfer and restore: what else changed goes over, and the target makes the application of it. */
-import { readlink } from "node:fs/promises";
 import type { RestoreCall, RestoreReply } from "../../api/migration.ts";
+import { readLink } from "../../audit/read-text.ts";
 import type { ImageManifest } from "../../criu/images.ts";
 import { readQueues } from "../../runtime/posix-queues.ts";
 import type { MigrationHost } from "../host.ts";
@@ -41,14 +41,14 @@ export async function restore(
   const { channel, root, sender, precopyBytes } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:restore");
-  const [manifest, outputPipes] = await stop.untilStopped(Promise.all([finishing, outputPipesOf(host)]));
+  const manifest = await stop.untilStopped(finishing);
   dumped.frozen?.verify(); // files and memory have been read
   progress.result.imageBytes = sender.sentBytes - precopyBytes;
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
   const call: RestoreCall = {
     manifest,
     root: await innerRoot(root),
-    outputPipes,
+    outputPipes: outputPipesOf(host),
     stopped,
     openQueues: dumped.openQueues,
     watches,
@@ -69,11 +69,11 @@ export async function restore(
 }
 
 /** Pipes of the application's output whose reader is outside: the target's own take their place. */
-async function outputPipesOf({ container }: MigrationHost): Promise<string[]> {
+function outputPipesOf({ container }: MigrationHost): string[] {
   const pipes = new Set<string>();
   for (const fd of [1, 2]) {
     // PID 1 has the same standard output as the application was started with
-    const target = await readlink(`/proc/${container.init.pid}/fd/${fd}`).catch(() => "");
+    const target = readLink(`/proc/${container.init.pid}/fd/${fd}`);
     if (target.startsWith("pipe:[")) pipes.add(target);
   }
   return [...pipes];
