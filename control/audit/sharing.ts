@@ -42,13 +42,14 @@ function order(a: Holder, b: Holder): number {
   return result === 1 ? -1 : result === 2 ? 1 : 0;
 }
 
+export const SEMAPHORE_UNDO = "semaphore undo";
 /** KCMP_* → what a task may share with another */
 const TABLES: [type: number, name: string][] = [
   [procs.KCMP_VM, "memory"],
   [procs.KCMP_FILES, "descriptors"],
   [procs.KCMP_FS, "folders"],
   [procs.KCMP_SIGHAND, "signal handlers"],
-  [procs.KCMP_SYSVSEM, "semaphore undo"],
+  [procs.KCMP_SYSVSEM, SEMAPHORE_UNDO],
 ];
 
 /** Names of what two tasks share, in a fixed order. A kernel without kcmp says nothing. */

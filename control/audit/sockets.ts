@@ -70,7 +70,9 @@ export function tcpFacts(fd: number): Facts {
     facts.agreed = `options ${agreed}, window scales ${sock.socketOption[WINDOW_SCALES_AT]}`;
   }
   facts["bytes to read"] = String(Math.max(0, descriptor.tryIoctlInt(fd, sock.SIOCINQ)));
-  facts["bytes to send"] = String(Math.max(0, descriptor.tryIoctlInt(fd, sock.SIOCOUTQ)));
+  // of one that is closed the kernel gives the rest of what it had been counting (tcp_ioctl() in net/ipv4/tcp.c)
+  const toSend = state === sock.TCP_CLOSE ? 0 : descriptor.tryIoctlInt(fd, sock.SIOCOUTQ);
+  facts["bytes to send"] = String(Math.max(0, toSend));
   return facts;
 }
 

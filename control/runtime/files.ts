@@ -35,6 +35,9 @@ export interface Difference {
 const CRIU_CACHE = "criu.kdat";
 /** files looked at before other work of this agent has a turn: less than a millisecond where nothing has to be read from a disk */
 const LOOKS_A_TURN = 64;
+/** PATH_MAX of linux/limits.h, without "./" and the zero at the end */
+const PATH_BYTES_MAX = 4_093;
+const GONE = new Set(["ENOENT", "ENOTDIR"]);
 const HERE = Buffer.from("./");
 const END = Buffer.from("\0");
 const TAR_ATTRIBUTES = ["--xattrs", "--xattrs-include=*", "--numeric-owner"];
@@ -61,6 +64,12 @@ export async function scan(root: number): Promise<Scan> {
     for (const entry of entriesOf(folder)) {
       const name = nameText(entry);
       const path = relative === "" ? name : `${relative}/${name}`;
+      if (path.length > PATH_BYTES_MAX)
+        throw fail(
+          "FILES_PATH",
+          `a path of the container is longer than ${PATH_BYTES_MAX} bytes, and no program can open it by that: ${path.slice(0, 200)}…`,
+          { source: "container" },
+        );
       if (++looks % LOOKS_A_TURN === 0) await nextTurn();
       const stat = statOf(below(folder, entry));
       if (stat === null) continue;
@@ -88,18 +97,20 @@ export async function scan(root: number): Promise<Scan> {
 
 /** [] where it has gone meanwhile */
 function entriesOf(folder: string): Buffer[] {
-  try {
-    return readdirSync(folder, { encoding: "buffer" });
-  } catch {
-    return [];
-  }
+  return ifThere(() => readdirSync(folder, { encoding: "buffer" })) ?? [];
 }
 
+/** null: it has gone meanwhile */
 function statOf(path: Buffer): BigIntStats | null {
+  return ifThere(() => lstatSync(path, { bigint: true }));
+}
+
+function ifThere<T>(look: () => T): T | null {
   try {
-    return lstatSync(path, { bigint: true });
-  } catch {
-    return null;
+    return look();
+  } catch (error) {
+    if (GONE.has((error as NodeJS.ErrnoException).code ?? "")) return null;
+    throw error;
   }
 }
 

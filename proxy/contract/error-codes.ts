@@ -147,6 +147,7 @@ const CODES = {
   RUNTIME_MISSING: { source: "container" },
   SEAL_INVALID: { source: "store" },
   SEMAPHORES_MANY: { source: "container", retryable: true },
+  SIGNALLED: { source: "container", retryable: true },
   SNAPSHOT_INVALID: { source: "peer" },
   SOCK_DESTROY_MISSING: { source: "kernel" },
   SPILL_FAILED: { source: "downstream" },

@@ -94,9 +94,10 @@ export function read(fd: number, into: Buffer): number {
   return check(libc().read(fd, into, into.length), "read");
 }
 
-/** Whom signals about an open file go to (fcntl(2) F_GETOWN); 0: nobody */
+/** Whom signals about an open file go to (fcntl(2) F_GETOWN): a process, or the negative of a group. 0: nobody, as of one opened with O_PATH */
 export function ownerOf(fd: number): number {
-  return libc().fcntl(fd, F_GETOWN, 0);
+  const owner = libc().fcntl(fd, F_GETOWN, 0);
+  return owner === -1 ? 0 : owner;
 }
 
 /** Whether two descriptors of ours are of one open file (kcmp(2) KCMP_FILE). */

@@ -4,9 +4,10 @@
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
+import { writeFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import { lacking, until } from "#test/support/moved-program.ts";
-import { type Run, withPythonShell } from "#test/support/python-shell.ts";
+import { faultsFile, type Run, withPythonShell } from "#test/support/python-shell.ts";
 
 const skip = lacking("runc", "python3");
 
@@ -183,6 +184,32 @@ const kept: Kept[] = [
     ],
     holds: ["(GROUP.sendto(b'to all',('239.1.1.7',9559)), BOTH[1].recv(9))[1]==b'to all'"],
   },
+  {
+    what: "children whose threads have ended",
+    setup: [
+      "READY=os.pipe()",
+      "THREADED=os.fork() or [T:=threading.Thread(target=int), T.start(), T.join(), os.write(READY[1],b'r'), signal.pause(), os._exit(0)]",
+      "os.read(READY[0],1)",
+    ],
+    holds: ["os.waitpid(THREADED,os.WNOHANG)==(0,0)"],
+  },
+  {
+    what: "in a child one of a pair of sockets that its parent made, whose other one nobody has",
+    setup: [
+      "ONE,OTHER=socket.socketpair(); OTHER.sendall(b'last')",
+      "HALF=os.fork() or [OTHER.close(), os.read(READY[0],1), os.write(READY[1],ONE.recv(9)), signal.pause(), os._exit(0)]",
+      "ONE.close(); OTHER.close()",
+    ],
+    holds: ["os.waitpid(HALF,os.WNOHANG)==(0,0)"],
+  },
+  {
+    what: "a listener that was shut, and a folder that was opened as a place only",
+    setup: [
+      "SHUT=socket.create_server(('127.0.0.1',9560)); SHUT.shutdown(2)",
+      "PLACE=os.open('/usr',os.O_PATH)",
+    ],
+    same: ["os.readlink('/proc/self/fd/%d'%PLACE)", "SHUT.getsockopt(1,30)"],
+  },
 ];
 
 async function values(run: Run, lines: string[]): Promise<Record<string, string>> {
@@ -259,6 +286,33 @@ describe("a move", { skip }, () => {
       await program.move("b");
       assert.equal(await run("[far.recv(99) for _ in range(2)]"), "[b'one', b'two']");
     });
+  });
+
+  it("rolls back where a signal was sent to it while it was frozen: it has that where it goes on", async (t) => {
+    const faults = faultsFile(t);
+    const token = `signalled-${randomUUID()}`;
+    const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
+    await withPythonShell(
+      { downstream: "forward", workload, faults: { a: `file:${faults}` } },
+      async (program, run) => {
+        await run("HEARD=[]");
+        await run("signal.signal(signal.SIGUSR1, lambda *_: HEARD.append(1))");
+        await run("signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01) and None");
+        await run("signal.signal(signal.SIGALRM, lambda *_: None)");
+        writeFileSync(
+          faults,
+          `exec@source:commit=kill -USR1 $(pgrep -o -f '^/usr/bin/python3.*[s]${token.slice(1)}')`,
+        );
+        const move = await program.tryMove("b");
+        assert.ok(!("error" in move));
+        assert.equal(move.outcome, "rolled-back");
+        assert.match(move.reason ?? "", /^process \d+ was sent SIGUSR1 while it was frozen, /);
+        await until("it has the signal", async () => (await run("len(HEARD)")) === "1");
+        writeFileSync(faults, "");
+        await program.move("b");
+        assert.equal(await run("len(HEARD)"), "1");
+      },
+    );
   });
 
   it("tells what nobody can set again: the controlling terminal of a job", async () => {

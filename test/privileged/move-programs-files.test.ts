@@ -225,6 +225,24 @@ test("a file that is open by a name it no longer has stays the file of its other
   });
 });
 
+test("a path that no program can open is told before anybody is held", { skip }, async () => {
+  await withProgram(options(), async (program) => {
+    const run = await talk(program);
+    await run(`os.makedirs("/tmp/hf-deep")`);
+    await run(
+      `exec("at = os.open('/tmp/hf-deep', os.O_RDONLY)\\nfor _ in range(20): os.mkdir('d'*250, dir_fd=at); below = os.open('d'*250, os.O_RDONLY, dir_fd=at); os.close(at); at = below", globals())`,
+    );
+    await run("os.close(at)");
+    const move = await program.tryMove("b");
+    assert.ok(!("error" in move));
+    assert.equal(move.outcome, "rolled-back");
+    assert.match(move.reason ?? "", /^a path of the container is longer than 4093 bytes/);
+    assert.equal(move.holdMs, 0);
+    await run("__import__('shutil').rmtree('/tmp/hf-deep')");
+    await program.move("b");
+  });
+});
+
 test("a lock on a file of the layer is held after the move", { skip }, async () => {
   await withProgram(options(), async (program) => {
     const run = await talk(program);

@@ -3,6 +3,7 @@ import type { AdoptResult, CaptureResult } from "#proxy/contract/commands.ts";
 import { seal } from "#proxy/store/seal.ts";
 import type { ReleaseReply } from "../../api/migration.ts";
 import { type CapturedBody, carryLegs } from "./carry-legs.ts";
+import type { Dumped } from "./dump.ts";
 import type { Move } from "./move.ts";
 import type { Prepared } from "./prepare.ts";
 import { round } from "./progress.ts";
@@ -11,7 +12,7 @@ const NO_BYTES = Buffer.alloc(0);
 /** Held legs are worth keeping only as long as somebody may still come for them. */
 const HELD_TTL_MS = 10 * 60_000;
 
-export async function commit(move: Move, { channel, epoch }: Prepared): Promise<void> {
+export async function commit(move: Move, { channel, epoch }: Prepared, { signals }: Dumped): Promise<void> {
   const { id, host, stop, progress, reached } = move;
   const { context, journal, name } = host;
   stop.throwIfStopped();
@@ -25,6 +26,7 @@ export async function commit(move: Move, { channel, epoch }: Prepared): Promise<
   const stored = captured === null || isTooMuch ? NO_BYTES : captured.body;
   context.faults.at("source:commit");
   stop.throwIfStopped();
+  signals.throwIfMore();
   const held = seal(context.ring.first, { workload: name, epoch, kind: "held" }, stored);
   host.recordMoving({ step: "committing" });
   reached.committing();

@@ -63,7 +63,7 @@ export class Departure {
       const dumped = await dump(move, prepared);
       const transferred = await progress.phase("transfer", () => transfer(move, prepared, dumped));
       await progress.phase("restore", () => restore(move, prepared, dumped, transferred));
-      await progress.phase("commit", () => commit(move, prepared));
+      await progress.phase("commit", () => commit(move, prepared, dumped));
       await progress.phase("release", () => release(move, prepared));
       outcome = { outcome: "moved", epoch: prepared.epoch, link: prepared.link };
     } catch (error) {

@@ -23,6 +23,7 @@ import { makeStandIn, standInFor } from "../../criu/stand-in.ts";
 import { canLeavePages } from "../../criu/worker.ts";
 import type { Freezer } from "../../runtime/freezer.ts";
 import { assertTraced, FrozenTree, livingOf } from "../../runtime/frozen-tree.ts";
+import { PendingSignals } from "../../runtime/pending-signals.ts";
 import { openQueues } from "../../runtime/posix-queues.ts";
 import { identify, innerPid, stoppedOf, treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
@@ -46,7 +47,12 @@ interface LetGo {
   readonly memory: MemoryDigest | null;
 }
 
-export interface Dumped extends Pick<Captured, "adopting">, LetGo {
+interface Frozen {
+  /** what waited for its processes when it was frozen */
+  readonly signals: PendingSignals;
+}
+
+export interface Dumped extends Pick<Captured, "adopting">, Frozen, LetGo {
   readonly openQueues: RestoreCall["openQueues"];
   /** what is read of the tree was there when it was dumped, as long as it stands still; null: there is no freezer */
   readonly frozen: FrozenTree | null;
@@ -129,8 +135,8 @@ export async function innerRoot(root: number): Promise<number> {
 /** What has become of the hooks so far. */
 type Passed =
   | { readonly hook: "none" | "pre-dump" }
-  | ({ readonly hook: "query-ext-files" } & Captured)
-  | ({ readonly hook: "post-dump" } & Pick<Captured, "adopting"> & LetGo);
+  | ({ readonly hook: "query-ext-files" } & Captured & Frozen)
+  | ({ readonly hook: "post-dump" } & Pick<Captured, "adopting"> & Frozen & LetGo);
 
 class DumpHooks {
   readonly #move: Move;
@@ -158,7 +164,7 @@ class DumpHooks {
     return this.#waitedMs;
   }
 
-  get dumped(): Pick<Captured, "adopting"> & LetGo {
+  get dumped(): Pick<Captured, "adopting"> & Frozen & LetGo {
     const passed = this.#passed;
     if (passed.hook !== "post-dump") throw outOfOrder("CRIU has dumped without a word on the way");
     return passed;
@@ -201,7 +207,9 @@ class DumpHooks {
   }
 
   async #capture(): Promise<Passed> {
-    this.#living = livingOf(await treeOf(this.#prepared.root));
+    const pids = await treeOf(this.#prepared.root);
+    this.#living = livingOf(pids);
+    const signals = PendingSignals.of(pids);
     const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));
     if (this.#leavesPages) {
       const tree = await tracedTree(this.#prepared.root);
@@ -211,13 +219,13 @@ class DumpHooks {
       );
       this.#prepared.sender.lookAt(tree);
     }
-    return { hook: "query-ext-files", ...captured };
+    return { hook: "query-ext-files", signals, ...captured };
   }
 
   async #letGo(passed: Passed): Promise<Passed> {
     if (passed.hook !== "query-ext-files") throw outOfOrder("CRIU has not said when the tree was frozen");
     const { host } = this.#move;
-    const { adopting, taken } = passed;
+    const { adopting, signals, taken } = passed;
     let memory: MemoryDigest | null = null;
     if (this.#freezer !== null) {
       assertTraced(await treeOf(this.#prepared.root), this.#living);
@@ -228,7 +236,14 @@ class DumpHooks {
       await memory;
     }
     const files = await this.#sendFiles();
-    return { hook: "post-dump", adopting, memory, ...files, fingerprintSent: this.#sendFingerprint(taken) };
+    return {
+      hook: "post-dump",
+      adopting,
+      signals,
+      memory,
+      ...files,
+      fingerprintSent: this.#sendFingerprint(taken),
+    };
   }
 
   /** Beside CRIU's letting go, but for files that have a name only until then. */
