@@ -353,7 +353,7 @@ function portOf(address: string | null): string {
 
 /**
  * Of both directions of a connection inside the tree: nothing was taken from what was there to read, and what came is what was
- * to be sent. Of unacknowledged bytes the kernel does not tell how many the other end has already.
+ * to be sent. Of unacknowledged bytes the kernel does not tell how many the other end has already, before or after.
  */
 function hasArrived(subject: string, before: Fingerprint, after: Fingerprint): boolean {
   const mine = before.subjects[subject];
@@ -369,7 +369,7 @@ function hasArrived(subject: string, before: Fingerprint, after: Fingerprint): b
       Number(fingerprint.subjects[name]?.[`bytes to ${what}`] ?? Number.NaN);
     const left = count(before, from, "send") - count(after, from, "send");
     const came = count(after, to, "read") - count(before, to, "read");
-    return left >= 0 && came >= 0 && came <= left;
+    return left >= 0 && came >= 0 && came <= count(before, from, "send");
   });
 }
 

@@ -255,6 +255,7 @@ describe("a connection inside the application", () => {
     assert.deepEqual(names(ends(17, 3), ends(0, 20)), []);
     assert.deepEqual(names(ends(17, 20), ends(0, 20)), [], "it had come, and was not acknowledged");
     assert.deepEqual(names(ends(17, 3), ends(10, 10)), []);
+    assert.deepEqual(names(ends(17, 3), ends(12, 15)), [], "it has come, and is not acknowledged yet");
   });
 
   it("neither loses nor makes up anything", () => {
