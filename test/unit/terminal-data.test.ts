@@ -9,10 +9,11 @@ const PTMX = 0x502;
 const SLAVE = 0x8801;
 const COOKED = 0x5;
 
-const info = (id: number, rdev: number, oflag: number, index: number): Buffer =>
+const info = (id: number, rdev: number, oflag: number, index: number, isPacket = false): Buffer =>
   encodeFields([
     [1, id],
     [2, 1],
+    [5, isPacket],
     [8, rdev],
     [9, [[2, oflag]]],
     [12, [[1, index]]],
@@ -27,6 +28,10 @@ const terminals = encodeImage("ttyInfo", [
   info(2, SLAVE, COOKED, 0),
   info(3, PTMX, 0, 7),
   info(4, SLAVE, 0, 7),
+  info(5, PTMX, 0, 8, true),
+  info(6, SLAVE, 0, 8),
+  info(7, PTMX, 0, 9, true),
+  info(8, SLAVE, COOKED, 9),
 ]);
 
 function texts(image: Buffer | null): string[] {
@@ -47,6 +52,11 @@ describe("what a terminal has written", () => {
       data(2, "typed\r\n"),
     ]);
     assert.deepEqual(texts(fitTerminalData(image, terminals)), ["a\nb\rc\r\n", "a\r\nb", "typed\r\n"]);
+  });
+
+  it("loses the byte of packet mode that it gets again", () => {
+    const image = encodeImage("ttyData", [data(5, "\0a\r\nb"), data(7, "\0a\r\nb"), data(5, "\x03")]);
+    assert.deepEqual(texts(fitTerminalData(image, terminals)), ["a\r\nb", "a\nb", ""]);
   });
 
   it("stays as it is where nothing is translated", () => {
