@@ -2,7 +2,9 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, it } from "node:test";
 import { checkMemory } from "#control/workload/preflight/memory.ts";
 import { lacking, until, workloadName } from "#test/support/moved-program.ts";
@@ -215,6 +217,18 @@ os.close(program)`,
         },
       }
     : {}),
+  "a SQLite database with a rollback journal": {
+    code: `
+import sqlite3
+db = scope['opened'] = sqlite3.connect("/var/tmp/journal.db"); db.execute("create table t(a)"); db.commit()`,
+    ids: ["file.sqlite-journal"],
+  },
+  "a SQLite database with a rollback journal on a tmpfs": {
+    code: `
+import sqlite3
+db = scope['opened'] = sqlite3.connect("/dev/shm/journal.db"); db.execute("create table t(a)"); db.commit()`,
+    ids: ["file.sqlite-journal"],
+  },
 };
 
 const sealing = `memory = scope["opened"] = mmap.mmap(-1, 8192)
@@ -269,6 +283,27 @@ def states(): return {open("/proc/%s/stat" % child).read().rsplit(")", 1)[1].spl
 while "T" not in states(): time.sleep(0.01)`,
     ids: ["process.controlling-terminal", "process.stopped-by-terminal"],
   },
+};
+
+/** what looks alike, moves, and works after that: an expression that is true */
+const working: Record<string, { code: string; works: string }> = {
+  "SQLite databases with a log, to be read only, with a journal on a shared mount, empty, in memory and deleted":
+    {
+      code: `
+import sqlite3
+databases = {}
+for name in ("/var/tmp/log.db", "/var/tmp/read.db", "/shared/journal.db", "/var/tmp/empty.db", ":memory:", "/var/tmp/deleted.db"):
+    db = databases[name] = sqlite3.connect(name, isolation_level=None)
+    if name == "/var/tmp/log.db": db.execute("pragma locking_mode=exclusive"); db.execute("pragma journal_mode=wal")
+    if name == "/var/tmp/empty.db": assert db.execute("select count(*) from sqlite_master").fetchone()[0] == 0; continue
+    db.execute("create table t(a)"); db.execute("insert into t values(1)")
+databases["/var/tmp/read.db"].close(); databases["/var/tmp/read.db"] = sqlite3.connect("file:/var/tmp/read.db?mode=ro", uri=True)
+os.unlink("/var/tmp/deleted.db")
+def rows(db): return db.execute("select count(*) from t").fetchone()[0]
+rows(databases["/var/tmp/read.db"])
+def grows(db): before = rows(db); db.execute("insert into t values(2)"); return rows(db) == before + 1`,
+      works: `all(grows(databases[name]) for name in ("/var/tmp/log.db", "/shared/journal.db", ":memory:")) and rows(databases["/var/tmp/read.db"]) == 1`,
+    },
 };
 
 /** what looks alike and moves */
@@ -369,6 +404,30 @@ other.bind("/tmp/other"); near.send(b"x"); far.send(b"x"); near.connect("/tmp/ot
       await run("end(pid)");
       await program.move("b");
     });
+  });
+
+  it("are not found in what looks alike, which moves there and back and works", async () => {
+    const shared = mkdtempSync(join(tmpdir(), "hf-shared-"));
+    const workload = { container: { mounts: [{ source: shared, target: "/shared", shared: true }] } };
+    try {
+      await withPythonShell({ downstream: "takeover", workload }, async (program, run) => {
+        for (const [what, { code, works }] of Object.entries(working)) {
+          await run(`exec(${JSON.stringify(code)}, scope)`);
+          for (const to of ["b", "a"]) {
+            assert.equal(await run(works), "True", what);
+            assert.deepEqual(
+              (await program.findings()).filter(({ severity }) => severity === "error"),
+              [],
+              what,
+            );
+            await program.move(to);
+          }
+          assert.equal(await run(works), "True", what);
+        }
+      });
+    } finally {
+      rmSync(shared, { recursive: true });
+    }
   });
 
   it("are found where they have requests of Linux AIO from before their container's profile refused it", async () => {

@@ -11,6 +11,7 @@ import { classifySockets, socketInodes } from "../../migration/sockets.ts";
 import { networkOf } from "../../runtime/network-namespace.ts";
 import { imageBytes } from "../../runtime/processes.ts";
 import type { CheckedWorkload } from "./checked-workload.ts";
+import { checkDatabases } from "./databases.ts";
 import { otherUserOf } from "./departure-facts.ts";
 import { checkDescriptors } from "./descriptors.ts";
 import { checkIpc } from "./ipc.ts";
@@ -178,7 +179,8 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "files",
-    async run({ workload: { config }, pids }, add) {
+    async run({ workload: { config, container }, pids }, add) {
+      await checkDatabases(container, pids, add);
       const mounts = config.container?.mounts ?? [];
       for (const { pid, path } of await locksOnSharedMounts(pids, mounts))
         add(

@@ -179,7 +179,7 @@ function checkLock(pid: number, fd: number, target: string, add: Add): void {
     "file.mapped-lock",
     "error",
     `process ${pid} holds a POSIX lock on a file that it has also mapped (${target}), and CRIU would lose the lock`,
-    "let SQLite do without shared memory (PRAGMA locking_mode=EXCLUSIVE before WAL, or another journal mode), Deno without its caches (a DENO_DIR that cannot be written)",
+    "let SQLite do without shared memory (PRAGMA locking_mode=EXCLUSIVE before WAL), Deno without its caches (a DENO_DIR that cannot be written)",
     { pid, fd, path: target },
   );
 }
