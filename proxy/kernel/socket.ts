@@ -114,6 +114,8 @@ export const SIOCOUTQ = 0x5411;
 /** Of those, never sent: `write_seq - snd_nxt`. */
 export const SIOCOUTQNSD = 0x894b;
 const SIOCGSKNS = 0x894c;
+/** linux/un.h */
+const SIOCUNIXFILE = 0x89e0;
 const MSG_OOB = 0x1;
 export const MSG_PEEK = 0x2;
 export const MSG_DONTWAIT = 0x40;
@@ -190,6 +192,14 @@ export function accept(fd: number, flags: number): number {
 /** A descriptor of the network namespace that a socket belongs to; the caller closes it. Needs CAP_NET_ADMIN. */
 export function namespaceOf(fd: number): number {
   return check(libc().ioctlValue(fd, SIOCGSKNS, 0), "ioctl(SIOCGSKNS)");
+}
+
+/**
+ * A descriptor (O_PATH) of the file that a Unix socket was bound to, whatever that is called by now; the caller closes it. Needs
+ * CAP_NET_ADMIN. @throws HoldfastError `ENOENT`: it has no file
+ */
+export function fileOfUnixSocket(fd: number): number {
+  return check(libc().ioctlValue(fd, SIOCUNIXFILE, 0), "ioctl(SIOCUNIXFILE)");
 }
 
 export function getsockname(fd: number): Endpoint {

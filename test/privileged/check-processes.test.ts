@@ -49,6 +49,20 @@ const pause = "while True: signal.pause()";
 /** one in two of the hasty finds something */
 const LOOKS = 15;
 
+/** A Unix socket that waits for clients. */
+function listening(name: string): string {
+  return `bound = scope['opened'] = socket.socket(socket.AF_UNIX); bound.bind("${name}"); bound.listen()`;
+}
+
+/** `job` is a child that does something and waits. */
+const jobs = `
+def job(what):
+    reading, writing = os.pipe(); pid = os.fork()
+    if pid == 0:
+        what(); os.write(writing, b"ready")
+        ${pause}
+    os.close(writing); assert os.read(reading, 5) == b"ready"; os.close(reading)`;
+
 /** A thread may say so only where the processor has the means ("thread …" in proc(5)'s status; else "vulnerable", or "not vulnerable"). */
 const controlsSpeculation = /^Speculation_Store_Bypass:\s*thread/m.test(
   readFileSync("/proc/self/status", "utf8"),
@@ -229,6 +243,32 @@ import sqlite3
 db = scope['opened'] = sqlite3.connect("/dev/shm/journal.db"); db.execute("create table t(a)"); db.commit()`,
     ids: ["file.sqlite-journal"],
   },
+  "a Unix socket that was renamed": {
+    code: `${listening("/tmp/renamed.new")}; os.rename("/tmp/renamed.new", "/tmp/renamed")`,
+    ids: ["socket.unix-renamed"],
+  },
+  "a Unix socket of datagrams that was renamed": {
+    code: `
+receiving = scope['opened'] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); receiving.bind("/tmp/datagrams.new")
+os.rename("/tmp/datagrams.new", "/tmp/datagrams")`,
+    ids: ["socket.unix-renamed"],
+  },
+  "a Unix socket with two names": {
+    code: `${listening("/tmp/first")}; os.link("/tmp/first", "/tmp/second")`,
+    ids: ["socket.unix-renamed"],
+  },
+  "a Unix socket that was linked, and its first name deleted, as supervisord's": {
+    code: `${listening("/tmp/linked.new")}; os.link("/tmp/linked.new", "/var/tmp/linked"); os.unlink("/tmp/linked.new")`,
+    ids: ["socket.unix-renamed"],
+  },
+  "a Unix socket whose folder was renamed": {
+    code: `os.mkdir("/tmp/folder.new"); ${listening("/tmp/folder.new/socket")}; os.rename("/tmp/folder.new", "/tmp/folder")`,
+    ids: ["socket.unix-renamed"],
+  },
+  "a Unix socket bound to a name in its folder, and renamed": {
+    code: `os.chdir("/tmp"); ${listening("relative.new")}; os.rename("relative.new", "relative")`,
+    ids: ["socket.unix-renamed"],
+  },
 };
 
 const sealing = `memory = scope["opened"] = mmap.mmap(-1, 8192)
@@ -304,6 +344,39 @@ rows(databases["/var/tmp/read.db"])
 def grows(db): before = rows(db); db.execute("insert into t values(2)"); return rows(db) == before + 1`,
       works: `all(grows(databases[name]) for name in ("/var/tmp/log.db", "/shared/journal.db", ":memory:")) and rows(databases["/var/tmp/read.db"]) == 1`,
     },
+  "Unix sockets with the names they were bound to, in their folder, through a link, and one without any name left":
+    {
+      code: `
+os.makedirs("/var/tmp/real", exist_ok=True); os.symlink("/var/tmp/real", "/var/tmp/link"); bound = {}
+def bind(name, kind=socket.SOCK_STREAM):
+    one = bound[name] = socket.socket(socket.AF_UNIX, kind); one.bind(name)
+    if kind != socket.SOCK_DGRAM: one.listen()
+bind("/var/tmp/absolute"); bind("/var/tmp/datagrams", socket.SOCK_DGRAM); bind("/var/tmp/link/linked"); bind("\\0abstract")
+os.chdir("/var/tmp/real"); bind("relative"); os.chdir("/")
+bind("/var/tmp/deleted"); os.unlink("/var/tmp/deleted"); again = bound["/var/tmp/deleted"]; bind("/var/tmp/deleted"); bound["first"] = again
+def answers(name, path=None):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path or name); bound[name].accept()[0].close(); return True
+def receives(name):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client: client.sendto(b"x", name)
+    return bound[name].recv(1) == b"x"`,
+      works: `all(map(answers, ("/var/tmp/absolute", "/var/tmp/link/linked", "\\0abstract", "/var/tmp/deleted"))) and answers("relative", "/var/tmp/real/relative") and receives("/var/tmp/datagrams")`,
+    },
+  "a Unix socket whose process has another root since it was bound": {
+    code: `
+${jobs}
+def jail():
+    bound = socket.socket(socket.AF_UNIX); bound.bind("/var/tmp/before"); bound.listen()
+    os.makedirs("/var/tmp/jail", exist_ok=True); os.chroot("/var/tmp/jail")
+    def serve():
+        while True: bound.accept()[0].close()
+    threading.Thread(target=serve, daemon=True).start()
+job(jail)
+def greets():
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5); client.connect("/var/tmp/before"); return client.recv(1) == b""`,
+    works: "greets()",
+  },
 };
 
 /** what looks alike and moves */

@@ -21,6 +21,7 @@ import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/so
 import { inNetworkOf, networkOf } from "../../runtime/network-namespace.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
 import { listUnixSocketsAround, type UnixSocket } from "../../runtime/unix-sockets.ts";
+import { isRenamed } from "./unix-names.ts";
 
 /** For what passes by itself: an accept queue is emptied in milliseconds by an application that is well. */
 const QUIET_MS_MAX = 1_000;
@@ -398,6 +399,14 @@ function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
         cure: "let it read them",
         place,
         isTransient: true,
+      });
+    if (withSocketAt(place, (fd) => isRenamed(fd, socket, place)) === true)
+      told.push({
+        id: "socket.unix-renamed",
+        severity: "error",
+        what: `Unix socket ${socket.name} of process ${place.pid} was renamed, or linked to another name, and after a move it has only the name it was bound to`,
+        cure: "let the application bind the name that clients use, or listen on an abstract name or TCP (supervisord: inet_http_server; HAProxy: abns@)",
+        place,
       });
   }
   return told;
