@@ -7,7 +7,7 @@ import { statfsSync, statSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as procs from "#proxy/kernel/processes.ts";
-import { descriptorsOf } from "../runtime/processes.ts";
+import { descriptorsOf, isPathOnly } from "../runtime/processes.ts";
 
 export type UnmovableKind = "folder-notification" | "memfd-secret" | "fanotify";
 
@@ -56,8 +56,12 @@ function kindOf(pid: number, fd: number, target: string): UnmovableKind | null {
   }
 }
 
-/** F_NOTIFY makes the process the one that signals go to; on a folder nothing else has a use for that. */
+/**
+ * F_NOTIFY makes the process the one that signals go to; on a folder nothing else has a use for that. A descriptor opened with O_PATH
+ * cannot be asked, nor ask.
+ */
 function hasOwner(pid: number, fd: number): boolean {
+  if (isPathOnly(pid, fd)) return false;
   const pidfd = procs.pidfdOpen(pid);
   try {
     const ours = procs.pidfdGetfd(pidfd, fd);

@@ -2,8 +2,9 @@
  * What /proc says about the processes of a container (proc(5)). All PIDs here are the agent's view of them unless
  * a name says `inner`, which is the number inside the container's PID namespace.
  */
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { constants, lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { O_PATH } from "#proxy/kernel/files.ts";
 
 export interface ProcessIdentity {
   pid: number;
@@ -117,6 +118,17 @@ export async function descriptorsOf(pid: number): Promise<OpenDescriptor[]> {
     }
   }
   return descriptors;
+}
+
+/** Opened with O_PATH: the link in /proc can be neither read nor written by (proc_pid_fd(5)). false: it was closed */
+export function isPathOnly(pid: number, fd: number): boolean {
+  try {
+    if ((lstatSync(`/proc/${pid}/fd/${fd}`).mode & constants.S_IRWXU) !== 0) return false;
+    const info = readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");
+    return (Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(info)?.[1] ?? "0", 8) & O_PATH) !== 0;
+  } catch {
+    return false;
+  }
 }
 
 /** Resident set in bytes. 0: gone */

@@ -377,6 +377,13 @@ def greets():
         client.settimeout(5); client.connect("/var/tmp/before"); return client.recv(1) == b""`,
     works: "greets()",
   },
+  "names of a file, a folder, a link and a device, opened": {
+    code: `
+os.symlink("nowhere", "/var/tmp/nowhere"); open("/var/tmp/file", "w").close()
+names = [os.open(name, os.O_PATH | os.O_NOFOLLOW) for name in ("/var/tmp/file", "/var/tmp", "/var/tmp/nowhere", "/dev/null")]`,
+    works:
+      "[os.readlink('/proc/self/fd/%d' % name) for name in names] == ['/var/tmp/file', '/var/tmp', '/var/tmp/nowhere', '/dev/null']",
+  },
 };
 
 /** what looks alike and moves */
