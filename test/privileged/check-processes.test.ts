@@ -269,6 +269,24 @@ os.rename("/tmp/datagrams.new", "/tmp/datagrams")`,
     code: `os.chdir("/tmp"); ${listening("relative.new")}; os.rename("relative.new", "relative")`,
     ids: ["socket.unix-renamed"],
   },
+  "a Unix socket's name, opened": {
+    code: `${listening("/tmp/named")}; scope['path'] = os.open("/tmp/named", os.O_PATH)`,
+    ids: ["descriptor.path-only"],
+  },
+  "names of a terminal, /dev/tty and an eventfd, opened": {
+    code: `
+event = os.eventfd(0); scope['paths'] = [os.open(name, os.O_PATH) for name in ("/dev/ptmx", "/dev/tty", "/proc/self/fd/%d" % event)]`,
+    ids: ["descriptor.path-only"],
+  },
+  "what is left of a socket, opened": {
+    code: `
+near, far = scope['opened'] = socket.socketpair(); scope['path'] = os.open("/proc/self/fd/%d" % near.fileno(), os.O_PATH); near.close()`,
+    ids: ["descriptor.path-only"],
+  },
+  "a FIFO's name, opened": {
+    code: `os.mkfifo("/tmp/fifo"); scope['path'] = os.open("/tmp/fifo", os.O_PATH)`,
+    ids: ["descriptor.path-only"],
+  },
 };
 
 const sealing = `memory = scope["opened"] = mmap.mmap(-1, 8192)

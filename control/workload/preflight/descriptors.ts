@@ -1,9 +1,9 @@
 /** Descriptors that CRIU 4.2 cannot dump, told by what /proc says of them (proc(5), /proc/PID/fd and fdinfo). */
-import { readFileSync, readlinkSync, statfsSync } from "node:fs";
+import { readFileSync, readlinkSync, statfsSync, statSync } from "node:fs";
 import { F_GETOWN, tryFcntl } from "#proxy/kernel/descriptors.ts";
 import type { Add, FindingId } from "../../api/finding.ts";
 import { withSocketAt } from "../../migration/sockets.ts";
-import { descriptorsOf } from "../../runtime/processes.ts";
+import { descriptorsOf, isPathOnly } from "../../runtime/processes.ts";
 
 /** anon_inode: kinds that are dumped, or that others look at (watches: inotify, fanotify) */
 const DUMPED = new Set([
@@ -43,6 +43,8 @@ const MOUNT_ID = /^mnt_id:\s*(\d+)$/m;
 const EVENTPOLL = "anon_inode:[eventpoll]";
 /** of an epoll instance: descriptor, inode in hexadecimal */
 const WATCH = /^tfd:\s*(\d+) .*\bino:([0-9a-f]+)/gm;
+/** Documentation/admin-guide/devices.txt: /dev/tty and /dev/ptmx, /dev/pts/N */
+const TERMINAL_MAJORS = new Set([5, 136]);
 /** linux/magic.h */
 const TMPFS_MAGIC = 0x01021994;
 const MQUEUE_MAGIC = 0x19800202;
@@ -57,12 +59,40 @@ export async function checkDescriptors(init: number, pids: number[], add: Add): 
     const open = await descriptorsOf(pid);
     const table = new Map(open.map(({ fd, target }) => [fd, target]));
     for (const { fd, target } of open) {
+      if (checkPathOnly(pid, fd, target, add)) continue;
       if (mapped.has(target)) checkLock(pid, fd, target, add);
       if (target === EVENTPOLL) checkWatches({ pid, fd }, table, pids, add);
       if (target.startsWith("pidfd:")) checkPidfd(pid, fd, inTree, add);
       else if (target.startsWith("anon_inode:")) checkAnonymous(pid, fd, target, inTree, add);
       else if (target.startsWith("/")) checkMount(pid, fd, target, mounts, add);
     }
+  }
+}
+
+/**
+ * A name of a file, folder, link or memory device is opened again. Of what else there is CRIU asks the descriptor itself, which the
+ * kernel answers with EBADF (open(2), O_PATH).
+ */
+function checkPathOnly(pid: number, fd: number, target: string, add: Add): boolean {
+  if (!isPathOnly(pid, fd) || isOpenedByName(pid, fd, target)) return false;
+  add(
+    "descriptor.path-only",
+    "error",
+    `process ${pid} has descriptor ${fd}, opened with O_PATH, of something that CRIU has to ask more of (${target})`,
+    "let the application close it before a move, or keep the path in place of the descriptor",
+    { pid, fd, path: target },
+  );
+  return true;
+}
+
+function isOpenedByName(pid: number, fd: number, target: string): boolean {
+  if (target.startsWith("anon_inode:") || target.startsWith("/memfd:")) return false;
+  try {
+    const found = statSync(`/proc/${pid}/fd/${fd}`);
+    if (found.isCharacterDevice()) return !TERMINAL_MAJORS.has(found.rdev >> 8);
+    return !found.isSocket() && !found.isFIFO();
+  } catch {
+    return true; // closed meanwhile
   }
 }
 

@@ -19,7 +19,7 @@ import { isNextLost } from "../../audit/unix-messages.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
 import { inNetworkOf, networkOf } from "../../runtime/network-namespace.ts";
-import { descriptorsOf } from "../../runtime/processes.ts";
+import { descriptorsOf, isPathOnly } from "../../runtime/processes.ts";
 import { listUnixSocketsAround, type UnixSocket } from "../../runtime/unix-sockets.ts";
 import { isRenamed } from "./unix-names.ts";
 
@@ -105,6 +105,7 @@ async function look(place: SocketsPlace): Promise<Told[]> {
   const inodes = await socketInodes(place.pids);
   const told: Told[] = [];
   for (const [inode, at] of inodes) {
+    if (isPathOnly(at.pid, at.fd)) continue; // refused by itself, and knows nothing
     const found = withSocketAt(at, (fd) => lookAt(fd, inode, place));
     for (const one of found ?? []) told.push({ ...one, place: at });
     if (connected.has(inode))
