@@ -63,6 +63,14 @@ def job(what):
         ${pause}
     os.close(writing); assert os.read(reading, 5) == b"ready"; os.close(reading)`;
 
+/** … `lead` a child that leads a session, with a terminal of which it has both ends. */
+const ownTerminal = `${jobs}
+mine = []
+def lead(then):
+    def begin():
+        os.setsid(); mine.extend(os.openpty()); fcntl.ioctl(mine[1], 0x540e, 0); mine.append(os.open("/dev/tty", os.O_RDWR)); then()
+    job(begin)`;
+
 /** A thread may say so only where the processor has the means ("thread …" in proc(5)'s status; else "vulnerable", or "not vulnerable"). */
 const controlsSpeculation = /^Speculation_Store_Bypass:\s*thread/m.test(
   readFileSync("/proc/self/status", "utf8"),
@@ -269,6 +277,34 @@ os.rename("/tmp/datagrams.new", "/tmp/datagrams")`,
     code: `os.chdir("/tmp"); ${listening("relative.new")}; os.rename("relative.new", "relative")`,
     ids: ["socket.unix-renamed"],
   },
+  "/dev/tty in a terminal whose other end another process has": {
+    code: `
+import pty
+pid, terminal = pty.fork()
+if pid == 0:
+    os.open("/dev/tty", os.O_RDWR); os.write(1, b"ready")
+    ${pause}
+scope['opened'] = terminal; os.read(terminal, 5)`,
+    ids: ["descriptor.controlling-terminal"],
+  },
+  "/dev/tty in a job that is in the foreground": {
+    code: `
+${ownTerminal}
+lead(lambda: job(lambda: (signal.signal(signal.SIGTTOU, signal.SIG_IGN), os.setpgid(0, 0), os.tcsetpgrp(mine[2], os.getpid()))))`,
+    ids: ["descriptor.controlling-terminal"],
+  },
+  "/dev/tty opened by a child of the session's leader": {
+    code: `
+${ownTerminal}
+lead(lambda: job(lambda: os.open("/dev/tty", os.O_RDWR)))`,
+    ids: ["descriptor.controlling-terminal"],
+  },
+  "/dev/tty of a terminal that has hung up": {
+    code: `
+${ownTerminal}
+lead(lambda: (signal.signal(signal.SIGHUP, signal.SIG_IGN), os.close(mine[0]), os.close(mine[1])))`,
+    ids: ["descriptor.controlling-terminal"],
+  },
   "a Unix socket's name, opened": {
     code: `${listening("/tmp/named")}; scope['path'] = os.open("/tmp/named", os.O_PATH)`,
     ids: ["descriptor.path-only"],
@@ -401,6 +437,12 @@ os.symlink("nowhere", "/var/tmp/nowhere"); open("/var/tmp/file", "w").close()
 names = [os.open(name, os.O_PATH | os.O_NOFOLLOW) for name in ("/var/tmp/file", "/var/tmp", "/var/tmp/nowhere", "/dev/null")]`,
     works:
       "[os.readlink('/proc/self/fd/%d' % name) for name in names] == ['/var/tmp/file', '/var/tmp', '/var/tmp/nowhere', '/dev/null']",
+  },
+  "/dev/tty in leaders that have their terminals' other ends, and a child that has it from one": {
+    code: `
+${ownTerminal}
+lead(lambda: job(lambda: None)); lead(lambda: None)`,
+    works: "True",
   },
 };
 

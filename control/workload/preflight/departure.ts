@@ -20,6 +20,7 @@ import { hasSysResource } from "./node.ts";
 import { checkProcesses } from "./processes.ts";
 import { checkSockets } from "./sockets.ts";
 import { availableBytes, mega } from "./space.ts";
+import { checkTerminals } from "./terminals.ts";
 
 export interface DeparturePlace {
   workload: CheckedWorkload;
@@ -38,7 +39,10 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "descriptors",
-    run: ({ workload: { container }, pids }, add) => checkDescriptors(container.init.pid, pids, add),
+    async run({ workload: { container }, pids }, add) {
+      await checkDescriptors(container.init.pid, pids, add);
+      await checkTerminals(pids, add);
+    },
   },
   { category: "memory", run: ({ pids }, add) => checkMemory(pids, add) },
   {
