@@ -74,8 +74,9 @@ openssh-server sshd
 openssh-client ssh
 default-jdk-headless javac
 python3-venv /usr/share/doc/python3-venv/copyright'
-# … and of a test cluster: containerd is told to use runc, and where there is no Go its wheel is installed.
+# … and of a test cluster: containerd is told to use runc, agents have crun too, and where there is no Go its wheel is installed.
 kube_tools='runc runc
+crun crun
 python3-venv /usr/share/doc/python3-venv/copyright'
 # … and of a test mesh, whose Envoy comes from PyPI too.
 mesh_tools='python3-venv /usr/share/doc/python3-venv/copyright'
@@ -85,7 +86,8 @@ catatonit catatonit
 iproute2 ip
 mount mount
 nftables nft
-runc runc'
+runc runc
+crun crun'
 for_bench=false
 for_mesh=false
 for_envoy=false
