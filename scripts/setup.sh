@@ -8,7 +8,8 @@
 # `scripts/setup.sh bench` also brings what only benchmarks need, `scripts/setup.sh matrix` the programs that only
 # `npm run test:matrix` moves, `scripts/setup.sh kube` a Kubernetes and helm for `test/kube`: thirteen minutes of compiling, once,
 # `scripts/setup.sh kwok` the kwok that only `npm run bench:kube` fills a cluster with: three more; `scripts/setup.sh policies` what enforces
-# NetworkPolicies for `HOLDFAST_CHAOS=1 npm test -- test/kube/policies.test.ts`: two.
+# NetworkPolicies for `HOLDFAST_CHAOS=1 npm test -- test/kube/policies.test.ts`: two; `scripts/setup.sh crio` the CRI-O of
+# `HOLDFAST_CHAOS=1 npm test -- test/kube/crio.test.ts`: five.
 # `scripts/setup.sh mesh` an Envoy and an istiod for `test/envoy`: six minutes of compiling, once; `scripts/setup.sh envoy` the Envoy alone.
 # `scripts/setup.sh images` brings what images are made of (charts/images/Dockerfile) and nothing for tests.
 #
@@ -74,9 +75,17 @@ openssh-server sshd
 openssh-client ssh
 default-jdk-headless javac
 python3-venv /usr/share/doc/python3-venv/copyright'
-# … and of a test cluster: containerd is told to use runc, and where there is no Go its wheel is installed.
+# … and of a test cluster: containerd is told to use runc, agents have crun too, and where there is no Go its wheel is installed.
 kube_tools='runc runc
+crun crun
 python3-venv /usr/share/doc/python3-venv/copyright'
+# … and of CRI-O's: what it starts, and what it and its `pinns` are compiled with.
+crio_tools="$kube_tools
+conmon conmon
+gcc gcc
+libc6-dev /usr/include/stdio.h
+pkg-config pkg-config
+libseccomp-dev /usr/include/seccomp.h"
 # … and of a test mesh, whose Envoy comes from PyPI too.
 mesh_tools='python3-venv /usr/share/doc/python3-venv/copyright'
 # … and all that an agent starts, and Node 26 needs, and a smallest Debian has not.
@@ -85,7 +94,8 @@ catatonit catatonit
 iproute2 ip
 mount mount
 nftables nft
-runc runc'
+runc runc
+crun crun'
 for_bench=false
 for_mesh=false
 for_envoy=false
@@ -94,6 +104,7 @@ for_matrix=false
 for_kube=false
 for_kwok=false
 for_policies=false
+for_crio=false
 for_images=false
 case ${1:-} in
   bench)
@@ -121,6 +132,11 @@ $kube_tools"
     for_policies=true
     debian_tools="$debian_tools
 $kube_tools"
+    ;;
+  crio)
+    for_crio=true
+    debian_tools="$debian_tools
+$crio_tools"
     ;;
   mesh | envoy)
     [ "$1" = envoy ] || for_mesh=true
@@ -176,6 +192,11 @@ policies_module=$root/test/kube/policies
 policies_version=$(version_in "$policies_module" sigs.k8s.io/kube-network-policies)
 policies_dir=$cache/policies-$policies_version
 policies_ok() { [ -x "$policies_dir/kube-network-policies" ] && [ -x "$policies_dir/xtables-legacy-multi" ]; }
+# CRI-O, by the version in test/kube/crio/go.mod, with the pinns of its module, which holds namespaces for it.
+crio_module=$root/test/kube/crio
+crio_version=$(version_in "$crio_module" github.com/cri-o/cri-o)
+crio_dir=$cache/crio-$crio_version
+crio_ok() { [ -x "$crio_dir/crio" ] && [ -x "$crio_dir/pinns" ]; }
 # istiod, by the version in test/envoy/istio/go.mod, with the definitions of Istio's resources that its module has.
 istio_module=$root/test/envoy/istio
 istio_version=$(version_in "$istio_module" istio.io/istio)
@@ -207,7 +228,7 @@ everything_there() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(version_of_setup)" ] && npm_links_ok &&
     [ -f "$criu_dir/manifest.json" ] && [ -x "$criu_dir/criu" ] && [ -z "$(missing_packages)" ] &&
     { ! "$for_envoy" || envoy_ok; } && { ! "$for_matrix" || matrix_ok; } && { ! "$for_kube" || { kube_ok && build_tools_ok; }; } &&
-    { ! "$for_kwok" || kwok_ok; } && { ! "$for_policies" || policies_ok; } && { ! "$for_mesh" || istio_ok; }
+    { ! "$for_kwok" || kwok_ok; } && { ! "$for_policies" || policies_ok; } && { ! "$for_crio" || crio_ok; } && { ! "$for_mesh" || istio_ok; }
 }
 
 everything_there && exit 0
@@ -495,19 +516,21 @@ find_go() {
 }
 
 # build_go WHAT MINUTES MODULE OUTPUT LDFLAGS COMMAND...: what is compiled stays in Go's cache, so a build that was interrupted goes on where
-# it was.
+# it was. Without C, unless `go_tags` names build tags.
+go_tags=
 build_go() {
   what=$1 minutes=$2 module=$3 output=$4 flags=$5
   shift 5
   find_go
   # GOGC: an eighth of a compiler's CPU is garbage collection, by default
   export GOGC="${GOGC:-400}" CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -buildvcs=false" GOTOOLCHAIN=local GOWORK=off
+  [ -z "$go_tags" ] || export CGO_ENABLED=1
   (
     cd "$module"
     say "fetching the modules of $what"
-    "$go" list -deps "$@" >"$work/packages" 2>>"$log" || exit 1
+    "$go" list -deps -tags "$go_tags" "$@" >"$work/packages" 2>>"$log" || exit 1
     say "compiling $what: $(wc -l <"$work/packages") packages, about $minutes on two CPUs, once"
-    { "$go" build -v -trimpath -ldflags "-s -w $flags" -o "$output" "$@" 2>&1 || echo "build failed"; } |
+    { "$go" build -v -trimpath -tags "$go_tags" -ldflags "-s -w $flags" -o "$output" "$@" 2>&1 || echo "build failed"; } |
       awk -v log_file="$log" '
         { print >>log_file }
         /^build failed$/ { failed = 1 }
@@ -563,6 +586,16 @@ build_policies() {
   for package in "$work"/debs/*.deb; do dpkg-deb -x "$package" "$work/root"; done
   mv "$work"/root/usr/sbin/xtables-legacy-multi "$work/kept/"
   mv "$work"/root/usr/lib/*-linux-gnu* "$work/kept/lib"
+}
+
+# seccomp: RuntimeDefault needs libseccomp. The others do without C libraries that only other stores and signatures of images need.
+build_crio() {
+  go_tags="seccomp containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion containers_image_ostree_stub"
+  build_go "CRI-O $crio_version" "five minutes" "$crio_module" "$work/kept/" "" github.com/cri-o/cri-o/cmd/crio
+  go_tags=
+  sources=$(cd "$crio_module" && "$go" list -m -f '{{.Dir}}' github.com/cri-o/cri-o)
+  gcc -std=c99 -Os -static -s -o "$work/kept/pinns" "$sources"/pinns/src/*.c >>"$log" 2>&1 ||
+    fail "CRI-O's pinns could not be compiled (see $log); cure: make gcc work, then run this again"
 }
 
 build_istiod() {
@@ -642,6 +675,18 @@ if "$for_policies" && ! policies_ok; then
   rm -rf "$work"
   work=
   policies_ok || fail "kube-network-policies $policies_version is incomplete in $policies_dir; cure: remove that folder and run this again"
+fi
+
+if "$for_crio" && ! crio_ok; then
+  own_lock crio
+  work=$(mktemp -d "$cache/work.XXXXXX")
+  mkdir "$work/kept"
+  build_crio
+  rm -rf "$crio_dir"
+  mv "$work/kept" "$crio_dir"
+  rm -rf "$work"
+  work=
+  crio_ok || fail "CRI-O $crio_version is incomplete in $crio_dir; cure: remove that folder and run this again"
 fi
 
 # Without them one test fails, and names them: not worth failing for.

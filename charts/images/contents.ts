@@ -38,7 +38,7 @@ const AGENT_PROGRAMS = [
   ...["/bin/sh", "/bin/bash", "/bin/cat", "/bin/dd", "/bin/mount", "/bin/umount", "/bin/mv", "/bin/readlink"],
   ...["/usr/bin/catatonit", "/usr/bin/dirname", "/usr/bin/ldd", "/usr/bin/nsenter", "/usr/bin/setpriv"],
   ...["/usr/bin/setsid", "/usr/bin/tar", "/usr/bin/unshare", "/usr/bin/wc"],
-  ...["/usr/sbin/ip", "/usr/sbin/nft", "/usr/sbin/runc"],
+  ...["/usr/bin/crun", "/usr/sbin/ip", "/usr/sbin/nft", "/usr/sbin/runc"],
 ];
 
 const made = new Map<ImageName, Contents>();

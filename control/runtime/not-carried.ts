@@ -26,7 +26,7 @@ export interface SeccompCondition {
   op: string;
 }
 
-interface Refusal {
+export interface Refusal {
   /** system calls */
   names: readonly string[];
   /** asm-generic/errno.h */
@@ -69,6 +69,15 @@ const NOT_CARRIED: readonly Refusal[] = [
   { names: ["socket"], errno: EPROTONOSUPPORT, where: { index: 2, is: IPPROTO_MPTCP } },
 ];
 
+/** Those of a container with this profile. @param profile null: it has none */
+export function refusalsWith(profile: SeccompProfile | null): Refusal[] {
+  return NOT_CARRIED.filter((refusal) => !isMeant(profile?.syscalls ?? [], refusal));
+}
+
+function isMeant(rules: SeccompRule[], { names, unlessNamed = false }: Refusal): boolean {
+  return unlessNamed && rules.some((rule) => rule.names.some((name) => names.includes(name)));
+}
+
 /** The profile with these refused, and otherwise as it is: it lets nothing through that it did not. */
 export function withoutNotCarried(profile: SeccompProfile): SeccompProfile {
   const rules = NOT_CARRIED.reduce(
@@ -78,12 +87,9 @@ export function withoutNotCarried(profile: SeccompProfile): SeccompProfile {
   return { ...profile, syscalls: rules };
 }
 
-function refused(
-  rules: SeccompRule[],
-  { names, errno, where, unlessNamed = false }: Refusal,
-  defaultAction: string,
-): SeccompRule[] {
-  if (unlessNamed && rules.some((rule) => rule.names.some((name) => names.includes(name)))) return rules;
+function refused(rules: SeccompRule[], refusal: Refusal, defaultAction: string): SeccompRule[] {
+  if (isMeant(rules, refusal)) return rules;
+  const { names, errno, where } = refusal;
   const others = rules.flatMap((rule) => {
     const left = rule.names.filter((name) => !names.includes(name));
     return left.length === 0 ? [] : [left.length === rule.names.length ? rule : { ...rule, names: left }];

@@ -20,5 +20,7 @@ export interface OciSpec {
     maskedPaths?: string[];
     [key: string]: unknown;
   };
+  /** not in the file: which program made the container of a pod, as its mounts have that one's options; undefined: it is ours */
+  madeBy?: "runc" | "crun";
   [key: string]: unknown;
 }

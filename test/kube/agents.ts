@@ -1,6 +1,6 @@
 /** Agents as a DaemonSet, the only privileged part of Holdfast in a cluster. */
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { stringify } from "yaml";
 import type { Cluster, KubeObject } from "./cluster.ts";
 import { AGENT } from "./images.ts";
@@ -10,7 +10,6 @@ const NAME = "holdfast-agent";
 const CONFIG = "/etc/holdfast";
 const STATE_DIR = "/var/lib/holdfast";
 const FAULTS = `${STATE_DIR}/faults`;
-const RUNTIME = "/run/containerd";
 const CGROUPS = "/sys/fs/cgroup";
 const LOG_LINES = 20;
 const STARTED_MS_MAX = 120_000;
@@ -20,7 +19,7 @@ export async function startAgents(cluster: Cluster): Promise<Map<string, KubeObj
   const { lab } = cluster;
   const config = {
     store: lab.redis.url,
-    cri: `${RUNTIME}/containerd.sock`,
+    cri: cluster.cri,
     key: `file:${CONFIG}/key/key`,
     stateDir: STATE_DIR,
     pods: true,
@@ -43,7 +42,7 @@ export async function startAgents(cluster: Cluster): Promise<Map<string, KubeObj
       data: { key: readFileSync(join(lab.dir, "key")).toString("base64") },
     },
     ...ACCESS,
-    { apiVersion: "apps/v1", kind: "DaemonSet", metadata: metadata(NAME), spec: spec() },
+    { apiVersion: "apps/v1", kind: "DaemonSet", metadata: metadata(NAME), spec: spec(dirname(cluster.cri)) },
   );
   return agentsOf(cluster);
 }
@@ -134,7 +133,8 @@ const ACCESS: KubeObject[] = [
 
 const PRIVILEGED = { "pod-security.kubernetes.io/enforce": "privileged" };
 
-function spec(): unknown {
+/** @param runtime folder of the container runtime's socket */
+function spec(runtime: string): unknown {
   const labels = { app: NAME };
   const mount = (name: string, mountPath: string) => ({ name, mountPath });
   const host = (name: string, path: string, type = "Directory") => ({ name, hostPath: { path, type } });
@@ -172,8 +172,8 @@ function spec(): unknown {
               mount("key", `${CONFIG}/key`),
               // instances have a tmpfs there, which the next agent's container is to have too
               { ...mount("state", STATE_DIR), mountPropagation: "Bidirectional" },
-              // its socket, and where it has runc keep its containers
-              mount("runtime", RUNTIME),
+              // its socket, in a folder: the container runtime makes it anew
+              mount("runtime", runtime),
               // of the node: restored processes join their container's groups
               mount("cgroups", CGROUPS),
             ],
@@ -183,7 +183,7 @@ function spec(): unknown {
           { name: "config", configMap: { name: NAME } },
           { name: "key", secret: { secretName: NAME, defaultMode: 0o400 } },
           host("state", STATE_DIR, "DirectoryOrCreate"),
-          host("runtime", RUNTIME),
+          host("runtime", runtime),
           host("cgroups", CGROUPS),
         ],
       },

@@ -1,6 +1,6 @@
 /**
  * A Kubernetes cluster on this machine: a laboratory (`test/lab`) whose switch runs the control plane and whose nodes each run
- * containerd, kubelet and kube-proxy, in namespaces and control groups of their own. Real in every part but the hardware.
+ * containerd or CRI-O, kubelet and kube-proxy, in namespaces and control groups of their own. Real in every part but the hardware.
  *
  *   10.99.0.1      the switch: etcd, kube-apiserver, kube-controller-manager, kube-scheduler (and Redis)
  *   10.99.0.2…     the nodes, in the order given; their pods are 10.244.N.0/24
@@ -16,9 +16,10 @@ import { mountedHierarchies } from "#control/runtime/cgroups.ts";
 import { createLab, type Lab, type LabProcess } from "../lab/lab.ts";
 import { labPrefixes } from "../lab/sweep.ts";
 import { ControlPlane, type KubeObject, READY_MS_MAX } from "./control-plane.ts";
+import { fillStore } from "./image-store.ts";
 import { PAUSE } from "./images.ts";
-import { type KubeTools, kubeTools } from "./kube-tools.ts";
-import { nodeFiles } from "./node-config.ts";
+import { type Crio, findCrio, type KubeTools, kubeTools, type OciRuntime } from "./kube-tools.ts";
+import { type ContainerRuntime, criSocket, nodeFiles } from "./node-config.ts";
 import { archiveOf, type Image } from "./oci-archive.ts";
 
 export type { KubeObject };
@@ -32,6 +33,16 @@ const EVICTION_REQUESTS = [
   "--runtime-config=lifecycle.k8s.io/v1alpha1=true",
 ];
 
+interface Options {
+  /** paths of archives */
+  images: string[];
+  /** null: nodes run containerd */
+  crio: Crio | null;
+  ociRuntime: OciRuntime;
+  /** arguments of kube-apiserver */
+  apiServer: string[];
+}
+
 export interface ClusterOptions {
   /** default a and b */
   nodes?: string[];
@@ -42,6 +53,10 @@ export interface ClusterOptions {
   images?: Image[];
   /** default true */
   redis?: boolean;
+  /** what runs the nodes' containers; default what HOLDFAST_CRI says, or containerd */
+  runtime?: ContainerRuntime;
+  /** what CRI-O starts containers by; default runc */
+  ociRuntime?: OciRuntime;
   /** EvictionRequests are served (lifecycle.k8s.io, alpha in Kubernetes 1.37); default false */
   evictionRequests?: boolean;
 }
@@ -49,6 +64,8 @@ export interface ClusterOptions {
 /** Resolves when every node is Ready and has the images. @throws Error when set-up has not made Kubernetes */
 export async function createCluster(options: ClusterOptions = {}): Promise<Cluster> {
   const tools = kubeTools();
+  const runtime = options.runtime ?? process.env.HOLDFAST_CRI ?? "containerd";
+  const crio = runtime === "cri-o" ? findCrio() : null;
   const images = await Promise.all([PAUSE, ...(options.images ?? [])].map(archiveOf));
   const lab = await createLab({
     nodes: options.nodes ?? ["a", "b"],
@@ -56,7 +73,12 @@ export async function createCluster(options: ClusterOptions = {}): Promise<Clust
     ...(options.redis === undefined ? {} : { redis: options.redis }),
     ...(options.gateways === undefined ? {} : { gateways: options.gateways }),
   });
-  const cluster = new Cluster(lab, tools, images, options.evictionRequests === true ? EVICTION_REQUESTS : []);
+  const cluster = new Cluster(lab, tools, {
+    images,
+    crio,
+    ociRuntime: options.ociRuntime ?? "runc",
+    apiServer: options.evictionRequests === true ? EVICTION_REQUESTS : [],
+  });
   try {
     await cluster.start();
     return cluster;
@@ -67,12 +89,17 @@ export async function createCluster(options: ClusterOptions = {}): Promise<Clust
 }
 
 export class Cluster extends ControlPlane {
-  readonly #images: string[];
+  readonly #options: Options;
   readonly #nodes = new Map<string, LabProcess>();
 
-  constructor(lab: Lab, tools: KubeTools, images: string[], apiServer: string[]) {
-    super(lab, tools, apiServer);
-    this.#images = images;
+  constructor(lab: Lab, tools: KubeTools, options: Options) {
+    super(lab, tools, options.apiServer);
+    this.#options = options;
+  }
+
+  /** Socket of the container runtime, on each node. */
+  get cri(): string {
+    return criSocket(this.#options.crio);
   }
 
   /** Part of {@link createCluster}. */
@@ -81,8 +108,7 @@ export class Cluster extends ControlPlane {
     this.writeCredentials(nodes);
     this.#route();
     // a node's runtime takes its images while the control plane starts
-    for (const node of nodes) this.#startNode(node);
-    await this.#startControlPlane();
+    await Promise.all([this.#startNodes(nodes), this.#startControlPlane()]);
     await Promise.all(
       [...this.#nodes.values()].map((node) => node.waitFor(/^images are there$/m, READY_MS_MAX)),
     );
@@ -120,7 +146,7 @@ export class Cluster extends ControlPlane {
     const down = join(folder, "daemons.down");
     writeFileSync(down, "");
     writeFileSync(join(folder, "daemons.kept"), "");
-    const inside = `cd "${folder}" && kill -KILL $(cat kubelet.pid) $(cat containerd.pid)`;
+    const inside = `cd "${folder}" && kill -KILL $(cat kubelet.pid) $(cat runtime.pid)`;
     const pid = String(this.#firstProcess(node));
     execFileSync("nsenter", ["--target", pid, "--pid", "--mount", "--", "sh", "-c", inside], {
       stdio: "pipe",
@@ -193,13 +219,26 @@ export class Cluster extends ControlPlane {
     this.launchPart("kube-scheduler", who);
   }
 
+  async #startNodes(nodes: string[]): Promise<void> {
+    const { crio, images } = this.#options;
+    if (crio !== null) {
+      const policy = join(this.lab.dir, "policy.json");
+      writeFileSync(policy, JSON.stringify({ default: [{ type: "insecureAcceptAnything" }] }));
+      await fillStore(join(this.lab.dir, "images"), images, policy);
+    }
+    for (const node of nodes) this.#startNode(node);
+  }
+
   #startNode(name: string): void {
     const { lab } = this;
     const folder = join(lab.dir, `node-${name}`);
     const index = [...lab.nodes.keys()].indexOf(name);
     const { address } = lab.place(name);
+    const { crio, ociRuntime, images } = this.#options;
     const files = nodeFiles({
       folder,
+      crio,
+      ociRuntime,
       address,
       podCidr: podCidr(index),
       clusterCidr: CLUSTER_CIDR,
@@ -210,7 +249,7 @@ export class Cluster extends ControlPlane {
     });
     for (const [file, text] of Object.entries(files)) {
       mkdirSync(dirname(join(folder, file)), { recursive: true });
-      writeFileSync(join(folder, file), text);
+      writeFileSync(join(folder, file), text, { mode: text.startsWith("#!") ? 0o755 : 0o644 });
     }
     copyFileSync(join(this.credentials, `node-${name}.kubeconfig`), join(folder, "kubelet.kubeconfig"));
     copyFileSync(join(this.credentials, "kube-proxy.kubeconfig"), join(folder, "kube-proxy.kubeconfig"));
@@ -227,7 +266,14 @@ export class Cluster extends ControlPlane {
       ...own,
       ...first,
     ];
-    const env = { NODE: name, ADDRESS: address, IMAGES: this.#images.join("\n") };
+    const env = {
+      NODE: name,
+      ADDRESS: address,
+      RUNTIME: crio === null ? "containerd" : "cri-o",
+      OCI_RUNTIME: ociRuntime,
+      ...(crio === null ? {} : { PATH: `${crio.bin}:${this.environment({}).PATH}` }),
+      IMAGES: images.join("\n"),
+    };
     this.#nodes.set(name, lab.spawn(name, argv, { name: "node", env: this.environment(env) }));
   }
 

@@ -7,7 +7,6 @@ import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   existsSync,
-  globSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
@@ -23,6 +22,7 @@ import { dirname, join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { copyContents } from "../../charts/images/contents.ts";
 import { projectRoot } from "../lab/lab.ts";
+import { buildahFor } from "./image-store.ts";
 import { AGENT, CONTROL, DOCKERFILE, INSIDE } from "./images.ts";
 import { CACHE_DIR } from "./kube-tools.ts";
 
@@ -54,18 +54,8 @@ function run(argv: string[], env: NodeJS.ProcessEnv = process.env): string {
 }
 
 function buildah(command: string, ...args: string[]): string {
-  const store = [
-    "--root",
-    join(folder, "store"),
-    "--runroot",
-    join(folder, "run"),
-    "--storage-driver",
-    "overlay",
-  ];
-  const none = ["--registries-conf", "/dev/null"];
-  const libraries = ["usr/lib", "lib"].flatMap((path) => globSync(join(TOOLS, path, "*-linux-gnu")));
-  const env = { ...process.env, LD_LIBRARY_PATH: libraries.join(":") };
-  return run([join(TOOLS, "usr/bin/buildah"), ...store, ...none, command, ...args], env);
+  const { argv, env } = buildahFor(folder);
+  return run([...argv, command, ...args], env);
 }
 
 /** A smallest Debian 12, kept: it takes a minute. */

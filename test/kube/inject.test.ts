@@ -94,6 +94,7 @@ describe("the chart in a cluster", () => {
   async function install(...more: string[]): Promise<void> {
     const values = {
       imagePullPolicy: "Never",
+      "agent.cri": cluster.cri,
       "store.url": cluster.lab.redis.url,
       "webhook.replicas": 1,
       "controller.replicas": 1,

@@ -17,6 +17,9 @@ const VALUES: Record<string, string> = {
   "redis.clusterIP": "10.96.0.50",
 };
 
+/** the chart's own value */
+const CRI = "/run/containerd/containerd.sock";
+
 /** The label, and taint, of the node that all parts but agents are on: nodes that are drained, or switched off, are others. */
 export const EDGE = "edge";
 const PARTS = ["webhook", "controller", "gateway", "redis"];
@@ -48,7 +51,8 @@ export async function installChart(
   namespace: string,
   values: Record<string, string> = {},
 ): Promise<{ command: string }> {
-  const install = helmInstall(namespace, values);
+  const { cri } = cluster;
+  const install = helmInstall(namespace, cri === CRI ? values : { "agent.cri": cri, ...values });
   await runHelm(cluster, namespace, install);
   return { command: install.join(" ").replace(`${projectRoot}/`, "") };
 }

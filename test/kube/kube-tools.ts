@@ -49,6 +49,36 @@ export function findEnforcer(): Enforcer {
   return { program, iptables: ["env", ...env, tables, "iptables"] };
 }
 
+export type OciRuntime = "runc" | "crun";
+
+/** CRI-O, and what it starts beside the machine's runc or crun. */
+export interface Crio {
+  version: string;
+  /** folder of crio and pinns */
+  bin: string;
+  conmon: string;
+  runtimes: { name: OciRuntime; program: string; root: string }[];
+}
+
+/** @throws Error with the cure, when set-up has not made it */
+export function findCrio(): Crio {
+  const version = versionIn("crio/go.mod", "github\\.com/cri-o/cri-o");
+  const bin = join(CACHE_DIR, `crio-${version}`);
+  const conmon = "/usr/bin/conmon";
+  for (const program of [join(bin, "crio"), join(bin, "pinns"), conmon])
+    if (!existsSync(program))
+      throw new Error(`no CRI-O ${version} at ${bin} (${program} is missing): run scripts/setup.sh crio`);
+  return {
+    version,
+    bin,
+    conmon,
+    runtimes: [
+      { name: "runc", program: "/usr/sbin/runc", root: "/run/runc" },
+      { name: "crun", program: "/usr/bin/crun", root: "/run/crun" },
+    ],
+  };
+}
+
 function versionIn(file: string, module: string): string {
   const text = readFileSync(join(import.meta.dirname, file), "utf8");
   return new RegExp(`^\\s*${module} v(\\S+)`, "m").exec(text)?.[1] ?? "";

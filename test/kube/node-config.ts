@@ -1,8 +1,15 @@
-/** What containerd, kubelet and kube-proxy of one node are told. Pure. */
+/** What containerd or CRI-O, kubelet and kube-proxy of one node are told. Pure. */
+import type { Crio, OciRuntime } from "./kube-tools.ts";
+
+export type ContainerRuntime = "containerd" | "cri-o";
 
 export interface NodeConfig {
   /** the node's own folder */
   folder: string;
+  /** null: the node runs containerd */
+  crio: Crio | null;
+  /** of pods that name none, where CRI-O starts them */
+  ociRuntime: OciRuntime;
   address: string;
   podCidr: string;
   /** all nodes' pods */
@@ -14,10 +21,15 @@ export interface NodeConfig {
   openFilesMax: number;
 }
 
+/** Of the node's container runtime. */
+export function criSocket(crio: Crio | null): string {
+  return crio === null ? "/run/containerd/containerd.sock" : "/run/crio/crio.sock";
+}
+
 /** File name → text. */
 export function nodeFiles(config: NodeConfig): Record<string, string> {
   return {
-    "containerd.toml": containerd(config),
+    ...(config.crio === null ? { "containerd.toml": containerd(config) } : crioFiles(config, config.crio)),
     "cni/10-pods.conflist": JSON.stringify(network(config)),
     "kubelet.yaml": JSON.stringify(kubelet(config)),
     "kube-proxy.yaml": JSON.stringify(kubeProxy(config)),
@@ -74,7 +86,80 @@ function network({ podCidr }: NodeConfig): unknown {
   };
 }
 
-function kubelet({ address, credentials, openFilesMax }: NodeConfig): unknown {
+/** Its runtime is {@link withoutRefused}; images are in a store that all nodes read, made by `image-store.ts`. */
+function crioFiles({ folder, cni, pauseImage, ociRuntime }: NodeConfig, crio: Crio): Record<string, string> {
+  const programs = crio.runtimes.map(({ name, program, root }) => {
+    const shown = `${folder}/${name}`;
+    const table = `[crio.runtime.runtimes.${name}]\nruntime_path = "${shown}"\nruntime_root = "${root}"\nmonitor_path = "${crio.conmon}"\nmonitor_cgroup = "pod"`;
+    return { name, table, text: withoutRefused(program) };
+  });
+  return {
+    ...Object.fromEntries(programs.map(({ name, text }) => [name, text])),
+    "crio.conf": `[crio]
+root = "${folder}/storage"
+runroot = "/run/containers/storage"
+storage_driver = "overlay"
+storage_option = ["overlay.imagestore=${folder}/../images/store"]
+log_dir = "/var/log/crio/pods"
+version_file = "/run/crio/version"
+clean_shutdown_file = "${folder}/crio.clean"
+# after an end by SIGKILL it would check its store, and wipe one that it cannot repair, with the layers of containers that run
+internal_repair = false
+[crio.api]
+listen = "${criSocket(crio)}"
+[crio.runtime]
+default_runtime = "${ociRuntime}"
+cgroup_manager = "cgroupfs"
+conmon_cgroup = "pod"
+pinns_path = "${crio.bin}/pinns"
+namespaces_dir = "/run"
+container_exits_dir = "/run/crio/exits"
+container_attach_socket_dir = "/run/crio"
+hooks_dir = []
+apparmor_profile = "unconfined"
+# as good as none: crun 1.8 writes what stands for none (-1) to pids.max
+pids_limit = 4194304
+${programs.map(({ table }) => table).join("\n")}
+[crio.image]
+pause_image = "${pauseImage}"
+pause_command = "/pause -P"
+signature_policy = "${folder}/../policy.json"
+[crio.network]
+network_dir = "${folder}/cni"
+plugin_dirs = ["${cni}"]
+[crio.nri]
+enable_nri = false
+`,
+  };
+}
+
+/**
+ * What this machine may refuse is left out of the configuration of a container, or of a process that is started in one; containerd has settings
+ * for it (`restrict_oom_score_adj`, `disable_hugetlb_controller`), CRI-O has none. An oom_score_adj that is lowered and, of a privileged container,
+ * CAP_SYS_RESOURCE, where this process has not that capability itself; limits of huge pages where no hierarchy has their controller. And
+ * crun 1.8, Debian 12's, takes no configuration of a newer version than 1.0, although it can do what is in it.
+ */
+function withoutRefused(program: string): string {
+  return `#!/bin/sh
+edit() {
+  grep -q '^CapPrm:.*[13579bdf]......$' /proc/self/status ||
+    sed -i -e 's/"oomScoreAdj": *-[0-9]*/"oomScoreAdj":0/' -e 's/"CAP_SYS_RESOURCE",//g' "$1"
+  grep -q " /sys/fs/cgroup/hugetlb " /proc/self/mountinfo || sed -zi 's/"hugepageLimits": *\\[[^]]*\\]/"hugepageLimits":[]/' "$1"
+  ! ${program} --version | grep -q '^crun version 1\\.[0-8]\\.' || sed -i 's/"ociVersion": *"[^"]*"/"ociVersion":"1.0.2"/' "$1"
+}
+previous=
+for argument; do
+  case $previous in
+    --bundle) edit "$argument/config.json" ;;
+    --process) edit "$argument" ;;
+  esac
+  previous=$argument
+done
+exec ${program} "$@"
+`;
+}
+
+function kubelet({ crio, address, credentials, openFilesMax }: NodeConfig): unknown {
   return {
     apiVersion: "kubelet.config.k8s.io/v1beta1",
     kind: "KubeletConfiguration",
@@ -86,7 +171,7 @@ function kubelet({ address, credentials, openFilesMax }: NodeConfig): unknown {
     },
     authorization: { mode: "Webhook" },
     cgroupDriver: "cgroupfs",
-    containerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
+    containerRuntimeEndpoint: `unix://${criSocket(crio)}`,
     failCgroupV1: false,
     failSwapOn: false,
     resolvConf: "",

@@ -2,9 +2,9 @@
 # PID 2 of a node of a test cluster, in namespaces of the node's own (network, mount, PID, UTS, IPC, cgroup): shows the node folders of its
 # own where kubelet and the container runtime want theirs, and starts them. Nothing of it is seen outside.
 #
-#   node.sh FOLDER    which has containerd.toml, kubelet.yaml, kube-proxy.yaml, kubelet.kubeconfig, kube-proxy.kubeconfig
+#   node.sh FOLDER    which has containerd.toml or crio.conf, kubelet.yaml, kube-proxy.yaml, kubelet.kubeconfig, kube-proxy.kubeconfig
 #
-# From the environment: NODE (its name), ADDRESS, IMAGES (archives, a line each)
+# From the environment: NODE (its name), ADDRESS, RUNTIME (containerd or cri-o), OCI_RUNTIME (runc or crun), IMAGES (archives, a line each, for containerd)
 set -eu
 folder=$1
 cd "$folder"
@@ -12,21 +12,21 @@ cd "$folder"
 mount --make-rshared /
 mount -t tmpfs -o mode=755 tmpfs /run
 mount --make-shared /run
-mkdir -p /run/containerd var work kubelet logs
+mkdir -p /run/containerd /run/crio var work kubelet logs
 # /var as it is, and folders in it that the machine has not
 mount -t overlay overlay -o "lowerdir=/var,upperdir=$folder/var,workdir=$folder/work" /var
 mkdir -p /var/lib/kubelet /var/log/pods /var/log/containers
 mount --bind "$folder/kubelet" /var/lib/kubelet
 mount --make-shared /var/lib/kubelet
 
-# Control groups (v1): each hierarchy again, so that its root is the node's own group.
+# Control groups (v1): each hierarchy again, so that its root is the node's own group. crun wants no unified one with controllers beside them.
 if [ ! -e /sys/fs/cgroup/cgroup.controllers ]; then
   groups=$(cat /proc/self/cgroup)
   umount -R /sys/fs/cgroup 2>/dev/null || true
   mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
   echo "$groups" | while IFS=: read -r number controllers path; do
     case $number:$controllers in
-      0:*) mkdir /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified ;;
+      0:*) [ "$OCI_RUNTIME" = crun ] || { mkdir /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified; } ;;
       *:name=*) mkdir "/sys/fs/cgroup/${controllers#name=}" && mount -t cgroup -o "none,$controllers" cgroup "/sys/fs/cgroup/${controllers#name=}" ;;
       *) mkdir "/sys/fs/cgroup/$controllers" && mount -t cgroup -o "$controllers" cgroup "/sys/fs/cgroup/$controllers" ;;
     esac
@@ -56,18 +56,29 @@ keep() {
   done
 }
 
-keep containerd containerd --config containerd.toml &
-socket=/run/containerd/containerd.sock
-until ctr -a "$socket" version >/dev/null 2>&1; do
+case $RUNTIME in
+  containerd)
+    keep runtime containerd --config containerd.toml &
+    socket=/run/containerd/containerd.sock
+    answers() { ctr -a "$socket" version >/dev/null 2>&1; }
+    ;;
+  cri-o)
+    export CONTAINERS_REGISTRIES_CONF=/dev/null
+    keep runtime crio --config crio.conf --config-dir "" &
+    answers() { curl -sf --unix-socket /run/crio/crio.sock http://localhost/info >/dev/null; }
+    ;;
+esac
+until answers; do
   kill -0 $! || exit 1
   sleep 0.05
 done
-echo "containerd is ready"
+echo "$RUNTIME is ready"
 if [ -e kubelet.kubeconfig ]; then
   kube-proxy --config kube-proxy.yaml --hostname-override "$NODE" --v=1 >kube-proxy.log 2>&1 &
   keep kubelet kubelet --config kubelet.yaml --kubeconfig kubelet.kubeconfig --hostname-override "$NODE" --node-ip "$ADDRESS" --root-dir /var/lib/kubelet --v=2 &
 fi
 echo "$IMAGES" | while read -r image; do
+  [ "$RUNTIME" = containerd ] || break # CRI-O reads the store of all nodes
   ctr -a "$socket" -n k8s.io images import --local "$image" >>import.log 2>&1 || { cat import.log >&2; exit 1; }
 done
 echo "images are there"

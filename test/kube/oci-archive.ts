@@ -1,6 +1,6 @@
 /**
  * Container images without a registry: files of this machine as an OCI archive
- * (https://github.com/opencontainers/image-spec, image-layout.md), which containerd imports.
+ * (https://github.com/opencontainers/image-spec, image-layout.md), which containerd imports, and buildah for CRI-O (`image-store.ts`).
  *
  * An archive is kept in the checkout's `.cache/images` and made again when a file of it has changed.
  */
@@ -26,6 +26,7 @@ const imagesDir = join(projectRoot, ".cache/images");
 const OLD_MS = 3_600_000;
 
 const TYPE = "application/vnd.oci.image";
+const REF_NAME = "org.opencontainers.image.ref.name";
 const PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
 export interface Image {
@@ -75,6 +76,13 @@ export async function archiveOf(image: Image): Promise<string> {
   }
   removeOld(`${name}-`);
   return archive;
+}
+
+/** Of the images in an archive. */
+export function namesIn(archive: string): string[] {
+  const text = execFileSync("tar", ["-xOf", archive, "./index.json"], { encoding: "utf8" });
+  const { manifests } = JSON.parse(text) as { manifests: { annotations: Record<string, string> }[] };
+  return manifests.map(({ annotations }) => annotations[REF_NAME] ?? "");
 }
 
 /** The lowest first. */
@@ -148,7 +156,8 @@ function writeManifest(blobs: string, image: Image, layers: Blob[]): object {
   return {
     ...blob("manifest", { schemaVersion: 2, mediaType, config, layers }),
     platform,
-    annotations: { "io.containerd.image.name": image.name },
+    // containerd's, and the specification's (annotations.md)
+    annotations: { "io.containerd.image.name": image.name, [REF_NAME]: image.name },
   };
 }
 

@@ -46,7 +46,7 @@ describe("a release of the chart", () => {
   before(async () => {
     cluster = await createCluster({ nodes: ["a", "b"], images: [AGENT, APPS, INSIDE, REDIS] });
     values = join(cluster.lab.dir, "values.yaml");
-    writeFileSync(values, stringify(VALUES));
+    writeFileSync(values, stringify({ ...VALUES, agent: { cri: cluster.cri } }));
     // before Holdfast is there
     await cluster.apply(
       namespace(NAMESPACE, { "pod-security.kubernetes.io/enforce": "privileged" }),

@@ -6,9 +6,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { writeLaunchState } from "#control/runtime/cri/launch-filter.ts";
+import type { OciState } from "#control/runtime/cri/oci-state.ts";
 import { lacking } from "#test/support/moved-program.ts";
 
-const skip = lacking("runc", "python3");
+const FILES = { runc: "state.json", crun: "status" } as const;
 const ID = `holdfast-launch-${process.pid}`;
 const ASK = `
 import ctypes, socket
@@ -20,48 +21,61 @@ def made(*what):
 print(error(libc.syscall(444, 0, 0, 1)), error(libc.prctl(65, 1, 0, 0, 0)), made(2, 1, 262), made(10, 1, 262), made(2, 1, 0), error(libc.prctl(15, b"name", 0, 0, 0)), error(libc.syscall(425, 1, 0)))
 `;
 
-describe("a program started in a container that runs", { skip }, () => {
-  const folder = mkdtempSync(join(tmpdir(), "hf-launch-"));
-  const root = join(folder, "runc");
-  const runc = (...args: string[]): string =>
-    execFileSync("runc", ["--root", root, ...args], {
-      encoding: "utf8",
-      stdio: ["ignore", "pipe", "inherit"],
+/** crun wants no unified hierarchy with controllers beside those of v1: it is shown none. */
+const WITHOUT_UNIFIED = ["--mount", "sh", "-c", 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"', "sh"];
+
+for (const program of ["runc", "crun"] as const)
+  describe(`a program started in a container of ${program} that runs`, {
+    skip: lacking(program, "python3"),
+  }, () => {
+    const folder = mkdtempSync(join(tmpdir(), "hf-launch-"));
+    const root = join(folder, program);
+    const runIn = (root: string, args: string[], stdout: "pipe" | "ignore" = "pipe"): string =>
+      execFileSync("unshare", [...WITHOUT_UNIFIED, program, "--root", root, ...args], {
+        encoding: "utf8",
+        stdio: ["ignore", stdout, stdout === "pipe" ? "inherit" : "ignore"],
+      });
+    const run = (...args: string[]): string => runIn(root, args);
+
+    before(() => {
+      mkdirSync(join(folder, "rootfs"));
+      execFileSync(program, ["spec"], { cwd: folder });
+      const file = join(folder, "config.json");
+      const spec = JSON.parse(readFileSync(file, "utf8"));
+      spec.process = { ...spec.process, args: ["/usr/bin/sleep", "300"], terminal: false };
+      spec.mounts.push(
+        ...["/usr", "/lib", "/lib64", "/bin"].map((path) => ({
+          ...{ destination: path, source: path, type: "bind", options: ["rbind", "ro"] },
+        })),
+      );
+      spec.linux.seccomp = {
+        defaultAction: "SCMP_ACT_ALLOW",
+        architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+        syscalls: [{ names: ["io_uring_setup"], action: "SCMP_ACT_ERRNO", errnoRet: 1 }],
+      };
+      spec.process.rlimits = [{ type: "RLIMIT_CORE", hard: "UNLIMITED", soft: "UNLIMITED" }];
+      writeFileSync(file, JSON.stringify(spec).replaceAll('"UNLIMITED"', "18446744073709551615"));
+      runIn(root, ["run", "--detach", "--bundle", folder, ID], "ignore");
+    });
+    after(() => {
+      run("delete", "--force", ID);
+      rmSync(folder, { recursive: true, force: true });
     });
 
-  before(() => {
-    mkdirSync(join(folder, "rootfs"));
-    execFileSync("runc", ["spec", "--bundle", folder]);
-    const file = join(folder, "config.json");
-    const spec = JSON.parse(readFileSync(file, "utf8"));
-    spec.process = { ...spec.process, args: ["/usr/bin/sleep", "300"], terminal: false };
-    spec.mounts.push(
-      ...["/usr", "/lib", "/lib64", "/bin"].map((path) => ({
-        ...{ destination: path, source: path, type: "bind", options: ["rbind", "ro"] },
-      })),
-    );
-    spec.linux.seccomp = {
-      defaultAction: "SCMP_ACT_ALLOW",
-      architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
-      syscalls: [{ names: ["io_uring_setup"], action: "SCMP_ACT_ERRNO", errnoRet: 1 }],
-    };
-    spec.process.rlimits = [{ type: "RLIMIT_CORE", hard: "UNLIMITED", soft: "UNLIMITED" }];
-    writeFileSync(file, JSON.stringify(spec).replaceAll('"UNLIMITED"', "18446744073709551615"));
-    execFileSync("runc", ["--root", root, "run", "--detach", "--bundle", folder, ID], { stdio: "ignore" });
+    it("finds neither Landlock nor MPTCP nor PR_SET_MDWE there, and everything else as the container has it", async () => {
+      const ask = ["/usr/bin/python3", "-c", ASK];
+      const [landlock, mdwe, mptcp] = run("exec", ID, ...ask).split(" ");
+      assert.deepEqual([mdwe, mptcp], ["0", "0"], "this kernel has them");
+      assert.notEqual(landlock, "38");
+      const state: OciState = {
+        program,
+        folder: join(root, ID),
+        file: FILES[program],
+        config: join(folder, "config.json"),
+      };
+      const shown = await writeLaunchState(state, ID, join(folder, "shown"));
+      const said = runIn(shown, ["exec", ID, ...ask]);
+      assert.equal(said.trim(), "38 22 93 93 0 0 1");
+      assert.equal(run("exec", ID, ...ask).split(" ")[2], "0", "the container's own filter is as it was");
+    });
   });
-  after(() => {
-    runc("delete", "--force", ID);
-    rmSync(folder, { recursive: true, force: true });
-  });
-
-  it("finds neither Landlock nor MPTCP nor PR_SET_MDWE there, and everything else as the container has it", async () => {
-    const program = ["/usr/bin/python3", "-c", ASK];
-    const [landlock, mdwe, mptcp] = runc("exec", ID, ...program).split(" ");
-    assert.deepEqual([mdwe, mptcp], ["0", "0"], "this kernel has them");
-    assert.notEqual(landlock, "38");
-    const shown = await writeLaunchState(root, ID, join(folder, "shown"));
-    const said = execFileSync("runc", ["--root", shown, "exec", ID, ...program], { encoding: "utf8" });
-    assert.equal(said.trim(), "38 22 93 93 0 0 1");
-    assert.equal(runc("exec", ID, ...program).split(" ")[2], "0", "the container's own filter is as it was");
-  });
-});

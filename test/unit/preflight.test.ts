@@ -266,6 +266,16 @@ describe("what two configurations must agree on", () => {
     );
   });
 
+  it("names the OCI runtime of a pod's container, and of its hostname nothing", () => {
+    const pod = { ...base, container: null, pod: { namespace: "x", name: "a", container: "app" } };
+    const made = (madeBy: "runc" | "crun", hostname: string): Agreement =>
+      of(pod as WorkloadConfig, (one) => Object.assign(one, { madeBy, hostname }));
+    const keys = (source: Agreement, target: Agreement): string[] =>
+      disagreements(source, target).map(({ key, severity }) => `${severity} ${key}`);
+    assert.deepEqual(keys(made("runc", "a"), made("runc", "b")), []);
+    assert.deepEqual(keys(made("runc", "a"), made("crun", "a")), ["error spec.made-by"]);
+  });
+
   it("says that ports are in another order", () => {
     const swapped = workload({
       ports: [...base.ports]

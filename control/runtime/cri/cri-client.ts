@@ -7,7 +7,6 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { decodeFields, encodeFields, type Field } from "../../criu/protobuf.ts";
 import { parseExactJson } from "../exact-json.ts";
-import type { OciSpec } from "../oci.ts";
 
 const CALL_MS_MAX = 5_000;
 const RUNNING = 1;
@@ -30,7 +29,6 @@ export interface RunningContainer {
   id: string;
   /** of its PID 1, as the runtime numbers it */
   pid: number;
-  spec: OciSpec;
   /** as the runtime refers to it */
   image: string;
   /** id of its pod's sandbox */
@@ -88,12 +86,12 @@ export class CriClient {
       ]),
     );
     // containerd's and CRI-O's words alike (crictl(1), `inspect`)
-    const { pid, runtimeSpec } = infoIn(status) as { pid?: number; runtimeSpec?: OciSpec };
+    const { pid } = infoIn(status) as { pid?: number };
     const facts = decodeFields(bytesOf(status, 1));
     const image = textOf(facts, IMAGE_REF);
-    return pid === undefined || pid === 0 || runtimeSpec === undefined
+    return pid === undefined || pid === 0
       ? null
-      : { id, pid, spec: runtimeSpec, image, sandbox: textOf(listed, POD_SANDBOX_ID) };
+      : { id, pid, image, sandbox: textOf(listed, POD_SANDBOX_ID) };
   }
 
   /** Of a pod's network, the first where it has several; null: it has none. @throws HoldfastError `CRI_UNREACHABLE` */

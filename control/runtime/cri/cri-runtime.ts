@@ -21,10 +21,15 @@ import { mountRunFolder, removeRunFolder } from "../run-folder.ts";
 import type { Runtime, Sandbox, SandboxPlan, SandboxRef, Sidecar, StandbyOptions } from "../runtime.ts";
 import { CriClient, type RunningContainer } from "./cri-client.ts";
 import { CriSandbox, INSIDE } from "./cri-sandbox.ts";
+import { specOf, stateOf } from "./oci-state.ts";
 
-/** Where a container runtime has runc or crun keep its containers. */
-const ROOTS: Record<string, string> = { containerd: "/run/containerd/runc/k8s.io", "cri-o": "/run/runc" };
-const PROGRAM = "runc";
+/** With its configuration as runc or crun was given it: what is between them and the container runtime may have changed what that knows. */
+interface Found extends RunningContainer {
+  spec: OciSpec;
+}
+
+/** as they call themselves */
+const RUNTIMES = ["containerd", "cri-o"];
 
 export class CriRuntime implements Runtime {
   readonly supervisor = "agent";
@@ -33,14 +38,12 @@ export class CriRuntime implements Runtime {
   readonly version: string;
   readonly #client: CriClient;
   readonly #stateDir: string;
-  readonly #root: string;
 
   private constructor(client: CriClient, program: string, version: string, stateDir: string) {
     this.#client = client;
     this.program = program;
     this.version = version;
     this.#stateDir = stateDir;
-    this.#root = ROOTS[program] ?? "";
   }
 
   /** @throws HoldfastError `CRI_UNREACHABLE`, `RUNTIME_MISSING` */
@@ -48,10 +51,10 @@ export class CriRuntime implements Runtime {
     const client = new CriClient(socket);
     try {
       const { name, version } = await client.version();
-      if (ROOTS[name] === undefined)
+      if (!RUNTIMES.includes(name))
         throw fail(
           "RUNTIME_MISSING",
-          `the container runtime at ${socket} is ${name}: use one of ${Object.keys(ROOTS).join(", ")}`,
+          `the container runtime at ${socket} is ${name}: use one of ${RUNTIMES.join(", ")}`,
         );
       return new CriRuntime(client, name, version, stateDir);
     } catch (error) {
@@ -81,7 +84,7 @@ export class CriRuntime implements Runtime {
   }
 
   find(ref: SandboxRef): CriSandbox {
-    return new CriSandbox({ program: PROGRAM, root: this.#root }, ref);
+    return new CriSandbox(ref);
   }
 
   /** The containers are kubelet's to remove; of an instance there is only its folder. */
@@ -99,17 +102,17 @@ export class CriRuntime implements Runtime {
     return Promise.all(strays.map(remove));
   }
 
-  async #find(pod: PodConfig): Promise<RunningContainer> {
+  async #find(pod: PodConfig): Promise<Found> {
     const { namespace, name, container, uid } = pod;
     const found = await this.#client.find({ namespace, pod: name, container, uid });
-    if (found !== null) return found;
+    if (found !== null) return { ...found, spec: await specOf(await stateOf(found.pid, found.id)) };
     throw fail("POD_MISSING", `no container ${container} of pod ${namespace}/${name} runs on this node`, {
       retryable: true,
     });
   }
 
   /** The application as the pod's container would have run it, had it not been given an init that waits. */
-  async #processOf({ spec, image }: RunningContainer, pod: PodConfig): Promise<OciSpec["process"]> {
+  async #processOf({ spec, image }: Found, pod: PodConfig): Promise<OciSpec["process"]> {
     const end = spec.process.args.indexOf("--");
     const given = end < 0 ? [] : spec.process.args.slice(end + 1);
     let args = pod.command;
@@ -127,7 +130,7 @@ export class CriRuntime implements Runtime {
 
   async #standby(
     options: StandbyOptions,
-    { id: containerId, pid, spec }: RunningContainer,
+    { id: containerId, pid, spec }: Found,
     populate: (layer: string) => Promise<void> = async () => {},
   ): Promise<Sandbox> {
     // one container is several instances, one after the other: an application that comes back is not the one that left
@@ -176,7 +179,7 @@ async function emptyFolder(container: Sandbox, path: string): Promise<void> {
 }
 
 /** Its mounts come from the node's folders, which the agent may not have; it has what the container sees. */
-function seenFromHere({ pid, spec }: RunningContainer): OciSpec {
+function seenFromHere({ pid, spec }: Found): OciSpec {
   const mounts = (spec.mounts ?? []).map((mount) =>
     mount.type === "bind" ? { ...mount, source: `/proc/${pid}/root${mount.destination}` } : mount,
   );

@@ -10,7 +10,6 @@ import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
-import { parseExactJson } from "../exact-json.ts";
 import { Freezer } from "../freezer.ts";
 import { openOutput } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
@@ -22,6 +21,7 @@ import { startInside } from "../start-inside.ts";
 import { closeDoor, openDoor } from "./door.ts";
 import { dropSignals, endInit, heldSignals, holdSignals, isEnding } from "./init-signals.ts";
 import { writeLaunchState } from "./launch-filter.ts";
+import { type OciState, specOf, stateOf } from "./oci-state.ts";
 
 /** Where the pod has our init, and setsid(1) with its own C library, as the container may have none. */
 export const INSIDE = "/.holdfast";
@@ -34,10 +34,8 @@ export class CriSandbox implements Sandbox {
   readonly layerInUse = true;
   readonly ours = [INSIDE];
   readonly ref: SandboxRef;
-  readonly #runc: { program: string; root: string };
 
-  constructor(runc: { program: string; root: string }, ref: SandboxRef) {
-    this.#runc = runc;
+  constructor(ref: SandboxRef) {
     this.ref = ref;
   }
 
@@ -76,12 +74,11 @@ export class CriSandbox implements Sandbox {
   }
 
   async spec(): Promise<OciSpec> {
-    const { root } = this.#runc;
-    const state = parseExactJson(await readFile(join(root, this.#containerId, "state.json"), "utf8")) as {
-      config: { labels: string[] };
-    };
-    const bundle = state.config.labels.find((label) => label.startsWith("bundle="))?.slice("bundle=".length);
-    return parseExactJson(await readFile(join(bundle ?? "", "config.json"), "utf8")) as OciSpec;
+    return specOf(await this.#state());
+  }
+
+  #state(): Promise<OciState> {
+    return stateOf(this.init.pid, this.#containerId);
   }
 
   isAlive(): Promise<boolean> {
@@ -105,12 +102,11 @@ export class CriSandbox implements Sandbox {
     await showQueues(this, this.init.pid); // those of an application that was restored here are gone with it
     const processFile = this.hostPath("process.json");
     await writeFile(processFile, JSON.stringify({ ...process, args }));
-    const { program, root } = this.#runc;
-    const launchRoot = await writeLaunchState(root, this.#containerId, this.hostPath("runc"));
+    const state = await this.#state();
     const id = this.#containerId;
     await startInside(this, {
-      program,
-      root: launchRoot,
+      program: state.program,
+      root: await writeLaunchState(state, id, this.hostPath(state.program)),
       id,
       processFile,
       folder: this.ref.runDir,

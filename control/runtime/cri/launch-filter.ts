@@ -1,12 +1,14 @@
 /**
  * A pod's application gets its container's seccomp filter with what a move would not carry refused in addition (`not-carried.ts`): Kubernetes'
- * RuntimeDefault lets Landlock and MPTCP through, for one. `runc exec` filters by what it finds in the container's state.json, so it
- * is shown one with the refusals; the container's own stays as it is.
+ * RuntimeDefault lets Landlock and MPTCP through, for one. `runc exec` filters by what it finds in the container's state.json, and `crun exec`
+ * by its seccomp.bpf, so each is shown one with the refusals; the container's own stays as it is.
  */
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseExactJson } from "../exact-json.ts";
-import { type SeccompProfile, withoutNotCarried } from "../not-carried.ts";
+import { refusalsWith, type SeccompProfile, withoutNotCarried } from "../not-carried.ts";
+import { refusing } from "./filter-program.ts";
+import { type OciState, specOf } from "./oci-state.ts";
 
 /** `config.seccomp` as runc keeps it (libcontainer/configs/config.go): actions and operators are numbers. */
 export interface KeptFilter {
@@ -24,7 +26,8 @@ export interface KeptFilter {
   [key: string]: unknown;
 }
 
-const STATE = "state.json";
+/** beside crun's status (src/libcrun/container.c, src/libcrun/seccomp.c) */
+const [CONFIG, PROGRAM] = ["config.json", "seccomp.bpf"];
 const ACTIONS = [
   "",
   "KILL",
@@ -84,14 +87,31 @@ function profileOf({ default_action, syscalls }: KeptFilter): SeccompProfile {
   };
 }
 
-/** Writes a state with the refusals for `runc exec` to find. @returns what to give it as `--root` */
-export async function writeLaunchState(root: string, id: string, folder: string): Promise<string> {
-  const state = parseExactJson(await readFile(join(root, id, STATE), "utf8")) as {
-    config: { seccomp?: KeptFilter | null };
-  };
-  const seccomp = launchFilter(state.config.seccomp ?? null);
-  await mkdir(join(folder, id), { recursive: true, mode: 0o700 });
-  const shown = { ...state, config: { ...state.config, seccomp } };
-  await writeFile(join(folder, id, STATE), JSON.stringify(shown), { mode: 0o600 });
+/**
+ * Writes a state with the refusals for `runc exec` or `crun exec` to find.
+ * @param folder is made @returns what to give it as `--root`
+ */
+export async function writeLaunchState(state: OciState, id: string, folder: string): Promise<string> {
+  const shown = join(folder, id);
+  await mkdir(shown, { recursive: true, mode: 0o700 });
+  const write = (file: string, text: string | Buffer): Promise<void> =>
+    writeFile(join(shown, file), text, { mode: 0o600 });
+  const kept = await readFile(join(state.folder, state.file), "utf8");
+  if (state.program === "crun") {
+    const profile = ((await specOf(state)).linux?.seccomp ?? null) as SeccompProfile | null;
+    const program = await readFile(join(state.folder, PROGRAM)).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === "ENOENT" && profile === null) return Buffer.alloc(0);
+      throw error; // without it the application would be confined less than its container
+    });
+    await write(state.file, kept);
+    await write(CONFIG, await readFile(state.config, "utf8"));
+    await write(PROGRAM, refusing(program, refusalsWith(profile)));
+    return folder;
+  }
+  const { config, ...rest } = parseExactJson(kept) as { config: { seccomp?: KeptFilter | null } };
+  const seccomp = launchFilter(config.seccomp ?? null);
+  // a folder that it starts itself in, of which this process need not have the container runtime's
+  const rootfs = "/";
+  await write(state.file, JSON.stringify({ ...rest, config: { ...config, rootfs, seccomp } }));
   return folder;
 }

@@ -111,7 +111,8 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
   } else values["bundle.process"] = [spec.process.cwd, spec.process.env ?? []];
   const found: Record<string, unknown> = {
     "root.readonly": (spec.root as { readonly?: boolean }).readonly ?? false,
-    hostname: spec.hostname ?? null,
+    // a pod has its own, which CRI-O says of its containers too, and containerd of the pod's sandbox alone
+    hostname: config.pod === null ? (spec.hostname ?? null) : null,
     // where a mount comes from may differ from node to node; what is seen in it is looked at file by file
     mounts: (spec.mounts ?? []).map(({ destination, type, options }) => ({
       destination,
@@ -120,6 +121,7 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
     })),
   };
   for (const key of CONTAINER_KEYS) values[`spec.${key}`] = found[key];
+  if (spec.madeBy !== undefined) values[MADE_BY] = spec.madeBy;
   const linux = spec.linux ?? {};
   for (const [key, value] of Object.entries(linux))
     if (!LINUX_NOT.includes(key)) values[`spec.linux.${key}`] = value;
@@ -130,6 +132,7 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
   return values;
 }
 
+const MADE_BY = "spec.made-by";
 const PORTS_SORTED = "ports.sorted";
 /** The application is started with them, and only then: a move goes, and a later restart starts something else. */
 const AT_A_START = /^((container|pod)\.(command|cwd|env)|bundle\.process|spec\.(process|seccomp))/;
@@ -162,6 +165,12 @@ function judge(key: string, source: Agreement, target: Agreement): Omit<Disagree
     };
   if (/^(limits|restart|ports\.replay|ports\.proxyProtocol\.)/.test(key))
     return { severity: "warning", what: `${key} differs: there the other value holds`, cure: same };
+  if (key === MADE_BY)
+    return {
+      severity: "error",
+      what: "the container there is of another OCI runtime (runc, crun), which mounts other things, and with other options",
+      cure: "let the container runtimes of both nodes use the same one (CRI-O: default_runtime), or the pod a RuntimeClass",
+    };
   if (key.startsWith("spec."))
     return {
       severity: "error",
