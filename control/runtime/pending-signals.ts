@@ -12,7 +12,8 @@ const { signals } = constants;
 
 /**
  * What the kernel sends for what is carried and goes on at the target, or did there already: timers, children that were stopped, what comes
- * in on descriptors. And what stops a tree where there is no freezer.
+ * in on descriptors. And what stops a process: a tree where there is no freezer, and a job that was stopped, to which CRIU sends its signal again
+ * when it lets go of it.
  */
 const NOT_SENT_BY_ANYBODY = [
   signals.SIGALRM,
@@ -22,6 +23,9 @@ const NOT_SENT_BY_ANYBODY = [
   signals.SIGIO,
   signals.SIGURG,
   signals.SIGSTOP,
+  signals.SIGTSTP,
+  signals.SIGTTIN,
+  signals.SIGTTOU,
   signals.SIGCONT,
 ];
 
