@@ -274,6 +274,8 @@ describe("what two configurations must agree on", () => {
       disagreements(source, target).map(({ key, severity }) => `${severity} ${key}`);
     assert.deepEqual(keys(made("runc", "a"), made("runc", "b")), []);
     assert.deepEqual(keys(made("runc", "a"), made("crun", "a")), ["error spec.made-by"]);
+    const before = of(pod as WorkloadConfig, () => {});
+    assert.deepEqual(keys(before, made("runc", "a")), [], "an agent of the version before knows runc alone");
   });
 
   it("says that ports are in another order", () => {

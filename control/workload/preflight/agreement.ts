@@ -121,7 +121,8 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
     })),
   };
   for (const key of CONTAINER_KEYS) values[`spec.${key}`] = found[key];
-  if (spec.madeBy !== undefined) values[MADE_BY] = spec.madeBy;
+  // Only where it is not runc: a version without it has no such key.
+  if (spec.madeBy === "crun") values[MADE_BY] = spec.madeBy;
   const linux = spec.linux ?? {};
   for (const [key, value] of Object.entries(linux))
     if (!LINUX_NOT.includes(key)) values[`spec.linux.${key}`] = value;
