@@ -18,6 +18,8 @@ const DATA = { id: 1, data: 2 } as const;
 const PTMX = 0x502;
 const OPOST = 0x1;
 const ONLCR = 0x4;
+/** include/uapi/asm-generic/ioctls.h */
+const TIOCPKT_DATA = 0;
 
 /** @returns the image with such text changed; null when there is none */
 export function fitTerminalData(ttyData: Buffer, ttyInfo: Buffer): Buffer | null {
@@ -48,7 +50,7 @@ export function fitTerminalData(ttyData: Buffer, ttyInfo: Buffer): Buffer | null
     const index = masters.get(id);
     const data = fields.find(({ number }) => number === DATA.data)?.bytes;
     if (data === undefined || index === undefined) return message;
-    const read = packets.has(id) ? data.subarray(1) : data;
+    const read = packets.has(id) ? withoutStatus(data) : data;
     const written = translating.has(index)
       ? Buffer.from(read.toString("latin1").replaceAll("\r\n", "\n"), "latin1")
       : read;
@@ -60,4 +62,9 @@ export function fitTerminalData(ttyData: Buffer, ttyInfo: Buffer): Buffer | null
     ]);
   });
   return isChanged ? encodeImage("ttyData", messages) : null;
+}
+
+/** The first read's, and that of the next where the first told of something else than text. */
+function withoutStatus(data: Buffer): Buffer {
+  return data.subarray(data[0] !== TIOCPKT_DATA && data[1] === TIOCPKT_DATA ? 2 : 1);
 }

@@ -65,6 +65,9 @@ export const RATES = {
   sendBytesPerMs: 100_000,
 } as const;
 
+/** faster no machine fills memory that nobody has touched yet */
+const RESTORE_BYTES_PER_MS_MAX = 3_000_000;
+
 const LOW = 0.6;
 const HIGH = 2;
 /** what a probe of CRIU takes on the machine that RATES are of: a slower start means a slower dump */
@@ -75,7 +78,7 @@ export function predict(measured: Measured): Prediction {
   const { legs, imageBytes, callMs, storeMs, downstream } = measured;
   const slower = Math.min(SLOWER_MAX, Math.max(1, measured.criuMs / CRIU_MS));
   const read = measured.readBytesPerMs ?? RATES.readBytesPerMs;
-  const send = sendBytesPerMs(measured);
+  const send = measured.sendBytesPerMs ?? RATES.sendBytesPerMs;
   const changedBytes = bytesToSend(measured);
   const structure =
     measured.processes * RATES.processMs +
@@ -125,11 +128,14 @@ export function predict(measured: Measured): Prediction {
  */
 export function tooMuchMemory(measured: Measured, deadlineMs: number): Pick<Finding, "what" | "cure"> | null {
   const bytes = bytesToSend(measured);
-  const send = sendBytesPerMs(measured);
-  const ms = LOW * (bytes / send + measured.imageBytes / RATES.restoreBytesPerMs);
+  // only what was measured: a network may be faster than the usual
+  const send = measured.sendBytesPerMs;
+  const sendMs = send === null ? 0 : (LOW * bytes) / send;
+  const ms = sendMs + measured.imageBytes / RESTORE_BYTES_PER_MS_MAX;
   if (ms <= deadlineMs) return null;
+  const rate = send === null ? "" : ` (${(send / 1e3).toFixed(0)} MB/s)`;
   return {
-    what: `${mega(measured.imageBytes)} MB of memory, of which ${mega(bytes)} MB would be sent while all clients wait (${(send / 1e3).toFixed(0)} MB/s), take at least ${rounded(ms)} ms, and the deadline is ${rounded(deadlineMs)} ms`,
+    what: `${mega(measured.imageBytes)} MB of memory, of which ${mega(bytes)} MB would be sent while all clients wait${rate}, take at least ${rounded(ms)} ms, and the deadline is ${rounded(deadlineMs)} ms`,
     cure: `raise limits.${bytes * 2 > measured.imageBytes ? "precopyMbMax and limits.imagesMbMax, or limits." : ""}deadlineMs (or --deadline)`,
   };
 }
@@ -138,10 +144,6 @@ export function tooMuchMemory(measured: Measured, deadlineMs: number): Pick<Find
 function bytesToSend({ lastRoundBytes, imageBytes, copiedBytesMax }: Measured): number {
   if (lastRoundBytes === null) return imageBytes;
   return lastRoundBytes + Math.max(0, imageBytes - copiedBytesMax);
-}
-
-function sendBytesPerMs(measured: Measured): number {
-  return measured.sendBytesPerMs ?? RATES.sendBytesPerMs;
 }
 
 function part(phase: PredictedPart["phase"], likely: number, from: string, highMin = 0): PredictedPart {

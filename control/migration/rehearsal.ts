@@ -47,10 +47,12 @@ export class Rehearsal {
     const atMs = performance.now();
     await send();
     this.#sendMs += performance.now() - atMs;
-    for (const { name, bytes } of pieces) {
-      this.#sentBytes += bytes.length;
+    for (const { name, bytes, from } of pieces) {
+      // what the target has already does not travel
+      const sent = from === undefined ? bytes.length : 0;
+      this.#sentBytes += sent;
       const layer = Number(LAYER.exec(name)?.[1] ?? 0);
-      this.#layers.set(layer, (this.#layers.get(layer) ?? 0) + bytes.length);
+      this.#layers.set(layer, (this.#layers.get(layer) ?? 0) + sent);
     }
   }
 

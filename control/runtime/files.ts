@@ -64,7 +64,7 @@ export async function scan(root: number): Promise<Scan> {
     for (const entry of entriesOf(folder)) {
       const name = nameText(entry);
       const path = relative === "" ? name : `${relative}/${name}`;
-      if (path.length > PATH_BYTES_MAX)
+      if (Buffer.byteLength(path) > PATH_BYTES_MAX && nameBytes(path).length > PATH_BYTES_MAX)
         throw fail(
           "FILES_PATH",
           `a path of the container is longer than ${PATH_BYTES_MAX} bytes, and no program can open it by that: ${path.slice(0, 200)}…`,

@@ -11,7 +11,8 @@
  *   A thread that was thawed, for however short a time and by whatever means (the group's file, or moved to another group
  *   and back), has been switched to.
  *
- * Not seen: a thaw that begins and ends between the two looks at where CRIU lets go, a few milliseconds apart. And in a freezer in which
+ * Not seen: a thaw that begins and ends between the two looks at where CRIU lets go, a few milliseconds apart on a node that is not busy
+ * (changed files are read from then on). And in a freezer in which
  * signals wake (cgroup v2, `do_freezer_trap` in kernel/signal.c), as much as a signal that waits to be taken may have done: without a thaw,
  * a thread that is woken so runs nothing of its own, and still has the signal before it.
  *

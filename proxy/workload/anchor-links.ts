@@ -20,8 +20,8 @@ import { beginLinkWait, endLinkWait } from "./link-wait.ts";
 import type { LiveSession } from "./live-session.ts";
 import { switchUpstream } from "./upstream-switch.ts";
 
-/** Who prepares a move waits somewhat longer for the answer. */
-const REACH_MS_MAX = 2_500;
+/** How long a link that prepares a move may take. Who asks for it waits somewhat longer for the answer. */
+export const REACH_MS_MAX = 2_500;
 
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {

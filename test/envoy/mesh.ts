@@ -109,8 +109,12 @@ export class Mesh {
    * where that takes longer than is waited for.
    * @throws Error when nothing was pushed
    */
-  async push(change: () => Promise<void> | void): Promise<void> {
+  async push(change: () => Promise<void> | void, reaches: "some" | "all listeners" = "some"): Promise<void> {
     const before = await this.#updates();
+    const listenersBefore = await this.#listenerUpdates();
+    const hasReached = async (): Promise<boolean> =>
+      reaches === "some" ||
+      (await this.#listenerUpdates()).every((count, index) => count > (listenersBefore[index] ?? 0));
     await change();
     const late = performance.now() + PUSH_MS_MAX;
     let last = before;
@@ -121,7 +125,12 @@ export class Mesh {
       if (now !== last) {
         last = now;
         quietSinceMs = performance.now();
-      } else if (now !== before && performance.now() - quietSinceMs > QUIET_MS && !(await this.#drains()))
+      } else if (
+        now !== before &&
+        performance.now() - quietSinceMs > QUIET_MS &&
+        (await hasReached()) &&
+        !(await this.#drains())
+      )
         return;
       if (performance.now() > late) throw new Error(`no push came, or it never ended: ${this.istiod.said}`);
     }
@@ -131,6 +140,12 @@ export class Mesh {
   async #updates(): Promise<string> {
     const counts = await this.#all((sidecar) => sidecar.stats("update_(success|rejected)$"));
     return counts.map(({ total }) => total).join(" ");
+  }
+
+  /** Of listeners, a number for each sidecar. */
+  async #listenerUpdates(): Promise<number[]> {
+    const counts = await this.#all((sidecar) => sidecar.stats("^listener_manager\\.lds\\.update_success$"));
+    return counts.map(({ total }) => total ?? 0);
   }
 
   async #drains(): Promise<boolean> {

@@ -98,7 +98,9 @@ export class PushStage {
     try {
       for (const way of WAYS) sessions.set(way, await this.open(way));
       isApplied = true;
-      await whileAsking([...sessions.values()].flat(), () => this.mesh.push(() => this.#apply(push)));
+      await whileAsking([...sessions.values()].flat(), () =>
+        this.mesh.push(() => this.#apply(push), reachOf(push)),
+      );
       return Object.fromEntries(
         [...sessions].map(([way, all]) => [
           way,
@@ -107,7 +109,7 @@ export class PushStage {
       ) as PushSeen;
     } finally {
       for (const session of [...sessions.values()].flat()) session.close();
-      if (isApplied && !push.restarts) await this.mesh.push(() => this.#undo(push));
+      if (isApplied && !push.restarts) await this.mesh.push(() => this.#undo(push), reachOf(push));
     }
   }
 
@@ -148,4 +150,9 @@ export class PushStage {
   #write({ app }: Subject, resources: Partial<Resources>): void {
     for (const [file, objects] of Object.entries(resources)) this.mesh.istiod.put(`${app}-${file}`, objects);
   }
+}
+
+/** What all proxies follow changes each one's listeners: what was late of the push before is not taken for it. */
+function reachOf({ meshConfig }: Push): "some" | "all listeners" {
+  return meshConfig === undefined ? "some" : "all listeners";
 }

@@ -83,7 +83,7 @@ describe("the predicted pause", () => {
     assert.match(beyond?.cure ?? "", /^raise limits\.precopyMbMax/);
     const dumped = tooMuchMemory({ ...measured, imageBytes: 4e9, lastRoundBytes: null }, 10_000);
     assert.match(dumped?.what ?? "", /of which 4000 MB/);
-    const restored = tooMuchMemory({ ...measured, imageBytes: 20e9, copiedBytesMax: 2 ** 40 }, 10_000);
+    const restored = tooMuchMemory({ ...measured, imageBytes: 40e9, copiedBytesMax: 2 ** 40 }, 10_000);
     assert.equal(restored?.cure, "raise limits.deadlineMs (or --deadline)");
     assert.equal(tooMuchMemory({ ...measured, imageBytes: 2 ** 30 + 500e6 }, 10_000), null);
     assert.equal(tooMuchMemory(measured, 10_000), null);

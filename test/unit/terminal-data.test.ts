@@ -55,8 +55,13 @@ describe("what a terminal has written", () => {
   });
 
   it("loses the byte of packet mode that it gets again", () => {
-    const image = encodeImage("ttyData", [data(5, "\0a\r\nb"), data(7, "\0a\r\nb"), data(5, "\x03")]);
-    assert.deepEqual(texts(fitTerminalData(image, terminals)), ["a\r\nb", "a\nb", ""]);
+    const image = encodeImage("ttyData", [
+      data(5, "\0a\r\nb"),
+      data(7, "\0a\r\nb"),
+      data(5, "\x03"),
+      data(5, "\x03\0a"),
+    ]);
+    assert.deepEqual(texts(fitTerminalData(image, terminals)), ["a\r\nb", "a\nb", "", "a"]);
   });
 
   it("stays as it is where nothing is translated", () => {

@@ -2,7 +2,8 @@
  * SQLite databases whose connections a move would make read-only. Before SQLite begins a rollback journal it compares the file's
  * inode number with that of the name (`databaseIsUnmoved` in pager.c, `fileHasMoved` in os_unix.c), and a file that travels has
  * another number at the target: from then on each write fails with SQLITE_READONLY_DBMOVED. With a write-ahead log it does not
- * compare. What tells the two apart is in the database's header (https://sqlite.org/fileformat.html, 1.3).
+ * compare. What tells the two apart is in the database's header (https://sqlite.org/fileformat.html, 1.3); that the journal is in memory, or
+ * that there is none (journal_mode MEMORY, OFF), is not in it, so such a database is found too.
  *
  * Leaves out an empty database, which has no header yet, and descriptors that nobody can write by.
  */

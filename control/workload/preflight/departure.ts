@@ -65,7 +65,7 @@ export const departureChecks: Check<DeparturePlace>[] = [
   },
   {
     category: "sockets",
-    async run({ workload: { config }, pids }, add) {
+    async run({ workload: { config, container }, pids }, add) {
       const { listening } = await classifySockets(
         pids,
         config.ports.map((port) => port.upstream),
@@ -80,7 +80,8 @@ export const departureChecks: Check<DeparturePlace>[] = [
           );
       }
       const ports = config.ports.map(({ upstream }) => upstream.port);
-      await checkSockets({ pids, moving: addressesThatMove(config), upstreamPorts: ports }, add);
+      const initPid = container.init.pid;
+      await checkSockets({ initPid, pids, moving: addressesThatMove(config), upstreamPorts: ports }, add);
     },
   },
   {

@@ -71,6 +71,8 @@ const GROUP_BYTES_MAX = 4096;
 const O_DIRECT = 0o40000;
 
 export interface SocketsPlace {
+  /** of the container */
+  initPid: number;
   /** every process of the application, as the agent numbers them */
   pids: number[];
   /** addresses that move along */
@@ -120,7 +122,7 @@ async function look(place: SocketsPlace): Promise<Told[]> {
   return [
     ...told,
     ...tcpBacklogs(inodes, place),
-    ...unixSockets(inodes, place.pids),
+    ...unixSockets(inodes, place),
     ...(await pipesAndSecrets(place.pids)),
   ];
 }
@@ -362,7 +364,7 @@ function tcpBacklogs(inodes: Map<number, SocketPlace>, { pids, upstreamPorts }: 
   return told;
 }
 
-function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
+function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: SocketsPlace): Told[] {
   const all = listUnixSocketsAround(pids);
   const told: Told[] = [];
   for (const [inode, place] of inodes) {
@@ -401,7 +403,7 @@ function unixSockets(inodes: Map<number, SocketPlace>, pids: number[]): Told[] {
         place,
         isTransient: true,
       });
-    if (withSocketAt(place, (fd) => isRenamed(fd, socket, place)) === true)
+    if (withSocketAt(place, (fd) => isRenamed(fd, socket, { pid: place.pid, initPid })) === true)
       told.push({
         id: "socket.unix-renamed",
         severity: "error",

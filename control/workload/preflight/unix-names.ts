@@ -16,9 +16,13 @@ const DELETED = " (deleted)";
 /**
  * A file that was deleted under all its names has none at the target either, and is well.
  * @param fd ours, of the socket
- * @param place whose paths its name is one of
+ * @param place whose paths its name is one of: its holder's, or its container's
  */
-export function isRenamed(fd: number, socket: UnixSocket, { pid }: SocketPlace): boolean {
+export function isRenamed(
+  fd: number,
+  socket: UnixSocket,
+  { pid, initPid }: Pick<SocketPlace, "pid"> & { initPid: number },
+): boolean {
   const { name } = socket;
   if (name === null || name.startsWith("@") || !hasClientsByName(socket)) return false;
   const file = fileOf(fd);
@@ -32,8 +36,11 @@ export function isRenamed(fd: number, socket: UnixSocket, { pid }: SocketPlace):
     // nothing tells what folder its process was in when it bound it, or in what root
     if (!name.startsWith("/")) return basename(path) !== basename(name);
     if (path.endsWith(name)) return false;
-    const bound = statFrom(pid, name);
-    return bound?.dev !== dev || bound.ino !== ino;
+    // in its own root, or in that of its container, which it may have left since
+    return ![pid, initPid].some((one) => {
+      const bound = statFrom(one, name);
+      return bound?.dev === dev && bound.ino === ino;
+    });
   } finally {
     closeSync(file);
   }
