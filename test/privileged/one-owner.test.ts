@@ -78,7 +78,9 @@ describe("one owner, whatever the store has lost", { timeout: 600_000 }, () => {
         fault(stage, "target:released", restore),
         "crash@target:released",
       );
-      assert.equal((await stage.migrate()).end, "rolled-back");
+      const { end, reason } = await stage.migrate();
+      assert.equal(end, "rolled-back");
+      assert.match(reason, /^connection to agent \w is closed$/, stage.logs());
       await stage.restart(other);
       await stage.until(() => /another node has gone on/.test(stage.agent(other).stderr));
       await stage.assertStays(owner);
