@@ -1,11 +1,9 @@
 /** What a move elsewhere comes to at an anchor (forward) and at a gateway: links are prepared, and the owner is another one. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { setTimeout as delay } from "node:timers/promises";
 import type { PrepareLinksResult, SwitchOwner } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
-import { REACH_MS_MAX } from "#proxy/workload/anchor-links.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const PREPARE_MS_MAX = 3_000;
@@ -29,6 +27,7 @@ export async function prepareLinks(
     return { links: 0, unreachable: [] };
   }
   const { node } = proxy.config;
+  const to = { link: options.target, epoch: options.epoch };
   const sessions = [...proxy.sessions.values()];
   const late = AbortSignal.timeout(prepareMsMax(sessions.length));
   const waiting = sessions.values();
@@ -40,13 +39,7 @@ export async function prepareLinks(
       if (session.anchor !== node || session.downstream === null) continue;
       if (session.state !== "open" && session.state !== "captured") continue;
       dialled++;
-      const to = { to: options.target, epoch: options.epoch, fresh: false };
-      // what is dropped on its way has no end that comes in time for who asks
-      const isReady = await Promise.race([
-        proxy.anchorLinks.dial(session, to),
-        delay(REACH_MS_MAX, false, { ref: false }),
-      ]);
-      if (isReady) links++;
+      if (await proxy.anchorLinks.reaches(session, to)) links++;
       else if (links === 0) return; // nobody has got there yet
     }
   };

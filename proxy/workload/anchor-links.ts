@@ -21,7 +21,7 @@ import type { LiveSession } from "./live-session.ts";
 import { switchUpstream } from "./upstream-switch.ts";
 
 /** How long a link that prepares a move may take. Who asks for it waits somewhat longer for the answer. */
-export const REACH_MS_MAX = 2_500;
+const REACH_MS_MAX = 2_500;
 
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {
@@ -117,6 +117,14 @@ export class AnchorLinks {
     return promise;
   }
 
+  /** As {@link dial}, for a move that is prepared; false also where it takes too long: what is dropped on its way has no end that comes in time. */
+  reaches(session: LiveSession, { link: to, epoch }: Destination): Promise<boolean> {
+    return Promise.race([
+      this.dial(session, { to, epoch, fresh: false }),
+      delay(REACH_MS_MAX, false, { ref: false }),
+    ]);
+  }
+
   /** The session has an owner and no link to it. */
   relink(session: LiveSession, fresh: boolean): void {
     const { owner, epoch } = this.#host;
@@ -188,10 +196,7 @@ export class AnchorLinks {
     if (this.#finder === null || session === undefined) return;
     const prepared = await this.#finder.prepare(to, async (): Promise<Prepared> => {
       if (session.upstream !== link || !link.isOpen || session.state !== "open") return "no";
-      const isReady = this.dial(session, { to: to.link, epoch: to.epoch, fresh: false });
-      // what is dropped on its way has no end that comes in time
-      const late = delay(REACH_MS_MAX, false, { ref: false });
-      return (await Promise.race([isReady, late])) ? "ready" : "unreachable";
+      return (await this.reaches(session, to)) ? "ready" : "unreachable";
     });
     link.sendPrepared(prepared);
   }

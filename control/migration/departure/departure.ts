@@ -59,7 +59,8 @@ export class Departure {
     try {
       const prepared = await progress.phase("prepare", () => prepare(move));
       if (move.options.rehearse) return await rehearsed(move, prepared);
-      await refuseTooMuchMemory(move, prepared);
+      const facts = await measured(move, prepared, { legs: 0, storeMs: 0, leavesPages: true });
+      await refuseTooMuchMemory(move, prepared, facts);
       const dumped = await dump(move, prepared);
       const transferred = await progress.phase("transfer", () => transfer(move, prepared, dumped));
       await progress.phase("restore", () => restore(move, prepared, dumped, transferred));
@@ -93,11 +94,10 @@ async function rehearsed(move: Move, prepared: Prepared): Promise<MoveResult> {
   await rehearsal.asked(() => stop.call(channel, "idle", {}));
   progress.result.sessions = legs;
   const canLeavePages = await leavesPages(host, sender, await host.freezer());
-  progress.result.prediction = predict(
-    await measured(move, prepared, { legs, storeMs, leavesPages: canLeavePages }),
-  );
+  const facts = await measured(move, prepared, { legs, storeMs, leavesPages: canLeavePages });
+  progress.result.prediction = predict(facts);
   stop.throwIfStopped();
-  await refuseTooMuchMemory(move, prepared);
+  await refuseTooMuchMemory(move, prepared, facts);
   await progress.phase("undo", () => rollback(move));
   return await finish(move, { outcome: "rehearsed" });
 }
@@ -114,19 +114,17 @@ async function measured(
 }
 
 /** @throws HoldfastError `PREFLIGHT`: clients would be held until the deadline, and for nothing */
-async function refuseTooMuchMemory(move: Move, prepared: Prepared): Promise<void> {
+async function refuseTooMuchMemory(move: Move, { root }: Prepared, all: Measured): Promise<void> {
   const { host, options, progress } = move;
-  const all = await measured(move, prepared, { legs: 0, storeMs: 0, leavesPages: true });
   if (tooMuchMemory(all, options.deadlineMs) === null) return;
   // pages that were forked may travel once
-  const imageBytes = Math.min(all.imageBytes, await anonymousBytes(await tracedTree(prepared.root)));
+  const imageBytes = Math.min(all.imageBytes, await anonymousBytes(await tracedTree(root)));
   const obstacle = tooMuchMemory({ ...all, imageBytes }, options.deadlineMs);
   if (obstacle === null) return;
   const { node } = host.context;
-  const category = "memory";
   const finding: Finding = {
     id: "memory.past-deadline",
-    category,
+    category: "memory",
     node,
     workload: host.name,
     severity: "error",
