@@ -8,7 +8,7 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import type { Vip } from "../network/vip.ts";
 import type { Freezer } from "../runtime/freezer.ts";
-import { innerPid, treeOf } from "../runtime/processes.ts";
+import { innerPid, treesBelow } from "../runtime/processes.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import type { Moving } from "./moving.ts";
 import { takeBackOwnSockets } from "./own-sockets.ts";
@@ -45,10 +45,7 @@ export async function comeAlive(host: GoingOn, epoch: number, onAlive = (): void
 export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
   const { container, vip, keeper } = host;
   const images = container.hostPath("images");
-  const pids = async (): Promise<number[]> => {
-    const root = await container.applicationRoot();
-    return root === null ? [] : treeOf(root);
-  };
+  const pids = (): Promise<number[]> => treesBelow(container.init.pid);
   // sessions may be lost by one that fails; the others, and the application, must not be
   await takeEach(
     {
@@ -70,8 +67,8 @@ export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
 /** Connections of the application's own that were about to go along hear their peers again. */
 async function hearOutbound({ config, container }: GoingOn): Promise<void> {
   if (config.outbound !== "keep" || config.vip === null) return;
-  const root = await container.applicationRoot();
-  if (root !== null) await unshieldOutbound(await treeOf(root), config.vip.address);
+  const pids = await treesBelow(container.init.pid);
+  if (pids.length > 0) await unshieldOutbound(pids, config.vip.address);
 }
 
 async function putBackWatches(host: GoingOn): Promise<void> {
@@ -80,18 +77,15 @@ async function putBackWatches(host: GoingOn): Promise<void> {
   if (states.length > 0) await putBack(states, host.container, await host.freezer(), onError).catch(onError);
 }
 
+/** Also what is left of one whose root was killed meanwhile: it would stand still for ever, and nobody would see that it has ended. */
 async function continueTree(host: GoingOn): Promise<void> {
-  const root = await host.container.applicationRoot();
-  if (root === null) {
-    host.context.log.error({ workload: host.name }, "there is no application to go on");
-    return;
-  }
+  const pids = await treesBelow(host.container.init.pid);
+  if (pids.length === 0) host.context.log.error({ workload: host.name }, "there is no application to go on");
   const freezer = await host.freezer();
   if (freezer !== null) return freezer.thaw();
   // CRIU has used SIGSTOP. Children first: a parent that goes on early sees that they are stopped.
   const stopped = new Set(host.journal.moving?.stopped ?? []);
-  for (const pid of (await treeOf(root)).reverse())
-    if (!stopped.has((await innerPid(pid)) ?? -1)) continueProcess(pid);
+  for (const pid of pids.reverse()) if (!stopped.has((await innerPid(pid)) ?? -1)) continueProcess(pid);
 }
 
 function continueProcess(pid: number): void {

@@ -78,6 +78,11 @@ export async function treeOf(pid: number): Promise<number[]> {
   return tree;
 }
 
+/** Every process below an init, parents first, if the application is no longer one tree. */
+export async function treesBelow(init: number): Promise<number[]> {
+  return (await treeOf(init)).slice(1);
+}
+
 /** PID in the innermost namespace the process lives in. null: gone */
 export async function innerPid(pid: number): Promise<number | null> {
   const line = /^NSpid:\s*(.*)$/m.exec(await read(`/proc/${pid}/status`))?.[1];

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { decodeStats } from "#control/criu/protocol.ts";
 import { lacking, type MovedProgram, until, workloadName } from "../support/moved-program.ts";
-import { faultsFile, type Run, withPythonShell } from "../support/python-shell.ts";
+import { faultsFile, type Run, runOn, withPythonShell } from "../support/python-shell.ts";
 import { modes } from "../support/thorough.ts";
 
 const skip = lacking("python3");
@@ -117,13 +117,16 @@ time.sleep(1)
   ].join(";");
 }
 
-/** `pids`: of the shell's processes in one network namespace, as the node sees them. */
+/** `pids`: of the shell's processes in one network namespace, as the node sees them, the root first. */
 const FIND = `
 import glob, os, time
 def is_one(pid):
     try: return b"/srv/shell.py" in open("/proc/%s/cmdline" % pid, "rb").read() and os.stat("/proc/%s/ns/net" % pid).st_ino == NETWORK
     except OSError: return False
-pids = sorted(int(pid) for pid in (path.split("/")[2] for path in glob.glob("/proc/[0-9]*")) if is_one(pid))
+pids = [int(pid) for pid in (path.split("/")[2] for path in glob.glob("/proc/[0-9]*")) if is_one(pid)]
+def parent(pid): return int(open("/proc/%d/stat" % pid).read().rsplit(")", 1)[1].split()[1])
+# numbers begin again at pid_max: the root is the one whose parent is none of them
+pids = sorted(pids, key=lambda pid: parent(pid) in pids)
 `;
 
 const networkOf = (program: MovedProgram): number =>
@@ -173,16 +176,31 @@ for (const downstream of modes("forward")) {
   });
 }
 
-/** Thaws one process for a moment, and freezes it again: nothing is to be seen of that afterwards. */
-const THAW = `${FIND}
-pid = pids[-1]
+/** Moves a process out of the frozen group, and into it again. */
+const THAW = `
 groups = [line.split(":", 2) for line in open("/proc/%d/cgroup" % pid).read().splitlines()]
 v1 = [path for _, names, path in groups if "freezer" in names.split(",")]
 path = v1[0] if v1 else [path for _, names, path in groups if names == ""][0]
 root = "/sys/fs/cgroup/freezer" if v1 else "/sys/fs/cgroup"
-for group in ("", path):
+def put(group):
     with open(root + group + "/cgroup.procs", "w") as file: file.write(str(pid))
     time.sleep(0.1)
+`;
+
+/** Thaws one process for a moment, and freezes it again: nothing is to be seen of that afterwards. */
+const THAW_A_CHILD = `${FIND}
+pid = pids[-1]
+${THAW}
+for group in ("", path): put(group)
+`;
+
+/** As the kernel does when memory is short: no process takes SIGKILL in a frozen group of cgroup v1. */
+const KILL_THE_ROOT = `${FIND}
+pid = pids[0]
+${THAW}
+os.kill(pid, 9)
+try: put("")
+except ProcessLookupError: pass
 `;
 
 for (const point of ["transfer", "restore"] as const)
@@ -193,7 +211,7 @@ for (const point of ["transfer", "restore"] as const)
     await withPythonShell({ faults: faults.of }, async (program, run) => {
       await start(run);
       const script = `${faults.a}.py`;
-      writeFileSync(script, THAW.replace("NETWORK", String(networkOf(program))));
+      writeFileSync(script, THAW_A_CHILD.replace("NETWORK", String(networkOf(program))));
       writeFileSync(faults.a, `exec@source:${point}=/usr/bin/python3 ${script}`);
       const move = await program.tryMove("b");
       assert.ok(!("error" in move));
@@ -212,3 +230,27 @@ for (const point of ["transfer", "restore"] as const)
       await assertSound(run);
     });
   });
+
+test("an application that is killed while it stands still has ended, and nothing of it stands still for ever", {
+  skip,
+}, async (t) => {
+  const faults = faultsOf(t);
+  await withPythonShell({ faults: faults.of }, async (program, run) => {
+    await start(run);
+    const script = `${faults.a}.py`;
+    writeFileSync(script, KILL_THE_ROOT.replace("NETWORK", String(networkOf(program))));
+    writeFileSync(faults.a, `exec@source:restore=/usr/bin/python3 ${script}`);
+    const move = await program.tryMove("b");
+    assert.ok(!("error" in move));
+    assert.deepEqual([move.outcome, program.at], ["rolled-back", "a"]);
+    assert.match(move.reason ?? "", /has ended since it was dumped/);
+    await until("it runs again, started anew", async () => {
+      const socket = await program.connect(8080).catch(() => null);
+      if (socket === null) return false;
+      socket.setTimeout(1000, () => socket.destroy());
+      const answer = await runOn(socket)("len(kids)").catch(() => "none yet");
+      socket.destroy();
+      return answer.startsWith("ERROR NameError");
+    });
+  });
+});
