@@ -2,6 +2,7 @@
 import { statSync } from "node:fs";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as polling from "#proxy/kernel/polling.ts";
 import * as procs from "#proxy/kernel/processes.ts";
 import { type DescriptorInfo, descriptorInfo } from "./fdinfo.ts";
 import type { Facts } from "./fingerprint.ts";
@@ -206,6 +207,11 @@ function duplicateFacts(
   // of the writing end the reading end tells, if it is the application's at all
   if (QUEUED.test(link) && !(link.startsWith("pipe:") && isWriteOnly(looked)))
     add("bytes waiting", descriptor.tryIoctlInt(fd, descriptor.FIONREAD), 0);
-  if (TERMINAL.test(link)) add("exclusive", descriptor.tryIoctlInt(fd, descriptor.TIOCGEXCL), 0);
+  if (TERMINAL.test(link)) {
+    add("exclusive", descriptor.tryIoctlInt(fd, descriptor.TIOCGEXCL), 0);
+    // what was sent arrives by this; and whether its other end is open, and output is stopped
+    add("ready", polling.pollNow(fd, polling.POLLIN | polling.POLLOUT), polling.POLLOUT);
+    add("bytes waiting", descriptor.tryIoctlInt(fd, descriptor.FIONREAD), 0);
+  }
   if (MEMORY_FILE.test(link)) add("seals", descriptor.tryFcntl(fd, descriptor.F_GET_SEALS, 0), 0);
 }

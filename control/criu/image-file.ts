@@ -16,8 +16,6 @@ export const MAGICS = {
   pstree: 0x50273030,
   remapFilePath: 0x59133954,
   tcpStream: 0x51465506,
-  ttyInfo: 0x59453036,
-  ttyData: 0x59413026,
 } as const;
 export type ImageKind = keyof typeof MAGICS;
 

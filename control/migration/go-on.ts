@@ -14,6 +14,7 @@ import type { Moving } from "./moving.ts";
 import { takeBackOwnSockets } from "./own-sockets.ts";
 import { endRepair, unshieldOutbound } from "./sockets.ts";
 import { takeEach } from "./steps.ts";
+import { takeBackTerminals } from "./terminals.ts";
 import { putBack } from "./watches.ts";
 
 /** Whose application it is. */
@@ -51,6 +52,7 @@ export async function undoMove(host: GoingOn, epoch: number): Promise<void> {
     {
       "take sockets back": async () => endRepair(await pids(), images),
       "take its own sockets back": async () => takeBackOwnSockets(images, await pids()),
+      "put back what waits in terminals": async () => takeBackTerminals(images, await pids()),
       "take the address back": () => vip?.add(),
       "let kept connections hear": () => hearOutbound(host),
       "let the proxy go on": () => keeper.goOn("rollback", epoch),

@@ -3,6 +3,7 @@ import { constants } from "node:os";
 import { check, errno, failure, libc, pair, pollHandle } from "./libc.ts";
 
 export const POLLIN = 1;
+export const POLLOUT = 4;
 export const POLLERR = 8;
 export const POLLHUP = 16;
 /** include/uapi/linux/eventpoll.h */

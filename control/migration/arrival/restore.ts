@@ -6,8 +6,6 @@
  *   post-restore            everything is there, in repair mode                       the proxy has its legs too
  *   pre-resume              CRIU is about to let go of the tree                       we freeze it
  */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { RestoreCall, RestoreReply } from "../../api/migration.ts";
@@ -17,12 +15,12 @@ import { fitToMachine } from "../../criu/address-space.ts";
 import { withCriuReason } from "../../criu/failure.ts";
 import type { ProcessDigest } from "../../criu/memory-digest.ts";
 import type { InheritFd } from "../../criu/protocol.ts";
-import { fitTerminalData } from "../../criu/terminal-data.ts";
 import type { Freezer } from "../../runtime/freezer.ts";
 import { makeQueues, QueueStands, showQueues } from "../../runtime/posix-queues.ts";
 import { identify, treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
 import { fitOwnSockets, type OwnSockets, putBackOwnSockets, readOwnSockets } from "../own-sockets.ts";
+import { putBackTerminals } from "../terminals.ts";
 import { restoredMemory } from "../verify-memory.ts";
 import { countsOf, overflowOf, put as putWatches } from "../watches.ts";
 import { auditRestored } from "./audit-restored.ts";
@@ -52,7 +50,6 @@ export async function restore(
   const imagesDir = container.hostPath("images");
   restoring.images.complete(call.manifest);
   fitToMachine(imagesDir);
-  fitTerminals(imagesDir);
   await criu.stepAside();
   host.recordMoving({ criu: await identify(criu.pid), stopped: call.stopped });
   // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
@@ -75,14 +72,6 @@ export async function restore(
   const reply = await auditRestored(host, { container, root: application.root, ownSockets }, before);
   state.throwIfGivenUp();
   return { application, reply };
-}
-
-/** So that what terminals have written is not translated twice. */
-function fitTerminals(imagesDir: string): void {
-  const data = join(imagesDir, "tty-data.img");
-  if (!existsSync(data)) return;
-  const fitted = fitTerminalData(readFileSync(data), readFileSync(join(imagesDir, "tty-info.img")));
-  if (fitted !== null) writeFileSync(data, fitted);
 }
 
 /** @returns null: the application has none that are restored apart */
@@ -144,7 +133,9 @@ async function runCriu(
     await criu.end(); // the tree is a child of the container's init only then
     const root = await container.applicationRoot();
     if (root === null) throw fail("RESTORED_GONE", "the restored application is not there");
-    if (ownSockets !== null) await putBackOwnSockets(await treeOf(root), ownSockets);
+    const pids = await treeOf(root);
+    if (ownSockets !== null) await putBackOwnSockets(pids, ownSockets);
+    await putBackTerminals(imagesDir, pids);
     return { root, criuMs, readMemory: async () => memory ?? (await restoredMemory(root, imagesDir)) };
   } catch (error) {
     throw await withCriuReason(error, "CRIU_RESTORE", container.hostPath("images", "restore.log"));

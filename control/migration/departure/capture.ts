@@ -9,6 +9,7 @@ import type { MigrationHost } from "../host.ts";
 import { locksOnSharedMounts } from "../locks.ts";
 import { leaveOwnSockets } from "../own-sockets.ts";
 import { classifySockets, shieldOutbound } from "../sockets.ts";
+import { leaveTerminals } from "../terminals.ts";
 import { refuseUnmovableFiles } from "../unmovable-files.ts";
 import { countsOf, lift as liftWatches, scratch } from "../watches.ts";
 import { carryLegs } from "./carry-legs.ts";
@@ -77,6 +78,7 @@ async function closeOutbound(host: MigrationHost, root: number): Promise<Taken> 
   // When what ends on purpose has ended; before CRIU puts sockets in repair mode and runs code of its own in the processes; and
   // before the shield, which is an option of the sockets, and not the application's. The proxy captures its legs meanwhile.
   const taken = takeFingerprint(await audited(config, container, root));
+  leaveTerminals(imagesDirOf(host), taken.tree);
   await shieldOutbound(pids, sockets.outbound.filter(stays));
   return taken;
 }

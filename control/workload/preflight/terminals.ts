@@ -6,18 +6,17 @@
 import { readFileSync, statSync } from "node:fs";
 import { tryIoctlInt } from "#proxy/kernel/descriptors.ts";
 import { KCMP_FILE, kcmp } from "#proxy/kernel/processes.ts";
+import { majorOf, numberOfMaster, SLAVE_MAJOR } from "#proxy/kernel/terminals.ts";
 import type { Add } from "../../api/finding.ts";
 import { withSocketAt } from "../../migration/sockets.ts";
 import { descriptorsOf, isPathOnly } from "../../runtime/processes.ts";
 
-/** Documentation/admin-guide/devices.txt: 5, 0 and 5, 2 and 136, N */
+/** Documentation/admin-guide/devices.txt: 5, 0 and 5, 2 */
 const TTY = 0x500;
 const PTMX = 0x502;
-const SLAVE_MAJOR = 136;
 /** asm-generic/ioctls.h */
 const TIOCGPGRP = 0x540f;
 const TIOCGSID = 0x5429;
-const TIOCGPTN = 0x80045430;
 const TIOCGDEV = 0x80045432;
 
 interface Process {
@@ -66,7 +65,7 @@ async function terminalsOf(pid: number): Promise<Opened[]> {
   for (const { fd, target } of await descriptorsOf(pid)) {
     if (!target.startsWith("/dev/")) continue;
     const device = deviceOf(pid, fd);
-    if (device !== TTY && device !== PTMX && device >> 8 !== SLAVE_MAJOR) continue;
+    if (device !== TTY && device !== PTMX && majorOf(device) !== SLAVE_MAJOR) continue;
     if (isPathOnly(pid, fd)) continue; // refused by itself
     by ??= processOf(pid);
     if (by !== null) found.push({ by, fd, device });
@@ -89,11 +88,12 @@ function isDumped(current: Opened, opened: Opened[]): boolean {
 }
 
 function notedMaster({ by: { pid }, fd }: Opened): [string, Noted] {
-  const [index = -1, session = 0, group = 0] =
-    withSocketAt({ pid, fd }, (ours) =>
-      [TIOCGPTN, TIOCGSID, TIOCGPGRP].map((request) => tryIoctlInt(ours, request)),
-    ) ?? [];
-  return [`master ${index}`, { pid, session: Math.max(0, session), group: Math.max(0, group) }];
+  const [index = null, session = 0, group = 0] =
+    withSocketAt({ pid, fd }, (ours) => [
+      numberOfMaster(ours),
+      ...[TIOCGSID, TIOCGPGRP].map((request) => tryIoctlInt(ours, request)),
+    ]) ?? [];
+  return [`master ${index}`, { pid, session: Math.max(0, session ?? 0), group: Math.max(0, group ?? 0) }];
 }
 
 function notedSlave(one: Opened): [string, Noted] {
