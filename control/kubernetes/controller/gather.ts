@@ -37,40 +37,41 @@ import { becomesOf, isStandby, isStatefulSet, standbyName } from "./standby-pod.
 /** What of the client it needs: tests have others. */
 export type Calls = Pick<KubernetesApi, "find" | "list" | "create" | "patch" | "delete">;
 
-/** @returns null: the Migration is not there */
+/**
+ * Side by side what does not depend on each other: one after the other they are most of the time until a move begins.
+ * @returns null: the Migration is not there
+ */
 export async function gather(api: Calls, namespace: string, name: string): Promise<Observed | null> {
   const found = await api.find<object>(pathOf("migrations", { namespace, name }));
   if (found === null) return null;
   const migration = migrationSchema.parse(found);
   const { status, spec, metadata } = migration;
-  const labelled = await api.list<Pod>(pathOf("pods", { namespace }), {
-    labelSelector: `${MIGRATION_LABEL}=${metadata.uid}`,
-  });
-  const source = await api.find<Pod>(pathOf("pods", { namespace, name: status.source?.pod ?? spec.pod }));
-  // after the source: whoever has labelled it was there before
-  const rivals = await rivalsOf(api, migration);
-  const policies = await api.list<KubernetesObject>(pathOf("continuitypolicies", { namespace }));
-
+  const { origin } = status;
+  const podNamed = (pod: string): Promise<Pod | null> =>
+    api.find<Pod>(pathOf("pods", { namespace, name: pod }));
+  const [labelled, source, policies, ordinal, isGuarded, isWithdrawn] = await Promise.all([
+    api.list<Pod>(pathOf("pods", { namespace }), { labelSelector: `${MIGRATION_LABEL}=${metadata.uid}` }),
+    podNamed(status.source?.pod ?? spec.pod),
+    api.list<KubernetesObject>(pathOf("continuitypolicies", { namespace })),
+    origin === undefined ? null : podNamed(origin.pod),
+    guarded(api, migration),
+    withdrawn(api, namespace, migration),
+  ]);
   const candidates = labelled.items.filter(({ metadata: { uid } }) => uid !== source?.metadata.uid);
   const reference = ownerReferenceOf(source, candidates);
-  const standby = chosen(migration, candidates) ?? (await namesake(api, namespace, migration, reference));
-  const { origin } = status;
-  const ordinal =
-    origin === undefined ? null : await api.find<Pod>(pathOf("pods", { namespace, name: origin.pod }));
   // about to be deleted, or the source of a move that has not begun
   const isToBeAnew =
     (status.phase ?? "Pending") === "Pending" ||
     (!isFinal(status.phase) && ordinal !== null && ordinal.metadata.uid === origin?.podUid);
-  const owner = await ownerOf(api, namespace, reference, isToBeAnew);
-  const nodes = new Map<string, Node>();
+  const ourStandby = chosen(migration, candidates);
+  const [rivals, standby, owner, claims] = await Promise.all([
+    // after the source: whoever has labelled it was there before
+    rivalsOf(api, migration),
+    ourStandby ?? namesake(api, namespace, migration, reference),
+    ownerOf(api, namespace, reference, isToBeAnew),
+    claimsOf(api, namespace, source),
+  ]);
   const named = [source?.spec.nodeName, spec.target?.node, standby?.spec.nodeName, status.source?.node];
-  if (owner.kind === "stateful-set")
-    for (const node of (await api.list<Node>(pathOf("nodes"))).items) nodes.set(node.metadata.name, node);
-  else
-    for (const node of new Set(named.filter((one) => one !== undefined))) {
-      const read = await api.find<Node>(pathOf("nodes", { name: node }));
-      if (read !== null) nodes.set(node, read);
-    }
   return {
     migration,
     policy: policyOf(policiesIn(policies.items)),
@@ -79,12 +80,25 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
     strays: candidates.filter((pod) => pod !== standby),
     ordinal,
     owner,
-    nodes,
-    claims: await claimsOf(api, namespace, source),
+    nodes: await nodesOf(api, owner.kind === "stateful-set" ? null : named),
+    claims,
     ...rivals,
-    isGuarded: await guarded(api, migration),
-    isWithdrawn: await withdrawn(api, namespace, migration),
+    isGuarded,
+    isWithdrawn,
   };
+}
+
+/** @param names null: all there are */
+async function nodesOf(
+  api: Calls,
+  names: readonly (string | undefined)[] | null,
+): Promise<ReadonlyMap<string, Node>> {
+  const wanted = [...new Set(names ?? [])].filter((one) => one !== undefined);
+  const found =
+    names === null
+      ? (await api.list<Node>(pathOf("nodes"))).items
+      : await Promise.all(wanted.map((name) => api.find<Node>(pathOf("nodes", { name }))));
+  return new Map(found.flatMap((node) => (node === null ? [] : [[node.metadata.name, node]])));
 }
 
 /**
@@ -221,11 +235,12 @@ async function ownerOf(
   const read = await api.find<ReplicaSet>(pathOf("replicasets", { namespace, name: reference.name }));
   const replicaSet = read?.metadata.uid === reference.uid ? read : null;
   const above = replicaSet === null ? null : controllerOf(replicaSet);
-  const deployment =
+  const [deployment, pods] = await Promise.all([
     above?.kind === "Deployment"
-      ? await api.find<Deployment>(pathOf("deployments", { namespace, name: above.name }))
-      : null;
-  const pods = replicaSet === null ? [] : await podsOf(api, namespace, reference, replicaSet.spec.selector);
+      ? api.find<Deployment>(pathOf("deployments", { namespace, name: above.name }))
+      : null,
+    replicaSet === null ? [] : podsOf(api, namespace, reference, replicaSet.spec.selector),
+  ]);
   return { kind: "replica-set", reference, replicaSet, deployment, pods };
 }
 
