@@ -9,7 +9,7 @@
  * Not kept: in which column the cursor is (a tab that is erased afterwards), a ^V whose character has not come, and what a master in
  * packet mode has not been told yet, which the audit finds.
  */
-import { readFileSync, readSync, renameSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { constants, readFileSync, readSync, renameSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -25,8 +25,8 @@ const FILE = "terminals.json";
 const NAME = /^\/dev\/(pts\/|ptmx$|tty|console$)/;
 /** N_TTY_BUF_SIZE of drivers/tty/n_tty.c, of which one is never used */
 const TYPED_BYTES_MAX = 4095;
-/** a terminal's buffers take some ten thousand; of the files' size only */
-const WRITTEN_BYTES_MAX = 1024 * 1024;
+/** Of all terminals, coded: they are put back byte by byte, about one a microsecond. */
+const BYTES_MAX = 512 * 1024;
 const READ_BYTES = 4096;
 const TERMINALS_MAX = 10_000;
 const LINES_MAX = 4096;
@@ -54,7 +54,7 @@ type Waiting = Terminals["terminals"][number];
 
 interface Ends {
   master?: SocketPlace & { inner: number };
-  slave?: SocketPlace;
+  hasSlave: boolean;
 }
 
 // ---- at the source ----
@@ -65,27 +65,36 @@ interface Ends {
  */
 export function leaveTerminals(imagesDir: string, tree: Pick<Tree, "descriptors">): void {
   const terminals: Waiting[] = [];
-  let isFull = false;
-  for (const { master, slave } of endsIn(tree).values()) {
+  let full: string | null = null;
+  let bytes = 0;
+  for (const { master, hasSlave } of endsIn(tree).values()) {
     if (master === undefined) continue; // hung up, as it will be; or CRIU says that it is another's
-    const found = withSocketAt(master, (ours) =>
-      slave === undefined
-        ? ofMasterAlone(ours)
-        : withSocketAt(slave, (other) => ofBoth({ master: ours, slave: other })),
-    );
+    const found = withSocketAt(master, (ours) => withoutWaiting(ours, () => whatWaits(ours, hasSlave)));
     if (found === null) continue;
-    isFull ||= typedBytesOf(found) > TYPED_BYTES_MAX;
     terminals.push({ master: { pid: master.inner, fd: master.fd }, ...found });
+    const typed = typedBytesOf(found);
+    bytes += typed + found.written.length;
+    if (typed > TYPED_BYTES_MAX) full = `more than ${TYPED_BYTES_MAX} bytes were typed into a terminal`;
+    if (bytes > BYTES_MAX) full = `more than ${BYTES_MAX} bytes were sent through terminals`;
+    if (full !== null) break;
   }
   if (terminals.length === 0) return;
   const path = join(imagesDir, FILE);
   writeFileSync(`${path}.new`, JSON.stringify({ terminals } satisfies Terminals), { mode: 0o600 });
   renameSync(`${path}.new`, path);
-  if (isFull)
-    throw fail(
-      "TERMINAL_FULL",
-      `more than ${TYPED_BYTES_MAX} bytes were typed into a terminal and not read: try again when the application has read them`,
-    );
+  if (full !== null)
+    throw fail("TERMINAL_FULL", `${full} and not read: try again when the application has read them`);
+}
+
+/** Reads of it, by whomever: the application does not run. Who else reads from it would have us wait. */
+function withoutWaiting<T>(fd: number, work: () => T): T {
+  const flags = descriptor.fileFlags(fd);
+  descriptor.setFileFlags(fd, flags | constants.O_NONBLOCK);
+  try {
+    return work();
+  } finally {
+    descriptor.setFileFlags(fd, flags);
+  }
 }
 
 function endsIn({ descriptors }: Pick<Tree, "descriptors">): Map<number, Ends> {
@@ -96,9 +105,9 @@ function endsIn({ descriptors }: Pick<Tree, "descriptors">): Map<number, Ends> {
       const ofMaster = terminal.numberOfMaster(ours);
       const number = ofMaster ?? terminal.numberOfSlave(ours);
       if (number === null) return;
-      const ends = found.get(number) ?? {};
-      if (ofMaster !== null) ends.master ??= { pid, fd, inner };
-      else ends.slave ??= { pid, fd };
+      const ends = found.get(number) ?? { hasSlave: false };
+      if (ofMaster === null) ends.hasSlave = true;
+      else ends.master ??= { pid, fd, inner };
       found.set(number, ends);
     });
   }
@@ -108,9 +117,21 @@ function endsIn({ descriptors }: Pick<Tree, "descriptors">): Map<number, Ends> {
 type Found = Omit<Waiting, "master">;
 
 /** null: nothing waits */
-function ofBoth({ master, slave }: { master: number; slave: number }): Found | null {
-  const ready = pollNow(slave, POLLIN | POLLOUT);
-  if ((ready & POLLHUP) !== 0) return null;
+function whatWaits(master: number, hasSlave: boolean): Found | null {
+  if (hasSlave) {
+    const slave = terminal.openSlave(master);
+    try {
+      return ofBoth(master, slave);
+    } finally {
+      descriptor.close(slave);
+    }
+  }
+  // it has never been open, as far as anybody can tell
+  if ((pollNow(master, POLLIN) & POLLHUP) === 0) return null;
+  return { lines: [], typed: "", written: unreadBy(master).toString("base64"), stopped: null };
+}
+
+function ofBoth(master: number, slave: number): Found | null {
   const before = terminal.Settings.of(slave);
   const lines: Found["lines"] = [];
   while (before.isByLine && isReadable(slave) && lines.length < LINES_MAX) {
@@ -120,12 +141,12 @@ function ofBoth({ master, slave }: { master: number; slave: number }): Found | n
     lines.push({ bytes: bytes.toString("base64"), ends: isWhole ? "by byte" : "by end of input" });
   }
   before.asBytes().set(slave);
-  const typed = readAll(slave, () => isReadable(slave));
+  const typed = readAll(slave);
   before.set(slave);
   const written = [unreadBy(master)];
   let stopped: Found["stopped"] = null;
-  // a terminal that is full takes nothing either; now there is room
-  if ((ready & POLLOUT) === 0 && !isWritable(slave)) {
+  // there is room now, so it is not for want of that
+  if (!isWritable(slave)) {
     terminal.resumeOutput(slave);
     stopped = isWritable(slave) ? "by call" : "by byte";
     written.push(unreadBy(master)); // what was echoed and waited for that
@@ -136,16 +157,10 @@ function ofBoth({ master, slave }: { master: number; slave: number }): Found | n
   return { lines, typed: typed.toString("base64"), written: text, stopped };
 }
 
-/** null: it has never been open, as far as anybody can tell */
-function ofMasterAlone(master: number): Found | null {
-  if ((pollNow(master, POLLIN) & POLLHUP) === 0) return null;
-  return { lines: [], typed: "", written: unreadBy(master).toString("base64"), stopped: null };
-}
-
 function unreadBy(master: number): Buffer {
   const inPackets = terminal.isInPacketMode(master);
   if (inPackets) terminal.setPacketMode(master, false);
-  const bytes = readAll(master, () => isReadable(master));
+  const bytes = readAll(master);
   if (inPackets) terminal.setPacketMode(master, true);
   return bytes;
 }
@@ -166,9 +181,9 @@ function isWritable(fd: number): boolean {
   return (pollNow(fd, POLLOUT) & POLLOUT) !== 0;
 }
 
-function readAll(fd: number, isMore: () => boolean): Buffer {
+function readAll(fd: number): Buffer {
   const parts: Buffer[] = [];
-  for (let length = 0; length < WRITTEN_BYTES_MAX && isMore(); ) {
+  for (let length = 0; length < BYTES_MAX && isReadable(fd); ) {
     const part = readOnce(fd);
     if (part.length === 0) break;
     parts.push(part);
@@ -177,9 +192,15 @@ function readAll(fd: number, isMore: () => boolean): Buffer {
   return Buffer.concat(parts);
 }
 
+/** Empty: there is nothing any more. */
 function readOnce(fd: number): Buffer {
   const into = Buffer.alloc(READ_BYTES);
-  return into.subarray(0, readSync(fd, into));
+  try {
+    return into.subarray(0, readSync(fd, into));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EAGAIN") return into.subarray(0, 0);
+    throw error;
+  }
 }
 
 // ---- at the target, and where it goes on ----
