@@ -165,16 +165,19 @@ export class Arrival {
     const container = await this.#container.created;
     if (container === null) throw fail("MIGRATION_ORDER", "a step of the move came out of order");
     host.record({ container: container.ref });
-    // until it comes alive: what connects to the frozen application would make it another than it was
-    await container.closeDoor(host.config.ports.map(({ upstream }) => upstream.port));
     await refuseMissingUnixPeers(container, facts.unixPeers);
     context.faults.at("target:standby");
-    const link = await host.keeper.standby(epoch);
     const images = container.hostPath("images");
     mkdirSync(images, { mode: 0o700 });
     this.#images.open(images, host.limits.imagesBytesMax);
-    const criu = await RestoringCriu.start(container, context.criu, { highestTid, semaphores });
-    if (this.#state.isGivenUp) await criu.close(); // meanwhile
+    const starting = RestoringCriu.start(container, context.criu, { highestTid, semaphores });
+    const proxy = host.keeper.standby(epoch);
+    // until it comes alive: what connects to the frozen application would make it another than it was
+    const door = container.closeDoor(host.config.ports.map(({ upstream }) => upstream.port));
+    const made = await Promise.allSettled([starting, proxy, door]);
+    if (this.#state.isGivenUp || made.some(({ status }) => status === "rejected"))
+      await starting.then((criu) => criu.close()).catch(() => {}); // it did not start
+    const [criu, link] = await Promise.all([starting, proxy, door]);
     this.#state.throwIfGivenUp();
     rehearse();
     this.#state.standby({ container, criu });
