@@ -82,8 +82,8 @@ export const HARMLESS: readonly HarmlessRule[] = [
     name: /^status (ShdPnd|SigPnd)$/,
     reason:
       "SIGSTOP and SIGCONT are how a restored tree is kept from going on, where there is no freezer; SIGCHLD then tells a parent of it; a timer that ran out while CRIU restored it has sent its signal",
-    when: ({ name, before, after }) => {
-      const added = (name === "status ShdPnd" ? CHILD_SIGNAL : 0n) | TIMER_SIGNALS;
+    when: ({ subject, name, before, after }, fingerprint) => {
+      const added = (name === "status ShdPnd" ? CHILD_SIGNAL : 0n) | signalsOfTimers(subject, fingerprint);
       return (
         (withoutStops(before) | added) === (withoutStops(after) | added) && !isLost(before, after, added)
       );
@@ -94,10 +94,10 @@ export const HARMLESS: readonly HarmlessRule[] = [
     name: /^status ShdPnd$/,
     reason:
       "a process that job control had stopped is stopped again by the same signal, which it takes when it thaws",
-    when: ({ subject, before, after }, _before, _after, { stopSignalOf }) => {
+    when: ({ subject, before, after }, fingerprint, _after, { stopSignalOf }) => {
       const signal = stopSignalOf(Number(subject.slice("process ".length)));
       if (signal === null) return false;
-      const added = CHILD_SIGNAL | TIMER_SIGNALS | (1n << BigInt(signal - 1));
+      const added = CHILD_SIGNAL | signalsOfTimers(subject, fingerprint) | (1n << BigInt(signal - 1));
       return (
         (withoutStops(before) | added) === (withoutStops(after) | added) && !isLost(before, after, added)
       );
@@ -384,6 +384,15 @@ function withoutUndo(shared: string | null): string {
 /** A pending signal that is pending no more. */
 function isLost(before: string | null, after: string | null, signal: bigint): boolean {
   return (withoutStops(before) & ~withoutStops(after) & signal) !== 0n;
+}
+
+/** setitimer(2) and timer_create(2): what a process's timers send it, and its threads. */
+function signalsOfTimers(subject: string, { subjects }: Fingerprint): bigint {
+  const process = subjects[`process ${/^\w+ (\d+)/.exec(subject)?.[1]}`] ?? {};
+  let signals = TIMER_SIGNALS;
+  for (const [name, value] of Object.entries(process))
+    if (/^POSIX timer \d+ signal$/.test(name)) signals |= 1n << BigInt(Number.parseInt(value, 10) - 1);
+  return signals;
 }
 
 function withoutStops(mask: string | null): bigint {

@@ -315,6 +315,37 @@ describe("a move", { skip }, () => {
     );
   });
 
+  it("moves what is sent signals by a timer all the time, to a thread and to its process", async () => {
+    await withPythonShell({ downstream: "forward" }, async (program, run) => {
+      const timers = `
+TIMER_CREATE, TIMER_SETTIME = (107, 110) if os.uname().machine == "aarch64" else (222, 223)
+CAME = [0, 0]
+def count(at):
+    def came(*_): CAME[at] += 1
+    return came
+def begin(at, number, to):
+    signal.signal(number, count(at))
+    # struct sigevent: value, number, SIGEV_THREAD_ID or SIGEV_SIGNAL, thread
+    event = struct.pack("QiiI44x", 0, number, to, threading.get_native_id())
+    timer = ctypes.c_int()
+    assert libc.syscall(TIMER_CREATE, 1, event, ctypes.byref(timer)) == 0
+    every = struct.pack("qqqq", 0, 5000000, 0, 5000000)
+    assert libc.syscall(TIMER_SETTIME, timer, 0, every, None) == 0
+begin(0, 41, 4)
+begin(1, 42, 0)
+`;
+      await run(`exec(${JSON.stringify(timers)}, scope)`);
+      for (const to of ["b", "a"]) {
+        await program.move(to);
+        const [one = 0, other = 0] = JSON.parse(await run("CAME")) as number[];
+        await until("both go on", async () => {
+          const now = JSON.parse(await run("CAME")) as number[];
+          return (now[0] ?? 0) > one + 5 && (now[1] ?? 0) > other + 5;
+        });
+      }
+    });
+  });
+
   it("tells what nobody can set again: the controlling terminal of a job", async () => {
     await withPythonShell({ downstream: "forward" }, async (program, run) => {
       const shell = `import pty

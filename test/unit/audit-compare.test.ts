@@ -267,6 +267,21 @@ describe("a connection inside the application", () => {
 });
 
 describe("signals", () => {
+  it("of a process's own timers may have come while it was restored, to it or a thread, and no others", () => {
+    const pending = (mask: string): Fingerprint =>
+      fingerprint({
+        "process 12": { "POSIX timer 0 signal": "41/0000000000000007", "status ShdPnd": mask },
+        "thread 12/13": { "status SigPnd": mask },
+        "process 14": { "status ShdPnd": mask },
+      });
+    const none = "0000000000000000";
+    const subjects = (before: string, after: string): string[] =>
+      compareFingerprints(pending(before), pending(after)).map(({ subject }) => subject);
+    assert.deepEqual(subjects(none, "0000010000000000"), ["process 14"]);
+    assert.deepEqual(subjects("0000010000000000", none), ["process 12", "thread 12/13", "process 14"]);
+    assert.deepEqual(subjects(none, "0000020000000000"), ["process 12", "thread 12/13", "process 14"]);
+  });
+
   it("of job control stop again what they had stopped, and nobody else", () => {
     const pending = (mask: string): Fingerprint => fingerprint({ "process 12": { "status ShdPnd": mask } });
     const names = (after: string, stopSignal: number | null): string[] =>
