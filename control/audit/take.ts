@@ -39,6 +39,8 @@ export interface Taken {
   tree: Tree;
   /** before the fingerprint is used: what others did to TCP connections since the look */
   refreshTcp: () => void;
+  /** names of Unix sockets whose messages have descriptors that nobody has received: of those nothing is in the fingerprint */
+  passing: () => string[];
   /** the same with these subjects looked at again */
   again: (subjects: ReadonlySet<string>) => Fingerprint;
   ms: number;
@@ -78,6 +80,7 @@ export function takeFingerprint(options: TakeOptions): Taken {
       return fingerprint();
     },
     tree,
+    passing: () => Object.keys(subjects).filter((subject) => (subjects[subject]?.scm_fds ?? "0") !== "0"),
     refreshTcp: () => descriptors.refreshTcp(subjects),
     again: (names) => {
       const fresh = { ...fingerprint().subjects };

@@ -65,6 +65,7 @@ const CODES = {
   CRI_UNREACHABLE: { source: "container", retryable: true },
   DATAGRAMS_LOST: { source: "kernel" },
   DEADLINE: { source: "migration" },
+  DESCRIPTORS_IN_FLIGHT: { source: "container", retryable: true },
   DIAGNOSTICS_FAILED: { source: "config" },
   ENVOY_UNREACHABLE: { source: "peer", retryable: true, exit: "unreachable" },
   EPOCH_PASSED: { source: "peer" },

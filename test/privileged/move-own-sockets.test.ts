@@ -1,14 +1,16 @@
 /** Sockets of the application's own that know an address of the node, or a peer that a move leaves behind. */
 import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
 import { createSocket, type Socket as Datagrams } from "node:dgram";
 import { once } from "node:events";
+import { writeFileSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import { describe, test } from "node:test";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import type { LabProcess } from "../lab/lab.ts";
 import { lacking, type MovedProgram, until } from "../support/moved-program.ts";
-import { type Run, withPythonShell } from "../support/python-shell.ts";
+import { faultsFile, type Run, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3");
 /** where the servers of these tests are: the clients' place */
@@ -322,6 +324,10 @@ describe("sockets of the application's own", { skip }, () => {
           "c1, c2 = socket.socketpair(); c2.setsockopt(1, 16, 1); c1.send(b'x')",
           "c1.close(); c2.close()",
         ],
+        "socket.unix-descriptors": [
+          "d1, d2 = socket.socketpair(); socket.send_fds(d1, [b'x'], [0])",
+          "d1.close(); d2.close()",
+        ],
         "socket.corked": [
           "ck = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); ck.setsockopt(17, 1, 1)",
           "ck.close()",
@@ -355,6 +361,48 @@ describe("sockets of the application's own", { skip }, () => {
       for (const [, undo] of Object.values(kinds)) assert.doesNotMatch(await say(undo), /^ERROR/, undo);
       assert.deepEqual(await program.findings(), []);
       await program.move("b");
+    });
+  });
+
+  test("that nobody has, as they are passed on at that moment: the move rolls back, and their clients go on", (t) => {
+    const faults = faultsFile(t);
+    const token = `passing-${randomUUID()}`;
+    const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
+    return withPythonShell({ workload, faults: { a: `file:${faults}` } }, async (program, run) => {
+      await run("near, far = socket.socketpair(); server = socket.socket(fileno=os.dup(3))");
+      const accepted = run("passed = server.accept()[0]");
+      const client = await program.connect(8080);
+      await accepted;
+      const passOn = `
+def pass_on(*_):
+    socket.send_fds(near, [b"x"], [passed.fileno()])
+    passed.close()
+signal.signal(signal.SIGUSR1, pass_on)
+`;
+      await run(`exec(${JSON.stringify(passOn)}, scope)`);
+      const open = await run("len(os.listdir('/proc/self/fd')) - 1");
+      const pid = `$(pgrep -o -f '^/usr/bin/python3.*[p]${token.slice(1)}')`;
+      writeFileSync(
+        faults,
+        `exec@source:hold=kill -USR1 ${pid}; for i in $(seq 500); do [ $(ls /proc/${pid}/fd | wc -l) -lt ${open} ] && break; sleep 0.01; done`,
+      );
+      const move = await program.tryMove("b");
+      assert.ok(!("error" in move));
+      assert.equal(move.outcome, "rolled-back");
+      assert.match(
+        move.reason ?? "",
+        /^descriptors that the application has sent to itself \(SCM_RIGHTS\) were not received yet: /,
+      );
+      writeFileSync(faults, "");
+      const back = "passed = socket.socket(fileno=socket.recv_fds(far, 10, 1)[1][0])";
+      await run(back);
+      client.write("hello");
+      assert.equal(await run("passed.recv(10)"), "b'hello'");
+      await program.move("b");
+      const answer = once(client, "data");
+      await run("passed.send(b'there')");
+      assert.equal(String(await answer), "there");
+      client.destroy();
     });
   });
 

@@ -78,9 +78,20 @@ async function closeOutbound(host: MigrationHost, root: number): Promise<Taken> 
   // When what ends on purpose has ended; before CRIU puts sockets in repair mode and runs code of its own in the processes; and
   // before the shield, which is an option of the sockets, and not the application's. The proxy captures its legs meanwhile.
   const taken = takeFingerprint(await audited(config, container, root));
+  refuseInFlight(taken);
   leaveTerminals(imagesDirOf(host), taken.tree);
   await shieldOutbound(pids, sockets.outbound.filter(stays));
   return taken;
+}
+
+/** Passed since the preflight. A session may be among them, of which no process has a descriptor, and nobody would take it along. */
+function refuseInFlight(taken: Taken): void {
+  const [passing] = taken.passing();
+  if (passing === undefined) return;
+  throw fail(
+    "DESCRIPTORS_IN_FLIGHT",
+    `descriptors that the application has sent to itself (SCM_RIGHTS) were not received yet: ${passing}`,
+  );
 }
 
 async function liftAllWatches(host: MigrationHost, { root, watched }: Prepared): Promise<void> {

@@ -390,6 +390,15 @@ function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: Socket
         place,
         isTransient: true,
       });
+    if ((socket.receiveQueue > 0 || socket.waiting.length > 0) && passesDescriptors(place))
+      told.push({
+        id: "socket.unix-descriptors",
+        severity: "error",
+        what: `Unix socket ${socket.name ?? inode} has messages with descriptors (SCM_RIGHTS) that the application has not received, and nobody else has them`,
+        cure: "let it receive them",
+        place,
+        isTransient: true,
+      });
     if (
       socket.state !== sock.TCP_LISTEN &&
       socket.receiveQueue > 0 &&
@@ -413,6 +422,11 @@ function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: Socket
       });
   }
   return told;
+}
+
+/** proc_pid_fdinfo(5), `scm_fds` (unix_show_fdinfo() in net/unix/af_unix.c): of a listener, those that its waiting connections have */
+function passesDescriptors({ pid, fd }: SocketPlace): boolean {
+  return /^scm_fds:\s*[1-9]/m.test(textOf(`/proc/${pid}/fdinfo/${fd}`));
 }
 
 function unixOutside(socket: UnixSocket, peer: UnixSocket, place: SocketPlace): Told[] {
