@@ -135,6 +135,13 @@ export const HARMLESS: readonly HarmlessRule[] = [
       "tells of what the mask is at the source; a restored thread has left the call and begins it again",
   },
   {
+    subject: DESCRIPTOR,
+    name: /^lock (FLOCK|OFDLCK) /,
+    reason:
+      "such a lock belongs to the open file, and whoever has it open asks for it once more: who has asked first, and may have ended since (flock(1)), nobody is told",
+    when: ({ before, after }) => before !== null && withoutAsker(before) === withoutAsker(after),
+  },
+  {
     subject: TASK,
     name: /^status TracerPid$/,
     reason: "CRIU traces the tree at the source",
@@ -379,6 +386,11 @@ function withoutUndo(shared: string | null): string {
     .split(", ")
     .filter((name) => name !== "" && name !== SEMAPHORE_UNDO)
     .join(", ");
+}
+
+/** Of a lock, `ADVISORY WRITE by 12`. */
+function withoutAsker(lock: string | null): string {
+  return (lock ?? "").replace(/ by .*$/, "");
 }
 
 /** A pending signal that is pending no more. */

@@ -291,6 +291,10 @@ describe("sockets of the application's own", { skip }, () => {
       /** id → [make it, undo it] */
       const kinds: Record<string, [string, string]> = {
         "descriptor.packet-pipe": ["pp = os.pipe2(os.O_DIRECT)", "[os.close(fd) for fd in pp]"],
+        "descriptor.pipe-both-ways": [
+          "pw = os.pipe(); both = os.open('/proc/self/fd/%d' % pw[0], os.O_RDWR)",
+          "[os.close(fd) for fd in (*pw, both)]",
+        ],
         "descriptor.memfd-secret": [
           "secret = libc.syscall(447, 0); assert_ = 1 / (secret >= 0)",
           "os.close(secret)",

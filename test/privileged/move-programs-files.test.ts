@@ -249,13 +249,17 @@ test("a lock on a file of the layer is held after the move", { skip }, async () 
     await run(`write("/var/lib/hf-lock", "x")`);
     await run(`one = open("/var/lib/hf-lock", "r+")`);
     await run("fcntl.flock(one, fcntl.LOCK_EX)");
+    // a script's: exec 9>/var/lib/hf-asked; flock 9
+    await run(`asked = open("/var/lib/hf-asked", "w+")`);
+    await run(`__import__("subprocess").run(["flock", str(asked.fileno())], pass_fds=[asked.fileno()])`);
     await run(`range_ = open("/tmp/hf-range", "w+")`);
     await run("fcntl.lockf(range_, fcntl.LOCK_EX, 10, 5)");
     const attempt = `os.system("flock -n /var/lib/hf-lock true") >> 8`;
     const attemptRange = `os.system("${python} -c 'import fcntl; fcntl.lockf(open(\\"/tmp/hf-range\\", \\"r+\\"), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 7)' 2>/dev/null") >> 8`;
     for (const to of ["b", "a"]) {
       await program.move(to);
-      assert.equal(await run(attempt), "1", `on ${to} somebody else got the lock`);
+      for (const lock of [attempt, attempt.replace("hf-lock", "hf-asked")])
+        assert.equal(await run(lock), "1", `on ${to} somebody else got the lock: ${lock}`);
       assert.equal(await run(attemptRange), "1", `on ${to} somebody else got the range`);
     }
     await run("fcntl.flock(one, fcntl.LOCK_UN)");

@@ -127,6 +127,14 @@ describe("the table of harmless differences", () => {
     );
   });
 
+  it("takes no notice of who asked for a lock that belongs to the open file", () => {
+    const of = (kind: string, before: string, after: string): string[] =>
+      differing("descriptor 12/5", `lock ${kind} 0-EOF`, before, after);
+    assert.deepEqual(of("FLOCK", "ADVISORY WRITE by 11", "ADVISORY WRITE by 12"), []);
+    assert.equal(of("FLOCK", "ADVISORY WRITE by 11", "ADVISORY READ by 12").length, 1);
+    assert.equal(of("POSIX", "ADVISORY WRITE by 11", "ADVISORY WRITE by 12").length, 1);
+  });
+
   it("forgives the signals that a restored tree is stopped with, not those of the application", () => {
     assert.deepEqual(differing("process 12", "status SigPnd", "0000000000000000", "0000000000040000"), []);
     assert.deepEqual(differing("process 12", "status ShdPnd", "0000000000000000", "0000000000010000"), []);

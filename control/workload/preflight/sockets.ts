@@ -5,7 +5,7 @@
  *
  * What can be carried is in `migration/own-sockets.ts`. Sources: CRIU 4.2, criu/sk-*.c, sockets.c, pipes.c.
  */
-import { readFileSync } from "node:fs";
+import { constants, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
@@ -68,7 +68,9 @@ const NETLINK_LIST_MEMBERSHIPS = 9;
 const NETLINK_GROUP_BYTES = 4;
 const NAME_BYTES_MAX = 128;
 const GROUP_BYTES_MAX = 4096;
-const O_DIRECT = 0o40000;
+const { O_DIRECT, O_RDWR } = constants;
+/** fcntl(2) */
+const O_ACCMODE = 3;
 
 export interface SocketsPlace {
   /** of the container */
@@ -466,7 +468,16 @@ async function pipesAndSecrets(pids: number[]): Promise<Told[]> {
   for (const pid of pids) {
     for (const { fd, target } of await descriptorsOf(pid)) {
       const place = { pid, fd };
-      if (target.startsWith("pipe:[") && (await isPacketPipe(pid, fd)))
+      const flags = target.startsWith("pipe:[") ? await flagsOf(place) : 0;
+      if ((flags & O_ACCMODE) === O_RDWR)
+        told.push({
+          id: "descriptor.pipe-both-ways",
+          severity: "error",
+          what: `process ${pid} has a pipe open for reading and writing as descriptor ${fd} (opened again by /dev/fd or /proc), which CRIU restores for one of them only`,
+          cure: "let the application use a named pipe (mkfifo), or a socket pair; of bash: read -t 1 <> <(:) → sleep 1",
+          place,
+        });
+      if ((flags & O_DIRECT) !== 0)
         told.push({
           id: "descriptor.packet-pipe",
           severity: "error",
@@ -488,9 +499,10 @@ async function pipesAndSecrets(pids: number[]): Promise<Told[]> {
   return told;
 }
 
-async function isPacketPipe(pid: number, fd: number): Promise<boolean> {
+/** proc_pid_fdinfo(5). 0: it was closed */
+async function flagsOf({ pid, fd }: SocketPlace): Promise<number> {
   const info = await readFile(`/proc/${pid}/fdinfo/${fd}`, "utf8").catch(() => "");
-  return (Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(info)?.[1] ?? "0", 8) & O_DIRECT) !== 0;
+  return Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(info)?.[1] ?? "0", 8);
 }
 
 // ---- parts ----
