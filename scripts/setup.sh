@@ -10,7 +10,7 @@
 # `scripts/setup.sh kwok` the kwok that only `npm run bench:kube` fills a cluster with: three more; `scripts/setup.sh policies` what enforces
 # NetworkPolicies for `HOLDFAST_CHAOS=1 npm test -- test/kube/policies.test.ts`: two; `scripts/setup.sh crio` the CRI-O of
 # `HOLDFAST_CHAOS=1 npm test -- test/kube/crio.test.ts`: five.
-# `scripts/setup.sh mesh` an Envoy and an istiod for `test/envoy`: six minutes of compiling, once; `scripts/setup.sh envoy` the Envoy alone.
+# `scripts/setup.sh mesh` an Envoy and Istio's parts for `test/envoy`: seven minutes of compiling, once; `scripts/setup.sh envoy` the Envoy alone.
 # `scripts/setup.sh images` brings what images are made of (charts/images/Dockerfile) and nothing for tests.
 #
 #   HOLDFAST_CACHE          where all that is kept, outside the checkout   (/var/cache/holdfast)
@@ -197,11 +197,17 @@ crio_module=$root/test/kube/crio
 crio_version=$(version_in "$crio_module" github.com/cri-o/cri-o)
 crio_dir=$cache/crio-$crio_version
 crio_ok() { [ -x "$crio_dir/crio" ] && [ -x "$crio_dir/pinns" ]; }
-# istiod, by the version in test/envoy/istio/go.mod, with the definitions of Istio's resources that its module has.
+# istiod and the agent of its sidecars, by the version in test/envoy/istio/go.mod, with what its module has of Istio beside them: the definitions of
+# its resources, its charts, and what a sidecar's Envoy starts with.
 istio_module=$root/test/envoy/istio
 istio_version=$(version_in "$istio_module" istio.io/istio)
 istio_dir=$cache/istio-$istio_version
-istio_ok() { [ -x "$istio_dir/pilot-discovery" ] && [ -s "$istio_dir/crds.yaml" ]; }
+istio_built='pilot-discovery pilot-agent'
+istio_kept='crds.yaml charts/base/Chart.yaml charts/istiod/Chart.yaml envoy_bootstrap.json'
+istio_ok() {
+  for program in $istio_built; do [ -x "$istio_dir/$program" ] || return 1; done
+  for file in $istio_kept; do [ -s "$istio_dir/$file" ] || return 1; done
+}
 # What test/kube/dockerfile.test.ts builds images with, from this machine's Debian: unpacked, since installing buildah upgrades others.
 build_tools=$cache/build-tools
 build_tools_ok() { [ -f "$build_tools/complete" ]; }
@@ -598,16 +604,26 @@ build_crio() {
     fail "CRI-O's pinns could not be compiled (see $log); cure: make gcc work, then run this again"
 }
 
-build_istiod() {
-  build_go "istiod $istio_version" "six minutes" "$istio_module" "$work/pilot-discovery" \
-    "-X istio.io/istio/pkg/version.buildVersion=$istio_version" istio.io/istio/pilot/cmd/pilot-discovery
+build_istio() { # PROGRAM: what two of them share is compiled once
+  build_go "$1 of Istio $istio_version" "six minutes" "$istio_module" "$work/$1" \
+    "-X istio.io/istio/pkg/version.buildVersion=$istio_version" "istio.io/istio/pilot/cmd/$1"
 }
 
-keep_istio_definitions() {
+keep_istio_files() {
   find_go
   sources=$(cd "$istio_module" && GOTOOLCHAIN=local GOWORK=off "$go" mod download -json istio.io/istio 2>>"$log" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
-  cp "$sources/manifests/charts/base/files/crd-all.gen.yaml" "$work/crds.yaml" 2>>"$log" ||
-    fail "Istio's definitions could not be fetched (see $log); cure: check the network and the Go proxy's setting, then run this again"
+  mkdir "$work/charts"
+  {
+    cp "$sources/manifests/charts/base/files/crd-all.gen.yaml" "$work/crds.yaml" &&
+      cp -r "$sources/manifests/charts/base" "$work/charts/base" &&
+      cp -r "$sources/manifests/charts/istio-control/istio-discovery" "$work/charts/istiod" &&
+      cp "$sources/tools/packaging/common/envoy_bootstrap.json" "$work/envoy_bootstrap.json"
+  } 2>>"$log" ||
+    fail "Istio's files could not be fetched (see $log); cure: check the network and the Go proxy's setting, then run this again"
+  # a module's files are read-only
+  chmod -R u+w "$work/charts"
+  rm -rf "$istio_dir/charts"
+  mv "$work/charts" "$work/crds.yaml" "$work/envoy_bootstrap.json" "$istio_dir/"
 }
 
 own_lock() { # WHAT: nobody else's set-up waits for a compiler
@@ -714,12 +730,12 @@ if "$for_mesh" && ! istio_ok; then own_lock istio; fi
 if "$for_mesh" && ! istio_ok; then
   work=$(mktemp -d "$cache/work.XXXXXX")
   mkdir -p "$istio_dir"
-  if ! [ -x "$istio_dir/pilot-discovery" ]; then
-    build_istiod
-    mv "$work/pilot-discovery" "$istio_dir/pilot-discovery"
-  fi
-  keep_istio_definitions
-  mv "$work/crds.yaml" "$istio_dir/crds.yaml"
+  for program in $istio_built; do
+    [ -x "$istio_dir/$program" ] && continue
+    build_istio "$program"
+    mv "$work/$program" "$istio_dir/$program"
+  done
+  keep_istio_files
   rm -rf "$work"
   work=
 fi
