@@ -83,6 +83,17 @@ const ADDED: ReadonlySet<string> = new Set([NAME, TMP_NAME, SIDECAR_NAME]);
 /** Process 1 of its container, by which the agent knows it. */
 const PROXY = ["/holdfast/node_modules/node/bin/node", "/holdfast/proxy/main.ts"];
 const SIDECAR_START_SECONDS = 120;
+/** A busy node takes its time to start it. */
+const SIDECAR_ASKED_SECONDS = 10;
+/**
+ * A command and no `httpGet`: Istio leads those to its own agent, which in pods of its old style (no native sidecar) is started when all init containers
+ * have, this one too. Neither would ever be (seen).
+ */
+const SIDECAR_IS_THERE = [
+  PROXY[0] as string,
+  "-e",
+  `require("http").get("http://127.0.0.1:${SIDECAR_HTTP_PORT}/healthz", ({ statusCode }) => process.exit(statusCode === 200 ? 0 : 1)).on("error", () => process.exit(1))`,
+];
 /** Where containers ask for something. It holds queues for slow clients; a limit of CPU would make all clients wait in a move. */
 const SIDECAR_REQUESTS = { cpu: "50m", memory: "96Mi" };
 /** … and where each of them has such a limit; all of it where what they get is guaranteed. */
@@ -250,7 +261,8 @@ function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, prox
     ...sidecarResources(spec),
     securityContext: restricted(container),
     startupProbe: {
-      httpGet: { path: "/healthz", port: SIDECAR_HTTP_PORT },
+      exec: { command: SIDECAR_IS_THERE },
+      timeoutSeconds: SIDECAR_ASKED_SECONDS,
       periodSeconds: 1,
       failureThreshold: SIDECAR_START_SECONDS,
     },
