@@ -2,6 +2,7 @@
 import { EXIT } from "../api/exit-status.ts";
 import type { KubernetesApi } from "../kubernetes/client/api.ts";
 import { endMigrations } from "../kubernetes/controller/end-migrations.ts";
+import { detachMesh } from "../kubernetes/mesh/detach.ts";
 import { detachServices } from "../kubernetes/services/detach.ts";
 import { plain, type Terminal } from "./terminal.ts";
 
@@ -10,18 +11,23 @@ export interface DetachRequest {
   namespace: string | null;
   /** Migrations are ended first */
   migrations: boolean;
+  /** Services of gateways lead to their pods again */
+  gateways: boolean;
+  /** what Services ask of Istio goes */
+  mesh: boolean;
 }
 
 /** @throws HoldfastError of the client; `KUBERNETES_BUSY`: not in time */
 export async function detach(
   api: KubernetesApi,
-  { namespace, migrations }: DetachRequest,
+  { namespace, migrations, gateways, mesh }: DetachRequest,
   json: boolean,
   terminal: Terminal,
 ): Promise<number> {
   const aborted: string[] = [];
   const detached: string[] = [];
   const left: string[] = [];
+  const unmeshed: string[] = [];
   const line = (text: string): void => {
     if (!json) terminal.out.write(`${plain(text)}\n`);
   };
@@ -33,18 +39,28 @@ export async function detach(
         line(`migration ${migration}: asked to end`);
       },
     });
-  await detachServices(api, {
-    namespace,
-    onDetached: (service) => {
-      detached.push(service);
-      line(`service ${service}: clients come to its pods`);
-    },
-    onLeft: (service) => {
-      left.push(service);
-      line(`service ${service}: left as it is; nothing says which pods it is for`);
-    },
-  });
-  if (json) terminal.out.write(`${JSON.stringify({ detached, left, ...(migrations ? { aborted } : {}) })}\n`);
-  else if (detached.length + left.length === 0) line("no Service leads clients to gateways");
+  if (gateways)
+    await detachServices(api, {
+      namespace,
+      onDetached: (service) => {
+        detached.push(service);
+        line(`service ${service}: clients come to its pods`);
+      },
+      onLeft: (service) => {
+        left.push(service);
+        line(`service ${service}: left as it is; nothing says which pods it is for`);
+      },
+    });
+  if (mesh)
+    await detachMesh(api, {
+      namespace,
+      onDetached: (service) => {
+        unmeshed.push(service);
+        line(`service ${service}: asks nothing of the mesh any more`);
+      },
+    });
+  const more = { ...(migrations ? { aborted } : {}), ...(mesh ? { unmeshed } : {}) };
+  if (json) terminal.out.write(`${JSON.stringify({ detached, left, ...more })}\n`);
+  else if (gateways && detached.length + left.length === 0) line("no Service leads clients to gateways");
   return EXIT.ok;
 }

@@ -606,18 +606,29 @@ ${EXIT_HELP}`,
     .description("lead clients of Services of gateways to their pods again, before gateways are taken away")
     .option("-n, --namespace <name>", "Services of this one; default: of all")
     .option("--migrations", "first end the Migrations under way: before the controller is taken away, too")
+    .option(
+      "--mesh",
+      "then take away what Services ask of Istio: before the controller is taken away, or keeps it no more",
+    )
+    .option("--keep-gateways", "leave Services of gateways as they are")
     .option("--json", "print one JSON object")
     .addHelpText(
       "after",
       `
 Each Service gets its selector back, and loses its label holdfast.dev/gateway. Clients that are connected stay at their gateway.
-A Migration that is ended leaves its application where it is, unless it has moved already. helm uninstall does all this by itself.
+A Migration that is ended leaves its application where it is, unless it has moved already. With --mesh each Service loses
+its annotation holdfast.dev/mesh, and what was made for it goes. helm uninstall does all this by itself.
 ${EXIT_HELP}`,
     )
-    .action((options: ClusterOptions & { migrations?: boolean }) =>
+    .action((options: ClusterOptions & { migrations?: boolean; mesh?: boolean; keepGateways?: boolean }) =>
       withCluster(options, async (api) => {
         const { detach } = await import("./detach.ts");
-        const request = { namespace: options.namespace ?? null, migrations: options.migrations === true };
+        const request = {
+          namespace: options.namespace ?? null,
+          migrations: options.migrations === true,
+          gateways: options.keepGateways !== true,
+          mesh: options.mesh === true,
+        };
         return detach(api, request, options.json === true, around);
       }),
     );

@@ -23,7 +23,8 @@ const AFTER_MESH_OUT = -90;
 export async function leadClients(initPid: number, ports: ReadonlyMap<number, number>): Promise<void> {
   const led = (who: string): string[] =>
     [...ports].map(
-      ([from, to]) => `${who} tcp dport ${from} tcp flags & (fin | syn | rst | ack) == syn redirect to :${to}`,
+      ([from, to]) =>
+        `${who} tcp dport ${from} tcp flags & (fin | syn | rst | ack) == syn redirect to :${to}`,
     );
   // one transaction: what is flushed is there again before it is missed
   const input = [

@@ -74,10 +74,13 @@ export class ApiInMemory {
         keep: (item: T) => T = (item) => item,
       ) => {
         this.lists++;
-        const [key = "", value] = String(labelSelector).split("=");
-        const isAsked = ({ metadata }: Raw): boolean =>
-          !/^[\w./-]+(=[\w.-]*)?$/.test(labelSelector) ||
-          (value === undefined ? key in (metadata.labels ?? {}) : metadata.labels?.[key] === value);
+        const wanted = String(labelSelector).split(",");
+        const isAsked = ({ metadata: { labels = {} } }: Raw): boolean =>
+          wanted.some((one) => !/^[\w./-]+(=[\w.-]*)?$/.test(one)) ||
+          wanted.every((one) => {
+            const [key = "", value] = one.split("=");
+            return value === undefined ? key in labels : labels[key] === value;
+          });
         const found = [...this.objects].filter(([at, object]) => under(path).test(at) && isAsked(object));
         return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
       },

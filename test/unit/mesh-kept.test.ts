@@ -4,6 +4,7 @@ import { afterEach, describe, it } from "node:test";
 import { Watches } from "#control/kubernetes/client/watches.ts";
 import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
+import { detachMesh } from "#control/kubernetes/mesh/detach.ts";
 import { keepMesh } from "#control/kubernetes/mesh/keep.ts";
 import { TELL_AGAIN_MS } from "#control/kubernetes/services/findings.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -232,5 +233,54 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     await has(api, SIDECAR);
     assert.deepEqual(problems, ["the mesh is not as it is asked to be"]);
     assert.equal(api.objects.has(IDENTITY), false);
+  });
+
+  it("is taken away for good with and without a controller, routes first, and leaves what is somebody else's", async () => {
+    const RULE = "/apis/networking.istio.io/v1/namespaces/games/destinationrules/chat-holdfast";
+    const ROUTES = "/apis/networking.istio.io/v1/namespaces/games/virtualservices/chat-holdfast";
+    const THEIRS = `${SIDECARS}/theirs`;
+    for (const isKept of [true, false]) {
+      const workloads = [{ name: "a", labels: { app: "chat" } }];
+      const asked = JSON.stringify({ stickiness: { cookie: "hf", workloads } });
+      const api = start(asked, null, (one) => putPod(one, POD, "9000/http"));
+      api.put(THEIRS, { metadata: { labels: { "holdfast.dev/policy": "chat" } }, spec: {} });
+      for (const path of [SIDECAR, RULE, ROUTES]) await has(api, path);
+      if (!isKept) {
+        for (const one of end.splice(0)) one.abort();
+        await Promise.all(running.splice(0));
+      }
+      api.calls.length = 0;
+      api.problem = [`PATCH ${SERVICE}`, fail("KUBERNETES_CONFLICT", "it has changed")];
+      const done: string[] = [];
+      const onDetached = (service: string): void => void done.push(service);
+      await detachMesh(api.api, { namespace: null, settleMs: SETTLE_MS, onDetached });
+      assert.deepEqual(done, ["games/chat"]);
+      assert.equal((api.objects.get(SERVICE) as Raw).metadata.annotations?.["holdfast.dev/mesh"], undefined);
+      assert.deepEqual(
+        [SIDECAR, RULE, ROUTES, THEIRS].map((path) => api.objects.has(path)),
+        [false, false, false, true],
+      );
+      const gone = api.calls.filter((call) => call.startsWith("DELETE"));
+      assert.ok(gone.indexOf(`DELETE ${ROUTES}`) < gone.indexOf(`DELETE ${RULE}`), gone.join("\n"));
+      assert.ok(!api.calls.some((call) => call.startsWith("POST") && !call.endsWith("/events")));
+      for (const one of end.splice(0)) one.abort();
+      await Promise.all(running.splice(0));
+    }
+  });
+
+  it("is taken away where Istio is not there any more", async () => {
+    const api = new ApiInMemory();
+    putService(api, "{}");
+    const list: typeof api.api.list = async (path, query) => {
+      if (path.startsWith("/apis/networking.istio.io"))
+        throw fail("KUBERNETES_NOT_FOUND", "no such resource");
+      return await api.api.list(path, query);
+    };
+    const patch = api.api.patch.bind(api.api);
+    const remove = api.api.delete.bind(api.api);
+    const done: string[] = [];
+    const onDetached = (service: string): void => void done.push(service);
+    await detachMesh({ list, patch, delete: remove }, { namespace: null, settleMs: 0, onDetached });
+    assert.deepEqual(done, ["games/chat"]);
   });
 });

@@ -30,6 +30,9 @@ const AGAIN_MS = 2_000;
 const MANAGED_BY_LABEL = "app.kubernetes.io/managed-by";
 const MANAGED_BY = "holdfast-controller";
 
+/** As a query: whatever this has made. */
+export const MADE_BY_US = { labelSelector: `${POLICY_LABEL},${MANAGED_BY_LABEL}=${MANAGED_BY}` };
+
 /** of one object, for what it is or where: a quota, a namespace that ends, a policy of the cluster */
 const REFUSALS = ["KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID", "KUBERNETES_NOT_FOUND"];
 
@@ -74,7 +77,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
     kind,
     objects: watches.open<MeshObject>(`${kind} of policies`, {
       path: pathOf(kind),
-      query: { labelSelector: `${POLICY_LABEL},${MANAGED_BY_LABEL}=${MANAGED_BY}` },
+      query: MADE_BY_US,
       onChange,
     }),
   }));
