@@ -15,15 +15,16 @@ export function requireEnvoy(): void {
 
 /** Its path. @throws Error with the cure, when set-up has not built it */
 export function requireIstiod(): string {
-  return requiredOfIstio("pilot-discovery");
+  return requireOfIstio("pilot-discovery");
 }
 
 /** Path of the definitions of its resources (CustomResourceDefinitions). @throws Error with the cure, when set-up has not kept them */
 export function requireIstioDefinitions(): string {
-  return requiredOfIstio("crds.yaml");
+  return requireOfIstio("crds.yaml");
 }
 
-function requiredOfIstio(file: string): string {
+/** Path of what set-up keeps of Istio by that name. @throws Error with the cure, when it has not */
+export function requireOfIstio(file: string): string {
   const module = readFileSync(join(import.meta.dirname, "istio/go.mod"), "utf8");
   const version = /\bistio\.io\/istio v(\S+)/.exec(module)?.[1] ?? "";
   return required(join(CACHE_DIR, `istio-${version}`, file));

@@ -57,13 +57,25 @@ export async function installChart(
   return { command: install.join(" ").replace(`${projectRoot}/`, "") };
 }
 
+/** Values of what {@link installChart} has installed change. */
+export async function upgradeChart(
+  cluster: Cluster,
+  namespace: string,
+  values: Record<string, string>,
+): Promise<void> {
+  const set = Object.entries(values).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
+  const wait = ["--wait", "--timeout", `${INSTALL_MS_MAX / 1_000}s`];
+  const upgrade = ["helm", "upgrade", "holdfast", CHART, "--namespace", namespace, "--reuse-values"];
+  await runHelm(cluster, namespace, [...upgrade, ...set, ...wait]);
+}
+
 /** What {@link installChart} has installed goes again. */
 export async function uninstallChart(cluster: Cluster, namespace: string): Promise<void> {
   await runHelm(cluster, namespace, ["helm", "uninstall", "holdfast", "--namespace", namespace, "--wait"]);
 }
 
-async function runHelm(cluster: Cluster, namespace: string, command: string[]): Promise<void> {
-  // helm's caches and settings are the cluster's own
+/** helm, whose caches and settings are the cluster's own. @throws Error with what it says, and how the namespace's pods are */
+export async function runHelm(cluster: Cluster, namespace: string, command: string[]): Promise<void> {
   const home = join(cluster.lab.dir, "helm");
   const own = ["HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(
     (name) => `${name}=${home}`,

@@ -138,16 +138,20 @@ export class Load {
   }
 }
 
-/** Starts clients at `at` (default the client host); resolves when all are connected. */
+/**
+ * Starts clients at `at` (default the client host); resolves when all are connected.
+ * @param enter a command before theirs, as for the network of a pod that is there
+ */
 export async function startLoad(
   lab: Lab,
   kind: LoadKind,
   options: Partial<LoadOptions> & Pick<LoadOptions, "target">,
   at = "client",
+  enter: readonly string[] = [],
 ): Promise<Load> {
   const started = lab.spawn(
     at,
-    [nodeBinary, join(projectRoot, `test/load/${kind}-clients.ts`), JSON.stringify(options)],
+    [...enter, nodeBinary, join(projectRoot, `test/load/${kind}-clients.ts`), JSON.stringify(options)],
     { name: `${kind}-clients`, cwd: projectRoot, stdio: ["pipe", "pipe", "pipe"], keep: false },
   );
   const load = new Load(started, options.drainMsMax ?? 5_000);
