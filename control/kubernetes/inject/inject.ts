@@ -92,7 +92,8 @@ const SIDECAR_ASKED_SECONDS = 10;
 const SIDECAR_IS_THERE = [
   PROXY[0] as string,
   "-e",
-  `require("http").get("http://127.0.0.1:${SIDECAR_HTTP_PORT}/healthz", ({ statusCode }) => process.exit(statusCode === 200 ? 0 : 1)).on("error", () => process.exit(1))`,
+  // what is thrown, or refused, ends it with 1
+  `require("http").get("http://127.0.0.1:${SIDECAR_HTTP_PORT}/healthz", (answer) => { if (answer.statusCode !== 200) throw answer.statusCode; answer.destroy(); })`,
 ];
 /** Where containers ask for something. It holds queues for slow clients; a limit of CPU would make all clients wait in a move. */
 const SIDECAR_REQUESTS = { cpu: "50m", memory: "96Mi" };
