@@ -106,10 +106,10 @@ function policyOf(
   const parsed = policySchema.safeParse(whole);
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
-  leave(
-    "PolicyInvalid",
-    `annotation ${MESH_ANNOTATION}: ${issue?.path.join(".") || "the whole"}: ${issue?.message}`,
-  );
+  const isUnknown = issue?.code === "unrecognized_keys";
+  const path = [...(issue?.path ?? []), ...(isUnknown ? issue.keys.slice(0, 1) : [])].join(".");
+  const message = isUnknown ? "unknown key" : issue?.message;
+  leave("PolicyInvalid", `annotation ${MESH_ANNOTATION}: ${path || "the whole"}: ${message}`);
   return null;
 }
 

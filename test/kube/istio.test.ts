@@ -168,6 +168,15 @@ describe("pods that Istio and Holdfast inject", () => {
     return await cluster.api("GET", `${MIGRATIONS}/${name}`);
   }
 
+  async function migrate(name: string, { metadata }: KubeObject, node: string): Promise<void> {
+    await cluster.apply({
+      apiVersion: "holdfast.dev/v1alpha1",
+      kind: "Migration",
+      metadata: { name, namespace: GAMES },
+      spec: { pod: metadata.name, target: { node } },
+    });
+  }
+
   /** The last one of a pod, when it has moved: at its first attempt. */
   async function moved({ metadata: { uid } }: KubeObject): Promise<KubeObject> {
     let found: KubeObject | undefined;
@@ -325,12 +334,7 @@ describe("pods that Istio and Holdfast inject", () => {
     const source = await theOnlyPod("mesh", "b");
     const load = await startInMesh();
     await answered(load);
-    await cluster.apply({
-      apiVersion: "holdfast.dev/v1alpha1",
-      kind: "Migration",
-      metadata: { name: "to-a", namespace: GAMES },
-      spec: { pod: source.metadata.name, target: { node: "a" } },
-    });
+    await migrate("to-a", source, "a");
     await until("the pod stays for its clients", async () => {
       return (await migration("to-a")).status?.reason === "ClientsOfSource";
     });
@@ -339,6 +343,26 @@ describe("pods that Istio and Holdfast inject", () => {
     const { status } = await moved(source);
     assert.deepEqual([status.move.downstream, status.move.sessions], ["forward", SESSIONS]);
     await theOnlyPod("mesh", "a");
+    const next = await startInMesh();
+    await nobodyIsLost(next);
+    await next.stop();
+  });
+
+  it("are deleted with clients of the mesh that have not gone in time, whose next connections come to the new pod", async () => {
+    await cluster.apply({
+      apiVersion: "holdfast.dev/v1alpha1",
+      kind: "ContinuityPolicy",
+      metadata: { name: "default", namespace: GAMES },
+      spec: { anchorSeconds: 1 },
+    });
+    const source = await theOnlyPod("mesh", "a");
+    const load = await startInMesh();
+    await answered(load);
+    await migrate("to-b", source, "b");
+    await moved(source);
+    await until("their connections have ended", async () => load.alive === 0);
+    await load.stop();
+    await theOnlyPod("mesh", "b");
     const next = await startInMesh();
     await nobodyIsLost(next);
     await next.stop();

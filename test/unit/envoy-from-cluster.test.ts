@@ -115,4 +115,10 @@ describe("a Service's policy", () => {
         JSON.stringify(leftOut.map(({ message }) => message)),
       );
     });
+
+  it("is none with a key that it has not, which is named", () => {
+    const asked = service({ "holdfast.dev/mesh": '{"idleSecond":1}' });
+    const [{ message } = assert.fail()] = policiesOf([asked], [pod("a")]).leftOut;
+    assert.equal(message, "annotation holdfast.dev/mesh: idleSecond: unknown key");
+  });
 });

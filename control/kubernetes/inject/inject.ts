@@ -92,8 +92,8 @@ const SIDECAR_ASKED_SECONDS = 10;
 const SIDECAR_IS_THERE = [
   PROXY[0] as string,
   "-e",
-  // what is thrown, or refused, ends it with 1
-  `require("http").get("http://127.0.0.1:${SIDECAR_HTTP_PORT}/healthz", (answer) => { if (answer.statusCode !== 200) throw answer.statusCode; answer.destroy(); })`,
+  // refused, it ends with 1
+  `require("net").connect(${SIDECAR_HTTP_PORT}, "127.0.0.1", function () { this.destroy(); })`,
 ];
 /** Where containers ask for something. It holds queues for slow clients; a limit of CPU would make all clients wait in a move. */
 const SIDECAR_REQUESTS = { cpu: "50m", memory: "96Mi" };
