@@ -23,7 +23,7 @@ interface Around {
 }
 
 export const MESH_EXCLUSIONS: readonly string[] = [...MESH_PROXIES.values()];
-/** of links, and of kubelet's probe */
+/** of links, and of metrics */
 const SIDECAR_PORTS = [SIDECAR_LINK_PORT, SIDECAR_HTTP_PORT].map(String);
 
 /**
