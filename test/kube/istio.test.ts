@@ -36,6 +36,7 @@ const MADE = ["sidecars", "destinationrules", "virtualservices", "envoyfilters"]
 );
 const WORKLOADS = [{ name: "mesh-0", labels: { app: "mesh" } }];
 const ADMIN = "http://127.0.0.1:15000";
+const HOLDFAST_PROGRAM = join(projectRoot, "bin/holdfast");
 
 describe("pods that Istio and Holdfast inject", () => {
   let cluster: Cluster;
@@ -244,7 +245,16 @@ describe("pods that Istio and Holdfast inject", () => {
     assert.deepEqual(namesOf(old.spec.containers), ["app", "istio-proxy"]);
     for (const one of [chat, mesh, old])
       assert.equal(await count(one, "(lds|cds)\\.update_rejected$"), 0, one.metadata.name);
-    await cluster.kubectl(["-n", GAMES, "delete", "pod", "old", "--grace-period=0", "--force"]);
+    const whole = await cluster.run([HOLDFAST_PROGRAM, "check", "--cluster", "-o", "json"]);
+    assert.deepEqual([whole.status, JSON.parse(whole.stdout).findings], [0, []], whole.stdout + whole.stderr);
+  });
+
+  it("move in Istio's old style, too", async () => {
+    await cluster.kubectl(["uncordon", "b"]);
+    const old = await pod("old");
+    await migrate("old-to-b", old, "b");
+    const { status } = await moved(old);
+    await cluster.kubectl(["-n", GAMES, "delete", "pod", status.target.pod, "--grace-period=0", "--force"]);
   });
 
   it("have the controller write what their Service asks for, which Istio's webhook lets in", async () => {
@@ -279,13 +289,12 @@ describe("pods that Istio and Holdfast inject", () => {
   });
 
   it("have what render --from-cluster prints, says verify of the pod's own Envoy", async () => {
-    const holdfast = join(projectRoot, "bin/holdfast");
-    const rendered = await cluster.run([holdfast, "envoy", "render", "--from-cluster", "-n", GAMES]);
+    const rendered = await cluster.run([HOLDFAST_PROGRAM, "envoy", "render", "--from-cluster", "-n", GAMES]);
     assert.equal(rendered.status, 0, rendered.stderr);
     const file = join(cluster.lab.dir, "rendered.yaml");
     writeFileSync(file, rendered.stdout);
     const mesh = await theOnlyPod("mesh", "a");
-    const verify = [holdfast, "envoy", "verify", "--admin", ADMIN, "-f", file, "--json"];
+    const verify = [HOLDFAST_PROGRAM, "envoy", "verify", "--admin", ADMIN, "-f", file, "--json"];
     let said = "";
     await until("verify finds the Sidecar applied", async () => {
       const { json, stderr } = await inPod(mesh, verify);
@@ -298,7 +307,6 @@ describe("pods that Istio and Holdfast inject", () => {
 
   it("keep a gateway's clients when their node is drained", async () => {
     const { address } = cluster.lab.place(NODE);
-    await cluster.kubectl(["uncordon", "b"]);
     await cluster.untilOpen(address, NODE_PORT);
     const load = await start({ address, port: NODE_PORT });
     await answered(load);
@@ -324,7 +332,7 @@ describe("pods that Istio and Holdfast inject", () => {
     const plain = await cluster.run(["curl", "-sS", "--max-time", "10", url]);
     assert.notEqual(plain.status, 0, plain.stdout);
     const shown = await cluster.run([
-      ...[join(projectRoot, "bin/holdfast"), "sessions", `pod/${mesh.metadata.name}`, "-n", GAMES],
+      ...[HOLDFAST_PROGRAM, "sessions", `pod/${mesh.metadata.name}`, "-n", GAMES],
     ]);
     assert.equal(shown.stdout.match(/websocket/g)?.length, SESSIONS, shown.stdout + shown.stderr);
     await load.stop();
