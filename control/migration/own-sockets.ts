@@ -6,6 +6,8 @@
  * Only connections that a move ends, or has to begin anew, are touched at the source; the list is on disk before that, so
  * that a rollback, also one by the next agent, puts them back. Everything else is only looked at.
  *
+ * Others are also those who came to the application's own port at another address than the proxy does: past it.
+ *
  *   state at the source                             at the target
  *   connected to others (`outbound: close`)         what was unread, then reset; a peer that had finished: then its end
  *   reset or refused, and the application has       the same bytes, the same end

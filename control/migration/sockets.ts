@@ -146,7 +146,7 @@ export function isTcp(fd: number): boolean {
 export interface ApplicationSockets {
   /** LISTEN sockets of the tree */
   listening: Endpoint[];
-  /** connections to peers outside the tree that are not sessions: they cannot follow to another address */
+  /** connections with peers outside the tree that are not sessions, whoever began them: they cannot follow to another address */
   outbound: DiagSocket[];
   /** all its TCP sockets that sock_diag lists: those in state CLOSE are not among them */
   listed: DiagSocket[];
@@ -156,14 +156,15 @@ export interface ApplicationSockets {
 
 /**
  * Sorts the tree's TCP sockets.
- * @param upstreams where the proxy connects to: connections there are sessions
+ * @param upstreams where the proxy connects to: connections at that address and port are sessions
  */
 export async function classifySockets(pids: number[], upstreams: Endpoint[]): Promise<ApplicationSockets> {
   const inodes = await socketInodes(pids);
   const all = listSockets({}, networkOf(pids));
   const mine = all.filter((socket) => inodes.has(socket.inode));
-  const isSession = (socket: DiagSocket): boolean =>
-    upstreams.some((upstream) => upstream.port === socket.local.port);
+  // who has come to that port at another address, as to the pod's own, has come past the proxy
+  const isSession = ({ local }: DiagSocket): boolean =>
+    upstreams.some(({ address, port }) => port === local.port && address === ipText.unmapped(local.address));
   const ends = new Set(mine.map(({ local, remote }) => connectionKey(local, remote)));
   const isInternal = ({ local, remote }: DiagSocket): boolean => ends.has(connectionKey(remote, local));
   const connected = mine.filter((socket) => socket.state !== "LISTEN" && socket.state !== "CLOSE");

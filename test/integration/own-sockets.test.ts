@@ -1,6 +1,9 @@
 /** What a move takes off an application's sockets and puts back. The application is this process; real sockets on the loopback device. */
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { type AddressInfo, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, it } from "node:test";
@@ -21,6 +24,7 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { type DiagSocket, listSockets } from "#proxy/kernel/diag.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
+import { nodeBinary } from "../lab/lab.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd(2), SO_SNDBUFFORCE";
 const pids = [process.pid];
@@ -92,6 +96,31 @@ function read(fd: number): string {
 async function leave(cut: DiagSocket[]): Promise<void> {
   await leaveOwnSockets(dir, await classifySockets(pids, []), cut);
 }
+
+describe("the application's connections", { skip }, () => {
+  it("are sessions where they came to the upstream's address, and not where they came to another of its port", async () => {
+    const server = createServer().listen(0, "0.0.0.0");
+    await once(server, "listening");
+    const { port } = server.address() as AddressInfo;
+    const program = `for (const host of ["127.0.0.1", "127.0.0.2"]) require("net").connect(${port}, host);`;
+    const client = spawn(nodeBinary, ["-e", program], { stdio: "ignore" });
+    try {
+      const peers: Socket[] = [];
+      server.on("connection", (socket) => peers.push(socket.on("error", () => {})));
+      while (peers.length < 2) await once(server, "connection");
+      const { outbound } = await classifySockets([process.pid], [{ address: "127.0.0.1", port }]);
+      const past = outbound.filter(({ local }) => local.port === port);
+      assert.deepEqual(
+        past.map(({ local }) => local.address),
+        ["127.0.0.2"],
+      );
+      for (const peer of peers) peer.destroy();
+    } finally {
+      client.kill("SIGKILL");
+      server.close();
+    }
+  });
+});
 
 describe("what a rolled-back move has taken off", { skip }, () => {
   it("a connection to others says what it had said, and then that it was reset", async () => {

@@ -22,6 +22,8 @@ const HOLDFAST = "holdfast";
 const GAMES = "games";
 const NODE = "c";
 const NODE_PORT = 30080;
+/** a Service of the pods of "chat" that leads past its gateways */
+const PAST = "past";
 const SESSIONS = 20;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
@@ -77,7 +79,8 @@ describe("pods that Istio and Holdfast inject", () => {
         NODE_PORT,
       ),
       deployment("chat", {}, hostAliases),
-      meshService(),
+      meshService("mesh"),
+      meshService(PAST, "chat"),
       deployment("mesh", sidecar, hostAliases),
       clientPod(hostAliases),
       oldStylePod(hostAliases),
@@ -145,8 +148,8 @@ describe("pods that Istio and Holdfast inject", () => {
   }
 
   /** Clients in the pod of the mesh, which come to the Service by its address. */
-  async function startInMesh(): Promise<Load> {
-    const { spec } = await cluster.api("GET", `${SERVICES}/mesh`);
+  async function startInMesh(service = "mesh"): Promise<Load> {
+    const { spec } = await cluster.api("GET", `${SERVICES}/${service}`);
     const enter = enterNetwork(await pod("client"), "pilot-agent");
     return await start({ address: spec.clusterIP, port: 80 }, enter);
   }
@@ -305,11 +308,13 @@ describe("pods that Istio and Holdfast inject", () => {
     assert.equal(said, "Sidecar applied");
   });
 
-  it("keep a gateway's clients when their node is drained", async () => {
+  it("keep a gateway's clients when their node is drained, whoever came past the gateway", async () => {
     const { address } = cluster.lab.place(NODE);
     await cluster.untilOpen(address, NODE_PORT);
     const load = await start({ address, port: NODE_PORT });
     await answered(load);
+    const past = await startInMesh(PAST);
+    await answered(past);
     const sources = [await theOnlyPod("chat", "a"), await theOnlyPod("mesh", "a")];
     const drain = ["drain", "a", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=240s"];
     await cluster.kubectl(drain, { timeoutMs: 250_000 }).catch(failed);
@@ -317,6 +322,8 @@ describe("pods that Istio and Holdfast inject", () => {
     for (const app of ["chat", "mesh"]) await theOnlyPod(app, "b");
     await nobodyIsLost(load);
     await load.stop();
+    await until("who came past the gateway is cut", async () => past.alive === 0);
+    await past.stop();
     await cluster.kubectl(["uncordon", "a"]);
   });
 
@@ -431,12 +438,12 @@ function deployment(name: string, annotations: Record<string, string>, hostAlias
 }
 
 /** Of clients in the mesh, who come by its name or address. */
-function meshService(): KubeObject {
+function meshService(name: string, app = name): KubeObject {
   return {
     apiVersion: "v1",
     kind: "Service",
-    metadata: { name: "mesh", namespace: GAMES },
-    spec: { selector: { app: "mesh" }, ports: [{ name: "http-chat", port: 80, targetPort: APP_PORT }] },
+    metadata: { name, namespace: GAMES },
+    spec: { selector: { app }, ports: [{ name: "http-chat", port: 80, targetPort: APP_PORT }] },
   };
 }
 
