@@ -163,8 +163,8 @@ export async function classifySockets(pids: number[], upstreams: Endpoint[]): Pr
   const all = listSockets({}, networkOf(pids));
   const mine = all.filter((socket) => inodes.has(socket.inode));
   // who has come to that port at another address, as to the pod's own, has come past the proxy
-  const isSession = ({ local }: DiagSocket): boolean =>
-    upstreams.some(({ address, port }) => port === local.port && address === ipText.unmapped(local.address));
+  const led = new Set(upstreams.map((upstream) => endpointKey(upstream)));
+  const isSession = ({ local }: DiagSocket): boolean => led.has(endpointKey(local));
   const ends = new Set(mine.map(({ local, remote }) => connectionKey(local, remote)));
   const isInternal = ({ local, remote }: DiagSocket): boolean => ends.has(connectionKey(remote, local));
   const connected = mine.filter((socket) => socket.state !== "LISTEN" && socket.state !== "CLOSE");
@@ -228,6 +228,11 @@ async function withSockets(
     const place = inodes.get(socket.inode);
     if (place !== undefined) withSocketAt(place, (fd) => use(fd, socket)); // else it ended by itself
   }
+}
+
+/** The same for each way to write an address, as `[0:0::1]` in a configuration. */
+function endpointKey({ address, port }: Endpoint): string {
+  return `${ipText.unmapped(ipText.formatAddress(ipText.addressBytes(address)))} ${port}`;
 }
 
 function connectionKey(from: Endpoint, to: Endpoint): string {

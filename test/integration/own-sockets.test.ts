@@ -108,12 +108,15 @@ describe("the application's connections", { skip }, () => {
       const peers: Socket[] = [];
       server.on("connection", (socket) => peers.push(socket.on("error", () => {})));
       while (peers.length < 2) await once(server, "connection");
-      const { outbound } = await classifySockets([process.pid], [{ address: "127.0.0.1", port }]);
-      const past = outbound.filter(({ local }) => local.port === port);
-      assert.deepEqual(
-        past.map(({ local }) => local.address),
-        ["127.0.0.2"],
-      );
+      for (const address of ["127.0.0.1", "::FFFF:127.0.0.1", "0:0:0:0:0:ffff:7f00:1"]) {
+        const { outbound } = await classifySockets([process.pid], [{ address, port }]);
+        const past = outbound.filter(({ local }) => local.port === port);
+        assert.deepEqual(
+          past.map(({ local }) => local.address),
+          ["127.0.0.2"],
+          address,
+        );
+      }
       for (const peer of peers) peer.destroy();
     } finally {
       client.kill("SIGKILL");
