@@ -146,7 +146,6 @@ function repairTask(tid: number, { name, before }: Difference): boolean {
 /** include/uapi/linux/shm.h: removed, and still attached */
 const SHM_DEST = 0o1000;
 
-/** A segment that was removed while somebody had it attached is restored as one that stays. */
 /** eventfd(2). CRIU 4.2 keeps 32 bits of what was counted. */
 function addToCount(fd: number, missing: bigint): boolean {
   if (missing <= 0n) return false;
@@ -156,6 +155,7 @@ function addToCount(fd: number, missing: bigint): boolean {
   return true;
 }
 
+/** A segment that was removed while somebody had it attached is restored as one that stays. */
 function repairIpc(tree: Tree, { name, before, after }: Difference): boolean {
   const root = tree.processes[0];
   const id = / shmid=(\d+) /.exec(before ?? "")?.[1];

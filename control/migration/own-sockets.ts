@@ -18,10 +18,9 @@
  *   in multicast groups                             in the same groups, on the device of the same name
  *   bound to the node's address                     bound to that node's address in the same network
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as z from "zod";
-import { fail } from "#proxy/contract/error-codes.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import type { DiagSocket } from "#proxy/kernel/diag.ts";
@@ -30,6 +29,7 @@ import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from 
 import { inNetworkOf, insideNetworkOf } from "../runtime/network-namespace.ts";
 import { innerPid } from "../runtime/processes.ts";
 import { isHere, isLoopback, isUnspecified, ownAddressFor, unspecifiedLike } from "./addresses.ts";
+import { byInnerPid, readBeside, writeBeside } from "./beside-images.ts";
 import { beginConnecting, end, endOf, tcpInfo, unreadOf } from "./ended-connection.ts";
 import {
   type DeviceGroup,
@@ -111,10 +111,7 @@ export async function leaveOwnSockets(
     ...inNetworkOf(pids, () => internalDatagrams(others)),
     ...(await datagramSockets(others)),
   ];
-  // whole or not at all: what a rollback puts back is what stands there
-  const path = join(imagesDir, FILE);
-  writeFileSync(`${path}.new`, JSON.stringify({ sockets } satisfies OwnSockets), { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  writeBeside(imagesDir, FILE, { sockets } satisfies OwnSockets);
   for (const { inode } of cut) {
     const at = inodes.get(inode);
     // its peer hears of it by RST. Not by SOCK_DESTROY, which leaves the socket an address of this node
@@ -223,15 +220,7 @@ function canReceive(bound: string, address: string): boolean {
 
 /** null: the source had nothing to say. @throws HoldfastError `OWN_SOCKETS_INVALID` */
 export function readOwnSockets(imagesDir: string): OwnSockets | null {
-  let text: string;
-  try {
-    text = readFileSync(join(imagesDir, FILE), "utf8");
-  } catch {
-    return null;
-  }
-  const parsed = record.safeParse(parseJson(text));
-  if (parsed.success) return parsed.data;
-  throw fail("OWN_SOCKETS_INVALID", `${FILE} is not what a source writes`, { cause: parsed.error });
+  return readBeside(imagesDir, FILE, record, "OWN_SOCKETS_INVALID");
 }
 
 /**
@@ -326,8 +315,7 @@ export async function takeBackOwnSockets(imagesDir: string, pids: number[]): Pro
 async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
   if (sockets.length === 0) return;
   const groups = sockets.some(({ kind }) => kind === "datagram") ? inNetworkOf(pids, deviceGroups) : [];
-  const byInner = new Map<number, number>();
-  for (const pid of pids) byInner.set((await innerPid(pid)) ?? -1, pid);
+  const byInner = await byInnerPid(pids);
   for (const socket of sockets) {
     if (socket.kind === "internal") continue;
     const pid = byInner.get(socket.place.pid);
@@ -377,12 +365,4 @@ function protocolOf(fd: number): number {
 
 function typeOf(fd: number): number {
   return sock.getsockoptInt(fd, sock.SOL_SOCKET, sock.SO_TYPE);
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }

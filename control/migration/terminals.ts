@@ -9,7 +9,7 @@
  * Not kept: in which column the cursor is (a tab that is erased afterwards), a ^V whose character has not come, and what a master in
  * packet mode has not been told yet, which the audit finds.
  */
-import { constants, readFileSync, readSync, renameSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { constants, readSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -17,7 +17,7 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { POLLHUP, POLLIN, POLLOUT, pollNow } from "#proxy/kernel/polling.ts";
 import * as terminal from "#proxy/kernel/terminals.ts";
 import type { Tree } from "../audit/tree.ts";
-import { innerPid } from "../runtime/processes.ts";
+import { byInnerPid, readBeside, writeBeside } from "./beside-images.ts";
 import { type SocketPlace, withSocketAt } from "./sockets.ts";
 
 /** In the folder of the images: it goes to the target with them, and outlives an agent. */
@@ -79,14 +79,12 @@ export function leaveTerminals(imagesDir: string, tree: Pick<Tree, "descriptors"
     if (full !== null) break;
   }
   if (terminals.length === 0) return;
-  const path = join(imagesDir, FILE);
-  writeFileSync(`${path}.new`, JSON.stringify({ terminals } satisfies Terminals), { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  writeBeside(imagesDir, FILE, { terminals } satisfies Terminals);
   if (full !== null)
     throw fail("TERMINAL_FULL", `${full} and not read: try again when the application has read them`);
 }
 
-/** Reads of it, by whomever: the application does not run. Who else reads from it would have us wait. */
+/** For reads and writes of it, by whomever: the application does not run. Who else reads or writes there would have us wait. */
 function withoutWaiting<T>(fd: number, work: () => T): T {
   const flags = descriptor.fileFlags(fd);
   descriptor.setFileFlags(fd, flags | constants.O_NONBLOCK);
@@ -207,13 +205,13 @@ function readOnce(fd: number): Buffer {
 
 /** Into the restored application, which is stopped. @throws HoldfastError `TERMINALS_INVALID`, `TERMINAL_LOST` */
 export async function putBackTerminals(imagesDir: string, pids: number[]): Promise<void> {
-  const { terminals } = readTerminals(imagesDir);
-  if (terminals.length === 0) return;
-  const byInner = new Map<number, number>();
-  for (const pid of pids) byInner.set((await innerPid(pid)) ?? -1, pid);
-  for (const one of terminals) {
+  const left = readBeside(imagesDir, FILE, record, "TERMINALS_INVALID");
+  if (left === null) return;
+  const byInner = await byInnerPid(pids);
+  for (const one of left.terminals) {
     const pid = byInner.get(one.master.pid);
-    if (pid !== undefined) withSocketAt({ pid, fd: one.master.fd }, (master) => putBack(master, one));
+    if (pid === undefined) continue;
+    withSocketAt({ pid, fd: one.master.fd }, (master) => withoutWaiting(master, () => putBack(master, one)));
   }
 }
 
@@ -221,18 +219,6 @@ export async function putBackTerminals(imagesDir: string, pids: number[]): Promi
 export async function takeBackTerminals(imagesDir: string, pids: number[]): Promise<void> {
   await putBackTerminals(imagesDir, pids);
   rmSync(join(imagesDir, FILE), { force: true });
-}
-
-function readTerminals(imagesDir: string): Terminals {
-  let text: string;
-  try {
-    text = readFileSync(join(imagesDir, FILE), "utf8");
-  } catch {
-    return { terminals: [] };
-  }
-  const parsed = record.safeParse(parseJson(text));
-  if (parsed.success) return parsed.data;
-  throw fail("TERMINALS_INVALID", `${FILE} is not what a source writes`, { cause: parsed.error });
 }
 
 function putBack(master: number, one: Waiting): void {
@@ -247,8 +233,8 @@ function putBack(master: number, one: Waiting): void {
     else if (one.stopped !== null) terminal.stopOutput(slave);
     // only where a move did not happen for it: it waits behind the rest, as before
     writeAll(master, beyond);
-    if (inPackets) terminal.setPacketMode(master, true);
   } finally {
+    if (inPackets) terminal.setPacketMode(master, true);
     descriptor.close(slave);
   }
 }
@@ -312,12 +298,4 @@ function unusedIn(texts: Buffer[]): number {
   for (let byte = 1; byte < 256; byte++)
     if (byte !== NEWLINE && texts.every((text) => !text.includes(byte))) return byte;
   return 0;
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }
