@@ -50,6 +50,8 @@ export interface StarterHost {
 
 /** nodes and store are asked again after this whether a workload may be started */
 const CLAIM_AGAIN_MS = 500;
+/** … and less and less often, for an owner may keep it as long as it likes */
+const CLAIM_AGAIN_MS_MAX = 2_000;
 
 export class Starter {
   readonly #host: StarterHost;
@@ -83,8 +85,11 @@ export class Starter {
     if (await this.#tryToStart()) return;
     this.#isWaiting = true;
     const asked = (async () => {
-      do await sleep(CLAIM_AGAIN_MS, undefined, { ref: false });
-      while (!(await this.#tryToStart()));
+      let againMs = CLAIM_AGAIN_MS;
+      do {
+        await sleep(againMs, undefined, { ref: false });
+        againMs = Math.min(againMs * 1.5, CLAIM_AGAIN_MS_MAX);
+      } while (!(await this.#tryToStart()));
     })();
     asked
       .catch((error: unknown) =>
@@ -103,20 +108,35 @@ export class Starter {
     const host = this.#host;
     if (host.isClosed || host.journal.stopped || host.runsHere) return true;
     if (host.isMoving || this.#starting !== null) return false;
+    if (host.journal.role === "none" && !host.config.start) return true; // its pod is a standby by now
     return this.#alone(async () => {
       const decision = await this.#decide(false);
       if (decision.kind === "other") {
-        host.obstacle.found(null);
         if (host.journal.role === "owner") host.record({ role: "none" });
+        if (this.#takesOver) return this.#waitFor(ofPodBefore(host.name, decision.owner));
+        host.obstacle.found(null);
         host.context.log.info({ workload: host.name, owner: decision.owner }, "owned by another node");
         return true;
       }
-      if (decision.kind !== "wait") return this.#carryOut(decision);
-      if (host.obstacle.problem?.what !== decision.problem.what)
-        host.context.log.warn({ workload: host.name, ...decision.problem }, "not started yet");
-      host.obstacle.found(decision.problem);
-      return false;
+      return decision.kind === "wait" ? this.#waitFor(decision.problem) : this.#carryOut(decision);
     });
+  }
+
+  /**
+   * Its pod was made to have the application, in the place of one elsewhere that may be a while about its end: it is started as soon
+   * as that has let go.
+   */
+  get #takesOver(): boolean {
+    const { config } = this.#host;
+    return config.start && (config.pod?.uid ?? null) !== null;
+  }
+
+  #waitFor(problem: Problem): false {
+    const { name, context, obstacle } = this.#host;
+    if (obstacle.problem?.what !== problem.what)
+      context.log.warn({ workload: name, ...problem }, "not started yet");
+    obstacle.found(problem);
+    return false;
   }
 
   async #alone<T>(work: () => Promise<T>): Promise<T> {
@@ -240,4 +260,11 @@ export class Starter {
     await host.linkRecords.tell();
     context.log.info({ workload: name, epoch, container: container.id }, "started");
   }
+}
+
+function ofPodBefore(workload: string, owner: string): Problem {
+  return {
+    what: `it belongs to node ${owner} still`,
+    cure: `wait until it has ended there; if that node is gone for good: \`holdfast start ${workload} --force\` here`,
+  };
 }

@@ -1,0 +1,93 @@
+/** Waiting for an owner elsewhere. With real processes and nodes: `test/privileged`, `test/kube/others-act.test.ts`. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { pino } from "pino";
+import { parseWorkload } from "#control/config/config.ts";
+import { EMPTY_JOURNAL, type Journal } from "#control/workload/journal.ts";
+import { Obstacle } from "#control/workload/obstacle.ts";
+import { Starter, type StarterHost } from "#control/workload/starter.ts";
+import { MemoryStore } from "#proxy/store/memory.ts";
+import { until } from "../support/moved-program.ts";
+
+const POD = { name: "chat-2", container: "app" };
+
+/** On node b, with pods or a container of the file's; node a has it at first. */
+class Waiting {
+  readonly store = new MemoryStore();
+  readonly obstacle = new Obstacle();
+  readonly started: number[] = [];
+  looks = 0;
+  journal: Journal = EMPTY_JOURNAL;
+  config: StarterHost["config"];
+  readonly starter: Starter;
+
+  constructor(pod: object) {
+    const file = { name: "chat", start: true, pod, ports: [{ listen: 8080, upstream: "127.0.0.1:9000" }] };
+    this.config = parseWorkload(file, "192.0.2.1", "test");
+    const own = {
+      name: "chat",
+      logFile: "/nonexistent",
+      obstacle: this.obstacle,
+      ...{ isClosed: false, isMoving: false, runsHere: false, vip: null },
+      context: {
+        node: "b",
+        store: this.store,
+        mark: { isKnown: async () => true },
+        owners: {
+          ask: async () => {
+            this.looks++;
+            return [];
+          },
+        },
+        log: pino({ level: "silent" }),
+      },
+      record: (patch: Partial<Journal>) => {
+        this.journal = { ...this.journal, ...patch };
+      },
+      openVip: async () => {},
+      createContainer: async () => ({ id: "c", ref: { id: "c" } }),
+      supervisor: { first: async () => {} },
+      keeper: { start: async () => {}, serve: async (epoch: number) => void this.started.push(epoch) },
+      linkRecords: { tell: async () => {} },
+    };
+    const host = Object.defineProperties(own, {
+      journal: { get: () => this.journal },
+      config: { get: () => this.config },
+    });
+    this.starter = new Starter(host as unknown as StarterHost);
+  }
+
+  async begin(): Promise<void> {
+    await this.store.claim({ workload: "chat", node: "a" });
+    await this.starter.startWhenKnown();
+    assert.deepEqual(this.started, []);
+  }
+}
+
+describe("a pod whose application is still elsewhere", () => {
+  it("has it as soon as it has ended there", async () => {
+    const waiting = new Waiting({ ...POD, uid: "2" });
+    await waiting.begin();
+    assert.ok(waiting.starter.isWaiting);
+    assert.match(waiting.obstacle.problem?.what ?? "", /node a still/);
+    await waiting.store.stop({ workload: "chat", node: "a", epoch: 1 });
+    await until("it is started", () => waiting.started.length > 0);
+    assert.deepEqual(waiting.started, [2]);
+    assert.equal(waiting.obstacle.problem, null);
+  });
+
+  it("has it no more where it is a standby's by then", async () => {
+    const waiting = new Waiting({ ...POD, uid: "2" });
+    await waiting.begin();
+    waiting.config = { ...waiting.config, start: false };
+    await waiting.store.stop({ workload: "chat", node: "a", epoch: 1 });
+    await until("nobody waits for it", () => !waiting.starter.isWaiting);
+    assert.deepEqual(waiting.started, []);
+  });
+
+  it("stays elsewhere where no pod was made for it", async () => {
+    const waiting = new Waiting(POD);
+    await waiting.begin();
+    assert.deepEqual([waiting.starter.isWaiting, waiting.looks], [false, 1]);
+  });
+});
