@@ -84,6 +84,8 @@ export interface MoveResult {
   /** memory sent before anybody was held, and images sent while clients waited */
   precopyBytes: number;
   imageBytes: number;
+  /** whose memory was not compared: the kernel was asked what they wrote */
+  trackedProcesses: number;
   /** rehearsed: prepared, and undone again */
   outcome: "moved" | "rolled-back" | "rehearsed";
   reason: string | null;

@@ -78,9 +78,15 @@ export class ImageSender {
   /**
    * Sends the memory of running processes, in rounds. Resolves with the bytes that it took.
    * @param bytesMax how much of it may be kept here for comparison
+   * @param trackedBytesMin as of {@link Precopy}; only where {@link lookAt} follows
    */
-  async sendLayers(list: ListProcesses, bytesMax: number, signal: AbortSignal): Promise<number> {
-    const precopy = new Precopy(bytesMax);
+  async sendLayers(
+    list: ListProcesses,
+    bytesMax: number,
+    signal: AbortSignal,
+    trackedBytesMin?: number,
+  ): Promise<number> {
+    const precopy = new Precopy(bytesMax, trackedBytesMin);
     this.#precopy = precopy;
     let totalBytes = 0;
     for (let round = 1; round <= ROUNDS_MAX; round++) {
@@ -103,9 +109,18 @@ export class ImageSender {
     return this.#precopy !== null;
   }
 
+  /** Of processes that are frozen: see {@link Precopy.endTracking}. */
+  async endTracking(): Promise<void> {
+    await this.#precopy?.endTracking();
+  }
+
+  get trackedProcesses(): number {
+    return this.#precopy?.trackedProcesses ?? 0;
+  }
+
   /** Of processes that are frozen: see {@link Precopy.lookAt}. */
-  lookAt(processes: TracedProcess[]): void {
-    this.#precopy?.lookAt(processes);
+  async lookAt(processes: TracedProcess[]): Promise<void> {
+    await this.#precopy?.lookAt(processes);
   }
 
   /** The dump begins. */

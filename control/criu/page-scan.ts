@@ -29,6 +29,11 @@ const ARG_BYTES = 96;
 const WALK_END_AT = 32;
 const REGION_BYTES = 24;
 const REGIONS_MAX = 512;
+/** flags: protects what matches, in the same step; only memory that is registered with userfaultfd(2) for WP_ASYNC */
+const PM_SCAN_WP_MATCHING = 1n;
+const PM_SCAN_CHECK_WPASYNC = 2n;
+const PAGE_IS_WPALLOWED = 1n << 0n;
+const PAGE_IS_WRITTEN = 1n << 1n;
 const PAGE_IS_FILE = 1n << 2n;
 const PAGE_IS_PRESENT = 1n << 3n;
 const PAGE_IS_SWAPPED = 1n << 4n;
@@ -69,27 +74,15 @@ export function* ownPages(pagemap: number, start: number, end: number): Generato
 
 /** null: this kernel cannot */
 function scan(pagemap: number, start: number, end: number): { ranges: OwnPages[]; walkEnd: number } | null {
-  const regions = Buffer.alloc(REGIONS_MAX * REGION_BYTES);
-  const arg = Buffer.alloc(ARG_BYTES);
   const returned = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | (way === "guards" ? PAGE_IS_GUARD : 0n);
-  for (const [index, value] of [
-    BigInt(ARG_BYTES),
-    0n, // flags
-    BigInt(start),
-    BigInt(end),
-    0n, // walk_end, the kernel's
-    libc.addressOf(regions),
-    BigInt(REGIONS_MAX),
-    0n, // max_pages: no limit
-    NOT_OWN, // category_inverted: these have to be absent
-    NOT_OWN, // category_mask
-    PAGE_IS_PRESENT | PAGE_IS_SWAPPED, // category_anyof_mask
-    returned,
-  ].entries())
-    arg.writeBigUInt64LE(value, index * 8);
-  let count: number;
+  let found: Scanned;
   try {
-    count = descriptor.ioctlCount(pagemap, PAGEMAP_SCAN, arg);
+    found = scanOnce(pagemap, start, end, {
+      flags: 0n,
+      inverted: NOT_OWN, // these have to be absent
+      mask: NOT_OWN,
+      returned,
+    });
   } catch (error) {
     const code = error instanceof HoldfastError ? error.code : "";
     if (code === "ESRCH") return { ranges: [], walkEnd: end };
@@ -98,14 +91,90 @@ function scan(pagemap: number, start: number, end: number): { ranges: OwnPages[]
     return way === "scan" ? scan(pagemap, start, end) : null;
   }
   const ranges: OwnPages[] = [];
-  for (let at = 0; at < count * REGION_BYTES; at += REGION_BYTES) {
-    const categories = regions.readBigUInt64LE(at + 16);
+  for (const { vaddr, pages, categories } of found.regions) {
     if ((categories & PAGE_IS_GUARD) !== 0n) continue;
-    const vaddr = Number(regions.readBigUInt64LE(at));
-    const pages = (Number(regions.readBigUInt64LE(at + 8)) - vaddr) / PAGE_BYTES;
     ranges.push({ vaddr, pages, isSwapped: (categories & PAGE_IS_SWAPPED) !== 0n });
   }
-  return { ranges, walkEnd: Number(arg.readBigUInt64LE(WALK_END_AT)) };
+  return { ranges, walkEnd: found.walkEnd };
+}
+
+/**
+ * Pages of [start, end) that were written since this was last asked, ordered by address; from now on they count as unwritten, in the same
+ * step. @throws HoldfastError EPERM: not all of it is registered for that (`userfault.ts`)
+ */
+export function* takeWrittenPages(pagemap: number, start: number, end: number): Generator<PageRange> {
+  const flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
+  const what = { flags, inverted: 0n, mask: PAGE_IS_WRITTEN, returned: PAGE_IS_WRITTEN };
+  for (const { vaddr, pages } of scanAll(pagemap, start, end, what)) yield { vaddr, pages };
+}
+
+/** Pages of [start, end) that were not written since that was last asked ({@link takeWrittenPages}), ordered by address. */
+export function* unwrittenPages(pagemap: number, start: number, end: number): Generator<PageRange> {
+  const what = {
+    flags: 0n,
+    inverted: PAGE_IS_WRITTEN,
+    mask: PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+    returned: PAGE_IS_WPALLOWED,
+  };
+  for (const { vaddr, pages } of scanAll(pagemap, start, end, what)) yield { vaddr, pages };
+}
+
+interface Scanned {
+  regions: (PageRange & { categories: bigint })[];
+  walkEnd: number;
+}
+/** of `struct pm_scan_arg`; any of present and swapped is asked for always */
+interface Asked {
+  flags: bigint;
+  inverted: bigint;
+  mask: bigint;
+  returned: bigint;
+}
+
+function* scanAll(pagemap: number, start: number, end: number, asked: Asked): Generator<PageRange> {
+  /** a region can come twice: the kernel may say that it has gone less far than it has */
+  let seenTo = start;
+  for (let at = start; at < end; ) {
+    const { regions, walkEnd } = scanOnce(pagemap, at, end, asked);
+    for (const { vaddr, pages } of regions) {
+      const regionEnd = vaddr + pages * PAGE_BYTES;
+      const from = Math.max(vaddr, seenTo);
+      if (from >= regionEnd) continue;
+      seenTo = regionEnd;
+      yield { vaddr: from, pages: (regionEnd - from) / PAGE_BYTES };
+    }
+    if (walkEnd <= at) return;
+    at = walkEnd;
+  }
+}
+
+/** @throws HoldfastError ESRCH, EINVAL, ENOTTY, EPERM */
+function scanOnce(pagemap: number, start: number, end: number, asked: Asked): Scanned {
+  const regions = Buffer.alloc(REGIONS_MAX * REGION_BYTES);
+  const arg = Buffer.alloc(ARG_BYTES);
+  for (const [index, value] of [
+    BigInt(ARG_BYTES),
+    asked.flags,
+    BigInt(start),
+    BigInt(end),
+    0n, // walk_end, the kernel's
+    libc.addressOf(regions),
+    BigInt(REGIONS_MAX),
+    0n, // max_pages: no limit
+    asked.inverted, // category_inverted
+    asked.mask, // category_mask
+    PAGE_IS_PRESENT | PAGE_IS_SWAPPED, // category_anyof_mask
+    asked.returned,
+  ].entries())
+    arg.writeBigUInt64LE(value, index * 8);
+  const count = descriptor.ioctlCount(pagemap, PAGEMAP_SCAN, arg);
+  const found: Scanned = { regions: [], walkEnd: Number(arg.readBigUInt64LE(WALK_END_AT)) };
+  for (let at = 0; at < count * REGION_BYTES; at += REGION_BYTES) {
+    const vaddr = Number(regions.readBigUInt64LE(at));
+    const pages = (Number(regions.readBigUInt64LE(at + 8)) - vaddr) / PAGE_BYTES;
+    found.regions.push({ vaddr, pages, categories: regions.readBigUInt64LE(at + 16) });
+  }
+  return found;
 }
 
 /** From entries of /proc/PID/pagemap. Of what is larger than {@link BY_ENTRY_BYTES_MAX} nothing. */

@@ -21,6 +21,7 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { alwaysDumped } from "./mm-image.ts";
 import { type KnownRun, PageFollower } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
+import { both, either, pushRange } from "./page-ranges.ts";
 import { areFoundFast, type PageRange } from "./page-scan.ts";
 import {
   FrozenMemory,
@@ -30,6 +31,7 @@ import {
   type Stretch,
   type TracedProcess,
 } from "./process-memory.ts";
+import { anonymousBytesOf, mayMissWrites, WriteTracking } from "./write-tracking.ts";
 
 /** Where the target has bytes already: from `offset` on in an image of a layer. */
 export interface Place {
@@ -66,9 +68,21 @@ export class Precopy {
   #layers = 0;
   #isGivenUp = false;
 
-  /** @param bytesMax how much may be kept here; what is beyond is left to the dump */
-  constructor(bytesMax: number) {
+  /** by innerPid; of those that are large enough for it */
+  #tracked = new Map<number, WriteTracking>();
+  #untracked = new Set<number>();
+  #trackedAtLast = 0;
+  /** by innerPid: what they have not written since it was copied, when they were frozen */
+  #unwritten = new Map<number, PageRange[]>();
+  readonly #trackedBytesMin: number;
+
+  /**
+   * @param bytesMax how much may be kept here; what is beyond is left to the dump
+   * @param trackedBytesMin a process with more memory is asked which pages were written, in place of comparing all
+   */
+  constructor(bytesMax: number, trackedBytesMin = Number.POSITIVE_INFINITY) {
     this.#bytesMax = bytesMax;
+    this.#trackedBytesMin = trackedBytesMin;
   }
 
   /** Layers at the target so far; 0: nothing to build on. */
@@ -84,19 +98,32 @@ export class Precopy {
     const folder = `layer-${this.#layers + 1}`;
     const copies = new Map<number, Copy>();
     this.#meet(processes);
+    const unwritten = await this.#track(processes);
     let sentBytes = 0;
     let keptBytes = 0;
     const buffers = new Set<ArrayBufferLike>();
     for (const [index, process] of processes.entries()) {
       const { innerPid } = process;
       const pages = `${folder}/pages-${index + 1}.img`;
-      const before = new Cursor(this.#copies.get(innerPid) ?? [], "forget");
+      const last = this.#copies.get(innerPid) ?? [];
+      const before = new Cursor(last, "forget");
+      const known = both(unwritten.get(innerPid) ?? [], rangesOf(last));
       const kin = new Cursor(this.#kinOf(innerPid, copies));
       const after: Copy = [];
       const runs: PageRun[] = [];
       let offset = 0;
-      for await (const stretch of readMemory(process)) {
+      const keep = ({ vaddr, bytes, place }: PlacedStretch): void => {
+        if (!buffers.has(bytes.buffer)) keptBytes += bytes.buffer.byteLength;
+        buffers.add(bytes.buffer);
+        after.push({ vaddr, bytes, place });
+      };
+      for await (const stretch of readMemory(process, known)) {
         if (keptBytes > this.#bytesMax) break;
+        if (!("bytes" in stretch)) {
+          pushPages(runs, { ...stretch, where: "parent" });
+          for (const part of before.within(stretch)) keep(part);
+          continue;
+        }
         const parts: { vaddr: number; bytes: Buffer; kept: Buffer | null; place: Place }[] = [];
         for (const own of match(stretch, before)) {
           pushRun(runs, own, own.known === null ? "here" : "parent");
@@ -113,12 +140,8 @@ export class Precopy {
         }
         // what is kept already as a whole is not kept twice
         const isKept = parts.every(({ kept }) => kept !== null);
-        for (const { vaddr, bytes, kept, place } of parts) {
-          const keep = isKept && kept !== null ? kept : bytes;
-          if (!buffers.has(keep.buffer)) keptBytes += keep.buffer.byteLength;
-          buffers.add(keep.buffer);
-          after.push({ vaddr, bytes: keep, place });
-        }
+        for (const { vaddr, bytes, kept, place } of parts)
+          keep({ vaddr, bytes: isKept && kept !== null ? kept : bytes, place });
       }
       copies.set(innerPid, after);
       this.#copies.delete(innerPid);
@@ -136,10 +159,28 @@ export class Precopy {
     this.#follower = new PageFollower(imagesDir, (innerPid) => this.#copies.get(innerPid));
   }
 
+  /**
+   * As soon as the processes are frozen: takes what they have not written since the last round. CRIU is to meet them as they are
+   * without us, when this has resolved.
+   */
+  async endTracking(): Promise<void> {
+    for (const [innerPid, tracking] of this.#tracked) {
+      this.#unwritten.set(innerPid, both(tracking.unwritten(), rangesOf(this.#copies.get(innerPid) ?? [])));
+      this.#trackedAtLast++;
+    }
+    await this.#trackNoMore();
+  }
+
+  /** Processes that were tracked until they were frozen. */
+  get trackedProcesses(): number {
+    return this.#trackedAtLast;
+  }
+
   /** Of processes that are frozen, and that CRIU is about to leave pages in (`stand-in.ts`): most are compared while it works. */
-  lookAt(processes: TracedProcess[]): void {
+  async lookAt(processes: TracedProcess[]): Promise<void> {
     if (!areFoundFast()) return; // page by page, a large reservation takes longer than what CRIU does meanwhile
-    this.#look = new FrozenLook(processes, this.#copies);
+    await this.endTracking();
+    this.#look = new FrozenLook(processes, this.#copies, this.#unwritten);
   }
 
   /** The move has failed: {@link reduce}, too, reads nothing more. Safe at any time. */
@@ -150,6 +191,7 @@ export class Precopy {
 
   /** Nothing is read ahead any more. Safe at any time. */
   async stop(): Promise<void> {
+    await this.#trackNoMore();
     await this.#look?.stop();
     await this.#follower?.stop();
   }
@@ -187,6 +229,44 @@ export class Precopy {
       done.add(map).add(name);
     }
     return done;
+  }
+
+  /** From now on it is known of large processes what they write. Resolves with pages that were not written since the round before. */
+  async #track(processes: TracedProcess[]): Promise<Map<number, PageRange[]>> {
+    const unwritten = new Map<number, PageRange[]>();
+    if (this.#trackedBytesMin === Number.POSITIVE_INFINITY) return unwritten;
+    for (const [innerPid, { pid }] of this.#tracked)
+      if (!processes.some((process) => process.innerPid === innerPid && process.pid === pid))
+        await this.#trackNoMore(innerPid);
+    for (const { pid, innerPid } of processes) {
+      if (!this.#tracked.has(innerPid)) await this.#beginTracking(pid, innerPid);
+      const tracking = this.#tracked.get(innerPid);
+      if (tracking !== undefined) unwritten.set(innerPid, tracking.begin());
+    }
+    // after the last of them, and before anything is read
+    for (const { pid, innerPid } of processes) {
+      if (!this.#tracked.has(innerPid) || !mayMissWrites(pid)) continue;
+      await this.#trackNoMore(innerPid);
+      unwritten.delete(innerPid);
+    }
+    return unwritten;
+  }
+
+  async #beginTracking(pid: number, innerPid: number): Promise<void> {
+    if (this.#isGivenUp || this.#untracked.has(pid) || (await anonymousBytesOf(pid)) < this.#trackedBytesMin)
+      return;
+    this.#untracked.add(pid); // until it is
+    const tracking = await WriteTracking.of(pid);
+    if (tracking === null) return;
+    this.#tracked.set(innerPid, tracking);
+    if (this.#isGivenUp) await this.#trackNoMore();
+  }
+
+  /** @param which not given: all */
+  async #trackNoMore(which?: number): Promise<void> {
+    const trackings = which === undefined ? [...this.#tracked] : [[which, this.#tracked.get(which)] as const];
+    for (const [innerPid] of trackings) this.#tracked.delete(innerPid);
+    await Promise.all(trackings.map(([, tracking]) => tracking?.close()));
   }
 
   #meet(processes: TracedProcess[]): void {
@@ -302,11 +382,17 @@ function readPages(fd: number, name: string, index: number, pages: number): Buff
  */
 class FrozenLook {
   #same = new Map<number, PageRange[]>();
+  readonly #known: ReadonlyMap<number, readonly PageRange[]>;
   #stopped = false;
   #done: Promise<void>;
 
-  /** Starts at once. */
-  constructor(processes: TracedProcess[], copies: ReadonlyMap<number, Copy>) {
+  /** Starts at once. @param known what need not be read for that, by innerPid */
+  constructor(
+    processes: TracedProcess[],
+    copies: ReadonlyMap<number, Copy>,
+    known: ReadonlyMap<number, readonly PageRange[]>,
+  ) {
+    this.#known = known;
     // what could not be looked at is read later, and has its error then
     this.#done = this.#look(processes, copies).catch(() => {});
   }
@@ -319,7 +405,7 @@ class FrozenLook {
 
   /** In order; what was not looked at yet is not among it. */
   same(innerPid: number): readonly PageRange[] {
-    return this.#same.get(innerPid) ?? [];
+    return either(this.#same.get(innerPid) ?? [], this.#known.get(innerPid) ?? []);
   }
 
   async #look(processes: TracedProcess[], copies: ReadonlyMap<number, Copy>): Promise<void> {
@@ -328,19 +414,14 @@ class FrozenLook {
       const copy = new Cursor(copies.get(process.innerPid) ?? []);
       const same: PageRange[] = [];
       this.#same.set(process.innerPid, same);
-      for await (const stretch of readMemory(process, lent)) {
+      for await (const stretch of readMemory(process, this.#known.get(process.innerPid), lent)) {
         if (this.#stopped) return;
+        if (!("bytes" in stretch)) continue;
         for (const { vaddr, bytes, known } of match(stretch, copy))
           if (known !== null) pushRange(same, vaddr, bytes.length / PAGE_BYTES);
       }
     }
   }
-}
-
-function pushRange(ranges: PageRange[], vaddr: number, pages: number): void {
-  const last = ranges.at(-1);
-  if (last !== undefined && last.vaddr + last.pages * PAGE_BYTES === vaddr) last.pages += pages;
-  else ranges.push({ vaddr, pages });
 }
 
 /** Cuts pages into what is in the ranges, and what is not; both in order. */
@@ -429,6 +510,27 @@ class Cursor {
     }
     return null;
   }
+
+  /** What they have of some pages, all of which are in one or another. */
+  *within({ vaddr: start, pages }: PageRange): Generator<PlacedStretch> {
+    const end = start + pages * PAGE_BYTES;
+    for (let vaddr = start; vaddr < end; ) {
+      const stretch = this.seek(vaddr);
+      if (stretch === null || stretch.vaddr > vaddr) throw new Error("no copy of a page that is known");
+      const from = vaddr - stretch.vaddr;
+      const to = Math.min(end - stretch.vaddr, stretch.bytes.length);
+      const { name, offset } = stretch.place;
+      yield { vaddr, bytes: stretch.bytes.subarray(from, to), place: { name, offset: offset + from } };
+      vaddr = stretch.vaddr + to;
+    }
+  }
+}
+
+/** Where a copy has anything. */
+function rangesOf(copy: Copy): PageRange[] {
+  const ranges: PageRange[] = [];
+  for (const { vaddr, bytes } of copy) pushRange(ranges, vaddr, bytes.length / PAGE_BYTES);
+  return ranges;
 }
 
 /** Cuts a stretch into what the copy has byte for byte, one of its stretches at a time, and what it has not. */

@@ -8,7 +8,8 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { promisify } from "node:util";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { PAGE_BYTES } from "./page-map.ts";
-import { ownPages } from "./page-scan.ts";
+import { RangeCursor } from "./page-ranges.ts";
+import { ownPages, type PageRange } from "./page-scan.ts";
 
 export interface TracedProcess {
   /** as this agent sees it */
@@ -43,11 +44,17 @@ const GONE = new Set(["ENOENT", "ESRCH"]);
 
 /**
  * A process's own pages of its private mappings, ordered by address. A process that ends in the middle ends the reading.
+ * @param known pages that need not be read: they are passed on without bytes where the process still has them
  * @param lent every stretch is read into this, and is there until the next is asked for; else each has memory of its own, which
  *   takes as long to get as to fill
  */
-export async function* readMemory(process: TracedProcess, lent?: Buffer): AsyncGenerator<Stretch> {
+export async function* readMemory(
+  process: TracedProcess,
+  known: readonly PageRange[] = [],
+  lent?: Buffer,
+): AsyncGenerator<Stretch | PageRange> {
   const piecePages = lent === undefined ? PIECE_PAGES : lent.length / PAGE_BYTES;
+  const knownPages = new RangeCursor(known);
   const { pid } = process;
   const files: number[] = [];
   let bytesThisTurn = 0;
@@ -61,9 +68,15 @@ export async function* readMemory(process: TracedProcess, lent?: Buffer): AsyncG
     if ((await process.isAlive?.()) === false) return;
     for (const mapping of privateMappings(maps)) {
       for (const { vaddr: start, pages, isSwapped } of ownPages(pagemap, mapping.start, mapping.end)) {
-        for (let done = 0; done < pages; done += piecePages) {
+        for (let done = 0, taken = 0; done < pages; done += taken) {
           const vaddr = start + done * PAGE_BYTES;
-          const length = Math.min(piecePages, pages - done) * PAGE_BYTES;
+          const next = knownPages.at(vaddr, pages - done);
+          taken = next.isInside ? next.pages : Math.min(piecePages, next.pages);
+          if (next.isInside) {
+            yield { vaddr, pages: taken };
+            continue;
+          }
+          const length = taken * PAGE_BYTES;
           const bytes = lent?.subarray(0, length) ?? Buffer.allocUnsafeSlow(length);
           const there = await readIfThere(memory, bytes, vaddr, isSwapped);
           const whole = there - (there % PAGE_BYTES);
@@ -105,12 +118,26 @@ function readIfThere(...read: Parameters<typeof readPages>): Promise<number> {
 
 /** Lines of /proc/PID/maps that CRIU would dump pages of. */
 export function privateMappings(maps: string): Mapping[] {
-  const mappings: Mapping[] = [];
+  return mappingsOf(maps).filter(({ isPrivate }) => isPrivate);
+}
+
+/** Those of them that are of no file. */
+export function anonymousMappings(maps: string): Mapping[] {
+  return mappingsOf(maps).filter(({ isPrivate, isOfFile }) => isPrivate && !isOfFile);
+}
+
+function mappingsOf(maps: string): (Mapping & { isPrivate: boolean; isOfFile: boolean })[] {
+  const mappings: ReturnType<typeof mappingsOf> = [];
   for (const line of maps.split("\n")) {
-    const [, start = "", end = "", permissions = "", name = ""] =
-      /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+\s*(.*)$/.exec(line) ?? [];
-    const isMemory = permissions.endsWith("p") && !/^\[(vvar|vdso|vsyscall|uprobes)/.test(name);
-    if (isMemory) mappings.push({ start: Number.parseInt(start, 16), end: Number.parseInt(end, 16) });
+    const [, start = "", end = "", permissions = "", inode = "", name = ""] =
+      /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+)\s*(.*)$/.exec(line) ?? [];
+    if (start === "") continue;
+    mappings.push({
+      start: Number.parseInt(start, 16),
+      end: Number.parseInt(end, 16),
+      isPrivate: permissions.endsWith("p") && !/^\[(vvar|vdso|vsyscall|uprobes)/.test(name),
+      isOfFile: inode !== "0",
+    });
   }
   return mappings;
 }

@@ -94,6 +94,8 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
   readonly limits: {
     readonly imagesBytesMax: number;
     readonly precopyBytesMax: number;
+    /** memory of one process, from which on the kernel is asked what it writes */
+    readonly trackedBytesMin: number;
     readonly verifyMemory: boolean;
     readonly storedLegsBytesMax: number;
   };

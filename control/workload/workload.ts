@@ -94,6 +94,7 @@ export class Workload {
   get limits(): {
     imagesBytesMax: number;
     precopyBytesMax: number;
+    trackedBytesMin: number;
     verifyMemory: boolean;
     deadlineMs: number;
     storedLegsBytesMax: number;
@@ -103,6 +104,7 @@ export class Workload {
       storedLegsBytesMax: limits.storedLegsBytesMax,
       imagesBytesMax: limits.imagesMbMax * MIB,
       precopyBytesMax: limits.precopyMbMax * MIB,
+      trackedBytesMin: limits.trackedMbMin * MIB,
       verifyMemory: limits.verifyMemory,
       deadlineMs: limits.deadlineMs,
     };

@@ -65,19 +65,19 @@ interface Program {
   ended: Promise<unknown>;
 }
 
-function start(t: TestContext): Program {
+async function start(t: TestContext): Promise<Program> {
   const dir = mkdtempSync(join(tmpdir(), "hf-criu-memory-"));
   mounts.mount("tmpfs", "holdfast", dir, 0);
   const [source, target, words] = [join(dir, "source"), join(dir, "target"), join(dir, "words")];
   for (const folder of [source, target]) mkdirSync(folder);
   const [input, output] = [openSync("/dev/null", "r"), openSync(words, "a")];
-  const child = spawn("/usr/bin/python3", ["-u", "-c", PROGRAM], {
+  // not a child of ours: Node would take what only who traces it is to hear
+  const child = spawn("/bin/sh", ["-c", 'setsid /usr/bin/python3 -u -c "$0" & wait', PROGRAM], {
     stdio: [input, output, output],
-    detached: true,
     cwd: "/",
   });
   for (const fd of [input, output]) closeSync(fd);
-  const pid = child.pid ?? -1;
+  const pid = await childOf(child.pid ?? -1);
   t.after(async () => {
     await end(pid);
     mounts.unmount(dir);
@@ -92,6 +92,15 @@ function start(t: TestContext): Program {
   return { pid, source, target, said, ended: once(child, "exit") };
 }
 
+async function childOf(pid: number): Promise<number> {
+  let child = 0;
+  await until("it has a child", async () => {
+    child = Number(readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim());
+    return child > 0;
+  });
+  return child;
+}
+
 /** Resolves when their numbers are free. */
 async function end(root: number): Promise<void> {
   const tree = await tracedTree(root);
@@ -99,73 +108,77 @@ async function end(root: number): Promise<void> {
   await until("the processes have gone", async () => tree.every(({ pid }) => !existsSync(`/proc/${pid}`)));
 }
 
-test("CRIU copies nothing that a process can read, knows the kernel already, and all memory is there again", {
-  skip,
-}, async (t) => {
-  const criu = (await findCriu(CACHE)).sealed();
-  const { tracksMemory } = await kernelCacheOf(criu);
-  if (tracksMemory) return t.skip("this kernel tells which pages were written");
-  assert.ok(await canLeavePages(criu), "CRIU can be had to leave pages where they are");
-  const { pid, source, target, said, ended } = start(t);
-  await said("parent");
-  await said("child");
-  const tree = () => tracedTree(pid);
-  const receiver = new ImageReceiver(target, BYTES_MAX);
-  const sender = new ImageSender(source, async (pieces) => {
-    for (const { name, offset, bytes, from } of pieces)
-      if (from === undefined) receiver.write(name, offset, bytes);
-      else receiver.copy(name, offset, bytes.length, from);
+for (const way of ["compared", "tracked"] as const)
+  test(`CRIU copies nothing that a process can read, knows the kernel already, and all memory is there again, ${way}`, {
+    skip,
+  }, async (t) => {
+    const criu = (await findCriu(CACHE)).sealed();
+    const { tracksMemory } = await kernelCacheOf(criu);
+    if (tracksMemory) return t.skip("this kernel tells which pages were written");
+    assert.ok(await canLeavePages(criu), "CRIU can be had to leave pages where they are");
+    const { pid, source, target, said, ended } = await start(t);
+    await said("parent");
+    await said("child");
+    const tree = () => tracedTree(pid);
+    const receiver = new ImageReceiver(target, BYTES_MAX);
+    const sender = new ImageSender(source, async (pieces) => {
+      for (const { name, offset, bytes, from } of pieces)
+        if (from === undefined) receiver.write(name, offset, bytes);
+        else receiver.copy(name, offset, bytes.length, from);
+    });
+    t.after(() => sender.close());
+    await sender.sendLayers(tree, BYTES_MAX, new AbortController().signal, way === "tracked" ? 0 : undefined);
+    process.kill(pid, "SIGUSR1");
+    await said("changed");
+
+    const options = { criu, initPid: process.pid, cgroupProcs: [], inherit: [], outlivesAgent: false };
+    const request: Omit<CriuOptions, "imagesDir" | "logFile"> = {
+      logLevel: 4,
+      ghostLimitBytes: 1 << 20,
+      leave: "stopped",
+    };
+    let trackedProcesses = -1;
+    const dumping = await CriuWorker.start({ ...options, imagesDir: source, leavesPages: true });
+    const parentDir = makeStandIn(source);
+    sender.start();
+    await dumping.request("DUMP", { ...request, pid, parentDir, logFile: "dump.log" }, async (hook) => {
+      if (hook !== "query-ext-files") return;
+      const frozen = await tree();
+      standInFor(
+        source,
+        frozen.map(({ innerPid }) => innerPid),
+      );
+      await sender.lookAt(frozen);
+      trackedProcesses = sender.trackedProcesses;
+    });
+    await dumping.close();
+    const stopped = await memoryOf(pid, source);
+    const layersBytes = sender.sentBytes;
+    const manifest = await sender.finish(tree);
+    receiver.verify(manifest);
+    receiver.close();
+    receiver.linkLayers();
+
+    assert.equal(trackedProcesses, way === "tracked" ? 2 : 0);
+    const written = decodeStats(readFileSync(join(source, "stats-dump"))).dump?.pagesWritten ?? -1;
+    assert.equal(written, 2 * PAGES, "what nobody may read, of both processes");
+    assert.ok(Object.keys(manifest).every((name) => !/earlier|parent|kdat/.test(name)));
+    const pages = stopped.body.length / 12;
+    assert.ok(pages > 7 * PAGES, `${pages} in all`);
+    // the shared area is not copied ahead
+    assert.ok(sender.sentBytes - layersBytes < 2 * PAGES * 4096, `${sender.sentBytes - layersBytes} bytes`);
+
+    await end(pid);
+    await ended;
+    const restoring = await CriuWorker.start({ ...options, imagesDir: target });
+    await restoring
+      .request("RESTORE", { ...request, logFile: "restore.log" })
+      .catch(async (error) =>
+        Promise.reject(await withCriuReason(error, "CRIU_RESTORE", `${target}/restore.log`)),
+      );
+    await restoring.close();
+    await verifyMemory(pid, await restoredMemory(pid, target), stopped.call, stopped.body);
+
+    for (const log of [join(source, "dump.log"), join(target, "restore.log")])
+      assert.match(readFileSync(log, "utf8"), /Loaded kdat cache from criu\.kdat/);
   });
-  t.after(() => sender.close());
-  await sender.sendLayers(tree, BYTES_MAX, new AbortController().signal);
-  process.kill(pid, "SIGUSR1");
-  await said("changed");
-
-  const options = { criu, initPid: process.pid, cgroupProcs: [], inherit: [], outlivesAgent: false };
-  const request: Omit<CriuOptions, "imagesDir" | "logFile"> = {
-    logLevel: 4,
-    ghostLimitBytes: 1 << 20,
-    leave: "stopped",
-  };
-  const dumping = await CriuWorker.start({ ...options, imagesDir: source, leavesPages: true });
-  const parentDir = makeStandIn(source);
-  sender.start();
-  await dumping.request("DUMP", { ...request, pid, parentDir, logFile: "dump.log" }, async (hook) => {
-    if (hook !== "query-ext-files") return;
-    const frozen = await tree();
-    standInFor(
-      source,
-      frozen.map(({ innerPid }) => innerPid),
-    );
-    sender.lookAt(frozen);
-  });
-  await dumping.close();
-  const stopped = await memoryOf(pid, source);
-  const layersBytes = sender.sentBytes;
-  const manifest = await sender.finish(tree);
-  receiver.verify(manifest);
-  receiver.close();
-  receiver.linkLayers();
-
-  const written = decodeStats(readFileSync(join(source, "stats-dump"))).dump?.pagesWritten ?? -1;
-  assert.equal(written, 2 * PAGES, "what nobody may read, of both processes");
-  assert.ok(Object.keys(manifest).every((name) => !/earlier|parent|kdat/.test(name)));
-  const pages = stopped.body.length / 12;
-  assert.ok(pages > 7 * PAGES, `${pages} in all`);
-  // the shared area is not copied ahead
-  assert.ok(sender.sentBytes - layersBytes < 2 * PAGES * 4096, `${sender.sentBytes - layersBytes} bytes`);
-
-  await end(pid);
-  await ended;
-  const restoring = await CriuWorker.start({ ...options, imagesDir: target });
-  await restoring
-    .request("RESTORE", { ...request, logFile: "restore.log" })
-    .catch(async (error) =>
-      Promise.reject(await withCriuReason(error, "CRIU_RESTORE", `${target}/restore.log`)),
-    );
-  await restoring.close();
-  await verifyMemory(pid, await restoredMemory(pid, target), stopped.call, stopped.body);
-
-  for (const log of [join(source, "dump.log"), join(target, "restore.log")])
-    assert.match(readFileSync(log, "utf8"), /Loaded kdat cache from criu\.kdat/);
-});

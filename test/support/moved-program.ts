@@ -41,6 +41,7 @@ export interface Move {
   phasesMs: Record<string, number>;
   precopyBytes: number;
   imageBytes: number;
+  trackedProcesses: number;
   check?: CheckReport;
   notKept: string[];
 }

@@ -21,6 +21,7 @@ const RESULT = {
   holdMs: 12.5,
   precopyBytes: 5,
   imageBytes: 7,
+  trackedProcesses: 0,
   downstream: "gateway",
 } as MoveResult;
 

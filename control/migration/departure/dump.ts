@@ -210,14 +210,18 @@ class DumpHooks {
     const pids = await treeOf(this.#prepared.root);
     this.#living = livingOf(pids);
     const signals = PendingSignals.of(pids);
+    const { sender } = this.#prepared;
+    const tracking = sender.endTracking();
+    tracking.catch(() => {}); // looked at below, unless the capture has failed // beside what the proxy does
     const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));
+    await tracking;
     if (this.#leavesPages) {
       const tree = await tracedTree(this.#prepared.root);
       standInFor(
         imagesDirOf(this.#move.host),
         tree.map(({ innerPid }) => innerPid),
       );
-      this.#prepared.sender.lookAt(tree);
+      await sender.lookAt(tree);
     }
     return { hook: "query-ext-files", signals, ...captured };
   }

@@ -9,7 +9,7 @@ import type { PrepareCall, StandbyReply } from "../../api/migration.ts";
 import { semaphoresOf } from "../../audit/semaphores-of.ts";
 import { takeFingerprint } from "../../audit/take.ts";
 import { ImageSender } from "../../criu/images.ts";
-import { CriuWorker } from "../../criu/worker.ts";
+import { CriuWorker, canLeavePages } from "../../criu/worker.ts";
 import { highestInnerTid, treeOf } from "../../runtime/processes.ts";
 import { audited } from "../audited.ts";
 import { probeCriu } from "../probe-criu.ts";
@@ -208,10 +208,13 @@ async function sendLayers(
   sender: ImageSender,
 ): Promise<number> {
   const tree = () => tracedTree(root);
-  const { precopyBytesMax } = host.limits;
+  const { precopyBytesMax, trackedBytesMin } = host.limits;
   if (precopyBytesMax === 0) return 0;
+  // what is compared as CRIU writes it is read in any case
+  const isLeft = (await host.freezer()) !== null && (await canLeavePages(host.context.criu.sealed()));
+  const trackedFrom = isLeft ? trackedBytesMin : undefined;
   const sentBytes = await stop.untilStopped(
-    rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, options.signal)),
+    rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, options.signal, trackedFrom)),
   );
   progress.result.precopyBytes = sentBytes;
   return sentBytes;

@@ -30,6 +30,7 @@ export class Progress {
       legUs: { capture: 0, adopt: 0 },
       precopyBytes: 0,
       imageBytes: 0,
+      trackedProcesses: 0,
       outcome: "rolled-back",
       reason: null,
     };

@@ -44,6 +44,7 @@ export async function restore(
   const manifest = await stop.untilStopped(finishing);
   dumped.frozen?.verify(); // files and memory have been read
   progress.result.imageBytes = sender.sentBytes - precopyBytes;
+  progress.result.trackedProcesses = sender.trackedProcesses;
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
   const call: RestoreCall = {
     manifest,

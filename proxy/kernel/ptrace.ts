@@ -1,0 +1,122 @@
+/**
+ * ptrace(2) of x86-64: one thread of another process, seized by this thread of ours, which alone may go on with it. A call of ours never
+ * waits for the other thread.
+ */
+import { addressOf, check, errno, errnoName, failure, libc } from "./libc.ts";
+
+const SYS_PTRACE = 101;
+const SYS_WAIT4 = 61;
+
+const PTRACE_GETREGS = 12;
+const PTRACE_SETREGS = 13;
+const PTRACE_CONT = 7;
+const PTRACE_DETACH = 17;
+const PTRACE_SYSCALL = 24;
+const PTRACE_SEIZE = 0x4206;
+const PTRACE_INTERRUPT = 0x4207;
+const PTRACE_GETSIGMASK = 0x420a;
+const PTRACE_SETSIGMASK = 0x420b;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211;
+const PTRACE_O_TRACESYSGOOD = 1;
+/** its seccomp filters do not count while we have it; needs CAP_SYS_ADMIN, and none of our own */
+const PTRACE_O_SUSPEND_SECCOMP = 1 << 21;
+const PTRACE_EVENT_STOP = 128;
+const SIGTRAP = 5;
+const SYSCALL_STOP = SIGTRAP | 0x80;
+const WNOHANG = 1;
+const __WALL = 0x40000000;
+
+/** struct user_regs_struct (arch/x86/include/asm/user_64.h): 27 words */
+const REGISTERS_BYTES = 27 * 8;
+/** struct ptrace_sud_config: mode first */
+const DISPATCH_BYTES = 32;
+const SIGNAL_SET_BYTES = 8;
+
+/** Words of the registers, by their place in `struct user_regs_struct`. */
+export const REGISTER = { r10: 7, rax: 10, rdx: 12, rsi: 13, rdi: 14, origRax: 15, rip: 16 } as const;
+
+/** Whether registers of this machine are understood here. */
+export const isSupported = process.arch === "x64";
+
+/** What a thread was stopped by. `signal`: it was about to have it. */
+export type Stop =
+  | { by: "interrupt" | "system-call" }
+  | { by: "signal" | "group-stop"; signal: number }
+  | { by: "end" };
+
+/** @throws HoldfastError EPERM: somebody else has it already, or we may not; ESRCH */
+export function seize(tid: number): void {
+  trace("PTRACE_SEIZE", PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
+}
+
+/** It stops soon, wherever it is. */
+export function interrupt(tid: number): void {
+  trace("PTRACE_INTERRUPT", PTRACE_INTERRUPT, tid, 0, 0);
+}
+
+/** To its next system call, or the end of that. */
+export function goToSystemCall(tid: number): void {
+  trace("PTRACE_SYSCALL", PTRACE_SYSCALL, tid, 0, 0);
+}
+
+/** @param signal that it is given; 0: none */
+export function goOn(tid: number, signal = 0): void {
+  trace("PTRACE_CONT", PTRACE_CONT, tid, 0, signal);
+}
+
+/** Of one that stands still. */
+export function detach(tid: number): void {
+  trace("PTRACE_DETACH", PTRACE_DETACH, tid, 0, 0);
+}
+
+const status = Buffer.alloc(4);
+
+/** null: it has not stopped yet */
+export function stopped(tid: number): Stop | null {
+  const found = libc().syscall(SYS_WAIT4, tid, addressOf(status), WNOHANG | __WALL, 0);
+  if (found < 0) {
+    if (errnoName(errno()) === "ECHILD") return { by: "end" };
+    throw failure(`wait4(${tid})`, errno());
+  }
+  if (found === 0) return null;
+  const word = status.readUInt32LE(0);
+  if ((word & 0xff) !== 0x7f) return { by: "end" };
+  const signal = (word >> 8) & 0xff;
+  if (signal === SYSCALL_STOP) return { by: "system-call" };
+  if (word >> 16 !== PTRACE_EVENT_STOP) return { by: "signal", signal };
+  return signal === SIGTRAP ? { by: "interrupt" } : { by: "group-stop", signal };
+}
+
+export function registers(tid: number): Buffer {
+  const bytes = Buffer.alloc(REGISTERS_BYTES);
+  trace("PTRACE_GETREGS", PTRACE_GETREGS, tid, 0, addressOf(bytes));
+  return bytes;
+}
+
+export function setRegisters(tid: number, bytes: Buffer): void {
+  trace("PTRACE_SETREGS", PTRACE_SETREGS, tid, 0, addressOf(bytes));
+}
+
+/** Signals that it has blocked; where it waits with others blocked for so long, those it has blocked otherwise. */
+export function signalMask(tid: number): Buffer {
+  const bytes = Buffer.alloc(SIGNAL_SET_BYTES);
+  trace("PTRACE_GETSIGMASK", PTRACE_GETSIGMASK, tid, bytes.length, addressOf(bytes));
+  return bytes;
+}
+
+export function setSignalMask(tid: number, bytes: Buffer): void {
+  trace("PTRACE_SETSIGMASK", PTRACE_SETSIGMASK, tid, bytes.length, addressOf(bytes));
+}
+
+/** Its system calls go to a handler of its own (Documentation/admin-guide/syscall-user-dispatch.rst). */
+export function dispatchesItself(tid: number): boolean {
+  const bytes = Buffer.alloc(DISPATCH_BYTES);
+  const code = [SYS_PTRACE, PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, bytes.length] as const;
+  // a kernel before 6.4 does not say
+  if (libc().syscall(...code, addressOf(bytes)) < 0) return true;
+  return bytes.readBigUInt64LE(0) !== 0n;
+}
+
+function trace(call: string, request: number, tid: number, address: number, data: number | bigint): void {
+  check(libc().syscall(SYS_PTRACE, request, tid, address, data), call);
+}
