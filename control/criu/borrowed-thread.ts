@@ -25,9 +25,12 @@ const ALL_SIGNALS = Buffer.alloc(8, 0xff);
 /** looked for again and again, before others have a turn */
 const SPIN_MS = 0.3;
 const AGAIN_MS = 1;
+const STOP_MS_MAX = 1_000;
+/** __USER_CS (arch/x86/include/asm/segment.h): of 64-bit code */
+const USER_CS = 0x33n;
 const ARGUMENTS = [ptrace.REGISTER.rdi, ptrace.REGISTER.rsi, ptrace.REGISTER.rdx];
 
-/** null: it cannot be had. It stops, is somebody else's, has ended, or this machine's registers are not known here */
+/** null: it cannot be had. It stands still, is somebody else's, has ended, or is of a kind that is not known here */
 export async function borrowThread<T>(
   pid: number,
   work: (call: BorrowedCall) => Promise<T>,
@@ -38,11 +41,21 @@ export async function borrowThread<T>(
     if (parentOf(pid) === process.pid) return null;
     const at = systemCallOf(pid);
     const tid = chosenThread(pid);
-    if (at === null || tid === null) return null;
-    ptrace.seize(tid);
+    if (at === null || tid === null || !isSeized(tid)) return null;
     return await new BorrowedThread(pid, tid, at).lend(work);
   } catch (error) {
-    if (isGone(error) || (error instanceof HoldfastError && error.code === "EPERM")) return null;
+    if (isGone(error)) return null;
+    throw error;
+  }
+}
+
+/** False: somebody else has it, or this agent may not. */
+function isSeized(tid: number): boolean {
+  try {
+    ptrace.seize(tid);
+    return true;
+  } catch (error) {
+    if (error instanceof HoldfastError && error.source === "kernel") return false;
     throw error;
   }
 }
@@ -64,16 +77,24 @@ class BorrowedThread {
   async lend<T>(work: (call: BorrowedCall) => Promise<T>): Promise<T | null> {
     const tid = this.#tid;
     ptrace.interrupt(tid);
-    const isOurs = await this.#hasStopped();
-    if (!isOurs || ptrace.dispatchesItself(tid)) {
-      ptrace.detach(tid);
+    const stopped = this.#hasStopped();
+    const late = sleep(STOP_MS_MAX, "late" as const, { ref: false });
+    const isOurs = await Promise.race([stopped, late]);
+    if (isOurs === "late") {
+      // what keeps it, such as a frozen control group, keeps it from going on, too
+      stopped.then(() => ptrace.detach(tid)).catch(() => {});
       return null;
     }
-    const own = ptrace.registers(tid);
-    const mask = ptrace.signalMask(tid);
-    ptrace.setSignalMask(tid, ALL_SIGNALS);
+    let own: Buffer | null = null;
+    let mask: Buffer | null = null;
     try {
-      return await work((number, ...args) => this.#call(own, number, args));
+      if (!isOurs || ptrace.dispatchesItself(tid)) return null;
+      const registers = ptrace.registers(tid);
+      if (registers.readBigUInt64LE(ptrace.REGISTER.cs * 8) !== USER_CS) return null;
+      mask = ptrace.signalMask(tid);
+      ptrace.setSignalMask(tid, ALL_SIGNALS);
+      own = registers;
+      return await work((number, ...args) => this.#call(registers, number, args));
     } finally {
       await this.#giveBack(own, mask);
     }
@@ -103,13 +124,16 @@ class BorrowedThread {
     return Number(ptrace.registers(this.#tid).readBigInt64LE(rax * 8));
   }
 
-  async #giveBack(own: Buffer, mask: Buffer): Promise<void> {
+  /** @param own null: they were not changed */
+  async #giveBack(own: Buffer | null, mask: Buffer | null): Promise<void> {
     const tid = this.#tid;
     try {
-      ptrace.interrupt(tid);
-      await this.#until("interrupt", () => ptrace.goOn(tid));
-      ptrace.setRegisters(tid, own);
-      ptrace.setSignalMask(tid, mask);
+      if (own !== null) {
+        ptrace.interrupt(tid);
+        await this.#until("interrupt", () => ptrace.goOn(tid));
+        ptrace.setRegisters(tid, own);
+      }
+      if (mask !== null) ptrace.setSignalMask(tid, mask);
       ptrace.detach(tid);
       for (const signal of this.#signals) process.kill(this.#pid, signal);
     } catch (error) {

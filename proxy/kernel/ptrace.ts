@@ -33,7 +33,7 @@ const DISPATCH_BYTES = 32;
 const SIGNAL_SET_BYTES = 8;
 
 /** Words of the registers, by their place in `struct user_regs_struct`. */
-export const REGISTER = { r10: 7, rax: 10, rdx: 12, rsi: 13, rdi: 14, origRax: 15, rip: 16 } as const;
+export const REGISTER = { r10: 7, rax: 10, rdx: 12, rsi: 13, rdi: 14, origRax: 15, rip: 16, cs: 17 } as const;
 
 /** Whether registers of this machine are understood here. */
 export const isSupported = process.arch === "x64";

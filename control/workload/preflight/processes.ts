@@ -41,14 +41,16 @@ const CLONE_SYSCALLS = process.arch === "arm64" ? ["220", "435"] : ["58", "56", 
 /** exit_code of stat(5), counted from the state on: of a stopped process the signal (do_task_stat() in fs/proc/array.c) */
 const EXIT_CODE_AT = 49;
 
+const STUCK = "process.cannot-stop";
+
 interface Found {
   severity: Severity;
   args: Parameters<Add>;
 }
 
 /**
- * Told is what is found at every look: a child of vfork(2) shares its parent's memory until it runs another program, a process
- * waits for its disk, a leader has ended and its session will in a moment.
+ * Told is what is found at every look: a child of vfork(2) shares its parent's memory until it runs another program, a leader has ended
+ * and its session will in a moment. A thread that waits for its disk each time, and has run in between, waits for something else each time.
  * @param init the container's, whose namespaces and cgroups are the container's
  */
 export async function checkProcesses(init: number, pids: number[], add: Add): Promise<void> {
@@ -67,7 +69,8 @@ async function lookAt(init: number, pids: number[]): Promise<Map<string, Found>>
   const found = new Map<string, Found>();
   await lookOnce(init, pids, (...args) => {
     const [id, severity, what] = args;
-    found.set(`${id} ${what}`, { severity, args });
+    const ran = id === STUCK && args[4]?.pid !== undefined ? read(`/proc/${args[4].pid}/schedstat`) : "";
+    found.set(`${id} ${what} ${ran}`, { severity, args });
   });
   return found;
 }
@@ -352,7 +355,7 @@ function checkStuck(pid: number, add: Add): void {
   const call = read(`/proc/${pid}/syscall`).split(" ")[0] ?? "";
   const isVfork = CLONE_SYSCALLS.includes(call);
   add(
-    "process.cannot-stop",
+    STUCK,
     "error",
     isVfork
       ? `process ${pid} waits for a child made by vfork(2), and cannot be stopped until that runs another program or ends`

@@ -32,9 +32,7 @@ export const etcd: Program = {
     const lock = stage.talk(etcdctl("lock", "--ttl", "30", "guard"), env);
     const lockKey = await lock.line();
     assert.match(lockKey, /^guard\//);
-    const grant = /lease (\S+) granted/.exec(
-      await stage.talk(etcdctl("lease", "grantRelease", "30"), env).line(),
-    );
+    const grant = /lease (\S+) granted/.exec(await stage.talk(etcdctl("lease", "grant", "30"), env).line());
     const lease = grant?.[1] ?? "";
     const alive = stage.talk(etcdctl("lease", "keep-alive", lease), env);
     assert.match(await alive.line(), /keepalived with TTL\(30\)/);
