@@ -154,8 +154,6 @@ class BorrowedThread {
     const spunMs = performance.now() + SPIN_MS;
     for (;;) {
       const stop = ptrace.stopped(this.#tid);
-      if (stop?.by === "end")
-        throw new HoldfastError("the thread has ended", { code: "ESRCH", source: "kernel" });
       if (stop !== null) return stop;
       if (performance.now() > spunMs) await sleep(AGAIN_MS);
     }

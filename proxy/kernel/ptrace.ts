@@ -2,7 +2,8 @@
  * ptrace(2) of x86-64: one thread of another process, seized by this thread of ours, which alone may go on with it. A call of ours never
  * waits for the other thread.
  */
-import { addressOf, check, errno, errnoName, failure, libc } from "./libc.ts";
+import { constants } from "node:os";
+import { addressOf, check, failure, libc } from "./libc.ts";
 
 const SYS_PTRACE = 101;
 const SYS_WAIT4 = 61;
@@ -39,10 +40,7 @@ export const REGISTER = { r10: 7, rax: 10, rdx: 12, rsi: 13, rdi: 14, origRax: 1
 export const isSupported = process.arch === "x64";
 
 /** What a thread was stopped by. `signal`: it was about to have it. */
-export type Stop =
-  | { by: "interrupt" | "system-call" }
-  | { by: "signal" | "group-stop"; signal: number }
-  | { by: "end" };
+export type Stop = { by: "interrupt" | "system-call" } | { by: "signal" | "group-stop"; signal: number };
 
 /** @throws HoldfastError EPERM: somebody else has it already, or we may not; ESRCH */
 export function seize(tid: number): void {
@@ -71,16 +69,12 @@ export function detach(tid: number): void {
 
 const status = Buffer.alloc(4);
 
-/** null: it has not stopped yet */
+/** null: it has not stopped yet @throws HoldfastError ESRCH: it has ended */
 export function stopped(tid: number): Stop | null {
   const found = libc().syscall(SYS_WAIT4, tid, addressOf(status), WNOHANG | __WALL, 0);
-  if (found < 0) {
-    if (errnoName(errno()) === "ECHILD") return { by: "end" };
-    throw failure(`wait4(${tid})`, errno());
-  }
   if (found === 0) return null;
   const word = status.readUInt32LE(0);
-  if ((word & 0xff) !== 0x7f) return { by: "end" };
+  if (found < 0 || (word & 0xff) !== 0x7f) throw failure(`wait4(${tid})`, constants.errno.ESRCH);
   const signal = (word >> 8) & 0xff;
   if (signal === SYSCALL_STOP) return { by: "system-call" };
   if (word >> 16 !== PTRACE_EVENT_STOP) return { by: "signal", signal };
