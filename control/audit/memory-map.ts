@@ -37,6 +37,12 @@ const POSITIONS = new Set(["[heap]", "[stack]"]);
 /** anonymous shared memory, as the kernel calls it, and as it is called when CRIU has made it */
 const SHARED_MEMORY = "/dev/zero (deleted)";
 const SHARED_MEMORY_RESTORED = `/memfd:${SHARED_MEMORY}`;
+/**
+ * How a program calls memory of its own (PR_SET_VMA_ANON_NAME, prctl(2)), as Go since 1.25 does with all of it. It is shown in /proc and
+ * means nothing else; CRIU 4.2 does not carry it, and nobody outside can set it.
+ */
+const LABEL = /^\[anon:.*\]$/;
+const LABEL_OF_SHARED = /^\[anon_shmem:.*\]$/;
 
 /** `1000-3000` (hexadecimal) → permissions, flags, offset and file; runs, in order of address. */
 export function memoryFacts(smaps: string): Facts {
@@ -90,8 +96,10 @@ function keyBefore(smaps: string, flagsAt: number): number {
 }
 
 function nameOf(name: string): string {
-  if (POSITIONS.has(name)) return "";
-  return name === SHARED_MEMORY_RESTORED ? SHARED_MEMORY : nameWhenDeleted(name);
+  if (POSITIONS.has(name) || LABEL.test(name)) return "";
+  return name === SHARED_MEMORY_RESTORED || LABEL_OF_SHARED.test(name)
+    ? SHARED_MEMORY
+    : nameWhenDeleted(name);
 }
 
 function isContinued(run: Mapping, next: Mapping): boolean {

@@ -410,6 +410,19 @@ describe("facts of /proc", () => {
     assert.equal(Object.keys(memoryFacts(file + elsewhere)).length, 2);
   });
 
+  it("have memory without the names that a program gives it, which no restore keeps", () => {
+    const mapping = (range: string, what: string): string =>
+      `${range} ${what}\nSize: 4 kB\nVmFlags: rd wr mr mw me \n`;
+    const named =
+      mapping("c000000000-c000400000", "rw-p 00000000 00:00 0                          [anon: Go: heap]") +
+      mapping("c000400000-c000800000", "rw-p 00000000 00:00 0                          [anon: Go: heap (2)]");
+    const restored = mapping("c000000000-c000800000", "rw-p 00000000 00:00 0 ");
+    assert.deepEqual(memoryFacts(named), memoryFacts(restored));
+    const shared = mapping("1000-2000", "rw-s 00000000 00:01 5                          [anon_shmem:pool]");
+    const made = mapping("1000-2000", "rw-s 00000000 00:01 7              /memfd:/dev/zero (deleted)");
+    assert.deepEqual(memoryFacts(shared), memoryFacts(made));
+  });
+
   it("have descriptors without the kernel's numbers", () => {
     const text =
       "pos:\t0\nflags:\t02004002\nmnt_id:\t15\nino:\t1057\ntfd:       19 events:       1b data:     1300000001  pos:0 ino:61af sdev:7\nlock:\t1: FLOCK  ADVISORY  WRITE 4800 00:28:77 0 EOF\nnew-line:\tx\n";
