@@ -240,6 +240,14 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: DESCRIPTOR,
+    name: /^bytes to read$/,
+    reason:
+      "of a socket for datagrams it is the size of the first: those that the kernel has joined (UDP_GRO) come one by one from `migration/unread-datagrams.ts`",
+    when: ({ subject, before, after }, { subjects }) =>
+      subjects[subject]?.UDP_GRO === "1" && Number(after) > 0 && Number(after) < Number(before),
+  },
+  {
+    subject: DESCRIPTOR,
     name: /^peer address$/,
     reason:
       "an application that talks to itself by way of its node's address goes on by way of the other node's",

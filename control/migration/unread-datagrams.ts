@@ -5,6 +5,7 @@
  * Read by looking (MSG_PEEK with SO_PEEK_OFF, socket(7)), so nothing changes at the source. At the target each is sent to the
  * socket once more, from whom it was, through a raw socket to this node's own address: it travels over the loopback
  * device only. Of a datagram only its bytes and its sender are kept: not the address it came to, nor its time of arrival.
+ * Those that the kernel has joined (UDP_GRO) arrive one by one, as they may have at the source.
  */
 import { isIPv6 } from "node:net";
 import * as z from "zod";
@@ -49,7 +50,11 @@ export function unreadDatagramsOf(fd: number, bytesMax: number): UnreadDatagram[
       const seen = sock.tryRecvFrom(fd, into, sock.MSG_PEEK | sock.MSG_DONTWAIT);
       if (seen === null) break;
       bytes += seen.length;
-      found.push({ from: seen.from, bytes: into.toString("base64", 0, seen.length) });
+      const { from, length, segmentBytes } = seen;
+      const each = segmentBytes > 0 ? segmentBytes : Math.max(length, 1);
+      // an empty one is one as well
+      for (let at = 0; at === 0 || at < length; at += each)
+        found.push({ from, bytes: into.toString("base64", at, Math.min(at + each, length)) });
     }
   });
   return found;

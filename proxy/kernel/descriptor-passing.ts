@@ -1,7 +1,8 @@
 /** Descriptors between processes (unix(7), SCM_RIGHTS). */
 import { constants } from "node:os";
 import { close } from "./descriptors.ts";
-import { addressOf, check, errno, failure, keep, libc } from "./libc.ts";
+import { check, errno, failure, keep, libc } from "./libc.ts";
+import { CONTROL_HEADER_BYTES, controlMessage, messageHeader } from "./message-header.ts";
 import {
   AF_UNIX,
   MSG_DONTWAIT,
@@ -39,32 +40,8 @@ function unixAddress(path: string): Buffer {
 
 /** SCM_MAX_FD is 253; nobody here sends as many */
 const DESCRIPTORS_SENT_MAX = 16;
-const CONTROL_HEADER_BYTES = 16;
 const SCM_RIGHTS = 1;
 const MSG_CMSG_CLOEXEC = 0x40000000;
-const MESSAGE_HEADER_BYTES = 56;
-const CONTROL_LENGTH_AT = 40;
-
-/** struct msghdr with one part; the buffers must live as long as it is used. */
-function messageHeader(
-  name: Buffer | null,
-  part: Buffer,
-  control: Buffer,
-): { header: Buffer; vector: Buffer } {
-  const vector = Buffer.alloc(16);
-  vector.writeBigUInt64LE(addressOf(part), 0);
-  vector.writeBigUInt64LE(BigInt(part.length), 8);
-  const header = Buffer.alloc(MESSAGE_HEADER_BYTES);
-  if (name !== null) {
-    header.writeBigUInt64LE(addressOf(name), 0);
-    header.writeUInt32LE(name.length, 8);
-  }
-  header.writeBigUInt64LE(addressOf(vector), 16);
-  header.writeBigUInt64LE(1n, 24);
-  header.writeBigUInt64LE(addressOf(control), 32);
-  header.writeBigUInt64LE(BigInt(control.length), CONTROL_LENGTH_AT);
-  return { header, vector };
-}
 
 /** Sends a message and duplicates of descriptors to the socket at a path; does not wait for room. */
 export function sendDescriptors(path: string, message: Buffer, descriptors: number[]): void {
@@ -102,9 +79,7 @@ export function receiveDescriptors(
   }
   keep(vector);
   const descriptors: number[] = [];
-  const length = Number(header.readBigUInt64LE(CONTROL_LENGTH_AT));
-  if (length >= CONTROL_HEADER_BYTES && control.readInt32LE(12) === SCM_RIGHTS)
-    for (let at = CONTROL_HEADER_BYTES; at + 4 <= Number(control.readBigUInt64LE(0)); at += 4)
-      descriptors.push(control.readInt32LE(at));
+  const came = controlMessage(header, control, SOL_SOCKET, SCM_RIGHTS) ?? Buffer.alloc(0);
+  for (let at = 0; at + 4 <= came.length; at += 4) descriptors.push(came.readInt32LE(at));
   return { message: part.subarray(0, size), descriptors };
 }

@@ -20,12 +20,14 @@ import {
   failure,
   int,
   intView,
+  keep,
   length,
   lengthView,
   libc,
   pair,
   type Tolerated,
 } from "./libc.ts";
+import { controlMessage, messageHeader } from "./message-header.ts";
 
 export const AF_UNIX = 1;
 export const AF_NETLINK = 16;
@@ -40,6 +42,9 @@ export const IPPROTO_IP = 0;
 export const IPPROTO_ICMP = 1;
 export const IPPROTO_TCP = 6;
 export const IPPROTO_UDP = 17;
+/** include/uapi/linux/udp.h */
+export const UDP_SEGMENT = 103;
+export const UDP_GRO = 104;
 export const IPPROTO_IPV6 = 41;
 export const IPPROTO_ICMPV6 = 58;
 export const IPPROTO_UDPLITE = 136;
@@ -358,18 +363,29 @@ export function peekingOn<T>(fd: number, look: () => T): T {
   }
 }
 
-/** A datagram of an Internet socket, and who sent it; null when none is there. */
+/** room for what a socket may be told with a datagram, all of it */
+const CONTROL_BYTES = 1024;
+
+/**
+ * A datagram of an Internet socket, and who sent it; null when none is there.
+ * @returns `segmentBytes`: several of that size, the last perhaps shorter, that the kernel has joined (UDP_GRO, udp(7)); 0: it is one
+ */
 export function tryRecvFrom(
   fd: number,
   into: Buffer,
   flags: number,
-): { length: number; from: Endpoint } | null {
-  lengthView.setUint32(0, sockaddr.length, true);
-  const received = libc().recvfrom(fd, into, into.length, flags, sockaddr, length);
-  if (received >= 0) return { length: received, from: decodeSockaddr() };
-  const error = errno();
-  if (error === constants.errno.EAGAIN) return null;
-  throw failure("recvfrom", error);
+): { length: number; from: Endpoint; segmentBytes: number } | null {
+  const control = Buffer.alloc(CONTROL_BYTES);
+  const { header, vector } = messageHeader(sockaddr, into, control);
+  const received = libc().recvmsg(fd, header, flags);
+  if (received < 0) {
+    const error = errno();
+    if (error === constants.errno.EAGAIN) return null;
+    throw failure("recvmsg", error);
+  }
+  keep(vector);
+  const segmentBytes = controlMessage(header, control, IPPROTO_UDP, UDP_GRO)?.readInt32LE(0) ?? 0;
+  return { length: received, from: decodeSockaddr(), segmentBytes };
 }
 
 /** A connection, non-blocking and close-on-exec; -errno where there is none. */

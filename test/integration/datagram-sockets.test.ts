@@ -75,6 +75,26 @@ describe("datagrams that were not read", { skip }, () => {
     assert.deepEqual(read(second), ["for you", sock.getsockname(sender)]);
   });
 
+  it("that the kernel has joined are read one by one, as it may have left them (UDP_GRO)", () => {
+    const first = udp({ address: "127.0.0.1", port: 0 });
+    const sender = udp({ address: "127.0.0.1", port: 0 });
+    for (const [fd, option, value] of [
+      [first, sock.UDP_GRO, 1],
+      [sender, sock.UDP_SEGMENT, 100],
+    ] as const)
+      sock.setsockoptInt(fd, sock.IPPROTO_UDP, option, value);
+    const text = ["a", "b", "c"].map((letter) => letter.repeat(100)).join("");
+    for (const each of [`${text}end`, "alone"]) deliver(sender, each, sock.getsockname(first), first);
+    const seen = unreadDatagramsOf(first, unreadMax);
+    assert.equal(read(first)?.[0], `${text}end`, "the kernel joins what it may");
+    const second = udp({ address: "127.0.0.1", port: 0 });
+    receiveAgain(second, seen);
+    assert.deepEqual(
+      Array.from({ length: 6 }, () => read(second)?.[0]),
+      ["a".repeat(100), "b".repeat(100), "c".repeat(100), "end", "alone", undefined],
+    );
+  });
+
   it("that cannot be given again are told", () => {
     const first = udp({ address: "127.0.0.1", port: 0 });
     const sender = udp({ address: "127.0.0.1", port: 0 });

@@ -167,6 +167,10 @@ describe("sockets of the application's own", { skip }, () => {
           await say(`[src.sendto(b, ("127.0.0.1", 9700)) for b in (b"first", b"", b"x" * 40000, b"last")]`);
           await say(`src6 = udp(socket.AF_INET6, bind=("::1", 9703)); src6.sendto(b"six", ("::1", 9701))`);
           await say(`wild.sendto(b"ping", ("${host}", ${udpPort})); wild.recv(1, socket.MSG_PEEK)`);
+          // … and three that the kernel has joined, as QUIC has it (UDP_SEGMENT, UDP_GRO)
+          await say(`train = udp(socket.AF_INET, bind=("127.0.0.1", 9706)); train.setsockopt(17, 104, 1)`);
+          await say(`src.setsockopt(17, 103, 4); src.sendto(b"one.two.last", ("127.0.0.1", 9706))`);
+          await say(`src.setsockopt(17, 103, 0)`);
           // groups, one with sources
           await say(`groups = udp(socket.AF_INET, bind=("0.0.0.0", 9704))`);
           await say(
@@ -220,6 +224,7 @@ describe("sockets of the application's own", { skip }, () => {
             await say(`[(len(d), f) for d, f in (sink.recvfrom(50000) for _ in range(4))]`),
             "[(5, ('127.0.0.1', 9702)), (0, ('127.0.0.1', 9702)), (40000, ('127.0.0.1', 9702)), (4, ('127.0.0.1', 9702))]",
           );
+          assert.equal(await say(`[train.recv(100) for _ in range(3)]`), "[b'one.', b'two.', b'last']");
           assert.equal(await say(`sink6.recvfrom(10)[:2]`), "(b'six', ('::1', 9703, 0, 0))");
           assert.equal(await say(`wild.recvfrom(100)`), `(b'10.99.0.2 5353', ('${host}', ${udpPort}))`);
           assert.equal(await say(joined), groupsBefore);
