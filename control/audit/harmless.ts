@@ -70,6 +70,9 @@ const OPENING_FLAGS = constants.O_DIRECTORY | constants.O_NOFOLLOW | 0o20000000 
 /** "false" where `status SigBlk` is the mask of a system call that waits */
 export const OWN_MASK = "signal mask is its own";
 
+/** of a socket for datagrams: its error, or what is in its error queue */
+export const ERROR_UNREAD = "unread error";
+
 export const HARMLESS: readonly HarmlessRule[] = [
   {
     subject: TASK,
@@ -275,6 +278,14 @@ export const HARMLESS: readonly HarmlessRule[] = [
       if (name === "peer's credentials") return facts.state !== LISTENS && userOf(before) === userOf(after);
       return facts["connected with"] !== undefined && isNameless(after);
     },
+  },
+  {
+    subject: DESCRIPTOR,
+    name: new RegExp(`^${ERROR_UNREAD}$`),
+    isLoss: true,
+    reason:
+      "that an earlier datagram did not arrive, or when it was sent, is told once: whoever reads it takes it, and no call sets it",
+    when: ({ after }) => after === null,
   },
   {
     subject: DESCRIPTOR,

@@ -3,9 +3,11 @@ import { constants, networkInterfaces } from "node:os";
 import { messageOf } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
+import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { listUnixSockets, type UnixSocket } from "../runtime/unix-sockets.ts";
 import type { Facts } from "./fingerprint.ts";
+import { ERROR_UNREAD } from "./harmless.ts";
 import { joinedGroups, type MulticastGroup, membershipFacts } from "./multicast.ts";
 import { innerText } from "./proc-text.ts";
 import {
@@ -128,8 +130,10 @@ export function socketFacts(
   }
   if (type === sock.SOCK_STREAM && sock.hasUrgentData(fd)) facts["urgent data"] = "waits";
   connectionFacts(fd, protocol === sock.IPPROTO_TCP && type === sock.SOCK_STREAM, context, facts);
-  if (protocol !== sock.IPPROTO_TCP && (domain === ipText.AF_INET || domain === ipText.AF_INET6))
+  if (protocol !== sock.IPPROTO_TCP && (domain === ipText.AF_INET || domain === ipText.AF_INET6)) {
     facts["bytes to read"] = String(Math.max(0, descriptor.tryIoctlInt(fd, descriptor.FIONREAD)));
+    if ((polling.pollNow(fd, 0) & polling.POLLERR) !== 0) facts[ERROR_UNREAD] = "waiting";
+  }
   readOptions(fd, optionsOf(domain, type, protocol), facts);
   if (type !== sock.SOCK_STREAM && (domain === ipText.AF_INET || domain === ipText.AF_INET6))
     membershipFacts(fd, domain, context.groups, facts);

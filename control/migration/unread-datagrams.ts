@@ -36,12 +36,23 @@ export const unreadDatagram = z.strictObject({
 });
 export type UnreadDatagram = z.infer<typeof unreadDatagram>;
 
+/** What a failed datagram has come back as: an error of the socket, or a message in its error queue (ip(7), IP_RECVERR). */
+export function hasErrorUnread(fd: number): boolean {
+  return (polling.pollNow(fd, 0) & polling.POLLERR) !== 0;
+}
+
 /**
  * Oldest first, at most `bytesMax` bytes of them. Nothing is taken; but an empty one is seen by the first look only, since the
  * kernel cannot tell otherwise that it has gone past it (`peeked`, __skb_try_recv_from_queue() in net/core/datagram.c).
+ * @throws HoldfastError `DATAGRAMS_LOST` where the socket's error would be taken by looking
  */
 export function unreadDatagramsOf(fd: number, bytesMax: number): UnreadDatagram[] {
   if ((polling.pollNow(fd, polling.POLLIN) & polling.POLLIN) === 0) return [];
+  if (hasErrorUnread(fd))
+    throw fail(
+      "DATAGRAMS_LOST",
+      "datagrams wait behind an error that the application has not read, and nobody else may read it",
+    );
   const found: UnreadDatagram[] = [];
   const into = Buffer.alloc(DATAGRAM_BYTES_MAX);
   let bytes = 0;

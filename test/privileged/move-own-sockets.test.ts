@@ -341,6 +341,10 @@ describe("sockets of the application's own", { skip }, () => {
           "ck = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); ck.setsockopt(17, 1, 1)",
           "ck.close()",
         ],
+        "socket.error-before-datagrams": [
+          "pe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); pe.bind(('127.0.0.1', 9562)); er = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); er.connect(('127.0.0.1', 9562)); pe.sendto(b'x', er.getsockname()); pe.close(); er.send(b'y')",
+          "er.close()",
+        ],
         "socket.foreign-address": [
           "fb = socket.socket(); fb.setsockopt(0, 15, 1); fb.bind(('192.0.2.9', 9560))",
           "fb.close()",
@@ -450,6 +454,29 @@ def rest(near, far, sent):
       await program.move("b");
       await program.move("a");
       assert.equal(await run("[rest(*talk[:3]) for talk in talks]"), "[(0, True), (0, True)]");
+    }));
+
+  test("that were told of a datagram that came back, and have not read it, move without that, which is said", () =>
+    withPythonShell({ downstream: "forward" }, async (program, run) => {
+      // as a client of statsd has it where nobody listens; one of both asks for details
+      const make = `
+def refused(details):
+  one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.setsockopt(0, 11, details); one.connect(("127.0.0.1", 9)); one.send(b"x"); return one
+came_back = [refused(0), refused(1)]`;
+      await run(`exec(${JSON.stringify(make)}, scope)`);
+      assert.deepEqual(
+        (await program.findings()).map(({ id, severity }) => [id, severity]),
+        [
+          ["socket.error-unread", "warning"],
+          ["socket.error-unread", "warning"],
+        ],
+      );
+      const move = await program.move("b");
+      assert.equal(move.notKept.length, 2, JSON.stringify(move.notKept));
+      for (const line of move.notKept) assert.match(line, /: unread error was waiting and is not there$/);
+      assert.equal(await run("[one.getsockopt(1, 4) for one in came_back]"), "[0, 0]", "carried by now");
+      assert.equal(await run("[one.send(b'x') for one in came_back]"), "[1, 1]");
+      assert.equal(await run("[one.getsockopt(1, 4) for one in came_back]"), "[111, 111]");
     }));
 
   test("that are busy for a moment are waited for", () =>

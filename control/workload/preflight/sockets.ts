@@ -18,6 +18,7 @@ import type { Add, FindingId, Severity, Subject } from "../../api/finding.ts";
 import { isNextLost } from "../../audit/unix-messages.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
+import { hasErrorUnread } from "../../migration/unread-datagrams.ts";
 import { inNetworkOf, networkOf } from "../../runtime/network-namespace.ts";
 import { descriptorsOf, isPathOnly } from "../../runtime/processes.ts";
 import { listUnixSocketsAround, type UnixSocket } from "../../runtime/unix-sockets.ts";
@@ -198,7 +199,25 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       cure: "let the application send what it has begun",
       isTransient: true,
     });
+  if (!isTcp) told.push(...errorUnread(fd, inode));
   return [...told, ...lookAtAddresses(fd, inode, isTcp, place)];
+}
+
+/** Of a socket for datagrams. Those that wait behind an error nobody can look at without taking the error. */
+function errorUnread(fd: number, inode: number): Told[] {
+  if (!hasErrorUnread(fd)) return [];
+  const isInFront = (polling.pollNow(fd, polling.POLLIN) & polling.POLLIN) !== 0;
+  return [
+    {
+      id: isInFront ? "socket.error-before-datagrams" : "socket.error-unread",
+      severity: isInFront ? "error" : "warning",
+      what: `socket ${inode} has an error that the application has not read (a datagram came back, or a time of sending waits), which is not carried${isInFront ? ", and datagrams behind it" : ""}`,
+      cure: isInFront
+        ? "let the application read what it is sent"
+        : "nothing, if it need not know; else let it read the error first",
+      isTransient: isInFront,
+    },
+  ];
 }
 
 /** What the error queue tells has a number, which the kernel counts and nobody can read or set: after a move it begins at 0, and what waits is lost. */
