@@ -55,8 +55,10 @@ export const UNREADABLE: Record<string, string> = {
   "contents of seccomp filters": "CRIU reads and sets them; how many there are is compared",
   "landlock domains": "not carried by CRIU 4.2",
   "memory protection keys that no memory has": "a container's seccomp filter gives out none",
-  "NUMA policy (set_mempolicy, mbind)": "not carried by CRIU 4.2",
-  "mlockall(MCL_FUTURE), mlockall(MCL_ONFAULT) for memory to come": "not carried by CRIU 4.2",
+  "NUMA policy (set_mempolicy, mbind)":
+    "not carried by CRIU 4.2: `check` warns of that of memory and of the main thread",
+  "mlockall(MCL_FUTURE), mlockall(MCL_ONFAULT) for memory to come":
+    "not carried by CRIU 4.2: `check` refuses a process that has all its memory locked",
   "SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF":
     "not carried by CRIU 4.2: the kernel chooses by itself",
   "fcntl(F_SET_RW_HINT)": "not carried by CRIU 4.2; a hint to the disk",

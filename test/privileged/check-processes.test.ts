@@ -14,6 +14,7 @@ const skip = lacking("python3", "runc");
 
 /** Starts a process that runs `code` and then waits; its own process group, so that all of it can be ended. */
 const helpers = `
+SET_MEMPOLICY = 237 if os.uname().machine == "aarch64" else 238
 def start(code):
     r, w = os.pipe()
     pid = os.fork()
@@ -160,6 +161,10 @@ fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())`,
   userfaultfd: {
     code: "assert libc.syscall(323, 1) >= 0",
     ids: ["descriptor.userfaultfd"],
+  },
+  "memory to come that is locked": {
+    code: "assert libc.mlockall(3) == 0",
+    ids: ["memory.locked-to-come"],
   },
   "memory that is locked as it is used": {
     code: `memory = scope["opened"] = mmap.mmap(-1, 8192)
@@ -365,6 +370,10 @@ const warned: Record<string, { code: string; ids: string[] }> = {
         },
       }
     : {}),
+  "memory that is to be on some nodes of a machine (set_mempolicy)": {
+    code: "assert libc.syscall(SET_MEMPOLICY, 3, ctypes.byref(ctypes.c_ulong(1)), 64) == 0",
+    ids: ["memory.numa-policy"],
+  },
   "a job in front, and one that is stopped": {
     code: `
 import pty
@@ -461,6 +470,8 @@ import fcntl, mmap
 file = open("/tmp/mapped", "w+b"); file.truncate(4096)
 other = open("/tmp/locked", "w+b"); fcntl.lockf(other, fcntl.LOCK_EX)
 scope['opened'] = (other, mmap.mmap(file.fileno(), 4096))`,
+  "memory that was locked, and more that came": `
+assert libc.mlockall(1) == 0; scope['opened'] = mmap.mmap(-1, 1 << 20)`,
   "a child that nobody has waited for": `
 if os.fork() == 0: os._exit(0)`,
   "datagrams whose times of arrival are told": `
@@ -471,8 +482,10 @@ near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); near.close
 
 describe("processes that cannot move", { skip, timeout: 600_000 }, () => {
   it("are found beforehand, by name; when they have ended nothing stands in the way", async () => {
-    // a container by default lets its processes make no namespace and no userfaultfd
-    const workload = { container: { capabilities: { add: ["SYS_ADMIN", "SYS_PTRACE"] } } };
+    // a container by default lets its processes make no namespace and no userfaultfd, choose no nodes and lock little memory
+    const workload = {
+      container: { capabilities: { add: ["SYS_ADMIN", "SYS_PTRACE", "SYS_NICE", "IPC_LOCK"] } },
+    };
     await withPythonShell({ downstream: "takeover", workload }, async (program, run) => {
       const found = async (wanted = "error"): Promise<string[]> => {
         const all = await program.findings();

@@ -47,11 +47,17 @@ const LOST: { id: `memory.${string}`; has: (mapping: Mapping) => boolean; what: 
   },
 ];
 
+/** VM_SPECIAL and the other memory that mlockall(2) passes by, by smaps's letters (mlock_fixup() in mm/mlock.c) */
+const NEVER_LOCKED = ["io", "de", "pf", "mm", "ht", "dp"];
+
 export async function checkMemory(pids: number[], add: Add): Promise<void> {
   for (const pid of pids) {
     const smaps = await readFile(`/proc/${pid}/smaps`, "utf8").catch(() => "");
     const lost = new Set<(typeof LOST)[number]>();
-    for (const mapping of mappingsOf(smaps)) {
+    const mappings = [...mappingsOf(smaps)];
+    checkLockedToCome(pid, mappings, add);
+    checkPolicy(pid, await readFile(`/proc/${pid}/numa_maps`, "utf8").catch(() => ""), add);
+    for (const mapping of mappings) {
       const { name } = mapping;
       if (name.startsWith("/dev/") && !PLAIN_DEVICES.test(name))
         add(
@@ -82,4 +88,35 @@ export async function checkMemory(pids: number[], add: Add): Promise<void> {
     for (const { id, what, cure } of lost)
       add(id, "error", `process ${pid} has ${what}, which would be lost`, cure, { pid });
   }
+}
+
+/**
+ * The kernel shows nobody what mlockall(2) has said of memory to come. But where it was said of that there is only, what has come since
+ * is not locked.
+ */
+function checkLockedToCome(pid: number, mappings: Mapping[], add: Add): void {
+  const lockable = mappings.filter(
+    ({ flags, name }) => !KERNEL_OWN.test(name) && !NEVER_LOCKED.some((flag) => flags.includes(flag)),
+  );
+  if (lockable.length === 0 || !lockable.every(({ flags }) => flags.includes("lo"))) return;
+  add(
+    "memory.locked-to-come",
+    "error",
+    `process ${pid} has all its memory locked, as mlockall(MCL_FUTURE) has it, and what it gets after a move would not be`,
+    "start it without (Vault: disable_mlock, memcached: no -k), on a machine without swap space; or let it lock what it has (MCL_CURRENT)",
+    { pid },
+  );
+}
+
+/** proc_pid_numa_maps(5): of memory without a policy of its own the main thread's is shown. */
+function checkPolicy(pid: number, maps: string, add: Add): void {
+  const policy = /^[0-9a-f]+ (?!default\b)(\S+)/m.exec(maps)?.[1];
+  if (policy === undefined) return;
+  add(
+    "memory.numa-policy",
+    "warning",
+    `process ${pid} has chosen on which NUMA nodes its memory is to be (${policy}: set_mempolicy(2), mbind(2), numactl), which is not carried`,
+    "nothing, if the target has one NUMA node; else choose for the container (cpuset)",
+    { pid },
+  );
 }
