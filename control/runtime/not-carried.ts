@@ -3,7 +3,8 @@
  * use epoll), Linux AIO (what is under way is dropped, and may be written to memory that was copied already; databases use threads), MPTCP
  * (they use TCP: Go since 1.24 listens with it unless it is told that the kernel has none), and what confines a process and
  * nobody can see from outside or set again, Landlock, PR_SET_MDWE, memory protection keys and sealed memory: it would be confined before a
- * move and free after it. A program that finds none of them goes on as on an older kernel or processor. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
+ * move and free after it. So would a program whose own handler is to have its system calls (PR_SET_SYSCALL_USER_DISPATCH: Wine), or its
+ * reading of the processor's clock (PR_SET_TSC). A program that finds none of them goes on as on an older kernel or processor. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
  */
 import { isDeepStrictEqual } from "node:util";
 
@@ -31,8 +32,8 @@ export interface Refusal {
   names: readonly string[];
   /** asm-generic/errno.h */
   errno: number;
-  /** only where this argument, an int, is that; null: always */
-  where: { index: number; is: number } | null;
+  /** only where this argument, an int, is one of these; null: always */
+  where: { index: number; is: readonly number[] } | null;
   /** Whoever names it in a profile means it, and is not deceived: `check` finds what it makes. */
   unlessNamed?: boolean;
 }
@@ -41,11 +42,17 @@ const EINVAL = 22;
 const ENOSPC = 28;
 const ENOSYS = 38;
 const EPROTONOSUPPORT = 93;
-/** linux/prctl.h: no memory that is writable and executable, from now on */
+/** linux/prctl.h */
+const PR_SET_TSC = 26;
+const PR_SET_SYSCALL_USER_DISPATCH = 59;
+/** no memory that is writable and executable, from now on */
 const PR_SET_MDWE = 65;
 const IPPROTO_MPTCP = 262;
 /** of a register of 64 bits that holds an int */
 export const INT_MASK = 0xffffffff;
+
+/** values of an argument that are let through one by one; those that are in use (prctl(2)) are fewer, but for some */
+const BETWEEN_MAX = 256;
 
 const NOT_CARRIED: readonly Refusal[] = [
   {
@@ -59,14 +66,18 @@ const NOT_CARRIED: readonly Refusal[] = [
     errno: ENOSYS,
     where: null,
   },
-  { names: ["prctl"], errno: EINVAL, where: { index: 0, is: PR_SET_MDWE } },
+  {
+    names: ["prctl"],
+    errno: EINVAL,
+    where: { index: 0, is: [PR_SET_TSC, PR_SET_SYSCALL_USER_DISPATCH, PR_SET_MDWE] },
+  },
   // a kernel without CONFIG_AIO; whoever has no context has nothing to submit to (io_submit(2))
   { names: ["io_setup"], errno: ENOSYS, where: null },
   // what it fails with where the processor has none (pkey_alloc(2))
   { names: ["pkey_alloc"], errno: ENOSPC, where: null },
   { names: ["mseal"], errno: ENOSYS, where: null },
   // no other family has a protocol of this number
-  { names: ["socket"], errno: EPROTONOSUPPORT, where: { index: 2, is: IPPROTO_MPTCP } },
+  { names: ["socket"], errno: EPROTONOSUPPORT, where: { index: 2, is: [IPPROTO_MPTCP] } },
 ];
 
 /** Those of a container with this profile. @param profile null: it has none */
@@ -103,11 +114,14 @@ function refused(rules: SeccompRule[], refusal: Refusal, defaultAction: string):
     const refuse: SeccompRule = { names: [name], action: "SCMP_ACT_ERRNO", errnoRet: errno };
     if (where === null) return [refuse];
     const { index, is } = where;
-    refuse.args = [{ index, value: INT_MASK, valueTwo: is, op: "SCMP_CMP_MASKED_EQ" }];
+    const refusals = is.map((value) => ({
+      ...refuse,
+      args: [{ index, value: INT_MASK, valueTwo: value, op: "SCMP_CMP_MASKED_EQ" }],
+    }));
     const kept = own
-      .filter((rule) => !isDeepStrictEqual(rule, refuse))
+      .filter((rule) => !refusals.some((one) => isDeepStrictEqual(rule, one)))
       .flatMap((rule) => (lets(rule.action) ? without(rule, where) : [rule]));
-    return [...kept, refuse];
+    return [...kept, ...refusals];
   });
   return [...others, ...added];
 }
@@ -116,16 +130,38 @@ function lets(action: string): boolean {
   return ["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"].includes(action);
 }
 
-/** What a rule lets through, but for one value of an argument. */
+/** What a rule lets through, but for some values of an argument. */
 function without(rule: SeccompRule, { index, is }: NonNullable<Refusal["where"]>): SeccompRule[] {
   return alternatives(rule).flatMap((one) => {
     const args = one.args ?? [];
     const condition = args.find((each) => each.index === index);
-    if (condition === undefined)
-      return [{ ...one, args: [...args, { index, value: is, op: "SCMP_CMP_NE" }] }];
-    // libseccomp takes one condition an argument: where it names a value, that is the refused one or another
-    return condition.op === "SCMP_CMP_EQ" && condition.value === is ? [] : [one];
+    const others = args.filter((each) => each !== condition);
+    if (condition === undefined || condition.op === "SCMP_CMP_NE") {
+      const values = [...is, ...(condition === undefined ? [] : [condition.value])];
+      return noneOf(index, values).map((other) => ({ ...one, args: [...others, other] }));
+    }
+    // libseccomp takes one condition an argument: where it names a value, that is a refused one or another
+    return condition.op === "SCMP_CMP_EQ" && is.includes(condition.value) ? [] : [one];
   });
+}
+
+/** Alternatives: every value but these, of which there is at least one. */
+function noneOf(index: number, values: number[]): SeccompCondition[] {
+  const sorted = [...new Set(values)].sort((a, b) => a - b);
+  const [least, greatest] = [sorted[0] as number, sorted.at(-1) as number];
+  if (least === greatest) return [{ index, value: least, op: "SCMP_CMP_NE" }];
+  // one that is far away is what the rule had, which is not refused by us: what is between is not let through then
+  const between = Array.from(
+    { length: Math.min(greatest - least - 1, BETWEEN_MAX) },
+    (_, at) => least + 1 + at,
+  );
+  return [
+    { index, value: least, op: "SCMP_CMP_LT" },
+    ...between
+      .filter((value) => !sorted.includes(value))
+      .map((value) => ({ index, value, op: "SCMP_CMP_EQ" })),
+    { index, value: greatest, op: "SCMP_CMP_GT" },
+  ];
 }
 
 /** runc takes several conditions on one argument for alternatives, each alone (libcontainer/seccomp, `matchCall`). */

@@ -66,8 +66,9 @@ describe("a seccomp filter with calls refused in addition", () => {
       [I386, 172, 359, 245],
       [AARCH64, 167, 198, 0],
     ] as const) {
-      assert.equal(answer(filter, architecture, prctl, [PR_SET_MDWE]), ERRNO | EINVAL);
-      assert.equal(answer(filter, architecture, prctl, [15]), ALLOW);
+      for (const refused of [26, 59, PR_SET_MDWE])
+        assert.equal(answer(filter, architecture, prctl, [refused]), ERRNO | EINVAL);
+      for (const left of [15, 25, 27, 60]) assert.equal(answer(filter, architecture, prctl, [left]), ALLOW);
       assert.equal(answer(filter, architecture, socket, [2, 1, MPTCP]), ERRNO | EPROTONOSUPPORT);
       assert.equal(answer(filter, architecture, socket, [2, 1, 6]), ALLOW);
       assert.equal(answer(filter, architecture, setup), ERRNO | ENOSYS);

@@ -14,6 +14,7 @@ import {
 const ALLOW = "SCMP_ACT_ALLOW";
 const ERRNO = "SCMP_ACT_ERRNO";
 const LISTED = ["read", "prctl", "socket", "landlock_restrict_self", "pkey_alloc", "mseal", "io_setup"];
+const VALUES = [1, 2, 26, 40, 59, 65, 262];
 const NAMES = [...LISTED, "io_uring_setup"];
 
 /** What libseccomp has the kernel answer: the most permissive rule that matches, as each names one action. */
@@ -22,6 +23,8 @@ function answer(profile: SeccompProfile, name: string, args: number[]): string {
     const arg = args[index] ?? 0;
     if (op === "SCMP_CMP_EQ") return arg === value;
     if (op === "SCMP_CMP_NE") return arg !== value;
+    if (op === "SCMP_CMP_LT") return arg < value;
+    if (op === "SCMP_CMP_GT") return arg > value;
     assert.equal(op, "SCMP_CMP_MASKED_EQ");
     return (arg & value) >>> 0 === valueTwo;
   };
@@ -36,7 +39,7 @@ function answer(profile: SeccompProfile, name: string, args: number[]): string {
 
 const condition = fc.record({
   index: fc.constantFrom(0, 1, 2),
-  value: fc.constantFrom(1, 2, 40, 65, 262),
+  value: fc.constantFrom(...VALUES),
   op: fc.constantFrom("SCMP_CMP_EQ", "SCMP_CMP_NE"),
 });
 const profile: fc.Arbitrary<SeccompProfile> = fc.record({
@@ -52,12 +55,12 @@ const profile: fc.Arbitrary<SeccompProfile> = fc.record({
 });
 const call = fc.tuple(
   fc.constantFrom(...NAMES),
-  fc.array(fc.constantFrom(1, 2, 40, 65, 262), { minLength: 3, maxLength: 3 }),
+  fc.array(fc.constantFrom(...VALUES), { minLength: 3, maxLength: 3 }),
 );
 
 const isNotCarried = (name: string, args: number[]): boolean =>
   /^(landlock|io_uring|pkey_alloc$|mseal$|io_setup$)/.test(name) ||
-  (name === "prctl" && args[0] === 65) ||
+  (name === "prctl" && [26, 59, 65].includes(args[0] ?? 0)) ||
   (name === "socket" && args[2] === 262);
 
 describe("a profile without what a move does not carry", () => {
@@ -92,8 +95,9 @@ describe("a profile without what a move does not carry", () => {
       if (before.defaultAction === ALLOW) assert.equal(answer(after, "io_uring_setup", []), `${ERRNO} 38`);
       else assert.equal(answer(after, "io_uring_setup", []), ERRNO);
       assert.equal(answer(after, "io_setup", []), `${ERRNO} 38`);
-      assert.equal(answer(after, "prctl", [65]), `${ERRNO} 22`);
-      assert.equal(answer(after, "prctl", [15]), ALLOW);
+      for (const refused of [26, 59, 65]) assert.equal(answer(after, "prctl", [refused]), `${ERRNO} 22`);
+      for (const left of [0, 15, 25, 27, 58, 60, 64, 66, 0x53564d41])
+        assert.equal(answer(after, "prctl", [left]), ALLOW);
       assert.equal(answer(after, "socket", [2, 1, 262]), `${ERRNO} 93`);
       assert.equal(answer(after, "socket", [2, 1, 6]), ALLOW);
       assert.equal(answer(after, "socket", [40, 1, 0]), answer(before, "socket", [40, 1, 0]));
@@ -133,13 +137,24 @@ describe("the filter that runc keeps of a container", () => {
       syscalls: [
         { name: "personality", action: 4, errnoRet: null, args: kept.syscalls?.[1]?.args },
         { name: "landlock_create_ruleset", action: 2, errnoRet: 38, args: [] },
-        { name: "prctl", action: 4, errnoRet: null, args: [{ index: 0, value: 65, value_two: 0, op: 2 }] },
-        {
+        ...[
+          { value: 26, op: 5 },
+          ...Array.from({ length: 38 }, (_, at) => ({ value: 27 + at, op: 1 })).filter(
+            ({ value }) => value !== 59,
+          ),
+          { value: 65, op: 3 },
+        ].map(({ value, op }) => ({
+          name: "prctl",
+          action: 4,
+          errnoRet: null,
+          args: [{ index: 0, value, value_two: 0, op }],
+        })),
+        ...[26, 59, 65].map((value) => ({
           name: "prctl",
           action: 2,
           errnoRet: 22,
-          args: [{ index: 0, value: INT_MASK, value_two: 65, op: 7 }],
-        },
+          args: [{ index: 0, value: INT_MASK, value_two: value, op: 7 }],
+        })),
       ],
     });
   });

@@ -88,7 +88,7 @@ function checksOf(
       : [
           // the lower half: these are ints, and both architectures are little-endian
           { code: LOAD, k: ARGUMENTS + where.index * ARGUMENT_BYTES },
-          { code: IF_EQUAL, ifTrue: 1, k: where.is },
+          ...where.is.map((value, at) => ({ code: IF_EQUAL, ifTrue: where.is.length - at, k: value })),
           { code: RETURN, k: action },
           refuse,
         ];
