@@ -49,7 +49,7 @@ export const UNREADABLE: Record<string, string> = {
   "prctl(PR_GET_CHILD_SUBREAPER)": "CRIU reads and sets it inside the process",
   "prctl(PR_GET_SECUREBITS), PR_GET_KEEPCAPS": "CRIU reads and sets them inside the process",
   "prctl(PR_GET_DUMPABLE)": "CRIU reads and sets it inside the process",
-  "prctl(PR_MCE_KILL_GET), PR_GET_IO_FLUSHER, PR_GET_MEMORY_MERGE": "not carried by CRIU 4.2",
+  "prctl(PR_GET_MEMORY_MERGE)": "not carried by CRIU 4.2: `check` warns of it where the kernel tells",
   "prctl(PR_GET_MDWE), PR_GET_TSC, PR_SET_SYSCALL_USER_DISPATCH":
     "a container's seccomp filter answers as a kernel without them",
   "rest of the time of POSIX timers and of itimers": "CRIU reads and sets it inside the process",

@@ -64,6 +64,10 @@ const CHILD_SIGNAL = 1n << 16n;
 /** SIGALRM, SIGVTALRM, SIGPROF */
 const TIMER_SIGNALS = (1n << 13n) | (1n << 25n) | (1n << 26n);
 
+/** include/linux/sched.h: PF_MCE_PROCESS, PF_MCE_EARLY (PR_MCE_KILL); PF_LOCAL_THROTTLE (PR_SET_IO_FLUSHER) */
+export const MACHINE_CHECK_FLAGS = 0x0800_0080;
+export const IO_FLUSHER_FLAG = 0x0010_0000;
+
 /** include/uapi/asm-generic/fcntl.h; arm64 has others for the first two */
 const OPENING_FLAGS = constants.O_DIRECTORY | constants.O_NOFOLLOW | 0o20000000 | 0o100000;
 
@@ -162,7 +166,13 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: TASK,
-    name: /^stat (flags|minflt|cminflt|majflt|cmajflt|vsize|rss|rsslim|kstkesp|kstkeip|wchan|nswap|cnswap|processor|delayacct_blkio_ticks)$/,
+    name: /^stat flags$/,
+    reason: "what the kernel does with it; what a program has asked for itself is not among it",
+    when: ({ before, after }) => askedFor(before) === askedFor(after),
+  },
+  {
+    subject: TASK,
+    name: /^stat (minflt|cminflt|majflt|cmajflt|vsize|rss|rsslim|kstkesp|kstkeip|wchan|nswap|cnswap|processor|delayacct_blkio_ticks)$/,
     reason: "what the kernel did for it here; limits and mappings are compared by themselves",
   },
   {
@@ -330,6 +340,11 @@ export const HARMLESS: readonly HarmlessRule[] = [
     when: ({ before, after }) => before === "of the kernel" && after === "of the kernel",
   },
 ];
+
+/** What prctl(2) keeps in a thread's flags, of stat(5). */
+function askedFor(flags: string | null): number {
+  return Number(flags ?? 0) & (MACHINE_CHECK_FLAGS | IO_FLUSHER_FLAG);
+}
 
 /** fs/eventpoll.c, EP_PRIVATE_BITS: what is left of a used-up watch. Added to each other one: EPOLLERR, EPOLLHUP */
 const EPOLLONESHOT = 2 ** 30;

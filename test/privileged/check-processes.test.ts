@@ -162,6 +162,10 @@ fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())`,
     code: "assert libc.syscall(323, 1) >= 0",
     ids: ["descriptor.userfaultfd"],
   },
+  "a thread that chooses when it is told of memory that failed": {
+    code: "endlessly(lambda: libc.prctl(33, 1, 1, 0, 0))",
+    ids: ["process.machine-check"],
+  },
   "memory to come that is locked": {
     code: "assert libc.mlockall(3) == 0",
     ids: ["memory.locked-to-come"],

@@ -81,6 +81,12 @@ describe("the table of harmless differences", () => {
   it("lets a kernel count what it did, and nothing of what is set", () => {
     assert.deepEqual(differing("process 12", "status VmRSS", "100 kB", "90 kB"), []);
     assert.deepEqual(differing("process 12", "stat utime", "100", "0"), []);
+    assert.deepEqual(differing("thread 12/13", "stat flags", "4194624", "1077936448"), []);
+    // PR_MCE_KILL, PR_SET_IO_FLUSHER
+    for (const asked of [0x80, 0x8000080, 0x100000])
+      assert.deepEqual(differing("thread 12/13", "stat flags", `${4194624 | asked}`, "4194624"), [
+        "stat flags",
+      ]);
     assert.deepEqual(differing("process 12", "status VmLck", "1024 kB", "0 kB"), ["status VmLck"]);
     assert.deepEqual(differing("process 12", "status SigBlk", "200", "0"), ["status SigBlk"]);
     assert.deepEqual(differing("process 12", "a line of a later kernel", "1", "2"), [

@@ -8,6 +8,7 @@ import { constants } from "node:os";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/kernel/processes.ts";
 import type { Add, Severity } from "../../api/finding.ts";
+import { IO_FLUSHER_FLAG, MACHINE_CHECK_FLAGS } from "../../audit/harmless.ts";
 import { type SessionMember, sessionFault } from "./session-tree.ts";
 
 /** Every process has one of each (namespaces(7)); CRIU carries those of the tree's root, and no others. */
@@ -40,6 +41,8 @@ const CLONE_SYSCALLS = process.arch === "arm64" ? ["220", "435"] : ["58", "56", 
 
 /** exit_code of stat(5), counted from the state on: of a stopped process the signal (do_task_stat() in fs/proc/array.c) */
 const EXIT_CODE_AT = 49;
+/** flags, counted alike */
+const FLAGS_AT = 6;
 
 const STUCK = "process.cannot-stop";
 
@@ -115,7 +118,9 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
     checkCgroups(init, pid, add);
     checkFreeDescriptors(pid, add);
     for (const tid of threads) {
-      if (statOf(`/proc/${pid}/task/${tid}`)?.[0] === "D") checkStuck(tid, add);
+      const own = statOf(`/proc/${pid}/task/${tid}`);
+      if (own?.[0] === "D") checkStuck(tid, add);
+      checkFlags(pid, Number(own?.[FLAGS_AT] ?? 0), add);
       if (tid !== pid) checkThread(ours, pid, tid, add);
       if (++seen % THREADS_A_TURN === 0) await turn();
     }
@@ -179,6 +184,24 @@ function checkMemoryMerge(pid: number, add: Add): void {
     "nothing, if it is to save memory: what is merged is not lost; else start it without",
     { pid },
   );
+}
+
+/** What a thread has asked for, and CRIU does not carry. */
+function checkFlags(pid: number, flags: number, add: Add): void {
+  const told = (id: "machine-check" | "io-flusher", what: string, cure: string): void =>
+    add(`process.${id}`, "error", `process ${pid} ${what}, which would be lost`, cure, { pid });
+  if ((flags & MACHINE_CHECK_FLAGS) !== 0)
+    told(
+      "machine-check",
+      "has chosen when it is told of memory that failed (PR_MCE_KILL)",
+      "let it leave that to the machine (vm.memory_failure_early_kill)",
+    );
+  if ((flags & IO_FLUSHER_FLAG) !== 0)
+    told(
+      "io-flusher",
+      "has told the kernel that it serves a disk or file system (PR_SET_IO_FLUSHER)",
+      "run what serves disks outside of the application",
+    );
 }
 
 /** A thread that does without a processor's guesses (PR_SET_SPECULATION_CTRL, prctl(2)) would have them again. */
@@ -271,8 +294,7 @@ function checkCgroups(init: number, pid: number, add: Add): void {
 
 /** One that exits leaves its groups and namespaces before it is a zombie: PF_EXITING of stat's flags (include/linux/sched.h). */
 function isExiting(pid: number): boolean {
-  const stat = read(`/proc/${pid}/stat`);
-  const flags = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[6];
+  const flags = statOf(`/proc/${pid}`)?.[FLAGS_AT];
   return flags === undefined || (Number(flags) & 0x4) !== 0;
 }
 
