@@ -62,6 +62,11 @@ export function ipcFacts(pid: number): Facts {
   return facts;
 }
 
+/** Whether there are semaphores of System V in a process's namespace. */
+export function hasSemaphores(pid: number): boolean {
+  return namespaces.inIpcNamespaceOf(pid, () => readText("/proc/sysvipc/sem").trimEnd().includes("\n"));
+}
+
 function tableFacts(kind: string, text: string, facts: Facts): void {
   const [head = "", ...lines] = text.trimEnd().split("\n");
   const names = head.trim().split(/\s+/);
