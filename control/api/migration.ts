@@ -192,6 +192,22 @@ export const releaseReply = z.object({
 });
 export type ReleaseReply = z.infer<typeof releaseReply>;
 
+/** When the target goes on: what was sent to the frozen application since the commit, by its own numbers. */
+export const signalsCall = z.strictObject({
+  sent: z
+    .array(
+      z.strictObject({
+        process: count.positive(),
+        /** null: whichever thread takes it */
+        thread: count.positive().nullable(),
+        signal: count.positive().max(64),
+      }),
+    )
+    .max(100_000),
+});
+export type SignalsCall = z.infer<typeof signalsCall>;
+export type SentSignal = SignalsCall["sent"][number];
+
 /**
  * `abort`, `outcome`: which of the two it came to, for good; or `unsure`: the store was asked to mark it released and has not
  * answered, so that it may be.

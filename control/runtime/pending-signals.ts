@@ -1,12 +1,17 @@
 /**
  * Signals that somebody sends to an application while it is frozen: CRIU has read those that waited before, so at the target nobody would
- * have sent them. Who sent them is told that they arrived (kill(2)), and so they have to.
+ * have sent them. Who sent them is told that they arrived (kill(2)), and so they have to: before the commit the move rolls back, after it they are
+ * sent once more at the target.
  *
  * Sources: proc(5) (SigPnd, ShdPnd of /proc/PID/status; /proc/PID/timers).
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { fail } from "#proxy/contract/error-codes.ts";
+import type { HoldfastError } from "#proxy/contract/errors.ts";
+import { signalThread } from "#proxy/kernel/processes.ts";
+import type { SentSignal } from "../api/migration.ts";
+import { innerPid, treeOf } from "./processes.ts";
 
 const { signals } = constants;
 
@@ -29,11 +34,20 @@ const NOT_SENT_BY_ANYBODY = [
   signals.SIGCONT,
 ];
 
-export class PendingSignals {
-  /** "PID/TID" → bit N - 1: signal N waits, for the thread or its process */
-  readonly #waiting: ReadonlyMap<string, bigint>;
+interface Waiting {
+  pid: number;
+  innerPid: number;
+  innerTid: number;
+  /** bit N - 1: signal N waits for the thread, for its process */
+  own: bigint;
+  shared: bigint;
+}
 
-  private constructor(waiting: ReadonlyMap<string, bigint>) {
+export class PendingSignals {
+  /** "PID/TID" */
+  readonly #waiting: ReadonlyMap<string, Waiting>;
+
+  private constructor(waiting: ReadonlyMap<string, Waiting>) {
     this.#waiting = waiting;
   }
 
@@ -44,27 +58,81 @@ export class PendingSignals {
 
   /** The last before the commit. @throws HoldfastError `SIGNALLED` (retryable): it goes on where it has them */
   throwIfMore(): void {
-    const pids = new Set([...this.#waiting.keys()].map((thread) => Number(thread.split("/")[0])));
-    for (const [thread, waiting] of waitingFor([...pids])) {
-      const sent = waiting & ~(this.#waiting.get(thread) ?? 0n);
-      if (sent === 0n) continue;
-      throw fail(
-        "SIGNALLED",
-        `process ${thread.split("/")[0]} was sent ${namesOf(sent)} while it was frozen, which the other node would not know of`,
-      );
+    for (const { before, now } of this.#again()) {
+      const sent = (now.own & ~before.own) | (now.shared & ~before.shared);
+      if (sent !== 0n) throw signalled(now.pid, namesOf(sent));
+    }
+  }
+
+  /**
+   * What came since, though the tree is not to go on here: whoever sent it was told that it arrived. Not what ends or stops whatever is
+   * left of it here.
+   */
+  sent(): SentSignal[] {
+    const found: SentSignal[] = [];
+    for (const { before, now } of this.#again()) {
+      const [process, thread] = [now.innerPid, now.innerTid];
+      for (const signal of numbersOf(now.own & ~before.own)) found.push({ process, thread, signal });
+      if (process !== thread) continue; // each thread shows what waits for its process
+      for (const signal of numbersOf(now.shared & ~before.shared))
+        found.push({ process, thread: null, signal });
+    }
+    return found.filter(({ signal }) => signal !== signals.SIGKILL);
+  }
+
+  *#again(): Generator<{ before: Waiting; now: Waiting }> {
+    const pids = new Set([...this.#waiting.values()].map(({ pid }) => pid));
+    for (const [thread, now] of waitingFor([...pids])) {
+      const before = this.#waiting.get(thread) ?? { ...now, own: 0n, shared: 0n };
+      yield { before, now };
     }
   }
 }
 
-function waitingFor(pids: number[]): Map<string, bigint> {
-  const waiting = new Map<string, bigint>();
+/** To processes of a tree that runs; those that have ended get none. */
+export async function sendAgain(root: number, sent: SentSignal[]): Promise<void> {
+  for (const pid of await treeOf(root)) {
+    const inner = await innerPid(pid);
+    for (const { process: of, thread, signal } of sent) {
+      if (of !== inner) continue;
+      if (thread === null) kill(pid, signal);
+      else
+        for (const tid of list(`/proc/${pid}/task`).map(Number))
+          if ((await innerPid(tid)) === thread) signalThread(pid, tid, signal);
+    }
+  }
+}
+
+function kill(pid: number, signal: number): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+  }
+}
+
+function signalled(pid: number, names: string): HoldfastError {
+  return fail(
+    "SIGNALLED",
+    `process ${pid} was sent ${names} while it was frozen, which the other node would not know of`,
+  );
+}
+
+function waitingFor(pids: number[]): Map<string, Waiting> {
+  const waiting = new Map<string, Waiting>();
   for (const pid of pids) {
     const ofOthers = ~ownSignals(pid);
     for (const tid of list(`/proc/${pid}/task`)) {
       const status = read(`/proc/${pid}/task/${tid}/status`);
-      const mask = (name: string): bigint =>
-        BigInt(`0x${new RegExp(`^${name}:\\s*([0-9a-f]+)$`, "m").exec(status)?.[1] ?? "0"}`);
-      waiting.set(`${pid}/${tid}`, (mask("SigPnd") | mask("ShdPnd")) & ofOthers);
+      const field = (name: string): string => new RegExp(`^${name}:\\s*(.+)$`, "m").exec(status)?.[1] ?? "0";
+      const inner = (name: string): number => Number(field(name).split(/\s+/).at(-1));
+      waiting.set(`${pid}/${tid}`, {
+        pid,
+        innerPid: inner("NStgid"),
+        innerTid: inner("NSpid"),
+        own: BigInt(`0x${field("SigPnd")}`) & ofOthers,
+        shared: BigInt(`0x${field("ShdPnd")}`) & ofOthers,
+      });
     }
   }
   return waiting;
@@ -85,10 +153,13 @@ function bitOf(signal: number): bigint {
 /** "SIGHUP, SIGUSR1"; real-time ones by number */
 function namesOf(mask: bigint): string {
   const names = new Map<number, string>(Object.entries(signals).map(([name, signal]) => [signal, name]));
-  const found: string[] = [];
-  for (let signal = 1; signal <= 64; signal++)
-    if ((mask & bitOf(signal)) !== 0n) found.push(names.get(signal) ?? `signal ${signal}`);
-  return found.join(", ");
+  return numbersOf(mask)
+    .map((signal) => names.get(signal) ?? `signal ${signal}`)
+    .join(", ");
+}
+
+function numbersOf(mask: bigint): number[] {
+  return Array.from({ length: 64 }, (_, at) => at + 1).filter((signal) => (mask & bitOf(signal)) !== 0n);
 }
 
 /** [] where it has ended */

@@ -1,6 +1,8 @@
 /** What another process has, seen and set from outside: pidfd_open(2), pidfd_getfd(2), kcmp(2), scheduling, limits. */
+import { constants } from "node:os";
 import { addressOf, check, errno, libc } from "./libc.ts";
 
+const SYS_TGKILL = process.arch === "arm64" ? 131 : 234;
 /** The same on every architecture that uses the generic table, and on x86-64. */
 const SYS_PIDFD_SEND_SIGNAL = 424;
 const SYS_PIDFD_OPEN = 434;
@@ -28,6 +30,14 @@ export function pidfdGetfd(pidfd: number, fd: number): number {
 
 export function pidfdSendSignal(pidfd: number, signal: number): void {
   check(libc().syscall(SYS_PIDFD_SEND_SIGNAL, pidfd, signal, 0, 0), `pidfd_send_signal(${signal})`);
+}
+
+/** tgkill(2). False: it has ended */
+export function signalThread(pid: number, tid: number, signal: number): boolean {
+  const result = libc().syscall(SYS_TGKILL, pid, tid, signal, 0);
+  if (result < 0 && errno() === constants.errno.ESRCH) return false;
+  check(result, `tgkill(${signal})`);
+  return true;
 }
 
 /** kcmp(2): KCMP_FILE compares two descriptors; the others two tasks' tables, and take no index. */

@@ -317,6 +317,43 @@ describe("a move", { skip }, () => {
     );
   });
 
+  it("passes on what it was sent after the commit, to its process and to a thread", async (t) => {
+    const faults = faultsFile(t);
+    const token = `late-${randomUUID()}`;
+    const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
+    await withPythonShell(
+      { downstream: "forward", workload, faults: { a: `file:${faults}` } },
+      async (program, run) => {
+        const listen = `
+HEARD = []
+for each in (signal.SIGHUP, 41): signal.signal(each, lambda number, _: HEARD.append(int(number)))
+def wait():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}); BLOCKED.set()
+    while True: THREAD.append(int(signal.sigwait({signal.SIGUSR2})))
+THREAD = []; BLOCKED = threading.Event()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+threading.Thread(target=wait, daemon=True).start(); BLOCKED.wait()`;
+        await run(`exec(${JSON.stringify(listen)}, scope)`);
+        const pid = `$(pgrep -o -f '^/usr/bin/python3.*[l]${token.slice(1)}')`;
+        // tgkill(2) to the newest thread; a semicolon would be another fault
+        const toThread = `import ctypes, os\npid = ${pid}\nctypes.CDLL(None).syscall(131 if os.uname().machine == 'aarch64' else 234, pid, max(map(int, os.listdir('/proc/%d/task' % pid))), 12)`;
+        writeFileSync(
+          faults,
+          `exec@source:committed=kill -HUP ${pid} && kill -41 ${pid} && python3 -c "${toThread}"`,
+        );
+        const move = await program.move("b");
+        assert.deepEqual(move.notKept, []);
+        await until(
+          "all have arrived",
+          async () => (await run("(sorted(HEARD), THREAD)")) === "([1, 41], [12])",
+        );
+        writeFileSync(faults, "");
+        await program.move("a");
+        assert.equal(await run("(sorted(HEARD), THREAD)"), "([1, 41], [12])");
+      },
+    );
+  });
+
   it("moves what is sent signals by a timer all the time, to a thread and to its process", async () => {
     await withPythonShell({ downstream: "forward" }, async (program, run) => {
       const timers = `

@@ -23,11 +23,14 @@ import {
   type RestoreCall,
   type RestoreReply,
   restoreCall,
+  type SignalsCall,
   type StandbyReply,
+  signalsCall,
 } from "../../api/migration.ts";
 import { rehearse } from "../../audit/take.ts";
 import { removePaths } from "../../runtime/files.ts";
 import { openFolderIn } from "../../runtime/inside.ts";
+import { sendAgain } from "../../runtime/pending-signals.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
 import type { MigrationHost } from "../host.ts";
 import { decideAtTarget } from "../settle.ts";
@@ -90,6 +93,7 @@ export class Arrival {
     this.#on("verify", verifyCall, (call, body) => this.#verify(call, body));
     this.#on("adoptDownstream", adoptCall, ({ last }, body) => this.#takeDownstream(body, last));
     this.#on("release", nothing, async () => this.#goLive(this.#state.expect("restored")));
+    this.#on("signals", signalsCall, (call) => this.#signal(call));
     this.#on("abort", nothing, () => this.abort(null));
     this.#on("forgotten", nothing, () => this.#forgotten());
     this.#on("idle", nothing, async () => undefined); // how long the way there and back takes
@@ -280,6 +284,13 @@ export class Arrival {
     await rm(container.hostPath("images"), { recursive: true, force: true });
     host.becomeOwner(epoch, this.prepare.anchors);
     return { criuRestoreMs: application.criuMs };
+  }
+
+  /** As they were sent to it while it was not running. One that has ended since had no use for them. */
+  async #signal({ sent }: SignalsCall): Promise<void> {
+    this.#state.expect("released");
+    const root = await this.#host.container.applicationRoot();
+    if (root !== null) await sendAgain(root, sent);
   }
 
   /** → at which epoch this node goes on. Where it does not, it has given up, or leaves that to the next agent. */

@@ -1,5 +1,6 @@
 /** The phases commit and release: from the commit on the store tells who owns the workload. */
 import type { AdoptResult, CaptureResult } from "#proxy/contract/commands.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import { seal } from "#proxy/store/seal.ts";
 import type { ReleaseReply } from "../../api/migration.ts";
 import { type CapturedBody, carryLegs } from "./carry-legs.ts";
@@ -11,6 +12,7 @@ import { round } from "./progress.ts";
 const NO_BYTES = Buffer.alloc(0);
 /** Held legs are worth keeping only as long as somebody may still come for them. */
 const HELD_TTL_MS = 10 * 60_000;
+const SIGNALS_MS_MAX = 5_000;
 
 export async function commit(move: Move, { channel, epoch }: Prepared, { signals }: Dumped): Promise<void> {
   const { id, host, stop, progress, reached } = move;
@@ -66,4 +68,23 @@ export async function release({ options, progress }: Move, { channel }: Prepared
   const { result } = await channel.call<ReleaseReply>("release", {}, { timeoutMs: options.deadlineMs });
   progress.pause.ends();
   progress.result.criuMs.restore = round(result.criuRestoreMs);
+}
+
+/** What was sent to the frozen application since the last look, and arrives a moment late. The move stands, whatever comes of it. */
+export async function passSignalsOn(
+  { host, progress }: Move,
+  { channel }: Prepared,
+  { signals }: Dumped,
+): Promise<void> {
+  const sent = signals.sent();
+  if (sent.length === 0) return;
+  const { name, context } = host;
+  try {
+    await channel.call("signals", { sent }, { timeoutMs: SIGNALS_MS_MAX });
+    context.log.info({ workload: name, signals: sent.length }, "signals passed on");
+  } catch (error) {
+    context.log.warn({ workload: name, signals: sent, reason: messageOf(error) }, "signals lost");
+    for (const { process, signal } of sent)
+      progress.result.notKept.push(`process ${process}: signal ${signal}, sent while the move was committed`);
+  }
 }

@@ -18,7 +18,7 @@ import type { MigrationHost } from "../host.ts";
 import { type Measured, predict, tooMuchMemory } from "../prediction.ts";
 import { Rehearsal } from "../rehearsal.ts";
 import { anonymousBytes, tracedTree } from "../traced-tree.ts";
-import { commit, release } from "./commit.ts";
+import { commit, passSignalsOn, release } from "./commit.ts";
 import { dump, leavesPages } from "./dump.ts";
 import { type DepartureOptions, imagesDirOf, type Move, Opened } from "./move.ts";
 import { type Prepared, prepare } from "./prepare.ts";
@@ -66,6 +66,7 @@ export class Departure {
       await progress.phase("restore", () => restore(move, prepared, dumped, transferred));
       await progress.phase("commit", () => commit(move, prepared, dumped));
       await progress.phase("release", () => release(move, prepared));
+      await passSignalsOn(move, prepared, dumped);
       outcome = { outcome: "moved", epoch: prepared.epoch, link: prepared.link };
     } catch (error) {
       return await finish(move, await failed(move, error));
