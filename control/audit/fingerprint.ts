@@ -55,6 +55,7 @@ export const UNREADABLE: Record<string, string> = {
   "rest of the time of POSIX timers and of itimers": "CRIU reads and sets it inside the process",
   "contents of seccomp filters": "CRIU reads and sets them; how many there are is compared",
   "landlock domains": "not carried by CRIU 4.2",
+  "keyrings (keyctl)": "a container's seccomp filter answers as a kernel without them",
   "memory protection keys that no memory has": "a container's seccomp filter gives out none",
   "NUMA policy (set_mempolicy, mbind)":
     "not carried by CRIU 4.2: `check` warns of that of memory and of the main thread",

@@ -4,7 +4,8 @@
  * (they use TCP: Go since 1.24 listens with it unless it is told that the kernel has none), and what confines a process and
  * nobody can see from outside or set again, Landlock, PR_SET_MDWE, memory protection keys and sealed memory: it would be confined before a
  * move and free after it. So would a program whose own handler is to have its system calls (PR_SET_SYSCALL_USER_DISPATCH: Wine), or its
- * reading of the processor's clock (PR_SET_TSC). A program that finds none of them goes on as on an older kernel or processor. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
+ * reading of the processor's clock (PR_SET_TSC). And keys that the kernel holds for it (keyrings(7)), which stay on
+ * their node. A program that finds none of them goes on as on an older kernel or processor. So each container's filter refuses them (seccomp(2)), whoever has made the filter.
  */
 import { isDeepStrictEqual } from "node:util";
 
@@ -76,6 +77,8 @@ const NOT_CARRIED: readonly Refusal[] = [
   // what it fails with where the processor has none (pkey_alloc(2))
   { names: ["pkey_alloc"], errno: ENOSPC, where: null },
   { names: ["mseal"], errno: ENOSYS, where: null },
+  // a kernel without CONFIG_KEYS; a restored process would have the agent's session keyring
+  { names: ["add_key", "request_key", "keyctl"], errno: ENOSYS, where: null },
   // no other family has a protocol of this number
   { names: ["socket"], errno: EPROTONOSUPPORT, where: { index: 2, is: [IPPROTO_MPTCP] } },
 ];

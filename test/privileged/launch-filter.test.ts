@@ -12,13 +12,14 @@ import { lacking } from "#test/support/moved-program.ts";
 const FILES = { runc: "state.json", crun: "status" } as const;
 const ID = `holdfast-launch-${process.pid}`;
 const ASK = `
-import ctypes, socket
+import ctypes, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
+KEYCTL = 219 if os.uname().machine == "aarch64" else 250
 def error(result): return ctypes.get_errno() if result < 0 else 0
 def made(*what):
     try: return socket.socket(*what).close() or 0
     except OSError as e: return e.errno
-print(error(libc.syscall(444, 0, 0, 1)), *(error(libc.prctl(*what)) for what in ((65, 1, 0, 0, 0), (26, 1, 0, 0, 0), (59, 0, 0, 0, 0), (25, ctypes.byref(ctypes.c_int()), 0, 0, 0))), made(2, 1, 262), made(10, 1, 262), made(2, 1, 0), error(libc.prctl(15, b"name", 0, 0, 0)), error(libc.syscall(425, 1, 0)))
+print(error(libc.syscall(444, 0, 0, 1)), *(error(libc.prctl(*what)) for what in ((65, 1, 0, 0, 0), (26, 1, 0, 0, 0), (59, 0, 0, 0, 0), (25, ctypes.byref(ctypes.c_int()), 0, 0, 0))), made(2, 1, 262), made(10, 1, 262), made(2, 1, 0), error(libc.prctl(15, b"name", 0, 0, 0)), error(libc.syscall(425, 1, 0)), error(libc.syscall(KEYCTL, 0, -3, 0)))
 `;
 
 /** crun wants no unified hierarchy with controllers beside those of v1: it is shown none. */
@@ -62,10 +63,16 @@ for (const program of ["runc", "crun"] as const)
       rmSync(folder, { recursive: true, force: true });
     });
 
-    it("finds neither Landlock nor MPTCP nor PR_SET_MDWE, _TSC and _SYSCALL_USER_DISPATCH there, and everything else as the container has it", async () => {
+    it("finds neither Landlock nor MPTCP nor keyrings nor PR_SET_MDWE, _TSC and _SYSCALL_USER_DISPATCH there, and everything else as the container has it", async () => {
       const ask = ["/usr/bin/python3", "-c", ASK];
-      const [landlock, mdwe, tsc, dispatch, , mptcp] = run("exec", ID, ...ask).split(" ");
-      assert.deepEqual([mdwe, tsc, dispatch, mptcp], ["0", "0", "0", "0"], "this kernel has them");
+      const [landlock, mdwe, tsc, dispatch, , mptcp, , , , , keyctl] = run("exec", ID, ...ask)
+        .trim()
+        .split(" ");
+      assert.deepEqual(
+        [mdwe, tsc, dispatch, mptcp, keyctl],
+        ["0", "0", "0", "0", "0"],
+        "this kernel has them",
+      );
       assert.notEqual(landlock, "38");
       const state: OciState = {
         program,
@@ -75,7 +82,7 @@ for (const program of ["runc", "crun"] as const)
       };
       const shown = await writeLaunchState(state, ID, join(folder, "shown"));
       const said = runIn(shown, ["exec", ID, ...ask]);
-      assert.equal(said.trim(), "38 22 22 22 0 93 93 0 0 1");
+      assert.equal(said.trim(), "38 22 22 22 0 93 93 0 0 1 38");
       assert.equal(run("exec", ID, ...ask).split(" ")[5], "0", "the container's own filter is as it was");
     });
   });

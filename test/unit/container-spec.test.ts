@@ -82,7 +82,8 @@ describe("a container by default", () => {
       assert.match(refused([]), new RegExp(`"${call}"`), call);
     for (const call of ["unshare", "clone3", "mount"])
       assert.doesNotMatch(refused(["CAP_SYS_ADMIN"]), new RegExp(`"${call}"`), call);
-    assert.match(refused(["CAP_SYS_ADMIN"]), /"keyctl".*"userfaultfd"/);
+    for (const call of ["keyctl", "userfaultfd"])
+      assert.match(refused(["CAP_SYS_ADMIN"]), new RegExp(`"${call}"`), call);
   });
 });
 

@@ -61,10 +61,10 @@ const KEPT = program(
 describe("a seccomp filter with calls refused in addition", () => {
   it("refuses them where there was none, on each architecture", () => {
     const filter = refusing(Buffer.alloc(0), refusalsWith(null));
-    for (const [architecture, prctl, socket, setup] of [
-      [X86_64, 157, 41, 206],
-      [I386, 172, 359, 245],
-      [AARCH64, 167, 198, 0],
+    for (const [architecture, prctl, socket, setup, keyctl] of [
+      [X86_64, 157, 41, 206, 250],
+      [I386, 172, 359, 245, 288],
+      [AARCH64, 167, 198, 0, 219],
     ] as const) {
       for (const refused of [26, 59, PR_SET_MDWE])
         assert.equal(answer(filter, architecture, prctl, [refused]), ERRNO | EINVAL);
@@ -72,6 +72,7 @@ describe("a seccomp filter with calls refused in addition", () => {
       assert.equal(answer(filter, architecture, socket, [2, 1, MPTCP]), ERRNO | EPROTONOSUPPORT);
       assert.equal(answer(filter, architecture, socket, [2, 1, 6]), ALLOW);
       assert.equal(answer(filter, architecture, setup), ERRNO | ENOSYS);
+      assert.equal(answer(filter, architecture, keyctl), ERRNO | ENOSYS);
       assert.equal(answer(filter, architecture, 444), ERRNO | ENOSYS);
       assert.equal(answer(filter, architecture, 425), ERRNO | ENOSYS);
       assert.equal(answer(filter, architecture, 1_000), ALLOW);

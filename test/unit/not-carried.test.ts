@@ -13,7 +13,16 @@ import {
 
 const ALLOW = "SCMP_ACT_ALLOW";
 const ERRNO = "SCMP_ACT_ERRNO";
-const LISTED = ["read", "prctl", "socket", "landlock_restrict_self", "pkey_alloc", "mseal", "io_setup"];
+const LISTED = [
+  "read",
+  "prctl",
+  "socket",
+  "landlock_restrict_self",
+  "pkey_alloc",
+  "mseal",
+  "io_setup",
+  "keyctl",
+];
 const VALUES = [1, 2, 26, 40, 59, 65, 262];
 const NAMES = [...LISTED, "io_uring_setup"];
 
@@ -59,7 +68,7 @@ const call = fc.tuple(
 );
 
 const isNotCarried = (name: string, args: number[]): boolean =>
-  /^(landlock|io_uring|pkey_alloc$|mseal$|io_setup$)/.test(name) ||
+  /^(landlock|io_uring|pkey_alloc$|mseal$|io_setup$|keyctl$)/.test(name) ||
   (name === "prctl" && [26, 59, 65].includes(args[0] ?? 0)) ||
   (name === "socket" && args[2] === 262);
 
@@ -94,7 +103,7 @@ describe("a profile without what a move does not carry", () => {
       assert.equal(answer(after, "landlock_restrict_self", []), `${ERRNO} 38`);
       if (before.defaultAction === ALLOW) assert.equal(answer(after, "io_uring_setup", []), `${ERRNO} 38`);
       else assert.equal(answer(after, "io_uring_setup", []), ERRNO);
-      assert.equal(answer(after, "io_setup", []), `${ERRNO} 38`);
+      for (const name of ["io_setup", "keyctl"]) assert.equal(answer(after, name, []), `${ERRNO} 38`);
       for (const refused of [26, 59, 65]) assert.equal(answer(after, "prctl", [refused]), `${ERRNO} 22`);
       for (const left of [0, 15, 25, 27, 58, 60, 64, 66, 0x53564d41])
         assert.equal(answer(after, "prctl", [left]), ALLOW);

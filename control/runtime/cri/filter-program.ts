@@ -22,9 +22,18 @@ const X32_BIT = 0x40000000;
 
 /** AUDIT_ARCH_X86_64, _I386, _AARCH64 (linux/audit.h), and numbers of system calls there (asm/unistd.h). */
 const NUMBERS: readonly [architecture: number, numbers: Record<string, number>][] = [
-  [0xc000003e, { prctl: 157, io_setup: 206, pkey_alloc: 330, socket: 41 }],
-  [0x40000003, { prctl: 172, io_setup: 245, pkey_alloc: 381, socket: 359 }],
-  [0xc00000b7, { prctl: 167, io_setup: 0, pkey_alloc: 289, socket: 198 }],
+  [
+    0xc000003e,
+    { prctl: 157, io_setup: 206, pkey_alloc: 330, socket: 41, add_key: 248, request_key: 249, keyctl: 250 },
+  ],
+  [
+    0x40000003,
+    { prctl: 172, io_setup: 245, pkey_alloc: 381, socket: 359, add_key: 286, request_key: 287, keyctl: 288 },
+  ],
+  [
+    0xc00000b7,
+    { prctl: 167, io_setup: 0, pkey_alloc: 289, socket: 198, add_key: 217, request_key: 218, keyctl: 219 },
+  ],
 ];
 /** newer ones have the same number everywhere */
 const COMMON: Record<string, number> = {

@@ -4,7 +4,7 @@
  * A list of refusals, not of permissions: a program that uses a call which is newer than this list works, and filters of
  * both kinds cost each call alike. It refuses what Docker's default profile refuses (https://docs.docker.com/engine/security/seccomp/)
  * of what a process without the capability could still try: ways into namespaces of its own, where it would have every
- * capability; keyrings, which no namespace separates; and interfaces whose faults reach the kernel. The calls of a
+ * capability; and interfaces whose faults reach the kernel (keyrings, which no namespace separates: `not-carried.ts`). The calls of a
  * capability are free again for a container that has it.
  */
 import { INT_MASK, type SeccompProfile, type SeccompRule, withoutNotCarried } from "../not-carried.ts";
@@ -53,17 +53,7 @@ const CALLS_OF: Record<string, string[]> = {
   CAP_SYS_TTY_CONFIG: ["vhangup"],
 };
 
-const ALWAYS = [
-  "add_key",
-  "request_key",
-  "keyctl",
-  "nfsservctl",
-  "uselib",
-  "vm86",
-  "vm86old",
-  "sysfs",
-  "ustat",
-];
+const ALWAYS = ["nfsservctl", "uselib", "vm86", "vm86old", "sysfs", "ustat"];
 
 /** @param capabilities of the container, as `CAP_SYS_ADMIN` */
 /** Of a container that is to have no filter. */
