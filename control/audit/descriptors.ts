@@ -202,7 +202,10 @@ function duplicateFacts(
     socketFacts(fd, looked, sockets, facts);
     return;
   }
-  if (link.startsWith("/")) add("lease", descriptor.tryFcntl(fd, descriptor.F_GETLEASE, 0), F_UNLCK);
+  if (link.startsWith("/")) {
+    add("lease", descriptor.tryFcntl(fd, descriptor.F_GETLEASE, 0), F_UNLCK);
+    add("write hint", descriptor.tryWriteHint(fd), 0);
+  }
   if (PIPE.test(link)) add("pipe size", descriptor.tryFcntl(fd, descriptor.F_GETPIPE_SZ, 0), 0);
   // of the writing end the reading end tells, if it is the application's at all
   if (QUEUED.test(link) && !(link.startsWith("pipe:") && isWriteOnly(looked)))

@@ -63,7 +63,6 @@ export const UNREADABLE: Record<string, string> = {
     "not carried by CRIU 4.2: `check` refuses a process that has all its memory locked",
   "SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF":
     "not carried by CRIU 4.2: the kernel chooses by itself",
-  "fcntl(F_SET_RW_HINT)": "not carried by CRIU 4.2; a hint to the disk",
 };
 
 export const emptyFacts = (): Facts => Object.create(null) as Facts;

@@ -208,6 +208,10 @@ function repairDescriptor(
   if (before === null) return false;
   if (name.startsWith("multicast ")) return joinGroup(fd, name, before);
   if (name === "pipe size") return descriptor.tryFcntl(fd, descriptor.F_SETPIPE_SZ, Number(before)) >= 0;
+  if (name === "write hint") {
+    descriptor.setWriteHint(fd, Number(before));
+    return true;
+  }
   if (name === "exclusive") return descriptor.tryIoctlInt(fd, descriptor.TIOCEXCL) >= 0;
   if (name === "eventfd-count")
     return addToCount(fd, BigInt(`0x${before}`) - BigInt(`0x${difference.after}`));

@@ -143,6 +143,22 @@ export function tryFcntl(fd: number, command: number, argument: number): number 
   return result < 0 ? -errno() : result;
 }
 
+/** fcntl(2), F_GET_RW_HINT: how long what is written to the file is to live, as its writer expects; 0: it has not said. -errno where none can be had */
+export function tryWriteHint(fd: number): number {
+  const hint = Buffer.alloc(8);
+  const result = libc().fcntl(fd, F_GET_RW_HINT, addressOf(hint));
+  return result < 0 ? -errno() : Number(hint.readBigUInt64LE(0));
+}
+
+export function setWriteHint(fd: number, value: number): void {
+  const hint = Buffer.alloc(8);
+  hint.writeBigUInt64LE(BigInt(value));
+  check(libc().fcntl(fd, F_SET_RW_HINT, addressOf(hint)), "fcntl(F_SET_RW_HINT)");
+}
+
+/** include/uapi/linux/fcntl.h */
+const F_GET_RW_HINT = 1035;
+const F_SET_RW_HINT = 1036;
 export const F_SETOWN = 8;
 export const F_SETSIG = 10;
 export const F_GETSIG = 11;

@@ -146,6 +146,14 @@ const kept: Kept[] = [
     holds: ["os.stat('/var/tmp/holes').st_blocks < 1000"],
   },
   {
+    what: "how long what is written to a file is to live, as RocksDB says it",
+    setup: [
+      "HINTED=[open('/var/tmp/hinted%d'%i,'wb') for i in (2,5)]",
+      "[fcntl.fcntl(one,1036,struct.pack('Q',hint)) for one,hint in zip(HINTED,(2,5))]",
+    ],
+    same: ["[fcntl.fcntl(one,1035,bytes(8)) for one in HINTED]"],
+  },
+  {
     what: "options of listeners",
     setup: [
       `L=socket.socket(); L.bind(("127.0.0.1",9556))`,
