@@ -110,10 +110,9 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
   }
   Object.assign(facts, limitFacts(readText(`/proc/${pid}/limits`)));
   Object.assign(facts, timerFacts(readText(`/proc/${pid}/timers`), tree.innerPids));
-  Object.assign(
-    facts,
-    cgroupFacts(readText(`/proc/${pid}/cgroup`), readText(`/proc/${tree.initPid}/cgroup`)),
-  );
+  const groups = readText(`/proc/${pid}/cgroup`);
+  const groupsOfInit = readText(`/proc/${tree.initPid}/cgroup`);
+  Object.assign(facts, cgroupFacts(groups, groupsOfInit));
   for (const name of VALUES) facts[name] = readText(`/proc/${pid}/${name}`).trim().replace(/\s+/g, " ");
   for (const name of VALUES_OF_LOGIN) {
     const value = readText(`/proc/${pid}/${name}`);
@@ -134,6 +133,10 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
     const own: Facts = {};
     for (const [name, value] of Object.entries(taskFacts(tree, pid, thread)))
       if (facts[name] !== value) own[name] = value;
+    const ownGroups = readText(`/proc/${pid}/task/${thread.tid}/cgroup`);
+    if (ownGroups !== groups)
+      for (const [name, value] of Object.entries(cgroupFacts(ownGroups, groupsOfInit)))
+        if (facts[name] !== value) own[name] = value;
     const shared = sharedTables(thread.tid, pid);
     own["shares with its process"] = shared;
     for (const name of ["namespace mnt", "namespace net", "namespace uts", "namespace ipc"]) {

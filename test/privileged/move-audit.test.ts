@@ -3,8 +3,9 @@
  * Each value is asked of the application itself, before and after a move there and one back.
  */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { writeFileSync } from "node:fs";
+import { existsSync, writeFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import { lacking, until } from "#test/support/moved-program.ts";
 import { faultsFile, type Run, withPythonShell } from "#test/support/python-shell.ts";
@@ -321,6 +322,42 @@ describe("a move", { skip }, () => {
         writeFileSync(faults, "");
         await program.move("b");
         assert.equal(await run("len(HEARD)"), "1");
+      },
+    );
+  });
+
+  it("does not lose the limits of a thread: found beforehand, or when it is compared", {
+    skip: existsSync("/sys/fs/cgroup/cpu/tasks")
+      ? false
+      : "threads have cgroups of their own with cgroup v1 only",
+  }, async (t) => {
+    const faults = faultsFile(t);
+    const token = `limited-${randomUUID()}`;
+    const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
+    await withPythonShell(
+      { downstream: "forward", workload, faults: { a: `file:${faults}` } },
+      async (program, run) => {
+        const wait = "threading.Thread(target=threading.Event().wait, daemon=True).start()";
+        await run(wait);
+        const shell = (command: string): string =>
+          execFileSync("/bin/sh", ["-c", command], { encoding: "utf8" }).trim();
+        const pid = shell(`pgrep -o -f '^/usr/bin/python3.*[l]${token.slice(1)}'`);
+        const group = `/sys/fs/cgroup/cpu${shell(`grep ':cpu:' /proc/${pid}/cgroup | cut -d: -f3`)}`;
+        const limit = `mkdir -p ${group}/limited && ls /proc/${pid}/task | sort -n | tail -1 > ${group}/limited/tasks`;
+        writeFileSync(faults, `exec@source:hold=${limit}`);
+        const compared = await program.tryMove("b");
+        assert.ok(!("error" in compared));
+        assert.match(
+          compared.reason ?? "",
+          /^the restored application is not what it was: .* thread \d+: cgroup cpu was container\/limited and is container$/,
+        );
+        const found = await program.findings();
+        assert.deepEqual(
+          found.map(({ id }) => id),
+          ["process.thread-cgroup"],
+        );
+        shell(`echo ${pid} > ${group}/cgroup.procs && rmdir ${group}/limited`);
+        await program.move("b");
       },
     );
   });

@@ -322,19 +322,23 @@ function checkFreeDescriptors(pid: number, add: Add): void {
     );
 }
 
-/** A thread is restored with the process's descriptors, folders and namespaces. */
+/** A thread is restored with the process's descriptors, folders, namespaces and cgroups. */
 function checkThread(ours: Namespaces, pid: number, tid: number, add: Add): void {
   checkNamespaces(ours, pid, THREAD_NAMESPACES, `/proc/${pid}/task/${tid}`, add);
-  const told = (id: "descriptors" | "folder", what: string): void =>
+  const told = (id: "descriptors" | "folder" | "cgroup", what: string, cure: string): void =>
     add(
       `process.thread-${id}`,
       "error",
       `thread ${tid} of process ${pid} has ${what} of its own, which would be lost`,
-      "let the program do that in a process of its own (unshare(2) in a thread)",
+      cure,
       { pid },
     );
-  if (kcmp(pid, tid, KCMP_FILES) > 0) told("descriptors", "descriptors");
-  if (kcmp(pid, tid, KCMP_FS) > 0) told("folder", "a working folder");
+  const alone = "let the program do that in a process of its own (unshare(2) in a thread)";
+  if (kcmp(pid, tid, KCMP_FILES) > 0) told("descriptors", "descriptors", alone);
+  if (kcmp(pid, tid, KCMP_FS) > 0) told("folder", "a working folder", alone);
+  const groups = read(`/proc/${pid}/task/${tid}/cgroup`);
+  if (groups !== "" && groups !== read(`/proc/${pid}/cgroup`) && !isExiting(tid))
+    told("cgroup", "a cgroup", "move it back, or set its limits on the container");
 }
 
 /** CRIU gives each process memory, folders and handlers of its own; two that share them (clone(2), without CLONE_THREAD) it refuses. */
