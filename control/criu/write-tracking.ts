@@ -85,10 +85,15 @@ export class WriteTracking {
   begin(): PageRange[] {
     const unwritten: PageRange[] = [];
     this.#eachMapping((pagemap, start, end) => {
-      if (!this.#register(start, end)) return;
-      // listed first: what comes in between is written, and not among them
-      const own = [...ownPages(pagemap, start, end)];
-      for (const range of without(own, [...takeWrittenPages(pagemap, start, end)])) unwritten.push(range);
+      try {
+        userfault.register(this.#fd, start, end);
+        // listed first: what comes in between is written, and not among them
+        const own = [...ownPages(pagemap, start, end)];
+        for (const range of without(own, [...takeWrittenPages(pagemap, start, end)])) unwritten.push(range);
+      } catch (error) {
+        // it has changed meanwhile, or is of a kind that cannot be tracked: all of it counts as written
+        if (isGone(error) || !(error instanceof HoldfastError)) throw error;
+      }
     });
     return unwritten;
   }
@@ -119,17 +124,6 @@ export class WriteTracking {
       if (!isGone(error)) throw error;
     } finally {
       if (pagemap !== null) closeSync(pagemap);
-    }
-  }
-
-  /** False: it has changed meanwhile, or is a kind that cannot be tracked. */
-  #register(start: number, end: number): boolean {
-    try {
-      userfault.register(this.#fd, start, end);
-      return true;
-    } catch (error) {
-      if (isGone(error)) throw error;
-      return false;
     }
   }
 }
