@@ -118,28 +118,21 @@ function readIfThere(...read: Parameters<typeof readPages>): Promise<number> {
 
 /** Lines of /proc/PID/maps that CRIU would dump pages of. */
 export function privateMappings(maps: string): Mapping[] {
-  return mappingsOf(maps).filter(({ isPrivate }) => isPrivate);
+  return [...privateLines(maps)].map(({ mapping }) => mapping);
 }
 
 /** Those of them that are of no file. */
 export function anonymousMappings(maps: string): Mapping[] {
-  return mappingsOf(maps).filter(({ isPrivate, isOfFile }) => isPrivate && !isOfFile);
+  return [...privateLines(maps)].filter(({ inode }) => inode === "0").map(({ mapping }) => mapping);
 }
 
-function mappingsOf(maps: string): (Mapping & { isPrivate: boolean; isOfFile: boolean })[] {
-  const mappings: ReturnType<typeof mappingsOf> = [];
+function* privateLines(maps: string): Generator<{ mapping: Mapping; inode: string }> {
   for (const line of maps.split("\n")) {
     const [, start = "", end = "", permissions = "", inode = "", name = ""] =
       /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+)\s*(.*)$/.exec(line) ?? [];
-    if (start === "") continue;
-    mappings.push({
-      start: Number.parseInt(start, 16),
-      end: Number.parseInt(end, 16),
-      isPrivate: permissions.endsWith("p") && !/^\[(vvar|vdso|vsyscall|uprobes)/.test(name),
-      isOfFile: inode !== "0",
-    });
+    if (!permissions.endsWith("p") || /^\[(vvar|vdso|vsyscall|uprobes)/.test(name)) continue;
+    yield { mapping: { start: Number.parseInt(start, 16), end: Number.parseInt(end, 16) }, inode };
   }
-  return mappings;
 }
 
 /** Of a process that stands still, and that CRIU has dumped without what it left there. */

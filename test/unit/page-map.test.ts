@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageMap } from "#control/criu/page-map.ts";
-import { privateMappings } from "#control/criu/process-memory.ts";
+import { anonymousMappings, privateMappings } from "#control/criu/process-memory.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 const run = fc.record(
@@ -57,4 +57,5 @@ test("memory to copy is what is private and not the kernel's", () => {
     { start: 0x7f0000004000, end: 0x7f0000006000 },
     { start: 0x10000000000, end: 0x7f0000000000 },
   ]);
+  assert.deepEqual(anonymousMappings(maps), privateMappings(maps).slice(2));
 });

@@ -234,6 +234,7 @@ describe("ARCHITECTURE.md", () => {
       MsMax: (ms) => (ms < 1000 ? `${ms} ms` : `${ms / 1000} s`),
       Ms: (ms) => `${ms / 1000} s`,
       MbMax: (mb) => `${mb.toLocaleString("en")} MiB`,
+      MbMin: (mb) => `${mb.toLocaleString("en")} MiB`,
       BytesMax: (bytes) => `${bytes / (1 << 20)} MiB`,
       SessionsMax: (count) => count.toLocaleString("en"),
     };
