@@ -131,11 +131,18 @@ async function restart(program: MovedProgram): Promise<Record<string, unknown>> 
   return json as Record<string, unknown>;
 }
 
-/** The application's own process, ended as a crash would. */
-function crash(program: MovedProgram): void {
+/** The application's own process, ended as a crash would; right after a move its agent has yet to look for it. */
+async function crash(program: MovedProgram): Promise<void> {
   const journal = join(program.lab.stateDir(program.at), "workloads", workloadName, "journal.json");
-  const { application } = JSON.parse(readFileSync(journal, "utf8")) as { application: { pid: number } };
-  process.kill(application.pid, "SIGKILL");
+  let pid: number | undefined;
+  await until("the agent knows the application", () => {
+    const { application } = JSON.parse(readFileSync(journal, "utf8")) as {
+      application: { pid: number } | null;
+    };
+    pid = application?.pid;
+    return pid !== undefined;
+  });
+  process.kill(pid as number, "SIGKILL");
 }
 
 for (const downstream of ["takeover", "forward"] as Downstream[]) {
@@ -173,7 +180,7 @@ for (const downstream of ["takeover", "forward"] as Downstream[]) {
       await goOn("everybody is answered by the second life");
       await program.move("a");
       await goOn("everybody is answered at a");
-      crash(program);
+      await crash(program);
       await goOn("everybody is answered by the third life");
       for (const one of both) await one.stop();
       for (const { lives } of both) assert.equal(lives.size, 3);
@@ -202,7 +209,7 @@ for (const downstream of ["takeover", "forward"] as Downstream[]) {
       await program.move("b");
       const [session] = await program.sessions();
       assert.equal(session?.requestsInFlight, 1, "known at b too");
-      crash(program);
+      await crash(program);
       // A POST the old life still gets would rightly be refused.
       await until("the application has gone", async () =>
         (await program.sessions()).every(({ state }) => state === "unavailable"),
