@@ -11,8 +11,8 @@ export const MOVE_LIMITS = {
   imagesMbMax: { unit: "MiB", default: 2_048, min: 1, max: MIB_MAX },
   /** memory of the application that is copied before the hold; what is beyond is sent while clients wait; 0: never before */
   precopyMbMax: { unit: "MiB", default: 1_024, min: 0, max: MIB_MAX },
-  /** of a process with as much memory of its own the kernel is asked which pages it writes, in place of comparing all of them */
-  trackedMbMin: { unit: "MiB", default: 64, min: 0, max: MIB_MAX },
+  /** of a process with as much memory of its own the kernel is asked which pages it writes, in place of comparing all; the most: never */
+  trackedMbMin: { unit: "MiB", default: MIB_MAX, min: 0, max: MIB_MAX },
   /** snapshots and held bytes of one move, in the store */
   storedLegsBytesMax: { unit: "bytes", default: 8_388_608, min: 65_536, max: 268_435_456 },
   /** what the application writes to its standard output and error is kept on the node up to this */
