@@ -51,8 +51,13 @@ export function both(ranges: readonly PageRange[], others: readonly PageRange[])
 /** What is in one or the other. */
 export function either(ranges: readonly PageRange[], others: readonly PageRange[]): PageRange[] {
   if (ranges.length === 0 || others.length === 0) return [...ranges, ...others];
+  return union([...ranges, ...others]);
+}
+
+/** What is in any of some that may be in any order, and overlap. */
+export function union(ranges: readonly PageRange[]): PageRange[] {
   const all: PageRange[] = [];
-  for (const { vaddr, pages } of [...ranges, ...others].sort((one, other) => one.vaddr - other.vaddr)) {
+  for (const { vaddr, pages } of ranges.toSorted((one, other) => one.vaddr - other.vaddr)) {
     const last = all.at(-1);
     const end = vaddr + pages * PAGE_BYTES;
     if (last === undefined || endOf(last) < vaddr) all.push({ vaddr, pages });

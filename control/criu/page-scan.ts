@@ -99,8 +99,8 @@ function scan(pagemap: number, start: number, end: number): { ranges: OwnPages[]
 }
 
 /**
- * Pages of [start, end) that were written since this was last asked, ordered by address; from now on they count as unwritten, in the same
- * step. @throws HoldfastError EPERM: not all of it is registered for that (`userfault.ts`)
+ * Pages of [start, end) that were written since this was last asked; from now on they count as unwritten, in the same step. In any order, and
+ * some may come twice: the kernel may say that it has gone less far than it has. @throws HoldfastError EPERM: not all of it is registered for that (`userfault.ts`)
  */
 export function* takeWrittenPages(pagemap: number, start: number, end: number): Generator<PageRange> {
   const flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
@@ -108,7 +108,7 @@ export function* takeWrittenPages(pagemap: number, start: number, end: number): 
   for (const { vaddr, pages } of scanAll(pagemap, start, end, what)) yield { vaddr, pages };
 }
 
-/** Pages of [start, end) that were not written since that was last asked ({@link takeWrittenPages}), ordered by address. */
+/** Pages of [start, end) that were not written since that was last asked ({@link takeWrittenPages}); in any order. */
 export function* unwrittenPages(pagemap: number, start: number, end: number): Generator<PageRange> {
   const what = {
     flags: 0n,
@@ -132,17 +132,9 @@ interface Asked {
 }
 
 function* scanAll(pagemap: number, start: number, end: number, asked: Asked): Generator<PageRange> {
-  /** a region can come twice: the kernel may say that it has gone less far than it has */
-  let seenTo = start;
   for (let at = start; at < end; ) {
     const { regions, walkEnd } = scanOnce(pagemap, at, end, asked);
-    for (const { vaddr, pages } of regions) {
-      const regionEnd = vaddr + pages * PAGE_BYTES;
-      const from = Math.max(vaddr, seenTo);
-      if (from >= regionEnd) continue;
-      seenTo = regionEnd;
-      yield { vaddr: from, pages: (regionEnd - from) / PAGE_BYTES };
-    }
+    for (const { vaddr, pages } of regions) yield { vaddr, pages };
     if (walkEnd <= at) return;
     at = walkEnd;
   }

@@ -238,8 +238,9 @@ export class Precopy {
     for (const [innerPid, { pid }] of this.#tracked)
       if (!processes.some((process) => process.innerPid === innerPid && process.pid === pid))
         await this.#trackNoMore(innerPid);
-    for (const { pid, innerPid } of processes) {
-      if (!this.#tracked.has(innerPid)) await this.#beginTracking(pid, innerPid);
+    for (const process of processes) {
+      const { innerPid } = process;
+      if (!this.#tracked.has(innerPid)) await this.#beginTracking(process);
       const tracking = this.#tracked.get(innerPid);
       if (tracking !== undefined) unwritten.set(innerPid, tracking.begin());
     }
@@ -252,12 +253,15 @@ export class Precopy {
     return unwritten;
   }
 
-  async #beginTracking(pid: number, innerPid: number): Promise<void> {
+  async #beginTracking(process: TracedProcess): Promise<void> {
+    const { pid, innerPid } = process;
     if (this.#isGivenUp || this.#untracked.has(pid) || (await anonymousBytesOf(pid)) < this.#trackedBytesMin)
       return;
     this.#untracked.add(pid); // until it is
     const tracking = await WriteTracking.of(pid);
     if (tracking === null) return;
+    // the number may be another's
+    if ((await process.isAlive?.()) === false) return tracking.close();
     this.#tracked.set(innerPid, tracking);
     if (this.#isGivenUp) await this.#trackNoMore();
   }

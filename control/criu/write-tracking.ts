@@ -3,7 +3,7 @@
  * memory that stays as it is need not be read to know that.
  *
  * A page counts as unwritten only if its mapping was registered by then and the kernel says so; what is new, moved (mremap(2)) or forked is
- * in no such mapping. The descriptor is made in the process by one of its threads (`borrowed-thread.ts`) and is ours alone at once; when
+ * in no such mapping. The descriptor is made in the process by a thread of ours (`guest-thread.ts`) and never anybody else's; when
  * it is closed the process is as it was before.
  *
  * What the kernel cannot see are writes by way of pages that somebody held from before: reading with O_DIRECT, or from a file system
@@ -11,12 +11,13 @@
  */
 import { close, closeSync, openSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { release } from "node:os";
 import { promisify } from "node:util";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { KCMP_FILES, kcmp, pidfdGetfd, pidfdOpen } from "#proxy/kernel/processes.ts";
+import { KCMP_FILES, kcmp, pidfdGetfd, pidfdOpenThread } from "#proxy/kernel/processes.ts";
 import * as userfault from "#proxy/kernel/userfault.ts";
-import { borrowThread } from "./borrowed-thread.ts";
-import { without } from "./page-ranges.ts";
+import { withGuestThread } from "./guest-thread.ts";
+import { union, without } from "./page-ranges.ts";
 import { ownPages, type PageRange, takeWrittenPages, unwrittenPages } from "./page-scan.ts";
 import { anonymousMappings } from "./process-memory.ts";
 
@@ -24,7 +25,10 @@ import { anonymousMappings } from "./process-memory.ts";
 const O_DIRECT = 0o40000;
 const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
-const SYS_CLOSE = 3;
+/** close_range(2), linux/close_range.h */
+const SYS_CLOSE_RANGE = 436;
+const CLOSE_RANGE_UNSHARE = 2;
+const DESCRIPTORS_MAX = 0xffff_ffff;
 /** they copy what is read by way of the page cache, unless with O_DIRECT */
 const CACHED = new Set([
   "ext2",
@@ -64,8 +68,9 @@ export class WriteTracking {
     this.#fd = fd;
   }
 
-  /** null: it cannot be, here or of this process */
+  /** null: it cannot be, here or of this process @throws HoldfastError FREEZER: it stands still */
   static async of(pid: number): Promise<WriteTracking | null> {
+    if (!canTell(release())) return null;
     const fd = await userfaultOf(pid);
     if (fd === null) return null;
     try {
@@ -89,7 +94,8 @@ export class WriteTracking {
         userfault.register(this.#fd, start, end);
         // listed first: what comes in between is written, and not among them
         const own = [...ownPages(pagemap, start, end)];
-        for (const range of without(own, [...takeWrittenPages(pagemap, start, end)])) unwritten.push(range);
+        const written = union([...takeWrittenPages(pagemap, start, end)]);
+        for (const range of without(own, written)) unwritten.push(range);
       } catch (error) {
         // it has changed meanwhile, or is of a kind that cannot be tracked: all of it counts as written
         if (isGone(error) || !(error instanceof HoldfastError)) throw error;
@@ -102,7 +108,7 @@ export class WriteTracking {
   unwritten(): PageRange[] {
     const unwritten: PageRange[] = [];
     this.#eachMapping((pagemap, start, end) => {
-      for (const range of unwrittenPages(pagemap, start, end)) unwritten.push(range);
+      for (const range of union([...unwrittenPages(pagemap, start, end)])) unwritten.push(range);
     });
     return unwritten;
   }
@@ -136,20 +142,44 @@ export async function anonymousBytesOf(pid: number): Promise<number> {
   return (kilobytes("RssAnon") + kilobytes("VmSwap")) * 1024;
 }
 
-/** Ours alone: the process has it for a moment only. null: it cannot be had */
+/**
+ * Whether a kernel tells of each page that was written. From 6.7 on it would, but until 6.12.10 what mremap(2) had moved could count as
+ * unwritten (CVE-2025-21696).
+ * @param name as uname(2) has it: "6.12.48+deb13-amd64"
+ */
+export function canTell(name: string): boolean {
+  const [major = 0, minor = 0, patch = 0] = name
+    .split(/[.+-]/, 3)
+    .map((part) => Number.parseInt(part, 10) || 0);
+  if (major !== 6) return major > 6;
+  return minor > 12 || (minor === 12 && patch > 10);
+}
+
+/** Ours alone. null: it cannot be had */
 async function userfaultOf(pid: number): Promise<number | null> {
-  const flags = O_CLOEXEC | O_NONBLOCK | userfault.UFFD_USER_MODE_ONLY;
-  return borrowThread(pid, async (call) => {
-    const there = await call(userfault.SYS_USERFAULTFD, flags);
-    if (there < 0) return null;
-    const pidfd = pidfdOpen(pid);
-    try {
-      return pidfdGetfd(pidfd, there);
-    } finally {
-      closeSync(pidfd);
-      await call(SYS_CLOSE, there);
-    }
+  return withGuestThread(pid, async ({ tid, call }) => {
+    // a table of its own, with nothing in it: nobody inherits the descriptor, and nothing of theirs is open for longer
+    if ((await call(SYS_CLOSE_RANGE, 0, DESCRIPTORS_MAX, CLOSE_RANGE_UNSHARE)) !== 0) return null;
+    const there = await call(
+      userfault.SYS_USERFAULTFD,
+      userfault.UFFD_USER_MODE_ONLY | O_CLOEXEC | O_NONBLOCK,
+    );
+    return there < 0 ? null : descriptorOf(tid, there);
   });
+}
+
+/** null: we have too many ourselves */
+function descriptorOf(tid: number, there: number): number | null {
+  let pidfd: number | null = null;
+  try {
+    pidfd = pidfdOpenThread(tid);
+    return pidfdGetfd(pidfd, there);
+  } catch (error) {
+    if (!(error instanceof HoldfastError)) throw error;
+    return null;
+  } finally {
+    if (pidfd !== null) closeSync(pidfd);
+  }
 }
 
 /**

@@ -12,6 +12,8 @@ const SYS_IOPRIO_SET = process.arch === "arm64" ? 30 : 251;
 const SYS_IOPRIO_GET = process.arch === "arm64" ? 31 : 252;
 const SYS_SCHED_SETATTR = process.arch === "arm64" ? 274 : 314;
 const SYS_SCHED_GETATTR = process.arch === "arm64" ? 275 : 315;
+/** linux/pidfd.h: O_EXCL */
+const PIDFD_THREAD = 0o200;
 const IOPRIO_WHO_PROCESS = 1;
 /** struct sched_attr, SCHED_ATTR_SIZE_VER1 (include/uapi/linux/sched/types.h) */
 const SCHED_ATTR_BYTES = 56;
@@ -21,6 +23,11 @@ const CPUSET_BYTES = 1024;
 /** A descriptor of the process, close-on-exec; readable once it has ended. */
 export function pidfdOpen(pid: number): number {
   return check(libc().syscall(SYS_PIDFD_OPEN, pid, 0, 0, 0), `pidfd_open(${pid})`);
+}
+
+/** Of one thread, with the descriptors that it has. @throws HoldfastError EINVAL: before Linux 6.9 */
+export function pidfdOpenThread(tid: number): number {
+  return check(libc().syscall(SYS_PIDFD_OPEN, tid, PIDFD_THREAD, 0, 0), `pidfd_open(thread ${tid})`);
 }
 
 /** Our own, close-on-exec duplicate of another process's descriptor (needs PTRACE_MODE_ATTACH on it). */

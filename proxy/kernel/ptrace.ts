@@ -13,14 +13,18 @@ const PTRACE_SETREGS = 13;
 const PTRACE_CONT = 7;
 const PTRACE_DETACH = 17;
 const PTRACE_SYSCALL = 24;
+const PTRACE_GETEVENTMSG = 0x4201;
 const PTRACE_SEIZE = 0x4206;
 const PTRACE_INTERRUPT = 0x4207;
 const PTRACE_GETSIGMASK = 0x420a;
 const PTRACE_SETSIGMASK = 0x420b;
+const PTRACE_GET_RSEQ_CONFIGURATION = 0x420f;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211;
 const PTRACE_O_TRACESYSGOOD = 1;
+const PTRACE_O_TRACECLONE = 1 << 3;
 /** its seccomp filters do not count while we have it; needs CAP_SYS_ADMIN, and none of our own */
 const PTRACE_O_SUSPEND_SECCOMP = 1 << 21;
+const PTRACE_EVENT_CLONE = 3;
 const PTRACE_EVENT_STOP = 128;
 const SIGTRAP = 5;
 const SYSCALL_STOP = SIGTRAP | 0x80;
@@ -31,6 +35,8 @@ const __WALL = 0x40000000;
 const REGISTERS_BYTES = 27 * 8;
 /** struct ptrace_sud_config: mode first */
 const DISPATCH_BYTES = 32;
+/** struct ptrace_rseq_configuration: rseq_abi_pointer first */
+const RSEQ_BYTES = 24;
 const SIGNAL_SET_BYTES = 8;
 
 /** Words of the registers, by their place in `struct user_regs_struct`. */
@@ -39,12 +45,15 @@ export const REGISTER = { r10: 7, rax: 10, rdx: 12, rsi: 13, rdi: 14, origRax: 1
 /** Whether registers of this machine are understood here. */
 export const isSupported = process.arch === "x64";
 
-/** What a thread was stopped by. `signal`: it was about to have it. */
-export type Stop = { by: "interrupt" | "system-call" } | { by: "signal" | "group-stop"; signal: number };
+/** What a thread was stopped by. `signal`: it was about to have it. `clone`: it has made one ({@link eventMessage}) */
+export type Stop =
+  | { by: "interrupt" | "system-call" | "clone" }
+  | { by: "signal" | "group-stop"; signal: number };
 
-/** @throws HoldfastError EPERM: somebody else has it already, or we may not; ESRCH */
+/** Threads that it makes are seized, too, and stop before they do anything. @throws HoldfastError EPERM: somebody else has it already, or we may not; ESRCH */
 export function seize(tid: number): void {
-  trace("PTRACE_SEIZE", PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
+  const options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_SUSPEND_SECCOMP;
+  trace("PTRACE_SEIZE", PTRACE_SEIZE, tid, 0, options);
 }
 
 /** It stops soon, wherever it is. */
@@ -52,9 +61,9 @@ export function interrupt(tid: number): void {
   trace("PTRACE_INTERRUPT", PTRACE_INTERRUPT, tid, 0, 0);
 }
 
-/** To its next system call, or the end of that. */
-export function goToSystemCall(tid: number): void {
-  trace("PTRACE_SYSCALL", PTRACE_SYSCALL, tid, 0, 0);
+/** To its next system call, or the end of that. @param signal that it is given; 0: none */
+export function goToSystemCall(tid: number, signal = 0): void {
+  trace("PTRACE_SYSCALL", PTRACE_SYSCALL, tid, 0, signal);
 }
 
 /** @param signal that it is given; 0: none */
@@ -77,6 +86,7 @@ export function stopped(tid: number): Stop | null {
   if (found < 0 || (word & 0xff) !== 0x7f) throw failure(`wait4(${tid})`, constants.errno.ESRCH);
   const signal = (word >> 8) & 0xff;
   if (signal === SYSCALL_STOP) return { by: "system-call" };
+  if (word >> 16 === PTRACE_EVENT_CLONE) return { by: "clone" };
   if (word >> 16 !== PTRACE_EVENT_STOP) return { by: "signal", signal };
   return signal === SIGTRAP ? { by: "interrupt" } : { by: "group-stop", signal };
 }
@@ -100,6 +110,20 @@ export function signalMask(tid: number): Buffer {
 
 export function setSignalMask(tid: number, bytes: Buffer): void {
   trace("PTRACE_SETSIGMASK", PTRACE_SETSIGMASK, tid, bytes.length, addressOf(bytes));
+}
+
+/** The thread that it has made. */
+export function eventMessage(tid: number): number {
+  const bytes = Buffer.alloc(8);
+  trace("PTRACE_GETEVENTMSG", PTRACE_GETEVENTMSG, tid, 0, addressOf(bytes));
+  return Number(bytes.readBigUInt64LE(0));
+}
+
+/** Where its `struct rseq` is (linux/rseq.h). 0: it has none; null: this kernel does not say (Linux 5.13) */
+export function restartableSequences(tid: number): bigint | null {
+  const bytes = Buffer.alloc(RSEQ_BYTES);
+  const code = [SYS_PTRACE, PTRACE_GET_RSEQ_CONFIGURATION, tid, bytes.length] as const;
+  return libc().syscall(...code, addressOf(bytes)) < 0 ? null : bytes.readBigUInt64LE(0);
 }
 
 /** Its system calls go to a handler of its own (Documentation/admin-guide/syscall-user-dispatch.rst). */

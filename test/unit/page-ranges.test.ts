@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { PAGE_BYTES } from "#control/criu/page-map.ts";
-import { both, either, pushRange, RangeCursor, without } from "#control/criu/page-ranges.ts";
+import { both, either, pushRange, RangeCursor, union, without } from "#control/criu/page-ranges.ts";
 import type { PageRange } from "#control/criu/page-scan.ts";
 
 const PAGES = 40;
@@ -49,6 +49,22 @@ describe("ranges of pages", () => {
         }),
       );
     });
+
+  it("that overlap, in any order, are united", () => {
+    const some = fc.array(fc.tuple(fc.nat(PAGES - 1), fc.integer({ min: 1, max: 5 })));
+    fc.assert(
+      fc.property(some, (given) => {
+        const ranges = given.map(([page, count]) => ({ vaddr: page * PAGE_BYTES, pages: count }));
+        const inside = new Set(
+          given.flatMap(([page, count]) => Array.from({ length: count }, (_, i) => page + i)),
+        );
+        assert.deepEqual(
+          pagesOf(union(ranges)),
+          [...inside].sort((one, other) => one - other),
+        );
+      }),
+    );
+  });
 
   it("say of each page whether it is inside, and how many are like it", () => {
     fc.assert(

@@ -1,0 +1,405 @@
+/**
+ * A thread of ours in another process, for a moment: what a process alone can ask of the kernel for its own memory.
+ *
+ * One of its threads, the host, is stopped by ptrace(2) and makes one call, clone(2); the new thread, the guest, makes all others, in a
+ * table of descriptors of its own, so that nobody there has, inherits or sees what it opens. The guest ends first, then the host goes on as
+ * if nothing had been. It stands still for less than a millisecond; other threads go on.
+ *
+ *   seize, interrupt ─▶ stopped ─▶ block its signals ─▶ clone ─▶ … the guest's calls, its end … ─▶ interrupt ─▶ own registers ─▶ detach
+ *
+ * The host's last stop is one where the kernel looks whether a call that was interrupted has to be begun again (ptrace(2), signal(7)), and
+ * by then its registers are its own: so one that waits in nanosleep(2), futex(2) or poll(2) waits for the rest of its time. Calls that are
+ * never begun again, such as epoll_wait(2), end with EINTR, as after SIGCONT; a thread that is in one is taken last of all.
+ *
+ * A group stop (SIGSTOP) may come at any time: the signal is passed on, stops of the group are passed over, and when the host is let go
+ * the kernel stops it again (`__ptrace_unlink`). SIGKILL and execve(2) by others end both threads. What stands still because its
+ * control group is frozen is given back when it goes on; whoever asked has an error by then.
+ */
+import { closeSync, openSync, readdirSync, readFileSync, readSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
+import * as ptrace from "#proxy/kernel/ptrace.ts";
+
+export interface GuestThread {
+  /** as this agent sees it */
+  tid: number;
+  /** Makes a system call there: its result, or -errno. */
+  call(number: number, ...args: [number?, number?, number?]): Promise<number>;
+}
+
+/** x86-64 */
+const SYS_CLONE = 56;
+const SYS_EXIT = 60;
+/** linux/sched.h: CLONE_VM, FS, FILES, SIGHAND, THREAD */
+const AS_THREAD = 0x10f00;
+/** x86-64: begun again by the kernel where no handler ran, with the time that is left */
+const BEGUN_AGAIN = new Set([7, 23, 34, 35, 61, 130, 202, 230, 247, 270, 271]);
+const SYSCALL_INSTRUCTION = Buffer.from([0x0f, 0x05]);
+const NO_CALL = -1n;
+const ALL_SIGNALS = Buffer.alloc(8, 0xff);
+const SIGSTOP = 19;
+/** looked for again and again, before others have a turn */
+const SPIN_MS = 0.3;
+const AGAIN_MS = 1;
+const AGAIN_MS_MAX = 50;
+/** for all of it, and as long again to give it back */
+const STOP_MS_MAX = 1_000;
+/** one that has been killed is waited for in the background */
+const REAP_MS_MAX = 60_000;
+const TRIES_MAX = 3;
+/** __USER_CS (arch/x86/include/asm/segment.h): of 64-bit code */
+const USER_CS = 0x33n;
+const ARGUMENTS = [ptrace.REGISTER.rdi, ptrace.REGISTER.rsi, ptrace.REGISTER.rdx];
+
+/** thrown by ours and caught by ours */
+const LATE = new Error("it has not stopped in time");
+const UNEXPECTED = new Error("a call there ended in another way than calls do");
+/** another try may have it */
+const AGAIN = Symbol("again");
+
+/**
+ * @param work what it throws, this throws; a call of the guest's that does not come to its end ends it, and this has null
+ * @returns null: no thread can be had. Each stands still, is somebody else's, has ended, or is of a kind that is not known here
+ * @throws HoldfastError FREEZER: the process was frozen meanwhile, and is given back when it goes on
+ */
+export async function withGuestThread<T>(
+  pid: number,
+  work: (guest: GuestThread) => Promise<T>,
+): Promise<T | null> {
+  if (!ptrace.isSupported) return null;
+  try {
+    // libuv takes what our own children have to say
+    if (parentOf(pid) === process.pid) return null;
+    const tried = new Set<number>();
+    for (let tries = 0; tries < TRIES_MAX; tries++) {
+      const at = systemCallOf(pid);
+      const tid = chosenThread(pid, tried);
+      if (at === null || tid === null || !isSeized(tid)) return null;
+      tried.add(tid);
+      const outcome = await new Host(pid, tid, at).lend(work);
+      if (outcome !== AGAIN) return outcome;
+    }
+    return null;
+  } catch (error) {
+    if (isGone(error)) return null;
+    throw error;
+  }
+}
+
+/** False: somebody else has it, or this agent may not. */
+function isSeized(tid: number): boolean {
+  try {
+    ptrace.seize(tid);
+    return true;
+  } catch (error) {
+    if (error instanceof HoldfastError && error.source === "kernel") return false;
+    throw error;
+  }
+}
+
+/** One that is seized. It is stopped or it runs, and only one that is stopped can be told anything but to stop. */
+class Traced {
+  readonly tid: number;
+  isStopped = false;
+  /** a thread that it has created, and is traced, too */
+  made: number | null = null;
+  /** when it is no longer waited for, of `performance.now()` */
+  until: number;
+
+  constructor(tid: number, until: number) {
+    this.tid = tid;
+    this.until = until;
+  }
+
+  /**
+   * Stops where nothing is under way. Which signals it has on the way there is its own affair, but for what our own calls came to.
+   * @returns whether it is not stopped for another reason, too (SIGSTOP)
+   */
+  async interrupted(): Promise<boolean> {
+    let signal = 0;
+    for (;;) {
+      // each time: any stop forgets an interrupt that has not come about (`ptrace_stop`)
+      ptrace.interrupt(this.tid);
+      if (this.isStopped) this.#go(ptrace.goOn, signal);
+      const stop = await this.#nextStop();
+      if (stop.by === "interrupt") return true;
+      if (stop.by === "group-stop") return false;
+      signal = stop.by === "signal" ? stop.signal : 0;
+    }
+  }
+
+  /** @param base registers that the call does not need are these */
+  async call(
+    base: Buffer,
+    at: bigint,
+    number: number,
+    args: readonly (number | undefined)[],
+  ): Promise<number> {
+    ptrace.setRegisters(this.tid, registersOfCall(base, at, number, args));
+    await this.#systemCallStop();
+    await this.#systemCallStop();
+    return Number(ptrace.registers(this.tid).readBigInt64LE(ptrace.REGISTER.rax * 8));
+  }
+
+  /** Its beginning, or its end. */
+  async #systemCallStop(): Promise<void> {
+    for (let signal = 0; ; ) {
+      this.#go(ptrace.goToSystemCall, signal);
+      const stop = await this.#nextStop();
+      if (stop.by === "system-call") return;
+      if (stop.by === "signal" && stop.signal !== SIGSTOP) throw UNEXPECTED;
+      signal = stop.by === "signal" ? stop.signal : 0;
+    }
+  }
+
+  /** Of one that is stopped: its next call is its last. */
+  async end(base: Buffer, at: bigint): Promise<void> {
+    ptrace.setRegisters(this.tid, registersOfCall(base, at, SYS_EXIT, [0]));
+    for (let signal = 0; ; ) {
+      this.#go(ptrace.goOn, signal);
+      const stop = await this.#nextStop(); // throws at its end
+      signal = stop.by === "signal" && stop.signal === SIGSTOP ? SIGSTOP : 0;
+    }
+  }
+
+  detach(): void {
+    ptrace.detach(this.tid);
+    this.isStopped = false;
+  }
+
+  #go(go: (tid: number, signal: number) => void, signal: number): void {
+    go(this.tid, signal);
+    this.isStopped = false;
+  }
+
+  async #nextStop(): Promise<ptrace.Stop> {
+    const spunMs = performance.now() + SPIN_MS;
+    for (let againMs = AGAIN_MS; ; ) {
+      const stop = ptrace.stopped(this.tid);
+      if (stop !== null) {
+        this.isStopped = true;
+        if (stop.by === "clone") this.made = ptrace.eventMessage(this.tid);
+        return stop;
+      }
+      const now = performance.now();
+      if (now > this.until) throw LATE;
+      if (now < spunMs) continue;
+      await sleep(againMs);
+      againMs = Math.min(againMs * 2, AGAIN_MS_MAX);
+    }
+  }
+}
+
+class Host {
+  readonly #pid: number;
+  readonly #at: bigint;
+  readonly #thread: Traced;
+  /** its own, where they are changed */
+  #registers: Buffer | null = null;
+  #mask: Buffer | null = null;
+  #guest: Traced | null = null;
+
+  /** @param at of a system call's instruction in its memory */
+  constructor(pid: number, tid: number, at: bigint) {
+    this.#pid = pid;
+    this.#at = at;
+    this.#thread = new Traced(tid, performance.now() + STOP_MS_MAX);
+  }
+
+  async lend<T>(work: (guest: GuestThread) => Promise<T>): Promise<T | typeof AGAIN | null> {
+    let outcome: T | typeof AGAIN | null = null;
+    try {
+      outcome = await this.#lend(work);
+    } catch (error) {
+      if (error !== LATE && error !== UNEXPECTED && !isGone(error)) throw error;
+    } finally {
+      await this.#giveBack();
+    }
+    return outcome;
+  }
+
+  async #lend<T>(work: (guest: GuestThread) => Promise<T>): Promise<T | typeof AGAIN | null> {
+    const { tid, until } = this.#thread;
+    if (!(await this.#thread.interrupted()) || ptrace.dispatchesItself(tid)) return null;
+    const registers = ptrace.registers(tid);
+    if (registers.readBigUInt64LE(ptrace.REGISTER.cs * 8) !== USER_CS) return null;
+    // it may have executed another program since this was looked for
+    if (!readMemory(this.#pid, this.#at, SYSCALL_INSTRUCTION.length)?.equals(SYSCALL_INSTRUCTION))
+      return AGAIN;
+    if (isInRestartableSequence(this.#pid, tid, registers)) return AGAIN;
+    this.#mask = ptrace.signalMask(tid);
+    ptrace.setSignalMask(tid, ALL_SIGNALS);
+    this.#registers = registers;
+    await this.#thread.call(registers, this.#at, SYS_CLONE, [AS_THREAD, 0]);
+    const { made } = this.#thread;
+    if (made === null) return AGAIN;
+    const guest = new Traced(made, until);
+    this.#guest = guest;
+    await guest.interrupted();
+    const base = ptrace.registers(made);
+    return await work({ tid: made, call: (number, ...args) => guest.call(base, this.#at, number, args) });
+  }
+
+  /** @throws HoldfastError FREEZER: it does not stop, and is given back when it does */
+  async #giveBack(): Promise<void> {
+    const back = this.#endGuest().then(() => this.#restore());
+    const late = sleep(STOP_MS_MAX, LATE, { ref: false });
+    if ((await Promise.race([back, late])) !== LATE) return;
+    back.catch(() => {});
+    throw fail(
+      "FREEZER",
+      `process ${this.#pid} has neither stopped nor gone on for a second; where its control group is frozen by somebody else, it has to go on first`,
+    );
+  }
+
+  async #endGuest(): Promise<void> {
+    const { made, until } = this.#thread;
+    if (made === null) return;
+    this.#guest ??= new Traced(made, until);
+    this.#guest.until = Number.POSITIVE_INFINITY;
+    try {
+      await this.#guest.interrupted();
+      await this.#guest.end(ptrace.registers(made), this.#at);
+    } catch (error) {
+      if (!isGone(error)) throw error;
+      reap(made);
+    }
+  }
+
+  async #restore(): Promise<void> {
+    const thread = this.#thread;
+    const { tid } = thread;
+    thread.until = Number.POSITIVE_INFINITY;
+    try {
+      // one that was not changed goes on from any stop
+      if (!thread.isStopped || this.#registers !== null) await thread.interrupted();
+      // one that had not come to its call before
+      if (this.#guest === null) await this.#endGuest();
+      if (this.#registers !== null) ptrace.setRegisters(tid, this.#registers);
+      if (this.#mask !== null) ptrace.setSignalMask(tid, this.#mask);
+      thread.detach();
+    } catch (error) {
+      if (!isGone(error)) throw error;
+      reap(tid);
+      if (tid !== this.#pid) letGo(this.#pid);
+    }
+  }
+}
+
+/** One that has been killed stays until who traces it has heard of it. */
+function reap(tid: number): void {
+  const until = performance.now() + REAP_MS_MAX;
+  const look = (): void => {
+    try {
+      while (ptrace.stopped(tid) !== null);
+      if (performance.now() < until) setTimeout(look, AGAIN_MS_MAX).unref();
+    } catch (error) {
+      if (!isGone(error)) throw error;
+    }
+  };
+  look();
+}
+
+/** A thread that executes another program has its process's number afterwards, and is traced under that. */
+function letGo(pid: number): void {
+  const thread = new Traced(pid, performance.now() + REAP_MS_MAX);
+  try {
+    ptrace.stopped(pid); // throws: it is none of ours
+  } catch (error) {
+    if (isGone(error)) return;
+    throw error;
+  }
+  thread.interrupted().then(
+    () => thread.detach(),
+    () => {},
+  );
+}
+
+function registersOfCall(
+  base: Buffer,
+  at: bigint,
+  number: number,
+  args: readonly (number | undefined)[],
+): Buffer {
+  const { rip, rax, origRax } = ptrace.REGISTER;
+  const registers = Buffer.from(base);
+  const put = (word: number, value: bigint): number => registers.writeBigInt64LE(value, word * 8);
+  put(rip, at);
+  put(rax, BigInt(number));
+  put(origRax, NO_CALL);
+  for (const [index, word] of ARGUMENTS.entries()) put(word, BigInt(args[index] ?? 0));
+  return registers;
+}
+
+/**
+ * Whether it is in code that the kernel has it leave when it was interrupted (rseq(2)): if it is anywhere else when it goes on for the first
+ * time, the kernel takes it that it has left by itself. Of one that is stopped.
+ */
+function isInRestartableSequence(pid: number, tid: number, registers: Buffer): boolean {
+  const area = ptrace.restartableSequences(tid);
+  if (area === null) return true; // this kernel does not say
+  if (area === 0n) return false;
+  // struct rseq: cpu_id_start, cpu_id, rseq_cs
+  const current = readMemory(pid, area + 8n, 8)?.readBigUInt64LE(0);
+  if (current === undefined) return true;
+  if (current === 0n) return false;
+  // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip
+  const sequence = readMemory(pid, current, 32);
+  if (sequence === null) return true;
+  const into = registers.readBigUInt64LE(ptrace.REGISTER.rip * 8) - sequence.readBigUInt64LE(8);
+  return into >= 0n && into < sequence.readBigUInt64LE(16);
+}
+
+/** Where the kernel's own code in its memory (vdso(7)) makes a system call. null: it has none */
+function systemCallOf(pid: number): bigint | null {
+  const [, start, end] =
+    /^([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]$/m.exec(readFileSync(`/proc/${pid}/maps`, "utf8")) ?? [];
+  if (start === undefined || end === undefined) return null;
+  const from = BigInt(`0x${start}`);
+  const at = readMemory(pid, from, Number(BigInt(`0x${end}`) - from))?.indexOf(SYSCALL_INSTRUCTION) ?? -1;
+  return at < 0 ? null : from + BigInt(at);
+}
+
+/** null: it has not all of that */
+function readMemory(pid: number, from: bigint, length: number): Buffer | null {
+  const bytes = Buffer.alloc(length);
+  const memory = openSync(`/proc/${pid}/mem`, "r");
+  try {
+    return readSync(memory, bytes, 0, length, from) === length ? bytes : null;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EIO") return null;
+    throw error;
+  } finally {
+    closeSync(memory);
+  }
+}
+
+function parentOf(pid: number): number {
+  return Number(/^PPid:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
+}
+
+/** One that notices least, of those not tried yet where there are any. null: each may be long in stopping */
+function chosenThread(pid: number, tried: ReadonlySet<number>): number | null {
+  let other: number | null = null;
+  let again: number | null = null;
+  for (const name of readdirSync(`/proc/${pid}/task`)) {
+    const tid = Number(name);
+    const folder = `/proc/${pid}/task/${name}`;
+    const state = readFileSync(`${folder}/stat`, "utf8").replace(/^.*\) /s, "")[0] ?? "";
+    if (state !== "R" && state !== "S") continue;
+    if (tried.has(tid)) {
+      again ??= tid;
+      continue;
+    }
+    const [call = ""] = readFileSync(`${folder}/syscall`, "utf8").split(" ");
+    if (call.startsWith("running") || BEGUN_AGAIN.has(Number(call))) return tid;
+    other ??= tid;
+  }
+  return other ?? again;
+}
+
+function isGone(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === "ESRCH" || code === "ENOENT";
+}

@@ -1,0 +1,307 @@
+/** Programs that have a guest thread again and again while they compute, wait, fork, are stopped, frozen or killed: none notices. */
+import assert from "node:assert/strict";
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type TestContext, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { type GuestThread, withGuestThread } from "#control/criu/guest-thread.ts";
+import { WriteTracking } from "#control/criu/write-tracking.ts";
+import { lacking, until } from "../support/moved-program.ts";
+
+const skip = lacking("python3");
+const SECONDS = 4;
+const BETWEEN_MS = 5;
+const SYS_GETPID = 39;
+
+/** Each says `fine` at the end, or what went wrong. */
+const PROGRAMS: Record<string, string> = {
+  "computes, with a signal each millisecond": `
+n = 0
+def ring(*_):
+    global n; n += 1
+signal.signal(signal.SIGALRM, ring); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+look = lambda: hashlib.sha256(b"x" * 100000).hexdigest() + repr(math.fsum(math.sin(i) * math.sqrt(i) for i in range(2000)))
+wanted = look()
+while time.monotonic() < end:
+    if look() != wanted: say("computed something else")
+say("fine" if n > 100 else "no signals")
+`,
+  "has threads that wait for each other, and sleeps": `
+q = queue.Queue(); got = [0]; sent = 0
+def work():
+    while q.get() is not None: got[0] += 1
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+r, w = os.pipe(); poll = select.epoll(); poll.register(r, select.EPOLLIN)
+while time.monotonic() < end:
+    for _ in range(50): q.put(1); sent += 1
+    os.write(w, b"x")
+    if not poll.poll(1) or os.read(r, 1) != b"x": say("waited in vain")
+    began = time.monotonic(); time.sleep(0.003)
+    if time.monotonic() - began < 0.003: say("slept too little")
+for _ in threads: q.put(None)
+for thread in threads: thread.join()
+say("fine" if got[0] == sent else "lost some")
+`,
+  "forks, and runs others by vfork(2)": `
+files = os.listdir("/proc/self/fd")
+while time.monotonic() < end:
+    pid = os.fork()
+    if pid == 0: os._exit(7)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 7: say("a child ended otherwise")
+    if subprocess.run(["/bin/true"], close_fds=False).returncode != 0: say("a program ended otherwise")
+now = os.listdir("/proc/self/fd")
+say("fine" if now == files else f"{files} became {now}")
+`,
+  "has threads that fork, and looks at what it has open": `
+def faults():
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        try: links.append(os.readlink("/proc/self/fd/" + fd))
+        except OSError: pass
+    return any("userfaultfd" in link for link in links)
+forked = [0]
+def fork():
+    while time.monotonic() < end:
+        pid = os.fork()
+        if pid == 0: os._exit(1 if faults() else 0)
+        if os.waitpid(pid, 0)[1] != 0: say("a child has inherited it")
+        forked[0] += 1
+threads = [threading.Thread(target=fork) for _ in range(3)]
+for thread in threads: thread.start()
+while time.monotonic() < end:
+    if faults(): say("it has it")
+for thread in threads: thread.join()
+say("fine" if forked[0] > 100 else f"forked {forked[0]} times")
+`,
+  "is stopped and goes on": `
+n = 0
+def ring(*_):
+    global n; n += 1
+signal.signal(signal.SIGCONT, ring)
+me, child = os.getpid(), os.fork()
+if child == 0:
+    while time.monotonic() < end - 0.5:
+        os.kill(me, signal.SIGSTOP); time.sleep(0.004); os.kill(me, signal.SIGCONT); time.sleep(0.004)
+    os._exit(0)
+while time.monotonic() < end: time.sleep(0.001)
+os.waitpid(child, 0)
+say("fine" if n > 50 else "was not stopped")
+`,
+  "has threads one of which is given what stops them all": `
+me, child = os.getpid(), os.fork()
+if child == 0:
+    while time.monotonic() < end - 0.5:
+        os.kill(me, signal.SIGSTOP); time.sleep(0.0007); os.kill(me, signal.SIGCONT); time.sleep(0.0007)
+    os._exit(0)
+data = b"x" * 200000
+wanted, turns = hashlib.sha256(data).hexdigest(), [0] * 4
+def work(which):
+    while time.monotonic() < end:
+        if hashlib.sha256(data).hexdigest() != wanted: say("computed something else")
+        turns[which] += 1
+threads = [threading.Thread(target=work, args=(which,)) for which in range(4)]
+for thread in threads: thread.start()
+while time.monotonic() < end: time.sleep(0.001)
+for thread in threads: thread.join()
+os.waitpid(child, 0)
+say("fine" if min(turns) > 50 else f"turns: {turns}")
+`,
+  "executes itself, from its first thread and from others": `
+turn = int(os.environ.get("TURN", "0")) + 1
+def again():
+    os.execve(sys.executable, [sys.executable, "-I", "-S", "-c", sys.orig_argv[-1]], {"TURN": str(turn), "END": str(end)})
+if time.monotonic() > end: say("fine" if turn > 20 else f"turn {turn}")
+if turn % 2: again()
+threading.Thread(target=again).start()
+while True: time.sleep(1)
+`,
+};
+
+/**
+ * A loop in a restartable sequence (rseq(2), linux/rseq.h). If the kernel takes it that the thread has left the sequence, it forgets
+ * that it is in one; the loop sees that, and counts. Counts: lost, aborts; third word: to end.
+ *
+ *   begin: mov %rsi, 8(%rdi)
+ *   start: cmpq $0, 8(%rdi);  je lost;  cmpl $0, 16(%rdx);  je start
+ *   end:   movq $0, 8(%rdi);  ret
+ *   lost:  incq (%rdx);  jmp begin
+ *          .long 0x53053053
+ *   abort: incq 8(%rdx);  jmp begin
+ */
+const RESTARTABLE = `
+import ctypes, mmap, struct
+libc = ctypes.CDLL(None, use_errno=True)
+code = bytes.fromhex("48897708" "48837f0800" "740f" "837a1000" "74f3" "48c7470800000000" "c3" "48ff02" "ebe1" "53300553" "48ff4208" "ebd7")
+area = mmap.mmap(-1, 4096, prot=7)
+at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+area[0:len(code)] = code
+rseq, sequence, counts = at + 1024, at + 2048, at + 3072
+struct.pack_into("<IIQQQ", area, 2048, 0, 0, at + 4, 13, at + 35)
+def stop():
+    time.sleep(max(0, end - time.monotonic()))
+    ctypes.c_long.from_address(counts + 16).value = 1
+threading.Thread(target=stop).start()
+if libc.syscall(334, ctypes.c_void_p(rseq), 32, 0, 0x53053053) != 0: say("rseq(2): " + os.strerror(ctypes.get_errno()))
+ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(at)(rseq, sequence, counts)
+lost, aborts = struct.unpack_from("<qq", area, 3072)
+say("fine" if lost == 0 and aborts > 20 else f"{lost} lost, {aborts} aborts")
+`;
+PROGRAMS["is in restartable sequences"] = RESTARTABLE;
+
+const HEAD = `
+import hashlib, math, os, queue, select, signal, subprocess, sys, threading, time
+end = float(os.environ.get("END", time.monotonic() + ${SECONDS}))
+def say(what):
+    print(what, flush=True); os._exit(0)
+if "END" not in os.environ: print("ready", flush=True)
+`;
+
+interface Program {
+  pid: number;
+  shell: ChildProcess;
+  said: () => string;
+}
+
+/** Runs it; not as a child of ours: Node would take what only who traces it is to hear. */
+async function started(t: TestContext, text: string): Promise<Program> {
+  const env = { ...process.env, GLIBC_TUNABLES: "glibc.pthread.rseq=0" };
+  const shell = spawn("/bin/sh", ["-c", 'python3 -u -c "$0" & wait', HEAD + text], {
+    stdio: ["ignore", "pipe", "inherit"],
+    env,
+  });
+  let said = "";
+  shell.stdout.setEncoding("utf8").on("data", (piece: string) => {
+    said += piece;
+  });
+  await until("it runs", () => said.startsWith("ready\n"));
+  const pid = Number(readFileSync(`/proc/${shell.pid}/task/${shell.pid}/children`, "utf8").split(" ")[0]);
+  t.after(() => {
+    if (shell.exitCode === null) spawn("/bin/kill", ["-KILL", String(pid)]);
+  });
+  return { pid, shell, said: () => said };
+}
+
+for (const [what, text] of Object.entries(PROGRAMS))
+  test(`a program that ${what} does not notice that it has had a guest`, { skip }, async (t) => {
+    const { pid, said } = await started(t, text);
+    let guests = 0;
+    for (; said() === "ready\n"; await sleep(BETWEEN_MS)) {
+      const tracking = await WriteTracking.of(pid);
+      tracking?.begin();
+      await tracking?.close();
+      if (tracking !== null) guests++;
+    }
+    assert.equal(said(), "ready\nfine\n");
+    assert.ok(guests > 20, `${guests} times`);
+  });
+
+/** It counts, and says so. */
+const COUNTS = `
+def count():
+    n = 0
+    while True: n += 1; print(n, flush=True); time.sleep(0.002)
+threading.Thread(target=count).start()
+while True: time.sleep(10)
+`;
+const hasGoneOn = async ({ said }: Program): Promise<void> => {
+  const before = said().length;
+  await until("it goes on", () => said().length > before + 20);
+};
+const stateOf = (pid: number): string[] =>
+  readdirSync(`/proc/${pid}/task`).map((tid) => {
+    const status = readFileSync(`/proc/${pid}/task/${tid}/status`, "utf8");
+    return `${/^State:\s*(\w)/m.exec(status)?.[1]} ${/^TracerPid:\s*(\d+)/m.exec(status)?.[1]}`;
+  });
+
+test("a process that is stopped while it has a guest stays stopped until it is told to go on", {
+  skip,
+}, async (t) => {
+  const program = await started(t, COUNTS);
+  const { pid } = program;
+  const got = await withGuestThread(pid, async ({ call }) => {
+    process.kill(pid, "SIGSTOP");
+    const first = await call(SYS_GETPID);
+    return [first, await call(SYS_GETPID)];
+  });
+  assert.deepEqual(got, [pid, pid]);
+  await until("it has stopped", () => stateOf(pid).every((state) => state === "T 0"));
+  const { length } = program.said();
+  await sleep(50);
+  assert.equal(program.said().length, length);
+  process.kill(pid, "SIGCONT");
+  await hasGoneOn(program);
+  assert.equal(stateOf(pid).length, 2);
+});
+
+test("a process that is stopped and continued while it has a guest goes on", { skip }, async (t) => {
+  const program = await started(t, COUNTS);
+  const { pid } = program;
+  const got = await withGuestThread(pid, async ({ call }) => {
+    process.kill(pid, "SIGSTOP");
+    await call(SYS_GETPID);
+    process.kill(pid, "SIGCONT");
+    return call(SYS_GETPID);
+  });
+  assert.equal(got, pid);
+  await hasGoneOn(program);
+});
+
+for (const when of ["while it has a guest", "by one of its own calls"])
+  test(`of a process that is killed ${when} nothing is left`, { skip }, async (t) => {
+    const { pid, shell } = await started(t, when.startsWith("by") ? COUNTS : "time.sleep(60)");
+    const got = await withGuestThread(pid, async ({ call }) => {
+      // exit_group(2)
+      if (when.startsWith("by")) return call(231, 3);
+      process.kill(pid, "SIGKILL");
+      return call(SYS_GETPID);
+    });
+    assert.equal(got, null);
+    await until("its parent has heard of it", () => shell.exitCode !== null);
+    assert.ok(!existsSync(`/proc/${pid}`));
+  });
+
+/** Of the hierarchies that are mounted here. */
+const FREEZERS = ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"].flatMap((folder) => {
+  if (existsSync(join(folder, "cgroup.controllers"))) return [{ version: "v2", folder }];
+  return folder.endsWith("freezer") && existsSync(folder) ? [{ version: "v1", folder }] : [];
+});
+
+test("there is a freezer", () => assert.notEqual(FREEZERS.length, 0));
+
+for (const { version, folder } of FREEZERS)
+  for (const when of ["before it has a guest", "while it has one"])
+    test(`a process that is frozen ${when} is given back when it goes on, ${version}`, {
+      skip,
+    }, async (t) => {
+      const program = await started(t, COUNTS);
+      const { pid } = program;
+      const group = join(folder, `hf-guest-${pid}`);
+      const isFrozen = (frozen: boolean): void => {
+        if (version === "v1") writeFileSync(join(group, "freezer.state"), frozen ? "FROZEN" : "THAWED");
+        else writeFileSync(join(group, "cgroup.freeze"), frozen ? "1" : "0");
+      };
+      mkdirSync(group);
+      t.after(async () => {
+        isFrozen(false);
+        if (existsSync(`/proc/${pid}`)) writeFileSync(join(folder, "cgroup.procs"), String(pid));
+        rmdirSync(group);
+      });
+      writeFileSync(join(group, "cgroup.procs"), String(pid));
+      if (when.startsWith("before")) isFrozen(true);
+      const call = async ({ call }: GuestThread): Promise<number> => {
+        if (!when.startsWith("before")) isFrozen(true);
+        return call(SYS_GETPID);
+      };
+      await withGuestThread(pid, call).then(
+        (got) => assert.equal(got, null),
+        (error) => assert.equal(error.code, "FREEZER"),
+      );
+      isFrozen(false);
+      await until("nobody traces it", () => stateOf(pid).every((state) => state.endsWith(" 0")));
+      await hasGoneOn(program);
+      assert.equal(stateOf(pid).length, 2);
+      assert.equal(await withGuestThread(pid, ({ call }) => call(SYS_GETPID)), pid);
+      await hasGoneOn(program);
+    });
