@@ -15,6 +15,10 @@ export class AgentMetrics {
   #moves: Counter<"outcome" | "downstream">;
   #hold: Histogram<"downstream">;
   #phase: Histogram<"phase">;
+  #predicted: Gauge<"workload">;
+  #dirty: Gauge<"workload">;
+  #precopied: Counter<"workload">;
+  #rounds: Histogram;
   #storeUp: Gauge;
   #restarts: Counter<"workload" | "reason">;
   #stepsDown: Counter<"workload">;
@@ -41,6 +45,30 @@ export class AgentMetrics {
       help: "Each phase of moves away from this node.",
       labelNames: ["phase"] as const,
       buckets: [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5],
+      registers,
+    });
+    this.#predicted = new Gauge({
+      name: "holdfast_agent_predicted_pause_seconds",
+      help: "How long clients were likely to wait, as predicted before the hold, in the last move of each workload away from this node.",
+      labelNames: ["workload"] as const,
+      registers,
+    });
+    this.#dirty = new Gauge({
+      name: "holdfast_agent_dirty_bytes_per_second",
+      help: "How fast the application wrote to memory that was at the target already, in the last round of copies of its last move.",
+      labelNames: ["workload"] as const,
+      registers,
+    });
+    this.#precopied = new Counter({
+      name: "holdfast_agent_precopy_bytes_total",
+      help: "Memory sent before anybody was held.",
+      labelNames: ["workload"] as const,
+      registers,
+    });
+    this.#rounds = new Histogram({
+      name: "holdfast_agent_precopy_rounds",
+      help: "Rounds in which memory was sent before the hold, of moves that came so far.",
+      buckets: [1, 2, 3, 4, 5, 6, 7, 8],
       registers,
     });
     this.#storeUp = new Gauge({
@@ -105,6 +133,11 @@ export class AgentMetrics {
   moved(move: MoveResult): void {
     this.#moves.inc({ outcome: move.outcome, downstream: move.downstream });
     if (move.outcome === "moved") this.#hold.observe({ downstream: move.downstream }, move.holdMs / 1000);
+    const { workload, prediction, dirtyBytesPerSecond, precopyRounds } = move;
+    if (prediction !== undefined) this.#predicted.set({ workload }, prediction.pauseMs.likely / 1000);
+    if (dirtyBytesPerSecond !== null) this.#dirty.set({ workload }, dirtyBytesPerSecond);
+    this.#precopied.inc({ workload }, move.precopyBytes);
+    if (precopyRounds.length > 0) this.#rounds.observe(precopyRounds.length);
     for (const [phase, ms] of Object.entries(move.phasesMs)) this.#phase.observe({ phase }, ms / 1000);
   }
 }

@@ -83,6 +83,10 @@ export interface MoveResult {
   legUs: { capture: number; adopt: number };
   /** memory sent before anybody was held, and images sent while clients waited */
   precopyBytes: number;
+  /** … in rounds, each of what was written since the one before */
+  precopyRounds: { bytes: number; ms: number }[];
+  /** how fast the application wrote to memory that was at the target, in the last of them; null: there was one, or none */
+  dirtyBytesPerSecond: number | null;
   imageBytes: number;
   /** whose memory was not compared: the kernel was asked what they wrote */
   trackedProcesses: number;
@@ -91,7 +95,7 @@ export interface MoveResult {
   reason: string | null;
   /** what the checks before it said; with an error among them nothing was made */
   check?: CheckReport;
-  /** of a rehearsal: how long clients would wait */
+  /** made before the hold: how long clients would wait */
   prediction?: Prediction;
 }
 

@@ -19,6 +19,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Place, Precopy } from "./precopy.ts";
+import type { PrecopyRounds } from "./precopy-rounds.ts";
 import type { TracedProcess } from "./process-memory.ts";
 import { KERNEL_CACHE } from "./sealed.ts";
 
@@ -47,9 +48,6 @@ const BATCH_PIECES = 1_000;
 const FOLLOW_MS = 2;
 const GROWING = /^pages-\d+\.img$/;
 const IMAGE_NAME = /^(layer-([1-9]\d?)\/)?[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/;
-/** Rounds end when little is new: what changes within a round is not worth another. */
-const ROUNDS_MAX = 3;
-const ROUND_BYTES_MIN = 512 * 1024;
 
 interface OpenImage {
   fd: number;
@@ -76,27 +74,27 @@ export class ImageSender {
   }
 
   /**
-   * Sends the memory of running processes, in rounds. Resolves with the bytes that it took.
+   * Sends the memory of running processes, in rounds. Resolves when another would not be worth it.
    * @param bytesMax how much of it may be kept here for comparison
+   * @param rounds is told of each
    * @param trackedBytesMin as of {@link Precopy}; only where {@link lookAt} follows
    */
   async sendLayers(
     list: ListProcesses,
     bytesMax: number,
+    rounds: PrecopyRounds,
     signal: AbortSignal,
     trackedBytesMin?: number,
-  ): Promise<number> {
+  ): Promise<void> {
     const precopy = new Precopy(bytesMax, trackedBytesMin);
     this.#precopy = precopy;
-    let totalBytes = 0;
-    for (let round = 1; round <= ROUNDS_MAX; round++) {
+    while (rounds.isAnother()) {
       signal.throwIfAborted();
-      const roundBytes = await precopy.round(await list(), this.#put);
+      const atMs = performance.now();
+      const bytes = await precopy.round(await list(), this.#put);
       await this.#flush();
-      totalBytes += roundBytes;
-      if (roundBytes < ROUND_BYTES_MIN) break;
+      rounds.add({ bytes, ms: performance.now() - atMs });
     }
-    return totalBytes;
   }
 
   /** Bytes that travelled: without those that the target had in other images. */

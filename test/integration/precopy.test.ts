@@ -23,6 +23,7 @@ import { ImageSender } from "#control/criu/images.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "#control/criu/page-map.ts";
 import { byEntry, ownPages } from "#control/criu/page-scan.ts";
 import { Precopy, type SendPages } from "#control/criu/precopy.ts";
+import { PrecopyRounds } from "#control/criu/precopy-rounds.ts";
 import { FrozenMemory, type TracedProcess } from "#control/criu/process-memory.ts";
 import { encodeFields, type Field } from "#control/criu/protobuf.ts";
 
@@ -516,7 +517,12 @@ test("what looks at frozen processes is stopped at once, and has nothing open, t
     const sender = new ImageSender(dir, () => (isSilent ? new Promise(() => {}) : Promise.resolve()));
     const tree = [traced(program.pid, 7)];
     const layersAtMs = performance.now();
-    await sender.sendLayers(async () => tree, BYTES_MAX, new AbortController().signal);
+    await sender.sendLayers(
+      async () => tree,
+      BYTES_MAX,
+      new PrecopyRounds(BYTES_MAX),
+      new AbortController().signal,
+    );
     const layersMs = performance.now() - layersAtMs;
     isSilent = true;
     process.kill(program.pid, "SIGSTOP");

@@ -139,7 +139,7 @@ for (const downstream of ["takeover", "forward"] as const) {
         await run(`held = 0`);
         const shown = await program.lab.cli(from, ["check", workloadName, "--to", "b", "--dry-run"]);
         assert.equal(shown.status, 0, `${shown.stdout}${shown.stderr}`);
-        assert.match(shown.stdout, /✔ prepare +[\d.]+ m?s\n✔ undo /);
+        assert.match(shown.stdout, /✔ prepare +[\d.]+ m?s {2}[\d.]+ MB of memory in \d rounds?.*\n✔ undo /);
         assert.match(shown.stdout, /\nclients would wait about \d+ ms \(\d+-\d+ ms\)\n {2}hold /);
         await assertNothingLeft(program, "b");
         assert.equal(await run("len(memory)"), String(8 << 20));

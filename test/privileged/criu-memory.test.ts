@@ -9,6 +9,7 @@ import { type TestContext, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { withCriuReason } from "#control/criu/failure.ts";
 import { ImageReceiver, ImageSender } from "#control/criu/images.ts";
+import { PrecopyRounds } from "#control/criu/precopy-rounds.ts";
 import { type CriuOptions, decodeStats } from "#control/criu/protocol.ts";
 import { makeStandIn, standInFor } from "#control/criu/stand-in.ts";
 import { findCriu } from "#control/criu/tool.ts";
@@ -127,7 +128,9 @@ for (const way of ["compared", "tracked"] as const)
         else receiver.copy(name, offset, bytes.length, from);
     });
     t.after(() => sender.close());
-    await sender.sendLayers(tree, BYTES_MAX, new AbortController().signal, way === "tracked" ? 0 : undefined);
+    const { signal } = new AbortController();
+    const rounds = new PrecopyRounds(BYTES_MAX);
+    await sender.sendLayers(tree, BYTES_MAX, rounds, signal, way === "tracked" ? 0 : undefined);
     process.kill(pid, "SIGUSR1");
     await said("changed");
 

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { lacking, until, workloadName } from "../support/moved-program.ts";
+import { lacking, until } from "../support/moved-program.ts";
 import { type Run, withPythonShell } from "../support/python-shell.ts";
 
 const skip = lacking("python3");
@@ -94,37 +94,6 @@ for (const downstream of ["takeover", "forward"] as const)
       }
     });
   });
-
-test("calls that a thread is in when it is looked at last as long as they would have, and none fails", {
-  skip,
-}, async () => {
-  await withPythonShell({ workload }, async (program, run) => {
-    await define(
-      run,
-      `
-ends = []
-def wait(what, call):
-    def work():
-        began = time.monotonic()
-        try: call()
-        except BaseException as e: ends.append((what, repr(e)))
-        else: ends.append((what, "" if abs(time.monotonic() - began - 3) < 1 else str(time.monotonic() - began)))
-    threading.Thread(target=work, daemon=True).start()
-r, w = os.pipe()
-poll = select.poll(); poll.register(r, select.POLLIN)
-wait("sleep", lambda: time.sleep(3))
-wait("poll", lambda: poll.poll(3000))
-wait("select", lambda: select.select([r], [], [], 3))
-wait("lock", lambda: threading.Event().wait(3))
-`,
-    );
-    // all but the freezing
-    const { status, stderr } = await program.lab.cli("a", ["check", workloadName, "--to", "b", "--dry-run"]);
-    assert.equal(status, 0, stderr);
-    assert.equal(await run("[time.sleep(0.05) for _ in range(200) if len(ends) < 4] and None"), "None");
-    assert.equal(await run("sorted(ends)"), "[('lock', ''), ('poll', ''), ('select', ''), ('sleep', '')]");
-  });
-});
 
 test("what is read with O_DIRECT meanwhile is not taken for what was there before", { skip }, async (t) => {
   const folder = mkdtempSync("/var/tmp/hf-direct-");

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { pino } from "pino";
 import { AgentMetrics } from "#control/agent/metrics.ts";
+import { Progress } from "#control/migration/departure/progress.ts";
 import { Moves, type MovingWorkload } from "#control/workload/moves.ts";
 
 /** Nothing of it runs, so a move of it is taken back where it begins. */
@@ -36,5 +37,25 @@ describe("moves of a workload", () => {
     const text = await metrics.registry.metrics();
     assert.match(text, /^holdfast_agent_moves_total\{outcome="rolled-back",downstream="forward"\} 1$/m);
     assert.match(text, /^holdfast_agent_phase_seconds_count\{phase="rollback"\} 1$/m);
+  });
+
+  it("say what was copied before the hold, how fast it was written, and how long clients were likely to wait", async () => {
+    const metrics = new AgentMetrics(new Map());
+    const { result } = new Progress(
+      { workload: "chat", from: "a", to: "b", downstream: "forward" },
+      () => {},
+    );
+    const pauseMs = { low: 60, likely: 100, high: 200 };
+    const precopyRounds = [
+      { bytes: 9_000_000, ms: 90 },
+      { bytes: 1_000_000, ms: 10 },
+    ];
+    const copied = { precopyBytes: 10_000_000, precopyRounds, dirtyBytesPerSecond: 11_000_000 };
+    metrics.moved({ ...result, ...copied, outcome: "moved", prediction: { pauseMs, parts: [] } });
+    const text = await metrics.registry.metrics();
+    assert.match(text, /^holdfast_agent_precopy_bytes_total\{workload="chat"\} 10000000$/m);
+    assert.match(text, /^holdfast_agent_dirty_bytes_per_second\{workload="chat"\} 11000000$/m);
+    assert.match(text, /^holdfast_agent_predicted_pause_seconds\{workload="chat"\} 0.1$/m);
+    assert.match(text, /^holdfast_agent_precopy_rounds_sum 2$/m);
   });
 });

@@ -57,9 +57,15 @@ export class Departure {
     const { progress } = move;
     let outcome: Outcome;
     try {
-      const prepared = await progress.phase("prepare", () => prepare(move));
+      const prepared = await progress.phase(
+        "prepare",
+        () => prepare(move),
+        () => copies(progress.result),
+      );
       if (move.options.rehearse) return await rehearsed(move, prepared);
-      const facts = await measured(move, prepared, { legs: 0, storeMs: 0, leavesPages: true });
+      const legs = await move.host.keeper.countSessions();
+      const facts = await measured(move, prepared, { legs, storeMs: 0, leavesPages: true });
+      progress.result.prediction = predict(facts);
       await refuseTooMuchMemory(move, prepared, facts);
       const dumped = await dump(move, prepared);
       const transferred = await progress.phase("transfer", () => transfer(move, prepared, dumped));
@@ -82,6 +88,14 @@ export class Departure {
     reached.granted();
     host.recordMoving({ step: "granted" });
   }
+}
+
+/** What was copied before the hold, for people. */
+function copies({ precopyBytes, precopyRounds, dirtyBytesPerSecond }: MoveResult): string {
+  const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;
+  const written =
+    dirtyBytesPerSecond === null ? "" : `, ${megabytes(dirtyBytesPerSecond)}/s written meanwhile`;
+  return `${megabytes(precopyBytes)} of memory in ${precopyRounds.length} round${precopyRounds.length === 1 ? "" : "s"}${written}`;
 }
 
 /** Everything up to the hold has been done. */

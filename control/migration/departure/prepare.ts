@@ -9,6 +9,7 @@ import type { PrepareCall, StandbyReply } from "../../api/migration.ts";
 import { semaphoresOf } from "../../audit/semaphores-of.ts";
 import { takeFingerprint } from "../../audit/take.ts";
 import { ImageSender } from "../../criu/images.ts";
+import { PrecopyRounds } from "../../criu/precopy-rounds.ts";
 import { CriuWorker, canLeavePages } from "../../criu/worker.ts";
 import { highestInnerTid, treeOf } from "../../runtime/processes.ts";
 import { audited } from "../audited.ts";
@@ -32,7 +33,6 @@ export interface Prepared {
   readonly files: FileSender;
   /** has sent layers of memory, unless there is too much of it */
   readonly sender: ImageSender;
-  readonly precopyBytes: number;
   readonly watched: WatchedFiles;
   /** waits for its request */
   readonly worker: CriuWorker;
@@ -51,8 +51,8 @@ export async function prepare(move: Move): Promise<Prepared> {
   if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link, options.signal);
   move.stop.throwIfStopped();
   const sender = imageSender(move, channel);
-  const precopyBytes = await sendLayers(move, root, sender);
-  return { channel, root, epoch, link, files, sender, precopyBytes, ...here };
+  await sendLayers(move, root, sender);
+  return { channel, root, epoch, link, files, sender, ...here };
 }
 
 /** Side by side. When one has failed neither is under way any more. */
@@ -201,21 +201,21 @@ async function startWorker({ host, rehearsal, opened }: Move): Promise<CriuWorke
   return worker;
 }
 
-/** Last before the hold, so that as little as possible changes in between. @returns how much it was */
+/** Last before the hold, so that as little as possible changes in between. */
 async function sendLayers(
   { host, options, stop, rehearsal, progress }: Move,
   root: number,
   sender: ImageSender,
-): Promise<number> {
+): Promise<void> {
   const tree = () => tracedTree(root);
-  const { precopyBytesMax, trackedBytesMin } = host.limits;
-  if (precopyBytesMax === 0) return 0;
+  const { precopyBytesMax, trackedBytesMin, imagesBytesMax } = host.limits;
+  if (precopyBytesMax === 0) return;
   // what is compared as CRIU writes it is read in any case
   const isLeft = (await host.freezer()) !== null && (await canLeavePages(host.context.criu.sealed()));
   const trackedFrom = isLeft ? trackedBytesMin : undefined;
-  const sentBytes = await stop.untilStopped(
-    rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, options.signal, trackedFrom)),
+  const rounds = new PrecopyRounds(imagesBytesMax);
+  await stop.untilStopped(
+    rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, rounds, options.signal, trackedFrom)),
   );
-  progress.result.precopyBytes = sentBytes;
-  return sentBytes;
+  progress.copied(rounds);
 }

@@ -1,6 +1,7 @@
 /** What a move says of itself: its phases while it runs, and its result. */
 import type { AdoptResult, CaptureResult } from "#proxy/contract/commands.ts";
 import type { MoveResult, Phase, PhaseEvent, Report } from "../../api/migration.ts";
+import type { PrecopyRounds } from "../../criu/precopy-rounds.ts";
 
 type PhaseName = PhaseEvent["phase"];
 
@@ -29,6 +30,8 @@ export class Progress {
       notKept: [],
       legUs: { capture: 0, adopt: 0 },
       precopyBytes: 0,
+      precopyRounds: [],
+      dirtyBytesPerSecond: null,
       imageBytes: 0,
       trackedProcesses: 0,
       outcome: "rolled-back",
@@ -36,11 +39,12 @@ export class Progress {
     };
   }
 
-  async phase<T>(phase: PhaseName, work: () => Promise<T>): Promise<T> {
+  /** @param note of what came of it, for people */
+  async phase<T>(phase: PhaseName, work: () => Promise<T>, note?: () => string): Promise<T> {
     const atMs = performance.now();
     this.began(phase, atMs);
     const result = await work();
-    this.done(phase, performance.now() - atMs);
+    this.done(phase, performance.now() - atMs, note?.());
     return result;
   }
 
@@ -49,9 +53,16 @@ export class Progress {
     this.#tell(phase, "start", atMs - this.#startedMs);
   }
 
-  done(phase: PhaseName, ms: number): void {
+  done(phase: PhaseName, ms: number, note?: string): void {
     this.result.phasesMs[phase] = ms;
-    this.#tell(phase, "done", ms);
+    this.#tell(phase, "done", ms, note);
+  }
+
+  /** What was copied before the hold. */
+  copied({ bytes, rounds, dirtyBytesPerSecond }: PrecopyRounds): void {
+    this.result.precopyBytes = bytes;
+    this.result.precopyRounds = rounds.map((each) => ({ ...each, ms: round(each.ms) }));
+    this.result.dirtyBytesPerSecond = dirtyBytesPerSecond === null ? null : Math.round(dirtyBytesPerSecond);
   }
 
   captured(result: CaptureResult): void {
@@ -81,10 +92,12 @@ export class Progress {
     return this.result;
   }
 
-  #tell(phase: PhaseName, state: PhaseEvent["state"], ms: number): void {
-    const { reason } = this.result;
-    const note = phase === "rollback" && reason !== null ? { note: reason } : {};
-    this.#report({ type: "phase", phase, state, ms: round(ms), ...note });
+  #tell(phase: PhaseName, state: PhaseEvent["state"], ms: number, of?: string): void {
+    const { reason, prediction } = this.result;
+    let note = phase === "rollback" ? (reason ?? undefined) : of;
+    if (phase === "hold" && state === "start" && prediction !== undefined)
+      note = `clients are likely to wait for ${Math.round(prediction.pauseMs.likely)} ms`;
+    this.#report({ type: "phase", phase, state, ms: round(ms), ...(note === undefined ? {} : { note }) });
   }
 }
 

@@ -38,12 +38,12 @@ export async function restore(
   { finishing, memory }: Transferred,
 ): Promise<void> {
   const { host, stop, progress } = move;
-  const { channel, root, sender, precopyBytes } = prepared;
+  const { channel, root, sender } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:restore");
   const manifest = await stop.untilStopped(finishing);
   dumped.frozen?.verify(); // files and memory have been read
-  progress.result.imageBytes = sender.sentBytes - precopyBytes;
+  progress.result.imageBytes = sender.sentBytes - progress.result.precopyBytes;
   progress.result.trackedProcesses = sender.trackedProcesses;
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
   const call: RestoreCall = {
