@@ -228,6 +228,8 @@ class Host {
     if (!readMemory(this.#pid, this.#at, SYSCALL_INSTRUCTION.length)?.equals(SYSCALL_INSTRUCTION))
       return AGAIN;
     if (isInRestartableSequence(this.#pid, tid, registers)) return AGAIN;
+    // not before: what it makes by itself is its own, and its filters hold for what it calls
+    ptrace.takeOver(tid);
     this.#mask = ptrace.signalMask(tid);
     ptrace.setSignalMask(tid, ALL_SIGNALS);
     this.#registers = registers;
@@ -303,13 +305,8 @@ function reap(tid: number): void {
 
 /** A thread that executes another program has its process's number afterwards, and is traced under that. */
 function letGo(pid: number): void {
-  const thread = new Traced(pid, performance.now() + REAP_MS_MAX);
-  try {
-    ptrace.stopped(pid); // throws: it is none of ours
-  } catch (error) {
-    if (isGone(error)) return;
-    throw error;
-  }
+  const thread = new Traced(pid, Number.POSITIVE_INFINITY);
+  // throws at once where it is none of ours; a stop that it is in by now is the first that this meets
   thread.interrupted().then(
     () => thread.detach(),
     () => {},
@@ -385,18 +382,28 @@ function chosenThread(pid: number, tried: ReadonlySet<number>): number | null {
   let again: number | null = null;
   for (const name of readdirSync(`/proc/${pid}/task`)) {
     const tid = Number(name);
-    const folder = `/proc/${pid}/task/${name}`;
-    const state = readFileSync(`${folder}/stat`, "utf8").replace(/^.*\) /s, "")[0] ?? "";
-    if (state !== "R" && state !== "S") continue;
+    const thread = threadAt(`/proc/${pid}/task/${name}`);
+    if (thread === null || (thread.state !== "R" && thread.state !== "S")) continue;
     if (tried.has(tid)) {
       again ??= tid;
       continue;
     }
-    const [call = ""] = readFileSync(`${folder}/syscall`, "utf8").split(" ");
-    if (call.startsWith("running") || BEGUN_AGAIN.has(Number(call))) return tid;
+    if (thread.call === null || BEGUN_AGAIN.has(thread.call)) return tid;
     other ??= tid;
   }
   return other ?? again;
+}
+
+/** `call`: the system call that it is in; null: none, or it runs. null: it has ended */
+function threadAt(folder: string): { state: string; call: number | null } | null {
+  try {
+    const state = readFileSync(`${folder}/stat`, "utf8").replace(/^.*\) /s, "")[0] ?? "";
+    const [call = ""] = readFileSync(`${folder}/syscall`, "utf8").split(" ");
+    return { state, call: call.startsWith("running") ? null : Number(call) };
+  } catch (error) {
+    if (isGone(error)) return null;
+    throw error;
+  }
 }
 
 function isGone(error: unknown): boolean {

@@ -13,6 +13,7 @@ const PTRACE_SETREGS = 13;
 const PTRACE_CONT = 7;
 const PTRACE_DETACH = 17;
 const PTRACE_SYSCALL = 24;
+const PTRACE_SETOPTIONS = 0x4200;
 const PTRACE_GETEVENTMSG = 0x4201;
 const PTRACE_SEIZE = 0x4206;
 const PTRACE_INTERRUPT = 0x4207;
@@ -50,10 +51,19 @@ export type Stop =
   | { by: "interrupt" | "system-call" | "clone" }
   | { by: "signal" | "group-stop"; signal: number };
 
-/** Threads that it makes are seized, too, and stop before they do anything. @throws HoldfastError EPERM: somebody else has it already, or we may not; ESRCH */
+/** @throws HoldfastError EPERM: somebody else has it already, or we may not; ESRCH */
 export function seize(tid: number): void {
+  trace("PTRACE_SEIZE", PTRACE_SEIZE, tid, 0, 0);
+}
+
+/**
+ * Of one that stands still, and makes no call of its own until it is let go: threads that it makes are seized, too, and stop before
+ * they do anything; its filters are not asked.
+ * @throws HoldfastError EPERM: we may not
+ */
+export function takeOver(tid: number): void {
   const options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_SUSPEND_SECCOMP;
-  trace("PTRACE_SEIZE", PTRACE_SEIZE, tid, 0, options);
+  trace("PTRACE_SETOPTIONS", PTRACE_SETOPTIONS, tid, 0, options);
 }
 
 /** It stops soon, wherever it is. */
