@@ -88,29 +88,16 @@ export class WriteTracking {
    * next look. Something else may make them out of date all the same: {@link mayMissWrites}.
    */
   begin(): PageRange[] {
-    const unwritten: PageRange[] = [];
-    this.#eachMapping((pagemap, start, end) => {
-      try {
-        userfault.register(this.#fd, start, end);
-        // listed first: what comes in between is written, and not among them
-        const own = [...ownPages(pagemap, start, end)];
-        const written = union([...takeWrittenPages(pagemap, start, end)]);
-        for (const range of without(own, written)) unwritten.push(range);
-      } catch (error) {
-        // it has changed meanwhile, or is of a kind that cannot be tracked: all of it counts as written
-        if (isGone(error) || !(error instanceof HoldfastError)) throw error;
-      }
+    return this.#ofEachMapping((pagemap, start, end) => {
+      // listed first: what comes in between is written, and not among them
+      const own = [...ownPages(pagemap, start, end)];
+      return without(own, union([...takeWrittenPages(pagemap, start, end)]));
     });
-    return unwritten;
   }
 
   /** … of one that stands still. */
   unwritten(): PageRange[] {
-    const unwritten: PageRange[] = [];
-    this.#eachMapping((pagemap, start, end) => {
-      for (const range of union([...unwrittenPages(pagemap, start, end)])) unwritten.push(range);
-    });
-    return unwritten;
+    return this.#ofEachMapping((pagemap, start, end) => union([...unwrittenPages(pagemap, start, end)]));
   }
 
   /** Resolves when the process is as it was before: by a thread, as the kernel goes through all its pages. Safe at any time. */
@@ -119,18 +106,31 @@ export class WriteTracking {
     return this.#closed;
   }
 
-  /** A process that ends in the middle ends them. */
-  #eachMapping(look: (pagemap: number, start: number, end: number) => void): void {
+  /**
+   * Each is registered first, each time: the program may have replaced it, and have registered it with a userfaultfd(2) of its own, whose
+   * answers the kernel does not tell from ours. A process that ends in the middle ends them.
+   */
+  #ofEachMapping(find: (pagemap: number, start: number, end: number) => PageRange[]): PageRange[] {
+    const ranges: PageRange[] = [];
     let pagemap: number | null = null;
     try {
       const maps = readFileSync(`/proc/${this.pid}/maps`, "utf8");
       pagemap = openSync(`/proc/${this.pid}/pagemap`, "r");
-      for (const { start, end } of anonymousMappings(maps)) look(pagemap, start, end);
+      for (const { start, end } of anonymousMappings(maps)) {
+        try {
+          userfault.register(this.#fd, start, end);
+          for (const range of find(pagemap, start, end)) ranges.push(range);
+        } catch (error) {
+          // it has changed meanwhile, or is of a kind that cannot be tracked: all of it counts as written
+          if (isGone(error) || !(error instanceof HoldfastError)) throw error;
+        }
+      }
     } catch (error) {
       if (!isGone(error)) throw error;
     } finally {
       if (pagemap !== null) closeSync(pagemap);
     }
+    return ranges;
   }
 }
 
