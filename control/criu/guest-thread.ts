@@ -3,7 +3,7 @@
  *
  * One of its threads, the host, is stopped by ptrace(2) and makes one call, clone(2); the new thread, the guest, makes all others, in a
  * table of descriptors of its own, so that nobody there has, inherits or sees what it opens. The guest ends first, then the host goes on as
- * if nothing had been. It stands still for less than a millisecond; other threads go on.
+ * if nothing had been. It stands still for less than a millisecond on a node that has nothing else to do; other threads go on.
  *
  *   seize, interrupt ─▶ stopped ─▶ block its signals ─▶ clone ─▶ … the guest's calls, its end … ─▶ interrupt ─▶ own registers ─▶ detach
  *
@@ -15,7 +15,9 @@
  * the kernel stops it again (`__ptrace_unlink`). SIGKILL and execve(2) by others end both threads. What stands still because its
  * control group is frozen is given back when it goes on; whoever asked has an error by then.
  */
+
 import { closeSync, openSync, readdirSync, readFileSync, readSync } from "node:fs";
+import { constants } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
@@ -35,6 +37,14 @@ const SYS_EXIT = 60;
 const AS_THREAD = 0x10f00;
 /** x86-64: begun again by the kernel where no handler ran, with the time that is left */
 const BEGUN_AGAIN = new Set([7, 23, 34, 35, 61, 130, 202, 230, 247, 270, 271]);
+/** … by restart_syscall(2), which a filter of the program's own may not let pass: poll, nanosleep; and see {@link isByRestart} */
+const BY_RESTART = new Set([7, 35]);
+const SYS_FUTEX = 202;
+const SYS_CLOCK_NANOSLEEP = 230;
+/** ERESTART_RESTARTBLOCK of linux/errno.h: what such a call has in its result then */
+const TO_RESTART = -516n;
+/** who seizes one that executes a program waits until it has (`cred_guard_mutex`) */
+const EXECUTES = new Set([59, 322]);
 const SYSCALL_INSTRUCTION = Buffer.from([0x0f, 0x05]);
 const NO_CALL = -1n;
 const ALL_SIGNALS = Buffer.alloc(8, 0xff);
@@ -43,10 +53,9 @@ const SIGSTOP = 19;
 const SPIN_MS = 0.3;
 const AGAIN_MS = 1;
 const AGAIN_MS_MAX = 50;
+const REAP_MS = 1_000;
 /** for all of it, and as long again to give it back */
 const STOP_MS_MAX = 1_000;
-/** one that has been killed is waited for in the background */
-const REAP_MS_MAX = 60_000;
 const TRIES_MAX = 3;
 /** __USER_CS (arch/x86/include/asm/segment.h): of 64-bit code */
 const USER_CS = 0x33n;
@@ -70,7 +79,7 @@ export async function withGuestThread<T>(
   if (!ptrace.isSupported) return null;
   try {
     // libuv takes what our own children have to say
-    if (parentOf(pid) === process.pid) return null;
+    if (parentOf(pid) === process.pid || isFirst(pid)) return null;
     const tried = new Set<number>();
     for (let tries = 0; tries < TRIES_MAX; tries++) {
       const at = systemCallOf(pid);
@@ -228,6 +237,17 @@ class Host {
     if (!readMemory(this.#pid, this.#at, SYSCALL_INSTRUCTION.length)?.equals(SYSCALL_INSTRUCTION))
       return AGAIN;
     if (isInRestartableSequence(this.#pid, tid, registers)) return AGAIN;
+    const { rax, origRax } = ptrace.REGISTER;
+    if (
+      registers.readBigInt64LE(origRax * 8) >= 0n &&
+      registers.readBigInt64LE(rax * 8) === TO_RESTART &&
+      hasFilters(this.#pid, tid)
+    ) {
+      // it has begun such a call since it was looked at; as after a signal, which every program has to expect there
+      registers.writeBigInt64LE(BigInt(-constants.errno.EINTR), rax * 8);
+      ptrace.setRegisters(tid, registers);
+      return AGAIN;
+    }
     // not before: what it makes by itself is its own, and its filters hold for what it calls
     ptrace.takeOver(tid);
     this.#mask = ptrace.signalMask(tid);
@@ -251,7 +271,7 @@ class Host {
     back.catch(() => {});
     throw fail(
       "FREEZER",
-      `process ${this.#pid} has neither stopped nor gone on for a second; where its control group is frozen by somebody else, it has to go on first`,
+      `process ${this.#pid} has neither stopped nor gone on for a second: is its control group frozen by somebody else, or the node overloaded?`,
     );
   }
 
@@ -289,18 +309,14 @@ class Host {
   }
 }
 
-/** One that has been killed stays until who traces it has heard of it. */
-function reap(tid: number): void {
-  const until = performance.now() + REAP_MS_MAX;
-  const look = (): void => {
-    try {
-      while (ptrace.stopped(tid) !== null);
-      if (performance.now() < until) setTimeout(look, AGAIN_MS_MAX).unref();
-    } catch (error) {
-      if (!isGone(error)) throw error;
-    }
-  };
-  look();
+/** One that has been killed stays until who traces it has heard of it: in the background, as it may write a core first. */
+function reap(tid: number, againMs = AGAIN_MS): void {
+  try {
+    while (ptrace.stopped(tid) !== null);
+    setTimeout(() => reap(tid, Math.min(againMs * 2, REAP_MS)), againMs).unref();
+  } catch (error) {
+    if (!isGone(error)) throw error;
+  }
 }
 
 /** A thread that executes another program has its process's number afterwards, and is traced under that. */
@@ -348,6 +364,12 @@ function isInRestartableSequence(pid: number, tid: number, registers: Buffer): b
   return into >= 0n && into < sequence.readBigUInt64LE(16);
 }
 
+/** Whether it is the first process of its PID namespace: such a one takes no SIGSTOP from within, but while it is traced (`sig_ignored`). */
+function isFirst(pid: number): boolean {
+  const [numbers = ""] = /^NStgid:.*$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8")) ?? [];
+  return /\s1$/.test(numbers);
+}
+
 /** Where the kernel's own code in its memory (vdso(7)) makes a system call. null: it has none */
 function systemCallOf(pid: number): bigint | null {
   const [, start, end] =
@@ -384,26 +406,43 @@ function chosenThread(pid: number, tried: ReadonlySet<number>): number | null {
     const tid = Number(name);
     const thread = threadAt(`/proc/${pid}/task/${name}`);
     if (thread === null || (thread.state !== "R" && thread.state !== "S")) continue;
+    const { call } = thread;
+    if (call !== null && (EXECUTES.has(call) || (isByRestart(call, thread.args) && hasFilters(pid, tid))))
+      continue;
     if (tried.has(tid)) {
       again ??= tid;
       continue;
     }
-    if (thread.call === null || BEGUN_AGAIN.has(thread.call)) return tid;
+    if (call === null || BEGUN_AGAIN.has(call)) return tid;
     other ??= tid;
   }
   return other ?? again;
 }
 
+/** futex(2) without a limit, and clock_nanosleep(2) until a time (TIMER_ABSTIME), begin again by themselves. */
+function isByRestart(call: number, args: readonly string[]): boolean {
+  if (call === SYS_FUTEX) return args[3] !== "0x0";
+  if (call === SYS_CLOCK_NANOSLEEP) return (Number(args[1]) & 1) === 0;
+  return BY_RESTART.has(call);
+}
+
 /** `call`: the system call that it is in; null: none, or it runs. null: it has ended */
-function threadAt(folder: string): { state: string; call: number | null } | null {
+function threadAt(folder: string): { state: string; call: number | null; args: string[] } | null {
   try {
     const state = readFileSync(`${folder}/stat`, "utf8").replace(/^.*\) /s, "")[0] ?? "";
-    const [call = ""] = readFileSync(`${folder}/syscall`, "utf8").split(" ");
-    return { state, call: call.startsWith("running") ? null : Number(call) };
+    const [call = "", ...args] = readFileSync(`${folder}/syscall`, "utf8").split(" ");
+    return { state, call: call.startsWith("running") ? null : Number(call), args };
   } catch (error) {
     if (isGone(error)) return null;
     throw error;
   }
+}
+
+/** Of its own, or of its container's: some do not let restart_syscall(2) pass, and end the process. */
+function hasFilters(pid: number, tid: number): boolean {
+  return (
+    Number(/^Seccomp:\s*(\d)$/m.exec(readFileSync(`/proc/${pid}/task/${tid}/status`, "utf8"))?.[1]) !== 0
+  );
 }
 
 function isGone(error: unknown): boolean {

@@ -25,6 +25,8 @@ import { anonymousMappings } from "./process-memory.ts";
 const O_DIRECT = 0o40000;
 const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
+/** of more, all counts as written */
+const MAPPINGS_MAX = 4_096;
 /** close_range(2), linux/close_range.h */
 const SYS_CLOSE_RANGE = 436;
 const CLOSE_RANGE_UNSHARE = 2;
@@ -116,7 +118,10 @@ export class WriteTracking {
     try {
       const maps = readFileSync(`/proc/${this.pid}/maps`, "utf8");
       pagemap = openSync(`/proc/${this.pid}/pagemap`, "r");
-      for (const { start, end } of anonymousMappings(maps)) {
+      const mappings = anonymousMappings(maps);
+      // each takes calls, in one turn of the event loop
+      if (mappings.length > MAPPINGS_MAX) return [];
+      for (const { start, end } of mappings) {
         try {
           userfault.register(this.#fd, start, end);
           for (const range of find(pagemap, start, end)) ranges.push(range);

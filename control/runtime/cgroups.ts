@@ -29,6 +29,19 @@ export async function cgroupFoldersOf(
   return folders;
 }
 
+/** How many threads and processes more its control groups have room for (pids.max; cgroup-v2.rst, cgroup-v1/pids.rst). Infinity: no limit */
+export async function roomForThreads(pid: number): Promise<number> {
+  let room = Number.POSITIVE_INFINITY;
+  for (const { controllers, folder } of await cgroupFoldersOf(pid)) {
+    if (controllers !== "" && !controllers.split(",").includes("pids")) continue;
+    const read = (name: string): Promise<number> =>
+      readFile(join(folder, name), "utf8").then(Number, () => Number.NaN);
+    const left = (await read("pids.max")) - (await read("pids.current"));
+    if (left < room) room = left; // "max", or no such file, is not a number
+  }
+  return room;
+}
+
 /**
  * Makes a group in every hierarchy, below its root as it is mounted here: for processes that outlive the container of this one, whose
  * end is that of everything in its groups. Returns their `cgroup.procs`.

@@ -1,6 +1,6 @@
 /**
  * ptrace(2) of x86-64: one thread of another process, seized by this thread of ours, which alone may go on with it. A call of ours never
- * waits for the other thread.
+ * waits for the other thread, but for one that executes a program to be seized.
  */
 import { constants } from "node:os";
 import { addressOf, check, failure, libc } from "./libc.ts";

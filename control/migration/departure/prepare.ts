@@ -11,6 +11,7 @@ import { takeFingerprint } from "../../audit/take.ts";
 import { ImageSender } from "../../criu/images.ts";
 import { PrecopyRounds } from "../../criu/precopy-rounds.ts";
 import { CriuWorker, canLeavePages } from "../../criu/worker.ts";
+import { roomForThreads } from "../../runtime/cgroups.ts";
 import { highestInnerTid, treeOf } from "../../runtime/processes.ts";
 import { audited } from "../audited.ts";
 import { probeCriu } from "../probe-criu.ts";
@@ -20,6 +21,9 @@ import { lostWatches } from "../watches.ts";
 import { FileSender, LAYER } from "./file-sender.ts";
 import { imagesDirOf, type Move } from "./move.ts";
 import { NO_LINK } from "./reached.ts";
+
+/** threads that the application can make all the same while a guest is there (`guest-thread.ts`) */
+const ROOM_MIN = 16;
 
 export interface Prepared {
   readonly channel: Channel;
@@ -212,7 +216,9 @@ async function sendLayers(
   if (precopyBytesMax === 0) return;
   // what is compared as CRIU writes it is read in any case
   const isLeft = (await host.freezer()) !== null && (await canLeavePages(host.context.criu.sealed()));
-  const trackedFrom = isLeft ? trackedBytesMin : undefined;
+  // a limit of theirs counts our threads, too
+  const hasRoom = (await roomForThreads(root)) >= ROOM_MIN;
+  const trackedFrom = isLeft && hasRoom ? trackedBytesMin : undefined;
   const rounds = new PrecopyRounds(imagesBytesMax);
   await stop.untilStopped(
     rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, rounds, options.signal, trackedFrom)),
