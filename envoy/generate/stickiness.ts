@@ -103,7 +103,7 @@ export function byWorkload(policy: WholePolicy, { cookie, path, workloads }: Sti
       reasons: [
         {
           path: ["spec", "subsets"],
-          text: "An application each: these labels are on the pod where it is, and go along when it moves.",
+          text: "An application each: these labels are on the pod where it is, and go along when it moves. Apply a new one some seconds before\nroutes that lead to it: else Envoys answer 503 until they have heard of its endpoints.",
         },
       ],
     },

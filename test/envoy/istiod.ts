@@ -22,21 +22,32 @@ export type ResourceFiles = Record<string, readonly object[]>;
 /** Where its resources are: files, or the API that a kubeconfig file leads to. */
 export type Source = { files: ResourceFiles } | { kubeconfig: string };
 
+/** Keys of istiod's own. */
+export type MeshConfig = Record<string, unknown>;
+
+/** Over the laboratory's own. */
+export interface IstiodOptions {
+  env?: Record<string, string>;
+  config?: MeshConfig;
+}
+
 export class Istiod {
   /** where it tells sidecars */
   readonly endpoint: Endpoint;
   readonly #lab: Lab;
   readonly #env: Record<string, string>;
+  readonly #config: MeshConfig;
   readonly #kubeconfig: string;
   /** in the place of an API, for resources of files */
   readonly #stub: Server | null;
   #process: LabProcess | null = null;
 
-  private constructor(lab: Lab, source: Source, env: Record<string, string>) {
+  private constructor(lab: Lab, source: Source, { env = {}, config = {} }: IstiodOptions) {
     const { address } = lab.switch;
     this.endpoint = { address, port: XDS_PORT };
     this.#lab = lab;
     this.#env = env;
+    this.#config = config;
     const ofFiles = "files" in source;
     this.#kubeconfig = ofFiles ? join(lab.dir, "stub.kubeconfig") : source.kubeconfig;
     this.#stub = ofFiles ? serveKubeStub(listenAt(lab.switch, { address, port: STUB_PORT })) : null;
@@ -46,10 +57,10 @@ export class Istiod {
     for (const [name, objects] of Object.entries(source.files)) this.put(name, objects);
   }
 
-  /** Resolves when it tells sidecars. @param env over the laboratory's own. @throws Error when set-up has not built it */
-  static async start(lab: Lab, source: Source, env: Record<string, string> = {}): Promise<Istiod> {
+  /** Resolves when it tells sidecars. @throws Error when set-up has not built it */
+  static async start(lab: Lab, source: Source, options: IstiodOptions = {}): Promise<Istiod> {
     requireIstiod();
-    const istiod = new Istiod(lab, source, env);
+    const istiod = new Istiod(lab, source, options);
     try {
       istiod.configure({});
       await istiod.begin();
@@ -77,15 +88,15 @@ export class Istiod {
     rmSync(join(this.#folder, `${name}.yaml`));
   }
 
-  /** @param config keys of MeshConfig over the laboratory's own */
-  configure(config: Record<string, unknown>): void {
+  /** @param config over what it was started with */
+  configure(config: MeshConfig): void {
     const { address, port } = this.endpoint;
     const own = {
       ingressControllerMode: "OFF",
       ...(this.#stub === null ? {} : { configSources: [{ address: `fs://${this.#folder}` }] }),
       defaultConfig: { discoveryAddress: `${address}:${port}` },
     };
-    replace(this.#meshFile, [{ ...own, ...config }]);
+    replace(this.#meshFile, [{ ...own, ...this.#config, ...config }]);
   }
 
   /** Starts it, for the first time or again. Resolves when it tells sidecars. */

@@ -8,10 +8,10 @@
 import { join } from "node:path";
 import { type Lab, type LabProcess, projectRoot } from "../lab/lab.ts";
 import { GATEWAY, HELD_APP, startGateway, startHeld, startPlain } from "./held.ts";
-import { NAMESPACE } from "./istio-objects.ts";
+import { hostOf, NAMESPACE } from "./istio-objects.ts";
 import { endpointSlice, INJECTED_BY_BOTH, kubeService, pod, put, serviceAccount } from "./kube-objects.ts";
 import { createMesh, type Mesh } from "./mesh.ts";
-import { LISTEN_FIRST, SERVED, type ServicePort } from "./several-workload.ts";
+import { LISTEN_FIRST, PORTS, SERVED, type ServicePort } from "./several-workload.ts";
 
 const HOLDFAST = join(projectRoot, "bin/holdfast");
 export const [HELD, SPARE, BARE] = ["a", "spare", "bare"].map((name, index) => ({
@@ -71,6 +71,7 @@ export class KubeStage {
         endpointSlice(PATIENT.app, [SPARE], SERVED),
       ],
       istiodEnv: { PILOT_ENABLE_PERSISTENT_SESSION_FILTER: "true" },
+      logsAccess: true,
     });
     const stage = new KubeStage(mesh);
     try {
@@ -106,6 +107,13 @@ export class KubeStage {
   async restartGateway(): Promise<void> {
     await this.#gateway?.stop("SIGKILL");
     this.#gateway = await startGateway(this.lab);
+  }
+
+  /** Requests to "chat" from the client's place until it is stopped: more of them than sessions ask, which would see little of a gap. */
+  startRequests(): LabProcess {
+    const url = `http://${SERVICE.address}:${PORTS.http.number}/`;
+    const asks = ["--h1", "-c", "3", "--rps", "100", "-D", "120", "-H", `host: ${hostOf(HELD_APP)}`, url];
+    return this.lab.spawn("client", ["h2load", ...asks], { name: "h2load" });
   }
 
   /** The Service of "chat" asks for this, of these ports. @param mesh its annotation */

@@ -6,6 +6,7 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { isDeepStrictEqual } from "node:util";
 import type { KubeObject } from "../kube/control-plane.ts";
 import { type Place, projectRoot } from "../lab/lab.ts";
 import { isClean } from "../lab/sweep.ts";
@@ -25,6 +26,11 @@ const HOLDFAST = join(projectRoot, "bin/holdfast");
 const ADMIN_URL = `http://${ADMIN.address}:${ADMIN.port}`;
 const NETWORKING = "/apis/networking.istio.io";
 const STICKY_COOKIE = "hf";
+/** a few hundred a second are asked for */
+const REQUESTS_MIN = 500;
+interface Mesh {
+  stickiness?: { cookie: string; workloads?: { name: string }[] };
+}
 /** what a Service asks for besides its Sidecar */
 const BY_WORKLOAD = {
   stickiness: { cookie: STICKY_COOKIE, workloads: [{ name: "chat-0", labels: { app: HELD_APP } }] },
@@ -48,8 +54,11 @@ describe("istiod in a cluster", () => {
   const cutOf = (sessions: LongSession[]): string[] =>
     sessions.filter(({ seen }) => isCut(seen)).map(({ kind }) => kind);
   function assertGoOn(sessions: LongSession[]): void {
-    for (const { kind, seen } of sessions)
-      assert.deepEqual({ ended: seen.ended, failed: seen.failed }, { ended: null, failed: [] }, kind);
+    for (const { kind, seen } of sessions) {
+      const { ended, failed } = seen;
+      const refused = failed.length === 0 ? [] : stage.mesh.answered().refused;
+      assert.deepEqual({ kind, ended, failed, refused }, { kind, ended: null, failed: [], refused: [] });
+    }
   }
 
   /** What the controller has made. */
@@ -82,7 +91,7 @@ describe("istiod in a cluster", () => {
 
   it("tells sidecars what the controller writes for a Service that asks: verify finds it in them", async () => {
     const [direct, gated] = await Promise.all([openDirect(), openGatedSessions(stage.lab)]);
-    await whileAsking([...direct, ...gated], () => stage.mesh.push(() => stage.ask(BY_WORKLOAD)));
+    await whileAsking([...direct, ...gated], () => stage.mesh.push(() => askFor(BY_WORKLOAD)));
     const objects = await made();
     const { uid } = (await stage.mesh.api.api("GET", `/api/v1/namespaces/${NAMESPACE}/services/${HELD_APP}`))
       .metadata;
@@ -111,10 +120,7 @@ describe("istiod in a cluster", () => {
   }
 
   it("has what render --from-cluster prints and nothing else of ours, with a patch at clients too", async () => {
-    await stage.mesh.push(async () => {
-      await stage.ask(BY_ADDRESS);
-      await until("the rule of subsets has gone", () => hasSubsets(0));
-    });
+    await stage.mesh.push(() => askFor(BY_ADDRESS));
     const objects = await made();
     const filters = await verified("client", objects);
     assert.deepEqual(
@@ -129,7 +135,7 @@ describe("istiod in a cluster", () => {
     const shown = (all: KubeObject[]) =>
       all.map(({ kind, metadata: { name }, spec }) => ({ kind, name, spec }));
     assert.deepEqual(shown(items), shown(objects));
-    await stage.mesh.push(() => stage.ask(BY_WORKLOAD));
+    await stage.mesh.push(() => askFor(BY_WORKLOAD));
   });
 
   it("keeps sessions through a port of the Service, another writing, and a controller that begins anew", async () => {
@@ -138,27 +144,38 @@ describe("istiod in a cluster", () => {
     const versionOf = (objects: KubeObject[]) =>
       objects.find(({ kind }) => kind === "Sidecar")?.metadata.resourceVersion;
     const two = [...BY_WORKLOAD.stickiness.workloads, { name: "chat-1", labels: { app: HELD_APP } }];
+    const earlier = stage.mesh.answered();
+    const requests = stage.startRequests();
     await whileAsking(sessions, async () => {
-      await stage.mesh.push(() => stage.ask(BY_WORKLOAD, MORE_PORTS));
+      await stage.mesh.push(() => askFor(BY_WORKLOAD, MORE_PORTS));
       await stage.stopController();
       await stage.startController();
       // that it is written is the new one's doing, which has looked at all of them by then
       const more = { stickiness: { ...BY_WORKLOAD.stickiness, workloads: two } };
-      await stage.mesh.push(() => stage.ask(more, MORE_PORTS));
-      await stage.mesh.push(async () => {
-        await stage.ask(BY_WORKLOAD);
-        await until("the other workload's subset has gone", () => hasSubsets(1));
-      });
+      await stage.mesh.push(() => askFor(more, MORE_PORTS));
+      await stage.mesh.push(() => askFor(BY_WORKLOAD));
     });
     assertGoOn(sessions);
+    assert.equal(requests.exited, false, requests.stdout);
+    await requests.stop();
+    const { count, refused } = stage.mesh.answered();
+    assert.deepEqual(refused.slice(earlier.refused.length), []);
+    assert.ok(count - earlier.count > REQUESTS_MIN, `${count - earlier.count} requests`);
     for (const session of sessions) session.close();
     assert.equal(versionOf(await made()), versionOf(before), "the Sidecar was written again");
   });
 
-  /** What the controller has made has so many subsets. */
-  async function hasSubsets(count: number): Promise<boolean> {
-    const subsets = (await made()).flatMap(({ spec }) => spec.subsets ?? []);
-    return subsets.length === count;
+  /** The Service asks for this, and the controller has made all of it: routes come some time after their subsets, and go before them. */
+  async function askFor(mesh: Mesh, ports?: readonly ServicePort[]): Promise<void> {
+    const wanted = (mesh.stickiness?.workloads ?? []).map(({ name }) => name);
+    await stage.ask(mesh, ports);
+    await until("there are the subsets and the routes to them, and no others", async () => {
+      const all = await made();
+      const subsets = all.flatMap(({ spec }) => spec.subsets ?? []).map(({ name }) => name);
+      const routes = all.flatMap(({ spec }) => spec.http ?? []).flatMap(({ route }) => route);
+      const ledTo = new Set(routes.map(({ destination }) => destination.subset));
+      return isDeepStrictEqual([subsets, [...ledTo]], [wanted, wanted]);
+    });
   }
 
   it("keeps sessions of a sidecar with a long drainDuration, though its listener is replaced", async () => {
@@ -265,11 +282,8 @@ describe("istiod in a cluster", () => {
       const sessions = await openDirect();
       assert.ok((await handshakes()) > earlier);
       await whileAsking([...sessions, ...gated], async () => {
-        await stage.mesh.push(() => stage.ask(BY_WORKLOAD, MORE_PORTS));
-        await stage.mesh.push(async () => {
-          await stage.ask({});
-          await until("the rule of subsets has gone", () => hasSubsets(0));
-        });
+        await stage.mesh.push(() => askFor(BY_WORKLOAD, MORE_PORTS));
+        await stage.mesh.push(() => askFor({}));
       });
       assertGoOn([...sessions, ...gated]);
       for (const session of sessions) session.close();

@@ -10,7 +10,7 @@
  * Several run beside each other. `close()` leaves nothing behind.
  */
 import { execFileSync } from "node:child_process";
-import { chmodSync } from "node:fs";
+import { chmodSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ControlPlane, type KubeObject } from "../kube/control-plane.ts";
@@ -18,7 +18,7 @@ import { kubeTools } from "../kube/kube-tools.ts";
 import { createLab, type Lab, type LabOptions, projectRoot } from "../lab/lab.ts";
 import { MeshAuthority } from "./certificates.ts";
 import { NAMESPACE } from "./istio-objects.ts";
-import { Istiod, type ResourceFiles } from "./istiod.ts";
+import { Istiod, type MeshConfig, type ResourceFiles } from "./istiod.ts";
 import { put } from "./kube-objects.ts";
 import { requireEnvoy, requireIstioDefinitions } from "./mesh-tools.ts";
 import { Sidecar, type SidecarOptions } from "./sidecar.ts";
@@ -27,6 +27,11 @@ const POLL_MS = 50;
 /** No configuration came for so long: that was all of it. istiod waits 250 ms for more files, and 100 for more changes. */
 const QUIET_MS = 800;
 const PUSH_MS_MAX = 30_000;
+const LOG_FORMAT = `${[
+  ...["%START_TIME%", "%RESPONSE_CODE%", "%RESPONSE_FLAGS%", "%RESPONSE_CODE_DETAILS%", "%DURATION%ms"],
+  ...["route=%ROUTE_NAME%", "cluster=%UPSTREAM_CLUSTER_RAW%", "host=%UPSTREAM_HOST%"],
+  ...["at=%DOWNSTREAM_LOCAL_ADDRESS%", "tls=%UPSTREAM_TRANSPORT_FAILURE_REASON%"],
+].join(" ")}\n`;
 
 export interface MeshOptions extends Pick<LabOptions, "nodes" | "gateways"> {
   /** by the name of their place */
@@ -37,6 +42,8 @@ export interface MeshOptions extends Pick<LabOptions, "nodes" | "gateways"> {
   objects?: readonly KubeObject[];
   /** of istiod, over the laboratory's own */
   istiodEnv?: Record<string, string>;
+  /** every sidecar writes down what it answers, from the start: {@link Mesh.answered} */
+  logsAccess?: boolean;
   /** default 1: what a push ends has soon ended */
   drainSeconds?: number;
 }
@@ -66,14 +73,23 @@ export class Mesh {
   }
 
   /** Part of {@link createMesh}. */
-  async start({ sidecars, resources, objects, istiodEnv, drainSeconds = 1 }: MeshOptions): Promise<void> {
+  async start(options: MeshOptions): Promise<void> {
+    const {
+      sidecars,
+      resources,
+      objects,
+      istiodEnv: env = {},
+      logsAccess = false,
+      drainSeconds = 1,
+    } = options;
     const { lab } = this;
+    const istiod = { env, config: logsAccess ? this.#startLog() : {} };
     // an Envoy runs as another user, and has to come to its socket and its bootstrap
     chmodSync(lab.dir, 0o711);
-    if (resources !== undefined) this.#istiod = await Istiod.start(lab, { files: resources }, istiodEnv);
+    if (resources !== undefined) this.#istiod = await Istiod.start(lab, { files: resources }, istiod);
     if (objects !== undefined) {
       this.#api = await startApi(lab, objects);
-      this.#istiod = await Istiod.start(lab, { kubeconfig: this.#api.kubeconfig }, istiodEnv);
+      this.#istiod = await Istiod.start(lab, { kubeconfig: this.#api.kubeconfig }, istiod);
     }
     const authority = new MeshAuthority(join(lab.dir, "certificates"));
     for (const [name, options] of Object.entries(sidecars)) {
@@ -159,6 +175,30 @@ export class Mesh {
 
   #all<T>(ask: (sidecar: Sidecar) => Promise<T>): Promise<T[]> {
     return Promise.all([...this.#sidecars.values()].map(ask));
+  }
+
+  /** @returns the configuration with which every sidecar writes to one file, which is of the Envoys' user, too */
+  #startLog(): MeshConfig {
+    writeFileSync(this.#log, "");
+    chmodSync(this.#log, 0o666);
+    return { accessLogFile: this.#log, accessLogFormat: LOG_FORMAT };
+  }
+
+  get #log(): string {
+    return join(this.lab.dir, "access.log");
+  }
+
+  /**
+   * How many requests sidecars have answered, or passed an answer to, and those that were refused, with why: {@link LOG_FORMAT}. What the last
+   * tenth of a second had may not be there yet.
+   */
+  answered(): { count: number; refused: string[] } {
+    const requests = readFileSync(this.#log, "utf8")
+      .split("\n")
+      .map((line) => ({ line, status: Number(line.split(" ")[1]) }))
+      .filter(({ status }) => status > 0);
+    const refused = requests.filter(({ status }) => status >= 400);
+    return { count: requests.length, refused: refused.map(({ line }) => line) };
   }
 
   async close(): Promise<void> {

@@ -92,6 +92,8 @@ export class Sidecar {
         ...["setpriv", `--reuid=${USER}`, `--regid=${USER}`, "--clear-groups", "--"],
         ...[ENVOY, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warn"],
         ...["--drain-time-s", String(drainSeconds), "--drain-strategy", "immediate"],
+        // its access log: ten seconds else
+        ...["--file-flush-interval-msec", "100"],
       ],
       { name: "envoy" },
     );

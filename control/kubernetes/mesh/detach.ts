@@ -12,7 +12,7 @@ import { isCode, type KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Service } from "../client/objects.ts";
 import { type Kind, pathOf } from "../client/paths.ts";
 import { MADE_BY_US } from "./keep.ts";
-import { SETTLE_MS } from "./leaving.ts";
+import { SETTLE_MS } from "./subsets.ts";
 
 const POLL_MS = 200;
 /** somebody may write such a Service all the time */

@@ -24,7 +24,7 @@ import type { Watched } from "../client/reflector.ts";
 import { Rounds } from "../client/rounds.ts";
 import { Watches, type WatchesOptions } from "../client/watches.ts";
 import { type ServiceFinding, ServiceFindings, TELL_AGAIN_MS } from "../services/findings.ts";
-import { Leaving, lostSubsets, SETTLE_MS, withSubsets } from "./leaving.ts";
+import { hasLedTo, leadElsewhere, lostSubsets, SETTLE_MS, Settled, withSubsets } from "./subsets.ts";
 
 const AGAIN_MS = 2_000;
 const MANAGED_BY_LABEL = "app.kubernetes.io/managed-by";
@@ -47,7 +47,7 @@ const KINDS: Record<string, Kind> = {
 export interface MeshOptions extends WatchesOptions {
   /** all of the cluster */
   pods: Watched<Pod>;
-  /** how long subsets stay that no route leads to any more; default: {@link SETTLE_MS} */
+  /** how long subsets stay that no route leads to any more, and are there before one does; default: {@link SETTLE_MS} */
   settleMs?: number;
 }
 
@@ -63,7 +63,7 @@ interface Wanted {
 /** Works until the signal is aborted. */
 export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promise<void> {
   const { api, pods, onProblem, settleMs = SETTLE_MS } = options;
-  const leaving = new Leaving(settleMs);
+  const settled = new Settled(settleMs);
   const watches = new Watches(options);
   const rounds = new Rounds(round, signal);
   const events = new ServiceFindings(api, onProblem);
@@ -110,13 +110,20 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
       };
       for (const { service, kind, object: last } of wanted) {
         const path = pathOfObject(kind, last);
+        own.delete(path);
+        if (kind === "virtualservices" && leadElsewhere(found.get(path), last)) {
+          const rule = found.get(pathOfObject("destinationrules", last));
+          if (!settled.isTime(path, hasLedTo(rule, last))) {
+            rounds.later(settleMs);
+            continue;
+          }
+        }
         const lost = kind === "destinationrules" ? lostSubsets(found.get(path), last) : [];
-        const isEarly = lost.length > 0 && !leaving.isTime(path, routesAreRight(last));
+        const isEarly = lost.length > 0 && !settled.isTime(path, routesAreRight(last));
         const object = isEarly ? withSubsets(last, lost) : last;
         if (isEarly) rounds.later(settleMs);
         const finding = await put(path, kind, object, found.get(path) ?? null);
         if (finding !== null) findings.push({ service, ...finding });
-        own.delete(path);
       }
       const isAsked = new Set(asking.map(({ metadata }) => metadata.uid));
       for (const [path, object] of own) {
@@ -125,7 +132,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
         // of a Service that asks, and has none now, it stays
         if (isAsked.has(owner) && !whole.has(owner)) continue;
         const isRule = path === pathOfObject("destinationrules", object);
-        if (isRule && !leaving.isTime(path, routesAreRight(object))) {
+        if (isRule && !settled.isTime(path, routesAreRight(object))) {
           rounds.later(settleMs);
           continue;
         }
