@@ -37,6 +37,11 @@ interface RenderOptions {
 
 interface VerifyOptions extends ProxySource {
   policy?: string;
+  fromCluster?: boolean;
+  service: string[];
+  namespace?: string;
+  kubeconfig?: string;
+  context?: string;
   mode: Mode;
   filename: string[];
   json?: boolean;
@@ -54,6 +59,8 @@ export interface ClusterAccess {
     options: { kubeconfig?: string; context?: string; namespace?: string },
     use: (api: KubernetesApi, namespace: string) => Promise<number>,
   ): Promise<void>;
+  /** for kubectl, as it was given */
+  accessOf(options: { kubeconfig?: string; context?: string }): string[];
 }
 
 export interface EndpointsRunner {
@@ -72,9 +79,12 @@ The file:
 
 Of workloads in forward mode. What Envoys were told stays when it ends, and while the store is away.`;
 
+/** of a sidecar's Envoy, at its loopback address (proxyAdminPort of Istio's ProxyConfig) */
+const ISTIO_ADMIN_PORT = 15_000;
+
 export function addEnvoyCommands(
   program: Command,
-  terminal: Terminal & EndpointsRunner,
+  terminal: Terminal & EndpointsRunner & { env: Record<string, string | undefined> },
   done: (status: number) => void,
   cluster: ClusterAccess,
 ): void {
@@ -110,27 +120,63 @@ export function addEnvoyCommands(
       const print = (policies: Policy[]) =>
         renderPolicies({ policies, mode, istioVersion, format }, terminal);
       if (policy !== undefined) return done(print([readPolicy(policy)]));
-      return cluster.withCluster(options, async (api, namespace) =>
-        print(await policiesInCluster(api, { namespace, services: service }, terminal)),
-      );
+      return cluster.withCluster(options, async (api, namespace) => {
+        const { policies } = await policiesInCluster(api, { namespace, services: service }, terminal);
+        return print(policies);
+      });
     });
 
-  ofProxy(
-    envoy
-      .command("verify")
-      .description("say of each patch whether a proxy has it, and if not why")
-      .option("--policy <file>", "what it comes to is looked for")
-      .addOption(mode())
-      .option("-f, --filename <file>", "EnvoyFilters and Sidecars of anybody; may be repeated", collect, []),
-  )
+  cluster
+    .inCluster(
+      ofProxy(
+        envoy
+          .command("verify")
+          .description("say of each patch whether a proxy has it, and if not why")
+          .option("--policy <file>", "what it comes to is looked for")
+          .addOption(mode())
+          .option(
+            "-f, --filename <file>",
+            "EnvoyFilters and Sidecars of anybody; may be repeated",
+            collect,
+            [],
+          ),
+      )
+        .option(
+          "--from-cluster",
+          "what Services ask for: is it in the cluster, and in the Envoy of each of their pods",
+        )
+        .option("--service <name>", "of a cluster: of this one; may be repeated", collect, [])
+        .option("-n, --namespace <name>", "of a cluster; default: the context's"),
+    )
     .option("--json", "print one JSON object")
     .addHelpText(
       "after",
       `
-1 where something that is for this proxy is not in it, or nothing of it is for this proxy.
+1 where something that is for this proxy is not in it, or nothing of it is for this proxy. With --from-cluster kubectl leads to
+the Envoys (port-forward), and 1 is also where something is not in the cluster, or a pod is not reached.
 ${EXIT_HELP}`,
     )
     .action(async ({ policy, filename, json = false, ...options }: VerifyOptions) => {
+      if (options.fromCluster === true) {
+        const { admin, configDump, mode } = options;
+        if (policy !== undefined || filename.length > 0 || admin !== undefined || configDump !== undefined)
+          throw fail(
+            "USAGE_ENVOY",
+            "--from-cluster reads all it needs there: leave out --policy, -f, --admin and --config-dump",
+          );
+        if (mode !== "sidecar" && mode !== "envoyfilter")
+          throw fail("USAGE_ENVOY", "of a cluster: expected --mode sidecar or envoyfilter");
+        return cluster.withCluster(options, async (api, namespace) => {
+          const [{ verifyCluster }, { forwarded }, { askEnvoy }] = await Promise.all([
+            import("./verify-cluster.ts"),
+            import("./port-forward.ts"),
+            import("#envoy/config-dump.ts"),
+          ]);
+          const forward = { port: ISTIO_ADMIN_PORT, access: cluster.accessOf(options), env: terminal.env };
+          const request = { namespace, services: options.service, mode };
+          return verifyCluster(api, (pod) => forwarded(pod, forward, askEnvoy), request, json, terminal);
+        });
+      }
       const { readPolicy, verifyProxy } = await import("./envoy.ts");
       const wanted = policy === undefined ? null : readPolicy(policy);
       done(await verifyProxy({ ...options, policy: wanted, files: filename }, json, terminal));

@@ -3,7 +3,7 @@ import { readFileSync, statSync } from "node:fs";
 import { parseAllDocuments } from "yaml";
 import { type Audit, audit } from "#envoy/audit/audit.ts";
 import { askEnvoy, type DumpedProxy, readDumpFile } from "#envoy/config-dump.ts";
-import { policiesOf } from "#envoy/from-cluster.ts";
+import { type LeftOut, policiesOf } from "#envoy/from-cluster.ts";
 import { render } from "#envoy/generate/render.ts";
 import type { Rendered } from "#envoy/generate/resource.ts";
 import { jsonOf, markText, yamlOf } from "#envoy/generate/text.ts";
@@ -35,12 +35,22 @@ export interface ProxySource {
   admin?: string | undefined;
 }
 
-/** Of the Services of a namespace, or of those that are named; why others are left out goes to standard error. */
+export interface FoundInCluster {
+  policies: Policy[];
+  leftOut: LeftOut[];
+  /** all of the namespace */
+  pods: Pod[];
+}
+
+/**
+ * Of the Services of a namespace, or of those that are named; why others are left out goes to standard error.
+ * @throws HoldfastError of the client; `KUBERNETES_NOT_FOUND`: there are none
+ */
 export async function policiesInCluster(
   api: KubernetesApi,
   { namespace, services }: { namespace: string; services: readonly string[] },
   { err }: Terminal,
-): Promise<Policy[]> {
+): Promise<FoundInCluster> {
   const [all, pods] = await Promise.all([
     api.list<Service>(pathOf("services", { namespace })),
     api.list<Pod>(pathOf("pods", { namespace })),
@@ -57,7 +67,7 @@ export async function policiesInCluster(
       "KUBERNETES_NOT_FOUND",
       `no Service of namespace ${namespace} has pods that both Holdfast and Istio have injected`,
     );
-  return policies.map(({ policy }) => policy);
+  return { policies: policies.map(({ policy }) => policy), leftOut, pods: pods.items };
 }
 
 /** @throws HoldfastError `CONFIG_INVALID` */
@@ -111,15 +121,23 @@ export async function verifyProxy(
     policy !== null && mode === "plain"
       ? objects.flatMap((one) => verifyPlain(proxy, one))
       : verify(proxy, objects, rendered.marks);
-  const ours = results.filter(({ state }) => state === "applied" || state === "missing");
-  const isGood = ours.length > 0 && ours.every(({ state }) => state === "applied");
   if (json) terminal.out.write(`${JSON.stringify({ proxy: shownOf(proxy), results })}\n`);
   else {
     terminal.out.write(resultsText(results));
-    if (ours.length === 0)
+    if (!results.some(isOfProxy))
       terminal.err.write(`nothing of it is for this proxy (${plain(proxy.id || "without an id")})\n`);
   }
-  return isGood ? EXIT.ok : EXIT.failed;
+  return isAllApplied(results) ? EXIT.ok : EXIT.failed;
+}
+
+function isOfProxy({ state }: Result): boolean {
+  return state === "applied" || state === "missing";
+}
+
+/** All that is looked at, and there is something. */
+export function isAllApplied(results: readonly Result[]): boolean {
+  const ours = results.filter(isOfProxy);
+  return ours.length > 0 && ours.every(({ state }) => state === "applied");
 }
 
 export interface AuditRequest extends ProxySource {
@@ -188,11 +206,11 @@ function readObjects(file: string): unknown[] {
   }
 }
 
-function shownOf({ id, kind, namespace, labels, drainSeconds, rejected }: DumpedProxy): object {
+export function shownOf({ id, kind, namespace, labels, drainSeconds, rejected }: DumpedProxy): object {
   return { id, kind, namespace, labels, drainSeconds, rejected };
 }
 
-function resultsText(results: readonly Result[]): string {
+export function resultsText(results: readonly Result[]): string {
   const rows = results.map(({ resource, part, what, state, reason }) =>
     [resource, part, what, reason === null ? state : `${state} (${reason})`].map(plain),
   );

@@ -384,7 +384,7 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       api.close();
     }
   };
-  addEnvoyCommands(program, around, done, { inCluster, withCluster });
+  addEnvoyCommands(program, around, done, { inCluster, withCluster, accessOf });
 
   /** The same command beside the agent of the pod's node. */
   const besideAgent = (pod: string, options: ClusterOptions, command: (workload: string) => string[]) =>

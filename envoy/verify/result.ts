@@ -53,6 +53,10 @@ export const CURES = {
     "take another value: a merge leaves out what is 0 in protobuf, and so cannot set it (of lb_policy: LEAST_REQUEST in the place of ROUND_ROBIN)",
   "lb-policy":
     "add lb_policy: LEAST_REQUEST: istiod's is CLUSTER_PROVIDED, with which Envoy refuses the cluster and keeps the one before (ROUND_ROBIN is 0, which is never merged)",
+  "not-in-cluster":
+    "apply what holdfast envoy render --from-cluster prints; or have the controller keep it: mesh.enabled of the chart, and the annotation holdfast.dev/mesh on the Service",
+  "not-as-asked":
+    "apply what holdfast envoy render --from-cluster prints; where the controller keeps it (it writes routes some seconds after their subsets) look at the Service's Events",
   "no-endpoints":
     "see that holdfast envoy endpoints runs, and that it and Envoy name the same folder, or address",
   "no-listener": "look at the ports that the proxy has, with istioctl proxy-config listeners",

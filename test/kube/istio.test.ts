@@ -4,7 +4,6 @@
  * and `scripts/setup.sh mesh` make what it needs.
  */
 import assert from "node:assert/strict";
-import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { isFinal } from "#control/api/resources.ts";
@@ -291,21 +290,43 @@ describe("pods that Istio and Holdfast inject", () => {
     assert.deepEqual(await allowed(), wanted);
   });
 
-  it("have what render --from-cluster prints, says verify of the pod's own Envoy", async () => {
-    const rendered = await cluster.run([HOLDFAST_PROGRAM, "envoy", "render", "--from-cluster", "-n", GAMES]);
-    assert.equal(rendered.status, 0, rendered.stderr);
-    const file = join(cluster.lab.dir, "rendered.yaml");
-    writeFileSync(file, rendered.stdout);
-    const mesh = await theOnlyPod("mesh", "a");
-    const verify = [HOLDFAST_PROGRAM, "envoy", "verify", "--admin", ADMIN, "-f", file, "--json"];
-    let said = "";
-    await until("verify finds the Sidecar applied", async () => {
-      const { json, stderr } = await inPod(mesh, verify);
-      const { results = [] } = (json ?? {}) as { results?: { resource: string; state: string }[] };
-      said = stderr + results.map(({ resource, state }) => `${resource.split(" ")[0]} ${state}`).join("\n");
-      return said === "Sidecar applied";
+  it("have what their Service asks for in the cluster and in their own Envoys, says verify --from-cluster", async () => {
+    interface Said {
+      services?: {
+        service: string;
+        cluster: Part[];
+        pods: { pod: string; error: string | null; results: Part[] }[];
+      }[];
+    }
+    type Part = { resource: string; state: string };
+    const { metadata } = await theOnlyPod("mesh", "a");
+    const argv = [HOLDFAST_PROGRAM, "envoy", "verify", "--from-cluster", "-n", GAMES];
+    const verify = async (...more: string[]): Promise<{ status: number | null; said: string }> => {
+      const { status, json, stderr } = await cluster.run([...argv, "--service", "mesh", "--json", ...more]);
+      const { services = [] } = (json ?? {}) as Said;
+      const shown = (parts: Part[]) =>
+        parts.map(({ resource, state }) => `${resource.split(" ")[0]} ${state}`);
+      const lines = services.flatMap(({ service, cluster: there, pods }) => [
+        `${service}: ${shown(there)}`,
+        ...pods.map(({ pod: name, error, results }) => `${name}: ${error ?? shown(results)}`),
+      ]);
+      return { status, said: [...lines, ...(stderr === "" ? [] : [stderr])].join("\n") };
+    };
+    const wanted = { status: 0, said: `mesh: Sidecar applied\n${metadata.name}: Sidecar applied` };
+    let found = await verify();
+    await until(`verify finds the Sidecar applied, not ${found.said}`, async () => {
+      found = await verify();
+      return found.said === wanted.said;
     });
-    assert.equal(said, "Sidecar applied");
+    assert.deepEqual(found, wanted);
+    assert.deepEqual(await verify("--mode", "envoyfilter"), {
+      status: 1,
+      said: `mesh: EnvoyFilter missing\n${metadata.name}: `,
+    });
+    const text = await cluster.run(argv);
+    assert.match(text.stdout, /^Service mesh, in the cluster\n/m, text.stderr);
+    // of a Service that leads past the gateways of its pods
+    assert.match(text.stderr, /^Service past: NotInPod: /m);
   });
 
   it("keep a gateway's clients when their node is drained, whoever came past the gateway", async () => {

@@ -37,7 +37,7 @@ export const MADE_BY_US = { labelSelector: `${POLICY_LABEL},${MANAGED_BY_LABEL}=
 const REFUSALS = ["KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID", "KUBERNETES_NOT_FOUND"];
 
 /** what a policy comes to with sidecars */
-const KINDS: Record<string, Kind> = {
+export const MESH_KINDS: Record<string, Kind> = {
   Sidecar: "sidecars",
   EnvoyFilter: "envoyfilters",
   DestinationRule: "destinationrules",
@@ -73,7 +73,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
     keep: partOf,
     onChange,
   });
-  const made = Object.values(KINDS).map((kind) => ({
+  const made = Object.values(MESH_KINDS).map((kind) => ({
     kind,
     objects: watches.open<MeshObject>(`${kind} of policies`, {
       path: pathOf(kind),
@@ -215,7 +215,7 @@ function plan(
         });
       for (const { object } of documents) {
         const owned = ownedBy(object as Resource, service);
-        wanted.push({ service, kind: KINDS[owned.kind] as Kind, object: owned });
+        wanted.push({ service, kind: MESH_KINDS[owned.kind] as Kind, object: owned });
       }
     } catch (error) {
       warn(service, "PolicyInvalid", messageOf(error));

@@ -1,0 +1,176 @@
+/** What a cluster's Services ask of Istio, looked for in the cluster and in the Envoys of its pods: what is said, and when it is a failure. */
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { verifyCluster } from "#control/cli/verify-cluster.ts";
+import type { Pod } from "#control/kubernetes/client/objects.ts";
+import { type DumpedProxy, readDump } from "#envoy/config-dump.ts";
+import { render } from "#envoy/generate/render.ts";
+import type { Resource } from "#envoy/generate/resource.ts";
+import { policySchema } from "#envoy/policy.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { ApiInMemory, type Raw } from "../support/api-in-memory.ts";
+import { dumpOf, inboundCluster, pinnedCluster } from "../support/envoy-dump.ts";
+
+const NAMESPACE = "demo";
+const SERVICE = `/api/v1/namespaces/${NAMESPACE}/services/chat`;
+const SIDECAR = `/apis/networking.istio.io/v1/namespaces/${NAMESPACE}/sidecars/chat-holdfast`;
+const PORTS = [{ port: 9000, proxy: 15_900, protocol: "http", servicePort: 9000 }];
+const PINNED = readDump(dumpOf({ clusters: [pinnedCluster(9000, 15_900)] }), "dump");
+const NOT_PUSHED = readDump(dumpOf({ clusters: [inboundCluster(9000)] }), "dump");
+const CLIENTS = { stickiness: { cookie: "hf", key: "address", clients: { app: "client" } } };
+const REQUEST = { namespace: NAMESPACE, services: [], mode: "sidecar" } as const;
+
+interface Said {
+  status: number;
+  services: { service: string; cluster: Raw[]; pods: Raw[] }[];
+  leftOut: Raw[];
+  text: string;
+  asked: string[];
+}
+
+describe("verify of a cluster", () => {
+  /** A Service of one port, whose pods "chat-0" and "chat-1" are, and a client's. @param mesh its annotation */
+  function cluster(mesh: string | null = "{}"): ApiInMemory {
+    const api = new ApiInMemory();
+    const annotations = mesh === null ? {} : { "holdfast.dev/mesh": mesh };
+    api.put(SERVICE, {
+      metadata: { annotations },
+      spec: { selector: { app: "chat" }, ports: [{ port: 9000 }] },
+    });
+    for (const name of ["chat-0", "chat-1"]) putPod(api, name, "chat", { "holdfast.dev/injected": "1" });
+    putPod(api, "client", "client");
+    return api;
+  }
+
+  function putPod(api: ApiInMemory, name: string, app: string, ours: Record<string, string> = {}): void {
+    const told = { "holdfast.dev/ports": "9000/http", "holdfast.dev/proxy": "sidecar" };
+    const annotations = { ...told, ...ours, "sidecar.istio.io/status": "{}" };
+    api.put(`/api/v1/namespaces/${NAMESPACE}/pods/${name}`, {
+      metadata: { labels: { app }, annotations },
+      spec: { containers: [{ name: "app" }] },
+      status: { phase: "Running" },
+    });
+  }
+
+  /** What the controller makes of the Service. */
+  function make(api: ApiInMemory, more: object = {}): void {
+    const policy = { name: "chat", namespace: NAMESPACE, selector: { app: "chat" }, ports: PORTS, ...more };
+    for (const { object } of render(policySchema.parse(policy), "sidecar").documents) {
+      const { apiVersion, kind, metadata, spec } = object as Resource;
+      const path = `/apis/${apiVersion}/namespaces/${NAMESPACE}/${kind.toLowerCase()}s/${metadata.name}`;
+      // a list's items have no kind
+      api.put(path, { metadata, spec: JSON.parse(JSON.stringify(spec)) });
+    }
+  }
+
+  async function verified(
+    api: ApiInMemory,
+    ask: (pod: string) => DumpedProxy,
+    request: Partial<Parameters<typeof verifyCluster>[2]> = {},
+  ): Promise<Said> {
+    const asked: string[] = [];
+    const run = async (json: boolean): Promise<{ status: number; out: string; err: string }> => {
+      let [out, err] = ["", ""];
+      const terminal = {
+        out: { write: (text: string) => (out += text) },
+        err: { write: (text: string) => (err += text) },
+      };
+      const askPod = async ({ metadata: { name } }: Pod): Promise<DumpedProxy> => {
+        asked.push(name);
+        return ask(name);
+      };
+      const status = await verifyCluster(api.api, askPod, { ...REQUEST, ...request }, json, terminal);
+      return { status, out, err };
+    };
+    const { status, out } = await run(true);
+    const pods = [...asked];
+    const text = await run(false);
+    assert.equal(text.status, status);
+    return {
+      status,
+      ...(JSON.parse(out) as Pick<Said, "services" | "leftOut">),
+      text: text.out,
+      asked: pods,
+    };
+  }
+
+  const shown = (results: Raw[]): string[] =>
+    results.map(({ part, state, reason }) => `${part} ${state}${reason === null ? "" : ` ${reason}`}`);
+
+  it("is well where each pod's Envoy has what the cluster has, and asks no pod that it is not for", async () => {
+    const api = cluster();
+    make(api);
+    const { status, services, asked } = await verified(api, () => PINNED);
+    assert.deepEqual(
+      services.map(({ service, cluster: there, pods }) => [service, shown(there), pods.length]),
+      [["chat", ["spec applied"], 2]],
+    );
+    assert.deepEqual(shown(services[0]?.pods[0].results), ["ingress[0] applied"]);
+    assert.deepEqual([status, asked], [0, ["chat-0", "chat-1"]]);
+  });
+
+  it("asks clients' pods too, where their sidecars are patched", async () => {
+    const api = cluster(JSON.stringify(CLIENTS));
+    make(api, CLIENTS);
+    const { asked } = await verified(api, () => PINNED);
+    assert.deepEqual(asked, ["chat-0", "chat-1", "client"]);
+  });
+
+  it("says which pod has not got it, and which is not reached, and looks at the others all the same", async () => {
+    const api = cluster();
+    make(api);
+    const { status, services, text } = await verified(api, (pod) => {
+      if (pod === "chat-0") throw fail("ENVOY_UNREACHABLE", "no port of it");
+      return NOT_PUSHED;
+    });
+    const [none, old] = services[0]?.pods ?? [];
+    assert.deepEqual([none.error, none.results], ["no port of it", []]);
+    assert.equal(old.results[0].state, "missing");
+    assert.match(text, /^pod chat-0: not looked at: no port of it$/m);
+    assert.match(text, /^pod chat-1\nRESOURCE /m);
+    assert.equal(status, 1);
+  });
+
+  it("says what is not in the cluster, and what is not as it is asked for", async () => {
+    const api = cluster();
+    const none = await verified(api, () => NOT_PUSHED);
+    assert.deepEqual(
+      [none.status, shown(none.services[0]?.cluster ?? [])],
+      [1, ["spec missing not-in-cluster"]],
+    );
+    make(api, { ports: [{ ...PORTS[0], proxy: 15_901 }] });
+    const other = await verified(api, () => PINNED);
+    assert.deepEqual(
+      [other.status, shown(other.services[0]?.cluster ?? [])],
+      [1, ["spec missing not-as-asked"]],
+    );
+    // what istiod tells is what the cluster has
+    assert.match(other.services[0]?.pods[0].results[0].why, /leads to 127\.0\.0\.1:15900/);
+    api.remove(SIDECAR);
+    assert.equal((await verified(api, () => PINNED)).status, 1);
+  });
+
+  it("fails where a Service that asks is left out, not where one is that does not", async () => {
+    const other = SERVICE.replace(/chat$/, "other");
+    for (const isAsked of [true, false]) {
+      const api = cluster();
+      make(api);
+      const annotations = isAsked ? { "holdfast.dev/mesh": "{}" } : {};
+      api.put(other, { metadata: { annotations }, spec: { selector: { app: "client" }, ports: [] } });
+      const { status, leftOut } = await verified(api, () => PINNED);
+      assert.deepEqual(
+        [status, leftOut.map(({ service, reason }) => `${service} ${reason}`)],
+        isAsked ? [1, ["other NotInjected"]] : [0, []],
+      );
+    }
+  });
+
+  it("ends where kubectl is missing, which would lead to none of the others either", async () => {
+    const api = cluster();
+    make(api);
+    const ask = (): never => {
+      throw fail("KUBECTL_MISSING", "install it");
+    };
+    await assert.rejects(verified(api, ask), { code: "KUBECTL_MISSING" });
+  });
+});
