@@ -13,7 +13,9 @@ import type { Found, Reason } from "./result.ts";
 const ORIGINAL_DST = "ORIGINAL_DST";
 
 /** `inbound|9000||`, `outbound|8080|v1|chat.demo.svc.cluster.local`; null: of neither kind */
-function keyOf(name: string): { direction: string; port: number; subset: string; host: string } | null {
+export function keyOf(
+  name: string,
+): { direction: string; port: number; subset: string; host: string } | null {
   const match = /^(inbound|outbound)\|(\d+)\|([^|]*)\|([^|]*)$/.exec(name);
   if (match === null) return null;
   const [, direction = "", port, subset = "", host = ""] = match;

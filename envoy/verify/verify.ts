@@ -16,10 +16,11 @@ import { STATEFUL_SESSION_FILTER } from "../generate/stickiness.ts";
 import { lookAtCluster, lookAtIngress } from "./clusters.ts";
 import { lookAtFilters } from "./filters.ts";
 import { type Reason, type Result, resultOf } from "./result.ts";
+import { lookAtRoutes, lookAtSubsets, type Part } from "./subsets.ts";
 
 const LOOKED_AT = new Set(["CLUSTER", "HTTP_FILTER", "NETWORK_FILTER"]);
 
-/** @param objects of Kubernetes: Sidecars and EnvoyFilters are looked at */
+/** @param objects of Kubernetes: Sidecars, EnvoyFilters, subsets of DestinationRules and routes of VirtualServices are looked at */
 export function verify(
   proxy: DumpedProxy,
   objects: readonly JsonObject[],
@@ -29,6 +30,8 @@ export function verify(
     ...objects.flatMap((object) => {
       if (object.kind === "EnvoyFilter") return envoyFilter(proxy, object);
       if (object.kind === "Sidecar") return sidecar(proxy, object);
+      if (object.kind === "DestinationRule") return parts(proxy, object, lookAtSubsets);
+      if (object.kind === "VirtualService") return parts(proxy, object, lookAtRoutes);
       if (typeof object.kind !== "string") return [];
       return [notLookedAt(nameOf(object), "spec", object.kind, `a ${object.kind} is not looked at`)];
     }),
@@ -86,6 +89,31 @@ function envoyFilter(proxy: DumpedProxy, object: JsonObject): Result[] {
     const found =
       applyTo === "CLUSTER" ? lookAtCluster(proxy, context, patch) : lookAtFilters(proxy, context, patch);
     return found.map((one) => resultOf(resource, part, one, warnings));
+  });
+}
+
+/** Of a DestinationRule without subsets nothing is looked at. */
+function parts(
+  proxy: DumpedProxy,
+  object: JsonObject,
+  look: (proxy: DumpedProxy, object: JsonObject) => Part[],
+): Result[] {
+  const resource = nameOf(object);
+  const all = look(proxy, object);
+  if (all.length === 0)
+    return [
+      notLookedAt(
+        resource,
+        "spec",
+        String(object.kind),
+        "it has no subsets and no routes of HTTP to look at",
+      ),
+    ];
+  return all.map(({ part, what, found }) => {
+    if (proxy.kind === "plain") return elsewhere(resource, part, what, "this Envoy is none of istiod's");
+    if ("elsewhere" in found) return elsewhere(resource, part, what, found.elsewhere);
+    if ("unknown" in found) return notLookedAt(resource, part, what, found.unknown);
+    return resultOf(resource, part, found, found.warnings);
   });
 }
 

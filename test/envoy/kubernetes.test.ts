@@ -76,17 +76,26 @@ describe("istiod in a cluster", () => {
     return all.flat();
   }
 
-  /** What `holdfast envoy verify` says of objects at a place: `KIND PART STATE` of each that is for it. */
+  /** What `holdfast envoy verify` says of objects at a place: `KIND PART STATE` of each that is for it, and its warnings. */
   async function verified(place: string, objects: KubeObject[]): Promise<string[]> {
     const file = join(stage.lab.dir, "made.json");
     writeFileSync(file, objects.map((one) => `${JSON.stringify(one)}\n`).join("---\n"));
     const command = [HOLDFAST, "envoy", "verify", "--admin", ADMIN_URL, "-f", file, "--json"];
     const { json, stderr } = await stage.lab.run(place, command);
     assert.ok(json !== undefined, stderr);
-    const { results } = json as { results: { resource: string; part: string; state: string }[] };
+    interface Part {
+      resource: string;
+      part: string;
+      state: string;
+      warnings: string[];
+    }
+    const { results } = json as { results: Part[] };
     return results
       .filter(({ state }) => state !== "elsewhere")
-      .map(({ resource, part, state }) => `${resource.split(" ")[0]} ${part} ${state}`);
+      .flatMap(({ resource, part, state, warnings }) => [
+        `${resource.split(" ")[0]} ${part} ${state}`,
+        ...warnings,
+      ]);
   }
 
   it("tells sidecars what the controller writes for a Service that asks: verify finds it in them", async () => {
@@ -101,8 +110,11 @@ describe("istiod in a cluster", () => {
     );
     assert.deepEqual(await verified(HELD.name, objects), [
       ...SERVED.map((_, index) => `Sidecar ingress[${index}] applied`),
-      "DestinationRule spec unknown",
-      "VirtualService spec unknown",
+      "DestinationRule subsets[0] applied",
+      // by the cookie, and of who has none, at each port of HTTP
+      ...HTTP_PORTS.flatMap((_, index) =>
+        [0, 1].map((of) => `VirtualService http[${2 * index + of}] applied`),
+      ),
     ]);
     assert.equal(await cookieOf(), `${STICKY_COOKIE}=chat-0`);
     // a Sidecar's first coming ends what its pods have, as audit says; not what a gateway's clients have
@@ -163,6 +175,20 @@ describe("istiod in a cluster", () => {
     assert.ok(count - earlier.count > REQUESTS_MIN, `${count - earlier.count} requests`);
     for (const session of sessions) session.close();
     assert.equal(versionOf(await made()), versionOf(before), "the Sidecar was written again");
+  });
+
+  it("has verify warn at clients of a subset whose labels no pod has, which is there all the same", async () => {
+    const [mine] = BY_WORKLOAD.stickiness.workloads as [{ name: string; labels: object }];
+    const workloads = [mine, { name: "nobody", labels: { app: "nobody" } }];
+    await stage.mesh.push(() => askFor({ stickiness: { cookie: STICKY_COOKIE, workloads } }));
+    const rule = (await made()).filter(({ kind }) => kind === "DestinationRule");
+    const [first, second, warning] = await verified("client", rule);
+    assert.deepEqual(
+      [first, second],
+      ["DestinationRule subsets[0] applied", "DestinationRule subsets[1] applied"],
+    );
+    assert.match(warning ?? "", /^outbound\|\d+\|nobody\|\S+ has no endpoints: /);
+    await stage.mesh.push(() => askFor(BY_WORKLOAD));
   });
 
   /** The Service asks for this, and the controller has made all of it: routes come some time after their subsets, and go before them. */
