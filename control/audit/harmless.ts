@@ -55,8 +55,9 @@ export const NOTHING_DONE: Circumstances = {
 const TASK = /^(process|thread) /;
 const PROCESS = /^process /;
 const DESCRIPTOR = /^descriptor /;
-/** TCP_LISTEN (net/tcp_states.h), which Unix sockets have too */
+/** TCP_LISTEN and TCP_ESTABLISHED (net/tcp_states.h), which Unix sockets have too */
 const LISTENS = "10";
+const ESTABLISHED = "1";
 
 /** SIGSTOP and SIGCONT of a signal mask in hexadecimal */
 const STOP_SIGNALS = (1n << 18n) | (1n << 17n);
@@ -74,7 +75,7 @@ const OPENING_FLAGS = constants.O_DIRECTORY | constants.O_NOFOLLOW | 0o20000000 
 /** "false" where `status SigBlk` is the mask of a system call that waits */
 export const OWN_MASK = "signal mask is its own";
 
-/** of a socket for datagrams: its error, or what is in its error queue */
+/** of a socket for datagrams: its error, or what is in its error queue; of a Unix socket: that its peer did not read all it was sent */
 export const ERROR_UNREAD = "unread error";
 
 export const HARMLESS: readonly HarmlessRule[] = [
@@ -283,10 +284,10 @@ export const HARMLESS: readonly HarmlessRule[] = [
       "CRIU makes connected Unix sockets as pairs: SO_PEERCRED names the process that made the pair, and the listener's path is no name of an accepted socket any more; who a peer is was asked when it came",
     when: ({ subject, name, before, after }, { subjects }) => {
       const facts = subjects[subject];
-      if (facts?.socket?.startsWith("domain 1,") !== true) return false;
+      if (facts === undefined || !isUnix(facts)) return false;
       // one whose peer has gone was made as one of a pair, too
       if (name === "peer's credentials") return facts.state !== LISTENS && userOf(before) === userOf(after);
-      return facts["connected with"] !== undefined && isNameless(after);
+      return (facts["connected with"] !== undefined || isOrphan(facts)) && isNameless(after);
     },
   },
   {
@@ -295,7 +296,7 @@ export const HARMLESS: readonly HarmlessRule[] = [
     isLoss: true,
     reason:
       "that an earlier datagram did not arrive, or when it was sent, is told once: whoever reads it takes it, and no call sets it",
-    when: ({ after }) => after === null,
+    when: ({ subject, after }, { subjects }) => after === null && !isUnix(subjects[subject] ?? {}),
   },
   {
     subject: DESCRIPTOR,
@@ -382,6 +383,16 @@ function isInCallWithMask(subject: string, { subjects }: Fingerprint): boolean {
 /** `process 12, uid 0, gid 0`: a peer with other rights is another peer */
 function userOf(credentials: string | null): string {
   return credentials?.replace(/^process [^,]*, /, "") ?? "";
+}
+
+/** A socket of AF_UNIX, by its facts. */
+export function isUnix({ socket }: Facts): boolean {
+  return socket?.startsWith("domain 1,") === true;
+}
+
+/** A Unix connection whose peer has gone: the kernel still calls it established. One of datagrams is none, and keeps its name. */
+function isOrphan({ socket, state }: Facts): boolean {
+  return state === ESTABLISHED && / type [15],/.test(socket ?? "");
 }
 
 function isNameless(address: string | null): boolean {

@@ -130,10 +130,11 @@ export function socketFacts(
   }
   if (type === sock.SOCK_STREAM && sock.hasUrgentData(fd)) facts["urgent data"] = "waits";
   connectionFacts(fd, protocol === sock.IPPROTO_TCP && type === sock.SOCK_STREAM, context, facts);
-  if (protocol !== sock.IPPROTO_TCP && (domain === ipText.AF_INET || domain === ipText.AF_INET6)) {
+  const isInternet = domain === ipText.AF_INET || domain === ipText.AF_INET6;
+  if (protocol !== sock.IPPROTO_TCP && isInternet)
     facts["bytes to read"] = String(Math.max(0, descriptor.tryIoctlInt(fd, descriptor.FIONREAD)));
-    if ((polling.pollNow(fd, 0) & polling.POLLERR) !== 0) facts[ERROR_UNREAD] = "waiting";
-  }
+  const tellsErrors = domain === sock.AF_UNIX || (protocol !== sock.IPPROTO_TCP && isInternet);
+  if (tellsErrors && (polling.pollNow(fd, 0) & polling.POLLERR) !== 0) facts[ERROR_UNREAD] = "waiting";
   readOptions(fd, optionsOf(domain, type, protocol), facts);
   if (type !== sock.SOCK_STREAM && (domain === ipText.AF_INET || domain === ipText.AF_INET6))
     membershipFacts(fd, domain, context.groups, facts);

@@ -9,6 +9,7 @@ import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { clockFacts } from "./clocks.ts";
 import { DescriptorLook } from "./descriptors.ts";
 import { type Facts, type Fingerprint, FORMAT } from "./fingerprint.ts";
+import { ERROR_UNREAD, isUnix } from "./harmless.ts";
 import { ipcFacts } from "./ipc-objects.ts";
 import { memoryFacts } from "./memory-map.ts";
 import { mountFacts, mountsOf } from "./proc-text.ts";
@@ -41,6 +42,8 @@ export interface Taken {
   refreshTcp: () => void;
   /** names of Unix sockets whose messages have descriptors that nobody has received: of those nothing is in the fingerprint */
   passing: () => string[];
+  /** … that have an error which whoever reads there would take */
+  failed: () => string[];
   /** the same with these subjects looked at again */
   again: (subjects: ReadonlySet<string>) => Fingerprint;
   ms: number;
@@ -81,6 +84,7 @@ export function takeFingerprint(options: TakeOptions): Taken {
     },
     tree,
     passing: () => Object.keys(subjects).filter((subject) => (subjects[subject]?.scm_fds ?? "0") !== "0"),
+    failed: () => Object.keys(subjects).filter((subject) => hasUnixError(subjects[subject] ?? {})),
     refreshTcp: () => descriptors.refreshTcp(subjects),
     again: (names) => {
       const fresh = { ...fingerprint().subjects };
@@ -92,6 +96,10 @@ export function takeFingerprint(options: TakeOptions): Taken {
     },
     ms: performance.now() - startedMs,
   };
+}
+
+function hasUnixError(facts: Facts): boolean {
+  return facts[ERROR_UNREAD] !== undefined && isUnix(facts);
 }
 
 function hasSubject({ inner, threads }: TreeProcess, names: ReadonlySet<string>): boolean {

@@ -15,7 +15,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { decodeImage, encodeImage } from "./image-file.ts";
-import { decodeFields, encodeFields, type Field } from "./protobuf.ts";
+import { changeField, decodeFields, encodeFields } from "./protobuf.ts";
 
 /** core_entry.thread_info, thread_info_x86.gpregs */
 const THREAD_INFO = 2;
@@ -62,15 +62,4 @@ export function beginCallsAgain(imagesDir: string, dumpLog: string): void {
     const image = begunAgain(readFileSync(path));
     if (image !== null) writeFileSync(path, image);
   }
-}
-
-function changeField(message: Buffer, wanted: number, change: (bytes: Buffer) => Buffer): Buffer {
-  return encodeFields(
-    decodeFields(message).map(
-      ({ number, varint, bytes, isVarint }): Field => [
-        number,
-        isVarint ? varint : number === wanted ? change(bytes) : bytes,
-      ],
-    ),
-  );
 }

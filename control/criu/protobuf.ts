@@ -81,3 +81,12 @@ export function decodeFields(bytes: Buffer): DecodedField[] {
   }
   return fields;
 }
+
+/** The message in which each field of that number has what `change` makes of it; all else is the same byte for byte. */
+export function changeField(message: Buffer, wanted: number, change: (bytes: Buffer) => Buffer): Buffer {
+  return Buffer.concat(
+    decodeFields(message).map(({ number, bytes, raw }) =>
+      number === wanted ? encodeFields([[wanted, change(bytes)]]) : raw,
+    ),
+  );
+}

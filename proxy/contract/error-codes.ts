@@ -163,6 +163,7 @@ const CODES = {
   TERMINAL_FULL: { source: "container", retryable: true },
   TERMINAL_LOST: { source: "kernel" },
   TREES_MANY: { source: "container" },
+  UNIX_ERROR_UNREAD: { source: "container", retryable: true },
   UNIX_PEER_MISSING: { source: "container" },
   UPSTREAM_TAKEN: { source: "container", retryable: true },
   USAGE_AGENT: { source: "config", exit: "usage" },

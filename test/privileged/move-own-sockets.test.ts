@@ -337,6 +337,10 @@ describe("sockets of the application's own", { skip }, () => {
           "d1, d2 = socket.socketpair(); socket.send_fds(d1, [b'x'], [0])",
           "d1.close(); d2.close()",
         ],
+        "socket.unix-error": [
+          "e1, e2 = socket.socketpair(); e1.send(b'x'); e2.send(b'y'); e2.close()",
+          "e1.close()",
+        ],
         "socket.corked": [
           "ck = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); ck.setsockopt(17, 1, 1)",
           "ck.close()",
@@ -416,6 +420,60 @@ signal.signal(signal.SIGUSR1, pass_on)
       await run("passed.send(b'there')");
       assert.equal(String(await answer), "there");
       client.destroy();
+    });
+  });
+
+  test("whose peers have gone move with what they have not read, by whatever name they came together", () =>
+    withPythonShell({ downstream: "forward" }, async (program, run) => {
+      const make = `
+left = []
+for name in ("\\0hf-left", "/var/tmp/left"):
+  for leaver in (0, 1):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+      listener = socket.socket(socket.AF_UNIX, kind); listener.bind(name); listener.listen()
+      pair = [socket.socket(socket.AF_UNIX, kind)]; pair[0].connect(name); pair.append(listener.accept()[0])
+      pair[leaver].send(b"last words"); pair[leaver].close(); listener.close(); left.append(pair[1 - leaver])
+      if name[0] == "/": os.unlink(name)`;
+      assert.equal(await run(`exec(${JSON.stringify(make)}, scope)`), "None");
+      const move = await program.move("b");
+      assert.equal(move.notKept.length, 8, JSON.stringify(move.notKept));
+      for (const line of move.notKept)
+        assert.match(line, /: (local|peer) address was (@hf-left|\/var\/tmp\/left) and is empty$/);
+      await program.move("a");
+      assert.equal(
+        await run("set((one.recv(99), one.recv(99), one.getsockopt(1, 4)) for one in left)"),
+        "{(b'last words', b'', 0)}",
+      );
+    }));
+
+  test("that are told, as they are held, that a peer did not read all stay where they are, and hear of it", (t) => {
+    const faults = faultsFile(t);
+    const token = `unread-${randomUUID()}`;
+    const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
+    return withPythonShell({ workload, faults: { a: `file:${faults}` } }, async (program, run) => {
+      const make = `
+near, far = socket.socketpair(); near.send(b"not read"); far.send(b"last words")
+signal.signal(signal.SIGUSR1, lambda *_: far.close())
+`;
+      await run(`exec(${JSON.stringify(make)}, scope)`);
+      const open = await run("len(os.listdir('/proc/self/fd')) - 1");
+      const pid = `$(pgrep -o -f '^/usr/bin/python3.*[u]${token.slice(1)}')`;
+      writeFileSync(
+        faults,
+        `exec@source:hold=kill -USR1 ${pid}; for i in $(seq 500); do [ $(ls /proc/${pid}/fd | wc -l) -lt ${open} ] && break; sleep 0.01; done`,
+      );
+      const move = await program.tryMove("b");
+      assert.ok(!("error" in move));
+      assert.equal(move.outcome, "rolled-back");
+      assert.match(
+        move.reason ?? "",
+        /^the application has not read that the other end of a Unix socket was closed before /,
+      );
+      writeFileSync(faults, "");
+      assert.equal(await run("near.recv(99)"), "b'last words'");
+      assert.equal(await run("near.recv(99)"), "ERROR ConnectionResetError(104, 'Connection reset by peer')");
+      assert.equal(await run("near.recv(99)"), "b''");
+      await program.move("b");
     });
   });
 

@@ -79,6 +79,7 @@ async function closeOutbound(host: MigrationHost, root: number): Promise<Taken> 
   // before the shield, which is an option of the sockets, and not the application's. The proxy captures its legs meanwhile.
   const taken = takeFingerprint(await audited(config, container, root));
   refuseInFlight(taken);
+  refuseUnreadErrors(taken);
   leaveTerminals(imagesDirOf(host), taken.tree);
   await shieldOutbound(pids, sockets.outbound.filter(stays));
   return taken;
@@ -91,6 +92,16 @@ function refuseInFlight(taken: Taken): void {
   throw fail(
     "DESCRIPTORS_IN_FLIGHT",
     `descriptors that the application has sent to itself (SCM_RIGHTS) were not received yet: ${passing}`,
+  );
+}
+
+/** Come since the preflight. No call sets it at the target, and CRIU, which reads what waits there, would take it at the source. */
+function refuseUnreadErrors(taken: Taken): void {
+  const [failed] = taken.failed();
+  if (failed === undefined) return;
+  throw fail(
+    "UNIX_ERROR_UNREAD",
+    `the application has not read that the other end of a Unix socket was closed before it had read all: ${failed}`,
   );
 }
 

@@ -14,6 +14,7 @@ import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { RestoreCall } from "../../api/migration.ts";
 import { readText } from "../../audit/read-text.ts";
 import type { Taken } from "../../audit/take.ts";
+import { leaveConnectionNames } from "../../criu/connection-names.ts";
 import { withCriuReason } from "../../criu/failure.ts";
 import { hasNamedFiles } from "../../criu/image-file.ts";
 import type { ImageSender } from "../../criu/images.ts";
@@ -94,6 +95,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
     throw await withCriuReason(error, "CRIU_DUMP", `${imagesDir}/dump.log`);
   }
   takeUnsentForSent(imagesDir);
+  leaveConnectionNames(imagesDir);
   beginCallsAgain(imagesDir, readText(join(imagesDir, "dump.log")));
   let frozen: FrozenTree | null = null;
   if (freezer !== null) {

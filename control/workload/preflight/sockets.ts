@@ -237,6 +237,16 @@ function numberedNotifications(fd: number, inode: number): Told[] {
 
 function lookAtUnix(fd: number, inode: number): Told[] {
   const type = option(fd, sock.SO_TYPE);
+  if (hasErrorUnread(fd))
+    return [
+      {
+        id: "socket.unix-error",
+        severity: "error",
+        what: `Unix socket ${inode} has an error that the application has not read (its peer has closed it, or turned to another, and had not read all that it was sent), which CRIU does not carry`,
+        cure: "let it read the socket, or close it",
+        isTransient: true,
+      },
+    ];
   if (type === sock.SOCK_STREAM) return urgentData(fd, inode);
   if (!isNextLost(fd, type)) return [];
   return [
