@@ -50,11 +50,22 @@ export async function parentOf(pid: number): Promise<number | null> {
 /** Direct children, in order of creation. */
 export async function childrenOf(pid: number): Promise<number[]> {
   const children: number[] = [];
-  for (const task of await list(`/proc/${pid}/task`)) {
-    const text = await read(`/proc/${pid}/task/${task}/children`);
-    for (const child of text.split(" ")) if (child.trim() !== "") children.push(Number(child));
-  }
+  for (const task of await list(`/proc/${pid}/task`))
+    children.push(...numbersIn(await read(`/proc/${pid}/task/${task}/children`)));
   return children;
+}
+
+function numbersIn(text: string): number[] {
+  return [...text.matchAll(/\d+/g)].map(Number);
+}
+
+/** Those of them that another thread of their parent has made than its main thread. */
+export async function madeByThreads(pids: number[]): Promise<number[]> {
+  const made: number[] = [];
+  for (const pid of pids)
+    for (const task of await list(`/proc/${pid}/task`))
+      if (Number(task) !== pid) made.push(...numbersIn(await read(`/proc/${pid}/task/${task}/children`)));
+  return made;
 }
 
 /** Root of the one tree below a container's init. null: there is none @throws HoldfastError `TREES_MANY` */

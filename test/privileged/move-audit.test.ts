@@ -399,6 +399,44 @@ threading.Thread(target=wait, daemon=True).start(); BLOCKED.wait()`;
     );
   });
 
+  it("keeps signals that processes want when their parents end, and says where another end counts now", async () => {
+    await withPythonShell({ downstream: "forward" }, async (program, run) => {
+      const code = `
+ENDED = []
+signal.signal(signal.SIGUSR1, lambda *_: ENDED.append(1))
+libc.prctl(1, signal.SIGUSR1, 0, 0, 0)
+def wanted():
+    signal_ = ctypes.c_int(); libc.prctl(2, ctypes.byref(signal_), 0, 0, 0); return signal_.value
+TELL = os.pipe()
+def child(then):
+    pid = os.fork()
+    if pid: return pid
+    libc.prctl(1, 12, 0, 0, 0); signal.signal(12, lambda *_: (os.write(TELL[1], b"x"), os._exit(0)))
+    then(); os.write(TELL[1], b"r")
+    while True: signal.pause()
+def parent():
+    # its child is told of its end
+    pid = os.fork()
+    if pid == 0: child(lambda: None); signal.pause()
+    return pid
+PARENT = parent(); os.read(TELL[0], 1)
+GO = threading.Event()
+def thread(): CHILDREN.append(child(lambda: None)); GO.wait()
+CHILDREN = []; threading.Thread(target=thread, daemon=True).start(); os.read(TELL[0], 1)`;
+      assert.equal(await run(`exec(${JSON.stringify(code)}, scope)`), "None");
+      const first = await program.move("b");
+      assert.equal(first.notKept.length, 2, JSON.stringify(first.notKept));
+      assert.match(first.notKept[0] ?? "", /^process \d+: the signal that it wants when its parent ends /);
+      assert.match(first.notKept[1] ?? "", /^process \d+: which thread has made it, /);
+      const second = await program.move("a");
+      assert.deepEqual(second.notKept, []);
+      assert.equal(await run("(wanted(), ENDED)"), "(0, [])");
+      assert.equal(await run("GO.set()"), "None");
+      assert.equal(await run("(os.kill(PARENT, 9), os.read(TELL[0], 1))[1]"), "b'x'");
+      assert.equal(await run("os.waitpid(CHILDREN[0], os.WNOHANG)"), "(0, 0)");
+    });
+  });
+
   it("moves what is sent signals by a timer all the time, to a thread and to its process", async () => {
     await withPythonShell({ downstream: "forward" }, async (program, run) => {
       const timers = `

@@ -33,6 +33,7 @@ import { tracedTree } from "../traced-tree.ts";
 import { memoryOf } from "../verify-memory.ts";
 import { type Captured, capture } from "./capture.ts";
 import { imagesDirOf, type Move } from "./move.ts";
+import { parentDeathNotKept } from "./parent-death.ts";
 import type { Prepared } from "./prepare.ts";
 import { round } from "./progress.ts";
 
@@ -57,6 +58,8 @@ export interface Dumped extends Pick<Captured, "adopting">, Frozen, LetGo {
   readonly openQueues: RestoreCall["openQueues"];
   /** what is read of the tree was there when it was dumped, as long as it stands still; null: there is no freezer */
   readonly frozen: FrozenTree | null;
+  /** what is lost in the images, in lines for people */
+  readonly notKept: string[];
 }
 
 /** The hold begins when CRIU says that it is about to freeze. */
@@ -97,6 +100,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   takeUnsentForSent(imagesDir);
   leaveConnectionNames(imagesDir);
   beginCallsAgain(imagesDir, readText(join(imagesDir, "dump.log")));
+  const notKept = await parentDeathNotKept(imagesDir, root);
   let frozen: FrozenTree | null = null;
   if (freezer !== null) {
     const tree = await treeOf(root);
@@ -105,7 +109,12 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
     frozen = await FrozenTree.at(freezer, tree, () => stop.throwIfStopped());
   }
   progress.done("dump", performance.now() - startedMs - hooks.waitedMs);
-  return { ...hooks.dumped, openQueues: queues.map(({ key, name }) => ({ key, name: name ?? "" })), frozen };
+  return {
+    ...hooks.dumped,
+    openQueues: queues.map(({ key, name }) => ({ key, name: name ?? "" })),
+    frozen,
+    notKept,
+  };
 }
 
 /** Those that have grown, while nobody waits yet. A proxy of the version before does not know it. */

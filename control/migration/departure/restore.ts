@@ -61,7 +61,7 @@ export async function restore(
     dumped.adopting,
   ]);
   progress.result.auditMs.target = round(result.auditMs);
-  progress.result.notKept.push(...result.notKept);
+  progress.result.notKept.push(...dumped.notKept, ...result.notKept);
   if (memory !== null) {
     const digest = await stop.untilStopped(memory);
     await stop.call(channel, "verify", digest.call, digest.body);
