@@ -437,6 +437,44 @@ CHILDREN = []; threading.Thread(target=thread, daemon=True).start(); os.read(TEL
     });
   });
 
+  it("keeps real-time signals that wait, in their order and with what they say", async () => {
+    await withPythonShell({ downstream: "forward" }, async (program, run) => {
+      const code = `
+libc.sigqueue.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+WAITING = {40, 41, signal.SIGUSR2}
+signal.pthread_sigmask(signal.SIG_BLOCK, WAITING)
+def drain():
+    # what sigqueue(3) says is where waitpid(2) has a status
+    found = []
+    while one := signal.sigtimedwait(WAITING, 0): found.append((one.si_signo, one.si_code, one.si_status, one.si_pid == os.getpid()))
+    return found
+def to_thread(tid, number, value):
+    text = struct.pack("iii4xiiQ96x", number, 0, -1, os.getpid(), os.getuid(), value)
+    assert libc.syscall(240 if os.uname().machine == "aarch64" else 297, os.getpid(), tid, number, text) == 0
+def other():
+    OTHER.append(threading.get_native_id()); GO.wait(); OTHER.append(drain())
+OTHER = []; GO = threading.Event(); THREAD = threading.Thread(target=other, daemon=True); THREAD.start()
+while not OTHER: time.sleep(0.01)
+for value in range(100):
+    for number in (40, 41): assert libc.sigqueue(os.getpid(), number, value * 2 + number) == 0
+for value in range(3): to_thread(OTHER[0], 41, 500 + value); to_thread(os.getpid(), 40, 600 + value)
+libc.sigqueue(os.getpid(), signal.SIGUSR2, 7); os.kill(os.getpid(), 40)`;
+      assert.equal(await run(`exec(${JSON.stringify(code)}, scope)`), "None");
+      for (const to of ["b", "a"]) assert.deepEqual((await program.move(to)).notKept, []);
+      const expected = `
+EXPECTED = [(40, -1, 600 + value, True) for value in range(3)] + [(12, -1, 7, True)]
+EXPECTED += [(40, -1, value * 2 + 40, True) for value in range(100)] + [(40, 0, 0, True)]
+EXPECTED += [(41, -1, value * 2 + 41, True) for value in range(100)]
+FOUND = [one if one[1] else (*one[:2], 0, one[3]) for one in drain()]`;
+      assert.equal(await run(`exec(${JSON.stringify(expected)}, scope)`), "None");
+      assert.equal(await run("FOUND == EXPECTED or FOUND"), "True");
+      assert.equal(
+        await run("(GO.set(), THREAD.join(), OTHER[1])[2]"),
+        "[(41, -1, 500, True), (41, -1, 501, True), (41, -1, 502, True)]",
+      );
+    });
+  });
+
   it("moves what is sent signals by a timer all the time, to a thread and to its process", async () => {
     await withPythonShell({ downstream: "forward" }, async (program, run) => {
       const timers = `
