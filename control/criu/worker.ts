@@ -11,7 +11,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { messageOf } from "#proxy/contract/errors.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as sock from "#proxy/kernel/socket.ts";
@@ -60,6 +60,7 @@ export class CriuWorker {
   #stderr = "";
   #ended: Promise<void>;
   #closed = false;
+  #hasDied = false;
   #receiving: Promise<number> = Promise.resolve(0);
 
   private constructor(child: ChildProcess, socket: number, imagesPath: string) {
@@ -165,6 +166,11 @@ export class CriuWorker {
     return this.#child.pid ?? -1;
   }
 
+  /** It has ended in the middle of its request, and not by {@link close}. */
+  get hasDied(): boolean {
+    return this.#hasDied;
+  }
+
   /**
    * Sends the one request of this worker and answers CRIU's hooks until the response.
    * A hook that throws makes CRIU give up and undo; the error thrown is the hook's.
@@ -176,14 +182,19 @@ export class CriuWorker {
     onHook: (hook: string) => Promise<void> = async () => {},
   ): Promise<CriuResponse> {
     const request = options === undefined ? {} : { options: { ...options, imagesDir: this.#imagesPath } };
-    this.#send(encodeRequest({ type, ...request }));
+    await this.#send(encodeRequest({ type, ...request }));
     let hookError: unknown = null;
+    const orHookError = (error: unknown): never => {
+      throw hookError ?? error;
+    };
     for (;;) {
-      const response = await this.#receive();
+      const response = await this.#receive().catch(orHookError);
       if (response.type === NOTIFY_TYPE) {
         if (hookError === null)
           await onHook(response.notify ?? "").catch((error: unknown) => (hookError = error));
-        this.#send(encodeRequest({ type: "NOTIFY", notifySuccess: hookError === null }));
+        await this.#send(encodeRequest({ type: "NOTIFY", notifySuccess: hookError === null })).catch(
+          orHookError,
+        );
         continue;
       }
       if (hookError !== null) throw hookError;
@@ -208,25 +219,41 @@ export class CriuWorker {
 
   /** Before the one request. */
   async #ask(type: RequestType): Promise<CriuResponse> {
-    this.#send(encodeRequest({ type, keepOpen: true }));
+    await this.#send(encodeRequest({ type, keepOpen: true }));
     return await this.#receive();
   }
 
-  #send(message: Buffer): void {
-    sock.send(this.#socket, message, sock.MSG_NOSIGNAL);
+  /** @throws HoldfastError `CRIU_DIED` */
+  async #send(message: Buffer): Promise<void> {
+    try {
+      sock.send(this.#socket, message, sock.MSG_NOSIGNAL);
+    } catch (cause) {
+      throw await this.#died(cause);
+    }
   }
 
+  /** @throws HoldfastError `CRIU_DIED` */
   async #receive(): Promise<CriuResponse> {
     const buffer = Buffer.alloc(RESPONSE_BYTES_MAX);
     const received = sock.recvAsync(this.#socket, buffer);
     this.#receiving = received.catch(() => 0);
-    const length = await received;
-    if (length === 0) {
-      await this.#ended;
-      const lastLine = this.#stderr.trim().split("\n").at(-1) ?? "";
-      throw fail("CRIU_DIED", `CRIU ended without an answer${lastLine === "" ? "" : `: ${lastLine}`}`);
-    }
+    // it ends with ECONNRESET where it has not read what it was sent
+    const length = await received.catch(async (cause: unknown) => {
+      throw await this.#died(cause);
+    });
+    if (length === 0) throw await this.#died();
     return decodeResponse(buffer.subarray(0, length));
+  }
+
+  async #died(cause?: unknown): Promise<HoldfastError> {
+    this.#hasDied = !this.#closed;
+    await this.#ended;
+    const { signalCode } = this.#child; // nsenter(1) ends as what it has started
+    if (signalCode !== null) return fail("CRIU_DIED", `CRIU was killed (${signalCode})`, { cause });
+    const lastLine = this.#stderr.trim().split("\n").at(-1) ?? "";
+    return fail("CRIU_DIED", `CRIU ended without an answer${lastLine === "" ? "" : `: ${lastLine}`}`, {
+      cause,
+    });
   }
 }
 

@@ -15,6 +15,7 @@ import type { WorkloadConfig } from "../config/config.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Vip } from "../network/vip.ts";
 import type { Freezer } from "../runtime/freezer.ts";
+import type { ProcessIdentity } from "../runtime/processes.ts";
 import type { Runtime, Sandbox, SandboxRef } from "../runtime/runtime.ts";
 import type { Faults } from "./faults.ts";
 import type { Moving, OutboxEntry } from "./moving.ts";
@@ -119,6 +120,8 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
   comeAlive(epoch: number, onAlive?: () => void): Promise<void>;
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   goOnHere(epoch: number): Promise<void>;
+  /** A move that failed has left the application otherwise than it was: `status` says so as long as its root lives. null: that has ended */
+  harmed(root: ProcessIdentity | null, what: string): void;
   becomeOwner(epoch: number, anchors: string[]): void;
   /** The target goes on; whatever was kept for a rollback goes. */
   retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void>;

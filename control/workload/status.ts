@@ -6,7 +6,7 @@ import type { Store } from "#proxy/store/store.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import { formatEndpoint } from "../config/endpoint.ts";
 import { networkOf } from "../runtime/network-namespace.ts";
-import { isSameProcess } from "../runtime/processes.ts";
+import { isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import type { Problem } from "./claim.ts";
 import type { Journal } from "./journal.ts";
@@ -59,6 +59,12 @@ export interface StatusHost {
   readonly isWaiting: boolean;
   readonly isStarting: boolean;
   readonly obstacle: Obstacle;
+  readonly harm: Harm | null;
+}
+
+export interface Harm {
+  root: ProcessIdentity;
+  what: string;
 }
 
 export async function statusOf(host: StatusHost): Promise<WorkloadStatus> {
@@ -94,7 +100,12 @@ export async function statusOf(host: StatusHost): Promise<WorkloadStatus> {
         ? null
         : { to: moving.side === "source" ? moving.peer : context.node, step: moving.step },
     container: container?.id ?? null,
-    problem: host.obstacle.problem ?? keeper.problem ?? supervisor.problem ?? problemOf(host, state),
+    problem:
+      (await harmProblem(host)) ??
+      host.obstacle.problem ??
+      keeper.problem ??
+      supervisor.problem ??
+      problemOf(host, state),
   };
 }
 
@@ -108,6 +119,14 @@ function problemOf(host: StatusHost, state: WorkloadStatus["state"]): Problem | 
     id: "application.not-listening",
     what: `nobody listens on ${formatEndpoint(deaf.upstream)}, where clients of port ${deaf.listen} are led to`,
     cure: `correct upstream:, or what the application listens on; the log: ${host.logFile}`,
+  };
+}
+
+async function harmProblem({ name, harm }: StatusHost): Promise<Problem | null> {
+  if (harm === null || !(await isSameProcess(harm.root))) return null;
+  return {
+    what: `a move that failed has harmed the application: ${harm.what}`,
+    cure: `\`holdfast restart ${name}\``,
   };
 }
 

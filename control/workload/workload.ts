@@ -17,6 +17,7 @@ import type { Moving } from "../migration/moving.ts";
 import { endLeftConnections } from "../migration/sockets.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
+import type { ProcessIdentity } from "../runtime/processes.ts";
 import type { OutputOptions, Runtime, Sandbox } from "../runtime/runtime.ts";
 import { Anchors } from "./anchors.ts";
 import { checkWorkload } from "./check-workload.ts";
@@ -36,7 +37,7 @@ import { ProxyKeeper } from "./proxy-keeper.ts";
 import { readRestartConfig } from "./restart-config.ts";
 import { Registry } from "./session-registry.ts";
 import { Starter } from "./starter.ts";
-import { downProblem, statusOf, type WorkloadStatus } from "./status.ts";
+import { downProblem, type Harm, statusOf, type WorkloadStatus } from "./status.ts";
 import { StoreOutbox } from "./store-outbox.ts";
 import { type RestartEvent, type RestartResult, Supervisor } from "./supervisor.ts";
 
@@ -49,6 +50,8 @@ export class Workload {
   readonly context: AgentContext;
   readonly #journalKeeper: JournalKeeper;
   readonly obstacle = new Obstacle();
+  /** what a move that failed has done to the application that has this root */
+  harm: Harm | null = null;
   readonly outbox = new StoreOutbox(this);
   readonly supervisor: Supervisor;
   readonly keeper = new ProxyKeeper(this);
@@ -455,6 +458,9 @@ export class Workload {
     return unseal(context.ring.keys, { workload: name, epoch, kind: "held" }, sealed);
   }
 
+  harmed(root: ProcessIdentity | null, what: string): void {
+    this.harm = root === null ? null : { root, what };
+  }
   becomeOwner(epoch: number, anchors: string[]): void {
     this.record({
       role: "owner",

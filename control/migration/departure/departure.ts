@@ -13,8 +13,9 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { type Finding, refuse } from "../../api/finding.ts";
 import type { MoveResult } from "../../api/migration.ts";
 import { decodeStats } from "../../criu/protocol.ts";
-import { treeOf } from "../../runtime/processes.ts";
+import { identify, treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
+import { leftByCriu } from "../left-by-criu.ts";
 import { type Measured, predict, tooMuchMemory } from "../prediction.ts";
 import { Rehearsal } from "../rehearsal.ts";
 import { anonymousBytes, tracedTree } from "../traced-tree.ts";
@@ -48,6 +49,7 @@ export class Departure {
       rehearsal: new Rehearsal(),
       reached: new Reached(),
       opened: new Opened(),
+      inHand: [],
     };
   }
 
@@ -158,8 +160,24 @@ async function failed(move: Move, error: unknown): Promise<Outcome> {
     await opened.stopReading().catch((stopped: unknown) => {
       host.context.log.warn({ workload: host.name, reason: messageOf(stopped) }, "reading was cut off");
     });
-    return rollback(move);
+    const back = await rollback(move);
+    if (back.outcome === "rolled-back") await tellHarm(move);
+    return back;
   });
+}
+
+/** Where CRIU has died in the middle of its dump, going back does not undo all that it had done. */
+async function tellHarm({ host, progress, inHand }: Move): Promise<void> {
+  const { harm, memory } = await leftByCriu(inHand);
+  const { name, context } = host;
+  if (memory.length > 0) context.log.warn({ workload: name, pids: memory }, "memory of CRIU's is left in it");
+  if (harm.length === 0) return;
+  const { result } = progress;
+  const what = harm.join(", ");
+  result.reason = `${result.reason}; what CRIU had begun has harmed the application: ${what}`;
+  context.log.error({ workload: name, harm }, "CRIU was killed, and has harmed the application");
+  const [root = -1] = inHand;
+  host.harmed(await identify(root), what);
 }
 
 /** Closes what was opened; the workload goes on elsewhere, or has gone on here. */

@@ -95,6 +95,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
       (hook) => hooks.at(hook),
     );
   } catch (error) {
+    if (worker.hasDied) move.inHand = hooks.inHand;
     throw await withCriuReason(error, "CRIU_DUMP", `${imagesDir}/dump.log`);
   }
   takeUnsentForSent(imagesDir);
@@ -175,6 +176,11 @@ class DumpHooks {
     return this.#waitedMs;
   }
 
+  /** What CRIU is at work at: not yet, as long as it has not been told that it may. */
+  get inHand(): number[] {
+    return ["none", "pre-dump"].includes(this.#passed.hook) ? [] : this.#living;
+  }
+
   get dumped(): Pick<Captured, "adopting"> & Frozen & LetGo {
     const passed = this.#passed;
     if (passed.hook !== "post-dump") throw outOfOrder("CRIU has dumped without a word on the way");
@@ -240,6 +246,7 @@ class DumpHooks {
   async #letGo(passed: Passed): Promise<Passed> {
     if (passed.hook !== "query-ext-files") throw outOfOrder("CRIU has not said when the tree was frozen");
     const { host } = this.#move;
+    host.context.faults.at("source:dumped");
     const { adopting, signals, taken } = passed;
     let memory: MemoryDigest | null = null;
     if (this.#freezer !== null) {

@@ -26,6 +26,8 @@ export interface Move {
   readonly rehearsal: Rehearsal;
   readonly reached: Reached;
   readonly opened: Opened;
+  /** what CRIU was at work at when it died in the middle of the dump: PIDs, the application's root first */
+  inHand: readonly number[];
 }
 
 /** What the phases have opened: closed when the move has ended, whichever way and however far it came. */
