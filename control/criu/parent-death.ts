@@ -8,7 +8,7 @@
  *
  * Image formats: images/{core,pstree}.proto of CRIU (MIT).
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { decodeImage, encodeImage } from "./image-file.ts";
 import { changeField, decodeFields } from "./protobuf.ts";
@@ -34,6 +34,8 @@ export function leaveParentDeath(imagesDir: string): { root: number | null; othe
       Number(fields.find((field) => field.number === wanted)?.varint ?? 0n);
     for (const { varint } of fields.filter((field) => field.number === THREADS)) {
       const path = join(imagesDir, `core-${varint}.img`);
+      // of a zombie, which wants nothing any more, CRIU may write any number there (seen: 2181780960)
+      if (!existsSync(path)) continue;
       const without = withoutParentDeath(readFileSync(path));
       if (without === null) continue;
       if (number(PARENT) !== 0) wanting.others.push(number(PID));

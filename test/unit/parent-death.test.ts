@@ -16,6 +16,9 @@ const core = (signal: Field[]): Buffer =>
     ]),
   ]);
 
+/** what CRIU wrote as the thread of one */
+const ZOMBIES = 2_181_780_960;
+
 test("the root of a tree wants no signal at its parent's end in the images, others keep theirs", (t) => {
   const folder = mkdtempSync(join(tmpdir(), "hf-death-"));
   t.after(() => rmSync(folder, { recursive: true }));
@@ -24,7 +27,12 @@ test("the root of a tree wants no signal at its parent's end in the images, othe
     encodeFields([[1, pid], [2, parent], [3, pid], [4, pid], ...threads.map((tid): Field => [5, tid])]);
   write(
     "pstree.img",
-    encodeImage("pstree", [process(12, 0, 12, 13), process(20, 12, 20), process(21, 12, 21)]),
+    encodeImage("pstree", [
+      process(12, 0, 12, 13),
+      process(20, 12, 20),
+      process(21, 12, 21),
+      process(22, 12, ZOMBIES),
+    ]),
   );
   for (const tid of [13, 20]) write(`core-${tid}.img`, core([[8, 15]]));
   for (const tid of [12, 21]) write(`core-${tid}.img`, core([]));
