@@ -234,6 +234,8 @@ function fileSystemsOf(mountinfo: string): Map<string, string> {
 }
 
 function isGone(error: unknown): boolean {
-  const { code } = error as NodeJS.ErrnoException;
-  return code === "ESRCH" || code === "ENOENT";
+  const { code, path } = error as NodeJS.ErrnoException;
+  // of one that is about its end there are no mounts any more (`mounts_open_common`, fs/proc_namespace.c)
+  const hasNoMounts = code === "EINVAL" && path?.endsWith("/mountinfo") === true;
+  return code === "ESRCH" || code === "ENOENT" || hasNoMounts;
 }
