@@ -8,7 +8,7 @@
  *
  * Image formats: images/{core,pstree}.proto of CRIU (MIT).
  */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { decodeImage, encodeImage } from "./image-file.ts";
 import { changeField, decodeFields } from "./protobuf.ts";
@@ -32,10 +32,11 @@ export function leaveParentDeath(imagesDir: string): { root: number | null; othe
     const fields = decodeFields(entry);
     const number = (wanted: number): number =>
       Number(fields.find((field) => field.number === wanted)?.varint ?? 0n);
-    for (const { varint } of fields.filter((field) => field.number === THREADS)) {
-      const path = join(imagesDir, `core-${varint}.img`);
-      // of a zombie, which wants nothing any more, CRIU may write any number there (seen: 2181780960)
-      if (!existsSync(path)) continue;
+    const threads = fields.filter((field) => field.number === THREADS).map(({ varint }) => Number(varint));
+    // a zombie wants nothing any more, and CRIU writes any number as its thread's (seen: 0, 72, 2181780960)
+    if (!threads.includes(number(PID))) continue;
+    for (const tid of threads) {
+      const path = join(imagesDir, `core-${tid}.img`);
       const without = withoutParentDeath(readFileSync(path));
       if (without === null) continue;
       if (number(PARENT) !== 0) wanting.others.push(number(PID));
