@@ -58,17 +58,17 @@ async function usedOutside(
     if (used.length === USED_FILES_MAX) break;
     if ([...NOT_SHARED, ...container.ours, ...container.travels].some((folder) => isBelow(path, folder)))
       continue;
-    if (
+    const isInLayer = async (): Promise<boolean> =>
       (await using(
         () => files.openPathBelow(layer, Buffer.from(path)),
         () => true,
-      )) === true
-    )
-      continue;
+      )) === true;
+    if (await isInLayer()) continue;
     // null: gone, or of another mount namespace
     await using(
       () => openIn(container, path),
       async (here) => {
+        if (await isInLayer()) return; // made anew since, as programs do that write a file and rename it, all the time
         const found = await stat(here);
         const kind = found.isFile() ? "file" : found.isDirectory() ? "folder" : "other";
         const isShared = sharedTargets.some((target) => isBelow(path, target));
