@@ -27,7 +27,8 @@ export interface Left {
   readonly memory: number[];
 }
 
-const LOOKS = 5;
+/** half a second: on a busy node what is about its end may take that long */
+const LOOKS = 25;
 const LOOK_MS = 20;
 const MEMORY = "/memfd:CRIUMFD";
 /** at the beginning of what may be run: a call and breakpoints, of x86-64 and of arm64 … */

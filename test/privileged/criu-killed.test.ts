@@ -61,7 +61,7 @@ test("CRIU that is killed before it has begun leaves the application as it was",
   });
 });
 
-test("CRIU that is killed when it has dumped ends the application, which the move says, and it is started again", {
+test("CRIU that is killed when it has dumped ends the application, which the move says, and it is started again; or it goes on", {
   skip,
 }, async (t) => {
   const faults = faultsFile(t);
@@ -71,6 +71,8 @@ test("CRIU that is killed when it has dumped ends the application, which the mov
     const move = await program.tryMove("b");
     assert.ok(!("error" in move));
     assert.equal(move.outcome, "rolled-back");
+    // which of the two, is a matter of where its threads were
+    if (move.reason === "CRIU was killed (SIGKILL)") return assertGoesOn(run);
     assert.match(
       move.reason ?? "",
       /; what CRIU had begun has harmed the application: process \d+ has ended$/,

@@ -431,6 +431,7 @@ for (const { version, folder } of FREEZERS)
       t.after(async () => {
         isFrozen(false);
         if (existsSync(`/proc/${pid}`)) writeFileSync(join(folder, "cgroup.procs"), String(pid));
+        await until("the group is empty", () => readFileSync(join(group, "cgroup.procs"), "utf8") === "");
         rmdirSync(group);
       });
       writeFileSync(join(group, "cgroup.procs"), String(pid));
