@@ -9,8 +9,8 @@ import * as ipc from "#proxy/kernel/ipc.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
 import { openFolderIn, pathOf } from "../runtime/inside.ts";
 import { MQUEUE_MAGIC } from "../runtime/posix-queues.ts";
+import { readText } from "../runtime/read-text.ts";
 import type { Facts } from "./fingerprint.ts";
-import { readText } from "./read-text.ts";
 
 const SYSCTLS = [
   "shmmax",

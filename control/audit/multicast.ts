@@ -5,8 +5,8 @@
  */
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as sock from "#proxy/kernel/socket.ts";
+import { readText } from "../runtime/read-text.ts";
 import type { Facts } from "./fingerprint.ts";
-import { readText } from "./read-text.ts";
 
 const MCAST_JOIN_GROUP = 42;
 const MCAST_MSFILTER = 48;

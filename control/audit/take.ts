@@ -6,6 +6,7 @@ import { readFileSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { inNetworkOf } from "../runtime/network-namespace.ts";
+import { readText } from "../runtime/read-text.ts";
 import { clockFacts } from "./clocks.ts";
 import { DescriptorLook } from "./descriptors.ts";
 import { type Facts, type Fingerprint, FORMAT } from "./fingerprint.ts";
@@ -13,7 +14,6 @@ import { ERROR_UNREAD, isUnix } from "./harmless.ts";
 import { ipcFacts } from "./ipc-objects.ts";
 import { memoryFacts } from "./memory-map.ts";
 import { mountFacts, mountsOf } from "./proc-text.ts";
-import { readText } from "./read-text.ts";
 import { processFacts } from "./tasks.ts";
 import { type Tree, type TreeProcess, treeFrom } from "./tree.ts";
 

@@ -2,10 +2,10 @@
 import { createHash } from "node:crypto";
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import * as procs from "#proxy/kernel/processes.ts";
+import { readBytes, readLink, readText } from "../runtime/read-text.ts";
 import type { Facts } from "./fingerprint.ts";
 import { OWN_MASK } from "./harmless.ts";
 import { cgroupFacts, limitFacts, statFacts, statusFacts, timerFacts } from "./proc-text.ts";
-import { readBytes, readLink, readText } from "./read-text.ts";
 import { sharedTables } from "./sharing.ts";
 import type { Task, Tree, TreeProcess } from "./tree.ts";
 

@@ -1,6 +1,5 @@
 /** The tree whose fingerprint is taken: its processes, threads and descriptors, under both nodes' names for them. */
-import { readdirSync } from "node:fs";
-import { readLink, readText } from "./read-text.ts";
+import { listNames, readLink, readText } from "../runtime/read-text.ts";
 import type { Holder } from "./sharing.ts";
 
 export interface Task {
@@ -44,7 +43,7 @@ export function treeFrom(initPid: number, pids: number[]): Tree {
   let tasks = 0;
   for (const pid of pids) {
     const threads: Task[] = [];
-    for (const name of list(`/proc/${pid}/task`)) {
+    for (const name of listNames(`/proc/${pid}/task`)) {
       const tid = Number(name);
       const status = readText(`/proc/${pid}/task/${tid}/status`);
       if (status === "") continue;
@@ -62,13 +61,13 @@ export function treeFrom(initPid: number, pids: number[]): Tree {
   const descriptors: TreeDescriptor[] = [];
   for (const { pid, inner, isZombie } of [...processes].sort((a, b) => a.inner - b.inner)) {
     if (isZombie) continue;
-    for (const fd of list(`/proc/${pid}/fd`)
+    for (const fd of listNames(`/proc/${pid}/fd`)
       .map(Number)
       .sort((a, b) => a - b))
       descriptors.push({ pid, fd, inner, name: `${inner}/${fd}`, link: readLink(`/proc/${pid}/fd/${fd}`) });
   }
   const namespaces = Object.fromEntries(
-    list(`/proc/${initPid}/ns`).map((name) => [name, readLink(`/proc/${initPid}/ns/${name}`)]),
+    listNames(`/proc/${initPid}/ns`).map((name) => [name, readLink(`/proc/${initPid}/ns/${name}`)]),
   );
   return { initPid, processes, descriptors, tasks, innerPids, namespaces };
 }
@@ -76,12 +75,4 @@ export function treeFrom(initPid: number, pids: number[]): Tree {
 function innerNumber(status: string): number {
   const line = /^NSpid:\s*(.*)$/m.exec(status)?.[1] ?? "";
   return Number(line.trim().split(/\s+/).at(-1));
-}
-
-function list(path: string): string[] {
-  try {
-    return readdirSync(path);
-  } catch {
-    return [];
-  }
 }

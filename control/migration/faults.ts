@@ -7,8 +7,9 @@
  * product that is not asked does nothing here.
  */
 import { execFileSync } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { readText } from "../runtime/read-text.ts";
 
 interface Fault {
   kind: string;
@@ -59,12 +60,4 @@ function split(text: string): string[] {
 function parse(text: string): Fault | null {
   const found = /^(crash|fail|exec)@([a-z]+:[a-z-]+)(?:=(.*))?$/s.exec(text);
   return found === null ? null : { kind: found[1] ?? "", point: found[2] ?? "", command: found[3] ?? "" };
-}
-
-function readText(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
-  }
 }

@@ -4,12 +4,12 @@
  * groups there are on a device is in /proc/net/igmp and igmp6.
  * Sources: ip(7), RFC 3678 section 5, include/uapi/linux/in.h, net/ipv4/igmp.c, net/ipv6/mcast.c.
  */
-import { readFileSync } from "node:fs";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as sock from "#proxy/kernel/socket.ts";
+import { readText } from "../runtime/read-text.ts";
 
 const MCAST_JOIN_GROUP = 42;
 const MCAST_MSFILTER = 48;
@@ -134,12 +134,4 @@ function groupsOfIPv6(text: string): DeviceGroup[] {
     index: Number(index),
     group: ipText.formatAddress(Buffer.from(group ?? "", "hex")),
   }));
-}
-
-function readText(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return ""; // a kernel without IPv6
-  }
 }

@@ -16,9 +16,10 @@
  * Sources: compel/src/lib/infect.c (`parasite_run`, `compel_execute_syscall`, `parasite_memfd_exchange`), compel/plugins/std/infect.c (`fini`),
  * compel/arch/ARCH/src/lib/infect.c (`code_syscall`); `ptrace_stop` in kernel/signal.c, `exit_ptrace` in kernel/ptrace.c.
  */
-import { closeSync, openSync, readdirSync, readFileSync, readSync } from "node:fs";
+import { closeSync, openSync, readSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { livingOf } from "../runtime/frozen-tree.ts";
+import { listNames, readText } from "../runtime/read-text.ts";
 
 export interface Left {
   /** lines for people; none: all go on as if nothing had been */
@@ -55,7 +56,7 @@ export async function leftByCriu(living: readonly number[]): Promise<Left> {
   const memory: number[] = [];
   const harm = living.flatMap((pid) => {
     if (!alive.has(pid)) return [`process ${pid} has ended`];
-    const maps = read(`/proc/${pid}/maps`);
+    const maps = readText(`/proc/${pid}/maps`);
     if (maps.includes(MEMORY)) memory.push(pid);
     const lines: string[] = [];
     if (hasOtherBytes(pid, maps)) lines.push(`process ${pid} has bytes of CRIU's in its program`);
@@ -68,8 +69,8 @@ export async function leftByCriu(living: readonly number[]): Promise<Left> {
 
 /** Its threads that hear no signal, as "PID/TID". */
 function deafOf(pid: number): string[] {
-  return list(`/proc/${pid}/task`)
-    .filter((tid) => read(`/proc/${pid}/task/${tid}/status`).includes(`SigBlk:\t${NO_SIGNAL}\n`))
+  return listNames(`/proc/${pid}/task`)
+    .filter((tid) => readText(`/proc/${pid}/task/${tid}/status`).includes(`SigBlk:\t${NO_SIGNAL}\n`))
     .map((tid) => `${pid}/${tid}`);
 }
 
@@ -94,21 +95,5 @@ function hasOtherBytes(pid: number, maps: string): boolean {
     });
   } finally {
     closeSync(memory);
-  }
-}
-
-function list(folder: string): string[] {
-  try {
-    return readdirSync(folder);
-  } catch {
-    return [];
-  }
-}
-
-function read(path: string): string {
-  try {
-    return readFileSync(path, "latin1");
-  } catch {
-    return "";
   }
 }

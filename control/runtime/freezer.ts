@@ -6,12 +6,13 @@
  * restores inside. Sources: Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst (`freezer.state`), cgroup-v2.rst
  * (`cgroup.freeze`, `cgroup.events`).
  */
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, writeFileSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { type CgroupFolder, cgroupFoldersOf, mountedHierarchies } from "./cgroups.ts";
+import { readText } from "./read-text.ts";
 
 const FREEZE_MS_MAX = 2_000;
 const POLL_MS = 1;
@@ -125,13 +126,5 @@ function kill(pid: number): void {
     process.kill(pid, "SIGKILL");
   } catch {
     // it has ended
-  }
-}
-
-function readText(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
   }
 }

@@ -18,10 +18,11 @@
  *
  * Sources: proc(5); Documentation/scheduler/sched-stats.rst (schedstat); kernel/sched/stats.h (`sched_info_arrive`).
  */
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
+import { readText } from "./read-text.ts";
 
 /** Of a `Freezer`. */
 export interface Freezing {
@@ -193,11 +194,7 @@ function field(status: string, name: string): string | undefined {
 
 function read(thread: string, file: string): string {
   const [pid, tid] = thread.split("/");
-  try {
-    return readFileSync(`/proc/${pid}/task/${tid}/${file}`, "latin1");
-  } catch {
-    return "";
-  }
+  return readText(`/proc/${pid}/task/${tid}/${file}`);
 }
 
 function moved(what: string): HoldfastError {

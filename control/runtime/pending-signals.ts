@@ -5,13 +5,13 @@
  *
  * Sources: proc(5) (SigPnd, ShdPnd of /proc/PID/status; /proc/PID/timers).
  */
-import { readdirSync, readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { signalThread } from "#proxy/kernel/processes.ts";
 import type { SentSignal } from "../api/migration.ts";
 import { innerPid, treeOf } from "./processes.ts";
+import { listNames, readText } from "./read-text.ts";
 
 const { signals } = constants;
 
@@ -97,7 +97,7 @@ export async function sendAgain(root: number, sent: SentSignal[]): Promise<void>
       if (of !== inner) continue;
       if (thread === null) kill(pid, signal);
       else
-        for (const tid of list(`/proc/${pid}/task`).map(Number))
+        for (const tid of listNames(`/proc/${pid}/task`).map(Number))
           if ((await innerPid(tid)) === thread) signalThread(pid, tid, signal);
     }
   }
@@ -122,8 +122,8 @@ function waitingFor(pids: number[]): Map<string, Waiting> {
   const waiting = new Map<string, Waiting>();
   for (const pid of pids) {
     const ofOthers = ~ownSignals(pid);
-    for (const tid of list(`/proc/${pid}/task`)) {
-      const status = read(`/proc/${pid}/task/${tid}/status`);
+    for (const tid of listNames(`/proc/${pid}/task`)) {
+      const status = readText(`/proc/${pid}/task/${tid}/status`);
       const field = (name: string): string => new RegExp(`^${name}:\\s*(.+)$`, "m").exec(status)?.[1] ?? "0";
       const inner = (name: string): number => Number(field(name).split(/\s+/).at(-1));
       waiting.set(`${pid}/${tid}`, {
@@ -140,7 +140,7 @@ function waitingFor(pids: number[]): Map<string, Waiting> {
 
 /** Those that nobody sends, and those of its timers. */
 function ownSignals(pid: number): bigint {
-  const ofTimers = [...read(`/proc/${pid}/timers`).matchAll(/^signal: (\d+)\//gm)].map(([, signal]) =>
+  const ofTimers = [...readText(`/proc/${pid}/timers`).matchAll(/^signal: (\d+)\//gm)].map(([, signal]) =>
     Number(signal),
   );
   return [...NOT_SENT_BY_ANYBODY, ...ofTimers].reduce((mask, signal) => mask | bitOf(signal), 0n);
@@ -160,21 +160,4 @@ function namesOf(mask: bigint): string {
 
 function numbersOf(mask: bigint): number[] {
   return Array.from({ length: 64 }, (_, at) => at + 1).filter((signal) => (mask & bitOf(signal)) !== 0n);
-}
-
-/** [] where it has ended */
-function list(folder: string): string[] {
-  try {
-    return readdirSync(folder);
-  } catch {
-    return [];
-  }
-}
-
-function read(path: string): string {
-  try {
-    return readFileSync(path, "latin1");
-  } catch {
-    return "";
-  }
 }

@@ -12,7 +12,6 @@ import type { HoldResult, ShortenResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { RestoreCall } from "../../api/migration.ts";
-import { readText } from "../../audit/read-text.ts";
 import type { Taken } from "../../audit/take.ts";
 import { leaveConnectionNames } from "../../criu/connection-names.ts";
 import { withCriuReason } from "../../criu/failure.ts";
@@ -27,6 +26,7 @@ import { assertTraced, FrozenTree, livingOf } from "../../runtime/frozen-tree.ts
 import { PendingSignals } from "../../runtime/pending-signals.ts";
 import { openQueues } from "../../runtime/posix-queues.ts";
 import { identify, innerPid, stoppedOf, treeOf } from "../../runtime/processes.ts";
+import { readText } from "../../runtime/read-text.ts";
 import type { MigrationHost } from "../host.ts";
 import { beginRepair } from "../sockets.ts";
 import { tracedTree } from "../traced-tree.ts";

@@ -1,8 +1,8 @@
 /** The phases transfer and restore: what else changed goes over, and the target makes the application of it. */
 import type { RestoreCall, RestoreReply } from "../../api/migration.ts";
-import { readLink } from "../../audit/read-text.ts";
 import type { ImageManifest } from "../../criu/images.ts";
 import { readQueues } from "../../runtime/posix-queues.ts";
+import { readLink } from "../../runtime/read-text.ts";
 import type { MigrationHost } from "../host.ts";
 import { tracedTree } from "../traced-tree.ts";
 import { memoryOf } from "../verify-memory.ts";

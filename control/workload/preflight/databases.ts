@@ -7,10 +7,11 @@
  *
  * Leaves out an empty database, which has no header yet, and descriptors that nobody can write by.
  */
-import { fstatSync, readFileSync, readSync, type Stats, statSync } from "node:fs";
+import { fstatSync, readSync, type Stats, statSync } from "node:fs";
 import type { Add } from "../../api/finding.ts";
 import { withSocketAt } from "../../migration/sockets.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
+import { readText } from "../../runtime/read-text.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
 
 const MAGIC = Buffer.from("SQLite format 3\0", "latin1");
@@ -69,7 +70,7 @@ function hasRollbackJournal(fd: number): boolean {
 
 /** Open for both, as SQLite opens what it is to write to, and on one of these mounts. What can be written to was copied into the layer. */
 function mayWriteTo({ pid, fd }: { pid: number; fd: number }, mounts: Set<string>): boolean {
-  const info = read(`/proc/${pid}/fdinfo/${fd}`);
+  const info = readText(`/proc/${pid}/fdinfo/${fd}`);
   const flags = Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(info)?.[1] ?? "0", 8);
   return (flags & O_ACCMODE) === O_RDWR && mounts.has(/^mnt_id:\s*(\d+)$/m.exec(info)?.[1] ?? "");
 }
@@ -77,7 +78,7 @@ function mayWriteTo({ pid, fd }: { pid: number; fd: number }, mounts: Set<string
 /** Numbers of mounts, /proc/PID/mountinfo's first column, that files travel of: the root, where the writable layer is, and tmpfs. */
 function travellingMounts({ init, travels }: Sandbox): Set<string> {
   const numbers = new Set<string>();
-  for (const line of read(`/proc/${init.pid}/mountinfo`).split("\n")) {
+  for (const line of readText(`/proc/${init.pid}/mountinfo`).split("\n")) {
     const [number = "", , , , target = ""] = line.split(" ");
     // proc(5): a space, tab, newline or backslash is written in octal
     const path = target.replace(/\\([0-7]{3})/g, (_, code: string) =>
@@ -93,13 +94,5 @@ function statOf(path: string): Stats | null {
     return statSync(path);
   } catch {
     return null; // closed meanwhile
-  }
-}
-
-function read(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
   }
 }

@@ -1,9 +1,10 @@
 /** Descriptors that CRIU 4.2 cannot dump, told by what /proc says of them (proc(5), /proc/PID/fd and fdinfo). */
-import { readFileSync, readlinkSync, statfsSync, statSync } from "node:fs";
+import { readlinkSync, statfsSync, statSync } from "node:fs";
 import { F_GETOWN, tryFcntl } from "#proxy/kernel/descriptors.ts";
 import type { Add, FindingId } from "../../api/finding.ts";
 import { withSocketAt } from "../../migration/sockets.ts";
 import { descriptorsOf, isPathOnly } from "../../runtime/processes.ts";
+import { readText } from "../../runtime/read-text.ts";
 
 /** anon_inode: kinds that are dumped, or that others look at (watches: inotify, fanotify) */
 const DUMPED = new Set([
@@ -217,7 +218,7 @@ function checkLock(pid: number, fd: number, target: string, add: Add): void {
 /** Paths in /proc/PID/maps. */
 function mappedFiles(pid: number): Set<string> {
   const files = new Set<string>();
-  for (const line of read(`/proc/${pid}/maps`).split("\n")) {
+  for (const line of readText(`/proc/${pid}/maps`).split("\n")) {
     const at = line.indexOf("/");
     if (at > 0) files.add(line.slice(at));
   }
@@ -245,12 +246,12 @@ function checkMount(pid: number, fd: number, target: string, mounts: Set<string>
 
 /** Numbers of the mounts it sees, /proc/PID/mountinfo's first column. */
 function mountsOf(pid: number): Set<string> {
-  const text = read(`/proc/${pid}/mountinfo`);
+  const text = readText(`/proc/${pid}/mountinfo`);
   return new Set(text.split("\n").map((line) => line.slice(0, line.indexOf(" "))));
 }
 
 function info(pid: number, fd: number): string {
-  return read(`/proc/${pid}/fdinfo/${fd}`);
+  return readText(`/proc/${pid}/fdinfo/${fd}`);
 }
 
 function typeOf(pid: number, fd: number): number | null {
@@ -258,13 +259,5 @@ function typeOf(pid: number, fd: number): number | null {
     return statfsSync(`/proc/${pid}/fd/${fd}`).type;
   } catch {
     return null;
-  }
-}
-
-function read(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
   }
 }

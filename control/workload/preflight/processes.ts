@@ -2,13 +2,13 @@
  * Processes that CRIU cannot stop, dump or fork anew, and what of them it would leave behind without a word. Only /proc and
  * kcmp(2) are asked: nothing is attached to, nothing stops.
  */
-
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { readlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/kernel/processes.ts";
 import type { Add, Severity } from "../../api/finding.ts";
 import { IO_FLUSHER_FLAG, MACHINE_CHECK_FLAGS } from "../../audit/harmless.ts";
+import { listNames, readText } from "../../runtime/read-text.ts";
 import { type SessionMember, sessionFault } from "./session-tree.ts";
 
 /** Every process has one of each (namespaces(7)); CRIU carries those of the tree's root, and no others. */
@@ -72,7 +72,7 @@ async function lookAt(init: number, pids: number[]): Promise<Map<string, Found>>
   const found = new Map<string, Found>();
   await lookOnce(init, pids, (...args) => {
     const [id, severity, what] = args;
-    const ran = id === STUCK && args[4]?.pid !== undefined ? read(`/proc/${args[4].pid}/schedstat`) : "";
+    const ran = id === STUCK && args[4]?.pid !== undefined ? readText(`/proc/${args[4].pid}/schedstat`) : "";
     found.set(`${id} ${what} ${ran}`, { severity, args });
   });
   return found;
@@ -86,14 +86,14 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
   if (root !== undefined) checkNamespaces(container, root, CONTAINER_NAMESPACES, `/proc/${root}`, add);
   const members: SessionMember[] = [];
   const living: number[] = [];
-  const usual = speculationOf(read(`/proc/${init}/status`));
-  const ownPersonality = read("/proc/self/personality");
+  const usual = speculationOf(readText(`/proc/${init}/status`));
+  const ownPersonality = readText("/proc/self/personality");
   let seen = 0;
   for (const pid of pids) {
     const stat = statOf(`/proc/${pid}`);
     if (stat === null) continue; // gone
     members.push({ pid, parent: Number(stat[1]), session: Number(stat[3]) });
-    const threads = list(`/proc/${pid}/task`).map(Number);
+    const threads = listNames(`/proc/${pid}/task`).map(Number);
     if (stat[0] === "Z") {
       if (threads.length > 1)
         add(
@@ -106,7 +106,7 @@ async function lookOnce(init: number, pids: number[], add: Add): Promise<void> {
       continue;
     }
     living.push(pid);
-    const statuses = threads.map((tid) => read(`/proc/${pid}/task/${tid}/status`));
+    const statuses = threads.map((tid) => readText(`/proc/${pid}/task/${tid}/status`));
     checkTracer(pid, statuses, add);
     checkProgram(pid, add);
     checkPersonality(ownPersonality, pid, threads, add);
@@ -134,7 +134,7 @@ function checkTracer(pid: number, statuses: string[], add: Add): void {
   for (const status of statuses) {
     const tracer = /^TracerPid:\s*([1-9]\d*)/m.exec(status)?.[1];
     if (tracer === undefined) continue;
-    const name = read(`/proc/${tracer}/comm`).trim();
+    const name = readText(`/proc/${tracer}/comm`).trim();
     add(
       "process.traced",
       "error",
@@ -161,7 +161,7 @@ function checkProgram(pid: number, add: Add): void {
 /** CRIU 4.2 leaves it as its own is, which is this agent's. */
 function checkPersonality(usual: string, pid: number, threads: number[], add: Add): void {
   const personality = threads
-    .map((tid) => read(`/proc/${pid}/task/${tid}/personality`))
+    .map((tid) => readText(`/proc/${pid}/task/${tid}/personality`))
     .find((one) => one !== "" && one !== usual);
   if (personality === undefined) return;
   add(
@@ -175,7 +175,8 @@ function checkPersonality(usual: string, pid: number, threads: number[], add: Ad
 
 /** Older kernels do not tell. What CRIU makes has it as this agent has. */
 function checkMemoryMerge(pid: number, add: Add): void {
-  const isOn = (of: number | "self"): boolean => /^ksm_merge_any: yes$/m.test(read(`/proc/${of}/ksm_stat`));
+  const isOn = (of: number | "self"): boolean =>
+    /^ksm_merge_any: yes$/m.test(readText(`/proc/${of}/ksm_stat`));
   if (!isOn(pid) || isOn("self")) return;
   add(
     "process.memory-merge",
@@ -254,7 +255,7 @@ function checkTerminal(pid: number, stat: string[], add: Add): void {
 }
 
 function innermost(pid: number, name: "NSsid" | "NSpid"): string {
-  const numbers = new RegExp(`^${name}:(.*)$`, "m").exec(read(`/proc/${pid}/status`))?.[1] ?? "";
+  const numbers = new RegExp(`^${name}:(.*)$`, "m").exec(readText(`/proc/${pid}/status`))?.[1] ?? "";
   return numbers.trim().split(/\s+/).at(-1) ?? "";
 }
 
@@ -301,7 +302,7 @@ function isExiting(pid: number): boolean {
 /** cgroups(7), /proc/PID/cgroup: `NUMBER:CONTROLLERS:PATH` */
 function groupsOf(pid: number): Map<string, string> {
   const groups = new Map<string, string>();
-  for (const line of read(`/proc/${pid}/cgroup`).split("\n")) {
+  for (const line of readText(`/proc/${pid}/cgroup`).split("\n")) {
     const [, controllers, path] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
     if (controllers !== undefined && path !== undefined) groups.set(controllers, path);
   }
@@ -310,8 +311,8 @@ function groupsOf(pid: number): Map<string, string> {
 
 /** getrlimit(2), RLIMIT_NOFILE: a new descriptor must be below the soft limit. */
 function checkFreeDescriptors(pid: number, add: Add): void {
-  const limit = Number(/^Max open files\s+(\d+)/m.exec(read(`/proc/${pid}/limits`))?.[1] ?? Infinity);
-  const below = list(`/proc/${pid}/fd`).filter((fd) => Number(fd) < limit).length;
+  const limit = Number(/^Max open files\s+(\d+)/m.exec(readText(`/proc/${pid}/limits`))?.[1] ?? Infinity);
+  const below = listNames(`/proc/${pid}/fd`).filter((fd) => Number(fd) < limit).length;
   if (limit - below < DESCRIPTORS_FREE_MIN)
     add(
       "process.no-descriptor",
@@ -336,8 +337,8 @@ function checkThread(ours: Namespaces, pid: number, tid: number, add: Add): void
   const alone = "let the program do that in a process of its own (unshare(2) in a thread)";
   if (kcmp(pid, tid, KCMP_FILES) > 0) told("descriptors", "descriptors", alone);
   if (kcmp(pid, tid, KCMP_FS) > 0) told("folder", "a working folder", alone);
-  const groups = read(`/proc/${pid}/task/${tid}/cgroup`);
-  if (groups !== "" && groups !== read(`/proc/${pid}/cgroup`) && !isExiting(tid))
+  const groups = readText(`/proc/${pid}/task/${tid}/cgroup`);
+  if (groups !== "" && groups !== readText(`/proc/${pid}/cgroup`) && !isExiting(tid))
     told("cgroup", "a cgroup", "move it back, or set its limits on the container");
 }
 
@@ -378,7 +379,7 @@ function checkSessions(members: SessionMember[], add: Add): void {
 
 /** In uninterruptible sleep: no signal, no freezer and no CRIU stops it, and clients would wait for that. */
 function checkStuck(pid: number, add: Add): void {
-  const call = read(`/proc/${pid}/syscall`).split(" ")[0] ?? "";
+  const call = readText(`/proc/${pid}/syscall`).split(" ")[0] ?? "";
   const isVfork = CLONE_SYSCALLS.includes(call);
   add(
     STUCK,
@@ -395,24 +396,8 @@ function checkStuck(pid: number, add: Add): void {
 
 /** Fields of stat(5) from the third on: state, ppid, pgrp, session, … null: gone */
 function statOf(folder: string): string[] | null {
-  const text = read(`${folder}/stat`);
+  const text = readText(`${folder}/stat`);
   return text === "" ? null : text.slice(text.lastIndexOf(")") + 2).split(" ");
-}
-
-function list(path: string): string[] {
-  try {
-    return readdirSync(path);
-  } catch {
-    return [];
-  }
-}
-
-function read(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
-  }
 }
 
 function link(path: string): string | null {

@@ -1,5 +1,5 @@
 /** Files of /proc, whose reader may have gone or may not be asked (EINVAL where the kernel lacks the feature). */
-import { readFileSync, readlinkSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 
 /** "" where it cannot be read. Bytes that are no UTF-8 all become one character: for text, which Node reads in one call. */
 export function readText(path: string): string {
@@ -24,5 +24,14 @@ export function readLink(path: string): string {
     return readlinkSync(path);
   } catch {
     return "";
+  }
+}
+
+/** Names in a folder; [] where it cannot be read. */
+export function listNames(path: string): string[] {
+  try {
+    return readdirSync(path);
+  } catch {
+    return [];
   }
 }
