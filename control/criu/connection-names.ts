@@ -23,25 +23,28 @@ const NAME_DELETED = 15;
 /** After a dump, before its images are sent. @throws HoldfastError `CRIU_IMAGE`, `CRIU_PROTOCOL` */
 export function leaveConnectionNames(imagesDir: string): void {
   const path = join(imagesDir, "files.img");
-  const image = readFileSync(path);
-  const changed = withoutConnectionNames(image);
-  if (!changed.equals(image)) writeFileSync(path, changed);
+  const changed = withoutConnectionNames(readFileSync(path));
+  if (changed !== null) writeFileSync(path, changed);
 }
 
-/** Pure: `files.img` in which no connection has a name. */
-export function withoutConnectionNames(image: Buffer): Buffer {
-  return encodeImage(
-    "files",
-    decodeImage("files", image).map((entry) =>
-      changeField(entry, ENTRY_UNIX, (socket) => (isConnection(socket) ? withoutName(socket) : socket)),
-    ),
-  );
+/** Pure: `files.img` in which no connection has a name. null: it is so already */
+export function withoutConnectionNames(image: Buffer): Buffer | null {
+  let isChanged = false;
+  const changed = decodeImage("files", image).map((entry) => {
+    if (!isNamedConnection(entry)) return entry;
+    isChanged = true;
+    return changeField(entry, ENTRY_UNIX, withoutName);
+  });
+  return isChanged ? encodeImage("files", changed) : null;
 }
 
-function isConnection(socket: Buffer): boolean {
-  const number = (wanted: number): number =>
-    Number(decodeFields(socket).find((field) => field.number === wanted)?.varint ?? 0n);
-  return number(TYPE) !== sock.SOCK_DGRAM && number(STATE) === sock.TCP_ESTABLISHED;
+function isNamedConnection(entry: Buffer): boolean {
+  const socket = decodeFields(entry).find(({ number }) => number === ENTRY_UNIX)?.bytes;
+  if (socket === undefined) return false;
+  const fields = new Map(decodeFields(socket).map((field) => [field.number, field]));
+  const number = (wanted: number): number => Number(fields.get(wanted)?.varint ?? 0n);
+  const isNamed = (fields.get(NAME)?.bytes.length ?? 0) > 0;
+  return isNamed && number(TYPE) !== sock.SOCK_DGRAM && number(STATE) === sock.TCP_ESTABLISHED;
 }
 
 function withoutName(socket: Buffer): Buffer {

@@ -67,26 +67,35 @@ export function encodeImage(kind: ImageKind, messages: Buffer[]): Buffer {
   return Buffer.concat(parts);
 }
 
-/** Every number that the restored tree needs: of processes, threads, and of groups and sessions whose leaders have ended. */
-export function numbersInTree(pstreeImage: Buffer): Set<number> {
-  const numbers = new Set<number>();
-  // pstree_entry: pid = 1, ppid = 2, pgid = 3, sid = 4, threads = 5
-  for (const message of decodeImage("pstree", pstreeImage))
-    for (const { number, varint } of decodeFields(message))
-      if ([1, 3, 4, 5].includes(number)) numbers.add(Number(varint));
-  return numbers;
+/** A process of a dump, in the numbers of the container. */
+export interface TreeEntry {
+  pid: number;
+  /** 0: of the root */
+  parent: number;
+  pgid: number;
+  sid: number;
+  /** the main one, too; of a zombie none */
+  threads: number[];
 }
 
-/** Threads by the number of their process. */
-export function threadsInTree(pstreeImage: Buffer): Map<number, number[]> {
-  const tree = new Map<number, number[]>();
-  for (const message of decodeImage("pstree", pstreeImage)) {
+/** Of `pstree.img`. @throws as {@link decodeImage} */
+export function processesInTree(pstreeImage: Buffer): TreeEntry[] {
+  return decodeImage("pstree", pstreeImage).map((message) => {
     const fields = decodeFields(message);
     const all = (wanted: number): number[] =>
       fields.filter(({ number }) => number === wanted).map(({ varint }) => Number(varint));
-    tree.set(all(1)[0] ?? 0, all(5));
-  }
-  return tree;
+    const [pid = 0, parent = 0, pgid = 0, sid = 0] = [1, 2, 3, 4].map((wanted) => all(wanted)[0]);
+    // CRIU writes any number as a zombie's thread (seen: 0, 72, 2181780960)
+    const threads = all(5);
+    return { pid, parent, pgid, sid, threads: threads.includes(pid) ? threads : [] };
+  });
+}
+
+/** Every number that the restored tree needs: of processes, threads, and of groups and sessions whose leaders have ended. */
+export function numbersInTree(pstreeImage: Buffer): Set<number> {
+  return new Set(
+    processesInTree(pstreeImage).flatMap(({ pid, pgid, sid, threads }) => [pid, pgid, sid, ...threads]),
+  );
 }
 
 /** Address of a thread's `struct rseq`, which the kernel writes to (rseq(2)); null: it has none. */

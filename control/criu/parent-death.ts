@@ -6,20 +6,16 @@
  * the root asks for none in the images; what is lost is what PR_GET_PDEATHSIG says. Of others it is the end of the thread that made them
  * that counts, and CRIU 4.2 makes all of a process's children in its main thread.
  *
- * Image formats: images/{core,pstree}.proto of CRIU (MIT).
+ * Image formats: images/core.proto of CRIU (MIT).
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { decodeImage, encodeImage } from "./image-file.ts";
+import { decodeImage, encodeImage, processesInTree } from "./image-file.ts";
 import { changeField, decodeFields } from "./protobuf.ts";
 
 /** core_entry.thread_core, thread_core_entry.pdeath_sig */
 const THREAD_CORE = 5;
 const SIGNAL = 8;
-/** of pstree_entry */
-const PID = 1;
-const PARENT = 2;
-const THREADS = 5;
 
 /**
  * After a dump, before its images are sent.
@@ -28,24 +24,17 @@ const THREADS = 5;
  */
 export function leaveParentDeath(imagesDir: string): { root: number | null; others: number[] } {
   const wanting: { root: number | null; others: number[] } = { root: null, others: [] };
-  for (const entry of decodeImage("pstree", readFileSync(join(imagesDir, "pstree.img")))) {
-    const fields = decodeFields(entry);
-    const number = (wanted: number): number =>
-      Number(fields.find((field) => field.number === wanted)?.varint ?? 0n);
-    const threads = fields.filter((field) => field.number === THREADS).map(({ varint }) => Number(varint));
-    // a zombie wants nothing any more, and CRIU writes any number as its thread's (seen: 0, 72, 2181780960)
-    if (!threads.includes(number(PID))) continue;
+  for (const { pid, parent, threads } of processesInTree(readFileSync(join(imagesDir, "pstree.img"))))
     for (const tid of threads) {
       const path = join(imagesDir, `core-${tid}.img`);
       const without = withoutParentDeath(readFileSync(path));
       if (without === null) continue;
-      if (number(PARENT) !== 0) wanting.others.push(number(PID));
+      if (parent !== 0) wanting.others.push(pid);
       else {
         writeFileSync(path, without);
-        wanting.root = number(PID);
+        wanting.root = pid;
       }
     }
-  }
   return wanting;
 }
 
