@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { messageOf } from "#proxy/contract/errors.ts";
+import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Terminal } from "./terminal.ts";
 
 const SIGNALLED = 128;
@@ -20,12 +20,13 @@ export async function runKubectl(
     const [status] = (await once(child, "close")) as [number | null];
     return status ?? SIGNALLED;
   } catch (cause) {
-    throw fail(
-      "KUBECTL_MISSING",
-      `kubectl cannot be run (${messageOf(cause)}): install it, it is asked to reach agents`,
-      {
-        cause,
-      },
-    );
+    throw kubectlMissing(cause, "it is asked to reach agents");
   }
+}
+
+/** @param why it is needed */
+export function kubectlMissing(cause: unknown, why: string): HoldfastError {
+  return fail("KUBECTL_MISSING", `kubectl cannot be run (${messageOf(cause)}): install it, ${why}`, {
+    cause,
+  });
 }

@@ -2,8 +2,8 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { messageOf } from "#proxy/contract/errors.ts";
 import type { Pod } from "../kubernetes/client/objects.ts";
+import { kubectlMissing } from "./kubectl.ts";
 
 const READY_MS_MAX = 20_000;
 const SAID_CHARACTERS_MAX = 2_000;
@@ -41,13 +41,7 @@ export async function forwarded<T>(
     ready.reject(fail("ENVOY_UNREACHABLE", `no port of pod ${namespace}/${name}: ${said.trim() || why}`));
   child.stdout.setEncoding("utf8").on("data", hear);
   child.stderr.setEncoding("utf8").on("data", hear);
-  child.on("error", (cause) =>
-    ready.reject(
-      fail("KUBECTL_MISSING", `kubectl cannot be run (${messageOf(cause)}): install it, it leads to pods`, {
-        cause,
-      }),
-    ),
-  );
+  child.on("error", (cause) => ready.reject(kubectlMissing(cause, "it leads to pods")));
   child.on("close", () => giveUp("kubectl ended"));
   const late = setTimeout(() => giveUp(`nothing in ${READY_MS_MAX / 1_000} s`), READY_MS_MAX);
   try {

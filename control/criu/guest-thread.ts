@@ -22,6 +22,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as ptrace from "#proxy/kernel/ptrace.ts";
+import { isGone } from "./process-memory.ts";
 
 export interface GuestThread {
   /** as this agent sees it */
@@ -366,8 +367,7 @@ function isInRestartableSequence(pid: number, tid: number, registers: Buffer): b
 
 /** Whether it is the first process of its PID namespace: such a one takes no SIGSTOP from within, but while it is traced (`sig_ignored`). */
 function isFirst(pid: number): boolean {
-  const [numbers = ""] = /^NStgid:.*$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8")) ?? [];
-  return /\s1$/.test(numbers);
+  return /(^|\s)1$/.test(statusOf(String(pid), "NStgid"));
 }
 
 /** Where the kernel's own code in its memory (vdso(7)) makes a system call. null: it has none */
@@ -395,7 +395,12 @@ function readMemory(pid: number, from: bigint, length: number): Buffer | null {
 }
 
 function parentOf(pid: number): number {
-  return Number(/^PPid:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
+  return Number(statusOf(String(pid), "PPid"));
+}
+
+/** A field of /proc/TASK/status. */
+function statusOf(task: string, field: string): string {
+  return new RegExp(`^${field}:\\s*(.*)$`, "m").exec(readFileSync(`/proc/${task}/status`, "utf8"))?.[1] ?? "";
 }
 
 /** One that notices least, of those not tried yet where there are any. null: each may be long in stopping */
@@ -440,12 +445,5 @@ function threadAt(folder: string): { state: string; call: number | null; args: s
 
 /** Of its own, or of its container's: some do not let restart_syscall(2) pass, and end the process. */
 function hasFilters(pid: number, tid: number): boolean {
-  return (
-    Number(/^Seccomp:\s*(\d)$/m.exec(readFileSync(`/proc/${pid}/task/${tid}/status`, "utf8"))?.[1]) !== 0
-  );
-}
-
-function isGone(error: unknown): boolean {
-  const { code } = error as NodeJS.ErrnoException;
-  return code === "ESRCH" || code === "ENOENT";
+  return statusOf(`${pid}/task/${tid}`, "Seccomp") !== "0";
 }

@@ -39,8 +39,6 @@ export const PIECE_PAGES = 256;
 export const LENT_BYTES = 64 * PAGE_BYTES;
 /** how much is read before other work of this agent has a turn */
 const TURN_BYTES = PIECE_PAGES * PAGE_BYTES;
-/** of a process that has ended */
-const GONE = new Set(["ENOENT", "ESRCH"]);
 
 /**
  * A process's own pages of its private mappings, ordered by address. A process that ends in the middle ends the reading.
@@ -89,10 +87,16 @@ export async function* readMemory(
       }
     }
   } catch (error) {
-    if (!GONE.has((error as NodeJS.ErrnoException).code ?? "")) throw error;
+    if (!isGone(error)) throw error;
   } finally {
     for (const file of files) closeSync(file);
   }
+}
+
+/** Of a file of /proc: its process has ended. */
+export function isGone(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === "ESRCH" || code === "ENOENT";
 }
 
 const readByThread = promisify(read);

@@ -19,7 +19,7 @@ import * as userfault from "#proxy/kernel/userfault.ts";
 import { withGuestThread } from "./guest-thread.ts";
 import { union, without } from "./page-ranges.ts";
 import { ownPages, type PageRange, takeWrittenPages, unwrittenPages } from "./page-scan.ts";
-import { anonymousMappings } from "./process-memory.ts";
+import { anonymousMappings, isGone } from "./process-memory.ts";
 
 /** fcntl(2), in the octal of /proc/PID/fdinfo */
 const O_DIRECT = 0o40000;
@@ -208,9 +208,15 @@ export function mayMissWrites(pid: number): boolean {
     }
     return false;
   } catch (error) {
-    if (isGone(error)) return true;
+    // one that is about its end has no mounts any more (`mounts_open_common`, fs/proc_namespace.c)
+    if (isGone(error) || hasNoMounts(error)) return true;
     throw error;
   }
+}
+
+function hasNoMounts(error: unknown): boolean {
+  const { code, path = "" } = error as NodeJS.ErrnoException;
+  return code === "EINVAL" && path.endsWith("/mountinfo");
 }
 
 /** null: it was closed meanwhile, and so was over */
@@ -231,11 +237,4 @@ function fileSystemsOf(mountinfo: string): Map<string, string> {
     types.set(id, type);
   }
   return types;
-}
-
-function isGone(error: unknown): boolean {
-  const { code, path } = error as NodeJS.ErrnoException;
-  // of one that is about its end there are no mounts any more (`mounts_open_common`, fs/proc_namespace.c)
-  const hasNoMounts = code === "EINVAL" && path?.endsWith("/mountinfo") === true;
-  return code === "ESRCH" || code === "ENOENT" || hasNoMounts;
 }

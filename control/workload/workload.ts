@@ -12,6 +12,7 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { unseal } from "#proxy/store/seal.ts";
 import type { CheckReport } from "../api/finding.ts";
 import { isToBeApart, type WorkloadConfig } from "../config/config.ts";
+import { MOVE_LIMITS } from "../config/limits.ts";
 import { comeAlive, undoMove } from "../migration/go-on.ts";
 import type { Moving } from "../migration/moving.ts";
 import { endLeftConnections } from "../migration/sockets.ts";
@@ -107,7 +108,10 @@ export class Workload {
       storedLegsBytesMax: limits.storedLegsBytesMax,
       imagesBytesMax: limits.imagesMbMax * MIB,
       precopyBytesMax: limits.precopyMbMax * MIB,
-      trackedBytesMin: limits.trackedMbMin * MIB,
+      trackedBytesMin:
+        limits.trackedMbMin === MOVE_LIMITS.trackedMbMin.max
+          ? Number.POSITIVE_INFINITY
+          : limits.trackedMbMin * MIB,
       verifyMemory: limits.verifyMemory,
       deadlineMs: limits.deadlineMs,
     };

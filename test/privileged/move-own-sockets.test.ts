@@ -141,6 +141,16 @@ const wanted: Record<string, string> = {
   finished: `[[${POLLIN | POLLOUT | POLLRDHUP}], b'good bye', b'', b'']`,
 };
 
+/**
+ * A fault: the program, which has `token` among its arguments, is sent SIGUSR1 in the hold, and waited for until it has fewer descriptors.
+ * @param open how many it has
+ */
+function signalledInTheHold(token: string, open: string): string {
+  // a pattern that is not in the shell's own arguments
+  const pid = `$(pgrep -o -f '^/usr/bin/python3.*[${token[0]}]${token.slice(1)}')`;
+  return `exec@source:hold=kill -USR1 ${pid}; for i in $(seq 500); do [ $(ls /proc/${pid}/fd | wc -l) -lt ${open} ] && break; sleep 0.01; done`;
+}
+
 describe("sockets of the application's own", { skip }, () => {
   for (const downstream of ["takeover", "forward"] as const)
     test(`go along with a move, ${downstream}`, () =>
@@ -398,11 +408,7 @@ signal.signal(signal.SIGUSR1, pass_on)
 `;
       await run(`exec(${JSON.stringify(passOn)}, scope)`);
       const open = await run("len(os.listdir('/proc/self/fd')) - 1");
-      const pid = `$(pgrep -o -f '^/usr/bin/python3.*[p]${token.slice(1)}')`;
-      writeFileSync(
-        faults,
-        `exec@source:hold=kill -USR1 ${pid}; for i in $(seq 500); do [ $(ls /proc/${pid}/fd | wc -l) -lt ${open} ] && break; sleep 0.01; done`,
-      );
+      writeFileSync(faults, signalledInTheHold(token, open));
       const move = await program.tryMove("b");
       assert.ok(!("error" in move));
       assert.equal(move.outcome, "rolled-back");
@@ -457,11 +463,7 @@ signal.signal(signal.SIGUSR1, lambda *_: far.close())
 `;
       await run(`exec(${JSON.stringify(make)}, scope)`);
       const open = await run("len(os.listdir('/proc/self/fd')) - 1");
-      const pid = `$(pgrep -o -f '^/usr/bin/python3.*[u]${token.slice(1)}')`;
-      writeFileSync(
-        faults,
-        `exec@source:hold=kill -USR1 ${pid}; for i in $(seq 500); do [ $(ls /proc/${pid}/fd | wc -l) -lt ${open} ] && break; sleep 0.01; done`,
-      );
+      writeFileSync(faults, signalledInTheHold(token, open));
       const move = await program.tryMove("b");
       assert.ok(!("error" in move));
       assert.equal(move.outcome, "rolled-back");

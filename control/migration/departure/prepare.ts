@@ -217,7 +217,7 @@ async function sendLayers(
   // what is compared as CRIU writes it is read in any case
   const isLeft = (await host.freezer()) !== null && (await canLeavePages(host.context.criu.sealed()));
   // a limit of theirs counts our threads, too
-  const hasRoom = (await roomForThreads(root)) >= ROOM_MIN;
+  const hasRoom = Number.isFinite(trackedBytesMin) && (await roomForThreads(root)) >= ROOM_MIN;
   const trackedFrom = isLeft && hasRoom ? trackedBytesMin : undefined;
   const rounds = new PrecopyRounds(imagesBytesMax);
   await stop.untilStopped(
