@@ -11,8 +11,8 @@ export interface PrecopyRound {
 }
 
 const ROUNDS_MAX = 8;
-/** what changes within a round that small is not worth another */
-const BYTES_MIN = 512 * 1024;
+/** a round takes some 100 ms however small it is; so much is copied within a few once all stands still */
+const BYTES_MIN = 2 * 1024 * 1024;
 /** a round that sends more than this share of what the last one did will not get further */
 const SHARE_MAX = 0.75;
 /** all rounds after the first, unless that took longer */

@@ -35,7 +35,7 @@ import {
 import { pathOf } from "#control/kubernetes/client/paths.ts";
 import { act } from "#control/kubernetes/controller/act.ts";
 import type { Calls } from "#control/kubernetes/controller/gather.ts";
-import { look } from "#control/kubernetes/controller/look.ts";
+import { type Known, look } from "#control/kubernetes/controller/look.ts";
 import { isStandby, ordinalPod } from "#control/kubernetes/controller/standby-pod.ts";
 import { REVISION, revisionAnew } from "#control/kubernetes/controller/stateful-set.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -346,12 +346,17 @@ export class MadeUpCluster {
       await this.#turn(who);
       for (const { metadata } of this.migrations()) {
         try {
-          await look(
-            api,
-            { namespace: NAMESPACE, name: metadata.name },
-            () => this.nowMs,
-            (migration, action) => act(api, migration, action),
-          );
+          let known: Known | null = null;
+          do {
+            const looked = await look(
+              api,
+              { namespace: NAMESPACE, name: metadata.name },
+              () => this.nowMs,
+              (migration, action) => act(api, migration, action),
+              known,
+            );
+            known = looked?.known ?? null;
+          } while (known !== null);
         } catch (error) {
           if ((error as { code?: string }).code !== "KUBERNETES_UNREACHABLE") throw error;
         }
@@ -658,7 +663,9 @@ export class MadeUpCluster {
   #read: Migration | null = null;
 
   #agentMoves(): void {
-    const read = this.#read;
+    // an agent reads one object, and again when it has changed: nobody writes so often that it never gets to its own write
+    const isQuick = (this.#options.othersWriteEvery ?? 0) > 0;
+    const read = isQuick ? (this.#one(this.migrations()) ?? null) : this.#read;
     this.#read = null;
     if (read === null) {
       this.#read = this.#one(this.migrations()) ?? null;

@@ -30,6 +30,12 @@ const SET: OwnerReference = {
   controller: true,
 };
 
+const STANDBY = {
+  "holdfast.dev/injected": "1",
+  "holdfast.dev/container": "app",
+  "holdfast.dev/standby": "true",
+};
+
 function migration(spec: object = {}, status: object = {}, metadata: object = {}): Migration {
   return migrationSchema.parse({
     metadata: metaOf("m", metadata),
@@ -223,6 +229,30 @@ describe("a pod", () => {
       assert.deepEqual([late.phase, late.reason], ["Failed", "Deadline"]);
       assert.match(late.message ?? "", /within 600 s \(.+\)/);
     });
+});
+
+describe("a standby whose container runs", () => {
+  it("is waited for in silence while its agent looks for it, and goes on at its word", () => {
+    const made = migration(
+      {},
+      {
+        ...{ phase: "Preparing", attempt: 1, serial: 1 },
+        source: { pod: "chat-5d-x", podUid: "chat-5d-x-uid", node: "a" },
+        target: { pod: "chat-5d-y", podUid: "chat-5d-y-uid", node: "b", attempt: 1 },
+      },
+    );
+    const labels = { "holdfast.dev/migration": made.metadata.uid };
+    const standby = pod({ nodeName: "b" }, metaOf("chat-5d-y", { labels, annotations: STANDBY }));
+    const at = (afterMs: number, serving?: "False"): Plan => {
+      const conditions = serving === undefined ? [] : [{ type: "holdfast.dev/serving", status: serving }];
+      const state = { running: { startedAt: new Date(NOW - afterMs).toISOString() } };
+      const status = { phase: "Running", conditions, containerStatuses: [{ name: "app", state }] };
+      return plan(observed({ migration: made, standby: { ...standby, status } }), NOW);
+    };
+    assert.deepEqual(at(500), { action: null, wakeMs: NOW + 1_500 });
+    assert.equal(statusOf(at(2_000)).reason, "TargetAgent");
+    assert.equal(statusOf(at(500, "False")).phase, "Moving");
+  });
 });
 
 describe("a Migration that nobody made by hand", () => {

@@ -168,6 +168,19 @@ describe("the controller", () => {
     assert.match(await metrics.registry.metrics(), /holdfast_controller_migrations\{phase="Preparing"\} 1/);
   });
 
+  it("reads all there is once until a standby is made, and after each step only what depends on it", async () => {
+    const api = begin(new Api());
+    const isMade = (call: string): boolean => call.startsWith("create /api/v1/namespaces/shop/pods");
+    await until("it is prepared", () => api.calls.some(isMade));
+    const calls = api.calls.slice(0, api.calls.findIndex(isMade));
+    const reads = (of: string): number => calls.filter((call) => call === of).length;
+    assert.equal(reads(`find ${MIGRATIONS}/m`), 1);
+    assert.equal(reads("list /apis/holdfast.dev/v1alpha1/namespaces/shop/continuitypolicies"), 1);
+    // who else is about to move is never from before
+    const writes = calls.filter((call) => /^(create|patch)/.test(call) && !call.endsWith("/events"));
+    assert.ok(reads("list /apis/holdfast.dev/v1alpha1/migrations") >= writes.length, calls.join("\n"));
+  });
+
   it("looks again when somebody has changed it, and after a failure", async () => {
     const api = new Api();
     api.problems.push([`find ${MIGRATIONS}`, fail("KUBERNETES_BUSY", "not now")]);

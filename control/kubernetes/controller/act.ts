@@ -1,43 +1,51 @@
 /** Carries out one action of a plan: each only if what it was decided by is still so. */
 import { FINALIZER, type Migration } from "../../api/resources.ts";
 import { isCode } from "../client/api.ts";
+import type { KubernetesObject } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
 import { guardName, guardOf } from "../eviction/guard.ts";
 import type { Calls } from "./gather.ts";
 import type { Action } from "./next.ts";
 
+/** What was done. @property object what was written to, as it is now; null: it has gone */
+export interface Done {
+  object: KubernetesObject | null;
+}
+
 /**
- * @returns whether it was done; false: something has changed since it was read, so plan again
+ * @returns null: something has changed since it was read, so it was not done: plan again
  * @throws HoldfastError of the client: try again later
  */
-export async function act(api: Calls, migration: Migration, action: Action): Promise<boolean> {
+export async function act(api: Calls, migration: Migration, action: Action): Promise<Done | null> {
   const { metadata, status } = migration;
   const { namespace, name, uid, resourceVersion, finalizers } = metadata;
   const podPath = (pod: string): string => pathOf("pods", { namespace, name: pod });
   try {
     switch (action.do) {
       case "status":
-        await api.patch(pathOf("migrations", { namespace, name, subresource: "status" }), {
-          metadata: { resourceVersion },
-          status: mergePatch(status, action.status),
-        });
-        return true;
+        return {
+          object: await api.patch(pathOf("migrations", { namespace, name, subresource: "status" }), {
+            metadata: { resourceVersion },
+            status: mergePatch(status, action.status),
+          }),
+        };
       case "finalizer": {
         const others = finalizers.filter((one) => one !== FINALIZER);
-        await api.patch(pathOf("migrations", { namespace, name }), {
-          metadata: { resourceVersion, finalizers: action.present ? [...others, FINALIZER] : others },
-        });
-        return true;
+        return {
+          object: await api.patch(pathOf("migrations", { namespace, name }), {
+            metadata: { resourceVersion, finalizers: action.present ? [...others, FINALIZER] : others },
+          }),
+        };
       }
       case "create-guard":
-        await api.create(pathOf("poddisruptionbudgets", { namespace }), guardOf(migration));
-        return true;
+        return {
+          object: await api.create(pathOf("poddisruptionbudgets", { namespace }), guardOf(migration)),
+        };
       case "delete-guard":
         await api.delete(pathOf("poddisruptionbudgets", { namespace, name: guardName(uid) }));
-        return true;
+        return { object: null };
       case "create-standby":
-        await api.create(pathOf("pods", { namespace }), action.pod);
-        return true;
+        return { object: await api.create(pathOf("pods", { namespace }), action.pod) };
       case "delete-pod":
         await api.delete(podPath(action.pod.name), {
           preconditions: {
@@ -46,18 +54,19 @@ export async function act(api: Calls, migration: Migration, action: Action): Pro
           },
           ...(action.isForced === true ? { gracePeriodSeconds: 0 } : {}),
         });
-        return true;
+        return { object: null };
       case "patch-pod":
-        await api.patch(podPath(action.pod.name), {
-          metadata: { ...action.metadata, resourceVersion: action.pod.resourceVersion },
-        });
-        return true;
+        return {
+          object: await api.patch(podPath(action.pod.name), {
+            metadata: { ...action.metadata, resourceVersion: action.pod.resourceVersion },
+          }),
+        };
       case "delete-migration":
         await api.delete(pathOf("migrations", { namespace, name }), { preconditions: { uid } });
-        return true;
+        return { object: null };
     }
   } catch (error) {
-    if (isCode(error, "KUBERNETES_CONFLICT", "KUBERNETES_NOT_FOUND", "KUBERNETES_EXISTS")) return false;
+    if (isCode(error, "KUBERNETES_CONFLICT", "KUBERNETES_NOT_FOUND", "KUBERNETES_EXISTS")) return null;
     throw error;
   }
 }

@@ -31,7 +31,7 @@ import { guardName } from "../eviction/guard.ts";
 import { type Eviction, isOver } from "../eviction/requests.ts";
 import { causeOf } from "../triggers/caused.ts";
 import type { Action } from "./next.ts";
-import type { Claim, Observed, Owner } from "./observed.ts";
+import { type Claim, isReturning, type Observed, type Owner } from "./observed.ts";
 import { becomesOf, isStandby, isStatefulSet, standbyName } from "./standby-pod.ts";
 
 /** What of the client it needs: tests have others. */
@@ -133,6 +133,48 @@ export async function gatherAgain(api: Calls, observed: Observed, action: Action
     // after the pod, as ever
     ...(await rivalsOf(api, newer)),
   };
+}
+
+/**
+ * After an action on the way to a standby: with what was written as the answer has it, and what else depends on that read again. The rest is as
+ * old as it would be had this been read last; nothing is deleted on its word.
+ * @param written the answer @returns null: all is to be read
+ */
+export async function gatherAfter(
+  api: Calls,
+  observed: Observed,
+  action: Action,
+  written: KubernetesObject | null,
+): Promise<Observed | null> {
+  const { migration, source } = observed;
+  if (written === null || isReturning(migration)) return null;
+  switch (action.do) {
+    case "finalizer": {
+      const newer = migrationSchema.parse(written);
+      if (!isBegun(newer, "Pending")) return null;
+      const [isGuarded, rivals] = await Promise.all([guarded(api, newer), rivalsOf(api, newer)]);
+      return { ...observed, migration: newer, isGuarded, ...rivals };
+    }
+    case "patch-pod":
+      if (!isBegun(migration, "Pending") || written.metadata.uid !== source?.metadata.uid) return null;
+      // after the pod, as ever
+      return { ...observed, source: written as Pod, ...(await rivalsOf(api, migration)) };
+    case "create-guard":
+      return { ...observed, isGuarded: true, ...(await rivalsOf(api, migration)) };
+    case "status": {
+      const newer = migrationSchema.parse(written);
+      const { namespace } = newer.metadata;
+      if (observed.standby !== null || !isBegun(newer, "Preparing")) return null;
+      const standby = await namesake(api, namespace, newer, ownerReferenceOf(source, []));
+      return standby === null ? { ...observed, migration: newer, isGuarded: false } : null;
+    }
+    default:
+      return null;
+  }
+}
+
+function isBegun({ metadata, status }: Migration, phase: "Pending" | "Preparing"): boolean {
+  return metadata.deletionTimestamp === undefined && (status.phase ?? "Pending") === phase;
 }
 
 /** What of a Migration says which other objects are read, and what becomes of it. */

@@ -41,6 +41,8 @@ import { isStandby, standbyPod } from "./standby-pod.ts";
 const TAKE_UP_MS = 30_000;
 /** a target that serves while its source has not said so: figures are missing, nothing else */
 const SETTLE_MS = 10_000;
+/** an agent finds a pod's container at once; saying that it has not costs more time than it takes */
+const FIND_MS = 2_000;
 /** waiting for these is in vain */
 const HOPELESS = new Set(["CreateContainerConfigError", "InvalidImageName", "ErrImageNeverPull"]);
 
@@ -194,6 +196,8 @@ function preparing(observed: Observed, nowMs: number): Plan {
   const lost = standbyLost(observed, standby);
   if (lost !== null) return nextAttempt(observed, nowMs, lost);
   const wait = standbyWait(standby);
+  const findMs = lastStartedMs(standby) + FIND_MS;
+  if (wait?.reason === "TargetAgent" && nowMs < findMs) return { action: null, wakeMs: findMs };
   if (wait !== null)
     return isInVain(observed, standby, nowMs)
       ? nextAttempt(observed, nowMs, wait)
@@ -266,6 +270,12 @@ function standbyWait(standby: Pod): Reason | null {
       message: `the agent of node ${spec.nodeName} has not found pod ${metadata.name} yet: does it run?`,
     };
   return null;
+}
+
+/** -Infinity: kubelet does not say */
+function lastStartedMs(standby: Pod): number {
+  const started = statusesOf(standby).map(({ state }) => Date.parse(state?.running?.startedAt ?? ""));
+  return Math.max(...started.filter((ms) => !Number.isNaN(ms)));
 }
 
 function statusesOf({ status }: Pod) {

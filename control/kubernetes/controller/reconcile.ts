@@ -21,9 +21,9 @@ import { Watches } from "../client/watches.ts";
 import { RequestWatch, type RequestWatchOptions } from "../eviction/request-watch.ts";
 import { causeOf } from "../triggers/caused.ts";
 import { NodeWatch } from "../triggers/node-watch.ts";
-import { act } from "./act.ts";
+import { act, type Done } from "./act.ts";
 import { eventsOf } from "./events.ts";
-import { look } from "./look.ts";
+import { type Known, look } from "./look.ts";
 import type { ControllerMetrics } from "./metrics.ts";
 import type { Action } from "./next.ts";
 import { isStandby } from "./standby-pod.ts";
@@ -52,6 +52,9 @@ export interface ReconcilerOptions {
   /** absent: EvictionRequests are not answered */
   requests?: Pick<RequestWatchOptions, "onDone"> | null;
 }
+
+/** when to look again; null: when something changes; or at once, with what is known */
+type Next = number | null | "gone" | { known: Known | null };
 
 interface Item {
   namespace: string;
@@ -276,7 +279,7 @@ class Queue {
   }
 
   /** What the cluster does not take (a quota, Pod Security) is no secret of this process. */
-  async #act(migration: Migration, action: Action): Promise<boolean> {
+  async #act(migration: Migration, action: Action): Promise<Done | null> {
     const { api } = this.#options;
     try {
       return await act(api, migration, action);
@@ -291,9 +294,12 @@ class Queue {
   }
 
   async #work(item: Item): Promise<number | null | "gone"> {
+    let known: Known | null = null;
     for (let actions = 0; actions < ACTIONS_MAX && !this.#signal.aborted; actions += 1) {
-      const next = item.isPending ? await this.#inTurn(() => this.#step(item)) : await this.#step(item);
-      if (next !== "again") return next;
+      const step = (): Promise<Next> => this.#step(item, known);
+      const next: Next = item.isPending ? await this.#inTurn(step) : await step();
+      if (next === null || typeof next !== "object") return next;
+      known = next.known;
     }
     return Date.now() + BACKOFF_MS_MAX;
   }
@@ -305,21 +311,24 @@ class Queue {
   }
 
   /** One action at most. */
-  async #step(item: Item): Promise<number | null | "gone" | "again"> {
+  async #step(item: Item, before: Known | null): Promise<Next> {
     const { api, metrics, onProblem, onAction } = this.#options;
-    const looked = await look(api, item, Date.now, (migration, action) => this.#act(migration, action));
+    const carryOut = (migration: Migration, action: Action): Promise<Done | null> =>
+      this.#act(migration, action);
+    const looked = await look(api, item, Date.now, carryOut, before);
     if (looked === null) return "gone";
-    const { migration, action, isDone, wakeMs, nowMs } = looked;
+    const { migration, action, isDone, wakeMs, nowMs, known } = looked;
+    const again = { known };
     item.isPending = (migration.status.phase ?? "Pending") === "Pending";
     if (action === null) return wakeMs;
-    if (!isDone) return "again";
+    if (!isDone) return again;
     onAction(migration, action);
-    if (action.do !== "status") return "again";
+    if (action.do !== "status") return again;
     metrics.changed(migration, action.status, nowMs);
     await report(api, eventsOf(migration, action.status, nowMs), (error) =>
       onProblem("an Event is not written", error),
     );
     // it only said why it waits
-    return wakeMs ?? "again";
+    return wakeMs ?? again;
   }
 }
