@@ -86,15 +86,20 @@ export class ImageSender {
     signal: AbortSignal,
     trackedBytesMin?: number,
   ): Promise<void> {
-    const precopy = new Precopy(bytesMax, trackedBytesMin);
-    this.#precopy = precopy;
+    this.#precopy = new Precopy(bytesMax, trackedBytesMin);
     while (rounds.isAnother()) {
       signal.throwIfAborted();
-      const atMs = performance.now();
-      const bytes = await precopy.round(await list(), this.#put);
-      await this.#flush();
-      rounds.add({ bytes, ms: performance.now() - atMs });
+      await this.sendLayer(list, rounds);
     }
+  }
+
+  /** One round more, of what was written since the last. */
+  async sendLayer(list: ListProcesses, rounds: PrecopyRounds): Promise<void> {
+    const atMs = performance.now();
+    const idleMs = rounds.idleMs(atMs);
+    const bytes = (await this.#precopy?.round(await list(), this.#put)) ?? 0;
+    await this.#flush();
+    rounds.add({ bytes, ms: performance.now() - atMs }, idleMs);
   }
 
   /** Bytes that travelled: without those that the target had in other images. */

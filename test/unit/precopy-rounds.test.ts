@@ -51,6 +51,20 @@ describe("rounds of copies before the hold", () => {
     );
   });
 
+  it("are one more after a wait, where the target has room", () => {
+    const after = (ms: number, idleMs: number, spaceBytes = SPACE): boolean => {
+      const rounds = new PrecopyRounds(spaceBytes);
+      rounds.add({ bytes: 100 * MB, ms });
+      return rounds.isLate(idleMs);
+    };
+    assert.equal(new PrecopyRounds(SPACE).isLate(1_000), false);
+    assert.equal(after(10, 150), false);
+    assert.equal(after(10, 250), true);
+    assert.equal(after(2_000, 1_500), false);
+    assert.equal(after(2_000, 2_500), true);
+    assert.equal(after(10, 250, 250 * MB), false);
+  });
+
   it("tell how fast memory is written", () => {
     const rounds = new PrecopyRounds(SPACE);
     rounds.add({ bytes: 100 * MB, ms: 500 });
@@ -58,5 +72,8 @@ describe("rounds of copies before the hold", () => {
     rounds.add({ bytes: 10 * MB, ms: 50 });
     assert.equal(rounds.dirtyBytesPerSecond, 20 * MB);
     assert.equal(rounds.bytes, 110 * MB);
+    // … since the round before began
+    rounds.add({ bytes: 10 * MB, ms: 50 }, 950);
+    assert.equal(rounds.dirtyBytesPerSecond, 10 * MB);
   });
 });

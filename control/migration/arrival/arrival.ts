@@ -57,6 +57,8 @@ export class Arrival {
   readonly #container = new StandbyContainer();
   readonly #files = new FilesIntake();
   readonly #images: ImageIntake;
+  /** when memory can be taken: before the standby is complete */
+  readonly #imagesOpen = Promise.withResolvers<void>();
   /** when the last piece of the legs to the application is */
   readonly #upstreamAdopted = Promise.withResolvers<void>();
   /** the last piece of the clients' legs. null: it has not come */
@@ -70,6 +72,7 @@ export class Arrival {
       host.context.log.warn({ workload: host.name, ...more, reason: messageOf(error) }, text);
     this.#images = new ImageIntake((image, error) => warn("arrival: image not taken", error, { image }));
     this.#upstreamAdopted.promise.catch(() => {}); // looked at by `restore`
+    this.#imagesOpen.promise.catch(() => {}); // where nobody asks
     void channel.closed
       .then(() => this.#sourceIsGone())
       .catch((error: unknown) => warn("arrival failed", error));
@@ -85,6 +88,7 @@ export class Arrival {
     const nothing = z.strictObject({});
     this.#on("files", filesEvent, ({ root }, body) => this.#takeFiles(root, body));
     this.#on("standby", nothing, () => this.#standby());
+    this.#on("imagesOpen", nothing, () => this.#imagesOpen.promise);
     this.#on("images", imagesEvent, async (event, body) => this.#images.take(event, body));
     this.#on("filesGone", filesGoneCall, ({ root, gone }) => this.#removeFiles(root, gone));
     this.#on("adopt", adoptCall, ({ last }, body) => this.#adoptUpstream(body, last));
@@ -174,6 +178,7 @@ export class Arrival {
     const images = container.hostPath("images");
     mkdirSync(images, { mode: 0o700 });
     this.#images.open(images, host.limits.imagesBytesMax);
+    this.#imagesOpen.resolve();
     const starting = RestoringCriu.start(container, context.criu, { highestTid, semaphores });
     const proxy = host.keeper.standby(epoch);
     // until it comes alive: what connects to the frozen application would make it another than it was
@@ -347,6 +352,7 @@ export class Arrival {
     const host = this.#host;
     this.#container.giveUp(givenUp());
     this.#upstreamAdopted.reject(givenUp());
+    this.#imagesOpen.reject(givenUp());
     const container = await this.#container.created.catch(() => null);
     host.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere
     await container?.destroy(); // with the CRIU at work in it

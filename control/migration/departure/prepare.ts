@@ -2,6 +2,7 @@
 import { mkdir, rm } from "node:fs/promises";
 import type { Channel } from "#proxy/contract/channel.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { DepartureFacts } from "../../api/check.ts";
 import { refuse } from "../../api/finding.ts";
@@ -51,12 +52,12 @@ export async function prepare(move: Move): Promise<Prepared> {
   const epoch = await reserve(move);
   await askForContainer(move, { channel, root, epoch, facts });
   const files = new FileSender(move, channel, root);
-  const [link, here] = await together(standby(move, channel, files), readyHere(move, root));
+  const made = standby(move, channel, files);
+  const [link, { layers, ...here }] = await together(made, readyHere(move, root, channel, made));
   if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link, options.signal);
   move.stop.throwIfStopped();
-  const sender = imageSender(move, channel);
-  await sendLayers(move, root, sender);
-  return { channel, root, epoch, link, files, sender, ...here };
+  await layers?.sendWhatIsNew();
+  return { channel, root, epoch, link, files, ...here };
 }
 
 /** Side by side. When one has failed neither is under way any more. */
@@ -77,10 +78,31 @@ async function standby(move: Move, channel: Channel, files: FileSender): Promise
   return link;
 }
 
-/** What is made ready on this node meanwhile. */
-async function readyHere(move: Move, root: number): Promise<Pick<Prepared, "watched" | "worker">> {
+/** What is made ready on this node meanwhile; and, as soon as the target takes it, memory. @param made the target's standby */
+async function readyHere(
+  move: Move,
+  root: number,
+  channel: Channel,
+  made: Promise<unknown>,
+): Promise<Pick<Prepared, "watched" | "worker" | "sender"> & { layers: Layers | null }> {
   const watched = await findWatchedFiles(move, root);
-  return { watched, worker: await startWorker(move) };
+  const worker = await startWorker(move);
+  const sender = imageSender(move, channel);
+  // a standby that cannot be made never takes any
+  const isEarly = await Promise.race([takesImages(move, channel), made.then(() => true)]);
+  if (!isEarly) await made;
+  return { watched, worker, sender, layers: await sendLayers(move, root, sender) };
+}
+
+/** Whether the target takes memory while it makes its standby. One of the version before does not know the question, and takes it afterwards. */
+async function takesImages({ stop }: Move, channel: Channel): Promise<boolean> {
+  try {
+    await stop.call(channel, "imagesOpen", {});
+    return true;
+  } catch (error) {
+    if (error instanceof HoldfastError && error.code === "CHANNEL_METHOD") return false;
+    throw error;
+  }
 }
 
 async function dial({ host, options, reached, progress }: Move): Promise<Channel> {
@@ -205,23 +227,34 @@ async function startWorker({ host, rehearsal, opened }: Move): Promise<CriuWorke
   return worker;
 }
 
-/** Last before the hold, so that as little as possible changes in between. */
+interface Layers {
+  /** Last before the hold, so that as little as possible changes in between. */
+  sendWhatIsNew(): Promise<void>;
+}
+
+/** null: none are sent before the hold */
 async function sendLayers(
   { host, options, stop, rehearsal, progress }: Move,
   root: number,
   sender: ImageSender,
-): Promise<void> {
+): Promise<Layers | null> {
   const tree = () => tracedTree(root);
   const { precopyBytesMax, trackedBytesMin, imagesBytesMax } = host.limits;
-  if (precopyBytesMax === 0) return;
+  if (precopyBytesMax === 0) return null;
   // what is compared as CRIU writes it is read in any case
   const isLeft = (await host.freezer()) !== null && (await canLeavePages(host.context.criu.sealed()));
   // a limit of theirs counts our threads, too
   const hasRoom = Number.isFinite(trackedBytesMin) && (await roomForThreads(root)) >= ROOM_MIN;
   const trackedFrom = isLeft && hasRoom ? trackedBytesMin : undefined;
   const rounds = new PrecopyRounds(imagesBytesMax);
-  await stop.untilStopped(
-    rehearsal.rounds(() => sender.sendLayers(tree, precopyBytesMax, rounds, options.signal, trackedFrom)),
-  );
-  progress.copied(rounds);
+  const send = async (work: () => Promise<void>): Promise<void> => {
+    await stop.untilStopped(rehearsal.rounds(work));
+    progress.copied(rounds);
+  };
+  await send(() => sender.sendLayers(tree, precopyBytesMax, rounds, options.signal, trackedFrom));
+  return {
+    sendWhatIsNew: async () => {
+      if (rounds.isLate()) await send(() => sender.sendLayer(tree, rounds));
+    },
+  };
 }
