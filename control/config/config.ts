@@ -81,6 +81,8 @@ export interface WorkloadConfig {
   outbound: "close" | "keep";
   /** what becomes of an application that ends by itself; on-failure: with a status other than 0, or by a signal */
   restart: "always" | "on-failure" | "never";
+  /** its daemons stay its own: the application is the child of a first process that takes and reaps them (prctl(2), PR_SET_CHILD_SUBREAPER) */
+  subreaper: boolean;
   /** what asks it to end, and how long it may take before SIGKILL */
   stopSignal: NodeJS.Signals;
   stopMsMax: number;
@@ -445,6 +447,7 @@ function completeWorkload(one: FileWorkload, nodeAddress: string): WorkloadConfi
     listenIn: isListeningInPod(one) && downstreamOf(one) === "forward" ? "container" : "node",
     outbound: one.outbound,
     restart: one.restart,
+    subreaper: one.subreaper,
     stopSignal: one.stopSignal,
     stopMsMax: one.stopMsMax,
     limits: one.limits,

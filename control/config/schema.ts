@@ -301,6 +301,7 @@ export const workloadSchema = z.strictObject(
     downstream: oneOf(...DOWNSTREAMS).optional(),
     outbound: oneOf("close", "keep").default("close"),
     restart: oneOf("always", "on-failure", "never").default("on-failure"),
+    subreaper: truth.default(false),
     stopSignal: oneOf(
       "SIGTERM",
       "SIGINT",

@@ -76,7 +76,7 @@ export async function rootBelow(init: ProcessIdentity): Promise<number | null> {
   if (children.length > 1) {
     throw fail(
       "TREES_MANY",
-      `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree`,
+      `the container has ${children.length} process trees below its init: run the application in the foreground, as one tree, or say subreaper: true of the workload and start it anew`,
     );
   }
   return children[0] ?? null;

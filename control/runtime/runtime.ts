@@ -51,6 +51,8 @@ export interface Sandbox {
   readonly layerInUse: boolean;
   /** folders inside that Holdfast put there, and no application can write to */
   readonly ours: readonly string[];
+  /** in the container: the static init that it is given, also for {@link WorkloadConfig.subreaper} */
+  readonly initPath: string;
 
   /**
    * In the instance's own folder, on the host. Where this agent's mount namespace does not have it and it cannot be mounted again,

@@ -29,6 +29,8 @@ interface Moved {
   args?: string[];
   /** its proxy is a container of its pod */
   sidecar?: boolean;
+  /** it is the child of a first process that takes its daemons */
+  subreaper?: boolean;
 }
 
 /** What moves: its pods are `NAME-a` and, as its standby, `NAME-b`. */
@@ -50,7 +52,13 @@ const ECHO: Moved = {
   args: ["/app/echo.js"],
 };
 /** Go listens with MPTCP, which CRIU cannot dump, where it finds it. */
-const COUNTER: Moved = { ...ECHO, name: "counter", listen: 8082, args: [`0.0.0.0:${APP_PORT}`] };
+const COUNTER: Moved = {
+  ...ECHO,
+  name: "counter",
+  listen: 8082,
+  args: [`0.0.0.0:${APP_PORT}`],
+  subreaper: true,
+};
 const COUNTER_IMAGE: Image = {
   name: "localhost/holdfast/go-http:1",
   contents: () => {
@@ -101,6 +109,7 @@ function pod(moved: Moved, node: string, image = APPS.name): KubeObject {
     "holdfast.dev/ports": `${listen}:${APP_PORT}`,
     ...(nodePort === null ? {} : { "holdfast.dev/listen": "pod" }),
     ...(command === undefined ? {} : { "holdfast.dev/command": JSON.stringify(command) }),
+    ...(moved.subreaper === true ? { "holdfast.dev/subreaper": "true" } : {}),
     ...(node === "a" ? {} : { "holdfast.dev/standby": "true", "holdfast.dev/workload": workloadOf(name) }),
   };
   return {

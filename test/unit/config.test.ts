@@ -111,6 +111,7 @@ describe("the agent's configuration", () => {
           listenIn: "node",
           outbound: "close",
           restart: "on-failure",
+          subreaper: false,
           stopSignal: "SIGTERM",
           stopMsMax: 10_000,
           limits: LIMITS,

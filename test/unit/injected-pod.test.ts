@@ -26,6 +26,8 @@ describe("a pod that was injected", () => {
     assert.equal(config.name, "default.chat-a");
     assert.equal(config.start, true);
     assert.equal(config.restart, "always");
+    assert.equal(config.subreaper, false);
+    assert.equal(workloadOf(pod({ subreaper: "true" }), ADDRESS).subreaper, true);
     assert.deepEqual(config.pod, {
       ...{ namespace: "default", name: "chat-a", uid: "1", container: "app" },
       ...{ command: ["node", "server.js"], cwd: null, proxy: "node" },

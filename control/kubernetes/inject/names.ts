@@ -18,6 +18,7 @@ export const SETTINGS = {
   stateless: "holdfast.dev/stateless",
   workload: "holdfast.dev/workload",
   standby: "holdfast.dev/standby",
+  subreaper: "holdfast.dev/subreaper",
 } as const;
 
 /** What the injector says: the agent reads the first three, {@link uninject} the last. */

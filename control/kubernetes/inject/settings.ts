@@ -84,6 +84,7 @@ const SCHEMAS: Record<keyof typeof SETTINGS, z.ZodType> = {
     .max(WORKLOAD_CHARS_MAX, WORKLOAD_EXPECTED)
     .regex(/^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$/, WORKLOAD_EXPECTED),
   standby: oneOf(["true", "false"]),
+  subreaper: oneOf(["true", "false"]),
 };
 
 /** What the pod says, or what is wrong with it. */

@@ -87,7 +87,7 @@ export function nameOf({
 /** @throws HoldfastError `CONFIG_INVALID`: which annotation, and what it is expected to be */
 export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfig {
   const { uid, namespace, name, annotations } = pod;
-  const { container, ports, command, standby, continuity, limits, mode, workload, listen, proxy } =
+  const { container, ports, command, standby, continuity, limits, mode, workload, listen, proxy, subreaper } =
     annotations;
   if (workload !== undefined && !workload.startsWith(`${namespace}.`))
     throw refuse(
@@ -98,6 +98,7 @@ export function workloadOf(pod: InjectedPod, nodeAddress: string): WorkloadConfi
   const file = {
     name: nameOf(pod),
     start: standby !== "true",
+    subreaper: subreaper === "true",
     // as kubelet: pods with another restartPolicy are not injected
     restart: "always",
     pod: {

@@ -15,6 +15,7 @@ import { fitToMachine } from "../../criu/address-space.ts";
 import { withCriuReason } from "../../criu/failure.ts";
 import type { ProcessDigest } from "../../criu/memory-digest.ts";
 import type { InheritFd } from "../../criu/protocol.ts";
+import { adoptOrphans } from "../../criu/subreaper.ts";
 import type { Freezer } from "../../runtime/freezer.ts";
 import { makeQueues, QueueStands, showQueues } from "../../runtime/posix-queues.ts";
 import { identify, treeOf } from "../../runtime/processes.ts";
@@ -58,6 +59,7 @@ export async function restore(
   const semaphores = criu.takeSemaphores(semaphoresOf(before));
   const stands = new QueueStands(container, call.openQueues);
   const inNamespaces = async (root: number): Promise<void> => {
+    await adoptOrphans(imagesDir, root);
     makeQueues(root, queues);
     await showQueues(container, root);
     stands.put();

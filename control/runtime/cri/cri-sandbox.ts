@@ -33,6 +33,7 @@ const POLL_MS = 2;
 export class CriSandbox implements Sandbox {
   readonly layerInUse = true;
   readonly ours = [INSIDE];
+  readonly initPath = `${INSIDE}/init`;
   readonly ref: SandboxRef;
 
   constructor(ref: SandboxRef) {

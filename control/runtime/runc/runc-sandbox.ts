@@ -28,7 +28,7 @@ import { startInside } from "../start-inside.ts";
 import { disconnectNetwork } from "./network.ts";
 import { openOutputEnd, restartOutputReader } from "./output-reader.ts";
 import { cgroupsPathOf } from "./planned-spec.ts";
-import { INSIDE_CRIU, INSIDE_RUN } from "./spec.ts";
+import { INSIDE_CRIU, INSIDE_INIT, INSIDE_RUN } from "./spec.ts";
 
 /** The program that makes containers, and its `--root`. */
 export interface RuncProgram {
@@ -39,6 +39,7 @@ export interface RuncProgram {
 export class RuncSandbox implements Sandbox {
   readonly layerInUse = false;
   readonly ours = [INSIDE_RUN, INSIDE_CRIU];
+  readonly initPath = INSIDE_INIT;
   readonly ref: SandboxRef;
   readonly #runc: RuncProgram;
 

@@ -94,6 +94,7 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
     values["ports.proxyProtocol"] = ports.map(({ proxyProtocol }) => proxyProtocol !== null);
     values["ports.proxyProtocol.from"] = ports.map(({ proxyProtocol }) => proxyProtocol);
   }
+  if (config.subreaper) values.subreaper = true;
   for (const [name, limit] of Object.entries(limits)) values[`limits.${name}`] = limit;
   if (container !== null) {
     values["container.command"] = container.command;
@@ -136,7 +137,7 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
 const MADE_BY = "spec.made-by";
 const PORTS_SORTED = "ports.sorted";
 /** The application is started with them, and only then: a move goes, and a later restart starts something else. */
-const AT_A_START = /^((container|pod)\.(command|cwd|env)|bundle\.process|spec\.(process|seccomp))/;
+const AT_A_START = /^(subreaper$|(container|pod)\.(command|cwd|env)|bundle\.process|spec\.(process|seccomp))/;
 
 /** Keys that one side has and the other has not, or has otherwise. */
 export function disagreements(source: Agreement, target: Agreement): Disagreement[] {

@@ -167,7 +167,7 @@ function runs(found: { pids: number[] | null }): Check<CheckedWorkload> {
           "application.trees",
           "error",
           "more than one process tree below the container's init",
-          "run the application in the foreground, as one tree",
+          'run its daemons in the foreground, as one tree; or say subreaper: true of the workload (a pod: annotation holdfast.dev/subreaper: "true") and start it anew: they stay its own then',
         );
       }
       const { problem } = supervisor;
