@@ -14,8 +14,11 @@ import {
   realpathSync,
   statSync,
   symlinkSync,
+  writeFileSync,
 } from "node:fs";
 import { dirname, join, resolve } from "node:path";
+import { LAUNCHERS, SUBREAPER } from "#control/runtime/launchers.ts";
+import { subreaperProgram } from "#control/runtime/subreaper-program.ts";
 
 export type ImageName = "control" | "agent" | "inside";
 
@@ -88,12 +91,21 @@ function inside(): Contents {
   return {
     files: {
       "/holdfast/init": "/usr/bin/catatonit",
-      "/holdfast/setsid": "/usr/bin/setsid",
+      ...Object.fromEntries(Object.entries(LAUNCHERS).map(([name, file]) => [`/holdfast/${name}`, file])),
+      [`/holdfast/${SUBREAPER}`]: subreaper(),
       "/holdfast/loader": library(/\/ld-linux[^/]*$/),
       "/holdfast/libc.so.6": library(/\/libc\.so\.6$/),
       "/bin/cp": "/bin/cp",
     },
   };
+}
+
+/** → where it is */
+function subreaper(): string {
+  const file = join(CACHE_DIR, SUBREAPER);
+  mkdirSync(CACHE_DIR, { recursive: true });
+  writeFileSync(file, subreaperProgram(), { mode: 0o755 });
+  return file;
 }
 
 /** Folders of npm packages that the product needs; of FFI also its file, which brings its libraries. */

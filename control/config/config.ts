@@ -81,7 +81,7 @@ export interface WorkloadConfig {
   outbound: "close" | "keep";
   /** what becomes of an application that ends by itself; on-failure: with a status other than 0, or by a signal */
   restart: "always" | "on-failure" | "never";
-  /** its daemons stay its own: the application is the child of a first process that takes and reaps them (prctl(2), PR_SET_CHILD_SUBREAPER) */
+  /** its daemons stay its own when they are orphaned, as those of a container's first process do (prctl(2), PR_SET_CHILD_SUBREAPER) */
   subreaper: boolean;
   /** what asks it to end, and how long it may take before SIGKILL */
   stopSignal: NodeJS.Signals;

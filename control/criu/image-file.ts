@@ -105,12 +105,13 @@ export function rseqOf(coreImage: Buffer): number | null {
 }
 
 /** The signal that a process was stopped by before anybody froze it (wait(2), WSTOPSIG); null: it was not stopped. */
-export function isSubreaper(coreImage: Buffer): boolean {
-  return numberAt(coreImage, [3, 18]) !== null; // core_entry.tc = 3, task_core_entry.child_subreaper = 18
-}
-
 export function stopSignalOf(coreImage: Buffer): number | null {
   return numberAt(coreImage, [3, 21]); // core_entry.tc = 3, task_core_entry.stop_signo = 21
+}
+
+/** PR_SET_CHILD_SUBREAPER (prctl(2)). */
+export function isSubreaper(coreImage: Buffer): boolean {
+  return numberAt(coreImage, [3, 18]) !== null; // core_entry.tc = 3, task_core_entry.child_subreaper = 18
 }
 
 /**

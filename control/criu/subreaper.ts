@@ -1,6 +1,6 @@
 /**
  * Daemons below an application's first process. Whoever is orphaned in a container becomes a child of its init, and the application is no
- * longer one tree; of a first process that is a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) it becomes a child of that.
+ * longer one tree; of one that is a child subreaper itself (prctl(2), PR_SET_CHILD_SUBREAPER) it becomes a child of that.
  *
  * CRIU 4.2 restores such a child as a child of a helper that has its session and ends (`prepare_pstree_ids`, criu/pstree.c), but makes the first
  * process a subreaper only when all is there: the container's init would have the child. So it is made one before anything is below it.

@@ -15,7 +15,8 @@ export class Rehearsal {
   scanMs = 0;
   callMs = Number.POSITIVE_INFINITY;
   #sendMs = 0;
-  #sentBytes = 0;
+  #sendMsAlone = 0;
+  #sentBytesAlone = 0;
   #layers = new Map<number, number>();
   #roundsMs = 0;
 
@@ -35,22 +36,27 @@ export class Rehearsal {
     return result;
   }
 
-  /** All rounds of copies, with what they send. */
+  /** Rounds of copies, with what they send. */
   async rounds<T>(work: () => Promise<T>): Promise<T> {
     const atMs = performance.now();
     const result = await work();
-    this.#roundsMs = performance.now() - atMs;
+    this.#roundsMs += performance.now() - atMs;
     return result;
   }
 
-  async sent(pieces: ImagePiece[], send: () => Promise<void>): Promise<void> {
+  /** @param isAlone nothing else is sent beside it, now: else the time says nothing of a rate */
+  async sent(pieces: ImagePiece[], isAlone: () => boolean, send: () => Promise<void>): Promise<void> {
+    const wasAlone = isAlone();
     const atMs = performance.now();
     await send();
-    this.#sendMs += performance.now() - atMs;
+    const ms = performance.now() - atMs;
+    const isRate = wasAlone && isAlone();
+    this.#sendMs += ms;
+    if (isRate) this.#sendMsAlone += ms;
     for (const { name, bytes, from } of pieces) {
       // what the target has already does not travel
       const sent = from === undefined ? bytes.length : 0;
-      this.#sentBytes += sent;
+      if (isRate) this.#sentBytesAlone += sent;
       const layer = Number(LAYER.exec(name)?.[1] ?? 0);
       this.#layers.set(layer, (this.#layers.get(layer) ?? 0) + sent);
     }
@@ -76,7 +82,9 @@ export class Rehearsal {
       lastRoundBytes: rounds === 0 ? null : (this.#layers.get(Math.max(...this.#layers.keys())) ?? 0),
       readBytesPerMs: rounds > 0 && bytes > READ_BYTES_MIN && readMs > 0 ? (bytes * rounds) / readMs : null,
       sendBytesPerMs:
-        this.#sentBytes > RATE_BYTES_MIN && this.#sendMs > 0 ? this.#sentBytes / this.#sendMs : null,
+        this.#sentBytesAlone > RATE_BYTES_MIN && this.#sendMsAlone > 0
+          ? this.#sentBytesAlone / this.#sendMsAlone
+          : null,
       scanMs: this.scanMs,
       callMs: Number.isFinite(this.callMs) ? this.callMs : 0,
       criuMs: this.criuMs,

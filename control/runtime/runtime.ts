@@ -40,6 +40,14 @@ export interface StandbyOptions {
 }
 
 /** A container: its init, and below that the application's one process tree, which may not be there. */
+export interface LaunchOptions {
+  criu: FoundCriu;
+  /** where the reason can be read, if it is not known */
+  logFile: string;
+  /** {@link WorkloadConfig.subreaper} */
+  subreaper: boolean;
+}
+
 export interface Sandbox {
   readonly ref: SandboxRef;
   readonly id: string;
@@ -51,8 +59,6 @@ export interface Sandbox {
   readonly layerInUse: boolean;
   /** folders inside that Holdfast put there, and no application can write to */
   readonly ours: readonly string[];
-  /** in the container: the static init that it is given, also for {@link WorkloadConfig.subreaper} */
-  readonly initPath: string;
 
   /**
    * In the instance's own folder, on the host. Where this agent's mount namespace does not have it and it cannot be mounted again,
@@ -78,7 +84,7 @@ export interface Sandbox {
    * @param process as it is now: of the container only what its processes are given can change while it lives
    * @throws HoldfastError `CONTAINER_EXEC`
    */
-  launch(process: OciSpec["process"], criu: FoundCriu, logFile: string): Promise<void>;
+  launch(process: OciSpec["process"], options: LaunchOptions): Promise<void>;
   /**
    * From now on nobody begins a connection to these ports of the application from outside of the container's network, where others than
    * the proxy can (kubelet's probes). Until {@link openDoor}; both may be repeated. @throws HoldfastError `COMMAND_FAILED`

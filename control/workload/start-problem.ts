@@ -87,10 +87,12 @@ async function ofPorts(error: unknown, { config, own }: NotStarted): Promise<Sta
 }
 
 /**
- * setsid(1), by which every application is started, says what execvp(3) said. (That one gives what is no program to /bin/sh, and runc makes
+ * setsid(1), by which every application is started, or nice(1) (`launchArgs`), says what execvp(3) said. (That one gives what is no program to /bin/sh, and runc makes
  * a working folder that is not there.) @param said with it somewhere in it */
 export function ofCommand(said: string, { container }: WorkloadConfig): StartProblem | null {
-  const [, command = "", why = ""] = /setsid: failed to execute (.+): ([A-Z][A-Za-z ]+)/.exec(said) ?? [];
+  const [, setsid, nice, why = ""] =
+    /(?:setsid: failed to execute (.+)|nice: ['‘](.+)['’]): ([A-Z][A-Za-z ]+)/.exec(said) ?? [];
+  const command = setsid ?? nice ?? "";
   const key = container === null ? "process.args of the bundle's config.json" : "container.command";
   if (why === "No such file or directory")
     return {

@@ -506,12 +506,8 @@ export class Supervisor {
     if (hasOwnNetwork(container.init.pid) === false) await refuseTaken(config);
     const plan = await workload.runtime.plan(config);
     this.#launchedAtMs = performance.now();
-    const { args } = plan.process;
-    // catatonit(1) that is no process 1 makes itself a subreaper, passes signals on and ends as its child does
-    const process = config.subreaper
-      ? { ...plan.process, args: [container.initPath, "--", ...args] }
-      : plan.process;
-    await container.launch(process, context.criu, logFile);
+    const { subreaper } = config;
+    await container.launch(plan.process, { criu: context.criu, logFile, subreaper });
     const root = await container.applicationRoot();
     const identity = root === null ? null : await identify(root);
     this.#application = identity === null ? null : await Application.open(identity);

@@ -41,11 +41,14 @@ for page in range(CLOSED): ctypes.memset(closed + page * 4096, page % 251 + 1, 4
 closed_is(0)
 me, turns, known = 0, 0, None
 def digest():
+    # a change in between would close what is being read
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     sha = hashlib.sha256()
     for area in (private, cow, huge): sha.update(area)
     closed_is(1)
     sha.update(ctypes.string_at(closed, CLOSED * 4096))
     closed_is(0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return sha.hexdigest()
 def change(*_):
     global turns, known

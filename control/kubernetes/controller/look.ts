@@ -56,7 +56,8 @@ export async function look(
     const done = action === null ? null : await carryOut(migration, action);
     const looked = { migration, action, isDone: done !== null, wakeMs, nowMs };
     if (action !== null && done !== null) {
-      const after = await gatherAfter(api, observed, action, done.object);
+      // what was done is done, and said: what cannot be read now the next look reads
+      const after = await gatherAfter(api, observed, action, done.object).catch(() => null);
       return { ...looked, known: after === null ? null : { observed: after, readMs } };
     }
     const fresh = action === null || again === AGAIN_MAX ? null : await gatherAgain(api, observed, action);

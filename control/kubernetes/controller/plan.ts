@@ -196,8 +196,10 @@ function preparing(observed: Observed, nowMs: number): Plan {
   const lost = standbyLost(observed, standby);
   if (lost !== null) return nextAttempt(observed, nowMs, lost);
   const wait = standbyWait(standby);
-  const findMs = lastStartedMs(standby) + FIND_MS;
-  if (wait?.reason === "TargetAgent" && nowMs < findMs) return { action: null, wakeMs: findMs };
+  // by the node's clock: one that is ahead says nothing of how long it is ago
+  const sinceMs = nowMs - lastStartedMs(standby);
+  if (wait?.reason === "TargetAgent" && sinceMs >= 0 && sinceMs < FIND_MS)
+    return { action: null, wakeMs: nowMs + FIND_MS - sinceMs };
   if (wait !== null)
     return isInVain(observed, standby, nowMs)
       ? nextAttempt(observed, nowMs, wait)

@@ -294,12 +294,10 @@ class Queue {
   }
 
   async #work(item: Item): Promise<number | null | "gone"> {
-    let known: Known | null = null;
     for (let actions = 0; actions < ACTIONS_MAX && !this.#signal.aborted; actions += 1) {
-      const step = (): Promise<Next> => this.#step(item, known);
-      const next: Next = item.isPending ? await this.#inTurn(step) : await step();
+      const steps = (): Promise<Next> => this.#steps(item);
+      const next: Next = item.isPending ? await this.#inTurn(steps) : await steps();
       if (next === null || typeof next !== "object") return next;
-      known = next.known;
     }
     return Date.now() + BACKOFF_MS_MAX;
   }
@@ -308,6 +306,14 @@ class Queue {
     const turn = this.#beginning.then(work);
     this.#beginning = turn.catch(() => {});
     return turn;
+  }
+
+  /** As long as one knows what the one before has read: who else begins is known only while nobody else has a turn. */
+  async #steps(item: Item): Promise<Next> {
+    let next: Next = { known: null };
+    do next = await this.#step(item, next.known);
+    while (next !== null && typeof next === "object" && next.known !== null && !this.#signal.aborted);
+    return next;
   }
 
   /** One action at most. */

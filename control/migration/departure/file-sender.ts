@@ -15,12 +15,17 @@ export class FileSender {
   readonly #channel: Channel;
   readonly #root: number;
   readonly #scans = new Map<string, Scan>();
+  #sending = 0;
 
   /** @param root of the application's processes */
   constructor(move: Move, channel: Channel, root: number) {
     this.#move = move;
     this.#channel = channel;
     this.#root = root;
+  }
+
+  get isSending(): boolean {
+    return this.#sending > 0;
   }
 
   /** While the application runs. @param name {@link LAYER} or a tmpfs mount */
@@ -73,8 +78,13 @@ export class FileSender {
       live,
     ).finally(() => closeSync(fd));
     done.catch(() => {}); // looked at below; must not be unhandled meanwhile
-    for await (const piece of stream) await this.#channel.send("files", { root: name }, piece as Buffer);
-    await done;
-    await this.#channel.send("files", { root: name }, Buffer.alloc(0));
+    this.#sending += 1;
+    try {
+      for await (const piece of stream) await this.#channel.send("files", { root: name }, piece as Buffer);
+      await done;
+      await this.#channel.send("files", { root: name }, Buffer.alloc(0));
+    } finally {
+      this.#sending -= 1;
+    }
   }
 }

@@ -53,7 +53,7 @@ export async function prepare(move: Move): Promise<Prepared> {
   await askForContainer(move, { channel, root, epoch, facts });
   const files = new FileSender(move, channel, root);
   const made = standby(move, channel, files);
-  const [link, { layers, ...here }] = await together(made, readyHere(move, root, channel, made));
+  const [link, { layers, ...here }] = await together(made, readyHere(move, { channel, root, files }, made));
   if (host.downstream !== "takeover") await host.anchors.prepare(epoch, options.to, link, options.signal);
   move.stop.throwIfStopped();
   await layers?.sendWhatIsNew();
@@ -81,17 +81,19 @@ async function standby(move: Move, channel: Channel, files: FileSender): Promise
 /** What is made ready on this node meanwhile; and, as soon as the target takes it, memory. @param made the target's standby */
 async function readyHere(
   move: Move,
-  root: number,
-  channel: Channel,
+  { channel, root, files }: Pick<Prepared, "channel" | "root" | "files">,
   made: Promise<unknown>,
 ): Promise<Pick<Prepared, "watched" | "worker" | "sender"> & { layers: Layers | null }> {
+  const failed = new AbortController();
+  made.catch((error: unknown) => failed.abort(error));
   const watched = await findWatchedFiles(move, root);
   const worker = await startWorker(move);
-  const sender = imageSender(move, channel);
+  const sender = imageSender(move, channel, files);
   // a standby that cannot be made never takes any
   const isEarly = await Promise.race([takesImages(move, channel), made.then(() => true)]);
   if (!isEarly) await made;
-  return { watched, worker, sender, layers: await sendLayers(move, root, sender) };
+  const signal = AbortSignal.any([move.options.signal, failed.signal]);
+  return { watched, worker, sender, layers: await sendLayers(move, { root, sender }, signal) };
 }
 
 /** Whether the target takes memory while it makes its standby. One of the version before does not know the question, and takes it afterwards. */
@@ -191,14 +193,17 @@ async function findWatchedFiles({ host, opened }: Move, root: number): Promise<W
   return watched;
 }
 
-function imageSender({ host, rehearsal, opened }: Move, channel: Channel): ImageSender {
+function imageSender({ host, rehearsal, opened }: Move, channel: Channel, files: FileSender): ImageSender {
   const sender = new ImageSender(imagesDirOf(host), (pieces) =>
-    rehearsal.sent(pieces, () =>
-      channel.send(
-        "images",
-        { pieces: pieces.map((piece) => ({ ...piece, bytes: piece.bytes.length })) },
-        pieces.filter(({ from }) => from === undefined).map(({ bytes }) => bytes),
-      ),
+    rehearsal.sent(
+      pieces,
+      () => !files.isSending,
+      () =>
+        channel.send(
+          "images",
+          { pieces: pieces.map((piece) => ({ ...piece, bytes: piece.bytes.length })) },
+          pieces.filter(({ from }) => from === undefined).map(({ bytes }) => bytes),
+        ),
     ),
   );
   opened.addReader(() => sender.abandon());
@@ -234,9 +239,9 @@ interface Layers {
 
 /** null: none are sent before the hold */
 async function sendLayers(
-  { host, options, stop, rehearsal, progress }: Move,
-  root: number,
-  sender: ImageSender,
+  { host, stop, rehearsal, progress }: Move,
+  { root, sender }: Pick<Prepared, "root" | "sender">,
+  signal: AbortSignal,
 ): Promise<Layers | null> {
   const tree = () => tracedTree(root);
   const { precopyBytesMax, trackedBytesMin, imagesBytesMax } = host.limits;
@@ -251,7 +256,7 @@ async function sendLayers(
     await stop.untilStopped(rehearsal.rounds(work));
     progress.copied(rounds);
   };
-  await send(() => sender.sendLayers(tree, precopyBytesMax, rounds, options.signal, trackedFrom));
+  await send(() => sender.sendLayers(tree, precopyBytesMax, rounds, signal, trackedFrom));
   return {
     sendWhatIsNew: async () => {
       if (rounds.isLate()) await send(() => sender.sendLayer(tree, rounds));

@@ -8,15 +8,15 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
-import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
 import { Freezer } from "../freezer.ts";
 import { openOutput } from "../inside.ts";
+import { launchArgs } from "../launchers.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
 import { identify, isSameProcess, type ProcessIdentity, parentOf, rootBelow } from "../processes.ts";
 import { removeRunFolder } from "../run-folder.ts";
-import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
+import type { LaunchOptions, OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
 import { closeDoor, openDoor } from "./door.ts";
 import { dropSignals, endInit, heldSignals, holdSignals, isEnding } from "./init-signals.ts";
@@ -33,7 +33,6 @@ const POLL_MS = 2;
 export class CriSandbox implements Sandbox {
   readonly layerInUse = true;
   readonly ours = [INSIDE];
-  readonly initPath = `${INSIDE}/init`;
   readonly ref: SandboxRef;
 
   constructor(ref: SandboxRef) {
@@ -94,12 +93,11 @@ export class CriSandbox implements Sandbox {
     return cgroupProcsOf(this);
   }
 
-  /** `setsid --fork` leaves it to the container's init as a child. */
-  async launch(process: OciSpec["process"], _criu: FoundCriu, logFile: string): Promise<void> {
-    const args = [
-      ...[`${INSIDE}/loader`, "--library-path", INSIDE, `${INSIDE}/setsid`, "--fork", "--"],
-      ...process.args,
-    ];
+  async launch(process: OciSpec["process"], { logFile, subreaper }: LaunchOptions): Promise<void> {
+    const args = launchArgs(process.args, {
+      ...{ folder: INSIDE, loader: `${INSIDE}/loader`, libraryPath: INSIDE },
+      subreaper,
+    });
     await showQueues(this, this.init.pid); // those of an application that was restored here are gone with it
     const processFile = this.hostPath("process.json");
     await writeFile(processFile, JSON.stringify({ ...process, args }));

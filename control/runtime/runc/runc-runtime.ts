@@ -12,10 +12,12 @@ import { messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import type { WorkloadConfig } from "../../config/config.ts";
 import { runCommand } from "../command.ts";
+import { LAUNCHERS, SUBREAPER } from "../launchers.ts";
 import { identify, type ProcessIdentity } from "../processes.ts";
 import { mountRunFolder } from "../run-folder.ts";
 import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
 import { exitStatus, lastLine } from "../start-inside.ts";
+import { subreaperProgram } from "../subreaper-program.ts";
 import { connectedInstances, connectNetwork } from "./network.ts";
 import { startOutputReader } from "./output-reader.ts";
 import { plannedSpec, specOf } from "./planned-spec.ts";
@@ -24,7 +26,6 @@ import { type RuncProgram, RuncSandbox, removeInstance } from "./runc-sandbox.ts
 import { hidePasswords } from "./shadow.ts";
 import { processOf, travellingTmpfs } from "./spec.ts";
 
-const SETSID_BINARY = "/usr/bin/setsid";
 /** of an instance's id, behind workload and node */
 const ID_SUFFIX = "-01234567";
 const RUNTIMES = ["runc", "crun"];
@@ -96,7 +97,8 @@ export class RuncRuntime implements Runtime {
       await chmod(join(runDir, "layer", "tmp"), 0o1777);
       if (options.rootfs.lower === "/") hidePasswords(join(runDir, "layer"));
       await copyFile(options.initBinary, join(runDir, "init"));
-      await copyFile(SETSID_BINARY, join(runDir, "setsid"));
+      for (const [name, file] of Object.entries(LAUNCHERS)) await copyFile(file, join(runDir, name));
+      await writeFile(join(runDir, SUBREAPER), subreaperProgram(), { mode: 0o755 });
       await populate(join(runDir, "layer"));
       const spec = specOf(options, id, runDir);
       await writeFile(join(runDir, "bundle", "config.json"), JSON.stringify(spec));

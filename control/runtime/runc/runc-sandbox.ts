@@ -13,22 +13,22 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
-import type { FoundCriu } from "../../criu/tool.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
 import { runCommand } from "../command.ts";
 import { parseExactJson } from "../exact-json.ts";
 import { endFrozen } from "../freezer.ts";
 import { openFolderIn } from "../inside.ts";
+import { launchArgs } from "../launchers.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
 import { isSameProcess, type ProcessIdentity, rootBelow } from "../processes.ts";
 import { removeRunFolder } from "../run-folder.ts";
-import type { OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
+import type { LaunchOptions, OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
 import { disconnectNetwork } from "./network.ts";
 import { openOutputEnd, restartOutputReader } from "./output-reader.ts";
 import { cgroupsPathOf } from "./planned-spec.ts";
-import { INSIDE_CRIU, INSIDE_INIT, INSIDE_RUN } from "./spec.ts";
+import { INSIDE_CRIU, INSIDE_RUN } from "./spec.ts";
 
 /** The program that makes containers, and its `--root`. */
 export interface RuncProgram {
@@ -39,7 +39,6 @@ export interface RuncProgram {
 export class RuncSandbox implements Sandbox {
   readonly layerInUse = false;
   readonly ours = [INSIDE_RUN, INSIDE_CRIU];
-  readonly initPath = INSIDE_INIT;
   readonly ref: SandboxRef;
   readonly #runc: RuncProgram;
 
@@ -89,20 +88,13 @@ export class RuncSandbox implements Sandbox {
     return cgroupProcsOf(this);
   }
 
-  /** `setsid --fork` leaves it to the container's init as a child. */
-  async launch(process: OciSpec["process"], criu: FoundCriu, logFile: string): Promise<void> {
+  async launch(process: OciSpec["process"], { criu, logFile, subreaper }: LaunchOptions): Promise<void> {
     const { program, root } = this.#runc;
     const tool = criu.at(INSIDE_CRIU);
-    // setsid(1) comes with its own C library, as the container may have none
-    const args = [
-      tool.loader,
-      "--library-path",
-      tool.libraryPath,
-      `${INSIDE_RUN}/setsid`,
-      "--fork",
-      "--",
-      ...process.args,
-    ];
+    const args = launchArgs(process.args, {
+      ...{ folder: INSIDE_RUN, loader: tool.loader, libraryPath: tool.libraryPath },
+      subreaper,
+    });
     await showQueues(this, this.init.pid); // those of an application that was restored here are gone with it
     const processFile = this.hostPath("bundle", "process.json");
     await writeFile(processFile, JSON.stringify({ ...process, args }));

@@ -31,9 +31,8 @@ const INSIDE = "/.holdfast";
 export const INSIDE_RUN = "/.holdfast/run";
 export const INSIDE_CRIU = "/.holdfast/criu";
 
-export const INSIDE_INIT = `${INSIDE_RUN}/init`;
 /** PID 1 of every container: reaps, and outlives the application (catatonit(1), `-P`). */
-const PAUSE = [INSIDE_INIT, "-P"];
+const PAUSE = [`${INSIDE_RUN}/init`, "-P"];
 
 export interface SpecOptions {
   container: ContainerPlan;
