@@ -125,6 +125,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
   #again: LinkContinuation<LinkLeg> | null = null;
   /** its session has ended: it stays until the other end has the FIN */
   #isReleased = false;
+  #hasMovedOn = false;
   /** its session was ended, with this code, while there was no connection: said on the next; null: no */
   #lastWord: number | null = null;
 
@@ -511,7 +512,7 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
   }
 
   late(): void {
-    if (this.isOpen && !this.#isReleased) this.#events.onLate?.(this);
+    if (this.isOpen && !this.#isReleased && !this.#hasMovedOn) this.#events.onLate?.(this);
     this.#fail(RST_CODE.broken);
   }
 
@@ -607,6 +608,12 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
 
   abandon(): void {
     this.#end();
+  }
+
+  /** Its session goes on elsewhere: the other end closes its connection when it has what was framed, and does not come back. */
+  moveOn(): void {
+    this.#hasMovedOn = true;
+    this.listener = null;
   }
 
   /** Nothing more to say: what was framed is still delivered. Nobody is called back. */

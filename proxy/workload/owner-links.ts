@@ -133,7 +133,7 @@ export class OwnerLinks {
 
   /** The other side ends it when it has what is in it; after a while we do. */
   releaseLater(link: LinkLeg): void {
-    link.listener = null;
+    link.moveOn();
     setTimeout(() => link.release(), this.#host.config.limits.lingerMsMax).unref();
   }
 

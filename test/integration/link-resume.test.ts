@@ -177,6 +177,24 @@ describe("a session whose link has no connection", { timeout: 60_000, concurrenc
     await assert.rejects(talker.done(), /ECONNRESET/);
   });
 
+  it("goes without a word where its session has moved on, home to the client's own node", async (it) => {
+    const linked = await start(it, { limits: { linkResumeMsMax: 300 } });
+    const [talker] = talk(it, linked, 1, { everyMs: 20 }) as [Talker];
+    await talker.receives(1_000);
+    const [session] = linked.owner.sessions.values();
+    const link = session?.downstream;
+    assert.ok(session !== undefined && link instanceof LinkLeg);
+    // as `retire` has it
+    session.forget();
+    linked.owner.ownerLinks.releaseLater(link);
+    linked.wire.stall();
+    linked.wire.cut();
+    await until("its end there", () => !link.isOpen);
+    assert.equal(linked.owner.counters.linksLate, 0);
+    assert.doesNotMatch(JSON.stringify(linked.lines), /a link has not come back/);
+    talker.done().catch(() => {});
+  });
+
   it("whose client resets meanwhile is ended at the owner as soon as there is a connection", async (it) => {
     const linked = await start(it, { limits: { linkResumeMsMax: 15_000 } });
     // it says nothing meanwhile: who does is not read, and a reset is found behind what was said
