@@ -81,6 +81,13 @@ function cases(dir: string): Record<string, Case> {
       what: /^the command no-such-server is in no folder of the container's PATH$/,
       cure: /correct container\.command or PATH/,
     }),
+    "no-command-with-daemons": (index) => ({
+      workload: { container: inside(["no-such-server"]), subreaper: true, ports: [port(index)] },
+      state: "failed",
+      id: "start.command-not-found",
+      what: /^the command no-such-server is in no folder of the container's PATH$/,
+      cure: /correct container\.command or PATH/,
+    }),
     "no-program": (index) => ({
       workload: { container: inside(["/opt/no/such/server"]), ports: [port(index)] },
       state: "failed",

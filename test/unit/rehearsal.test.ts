@@ -100,15 +100,17 @@ describe("sessions that a tree of processes can be given again", () => {
   const tree = (...members: [pid: number, parent: number, session: number][]): SessionMember[] =>
     members.map(([pid, parent, session]) => ({ pid, parent, session }));
   const faultOf = (...members: [number, number, number][]): number | null =>
-    sessionFault(tree(...members))?.pid ?? null;
+    sessionFault(tree(...members), true)?.pid ?? null;
 
   it("born in the root's, led by themselves, or below their leader", () => {
     assert.equal(faultOf([10, 1, 10], [11, 10, 10], [12, 10, 12], [13, 12, 12], [14, 13, 12]), null);
-    assert.equal(sessionFault([]), null);
+    assert.equal(sessionFault([], true), null);
   });
 
   it("children of the root whoever led them: CRIU gives them a leader", () => {
     assert.equal(faultOf([10, 1, 10], [12, 10, 99]), null);
+    // where the root cannot be made to take them they would be the container's init's
+    assert.equal(sessionFault(tree([10, 1, 10], [11, 10, 10], [12, 10, 99]), false)?.pid, 12);
   });
 
   it("not a grandchild whose leader has ended: what a daemon leaves below a subreaper", () => {

@@ -6,6 +6,7 @@ import { readlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import { KCMP_FILES, KCMP_FS, KCMP_VM, kcmp } from "#proxy/kernel/processes.ts";
+import * as ptrace from "#proxy/kernel/ptrace.ts";
 import type { Add, Severity } from "../../api/finding.ts";
 import { IO_FLUSHER_FLAG, MACHINE_CHECK_FLAGS } from "../../audit/harmless.ts";
 import { listNames, readText } from "../../runtime/read-text.ts";
@@ -366,7 +367,7 @@ function checkShared(pids: number[], add: Add): void {
 }
 
 function checkSessions(members: SessionMember[], add: Add): void {
-  const lost = sessionFault(members);
+  const lost = sessionFault(members, ptrace.isSupported);
   if (lost !== null)
     add(
       "process.session",

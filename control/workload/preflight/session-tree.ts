@@ -10,8 +10,11 @@ export interface SessionMember {
   session: number;
 }
 
-/** @param tree parents first; its first one is the root. Gives the first process that cannot be restored; null: all can */
-export function sessionFault(tree: SessionMember[]): SessionMember | null {
+/**
+ * @param tree parents first; its first one is the root @param takesOrphans the root can be made to take those whose leader is not above them
+ * (`criu/subreaper.ts`). Gives the first process that cannot be restored; null: all can
+ */
+export function sessionFault(tree: SessionMember[], takesOrphans: boolean): SessionMember | null {
   const [root] = tree;
   if (root === undefined) return null;
   const byPid = new Map(tree.map((member) => [member.pid, member]));
@@ -19,9 +22,13 @@ export function sessionFault(tree: SessionMember[]): SessionMember | null {
     member === root ? undefined : byPid.get(member.parent);
   const born = new Map<SessionMember, number>();
   for (const member of tree) {
-    // children of the root are born of a helper that has the session, whoever led it
-    if (member === root || member.parent === root.pid || member.session === member.pid) continue;
+    if (member === root || member.session === member.pid) continue;
     if (parentOf(member)?.session === member.session) continue;
+    // children of the root are born of a helper that has the session, whoever led it
+    if (member.parent === root.pid) {
+      if (takesOrphans) continue;
+      return member;
+    }
     let above = parentOf(member);
     while (above !== undefined && above.pid !== member.session) {
       if ((born.get(above) ?? member.session) !== member.session) return member;
