@@ -37,8 +37,10 @@ const BACKOFF_MS = 250;
 const BACKOFF_MS_MAX = 30_000;
 /** of a standby whose Migration is not there: its create may have been in flight */
 const STRAY_MS = 30_000;
-/** actions in a row: a plan that never comes to rest is a bug of ours */
-const ACTIONS_MAX = 50;
+/** turns in a row: a plan that never comes to rest is a bug of ours */
+const TURNS_MAX = 50;
+/** actions of one turn: a standby takes six */
+const STEPS_MAX = 10;
 const MESSAGE_MAX = 2_000;
 /** looks at a time, of all Migrations: each is a dozen calls */
 const PARALLEL = 8;
@@ -294,7 +296,7 @@ class Queue {
   }
 
   async #work(item: Item): Promise<number | null | "gone"> {
-    for (let actions = 0; actions < ACTIONS_MAX && !this.#signal.aborted; actions += 1) {
+    for (let turns = 0; turns < TURNS_MAX && !this.#signal.aborted; turns += 1) {
       const steps = (): Promise<Next> => this.#steps(item);
       const next: Next = item.isPending ? await this.#inTurn(steps) : await steps();
       if (next === null || typeof next !== "object") return next;
@@ -310,9 +312,11 @@ class Queue {
 
   /** As long as one knows what the one before has read: who else begins is known only while nobody else has a turn. */
   async #steps(item: Item): Promise<Next> {
-    let next: Next = { known: null };
-    do next = await this.#step(item, next.known);
-    while (next !== null && typeof next === "object" && next.known !== null && !this.#signal.aborted);
+    let next: Next = await this.#step(item, null);
+    for (let steps = 1; steps < STEPS_MAX && !this.#signal.aborted; steps += 1) {
+      if (next === null || typeof next !== "object" || next.known === null) break;
+      next = await this.#step(item, next.known);
+    }
     return next;
   }
 
