@@ -95,8 +95,7 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
   readonly limits: {
     readonly imagesBytesMax: number;
     readonly precopyBytesMax: number;
-    /** memory of one process, from which on the kernel is asked what it writes */
-    /** Infinity: never */
+    /** memory of one process, from which on the kernel is asked what it writes; Infinity: never */
     readonly trackedBytesMin: number;
     readonly verifyMemory: boolean;
     readonly storedLegsBytesMax: number;

@@ -39,7 +39,6 @@ export interface StandbyOptions {
   runBytesMax: number;
 }
 
-/** A container: its init, and below that the application's one process tree, which may not be there. */
 export interface LaunchOptions {
   criu: FoundCriu;
   /** where the reason can be read, if it is not known */
@@ -48,6 +47,7 @@ export interface LaunchOptions {
   subreaper: boolean;
 }
 
+/** A container: its init, and below that the application's one process tree, which may not be there. */
 export interface Sandbox {
   readonly ref: SandboxRef;
   readonly id: string;

@@ -92,6 +92,28 @@ test("daemons stay those of an application that says so, and move with it", { sk
   });
 });
 
+test("daemons that have ended stay to be reaped, of an application that is a subreaper by itself", {
+  skip,
+}, async () => {
+  await withPythonShell({ downstream: "takeover" }, async (program, run) => {
+    assert.equal(await run('__import__("ctypes").CDLL(None).prctl(36, 1, 0, 0, 0)'), "0");
+    const before = await start(run);
+    const [[first = 0] = [], , , [last = 0] = []] = before;
+    for (const pid of [first, last]) await run(`__import__("os").kill(${pid}, 9)`);
+    const states = (): Promise<string> =>
+      run(
+        `" ".join(open("/proc/%d/stat" % pid).read().split()[2] for pid in [${before.map(([pid]) => pid).join()}])`,
+      );
+    await until("they have ended", async () => /Z . . Z/.test(await states()));
+    for (const to of ["b", "a"]) {
+      await program.move(to);
+      assert.match(await states(), /Z . . Z/);
+    }
+    for (const pid of [first, last])
+      assert.equal(await run(`__import__("os").waitpid(${pid}, 0)`), `(${pid}, 9)`);
+  });
+});
+
 test("daemons of one that does not are found by check, which says what to do", { skip }, async () => {
   await withPythonShell({ downstream: "forward" }, async (program, run) => {
     await run(`exec(${JSON.stringify(DAEMONS)}, scope)`);

@@ -43,10 +43,9 @@ export async function look(
   carryOut: (migration: Migration, action: Action) => Promise<Done | null>,
   known: Known | null = null,
 ): Promise<Look | null> {
-  const age = known === null ? null : clock() - known.readMs;
-  const isFresh = age !== null && age >= 0 && age <= FRESH_MS;
-  const readMs = isFresh && known !== null ? known.readMs : clock();
-  const first = isFresh && known !== null ? known.observed : await gather(api, namespace, name);
+  const before = known !== null && isFresh(known, clock()) ? known : null;
+  const readMs = before?.readMs ?? clock();
+  const first = before?.observed ?? (await gather(api, namespace, name));
   if (first === null) return null;
   let observed = first;
   for (let again = 0; ; again += 1) {
@@ -64,4 +63,9 @@ export async function look(
     if (fresh === null) return { ...looked, known: null };
     observed = fresh;
   }
+}
+
+function isFresh({ readMs }: Known, nowMs: number): boolean {
+  // the clock may be set back
+  return nowMs >= readMs && nowMs - readMs <= FRESH_MS;
 }
