@@ -24,6 +24,17 @@ describe("Migrations in a cluster", () => {
   const ended = (name: string): Promise<KubeObject> => stage.ended(name);
   const answered = (): Promise<void> => stage.answered();
 
+  /** Command of the parent of the application's daemon: /proc/PID/stat names it behind the state. */
+  function parentOfDaemon(pod: string): Promise<string> {
+    const script = `
+      const { readdirSync, readFileSync } = require("fs");
+      const said = (pid, file) => { try { return readFileSync("/proc/" + pid + "/" + file, "utf8"); } catch { return ""; } };
+      const daemon = readdirSync("/proc").find((pid) => said(pid, "comm") === "sleep\\n");
+      const parent = said(daemon, "stat").split(") ").at(-1).split(" ")[1];
+      process.stdout.write(said(parent, "cmdline").replaceAll("\\0", " ").trim());`;
+    return cluster.kubectl(["exec", pod, "-c", "app", "--", "/usr/bin/node", "-e", script]);
+  }
+
   /** What is in column after column of each line that a watch has printed. */
   function watch(...args: string[]): { lines(): string[][]; process: LabProcess } {
     const started = cluster.spawn("watch", ["kubectl", "get", ...args, "--watch", "--no-headers"]);
@@ -113,6 +124,11 @@ describe("Migrations in a cluster", () => {
       for (const { process } of [seen, replicas]) await process.stop("SIGTERM", 5_000);
 
       assert.equal(status.target.pod, moved.metadata.name);
+      assert.equal(
+        await parentOfDaemon(moved.metadata.name),
+        "/usr/bin/node /app/chat.js",
+        "it has its daemon",
+      );
       assert.equal(status.move.sessions, SESSIONS);
       assert.ok(status.move.pauseMs > 0);
       const { labels, annotations, ownerReferences } = moved.metadata as unknown as {

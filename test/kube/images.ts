@@ -20,6 +20,8 @@ export const APPS: Image = {
   contents: () =>
     withLibraries({
       files: {
+        "/bin/sh": "/bin/sh",
+        "/bin/sleep": "/bin/sleep",
         "/usr/bin/node": nodeBinary,
         "/app/chat.js": join(projectRoot, "test/apps/chat/server.js"),
         "/app/echo.js": join(projectRoot, "test/apps/echo/server.js"),

@@ -19,7 +19,8 @@ import { AGENT, APPS, INSIDE } from "./images.ts";
 export const NAMESPACE = "default";
 export const HOLDFAST = "holdfast";
 const ACCOUNT = "holdfast-controller";
-const COMMAND = ["/usr/bin/node", "/app/chat.js"];
+/** with a daemon, which is orphaned at once */
+const COMMAND = ["/bin/sh", "-c", "(/bin/sleep infinity &); exec /usr/bin/node /app/chat.js"];
 const LISTEN = 8080;
 export const SESSIONS = 20;
 /** holds the clients' connections: a pod that has moved is deleted */

@@ -134,6 +134,7 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   const isListening = hasSidecar && isForward && settings.listen === null;
   if (isListening) replaced.added.push("listen");
   if (hasSidecar && settings.proxy === null) replaced.added.push("proxy");
+  if (settings.subreaper === null) replaced.added.push("subreaper");
   addInit(copy, container, options);
   if (hasSidecar) addSidecar(copy, container, options);
   const exclusions = hasSidecar ? exclusionsOf(pod) : null;
@@ -152,6 +153,8 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
     ...(isOfGateways ? { [SETTINGS.mode]: "gateway" } : {}),
     ...(hasSidecar ? { [SETTINGS.proxy]: "sidecar" } : {}),
     ...(isListening ? { [SETTINGS.listen]: "pod" } : {}),
+    // written, so that a pod of a version that did not have it keeps what it was started with
+    ...(settings.subreaper === null ? { [SETTINGS.subreaper]: "true" } : {}),
     ...exclusions?.made,
     ...commandNotes(chosen),
     [MADE.replaced]: JSON.stringify(replaced),

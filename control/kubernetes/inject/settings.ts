@@ -40,6 +40,8 @@ export interface Settings {
   listen: "node" | "pod" | null;
   /** where the proxy is; null: as the injector has it for all */
   proxy: (typeof PROXY_PLACES)[number] | null;
+  /** null: as without us, where the container's first process has the orphans of all others */
+  subreaper: boolean | null;
 }
 
 const oneOf = (values: readonly string[]) => {
@@ -116,6 +118,7 @@ export function settingsOf(pod: Pod): Settings | Problem {
     mode: (values.mode as Settings["mode"] | undefined) ?? "forward",
     listen: (values.listen as Settings["listen"] | undefined) ?? null,
     proxy: (values.proxy as Settings["proxy"] | undefined) ?? null,
+    subreaper: values.subreaper === undefined ? null : values.subreaper === "true",
   };
   if (values.protocol !== undefined && settings.ports !== null)
     return {
