@@ -1,7 +1,8 @@
 /**
  * Signals that somebody sends to an application while it is frozen: CRIU has read those that waited before, so at the target nobody would
  * have sent them. Who sent them is told that they arrived (kill(2)), and so they have to: before the commit the move rolls back, after it they are
- * sent once more at the target.
+ * sent once more at the target. The kernel tells of each (`signal-trace.ts`); where it does not, what it shows of those that wait has to do: not how
+ * many of one number, and not who has sent it.
  *
  * Sources: proc(5) (SigPnd, ShdPnd of /proc/PID/status; /proc/PID/timers).
  */
@@ -12,6 +13,7 @@ import { signalThread } from "#proxy/kernel/processes.ts";
 import type { SentSignal } from "../api/migration.ts";
 import { innerPid, treeOf } from "./processes.ts";
 import { listNames, readText } from "./read-text.ts";
+import type { SignalTrace } from "./signal-trace.ts";
 
 const { signals } = constants;
 
@@ -44,31 +46,70 @@ interface Waiting {
 }
 
 export class PendingSignals {
-  /** "PID/TID" */
-  readonly #waiting: ReadonlyMap<string, Waiting>;
+  /** by TID */
+  readonly #waiting: ReadonlyMap<number, Waiting>;
+  readonly #trace: SignalTrace | null;
+  /** how many the kernel has told of, and what was told or seen */
+  #toldCount = 0;
+  readonly #known = new Set<string>();
 
-  private constructor(waiting: ReadonlyMap<string, Waiting>) {
+  private constructor(waiting: ReadonlyMap<number, Waiting>, trace: SignalTrace | null) {
     this.#waiting = waiting;
+    this.#trace = trace;
   }
 
-  /** Of a tree that is frozen, before CRIU reads what waits. */
-  static of(pids: number[]): PendingSignals {
-    return new PendingSignals(waitingFor(pids));
+  /**
+   * Of a tree that is frozen, before CRIU reads what waits.
+   * @param trace null: this kernel does not tell who sends what
+   * @param criu sends signals of its own
+   */
+  static of(pids: number[], trace: SignalTrace | null, criu: number): PendingSignals {
+    const tids = pids.flatMap(threadsOf);
+    const isTold = trace?.watch(tids, [process.pid, criu]) === true;
+    return new PendingSignals(waitingFor(pids), isTold ? trace : null);
   }
 
   /** The last before the commit. @throws HoldfastError `SIGNALLED` (retryable): it goes on where it has them */
   throwIfMore(): void {
+    const traced = this.#trace?.sent();
+    if (traced === null) throw signalled("the application", "more signals than can be kept");
+    for (const { tid, signal } of traced ?? []) {
+      const waiting = this.#waiting.get(tid);
+      if (waiting !== undefined) throw signalled(`process ${waiting.pid}`, namesOf(bitOf(signal)));
+    }
     for (const { before, now } of this.#again()) {
       const sent = (now.own & ~before.own) | (now.shared & ~before.shared);
-      if (sent !== 0n) throw signalled(now.pid, namesOf(sent));
+      if (sent !== 0n) throw signalled(`process ${now.pid}`, namesOf(sent));
     }
   }
 
   /**
-   * What came since, though the tree is not to go on here: whoever sent it was told that it arrived. Not what ends or stops whatever is
-   * left of it here.
+   * What came since it was asked last, though the tree is not to go on here: whoever sent it was told that it arrived. Not what ends
+   * whatever is left of it here.
    */
   sent(): SentSignal[] {
+    const told = this.#told();
+    for (const one of told) this.#known.add(keyOf(one));
+    // what the kernel has sent by itself
+    const others = this.#seen().filter((one) => !this.#known.has(keyOf(one)));
+    for (const one of others) this.#known.add(keyOf(one));
+    return [...told, ...others].filter(({ signal }) => signal !== signals.SIGKILL);
+  }
+
+  /** Each by itself. */
+  #told(): SentSignal[] {
+    const all = this.#trace?.sent() ?? [];
+    const found = all.slice(this.#toldCount).flatMap(({ tid, isForThread, signal }) => {
+      const to = this.#waiting.get(tid);
+      return to === undefined
+        ? []
+        : [{ process: to.innerPid, thread: isForThread ? to.innerTid : null, signal }];
+    });
+    this.#toldCount = Math.max(this.#toldCount, all.length);
+    return found;
+  }
+
+  #seen(): SentSignal[] {
     const found: SentSignal[] = [];
     for (const { before, now } of this.#again()) {
       const [process, thread] = [now.innerPid, now.innerTid];
@@ -77,7 +118,7 @@ export class PendingSignals {
       for (const signal of numbersOf(now.shared & ~before.shared))
         found.push({ process, thread: null, signal });
     }
-    return found.filter(({ signal }) => signal !== signals.SIGKILL);
+    return found;
   }
 
   *#again(): Generator<{ before: Waiting; now: Waiting }> {
@@ -97,7 +138,7 @@ export async function sendAgain(root: number, sent: SentSignal[]): Promise<void>
       if (of !== inner) continue;
       if (thread === null) kill(pid, signal);
       else
-        for (const tid of listNames(`/proc/${pid}/task`).map(Number))
+        for (const tid of threadsOf(pid))
           if ((await innerPid(tid)) === thread) signalThread(pid, tid, signal);
     }
   }
@@ -111,22 +152,30 @@ function kill(pid: number, signal: number): void {
   }
 }
 
-function signalled(pid: number, names: string): HoldfastError {
+function keyOf({ process, thread, signal }: SentSignal): string {
+  return `${process}/${thread}/${signal}`;
+}
+
+function signalled(who: string, names: string): HoldfastError {
   return fail(
     "SIGNALLED",
-    `process ${pid} was sent ${names} while it was frozen, which the other node would not know of`,
+    `${who} was sent ${names} while it was frozen, which the other node would not know of`,
   );
 }
 
-function waitingFor(pids: number[]): Map<string, Waiting> {
-  const waiting = new Map<string, Waiting>();
+function threadsOf(pid: number): number[] {
+  return listNames(`/proc/${pid}/task`).map(Number);
+}
+
+function waitingFor(pids: number[]): Map<number, Waiting> {
+  const waiting = new Map<number, Waiting>();
   for (const pid of pids) {
     const ofOthers = ~ownSignals(pid);
-    for (const tid of listNames(`/proc/${pid}/task`)) {
+    for (const tid of threadsOf(pid)) {
       const status = readText(`/proc/${pid}/task/${tid}/status`);
       const field = (name: string): string => new RegExp(`^${name}:\\s*(.+)$`, "m").exec(status)?.[1] ?? "0";
       const inner = (name: string): number => Number(field(name).split(/\s+/).at(-1));
-      waiting.set(`${pid}/${tid}`, {
+      waiting.set(tid, {
         pid,
         innerPid: inner("NStgid"),
         innerTid: inner("NSpid"),

@@ -399,6 +399,52 @@ threading.Thread(target=wait, daemon=True).start(); BLOCKED.wait()`;
     );
   });
 
+  it("has each signal that is sent to it until its processes here have ended, whoever else sends that one", async (t) => {
+    const faults = faultsFile(t);
+    const token = `counted-${randomUUID()}`;
+    const workload = { container: { command: ["/usr/bin/python3", "-u", "/srv/shell.py", token] } };
+    await withPythonShell(
+      { downstream: "forward", workload, faults: { a: `file:${faults}` } },
+      async (program, run) => {
+        // a timer sends one of them, too, and one waits already, of which there may be many
+        const listen = `
+import collections
+HEARD = collections.Counter()
+libc.sigqueue.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+for each in (1, 14, 17, 18): signal.signal(each, lambda number, _: HEARD.update([int(number)]))
+signal.setitimer(signal.ITIMER_REAL, 3600)
+signal.pthread_sigmask(signal.SIG_BLOCK, {40})
+os.kill(os.getpid(), 40)
+def waiting():
+    found = 0
+    while signal.sigtimedwait({40}, 0): found += 1
+    return found`;
+        await run(`exec(${JSON.stringify(listen)}, scope)`);
+        const pid = `$(pgrep -o -f '^/usr/bin/python3.*[c]${token.slice(1)}')`;
+        const kill = (...signals: number[]): string =>
+          signals.map((signal) => `kill -${signal} ${pid}`).join(" && ");
+        writeFileSync(faults, `exec@source:commit=${kill(40)}`);
+        const back = await program.tryMove("b");
+        assert.ok(!("error" in back));
+        assert.equal(back.outcome, "rolled-back");
+        assert.match(back.reason ?? "", /^process \d+ was sent signal 40 while it was frozen, /);
+
+        writeFileSync(
+          faults,
+          `exec@source:committed=${kill(40, 40, 14, 17, 18)};exec@source:retire=${kill(40, 1, 14)}`,
+        );
+        const move = await program.move("b");
+        assert.deepEqual(move.notKept, []);
+        await until(
+          "all have arrived",
+          async () => (await run("sorted(HEARD.items())")) === "[(1, 1), (14, 1), (17, 1), (18, 1)]",
+        );
+        // the first, that of the move that went back, and those of this one
+        assert.equal(await run("waiting()"), "5");
+      },
+    );
+  });
+
   it("keeps signals that processes want when their parents end, and says where another end counts now", async () => {
     await withPythonShell({ downstream: "forward" }, async (program, run) => {
       const code = `

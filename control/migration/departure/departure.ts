@@ -49,6 +49,7 @@ export class Departure {
       rehearsal: new Rehearsal(),
       reached: new Reached(),
       opened: new Opened(),
+      openToTheEnd: new Opened(),
       inHand: [],
     };
   }
@@ -58,6 +59,7 @@ export class Departure {
     const move = this.#move;
     const { progress } = move;
     let outcome: Outcome;
+    let passOn = async (): Promise<void> => {};
     try {
       const prepared = await progress.phase(
         "prepare",
@@ -70,17 +72,18 @@ export class Departure {
       progress.result.prediction = predict(facts);
       await refuseTooMuchMemory(move, prepared, facts);
       const dumped = await dump(move, prepared);
+      passOn = () => passSignalsOn(move, prepared, dumped);
       const transferred = await progress.phase("transfer", () => transfer(move, prepared, dumped));
       await progress.phase("restore", () => restore(move, prepared, dumped, transferred));
       await progress.phase("commit", () => commit(move, prepared, dumped));
       await progress.phase("release", () => release(move, prepared));
-      await passSignalsOn(move, prepared, dumped);
+      await passOn();
       outcome = { outcome: "moved", epoch: prepared.epoch, link: prepared.link };
     } catch (error) {
-      return await finish(move, await failed(move, error));
+      return await finish(move, await failed(move, error), passOn);
     }
     move.host.context.faults.at("source:retire");
-    return await finish(move, outcome);
+    return await finish(move, outcome, passOn);
   }
 
   /** The target asks this when the store cannot tell: from here on nothing is taken back without the target's word. */
@@ -180,9 +183,16 @@ async function tellHarm({ host, progress, inHand }: Move): Promise<void> {
   host.harmed(await identify(root), what);
 }
 
-/** Closes what was opened; the workload goes on elsewhere, or has gone on here. */
-async function finish(move: Move, outcome: Outcome): Promise<MoveResult> {
-  const { host, options, stop, progress, reached, opened } = move;
+/**
+ * Closes what was opened; the workload goes on elsewhere, or has gone on here.
+ * @param passOn what its processes here are sent until they have ended
+ */
+async function finish(
+  move: Move,
+  outcome: Outcome,
+  passOn: () => Promise<void> = async () => {},
+): Promise<MoveResult> {
+  const { host, options, stop, progress, reached, opened, openToTheEnd } = move;
   const { result } = progress;
   stop.endDeadline();
   result.outcome = outcome.outcome;
@@ -197,9 +207,11 @@ async function finish(move: Move, outcome: Outcome): Promise<MoveResult> {
   if (outcome.outcome === "moved") {
     const { epoch, link } = outcome;
     await progress.phase("retire", () => host.retire(epoch, { node: options.to, link }));
+    await passOn();
   } else {
     await rm(imagesDirOf(host), { recursive: true, force: true });
   }
+  await openToTheEnd.close();
   closeChannel();
   return progress.ended();
 }

@@ -226,8 +226,8 @@ class DumpHooks {
   async #capture(): Promise<Passed> {
     const pids = await treeOf(this.#prepared.root);
     this.#living = livingOf(pids);
-    const signals = PendingSignals.of(pids);
-    const { sender } = this.#prepared;
+    const { sender, trace, worker } = this.#prepared;
+    const signals = PendingSignals.of(pids, trace, worker.pid);
     const tracking = sender.endTracking();
     tracking.catch(() => {}); // looked at below, unless the capture has failed // beside what the proxy does
     const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));

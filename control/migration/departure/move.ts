@@ -26,6 +26,8 @@ export interface Move {
   readonly rehearsal: Rehearsal;
   readonly reached: Reached;
   readonly opened: Opened;
+  /** … also while the application's processes here are ended */
+  readonly openToTheEnd: Opened;
   /** what CRIU was at work at when it died in the middle of the dump: PIDs, the application's root first */
   inHand: readonly number[];
 }

@@ -14,6 +14,7 @@ import { PrecopyRounds } from "../../criu/precopy-rounds.ts";
 import { CriuWorker, canLeavePages } from "../../criu/worker.ts";
 import { roomForThreads } from "../../runtime/cgroups.ts";
 import { highestInnerTid, treeOf } from "../../runtime/processes.ts";
+import { SignalTrace } from "../../runtime/signal-trace.ts";
 import { audited } from "../audited.ts";
 import { probeCriu } from "../probe-criu.ts";
 import { tracedTree } from "../traced-tree.ts";
@@ -39,6 +40,8 @@ export interface Prepared {
   /** has sent layers of memory, unless there is too much of it */
   readonly sender: ImageSender;
   readonly watched: WatchedFiles;
+  /** null: this kernel does not tell who sends what */
+  readonly trace: SignalTrace | null;
   /** waits for its request */
   readonly worker: CriuWorker;
 }
@@ -83,17 +86,24 @@ async function readyHere(
   move: Move,
   { channel, root, files }: Pick<Prepared, "channel" | "root" | "files">,
   made: Promise<unknown>,
-): Promise<Pick<Prepared, "watched" | "worker" | "sender"> & { layers: Layers | null }> {
+): Promise<Pick<Prepared, "watched" | "worker" | "sender" | "trace"> & { layers: Layers | null }> {
   const failed = new AbortController();
   made.catch((error: unknown) => failed.abort(error));
   const watched = await findWatchedFiles(move, root);
   const worker = await startWorker(move);
+  const trace = await openTrace(move);
   const sender = imageSender(move, channel, files);
   // a standby that cannot be made never takes any
   const isEarly = await Promise.race([takesImages(move, channel), made.then(() => true)]);
   if (!isEarly) await made;
   const signal = AbortSignal.any([move.options.signal, failed.signal]);
-  return { watched, worker, sender, layers: await sendLayers(move, { root, sender }, signal) };
+  return { watched, worker, sender, trace, layers: await sendLayers(move, { root, sender }, signal) };
+}
+
+async function openTrace({ options, openToTheEnd }: Move): Promise<SignalTrace | null> {
+  const trace = options.rehearse ? null : await SignalTrace.open();
+  openToTheEnd.add(() => trace?.close());
+  return trace;
 }
 
 /** Whether the target takes memory while it makes its standby. One of the version before does not know the question, and takes it afterwards. */
