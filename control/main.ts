@@ -1,6 +1,9 @@
 /** Entry point of `holdfast`: hands the process's streams, environment and signals, and the agent, to the command line. */
+import { keepCompiled } from "#proxy/contract/compiled.ts";
 import { EXIT } from "./api/exit-status.ts";
-import { runProgram } from "./cli/program.ts";
+
+keepCompiled();
+const { runProgram } = await import("./cli/program.ts");
 
 // A reader that went away (`holdfast status | head -1`) is no error.
 process.stdout.on("error", () => process.exit(EXIT.ok));

@@ -10,6 +10,7 @@ import {
   cpSync,
   existsSync,
   mkdirSync,
+  readdirSync,
   readFileSync,
   realpathSync,
   statSync,
@@ -27,6 +28,8 @@ export interface Contents {
   files: Record<string, string>;
   /** path in the image → where the link leads */
   links?: Record<string, string>;
+  /** its code is compiled when it has been copied (`proxy/contract/compiled.ts`) */
+  isCompiled?: boolean;
 }
 
 const ROOT = resolve(import.meta.dirname, "../..");
@@ -35,6 +38,20 @@ const CACHE_DIR = process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast";
 /** where an agent looks for it */
 const CRIU = "criu-4.2";
 const FOLDERS = ["tmp", "proc", "sys", "dev", "etc", "run", "var", "root"];
+
+/** as the Dockerfile has it */
+const USER = 65_532;
+const COMPILED = "/holdfast/node_modules/.cache/holdfast";
+const COMPILE_MS_MAX = 180_000;
+/** All but those that begin a process. */
+const COMPILE = `
+import { globSync } from "node:fs";
+const { keepCompiled } = await import("/holdfast/proxy/contract/compiled.ts");
+keepCompiled();
+const begin = new Set(["control/main.ts", "proxy/main.ts"]);
+for (const file of globSync("{control,envoy,proxy}/**/*.ts", { cwd: "/holdfast" }))
+  if (!begin.has(file)) await import("/holdfast/" + file);
+`;
 
 /** What an agent starts, where Debian has it. ldd(1) is a script of bash. */
 const AGENT_PROGRAMS = [
@@ -72,6 +89,7 @@ function product(): Contents {
       "/holdfast/node_modules/node/bin/node": join(ROOT, "node_modules/node/bin/node"),
     },
     links: { "/holdfast/node_modules/.bin/node": "../node/bin/node" },
+    isCompiled: true,
   };
 }
 
@@ -122,7 +140,7 @@ function packages(): string[] {
 }
 
 /** … and of each program what it needs to run. */
-export function withLibraries({ files, links }: Contents): Contents {
+export function withLibraries({ files, ...more }: Contents): Contents {
   const all: Record<string, string> = {};
   for (const [at, file] of Object.entries(files)) {
     const real = realpathSync(file);
@@ -130,7 +148,7 @@ export function withLibraries({ files, links }: Contents): Contents {
     if (statSync(real).isFile())
       for (const library of librariesOf(real)) all[library] = realpathSync(library);
   }
-  return { files: all, ...(links === undefined ? {} : { links }) };
+  return { files: all, ...more };
 }
 
 /** ldd(1): "libacl.so.1 => /lib/…/libacl.so.1 (0x…)", and the loader without an arrow */
@@ -142,7 +160,7 @@ function librariesOf(file: string): string[] {
 }
 
 /** Into a folder that is there; beside the folders that every image has. */
-export function copyContents({ files, links = {} }: Contents, folder: string): void {
+export function copyContents({ files, links = {}, isCompiled = false }: Contents, folder: string): void {
   for (const one of FOLDERS) mkdirSync(join(folder, one), { recursive: true });
   chmodSync(join(folder, "tmp"), 0o1777);
   for (const [at, file] of Object.entries(files)) {
@@ -153,6 +171,27 @@ export function copyContents({ files, links = {} }: Contents, folder: string): v
     mkdirSync(dirname(join(folder, at)), { recursive: true });
     symlinkSync(target, join(folder, at));
   }
+  if (isCompiled) compile(folder);
+}
+
+/** Where the files are to be: what is kept goes by their paths. An image without it starts its processes all the same, later. */
+function compile(folder: string): void {
+  const node = "/holdfast/node_modules/node/bin/node";
+  const { status, stderr, error } = spawnSync(
+    "chroot",
+    [folder, node, "--input-type=module", "--eval", COMPILE],
+    { encoding: "utf8", timeout: COMPILE_MS_MAX },
+  );
+  const kept = join(folder, COMPILED);
+  if (status !== 0 || !existsSync(kept)) {
+    process.stderr.write(`contents: nothing is compiled beforehand: ${error?.message ?? stderr}\n`);
+    return;
+  }
+  // Node lets nobody else read it
+  for (const name of readdirSync(kept, { recursive: true, encoding: "utf8" }))
+    chmodSync(join(kept, name), 0o755);
+  for (const name of readdirSync(kept))
+    if (name.endsWith("-0")) symlinkSync(name, join(kept, name.replace(/-0$/, `-${USER}`)));
 }
 
 function raise(message: string): never {

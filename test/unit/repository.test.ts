@@ -22,7 +22,7 @@ interface Source {
 const entryPoints = new Set([
   "bin/holdfast",
   "control/main.ts",
-  "proxy/main.ts",
+  "proxy/run-proxy.ts",
   "control/criu/worker.ts",
   "bench/cutover.ts",
   "scripts/demo.ts",
@@ -306,7 +306,11 @@ describe("imports", () => {
   });
 
   it("choose who operates on legs in the composition root only, and in the test's own", () => {
-    const roots = new Set(["proxy/main.ts", "proxy/process-kernel.ts", "test/support/in-process-proxy.ts"]);
+    const roots = new Set([
+      "proxy/run-proxy.ts",
+      "proxy/process-kernel.ts",
+      "test/support/in-process-proxy.ts",
+    ]);
     none(
       breaches(
         product,
