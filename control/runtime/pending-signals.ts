@@ -61,11 +61,11 @@ export class PendingSignals {
   /**
    * Of a tree that is frozen, before CRIU reads what waits.
    * @param trace null: this kernel does not tell who sends what
-   * @param criu sends signals of its own
+   * @param criu its processes, which send signals of their own
    */
-  static of(pids: number[], trace: SignalTrace | null, criu: number): PendingSignals {
+  static of(pids: number[], trace: SignalTrace | null, criu: readonly number[]): PendingSignals {
     const tids = pids.flatMap(threadsOf);
-    const isTold = trace?.watch(tids, [process.pid, criu]) === true;
+    const isTold = trace?.watch(tids, [process.pid, ...criu]) === true;
     return new PendingSignals(waitingFor(pids), isTold ? trace : null);
   }
 

@@ -227,7 +227,7 @@ class DumpHooks {
     const pids = await treeOf(this.#prepared.root);
     this.#living = livingOf(pids);
     const { sender, trace, worker } = this.#prepared;
-    const signals = PendingSignals.of(pids, trace, worker.pid);
+    const signals = PendingSignals.of(pids, trace, await treeOf(worker.pid));
     const tracking = sender.endTracking();
     tracking.catch(() => {}); // looked at below, unless the capture has failed // beside what the proxy does
     const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));
