@@ -27,7 +27,8 @@ const labsDir = "/tmp";
 const netnsDir = "/run/netns";
 /** where runc and crun keep their containers when not told otherwise */
 const runtimeRoots = ["/run/runc", "/run/crun"];
-const killWaitMs = 3_000;
+/** a busy machine takes its time to end what was killed */
+const killWaitMs = 20_000;
 
 export interface Leftovers {
   processes: { pid: number; command: string }[];
