@@ -79,9 +79,6 @@ The file:
 
 Of workloads in forward mode. What Envoys were told stays when it ends, and while the store is away.`;
 
-/** of a sidecar's Envoy, at its loopback address (proxyAdminPort of Istio's ProxyConfig) */
-const ISTIO_ADMIN_PORT = 15_000;
-
 export function addEnvoyCommands(
   program: Command,
   terminal: Terminal & EndpointsRunner & { env: Record<string, string | undefined> },
@@ -167,14 +164,13 @@ ${EXIT_HELP}`,
         if (mode !== "sidecar" && mode !== "envoyfilter")
           throw fail("USAGE_ENVOY", "of a cluster: expected --mode sidecar or envoyfilter");
         return cluster.withCluster(options, async (api, namespace) => {
-          const [{ verifyCluster }, { forwarded }, { askEnvoy }] = await Promise.all([
+          const [{ verifyCluster }, { askSidecar }] = await Promise.all([
             import("./verify-cluster.ts"),
-            import("./port-forward.ts"),
-            import("#envoy/config-dump.ts"),
+            import("./sidecar-envoy.ts"),
           ]);
-          const forward = { port: ISTIO_ADMIN_PORT, access: cluster.accessOf(options), env: terminal.env };
+          const forward = { access: cluster.accessOf(options), env: terminal.env };
           const request = { namespace, services: options.service, mode };
-          return verifyCluster(api, (pod) => forwarded(pod, forward, askEnvoy), request, json, terminal);
+          return verifyCluster(api, (pod) => askSidecar(pod, forward), request, json, terminal);
         });
       }
       const { readPolicy, verifyProxy } = await import("./envoy.ts");

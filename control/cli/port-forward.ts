@@ -2,6 +2,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { messageOf } from "#proxy/contract/errors.ts";
 import type { Pod } from "../kubernetes/client/objects.ts";
 import { kubectlMissing } from "./kubectl.ts";
 
@@ -46,9 +47,21 @@ export async function forwarded<T>(
   const late = setTimeout(() => giveUp(`nothing in ${READY_MS_MAX / 1_000} s`), READY_MS_MAX);
   try {
     return await use(await ready.promise);
+  } catch (error) {
+    child.kill();
+    await closed;
+    const words = refusalIn(said);
+    if (words === null) throw error;
+    throw fail("ENVOY_UNREACHABLE", `${messageOf(error)}: kubectl: ${words}`, { cause: error });
   } finally {
     clearTimeout(late);
     child.kill();
     await closed;
   }
+}
+
+/** What kubectl says of a connection that came to nothing, as "… err=\"an error occurred forwarding 1 -> 2: error forwarding …\""; null: nothing. */
+function refusalIn(said: string): string | null {
+  const found = /\b(error forwarding port .*?)"?$/m.exec(said)?.[1];
+  return found?.replaceAll('\\"', '"').trim() ?? null;
 }

@@ -3,7 +3,7 @@
  * has come to it.
  */
 import { isDeepStrictEqual } from "node:util";
-import type { DumpedProxy, JsonObject } from "#envoy/config-dump.ts";
+import { type DumpedProxy, type JsonObject, objectAt, ROOT_NAMESPACE } from "#envoy/config-dump.ts";
 import { render } from "#envoy/generate/render.ts";
 import type { Mark, Resource } from "#envoy/generate/resource.ts";
 import type { Policy } from "#envoy/policy.ts";
@@ -14,7 +14,7 @@ import { EXIT } from "../api/exit-status.ts";
 import { ISTIO_STATUS, MESH_ANNOTATION } from "../api/mesh.ts";
 import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
 import { isActive, isSelected, type KubernetesObject, type Pod } from "../kubernetes/client/objects.ts";
-import { type Kind, pathOf } from "../kubernetes/client/paths.ts";
+import { type Kind, pathOf, type Where } from "../kubernetes/client/paths.ts";
 import { MESH_KINDS } from "../kubernetes/mesh/keep.ts";
 import { isAllApplied, policiesInCluster, resultsText, shownOf } from "./envoy.ts";
 import { plain, type Terminal } from "./terminal.ts";
@@ -52,6 +52,8 @@ interface Applied {
   results: Result[];
   objects: JsonObject[];
   marks: Mark[];
+  /** of somebody else */
+  others: JsonObject[];
 }
 
 /** @throws HoldfastError of the client and of {@link policiesInCluster}; `CONFIG_INVALID`: it cannot be had in that mode */
@@ -62,11 +64,14 @@ export async function verifyCluster(
   json: boolean,
   terminal: Terminal,
 ): Promise<number> {
-  const { policies, leftOut, pods: all } = await policiesInCluster(api, { namespace, services }, terminal);
-  const meshed = all.filter((pod) => isActive(pod) && pod.metadata.annotations?.[ISTIO_STATUS] !== undefined);
+  const { policies, leftOut, pods: there } = await policiesInCluster(api, { namespace, services }, terminal);
+  const meshed = there.filter(
+    (pod) => isActive(pod) && pod.metadata.annotations?.[ISTIO_STATUS] !== undefined,
+  );
+  const all = await rivalsIn(api, namespace);
   const seen: SeenService[] = [];
   for (const policy of policies) {
-    const applied = await appliedOf(api, policy, mode);
+    const applied = await appliedOf(api, policy, mode, all);
     const pods = await inTurn(
       meshed.filter((pod) => isFor(policy, pod)),
       (pod) => look(pod, ask, applied),
@@ -89,9 +94,14 @@ export async function verifyCluster(
 }
 
 /** What the policy comes to, as the cluster has it: that is what istiod tells, whether it is as it is asked for or not. */
-async function appliedOf(api: KubernetesApi, policy: Policy, mode: ClusterRequest["mode"]): Promise<Applied> {
+async function appliedOf(
+  api: KubernetesApi,
+  policy: Policy,
+  mode: ClusterRequest["mode"],
+  all: readonly JsonObject[],
+): Promise<Applied> {
   const { documents, marks } = render(policy, mode);
-  const applied: Applied = { results: [], objects: [], marks };
+  const applied: Applied = { results: [], objects: [], marks, others: [] };
   for (const document of documents) {
     const { kind, metadata, spec } = JSON.parse(JSON.stringify(document.object)) as Resource;
     const found = await api.find<KubernetesObject & { spec?: object }>(
@@ -108,7 +118,32 @@ async function appliedOf(api: KubernetesApi, policy: Policy, mode: ClusterReques
       else of("not-as-asked", "it is not what the Service and its pods ask for now");
     }
   }
+  const ours = new Set(applied.objects.map(uidOf));
+  applied.others = all.filter((one) => !ours.has(uidOf(one)));
   return applied;
+}
+
+function uidOf(object: JsonObject): unknown {
+  return objectAt(object, "metadata").uid;
+}
+
+/** What may be for the same pods: of the namespace, and of istiod's own. None where one may not look: then nobody is named. */
+async function rivalsIn(api: KubernetesApi, namespace: string): Promise<JsonObject[]> {
+  const read = async (kind: string, where: Where): Promise<JsonObject[]> => {
+    try {
+      const { items } = await api.list<KubernetesObject>(pathOf(MESH_KINDS[kind] as Kind, where));
+      // a list's items have no kind
+      return items.map((one) => ({ ...(one as unknown as JsonObject), kind }));
+    } catch (error) {
+      if (isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_NOT_FOUND")) return [];
+      throw error;
+    }
+  };
+  const found = await Promise.all([
+    read("Sidecar", { namespace }),
+    ...[...new Set([ROOT_NAMESPACE, namespace])].map((one) => read("EnvoyFilter", { namespace: one })),
+  ]);
+  return found.flat();
 }
 
 /** Of the application, or a client whose sidecar is patched. */
@@ -120,11 +155,11 @@ function isFor({ selector, stickiness }: Policy, { metadata: { labels } }: Pod):
 }
 
 /** One that is not reached keeps no other from being looked at. */
-async function look(pod: Pod, ask: AskPod, { objects, marks }: Applied): Promise<SeenPod> {
+async function look(pod: Pod, ask: AskPod, { objects, marks, others }: Applied): Promise<SeenPod> {
   const { name } = pod.metadata;
   try {
     const proxy = await ask(pod);
-    return { pod: name, proxy: shownOf(proxy), error: null, results: verify(proxy, objects, marks) };
+    return { pod: name, proxy: shownOf(proxy), error: null, results: verify(proxy, objects, marks, others) };
   } catch (error) {
     if (isCode(error, "KUBECTL_MISSING")) throw error;
     return { pod: name, proxy: null, error: messageOf(error), results: [] };

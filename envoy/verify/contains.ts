@@ -1,5 +1,5 @@
 /** Whether what was merged into a message is there. Pure. Source: protobuf's Merge: scalars replaced, lists appended, zeros left out. */
-import { asObject, type Json } from "../config-dump.ts";
+import { asObject, type Json, type JsonObject } from "../config-dump.ts";
 
 /** names of enum values that are 0, of the enums that mesh patches touch */
 const ZEROS: ReadonlySet<string> = new Set([
@@ -30,11 +30,7 @@ export function differences(wanted: Json, found: Json | undefined, path = ""): D
     if (has === null)
       return found === undefined && Object.keys(wants).length === 0 ? [] : [difference(wanted, found, path)];
     return Object.entries(wants).flatMap(([key, value]) =>
-      differences(
-        value,
-        has[key] ?? has[camel(key)] ?? has[snake(key)],
-        path === "" ? key : `${path}.${key}`,
-      ),
+      differences(value, fieldOf(has, key), path === "" ? key : `${path}.${key}`),
     );
   }
   if (Array.isArray(wanted)) {
@@ -44,6 +40,11 @@ export function differences(wanted: Json, found: Json | undefined, path = ""): D
   }
   if (found === undefined && isZero(wanted, path)) return [];
   return isSame(wanted, found) ? [] : [difference(wanted, found, path)];
+}
+
+/** By its name in protobuf or in its JSON. */
+export function fieldOf(object: JsonObject, key: string): Json | undefined {
+  return object[key] ?? object[camel(key)] ?? object[snake(key)];
 }
 
 function difference(wanted: Json, found: Json | undefined, path: string): Difference {

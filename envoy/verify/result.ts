@@ -31,16 +31,19 @@ export interface Found {
   /** null: it is there */
   reason: Reason | null;
   why: string | null;
+  warnings?: string[];
 }
 
+/** @param general warnings, besides its own */
 export function resultOf(
   resource: string,
   part: string,
-  { what, reason, why }: Found,
-  warnings: string[] = [],
+  { what, reason, why, warnings = [] }: Found,
+  general: string[] = [],
 ): Result {
   const state: State = reason === null ? "applied" : "missing";
-  return { resource, part, what, state, reason, why, cure: reason === null ? null : CURES[reason], warnings };
+  const cure = reason === null ? null : CURES[reason];
+  return { resource, part, what, state, reason, why, cure, warnings: [...general, ...warnings] };
 }
 
 export const CURES = {
@@ -66,7 +69,8 @@ export const CURES = {
   "not-pushed":
     "see that istiod has the resource (istioctl proxy-status; another of a later priority may undo it), and look for ACK ERROR in its log",
   "old-name": "use the name of today",
-  "other-value": "look for another resource that sets it: of two Sidecars for one pod the older holds",
+  "other-value":
+    "look for another resource that sets it: of two Sidecars for one pod the older holds, of EnvoyFilters the last (by priority, then the younger)",
   rejected: "mend what Envoy says of it: until then it goes on with what it had before",
   relative: "use INSERT_FIRST, or set priority: a place beside a filter that is not there is none",
   "waypoint-selector":

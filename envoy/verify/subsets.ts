@@ -10,7 +10,7 @@ import type { Found } from "./result.ts";
 export interface Part {
   part: string;
   what: string;
-  found: (Found & { warnings: string[] }) | { elsewhere: string } | { unknown: string };
+  found: Found | { elsewhere: string } | { unknown: string };
 }
 
 export function lookAtSubsets(proxy: DumpedProxy, object: JsonObject): Part[] {

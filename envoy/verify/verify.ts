@@ -16,20 +16,26 @@ import { STATEFUL_SESSION_FILTER } from "../generate/stickiness.ts";
 import { lookAtCluster, lookAtIngress } from "./clusters.ts";
 import { lookAtFilters } from "./filters.ts";
 import { type Reason, type Result, resultOf } from "./result.ts";
+import { isBefore, type Rival } from "./rivals.ts";
 import { lookAtRoutes, lookAtSubsets, type Part } from "./subsets.ts";
 
 const LOOKED_AT = new Set(["CLUSTER", "HTTP_FILTER", "NETWORK_FILTER"]);
 
-/** @param objects of Kubernetes: Sidecars, EnvoyFilters, subsets of DestinationRules and routes of VirtualServices are looked at */
+/**
+ * @param objects of Kubernetes: Sidecars, EnvoyFilters, subsets of DestinationRules and routes of VirtualServices are looked at
+ * @param others Sidecars and EnvoyFilters of somebody else: where one of them has its way, it is named
+ */
 export function verify(
   proxy: DumpedProxy,
   objects: readonly JsonObject[],
   marks: readonly Mark[] = [],
+  others: readonly JsonObject[] = [],
 ): Result[] {
+  const rivals = others.flatMap((object) => rivalsOf(proxy, object));
   return [
     ...objects.flatMap((object) => {
-      if (object.kind === "EnvoyFilter") return envoyFilter(proxy, object);
-      if (object.kind === "Sidecar") return sidecar(proxy, object);
+      if (object.kind === "EnvoyFilter") return envoyFilter(proxy, object, rivals);
+      if (object.kind === "Sidecar") return sidecar(proxy, object, others, rivals);
       if (object.kind === "DestinationRule") return parts(proxy, object, lookAtSubsets);
       if (object.kind === "VirtualService") return parts(proxy, object, lookAtRoutes);
       if (typeof object.kind !== "string") return [];
@@ -65,7 +71,20 @@ function whyElsewhere(proxy: DumpedProxy, object: JsonObject, rootNamespace: str
     : `it selects ${other[0]}=${other[1]}, this pod has ${proxy.labels[other[0]] ?? "none"}`;
 }
 
-function envoyFilter(proxy: DumpedProxy, object: JsonObject): Result[] {
+/** Its patches of clusters, if it is for this proxy. */
+function rivalsOf(proxy: DumpedProxy, object: JsonObject): Rival[] {
+  if (object.kind !== "EnvoyFilter" || whyElsewhere(proxy, object, ROOT_NAMESPACE) !== null) return [];
+  return listAt(object, "spec", "configPatches")
+    .filter(({ applyTo }) => applyTo === "CLUSTER")
+    .map((patch) => ({ resource: nameOf(object), context: contextOf(patch), patch }))
+    .filter(({ context }) => whyNotOfContext(proxy, context) === null);
+}
+
+function contextOf(patch: JsonObject): string {
+  return String(objectAt(patch, "match").context ?? "ANY");
+}
+
+function envoyFilter(proxy: DumpedProxy, object: JsonObject, rivals: readonly Rival[]): Result[] {
   const resource = nameOf(object);
   const spec = objectAt(object, "spec");
   const selects = spec.workloadSelector !== undefined;
@@ -75,7 +94,7 @@ function envoyFilter(proxy: DumpedProxy, object: JsonObject): Result[] {
   return listAt(spec, "configPatches").flatMap((patch, index) => {
     const part = `configPatches[${index}]`;
     const applyTo = String(patch.applyTo ?? "");
-    const context = String(objectAt(patch, "match").context ?? "ANY");
+    const context = contextOf(patch);
     if (other !== null) return [elsewhere(resource, part, applyTo, other)];
     if (proxy.kind === "waypoint" && selects)
       return [missing(resource, part, applyTo, "waypoint-selector", "this proxy is a waypoint")];
@@ -87,7 +106,9 @@ function envoyFilter(proxy: DumpedProxy, object: JsonObject): Result[] {
         { ...notLookedAt(resource, part, applyTo, `patches of ${applyTo} are not looked at`), warnings },
       ];
     const found =
-      applyTo === "CLUSTER" ? lookAtCluster(proxy, context, patch) : lookAtFilters(proxy, context, patch);
+      applyTo === "CLUSTER"
+        ? lookAtCluster(proxy, context, patch, rivals)
+        : lookAtFilters(proxy, context, patch);
     return found.map((one) => resultOf(resource, part, one, warnings));
   });
 }
@@ -113,7 +134,7 @@ function parts(
     if (proxy.kind === "plain") return elsewhere(resource, part, what, "this Envoy is none of istiod's");
     if ("elsewhere" in found) return elsewhere(resource, part, what, found.elsewhere);
     if ("unknown" in found) return notLookedAt(resource, part, what, found.unknown);
-    return resultOf(resource, part, found, found.warnings);
+    return resultOf(resource, part, found);
   });
 }
 
@@ -144,9 +165,22 @@ function relativeWarnings(patch: JsonObject): string[] {
     : [];
 }
 
-function sidecar(proxy: DumpedProxy, object: JsonObject): Result[] {
+function sidecar(
+  proxy: DumpedProxy,
+  object: JsonObject,
+  others: readonly JsonObject[],
+  rivals: readonly Rival[],
+): Result[] {
   const resource = nameOf(object);
   const other = whyElsewhere(proxy, object, null);
+  const earlier = others.find(
+    (one) =>
+      one.kind === "Sidecar" &&
+      objectAt(one, "spec").workloadSelector !== undefined &&
+      whyElsewhere(proxy, one, null) === null &&
+      isBefore(one, object),
+  );
+  const beside = { earlier: earlier === undefined ? null : nameOf(earlier), rivals };
   return listAt(object, "spec", "ingress").map((ingress, index) => {
     const part = `ingress[${index}]`;
     const { number } = objectAt(ingress, "port");
@@ -155,7 +189,7 @@ function sidecar(proxy: DumpedProxy, object: JsonObject): Result[] {
     if (other !== null) return elsewhere(resource, part, what, other);
     if (typeof number !== "number" || typeof defaultEndpoint !== "string")
       return missing(resource, part, what, "other-value", "it has no port or no defaultEndpoint");
-    return resultOf(resource, part, lookAtIngress(proxy, number, defaultEndpoint));
+    return resultOf(resource, part, lookAtIngress(proxy, number, defaultEndpoint, beside));
   });
 }
 

@@ -44,6 +44,20 @@ describe("a port of a pod", () => {
     await assert.rejects(failing, /over it/);
   });
 
+  it("has what kubectl says of a connection that comes to nothing beside what failed over it", async () => {
+    const words =
+      'E1129 17:00:00.000001 7 portforward.go:424] "Unhandled Error" err="an error occurred forwarding 41234 -> 15000: error forwarding port 15000 to pod 1: dial tcp4 127.0.0.1:15000: connect: connection refused"';
+    const asked = options(`echo '${READY}'; echo '${words}' >&2; exec sleep 60`);
+    const failing = forwarded(POD, asked, async () => {
+      throw new Error("over it");
+    });
+    await assert.rejects(failing, {
+      code: "ENVOY_UNREACHABLE",
+      message:
+        "over it: kubectl: error forwarding port 15000 to pod 1: dial tcp4 127.0.0.1:15000: connect: connection refused",
+    });
+  });
+
   it("is none where kubectl ends first: what it said of it is the reason", async () => {
     const asked = options("echo 'error: pods \"chat-0\" not found' >&2; exit 1");
     await assert.rejects(

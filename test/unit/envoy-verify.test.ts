@@ -261,6 +261,139 @@ describe("verify", () => {
       assert.equal(state, "applied", why ?? "");
     });
 
+  describe("beside resources of somebody else", () => {
+    const LED = { ...STATIC, lb_policy: "LEAST_REQUEST" };
+    const ours = filter(clusterPatch(LED));
+    const place = (port: number) => ({
+      lb_endpoints: [
+        { endpoint: { address: { socket_address: { address: "127.0.0.1", port_value: port } } } },
+      ],
+    });
+    const theirs = (value: object, operation = "MERGE", more: object = {}): JsonObject => ({
+      ...filter({ ...clusterPatch(value), patch: { operation, value }, ...more }),
+      metadata: { name: "theirs", namespace: "demo", creationTimestamp: "2026-11-29T10:00:00Z" },
+    });
+    const elsewhere = { load_assignment: { cluster_name: "inbound|9000||", endpoints: [place(9)] } };
+    const pinned = (more: object = {}) =>
+      pinnedCluster(9000, 15_901, { lb_policy: "LEAST_REQUEST", ...more });
+    const ledTo = (...ports: number[]) =>
+      pinned({ load_assignment: { cluster_name: "inbound|9000||", endpoints: ports.map(place) } });
+
+    /** @param refused updates of clusters */
+    function look(cluster: object | null, object: JsonObject, other: JsonObject | null, refused = 0): Result {
+      const clusters = [inboundCluster(8080), ...(cluster === null ? [] : [cluster])];
+      const proxy = {
+        ...readDump(dumpOf({ clusters }), "dump"),
+        rejected: { clusters: refused, listeners: 0 },
+      };
+      const results = verify(proxy, [object], [], other === null ? [] : [other]);
+      assert.equal(results.length, 1, JSON.stringify(results));
+      return results[0] as Result;
+    }
+
+    const undone: [what: string, cluster: object | null, other: JsonObject, why: RegExp][] = [
+      [
+        "another value",
+        pinned({ lb_policy: "RANDOM" }),
+        theirs({ lb_policy: "RANDOM" }),
+        /RANDOM.*theirs sets it$/,
+      ],
+      [
+        "another place as well",
+        ledTo(15_901, 9),
+        theirs(elsewhere),
+        /also leads to 127\.0\.0\.1:9: .*theirs sets it$/,
+      ],
+      ["another place alone", ledTo(9), theirs(elsewhere, "MERGE_AND_REPLACE_LIST"), /theirs sets it$/],
+      ["no cluster", null, theirs({}, "REMOVE"), /theirs takes it away$/],
+    ];
+    for (const [what, cluster, other, why] of undone)
+      it(`says whose patch it is that there is ${what}`, () => {
+        const result = look(cluster, ours, other, 3);
+        assert.equal(result.reason, "other-value", result.why ?? "");
+        assert.match(result.why ?? "", why);
+      });
+
+    it("names nobody whose patch is for another cluster, pod or side, or says another value", () => {
+      const cluster = pinned({ lb_policy: "RANDOM" });
+      for (const other of [
+        theirs({ lb_policy: "MAGLEV" }),
+        theirs({ lb_policy: "RANDOM" }, "MERGE", clusterPatch({}, "SIDECAR_OUTBOUND")),
+        theirs({ lb_policy: "RANDOM" }, "MERGE", { match: { cluster: { portNumber: 8080 } } }),
+        { ...theirs({ lb_policy: "RANDOM" }), kind: "Sidecar" },
+        { ...filter(clusterPatch({ lb_policy: "RANDOM" }), { ...SELF, selector: { app: "web" } }) },
+      ]) {
+        const { reason, why } = look(cluster, ours, other);
+        assert.deepEqual([reason, why], ["not-pushed", "lb_policy is not as the patch has it"]);
+      }
+      assert.equal(
+        look(null, ours, theirs({}, "REMOVE", { match: { cluster: { portNumber: 8080 } } })).reason,
+        "no-target",
+      );
+    });
+
+    it("never says applied of a cluster that leads elsewhere as well, whoever has said so", () => {
+      for (const object of [ours, sidecar("127.0.0.1:15901")]) {
+        const { reason, why } = look(ledTo(15_901, 9), object, null);
+        assert.deepEqual([reason, why], ["other-value", "inbound|9000|| also leads to 127.0.0.1:9"]);
+      }
+      // of a cluster of istiod's own that gets one more
+      assert.equal(look(ledTo(15_901, 9), filter(clusterPatch(elsewhere)), null).state, "applied");
+    });
+
+    it("never says applied of a patch that Envoy has refused, though the cluster that it keeps has all of it", () => {
+      const bare = filter(clusterPatch(STATIC));
+      assert.equal(look(pinned(), bare, null, 0).state, "applied");
+      assert.equal(look(pinned(), bare, null, 1).reason, "lb-policy");
+      // somebody else's patch has made it so
+      assert.equal(look(pinned(), bare, theirs({ lb_policy: "LEAST_REQUEST" }), 1).state, "applied");
+      // as istiod makes it of a Sidecar
+      assert.equal(look(pinnedCluster(9000, 15_901), bare, null, 1).state, "applied");
+    });
+
+    it("warns where Envoy has refused something, and somebody else has a patch for the cluster", () => {
+      const other = theirs({ lb_policy: "CLUSTER_PROVIDED" });
+      for (const object of [ours, sidecar("127.0.0.1:15901")]) {
+        const warnings = look(pinned(), object, other, 2).warnings.join();
+        assert.match(
+          warnings,
+          /^Envoy has refused 2 updates .*, and EnvoyFilter demo\/theirs is for this one, too/,
+        );
+        assert.deepEqual(look(pinned(), object, other, 0).warnings, []);
+        assert.deepEqual(look(pinned(), object, null, 2).warnings, []);
+      }
+    });
+
+    it("says which Sidecar holds, where one was made before that selects the pod", () => {
+      const made = (name: string, creationTimestamp: string, app = "chat"): JsonObject => ({
+        kind: "Sidecar",
+        metadata: { name, namespace: "demo", creationTimestamp },
+        spec: { workloadSelector: { labels: { app } }, egress: [{ hosts: ["./*"] }] },
+      });
+      const mine = sidecar("127.0.0.1:15901");
+      (mine.metadata as JsonObject).creationTimestamp = "2026-11-29T10:00:00Z";
+      const none = inboundCluster(9000);
+      for (const other of [made("z", "2026-11-29T09:59:59Z"), made("a", "2026-11-29T10:00:00Z")]) {
+        const { reason, why } = look(none, mine, other);
+        assert.equal(reason, "other-value");
+        assert.match(why ?? "", /: Sidecar demo\/[az] holds$/);
+        assert.match(
+          look(ledTo(9), mine, other).why ?? "",
+          /leads to 127\.0\.0\.1:9: Sidecar demo\/[az] holds$/,
+        );
+      }
+      const namespaceWide = made("a", "2026-11-29T09:00:00Z");
+      delete (namespaceWide.spec as JsonObject).workloadSelector;
+      for (const other of [
+        made("z", "2026-11-29T10:00:00Z"),
+        made("a", "2026-11-29T10:00:01Z"),
+        made("a", "2026-11-29T09:00:00Z", "web"),
+        namespaceWide,
+      ])
+        assert.match(look(none, mine, other).why ?? "", /: no Sidecar holds$/);
+    });
+  });
+
   it("leaves out what is for other proxies", () => {
     const other = { ...SELF, selector: { app: "web" } };
     assert.match(

@@ -53,9 +53,9 @@ describe("verify of a cluster", () => {
   }
 
   /** What the controller makes of the Service. */
-  function make(api: ApiInMemory, more: object = {}): void {
+  function make(api: ApiInMemory, more: object = {}, mode: "sidecar" | "envoyfilter" = "sidecar"): void {
     const policy = { name: "chat", namespace: NAMESPACE, selector: { app: "chat" }, ports: PORTS, ...more };
-    for (const { object } of render(policySchema.parse(policy), "sidecar").documents) {
+    for (const { object } of render(policySchema.parse(policy), mode).documents) {
       const { apiVersion, kind, metadata, spec } = object as Resource;
       const path = `/apis/${apiVersion}/namespaces/${NAMESPACE}/${kind.toLowerCase()}s/${metadata.name}`;
       // a list's items have no kind
@@ -148,6 +148,65 @@ describe("verify of a cluster", () => {
     assert.match(other.services[0]?.pods[0].results[0].why, /leads to 127\.0\.0\.1:15900/);
     api.remove(SIDECAR);
     assert.equal((await verified(api, () => PINNED)).status, 1);
+  });
+
+  describe("beside resources of somebody else", () => {
+    const THEIRS = SIDECAR.replace("chat-holdfast", "a-sidecar");
+    const older = {
+      metadata: { creationTimestamp: "2026-01-01T00:00:00Z" },
+      spec: { workloadSelector: { labels: { app: "chat" } }, egress: [{ hosts: ["./*"] }] },
+    };
+
+    it("names the Sidecar that holds in the place of ours, and the EnvoyFilter, of istiod's namespace too", async () => {
+      const api = cluster();
+      make(api);
+      api.put(SIDECAR, {
+        ...api.objects.get(SIDECAR),
+        metadata: { creationTimestamp: "2026-02-01T00:00:00Z" },
+      });
+      const why = async (proxy = NOT_PUSHED): Promise<string> => {
+        const { status, services } = await verified(api, () => proxy);
+        assert.equal(status, 1);
+        return services[0]?.pods[0].results[0].why;
+      };
+      assert.match(await why(), /no Sidecar holds/);
+      api.put(THEIRS, older);
+      assert.match(await why(), /: Sidecar demo\/a-sidecar holds$/);
+      api.remove(THEIRS);
+      const match = { context: "SIDECAR_INBOUND", cluster: { portNumber: 9000 } };
+      api.put("/apis/networking.istio.io/v1alpha3/namespaces/istio-system/envoyfilters/all", {
+        spec: { configPatches: [{ applyTo: "CLUSTER", match, patch: { operation: "REMOVE" } }] },
+      });
+      assert.match(await why(readDump(dumpOf({}), "dump")), /: EnvoyFilter istio-system\/all takes it away$/);
+    });
+
+    it("takes none of ours for that", async () => {
+      const api = cluster();
+      make(api, {}, "envoyfilter");
+      const refused = { clusters: 1, listeners: 0 };
+      const least = readDump(
+        dumpOf({ clusters: [pinnedCluster(9000, 15_900, { lb_policy: "LEAST_REQUEST" })] }),
+        "dump",
+      );
+      const { status, services } = await verified(api, () => ({ ...least, rejected: refused }), {
+        mode: "envoyfilter",
+      });
+      assert.deepEqual([status, services[0]?.pods[0].results[0].warnings], [0, []]);
+    });
+
+    it("names nobody where one may not look", async () => {
+      const api = cluster();
+      make(api);
+      api.put(THEIRS, older);
+      const whole = api.api;
+      const list: typeof whole.list = async (path, ...more) => {
+        if (path.endsWith("/sidecars")) throw fail("KUBERNETES_FORBIDDEN", "not yours");
+        return whole.list(path, ...more);
+      };
+      const forbidden = { api: { ...whole, list } } as unknown as ApiInMemory;
+      const { services } = await verified(forbidden, () => NOT_PUSHED);
+      assert.match(services[0]?.pods[0].results[0].why, /no Sidecar holds/);
+    });
   });
 
   it("fails where a Service that asks is left out, not where one is that does not", async () => {
