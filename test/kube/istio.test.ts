@@ -16,6 +16,15 @@ import { AGENT, APPS, INSIDE } from "./images.ts";
 import { EDGE, installChart, makeEdge, stateOf, uninstallChart, upgradeChart } from "./install.ts";
 import { installIstio, istiodAlias, PILOT, PROXY } from "./istio.ts";
 import { enterNetwork } from "./pod-network.ts";
+import { ServiceInMesh, type VerifyMode } from "./verified.ts";
+import {
+  ALSO_LEADS,
+  egressSidecar,
+  FOREIGN,
+  foreignFilter,
+  REFUSED_FILTERS,
+  WRONG_FILTERS,
+} from "./wrong-resources.ts";
 
 const HOLDFAST = "holdfast";
 const GAMES = "games";
@@ -23,6 +32,11 @@ const NODE = "c";
 const NODE_PORT = 30080;
 /** a Service of the pods of "chat" that leads past its gateways */
 const PAST = "past";
+/** a Service that has not asked: what is made for it nobody keeps as it is */
+const UNKEPT = "unkept";
+/** its pods, whose Envoys have their admin interface at Istio's port, and at one of their own */
+const UNKEPT_PODS = ["unkept-0", "unkept-1"] as const;
+const OTHER_ADMIN_PORT = 15_111;
 const SESSIONS = 20;
 /** answers that clients have had before and after a move, each */
 const ANSWERS = 5;
@@ -72,6 +86,7 @@ describe("pods that Istio and Holdfast inject", () => {
     await cluster.kubectl(["cordon", "b"]);
     const hostAliases = await istiodAlias(cluster);
     const sidecar = { "holdfast.dev/mode": "forward", "holdfast.dev/proxy": "sidecar" };
+    const admin = { "proxy.istio.io/config": JSON.stringify({ proxyAdminPort: OTHER_ADMIN_PORT }) };
     await cluster.apply(
       nodePortService(
         { name: "chat", namespace: GAMES, labels: { "holdfast.dev/gateway": "enabled" } },
@@ -83,6 +98,10 @@ describe("pods that Istio and Holdfast inject", () => {
       deployment("mesh", sidecar, hostAliases),
       clientPod(hostAliases),
       oldStylePod(hostAliases),
+      meshService(UNKEPT),
+      ...UNKEPT_PODS.map((name, index) =>
+        singlePod(name, UNKEPT, { ...sidecar, ...(index === 0 ? {} : admin) }, hostAliases),
+      ),
     );
   });
   after(async () => {
@@ -291,42 +310,163 @@ describe("pods that Istio and Holdfast inject", () => {
   });
 
   it("have what their Service asks for in the cluster and in their own Envoys, says verify --from-cluster", async () => {
-    interface Said {
-      services?: {
-        service: string;
-        cluster: Part[];
-        pods: { pod: string; error: string | null; results: Part[] }[];
-      }[];
-    }
-    type Part = { resource: string; state: string };
     const { metadata } = await theOnlyPod("mesh", "a");
-    const argv = [HOLDFAST_PROGRAM, "envoy", "verify", "--from-cluster", "-n", GAMES];
-    const verify = async (...more: string[]): Promise<{ status: number | null; said: string }> => {
-      const { status, json, stderr } = await cluster.run([...argv, "--service", "mesh", "--json", ...more]);
-      const { services = [] } = (json ?? {}) as Said;
-      const shown = (parts: Part[]) =>
-        parts.map(({ resource, state }) => `${resource.split(" ")[0]} ${state}`);
-      const lines = services.flatMap(({ service, cluster: there, pods }) => [
-        `${service}: ${shown(there)}`,
-        ...pods.map(({ pod: name, error, results }) => `${name}: ${error ?? shown(results)}`),
-      ]);
-      return { status, said: [...lines, ...(stderr === "" ? [] : [stderr])].join("\n") };
-    };
-    const wanted = { status: 0, said: `mesh: Sidecar applied\n${metadata.name}: Sidecar applied` };
-    let found = await verify();
-    await until(`verify finds the Sidecar applied, not ${found.said}`, async () => {
-      found = await verify();
-      return found.said === wanted.said;
-    });
-    assert.deepEqual(found, wanted);
-    assert.deepEqual(await verify("--mode", "envoyfilter"), {
-      status: 1,
-      said: `mesh: EnvoyFilter missing\n${metadata.name}: `,
-    });
-    const text = await cluster.run(argv);
+    const mesh = new ServiceInMesh(cluster, GAMES, "mesh");
+    await finds(mesh, "sidecar", ["0", "mesh: Sidecar applied", `${metadata.name}: ingress[0] applied`]);
+    await finds(mesh, "envoyfilter", ["1", "mesh: EnvoyFilter not-in-cluster", `${metadata.name}: `]);
+    const text = await cluster.run([HOLDFAST_PROGRAM, "envoy", "verify", "--from-cluster", "-n", GAMES]);
     assert.match(text.stdout, /^Service mesh, in the cluster\n/m, text.stderr);
     // of a Service that leads past the gateways of its pods
     assert.match(text.stderr, /^Service past: NotInPod: /m);
+  });
+
+  /** In the end: a push takes its time. */
+  async function finds(
+    service: ServiceInMesh,
+    mode: VerifyMode,
+    wanted: string[],
+    why: readonly RegExp[] = [],
+  ): Promise<void> {
+    let found = await service.verified(mode);
+    const isAsWanted = (): boolean => JSON.stringify(found.said) === JSON.stringify(wanted);
+    if (!isAsWanted())
+      await until(`verify says ${wanted.join("; ")}`, async () => {
+        found = await service.verified(mode);
+        return isAsWanted();
+      }).catch((error) => assert.fail(`${error}\nit says ${JSON.stringify(found)}`));
+    for (const [index, pattern] of why.entries()) assert.match(found.why[index] ?? "", pattern);
+  }
+
+  describe("whose resources nobody keeps, by verify --from-cluster", () => {
+    const ANY = /(?:)/;
+    let service: ServiceInMesh;
+    let filter: KubeObject;
+    let sidecar: KubeObject;
+    before(async () => {
+      service = new ServiceInMesh(cluster, GAMES, UNKEPT);
+      await Promise.all(UNKEPT_PODS.map(pod));
+      filter = await service.rendered("envoyfilter");
+      sidecar = await service.rendered("sidecar");
+    });
+    after(async () => {
+      const argv = ["-n", GAMES, "delete", "service", UNKEPT];
+      await cluster.kubectl(argv);
+      const pods = ["-n", GAMES, "delete", "pod", ...UNKEPT_PODS, "--grace-period=0", "--force"];
+      await cluster.kubectl(pods);
+    });
+
+    const found = (
+      mode: VerifyMode,
+      [status, there, ...pods]: readonly [0 | 1, string, string, string?],
+      why: readonly RegExp[] = [],
+    ): Promise<void> => {
+      const [first = "", second = first] = pods;
+      const [one, other] = UNKEPT_PODS;
+      return finds(
+        service,
+        mode,
+        [`${status}`, `${UNKEPT}: ${there}`, `${one}: ${first}`, `${other}: ${second}`],
+        why,
+      );
+    };
+    const wrong = ({ edit }: (typeof WRONG_FILTERS)[number]): KubeObject => {
+      const edited = structuredClone(filter);
+      edit(edited.spec.configPatches, APP_PORT);
+      return edited;
+    };
+    const isWell = (mode: VerifyMode): Promise<void> =>
+      mode === "sidecar"
+        ? found(mode, [0, "Sidecar applied", "ingress[0] applied"])
+        : found(mode, [0, "EnvoyFilter applied", "configPatches[0] applied"]);
+
+    it("are found to have none of what is not in the cluster", async () => {
+      await found("envoyfilter", [1, "EnvoyFilter not-in-cluster", ""]);
+      await found("sidecar", [1, "Sidecar not-in-cluster", ""]);
+    });
+
+    for (const one of WRONG_FILTERS)
+      it(`are found not to have ${one.what}`, async () => {
+        await service.put(wrong(one));
+        await found("envoyfilter", [1, "EnvoyFilter not-as-asked", one.found], [ANY, one.why, one.why]);
+      });
+
+    it("are found to have it when it is mended", async () => {
+      await service.put(filter);
+      await isWell("envoyfilter");
+    });
+
+    for (const one of REFUSED_FILTERS)
+      it(`are found not to have ${one.what}, and to have it when it is mended`, async () => {
+        await service.put(wrong(one));
+        await found("envoyfilter", [1, "EnvoyFilter not-as-asked", one.found], [ANY, one.why, one.why]);
+        await service.put(filter);
+        await isWell("envoyfilter");
+      });
+
+    for (const { what, patch, why } of FOREIGN)
+      it(`are found not to have it where somebody else's EnvoyFilter ${what}`, async () => {
+        await service.put(foreignFilter(UNKEPT, patch(APP_PORT), GAMES));
+        await found(
+          "envoyfilter",
+          [1, "EnvoyFilter applied", "configPatches[0] other-value"],
+          [ANY, why, why],
+        );
+      });
+
+    it("are found to have it when that is gone", async () => {
+      await service.remove(foreignFilter(UNKEPT, {}, GAMES));
+      await isWell("envoyfilter");
+      await service.remove(filter);
+    });
+
+    it("are found to have a Sidecar that somebody edited, which is not what is asked for", async () => {
+      const edited = structuredClone(sidecar);
+      edited.spec.ingress[0].defaultEndpoint = "127.0.0.1:15901";
+      await service.put(edited);
+      await found("sidecar", [1, "Sidecar not-as-asked", "ingress[0] applied"]);
+      await service.put(sidecar);
+      await isWell("sidecar");
+    });
+
+    it("are found to lead elsewhere as well behind a Sidecar, where somebody else's EnvoyFilter says so", async () => {
+      const { patch, why } = ALSO_LEADS;
+      await service.put(foreignFilter(UNKEPT, patch(APP_PORT), GAMES));
+      await found("sidecar", [1, "Sidecar applied", "ingress[0] other-value"], [ANY, why, why]);
+      await service.remove(foreignFilter(UNKEPT, {}, GAMES));
+      await isWell("sidecar");
+    });
+
+    it("are found not to have a Sidecar beside another that was made before", async () => {
+      const older = egressSidecar("a-sidecar", UNKEPT, GAMES);
+      await service.remove(sidecar);
+      await service.put(older);
+      await service.put(sidecar);
+      const why = /^inbound\|9000\|\| is ORIGINAL_DST, .*: Sidecar games\/a-sidecar holds$/;
+      await found("sidecar", [1, "Sidecar applied", "ingress[0] other-value"], [ANY, why, why]);
+      await service.remove(older);
+      await isWell("sidecar");
+    });
+
+    it("are said not to be reached where no Envoy answers at the port that the pod says", async () => {
+      const first = await pod(UNKEPT_PODS[0]);
+      const nft = (...argv: string[]): Promise<CliResult> => inPod(first, ["nft", ...argv]);
+      const table = ["inet", "holdfast_test"];
+      const chain = "{ type filter hook output priority 0; }";
+      for (const argv of [
+        ["add", "table", ...table],
+        ["add", "chain", ...table, "output", chain],
+        ["add", "rule", ...table, "output", "tcp", "dport", "15000", "reject", "with", "tcp", "reset"],
+      ]) {
+        const { status, stderr } = await nft(...argv);
+        assert.equal(status, 0, stderr);
+      }
+      const why = new RegExp(
+        `^no Envoy answers at port 15000 of pod ${GAMES}/${UNKEPT_PODS[0]} \\(Istio's own\\): .*: kubectl: .*connection refused`,
+      );
+      await found("sidecar", [1, "Sidecar applied", "not looked at", "ingress[0] applied"], [ANY, why]);
+      await nft("delete", "table", ...table);
+      await isWell("sidecar");
+    });
   });
 
   it("keep a gateway's clients when their node is drained, whoever came past the gateway", async () => {
@@ -465,6 +605,21 @@ function meshService(name: string, app = name): KubeObject {
     kind: "Service",
     metadata: { name, namespace: GAMES },
     spec: { selector: { app }, ports: [{ name: "http-chat", port: 80, targetPort: APP_PORT }] },
+  };
+}
+
+function singlePod(
+  name: string,
+  app: string,
+  annotations: Record<string, string>,
+  hostAliases: object[],
+): KubeObject {
+  const { metadata, spec } = template(annotations, hostAliases);
+  return {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { ...metadata, name, namespace: GAMES, labels: { app } },
+    spec,
   };
 }
 
