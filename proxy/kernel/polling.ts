@@ -27,7 +27,11 @@ export function pollNow(fd: number, events: number): number {
   pair.writeInt32LE(fd, 0);
   pair.writeInt16LE(events, 4);
   pair.writeInt16LE(0, 6);
-  check(libc().poll(pair, 1, 0), "poll");
+  while (libc().poll(pair, 1, 0) < 0) {
+    const error = errno();
+    // a signal that waits ends it without a look
+    if (error !== constants.errno.EINTR) throw failure("poll", error);
+  }
   return pair.readInt16LE(6);
 }
 
