@@ -118,8 +118,17 @@ export class Starter {
         host.context.log.info({ workload: host.name, owner: decision.owner }, "owned by another node");
         return true;
       }
-      return decision.kind === "wait" ? this.#waitFor(decision.problem) : this.#carryOut(decision);
+      if (decision.kind === "wait") return this.#waitFor(decision.problem);
+      return this.#carryOut(decision).catch((error: unknown) => {
+        if (!this.#isOfKubelet) throw error;
+        return false;
+      });
     });
+  }
+
+  /** Without us kubelet would start it again and again: it may have failed for what is not there yet. */
+  get #isOfKubelet(): boolean {
+    return (this.#host.config.pod?.uid ?? null) !== null;
   }
 
   /**
@@ -127,8 +136,7 @@ export class Starter {
    * as that has let go.
    */
   get #takesOver(): boolean {
-    const { config } = this.#host;
-    return config.start && (config.pod?.uid ?? null) !== null;
+    return this.#host.config.start && this.#isOfKubelet;
   }
 
   #waitFor(problem: Problem): false {
@@ -219,10 +227,13 @@ export class Starter {
       await this.#launch(epoch);
       obstacle.clear();
     } catch (error) {
+      // kubelet has not made its container anew yet: why it has ended says more
+      if (obstacle.startFailed && error instanceof HoldfastError && error.code === "POD_MISSING") throw error;
       const problem = await this.whyNotStarted(error);
-      obstacle.startHasFailed(problem);
       const { id, what, cure } = problem;
-      context.log.error({ workload: name, id, cure, reason: messageOf(error) }, "the start has failed");
+      if (!obstacle.startFailed || obstacle.problem?.what !== what)
+        context.log.error({ workload: name, id, cure, reason: messageOf(error) }, "the start has failed");
+      obstacle.startHasFailed(problem);
       throw new HoldfastError(`${name} does not start: ${what}: ${cure}`, {
         code: error instanceof HoldfastError ? error.code : "START_FAILED",
         source: "container",

@@ -6,6 +6,7 @@ import { parseWorkload } from "#control/config/config.ts";
 import { EMPTY_JOURNAL, type Journal } from "#control/workload/journal.ts";
 import { Obstacle } from "#control/workload/obstacle.ts";
 import { Starter, type StarterHost } from "#control/workload/starter.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
 import { until } from "../support/moved-program.ts";
 
@@ -16,6 +17,8 @@ class Waiting {
   readonly store = new MemoryStore();
   readonly obstacle = new Obstacle();
   readonly started: number[] = [];
+  /** of its starts, one after the other */
+  failures: (() => void)[] = [];
   looks = 0;
   journal: Journal = EMPTY_JOURNAL;
   config: StarterHost["config"];
@@ -45,8 +48,9 @@ class Waiting {
         this.journal = { ...this.journal, ...patch };
       },
       openVip: async () => {},
-      createContainer: async () => ({ id: "c", ref: { id: "c" } }),
-      supervisor: { first: async () => {} },
+      createContainer: async () => ({ id: "c", ref: { id: "c", init: { pid: 0 } } }),
+      supervisor: { first: async () => this.failures.shift()?.() },
+      tearDown: async () => {},
       keeper: { start: async () => {}, serve: async (epoch: number) => void this.started.push(epoch) },
       linkRecords: { tell: async () => {} },
     };
@@ -89,5 +93,32 @@ describe("a pod whose application is still elsewhere", () => {
     const waiting = new Waiting(POD);
     await waiting.begin();
     assert.deepEqual([waiting.starter.isWaiting, waiting.looks], [false, 1]);
+  });
+});
+
+describe("an application that ends when it is started first", () => {
+  const ends = (): never => {
+    throw fail("APPLICATION_ENDED", "chat has ended with status 1 at once: no database");
+  };
+
+  it("is started again in its pod, as by kubelet, and until then it is said why it has ended", async () => {
+    const waiting = new Waiting({ ...POD, uid: "2" });
+    const gone = (): never => {
+      throw fail("POD_MISSING", "no container app of pod chat-2 runs on this node");
+    };
+    const said: (string | undefined)[] = [];
+    waiting.failures = [ends, gone, () => void said.push(waiting.obstacle.problem?.what)];
+    await waiting.starter.startWhenKnown();
+    assert.ok(waiting.starter.isWaiting);
+    await until("it is started", () => waiting.started.length > 0);
+    assert.match(said.join(), /no database/);
+    assert.equal(waiting.obstacle.problem, null);
+  });
+
+  it("stays down where no pod was made for it", async () => {
+    const waiting = new Waiting(POD);
+    waiting.failures = [ends];
+    await assert.rejects(waiting.starter.startWhenKnown(), /no database/);
+    assert.ok(waiting.obstacle.startFailed && !waiting.starter.isWaiting);
   });
 });
