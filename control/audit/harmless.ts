@@ -319,7 +319,15 @@ export const HARMLESS: readonly HarmlessRule[] = [
     subject: DESCRIPTOR,
     name: /^TCP_MAXSEG$/,
     reason: "of a connection it is what the kernel has found out about the path; it finds out again",
-    when: ({ subject }, before) => !/^(LISTEN|CLOSE)$/.test(before.subjects[subject]?.state ?? ""),
+    when: ({ subject }, before) => isConnection(before.subjects[subject] ?? {}),
+  },
+  {
+    subject: DESCRIPTOR,
+    name: /^IPV6_V6ONLY$/,
+    reason:
+      "the kernel sets it where a socket is bound to an address of IPv6 (`__inet6_bind`, net/ipv6/af_inet6.c), as CRIU does with a connection whose address the kernel had chosen: it has no other peers",
+    when: ({ subject, before, after }, { subjects }) =>
+      before === null && after === "1" && isConnection(subjects[subject] ?? {}),
   },
   {
     subject: DESCRIPTOR,
@@ -383,6 +391,11 @@ function isInCallWithMask(subject: string, { subjects }: Fingerprint): boolean {
 /** `process 12, uid 0, gid 0`: a peer with other rights is another peer */
 function userOf(credentials: string | null): string {
   return credentials?.replace(/^process [^,]*, /, "") ?? "";
+}
+
+/** Of TCP, in whatever state. */
+function isConnection({ socket = "", state = "" }: Facts): boolean {
+  return /, type 1,/.test(socket) && !/^(LISTEN|CLOSE)$/.test(state);
 }
 
 /** A socket of AF_UNIX, by its facts. */

@@ -196,6 +196,15 @@ const kept: Kept[] = [
     holds: ["(GROUP.sendto(b'to all',('239.1.1.7',9559)), BOTH[1].recv(9))[1]==b'to all'"],
   },
   {
+    what: "a connection of IPv6 that the application has to itself",
+    setup: [
+      "SIX=socket.create_server(('::1',9560),family=socket.AF_INET6)",
+      "SIX1=socket.create_connection(('::1',9560)); SIX2=SIX.accept()[0]",
+    ],
+    same: ["[one.getsockname() for one in (SIX,SIX1,SIX2)]"],
+    holds: ["(SIX1.sendall(b'six'), SIX2.recv(9))[1]==b'six'"],
+  },
+  {
     what: "children whose threads have ended",
     setup: [
       "READY=os.pipe()",

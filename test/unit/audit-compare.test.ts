@@ -18,12 +18,12 @@ const compareFingerprints = (...of: Parameters<typeof compare>): Difference[] =>
 function differing(
   subject: string,
   name: string,
-  before: string,
+  before: string | null,
   after: string,
   other: Facts = {},
 ): string[] {
   return compareFingerprints(
-    fingerprint({ [subject]: { ...other, [name]: before } }),
+    fingerprint({ [subject]: { ...other, ...(before === null ? {} : { [name]: before }) } }),
     fingerprint({ [subject]: { ...other, [name]: after } }),
   ).map((difference) => difference.name);
 }
@@ -191,6 +191,8 @@ describe("the table of harmless differences", () => {
     assert.deepEqual(differing("descriptor 12/5", "TCP_MAXSEG", "32768", "524", of("ESTABLISHED")), []);
     assert.deepEqual(differing("descriptor 12/5", "TCP_MAXSEG", "1000", "524", of("LISTEN")), ["TCP_MAXSEG"]);
     assert.deepEqual(differing("descriptor 12/5", "IP_MULTICAST_TTL", "64", "1", of("ESTABLISHED")), []);
+    assert.deepEqual(differing("descriptor 12/5", "IPV6_V6ONLY", null, "1", of("ESTABLISHED")), []);
+    assert.deepEqual(differing("descriptor 12/5", "IPV6_V6ONLY", null, "1", of("LISTEN")), ["IPV6_V6ONLY"]);
     assert.deepEqual(
       differing("descriptor 12/5", "IP_MULTICAST_TTL", "64", "1", {
         socket: "domain 2, type 2, protocol 17",
