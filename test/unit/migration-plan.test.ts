@@ -541,6 +541,19 @@ describe("a standby", () => {
     assert.deepEqual(standbyPod(there, migration()).spec.nodeSelector, { disk: "ssd" });
   });
 
+  it("has the hostname that the application knows, and hands it on", () => {
+    const named = (name: string, spec: object = {}): string | undefined =>
+      standbyPod(
+        { ...source, metadata: { ...source.metadata, name }, spec: { ...source.spec, ...spec } },
+        migration(),
+      ).spec.hostname;
+    assert.equal(named("chat-5d-x"), "chat-5d-x");
+    assert.equal(named("chat-5d-bcdfg", { hostname: "chat-5d-x" }), "chat-5d-x");
+    // as kubelet cuts it
+    assert.equal(named(`${"a".repeat(62)}-x`), "a".repeat(62));
+    assert.equal(named("chat.5d"), undefined);
+  });
+
   it("has the same name for the same attempt only, which does not grow with each move", () => {
     const named = (name: string, serial: number) =>
       standbyName(migration({ pod: name }, { serial }, { uid: `${name.slice(-20)}/${serial}` }), null);

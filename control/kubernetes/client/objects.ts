@@ -102,6 +102,7 @@ export interface Affinity {
 
 export interface PodSpec {
   nodeName?: string;
+  hostname?: string;
   nodeSelector?: Record<string, string>;
   affinity?: Affinity;
   hostNetwork?: boolean;

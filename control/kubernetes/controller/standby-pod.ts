@@ -51,6 +51,7 @@ const COST_MOST = "2147483647";
 const ALPHABET = "bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX = 5;
 const NAME_MAX = 253;
+const LABEL_MAX = 63;
 /** of the pod that was, by the network or by kubectl */
 const NOT_COPIED =
   /^(kubectl\.kubernetes\.io\/last-applied-configuration|controller\.kubernetes\.io\/pod-deletion-cost|kubernetes\.io\/config\..*|([\w-]+\.)*(cni\.projectcalico\.org|cni\.cncf\.io|ovn\.org)\/.*)$/;
@@ -123,10 +124,19 @@ export function standbyPod(source: Pod, migration: Migration): PodManifest {
     },
     spec: {
       ...spec,
+      ...hostnameOf(source),
       ...placed(scheduling, pinOf(migration, source, owner)),
       readinessGates: gated(spec),
     },
   };
+}
+
+/** The application goes on with the name that it has asked for once (gethostname(2)): by the pod's, without another. */
+function hostnameOf({ metadata, spec }: Pod): Pick<PodSpec, "hostname"> {
+  const name = spec.hostname ?? metadata.name;
+  // kubelet's own rule for long ones; a name with dots is no label, and cannot be asked for
+  const hostname = name.slice(0, LABEL_MAX).replace(/[-.]+$/, "");
+  return hostname.includes(".") ? {} : { hostname };
 }
 
 /** What is asked for of the node, beside what the pod asks for itself. */
