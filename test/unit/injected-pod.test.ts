@@ -14,10 +14,10 @@ function pod(annotations: Record<string, string | undefined> = {}): InjectedPod 
 
 function object(
   annotations: Record<string, string>,
-  more: { metadata?: object; status?: object } = {},
+  more: { metadata?: object; spec?: object; status?: object } = {},
 ): unknown {
   const metadata = { uid: "1", namespace: "default", name: "chat-a", annotations, ...more.metadata };
-  return { metadata, spec: { nodeName: "a" }, status: more.status };
+  return { metadata, spec: { nodeName: "a", ...more.spec }, status: more.status };
 }
 
 describe("a pod that was injected", () => {
@@ -131,5 +131,21 @@ describe("a pod that was injected", () => {
     const metadata = { deletionTimestamp: "2026-11-27T12:00:00Z" };
     assert.equal(lookAt(object(injected, { status: running, metadata }))?.state, "ending");
     assert.equal(lookAt(object(injected, { status: { ...running, phase: "Failed" } }))?.state, "over");
+  });
+
+  it("is here before kubelet says so where its postStart may wait for it", () => {
+    const injected = { "holdfast.dev/injected": "1", "holdfast.dev/container": "app" };
+    const lifecycle = { postStart: { exec: { command: ["wait"] } } };
+    const state = (name: string, status: string): string | undefined =>
+      lookAt(
+        object(injected, {
+          spec: { containers: [{ name, lifecycle }] },
+          status: { phase: "Pending", conditions: [{ type: "Initialized", status }] },
+        }),
+      )?.state;
+    assert.deepEqual(
+      [state("app", "True"), state("app", "False"), state("other", "True")],
+      ["here", "starting", "starting"],
+    );
   });
 });

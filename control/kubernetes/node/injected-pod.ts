@@ -30,9 +30,22 @@ const podSchema = z.looseObject({
     annotations: z.record(z.string(), z.string()).optional(),
     deletionTimestamp: z.string().optional(),
   }),
+  spec: z
+    .looseObject({
+      containers: z
+        .array(
+          z.looseObject({
+            name: z.string(),
+            lifecycle: z.looseObject({ postStart: z.unknown().optional() }).nullish(),
+          }),
+        )
+        .optional(),
+    })
+    .optional(),
   status: z
     .looseObject({
       phase: z.string().optional(),
+      conditions: z.array(z.looseObject({ type: z.string(), status: z.string() })).optional(),
       containerStatuses: z
         .array(
           z.looseObject({
@@ -47,7 +60,7 @@ const podSchema = z.looseObject({
 
 /**
  *   starting   its container does not run yet
- *   here       …
+ *   here       it runs, or may run by now: of one with `postStart` it is not said
  *   ending     it was deleted: kubelet ends its containers, each with its stop signal and in its time
  *   over       all of its containers have ended for good
  */
@@ -55,7 +68,7 @@ export type PodState = "starting" | "here" | "ending" | "over";
 
 /** null: it was not injected @param object a Pod (core/v1) */
 export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } | null {
-  const { metadata, status } = podSchema.parse(object);
+  const { metadata, spec, status } = podSchema.parse(object);
   const all = Object.entries(metadata.annotations ?? {});
   const annotations = Object.fromEntries(
     all.filter(([key]) => key.startsWith(PREFIX)).map(([key, value]) => [key.slice(PREFIX.length), value]),
@@ -66,8 +79,14 @@ export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } |
   const isOver = status?.phase === "Succeeded" || status?.phase === "Failed";
   if (isOver) return { pod, state: "over" };
   if (deletionTimestamp !== undefined) return { pod, state: "ending" };
-  const container = status?.containerStatuses?.find((one) => one.name === annotations.container);
-  return { pod, state: container?.state?.running === undefined ? "starting" : "here" };
+  const isOurs = (one: { name: string }): boolean => one.name === annotations.container;
+  const isInitialized = status?.conditions?.some(
+    (one) => one.type === "Initialized" && one.status === "True",
+  );
+  // kubelet says that it runs when that is over, and that may wait for the application
+  const hasHook = spec?.containers?.find(isOurs)?.lifecycle?.postStart != null;
+  const isRunning = status?.containerStatuses?.find(isOurs)?.state?.running !== undefined;
+  return { pod, state: isRunning || (hasHook && isInitialized === true) ? "here" : "starting" };
 }
 
 /** Of its workload: what the annotation says, else NAMESPACE.POD; one that is too long ends with a digest of itself. */
