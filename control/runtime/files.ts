@@ -11,7 +11,7 @@
  */
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { type BigIntStats, closeSync, constants, lstatSync, readdirSync, readFileSync } from "node:fs";
+import { type BigIntStats, closeSync, constants, fstatSync, lstatSync, readdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import type { Readable, Writable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
@@ -53,7 +53,7 @@ export interface Tree {
 const FOLDER = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 
 /**
- * Everything below `root` (a descriptor), which is left out itself. No link is followed, whoever changes what meanwhile.
+ * Everything below `root` (a descriptor), which is left out itself, see {@link withRoot}. No link is followed, whoever changes what meanwhile.
  *
  * A few files are looked at at once: clients wait for it, and each look by way of a thread waits for a processor on a node that is busy.
  */
@@ -93,6 +93,12 @@ export async function scan(root: number): Promise<Scan> {
   };
   await visit("", pathOf(root));
   return found;
+}
+
+/** A scan of a mount, whose own owner and mode travel, too: a layer's are the image's. */
+export function withRoot(found: Scan, root: number): Scan {
+  const { ino, mode, uid, gid } = fstatSync(root, { bigint: true });
+  return new Map([[".", `directory ${ino} ${mode} ${uid} ${gid} `], ...found]);
 }
 
 /** [] where it has gone meanwhile */
@@ -137,16 +143,12 @@ export function difference(before: Scan, after: Scan): Difference {
 }
 
 /**
- * What of a layer is the container's own: without the empty files and folders that things are mounted on, and without the mark of
+ * What of a layer, or of a mount, is its own: without the empty files and folders that things are mounted on, and without the mark of
  * an opaque folder that has such in it. Deleting one of those at the target would take the mount off.
  */
-export function besideMounts(layer: Scan, initPid: number): Scan {
-  const mounted = readFileSync(`/proc/${initPid}/mountinfo`, "utf8")
-    .split("\n")
-    .map((line) => (line.split(" ")[4] ?? "").slice(1))
-    .filter((path) => path !== "");
+export function besideMounts(found: Scan, mounted: readonly string[]): Scan {
   const own: Scan = new Map();
-  for (const [path, state] of layer) {
+  for (const [path, state] of found) {
     if (mounted.some((mount) => path === mount || path.startsWith(`${mount}/`))) continue;
     const hasMounts = mounted.some((mount) => mount.startsWith(`${path}/`));
     own.set(path, hasMounts ? state.replace(/opaque$/, "") : state);
@@ -223,6 +225,23 @@ export async function removePaths(root: number, paths: string[]): Promise<void> 
       closeSync(folder);
     }
   }
+}
+
+/** Deletes what is below `root` (a descriptor), but for some and the folders that they are in. */
+export async function emptyBut(root: number, kept: readonly string[]): Promise<void> {
+  const visit = async (folder: string): Promise<void> => {
+    const names = await using(
+      () => files.openInside(root, nameBytes(folder || "."), { flags: FOLDER, noSymlinks: true }),
+      (inner) => entriesOf(inner).map(nameText),
+    );
+    for (const name of names ?? []) {
+      const path = folder === "" ? name : `${folder}/${name}`;
+      if (kept.includes(path)) continue;
+      if (kept.some((one) => one.startsWith(`${path}/`))) await visit(path);
+      else await removePaths(root, [path]);
+    }
+  };
+  await visit("");
 }
 
 function below(folder: string, name: Buffer): Buffer {

@@ -8,6 +8,8 @@
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as files from "#proxy/kernel/files.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
+import * as namespaces from "#proxy/kernel/namespaces.ts";
 
 interface Container {
   init: { pid: number };
@@ -16,6 +18,29 @@ interface Container {
 /** A descriptor (O_PATH) of the container's root, close-on-exec; the caller closes it. */
 export function openRoot(container: Container): number {
   return files.openPath(`/proc/${container.init.pid}/root`);
+}
+
+/**
+ * The path without links of what the container has at `path`: whoever follows one from outside (`/var/run` to `/run`, in each image of
+ * Debian's) comes to a file of its own. @throws HoldfastError of the kernel: `ENOENT`, `ELOOP` …
+ */
+export function realPathIn(container: Container, path: string): string {
+  const fd = openIn(container, path);
+  try {
+    return readlinkSync(pathOf(fd));
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/**
+ * A descriptor (O_PATH) of a mount of its own, seen nowhere, of what the container has at `path`: to be written to even where that is
+ * mounted read-only, and without what is mounted in it. The caller closes it.
+ */
+export function openAsMount({ init }: Container, path: string): number {
+  const mount = namespaces.inMountNamespaceOf(init.pid, () => mounts.openTree(path));
+  mounts.setReadOnly(mount, false);
+  return mount;
 }
 
 /**

@@ -22,5 +22,7 @@ export interface OciSpec {
   };
   /** not in the file: which program made the container of a pod, as its mounts have that one's options; undefined: it is ours */
   madeBy?: "runc" | "crun";
+  /** not in the file: where a pod's container has parts of its emptyDirs (`subPath`), as the configuration does not say what they are of */
+  parts?: { folders: string[]; files: string[] };
   [key: string]: unknown;
 }

@@ -72,6 +72,11 @@ export interface Sandbox {
   openLayer(): number;
   /** … of its root, where files for its layer are written; the caller closes it. */
   openRootForFiles(): number;
+  /**
+   * … of one of {@link Sandbox.travels}, which can be written to even where it is mounted read-only, without what is mounted in it; the
+   * caller closes it.
+   */
+  openFolder(path: string): number;
   /** Its configuration, as it was made. */
   spec(): Promise<OciSpec>;
   isAlive(): Promise<boolean>;

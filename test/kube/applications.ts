@@ -55,7 +55,10 @@ export function nodePortService(
   };
 }
 
-/** Of a container that waits for its application, as the webhook makes it; with an emptyDir at /data. */
+/**
+ * Of a container that waits for its application, as the webhook makes it; with an emptyDir at /data, in which an init container has written, and
+ * which it may only read at /read; in it, at /data/part, is a part of another, the whole of which is at /whole.
+ */
 export function waitingSpec(container: AppContainer & { args?: string[] }): object {
   const volume = { name: "holdfast", mountPath: "/.holdfast" };
   return {
@@ -63,6 +66,11 @@ export function waitingSpec(container: AppContainer & { args?: string[] }): obje
     securityContext: { seccompProfile: { type: "RuntimeDefault" } },
     initContainers: [
       { name: "holdfast", image: INSIDE.name, imagePullPolicy: "Never", volumeMounts: [volume] },
+      {
+        ...{ name: "prepares", image: APPS.name, imagePullPolicy: "Never" },
+        command: ["/bin/sh", "-c", "echo >/data/prepared"],
+        volumeMounts: [{ name: "data", mountPath: "/data" }],
+      },
     ],
     containers: [
       {
@@ -71,9 +79,12 @@ export function waitingSpec(container: AppContainer & { args?: string[] }): obje
         volumeMounts: [
           { ...volume, readOnly: true },
           { name: "data", mountPath: "/data" },
+          { name: "data", mountPath: "/read", readOnly: true },
+          { name: "whole", mountPath: "/whole" },
+          { name: "whole", mountPath: "/data/part", subPath: "part" },
         ],
       },
     ],
-    volumes: ["holdfast", "data"].map((name) => ({ name, emptyDir: {} })),
+    volumes: ["holdfast", "data", "whole"].map((name) => ({ name, emptyDir: {} })),
   };
 }

@@ -14,7 +14,7 @@ export const PAUSE: Image = {
   entrypoint: ["/pause", "-P"],
 };
 
-/** Applications of ours: chat (WebSocket) and echo (TCP), at /app. */
+/** Applications of ours: chat (WebSocket) and echo (TCP), at /app; with a link that every image of Debian's has. */
 export const APPS: Image = {
   name: "localhost/holdfast/apps:1",
   contents: () =>
@@ -28,6 +28,7 @@ export const APPS: Image = {
         "/app/package.json": join(projectRoot, "package.json"),
         "/app/node_modules/ws": join(projectRoot, "node_modules/ws"),
       },
+      links: { "/var/run": "/run" },
     }),
   entrypoint: ["/usr/bin/node"],
 };

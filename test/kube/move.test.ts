@@ -210,9 +210,14 @@ describe("an application in a pod", () => {
       fs.rmSync("/app/node_modules/ws", { recursive: true });
       fs.mkdirSync("/app/node_modules/ws");
       fs.writeFileSync("/app/node_modules/ws/mine", "written");
-      fs.writeFileSync("/data/mine", "kept");`;
+      fs.writeFileSync("/data/mine", "kept");
+      fs.writeFileSync("/data/part/mine", "kept");
+      fs.chmodSync("/data", 0o750);
+      fs.chownSync("/data/part", 33, 33);`;
     await stage.inPod("chat-a", program);
-    await stage.inPod("chat-b", `require("fs").writeFileSync("/data/template", "of an init container")`);
+    const template = `for (const folder of ["/data", "/data/part"])
+      require("fs").writeFileSync(folder + "/template", "of an init container");`;
+    await stage.inPod("chat-b", template);
   });
 
   for (const [from, to] of [
@@ -244,8 +249,13 @@ describe("an application in a pod", () => {
       // where they come by the proxy, kubelet's probes are forwarded like everybody else
       await stage.until(`echo is not ready on ${from}`, async () => !(await stage.isReady(`echo-${from}`)));
       const files = `const fs = require("fs");
-        [fs.existsSync("/app/echo.js"), fs.readdirSync("/app/node_modules/ws"), fs.readdirSync("/data")].join()`;
-      assert.equal(await stage.inPod(`chat-${to}`, files), "false,mine,mine");
+        const folders = ["/app/node_modules/ws", "/data", "/data/part", "/read", "/whole/part"];
+        [fs.existsSync("/app/echo.js"), ...folders.map((folder) => fs.readdirSync(folder).join("+"))].join()`;
+      const found = "false,mine,mine+part+prepared,mine,mine+part+prepared,mine";
+      assert.equal(await stage.inPod(`chat-${to}`, files), found);
+      const owners = `const fs = require("fs");
+        [fs.statSync("/data").mode & 0o7777, fs.statSync("/data/part").uid, fs.statSync("/whole/part").uid].join()`;
+      assert.equal(await stage.inPod(`chat-${to}`, owners), `${0o750},33,33`);
     });
   }
 

@@ -79,6 +79,7 @@ for (const program of ["runc", "crun"] as const)
         folder: join(root, ID),
         file: FILES[program],
         config: join(folder, "config.json"),
+        node: "/",
       };
       const shown = await writeLaunchState(state, ID, join(folder, "shown"));
       const said = runIn(shown, ["exec", ID, ...ask]);

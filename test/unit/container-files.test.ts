@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import {
+  chmodSync,
   closeSync,
   existsSync,
   mkdirSync,
@@ -14,7 +15,15 @@ import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
 import { nameBytes, nameText } from "#control/runtime/file-names.ts";
-import { difference, removePaths, type Scan, scan } from "#control/runtime/files.ts";
+import {
+  besideMounts,
+  difference,
+  emptyBut,
+  removePaths,
+  type Scan,
+  scan,
+  withRoot,
+} from "#control/runtime/files.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 /** Small trees over the same few names, so that two of them have much in common. */
@@ -134,5 +143,39 @@ test("a scan tells a changed file, and leaves sockets and CRIU's cache out", asy
     assert.deepEqual([...before.keys()].sort(), ["d", "d/x"]);
     writeFileSync(join(root, "d", "x"), "other");
     assert.deepEqual(difference(before, await scan(fd)), { gone: [], changed: ["d/x"] });
+  });
+});
+
+test("a folder is emptied but for what is mounted in it, and the folders that lead there", async () => {
+  await inFolder(async (root, outside, fd) => {
+    for (const folder of ["etc/deep/mount", "etc/other", "gone"])
+      mkdirSync(join(root, folder), { recursive: true });
+    for (const file of ["x", "etc/x", "etc/deep/x", "etc/deep/mount/x", "gone/x"])
+      writeFileSync(join(root, file), "");
+    symlinkSync(outside, join(root, "link"));
+    await emptyBut(fd, ["etc/deep/mount", "link/x"]);
+    assert.deepEqual([...(await scan(fd)).keys()].sort(), [
+      "etc",
+      "etc/deep",
+      "etc/deep/mount",
+      "etc/deep/mount/x",
+      "link",
+    ]);
+    assert.ok(existsSync(join(outside, "x")));
+    await emptyBut(fd, []);
+    assert.deepEqual([...(await scan(fd)).keys()], []);
+    assert.ok(existsSync(join(outside, "x")));
+  });
+});
+
+test("what is mounted in a mount is none of its files, and its own mode and owner travel", async () => {
+  await inFolder(async (root, _, fd) => {
+    mkdirSync(join(root, "etc"));
+    for (const file of ["etc/mounted", "etc/x"]) writeFileSync(join(root, file), "");
+    const before = withRoot(besideMounts(await scan(fd), ["etc/mounted"]), fd);
+    assert.deepEqual([...before.keys()], [".", "etc", "etc/x"]);
+    chmodSync(root, 0o750);
+    const after = withRoot(besideMounts(await scan(fd), ["etc/mounted"]), fd);
+    assert.deepEqual(difference(before, after), { gone: [], changed: ["."] });
   });
 });

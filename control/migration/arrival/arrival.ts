@@ -28,8 +28,9 @@ import {
   signalsCall,
 } from "../../api/migration.ts";
 import { rehearse } from "../../audit/take.ts";
-import { removePaths } from "../../runtime/files.ts";
-import { openFolderIn } from "../../runtime/inside.ts";
+import { emptyBut, removePaths } from "../../runtime/files.ts";
+import { realPathIn } from "../../runtime/inside.ts";
+import { coveredIn, mountsOf, shownIn } from "../../runtime/mounted.ts";
 import { sendAgain } from "../../runtime/pending-signals.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
 import type { MigrationHost } from "../host.ts";
@@ -173,6 +174,7 @@ export class Arrival {
     const container = await this.#container.created;
     if (container === null) throw fail("MIGRATION_ORDER", "a step of the move came out of order");
     host.record({ container: container.ref });
+    for (const folder of container.travels) await emptyFolder(container, folder);
     await refuseMissingUnixPeers(container, facts.unixPeers);
     context.faults.at("target:standby");
     const images = container.hostPath("images");
@@ -376,8 +378,22 @@ export class Arrival {
   }
 }
 
+/** What an init container, or an earlier application, left there: the source's files come in its place. */
+async function emptyFolder(container: Sandbox, path: string): Promise<void> {
+  const folder = container.openFolder(path);
+  try {
+    const mounts = mountsOf(container.init.pid);
+    await emptyBut(folder, [...coveredIn(mounts, path), ...shownIn(mounts, path)]);
+  } finally {
+    closeSync(folder);
+  }
+}
+
 /** The caller closes it. @throws HoldfastError `FILES_PATH` */
 function openTree(container: Sandbox, root: string): number {
-  if (root !== LAYER && !container.travels.includes(root)) throw fail("FILES_PATH", `no tmpfs ${root} here`);
-  return root === LAYER ? container.openRootForFiles() : openFolderIn(container, root);
+  if (root === LAYER) return container.openRootForFiles();
+  // the version before says it as the configuration does
+  const path = container.travels.includes(root) ? root : realPathIn(container, root);
+  if (!container.travels.includes(path)) throw fail("FILES_PATH", `no tmpfs ${root} here`);
+  return container.openFolder(path);
 }

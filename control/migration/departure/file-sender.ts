@@ -1,9 +1,9 @@
 /** The container's files on their way to the target: all of them while nobody waits, then what changed since. */
 import { closeSync } from "node:fs";
 import type { Channel } from "#proxy/contract/channel.ts";
-import { besideMounts, difference, packPaths, type Scan, scan } from "../../runtime/files.ts";
-import { openFolderIn } from "../../runtime/inside.ts";
+import { besideMounts, difference, packPaths, type Scan, scan, withRoot } from "../../runtime/files.ts";
 import { filesMappedForWriting, takeForChanged } from "../../runtime/mapped-files.ts";
+import { coveredIn, mountedBelow, mountsOf } from "../../runtime/mounted.ts";
 import { tracedTree } from "../traced-tree.ts";
 import type { Move } from "./move.ts";
 
@@ -58,7 +58,9 @@ export class FileSender {
     const root = this.#openTree(name);
     try {
       const found = await scan(root);
-      return name === LAYER && container.layerInUse ? besideMounts(found, container.init.pid) : found;
+      const mounts = mountsOf(container.init.pid);
+      if (name !== LAYER) return withRoot(besideMounts(found, coveredIn(mounts, name)), root);
+      return container.layerInUse ? besideMounts(found, mountedBelow(mounts, "/")) : found;
     } finally {
       closeSync(root);
     }
@@ -67,7 +69,7 @@ export class FileSender {
   /** Seen from the container, whose root is as far as any link or ".." leads. */
   #openTree(name: string): number {
     const { container } = this.#move.host;
-    return name === LAYER ? container.openLayer() : openFolderIn(container, name);
+    return name === LAYER ? container.openLayer() : container.openFolder(name);
   }
 
   async #sendTar(name: string, paths: Iterable<string>, live: boolean): Promise<void> {

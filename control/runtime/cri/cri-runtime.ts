@@ -5,16 +5,13 @@
  * The pod brings what is needed in it at {@link INSIDE}, an emptyDir of its own.
  */
 import { randomBytes } from "node:crypto";
-import { closeSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { SIDECAR_NAME } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { PodConfig, WorkloadConfig } from "../../config/config.ts";
-import { nameText } from "../file-names.ts";
-import { removePaths } from "../files.ts";
-import { openFolderIn, pathOf } from "../inside.ts";
+import { realPathIn } from "../inside.ts";
 import type { OciSpec } from "../oci.ts";
 import { identify, parentOf } from "../processes.ts";
 import { mountRunFolder, removeRunFolder } from "../run-folder.ts";
@@ -145,7 +142,7 @@ export class CriRuntime implements Runtime {
         "CONTAINER_CREATE",
         `process ${pid} is not of the container of ${options.workload}: run the agent in the PID namespace of the container runtime (hostPID)`,
       );
-    const sandbox = this.find({ id, runDir, init, tmpfs: travelling(spec), reader: shim });
+    const sandbox = this.find({ id, runDir, init, tmpfs: travelling(spec, pid), reader: shim });
     if ((await sandbox.applicationRoot()) !== null)
       throw fail("CONTAINER_CREATE", `the pod of ${options.workload} has processes in it already`);
     sandbox.holdSignals(); // there is no application yet that could miss one
@@ -153,7 +150,6 @@ export class CriRuntime implements Runtime {
       await mountRunFolder(runDir, options.runBytesMax);
       await populate(runDir); // nothing comes for it: the layer is in use
       await sandbox.openDoor(); // an earlier container of this pod may have ended while it was closed
-      for (const folder of sandbox.travels) await emptyFolder(sandbox, folder);
       return sandbox;
     } catch (error) {
       await removeRunFolder(runDir).catch(() => {}); // what is left the next agent removes; why it came to this counts
@@ -168,28 +164,21 @@ function requirePod({ name, pod }: WorkloadConfig): PodConfig {
   return pod;
 }
 
-/** What an init container, or an earlier application, left there: the source's files come in its place. */
-async function emptyFolder(container: Sandbox, path: string): Promise<void> {
-  const folder = openFolderIn(container, path);
-  try {
-    await removePaths(folder, (await readdir(pathOf(folder), { encoding: "buffer" })).map(nameText));
-  } finally {
-    closeSync(folder);
-  }
-}
-
 /** Its mounts come from the node's folders, which the agent may not have; it has what the container sees. */
 function seenFromHere({ pid, spec }: Found): OciSpec {
+  const place = (path: string): string => `/proc/${pid}/root${realPathIn({ init: { pid } }, path)}`;
   const mounts = (spec.mounts ?? []).map((mount) =>
-    mount.type === "bind" ? { ...mount, source: `/proc/${pid}/root${mount.destination}` } : mount,
+    mount.type === "bind" ? { ...mount, source: place(mount.destination) } : mount,
   );
   return { ...spec, mounts };
 }
 
 /** What only this pod has: its emptyDirs, and its shared memory. */
-function travelling(spec: OciSpec): string[] {
-  return (spec.mounts ?? [])
-    .filter(({ destination, source }) => destination === "/dev/shm" || /~empty-dir\//.test(source ?? ""))
+function travelling({ mounts = [], parts }: OciSpec, pid: number): string[] {
+  return mounts
+    .filter(({ destination, source = "" }) => destination === "/dev/shm" || /~empty-dir\//.test(source))
     .map(({ destination }) => destination)
-    .filter((destination) => destination !== INSIDE);
+    .filter((destination) => destination !== INSIDE)
+    .concat(parts?.folders ?? [])
+    .map((path) => realPathIn({ init: { pid } }, path));
 }

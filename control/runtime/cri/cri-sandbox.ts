@@ -10,7 +10,7 @@ import * as namespaces from "#proxy/kernel/namespaces.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { cgroupProcsOf } from "../cgroups.ts";
 import { Freezer } from "../freezer.ts";
-import { openOutput } from "../inside.ts";
+import { openAsMount, openOutput } from "../inside.ts";
 import { launchArgs } from "../launchers.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
@@ -65,12 +65,16 @@ export class CriSandbox implements Sandbox {
     return namespaces.inMountNamespaceOf(shim, () => mounts.openTree(path));
   }
 
-  /** Without what is mounted in it: there the runtime has made empty files and folders, which are in the layer too. */
+  /**
+   * Without what is mounted in it: there the runtime has made empty files and folders, which are in the layer too. For the pod it may be read-only
+   * (`readOnlyRootFilesystem`), and what differs of its layer comes all the same.
+   */
   openRootForFiles(): number {
-    const root = namespaces.inMountNamespaceOf(this.init.pid, () => mounts.openTree("/"));
-    // for the pod it may be (`readOnlyRootFilesystem`), and what differs of its layer comes all the same
-    mounts.setReadOnly(root, false);
-    return root;
+    return openAsMount(this, "/");
+  }
+
+  openFolder(path: string): number {
+    return openAsMount(this, path);
   }
 
   async spec(): Promise<OciSpec> {

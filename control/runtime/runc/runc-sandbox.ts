@@ -17,7 +17,7 @@ import { cgroupProcsOf } from "../cgroups.ts";
 import { runCommand } from "../command.ts";
 import { parseExactJson } from "../exact-json.ts";
 import { endFrozen } from "../freezer.ts";
-import { openFolderIn } from "../inside.ts";
+import { openAsMount, openFolderIn } from "../inside.ts";
 import { launchArgs } from "../launchers.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
@@ -69,6 +69,10 @@ export class RuncSandbox implements Sandbox {
 
   openRootForFiles(): number {
     return openFolderIn(this, "/");
+  }
+
+  openFolder(path: string): number {
+    return openAsMount(this, path);
   }
 
   async spec(): Promise<OciSpec> {

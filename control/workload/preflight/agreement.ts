@@ -124,6 +124,9 @@ function valuesOf(config: WorkloadConfig, spec: OciSpec): Record<string, unknown
   for (const key of CONTAINER_KEYS) values[`spec.${key}`] = found[key];
   // Only where it is not runc: a version without it has no such key.
   if (spec.madeBy === "crun") values[MADE_BY] = spec.madeBy;
+  // … and a version without it does not carry them
+  const { folders = [], files = [] } = spec.parts ?? {};
+  if (folders.length + files.length > 0) values["spec.parts"] = { folders, files };
   const linux = spec.linux ?? {};
   for (const [key, value] of Object.entries(linux))
     if (!LINUX_NOT.includes(key)) values[`spec.linux.${key}`] = value;

@@ -31,6 +31,7 @@ export async function departureFactsOf(workload: CheckedWorkload, pids: number[]
       container,
       pids,
       shared.map(({ target }) => target),
+      spec.parts?.files ?? [],
     ),
     upstreamPorts: config.ports.map(({ upstream }) => upstream.port),
     unixPeers: await unixPeersOutside(pids),

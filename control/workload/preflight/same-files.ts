@@ -11,6 +11,7 @@ import * as files from "#proxy/kernel/files.ts";
 import { USED_FILES_MAX, type UsedFile } from "../../api/check.ts";
 import type { Add } from "../../api/finding.ts";
 import { openIn, using } from "../../runtime/inside.ts";
+import { mountedBelow, mountsOf } from "../../runtime/mounted.ts";
 import type { OciSpec } from "../../runtime/oci.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
@@ -30,16 +31,18 @@ export function bindsOf(spec: OciSpec): { source: string; target: string }[] {
 
 /**
  * At the source. Bounded by {@link USED_FILES_MAX}.
- * @param sharedTargets mounts that other nodes may write to at any time
+ * @param sharedTargets mounts that other nodes may write to at any time @param more files that are not carried, in use or not
  */
 export async function usedFiles(
   container: Sandbox,
   pids: number[],
   sharedTargets: string[],
+  more: string[] = [],
 ): Promise<UsedFile[]> {
   const layer = openSync(container.hostPath("layer"), "r");
   try {
-    return await usedOutside(layer, container, pids, sharedTargets);
+    const paths = new Set([...more, ...(await pathsInUse(pids))]);
+    return await usedOutside(layer, container, paths, sharedTargets);
   } finally {
     closeSync(layer);
   }
@@ -49,16 +52,19 @@ export async function usedFiles(
 async function usedOutside(
   layer: number,
   container: Sandbox,
-  pids: number[],
+  paths: Set<string>,
   sharedTargets: string[],
 ): Promise<UsedFile[]> {
+  const mounted = new Set(mountedBelow(mountsOf(container.init.pid), "/"));
   const used: UsedFile[] = [];
   let digestBytes = 0;
-  for (const path of await pathsInUse(pids)) {
+  for (const path of paths) {
     if (used.length === USED_FILES_MAX) break;
     if ([...NOT_SHARED, ...container.ours, ...container.travels].some((folder) => isBelow(path, folder)))
       continue;
     const isInLayer = async (): Promise<boolean> =>
+      // of what something is mounted on it has an empty file
+      !mounted.has(path.slice(1)) &&
       (await using(
         () => files.openPathBelow(layer, Buffer.from(path)),
         () => true,
@@ -128,9 +134,13 @@ export async function compareFiles(
     const here = placeOf(path, lower, binds);
     const found = await stat(here).catch(() => null);
     const told = (id: "missing" | "differs", what: string): void =>
-      add(`target.file-${id}`, "error", `${path}, which the application has open or mapped, ${what}`, same, {
-        path,
-      });
+      add(
+        `target.file-${id}`,
+        "error",
+        `${path}, which the application has open, mapped or mounted alone, ${what}`,
+        same,
+        { path },
+      );
     if (found === null) {
       told("missing", here === path ? "is not there" : `is not there (${here})`);
       continue;
