@@ -31,7 +31,7 @@ import {
   instructionFlags,
   profileDifferences,
 } from "#control/workload/preflight/node-profile.ts";
-import { mappedPath, placeOf } from "#control/workload/preflight/same-files.ts";
+import { compareFiles, mappedPath, placeOf } from "#control/workload/preflight/same-files.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 
 const SCOPE = { node: "a", workload: "chat" };
@@ -412,5 +412,18 @@ describe("files in use", () => {
     assert.equal(placeOf("/data/inner/x", "/", binds), "/host/inner/x");
     assert.equal(placeOf("/database/x", "/", binds), "/database/x");
     assert.equal(placeOf("/data", "/", binds), "/host/data");
+  });
+
+  it("are another in each pod where they are of a ConfigMap, and then copying is what helps", async () => {
+    const cures: string[] = [];
+    const used = ["/etc/app/..2026_11_29_17_27_10.344311880/start.sh", "/etc/app/..start/start.sh"].map(
+      (path) => ({ path, kind: "file" as const, bytes: 1, mode: 0o644, digest: null }),
+    );
+    await compareFiles(used, "/nonexistent", [], (id, _severity, _what, cure) => {
+      assert.equal(id, "target.file-missing");
+      cures.push(cure);
+    });
+    assert.match(cures[0] ?? "", /copy it to an emptyDir/);
+    assert.match(cures[1] ?? "", /install the same files/);
   });
 });

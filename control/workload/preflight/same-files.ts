@@ -21,6 +21,8 @@ const DIGEST_BYTES_MAX = 4 * 1024 ** 3;
 /** folders whose files are of the container's own, or of the kernel */
 const NOT_SHARED = ["/proc", "/sys", "/dev"];
 const DELETED = " (deleted)";
+/** kubelet's volumes of objects: `..2026_11_29_17_27_10.344311880/start.sh`, which links lead to */
+const OF_KUBELET = /\/\.\.\d{4}(_\d\d){5}\.\d+(\/|$)/;
 
 /** Where the container has files that are not in its own layer: `spec` as made by `buildSpec` or `adaptSpec`. */
 export function bindsOf(spec: OciSpec): { source: string; target: string }[] {
@@ -128,8 +130,10 @@ export async function compareFiles(
   binds: { source: string; target: string }[],
   add: Add,
 ): Promise<void> {
-  const same =
-    "install the same files on both nodes, or put what differs into the container's root file system or a shared mount";
+  const cureOf = (path: string): string =>
+    OF_KUBELET.test(path)
+      ? "ConfigMaps and Secrets are in a folder of another name in each pod: do not keep a file of theirs open (a script that ends with exec does not), or copy it to an emptyDir or the container's root file system, and use it there"
+      : "install the same files on both nodes, or put what differs into the container's root file system or a shared mount";
   for (const { path, kind, bytes, mode, digest } of used) {
     const here = placeOf(path, lower, binds);
     const found = await stat(here).catch(() => null);
@@ -138,7 +142,7 @@ export async function compareFiles(
         `target.file-${id}`,
         "error",
         `${path}, which the application has open, mapped or mounted alone, ${what}`,
-        same,
+        cureOf(path),
         { path },
       );
     if (found === null) {
