@@ -19,7 +19,7 @@ const OPTIONS: InjectOptions = {
   imagePullPolicy: "IfNotPresent",
   proxy: { image: "localhost/holdfast/control:1", default: "auto" },
 };
-const PATCH_BYTES_MAX = 2_700;
+const PATCH_BYTES_MAX = 2_800;
 
 function injected(pod: Pod): Pod {
   const outcome = inject(pod, OPTIONS);
