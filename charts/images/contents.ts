@@ -178,9 +178,10 @@ export function copyContents({ files, links = {}, isCompiled = false }: Contents
 function compile(folder: string): void {
   const node = "/holdfast/node_modules/node/bin/node";
   const { status, stderr, error } = spawnSync(
-    "chroot",
+    "/usr/sbin/chroot",
     [folder, node, "--input-type=module", "--eval", COMPILE],
-    { encoding: "utf8", timeout: COMPILE_MS_MAX },
+    // where this process keeps its own, it would keep that of the image
+    { encoding: "utf8", timeout: COMPILE_MS_MAX, env: {} },
   );
   const kept = join(folder, COMPILED);
   if (status !== 0 || !existsSync(kept)) {
