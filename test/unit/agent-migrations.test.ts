@@ -211,6 +211,25 @@ describe("an agent with a Migration of its node", () => {
       { reason: "NotYet", message: "node a: no answer: start it", retryable: true },
     ],
     [
+      "not possible while the application is busy",
+      () =>
+        stage.move.resolve({
+          ...RESULT,
+          outcome: "rolled-back",
+          check: {
+            checked: [],
+            findings: ["session.not-accepted", "socket.unix-message"].map(
+              (id) => ({ id, severity: "error", node: "a", what: id, cure: "wait" }) as never,
+            ),
+          },
+        }),
+      {
+        reason: "NotYet",
+        message: "node a: session.not-accepted: wait; node a: socket.unix-message: wait",
+        retryable: true,
+      },
+    ],
+    [
       "not possible",
       () =>
         stage.move.resolve({

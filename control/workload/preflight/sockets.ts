@@ -14,7 +14,7 @@ import * as ipText from "#proxy/kernel/address-text.ts";
 import { listSockets } from "#proxy/kernel/diag.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
-import type { Add, FindingId, Severity, Subject } from "../../api/finding.ts";
+import { type Add, type FindingId, passes, type Severity, type Subject } from "../../api/finding.ts";
 import { isNextLost } from "../../audit/unix-messages.ts";
 import { isHere, isLinkLocal, isLoopback, isUnspecified } from "../../migration/addresses.ts";
 import { type SocketPlace, socketInodes, withSocketAt } from "../../migration/sockets.ts";
@@ -90,15 +90,13 @@ interface Told {
   what: string;
   cure: string;
   place?: Subject;
-  /** passes by itself */
-  isTransient?: boolean;
 }
 
 /** Looks again, for a bounded time, as long as there is something that passes by itself. */
 export async function checkSockets(place: SocketsPlace, add: Add): Promise<void> {
   const untilMs = performance.now() + QUIET_MS_MAX;
   let told = await look(place);
-  while (told.some((one) => one.isTransient) && performance.now() < untilMs) {
+  while (told.some(({ id }) => passes(id)) && performance.now() < untilMs) {
     await delay(POLL_MS);
     told = await look(place);
   }
@@ -197,7 +195,6 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
       severity: "error",
       what: `UDP socket ${inode} is corked (UDP_CORK)`,
       cure: "let the application send what it has begun",
-      isTransient: true,
     });
   if (!isTcp) told.push(...errorUnread(fd, inode));
   return [...told, ...lookAtAddresses(fd, inode, isTcp, place)];
@@ -215,7 +212,6 @@ function errorUnread(fd: number, inode: number): Told[] {
       cure: isInFront
         ? "let the application read what it is sent"
         : "nothing, if it need not know; else let it read the error first",
-      isTransient: isInFront,
     },
   ];
 }
@@ -244,7 +240,6 @@ function lookAtUnix(fd: number, inode: number): Told[] {
         severity: "error",
         what: `Unix socket ${inode} has an error that the application has not read (its peer has closed it, or turned to another, and had not read all that it was sent), which CRIU does not carry`,
         cure: "let it read the socket, or close it",
-        isTransient: true,
       },
     ];
   if (type === sock.SOCK_STREAM) return urgentData(fd, inode);
@@ -255,7 +250,6 @@ function lookAtUnix(fd: number, inode: number): Told[] {
       severity: "error",
       what: `Unix socket ${inode} has a message that the application has not read, without bytes or from a socket with a name, which CRIU does not carry`,
       cure: "let it read what it is sent",
-      isTransient: true,
     },
   ];
 }
@@ -269,7 +263,6 @@ function urgentData(fd: number, inode: number): Told[] {
       severity: "error",
       what: `socket ${inode} has urgent data (MSG_OOB) that nobody has read, which CRIU does not carry`,
       cure: "let the application read it, or do without urgent data",
-      isTransient: true,
     },
   ];
 }
@@ -320,7 +313,6 @@ function lookAtNetlink(fd: number, inode: number): Told[] {
       severity: "error",
       what: `netlink socket ${inode} has messages that the application has not read`,
       cure: "let it read them, or close the socket",
-      isTransient: true,
     });
   const groups = Buffer.alloc(GROUP_BYTES_MAX);
   const size = sock.getsockoptBuffer(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, groups);
@@ -389,7 +381,6 @@ function tcpBacklogs(inodes: Map<number, SocketPlace>, { pids, upstreamPorts }: 
       what: `${receiveQueue} connections to ${shown(local)} wait for the application to accept them`,
       cure: "let it accept them, or close the listener",
       place,
-      isTransient: true,
     });
   }
   return told;
@@ -410,7 +401,6 @@ function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: Socket
         what: `Unix socket ${socket.name ?? inode} is connected to one without a name that is connected to another by now, which CRIU cannot dump`,
         cure: "let the application close it, or give the other one a name",
         place,
-        isTransient: true,
       });
     if (socket.waiting.some((client) => !isCarriedInQueue(all.get(client), inodes)))
       told.push({
@@ -419,7 +409,6 @@ function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: Socket
         what: `connections to the Unix socket ${socket.name ?? inode} wait for the application to accept them`,
         cure: "let it accept them, or close the listener",
         place,
-        isTransient: true,
       });
     if ((socket.receiveQueue > 0 || socket.waiting.length > 0) && passesDescriptors(place))
       told.push({
@@ -428,7 +417,6 @@ function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: Socket
         what: `Unix socket ${socket.name ?? inode} has messages with descriptors (SCM_RIGHTS) that the application has not received, and nobody else has them`,
         cure: "let it receive them",
         place,
-        isTransient: true,
       });
     if (
       socket.state !== sock.TCP_LISTEN &&
@@ -441,7 +429,6 @@ function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: Socket
         what: `Unix socket ${socket.name ?? inode} has messages with credentials (SO_PASSCRED) that the application has not read`,
         cure: "let it read them",
         place,
-        isTransient: true,
       });
     if (withSocketAt(place, (fd) => isRenamed(fd, socket, { pid: place.pid, initPid })) === true)
       told.push({
