@@ -72,6 +72,8 @@ const COUNTER_IMAGE: Image = {
 };
 const SIDE: Moved = { ...CHAT, name: "side", nodePort: 30081, sidecar: true };
 const WORKLOADS = [CHAT, ECHO, SIDE];
+/** Another cluster may be at work beside this one: anchors' answers took 270 ms then (seen), and each command here is to move at once. */
+const LIMITS = JSON.stringify({ holdMsMax: 3_000 });
 
 /** As agents call it: it came with the pod on a. */
 const workloadOf = (name: string): string => `default.${name}-a`;
@@ -85,7 +87,11 @@ function sidecarPod({ name, listen, command }: Moved, node: string): KubeObject 
       kind: "Pod",
       metadata: {
         ...{ name: `${name}-${node}`, namespace: "default", labels: { app: name } },
-        annotations: { "holdfast.dev/ports": `${listen}:${APP_PORT}`, ...(node === "a" ? {} : standby) },
+        annotations: {
+          "holdfast.dev/ports": `${listen}:${APP_PORT}`,
+          "holdfast.dev/limits": LIMITS,
+          ...(node === "a" ? {} : standby),
+        },
       },
       spec: {
         nodeName: node,
@@ -109,6 +115,7 @@ function pod(moved: Moved, node: string, image = APPS.name): KubeObject {
     "holdfast.dev/ports": `${listen}:${APP_PORT}`,
     ...(nodePort === null ? {} : { "holdfast.dev/listen": "pod" }),
     ...(command === undefined ? {} : { "holdfast.dev/command": JSON.stringify(command) }),
+    "holdfast.dev/limits": LIMITS,
     ...(moved.subreaper === true ? { "holdfast.dev/subreaper": "true" } : {}),
     ...(node === "a" ? {} : { "holdfast.dev/standby": "true", "holdfast.dev/workload": workloadOf(name) }),
   };
