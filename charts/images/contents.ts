@@ -17,9 +17,10 @@ import {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
-import { dirname, join, resolve } from "node:path";
+import { dirname, join, relative, resolve } from "node:path";
 import { LAUNCHERS, SUBREAPER } from "#control/runtime/launchers.ts";
 import { subreaperProgram } from "#control/runtime/subreaper-program.ts";
+import { COMPILED } from "#proxy/contract/compiled.ts";
 
 export type ImageName = "control" | "agent" | "inside";
 
@@ -41,7 +42,7 @@ const FOLDERS = ["tmp", "proc", "sys", "dev", "etc", "run", "var", "root"];
 
 /** as the Dockerfile has it */
 const USER = 65_532;
-const COMPILED = "/holdfast/node_modules/.cache/holdfast";
+const COMPILED_THERE = join("/holdfast", relative(ROOT, COMPILED));
 const COMPILE_MS_MAX = 180_000;
 /** All but those that begin a process. */
 const COMPILE = `
@@ -183,7 +184,7 @@ function compile(folder: string): void {
     // where this process keeps its own, it would keep that of the image
     { encoding: "utf8", timeout: COMPILE_MS_MAX, env: {} },
   );
-  const kept = join(folder, COMPILED);
+  const kept = join(folder, COMPILED_THERE);
   if (status !== 0 || !existsSync(kept)) {
     process.stderr.write(`contents: nothing is compiled beforehand: ${error?.message ?? stderr}\n`);
     return;

@@ -29,7 +29,7 @@ const BUFFER_KB = 256;
 /** of a filter's text, which is read into one page */
 const FILTER_CHARS_MAX = 4_000;
 /** PROC_PID_INIT_INO (include/linux/proc_ns.h): events have PIDs of this namespace */
-const FIRST_PID_NAMESPACE = "pid:[4026531836]";
+export const FIRST_PID_NAMESPACE = "pid:[4026531836]";
 /** What sends with a code of zero or less is somebody, and a timer of timer_create(2). */
 const SI_TIMER = -2;
 /** enum of the event: it waits now, with what was said with it or without. Others were dropped, or were waiting already. */

@@ -12,11 +12,11 @@ export interface WrongPatch {
 
 const HCM = "envoy.filters.network.http_connection_manager";
 const TYPES = "type.googleapis.com/envoy.extensions";
-const RAW_SOCKET = {
+export const RAW_SOCKET = {
   name: "envoy.transport_sockets.raw_buffer",
   typed_config: { "@type": `${TYPES}.transport_sockets.raw_buffer.v3.RawBuffer` },
 };
-const BUFFER = {
+export const BUFFER = {
   name: "envoy.filters.http.buffer",
   typed_config: { "@type": `${TYPES}.filters.http.buffer.v3.Buffer`, max_request_bytes: 1_000_001 },
 };

@@ -1,15 +1,7 @@
 /** What somebody does to resources of Istio in a cluster, of each kind once: that `verify --from-cluster` finds, and by which reason at each pod. */
+import { BUFFER, RAW_SOCKET } from "../envoy/wrong-patches.ts";
 import type { KubeObject } from "./cluster.ts";
 
-const TYPES = "type.googleapis.com/envoy.extensions";
-const RAW_SOCKET = {
-  name: "envoy.transport_sockets.raw_buffer",
-  typed_config: { "@type": `${TYPES}.transport_sockets.raw_buffer.v3.RawBuffer` },
-};
-const BUFFER = {
-  name: "envoy.filters.http.buffer",
-  typed_config: { "@type": `${TYPES}.filters.http.buffer.v3.Buffer`, max_request_bytes: 1_000_001 },
-};
 /** after ours, which has 10 */
 const LATER = 20;
 

@@ -7,6 +7,7 @@ import { execFileSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { existsSync, readlinkSync, writeFileSync } from "node:fs";
 import { describe, it } from "node:test";
+import { FIRST_PID_NAMESPACE } from "#control/runtime/signal-trace.ts";
 import { lacking, until } from "#test/support/moved-program.ts";
 import { faultsFile, type Run, withPythonShell } from "#test/support/python-shell.ts";
 
@@ -410,7 +411,7 @@ threading.Thread(target=wait, daemon=True).start(); BLOCKED.wait()`;
 
   it("has each signal that is sent to it until its processes here have ended, whoever else sends that one", {
     skip:
-      readlinkSync("/proc/self/ns/pid") === "pid:[4026531836]"
+      readlinkSync("/proc/self/ns/pid") === FIRST_PID_NAMESPACE
         ? false
         : "the kernel tells PIDs of its first PID namespace, which this is not",
   }, async (t) => {

@@ -59,7 +59,7 @@ export class Departure {
     const move = this.#move;
     const { progress } = move;
     let outcome: Outcome;
-    let passOn = async (): Promise<void> => {};
+    let passOn: (() => Promise<void>) | undefined;
     try {
       const prepared = await progress.phase(
         "prepare",
@@ -185,13 +185,9 @@ async function tellHarm({ host, progress, inHand }: Move): Promise<void> {
 
 /**
  * Closes what was opened; the workload goes on elsewhere, or has gone on here.
- * @param passOn what its processes here are sent until they have ended
+ * @param passOn what its processes here are sent until they have ended; absent: nothing has looked for that
  */
-async function finish(
-  move: Move,
-  outcome: Outcome,
-  passOn: () => Promise<void> = async () => {},
-): Promise<MoveResult> {
+async function finish(move: Move, outcome: Outcome, passOn?: () => Promise<void>): Promise<MoveResult> {
   const { host, options, stop, progress, reached, opened, openToTheEnd } = move;
   const { result } = progress;
   stop.endDeadline();
@@ -204,14 +200,17 @@ async function finish(
   await opened.close();
   const stats = await readFile(`${imagesDirOf(host)}/stats-dump`).then(decodeStats, () => null);
   result.criuMs.dump = round(((stats?.dump?.freezingUs ?? 0) + (stats?.dump?.frozenUs ?? 0)) / 1000);
-  if (outcome.outcome === "moved") {
-    const { epoch, link } = outcome;
-    await progress.phase("retire", () => host.retire(epoch, { node: options.to, link }));
-    await passOn();
-  } else {
-    await rm(imagesDirOf(host), { recursive: true, force: true });
+  try {
+    if (outcome.outcome === "moved") {
+      const { epoch, link } = outcome;
+      await progress.phase("retire", () => host.retire(epoch, { node: options.to, link }));
+      await passOn?.();
+    } else {
+      await rm(imagesDirOf(host), { recursive: true, force: true });
+    }
+  } finally {
+    await openToTheEnd.close();
+    closeChannel();
   }
-  await openToTheEnd.close();
-  closeChannel();
   return progress.ended();
 }
