@@ -42,6 +42,7 @@ interface Libc {
   shutdown: Call;
   fcntl: Call;
   poll: Call;
+  ppoll: Call;
   epoll_create1: Call;
   epoll_ctl: Call;
   epoll_wait: Call;
@@ -106,6 +107,7 @@ export function libc(): Libc {
     shutdown: call("int shutdown(int, int)"),
     fcntl: call("int fcntl(int, int, long)"),
     poll: call("int poll(void *, ulong, int)"),
+    ppoll: call("int ppoll(void *, ulong, void *, void *)"),
     epoll_create1: call("int epoll_create1(int)"),
     epoll_ctl: call("int epoll_ctl(int, int, int, void *)"),
     epoll_wait: call("int epoll_wait(int, void *, int, int)"),

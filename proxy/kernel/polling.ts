@@ -22,16 +22,17 @@ const EPOLL_EVENT_WORDS = process.arch === "x64" ? 3 : 4;
 const EPOLL_DATA_WORD = EPOLL_EVENT_WORDS - 2;
 const EPOLL_EVENTS_MAX = 512;
 
-/** revents of poll(2) with no wait; POLLERR and POLLHUP are reported unasked. */
+/** struct timespec */
+const noWait = Buffer.alloc(16);
+/** sigset_t of glibc: every signal */
+const everySignal = Buffer.alloc(128, 0xff);
+
+/** revents of ppoll(2) with no wait; POLLERR and POLLHUP are reported unasked. A signal that waits would end it without a look: all wait for it. */
 export function pollNow(fd: number, events: number): number {
   pair.writeInt32LE(fd, 0);
   pair.writeInt16LE(events, 4);
   pair.writeInt16LE(0, 6);
-  while (libc().poll(pair, 1, 0) < 0) {
-    const error = errno();
-    // a signal that waits ends it without a look
-    if (error !== constants.errno.EINTR) throw failure("poll", error);
-  }
+  check(libc().ppoll(pair, 1, noWait, everySignal), "ppoll");
   return pair.readInt16LE(6);
 }
 
