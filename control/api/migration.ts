@@ -145,23 +145,35 @@ export const imagesEvent = z.strictObject({
 });
 export type ImagesEvent = z.infer<typeof imagesEvent>;
 
+/** `imagesOpen`, when images can be sent. A target of the version before says nothing. */
+export const imagesOpenReply = z.object({
+  /** it begins to restore without images of memory */
+  memoryLast: z.boolean().default(false),
+});
+export type ImagesOpenReply = z.infer<typeof imagesOpenReply>;
+
 /** second round of files: what to delete before the next `files` events are unpacked */
 export const filesGoneCall = z.strictObject({
   root: z.string().max(4_096),
   gone: z.array(z.string().max(4_096)).max(10_000_000),
 });
 
-/**
- * After `fingerprint` (body: the frozen application's, as JSON). Answered when the application is restored, is what it was, and
- * waits, and its legs (`adopt`; body: legs → AdoptResult) are adopted. Body: its POSIX message queues (`posix-queues.ts`).
- */
+/** `adopt`, `adoptDownstream`: body: legs → AdoptResult */
 export const adoptCall = z.strictObject({
   /** nothing of the kind follows; a source of the version before sends all at once, and does not say so */
   last: z.boolean().default(true),
 });
 
+const manifest = z.record(z.string().max(200), count);
+
+/**
+ * After `fingerprint` (body: the frozen application's, as JSON). Answered when the application is restored, is what it was, and
+ * waits, and its legs (`adopt`) are adopted. Body: its POSIX message queues (`posix-queues.ts`).
+ */
 export const restoreCall = z.strictObject({
-  manifest: z.record(z.string().max(200), count),
+  manifest,
+  /** images of memory are not in the manifest: `memory` says when they are there. Only to a target that has said {@link imagesOpenReply} */
+  memoryFollows: z.boolean().default(false),
   /** inner PID of the application's root */
   root: count.positive(),
   /** keys (`pipe:[N]`) of the source's standard output and error */
@@ -181,6 +193,10 @@ export const restoreCall = z.strictObject({
   watches: z.array(instanceSchema).max(10_000),
 });
 export type RestoreCall = z.infer<typeof restoreCall>;
+
+/** while `restore` is under way: the images of memory are there */
+export const memoryCall = z.strictObject({ manifest });
+export type MemoryCall = z.infer<typeof memoryCall>;
 
 export const restoreReply = z.object({
   auditMs: z.number().nonnegative(),

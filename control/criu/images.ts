@@ -1,7 +1,8 @@
 /**
  * Memory images on their way from one node to the other: layers of them before the hold (`precopy.ts`), and what the dump
  * adds. Where there are no layers, `pages-*.img` are followed as CRIU appends to them from the moment the tree is frozen.
- * Everything else is small and is sent when the dump is over, with a manifest of every size.
+ * Everything else is small and goes first when the dump is over: CRIU at the target begins with it while memory is on its way. Each of the
+ * two has a manifest of every size.
  */
 import {
   closeSync,
@@ -47,6 +48,8 @@ const BATCH_PIECES = 1_000;
 /** between two looks at the growing files */
 const FOLLOW_MS = 2;
 const GROWING = /^pages-\d+\.img$/;
+/** what CRIU reads last, when it has made namespaces and processes */
+const OF_MEMORY = /^page(s|map)-/;
 const IMAGE_NAME = /^(layer-([1-9]\d?)\/)?[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/;
 
 interface OpenImage {
@@ -126,10 +129,10 @@ export class ImageSender {
     await this.#precopy?.lookAt(processes);
   }
 
-  /** The dump begins. */
-  start(): void {
+  /** The dump begins. @param leavesPages CRIU writes next to none, and what it writes is looked at afterwards */
+  start(leavesPages: boolean): void {
     if (this.#precopy !== null) {
-      this.#precopy.follow(this.#dir); // only what is new will travel
+      if (!leavesPages) this.#precopy.follow(this.#dir); // only what is new will travel
       return;
     }
     this.#dumping = true;
@@ -138,19 +141,23 @@ export class ImageSender {
     });
   }
 
-  /** After the dump: sends what is left of everything. `list`: what was dumped. */
-  async finish(list: ListProcesses): Promise<ImageManifest> {
-    this.#dumping = false;
-    await this.#following;
-    if (this.#error !== null) throw this.#error;
-    const reduced = await this.#precopy?.reduce(this.#dir, await list(), this.#put);
-    for (const entry of readdirSync(this.#dir, { withFileTypes: true })) {
-      const { name } = entry;
-      if (entry.isFile() && !name.endsWith(".log") && name !== KERNEL_CACHE && reduced?.has(name) !== true)
-        await this.#sendGrowth(name);
-    }
+  /** After the dump: sends everything but memory. Resolves with the manifest of that. */
+  async sendOthers(): Promise<ImageManifest> {
+    await this.#endFollowing();
+    const others = this.#names().filter((name) => !OF_MEMORY.test(name));
+    for (const name of others) await this.#sendGrowth(name);
     await this.#flush();
-    return this.#manifest;
+    return this.#manifestOf((name) => others.includes(name));
+  }
+
+  /** After {@link sendOthers}: sends what is left of memory. Resolves with the manifest of that. `list`: what was dumped. */
+  async finish(list: ListProcesses): Promise<ImageManifest> {
+    await this.#endFollowing();
+    const reduced = await this.#precopy?.reduce(this.#dir, await list(), this.#put);
+    for (const name of this.#names())
+      if (OF_MEMORY.test(name) && reduced?.has(name) !== true) await this.#sendGrowth(name);
+    await this.#flush();
+    return this.#manifestOf((name) => name.includes("/") || OF_MEMORY.test(name));
   }
 
   /** The dump has failed: nothing reads the tree, or what CRIU has written of it, any more. Safe at any time. */
@@ -176,6 +183,23 @@ export class ImageSender {
     if (from === null) this.#sentBytes += bytes.length;
     if (this.#batchBytes >= BATCH_BYTES || this.#batch.length >= BATCH_PIECES) await this.#flush();
   };
+
+  async #endFollowing(): Promise<void> {
+    this.#dumping = false;
+    await this.#following;
+    if (this.#error !== null) throw this.#error;
+  }
+
+  /** Images in the folder itself. */
+  #names(): string[] {
+    return readdirSync(this.#dir, { withFileTypes: true })
+      .filter((entry) => entry.isFile() && !entry.name.endsWith(".log") && entry.name !== KERNEL_CACHE)
+      .map(({ name }) => name);
+  }
+
+  #manifestOf(isMeant: (name: string) => boolean): ImageManifest {
+    return Object.fromEntries(Object.entries(this.#manifest).filter(([name]) => isMeant(name)));
+  }
 
   async #flush(): Promise<void> {
     const batch = this.#batch;
@@ -219,6 +243,7 @@ export class ImageReceiver {
   #bytes = 0;
   #images = new Map<string, OpenImage>();
   #layers = new Set<string>();
+  #verified = new Set<string>();
 
   constructor(dir: string, bytesMax: number) {
     this.#dir = dir;
@@ -251,6 +276,7 @@ export class ImageReceiver {
       image = { fd: openSync(join(this.#dir, name), flags, 0o600), sentBytes: 0 };
       this.#images.set(name, image);
     }
+    if (this.#verified.has(name)) throw refused(`${name} was complete`);
     if (offset !== image.sentBytes) throw refused(`${name}: expected byte ${image.sentBytes}, got ${offset}`);
     this.#bytes += bytes.length;
     if (this.#bytes > this.#bytesMax) throw noSpace(this.#bytesMax, undefined);
@@ -262,8 +288,8 @@ export class ImageReceiver {
     image.sentBytes += bytes.length;
   }
 
-  /** Everything has arrived, or HoldfastError `IMAGE_REFUSED`. */
-  verify(manifest: ImageManifest): void {
+  /** What of a manifest of some images has arrived as it is there; or HoldfastError `IMAGE_REFUSED`. They may change from here on. */
+  verifySome(manifest: ImageManifest): void {
     for (const [name, bytes] of Object.entries(manifest)) {
       const image = this.#images.get(name);
       if (image?.sentBytes !== bytes)
@@ -271,9 +297,14 @@ export class ImageReceiver {
       // a CRIU that is short of memory pages waits for them for ever
       const stored = fstatSync(image.fd).size;
       if (stored !== bytes) throw refused(`${name}: ${bytes} bytes were written, ${stored} are there`);
+      this.#verified.add(name);
     }
-    if (this.#images.size !== Object.keys(manifest).length)
-      throw refused("files that the manifest does not name");
+  }
+
+  /** All that has not been verified is in this manifest, and has arrived; or HoldfastError `IMAGE_REFUSED`. */
+  verify(manifest: ImageManifest): void {
+    this.verifySome(manifest);
+    if (this.#images.size !== this.#verified.size) throw refused("files that the manifest does not name");
   }
 
   /** Each layer builds on the one before it; CRIU's own images build on the last. */

@@ -526,7 +526,7 @@ test("what looks at frozen processes is stopped at once, and has nothing open, t
     const layersMs = performance.now() - layersAtMs;
     isSilent = true;
     process.kill(program.pid, "SIGSTOP");
-    sender.start();
+    sender.start(false);
     // many times the same process: it takes some hundred times as long
     sender.lookAt(Array(1_000).fill(tree[0]));
     while (opened().length === 0) await sleep(0);

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { withCriuReason } from "#control/criu/failure.ts";
-import { ImageReceiver, ImageSender } from "#control/criu/images.ts";
+import { type ImagePiece, ImageReceiver, ImageSender } from "#control/criu/images.ts";
 import { PrecopyRounds } from "#control/criu/precopy-rounds.ts";
 import { type CriuOptions, decodeStats } from "#control/criu/protocol.ts";
 import { makeStandIn, standInFor } from "#control/criu/stand-in.ts";
@@ -122,10 +122,16 @@ for (const way of ["compared", "tracked"] as const)
     await said("child");
     const tree = () => tracedTree(pid);
     const receiver = new ImageReceiver(target, BYTES_MAX);
-    const sender = new ImageSender(source, async (pieces) => {
+    const receive = (pieces: ImagePiece[]): void => {
       for (const { name, offset, bytes, from } of pieces)
         if (from === undefined) receiver.write(name, offset, bytes);
         else receiver.copy(name, offset, bytes.length, from);
+    };
+    /** null: nothing is late */
+    let late: ImagePiece[] | null = null;
+    const sender = new ImageSender(source, async (pieces) => {
+      if (late === null) receive(pieces);
+      else late.push(...pieces.map((piece) => ({ ...piece, bytes: Buffer.from(piece.bytes) })));
     });
     t.after(() => sender.close());
     const { signal } = new AbortController();
@@ -143,7 +149,7 @@ for (const way of ["compared", "tracked"] as const)
     let trackedProcesses = -1;
     const dumping = await CriuWorker.start({ ...options, imagesDir: source, leavesPages: true });
     const parentDir = makeStandIn(source);
-    sender.start();
+    sender.start(true);
     await dumping.request("DUMP", { ...request, pid, parentDir, logFile: "dump.log" }, async (hook) => {
       if (hook !== "query-ext-files") return;
       const frozen = await tree();
@@ -157,10 +163,16 @@ for (const way of ["compared", "tracked"] as const)
     await dumping.close();
     const stopped = await memoryOf(pid, source);
     const layersBytes = sender.sentBytes;
-    const manifest = await sender.finish(tree);
-    receiver.verify(manifest);
-    receiver.close();
-    receiver.linkLayers();
+    const others = await sender.sendOthers();
+    receiver.verifySome(others);
+    assert.throws(() => receiver.write("inventory.img", others["inventory.img"] ?? 0, Buffer.alloc(1)), {
+      code: "IMAGE_REFUSED",
+    });
+    late = [];
+    const memory = await sender.finish(tree);
+    const manifest = { ...others, ...memory };
+    assert.ok(Object.keys(others).every((name) => !/pages|pagemap/.test(name)));
+    assert.ok(Object.keys(memory).every((name) => /pages|pagemap/.test(name)));
 
     assert.equal(trackedProcesses, way === "tracked" ? 2 : 0);
     const written = decodeStats(readFileSync(join(source, "stats-dump"))).dump?.pagesWritten ?? -1;
@@ -174,12 +186,21 @@ for (const way of ["compared", "tracked"] as const)
     await end(pid);
     await ended;
     const restoring = await CriuWorker.start({ ...options, imagesDir: target });
+    const giveMemory = async (hook: string): Promise<void> => {
+      if (hook !== "pre-restore" || late === null) return;
+      receive(late);
+      late = null;
+      receiver.verify(memory);
+      receiver.close();
+      receiver.linkLayers();
+    };
     await restoring
-      .request("RESTORE", { ...request, logFile: "restore.log" })
+      .request("RESTORE", { ...request, logFile: "restore.log" }, giveMemory)
       .catch(async (error) =>
         Promise.reject(await withCriuReason(error, "CRIU_RESTORE", `${target}/restore.log`)),
       );
     await restoring.close();
+    assert.equal(late, null, "CRIU has asked for memory");
     await verifyMemory(pid, await restoredMemory(pid, target), stopped.call, stopped.body);
 
     for (const log of [join(source, "dump.log"), join(target, "restore.log")])

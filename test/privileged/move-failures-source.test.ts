@@ -14,6 +14,7 @@ const STEPS: Record<string, "source" | "target" | null> = {
   dump: "source",
   capture: "source",
   restore: "source",
+  memory: "source",
   commit: "source",
   committed: null,
   retire: "target",

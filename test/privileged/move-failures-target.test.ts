@@ -3,7 +3,17 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { staged } from "#test/support/staged.ts";
 
-const STEPS = ["prepare", "standby", "adopt", "restore", "restored", "adopted", "release", "released"];
+const STEPS = [
+  "prepare",
+  "standby",
+  "adopt",
+  "restore",
+  "memory",
+  "restored",
+  "adopted",
+  "release",
+  "released",
+];
 /** The steps in which links and anchors have a part; the others are the same in both. */
 const OF_RELAY = new Set(["adopt", "restored", "release", "released"]);
 const GONE = /^(connection to agent [ab] (is closed|lost)|cannot reach node [ab])/;

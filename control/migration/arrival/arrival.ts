@@ -16,7 +16,10 @@ import {
   adoptCall,
   filesEvent,
   filesGoneCall,
+  type ImagesOpenReply,
   imagesEvent,
+  type MemoryCall,
+  memoryCall,
   type OutcomeReply,
   type PrepareCall,
   type ReleaseReply,
@@ -62,6 +65,8 @@ export class Arrival {
   readonly #imagesOpen = Promise.withResolvers<void>();
   /** when the last piece of the legs to the application is */
   readonly #upstreamAdopted = Promise.withResolvers<void>();
+  /** when CRIU may read memory */
+  readonly #memoryComplete = Promise.withResolvers<void>();
   /** the last piece of the clients' legs. null: it has not come */
   #downstreamAdopted: Promise<AdoptResult> | null = null;
 
@@ -72,7 +77,7 @@ export class Arrival {
     const warn = (text: string, error: unknown, more: object = {}): void =>
       host.context.log.warn({ workload: host.name, ...more, reason: messageOf(error) }, text);
     this.#images = new ImageIntake((image, error) => warn("arrival: image not taken", error, { image }));
-    this.#upstreamAdopted.promise.catch(() => {}); // looked at by `restore`
+    for (const { promise } of [this.#upstreamAdopted, this.#memoryComplete]) promise.catch(() => {}); // looked at by `restore`
     this.#imagesOpen.promise.catch(() => {}); // where nobody asks
     void channel.closed
       .then(() => this.#sourceIsGone())
@@ -89,12 +94,13 @@ export class Arrival {
     const nothing = z.strictObject({});
     this.#on("files", filesEvent, ({ root }, body) => this.#takeFiles(root, body));
     this.#on("standby", nothing, () => this.#standby());
-    this.#on("imagesOpen", nothing, () => this.#imagesOpen.promise);
+    this.#on("imagesOpen", nothing, () => this.#openImages());
     this.#on("images", imagesEvent, async (event, body) => this.#images.take(event, body));
     this.#on("filesGone", filesGoneCall, ({ root, gone }) => this.#removeFiles(root, gone));
     this.#on("adopt", adoptCall, ({ last }, body) => this.#adoptUpstream(body, last));
     this.#on("fingerprint", nothing, async (_, body) => this.#inform(body));
     this.#on("restore", restoreCall, (call, body) => this.#restore(call, body));
+    this.#on("memory", memoryCall, async (call) => this.#completeMemory(call));
     this.#on("verify", verifyCall, (call, body) => this.#verify(call, body));
     this.#on("adoptDownstream", adoptCall, ({ last }, body) => this.#takeDownstream(body, last));
     this.#on("release", nothing, async () => this.#goLive(this.#state.expect("restored")));
@@ -213,6 +219,11 @@ export class Arrival {
     }
   }
 
+  async #openImages(): Promise<ImagesOpenReply> {
+    await this.#imagesOpen.promise;
+    return { memoryLast: true };
+  }
+
   #inform(fingerprint: Buffer): void {
     this.#state.expect("standby", "informed");
     this.#state.informed(parseFingerprint(fingerprint));
@@ -225,12 +236,26 @@ export class Arrival {
       state: this.#state,
       images: this.#images,
       adopted: this.#upstreamAdopted.promise,
+      memoryComplete: this.#memoryComplete.promise,
     };
     const { application, reply } = await restore(restoring, call, queues);
     this.#state.restored(application);
     this.#host.recordMoving({ step: "restored" });
     this.#host.context.faults.at("target:restored");
     return reply;
+  }
+
+  #completeMemory({ manifest }: MemoryCall): void {
+    this.#state.expect("informed");
+    const { resolve, reject } = this.#memoryComplete; // looked at by `restore`
+    try {
+      this.#host.context.faults.at("target:memory");
+      this.#images.complete(manifest);
+      resolve();
+    } catch (error) {
+      reject(error);
+      throw error;
+    }
   }
 
   async #verify(call: VerifyCall, body: Buffer): Promise<void> {
@@ -354,6 +379,7 @@ export class Arrival {
     const host = this.#host;
     this.#container.giveUp(givenUp());
     this.#upstreamAdopted.reject(givenUp());
+    this.#memoryComplete.reject(givenUp());
     this.#imagesOpen.reject(givenUp());
     const container = await this.#container.created.catch(() => null);
     host.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere

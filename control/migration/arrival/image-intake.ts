@@ -41,6 +41,11 @@ export class ImageIntake {
     }
   }
 
+  /** These are there, and may be changed; others follow. @throws HoldfastError as {@link complete} */
+  completeSome(manifest: ImageManifest): void {
+    this.#receiver().verifySome(manifest);
+  }
+
   /** All are there, as CRIU wants them. @throws HoldfastError what kept one from being taken; `IMAGE_REFUSED` */
   complete(manifest: ImageManifest): void {
     const receiver = this.#receiver();

@@ -1,6 +1,7 @@
 /**
  * The restore: images become the application, which stays silent and does not run. CRIU is kept waiting in the hooks that matter:
  *
+ *   pre-restore             it has read every image but those of memory               memory is complete
  *   setup-namespaces        the root is there, in the container's control group       CRIU leaves that group
  *   post-setup-namespaces   its namespaces are there, and nothing else of it          message queues are made
  *   post-restore            everything is there, in repair mode                       the proxy has its legs too
@@ -35,6 +36,8 @@ export interface Restoring extends Informed {
   readonly images: ImageIntake;
   /** settles when the proxy has the legs to the application */
   readonly adopted: Promise<void>;
+  /** … when images of memory are complete that were to follow */
+  readonly memoryComplete: Promise<void>;
 }
 
 /**
@@ -49,7 +52,8 @@ export async function restore(
   const { host, state, container, criu, before } = restoring;
   host.context.faults.at("target:restore");
   const imagesDir = container.hostPath("images");
-  restoring.images.complete(call.manifest);
+  if (call.memoryFollows) restoring.images.completeSome(call.manifest);
+  else restoring.images.complete(call.manifest);
   fitToMachine(imagesDir);
   await criu.stepAside();
   host.recordMoving({ criu: await identify(criu.pid), stopped: call.stopped });
@@ -96,8 +100,8 @@ interface RunOptions {
 }
 
 async function runCriu(
-  { host, state, container, criu, adopted }: Restoring,
-  { outputPipes, root: innerRoot }: RestoreCall,
+  { host, state, container, criu, adopted, memoryComplete }: Restoring,
+  { outputPipes, root: innerRoot, memoryFollows }: RestoreCall,
   { ownSockets, semaphores, inNamespaces }: RunOptions,
 ): Promise<Application> {
   const { context, limits } = host;
@@ -117,6 +121,7 @@ async function runCriu(
       },
       { outputPipes, semaphores },
       async (hook) => {
+        if (hook === "pre-restore" && memoryFollows) await state.untilGivenUp(memoryComplete);
         if (hook === "setup-namespaces" && freezer !== null) {
           spared = criu.spare(freezer);
           spared.catch(() => {}); // looked at before the freeze

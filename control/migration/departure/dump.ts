@@ -8,6 +8,7 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { setImmediate as turn } from "node:timers/promises";
 import type { HoldResult, ShortenResult } from "#proxy/contract/commands.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
@@ -77,8 +78,9 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   const queues = await openQueues(await treeOf(root));
   progress.began("dump", startedMs);
   const parentDir = (await leavesPages(host, prepared.sender, freezer)) ? makeStandIn(imagesDir) : null;
-  sender.start();
-  const hooks = new DumpHooks(move, prepared, { freezer, leavesPages: parentDir !== null });
+  const isLeft = parentDir !== null;
+  sender.start(isLeft);
+  const hooks = new DumpHooks(move, prepared, { freezer, leavesPages: isLeft });
   try {
     await worker.request(
       "DUMP",
@@ -96,12 +98,10 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
     );
   } catch (error) {
     if (worker.hasDied) move.inHand = hooks.inHand;
+    await hooks.edited.catch(() => {}); // nothing else writes images when the move goes back
     throw await withCriuReason(error, "CRIU_DUMP", `${imagesDir}/dump.log`);
   }
-  takeUnsentForSent(imagesDir);
-  leaveConnectionNames(imagesDir);
-  beginCallsAgain(imagesDir, readText(join(imagesDir, "dump.log")));
-  const notKept = await parentDeathNotKept(imagesDir, root);
+  const notKept = await hooks.edited;
   let frozen: FrozenTree | null = null;
   if (freezer !== null) {
     const tree = await treeOf(root);
@@ -158,6 +158,8 @@ class DumpHooks {
   #passed: Passed = { hook: "none" };
   /** when CRIU had just stopped the tree */
   #living: number[] = [];
+  /** @see {@link edited} */
+  #edited: Promise<string[]> = Promise.resolve([]);
   /** how long CRIU was kept waiting by what are phases of their own */
   #waitedMs = 0;
 
@@ -170,6 +172,11 @@ class DumpHooks {
     this.#prepared = prepared;
     this.#freezer = freezer;
     this.#leavesPages = leavesPages;
+  }
+
+  /** Images as the target needs them, done while CRIU lets go of the tree. Resolves with what is lost in them, in lines for people. */
+  get edited(): Promise<string[]> {
+    return this.#edited;
   }
 
   get waitedMs(): number {
@@ -258,6 +265,8 @@ class DumpHooks {
       await memory;
     }
     const files = await this.#sendFiles();
+    this.#edited = turn().then(() => editImages(imagesDirOf(host), this.#prepared.root));
+    this.#edited.catch(() => {}); // looked at by `dump`
     return {
       hook: "post-dump",
       adopting,
@@ -302,6 +311,14 @@ class DumpHooks {
     this.#waitedMs += performance.now() - atMs;
     return result;
   }
+}
+
+/** CRIU has written all of them by `post-dump` (cr_dump_finish() of its cr-dump.c). @returns what is lost, in lines for people */
+async function editImages(imagesDir: string, root: number): Promise<string[]> {
+  takeUnsentForSent(imagesDir);
+  leaveConnectionNames(imagesDir);
+  beginCallsAgain(imagesDir, readText(join(imagesDir, "dump.log")));
+  return await parentDeathNotKept(imagesDir, root);
 }
 
 function outOfOrder(what: string): HoldfastError {

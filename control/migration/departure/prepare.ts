@@ -6,7 +6,12 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { DepartureFacts } from "../../api/check.ts";
 import { refuse } from "../../api/finding.ts";
-import type { PrepareCall, StandbyReply } from "../../api/migration.ts";
+import {
+  type ImagesOpenReply,
+  imagesOpenReply,
+  type PrepareCall,
+  type StandbyReply,
+} from "../../api/migration.ts";
 import { semaphoresOf } from "../../audit/semaphores-of.ts";
 import { takeFingerprint } from "../../audit/take.ts";
 import { ImageSender } from "../../criu/images.ts";
@@ -39,6 +44,8 @@ export interface Prepared {
   readonly files: FileSender;
   /** has sent layers of memory, unless there is too much of it */
   readonly sender: ImageSender;
+  /** the target begins to restore before it has the last of memory */
+  readonly memoryLast: boolean;
   readonly watched: WatchedFiles;
   /** null: this kernel does not tell who sends what */
   readonly trace: SignalTrace | null;
@@ -86,7 +93,9 @@ async function readyHere(
   move: Move,
   { channel, root, files }: Pick<Prepared, "channel" | "root" | "files">,
   made: Promise<unknown>,
-): Promise<Pick<Prepared, "watched" | "worker" | "sender" | "trace"> & { layers: Layers | null }> {
+): Promise<
+  Pick<Prepared, "watched" | "worker" | "sender" | "memoryLast" | "trace"> & { layers: Layers | null }
+> {
   const failed = new AbortController();
   made.catch((error: unknown) => failed.abort(error));
   const watched = await findWatchedFiles(move, root);
@@ -94,10 +103,12 @@ async function readyHere(
   const trace = await openTrace(move);
   const sender = imageSender(move, channel, files);
   // a standby that cannot be made never takes any
-  const isEarly = await Promise.race([takesImages(move, channel), made.then(() => true)]);
-  if (!isEarly) await made;
+  const asked = imagesOpen(move, channel);
+  const open = await Promise.race([asked, made.then(() => asked)]);
+  if (open === null) await made;
   const signal = AbortSignal.any([move.options.signal, failed.signal]);
-  return { watched, worker, sender, trace, layers: await sendLayers(move, { root, sender }, signal) };
+  const layers = await sendLayers(move, { root, sender }, signal);
+  return { watched, worker, sender, memoryLast: open?.memoryLast ?? false, trace, layers };
 }
 
 async function openTrace({ options, openToTheEnd }: Move): Promise<SignalTrace | null> {
@@ -106,13 +117,13 @@ async function openTrace({ options, openToTheEnd }: Move): Promise<SignalTrace |
   return trace;
 }
 
-/** Whether the target takes memory while it makes its standby. One of the version before does not know the question, and takes it afterwards. */
-async function takesImages({ stop }: Move, channel: Channel): Promise<boolean> {
+/** When the target takes memory, while it makes its standby. null: an old one does not know the question, and takes it afterwards */
+async function imagesOpen({ stop }: Move, channel: Channel): Promise<ImagesOpenReply | null> {
   try {
-    await stop.call(channel, "imagesOpen", {});
-    return true;
+    const { result } = await stop.call<unknown>(channel, "imagesOpen", {});
+    return imagesOpenReply.parse(result ?? {});
   } catch (error) {
-    if (error instanceof HoldfastError && error.code === "CHANNEL_METHOD") return false;
+    if (error instanceof HoldfastError && error.code === "CHANNEL_METHOD") return null;
     throw error;
   }
 }

@@ -1,5 +1,6 @@
 /** The phases transfer and restore: what else changed goes over, and the target makes the application of it. */
-import type { RestoreCall, RestoreReply } from "../../api/migration.ts";
+import type { Channel } from "#proxy/contract/channel.ts";
+import type { MemoryCall, RestoreCall, RestoreReply } from "../../api/migration.ts";
 import type { ImageManifest } from "../../criu/images.ts";
 import { readQueues } from "../../runtime/posix-queues.ts";
 import { readLink } from "../../runtime/read-text.ts";
@@ -12,42 +13,37 @@ import type { Prepared } from "./prepare.ts";
 import { round } from "./progress.ts";
 
 export interface Transferred {
-  /** resolves when the last image is on its way */
-  readonly finishing: Promise<ImageManifest>;
+  /** of all images but those of memory, which are on their way */
+  readonly manifest: ImageManifest;
   /** null: none is wanted */
   readonly memory: MemoryDigest | null;
 }
 
-/** What else changed: the rest of the memory, beside the files. */
+/** What else changed: the rest of the memory, beside the files. Where the target can begin without it, that goes last. */
 export async function transfer(move: Move, prepared: Prepared, dumped: Dumped): Promise<Transferred> {
   const { host, stop } = move;
   const { root, sender } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:transfer");
   const memory = dumped.memory ?? (host.limits.verifyMemory ? memoryOf(root, imagesDirOf(host)) : null);
-  const finishing = sender.finish(() => tracedTree(root));
-  for (const side of [memory, finishing]) side?.catch(() => {}); // looked at by `restore`
+  memory?.catch(() => {}); // looked at by `restore`
+  const manifest = await stop.untilStopped(sender.sendOthers());
   await stop.untilStopped(dumped.filesSent);
-  return { finishing, memory };
+  return { manifest, memory };
 }
 
 export async function restore(
   move: Move,
   prepared: Prepared,
   dumped: Dumped,
-  { finishing, memory }: Transferred,
+  { manifest, memory }: Transferred,
 ): Promise<void> {
   const { host, stop, progress } = move;
-  const { channel, root, sender } = prepared;
+  const { channel, root, memoryLast } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:restore");
-  const manifest = await stop.untilStopped(finishing);
-  dumped.frozen?.verify(); // files and memory have been read
-  progress.result.imageBytes = sender.sentBytes - progress.result.precopyBytes;
-  progress.result.trackedProcesses = sender.trackedProcesses;
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
-  const call: RestoreCall = {
-    manifest,
+  const call: Omit<RestoreCall, "manifest" | "memoryFollows"> = {
     root: await innerRoot(root),
     outputPipes: outputPipesOf(host),
     stopped,
@@ -56,10 +52,17 @@ export async function restore(
   };
   const queues = readQueues(root);
   await dumped.fingerprintSent;
-  const [{ result }] = await Promise.all([
-    stop.call<RestoreReply>(channel, "restore", call, queues),
-    dumped.adopting,
-  ]);
+  const ask = (images: Pick<RestoreCall, "manifest"> & Partial<RestoreCall>): Promise<RestoreReply> =>
+    stop.call<RestoreReply>(channel, "restore", { ...call, ...images }, queues).then(({ result }) => result);
+  const whole = async (): Promise<RestoreReply> =>
+    ask({ manifest: { ...manifest, ...(await lastOfMemory(move, prepared, dumped)) } });
+  const ahead = async (): Promise<RestoreReply> => {
+    const memoryTold = async (): Promise<void> =>
+      told(move, channel, await lastOfMemory(move, prepared, dumped));
+    const [reply] = await Promise.all([ask({ manifest, memoryFollows: true }), memoryTold()]);
+    return reply;
+  };
+  const [result] = await Promise.all([memoryLast ? ahead() : whole(), dumped.adopting]);
   progress.result.auditMs.target = round(result.auditMs);
   progress.result.notKept.push(...dumped.notKept, ...result.notKept);
   if (memory !== null) {
@@ -67,6 +70,26 @@ export async function restore(
     await stop.call(channel, "verify", digest.call, digest.body);
   }
   dumped.frozen?.verify(); // all is as it was, up to the commit
+}
+
+/** @returns the manifest of all images of memory, which are on their way */
+async function lastOfMemory(
+  { host, stop, progress }: Move,
+  prepared: Prepared,
+  dumped: Dumped,
+): Promise<ImageManifest> {
+  const { root, sender } = prepared;
+  const manifest = await stop.untilStopped(sender.finish(() => tracedTree(root)));
+  dumped.frozen?.verify(); // files and memory have been read
+  host.context.faults.at("source:memory");
+  progress.result.imageBytes = sender.sentBytes - progress.result.precopyBytes;
+  progress.result.trackedProcesses = sender.trackedProcesses;
+  return manifest;
+}
+
+async function told({ stop }: Move, channel: Channel, manifest: ImageManifest): Promise<void> {
+  const call: MemoryCall = { manifest };
+  await stop.call(channel, "memory", call);
 }
 
 /** Pipes of the application's output whose reader is outside: the target's own take their place. */
