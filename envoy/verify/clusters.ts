@@ -66,14 +66,14 @@ export function lookAtCluster(
     const names = proxy.clusters.filter(({ name }) => keyOf(name) !== null).map(({ name }) => name);
     const shown = context === "SIDECAR_INBOUND" ? names.filter((name) => name.startsWith("inbound")) : names;
     const why = `no cluster matches ${JSON.stringify(match)}; there are ${shown.slice(0, 8).join(", ") || "none of istiod's"}`;
+    const what = `${label} ${wanted}`;
     const remover = removerOf(rivals.filter(({ patch }) => isOfSame(match, patch)));
-    return [
-      {
-        what: `${label} ${wanted}`,
-        reason: remover === null ? "no-target" : "other-value",
-        why: remover === null ? why : `${why}: ${remover} takes it away`,
-      },
-    ];
+    if (remover !== null) return [{ what, reason: "other-value", why: `${why}: ${remover} takes it away` }];
+    // Envoy has nothing to keep instead of a cluster whose first update it refuses
+    const refused = proxy.rejected?.clusters ?? 0;
+    if (refused === 0) return [{ what, reason: "no-target", why }];
+    const orRefused = `${why}; Envoy has refused ${refused} updates of clusters since it started, and it may be one of those`;
+    return [{ what, reason: "rejected", why: orRefused }];
   }
   return all.map((cluster) => ({
     what: `${label} ${cluster.name}`,

@@ -341,6 +341,15 @@ describe("verify", () => {
       assert.equal(look(ledTo(15_901, 9), filter(clusterPatch(elsewhere)), null).state, "applied");
     });
 
+    it("says that Envoy may have refused a cluster before it had another, and so has none", () => {
+      const { reason, why } = look(null, ours, null, 2);
+      assert.equal(reason, "rejected");
+      assert.match(
+        why ?? "",
+        /^no cluster matches .* Envoy has refused 2 updates of clusters .* one of those$/,
+      );
+    });
+
     it("never says applied of a patch that Envoy has refused, though the cluster that it keeps has all of it", () => {
       const bare = filter(clusterPatch(STATIC));
       assert.equal(look(pinned(), bare, null, 0).state, "applied");
