@@ -9,6 +9,7 @@ import { nodeBinary, projectRoot } from "#test/lab/lab.ts";
 import type { MoveStage } from "#test/support/move-stage.ts";
 import { staged } from "#test/support/staged.ts";
 
+const MEMORY = "the memory is cut short";
 const PID_TAKEN = "a process of the standby has the application's PID";
 const ENOSYS = 38;
 
@@ -64,7 +65,7 @@ for (const downstream of ["takeover", "forward"] as const) {
       "an image is damaged": () => "printf xxxxxxxxxxxx | dd of=$RUN/images/inventory.img conv=notrunc",
       "an image is cut short": () =>
         "truncate -s 100 $RUN/images/$(cd $RUN/images; ls | grep ^mm-)".replace(";", " &&"),
-      "the memory is cut short": () => "truncate -s 4096 $RUN/images/pages-1.img",
+      [MEMORY]: () => "truncate -s 4096 $RUN/images/pages-1.img",
     };
     for (const [what, damage] of Object.entries(damages)) {
       if (downstream === "forward" && what !== PID_TAKEN) continue; // the same in both but for the links
@@ -72,7 +73,9 @@ for (const downstream of ["takeover", "forward"] as const) {
         what,
         on(async (stage) => {
           const { owner, other } = stage;
-          stage.fault(`exec@target:restore=${stage.enter(other)}\n${damage(stage)}`);
+          // memory comes last
+          const step = what === MEMORY ? "memory" : "restore";
+          stage.fault(`exec@target:${step}=${stage.enter(other)}\n${damage(stage)}`);
           const { end, reason } = await stage.migrate();
           assert.equal(end, "rolled-back", stage.logs());
           assert.match(reason, /^(CRIU cannot restore the application|memory image refused): ./);

@@ -42,6 +42,7 @@ export async function restore(
   const { channel, root, memoryLast } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:restore");
+  dumped.frozen?.verify(); // files have been read
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
   const call: Omit<RestoreCall, "manifest" | "memoryFollows"> = {
     root: await innerRoot(root),
@@ -80,7 +81,7 @@ async function lastOfMemory(
 ): Promise<ImageManifest> {
   const { root, sender } = prepared;
   const manifest = await stop.untilStopped(sender.finish(() => tracedTree(root)));
-  dumped.frozen?.verify(); // files and memory have been read
+  dumped.frozen?.verify(); // memory has been read
   host.context.faults.at("source:memory");
   progress.result.imageBytes = sender.sentBytes - progress.result.precopyBytes;
   progress.result.trackedProcesses = sender.trackedProcesses;
