@@ -10,8 +10,8 @@ import { instanceSchema } from "./watches.ts";
  *   hold      clients wait; the application finishes what it was sent
  *   capture   CRIU has frozen the application; what it still sent is passed on; its legs are read out of the kernel
  *   dump      CRIU dumps; the target adopts the legs meanwhile
- *   transfer  files and memory that changed since the first copy
- *   restore   CRIU restores at the target, and leaves the application stopped
+ *   transfer  files that changed since the first copy, and all images but those of memory
+ *   restore   memory that changed goes over; CRIU restores at the target, and leaves the application stopped
  *   commit    takeover: the clients' legs are captured and adopted; ownership moves, in one fenced write
  *   release   the target goes on: clients are answered again
  *   retire    the source lets go of what it kept for a rollback
