@@ -86,6 +86,10 @@ export function predict(measured: Measured): Prediction {
     measured.mappings * RATES.mappingMs +
     measured.descriptors * RATES.descriptorMs;
   const count = `${measured.processes} processes, ${measured.threads} threads, ${measured.mappings} mappings, ${measured.descriptors} descriptors`;
+  const sent =
+    measured.lastRoundBytes === null
+      ? `all ${mega(imageBytes)} MB of memory sent, as precopyMbMax says`
+      : `${mega(changedBytes)} MB sent that changed meanwhile${imageBytes > measured.copiedBytesMax ? ", or is more than precopyMbMax" : ""}, ${mega(imageBytes)} MB compared`;
   const takeover = downstream === "takeover";
   const parts: PredictedPart[] = [
     part("hold", RATES.holdMs, "what is under way reaches the application", measured.holdMsMax),
@@ -96,20 +100,15 @@ export function predict(measured: Measured): Prediction {
         imageBytes / (measured.leavesPages ? RATES.lookBytesPerMs : RATES.writeBytesPerMs),
       `${count}, ${mega(imageBytes)} MB of memory${measured.leavesPages ? ", not copied" : ""}`,
     ),
-    part(
-      "transfer",
-      measured.scanMs +
-        (measured.lastRoundBytes === null ? 0 : imageBytes / read) +
-        changedBytes / send +
-        2 * callMs,
-      measured.lastRoundBytes === null
-        ? `all ${mega(imageBytes)} MB of memory, as precopyMbMax says`
-        : `${mega(changedBytes)} MB that changed meanwhile${imageBytes > measured.copiedBytesMax ? ", or is more than precopyMbMax" : ""}, ${mega(imageBytes)} MB compared`,
-    ),
+    part("transfer", measured.scanMs + callMs, "files that changed meanwhile"),
     part(
       "restore",
-      (RATES.restoreMs + structure) * slower + imageBytes / RATES.restoreBytesPerMs + callMs,
-      `${count}, ${mega(imageBytes)} MB of memory`,
+      (measured.lastRoundBytes === null ? 0 : imageBytes / read) +
+        changedBytes / send +
+        (RATES.restoreMs + structure) * slower +
+        imageBytes / RATES.restoreBytesPerMs +
+        2 * callMs,
+      `${sent}; ${count}, ${mega(imageBytes)} MB of memory`,
     ),
     part(
       "commit",
