@@ -96,6 +96,11 @@ export class PendingSignals {
     return [...told, ...others].filter(({ signal }) => signal !== signals.SIGKILL);
   }
 
+  /** There were more than the kernel keeps for us: of each number {@link sent} has one, if it waits. */
+  get areMore(): boolean {
+    return this.#trace !== null && this.#trace.sent() === null;
+  }
+
   /** Each by itself. */
   #told(): SentSignal[] {
     const all = this.#trace?.sent() ?? [];

@@ -4,6 +4,7 @@ import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { mkdirSync, readdirSync, readlinkSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { PendingSignals } from "#control/runtime/pending-signals.ts";
 import { FIRST_PID_NAMESPACE, SignalTrace } from "#control/runtime/signal-trace.ts";
 import { close } from "#proxy/kernel/descriptors.ts";
 import { newMount } from "#proxy/kernel/mounts.ts";
@@ -84,9 +85,14 @@ describe("what the kernel tells of signals", { skip }, () => {
     const own = await SignalTrace.open();
     assert.ok(own !== null);
     const pid = await started("flooded");
-    own.watch([pid], []);
+    const pending = PendingSignals.of([pid], own, []);
+    assert.equal(pending.areMore, false);
     execFileSync("/usr/bin/python3", ["-c", `import os\nfor _ in range(20000): os.kill(${pid}, 10)`]);
     assert.equal(own.sent(), null);
+    assert.equal(pending.areMore, true);
+    // one that stands still has it once
+    assert.deepEqual(pending.sent(), [{ process: pid, thread: null, signal: 10 }]);
+    assert.throws(() => pending.throwIfMore(), { code: "SIGNALLED" });
     await own.close();
   });
 

@@ -13,6 +13,8 @@ const NO_BYTES = Buffer.alloc(0);
 /** Held legs are worth keeping only as long as somebody may still come for them. */
 const HELD_TTL_MS = 10 * 60_000;
 const SIGNALS_MS_MAX = 5_000;
+const MORE_SIGNALS =
+  "signals sent while the move was committed: more than can be kept, of each number one was passed on";
 
 export async function commit(move: Move, { channel, epoch }: Prepared, { signals }: Dumped): Promise<void> {
   const { id, host, stop, progress, reached } = move;
@@ -76,6 +78,8 @@ export async function passSignalsOn(
   { channel }: Prepared,
   { signals }: Dumped,
 ): Promise<void> {
+  const { notKept } = progress.result;
+  if (signals.areMore && !notKept.includes(MORE_SIGNALS)) notKept.push(MORE_SIGNALS);
   const sent = signals.sent();
   if (sent.length === 0) return;
   const { name, context } = host;
@@ -85,6 +89,6 @@ export async function passSignalsOn(
   } catch (error) {
     context.log.warn({ workload: name, signals: sent, reason: messageOf(error) }, "signals lost");
     for (const { process, signal } of sent)
-      progress.result.notKept.push(`process ${process}: signal ${signal}, sent while the move was committed`);
+      notKept.push(`process ${process}: signal ${signal}, sent while the move was committed`);
   }
 }
