@@ -252,6 +252,22 @@ describe("a standby whose container runs", () => {
     assert.deepEqual(at(500), { action: null, wakeMs: NOW + 1_500 });
     assert.equal(statusOf(at(2_000)).reason, "TargetAgent");
     assert.equal(statusOf(at(500, "False")).phase, "Moving");
+
+    const starting = (spec: object): string => {
+      const status = { phase: "Pending", conditions: [], containerStatuses: [{ name: "app", state: {} }] };
+      const hooked = pod({ nodeName: "b", ...spec }, metaOf("chat-5d-y", { labels, annotations: STANDBY }));
+      const { reason, message } = statusOf(
+        plan(observed({ migration: made, standby: { ...hooked, status } }), NOW),
+      );
+      assert.equal(reason, "StandbyStarting");
+      return message ?? "";
+    };
+    assert.equal(starting({}), "pod chat-5d-y starts");
+    const lifecycle = { postStart: { exec: { command: ["until", "curl", "localhost"] } } };
+    assert.match(
+      starting({ containers: [{ name: "app", lifecycle }] }),
+      / starts; postStart of app runs there/,
+    );
   });
 });
 

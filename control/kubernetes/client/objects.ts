@@ -74,6 +74,7 @@ export interface Volume {
 export interface Container {
   name: string;
   restartPolicy?: string;
+  lifecycle?: { postStart?: unknown } | null;
   [field: string]: unknown;
 }
 

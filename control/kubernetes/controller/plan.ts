@@ -264,7 +264,7 @@ function standbyWait(standby: Pod): Reason | null {
   if (status?.phase !== "Running" || !run)
     return {
       reason: "StandbyStarting",
-      message: `pod ${metadata.name} starts${waits === undefined ? "" : `: container ${waits.name}: ${waits.state?.waiting?.reason ?? "waits"} ${waits.state?.waiting?.message ?? ""}`}`,
+      message: `pod ${metadata.name} starts${waits === undefined ? "" : `: container ${waits.name}: ${waits.state?.waiting?.reason ?? "waits"} ${waits.state?.waiting?.message ?? ""}`}${hookNote(standby)}`,
     };
   if (conditionOf(standby, SERVING) === null)
     return {
@@ -272,6 +272,18 @@ function standbyWait(standby: Pod): Reason | null {
       message: `the agent of node ${spec.nodeName} has not found pod ${metadata.name} yet: does it run?`,
     };
   return null;
+}
+
+/** kubelet says of no container that it runs before its hook has ended. */
+function hookNote({ spec, status }: Pod): string {
+  const isRunning = (name: string): boolean =>
+    status?.containerStatuses?.some((one) => one.name === name && one.state?.running !== undefined) === true;
+  const hooked = spec.containers.find(
+    ({ name, lifecycle }) => lifecycle?.postStart != null && !isRunning(name),
+  );
+  return hooked === undefined
+    ? ""
+    : `; postStart of ${hooked.name} runs there before the application does: one that waits for it never ends`;
 }
 
 /** -Infinity: kubelet does not say */
