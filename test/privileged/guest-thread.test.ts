@@ -257,7 +257,9 @@ for (const [what, text] of Object.entries(PROGRAMS))
     const { pid, said } = await started(t, text);
     let guests = 0;
     const untilMs = performance.now() + ENDS_MS_MAX;
-    for (; said() === "ready\n" && performance.now() < untilMs; await sleep(BETWEEN_MS)) {
+    // it may write a line in pieces
+    const hasEnded = (): boolean => /^ready\n.*\n/.test(said());
+    for (; !hasEnded() && performance.now() < untilMs; await sleep(BETWEEN_MS)) {
       const tracking = await WriteTracking.of(pid);
       tracking?.begin();
       await tracking?.close();
