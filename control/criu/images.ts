@@ -48,8 +48,8 @@ const BATCH_PIECES = 1_000;
 /** between two looks at the growing files */
 const FOLLOW_MS = 2;
 const GROWING = /^pages-\d+\.img$/;
-/** what CRIU reads last, when it has made namespaces and processes */
-const OF_MEMORY = /^page(s|map)-/;
+/** what CRIU reads last, when it has made namespaces and processes; also of layers */
+const OF_MEMORY = /(^|\/)page(s|map)-/;
 const IMAGE_NAME = /^(layer-([1-9]\d?)\/)?[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/;
 
 interface OpenImage {
@@ -144,10 +144,9 @@ export class ImageSender {
   /** After the dump: sends everything but memory. Resolves with the manifest of that. */
   async sendOthers(): Promise<ImageManifest> {
     await this.#endFollowing();
-    const others = this.#names().filter((name) => !OF_MEMORY.test(name));
-    for (const name of others) await this.#sendGrowth(name);
+    for (const name of this.#names()) if (!OF_MEMORY.test(name)) await this.#sendGrowth(name);
     await this.#flush();
-    return this.#manifestOf((name) => others.includes(name));
+    return this.#manifestOf((name) => !OF_MEMORY.test(name));
   }
 
   /** After {@link sendOthers}: sends what is left of memory. Resolves with the manifest of that. `list`: what was dumped. */
@@ -157,7 +156,7 @@ export class ImageSender {
     for (const name of this.#names())
       if (OF_MEMORY.test(name) && reduced?.has(name) !== true) await this.#sendGrowth(name);
     await this.#flush();
-    return this.#manifestOf((name) => name.includes("/") || OF_MEMORY.test(name));
+    return this.#manifestOf((name) => OF_MEMORY.test(name));
   }
 
   /** The dump has failed: nothing reads the tree, or what CRIU has written of it, any more. Safe at any time. */

@@ -275,11 +275,10 @@ function standbyWait(standby: Pod): Reason | null {
 }
 
 /** kubelet says of no container that it runs before its hook has ended. */
-function hookNote({ spec, status }: Pod): string {
-  const isRunning = (name: string): boolean =>
-    status?.containerStatuses?.some((one) => one.name === name && one.state?.running !== undefined) === true;
-  const hooked = spec.containers.find(
-    ({ name, lifecycle }) => lifecycle?.postStart != null && !isRunning(name),
+function hookNote(standby: Pod): string {
+  const running = statusesOf(standby).filter(({ state }) => state?.running !== undefined);
+  const hooked = standby.spec.containers.find(
+    ({ name, lifecycle }) => lifecycle?.postStart != null && !running.some((one) => one.name === name),
   );
   return hooked === undefined
     ? ""

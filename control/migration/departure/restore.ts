@@ -1,5 +1,4 @@
 /** The phases transfer and restore: what else changed goes over, and the target makes the application of it. */
-import type { Channel } from "#proxy/contract/channel.ts";
 import type { MemoryCall, RestoreCall, RestoreReply } from "../../api/migration.ts";
 import type { ImageManifest } from "../../criu/images.ts";
 import { readQueues } from "../../runtime/posix-queues.ts";
@@ -13,13 +12,15 @@ import type { Prepared } from "./prepare.ts";
 import { round } from "./progress.ts";
 
 export interface Transferred {
-  /** of all images but those of memory, which are on their way */
-  readonly manifest: ImageManifest;
+  /** without images of memory */
+  readonly call: Omit<RestoreCall, "memoryFollows">;
+  /** of POSIX messages */
+  readonly queues: Buffer;
   /** null: none is wanted */
   readonly memory: MemoryDigest | null;
 }
 
-/** What else changed: the rest of the memory, beside the files. Where the target can begin without it, that goes last. */
+/** What else changed, but for memory. */
 export async function transfer(move: Move, prepared: Prepared, dumped: Dumped): Promise<Transferred> {
   const { host, stop } = move;
   const { root, sender } = prepared;
@@ -29,41 +30,40 @@ export async function transfer(move: Move, prepared: Prepared, dumped: Dumped): 
   memory?.catch(() => {}); // looked at by `restore`
   const manifest = await stop.untilStopped(sender.sendOthers());
   await stop.untilStopped(dumped.filesSent);
-  return { manifest, memory };
-}
-
-export async function restore(
-  move: Move,
-  prepared: Prepared,
-  dumped: Dumped,
-  { manifest, memory }: Transferred,
-): Promise<void> {
-  const { host, stop, progress } = move;
-  const { channel, root, memoryLast } = prepared;
-  stop.throwIfStopped();
-  host.context.faults.at("source:restore");
-  dumped.frozen?.verify(); // files have been read
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
-  const call: Omit<RestoreCall, "manifest" | "memoryFollows"> = {
+  const call = {
+    manifest,
     root: await innerRoot(root),
     outputPipes: outputPipesOf(host),
     stopped,
     openQueues: dumped.openQueues,
     watches,
   };
-  const queues = readQueues(root);
+  return { call, queues: readQueues(root), memory };
+}
+
+export async function restore(
+  move: Move,
+  prepared: Prepared,
+  dumped: Dumped,
+  { call, queues, memory }: Transferred,
+): Promise<void> {
+  const { host, stop, progress } = move;
+  const { channel, memoryLast } = prepared;
+  stop.throwIfStopped();
+  host.context.faults.at("source:restore");
   await dumped.fingerprintSent;
-  const ask = (images: Pick<RestoreCall, "manifest"> & Partial<RestoreCall>): Promise<RestoreReply> =>
-    stop.call<RestoreReply>(channel, "restore", { ...call, ...images }, queues).then(({ result }) => result);
-  const whole = async (): Promise<RestoreReply> =>
-    ask({ manifest: { ...manifest, ...(await lastOfMemory(move, prepared, dumped)) } });
-  const ahead = async (): Promise<RestoreReply> => {
-    const memoryTold = async (): Promise<void> =>
-      told(move, channel, await lastOfMemory(move, prepared, dumped));
-    const [reply] = await Promise.all([ask({ manifest, memoryFollows: true }), memoryTold()]);
-    return reply;
+  const ask = async (more: Partial<RestoreCall>): Promise<RestoreReply> =>
+    (await stop.call<RestoreReply>(channel, "restore", { ...call, ...more }, queues)).result;
+  const last = (): Promise<ImageManifest> => lastOfMemory(move, prepared, dumped);
+  const whole = async (): Promise<RestoreReply> => ask({ manifest: { ...call.manifest, ...(await last()) } });
+  const tellOfMemory = async (): Promise<void> => {
+    const told: MemoryCall = { manifest: await last() };
+    await stop.call(channel, "memory", told);
   };
-  const [result] = await Promise.all([memoryLast ? ahead() : whole(), dumped.adopting]);
+  const [result] = await (memoryLast
+    ? Promise.all([ask({ memoryFollows: true }), tellOfMemory(), dumped.adopting])
+    : Promise.all([whole(), dumped.adopting]));
   progress.result.auditMs.target = round(result.auditMs);
   progress.result.notKept.push(...dumped.notKept, ...result.notKept);
   if (memory !== null) {
@@ -81,16 +81,11 @@ async function lastOfMemory(
 ): Promise<ImageManifest> {
   const { root, sender } = prepared;
   const manifest = await stop.untilStopped(sender.finish(() => tracedTree(root)));
-  dumped.frozen?.verify(); // memory has been read
+  dumped.frozen?.verify(); // files and memory have been read
   host.context.faults.at("source:memory");
   progress.result.imageBytes = sender.sentBytes - progress.result.precopyBytes;
   progress.result.trackedProcesses = sender.trackedProcesses;
   return manifest;
-}
-
-async function told({ stop }: Move, channel: Channel, manifest: ImageManifest): Promise<void> {
-  const call: MemoryCall = { manifest };
-  await stop.call(channel, "memory", call);
 }
 
 /** Pipes of the application's output whose reader is outside: the target's own take their place. */
