@@ -1,11 +1,12 @@
 /** A port of a pod by kubectl, which is a script here: what is said of one that does not lead there, and that none goes on after its use. */
 import assert from "node:assert/strict";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { forwarded } from "#control/cli/port-forward.ts";
 import type { Pod } from "#control/kubernetes/client/objects.ts";
+import { until } from "../support/moved-program.ts";
 
 const POD = { metadata: { name: "chat-0", namespace: "games" } } as Pod;
 const READY = "Forwarding from 127.0.0.1:41234 -> 15000";
@@ -47,8 +48,11 @@ describe("a port of a pod", () => {
   it("has what kubectl says of a connection that comes to nothing beside what failed over it", async () => {
     const words =
       'E1129 17:00:00.000001 7 portforward.go:424] "Unhandled Error" err="an error occurred forwarding 41234 -> 15000: error forwarding port 15000 to pod 1: dial tcp4 127.0.0.1:15000: connect: connection refused"';
-    const asked = options(`echo '${READY}'; echo '${words}' >&2; exec sleep 60`);
+    const file = join(folder, "closed");
+    const asked = options(`echo '${READY}'; echo '${words}' >&2; : > ${file}; exec sleep 60`);
     const failing = forwarded(POD, asked, async () => {
+      // kubectl closes a connection after it has said what is wrong with it (client-go tools/portforward)
+      await until("the connection is closed", () => existsSync(file));
       throw new Error("over it");
     });
     await assert.rejects(failing, {
