@@ -21,6 +21,7 @@ import { constants } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { failure } from "#proxy/kernel/libc.ts";
 import * as ptrace from "#proxy/kernel/ptrace.ts";
 import { isGone } from "./process-memory.ts";
 
@@ -62,6 +63,12 @@ const TRIES_MAX = 3;
 const USER_CS = 0x33n;
 const ARGUMENTS = [ptrace.REGISTER.rdi, ptrace.REGISTER.rsi, ptrace.REGISTER.rdx];
 
+/**
+ * Processes that have not got everything back. One guest at a time: a thread that executes a program has the first one's number from then on, so of
+ * two that wait for threads of one process either could take the other's for its own.
+ */
+const lending = new Set<number>();
+
 /** thrown by ours and caught by ours */
 const LATE = new Error("it has not stopped in time");
 const UNEXPECTED = new Error("a call there ended in another way than calls do");
@@ -70,14 +77,14 @@ const AGAIN = Symbol("again");
 
 /**
  * @param work what it throws, this throws; a call of the guest's that does not come to its end ends it, and this has null
- * @returns null: no thread can be had. Each stands still, is somebody else's, has ended, or is of a kind that is not known here
+ * @returns null: no thread can be had. Another guest is there, or each stands still, is somebody else's, has ended, or is of a kind that is not known here
  * @throws HoldfastError FREEZER: the process was frozen meanwhile, and is given back when it goes on
  */
 export async function withGuestThread<T>(
   pid: number,
   work: (guest: GuestThread) => Promise<T>,
 ): Promise<T | null> {
-  if (!ptrace.isSupported) return null;
+  if (!ptrace.isSupported || lending.has(pid)) return null;
   try {
     // libuv takes what our own children have to say
     if (parentOf(pid) === process.pid || isFirst(pid)) return null;
@@ -86,6 +93,7 @@ export async function withGuestThread<T>(
       const at = systemCallOf(pid);
       const tid = chosenThread(pid, tried);
       if (at === null || tid === null || !isSeized(tid)) return null;
+      lending.add(pid);
       tried.add(tid);
       const outcome = await new Host(pid, tid, at).lend(work);
       if (outcome !== AGAIN) return outcome;
@@ -195,6 +203,8 @@ class Traced {
       const now = performance.now();
       if (now > this.until) throw LATE;
       if (now < spunMs) continue;
+      // of a first thread it is said only when all others are gone, too; one that executes a program waits for who traces them (`de_thread`)
+      if (isDead(this.tid)) throw failure(`thread ${this.tid}`, constants.errno.ESRCH);
       await sleep(againMs);
       againMs = Math.min(againMs * 2, AGAIN_MS_MAX);
     }
@@ -209,6 +219,7 @@ class Host {
   #registers: Buffer | null = null;
   #mask: Buffer | null = null;
   #guest: Traced | null = null;
+  readonly #reaping: Promise<void>[] = [];
 
   /** @param at of a system call's instruction in its memory */
   constructor(pid: number, tid: number, at: bigint) {
@@ -267,6 +278,11 @@ class Host {
   /** @throws HoldfastError FREEZER: it does not stop, and is given back when it does */
   async #giveBack(): Promise<void> {
     const back = this.#endGuest().then(() => this.#restore());
+    // no other before all has been heard of: who executes a program waits for that, and who seizes it for who executes it
+    const isHeard = (): Promise<unknown> => Promise.all(this.#reaping);
+    void Promise.allSettled([back])
+      .then(isHeard)
+      .then(() => lending.delete(this.#pid));
     const late = sleep(STOP_MS_MAX, LATE, { ref: false });
     if ((await Promise.race([back, late])) !== LATE) return;
     back.catch(() => {});
@@ -278,7 +294,11 @@ class Host {
 
   async #endGuest(): Promise<void> {
     const { made, until } = this.#thread;
-    if (made === null) return;
+    if (made === null) {
+      // one that was made, and killed before its host said so
+      for (const tid of deadThreads(this.#pid)) if (tid !== this.#thread.tid) this.#reap(tid);
+      return;
+    }
     this.#guest ??= new Traced(made, until);
     this.#guest.until = Number.POSITIVE_INFINITY;
     try {
@@ -286,8 +306,17 @@ class Host {
       await this.#guest.end(ptrace.registers(made), this.#at);
     } catch (error) {
       if (!isGone(error)) throw error;
-      reap(made);
+      this.#reap(made);
     }
+  }
+
+  /** One that has been killed stays until who traces it has heard of it: in the background, as it may write a core first. */
+  #reap(tid: number): void {
+    const heard = async (): Promise<void> => {
+      for (let againMs = AGAIN_MS; !ptrace.heardEnd(tid); againMs = Math.min(againMs * 2, REAP_MS))
+        await sleep(againMs, undefined, { ref: false });
+    };
+    this.#reaping.push(heard());
   }
 
   async #restore(): Promise<void> {
@@ -304,30 +333,40 @@ class Host {
       thread.detach();
     } catch (error) {
       if (!isGone(error)) throw error;
-      reap(tid);
-      if (tid !== this.#pid) letGo(this.#pid);
+      this.#reap(tid);
+      if (tid !== this.#pid) await letGo(this.#pid);
     }
   }
 }
 
-/** One that has been killed stays until who traces it has heard of it: in the background, as it may write a core first. */
-function reap(tid: number, againMs = AGAIN_MS): void {
+/** A thread that executes another program has its process's number afterwards, and is traced under that. Where it is none of ours this ends at once. */
+async function letGo(pid: number): Promise<void> {
+  const thread = new Traced(pid, Number.POSITIVE_INFINITY);
   try {
-    while (ptrace.stopped(tid) !== null);
-    setTimeout(() => reap(tid, Math.min(againMs * 2, REAP_MS)), againMs).unref();
+    await thread.interrupted();
+    thread.detach();
   } catch (error) {
     if (!isGone(error)) throw error;
   }
 }
 
-/** A thread that executes another program has its process's number afterwards, and is traced under that. */
-function letGo(pid: number): void {
-  const thread = new Traced(pid, Number.POSITIVE_INFINITY);
-  // throws at once where it is none of ours; a stop that it is in by now is the first that this meets
-  thread.interrupted().then(
-    () => thread.detach(),
-    () => {},
-  );
+/** Those of a process that have ended, and whom this agent traces. */
+function deadThreads(pid: number): number[] {
+  try {
+    const tids = readdirSync(`/proc/${pid}/task`).map(Number);
+    return tids.filter(
+      (tid) => isDead(tid) && statusOf(`${pid}/task/${tid}`, "TracerPid") === String(process.pid),
+    );
+  } catch (error) {
+    if (isGone(error)) return [];
+    throw error;
+  }
+}
+
+/** It has ended, and is there for who wants to hear of it. */
+function isDead(tid: number): boolean {
+  const { state } = threadAt(`/proc/${tid}`) ?? { state: "X" };
+  return state === "Z" || state === "X";
 }
 
 function registersOfCall(

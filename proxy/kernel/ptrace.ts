@@ -3,10 +3,11 @@
  * waits for the other thread, but for one that executes a program to be seized.
  */
 import { constants } from "node:os";
-import { addressOf, check, failure, libc } from "./libc.ts";
+import { addressOf, check, errno, failure, libc } from "./libc.ts";
 
 const SYS_PTRACE = 101;
 const SYS_WAIT4 = 61;
+const SYS_WAITID = 247;
 
 const PTRACE_GETREGS = 12;
 const PTRACE_SETREGS = 13;
@@ -30,6 +31,11 @@ const PTRACE_EVENT_STOP = 128;
 const SIGTRAP = 5;
 const SYSCALL_STOP = SIGTRAP | 0x80;
 const WNOHANG = 1;
+const WEXITED = 4;
+const WNOWAIT = 0x01000000;
+const P_PID = 1;
+/** CLD_EXITED, CLD_KILLED and this: it has ended; what is above has stopped */
+const CLD_DUMPED = 3;
 const __WALL = 0x40000000;
 
 /** struct user_regs_struct (arch/x86/include/asm/user_64.h): 27 words */
@@ -66,9 +72,12 @@ export function takeOver(tid: number): void {
   trace("PTRACE_SETOPTIONS", PTRACE_SETOPTIONS, tid, 0, options);
 }
 
-/** It stops soon, wherever it is. */
+/** It stops soon, wherever it is. @throws HoldfastError ESRCH */
 export function interrupt(tid: number): void {
-  trace("PTRACE_INTERRUPT", PTRACE_INTERRUPT, tid, 0, 0);
+  if (libc().syscall(SYS_PTRACE, PTRACE_INTERRUPT, tid, 0, 0) === 0) return;
+  const code = errno();
+  // of one that is about to end (`lock_task_sighand` in kernel/ptrace.c)
+  throw failure("PTRACE_INTERRUPT", code === constants.errno.EIO ? constants.errno.ESRCH : code);
 }
 
 /** To its next system call, or the end of that. @param signal that it is given; 0: none */
@@ -87,6 +96,7 @@ export function detach(tid: number): void {
 }
 
 const status = Buffer.alloc(4);
+const information = Buffer.alloc(128);
 
 /** null: it has not stopped yet @throws HoldfastError ESRCH: it has ended */
 export function stopped(tid: number): Stop | null {
@@ -99,6 +109,21 @@ export function stopped(tid: number): Stop | null {
   if (word >> 16 === PTRACE_EVENT_CLONE) return { by: "clone" };
   if (word >> 16 !== PTRACE_EVENT_STOP) return { by: "signal", signal };
   return signal === SIGTRAP ? { by: "interrupt" } : { by: "group-stop", signal };
+}
+
+/**
+ * Hears that it has ended, which who traces it has to; what has stopped under that number by now is another thread, and stays unheard: the one
+ * that executed a program has that of the first (`de_thread` in fs/exec.c).
+ * @returns there is nothing more to hear of it
+ */
+export function heardEnd(tid: number): boolean {
+  const options = WNOHANG | WEXITED | WNOWAIT | __WALL;
+  if (libc().syscall5(SYS_WAITID, P_PID, tid, addressOf(information), options, 0) < 0) return true;
+  // siginfo_t: si_signo, si_errno, si_code
+  if (information.readInt32LE(0) === 0) return false;
+  if (information.readInt32LE(8) <= CLD_DUMPED)
+    libc().syscall(SYS_WAIT4, tid, addressOf(status), WNOHANG | __WALL, 0);
+  return true;
 }
 
 export function registers(tid: number): Buffer {

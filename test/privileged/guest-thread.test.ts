@@ -1,10 +1,20 @@
 /** Programs that have a guest thread again and again while they compute, wait, fork, are stopped, frozen or killed: none notices. */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate, setTimeout as sleep } from "node:timers/promises";
 import { type GuestThread, withGuestThread } from "#control/criu/guest-thread.ts";
 import { WriteTracking } from "#control/criu/write-tracking.ts";
 import { roomForThreads } from "#control/runtime/cgroups.ts";
@@ -231,6 +241,16 @@ interface Program {
   said: () => string;
 }
 
+/** The first, when there is one. */
+async function childOf(parent: number | undefined): Promise<number> {
+  let found = "";
+  await until("it has a child", () => {
+    [found = ""] = readFileSync(`/proc/${parent}/task/${parent}/children`, "utf8").split(" ");
+    return found !== "";
+  });
+  return Number(found);
+}
+
 /** Runs it; not as a child of ours: Node would take what only who traces it is to hear. */
 async function started(t: TestContext, text: string, prefix = ""): Promise<Program> {
   const env = { ...process.env, GLIBC_TUNABLES: "glibc.pthread.rseq=0" };
@@ -243,9 +263,8 @@ async function started(t: TestContext, text: string, prefix = ""): Promise<Progr
     said += piece;
   });
   await until("it runs", () => said.startsWith("ready\n"));
-  const childOf = (parent: number | undefined): number =>
-    Number(readFileSync(`/proc/${parent}/task/${parent}/children`, "utf8").split(" ")[0]);
-  const pid = prefix === "" ? childOf(shell.pid) : childOf(childOf(shell.pid));
+  const first = await childOf(shell.pid);
+  const pid = prefix === "" ? first : await childOf(first);
   t.after(() => {
     if (shell.exitCode === null) spawn("/bin/kill", ["-KILL", String(pid)]);
   });
@@ -268,6 +287,67 @@ for (const [what, text] of Object.entries(PROGRAMS))
     assert.equal(said(), "ready\nfine\n");
     assert.ok(guests > 5, `${guests} times`);
   });
+
+/**
+ * An ELF program (x86-64) that makes a thread, which executes the program again, some thousand times a second; elf(5), execve(2).
+ *
+ *          mov $56, %eax;  mov $0x50f00, %edi;  lea -4096(%rsp), %rsi;  xor %edx, %edx;  xor %r10d, %r10d;  syscall    clone(2)
+ *          test %eax, %eax;  je thread
+ *   first: mov $34, %eax;  syscall;  jmp first                                                                         pause(2)
+ *   thread: mov $59, %eax;  lea path(%rip), %rdi;  xor %esi, %esi;  xor %edx, %edx;  syscall;  jmp thread               execve(2)
+ *   path:  "/proc/self/exe"
+ */
+function executesItself(): Buffer {
+  const code = Buffer.from(
+    "b838000000bf000f0500488db42400f0ffff31d24531d20f0585c07409b8220000000f05ebf7" +
+      "b83b000000488d3d0800000031f631d20f05ebec2f70726f632f73656c662f65786500",
+    "hex",
+  );
+  const [headers, at] = [120, 0x400000];
+  const file = Buffer.alloc(headers + code.length);
+  Buffer.from("7f454c46020101", "hex").copy(file);
+  file.set([2, 0, 62, 0, 1], 16); // ET_EXEC, EM_X86_64, EV_CURRENT
+  file.writeBigUInt64LE(BigInt(at + headers), 24);
+  file.writeBigUInt64LE(64n, 32); // where the one program header is
+  file.set([64, 0, 56, 0, 1], 52);
+  file.set([1, 0, 0, 0, 7], 64); // PT_LOAD, readable, writable, executable
+  for (const [index, word] of [0, at, at, file.length, file.length, 4096].entries())
+    file.writeBigUInt64LE(BigInt(word), 72 + index * 8);
+  code.copy(file, headers);
+  return file;
+}
+
+test("a program that a thread of its own executes again all the time goes on, whenever it has a guest", {
+  skip: process.arch === "x64" ? false : "a program of x86-64",
+}, async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), "hf-guest-"));
+  writeFileSync(join(folder, "program"), executesItself(), { mode: 0o755 });
+  const text = `timeout -s KILL ${ENDS_MS_MAX / 1000} "$0" & wait`;
+  const shell = spawn("/bin/sh", ["-c", text, join(folder, "program")], { stdio: "ignore" });
+  const pid = await childOf(await childOf(shell.pid));
+  t.after(() => {
+    if (existsSync(`/proc/${pid}`)) process.kill(pid, "SIGKILL");
+    rmSync(folder, { recursive: true });
+  });
+  /** AT_RANDOM and where the stack is, others each time; while it is executed it has none */
+  const look = (): string | null => {
+    try {
+      return readFileSync(`/proc/${pid}/auxv`, "hex") || null;
+    } catch {
+      return null;
+    }
+  };
+  const untilMs = performance.now() + SECONDS * 1_000;
+  let guests = 0;
+  for (let tries = 0; performance.now() < untilMs; tries++) {
+    await setImmediate();
+    if ((await withGuestThread(pid, ({ call }) => call(SYS_GETPID))) !== null) guests++;
+    if (tries % 50 > 0) continue;
+    const before = look();
+    await until("it is executed again", () => ![null, before].includes(look()));
+  }
+  assert.ok(guests > 0);
+});
 
 const hasGoneOn = async ({ said }: Program): Promise<void> => {
   const before = said().length;
