@@ -49,7 +49,7 @@ const COMPILE = `
 import { globSync } from "node:fs";
 const { keepCompiled } = await import("/holdfast/proxy/contract/compiled.ts");
 keepCompiled();
-const begin = new Set(["control/main.ts", "proxy/main.ts"]);
+const begin = new Set(["control/main.ts", "proxy/main.ts", "proxy/bring-inside.ts"]);
 for (const file of globSync("{control,envoy,proxy}/**/*.ts", { cwd: "/holdfast" }))
   if (!begin.has(file)) await import("/holdfast/" + file);
 `;
@@ -72,7 +72,8 @@ export function contentsOf(image: ImageName): Contents {
 }
 
 function read(image: ImageName): Contents {
-  if (image === "inside") return withLibraries(inside());
+  if (image === "inside")
+    return withLibraries({ files: { ...below("/holdfast", inside()), "/bin/cp": "/bin/cp" } });
   if (image === "control") return withLibraries(product());
   const control = contentsOf("control");
   // on top of that of control: what both have is there once
@@ -88,6 +89,7 @@ function product(): Contents {
     files: {
       ...Object.fromEntries(files),
       "/holdfast/node_modules/node/bin/node": join(ROOT, "node_modules/node/bin/node"),
+      ...below("/holdfast/inside", inside()), // which a sidecar puts there itself (`proxy/bring-inside.ts`)
     },
     links: { "/holdfast/node_modules/.bin/node": "../node/bin/node" },
     isCompiled: true,
@@ -102,21 +104,25 @@ function agent(): Record<string, string> {
   };
 }
 
-/** What a pod gets at /.holdfast, copied there by an init container, as any user: an owner, or times of a folder of root's, cannot be set. */
-function inside(): Contents {
+/**
+ * What a pod gets at /.holdfast, copied there by a sidecar or an init container, as any user: an owner, or times of a folder of root's, cannot be set.
+ * @returns name → file
+ */
+function inside(): Record<string, string> {
   const libraries = librariesOf("/usr/bin/setsid");
   const library = (name: RegExp): string =>
     libraries.find((path) => name.test(path)) ?? raise(`setsid(1) needs no ${name} here`);
   return {
-    files: {
-      "/holdfast/init": "/usr/bin/catatonit",
-      ...Object.fromEntries(Object.entries(LAUNCHERS).map(([name, file]) => [`/holdfast/${name}`, file])),
-      [`/holdfast/${SUBREAPER}`]: subreaper(),
-      "/holdfast/loader": library(/\/ld-linux[^/]*$/),
-      "/holdfast/libc.so.6": library(/\/libc\.so\.6$/),
-      "/bin/cp": "/bin/cp",
-    },
+    init: "/usr/bin/catatonit",
+    ...LAUNCHERS,
+    [SUBREAPER]: subreaper(),
+    loader: library(/\/ld-linux[^/]*$/),
+    "libc.so.6": library(/\/libc\.so\.6$/),
   };
+}
+
+function below(folder: string, files: Record<string, string>): Record<string, string> {
+  return Object.fromEntries(Object.entries(files).map(([name, file]) => [join(folder, name), file]));
 }
 
 /** → where it is */

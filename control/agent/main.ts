@@ -125,6 +125,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     create: (workload) => new Workload(workload, context),
     recover: (workload) => void recover(workload),
     isRecovering: (workload) => recovering.has(workload),
+    runs: ({ annotations: { container = "" }, ...pod }) => context.runtime.runs({ ...pod, container }),
     exceeds: (all) => exceededBy(all, config.limits)?.message ?? null,
   });
   if (config.pods) pods.restore();

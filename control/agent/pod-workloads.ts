@@ -22,11 +22,16 @@ import {
   injectedPod,
   lookAt,
   nameOf,
+  type SeenPod,
   workloadOf,
 } from "../kubernetes/node/injected-pod.ts";
 
 const FILE = "pod.json";
 const AGAIN_MS = 1_000;
+/** of a container that kubelet is starting */
+const SOON_MS = 100;
+/** … or that waits for something else: an image, or its configuration */
+const SOON_MS_MAX = 10_000;
 
 /** A workload of this node, as far as its pod decides over it. */
 export interface PodWorkload {
@@ -62,13 +67,15 @@ export interface PodWorkloadsOptions<Workload extends PodWorkload> {
   /** It is brought in line with its journal, and started where it is to be. */
   recover(workload: Workload): void;
   isRecovering(workload: Workload): boolean;
+  /** Whether the container of that pod runs. @throws HoldfastError `CRI_UNREACHABLE` */
+  runs(pod: InjectedPod): Promise<boolean>;
   /** null: there is room for what it may hold @param all with it */
   exceeds(all: readonly WorkloadConfig[]): string | null;
   /** for tests; default {@link AGAIN_MS} */
   againMs?: number;
 }
 
-type Pods = Map<string, { pod: InjectedPod; isStarting: boolean }>;
+type Pods = Map<string, SeenPod>;
 
 export class PodWorkloads<Workload extends PodWorkload> {
   readonly #options: PodWorkloadsOptions<Workload>;
@@ -127,7 +134,7 @@ export class PodWorkloads<Workload extends PodWorkload> {
         // whatever their order is: one that has the workload keeps it
         const isLater = other !== undefined && this.#own.get(name)?.uid !== found.pod.uid;
         const [kept, refused] = isLater ? [other, found.pod] : [found.pod, other];
-        if (!isLater) pods.set(name, { pod: found.pod, isStarting: found.state === "starting" });
+        if (!isLater) pods.set(name, found);
         if (refused !== undefined)
           this.#refuse(refused, `workload ${name} is that of pod ${kept.namespace}/${kept.name}, too`);
       } catch (error) {
@@ -159,16 +166,17 @@ export class PodWorkloads<Workload extends PodWorkload> {
       clearTimeout(this.#timer);
       const { log, againMs = AGAIN_MS } = this.#options;
       const names = new Set([...this.#own.keys(), ...(this.#pods?.keys() ?? [])]);
-      let isDone = true;
+      let nextMs = Number.POSITIVE_INFINITY;
       for (const name of names) {
         try {
-          isDone = (await this.#settle(name)) && isDone;
+          if (!(await this.#settle(name))) nextMs = Math.min(nextMs, this.#isSoon(name) ? SOON_MS : againMs);
         } catch (error) {
-          isDone = false;
+          nextMs = Math.min(nextMs, againMs);
           log.warn({ workload: name, reason: messageOf(error) }, "its pod and it do not agree yet");
         }
       }
-      if (!isDone && !this.#isClosed) this.#timer = setTimeout(() => this.#go(), againMs).unref();
+      if (nextMs !== Number.POSITIVE_INFINITY && !this.#isClosed)
+        this.#timer = setTimeout(() => this.#go(), nextMs).unref();
     }
   }
 
@@ -179,9 +187,21 @@ export class PodWorkloads<Workload extends PodWorkload> {
     const has = this.#own.get(name);
     const wanted = pods.get(name);
     if (has !== undefined && has.uid === wanted?.pod.uid) return true;
-    if (has !== undefined && wanted?.isStarting === false && this.#rebind(name, wanted.pod)) return true;
+    const runs = wanted !== undefined && (await this.#runs(wanted));
+    if (has !== undefined && runs && this.#rebind(name, wanted.pod)) return true;
     if (has !== undefined && !(await this.#remove(name, wanted?.pod))) return false;
-    return wanted === undefined || wanted.isStarting || this.#add(wanted.pod);
+    if (wanted === undefined) return true;
+    return runs ? this.#add(wanted.pod) : wanted.state !== "initialized";
+  }
+
+  async #runs({ pod, state }: SeenPod): Promise<boolean> {
+    return state === "here" || (state === "initialized" && (await this.#options.runs(pod)));
+  }
+
+  /** kubelet is about to start its container. */
+  #isSoon(name: string): boolean {
+    const wanted = this.#pods?.get(name);
+    return wanted?.state === "initialized" && Date.now() - wanted.sinceMs < SOON_MS_MAX;
   }
 
   /** False: it is refused, for now. */

@@ -2,7 +2,7 @@
  * Where an application runs and can be checkpointed: the seam between what moves workloads and what makes containers. `runc/`
  * implements it; only the composition root (`control/agent/main.ts`) chooses.
  */
-import type { WorkloadConfig } from "../config/config.ts";
+import type { PodConfig, WorkloadConfig } from "../config/config.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { OciSpec } from "./oci.ts";
 import type { ProcessIdentity } from "./processes.ts";
@@ -146,6 +146,8 @@ export interface Runtime {
   readonly version: string;
   /** @throws HoldfastError `BUNDLE_INVALID`, `ROOTFS_MISSING` */
   plan(config: WorkloadConfig): Promise<SandboxPlan>;
+  /** Whether this container of a pod runs here: the runtime knows it before kubelet says so. @throws HoldfastError `CRI_UNREACHABLE` */
+  runs(of: Pick<PodConfig, "namespace" | "name" | "uid" | "container">): Promise<boolean>;
   /** null: it does not run yet, or not now; or there are no such containers here */
   sidecar(config: WorkloadConfig): Promise<Sidecar | null>;
   /** One on record, alive or not. */

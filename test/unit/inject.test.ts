@@ -76,7 +76,7 @@ it("the proxy is at the node where clients come to its address, whatever the oth
       return (outcome.pod.spec.initContainers ?? []).map(({ name }) => name);
     },
   );
-  assert.deepEqual(places, [["holdfast", "holdfast-proxy"], ["holdfast"], ["holdfast"]]);
+  assert.deepEqual(places, [["holdfast-proxy"], ["holdfast"], ["holdfast"]]);
 });
 
 it("the proxy is in pods in gateway mode alone where nothing is said of it, whoever says the mode", () => {

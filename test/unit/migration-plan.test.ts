@@ -253,6 +253,23 @@ describe("a standby whose container runs", () => {
     assert.equal(statusOf(at(2_000)).reason, "TargetAgent");
     assert.equal(statusOf(at(500, "False")).phase, "Moving");
 
+    // kubelet says up to a second later that it runs
+    const early = (spec: object): string | undefined => {
+      const conditions = [{ type: "holdfast.dev/serving", status: "False" as const }];
+      const status = { phase: "Pending", conditions };
+      const found = pod({ nodeName: "b", ...spec }, metaOf("chat-5d-y", { labels, annotations: STANDBY }));
+      return statusOf(plan(observed({ migration: made, standby: { ...found, status } }), NOW)).phase;
+    };
+    const hook = { lifecycle: { postStart: { exec: { command: ["wait"] } } } };
+    assert.deepEqual(
+      [
+        early({}),
+        early({ containers: [{ name: "app" }, { name: "other" }] }),
+        early({ containers: [{ name: "app", ...hook }] }),
+      ],
+      ["Moving", "Preparing", "Preparing"],
+    );
+
     const starting = (spec: object): string => {
       const status = { phase: "Pending", conditions: [], containerStatuses: [{ name: "app", state: {} }] };
       const hooked = pod({ nodeName: "b", ...spec }, metaOf("chat-5d-y", { labels, annotations: STANDBY }));

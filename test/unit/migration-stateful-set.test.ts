@@ -8,6 +8,7 @@ import type { Observed, Owner } from "#control/kubernetes/controller/observed.ts
 import { plan } from "#control/kubernetes/controller/plan.ts";
 import { ordinalPod, standbyPod } from "#control/kubernetes/controller/standby-pod.ts";
 import { revisionAnew, waitedFor } from "#control/kubernetes/controller/stateful-set.ts";
+import { inject } from "#control/kubernetes/inject/inject.ts";
 import { answerOrdinal } from "#control/kubernetes/webhook/ordinal.ts";
 import { metaOf, NOW, START } from "#test/support/kube-objects.ts";
 import { applied } from "../support/pod-shapes.ts";
@@ -447,6 +448,30 @@ describe("the webhook that sees what StatefulSets make", () => {
       );
       assert.ok(names.includes("own"));
     }
+    waiting = null;
+  });
+
+  it("has the init that waits all the same where the proxy that would bring it is left out", async () => {
+    const asked = pod("db-1", { annotations: { "holdfast.dev/mode": "gateway", "holdfast.dev/ports": "1" } });
+    const outcome = inject(asked as never, {
+      image: "inside:1",
+      imagePullPolicy: null,
+      proxy: { image: "control:1", default: "auto" },
+    });
+    assert.ok(outcome.kind === "injected", JSON.stringify(outcome));
+    waiting = pod("db-1-xxxxx", { annotations: { "holdfast.dev/mode": "gateway" } });
+    const { spec } = (await ask(outcome.pod as unknown as Pod, migration({}, RETURNING))) as Pod;
+    const [first, ...others] = spec.initContainers ?? [];
+    assert.deepEqual(
+      [first?.name, first?.image, first?.restartPolicy, first?.lifecycle, first?.volumeMounts],
+      ["holdfast", "control:1", undefined, undefined, [{ name: "holdfast", mountPath: "/.holdfast" }]],
+    );
+    assert.deepEqual(first?.command, [
+      "/holdfast/node_modules/node/bin/node",
+      "/holdfast/proxy/bring-inside.ts",
+      "/.holdfast",
+    ]);
+    assert.deepEqual(others, []);
     waiting = null;
   });
 

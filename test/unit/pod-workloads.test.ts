@@ -57,11 +57,14 @@ describe("the workloads of pods", () => {
   let said: string[];
   let tooMuch: string | null;
   let asked = 0;
+  let running: Set<string>;
+  let askedOf: string[];
   let pods: PodWorkloads<FakeWorkload>;
 
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), "holdfast-pods-"));
     [made, recovered, said, tooMuch] = [[], [], [], null];
+    [running, askedOf] = [new Set(), []];
     recovering = new Set();
     pods = begin();
   });
@@ -85,6 +88,10 @@ describe("the workloads of pods", () => {
         return workload;
       },
       recover: ({ name }) => void recovered.push(name),
+      async runs({ uid }) {
+        askedOf.push(uid);
+        return running.has(uid);
+      },
       isRecovering: (workload) => recovering.has(workload),
       exceeds() {
         asked++;
@@ -130,6 +137,29 @@ describe("the workloads of pods", () => {
     await has();
     assert.deepEqual(made[0]?.did, ["stop", "close"]);
     assert.deepEqual(readdirSync(folder), []);
+  });
+
+  it("come before kubelet says that the container runs: the runtime is asked as soon as it may", async () => {
+    const starting = (status: string, lastTransitionTime: Date): object => {
+      const conditions = [
+        { type: "Initialized", status, lastTransitionTime: lastTransitionTime.toISOString() },
+      ];
+      return { ...pod("chat", "1", { state: { waiting: {} } }), status: { phase: "Pending", conditions } };
+    };
+    await again(starting("False", new Date()));
+    assert.deepEqual(askedOf, []);
+    pods.update([starting("True", new Date())]);
+    await until("it was asked for twice", () => askedOf.length >= 2);
+    assert.ok(!names().includes("default.chat"));
+    running.add("1");
+    await until("it is there", () => names().includes("default.chat"));
+    // one that waits for something else, an image, goes on being asked for, as everything else is
+    pods.update([]);
+    await has();
+    [running, askedOf] = [new Set(), []];
+    pods.update([starting("True", new Date(Date.now() - 60_000))]);
+    await until("it was asked for several times", () => askedOf.length >= 5);
+    assert.ok(!names().includes("default.chat"));
   });
 
   it("go as soon as the pod is about to, and are not stopped where they are not", async () => {

@@ -118,7 +118,7 @@ const PURE: Record<string, readonly RegExp[]> = {
         /^control\/api\//,
         /^control\/kubernetes\/client\/objects\.ts$/,
         new RegExp(`^control/kubernetes/controller/(${CONTROLLER_PURE.join("|")})\\.ts$`),
-        /^control\/kubernetes\/(triggers\/(caused|node-triggers)|node\/movable-condition)\.ts$/,
+        /^control\/kubernetes\/(triggers\/(caused|node-triggers)|node\/movable-condition|inject\/inject)\.ts$/,
         /^node:crypto$/,
       ],
     ]),

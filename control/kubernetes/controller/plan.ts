@@ -261,7 +261,7 @@ function standbyWait(standby: Pod): Reason | null {
   const run =
     containers.length >= spec.containers.length &&
     containers.every(({ state }) => state?.running !== undefined);
-  if (status?.phase !== "Running" || !run)
+  if ((status?.phase !== "Running" || !run) && !isFoundEarly(standby))
     return {
       reason: "StandbyStarting",
       message: `pod ${metadata.name} starts${waits === undefined ? "" : `: container ${waits.name}: ${waits.state?.waiting?.reason ?? "waits"} ${waits.state?.waiting?.message ?? ""}`}${hookNote(standby)}`,
@@ -272,6 +272,22 @@ function standbyWait(standby: Pod): Reason | null {
       message: `the agent of node ${spec.nodeName} has not found pod ${metadata.name} yet: does it run?`,
     };
   return null;
+}
+
+/**
+ * Its agent has found its container running before kubelet says so, which takes up to a second. Not where something else is to run before the
+ * application comes: other containers, or a hook, whose processes would be in its way.
+ */
+function isFoundEarly(standby: Pod): boolean {
+  const { containers } = standby.spec;
+  const [known] = standby.status?.containerStatuses ?? [];
+  const hasEnded = known?.state?.terminated !== undefined || (known?.restartCount ?? 0) > 0;
+  return (
+    containers.length === 1 &&
+    containers[0]?.lifecycle?.postStart == null &&
+    !hasEnded &&
+    conditionOf(standby, SERVING) !== null
+  );
 }
 
 /** kubelet says of no container that it runs before its hook has ended. */

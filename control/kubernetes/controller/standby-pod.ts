@@ -1,13 +1,6 @@
 /** The pod that waits for an application: the source's, pinned elsewhere, and invisible to whatever selects pods by labels. */
 import { createHash } from "node:crypto";
-import {
-  ANNOTATION,
-  DELETION_COST,
-  MIGRATION_LABEL,
-  type Migration,
-  SERVING,
-  SIDECAR_NAME,
-} from "../../api/resources.ts";
+import { ANNOTATION, DELETION_COST, MIGRATION_LABEL, type Migration, SERVING } from "../../api/resources.ts";
 import {
   type Affinity,
   controllerOf,
@@ -16,6 +9,7 @@ import {
   type Pod,
   type PodSpec,
 } from "../client/objects.ts";
+import { withoutSidecar } from "../inject/inject.ts";
 
 export interface PodManifest {
   apiVersion: "v1";
@@ -228,7 +222,7 @@ function followed({ metadata, spec }: PodDraft, waiting: Pod | null): PodDraft {
     waiting.metadata.annotations ?? {};
   const annotations = { ...metadata.annotations, [ANNOTATION.mode]: mode };
   if (proxy !== "node") return { metadata: { ...metadata, annotations }, spec };
-  const initContainers = (spec.initContainers ?? []).filter(({ name }) => name !== SIDECAR_NAME);
+  const initContainers = withoutSidecar(spec.initContainers ?? []);
   return {
     metadata: { ...metadata, annotations: { ...annotations, [ANNOTATION.proxy]: "node" } },
     spec: { ...spec, ...(spec.initContainers === undefined ? {} : { initContainers }) },

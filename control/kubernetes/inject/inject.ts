@@ -3,8 +3,8 @@
  * `holdfast inject` share, and its inverse.
  *
  * The container that moves gets an init that waits in the place of its command; the agent starts the application below it
- * (`control/runtime/cri`). An init container copies that init into an emptyDir. CRIU itself is not in the pod. The proxy is, as a native
- * sidecar without a privilege, where it is not to be a process of the node's agent.
+ * (`control/runtime/cri`). CRIU itself is not in the pod. The proxy is, as a native sidecar without a privilege, where it is not to be a process of
+ * the node's agent. That puts the init into an emptyDir when it starts; without it, an init container does.
  */
 import { SIDECAR_FOLDER, SIDECAR_HTTP_PORT, SIDECAR_NAME, SIDECAR_SOCKET } from "#proxy/contract/commands.ts";
 import {
@@ -82,19 +82,12 @@ const QUANTITIES = { cpu: "50m", memory: "32Mi" };
 const ADDED: ReadonlySet<string> = new Set([NAME, TMP_NAME, SIDECAR_NAME]);
 /** Process 1 of its container, by which the agent knows it. */
 const PROXY = ["/holdfast/node_modules/node/bin/node", "/holdfast/proxy/main.ts"];
-const SIDECAR_START_SECONDS = 120;
-/** A busy node takes its time to start it. */
-const SIDECAR_ASKED_SECONDS = 10;
 /**
- * A command and no `httpGet`: Istio leads those to its own agent, which in pods of its old style (no native sidecar) is started when all init containers
- * have, this one too. Neither would ever be (seen).
+ * kubelet starts no other container before this has ended. A hook and no probe: that would be asked for the first time a second or two later, of which
+ * every standby's start would be longer; and Istio leads a probe by `httpGet` to its own agent, which in pods of its old style (no native
+ * sidecar) is started when all init containers have, this one too.
  */
-const SIDECAR_IS_THERE = [
-  PROXY[0] as string,
-  "-e",
-  // refused, it ends with 1
-  `require("net").connect(${SIDECAR_HTTP_PORT}, "127.0.0.1", function () { this.destroy(); })`,
-];
+const BRING = [PROXY[0] as string, "/holdfast/proxy/bring-inside.ts", INSIDE, `${SIDECAR_HTTP_PORT}`];
 /** Where containers ask for something. It holds queues for slow clients; a limit of CPU would make all clients wait in a move. */
 const SIDECAR_REQUESTS = { cpu: "50m", memory: "96Mi" };
 /** … and where each of them has such a limit; all of it where what they get is guaranteed. */
@@ -135,8 +128,9 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   if (isListening) replaced.added.push("listen");
   if (hasSidecar && settings.proxy === null) replaced.added.push("proxy");
   if (settings.subreaper === null) replaced.added.push("subreaper");
-  addInit(copy, container, options);
   if (hasSidecar) addSidecar(copy, container, options);
+  else addInit(copy, container, options);
+  addInside(copy, container);
   const exclusions = hasSidecar ? exclusionsOf(pod) : null;
   if (exclusions !== null) replaced.annotations = exclusions.before;
   addTmp(copy, container);
@@ -217,9 +211,16 @@ function isWhole({ metadata, spec }: Pod): boolean {
     WAITING.every((word, index) => container.command?.[index] === word) &&
     (container.volumeMounts ?? []).some((mount) => mount.name === NAME && mount.mountPath === INSIDE) &&
     (spec.volumes ?? []).some((volume) => volume.name === NAME) &&
-    (spec.initContainers ?? []).some((one) => one.name === NAME) &&
+    // a version before had both
+    (spec.initContainers ?? []).some(bringsInside) &&
     (metadata.annotations[SETTINGS.proxy] !== "sidecar" ||
       (spec.initContainers ?? []).some((one) => one.name === SIDECAR_NAME))
+  );
+}
+
+function bringsInside({ name, volumeMounts }: Container): boolean {
+  return (
+    name === NAME || (name === SIDECAR_NAME && (volumeMounts ?? []).some((mount) => mount.name === NAME))
   );
 }
 
@@ -243,6 +244,9 @@ function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }
     volumeMounts: [{ name: NAME, mountPath: INSIDE }],
   };
   spec.initContainers = [first, ...(spec.initContainers ?? [])];
+}
+
+function addInside({ spec }: Pod, container: Container): void {
   spec.volumes = [...(spec.volumes ?? []), { name: NAME, emptyDir: { sizeLimit: VOLUME_BYTES } }];
   container.volumeMounts = [
     ...(container.volumeMounts ?? []),
@@ -251,11 +255,10 @@ function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }
 }
 
 /**
- * Right after the init container, so that its startup probe keeps all others waiting. That says only that it is there: an agent, which
- * reaches it through its socket, tells it what to do, and leads clients to it before the application is started.
+ * First of all, so that its hook keeps all others waiting. That says only that it is there: an agent, which reaches it through its socket, tells
+ * it what to do, and leads clients to it before the application is started.
  */
 function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, proxy }: InjectOptions): void {
-  const [init, ...others] = spec.initContainers ?? [];
   const sidecar: Container = {
     name: SIDECAR_NAME,
     image: proxy?.image ?? "",
@@ -264,16 +267,30 @@ function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, prox
     command: [...PROXY, "--socket", SIDECAR_SOCKET, "--http", `0.0.0.0:${SIDECAR_HTTP_PORT}`, "--helped"],
     ...sidecarResources(spec),
     securityContext: restricted(container),
-    startupProbe: {
-      exec: { command: SIDECAR_IS_THERE },
-      timeoutSeconds: SIDECAR_ASKED_SECONDS,
-      periodSeconds: 1,
-      failureThreshold: SIDECAR_START_SECONDS,
-    },
-    volumeMounts: [{ name: SIDECAR_NAME, mountPath: SIDECAR_FOLDER }],
+    lifecycle: { postStart: { exec: { command: BRING } } },
+    volumeMounts: [
+      { name: SIDECAR_NAME, mountPath: SIDECAR_FOLDER },
+      { name: NAME, mountPath: INSIDE },
+    ],
   };
-  spec.initContainers = [init as Container, sidecar, ...others];
+  spec.initContainers = [sidecar, ...(spec.initContainers ?? [])];
   spec.volumes = [...(spec.volumes ?? []), { name: SIDECAR_NAME, emptyDir: {} }];
+}
+
+/**
+ * Of a pod that has been injected and whose proxy is to be at the node after all: the sidecar only puts there what the application's container starts
+ * with, and ends. A version before had a container for that beside it.
+ */
+export function withoutSidecar<One extends { name: string }>(initContainers: readonly One[]): One[] {
+  const hasOther = initContainers.some(({ name }) => name === NAME);
+  return initContainers.flatMap((one) => {
+    if (one.name !== SIDECAR_NAME) return [one];
+    if (hasOther) return [];
+    const { restartPolicy: _, lifecycle: __, ...rest } = one as unknown as Container;
+    const volumeMounts = (rest.volumeMounts ?? []).filter(({ name }) => name !== SIDECAR_NAME);
+    // without the port it waits for nobody
+    return [{ ...rest, name: NAME, command: BRING.slice(0, -1), volumeMounts } as unknown as One];
+  });
 }
 
 /**

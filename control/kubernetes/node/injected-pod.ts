@@ -30,22 +30,18 @@ const podSchema = z.looseObject({
     annotations: z.record(z.string(), z.string()).optional(),
     deletionTimestamp: z.string().optional(),
   }),
-  spec: z
-    .looseObject({
-      containers: z
-        .array(
-          z.looseObject({
-            name: z.string(),
-            lifecycle: z.looseObject({ postStart: z.unknown().optional() }).nullish(),
-          }),
-        )
-        .optional(),
-    })
-    .optional(),
   status: z
     .looseObject({
       phase: z.string().optional(),
-      conditions: z.array(z.looseObject({ type: z.string(), status: z.string() })).optional(),
+      conditions: z
+        .array(
+          z.looseObject({
+            type: z.string(),
+            status: z.string(),
+            lastTransitionTime: z.string().nullish(),
+          }),
+        )
+        .optional(),
       containerStatuses: z
         .array(
           z.looseObject({
@@ -59,16 +55,25 @@ const podSchema = z.looseObject({
 });
 
 /**
- *   starting   its container does not run yet
- *   here       it runs, or may run by now: of one with `postStart` it is not said
- *   ending     it was deleted: kubelet ends its containers, each with its stop signal and in its time
- *   over       all of its containers have ended for good
+ *   starting      its container does not run yet
+ *   initialized   it may run by now: kubelet says so up to a second later, and where it has a hook `postStart` only when that has ended,
+ *                 which may wait for the application. The container runtime knows
+ *   here          it runs
+ *   ending        it was deleted: kubelet ends its containers, each with its stop signal and in its time
+ *   over          all of its containers have ended for good
  */
-export type PodState = "starting" | "here" | "ending" | "over";
+export type PodState = "starting" | "initialized" | "here" | "ending" | "over";
+
+export interface SeenPod {
+  pod: InjectedPod;
+  state: PodState;
+  /** initialized: since when, by its node's clock */
+  sinceMs: number;
+}
 
 /** null: it was not injected @param object a Pod (core/v1) */
-export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } | null {
-  const { metadata, spec, status } = podSchema.parse(object);
+export function lookAt(object: unknown): SeenPod | null {
+  const { metadata, status } = podSchema.parse(object);
   const all = Object.entries(metadata.annotations ?? {});
   const annotations = Object.fromEntries(
     all.filter(([key]) => key.startsWith(PREFIX)).map(([key, value]) => [key.slice(PREFIX.length), value]),
@@ -76,17 +81,14 @@ export function lookAt(object: unknown): { pod: InjectedPod; state: PodState } |
   if (annotations.injected !== "1") return null;
   const { uid, namespace, name, deletionTimestamp } = metadata;
   const pod = { uid, namespace, name, annotations };
-  const isOver = status?.phase === "Succeeded" || status?.phase === "Failed";
-  if (isOver) return { pod, state: "over" };
-  if (deletionTimestamp !== undefined) return { pod, state: "ending" };
-  const isOurs = (one: { name: string }): boolean => one.name === annotations.container;
-  const isInitialized = status?.conditions?.some(
-    (one) => one.type === "Initialized" && one.status === "True",
-  );
-  // kubelet says that it runs when that is over, and that may wait for the application
-  const hasHook = spec?.containers?.find(isOurs)?.lifecycle?.postStart != null;
-  const isRunning = status?.containerStatuses?.find(isOurs)?.state?.running !== undefined;
-  return { pod, state: isRunning || (hasHook && isInitialized === true) ? "here" : "starting" };
+  const initialized = status?.conditions?.find((one) => one.type === "Initialized" && one.status === "True");
+  const sinceMs = Date.parse(initialized?.lastTransitionTime ?? "") || 0;
+  const seen = (state: PodState): SeenPod => ({ pod, state, sinceMs });
+  if (status?.phase === "Succeeded" || status?.phase === "Failed") return seen("over");
+  if (deletionTimestamp !== undefined) return seen("ending");
+  const ours = status?.containerStatuses?.find((one) => one.name === annotations.container);
+  if (ours?.state?.running !== undefined) return seen("here");
+  return seen(initialized === undefined ? "starting" : "initialized");
 }
 
 /** Of its workload: what the annotation says, else NAMESPACE.POD; one that is too long ends with a digest of itself. */

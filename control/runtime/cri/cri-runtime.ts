@@ -71,6 +71,10 @@ export class CriRuntime implements Runtime {
     };
   }
 
+  async runs({ name, ...of }: Pick<PodConfig, "namespace" | "name" | "uid" | "container">): Promise<boolean> {
+    return (await this.#client.find({ ...of, pod: name })) !== null;
+  }
+
   async sidecar(config: WorkloadConfig): Promise<Sidecar | null> {
     const { namespace, name, uid } = requirePod(config);
     const found = await this.#client.find({ namespace, pod: name, container: SIDECAR_NAME, uid });

@@ -70,6 +70,11 @@ export class RuncRuntime implements Runtime {
     };
   }
 
+  /** They are kubelet's. */
+  async runs(): Promise<boolean> {
+    return false;
+  }
+
   async sidecar(): Promise<null> {
     return null;
   }
