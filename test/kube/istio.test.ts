@@ -252,17 +252,12 @@ describe("pods that Istio and Holdfast inject", () => {
       await pod("old"),
     ];
     for (const { spec, metadata } of [chat, mesh]) {
-      assert.deepEqual(namesOf(spec.initContainers), [
-        "istio-init",
-        "istio-proxy",
-        "holdfast",
-        "holdfast-proxy",
-      ]);
+      assert.deepEqual(namesOf(spec.initContainers), ["istio-init", "istio-proxy", "holdfast-proxy"]);
       assert.deepEqual(namesOf(spec.containers), ["app"]);
       const said = metadata.annotations as Record<string, string>;
       assert.equal(said["traffic.sidecar.istio.io/excludeInboundPorts"], "15898,15899");
     }
-    assert.deepEqual(namesOf(old.spec.initContainers), ["holdfast", "holdfast-proxy", "istio-init"]);
+    assert.deepEqual(namesOf(old.spec.initContainers), ["holdfast-proxy", "istio-init"]);
     assert.deepEqual(namesOf(old.spec.containers), ["app", "istio-proxy"]);
     for (const one of [chat, mesh, old])
       assert.equal(await count(one, "(lds|cds)\\.update_rejected$"), 0, one.metadata.name);
