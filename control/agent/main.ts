@@ -7,6 +7,7 @@ import { z } from "zod";
 import { Channel, checked } from "#proxy/contract/channel.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import { logDestination } from "#proxy/contract/log-destination.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { openStore } from "#proxy/store/open.ts";
 import { checkCall } from "../api/check.ts";
@@ -26,6 +27,7 @@ import { Owners } from "../workload/owners.ts";
 import { answerCheck } from "../workload/preflight/preflight.ts";
 import { Workload } from "../workload/workload.ts";
 import { AdminServer, type OwnContext } from "./admin.ts";
+import { collectSeldom } from "./collector.ts";
 import { KeyRing } from "./key-ring.ts";
 import { AgentMetrics } from "./metrics.ts";
 import type { MigrationsOptions } from "./migrations.ts";
@@ -40,11 +42,17 @@ export interface AgentOptions {
 
 const INIT_BINARY = "/usr/bin/catatonit";
 const RECOVER_MS_MAX = 3_000;
+/** what a node of Kubernetes listens at by itself: a pod that has one when kubelet starts again keeps that from starting */
+const NODE_PORTS = [
+  ...[10248, 10250, 10255].map((port) => [port, "kubelet's"] as const),
+  ...[10249, 10256].map((port) => [port, "kube-proxy's"] as const),
+];
 const FORWARDING_MS = 5_000;
 const CACHE_DIR = "/var/cache/holdfast";
 /** Runs until SIGTERM or SIGINT; workloads and their sessions go on without it. */
 export async function runAgent(config: AgentConfig, options: AgentOptions): Promise<void> {
-  const log = pino({ level: options.logLevel, base: { node: config.node } }, pino.destination(2));
+  collectSeldom();
+  const log = pino({ level: options.logLevel, base: { node: config.node } }, logDestination());
   mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
   chmodSync(config.stateDir, 0o700);
   const mounted = await mountMissingCgroups();
@@ -127,8 +135,13 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     isRecovering: (workload) => recovering.has(workload),
     runs: ({ annotations: { container = "" }, ...pod }) => context.runtime.runs({ ...pod, container }),
     exceeds: (all) => exceededBy(all, config.limits)?.message ?? null,
+    reserved: new Map([
+      ...NODE_PORTS,
+      [config.listen.port, "this agent's"],
+      ...(config.metrics === null ? [] : [[config.metrics.port, "this agent's (metrics)"] as const]),
+    ]),
   });
-  if (config.pods) pods.restore();
+  const unreadPods = config.pods ? pods.restore() : [];
   const known = new Set(
     [...workloads.values()].flatMap((workload) =>
       workload.journal.container === null ? [] : [workload.journal.container.id],
@@ -136,7 +149,9 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   );
   const unread = [...workloads.values()]
     .filter(({ damage }) => damage !== null)
-    .map(({ name }) => ({ workload: name, node: config.node }));
+    .map(({ name }) => name)
+    .concat(unreadPods)
+    .map((workload) => ({ workload, node: config.node }));
   for (const { id, problem } of await context.runtime.removeStrays(known, unread))
     if (problem === null) log.warn({ container: id }, "removed what an earlier agent left behind");
     else log.error({ container: id, problem }, "what an earlier agent left behind cannot be removed");

@@ -5,7 +5,7 @@
  * table of descriptors of its own, so that nobody there has, inherits or sees what it opens. The guest ends first, then the host goes on as
  * if nothing had been. It stands still for less than a millisecond on a node that has nothing else to do; other threads go on.
  *
- *   seize, interrupt ─▶ stopped ─▶ block its signals ─▶ clone ─▶ … the guest's calls, its end … ─▶ interrupt ─▶ own registers ─▶ detach
+ *   seize, interrupt ─▶ stopped ─▶ block its signals ─▶ clone ─▶ own registers ─▶ … the guest's calls, its end … ─▶ interrupt ─▶ detach
  *
  * The host's last stop is one where the kernel looks whether a call that was interrupted has to be begun again (ptrace(2), signal(7)), and
  * by then its registers are its own: so one that waits in nanosleep(2), futex(2) or poll(2) waits for the rest of its time. Calls that are
@@ -13,7 +13,8 @@
  *
  * A group stop (SIGSTOP) may come at any time: the signal is passed on, stops of the group are passed over, and when the host is let go
  * the kernel stops it again (`__ptrace_unlink`). SIGKILL and execve(2) by others end both threads. What stands still because its
- * control group is frozen is given back when it goes on; whoever asked has an error by then.
+ * control group is frozen is given back when it goes on; whoever asked has an error by then. Should this agent end meanwhile, the kernel lets
+ * both go as they are: the host has what is its own from clone(2) on, and between its calls the guest's next one is its last.
  */
 
 import { closeSync, openSync, readdirSync, readFileSync, readSync } from "node:fs";
@@ -45,8 +46,10 @@ const SYS_FUTEX = 202;
 const SYS_CLOCK_NANOSLEEP = 230;
 /** ERESTART_RESTARTBLOCK of linux/errno.h: what such a call has in its result then */
 const TO_RESTART = -516n;
-/** who seizes one that executes a program waits until it has (`cred_guard_mutex`) */
+/** who seizes a thread waits until no other of its process executes a program (`cred_guard_mutex`), which a slow file system may make long */
 const EXECUTES = new Set([59, 322]);
+/** PF_IO_WORKER, PF_USER_WORKER of linux/sched.h: threads of the kernel's, which stop and never go back to the program */
+const OF_KERNEL = 0x4010;
 const SYSCALL_INSTRUCTION = Buffer.from([0x0f, 0x05]);
 const NO_CALL = -1n;
 const ALL_SIGNALS = Buffer.alloc(8, 0xff);
@@ -56,6 +59,7 @@ const SPIN_MS = 0.3;
 const AGAIN_MS = 1;
 const AGAIN_MS_MAX = 50;
 const REAP_MS = 1_000;
+const LOOKS_MAX = 200;
 /** for all of it, and as long again to give it back */
 const STOP_MS_MAX = 1_000;
 const TRIES_MAX = 3;
@@ -95,8 +99,12 @@ export async function withGuestThread<T>(
       if (at === null || tid === null || !isSeized(tid)) return null;
       lending.add(pid);
       tried.add(tid);
-      const outcome = await new Host(pid, tid, at).lend(work);
+      const host = new Host(pid, tid, at);
+      const outcome = await host.lend(work);
       if (outcome !== AGAIN) return outcome;
+      // who executes a program waits until its dead are heard of, and who seizes another for that
+      if (host.hasDead) return null;
+      await host.done;
     }
     return null;
   } catch (error) {
@@ -171,9 +179,13 @@ class Traced {
     }
   }
 
-  /** Of one that is stopped: its next call is its last. */
-  async end(base: Buffer, at: bigint): Promise<void> {
+  /** Of one that is stopped: whoever lets it go, its next call is its last. */
+  setToEnd(base: Buffer, at: bigint): void {
     ptrace.setRegisters(this.tid, registersOfCall(base, at, SYS_EXIT, [0]));
+  }
+
+  async end(base: Buffer, at: bigint): Promise<void> {
+    this.setToEnd(base, at);
     for (let signal = 0; ; ) {
       this.#go(ptrace.goOn, signal);
       const stop = await this.#nextStop(); // throws at its end
@@ -216,9 +228,10 @@ class Host {
   readonly #at: bigint;
   readonly #thread: Traced;
   /** its own, where they are changed */
-  #registers: Buffer | null = null;
-  #mask: Buffer | null = null;
+  #own: { registers: Buffer; mask: Buffer } | null = null;
+  #hasBegunClone = false;
   #guest: Traced | null = null;
+  #done: Promise<unknown> = Promise.resolve();
   readonly #reaping: Promise<void>[] = [];
 
   /** @param at of a system call's instruction in its memory */
@@ -226,6 +239,16 @@ class Host {
     this.#pid = pid;
     this.#at = at;
     this.#thread = new Traced(tid, performance.now() + STOP_MS_MAX);
+  }
+
+  /** One of its process has ended that has to be heard of. */
+  get hasDead(): boolean {
+    return this.#reaping.length > 0;
+  }
+
+  /** Nothing is lent any more. */
+  get done(): Promise<unknown> {
+    return this.#done;
   }
 
   async lend<T>(work: (guest: GuestThread) => Promise<T>): Promise<T | typeof AGAIN | null> {
@@ -243,6 +266,8 @@ class Host {
   async #lend<T>(work: (guest: GuestThread) => Promise<T>): Promise<T | typeof AGAIN | null> {
     const { tid, until } = this.#thread;
     if (!(await this.#thread.interrupted()) || ptrace.dispatchesItself(tid)) return null;
+    // a number may have become another process's before it was seized
+    if (threadAt(`/proc/${this.#pid}/task/${tid}`) === null) return null;
     const registers = ptrace.registers(tid);
     if (registers.readBigUInt64LE(ptrace.REGISTER.cs * 8) !== USER_CS) return null;
     // it may have executed another program since this was looked for
@@ -262,25 +287,35 @@ class Host {
     }
     // not before: what it makes by itself is its own, and its filters hold for what it calls
     ptrace.takeOver(tid);
-    this.#mask = ptrace.signalMask(tid);
+    this.#own = { registers, mask: ptrace.signalMask(tid) };
     ptrace.setSignalMask(tid, ALL_SIGNALS);
-    this.#registers = registers;
+    this.#hasBegunClone = true;
     await this.#thread.call(registers, this.#at, SYS_CLONE, [AS_THREAD, 0]);
+    this.#putBack();
     const { made } = this.#thread;
     if (made === null) return AGAIN;
     const guest = new Traced(made, until);
     this.#guest = guest;
     await guest.interrupted();
     const base = ptrace.registers(made);
-    return await work({ tid: made, call: (number, ...args) => guest.call(base, this.#at, number, args) });
+    guest.setToEnd(base, this.#at);
+    const call: GuestThread["call"] = async (number, ...args) => {
+      const result = await guest.call(base, this.#at, number, args);
+      guest.setToEnd(base, this.#at);
+      return result;
+    };
+    return await work({ tid: made, call });
   }
 
   /** @throws HoldfastError FREEZER: it does not stop, and is given back when it does */
   async #giveBack(): Promise<void> {
-    const back = this.#endGuest().then(() => this.#restore());
+    const back = this.#endGuest().then(
+      () => this.#restore(),
+      (error: unknown) => this.#restore().then(() => Promise.reject(error)),
+    );
     // no other before all has been heard of: who executes a program waits for that, and who seizes it for who executes it
     const isHeard = (): Promise<unknown> => Promise.all(this.#reaping);
-    void Promise.allSettled([back])
+    this.#done = Promise.allSettled([back])
       .then(isHeard)
       .then(() => lending.delete(this.#pid));
     const late = sleep(STOP_MS_MAX, LATE, { ref: false });
@@ -294,11 +329,7 @@ class Host {
 
   async #endGuest(): Promise<void> {
     const { made, until } = this.#thread;
-    if (made === null) {
-      // one that was made, and killed before its host said so
-      for (const tid of deadThreads(this.#pid)) if (tid !== this.#thread.tid) this.#reap(tid);
-      return;
-    }
+    if (made === null) return;
     this.#guest ??= new Traced(made, until);
     this.#guest.until = Number.POSITIVE_INFINITY;
     try {
@@ -310,13 +341,13 @@ class Host {
     }
   }
 
-  /** One that has been killed stays until who traces it has heard of it: in the background, as it may write a core first. */
-  #reap(tid: number): void {
-    const heard = async (): Promise<void> => {
-      for (let againMs = AGAIN_MS; !ptrace.heardEnd(tid); againMs = Math.min(againMs * 2, REAP_MS))
-        await sleep(againMs, undefined, { ref: false });
-    };
-    this.#reaping.push(heard());
+  /** What was changed of it is as before. Of one that is stopped. */
+  #putBack(): void {
+    if (this.#own === null) return;
+    const { registers, mask } = this.#own;
+    ptrace.setRegisters(this.#thread.tid, registers);
+    ptrace.setSignalMask(this.#thread.tid, mask);
+    this.#own = null;
   }
 
   async #restore(): Promise<void> {
@@ -325,48 +356,90 @@ class Host {
     thread.until = Number.POSITIVE_INFINITY;
     try {
       // one that was not changed goes on from any stop
-      if (!thread.isStopped || this.#registers !== null) await thread.interrupted();
+      if (!thread.isStopped || this.#hasBegunClone) await thread.interrupted();
       // one that had not come to its call before
       if (this.#guest === null) await this.#endGuest();
-      if (this.#registers !== null) ptrace.setRegisters(tid, this.#registers);
-      if (this.#mask !== null) ptrace.setSignalMask(tid, this.#mask);
+      this.#putBack();
       thread.detach();
     } catch (error) {
       if (!isGone(error)) throw error;
       this.#reap(tid);
-      if (tid !== this.#pid) await letGo(this.#pid);
+      if (this.#hasBegunClone && this.#guest === null) this.#reaping.push(this.#hearOfMade());
+      if (tid !== this.#pid) await this.#letGo();
+    }
+  }
+
+  /** A thread that executes another program has its process's number afterwards, and is traced under that. Where it is none of ours this ends at once. */
+  async #letGo(): Promise<void> {
+    const thread = new Traced(this.#pid, Number.POSITIVE_INFINITY);
+    try {
+      await thread.interrupted();
+      thread.detach();
+    } catch (error) {
+      if (!isGone(error)) throw error;
+      this.#reap(this.#pid);
+    }
+  }
+
+  /** One that has been killed stays until who traces it has heard of it: in the background, as it may write a core first. */
+  #reap(tid: number): void {
+    const isFirst = tid === this.#pid;
+    const end = endOf(tid, isFirst ? REAP_MS : AGAIN_MS_MAX);
+    // nobody waits for a first thread but its parent, and its end is not told before that of all others (`delay_group_leader`)
+    if (!isFirst) this.#reaping.push(end);
+  }
+
+  /** One that the host has made, and both are killed before it said so. It may still be on its way to its end. */
+  async #hearOfMade(): Promise<void> {
+    let before: string | null = null;
+    for (let looks = 0, againMs = AGAIN_MS; looks < LOOKS_MAX; looks++) {
+      const threads = threadsOf(this.#pid);
+      const made = threads?.tids.find(
+        (tid) => tid !== this.#thread.tid && tid !== this.#pid && isTraced(this.#pid, tid),
+      );
+      if (made !== undefined) return endOf(made, AGAIN_MS_MAX);
+      // a listing is cut short, without an error, where the thread that it has come to goes (`next_tid` in fs/proc/base.c)
+      const now = threads?.tids.length === threads?.count ? (threads?.tids.join() ?? null) : null;
+      if (now !== null && now === before) return;
+      before = now;
+      await sleep(againMs, undefined, { ref: false });
+      againMs = Math.min(againMs * 2, AGAIN_MS_MAX);
     }
   }
 }
 
-/** A thread that executes another program has its process's number afterwards, and is traced under that. Where it is none of ours this ends at once. */
-async function letGo(pid: number): Promise<void> {
-  const thread = new Traced(pid, Number.POSITIVE_INFINITY);
-  try {
-    await thread.interrupted();
-    thread.detach();
-  } catch (error) {
-    if (!isGone(error)) throw error;
-  }
+async function endOf(tid: number, againMsMax: number): Promise<void> {
+  for (let againMs = AGAIN_MS; !ptrace.heardEnd(tid); againMs = Math.min(againMs * 2, againMsMax))
+    await sleep(againMs, undefined, { ref: false });
 }
 
-/** Those of a process that have ended, and whom this agent traces. */
-function deadThreads(pid: number): number[] {
+/** As they are listed, and how many there are, by the kernel's count. null: this cannot be seen now */
+function threadsOf(pid: number): { tids: number[]; count: number } | null {
   try {
     const tids = readdirSync(`/proc/${pid}/task`).map(Number);
-    return tids.filter(
-      (tid) => isDead(tid) && statusOf(`${pid}/task/${tid}`, "TracerPid") === String(process.pid),
-    );
+    return { tids, count: Number(statusOf(String(pid), "Threads")) };
   } catch (error) {
-    if (isGone(error)) return [];
-    throw error;
+    return isGone(error) ? { tids: [], count: 0 } : null;
   }
 }
 
-/** It has ended, and is there for who wants to hear of it. */
+/** By this agent. */
+function isTraced(pid: number, tid: number): boolean {
+  try {
+    return statusOf(`${pid}/task/${tid}`, "TracerPid") === String(process.pid);
+  } catch {
+    return false; // it has gone, or is looked at again
+  }
+}
+
+/** It has ended, and is there for who wants to hear of it. What cannot be seen now counts as alive, and is looked at again. */
 function isDead(tid: number): boolean {
-  const { state } = threadAt(`/proc/${tid}`) ?? { state: "X" };
-  return state === "Z" || state === "X";
+  try {
+    const { state } = threadAt(`/proc/${tid}`) ?? { state: "X" };
+    return state === "Z" || state === "X";
+  } catch {
+    return false;
+  }
 }
 
 function registersOfCall(
@@ -442,25 +515,24 @@ function statusOf(task: string, field: string): string {
   return new RegExp(`^${field}:\\s*(.*)$`, "m").exec(readFileSync(`/proc/${task}/status`, "utf8"))?.[1] ?? "";
 }
 
-/** One that notices least, of those not tried yet where there are any. null: each may be long in stopping */
+/** One that notices least, of those not tried yet where there are any. null: each may be long in stopping, or in being seized */
 function chosenThread(pid: number, tried: ReadonlySet<number>): number | null {
+  let best: number | null = null;
   let other: number | null = null;
   let again: number | null = null;
   for (const name of readdirSync(`/proc/${pid}/task`)) {
     const tid = Number(name);
     const thread = threadAt(`/proc/${pid}/task/${name}`);
-    if (thread === null || (thread.state !== "R" && thread.state !== "S")) continue;
-    const { call } = thread;
-    if (call !== null && (EXECUTES.has(call) || (isByRestart(call, thread.args) && hasFilters(pid, tid))))
-      continue;
-    if (tried.has(tid)) {
-      again ??= tid;
-      continue;
-    }
-    if (call === null || BEGUN_AGAIN.has(call)) return tid;
-    other ??= tid;
+    if (thread === null) continue;
+    const { state, call, args, flags } = thread;
+    if (call !== null && EXECUTES.has(call)) return null; // whichever is seized
+    if ((state !== "R" && state !== "S") || (flags & OF_KERNEL) !== 0) continue;
+    if (call !== null && isByRestart(call, args) && hasFilters(pid, tid)) continue;
+    if (tried.has(tid)) again ??= tid;
+    else if (call === null || BEGUN_AGAIN.has(call)) best ??= tid;
+    else other ??= tid;
   }
-  return other ?? again;
+  return best ?? other ?? again;
 }
 
 /** futex(2) without a limit, and clock_nanosleep(2) until a time (TIMER_ABSTIME), begin again by themselves. */
@@ -470,12 +542,23 @@ function isByRestart(call: number, args: readonly string[]): boolean {
   return BY_RESTART.has(call);
 }
 
-/** `call`: the system call that it is in; null: none, or it runs. null: it has ended */
-function threadAt(folder: string): { state: string; call: number | null; args: string[] } | null {
+interface Thread {
+  state: string;
+  flags: number;
+  /** the system call that it is in; null: none, or it runs */
+  call: number | null;
+  args: string[];
+}
+
+/** null: it has ended */
+function threadAt(folder: string): Thread | null {
   try {
-    const state = readFileSync(`${folder}/stat`, "utf8").replace(/^.*\) /s, "")[0] ?? "";
+    // state, parent, group, session, terminal, its group, flags; proc_pid_stat(5)
+    const [state = "", , , , , , flags] = readFileSync(`${folder}/stat`, "utf8")
+      .replace(/^.*\) /s, "")
+      .split(" ");
     const [call = "", ...args] = readFileSync(`${folder}/syscall`, "utf8").split(" ");
-    return { state, call: call.startsWith("running") ? null : Number(call), args };
+    return { state, flags: Number(flags), call: call.startsWith("running") ? null : Number(call), args };
   } catch (error) {
     if (isGone(error)) return null;
     throw error;

@@ -54,6 +54,12 @@ interface Match extends Stretch {
   known: PlacedStretch | null;
 }
 
+/** … in a round. */
+interface Part extends Match {
+  /** where the target has it for this process already; absent: it is sent, or said to be another's */
+  place?: Place;
+}
+
 const PAGE_MAP = /^pagemap-(\d+)\.img$/;
 
 export class Precopy {
@@ -67,6 +73,7 @@ export class Precopy {
   #look: FrozenLook | null = null;
   #layers = 0;
   #isGivenUp = false;
+  readonly #lent = Buffer.allocUnsafeSlow(LENT_BYTES);
 
   /** by innerPid; of those that are large enough for it */
   #tracked = new Map<number, WriteTracking>();
@@ -108,7 +115,6 @@ export class Precopy {
       const last = this.#copies.get(innerPid) ?? [];
       const before = new Cursor(last, "forget");
       const known = both(unwritten.get(innerPid) ?? [], rangesOf(last));
-      const kin = new Cursor(this.#kinOf(innerPid, copies));
       const after: Copy = [];
       const runs: PageRun[] = [];
       let offset = 0;
@@ -117,31 +123,33 @@ export class Precopy {
         buffers.add(bytes.buffer);
         after.push({ vaddr, bytes, place });
       };
-      for await (const stretch of readMemory(process, known)) {
+      const kinCopy = this.#kinOf(innerPid, copies);
+      const kin = new Cursor(kinCopy);
+      // most of what can be compared has not changed, and needs no memory of its own
+      const lent = last.length + kinCopy.length > 0 ? this.#lent : undefined;
+      for await (const stretch of readMemory(process, known, lent)) {
         if (keptBytes > this.#bytesMax) break;
         if (!("bytes" in stretch)) {
           pushPages(runs, { ...stretch, where: "parent" });
           for (const part of before.within(stretch)) keep(part);
           continue;
         }
-        const parts: { vaddr: number; bytes: Buffer; kept: Buffer | null; place: Place }[] = [];
+        const parts: Part[] = [];
         for (const own of match(stretch, before)) {
           pushRun(runs, own, own.known === null ? "here" : "parent");
-          if (own.known !== null) {
-            parts.push({ ...own, kept: own.known.bytes, place: own.known.place });
+          if (own.known === null) parts.push(...match(own, kin));
+          else parts.push({ ...own, place: own.known.place });
+        }
+        for (const { vaddr, bytes, known, place } of lent === undefined ? parts : kept(parts)) {
+          if (place !== undefined) {
+            keep({ vaddr, bytes, place });
             continue;
           }
-          for (const part of match(own, kin)) {
-            await send(pages, offset, part.bytes, part.known?.place ?? null);
-            parts.push({ ...part, kept: part.known?.bytes ?? null, place: { name: pages, offset } });
-            offset += part.bytes.length;
-            if (part.known === null) sentBytes += part.bytes.length;
-          }
+          await send(pages, offset, bytes, known?.place ?? null);
+          keep({ vaddr, bytes, place: { name: pages, offset } });
+          offset += bytes.length;
+          if (known === null) sentBytes += bytes.length;
         }
-        // what is kept already as a whole is not kept twice
-        const isKept = parts.every(({ kept }) => kept !== null);
-        for (const { vaddr, bytes, kept, place } of parts)
-          keep({ vaddr, bytes: isKept && kept !== null ? kept : bytes, place });
       }
       copies.set(innerPid, after);
       this.#copies.delete(innerPid);
@@ -588,6 +596,25 @@ function sameRuns(stretch: Stretch, old: Stretch): { from: number; bytes: number
   };
   look(0, stretch.bytes.length);
   return runs;
+}
+
+/**
+ * Parts of a stretch whose bytes are lent, with bytes that stay: those that are in a copy have that copy's; the others are
+ * copied together. Where a quarter is new all of it is copied: few pages shall not keep the whole of an older copy.
+ */
+function kept(parts: Part[]): Part[] {
+  const size = (all: Part[]): number => all.reduce((sum, { bytes }) => sum + bytes.length, 0);
+  const fresh = parts.filter(({ known }) => known === null);
+  const areCopied = size(fresh) * 4 >= size(parts);
+  const own = fresh.length === 0 ? null : Buffer.allocUnsafeSlow(size(areCopied ? parts : fresh));
+  let at = 0;
+  return parts.map((part) => {
+    if (own === null || (part.known !== null && !areCopied))
+      return { ...part, bytes: part.known?.bytes ?? part.bytes };
+    const from = at;
+    at += part.bytes.copy(own, at);
+    return { ...part, bytes: own.subarray(from, at) };
+  });
 }
 
 function pushRun(runs: PageRun[], { vaddr, bytes }: Stretch, where: PageRun["where"]): void {

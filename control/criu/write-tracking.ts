@@ -162,15 +162,21 @@ export function canTell(name: string): boolean {
 
 /** Ours alone. null: it cannot be had */
 async function userfaultOf(pid: number): Promise<number | null> {
-  return withGuestThread(pid, async ({ tid, call }) => {
-    // a table of its own, with nothing in it: nobody inherits the descriptor, and nothing of theirs is open for longer
-    if ((await call(SYS_CLOSE_RANGE, 0, DESCRIPTORS_MAX, CLOSE_RANGE_UNSHARE)) !== 0) return null;
-    const there = await call(
-      userfault.SYS_USERFAULTFD,
-      userfault.UFFD_USER_MODE_ONLY | O_CLOEXEC | O_NONBLOCK,
-    );
-    return there < 0 ? null : descriptorOf(tid, there);
-  });
+  let fd: number | null = null;
+  try {
+    await withGuestThread(pid, async ({ tid, call }) => {
+      // a table of its own, with nothing in it: nobody inherits the descriptor, and nothing of theirs is open for longer
+      if ((await call(SYS_CLOSE_RANGE, 0, DESCRIPTORS_MAX, CLOSE_RANGE_UNSHARE)) !== 0) return;
+      const flags = userfault.UFFD_USER_MODE_ONLY | O_CLOEXEC | O_NONBLOCK;
+      const there = await call(userfault.SYS_USERFAULTFD, flags);
+      if (there >= 0) fd = descriptorOf(tid, there);
+    });
+    return fd;
+  } catch (error) {
+    // the guest had it, and is late in ending
+    if (fd !== null) closeSync(fd);
+    throw error;
+  }
 }
 
 /** null: we have too many ourselves */

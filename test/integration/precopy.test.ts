@@ -253,6 +253,36 @@ test("layers hold a live process's memory, and only what changed travels after",
   }
 });
 
+test("what a round sends stays as it was, though whoever takes it sends it later; and what was not sent is known next time", async () => {
+  const program = await start();
+  const { pid, area } = program;
+  const dir = images();
+  try {
+    const layers = new Layers();
+    const precopy = new Precopy(BYTES_MAX);
+    const tree = [traced(pid, 7)];
+    const later: Parameters<SendPages>[] = [];
+    const round = async (): Promise<void> => {
+      await precopy.round(tree, async (...sent) => void later.push(sent));
+      for (const sent of later.splice(0)) await layers.put(...sent);
+    };
+    await round();
+    // few of some pieces of memory, most of others
+    for (let page = 0; page < 600; page += page < 300 ? 70 : 1) await program.say(String(page));
+    await round();
+    for (let page = 5; page < 600; page += 60) await program.say(String(page));
+    process.kill(pid, "SIGSTOP");
+    const memory = readMemory(pid, area, 600);
+    precopy.follow(dir);
+    writeImage(dir, 1, 7, area, memory);
+    await precopy.reduce(dir, tree, layers.put);
+    assert.equal(layers.files.get("pages-1.img")?.length, 10 * PAGE_BYTES, "all else is in the layers");
+    layers.assertHas(7, area, memory);
+  } finally {
+    program.end();
+  }
+});
+
 test("whatever number its pages have in the dump, a process gets its own and not a sibling's", async () => {
   const one = await start();
   const other = await start();

@@ -1,6 +1,7 @@
 /** Programs that have a guest thread again and again while they compute, wait, fork, are stopped, frozen or killed: none notices. */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
 import {
   existsSync,
   mkdirSync,
@@ -13,6 +14,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Readable } from "node:stream";
 import { type TestContext, test } from "node:test";
 import { setImmediate, setTimeout as sleep } from "node:timers/promises";
 import { type GuestThread, withGuestThread } from "#control/criu/guest-thread.ts";
@@ -23,6 +25,7 @@ import { lacking, until } from "../support/moved-program.ts";
 const skip = lacking("python3");
 const SECONDS = 4;
 const BETWEEN_MS = 5;
+const BUSY = 4;
 /** on a machine that is busy with other things, too */
 const ENDS_MS_MAX = 60_000;
 const SYS_GETPID = 39;
@@ -337,6 +340,8 @@ test("a program that a thread of its own executes again all the time goes on, wh
       return null;
     }
   };
+  // threads that are killed reach their end late where others want the processors, too
+  for (let n = 0; n < BUSY; n++) spawn("timeout", [String(SECONDS), "sh", "-c", "while :; do :; done"]);
   const untilMs = performance.now() + SECONDS * 1_000;
   let guests = 0;
   for (let tries = 0; performance.now() < untilMs; tries++) {
@@ -533,3 +538,32 @@ for (const { version, folder } of FREEZERS)
       assert.equal(await withGuestThread(pid, ({ call }) => call(SYS_GETPID)), pid);
       await hasGoneOn(program);
     });
+
+test("a program goes on as before when the agent is killed while it has a guest there", {
+  skip,
+}, async (t) => {
+  const program = await started(t, COUNTS);
+  const { pid } = program;
+  const blocked = (): string[] =>
+    readdirSync(`/proc/${pid}/task`).map((tid) => {
+      return /^SigBlk:.*$/m.exec(readFileSync(`/proc/${pid}/task/${tid}/status`, "utf8"))?.[0] ?? "";
+    });
+  const before = blocked();
+  const text = `import { withGuestThread } from "#control/criu/guest-thread.ts";
+    await withGuestThread(${pid}, async ({ call }) => {
+      await call(${SYS_GETPID});
+      console.log("there");
+      await new Promise((never) => setTimeout(never, ${ENDS_MS_MAX}));
+    });`;
+  for (let times = 0; times < 3; times++) {
+    const argv = [...process.execArgv, "--input-type=module", "-e", text];
+    const agent = spawn(process.execPath, argv, { stdio: ["ignore", "pipe", "inherit"] });
+    t.after(() => agent.kill("SIGKILL"));
+    await once(agent.stdout as Readable, "data");
+    assert.equal(readdirSync(`/proc/${pid}/task`).length, before.length + 1);
+    agent.kill("SIGKILL");
+    await until("its guest has ended", () => readdirSync(`/proc/${pid}/task`).length === before.length);
+    assert.deepEqual(blocked(), before);
+    await hasGoneOn(program);
+  }
+});
