@@ -2,13 +2,15 @@
 import { createHash } from "node:crypto";
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import * as procs from "#proxy/kernel/processes.ts";
-import { readBytes, readLink, readText } from "../runtime/read-text.ts";
+import { readBeginning, readBytes, readLink, readText } from "../runtime/read-text.ts";
 import type { Facts } from "./fingerprint.ts";
 import { OWN_MASK } from "./harmless.ts";
 import { cgroupFacts, limitFacts, statFacts, statusFacts, timerFacts } from "./proc-text.ts";
 import { sharedTables } from "./sharing.ts";
 import type { Task, Tree, TreeProcess } from "./tree.ts";
 
+/** of a command line, and of an environment: execve(2) takes 6 MB of both together */
+const STRINGS_BYTES_MAX = 8 * 1024 * 1024;
 const NAMESPACES = [
   "cgroup",
   "ipc",
@@ -118,9 +120,12 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
     const value = readText(`/proc/${pid}/${name}`);
     facts[name] = value === readText(`/proc/${tree.initPid}/${name}`) ? "the container's" : value;
   }
-  facts["command line"] = readText(`/proc/${pid}/cmdline`).replaceAll("\0", " ").trim();
+  facts["command line"] = readBeginning(`/proc/${pid}/cmdline`, STRINGS_BYTES_MAX)
+    .toString("utf8")
+    .replaceAll("\0", " ")
+    .trim();
   facts.environment = createHash("sha256")
-    .update(readBytes(`/proc/${pid}/environ`))
+    .update(readBeginning(`/proc/${pid}/environ`, STRINGS_BYTES_MAX))
     .digest("hex");
   facts["auxiliary vector"] = readBytes(`/proc/${pid}/auxv`).toString("hex");
   for (const name of ["exe", "cwd", "root"]) facts[name] = readLink(`/proc/${pid}/${name}`);

@@ -22,8 +22,9 @@ export function readBeside<T>(
   let text: string;
   try {
     text = readFileSync(join(imagesDir, file), "utf8");
-  } catch {
-    return null;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return null;
+    throw error;
   }
   const parsed = schema.safeParse(parseJson(text));
   if (parsed.success) return parsed.data;

@@ -32,6 +32,8 @@ export const movingSchema = z.looseObject({
   criu: processSchema.nullable().default(null),
   /** without a freezer: inner PIDs that job control had stopped before the move, and that stay stopped after it */
   stopped: z.array(z.number().int()).default([]),
+  /** source: the application has run after something was taken out of it, and was stopped again to have it back */
+  ran: z.boolean().default(false),
   /** source: what instances of inotify held that are empty now, or about to be */
   watches: z.array(instanceSchema).default([]),
   /** source, forward: where the target's proxy takes links */

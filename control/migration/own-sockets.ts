@@ -18,7 +18,7 @@
  *   in multicast groups                             in the same groups, on the device of the same name
  *   bound to the node's address                     bound to that node's address in the same network
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { fstatSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as z from "zod";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -42,7 +42,7 @@ import { type ApplicationSockets, isTcp, type SocketPlace, withSocketAt } from "
 import { receiveAgain, unreadDatagram, unreadDatagramsOf } from "./unread-datagrams.ts";
 
 /** In the folder of the images: it goes to the target with them, and outlives an agent. */
-const FILE = "own-sockets.json";
+export const FILE = "own-sockets.json";
 /** Unread bytes carried for one socket: what the kernel keeps for one by default, 20 times. What is beyond is lost. */
 const UNREAD_BYTES_MAX = 4 * 1024 * 1024;
 const SOCKETS_MAX = 100_000;
@@ -309,10 +309,15 @@ export async function takeBackOwnSockets(imagesDir: string, pids: number[]): Pro
   await putBack(
     pids,
     own.sockets.filter((socket) => socket.kind === "connecting" || (socket.kind === "ended" && socket.isCut)),
+    (fd, { inode }) => fstatSync(fd).ino === inode, // its program may have another one there by now
   );
 }
 
-async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
+async function putBack(
+  pids: number[],
+  sockets: OwnSocket[],
+  isIt: (fd: number, socket: OwnSocket) => boolean = () => true,
+): Promise<void> {
   if (sockets.length === 0) return;
   const groups = sockets.some(({ kind }) => kind === "datagram") ? inNetworkOf(pids, deviceGroups) : [];
   const byInner = await byInnerPid(pids);
@@ -321,7 +326,9 @@ async function putBack(pids: number[], sockets: OwnSocket[]): Promise<void> {
     const pid = byInner.get(socket.place.pid);
     if (pid === undefined) continue;
     inNetworkOf([pid], () =>
-      withSocketAt({ pid, fd: socket.place.fd }, (fd) => putBackOne(fd, socket, groups)),
+      withSocketAt({ pid, fd: socket.place.fd }, (fd) => {
+        if (isIt(fd, socket)) putBackOne(fd, socket, groups);
+      }),
     );
   }
 }

@@ -12,7 +12,7 @@
  * A request to the store that nobody got an answer to may still be carried out. So what is decided without it has an epoch
  * above all that it may give out, and the record is raised to that.
  */
-import { HoldfastError } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { type OutcomeReply, outcomeReply } from "../api/migration.ts";
 import type { Held, PeerAnswer } from "../api/owners.ts";
 import type { MigrationHost } from "./host.ts";
@@ -51,8 +51,8 @@ export async function decideAtSource(workload: MigrationHost, unclear: Unclear):
     const told = fromWord(word, unclear) ?? (await askStore(workload, unclear, granted));
     if (told !== null) return told;
     if (word?.outcome === "unsure") {
-      granted = true;
       workload.recordMoving({ step: "granted" }); // before it is told
+      granted = true;
       const grant = Math.max(seen, unclear.epoch) + GRANTED_ABOVE;
       const answer = fromWord(await askTarget(workload, unclear, grant), unclear);
       if (answer !== null) return answer;
@@ -275,12 +275,25 @@ export async function hasLetGo(
   return hasRetired && answers.every(isBelow);
 }
 
-/** Asks until there is an answer; `status` says meanwhile that it is waited for, and a person may decide instead. */
+/**
+ * Asks until there is an answer; `status` says meanwhile that it is waited for, and a person may decide instead. What fails is no answer, whatever
+ * the reason: a store that refuses this node today may take it in tomorrow, and nobody else would ask again.
+ */
 async function settling<T>(workload: MigrationHost, ask: (attempt: number) => Promise<T | null>): Promise<T> {
+  const { context, name } = workload;
+  const told = new Set<string>();
+  const failed = (error: unknown): null => {
+    workload.throwIfClosed();
+    const reason = messageOf(error);
+    if (!told.has(reason))
+      context.log.error({ workload: name, reason }, "who has the workload cannot be asked: its clients wait");
+    told.add(reason);
+    return null;
+  };
   workload.settling(true);
   try {
     for (let attempt = 0; ; attempt++) {
-      const answer = await ask(attempt);
+      const answer = await ask(attempt).catch(failed);
       if (answer !== null) return answer;
       await delay();
       workload.throwIfClosed();

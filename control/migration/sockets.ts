@@ -94,32 +94,31 @@ export async function endRepair(pids: number[], imagesDir: string): Promise<numb
     const at = mine.get(inode);
     if (at !== undefined) listening.set(local.port, withSocketAt(at, isReusing) ?? false);
   }
-  const failed: unknown[] = [];
-  const count = await eachSocket(pids, (fd, inode) => {
-    try {
-      if (!isTcp(fd) || !isInRepair(fd)) return false;
-      sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_OFF_NO_WP);
-      const reuse = before.get(inode) ?? listening.get(sock.getsockname(fd).port) ?? false;
-      sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, reuse ? 1 : 0);
-      return true;
-    } catch (error) {
-      failed.push(error); // the others are taken out of it all the same
-      return false;
-    }
+  return eachSocket(pids, (fd, inode) => {
+    if (!isTcp(fd) || !isInRepair(fd)) return false;
+    sock.setsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR, sock.TCP_REPAIR_OFF_NO_WP);
+    const reuse = before.get(inode) ?? listening.get(sock.getsockname(fd).port) ?? false;
+    sock.setsockoptInt(fd, sock.SOL_SOCKET, sock.SO_REUSEADDR, reuse ? 1 : 0);
+    return true;
   });
-  if (failed.length > 0) throw failed[0];
-  return count;
 }
 
 function isInRepair(fd: number): boolean {
   return sock.getsockoptInt(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR) !== 0;
 }
 
-/** Counts the sockets for which `use` says true. */
+/** Counts the sockets for which `use` says true. @throws what the first that failed has thrown, when all others have had it */
 async function eachSocket(pids: number[], use: (fd: number, inode: number) => boolean): Promise<number> {
   let count = 0;
-  for (const [inode, at] of await socketInodes(pids))
-    if (withSocketAt(at, (fd) => use(fd, inode)) === true) count++;
+  const failed: unknown[] = [];
+  for (const [inode, at] of await socketInodes(pids)) {
+    try {
+      if (withSocketAt(at, (fd) => use(fd, inode)) === true) count++;
+    } catch (error) {
+      failed.push(error);
+    }
+  }
+  if (failed.length > 0) throw failed[0];
   return count;
 }
 

@@ -21,7 +21,7 @@ import { byInnerPid, readBeside, writeBeside } from "./beside-images.ts";
 import { type SocketPlace, withSocketAt } from "./sockets.ts";
 
 /** In the folder of the images: it goes to the target with them, and outlives an agent. */
-const FILE = "terminals.json";
+export const FILE = "terminals.json";
 const NAME = /^\/dev\/(pts\/|ptmx$|tty|console$)/;
 /** N_TTY_BUF_SIZE of drivers/tty/n_tty.c, of which one is never used */
 const TYPED_BYTES_MAX = 4095;
@@ -65,23 +65,45 @@ interface Ends {
  */
 export function leaveTerminals(imagesDir: string, tree: Pick<Tree, "descriptors">): void {
   const terminals: Waiting[] = [];
+  const write = (all: Waiting[]): void =>
+    writeBeside(imagesDir, FILE, { terminals: all } satisfies Terminals);
   let full: string | null = null;
   let bytes = 0;
   for (const { master, hasSlave } of endsIn(tree).values()) {
     if (master === undefined) continue; // hung up, as it will be; or CRIU says that it is another's
-    const found = withSocketAt(master, (ours) => withoutWaiting(ours, () => whatWaits(ours, hasSlave)));
+    const at = { pid: master.inner, fd: master.fd };
+    const found = withSocketAt(master, (ours) =>
+      withoutWaiting(ours, () => taken(ours, hasSlave, at, (one) => write([...terminals, one]))),
+    );
     if (found === null) continue;
-    terminals.push({ master: { pid: master.inner, fd: master.fd }, ...found });
+    terminals.push(found);
     const typed = typedBytesOf(found);
     bytes += typed + found.written.length;
     if (typed > TYPED_BYTES_MAX) full = `more than ${TYPED_BYTES_MAX} bytes were typed into a terminal`;
     if (bytes > BYTES_MAX) full = `more than ${BYTES_MAX} bytes were sent through terminals`;
     if (full !== null) break;
   }
-  if (terminals.length === 0) return;
-  writeBeside(imagesDir, FILE, { terminals } satisfies Terminals);
   if (full !== null)
     throw fail("TERMINAL_FULL", `${full} and not read: try again when the application has read them`);
+}
+
+/** Takes out what waits in one, which is on disk when this returns, or where it was. null: nothing */
+function taken(
+  master: number,
+  hasSlave: boolean,
+  at: Waiting["master"],
+  write: (one: Waiting) => void,
+): Waiting | null {
+  const found = whatWaits(master, hasSlave);
+  if (found === null) return null;
+  const one = { master: at, ...found };
+  try {
+    write(one);
+  } catch (error) {
+    putBack(master, one);
+    throw error;
+  }
+  return one;
 }
 
 /** For reads and writes of it, by whomever: the application does not run. Who else reads or writes there would have us wait. */
@@ -208,17 +230,39 @@ export async function putBackTerminals(imagesDir: string, pids: number[]): Promi
   const left = readBeside(imagesDir, FILE, record, "TERMINALS_INVALID");
   if (left === null) return;
   const byInner = await byInnerPid(pids);
-  for (const one of left.terminals) {
-    const pid = byInner.get(one.master.pid);
-    if (pid === undefined) continue;
-    withSocketAt({ pid, fd: one.master.fd }, (master) => withoutWaiting(master, () => putBack(master, one)));
-  }
+  for (const one of left.terminals) putBackOne(byInner, one);
 }
 
-/** Into an application that stays where it is. May be repeated. */
-export async function takeBackTerminals(imagesDir: string, pids: number[]): Promise<void> {
-  await putBackTerminals(imagesDir, pids);
-  rmSync(join(imagesDir, FILE), { force: true });
+/**
+ * Into an application that stays where it is. May be repeated: what is back is struck out.
+ * @param back what is back already, of those that the file may still name @throws what the first that failed has thrown
+ */
+export async function takeBackTerminals(imagesDir: string, pids: number[], back: Set<string>): Promise<void> {
+  const left = readBeside(imagesDir, FILE, record, "TERMINALS_INVALID");
+  if (left === null) return;
+  const byInner = await byInnerPid(pids);
+  const keyOf = ({ master: { pid, fd } }: Waiting): string => `${pid}/${fd}`;
+  const failed: unknown[] = [];
+  for (const one of left.terminals.filter((each) => !back.has(keyOf(each)))) {
+    try {
+      putBackOne(byInner, one);
+      back.add(keyOf(one));
+      // for the next agent; there may be no space for it
+      const terminals = left.terminals.filter((each) => !back.has(keyOf(each)));
+      if (terminals.length > 0) writeBeside(imagesDir, FILE, { terminals } satisfies Terminals);
+    } catch (error) {
+      failed.push(error);
+    }
+  }
+  if (left.terminals.every((one) => back.has(keyOf(one)))) rmSync(join(imagesDir, FILE), { force: true });
+  else throw failed[0];
+}
+
+/** One whose process has gone is passed over. */
+function putBackOne(byInner: Map<number, number>, one: Waiting): void {
+  const pid = byInner.get(one.master.pid);
+  if (pid === undefined) return;
+  withSocketAt({ pid, fd: one.master.fd }, (master) => withoutWaiting(master, () => putBack(master, one)));
 }
 
 function putBack(master: number, one: Waiting): void {

@@ -16,9 +16,9 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as files from "#proxy/kernel/files.ts";
 import * as procs from "#proxy/kernel/processes.ts";
 import type { InstanceState, Place, WatchEvent } from "../api/watches.ts";
-import type { Freezer } from "../runtime/freezer.ts";
 import { openRoot } from "../runtime/inside.ts";
-import { descriptorsOf, innerPid, processState, treeOf } from "../runtime/processes.ts";
+import { descriptorsOf, innerPid, treeOf } from "../runtime/processes.ts";
+import { readLink } from "../runtime/read-text.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import { putEvents, putOverflow, takeEvents } from "./watch-events.ts";
 import {
@@ -225,29 +225,30 @@ export async function put(
   return overflowed;
 }
 
+/** How an application stands that is given back what was taken out of it: it never ran since, it ran and was stopped again, or it runs. */
+export type Standing = "stood" | "ran" | "runs";
+
 /**
  * At the source, before the application goes on after all. Where it ran meanwhile (CRIU lets go of a tree that it cannot
- * dump, and of one whose agent died), it is stopped for this, keeps what it has asked for since, and is told that events
+ * dump, and of one whose agent died), it keeps what it has asked for since, and is told that events
  * were lost.
- * @param freezer null: there is none here, and CRIU has used SIGSTOP
  * @param warn told of each instance that could not be filled
  */
 export async function putBack(
   states: InstanceState[],
   container: Sandbox,
-  freezer: Freezer | null,
+  standing: Standing,
   warn: (error: unknown) => void,
 ): Promise<void> {
   const root = states.length === 0 ? null : await container.applicationRoot();
   if (root === null) return;
   const tree = await treeOf(root);
-  const ran = freezer === null ? (await processState(root)) !== "T" : !freezer.isFrozen;
-  if (ran) await freezer?.freeze();
   for (const state of states) {
     try {
-      if (ran)
-        await eachInstance([state], container, tree, (place) => mend(place, freezer && scratch(container)));
-      else if ((await put([state], container, tree)).length > 0) warn(overflowOf(state));
+      if (standing !== "stood") {
+        const folder = standing === "ran" ? scratch(container) : null;
+        await eachInstance([state], container, tree, (place) => mend(place, folder));
+      } else if ((await put([state], container, tree)).length > 0) warn(overflowOf(state));
     } catch (error) {
       warn(error);
     }
@@ -291,7 +292,9 @@ async function eachInstance(
   const root = openRoot(container);
   try {
     for (const state of states) {
-      const inotify = kernelFd(pidOf.get(state.pid) ?? -1, state.fd);
+      const pid = pidOf.get(state.pid) ?? -1;
+      if (readLink(`/proc/${pid}/fd/${state.fd}`) !== INOTIFY) throw notThere(state);
+      const inotify = kernelFd(pid, state.fd);
       try {
         // no signal for what happens here
         setAsync(inotify, false);
@@ -391,6 +394,11 @@ function withFolder<T>(folder: string, work: () => T): T {
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
+}
+
+/** What is under its number now is another's. */
+function notThere({ pid, fd }: InstanceState): HoldfastError {
+  return fail("WATCH_FILE", `descriptor ${fd} of process ${pid} is no instance of inotify any more`);
 }
 
 function noName({ pid, fd, wd }: LostWatch): HoldfastError {

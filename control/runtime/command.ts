@@ -22,15 +22,16 @@ export function runCommand(program: string, args: string[], options: CommandOpti
       ...(options.env === undefined ? {} : { env: options.env }),
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     });
+    child.on("error", (cause) =>
+      reject(failure(program, options, `cannot be started: ${cause.message}`, cause)),
+    );
+    if (child.pid === undefined) return; // for want of descriptors it has no pipes
     const out: Buffer[] = [];
     const err: Buffer[] = [];
     child.stdout.on("data", (chunk: Buffer) => out.push(chunk));
     child.stderr.on("data", (chunk: Buffer) => err.push(chunk));
     child.stdin.on("error", () => {}); // a program that does not read its input ends by its exit status
     child.stdin.end(options.input ?? "");
-    child.on("error", (cause) =>
-      reject(failure(program, options, `cannot be started: ${cause.message}`, cause)),
-    );
     child.on("close", (status, signal) => {
       if (status === 0) resolve(Buffer.concat(out).toString("utf8"));
       else {

@@ -67,9 +67,14 @@ export class Freezer {
     return !this.#isV1;
   }
 
-  /** Safe to repeat. */
+  /** Safe to repeat. What has gone needs none. */
   thaw(): void {
-    if (this.isFrozen) this.#write(false);
+    try {
+      this.#write(false);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code !== "ENOENT" && code !== "ENODEV") throw error;
+    }
   }
 
   #write(frozen: boolean): void {

@@ -2,9 +2,10 @@
  * What /proc says about the processes of a container (proc(5)). All PIDs here are the agent's view of them unless
  * a name says `inner`, which is the number inside the container's PID namespace.
  */
-import { constants, lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { constants, lstatSync, readFileSync, readlinkSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { O_PATH } from "#proxy/kernel/files.ts";
+import { listNames, readText, withRoom } from "./read-text.ts";
 
 export interface ProcessIdentity {
   pid: number;
@@ -186,18 +187,10 @@ async function statFields(pid: number): Promise<string[] | null> {
 
 // /proc never waits for a disk: asking at once takes a few microseconds, by way of a thread a hundred
 
-async function list(path: string): Promise<string[]> {
-  try {
-    return readdirSync(path);
-  } catch {
-    return [];
-  }
+function list(path: string): Promise<string[]> {
+  return withRoom(() => listNames(path));
 }
 
-async function read(path: string): Promise<string> {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
-  }
+function read(path: string): Promise<string> {
+  return withRoom(() => readText(path));
 }

@@ -1,37 +1,79 @@
 /** Files of /proc, whose reader may have gone or may not be asked (EINVAL where the kernel lacks the feature). */
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, readSync } from "node:fs";
+import { setTimeout as delay } from "node:timers/promises";
+
+const AGAIN_MS = 100;
+/** how long one is waited out */
+export const SHORTAGE_MS_MAX = 10_000;
+const SHORTAGES = new Set(["EMFILE", "ENFILE", "ENOMEM"]);
+
+/** This agent, or its node, has no descriptor or memory left for a moment: that says nothing of what was asked for. */
+export function isShortage(error: unknown): boolean {
+  for (let at = error; at instanceof Error; at = at.cause)
+    if (SHORTAGES.has((at as NodeJS.ErrnoException).code ?? "")) return true;
+  return false;
+}
+
+/** Again and again, as long as there is a shortage. @param lateMs of `performance.now()`: not any more then */
+export async function withRoom<T>(
+  work: () => Promise<T> | T,
+  lateMs = performance.now() + SHORTAGE_MS_MAX,
+): Promise<T> {
+  for (;;) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!isShortage(error) || performance.now() > lateMs) throw error;
+      await delay(AGAIN_MS);
+    }
+  }
+}
+
+/** @throws Error a shortage */
+function unlessShortage<T>(otherwise: T, ask: () => T): T {
+  try {
+    return ask();
+  } catch (error) {
+    if (isShortage(error)) throw error;
+    return otherwise;
+  }
+}
 
 /** "" where it cannot be read. Bytes that are no UTF-8 all become one character: for text, which Node reads in one call. */
 export function readText(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
-  }
+  return unlessShortage("", () => readFileSync(path, "utf8"));
 }
 
 /** Empty where it cannot be read. */
 export function readBytes(path: string): Buffer {
-  try {
-    return readFileSync(path);
-  } catch {
-    return Buffer.alloc(0);
-  }
+  return unlessShortage(Buffer.alloc(0), () => readFileSync(path));
+}
+
+/** … of what a process can make as long as it likes (PR_SET_MM, prctl(2)): its beginning. */
+export function readBeginning(path: string, bytesMax: number): Buffer {
+  return unlessShortage(Buffer.alloc(0), () => {
+    const file = openSync(path, "r");
+    try {
+      const parts: Buffer[] = [];
+      for (let length = 0; length < bytesMax; ) {
+        const part = Buffer.allocUnsafe(Math.min(64 * 1024, bytesMax - length));
+        const count = readSync(file, part);
+        if (count === 0) break;
+        parts.push(part.subarray(0, count));
+        length += count;
+      }
+      return Buffer.concat(parts);
+    } finally {
+      closeSync(file);
+    }
+  });
 }
 
 export function readLink(path: string): string {
-  try {
-    return readlinkSync(path);
-  } catch {
-    return "";
-  }
+  return unlessShortage("", () => readlinkSync(path));
 }
 
 /** Names in a folder; [] where it cannot be read. */
 export function listNames(path: string): string[] {
-  try {
-    return readdirSync(path);
-  } catch {
-    return [];
-  }
+  return unlessShortage([], () => readdirSync(path));
 }

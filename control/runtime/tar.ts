@@ -5,6 +5,7 @@
  * is seen nowhere.
  */
 import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
 import { closeSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -47,11 +48,14 @@ export async function startTar(
     `${inside}/tar`,
     ...args,
   ];
-  return spawn("/usr/bin/nsenter", argv, {
+  const child = spawn("/usr/bin/nsenter", argv, {
     stdio: ["pipe", "pipe", "pipe", folder, program],
     cwd: "/",
     env: { ...SealedCriu.environment, LC_ALL: "C" },
   });
+  // for want of descriptors it has no pipes
+  if (child.pid === undefined) throw (await once(child, "error"))[0];
+  return child;
 }
 
 /** A read-only folder in memory with tar, its libraries and their loader. */

@@ -1,6 +1,7 @@
 /** The journal of one workload: what it says now, and each change of it on disk before it counts. */
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Moving } from "../migration/moving.ts";
+import { isShortage } from "../runtime/read-text.ts";
 import { EMPTY_JOURNAL, type Journal, nextJournal, readJournal, writeJournal } from "./journal.ts";
 
 export class JournalKeeper {
@@ -8,11 +9,13 @@ export class JournalKeeper {
   #journal: Journal;
   #damage: HoldfastError | null = null;
 
+  /** @throws Error a shortage */
   constructor(path: string) {
     this.#path = path;
     try {
       this.#journal = readJournal(path);
     } catch (error) {
+      if (isShortage(error)) throw error;
       this.#damage = error as HoldfastError;
       this.#journal = EMPTY_JOURNAL;
     }
@@ -34,8 +37,9 @@ export class JournalKeeper {
     this.throwIfDamaged();
     const isOther = patch.container !== undefined && patch.container?.id !== this.#journal.container?.id;
     // what was known of an application was of its container
-    this.#journal = nextJournal(this.#journal, { ...(isOther ? { application: null } : {}), ...patch });
-    writeJournal(this.#path, this.#journal);
+    const next = nextJournal(this.#journal, { ...(isOther ? { application: null } : {}), ...patch });
+    writeJournal(this.#path, next); // what could not be written does not hold
+    this.#journal = next;
   }
 
   /** An epoch that was given out: this node will not let it be given out again. */

@@ -24,6 +24,7 @@ import { z } from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Known, movingSchema, outboxEntrySchema, processSchema } from "../migration/moving.ts";
+import { isShortage } from "../runtime/read-text.ts";
 
 const containerSchema = z.looseObject({
   id: z.string(),
@@ -98,6 +99,7 @@ export const EMPTY_JOURNAL: Journal = {
 };
 
 /**
+ * @throws Error a shortage (`isShortage`), which says nothing of the file
  * @throws HoldfastError `JOURNAL_INVALID`: a file that is not ours, or damaged, must not be guessed at. It costs this workload, and
  * no other.
  */
@@ -109,6 +111,7 @@ export function readJournal(path: string): Journal {
     text = readFileSync(path, "utf8");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return EMPTY_JOURNAL;
+    if (isShortage(error)) throw error;
     throw damaged("cannot be read", error);
   }
   const raw = parseJson(text);
@@ -164,8 +167,13 @@ export function writeJournal(path: string, journal: Journal): void {
   const next = `${path}.new`;
   const file = openSync(next, "w", 0o600);
   if (journal.moving !== null) {
-    writeFileSync(file, text);
-    renameSync(next, path);
+    try {
+      writeFileSync(file, text);
+      renameSync(next, path);
+    } catch (error) {
+      closeSync(file);
+      throw error;
+    }
     fsync(file, () => close(file, () => {}));
     return;
   }

@@ -9,7 +9,9 @@ import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { MigrationHost } from "../migration/host.ts";
 import type { Moving } from "../migration/moving.ts";
 import { decideAtTarget, decideReleasing, goBack, hasLetGo, release } from "../migration/settle.ts";
+import { untilDone } from "../migration/steps.ts";
 import { isSameProcess } from "../runtime/processes.ts";
+import { isShortage } from "../runtime/read-text.ts";
 import type { Sandbox } from "../runtime/runtime.ts";
 import type { Obstacle } from "./obstacle.ts";
 
@@ -164,7 +166,11 @@ export class MoveRecovery {
   async #hasApplication(): Promise<boolean> {
     const { sandbox } = this.#host;
     if (sandbox === null || !(await sandbox.isAlive())) return false;
-    return (await sandbox.applicationRoot().catch(() => null)) !== null;
+    const nobody = (error: unknown): null => {
+      if (isShortage(error)) throw error;
+      return null;
+    };
+    return (await sandbox.applicationRoot().catch(nobody)) !== null;
   }
 
   /** The source committed and nobody has taken it back. False: somebody has. */
@@ -210,8 +216,15 @@ export class MoveRecovery {
     const { sandbox } = host;
     // without its proxy it has lost its sessions, and is frozen all the same
     if (await this.#hasApplication()) {
-      await host.comeAlive(epoch);
-      if (sandbox !== null) await rm(sandbox.hostPath("images"), { recursive: true, force: true });
+      const warn = (text: string) => (error: unknown) =>
+        host.context.log.warn({ workload: host.name, reason: messageOf(error) }, text);
+      await untilDone(
+        () => host.comeAlive(epoch),
+        warn("the application cannot go on yet"),
+        () => host.throwIfClosed(),
+      );
+      if (sandbox !== null)
+        await rm(sandbox.hostPath("images"), { recursive: true, force: true }).catch(warn("images are left"));
     }
     host.becomeOwner(epoch, anchors);
     host.context.log.info({ workload: host.name, epoch }, "the cut-off arrival was completed");

@@ -142,6 +142,7 @@ export class Moves {
     if (prepare.epoch <= Math.max(host.journal.epoch, host.heardEpoch))
       throw fail("EPOCH_PASSED", `epoch ${prepare.epoch} has passed`);
     const arrival = new Arrival(host, channel, prepare);
+    let hasBegun = false;
     this.#arrival = arrival; // now, so that a second one is refused
     host.see(prepare.epoch);
     try {
@@ -149,10 +150,12 @@ export class Moves {
       const call = { workload: host.name, from, epoch: ownerEpoch, facts };
       refuse((await checkArrival(host, call)).findings, from);
       arrival.handlers();
+      hasBegun = true;
       await arrival.begin();
     } catch (error) {
-      host.record({ moving: null });
+      if (!hasBegun) arrival.dismiss();
       this.#arrival = null;
+      host.record({ moving: null });
       throw error;
     }
   }

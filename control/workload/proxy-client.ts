@@ -88,6 +88,7 @@ export class ProxyClient {
           new Channel(socket, { name: "proxy" }),
         );
       if (ended !== null || Date.now() > deadline) {
+        if (ended === null) child.kill("SIGKILL"); // nobody would know of it any more
         throw fail("PROXY_START", `the proxy did not start: ${ended ?? "no answer"}; see ${logFile}`);
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));

@@ -60,8 +60,8 @@ export interface ProxyHost {
 }
 
 const SESSIONS_PAGE = 1_000;
-/** kubelet waits for it before it starts the application's container, so it is there, but for one that has ended */
-const SIDECAR_MS_MAX = 30_000;
+/** kubelet begins with it, and waits for no more: a busy node takes so long to start a process */
+const SIDECAR_MS_MAX = 60_000;
 const SIDECAR_RETRY_MS = 100;
 const REPLACE_AGAIN_MS = 500;
 
@@ -147,7 +147,7 @@ export class ProxyKeeper {
     return { proxy, linkAddress: context.host, spillDir };
   }
 
-  /** kubelet has started it before the application's container; one that has ended it starts again. */
+  /** kubelet has begun it before the application's container; one that has ended it starts again. */
   async #findSidecar(): Promise<FoundProxy> {
     const deadline = performance.now() + SIDECAR_MS_MAX;
     for (;;) {
@@ -194,11 +194,22 @@ export class ProxyKeeper {
     else if (record !== null) await endProxy(record, 0);
   }
 
-  /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. */
+  /** Ends a proxy that is of no use any more (its clients get RST) and starts one that serves. One that fails is none: {@link lookAgain} */
   async replace(epoch: number): Promise<void> {
-    await this.leave()?.stop();
-    await this.start();
-    await this.serve(epoch);
+    const others = this.#isReplacing;
+    this.#isReplacing = true;
+    try {
+      await this.leave()?.stop();
+      await this.start();
+      await this.serve(epoch);
+    } catch (error) {
+      await this.leave()
+        ?.stop()
+        .catch(() => {});
+      throw error;
+    } finally {
+      this.#isReplacing = others;
+    }
   }
 
   /**
@@ -213,6 +224,20 @@ export class ProxyKeeper {
   /** One that was not found when it was looked for is looked for again. Called about every second, of an owner at rest. */
   lookAgain(): void {
     if (hasSidecar(this.#host.config)) void this.#replaceSidecar();
+    else void this.#replaceProcess();
+  }
+
+  /** One whose replacement did not start, for want of whatever it was. */
+  async #replaceProcess(): Promise<void> {
+    if (this.#isReplacing || !(await this.#isMissed()) || this.#isReplacing) return;
+    try {
+      await this.replace(this.#host.journal.epoch);
+      this.#problem = null;
+    } catch (error) {
+      const what = `its proxy does not start, and nobody is served: ${messageOf(error)}`;
+      if (this.#problem?.what !== what) this.#warn("start another proxy", error);
+      this.#problem = { id: "proxy.ended", what, cure: "free what it lacks: it is tried again each second" };
+    }
   }
 
   async #replaceSidecar(): Promise<void> {

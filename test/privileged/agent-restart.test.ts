@@ -1,6 +1,6 @@
 /** Agents come and go; applications and their clients do not notice. */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { mkdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
 import { request } from "node:http";
 import { join } from "node:path";
 import { afterEach, test } from "node:test";
@@ -163,6 +163,28 @@ test("a proxy that is killed costs its sessions; the application and new clients
   await load.untilAlive(0);
   await migrate(used, "a", "b");
   assert.equal((await chatSays(used)).pid, before.pid);
+});
+
+test("a proxy that cannot be started in its place is started when it can", async () => {
+  const { lab: used } = await open("takeover");
+  const before = await chatSays(used);
+  const folder = join(used.stateDir("a"), "workloads", "chat");
+  const { proxy } = JSON.parse(readFileSync(join(folder, "journal.json"), "utf8")) as {
+    proxy: { process: { pid: number } };
+  };
+  const log = join(folder, "proxy.log");
+  rmSync(log);
+  mkdirSync(log); // where it would log to
+  process.kill(proxy.process.pid, "SIGKILL");
+  const problem = async (): Promise<string | undefined> => {
+    const { json } = await used.cli("a", ["status", "--json"]);
+    return (json as { workloads: { problem: { what: string } | null }[] }).workloads[0]?.problem?.what;
+  };
+  await until("it is said why", async () => /does not start.*EISDIR/.test((await problem()) ?? ""));
+  rmdirSync(log);
+  const after = await chatSays(used);
+  assert.equal(after.pid, before.pid);
+  await until("nothing is wrong any more", async () => (await problem()) === undefined);
 });
 
 test("a workload that its home node lost is started where the store says it belongs", async () => {

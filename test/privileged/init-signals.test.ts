@@ -1,9 +1,11 @@
 /** What a pod's container is sent stays with its init, which only waits, until the agent has taken it. */
 import assert from "node:assert/strict";
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
-import { constants } from "node:os";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
+import { constants, tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import { dropSignals, endInit, heldSignals, holdSignals } from "#control/runtime/cri/init-signals.ts";
 import { until } from "#test/support/moved-program.ts";
@@ -23,7 +25,7 @@ describe("the init of a container", () => {
       pid = Number(children);
       return children !== "" && readFileSync(`/proc/${pid}/comm`, "utf8") === "catatonit\n";
     });
-    await until("it waits for signals", () => holdSignals(pid));
+    assert.ok(await holdSignals(pid));
   });
   afterEach(async () => {
     parent.kill("SIGKILL");
@@ -64,6 +66,61 @@ describe("the init of a container", () => {
       endInit(pid);
       assert.deepEqual(await ended, [0, null]);
       assert.deepEqual(heldSignals(pid), []);
-      assert.equal(holdSignals(pid), false);
+      assert.equal(await holdSignals(pid), false);
     });
+});
+
+describe("the init of a container that has just been started", () => {
+  let folder: string;
+  const started: ChildProcess[] = [];
+  const start = async (program: string, ...args: string[]): Promise<ChildProcess & { pid: number }> => {
+    const child = spawn(program, args, { stdio: "ignore" });
+    started.push(child);
+    await once(child, "spawn"); // it has been executed, no more
+    return child as ChildProcess & { pid: number };
+  };
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), "hf-init-"));
+  });
+  afterEach(() => {
+    for (const child of started.splice(0)) child.kill("SIGKILL");
+    rmSync(folder, { recursive: true });
+  });
+
+  it("is waited for until it waits for signals", async () => {
+    for (let time = 0; time < 20; time++) {
+      const { pid } = await start("catatonit", "-P");
+      assert.equal(await holdSignals(pid), true);
+      process.kill(pid, "SIGTERM");
+      process.kill(pid, "SIGHUP");
+      assert.deepEqual(heldSignals(pid), [SIGHUP, SIGTERM]);
+    }
+  });
+
+  it("is not waited for where it is another one", async () => {
+    const other = await start("sleep", "60");
+    await until("it sleeps", () => /\) S /.test(readFileSync(`/proc/${other.pid}/stat`, "latin1")));
+    const { pid, executed } = await startRuntime();
+    const waitedFor = holdSignals(pid).then(() => "waited for");
+    assert.equal(await Promise.race([holdSignals(other.pid), waitedFor]), false);
+    await executed();
+    await waitedFor;
+  });
+
+  it("may be its container runtime's process still, which waits", async () => {
+    const { pid, executed } = await startRuntime();
+    const held = holdSignals(pid);
+    await executed();
+    assert.equal(await held, true);
+  });
+
+  /** "runc:[2:INIT]" opens a FIFO, and is the init when that has been read from. */
+  async function startRuntime(): Promise<{ pid: number; executed(): Promise<void> }> {
+    const [runtime, fifo] = [join(folder, "runc"), join(folder, "exec.fifo")];
+    writeFileSync(runtime, `#!/bin/sh\nread -r _ <"${fifo}"\nexec catatonit -P\n`, { mode: 0o755 });
+    execFileSync("mkfifo", [fifo]);
+    const { pid } = await start(runtime);
+    await until("it waits", () => /\(runc\) S /.test(readFileSync(`/proc/${pid}/stat`, "latin1")));
+    return { pid, executed: () => writeFile(fifo, "\n") };
+  }
 });

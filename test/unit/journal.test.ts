@@ -34,6 +34,7 @@ const FULL: Journal = {
     step: "held",
     criu: PROCESS,
     stopped: [3],
+    ran: false,
     watches: [],
     link: null,
     anchors: [],

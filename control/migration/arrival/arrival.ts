@@ -38,6 +38,7 @@ import { sendAgain } from "../../runtime/pending-signals.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
 import type { MigrationHost } from "../host.ts";
 import { decideAtTarget } from "../settle.ts";
+import { takeEach, untilDone } from "../steps.ts";
 import { refuseMissingUnixPeers } from "../unix-peers.ts";
 import { type VerifyCall, verifyCall, verifyMemory } from "../verify-memory.ts";
 import { parseFingerprint } from "./audit-restored.ts";
@@ -67,6 +68,8 @@ export class Arrival {
   readonly #upstreamAdopted = Promise.withResolvers<void>();
   /** when CRIU may read memory */
   readonly #memoryComplete = Promise.withResolvers<void>();
+  /** when it is on record that this was given up */
+  #recorded: Promise<void> = Promise.resolve();
   /** the last piece of the clients' legs. null: it has not come */
   #downstreamAdopted: Promise<AdoptResult> | null = null;
 
@@ -143,6 +146,7 @@ export class Arrival {
         step: "prepared",
         criu: null,
         stopped: [],
+        ran: false,
         watches: [],
         link: null,
         anchors,
@@ -297,6 +301,7 @@ export class Arrival {
     const outcome = now.at === "releasing" ? await now.release.outcome(grant) : null;
     if (outcome !== null) return outcome;
     this.#giveUp().catch(() => {});
+    await this.#recorded; // the answer has to stay true
     return { outcome: "gave-up", epoch: this.prepare.epoch };
   }
 
@@ -304,18 +309,30 @@ export class Arrival {
   async #goLive({ application, container, criu }: Restored): Promise<ReleaseReply> {
     const host = this.#host;
     const epoch = await this.#release();
-    // from here nobody can take the workload back
-    host.recordMoving({ step: "released", epoch });
+    // from here nobody can take the workload back, and nobody else has it
+    await this.#hasToBe("go on", () => host.recordMoving({ step: "released", epoch }));
     host.context.faults.at("target:released");
-    await host.comeAlive(epoch, () => {
-      this.#state.released(epoch);
-      if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
-    });
-    await criu.close();
-    this.#closeIntakes();
-    await rm(container.hostPath("images"), { recursive: true, force: true });
-    host.becomeOwner(epoch, this.prepare.anchors);
+    await this.#hasToBe("go on", () =>
+      host.comeAlive(epoch, () => {
+        if (this.#state.now.at === "released") return;
+        this.#state.released(epoch);
+        if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
+      }),
+    );
+    const removed = {
+      "close CRIU": () => criu.close(),
+      "close what was taken in": () => this.#closeIntakes(),
+      "remove images": () => rm(container.hostPath("images"), { recursive: true, force: true }),
+    };
+    await takeEach(removed, (what, error) => this.#warn(`${what} failed; continuing`, error));
+    await this.#hasToBe("own the workload", () => host.becomeOwner(epoch, this.prepare.anchors));
     return { criuRestoreMs: application.criuMs };
+  }
+
+  /** Again and again, until it is done or the agent ends. */
+  #hasToBe(what: string, step: () => Promise<void> | void): Promise<void> {
+    const onFailure = (error: unknown): void => this.#warn(`the application cannot ${what} yet`, error);
+    return untilDone(step, onFailure, () => this.#host.throwIfClosed());
   }
 
   /** As they were sent to it while it was not running. One that has ended since had no use for them. */
@@ -368,8 +385,8 @@ export class Arrival {
     const { now } = this.#state;
     if (now.at === "gave-up") return now.forgetting;
     if (now.at === "forgotten") return Promise.resolve();
-    this.#host.recordMoving({ step: "gave-up" });
-    const forgetting = this.#forget(now);
+    this.#recorded = this.#hasToBe("be given up", () => this.#host.recordMoving({ step: "gave-up" }));
+    const forgetting = this.#recorded.then(() => this.#forget(now));
     forgetting.catch(() => {});
     this.#state.giveUp(forgetting);
     return forgetting;
@@ -382,14 +399,30 @@ export class Arrival {
     this.#memoryComplete.reject(givenUp());
     this.#imagesOpen.reject(givenUp());
     const container = await this.#container.created.catch(() => null);
-    host.vip?.remove(); // first: what is killed here must not say farewell from an address that lives elsewhere
-    await container?.destroy(); // with the CRIU at work in it
-    host.endLeftConnections();
-    if ("criu" in left) await left.criu.close();
-    this.#closeIntakes();
-    await host.keeper.discard(this.prepare.epoch);
-    host.record({ moving: null, container: null });
+    const steps = {
+      connections: () => host.endLeftConnections(),
+      CRIU: () => ("criu" in left ? left.criu.close() : undefined),
+      "what was taken in": () => this.#closeIntakes(),
+      proxy: () => host.keeper.discard(this.prepare.epoch),
+    };
+    // first: what is killed here must not say farewell from an address that lives elsewhere
+    await this.#hasToBe("leave its address", () => void host.vip?.remove());
+    // with the CRIU at work in it; where the agent ends before, the next one finds it on record
+    await this.#hasToBe("be ended", async () => container?.destroy());
+    await takeEach(steps, (what, error) => this.#warn(`${what} of an arrival that was given up`, error));
+    await this.#hasToBe("be forgotten", () => host.record({ moving: null, container: null }));
     this.#state.forgotten();
+  }
+
+  /** One that was refused before it began: nothing of it is here, and what becomes of its channel is no matter. */
+  dismiss(): void {
+    this.#state.giveUp(Promise.resolve());
+    this.#state.forgotten();
+  }
+
+  #warn(text: string, error: unknown): void {
+    const { context, name } = this.#host;
+    context.log.warn({ workload: name, reason: messageOf(error) }, text);
   }
 
   /** Resolves when what was given up has gone. */

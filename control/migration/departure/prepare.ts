@@ -159,6 +159,7 @@ async function reserve({ id, host, options, reached }: Move): Promise<number> {
       step: "prepared",
       criu: null,
       stopped: [],
+      ran: false,
       watches: [],
       link: null,
       anchors: [],

@@ -149,7 +149,7 @@ export class CriRuntime implements Runtime {
     const sandbox = this.find({ id, runDir, init, tmpfs: travelling(spec, pid), reader: shim });
     if ((await sandbox.applicationRoot()) !== null)
       throw fail("CONTAINER_CREATE", `the pod of ${options.workload} has processes in it already`);
-    sandbox.holdSignals(); // there is no application yet that could miss one
+    await sandbox.holdSignals(); // there is no application yet that could miss one
     try {
       await mountRunFolder(runDir, options.runBytesMax);
       await populate(runDir); // nothing comes for it: the layer is in use

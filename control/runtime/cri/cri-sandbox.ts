@@ -126,8 +126,8 @@ export class CriSandbox implements Sandbox {
   }
 
   /** What kubelet sends to end the container stays with its init from now on. */
-  holdSignals(): void {
-    holdSignals(this.init.pid);
+  async holdSignals(): Promise<void> {
+    await holdSignals(this.init.pid);
   }
 
   async takeSignals(): Promise<{ signals: number[]; isToEnd: boolean }> {

@@ -21,11 +21,36 @@ const ALL = 0xffff_ffff_ffff_ffffn;
 const SIGNALS = 64;
 /** one that is frozen takes them later, and then the application is given them once more */
 const DROP_MS_MAX = 1_000;
+/** a busy node */
+const STARTING_MS_MAX = 5_000;
+/** proc_pid_comm(5) of what will be the init: "runc:[2:INIT]", "crun" */
+const RUNTIME = /^(runc|crun|youki)/;
 const POLL_MS = 1;
 
-/** From now on it takes nothing but what is its own business. Safe to repeat; false: it is no such init. */
-export function holdSignals(initPid: number): boolean {
-  return setTaken(initPid, setOf(KEPT));
+/**
+ * From then on it takes nothing but what is its own business. Its container runtime may say that it runs before it has come to that: it is waited
+ * for. Safe to repeat; false: it is no such init.
+ */
+export async function holdSignals(initPid: number): Promise<boolean> {
+  const late = performance.now() + STARTING_MS_MAX;
+  for (;;) {
+    const mayCome = isStarting(initPid) && performance.now() < late; // asked first: it may be there just after
+    if (setTaken(initPid, setOf(KEPT))) return true;
+    if (!mayCome) return false;
+    await delay(POLL_MS);
+  }
+}
+
+/** It works, or is its container runtime's process still, which waits to become it. One that sleeps without a signalfd will have none. */
+function isStarting(initPid: number): boolean {
+  try {
+    // proc_pid_stat(5): pid (comm) state
+    const [, comm = "", state = ""] =
+      /\((.*)\) (\S)/s.exec(readFileSync(`/proc/${initPid}/stat`, "latin1")) ?? [];
+    return "RD".includes(state) || (state === "S" && RUNTIME.test(comm));
+  } catch {
+    return false; // it has ended
+  }
 }
 
 /** Pending with it, and nobody else's business: signal numbers. Empty where it has ended. */
@@ -57,7 +82,7 @@ export async function dropSignals(initPid: number, signals: readonly number[]): 
   const late = performance.now() + DROP_MS_MAX;
   while (heldSignals(initPid).some((signal) => dropped.includes(signal)) && performance.now() < late)
     await delay(POLL_MS);
-  holdSignals(initPid);
+  setTaken(initPid, setOf(KEPT));
 }
 
 /** It ends with status 0, by itself: its container, as one whose application has ended well. */

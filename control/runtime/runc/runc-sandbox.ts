@@ -22,6 +22,7 @@ import { launchArgs } from "../launchers.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
 import { isSameProcess, type ProcessIdentity, rootBelow } from "../processes.ts";
+import { isShortage } from "../read-text.ts";
 import { removeRunFolder } from "../run-folder.ts";
 import type { LaunchOptions, OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
@@ -167,7 +168,8 @@ function attach({ init, runDir }: SandboxRef): boolean {
     mkdirSync(runDir, { recursive: true, mode: 0o700 });
     mounts.attachMount(mount, runDir);
     return true;
-  } catch {
+  } catch (error) {
+    if (isShortage(error)) throw error;
     return false;
   } finally {
     if (mount !== -1) closeSync(mount);
