@@ -14,6 +14,7 @@ import { UpstreamNetwork } from "#proxy/kernel/network.ts";
 import { AskedAgents } from "#proxy/tcp/asked-agents.ts";
 import { HelpedSurgeon } from "#proxy/tcp/helped-surgeon.ts";
 import { LocalSurgeon, localLegWork } from "#proxy/tcp/local-surgeon.ts";
+import { logDestination } from "./contract/log-destination.ts";
 import { legKernelOf, reserveDescriptors, unprivilegedLegKernelOf } from "./process-kernel.ts";
 
 const upstream = new UpstreamNetwork();
@@ -44,10 +45,7 @@ export async function runProxy(): Promise<void> {
     );
     process.exit(2);
   }
-  const log = pino(
-    { name: "holdfast-proxy", level: values["log-level"] },
-    pino.destination({ fd: 2, sync: true }),
-  );
+  const log = pino({ name: "holdfast-proxy", level: values["log-level"] }, logDestination());
   const path = values.socket;
   const httpPath = values.http ?? `${path}.http`;
   const inbox = `${path}.net`;

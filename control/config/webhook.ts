@@ -34,8 +34,8 @@ export interface RenewalConfig {
   namespace: string;
   /** with tls.crt, tls.key and ca.crt; kubelet brings its files here */
   secret: string;
-  /** of these, the one that is to trust ca.crt */
-  kind: (typeof CONFIGURATION_KINDS)[number];
+  /** objects of these kinds, each of that name, are to trust ca.crt */
+  kinds: (typeof CONFIGURATION_KINDS)[number][];
   configuration: string;
   /** names of the Service that the API server uses, the first one first */
   names: string[];
@@ -61,12 +61,17 @@ const renewal = z.strictObject(
   {
     namespace: object,
     secret: object,
-    kind: oneOf(...CONFIGURATION_KINDS).default("MutatingWebhookConfiguration"),
+    kinds: list(
+      oneOf(...CONFIGURATION_KINDS),
+      "expected a list of 1-2 kinds of webhook configurations",
+      1,
+      CONFIGURATION_KINDS.length,
+    ).default(["MutatingWebhookConfiguration"]),
     configuration: object,
     names: list(object, "expected a list of 1-10 names of the Service", 1, 10),
     days: count("days", 1, DAYS_MAX),
   },
-  "expected what is renewed: { namespace, secret, kind, configuration, names, days }",
+  "expected what is renewed: { namespace, secret, kinds, configuration, names, days }",
 );
 
 const webhookSchema = z.strictObject(

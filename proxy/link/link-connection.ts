@@ -12,6 +12,7 @@ import { acceptTls, dialTls, SECURE_FRAME } from "./link-tls.ts";
 
 const AUTHENTICATE_MS_MAX = 5_000;
 /** what an honest greeting stays below */
+const WAITING_BYTES_MAX = 4 * 1024 * 1024;
 const GREETING_BYTES_MAX = 4 * CONTROL_BYTES_MAX;
 /** after our last frame: how long the peer may take to close too */
 const CLOSE_MS_MAX = 5_000;
@@ -156,7 +157,10 @@ export class SocketConnection implements LinkConnection {
 
   write(bytes: Buffer): void {
     // what waits for room may wait for these too
-    if (!this.#isOver && this.#socket.writable) this.#socket.write(bytes, this.#onWritten);
+    if (this.#isOver || !this.#socket.writable) return;
+    this.#socket.write(bytes, this.#onWritten);
+    // bytes of sessions are bounded by credit: only a peer that asks on and on, and reads nothing, comes to this
+    if (this.#socket.writableLength > WAITING_BYTES_MAX) setImmediate(() => this.#gone("fault"));
   }
 
   /** In one piece. Its sink hears of it once (`onWritten`). */

@@ -26,6 +26,8 @@ import { newSetUp } from "./set-up.ts";
  */
 const DEATHS_MAX = 2;
 const MOMENTS_MS = 1_000;
+/** of refusals that a client has not taken, beyond what its socket holds */
+const REFUSALS_BYTES_MAX = 256 * 1024;
 const RETRY_AFTER_S = 1;
 
 export class HttpReplay implements ProtocolReplay {
@@ -222,6 +224,10 @@ export class HttpReplay implements ProtocolReplay {
       if (record.end < 0 && !asks) return;
       this.#refuse(record, asks);
       if (!carrier.isWaiting) return;
+      if (carrier.outbound.pendingBytes > REFUSALS_BYTES_MAX) {
+        carrier.reset("it asks on and reads no refusal");
+        return;
+      }
     }
     // The application may be back: it could not have the session in the middle of a body.
     if (this.#session.isIdle && !host.isPaused) host.want(carrier);

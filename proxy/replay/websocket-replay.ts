@@ -217,7 +217,8 @@ export class WebSocketReplay implements ProtocolReplay {
   /** Between frames only: the application's last one was complete. */
   #say(frame: Buffer): void {
     const { carrier } = this.#session;
-    if (carrier.isWaiting) carrier.outbound.receive(frame);
+    // one that does not read has no more of them: RFC 6455, 5.5.3
+    if (carrier.isWaiting && !carrier.outbound.isBlocked) carrier.outbound.receive(frame);
   }
 
   refuseHeld(): boolean {

@@ -61,6 +61,7 @@ export class TcpLeg implements Leg, Watcher {
   #failure = "";
   /** has asked for a turn and not had it yet */
   #isQueued = false;
+  #isPeerGone = false;
   #reading = false;
   #mayRead = false;
   #moreFollows = false;
@@ -139,6 +140,8 @@ export class TcpLeg implements Leg, Watcher {
 
   onReady(events: number): void {
     if (events === 0) this.#isQueued = false;
+    // told once, and by then there may be more to read than one turn takes
+    if ((events & GONE) !== 0) this.#isPeerGone = true;
     if (this.#fd < 0) {
       if (this.#failure !== "") this.#fail();
       return;
@@ -154,8 +157,7 @@ export class TcpLeg implements Leg, Watcher {
       if (!readsOn) this.#fail();
     } else if (this.#outstanding !== null) {
       // Of a peer that has gone, what it had said before comes first: a refusal, with the request still being sent.
-      const isGone = (events & GONE) !== 0;
-      if (isGone ? !readsOn : (events & READY.out) !== 0) this.#sendRest();
+      if (this.#isPeerGone ? !readsOn : (events & READY.out) !== 0) this.#sendRest();
     }
   }
 

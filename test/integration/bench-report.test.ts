@@ -316,7 +316,8 @@ describe("what is made of figures", () => {
         name: "kube-move",
         title: "",
         figures: [
-          of("createdToHoldMs", [2_000, 2_400], { runtime: "pods", way: "there" }),
+          of("createdToHoldMs", [2_000, 2_400], { runtime: "pods", mode: "forward", way: "there" }),
+          of("createdToHoldMs", [4_500, 4_500], { runtime: "pods", mode: "gateway", way: "there" }),
           of("holdMs", [150, 100], { runtime: "pods", way: "there" }),
           of("holdMs", [100, 100], { runtime: "own", way: "there" }),
           of("holdMs", [260, 200], { runtime: "pods", way: "back" }),
@@ -343,6 +344,7 @@ describe("what is made of figures", () => {
         ["≤ 10.0 ms", "4.2 ms", "met"],
         ["≤ 150 MB", "200 MB", "MISSED by 33 %"],
         ["≤ 3.00 s", "2.20 s (2.00 s–2.40 s)", "met"],
+        ["≤ 3.00 s", "4.50 s (4.50 s–4.50 s)", "MISSED by 50 %"],
         ["≤ 1.20×", "1.15× (1.00×–1.50×)", "met; not in every round"],
         ["≤ 0", "1", "MISSED"],
         ["≤ 0", "0", "met"],

@@ -1,109 +1,119 @@
-/** What a sidecar puts into its pod before the application's container is started: everything or an error, and never in the place of what runs. */
+/** What a sidecar's hook puts into its pod before the application's container is started: everything or an error, and nothing of what runs is changed. */
 import assert from "node:assert/strict";
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import {
-  cpSync,
+  closeSync,
+  copyFileSync,
+  fstatSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
-import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, afterEach, beforeEach, describe, it } from "node:test";
-import { projectRoot } from "../lab/lab.ts";
+import { after, afterEach, before, beforeEach, describe, it } from "node:test";
+import { inject } from "#control/kubernetes/inject/inject.ts";
+import { INSIDE } from "#control/kubernetes/inject/names.ts";
+import type { Container } from "#control/kubernetes/inject/pod.ts";
+
+const IN_IMAGE = "/holdfast/inside/.";
+const LIBRARY = "libc.so.6";
 
 describe("what a pod's container starts with", () => {
+  let hook: string[];
   let image: string;
   let pod: string;
-  let server: Server | null = null;
   const started: ChildProcess[] = [];
 
+  before(() => {
+    const outcome = inject(
+      {
+        metadata: {
+          name: "chat",
+          annotations: { "holdfast.dev/ports": "80", "holdfast.dev/mode": "gateway" },
+        },
+        spec: { containers: [{ name: "app", image: "chat:1" }] },
+      } as never,
+      { image: "inside:1", imagePullPolicy: null, proxy: { image: "control:1", default: "sidecar" } },
+    );
+    assert.ok(outcome.kind === "injected", JSON.stringify(outcome));
+    const [sidecar] = (outcome.pod.spec as { initContainers: Container[] }).initContainers;
+    const { postStart } = (sidecar as { lifecycle: { postStart: { exec: { command: string[] } } } })
+      .lifecycle;
+    hook = postStart.exec.command;
+    assert.ok(hook.includes(IN_IMAGE) && hook.includes(INSIDE), hook.join(" "));
+  });
   beforeEach(() => {
     image = mkdtempSync(join(tmpdir(), "hf-bring-"));
     pod = join(image, "pod");
-    mkdirSync(pod);
-    for (const folder of ["proxy", "inside"]) mkdirSync(join(image, folder));
-    cpSync(join(projectRoot, "proxy/bring-inside.ts"), join(image, "proxy/bring-inside.ts"));
-    cpSync(join(projectRoot, "package.json"), join(image, "package.json")); // type: module
-    writeFileSync(join(image, "inside/init"), "the init", { mode: 0o755 });
-    writeFileSync(join(image, "inside/libc.so.6"), "a library", { mode: 0o644 });
+    for (const folder of ["pod", "inside"]) mkdirSync(join(image, folder));
+    copyFileSync("/bin/sleep", join(image, "inside/init"));
+    writeFileSync(join(image, "inside", LIBRARY), "a library", { mode: 0o755 });
   });
   afterEach(() => {
-    server?.close();
-    server = null;
     rmSync(image, { recursive: true });
   });
   after(() => {
     for (const child of started) child.kill("SIGKILL");
   });
 
-  function begin(...args: string[]): {
-    child: ChildProcess;
-    ended: Promise<{ status: number; said: string }>;
-  } {
-    const script = join(image, "proxy/bring-inside.ts");
-    const child = spawn(process.execPath, [script, ...args], { stdio: ["ignore", "ignore", "pipe"] });
-    started.push(child);
-    let said = "";
-    child.stderr?.setEncoding("utf8").on("data", (text: string) => {
-      said += text;
-    });
-    const ended = new Promise<{ status: number; said: string }>((resolve) =>
-      child.once("close", (status) => resolve({ status: status ?? -1, said })),
-    );
-    return { child, ended };
+  /** The hook, with what the image has and where the pod has it elsewhere. */
+  function bring(to = pod): { status: number | null; stderr: string } {
+    const there = new Map([
+      [IN_IMAGE, `${join(image, "inside")}/.`],
+      [INSIDE, to],
+    ]);
+    const [program = "", ...args] = hook.map((word) => there.get(word) ?? word);
+    const { status, stderr } = spawnSync(program, args, { encoding: "utf8" });
+    return { status, stderr };
   }
-  const bring = (...args: string[]) => begin(...args).ended;
-  const inPod = (): string[] => readdirSync(pod).sort();
+  const isWhole = (): void => {
+    assert.deepEqual(readdirSync(pod).sort(), ["init", LIBRARY]);
+    for (const name of readdirSync(pod)) {
+      assert.deepEqual(readFileSync(join(pod, name)), readFileSync(join(image, "inside", name)), name);
+      assert.equal(statSync(join(pod, name)).mode & 0o777, 0o755, name);
+    }
+  };
 
-  it("is all there, and may be run by any user", async () => {
-    assert.deepEqual(await bring(pod), { status: 0, said: "" });
-    assert.deepEqual(inPod(), ["init", "libc.so.6"]);
-    assert.equal(readFileSync(join(pod, "init"), "utf8"), "the init");
-    for (const name of inPod()) assert.equal(statSync(join(pod, name)).mode & 0o777, 0o755);
+  it("is all there, and may be run by any user", () => {
+    assert.deepEqual(bring(), { status: 0, stderr: "" });
+    isWhole();
   });
 
-  it("stays as it is where it is there, and what one that was killed has left goes", async () => {
-    writeFileSync(join(pod, "init"), "one that runs");
-    writeFileSync(join(pod, ".libc.so.6.7"), "half a li");
+  it("is whole again where a hook that was killed left half of it", () => {
+    writeFileSync(join(pod, LIBRARY), "a li");
+    assert.deepEqual(bring(), { status: 0, stderr: "" });
+    isWhole();
+  });
+
+  it("leaves what runs, and what it has mapped, as it is when the sidecar is started again", async () => {
+    assert.equal(bring().status, 0);
+    const child = spawn(join(pod, "init"), ["60"], { stdio: "ignore" });
+    await once(child, "spawn");
     const { ino } = statSync(join(pod, "init"));
-    assert.equal((await bring(pod)).status, 0);
-    assert.deepEqual(inPod(), ["init", "libc.so.6"]);
-    assert.equal(readFileSync(join(pod, "init"), "utf8"), "one that runs");
-    assert.equal(statSync(join(pod, "init")).ino, ino);
-  });
-
-  it("is followed by the next container when the proxy listens, not before", async () => {
-    const { port } = await new Promise<{ port: number }>((resolve) => {
-      const found = createServer().listen(0, "127.0.0.1", () => {
-        const address = found.address() as { port: number };
-        found.close(() => resolve(address));
-      });
-    });
-    const { child, ended } = begin(pod, `${port}`);
-    await new Promise<void>((resolve) => {
-      const look = setInterval(() => {
-        if (inPod().length < 2) return;
-        clearInterval(look);
-        resolve();
-      }, 5);
-    });
+    const mapped = openSync(join(pod, LIBRARY), "r"); // as one that has it mapped
+    started.push(child);
+    assert.deepEqual(bring(), { status: 0, stderr: "" });
+    isWhole();
     assert.equal(child.exitCode, null);
-    server = createServer((socket) => socket.destroy()).listen(port, "127.0.0.1");
-    assert.deepEqual(await ended, { status: 0, said: "" });
+    // other files are in their place: theirs has no name any more
+    assert.match(readlinkSync(`/proc/${child.pid}/exe`), / \(deleted\)$/);
+    assert.equal(statSync(`/proc/${child.pid}/exe`).ino, ino);
+    assert.equal(fstatSync(mapped).nlink, 0);
+    assert.equal(readFileSync(mapped, "utf8"), "a library");
+    closeSync(mapped);
   });
 
-  it("says why it could not be brought", async () => {
-    const { status, said } = await bring(join(image, "nowhere"));
+  it("says why it could not be brought", () => {
+    const { status, stderr } = bring(join(image, "nowhere/at/all"));
     assert.equal(status, 1);
-    assert.match(said, /ENOENT.*nowhere/);
-    const none = await bring();
-    assert.equal(none.status, 1);
-    assert.match(none.said, /usage: node proxy\/bring-inside\.ts FOLDER \[PORT\]/);
+    assert.match(stderr, /cannot create directory.*nowhere/);
   });
 });

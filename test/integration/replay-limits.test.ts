@@ -227,6 +227,27 @@ describe("bytes held for an application that is away", { timeout: 300_000 }, () 
     }
   });
 
+  it("ends a client that asks on and on for what it is refused, and reads nothing", async () => {
+    const few = await ReplayStage.start([{ protocol: "http" }], { heldSessionsMax: 1 });
+    try {
+      await few.pause();
+      await few.dial();
+      await few.proxy.untilSessions(1);
+      const greedy = await few.dial();
+      greedy.socket.pause();
+      // answers are longer: many times what sockets hold
+      greedy.socket.write(Buffer.from(get("/", `X: ${"x".repeat(80)}\r\n`).repeat(200_000)));
+      await few.until(
+        "it is reset",
+        () => few.count("sessionsReset"),
+        (count) => count === 1,
+      );
+      assert.ok((await few.count("requestsRefused")) < 100_000);
+    } finally {
+      await few.stop();
+    }
+  });
+
   it("does not count clients it has kept over the end of the application as new ones", async () => {
     const few = await ReplayStage.start([{ protocol: "http" }], { heldSessionsMax: 2 });
     try {

@@ -414,6 +414,24 @@ describe("a leg that writes", () => {
     assert.deepEqual(witness.told, ["reset ECONNRESET"]);
   });
 
+  it("tells a reset that came with the end of an answer, longer than one turn reads, while a chunk is outstanding", async () => {
+    const { leg, fd, witness, peer } = await connected();
+    widen(fd, peer);
+    const bytes = (READS_MAX + 2) * READ_BYTES + 1;
+    fill(leg);
+    sendAll(peer, pattern(0, bytes));
+    await arrived(leg, bytes);
+    sock.shutdown(peer, sock.SHUT_WR);
+    resetPeer(peer);
+    leg.resumeReading();
+    await until(() => witness.told.some((what) => what.startsWith("reset")), "the reset");
+    await everythingIsTold();
+    assert.equal(witness.bytes, bytes);
+    assert.equal(witness.told[0], "data");
+    assert.match(witness.told.at(-1) ?? "", /^reset /);
+    assert.equal(leg.isOpen, false);
+  });
+
   for (const how of ["a chunk outstanding", "a write that fails"]) {
     it(`reads an answer that came before a reset to its end, with ${how}`, async () => {
       const { leg, fd, witness, peer } = await connected();
