@@ -1,9 +1,11 @@
 /**
  * The cluster that pieces of `npm run bench:kube` share: two nodes whose pods move, a third with the chart's own parts, and applications whose
- * clients come to node a (forward mode). It is made when it is first asked for, and gone when the run is.
+ * clients come to node a (forward mode). It is made when it is first asked for, and gone when the run is. One more, whose clients come to
+ * gateways and whose proxy is in its pod, is there while it is measured.
  */
+import { GATEWAY_ENABLED, GATEWAY_LABEL } from "#control/api/gateway-table.ts";
 import { isFinal, type Migration, migrationsIn } from "#control/api/resources.ts";
-import { APP_PORT, appContainer } from "#test/kube/applications.ts";
+import { APP_PORT, appContainer, nodePortService } from "#test/kube/applications.ts";
 import { type Cluster, createCluster, type KubeObject } from "#test/kube/cluster.ts";
 import { AGENT, APPS, INSIDE, REDIS } from "#test/kube/images.ts";
 import { installChart, makeEdge } from "#test/kube/install.ts";
@@ -29,18 +31,25 @@ export interface Application {
   kind: LoadKind;
   program: string;
   protocol: string;
-  /** where clients come, at node a */
+  mode: "forward" | "gateway";
+  /** where clients come: in forward mode at node a, in gateway mode at {@link EDGE}, where gateways are */
   listen: number;
   /** clients in a drain */
   sessions: number;
 }
 
 export const CHAT: Application = {
-  ...{ name: "chat", kind: "ws", program: "/app/chat.js", protocol: "websocket", listen: 8080, sessions: 50 },
+  ...{ name: "chat", kind: "ws", program: "/app/chat.js", protocol: "websocket", sessions: 50 },
+  ...{ mode: "forward", listen: 8080 },
 };
+/** of no drain */
+export const GATED: Application = { ...CHAT, name: "gated", mode: "gateway", listen: 30_080 };
 export const APPLICATIONS: readonly Application[] = [
   CHAT,
-  { name: "echo", kind: "tcp", program: "/app/echo.js", protocol: "tcp", listen: 8081, sessions: 25 },
+  {
+    ...{ name: "echo", kind: "tcp", program: "/app/echo.js", protocol: "tcp", sessions: 25 },
+    ...{ mode: "forward", listen: 8081 },
+  },
   { ...CHAT, name: "chat-2", listen: 8082, sessions: 25 },
 ];
 
@@ -123,11 +132,38 @@ export class KubeLab {
     await cluster.kubectl(["uncordon", "b"]);
   }
 
+  /** An application is there, on node a, until `use` is over. */
+  async having<T>(application: Application, use: () => Promise<T>): Promise<T> {
+    const { cluster, stage } = this;
+    const { name, mode, listen } = application;
+    const deployment = deploymentOf(application);
+    const service = nodePortService(
+      { name, namespace: GAMES, labels: { [GATEWAY_LABEL]: GATEWAY_ENABLED } },
+      listen,
+    );
+    const there = mode === "gateway" ? [deployment, service] : [deployment];
+    await cluster.kubectl(["cordon", "b"]);
+    try {
+      await cluster.apply(...there);
+      await stage.servingPod(name, "a");
+      await cluster.kubectl(["uncordon", "b"]);
+      if (mode === "gateway") await cluster.untilOpen(cluster.lab.place(EDGE).address, listen);
+      return await use();
+    } finally {
+      await cluster.kubectl(["uncordon", "b"]);
+      const objects = [`deployment/${name}`, `service/${name}`];
+      // with its pods
+      const all = ["--cascade=foreground", "--ignore-not-found", "--namespace", GAMES];
+      await cluster.kubectl(["delete", ...objects, ...all]);
+    }
+  }
+
   /** Clients of an application, outside of the cluster. */
-  clientsOf({ kind, listen }: Application, options: object): Promise<Load> {
+  clientsOf({ kind, mode, listen }: Application, options: object): Promise<Load> {
     const { lab } = this.cluster;
+    const { address } = lab.place(mode === "gateway" ? EDGE : "a");
     return startLoad(lab, kind, {
-      ...{ target: { address: lab.place("a").address, port: listen }, sessions: 1, drainMsMax: 30_000 },
+      ...{ target: { address, port: listen }, sessions: 1, drainMsMax: 30_000 },
       ...options,
     });
   }
@@ -199,12 +235,10 @@ export function movedBy(migration: Migration, createdMs: number): Moved {
   return { createdMs, migration, holdMs };
 }
 
-function deploymentOf({ name, listen, program, protocol }: Application): KubeObject {
+function deploymentOf({ name, listen, program, protocol, mode }: Application): KubeObject {
   const labels = { app: name };
-  const annotations = {
-    "holdfast.dev/ports": `${listen}:${APP_PORT}/${protocol}`,
-    "holdfast.dev/mode": "forward",
-  };
+  const port = mode === "forward" ? `${listen}:${APP_PORT}` : APP_PORT;
+  const annotations = { "holdfast.dev/ports": `${port}/${protocol}`, "holdfast.dev/mode": mode };
   // one that asks for nothing has next to nothing on a busy node (cpu.shares 2)
   const resources = { requests: { cpu: "200m", memory: "64Mi" } };
   return {

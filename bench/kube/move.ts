@@ -1,6 +1,7 @@
 /**
  * One application that moves by a Migration in the cluster and, side by side, by agents of a laboratory, where a runtime of our own has it:
- * the same program, clients and mode (forward), there and back in turn.
+ * the same program, clients and mode (forward), there and back in turn. And in the cluster alone the same with its clients at a gateway and its
+ * proxy in its pod, as a user has it who says nothing.
  */
 import type { MoveResult, Phase } from "#control/api/migration.ts";
 import { curve } from "../cutover/cutover-figures.ts";
@@ -8,7 +9,15 @@ import { CutoverLab, type SeenByClients, underLoad } from "../cutover/cutover-la
 import type { BenchPiece, Run } from "../piece.ts";
 import { KUBE } from "../report/kube-goals.ts";
 import type { Figure } from "../results.ts";
-import { CHAT, type KubeLab, type Node, OPEN_SECONDS, type SharedLab } from "./laboratory.ts";
+import {
+  type Application,
+  CHAT,
+  GATED,
+  type KubeLab,
+  type Node,
+  OPEN_SECONDS,
+  type SharedLab,
+} from "./laboratory.ts";
 
 const SESSIONS = 50;
 const WARM_SESSIONS = 5;
@@ -31,18 +40,18 @@ export function movePiece(shared: SharedLab): BenchPiece {
   let isWarm = false;
   return {
     name: `${KUBE}move`,
-    title: `A Migration of ${CHAT.name} with ${SESSIONS} clients in forward mode, beside the same in our own runtime`,
-    estimateSeconds: () => OPEN_SECONDS + 60,
+    title: `A Migration of an application with ${SESSIONS} clients: in forward mode, beside the same in our own runtime, and in gateway mode`,
+    estimateSeconds: () => OPEN_SECONDS + 90,
     async measure(run) {
       const cluster = await shared.open(run);
       own ??= openOwn(run);
       const lab = await own;
       // the first move of each agent runs cold code
-      if (!isWarm) for (const { from, to } of WAYS) await inPods(cluster, WARM_SESSIONS, from, to);
+      if (!isWarm) for (const { from, to } of WAYS) await inPods(cluster, CHAT, WARM_SESSIONS, from, to);
       isWarm = true;
       const figures: Figure[] = [];
       for (const { way, from, to } of WAYS) {
-        const pods = await inPods(cluster, SESSIONS, from, to);
+        const pods = await inPods(cluster, CHAT, SESSIONS, from, to);
         const ours = await lab.sample("forward", SESSIONS);
         const { move } = ours;
         if (move === null) throw new Error("unreachable");
@@ -52,16 +61,25 @@ export function movePiece(shared: SharedLab): BenchPiece {
         figures.push(
           ...figuresOf("pods", way, pods.seen, pods),
           ...figuresOf("own", way, ours, move),
-          figure("createdToHoldMs", pods.createdToHoldMs, { runtime: "pods", way }),
-          ...Object.entries(pods.reachedMs).map(([reached, ms]) => figure("reachedMs", ms, { way, reached })),
+          ...startOf(CHAT, way, pods),
         );
         for (const [where, seen] of [
           ["pods", pods.seen],
           ["our own runtime", ours],
         ] as const)
-          if (seen.lost + seen.repeated + seen.resets > 0)
-            run.problem(`move ${way} in ${where}`, `clients lost something: ${seen.problems.join("; ")}`);
+          sayLost(run, `move ${way} in ${where}`, seen);
       }
+      await cluster.having(GATED, async () => {
+        for (const { way, from, to } of WAYS) {
+          const pods = await inPods(cluster, GATED, SESSIONS, from, to);
+          const { createdToHoldMs, holdMs, seen } = pods;
+          run.say(
+            `${way}, behind a gateway: held after ${createdToHoldMs.toFixed(0)} ms, for ${holdMs.toFixed(0)} ms`,
+          );
+          figures.push(...figuresOf("pods, gateway", way, seen, pods), ...startOf(GATED, way, pods));
+          sayLost(run, `move ${way} behind a gateway`, seen);
+        }
+      });
       return figures;
     },
   };
@@ -74,12 +92,18 @@ interface InPods extends Pick<MoveResult, "holdMs" | "phasesMs"> {
   seen: SeenByClients;
 }
 
-async function inPods(lab: KubeLab, sessions: number, from: Node, to: Node): Promise<InPods> {
+async function inPods(
+  lab: KubeLab,
+  application: Application,
+  sessions: number,
+  from: Node,
+  to: Node,
+): Promise<InPods> {
   const before = await lab.phases(from);
   const { result, seen } = await underLoad(
-    (size) => lab.clientsOf(CHAT, size),
+    (size) => lab.clientsOf(application, size),
     sessions,
-    () => lab.migrate(CHAT, from, to),
+    () => lab.migrate(application, from, to),
   );
   const phasesMs = Object.fromEntries(
     [...(await lab.phases(from))].map(([phase, ms]) => [phase, ms - (before.get(phase) ?? 0)]),
@@ -97,6 +121,17 @@ async function inPods(lab: KubeLab, sessions: number, from: Node, to: Node): Pro
     phasesMs,
     seen,
   };
+}
+
+function sayLost(run: Run, move: string, { lost, repeated, resets, problems }: SeenByClients): void {
+  if (lost + repeated + resets > 0) run.problem(move, `clients lost something: ${problems.join("; ")}`);
+}
+
+function startOf({ mode }: Application, way: string, { createdToHoldMs, reachedMs }: InPods): Figure[] {
+  return [
+    figure("createdToHoldMs", createdToHoldMs, { runtime: "pods", mode, way }),
+    ...Object.entries(reachedMs).map(([reached, ms]) => figure("reachedMs", ms, { mode, way, reached })),
+  ];
 }
 
 function figuresOf(

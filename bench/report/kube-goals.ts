@@ -39,12 +39,11 @@ export const KUBE_GOALS: Goal[] = [
     piece: `${KUBE}move`,
     bound: { atMost: 3_000 },
     show: seconds,
-    values: (piece) => [
-      {
-        at: "",
-        values: figuresOf(piece, "createdToHoldMs").flatMap(({ rounds }) => measuredRounds(rounds)),
-      },
-    ],
+    values: (piece) =>
+      ["forward", "gateway"].map((mode) => ({
+        at: `${mode} mode`,
+        values: figuresOf(piece, "createdToHoldMs", { mode }).flatMap(({ rounds }) => measuredRounds(rounds)),
+      })),
   },
   {
     name: "pause in pods beside that in our own runtime",

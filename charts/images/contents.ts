@@ -49,7 +49,7 @@ const COMPILE = `
 import { globSync } from "node:fs";
 const { keepCompiled } = await import("/holdfast/proxy/contract/compiled.ts");
 keepCompiled();
-const begin = new Set(["control/main.ts", "proxy/main.ts", "proxy/bring-inside.ts"]);
+const begin = new Set(["control/main.ts", "proxy/main.ts"]);
 for (const file of globSync("{control,envoy,proxy}/**/*.ts", { cwd: "/holdfast" }))
   if (!begin.has(file)) await import("/holdfast/" + file);
 `;
@@ -81,7 +81,7 @@ function read(image: ImageName): Contents {
   return { files: Object.fromEntries(Object.entries(files).filter(([at]) => !(at in control.files))) };
 }
 
-/** Everything that is Holdfast's, and Node: controller, webhook and gateway need nothing else, not even a shell. */
+/** Everything that is Holdfast's, and Node: controller, webhook and gateway need nothing else, not even a shell. A sidecar needs cp(1). */
 function product(): Contents {
   const paths = ["bin", "control", "envoy", "proxy", "package.json", ...packages()];
   const files = paths.map((path) => [`/holdfast/${path}`, join(ROOT, path)]);
@@ -89,7 +89,9 @@ function product(): Contents {
     files: {
       ...Object.fromEntries(files),
       "/holdfast/node_modules/node/bin/node": join(ROOT, "node_modules/node/bin/node"),
-      ...below("/holdfast/inside", inside()), // which a sidecar puts there itself (`proxy/bring-inside.ts`)
+      // which a sidecar puts into its pod itself
+      ...below("/holdfast/inside", inside()),
+      "/bin/cp": "/bin/cp",
     },
     links: { "/holdfast/node_modules/.bin/node": "../node/bin/node" },
     isCompiled: true,

@@ -62,6 +62,8 @@ export interface PodWorkloadsOptions<Workload extends PodWorkload> {
   folder: string;
   /** where clients connect */
   nodeAddress: string;
+  /** ports of this node that no pod may have, and whose they are */
+  reserved: ReadonlyMap<number, string>;
   log: Logger;
   create(config: WorkloadConfig): Workload;
   /** It is brought in line with its journal, and started where it is to be. */
@@ -103,18 +105,21 @@ export class PodWorkloads<Workload extends PodWorkload> {
     return null;
   }
 
-  /** What an earlier agent knew. Called once, before anything recovers. */
-  restore(): void {
+  /** What an earlier agent knew. Called once, before anything recovers. @returns names of those that cannot be used: what is theirs must stay */
+  restore(): string[] {
     const { folder, log } = this.#options;
+    const unread: string[] = [];
     for (const name of readdirSync(folder)) {
       try {
         const text = readText(join(folder, name, FILE));
         if (text === null) continue;
         this.#make(injectedPod.parse(JSON.parse(text)));
       } catch (error) {
+        unread.push(name);
         log.error({ workload: name, reason: messageOf(error) }, "what was kept of its pod cannot be used");
       }
     }
+    return unread;
   }
 
   /** @param objects all pods of this node (core/v1) */
@@ -215,7 +220,6 @@ export class PodWorkloads<Workload extends PodWorkload> {
       return false;
     }
     const { name } = workload;
-    this.#keep(name, pod);
     log.info({ workload: name, namespace: pod.namespace, pod: pod.name }, "a pod has brought a workload");
     recover(workload);
     return true;
@@ -223,7 +227,7 @@ export class PodWorkloads<Workload extends PodWorkload> {
 
   /** @throws HoldfastError `CONFIG_INVALID` */
   #make(pod: InjectedPod): Workload {
-    const { workloads, stateDir, folder, nodeAddress, create, exceeds } = this.#options;
+    const { workloads, stateDir, folder, nodeAddress, create, exceeds, reserved } = this.#options;
     const config = workloadOf(pod, nodeAddress);
     const { name } = config;
     const tooLong = socketPathProblem(stateDir, name);
@@ -236,9 +240,13 @@ export class PodWorkloads<Workload extends PodWorkload> {
           config.ports.some((port) => port.listen === listen)
         )
           throw new Error(`${other.name} listens at port ${listen} of this node already: choose another`);
+    for (const { listen } of config.ports)
+      if (listensAt(config, nodeAddress) && reserved.has(listen))
+        throw new Error(`port ${listen} of this node is ${reserved.get(listen)}: choose another`);
     const tooMuch = exceeds([...[...workloads.values()].map((other) => other.config), config]);
     if (tooMuch !== null) throw new Error(tooMuch);
     mkdirSync(join(folder, name), { recursive: true, mode: 0o700 });
+    this.#keep(name, pod);
     const workload = create(config);
     workloads.set(name, workload);
     this.#own.set(name, pod);

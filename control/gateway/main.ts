@@ -6,6 +6,7 @@ import { once } from "node:events";
 import { pino } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { GatewayListener } from "#proxy/contract/gateway.ts";
+import { logDestination } from "#proxy/contract/log-destination.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { startGateway } from "#proxy/run-gateway.ts";
 import { ChangeWatch } from "../config/change-watch.ts";
@@ -15,7 +16,7 @@ import { followServices } from "./services.ts";
 
 /** Runs until SIGTERM or SIGINT; then accepts nobody, and ends when its sessions have, or have had their time. */
 export async function runGateway(config: GatewayFile, options: { logLevel: string }): Promise<void> {
-  const log = pino({ level: options.logLevel, base: { gateway: config.name } }, pino.destination(2));
+  const log = pino({ level: options.logLevel, base: { gateway: config.name } }, logDestination());
   const { store, admin, keySource, services } = config;
   let keys = config.linkKeys;
   let problem: string | null = null;

@@ -125,7 +125,10 @@ describe("behind the sidecars of a mesh", () => {
     await lab.startAgents(["a", "b"], (node) => lab.startAgent(node, { workloads: workloads(node) }));
     await until("every workload runs", () => allRun(lab, A.name), RUN_MS_MAX);
     for (const { name, kind, address, port, sessions } of LOADS)
-      loads.set(name, await startLoad(lab, kind, { target: { address, port }, sessions, intervalMs: 20 }));
+      loads.set(
+        name,
+        await startLoad(lab, kind, { target: { address, port }, sessions, intervalMs: 20, restMs: 200 }),
+      );
     const dial = (kind: SessionKind) =>
       connectFrom(lab.client, { address: CHAT.address, port: portOf(kind) });
     for (const kind of KINDS) sessions.push(await LongSession.open(kind, dial, HOST));
@@ -172,6 +175,9 @@ describe("behind the sidecars of a mesh", () => {
       const load = loads.get(name);
       assert.ok(load !== undefined);
       const { alive, lost, repeated, corrupt, resets, problems } = await load.report();
+      // what comes later still was slow, what does not is lost: the reason is another
+      if (lost > 0)
+        problems.push(`once more: ${(await load.report()).problems.join("; ") || "all is there"}`);
       assert.deepEqual(
         { alive, lost, repeated, corrupt, resets },
         { alive: sessions, lost: 0, repeated: 0, corrupt: 0, resets: 0 },

@@ -2,6 +2,9 @@
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { stringify } from "yaml";
+import { type StatusAnswer, statusSchema } from "#control/api/admin.ts";
+import { AdminClient } from "#control/cli/admin-client.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Cluster, KubeObject } from "./cluster.ts";
 import { AGENT } from "./images.ts";
 
@@ -98,6 +101,20 @@ export function holdfast(cluster: Cluster, agent: KubeObject | undefined, args: 
   if (agent === undefined) throw new Error("no agent on that node");
   const program = ["/holdfast/bin/holdfast", ...args, "--agent", `${STATE_DIR}/agent.sock`];
   return cluster.run(["kubectl", "-n", NAMESPACE, "exec", agent.metadata.name, "--", ...program]);
+}
+
+/** What a node's agent shows of its workloads, asked as its command line asks, without a process for each time; null: it does not answer. */
+export async function askStatus(cluster: Cluster, node: string): Promise<StatusAnswer | null> {
+  const path = cluster.pathOn(node, `${STATE_DIR}/agent.sock`);
+  const client = new AdminClient({ type: "socket", path });
+  try {
+    return await client.ask("GET", "/v1/status", statusSchema);
+  } catch (error) {
+    if (error instanceof HoldfastError && error.code === "AGENT_UNREACHABLE") return null;
+    throw error;
+  } finally {
+    await client.close();
+  }
 }
 
 /** The last lines that agents have logged, for a test that fails. */

@@ -154,6 +154,11 @@ export class Cluster extends ControlPlane {
     return () => rmSync(down);
   }
 
+  /** Where a file of a node is for a process of this machine. */
+  pathOn(node: string, path: string): string {
+    return `/proc/${this.#firstProcess(node)}/root${path}`;
+  }
+
   /** PID 1 of the node's own PID namespace, as this one numbers it. */
   #firstProcess(node: string): number {
     for (let pid = this.#nodes.get(node)?.pid ?? 0; ; ) {

@@ -39,7 +39,12 @@ for (const program of ["runc", "crun"] as const)
       for (const application of APPLICATIONS) {
         const target = { address, port: application.nodePort };
         const sessions = SESSIONS[application.name] as number;
-        const load = await startLoad(cluster.lab, application.kind, { target, sessions, intervalMs: 20 });
+        const load = await startLoad(cluster.lab, application.kind, {
+          target,
+          sessions,
+          intervalMs: 20,
+          restMs: 200,
+        });
         loads.set(application, load);
       }
     });
@@ -160,7 +165,7 @@ for (const program of ["runc", "crun"] as const)
       const target = { address: cluster.lab.place(EDGE).address, port: CHAT.nodePort };
       const { name, kind } = CHAT;
       const sessions = SESSIONS[name] as number;
-      loads.set(CHAT, await startLoad(cluster.lab, kind, { target, sessions, intervalMs: 20 }));
+      loads.set(CHAT, await startLoad(cluster.lab, kind, { target, sessions, intervalMs: 20, restMs: 200 }));
       await marked();
       const status = await stage.ended(stage.migrate(metadata.name, "a"), () => {});
       if (status !== 0) await failed("holdfast migrate");

@@ -171,7 +171,14 @@ describe("an application in a pod", () => {
       const port = nodePort ?? listen;
       const isOpen = async (): Promise<boolean> => (await stage.knock("client", address, port)) === "open";
       await stage.until(`clients come by port ${port} of the node`, isOpen);
-      loads.push(await startLoad(cluster.lab, kind, { target: { address, port }, sessions, intervalMs: 20 }));
+      loads.push(
+        await startLoad(cluster.lab, kind, {
+          target: { address, port },
+          sessions,
+          intervalMs: 20,
+          restMs: 200,
+        }),
+      );
     }
   });
   after(() => cluster?.close());
@@ -272,10 +279,7 @@ describe("an application in a pod", () => {
   ] as const)
     it(`stays with its clients, and is reached at its pod, when the agent of the ${side} dies in the middle of a move`, async () => {
       for (const load of loads) await load.mark();
-      await stage.until("echo-b waits", async () => {
-        const { state } = (await stage.shownOn("b")).get(workloadOf("echo")) ?? {};
-        return state === "elsewhere" && (await stage.restartsOf("echo-b")) !== null;
-      });
+      await stage.isStandby(workloadOf("echo"), "b", "echo-b");
       const agent = stage.agents.get(node) as KubeObject;
       await injectFault(cluster, agent, fault);
       // a machine that is slow must not end the move before the fault does
@@ -330,7 +334,10 @@ describe("an application in a pod", () => {
     const log = cluster.spawn("logs", ["kubectl", "logs", "-f", ENDING.metadata.name, "-c", "app"]);
     const hangUp = ["/usr/bin/node", "-e", "process.kill(1, 'SIGHUP')"];
     await cluster.kubectl(["exec", ENDING.metadata.name, "-c", "app", "--", ...hangUp]);
-    await stage.until("it is given what its container was sent", async () => log.stdout.includes("SIGHUP"));
+    await stage.until("it is given what its container was sent", async () => {
+      assert.ok(!log.exited, `kubectl logs has ended: ${log.stderr}`);
+      return log.stdout.includes("SIGHUP");
+    });
     await cluster.kubectl(["delete", "pod", ENDING.metadata.name, "--wait=false"]);
     let end: { exitCode: number; reason: string } | undefined;
     await stage.until("its container has ended", async () => {
@@ -386,7 +393,7 @@ describe("an application in a pod", () => {
     // who comes by the other pod is forwarded, as soon as that is told where to
     let load: Load | null = null;
     const begun = async (): Promise<boolean> => {
-      const started = startLoad(cluster.lab, SIDE.kind, { target, sessions: 1, intervalMs: 20 });
+      const started = startLoad(cluster.lab, SIDE.kind, { target, sessions: 1, intervalMs: 20, restMs: 200 });
       load = await started.catch(() => null);
       return load !== null;
     };

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { nodeBinary } from "../lab/lab.ts";
 import type { Load } from "../load/load.ts";
-import { agentsOf, holdfast, logsOf } from "./agents.ts";
+import { agentsOf, askStatus, holdfast, logsOf } from "./agents.ts";
 import { type Cluster, condition, type KubeObject } from "./cluster.ts";
 
 /** answers that each client has had before and after a move */
@@ -12,6 +12,7 @@ interface Shown {
   name: string;
   epoch: number;
   state: string;
+  container: string | null;
 }
 
 interface ContainerStatus {
@@ -34,14 +35,31 @@ export class PodStage {
 
   /** What an agent shows of its workloads, by name. */
   async shownOn(node: string): Promise<Map<string, Shown>> {
-    const { json } = await holdfast(this.cluster, this.agents.get(node), ["status", "--json"]);
-    const { workloads = [] } = (json ?? {}) as { workloads?: Shown[] };
+    let workloads: Shown[] = [];
+    await this.until(`the agent of ${node} answers`, async () => {
+      const status = await askStatus(this.cluster, node);
+      workloads = (status?.workloads ?? []) as unknown as Shown[];
+      return status !== null;
+    });
     return new Map(workloads.map((shown) => [shown.name, shown]));
   }
 
   isServed(workload: string, node: string): Promise<void> {
     return this.until(`clients of ${workload} are served on ${node}`, async () => {
       return (await this.shownOn(node)).get(workload)?.state === "running";
+    });
+  }
+
+  /**
+   * The pod on a node has a container without an application. What the API says of containers is as old as kubelet's last look: for seconds it
+   * shows the one that the application has left.
+   */
+  isStandby(workload: string, node: string, pod: string): Promise<void> {
+    return this.until(`the standby on ${node} waits`, async () => {
+      const shown = (await this.shownOn(node)).get(workload);
+      if (shown?.state !== "elsewhere" || shown.container !== null) return false;
+      // the container runtime is asked
+      return this.inPod(pod, "true").catch(() => false);
     });
   }
 

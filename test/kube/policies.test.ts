@@ -84,7 +84,7 @@ describe("NetworkPolicies that are enforced", { skip: process.env.HOLDFAST_CHAOS
     ]);
     await cluster.untilOpen(cluster.lab.place(EDGE).address, NODE_PORT);
     const target = { address: cluster.lab.place(EDGE).address, port: NODE_PORT };
-    load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
+    load = await startLoad(cluster.lab, "ws", { target, sessions: SESSIONS, intervalMs: 20, restMs: 200 });
   });
   after(() => cluster?.close());
 
@@ -188,7 +188,7 @@ describe("NetworkPolicies that are enforced", { skip: process.env.HOLDFAST_CHAOS
 
   it("let who comes now come, and the parts of the chart to each other", async () => {
     const target = { address: cluster.lab.place(EDGE).address, port: NODE_PORT };
-    const more = await startLoad(cluster.lab, "ws", { target, sessions: 2, intervalMs: 20 });
+    const more = await startLoad(cluster.lab, "ws", { target, sessions: 2, intervalMs: 20, restMs: 200 });
     const wanted = more.messages + 2 * ANSWERS;
     await cluster.until("they are answered", async () => more.messages >= wanted).catch(failed);
     await more.stop();

@@ -225,7 +225,7 @@ export class SetStage {
   startClients(pod: string): Promise<Load> {
     const { lab } = this.cluster;
     const target = { address: lab.place(GATEWAY).address, port: LISTEN + this.#served.indexOf(pod) };
-    return startLoad(lab, "ws", { target, sessions: SESSIONS, intervalMs: 40 });
+    return startLoad(lab, "ws", { target, sessions: SESSIONS, intervalMs: 40, restMs: 200 });
   }
 
   /** Each pod has a port of it. */

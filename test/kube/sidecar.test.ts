@@ -133,16 +133,10 @@ describe("a proxy in the pod", () => {
     const isOpen = async (): Promise<boolean> =>
       (await stage.knock("client", target.address, target.port)) === "open";
     await stage.until("clients come in", isOpen);
-    return await startLoad(cluster.lab, "ws", { target, sessions, intervalMs: 20 });
+    return await startLoad(cluster.lab, "ws", { target, sessions, intervalMs: 20, restMs: 200 });
   }
 
-  /** Its container is there without an application, and the agent has seen it. */
-  async function waits(node: string): Promise<void> {
-    await stage.until(`the standby on ${node} waits`, async () => {
-      const { state } = (await stage.shownOn(node)).get(WORKLOAD) ?? {};
-      return state === "elsewhere" && (await stage.restartsOf(`chat-${node}`)) !== null;
-    });
-  }
+  const waits = (node: string): Promise<void> => stage.isStandby(WORKLOAD, node, `chat-${node}`);
 
   /** Since when the pod is Ready; it is. */
   async function readySince(name: string): Promise<string> {

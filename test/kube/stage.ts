@@ -146,7 +146,7 @@ export class Stage {
     const target = { address, port: LISTEN };
     const listen = [{ address: `${address}:${LISTEN}`, workload: WORKLOAD, port: LISTEN }];
     await lab.startGateway(GATEWAY, { listen });
-    this.#load = await startLoad(lab, "ws", { target, sessions: SESSIONS, intervalMs: 20 });
+    this.#load = await startLoad(lab, "ws", { target, sessions: SESSIONS, intervalMs: 20, restMs: 200 });
     return this.#load;
   }
 

@@ -115,10 +115,13 @@ export async function runLoad(connect: ConnectClient): Promise<void> {
   }
 
   let sending = true;
+  let isCounted = options.restMs === null;
   const timers = clients.map((client, index) => {
     const timer = { interval: undefined as NodeJS.Timeout | undefined };
+    const restTurns = Math.max(1, Math.round((options.restMs ?? 0) / options.intervalMs));
+    let turns = 0;
     const tick = () => {
-      if (sending && client.alive) client.tick();
+      if (sending && client.alive && (isCounted || turns++ % restTurns === 0)) client.tick();
     };
     setTimeout(
       () => {
@@ -143,6 +146,7 @@ export async function runLoad(connect: ConnectClient): Promise<void> {
     Object.assign(tally, newTally());
     for (const client of clients) client.gaps.mark();
     markedAtMs = performance.now();
+    isCounted = true;
     sendLine(process.stdout, { type: "marked" });
   };
 
@@ -167,6 +171,7 @@ export async function runLoad(connect: ConnectClient): Promise<void> {
     };
     for (const client of clients) client.gaps.forget(performance.now());
     sending = true;
+    isCounted = options.restMs === null;
     sendLine(process.stdout, { type: "report", report: result });
   };
 

@@ -11,6 +11,8 @@ export interface LoadOptions {
   sessions: number;
   /** between two messages of one client; the first ones are spread over it */
   intervalMs: number;
+  /** … while nobody counts: before the first mark, and from a report to the next mark. null: no less than otherwise */
+  restMs: number | null;
   /** ws: messages a client may have unanswered */
   window: number;
   /** lives: each so many requests one is a POST; 0: none */
@@ -26,6 +28,7 @@ export interface LoadOptions {
 export const loadDefaults: Omit<LoadOptions, "target"> = {
   sessions: 100,
   intervalMs: 25,
+  restMs: null,
   window: 4,
   postEvery: 10,
   chunkBytes: 512,

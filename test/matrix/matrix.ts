@@ -20,6 +20,7 @@ const HELP = `npm run test:matrix [-- OPTIONS]: moves every program of the catal
   --only NAME,...        these programs: ${programs.map(({ name }) => name).join(", ")}; '' for none, as with --readme
   --mode takeover|forward  one mode; default: both
   --moves N              moves of each, there and back; default ${MOVES}
+  --tracked              the kernel is asked what they write (limits.trackedMbMin: 0); not for README.md
   --json                 one JSON array on stdout, with the phases of each move, in place of the table
   --readme               writes the table of README.md, from the last result of every program in each mode
 
@@ -30,6 +31,7 @@ interface Options {
   only: string[] | null;
   modes: Downstream[];
   moves: number;
+  tracked: boolean;
   json: boolean;
   readme: boolean;
 }
@@ -42,6 +44,7 @@ function optionsOf(args: string[]): Options {
       only: { type: "string" },
       mode: { type: "string" },
       moves: { type: "string", default: String(MOVES) },
+      tracked: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
       readme: { type: "boolean", default: false },
     },
@@ -63,13 +66,14 @@ function optionsOf(args: string[]): Options {
     only,
     modes: mode === undefined ? modes : [mode],
     moves,
+    tracked: values.tracked,
     json: values.json,
     readme: values.readme,
   };
 }
 
-function keep({ story, ...outcome }: Outcome): void {
-  const file = join(kept, `${outcome.program}-${outcome.downstream}`);
+function keep({ story, ...outcome }: Outcome, tracked: boolean): void {
+  const file = join(kept, `${outcome.program}-${outcome.downstream}${tracked ? "-tracked" : ""}`);
   writeFileSync(`${file}.json`, JSON.stringify(outcome));
   rmSync(`${file}.log`, { force: true });
   if (story !== null) writeFileSync(`${file}.log`, story);
@@ -95,9 +99,10 @@ async function main(): Promise<void> {
     for (const downstream of options.modes) {
       process.stderr.write(`${program.title}, ${downstream}: `);
       const startedMs = performance.now();
-      const outcome = await moveProgram(program, downstream, options.moves);
+      const limits = options.tracked ? { trackedMbMin: 0 } : {};
+      const outcome = await moveProgram(program, downstream, options.moves, limits);
       outcomes.push(outcome);
-      keep(outcome);
+      keep(outcome, options.tracked);
       const pause =
         outcome.longestPauseMs === null ? "" : `, longest pause ${outcome.longestPauseMs.toFixed(0)} ms`;
       process.stderr.write(

@@ -411,6 +411,47 @@ describe("a Migration that nobody made by hand", () => {
   });
 });
 
+describe("a move whose node has gone, with the agent that would say how it ended", () => {
+  const TARGET = { pod: "standby", podUid: "standby-uid", node: "b", attempt: 1 };
+  const made = standbyPod(pod(), migration());
+  const waits: Pod = {
+    metadata: { ...metaOf("standby"), ...made.metadata, uid: "standby-uid" },
+    spec: { ...made.spec, nodeName: "b" },
+    status: { phase: "Running" },
+  };
+  const left = (more: Partial<Observed> = {}): Observed =>
+    observed({
+      source: null,
+      standby: waits,
+      migration: migration(
+        {},
+        {
+          phase: "Moving",
+          attempt: 1,
+          phaseTransitionTimestamps: [{ phase: "Moving", timestamp: START }],
+          source: { pod: "chat-5d-x", podUid: "chat-5d-x-uid", node: "a" },
+          target: TARGET,
+          move: { attempt: 1, state: "Running" },
+          cancel: "Deadline",
+        },
+      ),
+      ...more,
+    });
+  const overMs = Date.parse(START) + policyOf([]).deadlineSeconds * 1_000 + 60_000;
+
+  it("is waited for as long as the target may go on by itself, and then its standby goes", () => {
+    assert.deepEqual(plan(left(), overMs - 1), { action: null, wakeMs: overMs });
+    const { action } = plan(left(), overMs);
+    assert.ok(action?.do === "delete-pod" && action.pod.uid === "standby-uid" && action.isUnchanged);
+    const status = statusOf(plan(left({ standby: null }), overMs));
+    assert.deepEqual([status.phase, status.reason], ["Failed", "ApplicationLost"]);
+  });
+
+  it("goes on where its pod is still there: kubelet, or its agent, may come back", () => {
+    assert.equal(plan(left({ source: pod() }), overMs).action, null);
+  });
+});
+
 describe("a pod whose application has moved", () => {
   const standby = (source: Pod, listen: string): Pod => {
     const made = standbyPod(source, migration());
@@ -509,6 +550,7 @@ describe("a standby", () => {
         "cni.projectcalico.org/podIP": "1.2.3.4",
         "controller.kubernetes.io/pod-deletion-cost": "5",
         mine: "kept",
+        "holdfast.dev/evicted": "2026-01-01T00:00:00Z 2026-01-01T00:00:01Z",
       },
     },
   );

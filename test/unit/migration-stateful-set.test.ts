@@ -466,11 +466,8 @@ describe("the webhook that sees what StatefulSets make", () => {
       [first?.name, first?.image, first?.restartPolicy, first?.lifecycle, first?.volumeMounts],
       ["holdfast", "control:1", undefined, undefined, [{ name: "holdfast", mountPath: "/.holdfast" }]],
     );
-    assert.deepEqual(first?.command, [
-      "/holdfast/node_modules/node/bin/node",
-      "/holdfast/proxy/bring-inside.ts",
-      "/.holdfast",
-    ]);
+    const copies = ["/bin/cp", "-r", "--remove-destination", "/holdfast/inside/.", "/.holdfast"];
+    assert.deepEqual(first?.command, copies);
     assert.deepEqual(others, []);
     waiting = null;
   });

@@ -10,7 +10,14 @@ import {
 } from "#control/api/resources.ts";
 import type { Node, Pod } from "#control/kubernetes/client/objects.ts";
 import { disturbAgain, disturbNot } from "#control/kubernetes/controller/disruption.ts";
-import { bySize, causeFor, causeOf, manifestOf, newMigration } from "#control/kubernetes/triggers/caused.ts";
+import {
+  bySize,
+  causeFor,
+  causeOf,
+  highestNumber,
+  manifestOf,
+  newMigration,
+} from "#control/kubernetes/triggers/caused.ts";
 import { nodeMigrations, triggerOf } from "#control/kubernetes/triggers/node-triggers.ts";
 
 const NOW = Date.parse("2026-01-01T01:00:00Z");
@@ -174,6 +181,20 @@ describe("a node", () => {
 });
 
 describe("a Migration that nobody made by hand", () => {
+  it("has a name that none of its pod's has, also when some have been removed", () => {
+    const one = pod("x");
+    const named = (...names: string[]) => names.map((name) => ({ metadata: { name } }));
+    const own = one.metadata.uid.slice(0, 8);
+    const before = (...names: string[]): number => highestNumber(one, named(...names));
+    assert.equal(before(), 0);
+    assert.equal(before("by-hand", "evict-x-0a1b2c3d-7"), 2);
+    assert.equal(before(`evict-x-${own}`), 1);
+    assert.equal(before(`evict-x-${own}-2`), 2);
+    assert.equal(before(`node-x-${own}-10`, `evict-x-${own}-9`), 10);
+    const last = newMigration(one, before(`evict-x-${own}-2`), causeFor(one, "drain", ""));
+    assert.ok(last.name.endsWith(`-${own}-3`));
+  });
+
   it("says why it is there, so that whoever reads it knows", () => {
     const cause = causeFor(pod("x", 20), "node", "taint spot");
     const created = manifestOf(newMigration(pod("x"), 1, cause)) as { metadata: object };

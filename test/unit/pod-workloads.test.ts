@@ -81,6 +81,7 @@ describe("the workloads of pods", () => {
       stateDir: "/var/lib/holdfast",
       folder,
       nodeAddress: ADDRESS,
+      reserved: new Map([[10250, "kubelet's"]]),
       log: pino({ base: null }, { write: (line: string) => void said.push(line) }),
       create(config) {
         const workload = new FakeWorkload(config);
@@ -321,7 +322,8 @@ describe("the workloads of pods", () => {
     const other = pod("other", "2");
     pods.update([pod("chat", "1"), other]);
     await until("it is refused", () => said.some((line) => line.includes("listens at port 8080")));
-    pods.update([other]);
+    pods.update([pod("taken", "3", { ports: "10250:8080" }), other]);
+    await until("it is refused", () => said.some((line) => line.includes("10250 of this node is kubelet's")));
     await has("default.other");
     assert.equal(said.filter((line) => line.includes("too much")).length, 1);
   });

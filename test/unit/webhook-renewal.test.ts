@@ -67,7 +67,7 @@ describe("its renewal", () => {
   const options = {
     namespace: "holdfast",
     secret: "tls",
-    kind: "MutatingWebhookConfiguration" as const,
+    kinds: ["MutatingWebhookConfiguration" as const],
     configuration: "holdfast",
     names: NAMES,
     days: DAYS,
@@ -225,6 +225,52 @@ describe("its renewal", () => {
     });
   });
 
+  it("is trusted by configurations of each kind before it is used", async () => {
+    const at = (kind: string): string =>
+      `/apis/admissionregistration.k8s.io/v1/${kind}webhookconfigurations/holdfast`;
+    const { authority, cert, key } = issueCertificate(NAMES, DAYS, start);
+    let data: Record<string, string> = {
+      "ca.crt": encode(authority),
+      "tls.crt": encode(cert),
+      "tls.key": encode(key),
+    };
+    const trusted = { [at("mutating")]: encode(authority), [at("validating")]: encode(authority) };
+    const api = {
+      async get(path: string): Promise<unknown> {
+        const metadata = { resourceVersion: "1" };
+        const caBundle = trusted[path];
+        if (caBundle === undefined) return { metadata, data: { ...data } };
+        return { metadata, webhooks: [{ name: "one", clientConfig: { caBundle } }] };
+      },
+      async replace(_: string, body: object): Promise<unknown> {
+        ({ data } = body as { data: Record<string, string> });
+        const shown = new X509Certificate(decode(data["tls.crt"]));
+        for (const bundle of Object.values(trusted)) {
+          const authorities = decode(bundle).split(/(?=-----BEGIN)/);
+          assert.ok(authorities.some((pem) => shown.verify(new X509Certificate(pem).publicKey)));
+        }
+        return {};
+      },
+      async patch(path: string, body: object): Promise<unknown> {
+        const { webhooks } = body as { webhooks: { clientConfig: { caBundle: string } }[] };
+        trusted[path] = webhooks[0]?.clientConfig.caBundle ?? "";
+        return {};
+      },
+    };
+    const kinds = ["ValidatingWebhookConfiguration" as const, "MutatingWebhookConfiguration" as const];
+    const late = start + DAYS * DAY_MS * 0.7;
+    assert.deepEqual(await renew(api, { ...options, kinds }, signal, () => late), [
+      "prepare",
+      "trust",
+      "use",
+    ]);
+    assert.notEqual(data["tls.crt"], encode(cert));
+    assert.deepEqual(Object.values(trusted), [data["ca.crt"], data["ca.crt"]]);
+    // one that somebody else has put back
+    trusted[at("mutating")] = encode(authority);
+    assert.deepEqual(await renew(api, { ...options, kinds }, signal, () => late), ["trust"]);
+  });
+
   it("is of the kind of configuration that it is told", async () => {
     const cluster = new Cluster();
     const asked: string[] = [];
@@ -233,7 +279,7 @@ describe("its renewal", () => {
       return cluster.get(path);
     };
     const api = { get, replace: cluster.replace.bind(cluster), patch: cluster.patch.bind(cluster) };
-    await renew(api, { ...options, kind: "ValidatingWebhookConfiguration" }, signal, () => start);
+    await renew(api, { ...options, kinds: ["ValidatingWebhookConfiguration"] }, signal, () => start);
     assert.ok(
       asked.includes("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/holdfast"),
     );

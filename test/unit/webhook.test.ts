@@ -166,7 +166,7 @@ describe("the webhook's configuration", () => {
     renewal: {
       namespace: "holdfast",
       secret: "holdfast-webhook",
-      kind: "ValidatingWebhookConfiguration",
+      kinds: ["ValidatingWebhookConfiguration"],
       configuration: "holdfast",
       names: ["holdfast-webhook.holdfast.svc"],
       days: 90,
@@ -209,8 +209,8 @@ describe("the webhook's configuration", () => {
         "renewal.names: expected a list of 1-10 names of the Service, got an empty list",
       ],
       [
-        { renewal: { ...good.renewal, kind: "Webhook" } },
-        'renewal.kind: expected MutatingWebhookConfiguration or ValidatingWebhookConfiguration, got "Webhook"',
+        { renewal: { ...good.renewal, kinds: ["Webhook"] } },
+        'renewal.kinds[0]: expected MutatingWebhookConfiguration or ValidatingWebhookConfiguration, got "Webhook"',
       ],
       [{ renewal: { ...good.renewal, days: 0 } }, "renewal.days: expected days 1-3650, got 0"],
       [

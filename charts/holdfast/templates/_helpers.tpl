@@ -62,7 +62,7 @@ data:
 renewal:
   namespace: {{ .root.Release.Namespace }}
   secret: {{ $name }}
-  kind: {{ .kind }}
+  kinds: {{ .kinds | toJson }}
   configuration: {{ .configuration }}
   names: [{{ $service }}, {{ $service }}.cluster.local]
   days: {{ .days }}

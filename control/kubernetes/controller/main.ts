@@ -5,6 +5,7 @@ import { runInNewContext } from "node:vm";
 import { pino } from "pino";
 import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import { logDestination } from "#proxy/contract/log-destination.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { findAccess } from "../client/access.ts";
 import { KubernetesApi } from "../client/api.ts";
@@ -44,7 +45,7 @@ export async function runController(
 ): Promise<void> {
   keepHeapSmall();
   const identity = `${env.HOSTNAME ?? hostname()}_${process.pid}_${Date.now().toString(36)}`;
-  const log = pino({ level: config.logLevel, base: { controller: identity } }, pino.destination(2));
+  const log = pino({ level: config.logLevel, base: { controller: identity } }, logDestination());
   const access = findAccess(env, {
     ...(config.kubeconfig === null ? {} : { kubeconfig: config.kubeconfig }),
     ...(config.context === null ? {} : { context: config.context }),

@@ -120,7 +120,7 @@ export function sourceGone(observed: Observed): Stop | null {
   };
 }
 
-function deadlineSeconds({ migration, policy }: Observed): number {
+export function deadlineSeconds({ migration, policy }: Observed): number {
   return migration.spec.deadlineSeconds ?? policy.deadlineSeconds;
 }
 

@@ -19,6 +19,7 @@ import { adopting } from "./adopting.ts";
 import { disturbAgain, disturbNot } from "./disruption.ts";
 import {
   deadlineMs,
+  deadlineSeconds,
   end,
   LOOK_AGAIN_MS,
   nextAttempt,
@@ -41,6 +42,8 @@ import { isStandby, standbyPod } from "./standby-pod.ts";
 const TAKE_UP_MS = 30_000;
 /** a target that serves while its source has not said so: figures are missing, nothing else */
 const SETTLE_MS = 10_000;
+/** after the time that a move may take, for a target that goes on without its source */
+const UNTOLD_MS = 60_000;
 /** an agent finds a pod's container at once; saying that it has not costs more time than it takes */
 const FIND_MS = 2_000;
 /** waiting for these is in vain */
@@ -348,6 +351,14 @@ function moving(observed: Observed, nowMs: number): Plan {
       });
     if (stop !== null && status.cancel === undefined)
       return to(observed, nowMs, "Moving", { ...reasonOf(stop), cancel: stop.cancel });
+    if (standby !== null && sourceOf(observed) === null) {
+      // its node has gone: nobody is left to say how the move ended, and what had come would be served by now
+      const overMs = phaseSinceMs(migration) + deadlineSeconds(observed) * 1_000 + UNTOLD_MS;
+      if (nowMs < overMs) return { action: null, wakeMs: overMs };
+      if (standby.metadata.deletionTimestamp !== undefined)
+        return { action: null, wakeMs: nowMs + LOOK_AGAIN_MS };
+      return now({ do: "delete-pod", pod: refOf(standby), isUnchanged: true });
+    }
     return { action: null, wakeMs: stop === null ? deadlineMs(observed) : nowMs + LOOK_AGAIN_MS };
   }
   // no agent is at work, and none begins when the phase is another

@@ -20,6 +20,7 @@ import {
   createdMs,
   endedMs,
   evictionCause,
+  highestNumber,
   isAbout,
   isWithdrawn,
   type NewMigration,
@@ -113,7 +114,7 @@ export function decideEviction(facts: EvictionFacts, nowMs: number): EvictionDec
   if (strategy === "External")
     return { ...deny("somebody else is to move its application (policy: External)"), isOthers: true };
   const cause = evictionCause(pod, node, facts.request?.eviction ?? null);
-  const made = (): NewMigration => newMigration(pod, own.length, cause);
+  const made = (): NewMigration => newMigration(pod, highestNumber(pod, own), cause);
   const isOld = last !== undefined && last.spec.podUid !== metadata.uid && createdMs(last) < sinceMs;
   if (last === undefined || isOld || isWithdrawn(last))
     return deny("its application is going to be moved", made());

@@ -58,7 +58,21 @@ export function causeFor(pod: Pod, kind: CauseKind, trigger: string): Cause {
   return { kind, trigger, node: pod.spec.nodeName ?? "", memoryBytes: memoryOf(pod) ?? requestedBytes(pod) };
 }
 
-/** The same name for the same pod, so that it is made once however often is asked. @param before Migrations of the pod until now */
+/** The highest number that a name of a pod's Migrations has, or how many they are: some may have been removed, and others not. Pure. */
+export function highestNumber(
+  { metadata: { uid } }: Pod,
+  migrations: readonly { metadata: { name: string } }[],
+): number {
+  const own = `-${uid.slice(0, 8)}`;
+  const numbers = migrations.map(({ metadata: { name } }) => {
+    if (name.endsWith(own)) return 1;
+    const [before = "", number = "0"] = name.split(/-(?=\d+$)/);
+    return before.endsWith(own) ? Number(number) : 0;
+  });
+  return Math.max(migrations.length, ...numbers);
+}
+
+/** The same name for the same pod, so that it is made once however often is asked. @param before {@link highestNumber} until now */
 export function newMigration(
   { metadata: { namespace = "default", name, uid } }: Pod,
   before: number,

@@ -13,6 +13,7 @@ import {
   bySize,
   causeFor,
   causeOf,
+  highestNumber,
   isAbout,
   isWithdrawn,
   type NewMigration,
@@ -68,7 +69,7 @@ export function nodeMigrations(
     const failed = tried.filter((one) => !isWithdrawn(one));
     const last = failed.at(-1);
     if (last !== undefined && nowMs < Math.max(...failed.map((one) => againMs(one, failed.length)))) continue;
-    wanted.push(newMigration(pod, own.length, causeFor(pod, "node", trigger)));
+    wanted.push(newMigration(pod, highestNumber(pod, own), causeFor(pod, "node", trigger)));
   }
   wanted.sort((one, other) => bySize(one.cause, other.cause));
   const free = new Map<string, number>();

@@ -5,6 +5,7 @@ import { pino } from "pino";
 import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import { logDestination } from "#proxy/contract/log-destination.ts";
 import { ChangeWatch } from "../../config/change-watch.ts";
 import { formatEndpoint } from "../../config/endpoint.ts";
 import type { RenewalConfig, WebhookFile } from "../../config/webhook.ts";
@@ -23,7 +24,7 @@ import { createWebhookServer } from "./server.ts";
 export async function runWebhook(config: WebhookFile, options: { logLevel: string }): Promise<void> {
   const log = pino(
     { level: options.logLevel, base: { webhook: formatEndpoint(config.listen) } },
-    pino.destination(2),
+    logDestination(),
   );
   let certificate = readCertificate(config);
   let problem: string | null = null;

@@ -4,7 +4,7 @@
  *
  *   prepare  the next certificate and its key go into the Secret beside those in use, and its authority into the bundle, before the
  *            authority until then. Conditional: one of several does it.
- *   trust    the webhook configuration gets the bundle of the Secret. Also where somebody else has put another one there. Conditional.
+ *   trust    each webhook configuration gets the bundle of the Secret. Also where somebody else has put another one there. Conditional.
  *   use      the next certificate takes the place of the one in use. Conditional. kubelet brings it to each webhook, in its time.
  */
 import { X509Certificate } from "node:crypto";
@@ -29,7 +29,7 @@ export interface Kept {
   cert: string;
   /** PEM of the one that comes after it; null: there is none yet */
   next: string | null;
-  /** authorities that the API server trusts for each webhook of the configuration */
+  /** authorities that the API server trusts for each webhook of each configuration */
   trusted: string[];
 }
 
@@ -85,26 +85,27 @@ export async function renew(
   signal: AbortSignal,
   now: () => number = Date.now,
 ): Promise<Step[]> {
-  const { namespace, secret: name, kind, configuration } = options;
-  const paths = {
-    secret: `/api/v1/namespaces/${namespace}/secrets/${name}`,
-    configuration: `/apis/admissionregistration.k8s.io/v1/${kind.toLowerCase()}s/${configuration}`,
-  };
+  const { namespace, secret: name, kinds, configuration } = options;
+  const path = `/api/v1/namespaces/${namespace}/secrets/${name}`;
   const done: Step[] = [];
   for (let tries = 0; tries < STEPS_MAX; tries++) {
-    // in this order: what is written to the configuration, if it has not changed since, is of a Secret that is as new
-    const hooks = configurationSchema.parse(await api.get(paths.configuration, signal));
-    const secret = secretSchema.parse(await api.get(paths.secret, signal));
-    const step = stepOf(secret, hooks, name, now());
+    // in this order: what is written to a configuration, if it has not changed since, is of a Secret that is as new
+    const all: { at: string; hooks: Configuration }[] = [];
+    for (const kind of kinds) {
+      const at = `/apis/admissionregistration.k8s.io/v1/${kind.toLowerCase()}s/${configuration}`;
+      all.push({ at, hooks: configurationSchema.parse(await api.get(at, signal)) });
+    }
+    const secret = secretSchema.parse(await api.get(path, signal));
+    const trusted = all.flatMap(({ hooks }) => bundlesOf(hooks));
+    const step = stepOf(secret, trusted, name, now());
     if (step === null) break;
     try {
-      if (step === "trust") await api.patch(paths.configuration, trusting(secret, hooks), signal);
-      else
-        await api.replace(
-          paths.secret,
-          step === "use" ? using(secret) : prepared(secret, options, now()),
-          signal,
-        );
+      if (step === "trust") {
+        for (const { at, hooks } of all)
+          if (bundlesOf(hooks).some((bundle) => bundle !== secret.data["ca.crt"]))
+            await api.patch(at, trusting(secret, hooks), signal);
+      } else
+        await api.replace(path, step === "use" ? using(secret) : prepared(secret, options, now()), signal);
       done.push(step);
     } catch (error) {
       // another webhook was here just before: what is next is seen in what it has left
@@ -114,13 +115,17 @@ export async function renew(
   return done;
 }
 
-function stepOf({ data }: Secret, { webhooks }: Configuration, name: string, nowMs: number): Step | null {
+function bundlesOf({ webhooks }: Configuration): string[] {
+  return webhooks.map(({ clientConfig }) => clientConfig.caBundle);
+}
+
+function stepOf({ data }: Secret, trusted: string[], name: string, nowMs: number): Step | null {
   try {
     const kept: Kept = {
       bundle: data["ca.crt"] ?? "",
       cert: decoded(data["tls.crt"]),
       next: data[NEXT.cert] === undefined || data[NEXT.key] === undefined ? null : decoded(data[NEXT.cert]),
-      trusted: webhooks.map(({ clientConfig }) => clientConfig.caBundle),
+      trusted,
     };
     const own = new X509Certificate(kept.cert);
     if (!certificatesIn(decoded(kept.bundle)).some((pem) => own.verify(new X509Certificate(pem).publicKey)))
