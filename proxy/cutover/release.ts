@@ -18,6 +18,8 @@ import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import { forgetAdopted } from "./adopt.ts";
 import { operate, sameCount } from "./surgery.ts";
 
+const NO_BYTES = Buffer.alloc(0);
+
 export interface ReleaseResult {
   sessions: number;
   legs: number;
@@ -233,12 +235,10 @@ function wakeMoved(
   // It was reset between the two captures; a client that had read and said everything may go without a word.
   const clientGone =
     proxy.config.downstream === "takeover" && downstream === null && !(inbound.finSent && outbound.finSent);
-  if (
-    upstream === null &&
-    adopted.upstream === null &&
-    !clientGone &&
-    !(inbound.finSent && outbound.finSent)
-  ) {
+  const isApart = upstream === null && adopted.upstream === null && !clientGone;
+  // Told to go, and it has not gone yet: the application knows nothing of it.
+  const isToldToGo = isApart && outbound.finRead && !inbound.finSent;
+  if (isApart && !isToldToGo && !(inbound.finSent && outbound.finSent)) {
     // Accepted while held: it has seen nothing of the application yet.
     session.step("renew");
     if (downstream !== null) session.setDownstream(downstream.leg);
@@ -253,6 +253,7 @@ function wakeMoved(
     return;
   }
   session.wake("release");
+  if (isToldToGo) session.endAfter(NO_BYTES);
   if (session.state !== "open" || downstream !== null || proxy.config.downstream === "takeover") return;
   joinParked(proxy, session);
 }

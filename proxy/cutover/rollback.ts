@@ -85,10 +85,10 @@ function goOn(proxy: WorkloadProxy, session: LiveSession): boolean {
   session.detachedDownstream = null;
   if (downstream?.isOpen) proxy.kernel.setPeerTimeouts(downstream.fd, proxy.portOf(session));
   if (session.state === "captured") {
-    // Captured with the downstream legs only: it was lingering, or never dialled.
-    if (session.upstream === null && upstream === null && !session.inbound.finSent) {
-      session.step("abort");
-    } else session.step("resume");
+    // Captured with the downstream legs only: it was lingering, told to go, or never dialled.
+    const { inbound, outbound } = session;
+    const isApart = session.upstream === null && upstream === null;
+    session.step(isApart && !inbound.finSent && !outbound.finRead ? "abort" : "resume");
   }
   if (session.lost !== null) {
     upstream?.reset();

@@ -1,10 +1,12 @@
 /** Whole handovers between proxies, legs and links and all; the application is stopped and unplugged instead of dumped. */
 import assert from "node:assert/strict";
-import { after, afterEach, before, describe, it } from "node:test";
+import type { Socket } from "node:net";
+import { after, afterEach, before, describe, it, type TestContext } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { decodeSessions, encodeSessions } from "#proxy/contract/snapshot-codec.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
+import { until } from "#test/support/moved-program.ts";
 import { headerOf } from "#test/support/proxy-headers.ts";
 import { CLIENT_PORT, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
 import { RawEnd } from "#test/support/raw-ends.ts";
@@ -256,6 +258,74 @@ for (const { downstream, helped } of [
     });
   });
 }
+
+describe("a client that was told to go and goes on sending", { timeout: 60_000 }, () => {
+  const lab = async (t: TestContext): Promise<ProxyLab> => {
+    const port = { protocol: "http", continuity: "replay" } as const;
+    const started = await ProxyLab.start({
+      nodes: ["a", "b"],
+      downstream: "takeover",
+      port,
+      limits: { lingerMsMax: 30_000, unavailableMsMax: 50 },
+    });
+    t.after(() => started.stop());
+    await started.serve("a");
+    return started;
+  };
+  /** The application has not answered its request, which is not to be repeated. */
+  const toldToGo = async (of: ProxyLab): Promise<Socket> => {
+    of.stopApp();
+    const client = of.client(null);
+    const told = new Promise<string>((resolve) => {
+      let text = "";
+      client.on("data", (chunk) => (text += chunk)).on("end", () => resolve(text));
+    });
+    const request = "POST / HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx";
+    client.write(request);
+    await until("it is read", async () => (await of.proxy("a").sessions())[0]?.bytesIn === request.length);
+    await of.proxy("a").call("pause", { epoch: of.epoch, drainMs: 0 });
+    of.continueApp();
+    await of.proxy("a").call("resume", { epoch: of.epoch });
+    assert.match(await told, /^HTTP\/1.1 503 /);
+    await of.untilConnections(0);
+    return client;
+  };
+  const goesOn = async (of: ProxyLab, at: NodeName, client: Socket): Promise<void> => {
+    const read = async (): Promise<number> => (await of.proxy(at).sessions())[0]?.bytesIn ?? 0;
+    const before = await read();
+    client.write("x".repeat(10_000));
+    await until("it is read", async () => (await read()) >= before + 10_000);
+    await of.untilConnections(0);
+    client.end();
+    await of.proxy(at).untilSessions(0);
+  };
+
+  it("is none that was never led to the application: after a move", async (t) => {
+    const moving = await lab(t);
+    const client = await toldToGo(moving);
+    await moving.move("a", "b");
+    await goesOn(moving, "b", client);
+  });
+
+  it("is none that was never led to the application: after a rollback", async (t) => {
+    const moving = await lab(t);
+    const client = await toldToGo(moving);
+    await assert.rejects(
+      moving.move("a", "b", (step) => {
+        if (step === "adoptedDownstream") throw new Error("the move is given up");
+      }),
+      /given up/,
+    );
+    moving.moveVip("b", "a");
+    moving.announceVip("a");
+    await moving.proxy("b").call("discard", { epoch: moving.epoch + 1 });
+    moving.epoch += 2;
+    moving.plug("a");
+    moving.continueApp();
+    await moving.proxy("a").call("rollback", { epoch: moving.epoch });
+    await goesOn(moving, "a", client);
+  });
+});
 
 describe("a port that is taken at the target", { timeout: 30_000 }, () => {
   for (const downstream of ["forward", "takeover"] as const) {
