@@ -60,9 +60,9 @@ export function switchOwner(proxy: WorkloadProxy, owner: SwitchOwner["owner"]): 
       session.nextLink = null;
       proxy.start(session);
     } else if (session.state === "open" && session.upstream instanceof LinkLeg) {
-      const switched = leadsTo(session.upstream, owner.link);
-      if (!switched && session.nextLink === null && session.switchAt === null)
-        proxy.anchorLinks.relink(session, false);
+      if (leadsTo(session.upstream, owner.link) || session.switchAt !== null) continue;
+      if (session.nextLink === null) proxy.anchorLinks.relink(session, false);
+      else proxy.anchorLinks.awaitActive(session);
     } else if (session.state === "open" && session.upstream === null && session.nextLink === null) {
       proxy.anchorLinks.relink(session, false);
     }

@@ -4,7 +4,6 @@ import type { Retire } from "#proxy/contract/commands.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { closeDetached } from "#proxy/workload/detached-legs.ts";
-import { beginLinkWait } from "#proxy/workload/link-wait.ts";
 import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
@@ -51,7 +50,7 @@ function becomeAnchor(proxy: WorkloadProxy, session: LiveSession): void {
     }
     // ACTIVE may still be on its way on the prepared link; without one, dial again.
     if (session.nextLink === null) proxy.anchorLinks.relink(session, false);
-    else beginLinkWait(proxy, session);
+    else proxy.anchorLinks.awaitActive(session);
   } else if (session.state === "waiting") {
     session.inbound.unhold();
     proxy.start(session);

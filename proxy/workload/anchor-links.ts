@@ -23,6 +23,10 @@ import { switchUpstream } from "./upstream-switch.ts";
 /** How long a link that prepares a move may take. Who asks for it waits somewhat longer for the answer. */
 const REACH_MS_MAX = 2_500;
 
+/** An owner that was just told to be one may have no CPU or no descriptor for a moment. The wait for a link bounds it. */
+const AGAIN_MS = 100;
+const AGAIN_MS_MAX = 2_000;
+
 /** How an anchor that is no node's, a gateway, finds the owner: no agent tells it. */
 export interface OwnerFinder {
   /** Which of the owner's ports one of ours is for. null: it has no such port */
@@ -66,6 +70,8 @@ export class AnchorLinks {
   readonly #options: AnchorOptions;
   /** to be told whether they are ready */
   readonly #dialling = new WeakMap<LinkLeg, (isReady: boolean) => void>();
+  /** a node's: of sessions that are led to their owner, when the next link follows one that has failed */
+  readonly #againMs = new WeakMap<LiveSession, number>();
 
   constructor(host: AnchorHost, options: AnchorOptions) {
     this.#host = host;
@@ -129,8 +135,14 @@ export class AnchorLinks {
   relink(session: LiveSession, fresh: boolean): void {
     const { owner, epoch } = this.#host;
     if (owner === null) return;
-    beginLinkWait(this.#host, session);
+    this.awaitActive(session);
     this.dial(session, { to: owner.link, epoch, fresh });
+  }
+
+  /** The session's owner may say ACTIVE on a link that is there, or on one that is dialled again. */
+  awaitActive(session: LiveSession): void {
+    beginLinkWait(this.#host, session);
+    if (this.#finder === null && !this.#againMs.has(session)) this.#againMs.set(session, AGAIN_MS);
   }
 
   /** Gateway: the session waits until its owner is found. Does nothing at a node's anchor, whose agent says so. */
@@ -208,6 +220,7 @@ export class AnchorLinks {
     }
     if (link.dialledTo !== null) this.#finder?.found({ epoch: active.epoch, link: link.dialledTo });
     session.nextLink = null;
+    this.#againMs.delete(session);
     if (session.state === "waiting") {
       // It had waited for an owner since an earlier one moved away.
       endLinkWait(session);
@@ -272,12 +285,31 @@ export class AnchorLinks {
       this.#onFinderLinkOver(session, code);
       return;
     }
-    if (session.state !== "waiting") return;
+    if (session.state !== "waiting") {
+      this.#onLedOver(session, code);
+      return;
+    }
     if (code === RST_CODE.moved) beginLinkWait(this.#host, session);
     else {
       this.#host.counters.linkFailures++;
       session.reset("link refused");
     }
+  }
+
+  /** One that was prepared, and failed before there was a new owner, is dialled when there is one. */
+  #onLedOver(session: LiveSession, code: number): void {
+    const againMs = this.#againMs.get(session);
+    if (againMs === undefined) return;
+    if (code === RST_CODE.unknownSession) {
+      this.#host.counters.linkFailures++;
+      session.reset("not known to the owner");
+      return;
+    }
+    this.#againMs.set(session, Math.min(againMs * 2, AGAIN_MS_MAX));
+    const isWaiting = (): boolean => session.timer !== null && session.nextLink === null;
+    setTimeout(() => {
+      if (isWaiting() && this.#againMs.has(session)) session.guard(() => this.relink(session, false));
+    }, againMs).unref();
   }
 
   /** Gateway: nothing of the session is lost with a link that has not become its own. */
