@@ -18,6 +18,7 @@ import { type AgentConfig, exceededBy } from "../config/config.ts";
 import { findCriu } from "../criu/tool.ts";
 import type { Pod } from "../kubernetes/client/objects.ts";
 import { Faults } from "../migration/faults.ts";
+import { ParkedAddresses } from "../network/parked-addresses.ts";
 import { makeTopGroups, mountMissingCgroups } from "../runtime/cgroups.ts";
 import { lookAfterForwarding } from "../runtime/runc/network.ts";
 import { RuncRuntime } from "../runtime/runc/runc-runtime.ts";
@@ -97,6 +98,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     store,
     storeUrl: config.store.replace(/\/\/[^@/]*@/, "//"),
     mark: new ClusterMark(join(config.stateDir, "store-mark"), store),
+    parked: new ParkedAddresses(join(config.stateDir, "parked.json")),
     peers,
     owners: new Owners(() => context, workloads),
     runtime: await runtimeOf(config),

@@ -10,12 +10,12 @@
  *   (both)  … and from then on it is put back when somebody takes it off, until
  *   remove, park
  */
-import { readFileSync, writeFileSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as libc from "#proxy/kernel/libc.ts";
 import { runCommand } from "../runtime/command.ts";
 import { announce, type Device, findHolder } from "./announce.ts";
+import type { ParkedAddresses } from "./parked-addresses.ts";
 import {
   type AddressOnDevice,
   addAddress,
@@ -32,6 +32,7 @@ export interface VipConfig {
 }
 
 export interface VipOptions {
+  parked: ParkedAddresses;
   /** what people should know: `fields` name the address */
   log?(level: "warn" | "error", fields: Record<string, unknown>, line: string): void;
   /** between two looks at whether it is still there */
@@ -42,20 +43,11 @@ const ANNOUNCE_AGAIN_MS = [30, 120, 500, 2_000];
 const LOOK_MS = 1_000;
 const LOOPBACK_INDEX = 1;
 
-/**
- * What keeps neighbours from hearing of a parked address (Documentation/networking/ip-sysctl.rst): nobody is answered for it,
- * and who asks on its behalf (a restored connection that leaves repair mode probes its peer's window) does not give it as the
- * asker's, which every neighbour would believe. IPv6 does both only for addresses of the device itself (ndisc_solicit()).
- */
-const PARKED: Readonly<Record<string, string>> = { arp_ignore: "1", arp_announce: "2" };
-
 export class Vip {
   readonly config: VipConfig;
   #device: Device;
   #options: VipOptions;
   #repeats: NodeJS.Timeout[] = [];
-  /** of {@link PARKED}: what they were before the address was parked */
-  #arpBefore: Map<string, string> | null = null;
   /** it is to be here: set until it is taken off or parked */
   #looking: NodeJS.Timeout | null = null;
   #isAsking = false;
@@ -69,7 +61,7 @@ export class Vip {
   }
 
   /** @throws HoldfastError `VIP_DEVICE` when the device is not there */
-  static async open(config: VipConfig, options: VipOptions = {}): Promise<Vip> {
+  static async open(config: VipConfig, options: VipOptions): Promise<Vip> {
     const shown = await runCommand("ip", ["-o", "link", "show", "dev", config.device], {
       source: "config",
     }).catch((cause: unknown) => {
@@ -140,14 +132,7 @@ export class Vip {
    */
   park(): void {
     this.close();
-    if (this.#isIPv4) {
-      const before = new Map<string, string>();
-      for (const [name, value] of Object.entries(PARKED)) {
-        before.set(name, readFileSync(this.#sysctlFile(name), "utf8"));
-        writeFileSync(this.#sysctlFile(name), value);
-      }
-      this.#arpBefore ??= before;
-    }
+    if (this.#isIPv4) this.#options.parked.hide(this.config.device, this.config.address);
     const errno = addAddress(this.#alone(LOOPBACK_INDEX));
     if (errno !== 0) throw this.#refused("parked for", errno);
   }
@@ -244,8 +229,7 @@ export class Vip {
   #unpark(): void {
     const errno = removeAddress(this.#alone(LOOPBACK_INDEX));
     if (errno !== 0 && libc.errnoName(errno) !== "EADDRNOTAVAIL") throw this.#refused("unparked for", errno);
-    for (const [name, value] of this.#arpBefore ?? []) writeFileSync(this.#sysctlFile(name), value);
-    this.#arpBefore = null;
+    if (this.#isIPv4) this.#options.parked.show(this.config.device, this.config.address);
   }
 
   /** A client beyond a router is reached without it, so that it cannot be made is not the end. */
@@ -274,11 +258,6 @@ export class Vip {
 
   get #isIPv4(): boolean {
     return !this.config.address.includes(":");
-  }
-
-  /** /proc/sys/net is that of the reader's network namespace */
-  #sysctlFile(name: string): string {
-    return `/proc/sys/net/ipv4/conf/${this.#device.name}/${name}`;
   }
 
   #refused(what: string, errno: number): HoldfastError {

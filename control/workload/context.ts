@@ -8,6 +8,7 @@ import type { MoveResult } from "../api/migration.ts";
 import type { PeerAnswer } from "../api/owners.ts";
 import type { FoundCriu } from "../criu/tool.ts";
 import type { Faults } from "../migration/faults.ts";
+import type { ParkedAddresses } from "../network/parked-addresses.ts";
 import type { Runtime } from "../runtime/runtime.ts";
 import type { ClusterMark } from "./cluster-mark.ts";
 
@@ -51,6 +52,8 @@ export interface AgentContext {
   /** for people: no password in it */
   storeUrl: string;
   mark: ClusterMark;
+  /** of the devices that addresses move on */
+  parked: ParkedAddresses;
   peers: Record<string, Endpoint>;
   owners: { ask(workload: string): Promise<PeerAnswer[]> };
   runtime: Runtime;

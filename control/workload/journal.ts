@@ -24,6 +24,7 @@ import { z } from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { type Known, movingSchema, outboxEntrySchema, processSchema } from "../migration/moving.ts";
+import { bootId } from "../runtime/boot-id.ts";
 import { isShortage } from "../runtime/read-text.ts";
 
 const containerSchema = z.looseObject({
@@ -71,7 +72,6 @@ export type RestartStep = z.infer<typeof restartingSchema>["step"];
 /** Of the file. An agent refuses one with a higher number, and one with a lower number than it can read: 1 has other words. */
 const VERSION = 2;
 const VERSION_MIN = 2;
-const BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id";
 /** No process has this number (include/linux/threads.h, PID_MAX_LIMIT is 4,194,304): what an earlier boot had has ended. */
 const ENDED = { pid: 4_194_305, startTicks: "0" };
 
@@ -198,13 +198,6 @@ function withoutProcesses(value: unknown): unknown {
   if (typeof value !== "object" || value === null) return value;
   if ("pid" in value && "startTicks" in value) return { ...value, ...ENDED };
   return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, withoutProcesses(part)]));
-}
-
-let boot: string | undefined;
-
-function bootId(): string {
-  boot ??= readFileSync(BOOT_ID_FILE, "utf8").trim();
-  return boot;
 }
 
 function parseJson(text: string): unknown {

@@ -419,6 +419,7 @@ export class Workload {
   async openVip(): Promise<void> {
     if (this.config.vip === null || this.vip !== null) return;
     this.vip = await Vip.open(this.config.vip, {
+      parked: this.context.parked,
       log: (level, fields, line) => this.context.log[level]({ workload: this.name, ...fields }, line),
     });
   }

@@ -1,9 +1,12 @@
 /** The address of a workload on a real device, beside others of its subnet and beside a machine that has it already. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { ParkedAddresses } from "#control/network/parked-addresses.ts";
 import { Vip, type VipConfig } from "#control/network/vip.ts";
 import { CLONE_NEWNET, setns } from "#proxy/kernel/namespaces.ts";
 import { lacking, Namespace } from "./tcp-stage.ts";
@@ -31,6 +34,8 @@ describe("the address that moves with a workload", { skip: lacking(), timeout: 6
   let neighbour: Namespace;
   const vips: Vip[] = [];
   let lines: string[] = [];
+  const folder = mkdtempSync(join(tmpdir(), "hf-vip-"));
+  const record = join(folder, "parked.json");
 
   before(() => {
     node = new Namespace();
@@ -52,11 +57,13 @@ describe("the address that moves with a workload", { skip: lacking(), timeout: 6
     closeSync(home);
     closeSync(node.fd);
     closeSync(neighbour.fd);
+    rmSync(folder, { recursive: true });
   });
 
   async function open(config: VipConfig): Promise<Vip> {
     const log = (level: string, _: object, line: string): number => lines.push(`${level}: ${line}`);
-    const vip = await Vip.open(config, { log, lookMs: LOOK_MS });
+    // as of an agent that knows no other's: what it has is on record
+    const vip = await Vip.open(config, { log, lookMs: LOOK_MS, parked: new ParkedAddresses(record) });
     vips.push(vip);
     return vip;
   }
@@ -143,5 +150,39 @@ describe("the address that moves with a workload", { skip: lacking(), timeout: 6
     vip.remove();
     assert.equal(await taken, false);
     assert.equal(vip.isHere(), false);
+  });
+
+  const fileOf = (name: string): string => `/proc/sys/net/ipv4/conf/eth0/${name}`;
+  const arp = (): string[] =>
+    ["arp_ignore", "arp_announce"].map((name) => readFileSync(fileOf(name), "utf8").trim());
+  const setArp = (ignore: string): void => writeFileSync(fileOf("arp_ignore"), ignore);
+  const other = { ...V4, address: "10.99.0.51" };
+  const answersForAll = ["0", "0"];
+
+  it("has its device answer for nobody's address while it is parked, and as before when it is not, beside another", async () => {
+    const [first, second] = [await open(V4), await open(other)];
+    first.park();
+    second.park();
+    assert.deepEqual(arp(), ["1", "2"]);
+    first.add();
+    assert.deepEqual(arp(), ["1", "2"], "the other is still parked");
+    second.remove();
+    assert.deepEqual(arp(), answersForAll);
+  });
+
+  it("has its device as before where the agent that parked it was killed", async () => {
+    (await open(V4)).park();
+    (await open(V4)).remove();
+    assert.deepEqual(arp(), answersForAll);
+  });
+
+  it("has its device as it was set up", async () => {
+    setArp("2");
+    const vip = await open(V4);
+    vip.park();
+    vip.park();
+    vip.remove();
+    assert.deepEqual(arp(), ["2", "0"]);
+    setArp("0");
   });
 });
