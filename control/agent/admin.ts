@@ -68,6 +68,7 @@ export class AdminServer {
   #metrics: AgentMetrics;
   #servers: Server[] = [];
   #startedMs = performance.now();
+  readonly #opened = Promise.withResolvers<void>();
 
   constructor(context: OwnContext, workloads: Map<string, Workload>, metrics: AgentMetrics) {
     this.#context = context;
@@ -76,13 +77,12 @@ export class AdminServer {
   }
 
   /**
+   * Takes the ports: an agent that cannot have them is to end before it has touched a workload. All but metrics is answered from
+   * {@link open} on.
    * @param admin everything, loopback only, for who has the token; @param metrics what others may see
    * @throws HoldfastError `LISTEN_FAILED`, `ADMIN_TOKEN`
    */
-  async listen(socketPath: string, admin: Endpoint | null, metrics: Endpoint | null): Promise<void> {
-    await rm(socketPath, { force: true });
-    await this.#listenOn({ path: socketPath }, "all");
-    chmodSync(socketPath, 0o600);
+  async claim(admin: Endpoint | null, metrics: Endpoint | null): Promise<void> {
     if (admin !== null) {
       const token = adminToken(join(this.#context.stateDir, "admin.token"));
       await this.#listenOn({ host: admin.address, port: admin.port }, "all", (request) =>
@@ -90,6 +90,14 @@ export class AdminServer {
       );
     }
     if (metrics !== null) await this.#listenOn({ host: metrics.address, port: metrics.port }, "metrics");
+  }
+
+  /** @throws HoldfastError `LISTEN_FAILED` */
+  async open(socketPath: string): Promise<void> {
+    await rm(socketPath, { force: true });
+    await this.#listenOn({ path: socketPath }, "all");
+    chmodSync(socketPath, 0o600);
+    this.#opened.resolve();
   }
 
   async close(): Promise<void> {
@@ -115,7 +123,7 @@ export class AdminServer {
     });
     this.#servers.push(server);
     return new Promise((resolve, reject) => {
-      server.once("error", (cause) => {
+      server.on("error", (cause) => {
         const what = "path" in where ? where.path : `${where.host}:${where.port}`;
         reject(fail("LISTEN_FAILED", `cannot listen on ${what}: ${cause.message}`, { cause }));
       });
@@ -139,6 +147,7 @@ export class AdminServer {
       }
       return found;
     };
+    if (offer === "all") await this.#opened.promise;
     switch (route) {
       case "GET /healthz":
         return sendJson(response, 200, { status: "ok" });

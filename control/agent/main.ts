@@ -115,6 +115,8 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     mkdirSync(join(folder, workload.name), { recursive: true, mode: 0o700 });
     workloads.set(workload.name, new Workload(workload, context));
   }
+  const admin = new AdminServer(context, workloads, metrics);
+  await admin.claim(config.admin, config.metrics);
   const recovering = new Set<Workload>();
   const recover = async (workload: Workload): Promise<void> => {
     recovering.add(workload);
@@ -180,8 +182,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const recovered = Promise.all([...workloads.values()].map(recover));
   // a move that was cut off may wait for the store or another node: people can look at it meanwhile
   await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
-  const admin = new AdminServer(context, workloads, metrics);
-  await admin.listen(config.socket, config.admin, config.metrics);
+  await admin.open(config.socket);
   log.info(
     {
       listen: `${config.listen.address}:${config.listen.port}`,

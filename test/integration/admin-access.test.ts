@@ -34,7 +34,8 @@ before(async () => {
   const workloads = new Map([["chat", workload]]);
   const context = { stateDir: folder, node: "a" } as OwnContext;
   server = new AdminServer(context, workloads, new AgentMetrics(new Map()));
-  await server.listen(socketPath, { address: "127.0.0.1", port }, null);
+  await server.claim({ address: "127.0.0.1", port }, null);
+  await server.open(socketPath);
 });
 after(async () => {
   await server.close();

@@ -1,6 +1,7 @@
 /** Agents come and go; applications and their clients do not notice. */
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
+import { once } from "node:events";
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
 import { request } from "node:http";
 import { join } from "node:path";
 import { afterEach, test } from "node:test";
@@ -225,10 +226,19 @@ test("stop ends the application, its sessions and everything made for it", async
   assert.equal(status.workloads[0]?.state, "stopped");
 });
 
-test("metrics and health are served, and nothing else, on the metrics address", async () => {
+test("metrics and health are served, and nothing else, on the metrics address, or nothing is begun", async () => {
   const opened = await createLab({ nodes: ["a"] });
   lab = opened;
   const metrics = `${opened.place("a").address}:7411`;
+  const other = opened.spawn("a", [nodeBinary, "-e", "require('node:net').createServer().listen(7411)"]);
+  await until("somebody else has the port", async () =>
+    (await opened.run("a", ["ss", "-ltn"])).stdout.includes(":7411"),
+  );
+  const taken = opened.startAgent("a", { ...config("a", "forward"), metrics });
+  await assert.rejects(taken, /cannot listen on .*:7411/);
+  assert.deepEqual(readdirSync(join(opened.stateDir("a"), "workloads", "chat")), [], "nothing was begun");
+  other.child.kill();
+  await once(other.child, "exit");
   await opened.startAgent("a", { ...config("a", "forward"), metrics });
   for (const [path, status, text] of [
     ["/metrics", 200, /holdfast_agent_workloads\{role="owner"\} 1/],
