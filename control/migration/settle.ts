@@ -22,9 +22,15 @@ const PEER_MS_MAX = 1_000;
 /** a target that cannot say yet what it came to says so after this */
 export const OUTCOME_MS_MAX = 700;
 
-/** The store did not answer, or has lost what it knew: no proof of anything, ask somebody else. */
+/** The store did not answer, refuses this node (NOAUTH, NOPERM), or has lost what it knew: no proof of anything, ask somebody else. */
 export function isNoAnswer(error: unknown): boolean {
-  return error instanceof HoldfastError && (error.retryable || error.code === "STORE_ABSENT");
+  if (!(error instanceof HoldfastError)) return false;
+  return error.retryable || error.code === "STORE_UNREACHABLE" || error.code === "STORE_ABSENT";
+}
+
+/** The store knows that the move cannot be committed any more. */
+function isRefused(error: unknown): boolean {
+  return error instanceof HoldfastError && (error.code === "STORE_FENCED" || error.code === "STORE_ABSENT");
 }
 
 export interface Unclear {
@@ -136,7 +142,9 @@ export async function decideAtTarget(
       const ownership = await context.store.cancel({ workload: name, migration });
       return ownership.owner === context.node && ownership.epoch === epoch ? "mine" : "not-mine";
     } catch (error) {
-      return error instanceof HoldfastError && error.retryable ? null : "not-mine";
+      if (isRefused(error)) return "not-mine";
+      if (isNoAnswer(error)) return null;
+      throw error;
     }
   });
 }

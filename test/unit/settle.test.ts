@@ -3,7 +3,14 @@ import assert from "node:assert/strict";
 import { beforeEach, describe, test } from "node:test";
 import type { OutcomeReply } from "#control/api/migration.ts";
 import type { Held, PeerAnswer } from "#control/api/owners.ts";
-import { decideAtSource, decideReleasing, goBack, hasLetGo, release } from "#control/migration/settle.ts";
+import {
+  decideAtSource,
+  decideAtTarget,
+  decideReleasing,
+  goBack,
+  hasLetGo,
+  release,
+} from "#control/migration/settle.ts";
 import type { Workload } from "#control/workload/workload.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
@@ -227,6 +234,38 @@ describe("going back", () => {
   });
 });
 
+/** Of a Redis whose password was changed. */
+const refusing = new HoldfastError("it answers NOAUTH Authentication required", {
+  code: "STORE_UNREACHABLE",
+  source: "store",
+  retryable: false,
+});
+
+describe("a target whose source is gone", () => {
+  /** @param answers what the store says, one time after the other */
+  const decide = (answers: (HoldfastError | { owner: string; epoch: number })[]) => {
+    const cancel = async () => {
+      const answer = answers.shift();
+      if (answer instanceof HoldfastError) throw answer;
+      return answer;
+    };
+    const { workload } = host({ context: { node: "b", store: { cancel }, log: { error: () => {} } } });
+    return decideAtTarget(workload, "m1", 2, () => false);
+  };
+  const fenced = new HoldfastError("no", { code: "STORE_FENCED", source: "store" });
+
+  test("is not told by a store that refuses its node: it asks again until it may", async () => {
+    assert.equal(await decide([refusing, { owner: "b", epoch: 2 }]), "mine");
+    assert.equal(await decide([refusing, { owner: "a", epoch: 1 }]), "not-mine");
+    assert.equal(await decide([refusing, fenced]), "not-mine");
+  });
+
+  test("does not take a record that is damaged for one that says no", async () => {
+    const corrupt = new HoldfastError("another type of key", { code: "STORE_CORRUPT", source: "store" });
+    assert.equal(await decide([corrupt, { owner: "b", epoch: 2 }]), "mine");
+  });
+});
+
 describe("a target that may not have been heard by the store", () => {
   const noAnswer = new HoldfastError("no answer", {
     code: "STORE_UNKNOWN",
@@ -251,6 +290,13 @@ describe("a target that may not have been heard by the store", () => {
     assert.equal(await release(workload, { ...silent, grants: async () => true }), 2);
     assert.equal(await release(workload, { ...silent, word: () => 7 }), 7);
     assert.deepEqual(done, ["owe released 2", "owe released 7"]);
+  });
+
+  test("goes on by its source's word where the store refuses its node", async () => {
+    const { done, workload } = host();
+    const mark = () => Promise.reject(refusing);
+    assert.equal(await release(workload, { ...releasing, mark, grants: async () => true }), 2);
+    assert.deepEqual(done, ["owe released 2"]);
   });
 
   test("does not go on against a store that has decided otherwise", async () => {
