@@ -13,6 +13,7 @@
  * above all that it may give out, and the record is raised to that.
  */
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
+import { isUnanswered } from "#proxy/store/store.ts";
 import { type OutcomeReply, outcomeReply } from "../api/migration.ts";
 import type { Held, PeerAnswer } from "../api/owners.ts";
 import type { MigrationHost } from "./host.ts";
@@ -22,10 +23,9 @@ const PEER_MS_MAX = 1_000;
 /** a target that cannot say yet what it came to says so after this */
 export const OUTCOME_MS_MAX = 700;
 
-/** The store did not answer, refuses this node (NOAUTH, NOPERM), or has lost what it knew: no proof of anything, ask somebody else. */
+/** The store did not answer, or has lost what it knew: no proof of anything, ask somebody else. */
 export function isNoAnswer(error: unknown): boolean {
-  if (!(error instanceof HoldfastError)) return false;
-  return error.retryable || error.code === "STORE_UNREACHABLE" || error.code === "STORE_ABSENT";
+  return isUnanswered(error) || (error instanceof HoldfastError && error.code === "STORE_ABSENT");
 }
 
 /** The store knows that the move cannot be committed any more. */

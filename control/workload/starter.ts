@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import type { Store } from "#proxy/store/store.ts";
+import { isUnanswered, type Store } from "#proxy/store/store.ts";
 import type { PeerAnswer } from "../api/owners.ts";
 import type { WorkloadConfig } from "../config/config.ts";
 import type { Vip } from "../network/vip.ts";
@@ -200,10 +200,13 @@ export class Starter {
       const known = { workload: name, node: context.node, record, peers, journal, storeIsKnown };
       return force ? decideForced(known) : decideClaim(known);
     } catch (error) {
-      if (force || !(error instanceof HoldfastError && error.retryable)) throw error;
+      if (force || !isUnanswered(error)) throw error;
+      const cure = error.retryable
+        ? "start the store"
+        : "let this node use the store (user, password, rights)";
       return {
         kind: "wait",
-        problem: { what: messageOf(error), cure: "start the store; then it is started by itself" },
+        problem: { what: messageOf(error), cure: `${cure}; then it is started by itself` },
       };
     }
   }
@@ -220,7 +223,8 @@ export class Starter {
         epoch = made.epoch;
       }
     } catch (error) {
-      if (error instanceof HoldfastError && (error.retryable || error.code === "STORE_FENCED")) return false;
+      if (isUnanswered(error) || (error instanceof HoldfastError && error.code === "STORE_FENCED"))
+        return false;
       throw error;
     }
     try {

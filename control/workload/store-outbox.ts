@@ -6,7 +6,7 @@
 import { once } from "node:events";
 import type { Logger } from "pino";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import type { Ownership, Store } from "#proxy/store/store.ts";
+import { isUnanswered, type Ownership, type Store } from "#proxy/store/store.ts";
 import type { OutboxEntry } from "../migration/moving.ts";
 import { delay } from "../migration/settle.ts";
 
@@ -78,7 +78,7 @@ export class StoreOutbox {
         if (workload.journal.owed === owed) workload.record({ owed: null });
         continue;
       } catch (error) {
-        if (!(error instanceof HoldfastError && error.retryable)) {
+        if (!isUnanswered(error)) {
           workload.context.log.error(
             { workload: workload.name, ...owed, reason: messageOf(error) },
             "the store contradicts what happened here",

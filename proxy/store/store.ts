@@ -23,7 +23,7 @@
 import assert from "node:assert/strict";
 import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
-import type { HoldfastError } from "#proxy/contract/errors.ts";
+import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 
 export interface Ownership {
@@ -173,6 +173,11 @@ export interface PutNames extends Owned {
 }
 
 /** How a step on the ownership record ended, the same in Lua and in memory. */
+/** It did not answer, or refuses this node (NOAUTH, NOPERM), which it may take in later: nothing is decided. */
+export function isUnanswered(error: unknown): error is HoldfastError {
+  return error instanceof HoldfastError && (error.retryable || error.code === "STORE_UNREACHABLE");
+}
+
 export type Status = "ok" | "fenced" | "busy" | "absent" | "corrupt";
 
 export type Step =

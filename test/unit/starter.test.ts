@@ -89,6 +89,22 @@ describe("a pod whose application is still elsewhere", () => {
     assert.deepEqual(waiting.started, []);
   });
 
+  it("has it where the store takes its node in late", async () => {
+    const waiting = new Waiting({ ...POD, uid: "2" });
+    const { store } = waiting;
+    const refuse = async (): Promise<never> => {
+      throw fail("STORE_UNREACHABLE", "it answers NOAUTH Authentication required", { retryable: false });
+    };
+    store.ownership = refuse;
+    await waiting.starter.startWhenKnown();
+    assert.match(JSON.stringify(waiting.obstacle.problem), /NOAUTH.*password/);
+    store.ownership = MemoryStore.prototype.ownership;
+    store.claim = refuse;
+    await waiting.starter.startWhenKnown();
+    store.claim = MemoryStore.prototype.claim;
+    await until("it is started", () => waiting.started.length > 0);
+  });
+
   it("stays elsewhere where no pod was made for it", async () => {
     const waiting = new Waiting(POD);
     await waiting.begin();
