@@ -56,6 +56,28 @@ describe("no space for the memory images", { timeout: 600_000 }, () => {
   );
 });
 
+/** Of the agent that runs this: nothing can be opened, for two seconds. prlimit(1) */
+const FEW_DESCRIPTORS = `
+  before=$(prlimit --pid $PPID --nofile --output SOFT --noheadings)
+  prlimit --pid $PPID --nofile=8:
+  (sleep 2 && prlimit --pid $PPID --nofile=$before:) < /dev/null > /dev/null 2>&1 &`;
+
+describe("a source that is short of descriptors", { timeout: 600_000 }, () => {
+  const on = staged({ downstream: "takeover" });
+  for (const step of ["restore", "commit"])
+    it(
+      `at ${step} and while it goes back: every session and the application go on`,
+      on(async (stage) => {
+        const { owner } = stage;
+        stage.fault(`exec@source:${step}=${FEW_DESCRIPTORS}`, `fail@source:${step}`);
+        const { end, reason } = await stage.migrate();
+        assert.equal(end, "rolled-back");
+        assert.match(reason, /EMFILE/);
+        await stage.assertWell(owner);
+      }),
+    );
+});
+
 for (const downstream of ["takeover", "forward"] as const) {
   describe(`a move that must end, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });

@@ -107,9 +107,9 @@ async function disconnect(id: string, runDir: string): Promise<void> {
  * Somebody has made the node forward for all (ip_forward) since it forwards for our containers: what else a device forwards is for
  * them to say from now on, and whether it goes on when our containers have gone. To be called from time to time.
  */
-export function lookAfterForwarding(): Promise<void> {
+export async function lookAfterForwarding(): Promise<void> {
   const hasContainers = readdirSync(CONF).some((name) => name.startsWith(DEVICES));
-  return hasContainers ? inTurn(leaveForwardingToOthers) : Promise.resolve();
+  if (hasContainers) await inTurn(leaveForwardingToOthers);
 }
 
 /** as it was looked at last; null: never */
