@@ -19,6 +19,7 @@ import { endLeftConnections } from "../migration/sockets.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
 import type { ProcessIdentity } from "../runtime/processes.ts";
+import { withRoom } from "../runtime/read-text.ts";
 import type { OutputOptions, Runtime, Sandbox } from "../runtime/runtime.ts";
 import { Anchors } from "./anchors.ts";
 import { checkWorkload } from "./check-workload.ts";
@@ -506,7 +507,9 @@ export class Workload {
     await told;
     if (!stays && proxyRecord !== null)
       await endProxy(proxyRecord).catch((error: unknown) => this.#warn("end the proxy", error));
-    await sandbox?.destroy().catch((error: unknown) => this.#warn("remove the container", error));
+    await withRoom(() => sandbox?.destroy()).catch((error: unknown) =>
+      this.#warn("remove the container", error),
+    );
   }
 
   /** Everything of it here ends by `work`: it is not started, restarted or given another proxy meanwhile. */

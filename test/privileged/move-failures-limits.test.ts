@@ -78,6 +78,20 @@ describe("a source that is short of descriptors", { timeout: 600_000 }, () => {
     );
 });
 
+describe("a target that is short of descriptors", { timeout: 600_000 }, () => {
+  const on = staged({ downstream: "takeover" });
+  for (const step of ["prepare", "adopt", "restore", "audit", "watches", "release", "released"])
+    it(
+      `at ${step}: every session and the application go on, here or there`,
+      on(async (stage) => {
+        const { owner, other } = stage;
+        stage.fault(`exec@target:${step}=${FEW_DESCRIPTORS}`);
+        const { end } = await stage.migrate();
+        await stage.assertWell(end === "moved" ? other : owner);
+      }),
+    );
+});
+
 for (const downstream of ["takeover", "forward"] as const) {
   describe(`a move that must end, ${downstream}`, { timeout: 600_000 }, () => {
     const on = staged({ downstream });

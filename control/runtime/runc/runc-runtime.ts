@@ -14,6 +14,7 @@ import type { WorkloadConfig } from "../../config/config.ts";
 import { runCommand } from "../command.ts";
 import { LAUNCHERS, SUBREAPER } from "../launchers.ts";
 import { identify, type ProcessIdentity } from "../processes.ts";
+import { withRoom } from "../read-text.ts";
 import { mountRunFolder } from "../run-folder.ts";
 import type { Runtime, Sandbox, SandboxPlan, SandboxRef, StandbyOptions } from "../runtime.ts";
 import { exitStatus, lastLine } from "../start-inside.ts";
@@ -120,7 +121,8 @@ export class RuncRuntime implements Runtime {
       if (network !== null) await connectNetwork({ id, runDir, initPid: init.pid }, network);
       return this.find({ id, runDir, init, tmpfs: travellingTmpfs(spec), reader });
     } catch (error) {
-      await removeInstance(this.#runc, id, runDir).catch(() => {}); // what is left the next agent removes; why it came to this counts
+      // what is left the next agent removes; why it came to this counts
+      await withRoom(() => removeInstance(this.#runc, id, runDir)).catch(() => {});
       throw error;
     }
   }
