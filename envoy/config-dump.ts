@@ -4,6 +4,7 @@
  * Source: envoy/admin/v3/config_dump.proto, config_dump_shared.proto
  */
 import { readFileSync, statSync } from "node:fs";
+import { isDeepStrictEqual } from "node:util";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 
@@ -29,6 +30,8 @@ export interface DumpedListener {
   name: string;
   /** null: the first one was refused */
   config: JsonObject | null;
+  /** of the bootstrap */
+  isStatic: boolean;
   error: string | null;
   /** an earlier one whose connections have not ended yet */
   isDraining: boolean;
@@ -43,13 +46,14 @@ export interface DumpedProxy {
   metadata: JsonObject;
   clusters: DumpedCluster[];
   listeners: DumpedListener[];
+  /** RouteConfigurations; behind istiod none of the bootstrap's */
   routes: JsonObject[];
   /** by cluster: how many endpoints it has been told; null: the dump was made without them */
   endpoints: Map<string, number> | null;
   /** of its command line; null: not known */
   drainSeconds: number | null;
-  /** updates refused since it started; null: not known */
-  rejected: { clusters: number; listeners: number } | null;
+  /** updates refused since it started; null: not known. Of routes 0, too, where Envoy does not count them, as Istio's does not unless it is told to */
+  rejected: { clusters: number; listeners: number; routes: number } | null;
 }
 
 /** @throws HoldfastError `CONFIG_INVALID` */
@@ -80,8 +84,10 @@ export async function askEnvoy(base: string): Promise<DumpedProxy> {
     ...proxy,
     drainSeconds: secondsOf(info.command_line_options?.drain_time) ?? proxy.drainSeconds,
     rejected: {
-      clusters: statOf(stats, "cluster_manager.cds.update_rejected"),
-      listeners: statOf(stats, "listener_manager.lds.update_rejected"),
+      clusters: statOf(stats, "cluster_manager.cds"),
+      listeners: statOf(stats, "listener_manager.lds"),
+      // one of each route configuration: http.PREFIX.rds.NAME
+      routes: statOf(stats, "http\\..*\\.rds\\..*"),
     },
   };
 }
@@ -106,8 +112,10 @@ async function get(url: URL): Promise<string> {
   }
 }
 
-function statOf(text: string, name: string): number {
-  return Number(new RegExp(`^${name.replaceAll(".", "\\.")}: (\\d+)$`, "m").exec(text)?.[1] ?? 0);
+/** @param prefix a pattern: the sum of all that it matches */
+function statOf(text: string, prefix: string): number {
+  const found = text.matchAll(new RegExp(`^${prefix}\\.update_rejected: (\\d+)$`, "gm"));
+  return [...found].reduce((sum, [, count]) => sum + Number(count), 0);
 }
 
 function parsed(text: string, where: string): unknown {
@@ -134,20 +142,23 @@ export function readDump(dump: unknown, where: string): DumpedProxy {
   const node = objectAt(of("BootstrapConfigDump")[0], "bootstrap", "node");
   const metadata = objectAt(node, "metadata");
   const id = String(node.id ?? "");
-  const kind = id.split("~")[0];
+  const word = id.split("~")[0];
+  const kind = word === "sidecar" || word === "router" || word === "waypoint" ? word : "plain";
+  const listeners = of("ListenersConfigDump").flatMap(listenersOf);
+  const unpushed =
+    kind === "plain" ? [] : listeners.filter(({ isStatic }) => isStatic).flatMap(inlineRoutesOf);
   return {
-    kind: kind === "sidecar" || kind === "router" || kind === "waypoint" ? kind : "plain",
+    kind,
     id,
     namespace: typeof metadata.NAMESPACE === "string" ? metadata.NAMESPACE : null,
     labels: stringsOf(metadata.LABELS),
     metadata,
     clusters: of("ClustersConfigDump").flatMap(clustersOf),
-    listeners: of("ListenersConfigDump").flatMap(listenersOf),
-    routes: of("RoutesConfigDump").flatMap((one) =>
-      [...listAt(one, "static_route_configs"), ...listAt(one, "dynamic_route_configs")].map((route) =>
-        objectAt(route, "route_config"),
-      ),
-    ),
+    listeners,
+    routes: of("RoutesConfigDump")
+      .flatMap((one) => [...listAt(one, "static_route_configs"), ...listAt(one, "dynamic_route_configs")])
+      .map((route) => objectAt(route, "route_config"))
+      .filter(({ "@type": _, ...route }) => !unpushed.some((one) => isDeepStrictEqual(one, route))),
     endpoints: endpointsOf(of("EndpointsConfigDump")),
     drainSeconds: drainOf(metadata),
     rejected: null,
@@ -170,17 +181,28 @@ function clustersOf(dump: JsonObject): DumpedCluster[] {
 function listenersOf(dump: JsonObject): DumpedListener[] {
   const fixed = listAt(dump, "static_listeners").map((one) => objectAt(one, "listener"));
   return [
-    ...fixed.map((config) => ({ name: String(config.name ?? ""), config, error: null, isDraining: false })),
+    ...fixed.map((config): DumpedListener => {
+      const name = String(config.name ?? "");
+      return { name, config, isStatic: true, error: null, isDraining: false };
+    }),
     ...listAt(dump, "dynamic_listeners").map((one): DumpedListener => {
       const state = asObject(one.active_state ?? one.warming_state ?? null);
       return {
         name: String(one.name ?? ""),
         config: state === null ? null : objectAt(state, "listener"),
+        isStatic: false,
         error: errorOf(one),
         isDraining: one.draining_state !== undefined,
       };
     }),
   ];
+}
+
+/** Envoy calls static what any listener has in itself, also one that was pushed. */
+function inlineRoutesOf({ config }: DumpedListener): JsonObject[] {
+  return listAt(config, "filter_chains")
+    .flatMap((chain) => listAt(chain, "filters"))
+    .map((filter) => objectAt(filter, "typed_config", "route_config"));
 }
 
 /** Envoy shows a cluster that has been told nothing with no endpoints at all. */
@@ -252,11 +274,16 @@ export interface Chain {
 
 export type Direction = "inbound" | "outbound";
 
-/** @param port null: of all */
+/**
+ * Behind istiod not of the bootstrap's listeners: pilot-agent's own (15090 for metrics, 15021 for probes) have HTTP, nobody's sessions, and are
+ * never patched.
+ * @param port null: of all
+ */
 export function chainsOf(proxy: DumpedProxy, direction: Direction | null, port: number | null): Chain[] {
   return proxy.listeners.flatMap((listener) => {
     const { config } = listener;
-    if (config === null || (direction !== null && directionOf(listener) !== direction)) return [];
+    if (config === null || (listener.isStatic && proxy.kind !== "plain")) return [];
+    if (direction !== null && directionOf(listener) !== direction) return [];
     const own = objectAt(config, "address", "socket_address").port_value;
     const chains = [...listAt(config, "filter_chains"), ...defaultChain(config)];
     return chains

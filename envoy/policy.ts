@@ -24,7 +24,8 @@ const NAME = /^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$/;
 const NAME_EXPECTED = "expected a name of 1-53 small letters, digits and dashes";
 const LABEL_KEY = /^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$/;
 const LABEL_VALUE = /^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$/;
-const TOKEN = /^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,60}$/;
+/** of RFC 6265, but for %: in a header that Envoy adds it begins a command */
+const COOKIE = /^[A-Za-z0-9!#$&'*+.^_`|~-]{1,60}$/;
 
 const name = z.string(NAME_EXPECTED).regex(NAME, NAME_EXPECTED);
 const WORKLOAD_EXPECTED = "expected the name of a workload, as chat-0, or games.chat-0 of a pod";
@@ -74,7 +75,7 @@ const stickiness = z.strictObject(
   {
     cookie: z
       .string("expected the name of a cookie")
-      .regex(TOKEN, "expected the name of a cookie of 1-60 letters, digits and !#$%&'*+-.^_`|~"),
+      .regex(COOKIE, "expected the name of a cookie of 1-60 letters, digits and !#$&'*+-.^_`|~ (not %)"),
     path: z
       .string("expected a path, as /")
       .regex(/^\/[A-Za-z0-9._~/-]{0,200}$/, "expected a path, as /")

@@ -38,7 +38,8 @@ export interface ProxySource {
 export interface FoundInCluster {
   policies: Policy[];
   leftOut: LeftOut[];
-  /** all of the namespace */
+  /** all of the namespace, as pods are */
+  services: Service[];
   pods: Pod[];
 }
 
@@ -67,7 +68,8 @@ export async function policiesInCluster(
       "KUBERNETES_NOT_FOUND",
       `no Service of namespace ${namespace} has pods that both Holdfast and Istio have injected`,
     );
-  return { policies: policies.map(({ policy }) => policy), leftOut, pods: pods.items };
+  const found = policies.map(({ policy }) => policy);
+  return { policies: found, leftOut, services: all.items, pods: pods.items };
 }
 
 /** @throws HoldfastError `CONFIG_INVALID` */
@@ -112,15 +114,15 @@ export async function verifyProxy(
   if (policy === null && files.length === 0)
     throw fail("USAGE_ENVOY", "expected what is to be looked for: --policy FILE, or -f FILE of resources");
   const proxy = await proxyOf(request);
-  const rendered = policy === null ? { documents: [], marks: [] } : render(policy, mode);
+  const { documents, marks } = policy === null ? { documents: [], marks: [] } : render(policy, mode);
   const objects = objectsOf([
-    ...rendered.documents.map(({ object }) => JSON.parse(JSON.stringify(object)) as unknown),
+    ...documents.map(({ object }) => JSON.parse(JSON.stringify(object)) as unknown),
     ...files.flatMap(readObjects),
   ]);
   const results =
     policy !== null && mode === "plain"
       ? objects.flatMap((one) => verifyPlain(proxy, one))
-      : verify(proxy, objects, rendered.marks);
+      : verify(proxy, objects, policy === null ? null : { policy, marks });
   if (json) terminal.out.write(`${JSON.stringify({ proxy: shownOf(proxy), results })}\n`);
   else {
     terminal.out.write(resultsText(results));

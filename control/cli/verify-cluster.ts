@@ -7,13 +7,20 @@ import { type DumpedProxy, type JsonObject, objectAt, ROOT_NAMESPACE } from "#en
 import { render } from "#envoy/generate/render.ts";
 import type { Mark, Resource } from "#envoy/generate/resource.ts";
 import type { Policy } from "#envoy/policy.ts";
+import type { Asked } from "#envoy/verify/marks.ts";
 import { type Reason, type Result, resultOf } from "#envoy/verify/result.ts";
 import { verify } from "#envoy/verify/verify.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { EXIT } from "../api/exit-status.ts";
 import { ISTIO_STATUS, MESH_ANNOTATION } from "../api/mesh.ts";
 import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
-import { isActive, isSelected, type KubernetesObject, type Pod } from "../kubernetes/client/objects.ts";
+import {
+  isActive,
+  isSelected,
+  type KubernetesObject,
+  type Pod,
+  type Service,
+} from "../kubernetes/client/objects.ts";
 import { type Kind, pathOf, type Where } from "../kubernetes/client/paths.ts";
 import { MESH_KINDS } from "../kubernetes/mesh/keep.ts";
 import { isAllApplied, policiesInCluster, resultsText, shownOf } from "./envoy.ts";
@@ -51,7 +58,7 @@ interface SeenPod {
 interface Applied {
   results: Result[];
   objects: JsonObject[];
-  marks: Mark[];
+  asked: Asked;
   /** of somebody else */
   others: JsonObject[];
 }
@@ -64,7 +71,8 @@ export async function verifyCluster(
   json: boolean,
   terminal: Terminal,
 ): Promise<number> {
-  const { policies, leftOut, pods: there } = await policiesInCluster(api, { namespace, services }, terminal);
+  const found = await policiesInCluster(api, { namespace, services }, terminal);
+  const { policies, leftOut, pods: there } = found;
   const meshed = there.filter(
     (pod) => isActive(pod) && pod.metadata.annotations?.[ISTIO_STATUS] !== undefined,
   );
@@ -72,6 +80,7 @@ export async function verifyCluster(
   const seen: SeenService[] = [];
   for (const policy of policies) {
     const applied = await appliedOf(api, policy, mode, all);
+    applied.results.push(...labelledOf(policy, applied.asked.marks, found.services));
     const pods = await inTurn(
       meshed.filter((pod) => isFor(policy, pod)),
       (pod) => look(pod, ask, applied),
@@ -101,7 +110,7 @@ async function appliedOf(
   all: readonly JsonObject[],
 ): Promise<Applied> {
   const { documents, marks } = render(policy, mode);
-  const applied: Applied = { results: [], objects: [], marks, others: [] };
+  const applied: Applied = { results: [], objects: [], asked: { policy, marks }, others: [] };
   for (const document of documents) {
     const { kind, metadata, spec } = JSON.parse(JSON.stringify(document.object)) as Resource;
     const found = await api.find<KubernetesObject & { spec?: object }>(
@@ -121,6 +130,21 @@ async function appliedOf(
   const ours = new Set(applied.objects.map(uidOf));
   applied.others = all.filter((one) => !ours.has(uidOf(one)));
   return applied;
+}
+
+/** What nobody writes for a Service, its labels: what its clients' Envoys have may be of another that has the same. */
+function labelledOf({ namespace }: Policy, marks: readonly Mark[], services: readonly Service[]): Result[] {
+  return marks
+    .filter(({ on }) => on === "service")
+    .flatMap(({ name, labels = {} }) => {
+      const has = services.find(({ metadata }) => metadata.name === name)?.metadata.labels ?? {};
+      return Object.entries(labels).map(([key, value]) => {
+        const isThere = has[key] === value;
+        const why = isThere ? null : `the Service has ${has[key] === undefined ? "no such label" : has[key]}`;
+        const reason = isThere ? null : "not-labelled";
+        return resultOf(`Service ${namespace}/${name}`, key, { what: `${key}=${value}`, reason, why });
+      });
+    });
 }
 
 function uidOf(object: JsonObject): unknown {
@@ -155,11 +179,11 @@ function isFor({ selector, stickiness }: Policy, { metadata: { labels } }: Pod):
 }
 
 /** One that is not reached keeps no other from being looked at. */
-async function look(pod: Pod, ask: AskPod, { objects, marks, others }: Applied): Promise<SeenPod> {
+async function look(pod: Pod, ask: AskPod, { objects, asked, others }: Applied): Promise<SeenPod> {
   const { name } = pod.metadata;
   try {
     const proxy = await ask(pod);
-    return { pod: name, proxy: shownOf(proxy), error: null, results: verify(proxy, objects, marks, others) };
+    return { pod: name, proxy: shownOf(proxy), error: null, results: verify(proxy, objects, asked, others) };
   } catch (error) {
     if (isCode(error, "KUBECTL_MISSING")) throw error;
     return { pod: name, proxy: null, error: messageOf(error), results: [] };

@@ -13,6 +13,7 @@ import {
 } from "../config-dump.ts";
 import { HCM } from "../generate/envoy-filter.ts";
 import { TCP_PROXY } from "../generate/plain.ts";
+import { targetsOf, whyElsewhere, whyNotOfPatch } from "../selection.ts";
 import { PUSHES, type Push, type Sessions } from "./pushes.ts";
 
 /** of Istio, where nothing says otherwise (ProxyConfig.drainDuration) */
@@ -65,7 +66,7 @@ export function audit(proxy: DumpedProxy, objects: readonly JsonObject[]): Audit
     facts,
     // nobody pushes to a bootstrap
     pushes: proxy.kind === "plain" ? [] : PUSHES.map((push) => ofProxy(push, facts)),
-    findings: [...findingsOf(proxy, facts), ...ofResources(proxy, objects)],
+    findings: [...findingsOf(proxy, facts), ...ofResources(proxy, facts, objects)],
   };
 }
 
@@ -247,49 +248,130 @@ const PATCH_CUTS: Record<string, string> = {
   LISTENER_FILTER: "TCP and WebSocket sessions",
 };
 
+/** of istiod's PolicyTargetable: a waypoint takes those alone that are attached to it */
+const ATTACHED = new Set([
+  "EnvoyFilter",
+  "AuthorizationPolicy",
+  "RequestAuthentication",
+  "Telemetry",
+  "WasmPlugin",
+]);
+
+const FILTER_CURE = curesOf("http-filter-inbound");
+
+type Info = (id: string, what: string, cure?: string) => AuditFinding[];
+
+type Judge = (info: Info, spec: JsonObject, at: { proxy: DumpedProxy; facts: Facts }) => AuditFinding[];
+
+/** by kind: what a change of one does */
+const JUDGES: ReadonlyMap<string, Judge> = new Map<string, Judge>([
+  ["EnvoyFilter", ofEnvoyFilter],
+  ["Sidecar", ofSidecar],
+  ["Telemetry", ofTelemetry],
+  [
+    "AuthorizationPolicy",
+    (info) => info("authorization-policy", "a change of it ends TCP and WebSocket sessions"),
+  ],
+  [
+    "PeerAuthentication",
+    (info) => info("peer-authentication", "a change of its mode ends TCP and WebSocket sessions"),
+  ],
+  [
+    "RequestAuthentication",
+    (info) =>
+      info(
+        "request-authentication",
+        "it is an HTTP filter: a change of it ends WebSocket sessions",
+        FILTER_CURE,
+      ),
+  ],
+  ["WasmPlugin", ofWasmPlugin],
+]);
+
 /** Those that are for this proxy, or for its clients: the DestinationRules. */
-function ofResources(proxy: DumpedProxy, objects: readonly JsonObject[]): AuditFinding[] {
+function ofResources(proxy: DumpedProxy, facts: Facts, objects: readonly JsonObject[]): AuditFinding[] {
   return objects.flatMap((object): AuditFinding[] => {
+    if (typeof object.kind !== "string") return [];
     const { name, namespace } = objectAt(object, "metadata");
     const where = `${object.kind} ${namespace ?? "default"}/${name}`;
-    const spec = objectAt(object, "spec");
-    const info = (id: string, what: string, cure: string): AuditFinding[] => [
+    const info: Info = (id, what, cure = curesOf(id)) => [
       { id, severity: "info", what: `${where}: ${what}`, cure },
     ];
-    if (object.kind === "DestinationRule") {
-      const tcp = objectAt(spec, "trafficPolicy", "connectionPool", "tcp");
-      if (tcp.idleTimeout === undefined) return [];
-      return info(
-        "destination-rule-tcp",
-        "a change of its tcp.idleTimeout ends TCP sessions",
-        curesOf("destination-rule-tcp"),
-      );
-    }
-    if (!isFor(proxy, object)) return [];
-    if (object.kind === "EnvoyFilter")
-      return [...new Set(listAt(spec, "configPatches").map(({ applyTo }) => String(applyTo)))]
-        .filter((applyTo) => PATCH_CUTS[applyTo] !== undefined)
-        .flatMap((applyTo) =>
-          info(
-            "envoy-filter",
-            `a change of its ${applyTo} patches ends ${PATCH_CUTS[applyTo]}`,
-            curesOf("http-filter-inbound"),
-          ),
-        );
-    if (object.kind === "AuthorizationPolicy")
-      return info(
-        "authorization-policy",
-        "a change of it ends TCP and WebSocket sessions",
-        curesOf("authorization-policy"),
-      );
-    return object.kind === "PeerAuthentication"
-      ? info(
-          "peer-authentication",
-          "a change of its mode ends TCP and WebSocket sessions",
-          curesOf("peer-authentication"),
-        )
-      : [];
+    const spec = objectAt(object, "spec");
+    if (object.kind === "DestinationRule") return ofDestinationRule(info, spec);
+    const judge = JUDGES.get(object.kind);
+    if (judge === undefined) return notLookedAt(info, `a ${object.kind} is not looked at`);
+    return isFor(proxy, object) ? judge(info, spec, { proxy, facts }) : [];
   });
+}
+
+function notLookedAt(info: Info, what: string): AuditFinding[] {
+  return info(
+    "not-looked-at",
+    what,
+    "what a change of it ends is not known here: change it when there are no clients",
+  );
+}
+
+function ofEnvoyFilter(...[info, spec, { proxy }]: Parameters<Judge>): AuditFinding[] {
+  const patches = listAt(spec, "configPatches").filter((patch) => {
+    const not = whyNotOfPatch(proxy, patch);
+    return not === null || "unknown" in not;
+  });
+  // clusters come by CDS alone: row cluster-patch
+  const kinds = [...new Set(patches.map(({ applyTo }) => String(applyTo)))].filter(
+    (one) => one !== "CLUSTER",
+  );
+  return kinds.flatMap((applyTo) =>
+    PATCH_CUTS[applyTo] === undefined
+      ? notLookedAt(info, `its patches of ${applyTo} are not looked at`)
+      : info("envoy-filter", `a change of its ${applyTo} patches ends ${PATCH_CUTS[applyTo]}`, FILTER_CURE),
+  );
+}
+
+function ofSidecar(...[info, spec, { facts }]: Parameters<Judge>): AuditFinding[] {
+  const ofEgress = spec.egress === undefined ? [] : notLookedAt(info, "its egress is not looked at");
+  if (listAt(spec, "ingress").length === 0) return ofEgress;
+  const when = facts.isPinned ? "taken away" : "applied for the first time";
+  return [...info("sidecar-first", `when it is ${when} TCP and WebSocket sessions end`), ...ofEgress];
+}
+
+/** Its configuration comes by ECDS, past listeners. */
+function ofWasmPlugin(info: Info, { type }: JsonObject): AuditFinding[] {
+  const [filter, sessions] =
+    type === "NETWORK" ? ["a network filter", "TCP"] : ["an HTTP filter", "WebSocket"];
+  return info("wasm-plugin", `it is ${filter}: when it comes or goes ${sessions} sessions end`, FILTER_CURE);
+}
+
+function ofTelemetry(info: Info, spec: JsonObject): AuditFinding[] {
+  const others = ["metrics", "tracing"].filter((key) => spec[key] !== undefined);
+  return [
+    ...(spec.accessLogging === undefined
+      ? []
+      : info("access-log", "a change of its accessLogging ends TCP and WebSocket sessions")),
+    ...(others.length === 0 ? [] : notLookedAt(info, `its ${others.join(" and ")} are not looked at`)),
+  ];
+}
+
+/** Source: networkfilter.go of istiod 1.31: tcp_proxy has times of the rule's own policy; those of ports and subsets are in clusters. */
+function ofDestinationRule(info: Info, spec: JsonObject): AuditFinding[] {
+  const tcpOf = (policy: unknown) => objectAt(policy, "connectionPool", "tcp");
+  const policy = objectAt(spec, "trafficPolicy");
+  const times = ["idleTimeout", "maxConnectionDuration"].filter((key) => tcpOf(policy)[key] !== undefined);
+  const narrower = [spec, ...listAt(spec, "subsets")].flatMap((one) => {
+    const own = objectAt(one, "trafficPolicy");
+    return [...(one === spec ? [] : [own]), ...listAt(own, "portLevelSettings")];
+  });
+  return [
+    ...times.flatMap((key) => info("destination-rule-tcp", `a change of its tcp.${key} ends TCP sessions`)),
+    ...(narrower.some((one) => tcpOf(one).idleTimeout !== undefined)
+      ? info(
+          "destination-rule-clusters",
+          "tcp.idleTimeout of its ports or subsets is in clusters alone: a change of it ends nothing, and TCP sessions have none of it",
+          curesOf("destination-rule-tcp"),
+        )
+      : []),
+  ];
 }
 
 function curesOf(id: string): string {
@@ -297,12 +379,8 @@ function curesOf(id: string): string {
 }
 
 function isFor(proxy: DumpedProxy, object: JsonObject): boolean {
-  const { namespace = "default" } = objectAt(object, "metadata");
-  const spec = objectAt(object, "spec");
-  const labels = {
-    ...objectAt(spec, "workloadSelector", "labels"),
-    ...objectAt(spec, "selector", "matchLabels"),
-  };
-  const isHere = namespace === proxy.namespace || namespace === ROOT_NAMESPACE;
-  return isHere && Object.entries(labels).every(([key, value]) => proxy.labels[key] === value);
+  const isAttached = proxy.kind !== "waypoint" || targetsOf(objectAt(object, "spec")).length > 0;
+  return (
+    (isAttached || !ATTACHED.has(String(object.kind))) && whyElsewhere(proxy, object, ROOT_NAMESPACE) === null
+  );
 }

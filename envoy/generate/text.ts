@@ -39,7 +39,8 @@ export function markText({ on, name, labels, annotations, fields, why }: Mark, n
 }
 
 function documentText({ object, reasons }: Document): string {
-  const document = new YamlDocument(object, { aliasDuplicateObjects: false });
+  // kubectl reads YAML 1.1, in which a bare yes, on or 1_000 is no string
+  const document = new YamlDocument(object, { aliasDuplicateObjects: false, compat: "yaml-1.1" });
   for (const { path, text } of reasons) {
     const node = commented(document, path);
     if (node !== null) node.commentBefore = text.replace(/^/gm, " ");

@@ -24,6 +24,13 @@ export function keyOf(
   return { direction, port: Number(port), subset, host };
 }
 
+/** That it has outbound clusters of, each once. @param prefix `chat.demo.svc.` */
+export function hostsOf(proxy: DumpedProxy, prefix: string): string[] {
+  const keys = proxy.clusters.map(({ name }) => keyOf(name));
+  const hosts = keys.flatMap((key) => (key?.direction === "outbound" ? [key.host] : []));
+  return [...new Set(hosts)].filter((host) => host.startsWith(prefix));
+}
+
 /** @param context of the patch: null for every one */
 function isMatched(name: string, context: string, match: JsonObject): boolean {
   const key = keyOf(name);
@@ -207,15 +214,19 @@ function fieldsOf(found: Difference[]): string {
   return found.map(({ path }) => path).join(", ");
 }
 
-/** Envoy keeps what it had before when an update cannot be taken. @param error what it says of it, if it does */
+/**
+ * Envoy keeps what it had before when an update cannot be taken.
+ * @param error what it says of it, if it does. @param kinds whose refusals may be of it
+ */
 export function refusedOr(
   { rejected }: DumpedProxy,
   error: string | null,
   otherwise: string,
+  kinds: readonly (keyof NonNullable<DumpedProxy["rejected"]>)[] = ["clusters", "listeners"],
 ): { reason: Reason; why: string } {
   if (error !== null)
     return { reason: "rejected", why: `Envoy refused it and goes on with the one before: ${error}` };
-  const count = (rejected?.clusters ?? 0) + (rejected?.listeners ?? 0);
+  const count = kinds.reduce((sum, kind) => sum + (rejected?.[kind] ?? 0), 0);
   return count > 0
     ? { reason: "rejected", why: `${otherwise}, and Envoy has refused ${count} updates since it started` }
     : { reason: "not-pushed", why: otherwise };

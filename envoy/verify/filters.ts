@@ -54,8 +54,32 @@ export function lookAtFilters(proxy: DumpedProxy, context: string, configPatch: 
       },
     ];
   }
-  const wanted = { what, match, operation, value, chains };
+  const chosen = chains.filter(({ config }) => isChosen(objectAt(match, "filterChain"), config));
+  if (chosen.length === 0)
+    return [
+      {
+        ...{ what, reason: "no-listener" },
+        why: `no filter chain there matches ${JSON.stringify({ ...objectAt(match, "filterChain"), filter: undefined })}`,
+      },
+    ];
+  const wanted = { what, match, operation, value, chains: chosen };
   return [configPatch.applyTo === "HTTP_FILTER" ? ofHttp(proxy, wanted) : ofNetwork(proxy, wanted)];
+}
+
+/** Source: filterChainMatch of pilot/pkg/networking/core/envoyfilter/listener_patch.go */
+function isChosen(match: JsonObject, chain: JsonObject): boolean {
+  const { destinationPort, sni, transportProtocol, applicationProtocols } = match;
+  const has = objectAt(chain, "filter_chain_match");
+  const lists = (key: string, wanted: string): boolean => {
+    const { [key]: list } = has;
+    return Array.isArray(list) && wanted.split(",").every((one) => list.includes(one));
+  };
+  return (
+    (!destinationPort || has.destination_port === destinationPort) &&
+    (!sni || lists("server_names", String(sni))) &&
+    (!transportProtocol || has.transport_protocol === transportProtocol) &&
+    (!applicationProtocols || lists("application_protocols", String(applicationProtocols)))
+  );
 }
 
 function filterOf(match: JsonObject): JsonObject {
@@ -98,8 +122,9 @@ function placed(
     const has = lists.filter((list) => list.some(({ name }) => name === beside));
     if (has.length === 0)
       return { what, reason: "relative", why: `there is no filter ${beside} to find its place by` };
-    // it applies where the filter is, and nowhere else
-    return state(proxy, what, value, has, error);
+    // it applies where the filter is, and nowhere else; a merge may leave its name out
+    const named = operation === "MERGE" ? { ...value, name: value.name ?? String(beside) } : value;
+    return state(proxy, what, named, has, error);
   }
   if (operation === "REMOVE") {
     const isLeft = lists.some((list) => list.some(({ name }) => name === beside));
@@ -120,10 +145,12 @@ function state(
   error: string | null,
 ): Found {
   for (const list of lists) {
-    const there = list.find(({ name }) => name === value.name);
-    if (there === undefined) return { what, ...refusedOr(proxy, error, `${value.name} is not there`) };
-    const found = differences(value, there);
-    if (found.length > 0) {
+    // several EnvoyFilters may each insert one of that name
+    const [found, ...others] = list
+      .filter(({ name }) => name === value.name)
+      .map((there) => differences(value, there));
+    if (found === undefined) return { what, ...refusedOr(proxy, error, `${value.name} is not there`) };
+    if (found.length > 0 && others.every((other) => other.length > 0)) {
       const zeros = found.every(({ isZero }) => isZero);
       const shown = found.map(({ path }) => path).join(", ");
       if (zeros) return { what, reason: "enum-zero", why: `a merge leaves out ${shown}` };

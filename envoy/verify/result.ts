@@ -46,6 +46,14 @@ export function resultOf(
   return { resource, part, what, state, reason, why, cure, warnings: [...general, ...warnings] };
 }
 
+export function elsewhere(resource: string, part: string, what: string, why: string): Result {
+  return { resource, part, what, state: "elsewhere", reason: null, why, cure: null, warnings: [] };
+}
+
+export function notLookedAt(resource: string, part: string, what: string, why: string): Result {
+  return { ...elsewhere(resource, part, what, why), state: "unknown" };
+}
+
 export const CURES = {
   "auto-mtls":
     "leave the outbound cluster to istiod: its sockets are chosen by transport_socket_matches; say what is wanted at the server's side (SIDECAR_INBOUND), or DISABLE mTLS for that host in a DestinationRule",
@@ -60,6 +68,8 @@ export const CURES = {
     "apply what holdfast envoy render --from-cluster prints; or have the controller keep it: mesh.enabled of the chart, and the annotation holdfast.dev/mesh on the Service",
   "not-as-asked":
     "apply what holdfast envoy render --from-cluster prints; where the controller keeps it (it writes routes some seconds after their subsets) look at the Service's Events",
+  "not-labelled":
+    "label it as holdfast envoy render --from-cluster says; the controller labels no Service, it says so in the Service's Events",
   "no-endpoints":
     "see that holdfast envoy endpoints runs, and that it and Envoy name the same folder, or address",
   "no-listener": "look at the ports that the proxy has, with istioctl proxy-config listeners",
@@ -70,11 +80,11 @@ export const CURES = {
     "see that istiod has the resource (istioctl proxy-status; another of a later priority may undo it), and look for ACK ERROR in its log",
   "old-name": "use the name of today",
   "other-value":
-    "look for another resource that sets it: of two Sidecars for one pod the older holds, of EnvoyFilters the last (by priority, then the younger)",
+    "look for another resource that sets it: of two Sidecars for one pod, and of two VirtualServices for one host, the older holds, of EnvoyFilters the last (by priority, then the younger); where there is none, see that istiod has pushed it (istioctl proxy-status)",
   rejected: "mend what Envoy says of it: until then it goes on with what it had before",
   relative: "use INSERT_FIRST, or set priority: a place beside a filter that is not there is none",
   "waypoint-selector":
-    "attach it with targetRefs to the waypoint's Gateway: workloadSelector means nothing to waypoints",
+    "attach it with targetRefs to the waypoint's Gateway: a waypoint takes nothing else, and workloadSelector means nothing to it",
   "restart-envoy": "start Envoy with what holdfast envoy render --mode plain prints",
   restart: "make the pods anew: a sidecar reads it when it starts",
 } as const;

@@ -16,7 +16,7 @@ import { hostOf, rendered } from "./istio-objects.ts";
 import { PushStage, WAYS } from "./push-stage.ts";
 import { cutBy, HELD, PLAIN, PUSHES, SPARE, SUBJECTS } from "./pushes.ts";
 import { PORTS, SERVED } from "./several-workload.ts";
-import { ask, serveAt, stickyRendered, stickyService } from "./sticky.ts";
+import { ask, serveAt, stickyPolicy, stickyRendered, stickyService } from "./sticky.ts";
 import { wrongPatches } from "./wrong-patches.ts";
 
 const ADMIN_URL = `http://${ADMIN.address}:${ADMIN.port}`;
@@ -151,7 +151,9 @@ describe("istiod", () => {
     const servers = serveAt([one, two]);
     try {
       await mesh.push(() => mesh.istiod.put("sticky", stickyService({ one, two }, labels)));
-      const states = verify(await dumpOf("client"), [], marks).map(({ state }) => state);
+      const states = verify(await dumpOf("client"), [], { policy: stickyPolicy("address", "hf"), marks }).map(
+        ({ state }) => state,
+      );
       assert.deepEqual(states, ["applied"]);
       const old = await ask(lab, null);
       assert.notEqual(old.cookie, null);

@@ -5,7 +5,7 @@
 import { createServer, get, type Server } from "node:http";
 import { render } from "#envoy/generate/render.ts";
 import type { Rendered } from "#envoy/generate/resource.ts";
-import { policySchema } from "#envoy/policy.ts";
+import { type Policy, policySchema } from "#envoy/policy.ts";
 import type { Lab, Place } from "../lab/lab.ts";
 import { connectFrom, listenAt } from "./in-network.ts";
 import { endpoint, hostOf, NAMESPACE, service } from "./istio-objects.ts";
@@ -48,7 +48,11 @@ export function stickyService(
 
 /** What `holdfast envoy render` makes of that application's policy. */
 export function stickyRendered(key: "workload" | "address", cookie: string): Rendered {
-  const policy = policySchema.parse({
+  return render(stickyPolicy(key, cookie), "sidecar");
+}
+
+export function stickyPolicy(key: "workload" | "address", cookie: string): Policy {
+  return policySchema.parse({
     name: APP,
     namespace: NAMESPACE,
     selector: { app: APP },
@@ -60,7 +64,6 @@ export function stickyRendered(key: "workload" | "address", cookie: string): Ren
     },
     istio: { persistentSessions: true },
   });
-  return render(policy, "sidecar");
 }
 
 /** One request of a client that has a cookie, or none. */

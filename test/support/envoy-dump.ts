@@ -4,13 +4,18 @@ export interface MadeUpDump {
   node?: { id?: string; metadata?: object };
   clusters?: object[];
   listeners?: object[];
+  /** of the bootstrap, with their routes in themselves */
+  staticListeners?: object[];
+  /** RouteConfigurations that istiod has pushed */
+  routes?: object[];
   /** `error_state` of a listener, by its name */
   errors?: Record<string, string>;
 }
 
 const HCM = "envoy.filters.network.http_connection_manager";
 
-export function dumpOf({ node = {}, clusters = [], listeners = [], errors = {} }: MadeUpDump): object {
+export function dumpOf(made: MadeUpDump): object {
+  const { node = {}, clusters = [], listeners = [], staticListeners = [], routes = [], errors = {} } = made;
   const { id = "sidecar~10.77.0.3~chat-1.demo~demo.svc.cluster.local", metadata = {} } = node;
   const labels = { app: "chat" };
   return {
@@ -25,6 +30,7 @@ export function dumpOf({ node = {}, clusters = [], listeners = [], errors = {} }
       },
       {
         "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump",
+        static_listeners: staticListeners.map((listener) => ({ listener })),
         dynamic_listeners: listeners.map((listener) => {
           const { name } = listener as { name: string };
           const details = errors[name];
@@ -35,7 +41,45 @@ export function dumpOf({ node = {}, clusters = [], listeners = [], errors = {} }
           };
         }),
       },
+      {
+        "@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump",
+        static_route_configs: staticListeners
+          .flatMap(inlineRoutesOf)
+          .map((route_config) => ({ route_config })),
+        dynamic_route_configs: routes.map((route_config) => ({ route_config })),
+      },
     ],
+  };
+}
+
+interface WithChains {
+  filter_chains: { filters: { typed_config: { route_config?: object } }[] }[];
+}
+
+/** What a listener has in itself Envoy shows once more, with its type. */
+function inlineRoutesOf(listener: object): object[] {
+  return (listener as WithChains).filter_chains
+    .flatMap(({ filters }) => filters)
+    .flatMap(({ typed_config: { route_config } }) =>
+      route_config === undefined
+        ? []
+        : [{ "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration", ...route_config }],
+    );
+}
+
+/** One of pilot-agent's bootstrap, for metrics or probes: HTTP to a cluster of its own. */
+export function bootstrapListener(port: number): object {
+  const routes = [{ match: { prefix: "/stats/prometheus" }, route: { cluster: "prometheus_stats" } }];
+  const route_config = { virtual_hosts: [{ name: "backend", domains: ["*"], routes }] };
+  const typed_config = {
+    stat_prefix: "stats",
+    route_config,
+    http_filters: [{ name: "envoy.filters.http.router" }],
+  };
+  return {
+    name: `0.0.0.0_${port}`,
+    address: { socket_address: { address: "0.0.0.0", port_value: port } },
+    filter_chains: [{ filters: [{ name: HCM, typed_config }] }],
   };
 }
 

@@ -4,6 +4,7 @@ import { describe, it } from "node:test";
 import { type Audit, audit } from "#envoy/audit/audit.ts";
 import { type JsonObject, readDump } from "#envoy/config-dump.ts";
 import {
+  bootstrapListener,
   dumpOf,
   httpChain,
   inboundCluster,
@@ -114,6 +115,21 @@ describe("audit", () => {
     assert.ok(!findings.some(({ id }) => id === "tcp-idle"), JSON.stringify(findings));
   });
 
+  it("does not tell of pilot-agent's own listeners, where nobody has a session; of an Envoy of one's own it does", () => {
+    const staticListeners = [bootstrapListener(15_090), bootstrapListener(15_021)];
+    const ofBootstrap = (node: MadeUpDump["node"] = {}) =>
+      of({ ...PINNED, node: { ...PINNED.node, ...node }, staticListeners });
+    const sidecar = ofBootstrap();
+    assert.deepEqual(sidecar.findings, of(PINNED).findings);
+    const mine = JSON.stringify(ofBootstrap({ id: "mine" }).findings);
+    assert.match(mine, /0\.0\.0\.0_15090: WebSockets and streams/);
+    assert.match(mine, /\/backend: an answer that takes longer than 15 s/);
+    // what a listener that was pushed has in itself Envoy calls static, too
+    const inbound = { name: "inbound|8080||", virtual_hosts: [{ name: "own", routes: [{ route: {} }] }] };
+    const proxy = readDump(dumpOf({ staticListeners, routes: [inbound] }), "dump");
+    assert.deepEqual(proxy.routes, [inbound]);
+  });
+
   it("tells of time-outs that end sessions whatever passes, and of listeners that Envoy refuses", () => {
     const chain = tcpChain({ ...LONG, max_downstream_connection_duration: "600s" });
     const options = { http: { common_http_protocol_options: { max_connection_duration: "60s" } } };
@@ -149,5 +165,94 @@ describe("audit", () => {
       findings.filter(({ severity }) => severity === "info").map(({ id }) => id),
       ["envoy-filter", "authorization-policy", "peer-authentication", "destination-rule-tcp"],
     );
+  });
+
+  describe("says of resources what a change of each ends", () => {
+    const made = (kind: string, spec: object): object => ({
+      kind,
+      metadata: { name: "one", namespace: "demo" },
+      spec,
+    });
+    const told = (kind: string, spec: object, dump = PINNED): string[] =>
+      of(dump, [made(kind, spec)])
+        .findings.filter(({ severity }) => severity === "info")
+        .map(({ id, what, cure }) => {
+          assert.ok(what.startsWith(`${kind} demo/one: `) && cure.length > 20, `${what} ${cure}`);
+          return id;
+        });
+    const idle = { connectionPool: { tcp: { idleTimeout: "60s" } } };
+    const cases: [what: string, kind: string, spec: object, ids: string[]][] = [
+      ["a Telemetry of access logs", "Telemetry", { accessLogging: [{}] }, ["access-log"]],
+      ["a Telemetry of metrics", "Telemetry", { metrics: [{}] }, ["not-looked-at"]],
+      ["a RequestAuthentication", "RequestAuthentication", { jwtRules: [] }, ["request-authentication"]],
+      ["a WasmPlugin", "WasmPlugin", { url: "oci://x" }, ["wasm-plugin"]],
+      ["a kind that is called as a property", "constructor", {}, ["not-looked-at"]],
+      [
+        "a DestinationRule of a longest duration",
+        "DestinationRule",
+        { trafficPolicy: { connectionPool: { tcp: { maxConnectionDuration: "60s" } } } },
+        ["destination-rule-tcp"],
+      ],
+      [
+        "one of a port",
+        "DestinationRule",
+        { trafficPolicy: { portLevelSettings: [{ port: { number: 9000 }, ...idle }] } },
+        ["destination-rule-clusters"],
+      ],
+      [
+        "one of a subset",
+        "DestinationRule",
+        { subsets: [{ name: "a", trafficPolicy: idle }] },
+        ["destination-rule-clusters"],
+      ],
+      [
+        "one of a subset's port",
+        "DestinationRule",
+        { subsets: [{ name: "a", trafficPolicy: { portLevelSettings: [idle] } }] },
+        ["destination-rule-clusters"],
+      ],
+      [
+        "an EnvoyFilter of routes",
+        "EnvoyFilter",
+        { configPatches: [{ applyTo: "HTTP_ROUTE" }, { applyTo: "CLUSTER" }] },
+        ["not-looked-at"],
+      ],
+      [
+        "an EnvoyFilter for gateways",
+        "EnvoyFilter",
+        { configPatches: [{ applyTo: "LISTENER", match: { context: "GATEWAY" } }] },
+        [],
+      ],
+      [
+        "an EnvoyFilter for another version",
+        "EnvoyFilter",
+        { configPatches: [{ applyTo: "LISTENER", match: { proxy: { proxyVersion: "^1\\.20" } } }] },
+        [],
+      ],
+      [
+        "what is attached to a Gateway",
+        "AuthorizationPolicy",
+        { targetRefs: [{ kind: "Gateway", name: "edge" }] },
+        [],
+      ],
+      ["a Sidecar of hosts", "Sidecar", { egress: [{ hosts: ["./*"] }] }, ["not-looked-at"]],
+      ["any other", "VirtualService", { http: [] }, ["not-looked-at"]],
+    ];
+    for (const [what, kind, spec, ids] of cases)
+      it(`of ${what}`, () => {
+        assert.deepEqual(told(kind, spec), ids);
+      });
+
+    it("of a Sidecar with an ingress: the first, and, where it holds, that it goes", () => {
+      const spec = { workloadSelector: { labels: { app: "chat" } }, ingress: [{ port: { number: 9000 } }] };
+      for (const [dump, when] of [
+        [OF_SERVICE, /applied for the first time/],
+        [PINNED, /taken away/],
+      ] as const) {
+        assert.deepEqual(told("Sidecar", spec, dump), ["sidecar-first"]);
+        assert.match(of(dump, [made("Sidecar", spec)]).findings.at(-1)?.what ?? "", when);
+      }
+      assert.deepEqual(told("Sidecar", { ...spec, workloadSelector: { labels: { app: "web" } } }), []);
+    });
   });
 });

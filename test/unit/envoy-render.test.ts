@@ -64,6 +64,40 @@ describe("a policy", () => {
       );
   });
 
+  it("is to YAML 1.1, as kubectl reads it, what it is to 1.2: labels that look like truth or numbers are strings", () => {
+    const selector = Object.fromEntries(
+      ["yes", "on", "no", "off", "y", "n", "1_000", "0b1", "010", "1e3", "2001-01-01"].map((value) => [
+        `label-${value}`,
+        value,
+      ]),
+    );
+    const policy = policySchema.parse({
+      name: "chat",
+      selector: { ...selector, y: "y" },
+      ports: [{ port: 8080, protocol: "http" }],
+    });
+    for (const mode of ["sidecar", "envoyfilter", "plain"] as const) {
+      const { documents, marks } = render(policy, mode);
+      const read = parseAllDocuments(yamlOf({ documents, marks }, "default"), { version: "1.1" });
+      assert.deepEqual(
+        read.map((document) => document.toJS() as unknown),
+        documents.map(({ object }) => JSON.parse(JSON.stringify(object))),
+      );
+    }
+  });
+
+  it("has no cookie whose name Envoy would take for a command", () => {
+    const of = (cookie: string) =>
+      policySchema.safeParse({
+        name: "chat",
+        selector: { app: "chat" },
+        ports: [{ port: 8080, protocol: "http" }],
+        stickiness: { cookie, key: "address" },
+      });
+    assert.equal(of("hf!#$&'*+-.^_`|~").success, true);
+    assert.match(of("hf%1").error?.issues[0]?.message ?? "", /^expected the name of a cookie .*\(not %\)$/);
+  });
+
   it("is not read of resources that somebody has changed", () => {
     const { documents, marks } = render(readPolicy(join(folder, "chat.yaml")), "sidecar");
     const objects = structuredClone(documents.map(({ object }) => object)) as {

@@ -3,18 +3,21 @@
  * and Envoy 1.40 in a laboratory (envoy/README.md, "What was run"). The proxies here are made up.
  */
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { readPolicy } from "#control/cli/envoy.ts";
 import { askEnvoy, type JsonObject, readDump } from "#envoy/config-dump.ts";
 import { render } from "#envoy/generate/render.ts";
-import { PROXY_V2_SOCKET } from "#envoy/generate/resource.ts";
+import { type Mark, PROXY_V2_SOCKET } from "#envoy/generate/resource.ts";
 import { policySchema } from "#envoy/policy.ts";
 import { differences } from "#envoy/verify/contains.ts";
 import type { Result } from "#envoy/verify/result.ts";
 import { verify } from "#envoy/verify/verify.ts";
 import {
+  bootstrapListener,
   dumpOf,
   httpChain,
   inboundCluster,
@@ -28,6 +31,7 @@ import {
 
 const HOST = "chat.demo.svc.cluster.local";
 const BUFFER = { name: "envoy.filters.http.buffer", typed_config: { max_request_bytes: 1_000_001 } };
+const HCM = "envoy.filters.network.http_connection_manager";
 const TCP_PROXY = "envoy.filters.network.tcp_proxy";
 const SELF = { selector: { app: "chat" }, priority: 10 };
 
@@ -112,7 +116,7 @@ describe("verify", () => {
       ],
     });
     const objects = documents.map(({ object }) => object as JsonObject);
-    const results = verify(readDump(dump, "dump"), objects, marks);
+    const results = verify(readDump(dump, "dump"), objects, { policy, marks });
     assert.deepEqual(
       results.map(({ part, state }) => [part, state]),
       [
@@ -255,11 +259,166 @@ describe("verify", () => {
       }),
     ],
   ];
+  const GATEWAY = { id: "router~10.77.0.3~edge-1.demo~demo.svc.cluster.local" };
+  const STATS = [bootstrapListener(15_090), bootstrapListener(15_021)];
+  const anyChain = (context: string): object => ({
+    ...httpPatch("INSERT_FIRST", {}),
+    match: { context, listener: { filterChain: { filter: { name: HCM } } } },
+  });
+  const merge = (chain: object, value: object = { idle_timeout: "0s" }): JsonObject =>
+    filter({
+      applyTo: "NETWORK_FILTER",
+      match: {
+        context: "SIDECAR_INBOUND",
+        listener: { filterChain: { ...chain, filter: { name: TCP_PROXY } } },
+      },
+      patch: { operation: "MERGE", value: { name: TCP_PROXY, typed_config: value } },
+    });
+  const twoPorts = (match: object): MadeUpDump => ({
+    listeners: [
+      virtualInbound({
+        9000: tcpChain({ idle_timeout: "0s" }, { filter_chain_match: match }),
+        9001: tcpChain({}),
+      }),
+    ],
+  });
+  const other = { name: BUFFER.name, typed_config: { max_request_bytes: 7 } };
+  right.push(
+    [
+      "a filter of a gateway, beside pilot-agent's own listeners",
+      {
+        node: GATEWAY,
+        listeners: [outboundListener(8080, httpChain([BUFFER]))],
+        staticListeners: STATS,
+      },
+      filter(anyChain("GATEWAY")),
+    ],
+    [
+      "a filter of every listener, beside those",
+      { listeners: [outboundListener(8080, httpChain([BUFFER]))], staticListeners: STATS },
+      filter(anyChain("ANY")),
+    ],
+    ["a patch of one port's chain", twoPorts({ destination_port: 9000 }), merge({ destinationPort: 9000 })],
+    [
+      "a patch of one name's chain",
+      twoPorts({ server_names: ["a.example", "b.example"] }),
+      merge({ sni: "b.example" }),
+    ],
+    [
+      "a patch of chains with TLS",
+      twoPorts({ transport_protocol: "tls" }),
+      merge({ transportProtocol: "tls" }),
+    ],
+    [
+      "a patch of chains by their protocols",
+      twoPorts({ application_protocols: ["istio", "h2", "http/1.1"] }),
+      merge({ applicationProtocols: "http/1.1,istio" }),
+    ],
+    [
+      "a filter after another of that name, which is somebody else's",
+      { listeners: [outboundListener(8080, httpChain([other, BUFFER]))] },
+      filter(httpPatch("INSERT_FIRST", {})),
+    ],
+    [
+      "a merge that leaves the filter's name out",
+      { listeners: [outboundListener(8080, httpChain([BUFFER]))] },
+      filter(
+        httpPatch("MERGE", { subFilter: { name: BUFFER.name } }, {}, { typed_config: BUFFER.typed_config }),
+      ),
+    ],
+  );
   for (const [what, dump, object] of right)
     it(`finds ${what}`, () => {
       const { state, why } = one(dump, object);
       assert.equal(state, "applied", why ?? "");
     });
+
+  it("finds a patch missing of which no chain, or no filter of its name, is as it says", () => {
+    for (const [chain, match] of [
+      [{ destinationPort: 9002 }, { destination_port: 9000 }],
+      [{ sni: "c.example" }, { server_names: ["a.example"] }],
+      [{ transportProtocol: "tls" }, {}],
+      [{ applicationProtocols: "h2,istio" }, { application_protocols: ["h2"] }],
+    ] as const)
+      assert.equal(one(twoPorts(match), merge(chain)).reason, "no-listener", JSON.stringify(chain));
+    assert.equal(one(twoPorts({}), merge({ destinationPort: 9001 })).reason, "not-pushed");
+    const two = { listeners: [outboundListener(8080, httpChain([other, other]))] };
+    assert.equal(one(two, filter(httpPatch("INSERT_FIRST", {}))).reason, "not-pushed");
+  });
+
+  describe("istiod's own persistent sessions", () => {
+    const policy = policySchema.parse({
+      name: "chat",
+      namespace: "demo",
+      selector: { app: "chat" },
+      ports: [{ port: 8080, protocol: "http" }],
+    });
+    const mark: Mark = {
+      on: "service",
+      name: "chat",
+      labels: { "istio.io/persistent-session": "hf" },
+      why: "",
+    };
+    const session = (cookie: string) => ({
+      typed_per_filter_config: {
+        "envoy.filters.http.stateful_session": {
+          stateful_session: { session_state: { typed_config: { cookie: { name: cookie, path: "/" } } } },
+        },
+      },
+    });
+    /** @param hosts by their names: what their virtual host has, and what its routes have */
+    function look(hosts: Record<string, [ofHost: object, ofRoute: object]>, labels = { app: "web" }) {
+      const tables = Object.entries(hosts).map(([host, [ofHost, ofRoute]]) => ({
+        ...{ domains: [host, `${host}:8080`], ...ofHost },
+        routes: [{ route: { cluster: `outbound|8080||${host}` }, ...ofRoute }],
+      }));
+      const dump = dumpOf({
+        node: { metadata: { LABELS: labels } },
+        clusters: Object.keys(hosts).map((host) => outboundCluster(8080, host)),
+        routes: [{ name: "8080", virtual_hosts: tables }],
+      });
+      const [result] = verify(readDump(dump, "dump"), [], { policy, marks: [mark] });
+      return [result?.state, result?.reason];
+    }
+
+    it("are looked for in the Service's own virtual host and routes", () => {
+      const without: [object, object] = [{}, {}];
+      assert.deepEqual(look({ [HOST]: [session("hf"), {}] }), ["applied", null]);
+      assert.deepEqual(look({ [HOST]: [{}, session("hf")] }), ["applied", null]);
+      assert.deepEqual(look({ "chat.demo.svc.corp.example": [session("hf"), {}] }), ["applied", null]);
+      assert.deepEqual(look({ [HOST]: [session("old"), {}] }), ["missing", "no-sessions"]);
+      // of another Service with the same cookie, and of one of that name in another namespace
+      for (const host of ["game.demo.svc.cluster.local", "chat.shop.svc.cluster.local"]) {
+        const theirs: [object, object] = [session("hf"), session("hf")];
+        assert.deepEqual(look({ [HOST]: without, [host]: theirs }), ["missing", "no-sessions"], host);
+        assert.deepEqual(look({ [host]: theirs }), ["elsewhere", null], host);
+      }
+    });
+
+    it("are missing in its own pods where they do not know it", () => {
+      assert.deepEqual(look({}, { app: "chat" }), ["missing", "no-target"]);
+    });
+  });
+
+  it("reads what Envoy has refused: clusters, listeners, and each table of routes", async () => {
+    const stats = [
+      "cluster_manager.cds.update_rejected: 1",
+      "http.outbound_0.0.0.0_8080;.rds.8080.update_rejected: 2",
+      "http.outbound_0.0.0.0_9000;.rds.9000.update_rejected: 3",
+      "listener_manager.lds.update_rejected: 4",
+    ];
+    const server = createServer(({ url }, response) => {
+      const answer = url?.startsWith("/stats") ? `${stats.join("\n")}\n` : JSON.stringify(dumpOf({}));
+      response.end(answer);
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    try {
+      const { rejected } = await askEnvoy(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+      assert.deepEqual(rejected, { clusters: 1, listeners: 4, routes: 5 });
+    } finally {
+      server.close();
+    }
+  });
 
   describe("beside resources of somebody else", () => {
     const LED = { ...STATIC, lb_policy: "LEAST_REQUEST" };
@@ -284,9 +443,9 @@ describe("verify", () => {
       const clusters = [inboundCluster(8080), ...(cluster === null ? [] : [cluster])];
       const proxy = {
         ...readDump(dumpOf({ clusters }), "dump"),
-        rejected: { clusters: refused, listeners: 0 },
+        rejected: { clusters: refused, listeners: 0, routes: 0 },
       };
-      const results = verify(proxy, [object], [], other === null ? [] : [other]);
+      const results = verify(proxy, [object], null, other === null ? [] : [other]);
       assert.equal(results.length, 1, JSON.stringify(results));
       return results[0] as Result;
     }
@@ -415,6 +574,59 @@ describe("verify", () => {
     delete (elsewhere.metadata as JsonObject).namespace;
     assert.match(one({}, elsewhere).why ?? "", /it is of namespace default, this proxy of demo/);
     assert.equal(one({}, filter(clusterPatch(STATIC, "GATEWAY"))).state, "elsewhere");
+  });
+
+  it("leaves out patches for proxies of another version or with other metadata", () => {
+    const patched = (proxy: object): JsonObject => {
+      const patch = clusterPatch({ connect_timeout: "7s" }) as { match: object };
+      return filter({ ...patch, match: { ...patch.match, proxy } });
+    };
+    const dump = {
+      node: { metadata: { ISTIO_VERSION: "1.31.2", MESH_ID: "a" } },
+      clusters: [inboundCluster(9000)],
+    };
+    const states = [
+      [{ proxyVersion: "^1\\.20.*" }, "elsewhere"],
+      [{ proxyVersion: "^1\\.31.*" }, "missing"],
+      [{ metadata: { MESH_ID: "b" } }, "elsewhere"],
+      [{ metadata: { MESH_ID: "a" } }, "missing"],
+      [{ proxyVersion: "(?P<a>1)" }, "unknown"],
+    ] as const;
+    for (const [proxy, state] of states)
+      assert.equal(one(dump, patched(proxy)).state, state, JSON.stringify(proxy));
+    // and nobody's rival
+    const whose = (proxyVersion: string) => {
+      const cluster = inboundCluster(9000, { connect_timeout: "7s" });
+      const theirs = patched({ proxyVersion });
+      (theirs.metadata as JsonObject).name = "theirs";
+      const proxy = readDump(dumpOf({ ...dump, clusters: [cluster] }), "dump");
+      return verify(proxy, [filter(clusterPatch({ connect_timeout: "1s" }))], null, [theirs])[0]?.reason;
+    };
+    assert.deepEqual([whose("^1\\.31"), whose("^1\\.20")], ["other-value", "not-pushed"]);
+  });
+
+  it("leaves out what is attached to Gateways that this proxy is not of", () => {
+    const attached = (kind: string, name: string): JsonObject => {
+      const object = filter(clusterPatch({ connect_timeout: "7s" }, "ANY"), { priority: 10 });
+      (object.spec as JsonObject).targetRefs = [{ kind, name }];
+      return object;
+    };
+    const clusters = [outboundCluster(9000, HOST)];
+    const LABELS = { "gateway.networking.k8s.io/gateway-name": "edge" };
+    const gateway = { clusters, node: { ...GATEWAY, metadata: { LABELS } } };
+    const waypoint = {
+      clusters,
+      node: { id: "waypoint~10.77.0.3~way.demo~demo.svc.cluster.local", metadata: { LABELS } },
+    };
+    for (const [dump, kind, name, state] of [
+      [{ clusters }, "Gateway", "edge", "elsewhere"],
+      [gateway, "Gateway", "edge", "missing"],
+      [gateway, "Gateway", "other", "elsewhere"],
+      [gateway, "Service", "chat", "elsewhere"],
+      [waypoint, "Gateway", "edge", "missing"],
+      [waypoint, "Service", "chat", "unknown"],
+    ] as const)
+      assert.equal(one(dump, attached(kind, name)).state, state, `${kind} ${name}`);
   });
 
   it("says of kinds that it does not look at that it does not", () => {

@@ -9,7 +9,7 @@ import type { Resource } from "#envoy/generate/resource.ts";
 import { policySchema } from "#envoy/policy.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { ApiInMemory, type Raw } from "../support/api-in-memory.ts";
-import { dumpOf, inboundCluster, pinnedCluster } from "../support/envoy-dump.ts";
+import { dumpOf, inboundCluster, outboundCluster, pinnedCluster } from "../support/envoy-dump.ts";
 
 const NAMESPACE = "demo";
 const SERVICE = `/api/v1/namespaces/${NAMESPACE}/services/chat`;
@@ -183,7 +183,7 @@ describe("verify of a cluster", () => {
     it("takes none of ours for that", async () => {
       const api = cluster();
       make(api, {}, "envoyfilter");
-      const refused = { clusters: 1, listeners: 0 };
+      const refused = { clusters: 1, listeners: 0, routes: 0 };
       const least = readDump(
         dumpOf({ clusters: [pinnedCluster(9000, 15_900, { lb_policy: "LEAST_REQUEST" })] }),
         "dump",
@@ -222,6 +222,31 @@ describe("verify of a cluster", () => {
         isAsked ? [1, ["other NotInjected"]] : [0, []],
       );
     }
+  });
+
+  it("looks at the Service's own label, where istiod makes the sessions: another Service may have the same cookie", async () => {
+    const more = { stickiness: { cookie: "hf", key: "address" }, istio: { persistentSessions: true } };
+    const api = cluster(JSON.stringify(more));
+    make(api, more);
+    const host = `chat.${NAMESPACE}.svc.cluster.local`;
+    const cookie = { stateful_session: { session_state: { typed_config: { cookie: { name: "hf" } } } } };
+    const typed_per_filter_config = { "envoy.filters.http.stateful_session": cookie };
+    const has = readDump(
+      dumpOf({
+        clusters: [pinnedCluster(9000, 15_900), outboundCluster(9000, host)],
+        routes: [{ name: "9000", virtual_hosts: [{ domains: [host], typed_per_filter_config }] }],
+      }),
+      "dump",
+    );
+    const said = async (): Promise<[number, string[]]> => {
+      const { status, services } = await verified(api, () => has);
+      return [status, shown(services[0]?.cluster ?? [])];
+    };
+    const label = "istio.io/persistent-session";
+    assert.deepEqual(await said(), [1, ["spec applied", `${label} missing not-labelled`]]);
+    const service = api.objects.get(SERVICE) as Raw;
+    api.put(SERVICE, { ...service, metadata: { ...service.metadata, labels: { [label]: "hf" } } });
+    assert.deepEqual(await said(), [0, ["spec applied", `${label} applied`]]);
   });
 
   it("ends where kubectl is missing, which would lead to none of the others either", async () => {
