@@ -134,6 +134,7 @@ const PASSING: ReadonlySet<string> = new Set([
   "application.ended",
   "application.not-listening",
   "check.failed",
+  "descriptor.folder-half-read",
   "node.store-silent",
   "session.not-accepted",
   "session.snapshot-limit",

@@ -50,8 +50,11 @@ export const UNREADABLE: Record<string, string> = {
   "prctl(PR_GET_SECUREBITS), PR_GET_KEEPCAPS": "CRIU reads and sets them inside the process",
   "prctl(PR_GET_DUMPABLE)": "CRIU reads and sets it inside the process",
   "prctl(PR_GET_MEMORY_MERGE)": "not carried by CRIU 4.2: `check` warns of it where the kernel tells",
-  "prctl(PR_GET_MDWE), PR_GET_TSC, PR_SET_SYSCALL_USER_DISPATCH":
+  "prctl(PR_GET_MDWE), PR_GET_TSC, PR_SET_SYSCALL_USER_DISPATCH, PR_SCHED_CORE, flags of PR_GET_THP_DISABLE":
     "a container's seccomp filter answers as a kernel without them",
+  "arch_prctl(ARCH_GET_XCOMP_PERM), ARCH_GET_XCOMP_GUEST_PERM, ARCH_GET_CPUID, ARCH_FORCE_TAGGED_SVA":
+    "a container's seccomp filter answers as a processor without them",
+  "prctl(PR_SET_PTRACER)": "not carried by CRIU 4.2: it confines nobody, and crash handlers need it",
   "rest of the time of POSIX timers and of itimers": "CRIU reads and sets it inside the process",
   "contents of seccomp filters": "CRIU reads and sets them; how many there are is compared",
   "landlock domains": "not carried by CRIU 4.2",

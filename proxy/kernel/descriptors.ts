@@ -15,6 +15,7 @@ export const F_SETFL = 4;
 const RLIMIT_NOFILE = 7;
 const F_DUPFD_CLOEXEC = 1030;
 export const F_GETOWN = 9;
+const SYS_GETDENTS64 = process.arch === "arm64" ? 61 : 217;
 const SYS_SIGNALFD4 = process.arch === "arm64" ? 74 : 289;
 /** of the kernel's sigset_t */
 const SIGNAL_SET_BYTES = 8;
@@ -120,7 +121,23 @@ export function ioctlBuffer(fd: number, request: number, structure: Buffer): voi
 export const TIOCEXCL = 0x540c;
 export const TIOCGEXCL = 0x80045440;
 
+const SEEK_SET = 0;
 const SEEK_DATA = 3;
+/** the longest `struct linux_dirent64`: a name has 255 bytes */
+const ENTRY_BYTES_MAX = 280;
+
+/** Sets the position of an open file (lseek(2)), which all its descriptors share. In a folder it is a number as the file system gives it. */
+export function seek(fd: number, position: bigint): void {
+  if (libc().lseek(fd, position, SEEK_SET) < 0) throw failure("lseek", errno());
+}
+
+/** Whether a folder has more names from its position on (getdents64(2)), which goes on past one. A deleted folder has none. */
+export function readsName(fd: number): boolean {
+  const entry = Buffer.alloc(ENTRY_BYTES_MAX);
+  const size = libc().syscall(SYS_GETDENTS64, fd, addressOf(entry), entry.length, 0);
+  if (size < 0 && errnoName(errno()) === "ENOENT") return false;
+  return check(size, "getdents64") > 0;
+}
 
 /** Where the next data of a file begins, from `offset` on (lseek(2)); `offset` where the file system does not tell; null: no more. */
 export function seekData(fd: number, offset: number): number | null {

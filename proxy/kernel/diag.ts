@@ -75,6 +75,9 @@ const MESSAGE_BYTES = 72;
 const SOCKID_BYTES = 48;
 const COOKIE_BYTES = 8;
 const ANY_STATE = 0xffffffff;
+/** an attribute behind it, which comes with INET_DIAG_INFO only (inet_sk_diag_fill() in net/ipv4/inet_diag.c) */
+const INET_DIAG_MD5SIG = 18;
+const WITH_INFO = 1 << 1;
 
 const EOPNOTSUPP = 95;
 const ESTALE = 116;
@@ -90,6 +93,34 @@ export function listSockets(options: ListOptions = {}, network: Network = OWN_NE
     }
   });
   return sockets;
+}
+
+/**
+ * Inodes of the TCP sockets that have keys for signed segments (TCP_MD5SIG), of those that are bound, listen or are connected. Told to whoever
+ * has CAP_NET_ADMIN (tcp_diag_get_aux() in net/ipv4/tcp_diag.c).
+ */
+export function signedSockets(network: Network = OWN_NETWORK): Set<number> {
+  return network.withDiag((fd) => {
+    const messages = [ipText.AF_INET, ipText.AF_INET6].flatMap((family) =>
+      dump(fd, family, ANY_STATE, {}, WITH_INFO),
+    );
+    return new Set(
+      messages
+        .filter((message) => hasAttribute(message, INET_DIAG_MD5SIG))
+        .map((message) => readMessage(message).inode),
+    );
+  });
+}
+
+/** struct rtattr: its length, itself included, and its type */
+function hasAttribute(message: Buffer, wanted: number): boolean {
+  for (let at = MESSAGE_BYTES; at + 4 <= message.length; ) {
+    const length = message.readUInt16LE(at);
+    if (length < 4 || at + length > message.length) throw netlink.unexpectedAnswer();
+    if (message.readUInt16LE(at + 2) === wanted) return true;
+    at += (length + 3) & ~3;
+  }
+  return false;
 }
 
 /**
@@ -210,8 +241,9 @@ function portsOnly(options: ListOptions): Buffer {
 }
 
 /** Each a struct inet_diag_msg. */
-function dump(fd: number, family: number, mask: number, ports: ListOptions): Buffer[] {
+function dump(fd: number, family: number, mask: number, ports: ListOptions, extensions = 0): Buffer[] {
   const request = netlink.dumpRequest(netlink.SOCK_DIAG_BY_FAMILY, REQUEST_BYTES);
+  request.writeUInt8(extensions, netlink.NLMSG_HEADER_BYTES + 2);
   withQuestion(request, { family, mask, sockid: portsOnly(ports) });
   return netlink.dump(netlink.conversation(fd), request, MESSAGE_BYTES);
 }

@@ -370,6 +370,48 @@ describe("descriptors that cannot move", { skip: lacking("runc", "python3"), con
   });
 });
 
+/** Python: a folder of which about a fortieth is read at a time; `wander` is at another place of it each moment, never at its beginning or end. */
+const manyNames = `
+import threading
+os.makedirs("/var/lib/many")
+for n in range(2000): touch("/var/lib/many/name-%d" % n)
+MANY = os.open("/var/lib/many", os.O_RDONLY); BATCH = ctypes.create_string_buffer(2048)
+def batch(): return libc.getdents64(MANY, BATCH, len(BATCH))
+def wander(places):
+    while not settled.is_set():
+        for place in places: os.lseek(MANY, place, 0)
+settled = threading.Event()
+`;
+
+describe("folders that a program is in the middle of reading", {
+  skip: lacking("runc", "python3"),
+  concurrency: false,
+}, () => {
+  test("are refused before a client is held where it stays there, rolled back where it goes on, and move when it has read them", async () => {
+    await withPythonShell({}, async (program, run) => {
+      await define(run);
+      assert.equal(await run(`exec(${JSON.stringify(manyNames)}, scope)`), "None");
+      const half = async (): Promise<string[]> =>
+        (await program.findings()).map(({ id }) => id).filter((id) => id === "descriptor.folder-half-read");
+      await does(run, "batch()", "batch()");
+      assert.deepEqual(await half(), ["descriptor.folder-half-read"]);
+      const stays = await program.tryMove("b");
+      assert.ok(!("error" in stays) && stays.outcome === "rolled-back" && stays.holdMs === 0);
+      await does(run, "PLACES = [batch() and os.lseek(MANY, 0, 1) for n in range(20)]");
+      assert.equal(await run("len(set(PLACES))"), "20");
+      await does(run, "MOVING = threading.Thread(target=wander, args=(PLACES,))", "MOVING.start()");
+      assert.deepEqual(await half(), []);
+      const goesOn = await program.tryMove("b");
+      assert.ok(!("error" in goesOn) && goesOn.outcome === "rolled-back", JSON.stringify(goesOn));
+      assert.match(goesOn.reason ?? "", /in the middle of reading the folder \/var\/lib\/many /);
+      await does(run, "settled.set()", "MOVING.join()", "[n for n in iter(batch, 0)]");
+      assert.deepEqual(await half(), []);
+      await program.move("b");
+      assert.equal(await run("batch()"), "0", "it is at its end there");
+    });
+  });
+});
+
 describe("watches where a move fails", { skip: lacking("runc", "python3"), concurrency: false }, () => {
   const prepare = [
     `os.makedirs("/var/lib/r")`,

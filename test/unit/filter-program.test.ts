@@ -6,9 +6,11 @@ import { refusalsWith } from "#control/runtime/not-carried.ts";
 
 const [ALLOW, LOG, KILL_PROCESS, ERRNO] = [0x7fff0000, 0x7ffc0000, 0x80000000, 0x00050000];
 const [X86_64, I386, AARCH64, ARM] = [0xc000003e, 0x40000003, 0xc00000b7, 0x40000028];
-const [EPERM, EINVAL, ENOSYS, EPROTONOSUPPORT] = [1, 22, 38, 93];
+const [EPERM, ENODEV, EINVAL, ENOSYS, ENOPROTOOPT, EPROTONOSUPPORT, EOPNOTSUPP] = [1, 19, 22, 38, 92, 93, 95];
 const MPTCP = 262;
 const PR_SET_MDWE = 65;
+const [PR_SET_THP_DISABLE, PR_SCHED_CORE] = [41, 62];
+const IPPROTO_TCP = 6;
 
 /** code, instructions to skip if so, if not, and a number (`struct sock_filter`) */
 function program(...instructions: [number, number, number, number][]): Buffer {
@@ -66,7 +68,7 @@ describe("a seccomp filter with calls refused in addition", () => {
       [I386, 172, 359, 245, 288],
       [AARCH64, 167, 198, 0, 219],
     ] as const) {
-      for (const refused of [26, 59, PR_SET_MDWE])
+      for (const refused of [26, 59, PR_SCHED_CORE, PR_SET_MDWE])
         assert.equal(answer(filter, architecture, prctl, [refused]), ERRNO | EINVAL);
       for (const left of [15, 25, 27, 60]) assert.equal(answer(filter, architecture, prctl, [left]), ALLOW);
       assert.equal(answer(filter, architecture, socket, [2, 1, MPTCP]), ERRNO | EPROTONOSUPPORT);
@@ -79,6 +81,48 @@ describe("a seccomp filter with calls refused in addition", () => {
     }
     assert.equal(answer(filter, X86_64, 157 | 0x40000000, [PR_SET_MDWE]), ERRNO | EINVAL, "of x32");
     assert.equal(answer(filter, ARM, 444), ALLOW);
+  });
+
+  it("refuses of arch_prctl what a move does not carry, where there is such a call", () => {
+    const filter = refusing(Buffer.alloc(0), refusalsWith(null));
+    for (const [architecture, archPrctl] of [
+      [X86_64, 158],
+      [X86_64, 158 | 0x40000000],
+      [I386, 384],
+    ] as const) {
+      for (const [option, errno] of [
+        [0x1012, ENODEV],
+        [0x1023, EOPNOTSUPP],
+        [0x1025, EOPNOTSUPP],
+        [0x4002, ENODEV],
+        [0x4004, EINVAL],
+      ] as const)
+        assert.equal(answer(filter, architecture, archPrctl, [option]), ERRNO | errno, `${option}`);
+      for (const left of [0x1002, 0x1011, 0x1022, 0x1024, 0x2000, 0x4001, 0x4003, 0x5001])
+        assert.equal(answer(filter, architecture, archPrctl, [left]), ALLOW, `${left}`);
+    }
+    assert.equal(answer(filter, AARCH64, 158, [0x1023]), ALLOW);
+    assert.equal(answer(filter, AARCH64, 384, [0x1023]), ALLOW);
+  });
+
+  it("refuses what several arguments say together, and goes on with the next refusal where one says otherwise", () => {
+    const filter = refusing(Buffer.alloc(0), refusalsWith(null));
+    for (const [architecture, prctl, setsockopt] of [
+      [X86_64, 157, 54],
+      [X86_64, 157 | 0x40000000, 54],
+      [I386, 172, 366],
+      [AARCH64, 167, 208],
+    ] as const) {
+      assert.equal(answer(filter, architecture, prctl, [PR_SET_THP_DISABLE, 1, 2]), ERRNO | EINVAL);
+      assert.equal(answer(filter, architecture, prctl, [PR_SET_THP_DISABLE, 1, 0]), ALLOW);
+      assert.equal(answer(filter, architecture, prctl, [PR_SET_THP_DISABLE + 1, 1, 2]), ALLOW);
+      for (const name of [14, 32, 38, 39, 40]) {
+        assert.equal(answer(filter, architecture, setsockopt, [3, IPPROTO_TCP, name]), ERRNO | ENOPROTOOPT);
+        assert.equal(answer(filter, architecture, setsockopt, [3, 1, name]), ALLOW);
+      }
+      for (const name of [1, 13, 15, 31, 33, 37, 41])
+        assert.equal(answer(filter, architecture, setsockopt, [3, IPPROTO_TCP, name]), ALLOW);
+    }
   });
 
   it("is asked first, and what it does not let through stays as it has it", () => {

@@ -5,6 +5,7 @@ import type { DiagSocket } from "#proxy/kernel/diag.ts";
 import { type Taken, takeFingerprint } from "../../audit/take.ts";
 import { treeOf } from "../../runtime/processes.ts";
 import { audited } from "../audited.ts";
+import { refuseHalfReadFolders } from "../half-read-folders.ts";
 import type { MigrationHost } from "../host.ts";
 import { locksOnSharedMounts } from "../locks.ts";
 import { leaveOwnSockets } from "../own-sockets.ts";
@@ -107,8 +108,9 @@ function refuseUnreadErrors(taken: Taken): void {
 
 async function liftAllWatches(host: MigrationHost, { root, watched }: Prepared): Promise<void> {
   const pids = await treeOf(root);
-  await refuseUnmovableFiles(pids);
   const { container, context, name } = host;
+  await refuseUnmovableFiles(pids);
+  await refuseHalfReadFolders(container, pids);
   const atMs = performance.now();
   const states = await liftWatches(watched, pids, scratch(container), (watches) =>
     host.recordMoving({ watches }),

@@ -5,7 +5,7 @@
  * Classic BPF is an array of instructions that jump forward only (Documentation/networking/filter.rst; linux/filter.h, linux/seccomp.h,
  * seccomp(2)). So what lets a call through is replaced by a jump to the end, where the refusals are: what the filter refuses stays as it is.
  */
-import type { Refusal } from "../not-carried.ts";
+import type { ArgumentTest, Refusal } from "../not-carried.ts";
 
 const INSTRUCTION_BYTES = 8;
 /** BPF_LD|BPF_W|BPF_ABS, BPF_ALU|BPF_AND|BPF_K, BPF_JMP|BPF_JEQ|BPF_K, BPF_JMP|BPF_JA, BPF_RET|BPF_K */
@@ -20,19 +20,49 @@ const [RET_TRACE, RET_ACTION] = [0x7ff00000, 0xffff0000];
 /** a call of x32 is one of x86-64 with this bit */
 const X32_BIT = 0x40000000;
 
-/** AUDIT_ARCH_X86_64, _I386, _AARCH64 (linux/audit.h), and numbers of system calls there (asm/unistd.h). */
-const NUMBERS: readonly [architecture: number, numbers: Record<string, number>][] = [
+/** AUDIT_ARCH_X86_64, _I386, _AARCH64 (linux/audit.h), and numbers of system calls there (asm/unistd.h); null: it has none. */
+const NUMBERS: readonly [architecture: number, numbers: Record<string, number | null>][] = [
   [
     0xc000003e,
-    { prctl: 157, io_setup: 206, pkey_alloc: 330, socket: 41, add_key: 248, request_key: 249, keyctl: 250 },
+    {
+      setsockopt: 54,
+      arch_prctl: 158,
+      prctl: 157,
+      io_setup: 206,
+      pkey_alloc: 330,
+      socket: 41,
+      add_key: 248,
+      request_key: 249,
+      keyctl: 250,
+    },
   ],
   [
     0x40000003,
-    { prctl: 172, io_setup: 245, pkey_alloc: 381, socket: 359, add_key: 286, request_key: 287, keyctl: 288 },
+    {
+      setsockopt: 366,
+      arch_prctl: 384,
+      prctl: 172,
+      io_setup: 245,
+      pkey_alloc: 381,
+      socket: 359,
+      add_key: 286,
+      request_key: 287,
+      keyctl: 288,
+    },
   ],
   [
     0xc00000b7,
-    { prctl: 167, io_setup: 0, pkey_alloc: 289, socket: 198, add_key: 217, request_key: 218, keyctl: 219 },
+    {
+      setsockopt: 208,
+      arch_prctl: null,
+      prctl: 167,
+      io_setup: 0,
+      pkey_alloc: 289,
+      socket: 198,
+      add_key: 217,
+      request_key: 218,
+      keyctl: 219,
+    },
   ],
 ];
 /** newer ones have the same number everywhere */
@@ -53,6 +83,11 @@ interface Instruction {
   ifFalse?: number;
   k: number;
 }
+
+const NUMBER_LOADED: readonly Instruction[] = [
+  { code: LOAD, k: NUMBER },
+  { code: AND, k: ~X32_BIT >>> 0 },
+];
 
 /** @param program of the container; empty: it has none */
 export function refusing(program: Buffer, refusals: readonly Refusal[]): Buffer {
@@ -75,9 +110,8 @@ export function refusing(program: Buffer, refusals: readonly Refusal[]): Buffer 
 function refusalsThen(action: number, refusals: readonly Refusal[]): Instruction[] {
   const sections = NUMBERS.flatMap(([architecture, own]): Instruction[] => {
     const section: Instruction[] = [
-      { code: LOAD, k: NUMBER },
-      { code: AND, k: ~X32_BIT >>> 0 },
-      ...refusals.flatMap((refusal) => checksOf(refusal, { ...COMMON, ...own }, action)),
+      ...NUMBER_LOADED,
+      ...refusals.flatMap((refusal) => checksOf(refusal, { ...COMMON, ...own })),
       { code: RETURN, k: action },
     ];
     return [{ code: IF_EQUAL, ifFalse: section.length, k: architecture }, ...section];
@@ -85,27 +119,30 @@ function refusalsThen(action: number, refusals: readonly Refusal[]): Instruction
   return [{ code: LOAD, k: ARCHITECTURE }, ...sections, { code: RETURN, k: action }];
 }
 
-function checksOf(
-  { names, errno, where }: Refusal,
-  numbers: Record<string, number>,
-  action: number,
-): Instruction[] {
+/** Whatever it does not refuse comes out at its end, with the call's number loaded as before. */
+function checksOf({ names, errno, where }: Refusal, numbers: Record<string, number | null>): Instruction[] {
   const refuse = { code: RETURN, k: RET_ERRNO | errno };
-  const check: Instruction[] =
-    where === null
-      ? [refuse]
-      : [
-          // the lower half: these are ints, and both architectures are little-endian
-          { code: LOAD, k: ARGUMENTS + where.index * ARGUMENT_BYTES },
-          ...where.is.map((value, at) => ({ code: IF_EQUAL, ifTrue: where.is.length - at, k: value })),
-          { code: RETURN, k: action },
-          refuse,
-        ];
+  const check = where.length === 0 ? [refuse] : [...where.reduceRight(onlyIf, [refuse]), ...NUMBER_LOADED];
   return names.flatMap((name) => {
     const number = numbers[name];
     if (number === undefined) throw new Error(`no number of system call ${name} is known`);
-    return [{ code: IF_EQUAL, ifFalse: check.length, k: number }, ...check];
+    return number === null ? [] : [{ code: IF_EQUAL, ifFalse: check.length, k: number }, ...check];
   });
+}
+
+/** The instructions, which are skipped where the test fails. */
+function onlyIf(then: Instruction[], test: ArgumentTest): Instruction[] {
+  // the lower half: these are ints, and both architectures are little-endian
+  const load = { code: LOAD, k: ARGUMENTS + test.index * ARGUMENT_BYTES };
+  if ("isNot" in test) return [load, { code: IF_EQUAL, ifTrue: then.length, k: test.isNot }, ...then];
+  const last = test.is.length - 1;
+  const comparisons = test.is.map((value, at) => ({
+    code: IF_EQUAL,
+    ifTrue: last - at,
+    ifFalse: at === last ? then.length : 0,
+    k: value,
+  }));
+  return [load, ...comparisons, ...then];
 }
 
 /** `struct sock_filter` */

@@ -13,6 +13,7 @@ import { withSocketAt } from "../../migration/sockets.ts";
 import { descriptorsOf } from "../../runtime/processes.ts";
 import { readText } from "../../runtime/read-text.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
+import { travellingMounts } from "../../runtime/travelling-mounts.ts";
 
 const MAGIC = Buffer.from("SQLite format 3\0", "latin1");
 const WRITE_VERSION_AT = 18;
@@ -73,20 +74,6 @@ function mayWriteTo({ pid, fd }: { pid: number; fd: number }, mounts: Set<string
   const info = readText(`/proc/${pid}/fdinfo/${fd}`);
   const flags = Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(info)?.[1] ?? "0", 8);
   return (flags & O_ACCMODE) === O_RDWR && mounts.has(/^mnt_id:\s*(\d+)$/m.exec(info)?.[1] ?? "");
-}
-
-/** Numbers of mounts, /proc/PID/mountinfo's first column, that files travel of: the root, where the writable layer is, and tmpfs. */
-function travellingMounts({ init, travels }: Sandbox): Set<string> {
-  const numbers = new Set<string>();
-  for (const line of readText(`/proc/${init.pid}/mountinfo`).split("\n")) {
-    const [number = "", , , , target = ""] = line.split(" ");
-    // proc(5): a space, tab, newline or backslash is written in octal
-    const path = target.replace(/\\([0-7]{3})/g, (_, code: string) =>
-      String.fromCharCode(Number.parseInt(code, 8)),
-    );
-    if (path === "/" || travels.includes(path)) numbers.add(number);
-  }
-  return numbers;
 }
 
 function statOf(path: string): Stats | null {

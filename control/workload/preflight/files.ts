@@ -5,6 +5,7 @@ import { type Unmovable, type UnmovableKind, unmovableFiles } from "../../migrat
 import { WatchedFiles } from "../../migration/watched-files.ts";
 import { instancesOf, lostWatches } from "../../migration/watches.ts";
 import type { DeparturePlace } from "./departure.ts";
+import { checkFolders } from "./folders.ts";
 
 /** fanotify is among those that the descriptors' check tells of. */
 const TOLD: Partial<Record<UnmovableKind, { id: FindingId; what: string; cure: string }>> = {
@@ -23,8 +24,9 @@ const TOLD: Partial<Record<UnmovableKind, { id: FindingId; what: string; cure: s
 export const fileChecks: Check<DeparturePlace>[] = [
   {
     category: "descriptors",
-    async run({ pids }, add) {
+    async run({ workload: { container }, pids }, add) {
       for (const unmovable of await unmovableFiles(pids)) tell(unmovable, add);
+      await checkFolders(container, pids, add);
     },
   },
   {

@@ -11,7 +11,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
-import { listSockets } from "#proxy/kernel/diag.ts";
+import { listSockets, signedSockets } from "#proxy/kernel/diag.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { type Add, type FindingId, passes, type Severity, type Subject } from "../../api/finding.ts";
@@ -62,6 +62,9 @@ const SO_ZEROCOPY = 60;
 /** linux/net_tstamp.h */
 const SOF_TIMESTAMPING_OPT_ID = 1 << 7;
 const TCP_ULP = 31;
+/** linux/tcp.h: struct tcp_ao_info_opt, all zero to ask for it */
+const TCP_AO_INFO = 40;
+const AO_INFO_BYTES = 48;
 const UDP_CORK = 1;
 const SOL_NETLINK = 270;
 const NETLINK_LIST_MEMBERSHIPS = 9;
@@ -123,6 +126,7 @@ async function look(place: SocketsPlace): Promise<Told[]> {
   return [
     ...told,
     ...tcpBacklogs(inodes, place),
+    ...md5Keys(inodes, place),
     ...unixSockets(inodes, place),
     ...(await pipesAndSecrets(place.pids)),
   ];
@@ -180,6 +184,7 @@ function lookAtInternet(fd: number, inode: number, place: SocketsPlace): Told[] 
   told.push(...numberedNotifications(fd, inode));
   const isTcp = type === sock.SOCK_STREAM && protocol === sock.IPPROTO_TCP;
   if (isTcp) told.push(...urgentData(fd, inode));
+  if (isTcp && hasAuthentication(fd)) told.push(signedSegments(inode, "TCP-AO"));
   const isUdp = protocol === sock.IPPROTO_UDP || protocol === sock.IPPROTO_UDPLITE;
   const layer = isTcp ? optionText(fd, sock.IPPROTO_TCP, TCP_ULP) : "";
   if (layer !== "")
@@ -353,6 +358,28 @@ function hasProgram(fd: number): boolean {
   }
 }
 
+/** Whether it has keys of TCP-AO, or asks for segments that are signed so (tcp_ao_get_sock_info() in net/ipv4/tcp_ao.c). */
+function hasAuthentication(fd: number): boolean {
+  try {
+    sock.getsockoptBuffer(fd, sock.IPPROTO_TCP, TCP_AO_INFO, Buffer.alloc(AO_INFO_BYTES));
+    return true;
+  } catch (error) {
+    // it has none; the kernel has none
+    if (error instanceof HoldfastError && ["ENOENT", "ENOPROTOOPT"].includes(error.code)) return false;
+    throw error;
+  }
+}
+
+/** Only whoever was started before containers' filters refused it has such keys (`not-carried.ts`), or was given the socket. */
+function signedSegments(inode: number, by: string): Told {
+  return {
+    id: "socket.signed-segments",
+    severity: "error",
+    what: `socket ${inode} has keys for signed segments (${by}), which CRIU does not carry: after a move it would take unsigned ones`,
+    cure: "start the application again, and let it do without (TLS, or a network that only its peers reach)",
+  };
+}
+
 /** Inodes of raw and ping sockets with a peer: getpeername(2) knows none without a port (proc(5), /proc/net). */
 function connectedRaw(): Set<number> {
   const inodes = new Set<number>();
@@ -384,6 +411,13 @@ function tcpBacklogs(inodes: Map<number, SocketPlace>, { pids, upstreamPorts }: 
     });
   }
   return told;
+}
+
+function md5Keys(inodes: Map<number, SocketPlace>, { pids }: SocketsPlace): Told[] {
+  return [...signedSockets(networkOf(pids))].flatMap((inode) => {
+    const place = inodes.get(inode);
+    return place === undefined ? [] : [{ ...signedSegments(inode, "TCP_MD5SIG"), place }];
+  });
 }
 
 function unixSockets(inodes: Map<number, SocketPlace>, { pids, initPid }: SocketsPlace): Told[] {

@@ -1,0 +1,83 @@
+/**
+ * Folders that a program is in the middle of reading (getdents64(2)). The position in one is a number that its file system gives, by the order
+ * in which names came (tmpfs, overlayfs) or by a hash with a seed of its own (ext4). CRIU sets the same number at the target, whose folder
+ * has the same names at other positions: some would never be read, and others twice. At the end of a folder nothing follows on either node.
+ */
+import { closeSync, constants, openSync, readFileSync, statSync } from "node:fs";
+import { fail } from "#proxy/contract/error-codes.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
+import { descriptorsOf } from "../runtime/processes.ts";
+import { type Travelling, travellingMounts } from "../runtime/travelling-mounts.ts";
+import { withSocketAt } from "./sockets.ts";
+
+export interface BegunFolder {
+  pid: number;
+  fd: number;
+  path: string;
+  /** not 0 */
+  position: bigint;
+}
+
+/** Of processes that run. They are not disturbed: each folder is opened once more, and that is asked whether names follow. */
+export async function halfReadFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
+  return (await begunFolders(container, pids)).filter(({ pid, fd, position }) => {
+    let again: number;
+    try {
+      again = openSync(`/proc/${pid}/fd/${fd}`, constants.O_RDONLY | constants.O_DIRECTORY);
+    } catch {
+      return false; // closed meanwhile
+    }
+    try {
+      descriptor.seek(again, position);
+      return descriptor.readsName(again);
+    } finally {
+      closeSync(again);
+    }
+  });
+}
+
+/**
+ * Of a frozen tree: by its own descriptors, as one that reads and deletes by turns (`rm -r`) has a list of its own in overlayfs, and each is
+ * put back where it was. @throws HoldfastError `FILE_UNMOVABLE`
+ */
+export async function refuseHalfReadFolders(container: Travelling, pids: number[]): Promise<void> {
+  for (const folder of await begunFolders(container, pids))
+    if (withSocketAt(folder, (fd) => namesFollow(fd, folder.position)) === true)
+      throw fail("FILE_UNMOVABLE", `${said(folder)}; try again`);
+}
+
+/** A clause. */
+export function said({ pid, fd, path }: BegunFolder): string {
+  return `process ${pid} is in the middle of reading the folder ${path} (descriptor ${fd}), whose names are at other positions on the other node`;
+}
+
+function namesFollow(fd: number, position: bigint): boolean {
+  try {
+    return descriptor.readsName(fd);
+  } finally {
+    descriptor.seek(fd, position);
+  }
+}
+
+async function begunFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
+  const mounts = travellingMounts(container);
+  const begun: BegunFolder[] = [];
+  for (const pid of pids)
+    for (const { fd, target } of await descriptorsOf(pid)) {
+      const position = target.startsWith("/") ? positionIn(pid, fd, mounts) : 0n;
+      if (position !== 0n) begun.push({ pid, fd, path: target, position });
+    }
+  return begun;
+}
+
+/** 0: at its beginning, no folder, on another mount, or closed meanwhile */
+function positionIn(pid: number, fd: number, mounts: Set<string>): bigint {
+  try {
+    if (!statSync(`/proc/${pid}/fd/${fd}`).isDirectory()) return 0n;
+    const info = readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");
+    const field = (name: string): string => new RegExp(`^${name}:\\s*(\\d+)$`, "m").exec(info)?.[1] ?? "0";
+    return mounts.has(field("mnt_id")) ? BigInt(field("pos")) : 0n;
+  } catch {
+    return 0n;
+  }
+}
