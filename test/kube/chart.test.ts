@@ -132,6 +132,7 @@ const EVERYTHING_ELSE = {
     dashboard: { enabled: true },
   },
 };
+const WITHOUT_EVICTIONS = { controller: { evictions: { enabled: false } } };
 const WEBHOOK_ALONE = {
   agent: { enabled: false },
   controller: { enabled: false },
@@ -168,6 +169,39 @@ describe("the chart", () => {
       assert.ok(existsSync(file), file);
       assert.equal(text, readFileSync(file, "utf8"));
     });
+
+  it("has what says where a StatefulSet's pod is made anew, also where evictions are not looked at", () => {
+    const objects = objectsIn(render(WITHOUT_EVICTIONS));
+    const named = (kind: string): Raw =>
+      objects.find((one) => one.kind === kind && one.metadata.name === "holdfast-controller");
+    assert.equal(named("ValidatingWebhookConfiguration"), undefined);
+    const [hook, ...others] = named("MutatingWebhookConfiguration").webhooks;
+    assert.deepEqual([hook.clientConfig.service.path, others], ["/ordinal", []]);
+    // who answers there: a Service, a container with its file, and a certificate that is trusted and renewed
+    assert.deepEqual(
+      named("Service").spec.ports.map(({ targetPort }: Raw) => targetPort),
+      ["https"],
+    );
+    const { containers, volumes } = named("Deployment").spec.template.spec;
+    const ports = containers.flatMap((one: Raw) => one.ports.map(({ name }: Raw) => name));
+    assert.ok(ports.includes("https"), ports);
+    assert.deepEqual(
+      volumes.map((one: Raw) => one.configMap?.name ?? one.secret?.secretName),
+      ["holdfast-controller", "holdfast-controller"],
+    );
+    assert.equal(hook.clientConfig.caBundle, named("Secret").data["ca.crt"]);
+    const { renewal } = parseWebhookConfig(named("ConfigMap").data["webhook.yaml"], "evictions.yaml");
+    assert.deepEqual(renewal?.kinds, ["MutatingWebhookConfiguration"]);
+    const rules = named("ClusterRole").rules.filter(({ apiGroups }: Raw) =>
+      apiGroups.includes("admissionregistration.k8s.io"),
+    );
+    assert.deepEqual(
+      rules.map(({ resources }: Raw) => resources),
+      [["mutatingwebhookconfigurations"]],
+    );
+    const open = named("NetworkPolicy").spec.ingress[0].ports.map(({ port }: Raw) => port);
+    assert.ok(open.includes("https"), open);
+  });
 
   it("gives a reason for each rule of each role", () => {
     const folder = join(CHART, "templates");

@@ -48,7 +48,7 @@ const NAME_MAX = 253;
 const LABEL_MAX = 63;
 /** of the pod that was, by the network, by kubectl, or by who asked for its eviction */
 const NOT_COPIED =
-  /^(holdfast\.dev\/evicted|kubectl\.kubernetes\.io\/last-applied-configuration|controller\.kubernetes\.io\/pod-deletion-cost|kubernetes\.io\/config\..*|([\w-]+\.)*(cni\.projectcalico\.org|cni\.cncf\.io|ovn\.org)\/.*)$/;
+  /^(holdfast\.dev\/(evicted|unseen)|kubectl\.kubernetes\.io\/last-applied-configuration|controller\.kubernetes\.io\/pod-deletion-cost|kubernetes\.io\/config\..*|([\w-]+\.)*(cni\.projectcalico\.org|cni\.cncf\.io|ovn\.org)\/.*)$/;
 
 /** The same for the same Migration and serial: a controller that died after it made the pod finds it by this name. */
 export function standbyName({ metadata, spec, status }: Migration, owner: OwnerReference | null): string {
