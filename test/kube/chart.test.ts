@@ -133,6 +133,8 @@ const EVERYTHING_ELSE = {
   },
 };
 const WITHOUT_EVICTIONS = { controller: { evictions: { enabled: false } } };
+const WITHOUT_CONTROLLER = { controller: { enabled: false } };
+const WITH_ALL = { mesh: { enabled: true } };
 const WEBHOOK_ALONE = {
   agent: { enabled: false },
   controller: { enabled: false },
@@ -201,6 +203,47 @@ describe("the chart", () => {
     );
     const open = named("NetworkPolicy").spec.ingress[0].ports.map(({ port }: Raw) => port);
     assert.ok(open.includes("https"), open);
+  });
+
+  it("detaches before a rollback to what does not keep it, whatever there was when that was installed", () => {
+    const jobs = (values: object): Record<string, string> =>
+      Object.fromEntries(
+        objectsIn(render(values))
+          .filter(({ kind }) => kind === "Job")
+          .map(({ metadata, spec }) => [
+            metadata.annotations["helm.sh/hook"],
+            spec.template.spec.containers[0].args.join(" "),
+          ]),
+      );
+    // without a cluster: nothing is looked up, as when the first revision is installed
+    const kept = jobs(WITH_ALL);
+    assert.deepEqual(kept, { "pre-delete": "detach --migrations --mesh --injected" });
+    for (const [values, args] of [
+      [DEFAULT, "detach --keep-gateways --mesh"],
+      [WITHOUT_GATEWAYS, "detach --mesh"],
+      [{ ...WITHOUT_GATEWAYS, ...WITH_ALL }, "detach"],
+      [WITHOUT_CONTROLLER, "detach --migrations --mesh"],
+    ] as const)
+      assert.equal(jobs(values)["pre-rollback"], args, JSON.stringify(values));
+    // what is left over is named, whatever there is
+    assert.equal(jobs(WITHOUT_CONTROLLER)["pre-delete"], "detach --keep-gateways --injected");
+  });
+
+  it("lets each detaching do what it is told to, and no more", () => {
+    const objects = objectsIn(render(WITHOUT_CONTROLLER));
+    const mayDo = (name: string): string[] =>
+      objects
+        .find(({ kind, metadata }) => kind === "ClusterRole" && metadata.name === name)
+        .rules.flatMap(({ resources, verbs }: Raw) => resources.map((one: string) => `${verbs} ${one}`));
+    assert.deepEqual(mayDo("holdfast-detach"), ["list pods"]);
+    assert.deepEqual(mayDo("holdfast-detach-rollback"), [
+      "list,patch services",
+      "list,delete endpointslices",
+      ...["sidecars", "envoyfilters", "destinationrules", "virtualservices"].map(
+        (one) => `list,delete ${one}`,
+      ),
+      "list,patch migrations",
+    ]);
   });
 
   it("gives a reason for each rule of each role", () => {
