@@ -45,6 +45,10 @@ export const ANNOTATION = {
   between: `${GROUP}/between`,
   /** JSON: nodeSelector and affinity as they were before the pod was first moved, without what pinned it since */
   scheduling: `${GROUP}/scheduling`,
+  /** "false", of a pod that is made for a dry run alone: "true" comes back where the API server asks `/ordinal` about a StatefulSet's pods */
+  seen: `${GROUP}/seen`,
+  /** of a pod that keeps a StatefulSet's application: the last pod made anew that `/ordinal` did not see, see `controller/returning.ts` */
+  unseen: `${GROUP}/unseen`,
   /** when the application last came to this pod by a Migration */
   moved: `${GROUP}/moved`,
   /** JSON: what annotations had before the pod was kept from being disrupted, see `controller/disruption.ts` */

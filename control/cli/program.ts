@@ -43,6 +43,13 @@ export interface Surroundings extends Terminal, EndpointsRunner {
   onInterrupt: OnInterrupt;
 }
 
+interface DetachOptions extends ClusterOptions {
+  migrations?: boolean;
+  mesh?: boolean;
+  keepGateways?: boolean;
+  injected?: boolean;
+}
+
 interface ClusterOptions {
   kubeconfig?: string;
   context?: string;
@@ -611,16 +618,19 @@ ${EXIT_HELP}`,
       "then take away what Services ask of Istio: before the controller is taken away, or keeps it no more",
     )
     .option("--keep-gateways", "leave Services of gateways as they are")
+    .option("--injected", "then name the pods that were injected: before agents are taken away")
     .option("--json", "print one JSON object")
     .addHelpText(
       "after",
       `
 Each Service gets its selector back, and loses its label holdfast.dev/gateway. Clients that are connected stay at their gateway.
 A Migration that is ended leaves its application where it is, unless it has moved already. With --mesh each Service loses
-its annotation holdfast.dev/mesh, and what was made for it goes. helm uninstall does all this by itself.
+its annotation holdfast.dev/mesh, and what was made for it goes. Pods stay as they were injected: without agents nobody starts their
+application again when it ends. Take the label holdfast.dev/inject off, and kubectl rollout restart. helm uninstall does all this
+by itself, but for that.
 ${EXIT_HELP}`,
     )
-    .action((options: ClusterOptions & { migrations?: boolean; mesh?: boolean; keepGateways?: boolean }) =>
+    .action((options: DetachOptions) =>
       withCluster(options, async (api) => {
         const { detach } = await import("./detach.ts");
         const request = {
@@ -628,6 +638,7 @@ ${EXIT_HELP}`,
           migrations: options.migrations === true,
           gateways: options.keepGateways !== true,
           mesh: options.mesh === true,
+          injected: options.injected === true,
         };
         return detach(api, request, options.json === true, around);
       }),

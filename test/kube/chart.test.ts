@@ -132,6 +132,9 @@ const EVERYTHING_ELSE = {
     dashboard: { enabled: true },
   },
 };
+const WITHOUT_EVICTIONS = { controller: { evictions: { enabled: false } } };
+const WITHOUT_CONTROLLER = { controller: { enabled: false } };
+const WITH_ALL = { mesh: { enabled: true } };
 const WEBHOOK_ALONE = {
   agent: { enabled: false },
   controller: { enabled: false },
@@ -168,6 +171,80 @@ describe("the chart", () => {
       assert.ok(existsSync(file), file);
       assert.equal(text, readFileSync(file, "utf8"));
     });
+
+  it("has what says where a StatefulSet's pod is made anew, also where evictions are not looked at", () => {
+    const objects = objectsIn(render(WITHOUT_EVICTIONS));
+    const named = (kind: string): Raw =>
+      objects.find((one) => one.kind === kind && one.metadata.name === "holdfast-controller");
+    assert.equal(named("ValidatingWebhookConfiguration"), undefined);
+    const [hook, ...others] = named("MutatingWebhookConfiguration").webhooks;
+    assert.deepEqual([hook.clientConfig.service.path, others], ["/ordinal", []]);
+    // who answers there: a Service, a container with its file, and a certificate that is trusted and renewed
+    assert.deepEqual(
+      named("Service").spec.ports.map(({ targetPort }: Raw) => targetPort),
+      ["https"],
+    );
+    const { containers, volumes } = named("Deployment").spec.template.spec;
+    const ports = containers.flatMap((one: Raw) => one.ports.map(({ name }: Raw) => name));
+    assert.ok(ports.includes("https"), ports);
+    assert.deepEqual(
+      volumes.map((one: Raw) => one.configMap?.name ?? one.secret?.secretName),
+      ["holdfast-controller", "holdfast-controller"],
+    );
+    assert.equal(hook.clientConfig.caBundle, named("Secret").data["ca.crt"]);
+    const { renewal } = parseWebhookConfig(named("ConfigMap").data["webhook.yaml"], "evictions.yaml");
+    assert.deepEqual(renewal?.kinds, ["MutatingWebhookConfiguration"]);
+    const rules = named("ClusterRole").rules.filter(({ apiGroups }: Raw) =>
+      apiGroups.includes("admissionregistration.k8s.io"),
+    );
+    assert.deepEqual(
+      rules.map(({ resources }: Raw) => resources),
+      [["mutatingwebhookconfigurations"]],
+    );
+    const open = named("NetworkPolicy").spec.ingress[0].ports.map(({ port }: Raw) => port);
+    assert.ok(open.includes("https"), open);
+  });
+
+  it("detaches before a rollback to what does not keep it, whatever there was when that was installed", () => {
+    const jobs = (values: object): Record<string, string> =>
+      Object.fromEntries(
+        objectsIn(render(values))
+          .filter(({ kind }) => kind === "Job")
+          .map(({ metadata, spec }) => [
+            metadata.annotations["helm.sh/hook"],
+            spec.template.spec.containers[0].args.join(" "),
+          ]),
+      );
+    // without a cluster: nothing is looked up, as when the first revision is installed
+    const kept = jobs(WITH_ALL);
+    assert.deepEqual(kept, { "pre-delete": "detach --migrations --mesh --injected" });
+    for (const [values, args] of [
+      [DEFAULT, "detach --keep-gateways --mesh"],
+      [WITHOUT_GATEWAYS, "detach --mesh"],
+      [{ ...WITHOUT_GATEWAYS, ...WITH_ALL }, "detach"],
+      [WITHOUT_CONTROLLER, "detach --migrations --mesh"],
+    ] as const)
+      assert.equal(jobs(values)["pre-rollback"], args, JSON.stringify(values));
+    // what is left over is named, whatever there is
+    assert.equal(jobs(WITHOUT_CONTROLLER)["pre-delete"], "detach --keep-gateways --injected");
+  });
+
+  it("lets each detaching do what it is told to, and no more", () => {
+    const objects = objectsIn(render(WITHOUT_CONTROLLER));
+    const mayDo = (name: string): string[] =>
+      objects
+        .find(({ kind, metadata }) => kind === "ClusterRole" && metadata.name === name)
+        .rules.flatMap(({ resources, verbs }: Raw) => resources.map((one: string) => `${verbs} ${one}`));
+    assert.deepEqual(mayDo("holdfast-detach"), ["list pods"]);
+    assert.deepEqual(mayDo("holdfast-detach-rollback"), [
+      "list,patch services",
+      "list,delete endpointslices",
+      ...["sidecars", "envoyfilters", "destinationrules", "virtualservices"].map(
+        (one) => `list,delete ${one}`,
+      ),
+      "list,patch migrations",
+    ]);
+  });
 
   it("gives a reason for each rule of each role", () => {
     const folder = join(CHART, "templates");

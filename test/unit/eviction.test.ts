@@ -91,6 +91,16 @@ describe("an eviction of a pod", () => {
     ],
     ["that cannot be moved", decide(pod(), [migration(ended("Failed", 5))]), /cannot be moved: Why: because/],
     [
+      "that could not be moved when it was asked for five minutes ago",
+      decide(pod({ annotations: { [EVICTED]: `${at(300)} ${at(300)}` } }), [migration(ended("Failed", 290))]),
+      /cannot be moved/,
+    ],
+    [
+      "that cannot be moved, asked for since",
+      decide(pod({ annotations: { [EVICTED]: `${at(595)} ${at(5)}` } }), [migration(ended("Failed", 590))]),
+      /cannot be moved/,
+    ],
+    [
       "that was denied for as long as the policy says",
       decide(pod({ annotations: { [EVICTED]: `${at(601)} ${at(5)}` } }), [migration({ phase: "Moving" })]),
       /denied for 600 s/,
@@ -205,6 +215,32 @@ describe("an eviction of a pod", () => {
       "whose move was given up since its node was uncordoned is moved when it is evicted again",
       decide(pod(), [migration({ phase: "Aborted", reason: "Uncordoned" })]),
       /going to be moved/,
+      second,
+    ],
+    [
+      "whose move failed two hours ago is moved: there may be room by now",
+      decide(pod(), [migration(ended("Failed", 7_200), {}, { creationTimestamp: at(7_260) })]),
+      /going to be moved/,
+      second,
+    ],
+    [
+      "is moved also where somebody's move to a node of their choice has just failed",
+      decide(pod(), [migration(ended("Failed", 5), { target: { node: "b" } })]),
+      /going to be moved/,
+      second,
+    ],
+    [
+      "whose move was aborted is not let go with its clients, nor moved at once",
+      decide(pod(), [migration({ ...ended("Aborted", 5), reason: "Aborted" })]),
+      /Migration m was aborted.*policy None/,
+      null,
+    ],
+    [
+      "whose move was aborted is moved again where the eviction is still asked for a while later",
+      decide(pod({ annotations: { [EVICTED]: `${at(60)} ${at(5)}` } }), [
+        migration({ ...ended("Aborted", 31), reason: "Aborted" }),
+      ]),
+      /Migration m was aborted/,
       second,
     ],
     [

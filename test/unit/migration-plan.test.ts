@@ -555,6 +555,34 @@ describe("a standby", () => {
     },
   );
 
+  it("asks of the network what the source asks, and says nothing of what that was given", () => {
+    const asked = {
+      "k8s.v1.cni.cncf.io/networks": '[{"name":"storage"}]',
+      "v1.multus-cni.io/default-network": "kube-system/fast",
+      "cni.projectcalico.org/ipv4pools": '["games"]',
+      "k8s.ovn.org/routing-namespaces": "shop",
+    };
+    const given = {
+      "k8s.v1.cni.cncf.io/network-status": "[]",
+      "k8s.v1.cni.cncf.io/networks-status": "[]",
+      "k8s.ovn.org/pod-networks": "{}",
+      "cni.projectcalico.org/podIP": "1.2.3.4/32",
+      "cni.projectcalico.org/podIPs": "1.2.3.4/32",
+      "cni.projectcalico.org/containerID": "1234",
+      // both pods are there for a while, and one of them has it
+      "cni.projectcalico.org/ipAddrs": '["1.2.3.4"]',
+      "cni.projectcalico.org/ipAddrsNoIpam": '["1.2.3.4"]',
+      "holdfast.dev/unseen": "2 uid 1",
+      "kubernetes.io/config.source": "api",
+    };
+    const { annotations } = standbyPod(
+      pod({}, { annotations: { ...asked, ...given } }),
+      migration(),
+    ).metadata;
+    const kept = Object.keys(annotations).filter((key) => key in asked || key in given);
+    assert.deepEqual(kept.toSorted(), Object.keys(asked).toSorted());
+  });
+
   it("is the source on another node, and no selector sees it", () => {
     const { metadata, spec } = standbyPod(source, migration());
     assert.deepEqual(metadata.labels, { [MIGRATION_LABEL]: "m-uid" });

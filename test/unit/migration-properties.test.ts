@@ -203,6 +203,85 @@ async function run({
   return first?.status.phase ?? "deleted";
 }
 
+describe("a Migration of a StatefulSet's pod that nobody would make a standby", () => {
+  const build = (): MadeUpCluster => {
+    const options = { seed: 1, replicas: 2, gated: true, faults: 0, controllers: 1 };
+    const cluster = new MadeUpCluster({ ...options, owner: "stateful-set" });
+    cluster.calm = true;
+    cluster.migrate("m", { pod: "chat-0", target: { node: "b" } });
+    return cluster;
+  };
+  const statusOf = (cluster: MadeUpCluster) => cluster.migrations()[0]?.status ?? {};
+  const until = async (cluster: MadeUpCluster, holds: () => boolean): Promise<void> => {
+    for (let at = 0; !holds(); at += 1) {
+      assert.ok(at < CALM_STEPS_MAX, JSON.stringify(statusOf(cluster)));
+      await cluster.step();
+    }
+  };
+
+  it("does not begin, and its pod is left alone", async () => {
+    const cluster = build();
+    cluster.asksOrdinal = false;
+    await until(cluster, () => statusOf(cluster).reason === "OrdinalSilent");
+    cluster.nowMs += 700_000;
+    await until(cluster, () => isFinal(statusOf(cluster).phase));
+    assert.equal(statusOf(cluster).reason, "Deadline");
+    assert.match(statusOf(cluster).message ?? "", /does not ask ordinals\.holdfast\.dev/);
+    assert.deepEqual(cluster.deeds, []);
+  });
+
+  /** The API server stops asking when the application is in the pod between. */
+  const between = async (): Promise<MadeUpCluster> => {
+    const cluster = build();
+    await until(cluster, () => statusOf(cluster).origin !== undefined);
+    cluster.asksOrdinal = false;
+    await until(cluster, () => statusOf(cluster).reason === "OrdinalSilent");
+    return cluster;
+  };
+
+  it("waits with its application served while nobody is asked, and goes on by itself then", async () => {
+    const cluster = await between();
+    const made = cluster.deeds.length;
+    for (let at = 0; at < LATE_STEPS; at += 1) await cluster.step();
+    assert.deepEqual([statusOf(cluster).phase, statusOf(cluster).reason], ["Preparing", "OrdinalSilent"]);
+    assert.deepEqual(cluster.deeds.slice(made), []);
+    cluster.asksOrdinal = true;
+    await until(cluster, () => isFinal(statusOf(cluster).phase));
+    assert.equal(statusOf(cluster).phase, "Succeeded");
+    assert.equal(cluster.byUid(cluster.application)?.metadata.name, "chat-0");
+  });
+
+  it("waits, too, where its pod was deleted by others, and lets the one that is made then be", async () => {
+    const cluster = await between();
+    const { uid } = cluster.pod("chat-0")?.metadata ?? {};
+    cluster.deletePod("people", "chat-0");
+    await until(cluster, () => ![undefined, uid].includes(cluster.pod("chat-0")?.metadata.uid));
+    const made = cluster.deeds.length;
+    for (let at = 0; at < LATE_STEPS; at += 1) await cluster.step();
+    assert.deepEqual(cluster.deeds.slice(made), []);
+    cluster.asksOrdinal = true;
+    await until(cluster, () => isFinal(statusOf(cluster).phase));
+    assert.equal(statusOf(cluster).phase, "Succeeded");
+  });
+
+  it("is given up when somebody wants that, with its application in an ordinary pod", async () => {
+    const cluster = await between();
+    const made = cluster.deeds.length;
+    cluster.change(pathOf("migrations", { namespace: NAMESPACE, name: "m" }), { spec: { abort: true } });
+    const isOver = (): boolean =>
+      isFinal(statusOf(cluster).phase) &&
+      cluster.migrations().every(({ metadata }) => !metadata.finalizers.includes(FINALIZER));
+    await until(cluster, isOver);
+    assert.equal(statusOf(cluster).phase, "Aborted");
+    assert.deepEqual(cluster.deeds.slice(made), []);
+    const holder = cluster.byUid(cluster.application);
+    assert.ok(holder !== null && isActive(holder) && !isStandby(holder));
+    assert.equal(holder.metadata.labels?.app, "chat");
+    for (const { metadata } of cluster.pods()) assert.equal(metadata.labels?.[MIGRATION_LABEL], undefined);
+    assert.deepEqual(cluster.guarded(), []);
+  });
+});
+
 describe("a Migration, whatever happens", () => {
   it("keeps the application in one pod and its replicas, ends, and leaves nothing behind", async () => {
     const ends = new Map<string, number>();

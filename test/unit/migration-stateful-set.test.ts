@@ -52,7 +52,7 @@ function set(spec: object = {}, status: object = {}, metadata: object = {}): Sta
 
 function owned(statefulSet: StatefulSet | null = set(), more: object = {}): Owner {
   const pods = ["db-0", "db-1", "db-2"].map((name, at) => pod(name, {}, { nodeName: "dae"[at] }));
-  return { kind: "stateful-set", reference: SET, statefulSet, pods, isInjected: true, ...more };
+  return { kind: "stateful-set", reference: SET, statefulSet, pods, isInjected: true, isSeen: true, ...more };
 }
 
 function node(name: string, spec: object = {}, labels: Record<string, string> = {}): Node {
@@ -112,6 +112,18 @@ const anew = (metadata: object = {}, labels: object = {}): Pod =>
     labels: { app: "db", "controller-revision-hash": "1", "holdfast.dev/migration": "m-uid", ...labels },
     ...metadata,
   });
+
+/** Made anew, and `/ordinal` was not asked. */
+const plain = (uid = "new"): Pod =>
+  anew({ uid, annotations: { "holdfast.dev/injected": "1" }, labels: { "controller-revision-hash": "1" } });
+
+/** What the pod between remembers. */
+function unseen(mark: string): Pick<Observed, "source"> {
+  const { source } = returning();
+  assert.ok(source !== null);
+  source.metadata.annotations = { ...source.metadata.annotations, "holdfast.dev/unseen": mark };
+  return { source };
+}
 
 function statusOf({ action }: Plan) {
   assert.equal(action?.do, "status", JSON.stringify(action));
@@ -207,6 +219,7 @@ describe("a StatefulSet's pod", () => {
       "ReplicaNotReady",
     ],
     ["while what is made is not injected", { owner: owned(set(), { isInjected: false }) }, "WebhookSilent"],
+    ["while nobody would make it a standby", { owner: owned(set(), { isSeen: false }) }, "OrdinalSilent"],
   ];
   for (const [what, more, reason] of waits)
     it(`waits ${what}`, () => {
@@ -291,8 +304,18 @@ describe("a StatefulSet's pod", () => {
     ],
     [
       "that was made anew elsewhere than it should is made once more",
-      returning({ ordinal: anew({ annotations: {}, labels: { "controller-revision-hash": "1" } }) }),
+      returning({ ordinal: plain(), ...unseen("2 new 1") }),
       { do: "delete-pod", isUnchanged: true, pod: ref("db-1", "new") },
+    ],
+    [
+      "is not deleted while nobody would make the next one a standby",
+      returning({ owner: owned(set(), { isSeen: false }) }),
+      null,
+    ],
+    [
+      "that was made anew elsewhere is not deleted either then",
+      returning({ ordinal: plain(), owner: owned(set(), { isSeen: false }), ...unseen("2 new 1") }),
+      null,
     ],
     ["that is a standby since a moment ago is not touched", returning({ ordinal: anew() }), null],
     [
@@ -311,6 +334,87 @@ describe("a StatefulSet's pod", () => {
       { ...deleted, pod: ref("db-1-xxxxx") },
     ],
   ];
+  it("that is not seen each time it is made anew is left, and its application goes on where it is", () => {
+    const counted: (string | null | undefined)[] = [];
+    let next = returning({ ordinal: plain("one") });
+    for (const uid of ["one", "two", "three"]) {
+      next = { ...next, ordinal: plain(uid) };
+      const { action } = plan(next, NOW);
+      assert.ok(action?.do === "patch-pod" && action.pod.name === "db-1-xxxxx", JSON.stringify(action));
+      const mark = action.metadata.annotations?.["holdfast.dev/unseen"] ?? "";
+      counted.push(mark);
+      next = { ...next, ...unseen(mark) };
+      if (uid !== "three") assert.equal(plan(next, NOW).action?.do, "delete-pod");
+    }
+    assert.deepEqual(counted, ["2 one 1", "2 two 2", "2 three 3"]);
+
+    const status = ends(next, { app: "db", "controller-revision-hash": "1" });
+    assert.deepEqual([status.phase, status.reason], ["Failed", "OrdinalNotSeen"]);
+    assert.match(status.message ?? "", /made anew 3 times.*goes on in pod db-1-xxxxx.*kubectl delete pod/s);
+  });
+
+  it("counts from one again those that were not seen after one that was", () => {
+    const { action } = plan(returning({ ordinal: plain() }, { attempt: 3 }), NOW);
+    assert.ok(action?.do === "patch-pod");
+    assert.deepEqual(action.metadata.annotations, { "holdfast.dev/unseen": "3 new 1" });
+    const after = plan(returning({ ordinal: plain(), ...unseen("2 new 3") }, { attempt: 3 }), NOW).action;
+    assert.deepEqual(after, action);
+  });
+
+  it("may be given up while nobody would make it a standby, and leaves nothing behind", () => {
+    const silent = { owner: owned(set(), { isSeen: false }) };
+    for (const ordinal of [pod(), plain()]) {
+      const seen = returning({ ordinal, strays: ordinal.metadata.uid === "new" ? [] : [ordinal], ...silent });
+      const { migration: before } = seen;
+      const aborted = { ...seen, migration: { ...before, spec: { ...before.spec, abort: true } } };
+      const deleted = {
+        ...seen,
+        migration: { ...before, metadata: { ...before.metadata, deletionTimestamp: START } },
+      };
+      for (const one of [aborted, deleted])
+        assert.equal(ends(one, { app: "db", "controller-revision-hash": "1" }).phase, "Aborted");
+      // as long as it goes on by itself nothing stops it
+      assert.equal(plan({ ...aborted, owner: owned() }, NOW).action?.do === "status", false);
+    }
+  });
+
+  /** What becomes of the pod between, and of the Migration. */
+  function ends(seen: Observed, labels: object) {
+    const first = plan(seen, NOW).action;
+    assert.ok(first?.do === "patch-pod" && first.pod.name === "db-1-xxxxx", JSON.stringify(first));
+    assert.deepEqual(first.metadata.labels, labels);
+    const { annotations = {} } = first.metadata;
+    assert.deepEqual(
+      ["standby", "becomes", "between"].map((key) => annotations[`holdfast.dev/${key}`]),
+      [null, null, null],
+    );
+    const { source } = seen;
+    assert.ok(source !== null);
+    const kept = Object.entries({ ...source.metadata.annotations, ...annotations });
+    const ordinary: Pod = {
+      ...source,
+      metadata: {
+        ...source.metadata,
+        labels: { ...source.metadata.labels, ...first.metadata.labels } as Record<string, string>,
+        annotations: Object.fromEntries(kept.filter(([, value]) => value !== null)) as Record<string, string>,
+      },
+    };
+    const status = statusOf(plan({ ...seen, source: ordinary }, NOW));
+    // the label of the Migration is taken off each, and none is deleted
+    const over = { ...seen.migration, status: { ...seen.migration.status, ...status } };
+    let rest: Observed = { ...seen, migration: over, source: ordinary, isGuarded: false };
+    for (const name of ["db-1-xxxxx", ...seen.strays.map(({ metadata }) => metadata.name)]) {
+      const { action } = plan(rest, NOW);
+      assert.ok(action?.do === "patch-pod" && action.pod.name === name, JSON.stringify(action));
+      assert.equal(action.metadata.labels?.["holdfast.dev/migration"], null);
+      const freed = (one: Pod): Pod =>
+        one.metadata.name === name ? { ...one, metadata: { ...one.metadata, labels: {} } } : one;
+      rest = { ...rest, source: freed(rest.source as Pod), strays: rest.strays.map(freed) };
+    }
+    assert.equal(plan(rest, NOW).action?.do, "finalizer");
+    return status;
+  }
+
   for (const [what, seen, action] of steps)
     it(what, () => {
       const next = plan(seen, NOW).action;
@@ -403,6 +507,16 @@ describe("the webhook that sees what StatefulSets make", () => {
     assert.equal(standby?.metadata.annotations?.["holdfast.dev/standby"], "true");
     assert.deepEqual(standby?.spec.readinessGates, [{ conditionType: "holdfast.dev/serving" }]);
     assert.deepEqual(standby, ordinalPod(made, migration({}, RETURNING), null));
+  });
+
+  it("marks a pod of the controller's dry run, which asks whether it is seen, and no other", async () => {
+    const asking = pod("db-1", { name: undefined, annotations: { "holdfast.dev/seen": "false" } });
+    const marked = await ask(asking, migration({}, { phase: "Pending" }));
+    assert.deepEqual(marked, {
+      ...asking,
+      metadata: { ...asking.metadata, annotations: { "holdfast.dev/seen": "true" } },
+    });
+    assert.equal(await ask(made, migration({}, { phase: "Pending" })), null);
   });
 
   it("leaves it as it is who holds clients' sockets, whatever pods are made like today", async () => {

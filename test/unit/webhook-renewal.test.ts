@@ -271,6 +271,29 @@ describe("its renewal", () => {
     assert.deepEqual(await renew(api, { ...options, kinds }, signal, () => late), ["trust"]);
   });
 
+  it("does not mind a configuration that is not there", async () => {
+    const cluster = new Cluster();
+    const api = {
+      async get(path: string): Promise<unknown> {
+        if (path.includes("/validating")) throw fail("KUBERNETES_NOT_FOUND", path);
+        return await cluster.get(path);
+      },
+      replace: cluster.replace.bind(cluster),
+      patch: cluster.patch.bind(cluster),
+    };
+    const kinds = ["ValidatingWebhookConfiguration" as const, "MutatingWebhookConfiguration" as const];
+    const late = start + DAYS * DAY_MS * 0.7;
+    assert.deepEqual(await renew(api, { ...options, kinds }, signal, () => late), [
+      "prepare",
+      "trust",
+      "use",
+    ]);
+    assert.deepEqual(Object.values(cluster.trusted), [
+      cluster.secret.data["ca.crt"],
+      cluster.secret.data["ca.crt"],
+    ]);
+  });
+
   it("is of the kind of configuration that it is told", async () => {
     const cluster = new Cluster();
     const asked: string[] = [];

@@ -58,11 +58,12 @@ export async function gather(api: Calls, namespace: string, name: string): Promi
     withdrawn(api, namespace, migration),
   ]);
   const candidates = labelled.items.filter(({ metadata: { uid } }) => uid !== source?.metadata.uid);
-  const reference = ownerReferenceOf(source, candidates);
-  // about to be deleted, or the source of a move that has not begun
+  // a pod between that is to stay an ordinary one says nothing of it any more
+  const reference = ownerReferenceOf(source, candidates) ?? (ordinal === null ? null : controllerOf(ordinal));
+  // about to be deleted, as it was left or was made anew in vain; or the source of a move that has not begun
   const isToBeAnew =
     (status.phase ?? "Pending") === "Pending" ||
-    (!isFinal(status.phase) && ordinal !== null && ordinal.metadata.uid === origin?.podUid);
+    (status.phase === "Preparing" && ordinal !== null && !isStandby(ordinal));
   const ourStandby = chosen(migration, candidates);
   const [rivals, standby, owner, claims] = await Promise.all([
     // after the source: whoever has labelled it was there before
@@ -268,9 +269,9 @@ async function ownerOf(
     const statefulSet = found?.metadata.uid === reference.uid ? found : null;
     const pods =
       statefulSet === null ? [] : await podsOf(api, namespace, reference, statefulSet.spec.selector);
-    const isInjected =
-      statefulSet !== null && isToBeAnew ? await wouldBeInjected(api, namespace, statefulSet) : null;
-    return { kind: "stateful-set", reference, statefulSet, pods, isInjected };
+    const admitted =
+      statefulSet !== null && isToBeAnew ? await wouldBe(api, namespace, statefulSet, reference) : UNKNOWN;
+    return { kind: "stateful-set", reference, statefulSet, pods, ...admitted };
   }
   if (reference.kind !== "ReplicaSet" || !reference.apiVersion.startsWith("apps/"))
     return { kind: "other", reference };
@@ -298,27 +299,41 @@ async function podsOf(
   return items.filter((pod) => controllerOf(pod)?.uid === uid);
 }
 
+type Admitted = Pick<Owner & { kind: "stateful-set" }, "isInjected" | "isSeen">;
+const UNKNOWN: Admitted = { isInjected: null, isSeen: null };
+
 /**
- * A pod of its template is admitted, and not kept. null: it is refused (a quota has no room for one more), which says nothing of the
- * webhook that injects
+ * A pod of its template is admitted, and not kept. Unknown: it is refused (a quota has no room for one more), which says nothing of
+ * webhooks
  */
-async function wouldBeInjected(
+async function wouldBe(
   api: Calls,
   namespace: string,
   { metadata, spec: { template, volumeClaimTemplates = [] } }: StatefulSet,
-): Promise<boolean | null> {
+  { apiVersion, kind, name, uid }: OwnerReference,
+): Promise<Admitted> {
   const claims = volumeClaimTemplates.map(({ metadata: { name } }) => ({ name, emptyDir: {} }));
   const pod = {
     apiVersion: "v1",
     kind: "Pod",
-    metadata: { ...template.metadata, generateName: `${metadata.name}-` },
+    metadata: {
+      ...template.metadata,
+      generateName: `${metadata.name}-`,
+      annotations: { ...template.metadata?.annotations, [ANNOTATION.seen]: "false" },
+      // without blockOwnerDeletion, which would ask for a right to the StatefulSet's finalizers
+      ownerReferences: [{ apiVersion, kind, name, uid, controller: true }],
+    },
     spec: { ...template.spec, volumes: [...(template.spec.volumes ?? []), ...claims] },
   };
   try {
     const made = await api.create<Pod>(pathOf("pods", { namespace }), pod, { dryRun: "All" });
-    return made.metadata.annotations?.[ANNOTATION.injected] !== undefined;
+    const { annotations = {} } = made.metadata;
+    return {
+      isInjected: annotations[ANNOTATION.injected] !== undefined,
+      isSeen: annotations[ANNOTATION.seen] === "true",
+    };
   } catch (error) {
-    if (isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID")) return null;
+    if (isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID")) return UNKNOWN;
     throw error;
   }
 }

@@ -61,12 +61,10 @@ export interface Stop extends Reason {
 
 /** Somebody wants it to end, or its time is up. It goes on all the same where the application has left its pod. */
 export function stopOf(observed: Observed, nowMs: number): Stop | null {
-  const { metadata, spec, status } = observed.migration;
+  const { status } = observed.migration;
   if (isReturning(observed.migration)) return null;
-  if (metadata.deletionTimestamp !== undefined)
-    return { phase: "Aborted", cancel: "Aborted", reason: "Deleted", message: "this Migration was deleted" };
-  if (spec.abort === true)
-    return { phase: "Aborted", cancel: "Aborted", reason: "Aborted", message: "spec.abort was set" };
+  const asked = askedToEnd(observed.migration);
+  if (asked !== null) return asked;
   const over = causeOver(observed);
   if (over !== null) return { phase: "Aborted", cancel: "Aborted", ...over };
   if (nowMs < deadlineMs(observed)) return null;
@@ -77,6 +75,15 @@ export function stopOf(observed: Observed, nowMs: number): Stop | null {
     reason: "Deadline",
     message: `it has not moved within ${deadlineSeconds(observed)} s${status.reason === "Deadline" ? "" : last}`,
   };
+}
+
+/** By somebody, and not by its time or its cause. */
+export function askedToEnd({ metadata, spec }: Migration): Stop | null {
+  if (metadata.deletionTimestamp !== undefined)
+    return { phase: "Aborted", cancel: "Aborted", reason: "Deleted", message: "this Migration was deleted" };
+  if (spec.abort === true)
+    return { phase: "Aborted", cancel: "Aborted", reason: "Aborted", message: "spec.abort was set" };
+  return null;
 }
 
 /** What asked for it has been taken back, and it has not begun to move; a request may be withdrawn as long as it has not moved. */

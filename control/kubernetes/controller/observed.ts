@@ -33,6 +33,8 @@ export type Owner =
       pods: Pod[];
       /** a pod that it makes now gets what Holdfast needs in it; null: not asked, or not known */
       isInjected: boolean | null;
+      /** … and `/ordinal` is asked about it; null as above */
+      isSeen: boolean | null;
     }
   | { kind: "other"; reference: OwnerReference };
 

@@ -292,10 +292,13 @@ export function templateWait({ reference: { name }, statefulSet }: OfSet, pod: P
 }
 
 /** It would not make it at all for now, or without what Holdfast needs in it. */
-export function anewWait(
-  { reference: { name }, statefulSet, pods, isInjected }: OfSet,
-  pod: Pod,
-): Reason | null {
+export function anewWait(owner: OfSet, pod: Pod): Reason | null {
+  const {
+    reference: { name },
+    statefulSet,
+    pods,
+    isInjected,
+  } = owner;
   if (statefulSet === null) return null;
   const [lower] = waitedFor(statefulSet, pods, pod.metadata.name);
   if (lower !== undefined)
@@ -308,8 +311,20 @@ export function anewWait(
       reason: "WebhookSilent",
       message: `a pod that StatefulSet ${name} makes now would not be injected: does the webhook run?`,
     };
-  return null;
+  return seenWait(owner);
 }
+
+/** Nobody would make it the standby of the application that is in another pod: it would be deleted, and made again, for ever. */
+export function seenWait({ reference: { name }, isSeen }: OfSet): Reason | null {
+  if (isSeen !== false) return null;
+  return {
+    reason: "OrdinalSilent",
+    message: `the API server does not ask ordinals.holdfast.dev about a pod that StatefulSet ${name} makes now: ${WHY_UNSEEN}`,
+  };
+}
+
+export const WHY_UNSEEN =
+  "is its MutatingWebhookConfiguration there (that of the chart's controller), does the controller run, and is the namespace neither kube-system nor Holdfast's own?";
 
 /** A ReplicaSet that is on its way out deletes what it is given, as it would have deleted the source. */
 export function rollout(owner: Owner): Reason | null {

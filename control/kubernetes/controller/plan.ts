@@ -403,7 +403,7 @@ function clearUp(observed: Observed, nowMs: number): Plan {
   const first = left.find((pod) => pod.metadata.deletionTimestamp === undefined);
   if (first !== undefined) return now({ do: "delete-pod", pod: refOf(first), isUnchanged: true });
   if (left.length > 0) return { action: null, wakeMs: nowMs + LOOK_AGAIN_MS };
-  const labelled = [source, standby].find(
+  const labelled = [source, standby, ...strays].find(
     (pod) => pod !== null && isClaimedBy(pod, migration) && !isStandby(pod),
   );
   if (labelled)

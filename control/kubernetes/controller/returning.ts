@@ -7,12 +7,15 @@
  * StatefulSet wants no such pod any more, or only one of another template.
  *
  * The webhook at `/ordinal` makes the new pod the standby (`webhook/ordinal.ts`). One that it did not see is of no use here: nothing
- * runs in it, as the store says who owns the application, and it is deleted.
+ * runs in it, as the store says who owns the application, and it is deleted. But not where the next would not be seen either: a dry run
+ * says so, and then nothing is deleted until the webhook is back. Where the dry run was seen and the pods were not, so many times in a row,
+ * or somebody wants an end of the waiting, the application stays where it is, in a pod that is an ordinary one from then on.
  */
+import { ANNOTATION, DELETION_COST, type Migration } from "../../api/resources.ts";
 import type { Pod } from "../client/objects.ts";
-import { end, LOOK_AGAIN_MS, now, type Plan, refOf, to, waiting } from "./next.ts";
+import { askedToEnd, end, LOOK_AGAIN_MS, now, type Plan, refOf, timeText, to, waiting } from "./next.ts";
 import { isClaimedBy, isReturning, type Observed, type Reason, sourceOf } from "./observed.ts";
-import { anewWait, templateWait } from "./obstacles.ts";
+import { anewWait, seenWait, templateWait, WHY_UNSEEN } from "./obstacles.ts";
 import { becomesOf, isStandby } from "./standby-pod.ts";
 import { isWanted, REVISION } from "./stateful-set.ts";
 
@@ -21,6 +24,8 @@ const OVERDUE_MS = 10_000;
 /** a pod made anew that cannot be used by then is made once more, anywhere */
 const ANEW_MS_MAX = 60_000;
 const LOOK_SOON_MS = 500;
+/** pods made anew in a row that the webhook did not see, of which none comes after the last */
+const UNSEEN_MAX = 3;
 
 /** The application is in the shadow: from now on that is the source. */
 export function beginReturn(observed: Observed, nowMs: number, shadow: Pod): Plan {
@@ -94,12 +99,78 @@ export function madeAnew(observed: Observed, nowMs: number): Plan {
   // made since the standbys were looked for
   if (isClaimedBy(ordinal, migration) && isStandby(ordinal))
     return { action: null, wakeMs: nowMs + LOOK_SOON_MS };
-  if (uid !== origin.podUid) return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: true });
+  const shadow = sourceOf(observed);
+  const silent = seenWait(owner);
+  const asked = silent === null ? null : askedToEnd(migration);
+  if (shadow !== null && asked !== null) return stay(observed, nowMs, shadow, asked);
+  if (shadow !== null && uid !== origin.podUid) {
+    const count = unseenWith(shadow, migration, uid);
+    if (count === null) return remember(shadow, migration, uid);
+    if (count >= UNSEEN_MAX)
+      return stay(observed, nowMs, shadow, {
+        phase: "Failed",
+        reason: "OrdinalNotSeen",
+        message: `the API server did not ask ordinals.holdfast.dev about pod ${origin.pod}, which was made anew ${count} times (${WHY_UNSEEN})`,
+      });
+    if (silent !== null) return waiting(observed, nowMs, silent);
+    return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: true });
+  }
   // a roll-out waits for this pod, which has no application and is not Ready, and so for us: it gets what it would get in the end
   const isInTurn = owner.statefulSet?.spec.updateStrategy?.type !== "OnDelete";
   const wait = (isInTurn ? null : templateWait(owner, ordinal)) ?? anewWait(owner, ordinal);
   if (wait !== null) return waiting(observed, nowMs, wait);
   return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: false });
+}
+
+/** How many in a row were not seen, this one among them; by the shadow, as definitions of before drop fields. null: it does not know this one */
+function unseenWith(shadow: Pod, { status: { attempt = 1 } }: Migration, uid: string): number | null {
+  const [of, last, count] = unseenOf(shadow);
+  return of === String(attempt) && last === uid ? Number(count) : null;
+}
+
+function unseenOf({ metadata }: Pod): string[] {
+  return (metadata.annotations?.[ANNOTATION.unseen] ?? "").split(" ");
+}
+
+/** One that was seen began another attempt, by which it is counted from 1 again. */
+function remember(shadow: Pod, { status: { attempt = 1 } }: Migration, uid: string): Plan {
+  const [of, , before] = unseenOf(shadow);
+  const count = of === String(attempt) ? Number(before) + 1 : 1;
+  const annotations = { [ANNOTATION.unseen]: `${attempt} ${uid} ${count}` };
+  return now({ do: "patch-pod", pod: refOf(shadow), metadata: { annotations } });
+}
+
+/**
+ * It ends with the application where it is. That pod is no standby any more before the Migration has ended: an eviction of it is one of an
+ * ordinary pod, and moves it. Its StatefulSet does not take it for its own, by its name.
+ */
+function stay(
+  observed: Observed,
+  nowMs: number,
+  shadow: Pod,
+  { phase, reason, message }: Reason & { phase: "Failed" | "Aborted" },
+): Plan {
+  const { name } = shadow.metadata;
+  const pod = observed.migration.status.origin?.pod ?? observed.migration.spec.pod;
+  if (isStandby(shadow))
+    return now({
+      do: "patch-pod",
+      pod: refOf(shadow),
+      metadata: {
+        labels: becomesOf(shadow)?.labels ?? {},
+        annotations: {
+          [ANNOTATION.standby]: null,
+          [ANNOTATION.becomes]: null,
+          [ANNOTATION.between]: null,
+          [DELETION_COST]: null,
+          [ANNOTATION.moved]: timeText(nowMs),
+        },
+      },
+    });
+  return end(observed, nowMs, phase, {
+    reason,
+    message: `${message}; the application goes on in pod ${name}, which is nobody's from now on, and pod ${pod} waits: kubectl delete pod ${name} ends it there, and pod ${pod} begins anew, without what it had in memory`,
+  });
 }
 
 /**

@@ -46,9 +46,27 @@ const ALPHABET = "bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX = 5;
 const NAME_MAX = 253;
 const LABEL_MAX = 63;
-/** of the pod that was, by the network, by kubectl, or by who asked for its eviction */
-const NOT_COPIED =
-  /^(holdfast\.dev\/evicted|kubectl\.kubernetes\.io\/last-applied-configuration|controller\.kubernetes\.io\/pod-deletion-cost|kubernetes\.io\/config\..*|([\w-]+\.)*(cni\.projectcalico\.org|cni\.cncf\.io|ovn\.org)\/.*)$/;
+/**
+ * Of the pod that was: by the network (what it has given to it), by kubectl, by who asked for its eviction, or by the controller. What a pod
+ * asks of the network is its own, but for an address that the other pod has until the end.
+ */
+const NOT_COPIED = new Set([
+  "holdfast.dev/evicted",
+  ANNOTATION.unseen,
+  "kubectl.kubernetes.io/last-applied-configuration",
+  DELETION_COST,
+  // Multus; the second is its older name
+  "k8s.v1.cni.cncf.io/network-status",
+  "k8s.v1.cni.cncf.io/networks-status",
+  "k8s.ovn.org/pod-networks",
+  "cni.projectcalico.org/podIP",
+  "cni.projectcalico.org/podIPs",
+  "cni.projectcalico.org/containerID",
+  "cni.projectcalico.org/ipAddrs",
+  "cni.projectcalico.org/ipAddrsNoIpam",
+]);
+/** … by its kubelet: where a static pod is from */
+const KUBELETS = "kubernetes.io/config.";
 
 /** The same for the same Migration and serial: a controller that died after it made the pod finds it by this name. */
 export function standbyName({ metadata, spec, status }: Migration, owner: OwnerReference | null): string {
@@ -96,7 +114,9 @@ export function standbyPod(source: Pod, migration: Migration): PodManifest {
   const { [MIGRATION_LABEL]: _, ...becomesLabels } = labels;
   const owner = controllerOf(source);
   const becomes: Becomes = { labels: becomesLabels, owner };
-  const kept = Object.entries(annotations).filter(([key]) => !NOT_COPIED.test(key));
+  const kept = Object.entries(annotations).filter(
+    ([key]) => !NOT_COPIED.has(key) && !key.startsWith(KUBELETS),
+  );
   const scheduling = schedulingOf(source);
   return {
     apiVersion: "v1",

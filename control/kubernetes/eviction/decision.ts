@@ -59,8 +59,10 @@ export type EvictionDecision =
 export const EVICTED = "holdfast.dev/evicted";
 /** kubectl asks every 5 s: after so long without a question another eviction begins */
 const FORGOTTEN_MS = 120_000;
-/** where only a move will do, after one that failed */
+/** after one that was aborted; and after one that failed, where only a move will do */
 const AGAIN_MS = 30_000;
+/** before the first question: whoever asks seldom (the descheduler, every 5 min) begins anew each time, and is to be told once only */
+const OLD_MS = 600_000;
 /** whoever has asked for the pod of that name on another node asks no more after so long; kubectl does every 5 s */
 const MOVED_MS = 60_000;
 
@@ -115,17 +117,32 @@ export function decideEviction(facts: EvictionFacts, nowMs: number): EvictionDec
     return { ...deny("somebody else is to move its application (policy: External)"), isOthers: true };
   const cause = evictionCause(pod, node, facts.request?.eviction ?? null);
   const made = (): NewMigration => newMigration(pod, highestNumber(pod, own), cause);
-  const isOld = last !== undefined && last.spec.podUid !== metadata.uid && createdMs(last) < sinceMs;
-  if (last === undefined || isOld || isWithdrawn(last))
+  if (last === undefined || isWithdrawn(last) || saysNothing(last, metadata.uid, sinceMs))
     return deny("its application is going to be moved", made());
+  const isAgain = nowMs - endedMs(last) >= AGAIN_MS;
+  // who does not want it moved does not want its clients cut off: the pod goes as it is with the policy None
+  if (last.status.phase === "Aborted")
+    return deny(
+      `Migration ${last.metadata.name} was aborted, and another is made ${AGAIN_MS / 1_000} s after it while the eviction is asked for (policy None: the pod goes as it is)`,
+      isAgain ? made() : null,
+    );
   if (strategy === "LiveMigrateIfPossible")
     return allowed(`its application cannot be moved: ${last.status.reason}: ${last.status.message}`);
   const message = `its application cannot be moved, and the policy is LiveMigrate: ${last.status.reason}: ${last.status.message}`;
-  return deny(message, nowMs - endedMs(last) >= AGAIN_MS ? made() : null);
+  return deny(message, isAgain ? made() : null);
 }
 
 function allowed(reason: string): EvictionDecision {
   return { isAllowed: true, reason };
+}
+
+/**
+ * One that has not moved the application, and yet says nothing of whether it can be moved now: it ended long before anybody asked, or went
+ * to where somebody had chosen, or was about whatever pod had the name before.
+ */
+function saysNothing(last: Migration, uid: string, sinceMs: number): boolean {
+  if (last.spec.target !== undefined || endedMs(last) < sinceMs - OLD_MS) return true;
+  return last.spec.podUid !== uid && createdMs(last) < sinceMs;
 }
 
 /** The pod has its name, and its application, of one that was on another node a moment ago. */

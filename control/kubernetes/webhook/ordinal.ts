@@ -1,11 +1,12 @@
 /**
  * Answers the API server's question about a pod that a StatefulSet is making: where a Migration has its application in another pod
- * meanwhile, it is made as the standby of that, on the node that the Migration wants. Every other pod is let through as it is.
+ * meanwhile, it is made as the standby of that, on the node that the Migration wants. Every other pod is let through as it is, but that
+ * of a dry run by which the controller finds out whether the API server asks here at all: it comes back marked.
  *
  * Apart from what injects, which decides by the pod alone: this looks Migrations up.
  */
 import * as z from "zod";
-import { isFinal, migrationsIn } from "../../api/resources.ts";
+import { ANNOTATION, isFinal, migrationsIn } from "../../api/resources.ts";
 import type { KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Pod } from "../client/objects.ts";
 import { pathOf } from "../client/paths.ts";
@@ -49,6 +50,11 @@ export async function answerOrdinal(
   const owner = pod.metadata.ownerReferences?.find(({ controller }) => controller === true);
   if (owner === undefined || !isStatefulSet(owner)) return asItIs("it is no StatefulSet's");
   if (isStandby(pod)) return asItIs("it is a standby already");
+  if (pod.metadata.annotations?.[ANNOTATION.seen] === "false") {
+    const annotations = { ...pod.metadata.annotations, [ANNOTATION.seen]: "true" };
+    const seen = { ...pod, metadata: { ...pod.metadata, annotations } };
+    return answerOf(request, "unchanged", "the controller asks whether it is seen", patchTo(object, seen));
+  }
   const { items } = await api.list<KubernetesObject>(pathOf("migrations", { namespace }));
   const found = migrationsIn(items).find(
     ({ status }) => status.origin?.pod === pod.metadata.name && !isFinal(status.phase),

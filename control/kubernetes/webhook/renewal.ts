@@ -4,7 +4,7 @@
  *
  *   prepare  the next certificate and its key go into the Secret beside those in use, and its authority into the bundle, before the
  *            authority until then. Conditional: one of several does it.
- *   trust    each webhook configuration gets the bundle of the Secret. Also where somebody else has put another one there. Conditional.
+ *   trust    each webhook configuration that is there gets the bundle of the Secret. Also where somebody else has put another one there. Conditional.
  *   use      the next certificate takes the place of the one in use. Conditional. kubelet brings it to each webhook, in its time.
  */
 import { X509Certificate } from "node:crypto";
@@ -12,6 +12,7 @@ import * as z from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { RenewalConfig } from "../../config/webhook.ts";
+import { isCode } from "../client/api.ts";
 import { issueCertificate } from "./issue.ts";
 
 /** What of the API server it needs. `replace` and `patch` are done to what was read, or fail with `KUBERNETES_CONFLICT`. */
@@ -93,7 +94,8 @@ export async function renew(
     const all: { at: string; hooks: Configuration }[] = [];
     for (const kind of kinds) {
       const at = `/apis/admissionregistration.k8s.io/v1/${kind.toLowerCase()}s/${configuration}`;
-      all.push({ at, hooks: configurationSchema.parse(await api.get(at, signal)) });
+      const hooks = await configurationAt(api, at, signal);
+      if (hooks !== null) all.push({ at, hooks });
     }
     const secret = secretSchema.parse(await api.get(path, signal));
     const trusted = all.flatMap(({ hooks }) => bundlesOf(hooks));
@@ -113,6 +115,20 @@ export async function renew(
     }
   }
   return done;
+}
+
+/** null: it is not there (evictions are not asked about, say), and nobody is led here by it */
+async function configurationAt(
+  api: Pick<RenewalApi, "get">,
+  at: string,
+  signal: AbortSignal,
+): Promise<Configuration | null> {
+  try {
+    return configurationSchema.parse(await api.get(at, signal));
+  } catch (error) {
+    if (isCode(error, "KUBERNETES_NOT_FOUND")) return null;
+    throw error;
+  }
 }
 
 function bundlesOf({ webhooks }: Configuration): string[] {
