@@ -7,6 +7,7 @@ import { closeSync, constants, openSync, readFileSync, statSync } from "node:fs"
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
+import { isShortage } from "../runtime/read-text.ts";
 import { type Travelling, travellingMounts } from "../runtime/travelling-mounts.ts";
 import { withSocketAt } from "./sockets.ts";
 
@@ -24,7 +25,8 @@ export async function halfReadFolders(container: Travelling, pids: number[]): Pr
     let again: number;
     try {
       again = openSync(`/proc/${pid}/fd/${fd}`, constants.O_RDONLY | constants.O_DIRECTORY);
-    } catch {
+    } catch (error) {
+      if (isShortage(error)) throw error;
       return false; // closed meanwhile
     }
     try {
@@ -77,7 +79,8 @@ function positionIn(pid: number, fd: number, mounts: Set<string>): bigint {
     const info = readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");
     const field = (name: string): string => new RegExp(`^${name}:\\s*(\\d+)$`, "m").exec(info)?.[1] ?? "0";
     return mounts.has(field("mnt_id")) ? BigInt(field("pos")) : 0n;
-  } catch {
+  } catch (error) {
+    if (isShortage(error)) throw error;
     return 0n;
   }
 }
