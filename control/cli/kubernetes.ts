@@ -1,21 +1,24 @@
 /** Commands about pods of a cluster: each makes or changes Migrations, which the cluster's controller carries out. */
 import { fail } from "#proxy/contract/error-codes.ts";
-import { messageOf } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { EXIT } from "../api/exit-status.ts";
 import {
   ANNOTATION,
   API_VERSION,
   isFinal,
+  MIGRATION_LABEL,
   type Migration,
   type MigrationSpec,
   migration as migrationSchema,
+  migrationsIn,
 } from "../api/resources.ts";
 import type { KubernetesApi } from "../kubernetes/client/api.ts";
-import { isActive, type KubernetesObject, type Node, type Pod } from "../kubernetes/client/objects.ts";
+import { isActive, type Node, type Pod } from "../kubernetes/client/objects.ts";
 import { pathOf } from "../kubernetes/client/paths.ts";
-import { Reflector } from "../kubernetes/client/reflector.ts";
 import { askToEnd } from "../kubernetes/controller/end-migrations.ts";
+import { createdMs, isAbout } from "../kubernetes/triggers/caused.ts";
 import type { OnInterrupt } from "./cancellable.ts";
+import { MigrationFollower, type Patience } from "./follow-migration.ts";
 import { milliseconds, PhaseRenderer, plain, type Terminal, table } from "./terminal.ts";
 
 export interface PodRequest {
@@ -38,6 +41,7 @@ export async function migratePod(
   json: boolean,
   terminal: Terminal,
   onInterrupt: OnInterrupt,
+  patience?: Patience,
 ): Promise<number> {
   const { namespace, pod, to, deadlineMs, dryRun, wait } = request;
   const found = await api.find<Pod>(pathOf("pods", { namespace, name: pod }));
@@ -68,7 +72,7 @@ export async function migratePod(
     () => phases?.stop(),
   );
   try {
-    const ended = await follow(api, namespace, name, phases);
+    const ended = await new MigrationFollower(api, terminal, patience).follow(namespace, name, phases);
     phases?.stop();
     terminal.out.write(json ? `${JSON.stringify(ended)}\n` : summary(ended));
     return ended.status.phase === "Succeeded" ? EXIT.ok : EXIT.failed;
@@ -84,20 +88,25 @@ export async function abortMigration(
   request: { namespace: string; name: string },
   json: boolean,
   terminal: Terminal,
+  patience?: Patience,
 ): Promise<number> {
   const { namespace, name } = request;
   await askToEnd(api, namespace, name);
-  const ended = await follow(api, namespace, name, null);
+  const ended = await new MigrationFollower(api, terminal, patience).follow(namespace, name);
   terminal.out.write(json ? `${JSON.stringify(ended)}\n` : summary(ended));
   return ended.status.phase === "Aborted" ? EXIT.ok : EXIT.failed;
 }
 
-/** `holdfast drain NODE`: no new pods come, and each injected one moves; the rest is for `kubectl drain`. */
+/**
+ * `holdfast drain NODE`: no new pods come, and each injected one moves; the rest is for `kubectl drain`. What goes wrong with one pod is
+ * told in its row.
+ */
 export async function drainNode(
   api: KubernetesApi,
   request: { node: string; deadlineMs: number | null },
   json: boolean,
   terminal: Terminal,
+  patience?: Patience,
 ): Promise<number> {
   const { node, deadlineMs } = request;
   const path = pathOf("nodes", { name: node });
@@ -110,35 +119,91 @@ export async function drainNode(
       pod.metadata.annotations?.[ANNOTATION.injected] === "1" &&
       pod.metadata.annotations[ANNOTATION.standby] !== "true",
   );
-  const ended = await Promise.all(
+  const follower = new MigrationFollower(api, terminal, patience);
+  const known = new Map<string, Promise<Migration[]>>();
+  const outcomes = await Promise.allSettled(
     pods.map(async (pod) => {
       const { namespace = "default", name, uid } = pod.metadata;
-      const made = await make(api, pod, {
-        pod: name,
-        podUid: uid,
-        ...(deadlineMs === null ? {} : { deadlineSeconds: Math.max(1, Math.round(deadlineMs / 1_000)) }),
-        ttlSecondsAfterFinished: DAY_S,
-      });
-      if (!json) terminal.err.write(`${namespace}/${name}: migration/${made.metadata.name}\n`);
-      return follow(api, namespace, made.metadata.name, null);
+      const before = known.get(namespace) ?? migrationsOf(api, namespace);
+      known.set(namespace, before);
+      const open = openOf(pod, await before);
+      const made =
+        open ??
+        (await make(api, pod, {
+          pod: name,
+          podUid: uid,
+          ...(deadlineMs === null ? {} : { deadlineSeconds: Math.max(1, Math.round(deadlineMs / 1_000)) }),
+          ttlSecondsAfterFinished: DAY_S,
+        }));
+      const how = open === null ? "" : ", which is under way already";
+      if (!json) terminal.err.write(`${namespace}/${name}: migration/${made.metadata.name}${how}\n`);
+      const ended = await follower.follow(namespace, made.metadata.name);
+      if (ended.status.phase === "Succeeded") return ended;
+      // kubectl drain may have asked for one in the same moment, by which the pod has gone
+      const other = movedBy(pod, await migrationsOf(api, namespace));
+      return other === null ? ended : await follower.follow(namespace, other.metadata.name);
     }),
   );
-  if (json) terminal.out.write(`${JSON.stringify({ node, migrations: ended })}\n`);
+  const migrations: Migration[] = [];
+  const problems: { pod: string; code: string; message: string }[] = [];
+  const rows = pods.map(({ metadata: { namespace = "default", name } }, at) => {
+    const pod = `${namespace}/${name}`;
+    const outcome = outcomes[at] as PromiseSettledResult<Migration>;
+    if (outcome.status === "fulfilled") {
+      migrations.push(outcome.value);
+      return [pod, ...cellsOf(outcome.value)];
+    }
+    const { reason } = outcome;
+    const message = plain(messageOf(reason));
+    problems.push({ pod, code: reason instanceof HoldfastError ? reason.code : "INTERNAL", message });
+    return [pod, "Unknown", "-", "-", "-", message];
+  });
+  if (json) terminal.out.write(`${JSON.stringify({ node, migrations, problems })}\n`);
   else {
-    const rows = ended.map(({ metadata, spec, status }) => [
-      `${metadata.namespace}/${spec.pod}`,
-      status.phase ?? "-",
-      status.target?.node ?? "-",
-      status.move?.sessions === undefined ? "-" : String(status.move.sessions),
-      milliseconds(status.move?.pauseMs),
-      plain(status.message ?? ""),
-    ]);
     const head = ["POD", "OUTCOME", "TO", "SESSIONS", "PAUSE", "MESSAGE"];
     terminal.out.write(
       rows.length === 0 ? `node ${node} is cordoned; no pod of it is injected\n` : table(head, rows),
     );
   }
-  return ended.every(({ status }) => status.phase === "Succeeded") ? EXIT.ok : EXIT.failed;
+  const isEmpty = problems.length === 0 && migrations.every(({ status }) => status.phase === "Succeeded");
+  return isEmpty ? EXIT.ok : EXIT.failed;
+}
+
+function cellsOf({ status: { phase, target, move, message } }: Migration): string[] {
+  return [
+    phase ?? "-",
+    target?.node ?? "-",
+    move?.sessions === undefined ? "-" : String(move.sessions),
+    milliseconds(move?.pauseMs),
+    plain(message ?? ""),
+  ];
+}
+
+async function migrationsOf(api: KubernetesApi, namespace: string): Promise<Migration[]> {
+  return migrationsIn((await api.list(pathOf("migrations", { namespace }))).items);
+}
+
+/** The one that moves the pod, or is to: another would wait for it, and then find no pod. The pod's label says which of several. */
+function openOf(pod: Pod, migrations: readonly Migration[]): Migration | null {
+  const claimed = pod.metadata.labels?.[MIGRATION_LABEL];
+  const open = migrations
+    .filter((one) => isAway(one, pod) && isGoingOn(one))
+    .toSorted((one, other) => createdMs(one) - createdMs(other));
+  return open.find(({ metadata }) => metadata.uid === claimed) ?? open[0] ?? null;
+}
+
+/** … or has moved it. */
+function movedBy(pod: Pod, migrations: readonly Migration[]): Migration | null {
+  const moved = ({ status }: Migration): boolean => status.phase === "Succeeded";
+  return migrations.find((one) => isAway(one, pod) && moved(one)) ?? openOf(pod, migrations);
+}
+
+function isAway(migration: Migration, pod: Pod): boolean {
+  return migration.spec.dryRun !== true && isAbout(migration, pod);
+}
+
+function isGoingOn({ metadata, spec, status }: Migration): boolean {
+  return !isFinal(status.phase) && spec.abort !== true && metadata.deletionTimestamp === undefined;
 }
 
 async function make(api: KubernetesApi, { metadata }: Pod, spec: MigrationSpec): Promise<Migration> {
@@ -151,47 +216,6 @@ async function make(api: KubernetesApi, { metadata }: Pod, spec: MigrationSpec):
     spec,
   });
   return migrationSchema.parse(made);
-}
-
-/** Its end. @throws HoldfastError `KUBERNETES_NOT_FOUND`: it was deleted before */
-async function follow(
-  api: KubernetesApi,
-  namespace: string,
-  name: string,
-  phases: PhaseRenderer | null,
-): Promise<Migration> {
-  const ended = Promise.withResolvers<Migration>();
-  let shown: string | null = null;
-  let told = "";
-  const see = (object: KubernetesObject | null): void => {
-    const parsed = object === null ? null : migrationSchema.safeParse(object);
-    if (!parsed?.success) {
-      ended.reject(fail("KUBERNETES_NOT_FOUND", `Migration ${namespace}/${name} is not there any more`));
-      return;
-    }
-    const { phase = "Pending", message = "" } = parsed.data.status;
-    if (phase !== shown) {
-      if (shown !== null) phases?.show({ type: "phase", phase: shown.toLowerCase(), state: "done" });
-      if (!isFinal(phase)) phases?.show({ type: "phase", phase: phase.toLowerCase(), state: "start" });
-      shown = phase;
-    } else if (message !== told && phases !== null) phases.note(`  ${plain(message)}`);
-    told = message;
-    if (isFinal(phase)) ended.resolve(parsed.data);
-  };
-  const reflector = new Reflector<KubernetesObject>({
-    api,
-    path: pathOf("migrations", { namespace }),
-    query: { fieldSelector: `metadata.name=${name}` },
-    onChange: see,
-    onAll: (objects) => {
-      if (objects.length === 0) see(null);
-    },
-  });
-  try {
-    return await ended.promise;
-  } finally {
-    await reflector.close();
-  }
 }
 
 function summary({ metadata, spec, status }: Migration): string {

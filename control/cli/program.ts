@@ -600,6 +600,8 @@ Ctrl-C cancels the move and waits for the outcome; a second Ctrl-C leaves.`,
       "after",
       `
 What is not injected stays: kubectl drain evicts it. Where the chart answers evictions, kubectl drain alone does both.
+A pod that is being moved already is waited for. Each pod has its row: Unknown where it could not be asked for, or not be waited
+for; the exit status is 1 where one of them has not moved, or it is not known.
 ${EXIT_HELP}`,
     )
     .action((node: string, options: ClusterOptions & { deadline?: number }) =>

@@ -69,7 +69,7 @@ export class PhaseRenderer {
       line.ms ?? (this.#running?.phase === phase ? performance.now() - this.#running.sinceMs : undefined);
     const note = line.note === undefined ? "" : `  ${plain(line.note)}`;
     this.#running = null;
-    this.#clear();
+    this.clear();
     this.#out.write(`${`✔ ${phase}`.padEnd(NAME_WIDTH)} ${milliseconds(ms).padStart(10)}${note}\n`);
   }
 
@@ -79,14 +79,14 @@ export class PhaseRenderer {
     this.#timer = undefined;
     const running = this.#running;
     this.#running = null;
-    this.#clear();
+    this.clear();
     if (running === null) return;
     const ms = milliseconds(performance.now() - running.sinceMs);
     this.#out.write(`${`✖ ${running.phase}`.padEnd(NAME_WIDTH)} ${ms.padStart(10)}\n`);
   }
 
   note(text: string): void {
-    this.#clear();
+    this.clear();
     this.#out.write(`${text}\n`);
   }
 
@@ -98,7 +98,8 @@ export class PhaseRenderer {
     this.#out.write(`\r\x1b[K${`${spin} ${running.phase}`.padEnd(NAME_WIDTH)} ${ms.padStart(10)}`);
   }
 
-  #clear(): void {
+  /** Of the line that is drawn again and again nothing is left: something else is written. */
+  clear(): void {
     if (this.#out.isTTY) this.#out.write("\r\x1b[K");
   }
 }

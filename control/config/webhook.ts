@@ -3,6 +3,7 @@ import * as z from "zod";
 import { PROXY_DEFAULTS, type ProxyDefault } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { formatEndpoint } from "./endpoint.ts";
+import { DEFAULT_PROXY_RESOURCES, type ProxyResources, proxyResources } from "./proxy-resources.ts";
 import { count, endpoint, list, oneOf, truth } from "./schema.ts";
 import { beside, invalid, parseFile, readFile } from "./yaml-file.ts";
 
@@ -15,8 +16,8 @@ export interface WebhookFile {
   /** what is copied into pods */
   image: string;
   imagePullPolicy: "Always" | "IfNotPresent" | "Never" | null;
-  /** what runs the proxy in pods, and where it is in those that say nothing of it; null: never in a pod */
-  proxy: { image: string; default: ProxyDefault } | null;
+  /** what runs the proxy in pods, where it is in those that say nothing of it, and what it asks for there; null: never in a pod */
+  proxy: { image: string; default: ProxyDefault; resources: ProxyResources } | null;
   /** `/healthz`, `/readyz`, `/metrics` */
   admin: Endpoint | null;
   /** who renews the certificate; null: somebody else */
@@ -83,7 +84,11 @@ const webhookSchema = z.strictObject(
     imagePullPolicy: oneOf("Always", "IfNotPresent", "Never").optional(),
     proxy: z
       .strictObject(
-        { image, default: oneOf(...PROXY_DEFAULTS).default("auto") },
+        {
+          image,
+          default: oneOf(...PROXY_DEFAULTS).default("auto"),
+          resources: proxyResources.default(DEFAULT_PROXY_RESOURCES),
+        },
         "expected the proxy, as { image: registry.example/holdfast/control:1, default: auto }",
       )
       .optional(),

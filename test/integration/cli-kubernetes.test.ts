@@ -82,6 +82,9 @@ describe("holdfast in a cluster", () => {
         tell(statuses[0] as Status);
         return answer(object({}));
       }
+      // what there is before one is made
+      if (call === `GET ${MIGRATIONS}` && url.searchParams.get("fieldSelector") === null)
+        return answer({ metadata: { resourceVersion: "1" }, items: [] });
       if (call === `GET ${MIGRATIONS}` && url.searchParams.get("watch") === null)
         return answer({ metadata: { resourceVersion: "1" }, items: [object(statuses.shift() ?? {})] });
       if (call === `GET ${MIGRATIONS}`) {

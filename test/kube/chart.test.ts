@@ -21,6 +21,7 @@ import { after, describe, it } from "node:test";
 import { parse, parseAllDocuments, stringify } from "yaml";
 import { parseConfig } from "#control/config/config.ts";
 import { parseGatewayConfig } from "#control/config/gateway.ts";
+import { DEFAULT_PROXY_RESOURCES } from "#control/config/proxy-resources.ts";
 import { parseWebhookConfig } from "#control/config/webhook.ts";
 import { projectRoot } from "../lab/lab.ts";
 import { kubeTools } from "./kube-tools.ts";
@@ -80,6 +81,7 @@ const EVERYTHING_ELSE = {
   webhook: {
     replicas: 1,
     proxy: "sidecar",
+    proxyResources: { requests: { cpu: 0.02, memory: "128Mi" }, limits: { memory: "1Gi" } },
     failurePolicy: "Fail",
     timeoutSeconds: 2,
     excludedNamespaces: ["monitoring"],
@@ -305,8 +307,14 @@ describe("the chart", () => {
       );
       assert.equal(hooks.length, 2);
       assert.equal(renewal?.configuration, isRenewed ? "holdfast-controller" : undefined);
-      const { admin, gateways } = parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml");
+      const { admin, gateways, proxy } = parseWebhookConfig(webhook.data["webhook.yaml"], "webhook.yaml");
       assert.deepEqual([admin?.port, gateways], [9400, true]);
+      assert.deepEqual(
+        proxy?.resources,
+        values === DEFAULT
+          ? DEFAULT_PROXY_RESOURCES
+          : { requests: { cpu: "0.02", memory: "128Mi" }, limits: { cpu: "1", memory: "1Gi" } },
+      );
       const secret = objects.find(({ stringData }) => stringData?.["gateway.yaml"] !== undefined);
       const led = parse(secret.stringData["gateway.yaml"]);
       assert.equal(led.key, raw.gatewayKey);
@@ -368,6 +376,7 @@ describe("the chart", () => {
     for (const [set, told] of [
       ["webhook.replica=3", /replica/],
       ["webhook.failurePolicy=ignore", /failurePolicy/],
+      ["webhook.proxyResources.limits.gpu=1", /gpu/],
       ["redis.clusterIP=none", /clusterIP/],
       ["store.url=memory:", /url/],
       ["agent.cri=containerd.sock", /cri/],

@@ -41,6 +41,7 @@ const NAMESPACES: Record<string, Record<string, string>> = {
   restricted: { ...INJECT, ...RESTRICTED },
   enforcing: { ...INJECT, "holdfast.dev/policy": "enforce" },
   plain: {},
+  limited: INJECT,
   closed: { "holdfast.dev/inject": "disabled" },
 };
 
@@ -195,6 +196,50 @@ describe("the chart in a cluster", () => {
     const { status, object } = await tryPod("restricted", podOf("bare"));
     assert.equal(status, 403);
     assert.match(object.message, /violates PodSecurity/);
+  });
+
+  it("lets into a namespace with a LimitRange what it let in before, by sizes of the proxy's where they have to be others", async () => {
+    const least = "64Mi";
+    const sized = (annotations: object, labels = {}, requests = {}): Promise<Answer> => {
+      const { spec } = podOf("bare");
+      const containers = spec.containers.map((one) => ({ ...one, resources: { requests } }));
+      const metadata = { name: "sized", labels, annotations };
+      return tryPod("limited", { ...podOf("bare"), metadata, spec: { ...spec, containers } });
+    };
+    const apart = { "holdfast.dev/inject": "disabled" };
+    /** LimitRanger is told by a watch. */
+    const limit = async (limits: object, isThere: (answer: Answer) => boolean): Promise<void> => {
+      await cluster.apply({
+        apiVersion: "v1",
+        kind: "LimitRange",
+        metadata: { name: "limits", namespace: "limited" },
+        spec: { limits: [{ type: "Container", ...limits }] },
+      });
+      await cluster.until("it holds", async () => isThere(await sized({}, apart, { memory: least })));
+    };
+    const admitted = async (annotations: object): Promise<KubeObject> => {
+      const answer = await sized(annotations);
+      assert.equal(answer.status, 201, answer.object.message);
+      assert.ok(isInjected(answer));
+      return answer.object.spec.initContainers[0];
+    };
+    const [atNode, inPod] = ["node", "sidecar"].map((place) => ({ "holdfast.dev/proxy": place }));
+    const most = { memory: "256Mi" };
+    await limit(
+      { max: most },
+      ({ object }) => object.spec?.containers[0].resources.limits?.memory === most.memory,
+    );
+    assert.deepEqual((await admitted(inPod as object)).resources, {
+      requests: { cpu: "50m", memory: "96Mi" },
+      limits: most,
+    });
+    await admitted(atNode as object);
+    await limit({ max: most, min: { memory: "128Mi" } }, ({ status }) => status === 403);
+    await admitted(atNode as object);
+    const { status, object } = await sized(inPod as object);
+    assert.equal(status, 403);
+    assert.match(object.message, /minimum memory usage per Container is 128Mi, but request is 96Mi/);
+    await admitted({ ...inPod, "holdfast.dev/proxy-resources": '{"requests":{"memory":"128Mi"}}' });
   });
 
   it("keeps out what cannot be injected where the namespace enforces it", async () => {

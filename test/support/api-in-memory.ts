@@ -19,7 +19,7 @@ export class ApiInMemory {
   /** thrown by the next call that begins so */
   problem: [string, Error] | null = null;
   #version = 1;
-  readonly #watches = new Set<{ under: RegExp; tell: Tell }>();
+  readonly #watches = new Set<{ under: RegExp; fieldSelector: string; tell: Tell }>();
 
   put(path: string, object: Raw): void {
     const [, namespace, name] = /\/namespaces\/([^/]+)\/[^/]+\/([^/]+)$/.exec(path) ?? [];
@@ -44,7 +44,8 @@ export class ApiInMemory {
   }
 
   #tell(path: string, event: WatchEvent<object>): void {
-    for (const { under, tell } of this.#watches) if (under.test(path)) tell(event);
+    for (const { under, fieldSelector, tell } of this.#watches)
+      if (under.test(path) && hasField(path, event.object, fieldSelector)) tell(event);
   }
 
   get api(): KubernetesApi {
@@ -69,7 +70,7 @@ export class ApiInMemory {
       },
       list: async <T extends KubernetesObject>(
         path: string,
-        { labelSelector = "" }: Raw = {},
+        { labelSelector = "", fieldSelector = "" }: Raw = {},
         _signal?: AbortSignal,
         keep: (item: T) => T = (item) => item,
       ) => {
@@ -81,15 +82,20 @@ export class ApiInMemory {
             const [key = "", value] = one.split("=");
             return value === undefined ? key in labels : labels[key] === value;
           });
-        const found = [...this.objects].filter(([at, object]) => under(path).test(at) && isAsked(object));
+        const found = [...this.objects].filter(
+          ([at, object]) => under(path).test(at) && isAsked(object) && hasField(at, object, fieldSelector),
+        );
         return { items: found.map(([, object]) => keep(object as T)), resourceVersion: "1" };
       },
-      watch: <T>(path: string, _: object, signal: AbortSignal) =>
-        madeUpWatch<T>(signal, (tell) => this.#watches.add({ under: under(path), tell })),
+      watch: <T>(path: string, { fieldSelector = "" }: Raw, signal: AbortSignal) =>
+        madeUpWatch<T>(signal, (tell) => this.#watches.add({ under: under(path), fieldSelector, tell })),
       create: <T>(path: string, body: object) =>
         done(`POST ${path}`, () => {
-          this.put(`${path}/${(body as KubernetesObject).metadata.name}`, body);
-          return body as T;
+          const { metadata } = body as KubernetesObject;
+          const { name, creationTimestamp = new Date().toISOString() } = metadata;
+          const at = `${path}/${name}`;
+          this.put(at, { ...body, metadata: { ...metadata, creationTimestamp } });
+          return this.objects.get(at) as T;
         }),
       replace: <T>(path: string, body: object) =>
         done(`PUT ${path}`, () => {
@@ -108,6 +114,13 @@ export class ApiInMemory {
     };
     return api as KubernetesApi;
   }
+}
+
+/** @param at its path, which has its name @param selector as "metadata.name=m"; "": any */
+function hasField(at: string, object: Raw, selector: string): boolean {
+  const [field = "", value] = selector.split("=");
+  if (field === "metadata.name") return at.endsWith(`/${value}`);
+  return field === "" || field.split(".").reduce((one, key) => one?.[key], object) === value;
 }
 
 /** RFC 7396 */

@@ -8,6 +8,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { stringify } from "yaml";
+import { parseQuantity } from "#control/config/quantity.ts";
 import { type InjectOptions, inject, type Outcome, uninject } from "#control/kubernetes/inject/inject.ts";
 import { patchOf } from "#control/kubernetes/inject/json-patch.ts";
 import { ANNOTATION_BYTES_MAX } from "#control/kubernetes/inject/obstacles.ts";
@@ -142,6 +143,131 @@ it("a pod whose proxy is to be in it is refused where it is not known what runs 
   assert.equal(inject(pod, { ...OPTIONS, proxy: null }).kind, "injected");
 });
 
+describe("what the containers of ours ask for", () => {
+  type Amounts = Record<string, string | number>;
+  type Sizes = { requests?: Amounts; limits?: Amounts };
+  const SIDECAR = { "holdfast.dev/proxy": "sidecar" };
+
+  function pod(own: Sizes, { whole, said }: { whole?: Sizes; said?: Sizes } = {}): Pod {
+    const { pod: bare } = podShapes().find(({ name }) => name === "bare") as PodShape;
+    const [container] = bare.spec.containers as [Container];
+    const annotations = {
+      ...SIDECAR,
+      ...(said === undefined ? {} : { "holdfast.dev/proxy-resources": JSON.stringify(said) }),
+    };
+    return {
+      metadata: { name: "sized", annotations },
+      spec: {
+        containers: [{ ...container, resources: own }],
+        ...(whole === undefined ? {} : { resources: whole }),
+      },
+    };
+  }
+
+  function ours(from: Pod, options = OPTIONS): unknown {
+    const outcome = inject(from, options);
+    assert.ok(outcome.kind === "injected", JSON.stringify(outcome));
+    return outcome.pod.spec.initContainers?.[0]?.resources;
+  }
+
+  it("has no limit above the largest of the pod's own, and none below what it requests", () => {
+    const limits = (memory: string | number, ...more: string[]): unknown => {
+      const from = pod({ limits: { memory } });
+      const rest = more.map((one, at) => ({ name: `${at}`, resources: { limits: { memory: one } } }));
+      from.spec.initContainers = rest;
+      return (ours(from) as Sizes).limits;
+    };
+    assert.deepEqual(limits("256Mi"), { memory: "256Mi" });
+    assert.deepEqual(limits(268435456), { memory: "268435456" });
+    assert.deepEqual(limits("128Mi", "0.2Gi", "100M"), { memory: "0.2Gi" });
+    assert.deepEqual(limits("64Mi"), { memory: "96Mi" });
+    assert.deepEqual(limits("4Gi"), { memory: "512Mi" });
+  });
+
+  it("is all that it may have where what the pod gets is guaranteed, however its amounts are written", () => {
+    assert.deepEqual(
+      ours(pod({ requests: { cpu: 1, memory: "1Gi" }, limits: { cpu: "1000m", memory: "1024Mi" } })),
+      {
+        requests: { cpu: "1", memory: "512Mi" },
+        limits: { cpu: "1", memory: "512Mi" },
+      },
+    );
+    assert.deepEqual(ours(pod({ limits: { cpu: "0.25", memory: "200Mi" } })), {
+      requests: { cpu: "0.25", memory: "200Mi" },
+      limits: { cpu: "0.25", memory: "200Mi" },
+    });
+  });
+
+  it("is of the sizes that the injector has, and the pod says", () => {
+    const own = { requests: { memory: "1Gi" }, limits: { memory: "2Gi" } };
+    const resources = {
+      requests: { cpu: "10m", memory: "128Mi" },
+      limits: { cpu: "2", memory: "1Gi" },
+    };
+    const sized = { ...OPTIONS, proxy: { image: "localhost/control", default: "auto" as const, resources } };
+    assert.deepEqual(ours(pod(own), sized), {
+      requests: { cpu: "10m", memory: "128Mi" },
+      limits: { memory: "1Gi" },
+    });
+    const said = { requests: { memory: "160Mi" }, limits: { cpu: "500m", memory: "3Gi" } };
+    assert.deepEqual(ours(pod(own, { said }), sized), {
+      requests: { cpu: "10m", memory: "160Mi" },
+      limits: { cpu: "500m", memory: "3Gi" },
+    });
+    // less than what the injector would have it request
+    assert.deepEqual(ours(pod(own, { said: { limits: { memory: "64Mi" } } })), {
+      requests: { cpu: "50m", memory: "64Mi" },
+      limits: { memory: "64Mi" },
+    });
+    assert.equal(ours(pod({})), undefined);
+    assert.deepEqual(ours(pod({}, { said })), {
+      requests: { cpu: "50m", memory: "160Mi" },
+      limits: { cpu: "500m", memory: "3Gi" },
+    });
+  });
+
+  it("is added to what the pod says of all its containers, and taken out again", () => {
+    const wholeOf = (from: Pod): unknown => {
+      const made = injected(from);
+      const back = uninject(made) as Outcome & { kind: "injected" };
+      assert.deepEqual(back.pod, from);
+      return made.spec.resources;
+    };
+    const own = { requests: { memory: "200Mi" } };
+    assert.deepEqual(
+      wholeOf(pod(own, { whole: { requests: { memory: "256Mi" }, limits: { memory: "0.5Gi" } } })),
+      { requests: { memory: "352Mi" }, limits: { memory: "1024Mi" } },
+    );
+    // which is so guaranteed, and stays so
+    assert.deepEqual(wholeOf(pod({}, { whole: { limits: { cpu: "250m", memory: "256Mi" } } })), {
+      requests: { cpu: "500m", memory: "512Mi" },
+      limits: { cpu: "500m", memory: "512Mi" },
+    });
+    // what it would be given for the limit is written, and what its containers request is added up as before
+    assert.deepEqual(wholeOf(pod({}, { whole: { limits: { memory: "1Gi" } } })), {
+      requests: { memory: "1120Mi" },
+      limits: { memory: "1536Mi" },
+    });
+    assert.deepEqual(wholeOf(pod(own, { whole: { limits: { memory: "1Gi" } } })), {
+      limits: { memory: "1536Mi" },
+    });
+    assert.deepEqual(wholeOf(pod(own, { whole: {} })), {});
+  });
+
+  it("is in the init container what the container that moves has, which a LimitRange lets in", () => {
+    const own = {
+      requests: { cpu: "10m", memory: "1Gi", "ephemeral-storage": "1Gi", "hugepages-2Mi": "2Mi" },
+      limits: { memory: "2Gi", "hugepages-2Mi": "2Mi" },
+    };
+    const from = pod(own);
+    from.metadata = { name: "sized" };
+    assert.deepEqual(ours(from), {
+      requests: { cpu: "10m", memory: "1Gi", "ephemeral-storage": "1Gi" },
+      limits: { memory: "2Gi" },
+    });
+  });
+});
+
 /** Of one that was injected without. */
 function uninjectedOf(pod: Pod): Pod {
   return (uninject(injected(pod)) as Outcome & { kind: "injected" }).pod;
@@ -192,6 +318,26 @@ function isRestricted({ spec }: Pod): boolean {
   });
 }
 
+function amountOf(quantity: string | number | undefined): bigint {
+  return parseQuantity(quantity ?? "") ?? assert.fail(`${quantity} is no quantity`);
+}
+
+/** As the API server has it (pkg/apis/core/v1/helper/qos/qos.go). */
+function classOf({ spec }: Pod): string {
+  const asks = (one: Container["resources"]): boolean =>
+    Object.keys({ ...one?.requests, ...one?.limits }).length > 0;
+  const all = [...spec.containers, ...(spec.initContainers ?? [])].map(({ resources }) => resources);
+  const deciding = asks(spec.resources) ? [spec.resources] : all;
+  if (!deciding.some(asks)) return "BestEffort";
+  const isEven = deciding.every((one) =>
+    ["cpu", "memory"].every((name) => {
+      const limit = one?.limits?.[name];
+      return limit !== undefined && amountOf(one?.requests?.[name] ?? limit) === amountOf(limit);
+    }),
+  );
+  return isEven ? "Guaranteed" : "Burstable";
+}
+
 describe("a pod's shape", () => {
   for (const { name, file, pod, expected } of podShapes())
     it(name, () => {
@@ -222,6 +368,12 @@ describe("injection", () => {
     readOnlyRootFilesystem: maybe(fc.boolean()),
     seccompProfile: maybe(profile),
   });
+  const sizes: fc.Arbitrary<NonNullable<Container["resources"]>> = fc.constantFrom(
+    { requests: { cpu: "1" } },
+    { limits: { memory: "64Mi" } },
+    { limits: { cpu: "500m", memory: "64Mi" } },
+    { requests: { cpu: 1, memory: "1.5Gi" }, limits: { cpu: "1000m", memory: "1536Mi" } },
+  );
   const container = fc.record({
     command: maybe(words),
     args: maybe(words),
@@ -230,7 +382,7 @@ describe("injection", () => {
     livenessProbe: maybe(fc.constant({ tcpSocket: { port: 80 } })),
     startupProbe: maybe(fc.constant({ exec: { command: ["x"] } })),
     readinessProbe: maybe(fc.constant({ httpGet: { port: 80 } })),
-    resources: maybe(fc.constant({ requests: { cpu: "1" } })),
+    resources: maybe(sizes),
     securityContext: maybe(securityContext),
     volumeMounts: maybe(
       fc.constantFrom([{ name: "v", mountPath: "/data" }], [{ name: "v", mountPath: "/tmp" }]),
@@ -245,10 +397,12 @@ describe("injection", () => {
       init: maybe(fc.array(container, { minLength: 1, maxLength: 2 })),
       annotations: maybe(fc.dictionary(fc.constantFrom("a", "b.c/d~e"), fc.string(), { minKeys: 1 })),
       ports: fc.boolean(),
+      sidecar: fc.boolean(),
+      whole: maybe(sizes),
       all: maybe(fc.record({ ...user, seccompProfile: maybe(profile) })),
       volumes: fc.constantFrom([{ name: "v", emptyDir: {} }], [{ name: "v", hostPath: { path: "/x" } }]),
     })
-    .map(({ moving, others, at, init, annotations, ports, all, volumes }): Pod => {
+    .map(({ moving, others, at, init, annotations, ports, sidecar, whole, all, volumes }): Pod => {
       const containers = others.map(([name, one]) => ({ name: name as string, ...one }));
       containers.splice(at, 0, { name: "app", ...moving });
       const stateless = others.map(([name]) => name).join(",");
@@ -259,12 +413,14 @@ describe("injection", () => {
             ...annotations,
             ...(stateless === "" ? {} : { "holdfast.dev/stateless": stateless }),
             ...(ports ? { "holdfast.dev/ports": "1/tcp" } : {}),
+            ...(sidecar ? { "holdfast.dev/proxy": "sidecar" } : {}),
           },
         },
         spec: {
           containers,
           initContainers: init?.map((one, index) => ({ name: `init-${index}`, ...one })),
           securityContext: all,
+          resources: whole,
           volumes,
         },
       };
@@ -315,6 +471,24 @@ describe("injection", () => {
       assert.ok(isRestricted(injected(pod)), JSON.stringify(injected(pod)));
     });
     assert.ok(restricted >= 3);
+  });
+
+  it("keeps the class of service, and lets the pod have what it said of all its containers beside ours", () => {
+    const classes = new Set<string>();
+    holds((pod) => {
+      const made = injected(pod);
+      const before = classOf(pod);
+      classes.add(before);
+      assert.equal(classOf(made), before, JSON.stringify(made));
+      const first = made.spec.initContainers?.[0];
+      for (const kind of ["requests", "limits"] as const)
+        for (const [name, amount] of Object.entries(pod.spec.resources?.[kind] ?? {})) {
+          const added = first?.name === "holdfast-proxy" ? first.resources?.[kind]?.[name] : "0";
+          const sum = amountOf(amount) + amountOf(added);
+          assert.equal(amountOf(made.spec.resources?.[kind]?.[name]), sum, JSON.stringify(made));
+        }
+    });
+    assert.equal(classes.size, 3);
   });
 
   it("changes no other container, and gives none more than it had", () => {
@@ -389,6 +563,16 @@ describe("injection", () => {
       ["continuity", "always", /expected none or replay/],
       ["mode", "takeover", /expected forward or gateway/],
       ["listen", "host", /expected node or pod/],
+      ["proxy-resources", "1", /expected resources as \{"requests"/],
+      ["proxy-resources", "{", /expected resources as .*JSON/],
+      ["proxy-resources", '{"request":{}}', /expected resources as \{"requests"/],
+      ["proxy-resources", '{"requests":{"memory":"x"}}', /requests\.memory: expected an amount above 0/],
+      ["proxy-resources", '{"limits":{"gpu":"1"}}', /expected resources as \{"requests"/],
+      [
+        "proxy-resources",
+        '{"requests":{"cpu":"1"},"limits":{"cpu":"500m"}}',
+        /requests\.cpu: expected at most the limit \(500m\)/,
+      ],
       ["limits", "10", /expected limits as/],
       ["limits", "{", /expected limits as .*JSON/],
       ["limits", '{"deadlineMs":1}', /expected deadlineMs as a number of ms 100-3600000/],

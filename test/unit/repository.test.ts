@@ -116,6 +116,7 @@ const PURE: Record<string, readonly RegExp[]> = {
       `control/kubernetes/${file}.ts`,
       [
         /^control\/api\//,
+        /^control\/config\/quantity\.ts$/,
         /^control\/kubernetes\/client\/objects\.ts$/,
         new RegExp(`^control/kubernetes/controller/(${CONTROLLER_PURE.join("|")})\\.ts$`),
         /^control\/kubernetes\/(triggers\/(caused|node-triggers)|node\/movable-condition|inject\/inject)\.ts$/,
@@ -123,12 +124,14 @@ const PURE: Record<string, readonly RegExp[]> = {
       ],
     ]),
   ),
+  "control/config/quantity.ts": [],
+  "control/config/proxy-resources.ts": [/^control\/config\/quantity\.ts$/, /^zod$/],
   "control/api/": [/^proxy\/contract\//, /^zod$/],
   "envoy/policy.ts": [/^proxy\/contract\//, /^zod$/],
   "envoy/generate/": [/^proxy\/contract\//, /^envoy\/policy\.ts$/, /^node:util$/, /^yaml$/],
   "control/kubernetes/inject/": [
     /^proxy\/contract\//,
-    /^control\/config\/limits\.ts$/,
+    /^control\/config\/(limits|proxy-resources|quantity)\.ts$/,
     /^node:util$/,
     /^yaml$/,
     /^zod$/,

@@ -161,7 +161,14 @@ describe("the webhook's configuration", () => {
     key: "/etc/tls/tls.key",
     image: "registry.example/holdfast/inside:1",
     imagePullPolicy: "Always",
-    proxy: { image: "registry.example/holdfast/control:1", default: "sidecar" },
+    proxy: {
+      image: "registry.example/holdfast/control:1",
+      default: "sidecar",
+      resources: {
+        requests: { cpu: "20m", memory: "128Mi" },
+        limits: { cpu: "2", memory: "1Gi" },
+      },
+    },
     admin: "0.0.0.0:9400",
     renewal: {
       namespace: "holdfast",
@@ -190,6 +197,13 @@ describe("the webhook's configuration", () => {
       [least.admin, least.imagePullPolicy, least.renewal, least.gateways, least.drainMs, least.proxy],
       [null, null, null, false, 5_000, null],
     );
+    const proxy = { image: "control:1", resources: { limits: { cpu: 2 } } };
+    const sized = parseWebhookConfig(stringify({ listen, certificate, key, image, proxy }), file);
+    assert.deepEqual(sized.proxy, {
+      image: "control:1",
+      default: "auto",
+      resources: { requests: { cpu: "50m", memory: "96Mi" }, limits: { cpu: "2", memory: "512Mi" } },
+    });
   });
 
   it("has every mistake as one line", () => {
@@ -216,6 +230,14 @@ describe("the webhook's configuration", () => {
       [
         { proxy: { image: "registry.example/holdfast/control:1", default: "pod" } },
         'proxy.default: expected auto, node or sidecar, got "pod"',
+      ],
+      [
+        { proxy: { image: "control:1", resources: { requests: { memory: "96 MB" } } } },
+        'proxy.resources.requests.memory: expected an amount above 0 as Kubernetes writes it, as 50m or 96Mi, got "96 MB"',
+      ],
+      [
+        { proxy: { image: "control:1", resources: { limits: { memory: "64Mi" } } } },
+        "proxy.resources.requests.memory: expected at most the limit (64Mi), got nothing",
       ],
       [{ images: 1 }, "images: unknown key"],
     ] as const)

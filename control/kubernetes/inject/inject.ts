@@ -33,7 +33,8 @@ import {
 } from "./obstacles.ts";
 import { annotationPath, type Container, type Pod, type Problem } from "./pod.ts";
 import { exclusionsOf, type Gateways, MESH_EXCLUSIONS, type ProxyOptions, placeOf } from "./proxy-place.ts";
-import { declaredPorts, settingsOf, unknownAnnotations } from "./settings.ts";
+import { initResources, sidecarResources, wholeWith } from "./resources.ts";
+import { declaredPorts, type Settings, settingsOf, unknownAnnotations } from "./settings.ts";
 
 export interface InjectOptions {
   /** what is copied into pods: its programs are at /holdfast, and it has cp(1) and a user that is not root */
@@ -70,14 +71,14 @@ interface Replaced {
   responder?: true;
   /** {@link MESH_EXCLUSIONS} are ours: those that the pod had */
   annotations?: Record<string, string>;
+  /** what the pod asks for as a whole, which has ours in it now */
+  resources?: Pod["spec"]["resources"];
 }
 
 /** kubelet would make the container anew for these while it waits for its application. */
 const PROBES = ["livenessProbe", "startupProbe"] as const;
 const COPY = ["/bin/cp", "-rf", "/holdfast/.", INSIDE];
 const VOLUME_BYTES = "32Mi";
-/** Equal, so that a pod with guaranteed resources stays one; never added to what the pod asks for, as it ends before the others begin. */
-const QUANTITIES = { cpu: "50m", memory: "32Mi" };
 /** Containers and volumes of ours. */
 const ADDED: ReadonlySet<string> = new Set([NAME, TMP_NAME, SIDECAR_NAME]);
 /** Process 1 of its container, by which the agent knows it. */
@@ -88,10 +89,6 @@ const PROXY = ["/holdfast/node_modules/node/bin/node", "/holdfast/proxy/main.ts"
  * new files in the place of old ones, when kubelet starts the sidecar again: what runs, and has them mapped, keeps its own.
  */
 const BRING = ["/bin/cp", "-r", "--remove-destination", "/holdfast/inside/.", INSIDE];
-/** Where containers ask for something. It holds queues for slow clients; a limit of CPU would make all clients wait in a move. */
-const SIDECAR_REQUESTS = { cpu: "50m", memory: "96Mi" };
-/** … and where each of them has such a limit; all of it where what they get is guaranteed. */
-const SIDECAR_LIMITS = { cpu: "1", memory: "512Mi" };
 
 /** The argument stays as it is. Injected already: unchanged. */
 export function inject(pod: Pod, options: InjectOptions): Outcome {
@@ -128,7 +125,7 @@ export function inject(pod: Pod, options: InjectOptions): Outcome {
   if (isListening) replaced.added.push("listen");
   if (hasSidecar && settings.proxy === null) replaced.added.push("proxy");
   if (settings.subreaper === null) replaced.added.push("subreaper");
-  if (hasSidecar) addSidecar(copy, container, options);
+  if (hasSidecar) addSidecar(copy, container, options, settings, replaced);
   else addInit(copy, container, options);
   addInside(copy, container);
   const exclusions = hasSidecar ? exclusionsOf(pod) : null;
@@ -183,6 +180,7 @@ export function uninject(pod: Pod): Outcome {
   for (const probe of PROBES) if (replaced[probe] !== undefined) container[probe] = replaced[probe];
   if (replaced.responder === true)
     spec.evictionResponders = (spec.evictionResponders ?? []).filter((one) => one.name !== RESPONDER);
+  if (replaced.resources !== undefined) spec.resources = replaced.resources;
   if (replaced.seccompProfile === null && container.securityContext != null) {
     delete container.securityContext.seccompProfile;
     dropEmpty(container, ["securityContext"]);
@@ -238,8 +236,7 @@ function addInit({ spec }: Pod, container: Container, { image, imagePullPolicy }
     image,
     ...(imagePullPolicy === null ? {} : { imagePullPolicy }),
     command: COPY,
-    // a pod that asks for nothing is of another class as soon as one container does
-    ...(asksFor(spec) ? { resources: { requests: { ...QUANTITIES }, limits: { ...QUANTITIES } } } : {}),
+    ...initResources(container),
     securityContext: restricted(container),
     volumeMounts: [{ name: NAME, mountPath: INSIDE }],
   };
@@ -258,14 +255,27 @@ function addInside({ spec }: Pod, container: Container): void {
  * First of all, so that its hook keeps all others waiting. An agent, which reaches it through its socket, tells it what to do, and leads clients to
  * it before the application is started.
  */
-function addSidecar({ spec }: Pod, container: Container, { imagePullPolicy, proxy }: InjectOptions): void {
+function addSidecar(
+  { spec }: Pod,
+  container: Container,
+  { imagePullPolicy, proxy }: InjectOptions,
+  { proxyResources }: Settings,
+  replaced: Replaced,
+): void {
+  const resources = sidecarResources(spec, proxyResources, proxy?.resources);
+  const whole = resources === null ? null : wholeWith(spec, resources);
+  if (whole !== null) {
+    replaced.resources = spec.resources;
+    spec.resources = whole;
+  }
   const sidecar: Container = {
     name: SIDECAR_NAME,
     image: proxy?.image ?? "",
     ...(imagePullPolicy === null ? {} : { imagePullPolicy }),
     restartPolicy: "Always",
     command: [...PROXY, "--socket", SIDECAR_SOCKET, "--http", `0.0.0.0:${SIDECAR_HTTP_PORT}`, "--helped"],
-    ...sidecarResources(spec),
+    // a pod that asks for nothing is of another class as soon as one container does
+    ...(resources === null ? {} : { resources }),
     securityContext: restricted(container),
     lifecycle: { postStart: { exec: { command: BRING } } },
     volumeMounts: [
@@ -292,26 +302,6 @@ export function withoutSidecar<One extends { name: string }>(initContainers: rea
   });
 }
 
-/**
- * As the pod's own containers have it, so that its class of service stays, and a ResourceQuota that wants a limit of each container lets it
- * in where it let it in before.
- */
-function sidecarResources(spec: Pod["spec"]): Pick<Container, "resources"> {
-  if (!asksFor(spec)) return {};
-  const all = [...spec.containers, ...(spec.initContainers ?? [])].map(({ resources }) => resources);
-  const names = Object.keys(SIDECAR_LIMITS) as (keyof typeof SIDECAR_LIMITS)[];
-  const limited = names.filter((name) => all.every((one) => one?.limits?.[name] != null));
-  // the resources that decide the class
-  const isGuaranteed = names.every(
-    (name) =>
-      limited.includes(name) &&
-      all.every((one) => `${one?.requests?.[name] ?? one?.limits?.[name]}` === `${one?.limits?.[name]}`),
-  );
-  const requests = { ...(isGuaranteed ? SIDECAR_LIMITS : SIDECAR_REQUESTS) };
-  const limits = Object.fromEntries(limited.map((name) => [name, SIDECAR_LIMITS[name]]));
-  return { resources: { requests, ...(limited.length === 0 ? {} : { limits }) } };
-}
-
 /** What Pod Security restricted asks for; the user is the container's, so that none is made up. */
 function restricted({ securityContext }: Container): NonNullable<Container["securityContext"]> {
   const { runAsUser, runAsGroup, runAsNonRoot } = securityContext ?? {};
@@ -324,12 +314,6 @@ function restricted({ securityContext }: Container): NonNullable<Container["secu
     ...(runAsUser == null ? {} : { runAsUser }),
     ...(runAsGroup == null ? {} : { runAsGroup }),
   };
-}
-
-function asksFor(spec: Pod["spec"]): boolean {
-  return [...spec.containers, ...(spec.initContainers ?? [])].some(
-    ({ resources }) => Object.keys({ ...resources?.requests, ...resources?.limits }).length > 0,
-  );
 }
 
 /** CRIU makes a folder there when it looks at what the kernel can do (criu/kerndat.c). */

@@ -14,6 +14,7 @@ export const SETTINGS = {
   mode: "holdfast.dev/mode",
   listen: "holdfast.dev/listen",
   proxy: "holdfast.dev/proxy",
+  proxyResources: "holdfast.dev/proxy-resources",
   limits: "holdfast.dev/limits",
   stateless: "holdfast.dev/stateless",
   workload: "holdfast.dev/workload",

@@ -16,6 +16,8 @@ function objects<T extends z.ZodRawShape>(shape: T, what: string) {
 const seccompProfile = z.looseObject({ type: text.nullish() }, "expected a seccomp profile").nullish();
 const quantities = z.record(z.string(), z.union([text, z.number()], "expected a quantity")).nullish();
 
+const resources = z.looseObject({ limits: quantities, requests: quantities }, "expected resources").nullish();
+
 const container = z.looseObject(
   {
     name: text,
@@ -28,7 +30,7 @@ const container = z.looseObject(
       },
       "port",
     ),
-    resources: z.looseObject({ limits: quantities, requests: quantities }, "expected resources").nullish(),
+    resources,
     volumeMounts: objects({ name: text, mountPath: text, readOnly: truth }, "mount"),
     volumeDevices: objects({}, "device"),
     securityContext: z
@@ -86,7 +88,8 @@ export const podSchema = z.looseObject(
         hostIPC: truth,
         hostUsers: truth,
         shareProcessNamespace: truth,
-        resources: z.unknown().optional(),
+        // of all containers together
+        resources,
         evictionResponders: objects({ name: text }, "responder"),
         schedulingGroup: z.unknown().optional(),
       },

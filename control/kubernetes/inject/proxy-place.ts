@@ -1,5 +1,6 @@
 /** Where a pod's proxy is, which says who may hold its clients' sockets, and what a mesh is told of it. Pure. */
 import { type ProxyDefault, SIDECAR_HTTP_PORT, SIDECAR_LINK_PORT } from "#proxy/contract/commands.ts";
+import type { ProxyResources } from "../../config/proxy-resources.ts";
 import { MESH_PROXIES, SETTINGS } from "./names.ts";
 import type { Pod } from "./pod.ts";
 import type { Settings } from "./settings.ts";
@@ -15,6 +16,8 @@ export interface ProxyOptions {
   image: string | null;
   /** of pods that do not say it; auto: a sidecar in gateway mode, and else at the node */
   default: ProxyDefault;
+  /** of a proxy in a pod. Absent: as the webhook's file has them by default */
+  resources?: ProxyResources | undefined;
 }
 
 interface Around {

@@ -4,6 +4,7 @@ import { DOWNSTREAMS, PROXY_PLACES } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { type Limit, PROXY_LIMITS } from "#proxy/contract/limits.ts";
 import { MOVE_LIMITS } from "../../config/limits.ts";
+import { type SaidResources, saidResources } from "../../config/proxy-resources.ts";
 import { ANNOTATION_PREFIX, MADE, SETTINGS } from "./names.ts";
 import { annotationPath, type Container, type Pod, type Problem } from "./pod.ts";
 
@@ -40,6 +41,8 @@ export interface Settings {
   listen: "node" | "pod" | null;
   /** where the proxy is; null: as the injector has it for all */
   proxy: (typeof PROXY_PLACES)[number] | null;
+  /** of the proxy in the pod, in the place of the injector's; null: those */
+  proxyResources: SaidResources | null;
   /** null: as without us, where the container's first process has the orphans of all others */
   subreaper: boolean | null;
 }
@@ -79,6 +82,7 @@ const SCHEMAS: Record<keyof typeof SETTINGS, z.ZodType> = {
   mode: oneOf(MODES),
   listen: oneOf(["node", "pod"]),
   proxy: oneOf(PROXY_PLACES),
+  proxyResources: z.string().transform(parseResources),
   limits: z.string().transform(parseLimits),
   stateless: names,
   workload: z
@@ -118,6 +122,7 @@ export function settingsOf(pod: Pod): Settings | Problem {
     mode: (values.mode as Settings["mode"] | undefined) ?? "forward",
     listen: (values.listen as Settings["listen"] | undefined) ?? null,
     proxy: (values.proxy as Settings["proxy"] | undefined) ?? null,
+    proxyResources: (values.proxyResources as SaidResources | undefined) ?? null,
     subreaper: values.subreaper === undefined ? null : values.subreaper === "true",
   };
   if (values.protocol !== undefined && settings.ports !== null)
@@ -173,6 +178,25 @@ function parsePorts(text: string, context: z.RefinementCtx<string>): InjectedPor
     ports.push({ listen, upstream, protocol: protocol as Protocol });
   }
   return ports;
+}
+
+const RESOURCES_EXPECTED = 'expected resources as {"requests":{"cpu":"50m"},"limits":{"memory":"256Mi"}}';
+
+function parseResources(text: string, context: z.RefinementCtx<string>): unknown {
+  const refuse = (message: string): never => {
+    context.addIssue({ code: "custom", message });
+    return z.NEVER;
+  };
+  let raw: unknown;
+  try {
+    raw = JSON.parse(text);
+  } catch (error) {
+    return refuse(`${RESOURCES_EXPECTED} (${messageOf(error)})`);
+  }
+  const parsed = saidResources.safeParse(raw);
+  if (parsed.success) return parsed.data;
+  const { path, message } = parsed.error.issues[0] as z.core.$ZodIssue;
+  return refuse(path.length > 1 ? `${path.join(".")}: ${message}` : RESOURCES_EXPECTED);
 }
 
 function parseLimits(text: string, context: z.RefinementCtx<string>): unknown {

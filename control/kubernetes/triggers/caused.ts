@@ -8,6 +8,7 @@
  *   request    an EvictionRequest asks for it (lifecycle.k8s.io): over when all such are withdrawn
  */
 import { API_VERSION, CAUSE_LABEL, GROUP, type Migration, type MigrationSpec } from "../../api/resources.ts";
+import { parseQuantity } from "../../config/quantity.ts";
 import type { Node, Pod } from "../client/objects.ts";
 import { memoryOf } from "../node/movable-condition.ts";
 
@@ -167,15 +168,7 @@ function requestedBytes({ spec }: Pod): number | null {
   return known.length === 0 ? null : known.reduce((sum, bytes) => sum + bytes, 0);
 }
 
-const UNITS: Record<string, number> = {
-  "": 1,
-  ...Object.fromEntries([..."kMGTPE"].map((unit, at) => [unit, 1_000 ** (at + 1)])),
-  ...Object.fromEntries([..."KMGTPE"].map((unit, at) => [`${unit}i`, 1_024 ** (at + 1)])),
-};
-
-/** A resource.Quantity as people write memory: 64Mi, 1.5G, 500000000. */
 function bytesOf(text: string | undefined): number | null {
-  const [, number, unit = ""] = /^([0-9.]+)([A-Za-z]*)$/.exec(String(text ?? "")) ?? [];
-  const factor = UNITS[unit];
-  return number === undefined || factor === undefined ? null : Number(number) * factor;
+  const billionths = text === undefined ? null : parseQuantity(text);
+  return billionths === null ? null : Number(billionths) / 1e9;
 }
