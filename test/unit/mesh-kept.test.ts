@@ -225,6 +225,51 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     await has(api, SIDECAR);
   });
 
+  it("goes from others while the API server does not let that of one go, whose Service is told", async () => {
+    const other = (path: string): string => path.replaceAll("games", "other");
+    const api = start("{}", null, (there) => {
+      putPod(there, other(POD));
+      putService(there, "{}", other(SERVICE));
+    });
+    await has(api, SIDECAR);
+    await has(api, other(SIDECAR));
+    api.calls.length = 0;
+    api.problem = [`DELETE ${SIDECAR}`, fail("KUBERNETES_FORBIDDEN", "a policy of the cluster")];
+    putService(api, null);
+    putService(api, null, other(SERVICE));
+    await until("said", () => events(api).includes("Refused"));
+    assert.deepEqual(api.calls.filter((call) => call.startsWith("DELETE")).slice(0, 2), [
+      `DELETE ${SIDECAR}`,
+      `DELETE ${other(SIDECAR)}`,
+    ]);
+    assert.ok(api.calls.includes(EVENTS));
+    assert.deepEqual(problems, ["the mesh is not as it is asked to be"]);
+    await has(api, SIDECAR, false);
+  });
+
+  it("is changed for others in the round in which that of one has changed since it was read", async () => {
+    const other = (path: string): string => path.replaceAll("games", "other");
+    const api = start("{}", null, (there) => {
+      putPod(there, other(POD));
+      putService(there, "{}", other(SERVICE));
+    });
+    await has(api, SIDECAR);
+    await has(api, other(SIDECAR));
+    api.calls.length = 0;
+    api.problem = [`PUT ${SIDECAR}`, fail("KUBERNETES_CONFLICT", "it has changed")];
+    for (const path of [SIDECAR, other(SIDECAR)])
+      api.put(path, { ...(api.objects.get(path) as Raw), spec: { ingress: [] } });
+    // of the same round, which an error would have ended
+    putService(api, '{"stickiness":{"cookie":"hf"}}', SERVICE.replace("chat", "chat-2"));
+    await until("said", () => events(api).includes("PolicyInvalid"));
+    assert.deepEqual(api.calls.filter((call) => call.startsWith("PUT")).slice(0, 2), [
+      `PUT ${SIDECAR}`,
+      `PUT ${other(SIDECAR)}`,
+    ]);
+    assert.deepEqual(problems, []);
+    await until("put back", () => (api.objects.get(SIDECAR) as Raw).spec.ingress.length === 1);
+  });
+
   it("is told of again after half an hour, when nothing has changed", async (t) => {
     t.mock.timers.enable({ apis: ["setInterval"] });
     // nothing is made, of which a watch would tell

@@ -27,6 +27,7 @@ import { type ServiceFinding, ServiceFindings, TELL_AGAIN_MS } from "../services
 import { hasLedTo, leadElsewhere, lostSubsets, SETTLE_MS, Settled, withSubsets } from "./subsets.ts";
 
 const AGAIN_MS = 2_000;
+const NOT_AS_ASKED = "the mesh is not as it is asked to be";
 const MANAGED_BY_LABEL = "app.kubernetes.io/managed-by";
 const MANAGED_BY = "holdfast-controller";
 
@@ -51,6 +52,8 @@ export interface MeshOptions extends WatchesOptions {
   settleMs?: number;
 }
 
+/** of the Service whose object it is */
+type Finding = Omit<ServiceFinding, "service">;
 type MeshObject = KubernetesObject & { spec?: object };
 type OwnedResource = Resource & { metadata: Required<Pick<ObjectMeta, "ownerReferences">> };
 
@@ -122,7 +125,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
         const isEarly = lost.length > 0 && !settled.isTime(path, routesAreRight(last));
         const object = isEarly ? withSubsets(last, lost) : last;
         if (isEarly) rounds.later(settleMs);
-        const finding = await put(path, kind, object, found.get(path) ?? null);
+        const finding = await apart(() => put(path, kind, object, found.get(path) ?? null));
         if (finding !== null) findings.push({ service, ...finding });
       }
       const isAsked = new Set(asking.map(({ metadata }) => metadata.uid));
@@ -136,23 +139,38 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
           rounds.later(settleMs);
           continue;
         }
-        await api.delete(path, { preconditions: { uid: metadata.uid } });
+        const finding = await apart(() => take(path, metadata));
+        const service = [...services.objects.values()].find((one) => one.metadata.uid === owner);
+        if (finding !== null && service !== undefined) findings.push({ service, ...finding });
       }
       await events.tell(findings);
     } catch (error) {
       if (signal.aborted) return;
-      if (!isCode(error, "KUBERNETES_CONFLICT")) onProblem("the mesh is not as it is asked to be", error);
+      onProblem(NOT_AS_ASKED, error);
       rounds.later(AGAIN_MS);
     }
   }
 
-  /** What is wrong with this one keeps no other waiting: it is the Service's to hear, and tried again. */
+  /** What is wrong with one object keeps no other waiting: it is the Service's to hear, and tried again. @throws HoldfastError `KUBERNETES_UNREACHABLE` */
+  async function apart(change: () => Promise<Finding | null>): Promise<Finding | null> {
+    try {
+      return await change();
+    } catch (error) {
+      if (isCode(error, "KUBERNETES_UNREACHABLE")) throw error;
+      rounds.later(AGAIN_MS);
+      // since it was read; the watch tells
+      if (isCode(error, "KUBERNETES_CONFLICT")) return null;
+      onProblem(NOT_AS_ASKED, error);
+      return isCode(error, ...REFUSALS) ? { reason: "Refused", message: messageOf(error) } : null;
+    }
+  }
+
   async function put(
     path: string,
     kind: Kind,
     object: OwnedResource,
     found: MeshObject | null,
-  ): Promise<Omit<ServiceFinding, "service"> | null> {
+  ): Promise<Finding | null> {
     const { kind: what, metadata } = object;
     try {
       if (found === null) await api.create(pathOf(kind, { namespace: metadata.namespace }), object);
@@ -162,18 +180,18 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
       }
       return null;
     } catch (error) {
-      if (isCode(error, "KUBERNETES_EXISTS")) {
-        if (await isOurs(kind, metadata)) return null;
-        return {
-          reason: "MadeByAnother",
-          message: `${what} ${metadata.name} is somebody else's: delete it, and it is kept for this Service`,
-        };
-      }
-      if (!isCode(error, ...REFUSALS)) throw error;
-      onProblem("the mesh is not as it is asked to be", error);
-      rounds.later(AGAIN_MS);
-      return { reason: "Refused", message: messageOf(error) };
+      if (!isCode(error, "KUBERNETES_EXISTS")) throw error;
+      if (await isOurs(kind, metadata)) return null;
+      return {
+        reason: "MadeByAnother",
+        message: `${what} ${metadata.name} is somebody else's: delete it, and it is kept for this Service`,
+      };
     }
+  }
+
+  async function take(path: string, { uid }: ObjectMeta): Promise<null> {
+    await api.delete(path, { preconditions: { uid } });
+    return null;
   }
 
   /** There is one of that name which the watch has not told of yet. */
