@@ -64,7 +64,11 @@ export async function verifyCluster(
   json: boolean,
   terminal: Terminal,
 ): Promise<number> {
-  const { policies, leftOut, pods: there } = await policiesInCluster(api, { namespace, services }, terminal);
+  const {
+    policies,
+    leftOut,
+    pods: there,
+  } = await policiesInCluster(api, { namespace, services, mode }, terminal);
   const meshed = there.filter(
     (pod) => isActive(pod) && pod.metadata.annotations?.[ISTIO_STATUS] !== undefined,
   );

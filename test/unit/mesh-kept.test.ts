@@ -1,6 +1,7 @@
 /** The controller keeps what Services ask of Istio: what it makes, what it leaves alone, and when it takes it away. */
 import assert from "node:assert/strict";
 import { afterEach, describe, it } from "node:test";
+import { isDeepStrictEqual } from "node:util";
 import { Watches } from "#control/kubernetes/client/watches.ts";
 import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
@@ -268,6 +269,39 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     ]);
     assert.deepEqual(problems, []);
     await until("put back", () => (api.objects.get(SIDECAR) as Raw).spec.ingress.length === 1);
+  });
+
+  it("lets pods reach what they may by the Sidecar that holds without it, and follows that, and what the Service asks for", async () => {
+    const DEFAULT = `${SIDECARS}/default`;
+    const ROOT = DEFAULT.replace("games", "istio-system");
+    const egress = (...hosts: string[]) => ({ egress: [{ hosts }] });
+    const outboundTrafficPolicy = { mode: "REGISTRY_ONLY" };
+    const reach = (api: ApiInMemory) => {
+      const { workloadSelector: _, ingress: __, ...rest } = (api.objects.get(SIDECAR) as Raw).spec;
+      return rest;
+    };
+    const comes = (api: ApiInMemory, wanted: object) =>
+      until(JSON.stringify(wanted), () => isDeepStrictEqual(reach(api), wanted));
+    const api = start("{}", null, (there) => {
+      there.put(DEFAULT, { spec: { ...egress("./*"), outboundTrafficPolicy } });
+      there.put(ROOT, { spec: egress("istio-system/*") });
+      there.put(`${SIDECARS}/selects`, {
+        spec: { workloadSelector: { labels: { app: "web" } }, ...egress("shop/*") },
+      });
+    });
+    await has(api, SIDECAR);
+    assert.deepEqual(reach(api), { ...egress("./*"), outboundTrafficPolicy });
+    api.put(DEFAULT, { spec: egress("./*", "shop/*") });
+    await comes(api, egress("./*", "shop/*"));
+    putService(api, JSON.stringify(egress("*/*")));
+    await comes(api, egress("*/*"));
+    putService(api, "{}");
+    await comes(api, egress("./*", "shop/*"));
+    api.remove(DEFAULT);
+    await comes(api, egress("istio-system/*"));
+    api.remove(ROOT);
+    await comes(api, {});
+    assert.ok(!api.calls.some((call) => call.startsWith("DELETE")), "what is somebody else's is left alone");
   });
 
   it("is told of again after half an hour, when nothing has changed", async (t) => {

@@ -4,6 +4,7 @@
  * that asks stays as it is while its pods are away or do not fit.
  */
 import { isDeepStrictEqual } from "node:util";
+import type { SidecarObject } from "#envoy/default-sidecar.ts";
 import { policiesOf } from "#envoy/from-cluster.ts";
 import { render } from "#envoy/generate/render.ts";
 import { POLICY_LABEL, type Resource } from "#envoy/generate/resource.ts";
@@ -37,9 +38,10 @@ export const MADE_BY_US = { labelSelector: `${POLICY_LABEL},${MANAGED_BY_LABEL}=
 /** of one object, for what it is or where: a quota, a namespace that ends, a policy of the cluster */
 const REFUSALS = ["KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID", "KUBERNETES_NOT_FOUND"];
 
+const SIDECARS: Kind = "sidecars";
 /** what a policy comes to with sidecars */
 export const MESH_KINDS: Record<string, Kind> = {
-  Sidecar: "sidecars",
+  Sidecar: SIDECARS,
   EnvoyFilter: "envoyfilters",
   DestinationRule: "destinationrules",
   VirtualService: "virtualservices",
@@ -54,7 +56,7 @@ export interface MeshOptions extends WatchesOptions {
 
 /** of the Service whose object it is */
 type Finding = Omit<ServiceFinding, "service">;
-type MeshObject = KubernetesObject & { spec?: object };
+type MeshObject = KubernetesObject & Pick<SidecarObject, "spec">;
 type OwnedResource = Resource & { metadata: Required<Pick<ObjectMeta, "ownerReferences">> };
 
 interface Wanted {
@@ -80,7 +82,8 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
     kind,
     objects: watches.open<MeshObject>(`${kind} of policies`, {
       path: pathOf(kind),
-      query: MADE_BY_US,
+      // of Sidecars also those of others, for what pods may reach by them
+      ...(kind === SIDECARS ? { keep: madeOrReach } : { query: MADE_BY_US }),
       onChange,
     }),
   }));
@@ -98,10 +101,12 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
           metadata.deletionTimestamp === undefined && metadata.annotations?.[MESH_ANNOTATION] !== undefined,
       );
       const findings: ServiceFinding[] = [];
-      const { wanted, whole } = plan(asking, [...pods.objects.values()], findings);
+      const all = made.map(({ kind, objects }) => ({ kind, objects: [...objects.objects.values()] }));
+      const sidecars = all.filter(({ kind }) => kind === SIDECARS).flatMap(({ objects }) => objects);
+      const { wanted, whole } = plan(asking, [...pods.objects.values()], sidecars, findings);
       const own = new Map(
-        made.flatMap(({ kind, objects }) =>
-          [...objects.objects.values()].map((object) => [pathOfObject(kind, object), object] as const),
+        all.flatMap(({ kind, objects }) =>
+          objects.filter(isMade).map((object) => [pathOfObject(kind, object), object] as const),
         ),
       );
       const found = new Map(own);
@@ -213,9 +218,10 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
 function plan(
   asking: readonly Service[],
   pods: readonly Pod[],
+  sidecars: readonly SidecarObject[],
   findings: ServiceFinding[],
 ): { wanted: Wanted[]; whole: Set<string> } {
-  const { policies, leftOut } = policiesOf(asking, pods);
+  const { policies, leftOut } = policiesOf(asking, pods, sidecars);
   const warn = (service: Service, reason: string, message: string): void =>
     void findings.push({ service, reason, message });
   for (const { service, reason, message } of leftOut) warn(service, reason, message);
@@ -240,6 +246,19 @@ function plan(
     }
   }
   return { wanted, whole };
+}
+
+/** By {@link MADE_BY_US}. */
+function isMade({ metadata: { labels = {} } }: MeshObject): boolean {
+  return labels[POLICY_LABEL] !== undefined && labels[MANAGED_BY_LABEL] === MANAGED_BY;
+}
+
+/** Of somebody else's Sidecar as much as says what pods may reach. */
+function madeOrReach(sidecar: MeshObject): MeshObject {
+  if (isMade(sidecar)) return sidecar;
+  const { workloadSelector, egress = null, outboundTrafficPolicy = null } = sidecar.spec ?? {};
+  const spec = workloadSelector === undefined ? { egress, outboundTrafficPolicy } : { workloadSelector };
+  return { metadata: identityOf(sidecar.metadata), spec };
 }
 
 /** The Service may be another of that name, for whose sake it is to stay. */
