@@ -7,6 +7,7 @@ import { readFileSync, statSync } from "node:fs";
 import { isDeepStrictEqual } from "node:util";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
+import { WAYPOINT_LISTENER } from "./generate/envoy-filter.ts";
 
 const DUMP_BYTES_MAX = 268_435_456;
 const ANSWER_MS_MAX = 30_000;
@@ -308,6 +309,6 @@ function defaultChain(config: JsonObject): JsonObject[] {
 
 export function directionOf({ name, config }: DumpedListener): Direction | null {
   const said = config?.traffic_direction;
-  if (said === "INBOUND" || name === INBOUND) return "inbound";
+  if (said === "INBOUND" || name === INBOUND || name === WAYPOINT_LISTENER) return "inbound";
   return said === "OUTBOUND" ? "outbound" : null;
 }

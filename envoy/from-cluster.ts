@@ -10,6 +10,7 @@ import { type InjectedPort, settingsOf } from "#control/kubernetes/inject/settin
 import { saidOf } from "#control/kubernetes/services/plan.ts";
 import { numberOf } from "#control/kubernetes/services/slices.ts";
 import { CONTAINER_PORT_FIRST } from "#proxy/contract/commands.ts";
+import { reachIn, type SidecarObject } from "./default-sidecar.ts";
 import { type Policy, type PolicyPort, policySchema } from "./policy.ts";
 
 export interface LeftOut {
@@ -25,7 +26,12 @@ export interface FoundPolicies {
   leftOut: LeftOut[];
 }
 
-export function policiesOf(services: readonly Service[], pods: readonly Pod[]): FoundPolicies {
+/** @param sidecars of Istio, of these namespaces and of istiod's own: what pods may reach by them they may by the policy, where it does not say otherwise */
+export function policiesOf(
+  services: readonly Service[],
+  pods: readonly Pod[],
+  sidecars: readonly SidecarObject[] = [],
+): FoundPolicies {
   const found: FoundPolicies = { policies: [], leftOut: [] };
   const byNamespace = Map.groupBy(pods, ({ metadata }) => metadata.namespace);
   for (const service of services) {
@@ -60,7 +66,17 @@ export function policiesOf(services: readonly Service[], pods: readonly Pod[]): 
       continue;
     }
     const policy = policyOf(service, selector, both, leave);
-    if (policy !== null) found.policies.push({ service, policy });
+    if (policy === null) continue;
+    const reach = reachIn(policy.namespace, sidecars);
+    const { egress, outboundTrafficPolicy } = policy;
+    found.policies.push({
+      service,
+      policy: {
+        ...policy,
+        egress: egress ?? reach.egress,
+        outboundTrafficPolicy: outboundTrafficPolicy ?? reach.outboundTrafficPolicy,
+      },
+    });
   }
   return found;
 }

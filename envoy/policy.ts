@@ -99,6 +99,28 @@ const stickiness = z.strictObject(
   "expected stickiness, as { cookie: hf }",
 );
 
+const EGRESS_EXPECTED = "expected egress of a Sidecar, as [{ hosts: ['./*', 'istio-system/*'] }]";
+const egress = z
+  .array(
+    z.looseObject(
+      {
+        hosts: z
+          .array(
+            z.string(EGRESS_EXPECTED).regex(/^(\*|\.|~|[a-z0-9][-a-z0-9]*)\/\S{1,253}$/, EGRESS_EXPECTED),
+          )
+          .min(1, EGRESS_EXPECTED),
+      },
+      EGRESS_EXPECTED,
+    ),
+    EGRESS_EXPECTED,
+  )
+  .min(1, EGRESS_EXPECTED);
+const OUTBOUND_EXPECTED = "expected outboundTrafficPolicy of a Sidecar, as { mode: REGISTRY_ONLY }";
+const outboundTrafficPolicy = z.looseObject(
+  { mode: z.enum(["REGISTRY_ONLY", "ALLOW_ANY"], OUTBOUND_EXPECTED).optional() },
+  OUTBOUND_EXPECTED,
+);
+
 export const policySchema = z
   .strictObject(
     {
@@ -117,6 +139,10 @@ export const policySchema = z
       idleSeconds: seconds("a time").nullable().default(null),
       /** how long Envoy keeps what a changed listener had; null: as Istio has it (45 s) */
       drainSeconds: seconds("a time").nullable().default(null),
+      /** sidecar: what the pods may reach, as a Sidecar of Istio says it. null: all of the mesh; of a cluster's Services: what they may without ours */
+      egress: egress.nullable().default(null),
+      /** sidecar: … and what becomes of the rest, as a Sidecar says it. null: as the mesh has it; of a cluster's Services: as it is without ours */
+      outboundTrafficPolicy: outboundTrafficPolicy.nullable().default(null),
       stickiness: stickiness.nullable().default(null),
       istio: z
         .strictObject(

@@ -17,6 +17,7 @@ A policy:
   ports:
     - { port: 8080, protocol: websocket }                # tcp, http, websocket or h2; proxy: where Holdfast listens (15900 and on)
     - { port: 9000, protocol: tcp, identity: proxy-v2 }  # a header says whose each connection is
+  egress: [{ hosts: ["./*"] }]          # what they may reach, and outboundTrafficPolicy: a Sidecar of theirs alone says it (sidecar)
   idleSeconds: 86400                   # how long a connection may be silent
   drainSeconds: 86400                  # how long one goes on that a changed listener had
   stickiness: { cookie: hf, workloads: [{ name: chat-0, labels: { statefulset.kubernetes.io/pod-name: chat-0 } }] }
@@ -118,7 +119,7 @@ export function addEnvoyCommands(
         renderPolicies({ policies, mode, istioVersion, format }, terminal);
       if (policy !== undefined) return done(print([readPolicy(policy)]));
       return cluster.withCluster(options, async (api, namespace) => {
-        const { policies } = await policiesInCluster(api, { namespace, services: service }, terminal);
+        const { policies } = await policiesInCluster(api, { namespace, services: service, mode }, terminal);
         return print(policies);
       });
     });

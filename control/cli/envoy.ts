@@ -2,7 +2,8 @@
 import { readFileSync, statSync } from "node:fs";
 import { parseAllDocuments } from "yaml";
 import { type Audit, audit } from "#envoy/audit/audit.ts";
-import { askEnvoy, type DumpedProxy, readDumpFile } from "#envoy/config-dump.ts";
+import { askEnvoy, type DumpedProxy, ROOT_NAMESPACE, readDumpFile } from "#envoy/config-dump.ts";
+import type { SidecarObject } from "#envoy/default-sidecar.ts";
 import { type LeftOut, policiesOf } from "#envoy/from-cluster.ts";
 import { render } from "#envoy/generate/render.ts";
 import type { Rendered } from "#envoy/generate/resource.ts";
@@ -15,8 +16,8 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { EXIT } from "../api/exit-status.ts";
 import { parseFile, readFile } from "../config/yaml-file.ts";
-import type { KubernetesApi } from "../kubernetes/client/api.ts";
-import type { Pod, Service } from "../kubernetes/client/objects.ts";
+import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
+import type { KubernetesObject, Pod, Service } from "../kubernetes/client/objects.ts";
 import { pathOf } from "../kubernetes/client/paths.ts";
 import { plain, type Terminal, table } from "./terminal.ts";
 
@@ -49,18 +50,21 @@ export interface FoundInCluster {
  */
 export async function policiesInCluster(
   api: KubernetesApi,
-  { namespace, services }: { namespace: string; services: readonly string[] },
+  { namespace, services, mode }: { namespace: string; services: readonly string[]; mode: Mode },
   { err }: Terminal,
 ): Promise<FoundInCluster> {
-  const [all, pods] = await Promise.all([
+  const [all, pods, ...sidecars] = await Promise.all([
     api.list<Service>(pathOf("services", { namespace })),
     api.list<Pod>(pathOf("pods", { namespace })),
+    ...(mode === "sidecar" ? [...new Set([namespace, ROOT_NAMESPACE])] : []).map((one) =>
+      sidecarsIn(api, one, err),
+    ),
   ]);
   const isNamed = ({ metadata: { name } }: Service) => services.length === 0 || services.includes(name);
   const missing = services.find((name) => !all.items.some(({ metadata }) => metadata.name === name));
   if (missing !== undefined)
     throw fail("KUBERNETES_NOT_FOUND", `there is no Service ${missing} in namespace ${namespace}`);
-  const { policies, leftOut } = policiesOf(all.items.filter(isNamed), pods.items);
+  const { policies, leftOut } = policiesOf(all.items.filter(isNamed), pods.items, sidecars.flat());
   for (const { service, reason, message } of leftOut)
     err.write(`${plain(`Service ${service.metadata.name}: ${reason}: ${message}`)}\n`);
   if (policies.length === 0)
@@ -70,6 +74,24 @@ export async function policiesInCluster(
     );
   const found = policies.map(({ policy }) => policy);
   return { policies: found, leftOut, services: all.items, pods: pods.items };
+}
+
+/** None where one may not look, which is said: what they restrict is not in the policies then. */
+async function sidecarsIn(
+  api: KubernetesApi,
+  namespace: string,
+  err: Terminal["err"],
+): Promise<SidecarObject[]> {
+  try {
+    return (await api.list<KubernetesObject & SidecarObject>(pathOf("sidecars", { namespace }))).items;
+  } catch (error) {
+    if (isCode(error, "KUBERNETES_NOT_FOUND")) return [];
+    if (!isCode(error, "KUBERNETES_FORBIDDEN")) throw error;
+    err.write(
+      `${plain(`Sidecars of namespace ${namespace} may not be listed: where one restricts what these pods reach (egress), theirs is not to be applied without it: ${messageOf(error)}`)}\n`,
+    );
+    return [];
+  }
 }
 
 /** @throws HoldfastError `CONFIG_INVALID` */

@@ -71,7 +71,7 @@ export async function verifyCluster(
   json: boolean,
   terminal: Terminal,
 ): Promise<number> {
-  const found = await policiesInCluster(api, { namespace, services }, terminal);
+  const found = await policiesInCluster(api, { namespace, services, mode }, terminal);
   const { policies, leftOut, pods: there } = found;
   const meshed = there.filter(
     (pod) => isActive(pod) && pod.metadata.annotations?.[ISTIO_STATUS] !== undefined,

@@ -21,6 +21,8 @@ import { ASSIGNMENT_TYPE, type Assignment, responseOf } from "./assignment.ts";
 const STREAMS_MAX = 1_024;
 const REQUEST_BYTES_MAX = 1_048_576;
 const NAMES_MAX = 10_000;
+/** as Envoy's side has it, of `render --mode plain` */
+const KEEPALIVE = { everyMs: 30_000, timeoutMs: 10_000 };
 
 type Stream = ServerDuplexStream<Buffer, Buffer>;
 
@@ -40,15 +42,21 @@ const SERVICE: ServiceDefinition = {
 };
 
 export class AdsServer {
-  readonly #server = new Server({ "grpc.max_receive_message_length": REQUEST_BYTES_MAX });
+  readonly #server: Server;
   readonly #known = new Map<string, Assignment>();
   readonly #subscribers = new Set<Subscriber>();
   readonly #log: Logger;
   /** updates that an Envoy has refused */
   refused = 0;
 
-  constructor(log: Logger) {
+  /** @param keepalive an Envoy that has gone without FIN or RST answers no PING: how often it is asked, and how long it has */
+  constructor(log: Logger, { everyMs, timeoutMs } = KEEPALIVE) {
     this.#log = log;
+    this.#server = new Server({
+      "grpc.max_receive_message_length": REQUEST_BYTES_MAX,
+      "grpc.keepalive_time_ms": everyMs,
+      "grpc.keepalive_timeout_ms": timeoutMs,
+    });
     const handle = (stream: Stream): void => this.#serve(stream);
     this.#server.addService(SERVICE, { aggregated: handle, endpoints: handle });
   }

@@ -3,6 +3,8 @@ import type { Policy } from "../policy.ts";
 import { POLICY_LABEL, PRIORITY, type Resource } from "./resource.ts";
 
 export const HCM = "envoy.filters.network.http_connection_manager";
+/** of a waypoint: istiod gives it no direction, and patches it as an inbound one */
+export const WAYPOINT_LISTENER = "main_internal";
 
 export function metadataOf({ name, namespace }: Policy, suffix: string): Resource["metadata"] {
   return { name: `${name}-holdfast${suffix}`, namespace, labels: { [POLICY_LABEL]: name } };
@@ -34,14 +36,25 @@ export function inboundClusterPatch(port: number, value: object): object {
   };
 }
 
-/** First of the HTTP filters of a sidecar's (or waypoint's) listener for a Service's port. */
+/** First of the HTTP filters of a sidecar's listener for a Service's port. */
 export function outboundFilterPatch(servicePort: number, value: object): object {
+  return firstFilterPatch("SIDECAR_OUTBOUND", { portNumber: servicePort }, {}, value);
+}
+
+/**
+ * First of the HTTP filters of a waypoint's chain for a Service's port. istiod patches a waypoint's listeners as inbound ones, and compares
+ * portNumber with the address of the listener, which has none: it is internal (listener_builder.go: patchListeners; listener_patch.go:
+ * listenerMatch; listener_waypoint.go: buildWaypointInternal). The context WAYPOINT of its API it does not know yet.
+ */
+export function waypointFilterPatch(host: string, servicePort: number, value: object): object {
+  const name = `inbound-vip|${servicePort}|http|${host}`;
+  return firstFilterPatch("SIDECAR_INBOUND", { name: WAYPOINT_LISTENER }, { name }, value);
+}
+
+function firstFilterPatch(context: string, listener: object, chain: object, value: object): object {
   return {
     applyTo: "HTTP_FILTER",
-    match: {
-      context: "SIDECAR_OUTBOUND",
-      listener: { portNumber: servicePort, filterChain: { filter: { name: HCM } } },
-    },
+    match: { context, listener: { ...listener, filterChain: { ...chain, filter: { name: HCM } } } },
     patch: { operation: "INSERT_FIRST", value },
   };
 }

@@ -2,7 +2,8 @@
  * What a policy comes to in Istio with sidecars. Pure.
  *
  * Which pushes cut which sessions was seen with istiod 1.31 and Envoy 1.40 (README.md). What is made here is applied once and changes by
- * clusters alone afterwards: no patch of an HttpConnectionManager or of tcp_proxy where the node's metadata serve.
+ * clusters alone afterwards, but for egress, which changes as it would without ours: no patch of an HttpConnectionManager or of tcp_proxy
+ * where the node's metadata serve.
  */
 import type { WholePolicy } from "../policy.ts";
 import { envoyFilter, inboundClusterPatch, metadataOf } from "./envoy-filter.ts";
@@ -43,6 +44,7 @@ export function portsText({ ports }: WholePolicy): string {
 
 function sidecar(policy: WholePolicy): Document {
   const metadata = { ...metadataOf(policy, ""), annotations: { [PORTS_ANNOTATION]: portsText(policy) } };
+  const { egress, outboundTrafficPolicy } = policy;
   const reasons = [
     {
       path: ["spec", "ingress"],
@@ -53,6 +55,11 @@ function sidecar(policy: WholePolicy): Document {
       text: `${protocol}: Holdfast's proxy takes port ${port} at ${LOOPBACK}:${proxy}`,
     })),
   ];
+  if (egress === null)
+    reasons.unshift({
+      path: ["spec", "workloadSelector"],
+      text: "These pods reach all of the mesh: what a Sidecar without a workloadSelector restricts, of their namespace or of istio-system, does not hold\nbeside this one. Where there is one, say its egress and outboundTrafficPolicy in the policy (render --from-cluster and the controller do).",
+    });
   if (!policy.istio.mergesIngress)
     reasons.unshift({
       path: ["spec"],
@@ -69,6 +76,8 @@ function sidecar(policy: WholePolicy): Document {
           port: { number: port, protocol: ISTIO_PROTOCOL[protocol], name: `${protocol}-${port}` },
           defaultEndpoint: `${LOOPBACK}:${proxy}`,
         })),
+        ...(egress === null ? {} : { egress }),
+        ...(outboundTrafficPolicy === null ? {} : { outboundTrafficPolicy }),
       },
     },
     reasons,

@@ -12,13 +12,15 @@ export const SUBSET_KEY = "workload";
 export const SUBSET_NAMESPACE = "envoy.lb";
 /** none that an answer of Envoy's own has, which is of no endpoint ("-") */
 const ANY_WORKLOAD = "[a-z0-9][^;]*";
-const HTTP2 = {
+const http2 = (http2_protocol_options: object) => ({
   "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
     "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-    explicit_http_config: { http2_protocol_options: {} },
+    explicit_http_config: { http2_protocol_options },
   },
-};
+});
 export const ADS_CLUSTER = "holdfast-ads";
+/** Over ADS nobody may have anything to say for days: that the other side has gone without FIN or RST shows in a PING that is not answered. */
+const ADS_KEEPALIVE = { interval: duration(30), timeout: duration(10) };
 
 export function clusterName({ name }: WholePolicy, { port }: Pick<PolicyPort, "port">): string {
   return `${name}-${port}`;
@@ -175,7 +177,7 @@ function clusterOf(policy: WholePolicy, port: PolicyPort): object {
     connect_timeout: "2s",
     lb_policy: "LEAST_REQUEST",
     eds_cluster_config: { service_name: name, eds_config },
-    ...(port.protocol === "h2" ? { typed_extension_protocol_options: HTTP2 } : {}),
+    ...(port.protocol === "h2" ? { typed_extension_protocol_options: http2({}) } : {}),
     upstream_connection_options: { tcp_keepalive: { keepalive_time: 60, keepalive_interval: 10 } },
     ...(isHttp(port) && stickiness?.key === "workload"
       ? {
@@ -194,7 +196,7 @@ function adsCluster(address: string, port: number): object {
     name: ADS_CLUSTER,
     type: "STATIC",
     connect_timeout: "1s",
-    typed_extension_protocol_options: HTTP2,
+    typed_extension_protocol_options: http2({ connection_keepalive: ADS_KEEPALIVE }),
     load_assignment: {
       cluster_name: ADS_CLUSTER,
       endpoints: [{ lb_endpoints: [{ endpoint: { address: socketAddress(address, port) } }] }],

@@ -80,9 +80,14 @@ function ofIstio(objects: readonly unknown[], marks: readonly Mark[], mode: stri
     ...(host === undefined ? {} : { service: host }),
     idleSeconds: idle === undefined ? null : secondsOf(idle),
     drainSeconds: config.drainDuration === undefined ? null : secondsOf(config.drainDuration),
+    ...reachOf(way.spec),
     stickiness: native === undefined ? stickyOf(rule, kind("VirtualService"), filter) : nativeOf(native),
     istio: { persistentSessions: native !== undefined, mergesIngress: false },
   };
+}
+
+function reachOf({ egress = null, outboundTrafficPolicy = null }: Any): object {
+  return { egress, outboundTrafficPolicy };
 }
 
 function nativeOf({ labels }: Mark): unknown {

@@ -17,6 +17,11 @@ const ISTIO_MINOR_MIN_AMBIENT = 27;
 /** @throws HoldfastError `CONFIG_INVALID`: what the policy wants cannot be had in this mode, with the cure */
 export function render(policy: Policy, mode: Mode, istioVersion = ISTIO_RUN): Rendered {
   const whole = normalised(policy);
+  if (mode !== "sidecar" && (whole.egress !== null || whole.outboundTrafficPolicy !== null))
+    throw fail(
+      "CONFIG_INVALID",
+      `egress, outboundTrafficPolicy: expected neither for --mode ${mode}: they are a Sidecar's, and where none of ours is others hold`,
+    );
   if (mode === "plain") return renderPlain(whole);
   if (mode === "gateway") return renderGateway(whole);
   const minor = minorOf(istioVersion);

@@ -37,7 +37,7 @@ function nativeLabel({ service }: WholePolicy, cookie: string): Mark {
   };
 }
 
-function hostOf({ service, namespace }: WholePolicy): string {
+export function hostOf({ service, namespace }: WholePolicy): string {
   return `${service}.${namespace}.svc.cluster.local`;
 }
 

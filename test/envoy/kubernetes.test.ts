@@ -16,7 +16,7 @@ import { CHANGES, delayOfIstiod, delayOfOwn } from "./endpoint-delay.ts";
 import { GATEWAY, HELD_APP, isCut, openGatedSessions, openSessions, whileAsking } from "./held.ts";
 import { hostOf, NAMESPACE } from "./istio-objects.ts";
 import { knock, linkPort } from "./knock.ts";
-import { allOf, endpointSlice, kubeService, peerAuthentication, pod, put } from "./kube-objects.ts";
+import { allOf, endpointSlice, kubeService, peerAuthentication, pod, put, remove } from "./kube-objects.ts";
 import { BARE, HELD, KubeStage, PATIENT, SERVICE, SPARE } from "./kube-stage.ts";
 import type { LongSession } from "./long-sessions.ts";
 import { PORTS, SERVED, type ServicePort } from "./several-workload.ts";
@@ -282,6 +282,33 @@ describe("istiod in a cluster", () => {
     } finally {
       for (const server of servers) server.close();
     }
+  });
+
+  it("tells the pod's sidecar no more than the Sidecar lets it that would hold without what the controller writes", async () => {
+    const { api } = stage.mesh;
+    const lockdown = {
+      ...{ apiVersion: "networking.istio.io/v1", kind: "Sidecar" },
+      metadata: { name: "default", namespace: NAMESPACE },
+      spec: {
+        egress: [{ hosts: [`./${hostOf(HELD_APP)}`] }],
+        outboundTrafficPolicy: { mode: "REGISTRY_ONLY" },
+      },
+    };
+    const knows = async (app: string): Promise<boolean> => {
+      const clusters = await stage.mesh.sidecar(HELD.name).admin("/clusters");
+      return clusters.includes(`||${hostOf(app)}::`);
+    };
+    const isAll = async () => (await knows(HELD_APP)) && (await knows(PATIENT.app));
+    assert.ok(await isAll());
+    await put(api, lockdown);
+    await until("it is told of its own Service alone", async () => !(await knows(PATIENT.app)));
+    assert.ok(await knows(HELD_APP));
+    const ours = (await made()).find(({ metadata }) => metadata.name === `${HELD_APP}-holdfast`);
+    const { ingress, egress, outboundTrafficPolicy } = ours?.spec ?? {};
+    assert.deepEqual({ egress, outboundTrafficPolicy }, lockdown.spec);
+    assert.equal(ingress?.length, SERVED.length);
+    await remove(api, lockdown);
+    await until("it is told of all again", isAll);
   });
 
   describe("where nothing but mutual TLS is let in", () => {

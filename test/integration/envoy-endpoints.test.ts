@@ -7,17 +7,20 @@ import { afterEach, beforeEach, describe, it } from "node:test";
 import { Client, type ClientDuplexStream, credentials } from "@grpc/grpc-js";
 import { pino } from "pino";
 import { decodeFields, encodeFields, type Field } from "#control/criu/protobuf.ts";
+import { AdsServer } from "#envoy/endpoints/ads-server.ts";
 import { ASSIGNMENT_TYPE } from "#envoy/endpoints/assignment.ts";
 import { parseEndpointsConfig } from "#envoy/endpoints/config.ts";
 import { type RunningEndpoints, startEndpoints } from "#envoy/endpoints/main.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
 import { until } from "#test/support/moved-program.ts";
+import { stallingRelay } from "#test/support/stalling-relay.ts";
 
 const CLUSTERS = [
   { cluster: "chat-8080", workloads: ["chat-0", "chat-1"], port: 8080 },
   { cluster: "chat-9000", workloads: ["chat-0"], port: 9000 },
 ];
 const PORTS = [8080, 9000];
+const ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
 type Places = [workload: string, address: string, port: number][];
 
@@ -191,7 +194,7 @@ describe("endpoints", () => {
     const client = new Client(`127.0.0.1:${running?.adsPort}`, credentials.createInsecure());
     clients.push(client);
     const stream = client.makeBidiStreamRequest<Buffer, Buffer>(
-      "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+      ADS,
       (bytes) => bytes,
       (bytes) => bytes,
     );
@@ -263,6 +266,27 @@ describe("endpoints", () => {
       refusals.map(({ reason }) => reason),
       ["not so"],
     );
+  });
+});
+
+describe("an ADS server", () => {
+  it("ends the stream of an Envoy that has gone without a word, which has its place no more", async () => {
+    const server = new AdsServer(pino({ level: "silent" }), { everyMs: 200, timeoutMs: 200 });
+    const relay = await stallingRelay(await server.listen({ address: "127.0.0.1", port: 0 }));
+    const client = new Client(`127.0.0.1:${relay.port}`, credentials.createInsecure());
+    try {
+      const pass = (bytes: Buffer) => bytes;
+      const stream = client.makeBidiStreamRequest<Buffer, Buffer>(ADS, pass, pass);
+      stream.on("error", () => {});
+      stream.write(encodeFields([[4, ASSIGNMENT_TYPE]]));
+      await until("it is served", () => server.subscribers === 1);
+      assert.equal(relay.stall(), 1);
+      await until("it is noticed", () => server.subscribers === 0);
+    } finally {
+      client.close();
+      relay.close();
+      server.close();
+    }
   });
 });
 

@@ -22,6 +22,10 @@ import { MemoryStore } from "#proxy/store/memory.ts";
 import { ENVOY, requireEnvoy } from "#test/envoy/mesh-tools.ts";
 import { until } from "#test/support/moved-program.ts";
 import { freePort } from "#test/support/redis.ts";
+import { type StallingRelay, stallingRelay } from "#test/support/stalling-relay.ts";
+
+/** as `render` has it; a test is not to wait for as long */
+const KEEPALIVE = /(connection_keepalive:\s+interval: )30s(\s+timeout: )10s/;
 
 for (const way of ["files", "ads"] as const)
   describe(`a plain Envoy with endpoints by ${way}`, () => {
@@ -34,6 +38,8 @@ for (const way of ["files", "ads"] as const)
     let http: number;
     let tcp: number;
     let admin: string;
+    let bootstrap: string;
+    let relay: StallingRelay | null = null;
     let stderr = "";
 
     before(async () => {
@@ -42,7 +48,8 @@ for (const way of ["files", "ads"] as const)
       const adminPort = await freePort();
       const adsPort = await freePort();
       admin = `http://127.0.0.1:${adminPort}`;
-      const ads = way === "ads" ? `127.0.0.1:${adsPort}` : null;
+      relay = way === "ads" ? await stallingRelay(adsPort) : null;
+      const ads = relay === null ? null : `127.0.0.1:${relay.port}`;
       const policy = policySchema.parse({
         name: "shop",
         selector: { app: "shop" },
@@ -54,7 +61,7 @@ for (const way of ["files", "ads"] as const)
         plain: { listen: "127.0.0.1", folder, ads, admin: `127.0.0.1:${adminPort}` },
       });
       writeFileSync(join(folder, "policy.yaml"), JSON.stringify(policy));
-      writeFileSync(join(folder, "envoy.yaml"), yamlOf(render(policy, "plain"), "default"));
+      bootstrap = yamlOf(render(policy, "plain"), "default");
       const workloads = ["games.shop-0", "games.shop-1"];
       endpoints = await startEndpoints(
         {
@@ -69,18 +76,9 @@ for (const way of ["files", "ads"] as const)
         store,
         pino({ level: "silent" }),
       );
-      const baseId = String(http);
-      envoy = spawn(ENVOY, ["-c", join(folder, "envoy.yaml"), "--base-id", baseId, "--concurrency", "1"], {
-        stdio: ["ignore", "ignore", "pipe"],
-      });
-      envoy.stderr?.on("data", (bytes: Buffer) => {
-        stderr = (stderr + bytes.toString()).slice(-20_000);
-      });
       await own("games.shop-0", "a");
       await own("games.shop-1", "b");
-      await until("Envoy is ready", () => knows("games.shop-0", "games.shop-1")).catch((error: unknown) => {
-        throw new Error(`${error}\n${stderr}`);
-      });
+      await startEnvoy(bootstrap);
     });
     afterEach(() => {
       for (const socket of sockets.splice(0)) socket.destroy();
@@ -88,10 +86,26 @@ for (const way of ["files", "ads"] as const)
     after(async () => {
       envoy?.kill("SIGKILL");
       await endpoints?.close();
+      relay?.close();
       for (const server of servers) server.close();
       await store.close();
       rmSync(folder, { recursive: true });
     });
+
+    /** It has heard of both. */
+    async function startEnvoy(text: string): Promise<void> {
+      const file = join(folder, "envoy.yaml");
+      writeFileSync(file, text);
+      envoy = spawn(ENVOY, ["-c", file, "--base-id", String(http), "--concurrency", "1"], {
+        stdio: ["ignore", "ignore", "pipe"],
+      });
+      envoy.stderr?.on("data", (bytes: Buffer) => {
+        stderr = (stderr + bytes.toString()).slice(-20_000);
+      });
+      await until("Envoy is ready", () => knows("games.shop-0", "games.shop-1")).catch((error: unknown) => {
+        throw new Error(`${error}\n${stderr}`);
+      });
+    }
 
     /** Its places, told to the store: an HTTP server that names itself, and one that echoes behind the header. */
     async function own(workload: string, node: string): Promise<{ web: Server }> {
@@ -185,6 +199,19 @@ for (const way of ["files", "ads"] as const)
       old.socket.write("still\n");
       assert.equal(await line(old.socket), "still");
     });
+
+    if (way === "ads")
+      it("hears of a move though the connection over which it was told has gone without a word", async () => {
+        const sooner = bootstrap.replace(KEEPALIVE, "$11s$21s");
+        assert.notEqual(sooner, bootstrap);
+        const ended = once(envoy, "exit");
+        envoy.kill("SIGKILL");
+        await ended;
+        await startEnvoy(sooner);
+        assert.equal(relay?.stall(), 1);
+        await own("games.shop-1", "g");
+        await until("told", () => knows("games.shop-1"));
+      });
 
     async function session(): Promise<{ socket: Socket; greeting: string }> {
       const socket = connect(tcp, "127.0.0.1");

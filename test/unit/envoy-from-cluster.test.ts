@@ -1,9 +1,14 @@
 /** The policies of a cluster's Services, and why others have none. */
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { policiesInCluster } from "#control/cli/envoy.ts";
+import type { KubernetesApi } from "#control/kubernetes/client/api.ts";
 import type { Pod, Service } from "#control/kubernetes/client/objects.ts";
+import type { SidecarObject } from "#envoy/default-sidecar.ts";
 import { policiesOf } from "#envoy/from-cluster.ts";
 import { render } from "#envoy/generate/render.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
+import { ApiInMemory } from "../support/api-in-memory.ts";
 
 const META = { uid: "1", resourceVersion: "1", creationTimestamp: "2026-01-01T00:00:00Z" };
 
@@ -67,6 +72,86 @@ describe("a Service's policy", () => {
     const asked = { "holdfast.dev/mesh": '{"name":"x","selector":{"app":"other"}}' };
     const [one] = policiesOf([service(asked)], [pod("chat-a")]).policies;
     assert.deepEqual([one?.policy.name, one?.policy.selector], ["chat", { app: "chat" }]);
+  });
+
+  describe("on what its pods may reach", () => {
+    const OPEN = { egress: null, outboundTrafficPolicy: null };
+    const own = { egress: [{ hosts: ["./*"] }], outboundTrafficPolicy: { mode: "REGISTRY_ONLY" as const } };
+    const root = { egress: [{ hosts: ["./*", "istio-system/*"] }] };
+    const sidecar = (
+      namespace: string,
+      spec: SidecarObject["spec"] = {},
+      more: object = {},
+    ): SidecarObject => ({
+      metadata: { name: "default", namespace, creationTimestamp: "2026-01-02T00:00:00Z", ...more },
+      spec,
+    });
+    const OWN = sidecar("games", own);
+    const ROOT = sidecar("istio-system", root);
+    const says: [what: string, sidecars: SidecarObject[], mesh: object, reach: object][] = [
+      ["is all where no Sidecar says otherwise", [sidecar("shop", own)], {}, OPEN],
+      ["is the namespace's Sidecar's, and nothing of istiod's own beside it", [ROOT, OWN], {}, own],
+      [
+        "is that of istiod's own namespace where theirs has none without a selector",
+        [ROOT, sidecar("games", { workloadSelector: { labels: { app: "chat" } }, ...own })],
+        {},
+        { ...OPEN, ...root },
+      ],
+      [
+        "is the first's of two",
+        [sidecar("games", root), sidecar("games", own, { creationTimestamp: "2026-01-01T00:00:00Z" })],
+        {},
+        own,
+      ],
+      ["is the first's by name of two of one second", [sidecar("games", root, { name: "z" }), OWN], {}, own],
+      [
+        "is what the Service asks for, and the rest as it is without",
+        [OWN],
+        { egress: [{ hosts: ["shop/*"] }] },
+        { ...own, egress: [{ hosts: ["shop/*"] }] },
+      ],
+      ["is all where that Sidecar leaves it out", [ROOT, sidecar("games", { egress: [] })], {}, OPEN],
+    ];
+    for (const [what, sidecars, mesh, reach] of says)
+      it(what, () => {
+        const asked = service({ "holdfast.dev/mesh": JSON.stringify(mesh) });
+        const [{ policy } = assert.fail()] = policiesOf([asked], [pod("chat-a")], sidecars).policies;
+        const { egress, outboundTrafficPolicy } = policy;
+        assert.deepEqual({ egress, outboundTrafficPolicy }, reach);
+      });
+
+    const inCluster = async (mode: "sidecar" | "envoyfilter", mayList: boolean) => {
+      const api = new ApiInMemory();
+      api.put("/api/v1/namespaces/games/services/chat", service({}));
+      api.put("/api/v1/namespaces/games/pods/chat-a", pod("chat-a"));
+      const { api: whole } = api;
+      for (const one of [OWN, ROOT])
+        api.put(
+          `/apis/networking.istio.io/v1/namespaces/${one.metadata.namespace}/sidecars/${one.metadata.name}`,
+          one,
+        );
+      const list: typeof whole.list = async (path, ...more) => {
+        if (!mayList && path.endsWith("/sidecars")) throw fail("KUBERNETES_FORBIDDEN", "not yours");
+        return whole.list(path, ...more);
+      };
+      let told = "";
+      const terminal = { out: { write: () => true }, err: { write: (text: string) => (told += text) } };
+      const request = { namespace: "games", services: [], mode };
+      const { policies } = await policiesInCluster({ ...whole, list } as KubernetesApi, request, terminal);
+      const [{ egress, outboundTrafficPolicy } = assert.fail()] = policies;
+      return { egress, outboundTrafficPolicy, told };
+    };
+
+    it("is looked up for render, where a Sidecar is what it makes", async () => {
+      assert.deepEqual(await inCluster("sidecar", true), { ...own, told: "" });
+      assert.deepEqual(await inCluster("envoyfilter", true), { ...OPEN, told: "" });
+    });
+
+    it("is not known where Sidecars may not be listed, which is said", async () => {
+      const { told, ...reach } = await inCluster("sidecar", false);
+      assert.deepEqual(reach, OPEN);
+      assert.match(told, /^Sidecars of namespace games may not be listed: .*egress.*not yours/);
+    });
   });
 
   const MESH = { "holdfast.dev/mesh": "{}" };

@@ -98,6 +98,22 @@ describe("a policy", () => {
     assert.match(of("hf%1").error?.issues[0]?.message ?? "", /^expected the name of a cookie .*\(not %\)$/);
   });
 
+  it("says what its pods may reach, in the Sidecar itself", () => {
+    const reach = {
+      egress: [{ hosts: ["./*"], port: { number: 443, protocol: "TLS", name: "tls" } }],
+      outboundTrafficPolicy: { mode: "REGISTRY_ONLY" },
+    };
+    const policy = policySchema.parse({ name: "a", selector: { app: "a" }, ports: [port(80)], ...reach });
+    const [{ object, reasons } = assert.fail()] = render(policy, "sidecar").documents;
+    const { egress, outboundTrafficPolicy } = (object as { spec: Record<string, unknown> }).spec;
+    assert.deepEqual({ egress, outboundTrafficPolicy }, reach);
+    const tellsOfAll = (all: { text: string }[]) =>
+      all.some(({ text }) => /reach all of the mesh/.test(text));
+    assert.equal(tellsOfAll(reasons), false);
+    const [without = assert.fail()] = render({ ...policy, egress: null }, "sidecar").documents;
+    assert.equal(tellsOfAll(without.reasons), true);
+  });
+
   it("is not read of resources that somebody has changed", () => {
     const { documents, marks } = render(readPolicy(join(folder, "chat.yaml")), "sidecar");
     const objects = structuredClone(documents.map(({ object }) => object)) as {
@@ -159,6 +175,19 @@ describe("a policy", () => {
       "sidecar",
       /stickiness\.clients/,
     ],
+    [
+      "egress that names no namespace",
+      { egress: [{ hosts: ["shop"] }] },
+      "sidecar",
+      /egress\.0|hosts: \['\.\/\*'/,
+    ],
+    [
+      "a policy for the rest that there is not",
+      { outboundTrafficPolicy: { mode: "NONE" } },
+      "sidecar",
+      /REGISTRY_ONLY/,
+    ],
+    ["egress, and no Sidecar", { egress: [{ hosts: ["./*"] }] }, "envoyfilter", /a Sidecar's/],
     [
       "identity in ambient",
       { ports: [{ ...port(80), identity: "proxy-v2" }] },
@@ -241,8 +270,12 @@ function policies(mode: "sidecar" | "envoyfilter" | "plain"): fc.Arbitrary<objec
       drainSeconds: seconds,
       sticky: fc.option(sticky),
       ads: fc.constantFrom(null, "127.0.0.1:18000"),
+      reach: fc.record({
+        egress: fc.constantFrom(null, [{ hosts: ["./*", "istio-system/*"] }]),
+        outboundTrafficPolicy: fc.constantFrom(null, { mode: "REGISTRY_ONLY" }),
+      }),
     })
-    .map(({ numbers, kinds, sticky, ads, ...policy }) => {
+    .map(({ numbers, kinds, sticky, ads, reach, ...policy }) => {
       const ports = numbers.map((number, index) => {
         const [protocol, identity, isOther] = kinds[index] as [string, string, boolean];
         const other = isOther && !isPlain ? { proxy: 20_000 + number, servicePort: 30_000 } : {};
@@ -254,6 +287,7 @@ function policies(mode: "sidecar" | "envoyfilter" | "plain"): fc.Arbitrary<objec
         ports,
         ...(isSticky ? sticky : {}),
         ...(isPlain ? { plain: { ads } } : {}),
+        ...(mode === "sidecar" ? reach : {}),
       };
     });
 }

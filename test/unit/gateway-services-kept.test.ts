@@ -164,6 +164,19 @@ describe("Services of gateways, kept by the controller", () => {
     assert.match(problems.join("\n"), /^Services of gateways are not as they are to be: .*terminated/);
   });
 
+  it("says what is wrong with a Service while the table cannot be written", async () => {
+    const api = start((one) => {
+      one.put("/api/v1/namespaces/games/pods/plain", {
+        metadata: { labels: { app: "chat" } },
+        spec: { containers: [] },
+      });
+      one.problem = [`PATCH ${TABLE}`, fail("KUBERNETES_INVALID", "it has too many bytes")];
+    });
+    await until("said", () => [...api.objects.values()].some(({ reason }) => reason === "NotInjected"));
+    assert.deepEqual(api.calls, [`PATCH ${TABLE}`, "POST /api/v1/namespaces/games/events"]);
+    assert.match(problems.join("\n"), /^Services of gateways are not as they are to be: .*too many bytes/);
+  });
+
   it("plans anew where the table has changed since it was read, and tries again what was refused", async () => {
     const conflict = start((api) => {
       api.problem = [`PATCH ${TABLE}`, fail("KUBERNETES_CONFLICT", "it has changed")];

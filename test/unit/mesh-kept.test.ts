@@ -1,6 +1,7 @@
 /** The controller keeps what Services ask of Istio: what it makes, what it leaves alone, and when it takes it away. */
 import assert from "node:assert/strict";
 import { afterEach, describe, it } from "node:test";
+import { isDeepStrictEqual } from "node:util";
 import { Watches } from "#control/kubernetes/client/watches.ts";
 import { watchAllPods } from "#control/kubernetes/controller/all-pods.ts";
 import { ControllerMetrics } from "#control/kubernetes/controller/metrics.ts";
@@ -223,6 +224,84 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     assert.deepEqual(api.calls.slice(0, 2), [`POST ${SIDECARS}`, `POST ${other(SIDECARS)}`]);
     assert.deepEqual(problems, ["the mesh is not as it is asked to be"]);
     await has(api, SIDECAR);
+  });
+
+  it("goes from others while the API server does not let that of one go, whose Service is told", async () => {
+    const other = (path: string): string => path.replaceAll("games", "other");
+    const api = start("{}", null, (there) => {
+      putPod(there, other(POD));
+      putService(there, "{}", other(SERVICE));
+    });
+    await has(api, SIDECAR);
+    await has(api, other(SIDECAR));
+    api.calls.length = 0;
+    api.problem = [`DELETE ${SIDECAR}`, fail("KUBERNETES_FORBIDDEN", "a policy of the cluster")];
+    putService(api, null);
+    putService(api, null, other(SERVICE));
+    await until("said", () => events(api).includes("Refused"));
+    assert.deepEqual(api.calls.filter((call) => call.startsWith("DELETE")).slice(0, 2), [
+      `DELETE ${SIDECAR}`,
+      `DELETE ${other(SIDECAR)}`,
+    ]);
+    assert.ok(api.calls.includes(EVENTS));
+    assert.deepEqual(problems, ["the mesh is not as it is asked to be"]);
+    await has(api, SIDECAR, false);
+  });
+
+  it("is changed for others in the round in which that of one has changed since it was read", async () => {
+    const other = (path: string): string => path.replaceAll("games", "other");
+    const api = start("{}", null, (there) => {
+      putPod(there, other(POD));
+      putService(there, "{}", other(SERVICE));
+    });
+    await has(api, SIDECAR);
+    await has(api, other(SIDECAR));
+    api.calls.length = 0;
+    api.problem = [`PUT ${SIDECAR}`, fail("KUBERNETES_CONFLICT", "it has changed")];
+    for (const path of [SIDECAR, other(SIDECAR)])
+      api.put(path, { ...(api.objects.get(path) as Raw), spec: { ingress: [] } });
+    // of the same round, which an error would have ended
+    putService(api, '{"stickiness":{"cookie":"hf"}}', SERVICE.replace("chat", "chat-2"));
+    await until("said", () => events(api).includes("PolicyInvalid"));
+    assert.deepEqual(api.calls.filter((call) => call.startsWith("PUT")).slice(0, 2), [
+      `PUT ${SIDECAR}`,
+      `PUT ${other(SIDECAR)}`,
+    ]);
+    assert.deepEqual(problems, []);
+    await until("put back", () => (api.objects.get(SIDECAR) as Raw).spec.ingress.length === 1);
+  });
+
+  it("lets pods reach what they may by the Sidecar that holds without it, and follows that, and what the Service asks for", async () => {
+    const DEFAULT = `${SIDECARS}/default`;
+    const ROOT = DEFAULT.replace("games", "istio-system");
+    const egress = (...hosts: string[]) => ({ egress: [{ hosts }] });
+    const outboundTrafficPolicy = { mode: "REGISTRY_ONLY" };
+    const reach = (api: ApiInMemory) => {
+      const { workloadSelector: _, ingress: __, ...rest } = (api.objects.get(SIDECAR) as Raw).spec;
+      return rest;
+    };
+    const comes = (api: ApiInMemory, wanted: object) =>
+      until(JSON.stringify(wanted), () => isDeepStrictEqual(reach(api), wanted));
+    const api = start("{}", null, (there) => {
+      there.put(DEFAULT, { spec: { ...egress("./*"), outboundTrafficPolicy } });
+      there.put(ROOT, { spec: egress("istio-system/*") });
+      there.put(`${SIDECARS}/selects`, {
+        spec: { workloadSelector: { labels: { app: "web" } }, ...egress("shop/*") },
+      });
+    });
+    await has(api, SIDECAR);
+    assert.deepEqual(reach(api), { ...egress("./*"), outboundTrafficPolicy });
+    api.put(DEFAULT, { spec: egress("./*", "shop/*") });
+    await comes(api, egress("./*", "shop/*"));
+    putService(api, JSON.stringify(egress("*/*")));
+    await comes(api, egress("*/*"));
+    putService(api, "{}");
+    await comes(api, egress("./*", "shop/*"));
+    api.remove(DEFAULT);
+    await comes(api, egress("istio-system/*"));
+    api.remove(ROOT);
+    await comes(api, {});
+    assert.ok(!api.calls.some((call) => call.startsWith("DELETE")), "what is somebody else's is left alone");
   });
 
   it("is told of again after half an hour, when nothing has changed", async (t) => {

@@ -4,6 +4,7 @@
  * that asks stays as it is while its pods are away or do not fit.
  */
 import { isDeepStrictEqual } from "node:util";
+import type { SidecarObject } from "#envoy/default-sidecar.ts";
 import { policiesOf } from "#envoy/from-cluster.ts";
 import { render } from "#envoy/generate/render.ts";
 import { POLICY_LABEL, type Resource } from "#envoy/generate/resource.ts";
@@ -27,6 +28,7 @@ import { type ServiceFinding, ServiceFindings, TELL_AGAIN_MS } from "../services
 import { hasLedTo, leadElsewhere, lostSubsets, SETTLE_MS, Settled, withSubsets } from "./subsets.ts";
 
 const AGAIN_MS = 2_000;
+const NOT_AS_ASKED = "the mesh is not as it is asked to be";
 const MANAGED_BY_LABEL = "app.kubernetes.io/managed-by";
 const MANAGED_BY = "holdfast-controller";
 
@@ -36,9 +38,10 @@ export const MADE_BY_US = { labelSelector: `${POLICY_LABEL},${MANAGED_BY_LABEL}=
 /** of one object, for what it is or where: a quota, a namespace that ends, a policy of the cluster */
 const REFUSALS = ["KUBERNETES_FORBIDDEN", "KUBERNETES_INVALID", "KUBERNETES_NOT_FOUND"];
 
+const SIDECARS: Kind = "sidecars";
 /** what a policy comes to with sidecars */
 export const MESH_KINDS: Record<string, Kind> = {
-  Sidecar: "sidecars",
+  Sidecar: SIDECARS,
   EnvoyFilter: "envoyfilters",
   DestinationRule: "destinationrules",
   VirtualService: "virtualservices",
@@ -51,7 +54,9 @@ export interface MeshOptions extends WatchesOptions {
   settleMs?: number;
 }
 
-type MeshObject = KubernetesObject & { spec?: object };
+/** of the Service whose object it is */
+type Finding = Omit<ServiceFinding, "service">;
+type MeshObject = KubernetesObject & Pick<SidecarObject, "spec">;
 type OwnedResource = Resource & { metadata: Required<Pick<ObjectMeta, "ownerReferences">> };
 
 interface Wanted {
@@ -77,7 +82,8 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
     kind,
     objects: watches.open<MeshObject>(`${kind} of policies`, {
       path: pathOf(kind),
-      query: MADE_BY_US,
+      // of Sidecars also those of others, for what pods may reach by them
+      ...(kind === SIDECARS ? { keep: madeOrReach } : { query: MADE_BY_US }),
       onChange,
     }),
   }));
@@ -95,10 +101,12 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
           metadata.deletionTimestamp === undefined && metadata.annotations?.[MESH_ANNOTATION] !== undefined,
       );
       const findings: ServiceFinding[] = [];
-      const { wanted, whole } = plan(asking, [...pods.objects.values()], findings);
+      const all = made.map(({ kind, objects }) => ({ kind, objects: [...objects.objects.values()] }));
+      const sidecars = all.filter(({ kind }) => kind === SIDECARS).flatMap(({ objects }) => objects);
+      const { wanted, whole } = plan(asking, [...pods.objects.values()], sidecars, findings);
       const own = new Map(
-        made.flatMap(({ kind, objects }) =>
-          [...objects.objects.values()].map((object) => [pathOfObject(kind, object), object] as const),
+        all.flatMap(({ kind, objects }) =>
+          objects.filter(isMade).map((object) => [pathOfObject(kind, object), object] as const),
         ),
       );
       const found = new Map(own);
@@ -122,7 +130,7 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
         const isEarly = lost.length > 0 && !settled.isTime(path, routesAreRight(last));
         const object = isEarly ? withSubsets(last, lost) : last;
         if (isEarly) rounds.later(settleMs);
-        const finding = await put(path, kind, object, found.get(path) ?? null);
+        const finding = await apart(() => put(path, kind, object, found.get(path) ?? null));
         if (finding !== null) findings.push({ service, ...finding });
       }
       const isAsked = new Set(asking.map(({ metadata }) => metadata.uid));
@@ -136,23 +144,38 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
           rounds.later(settleMs);
           continue;
         }
-        await api.delete(path, { preconditions: { uid: metadata.uid } });
+        const finding = await apart(() => take(path, metadata));
+        const service = [...services.objects.values()].find((one) => one.metadata.uid === owner);
+        if (finding !== null && service !== undefined) findings.push({ service, ...finding });
       }
       await events.tell(findings);
     } catch (error) {
       if (signal.aborted) return;
-      if (!isCode(error, "KUBERNETES_CONFLICT")) onProblem("the mesh is not as it is asked to be", error);
+      onProblem(NOT_AS_ASKED, error);
       rounds.later(AGAIN_MS);
     }
   }
 
-  /** What is wrong with this one keeps no other waiting: it is the Service's to hear, and tried again. */
+  /** What is wrong with one object keeps no other waiting: it is the Service's to hear, and tried again. @throws HoldfastError `KUBERNETES_UNREACHABLE` */
+  async function apart(change: () => Promise<Finding | null>): Promise<Finding | null> {
+    try {
+      return await change();
+    } catch (error) {
+      if (isCode(error, "KUBERNETES_UNREACHABLE")) throw error;
+      rounds.later(AGAIN_MS);
+      // since it was read; the watch tells
+      if (isCode(error, "KUBERNETES_CONFLICT")) return null;
+      onProblem(NOT_AS_ASKED, error);
+      return isCode(error, ...REFUSALS) ? { reason: "Refused", message: messageOf(error) } : null;
+    }
+  }
+
   async function put(
     path: string,
     kind: Kind,
     object: OwnedResource,
     found: MeshObject | null,
-  ): Promise<Omit<ServiceFinding, "service"> | null> {
+  ): Promise<Finding | null> {
     const { kind: what, metadata } = object;
     try {
       if (found === null) await api.create(pathOf(kind, { namespace: metadata.namespace }), object);
@@ -162,18 +185,18 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
       }
       return null;
     } catch (error) {
-      if (isCode(error, "KUBERNETES_EXISTS")) {
-        if (await isOurs(kind, metadata)) return null;
-        return {
-          reason: "MadeByAnother",
-          message: `${what} ${metadata.name} is somebody else's: delete it, and it is kept for this Service`,
-        };
-      }
-      if (!isCode(error, ...REFUSALS)) throw error;
-      onProblem("the mesh is not as it is asked to be", error);
-      rounds.later(AGAIN_MS);
-      return { reason: "Refused", message: messageOf(error) };
+      if (!isCode(error, "KUBERNETES_EXISTS")) throw error;
+      if (await isOurs(kind, metadata)) return null;
+      return {
+        reason: "MadeByAnother",
+        message: `${what} ${metadata.name} is somebody else's: delete it, and it is kept for this Service`,
+      };
     }
+  }
+
+  async function take(path: string, { uid }: ObjectMeta): Promise<null> {
+    await api.delete(path, { preconditions: { uid } });
+    return null;
   }
 
   /** There is one of that name which the watch has not told of yet. */
@@ -195,9 +218,10 @@ export async function keepMesh(options: MeshOptions, signal: AbortSignal): Promi
 function plan(
   asking: readonly Service[],
   pods: readonly Pod[],
+  sidecars: readonly SidecarObject[],
   findings: ServiceFinding[],
 ): { wanted: Wanted[]; whole: Set<string> } {
-  const { policies, leftOut } = policiesOf(asking, pods);
+  const { policies, leftOut } = policiesOf(asking, pods, sidecars);
   const warn = (service: Service, reason: string, message: string): void =>
     void findings.push({ service, reason, message });
   for (const { service, reason, message } of leftOut) warn(service, reason, message);
@@ -222,6 +246,19 @@ function plan(
     }
   }
   return { wanted, whole };
+}
+
+/** By {@link MADE_BY_US}. */
+function isMade({ metadata: { labels = {} } }: MeshObject): boolean {
+  return labels[POLICY_LABEL] !== undefined && labels[MANAGED_BY_LABEL] === MANAGED_BY;
+}
+
+/** Of somebody else's Sidecar as much as says what pods may reach. */
+function madeOrReach(sidecar: MeshObject): MeshObject {
+  if (isMade(sidecar)) return sidecar;
+  const { workloadSelector, egress = null, outboundTrafficPolicy = null } = sidecar.spec ?? {};
+  const spec = workloadSelector === undefined ? { egress, outboundTrafficPolicy } : { workloadSelector };
+  return { metadata: identityOf(sidecar.metadata), spec };
 }
 
 /** The Service may be another of that name, for whose sake it is to stay. */

@@ -99,9 +99,12 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
         leaving,
       });
       onPlan?.(plan);
-      await writeTable(api, there, plan.table);
-      const staying = await stayingOf(api, leaving, made);
-      const refused = await writeSlices(api, plan, made, staying);
+      let staying: ReadonlySet<string> = new Set();
+      const refused = await refusalOf(async () => {
+        await writeTable(api, there, plan.table);
+        staying = await stayingOf(api, leaving, made);
+        return writeSlices(api, plan, made, staying);
+      });
       await events.tell(plan.findings);
       if (refused !== null) throw refused;
       if (staying.size > 0) rounds.later(AGAIN_MS);
@@ -118,6 +121,16 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
   clearInterval(again);
   unfollow();
   await Promise.all([rounds.end(), watches.close()]);
+}
+
+/** @returns why not all of it is done; null: it is. @throws HoldfastError `KUBERNETES_UNREACHABLE`: nor would Events be written */
+async function refusalOf(work: () => Promise<unknown>): Promise<unknown> {
+  try {
+    return await work();
+  } catch (error) {
+    if (isCode(error, "KUBERNETES_UNREACHABLE")) throw error;
+    return error;
+  }
 }
 
 function ownOrNamed(slice: EndpointSlice): EndpointSlice {
@@ -180,12 +193,10 @@ async function writeSlices(
   let refused: unknown = null;
   for (const key of new Set([...wanted.keys(), ...made.keys()])) {
     if (staying.has(key)) continue;
-    try {
-      await writeSlicesOf(api, wanted.get(key) ?? [], made.get(key) ?? []);
-    } catch (error) {
-      if (isCode(error, "KUBERNETES_UNREACHABLE")) throw error;
-      refused ??= error; // its namespace ends, has no room, or a slice of that name: others' are not
-    }
+    // its namespace ends, has no room, or a slice of that name: others' are not
+    const refusal = await refusalOf(() => writeSlicesOf(api, wanted.get(key) ?? [], made.get(key) ?? []));
+    // a conflict is nothing to tell of
+    if (refused === null || isCode(refused, "KUBERNETES_CONFLICT")) refused = refusal ?? refused;
   }
   return refused;
 }
