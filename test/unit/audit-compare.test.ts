@@ -88,6 +88,11 @@ describe("the table of harmless differences", () => {
         "stat flags",
       ]);
     assert.deepEqual(differing("process 12", "status VmLck", "1024 kB", "0 kB"), ["status VmLck"]);
+    // Linear Address Masking (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)
+    assert.deepEqual(
+      differing("process 12", "status untag_mask", "0x81ffffffffffffff", "0xffffffffffffffff"),
+      ["status untag_mask"],
+    );
     assert.deepEqual(differing("process 12", "status SigBlk", "200", "0"), ["status SigBlk"]);
     assert.deepEqual(differing("process 12", "a line of a later kernel", "1", "2"), [
       "a line of a later kernel",
