@@ -246,6 +246,25 @@ describe("comparing", () => {
     );
   });
 
+  it("tells where two long values differ first, and of short ones all", () => {
+    const told = (before: string, after: string): string =>
+      describeDifferences([{ subject: "mounts", name: "mount /data", before, after }], fingerprint({}));
+    const long = (address: string): string =>
+      `nfs4 rw,${"x".repeat(500)},clientaddr=${address},local_lock=none`;
+    const [, was = "", is = ""] =
+      /^mounts: mount \/data was (.*) and is (.*)$/.exec(told(long("10.0.0.1"), long("10.0.0.2"))) ?? [];
+    assert.match(was, /^…x+,clientaddr=10\.0\.0\.1,local_lock=none$/);
+    assert.match(is, /^…x+,clientaddr=10\.0\.0\.2,local_lock=none$/);
+    assert.ok(was.length <= 121 && is.length <= 121);
+    assert.equal(told("ext4 rw", "xfs rw"), "mounts: mount /data was ext4 rw and is xfs rw");
+    const [begins, ends] = ["a".repeat(300), `b${"a".repeat(300)}`];
+    assert.equal(
+      told(begins, ends),
+      `mounts: mount /data was ${"a".repeat(120)}… and is b${"a".repeat(119)}…`,
+    );
+    assert.match(told(begins, `${begins}tail`), /was …a{40} and is …a{40}tail$/);
+  });
+
   it("refuses what is not a fingerprint", () => {
     assert.ok(fingerprintSchema.safeParse(fingerprint({ "process 1": { a: "b" } })).success);
     assert.ok(!fingerprintSchema.safeParse({ ...fingerprint({}), subjects: { a: { b: 1 } } }).success);
