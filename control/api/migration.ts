@@ -149,6 +149,8 @@ export type ImagesEvent = z.infer<typeof imagesEvent>;
 export const imagesOpenReply = z.object({
   /** it begins to restore without images of memory */
   memoryLast: z.boolean().default(false),
+  /** the newest fingerprint that it compares (`audit/fingerprint.ts`) */
+  fingerprintFormat: count.default(1),
 });
 export type ImagesOpenReply = z.infer<typeof imagesOpenReply>;
 

@@ -82,6 +82,8 @@ function clocksGoneBack(before: Fingerprint, after: Fingerprint): Difference[] {
 /** How many are told in one line. */
 const TOLD_MAX = 3;
 const VALUE_CHARS_MAX = 120;
+/** … before the first difference of two long values, and behind it at least */
+const CHARS_AROUND = 40;
 
 /** One line: process, thing, before, after. */
 export function describeDifferences(differences: Difference[], before: Fingerprint): string {
@@ -105,13 +107,24 @@ function describe({ subject, name, before, after, refused }: Difference, fingerp
           : `${process} ${kind}${part === "" ? "" : ` ${part}`}`;
   if (name === "") return before === null ? `${where} is there only after` : `${where} is gone`;
   const why = refused === undefined ? "" : ` (${refused})`;
-  return `${where}: ${name} was ${valueText(before)} and is ${valueText(after)}${why}`;
+  const at = before === null || after === null ? 0 : firstDifference(before, after);
+  return `${where}: ${name} was ${valueText(before, at)} and is ${valueText(after, at)}${why}`;
 }
 
-function valueText(value: string | null): string {
-  return value === null ? "not there" : short(value === "" ? "empty" : value);
+/** @param at what has to be seen of a long one */
+function valueText(value: string | null, at: number): string {
+  return value === null ? "not there" : short(value === "" ? "empty" : value, at);
 }
 
-function short(text: string): string {
-  return text.length > VALUE_CHARS_MAX ? `${text.slice(0, VALUE_CHARS_MAX)}…` : text;
+function firstDifference(one: string, other: string): number {
+  let at = 0;
+  while (at < one.length && one[at] === other[at]) at++;
+  return at;
+}
+
+/** Its beginning; where `at` is not in that, what is around it. */
+function short(text: string, at = 0): string {
+  const from = at < VALUE_CHARS_MAX - CHARS_AROUND ? 0 : at - CHARS_AROUND;
+  const end = from + VALUE_CHARS_MAX;
+  return `${from > 0 ? "…" : ""}${text.slice(from, end)}${end < text.length ? "…" : ""}`;
 }

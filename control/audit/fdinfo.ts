@@ -17,7 +17,13 @@ export interface DescriptorInfo {
 /** Lines of which a descriptor can have many: each becomes a fact of its own. */
 const MANY = /^(tfd|inotify|fanotify|lock)\b/;
 
+/** A descriptor's own flag, whatever its file description is and lists. */
+export function isCloseOnExec(text: string): boolean {
+  return (Number.parseInt(/^flags:\s*(\d+)/m.exec(text)?.[1] ?? "0", 8) & O_CLOEXEC) !== 0;
+}
+
 /**
+ * Of a file description, which its first holder's text tells.
  * @param mountPoints of the process, by mount id
  */
 export function descriptorInfo(
@@ -25,24 +31,22 @@ export function descriptorInfo(
   mountPoints: ReadonlyMap<string, string>,
   pids: InnerPids,
 ): DescriptorInfo {
-  const info: DescriptorInfo = { isCloseOnExec: false, flags: "", pos: "", facts: {} };
+  const info: DescriptorInfo = { isCloseOnExec: isCloseOnExec(text), flags: "", pos: "", facts: {} };
   const { facts } = info;
+  const add = adderTo(facts);
   for (const line of text.split("\n")) {
     if (line === "") continue;
     if (MANY.test(line)) {
-      addOneOfMany(line, facts, pids);
+      addOneOfMany(line, add, pids);
       continue;
     }
     const colon = line.indexOf(":");
     const name = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? "" : line.slice(colon + 1).trim();
     switch (name) {
-      case "flags": {
-        const flags = Number.parseInt(value, 8);
-        info.isCloseOnExec = (flags & O_CLOEXEC) !== 0;
-        info.flags = (flags & ~O_CLOEXEC).toString(8);
+      case "flags":
+        info.flags = (Number.parseInt(value, 8) & ~O_CLOEXEC).toString(8);
         break;
-      }
       case "pos":
         info.pos = value;
         break;
@@ -65,28 +69,33 @@ export function descriptorInfo(
 }
 
 /** `tfd: 5 events: 19 data: 5 pos:0 ino:1a sdev:9`, `inotify wd:1 ino:5 sdev:4 mask:2 …`, `lock: 1: FLOCK ADVISORY WRITE 12 00:1f:5 0 EOF` */
-function addOneOfMany(line: string, facts: Facts, pids: InnerPids): void {
+function addOneOfMany(line: string, add: Add, pids: InnerPids): void {
   const words = line.trim().split(/\s+/);
   if (line.startsWith("tfd")) {
     const kept = line.replace(/^tfd:\s*/, "").replace(/\s*\b(pos|ino|sdev):.*$/, "");
     const [watched = "", ...rest] = kept.trim().split(/\s+/);
-    add(facts, `watch of ${watched}`, rest.join(" "));
+    add(`watch of ${watched}`, rest.join(" "));
   } else if (line.startsWith("lock")) {
     const [, , kind = "", mode = "", access = "", pid = "", , from = "", to = ""] = words;
-    add(facts, `lock ${kind} ${from}-${to}`, [mode, access, `by ${innerText(pids, pid)}`].join(" "));
+    add(`lock ${kind} ${from}-${to}`, [mode, access, `by ${innerText(pids, pid)}`].join(" "));
   } else {
     const kept = words.filter(
       (word) => !/^(ino|sdev|mnt_id|fhandle-bytes|fhandle-type|f_handle):/.test(word),
     );
     const wd = kept.find((word) => word.startsWith("wd:"));
     const name = wd === undefined ? (words[0] ?? "") : `${words[0]} ${wd}`;
-    add(facts, name, kept.slice(1).join(" "));
+    add(name, kept.slice(1).join(" "));
   }
 }
 
-/** Facts of one name are told apart by how many came before. */
-function add(facts: Facts, name: string, value: string): void {
-  let unique = name;
-  for (let count = 2; unique in facts; count++) unique = `${name} (${count})`;
-  facts[unique] = value;
+type Add = (name: string, value: string) => void;
+
+/** Facts of one name are told apart by how many came before; of those there may be as many as there are lines. */
+function adderTo(facts: Facts): Add {
+  const counts = new Map<string, number>();
+  return (name, value) => {
+    const count = (counts.get(name) ?? 0) + 1;
+    counts.set(name, count);
+    facts[count === 1 ? name : `${name} (${count})`] = value;
+  };
 }

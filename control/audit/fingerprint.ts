@@ -8,8 +8,16 @@
  */
 import { z } from "zod";
 
-/** Changes when facts get other names or meanings, so that agents of two versions do not compare what cannot be compared. */
-export const FORMAT = 1;
+/**
+ * Changes when facts get other names or meanings, so that agents of two versions do not compare what cannot be compared. A source
+ * takes the one that both know (`imagesOpenReply`), and a target the source's.
+ */
+export const FORMAT = 2;
+/**
+ * Of the version before: command lines are whole, and what is the node's own (memory that threads may use, speculation, file systems
+ * of its folders) is as its kernel shows it, so that two nodes have to be alike in that.
+ */
+export const RAW_FORMAT = 1;
 
 /**
  * `process 12`, `thread 12/15`, `descriptor 12/5`, `memory 12` by inner numbers, and `ipc`, `mounts`, `container`. A

@@ -156,7 +156,7 @@ export const HARMLESS: readonly HarmlessRule[] = [
   },
   {
     subject: TASK,
-    name: /^status (FDSize|Vm(Peak|Size|HWM|RSS|Data|Stk|Exe|Lib|PTE|Swap)|Rss(Anon|File|Shmem)|HugetlbPages|SigQ|SigQ|nonvoluntary_ctxt_switches|voluntary_ctxt_switches|Cpus_allowed_list|Mems_allowed_list|CoreDumping|untag_mask)$/,
+    name: /^status (FDSize|Vm(Peak|Size|HWM|RSS|Data|Stk|Exe|Lib|PTE|Swap)|Rss(Anon|File|Shmem)|HugetlbPages|SigQ|SigQ|nonvoluntary_ctxt_switches|voluntary_ctxt_switches|Cpus_allowed_list|Mems_allowed_list|CoreDumping)$/,
     reason:
       "accounts of the kernel; what they follow from (mappings, limits, masks) is compared by itself, the list forms repeat the masks",
   },

@@ -90,8 +90,17 @@ const NESTED_PIDS = new Set(["NStgid", "NSpid", "NSpgid", "NSsid"]);
 /** the agent's own numbers of what `NSpid` and so on say */
 const OUTER_PIDS = new Set(["Pid", "Tgid", "Ngid"]);
 
-/** `status Umask` and so on. */
-export function statusFacts(text: string, pids: InnerPids): Facts {
+/**
+ * What a machine gives every thread: its nodes of memory, and what it does about its processor's guesses. A container's cpuset
+ * (cpuset(7)), a thread or a seccomp filter (prctl(2), PR_SET_SPECULATION_CTRL) confine it further.
+ */
+const OF_THE_MACHINE = new Set(["Mems_allowed", "Speculation_Store_Bypass", "SpeculationIndirectBranch"]);
+
+/**
+ * `status Umask` and so on.
+ * @param usual of the container's init: who has the same there as it has the same on a node of another kind
+ */
+export function statusFacts(text: string, pids: InnerPids, usual: Facts = {}): Facts {
   const facts: Facts = {};
   for (const line of text.split("\n")) {
     const colon = line.indexOf(":");
@@ -101,6 +110,8 @@ export function statusFacts(text: string, pids: InnerPids): Facts {
     if (OUTER_PIDS.has(name)) continue;
     if (NESTED_PIDS.has(name)) facts[`status ${name}`] = value.split(/\s+/).at(-1) ?? "";
     else if (name === "PPid") facts["status PPid"] = innerText(pids, value);
+    else if (OF_THE_MACHINE.has(name) && usual[`status ${name}`] === value)
+      facts[`status ${name}`] = "the container's";
     else facts[`status ${name}`] = value;
   }
   return facts;
@@ -156,8 +167,13 @@ function cgroupLines(text: string): [string, string][] {
 export interface Mount {
   id: string;
   point: string;
+  type: string;
+  /** it shows a folder or file of the node's: a bind mount */
+  isOfNode: boolean;
   /** what is compared of it */
   text: string;
+  /** … where it shows something of the node's: what confines whoever uses it there, whatever it is kept on */
+  confinement: string;
   /** it is there to hide something: the null device over a file, an empty read-only tmpfs over a folder */
   hides: boolean;
 }
@@ -167,6 +183,11 @@ const OUR_MOUNTS = "/.holdfast/";
 /** options of an overlay that name folders of its node */
 const NODE_OPTIONS =
   /^(lowerdir|upperdir|workdir|size|nr_inodes|inode64|inode32|uuid|index|xino|redirect_dir|metacopy)\b/;
+
+/** file systems that a container has of its own, made for it with options of its configuration */
+const OWN_TYPES = new Set(["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs", "overlay"]);
+/** … and of which a node has others: a part of one is the node's */
+const SHARED_TYPES = new Set(["tmpfs", "overlay"]);
 
 /** /proc/PID/mountinfo: in order, without numbers that are one kernel's own. */
 export function mountsOf(mountinfo: string): Mount[] {
@@ -180,20 +201,35 @@ export function mountsOf(mountinfo: string): Mount[] {
       root === "/null" || (type === "tmpfs" && source === "tmpfs" && superOptions.split(",").includes("ro"));
     const kept = superOptions.split(",").filter((option) => !NODE_OPTIONS.test(option));
     const propagation = optional.map((field) => field.replace(/:\d+$/, ""));
-    mounts.push({ id, point, hides, text: [type, options, ...propagation, kept.join(",")].join(" ") });
+    const isReadOnly = superOptions.split(",").includes("ro");
+    mounts.push({
+      id,
+      point,
+      type,
+      isOfNode: !OWN_TYPES.has(type) || (SHARED_TYPES.has(type) && root !== "/"),
+      text: [type, options, ...propagation, kept.join(",")].join(" "),
+      confinement: ["the node's", options, ...propagation, isReadOnly ? "ro" : "rw"].join(" "),
+      hides,
+    });
   }
   return mounts;
 }
 
-/** `mount /tmp` → type, options, propagation; what is mounted over is numbered from below. What hides files of one node is left out. */
-export function mountFacts(mounts: Mount[]): Facts {
+/**
+ * `mount /tmp` → type, options, propagation; what is mounted over is numbered from below. What hides files of one node is left out.
+ * @param isNodes whose file system is the node's own affair (NFS shows this node's address in its options, a disk how it is used)
+ */
+export function mountFacts(mounts: Mount[], isNodes: (mount: Mount) => boolean = () => false): Facts {
   const facts: Facts = {};
   const seen = new Map<string, number>();
-  for (const { point, text, hides } of mounts) {
+  for (const mount of mounts) {
+    const { point, text, confinement, hides } = mount;
     if (`${point}/`.startsWith(OUR_MOUNTS) || hides) continue;
     const above = seen.get(point) ?? 0;
     seen.set(point, above + 1);
-    facts[above === 0 ? `mount ${point}` : `mount ${point} (${above} above)`] = text;
+    facts[above === 0 ? `mount ${point}` : `mount ${point} (${above} above)`] = isNodes(mount)
+      ? confinement
+      : text;
   }
   return facts;
 }

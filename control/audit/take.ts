@@ -3,23 +3,18 @@
  * duplicates of the tree's descriptors (pidfd_getfd(2)), of which nothing is read that reading changes.
  */
 import { readFileSync } from "node:fs";
-import { fail } from "#proxy/contract/error-codes.ts";
-import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { inNetworkOf } from "../runtime/network-namespace.ts";
 import { readText } from "../runtime/read-text.ts";
 import { clockFacts } from "./clocks.ts";
 import { DescriptorLook } from "./descriptors.ts";
-import { type Facts, type Fingerprint, FORMAT } from "./fingerprint.ts";
+import { type Facts, type Fingerprint, FORMAT, RAW_FORMAT } from "./fingerprint.ts";
 import { ERROR_UNREAD, isUnix } from "./harmless.ts";
 import { ipcFacts } from "./ipc-objects.ts";
 import { memoryFacts } from "./memory-map.ts";
 import { mountFacts, mountsOf } from "./proc-text.ts";
-import { processFacts } from "./tasks.ts";
+import { Space } from "./space.ts";
+import { processFacts, TaskLook } from "./tasks.ts";
 import { type Tree, type TreeProcess, treeFrom } from "./tree.ts";
-
-/** Bounds of what is looked at, and so of the time it takes (about 0.1 ms a socket). */
-const TASKS_MAX = 10_000;
-const DESCRIPTORS_MAX = 50_000;
 
 export interface TakeOptions {
   /** the container's init, and the application's processes, as the agent sees them; parents first */
@@ -31,6 +26,8 @@ export interface TakeOptions {
   volumes: string[];
   /** it runs: nothing is asked that would disturb it */
   isRunning?: boolean;
+  /** in which it is to be compared; {@link FORMAT} */
+  format?: number;
 }
 
 export interface Taken {
@@ -52,21 +49,22 @@ export interface Taken {
 /** @throws HoldfastError `AUDIT_SPACE` where there is more to look at than the bounds allow */
 export function takeFingerprint(options: TakeOptions): Taken {
   const startedMs = performance.now();
-  const tree = treeFrom(options.initPid, options.pids);
-  if (tree.tasks > TASKS_MAX) throw tooMany("threads", tree.tasks, TASKS_MAX);
-  if (tree.descriptors.length > DESCRIPTORS_MAX)
-    throw tooMany("descriptors", tree.descriptors.length, DESCRIPTORS_MAX);
+  const { format = FORMAT, volumes } = options;
+  const space = new Space();
+  const tree = treeFrom(options.initPid, options.pids, space);
+  const look = new TaskLook(tree, space, format);
   const subjects: Record<string, Facts> = {};
   const maps = new Map<string, string>();
   for (const process of tree.processes) {
-    processFacts(tree, process, subjects);
-    if (!process.isZombie) maps.set(`memory ${process.inner}`, readText(`/proc/${process.pid}/smaps`));
+    processFacts(look, process, subjects);
+    if (!process.isZombie) maps.set(`memory ${process.inner}`, space.text(`/proc/${process.pid}/smaps`));
   }
-  const descriptors = inNetworkOf([options.initPid], () => new DescriptorLook(tree, options));
-  descriptors.addFacts(subjects);
+  const descriptors = inNetworkOf([options.initPid], () => new DescriptorLook(tree, options, space));
+  descriptors.addFacts(subjects, space);
   const mounts = mountsOf(readFileSync(`/proc/${options.initPid}/mountinfo`, "utf8"));
   subjects.mounts = mountFacts(
-    mounts.filter(({ point }) => !options.volumes.some((volume) => point.startsWith(`${volume}/`))),
+    mounts.filter(({ point }) => !volumes.some((volume) => point.startsWith(`${volume}/`))),
+    ({ point, isOfNode }) => format !== RAW_FORMAT && (isOfNode || volumes.includes(point)),
   );
   const root = tree.processes[0];
   if (root !== undefined) subjects.ipc = ipcFacts(root.pid);
@@ -75,7 +73,8 @@ export function takeFingerprint(options: TakeOptions): Taken {
   const fingerprint = (): Fingerprint => {
     if (made !== null) return made;
     for (const [subject, smaps] of maps) subjects[subject] = memoryFacts(smaps);
-    made = { format: FORMAT, subjects, clocks };
+    maps.clear();
+    made = { format, subjects, clocks };
     return made;
   };
   return {
@@ -88,10 +87,12 @@ export function takeFingerprint(options: TakeOptions): Taken {
     refreshTcp: () => descriptors.refreshTcp(subjects),
     again: (names) => {
       const fresh = { ...fingerprint().subjects };
-      descriptors.addFacts(fresh, names);
+      const space = new Space();
+      descriptors.addFacts(fresh, space, names);
       if (names.has("ipc") && root !== undefined) fresh.ipc = ipcFacts(root.pid);
-      const now = treeFrom(options.initPid, options.pids);
-      for (const process of now.processes) if (hasSubject(process, names)) processFacts(now, process, fresh);
+      const now = new TaskLook(treeFrom(options.initPid, options.pids, space), space, format);
+      for (const process of now.tree.processes)
+        if (hasSubject(process, names)) processFacts(now, process, fresh);
       return { ...fingerprint(), subjects: fresh };
     },
     ms: performance.now() - startedMs,
@@ -111,11 +112,4 @@ function hasSubject({ inner, threads }: TreeProcess, names: ReadonlySet<string>)
 /** The first look of a process takes several times as long as the next: this is one that nobody waits for, of the agent itself. */
 export function rehearse(): void {
   takeFingerprint({ initPid: process.pid, pids: [process.pid], addresses: [], volumes: [], isRunning: true });
-}
-
-function tooMany(what: string, count: number, max: number): HoldfastError {
-  return fail(
-    "AUDIT_SPACE",
-    `the application has ${count} ${what}, more than the ${max} that a move can compare`,
-  );
 }

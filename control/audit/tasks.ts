@@ -2,15 +2,16 @@
 import { createHash } from "node:crypto";
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import * as procs from "#proxy/kernel/processes.ts";
-import { readBeginning, readBytes, readLink, readText } from "../runtime/read-text.ts";
-import type { Facts } from "./fingerprint.ts";
+import { readBytes, readLink, readText } from "../runtime/read-text.ts";
+import { type Facts, RAW_FORMAT } from "./fingerprint.ts";
 import { OWN_MASK } from "./harmless.ts";
 import { cgroupFacts, limitFacts, statFacts, statusFacts, timerFacts } from "./proc-text.ts";
 import { sharedTables } from "./sharing.ts";
+import type { Space } from "./space.ts";
 import type { Task, Tree, TreeProcess } from "./tree.ts";
 
-/** of a command line, and of an environment: execve(2) takes 6 MB of both together */
-const STRINGS_BYTES_MAX = 8 * 1024 * 1024;
+/** enough of a command line to know the program by, and what sets it apart */
+const COMMAND_BYTES = 200;
 const NAMESPACES = [
   "cgroup",
   "ipc",
@@ -97,11 +98,30 @@ export function schedulingOf(fact: string): procs.SchedulingAttributes | null {
   };
 }
 
-export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<string, Facts>): void {
+/** What all tasks of a tree are looked at with. */
+export class TaskLook {
+  readonly tree: Tree;
+  readonly space: Space;
+  readonly isRaw: boolean;
+  /** what the container's init has in its status: what a thread was given and has not asked for */
+  readonly usual: Facts;
+
+  /** @param format of the fingerprint */
+  constructor(tree: Tree, space: Space, format: number) {
+    this.tree = tree;
+    this.space = space;
+    this.isRaw = format === RAW_FORMAT;
+    this.usual = this.isRaw ? {} : statusFacts(readText(`/proc/${tree.initPid}/status`), tree.innerPids);
+  }
+}
+
+/** @throws HoldfastError `AUDIT_SPACE` */
+export function processFacts(look: TaskLook, process: TreeProcess, subjects: Record<string, Facts>): void {
+  const { tree, space } = look;
   const { pid, inner, isZombie, threads } = process;
   const main = threads[0];
   if (main === undefined) return;
-  const facts = taskFacts(tree, pid, main);
+  const facts = taskFacts(look, pid, main);
   subjects[`process ${inner}`] = facts;
   if (isZombie) {
     // nobody is confined by what it had: what its parent is told when it looks is what is left of it
@@ -111,7 +131,7 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
     return;
   }
   Object.assign(facts, limitFacts(readText(`/proc/${pid}/limits`)));
-  Object.assign(facts, timerFacts(readText(`/proc/${pid}/timers`), tree.innerPids));
+  Object.assign(facts, timerFacts(space.text(`/proc/${pid}/timers`), tree.innerPids));
   const groups = readText(`/proc/${pid}/cgroup`);
   const groupsOfInit = readText(`/proc/${tree.initPid}/cgroup`);
   Object.assign(facts, cgroupFacts(groups, groupsOfInit));
@@ -120,12 +140,10 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
     const value = readText(`/proc/${pid}/${name}`);
     facts[name] = value === readText(`/proc/${tree.initPid}/${name}`) ? "the container's" : value;
   }
-  facts["command line"] = readBeginning(`/proc/${pid}/cmdline`, STRINGS_BYTES_MAX)
-    .toString("utf8")
-    .replaceAll("\0", " ")
-    .trim();
+  const command = space.bytes(`/proc/${pid}/cmdline`);
+  facts["command line"] = look.isRaw ? wordsOf(command) : commandLine(command);
   facts.environment = createHash("sha256")
-    .update(readBeginning(`/proc/${pid}/environ`, STRINGS_BYTES_MAX))
+    .update(space.bytes(`/proc/${pid}/environ`))
     .digest("hex");
   facts["auxiliary vector"] = readBytes(`/proc/${pid}/auxv`).toString("hex");
   for (const name of ["exe", "cwd", "root"]) facts[name] = readLink(`/proc/${pid}/${name}`);
@@ -136,7 +154,7 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
   for (const thread of threads.slice(1)) {
     // most of what a thread has is its process's
     const own: Facts = {};
-    for (const [name, value] of Object.entries(taskFacts(tree, pid, thread)))
+    for (const [name, value] of Object.entries(taskFacts(look, pid, thread)))
       if (facts[name] !== value) own[name] = value;
     const ownGroups = readText(`/proc/${pid}/task/${thread.tid}/cgroup`);
     if (ownGroups !== groups)
@@ -152,6 +170,17 @@ export function processFacts(tree: Tree, process: TreeProcess, subjects: Record<
   }
 }
 
+/** Its beginning, by which a difference is told, and its size and a digest, by which it is found. */
+function commandLine(command: Buffer): string {
+  const more = command.length > COMMAND_BYTES ? "…" : "";
+  const digest = createHash("sha256").update(command).digest("hex");
+  return `${wordsOf(command.subarray(0, COMMAND_BYTES))}${more} (${command.length} bytes, ${digest.slice(0, 16)})`;
+}
+
+function wordsOf(command: Buffer): string {
+  return command.toString("utf8").replaceAll("\0", " ").trim();
+}
+
 /** The container's number of each thread of the tree, and the agent's. */
 export function taskNumbers(tree: Tree): Map<string, number> {
   const numbers = new Map<string, number>();
@@ -163,8 +192,8 @@ export function taskNumbers(tree: Tree): Map<string, number> {
 }
 
 /** What each thread has of its own. */
-function taskFacts(tree: Tree, pid: number, { tid, status }: Task): Facts {
-  const facts = statusFacts(status, tree.innerPids);
+function taskFacts({ tree, usual }: TaskLook, pid: number, { tid, status }: Task): Facts {
+  const facts = statusFacts(status, tree.innerPids, usual);
   const folder = `/proc/${pid}/task/${tid}`;
   Object.assign(facts, statFacts(readText(`${folder}/stat`), tree.innerPids));
   facts[OWN_MASK] = String(!WITH_A_MASK.has(Number.parseInt(readText(`${folder}/syscall`), 10)));

@@ -1,6 +1,7 @@
 /** The tree whose fingerprint is taken: its processes, threads and descriptors, under both nodes' names for them. */
-import { listNames, readLink, readText } from "../runtime/read-text.ts";
+import { listNames, readLink } from "../runtime/read-text.ts";
 import type { Holder } from "./sharing.ts";
+import type { Space } from "./space.ts";
 
 export interface Task {
   tid: number;
@@ -29,29 +30,27 @@ export interface Tree {
   processes: TreeProcess[];
   /** in the order of the container's numbers, on every node the same */
   descriptors: TreeDescriptor[];
-  /** threads of all processes */
-  tasks: number;
   /** agent's PIDs and TIDs → the container's, init included */
   innerPids: Map<number, number>;
   /** links of the init's namespaces */
   namespaces: Record<string, string>;
 }
 
-export function treeFrom(initPid: number, pids: number[]): Tree {
+/** @throws HoldfastError `AUDIT_SPACE`, at the first that is too many */
+export function treeFrom(initPid: number, pids: Iterable<number>, space: Space): Tree {
   const innerPids = new Map([[initPid, 1]]);
   const processes: TreeProcess[] = [];
-  let tasks = 0;
   for (const pid of pids) {
     const threads: Task[] = [];
     for (const name of listNames(`/proc/${pid}/task`)) {
       const tid = Number(name);
-      const status = readText(`/proc/${pid}/task/${tid}/status`);
+      space.take("threads", 1);
+      const status = space.text(`/proc/${pid}/task/${tid}/status`);
       if (status === "") continue;
       const inner = innerNumber(status);
       innerPids.set(tid, inner);
       threads.push({ tid, inner, status });
     }
-    tasks += threads.length;
     threads.sort((a, b) => Number(b.tid === pid) - Number(a.tid === pid) || a.inner - b.inner);
     const main = threads[0];
     if (main === undefined) continue;
@@ -61,15 +60,18 @@ export function treeFrom(initPid: number, pids: number[]): Tree {
   const descriptors: TreeDescriptor[] = [];
   for (const { pid, inner, isZombie } of [...processes].sort((a, b) => a.inner - b.inner)) {
     if (isZombie) continue;
-    for (const fd of listNames(`/proc/${pid}/fd`)
-      .map(Number)
-      .sort((a, b) => a - b))
-      descriptors.push({ pid, fd, inner, name: `${inner}/${fd}`, link: readLink(`/proc/${pid}/fd/${fd}`) });
+    const names = listNames(`/proc/${pid}/fd`);
+    space.take("descriptors", names.length);
+    for (const fd of names.map(Number).sort((a, b) => a - b)) {
+      const link = readLink(`/proc/${pid}/fd/${fd}`);
+      space.take("bytes", link.length);
+      descriptors.push({ pid, fd, inner, name: `${inner}/${fd}`, link });
+    }
   }
   const namespaces = Object.fromEntries(
     listNames(`/proc/${initPid}/ns`).map((name) => [name, readLink(`/proc/${initPid}/ns/${name}`)]),
   );
-  return { initPid, processes, descriptors, tasks, innerPids, namespaces };
+  return { initPid, processes, descriptors, innerPids, namespaces };
 }
 
 function innerNumber(status: string): number {

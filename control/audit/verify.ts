@@ -5,7 +5,7 @@
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import { compareFingerprints, describeDifferences } from "./compare.ts";
-import type { Fingerprint } from "./fingerprint.ts";
+import { type Fingerprint, FORMAT, RAW_FORMAT } from "./fingerprint.ts";
 import type { Circumstances, Difference } from "./harmless.ts";
 import { keyOf, repair } from "./repair.ts";
 import { type TakeOptions, takeFingerprint } from "./take.ts";
@@ -31,7 +31,8 @@ export function verifyRestored(
   circumstances: Omit<Circumstances, "rearmed">,
 ): Verified {
   const startedMs = performance.now();
-  const taken = takeFingerprint(options);
+  const format = before.format === RAW_FORMAT ? RAW_FORMAT : FORMAT;
+  const taken = takeFingerprint({ ...options, format });
   let { differences, losses } = compareFingerprints(before, taken.fingerprint, {
     ...circumstances,
     rearmed: new Set(),

@@ -49,6 +49,8 @@ export function readBytes(path: string): Buffer {
   return unlessShortage(Buffer.alloc(0), () => readFileSync(path));
 }
 
+const chunk = Buffer.allocUnsafe(64 * 1024);
+
 /** … of what a process can make as long as it likes (PR_SET_MM, prctl(2)): its beginning. */
 export function readBeginning(path: string, bytesMax: number): Buffer {
   return unlessShortage(Buffer.alloc(0), () => {
@@ -56,13 +58,12 @@ export function readBeginning(path: string, bytesMax: number): Buffer {
     try {
       const parts: Buffer[] = [];
       for (let length = 0; length < bytesMax; ) {
-        const part = Buffer.allocUnsafe(Math.min(64 * 1024, bytesMax - length));
-        const count = readSync(file, part);
+        const count = readSync(file, chunk, 0, Math.min(chunk.length, bytesMax - length), null);
         if (count === 0) break;
-        parts.push(part.subarray(0, count));
+        parts.push(Buffer.from(chunk.subarray(0, count)));
         length += count;
       }
-      return Buffer.concat(parts);
+      return parts.length === 1 ? (parts[0] as Buffer) : Buffer.concat(parts);
     } finally {
       closeSync(file);
     }

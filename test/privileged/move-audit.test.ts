@@ -5,7 +5,9 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { existsSync, readlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readlinkSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, it } from "node:test";
 import { FIRST_PID_NAMESPACE } from "#control/runtime/signal-trace.ts";
 import { lacking, until } from "#test/support/moved-program.ts";
@@ -458,6 +460,30 @@ def waiting():
         assert.equal(await run("waiting()"), "5");
       },
     );
+  });
+
+  it("goes where a folder of the node's is kept on another file system", {
+    skip: statfsSync(tmpdir()).type === statfsSync("/dev/shm").type ? "needs two file systems" : false,
+  }, async () => {
+    const [disk, memory] = [tmpdir(), "/dev/shm"].map((at) => mkdtempSync(join(at, "hf-kept-")));
+    const on = (source?: string): Record<string, unknown> => ({
+      container: { mounts: [{ source, target: "/kept", readonly: true }] },
+    });
+    try {
+      await withPythonShell(
+        { downstream: "forward", workload: on(disk), elsewhere: { b: on(memory) } },
+        async (program, run) => {
+          const type = `[line.split(" - ")[1].split()[0] for line in open("/proc/self/mountinfo") if " /kept " in line]`;
+          const before = await run(type);
+          await program.move("b");
+          assert.notEqual(await run(type), before);
+          await program.move("a");
+          assert.equal(await run(type), before);
+        },
+      );
+    } finally {
+      for (const folder of [disk, memory]) rmSync(folder ?? "", { recursive: true });
+    }
   });
 
   it("keeps signals that processes want when their parents end, and says where another end counts now", async () => {

@@ -88,6 +88,11 @@ describe("the table of harmless differences", () => {
         "stat flags",
       ]);
     assert.deepEqual(differing("process 12", "status VmLck", "1024 kB", "0 kB"), ["status VmLck"]);
+    // Linear Address Masking (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)
+    assert.deepEqual(
+      differing("process 12", "status untag_mask", "0x81ffffffffffffff", "0xffffffffffffffff"),
+      ["status untag_mask"],
+    );
     assert.deepEqual(differing("process 12", "status SigBlk", "200", "0"), ["status SigBlk"]);
     assert.deepEqual(differing("process 12", "a line of a later kernel", "1", "2"), [
       "a line of a later kernel",
@@ -241,6 +246,25 @@ describe("comparing", () => {
     );
   });
 
+  it("tells where two long values differ first, and of short ones all", () => {
+    const told = (before: string, after: string): string =>
+      describeDifferences([{ subject: "mounts", name: "mount /data", before, after }], fingerprint({}));
+    const long = (address: string): string =>
+      `nfs4 rw,${"x".repeat(500)},clientaddr=${address},local_lock=none`;
+    const [, was = "", is = ""] =
+      /^mounts: mount \/data was (.*) and is (.*)$/.exec(told(long("10.0.0.1"), long("10.0.0.2"))) ?? [];
+    assert.match(was, /^…x+,clientaddr=10\.0\.0\.1,local_lock=none$/);
+    assert.match(is, /^…x+,clientaddr=10\.0\.0\.2,local_lock=none$/);
+    assert.ok(was.length <= 121 && is.length <= 121);
+    assert.equal(told("ext4 rw", "xfs rw"), "mounts: mount /data was ext4 rw and is xfs rw");
+    const [begins, ends] = ["a".repeat(300), `b${"a".repeat(300)}`];
+    assert.equal(
+      told(begins, ends),
+      `mounts: mount /data was ${"a".repeat(120)}… and is b${"a".repeat(119)}…`,
+    );
+    assert.match(told(begins, `${begins}tail`), /was …a{40} and is …a{40}tail$/);
+  });
+
   it("refuses what is not a fingerprint", () => {
     assert.ok(fingerprintSchema.safeParse(fingerprint({ "process 1": { a: "b" } })).success);
     assert.ok(!fingerprintSchema.safeParse({ ...fingerprint({}), subjects: { a: { b: 1 } } }).success);
@@ -376,6 +400,32 @@ describe("facts of /proc", () => {
     });
   });
 
+  it("have what a machine gives all its threads as the container's, and what a thread has asked for as it is", () => {
+    const machine = (nodes: string, bypass: string, branch: string): string =>
+      `Seccomp:\t2\nSpeculation_Store_Bypass:\t${bypass}\nSpeculationIndirectBranch:\t${branch}\nMems_allowed:\t${nodes}\n`;
+    const [one, two] = [
+      machine("00000000,00000001", "thread vulnerable", "conditional enabled"),
+      machine("00000000,00000003", "not vulnerable", "always enabled"),
+    ];
+    const on = (init: string, thread: string): Fingerprint =>
+      fingerprint({ "process 12": statusFacts(thread, pids, statusFacts(init, pids)) });
+    const names = (before: Fingerprint, after: Fingerprint): string[] =>
+      compareFingerprints(before, after).map(({ name }) => name);
+    assert.deepEqual(names(on(one, one), on(two, two)), []);
+    const asked = machine("00000000,00000001", "thread force mitigated", "conditional force disabled");
+    assert.deepEqual(names(on(one, asked), on(two, two)), [
+      "status Speculation_Store_Bypass",
+      "status SpeculationIndirectBranch",
+    ]);
+    const confined = machine("00000000,00000002", "not vulnerable", "always enabled");
+    assert.deepEqual(names(on(two, confined), on(two, two)), ["status Mems_allowed"]);
+    assert.deepEqual(names(on(two, confined), on(one, one)), ["status Mems_allowed"]);
+    assert.deepEqual(names(on(two, confined), on(two, confined)), []);
+    // as the version before compares them
+    const raw = (thread: string): Fingerprint => fingerprint({ "process 12": statusFacts(thread, pids) });
+    assert.equal(names(raw(one), raw(two)).length, 3);
+  });
+
   it("have limits by name and groups below the container's", () => {
     const limits =
       "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            500                  1000                 files     \nMax nice priority         0                    0                    \n";
@@ -396,6 +446,42 @@ describe("facts of /proc", () => {
       "mount /tmp": "tmpfs rw,nosuid shared rw,mode=1777",
       "mount /": "overlay rw rw",
     });
+  });
+
+  it("have of what the node keeps as it likes only what confines its users", () => {
+    const facts = (...lines: string[]): Facts =>
+      mountFacts(
+        mountsOf(lines.map((line, at) => `${at + 40} 30 0:${at} ${line}\n`).join("")),
+        ({ isOfNode }) => isOfNode,
+      );
+    const nfs = (address: string, options = "rw,relatime", more = "shared:3"): string =>
+      `/chat /data ${options} ${more} - nfs4 server:/export rw,vers=4.2,clientaddr=${address},local_lock=none,addr=10.0.0.9`;
+    const [here, there] = [nfs("10.0.0.1"), nfs("10.0.0.2")];
+    assert.deepEqual(facts(here), facts(there));
+    assert.deepEqual(facts(here), facts("/x /data rw,relatime shared:9 - xfs /dev/sda1 rw,attr2,discard"));
+    assert.deepEqual(
+      facts(here),
+      facts("/ /data rw,relatime shared:1 - ext4 /dev/vda rw,errors=continue,stripe=4"),
+    );
+    assert.deepEqual(facts(here), facts("/run/x /data rw,relatime shared:1 - tmpfs tmpfs rw,mode=755"));
+    for (const other of [
+      nfs("10.0.0.1", "ro,relatime"),
+      nfs("10.0.0.1", "rw,nosuid,relatime"),
+      nfs("10.0.0.1", "rw,nodev,relatime"),
+      nfs("10.0.0.1", "rw,noexec,relatime"),
+      nfs("10.0.0.1", "rw,noatime"),
+      nfs("10.0.0.1", "rw,relatime", "master:3"),
+      here.replace("server:/export rw", "server:/export ro"),
+    ])
+      assert.notDeepEqual(facts(here), facts(other), other);
+    // the container's own
+    for (const [one, other] of [
+      ["/ /tmp rw - tmpfs tmpfs rw,mode=1777", "/ /tmp rw - tmpfs tmpfs rw,mode=755"],
+      ["/ /proc rw - proc proc rw", "/ /proc rw - proc proc rw,hidepid=invisible"],
+      ["/ /proc rw - proc proc rw", "/ /proc rw - xfs /dev/vda rw"],
+      ["/ / rw - overlay overlay rw,lowerdir=/a", "/ / rw - overlay overlay rw,lowerdir=/b,volatile"],
+    ] as const)
+      assert.notDeepEqual(facts(one), facts(other), other);
   });
 
   it("have memory as runs, however the kernel cut it", () => {
@@ -442,6 +528,18 @@ describe("facts of /proc", () => {
       "lock FLOCK 0-EOF": "ADVISORY WRITE by 12",
       "new-line": "x",
     });
+  });
+
+  it("tell watches of one number apart, however many there are", () => {
+    const text = "tfd:       19 events:       1b data:     13\n".repeat(5_000);
+    const startedMs = performance.now();
+    const { facts } = descriptorInfo(text, new Map(), pids);
+    assert.equal(Object.keys(facts).length, 5_000);
+    assert.deepEqual(
+      [facts["watch of 19"], facts["watch of 19 (5000)"]],
+      Array(2).fill("events: 1b data: 13"),
+    );
+    assert.ok(performance.now() - startedMs < 2_000, "each looked through those before it");
   });
 });
 

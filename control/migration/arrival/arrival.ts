@@ -30,6 +30,7 @@ import {
   type StandbyReply,
   signalsCall,
 } from "../../api/migration.ts";
+import { FORMAT } from "../../audit/fingerprint.ts";
 import { rehearse } from "../../audit/take.ts";
 import { emptyBut, removePaths } from "../../runtime/files.ts";
 import { realPathIn } from "../../runtime/inside.ts";
@@ -225,7 +226,7 @@ export class Arrival {
 
   async #openImages(): Promise<ImagesOpenReply> {
     await this.#imagesOpen.promise;
-    return { memoryLast: true };
+    return { memoryLast: true, fingerprintFormat: FORMAT };
   }
 
   #inform(fingerprint: Buffer): void {

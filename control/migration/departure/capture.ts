@@ -28,7 +28,7 @@ export async function capture(move: Move, prepared: Prepared): Promise<Captured>
   await refuseSharedLocks(move.host, prepared.root);
   const [legs, taken] = await Promise.all([
     captureUpstream(move, prepared),
-    closeOutbound(move.host, prepared.root),
+    closeOutbound(move.host, prepared),
   ]);
   await liftAllWatches(move.host, prepared); // last: up to here nothing that a process could tell has changed
   return { ...legs, taken };
@@ -67,7 +67,7 @@ async function captureUpstream(move: Move, { channel }: Prepared): Promise<Pick<
 }
 
 /** While the application is frozen: one that is not would have connected again by the dump. */
-async function closeOutbound(host: MigrationHost, root: number): Promise<Taken> {
+async function closeOutbound(host: MigrationHost, { root, fingerprintFormat }: Prepared): Promise<Taken> {
   const { config, container } = host;
   const pids = await treeOf(root);
   const upstreams = config.ports.map((port) => port.upstream);
@@ -78,7 +78,8 @@ async function closeOutbound(host: MigrationHost, root: number): Promise<Taken> 
   await leaveOwnSockets(imagesDirOf(host), sockets, cut);
   // When what ends on purpose has ended; before CRIU puts sockets in repair mode and runs code of its own in the processes; and
   // before the shield, which is an option of the sockets, and not the application's. The proxy captures its legs meanwhile.
-  const taken = takeFingerprint(await audited(config, container, root));
+  const options = await audited(config, container, root);
+  const taken = takeFingerprint({ ...options, format: fingerprintFormat });
   refuseInFlight(taken);
   refuseUnreadErrors(taken);
   leaveTerminals(imagesDirOf(host), taken.tree);

@@ -12,6 +12,7 @@ import {
   type PrepareCall,
   type StandbyReply,
 } from "../../api/migration.ts";
+import { FORMAT, RAW_FORMAT } from "../../audit/fingerprint.ts";
 import { semaphoresOf } from "../../audit/semaphores-of.ts";
 import { takeFingerprint } from "../../audit/take.ts";
 import { ImageSender } from "../../criu/images.ts";
@@ -46,6 +47,8 @@ export interface Prepared {
   readonly sender: ImageSender;
   /** the target begins to restore before it has the last of memory */
   readonly memoryLast: boolean;
+  /** which both nodes' agents know */
+  readonly fingerprintFormat: number;
   readonly watched: WatchedFiles;
   /** null: this kernel does not tell who sends what */
   readonly trace: SignalTrace | null;
@@ -94,7 +97,9 @@ async function readyHere(
   { channel, root, files }: Pick<Prepared, "channel" | "root" | "files">,
   made: Promise<unknown>,
 ): Promise<
-  Pick<Prepared, "watched" | "worker" | "sender" | "memoryLast" | "trace"> & { layers: Layers | null }
+  Pick<Prepared, "watched" | "worker" | "sender" | "memoryLast" | "fingerprintFormat" | "trace"> & {
+    layers: Layers | null;
+  }
 > {
   const failed = new AbortController();
   made.catch((error: unknown) => failed.abort(error));
@@ -108,7 +113,8 @@ async function readyHere(
   if (open === null) await made;
   const signal = AbortSignal.any([move.options.signal, failed.signal]);
   const layers = await sendLayers(move, { root, sender }, signal);
-  return { watched, worker, sender, memoryLast: open?.memoryLast ?? false, trace, layers };
+  const fingerprintFormat = Math.min(open?.fingerprintFormat ?? RAW_FORMAT, FORMAT);
+  return { watched, worker, sender, memoryLast: open?.memoryLast ?? false, fingerprintFormat, trace, layers };
 }
 
 async function openTrace({ options, openToTheEnd }: Move): Promise<SignalTrace | null> {

@@ -2,6 +2,7 @@
 import { readlinkSync, statfsSync, statSync } from "node:fs";
 import { F_GETOWN, tryFcntl } from "#proxy/kernel/descriptors.ts";
 import type { Add, FindingId } from "../../api/finding.ts";
+import { descriptionsOf, type Holder } from "../../audit/sharing.ts";
 import { withSocketAt } from "../../migration/sockets.ts";
 import { descriptorsOf, isPathOnly } from "../../runtime/processes.ts";
 import { readText } from "../../runtime/read-text.ts";
@@ -55,6 +56,7 @@ const SECRETMEM = "/secretmem";
 export async function checkDescriptors(init: number, pids: number[], add: Add): Promise<void> {
   const inTree = new Set(pids);
   const mounts = mountsOf(init);
+  const instances: Instance[] = [];
   for (const pid of pids) {
     const mapped = mappedFiles(pid);
     const open = await descriptorsOf(pid);
@@ -62,12 +64,21 @@ export async function checkDescriptors(init: number, pids: number[], add: Add): 
     for (const { fd, target } of open) {
       if (checkPathOnly(pid, fd, target, add)) continue;
       if (mapped.has(target)) checkLock(pid, fd, target, add);
-      if (target === EVENTPOLL) checkWatches({ pid, fd }, table, pids, add);
+      if (target === EVENTPOLL) instances.push({ pid, fd, name: `${pid}/${fd}`, table });
       if (target.startsWith("pidfd:")) checkPidfd(pid, fd, inTree, add);
       else if (target.startsWith("anon_inode:")) checkAnonymous(pid, fd, target, inTree, add);
       else if (target.startsWith("/")) checkMount(pid, fd, target, mounts, add);
     }
   }
+  // it lists all its watches by each descriptor that it has
+  const heads = descriptionsOf(instances, () => EVENTPOLL).values();
+  for (const instance of new Set(heads)) checkWatches(instance, pids, add);
+}
+
+/** An epoll instance. */
+interface Instance extends Holder {
+  /** the process's own descriptors, a while ago: most watches are of one of these */
+  table: ReadonlyMap<number, string>;
 }
 
 /**
@@ -132,15 +143,9 @@ function checkEventOwner(pid: number, fd: number, add: Add): void {
 /**
  * A watch outlives its descriptor while another one of the same open file is there (epoll(7), question 6). The kernel lists it by
  * the number it had, under which CRIU looks for it.
- * @param table the process's own descriptors, a while ago: most watches are of one of these
  * @param pids of all processes, as an instance may be another's too
  */
-function checkWatches(
-  { pid, fd }: { pid: number; fd: number },
-  table: ReadonlyMap<number, string>,
-  pids: readonly number[],
-  add: Add,
-): void {
+function checkWatches({ pid, fd, table }: Instance, pids: readonly number[], add: Add): void {
   const listed = (): Watch[] => watchesIn(info(pid, fd));
   const isStray = (watch: Watch): boolean => !pids.some((one) => isOf(watch, linkOf(one, watch.fd)));
   const unknown = listed().filter((watch) => !isOf(watch, table.get(watch.fd)));
