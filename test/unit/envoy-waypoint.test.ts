@@ -52,7 +52,10 @@ describe("stickiness by address at a waypoint", () => {
         httpChain(filters, { name: `inbound-vip|9090|http|${HOST}` }),
       ],
     };
-    const node = { id: "waypoint~10.77.0.3~way.demo~demo.svc.cluster.local" };
+    const node = {
+      id: "waypoint~10.77.0.3~way.demo~demo.svc.cluster.local",
+      metadata: { LABELS: { "gateway.networking.k8s.io/gateway-name": "way" } },
+    };
     const proxy = readDump(dumpOf({ node, listeners: [listener] }), "made up");
     return verify(proxy, [filter]).map(({ state, reason }) => reason ?? state);
   };
