@@ -206,6 +206,15 @@ describe("holdfast gateway", () => {
     };
   }
 
+  it("answers a probe however many connections there are that say nothing, and lets go of these", async () => {
+    const running = await start();
+    const silent = Array.from({ length: 64 }, () => connect({ host: "127.0.0.1", port: running.admin }));
+    const closed = silent.map((socket) => once(socket.on("error", () => {}).resume(), "close"));
+    await Promise.all(silent.map((socket) => once(socket, "connect")));
+    assert.equal((await get(running, "/healthz")).status, 200);
+    await Promise.all(closed);
+  });
+
   it("drains on SIGTERM: not ready, accepts nobody, ends with its last client; the next one finds the owner again", async () => {
     const running = await start();
     const socket = client(running);
