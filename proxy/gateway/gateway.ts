@@ -30,6 +30,8 @@ const LOOKS_MAX = 16;
 /** links that are made at a time for moves to come, and how long one may take (its greeting: 5 s) */
 const PREPARING_MAX = 128;
 const PREPARING_MS_MAX = 6_000;
+/** a workload that the store says nothing of keeps a gateway waiting no longer than this, while it says something of others */
+const UNANSWERED_MS_MAX = 5_000;
 const DRAIN_POLL_MS = 20;
 /** a line in the log for all that are reset meanwhile */
 const UNROUTED_LOG_MS = 60_000;
@@ -43,6 +45,8 @@ export interface GatewayOptions {
   log: Logger;
   /** of connections whose route is not known yet; default: see {@link UndecidedConnections} */
   undecided?: { max?: number; msMax?: number };
+  /** default: {@link UNANSWERED_MS_MAX} */
+  unansweredMsMax?: number;
 }
 
 /** Where clients come. */
@@ -96,11 +100,20 @@ export class Gateway {
   get isDraining(): boolean {
     return this.#draining;
   }
-  /** Clients are accepted, and the store has been asked where each workload is that there was at the beginning. */
+  /**
+   * Clients are accepted, and the store has been asked where each workload is that there was at the beginning. One that it says nothing of,
+   * as where a part of it is away, keeps the others' clients out for a while only.
+   */
   get isReady(): boolean {
     const isListening = this.#isOpen && this.#doors.size === this.#listeners.length;
-    const isLooked = [...this.#first].every(({ follower }) => follower.isLooked);
-    return !this.#draining && isListening && isLooked;
+    if (this.#draining || !isListening) return false;
+    const msMax = this.#options.unansweredMsMax ?? UNANSWERED_MS_MAX;
+    const first = [...this.#first].map(({ follower }) => follower);
+    const lastAtMs = first.reduce((last, { answeredAtMs }) => Math.max(last, answeredAtMs ?? 0), 0);
+    return first.every(
+      ({ answeredAtMs, askedAtMs }) =>
+        answeredAtMs !== null || (askedAtMs !== null && lastAtMs - askedAtMs > msMax),
+    );
   }
   /** where clients come: port numbers in the order of the configuration */
   get ports(): number[] {

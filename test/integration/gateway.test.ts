@@ -87,6 +87,33 @@ describe("a gateway", () => {
     assert.equal(await answer(client(here)), "a");
   });
 
+  it("is ready where the record of one of its workloads cannot be read, and says so once", async () => {
+    const record = { node: "a", epoch: 1, link: { address: "127.0.0.1", port: 1 }, ports: [PORT] };
+    store.unreadable.add("v");
+    const here = gatewayHere({ listeners: [{ port: PORT }, { workload: "v", port: PORT }] });
+    await until("it is ready", () => here.gateway.isReady);
+    const looks = store.looks;
+    store.put("v", record);
+    await until("it has looked again", () => store.looks > looks);
+    assert.deepEqual(
+      here.lines.map(({ workload, msg }) => [workload, msg]),
+      [["v", "the store's record of the workload is not understood"]],
+    );
+  });
+
+  it("is ready where the store says nothing of one of its workloads, when it has told of others for a while", async () => {
+    const record = { node: "a", epoch: 1, link: { address: "127.0.0.1", port: 1 }, ports: [PORT] };
+    store.unanswered.add("v");
+    const here = gatewayHere({
+      listeners: [{ port: PORT }, { workload: "v", port: PORT }],
+      unansweredMsMax: 100,
+    });
+    await until("it is ready", () => {
+      store.put("w", record);
+      return here.gateway.isReady;
+    });
+  });
+
   it("leads new clients to the owner with the highest epoch, and believes no lower one", async () => {
     const [first, second] = [await owner("a", 4), await owner("b", 6)];
     store.put("w", first.record);
