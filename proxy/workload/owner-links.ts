@@ -37,6 +37,8 @@ export class OwnerLinks {
   movingTo: Destination | null = null;
   /** gateway, source: to be closed when everything is over here */
   readonly leaving: LinkLeg[] = [];
+  /** whose sessions have ended, and whose last bytes the other end has not confirmed: they are nowhere else */
+  readonly released = new Set<LinkLeg>();
   readonly listener: LinkListener;
   readonly #host: OwnerHost;
   readonly #upkeep: Upkeep;
@@ -52,6 +54,10 @@ export class OwnerLinks {
       onInterrupted: () => upkeep.onInterrupted(),
       onContinued: (link) => upkeep.onContinued(link),
       onLate: (link) => upkeep.onLate(link),
+      onReleased: (link, isConfirmed) => {
+        if (isConfirmed) this.released.delete(link);
+        else this.released.add(link);
+      },
       onOver: (link, code) => this.#onOver(link, code),
       onBroken: (link, error) => {
         const session = host.sessions.get(link.id);
