@@ -22,6 +22,9 @@ export class ToldStore implements Pick<Store, "link" | "watchLinks" | "lookup"> 
   /** … of these no answer comes */
   readonly unanswered = new Set<string>();
   looks = 0;
+  /** how often a session's name was looked up; and whether that is ever answered */
+  lookups = 0;
+  isLookupSilent = false;
   readonly #records = new Map<string, LinkRecord>();
   readonly #watchers = new Set<(workload: string | null) => void>();
 
@@ -40,6 +43,8 @@ export class ToldStore implements Pick<Store, "link" | "watchLinks" | "lookup"> 
   }
 
   async lookup({ workload, name }: { workload: string; name: string }): Promise<Ownership | null> {
+    this.lookups++;
+    if (this.isLookupSilent) return new Promise(() => {});
     if (this.isAway) throw fail("STORE_UNREACHABLE", "the test's store is away");
     if (!this.names.has(`${workload} ${name}`)) return null;
     return { owner: "a", epoch: 1, state: "released", previous: null, migration: null };
