@@ -7,6 +7,7 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { getsockoptInt, IPPROTO_TCP, TCP_KEEPIDLE, TCP_USER_TIMEOUT } from "#proxy/kernel/socket.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
+import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import {
   answering,
   type GatewayHere,
@@ -183,6 +184,51 @@ describe("a gateway", () => {
     assert.equal(await errorOf(client(here)), "ECONNRESET");
     for (const code of await Promise.all(two.map(errorOf))) assert.equal(code, "ECONNRESET");
     assert.equal(waiting(here), 0);
+  });
+
+  it("refuses one too many also where it knows the owner, and that does not answer, until it does", async () => {
+    const { record, proxy } = await owner("a", 4);
+    store.put("w", record);
+    const here = gatewayHere({ limits: { heldSessionsMax: 2, ownerMsMax: 20_000 } });
+    assert.equal(await answer(client(here)), "a");
+    proxy.role = "held"; // links wait there
+    const first = client(here);
+    first.write("x");
+    const { counters } = here.gateway.proxies[0] as WorkloadProxy;
+    await until("one is too many", () => {
+      client(here);
+      return counters.sessionsRefused > 0;
+    });
+    assert.equal(await errorOf(client(here)), "ECONNRESET");
+    const served = once(first, "data");
+    proxy.role = "owner";
+    proxy.ownerLinks.takeParked();
+    assert.equal(String((await served)[0]), "a");
+    assert.equal(await answer(client(here)), "a");
+  });
+
+  it("refuses nobody of more clients at once than may wait, where their owner answers", async () => {
+    store.put("w", (await owner("a", 4)).record);
+    const here = gatewayHere({ limits: { heldSessionsMax: 2 } });
+    await until("it knows", () => here.gateway.view()[0]?.owner?.epoch === 4);
+    const answers = await Promise.all(Array.from({ length: 300 }, () => answer(client(here))));
+    assert.deepEqual(new Set(answers), new Set(["a"]));
+    assert.equal(here.gateway.proxies[0]?.counters.sessionsRefused, 0);
+  });
+
+  it("has no more new clients wait at an owner that is held than may, and the others by itself", async () => {
+    const { record, proxy } = await owner("a", 4, { limits: { heldSessionsMax: 2 } });
+    store.put("w", record);
+    const here = gatewayHere();
+    await until("it knows", () => here.gateway.view()[0]?.owner?.epoch === 4);
+    proxy.role = "held";
+    const answers = Array.from({ length: 5 }, () => answer(client(here)));
+    const { counters } = here.gateway.proxies[0] as WorkloadProxy;
+    await until("three were refused there", () => counters.linkFailures >= 3);
+    assert.deepEqual([proxy.ownerLinks.parked.size, waiting(here)], [2, 5]);
+    proxy.role = "owner";
+    proxy.ownerLinks.takeParked();
+    assert.deepEqual(await Promise.all(answers), ["a", "a", "a", "a", "a"]);
   });
 
   it("resets a client of a port that the workload does not have, and says so", async () => {
