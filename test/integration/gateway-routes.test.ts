@@ -115,6 +115,22 @@ describe("a gateway with routes", () => {
     await echoed(socket, "hello");
   });
 
+  it("resets a client alone whose own code fails when its time is over", { timeout: 20_000 }, async () => {
+    const w = await workload("w");
+    const routes = [routeTo("v", PORT, { host: ["v.example"] }), routeTo("w", PORT)];
+    const here = gatewayHere(routes, { undecided: { msMax: 100 } });
+    const [, proxy] = here.gateway.proxies;
+    assert.ok(proxy !== undefined);
+    const accept = proxy.entrance.acceptRead;
+    proxy.entrance.acceptRead = () => {
+      throw new Error("as a test wants it");
+    };
+    assert.equal(await overOf(client(here)), "ECONNRESET");
+    proxy.entrance.acceptRead = accept;
+    await echoed(client(here), "hello");
+    assert.equal(sessions(w)[0], 1);
+  });
+
   it("serves a client that had come before the end was asked for, and says then where it wants to go", async () => {
     await workload("w");
     const here = gatewayHere([routeTo("w", PORT, { path: "/" })]);

@@ -7,7 +7,7 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { getsockoptInt, IPPROTO_TCP, TCP_KEEPIDLE, TCP_USER_TIMEOUT } from "#proxy/kernel/socket.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
-import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
+import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import {
   answering,
   type GatewayHere,
@@ -113,6 +113,26 @@ describe("a gateway", () => {
       store.put("w", record);
       return here.gateway.isReady;
     });
+  });
+
+  it("leads those that wait to an owner that is found, but for one whose own code fails", async () => {
+    const here = gatewayHere();
+    const proxy = here.gateway.proxies[0] as WorkloadProxy;
+    const broken = client(here);
+    await until("it waits", () => waiting(here) === 1);
+    const [session] = proxy.sessions.values();
+    const other = client(here);
+    other.write("x");
+    await until("both wait", () => waiting(here) === 2);
+    const { start } = WorkloadProxy.prototype;
+    proxy.start = (one) => {
+      if (one === session) throw new Error("as a test wants it");
+      start.call(proxy, one);
+    };
+    const over = errorOf(broken);
+    store.put("w", (await owner("a", 1)).record);
+    assert.equal(await over, "ECONNRESET");
+    assert.equal(String((await once(other, "data"))[0]), "a");
   });
 
   it("leads new clients to the owner with the highest epoch, and believes no lower one", async () => {
