@@ -2,7 +2,6 @@
  * Composition root of a gateway: the kernel, the store, the gateway, its admin endpoint; ends in order when it is told to. Whose process
  * it is (`control/gateway/main.ts`) has read the file and keeps the keys.
  */
-import { once } from "node:events";
 import { Counter, Gauge, type Registry } from "@prometheus-io/client";
 import type { Logger } from "pino";
 import { createMetrics } from "#proxy/admin/metrics.ts";
@@ -10,6 +9,7 @@ import { createAdmin } from "#proxy/contract/admin-http.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { GatewayConfig, GatewayListener } from "#proxy/contract/gateway.ts";
+import { openServer } from "#proxy/contract/open-server.ts";
 import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { Gateway } from "#proxy/gateway/gateway.ts";
@@ -78,7 +78,7 @@ export async function startGateway(options: RunGatewayOptions): Promise<RunningG
   });
   try {
     gateway.open();
-    if (options.admin !== null) await listen(admin, options.admin);
+    if (options.admin !== null) await listen(admin, options.admin, log);
   } catch (error) {
     gateway.stop();
     await store.close();
@@ -134,17 +134,19 @@ function addGatewayMetrics(registry: Registry, gateway: Gateway, isStoreUp: () =
   });
 }
 
-async function listen(server: ReturnType<typeof createAdmin>, { address, port }: Endpoint): Promise<void> {
-  server.listen({ host: address, port });
+async function listen(
+  server: ReturnType<typeof createAdmin>,
+  endpoint: Endpoint,
+  log: Logger,
+): Promise<void> {
   try {
-    await once(server, "listening");
+    await openServer(server, endpoint, (err) => log.error({ err }, "an admin connection was not accepted"));
   } catch (cause) {
+    const { address, port } = endpoint;
     throw fail(
       "PROXY_LISTEN",
       `cannot listen for admin requests on ${address}:${port}: ${messageOf(cause)}`,
-      {
-        cause,
-      },
+      { cause },
     );
   }
 }

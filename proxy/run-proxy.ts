@@ -91,6 +91,7 @@ export async function runProxy(): Promise<void> {
   upstream.open(inbox);
   process.umask(before);
   await listenUnix(control, path);
+  control.on("error", (err) => log.error({ err }, "an agent's connection was not accepted"));
   const address = /^(.*):(\d+)$/.exec(httpPath);
   if (address === null) await listenUnix(admin, httpPath);
   else admin.listen({ host: (address[1] as string).replaceAll(/[[\]]/g, ""), port: Number(address[2]) });

@@ -13,6 +13,8 @@ export const SELECTOR_ANNOTATION = "holdfast.dev/selector";
 export const SESSION_ANNOTATION = "holdfast.dev/session";
 /** … "true": each connection to the application begins with a header of the PROXY protocol */
 export const PROXY_PROTOCOL_ANNOTATION = "holdfast.dev/send-proxy-protocol";
+/** of the ConfigMap itself: the port number that was given out last, for what is free is given out again as late as can be */
+export const LAST_PORT_ANNOTATION = "holdfast.dev/last-port";
 /** of the gateways' own pods: the ConfigMap that they follow */
 export const TABLE_LABEL = "holdfast.dev/gateway-table";
 

@@ -14,6 +14,9 @@ import { type GatewayFile, workloadsOf } from "../config/gateway.ts";
 import { readLinkKeys } from "../config/link-key-file.ts";
 import { followServices } from "./services.ts";
 
+/** what the controller tells could not be done: its next word may be days away */
+const LEAD_AGAIN_MS = 2_000;
+
 /** Runs until SIGTERM or SIGINT; then accepts nobody, and ends when its sessions have, or have had their time. */
 export async function runGateway(config: GatewayFile, options: { logLevel: string }): Promise<void> {
   const log = pino({ level: options.logLevel, base: { gateway: config.name } }, logDestination());
@@ -27,20 +30,38 @@ export async function runGateway(config: GatewayFile, options: { logLevel: strin
     try {
       const next = readLinkKeys(keySource, [...keys.keys()]);
       problem = null;
-      if (isSame(keys, next)) return;
-      keys = next;
-      running.useKeys(keysOf);
-      log.info("the key file was read again");
+      if (!isSame(keys, next)) {
+        keys = next;
+        running.useKeys(keysOf);
+        log.info("the key file was read again");
+      }
     } catch (error) {
       const now = `${keySource.path} cannot be used, the keys before it are: ${messageOf(error)}`;
       if (now !== problem) log.error(now);
       problem = now;
+      return;
+    }
+    if (told !== null) lead(told);
+  };
+  /** what was told last, for as long as it cannot be done; and why, which is told once */
+  let told: GatewayListener[] | null = null;
+  let leadProblem: string | null = null;
+  let leadAgain: NodeJS.Timeout | undefined;
+  const lead = (listeners: GatewayListener[]): void => {
+    told = listeners;
+    clearTimeout(leadAgain);
+    try {
+      use(listeners);
+      told = leadProblem = null;
+    } catch (error) {
+      const reason = messageOf(error);
+      if (reason !== leadProblem)
+        log.error({ reason }, "whom clients are led to cannot be changed; tried again soon");
+      leadProblem = reason;
+      leadAgain = setTimeout(() => lead(listeners), LEAD_AGAIN_MS).unref();
     }
   };
-  const watch = new ChangeWatch([keySource.path], readAgain);
-  readAgain(); // what has changed since the start
-  process.on("SIGHUP", readAgain);
-  const lead = (listeners: GatewayListener[]): void => {
+  const use = (listeners: GatewayListener[]): void => {
     const workloads = workloadsOf(listeners);
     const fresh = readLinkKeys(
       keySource,
@@ -52,10 +73,15 @@ export async function runGateway(config: GatewayFile, options: { logLevel: strin
     const there = new Set(running.workloads);
     keys = new Map([...keys].filter(([workload]) => there.has(workload)));
   };
+  const watch = new ChangeWatch([keySource.path], readAgain);
+  readAgain(); // what has changed since the start
+  process.on("SIGHUP", readAgain);
   const follow = services === null ? null : followServices({ ...services, lead, log }, process.env);
   const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
   log.info({ signal }, "told to end");
   watch.close();
+  process.off("SIGHUP", readAgain);
+  clearTimeout(leadAgain);
   await follow?.close();
   await running.end();
 }

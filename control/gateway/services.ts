@@ -14,6 +14,7 @@ import { pathOf } from "../kubernetes/client/paths.ts";
 import { Reflector } from "../kubernetes/client/reflector.ts";
 
 export interface ServicesOptions extends ServicesSource {
+  /** Never throws: what cannot be done now is its business. */
   lead(listeners: GatewayListener[]): void;
   log: Logger;
 }
@@ -34,12 +35,7 @@ export function followServices(
     query: { fieldSelector: `metadata.name=${configMap}` },
     onAll: ([found]) => {
       // one that is deleted says nothing of whom clients are to be led to
-      if (found === undefined) return;
-      try {
-        lead(table.read(found.data ?? {}));
-      } catch (error) {
-        log.error({ reason: messageOf(error) }, "whom clients are led to cannot be changed");
-      }
+      if (found !== undefined) lead(table.read(found.data ?? {}));
     },
     onProblem: (error) =>
       log.warn({ reason: messageOf(error) }, "Services are not seen; clients are led as before"),

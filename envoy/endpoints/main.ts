@@ -96,7 +96,8 @@ export async function startEndpoints(
   };
   try {
     const adsPort = ads === null ? null : ((await server?.listen(ads)) ?? null);
-    if (admin !== null) await listenAt(http, admin);
+    if (admin !== null)
+      await listenAt(http, admin, (err) => log.error({ err }, "an admin connection was not accepted"));
     owners.open();
     log.info({ folder, adsPort }, "endpoints are told");
     return { adsPort, close };

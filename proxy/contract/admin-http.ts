@@ -1,9 +1,16 @@
 /** `/healthz`, `/readyz` and `/metrics`, for probes and Prometheus. Reads only; whoever reaches the socket may read. */
 import type { Server } from "node:http";
+import type { Socket } from "node:net";
 import type { Registry } from "@prometheus-io/client";
 
 // named in an import, node:http costs 45 ms more of every start: its lazy exports are evaluated, fetch and HTTP/2 among them
 const { createServer } = process.getBuiltinModule("node:http");
+
+/** whoever reaches the port may take them all: probes have to get through nevertheless */
+const CONNECTIONS_MAX = 64;
+/** who says nothing is let go after this, 408, looked at so often */
+const HEADERS_MS_MAX = 2_000;
+const LOOK_MS = 1_000;
 
 export interface AdminOptions {
   metrics: Registry;
@@ -14,7 +21,11 @@ export interface AdminOptions {
 }
 
 export function createAdmin(options: AdminOptions): Server {
-  const server = createServer(async (request, response) => {
+  const places = new Places(CONNECTIONS_MAX);
+  const server = createServer({ connectionsCheckingInterval: LOOK_MS }, async (request, response) => {
+    const { socket } = request;
+    places.asks(socket);
+    response.once("close", () => places.rests(socket));
     if (request.method !== "GET" && request.method !== "HEAD") {
       response.writeHead(405, { allow: "GET, HEAD" }).end();
       return;
@@ -40,7 +51,46 @@ export function createAdmin(options: AdminOptions): Server {
       response.writeHead(500).end(String(error));
     }
   });
+  server.headersTimeout = HEADERS_MS_MAX;
   server.requestTimeout = 5_000;
-  server.maxConnections = 64;
+  server.on("connection", (socket) => places.came(socket));
   return server;
+}
+
+/** So many connections at a time: of too many the one that has been silent for longest goes, and none that comes is refused. */
+class Places {
+  readonly #max: number;
+  /** longest silent first */
+  readonly #silent = new Set<Socket>();
+  /** being answered, longest first */
+  readonly #asking = new Set<Socket>();
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  came(socket: Socket): void {
+    if (this.#silent.size + this.#asking.size >= this.#max) {
+      const [oldest] = this.#silent.size > 0 ? this.#silent : this.#asking;
+      if (oldest !== undefined) {
+        this.#gone(oldest);
+        oldest.destroy();
+      }
+    }
+    this.#silent.add(socket);
+    socket.once("close", () => this.#gone(socket));
+  }
+
+  asks(socket: Socket): void {
+    if (this.#silent.delete(socket)) this.#asking.add(socket);
+  }
+
+  rests(socket: Socket): void {
+    if (this.#asking.delete(socket) && !socket.destroyed) this.#silent.add(socket);
+  }
+
+  #gone(socket: Socket): void {
+    this.#silent.delete(socket);
+    this.#asking.delete(socket);
+  }
 }

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import type { PrepareLinksResult, SwitchOwner } from "#proxy/contract/commands.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { LinkLeg } from "#proxy/link/link-leg.ts";
+import type { LiveSession } from "#proxy/workload/live-session.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 
 const PREPARE_MS_MAX = 3_000;
@@ -53,21 +54,25 @@ export function switchOwner(proxy: WorkloadProxy, owner: SwitchOwner["owner"]): 
   assert(owner !== null, "forward mode goes on to somewhere");
   proxy.owner = owner;
   for (const session of [...proxy.sessions.values()]) {
-    if (session.anchor !== proxy.config.node) continue;
-    if (session.state === "waiting") {
-      if (leadsTo(session.nextLink, owner.link)) continue;
-      session.nextLink?.release();
-      session.nextLink = null;
-      proxy.start(session);
-    } else if (session.state === "open" && session.upstream instanceof LinkLeg) {
-      if (leadsTo(session.upstream, owner.link) || session.switchAt !== null) continue;
-      if (session.nextLink === null) proxy.anchorLinks.relink(session, false);
-      else proxy.anchorLinks.awaitActive(session);
-    } else if (session.state === "open" && session.upstream === null && session.nextLink === null) {
-      proxy.anchorLinks.relink(session, false);
-    }
+    // one that cannot be led there keeps no other from it
+    if (session.anchor === proxy.config.node) session.guard(() => lead(proxy, session, owner.link));
   }
   return { sessions: proxy.sessions.size };
+}
+
+function lead(proxy: WorkloadProxy, session: LiveSession, to: Endpoint): void {
+  if (session.state === "waiting") {
+    if (leadsTo(session.nextLink, to)) return;
+    session.nextLink?.release();
+    session.nextLink = null;
+    proxy.start(session);
+  } else if (session.state === "open" && session.upstream instanceof LinkLeg) {
+    if (leadsTo(session.upstream, to) || session.switchAt !== null) return;
+    if (session.nextLink === null) proxy.anchorLinks.relink(session, false);
+    else proxy.anchorLinks.awaitActive(session);
+  } else if (session.state === "open" && session.upstream === null && session.nextLink === null) {
+    proxy.anchorLinks.relink(session, false);
+  }
 }
 
 function leadsTo(link: LinkLeg | null, { address, port }: Endpoint): boolean {

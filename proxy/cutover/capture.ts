@@ -89,6 +89,7 @@ export async function captureUpstream(proxy: WorkloadProxy): Promise<Captured> {
 /** What anchors were sent is counted as theirs: it must not end with this process. */
 async function flushLinks(proxy: WorkloadProxy): Promise<void> {
   const links = [...proxy.sessions.values()].map(({ downstream }) => downstream);
+  links.push(...proxy.ownerLinks.released);
   const flushed = links.map((link) => (link instanceof LinkLeg ? link.flushed() : null));
   await Promise.race([
     Promise.all(flushed),

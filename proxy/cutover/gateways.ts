@@ -64,26 +64,29 @@ export function askCounts(proxy: WorkloadProxy): void {
 /** @throws HoldfastError `PROXY_QUIESCE` (retryable): bytes may be on their way to a gateway. Roll back. */
 export async function settleLinks(proxy: WorkloadProxy): Promise<void> {
   let waiting = linksOf(proxy);
-  const waitMs = proxy.config.limits.holdMsMax + Math.round(waiting.length * LINK_MS);
+  // sessions that have ended are not asked: what they were sent, they confirm by themselves
+  const { released } = proxy.ownerLinks;
+  const waitMs = proxy.config.limits.holdMsMax + Math.round((waiting.length + released.size) * LINK_MS);
   const deadlineMs = performance.now() + waitMs;
   for (;;) {
     waiting = waiting.filter(({ session, link }) => link.isOpen && link.countedBytes < sentBytes(session));
-    if (waiting.length === 0) return;
+    if (waiting.length === 0 && released.size === 0) return;
     if (performance.now() >= deadlineMs) break;
     await delay(POLL_MS);
   }
   throw fail(
     "PROXY_QUIESCE",
-    `gateways have not confirmed what ${waiting.length} sessions were sent within ${waitMs} ms; roll back and look at the gateways and the network`,
+    `gateways have not confirmed what ${waiting.length + released.size} sessions were sent within ${waitMs} ms; roll back and look at the gateways and the network`,
   );
 }
 
 /** The target has released: gateways that have not switched look for it. */
 export async function leaveGateways(proxy: WorkloadProxy): Promise<void> {
-  const links = proxy.ownerLinks.leaving.splice(0);
+  const { leaving, released } = proxy.ownerLinks;
+  const links = leaving.splice(0);
   for (const link of links) link.close(RST_CODE.moved);
   await Promise.race([
-    Promise.all(links.map((link) => link.flushed())),
+    Promise.all([...links, ...released].map((link) => link.flushed())),
     delay(LEAVE_MS_MAX, undefined, { ref: false }),
   ]);
 }

@@ -115,7 +115,7 @@ function releaseSession(
 function resetAtAnchor(proxy: WorkloadProxy, session: LiveSession, adopted: SessionSnapshot): void {
   const link = proxy.ownerLinks.parked.get(session.id);
   if (link?.isReady !== true) return;
-  proxy.ownerLinks.parked.delete(session.id);
+  proxy.ownerLinks.unpark(session.id);
   link.sendActive({
     epoch: proxy.epoch,
     bytesIn: adopted.bytesIn,
@@ -259,8 +259,7 @@ function wakeMoved(
 }
 
 function joinParked(proxy: WorkloadProxy, session: LiveSession): void {
-  const link = proxy.ownerLinks.parked.get(session.id);
-  proxy.ownerLinks.parked.delete(session.id);
+  const link = proxy.ownerLinks.unpark(session.id);
   if (link?.isReady) proxy.ownerLinks.join(session, link);
   else if (session.anchor === proxy.config.node) session.reset("client gone");
   else beginLinkWait(proxy, session);

@@ -15,9 +15,7 @@ export function retire(proxy: WorkloadProxy, owner: Retire["owner"]): { sessions
       if (session.downstream instanceof LinkLeg) proxy.ownerLinks.leaving.push(session.downstream);
       session.silence();
     }
-    if (proxy.config.downstream === "gateway")
-      proxy.ownerLinks.leaving.push(...proxy.ownerLinks.parked.values());
-    proxy.ownerLinks.parked.clear();
+    if (proxy.config.downstream === "gateway") proxy.ownerLinks.leaving.push(...proxy.ownerLinks.unparkAll());
     proxy.closeDoors();
     return { sessions: 0 };
   }

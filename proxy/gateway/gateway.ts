@@ -16,9 +16,10 @@ import { ClientListener } from "#proxy/listen/client-listener.ts";
 import type { HttpHead } from "#proxy/protocol/http-head.ts";
 import type { Store, StoreWatch } from "#proxy/store/store.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import { Admission } from "#proxy/workload/admission.ts";
 import type { LegKernel } from "#proxy/workload/leg-kernel.ts";
 import type { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
-import { ServedWorkload, type Way, wayOf } from "./served-workload.ts";
+import { portOf, ServedWorkload, type Way, wayOf } from "./served-workload.ts";
 import { SessionPlaces } from "./session-places.ts";
 import { Turns } from "./turns.ts";
 import { UndecidedConnections } from "./undecided.ts";
@@ -30,6 +31,8 @@ const LOOKS_MAX = 16;
 /** links that are made at a time for moves to come, and how long one may take (its greeting: 5 s) */
 const PREPARING_MAX = 128;
 const PREPARING_MS_MAX = 6_000;
+/** a workload that the store says nothing of keeps a gateway waiting no longer than this, while it says something of others */
+const UNANSWERED_MS_MAX = 5_000;
 const DRAIN_POLL_MS = 20;
 /** a line in the log for all that are reset meanwhile */
 const UNROUTED_LOG_MS = 60_000;
@@ -43,6 +46,8 @@ export interface GatewayOptions {
   log: Logger;
   /** of connections whose route is not known yet; default: see {@link UndecidedConnections} */
   undecided?: { max?: number; msMax?: number };
+  /** default: {@link UNANSWERED_MS_MAX} */
+  unansweredMsMax?: number;
 }
 
 /** Where clients come. */
@@ -50,6 +55,8 @@ interface Door {
   name: string;
   listener: GatewayListener;
   opened: ClientListener;
+  /** of clients before it is known where they go */
+  admission: Admission;
 }
 
 export class Gateway {
@@ -96,11 +103,20 @@ export class Gateway {
   get isDraining(): boolean {
     return this.#draining;
   }
-  /** Clients are accepted, and the store has been asked where each workload is that there was at the beginning. */
+  /**
+   * Clients are accepted, and the store has been asked where each workload is that there was at the beginning. One that it says nothing of,
+   * as where a part of it is away, keeps the others' clients out for a while only.
+   */
   get isReady(): boolean {
     const isListening = this.#isOpen && this.#doors.size === this.#listeners.length;
-    const isLooked = [...this.#first].every(({ follower }) => follower.isLooked);
-    return !this.#draining && isListening && isLooked;
+    if (this.#draining || !isListening) return false;
+    const msMax = this.#options.unansweredMsMax ?? UNANSWERED_MS_MAX;
+    const first = [...this.#first].map(({ follower }) => follower);
+    const lastAtMs = first.reduce((last, { answeredAtMs }) => Math.max(last, answeredAtMs ?? 0), 0);
+    return first.every(
+      ({ answeredAtMs, askedAtMs }) =>
+        answeredAtMs !== null || (askedAtMs !== null && lastAtMs - askedAtMs > msMax),
+    );
   }
   /** where clients come: port numbers in the order of the configuration */
   get ports(): number[] {
@@ -260,13 +276,14 @@ export class Gateway {
         log.warn({ err: error }, "accepting a client failed");
       },
     });
-    const door: Door = { name, listener, opened };
+    const admission = new Admission({ ports: [portOf(listener)], process: kernel, log });
+    const door: Door = { name, listener, opened, admission };
     kernel.setPeerTimeouts(opened.fd, listener);
     kernel.boundQueues(opened.fd, "client");
     return door;
   }
 
-  #arrived({ name, listener }: Door, fd: number): void {
+  #arrived({ name, listener, admission }: Door, fd: number): void {
     const { kernel, log } = this.#options;
     const leg = TcpLeg.attach(kernel, fd, "client");
     const [first] = listener.routes;
@@ -274,20 +291,17 @@ export class Gateway {
       this.#lead({ door: name, listener, route: first, leg }, this.#fewest(first.workloads), NOTHING_READ);
       return;
     }
+    // of others the workload's own asks
+    if (admission.refusesConnection(0, leg.peer, fd) !== null) {
+      leg.reset();
+      return;
+    }
     this.#undecided.add(leg, {
       routes: listener.routes,
       proxyProtocol: listener.proxyProtocol,
-      onChosen: ({ route, head, leg, read }) => {
-        const client = { door: name, listener, route, leg };
-        const workload = this.#workloadOf(route, head);
-        if (typeof workload === "string") return this.#lead(client, workload, read);
-        workload
-          .then((found) => this.#lead(client, found, read))
-          .catch((error: unknown) => {
-            leg.reset();
-            log.warn({ err: error }, "a client could not be led to its workload");
-          });
-      },
+      workloadOf: (route, head, isThere) => this.#workloadOf(route, head, isThere),
+      onChosen: ({ route, workload, leg, read }) =>
+        this.#lead({ door: name, listener, route, leg }, workload, read),
       onNone: (peer, why) => this.#unroutable(listener, peer, why),
       onBroken: (error) => log.error({ err: error }, "a client's first bytes could not be looked at"),
     });
@@ -306,11 +320,11 @@ export class Gateway {
     if (port === null) this.#unroutable(listener, peer, `nobody is led to workload ${workload} any more`);
   }
 
-  #workloadOf(route: GatewayRoute, head: HttpHead | null): string | Promise<string> {
+  #workloadOf(route: GatewayRoute, head: HttpHead | null, isThere: () => boolean): string | Promise<string> {
     const { session } = route;
     const workloads = route.workloads.filter((workload) => this.#workloads.has(workload));
     if (session === null || head === null || workloads.length <= 1) return this.#fewest(workloads);
-    return this.#places.of(session, workloads, head);
+    return this.#places.of(session, workloads, head, isThere);
   }
 
   /** That of them with the fewest sessions here; of several in turn. */

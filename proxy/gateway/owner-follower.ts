@@ -8,7 +8,7 @@
  * A lower epoch than it knows is never believed. The store may be away: then it stays with what it knows.
  */
 import type { Logger } from "pino";
-import { messageOf } from "#proxy/contract/errors.ts";
+import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { switchOwner } from "#proxy/cutover/anchors.ts";
 import type { Destination } from "#proxy/link/link-codec.ts";
@@ -51,7 +51,10 @@ export class OwnerFollower implements OwnerFinder {
   #isStale = false;
   #attempts = 0;
   #again: NodeJS.Timeout | null = null;
-  #isLooked = false;
+  /** the store, first and last */
+  #askedAtMs: number | null = null;
+  #answeredAtMs: number | null = null;
+  #isUnreadable = false;
   #closed = false;
 
   constructor(options: OwnerFollowerOptions) {
@@ -66,9 +69,13 @@ export class OwnerFollower implements OwnerFinder {
   get owner(): Readonly<Owner> | null {
     return this.#owner;
   }
-  /** The store has been asked and has answered. */
-  get isLooked(): boolean {
-    return this.#isLooked;
+  /** When the store was asked for the first time. */
+  get askedAtMs(): number | null {
+    return this.#askedAtMs;
+  }
+  /** When it answered last, be it something that cannot be understood. */
+  get answeredAtMs(): number | null {
+    return this.#answeredAtMs;
   }
 
   close(): void {
@@ -135,13 +142,21 @@ export class OwnerFollower implements OwnerFinder {
 
   async #look(isLost: boolean): Promise<void> {
     const { workload, store, log } = this.#options;
+    this.#askedAtMs ??= performance.now();
     try {
       const record = await store.link(workload);
       if (this.#closed) return;
-      this.#isLooked = true;
+      this.#answeredAtMs = performance.now();
+      this.#isUnreadable = false;
       if (record !== null) this.#hear(record);
     } catch (error) {
-      log.debug({ workload, reason: messageOf(error) }, "the store does not say who owns the workload");
+      const reason = messageOf(error);
+      const isUnreadable = error instanceof HoldfastError && error.code === "STORE_CORRUPT";
+      if (isUnreadable) this.#answeredAtMs = performance.now();
+      if (isUnreadable && !this.#isUnreadable)
+        log.warn({ workload, reason }, "the store's record of the workload is not understood");
+      else log.debug({ workload, reason }, "the store does not say who owns the workload");
+      this.#isUnreadable ||= isUnreadable;
     }
     if (isLost && !this.#closed) this.#lead();
   }

@@ -106,7 +106,8 @@ export class ServedWorkload {
   }
 }
 
-function portOf({ at, routes: _, sendProxyProtocol: __, ...bounds }: GatewayListener): PortConfig {
+/** Of a workload's proxy at a gateway, or of a listener whose clients are nobody's yet. */
+export function portOf({ at, routes: _, sendProxyProtocol: __, ...bounds }: GatewayListener): PortConfig {
   return {
     ...bounds,
     listen: at.port,

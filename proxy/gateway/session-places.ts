@@ -11,6 +11,12 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import type { HttpHead } from "#proxy/protocol/http-head.ts";
 import { nameOf } from "#proxy/protocol/session-name.ts";
 import type { Store } from "#proxy/store/store.ts";
+import { Turns } from "./turns.ts";
+
+/** clients whose session is looked up at a time: each is a question for each workload that it may be of */
+export const LOOKUPS_MAX = 64;
+/** a name that takes longer cannot be looked up */
+const LOOKUP_MS_MAX = 5_000;
 
 export interface SessionPlacesOptions {
   store: Pick<Store, "lookup">;
@@ -20,17 +26,26 @@ export interface SessionPlacesOptions {
 
 export class SessionPlaces {
   readonly #options: SessionPlacesOptions;
+  readonly #turns = new Turns(LOOKUPS_MAX, LOOKUP_MS_MAX);
   #turn = 0;
 
   constructor(options: SessionPlacesOptions) {
     this.#options = options;
   }
 
-  /** @param head of the client's first request; good until this returns */
-  of(naming: SessionNaming, workloads: readonly string[], head: HttpHead): string | Promise<string> {
+  /**
+   * @param head of the client's first request; good until this returns
+   * @param isThere whether the client still waits when it comes to be looked up
+   */
+  of(
+    naming: SessionNaming,
+    workloads: readonly string[],
+    head: HttpHead,
+    isThere: () => boolean,
+  ): string | Promise<string> {
     if (naming.issue) return this.#signer(naming, workloads, head) ?? this.#next(workloads);
     const { name } = nameOf(head, naming, NO_KEYS);
-    return name === null ? this.#next(workloads) : this.#lookUp(name, workloads);
+    return name === null ? this.#next(workloads) : this.#lookUp(name, workloads, isThere);
   }
 
   #signer(naming: SessionNaming, workloads: readonly string[], head: HttpHead): string | undefined {
@@ -38,7 +53,17 @@ export class SessionPlaces {
     return workloads.find((workload) => nameOf(head, naming, cookieKeysOf(workload)).name !== null);
   }
 
-  async #lookUp(name: string, workloads: readonly string[]): Promise<string> {
+  async #lookUp(name: string, workloads: readonly string[], isThere: () => boolean): Promise<string> {
+    const late = Promise.withResolvers<null>();
+    const timer = setTimeout(late.resolve, LOOKUP_MS_MAX, null).unref();
+    const found = this.#turns.run(async () => (isThere() ? this.#find(name, workloads) : null));
+    const workload = await Promise.race([found, late.promise]);
+    clearTimeout(timer);
+    return workload ?? byHash(name, workloads);
+  }
+
+  /** null: nobody has it, or it could not be looked up */
+  async #find(name: string, workloads: readonly string[]): Promise<string | null> {
     const { store, log } = this.#options;
     const found = await Promise.all(
       workloads.map((workload) =>
@@ -48,7 +73,7 @@ export class SessionPlaces {
         }),
       ),
     );
-    return workloads[found.findIndex((ownership) => ownership !== null)] ?? byHash(name, workloads);
+    return workloads[found.findIndex((ownership) => ownership !== null)] ?? null;
   }
 
   #next(workloads: readonly string[]): string {

@@ -1,6 +1,7 @@
 /**
- * Connections whose route is not known yet: read until it is, within bounds, and then handed on with what was read. Nothing is sent. Of too
- * many the oldest is reset: one that says nothing must not keep others out.
+ * Connections whose route, or workload, is not known yet: read until the route is, within bounds, and handed on with what was read when the
+ * workload is. Nothing is sent. Of too many the oldest is reset: one that says nothing, or whose session is looked up for long, must not keep
+ * others out.
  */
 import type { ProxyProtocol } from "#proxy/contract/commands.ts";
 import type { GatewayRoute } from "#proxy/contract/gateway.ts";
@@ -18,8 +19,7 @@ const UNDECIDED_MS_MAX = 5_000;
 
 export interface Chosen {
   route: GatewayRoute;
-  /** of its first request, where that was read */
-  head: HttpHead | null;
+  workload: string;
   leg: TcpLeg;
   /** everything that was read, a load balancer's header included; and whether the FIN was */
   read: { bytes: Buffer; ended: boolean };
@@ -29,6 +29,11 @@ export interface UndecidedOptions {
   routes: readonly GatewayRoute[];
   /** each connection begins with a header, which stays in what is handed on */
   proxyProtocol: ProxyProtocol | null;
+  /**
+   * @param head of its first request, where that was read; good until this returns
+   * @param isThere whether the connection still waits for the answer
+   */
+  workloadOf(route: GatewayRoute, head: HttpHead | null, isThere: () => boolean): string | Promise<string>;
   onChosen(chosen: Chosen): void;
   /** The connection is reset already. */
   onNone(peer: string, why: string): void;
@@ -52,7 +57,7 @@ export class UndecidedConnections {
 
   add(leg: TcpLeg, options: UndecidedOptions): void {
     const [oldest] = this.#all;
-    if (this.#all.size >= this.#max) oldest?.refuse("others came, and it had not said where it wants to go");
+    if (this.#all.size >= this.#max) oldest?.refuse("others came, and it is not known yet where it goes");
     const undecided = new Undecided(leg, options, this.#msMax, () => this.#all.delete(undecided));
     this.#all.add(undecided);
     leg.resumeReading();
@@ -71,6 +76,8 @@ class Undecided implements LegListener {
   readonly #bytes = new PartialBytes();
   readonly #timer: NodeJS.Timeout;
   #ended = false;
+  /** its route is known, and its workload is being looked up */
+  #isRouted = false;
   #isOver = false;
 
   constructor(leg: TcpLeg, options: UndecidedOptions, msMax: number, over: () => void) {
@@ -78,7 +85,13 @@ class Undecided implements LegListener {
     this.#options = options;
     this.#over = over;
     this.#chooser = new RouteChooser(options.routes);
-    this.#timer = setTimeout(() => this.#choose(true), msMax).unref();
+    this.#timer = setTimeout(() => {
+      try {
+        this.#choose(true);
+      } catch (error) {
+        this.onBroken(error);
+      }
+    }, msMax).unref();
     leg.listener = this;
   }
 
@@ -118,18 +131,27 @@ class Undecided implements LegListener {
   }
 
   #choose(done: boolean): void {
-    if (this.#isOver) return;
+    if (this.#isOver || this.#isRouted) return;
     const choice = this.#look(done);
     if (choice.is === "incomplete") return;
     if (choice.is === "none") {
       this.refuse(choice.why);
       return;
     }
-    this.#finish();
+    this.#isRouted = true;
+    clearTimeout(this.#timer);
     this.#leg.pauseReading();
     const { route, head } = choice;
+    const workload = this.#options.workloadOf(route, head, () => !this.#isOver);
+    if (typeof workload === "string") this.#hand(route, workload);
+    else workload.then((found) => this.#hand(route, found)).catch((error: unknown) => this.onBroken(error));
+  }
+
+  #hand(route: GatewayRoute, workload: string): void {
+    if (this.#isOver) return;
+    this.#finish();
     const read = { bytes: this.#bytes.bytes, ended: this.#ended };
-    this.#options.onChosen({ route, head, leg: this.#leg, read });
+    this.#options.onChosen({ route, workload, leg: this.#leg, read });
   }
 
   #look(done: boolean): RouteChoice {

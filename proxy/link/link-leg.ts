@@ -66,6 +66,8 @@ export interface LinkListener {
   onContinued?(link: LinkLeg): void;
   /** It is about to be over, because there was no other connection in time. */
   onLate?(link: LinkLeg): void;
+  /** Its session has ended, and the other end has not confirmed everything; then that it has, or that the link is over. */
+  onReleased?(link: LinkLeg, isConfirmed: boolean): void;
   /** The link is over, once. `code` is from RST_CODE; orderly when both FINs had passed. */
   onOver(link: LinkLeg, code: number): void;
   /** One of the above, or of the end's listener, has thrown. The link is closed after this; nothing follows. */
@@ -622,10 +624,12 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
     if (this.#again !== null && this.#state === "ready" && this.#out.finSent && !this.#out.finAcked) {
       this.#isReleased = true;
       this.listener = null;
+      this.#events.onReleased?.(this, false);
     } else this.#end();
   }
 
   #end(): void {
+    if (this.#isReleased && this.#state !== "over") this.#events.onReleased?.(this, true);
     this.#state = "over";
     this.#in.forget();
     this.#out.forget();

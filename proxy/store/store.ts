@@ -226,9 +226,10 @@ export const ownershipSchema: z.ZodType<Ownership> = z.strictObject({
 });
 
 const port = z.number().int().min(1).max(65_535);
-const endpoint = z.strictObject({ address: z.union([z.ipv4(), z.ipv6()]), port });
+const endpoint = z.object({ address: z.union([z.ipv4(), z.ipv6()]), port });
 
-export const linkRecordSchema: z.ZodType<LinkRecord> = z.strictObject({
+/** What a later version says beside is not read: its agents tell gateways of an earlier one, too. */
+export const linkRecordSchema: z.ZodType<LinkRecord> = z.object({
   node: name,
   epoch,
   link: endpoint,

@@ -65,6 +65,8 @@ export interface AnchorOptions {
 export class AnchorLinks {
   /** source: the target has said ACTIVE, so there is no way back */
   releasedElsewhere = false;
+  /** when an owner has last said ACTIVE to a session, by performance.now() */
+  answeredAtMs = Number.NEGATIVE_INFINITY;
   readonly #host: AnchorHost;
   readonly #finder: OwnerFinder | null;
   readonly #options: AnchorOptions;
@@ -214,6 +216,7 @@ export class AnchorLinks {
   }
 
   #onActive(session: LiveSession, link: LinkLeg, active: Active): void {
+    this.answeredAtMs = performance.now();
     if (session.state === "closed" || session.nextLink !== link || active.epoch < this.#host.epoch) {
       link.close(RST_CODE.moved);
       return;

@@ -9,6 +9,7 @@ import type { Role } from "#proxy/session/role.ts";
 import type { SocketKernel } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import type { Admission } from "./admission.ts";
+import type { AnchorLinks } from "./anchor-links.ts";
 import type { Counters } from "./counters.ts";
 import type { LiveSession } from "./live-session.ts";
 import { Front, FrontHeader } from "./load-balancer.ts";
@@ -16,6 +17,8 @@ import { type ProbeAnswers, ProbePeek } from "./probes.ts";
 import type { SessionTable } from "./session-table.ts";
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
+/** an owner that has answered nobody for so long, where many ask, does not answer: a burst of clients takes a while at a good one */
+const ANSWER_MS_MAX = 1_000;
 /** clients over `heldSessionsMax` of replay ports that are answered 503; beyond them RST */
 const REFUSED_POLITELY_MAX = 1024;
 
@@ -29,8 +32,8 @@ export interface EntranceHost {
     "peersRefused" | "sessionsRefused" | "sessionsAccepted" | "headersRefused" | "probesAnswered"
   >;
   readonly admission: Pick<Admission, "refuses" | "refusesConnection" | "refusesClient">;
-  readonly table: Pick<SessionTable, "create" | "countClient">;
-  readonly sessions: ReadonlyMap<string, LiveSession>;
+  readonly table: Pick<SessionTable, "create" | "countClient" | "waiting">;
+  readonly anchorLinks: Pick<AnchorLinks, "answeredAtMs">;
   readonly role: Role;
   /** the application is at another node, and this is an anchor */
   readonly owner: object | null;
@@ -182,9 +185,13 @@ export class ClientEntrance {
 
   /** One more would have to wait, and too many do already. null: it may come */
   #tooManyWait(port: number, newcomer: LiveSession | null = null): "reset" | "refuse" | null {
-    const { config, owner } = this.#host;
-    if (!this.#mustWait && !this.#isAbsent(port)) return null;
-    const tooMany = this.#waitingSessions(newcomer) - config.limits.heldSessionsMax;
+    const { config, owner, role } = this.#host;
+    const { heldSessionsMax } = config.limits;
+    let waiting: number;
+    if (this.#mustWait || this.#isAbsent(port)) waiting = this.#waitingSessions(newcomer);
+    else if (role === "anchor") waiting = this.#unansweredSessions(heldSessionsMax);
+    else return null;
+    const tooMany = waiting - heldSessionsMax;
     if (tooMany < 0) return null;
     const isPolite = this.#portAt(port).continuity === "replay" && owner === null;
     return isPolite && tooMany < REFUSED_POLITELY_MAX ? "refuse" : "reset";
@@ -208,9 +215,20 @@ export class ClientEntrance {
   /** Accepted while there was nobody to connect them to. */
   #waitingSessions(newcomer: LiveSession | null): number {
     let count = 0;
-    for (const session of this.#host.sessions.values()) {
-      const waits = session.state === "waiting" && !session.wasConnected && session.header === null;
-      if (waits && session !== newcomer) count++;
+    for (const session of this.#host.table.waiting)
+      if (isToBeConnected(session) && session !== newcomer) count++;
+    return count;
+  }
+
+  /** An anchor's: their owner is known, and has said nothing. @param most it is not counted beyond */
+  #unansweredSessions(most: number): number {
+    const { table, anchorLinks } = this.#host;
+    const beforeMs = performance.now() - ANSWER_MS_MAX;
+    if (table.waiting.size < most || anchorLinks.answeredAtMs > beforeMs) return 0;
+    let count = 0;
+    for (const session of table.waiting) {
+      if (count >= most || session.waitingSinceMs > beforeMs) break;
+      if (isToBeConnected(session)) count++;
     }
     return count;
   }
@@ -218,4 +236,9 @@ export class ClientEntrance {
   #portAt(port: number): PortConfig {
     return this.#host.config.ports[port] as PortConfig;
   }
+}
+
+/** It waits, and has never had its application. */
+function isToBeConnected({ wasConnected, header }: LiveSession): boolean {
+  return !wasConnected && header === null;
 }

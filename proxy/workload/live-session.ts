@@ -57,6 +57,8 @@ export interface SessionEvents {
   /** The session is over on this node. `reason` is null after an orderly end. */
   onOver(session: LiveSession, reason: string | null): void;
   onLingering(session: LiveSession): void;
+  /** It is `waiting` from now on, or no more. */
+  onWaits(session: LiveSession, waits: boolean): void;
   /** Its code has thrown: a bug, or the kernel refused what it never refuses. It is to be ended. */
   onBroken(session: LiveSession, error: unknown): void;
 }
@@ -112,6 +114,8 @@ export class LiveSession implements Carrier, PumpOwner {
   /** a leg was reset while the session lay captured or adopted */
   lost: string | null = null;
   lingerSinceMs = 0;
+  /** by performance.now() */
+  waitingSinceMs = 0;
   /** of `IdleSessions`: what had passed when it looked, and since when (performance.now()) that is all */
   idleBytes = -1;
   idleSinceMs = 0;
@@ -147,7 +151,10 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   step(step: SessionStep): void {
-    this.#state = nextState(this.#state, step);
+    const before = this.#state;
+    this.#state = nextState(before, step);
+    if (before === "waiting" || this.#state === "waiting")
+      this.#events.onWaits(this, this.#state === "waiting");
     this.#assertState();
   }
 

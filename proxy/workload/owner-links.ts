@@ -31,12 +31,15 @@ export interface OwnerHost {
 type Upkeep = Pick<LinkUpkeep, "watchOver" | "onInterrupted" | "onContinued" | "onLate">;
 
 export class OwnerLinks {
-  /** those that wait for their session, or for this proxy to own the workload; by session */
-  readonly parked = new Map<string, LinkLeg>();
+  readonly #parked = new Map<string, LinkLeg>();
+  /** of these the ones whose clients are new: so many wait here as of a node's own */
+  readonly #fresh = new Set<LinkLeg>();
   /** gateway, source: where sessions of new links are to be prepared, too */
   movingTo: Destination | null = null;
   /** gateway, source: to be closed when everything is over here */
   readonly leaving: LinkLeg[] = [];
+  /** whose sessions have ended, and whose last bytes the other end has not confirmed: they are nowhere else */
+  readonly released = new Set<LinkLeg>();
   readonly listener: LinkListener;
   readonly #host: OwnerHost;
   readonly #upkeep: Upkeep;
@@ -52,13 +55,38 @@ export class OwnerLinks {
       onInterrupted: () => upkeep.onInterrupted(),
       onContinued: (link) => upkeep.onContinued(link),
       onLate: (link) => upkeep.onLate(link),
+      onReleased: (link, isConfirmed) => {
+        if (isConfirmed) this.released.delete(link);
+        else this.released.add(link);
+      },
       onOver: (link, code) => this.#onOver(link, code),
       onBroken: (link, error) => {
         const session = host.sessions.get(link.id);
+        if (this.#parked.get(link.id) === link) this.unpark(link.id);
         if (session?.downstream === link) session.onBroken(error);
         else host.log.error({ err: error }, "a link has broken");
       },
     };
+  }
+
+  /** those that wait for their session, or for this proxy to own the workload; by session */
+  get parked(): ReadonlyMap<string, LinkLeg> {
+    return this.#parked;
+  }
+
+  /** It waits no more, and is the caller's. null: there is none */
+  unpark(session: string): LinkLeg | null {
+    const link = this.#parked.get(session) ?? null;
+    this.#parked.delete(session);
+    if (link !== null) this.#fresh.delete(link);
+    return link;
+  }
+
+  unparkAll(): LinkLeg[] {
+    const links = [...this.#parked.values()];
+    this.#parked.clear();
+    this.#fresh.clear();
+    return links;
   }
 
   /** It is authenticated. */
@@ -73,16 +101,22 @@ export class OwnerLinks {
       // The dialler knows of a newer owner than this proxy does, or this proxy owns nothing.
       link.close(RST_CODE.moved);
     } else if (role === "owner") this.take(link);
-    else {
-      this.parked.get(greeting.session)?.close(RST_CODE.moved);
-      this.parked.set(greeting.session, link);
-    }
+    else if (greeting.fresh && this.#fresh.size >= config.limits.heldSessionsMax) {
+      // a gateway dials again, within its own bounds; a node's anchor resets its client, as this node would
+      link.close(RST_CODE.reset);
+    } else this.#park(link, greeting);
+  }
+
+  #park(link: LinkLeg, { session, fresh }: Greeting): void {
+    this.unpark(session)?.close(RST_CODE.moved);
+    this.#parked.set(session, link);
+    if (fresh) this.#fresh.add(link);
   }
 
   /** This proxy owns the workload now: takes each of those that wait. */
   takeParked(): void {
-    for (const link of [...this.parked.values()]) this.take(link);
-    this.parked.clear();
+    for (const link of [...this.#parked.values()]) this.take(link);
+    this.unparkAll();
   }
 
   /** Joins the link to its session, or begins a new one. */
@@ -138,15 +172,14 @@ export class OwnerLinks {
   }
 
   closeParked(code: number): void {
-    for (const link of this.parked.values()) link.close(code);
-    this.parked.clear();
+    for (const link of this.unparkAll()) link.close(code);
   }
 
   #onOver(link: LinkLeg, code: number): void {
     const { sessions, counters } = this.#host;
     const session = sessions.get(link.id);
-    if (this.parked.get(link.id) === link) {
-      this.parked.delete(link.id);
+    if (this.#parked.get(link.id) === link) {
+      this.unpark(link.id);
       if (code === RST_CODE.reset && session?.state === "adopted" && session.downstream === null) {
         session.lost ??= "downstream reset";
       }

@@ -24,6 +24,7 @@ export interface TableHost {
 export class SessionTable implements SessionEvents {
   readonly #host: TableHost;
   readonly #byId = new Map<string, LiveSession>();
+  readonly #waiting = new Set<LiveSession>();
   readonly #linger: Linger;
   #made = 0;
 
@@ -36,10 +37,15 @@ export class SessionTable implements SessionEvents {
   get byId(): ReadonlyMap<string, LiveSession> {
     return this.#byId;
   }
+  /** those in state `waiting`, who has waited for longest first */
+  get waiting(): ReadonlySet<LiveSession> {
+    return this.#waiting;
+  }
 
   create(options: Omit<SessionOptions, "events" | "number">): LiveSession {
     const session = new LiveSession({ ...options, number: ++this.#made, events: this });
     this.#byId.set(session.id, session);
+    if (session.state === "waiting") this.onWaits(session, true);
     this.#host.admission.enter(session.port);
     return session;
   }
@@ -82,6 +88,7 @@ export class SessionTable implements SessionEvents {
     if (session.countedAs !== null) admission.clientLeaves(session.port, session.countedAs);
     session.countedAs = null;
     closeDetached(kernel, session);
+    this.#waiting.delete(session);
     this.#linger.remove(session);
     counters.bytesIn += session.inbound.bytes;
     counters.bytesOut += session.outbound.bytes;
@@ -106,6 +113,13 @@ export class SessionTable implements SessionEvents {
       log.error({ session: session.id, err: again }, "… and could not be reset: it is let go as it is");
       this.onOver(session, "broken");
     }
+  }
+
+  onWaits(session: LiveSession, waits: boolean): void {
+    this.#waiting.delete(session);
+    if (!waits) return;
+    session.waitingSinceMs = performance.now();
+    this.#waiting.add(session);
   }
 
   onLingering(session: LiveSession): void {

@@ -206,6 +206,31 @@ describe("holdfast gateway", () => {
     };
   }
 
+  it("in a cluster leads clients as it was told last, when the keys can be read that could not be then", async () => {
+    const table = await startTable();
+    const listen = await freePort();
+    const running = await start({}, listen, table.kubeconfig);
+    writeFileSync(join(folder, "key"), "short");
+    table.tell({
+      "games.chat": JSON.stringify({ ports: [{ name: "", listen, port: PORT }], workloads: ["chat"] }),
+    });
+    await until("it cannot", () => running.stderr.includes("whom clients are led to cannot be changed"));
+    assert.equal((await get(running, "/readyz")).status, 503);
+    writeFileSync(join(folder, "key"), KEYS[0]);
+    await until("it is ready", async () => (await get(running, "/readyz")).status === 200);
+    await echoes(client(running));
+    table.close();
+  });
+
+  it("answers a probe however many connections there are that say nothing, and lets go of these", async () => {
+    const running = await start();
+    const silent = Array.from({ length: 64 }, () => connect({ host: "127.0.0.1", port: running.admin }));
+    const closed = silent.map((socket) => once(socket.on("error", () => {}).resume(), "close"));
+    await Promise.all(silent.map((socket) => once(socket, "connect")));
+    assert.equal((await get(running, "/healthz")).status, 200);
+    await Promise.all(closed);
+  });
+
   it("drains on SIGTERM: not ready, accepts nobody, ends with its last client; the next one finds the owner again", async () => {
     const running = await start();
     const socket = client(running);

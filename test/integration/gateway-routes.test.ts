@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { afterEach, describe, it } from "node:test";
 import type { GatewayRoute } from "#proxy/contract/gateway.ts";
+import { LOOKUPS_MAX } from "#proxy/gateway/session-places.ts";
 import { readProxyHeader } from "#proxy/protocol/proxy-header.ts";
 import { issueCookie } from "#proxy/protocol/session-name.ts";
 import {
@@ -114,6 +115,22 @@ describe("a gateway with routes", () => {
     await echoed(socket, "hello");
   });
 
+  it("resets a client alone whose own code fails when its time is over", { timeout: 20_000 }, async () => {
+    const w = await workload("w");
+    const routes = [routeTo("v", PORT, { host: ["v.example"] }), routeTo("w", PORT)];
+    const here = gatewayHere(routes, { undecided: { msMax: 100 } });
+    const [, proxy] = here.gateway.proxies;
+    assert.ok(proxy !== undefined);
+    const accept = proxy.entrance.acceptRead;
+    proxy.entrance.acceptRead = () => {
+      throw new Error("as a test wants it");
+    };
+    assert.equal(await overOf(client(here)), "ECONNRESET");
+    proxy.entrance.acceptRead = accept;
+    await echoed(client(here), "hello");
+    assert.equal(sessions(w)[0], 1);
+  });
+
   it("serves a client that had come before the end was asked for, and says then where it wants to go", async () => {
     await workload("w");
     const here = gatewayHere([routeTo("w", PORT, { path: "/" })]);
@@ -137,6 +154,57 @@ describe("a gateway with routes", () => {
     const silent = [client(here), client(here), client(here)];
     assert.equal(await overOf(silent[0] as Socket), "ECONNRESET");
     await echoed(client(here), get("w.example"));
+  });
+
+  describe("whose store does not answer where a session is", { timeout: 20_000 }, () => {
+    const session = { from: "cookie", name: "sid", issue: false } as const;
+    const named = get("x", "Cookie: sid=42");
+
+    async function start(max: number, limits: HereOptions["limits"] = {}): Promise<GatewayHere> {
+      await Promise.all(["w", "v"].map(workload));
+      store.isLookupSilent = true;
+      return gatewayHere([routeTo("w", PORT, { session, workloads: ["w", "v"] })], {
+        undecided: { max },
+        ...(limits === undefined ? {} : { limits }),
+      });
+    }
+
+    it("bounds the clients that wait for it: of too many the oldest is reset, and others are served", async () => {
+      const here = await start(2);
+      const waiting = [client(here), client(here)];
+      for (const socket of waiting) socket.write(named);
+      await until("both are looked up", () => store.lookups === 4);
+      const over = overOf(waiting[0] as Socket);
+      await echoed(client(here), get("x"));
+      assert.equal(await over, "ECONNRESET");
+    });
+
+    it("asks for so many of them at a time, and serves who has no name meanwhile", async () => {
+      const here = await start(1_000);
+      for (let i = 0; i < LOOKUPS_MAX + 10; i++) client(here).write(named);
+      await until("as many as may be are looked up", () => store.lookups >= 2 * LOOKUPS_MAX);
+      await echoed(client(here), get("x"));
+      assert.equal(store.lookups, 2 * LOOKUPS_MAX);
+    });
+
+    it("counts them among those that wait when it is to end", async () => {
+      const here = await start(1_000, { drainMsMax: 100 });
+      const socket = client(here);
+      socket.write(named);
+      await until("it is looked up", () => store.lookups === 2);
+      const over = overOf(socket);
+      assert.deepEqual(await here.gateway.drain(), { reset: 1 });
+      assert.equal(await over, "ECONNRESET");
+    });
+  });
+
+  it("keeps descriptors back from clients before it is known where they go", async () => {
+    const here = gatewayHere([routeTo("w", PORT, { path: "/" })], { kernel: { descriptorsMax: () => 8 } });
+    assert.equal(await overOf(client(here)), "ECONNRESET");
+    assert.deepEqual(
+      here.lines.map(({ reason }) => reason),
+      ["descriptors"],
+    );
   });
 
   it("leads a session to the workload that has it, through any gateway, and a new one alike", async () => {

@@ -7,6 +7,7 @@ import type { SharedKeys } from "#proxy/contract/shared-keys.ts";
 import { getsockoptInt, IPPROTO_TCP, TCP_KEEPIDLE, TCP_USER_TIMEOUT } from "#proxy/kernel/socket.ts";
 import { RST_CODE } from "#proxy/link/link-codec.ts";
 import type { LinkRecord } from "#proxy/store/store.ts";
+import { WorkloadProxy } from "#proxy/workload/workload-proxy.ts";
 import {
   answering,
   type GatewayHere,
@@ -87,6 +88,53 @@ describe("a gateway", () => {
     assert.equal(await answer(client(here)), "a");
   });
 
+  it("is ready where the record of one of its workloads cannot be read, and says so once", async () => {
+    const record = { node: "a", epoch: 1, link: { address: "127.0.0.1", port: 1 }, ports: [PORT] };
+    store.unreadable.add("v");
+    const here = gatewayHere({ listeners: [{ port: PORT }, { workload: "v", port: PORT }] });
+    await until("it is ready", () => here.gateway.isReady);
+    const looks = store.looks;
+    store.put("v", record);
+    await until("it has looked again", () => store.looks > looks);
+    assert.deepEqual(
+      here.lines.map(({ workload, msg }) => [workload, msg]),
+      [["v", "the store's record of the workload is not understood"]],
+    );
+  });
+
+  it("is ready where the store says nothing of one of its workloads, when it has told of others for a while", async () => {
+    const record = { node: "a", epoch: 1, link: { address: "127.0.0.1", port: 1 }, ports: [PORT] };
+    store.unanswered.add("v");
+    const here = gatewayHere({
+      listeners: [{ port: PORT }, { workload: "v", port: PORT }],
+      unansweredMsMax: 100,
+    });
+    await until("it is ready", () => {
+      store.put("w", record);
+      return here.gateway.isReady;
+    });
+  });
+
+  it("leads those that wait to an owner that is found, but for one whose own code fails", async () => {
+    const here = gatewayHere();
+    const proxy = here.gateway.proxies[0] as WorkloadProxy;
+    const broken = client(here);
+    await until("it waits", () => waiting(here) === 1);
+    const [session] = proxy.sessions.values();
+    const other = client(here);
+    other.write("x");
+    await until("both wait", () => waiting(here) === 2);
+    const { start } = WorkloadProxy.prototype;
+    proxy.start = (one) => {
+      if (one === session) throw new Error("as a test wants it");
+      start.call(proxy, one);
+    };
+    const over = errorOf(broken);
+    store.put("w", (await owner("a", 1)).record);
+    assert.equal(await over, "ECONNRESET");
+    assert.equal(String((await once(other, "data"))[0]), "a");
+  });
+
   it("leads new clients to the owner with the highest epoch, and believes no lower one", async () => {
     const [first, second] = [await owner("a", 4), await owner("b", 6)];
     store.put("w", first.record);
@@ -156,6 +204,51 @@ describe("a gateway", () => {
     assert.equal(await errorOf(client(here)), "ECONNRESET");
     for (const code of await Promise.all(two.map(errorOf))) assert.equal(code, "ECONNRESET");
     assert.equal(waiting(here), 0);
+  });
+
+  it("refuses one too many also where it knows the owner, and that does not answer, until it does", async () => {
+    const { record, proxy } = await owner("a", 4);
+    store.put("w", record);
+    const here = gatewayHere({ limits: { heldSessionsMax: 2, ownerMsMax: 20_000 } });
+    assert.equal(await answer(client(here)), "a");
+    proxy.role = "held"; // links wait there
+    const first = client(here);
+    first.write("x");
+    const { counters } = here.gateway.proxies[0] as WorkloadProxy;
+    await until("one is too many", () => {
+      client(here);
+      return counters.sessionsRefused > 0;
+    });
+    assert.equal(await errorOf(client(here)), "ECONNRESET");
+    const served = once(first, "data");
+    proxy.role = "owner";
+    proxy.ownerLinks.takeParked();
+    assert.equal(String((await served)[0]), "a");
+    assert.equal(await answer(client(here)), "a");
+  });
+
+  it("refuses nobody of more clients at once than may wait, where their owner answers", async () => {
+    store.put("w", (await owner("a", 4)).record);
+    const here = gatewayHere({ limits: { heldSessionsMax: 2 } });
+    await until("it knows", () => here.gateway.view()[0]?.owner?.epoch === 4);
+    const answers = await Promise.all(Array.from({ length: 300 }, () => answer(client(here))));
+    assert.deepEqual(new Set(answers), new Set(["a"]));
+    assert.equal(here.gateway.proxies[0]?.counters.sessionsRefused, 0);
+  });
+
+  it("has no more new clients wait at an owner that is held than may, and the others by itself", async () => {
+    const { record, proxy } = await owner("a", 4, { limits: { heldSessionsMax: 2 } });
+    store.put("w", record);
+    const here = gatewayHere();
+    await until("it knows", () => here.gateway.view()[0]?.owner?.epoch === 4);
+    proxy.role = "held";
+    const answers = Array.from({ length: 5 }, () => answer(client(here)));
+    const { counters } = here.gateway.proxies[0] as WorkloadProxy;
+    await until("three were refused there", () => counters.linkFailures >= 3);
+    assert.deepEqual([proxy.ownerLinks.parked.size, waiting(here)], [2, 5]);
+    proxy.role = "owner";
+    proxy.ownerLinks.takeParked();
+    assert.deepEqual(await Promise.all(answers), ["a", "a", "a", "a", "a"]);
   });
 
   it("resets a client of a port that the workload does not have, and says so", async () => {

@@ -4,9 +4,11 @@ import { connect as dial } from "node:net";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Gateway } from "#proxy/gateway/gateway.ts";
-import { RST_CODE } from "#proxy/link/link-codec.ts";
+import { FRAME, RST_CODE } from "#proxy/link/link-codec.ts";
+import { LinkLeg } from "#proxy/link/link-leg.ts";
 import { CountedClient } from "#test/support/counted-client.ts";
 import { startGatewayHere, ToldStore } from "#test/support/gateway-stage.ts";
+import { until } from "#test/support/moved-program.ts";
 import { CLIENT_PORT, KEY, type NodeName, ProxyLab } from "#test/support/proxy-lab.ts";
 
 const CLIENTS = 6;
@@ -267,6 +269,47 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     await lab.kill(to);
     lab.continueApp();
     await tell();
+    await allSettled();
+  });
+
+  it("does not settle while a gateway has not the end of a session that is over", async () => {
+    await serve(1);
+    const [proxy] = gateway.proxies;
+    const [session] = proxy?.sessions.values() ?? [];
+    const link = session?.upstream;
+    assert.ok(link instanceof LinkLeg);
+    const onFrame = link.onFrame.bind(link);
+    const late: Buffer[] = [];
+    link.onFrame = (type, payload) => {
+      if (type === FRAME.fin) late.push(payload);
+      else onFrame(type, payload);
+    };
+    const [client] = clients as [CountedClient];
+    client.stop();
+    await client.until(() => client.answeredBytes === client.sentBytes);
+    client.socket.end();
+    await until("the application has ended it", () => late.length > 0);
+    await lab.proxy(owner).untilSessions(0);
+    const from = owner;
+    const to = next();
+    await assert.rejects(lab.move(from, to), {
+      code: "PROXY_QUIESCE",
+      retryable: true,
+      message: /1 sessions/,
+    });
+    lab.plug(from);
+    lab.epoch += 2;
+    await lab.proxy(from).call("rollback", { epoch: lab.epoch });
+    await lab.kill(to);
+    lab.continueApp();
+    await tell();
+    for (const payload of late) onFrame(FRAME.fin, payload);
+    await until("the client has its end", () => client.over !== null);
+    assert.equal(client.over, "end");
+    // … and nothing of it stands in the way of the next
+    clients = [];
+    await serve();
+    await move();
     await allSettled();
   });
 

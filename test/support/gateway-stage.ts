@@ -17,7 +17,14 @@ export class ToldStore implements Pick<Store, "link" | "watchLinks" | "lookup"> 
   isAway = false;
   /** … told, but answered: a message was lost */
   isMute = false;
+  /** of these it has a record that nobody understands */
+  readonly unreadable = new Set<string>();
+  /** … of these no answer comes */
+  readonly unanswered = new Set<string>();
   looks = 0;
+  /** how often a session's name was looked up; and whether that is ever answered */
+  lookups = 0;
+  isLookupSilent = false;
   readonly #records = new Map<string, LinkRecord>();
   readonly #watchers = new Set<(workload: string | null) => void>();
 
@@ -30,10 +37,14 @@ export class ToldStore implements Pick<Store, "link" | "watchLinks" | "lookup"> 
   async link(workload: string): Promise<LinkRecord | null> {
     this.looks++;
     if (this.isAway) throw fail("STORE_UNREACHABLE", "the test's store is away");
+    if (this.unreadable.has(workload)) throw fail("STORE_CORRUPT", "the test's record is damaged");
+    if (this.unanswered.has(workload)) throw fail("STORE_UNREACHABLE", "no answer within 1000 ms");
     return this.#records.get(workload) ?? null;
   }
 
   async lookup({ workload, name }: { workload: string; name: string }): Promise<Ownership | null> {
+    this.lookups++;
+    if (this.isLookupSilent) return new Promise(() => {});
     if (this.isAway) throw fail("STORE_UNREACHABLE", "the test's store is away");
     if (!this.names.has(`${workload} ${name}`)) return null;
     return { owner: "a", epoch: 1, state: "released", previous: null, migration: null };
@@ -74,6 +85,7 @@ export interface HereOptions {
   >;
   kernel?: Partial<LegKernel>;
   undecided?: { max?: number; msMax?: number };
+  unansweredMsMax?: number;
 }
 
 export interface GatewayHere {
@@ -83,7 +95,7 @@ export interface GatewayHere {
 }
 
 export function startGatewayHere(options: HereOptions): GatewayHere {
-  const { store, key, listeners, limits, kernel, undecided = {} } = options;
+  const { store, key, listeners, limits, kernel, undecided = {}, unansweredMsMax = 5_000 } = options;
   const lines: Record<string, unknown>[] = [];
   const gateway = new Gateway({
     config: {
@@ -105,6 +117,7 @@ export function startGatewayHere(options: HereOptions): GatewayHere {
     store,
     kernel: { ...REAL_KERNEL, ...kernel },
     undecided,
+    unansweredMsMax,
     log: pino({ level: "warn" }, { write: (line) => lines.push(JSON.parse(line)) }),
   });
   gateway.open();

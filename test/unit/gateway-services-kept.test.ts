@@ -86,6 +86,18 @@ describe("Services of gateways, kept by the controller", () => {
     assert.deepEqual(slice(api).endpoints[0].addresses, ["10.244.3.2"]);
   });
 
+  it("remembers the number that was given out last, in the write that gives it out", async () => {
+    const api = start();
+    await until("clients are led", () => slice(api) !== undefined);
+    assert.equal(api.objects.get(TABLE).metadata.annotations["holdfast.dev/last-port"], "20000");
+    const { metadata, spec } = api.objects.get(SERVICE);
+    api.remove(SERVICE);
+    await until("gateways know", () => Object.keys(table(api)).length === 0);
+    api.put(SERVICE, { metadata: { ...metadata, uid: "another" }, spec });
+    await until("clients are led again", () => slice(api) !== undefined);
+    assert.equal(JSON.parse(table(api)["games.chat"]).ports[0].listen, 20_001);
+  });
+
   it("writes nothing where nothing is to be other than it is", async () => {
     const api = start();
     await until("clients are led", () => slice(api) !== undefined);

@@ -70,8 +70,17 @@ function gateway(name: string, podIP: string, ready = true): Pod {
 
 const GATEWAYS = [gateway("g1", "10.244.3.2"), gateway("g2", "10.244.3.3")];
 
-function planOf(services: Service[], pods: Pod[], table: Record<string, string> = {}, gateways = GATEWAYS) {
-  const plan = planServices({ services, pods, gateways, table });
+function planOf(
+  services: Service[],
+  pods: Pod[],
+  table: Record<string, string> = {},
+  gateways = GATEWAYS,
+  lastPort: number | null = null,
+) {
+  const plan = planServices({
+    ...{ services, pods, gateways, table },
+    ...(lastPort === null ? {} : { lastPort: `${lastPort}` }),
+  });
   const entries = Object.fromEntries(
     Object.entries(plan.table).map(([key, text]) => [key, JSON.parse(text) as ServiceEntry]),
   );
@@ -129,6 +138,27 @@ describe("Services whose clients come to gateways", () => {
     assert.deepEqual(listens(first.entries), { "games.b": PORT_FIRST, "games.c": PORT_FIRST + 1 });
     const second = planOf([service("a"), two], [pod("p")], first.table);
     assert.deepEqual(listens(second.entries), { "games.a": PORT_FIRST + 2, "games.c": PORT_FIRST + 1 });
+  });
+
+  it("do not get the number of one that has just gone: a gateway may not have heard yet", () => {
+    const [b, c, d] = [service("b"), service("c"), service("d")];
+    const numberOf = (plan: ReturnType<typeof planOf>, name: string): number | undefined =>
+      plan.entries[`games.${name}`]?.ports[0]?.listen;
+    const first = planOf([b, c], [pod("chat-a")]);
+    // in one round
+    const second = planOf([b, d], [pod("chat-a")], first.table, GATEWAYS, first.lastPort);
+    assert.equal(numberOf(second, "d"), PORT_FIRST + 2);
+    // … in two
+    const gone = planOf([b], [pod("chat-a")], first.table, GATEWAYS, first.lastPort);
+    const third = planOf([b, d], [pod("chat-a")], gone.table, GATEWAYS, gone.lastPort);
+    assert.equal(numberOf(third, "d"), PORT_FIRST + 2);
+    // … and of a table in which nothing is said of the last
+    assert.equal(numberOf(planOf([b, d], [pod("chat-a")], first.table), "d"), PORT_FIRST + 2);
+    // … when all have been given out once
+    const wrapped = planOf([b, d], [pod("chat-a")], first.table, GATEWAYS, PORT_LAST);
+    assert.equal(numberOf(wrapped, "d"), PORT_FIRST + 2 - 1, "free for longest");
+    const after = planOf([b, c], [pod("chat-a")], wrapped.table, GATEWAYS, wrapped.lastPort);
+    assert.equal(numberOf(after, "c"), PORT_FIRST + 2);
   });
 
   it("never have the same number, even where the table gives it to both", () => {

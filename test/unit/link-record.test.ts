@@ -6,6 +6,7 @@ import { parseWorkload } from "#control/config/config.ts";
 import { LinkRecords } from "#control/workload/link-record.ts";
 import type { Downstream } from "#proxy/contract/commands.ts";
 import { MemoryStore } from "#proxy/store/memory.ts";
+import { linkRecordSchema } from "#proxy/store/store.ts";
 
 const LINK = { address: "10.244.1.7", port: 7500 };
 
@@ -53,5 +54,13 @@ describe("the owner of a workload tells the store", () => {
   it("in gateway mode only where links come, and in takeover mode nothing", async () => {
     assert.equal((await told("gateway", { ...container, downstream: "gateway" }))?.clients, undefined);
     assert.equal(await told("takeover", container), null);
+  });
+});
+
+describe("what a later version tells the store of itself", () => {
+  it("is read by this one without what it does not know", () => {
+    const record = { node: "a", epoch: 1, link: LINK, ports: [8080], clients: [LINK] };
+    const later = { ...record, zone: "z1", link: { ...LINK, zone: "z1" } };
+    assert.deepEqual(linkRecordSchema.parse(later), record);
   });
 });

@@ -58,7 +58,8 @@ export async function runController(
     health: () => ({ role: "controller" }),
     ready: () => readiness(end.signal.aborted ? "it was told to end" : null),
   });
-  if (config.admin !== null) await listenAt(admin, config.admin);
+  const notAccepted = (err: Error): void => log.error({ err }, "an admin connection was not accepted");
+  if (config.admin !== null) await listenAt(admin, config.admin, notAccepted);
   const onSignal = (signal: NodeJS.Signals): void => {
     log.info({ signal }, "told to end");
     end.abort();

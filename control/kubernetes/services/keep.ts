@@ -10,7 +10,12 @@
  * A Service that is none of gateways any more goes the other way: when Kubernetes leads its clients, our slices go, and then its entry.
  */
 import { isDeepStrictEqual } from "node:util";
-import { GATEWAY_ENABLED, GATEWAY_LABEL, TABLE_LABEL } from "../../api/gateway-table.ts";
+import {
+  GATEWAY_ENABLED,
+  GATEWAY_LABEL,
+  LAST_PORT_ANNOTATION,
+  TABLE_LABEL,
+} from "../../api/gateway-table.ts";
 import { aborted } from "../client/aborted.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
 import {
@@ -96,12 +101,13 @@ export async function keepServices(options: ServicesOptions, signal: AbortSignal
         pods: [...pods.objects.values()],
         gateways,
         table: there.data ?? {},
+        lastPort: there.metadata.annotations?.[LAST_PORT_ANNOTATION],
         leaving,
       });
       onPlan?.(plan);
       let staying: ReadonlySet<string> = new Set();
       const refused = await refusalOf(async () => {
-        await writeTable(api, there, plan.table);
+        await writeTable(api, there, plan);
         staying = await stayingOf(api, leaving, made);
         return writeSlices(api, plan, made, staying);
       });
@@ -138,17 +144,25 @@ function ownOrNamed(slice: EndpointSlice): EndpointSlice {
   return { metadata: identityOf(slice.metadata), addressType: slice.addressType };
 }
 
+/** In one write: a number is given out and remembered, or neither. */
 async function writeTable(
   api: KubernetesApi,
   there: ConfigMap,
-  wanted: Record<string, string>,
+  { table: wanted, lastPort }: ServicesPlan,
 ): Promise<void> {
   const data: Record<string, string | null> = {};
   for (const [key, text] of Object.entries(wanted)) if (there.data?.[key] !== text) data[key] = text;
   for (const key of Object.keys(there.data ?? {})) if (!Object.hasOwn(wanted, key)) data[key] = null;
-  if (Object.keys(data).length === 0) return;
   const { name, namespace = "", resourceVersion } = there.metadata;
-  await api.patch(pathOf("configmaps", { namespace, name }), { metadata: { resourceVersion }, data });
+  const annotations =
+    lastPort === null || there.metadata.annotations?.[LAST_PORT_ANNOTATION] === `${lastPort}`
+      ? {}
+      : { [LAST_PORT_ANNOTATION]: `${lastPort}` };
+  if (Object.keys(data).length === 0 && Object.keys(annotations).length === 0) return;
+  await api.patch(pathOf("configmaps", { namespace, name }), {
+    metadata: { resourceVersion, annotations },
+    data,
+  });
 }
 
 /** Services that are none of gateways any more, where slices lead clients to gateways yet: their keys. */

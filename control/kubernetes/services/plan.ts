@@ -16,7 +16,7 @@ import { settingsOf } from "../inject/settings.ts";
 import { lookAt, nameOf } from "../node/injected-pod.ts";
 import { parseSelector } from "./adopt.ts";
 import type { ServiceFinding } from "./findings.ts";
-import { PORT_FIRST, PORT_LAST, PortNumbers } from "./port-numbers.ts";
+import { isPortNumber, PORT_FIRST, PORT_LAST, PortNumbers } from "./port-numbers.ts";
 import { gatewaySlice, isServing, numberOf, podSlices, type SliceManifest } from "./slices.ts";
 
 /** a ConfigMap takes none above 1 MiB, and etcd no larger object */
@@ -35,6 +35,8 @@ export interface ObservedServices {
   gateways: readonly Pod[];
   /** what gateways were told last: keys NAMESPACE.NAME */
   table: Readonly<Record<string, string>>;
+  /** the number that was given out last, as the table has it beside ({@link LAST_PORT_ANNOTATION}) */
+  lastPort?: string | undefined;
   /** keys of those that are none any more, to whose numbers clients are led yet */
   leaving?: ReadonlySet<string>;
 }
@@ -46,6 +48,8 @@ export type Lead = (typeof LEADS)[number];
 export interface ServicesPlan {
   table: Record<string, string>;
   tableBytes: number;
+  /** the number that has been given out last, to be kept with the table. null: none ever was */
+  lastPort: number | null;
   slices: SliceManifest[];
   /** why clients of a Service, or of one of its pods, are not led as somebody expects */
   findings: ServiceFinding[];
@@ -60,15 +64,16 @@ export function planServices({
   pods,
   gateways,
   table,
+  lastPort,
   leaving = new Set(),
 }: ObservedServices): ServicesPlan {
   const plan: ServicesPlan = {
-    ...{ table: {}, tableBytes: 0, slices: [], findings: [] },
+    ...{ table: {}, tableBytes: 0, slices: [], findings: [], lastPort: lastGiven(table, lastPort) },
     leads: { gateways: 0, pods: 0, nowhere: 0 },
   };
   const byNamespace = Map.groupBy(pods, ({ metadata }) => metadata.namespace ?? "");
   const serving = gateways.filter(isServing);
-  const numbers = new PortNumbers();
+  const numbers = new PortNumbers(plan.lastPort);
   const kept = new Map<string, ServiceEntry>();
   const inOrder = [...services].sort((one, other) => keyOf(one).localeCompare(keyOf(other)));
   // numbers that clients come to stay whose they are
@@ -116,6 +121,8 @@ export function planServices({
       );
     if (isLed) {
       put(plan, key, text);
+      // those of a Service that has no room have never been anybody's: each round would give it others
+      plan.lastPort = lastNew(entry, kept.get(key)) ?? plan.lastPort;
       const hasClients = !isDirect && chosen.length > 0;
       if (hasClients && serving.length === 0)
         tell("NoGateway", "no gateway is Ready: clients are refused, but for those that are connected");
@@ -127,6 +134,21 @@ export function planServices({
     plan.leads[isLed && !isDirect ? "gateways" : "pods"]++;
   }
   return plan;
+}
+
+/** By its annotation; a table of a version that has none, or somebody's hand: the highest in it, also of those that leave it now. */
+function lastGiven(table: Readonly<Record<string, string>>, annotation: string | undefined): number | null {
+  if (annotation !== undefined && isPortNumber(Number(annotation))) return Number(annotation);
+  const given = Object.values(table).flatMap(
+    (text) => entryIn(text)?.ports.map(({ listen }) => listen) ?? [],
+  );
+  return given.filter(isPortNumber).reduce<number | null>((last, one) => Math.max(last ?? 0, one), null);
+}
+
+/** The last number of it that it did not have before. */
+function lastNew({ ports }: ServiceEntry, before: ServiceEntry | undefined): number | undefined {
+  const had = new Set(before?.ports.map(({ listen }) => listen));
+  return ports.findLast(({ listen }) => !had.has(listen))?.listen;
 }
 
 function put(plan: ServicesPlan, key: string, text: string): void {

@@ -6,13 +6,17 @@ export const PORT_LAST = 29_999;
 /** Each is one Service port's at a time. A number that has become free is given out again as late as can be. */
 export class PortNumbers {
   readonly #taken = new Set<number>();
-  #last = PORT_FIRST - 1;
+  #last: number;
+
+  /** @param last that was given out, in an earlier round: those after it have been free for longest. null: none was */
+  constructor(last: number | null) {
+    this.#last = last ?? PORT_FIRST - 1;
+  }
 
   /** False: another has it. */
   keep(number: number): boolean {
-    if (number < PORT_FIRST || number > PORT_LAST || this.#taken.has(number)) return false;
+    if (!isPortNumber(number) || this.#taken.has(number)) return false;
     this.#taken.add(number);
-    this.#last = Math.max(this.#last, number);
     return true;
   }
 
@@ -25,4 +29,8 @@ export class PortNumbers {
     this.#taken.add(this.#last);
     return this.#last;
   }
+}
+
+export function isPortNumber(number: number): boolean {
+  return Number.isInteger(number) && number >= PORT_FIRST && number <= PORT_LAST;
 }

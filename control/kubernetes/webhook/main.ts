@@ -110,10 +110,11 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
       await delay(nextLookMs(renewalFailures), undefined, wait).catch(() => {});
     }
   };
+  const notAccepted = (err: Error): void => log.error({ err }, "a connection was not accepted");
   const watch = new ChangeWatch([config.certificate, config.key], readAgain);
   try {
-    await listenAt(server, config.listen);
-    if (config.admin !== null) await listenAt(admin, config.admin);
+    await listenAt(server, config.listen, notAccepted);
+    if (config.admin !== null) await listenAt(admin, config.admin, notAccepted);
     readAgain(); // what has changed since the start
     process.on("SIGHUP", readAgain);
     if (config.renewal !== null) {
