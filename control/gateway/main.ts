@@ -79,11 +79,12 @@ export async function runGateway(config: GatewayFile, options: { logLevel: strin
   const follow = services === null ? null : followServices({ ...services, lead, log }, process.env);
   const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
   log.info({ signal }, "told to end");
+  await follow?.close();
+  // links that are dialled while it drains are dialled with the keys of then; and a signal that nobody waits for would end it
+  await running.end();
   watch.close();
   process.off("SIGHUP", readAgain);
   clearTimeout(leadAgain);
-  await follow?.close();
-  await running.end();
 }
 
 function isSame(one: ReadonlyMap<string, SharedKeys>, other: ReadonlyMap<string, SharedKeys>): boolean {

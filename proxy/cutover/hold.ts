@@ -63,6 +63,12 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
       `${silentAnchors.length} of ${links} anchor links have not answered within ${waitedMs} ms; roll back and look at their nodes`,
     );
   }
+  const cutOff = proxy.config.downstream === "gateway" ? cutOffLinks(proxy) : 0;
+  if (cutOff > 0)
+    throw fail(
+      "PROXY_QUIESCE",
+      `gateways are cut off that have not confirmed the end of ${cutOff} sessions; roll back and look at the gateways and the network`,
+    );
   let unackedLegs = 0;
   for (const session of restless) {
     if (session.state === "dialling") {
@@ -76,6 +82,11 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   let sessions = 0;
   for (const session of proxy.sessions.values()) if (session.state !== "waiting") sessions++;
   return { sessions, unackedLegs, acceptBacklog };
+}
+
+/** Of sessions that are over: what they were sent last is confirmed when they are connected again, or never. */
+function cutOffLinks({ ownerLinks }: WorkloadProxy): number {
+  return [...ownerLinks.released].filter((link) => !link.isConnected).length;
 }
 
 /** It may still have bytes of its client on their way. */

@@ -237,8 +237,9 @@ function wakeMoved(
     proxy.config.downstream === "takeover" && downstream === null && !(inbound.finSent && outbound.finSent);
   const isApart = upstream === null && adopted.upstream === null && !clientGone;
   // Told to go, and it has not gone yet: the application knows nothing of it.
-  const isToldToGo = isApart && outbound.finRead && !inbound.finSent;
-  if (isApart && !isToldToGo && !(inbound.finSent && outbound.finSent)) {
+  const hasEnded = inbound.finSent && outbound.finSent;
+  const isToldToGo = isApart && outbound.finRead && !hasEnded;
+  if (isApart && !isToldToGo && !hasEnded) {
     // Accepted while held: it has seen nothing of the application yet.
     session.step("renew");
     if (downstream !== null) session.setDownstream(downstream.leg);
@@ -253,7 +254,7 @@ function wakeMoved(
     return;
   }
   session.wake("release");
-  if (isToldToGo) session.endAfter(NO_BYTES);
+  if (isToldToGo && session.state === "open") session.endAfter(NO_BYTES);
   if (session.state !== "open" || downstream !== null || proxy.config.downstream === "takeover") return;
   joinParked(proxy, session);
 }

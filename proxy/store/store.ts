@@ -172,12 +172,12 @@ export interface PutNames extends Owned {
   namesMax: number;
 }
 
-/** How a step on the ownership record ended, the same in Lua and in memory. */
 /** It did not answer, or refuses this node (NOAUTH, NOPERM), which it may take in later: nothing is decided. */
 export function isUnanswered(error: unknown): error is HoldfastError {
   return error instanceof HoldfastError && (error.retryable || error.code === "STORE_UNREACHABLE");
 }
 
+/** How a step on the ownership record ended, the same in Lua and in memory. */
 export type Status = "ok" | "fenced" | "busy" | "absent" | "corrupt";
 
 export type Step =

@@ -189,8 +189,10 @@ export class ClientEntrance {
     const { heldSessionsMax } = config.limits;
     let waiting: number;
     if (this.#mustWait || this.#isAbsent(port)) waiting = this.#waitingSessions(newcomer);
-    else if (role === "anchor") waiting = this.#unansweredSessions(heldSessionsMax);
-    else return null;
+    else if (role === "anchor") {
+      waiting = this.#unansweredSessions(Math.max(1, heldSessionsMax), newcomer);
+      if (waiting === 0) return null; // it answers
+    } else return null;
     const tooMany = waiting - heldSessionsMax;
     if (tooMany < 0) return null;
     const isPolite = this.#portAt(port).continuity === "replay" && owner === null;
@@ -221,14 +223,14 @@ export class ClientEntrance {
   }
 
   /** An anchor's: their owner is known, and has said nothing. @param most it is not counted beyond */
-  #unansweredSessions(most: number): number {
+  #unansweredSessions(most: number, newcomer: LiveSession | null): number {
     const { table, anchorLinks } = this.#host;
     const beforeMs = performance.now() - ANSWER_MS_MAX;
     if (table.waiting.size < most || anchorLinks.answeredAtMs > beforeMs) return 0;
     let count = 0;
     for (const session of table.waiting) {
       if (count >= most || session.waitingSinceMs > beforeMs) break;
-      if (isToBeConnected(session)) count++;
+      if (isToBeConnected(session) && session !== newcomer) count++;
     }
     return count;
   }

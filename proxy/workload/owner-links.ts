@@ -101,10 +101,16 @@ export class OwnerLinks {
       // The dialler knows of a newer owner than this proxy does, or this proxy owns nothing.
       link.close(RST_CODE.moved);
     } else if (role === "owner") this.take(link);
-    else if (greeting.fresh && this.#fresh.size >= config.limits.heldSessionsMax) {
+    else if (this.#isSurplus(greeting)) {
       // a gateway dials again, within its own bounds; a node's anchor resets its client, as this node would
       link.close(RST_CODE.reset);
     } else this.#park(link, greeting);
+  }
+
+  /** One that takes another's place is none. */
+  #isSurplus({ session, fresh }: Greeting): boolean {
+    const { heldSessionsMax } = this.#host.config.limits;
+    return fresh && !this.#parked.has(session) && this.#fresh.size >= heldSessionsMax;
   }
 
   #park(link: LinkLeg, { session, fresh }: Greeting): void {

@@ -227,14 +227,15 @@ describe("a gateway", () => {
     assert.equal(await answer(client(here)), "a");
   });
 
-  it("refuses nobody of more clients at once than may wait, where their owner answers", async () => {
-    store.put("w", (await owner("a", 4)).record);
-    const here = gatewayHere({ limits: { heldSessionsMax: 2 } });
-    await until("it knows", () => here.gateway.view()[0]?.owner?.epoch === 4);
-    const answers = await Promise.all(Array.from({ length: 300 }, () => answer(client(here))));
-    assert.deepEqual(new Set(answers), new Set(["a"]));
-    assert.equal(here.gateway.proxies[0]?.counters.sessionsRefused, 0);
-  });
+  for (const heldSessionsMax of [0, 2])
+    it(`refuses nobody of more clients at once than may wait (${heldSessionsMax}), where their owner answers`, async () => {
+      store.put("w", (await owner("a", 4)).record);
+      const here = gatewayHere({ limits: { heldSessionsMax } });
+      await until("it knows", () => here.gateway.view()[0]?.owner?.epoch === 4);
+      const answers = await Promise.all(Array.from({ length: 300 }, () => answer(client(here))));
+      assert.deepEqual(new Set(answers), new Set(["a"]));
+      assert.equal(here.gateway.proxies[0]?.counters.sessionsRefused, 0);
+    });
 
   it("has no more new clients wait at an owner that is held than may, and the others by itself", async () => {
     const { record, proxy } = await owner("a", 4, { limits: { heldSessionsMax: 2 } });

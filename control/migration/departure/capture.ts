@@ -26,6 +26,8 @@ export interface Captured {
 
 export async function capture(move: Move, prepared: Prepared): Promise<Captured> {
   await refuseSharedLocks(move.host, prepared.root);
+  // before its connections to others are cut: it passes by itself, and the move is tried again
+  await refuseHalfReadFolders(move.host.container, await treeOf(prepared.root));
   const [legs, taken] = await Promise.all([
     captureUpstream(move, prepared),
     closeOutbound(move.host, prepared),
@@ -111,7 +113,6 @@ async function liftAllWatches(host: MigrationHost, { root, watched }: Prepared):
   const pids = await treeOf(root);
   const { container, context, name } = host;
   await refuseUnmovableFiles(pids);
-  await refuseHalfReadFolders(container, pids);
   const atMs = performance.now();
   const states = await liftWatches(watched, pids, scratch(container), (watches) =>
     host.recordMoving({ watches }),
