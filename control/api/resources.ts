@@ -47,8 +47,10 @@ export const ANNOTATION = {
   scheduling: `${GROUP}/scheduling`,
   /** "false", of a pod that is made for a dry run alone: "true" comes back where the API server asks `/ordinal` about a StatefulSet's pods */
   seen: `${GROUP}/seen`,
-  /** of a pod that keeps a StatefulSet's application: the last pod made anew that `/ordinal` did not see, see `controller/returning.ts` */
+  /** of a pod that keeps a StatefulSet's application: the pods made anew in a row that `/ordinal` did not see, see `controller/returning.ts` */
   unseen: `${GROUP}/unseen`,
+  /** of such a pod: since when dry runs say that `/ordinal` is not asked, see `controller/returning.ts` */
+  silent: `${GROUP}/silent`,
   /** when the application last came to this pod by a Migration */
   moved: `${GROUP}/moved`,
   /** JSON: what annotations had before the pod was kept from being disrupted, see `controller/disruption.ts` */

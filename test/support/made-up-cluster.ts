@@ -116,6 +116,8 @@ export class MadeUpCluster {
   calm = false;
   /** the API server asks `/ordinal` what becomes of a StatefulSet's pod */
   asksOrdinal = true;
+  /** a quota has no room for one more pod, which a dry run asks for */
+  refusesDryRuns = false;
   /** what waits for time only has it */
   isLate = false;
   /** never changed, but replaced */
@@ -306,7 +308,7 @@ export class MadeUpCluster {
       ({ status }) => status.origin?.pod === pod.metadata.name && !isFinal(status.phase),
     );
     if (found === undefined) return pod;
-    // after three in a row that it misses the application stays where it is: migration-stateful-set.test.ts
+    // after so many in a row that it misses the application stays where it is: migration-stateful-set.test.ts
     if (!this.asksOrdinal) return pod;
     const isSeen = this.calm || this.#missed === 2 || this.random() >= this.#options.faults;
     this.#missed = isSeen ? 0 : this.#missed + 1;
@@ -442,6 +444,7 @@ export class MadeUpCluster {
 
   /** As webhooks have it, if it were made. */
   #wouldBe({ metadata: { annotations = {}, ...metadata }, ...rest }: Pod): Pod {
+    if (this.refusesDryRuns) throw fail("KUBERNETES_FORBIDDEN", "exceeded quota");
     const injected: Record<string, string> = { ...annotations, [ANNOTATION.injected]: "1" };
     const pod = { ...rest, metadata: { ...metadata, annotations: injected } };
     const isSeen = this.asksOrdinal && controllerOf(pod)?.kind === "StatefulSet";

@@ -251,6 +251,75 @@ describe("a Migration of a StatefulSet's pod that nobody would make a standby", 
     assert.equal(cluster.byUid(cluster.application)?.metadata.name, "chat-0");
   });
 
+  const abort = (cluster: MadeUpCluster): void =>
+    cluster.change(pathOf("migrations", { namespace: NAMESPACE, name: "m" }), { spec: { abort: true } });
+  const isOver = (cluster: MadeUpCluster): boolean =>
+    isFinal(statusOf(cluster).phase) &&
+    cluster.migrations().every(({ metadata }) => !metadata.finalizers.includes(FINALIZER));
+
+  it("is not given up for as long as a webhook takes to be rolled out, be an end of it wanted", async () => {
+    const cluster = await between();
+    const silentMs = cluster.nowMs;
+    abort(cluster);
+    for (let at = 0; at < LATE_STEPS; at += 1) await cluster.step();
+    assert.ok(cluster.nowMs - silentMs < 60_000);
+    cluster.asksOrdinal = true;
+    await until(cluster, () => isOver(cluster));
+    assert.equal(statusOf(cluster).phase, "Succeeded");
+    assert.equal(cluster.byUid(cluster.application)?.metadata.name, "chat-0");
+  });
+
+  it("ends, given up, where its StatefulSet goes in the instant after its application is nobody's", async () => {
+    const cluster = await between();
+    abort(cluster);
+    const holder = () => cluster.byUid(cluster.application);
+    await until(cluster, () => holder()?.metadata.annotations?.["holdfast.dev/standby"] === undefined);
+    assert.equal(statusOf(cluster).phase, "Preparing");
+    cluster.remove(pathOf("statefulsets", { namespace: NAMESPACE, name: "chat" }));
+    cluster.remove(pathOf("pods", { namespace: NAMESPACE, name: "chat-0" }));
+    await until(cluster, () => isOver(cluster));
+    assert.equal(statusOf(cluster).phase, "Aborted");
+    const pod = holder();
+    assert.ok(pod !== null && isActive(pod) && !isStandby(pod));
+    assert.equal(pod.metadata.labels?.[MIGRATION_LABEL], undefined);
+  });
+
+  /** Nobody is asked about pods that are made, and a quota refuses what would say so. */
+  const unknown = async (): Promise<MadeUpCluster> => {
+    const cluster = build();
+    await until(cluster, () => statusOf(cluster).origin !== undefined);
+    cluster.asksOrdinal = false;
+    cluster.refusesDryRuns = true;
+    return cluster;
+  };
+  const pods = (cluster: MadeUpCluster): number =>
+    cluster.deeds.filter(({ who, what }) => who === "stateful-set" && what === "create").length;
+
+  it("goes on where many were not seen within a short time, when the next is", async () => {
+    const cluster = await unknown();
+    const beganMs = cluster.nowMs;
+    await until(cluster, () => pods(cluster) > 4);
+    assert.ok(cluster.nowMs - beganMs < 300_000);
+    cluster.asksOrdinal = true;
+    await until(cluster, () => isOver(cluster));
+    assert.equal(statusOf(cluster).phase, "Succeeded");
+    assert.equal(cluster.byUid(cluster.application)?.metadata.name, "chat-0");
+  });
+
+  it("ends by itself where none was seen for long, of which few were made", async () => {
+    const cluster = await unknown();
+    const beganMs = cluster.nowMs;
+    while (!isFinal(statusOf(cluster).phase)) {
+      assert.ok(cluster.nowMs - beganMs < 900_000, JSON.stringify(statusOf(cluster)));
+      await cluster.step();
+    }
+    assert.deepEqual([statusOf(cluster).phase, statusOf(cluster).reason], ["Failed", "OrdinalNotSeen"]);
+    assert.ok(cluster.nowMs - beganMs >= 300_000);
+    assert.ok(pods(cluster) <= 10, `${pods(cluster)} pods`);
+    const holder = cluster.byUid(cluster.application);
+    assert.ok(holder !== null && isActive(holder) && !isStandby(holder));
+  });
+
   it("waits, too, where its pod was deleted by others, and lets the one that is made then be", async () => {
     const cluster = await between();
     const { uid } = cluster.pod("chat-0")?.metadata ?? {};
@@ -267,11 +336,8 @@ describe("a Migration of a StatefulSet's pod that nobody would make a standby", 
   it("is given up when somebody wants that, with its application in an ordinary pod", async () => {
     const cluster = await between();
     const made = cluster.deeds.length;
-    cluster.change(pathOf("migrations", { namespace: NAMESPACE, name: "m" }), { spec: { abort: true } });
-    const isOver = (): boolean =>
-      isFinal(statusOf(cluster).phase) &&
-      cluster.migrations().every(({ metadata }) => !metadata.finalizers.includes(FINALIZER));
-    await until(cluster, isOver);
+    abort(cluster);
+    await until(cluster, () => isOver(cluster));
     assert.equal(statusOf(cluster).phase, "Aborted");
     assert.deepEqual(cluster.deeds.slice(made), []);
     const holder = cluster.byUid(cluster.application);

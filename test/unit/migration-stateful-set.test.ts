@@ -118,12 +118,15 @@ const plain = (uid = "new"): Pod =>
   anew({ uid, annotations: { "holdfast.dev/injected": "1" }, labels: { "controller-revision-hash": "1" } });
 
 /** What the pod between remembers. */
-function unseen(mark: string): Pick<Observed, "source"> {
+function kept(annotations: Record<string, string>): { source: Pod } {
   const { source } = returning();
   assert.ok(source !== null);
-  source.metadata.annotations = { ...source.metadata.annotations, "holdfast.dev/unseen": mark };
+  source.metadata.annotations = { ...source.metadata.annotations, ...annotations };
   return { source };
 }
+
+const unseen = (mark: string) => kept({ "holdfast.dev/unseen": mark });
+const silentAbout = ({ metadata: { uid } }: Pod) => kept({ "holdfast.dev/silent": `${uid} ${START}` });
 
 function statusOf({ action }: Plan) {
   assert.equal(action?.do, "status", JSON.stringify(action));
@@ -304,17 +307,21 @@ describe("a StatefulSet's pod", () => {
     ],
     [
       "that was made anew elsewhere than it should is made once more",
-      returning({ ordinal: plain(), ...unseen("2 new 1") }),
+      returning({ ordinal: plain(), ...unseen(`2 new 1 ${START}`) }),
       { do: "delete-pod", isUnchanged: true, pod: ref("db-1", "new") },
     ],
     [
       "is not deleted while nobody would make the next one a standby",
-      returning({ owner: owned(set(), { isSeen: false }) }),
+      returning({ owner: owned(set(), { isSeen: false }), ...silentAbout(pod()) }),
       null,
     ],
     [
       "that was made anew elsewhere is not deleted either then",
-      returning({ ordinal: plain(), owner: owned(set(), { isSeen: false }), ...unseen("2 new 1") }),
+      returning({
+        ordinal: plain(),
+        owner: owned(set(), { isSeen: false }),
+        ...kept({ "holdfast.dev/unseen": `2 new 1 ${START}`, "holdfast.dev/silent": `new ${START}` }),
+      }),
       null,
     ],
     ["that is a standby since a moment ago is not touched", returning({ ordinal: anew() }), null],
@@ -335,52 +342,136 @@ describe("a StatefulSet's pod", () => {
     ],
   ];
   it("that is not seen each time it is made anew is left, and its application goes on where it is", () => {
-    const counted: (string | null | undefined)[] = [];
-    let next = returning({ ordinal: plain("one") });
-    for (const uid of ["one", "two", "three"]) {
-      next = { ...next, ordinal: plain(uid) };
-      const { action } = plan(next, NOW);
+    const made = (uid: string, ms: number): Pod => {
+      const one = plain(uid);
+      one.metadata.creationTimestamp = new Date(ms).toISOString();
+      return one;
+    };
+    const marks: (string | null | undefined)[] = [];
+    const waits: number[] = [];
+    let next = returning();
+    let nowMs = NOW;
+    const look = (uid: string): void => {
+      next = { ...next, ordinal: made(uid, nowMs) };
+      const { action } = plan(next, nowMs);
       assert.ok(action?.do === "patch-pod" && action.pod.name === "db-1-xxxxx", JSON.stringify(action));
       const mark = action.metadata.annotations?.["holdfast.dev/unseen"] ?? "";
-      counted.push(mark);
+      marks.push(mark);
       next = { ...next, ...unseen(mark) };
-      if (uid !== "three") assert.equal(plan(next, NOW).action?.do, "delete-pod");
+    };
+    for (const uid of ["one", "two", "three", "four"]) {
+      look(uid);
+      const wait = plan(next, nowMs);
+      assert.deepEqual([statusOf(wait).phase, statusOf(wait).reason], ["Preparing", "OrdinalNotSeen"]);
+      assert.ok(wait.wakeMs !== null);
+      waits.push(wait.wakeMs - nowMs);
+      nowMs = wait.wakeMs;
+      assert.equal(plan(next, nowMs).action?.do, "delete-pod", "however many, it is not long yet");
     }
-    assert.deepEqual(counted, ["2 one 1", "2 two 2", "2 three 3"]);
+    assert.deepEqual(waits, [1_000, 2_000, 4_000, 8_000], "each later than the one before");
+    look("five");
+    const first = new Date(NOW).toISOString();
+    assert.deepEqual(
+      marks,
+      ["one", "two", "three", "four", "five"].map((uid, at) => `2 ${uid} ${at + 1} ${first}`),
+    );
 
-    const status = ends(next, { app: "db", "controller-revision-hash": "1" });
+    const early = plan(next, NOW + 299_999).action;
+    assert.equal(early?.do, "delete-pod");
+    const few = { ...next, ...unseen(`2 five 2 ${first}`) };
+    assert.equal(plan(few, NOW + DAY_MS).action?.do, "delete-pod", "two are not enough, however long ago");
+    const status = ends(next, { app: "db", "controller-revision-hash": "1" }, NOW + 300_000);
     assert.deepEqual([status.phase, status.reason], ["Failed", "OrdinalNotSeen"]);
-    assert.match(status.message ?? "", /made anew 3 times.*goes on in pod db-1-xxxxx.*kubectl delete pod/s);
+    assert.match(status.message ?? "", /made anew 5 times.*goes on in pod db-1-xxxxx.*kubectl delete pod/s);
+  });
+
+  it("is not left while dry runs say that the next would not be seen either, as nobody is asked", () => {
+    const { source } = kept({
+      "holdfast.dev/unseen": `2 new 3 ${START}`,
+      "holdfast.dev/silent": `new ${START}`,
+    });
+    const silent = returning({ ordinal: plain(), owner: owned(set(), { isSeen: false }), source });
+    assert.equal(statusOf(plan(silent, NOW + DAY_MS)).reason, "OrdinalSilent");
   });
 
   it("counts from one again those that were not seen after one that was", () => {
     const { action } = plan(returning({ ordinal: plain() }, { attempt: 3 }), NOW);
     assert.ok(action?.do === "patch-pod");
-    assert.deepEqual(action.metadata.annotations, { "holdfast.dev/unseen": "3 new 1" });
-    const after = plan(returning({ ordinal: plain(), ...unseen("2 new 3") }, { attempt: 3 }), NOW).action;
-    assert.deepEqual(after, action);
+    const mark = `3 new 1 ${new Date(NOW).toISOString()}`;
+    assert.deepEqual(action.metadata.annotations, { "holdfast.dev/unseen": mark });
+    // the last: by a controller that did not keep the time
+    for (const before of [`2 new 3 ${START}`, "3 new 3"]) {
+      const after = plan(returning({ ordinal: plain(), ...unseen(before) }, { attempt: 3 }), NOW).action;
+      assert.deepEqual(after, action);
+    }
   });
 
   it("may be given up while nobody would make it a standby, and leaves nothing behind", () => {
     const silent = { owner: owned(set(), { isSeen: false }) };
     for (const ordinal of [pod(), plain()]) {
-      const seen = returning({ ordinal, strays: ordinal.metadata.uid === "new" ? [] : [ordinal], ...silent });
-      const { migration: before } = seen;
-      const aborted = { ...seen, migration: { ...before, spec: { ...before.spec, abort: true } } };
-      const deleted = {
-        ...seen,
-        migration: { ...before, metadata: { ...before.metadata, deletionTimestamp: START } },
-      };
-      for (const one of [aborted, deleted])
-        assert.equal(ends(one, { app: "db", "controller-revision-hash": "1" }).phase, "Aborted");
+      const strays = ordinal.metadata.uid === "new" ? [] : [ordinal];
+      const seen = returning({ ordinal, strays, ...silent, ...silentAbout(ordinal) });
+      for (const one of asked(seen))
+        assert.equal(
+          ends(one, { app: "db", "controller-revision-hash": "1" }, NOW + 60_000).phase,
+          "Aborted",
+        );
       // as long as it goes on by itself nothing stops it
-      assert.equal(plan({ ...aborted, owner: owned() }, NOW).action?.do === "status", false);
+      for (const one of asked(seen))
+        assert.equal(plan({ ...one, owner: owned() }, NOW + 60_000).action?.do === "status", false);
     }
   });
 
+  it("is not given up for a dry run, or a minute of them, that is not seen", () => {
+    const lookAfter = (seen: Observed, ms: number) => plan(seen, NOW + ms);
+    const seen = returning({ owner: owned(set(), { isSeen: false }) });
+    for (const one of asked(seen)) {
+      const { action } = lookAfter(one, 0);
+      assert.ok(action?.do === "patch-pod" && action.pod.name === "db-1-xxxxx", JSON.stringify(action));
+      const mark = `db-1-uid ${new Date(NOW).toISOString()}`;
+      assert.deepEqual(action.metadata, { annotations: { "holdfast.dev/silent": mark } });
+      const marked = { ...one, ...kept({ "holdfast.dev/silent": mark }) };
+      const { phase, reason } = statusOf(lookAfter(marked, 59_999));
+      assert.deepEqual([phase, reason], ["Preparing", "OrdinalSilent"]);
+
+      // one that is seen ends the silence
+      const heard = plan({ ...marked, owner: owned() }, NOW + 60_000).action;
+      assert.ok(heard?.do === "patch-pod");
+      assert.deepEqual(heard.metadata, { annotations: { "holdfast.dev/silent": null } });
+      // so does another pod, about which it may have been asked
+      const other = lookAfter({ ...marked, ordinal: plain() }, 60_000).action;
+      assert.ok(other?.do === "patch-pod");
+      assert.match(other.metadata.annotations?.["holdfast.dev/silent"] ?? "", /^new 2026-01-01T00:01:01/);
+    }
+  });
+
+  it("that is nobody's already ends its Migration, whatever has become of its StatefulSet", () => {
+    const { source } = returning();
+    assert.ok(source !== null);
+    const annotations = { "holdfast.dev/injected": "1" };
+    const ordinary = { ...source, metadata: { ...source.metadata, annotations } };
+    const gone: Partial<Observed> = { source: ordinary, ordinal: null, owner: { kind: "none" } };
+    const scaled: Partial<Observed> = { source: ordinary, owner: owned(set({ replicas: 1 })) };
+    for (const more of [gone, scaled, { source: ordinary }]) {
+      const seen = returning(more);
+      for (const one of asked(seen)) assert.equal(statusOf(plan(one, NOW)).phase, "Aborted");
+      const { phase, reason } = statusOf(plan(seen, NOW));
+      assert.deepEqual([phase, reason], ["Failed", "OrdinalNotSeen"]);
+    }
+  });
+
+  /** As somebody wants an end of it, both ways. */
+  function asked(seen: Observed): Observed[] {
+    const { metadata, spec } = seen.migration;
+    return [
+      { ...seen, migration: { ...seen.migration, spec: { ...spec, abort: true } } },
+      { ...seen, migration: { ...seen.migration, metadata: { ...metadata, deletionTimestamp: START } } },
+    ];
+  }
+
   /** What becomes of the pod between, and of the Migration. */
-  function ends(seen: Observed, labels: object) {
-    const first = plan(seen, NOW).action;
+  function ends(seen: Observed, labels: object, nowMs: number) {
+    const first = plan(seen, nowMs).action;
     assert.ok(first?.do === "patch-pod" && first.pod.name === "db-1-xxxxx", JSON.stringify(first));
     assert.deepEqual(first.metadata.labels, labels);
     const { annotations = {} } = first.metadata;
@@ -390,28 +481,31 @@ describe("a StatefulSet's pod", () => {
     );
     const { source } = seen;
     assert.ok(source !== null);
-    const kept = Object.entries({ ...source.metadata.annotations, ...annotations });
+    const merged = Object.entries({ ...source.metadata.annotations, ...annotations });
     const ordinary: Pod = {
       ...source,
       metadata: {
         ...source.metadata,
         labels: { ...source.metadata.labels, ...first.metadata.labels } as Record<string, string>,
-        annotations: Object.fromEntries(kept.filter(([, value]) => value !== null)) as Record<string, string>,
+        annotations: Object.fromEntries(merged.filter(([, value]) => value !== null)) as Record<
+          string,
+          string
+        >,
       },
     };
-    const status = statusOf(plan({ ...seen, source: ordinary }, NOW));
+    const status = statusOf(plan({ ...seen, source: ordinary }, nowMs));
     // the label of the Migration is taken off each, and none is deleted
     const over = { ...seen.migration, status: { ...seen.migration.status, ...status } };
     let rest: Observed = { ...seen, migration: over, source: ordinary, isGuarded: false };
     for (const name of ["db-1-xxxxx", ...seen.strays.map(({ metadata }) => metadata.name)]) {
-      const { action } = plan(rest, NOW);
+      const { action } = plan(rest, nowMs);
       assert.ok(action?.do === "patch-pod" && action.pod.name === name, JSON.stringify(action));
       assert.equal(action.metadata.labels?.["holdfast.dev/migration"], null);
       const freed = (one: Pod): Pod =>
         one.metadata.name === name ? { ...one, metadata: { ...one.metadata, labels: {} } } : one;
       rest = { ...rest, source: freed(rest.source as Pod), strays: rest.strays.map(freed) };
     }
-    assert.equal(plan(rest, NOW).action?.do, "finalizer");
+    assert.equal(plan(rest, nowMs).action?.do, "finalizer");
     return status;
   }
 

@@ -153,10 +153,15 @@ export function nextAttempt(observed: Observed, nowMs: number, { reason, message
     message: `attempt ${before + 1}${most === Infinity ? "" : ` of ${most}`} failed: ${message}`,
     attempt: attempt + 1,
     move: undefined,
-    retryAt: timeText(nowMs + Math.min(RETRY_MS_MAX, RETRY_MS * 2 ** Math.min(before, RETRIES_MAX))),
+    retryAt: timeText(nowMs + backOffMs(before)),
     // of the attempt before, so that it goes first
     target: target ?? (origin === undefined ? { pod: standbyName(migration, null), attempt } : undefined),
   });
+}
+
+/** Milliseconds until the next try. @param before how many failed before the one that has just failed */
+export function backOffMs(before: number): number {
+  return Math.min(RETRY_MS_MAX, RETRY_MS * 2 ** Math.min(before, RETRIES_MAX));
 }
 
 export function end(

@@ -8,12 +8,24 @@
  *
  * The webhook at `/ordinal` makes the new pod the standby (`webhook/ordinal.ts`). One that it did not see is of no use here: nothing
  * runs in it, as the store says who owns the application, and it is deleted. But not where the next would not be seen either: a dry run
- * says so, and then nothing is deleted until the webhook is back. Where the dry run was seen and the pods were not, so many times in a row,
- * or somebody wants an end of the waiting, the application stays where it is, in a pod that is an ordinary one from then on.
+ * says so, and then nothing is deleted until the webhook is back. Where the dry run was seen and the pods were not, so many times in a row
+ * and for so long, or somebody wants an end of the waiting, the application stays where it is, in a pod that is an ordinary one from then on.
+ * That is for good, so no single answer decides it: the API server goes on without a webhook that is late, or is being rolled out.
  */
 import { ANNOTATION, DELETION_COST, type Migration } from "../../api/resources.ts";
-import type { Pod } from "../client/objects.ts";
-import { askedToEnd, end, LOOK_AGAIN_MS, now, type Plan, refOf, timeText, to, waiting } from "./next.ts";
+import { isActive, type Pod } from "../client/objects.ts";
+import {
+  askedToEnd,
+  backOffMs,
+  end,
+  LOOK_AGAIN_MS,
+  now,
+  type Plan,
+  refOf,
+  timeText,
+  to,
+  waiting,
+} from "./next.ts";
 import { isClaimedBy, isReturning, type Observed, type Reason, sourceOf } from "./observed.ts";
 import { anewWait, seenWait, templateWait, WHY_UNSEEN } from "./obstacles.ts";
 import { becomesOf, isStandby } from "./standby-pod.ts";
@@ -24,8 +36,12 @@ const OVERDUE_MS = 10_000;
 /** a pod made anew that cannot be used by then is made once more, anywhere */
 const ANEW_MS_MAX = 60_000;
 const LOOK_SOON_MS = 500;
-/** pods made anew in a row that the webhook did not see, of which none comes after the last */
+/** pods made anew in a row that the webhook did not see, after which none comes… */
 const UNSEEN_MAX = 3;
+/** … and since the first of them: one of two controllers has gone, or a quota is full, for less */
+const UNSEEN_MS = 300_000;
+/** a webhook that is rolled out, or whose endpoint has gone, is asked again by then */
+const SILENT_MS = 60_000;
 
 /** The application is in the shadow: from now on that is the source. */
 export function beginReturn(observed: Observed, nowMs: number, shadow: Pod): Plan {
@@ -51,12 +67,17 @@ export function beginReturn(observed: Observed, nowMs: number, shadow: Pod): Pla
   });
 }
 
-/** While no agent moves it. null: its pod is wanted */
+/** While no agent moves it. null: its pod is wanted, and the application not left where it is */
 export function endWithSet(observed: Observed, nowMs: number): Plan | null {
-  if (!isReturning(observed.migration)) return null;
+  const { migration } = observed;
+  if (!isReturning(migration)) return null;
   const shadow = sourceOf(observed);
-  const why = shadow === null ? null : unwanted(observed, shadow);
-  if (why === null || shadow === null) return null;
+  if (shadow === null) return null;
+  // nobody's already: nothing is left that says whose it was, should the StatefulSet and its pod go now
+  if (isActive(shadow) && !isStandby(shadow))
+    return stay(observed, nowMs, shadow, askedToEnd(migration) ?? notSeen(observed, shadow));
+  const why = unwanted(observed, shadow);
+  if (why === null) return null;
   if (shadow.metadata.deletionTimestamp === undefined)
     return now({ do: "delete-pod", pod: refOf(shadow), isUnchanged: false });
   return end(observed, nowMs, "Failed", why);
@@ -101,19 +122,10 @@ export function madeAnew(observed: Observed, nowMs: number): Plan {
     return { action: null, wakeMs: nowMs + LOOK_SOON_MS };
   const shadow = sourceOf(observed);
   const silent = seenWait(owner);
-  const asked = silent === null ? null : askedToEnd(migration);
-  if (shadow !== null && asked !== null) return stay(observed, nowMs, shadow, asked);
-  if (shadow !== null && uid !== origin.podUid) {
-    const count = unseenWith(shadow, migration, uid);
-    if (count === null) return remember(shadow, migration, uid);
-    if (count >= UNSEEN_MAX)
-      return stay(observed, nowMs, shadow, {
-        phase: "Failed",
-        reason: "OrdinalNotSeen",
-        message: `the API server did not ask ordinals.holdfast.dev about pod ${origin.pod}, which was made anew ${count} times (${WHY_UNSEEN})`,
-      });
-    if (silent !== null) return waiting(observed, nowMs, silent);
-    return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: true });
+  if (shadow !== null) {
+    const heard = silence(observed, nowMs, shadow, uid, silent !== null);
+    if (heard !== null) return heard;
+    if (uid !== origin.podUid) return missed(observed, nowMs, shadow, ordinal, silent);
   }
   // a roll-out waits for this pod, which has no application and is not Ready, and so for us: it gets what it would get in the end
   const isInTurn = owner.statefulSet?.spec.updateStrategy?.type !== "OnDelete";
@@ -122,22 +134,70 @@ export function madeAnew(observed: Observed, nowMs: number): Plan {
   return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: false });
 }
 
-/** How many in a row were not seen, this one among them; by the shadow, as definitions of before drop fields. null: it does not know this one */
-function unseenWith(shadow: Pod, { status: { attempt = 1 } }: Migration, uid: string): number | null {
-  const [of, last, count] = unseenOf(shadow);
-  return of === String(attempt) && last === uid ? Number(count) : null;
+/** Keeps in mind since when `/ordinal` is not asked; the end where that is long enough and somebody wants one. null: go on */
+function silence(
+  observed: Observed,
+  nowMs: number,
+  shadow: Pod,
+  ordinalUid: string,
+  isSilent: boolean,
+): Plan | null {
+  const { [ANNOTATION.silent]: mark } = shadow.metadata.annotations ?? {};
+  if (!isSilent) return mark === undefined ? null : annotated(shadow, { [ANNOTATION.silent]: null });
+  // of each pod of that name on its own: it may have been asked since the one before
+  const [uid, since = ""] = (mark ?? "").split(" ");
+  const sinceMs = uid === ordinalUid ? Date.parse(since) : Number.NaN;
+  if (Number.isNaN(sinceMs))
+    return annotated(shadow, { [ANNOTATION.silent]: `${ordinalUid} ${timeText(nowMs)}` });
+  const asked = nowMs < sinceMs + SILENT_MS ? null : askedToEnd(observed.migration);
+  return asked === null ? null : stay(observed, nowMs, shadow, asked);
 }
 
-function unseenOf({ metadata }: Pod): string[] {
-  return (metadata.annotations?.[ANNOTATION.unseen] ?? "").split(" ");
+/** A pod made anew that is no standby. */
+function missed(observed: Observed, nowMs: number, shadow: Pod, ordinal: Pod, silent: Reason | null): Plan {
+  const { uid, creationTimestamp } = ordinal.metadata;
+  const { migration } = observed;
+  const unseen = unseenOf(shadow, migration);
+  if (unseen?.uid !== uid) {
+    const { count, sinceMs } = unseen ?? { count: 0, sinceMs: nowMs };
+    const mark = `${migration.status.attempt ?? 1} ${uid} ${count + 1} ${timeText(sinceMs)}`;
+    return annotated(shadow, { [ANNOTATION.unseen]: mark });
+  }
+  if (silent !== null) return waiting(observed, nowMs, silent);
+  const why = notSeen(observed, shadow);
+  if (unseen.count >= UNSEEN_MAX && nowMs >= unseen.sinceMs + UNSEEN_MS)
+    return stay(observed, nowMs, shadow, why);
+  const againMs = Date.parse(creationTimestamp) + backOffMs(unseen.count - 1);
+  if (nowMs < againMs) return { ...waiting(observed, nowMs, why), wakeMs: againMs };
+  return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: true });
 }
 
-/** One that was seen began another attempt, by which it is counted from 1 again. */
-function remember(shadow: Pod, { status: { attempt = 1 } }: Migration, uid: string): Plan {
-  const [of, , before] = unseenOf(shadow);
-  const count = of === String(attempt) ? Number(before) + 1 : 1;
-  const annotations = { [ANNOTATION.unseen]: `${attempt} ${uid} ${count}` };
-  return now({ do: "patch-pod", pod: refOf(shadow), metadata: { annotations } });
+/** In a row, by the shadow, as definitions of before drop fields. @property uid of the last @property sinceMs when the first was looked at */
+interface Unseen {
+  uid: string;
+  count: number;
+  sinceMs: number;
+}
+
+/** null: none, or those of an attempt before; one that was seen began another, by which it is counted from 1 again */
+function unseenOf({ metadata }: Pod, { status: { attempt = 1 } }: Migration): Unseen | null {
+  const [of, uid = "", count, since = ""] = (metadata.annotations?.[ANNOTATION.unseen] ?? "").split(" ");
+  const sinceMs = Date.parse(since);
+  return of === String(attempt) && !Number.isNaN(sinceMs) ? { uid, count: Number(count), sinceMs } : null;
+}
+
+function annotated(pod: Pod, annotations: Record<string, string | null>): Plan {
+  return now({ do: "patch-pod", pod: refOf(pod), metadata: { annotations } });
+}
+
+function notSeen({ migration }: Observed, shadow: Pod): Reason & { phase: "Failed" } {
+  const { spec, status } = migration;
+  const { count = 0 } = unseenOf(shadow, migration) ?? {};
+  return {
+    phase: "Failed",
+    reason: "OrdinalNotSeen",
+    message: `the API server did not ask ordinals.holdfast.dev about pod ${status.origin?.pod ?? spec.pod}, which was made anew ${count} times (${WHY_UNSEEN})`,
+  };
 }
 
 /**
@@ -162,6 +222,7 @@ function stay(
           [ANNOTATION.standby]: null,
           [ANNOTATION.becomes]: null,
           [ANNOTATION.between]: null,
+          [ANNOTATION.silent]: null,
           [DELETION_COST]: null,
           [ANNOTATION.moved]: timeText(nowMs),
         },

@@ -53,6 +53,7 @@ const LABEL_MAX = 63;
 const NOT_COPIED = new Set([
   "holdfast.dev/evicted",
   ANNOTATION.unseen,
+  ANNOTATION.silent,
   "kubectl.kubernetes.io/last-applied-configuration",
   DELETION_COST,
   // Multus; the second is its older name
