@@ -328,6 +328,24 @@ describe("the chart", () => {
     }
   });
 
+  it("says nothing of the proxy's sizes where no value does, as with those of a version that had none", () => {
+    const fileOf = (webhook: object): string =>
+      objectsIn(render({ webhook })).find(
+        ({ data, metadata }) => data?.["webhook.yaml"] !== undefined && metadata.name === "holdfast-webhook",
+      ).data["webhook.yaml"];
+    // an older webhook, which is there yet in an upgrade, does not know the key
+    for (const webhook of [{}, { proxyResources: null }]) {
+      const text = fileOf(webhook);
+      assert.deepEqual(Object.keys(parse(text).proxy), ["image", "default"]);
+      assert.deepEqual(parseWebhookConfig(text, "webhook.yaml").proxy?.resources, DEFAULT_PROXY_RESOURCES);
+    }
+    const text = fileOf({ proxyResources: { requests: { memory: "1Gi" } } });
+    assert.deepEqual(parseWebhookConfig(text, "webhook.yaml").proxy?.resources.limits, {
+      cpu: "1",
+      memory: "1Gi",
+    });
+  });
+
   it("makes a certificate of the Service that its authority has signed, and one key for all agents", () => {
     const objects = objectsIn(render(DEFAULT));
     const certificateOf = (part: string) =>
