@@ -221,10 +221,10 @@ describe("the chart", () => {
     const kept = jobs(WITH_ALL);
     assert.deepEqual(kept, { "pre-delete": "detach --migrations --mesh --injected" });
     for (const [values, args] of [
-      [DEFAULT, "detach --keep-gateways --mesh"],
-      [WITHOUT_GATEWAYS, "detach --mesh"],
+      [DEFAULT, "detach --keep-gateways --mesh=made"],
+      [WITHOUT_GATEWAYS, "detach --mesh=made"],
       [{ ...WITHOUT_GATEWAYS, ...WITH_ALL }, "detach"],
-      [WITHOUT_CONTROLLER, "detach --migrations --mesh"],
+      [WITHOUT_CONTROLLER, "detach --migrations --mesh=made"],
     ] as const)
       assert.equal(jobs(values)["pre-rollback"], args, JSON.stringify(values));
     // what is left over is named, whatever there is
