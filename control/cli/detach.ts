@@ -1,5 +1,6 @@
 /** `holdfast detach`: nothing is left that needs Holdfast, before it is taken away. */
 import { EXIT } from "../api/exit-status.ts";
+import type { Unmeshed } from "../api/mesh.ts";
 import { ANNOTATION } from "../api/resources.ts";
 import type { KubernetesApi } from "../kubernetes/client/api.ts";
 import { isActive, type Pod } from "../kubernetes/client/objects.ts";
@@ -16,8 +17,8 @@ export interface DetachRequest {
   migrations: boolean;
   /** Services of gateways lead to their pods again */
   gateways: boolean;
-  /** what Services ask of Istio goes */
-  mesh: boolean;
+  /** what Services ask of Istio goes, and of these the annotation; null: it stays */
+  mesh: Unmeshed | null;
   /** pods that were injected are named */
   injected: boolean;
 }
@@ -58,9 +59,10 @@ export async function detach(
         line(`service ${service}: left as it is; nothing says which pods it is for`);
       },
     });
-  if (mesh)
+  if (mesh !== null)
     await detachMesh(api, {
       namespace,
+      of: mesh,
       onDetached: (service) => {
         unmeshed.push(service);
         line(`service ${service}: asks nothing of the mesh any more`);
@@ -70,7 +72,7 @@ export async function detach(
   for (const text of toldOf(pods)) line(text);
   const more = {
     ...(migrations ? { aborted } : {}),
-    ...(mesh ? { unmeshed } : {}),
+    ...(mesh === null ? {} : { unmeshed }),
     ...(injected ? { injected: pods } : {}),
   };
   if (json) terminal.out.write(`${JSON.stringify({ detached, left, ...more })}\n`);

@@ -42,6 +42,8 @@ export interface FoundInCluster {
   /** all of the namespace, as pods are */
   services: Service[];
   pods: Pod[];
+  /** false: Sidecars that may restrict what pods reach could not be listed, and policies may lack it */
+  isReachKnown: boolean;
 }
 
 /**
@@ -64,7 +66,11 @@ export async function policiesInCluster(
   const missing = services.find((name) => !all.items.some(({ metadata }) => metadata.name === name));
   if (missing !== undefined)
     throw fail("KUBERNETES_NOT_FOUND", `there is no Service ${missing} in namespace ${namespace}`);
-  const { policies, leftOut } = policiesOf(all.items.filter(isNamed), pods.items, sidecars.flat());
+  const { policies, leftOut } = policiesOf(
+    all.items.filter(isNamed),
+    pods.items,
+    sidecars.flatMap((some) => some ?? []),
+  );
   for (const { service, reason, message } of leftOut)
     err.write(`${plain(`Service ${service.metadata.name}: ${reason}: ${message}`)}\n`);
   if (policies.length === 0)
@@ -73,15 +79,16 @@ export async function policiesInCluster(
       `no Service of namespace ${namespace} has pods that both Holdfast and Istio have injected`,
     );
   const found = policies.map(({ policy }) => policy);
-  return { policies: found, leftOut, services: all.items, pods: pods.items };
+  const isReachKnown = sidecars.every((some) => some !== null);
+  return { policies: found, leftOut, services: all.items, pods: pods.items, isReachKnown };
 }
 
-/** None where one may not look, which is said: what they restrict is not in the policies then. */
+/** Null where one may not look, which is said: what they restrict is not in the policies then. */
 async function sidecarsIn(
   api: KubernetesApi,
   namespace: string,
   err: Terminal["err"],
-): Promise<SidecarObject[]> {
+): Promise<SidecarObject[] | null> {
   try {
     return (await api.list<KubernetesObject & SidecarObject>(pathOf("sidecars", { namespace }))).items;
   } catch (error) {
@@ -90,7 +97,7 @@ async function sidecarsIn(
     err.write(
       `${plain(`Sidecars of namespace ${namespace} may not be listed: where one restricts what these pods reach (egress), theirs is not to be applied without it: ${messageOf(error)}`)}\n`,
     );
-    return [];
+    return null;
   }
 }
 

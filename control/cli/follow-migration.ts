@@ -5,7 +5,7 @@
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import { isFinal, type Migration, migration as migrationSchema } from "../api/resources.ts";
-import type { KubernetesApi } from "../kubernetes/client/api.ts";
+import { isCode, type KubernetesApi } from "../kubernetes/client/api.ts";
 import type { KubernetesObject } from "../kubernetes/client/objects.ts";
 import { pathOf } from "../kubernetes/client/paths.ts";
 import { Reflector } from "../kubernetes/client/reflector.ts";
@@ -17,9 +17,11 @@ export interface Patience {
   controllerMs: number;
   /** of an API server that fails, when the Migration is under way */
   serverMs: number;
+  /** of one that refuses, or of a plug-in that has no credentials, when the Migration was seen before */
+  refusedMs: number;
 }
 
-const PATIENCE: Patience = { controllerMs: 30_000, serverMs: 600_000 };
+const PATIENCE: Patience = { controllerMs: 30_000, serverMs: 600_000, refusedMs: 60_000 };
 
 /** Of one command, which may follow many at once: they have the same controller, and what is wrong is told once. */
 export class MigrationFollower {
@@ -41,18 +43,22 @@ export class MigrationFollower {
    * Its end.
    * @throws HoldfastError `KUBERNETES_NOT_FOUND`: it was deleted before; `KUBERNETES_BUSY`: no controller takes it up;
    * `KUBERNETES_PROTOCOL`: it is of another version; of the client: what
-   * cannot get better by waiting (`KUBERNETES_FORBIDDEN`), or has not
+   * cannot get better by waiting (`KUBERNETES_FORBIDDEN` of what was never seen), or has not
    */
   async follow(namespace: string, name: string, phases: PhaseRenderer | null = null): Promise<Migration> {
-    const { controllerMs, serverMs } = this.#patience;
+    const { controllerMs, serverMs, refusedMs } = this.#patience;
     const ended = Promise.withResolvers<Migration>();
     let shown: string | null = null;
     let told = "";
     /** since when the controller has been asked for something; null: it has answered */
     let askedMs: number | null = performance.now();
     let problem: unknown = null;
+    let isSeen = false;
+    /** since when nothing was heard but refusals; a watch may be silent for a minute before the first */
+    let refusedSinceMs = Number.NEGATIVE_INFINITY;
     const see = (object: KubernetesObject | null): void => {
       problem = null;
+      isSeen = true;
       const parsed = object === null ? null : migrationSchema.safeParse(object);
       if (!parsed?.success) {
         const [code, what] =
@@ -86,8 +92,14 @@ export class MigrationFollower {
       },
       onProblem: (error) => {
         problem = error;
-        const isLasting = reflector.secondsSinceLastEvent() * 1_000 > serverMs;
-        if (isLasting || !(error instanceof HoldfastError && error.retryable)) ended.reject(error);
+        const nowMs = performance.now();
+        const silentMs = reflector.secondsSinceLastEvent() * 1_000;
+        const isRefused = isSeen && isCode(error, "KUBERNETES_FORBIDDEN", "KUBERNETES_CONFIG");
+        if (isRefused && refusedSinceMs < nowMs - silentMs) refusedSinceMs = nowMs;
+        const isPassing = isRefused
+          ? nowMs - refusedSinceMs <= refusedMs
+          : error instanceof HoldfastError && error.retryable;
+        if (silentMs > serverMs || !isPassing) ended.reject(error);
         else this.#tell(`${messageOf(error)}; trying again`, phases);
       },
     });

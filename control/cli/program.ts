@@ -6,6 +6,7 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import { EXIT, EXIT_HELP, exitStatusOf } from "../api/exit-status.ts";
+import { UNMESHED, type Unmeshed } from "../api/mesh.ts";
 import type { AgentConfig } from "../config/config.ts";
 import { parseEndpoint } from "../config/endpoint.ts";
 import type { GatewayFile } from "../config/gateway.ts";
@@ -45,7 +46,7 @@ export interface Surroundings extends Terminal, EndpointsRunner {
 
 interface DetachOptions extends ClusterOptions {
   migrations?: boolean;
-  mesh?: boolean;
+  mesh?: Unmeshed;
   keepGateways?: boolean;
   injected?: boolean;
 }
@@ -615,9 +616,13 @@ ${EXIT_HELP}`,
     .description("lead clients of Services of gateways to their pods again, before gateways are taken away")
     .option("-n, --namespace <name>", "Services of this one; default: of all")
     .option("--migrations", "first end the Migrations under way: before the controller is taken away, too")
-    .option(
-      "--mesh",
-      "then take away what Services ask of Istio: before the controller is taken away, or keeps it no more",
+    .addOption(
+      new Option(
+        "--mesh [of]",
+        "then take away what Services ask of Istio: before the controller is taken away, or keeps it no more. made: and ask for nothing, of those alone for which there is anything",
+      )
+        .choices(UNMESHED)
+        .preset("all"),
     )
     .option("--keep-gateways", "leave Services of gateways as they are")
     .option("--injected", "then name the pods that were injected: before agents are taken away")
@@ -627,7 +632,7 @@ ${EXIT_HELP}`,
       `
 Each Service gets its selector back, and loses its label holdfast.dev/gateway. Clients that are connected stay at their gateway.
 A Migration that is ended leaves its application where it is, unless it has moved already. With --mesh each Service loses
-its annotation holdfast.dev/mesh, and what was made for it goes. Pods stay as they were injected: without agents nobody starts their
+its annotation holdfast.dev/mesh, and what was made for it goes; with --mesh=made one for which nothing was made keeps it. Pods stay as they were injected: without agents nobody starts their
 application again when it ends. Take the label holdfast.dev/inject off, and kubectl rollout restart. helm uninstall does all this
 by itself, but for that.
 ${EXIT_HELP}`,
@@ -639,7 +644,7 @@ ${EXIT_HELP}`,
           namespace: options.namespace ?? null,
           migrations: options.migrations === true,
           gateways: options.keepGateways !== true,
-          mesh: options.mesh === true,
+          mesh: options.mesh ?? null,
           injected: options.injected === true,
         };
         return detach(api, request, options.json === true, around);

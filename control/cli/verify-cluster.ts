@@ -4,6 +4,7 @@
  */
 import { isDeepStrictEqual } from "node:util";
 import { type DumpedProxy, type JsonObject, objectAt, ROOT_NAMESPACE } from "#envoy/config-dump.ts";
+import type { Reach } from "#envoy/default-sidecar.ts";
 import { render } from "#envoy/generate/render.ts";
 import type { Mark, Resource } from "#envoy/generate/resource.ts";
 import type { Policy } from "#envoy/policy.ts";
@@ -79,7 +80,7 @@ export async function verifyCluster(
   const all = await rivalsIn(api, namespace);
   const seen: SeenService[] = [];
   for (const policy of policies) {
-    const applied = await appliedOf(api, policy, mode, all);
+    const applied = await appliedOf(api, policy, mode, all, found.isReachKnown);
     applied.results.push(...labelledOf(policy, applied.asked.marks, found.services));
     const pods = await inTurn(
       meshed.filter((pod) => isFor(policy, pod)),
@@ -108,6 +109,7 @@ async function appliedOf(
   policy: Policy,
   mode: ClusterRequest["mode"],
   all: readonly JsonObject[],
+  isReachKnown: boolean,
 ): Promise<Applied> {
   const { documents, marks } = render(policy, mode);
   const applied: Applied = { results: [], objects: [], asked: { policy, marks }, others: [] };
@@ -123,13 +125,21 @@ async function appliedOf(
     if (found === null) of("not-in-cluster", "there is none of that name");
     else {
       applied.objects.push({ ...(found as unknown as JsonObject), kind });
-      if (isDeepStrictEqual(found.spec, spec)) of(null, null);
+      const [has, wanted] = [found.spec, spec].map((one) => (isReachKnown ? one : withoutReach(one)));
+      if (isDeepStrictEqual(has, wanted)) of(null, null);
       else of("not-as-asked", "it is not what the Service and its pods ask for now");
     }
   }
   const ours = new Set(applied.objects.map(uidOf));
   applied.others = all.filter((one) => !ours.has(uidOf(one)));
   return applied;
+}
+
+/** The controller writes into ours what another Sidecar restricts: where that may not be read, nobody here knows what it is to be. */
+function withoutReach(spec: object | undefined): object | undefined {
+  if (spec === undefined) return undefined;
+  const { egress: _, outboundTrafficPolicy: __, ...rest } = spec as Reach & object;
+  return rest;
 }
 
 /** What nobody writes for a Service, its labels: what its clients' Envoys have may be of another that has the same. */

@@ -31,27 +31,30 @@ const amount = z
   .transform(String)
   .refine((text) => (parseQuantity(text) ?? 0n) > 0n, AMOUNT_EXPECTED);
 
-const { requests, limits } = DEFAULT_PROXY_RESOURCES;
+const someAmounts = z
+  .strictObject(
+    { cpu: amount.optional(), memory: amount.optional() },
+    "expected amounts, as { cpu: 50m, memory: 96Mi }",
+  )
+  .optional();
 export const proxyResources = z
   .strictObject(
-    {
-      requests: amounts(requests),
-      limits: amounts(limits),
-    },
+    { requests: someAmounts, limits: someAmounts },
     "expected what the proxy asks for, as { requests: { cpu: 50m, memory: 96Mi }, limits: { cpu: 1, memory: 512Mi } }",
   )
+  .transform(filled)
   .superRefine(bounded);
 
-function amounts(defaults: Amounts) {
-  return z
-    .strictObject(
-      { cpu: amount.default(defaults.cpu), memory: amount.default(defaults.memory) },
-      "expected amounts, as { cpu: 50m, memory: 96Mi }",
-    )
-    .default(defaults);
+/** A limit that nobody has named follows a request above it: it was to bound the default request. */
+function filled(said: SaidResources): ProxyResources {
+  const requests = { ...DEFAULT_PROXY_RESOURCES.requests, ...said.requests } as Amounts;
+  const limits = { ...DEFAULT_PROXY_RESOURCES.limits, ...said.limits } as Amounts;
+  for (const name of SIZED)
+    if (said.limits?.[name] === undefined && isAbove(requests[name], limits[name]))
+      limits[name] = requests[name];
+  return { requests, limits };
 }
 
-const someAmounts = z.strictObject({ cpu: amount.optional(), memory: amount.optional() }).optional();
 export const saidResources = z
   .strictObject({ requests: someAmounts, limits: someAmounts })
   .superRefine(bounded);
@@ -60,11 +63,15 @@ function bounded({ requests = {}, limits = {} }: SaidResources, context: z.Refin
   for (const name of SIZED) {
     const [asked, most] = [requests[name], limits[name]];
     if (asked === undefined || most === undefined) continue;
-    if ((parseQuantity(asked) ?? 0n) <= (parseQuantity(most) ?? 0n)) continue;
+    if (!isAbove(asked, most)) continue;
     context.addIssue({
       code: "custom",
       path: ["requests", name],
       message: `expected at most the limit (${most})`,
     });
   }
+}
+
+function isAbove(one: string, other: string): boolean {
+  return (parseQuantity(one) ?? 0n) > (parseQuantity(other) ?? 0n);
 }

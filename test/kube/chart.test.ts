@@ -221,10 +221,10 @@ describe("the chart", () => {
     const kept = jobs(WITH_ALL);
     assert.deepEqual(kept, { "pre-delete": "detach --migrations --mesh --injected" });
     for (const [values, args] of [
-      [DEFAULT, "detach --keep-gateways --mesh"],
-      [WITHOUT_GATEWAYS, "detach --mesh"],
+      [DEFAULT, "detach --keep-gateways --mesh=made"],
+      [WITHOUT_GATEWAYS, "detach --mesh=made"],
       [{ ...WITHOUT_GATEWAYS, ...WITH_ALL }, "detach"],
-      [WITHOUT_CONTROLLER, "detach --migrations --mesh"],
+      [WITHOUT_CONTROLLER, "detach --migrations --mesh=made"],
     ] as const)
       assert.equal(jobs(values)["pre-rollback"], args, JSON.stringify(values));
     // what is left over is named, whatever there is
@@ -326,6 +326,24 @@ describe("the chart", () => {
       assert.deepEqual(services, { configMap: "holdfast-gateway", address: "10.244.3.2" });
       assert.equal(store, raw.store);
     }
+  });
+
+  it("says nothing of the proxy's sizes where no value does, as with those of a version that had none", () => {
+    const fileOf = (webhook: object): string =>
+      objectsIn(render({ webhook })).find(
+        ({ data, metadata }) => data?.["webhook.yaml"] !== undefined && metadata.name === "holdfast-webhook",
+      ).data["webhook.yaml"];
+    // an older webhook, which is there yet in an upgrade, does not know the key
+    for (const webhook of [{}, { proxyResources: null }]) {
+      const text = fileOf(webhook);
+      assert.deepEqual(Object.keys(parse(text).proxy), ["image", "default"]);
+      assert.deepEqual(parseWebhookConfig(text, "webhook.yaml").proxy?.resources, DEFAULT_PROXY_RESOURCES);
+    }
+    const text = fileOf({ proxyResources: { requests: { memory: "1Gi" } } });
+    assert.deepEqual(parseWebhookConfig(text, "webhook.yaml").proxy?.resources.limits, {
+      cpu: "1",
+      memory: "1Gi",
+    });
   });
 
   it("makes a certificate of the Service that its authority has signed, and one key for all agents", () => {

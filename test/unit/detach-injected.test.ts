@@ -10,7 +10,7 @@ const BEFORE: DetachRequest = {
   namespace: null,
   migrations: false,
   gateways: false,
-  mesh: false,
+  mesh: null,
   injected: true,
 };
 
@@ -66,7 +66,7 @@ describe("pods that stay as they were injected", () => {
     };
     Object.defineProperty(api, "api", { value: without });
     assert.equal(
-      await said(api, { gateways: true, mesh: true, migrations: true, injected: false }),
+      await said(api, { gateways: true, mesh: "all", migrations: true, injected: false }),
       "no Service leads clients to gateways\n",
     );
     assert.deepEqual(api.calls, []);

@@ -10,7 +10,7 @@ const MIGRATIONS = "/apis/holdfast.dev/v1alpha1/namespaces/shop/migrations";
 const REQUEST = { namespace: "shop", pod: "chat-0", to: "b", deadlineMs: null, dryRun: false, wait: true };
 const DRAIN = { node: "a", deadlineMs: null };
 /** the time to wait for what never comes */
-const PATIENCE = { controllerMs: 50, serverMs: 50 };
+const PATIENCE = { controllerMs: 50, serverMs: 50, refusedMs: 50 };
 const MOVED = {
   phase: "Succeeded",
   reason: "Moved",
@@ -96,6 +96,37 @@ describe("a Migration that is waited for", () => {
     const client = withController(api, () => MOVED, failing(api, away, 2));
     assert.equal(await migratePod(client, REQUEST, true, to, never), 0);
     assert.equal(written.err, "no answer from the API server; trying again\n");
+  });
+
+  /** One that was seen, whose watch is refused as often as is said; then it is over. */
+  async function refused(error: Error, times: number, refusedMs = 60_000) {
+    const api = cluster("chat-0");
+    const { written, ...to } = terminal();
+    const spec = { pod: "chat-0" };
+    put(api, "m", spec, { phase: "Moving", cancel: "Aborted" });
+    const whole = api.api;
+    const watch: KubernetesApi["watch"] = (path, query, signal) => {
+      if (times-- > 0) throw error;
+      queueMicrotask(() => put(api, "m", spec, { phase: "Failed", reason: "Aborted", message: "given up" }));
+      return whole.watch(path, query, signal);
+    };
+    const client = { ...whole, watch } as KubernetesApi;
+    const patience = { controllerMs: 60_000, serverMs: 600_000, refusedMs };
+    return { ended: abortMigration(client, { namespace: "shop", name: "m" }, false, to, patience), written };
+  }
+
+  it("that was seen outlives refusals that pass, and credentials that are not there for a moment", async () => {
+    for (const code of ["KUBERNETES_FORBIDDEN", "KUBERNETES_CONFIG"] as const) {
+      const { ended, written } = await refused(fail(code, "not now"), 2);
+      await ended;
+      assert.match(written.err, /^not now; trying again$/m);
+      assert.doesNotMatch(written.err, /not waited for any longer/);
+    }
+  });
+
+  it("that was seen is not waited for where it is refused for long", async () => {
+    const { ended } = await refused(forbidden(), Number.POSITIVE_INFINITY, 50);
+    await assert.rejects(ended, { code: "KUBERNETES_FORBIDDEN" });
   });
 
   it("ends where an API server is away for long, though a controller has begun", async () => {

@@ -347,7 +347,7 @@ describe("what Services ask of a mesh, kept by the controller", () => {
       api.problem = [`PATCH ${SERVICE}`, fail("KUBERNETES_CONFLICT", "it has changed")];
       const done: string[] = [];
       const onDetached = (service: string): void => void done.push(service);
-      await detachMesh(api.api, { namespace: null, settleMs: SETTLE_MS, onDetached });
+      await detachMesh(api.api, { namespace: null, of: "all", settleMs: SETTLE_MS, onDetached });
       assert.deepEqual(done, ["games/chat"]);
       assert.equal((api.objects.get(SERVICE) as Raw).metadata.annotations?.["holdfast.dev/mesh"], undefined);
       assert.deepEqual(
@@ -359,6 +359,30 @@ describe("what Services ask of a mesh, kept by the controller", () => {
       assert.ok(!api.calls.some((call) => call.startsWith("POST") && !call.endsWith("/events")));
       for (const one of end.splice(0)) one.abort();
       await Promise.all(running.splice(0));
+    }
+  });
+
+  it("leaves the annotation of who has nothing of it, where nobody may have kept it", async () => {
+    const OTHER = "/api/v1/namespaces/games/services/by-hand";
+    const rendered = `${SIDECARS}/by-hand`;
+    const asks = (api: ApiInMemory, path: string): boolean =>
+      (api.objects.get(path) as Raw).metadata.annotations?.["holdfast.dev/mesh"] !== undefined;
+    for (const which of ["made", "all"] as const) {
+      const api = start();
+      await has(api, SIDECAR);
+      for (const one of end.splice(0)) one.abort();
+      await Promise.all(running.splice(0));
+      putService(api, "{}", OTHER);
+      api.put(rendered, { metadata: { labels: { "holdfast.dev/policy": "by-hand" } }, spec: {} });
+      const done: string[] = [];
+      const onDetached = (service: string): void => void done.push(service);
+      await detachMesh(api.api, { namespace: null, of: which, settleMs: 0, onDetached });
+      assert.deepEqual(done.toSorted(), which === "made" ? ["games/chat"] : ["games/by-hand", "games/chat"]);
+      assert.deepEqual([asks(api, SERVICE), asks(api, OTHER)], [false, which === "made"]);
+      assert.deepEqual(
+        [SIDECAR, rendered].map((path) => api.objects.has(path)),
+        [false, true],
+      );
     }
   });
 
@@ -374,7 +398,10 @@ describe("what Services ask of a mesh, kept by the controller", () => {
     const remove = api.api.delete.bind(api.api);
     const done: string[] = [];
     const onDetached = (service: string): void => void done.push(service);
-    await detachMesh({ list, patch, delete: remove }, { namespace: null, settleMs: 0, onDetached });
+    await detachMesh(
+      { list, patch, delete: remove },
+      { namespace: null, of: "all", settleMs: 0, onDetached },
+    );
     assert.deepEqual(done, ["games/chat"]);
   });
 });

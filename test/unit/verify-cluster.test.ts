@@ -209,6 +209,29 @@ describe("verify of a cluster", () => {
     });
   });
 
+  it("does not blame our Sidecar for what one restricts that may not be read", async () => {
+    for (const isWrong of [false, true]) {
+      const api = cluster();
+      // as the controller writes it, with that of the root namespace
+      make(api, {
+        egress: [{ hosts: ["./*"] }],
+        outboundTrafficPolicy: { mode: "REGISTRY_ONLY" },
+        ...(isWrong ? { ports: PORTS.map((port) => ({ ...port, proxy: 15_901 })) } : {}),
+      });
+      const whole = api.api;
+      const list: typeof whole.list = async (path, ...more) => {
+        if (path.endsWith("/istio-system/sidecars")) throw fail("KUBERNETES_FORBIDDEN", "not yours");
+        return whole.list(path, ...more);
+      };
+      const forbidden = { api: { ...whole, list } } as unknown as ApiInMemory;
+      const { status, services } = await verified(forbidden, () => PINNED);
+      assert.deepEqual(shown(services[0]?.cluster ?? []), [
+        isWrong ? "spec missing not-as-asked" : "spec applied",
+      ]);
+      assert.equal(status, isWrong ? 1 : 0);
+    }
+  });
+
   it("fails where a Service that asks is left out, not where one is that does not", async () => {
     const other = SERVICE.replace(/chat$/, "other");
     for (const isAsked of [true, false]) {

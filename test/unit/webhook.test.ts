@@ -206,6 +206,26 @@ describe("the webhook's configuration", () => {
     });
   });
 
+  it("lets the proxy have what it asks for, where no limit is named; one that is named holds", () => {
+    const { listen, certificate, key, image } = good;
+    const sized = (resources: object) => {
+      const proxy = { image: "control:1", resources };
+      return parseWebhookConfig(stringify({ listen, certificate, key, image, proxy }), "w.yaml").proxy
+        ?.resources;
+    };
+    assert.deepEqual(sized({ requests: { memory: "1Gi" } }), {
+      requests: { cpu: "50m", memory: "1Gi" },
+      limits: { cpu: "1", memory: "1Gi" },
+    });
+    assert.deepEqual(sized({ requests: { cpu: 4 }, limits: { memory: "1Gi" } }), {
+      requests: { cpu: "4", memory: "96Mi" },
+      limits: { cpu: "4", memory: "1Gi" },
+    });
+    assert.throws(() => sized({ requests: { memory: "1Gi" }, limits: { memory: "512Mi" } }), {
+      message: /requests\.memory: expected at most the limit \(512Mi\)/,
+    });
+  });
+
   it("has every mistake as one line", () => {
     for (const [change, told] of [
       [{ listen: "8443" }, 'listen: expected IP:PORT ([IP]:PORT for IPv6), got "8443"'],

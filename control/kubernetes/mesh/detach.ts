@@ -2,12 +2,13 @@
  * What Services ask of Istio is taken away, for good: before the controller that keeps it goes. A Sidecar that stays would lead clients of pods
  * that are made from then on to where nobody listens. It needs no controller, and does not mind one.
  *
- *   annotation off     a controller makes nothing any more
+ *   annotation off     a controller makes nothing any more; where no controller is known to keep it, only of Services that one has made
+ *                      something for: others may have it for who renders their policies by hand
  *   ours away          routes before the subsets that they lead to
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
-import { MESH_ANNOTATION } from "../../api/mesh.ts";
+import { MESH_ANNOTATION, type Unmeshed } from "../../api/mesh.ts";
 import { isCode, type KubernetesApi } from "../client/api.ts";
 import type { KubernetesObject, Service } from "../client/objects.ts";
 import { type Kind, pathOf } from "../client/paths.ts";
@@ -25,6 +26,7 @@ const RULES: readonly Kind[] = ["destinationrules"];
 export interface DetachMeshOptions {
   /** null: of all */
   namespace: string | null;
+  of: Unmeshed;
   /** default: {@link SETTLE_MS} */
   settleMs?: number;
   /** it asks for nothing any more, as "games/chat" */
@@ -36,7 +38,7 @@ type Api = Pick<KubernetesApi, "list" | "patch" | "delete">;
 /** @throws HoldfastError of the client; `KUBERNETES_BUSY`: something is there yet after a minute */
 export async function detachMesh(
   api: Api,
-  { namespace, settleMs = SETTLE_MS, onDetached }: DetachMeshOptions,
+  { namespace, of, settleMs = SETTLE_MS, onDetached }: DetachMeshOptions,
 ): Promise<void> {
   const lateMs = performance.now() + MS_MAX;
   let routesGone = Number.NEGATIVE_INFINITY;
@@ -57,7 +59,7 @@ export async function detachMesh(
         "KUBERNETES_BUSY",
         `what Services ask of the mesh is not gone after ${MS_MAX / 1_000} s; do others write them?`,
       );
-    const asking = await askingIn(api, namespace);
+    const asking = await askingIn(api, namespace, of);
     for (const service of asking) if (await stopAsking(api, service)) onDetached(nameOf(service));
     // a controller makes anew what goes while somebody asks
     const there = asking.length > 0 ? asking.length : await takeAway();
@@ -66,9 +68,22 @@ export async function detachMesh(
   }
 }
 
-async function askingIn(api: Api, namespace: string | null): Promise<Service[]> {
+async function askingIn(api: Api, namespace: string | null, of: Unmeshed): Promise<Service[]> {
   const { items } = await api.list<Service>(pathOf("services", { namespace }));
-  return items.filter(({ metadata }) => metadata.annotations?.[MESH_ANNOTATION] !== undefined);
+  const asking = items.filter(({ metadata }) => metadata.annotations?.[MESH_ANNOTATION] !== undefined);
+  if (of === "all" || asking.length === 0) return asking;
+  const owners = await ownersIn(api, namespace);
+  return asking.filter((service) => owners.has(nameOf(service)));
+}
+
+/** Services that something was made for, be they others of that name by now. */
+async function ownersIn(api: Api, namespace: string | null): Promise<Set<string>> {
+  const owners = new Set<string>();
+  for (const kind of [...ROUTES, ...RULES])
+    for (const { metadata } of await madeOf(api, kind, namespace))
+      for (const { name } of metadata.ownerReferences ?? [])
+        owners.add(nameOf({ metadata: { ...metadata, name } }));
+  return owners;
 }
 
 /** False: it has changed, or gone, since it was read */
@@ -112,6 +127,6 @@ async function madeOf(api: Api, kind: Kind, namespace: string | null): Promise<K
   }
 }
 
-function nameOf({ metadata: { namespace = "default", name } }: Service): string {
+function nameOf({ metadata: { namespace = "default", name } }: KubernetesObject): string {
   return `${namespace}/${name}`;
 }
