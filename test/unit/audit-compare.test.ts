@@ -99,6 +99,39 @@ describe("the table of harmless differences", () => {
     ]);
   });
 
+  it("takes a line of status that only the newer kernel has for none where nothing was asked for, either way", () => {
+    const told = (subject: string, name: string, before: Facts, after: Facts): string[] =>
+      compareFingerprints(fingerprint({ [subject]: before }), fingerprint({ [subject]: after })).map(
+        (difference) => `${name} ${difference.name}`,
+      );
+    const both = (name: string, value: string): string[] => [
+      ...told("process 12", name, {}, { [`status ${name}`]: value }),
+      ...told("thread 12/13", name, { [`status ${name}`]: value }, {}),
+    ];
+    for (const [name, value] of [
+      ["untag_mask", "0xffffffffffffffff"],
+      ["untag_mask", "0xffffffffffffff"],
+      ["Kthread", "0"],
+      ["x86_Thread_features", ""],
+      ["x86_Thread_features_locked", ""],
+    ] as const)
+      assert.deepEqual(both(name, value), [], `${name} ${value}`);
+    for (const [name, value] of [
+      ["untag_mask", "0x81ffffffffffffff"],
+      ["Kthread", "1"],
+      ["x86_Thread_features", "shstk wrss"],
+      ["x86_Thread_features_locked", "shstk"],
+      ["Seccomp_filters", "0"],
+      ["a line of a later kernel", "0"],
+    ] as const)
+      assert.deepEqual(both(name, value), [`${name} status ${name}`, `${name} status ${name}`]);
+    assert.equal(
+      differing("process 12", "status untag_mask", "0xffffffffffffff", "0xffffffffffffffff").length,
+      1,
+    );
+    assert.equal(differing("process 12", "status x86_Thread_features", "shstk", "").length, 1);
+  });
+
   it("takes a used-up watch of an epoll instance for one that is set anew, and no other", () => {
     const watch = (before: string, after: string): string[] => {
       const text = (events: string): string => `events: ${events} data: 7f9100000008`;
