@@ -491,12 +491,11 @@ describe("facts of /proc", () => {
       `/chat /data ${options} ${more} - nfs4 server:/export rw,vers=4.2,clientaddr=${address},local_lock=none,addr=10.0.0.9`;
     const [here, there] = [nfs("10.0.0.1"), nfs("10.0.0.2")];
     assert.deepEqual(facts(here), facts(there));
-    assert.deepEqual(facts(here), facts("/x /data rw,relatime shared:9 - xfs /dev/sda1 rw,attr2,discard"));
-    assert.deepEqual(
-      facts(here),
-      facts("/ /data rw,relatime shared:1 - ext4 /dev/vda rw,errors=continue,stripe=4"),
-    );
-    assert.deepEqual(facts(here), facts("/run/x /data rw,relatime shared:1 - tmpfs tmpfs rw,mode=755"));
+    const disk = facts("/x /data rw,relatime shared:9 - xfs /dev/sda1 rw,attr2,discard");
+    assert.deepEqual(disk, facts("/ /data rw,relatime shared:1 - ext4 /dev/vda rw,errors=continue,stripe=4"));
+    assert.deepEqual(disk, facts("/run/x /data rw,relatime shared:1 - tmpfs tmpfs rw,mode=755"));
+    for (const other of ["ro,relatime", "rw,noexec,relatime", "rw"])
+      assert.notDeepEqual(disk, facts(`/x /data ${other} shared:9 - xfs /dev/sda1 rw`), other);
     for (const other of [
       nfs("10.0.0.1", "ro,relatime"),
       nfs("10.0.0.1", "rw,nosuid,relatime"),
@@ -515,6 +514,39 @@ describe("facts of /proc", () => {
       ["/ / rw - overlay overlay rw,lowerdir=/a", "/ / rw - overlay overlay rw,lowerdir=/b,volatile"],
     ] as const)
       assert.notDeepEqual(facts(one), facts(other), other);
+  });
+
+  it("tell a share from a disk and from another share, by whatever address its server is called", () => {
+    const of = (type: string, source: string): Facts =>
+      mountFacts(
+        mountsOf(`41 30 0:1 /app /data rw shared:3 - ${type} ${source} rw,addr=10.0.0.9\n`),
+        ({ isOfNode }) => isOfNode,
+      );
+    const disk = of("ext4", "/dev/vda");
+    for (const type of "nfs nfs4 cifs smb3 ceph fuse fuse.glusterfs 9p lustre glusterfs virtiofs gfs2 ocfs2 beegfs".split(
+      " ",
+    ))
+      assert.notDeepEqual(of(type, "server:/export"), disk, type);
+    for (const type of ["xfs", "btrfs", "fuseblk", "vfat"])
+      assert.deepEqual(of(type, "/dev/sda1"), disk, type);
+    assert.notDeepEqual(of("ceph", "mon:/"), of("nfs4", "mon:/"));
+    for (const [one, other] of [
+      ["10.0.0.9:/export", "10.0.1.9:/export/"],
+      ["[fd00::9]:/export", "10.0.1.9:/export"],
+      ["fd00::9:/export", "::1:/export"],
+    ] as const)
+      assert.deepEqual(of("nfs4", one), of("nfs4", other), `${one} ${other}`);
+    assert.deepEqual(of("cifs", "//10.0.0.9/share"), of("cifs", "//[fd00::9]/share"));
+    for (const [type, one, other] of [
+      ["nfs4", "server:/export", "server:/staging"],
+      ["nfs4", "cafe:/export", "feed:/export"],
+      ["nfs4", "10.0.0.9:/export", "10.0.0.9:/staging"],
+      ["cifs", "//server/share", "//other/share"],
+    ] as const)
+      assert.notDeepEqual(of(type, one), of(type, other), `${one} ${other}`);
+    // of these the source is a list of servers, or a name that a node has for it
+    assert.deepEqual(of("ceph", "10.0.0.1:6789,10.0.0.2:6789:/"), of("ceph", "10.0.0.2:6789:/"));
+    assert.deepEqual(of("fuse.sshfs", "a@server:/x"), of("fuse.sshfs", "server:/x"));
   });
 
   it("have memory as runs, however the kernel cut it", () => {
