@@ -4,7 +4,7 @@ import { compareFingerprints as compare, describeDifferences } from "#control/au
 import { descriptorInfo } from "#control/audit/fdinfo.ts";
 import { type Facts, type Fingerprint, FORMAT, fingerprintSchema } from "#control/audit/fingerprint.ts";
 import { type Difference, HARMLESS, harmlessRule, NOTHING_DONE } from "#control/audit/harmless.ts";
-import { memoryFacts } from "#control/audit/memory-map.ts";
+import { condensed, memoryFacts } from "#control/audit/memory-map.ts";
 import { cgroupFacts, limitFacts, mountFacts, mountsOf, statusFacts } from "#control/audit/proc-text.ts";
 import { optionValue, socketOption } from "#control/audit/socket-options.ts";
 
@@ -567,6 +567,18 @@ describe("facts of /proc", () => {
     assert.deepEqual(memoryFacts(file + rest), { "1000-3000": "r--p rd /lib/x at 1000" });
     const elsewhere = mapping("2000-3000", "r--p 00007000 fe:01 9 /lib/x", "rd mr mw me");
     assert.equal(Object.keys(memoryFacts(file + elsewhere)).length, 2);
+  });
+
+  it("have the same memory of the lines that are kept of it", () => {
+    const mapping = (range: string, name: string, more: string): string =>
+      `${range} r--p 00001000 fe:01 9 ${name}\nSize: 4 kB\nTHPeligible: 0\n${more}VmFlags: rd mr mw \n`;
+    const first = mapping("1000-2000", "/VmFlags: x", "ProtectionKey:         3\n");
+    const whole = first + mapping("3000-4000", "/é", "") + mapping("5000-6000", "/ProtectionKey: 3", "");
+    assert.deepEqual(memoryFacts(condensed(whole)), memoryFacts(whole));
+    assert.equal(Object.keys(memoryFacts(whole)).length, 3);
+    assert.ok(!/Size|THP/.test(condensed(whole)));
+    assert.equal(condensed(whole + whole.slice(0, 30)), condensed(whole) + whole.slice(0, 30));
+    assert.equal(condensed(""), "");
   });
 
   it("have memory without the names that a program gives it, which no restore keeps", () => {
