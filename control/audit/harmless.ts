@@ -75,6 +75,20 @@ const OPENING_FLAGS = constants.O_DIRECTORY | constants.O_NOFOLLOW | 0o20000000 
 /** "false" where `status SigBlk` is the mask of a system call that waits */
 export const OWN_MASK = "signal mask is its own";
 
+/**
+ * Lines of status that kernels since 6.1 have added, and what stands there of a thread that has asked for nothing: with a kernel that lacks the line it is
+ * the same thread. Every kernel that lets a thread ask for it has the line.
+ */
+const ADDED_LINES: Record<string, readonly string[]> = {
+  // task_untag_mask() in fs/proc/array.c, Linux 6.4: mm_untag_mask() of x86, and of arm64 (its asm/mmu_context.h)
+  "status untag_mask": ["0xffffffffffffffff", "0xffffffffffffff"],
+  // arch_proc_pid_thread_features() in arch/x86/kernel/cpu/proc.c, 6.6: no shadow stack
+  "status x86_Thread_features": [""],
+  "status x86_Thread_features_locked": [""],
+  // task_state() in fs/proc/array.c, 6.9: PF_KTHREAD
+  "status Kthread": ["0"],
+};
+
 /** of a socket for datagrams: its error, or what is in its error queue; of a Unix socket: that its peer did not read all it was sent */
 export const ERROR_UNREAD = "unread error";
 
@@ -164,6 +178,14 @@ export const HARMLESS: readonly HarmlessRule[] = [
     subject: TASK,
     name: /^status Cpus_allowed$/,
     reason: "compared as `CPU affinity`, which knows the CPUs of the container on each node",
+  },
+  {
+    subject: TASK,
+    name: new RegExp(`^(${Object.keys(ADDED_LINES).join("|")})$`),
+    reason:
+      "one of the two kernels does not have the line, and the other says in it that nothing was asked for",
+    when: ({ name, before, after }) =>
+      (before === null) !== (after === null) && ADDED_LINES[name]?.includes(before ?? after ?? "") === true,
   },
   {
     subject: TASK,

@@ -28,7 +28,9 @@ const HEADER = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$/gm;
  * refused), nl (non-linear, gone).
  */
 const KERNEL_FLAGS = new Set(["ac", "nr", "sd", "mr", "mw", "me", "ms", "um", "uw", "ui", "nl"]);
-const FLAGS = "\nVmFlags:";
+/** how the last line of each mapping begins (show_smap() in fs/proc/task_mmu.c) */
+export const LAST_LINE = "VmFlags:";
+const FLAGS = `\n${LAST_LINE}`;
 const KEY = "ProtectionKey:";
 /** placed by the kernel, above what a process may map */
 const KERNEL_MAPPINGS = new Set(["[vsyscall]"]);
@@ -66,6 +68,25 @@ export function memoryFacts(smaps: string): Facts {
   }
   close();
   return facts;
+}
+
+/** Of whole mappings what {@link mappingsOf} reads: the first line of each, its key and its flags; a fifth of it, about. */
+export function condensed(smaps: string): string {
+  const kept: string[] = [];
+  for (let at = 0; at < smaps.length; ) {
+    const header = smaps.indexOf("\n", at) + 1;
+    // in the other lines there is nothing of the application's
+    const flags = header === 0 ? -1 : smaps.indexOf(LAST_LINE, header);
+    if (flags < 0) {
+      kept.push(smaps.slice(at));
+      break;
+    }
+    const before = smaps.lastIndexOf("\n", flags - 2) + 1;
+    const end = smaps.indexOf("\n", flags) + 1 || smaps.length;
+    kept.push(smaps.slice(at, header), smaps.slice(smaps.startsWith(KEY, before) ? before : flags, end));
+    at = end;
+  }
+  return kept.join("");
 }
 
 export function* mappingsOf(smaps: string): Generator<Mapping> {

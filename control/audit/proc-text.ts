@@ -172,7 +172,7 @@ export interface Mount {
   isOfNode: boolean;
   /** what is compared of it */
   text: string;
-  /** … where it shows something of the node's: what confines whoever uses it there, whatever it is kept on */
+  /** … where it shows something of the node's: what confines whoever uses it there, and which share it is, whatever kind of disk it is kept on */
   confinement: string;
   /** it is there to hide something: the null device over a file, an empty read-only tmpfs over a folder */
   hides: boolean;
@@ -188,6 +188,22 @@ const NODE_OPTIONS =
 const OWN_TYPES = new Set(["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs", "overlay"]);
 /** … and of which a node has others: a part of one is the node's */
 const SHARED_TYPES = new Set(["tmpfs", "overlay"]);
+
+/** File systems that several nodes show: what an application writes there the others see. */
+const OF_SEVERAL_NODES =
+  /^(nfs4?|cifs|smb3|smbfs|ceph|9p|lustre|glusterfs|virtiofs|gfs2?|ocfs2|beegfs|gpfs|afs|orangefs|pvfs2|fuse(\..*)?)$/;
+/** … whose source says in plain words what is mounted: `server:/export`, `//server/share` */
+const WITH_PLAIN_SOURCE = /^(nfs4?|cifs|smb3|smbfs)$/;
+/** a server that is called by an address, of which it may have another for each node */
+const SERVER_ADDRESS = /^(\/\/)?(\[[^\]]*\]|[\d.]+|[\da-f]*:[\da-f.]*:[\da-f:.]*?)(?=:?\/)/i;
+
+/** A share that is not mounted on the other node leaves a folder of a disk there, which an application would go on writing to. */
+function keptAt(type: string, source: string): string {
+  if (!OF_SEVERAL_NODES.test(type)) return "local";
+  return WITH_PLAIN_SOURCE.test(type)
+    ? `${type} ${source.replace(SERVER_ADDRESS, "$1").replace(/\/$/, "")}`
+    : type;
+}
 
 /** /proc/PID/mountinfo: in order, without numbers that are one kernel's own. */
 export function mountsOf(mountinfo: string): Mount[] {
@@ -208,7 +224,13 @@ export function mountsOf(mountinfo: string): Mount[] {
       type,
       isOfNode: !OWN_TYPES.has(type) || (SHARED_TYPES.has(type) && root !== "/"),
       text: [type, options, ...propagation, kept.join(",")].join(" "),
-      confinement: ["the node's", options, ...propagation, isReadOnly ? "ro" : "rw"].join(" "),
+      confinement: [
+        "the node's",
+        keptAt(type, source),
+        options,
+        ...propagation,
+        isReadOnly ? "ro" : "rw",
+      ].join(" "),
       hides,
     });
   }
@@ -217,7 +239,7 @@ export function mountsOf(mountinfo: string): Mount[] {
 
 /**
  * `mount /tmp` → type, options, propagation; what is mounted over is numbered from below. What hides files of one node is left out.
- * @param isNodes whose file system is the node's own affair (NFS shows this node's address in its options, a disk how it is used)
+ * @param isNodes whose file system's options are the node's own affair (NFS shows this node's address in them, a disk how it is used)
  */
 export function mountFacts(mounts: Mount[], isNodes: (mount: Mount) => boolean = () => false): Facts {
   const facts: Facts = {};

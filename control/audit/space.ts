@@ -4,9 +4,11 @@
  * arguments) as often as it likes (dup(2), fork(2)).
  */
 import { fail } from "#proxy/contract/error-codes.ts";
-import { readBeginning } from "../runtime/read-text.ts";
+import { readBeginning, readRecords } from "../runtime/read-text.ts";
 
 const LIMITS = { threads: 10_000, descriptors: 50_000, bytes: 128 * 1024 * 1024 };
+/** What is restored has as much, but another kernel may list it in more words: that is no reason to roll back. */
+export const LIMITS_OF_RESTORED = { ...LIMITS, bytes: 2 * LIMITS.bytes };
 type Counted = keyof typeof LIMITS;
 const NAMES: Record<Counted, string> = {
   threads: "threads",
@@ -42,6 +44,22 @@ export class Space {
    */
   text(path: string, weight = 1): string {
     return this.bytes(path, weight).toString("utf8");
+  }
+
+  /**
+   * {@link text} of which little is kept, and only that costs.
+   * @param last how the last line of each record begins
+   * @param condense whole records to what is kept of them
+   * @throws HoldfastError `AUDIT_SPACE`, before more is read
+   */
+  records(path: string, last: string, condense: (records: string) => string): string {
+    const kept: string[] = [];
+    readRecords(path, last, (records) => {
+      const text = condense(records);
+      this.take("bytes", text.length);
+      kept.push(text);
+    });
+    return kept.join("");
   }
 
   /** {@link text}, as it stands. */

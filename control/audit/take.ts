@@ -10,9 +10,9 @@ import { DescriptorLook } from "./descriptors.ts";
 import { type Facts, type Fingerprint, FORMAT, RAW_FORMAT } from "./fingerprint.ts";
 import { ERROR_UNREAD, isUnix } from "./harmless.ts";
 import { ipcFacts } from "./ipc-objects.ts";
-import { memoryFacts } from "./memory-map.ts";
+import { condensed, LAST_LINE, memoryFacts } from "./memory-map.ts";
 import { mountFacts, mountsOf } from "./proc-text.ts";
-import { Space } from "./space.ts";
+import { LIMITS_OF_RESTORED, Space } from "./space.ts";
 import { processFacts, TaskLook } from "./tasks.ts";
 import { type Tree, type TreeProcess, treeFrom } from "./tree.ts";
 
@@ -26,6 +26,8 @@ export interface TakeOptions {
   volumes: string[];
   /** it runs: nothing is asked that would disturb it */
   isRunning?: boolean;
+  /** it was allowed at the source */
+  isRestored?: boolean;
   /** in which it is to be compared; {@link FORMAT} */
   format?: number;
 }
@@ -50,14 +52,17 @@ export interface Taken {
 export function takeFingerprint(options: TakeOptions): Taken {
   const startedMs = performance.now();
   const { format = FORMAT, volumes } = options;
-  const space = new Space();
+  const limits = options.isRestored ? LIMITS_OF_RESTORED : {};
+  const space = new Space(limits);
   const tree = treeFrom(options.initPid, options.pids, space);
   const look = new TaskLook(tree, space, format);
   const subjects: Record<string, Facts> = {};
   const maps = new Map<string, string>();
   for (const process of tree.processes) {
     processFacts(look, process, subjects);
-    if (!process.isZombie) maps.set(`memory ${process.inner}`, space.text(`/proc/${process.pid}/smaps`));
+    if (process.isZombie) continue;
+    const smaps = space.records(`/proc/${process.pid}/smaps`, LAST_LINE, condensed);
+    maps.set(`memory ${process.inner}`, smaps);
   }
   const descriptors = inNetworkOf([options.initPid], () => new DescriptorLook(tree, options, space));
   descriptors.addFacts(subjects, space);
@@ -87,7 +92,7 @@ export function takeFingerprint(options: TakeOptions): Taken {
     refreshTcp: () => descriptors.refreshTcp(subjects),
     again: (names) => {
       const fresh = { ...fingerprint().subjects };
-      const space = new Space();
+      const space = new Space(limits);
       descriptors.addFacts(fresh, space, names);
       if (names.has("ipc") && root !== undefined) fresh.ipc = ipcFacts(root.pid);
       const now = new TaskLook(treeFrom(options.initPid, options.pids, space), space, format);

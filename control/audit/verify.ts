@@ -32,7 +32,7 @@ export function verifyRestored(
 ): Verified {
   const startedMs = performance.now();
   const format = before.format === RAW_FORMAT ? RAW_FORMAT : FORMAT;
-  const taken = takeFingerprint({ ...options, format });
+  const taken = takeFingerprint({ ...options, format, isRestored: true });
   let { differences, losses } = compareFingerprints(before, taken.fingerprint, {
     ...circumstances,
     rearmed: new Set(),

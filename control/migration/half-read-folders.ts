@@ -19,7 +19,10 @@ export interface BegunFolder {
   position: bigint;
 }
 
-/** Of processes that run. They are not disturbed: each folder is opened once more, and that is asked whether names follow. */
+/**
+ * Of processes that run. They are not disturbed: each folder is opened once more, and that is asked whether names follow. It may have another
+ * end than what the process has open: some are none.
+ */
 export async function halfReadFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
   return (await begunFolders(container, pids)).filter(({ pid, fd, position }) => {
     let again: number;
@@ -31,7 +34,7 @@ export async function halfReadFolders(container: Travelling, pids: number[]): Pr
     }
     try {
       descriptor.seek(again, position);
-      return descriptor.readsName(again);
+      return descriptor.namesFollow(again);
     } finally {
       closeSync(again);
     }
@@ -39,26 +42,18 @@ export async function halfReadFolders(container: Travelling, pids: number[]): Pr
 }
 
 /**
- * Of a frozen tree: by its own descriptors, as one that reads and deletes by turns (`rm -r`) has a list of its own in overlayfs, and each is
- * put back where it was. @throws HoldfastError `FILE_UNMOVABLE`
+ * Of a frozen tree: by its own descriptors, as one that reads and deletes by turns (`rm -r`) has a list of its own in overlayfs, and a
+ * place of its own in tmpfs before Linux 6.6. None is moved. @throws HoldfastError `FILE_UNMOVABLE`
  */
 export async function refuseHalfReadFolders(container: Travelling, pids: number[]): Promise<void> {
   for (const folder of await begunFolders(container, pids))
-    if (withSocketAt(folder, (fd) => namesFollow(fd, folder.position)) === true)
+    if (withSocketAt(folder, descriptor.namesFollow) === true)
       throw fail("FILE_UNMOVABLE", `${said(folder)}; try again`);
 }
 
 /** A clause. */
 export function said({ pid, fd, path }: BegunFolder): string {
   return `process ${pid} is in the middle of reading the folder ${path} (descriptor ${fd}), whose names are at other positions on the other node`;
-}
-
-function namesFollow(fd: number, position: bigint): boolean {
-  try {
-    return descriptor.readsName(fd);
-  } finally {
-    descriptor.seek(fd, position);
-  }
 }
 
 async function begunFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {

@@ -70,6 +70,36 @@ export function readBeginning(path: string, bytesMax: number): Buffer {
   });
 }
 
+const pieces = Buffer.allocUnsafe(256 * 1024);
+
+/**
+ * … of records, some at a time, however many there are; none where it cannot be read. What `use` throws is thrown.
+ * @param last how the last line of each record begins, as no other line does
+ */
+export function readRecords(path: string, last: string, use: (records: string) => void): void {
+  const file = unlessShortage(null, () => openSync(path, "r"));
+  if (file === null) return;
+  const mark = `\n${last}`;
+  try {
+    let length = 0;
+    for (;;) {
+      const count = unlessShortage(0, () => readSync(file, pieces, length, pieces.length - length, null));
+      length += count;
+      if (count > 0 && length < pieces.length) continue;
+      // the last record that is there whole; one that is longer than all of this comes in pieces
+      const newline = count === 0 ? -1 : pieces.lastIndexOf("\n", length - 1);
+      const at = newline < mark.length ? -1 : pieces.lastIndexOf(mark, newline - mark.length);
+      const end = at < 0 ? length : pieces.indexOf("\n", at + 1) + 1;
+      if (end > 0) use(pieces.toString("utf8", 0, end));
+      if (count === 0) return;
+      pieces.copyWithin(0, end, length);
+      length -= end;
+    }
+  } finally {
+    closeSync(file);
+  }
+}
+
 export function readLink(path: string): string {
   return unlessShortage("", () => readlinkSync(path));
 }

@@ -123,19 +123,23 @@ export const TIOCGEXCL = 0x80045440;
 
 const SEEK_SET = 0;
 const SEEK_DATA = 3;
-/** the longest `struct linux_dirent64`: a name has 255 bytes */
-const ENTRY_BYTES_MAX = 280;
 
 /** Sets the position of an open file (lseek(2)), which all its descriptors share. In a folder it is a number as the file system gives it. */
 export function seek(fd: number, position: bigint): void {
   if (libc().lseek(fd, position, SEEK_SET) < 0) throw failure("lseek", errno());
 }
 
-/** Whether a folder has more names from its position on (getdents64(2)), which goes on past one. A deleted folder has none. */
-export function readsName(fd: number): boolean {
-  const entry = Buffer.alloc(ENTRY_BYTES_MAX);
-  const size = libc().syscall(SYS_GETDENTS64, fd, addressOf(entry), entry.length, 0);
-  if (size < 0 && errnoName(errno()) === "ENOENT") return false;
+/**
+ * Whether a folder has more names from its position on, which stays: for the next name there is no room, so it is not taken (getdents64(2),
+ * EINVAL; filldir64() in fs/readdir.c). Put back by its number it might be at another: tmpfs before Linux 6.6 counts the names that are left
+ * (dcache_dir_lseek() in fs/libfs.c). A deleted folder has none.
+ */
+export function namesFollow(fd: number): boolean {
+  const room = Buffer.alloc(1);
+  const size = libc().syscall(SYS_GETDENTS64, fd, addressOf(room), room.length, 0);
+  const code = size < 0 ? errnoName(errno()) : "";
+  if (code === "EINVAL") return true;
+  if (code === "ENOENT") return false;
   return check(size, "getdents64") > 0;
 }
 

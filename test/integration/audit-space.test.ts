@@ -6,9 +6,11 @@ import { readFileSync } from "node:fs";
 import { afterEach, describe, it } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
+import { memoryFacts } from "#control/audit/memory-map.ts";
 import { Space } from "#control/audit/space.ts";
 import { type TakeOptions, takeFingerprint } from "#control/audit/take.ts";
 import { treeFrom } from "#control/audit/tree.ts";
+import { verifyRestored } from "#control/audit/verify.ts";
 import { treeOf } from "#control/runtime/processes.ts";
 import { checkDescriptors } from "#control/workload/preflight/descriptors.ts";
 
@@ -94,6 +96,36 @@ describe("an application with much of something", { skip, timeout: 120_000 }, ()
       const read = bytesRead() - before;
       assert.ok(read < READ_MAX + 16 * MiB, `${read} bytes read`);
     });
+
+  it("is charged for what is kept of its mappings, and none is lost", async () => {
+    const options = await having(`
+import mmap
+ways = (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE)
+keep = [mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, ways[i % 2]) for i in range(50000)]
+for i in range(4):
+  if os.fork() == 0: signal.pause()`);
+    const before = bytesRead();
+    const { subjects } = takeFingerprint(options).fingerprint;
+    assert.ok(bytesRead() - before > READ_MAX, "as they are listed they are too many");
+    const { initPid, pids } = options;
+    assert.equal(pids.length, 5);
+    assert.deepEqual(
+      subjects[`memory ${initPid}`],
+      memoryFacts(readFileSync(`/proc/${initPid}/smaps`, "utf8")),
+    );
+    for (const pid of pids) assert.ok(Object.keys(subjects[`memory ${pid}`] ?? {}).length > 50_000);
+  });
+
+  it("is compared when it is restored, though this kernel lists more of it than another may have", async () => {
+    const options = await having(
+      "for i in range(110):\n  if os.fork() == 0: signal.pause()",
+      Array.from({ length: 12 }, () => "x".repeat(120_000)),
+    );
+    assert.throws(() => takeFingerprint(options), { code: "AUDIT_SPACE" });
+    const { fingerprint } = takeFingerprint({ ...options, isRestored: true });
+    const circumstances = { ownSockets: new Set<string>(), stopSignalOf: () => null };
+    assert.deepEqual(verifyRestored(fingerprint, options, circumstances).differences, []);
+  });
 
   it("is refused at the first thread or descriptor that is too many", () => {
     let asked = 0;

@@ -4,7 +4,7 @@ import { compareFingerprints as compare, describeDifferences } from "#control/au
 import { descriptorInfo } from "#control/audit/fdinfo.ts";
 import { type Facts, type Fingerprint, FORMAT, fingerprintSchema } from "#control/audit/fingerprint.ts";
 import { type Difference, HARMLESS, harmlessRule, NOTHING_DONE } from "#control/audit/harmless.ts";
-import { memoryFacts } from "#control/audit/memory-map.ts";
+import { condensed, memoryFacts } from "#control/audit/memory-map.ts";
 import { cgroupFacts, limitFacts, mountFacts, mountsOf, statusFacts } from "#control/audit/proc-text.ts";
 import { optionValue, socketOption } from "#control/audit/socket-options.ts";
 
@@ -97,6 +97,39 @@ describe("the table of harmless differences", () => {
     assert.deepEqual(differing("process 12", "a line of a later kernel", "1", "2"), [
       "a line of a later kernel",
     ]);
+  });
+
+  it("takes a line of status that only the newer kernel has for none where nothing was asked for, either way", () => {
+    const told = (subject: string, name: string, before: Facts, after: Facts): string[] =>
+      compareFingerprints(fingerprint({ [subject]: before }), fingerprint({ [subject]: after })).map(
+        (difference) => `${name} ${difference.name}`,
+      );
+    const both = (name: string, value: string): string[] => [
+      ...told("process 12", name, {}, { [`status ${name}`]: value }),
+      ...told("thread 12/13", name, { [`status ${name}`]: value }, {}),
+    ];
+    for (const [name, value] of [
+      ["untag_mask", "0xffffffffffffffff"],
+      ["untag_mask", "0xffffffffffffff"],
+      ["Kthread", "0"],
+      ["x86_Thread_features", ""],
+      ["x86_Thread_features_locked", ""],
+    ] as const)
+      assert.deepEqual(both(name, value), [], `${name} ${value}`);
+    for (const [name, value] of [
+      ["untag_mask", "0x81ffffffffffffff"],
+      ["Kthread", "1"],
+      ["x86_Thread_features", "shstk wrss"],
+      ["x86_Thread_features_locked", "shstk"],
+      ["Seccomp_filters", "0"],
+      ["a line of a later kernel", "0"],
+    ] as const)
+      assert.deepEqual(both(name, value), [`${name} status ${name}`, `${name} status ${name}`]);
+    assert.equal(
+      differing("process 12", "status untag_mask", "0xffffffffffffff", "0xffffffffffffffff").length,
+      1,
+    );
+    assert.equal(differing("process 12", "status x86_Thread_features", "shstk", "").length, 1);
   });
 
   it("takes a used-up watch of an epoll instance for one that is set anew, and no other", () => {
@@ -458,12 +491,11 @@ describe("facts of /proc", () => {
       `/chat /data ${options} ${more} - nfs4 server:/export rw,vers=4.2,clientaddr=${address},local_lock=none,addr=10.0.0.9`;
     const [here, there] = [nfs("10.0.0.1"), nfs("10.0.0.2")];
     assert.deepEqual(facts(here), facts(there));
-    assert.deepEqual(facts(here), facts("/x /data rw,relatime shared:9 - xfs /dev/sda1 rw,attr2,discard"));
-    assert.deepEqual(
-      facts(here),
-      facts("/ /data rw,relatime shared:1 - ext4 /dev/vda rw,errors=continue,stripe=4"),
-    );
-    assert.deepEqual(facts(here), facts("/run/x /data rw,relatime shared:1 - tmpfs tmpfs rw,mode=755"));
+    const disk = facts("/x /data rw,relatime shared:9 - xfs /dev/sda1 rw,attr2,discard");
+    assert.deepEqual(disk, facts("/ /data rw,relatime shared:1 - ext4 /dev/vda rw,errors=continue,stripe=4"));
+    assert.deepEqual(disk, facts("/run/x /data rw,relatime shared:1 - tmpfs tmpfs rw,mode=755"));
+    for (const other of ["ro,relatime", "rw,noexec,relatime", "rw"])
+      assert.notDeepEqual(disk, facts(`/x /data ${other} shared:9 - xfs /dev/sda1 rw`), other);
     for (const other of [
       nfs("10.0.0.1", "ro,relatime"),
       nfs("10.0.0.1", "rw,nosuid,relatime"),
@@ -484,6 +516,39 @@ describe("facts of /proc", () => {
       assert.notDeepEqual(facts(one), facts(other), other);
   });
 
+  it("tell a share from a disk and from another share, by whatever address its server is called", () => {
+    const of = (type: string, source: string): Facts =>
+      mountFacts(
+        mountsOf(`41 30 0:1 /app /data rw shared:3 - ${type} ${source} rw,addr=10.0.0.9\n`),
+        ({ isOfNode }) => isOfNode,
+      );
+    const disk = of("ext4", "/dev/vda");
+    for (const type of "nfs nfs4 cifs smb3 ceph fuse fuse.glusterfs 9p lustre glusterfs virtiofs gfs2 ocfs2 beegfs".split(
+      " ",
+    ))
+      assert.notDeepEqual(of(type, "server:/export"), disk, type);
+    for (const type of ["xfs", "btrfs", "fuseblk", "vfat"])
+      assert.deepEqual(of(type, "/dev/sda1"), disk, type);
+    assert.notDeepEqual(of("ceph", "mon:/"), of("nfs4", "mon:/"));
+    for (const [one, other] of [
+      ["10.0.0.9:/export", "10.0.1.9:/export/"],
+      ["[fd00::9]:/export", "10.0.1.9:/export"],
+      ["fd00::9:/export", "::1:/export"],
+    ] as const)
+      assert.deepEqual(of("nfs4", one), of("nfs4", other), `${one} ${other}`);
+    assert.deepEqual(of("cifs", "//10.0.0.9/share"), of("cifs", "//[fd00::9]/share"));
+    for (const [type, one, other] of [
+      ["nfs4", "server:/export", "server:/staging"],
+      ["nfs4", "cafe:/export", "feed:/export"],
+      ["nfs4", "10.0.0.9:/export", "10.0.0.9:/staging"],
+      ["cifs", "//server/share", "//other/share"],
+    ] as const)
+      assert.notDeepEqual(of(type, one), of(type, other), `${one} ${other}`);
+    // of these the source is a list of servers, or a name that a node has for it
+    assert.deepEqual(of("ceph", "10.0.0.1:6789,10.0.0.2:6789:/"), of("ceph", "10.0.0.2:6789:/"));
+    assert.deepEqual(of("fuse.sshfs", "a@server:/x"), of("fuse.sshfs", "server:/x"));
+  });
+
   it("have memory as runs, however the kernel cut it", () => {
     const mapping = (range: string, what: string, flags: string): string =>
       `${range} ${what}\nSize: 4 kB\nVmFlags: ${flags} \n`;
@@ -502,6 +567,18 @@ describe("facts of /proc", () => {
     assert.deepEqual(memoryFacts(file + rest), { "1000-3000": "r--p rd /lib/x at 1000" });
     const elsewhere = mapping("2000-3000", "r--p 00007000 fe:01 9 /lib/x", "rd mr mw me");
     assert.equal(Object.keys(memoryFacts(file + elsewhere)).length, 2);
+  });
+
+  it("have the same memory of the lines that are kept of it", () => {
+    const mapping = (range: string, name: string, more: string): string =>
+      `${range} r--p 00001000 fe:01 9 ${name}\nSize: 4 kB\nTHPeligible: 0\n${more}VmFlags: rd mr mw \n`;
+    const first = mapping("1000-2000", "/VmFlags: x", "ProtectionKey:         3\n");
+    const whole = first + mapping("3000-4000", "/é", "") + mapping("5000-6000", "/ProtectionKey: 3", "");
+    assert.deepEqual(memoryFacts(condensed(whole)), memoryFacts(whole));
+    assert.equal(Object.keys(memoryFacts(whole)).length, 3);
+    assert.ok(!/Size|THP/.test(condensed(whole)));
+    assert.equal(condensed(whole + whole.slice(0, 30)), condensed(whole) + whole.slice(0, 30));
+    assert.equal(condensed(""), "");
   });
 
   it("have memory without the names that a program gives it, which no restore keeps", () => {
