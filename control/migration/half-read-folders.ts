@@ -19,10 +19,7 @@ export interface BegunFolder {
   position: bigint;
 }
 
-/**
- * Of processes that run. They are not disturbed: each folder is opened once more, and that is asked whether names follow. It may have another
- * end than what the process has open: some are none.
- */
+/** Of processes that run. They are not disturbed: each folder is opened once more, and that is asked whether names follow. */
 export async function halfReadFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
   return (await begunFolders(container, pids)).filter(({ pid, fd, position }) => {
     let again: number;

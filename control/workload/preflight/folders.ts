@@ -7,10 +7,7 @@ import type { Travelling } from "../../runtime/travelling-mounts.ts";
 const LOOKS = 5;
 const LOOK_MS = 50;
 
-/**
- * Told is what is found at every look. A warning: the folder is opened anew, and for one that keeps it open at its end what came since may seem to
- * follow (XFS puts a new name behind an end that was taken before; the frozen tree's own descriptor is asked in a move).
- */
+/** Told is what is found at every look. */
 export async function checkFolders(container: Travelling, pids: number[], add: Add): Promise<void> {
   const key = ({ pid, fd, position }: BegunFolder): string => `${pid} ${fd} ${position}`;
   let found = await halfReadFolders(container, pids);
@@ -22,9 +19,9 @@ export async function checkFolders(container: Travelling, pids: number[], add: A
   for (const folder of found)
     add(
       "descriptor.folder-half-read",
-      "warning",
-      `${said(folder)}: a move is refused while names follow`,
-      "let it read the folder to its end or close it; nothing is to be done where it has, and names came since",
+      "error",
+      said(folder),
+      "let it read the folder to its end or close it, and try again",
       { pid: folder.pid, fd: folder.fd, path: folder.path },
     );
 }
