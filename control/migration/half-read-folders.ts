@@ -3,7 +3,7 @@
  * in which names came (tmpfs, overlayfs) or by a hash with a seed of its own (ext4). CRIU sets the same number at the target, whose folder
  * has the same names at other positions: some would never be read, and others twice. At the end of a folder nothing follows on either node.
  */
-import { closeSync, constants, openSync, readFileSync, statSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
@@ -19,33 +19,19 @@ export interface BegunFolder {
   position: bigint;
 }
 
-/** Of processes that run. They are not disturbed: each folder is opened once more, and that is asked whether names follow. */
+/**
+ * Of processes that run, or are frozen. Asked is their own descriptor, whose place no other has: one that reads and deletes by turns (`rm -r`)
+ * has a list of its own in overlayfs, and a place of its own in tmpfs before Linux 6.6; what is opened anew may have another end. None is moved.
+ */
 export async function halfReadFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
-  return (await begunFolders(container, pids)).filter(({ pid, fd, position }) => {
-    let again: number;
-    try {
-      again = openSync(`/proc/${pid}/fd/${fd}`, constants.O_RDONLY | constants.O_DIRECTORY);
-    } catch (error) {
-      if (isShortage(error)) throw error;
-      return false; // closed meanwhile
-    }
-    try {
-      descriptor.seek(again, position);
-      return descriptor.namesFollow(again);
-    } finally {
-      closeSync(again);
-    }
-  });
+  const begun = await begunFolders(container, pids);
+  return begun.filter((folder) => withSocketAt(folder, descriptor.namesFollow) === true);
 }
 
-/**
- * Of a frozen tree: by its own descriptors, as one that reads and deletes by turns (`rm -r`) has a list of its own in overlayfs, and a
- * place of its own in tmpfs before Linux 6.6. None is moved. @throws HoldfastError `FILE_UNMOVABLE`
- */
+/** Of a frozen tree. @throws HoldfastError `FILE_UNMOVABLE` */
 export async function refuseHalfReadFolders(container: Travelling, pids: number[]): Promise<void> {
-  for (const folder of await begunFolders(container, pids))
-    if (withSocketAt(folder, descriptor.namesFollow) === true)
-      throw fail("FILE_UNMOVABLE", `${said(folder)}; try again`);
+  const [folder] = await halfReadFolders(container, pids);
+  if (folder !== undefined) throw fail("FILE_UNMOVABLE", `${said(folder)}; try again`);
 }
 
 /** A clause. */

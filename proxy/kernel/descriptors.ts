@@ -121,13 +121,7 @@ export function ioctlBuffer(fd: number, request: number, structure: Buffer): voi
 export const TIOCEXCL = 0x540c;
 export const TIOCGEXCL = 0x80045440;
 
-const SEEK_SET = 0;
 const SEEK_DATA = 3;
-
-/** Sets the position of an open file (lseek(2)), which all its descriptors share. In a folder it is a number as the file system gives it. */
-export function seek(fd: number, position: bigint): void {
-  if (libc().lseek(fd, position, SEEK_SET) < 0) throw failure("lseek", errno());
-}
 
 /**
  * Whether a folder has more names from its position on, which stays: for the next name there is no room, so it is not taken (getdents64(2),
