@@ -172,8 +172,10 @@ export interface Mount {
   isOfNode: boolean;
   /** what is compared of it */
   text: string;
-  /** … where it shows something of the node's: what confines whoever uses it there, and which share it is, whatever kind of disk it is kept on */
+  /** … where it shows something of the node's: what confines whoever uses it there, whatever it is kept on */
   confinement: string;
+  /** … and which share it is, where the application declares it: "local" is any disk */
+  keptAt: string;
   /** it is there to hide something: the null device over a file, an empty read-only tmpfs over a folder */
   hides: boolean;
 }
@@ -224,13 +226,8 @@ export function mountsOf(mountinfo: string): Mount[] {
       type,
       isOfNode: !OWN_TYPES.has(type) || (SHARED_TYPES.has(type) && root !== "/"),
       text: [type, options, ...propagation, kept.join(",")].join(" "),
-      confinement: [
-        "the node's",
-        keptAt(type, source),
-        options,
-        ...propagation,
-        isReadOnly ? "ro" : "rw",
-      ].join(" "),
+      confinement: ["the node's", options, ...propagation, isReadOnly ? "ro" : "rw"].join(" "),
+      keptAt: keptAt(type, source),
       hides,
     });
   }
@@ -239,19 +236,29 @@ export function mountsOf(mountinfo: string): Mount[] {
 
 /**
  * `mount /tmp` → type, options, propagation; what is mounted over is numbered from below. What hides files of one node is left out.
- * @param isNodes whose file system's options are the node's own affair (NFS shows this node's address in them, a disk how it is used)
+ * @param kindOf `node`, `volume`: its file system's options are the node's own affair (NFS shows this node's address in them, a disk how it is
+ * used); of a volume, which the application means to share, it matters which share it is
  */
-export function mountFacts(mounts: Mount[], isNodes: (mount: Mount) => boolean = () => false): Facts {
+export function mountFacts(
+  mounts: Mount[],
+  kindOf: (mount: Mount) => "own" | "node" | "volume" = () => "own",
+): Facts {
   const facts: Facts = {};
   const seen = new Map<string, number>();
   for (const mount of mounts) {
-    const { point, text, confinement, hides } = mount;
+    const { point, hides } = mount;
     if (`${point}/`.startsWith(OUR_MOUNTS) || hides) continue;
     const above = seen.get(point) ?? 0;
     seen.set(point, above + 1);
-    facts[above === 0 ? `mount ${point}` : `mount ${point} (${above} above)`] = isNodes(mount)
-      ? confinement
-      : text;
+    facts[above === 0 ? `mount ${point}` : `mount ${point} (${above} above)`] = comparedOf(
+      mount,
+      kindOf(mount),
+    );
   }
   return facts;
+}
+
+function comparedOf({ text, confinement, keptAt }: Mount, kind: "own" | "node" | "volume"): string {
+  if (kind === "own") return text;
+  return kind === "node" ? confinement : `${confinement} ${keptAt}`;
 }

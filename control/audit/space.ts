@@ -9,6 +9,8 @@ import { readBeginning, readRecords } from "../runtime/read-text.ts";
 const LIMITS = { threads: 10_000, descriptors: 50_000, bytes: 128 * 1024 * 1024 };
 /** What is restored has as much, but another kernel may list it in more words: that is no reason to roll back. */
 export const LIMITS_OF_RESTORED = { ...LIMITS, bytes: 2 * LIMITS.bytes };
+/** are read in the time that one is kept and compared in */
+const READ_BYTES = 4;
 type Counted = keyof typeof LIMITS;
 const NAMES: Record<Counted, string> = {
   threads: "threads",
@@ -47,7 +49,7 @@ export class Space {
   }
 
   /**
-   * {@link text} of which little is kept, and only that costs.
+   * {@link text} of which little is kept: that costs, and a quarter of what has to be read for it where that is more.
    * @param last how the last line of each record begins
    * @param condense whole records to what is kept of them
    * @throws HoldfastError `AUDIT_SPACE`, before more is read
@@ -56,7 +58,7 @@ export class Space {
     const kept: string[] = [];
     readRecords(path, last, (records) => {
       const text = condense(records);
-      this.take("bytes", text.length);
+      this.take("bytes", Math.max(text.length, Math.floor(records.length / READ_BYTES)));
       kept.push(text);
     });
     return kept.join("");

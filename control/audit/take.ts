@@ -69,7 +69,11 @@ export function takeFingerprint(options: TakeOptions): Taken {
   const mounts = mountsOf(readFileSync(`/proc/${options.initPid}/mountinfo`, "utf8"));
   subjects.mounts = mountFacts(
     mounts.filter(({ point }) => !volumes.some((volume) => point.startsWith(`${volume}/`))),
-    ({ point, isOfNode }) => format !== RAW_FORMAT && (isOfNode || volumes.includes(point)),
+    ({ point, isOfNode }) => {
+      if (format === RAW_FORMAT) return "own";
+      if (volumes.includes(point)) return "volume";
+      return isOfNode ? "node" : "own";
+    },
   );
   const root = tree.processes[0];
   if (root !== undefined) subjects.ipc = ipcFacts(root.pid);

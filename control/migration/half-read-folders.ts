@@ -7,7 +7,7 @@ import { readFileSync, statSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
-import { isShortage } from "../runtime/read-text.ts";
+import { isShortage, readBeginning } from "../runtime/read-text.ts";
 import { type Travelling, travellingMounts } from "../runtime/travelling-mounts.ts";
 import { withSocketAt } from "./sockets.ts";
 
@@ -20,18 +20,32 @@ export interface BegunFolder {
 }
 
 /**
- * Of processes that run, or are frozen. Asked is their own descriptor, whose place no other has: one that reads and deletes by turns (`rm -r`)
- * has a list of its own in overlayfs, and a place of its own in tmpfs before Linux 6.6; what is opened anew may have another end. None is moved.
+ * Of processes that run. Asked is their own descriptor, whose place no other has: one that reads and deletes by turns (`rm -r`) has a list of its
+ * own in overlayfs, and a place of its own in tmpfs before Linux 6.6; what is opened anew may have another end. None is moved: a program of 32
+ * bits, whose place might be, is not asked while it runs.
  */
 export async function halfReadFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
-  const begun = await begunFolders(container, pids);
+  const begun = (await begunFolders(container, pids)).filter(({ pid }) => has64Bits(pid));
   return begun.filter((folder) => withSocketAt(folder, descriptor.namesFollow) === true);
 }
 
 /** Of a frozen tree. @throws HoldfastError `FILE_UNMOVABLE` */
 export async function refuseHalfReadFolders(container: Travelling, pids: number[]): Promise<void> {
-  const [folder] = await halfReadFolders(container, pids);
-  if (folder !== undefined) throw fail("FILE_UNMOVABLE", `${said(folder)}; try again`);
+  for (const folder of await begunFolders(container, pids))
+    if (withSocketAt(folder, namesFollow) === true)
+      throw fail("FILE_UNMOVABLE", `${said(folder)}; try again`);
+}
+
+function namesFollow(fd: number): boolean {
+  const position = descriptor.positionOf(fd);
+  const follow = descriptor.namesFollow(fd);
+  if (descriptor.positionOf(fd) !== position) descriptor.setPosition(fd, position);
+  return follow;
+}
+
+/** elf(5): ELFCLASS64 */
+function has64Bits(pid: number): boolean {
+  return readBeginning(`/proc/${pid}/exe`, 5)[4] === 2;
 }
 
 /** A clause. */

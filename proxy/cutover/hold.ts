@@ -24,7 +24,8 @@ export const LINK_MS = 1;
 
 /** @throws HoldfastError `PROXY_QUIESCE` (retryable): an anchor has not answered; bytes may be on its link. Roll back. */
 export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
-  const deadlineMs = performance.now() + proxy.config.limits.holdMsMax;
+  const { config } = proxy;
+  const deadlineMs = performance.now() + config.limits.holdMsMax;
   proxy.counters.holds++;
   proxy.heldAtMs = performance.now();
   proxy.anchorLinks.releasedElsewhere = false;
@@ -37,9 +38,11 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
   const links = restless.filter(({ downstream }) => downstream instanceof LinkLeg).length;
   const anchorsDeadlineMs = deadlineMs + links * LINK_MS;
   let acceptBacklog = await countBacklog(proxy);
+  let cutOff = 0;
   for (let poll = 0; ; poll++) {
     restless = restless.filter((session) => !isQuiet(session));
-    if (restless.length === 0 && acceptBacklog === 0) break;
+    cutOff = config.downstream === "gateway" ? cutOffLinks(proxy) : 0;
+    if (restless.length === 0 && acceptBacklog === 0 && cutOff === 0) break;
     const nowMs = performance.now();
     if (nowMs >= anchorsDeadlineMs || (nowMs >= deadlineMs && !restless.some(hasSilentAnchor))) break;
     await delay(POLL_MS);
@@ -63,7 +66,6 @@ export async function hold(proxy: WorkloadProxy): Promise<HoldResult> {
       `${silentAnchors.length} of ${links} anchor links have not answered within ${waitedMs} ms; roll back and look at their nodes`,
     );
   }
-  const cutOff = proxy.config.downstream === "gateway" ? cutOffLinks(proxy) : 0;
   if (cutOff > 0)
     throw fail(
       "PROXY_QUIESCE",

@@ -121,19 +121,30 @@ export function ioctlBuffer(fd: number, request: number, structure: Buffer): voi
 export const TIOCEXCL = 0x540c;
 export const TIOCGEXCL = 0x80045440;
 
+const SEEK_SET = 0;
+const SEEK_CUR = 1;
 const SEEK_DATA = 3;
+
+/** Of an open file or folder, which all its descriptors share. @throws HoldfastError */
+export function positionOf(fd: number): number {
+  return check(libc().lseek(fd, 0, SEEK_CUR), "lseek");
+}
+export function setPosition(fd: number, position: number): void {
+  check(libc().lseek(fd, position, SEEK_SET), "lseek");
+}
 
 /**
  * Whether a folder has more names from its position on, which stays: for the next name there is no room, so it is not taken (getdents64(2),
  * EINVAL; filldir64() in fs/readdir.c). Put back by its number it might be at another: tmpfs before Linux 6.6 counts the names that are left
- * (dcache_dir_lseek() in fs/libfs.c). A deleted folder has none.
+ * (dcache_dir_lseek() in fs/libfs.c). A deleted folder has none, nor has what is no folder. Of what a 32-bit program has read it may move the
+ * position (hash2pos() in fs/ext4/dir.c goes by who asks).
  */
 export function namesFollow(fd: number): boolean {
   const room = Buffer.alloc(1);
   const size = libc().syscall(SYS_GETDENTS64, fd, addressOf(room), room.length, 0);
   const code = size < 0 ? errnoName(errno()) : "";
   if (code === "EINVAL") return true;
-  if (code === "ENOENT") return false;
+  if (code === "ENOENT" || code === "ENOTDIR" || code === "EBADF") return false;
   return check(size, "getdents64") > 0;
 }
 

@@ -7,12 +7,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, describe, it } from "node:test";
-import { refuseHalfReadFolders } from "#control/migration/half-read-folders.ts";
+import { halfReadFolders, refuseHalfReadFolders } from "#control/migration/half-read-folders.ts";
 import { checkFolders } from "#control/workload/preflight/folders.ts";
 
 const skip = process.getuid?.() === 0 ? false : "needs root: pidfd_getfd(2)";
 const NAMES = 2_000;
-/** Reads a batch of names for each line that it is sent, and says how many it has read by now, each once, or deletes those; `loop`: over and over, and ends with its input. */
+/** Reads a batch of names for each line that it is sent, and says how many it has read by now, each once, or deletes those; `loop`: over and over, and ends with its input; `others`: begins, and leaves it for a file. */
 const READER = `
 import ctypes, os, struct, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -31,7 +31,13 @@ def batch():
 def loop():
     while True:
         if batch() == 0: os.lseek(folder, 0, 0)
-if sys.argv[2] == "loop": threading.Thread(target=loop, daemon=True).start()
+def others():
+    while True:
+        fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+        libc.getdents64(fd, buffer, len(buffer))
+        os.close(fd)
+        os.close(os.open("/etc/passwd", os.O_RDONLY))
+if sys.argv[2] != "asked": threading.Thread(target={"loop": loop, "others": others}[sys.argv[2]], daemon=True).start()
 print("ready", flush=True)
 for line in sys.stdin:
     if line.strip() == "delete":
@@ -63,7 +69,7 @@ describe("a folder in the middle of which a program is", { skip }, () => {
   });
 
   async function withReader(
-    how: "asked" | "loop",
+    how: "asked" | "loop" | "others",
     use: (reader: { pid: number; read(what: "batch" | "all" | "delete"): Promise<number> }) => Promise<void>,
     [command, ...args]: [string, ...string[]] = ["python3"],
   ): Promise<void> {
@@ -108,6 +114,11 @@ describe("a folder in the middle of which a program is", { skip }, () => {
 
   it("is not told of where it reads on", () =>
     withReader("loop", async ({ pid }) => assert.deepEqual(await found(pid), [])));
+
+  it("is none where the descriptor has become another file's", () =>
+    withReader("others", async ({ pid }) => {
+      for (let looks = 0; looks < 2_000; looks++) await halfReadFolders(container(pid), [pid]);
+    }));
 
   it("is not told of on a mount whose files stay", () =>
     withReader("asked", async ({ pid, read }) => {

@@ -485,7 +485,7 @@ describe("facts of /proc", () => {
     const facts = (...lines: string[]): Facts =>
       mountFacts(
         mountsOf(lines.map((line, at) => `${at + 40} 30 0:${at} ${line}\n`).join("")),
-        ({ isOfNode }) => isOfNode,
+        ({ isOfNode }) => (isOfNode ? "node" : "own"),
       );
     const nfs = (address: string, options = "rw,relatime", more = "shared:3"): string =>
       `/chat /data ${options} ${more} - nfs4 server:/export rw,vers=4.2,clientaddr=${address},local_lock=none,addr=10.0.0.9`;
@@ -517,10 +517,10 @@ describe("facts of /proc", () => {
   });
 
   it("tell a share from a disk and from another share, by whatever address its server is called", () => {
-    const of = (type: string, source: string): Facts =>
+    const of = (type: string, source: string, kind: "node" | "volume" = "volume"): Facts =>
       mountFacts(
         mountsOf(`41 30 0:1 /app /data rw shared:3 - ${type} ${source} rw,addr=10.0.0.9\n`),
-        ({ isOfNode }) => isOfNode,
+        () => kind,
       );
     const disk = of("ext4", "/dev/vda");
     for (const type of "nfs nfs4 cifs smb3 ceph fuse fuse.glusterfs 9p lustre glusterfs virtiofs gfs2 ocfs2 beegfs".split(
@@ -544,6 +544,9 @@ describe("facts of /proc", () => {
       ["cifs", "//server/share", "//other/share"],
     ] as const)
       assert.notDeepEqual(of(type, one), of(type, other), `${one} ${other}`);
+    // /etc/hosts of a node whose own folders are on a server
+    const [one, other] = [":/nodes/a", ":/nodes/b"].map((path) => of("nfs4", `10.0.0.9${path}`, "node"));
+    assert.deepEqual(one, other);
     // of these the source is a list of servers, or a name that a node has for it
     assert.deepEqual(of("ceph", "10.0.0.1:6789,10.0.0.2:6789:/"), of("ceph", "10.0.0.2:6789:/"));
     assert.deepEqual(of("fuse.sshfs", "a@server:/x"), of("fuse.sshfs", "server:/x"));

@@ -147,7 +147,7 @@ function silence(
   // of each pod of that name on its own: it may have been asked since the one before
   const [uid, since = ""] = (mark ?? "").split(" ");
   const sinceMs = uid === ordinalUid ? Date.parse(since) : Number.NaN;
-  if (Number.isNaN(sinceMs))
+  if (Number.isNaN(sinceMs) || sinceMs > nowMs)
     return annotated(shadow, { [ANNOTATION.silent]: `${ordinalUid} ${timeText(nowMs)}` });
   const asked = nowMs < sinceMs + SILENT_MS ? null : askedToEnd(observed.migration);
   return asked === null ? null : stay(observed, nowMs, shadow, asked);
@@ -167,8 +167,10 @@ function missed(observed: Observed, nowMs: number, shadow: Pod, ordinal: Pod, si
   const why = notSeen(observed, shadow);
   if (unseen.count >= UNSEEN_MAX && nowMs >= unseen.sinceMs + UNSEEN_MS)
     return stay(observed, nowMs, shadow, why);
-  const againMs = Date.parse(creationTimestamp) + backOffMs(unseen.count - 1);
-  if (nowMs < againMs) return { ...waiting(observed, nowMs, why), wakeMs: againMs };
+  const madeMs = Date.parse(creationTimestamp);
+  const againMs = madeMs + backOffMs(unseen.count - 1);
+  // the API server's clock may be ahead of ours
+  if (nowMs < againMs && madeMs <= nowMs) return { ...waiting(observed, nowMs, why), wakeMs: againMs };
   return now({ do: "delete-pod", pod: refOf(ordinal), isUnchanged: true });
 }
 
