@@ -17,6 +17,7 @@ import { isUnanswered } from "#proxy/store/store.ts";
 import { type OutcomeReply, outcomeReply } from "../api/migration.ts";
 import type { Held, PeerAnswer } from "../api/owners.ts";
 import type { MigrationHost } from "./host.ts";
+import { untilDone } from "./steps.ts";
 
 export const STORE_RETRY_MS = 200;
 const PEER_MS_MAX = 1_000;
@@ -165,8 +166,30 @@ export async function decideReleasing(
       if (!isNoAnswer(error)) throw error;
       return null;
     });
+    if (found !== null && found.epoch >= epoch) return found.owner === context.node ? "mine" : "not-mine";
+    return askPeers(workload, { peer, epoch });
+  });
+}
+
+/**
+ * As {@link decideReleasing}, where nothing is left that could go on: this node owns it, and begins it anew, only where nobody else may have it any
+ * more. A commit alone can be taken back, and the source has the application.
+ * @param given true when the source has been told meanwhile that this node gave up
+ */
+export async function decideLost(
+  workload: MigrationHost,
+  { migration, peer, epoch }: { migration: string; peer: string; epoch: number },
+  given: () => boolean,
+): Promise<"mine" | "not-mine"> {
+  const { context, name } = workload;
+  return settling(workload, async () => {
+    if (given()) return "not-mine";
+    const found = await context.store.cancel({ workload: name, migration }).catch((error: unknown) => {
+      if (!isNoAnswer(error)) throw error;
+      return null;
+    });
     if (found !== null && found.epoch >= epoch)
-      return found.owner === context.node && found.epoch === epoch ? "mine" : "not-mine";
+      return found.owner === context.node && found.state !== "committed" ? "mine" : "not-mine";
     return askPeers(workload, { peer, epoch });
   });
 }
@@ -221,10 +244,20 @@ export async function goBack(
     await beforeGoingOn();
     await host.goOnHere(epoch);
   }
-  host.record({ epoch, moving: null });
+  await noted(host, () => host.record({ epoch, moving: null }));
   if (!decision.told && reserveTried)
-    host.outbox.put({ kind: held ? "taken-back" : "cancelled", migration, epoch });
+    await noted(host, () => host.outbox.put({ kind: held ? "taken-back" : "cancelled", migration, epoch }));
   return { where: "here" };
+}
+
+/** What is decided: where there is no room on the disk, as soon as there is. */
+function noted(host: MigrationHost, step: () => void): Promise<void> {
+  const onFailure = (error: unknown): void =>
+    host.context.log.error(
+      { workload: host.name, reason: messageOf(error) },
+      "how a move ends is not on record yet",
+    );
+  return untilDone(step, onFailure, () => host.throwIfClosed());
 }
 
 /** At the target: what makes it known that nobody can take the workload back. */
@@ -247,8 +280,10 @@ export interface Releasing {
  */
 export async function release(host: MigrationHost, releasing: Releasing): Promise<number> {
   const { migration, epoch } = releasing;
-  const without = (granted: number): number => {
-    host.outbox.put({ kind: "released", migration, epoch: granted });
+  const without = async (granted: number): Promise<number> => {
+    // before the store is told: the next agent is to go on at the same epoch
+    await noted(host, () => host.recordMoving({ step: "released", epoch: granted }));
+    await noted(host, () => host.outbox.put({ kind: "released", migration, epoch: granted }));
     return granted;
   };
   for (;;) {

@@ -2,6 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { SHORTAGE_MS_MAX, withRoom } from "../runtime/read-text.ts";
 
 const AGAIN_MS = 100;
+const AGAIN_MS_MAX = 2_000;
 
 /** Steps that undo something: one that fails must not keep the others from being taken. */
 export type Steps = Record<string, () => Promise<unknown> | unknown>;
@@ -25,7 +26,7 @@ export async function takeEach(
 }
 
 /**
- * What has to come about, however often it fails: the next try is a moment later.
+ * What has to come about, however often it fails: the next try is a moment later, and later each time.
  * @param onFailure told of each reason once @param throwIfOver ends it
  */
 export async function untilDone<T>(
@@ -34,14 +35,14 @@ export async function untilDone<T>(
   throwIfOver: () => void,
 ): Promise<T> {
   const told = new Set<string>();
-  for (;;) {
+  for (let againMs = AGAIN_MS; ; againMs = Math.min(againMs * 1.5, AGAIN_MS_MAX)) {
     try {
       return await step();
     } catch (error) {
       throwIfOver();
       if (!told.has(String(error))) onFailure(error);
       told.add(String(error));
-      await delay(AGAIN_MS);
+      await delay(againMs);
     }
   }
 }

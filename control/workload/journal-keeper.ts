@@ -42,9 +42,17 @@ export class JournalKeeper {
     this.#journal = next;
   }
 
-  /** An epoch that was given out: this node will not let it be given out again. */
+  /**
+   * An epoch that was given out: this node will not let it be given out again. Where there is no room on the disk it is written with what is
+   * recorded next: who is told of another owner has to step down all the same.
+   */
   see(epoch: number): void {
-    if (this.#damage === null && epoch > this.#journal.seen) this.record({ seen: epoch });
+    if (this.#damage !== null || epoch <= this.#journal.seen) return;
+    try {
+      this.record({ seen: epoch });
+    } catch {
+      this.#journal = nextJournal(this.#journal, { seen: epoch });
+    }
   }
 
   recordMoving(patch: Partial<Moving>): void {

@@ -8,7 +8,14 @@ import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import type { MigrationHost } from "../migration/host.ts";
 import type { Moving } from "../migration/moving.ts";
-import { decideAtTarget, decideReleasing, goBack, hasLetGo, release } from "../migration/settle.ts";
+import {
+  decideAtTarget,
+  decideLost,
+  decideReleasing,
+  goBack,
+  hasLetGo,
+  release,
+} from "../migration/settle.ts";
 import { untilDone } from "../migration/steps.ts";
 import { isSameProcess } from "../runtime/processes.ts";
 import { isShortage } from "../runtime/read-text.ts";
@@ -36,10 +43,16 @@ export class MoveRecovery {
   /** waits for the store or the other node; forced: a person has said that the other node is gone for good */
   #settling: "no" | "yes" | "forced" = "no";
 
+  /** nothing is left of an arrival that could go on: rather than that, its source does */
+  #isLost = false;
+
   constructor(host: RecoveryHost) {
     this.#host = host;
   }
 
+  get isLost(): boolean {
+    return this.#isLost;
+  }
   /** From now on this node does not go on: its answer stays true. */
   giveWord(): void {
     this.#gaveWord = true;
@@ -126,7 +139,15 @@ export class MoveRecovery {
     const host = this.#host;
     const { epoch, id: migration, peer, step } = moving;
     if (step === "released" && !(await this.#isOwnedAbove(epoch))) return this.#finish(moving);
-    if (["restored", "adopted", "releasing"].includes(step) && (await this.#isWhole())) {
+    const isWhole = await this.#isWhole();
+    if (step === "releasing" && !isWhole) {
+      this.#isLost = true;
+      // the store may have made it this node's, and the source have let go
+      if ((await decideLost(host, { migration, peer, epoch }, () => this.#gaveWord)) === "mine") {
+        host.recordMoving({ step: "released" });
+        return this.#finish(moving);
+      }
+    } else if (["restored", "adopted", "releasing"].includes(step) && isWhole) {
       const outcome =
         step === "releasing"
           ? await decideReleasing(host, { migration, peer, epoch })

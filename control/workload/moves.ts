@@ -41,7 +41,7 @@ export interface MovingWorkload
   readonly heardEpoch: number;
   /** Ends when what the last agent left is settled. */
   readonly recovery: Promise<void>;
-  readonly moveRecovery: { giveWord(): void; grant(epoch: number): void };
+  readonly moveRecovery: { readonly isLost: boolean; giveWord(): void; grant(epoch: number): void };
 }
 
 /** a new move waits so long for the store to be told of the last one */
@@ -172,13 +172,15 @@ export class Moves {
    */
   async outcome({ migration, epoch, grant }: OutcomeCall): Promise<OutcomeReply> {
     const host = this.#host;
+    host.throwIfDamaged(); // it may be this node's
     const arrival = this.#arrival;
     if (arrival !== null && arrival.prepare.migration === migration) return arrival.abort(grant);
     const isOpen = (): boolean =>
       host.journal.moving?.side === "target" && host.journal.moving.id === migration;
     if (isOpen()) {
       const step = host.journal.moving?.step;
-      if (step !== "releasing" && step !== "released") host.moveRecovery.giveWord();
+      const isSure = step !== "releasing" && step !== "released";
+      if (isSure || host.moveRecovery.isLost) host.moveRecovery.giveWord();
       else if (grant !== null) host.moveRecovery.grant(grant);
       await Promise.race([host.recovery.catch(() => {}), sleep(OUTCOME_MS_MAX, undefined, { ref: false })]);
       if (isOpen()) return { outcome: "unsure", epoch };

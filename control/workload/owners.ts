@@ -149,7 +149,14 @@ export class Owners {
   }
 
   #hear(peer: string, told: Held[]): void {
-    for (const held of told) this.#workloads.get(held.workload)?.owner.hear(peer, held);
+    for (const held of told) {
+      try {
+        this.#workloads.get(held.workload)?.owner.hear(peer, held);
+      } catch (error) {
+        // the others are heard of all the same
+        this.#context().log.warn({ workload: held.workload, peer, reason: messageOf(error) }, "not heard of");
+      }
+    }
   }
 }
 

@@ -53,6 +53,11 @@ const CLAIM_AGAIN_MS = 500;
 /** … and less and less often, for an owner may keep it as long as it likes */
 const CLAIM_AGAIN_MS_MAX = 2_000;
 
+const OWED: Problem = {
+  what: "the store has not been told yet how the last move of it ended",
+  cure: "start the store; then it is started by itself",
+};
+
 export class Starter {
   readonly #host: StarterHost;
   #isWaiting = false;
@@ -109,6 +114,7 @@ export class Starter {
     if (host.isClosed || host.journal.stopped || host.runsHere) return true;
     if (host.isMoving || this.#starting !== null) return false;
     if (host.journal.role === "none" && !host.config.start) return true; // its pod is a standby by now
+    if (host.journal.owed !== null) return this.#waitFor(OWED); // the store says something else until then
     return this.#alone(async () => {
       const decision = await this.#decide(false);
       if (decision.kind === "other") {

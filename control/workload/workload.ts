@@ -16,6 +16,7 @@ import { MOVE_LIMITS } from "../config/limits.ts";
 import { comeAlive, undoMove } from "../migration/go-on.ts";
 import type { Moving } from "../migration/moving.ts";
 import { endLeftConnections } from "../migration/sockets.ts";
+import { untilDone } from "../migration/steps.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
 import type { ProcessIdentity } from "../runtime/processes.ts";
@@ -44,6 +45,8 @@ import { StoreOutbox } from "./store-outbox.ts";
 import { type RestartEvent, type RestartResult, Supervisor } from "./supervisor.ts";
 
 const MIB = 1_048_576;
+/** in which a store that answers is told what it is owed */
+const TOLD_MS_MAX = 1_000;
 
 /** By who it is that starts an application again. */
 const SUPERVISORS = { agent: Supervisor } satisfies Record<Runtime["supervisor"], unknown>;
@@ -277,38 +280,62 @@ export class Workload {
       this.obstacle.found(problem);
       this.context.log.error({ workload: this.name, ...problem }, "the address is not looked after");
     });
-    const { journal } = this;
-    await this.keeper.find();
-    if (journal.moving !== null) await this.moveRecovery.run(journal.moving);
-    if (this.journal.owed !== null) this.outbox.put(this.journal.owed);
-    if (this.journal.role === "owner") await this.#recoverOwner();
-    else if (this.journal.role === "anchor" && this.keeper.client === null)
-      this.record({ role: "none", proxy: null });
+    // what fails is tried again: nobody else settles it, and until then it is neither watched nor supervised
+    await this.#hasToBe("find its proxy", () => this.keeper.find());
+    await this.#hasToBe("settle its move", async () => {
+      if (this.journal.moving !== null) await this.moveRecovery.run(this.journal.moving);
+    });
+    await this.#hasToBe("tell the store", () => {
+      if (this.journal.owed !== null) this.outbox.put(this.journal.owed);
+    });
+    let isGone = this.journal.role === "none";
+    if (this.journal.role === "owner") isGone = await this.#recoverOwner();
+    else if (this.journal.role === "anchor" && this.keeper.client === null) {
+      await this.#hasToBe("be none", () => this.record({ role: "none", proxy: null }));
+      isGone = true;
+    }
     this.#isRecovered = true;
     this.supervisor.watch();
     this.registry.keep();
     this.output.keep();
-    if (this.journal.role === "none" && this.config.start) await this.starter.startWhenKnown();
+    if (isGone && (this.journal.role === "owner" || this.config.start)) await this.starter.startWhenKnown();
   }
 
-  async #recoverOwner(): Promise<void> {
+  /** True: nothing of it runs. What fails of the rest is tried again by those who watch it. */
+  async #recoverOwner(): Promise<boolean> {
     const { epoch } = this.journal;
     const alive = (await this.sandbox?.isAlive()) === true;
     if (!alive && this.keeper.client === null) {
       this.context.log.warn({ workload: this.name }, "did not survive; starting again");
-      await this.tearDown();
-      this.record({ ...EMPTY_JOURNAL, role: "owner", epoch }); // a later agent has to try as well
-      await this.starter.startWhenKnown();
-      return;
+      await this.#hasToBe("be removed", async () => {
+        await this.tearDown();
+        // a later agent has to try as well
+        this.record({ ...EMPTY_JOURNAL, role: "owner", epoch, owed: this.journal.owed });
+      });
+      return true;
     }
     this.context.log.info(
       { workload: this.name, container: alive, proxy: this.keeper.client !== null },
       "found running",
     );
-    if (this.keeper.client === null) await this.keeper.replaceLost();
-    await this.vip?.take();
+    if (this.keeper.client === null)
+      await this.keeper.replaceLost().catch((error: unknown) => this.#warn("replace its proxy", error));
+    await this.vip?.take().catch((error: unknown) => this.#warn("take its address", error));
     // an application that is not there is started again by the watch, behind the proxy it had
     this.supervisor.recover();
+    return false;
+  }
+
+  #hasToBe(what: string, step: () => Promise<void> | void): Promise<void> {
+    return untilDone(
+      step,
+      (error) =>
+        this.context.log.error(
+          { workload: this.name, what, reason: messageOf(error) },
+          "cannot be recovered yet",
+        ),
+      () => this.throwIfClosed(),
+    );
   }
 
   /** The agent ends; everything else stays as it is. */
@@ -341,15 +368,17 @@ export class Workload {
     this.throwIfDamaged();
     await this.starter.idle();
     if (this.isMoving || this.supervisor.isRestarting) throw this.moves.busy();
-    const { role, epoch } = this.journal;
+    const { role } = this.journal;
     await this.ending(async () => {
       await this.supervisor.interrupt();
       await this.tearDown();
       // its epoch stays: what is started next, wherever, is above it
-      this.record({ ...EMPTY_JOURNAL, epoch, stopped: true });
+      const { epoch, owed } = this.journal;
+      this.record({ ...EMPTY_JOURNAL, epoch, owed, stopped: true });
       this.obstacle.clear();
     });
-    if (role === "owner") await this.owner.leaveTombstone(epoch);
+    await this.outbox.flushed(TOLD_MS_MAX); // else the store takes no tombstone
+    if (role === "owner") await this.owner.leaveTombstone(this.journal.epoch);
   }
 
   /** Ends the application and starts it again, with what the configuration file says of it now. */
@@ -496,14 +525,16 @@ export class Workload {
     const told = this.anchors.switchTo(epoch, owner);
     const stays = this.keeper.client !== null;
     // the move is over, whatever becomes of the clean-up
-    this.record({
-      role: stays ? "anchor" : "none",
-      epoch,
-      container: null,
-      proxy: stays ? proxyRecord : null,
-      anchors: [],
-      moving: null,
-    });
+    await this.#hasToBe("be recorded as retired", () =>
+      this.record({
+        role: stays ? "anchor" : "none",
+        epoch,
+        container: null,
+        proxy: stays ? proxyRecord : null,
+        anchors: [],
+        moving: null,
+      }),
+    );
     await told;
     if (!stays && proxyRecord !== null)
       await endProxy(proxyRecord).catch((error: unknown) => this.#warn("end the proxy", error));

@@ -105,6 +105,7 @@ describe("a release that is being asked for", { timeout: 10_000 }, () => {
     const put: unknown[] = [];
     const host = {
       name: "chat",
+      recordMoving: (patch: unknown) => put.push(patch),
       context: { node: "b", store: { markReleased: mark } },
       outbox: { put: (entry: unknown) => put.push(entry) },
       get isClosed() {
@@ -137,7 +138,10 @@ describe("a release that is being asked for", { timeout: 10_000 }, () => {
     assert.deepEqual(await asked.outcome(null), { outcome: "unsure", epoch: EPOCH });
     assert.deepEqual(await asked.outcome(EPOCH + 2), { outcome: "released", epoch: EPOCH + 2 });
     assert.equal(await asked.decided, EPOCH + 2);
-    assert.deepEqual(put, [{ kind: "released", migration: "m1", epoch: EPOCH + 2 }]);
+    assert.deepEqual(put, [
+      { step: "released", epoch: EPOCH + 2 }, // first: the next agent goes on there, too
+      { kind: "released", migration: "m1", epoch: EPOCH + 2 },
+    ]);
   });
 
   test("asks the source where the store does not answer", async () => {

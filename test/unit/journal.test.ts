@@ -12,6 +12,7 @@ import {
   readJournal,
   writeJournal,
 } from "#control/workload/journal.ts";
+import { JournalKeeper } from "#control/workload/journal-keeper.ts";
 import { Workload } from "#control/workload/workload.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
@@ -53,6 +54,22 @@ function inFolder(use: (path: string) => void): void {
 function contents(path: string): Record<string, unknown> {
   return JSON.parse(readFileSync(path, "utf8"));
 }
+
+test("an epoch is known where there is no room to write it, and written with what comes next", () => {
+  const folder = mkdtempSync(join(tmpdir(), "hf-journal-"));
+  try {
+    const path = join(folder, "state", "journal.json");
+    const keeper = new JournalKeeper(path);
+    writeFileSync(join(folder, "state"), "no folder");
+    keeper.see(7);
+    assert.equal(keeper.journal.seen, 7);
+    rmSync(join(folder, "state"));
+    keeper.record({ stopped: true });
+    assert.equal(readJournal(path).seen, 7);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
 
 test("no journal is an empty one; a written one is read back", () => {
   inFolder((path) => {

@@ -5,6 +5,7 @@ import { pino } from "pino";
 import { AgentMetrics } from "#control/agent/metrics.ts";
 import { Progress } from "#control/migration/departure/progress.ts";
 import { Moves, type MovingWorkload } from "#control/workload/moves.ts";
+import { fail } from "#proxy/contract/error-codes.ts";
 
 /** Nothing of it runs, so a move of it is taken back where it begins. */
 function workloadThatIsDown(metrics: AgentMetrics): MovingWorkload {
@@ -28,6 +29,19 @@ function workloadThatIsDown(metrics: AgentMetrics): MovingWorkload {
 }
 
 describe("moves of a workload", () => {
+  it("have no outcome where the journal is damaged: the workload may have come to run here", async () => {
+    const damage = fail("JOURNAL_INVALID", "it is damaged");
+    const workload = Object.assign(workloadThatIsDown(new AgentMetrics(new Map())), {
+      throwIfDamaged: () => {
+        throw damage;
+      },
+    });
+    await assert.rejects(
+      new Moves(workload).outcome({ workload: "chat", migration: "m1", epoch: 2, grant: null }),
+      damage,
+    );
+  });
+
   it("are counted with their phases, and rehearsals are not", async () => {
     const metrics = new AgentMetrics(new Map());
     const moves = new Moves(workloadThatIsDown(metrics));

@@ -6,6 +6,7 @@ import type { Held, PeerAnswer } from "#control/api/owners.ts";
 import {
   decideAtSource,
   decideAtTarget,
+  decideLost,
   decideReleasing,
   goBack,
   hasLetGo,
@@ -177,6 +178,30 @@ describe("the next agent of a target that may have marked itself released", () =
     }
   });
 
+  test("where nothing is left that could go on, begins anew only what nobody else may have", async () => {
+    const lost = (rounds: PeerAnswer[][], given = false): Promise<"mine" | "not-mine"> => {
+      const ask = async (): Promise<PeerAnswer[]> => (rounds.length > 1 ? rounds.shift() : rounds[0]) ?? [];
+      const workload = {
+        name: W,
+        settling: () => {},
+        throwIfClosed: () => {},
+        context: { node: "b", store, owners: { ask } },
+      };
+      return decideLost(
+        workload as unknown as Workload,
+        { migration: "m1", peer: "a", epoch: 2 },
+        () => given,
+      );
+    };
+    await commit();
+    assert.equal(await lost([[]]), "not-mine", "the source has it");
+    await store.markReleased({ workload: W, node: "b", epoch: 2 });
+    assert.equal(await lost([[]]), "mine", "nobody can take it back");
+    store = new MemoryStore(); // it was emptied
+    assert.equal(await lost([[silentPeer], [says("a", "moving", 1)], [says("a", "no", 2)]]), "mine");
+    assert.equal(await lost([[silentPeer]], true), "not-mine");
+  });
+
   test("goes on by the source's word", async () => {
     assert.equal(await recover([[silentPeer]], true), "mine");
   });
@@ -216,6 +241,24 @@ describe("going back", () => {
     assert.deepEqual(done, [
       "CRIU has ended",
       "go on at 3",
+      'record {"epoch":3,"moving":null}',
+      "owe taken-back 3",
+    ]);
+  });
+
+  test("is on record as soon as there is room on the disk, and what the store is owed", async () => {
+    let full = 2;
+    const { done, workload } = host({
+      record: (patch: object) => {
+        if (full-- > 0) throw new Error("ENOSPC: no space left on device");
+        done.push(`record ${JSON.stringify(patch)}`);
+      },
+      context: { node: "a", store, log: { error: (_: object, line: string) => done.push(line) } },
+    });
+    assert.deepEqual(await goBack(workload, departed), { where: "here" });
+    assert.deepEqual(done, [
+      "go on at 3",
+      "how a move ends is not on record yet",
       'record {"epoch":3,"moving":null}',
       "owe taken-back 3",
     ]);
@@ -290,6 +333,10 @@ describe("a target that may not have been heard by the store", () => {
     assert.equal(await release(workload, { ...silent, grants: async () => true }), 2);
     assert.equal(await release(workload, { ...silent, word: () => 7 }), 7);
     assert.deepEqual(done, ["owe released 2", "owe released 7"]);
+    const noted: object[] = [];
+    const again = host({ recordMoving: (patch: object) => noted.push(patch) });
+    await release(again.workload, { ...silent, word: () => 7 });
+    assert.deepEqual(noted, [{ step: "released", epoch: 7 }]);
   });
 
   test("goes on by its source's word where the store refuses its node", async () => {

@@ -89,6 +89,23 @@ describe("a pod whose application is still elsewhere", () => {
     assert.deepEqual(waiting.started, []);
   });
 
+  it("is not looked for in a store that has not been told how the last move ended", async () => {
+    const waiting = new Waiting({ ...POD, uid: "2" });
+    waiting.journal = {
+      ...EMPTY_JOURNAL,
+      role: "owner",
+      epoch: 3,
+      owed: { kind: "taken-back", migration: "m1", epoch: 3 },
+    };
+    await waiting.begin(); // which still says that node a has it
+    assert.match(waiting.obstacle.problem?.what ?? "", /not been told/);
+    assert.equal(waiting.journal.role, "owner");
+    assert.equal(waiting.looks, 0);
+    await waiting.store.raise({ workload: "chat", node: "b", epoch: 3 });
+    waiting.journal = { ...waiting.journal, owed: null };
+    await until("it is started", () => waiting.started.length > 0);
+  });
+
   it("has it where the store takes its node in late", async () => {
     const waiting = new Waiting({ ...POD, uid: "2" });
     const { store } = waiting;
