@@ -120,10 +120,13 @@ function ifThere<T>(look: () => T): T | null {
 
 const WHITEOUT = "whiteout";
 
-/** Pure: what has to happen at the copy of `before` to make it a copy of `after`. */
+/**
+ * Pure: what has to happen at the copy of `before` to make it a copy of `after`. What changed comes with the folders that it is in: a folder
+ * that was a link for as long as tar read it (the scans know nothing of that) is a link in the copy, which would lead what changed elsewhere.
+ */
 export function difference(before: Scan, after: Scan): Difference {
   const gone: string[] = [];
-  const changed: string[] = [];
+  const wanted = new Set<string>();
   for (const path of before.keys()) if (!after.has(path)) gone.push(path);
   for (const [path, state] of after) {
     if (before.get(path) === state) continue;
@@ -135,8 +138,10 @@ export function difference(before: Scan, after: Scan): Difference {
       (was !== undefined && kindOf(was) !== kindOf(state))
     )
       gone.push(path);
-    if (state !== WHITEOUT) changed.push(path);
+    if (state !== WHITEOUT)
+      for (let at = path.length; at > 0; at = path.lastIndexOf("/", at - 1)) wanted.add(path.slice(0, at));
   }
+  const changed = [...after.keys()].filter((path) => wanted.has(path) && after.get(path) !== WHITEOUT);
   return { gone: gone.sort((a, b) => b.length - a.length), changed };
 }
 
