@@ -2,8 +2,9 @@
  * What this machine lets a process reserve (Documentation/mm/overcommit-accounting.rst), and how much of it the restore of a
  * process takes: CRIU counts all its private memory as writable for a moment.
  */
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { readImage, writeImage } from "./image-files.ts";
 import { fitReservations } from "./mm-image.ts";
 
 /** vm.overcommit_memory */
@@ -35,9 +36,9 @@ export function fitToMachine(imagesDir: string): string[] {
   const changed: string[] = [];
   for (const name of readdirSync(imagesDir)) {
     if (!MM_IMAGE.test(name)) continue;
-    const fitted = fitReservations(readFileSync(join(imagesDir, name)), mappingBytesMax);
+    const fitted = fitReservations(readImage(join(imagesDir, name)), mappingBytesMax);
     if (fitted === null) continue;
-    writeFileSync(join(imagesDir, name), fitted);
+    writeImage(join(imagesDir, name), fitted);
     changed.push(name);
   }
   return changed;

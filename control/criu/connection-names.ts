@@ -5,10 +5,10 @@
  *
  * Image formats: images/{fdinfo,sk-unix}.proto of CRIU (MIT).
  */
-import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as sock from "#proxy/kernel/socket.ts";
 import { decodeImage, encodeImage } from "./image-file.ts";
+import { readImage, writeImage } from "./image-files.ts";
 import { changeField, decodeFields, encodeFields } from "./protobuf.ts";
 
 /** of file_entry */
@@ -23,8 +23,8 @@ const NAME_DELETED = 15;
 /** After a dump, before its images are sent. @throws HoldfastError `CRIU_IMAGE`, `CRIU_PROTOCOL` */
 export function leaveConnectionNames(imagesDir: string): void {
   const path = join(imagesDir, "files.img");
-  const changed = withoutConnectionNames(readFileSync(path));
-  if (changed !== null) writeFileSync(path, changed);
+  const changed = withoutConnectionNames(readImage(path));
+  if (changed !== null) writeImage(path, changed);
 }
 
 /** Pure: `files.img` in which no connection has a name. null: it is so already */

@@ -1,7 +1,7 @@
 /** Why CRIU gave up, in one line for people. Its answers over RPC do not say; its log does. */
-import { readFile } from "node:fs/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
+import { readImage } from "./image-files.ts";
 
 /**
  * The error of a request with the reason from CRIU's log. One that CRIU is not the source of, or that its log says nothing of,
@@ -14,10 +14,19 @@ export async function withCriuReason(
   log: string,
 ): Promise<unknown> {
   if (!(error instanceof HoldfastError) || error.source !== "criu") return error;
-  const reason = criuLogReason(await readFile(log, "utf8").catch(() => ""));
+  const reason = criuLogReason(textOf(log));
   if (reason === null) return error;
   const verb = code === "CRIU_DUMP" ? "dump" : "restore";
   return fail(code, `CRIU cannot ${verb} the application: ${reason}`, { cause: error });
+}
+
+/** "" where it cannot be read: then it says nothing. */
+function textOf(log: string): string {
+  try {
+    return readImage(log).toString("utf8");
+  } catch {
+    return "";
+  }
 }
 
 /** About limits, and about what is not in images of an earlier dump (`stand-in.ts`). */

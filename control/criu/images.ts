@@ -5,6 +5,7 @@
  * two has a manifest of every size.
  */
 import {
+  type BigIntStats,
   closeSync,
   constants,
   fstatSync,
@@ -19,6 +20,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
+import * as files from "#proxy/kernel/files.ts";
 import { type Place, Precopy } from "./precopy.ts";
 import type { PrecopyRounds } from "./precopy-rounds.ts";
 import type { TracedProcess } from "./process-memory.ts";
@@ -272,7 +274,8 @@ export class ImageReceiver {
     if (image === undefined) {
       if (name.includes("/")) this.#needLayer(name.slice(0, name.indexOf("/")));
       const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
-      image = { fd: openSync(join(this.#dir, name), flags, 0o600), sentBytes: 0 };
+      const fd = this.#inDir((dir) => files.openInside(dir, name, { flags, mode: 0o600, noSymlinks: true }));
+      image = { fd, sentBytes: 0 };
       this.#images.set(name, image);
     }
     if (this.#verified.has(name)) throw refused(`${name} was complete`);
@@ -294,8 +297,10 @@ export class ImageReceiver {
       if (image?.sentBytes !== bytes)
         throw refused(`${name}: ${image?.sentBytes ?? "no"} of ${bytes} bytes arrived`);
       // a CRIU that is short of memory pages waits for them for ever
-      const stored = fstatSync(image.fd).size;
-      if (stored !== bytes) throw refused(`${name}: ${bytes} bytes were written, ${stored} are there`);
+      const { size, ino, dev } = fstatSync(image.fd, { bigint: true });
+      if (size !== BigInt(bytes)) throw refused(`${name}: ${bytes} bytes were written, ${size} are there`);
+      const named = this.#statOf(name);
+      if (named?.ino !== ino || named.dev !== dev) throw refused(`${name} is not what was written by now`);
       this.#verified.add(name);
     }
   }
@@ -311,7 +316,14 @@ export class ImageReceiver {
     const layers = [...this.#layers].sort((one, other) => layerNumber(one) - layerNumber(other));
     for (const [index, layer] of layers.entries()) {
       const below = layers[index - 1];
-      if (below !== undefined) symlinkSync(`../${below}`, join(this.#dir, layer, "parent"));
+      if (below === undefined) continue;
+      const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+      const folder = this.#inDir((dir) => files.openInside(dir, layer, { flags, noSymlinks: true }));
+      try {
+        symlinkSync(`../${below}`, `/proc/self/fd/${folder}/parent`);
+      } finally {
+        closeSync(folder);
+      }
     }
     const last = layers.at(-1);
     if (last !== undefined) symlinkSync(last, join(this.#dir, "parent"));
@@ -320,6 +332,30 @@ export class ImageReceiver {
   close(): void {
     for (const image of this.#images.values()) closeSync(image.fd);
     this.#images.clear();
+  }
+
+  /** Of what has that name, which CRIU will open; null: nothing, or by way of a link. */
+  #statOf(name: string): BigIntStats | null {
+    let fd: number;
+    try {
+      fd = this.#inDir((dir) => files.openPathBelow(dir, Buffer.from(name)));
+    } catch {
+      return null;
+    }
+    try {
+      return fstatSync(fd, { bigint: true });
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  #inDir<T>(use: (dir: number) => T): T {
+    const dir = openSync(this.#dir, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+    try {
+      return use(dir);
+    } finally {
+      closeSync(dir);
+    }
   }
 
   #needLayer(layer: string): void {

@@ -6,11 +6,11 @@
  * images they are bytes that were sent and not acknowledged, which the kernel sends again when the application goes on. Of connections
  * to others they stay as they are: those are sent with the next window, and not after a time-out.
  */
-import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { encodeImage, firstOfImage } from "./image-file.ts";
+import { readImage, writeImage } from "./image-files.ts";
 import { decodeFields, encodeFields } from "./protobuf.ts";
 import { type InetSocketImage, inetSockets } from "./socket-images.ts";
 
@@ -19,10 +19,10 @@ const UNSENT_LENGTH = 12;
 
 /** After a dump, before its images are sent. @throws HoldfastError `CRIU_IMAGE`, `CRIU_PROTOCOL` */
 export function takeUnsentForSent(imagesDir: string): void {
-  for (const inode of innerConnections(inetSockets(readFileSync(join(imagesDir, "files.img"))))) {
+  for (const inode of innerConnections(inetSockets(readImage(join(imagesDir, "files.img"))))) {
     const path = join(imagesDir, `tcp-stream-${inode.toString(16)}.img`);
-    const changed = withoutUnsent(readFileSync(path));
-    if (changed !== null) writeFileSync(path, changed);
+    const changed = withoutUnsent(readImage(path));
+    if (changed !== null) writeImage(path, changed);
   }
 }
 

@@ -12,9 +12,9 @@
  * Source: compel/arch/x86/src/lib/infect.c, images/core.proto and core-x86.proto of CRIU; arch/x86/entry/syscalls;
  * kernel/time/hrtimer.c, nanosleep_copyout().
  */
-import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { decodeImage, encodeImage } from "./image-file.ts";
+import { readImage, writeImage } from "./image-files.ts";
 import { changeField, decodeFields, encodeFields } from "./protobuf.ts";
 
 /** core_entry.thread_info, thread_info_x86.gpregs */
@@ -59,7 +59,7 @@ export function beginCallsAgain(imagesDir: string, dumpLog: string): void {
   if (process.arch !== "x64") return;
   for (const tid of interruptedThreads(dumpLog)) {
     const path = join(imagesDir, `core-${tid}.img`);
-    const image = begunAgain(readFileSync(path));
-    if (image !== null) writeFileSync(path, image);
+    const image = begunAgain(readImage(path));
+    if (image !== null) writeImage(path, image);
   }
 }

@@ -8,9 +8,9 @@
  *
  * Image formats: images/core.proto of CRIU (MIT).
  */
-import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { decodeImage, encodeImage, processesInTree } from "./image-file.ts";
+import { readImage, writeImage } from "./image-files.ts";
 import { changeField, decodeFields } from "./protobuf.ts";
 
 /** core_entry.thread_core, thread_core_entry.pdeath_sig */
@@ -24,14 +24,14 @@ const SIGNAL = 8;
  */
 export function leaveParentDeath(imagesDir: string): { root: number | null; others: number[] } {
   const wanting: { root: number | null; others: number[] } = { root: null, others: [] };
-  for (const { pid, parent, threads } of processesInTree(readFileSync(join(imagesDir, "pstree.img"))))
+  for (const { pid, parent, threads } of processesInTree(readImage(join(imagesDir, "pstree.img"))))
     for (const tid of threads) {
       const path = join(imagesDir, `core-${tid}.img`);
-      const without = withoutParentDeath(readFileSync(path));
+      const without = withoutParentDeath(readImage(path));
       if (without === null) continue;
       if (parent !== 0) wanting.others.push(pid);
       else {
-        writeFileSync(path, without);
+        writeImage(path, without);
         wanting.root = pid;
       }
     }

@@ -15,9 +15,10 @@
  * sent again, and not kept again: the target is told where it has it.
  */
 
-import { closeSync, constants, openSync, readdirSync, readFileSync, readSync } from "node:fs";
+import { closeSync, constants, openSync, readdirSync, readSync } from "node:fs";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { readImage } from "./image-files.ts";
 import { alwaysDumped } from "./mm-image.ts";
 import { type KnownRun, PageFollower } from "./page-follower.ts";
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageRun } from "./page-map.ts";
@@ -220,12 +221,12 @@ export class Precopy {
       if (innerPid === 0) continue;
       const kin = this.#kinOf(innerPid, this.#copies);
       const copy = this.#copies.get(innerPid) ?? [];
-      const { pagesId, runs: dumped } = decodePageMap(readFileSync(join(imagesDir, map)));
+      const { pagesId, runs: dumped } = decodePageMap(readImage(join(imagesDir, map)));
       const isLeft = dumped.some(({ where }) => where === "parent");
       if (copy.length === 0 && kin.length === 0 && !isLeft) continue;
       const name = `pages-${pagesId}.img`;
       const known = this.#follower?.known(pagesId, innerPid) ?? [];
-      const whole = alwaysDumped(readFileSync(join(imagesDir, `mm-${innerPid}.img`)));
+      const whole = alwaysDumped(readImage(join(imagesDir, `mm-${innerPid}.img`)));
       const memory = isLeft ? await FrozenMemory.open(innerPid, frozen.get(innerPid)) : null;
       const same = this.#look?.same(innerPid) ?? [];
       const throwIfGivenUp = (): void => {

@@ -6,12 +6,13 @@
  *
  * Image formats: images/{fdinfo,eventfd,regfile,core}.proto of CRIU (MIT); each entry is u32 LE length and a message.
  */
-import { readdirSync, readFileSync, writeFileSync, writeSync } from "node:fs";
+import { readdirSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { decodeImage, encodeImage, type ImageKind } from "./image-file.ts";
+import { readImage, writeImage } from "./image-files.ts";
 import { type DecodedField, decodeFields, encodeFields } from "./protobuf.ts";
 import type { InheritFd } from "./protocol.ts";
 
@@ -49,12 +50,12 @@ export class SpareSemaphores {
   install(folder: string, semaphores: SemaphoreEventfd[], firstFd: number): InheritFd[] {
     if (semaphores.length === 0) return [];
     const fdImages = new Map<string, Buffer>();
-    const files = readFileSync(join(folder, "files.img"));
+    const files = readImage(join(folder, "files.img"));
     const replaced = new Map<number, string>();
     const inherit: InheritFd[] = [];
     for (const semaphore of semaphores) {
       const fdImage = join(folder, `fdinfo-${filesIdOf(folder, semaphore.pid)}.img`);
-      const image = fdImages.get(fdImage) ?? readFileSync(fdImage);
+      const image = fdImages.get(fdImage) ?? readImage(fdImage);
       fdImages.set(fdImage, image);
       const id = eventfdIdOf(image, semaphore.fd);
       if (replaced.has(id)) continue;
@@ -70,12 +71,12 @@ export class SpareSemaphores {
     for (const name of readdirSync(folder)) {
       if (!/^fdinfo-\d+\.img$/.test(name)) continue;
       const path = join(folder, name);
-      writeFileSync(
+      writeImage(
         path,
-        rewrite("fdinfo", readFileSync(path), (entry) => asFileDescriptor(entry, replaced)),
+        rewrite("fdinfo", readImage(path), (entry) => asFileDescriptor(entry, replaced)),
       );
     }
-    writeFileSync(
+    writeImage(
       join(folder, "files.img"),
       rewrite("files", files, (entry) => asFile(entry, replaced)),
     );
@@ -143,7 +144,7 @@ function number(fields: DecodedField[], name: number): number {
 
 /** task_kobj_ids_entry.files_id of a process names its image of descriptors. */
 function filesIdOf(folder: string, pid: number): number {
-  const [entry] = decodeImage("ids", readFileSync(join(folder, `ids-${pid}.img`)));
+  const [entry] = decodeImage("ids", readImage(join(folder, `ids-${pid}.img`)));
   if (entry === undefined) throw malformed();
   return number(decodeFields(entry), 2);
 }

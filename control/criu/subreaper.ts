@@ -5,11 +5,11 @@
  * CRIU 4.2 restores such a child as a child of a helper that has its session and ends (`prepare_pstree_ids`, criu/pstree.c), but makes the first
  * process a subreaper only when all is there: the container's init would have the child. So it is made one before anything is below it.
  */
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { withGuestThread } from "./guest-thread.ts";
 import { isSubreaper, processesInTree, type TreeEntry } from "./image-file.ts";
+import { readImage } from "./image-files.ts";
 
 /** x86-64; linux/prctl.h */
 const SYS_PRCTL = 157;
@@ -20,10 +20,10 @@ const PR_SET_CHILD_SUBREAPER = 36;
  * @param root its number here @throws HoldfastError `CRIU_RESTORE`, `CRIU_IMAGE`
  */
 export async function adoptOrphans(imagesDir: string, root: number): Promise<void> {
-  const tree = processesInTree(readFileSync(join(imagesDir, "pstree.img")));
+  const tree = processesInTree(readImage(join(imagesDir, "pstree.img")));
   const [first] = tree;
   if (first === undefined || !hasOrphans(tree)) return;
-  if (!isSubreaper(readFileSync(join(imagesDir, `core-${first.pid}.img`)))) return;
+  if (!isSubreaper(readImage(join(imagesDir, `core-${first.pid}.img`)))) return;
   const made = await withGuestThread(root, (guest) => guest.call(SYS_PRCTL, PR_SET_CHILD_SUBREAPER, 1));
   if (made !== 0)
     throw fail(

@@ -7,7 +7,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -15,6 +15,7 @@ import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as sock from "#proxy/kernel/socket.ts";
+import { readImage, writeImage } from "./image-files.ts";
 import {
   type CriuOptions,
   type CriuResponse,
@@ -78,7 +79,7 @@ export class CriuWorker {
     const { asFound, tracking } = await kernelCacheOf(options.criu);
     const known = options.leavesPages === true ? (tracking ?? asFound) : asFound;
     // a probe of its own would mount and make folders where the application could get in between
-    writeFileSync(join(options.imagesDir, KERNEL_CACHE), known, { mode: 0o600 });
+    writeImage(join(options.imagesDir, KERNEL_CACHE), known);
     return CriuWorker.#spawn(options);
   }
 
@@ -148,11 +149,11 @@ export class CriuWorker {
         }
       };
       const { version, tracksMemory } = await ask();
-      const asFound = readFileSync(join(imagesDir, KERNEL_CACHE));
+      const asFound = readImage(join(imagesDir, KERNEL_CACHE));
       const known = { asFound, tracksMemory, tracking: null };
       const tracking = tracksMemory || !canClearReferences() ? null : withDirtyTracking(asFound, version);
       if (tracking === null) return known;
-      writeFileSync(join(imagesDir, KERNEL_CACHE), tracking);
+      writeImage(join(imagesDir, KERNEL_CACHE), tracking);
       // only if CRIU itself reads there what is meant
       return (await ask()).tracksMemory ? { ...known, tracking } : known;
     } finally {

@@ -1,14 +1,15 @@
 /** What a source writes down beside the images: it goes to the target with them, and outlives an agent. */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { renameSync } from "node:fs";
 import { join } from "node:path";
 import type * as z from "zod";
 import { type ErrorCode, fail } from "#proxy/contract/error-codes.ts";
+import { readImage, writeImage } from "../criu/image-files.ts";
 import { innerPid } from "../runtime/processes.ts";
 
 /** Whole or not at all: what a rollback puts back is what stands there. */
 export function writeBeside(imagesDir: string, file: string, value: object): void {
   const path = join(imagesDir, file);
-  writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
+  writeImage(`${path}.new`, JSON.stringify(value));
   renameSync(`${path}.new`, path);
 }
 
@@ -21,7 +22,7 @@ export function readBeside<T>(
 ): T | null {
   let text: string;
   try {
-    text = readFileSync(join(imagesDir, file), "utf8");
+    text = readImage(join(imagesDir, file)).toString("utf8");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return null;
     throw error;

@@ -18,13 +18,14 @@
  *   in multicast groups                             in the same groups, on the device of the same name
  *   bound to the node's address                     bound to that node's address in the same network
  */
-import { fstatSync, readFileSync, writeFileSync } from "node:fs";
+import { fstatSync } from "node:fs";
 import { join } from "node:path";
 import * as z from "zod";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
 import type { DiagSocket } from "#proxy/kernel/diag.ts";
 import * as sock from "#proxy/kernel/socket.ts";
+import { readImage, writeImage } from "../criu/image-files.ts";
 import { type InetSocketChange, type InetSocketImage, rewriteInetSockets } from "../criu/socket-images.ts";
 import { inNetworkOf, insideNetworkOf } from "../runtime/network-namespace.ts";
 import { innerPid } from "../runtime/processes.ts";
@@ -247,11 +248,11 @@ function fitHere(imagesDir: string, own: OwnSockets, vip: string | undefined): b
   };
   const kinds = new Map<number, OwnSocket["kind"]>();
   for (const { inode, kind } of own.sockets) if (kind !== "datagram") kinds.set(inode, kind);
-  const image = rewriteInetSockets(readFileSync(path), (socket) => {
+  const image = rewriteInetSockets(readImage(path), (socket) => {
     if (ipText.unmapped(socket.local.address) === vip && !kinds.has(socket.inode)) needsVip = true;
     return fitted(socket, kinds.get(socket.inode), moves);
   });
-  writeFileSync(path, image);
+  writeImage(path, image);
   return needsVip;
 }
 

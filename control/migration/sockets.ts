@@ -1,7 +1,6 @@
 /**
  * The application's own TCP sockets, looked at and touched from outside (pidfd_getfd(2), sock_diag(7), tcp_repair).
  */
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
@@ -10,6 +9,7 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { type DiagSocket, destroySocket, listSockets } from "#proxy/kernel/diag.ts";
 import * as procs from "#proxy/kernel/processes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
+import { readImage } from "../criu/image-files.ts";
 import { inetSockets } from "../criu/socket-images.ts";
 import { networkOf } from "../runtime/network-namespace.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
@@ -124,7 +124,7 @@ async function eachSocket(pids: number[], use: (fd: number, inode: number) => bo
 
 function reuseByInode(imagesDir: string): Map<number, boolean> {
   try {
-    const image = readFileSync(join(imagesDir, "files.img"));
+    const image = readImage(join(imagesDir, "files.img"));
     return new Map(inetSockets(image).map(({ inode, reuseAddress }) => [inode, reuseAddress]));
   } catch {
     return new Map(); // cut off, or never begun

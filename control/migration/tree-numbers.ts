@@ -5,9 +5,9 @@
  * Which ones the tree has is certain only when it is dumped: a tree that forks all the time has others by then than when the
  * move was prepared. So CRIU is started with a number that is probably free, and again if it was not.
  */
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { numbersInTree } from "../criu/image-file.ts";
+import { readImage } from "../criu/image-files.ts";
 import { runCommand } from "../runtime/command.ts";
 import { childrenOf, highestInnerTid, innerPid } from "../runtime/processes.ts";
 
@@ -73,5 +73,5 @@ export function isNeeded(first: number, needed: ReadonlySet<number>): boolean {
 
 /** Of images that are complete. */
 export function neededNumbers(imagesDir: string): Set<number> {
-  return numbersInTree(readFileSync(join(imagesDir, "pstree.img")));
+  return numbersInTree(readImage(join(imagesDir, "pstree.img")));
 }

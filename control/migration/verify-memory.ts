@@ -2,11 +2,11 @@
  * `limits.verifyMemory`: before the commit, every page of every process of the restored, stopped tree is compared with the stopped
  * source's, by digest. A difference is a rollback that says where.
  */
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { processesInTree, rseqOf } from "../criu/image-file.ts";
+import { readImage } from "../criu/image-files.ts";
 import { memoryDifference } from "../criu/memory-difference.ts";
 import {
   digestPageAt,
@@ -80,9 +80,9 @@ export async function verifyMemory(
 
 function rseqAreas(imagesDir: string): RseqArea[] {
   const areas: RseqArea[] = [];
-  for (const { pid, threads } of processesInTree(readFileSync(join(imagesDir, "pstree.img"))))
+  for (const { pid, threads } of processesInTree(readImage(join(imagesDir, "pstree.img"))))
     for (const thread of threads) {
-      const vaddr = rseqOf(readFileSync(join(imagesDir, `core-${thread}.img`)));
+      const vaddr = rseqOf(readImage(join(imagesDir, `core-${thread}.img`)));
       if (vaddr !== null) areas.push({ innerPid: pid, vaddr });
     }
   return areas;

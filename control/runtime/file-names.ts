@@ -22,3 +22,8 @@ export function nameBytes(text: string): Buffer {
     }),
   );
 }
+
+/** A path of bytes. */
+export function below(folder: string, name: Buffer): Buffer {
+  return Buffer.concat([Buffer.from(`${folder}/`), name]);
+}

@@ -11,14 +11,12 @@
  */
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { type BigIntStats, closeSync, constants, fstatSync, lstatSync, readdirSync } from "node:fs";
-import { rm } from "node:fs/promises";
+import { type BigIntStats, constants, fstatSync, lstatSync, readdirSync } from "node:fs";
 import type { Readable, Writable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
-import type { HoldfastError } from "#proxy/contract/errors.ts";
 import * as files from "#proxy/kernel/files.ts";
-import { nameBytes, nameText } from "./file-names.ts";
+import { below, nameBytes, nameText } from "./file-names.ts";
 import { pathOf, using } from "./inside.ts";
 import { startTar } from "./tar.ts";
 
@@ -122,10 +120,13 @@ function ifThere<T>(look: () => T): T | null {
 
 const WHITEOUT = "whiteout";
 
-/** Pure: what has to happen at the copy of `before` to make it a copy of `after`. */
+/**
+ * Pure: what has to happen at the copy of `before` to make it a copy of `after`. What changed comes with the folders that it is in: a folder
+ * that was a link for as long as tar read it (the scans know nothing of that) is a link in the copy, which would lead what changed elsewhere.
+ */
 export function difference(before: Scan, after: Scan): Difference {
   const gone: string[] = [];
-  const changed: string[] = [];
+  const wanted = new Set<string>();
   for (const path of before.keys()) if (!after.has(path)) gone.push(path);
   for (const [path, state] of after) {
     if (before.get(path) === state) continue;
@@ -137,8 +138,10 @@ export function difference(before: Scan, after: Scan): Difference {
       (was !== undefined && kindOf(was) !== kindOf(state))
     )
       gone.push(path);
-    if (state !== WHITEOUT) changed.push(path);
+    if (state !== WHITEOUT)
+      for (let at = path.length; at > 0; at = path.lastIndexOf("/", at - 1)) wanted.add(path.slice(0, at));
   }
+  const changed = [...after.keys()].filter((path) => wanted.has(path) && after.get(path) !== WHITEOUT);
   return { gone: gone.sort((a, b) => b.length - a.length), changed };
 }
 
@@ -200,56 +203,6 @@ export async function unpackInto(tree: Tree): Promise<{ stream: Writable; done: 
   const child = await startTar(tree.initPid, tree.fd, args);
   child.stdout?.resume();
   return { stream: child.stdin as Writable, done: ended(child, false) };
-}
-
-/**
- * Deletes paths below `root` (a descriptor), where nothing runs meanwhile.
- * @throws HoldfastError `FILES_PATH` for a path that would leave it, by `..` or through a symbolic link
- */
-export async function removePaths(root: number, paths: string[]): Promise<void> {
-  for (const path of paths) {
-    const names = path.split("/");
-    if (names.some((name) => name === ".." || name === "." || name === "")) throw outside(path);
-    const name = names.pop() ?? "";
-    let folder: number;
-    try {
-      const parent = names.length === 0 ? "." : names.join("/");
-      folder = files.openInside(root, nameBytes(parent), { flags: files.O_PATH | FOLDER, noSymlinks: true });
-    } catch (error) {
-      if ((error as HoldfastError).code === "ENOENT") continue; // it is gone already
-      throw outside(path);
-    }
-    try {
-      await rm(below(pathOf(folder), nameBytes(name)), { recursive: true, force: true });
-    } finally {
-      closeSync(folder);
-    }
-  }
-}
-
-/** Deletes what is below `root` (a descriptor), but for some and the folders that they are in. */
-export async function emptyBut(root: number, kept: readonly string[]): Promise<void> {
-  const visit = async (folder: string): Promise<void> => {
-    const names = await using(
-      () => files.openInside(root, nameBytes(folder || "."), { flags: FOLDER, noSymlinks: true }),
-      (inner) => entriesOf(inner).map(nameText),
-    );
-    for (const name of names ?? []) {
-      const path = folder === "" ? name : `${folder}/${name}`;
-      if (kept.includes(path)) continue;
-      if (kept.some((one) => one.startsWith(`${path}/`))) await visit(path);
-      else await removePaths(root, [path]);
-    }
-  };
-  await visit("");
-}
-
-function below(folder: string, name: Buffer): Buffer {
-  return Buffer.concat([Buffer.from(`${folder}/`), name]);
-}
-
-function outside(path: string): HoldfastError {
-  return fail("FILES_PATH", `refused to delete outside the container: ${path.slice(0, 200)}`);
 }
 
 /** tar's status 1 is "some files changed while read": expected of a live source, the second round mends it. */

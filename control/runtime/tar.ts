@@ -3,6 +3,10 @@
  * a file of the container, as it does for the application, and never to one of the host. Of the container's own programs
  * and libraries none takes part: tar, its libraries and their loader are inherited as a descriptor, which is a mount that
  * is seen nowhere.
+ *
+ * Nor does a link by way of /proc lead it to what belongs to another process (CRIU's folder of images, `/proc/N/cwd`): of root's powers it
+ * keeps those over files, and the kernel shows a process to one with other capabilities only where that can trace (ptrace(2),
+ * "Ptrace access mode checking"). It gives them up inside: nsenter(1) needs some.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -15,8 +19,20 @@ import { SealedCriu, withoutHostFolders } from "../criu/sealed.ts";
 import { runCommand } from "./command.ts";
 
 const TAR = "/usr/bin/tar";
+const SETPRIV = "/usr/bin/setpriv";
 const FOLDER_FD = 3;
 const PROGRAM_FD = 4;
+/** sys_admin: attributes of trusted.* (xattr(7)), which a layer's opaque folders have */
+const POWERS = "-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+mknod,+setfcap,+sys_admin";
+const PRIVILEGES = [
+  "--bounding-set",
+  POWERS,
+  "--inh-caps",
+  "-all",
+  "--ambient-caps",
+  "-all",
+  "--no-new-privs",
+];
 
 let sealed: Promise<number> | undefined;
 
@@ -37,14 +53,16 @@ export async function startTar(
     throw error;
   });
   const inside = `/proc/self/fd/${PROGRAM_FD}`;
+  const load = [`${inside}/loader`, "--inhibit-cache", "--library-path", inside];
   const argv = [
     ...(initPid === null ? [] : ["-t", String(initPid), "-m", "-p"]),
     `--wd=/proc/self/fd/${FOLDER_FD}`,
     "--",
-    `${inside}/loader`,
-    "--inhibit-cache",
-    "--library-path",
-    inside,
+    ...load,
+    `${inside}/setpriv`,
+    ...PRIVILEGES,
+    "--",
+    ...load,
     `${inside}/tar`,
     ...args,
   ];
@@ -58,11 +76,11 @@ export async function startTar(
   return child;
 }
 
-/** A read-only folder in memory with tar, its libraries and their loader. */
+/** A read-only folder in memory with both programs, their libraries and the loader of these. */
 async function seal(): Promise<number> {
   try {
     // "libacl.so.1 => /lib/x86_64-linux-gnu/libacl.so.1 (0x…)", and the loader without an arrow
-    const listed = await runCommand("ldd", [TAR], { source: "container" });
+    const listed = await runCommand("ldd", [TAR, SETPRIV], { source: "container" });
     const libraries = [...listed.matchAll(/=> (\/\S+) \(0x/g)].map((match) => match[1] ?? "");
     const loader = /^\s*(\/\S+) \(0x/m.exec(listed)?.[1];
     if (loader === undefined) throw new Error(`ldd tells of no loader: ${listed.trim().slice(0, 200)}`);
@@ -71,10 +89,11 @@ async function seal(): Promise<number> {
       const folder = `/proc/self/fd/${mount}`;
       const options = { mode: 0o555 };
       mkdirSync(folder, { recursive: true });
-      for (const library of libraries)
+      for (const library of new Set(libraries))
         writeFileSync(`${folder}/${basename(library)}`, readFileSync(library), options);
       writeFileSync(`${folder}/loader`, withoutHostFolders(readFileSync(loader)), options);
-      writeFileSync(`${folder}/tar`, readFileSync(TAR), options);
+      for (const program of [TAR, SETPRIV])
+        writeFileSync(`${folder}/${basename(program)}`, readFileSync(program), options);
       mounts.setReadOnly(mount, true);
       return mount;
     } catch (error) {
@@ -84,7 +103,7 @@ async function seal(): Promise<number> {
   } catch (cause) {
     throw fail(
       "FILES_TOOL",
-      `tar cannot be taken into containers: ${messageOf(cause)}; apt-get install tar libc-bin`,
+      `tar cannot be taken into containers: ${messageOf(cause)}; apt-get install tar util-linux libc-bin`,
       { cause },
     );
   }

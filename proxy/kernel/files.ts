@@ -67,6 +67,8 @@ export function openPathBelow(root: number, path: Buffer): number {
 export interface OpenInside {
   /** open(2) flags; O_CLOEXEC is added */
   flags: number;
+  /** of a file that O_CREAT makes, but for the umask */
+  mode?: number;
   /** a symbolic link anywhere in the path is HoldfastError code ELOOP */
   noSymlinks?: boolean;
 }
@@ -81,6 +83,7 @@ export function openInside(root: number, path: Buffer | string, how: OpenInside)
     RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (how.noSymlinks === true ? RESOLVE_NO_SYMLINKS : 0);
   const structure = Buffer.alloc(24); // struct open_how: u64 flags, mode, resolve
   structure.writeBigUInt64LE(BigInt(how.flags | O_CLOEXEC), 0);
+  structure.writeBigUInt64LE(BigInt(how.mode ?? 0), 8);
   structure.writeBigUInt64LE(BigInt(resolve), 16);
   const name = Buffer.concat([Buffer.from(path as Buffer), Buffer.alloc(1)]);
   return check(

@@ -32,10 +32,11 @@ import {
 } from "../../api/migration.ts";
 import { FORMAT } from "../../audit/fingerprint.ts";
 import { rehearse } from "../../audit/take.ts";
-import { emptyBut, removePaths } from "../../runtime/files.ts";
+
 import { realPathIn } from "../../runtime/inside.ts";
 import { coveredIn, mountsOf, shownIn } from "../../runtime/mounted.ts";
 import { sendAgain } from "../../runtime/pending-signals.ts";
+import { emptyBut, removePaths } from "../../runtime/remove-files.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
 import type { MigrationHost } from "../host.ts";
 import { decideAtTarget } from "../settle.ts";

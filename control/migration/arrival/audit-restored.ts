@@ -1,10 +1,10 @@
 /** Of the restored tree, complete and not running: what is not as it was is repaired, or nothing goes on here. */
-import { readFileSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import type { RestoreReply } from "../../api/migration.ts";
 import { type Fingerprint, fingerprintSchema } from "../../audit/fingerprint.ts";
 import { notWhatItWas, sessionsAt, type Verified, verifyRestored } from "../../audit/verify.ts";
 import { stopSignalOf } from "../../criu/image-file.ts";
+import { readImage } from "../../criu/image-files.ts";
 import { inNetworkOf } from "../../runtime/network-namespace.ts";
 import type { Sandbox } from "../../runtime/runtime.ts";
 import { audited } from "../audited.ts";
@@ -35,7 +35,7 @@ export async function auditRestored(
         ...(ownSockets === null ? [] : ownSubjects(ownSockets)),
         ...sessionsAt(portsCut, before),
       ]),
-      stopSignalOf: (pid) => stopSignalOf(readFileSync(container.hostPath(`images/core-${pid}.img`))),
+      stopSignalOf: (pid) => stopSignalOf(readImage(container.hostPath(`images/core-${pid}.img`))),
     });
   const { ms, facts, repaired, differences, losses } = inNetworkOf([container.init.pid], verify);
   const told = { workload: name, ms: Math.round(ms), facts, repaired: tally(repaired), notKept: losses };

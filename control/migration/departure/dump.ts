@@ -6,7 +6,7 @@
  *   query-ext-files  the tree is frozen, no descriptor read   its legs, outbound connections and watches are taken
  *   post-dump        it is about to let go of the tree        we freeze it; files that changed, and the fingerprint, are sent
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate as turn } from "node:timers/promises";
 import type { HoldResult, ShortenResult } from "#proxy/contract/commands.ts";
@@ -17,6 +17,7 @@ import type { Taken } from "../../audit/take.ts";
 import { leaveConnectionNames } from "../../criu/connection-names.ts";
 import { withCriuReason } from "../../criu/failure.ts";
 import { hasNamedFiles } from "../../criu/image-file.ts";
+import { readImage } from "../../criu/image-files.ts";
 import type { ImageSender } from "../../criu/images.ts";
 import { takeUnsentForSent } from "../../criu/inner-connections.ts";
 import { beginCallsAgain } from "../../criu/interrupted-calls.ts";
@@ -283,8 +284,7 @@ class DumpHooks {
     const filesSent = files.sendChanged();
     filesSent.catch(() => {}); // looked at by `transfer`
     const remaps = join(imagesDirOf(this.#move.host), "remap-fpath.img");
-    if (existsSync(remaps) && hasNamedFiles(readFileSync(remaps)))
-      await this.#move.stop.untilStopped(filesSent);
+    if (existsSync(remaps) && hasNamedFiles(readImage(remaps))) await this.#move.stop.untilStopped(filesSent);
     return { filesSent };
   }
 
