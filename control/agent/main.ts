@@ -182,6 +182,10 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
   const recovered = Promise.all([...workloads.values()].map(recover));
   // a move that was cut off may wait for the store or another node: people can look at it meanwhile
   await Promise.race([recovered, delay(RECOVER_MS_MAX, undefined, { ref: false })]);
+  const told = new Promise<void>((resolve) => {
+    process.once("SIGTERM", resolve);
+    process.once("SIGINT", resolve);
+  });
   await admin.open(config.socket);
   log.info(
     {
@@ -193,10 +197,7 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
     "agent ready",
   );
 
-  await new Promise<void>((resolve) => {
-    process.once("SIGTERM", resolve);
-    process.once("SIGINT", resolve);
-  });
+  await told;
   log.info("agent ends; its workloads go on");
   await watch.close();
   pods.close();

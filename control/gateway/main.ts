@@ -24,6 +24,7 @@ export async function runGateway(config: GatewayFile, options: { logLevel: strin
   let keys = config.linkKeys;
   let problem: string | null = null;
   const keysOf = (workload: string): SharedKeys => keys.get(workload) as SharedKeys;
+  const toEnd = Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
   const running = await startGateway({ config, keysOf, store, admin, log, isTold: services === null });
   /** A file that is damaged changes nothing, and is told once. */
   const readAgain = (): void => {
@@ -77,7 +78,7 @@ export async function runGateway(config: GatewayFile, options: { logLevel: strin
   readAgain(); // what has changed since the start
   process.on("SIGHUP", readAgain);
   const follow = services === null ? null : followServices({ ...services, lead, log }, process.env);
-  const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  const [signal] = await toEnd;
   log.info({ signal }, "told to end");
   await follow?.close();
   // links that are dialled while it drains are dialled with the keys of then; and a signal that nobody waits for would end it

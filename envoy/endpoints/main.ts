@@ -28,8 +28,9 @@ export async function runEndpoints(config: EndpointsFile, options: { logLevel: s
     onUp: () => log.info("the store is back"),
   });
   try {
+    const told = Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
     const running = await startEndpoints(config, store, log);
-    const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+    const [signal] = await told;
     log.info({ signal }, "told to end");
     await running.close();
   } finally {

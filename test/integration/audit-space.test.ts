@@ -124,7 +124,12 @@ for i in range(4):
     assert.throws(() => takeFingerprint(options), { code: "AUDIT_SPACE" });
     const { fingerprint } = takeFingerprint({ ...options, isRestored: true });
     const circumstances = { ownSockets: new Set<string>(), stopSignalOf: () => null };
-    assert.deepEqual(verifyRestored(fingerprint, options, circumstances).differences, []);
+    const { differences } = verifyRestored(fingerprint, options, circumstances);
+    // it has the machine's mounts, of which other tests make and remove some meanwhile
+    assert.deepEqual(
+      differences.filter(({ subject }) => subject !== "mounts"),
+      [],
+    );
   });
 
   it("is refused at the first thread or descriptor that is too many", () => {

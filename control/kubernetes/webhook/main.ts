@@ -112,6 +112,8 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
   };
   const notAccepted = (err: Error): void => log.error({ err }, "a connection was not accepted");
   const watch = new ChangeWatch([config.certificate, config.key], readAgain);
+  // before anybody can know that it runs, or it would end without answering those who still ask
+  const told = Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
   try {
     await listenAt(server, config.listen, notAccepted);
     if (config.admin !== null) await listenAt(admin, config.admin, notAccepted);
@@ -126,7 +128,7 @@ export async function runWebhook(config: WebhookFile, options: { logLevel: strin
       void lookAfter(config.renewal, api);
     }
     log.info("asked from now on");
-    const [signal] = await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+    const [signal] = await told;
     ending = true;
     log.info({ signal }, "told to end");
     await delay(config.drainMs);
