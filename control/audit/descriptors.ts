@@ -4,6 +4,7 @@ import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as polling from "#proxy/kernel/polling.ts";
 import * as procs from "#proxy/kernel/processes.ts";
+import { giveBack } from "../runtime/borrowed.ts";
 import { type DescriptorInfo, descriptorInfo, isCloseOnExec } from "./fdinfo.ts";
 import type { Facts } from "./fingerprint.ts";
 import { type InnerPids, innerText, mountsOf } from "./proc-text.ts";
@@ -147,7 +148,7 @@ export class Duplicates {
     try {
       return work(ours);
     } finally {
-      descriptor.close(ours);
+      giveBack(ours);
     }
   }
 

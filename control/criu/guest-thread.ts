@@ -75,7 +75,9 @@ const lending = new Set<number>();
 
 /** thrown by ours and caught by ours */
 const LATE = new Error("it has not stopped in time");
-const UNEXPECTED = new Error("a call there ended in another way than calls do");
+const UNEXPECTED = new Error(
+  "a call there was another than was asked for, or ended in another way than calls do",
+);
 /** another try may have it */
 const AGAIN = Symbol("again");
 
@@ -151,6 +153,7 @@ class Traced {
       const stop = await this.#nextStop();
       if (stop.by === "interrupt") return true;
       if (stop.by === "group-stop") return false;
+      if (stop.by === "system-call") this.#leaveOut(); // late, and who knows whose
       signal = stop.by === "signal" ? stop.signal : 0;
     }
   }
@@ -162,10 +165,38 @@ class Traced {
     number: number,
     args: readonly (number | undefined)[],
   ): Promise<number> {
-    ptrace.setRegisters(this.tid, registersOfCall(base, at, number, args));
-    await this.#systemCallStop();
+    await this.#enter(base, at, number, args);
     await this.#systemCallStop();
     return Number(ptrace.registers(this.tid).readBigInt64LE(ptrace.REGISTER.rax * 8));
+  }
+
+  /**
+   * To the beginning of a call: of this one, or of none. Its filters are not asked, and the instruction is in memory that it can change
+   * until then.
+   */
+  async #enter(
+    base: Buffer,
+    at: bigint,
+    number: number,
+    args: readonly (number | undefined)[],
+  ): Promise<void> {
+    ptrace.setRegisters(this.tid, registersOfCall(base, at, number, args));
+    await this.#systemCallStop();
+    const found = ptrace.enteredCall(this.tid);
+    const isOurs =
+      found?.number === BigInt(number) &&
+      found.behind === at + BigInt(SYSCALL_INSTRUCTION.length) &&
+      ARGUMENTS.every((_, index) => found.args[index] === BigInt.asUintN(64, BigInt(args[index] ?? 0)));
+    if (isOurs) return;
+    this.#leaveOut();
+    throw UNEXPECTED;
+  }
+
+  /** Of the call that it has stopped at the beginning of becomes none; at its end this changes nothing any more. */
+  #leaveOut(): void {
+    const registers = ptrace.registers(this.tid);
+    registers.writeBigInt64LE(NO_CALL, ptrace.REGISTER.origRax * 8);
+    ptrace.setRegisters(this.tid, registers);
   }
 
   /** Its beginning, or its end. */
@@ -184,12 +215,12 @@ class Traced {
     ptrace.setRegisters(this.tid, registersOfCall(base, at, SYS_EXIT, [0]));
   }
 
+  /** @throws HoldfastError ESRCH, when it has ended */
   async end(base: Buffer, at: bigint): Promise<void> {
-    this.setToEnd(base, at);
-    for (let signal = 0; ; ) {
-      this.#go(ptrace.goOn, signal);
-      const stop = await this.#nextStop(); // throws at its end
-      signal = stop.by === "signal" && stop.signal === SIGSTOP ? SIGSTOP : 0;
+    await this.#enter(base, at, SYS_EXIT, [0]);
+    for (;;) {
+      this.#go(ptrace.goOn, 0);
+      await this.#nextStop();
     }
   }
 
@@ -336,7 +367,9 @@ class Host {
       await this.#guest.interrupted();
       await this.#guest.end(ptrace.registers(made), this.#at);
     } catch (error) {
-      if (!isGone(error)) throw error;
+      // whatever it would do now is none of ours: the program has changed the instruction, and ends with it
+      if (error === UNEXPECTED) process.kill(this.#pid, "SIGKILL");
+      else if (!isGone(error)) throw error;
       this.#reap(made);
     }
   }
@@ -482,10 +515,11 @@ function isFirst(pid: number): boolean {
   return /(^|\s)1$/.test(statusOf(String(pid), "NStgid"));
 }
 
-/** Where the kernel's own code in its memory (vdso(7)) makes a system call. null: it has none */
+/** Where the kernel's own code in its memory (vdso(7), and no file that is called so) makes a system call. null: it has none */
 function systemCallOf(pid: number): bigint | null {
   const [, start, end] =
-    /^([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]$/m.exec(readFileSync(`/proc/${pid}/maps`, "utf8")) ?? [];
+    /^([0-9a-f]+)-([0-9a-f]+) \S+ 0+ 00:00 0 +\[vdso\]$/m.exec(readFileSync(`/proc/${pid}/maps`, "utf8")) ??
+    [];
   if (start === undefined || end === undefined) return null;
   const from = BigInt(`0x${start}`);
   const at = readMemory(pid, from, Number(BigInt(`0x${end}`) - from))?.indexOf(SYSCALL_INSTRUCTION) ?? -1;

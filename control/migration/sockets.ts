@@ -5,12 +5,11 @@ import { join } from "node:path";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import type { Endpoint } from "#proxy/contract/snapshot.ts";
 import * as ipText from "#proxy/kernel/address-text.ts";
-import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { type DiagSocket, destroySocket, listSockets } from "#proxy/kernel/diag.ts";
-import * as procs from "#proxy/kernel/processes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { readImage } from "../criu/image-files.ts";
 import { inetSockets } from "../criu/socket-images.ts";
+import { borrow, giveBack } from "../runtime/borrowed.ts";
 import { networkOf } from "../runtime/network-namespace.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
 
@@ -44,12 +43,7 @@ export async function socketInodes(pids: number[]): Promise<Map<number, SocketPl
 export function withSocketAt<T>({ pid, fd }: SocketPlace, use: (fd: number) => T): T | null {
   let ours: number;
   try {
-    const pidfd = procs.pidfdOpen(pid);
-    try {
-      ours = procs.pidfdGetfd(pidfd, fd);
-    } finally {
-      descriptor.close(pidfd);
-    }
+    ours = borrow(pid, fd);
   } catch (error) {
     if (error instanceof HoldfastError && GONE.has(error.code)) return null;
     throw error;
@@ -57,7 +51,7 @@ export function withSocketAt<T>({ pid, fd }: SocketPlace, use: (fd: number) => T
   try {
     return use(ours);
   } finally {
-    descriptor.close(ours);
+    giveBack(ours);
   }
 }
 

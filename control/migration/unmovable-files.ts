@@ -6,7 +6,7 @@
 import { statfsSync, statSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
-import * as procs from "#proxy/kernel/processes.ts";
+import { borrow, giveBack } from "../runtime/borrowed.ts";
 import { descriptorsOf, isPathOnly } from "../runtime/processes.ts";
 
 export type UnmovableKind = "folder-notification" | "memfd-secret" | "fanotify";
@@ -62,15 +62,10 @@ function kindOf(pid: number, fd: number, target: string): UnmovableKind | null {
  */
 function hasOwner(pid: number, fd: number): boolean {
   if (isPathOnly(pid, fd)) return false;
-  const pidfd = procs.pidfdOpen(pid);
+  const ours = borrow(pid, fd);
   try {
-    const ours = procs.pidfdGetfd(pidfd, fd);
-    try {
-      return descriptor.ownerOf(ours) !== 0;
-    } finally {
-      descriptor.close(ours);
-    }
+    return descriptor.ownerOf(ours) !== 0;
   } finally {
-    descriptor.close(pidfd);
+    giveBack(ours);
   }
 }

@@ -14,8 +14,8 @@ import { fail } from "#proxy/contract/error-codes.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as files from "#proxy/kernel/files.ts";
-import * as procs from "#proxy/kernel/processes.ts";
 import type { InstanceState, Place, WatchEvent } from "../api/watches.ts";
+import { borrow, giveBack } from "../runtime/borrowed.ts";
 import { openRoot } from "../runtime/inside.ts";
 import { descriptorsOf, innerPid, treeOf } from "../runtime/processes.ts";
 import { readLink } from "../runtime/read-text.ts";
@@ -55,7 +55,7 @@ export async function instancesOf(pids: number[]): Promise<Instance[]> {
         if (ours === null) continue;
         const known = instances.some((other) => descriptor.isSameOpenFile(other.ours, ours));
         const info = known ? null : fdinfo(pid, fd);
-        if (info === null) closeSync(ours);
+        if (info === null) giveBack(ours);
         else
           instances.push({
             pid,
@@ -69,7 +69,7 @@ export async function instancesOf(pids: number[]): Promise<Instance[]> {
     }
     return instances.map(({ ours: _, ...instance }) => instance);
   } finally {
-    for (const { ours } of instances) closeSync(ours);
+    for (const { ours } of instances) giveBack(ours);
   }
 }
 
@@ -130,7 +130,7 @@ export async function lift(
     record(states);
     for (const [index, state] of states.entries()) {
       const { pid, fd, watches } = instances[index] as Instance;
-      const ours = kernelFd(pid, fd);
+      const ours = borrow(pid, fd);
       try {
         setAsync(ours, false);
         state.events = takeEvents(ours);
@@ -147,7 +147,7 @@ export async function lift(
         }
         empty(ours, state);
       } finally {
-        closeSync(ours);
+        giveBack(ours);
       }
     }
     record(states);
@@ -294,7 +294,7 @@ async function eachInstance(
     for (const state of states) {
       const pid = pidOf.get(state.pid) ?? -1;
       if (readLink(`/proc/${pid}/fd/${state.fd}`) !== INOTIFY) throw notThere(state);
-      const inotify = kernelFd(pid, state.fd);
+      const inotify = borrow(pid, state.fd);
       try {
         // no signal for what happens here
         setAsync(inotify, false);
@@ -304,7 +304,7 @@ async function eachInstance(
           setAsync(inotify, state.isAsync);
         }
       } finally {
-        closeSync(inotify);
+        giveBack(inotify);
       }
     }
   } finally {
@@ -408,20 +408,10 @@ function noName({ pid, fd, wd }: LostWatch): HoldfastError {
   );
 }
 
-/** Our own descriptor of a process's. */
-function kernelFd(pid: number, fd: number): number {
-  const pidfd = procs.pidfdOpen(pid);
-  try {
-    return procs.pidfdGetfd(pidfd, fd);
-  } finally {
-    descriptor.close(pidfd);
-  }
-}
-
 /** null: it has gone */
 function taken(pid: number, fd: number): number | null {
   try {
-    return kernelFd(pid, fd);
+    return borrow(pid, fd);
   } catch (error) {
     if (error instanceof HoldfastError && (error.code === "ESRCH" || error.code === "EBADF")) return null;
     throw error;

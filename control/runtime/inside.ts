@@ -7,6 +7,7 @@
  */
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
+import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as files from "#proxy/kernel/files.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as namespaces from "#proxy/kernel/namespaces.ts";
@@ -89,18 +90,43 @@ export async function using<T>(
 }
 
 /**
- * The pipe that takes what a container's processes write, to be written to. It is what its init has as standard output (1) or error
- * (2), and who can trace that could have put a fifo there, which would keep the agent waiting.
+ * The pipe that takes what a container's processes write, to be written to: what its init has as standard output (1) or error (2).
+ * The caller closes it.
  * @throws HoldfastError `OUTPUT_REPLACED`
  */
 export function openOutput(container: Container, which: 1 | 2): number {
-  const path = `/proc/${container.init.pid}/fd/${which}`;
-  if (!readlinkSync(path).startsWith("pipe:["))
-    throw fail(
-      "OUTPUT_REPLACED",
-      "the standard output or error of the container's init is not the pipe it was given: stop the workload and start it again",
-    );
-  return openSync(path, constants.O_WRONLY);
+  const output = openPipe(container.init.pid, which, constants.O_WRONLY);
+  descriptor.setFileFlags(output, descriptor.fileFlags(output) & ~constants.O_NONBLOCK);
+  return output;
+}
+
+/**
+ * The reading end of the pipe that a container's init has as standard output, which does not wait; the caller closes it. Either end of a
+ * pipe can be opened by the name of the other (proc(5)).
+ * @throws HoldfastError `OUTPUT_REPLACED`
+ */
+export function openOutputEnd(initPid: number): number {
+  return openPipe(initPid, 1, constants.O_RDONLY);
+}
+
+/**
+ * Who can trace that init may have put anything there: a terminal would become the agent's own, and its keys end it (open(2), O_NOCTTY),
+ * a device does something when it is opened, a fifo waits. So nothing is opened before it is known for a pipe, by a descriptor that opens
+ * nothing, and that is what is opened then.
+ */
+function openPipe(initPid: number, fd: 1 | 2, access: number): number {
+  const found = files.openPath(`/proc/${initPid}/fd/${fd}`);
+  try {
+    const path = `/proc/self/fd/${found}`;
+    if (!fstatSync(found).isFIFO() || !/^pipe:\[\d+\]$/.test(readlinkSync(path)))
+      throw fail(
+        "OUTPUT_REPLACED",
+        "the standard output or error of the container's init is not the pipe it was given: stop the workload and start it again",
+      );
+    return openSync(path, access | constants.O_NONBLOCK | constants.O_NOCTTY);
+  } finally {
+    closeSync(found);
+  }
 }
 
 /**

@@ -15,11 +15,11 @@ import {
   STEPS_MAX,
   type StepsDone,
 } from "#proxy/contract/privileged-steps.ts";
-import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { takeStep } from "#proxy/kernel/privileged.ts";
 import { pidfdGetfd, pidfdOpen } from "#proxy/kernel/processes.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { isHere } from "../migration/addresses.ts";
+import { giveBack } from "../runtime/borrowed.ts";
 import { KeptNetwork } from "../runtime/network-namespace.ts";
 import { isSameProcess, type ProcessIdentity } from "../runtime/processes.ts";
 
@@ -88,7 +88,7 @@ export class LegPrivileges {
       const result: StepsDone = { outcomes: steps.map((step) => this.#outcomeOf(step, duplicate)) };
       return { result };
     } finally {
-      if (duplicate.own >= 0) descriptor.close(duplicate.own);
+      if (duplicate.own >= 0) giveBack(duplicate.own);
     }
   });
 
@@ -120,7 +120,7 @@ export class LegPrivileges {
   }
 
   #duplicate(fd: number, duplicate: Duplicate): void {
-    if (duplicate.own >= 0) descriptor.close(duplicate.own);
+    if (duplicate.own >= 0) giveBack(duplicate.own);
     Object.assign(duplicate, { of: -1, own: -1 });
     const own = pidfdGetfd(this.#pidfd, fd);
     try {
@@ -128,7 +128,7 @@ export class LegPrivileges {
         throw refused("a descriptor is no TCP socket");
       if (!this.#network.has(own)) throw refused("a socket is of another network");
     } catch (error) {
-      descriptor.close(own);
+      giveBack(own);
       throw error;
     }
     Object.assign(duplicate, { of: fd, own });

@@ -21,6 +21,7 @@ const PTRACE_INTERRUPT = 0x4207;
 const PTRACE_GETSIGMASK = 0x420a;
 const PTRACE_SETSIGMASK = 0x420b;
 const PTRACE_GET_RSEQ_CONFIGURATION = 0x420f;
+const PTRACE_GET_SYSCALL_INFO = 0x420e;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211;
 const PTRACE_O_TRACESYSGOOD = 1;
 const PTRACE_O_TRACECLONE = 1 << 3;
@@ -45,6 +46,11 @@ const DISPATCH_BYTES = 32;
 /** struct ptrace_rseq_configuration: rseq_abi_pointer first */
 const RSEQ_BYTES = 24;
 const SIGNAL_SET_BYTES = 8;
+/** struct ptrace_syscall_info, as far as `entry`: op, arch, instruction_pointer, stack_pointer, nr, six arguments */
+const CALL_BYTES = 80;
+const PTRACE_SYSCALL_INFO_ENTRY = 1;
+/** linux/audit.h: calls by the table of 64-bit programs; `int $0x80` is of another */
+const AUDIT_ARCH_X86_64 = 0xc000003e;
 
 /** Words of the registers, by their place in `struct user_regs_struct`. */
 export const REGISTER = { r10: 7, rax: 10, rdx: 12, rsi: 13, rdi: 14, origRax: 15, rip: 16, cs: 17 } as const;
@@ -134,6 +140,25 @@ export function registers(tid: number): Buffer {
 
 export function setRegisters(tid: number, bytes: Buffer): void {
   trace("PTRACE_SETREGS", PTRACE_SETREGS, tid, 0, addressOf(bytes));
+}
+
+/** A system call, and the address behind the instruction that makes it. */
+export interface EnteredCall {
+  number: bigint;
+  args: bigint[];
+  behind: bigint;
+}
+
+/** The call that it has stopped at the beginning of. null: it has not, or that is none of a 64-bit program (Linux 5.3) */
+export function enteredCall(tid: number): EnteredCall | null {
+  const bytes = Buffer.alloc(CALL_BYTES);
+  trace("PTRACE_GET_SYSCALL_INFO", PTRACE_GET_SYSCALL_INFO, tid, bytes.length, addressOf(bytes));
+  if (bytes.readUInt8(0) !== PTRACE_SYSCALL_INFO_ENTRY || bytes.readUInt32LE(4) !== AUDIT_ARCH_X86_64)
+    return null;
+  const [behind = 0n, , number = 0n, ...args] = Array.from({ length: 9 }, (_, word) =>
+    bytes.readBigUInt64LE(8 + word * 8),
+  );
+  return { number, args, behind };
 }
 
 /** Signals that it has blocked; where it waits with others blocked for so long, those it has blocked otherwise. */

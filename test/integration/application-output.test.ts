@@ -15,6 +15,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Readable } from "node:stream";
 import { after, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { identify, isSameProcess, type ProcessIdentity, treeOf } from "#control/runtime/processes.ts";
@@ -140,6 +141,77 @@ describe("the reader of an application's output", { timeout: 30_000 }, () => {
     await until("all is there", () => text(file) === "before\nmeanwhile\nafter\n");
     await end();
     await until("it ends", async () => !(await isSameProcess(next)));
+  });
+});
+
+/** What an init has as its output instead of a pipe: Python for the number of a descriptor. */
+const REPLACED: Record<string, string> = {
+  "is not opened where it is a terminal": "os.openpty()[1]",
+  "is not opened where it is a device": "os.open('/dev/zero', os.O_RDWR)",
+  "is not opened where it is a file": "os.open(os.environ['PLACE'] + '/file', os.O_RDWR | os.O_CREAT)",
+  "is not opened where it is a fifo":
+    "os.mkfifo(os.environ['PLACE'] + '/fifo') or os.open(os.environ['PLACE'] + '/fifo', os.O_RDWR)",
+  "is not opened where it is a socket": "__import__('socket').socket().detach()",
+};
+
+/** Opens both ends in a session of its own without a terminal, as a service of systemd is. */
+const OPENS = `
+import { closeSync, fstatSync, readFileSync } from "node:fs";
+import { openOutput, openOutputEnd } from "#control/runtime/inside.ts";
+import { fileFlags } from "#proxy/kernel/descriptors.ts";
+const pid = Number(process.argv[1]);
+const opened = (open) => {
+  try {
+    const fd = open();
+    const flags = fileFlags(fd).toString(8);
+    closeSync(fd);
+    return flags;
+  } catch (error) { return error.code; }
+};
+const found = [opened(() => openOutputEnd(pid)), opened(() => openOutput({ init: { pid } }, 1))];
+// state, parent, group, session, terminal; proc_pid_stat(5)
+const terminal = readFileSync("/proc/self/stat", "utf8").replace(/^.*\\) /s, "").split(" ")[4];
+console.log(JSON.stringify({ found, terminal }));
+`;
+
+/** What {@link OPENS} says of a process's output. */
+async function openedOutput(pid: number): Promise<{ found: string[]; terminal: string }> {
+  const child = spawn(process.execPath, ["--input-type=module", "-e", OPENS, String(pid)], {
+    cwd: join(import.meta.dirname, "../.."),
+    stdio: ["ignore", "pipe", "inherit"],
+    detached: true,
+  });
+  let said = "";
+  child.stdout.setEncoding("utf8").on("data", (piece: string) => {
+    said += piece;
+  });
+  await once(child, "close");
+  return JSON.parse(said);
+}
+
+describe("the output of an init that somebody inside has traced", { timeout: 30_000 }, () => {
+  for (const [title, text] of Object.entries(REPLACED))
+    it(title, async (t) => {
+      const place = mkdtempSync(join(folder, "replaced-"));
+      const program = `import os\nos.dup2(${text}, 1)\nos.write(2, b"x")\nos.read(0, 1)`;
+      const init = spawn("python3", ["-c", program], {
+        stdio: ["pipe", "ignore", "pipe"],
+        env: { ...process.env, PLACE: place },
+      });
+      t.after(() => init.stdin.end());
+      assert.equal(String((await once(init.stderr as Readable, "data"))[0]), "x");
+      const { found, terminal } = await openedOutput(init.pid as number);
+      assert.equal(terminal, "0");
+      assert.deepEqual(found, ["OUTPUT_REPLACED", "OUTPUT_REPLACED"]);
+    });
+
+  it("is opened where it is the pipe: to be read without waiting, to be written as a program expects", async () => {
+    const { holder, end } = await stage(join(folder, "opened.log"));
+    assert.deepEqual(await openedOutput(holder.pid as number), {
+      found: ["104000", "100001"], // octal: O_LARGEFILE, O_NONBLOCK; O_WRONLY
+      terminal: "0",
+    });
+    await end();
   });
 });
 

@@ -3,14 +3,18 @@ import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import {
+  closeSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
+  readSync,
   rmdirSync,
   rmSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -435,6 +439,100 @@ test("how many threads a process's control group has room for is known", { skip 
   assert.equal(await roomForThreads(pid), Number.POSITIVE_INFINITY);
   writeFileSync(join(group, "pids.max"), "40");
   assert.equal(await roomForThreads(pid), 38);
+});
+
+/** Maps a file that is called as the kernel's own code is, below that, and of which nothing can be executed. */
+const NAMED_SO = `
+import mmap, tempfile
+folder = tempfile.mkdtemp()
+path = os.path.join(folder, "x[vdso]")
+with open(path, "wb") as file: file.write(b"\\x0f\\x05" * 2048)
+fd = os.open(path, os.O_RDONLY)
+kept = mmap.mmap(fd, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)
+`;
+
+test("a program that maps a file called as the kernel's own code is has a guest by that code", {
+  skip,
+}, async (t) => {
+  const program = await started(t, NAMED_SO + COUNTS);
+  const { pid } = program;
+  await hasGoneOn(program);
+  const mapped = /^\S+ .* (\/\S*)\/x\[vdso\]$/m.exec(readFileSync(`/proc/${pid}/maps`, "utf8"))?.[1] ?? "";
+  t.after(() => rmSync(mapped, { recursive: true }));
+  assert.equal(await withGuestThread(pid, ({ call }) => call(SYS_GETPID)), pid);
+  await hasGoneOn(program);
+});
+
+/** Puts bytes where the kernel's own code in a process's memory makes a system call, and returns what was there. */
+function kernelCode(t: TestContext, pid: number): (code: Buffer, offset?: number) => Buffer {
+  const [, start = "0", end = "0"] =
+    /^([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]$/m.exec(readFileSync(`/proc/${pid}/maps`, "utf8")) ?? [];
+  const [from, to] = [Number.parseInt(start, 16), Number.parseInt(end, 16)];
+  const memory = openSync(`/proc/${pid}/mem`, "r+");
+  t.after(() => closeSync(memory));
+  const bytes = Buffer.alloc(to - from);
+  readSync(memory, bytes, 0, bytes.length, from);
+  const at = bytes.indexOf(Buffer.from([0x0f, 0x05]));
+  return (code, offset = 0) => {
+    writeSync(memory, code, 0, null, from + at + offset);
+    return bytes.subarray(at, at + code.length);
+  };
+}
+
+/** x86-64: what the kernel's own code makes of a call when its instruction has been replaced */
+const REPLACED: Record<string, string> = {
+  "another call": "b06e0f05", // mov $110, %al;  syscall   getppid(2)
+  "a call of a 32-bit program": "cd80", // int $0x80
+  "the same call from elsewhere": "900f05", // nop;  syscall
+  "no call": "0f0b", // ud2
+};
+
+for (const [what, code] of Object.entries(REPLACED))
+  test(`a guest makes no call when ${what} has been put where it is made, and the program ends`, {
+    skip,
+  }, async (t) => {
+    const { pid, shell } = await started(t, COUNTS);
+    const put = kernelCode(t, pid);
+    let result: number | null = null;
+    const got = await withGuestThread(pid, async ({ call }) => {
+      put(Buffer.from(code, "hex"));
+      result = await call(SYS_GETPID);
+      return result;
+    });
+    assert.deepEqual([got, result], [null, null]);
+    await until("its parent has heard of it", () => shell.exitCode !== null);
+    assert.ok(!existsSync(`/proc/${pid}`));
+  });
+
+/**
+ * wait: cmpb $0, flag(%rip);  je wait;  mov $95, %eax;  mov $63, %edi;  syscall   umask(2)
+ * flag: 0
+ */
+const CALLS_LATE = Buffer.from("803d0e0000000074f7b85f000000bf3f0000000f0500", "hex");
+
+test("a guest that makes another call when it is no longer waited for makes none", { skip }, async (t) => {
+  const program = await started(t, COUNTS);
+  const { pid } = program;
+  const put = kernelCode(t, pid);
+  const umask = (): string | undefined =>
+    /^Umask:.*$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[0];
+  const before = umask();
+  const got = await withGuestThread(pid, async ({ tid, call }) => {
+    const was = put(CALLS_LATE);
+    try {
+      return await call(SYS_GETPID);
+    } catch (error) {
+      put(Buffer.from([1]), CALLS_LATE.length - 1);
+      await until("it calls", () =>
+        readFileSync(`/proc/${pid}/task/${tid}/syscall`, "utf8").startsWith("95 0x3f "),
+      );
+      put(was);
+      throw error;
+    }
+  });
+  assert.equal(got, null);
+  assert.equal(umask(), before);
+  await hasGoneOn(program);
 });
 
 for (const when of ["while it has a guest", "by one of its own calls"])

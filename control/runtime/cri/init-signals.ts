@@ -6,11 +6,11 @@
  *
  * An init that is no catatonit has no signalfd: then nothing is held, and it does what it does.
  */
-import { closeSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
-import * as procs from "#proxy/kernel/processes.ts";
+import { borrow, giveBack } from "../borrowed.ts";
 
 const { SIGCHLD, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU } = constants.signals;
 /** catatonit's end: once pending they cannot be taken from it without that */
@@ -93,22 +93,20 @@ export function endInit(initPid: number): void {
 }
 
 function setTaken(initPid: number, set: bigint): boolean {
-  let pidfd = -1;
   let own = -1;
   try {
     const number = readdirSync(`/proc/${initPid}/fd`).find((fd) =>
       readlinkSync(`/proc/${initPid}/fd/${fd}`).endsWith("[signalfd]"),
     );
     if (number === undefined) return false;
-    pidfd = procs.pidfdOpen(initPid);
-    own = procs.pidfdGetfd(pidfd, Number(number));
+    own = borrow(initPid, Number(number));
     descriptor.setSignalSet(own, set);
     return true;
   } catch (error) {
     if (hasEnded(error)) return false;
     throw error;
   } finally {
-    for (const fd of [pidfd, own]) if (fd >= 0) closeSync(fd);
+    if (own >= 0) giveBack(own);
   }
 }
 

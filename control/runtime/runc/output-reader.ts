@@ -10,8 +10,9 @@
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, constants, openSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
+import { openOutputEnd } from "../inside.ts";
 import { identify, type ProcessIdentity } from "../processes.ts";
 import type { OutputOptions } from "../runtime.ts";
 
@@ -60,7 +61,10 @@ export async function startOutputReader(pipe: number, options: OutputOptions): P
   throw fail("OUTPUT_READER", "what reads the application's output ended at once: are /bin/sh and dd there?");
 }
 
-/** Another one, for a container whose last has ended. What it had not read is still in the pipe. */
+/**
+ * Another one, for a container whose last has ended. What it had not read is still in the pipe.
+ * @throws HoldfastError `OUTPUT_REPLACED`
+ */
 export async function restartOutputReader(initPid: number, options: OutputOptions): Promise<ProcessIdentity> {
   const pipe = openOutputEnd(initPid);
   try {
@@ -68,9 +72,4 @@ export async function restartOutputReader(initPid: number, options: OutputOption
   } finally {
     closeSync(pipe);
   }
-}
-
-/** The reading end of a container's output; the caller closes it. Either end of a pipe can be opened by the name of the other (proc(5)). */
-export function openOutputEnd(initPid: number): number {
-  return openSync(`/proc/${initPid}/fd/1`, constants.O_RDONLY | constants.O_NONBLOCK);
 }

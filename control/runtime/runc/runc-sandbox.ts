@@ -17,7 +17,7 @@ import { cgroupProcsOf } from "../cgroups.ts";
 import { runCommand } from "../command.ts";
 import { parseExactJson } from "../exact-json.ts";
 import { endFrozen } from "../freezer.ts";
-import { openAsMount, openFolderIn } from "../inside.ts";
+import { openAsMount, openFolderIn, openOutputEnd } from "../inside.ts";
 import { launchArgs } from "../launchers.ts";
 import type { OciSpec } from "../oci.ts";
 import { showQueues } from "../posix-queues.ts";
@@ -27,7 +27,7 @@ import { removeRunFolder } from "../run-folder.ts";
 import type { LaunchOptions, OutputOptions, Sandbox, SandboxRef } from "../runtime.ts";
 import { startInside } from "../start-inside.ts";
 import { disconnectNetwork } from "./network.ts";
-import { openOutputEnd, restartOutputReader } from "./output-reader.ts";
+import { restartOutputReader } from "./output-reader.ts";
 import { cgroupsPathOf } from "./planned-spec.ts";
 import { INSIDE_CRIU, INSIDE_RUN } from "./spec.ts";
 
@@ -125,7 +125,7 @@ export class RuncSandbox implements Sandbox {
       pipe = openOutputEnd(this.init.pid);
       return descriptor.ioctlInt(pipe, sock.SIOCINQ);
     } catch {
-      return 0; // it has ended, and its pipe with it
+      return 0; // it has ended, and its pipe with it; or that is another's
     } finally {
       if (pipe !== -1) closeSync(pipe);
     }
