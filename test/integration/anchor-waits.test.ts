@@ -135,6 +135,7 @@ test("one whose next owner does not take its link at once is led there again", a
   const anchor = await proxyOf("b", (application.address() as AddressInfo).port, 30_000);
   const served = await anchor.call<{ ports: number[] }>("serve", { epoch: 1 });
   const client = connect(served.result.ports[0] as number, "127.0.0.1");
+  client.on("error", nothing); // its proxy is ended before it
   ends.push(() => client.destroy());
   client.write("first");
   assert.equal(String((await once(client, "data"))[0]), "first");
