@@ -304,7 +304,10 @@ export class Workload {
   /** True: nothing of it runs. What fails of the rest is tried again by those who watch it. */
   async #recoverOwner(): Promise<boolean> {
     const { epoch } = this.journal;
-    const alive = (await this.sandbox?.isAlive()) === true;
+    let alive = false;
+    await this.#hasToBe("be looked for", async () => {
+      alive = (await this.sandbox?.isAlive()) === true;
+    });
     if (!alive && this.keeper.client === null) {
       this.context.log.warn({ workload: this.name }, "did not survive; starting again");
       await this.#hasToBe("be removed", async () => {
@@ -332,7 +335,7 @@ export class Workload {
       (error) =>
         this.context.log.error(
           { workload: this.name, what, reason: messageOf(error) },
-          "cannot be recovered yet",
+          "a step that has to be taken has failed; it is tried again",
         ),
       () => this.throwIfClosed(),
     );
