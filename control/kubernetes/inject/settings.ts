@@ -181,25 +181,28 @@ function parsePorts(text: string, context: z.RefinementCtx<string>): InjectedPor
 }
 
 const RESOURCES_EXPECTED = 'expected resources as {"requests":{"cpu":"50m"},"limits":{"memory":"256Mi"}}';
+const LIMITS_EXPECTED = 'expected limits as {"deadlineMs": 10000}';
 
 function parseResources(text: string, context: z.RefinementCtx<string>): unknown {
-  const refuse = (message: string): never => {
-    context.addIssue({ code: "custom", message });
-    return z.NEVER;
-  };
-  let raw: unknown;
-  try {
-    raw = JSON.parse(text);
-  } catch (error) {
-    return refuse(`${RESOURCES_EXPECTED} (${messageOf(error)})`);
-  }
-  const parsed = saidResources.safeParse(raw);
-  if (parsed.success) return parsed.data;
-  const { path, message } = parsed.error.issues[0] as z.core.$ZodIssue;
-  return refuse(path.length > 1 ? `${path.join(".")}: ${message}` : RESOURCES_EXPECTED);
+  return parseObject(text, context, saidResources, RESOURCES_EXPECTED, ({ path, message }) =>
+    path.length > 1 ? `${path.join(".")}: ${message}` : RESOURCES_EXPECTED,
+  );
 }
 
 function parseLimits(text: string, context: z.RefinementCtx<string>): unknown {
+  return parseObject(text, context, limitsSchema, LIMITS_EXPECTED, ({ message }) =>
+    message.startsWith("Invalid") ? LIMITS_EXPECTED : message,
+  );
+}
+
+/** JSON of an annotation. @param said what its first issue comes to */
+function parseObject(
+  text: string,
+  context: z.RefinementCtx<string>,
+  schema: z.ZodType,
+  expected: string,
+  said: (issue: z.core.$ZodIssue) => string,
+): unknown {
   const refuse = (message: string): never => {
     context.addIssue({ code: "custom", message });
     return z.NEVER;
@@ -208,10 +211,8 @@ function parseLimits(text: string, context: z.RefinementCtx<string>): unknown {
   try {
     raw = JSON.parse(text);
   } catch (error) {
-    return refuse(`expected limits as {"deadlineMs": 10000} (${messageOf(error)})`);
+    return refuse(`${expected} (${messageOf(error)})`);
   }
-  const parsed = limitsSchema.safeParse(raw);
-  if (parsed.success) return parsed.data;
-  const message = parsed.error.issues[0]?.message ?? "";
-  return refuse(message.startsWith("Invalid") ? 'expected limits as {"deadlineMs": 10000}' : message);
+  const parsed = schema.safeParse(raw);
+  return parsed.success ? parsed.data : refuse(said(parsed.error.issues[0] as z.core.$ZodIssue));
 }
