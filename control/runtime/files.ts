@@ -2,7 +2,7 @@
  * The files that travel with a workload: the writable layer of its overlay and its tmpfs mounts.
  *
  * Two rounds. Before anybody is held everything is copied: the layer before the standby's overlay is mounted on it, then
- * each tmpfs. When the application is stopped only what changed since is copied (`scan`, `difference`), through the standby's mounted overlay, which must not be changed underneath
+ * each tmpfs. When the application is stopped only what changed since is copied, or what tar did not read as it was (`scan`, `confirmed`, `difference`), through the standby's mounted overlay, which must not be changed underneath
  * (Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems"); so overlayfs' whiteouts (character device
  * 0:0) become deletions and opaque folders become "delete, then create".
  *
@@ -19,6 +19,7 @@ import * as files from "#proxy/kernel/files.ts";
 import { below, nameBytes, nameText } from "./file-names.ts";
 import { pathOf, using } from "./inside.ts";
 import { startTar } from "./tar.ts";
+import type { TarMember } from "./tar-members.ts";
 
 /** relative path ({@link nameText}) → what tells one state of the file from another */
 export type Scan = Map<string, string>;
@@ -35,6 +36,9 @@ const CRIU_CACHE = "criu.kdat";
 const LOOKS_A_TURN = 64;
 /** PATH_MAX of linux/limits.h, without "./" and the zero at the end */
 const PATH_BYTES_MAX = 4_093;
+/** S_IFMT, S_IFCHR */
+const FORMAT = 0o170000;
+const DEVICE = 0o020000;
 const GONE = new Set(["ENOENT", "ENOTDIR"]);
 const HERE = Buffer.from("./");
 const END = Buffer.from("\0");
@@ -119,6 +123,75 @@ function ifThere<T>(look: () => T): T | null {
 }
 
 const WHITEOUT = "whiteout";
+/** nobody knows what the copy has there, and no state is like it */
+const UNKNOWN = "unknown";
+/** … but that it is a folder, or nothing */
+const UNKNOWN_FOLDER = "directory unknown";
+
+/**
+ * Pure: what of `before` is in the copy for certain, once tar has read `sent`. A folder that is exchanged for another while tar reads, and
+ * back, leaves no trace in the files below, which are then in the copy what the other folder had by their names, or not at all. So only what
+ * tar read in the state that the scan saw counts.
+ * @param found by {@link TarMembers}
+ */
+export function confirmed(before: Scan, sent: Iterable<string>, found: Map<string, TarMember>): Scan {
+  const known: Scan = new Map(before);
+  const twins = twinsIn(before);
+  const doubtful = new Set<string>();
+  for (const path of sent) {
+    const state = before.get(path);
+    if (state === undefined) continue;
+    const member = found.get(path);
+    const isBelow = doubtful.has(path.slice(0, Math.max(path.lastIndexOf("/"), 0)));
+    if (state.startsWith("directory")) {
+      if (!isBelow && member?.isFolder === true && isFolderAs(state, member)) continue;
+      // the root is one descriptor's, and never another
+      if (path !== ".") doubtful.add(path);
+      known.set(path, member === undefined || member.isFolder ? UNKNOWN_FOLDER : UNKNOWN);
+    } else if (member === undefined) known.delete(path);
+    else if (isBelow || twins.has(twinOf(path, state)) || !isFileAs(state, member)) known.set(path, UNKNOWN);
+  }
+  return togetherWithLinks(before, known);
+}
+
+function isFolderAs(state: string, { owned, isOpaque }: TarMember): boolean {
+  const [, , mode, uid, gid, opaque] = state.split(" ");
+  return `${mode} ${uid} ${gid}` === owned && (opaque === "opaque") === isOpaque;
+}
+
+function isFileAs(state: string, { owned, content }: TarMember): boolean {
+  if (state === WHITEOUT) return / 0$/.test(content) && (Number(owned.split(" ")[0]) & FORMAT) === DEVICE;
+  return state.slice(state.indexOf(" ") + 1) === `${owned} ${content}`;
+}
+
+/** A file by all that tar says of one, and its own name: who takes another folder's takes one of the same name. */
+function twinOf(path: string, state: string): string {
+  return `${path.slice(path.lastIndexOf("/") + 1)}/${state.slice(state.indexOf(" ") + 1)}`;
+}
+
+/** What tar says of several files alike: made in the same tick of the clock, of one size. */
+function twinsIn(before: Scan): Set<string> {
+  const inodes = new Map<string, string>();
+  const twins = new Set<string>();
+  for (const [path, state] of before) {
+    if (state === WHITEOUT || state.startsWith("directory")) continue;
+    const [twin, inode] = [twinOf(path, state), state.slice(0, state.indexOf(" "))];
+    if ((inodes.get(twin) ?? inode) === inode) inodes.set(twin, inode);
+    else twins.add(twin);
+  }
+  return twins;
+}
+
+/** All names of a file travel in one round, or they were names of several. */
+function togetherWithLinks(before: Scan, known: Scan): Scan {
+  const isFile = (state: string): boolean => /^\d/.test(state);
+  const doubtful = new Set<string>();
+  for (const [path, state] of before)
+    if (isFile(state) && known.get(path) !== state) doubtful.add(state.slice(0, state.indexOf(" ")));
+  for (const [path, state] of known)
+    if (isFile(state) && doubtful.has(state.slice(0, state.indexOf(" ")))) known.set(path, UNKNOWN);
+  return known;
+}
 
 /**
  * Pure: what has to happen at the copy of `before` to make it a copy of `after`. What changed comes with the folders that it is in: a folder
@@ -130,19 +203,35 @@ export function difference(before: Scan, after: Scan): Difference {
   for (const path of before.keys()) if (!after.has(path)) gone.push(path);
   for (const [path, state] of after) {
     if (before.get(path) === state) continue;
-    // what a link was in the way of must not be written where it leads
+    // what a link was in the way of must not be written where it leads, nor into a file that has other names by now, as tar does
     const was = before.get(path);
     if (
       state === WHITEOUT ||
       state.endsWith("opaque") ||
-      (was !== undefined && kindOf(was) !== kindOf(state))
+      (was !== undefined && (kindOf(was) !== kindOf(state) || isAnother(was, state)))
     )
       gone.push(path);
     if (state !== WHITEOUT)
       for (let at = path.length; at > 0; at = path.lastIndexOf("/", at - 1)) wanted.add(path.slice(0, at));
   }
+  const deleted = new Set(gone.filter((path) => after.has(path)));
+  if (deleted.size > 0) for (const path of after.keys()) if (isBelowAny(path, deleted)) wanted.add(path);
   const changed = [...after.keys()].filter((path) => wanted.has(path) && after.get(path) !== WHITEOUT);
-  return { gone: gone.sort((a, b) => b.length - a.length), changed };
+  // what is unknown may be a link: what seems to be below it must not be looked for where that leads
+  const first = (path: string): boolean => before.get(path) === UNKNOWN;
+  return {
+    gone: [
+      ...gone.filter(first).sort((a, b) => a.length - b.length),
+      ...gone.filter((path) => !first(path)).sort((a, b) => b.length - a.length),
+    ],
+    changed,
+  };
+}
+
+function isBelowAny(path: string, folders: Set<string>): boolean {
+  for (let at = path.lastIndexOf("/"); at > 0; at = path.lastIndexOf("/", at - 1))
+    if (folders.has(path.slice(0, at))) return true;
+  return false;
 }
 
 /**
@@ -159,11 +248,16 @@ export function besideMounts(found: Scan, mounted: readonly string[]): Scan {
   return own;
 }
 
+/** Of states of files that are no folders: another inode. */
+function isAnother(was: string, state: string): boolean {
+  const [old, now] = [was, state].map((one) => /^\d+ /.exec(one)?.[0]);
+  return old !== undefined && now !== undefined && old !== now;
+}
+
 /** Of a state in a scan. */
 function kindOf(state: string): string {
-  const format = 0o170000;
   if (state.startsWith("directory")) return "directory";
-  return String(Number(state.split(" ")[1] ?? 0) & format);
+  return String(Number(state.split(" ")[1] ?? 0) & FORMAT);
 }
 
 /**

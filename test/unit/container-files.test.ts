@@ -15,8 +15,9 @@ import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
 import { nameBytes, nameText } from "#control/runtime/file-names.ts";
-import { besideMounts, difference, type Scan, scan, withRoot } from "#control/runtime/files.ts";
+import { besideMounts, confirmed, difference, type Scan, scan, withRoot } from "#control/runtime/files.ts";
 import { emptyBut, removePaths } from "#control/runtime/remove-files.ts";
+import type { TarMember } from "#control/runtime/tar-members.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 /** Small trees over the same few names, so that two of them have much in common. */
@@ -63,6 +64,62 @@ test("a difference deletes what a file of another kind takes the place of: it co
       assert.deepEqual(gone, was === is ? [] : ["a"], `${was} → ${is}`);
       assert.deepEqual(changed, was === is ? [] : ["a"]);
     }
+});
+
+test("what comes in the place of a folder that is deleted comes with all that is below", () => {
+  const before = new Map([
+    ["a", "directory 1 16877 0 0 opaque"],
+    ["a/x", "2 33188 0 0"],
+  ]);
+  const after = new Map(before).set("a", "directory 1 16832 0 0 opaque");
+  assert.deepEqual(difference(before, after), { gone: ["a"], changed: ["a", "a/x"] });
+});
+
+test("only what tar read in the state of the scan is in the copy for certain", () => {
+  const before: Scan = new Map([
+    [".", "directory 1 16877 0 0 "],
+    ["a", "directory 2 16877 0 0 "],
+    ["a/x", "3 33188 0 0 5 100 100 0"],
+    ["a/y", "4 33188 0 0 5 200 200 0"],
+    ["b", "directory 5 16877 0 0 "],
+    ["b/x", "6 33188 0 0 5 100 100 0"],
+    ["b/z", "4 33188 0 0 5 200 200 0"],
+    ["c", "7 33188 0 0 5 100 100 0"],
+    ["w", "whiteout"],
+  ]);
+  const found = (changes: Record<string, Partial<TarMember> | null> = {}): Map<string, TarMember> => {
+    const all = new Map<string, TarMember>();
+    for (const [path, state] of before) {
+      const [isFolder, fields] = [state.startsWith("directory"), state.split(" ")];
+      if (changes[path] === null) continue;
+      all.set(path, {
+        isFolder,
+        isOpaque: false,
+        owned: state === "whiteout" ? "8192 0 0" : fields.slice(isFolder ? 2 : 1, isFolder ? 5 : 4).join(" "),
+        content: state === "whiteout" ? "0 1 1 0" : fields.slice(4).join(" "),
+        ...changes[path],
+      });
+    }
+    return all;
+  };
+  const again = (changes: Record<string, Partial<TarMember> | null>): ReturnType<typeof difference> =>
+    difference(confirmed(before, before.keys(), found(changes)), before);
+  // one of the other folder would look the same
+  const twins = ["a/x", "b/x"];
+  assert.deepEqual(again({}), { gone: twins, changed: ["a", "a/x", "b", "b/x"] });
+  assert.deepEqual(again({ c: { content: "5 100 101 0" } }).changed, ["a", "a/x", "b", "b/x", "c"]);
+  assert.deepEqual(again({ c: null }), { gone: twins, changed: ["a", "a/x", "b", "b/x", "c"] });
+  assert.deepEqual(again({ w: null }).gone, [...twins, "w"]);
+  // all names of a file together
+  assert.deepEqual(again({ "b/z": null }).changed, ["a", "a/x", "a/y", "b", "b/x", "b/z"]);
+  // a link was there: it goes first, and nothing is looked for where it leads
+  assert.equal(again({ b: { isFolder: false } }).gone[0], "b");
+  assert.deepEqual(again({ b: { owned: "16832 0 0" } }).changed, ["a", "a/x", "a/y", "b", "b/x", "b/z"]);
+  // a mount's own folder is never deleted
+  assert.ok(!again({ ".": { owned: "16832 0 0" } }).gone.includes("."));
+  assert.ok(again({ ".": { owned: "16832 0 0" } }).changed.includes("."));
+  // what was not sent is known otherwise
+  assert.deepEqual(difference(confirmed(before, [], new Map()), before), { gone: [], changed: [] });
 });
 
 async function inFolder(use: (root: string, outside: string, fd: number) => Promise<void>): Promise<void> {

@@ -1,9 +1,18 @@
 /** The container's files on their way to the target: all of them while nobody waits, then what changed since. */
 import { closeSync } from "node:fs";
 import type { Channel } from "#proxy/contract/channel.ts";
-import { besideMounts, difference, packPaths, type Scan, scan, withRoot } from "../../runtime/files.ts";
+import {
+  besideMounts,
+  confirmed,
+  difference,
+  packPaths,
+  type Scan,
+  scan,
+  withRoot,
+} from "../../runtime/files.ts";
 import { filesMappedForWriting, takeForChanged } from "../../runtime/mapped-files.ts";
 import { coveredIn, mountedBelow, mountsOf } from "../../runtime/mounted.ts";
+import { TarMembers } from "../../runtime/tar-members.ts";
 import { tracedTree } from "../traced-tree.ts";
 import type { Move } from "./move.ts";
 
@@ -34,13 +43,16 @@ export class FileSender {
     // after the scan, and before anything is read: see mapped-files.ts
     const mapped = filesMappedForWriting((await tracedTree(this.#root)).map(({ pid }) => pid));
     takeForChanged(before, name === LAYER ? "/" : name, mapped);
-    this.#scans.set(name, before);
+    let sent: readonly string[] = [...before.keys()];
     if (name === LAYER && this.#move.host.container.layerInUse) {
       // whiteouts and opaque folders are the overlay's own to make
       const { gone, changed } = difference(new Map(), before);
       if (gone.length > 0) await this.#move.stop.call(this.#channel, "filesGone", { root: name, gone });
-      await this.#sendTar(name, changed, true);
-    } else await this.#sendTar(name, before.keys(), true);
+      sent = changed;
+    }
+    const members = new TarMembers();
+    await this.#sendTar(name, sent, members);
+    this.#scans.set(name, confirmed(before, sent, members.found));
   }
 
   /** While it stands still: of all that were sent. */
@@ -49,7 +61,7 @@ export class FileSender {
     for (const [name, before] of this.#scans) {
       const { gone, changed } = difference(before, await this.#scan(name));
       if (gone.length > 0) await stop.call(this.#channel, "filesGone", { root: name, gone });
-      if (changed.length > 0) await this.#sendTar(name, changed, false);
+      if (changed.length > 0) await this.#sendTar(name, changed, null);
     }
   }
 
@@ -72,17 +84,21 @@ export class FileSender {
     return name === LAYER ? container.openLayer() : container.openFolder(name);
   }
 
-  async #sendTar(name: string, paths: Iterable<string>, live: boolean): Promise<void> {
+  /** @param members of a first round: gets to know what tar reads. null: nothing changes while it does */
+  async #sendTar(name: string, paths: Iterable<string>, members: TarMembers | null): Promise<void> {
     const fd = this.#openTree(name);
     const { stream, done } = await packPaths(
       { fd, initPid: this.#move.host.container.init.pid },
       paths,
-      live,
+      members !== null,
     ).finally(() => closeSync(fd));
     done.catch(() => {}); // looked at below; must not be unhandled meanwhile
     this.#sending += 1;
     try {
-      for await (const piece of stream) await this.#channel.send("files", { root: name }, piece as Buffer);
+      for await (const piece of stream) {
+        members?.take(piece as Buffer);
+        await this.#channel.send("files", { root: name }, piece as Buffer);
+      }
       await done;
       await this.#channel.send("files", { root: name }, Buffer.alloc(0));
     } finally {
