@@ -16,6 +16,7 @@ import * as descriptor from "#proxy/kernel/descriptors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
 import * as sock from "#proxy/kernel/socket.ts";
 import { readImage, writeImage } from "./image-files.ts";
+import { joinThenExec } from "./join-cgroups.ts";
 import {
   type CriuOptions,
   type CriuResponse,
@@ -49,9 +50,6 @@ export interface WorkerOptions {
 const RPC_FD = 3;
 export const FIRST_INHERITED_FD = 4;
 const RESPONSE_BYTES_MAX = 1 << 16;
-
-/** Joins the cgroups named before `--`, then becomes the command after it. */
-const JOIN_THEN_EXEC = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 97; shift; done; shift; exec "$@"';
 
 export class CriuWorker {
   #child: ChildProcess;
@@ -97,18 +95,13 @@ export class CriuWorker {
         initPid === null
           ? ["/usr/bin/unshare", "-m", "--propagation", "private", `--wd=${imagesPath}`]
           : ["/usr/bin/nsenter", "-t", String(initPid), "-m", "-p", "-u", "-n", `--wd=${imagesPath}`];
-      const argv = [
-        "-c",
-        JOIN_THEN_EXEC,
-        "sh",
-        ...options.cgroupProcs,
-        "--",
+      const argv = joinThenExec(options.cgroupProcs, [
         ...enter,
         "--",
         ...criu.command(imagesFd + 1),
         "swrk",
         String(RPC_FD),
-      ];
+      ]);
       const child = spawn("/bin/sh", argv, {
         stdio: ["ignore", "ignore", "pipe", ...given, images, ...criu.descriptors],
         cwd: "/",

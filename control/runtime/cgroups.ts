@@ -66,6 +66,14 @@ export async function cgroupProcsOf(container: { init: { pid: number } }): Promi
   return (await cgroupFoldersOf(container.init.pid)).map(({ folder }) => join(folder, "cgroup.procs"));
 }
 
+/** … of the one that accounts for memory only: others would slow down what joins it, or forbid it devices. [] where there is none */
+export async function memoryProcsOf(pid: number): Promise<string[]> {
+  const folders = await cgroupFoldersOf(pid);
+  const memory = folders.filter(({ controllers }) => controllers.split(",").includes("memory"));
+  const own = memory.length > 0 ? memory : folders.filter(({ controllers }) => controllers === "");
+  return own.map(({ folder }) => join(folder, "cgroup.procs"));
+}
+
 /** Mount points of all control group hierarchies in a mountinfo (proc(5)). */
 export function mountedHierarchies(mountinfo: string): string[] {
   return mountinfo.split("\n").flatMap((line) => {

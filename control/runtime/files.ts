@@ -16,6 +16,7 @@ import type { Readable, Writable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as files from "#proxy/kernel/files.ts";
+import { memoryProcsOf } from "./cgroups.ts";
 import { below, nameBytes, nameText } from "./file-names.ts";
 import { pathOf, using } from "./inside.ts";
 import { startTar } from "./tar.ts";
@@ -40,6 +41,7 @@ const PATH_BYTES_MAX = 4_093;
 const FORMAT = 0o170000;
 const DEVICE = 0o020000;
 const GONE = new Set(["ENOENT", "ENOTDIR"]);
+const NO_ROOM = "the container's memory limit has no room for its files";
 const HERE = Buffer.from("./");
 const END = Buffer.from("\0");
 const TAR_ATTRIBUTES = ["--xattrs", "--xattrs-include=*", "--numeric-owner"];
@@ -291,23 +293,30 @@ export async function packPaths(
   return { stream, done: ended(child, live) };
 }
 
-/** Unpacks a stream below a folder, replacing what is there. */
+/** Unpacks a stream below a folder, replacing what is there. The container pays for the memory: a tmpfs has no other place for what it holds. */
 export async function unpackInto(tree: Tree): Promise<{ stream: Writable; done: Promise<void> }> {
   const args = [...TAR_ATTRIBUTES, "-xpf", "-", "--overwrite", "--delay-directory-restore"];
-  const child = await startTar(tree.initPid, tree.fd, args);
+  const payers = tree.initPid === null ? [] : await memoryProcsOf(tree.initPid);
+  const child = await startTar(tree.initPid, tree.fd, args, payers);
   child.stdout?.resume();
-  return { stream: child.stdin as Writable, done: ended(child, false) };
+  return {
+    stream: child.stdin as Writable,
+    done: ended(child, false, payers.length > 0 ? NO_ROOM : undefined),
+  };
 }
 
 /** tar's status 1 is "some files changed while read": expected of a live source, the second round mends it. */
-async function ended(child: ChildProcess, live: boolean): Promise<void> {
+async function ended(child: ChildProcess, live: boolean, shortage = "memory is short"): Promise<void> {
   let complaint = "";
   child.stderr?.setEncoding("utf8").on("data", (text: string) => {
     complaint = (complaint + text).slice(-2000);
   });
-  const [status] = (await once(child, "close")) as [number | null];
+  const [status, signal] = (await once(child, "close")) as [number | null, string | null];
   if (status === 0 || (status === 1 && live)) return;
-  throw fail("FILES_TAR", `tar failed (${status}): ${complaint.trim().split("\n").at(-1) ?? ""}`);
+  // nsenter(1) ends by what its child was ended by
+  const reason = signal === "SIGKILL" ? `was killed (SIGKILL): ${shortage}` : `failed (${status ?? signal})`;
+  const lastLine = complaint.trim().split("\n").at(-1) ?? "";
+  throw fail("FILES_TAR", `tar ${reason}${lastLine === "" ? "" : `: ${lastLine}`}`);
 }
 
 function isWhiteout(stat: { isCharacterDevice(): boolean; rdev: bigint }): boolean {

@@ -15,6 +15,7 @@ import { basename } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import * as mounts from "#proxy/kernel/mounts.ts";
+import { joinThenExec } from "../criu/join-cgroups.ts";
 import { SealedCriu, withoutHostFolders } from "../criu/sealed.ts";
 import { runCommand } from "./command.ts";
 
@@ -40,12 +41,14 @@ let sealed: Promise<number> | undefined;
  * Starts tar with its working directory at `folder`, in the mount and PID namespaces (its /proc shows the descriptors) of
  * process `initPid`; null: in ours.
  * @param folder a descriptor, which the caller may close when this has resolved
+ * @param cgroupProcs `cgroup.procs` files of the groups that pay for what it writes; where they have no memory, it is what the kernel ends
  * @throws HoldfastError `FILES_TOOL`
  */
 export async function startTar(
   initPid: number | null,
   folder: number,
   args: string[],
+  cgroupProcs: readonly string[] = [],
 ): Promise<ChildProcess> {
   sealed ??= seal();
   const program = await sealed.catch((error: unknown) => {
@@ -54,7 +57,8 @@ export async function startTar(
   });
   const inside = `/proc/self/fd/${PROGRAM_FD}`;
   const load = [`${inside}/loader`, "--inhibit-cache", "--library-path", inside];
-  const argv = [
+  const command = [
+    "/usr/bin/nsenter",
     ...(initPid === null ? [] : ["-t", String(initPid), "-m", "-p"]),
     `--wd=/proc/self/fd/${FOLDER_FD}`,
     "--",
@@ -66,7 +70,7 @@ export async function startTar(
     `${inside}/tar`,
     ...args,
   ];
-  const child = spawn("/usr/bin/nsenter", argv, {
+  const child = spawn("/bin/sh", joinThenExec(cgroupProcs, command, { isVictim: true }), {
     stdio: ["pipe", "pipe", "pipe", folder, program],
     cwd: "/",
     env: { ...SealedCriu.environment, LC_ALL: "C" },

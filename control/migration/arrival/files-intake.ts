@@ -25,7 +25,7 @@ export class FilesIntake {
   async take(root: string, body: Buffer, open: () => Promise<UnpackingPlace>): Promise<boolean> {
     const unpacking = this.#unpacking.get(root) ?? (await this.#begin(root, await open()));
     if (body.length > 0) {
-      if (!unpacking.stream.write(body)) await drained(unpacking.stream);
+      if (!unpacking.stream.write(body)) await Promise.race([drained(unpacking.stream), unpacking.done]);
       return false;
     }
     this.#unpacking.delete(root);
