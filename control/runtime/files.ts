@@ -20,7 +20,7 @@ import { memoryProcsOf } from "./cgroups.ts";
 import { below, nameBytes, nameText } from "./file-names.ts";
 import { pathOf, using } from "./inside.ts";
 import { startTar } from "./tar.ts";
-import type { TarMember } from "./tar-members.ts";
+import { cutShortIn, type TarMember } from "./tar-members.ts";
 
 /** relative path ({@link nameText}) → what tells one state of the file from another */
 export type Scan = Map<string, string>;
@@ -41,6 +41,9 @@ const PATH_BYTES_MAX = 4_093;
 const FORMAT = 0o170000;
 const DEVICE = 0o020000;
 const GONE = new Set(["ENOENT", "ENOTDIR"]);
+const COMPLAINT_MAX = 2_000;
+/** a path is at most PATH_MAX, and four characters a byte */
+const LINE_MAX = 20_000;
 const NO_ROOM = "the container's memory limit has no room for its files";
 const HERE = Buffer.from("./");
 const END = Buffer.from("\0");
@@ -263,16 +266,22 @@ function kindOf(state: string): string {
 }
 
 /**
- * A tar stream of just these paths. `done` settles when tar has ended, well or not.
+ * A tar stream of just these paths. `done` settles when tar has ended, well or not; with those that it has zeros of in place of what it could
+ * not read.
  * @param live files may change or vanish while they are read (the second round mends it); otherwise that is an error
  */
 export async function packPaths(
   tree: Tree,
   paths: Iterable<string>,
   live: boolean,
-): Promise<{ stream: Readable; done: Promise<void> }> {
+): Promise<{ stream: Readable; done: Promise<ReadonlySet<string>> }> {
   const tolerance = live
-    ? ["--ignore-failed-read", "--warning=no-file-changed", "--warning=no-file-removed"]
+    ? [
+        "--ignore-failed-read",
+        "--warning=failed-read",
+        "--warning=no-file-changed",
+        "--warning=no-file-removed",
+      ]
     : [];
   const args = [
     ...TAR_ATTRIBUTES,
@@ -301,18 +310,27 @@ export async function unpackInto(tree: Tree): Promise<{ stream: Writable; done: 
   child.stdout?.resume();
   return {
     stream: child.stdin as Writable,
-    done: ended(child, false, payers.length > 0 ? NO_ROOM : undefined),
+    done: ended(child, false, payers.length > 0 ? NO_ROOM : undefined).then(() => {}),
   };
 }
 
 /** tar's status 1 is "some files changed while read": expected of a live source, the second round mends it. */
-async function ended(child: ChildProcess, live: boolean, shortage = "memory is short"): Promise<void> {
+async function ended(
+  child: ChildProcess,
+  live: boolean,
+  shortage = "memory is short",
+): Promise<ReadonlySet<string>> {
   let complaint = "";
+  let line = "";
+  const cutShort = new Set<string>();
   child.stderr?.setEncoding("utf8").on("data", (text: string) => {
-    complaint = (complaint + text).slice(-2000);
+    complaint = (complaint + text).slice(-COMPLAINT_MAX);
+    const lines = (line + text).split("\n");
+    line = (lines.pop() ?? "").slice(-LINE_MAX);
+    for (const path of lines.map(cutShortIn)) if (path !== null) cutShort.add(path);
   });
   const [status, signal] = (await once(child, "close")) as [number | null, string | null];
-  if (status === 0 || (status === 1 && live)) return;
+  if (status === 0 || (status === 1 && live)) return cutShort;
   // nsenter(1) ends by what its child was ended by
   const reason = signal === "SIGKILL" ? `was killed (SIGKILL): ${shortage}` : `failed (${status ?? signal})`;
   const lastLine = complaint.trim().split("\n").at(-1) ?? "";

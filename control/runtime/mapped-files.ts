@@ -25,12 +25,19 @@ export function pathsIn(maps: string): string[] {
   });
 }
 
-/** Makes these files, of what was seen below `target`, differ from whatever is seen later. */
+/** Makes these files, by all of their names, of what was seen below `target`, differ from whatever is seen later. */
 export function takeForChanged(seen: Scan, target: string, paths: Iterable<string>): void {
+  const inodes = new Set<string>();
   for (const path of paths) {
-    const below = pathBelow(target, path);
-    if (below !== null && seen.has(below)) seen.set(below, "mapped");
+    const state = seen.get(pathBelow(target, path) ?? "");
+    if (state !== undefined) inodes.add(inodeIn(state));
   }
+  if (inodes.size === 0) return;
+  for (const [path, state] of seen) if (inodes.has(inodeIn(state))) seen.set(path, "mapped");
+}
+
+function inodeIn(state: string): string {
+  return state.slice(0, state.indexOf(" "));
 }
 
 /** The part of a path below a mount's target ("/": of the whole), or null when it is elsewhere. */

@@ -28,6 +28,9 @@ const HARD_LINK = "1";
 const PAX = "x";
 const OPAQUE = "SCHILY.xattr.trusted.overlay.opaque";
 const NANOSECONDS = 9;
+/** in a stream the file is whole: it has zeros from there on (`dump_regular_file` in create.c) */
+const CUT_SHORT = /^[^:]*: (.*): (?:Warning: Read error at byte|File shrank by) [^:]*/;
+const ESCAPES: Record<string, string> = { a: "\x07", b: "\b", f: "\f", n: "\n", r: "\r", t: "\t", v: "\v" };
 
 /** Reads along: takes the stream in pieces of any size, and keeps none of what the files hold. */
 export class TarMembers {
@@ -103,9 +106,28 @@ export class TarMembers {
     this.#records = new Map();
   }
 
+  /** @param path has zeros in the stream in place of what tar could not read */
+  cutShort(path: string): void {
+    const member = this.found.get(path);
+    if (member !== undefined) this.found.set(path, { ...member, content: "cut short" });
+  }
+
   #text(keyword: string): string | undefined {
     return this.#records.get(keyword)?.toString("latin1");
   }
+}
+
+/**
+ * Pure. The path that one line of what tar says, with --quoting-style=escape, tells to be cut short: a disk failed, or somebody made the file
+ * shorter. null: it tells something else
+ */
+export function cutShortIn(line: string): string | null {
+  const quoted = CUT_SHORT.exec(line)?.[1];
+  if (quoted === undefined) return null;
+  const plain = quoted.replace(/\\([0-7]{3}|.)/gs, (_, code: string) =>
+    code.length === 3 ? String.fromCharCode(Number.parseInt(code, 8)) : (ESCAPES[code] ?? code),
+  );
+  return pathOf(Buffer.from(plain, "latin1"));
 }
 
 /** "LENGTH KEYWORD=VALUE\n", where the length counts all of it. */

@@ -1,6 +1,7 @@
 /** Both rounds of a workload's files as a move sends them, where folders change places while tar reads. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import {
   chmodSync,
   chownSync,
@@ -24,7 +25,10 @@ import { test } from "node:test";
 import { FilesIntake } from "#control/migration/arrival/files-intake.ts";
 import { FileSender, LAYER } from "#control/migration/departure/file-sender.ts";
 import type { Move } from "#control/migration/departure/move.ts";
+import { nameText } from "#control/runtime/file-names.ts";
+import { packPaths } from "#control/runtime/files.ts";
 import { removePaths } from "#control/runtime/remove-files.ts";
+import { cutShortIn } from "#control/runtime/tar-members.ts";
 import type { Channel } from "#proxy/contract/channel.ts";
 
 /** more than a pipe and a stream's buffer hold: tar stands in it until its pieces are taken */
@@ -181,4 +185,46 @@ test("a name that is another file's by now is no name of the one that it was lin
     assert.equal(readFileSync(join(target, "one"), "utf8"), "new");
     assert.equal(readFileSync(join(target, "other"), "utf8"), "as it was");
   });
+});
+
+test("a file that a failing disk ends in the middle of does not count as sent, and fails when it cannot be read again", async () => {
+  const base = mkdtempSync(join(tmpdir(), "holdfast-disk-"));
+  const [content, disk, mounted] = ["content", "disk", "mounted"].map((name) => join(base, name)) as [
+    string,
+    string,
+    string,
+  ];
+  mkdirSync(content);
+  mkdirSync(mounted);
+  const name = "fi\\le\n: File shrank by ü";
+  writeFileSync(join(content, name), randomBytes(4 << 20));
+  writeFileSync(join(content, "a whole one"), "small");
+  writeFileSync(disk, "");
+  truncateSync(disk, 8 << 20);
+  execFileSync("mkfs.ext4", ["-q", "-O", "^has_journal", "-d", content, disk]);
+  execFileSync("mount", ["-o", "loop,ro", disk, mounted]);
+  const folder = openSync(mounted, "r");
+  try {
+    truncateSync(disk, 2 << 20);
+    const paths = [nameText(Buffer.from(name)), "a whole one"];
+    const pack = async (live: boolean): Promise<string[]> => {
+      const { stream, done } = await packPaths({ fd: folder, initPid: null }, paths, live);
+      stream.resume();
+      return [...(await done)];
+    };
+    assert.deepEqual(await pack(true), [nameText(Buffer.from(name))]);
+    await assert.rejects(pack(false), { code: "FILES_TAR" });
+  } finally {
+    closeSync(folder);
+    execFileSync("umount", [mounted]);
+    rmSync(base, { recursive: true });
+  }
+});
+
+test("what was cut short counts as unknown, and a read error as that", () => {
+  assert.equal(
+    cutShortIn("tar: ./a/b: Warning: Read error at byte 0, while reading 512 bytes: Invalid argument"),
+    "a/b",
+  );
+  assert.equal(cutShortIn("tar: ./a: Warning: Cannot open: Permission denied"), null);
 });

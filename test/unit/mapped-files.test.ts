@@ -39,3 +39,16 @@ test("a mapped file differs although its time stamps do not, below its mount onl
   takeForChanged(layer, "/", pathsIn(maps));
   assert.deepEqual(difference(layer, new Map([["tmp/written", "9 1"]])).changed, ["tmp/written"]);
 });
+
+test("all names of a mapped file differ: they are one file at the target, too", () => {
+  const now = (): Map<string, string> =>
+    new Map([
+      ["other", "6 1 2"],
+      ["another name", "5 1 2"],
+      ["PostgreSQL.42", "5 1 2"],
+      ["folder", "directory 5 1 2"],
+    ]);
+  const before = now();
+  takeForChanged(before, "/dev/shm", pathsIn(maps));
+  assert.deepEqual(difference(before, now()).changed, ["another name", "PostgreSQL.42"]);
+});

@@ -99,7 +99,7 @@ export class FileSender {
         members?.take(piece as Buffer);
         await this.#channel.send("files", { root: name }, piece as Buffer);
       }
-      await done;
+      for (const path of await done) members?.cutShort(path);
       await this.#channel.send("files", { root: name }, Buffer.alloc(0));
     } finally {
       this.#sending -= 1;
