@@ -15,12 +15,15 @@ export const EXIT_HELP = `
 Exit status:
   0    done
   1    what was asked for failed: the move was rolled back, the application did not
-       come up again, check found a blocking problem
+       come up again, check found a blocking problem that is not allowed
   2    wrong usage, or a mistake in the configuration file
-  3    no agent could be reached
-  4    the agent refused: the workload, node or session is unknown, the workload is not
-       on this node or is there already, nobody knows where it is, or a migration or
-       restart is under way
+  3    nobody could be reached who was to be asked: no agent; of a cluster its API
+       server, or there is no kubectl; an Envoy
+  4    it was refused. By the agent: the workload, node or session is unknown, several
+       have it, the workload is not on this node, is there already or does not run,
+       nobody knows where it is, the store is busy, or a migration or restart is under
+       way. By a cluster's API server: it may not be done, is not valid, or what it is
+       about is not there
   130  left by a second Ctrl-C; the agent goes on`;
 
 export function exitStatusOf(error: unknown): number {

@@ -33,15 +33,19 @@ export interface ClusterCheckRequest {
   allow: string[];
 }
 
-/** What installing the chart makes, which the one who asks has to be allowed to. */
-const MADE: [group: string, resource: string, namespaced: boolean][] = [
+/** What installing the chart makes, and upgrading and removing it, which the one who asks has to be allowed to. */
+export const MADE: [group: string, resource: string, namespaced: boolean][] = [
   ["", "secrets", true],
   ["", "serviceaccounts", true],
   ["", "services", true],
   ["", "configmaps", true],
   ["apps", "deployments", true],
   ["apps", "daemonsets", true],
+  ["batch", "jobs", true],
+  ["networking.k8s.io", "networkpolicies", true],
+  ["policy", "poddisruptionbudgets", true],
   ["rbac.authorization.k8s.io", "roles", true],
+  ["rbac.authorization.k8s.io", "rolebindings", true],
   ["rbac.authorization.k8s.io", "clusterroles", false],
   ["rbac.authorization.k8s.io", "clusterrolebindings", false],
   ["apiextensions.k8s.io", "customresourcedefinitions", false],

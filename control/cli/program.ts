@@ -142,20 +142,28 @@ agent of the node.`;
 
 const WEBHOOK_HELP = `
 The file:
-  listen: 0.0.0.0:8443                 # where the API server asks: /inject, and /enforce for namespaces that refuse others; /service
+  listen: 0.0.0.0:8443                 # where the API server asks: /inject, and /enforce for namespaces that refuse others; /service;
+                                       # in a pod, or with KUBECONFIG: /evict, and /ordinal about what StatefulSets make
   certificate: tls.crt                 # PEM, of the name of the Service; both are read again when they change
   key: tls.key
   image: REGISTRY/holdfast/inside:1    # what is copied into pods
   imagePullPolicy: IfNotPresent
-  proxy: { image: REGISTRY/holdfast/control:1, default: auto }   # what runs the proxy in pods; where a pod says nothing: auto (those
-                                       # in gateway mode), sidecar (all), node (none)
+  proxy:                               # what runs the proxy in pods; without it none has it
+    image: REGISTRY/holdfast/control:1
+    default: auto                      # where a pod says nothing: auto (those in gateway mode), sidecar (all), node (none)
+    resources: { requests: { cpu: 50m, memory: 96Mi }, limits: { cpu: 1, memory: 512Mi } }   # what it asks for, and may have
   admin: 0.0.0.0:9400                  # /healthz, /readyz, /metrics
   gateways: true                       # pods of Services with the label holdfast.dev/gateway: enabled are in gateway mode
   evictionRequests: false              # true: pods name the controller as a responder to EvictionRequests
-  renewal: { namespace: holdfast, secret: holdfast-webhook, configuration: holdfast, names: [holdfast-webhook.holdfast.svc], days: 365 }
+  drainMs: 5000                        # answers those who still ask for so long when it is told to end
+  renewal: { namespace: holdfast, secret: holdfast-webhook, kinds: [MutatingWebhookConfiguration], configuration: holdfast,
+             names: [holdfast-webhook.holdfast.svc], days: 365 }
 
 With renewal it makes another certificate before its own expires, in a Secret that kubelet brings here, and has the API server
-trust it first; it asks the API server for that alone, and with gateways for such Services. It needs no privilege. SIGTERM: it is not ready any more, answers those who still ask, and ends.`;
+trust it first, in each of kinds (or ValidatingWebhookConfiguration). Of the API server it asks for that; with gateways for such
+Services; when it is asked at /evict for the pod, its node, and the Migrations and ContinuityPolicy of its namespace, of which it
+makes a Migration; at /ordinal for Migrations and their pods. It needs no privilege of the node's. SIGTERM: it is not ready any
+more, answers for drainMs, and ends.`;
 
 /** @param args without node and script. Never throws; resolves with the exit status when the command is over. */
 export async function runProgram(args: string[], around: Surroundings): Promise<number> {
@@ -211,14 +219,13 @@ function build(around: Surroundings, done: (status: number) => void): Command {
         await canceller.close();
       }
     });
-  const client = (usage: string, description: string) =>
-    program
-      .command(usage)
-      .description(description)
-      .option("--json", "print one JSON object")
+  const ofAgent = (command: Command): Command =>
+    command
       .option("--agent <socket|address>", "socket of the agent, or http://HOST:PORT")
       .option("--token-file <file>", "with http://: admin.token of that agent's stateDir")
       .addHelpText("after", `${AGENT_HELP}\n${EXIT_HELP}`);
+  const client = (usage: string, description: string) =>
+    ofAgent(program.command(usage).description(description).option("--json", "print one JSON object"));
 
   program
     .command("agent")
@@ -438,13 +445,11 @@ function build(around: Surroundings, done: (status: number) => void): Command {
     return withAgent(options, (agent) => showSessions(agent, workload, options.json === true, around));
   });
 
-  inCluster(program.command("logs <workload>"))
+  ofAgent(inCluster(program.command("logs <workload>")))
     .description("what the application of a workload, or of pod/NAME, has written on this node")
     .option("--namespace <name>", "of the pod; default: the context's")
     .option("-n, --lines <count>", "of the end of it", parseLines, LINES)
     .option("-f, --follow", "go on with what comes, until Ctrl-C")
-    .option("--agent <socket|address>", "socket of the agent, or http://HOST:PORT")
-    .addHelpText("after", `${AGENT_HELP}\n${EXIT_HELP}`)
     .action(
       (workload: string, options: ClientOptions & ClusterOptions & { lines: number; follow?: boolean }) => {
         const { lines, follow = false } = options;
@@ -458,8 +463,10 @@ function build(around: Surroundings, done: (status: number) => void): Command {
       },
     );
 
-  ofPods(program.command("diagnostics"))
-    .description("write what a cluster's Holdfast says of itself into an archive, without secrets")
+  inCluster(program.command("diagnostics"))
+    .description(
+      "write what a cluster's Holdfast says of itself, of all namespaces, into an archive, without secrets",
+    )
     .option("-f, --filename <file>", "where to", "holdfast-diagnostics.tar.gz")
     .addHelpText("after", EXIT_HELP)
     .action((options: ClusterOptions & { filename: string }) =>

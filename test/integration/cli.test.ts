@@ -1,16 +1,28 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { after, before, beforeEach, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { parse } from "yaml";
+import { EXIT, EXIT_HELP } from "#control/api/exit-status.ts";
 import { AdminClient } from "#control/cli/admin-client.ts";
-import { findAgent } from "#control/cli/find-agent.ts";
+import { findAgent, SOCKET_PATTERNS } from "#control/cli/find-agent.ts";
 import { runProgram } from "#control/cli/program.ts";
+import { parseWebhookConfig } from "#control/config/webhook.ts";
+import { factsOf } from "#proxy/contract/error-codes.ts";
 import type { HoldfastError } from "#proxy/contract/errors.ts";
 
 type Answer = (response: ServerResponse, body: string) => void | Promise<void>;
@@ -691,6 +703,41 @@ describe("usage", () => {
     assert.match((await run(["--version"])).out, /^\d+\.\d+\.\d+\n$/);
   });
 
+  test("the README's exit statuses are those of --help", () => {
+    const readme = readFileSync(join(root, "README.md"), "utf8");
+    const [, rows = ""] = /\n\| exit status \| \|\n\|---\|---\|\n((?:\|.*\n)+)/.exec(readme) ?? [];
+    const help = EXIT_HELP.replaceAll(/\n {7}/g, " ")
+      .split("\n")
+      .slice(2);
+    assert.deepEqual(
+      rows.replaceAll("`", "").trimEnd().split("\n"),
+      help.map((line) => line.trim().replace(/^(\d+) +(.*)$/, "| $1 | $2 |")),
+    );
+    assert.deepEqual(
+      help.map((line) => Number.parseInt(line, 10)),
+      Object.values(EXIT),
+    );
+  });
+
+  test("--help names everybody who may be out of reach, or refuse", () => {
+    const registry = readFileSync(join(root, "proxy/contract/error-codes.ts"), "utf8");
+    const codes = [...registry.matchAll(/^ {2}([A-Z][A-Z0-9_]+): \{/gm)].map(([, code = ""]) => code);
+    const [, unreachable = "", refused = ""] =
+      /\n3 (.*)\n4 (.*)\n130 /.exec(
+        EXIT_HELP.replaceAll(/\n {7}/g, " ")
+          .replaceAll(/ +/g, " ")
+          .replaceAll("\n ", "\n"),
+      ) ?? assert.fail(EXIT_HELP);
+    const others = { KUBERNETES: /API server/, KUBECTL: /kubectl/, ENVOY: /Envoy/ };
+    for (const code of codes) {
+      const exit = factsOf(code)?.exit;
+      if (exit !== "unreachable" && exit !== "refused") continue;
+      const [who = ""] = code.split("_");
+      const name = Object.hasOwn(others, who) ? others[who as keyof typeof others] : /agent/;
+      assert.match(exit === "refused" ? refused : unreachable, name, code);
+    }
+  });
+
   test("a mistake in the configuration is one line and exits with 2", async () => {
     const file = join(folder, "bad.yaml");
     writeFileSync(file, "node: A\n");
@@ -725,6 +772,74 @@ describe("usage", () => {
     }
     http.close();
     await once(http, "close");
+  });
+
+  test("logs shows its token to an agent over HTTP, as every command that asks one does", async () => {
+    const tokenFile = join(folder, "admin.token");
+    writeFileSync(tokenFile, "0123456789abcdef\n");
+    const http = createServer(({ headers, url }, response) => {
+      response.writeHead(headers.authorization === "Bearer 0123456789abcdef" ? 200 : 401);
+      response.end(`${url}\n`);
+    }).listen(0, "127.0.0.1");
+    await once(http, "listening");
+    const { port } = http.address() as AddressInfo;
+    const agent = ["--agent", `http://127.0.0.1:${port}`, "--token-file", tokenFile];
+    const { status, out, err } = await run(["logs", "chat", "-n", "5", ...agent]);
+    assert.deepEqual(
+      { status, out, err },
+      { status: 0, out: "/v1/workloads/chat/logs?lines=5&follow=0\n", err: "" },
+    );
+    http.close();
+    await once(http, "close");
+  });
+
+  test("the README tells which commands ask an agent and which print JSON, and where a socket is looked for", async () => {
+    const readme = readFileSync(join(root, "README.md"), "utf8");
+    const table = readme.slice(readme.indexOf("| command | what it does |"));
+    const commands = new Set(
+      [...table.slice(0, table.indexOf("\n\n")).matchAll(/`npx holdfast (\w+)/g)].map(
+        ([, name = ""]) => name,
+      ),
+    );
+    assert.ok(commands.size > 12, [...commands].join());
+    const [, without = "", silent = "", places = ""] =
+      /All but (.*?) take `--agent`[^.]*? and `--token-file`; these but (.*?) take `--json`\. (Without[^.]*(?:\.\w[^.]*)*)\./.exec(
+        table.replaceAll(/\s+/g, " "),
+      ) ?? assert.fail("no sentence about --agent");
+    const named = (text: string): string[] => [...text.matchAll(/`(\w+)`/g)].map(([, name = ""]) => name);
+    for (const command of commands) {
+      const { out } = await run([command, "--help"]);
+      const asksAgent = !named(without).includes(command);
+      for (const option of ["--agent <", "--token-file <"])
+        assert.equal(out.includes(`  ${option}`), asksAgent, `${command} ${option}`);
+      const isJson = asksAgent && !named(silent).includes(command);
+      assert.equal(/^ {2}--json /m.test(out), isJson, `${command} --json`);
+    }
+    for (const pattern of SOCKET_PATTERNS) assert.ok(places.includes(`\`${pattern}\``), pattern);
+    assert.match(places, /HOLDFAST_AGENT.*agent\.sock/);
+  });
+
+  test("diagnostics, which are of a whole cluster, take no namespace", async () => {
+    const { status, err } = await run(["diagnostics", "-n", "games"]);
+    assert.equal(status, 2);
+    assert.match(err, /unknown option '-n'/);
+  });
+
+  test("webhook --help has a file with every key, and says where the API server asks", async () => {
+    const { out } = await run(["webhook", "--help"]);
+    const file = out.slice(out.indexOf("The file:\n") + "The file:\n".length);
+    const text = file.slice(0, file.indexOf("\n\n"));
+    const raw = parse(text);
+    const read = parseWebhookConfig(text, "webhook.yaml");
+    for (const key of [[], ["proxy"], ["proxy", "resources"], ["renewal"]] as string[][]) {
+      const keysAt = (one: unknown): string[] =>
+        Object.keys(key.reduce((inner, name) => (inner as never)[name], one as object)).toSorted();
+      assert.deepEqual(keysAt(raw), keysAt(read), key.join("."));
+    }
+    const served = readFileSync(join(root, "control/kubernetes/webhook/server.ts"), "utf8");
+    const paths = [...served.matchAll(/"(\/[a-z]+)":/g)].map(([, path = ""]) => path);
+    assert.equal(paths.length, 5);
+    for (const path of paths) assert.match(text, new RegExp(`${path}\\b`));
   });
 
   test("without --agent the only socket is taken; none and several are errors", async () => {

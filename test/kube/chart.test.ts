@@ -207,6 +207,35 @@ describe("the chart", () => {
     assert.ok(open.includes("https"), open);
   });
 
+  it("is asked about evictions in excluded namespaces, too, but keeps nobody there from them when it is away", () => {
+    const policies = (failurePolicy: string, excludedNamespaces: string[]): Record<string, string[]> => {
+      const { webhooks } = objectsIn(
+        render({ webhook: { excludedNamespaces }, controller: { evictions: { failurePolicy } } }),
+      ).find(({ kind }) => kind === "ValidatingWebhookConfiguration");
+      const isMeant = (namespace: string, { operator, values }: Raw): boolean =>
+        values.includes(namespace) === (operator === "In");
+      return Object.fromEntries(
+        ["games", "monitoring", "kube-system", "holdfast"].map((namespace) => [
+          namespace,
+          webhooks
+            .filter(({ namespaceSelector }: Raw) =>
+              namespaceSelector.matchExpressions.every((one: Raw) => isMeant(namespace, one)),
+            )
+            .map((one: Raw) => one.failurePolicy),
+        ]),
+      );
+    };
+    const never = { "kube-system": [], holdfast: [] };
+    const everywhere = (policy: string) => ({ games: [policy], monitoring: [policy], ...never });
+    assert.deepEqual(policies("Fail", []), everywhere("Fail"));
+    assert.deepEqual(policies("Ignore", ["monitoring"]), everywhere("Ignore"));
+    assert.deepEqual(policies("Fail", ["monitoring", "kube-system"]), {
+      games: ["Fail"],
+      monitoring: ["Ignore"],
+      ...never,
+    });
+  });
+
   it("detaches before a rollback to what does not keep it, whatever there was when that was installed", () => {
     const jobs = (values: object): Record<string, string> =>
       Object.fromEntries(

@@ -1,7 +1,10 @@
 /** What `holdfast check` says of a cluster: each thing that is wrong is found, with its cure, and nothing else. */
 import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, it } from "node:test";
-import { findingsOf, type Installation } from "#control/cli/cluster-check.ts";
+import { parseAllDocuments } from "yaml";
+import { findingsOf, type Installation, MADE } from "#control/cli/cluster-check.ts";
 import { type ClusterView, type Part, type SeenPod, workloadOf } from "#control/cli/cluster-view.ts";
 import type { Node } from "#control/kubernetes/client/objects.ts";
 import { nameOf } from "#control/kubernetes/node/injected-pod.ts";
@@ -161,6 +164,28 @@ describe("a check of a cluster", () => {
       ["!cluster.version", "!cluster.pod-security", "!cluster.access"],
     );
     assert.deepEqual(found({}, { namespace: null }, true), ["cluster.namespace"]);
+  });
+
+  it("asks before an installation about each kind that the chart makes, and about no other", () => {
+    const root = join(import.meta.dirname, "../..");
+    const made = new Set<string>();
+    for (const folder of ["charts/holdfast/crds", "test/kube/chart"])
+      for (const file of readdirSync(join(root, folder)))
+        for (const document of parseAllDocuments(readFileSync(join(root, folder, file), "utf8"))) {
+          const { apiVersion, kind, metadata } = document.toJS() as {
+            apiVersion: string;
+            kind: string;
+            metadata: { namespace?: string; annotations?: Record<string, string> };
+          };
+          // what helm test makes is not needed; what is the Prometheus operator's is made where values ask for it alone
+          if (metadata.annotations?.["helm.sh/hook"] === "test") continue;
+          if (apiVersion.startsWith("monitoring.coreos.com/")) continue;
+          const plural = kind.toLowerCase().replace(/y$/, "ie").replace(/s$/, "se").concat("s");
+          const group = apiVersion.includes("/") ? apiVersion.replace(/\/.*/, "") : "";
+          made.add(JSON.stringify([group, plural, metadata.namespace !== undefined]));
+        }
+    assert.ok(made.size > 10, [...made].join());
+    assert.deepEqual(MADE.map((one) => JSON.stringify(one)).toSorted(), [...made].toSorted());
   });
 
   it("finds pods that do not move, not all of thousands", () => {

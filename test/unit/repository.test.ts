@@ -567,6 +567,82 @@ describe("names", () => {
   });
 });
 
+describe("documentation", () => {
+  const documents = files.filter((file) => file.endsWith(".md"));
+
+  it("names tests that are there", () => {
+    const tests = Map.groupBy(
+      files.filter((file) => file.endsWith(".test.ts")),
+      (file) => basename(file),
+    );
+    const names = (file: string): string[] =>
+      [...readFileSync(join(root, file), "utf8").matchAll(/"((?:[^"\\\n]|\\.)+)"|`((?:[^`\\]|\\.)+)`/g)]
+        .map(([, text, template = ""]) => text ?? template.replaceAll(/\$\{[^}]*\}/g, "*"))
+        .filter((name) => name.replaceAll("*", "").length > 8);
+    const cited = /(?:`(?:[\w/-]+\/)?([\w-]+\.test\.ts)`|the same)((?:[:,;]? (?:and )?"[^"]+")*)/g;
+    const missing: string[] = [];
+    let count = 0;
+    for (const document of documents) {
+      const text = readFileSync(join(root, document), "utf8");
+      let of = "";
+      for (const { 1: file, 2: quotes = "", index } of text.matchAll(cited)) {
+        of = file ?? of;
+        for (const [, quote = ""] of quotes.matchAll(/"([^"]+)"/g)) {
+          count++;
+          // names are made of parts, in loops over steps: capitals, and what the document leaves out, stand for any of them
+          const wanted = `${quote.replaceAll(/\b[A-Z]{3,}\b|…/g, "*")}*`;
+          if ((tests.get(of) ?? []).some((one) => names(one).some((name) => canBeSame(wanted, name))))
+            continue;
+          missing.push(`${document}:${text.slice(0, index).split("\n").length} ${of}: "${quote}"`);
+        }
+      }
+    }
+    assert.ok(count > 150, String(count));
+    none(missing, "a test that a document names is there");
+  });
+
+  it("has a row for each label, annotation and condition of ours, and for no other", () => {
+    const name = /(?:"holdfast\.dev\/|\$\{GROUP\}\/)([a-z][a-z-]*)["`]/g;
+    const known = new Set(product.flatMap(({ text }) => [...text.matchAll(name)].map(([, one = ""]) => one)));
+    assert.ok(known.size > 35, [...known].join());
+    const rows = readFileSync(join(root, "control/kubernetes/README.md"), "utf8").match(
+      /^\| `holdfast\.dev\/[^|]*\|/gm,
+    );
+    const told = new Set(
+      (rows ?? []).flatMap((row) =>
+        [...row.matchAll(/`holdfast\.dev\/([a-z-]+)`/g)].map(([, one = ""]) => one),
+      ),
+    );
+    assert.deepEqual([...told].toSorted(), [...known].toSorted());
+  });
+
+  it("has the bounds that the code has", () => {
+    const architecture = readFileSync(join(root, "ARCHITECTURE.md"), "utf8");
+    const constantOf = (file: string, constant: string): number => {
+      const [, text] =
+        new RegExp(`const ${constant} = ([\\d_]+);`).exec(readFileSync(join(root, file), "utf8")) ?? [];
+      assert.ok(text !== undefined, `${file} ${constant}`);
+      return Number(text.replaceAll("_", ""));
+    };
+    const proxy = "control/workload/proxy-client.ts";
+    const starter = "control/workload/starter.ts";
+    for (const row of [
+      `its start | ${constantOf(proxy, "COMMAND_MS_MAX") / 1000} s; ${constantOf(proxy, "START_MS_MAX") / 1000} s |`,
+      `at most ${constantOf("proxy/cutover/pieces.ts", "PIECE_SESSIONS").toLocaleString("en")} sessions |`,
+      `after ${constantOf(starter, "CLAIM_AGAIN_MS") / 1000} s, then half as long again each time, to ${constantOf(starter, "CLAIM_AGAIN_MS_MAX") / 1000} s,`,
+    ])
+      assert.ok(architecture.includes(row), row);
+  });
+});
+
+/** Of two patterns, with `*` for any text: is there a text that both are for. */
+function canBeSame(a: string, b: string): boolean {
+  if (a === "" || b === "") return /^\**$/.test(a + b);
+  if (a[0] === "*") return canBeSame(a.slice(1), b) || canBeSame(a, b.slice(1));
+  if (b[0] === "*") return canBeSame(a, b.slice(1)) || canBeSame(a.slice(1), b);
+  return a[0] === b[0] && canBeSame(a.slice(1), b.slice(1));
+}
+
 describe("tests", () => {
   const tests = sources.filter(({ path }) => path.endsWith(".test.ts"));
 
