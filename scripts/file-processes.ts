@@ -5,8 +5,10 @@
 import type { ChildProcess } from "node:child_process";
 import { subscribe } from "node:diagnostics_channel";
 
-/** After this long past its limit, or past SIGTERM, a process does not end by itself. */
+/** After this long past its limit nothing ends by itself. */
 const GRACE_MS = 5_000;
+/** … and after this long past SIGTERM, upon which a file closes its laboratories. */
+const CLOSE_MS_MAX = 10_000;
 
 export class FileProcesses {
   /** by file: what had to be ended, and why */
@@ -51,7 +53,7 @@ export class FileProcesses {
     child.stdout?.on("data", heard);
     let deaf: NodeJS.Timeout | undefined;
     const stopped = (): void => {
-      deaf = setTimeout(() => kill("it did not end when told to"), GRACE_MS);
+      deaf = setTimeout(() => kill("it did not end when told to"), CLOSE_MS_MAX);
     };
     if (this.#stop.aborted) stopped();
     else this.#stop.addEventListener("abort", stopped);

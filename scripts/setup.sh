@@ -312,28 +312,32 @@ under_policy() {
   fi
 }
 
-packages=$({ missing_packages && { [ ! -e "$installing" ] || xargs -n 1 <"$installing"; }; } | sort -u | xargs)
+packages=$(missing_packages | xargs)
 if [ -n "$packages" ] || [ -e "$installing" ]; then
-  say "installing from Debian: $packages"
   work=$(mktemp -d "$cache/work.XXXXXX")
   export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+  begun=
   if [ -e "$installing" ]; then
-    say "going on with an installation that was cut short"
+    begun=$(xargs <"$installing")
+    say "configuring what is left of an installation that was cut short: $begun"
     under_policy dpkg --configure -a >>"$log" 2>&1 ||
       fail "dpkg could not configure what was unpacked (see $log); cure: make 'dpkg --configure -a' work, then run this again"
   fi
-  echo "$packages" >"$installing"
-  # A source of somebody else's that cannot be reached must not stop us: the install tells whether it mattered.
-  apt-get update -q -o DPkg::Lock::Timeout=300 >>"$log" 2>&1 9>&- || say "apt-get update had errors, going on (see $log)"
-  # shellcheck disable=SC2086
-  under_policy apt-get install -y --no-install-recommends --no-upgrade -o DPkg::Lock::Timeout=300 $packages >>"$log" 2>&1 ||
-    fail "apt-get could not install $packages (see $log); cure: make 'apt-get update && apt-get install $packages' work, then run this again"
+  if [ -n "$packages" ]; then
+    say "installing from Debian: $packages"
+    echo "$begun $packages" >"$installing"
+    # A source of somebody else's that cannot be reached must not stop us: the install tells whether it mattered.
+    apt-get update -q -o DPkg::Lock::Timeout=300 >>"$log" 2>&1 9>&- || say "apt-get update had errors, going on (see $log)"
+    # shellcheck disable=SC2086
+    under_policy apt-get install -y --no-install-recommends --no-upgrade -o DPkg::Lock::Timeout=300 $packages >>"$log" 2>&1 ||
+      fail "apt-get could not install $packages (see $log); cure: make 'apt-get update && apt-get install $packages' work, then run this again"
+  fi
   # New here, so nobody relies on them: they are not to come up with the next boot either.
   # As "package:unit".
   for service in redis-server:redis-server nginx-light:nginx haproxy:haproxy postgresql:postgresql memcached:memcached \
     mosquitto:mosquitto mariadb-server:mariadb etcd-server:etcd openssh-server:ssh; do
     unit=${service#*:}
-    case " $packages " in *" ${service%:*} "*)
+    case " $begun $packages " in *" ${service%:*} "*)
       if has systemctl; then
         systemctl disable "$unit.service" >>"$log" 2>&1 || true
       elif has update-rc.d; then
