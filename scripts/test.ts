@@ -4,6 +4,7 @@
  *
  *   npm test [-- [--test-name-pattern PATTERN] [--test-timeout MS] [FILE|FOLDER ...]]
  *
+ * MS is what one test may take; a file that says nothing for longer is ended.
  * Exit status: 0 all passed, 1 a test failed, 2 wrong arguments or no such tests.
  */
 import { globSync, statSync } from "node:fs";
@@ -13,6 +14,7 @@ import { run } from "node:test";
 import { spec } from "node:test/reporters";
 import { parseArgs } from "node:util";
 import { labPrefixes, sweepDeadLabs } from "#test/lab/sweep.ts";
+import { FileProcesses } from "./file-processes.ts";
 
 interface TestEvent {
   type: string;
@@ -44,8 +46,11 @@ const ALONE: Record<string, string> = {
 const KINDS = ["kube", "envoy", "privileged", "integration", "unit"];
 /** of files, named at the end of a run */
 const SLOWEST_COUNT = 12;
-/** One file: what hangs is named, and ended, long before the whole run is given up. The slowest takes three minutes. */
-const FILE_MS_MAX = 15 * 60_000;
+/**
+ * One test, and the silence of a file: what hangs is named, and ended, long before the whole run is given up. The slowest file takes
+ * three minutes.
+ */
+const TEST_MS_MAX = 15 * 60_000;
 /** Most processes of a test live a second or two: half of it is compiling, which one can do for all. */
 const compileCache = resolve("node_modules/.cache/holdfast-test-compile");
 /** The lines node ends a run with, one per figure; they are added up over both parts. */
@@ -83,11 +88,12 @@ async function main(): Promise<void> {
   process.env.NODE_COMPILE_CACHE ??= compileCache;
   // V8 has four helpers a process otherwise: two tests at a time are thirty processes on two CPUs
   process.env.NODE_OPTIONS ??= "--v8-pool-size=1";
-  const timeout = Number(values["test-timeout"] ?? FILE_MS_MAX);
+  const timeout = Number(values["test-timeout"] ?? TEST_MS_MAX);
   const patterns = values["test-name-pattern"]?.map((pattern) => new RegExp(pattern));
 
   const stopping = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => stopping.abort());
+  const processes = new FileProcesses(files, timeout, stopping.signal);
 
   const events = new PassThrough({ objectMode: true });
   const report = events.compose(spec);
@@ -97,6 +103,8 @@ async function main(): Promise<void> {
   /** not heard to their end: a file's own summary is the last thing it says, and what came before may have been lost with it */
   const unheard = new Set(files);
   let passed = true;
+  /** of files' own tests: one that has none, or none that match, is a test by itself to node */
+  let testCount = 0;
   for (const part of [
     { files: files.filter((file) => !isAlone(file)), concurrency },
     { files: files.filter(isAlone), concurrency: 1 },
@@ -112,8 +120,10 @@ async function main(): Promise<void> {
     });
     for await (const event of stream as AsyncIterable<TestEvent>) {
       if (event.type === "test:summary") {
-        if (event.data.file !== undefined) unheard.delete(event.data.file);
-        else {
+        if (event.data.file !== undefined) {
+          unheard.delete(event.data.file);
+          testCount += event.data.counts?.tests ?? 0;
+        } else {
           passed &&= event.data.success === true;
           continue;
         }
@@ -131,11 +141,14 @@ async function main(): Promise<void> {
       else if (!events.write(event)) await new Promise((done) => events.once("drain", done));
     }
   }
+  await processes.over();
   const say = (message: string): void => {
     events.write({ type: "test:diagnostic", data: { nesting: 0, message } });
   };
+  for (const [file, why] of processes.ended)
+    say(`${nameOf(file)}: ended, ${why}; what it started itself may still be there`);
   // its owner was killed; a laboratory that has one is its owner's
-  if (stopping.signal.aborted)
+  if (stopping.signal.aborted || processes.ended.size > 0)
     for (const id of Object.values(labPrefixes).flatMap(sweepDeadLabs))
       say(`${id}: what the interrupted laboratory left is removed`);
   const slowest = [...tookMs].sort(([, one], [, other]) => other - one).slice(0, SLOWEST_COUNT);
@@ -144,7 +157,10 @@ async function main(): Promise<void> {
   for (const [name, value] of figures) say(`${name} ${value}`);
   events.end();
   await new Promise((done) => report.once("end", done));
-  process.exitCode = passed && unheard.size === 0 && !stopping.signal.aborted ? 0 : 1;
+  const whole = unheard.size === 0 && processes.ended.size === 0 && !stopping.signal.aborted;
+  process.exitCode = passed && whole ? 0 : 1;
+  if (process.exitCode === 0 && patterns !== undefined && testCount === 0)
+    throw new Error(`no test matches ${patterns.join(" or ")}`);
 }
 
 main().catch((error: unknown) => {

@@ -51,6 +51,13 @@ const stopWorkloadMsMax = 5_000;
 const startMsMax = 60_000;
 const outputCharsMax = 1_000_000;
 
+/** No proxy of the machine's can be reached from a laboratory, whose addresses curl, Go and Python would ask it for. */
+function withoutProxies(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return Object.fromEntries(
+    Object.entries(env).filter(([name]) => !/^(https?|ftp|all|no)_proxy$/i.test(name)),
+  );
+}
+
 export interface LabOptions {
   /** names of the nodes, default a and b */
   nodes?: string[];
@@ -217,8 +224,8 @@ export class Lab {
 
   /**
    * Starts a process at a place ("a", "client", "switch"). The network is the place's, everything else the machine's
-   * (`ip netns exec` would hide /sys/fs/cgroup). Default stdio: nothing in, output kept; `keep: false` hands it to
-   * the caller unread.
+   * (`ip netns exec` would hide /sys/fs/cgroup) but the proxies in its environment. Default stdio: nothing in, output
+   * kept; `keep: false` hands it to the caller unread.
    */
   spawn(
     at: string,
@@ -232,7 +239,7 @@ export class Lab {
       // A Ctrl-C is for us, who then end everything in order.
       detached: true,
       ...rest,
-      env: { ...process.env, ...rest.env, [labMarker]: this.id },
+      env: { ...withoutProxies({ ...process.env, ...rest.env }), [labMarker]: this.id },
     });
     this.#logs += 1;
     const log = join(

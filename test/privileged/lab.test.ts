@@ -41,6 +41,14 @@ describe("a laboratory", () => {
     }
   });
 
+  it("shows its processes no proxy of the machine's", async () => {
+    const names = ["https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "no_proxy"];
+    const proxies = Object.fromEntries(names.map((name) => [name, "http://192.0.2.1:3128"]));
+    const { stdout } = await lab.run("a", ["env"], { env: { ...process.env, ...proxies, OWN: "own" } });
+    assert.match(stdout, /^OWN=own$/m);
+    assert.doesNotMatch(stdout, /_proxy=/i);
+  });
+
   it("stops, starts, pauses and resumes Redis", async () => {
     const redis = async (...args: string[]) => {
       const argv = ["timeout", "0.3", "redis-cli", "-h", lab.switch.address, ...args];
