@@ -13,11 +13,11 @@
  * above all that it may give out, and the record is raised to that.
  */
 import { HoldfastError, messageOf } from "#proxy/contract/errors.ts";
-import { isUnanswered } from "#proxy/store/store.ts";
+import { isUnanswered, type Ownership } from "#proxy/store/store.ts";
 import { type OutcomeReply, outcomeReply } from "../api/migration.ts";
 import type { Held, PeerAnswer } from "../api/owners.ts";
 import type { MigrationHost } from "./host.ts";
-import { untilDone } from "./steps.ts";
+import { eachOnce, untilDone } from "./steps.ts";
 
 export const STORE_RETRY_MS = 200;
 const PEER_MS_MAX = 1_000;
@@ -159,14 +159,11 @@ export async function decideReleasing(
   workload: MigrationHost,
   { migration, peer, epoch }: { migration: string; peer: string; epoch: number },
 ): Promise<"mine" | "not-mine"> {
-  const { context, name } = workload;
+  const { node } = workload.context;
   return settling(workload, async () => {
     if (workload.isGranted) return "mine";
-    const found = await context.store.cancel({ workload: name, migration }).catch((error: unknown) => {
-      if (!isNoAnswer(error)) throw error;
-      return null;
-    });
-    if (found !== null && found.epoch >= epoch) return found.owner === context.node ? "mine" : "not-mine";
+    const found = await whatIsKnown(workload, { migration, epoch });
+    if (found !== null) return found.owner === node ? "mine" : "not-mine";
     return askPeers(workload, { peer, epoch });
   });
 }
@@ -181,17 +178,27 @@ export async function decideLost(
   { migration, peer, epoch }: { migration: string; peer: string; epoch: number },
   given: () => boolean,
 ): Promise<"mine" | "not-mine"> {
-  const { context, name } = workload;
+  const { node } = workload.context;
   return settling(workload, async () => {
     if (given()) return "not-mine";
-    const found = await context.store.cancel({ workload: name, migration }).catch((error: unknown) => {
-      if (!isNoAnswer(error)) throw error;
-      return null;
-    });
-    if (found !== null && found.epoch >= epoch)
-      return found.owner === context.node && found.state !== "committed" ? "mine" : "not-mine";
+    const found = await whatIsKnown(workload, { migration, epoch });
+    if (found !== null) return found.owner === node && found.state !== "committed" ? "mine" : "not-mine";
     return askPeers(workload, { peer, epoch });
   });
+}
+
+/** What the store has of a move that cannot be committed from now on. null: no answer, or one that was emptied or thrown back since */
+async function whatIsKnown(
+  { name, context }: MigrationHost,
+  { migration, epoch }: { migration: string; epoch: number },
+): Promise<Ownership | null> {
+  try {
+    const found = await context.store.cancel({ workload: name, migration });
+    return found.epoch >= epoch ? found : null;
+  } catch (error) {
+    if (!isNoAnswer(error)) throw error;
+    return null;
+  }
 }
 
 /** What the other agents say of it. "mine": its source has let go, and nobody has it above this epoch. null: they do not know */
@@ -324,13 +331,15 @@ export async function hasLetGo(
  */
 async function settling<T>(workload: MigrationHost, ask: (attempt: number) => Promise<T | null>): Promise<T> {
   const { context, name } = workload;
-  const told = new Set<string>();
+  const tell = eachOnce((error) =>
+    context.log.error(
+      { workload: name, reason: messageOf(error) },
+      "who has the workload cannot be asked: its clients wait",
+    ),
+  );
   const failed = (error: unknown): null => {
     workload.throwIfClosed();
-    const reason = messageOf(error);
-    if (!told.has(reason))
-      context.log.error({ workload: name, reason }, "who has the workload cannot be asked: its clients wait");
-    told.add(reason);
+    tell(error);
     return null;
   };
   workload.settling(true);

@@ -34,15 +34,23 @@ export async function untilDone<T>(
   onFailure: (error: unknown) => void,
   throwIfOver: () => void,
 ): Promise<T> {
-  const told = new Set<string>();
+  const tell = eachOnce(onFailure);
   for (let againMs = AGAIN_MS; ; againMs = Math.min(againMs * 1.5, AGAIN_MS_MAX)) {
     try {
       return await step();
     } catch (error) {
       throwIfOver();
-      if (!told.has(String(error))) onFailure(error);
-      told.add(String(error));
+      tell(error);
       await delay(againMs);
     }
   }
+}
+
+/** For what fails again and again: each reason is told the first time. */
+export function eachOnce(tell: (error: unknown) => void): (error: unknown) => void {
+  const told = new Set<string>();
+  return (error) => {
+    if (!told.has(String(error))) tell(error);
+    told.add(String(error));
+  };
 }

@@ -33,6 +33,8 @@ export interface MovingWorkload
   readonly supervisor: CheckedWorkload["supervisor"] & { readonly isBusy: boolean; cancel(): boolean };
   /** It is being started, and known to be this node's. */
   readonly isLaunching: boolean;
+  /** Everything of it here is being ended. */
+  readonly isEnding: boolean;
   /** @throws HoldfastError `JOURNAL_INVALID` */
   throwIfDamaged(): void;
   /** @throws HoldfastError `WORKLOAD_DOWN`, `NOT_OWNER` */
@@ -63,17 +65,24 @@ export class Moves {
 
   /** What keeps a node from taking or giving it away now, as "being …". null: nothing */
   get busyWith(): string | null {
-    const { journal, supervisor } = this.#host;
+    const { journal, supervisor, isEnding } = this.#host;
     if (this.#departure !== null || journal.moving?.side === "source") return "moved away";
     if (journal.moving !== null) return "moved there";
+    if (isEnding) return "ended";
     return supervisor.isBusy ? "started again" : null;
   }
 
   /** Of what is refused, as something else is under way. */
   busy(): HoldfastError {
-    const { name } = this.#host;
-    if (!this.isMoving) return restartBusy(name);
-    return fail("MIGRATION_BUSY", `${name}: a migration is under way`);
+    const { name, isEnding } = this.#host;
+    if (this.isMoving) return fail("MIGRATION_BUSY", `${name}: a migration is under way`);
+    return isEnding ? fail("MIGRATION_BUSY", `${name} is being ended on this node`) : restartBusy(name);
+  }
+
+  /** @throws HoldfastError `MIGRATION_BUSY`, `RESTART_BUSY` */
+  #throwIfBusy(): void {
+    const { supervisor, isEnding } = this.#host;
+    if (this.isMoving || isEnding || supervisor.isBusy) throw this.busy();
   }
 
   // ---- from here ----
@@ -90,7 +99,8 @@ export class Moves {
 
   async #depart(request: MigrateRequest, rehearse: boolean): Promise<MoveResult> {
     const host = this.#host;
-    if (host.isLaunching || this.isMoving || host.supervisor.isBusy) throw this.busy();
+    if (host.isLaunching) throw this.busy();
+    this.#throwIfBusy();
     await host.requireOwner();
     if (request.to === host.context.node) {
       throw fail("ALREADY_THERE", `${host.name} is on node ${request.to} already`);
@@ -102,7 +112,7 @@ export class Moves {
         `${host.name}: the store has not been told yet how the last move ended; it does not answer`,
       );
     }
-    if (this.isMoving || host.supervisor.isBusy) throw this.busy();
+    this.#throwIfBusy();
     const cancel = new AbortController();
     const departure = new Departure(host, {
       to: request.to,
@@ -136,28 +146,24 @@ export class Moves {
   async arrive(channel: Channel, prepare: PrepareCall): Promise<void> {
     const host = this.#host;
     host.throwIfDamaged();
-    if (this.isMoving || host.supervisor.isBusy) throw this.busy();
+    this.#throwIfBusy();
     if (host.journal.role === "owner")
       throw fail("ALREADY_THERE", `${host.name} is owned by ${host.context.node} already`);
     if (prepare.epoch <= Math.max(host.journal.epoch, host.heardEpoch))
       throw fail("EPOCH_PASSED", `epoch ${prepare.epoch} has passed`);
     const arrival = new Arrival(host, channel, prepare);
-    let hasBegun = false;
     this.#arrival = arrival; // now, so that a second one is refused
     host.see(prepare.epoch);
     try {
       const { facts, ownerEpoch, from } = prepare;
       const call = { workload: host.name, from, epoch: ownerEpoch, facts };
       refuse((await checkArrival(host, call)).findings, from);
-      arrival.handlers();
-      hasBegun = true;
-      await arrival.begin();
     } catch (error) {
-      if (!hasBegun) arrival.dismiss();
-      this.#arrival = null;
-      host.record({ moving: null });
+      arrival.dismiss();
       throw error;
     }
+    arrival.handlers();
+    await arrival.begin(); // where it fails it is busy until nothing is left of it
   }
 
   /** It is this node's. */

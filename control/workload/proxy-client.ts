@@ -53,14 +53,17 @@ export class ProxyClient {
    * Starts the process and connects to it. @throws HoldfastError `PROXY_START`
    * @param onSpawn told at once, so that an agent that dies now leaves no process nobody knows of
    * @param groups `cgroup.procs` of the groups that it is to be in. Empty: the agent's
+   * @param signal it is of no use any more: what was started is ended, and this rejects with the signal's reason
    */
   static async start(
     socketPath: string,
     logFile: string,
     onSpawn: (record: ProxyRecord) => void,
     groups: readonly string[] = [],
+    signal?: AbortSignal,
   ): Promise<ProxyClient> {
     await rm(socketPath, { force: true });
+    signal?.throwIfAborted();
     const log = openSync(logFile, "a", 0o600);
     const main = fileURLToPath(new URL("../../proxy/main.ts", import.meta.url));
     const child = spawn("setpriv", [...PRIVILEGES, "--", process.execPath, main, "--socket", socketPath], {
@@ -87,8 +90,9 @@ export class ProxyClient {
           { process, socketPath, isSidecar: false },
           new Channel(socket, { name: "proxy" }),
         );
-      if (ended !== null || Date.now() > deadline) {
+      if (ended !== null || signal?.aborted || Date.now() > deadline) {
         if (ended === null) child.kill("SIGKILL"); // nobody would know of it any more
+        signal?.throwIfAborted();
         throw fail("PROXY_START", `the proxy did not start: ${ended ?? "no answer"}; see ${logFile}`);
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
@@ -173,8 +177,16 @@ export async function endProxy(record: ProxyRecord, graceMs?: number): Promise<v
 export async function endProcess(identity: ProcessIdentity, graceMs = 2_000): Promise<void> {
   const deadline = Date.now() + graceMs;
   while (await isSameProcess(identity)) {
-    if (Date.now() > deadline) process.kill(identity.pid, "SIGKILL");
+    if (Date.now() > deadline) kill(identity.pid);
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // it has ended since it was looked at
   }
 }
 

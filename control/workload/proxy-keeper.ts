@@ -82,6 +82,8 @@ export class ProxyKeeper {
   #ownLink: { proxy: ProxyClient; link: Endpoint | null } | null = null;
   #problem: Problem | null = null;
   #isReplacing = false;
+  /** for a move that may be given up meanwhile */
+  #standby: { readonly made: Promise<Endpoint>; readonly end: AbortController } | null = null;
 
   constructor(host: ProxyHost) {
     this.#host = host;
@@ -106,11 +108,15 @@ export class ProxyKeeper {
     else await endProxy(proxy, 0); // it never came so far as to listen
   }
 
-  /** @param found else it is started, or found in the pod @throws HoldfastError `PROXY_START` */
-  async start(found?: FoundProxy): Promise<ProxyClient> {
+  /**
+   * @param found else it is started, or found in the pod
+   * @param signal ends that as long as it has not answered
+   * @throws HoldfastError `PROXY_START`
+   */
+  async start(found?: FoundProxy, signal?: AbortSignal): Promise<ProxyClient> {
     const { name, config, context } = this.#host;
     const { proxy, linkAddress, spillDir } =
-      found ?? (hasSidecar(config) ? await this.#findSidecar() : await this.#startProcess());
+      found ?? (hasSidecar(config) ? await this.#findSidecar(signal) : await this.#startProcess(signal));
     this.#use(proxy);
     this.#host.record({ proxy: proxy.record });
     const configure: Configure = {
@@ -134,13 +140,14 @@ export class ProxyKeeper {
     return proxy;
   }
 
-  async #startProcess(): Promise<FoundProxy> {
+  async #startProcess(signal?: AbortSignal): Promise<FoundProxy> {
     const { context, folder } = this.#host;
     const proxy = await ProxyClient.start(
       join(folder, "proxy.sock"),
       join(folder, "proxy.log"),
       (record) => this.#host.record({ proxy: record }),
       context.proxyGroups,
+      signal,
     );
     const spillDir = join(folder, "spill");
     mkdirSync(spillDir, { recursive: true, mode: 0o700 });
@@ -148,11 +155,12 @@ export class ProxyKeeper {
   }
 
   /** kubelet has begun it before the application's container; one that has ended it starts again. */
-  async #findSidecar(): Promise<FoundProxy> {
+  async #findSidecar(signal?: AbortSignal): Promise<FoundProxy> {
     const deadline = performance.now() + SIDECAR_MS_MAX;
     for (;;) {
-      const found = await this.#tryToFindSidecar(() => true);
+      const found = await this.#tryToFindSidecar(() => signal?.aborted !== true);
       if (found !== null) return found;
+      signal?.throwIfAborted();
       if (performance.now() > deadline)
         throw fail(
           "PROXY_START",
@@ -287,25 +295,39 @@ export class ProxyKeeper {
 
   // ---- in a move ----
 
-  /** → where the links of anchors arrive */
+  /** → where the links of anchors arrive @throws HoldfastError `MIGRATION_ABORTED`: it was discarded meanwhile */
   async standby(epoch: number): Promise<Endpoint> {
+    const end = new AbortController();
+    const made = this.#makeStandby(epoch, end.signal);
+    this.#standby = { made, end };
+    return await made;
+  }
+
+  async #makeStandby(epoch: number, signal: AbortSignal): Promise<Endpoint> {
     let proxy = this.#client;
     if (proxy?.isOpen) await this.handNetwork();
-    else proxy = await this.start();
+    else proxy = await this.start(undefined, signal);
+    signal.throwIfAborted();
     const { result } = await proxy.command<"standby", { link: Endpoint }>("standby", { epoch });
     // a sidecar cannot turn clients away before the release
     if (!proxy.record.isSidecar) await this.#leadClients();
     return result.link;
   }
 
+  /**
+   * What a move has made of it: a proxy that has not answered yet is ended rather than waited for. An anchor stays what it was. May be
+   * repeated where it has failed.
+   */
   async discard(epoch: number): Promise<void> {
-    const proxy = this.#client;
-    if (proxy === null) return;
-    await proxy.command("discard", { epoch }).catch(() => {});
-    if (this.#host.journal.role === "anchor") return;
-    this.#client = null;
-    await proxy.stop();
-    this.#host.record({ proxy: null });
+    const standby = this.#standby;
+    this.#standby = null;
+    standby?.end.abort(fail("MIGRATION_ABORTED", "the move was given up"));
+    await standby?.made.catch(() => {}); // whoever has asked for it is told
+    await this.#client?.command("discard", { epoch }).catch(() => {});
+    if (this.#client !== null && this.#host.journal.role === "anchor") return;
+    await this.stop();
+    const { proxy, role } = this.#host.journal;
+    if (proxy !== null) this.#host.record({ proxy: null, role: role === "anchor" ? "none" : role });
   }
 
   /** A proxy that refuses is asked where it is: the command may have been cut off after it had arrived. */

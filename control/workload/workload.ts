@@ -16,7 +16,7 @@ import { MOVE_LIMITS } from "../config/limits.ts";
 import { comeAlive, undoMove } from "../migration/go-on.ts";
 import type { Moving } from "../migration/moving.ts";
 import { endLeftConnections } from "../migration/sockets.ts";
-import { untilDone } from "../migration/steps.ts";
+import { takeEach, untilDone } from "../migration/steps.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
 import type { ProcessIdentity } from "../runtime/processes.ts";
@@ -260,8 +260,9 @@ export class Workload {
   throwIfClosed(): void {
     if (this.#closed) throw fail("AGENT_CLOSING", "the agent is shutting down");
   }
+  /** … or about to end. @throws HoldfastError `MIGRATION_BUSY` */
   throwIfMoving(): void {
-    if (this.isMoving) throw this.moves.busy();
+    if (this.isMoving || this.#ending) throw this.moves.busy();
   }
 
   // ---- restarts of the agent ----
@@ -386,7 +387,8 @@ export class Workload {
 
   /** Ends the application and starts it again, with what the configuration file says of it now. */
   async restart(drainMs: number, report: (event: RestartEvent) => void): Promise<RestartResult> {
-    if (this.isLaunching || this.isMoving || this.supervisor.isRestarting) throw this.moves.busy();
+    if (this.isLaunching || this.supervisor.isRestarting) throw this.moves.busy();
+    this.throwIfMoving();
     await this.requireOwner();
     const { context, name } = this;
     const { config, later } = readRestartConfig(context.configFile, this.#config);
@@ -515,14 +517,20 @@ export class Workload {
   async retire(epoch: number, owner: { node: string; link: Endpoint }): Promise<void> {
     const { sandbox } = this;
     const { proxy: proxyRecord } = this.journal;
-    const proxy = this.downstream === "forward" ? this.keeper.client : this.keeper.leave(); // which ends
-    if (proxy?.isOpen)
-      await proxy
-        .command("retire", { epoch, owner: this.downstream === "forward" ? owner : null })
-        .catch((error: unknown) => this.#warn("retire", error));
-    else if (proxyRecord !== null) await endProxy(proxyRecord, 0);
-    if (this.downstream !== "forward") {
-      this.vip?.remove();
+    const isForward = this.downstream === "forward";
+    const proxy = isForward ? this.keeper.client : this.keeper.leave(); // which ends
+    await takeEach(
+      {
+        retire: async () => {
+          if (proxy?.isOpen) await proxy.command("retire", { epoch, owner: isForward ? owner : null });
+          else if (proxyRecord !== null) await endProxy(proxyRecord, 0);
+        },
+      },
+      (what, error) => this.#warn(what, error),
+    );
+    if (!isForward) {
+      // the next agent has to try as well, so it is not recorded as retired before
+      await this.#hasToBe("leave its address", () => void this.vip?.remove());
       proxy?.disconnect();
     }
     const told = this.anchors.switchTo(epoch, owner);
@@ -539,11 +547,18 @@ export class Workload {
       }),
     );
     await told;
-    if (!stays && proxyRecord !== null)
-      await endProxy(proxyRecord).catch((error: unknown) => this.#warn("end the proxy", error));
-    await withRoom(() => sandbox?.destroy()).catch((error: unknown) =>
-      this.#warn("remove the container", error),
-    );
+    if (!stays && proxyRecord !== null) await this.#remove("end the proxy", () => endProxy(proxyRecord));
+    if (sandbox !== null) await this.#remove("remove the container", () => sandbox.destroy());
+  }
+
+  /** What nobody needs any more. Where it fails nobody waits for it: it is tried again beside, as long as there is this agent. */
+  async #remove(what: string, step: () => Promise<void>): Promise<void> {
+    try {
+      await withRoom(step);
+    } catch (error) {
+      this.#warn(what, error);
+      void this.#hasToBe(what, step).catch(() => {}); // the agent ends
+    }
   }
 
   /** Everything of it here ends by `work`: it is not started, restarted or given another proxy meanwhile. */

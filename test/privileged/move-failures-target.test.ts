@@ -1,5 +1,10 @@
-/** The target's agent is killed at each step of a move: the source goes on, or the next agent finishes. */
+/**
+ * The target's agent is killed at each step of a move: the source goes on, or the next agent finishes. And a target that is told to give up
+ * while its proxy starts.
+ */
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
 import { describe, it } from "node:test";
 import { staged } from "#test/support/staged.ts";
 
@@ -56,5 +61,30 @@ for (const downstream of ["takeover", "forward"] as const) {
         }),
       );
     }
+  });
+}
+
+for (const downstream of ["takeover", "forward"] as const) {
+  describe(`target told to give up while its proxy starts, ${downstream}`, { timeout: 600_000 }, () => {
+    const on = staged({ downstream });
+    it(
+      "leaves no proxy, and says so when it has ended",
+      on(async (stage) => {
+        const { owner, other, lab } = stage;
+        const stands = join(lab.dir, "stands");
+        const of = join(lab.stateDir(other), "workloads", "chat", "[p]roxy.sock");
+        // a process that has not come so far as to listen (SIGSTOP), for as long as the move is asked about
+        const stop = `(until pid=$(pgrep -f ${of})\ndo sleep 0.002\ndone\nkill -STOP $pid && touch ${stands})`;
+        stage.fault(`exec@target:standby=${stop} < /dev/null > /dev/null 2>&1 &`);
+        const move = stage.migrate();
+        await stage.until(() => existsSync(stands));
+        await stage.cancel();
+        const { end, reason } = await move;
+        assert.deepEqual([end, reason], ["rolled-back", "cancelled"]);
+        const proxies = lab.leftovers().processes.filter(({ command }) => command.includes("proxy/main.ts"));
+        assert.equal(proxies.length, 1, JSON.stringify(proxies));
+        await stage.assertWell(owner);
+      }),
+    );
   });
 }

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { pino } from "pino";
 import { AgentMetrics } from "#control/agent/metrics.ts";
+import { Opened } from "#control/migration/departure/move.ts";
 import { Progress } from "#control/migration/departure/progress.ts";
 import { Moves, type MovingWorkload } from "#control/workload/moves.ts";
 import { fail } from "#proxy/contract/error-codes.ts";
@@ -17,7 +18,9 @@ function workloadThatIsDown(metrics: AgentMetrics): MovingWorkload {
     journal: { epoch: 1, moving: null, owed: null },
     supervisor: { isBusy: false },
     isLaunching: false,
+    isEnding: false,
     async requireOwner() {},
+    throwIfDamaged() {},
     outbox: { async flushed() {} },
     container: {
       applicationRoot: async () => null,
@@ -51,6 +54,56 @@ describe("moves of a workload", () => {
     const text = await metrics.registry.metrics();
     assert.match(text, /^holdfast_agent_moves_total\{outcome="rolled-back",downstream="forward"\} 1$/m);
     assert.match(text, /^holdfast_agent_phase_seconds_count\{phase="rollback"\} 1$/m);
+  });
+
+  it("are refused while it is being ended here, also where that began while the move was asked for", async () => {
+    const workload = Object.assign(workloadThatIsDown(new AgentMetrics(new Map())), { isEnding: true });
+    const moves = new Moves(workload);
+    const busy = { code: "MIGRATION_BUSY", message: "chat is being ended on this node" };
+    const request = { to: "b", report: () => {} };
+    await assert.rejects(moves.migrate(request), busy);
+    await assert.rejects(moves.rehearse(request), busy);
+    await assert.rejects(moves.arrive({} as never, {} as never), busy);
+    assert.equal(moves.busyWith, "ended");
+    workload.isEnding = false;
+    workload.requireOwner = async () => {
+      workload.isEnding = true;
+    };
+    await assert.rejects(moves.migrate(request), busy);
+  });
+
+  it("have an outcome where the container has gone", async () => {
+    const workload = workloadThatIsDown(new AgentMetrics(new Map()));
+    Object.defineProperty(workload, "container", {
+      get: () => {
+        throw fail("WORKLOAD_DOWN", "chat is not running on node a");
+      },
+    });
+    const { outcome, reason } = await new Moves(workload).migrate({ to: "b", report: () => {} });
+    assert.deepEqual([outcome, reason], ["rolled-back", "chat is not running on node a"]);
+  });
+
+  it("close all that they have opened, the last first, whatever becomes of the others", async () => {
+    const opened = new Opened();
+    const closed: string[] = [];
+    const close = (what: string, fails: boolean) => async () => {
+      closed.push(what);
+      if (fails) throw new Error(what);
+    };
+    for (const [what, fails] of [
+      ["a", false],
+      ["b", true],
+      ["c", true],
+    ] as const) {
+      opened.add(close(what, fails));
+      opened.addReader(close(`reader ${what}`, fails));
+    }
+    const failed: string[] = [];
+    const onFailure = (error: unknown): unknown => failed.push((error as Error).message);
+    await opened.stopReading(onFailure);
+    await opened.close(onFailure);
+    assert.deepEqual(closed, ["reader a", "reader b", "reader c", "c", "b", "a"]);
+    assert.deepEqual(failed, ["reader b", "reader c", "c", "b"]);
   });
 
   it("say what was copied before the hold, how fast it was written, and how long clients were likely to wait", async () => {

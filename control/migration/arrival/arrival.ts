@@ -66,6 +66,8 @@ export class Arrival {
   readonly #images: ImageIntake;
   /** when memory can be taken: before the standby is complete */
   readonly #imagesOpen = Promise.withResolvers<void>();
+  /** the standby, from when it is asked for. null: it has not been */
+  #standbyMade: Promise<StandbyReply> | null = null;
   /** when the last piece of the legs to the application is */
   readonly #upstreamAdopted = Promise.withResolvers<void>();
   /** when CRIU may read memory */
@@ -98,7 +100,11 @@ export class Arrival {
   handlers(): void {
     const nothing = z.strictObject({});
     this.#on("files", filesEvent, ({ root }, body) => this.#takeFiles(root, body));
-    this.#on("standby", nothing, () => this.#standby());
+    this.#on("standby", nothing, () => {
+      if (this.#standbyMade !== null) throw fail("MIGRATION_ORDER", "the standby has been asked for already");
+      this.#standbyMade = this.#standby();
+      return this.#standbyMade;
+    });
     this.#on("imagesOpen", nothing, () => this.#openImages());
     this.#on("images", imagesEvent, async (event, body) => this.#images.take(event, body));
     this.#on("filesGone", filesGoneCall, ({ root, gone }) => this.#removeFiles(root, gone));
@@ -136,8 +142,18 @@ export class Arrival {
 
   // ---- the source's calls ----
 
-  /** Starts making the standby; resolves when its layer can be filled. */
+  /** Starts making the standby; resolves when its layer can be filled. Where it cannot, it is given up. */
   async begin(): Promise<void> {
+    try {
+      await this.#begin();
+    } catch (error) {
+      this.#giveUp().catch(() => {}); // only where the agent ends
+      throw error;
+    }
+  }
+
+  async #begin(): Promise<void> {
+    this.#state.throwIfGivenUp(); // the source may have gone meanwhile
     const { migration, from, epoch, anchors } = this.prepare;
     this.#host.record({
       moving: {
@@ -193,6 +209,7 @@ export class Arrival {
     mkdirSync(images, { mode: 0o700 });
     this.#images.open(images, host.limits.imagesBytesMax);
     this.#imagesOpen.resolve();
+    this.#state.throwIfGivenUp(); // what is begun before that is ended; nothing is afterwards
     const starting = RestoringCriu.start(container, context.criu, { highestTid, semaphores });
     const proxy = host.keeper.standby(epoch);
     // until it comes alive: what connects to the frozen application would make it another than it was
@@ -405,19 +422,21 @@ export class Arrival {
       connections: () => host.endLeftConnections(),
       CRIU: () => ("criu" in left ? left.criu.close() : undefined),
       "what was taken in": () => this.#closeIntakes(),
-      proxy: () => host.keeper.discard(this.prepare.epoch),
     };
     // first: what is killed here must not say farewell from an address that lives elsewhere
     await this.#hasToBe("leave its address", () => void host.vip?.remove());
     // with the CRIU at work in it; where the agent ends before, the next one finds it on record
     await this.#hasToBe("be ended", async () => container?.destroy());
     await takeEach(steps, (what, error) => this.#warn(`${what} of an arrival that was given up`, error));
+    await this.#hasToBe("have its proxy discarded", () => host.keeper.discard(this.prepare.epoch));
+    await this.#standbyMade?.catch(() => {}); // all that it was at has been ended
     await this.#hasToBe("be forgotten", () => host.record({ moving: null, container: null }));
     this.#state.forgotten();
   }
 
   /** One that was refused before it began: nothing of it is here, and what becomes of its channel is no matter. */
   dismiss(): void {
+    if (this.#state.isGivenUp) return; // its source has gone meanwhile
     this.#state.giveUp(Promise.resolve());
     this.#state.forgotten();
   }

@@ -56,9 +56,12 @@ export async function restore(
   else restoring.images.complete(call.manifest);
   fitToMachine(imagesDir);
   await criu.stepAside();
-  host.recordMoving({ criu: await identify(criu.pid), stopped: call.stopped });
+  const worker = await identify(criu.pid);
+  state.throwIfGivenUp(); // what is on record, and on the device, may be another move's
+  host.recordMoving({ criu: worker, stopped: call.stopped });
   // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
   await state.untilGivenUp(restoring.adopted);
+  state.throwIfGivenUp();
   const ownSockets = fitSockets(restoring);
   const semaphores = criu.takeSemaphores(semaphoresOf(before));
   const stands = new QueueStands(container, call.openQueues);

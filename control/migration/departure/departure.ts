@@ -18,6 +18,7 @@ import type { MigrationHost } from "../host.ts";
 import { leftByCriu } from "../left-by-criu.ts";
 import { type Measured, predict, tooMuchMemory } from "../prediction.ts";
 import { Rehearsal } from "../rehearsal.ts";
+import { takeEach } from "../steps.ts";
 import { anonymousBytes, tracedTree } from "../traced-tree.ts";
 import { commit, passSignalsOn, release } from "./commit.ts";
 import { dump, leavesPages } from "./dump.ts";
@@ -160,7 +161,7 @@ async function failed(move: Move, error: unknown): Promise<Outcome> {
   progress.result.reason = reason;
   host.context.log.warn({ workload: host.name, migration: id, reason }, "move failed");
   return progress.phase("rollback", async () => {
-    await opened.stopReading().catch((stopped: unknown) => {
+    await opened.stopReading((stopped) => {
       host.context.log.warn({ workload: host.name, reason: messageOf(stopped) }, "reading was cut off");
     });
     const back = await rollback(move);
@@ -197,8 +198,11 @@ async function finish(move: Move, outcome: Outcome, passOn?: () => Promise<void>
     if ("channel" in reached.step) reached.step.channel.close();
   };
   if (outcome.outcome !== "moved") closeChannel(); // a sender that waits for the target ends
-  await opened.close();
-  const stats = await readFile(`${imagesDirOf(host)}/stats-dump`).then(decodeStats, () => null);
+  const isLeft = (what: string, error: unknown): void =>
+    host.context.log.warn({ workload: host.name, reason: messageOf(error) }, `${what}; continuing`);
+  const isLeftOpen = (error: unknown): void => isLeft("what the move had opened was not closed", error);
+  await opened.close(isLeftOpen);
+  const stats = await dumpStats(host);
   result.criuMs.dump = round(((stats?.dump?.freezingUs ?? 0) + (stats?.dump?.frozenUs ?? 0)) / 1000);
   try {
     if (outcome.outcome === "moved") {
@@ -206,11 +210,21 @@ async function finish(move: Move, outcome: Outcome, passOn?: () => Promise<void>
       await progress.phase("retire", () => host.retire(epoch, { node: options.to, link }));
       await passOn?.();
     } else {
-      await rm(imagesDirOf(host), { recursive: true, force: true });
+      const remove = (): Promise<void> => rm(imagesDirOf(host), { recursive: true, force: true });
+      await takeEach({ "images are left": remove }, isLeft);
     }
   } finally {
-    await openToTheEnd.close();
+    await openToTheEnd.close(isLeftOpen);
     closeChannel();
   }
   return progress.ended();
+}
+
+/** null: it has not dumped anything, or what it wrote has gone with the container */
+async function dumpStats(host: MigrationHost): Promise<ReturnType<typeof decodeStats> | null> {
+  try {
+    return decodeStats(await readFile(`${imagesDirOf(host)}/stats-dump`));
+  } catch {
+    return null;
+  }
 }

@@ -2,6 +2,7 @@
 import type { Report } from "../../api/migration.ts";
 import type { MigrationHost } from "../host.ts";
 import type { Rehearsal } from "../rehearsal.ts";
+import { takeEach } from "../steps.ts";
 import type { Progress } from "./progress.ts";
 import type { Reached } from "./reached.ts";
 import type { Stop } from "./stop.ts";
@@ -47,14 +48,14 @@ export class Opened {
     this.#readers.push(stop);
   }
 
-  /** Of a move that goes back. */
-  async stopReading(): Promise<void> {
-    for (const stop of this.#readers) await stop();
+  /** Of a move that goes back. Never rejects. @param onFailure called once for each that fails */
+  async stopReading(onFailure: (error: unknown) => void): Promise<void> {
+    await takeEach(Object.fromEntries(this.#readers.entries()), (_, error) => onFailure(error));
   }
 
-  /** The last opened first. */
-  async close(): Promise<void> {
-    for (const close of this.#closers.toReversed()) await close();
+  /** The last opened first. Never rejects: one that fails keeps none of the others open. @param onFailure called once for each that fails */
+  async close(onFailure: (error: unknown) => void): Promise<void> {
+    await takeEach(Object.fromEntries(this.#closers.toReversed().entries()), (_, error) => onFailure(error));
   }
 }
 
