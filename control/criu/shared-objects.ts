@@ -2,10 +2,18 @@
  * Shared memory of a tree that is digested (`memory-digest.ts`): each byte of an object once, whichever of its mappings show it, in
  * one process or in several.
  */
-import type { MappedArea } from "./memory-digest.ts";
 import { PAGE_BYTES } from "./page-map.ts";
 import { pushRange, RangeCursor, union } from "./page-ranges.ts";
 import type { PageRange } from "./page-scan.ts";
+
+export interface SharedMapping {
+  start: number;
+  end: number;
+  /** of `start` in the object, in bytes */
+  offset: number;
+  /** device and inode */
+  object: string;
+}
 
 interface SharedObject {
   number: number;
@@ -26,8 +34,8 @@ export class SharedObjects {
    * What each mapping is the first to show, by offset in its object; from now on it is taken.
    * @param areas all of one process, ordered by address: their number may be 65,530
    */
-  take(areas: readonly MappedArea[]): Map<MappedArea, PageRange[]> {
-    const first = new Map<MappedArea, PageRange[]>();
+  take<M extends SharedMapping>(areas: readonly M[]): Map<M, PageRange[]> {
+    const first = new Map<M, PageRange[]>();
     for (const [object, mapped] of Map.groupBy(areas, ({ object }) => object)) {
       const known = this.#meet(object);
       const taken = new RangeCursor(known.taken);

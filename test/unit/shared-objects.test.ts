@@ -1,18 +1,17 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import type { MappedArea } from "#control/criu/memory-digest.ts";
-import { SharedObjects } from "#control/criu/shared-objects.ts";
+import { type SharedMapping, SharedObjects } from "#control/criu/shared-objects.ts";
 
 const PAGE = 4096;
 
 /** Pages `first` to `first + pages` of an object, mapped at page `at`. */
-function mapping(object: string, at: number, first: number, pages: number): MappedArea {
+function mapping(object: string, at: number, first: number, pages: number): SharedMapping {
   const [start, offset] = [at * PAGE, first * PAGE];
-  return { start, end: start + pages * PAGE, permissions: "rw-s", offset, object, name: "", flags: [] };
+  return { start, end: start + pages * PAGE, offset, object };
 }
 
 /** [first page, pages] that each mapping is the first to show */
-function taken(objects: SharedObjects, areas: MappedArea[]): number[][][] {
+function taken(objects: SharedObjects, areas: SharedMapping[]): number[][][] {
   const found = objects.take(areas);
   return areas.map((area) => (found.get(area) ?? []).map(({ vaddr, pages }) => [vaddr / PAGE, pages]));
 }
