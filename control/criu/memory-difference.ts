@@ -22,13 +22,16 @@ export async function memoryDifference(
     const difference = layoutDifference(process, other) ?? (await pageDifference(process, other, ask));
     if (difference !== null) return `process ${process.innerPid}: ${difference}`;
   }
-  const more = restored.find(({ innerPid }) => !source.some((process) => process.innerPid === innerPid));
+  const here = new Set(source.map(({ innerPid }) => innerPid));
+  const more = restored.find(({ innerPid }) => !here.has(innerPid));
   return more === undefined ? null : `process ${more.innerPid} was not there`;
 }
 
 function layoutDifference(source: ProcessDigest, restored: ProcessDigest): string | null {
-  const lost = source.layout.find((area) => !restored.layout.includes(area));
-  const more = restored.layout.find((area) => !source.layout.includes(area));
+  // there may be 65,530 of them, and nothing else of this agent has a turn meanwhile
+  const [here, there] = [new Set(source.layout), new Set(restored.layout)];
+  const lost = source.layout.find((area) => !there.has(area));
+  const more = restored.layout.find((area) => !here.has(area));
   if (lost !== undefined) return `mapping ${lost} is not there${more === undefined ? "" : `, but ${more}`}`;
   return more === undefined ? null : `mapping ${more} was not there`;
 }

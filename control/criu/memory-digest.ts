@@ -5,8 +5,8 @@
  * What is looked at:
  * - private mappings: the process's own pages (`page-scan.ts`). Pages of zeroes and pages that are not there are the same in
  *   anonymous memory. What was never written in a private mapping of a file is the file's, and not looked at.
- * - shared mappings of a tmpfs or hugetlbfs (anonymous ones, memfd, System V segments, /dev/shm): all data of the mapped part, once
- *   for all processes that map it; and which mappings show the same object.
+ * - shared mappings of a tmpfs or hugetlbfs (anonymous ones, memfd, System V segments, /dev/shm): all data of the mapped parts, once
+ *   for all mappings that show it (`shared-objects.ts`); and which mappings show the same object.
  * - where all of these are, and with which permissions.
  *
  * What is not, and why: `[vvar]`, `[vdso]` and their like are the kernel's, and each kernel's own, as are the rings of
@@ -24,8 +24,9 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { crc32 } from "node:zlib";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { PAGE_BYTES } from "./page-map.ts";
-import { ownPages } from "./page-scan.ts";
+import { ownPages, type PageRange } from "./page-scan.ts";
 import { readPages, type TracedProcess } from "./process-memory.ts";
+import { SharedObjects } from "./shared-objects.ts";
 
 /** One thread's `struct rseq`. */
 export interface RseqArea {
@@ -76,7 +77,7 @@ const RSEQ_KERNELS = [
 
 /** Of processes that stand still. */
 export async function digestTree(processes: TracedProcess[], rseq: RseqArea[]): Promise<ProcessDigest[]> {
-  const objects: string[] = [];
+  const objects = new SharedObjects();
   const digests: ProcessDigest[] = [];
   const inOrder = processes.toSorted((one, other) => one.innerPid - other.innerPid);
   for (const process of inOrder) {
@@ -134,22 +135,21 @@ class ProcessReader {
     this.#masks = masks;
   }
 
-  /** @param objects of shared memory that were met, in order; it grows */
-  async digest(objects: string[]): Promise<ProcessDigest> {
-    const areas = areasOf(readFileSync(`/proc/${this.#pid}/smaps`, "utf8"));
+  /** @param objects of shared memory that the processes before it have */
+  async digest(objects: SharedObjects): Promise<ProcessDigest> {
+    const areas = areasOf(readFileSync(`/proc/${this.#pid}/smaps`, "utf8"))
+      .map((area) => ({ area, kind: kindOf(this.#pid, area) }))
+      .filter(({ kind }) => kind !== "none");
+    const fresh = objects.take(areas.filter(({ kind }) => kind === "shared").map(({ area }) => area));
     const layout: { start: number; end: number; what: string }[] = [];
     const memory = openSync(`/proc/${this.#pid}/mem`, "r");
     const pagemap = openSync(`/proc/${this.#pid}/pagemap`, "r");
     try {
-      for (const area of areas) {
-        const kind = kindOf(this.#pid, area);
-        if (kind === "none") continue;
+      for (const { area, kind } of areas) {
         let what = `${area.permissions} ${kind}`;
         if (kind === "shared") {
-          const isNew = !objects.includes(area.object);
-          if (isNew) objects.push(area.object);
-          what += ` ${objects.indexOf(area.object)}+${area.offset.toString(16)}`;
-          if (isNew) await this.#shared(area);
+          what += ` ${objects.numberOf(area.object)}+${area.offset.toString(16)}`;
+          await this.#shared(area, fresh.get(area) ?? []);
         } else await this.#own(area, kind, memory, pagemap);
         const last = layout.at(-1);
         if (last?.what === what && last.end === area.start && kind !== "shared") last.end = area.end;
@@ -177,19 +177,22 @@ class ProcessReader {
     }
   }
 
-  /** What was never written of it is not there, and stays so: it is not read by way of the process. */
-  async #shared(area: MappedArea): Promise<void> {
+  /** What was never written of it is not there, and stays so: it is not read by way of the process. @param parts by offset in the object */
+  async #shared(area: MappedArea, parts: readonly PageRange[]): Promise<void> {
+    if (parts.length === 0) return;
     const file = openSync(fileOf(this.#pid, area), "r");
     try {
-      const end = area.offset + area.end - area.start;
-      for (let at = descriptor.seekData(file, area.offset); at !== null && at < end; ) {
-        at -= at % PAGE_BYTES;
-        const bytes = Buffer.alloc(Math.min(PIECE_BYTES, end - at));
-        const bytesRead = readSync(file, bytes, 0, bytes.length, at);
-        const whole = Math.ceil(bytesRead / PAGE_BYTES) * PAGE_BYTES;
-        if (whole === 0) break;
-        await this.#add(area.start + at - area.offset, bytes.subarray(0, whole), true);
-        at = descriptor.seekData(file, at + whole);
+      for (const { vaddr: start, pages } of parts) {
+        const end = start + pages * PAGE_BYTES;
+        for (let at = descriptor.seekData(file, start); at !== null && at < end; ) {
+          at -= at % PAGE_BYTES;
+          const bytes = Buffer.alloc(Math.min(PIECE_BYTES, end - at));
+          const bytesRead = readSync(file, bytes, 0, bytes.length, at);
+          const whole = Math.ceil(bytesRead / PAGE_BYTES) * PAGE_BYTES;
+          if (whole === 0) break;
+          await this.#add(area.start + at - area.offset, bytes.subarray(0, whole), true);
+          at = descriptor.seekData(file, at + whole);
+        }
       }
     } finally {
       closeSync(file);

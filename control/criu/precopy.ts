@@ -32,7 +32,8 @@ import {
   type Stretch,
   type TracedProcess,
 } from "./process-memory.ts";
-import { anonymousBytesOf, mayMissWrites, WriteTracking } from "./write-tracking.ts";
+import { mayMissWrites } from "./unseen-writes.ts";
+import { anonymousBytesOf, WriteTracking } from "./write-tracking.ts";
 
 /** Where the target has bytes already: from `offset` on in an image of a layer. */
 export interface Place {

@@ -120,7 +120,7 @@ function readIfThere(...read: Parameters<typeof readPages>): Promise<number> {
   return readPages(...read).catch(() => 0);
 }
 
-/** Lines of /proc/PID/maps that CRIU would dump pages of. */
+/** Lines of /proc/PID/maps that CRIU would dump pages of; no address is in two of them. */
 export function privateMappings(maps: string): Mapping[] {
   return [...privateLines(maps)].map(({ mapping }) => mapping);
 }
@@ -131,11 +131,18 @@ export function anonymousMappings(maps: string): Mapping[] {
 }
 
 function* privateLines(maps: string): Generator<{ mapping: Mapping; inode: string }> {
+  // the kernel hands out a page of lines at a time, and goes on with the mapping that is where it ended: one that was joined meanwhile with
+  // what it has shown comes again, from its old start (`m_start`, fs/proc/task_mmu.c)
+  let shown = 0;
   for (const line of maps.split("\n")) {
-    const [, start = "", end = "", permissions = "", inode = "", name = ""] =
+    const [, from = "", to = "", permissions = "", inode = "", name = ""] =
       /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+)\s*(.*)$/.exec(line) ?? [];
+    if (permissions === "") continue;
+    const [start, end] = [Math.max(Number.parseInt(from, 16), shown), Number.parseInt(to, 16)];
+    if (start >= end) continue;
+    shown = end;
     if (!permissions.endsWith("p") || /^\[(vvar|vdso|vsyscall|uprobes)/.test(name)) continue;
-    yield { mapping: { start: Number.parseInt(start, 16), end: Number.parseInt(end, 16) }, inode };
+    yield { mapping: { start, end }, inode };
   }
 }
 

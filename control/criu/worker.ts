@@ -7,8 +7,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fail } from "#proxy/contract/error-codes.ts";
 import { type HoldfastError, messageOf } from "#proxy/contract/errors.ts";
@@ -78,15 +77,16 @@ export class CriuWorker {
     const known = options.leavesPages === true ? (tracking ?? asFound) : asFound;
     // a probe of its own would mount and make folders where the application could get in between
     writeImage(join(options.imagesDir, KERNEL_CACHE), known);
-    return CriuWorker.#spawn(options);
+    return CriuWorker.#spawn(options, () => mounts.openTree(options.imagesDir));
   }
 
-  static async #spawn(options: WorkerOptions): Promise<CriuWorker> {
+  /** @param open makes a descriptor of the folder that CRIU works in, which is closed when CRIU has its own */
+  static async #spawn(options: Omit<WorkerOptions, "imagesDir">, open: () => number): Promise<CriuWorker> {
     const { criu, initPid } = options;
     const [ours, theirs] = sock.socketpairSeqpacket();
     let images = -1;
     try {
-      images = mounts.openTree(options.imagesDir);
+      images = open();
       // with our end among CRIU's own descriptors, no death of ours is the end of that connection
       const given = [theirs, ...options.inherit, ...(options.outlivesAgent ? [ours] : [])];
       const imagesFd = RPC_FD + given.length;
@@ -120,19 +120,15 @@ export class CriuWorker {
 
   /** Has CRIU try the kernel out, in a mount namespace of its own, and takes what it keeps of that. */
   static async learnKernel(criu: SealedCriu): Promise<KernelCache> {
-    const imagesDir = mkdtempSync(join(tmpdir(), "holdfast-criu-"));
-    // CRIU keeps its cache on a tmpfs only
-    mounts.mount("tmpfs", "holdfast", imagesDir, mounts.MS_NOSUID | mounts.MS_NODEV);
+    // CRIU keeps its cache on a tmpfs only; this one is seen nowhere, and ends with us
+    const folder = mounts.newMount("tmpfs");
+    const cache = `/proc/self/fd/${folder}/${KERNEL_CACHE}`;
     try {
       const ask = async (): Promise<{ version: string; tracksMemory: boolean }> => {
-        const worker = await CriuWorker.#spawn({
-          criu,
-          imagesDir,
-          initPid: null,
-          cgroupProcs: [],
-          inherit: [],
-          outlivesAgent: false,
-        });
+        const worker = await CriuWorker.#spawn(
+          { criu, initPid: null, cgroupProcs: [], inherit: [], outlivesAgent: false },
+          () => descriptor.dupCloexec(folder),
+        );
         try {
           const { version } = await worker.#ask("VERSION");
           const { tracksMemory } = await worker.request("FEATURE_CHECK");
@@ -142,16 +138,15 @@ export class CriuWorker {
         }
       };
       const { version, tracksMemory } = await ask();
-      const asFound = readImage(join(imagesDir, KERNEL_CACHE));
+      const asFound = readImage(cache);
       const known = { asFound, tracksMemory, tracking: null };
       const tracking = tracksMemory || !canClearReferences() ? null : withDirtyTracking(asFound, version);
       if (tracking === null) return known;
-      writeImage(join(imagesDir, KERNEL_CACHE), tracking);
+      writeImage(cache, tracking);
       // only if CRIU itself reads there what is meant
       return (await ask()).tracksMemory ? { ...known, tracking } : known;
     } finally {
-      mounts.unmount(imagesDir);
-      rmSync(imagesDir, { recursive: true, force: true });
+      descriptor.close(folder);
     }
   }
 

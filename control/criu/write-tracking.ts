@@ -7,22 +7,21 @@
  * it is closed the process is as it was before.
  *
  * What the kernel cannot see are writes by way of pages that somebody held from before: reading with O_DIRECT, or from a file system
- * that does as much by itself. A process that might be in the middle of such a call is not tracked (`mayMissWrites`).
+ * that does as much by itself. A process that might be in the middle of such a call is not tracked (`unseen-writes.ts`).
  */
-import { close, closeSync, openSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { close, closeSync, openSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { release } from "node:os";
 import { promisify } from "node:util";
 import { HoldfastError } from "#proxy/contract/errors.ts";
-import { KCMP_FILES, kcmp, pidfdGetfd, pidfdOpenThread } from "#proxy/kernel/processes.ts";
+import { pidfdGetfd, pidfdOpenThread } from "#proxy/kernel/processes.ts";
 import * as userfault from "#proxy/kernel/userfault.ts";
 import { withGuestThread } from "./guest-thread.ts";
 import { union, without } from "./page-ranges.ts";
 import { ownPages, type PageRange, takeWrittenPages, unwrittenPages } from "./page-scan.ts";
 import { anonymousMappings, isGone } from "./process-memory.ts";
 
-/** fcntl(2), in the octal of /proc/PID/fdinfo */
-const O_DIRECT = 0o40000;
+/** fcntl(2) */
 const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
 /** of more, all counts as written */
@@ -31,33 +30,6 @@ const MAPPINGS_MAX = 4_096;
 const SYS_CLOSE_RANGE = 436;
 const CLOSE_RANGE_UNSHARE = 2;
 const DESCRIPTORS_MAX = 0xffff_ffff;
-/** they copy what is read by way of the page cache, unless with O_DIRECT */
-const CACHED = new Set([
-  "ext2",
-  "ext3",
-  "ext4",
-  "xfs",
-  "btrfs",
-  "f2fs",
-  "overlay",
-  "tmpfs",
-  "ramfs",
-  "devtmpfs",
-  "devpts",
-  "proc",
-  "sysfs",
-  "cgroup",
-  "cgroup2",
-  "mqueue",
-  "squashfs",
-  "erofs",
-  "iso9660",
-  "vfat",
-]);
-/** nothing of the process's memory is written to by these but in a call of its own */
-const COPYING =
-  /^(socket|pipe):\[|^anon_inode:(\[(eventfd|eventpoll|timerfd|signalfd|pidfd)\]|inotify)$|^\/memfd:/;
-
 const closeByThread = promisify(close);
 
 export class WriteTracking {
@@ -87,7 +59,7 @@ export class WriteTracking {
 
   /**
    * Its own pages that were not written since this was last asked, ordered by address; what is written from now on is found by the
-   * next look. Something else may make them out of date all the same: {@link mayMissWrites}.
+   * next look. Something else may make them out of date all the same: `mayMissWrites`.
    */
   begin(): PageRange[] {
     return this.#ofEachMapping((pagemap, start, end) => {
@@ -191,56 +163,4 @@ function descriptorOf(tid: number, there: number): number | null {
   } finally {
     if (pidfd !== null) closeSync(pidfd);
   }
-}
-
-/**
- * Whether the process may be in the middle of a call that writes to its memory by way of pages it took hold of before. Such a call's file is
- * open until it is over; so where this finds none after {@link WriteTracking.begin}, what is read afterwards is what the call has written.
- */
-export function mayMissWrites(pid: number): boolean {
-  const folder = `/proc/${pid}`;
-  try {
-    for (const tid of readdirSync(`${folder}/task`))
-      if (kcmp(pid, Number(tid), KCMP_FILES) !== 0) return true;
-    let fileSystems: Map<string, string> | null = null;
-    for (const fd of readdirSync(`${folder}/fd`)) {
-      const target = linkOf(`${folder}/fd/${fd}`);
-      if (target === null || COPYING.test(target)) continue;
-      const info = readFileSync(`${folder}/fdinfo/${fd}`, "utf8");
-      const flags = Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(info)?.[1] ?? "", 8);
-      const mount = /^mnt_id:\s*(\d+)$/m.exec(info)?.[1] ?? "";
-      fileSystems ??= fileSystemsOf(readFileSync(`${folder}/mountinfo`, "utf8"));
-      if ((flags & O_DIRECT) !== 0 || !CACHED.has(fileSystems.get(mount) ?? "")) return true;
-    }
-    return false;
-  } catch (error) {
-    // one that is about its end has no mounts any more (`mounts_open_common`, fs/proc_namespace.c)
-    if (isGone(error) || hasNoMounts(error)) return true;
-    throw error;
-  }
-}
-
-function hasNoMounts(error: unknown): boolean {
-  const { code, path = "" } = error as NodeJS.ErrnoException;
-  return code === "EINVAL" && path.endsWith("/mountinfo");
-}
-
-/** null: it was closed meanwhile, and so was over */
-function linkOf(path: string): string | null {
-  try {
-    return readlinkSync(path);
-  } catch (error) {
-    if (isGone(error)) return null;
-    throw error;
-  }
-}
-
-/** mount id → type, of /proc/PID/mountinfo (proc(5)) */
-function fileSystemsOf(mountinfo: string): Map<string, string> {
-  const types = new Map<string, string>();
-  for (const line of mountinfo.split("\n")) {
-    const [, id = "", type = ""] = /^(\d+) .* - (\S+) /.exec(line) ?? [];
-    types.set(id, type);
-  }
-  return types;
 }

@@ -39,9 +39,9 @@ const XATTR_SIZE_MAX = 65536;
 export const O_CLOEXEC = 0o2000000;
 const SYS_OPENAT2 = 437;
 
-/** An extended attribute of a file (at most 64 kB); null where the file has none of that name. */
-export function getXattr(path: string, name: string): Buffer | null {
-  const value = Buffer.alloc(XATTR_SIZE_MAX);
+/** An extended attribute of a file, of at most so many bytes; null where the file has none of that name. */
+export function getXattr(path: string, name: string, bytesMax = XATTR_SIZE_MAX): Buffer | null {
+  const value = Buffer.alloc(bytesMax);
   const size = libc().getxattr(path, name, value, value.length);
   if (size >= 0) return Buffer.from(value.subarray(0, size));
   const error = failure(`getxattr(${path}, ${name})`, errno());

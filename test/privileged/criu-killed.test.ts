@@ -1,10 +1,16 @@
-/** CRIU is killed in the middle of its dump, as by a person or where memory is short: what becomes of the application is told as it is. */
+/**
+ * CRIU is killed in the middle of its dump, as by a person or where memory is short: what becomes of the application is told as it is.
+ * And an agent is killed while its CRIU runs: nothing of it is left on the node.
+ */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { leftByCriu } from "#control/migration/left-by-criu.ts";
+import * as mounts from "#proxy/kernel/mounts.ts";
 import { lacking, type MovedProgram, until } from "../support/moved-program.ts";
 import { faultsFile, type Run, runOn, withPythonShell } from "../support/python-shell.ts";
 
@@ -124,4 +130,38 @@ assert ctypes.CDLL(None).syscall(135 if os.uname().machine == "aarch64" else 14,
   });
   process.kill(untouched, "SIGKILL");
   assert.deepEqual(await leftByCriu([untouched]), { harm: [`process ${untouched} has ended`], memory: [] });
+});
+
+/** CRIU has been started when {@link kernelCacheOf} returns. */
+const LEARNS = `
+import { readFileSync } from "node:fs";
+import { findCriu } from "#control/criu/tool.ts";
+import { kernelCacheOf } from "#control/criu/worker.ts";
+const criu = (await findCriu(${JSON.stringify(process.env.HOLDFAST_CACHE ?? "/var/cache/holdfast")})).sealed();
+void kernelCacheOf(criu);
+process.stdout.write(readFileSync(\`/proc/self/task/\${process.pid}/children\`, "utf8"));
+process.kill(process.pid, "SIGKILL");
+`;
+
+test("an agent that is killed while its CRIU learns the kernel leaves no mount and no folder", {
+  skip: lacking(),
+}, async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), "hf-learns-"));
+  t.after(() => {
+    for (const name of readdirSync(folder)) mounts.unmountVisible(join(folder, name));
+    rmSync(folder, { recursive: true });
+  });
+  const agent = spawn(process.execPath, ["--input-type=module", "-e", LEARNS], {
+    stdio: ["ignore", "pipe", "inherit"],
+    env: { ...process.env, TMPDIR: folder },
+  });
+  let children = "";
+  agent.stdout.setEncoding("utf8").on("data", (text: string) => {
+    children += text;
+  });
+  const [, signal] = await once(agent, "close");
+  assert.equal(signal, "SIGKILL");
+  assert.match(children, /^\d+ $/, "CRIU was running");
+  assert.deepEqual(readdirSync(folder), []);
+  assert.ok(!readFileSync("/proc/self/mountinfo", "utf8").includes(folder));
 });

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import {
+import fs, {
   closeSync,
   existsSync,
   mkdirSync,
@@ -16,6 +16,7 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
+import { syncBuiltinESMExports } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
@@ -592,6 +593,50 @@ test("memory that a program has replaced, and tracks by itself, does not count a
   process.kill(pid, "SIGUSR1");
   await until("it has", () => said().endsWith("written 1\n"));
   assert.ok(!isAmong(tracking.unwritten()));
+});
+
+/** Says where its memory is; writes one page of it when it has a signal, and says so. */
+const WRITES_ONE_PAGE = `
+import ctypes, mmap
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+area = mmap.mmap(-1, 32 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+ctypes.memset(at, 1, 32 * 4096)
+print(at, flush=True)
+signal.sigwait([signal.SIGUSR1])
+ctypes.memset(at + 5 * 4096, 2, 4096)
+print("written", flush=True)
+time.sleep(60)
+`;
+
+test("a page that was written does not count as unwritten when the kernel shows its mapping twice", {
+  skip,
+}, async (t) => {
+  const { pid, said } = await started(t, WRITES_ONE_PAGE);
+  await until("it says where", () => said().split("\n").length === 3);
+  const at = Number(said().split("\n")[1]);
+  const tracking = await WriteTracking.of(pid);
+  assert.ok(tracking !== null);
+  t.after(() => tracking.close());
+  tracking.begin();
+  process.kill(pid, "SIGUSR1");
+  await until("it has", () => said().endsWith("written\n"));
+  // as where it grew between two read(2) of the list: first as long as it was, then all of it
+  const line = (pages: number): string =>
+    `${at.toString(16)}-${(at + pages * 4096).toString(16)} rw-p 00000000 00:00 0\n`;
+  const read = t.mock.method(fs, "readFileSync", () => line(16) + line(32));
+  syncBuiltinESMExports();
+  try {
+    assert.deepEqual(tracking.begin(), [
+      { vaddr: at, pages: 5 },
+      { vaddr: at + 6 * 4096, pages: 10 },
+      { vaddr: at + 16 * 4096, pages: 16 },
+    ]);
+    assert.equal(read.mock.callCount(), 1);
+  } finally {
+    read.mock.restore();
+    syncBuiltinESMExports();
+  }
 });
 
 /** Of the hierarchies that are mounted here. */

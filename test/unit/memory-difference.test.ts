@@ -73,6 +73,24 @@ test("processes and mappings that came or went are differences", async () => {
   );
 });
 
+test("as many mappings as a process may have take ten times what a tenth of them takes, not a hundred times", async () => {
+  const many = (length: number): string[] =>
+    Array.from({ length }, (_, index) => `${(index * 8192).toString(16)}-x rw-p anonymous`);
+  /** of CPU, in microseconds */
+  const took = async (length: number, times: number): Promise<number> => {
+    let sum = 0;
+    for (let time = 0; time < times; time++) {
+      const [source, restored] = [memory(7, {}, many(length)), memory(7, {}, many(length))];
+      const before = process.cpuUsage();
+      assert.equal(await memoryDifference([source], [restored], nothing), null);
+      sum += process.cpuUsage(before).user;
+    }
+    return sum / times;
+  };
+  const [few, all] = [await took(3_000, 20), await took(30_000, 2)];
+  assert.ok(all < 50 * few, `3,000: ${few} µs, 30,000: ${all} µs`);
+});
+
 test("mappings are read from smaps, with their flags", () => {
   const smaps = `7f10-7f20 rw-s 00001000 00:01 42                         /memfd:x y (deleted)
 Size:                  4 kB

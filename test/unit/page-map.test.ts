@@ -43,19 +43,35 @@ test("a page map that is cut off or altered is refused or read as another, never
 test("memory to copy is what is private and not the kernel's", () => {
   const maps = `00400000-00401000 r-xp 00000000 fe:00 12 /usr/bin/a b
 00600000-00602000 rw-p 00000000 fe:00 12 /usr/bin/a b
+10000000000-7f0000000000 rw-p 00000000 00:00 0
 7f0000000000-7f0000001000 rw-s 00000000 00:05 7 /dev/shm/x
 7f0000002000-7f0000004000 ---p 00000000 00:00 0
 7f0000004000-7f0000006000 rw-p 00000000 00:00 0 [heap]
 7ffff7fc1000-7ffff7fc5000 r--p 00000000 00:00 0 [vvar]
 7ffff7fc5000-7ffff7fc7000 r-xp 00000000 00:00 0 [vdso]
-10000000000-7f0000000000 rw-p 00000000 00:00 0
 `;
   assert.deepEqual(privateMappings(maps), [
     { start: 0x400000, end: 0x401000 },
     { start: 0x600000, end: 0x602000 },
+    { start: 0x10000000000, end: 0x7f0000000000 },
     { start: 0x7f0000002000, end: 0x7f0000004000 },
     { start: 0x7f0000004000, end: 0x7f0000006000 },
-    { start: 0x10000000000, end: 0x7f0000000000 },
   ]);
   assert.deepEqual(anonymousMappings(maps), privateMappings(maps).slice(2));
+});
+
+test("a mapping that the kernel shows again, as it was joined with the next meanwhile, is looked at once", () => {
+  const maps = `7f0000000000-7f0000004000 rw-p 00000000 00:00 0
+7f0000000000-7f0000006000 rw-p 00000000 00:00 0
+7f0000006000-7f0000007000 rw-s 00000000 00:05 7 /dev/shm/x
+7f0000002000-7f0000007000 rw-p 00000000 00:00 0
+7f0000008000-7f0000009000 rw-p 00000000 00:00 0
+`;
+  const once = [
+    { start: 0x7f0000000000, end: 0x7f0000004000 },
+    { start: 0x7f0000004000, end: 0x7f0000006000 },
+    { start: 0x7f0000008000, end: 0x7f0000009000 },
+  ];
+  assert.deepEqual(privateMappings(maps), once);
+  assert.deepEqual(anonymousMappings(maps), once);
 });
